@@ -1,0 +1,131 @@
+"""Every knob lmtrain has, with its unit, in the order of the main path. A recipe says only what differs from this.
+
+Each section is the keyword arguments of one constructor, named beside its heading. A number that follows from another
+is a field reference, so an override on the command line (`--config.a.b=...`) carries through to what depends on it.
+(`get_oneway_ref`, because what is set through a plain `get_ref` would change the field it refers to as well.)
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of the parameters, the order of the data and dropout
+
+    # Data: lmtrain.data.prepare(**config.data)
+    config.data = ml_collections.ConfigDict()
+    config.data.source = 'python'  # 'python' (embedded) | 'tfds:NAME' | file, folder, glob of txt, jsonl(.gz), parquet
+    config.data.mix = ()  # further sources, weighted against the first one's 1.0: (('more/*.txt', 0.25),)
+    config.data.root = ''  # where relative paths of sources start; '' is the current directory
+    config.data.cache = '~/.cache/lmtrain'  # tokenised once, kept here
+    config.data.text_field = 'text'  # the column of jsonl, parquet and TFDS rows that holds the document
+    config.data.document = 'file'  # in .txt: 'file' (one document a file) | 'line' | 'paragraph' (cut at blank lines)
+    config.data.split = 'document'  # 'document' (hashed, by module for 'python') | 'tail' (the last bytes of the text)
+    config.data.validation = 0.05  # fraction of the text
+    config.data.test = 0.05  # fraction of the text
+    config.data.tokenizer = 'bpe'  # 'bytes' | 'chars' | 'whitespace' | 'bpe' (trained here) | a tokenizer.json, .model
+    config.data.vocab_size = 4096  # entries that 'bpe' learns, special tokens included; unused by the others
+    config.data.seq_len = 256  # tokens a row
+    config.data.batch_size = 32  # rows a step, over all devices and micro-batches
+    config.data.isolate = True  # attention does not cross documents packed into one row
+    config.data.corrupt = 0.0  # share of tokens hidden for masked language modelling; 0 is causal
+    config.data.whole_word = False  # hide whole words at once
+
+    # Model: lmtrain.models.Transformer(**config.model)
+    config.model = ml_collections.ConfigDict()
+    config.model.vocab_size = config.data.get_oneway_ref('vocab_size')  # embedding rows; at least the tokenizer's size
+    config.model.max_len = config.data.get_oneway_ref('seq_len')  # tokens of context; rows of learned positions
+    config.model.num_layers = 4
+    config.model.width = 256  # D
+    config.model.num_heads = 4  # H
+    config.model.num_kv_heads = config.model.get_oneway_ref('num_heads')  # fewer: grouped-query attention
+    config.model.head_dim = config.model.get_ref('width') // config.model.get_ref('num_heads')  # K
+    config.model.mlp_dim = 4 * config.model.get_ref('width')  # F
+    config.model.positions = 'rotary'  # 'rotary' | 'learned' | 'sinusoidal' | 'none'
+    config.model.rope_theta = 10_000.0
+    config.model.norm = 'rmsnorm'  # 'rmsnorm' | 'layernorm'
+    config.model.norm_eps = 1e-5
+    config.model.norm_place = 'pre'  # 'pre' | 'post' (the original transformer's, BERT's)
+    config.model.embed_norm = False  # a norm after the embeddings (BERT, crammed BERT)
+    config.model.activation = 'swiglu'  # 'swiglu' | 'geglu' | 'gelu' (tanh form) | 'gelu_exact' | 'relu2'
+    config.model.bias = False  # in every projection and norm
+    config.model.tied = True  # the head is the embedding, transposed
+    config.model.causal = True  # False: a bidirectional encoder
+    config.model.mlm_head = False  # BERT's dense, activation, norm and bias before the tied head
+    config.model.qk_norm = False  # RMSNorm of queries and keys, per head
+    config.model.logit_softcap = 0.0  # cap * tanh(logits / cap); 0 is off
+    config.model.attention_softcap = 0.0  # the same on attention scores; 0 is off
+    config.model.window = 0  # keys a query sees, itself included; 0 is all
+    config.model.dropout = 0.0  # of embeddings, attention outputs and feed-forward outputs
+    config.model.dtype = 'float32'  # of activations and matrix products; parameters are float32
+    config.model.remat = 'none'  # kept for backward: 'none' (all) | 'dots' (matrix products) | 'full' (layer inputs)
+    config.model.unroll = config.model.get_oneway_ref('num_layers')  # layers a scan iteration holds; 1 compiles fastest
+    config.model.attention = 'auto'  # 'auto' | 'xla' | 'cudnn' | 'splash'
+
+    # Adaptation: lmtrain.tree.split(params, config.learns)
+    config.learns = '.*'  # regex of the paths that learn; the others are frozen: no gradient, no moment
+
+    # Objective: functools.partial(lmtrain.objectives.tokens.loss, **config.objective)
+    config.objective = ml_collections.ConfigDict()
+    config.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM, section 5)
+
+    # Budget: exactly one is set, and the schedule ends on it; one from the command line replaces the recipe's
+    config.budget = ml_collections.ConfigDict()
+    config.budget.steps = config_dict.placeholder(int)
+    config.budget.tokens = config_dict.placeholder(float)
+    config.budget.flops = config_dict.placeholder(float)
+    config.budget.hours = config_dict.placeholder(float)  # wall clock; such a run is not repeatable to the bit
+
+    # Optimizer: lmtrain.optim.optimizer(**config.optimizer)
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = 'adamw'  # 'adamw' | 'muon' | 'lion' | 'adafactor' | 'sgd'
+    config.optimizer.learning_rate = 1e-3  # at the peak
+    config.optimizer.learning_rates = ()  # ((path regex, factor), ...), first match wins, the rest 1.0
+    config.optimizer.weight_decay = 0.1  # times the learning rate
+    config.optimizer.decayed = '.*/(kernel|embedding)'  # paths that decay: matrices only
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.eps = 1e-8
+    config.optimizer.clip = 1.0  # global norm; 0 is off
+    config.optimizer.accumulate = 1  # micro-batches a step
+
+    # Schedule: lmtrain.optim.schedule(**config.schedule), a function of the share of the budget that is spent
+    config.schedule = ml_collections.ConfigDict()
+    config.schedule.name = 'cosine'  # 'cosine' | 'linear' | 'constant' | 'wsd' (warmup, stable, decay)
+    config.schedule.warmup = 0.02  # share of the budget
+    config.schedule.start = 0.0  # learning rate at the beginning of warmup, over the peak
+    config.schedule.decay = 0.2  # 'wsd' alone: the last share of the budget, falling linearly
+    config.schedule.final = 0.1  # learning rate at the end, over the peak
+
+    # Mesh: lmtrain.sharding.mesh(**config.mesh); the product is the number of devices, -1 fills
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    config.mesh.sequence = 1
+
+    # Evaluation: lmtrain.evaluate
+    config.evaluate = ml_collections.ConfigDict()
+    config.evaluate.every_steps = 500  # and at the end
+    config.evaluate.max_batches = 0  # of the validation split; 0 is all of it
+
+    # Checkpoints: lmtrain.checkpoint.Checkpoints(**config.checkpoint)
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every_steps = 500  # and at the end
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_best = 1  # by validation loss
+
+    # What is shown and written
+    config.log = ml_collections.ConfigDict()
+    config.log.every_steps = 10  # a line of metrics.jsonl, and the live line
+    config.log.tensorboard = True
+
+    # Samples of the report: lmtrain.sample.generate(**config.sample)
+    config.sample = ml_collections.ConfigDict()
+    config.sample.prompts = ('',)
+    config.sample.max_tokens = 128
+    config.sample.temperature = 0.8  # 0 is greedy
+    config.sample.top_k = 0  # 0 is all
+    config.sample.top_p = 1.0
+    return config.lock()  # a recipe may change values, not add names

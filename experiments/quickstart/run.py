@@ -1,0 +1,81 @@
+"""The README's first command on a machine that has never run it: how long, and how good.
+
+python experiments/quickstart/run.py
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import record
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as home:
+        # A home of its own: no text prepared, nothing compiled.
+        workdir = pathlib.Path(home) / 'quickstart'
+        command = [
+            sys.executable,
+            '-m',
+            'launch.cli',
+            'train',
+            '--config=configs/quickstart.py',
+            f'--workdir={workdir}',
+        ]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(('JAX_', 'XDG_'))}
+        begun = time.monotonic()
+        with subprocess.Popen(command, cwd=record.ROOT, env=environment | {'HOME': home}) as process:
+            metrics = workdir / 'metrics.jsonl'
+            while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+                time.sleep(0.02)
+            first_step = time.monotonic() - begun
+        total = time.monotonic() - begun
+        if process.returncode:
+            sys.exit(process.returncode)
+        results = json.loads((workdir / 'results.json').read_text())
+        sample = (workdir / 'samples.txt').read_text()
+        shutil.copy(workdir / 'loss.png', pathlib.Path(__file__).parent)
+    bits, baselines = results['validation']['bits_per_byte'], results['baselines']
+    record.write(
+        'quickstart',
+        command='python experiments/quickstart/run.py',
+        figures=[
+            {
+                'what': 'from the command to the end, cold',
+                'figure': f'{total:.0f} s',
+                'target': '<= 300 s',
+                'reached': total <= 300,
+            },
+            {
+                'what': 'from the command to the first step',
+                'figure': f'{first_step:.1f} s',
+                'target': '<= 30 s',
+                'reached': first_step <= 30,
+            },
+            {
+                'what': 'validation, bits per byte',
+                'figure': f'{bits:.3f}',
+                'target': f'< bigram {baselines["bigram"]:.3f}, < `xz -9e` {baselines["xz"]:.3f}, < 1.66',
+                'reached': bits < min(baselines['bigram'], baselines['xz'], 1.66),
+            },
+            {'what': 'parameters', 'figure': f'{results["cost"]["parameters"]:,}', 'target': '', 'reached': None},
+            {
+                'what': 'steps, tokens',
+                'figure': f'{results["cost"]["steps"]:,}, {results["cost"]["tokens"]:,}',
+                'target': '',
+                'reached': None,
+            },
+        ],
+        trials=[{'total_seconds': total, 'first_step_seconds': first_step, 'sample': sample} | results],
+        not_shown=['Creating the virtual environment and installing packages, which the network decides.'],
+    )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,79 @@
+"""How long a person waits: for help, for the list of recipes, and for the first step of a second start.
+
+python experiments/startup/run.py
+"""
+
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import record
+
+TRIALS = 7
+LMTRAIN = [sys.executable, '-m', 'launch.cli']
+
+
+def command(*words: str) -> float:
+    """Seconds of one whole process."""
+    begun = time.monotonic()
+    subprocess.run([*LMTRAIN, *words], cwd=record.ROOT, check=True, capture_output=True)
+    return time.monotonic() - begun
+
+
+def first_step(workdir: pathlib.Path, home: str) -> float:
+    """Seconds from the start of the process to the first line of metrics.jsonl, which is of step 1."""
+    words = ['train', '--config=configs/tiny.py', f'--workdir={workdir}', '--config.sample.max_tokens=1']
+    begun, metrics = time.monotonic(), workdir / 'metrics.jsonl'
+    with subprocess.Popen(
+        [*LMTRAIN, *words], cwd=record.ROOT, env=os.environ | {'HOME': home}, stdout=subprocess.PIPE
+    ) as process:
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.005)
+        seconds = time.monotonic() - begun
+        process.communicate()
+    if process.returncode:
+        sys.exit(process.returncode)
+    return seconds
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as home:
+        starts = [first_step(pathlib.Path(home) / f'run{i}', home) for i in range(TRIALS + 1)]
+    trials = [{'cold_first_step': starts[0]}] + [
+        {'help': command('--help'), 'configs': command('configs'), 'warm_first_step': warm} for warm in starts[1:]
+    ]
+    asked = {
+        'help': ('`lmtrain --help`', 0.5),
+        'configs': ('`lmtrain configs`', 1.0),
+        'warm_first_step': ('second start, tiny recipe, process start to first step', 2.5),
+    }
+    figures = []
+    for name, (what, limit) in asked.items():
+        seconds = [each[name] for each in trials[1:]]
+        middle = statistics.median(seconds)
+        figures.append(
+            {
+                'what': f'{what}, median of {TRIALS} (least, most)',
+                'figure': f'{middle:.2f} s ({min(seconds):.2f}, {max(seconds):.2f})',
+                'target': f'<= {limit} s',
+                'reached': middle <= limit,
+            }
+        )
+    figures.append(
+        {
+            'what': 'first start, same recipe, text prepared and programs compiled',
+            'figure': f'{starts[0]:.1f} s',
+            'target': '',
+            'reached': None,
+        }
+    )
+    record.write('startup', command='python experiments/startup/run.py', figures=figures, trials=trials)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""Entry points: one file a verb, and the two shell scripts a newcomer types. They know no machine learning."""

@@ -1,0 +1,167 @@
+"""`lmtrain VERB [flags]`: finds the verb, reads its flags, runs it, and says in one line what a person can mend.
+
+A verb is a module of this folder: its docstring is its help, FLAGS its flags, `run(flags)` its work. Nothing heavy is
+imported before a verb needs it.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+
+VERBS = {
+    'train': 'train a recipe: --config, --workdir, --dry_run',
+    'evaluate': 'the loss of a trained run on a split: --workdir, --split',
+    'generate': 'text from a trained run: --workdir, --prompt',
+    'configs': 'the recipes, one line each',
+    'show': 'a recipe with every value resolved: --config',
+}
+HELP = """\
+{bold}lmtrain{plain}: language models, trained end to end on real text
+
+{bold}Start here{plain}
+  lmtrain train --config=configs/quickstart.py --workdir=runs/quickstart
+  lmtrain generate --workdir=runs/quickstart --prompt='def '
+
+{bold}Verbs{plain}
+{verbs}
+
+`lmtrain VERB --help` says what a verb takes. Any value of a recipe is changed on the command line:
+  lmtrain train --config=configs/pretrain_gpt2.py --config.model.num_layers=6 --workdir=runs/six
+"""
+
+
+def style(*names: str, stream=None) -> list[str]:
+    """Escape codes for a terminal that shows them, empty elsewhere (https://no-color.org)."""
+    codes = {'plain': 0, 'bold': 1, 'dim': 2, 'red': 31, 'green': 32, 'cyan': 36}
+    on = (stream or sys.stdout).isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb'
+    return [f'\033[{codes[name]}m' if on else '' for name in names]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0, 2 for what a person can mend, 130 when interrupted, its own for a run that ended early.
+
+    A bug keeps its traceback.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ('help', '-h', '-help', '--help'):
+        bold, plain = style('bold', 'plain')
+        verbs = '\n'.join(f'  {bold}{verb:10}{plain}{line}' for verb, line in VERBS.items())
+        print(HELP.format(verbs=verbs, bold=bold, plain=plain), end='')
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        return complain('lmtrain', f'no verb {verb!r}; the nearest of {", ".join(VERBS)} is {nearest(verb, VERBS)!r}')
+    debug = '--debug' in rest
+    try:
+        module = importlib.import_module(f'launch.{verb}')
+        flags = parse(module, [argument for argument in rest if argument != '--debug'])
+        if flags is None:
+            print(describe(verb, module), end='')
+            return 0
+        module.run(flags)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        return complain(f'lmtrain {verb}', 'interrupted', code=130)
+    except BrokenPipeError:  # `lmtrain show ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what a shell calls the end by SIGPIPE
+    except Exception as error:
+        if debug or not meant(error):
+            raise
+        from lmtrain import survive
+
+        code = error.code if isinstance(error, survive.Ended) else 2
+        return complain(f'lmtrain {verb}', told(error), code)
+
+
+def complain(who: str, message: str, code: int = 2) -> int:
+    """Says on stderr what went wrong; the exit code."""
+    red, plain = style('red', 'plain', stream=sys.stderr)
+    print(f'{red}{who}:{plain} {message}', file=sys.stderr)
+    return code
+
+
+def told(error: Exception) -> str:
+    """The message of an error; of one of the system's the file and the reason, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def meant(error: Exception) -> bool:
+    """Whether an error is a word to the user: refused by the system, or raised by a `raise` of lmtrain's."""
+    if isinstance(error, OSError):
+        return True
+    import dis
+
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    house = (trace.tb_frame.f_globals.get('__package__') or '').partition('.')[0]
+    raised = code.co_code[trace.tb_lasti] == dis.opmap['RAISE_VARARGS']
+    return raised and house in ('lmtrain', 'launch', 'configs') and not isinstance(error, AssertionError)
+
+
+def parse(module, argv: list[str]):
+    """The verb's flags with their values; None where help was asked for. Raises ValueError for what is no flag of it.
+
+    `--config.a.b=value` and `--config.a.b value` are handed on as `--override=a.b=value` (see recipe.py).
+    """
+    from absl import flags
+
+    if any(word in ('-h', '-help', '--help', '--helpfull', '--helpshort') for word in argv):
+        return None
+    known, rest, words = module.FLAGS, [], iter(argv)
+    for word in words:
+        name, equals, text = word.lstrip('-').partition('=')
+        if word.startswith('-') and name.startswith('config.') and 'override' in known:
+            text = text if equals else next(words, '--')
+            if not equals and text.startswith('--'):
+                raise ValueError(f'--{name} lacks its value: --{name}=...')
+            word = f'--override={name.removeprefix("config.")}={text}'
+        rest.append(word)
+    known.set_gnu_getopt(True)
+    for name in known:
+        known[name].unparse()  # what an earlier call in this process left
+    try:
+        spare = known(['lmtrain', *rest])[1:]
+    except flags.UnrecognizedFlagError as error:
+        names = [name for name in known if name != 'override']
+        hint = f'; the nearest is --{nearest(error.flagname, names)}' if names else ', and this verb takes none'
+        raise ValueError(f'no flag --{error.flagname}{hint}') from error
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    if spare:
+        hint = f'; did you mean --config={spare[0]}?' if 'config' in known else ''
+        raise ValueError(f'{spare[0]!r} is no flag{hint}')
+    return known
+
+
+def describe(verb: str, module) -> str:
+    """The help of one verb: its docstring, then its flags."""
+    bold, plain = style('bold', 'plain')
+    first, _, examples = module.__doc__.strip().partition('\n')
+    rows = {f'--{name}': module.FLAGS[name].help.partition(';\n')[0] for name in module.FLAGS}
+    if '--override' in rows:
+        rows['--config.A.B=...'] = rows.pop('--override')
+    rows['--debug'] = 'errors with their traceback'
+    lines = [f'{bold}lmtrain {verb}{plain}: {first}', *(f'  {line}'.rstrip() for line in examples.splitlines())]
+    lines += ['', f'{bold}Flags{plain}', *(f'  {bold}{name:18}{plain}{line}' for name, line in sorted(rows.items()))]
+    return '\n'.join(lines) + '\n'
+
+
+def nearest(word: str, words) -> str:
+    """The most alike of some words; in dotted ones the last part counts double."""
+
+    def likeness(other):
+        pairs = ((word, other), (word.rpartition('.')[2], other.rpartition('.')[2]))
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    return max(words, key=likeness)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""the recipes, one line each: what a recipe claims stands first in its file.
+
+lmtrain configs
+"""
+
+from absl import flags
+
+from launch import cli, recipe
+
+FLAGS = flags.FlagValues()
+
+
+def run(values: flags.FlagValues) -> None:
+    bold, dim, plain = cli.style('bold', 'dim', 'plain')
+    claims = {path.stem: recipe.claim(path) for path in recipe.files()}
+    width = max(map(len, claims)) + 2
+    for name, claim in claims.items():
+        print(f'  {bold}{name:{width}}{plain}{claim}')
+    print(f'\n{dim}lmtrain show --config=configs/NAME.py    every value of one')
+    print(f'lmtrain train --config=configs/NAME.py   trains it{plain}')

@@ -1,0 +1,219 @@
+"""From `--config=NAME` and `--config.section.field=value` to one locked ConfigDict whose every leaf has base.py's type.
+
+>>> config = load('configs/quickstart.py', {'model.num_layers': '6'})
+"""
+
+import ast
+import importlib.util
+import math
+import pathlib
+import re
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+from absl import flags
+
+from configs import base
+from launch.cli import nearest
+
+FOLDER = pathlib.Path(base.__file__).parent
+NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text', tuple: "a tuple, such as ('a', 'b')"}
+
+
+def define(flag_values: flags.FlagValues) -> None:
+    """The flags of a verb that takes a recipe: --config, and override, which is what --config.a.b=... becomes."""
+    flags.DEFINE_string('config', None, 'a recipe: configs/NAME.py, or any file like it', flag_values=flag_values)
+    text = 'any value of the recipe; `lmtrain show` lists them'
+    flags.DEFINE_multi_string('override', [], text, flag_values=flag_values)
+
+
+def from_flags(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
+    """The config the flags ask for. Raises ValueError where --config is missing, and what `load` raises."""
+    if not flag_values.config:
+        raise ValueError('--config is missing, such as --config=configs/quickstart.py (`lmtrain configs` lists all)')
+    return load(flag_values.config, dict(text.split('=', 1) for text in flag_values.override))
+
+
+def files() -> list[pathlib.Path]:
+    """The recipes that come with lmtrain."""
+    return sorted(path for path in FOLDER.glob('*.py') if path.stem not in ('__init__', 'base'))
+
+
+def claim(path: pathlib.Path) -> str:
+    """The first line of a recipe's docstring, read without running it; '' where it has none."""
+    return (ast.get_docstring(ast.parse(path.read_text())) or '').partition('\n')[0]
+
+
+def find(name: str) -> tuple[pathlib.Path, str | None]:
+    """'configs/llama.py:8B' -> (file, '8B'); a bare name, or a file that is not here, is looked up in lmtrain's own.
+
+    Raises FileNotFoundError naming the nearest recipe.
+    """
+    name, _, argument = name.partition(':')
+    path = pathlib.Path(name).expanduser()
+    if path.suffix == '.py' and path.is_file():
+        return path, argument or None
+    own = FOLDER / f'{path.stem}.py'
+    if own.is_file() and path.suffix in ('', '.py') and path.parent.as_posix() in ('.', 'configs'):
+        return own, argument or None
+    names = [path.stem for path in files()]
+    raise FileNotFoundError(
+        f'no recipe {name!r}; the nearest is configs/{nearest(path.stem, names)}.py. '
+        f'A recipe is a Python file of yours or one of {", ".join(names)}.'
+    )
+
+
+def stem(name: str) -> str:
+    """A recipe's name for a folder: 'configs/llama.py:8B' -> 'llama_8B'."""
+    path, argument = find(name)
+    return f'{path.stem}_{argument}' if argument else path.stem
+
+
+def load(name: str, overrides: dict[str, str] | None = None) -> ml_collections.ConfigDict:
+    """The config of a recipe with overrides applied in order; locked.
+
+    A budget among the overrides takes the place of the recipe's own, since exactly one is set.
+    Raises FileNotFoundError or ValueError naming the recipe's line, or the field, its type and the nearest name.
+    """
+    overrides = overrides or {}
+    path, argument = find(name)
+    config = run(path, argument)
+    if any(key.startswith('budget.') for key in overrides):
+        for key in config.budget:
+            config.budget[key] = None
+    for key, text in overrides.items():
+        override(config, key, text)
+    try:
+        check(config, name)
+    except ZeroDivisionError:
+        zeros = ' or '.join(f'config.{key}' for key, text in overrides.items() if text.strip('+-0_') == '')
+        raise ValueError(f'{zeros or name}: a field that follows this one divides by it, and it is 0') from None
+    return config.lock()
+
+
+def run(path: pathlib.Path, argument: str | None) -> ml_collections.ConfigDict:
+    """What a recipe's `get_config` returns. Raises ValueError naming the line that failed."""
+    spec = importlib.util.spec_from_file_location(f'recipe_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config() if argument is None else module.get_config(argument)
+    except SyntaxError as error:
+        raise ValueError(f'{path}, line {error.lineno or 1}: {error.msg}') from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path.absolute())]
+        where = f'{path}, line {lines[-1]}' if lines else f'{path}'
+        if argument is not None and isinstance(error, KeyError) and error.args == (argument,):
+            raise ValueError(f'{path} knows no {argument!r}: {claim(path)}') from error
+        raise ValueError(f'{where}: {_said(error)}') from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(f'{path}: get_config returned {type(config).__name__}, not a ConfigDict')
+    return config
+
+
+def _said(error: Exception) -> str:
+    """The message of an error in a recipe; in place of ml_collections' list of a whole section, the nearest field."""
+    unknown = re.search(r'Key ["\'](\w+)["\'] does not exist', str(error))
+    if unknown:
+        return f'no field {unknown[1]!r}; the nearest is config.{nearest(unknown[1], types(base.get_config()))}'
+    return str(error) or type(error).__name__
+
+
+def leaves(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """('section.field', value) in the order of the file, references resolved."""
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from leaves(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def types(config: ml_collections.ConfigDict, prefix: str = '') -> dict[str, type]:
+    """{'section.field': type}, that of what is not set included."""
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            found |= types(value, f'{prefix}{key}.')
+        else:
+            found[f'{prefix}{key}'] = config.get_type(key)
+    return found
+
+
+def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+    """Sets one field from the text of a command line.
+
+    Raises ValueError naming the nearest field where there is none, or the field, the text and the type it wants.
+    """
+    known = types(config)
+    if key not in known:
+        inside = [name for name in known if name.startswith(f'{key}.')]
+        if inside:
+            raise ValueError(f'config.{key} is a section; its fields are {", ".join(inside)}')
+        raise ValueError(f'no field config.{key}; the nearest is config.{nearest(key, known)}')
+    kind, optional = known[key], dict(leaves(base.get_config())).get(key, 0) is None
+    try:
+        value = None if optional and text.lower() == 'none' else parse(text, kind)
+    except ValueError as error:
+        wants = NAMES[kind] + (' or none' if optional else '')
+        given = repr(text if len(text) < 80 else f'{text[:80]}...')
+        raise ValueError(f'config.{key} wants {wants}, not {given}{_reason(error)}') from None
+    section, _, field = key.rpartition('.')
+    for name in section.split('.') if section else ():
+        config = config[name]
+    config[field] = value
+
+
+def _reason(error: ValueError) -> str:
+    return f' ({error.args[1]})' if len(error.args) > 1 else ''
+
+
+def parse(text: str, kind: type) -> Any:
+    """The text of a command line as a value of a type. Raises ValueError."""
+    if kind is bool:
+        return {'true': True, 'false': False}[text.lower()] if text.lower() in ('true', 'false') else _no()
+    if kind is int:
+        return int(text) if re.fullmatch(r'[+-]?\d+(_\d+)*', text) and len(text) < 20 else _no()
+    if kind is float:
+        value = float(text)
+        return value if math.isfinite(value) else _no('it must be finite')
+    if kind is tuple:
+        try:
+            value = tuples(ast.literal_eval(text))
+        except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+            _no()
+        return value if isinstance(value, tuple) else _no()
+    return text
+
+
+def _no(reason: str | None = None):
+    raise ValueError(None, reason) if reason else ValueError()
+
+
+def tuples(value: Any) -> Any:
+    """Lists as tuples, however deep: a config holds no list."""
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def check(config: ml_collections.ConfigDict, name: str) -> None:
+    """Raises ValueError where a config's fields or their types are not base.py's, or a number is not finite."""
+    standard, own = types(base.get_config()), types(config)
+    unset = {key for key, value in leaves(base.get_config()) if value is None}
+    for key in standard.keys() - own.keys():
+        raise ValueError(f'{name}: config.{key} is missing; a recipe starts from configs.base.get_config()')
+    if 'budget' in config and all(value is None for value in config.budget.values()):
+        fields = ', '.join(f'config.budget.{field}' for field in base.get_config().budget)
+        raise ValueError(f'{name}: no budget is set; set one of {fields}')
+    for key, value in leaves(config):
+        if key not in standard:
+            raise ValueError(f'{name}: no field config.{key}; the nearest is config.{nearest(key, standard)}')
+        if value is None and key in unset:
+            continue
+        if value is None:
+            raise ValueError(f'{name}: config.{key} follows a field that is not set; set config.{key} as well')
+        if type(value) is not standard[key]:
+            raise ValueError(f'{name}: config.{key} wants {NAMES[standard[key]]}, not {value!r}')
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f'{name}: config.{key} must be finite, not {value}')

@@ -1,0 +1,61 @@
+"""a recipe with every value resolved, and what differs from base.py marked.
+
+lmtrain show --config=configs/quickstart.py
+lmtrain show --config=configs/pretrain_gpt2.py --config.model.num_layers=6
+"""
+
+import pathlib
+import re
+import shutil
+import sys
+
+from absl import flags
+
+from configs import base
+from launch import cli, recipe
+
+FLAGS = flags.FlagValues()
+recipe.define(FLAGS)
+
+
+def notes() -> dict[str, str]:
+    """{'section.field' or 'section': the comment base.py has for it}, in the order of the file."""
+    found, heading = {}, ''
+    for line in pathlib.Path(base.__file__).read_text().splitlines():
+        if field := re.match(r' +config\.([\w.]+) = .*?(?:  # (.*))?$', line):
+            found[field[1]] = field[2] or heading
+        heading = line.strip().removeprefix('# ') if line.strip().startswith('#') else ''
+    return found
+
+
+def written(value) -> str:
+    """A value as a recipe would have it, long fractions shortened."""
+    text = repr(value)
+    return f'{value:.6g}' if isinstance(value, float) and len(text) > 10 else text
+
+
+def run(values: flags.FlagValues) -> None:
+    config, (path, argument) = recipe.from_flags(values), recipe.find(values.config)
+    bold, dim, green, cyan, plain = cli.style('bold', 'dim', 'green', 'cyan', 'plain')
+    resolved, standard = dict(recipe.leaves(config)), dict(recipe.leaves(base.get_config()))
+    given = {text.partition('=')[0] for text in values.override}
+    screen = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+
+    cells = {key: written(value) for key, value in resolved.items()}
+    origin = {key: f'(base {written(standard[key])})' for key in cells if resolved[key] != standard[key]}
+    width = min(36, max(len(f'{cell} {origin.get(key, "")}') for key, cell in cells.items()))
+
+    print(f'{bold}{path.stem}{f":{argument}" if argument else ""}{plain}  {recipe.claim(path)}')
+    for key, note in notes().items():
+        if key not in resolved:  # a section
+            print(f'\n{bold}{key}{plain}  {dim}{note.rpartition(": ")[2]}{plain}')
+            continue
+        if '.' not in key:
+            print()
+        mark, colour = ('>', cyan) if key in given else ('*', green) if key in origin else (' ', '')
+        name, was = key.rpartition('.')[2], origin.get(key, '')
+        room = max(0, screen - 22 - max(width, len(cells[key]) + 1 + len(was)))
+        note = note if len(note) <= room else f'{note[: max(0, room - 2)]} …'
+        blank = ' ' * (width - len(cells[key]) - 1 - len(was))
+        print(f'{colour}{mark} {name:18}{cells[key]}{plain} {dim}{was}{blank}  {note}'.rstrip() + plain)
+    print(f'\n{green}*{plain} other than base.py    {cyan}>{plain} set on this command line')

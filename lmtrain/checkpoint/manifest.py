@@ -1,0 +1,175 @@
+"""What a checkpoint is on the disk: its manifest, whether it is whole, and which one of a directory to use."""
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+FORMAT = 1
+NAME = 'manifest.json'
+
+
+class Damaged(ValueError):
+    """A checkpoint is not what was written; the text names the file and what is wrong with it."""
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the manifest: `facts`, and size and hash of every file there; all of it flushed to the disk."""
+    files = _files(folder)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        digests = pool.map(functools.partial(_digest, flush=True), [folder / name for name in files])
+        manifest = {'format': FORMAT, **facts, 'files': dict(zip(files, digests, strict=True))}
+    manifest['sha256'] = _self_hash(manifest)
+    with open(folder / NAME, 'w') as file:
+        file.write(_text(manifest))
+        file.flush()
+        os.fsync(file.fileno())
+    for inner in [path for path in folder.rglob('*') if path.is_dir()] + [folder]:
+        flush_folder(inner)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint of which every byte is as it was written. Raises Damaged naming file and reason."""
+    manifest = read(folder)
+    expected, found = manifest['files'], set(_files(folder)) - {NAME}
+    for name in sorted(expected.keys() - found):
+        raise Damaged(f'{folder / name}: missing')
+    for name in sorted(found - expected.keys()):
+        raise Damaged(f'{folder / name}: not part of this checkpoint')
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for name, digest in zip(expected, pool.map(_digest, [folder / name for name in expected]), strict=True):
+            if digest['bytes'] != expected[name]['bytes']:
+                raise Damaged(f'{folder / name}: {digest["bytes"]} bytes, {expected[name]["bytes"]} were written')
+            if digest != expected[name]:
+                raise Damaged(f'{folder / name}: its content is not what was written (SHA-256 differs)')
+    return manifest
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest, its own hash checked; its files are not looked at. Raises Damaged, PermissionError."""
+    path = folder / NAME
+    if path.is_symlink():
+        raise Damaged(f'{path}: is no plain file')
+    try:
+        content = path.read_bytes()
+        manifest = json.loads(content)
+        whole = manifest['sha256'] == _self_hash(manifest) and content == _text(manifest).encode()
+    except PermissionError:
+        raise  # nothing is known of its content, and it is not to be set aside
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Damaged(f'{path}: {type(error).__name__}: {first_line(error)}') from error
+    if not whole:
+        raise Damaged(f'{path}: its content is not what was written (SHA-256 differs)')
+    if manifest['format'] != FORMAT:
+        raise ValueError(f'{path}: format {manifest["format"]}, this lmtrain reads format {FORMAT}')
+    if str(manifest['step']) != folder.name:
+        raise Damaged(f'{path}: is of step {manifest["step"]}')
+    return manifest
+
+
+def steps(directory: str | os.PathLike) -> list[int]:
+    """Steps of the committed checkpoints, ascending; whether they are whole is not looked at."""
+    return sorted(int(path.name) for path in Path(directory).glob('*') if re.fullmatch(r'0|[1-9][0-9]*', path.name))
+
+
+def ranked(directory: str | os.PathLike) -> list[int]:
+    """Steps of the committed checkpoints that have a metric, best (lowest) first, the newer of two equal ones first."""
+    metrics = {}
+    for step in steps(directory):
+        try:
+            metrics[step] = read(Path(directory) / str(step))['metric']
+        except Damaged as error:
+            logging.error('%s: not ranked', error)
+    return sorted((step for step in metrics if metrics[step] is not None), key=lambda step: (metrics[step], -step))
+
+
+def first_whole(directory: Path, step: int | str, quarantine: bool) -> int:
+    """The step that `checkpoint.restore` is to use, every byte of it checked; -1 where there has never been one."""
+    committed = steps(directory)
+    if isinstance(step, int):
+        if step not in committed:
+            raise FileNotFoundError(f'{directory} holds no checkpoint of step {step}; it has {committed}')
+        verify(directory / str(step))
+        return step
+    if step not in ('last', 'best'):
+        raise ValueError(f"step={step!r}: expected 'last', 'best' or a number")
+    order = committed[::-1]
+    if step == 'best':
+        best = ranked(directory)
+        order = best + [other for other in order if other not in best]
+    for candidate in order:
+        try:
+            verify(directory / str(candidate))
+            return candidate
+        except Damaged as error:
+            aside = _quarantine(directory / str(candidate)) if quarantine else None
+            logging.error(
+                'CHECKPOINT %d IS DAMAGED: %s. %s; trying the next one.',
+                candidate,
+                error,
+                f'Kept as {aside}' if aside else 'Left as it is',
+            )
+    corrupt = sorted(path.name for path in directory.glob('*.corrupt*'))
+    if order or corrupt:
+        raise Damaged(
+            f'{directory}: no whole checkpoint is left ({", ".join(corrupt or map(str, order))} damaged). To begin '
+            f'anew on purpose, choose another workdir or move this folder away'
+        )
+    return -1
+
+
+def _quarantine(folder: Path) -> Path:
+    number = 0
+    while (aside := folder.with_name(f'{folder.name}.corrupt' + (f'.{number}' if number else ''))).exists():
+        number += 1
+    return folder.rename(aside)
+
+
+def _files(folder: Path) -> list[str]:
+    """Relative paths of all that is no folder, sorted."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_symlink() or not path.is_dir())
+
+
+def _digest(path: Path, flush: bool = False) -> dict[str, Any]:
+    """{'bytes', 'sha256'} of a file, first flushed to the disk where asked. Raises Damaged where it cannot be read."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise Damaged(f'{path}: is no plain file')
+        with open(path, 'rb') as file:
+            if flush:
+                os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, 'sha256').hexdigest()
+            return {'bytes': file.tell(), 'sha256': digest}
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise Damaged(f'{path}: {first_line(error)}') from error
+
+
+def _self_hash(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(_text({key: manifest[key] for key in manifest if key != 'sha256'}).encode()).hexdigest()
+
+
+def _text(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=1)
+
+
+def flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line; of one of the system's the reason and the file, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f'{error.strerror}: {error.filename}' if error.filename else error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,240 @@
+"""What training costs by arithmetic: FLOPs that know what is frozen, memory, and the steps of a budget."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+
+from lmtrain import tree
+
+# Dense peak of one JAX device in bfloat16 and in float32 as JAX multiplies it by default (TPU: bfloat16 passes; NVIDIA
+# from Ampere on: TF32), FLOP/s. First match of device_kind wins. Sources: jax._src.tpu_info and the data sheets of
+# Google and NVIDIA, without sparsity. A device of TPU v2, v3 and 7x is one core, half a chip.
+PEAKS = (
+    (r'TPU v2', 23e12, 23e12),
+    (r'TPU v3', 61.5e12, 61.5e12),
+    (r'TPU v4 lite', 137e12, 137e12),
+    (r'TPU v4', 275e12, 275e12),
+    (r'TPU (v5e|v5 lite)', 197e12, 197e12),
+    (r'TPU (v5p|v5)', 459e12, 459e12),
+    (r'TPU (v6e|v6 lite)', 918e12, 918e12),
+    (r'TPU ?(7x|v7x|v7)', 1153.5e12, 1153.5e12),
+    (r'.*\bGB200\b.*', 2500e12, 1250e12),
+    (r'.*\bGB300\b.*', 2500e12, 1250e12),
+    (r'.*\bB200\b.*', 2250e12, 1125e12),
+    (r'.*\bB300\b.*', 2250e12, 1125e12),
+    (r'.*\bGH200\b.*', 989.5e12, 494.7e12),
+    (r'.*\bH200 NVL\b.*', 835e12, 417e12),
+    (r'.*\bH200\b.*', 989.5e12, 494.7e12),
+    (r'.*\bH100 PCIe\b.*', 756e12, 378e12),
+    (r'.*\bH100 NVL\b.*', 835e12, 417e12),
+    (r'.*\bH100\b.*', 989.5e12, 494.7e12),
+    (r'.*\bA100\b.*', 312e12, 156e12),
+    (r'.*\bA10G\b.*', 70e12, 35e12),
+    (r'.*\bA40\b.*', 149.7e12, 74.8e12),
+    (r'.*\bA10\b.*', 125e12, 62.5e12),
+    (r'.*\bL40S\b.*', 362e12, 183e12),
+    (r'.*\bL4\b.*', 121e12, 60e12),
+    (r'.*RTX 5090\b.*', 209.5e12, 104.8e12),
+    (r'.*RTX 4090\b.*', 165.2e12, 82.6e12),
+    (r'.*RTX 4080\b.*', 97.5e12, 48.7e12),
+    (r'.*RTX 3090\b.*', 71e12, 35.6e12),
+    (r'.*RTX A6000\b.*', 154.8e12, 77.4e12),
+)
+HEAD_WHOLE = 2**22  # lmtrain.models.head computes logits of more elements twice, in chunks
+BUDGETS = ('steps', 'tokens', 'flops', 'hours')
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """FLOP/s that one device of `jax.Device.device_kind` could reach in 'bfloat16' or 'float32'; None where unknown."""
+    for pattern, bfloat16, float32 in PEAKS:
+        if re.fullmatch(pattern, device_kind):
+            return {'bfloat16': bfloat16, 'float32': float32}.get(str(dtype))
+    return None
+
+
+class Flops(NamedTuple):
+    """FLOPs of matrix products, over all devices. A multiplication and an addition are two.
+
+    Attributes:
+      forward, backward: what the mathematics asks for; their sum is what MFU counts (PaLM, arXiv 2204.02311, B).
+      again: what the backward pass computes a second time to save memory.
+    """
+
+    forward: float
+    backward: float
+    again: float
+
+    @property
+    def total(self) -> float:
+        """Without what is computed twice: MFU, and budgets in FLOPs."""
+        return self.forward + self.backward
+
+    @property
+    def executed(self) -> float:
+        """With it: what the hardware does."""
+        return self.total + self.again
+
+
+def keys_per_query(model, seq_len: int, block: int | None) -> float:
+    """Keys that a query is multiplied with, on average, where blocks of `block` queries read one range of keys."""
+    if not model.causal:
+        return seq_len
+    block = block or seq_len
+    cells = 0
+    for start in range(0, seq_len, block):
+        stop = min(start + block, seq_len)
+        first = max(0, start - model.window + 1) if model.window else 0
+        cells += (stop - start) * (stop - first)
+    return cells / seq_len
+
+
+def flops_per_step(
+    model, batch_size: int, seq_len: int, learns: str = '.*', *, predicted: int | None = None, block: int | None = None
+) -> Flops:
+    """FLOPs of one train step from the shapes of the model.
+
+    A weight gradient is counted where the kernel learns, an input gradient where something before it does: all
+    matrices learning cost 6 FLOPs a parameter and token, frozen ones under a learning embedding 4.
+
+    Args:
+      model: has the attributes of the config's model section.
+      batch_size: rows B. seq_len: tokens of a row T.
+      learns: regex of the paths that learn.
+      predicted: positions of a row that the head reads (masked language modelling); None is all T.
+      block: queries that read one range of keys in causal attention. None counts all T keys, PaLM's and nanoGPT's
+        convention and the one of our MFU; 1 counts the keys seen ("causal"); 128 what the XLA attention computes.
+    """
+    m, tokens = model, batch_size * seq_len
+    rows = batch_size * (seq_len if predicted is None else predicted)
+    heads, kv_heads = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
+    gated = m.activation in ('swiglu', 'geglu')
+
+    def learning(path: str, leaves: tuple[str, ...] = ('kernel', 'bias')) -> bool:
+        if path in ('embed', 'positions'):
+            leaves = ('embedding',)
+        elif path.endswith('norm'):
+            leaves = ('scale', 'bias')
+        return any(re.fullmatch(learns, f'{path}/{leaf}') for leaf in leaves)
+
+    # Stages in the order of the forward pass; what stands in one stage reads the same input.
+    before = [{'embed': 0.0, 'positions': 0.0}, {'embed_norm': 0.0}]
+    layer = [
+        {'layers/attention_norm': 0.0},
+        {
+            'layers/attention/query': 2.0 * tokens * m.width * heads,
+            'layers/attention/key': 2.0 * tokens * m.width * kv_heads,
+            'layers/attention/value': 2.0 * tokens * m.width * kv_heads,
+        },
+        {'layers/attention/query_norm': 0.0, 'layers/attention/key_norm': 0.0},
+        {'scores': 4.0 * tokens * heads * keys_per_query(m, seq_len, block)},
+        {'layers/attention/output': 2.0 * tokens * heads * m.width},
+        {'layers/mlp_norm': 0.0},
+        {f'layers/mlp/{name}': 2.0 * tokens * m.width * m.mlp_dim for name in (('gate', 'up') if gated else ('up',))},
+        {'layers/mlp/down': 2.0 * tokens * m.mlp_dim * m.width},
+    ]
+    head = 2.0 * rows * m.width * m.vocab_size
+    after = [
+        {'final_norm': 0.0},
+        {'mlm_head/dense': 2.0 * rows * m.width * m.width if m.mlm_head else 0.0},
+        {'mlm_head/norm': 0.0},
+        {'embed' if m.tied else 'head': head},
+    ]
+
+    of_layer = sum(sum(stage.values()) for stage in layer)
+    # The last product of a layer is no one's input within it; 'dots' keeps products of weights alone.
+    again_layer = {'none': 0.0, 'dots': layer[3]['scores'], 'full': of_layer - layer[-1]['layers/mlp/down']}[m.remat]
+
+    flows = False  # whether something upstream learns, so that gradients must come this far
+
+    def walk(stages) -> float:
+        """FLOPs of the backward pass through stages."""
+        nonlocal flows
+        backward = 0.0
+        for stage in stages:
+            for path, flops in stage.items():
+                # Scores multiply two activations: both have gradients, or none.
+                backward += flops * (flows + (flows if path == 'scores' else learning(path, ('kernel',))))
+            flows = flows or any(map(learning, stage))
+        return backward
+
+    walk(before)
+    # A scan carries gradients to its first layer even where nothing before that layer's last leaf learns.
+    flows = flows or m.unroll < m.num_layers and any(learning(path) for stage in layer for path in stage)
+    of_layers, of_head = walk(layer * m.num_layers), walk(after)
+    return Flops(
+        forward=of_layer * m.num_layers + sum(sum(stage.values()) for stage in after),
+        backward=of_layers + of_head,
+        again=(m.num_layers * again_layer if of_layers else 0.0)
+        + (head if of_head and rows * m.vocab_size > HEAD_WHOLE else 0.0),
+    )
+
+
+def total_steps(budget: Mapping, tokens_per_step: int, flops_per_step: float) -> int | None:
+    """Steps of a budget in steps, tokens or FLOPs, rounded up; None for one in hours.
+
+    Raises ValueError unless exactly one of the four is set, to a positive, finite number that int32 can count in steps.
+    """
+    unknown = set(budget) - set(BUDGETS)
+    if unknown:
+        raise ValueError(f'budget.{sorted(unknown)[0]}: a budget is one of {", ".join(BUDGETS)}')
+    chosen = {name: budget[name] for name in BUDGETS if name in budget and budget[name] is not None}
+    if len(chosen) != 1:
+        said = ' and '.join(f'budget.{name} = {value}' for name, value in chosen.items()) or 'nothing'
+        raise ValueError(f'the budget is exactly one of {", ".join(BUDGETS)}; {said} is set')
+    ((name, value),) = chosen.items()
+    if not (value > 0 and math.isfinite(value)) or (name == 'steps' and value != int(value)):
+        raise ValueError(
+            f'budget.{name} = {value}: it must be a positive {"whole" if name == "steps" else "finite"} number'
+        )
+    steps = {
+        'steps': lambda: int(value),
+        'tokens': lambda: math.ceil(value / tokens_per_step),
+        'flops': lambda: math.ceil(value / flops_per_step),
+        'hours': lambda: None,
+    }[name]()
+    if steps and steps >= 2**31:
+        raise ValueError(
+            f'budget.{name} = {value} makes {steps:,} steps: they are counted in 31 bits, up to {2**31 - 1:,}'
+        )
+    return steps
+
+
+def _bytes_here(leaves) -> int:
+    """Bytes of a tree on one device; of all of it where it has no sharding."""
+    total = 0
+    for leaf in jax.tree.leaves(leaves):
+        sharding = getattr(leaf, 'sharding', None)
+        shape = sharding.shard_shape(leaf.shape) if sharding else leaf.shape
+        total += math.prod(shape) * leaf.dtype.itemsize
+    return total
+
+
+def memory(trainable: tree.Params, frozen: tree.Params, opt_state, model, rows: int, seq_len: int) -> dict[str, int]:
+    """Bytes on one device: {'parameters', 'gradients', 'moments', 'activations', 'total'}.
+
+    Exact, from shapes and shardings, but for the activations, which are an estimate: what the layers keep for the
+    backward pass of `rows` rows (of one micro-batch, on one device) and one chunk of logits. A compiler may keep more:
+    on CPU 0.8 to 1.6 times as much was seen, and up to 3 times with remat in a straight line of layers.
+    """
+    m, tokens = model, rows * seq_len
+    deep = any(not path.startswith(('final_norm/', 'head/', 'mlm_head/')) for path in tree.flatten(trainable))
+    itemsize = 2 if m.dtype in ('bfloat16', 'float16') else 4
+    heads, kv_heads = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
+    products = 2 * heads + 2 * kv_heads + m.mlp_dim * (2 if m.activation in ('swiglu', 'geglu') else 1) + m.width
+    weights = m.num_heads * keys_per_query(m, seq_len, 128)  # attention's, where no kernel spares them
+    # The stream between layers; with dots the products; else norms' outputs and the activation's input too.
+    kept = {'full': m.width, 'dots': m.width + products, 'none': 4 * m.width + products + 2 * m.mlp_dim + 2 * weights}[
+        m.remat
+    ]
+    layers = m.num_layers * kept + (0 if m.remat == 'none' else 4 * m.width + products + 2 * m.mlp_dim + 2 * weights)
+    logits = 4 * 2 * max(min(tokens * m.vocab_size, HEAD_WHOLE), tokens * m.vocab_size // 16)
+    sizes = {
+        'parameters': _bytes_here(trainable) + _bytes_here(frozen),
+        'gradients': _bytes_here(trainable),
+        'moments': _bytes_here(opt_state),
+        'activations': int(deep * tokens * layers * itemsize + logits),
+    }
+    return sizes | {'total': sum(sizes.values())}

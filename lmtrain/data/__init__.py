@@ -1,0 +1,29 @@
+"""Text in, batches out: sources, tokenizers, packing, corruption, and a stream whose place is the step.
+
+The columns of a batch (B rows, T = data.seq_len tokens, M = round(data.corrupt * T) predicted positions):
+
+COLUMNS
+  tokens       [B, T] int32    what the model reads
+  segment_ids  [B, T] int32    0 is padding; 1, 2, ... number the documents of a row; absent where a causal model reads
+                               one text (data.isolate=False)
+  positions    [B, T] int32    from 0 in every document's piece
+  targets      [B, T] int32    the next token; with `select`, [B, M]: the token that stood there
+  loss_mask    [B, T] float32  1 where the target counts, else 0; with `select`, [B, M]
+  row          [B]    int32    the row's number in the global batch of the step; keys dropout
+  select       [B, M] int32    masked language modelling alone: the positions that are predicted
+
+A document d1..dn is the sequence END d1..dn END, cut into windows of T targets: tokens x[kT : kT + T], targets
+x[kT + 1 : kT + T + 1], every target once. Bits per byte is the sum of -log2 p(target) over `Split.num_bytes`.
+"""
+
+from lmtrain.data.corpus import Corpus, Split, prepare
+from lmtrain.data.stream import Stream, batch_hash, check_ids, prefetch
+from lmtrain.data.text import Tokenizer
+from lmtrain.data.tokenizer import load_tokenizer
+
+COLUMNS = ('tokens', 'segment_ids', 'positions', 'targets', 'loss_mask', 'row', 'select')
+
+__all__ = [
+    'COLUMNS', 'Corpus', 'Split', 'Stream', 'Tokenizer', 'batch_hash', 'check_ids', 'load_tokenizer', 'prefetch',
+    'prepare',
+]  # fmt: skip

@@ -1,0 +1,276 @@
+"""From config.data to a corpus: text read once, tokenised once, packed once, all kept in data.cache."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lmtrain.data import baselines
+from lmtrain.data.cache import build, key
+from lmtrain.data.contents import SPLITS, bar, check_unchanged, content_of, divide, sample
+from lmtrain.data.pack import Rows, pack
+from lmtrain.data.source import Source, open_source
+from lmtrain.data.text import Tokenizer
+from lmtrain.data.tokenizer import LEARNED, learn, load_tokenizer, open_tokenizer
+
+VERSION = 2  # raised when the same text and settings give other batches; a test holds the batches of this version
+BATCH = 4 << 20  # characters tokenised at once
+
+
+class Part(NamedTuple):
+    """One source's share of a split."""
+
+    tokens: np.ndarray  # [n] uint16 or uint32, on disk: END d1 END d2 ... END
+    rows: Rows
+    weight: float  # against the first source's 1.0
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sums over the sources of a mixture."""
+
+    parts: tuple[Part, ...]
+    num_documents: int
+    num_tokens: int  # of every document and one END each: what an epoch predicts, or reads where it is masked
+    num_bytes: int  # of text, in UTF-8
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What `prepare` gives: the tokenizer, the splits, and the fingerprint of all that decides a batch."""
+
+    tokenizer: Tokenizer
+    splits: dict[str, Split]
+    fingerprint: str  # hex sha256 of text, tokenizer, settings and VERSION
+    seq_len: int
+    isolate: bool
+    corrupt: float
+    whole_word: bool
+    _directories: tuple[Path, ...] = field(repr=False)
+    _cache: Path = field(repr=False)
+
+    def baselines(self) -> dict[str, float]:
+        """Bits per byte that the validation text costs under a unigram, a bigram and xz; computed once and kept."""
+        name = key(VERSION, [directory.name for directory in self._directories])
+        directory = build(self._cache / f'baselines-{name[:32]}', self._write_baselines)
+        return json.loads((directory / 'baselines.json').read_text())
+
+    def _write_baselines(self, directory: Path) -> None:
+        train, validation = ([part.tokens for part in self.splits[name].parts] for name in ('train', 'validation'))
+        text = b''.join((directory / 'validation.txt').read_bytes() for directory in self._directories)
+        values = baselines.bits_per_byte(train, validation, text, self.tokenizer.vocab_size)
+        (directory / 'baselines.json').write_text(json.dumps(values))
+
+
+def prepare(
+    source: str,
+    mix: Iterable[tuple[str, float]],
+    root: str,
+    cache: str,
+    text_field: str,
+    document: str,
+    split: str,
+    validation: float,
+    test: float,
+    tokenizer: str,
+    vocab_size: int,
+    seq_len: int,
+    batch_size: int,
+    isolate: bool,
+    corrupt: float,
+    whole_word: bool,
+    vocab_limit: int | None = None,
+) -> Corpus:
+    """The corpus of config.data (configs/base.py says what each argument means), made now or found in `cache`.
+
+    Duplicates of a document fall into the same split. 'bpe' is learned from the train split alone; the alphabet of
+    'chars' and 'whitespace' is that of the whole corpus (nanoGPT's rule), so that any part of it can be encoded.
+
+    Args:
+      vocab_limit: rows of the model's embedding; the tokenizer must not have more entries.
+
+    Raises FileNotFoundError, ValueError or ImportError naming the file, line or field at fault, and the way out.
+    """
+    _check(locals())
+    place = Path(cache).expanduser().absolute()
+    sources = [open_source(name, root, place, text_field, document) for name, _ in ((source, 1.0), *mix)]
+    _distinct(sources)
+    rule = {'split': split, 'validation': float(validation), 'test': float(test)}
+    contents = [content_of(each, [text_field, document], rule, place) for each in sources]
+    tokens_of = _tokenizer(tokenizer, vocab_size, corrupt > 0, sources, contents, rule, place, root)
+    if vocab_limit is not None and tokens_of.vocab_size > vocab_limit:
+        raise ValueError(
+            f'the tokenizer {tokenizer!r} has {tokens_of.vocab_size} entries and model.vocab_size is {vocab_limit}: '
+            f'set model.vocab_size to at least {tokens_of.vocab_size}'
+        )
+    directories = [
+        _tokenised(each, content, tokens_of, rule, place) for each, content in zip(sources, contents, strict=True)
+    ]
+    weights = [1.0, *(float(weight) for _, weight in mix)]
+    loaded = [
+        _load(directory, _packed(directory, seq_len, isolate, place), weight)
+        for directory, weight in zip(directories, weights, strict=True)
+    ]
+    splits = {name: _join([each[name] for each in loaded]) for name in SPLITS}
+    for each, division in zip(sources, loaded, strict=True):
+        _check_filled(each.name, division, ['train'])
+    _check_filled(source, splits, [name for name in ('validation', 'test') if rule[name]])
+    if splits['train'].num_tokens < seq_len:
+        raise ValueError(
+            f'{source}: the train split has {splits["train"].num_tokens} tokens in all, not one full row of '
+            f'data.seq_len={seq_len}: give more text, or set data.seq_len lower'
+        )
+    settings = [rule, seq_len, isolate, float(corrupt), whole_word, weights]
+    shas = [content['sha256'] for content in contents]
+    fingerprint = key(VERSION, shas, tokens_of.hash, settings)
+    return Corpus(tokens_of, splits, fingerprint, seq_len, isolate, corrupt, whole_word, tuple(directories), place)
+
+
+# --- settings
+
+
+def _check(settings: dict) -> None:
+    def need(name: str, right: bool, expected: str) -> None:
+        if not right:
+            raise ValueError(f'data.{name} is {settings[name]!r}; it must be {expected}')
+
+    need('split', settings['split'] in ('document', 'tail'), "'document' or 'tail'")
+    for name in ('validation', 'test', 'corrupt'):
+        share = type(settings[name]) in (int, float) and 0 <= settings[name] < 1
+        need(name, share, 'a share of the text, from 0 to below 1')
+    need('test', settings['validation'] + settings['test'] < 1, 'below 1 together with data.validation')
+    for name in ('seq_len', 'batch_size', 'vocab_size'):
+        need(name, type(settings[name]) is int and settings[name] > 0, 'a whole number above 0')
+    need('seq_len', settings['seq_len'] > 1, 'at least 2 tokens')
+    for name in ('isolate', 'whole_word'):
+        need(name, type(settings[name]) is bool, 'True or False')
+    need(
+        'whole_word',
+        settings['corrupt'] or not settings['whole_word'],
+        'False where data.corrupt is 0: it hides nothing',
+    )
+    mix = [pair for pair in settings['mix'] if isinstance(pair, tuple | list) and len(pair) == 2]
+    pairs = all(type(name) is str and type(weight) in (int, float) and 0 < weight < math.inf for name, weight in mix)
+    pairs = pairs and len(mix) == len(settings['mix'])
+    need('mix', pairs, "pairs of a source and its weight above 0, as in (('more/*.txt', 0.25),)")
+
+
+def _distinct(sources: list[Source]) -> None:
+    seen: dict[Path, Source] = {}
+    for source in sources:
+        for file in source.files:
+            other = seen.setdefault(file.resolve(), source)
+            if other is not source:
+                raise ValueError(
+                    f'{file} stands in two sources, {other.name!r} and {source.name!r}: leave it out of one'
+                )
+
+
+# --- the tokenizer
+
+
+def _tokenizer(name, vocab_size, mask, sources, contents, rule, place, root) -> Tokenizer:
+    if name not in LEARNED:
+        return open_tokenizer(Path(root).expanduser() / Path(name).expanduser(), mask)
+    seen = [] if name == 'bytes' else [content['sha256'] for content in contents]
+    known = key(VERSION, name, mask, seen, [vocab_size, rule] if name == 'bpe' else [])
+
+    def write(directory: Path) -> None:
+        if name == 'bpe':
+            texts = sample(list(zip(sources, contents, strict=True)), rule)
+        else:
+            texts = (document.text for source in sources for document in source.documents())
+        learn(name, texts, vocab_size, mask).save(directory)
+
+    return load_tokenizer(build(place / f'tokenizer-{known[:32]}', write))
+
+
+# --- tokens and rows
+
+
+def _tokenised(source: Source, content: dict, tokenizer: Tokenizer, rule: dict, place: Path) -> Path:
+    """The directory of a source's tokens: SPLIT.tokens, SPLIT.begins.npy, validation.txt, about.json."""
+
+    def write(directory: Path) -> None:
+        dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+        files = {name: (directory / f'{name}.tokens').open('wb') for name in SPLITS}
+        validation = (directory / 'validation.txt').open('wb')
+        begins = {name: [0] for name in SPLITS}
+        sizes = dict.fromkeys(SPLITS, 0)
+        end = dtype(tokenizer.end_id).tobytes()
+        for name in SPLITS:
+            files[name].write(end)
+        documents = bar(divide(source, content, rule), f'tokenising {source.name}', content['documents'])
+        for batch in _batches(documents):
+            for (name, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
+                files[name].write(ids.astype(dtype).tobytes() + end)
+                begins[name].append(begins[name][-1] + len(ids) + 1)
+                raw = text.encode()
+                sizes[name] += len(raw)
+                if name == 'validation':
+                    validation.write(raw)
+        for file in (*files.values(), validation):
+            file.close()
+        check_unchanged(source, content['stamps'])
+        for name in SPLITS:
+            np.save(directory / f'{name}.begins.npy', np.array(begins[name], np.int64))
+        (directory / 'about.json').write_text(json.dumps({'dtype': np.dtype(dtype).name, 'bytes': sizes}))
+
+    return build(place / f'tokens-{key(VERSION, content["sha256"], tokenizer.hash, rule)[:32]}', write)
+
+
+def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document[1])
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _packed(tokens: Path, seq_len: int, isolate: bool, place: Path) -> Path:
+    def write(directory: Path) -> None:
+        for name in SPLITS:
+            rows = pack(np.load(tokens / f'{name}.begins.npy'), seq_len, isolate)
+            for column, values in rows._asdict().items():
+                np.save(directory / f'{name}.{column}.npy', values)
+
+    return build(place / f'rows-{key(VERSION, tokens.name, seq_len, isolate)[:32]}', write)
+
+
+def _load(tokens: Path, packed: Path, weight: float) -> dict[str, Split]:
+    about, splits = json.loads((tokens / 'about.json').read_text()), {}
+    for name in SPLITS:
+        ids = np.memmap(tokens / f'{name}.tokens', about['dtype'], 'r')
+        rows = Rows(*(np.load(packed / f'{name}.{column}.npy', mmap_mode='r') for column in Rows._fields))
+        documents = len(np.load(tokens / f'{name}.begins.npy', mmap_mode='r')) - 1
+        part = Part(ids, rows, weight)
+        splits[name] = Split((part,), documents, len(ids) - 1, about['bytes'][name], len(rows.first) - 1)
+    return splits
+
+
+def _join(splits: list[Split]) -> Split:
+    names = ('num_documents', 'num_tokens', 'num_bytes', 'num_rows')
+    return Split(
+        tuple(part for split in splits for part in split.parts),
+        *(sum(getattr(split, name) for split in splits) for name in names),
+    )
+
+
+def _check_filled(source: str, splits: dict[str, Split], names: list[str]) -> None:
+    count = sum(split.num_documents for split in splits.values())
+    for name in names:
+        if not splits[name].num_documents:
+            raise ValueError(
+                f'{source}: no text fell into the {name} split, of {count} document{"s" * (count != 1)}. Give more '
+                f"documents, cut them finer (data.document='line' or 'paragraph'), take the end of the text for it "
+                f"(data.split='tail')" + f', or set data.{name} to 0' * (name != 'train')
+            )

@@ -1,0 +1,208 @@
+"""Batches: a pure function of the step, whatever was asked before and however many hosts there are.
+
+Own arithmetic and not grain's: a row's place is one line of it, whole batches are gathered at once (grain maps a Python
+function over elements), and a start does not pay for the import.
+"""
+
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from lmtrain.data import noise
+from lmtrain.data.corpus import Corpus
+from lmtrain.data.corrupt import corrupt
+from lmtrain.data.pack import gather
+
+SHUFFLE = 0  # what a random number is for; corrupt.py has the others
+
+
+class Stream:
+    """The batches of one split.
+
+    shuffle: rows in a new order every epoch, without end. An epoch is one pass over the first source; rows of another
+      source with weight w come w times as often (its own order is reshuffled whenever it has been passed through).
+      Batches run across the ends of epochs.
+    Otherwise: every row of every source once, in order; the last batch is filled with empty rows (loss_mask 0,
+      segment_ids 0), and there is none after it. Masked language modelling hides the same tokens every time.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        split: str,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """batch_size: rows a step over all processes; this one has the contiguous block of them that is its own.
+
+        Raises ValueError where the processes do not divide the batch, or the split is empty.
+        """
+        if batch_size < 1 or batch_size % process_count:
+            raise ValueError(f'data.batch_size is {batch_size}: {process_count} processes must divide it')
+        if not 0 <= process_index < process_count:
+            raise ValueError(f'process {process_index} of {process_count}')
+        if seed < 0:
+            raise ValueError(f'the seed is {seed}; it must not be negative')
+        self.corpus, self.batch_size, self.seed, self.shuffle = corpus, batch_size, seed, shuffle
+        self.parts = corpus.splits[split].parts
+        self.sizes = [len(part.rows.first) - 1 for part in self.parts]
+        if not sum(self.sizes) or shuffle and not all(self.sizes):
+            raise ValueError(f'the {split} split is empty: give data.{split} a share of the text')
+        local = batch_size // process_count
+        self.local = np.arange(process_index * local, (process_index + 1) * local)
+        # rows that each source gives to an epoch
+        self.quota = [
+            max(1, round(self.sizes[0] * part.weight)) if shuffle else size
+            for part, size in zip(self.parts, self.sizes, strict=True)
+        ]
+        self.steps_per_epoch = -(-sum(self.quota) // batch_size)
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process's rows of the global batch of `step` (from 0), columns as in lmtrain.data.
+
+        Raises IndexError after the last step where the stream is not shuffled.
+        """
+        if step < 0 or not self.shuffle and step >= self.steps_per_epoch:
+            raise IndexError(f'step {step} of {self.steps_per_epoch}')
+        place = step * self.batch_size + self.local
+        part, row = self._rows(place)
+        seq_len = self.corpus.seq_len
+        batch: dict[str, np.ndarray] = {}
+        for index, each in enumerate(self.parts):
+            mine = np.flatnonzero(part == index)
+            if len(mine) == len(place):
+                batch = gather(each.tokens, each.rows, row, seq_len)
+            elif len(mine):
+                for name, values in gather(each.tokens, each.rows, row[mine], seq_len).items():
+                    batch.setdefault(name, np.zeros((len(place), seq_len), values.dtype))[mine] = values
+        check_ids(batch['tokens'], self.corpus.tokenizer.vocab_size)
+        batch['row'] = self.local.astype(np.int32)
+        if self.corpus.corrupt:
+            corpus = self.corpus
+            seed = self.seed if self.shuffle else 0  # evaluation hides the same tokens whatever the run's seed
+            batch = corrupt(batch, corpus.tokenizer, corpus.corrupt, corpus.whole_word, seed, place)
+        elif not self.corpus.isolate:
+            # One text, and padding at its end alone, where causal attention never looks: fused kernels need no mask.
+            del batch['segment_ids']
+        return batch
+
+    def _rows(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(source, row in it) of each place in the stream; row -1 is beyond the end."""
+        if not self.shuffle:
+            ends = np.cumsum(self.sizes)
+            # Empty rows belong to a source that has rows, which the last one need not have.
+            part = np.searchsorted(ends, np.minimum(place, ends[-1] - 1), side='right')
+            return part, np.where(place < ends[-1], place - (ends - self.sizes)[part], -1)
+        epoch, offset = np.divmod(place, sum(self.quota))
+        part, row = np.empty_like(place), np.empty_like(place)
+        for number in np.unique(epoch).tolist():
+            mine = epoch == number
+            parts, rows = self._epoch(number)
+            part[mine], row[mine] = parts[offset[mine]], rows[offset[mine]]
+        return part, row
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(source, row) of every place of an epoch; the last two epochs are kept."""
+        if epoch not in self._epochs:
+            parts, rows = [], []
+            for index, (size, quota) in enumerate(zip(self.sizes, self.quota, strict=True)):
+                turn, offset = np.divmod(np.arange(epoch * quota, (epoch + 1) * quota), size)
+                for number in np.unique(turn).tolist():
+                    order = noise.permutation(size, self.seed, SHUFFLE, index, number)
+                    rows.append(order[offset[turn == number]])
+                parts.append(np.full(quota, index))
+            if len(parts) > 1:
+                mixed = noise.permutation(sum(self.quota), self.seed, SHUFFLE, len(parts), epoch)
+            else:
+                mixed = slice(None)
+            for old in sorted(self._epochs)[:-1]:
+                del self._epochs[old]
+            self._epochs[epoch] = np.concatenate(parts)[mixed], np.concatenate(rows)[mixed]
+        return self._epochs[epoch]
+
+
+def check_ids(tokens: np.ndarray, vocab_size: int) -> None:
+    """Raises ValueError where an id is below 0 or not below `vocab_size`: JAX would clamp or wrap it in silence."""
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f'token ids run from {low} to {high}, the vocabulary from 0 to {vocab_size - 1}')
+
+
+def batch_hash(batch: dict[str, np.ndarray]) -> str:
+    """16 hex digits of the sha256 of every column's name, type, shape and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(batch):
+        values = np.ascontiguousarray(batch[name])
+        digest.update(f'{name} {values.dtype} {values.shape};'.encode() + values.tobytes())
+    return digest.hexdigest()[:16]
+
+
+class prefetch:
+    """Iterates (step, place(batch)) from `start` on, `depth` steps ahead in a thread, in the order of steps.
+
+    Ends after the last step of a stream that has one. An exception of the stream or of `place` is raised by the
+    iteration that would have given its step. `waited`: seconds that the consumer has spent waiting so far. Leave by
+    `with` or `close()`, which end the thread.
+    """
+
+    def __init__(self, stream: Stream, start: int, place: Callable[[dict], object], depth: int = 2):
+        self.waited = 0.0
+        self._queue: queue.Queue = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(stream, start, place), name='prefetch', daemon=True)
+        self._thread.start()
+
+    def _run(self, stream: Stream, step: int, place: Callable[[dict], object]) -> None:
+        try:
+            while stream.shuffle or step < stream.steps_per_epoch:
+                if not self._put((step, place(stream.batch(step)))):
+                    return
+                step += 1
+            self._put(None)
+        except BaseException as error:  # handed to the consumer, which raises it
+            self._put(error)
+
+    def _put(self, item) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> Iterator[tuple[int, object]]:
+        return self
+
+    def __next__(self) -> tuple[int, object]:
+        if self._stopped.is_set():
+            raise StopIteration
+        begun = time.monotonic()
+        item = self._queue.get()
+        self.waited += time.monotonic() - begun
+        if item is None:
+            self.close()
+            raise StopIteration
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Ends the thread and forgets what it had ready."""
+        self._stopped.set()
+        self._thread.join()
+
+    def __enter__(self) -> 'prefetch':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

@@ -1,0 +1,167 @@
+"""What a tokenizer is; bytes, characters and symbols between blanks. subword.py has those with parts of words.
+
+Every tokenizer is its list of pieces, the bytes each id stands for, and an encode. Special tokens have no bytes: END
+begins and ends a document, MASK hides a token from a masked language model. Content never becomes a special token:
+a literal '<|endoftext|>' in somebody's text is encoded as the thirteen characters it is.
+"""
+
+import codecs
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+END, MASK = '<|endoftext|>', '<|mask|>'
+KNOWN_MASKS = (MASK, '<mask>', '[MASK]')
+
+
+class Tokenizer:
+    """What all tokenizers have. `pieces` [V]: the bytes of each id; specials have none and are named in `specials`.
+
+    `leading`: pieces of words begin with the blank before them, and the very first blank of a text is not written.
+    """
+
+    kind: str
+    file: str  # its name where the tokenizer is saved
+
+    def __init__(
+        self, pieces: Sequence[bytes], specials: dict[int, str], end_id: int, mask: bool, leading: bool = False
+    ):
+        self.pieces, self.specials, self.leading = list(pieces), dict(specials), leading
+        self.end_id, self.mask_id = end_id, None
+        if mask:
+            known = [token for name in KNOWN_MASKS for token, special in self.specials.items() if special == name]
+            self.mask_id = known[0] if known else self._add(MASK)
+        self.vocab_size = len(self.pieces)
+
+    def _add(self, special: str) -> int:
+        self.specials[len(self.pieces)] = special
+        self.pieces.append(b'')
+        return len(self.pieces) - 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the content `text`; no END, never a special token."""
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One int32 array of ids a text."""
+        raise NotImplementedError
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the ids; specials have none."""
+        text = b''.join(self.pieces[token] for token in ids)
+        return text.removeprefix(b' ') if self.leading else text
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids, specials by their names; a half character at an end shows as U+FFFD."""
+        named = (self.specials[token].encode() if token in self.specials else self.pieces[token] for token in ids)
+        text = b''.join(named)
+        return (text.removeprefix(b' ') if self.leading else text).decode('utf-8', 'replace')
+
+    def streamer(self) -> Callable[[Iterable[int]], str]:
+        """A function from the next ids to the text that is complete by now: never half a character."""
+        decoder, first = codecs.getincrementaldecoder('utf-8')('replace'), self.leading
+
+        def feed(ids: Iterable[int]) -> str:
+            nonlocal first
+            text = decoder.decode(b''.join(self.pieces[token] for token in ids))
+            if first and text:
+                text, first = text.removeprefix(' '), False
+            return text
+
+        return feed
+
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray:
+        """[V] int32: bytes of text each id stands for, so that a document's ids and its END sum to its bytes.
+
+        Specials have 0; END has -1 where the first piece of a text has a blank too many.
+        """
+        sizes = np.array([len(piece) for piece in self.pieces], np.int32)
+        sizes[self.end_id] = -1 if self.leading else 0
+        return sizes
+
+    @functools.cached_property
+    def content_ids(self) -> np.ndarray:
+        """The ids that content can have, ascending, int32."""
+        return np.setdiff1d(np.arange(self.vocab_size, dtype=np.int32), np.array(list(self.specials), np.int32))
+
+    @functools.cached_property
+    def word_edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """([V], [V]) bool: the id begins, ends inside a word: with a letter, a digit or part of a longer character."""
+        inside = [byte >= 128 or chr(byte).isalnum() for byte in range(256)]
+        first = np.array([bool(piece) and inside[piece[0]] for piece in self.pieces])
+        return first, np.array([bool(piece) and inside[piece[-1]] for piece in self.pieces])
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Hex sha256 of all that decides what `encode` gives."""
+        return hashlib.sha256(self.kind.encode() + bytes([self.mask_id is not None]) + self._content()).hexdigest()
+
+    def save(self, directory: Path) -> None:
+        """Writes the tokenizer into `directory`; `load_tokenizer` reads it back."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / self.file).write_bytes(self._content())
+        about = {'kind': self.kind, 'mask': self.mask_id is not None, 'hash': self.hash}
+        (directory / 'lmtrain_tokenizer.json').write_text(json.dumps(about))
+
+    def _content(self) -> bytes:
+        raise NotImplementedError
+
+
+class Bytes(Tokenizer):
+    """256 bytes of UTF-8, then END."""
+
+    kind, file = 'bytes', 'bytes.json'
+
+    def __init__(self, content: bytes = b'', mask: bool = False):
+        super().__init__([bytes([byte]) for byte in range(256)] + [b''], {256: END}, 256, mask)
+
+    def encode_batch(self, texts):
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
+    def _content(self):
+        return b''
+
+
+class Symbols(Tokenizer):
+    """A closed alphabet in sorted order, then END: that of the whole corpus, as nanoGPT has it."""
+
+    file = 'symbols.json'
+
+    def __init__(self, content: bytes, mask: bool = False):
+        self.symbols = json.loads(content)
+        self.ids = {symbol: token for token, symbol in enumerate(self.symbols)}
+        end_id = len(self.symbols)
+        pieces = [(self.blank + symbol).encode() for symbol in self.symbols] + [b'']
+        super().__init__(pieces, {end_id: END}, end_id, mask, leading=bool(self.blank))
+
+    def encode_batch(self, texts):
+        try:
+            return [np.array([self.ids[symbol] for symbol in self.symbols_of(text)], np.int32) for text in texts]
+        except KeyError as error:
+            raise ValueError(
+                f'{error.args[0]!r} is not among the {len(self.symbols)} symbols of the {self.kind!r} tokenizer, which '
+                "are those of its corpus: leave it out, or take tokenizer='bytes' or 'bpe'"
+            ) from None
+
+    def _content(self):
+        return json.dumps(self.symbols).encode()
+
+
+class Chars(Symbols):
+    """Every character is a symbol."""
+
+    kind, blank = 'chars', ''
+    symbols_of = staticmethod(iter)
+
+
+class Whitespace(Symbols):
+    """Every run of characters between blanks is a symbol; decoding puts one space between two."""
+
+    kind, blank = 'whitespace', ' '
+    symbols_of = staticmethod(str.split)

@@ -1,0 +1,49 @@
+"""The tokenizer that data.tokenizer names: learned from a corpus, read from a file, or saved with a run."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from lmtrain.data.subword import Bpe, HuggingFace, SentencePiece, learn_bpe
+from lmtrain.data.text import Bytes, Chars, Tokenizer, Whitespace
+
+LEARNED = ('bytes', 'chars', 'whitespace', 'bpe')
+KINDS = {cls.kind: cls for cls in (Bytes, Chars, Whitespace, HuggingFace, Bpe, SentencePiece)}
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer that `save` wrote. Raises FileNotFoundError; ValueError where its files are not what was saved."""
+    directory = Path(directory)
+    about = json.loads((directory / 'lmtrain_tokenizer.json').read_text())
+    kind = KINDS[about['kind']]
+    tokenizer = kind((directory / kind.file).read_bytes(), about['mask'])
+    if tokenizer.hash != about['hash']:
+        raise ValueError(f'{directory} is damaged: its hash is {tokenizer.hash[:16]}, saved was {about["hash"][:16]}')
+    return tokenizer
+
+
+def learn(kind: str, texts: Iterable[str], vocab_size: int, mask: bool) -> Tokenizer:
+    """A tokenizer of `texts`: 'bytes', 'chars', 'whitespace', or 'bpe' of `vocab_size` entries, specials included."""
+    if kind == 'bytes':
+        return Bytes(mask=mask)
+    if kind == 'bpe':
+        return Bpe(learn_bpe(texts, vocab_size - 1 - mask), mask)
+    symbols: set[str] = set()
+    for text in texts:
+        symbols.update(KINDS[kind].symbols_of(text))
+    return KINDS[kind](json.dumps(sorted(symbols)).encode(), mask)
+
+
+def open_tokenizer(path: Path, mask: bool) -> Tokenizer:
+    """The tokenizer of a tokenizer.json or SentencePiece .model. Raises FileNotFoundError, ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"data.tokenizer: no file {path}; it is 'bytes', 'chars', 'whitespace', 'bpe', or the path of a "
+            'Hugging Face tokenizer.json or a SentencePiece .model'
+        )
+    kind = SentencePiece if path.suffix == '.model' else HuggingFace
+    try:
+        return kind(path.read_bytes(), mask)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        wanted = 'a SentencePiece .model' if kind is SentencePiece else 'a Hugging Face tokenizer.json'
+        raise ValueError(f'{path}: {wanted} is expected, and this cannot be read as one ({error})') from error

@@ -1,0 +1,46 @@
+"""Evaluation of a language model: its loss on a split, in units that can be compared between tokenizers."""
+
+import math
+
+import jax
+
+LN2 = math.log(2)
+
+
+def in_bits(sums: dict[str, float]) -> dict[str, float]:
+    """Sums of an evaluation -> {'loss' (nats), 'perplexity', 'bits_per_token', 'bits_per_byte', 'targets', 'bytes'}.
+
+    Bits per byte divides all nats spent, those on end-of-text included, by the bytes of the text, so it does not
+    depend on the tokenizer. Raises ValueError where nothing was predicted.
+    """
+    if not sums['targets'] or not sums['bytes']:
+        raise ValueError(
+            f'an evaluation over {sums["targets"]:.0f} targets that spell {sums["bytes"]:.0f} bytes says nothing'
+        )
+    loss = sums['nats'] / sums['targets']
+    return {
+        'loss': loss,
+        'perplexity': math.exp(min(loss, 700.0)),  # math.exp overflows above 709
+        'bits_per_token': loss / LN2,
+        'bits_per_byte': sums['nats'] / LN2 / sums['bytes'],
+        'targets': sums['targets'],
+        'bytes': sums['bytes'],
+    }
+
+
+def evaluate(eval_step, params, stream, place, max_batches: int = 0) -> dict[str, float]:
+    """`in_bits` of one pass over `stream`, or over its first `max_batches`; sums are added in float64 on the host.
+
+    `eval_step` is compiled (params, batch) -> sums; `place` puts a host batch on the devices.
+    """
+    batches = min(stream.steps_per_epoch, max_batches or stream.steps_per_epoch)
+    totals: dict[str, float] = {}
+    waiting = None
+    for index in range(batches + 1):
+        # The next batch is under way while the host waits for the last one.
+        running = eval_step(params, place(stream.batch(index))) if index < batches else None
+        if waiting is not None:
+            for name, value in jax.device_get(waiting).items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        waiting = running
+    return in_bits(totals)

@@ -1,0 +1,140 @@
+"""FLOPs of a compiled program, read from its HLO: matrix products, those in loops as often as the loops turn."""
+
+import json
+import math
+import re
+from typing import NamedTuple
+
+COMPUTATION = re.compile(r'^(?:ENTRY )?%?(\S+) \(.*\) -> .* \{$')
+INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$')
+SHAPE = re.compile(r'\w+\[([\d,]*)\]')
+# Libraries that multiply matrices behind a custom call, of which the HLO says too little to count.
+OPAQUE = re.compile(r'matmul|gemm|conv|fmha|attention', re.IGNORECASE)
+
+
+class Instruction(NamedTuple):
+    """One line: `%name = shape opcode(operands), attributes`; `rest` is what follows the opening parenthesis."""
+
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r'%?([\w.-]+)(?=[,)])', self.rest.split('), ')[0] + ')')
+
+
+def compiled_flops(compiled) -> float:
+    """FLOPs of the matrix products of a `jax.stages.Compiled`, on one device. A multiplication and an addition are two.
+
+    XLA's own `cost_analysis` counts the body of a loop once. Here a body counts as often as its known trip count says,
+    and a conditional as its dearest branch. cuDNN's attention counts all keys, though it skips what no query sees.
+
+    Raises ValueError at a loop with products inside whose trip count the compiler does not know, and at a call of a
+    library whose products cannot be read.
+    """
+    return text_flops(compiled.as_text())
+
+
+def text_flops(text: str) -> float:
+    """`compiled_flops` of the text of an HLO module."""
+    computations, entry = _parse(text)
+    memo: dict[str, float] = {}
+
+    def flops(computation: str) -> float:
+        if computation not in memo:
+            shapes = {i.name: i.shape for i in computations[computation]}
+            memo[computation] = sum(one(i, shapes) for i in computations[computation])
+        return memo[computation]
+
+    def one(i: Instruction, shapes: dict[str, str]) -> float:
+        if i.opcode == 'dot':
+            return _dot(i.shape, shapes[i.operands[0]], _dimensions(i.rest, 'lhs_contracting_dims'))
+        if i.opcode == 'convolution':
+            # Every output is a sum over the kernel, but for the kernel's own output dimension 'o'.
+            kernel = _sizes(shapes[i.operands[1]])
+            features = re.search(r'dim_labels=\w+_(\w+)->', i.rest)[1].index('o')
+            return 2.0 * math.prod(_sizes(i.shape)) * math.prod(kernel) / kernel[features]
+        if i.opcode == 'custom-call':
+            return _custom_call(i, shapes)
+        if i.opcode == 'while':
+            body = flops(_called(i.rest, 'body')[0])
+            return body * _trips(i) if body else 0.0
+        if i.opcode == 'conditional':
+            branches = _called(i.rest, 'branch_computations') or [
+                *_called(i.rest, 'true_computation'),
+                *_called(i.rest, 'false_computation'),
+            ]
+            return max(map(flops, branches))
+        return sum(flops(name) for key in ('calls', 'to_apply') for name in _called(i.rest, key))
+
+    return flops(entry)
+
+
+def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """({computation: instructions}, the entry's name)."""
+    computations: dict[str, list[Instruction]] = {}
+    entry = ''
+    for line in text.splitlines():
+        if head := COMPUTATION.match(line):
+            name = head[1]
+            computations[name] = []
+            if line.startswith('ENTRY'):
+                entry = name
+        elif computations and (found := INSTRUCTION.match(line)):
+            computations[name].append(Instruction(*found.groups()))
+    if not entry:
+        raise ValueError('the text holds no HLO module with an ENTRY computation')
+    return computations, entry
+
+
+def _sizes(shape: str) -> list[int]:
+    """'f32[4,8]{1,0}' -> [4, 8]; of a tuple, the first."""
+    return [int(size) for size in SHAPE.search(shape)[1].split(',') if size]
+
+
+def _dot(out: str, left: str, contracted: list[int]) -> float:
+    sizes = _sizes(left)
+    return 2.0 * math.prod(_sizes(out)) * math.prod(sizes[d] for d in contracted)
+
+
+def _dimensions(rest: str, name: str) -> list[int]:
+    found = re.search(name + r'=\{([\d,]*)\}', rest)
+    return [int(d) for d in found[1].split(',') if d] if found else []
+
+
+def _called(rest: str, name: str) -> list[str]:
+    """Computations behind an attribute: `body=%b` or `branch_computations={%a, %b}`."""
+    found = re.search(name + r'=(?:\{([^}]*)\}|%?([\w.-]+))', rest)
+    return re.findall(r'[\w.-]+', found[1] or found[2]) if found else []
+
+
+def _config(rest: str) -> dict:
+    """The JSON of `backend_config={...}`."""
+    start = rest.find('backend_config={')
+    return json.JSONDecoder().raw_decode(rest, start + len('backend_config='))[0] if start >= 0 else {}
+
+
+def _trips(i: Instruction) -> int:
+    trips = _config(i.rest).get('known_trip_count', {}).get('n')
+    if trips is None:
+        raise ValueError(
+            f'the trip count of the loop {i.name} is not known, so the FLOPs of its body cannot be counted'
+        )
+    return int(trips)
+
+
+def _custom_call(i: Instruction, shapes: dict[str, str]) -> float:
+    target = re.search(r'custom_call_target="([^"]*)"', i.rest)[1]
+    dimensions = _config(i.rest).get('gemm_backend_config', {}).get('dot_dimension_numbers')
+    if dimensions:  # cuBLAS
+        contracted = [int(d) for d in dimensions['lhs_contracting_dimensions']]
+        return _dot(i.shape, shapes[i.operands[0]], contracted)
+    attention = _config(i.rest).get('cudnn_fmha_backend_config', {}).get('intermediate_tensor_shape')
+    if attention:  # cuDNN: scores and output; backward, the scores again and four gradients
+        products = 5 if 'Backward' in target else 2
+        return products * 2.0 * math.prod(map(int, attention['dimensions'])) * _sizes(shapes[i.operands[0]])[-1]
+    if OPAQUE.search(target):
+        raise ValueError(f'the FLOPs of the custom call {target!r} cannot be read from the program')
+    return 0.0

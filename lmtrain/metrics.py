@@ -1,0 +1,205 @@
+"""What a run writes, metrics.jsonl, timings.jsonl and TensorBoard events, and the speed it writes about."""
+
+import errno
+import json
+import math
+import os
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+
+def plain(value: Any) -> int | float | str:
+    """A number as JSON keeps it to the bit: float32 as the shortest decimal of its float64, 'nan' and 'inf' as text."""
+    value = value.item() if hasattr(value, 'item') else value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Lines:
+    """A file of JSON lines, each of them whole or absent, on a disk that may be full."""
+
+    def __init__(self, path: pathlib.Path):
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Appends one line. Raises OSError, and then leaves nothing of the line behind."""
+        line = (json.dumps(values) + '\n').encode()
+        end = os.fstat(self._file).st_size
+        if (written := os.write(self._file, line)) < len(line):
+            os.ftruncate(self._file, end)
+            raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({written} of {len(line)} bytes were written)')
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class Events:
+    """TensorBoard scalars, written at once and by this thread: a writer's thread that dies would block the run."""
+
+    def __init__(self, folder: pathlib.Path, start: int):
+        from tensorboardX.event_file_writer import EventsWriter  # late: protobuf
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._summary = Event, Summary
+        self._writer = EventsWriter(str(folder / 'events'), f'.{time.time_ns()}')
+        # TensorBoard then forgets what an earlier start said beyond this step.
+        self._writer.write_event(
+            Event(wall_time=time.time(), step=start, session_log=SessionLog(status=SessionLog.START))
+        )
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Raises OSError."""
+        scalars = [
+            self._summary.Value(tag=name, simple_value=float(value))
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        ]
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Writers:
+    """The files of one run. A context manager; one process of a run holds it.
+
+    metrics.jsonl holds what another run of the same config repeats to the bit, and no times; timings.jsonl the times;
+    tensorboard/ both. Files are appended to: cut them to the step of the checkpoint before a resumed run opens them.
+
+    A write that fails is told through `say` once per file, and the run goes on without that line; a file that
+    cannot be opened raises OSError.
+
+    Args:
+      workdir: the folder of the run, which is there.
+      tensorboard: whether to write events too.
+      start: the step that the run starts from.
+      say: tells a person one line of text.
+    """
+
+    def __init__(
+        self, workdir: str | os.PathLike, tensorboard: bool, start: int = 0, say: Callable[[str], Any] = print
+    ):
+        self._folder, self._say, self._broken = pathlib.Path(workdir), say, set()
+        self._files = {name: Lines(self._folder / name) for name in ('metrics.jsonl', 'timings.jsonl')}
+        self._events = Events(self._folder / 'tensorboard', start) if tensorboard else None
+
+    def __enter__(self) -> 'Writers':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def metrics(self, step: int, values: Mapping[str, Any], batch: str) -> None:
+        """One line {'step', 'batch', *values} of metrics.jsonl. `batch` is the hash of the step's batch."""
+        self._write('metrics.jsonl', step, {'batch': batch} | dict(values), 'train/')
+
+    def validation(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line {'step', 'validation_...'} of metrics.jsonl."""
+        self._write('metrics.jsonl', step, {f'validation_{name}': value for name, value in values.items()}, '')
+
+    def timings(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line {'step', *values} of timings.jsonl, such as `Meter.read` gives."""
+        self._write('timings.jsonl', step, values, 'speed/')
+
+    def _write(self, name: str, step: int, values: Mapping[str, Any], prefix: str) -> None:
+        line = {'step': int(step)} | {key: plain(value) for key, value in values.items()}
+        self._attempt(name, step, lambda: self._files[name].write(line))
+        if self._events:
+            named = {prefix + key.replace('validation_', 'validation/'): x for key, x in line.items() if key != 'step'}
+            self._attempt('tensorboard', step, lambda: self._events.write(int(step), named))
+
+    def _attempt(self, name: str, step: int, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if name not in self._broken:
+                self._say(
+                    f'{self._folder / name} cannot be written at step {step}: {error.strerror or error}. '
+                    'The run goes on without its lines; free space there, and they come again'
+                )
+            self._broken.add(name)
+        else:
+            if name in self._broken:
+                self._say(f'{self._folder / name} can be written again from step {step} on')
+                self._broken.remove(name)
+
+    def close(self) -> None:
+        """Closes the files; says what could not be flushed."""
+        closers = dict(self._files) | ({'tensorboard': self._events} if self._events else {})
+        for name, file in closers.items():
+            try:
+                file.close()
+            except OSError as error:
+                self._say(f'{self._folder / name} may lack its last lines: {error.strerror or error}')
+
+
+class Meter:
+    """Speed from one log point to the next, and the time that is left.
+
+    Args:
+      tokens_per_step: positions of a global batch.
+      flops_per_step: `cost.Flops.total`, over all devices.
+      peak: FLOP/s of all devices together; None where unknown, and then there is no MFU.
+      clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        tokens_per_step: int,
+        flops_per_step: float,
+        peak: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._tokens, self._flops, self._peak, self._clock = tokens_per_step, flops_per_step, peak, clock
+        self._first = None
+
+    def restart(self, step: int, progress: float, waited: float) -> None:
+        """Begins a window: before the first step, and after what is not training (an evaluation, a compilation).
+
+        `progress` is the share of the budget that is spent, `waited` the seconds spent so far in waiting for data.
+        """
+        self._window = self._clock(), step, waited
+        self._first = self._first or (self._window[0], progress)
+
+    def read(self, step: int, progress: float, waited: float) -> dict[str, float]:
+        """Ends the window and begins the next one. Call it when the step has been computed, not when it was sent.
+
+        Returns:
+          {'seconds_per_step', 'tokens_per_second', 'flops_per_second', 'mfu' (share; known chips alone), 'data_wait'
+          (share of the time), 'seconds_left' (evaluations so far counted in), 'memory' (bytes, `peak_memory`)}.
+        """
+        now = self._clock()
+        begun, first_step, waited_before = self._window
+        seconds, steps = max(now - begun, 1e-9), step - first_step
+        speed = {
+            'seconds_per_step': seconds / max(steps, 1),
+            'tokens_per_second': steps * self._tokens / seconds,
+            'flops_per_second': steps * self._flops / seconds,
+        }
+        if self._peak:
+            speed['mfu'] = speed['flops_per_second'] / self._peak
+        since, progress_then = self._first
+        spent = progress - progress_then
+        speed['data_wait'] = min((waited - waited_before) / seconds, 1.0)
+        speed['seconds_left'] = (1.0 - progress) * (now - since) / spent if spent > 0 else math.inf
+        speed['memory'] = peak_memory()
+        self.restart(step, progress, waited)
+        return speed
+
+
+def peak_memory() -> int:
+    """Bytes at the peak of this process: on the fullest of its devices, or of the process itself on CPU."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [stat['peak_bytes_in_use'] for stat in stats if stat and 'peak_bytes_in_use' in stat]
+    if peaks:
+        return max(peaks)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == 'darwin' else resident * 1024  # kilobytes on Linux

@@ -1,0 +1,9 @@
+"""Language models. The shape letters of the whole house, written once:
+
+B batch, T query position, S key position, D model width, H heads, G key-value heads, K per-head, F feed-forward,
+V vocabulary, N layers, M selected positions, R rank, P prompt length, C chunk.
+"""
+
+from lmtrain.models.transformer import Transformer
+
+__all__ = ['Transformer']

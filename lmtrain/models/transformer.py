@@ -1,0 +1,282 @@
+"""One transformer: GPT-2, LLaMA, BERT and what lies between them are its settings."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmtrain.models import head
+from lmtrain.models.attention import BACKENDS, Attention, Places
+from lmtrain.models.layers import (
+    GATED,
+    PLAIN,
+    Embed,
+    FeedForward,
+    Norm,
+    dropout,
+    rotary_angles,
+    sinusoids,
+    stddev,
+)
+
+CHOICES = {
+    'positions': ('rotary', 'learned', 'sinusoidal', 'none'),
+    'norm': ('rmsnorm', 'layernorm'),
+    'norm_place': ('pre', 'post'),
+    'activation': (*GATED, *PLAIN),
+    'dtype': ('float32', 'bfloat16'),
+    'remat': ('none', 'dots', 'full'),
+    'attention': ('auto', *BACKENDS),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """Settings of a model (configs/base.py says what each means) and its two functions, `init` and `apply`.
+
+    A batch is a dict of columns: `tokens` int32 [B, T], and, each optional, `segment_ids` and `positions` int32 [B, T]
+    (absent: every row is one unpadded document), `row` int32 [B] (absent: 0 .. B-1), `select` int32 [B, M] (the
+    positions whose predictions are wanted), `targets` int32 [B, T] ([B, M] under `select`).
+
+    Raises ValueError, naming the field, where settings contradict each other.
+    """
+
+    vocab_size: int
+    max_len: int
+    num_layers: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    positions: str
+    rope_theta: float
+    norm: str
+    norm_eps: float
+    norm_place: str
+    embed_norm: bool
+    activation: str
+    bias: bool
+    tied: bool
+    causal: bool
+    mlm_head: bool
+    qk_norm: bool
+    logit_softcap: float
+    attention_softcap: float
+    window: int
+    dropout: float
+    dtype: str
+    remat: str
+    unroll: int
+    attention: str
+
+    def __post_init__(self):
+        self.check()
+
+    def init(self, key: jax.Array, batch) -> dict:
+        """{'params': float32 tree}, every leaf under `layers` stacked [N, ...]. Under jit the forward costs nothing."""
+        return Network(self).init(key, batch)
+
+    def apply(self, variables, batch, *, train: bool = False, cache=None, rngs=None) -> dict[str, Any]:
+        """Heads of a batch; what nobody reads the compiler does not compute.
+
+        Args:
+          variables: {'params': params}. train: drops out, by the key rngs['dropout'].
+          cache: from `init_cache` or an earlier call. The tokens of a row whose `segment_ids` are not 0 (all, where the
+            column is absent) stand first in it and follow what the cache holds of that row.
+
+        Returns:
+          'hidden' [B, T, D] compute dtype, 'logits' float32 [B, T, V]; with `targets` in the batch 'logprob' and
+          'log_z', float32 [B, T], in nats; with a cache 'cache'. Under `select` all but 'hidden' have M for T.
+        """
+        return Network(self).apply(variables, batch, train=train, cache=cache, rngs=rngs)
+
+    def init_cache(self, batch_size: int, length: int, dtype=None) -> dict[str, jax.Array]:
+        """An empty cache of `length` tokens a row: {'key', 'value': [N, B, S, G, K], 'length': int32 [B]}."""
+        if not self.causal:
+            raise ValueError('model.causal is False: an encoder has no use for a cache')
+        self._check_length(length, 'a cache of')
+        shape = self.num_layers, batch_size, length, self.num_kv_heads, self.head_dim
+        dtype = dtype or self.dtype
+        zeros = {name: jnp.zeros(shape, dtype) for name in ('key', 'value')}
+        return zeros | {'length': jnp.zeros(batch_size, jnp.int32)}
+
+    def check(self):
+        """Raises ValueError where a setting is unknown, out of range or at odds with another."""
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)
+                raise ValueError(f'model.{name}={value!r} is none of {", ".join(choices)}; the nearest is {near[0]!r}')
+        for name in 'vocab_size max_len num_layers width num_heads num_kv_heads head_dim mlp_dim unroll'.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f'model.{name}={getattr(self, name)} must be at least 1')
+        for name in 'window logit_softcap attention_softcap'.split():
+            if getattr(self, name) < 0:
+                raise ValueError(f'model.{name}={getattr(self, name)} must be 0 (off) or more')
+        for name in 'rope_theta norm_eps'.split():
+            if not getattr(self, name) > 0:
+                raise ValueError(f'model.{name}={getattr(self, name)} must be above 0')
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f'model.dropout={self.dropout} must lie in [0, 1)')
+        for whole, part in (('width', 'num_heads'), ('num_heads', 'num_kv_heads')):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(
+                    f'model.{part}={getattr(self, part)} does not divide model.{whole}={getattr(self, whole)}'
+                )
+        if self.positions == 'rotary' and self.head_dim % 2:
+            raise ValueError(f"model.head_dim={self.head_dim} is odd, but positions='rotary' turns pairs")
+        if self.positions == 'sinusoidal' and self.width % 2:
+            raise ValueError(f"model.width={self.width} is odd, but positions='sinusoidal' are pairs")
+        if self.unroll > self.num_layers:
+            raise ValueError(f'model.unroll={self.unroll} is more than model.num_layers={self.num_layers}')
+
+    def _check_length(self, length: int, what: str):
+        if self.positions == 'learned' and length > self.max_len:
+            raise ValueError(f"{what} {length} tokens is longer than model.max_len={self.max_len} learned positions")
+
+
+class Block(nn.Module):
+    """One layer: attention, then the feed-forward, each around its norm and beside its residual."""
+
+    model: Transformer
+
+    @nn.compact
+    def __call__(self, x_BTD, places: Places, key=None, cache=None):
+        m = self.model
+        std = stddev(m.width)
+        # What is added 2N times to the residual is made smaller by sqrt(2N) (GPT-2, section 2.3).
+        output_std = std / (2 * m.num_layers) ** 0.5 if m.norm_place == 'pre' else std
+
+        def beside(x, name, function):
+            norm = Norm(m.norm, m.norm_eps, m.bias, name=f'{name}_norm')
+            site = None if key is None else jax.random.fold_in(key, name == 'mlp')
+            y = dropout(function(norm(x) if m.norm_place == 'pre' else x), m.dropout, site, places.row)
+            return x + y if m.norm_place == 'pre' else norm(x + y)
+
+        def attention(x):
+            nonlocal cache
+            y, cache = Attention(m, std, output_std, name='attention')(x, places, cache)
+            return y
+
+        x_BTD = beside(x_BTD, 'attention', attention)
+        mlp = FeedForward(m.width, m.mlp_dim, m.activation, m.bias, std, output_std, name='mlp')
+        return beside(x_BTD, 'mlp', mlp), cache
+
+
+class Network(nn.Module):
+    """The linen module behind Transformer; its scopes are the parameters' paths."""
+
+    model: Transformer
+
+    @nn.compact
+    def __call__(self, batch, train=False, cache=None):
+        m = self.model
+        places, positions_BT = self.places(batch, cache)
+        key = self.make_rng('dropout') if train and m.dropout else None
+
+        embed = Embed(m.vocab_size, m.width, name='embed')
+        x_BTD = embed(batch['tokens'])
+        if m.positions == 'learned':
+            x_BTD += Embed(m.max_len, m.width, name='positions')(positions_BT)
+        elif m.positions == 'sinusoidal':
+            x_BTD += sinusoids(positions_BT, m.width)
+        x_BTD = x_BTD.astype(m.dtype)
+        if m.embed_norm:
+            x_BTD = Norm(m.norm, m.norm_eps, m.bias, name='embed_norm')(x_BTD)
+        x_BTD = dropout(x_BTD, m.dropout, None if key is None else jax.random.fold_in(key, m.num_layers), places.row)
+
+        x_BTD, cache = self.layers(x_BTD, places, key, cache)
+        if m.norm_place == 'pre':
+            x_BTD = Norm(m.norm, m.norm_eps, m.bias, name='final_norm')(x_BTD)
+        outputs = {'hidden': x_BTD} | self.heads(x_BTD, batch, embed)
+        return outputs if cache is None else outputs | {'cache': cache}
+
+    def places(self, batch, cache):
+        """(Places, positions [B, T])."""
+        m = self.model
+        B, T = batch['tokens'].shape
+        m._check_length(T, 'a row of')
+        if not jnp.issubdtype(batch['tokens'].dtype, jnp.integer):
+            raise ValueError(f'column tokens has dtype {batch["tokens"].dtype}, not an integer')
+        segments = key_segments = batch.get('segment_ids')
+        index = slots = None
+        start_B1 = jnp.zeros((1, 1), jnp.int32)
+        if cache is not None:
+            S = cache['key'].shape[2]
+            real = jnp.ones((B, T), bool) if segments is None else segments > 0
+            start_B1 = cache['length'][:, None]
+            index = start_B1 + jnp.arange(T, dtype=jnp.int32)[None]
+            slots = jnp.where(real, index, S)
+            segments = real.astype(jnp.int32)
+            length_B1 = start_B1 + jnp.sum(segments, axis=1, keepdims=True)
+            key_segments = (jnp.arange(S)[None] < length_B1).astype(jnp.int32)
+        positions = batch.get('positions')
+        if positions is None:
+            positions = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+        rotary = rotary_angles(positions, m.head_dim, m.rope_theta) if m.positions == 'rotary' else None
+        row = batch.get('row', jnp.arange(B, dtype=jnp.int32))
+        return Places(rotary, segments, key_segments, index, slots, row), positions
+
+    def layers(self, x_BTD, places, key, cache):
+        """All blocks: a straight line where `unroll` holds them all, else a scan over the stack."""
+        m = self.model
+        block = Block(m, parent=None)
+        if self.is_initializing():
+
+            def init(key):
+                one = lambda key: block.init(key, x_BTD, places)['params']  # noqa: E731
+                return jax.vmap(one)(jax.random.split(key, m.num_layers))
+
+            stack = self.param('layers', init)
+        else:
+            stack = self.get_variable('params', 'layers')
+
+        def layer(carry, xs):
+            (x, cached), (params, i) = carry, xs
+            layer_key = None if key is None else jax.random.fold_in(key, i)
+            x, cached = block.apply({'params': params}, x, places, layer_key, cached and (*cached, i))
+            return (x, cached and cached[:2]), None
+
+        straight = m.unroll == m.num_layers and not self.is_initializing()
+        if m.remat != 'none':
+            policies = jax.checkpoint_policies
+            policy = policies.dots_with_no_batch_dims_saveable if m.remat == 'dots' else policies.nothing_saveable
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=straight)
+
+        carry = x_BTD, cache and (cache['key'], cache['value'])
+        if straight:
+            # Split and not indexed: the gradient of a split is one concatenation.
+            leaves, treedef = jax.tree.flatten(stack)
+            slices = zip(*(jax.lax.split(leaf, [1] * m.num_layers) for leaf in leaves), strict=True)
+            for i, leaves in enumerate(slices):
+                params = treedef.unflatten([leaf.squeeze(0) for leaf in leaves])
+                carry, _ = layer(carry, (params, i))
+        else:
+            carry, _ = jax.lax.scan(layer, carry, (stack, jnp.arange(m.num_layers)), unroll=m.unroll)
+        x_BTD, cached = carry
+        if cache is not None:
+            grown = jnp.sum(places.query_segments, axis=1)
+            cache = {'key': cached[0], 'value': cached[1], 'length': cache['length'] + grown}
+        return x_BTD, cache
+
+    def heads(self, x_BTD, batch, embed):
+        """'logits', and 'logprob' and 'log_z' where the batch has targets; all at the selected positions, if any."""
+        m = self.model
+        if 'select' in batch:
+            x_BTD = jnp.take_along_axis(x_BTD, batch['select'][..., None], axis=1)
+        bias_V = None
+        if m.mlm_head:
+            x_BTD, bias_V = head.MaskedHead(m, name='mlm_head')(x_BTD)
+        kernel_DV = embed().T if m.tied else head.Kernel(m, name='head')()
+        outputs = {'logits': head.logits(x_BTD, kernel_DV, bias_V, m.logit_softcap)}
+        if 'targets' in batch:
+            if batch['targets'].shape != x_BTD.shape[:2]:
+                shapes = f'{batch["targets"].shape}, but the predictions are {x_BTD.shape[:2]}'
+                raise ValueError(f'column targets is {shapes}')
+            outputs['logprob'], outputs['log_z'] = head.log_likelihood(
+                x_BTD, batch['targets'], kernel_DV, bias_V, m.logit_softcap
+            )
+        return outputs

@@ -1,0 +1,1 @@
+"""Objectives: pure functions (forward, batch) -> ({name: values}, weights); only the step reduces."""

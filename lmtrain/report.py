@@ -1,0 +1,263 @@
+"""The page that says what a run did: report.md and loss.png, from nothing but the files in its folder."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from lmtrain import display
+
+LN2 = math.log(2)
+# What results.json and timings.jsonl may say about cost: (key, label, how it is shown).
+COST = (
+    ('steps', 'steps', lambda x: f'{x:,}'),
+    ('tokens', 'tokens', display.number),
+    ('flops', 'FLOPs of the model', lambda x: display.unit(x, 'FLOP')),
+    ('seconds', 'wall time, evaluation and saving included', display.duration),
+    ('tokens_per_second', 'tokens per second, median', lambda x: f'{x:,.0f}'),
+    ('flops_per_second', 'FLOP/s, median', lambda x: display.unit(x, 'FLOP/s')),
+    ('mfu', 'model FLOPs utilisation, median', display.percent),
+    ('data_wait', 'time spent in waiting for data', display.percent),
+    ('peak_memory', 'memory at the peak', lambda x: display.unit(x, 'B')),
+    ('skipped', 'updates skipped for a non-finite gradient', lambda x: f'{x:,}'),
+    ('parameters', 'parameters', lambda x: f'{x:,}'),
+    ('trainable', 'parameters that learn', lambda x: f'{x:,}'),
+)
+
+
+def write(workdir: str | os.PathLike) -> pathlib.Path:
+    """Writes loss.png and report.md into the folder of a run; the path of the latter. May be called again at any time.
+
+    Reads, of that folder, config.json, metrics.jsonl, timings.jsonl, lineage.jsonl (each start's 'command',
+    'machine' and 'versions'), samples.txt and results.json: {'validation', 'test': as `evaluate.in_bits` gives them;
+    'baselines': {name: bits per byte of the validation split}; 'cost': {any key of `COST`: number}}. What is missing,
+    config.json excepted, is said on the page.
+
+    Raises FileNotFoundError where there is no config.json, ValueError naming file and line where one is broken.
+    """
+    folder = pathlib.Path(workdir)
+    if not (folder / 'config.json').exists():
+        raise FileNotFoundError(f'{folder} holds no config.json: it is not the folder of a run')
+    config = _json(folder / 'config.json')
+    results = _json(folder / 'results.json') if (folder / 'results.json').exists() else {}
+    lines, timings, starts = (_lines(folder / f'{name}.jsonl') for name in ('metrics', 'timings', 'lineage'))
+    baselines = results.get('baselines') or {}
+    drawn = plot(lines, baselines, folder / 'loss.png')
+    page = [
+        f'# {folder.resolve().name}\n',
+        _verdict(results, baselines),
+        '## Result\n\n' + _results(results, baselines),
+        '## Curve\n\n'
+        + (
+            '![loss over steps, beside the baselines](loss.png)'
+            if drawn
+            else 'metrics.jsonl has no loss of two steps: no curve.'
+        ),
+        '## Cost\n\n' + _cost(results, timings),
+        '## What was run\n\n' + _config(config, starts),
+        '## Samples\n\n' + _samples(folder / 'samples.txt'),
+        '## Machine\n\n' + _machine(starts),
+    ]
+    (folder / 'report.md').write_text('\n\n'.join(part.strip() for part in page) + '\n', encoding='utf-8')
+    return folder / 'report.md'
+
+
+def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: pathlib.Path) -> bool:
+    """Draws training and validation loss over steps into `path`; False, and no file, under two training points.
+
+    The unit is bits per byte where an evaluation tells how many tokens spell a byte, else nats per token.
+    """
+    train = [(line['step'], float(line.get('nats', line['loss']))) for line in lines if 'loss' in line]
+    train = [(step, loss) for step, loss in train if math.isfinite(loss)]
+    if len(train) < 2:
+        return False
+    import matplotlib  # late: half a second
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    evaluated = [line for line in lines if 'validation_loss' in line and 0 < float(line['validation_loss']) < math.inf]
+    scale = evaluated[-1]['validation_bits_per_byte'] / evaluated[-1]['validation_loss'] if evaluated else 1.0
+    steps, losses = [step for step, _ in train], [loss * scale for _, loss in train]
+    smooth = _smooth(losses)
+    with matplotlib.rc_context({'font.size': 10, 'font.family': 'DejaVu Sans'}):
+        figure = Figure(figsize=(8, 4.5), dpi=150, layout='constrained')
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.plot(steps, losses, color='#bcd6ee', linewidth=0.7)
+        axes.plot(steps, smooth, color='#1f5fa8', linewidth=1.8, label='training')
+        if evaluated:
+            points = [line['step'] for line in evaluated], [line['validation_bits_per_byte'] for line in evaluated]
+            axes.plot(
+                *points, color='#d1491b', linewidth=1.5, marker='o', markersize=4, label='validation', clip_on=False
+            )
+        low, high = min(smooth + losses[len(losses) // 10 :]), smooth[len(smooth) // 10]
+        shown = sorted(baselines.items(), key=lambda item: item[1]) if evaluated else []
+        if shown:
+            low, high = min(low, shown[0][1]), max(high, shown[-1][1])
+        margin = 0.06 * (high - low) or 0.1
+        axes.set_ylim(low - margin, high + margin)
+        # A logarithmic axis begins where the curve comes into sight: the steep first steps are above it.
+        seen = next((step for step, loss in zip(steps, smooth, strict=True) if loss <= high + margin), steps[0])
+        if steps[-1] >= 10 * max(seen, 1):
+            axes.set_xscale('log')
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(lambda value, _: f'{value:,.0f}')
+        axes.set_xlim(max(seen, 1) if axes.get_xscale() == 'log' else 0, steps[-1])
+        height = -math.inf
+        for name, value in shown:
+            axes.axhline(value, color='#808080', linewidth=1, linestyle=(0, (4, 3)))
+            # Labels stand right of the plot, apart from each other.
+            height = max(value, height + 0.05 * (high - low + 2 * margin))
+            axes.annotate(
+                f'{name} {value:.2f}', (1.01, height), xycoords=('axes fraction', 'data'), va='center', color='#606060'
+            )
+        axes.set_xlabel('step')
+        axes.set_ylabel('bits per byte' if evaluated else 'loss, nats per token')
+        axes.grid(color='#e8e8e8', linewidth=0.7)
+        axes.set_axisbelow(True)
+        for side in ('top', 'right'):
+            axes.spines[side].set_visible(False)
+        axes.legend(loc='lower left', facecolor='white', edgecolor='none', framealpha=1.0)
+        figure.savefig(path)
+    return True
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Exponential average over a fiftieth of the values; over less at the beginning, where they fall steeply."""
+    smooth = values[:1]
+    for index, value in enumerate(values[1:], 1):
+        window = max(1.0, min(len(values) / 50, index / 20))
+        smooth.append(smooth[-1] + (value - smooth[-1]) / window)
+    return smooth
+
+
+def _json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is no JSON: {error}') from None
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file; none where it is missing. A last line without its end is left out."""
+    if not path.exists():
+        return []
+    found = []
+    for number, line in enumerate(path.read_text(encoding='utf-8').split('\n')[:-1], 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f'{path}, line {number}, is no JSON: {error}') from None
+    return found
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    head, *body = [f'| {" | ".join(cell.replace("|", "&#124;") for cell in row)} |' for row in rows]
+    return '\n'.join([head, '|' + '---|' * len(rows[0]), *body])
+
+
+def _verdict(results: Mapping[str, Any], baselines: Mapping[str, float]) -> str:
+    if not results.get('validation'):
+        return 'This run has no final evaluation.'
+    bits = results['validation']['bits_per_byte']
+    under = [
+        f'{name} ({value:.3f})' for name, value in sorted(baselines.items(), key=lambda item: item[1]) if bits < value
+    ]
+    over = [
+        f'{name} ({value:.3f})' for name, value in sorted(baselines.items(), key=lambda item: item[1]) if bits >= value
+    ]
+    text = f'**{bits:.3f} bits per byte** on validation text'
+    if under:
+        text += ', less than ' + ', '.join(under)
+    if over:
+        text += f'{";" if under else ","} not less than ' + ', '.join(over)
+    return text + '.'
+
+
+def _results(results: Mapping[str, Any], baselines: Mapping[str, float]) -> str:
+    rows = [('', 'bits per byte', 'loss, nats per token', 'perplexity', 'bits per token')]
+    for split in ('validation', 'test'):
+        if found := results.get(split):
+            rows.append(
+                (
+                    f'**this model**, {split}',
+                    f'**{found["bits_per_byte"]:.4f}**',
+                    f'{found["loss"]:.4f}',
+                    f'{found["perplexity"]:.4g}',
+                    f'{found["loss"] / LN2:.4f}',
+                )
+            )
+    rows += [(name, f'{value:.4f}', '', '', '') for name, value in sorted(baselines.items(), key=lambda item: item[1])]
+    if len(rows) == 1:
+        return 'The run was not evaluated: results.json has neither `validation` nor `baselines`.'
+    return _table(rows) + ('\n\nThe others are measured on the same validation text.' if baselines else '')
+
+
+def _cost(results: Mapping[str, Any], timings: list[dict[str, Any]]) -> str:
+    known = dict(results.get('cost') or {})
+    for name in ('tokens_per_second', 'flops_per_second', 'mfu', 'data_wait'):
+        values = [float(line[name]) for line in timings if name in line]
+        if name not in known and values:
+            known[name] = statistics.median(values)
+    rows = [(label, show(known[key])) for key, label, show in COST if known.get(key) is not None]
+    return _table([('', ''), *rows]) if rows else 'Neither results.json nor timings.jsonl says what the run cost.'
+
+
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """{'section.field': value}, values as JSON has them."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        fields |= flat(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {prefix + name: value}
+    return fields
+
+
+def _config(config: Mapping[str, Any], starts: list[dict[str, Any]]) -> str:
+    from configs import base  # late: only the page needs the defaults
+
+    standard = flat(json.loads(base.get_config().to_json()))
+    own = flat(config)
+    rows = [
+        (f'`{field}`', f'`{json.dumps(own.get(field))}`', f'`{json.dumps(standard.get(field))}`')
+        for field in sorted(own | standard)
+        if json.dumps(own.get(field)) != json.dumps(standard.get(field))
+    ]
+    command = next((start['command'] for start in reversed(starts) if start.get('command')), None)
+    parts = [_fenced(command, 'bash') if command else 'The command was not recorded.']
+    if len(starts) > 1:
+        resumed = ', '.join(f'{start.get("resumed_from") or 0:,}' for start in starts[1:])
+        parts.append(f'The run was started {len(starts)} times; the later starts went on from step {resumed}.')
+    parts.append(
+        'What differs from configs/base.py:\n\n' + _table([('field', 'this run', 'base'), *rows])
+        if rows
+        else 'Nothing differs from configs/base.py.'
+    )
+    parts.append(
+        '<details><summary>The whole config</summary>\n\n'
+        + _fenced(json.dumps(config, indent=2), 'json')
+        + '\n\n</details>'
+    )
+    return '\n\n'.join(parts)
+
+
+def _samples(path: pathlib.Path) -> str:
+    text = path.read_text(encoding='utf-8').strip('\n') if path.exists() else ''
+    return _fenced(text, 'text') if text.strip() else 'The run drew no samples.'
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any in the text."""
+    fence = '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
+    return f'{fence}{language}\n{text}\n{fence}'
+
+
+def _machine(starts: list[dict[str, Any]]) -> str:
+    last = starts[-1] if starts else {}
+    facts = flat({name: last[name] for name in ('machine', 'versions') if last.get(name)})
+    rows = [(name.removeprefix('machine.').removeprefix('versions.'), str(value)) for name, value in facts.items()]
+    return _table([('', ''), *rows]) if rows else 'Machine and versions were not recorded.'

@@ -1,0 +1,275 @@
+"""Text from a model: one compiled prefill and one compiled decode loop over a key-value cache."""
+
+import collections
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmtrain.models import Transformer
+from lmtrain.tree import Params
+
+ROWS = 64  # prompts decoded together; further ones wait for these
+SHORTEST = 16  # lengths are padded to powers of two from here on, so that few programs exist
+
+
+class Settings(NamedTuple):
+    """What is asked of a batch. All of it is traced: other wishes are the same program."""
+
+    seed: jax.Array  # uint32
+    tag: jax.Array  # uint32 [B], what a row's draws depend on beside the seed
+    limit: jax.Array  # int32 [B], tokens to make; 0 in rows that only fill the batch
+    temperature: jax.Array  # float32, 0 is greedy
+    top_k: jax.Array  # int32, 0 is all
+    top_p: jax.Array  # float32
+    vocab_size: jax.Array  # int32, ids from here on are padding of the embedding and never drawn
+    end_id: jax.Array  # int32
+
+
+class Progress(NamedTuple):
+    """What a batch has become so far."""
+
+    text: jax.Array  # int32 [B, S], the tokens made
+    made: jax.Array  # int32 [B], how many
+    done: jax.Array  # bool [B]
+    finite: jax.Array  # bool, of every logit that was read
+
+
+def generate(model: Transformer, params: Params, prompts: Sequence[Sequence[int]], *, max_tokens: int, **settings):
+    """The continuations of prompts, list[list[int]] in their order; arguments and errors are `stream`'s."""
+    texts = [[] for _ in prompts]
+    settings |= {'max_tokens': max_tokens, 'every': max_tokens}
+    for row, ids, _ in stream(model, params, prompts, **settings):
+        texts[row] += ids
+    return texts
+
+
+def stream(
+    model: Transformer,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    end_id: int,
+    vocab_size: int,
+    every: int = 8,
+) -> Iterator[tuple[int, list[int], bool]]:
+    """Yields (row, the ids it has gained, whether it is done) while the texts are made.
+
+    A text is done at `end_id` (which is not given out), after `max_tokens`, or when the model has read its `max_len`
+    tokens, prompt included (`room`). What a prompt gets depends on `seed`, on the prompt, and on how many equal ones
+    came before it; not on what else is in the batch, nor on `every`.
+
+    Args:
+      prompts: ids. An empty one starts from `end_id`, which is where documents begin.
+      temperature: logits are divided by it; 0 takes the likeliest token.
+      top_k: draws from this many of the likeliest tokens; 0 is all.
+      top_p: draws from the fewest tokens whose probability, after `top_k`, is at least this (arXiv 1904.09751).
+      vocab_size: the tokenizer's. Rows of the embedding beyond it are never drawn.
+      every: tokens made between two yields.
+
+    Raises what `check` raises, before anything is compiled; FloatingPointError where a logit is nan or infinite.
+    """
+    wanted = {'max_tokens': max_tokens, 'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'seed': seed}
+    check(model, prompts, end_id=end_id, vocab_size=vocab_size, every=every, **wanted)
+    model = dataclasses.replace(model, attention='xla', remat='none')  # kernels take no cache, and no gradient is taken
+    prompts = [list(prompt) or [end_id] for prompt in prompts]
+    longest = max(map(len, prompts))
+    prompt_length = bucket(longest, SHORTEST, model.max_len)
+    cache_length = bucket(longest + max_tokens, SHORTEST, model.max_len)
+    batch_size = bucket(len(prompts), 1, ROWS)
+
+    tokens = np.full((-(-len(prompts) // batch_size) * batch_size, prompt_length), end_id, np.int32)
+    lengths, limits = np.zeros((2, len(tokens)), np.int32)
+    tags = np.zeros(len(tokens), np.uint32)
+    seen = collections.Counter()
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+        limits[row] = min(max_tokens, room(model, prompt))
+        tags[row] = zlib.crc32(np.array([seen[tuple(prompt)], *prompt], np.int32).tobytes())
+        seen[tuple(prompt)] += 1
+
+    def batches():
+        for start in range(0, len(tokens), batch_size):
+            some = slice(start, start + batch_size)
+            settings = Settings(
+                seed=np.uint32(seed),
+                tag=tags[some],
+                limit=limits[some],
+                temperature=np.float32(temperature),
+                top_k=np.int32(top_k),
+                top_p=np.float32(top_p),
+                vocab_size=np.int32(vocab_size),
+                end_id=np.int32(end_id),
+            )
+            for row, ids, done in _batch(model, params, tokens[some], lengths[some], settings, cache_length, every):
+                yield start + row, ids, done
+
+    return batches()
+
+
+def check(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    end_id: int,
+    vocab_size: int,
+    every: int = 8,
+) -> None:
+    """Raises ValueError where an argument of `stream` is out of range, there is no prompt or one is longer than the
+    model's context, or the model is not causal.
+    """
+    numbers = {'max_tokens': (max_tokens, 1, 2**31 - 1), 'every': (every, 1, 2**31 - 1), 'seed': (seed, 0, 2**32 - 1)}
+    numbers |= {'temperature': (temperature, 0, math.inf), 'top_k': (top_k, 0, 2**31 - 1), 'top_p': (top_p, 0, 1)}
+    numbers |= {'vocab_size': (vocab_size, 1, model.vocab_size), 'end_id': (end_id, 0, vocab_size - 1)}
+    for name, (value, least, most) in numbers.items():
+        if not least <= value <= most or math.isinf(value):
+            raise ValueError(f'{name}={value} must lie in [{least}, {most}]')
+    if not top_p:
+        raise ValueError('top_p=0 leaves no token to draw; temperature=0 takes the likeliest')
+    if not model.causal:
+        raise ValueError('a masked language model (model.causal=False) fills gaps; it cannot continue a text')
+    if not prompts:
+        raise ValueError('there is no prompt; the empty one, [], starts a document')
+    for row, prompt in enumerate(prompts):
+        if len(prompt) > model.max_len:
+            raise ValueError(
+                f'prompt {row} has {len(prompt)} tokens, but the context of the model holds '
+                f'model.max_len={model.max_len}: shorten it'
+            )
+        if strays := [token for token in prompt if not 0 <= token < vocab_size]:
+            raise ValueError(f'prompt {row} has the token {strays[0]}, which is not below vocab_size={vocab_size}')
+
+
+def room(model: Transformer, prompt: Sequence[int]) -> int:
+    """Tokens that can follow a prompt: the last is predicted from a full context of `max_len`."""
+    return model.max_len + 1 - max(len(prompt), 1)
+
+
+def bucket(n: int, least: int, most: int) -> int:
+    """n rounded up to a power of two, at least `least` and at most `most`."""
+    return min(max(least, 1 << (n - 1).bit_length()), most)
+
+
+def _batch(model, params, tokens_BT, lengths_B, settings, cache_length, every):
+    """`stream` for one padded batch."""
+    B = len(tokens_BT)
+    cache, logits_BV = prefill(model, params, tokens_BT, lengths_B, cache_length)
+    progress = Progress(
+        text=np.zeros((B, cache_length), np.int32),
+        made=np.zeros(B, np.int32),
+        done=settings.limit == 0,
+        finite=np.bool_(True),
+    )
+    steps = 1  # the first token alone, so that it is seen soon
+    while not np.all(progress.done):
+        said, open_rows = progress.made, np.flatnonzero(~progress.done)
+        cache, logits_BV, progress = decode(model, params, cache, logits_BV, progress, settings, np.int32(steps))
+        progress = jax.device_get(progress)
+        if not progress.finite:
+            raise FloatingPointError('the model gives logits that are nan or infinite: its parameters are broken')
+        for row in open_rows:
+            gained = progress.text[row, said[row] : progress.made[row]]
+            yield int(row), gained.tolist(), bool(progress.done[row])
+        steps = every
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'cache_length'))
+def prefill(model, params, tokens_BT, lengths_B, cache_length: int):
+    """(cache, logits float32 [B, V] of the next token) after reading prompts int32 [B, T], padded on the right."""
+    B, T = tokens_BT.shape
+    batch = {
+        'tokens': tokens_BT,
+        'segment_ids': (jnp.arange(T)[None] < lengths_B[:, None]).astype(jnp.int32),
+        'select': jnp.maximum(lengths_B - 1, 0)[:, None],
+    }
+    outputs = model.apply({'params': params}, batch, cache=model.init_cache(B, cache_length))
+    return outputs['cache'], outputs['logits'][:, 0]
+
+
+@functools.partial(jax.jit, static_argnames='model', donate_argnames=('cache', 'logits_BV'))
+def decode(model, params, cache, logits_BV, progress: Progress, settings: Settings, steps):
+    """(cache, logits, Progress) after `steps` more tokens a row, fewer where all rows are done; steps is traced."""
+
+    def going(carry):
+        step, _, _, progress = carry
+        return (step < steps) & ~jnp.all(progress.done)
+
+    def body(carry):
+        step, cache, logits_BV, progress = carry
+        progress, token_B = advance(progress, logits_BV, settings)
+        batch = {'tokens': token_B[:, None], 'segment_ids': (~progress.done).astype(jnp.int32)[:, None]}
+        outputs = model.apply({'params': params}, batch, cache=cache)
+        return step + 1, outputs['cache'], outputs['logits'][:, 0], progress
+
+    return jax.lax.while_loop(going, body, (jnp.int32(0), cache, logits_BV, progress))[1:]
+
+
+def advance(progress: Progress, logits_BV, settings: Settings) -> tuple[Progress, jax.Array]:
+    """(Progress, int32 [B]): a token drawn for every row that is not done, and written down unless it is END."""
+    B, V = logits_BV.shape
+    known_V = jnp.arange(V) < settings.vocab_size
+    sound = jnp.isfinite(logits_BV) | ~known_V[None] | progress.done[:, None]
+    key = jax.random.key(settings.seed)
+    keys_B = jax.vmap(lambda *row: functools.reduce(jax.random.fold_in, row, key))(settings.tag, progress.made)
+    logits_BV = jnp.where(known_V[None], logits_BV, -jnp.inf)
+    token_B = draw(keys_B, logits_BV, settings.temperature, settings.top_k, settings.top_p)
+
+    ended_B = progress.done | (token_B == settings.end_id)
+    slot_B = jnp.where(ended_B, progress.text.shape[1], progress.made)  # out of range: nowhere
+    made_B = progress.made + ~ended_B
+    progress = Progress(
+        text=progress.text.at[jnp.arange(B), slot_B].set(token_B, mode='drop'),
+        made=made_B,
+        done=ended_B | (made_B >= settings.limit),
+        finite=progress.finite & jnp.all(sound),
+    )
+    return progress, token_B
+
+
+def draw(keys_B, logits_BV, temperature, top_k, top_p) -> jax.Array:
+    """int32 [B], one token a row; what is not asked for (draws, sorting) is not computed."""
+
+    def sample(logits_BV):
+        # From the maximum down, so that no temperature overflows.
+        logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / temperature
+        cut = (top_k > 0) | (top_p < 1)
+        logits_BV = jax.lax.cond(cut, lambda x: truncate(x, top_k, top_p), lambda x: x, logits_BV)
+        return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+    def greedy(logits_BV):
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+
+    return jax.lax.cond(temperature > 0, sample, greedy, logits_BV)
+
+
+def truncate(logits_BV, top_k, top_p) -> jax.Array:
+    """Logits with -inf for all but the `top_k` likeliest (0: all) and, of these, the fewest whose mass is >= `top_p`.
+
+    Exact, by sorting; of equal logits at the edge the lower ids are kept.
+    """
+    V = logits_BV.shape[-1]
+    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+    kept_BV = (jnp.arange(V)[None] < jnp.where(top_k > 0, top_k, V)) & (sorted_BV > -jnp.inf)
+    probability_BV = jax.nn.softmax(jnp.where(kept_BV, sorted_BV, -jnp.inf), axis=-1)
+    likelier_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV  # the mass of those before this one
+    kept_BV &= (likelier_BV < top_p) | (top_p >= 1)
+    edge_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    above_BV, at_BV = logits_BV > edge_B1, logits_BV == edge_B1
+    places_B1 = jnp.sum(kept_BV, axis=-1, keepdims=True) - jnp.sum(above_BV, axis=-1, keepdims=True)
+    return jnp.where(above_BV | at_BV & (jnp.cumsum(at_BV, axis=-1) <= places_B1), logits_BV, -jnp.inf)

@@ -1,0 +1,107 @@
+"""The mesh from the config, and path rules that say how any tree lies on it."""
+
+import math
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ('data', 'fsdp', 'tensor', 'sequence')
+
+# One list for every family, whose paths are alike. Dimensions of layers/ begin with N, the stacked layers.
+RULES = (
+    ('embed/embedding', ('tensor', 'fsdp')),
+    ('positions/embedding', (None, 'fsdp')),
+    ('layers[^/]*/attention/(query|key|value)/kernel', (None, 'fsdp', 'tensor')),
+    ('layers[^/]*/attention/output/kernel', (None, 'tensor', 'fsdp')),
+    ('layers[^/]*/mlp/(gate|up)/kernel', (None, 'fsdp', 'tensor')),
+    ('layers[^/]*/mlp/down/kernel', (None, 'tensor', 'fsdp')),
+    ('head/kernel', ('fsdp', 'tensor')),
+)
+
+
+def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh:
+    """A mesh with the axes `AXES` over all devices (or those given); -1 fills what the others leave.
+
+    Raises ValueError where the product of the axes is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
+    for name, size in sizes.items():
+        if size != -1 and size < 1:
+            raise ValueError(f'mesh.{name} = {size}: an axis has at least 1 device, or -1 to fill')
+    if sequence != 1:
+        raise ValueError(f'mesh.sequence = {sequence}: nothing is sharded along the sequence yet; leave it at 1')
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise ValueError(f'mesh.{" and mesh.".join(open_axes)} are both -1: only one axis can fill the mesh')
+    asked = ' x '.join(f'{name}={size}' for name, size in sizes.items())
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if open_axes:
+        sizes[open_axes[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(
+            f'the mesh {asked} wants '
+            f'{fixed if open_axes else math.prod(sizes.values())} devices{" or a multiple" if open_axes else ""}, '
+            f'{len(devices)} are there: set config.mesh so that its product is {len(devices)}, or one axis to -1'
+        )
+    # Auto axes: an embedding sharded by fsdp cannot be gathered under explicit ones.
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def path_of(key_path) -> str:
+    """jax key path -> 'opt_state/0/mu/layers/attention/query/kernel'."""
+    return '/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in key_path)
+
+
+def shardings(shapes, mesh: Mesh, rules=RULES):
+    """Tree of NamedShardings for any tree whose paths end in parameter paths: parameters, moments, a whole state.
+
+    A leaf that no rule covers, or whose rank is not the rule's (factored moments), is replicated.
+    Raises ValueError where a dimension does not divide over its axis.
+    """
+
+    def one(key_path, leaf):
+        path = path_of(key_path)
+        for pattern, axes in rules:
+            if re.fullmatch(f'(.*/)?{pattern}', path) and len(axes) == len(leaf.shape):
+                for size, axis in zip(leaf.shape, axes, strict=True):
+                    if axis and size % mesh.shape[axis]:
+                        raise ValueError(
+                            f'{path}: a dimension of {size} does not divide over mesh.{axis} = {mesh.shape[axis]}; '
+                            'change that axis, or the size (a vocabulary may be padded by raising model.vocab_size)'
+                        )
+                # An axis of one device shards nothing; unnamed, it is not shown as if it did.
+                named = (axis if axis and mesh.shape[axis] > 1 else None for axis in axes)
+                return NamedSharding(mesh, PartitionSpec(*named))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over `data` x `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises ValueError where a micro-batch does not divide over the mesh."""
+    if batch_size < 1 or accumulate < 1:
+        raise ValueError(f'data.batch_size = {batch_size}, optimizer.accumulate = {accumulate}: both are at least 1')
+    devices = mesh.shape['data'] * mesh.shape['fsdp']
+    if batch_size % (accumulate * devices):
+        raise ValueError(
+            f'data.batch_size = {batch_size} does not divide into {accumulate} micro-batches (optimizer.accumulate) '
+            f'over {devices} devices (mesh.data x mesh.fsdp): it must be a multiple of {accumulate * devices}'
+        )
+
+
+def place(mesh: Mesh):
+    """The function that puts this process's rows of a batch (numpy columns) on its devices, as one global batch."""
+    sharding = batch_sharding(mesh)
+
+    def put(batch: dict[str, np.ndarray]):
+        return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+    return put

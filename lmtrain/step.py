@@ -1,0 +1,120 @@
+"""One train step: bind, differentiate what learns, reduce, update; and its counterpart without the update."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lmtrain import tree
+from lmtrain.state import TrainState
+
+
+def sums(objective, model, params, batch, *, key=None):
+    """Weighted sums of an objective over a batch: ({name: sum(values * weights)}, sum(weights)), float32 scalars.
+
+    Sums and not means cross every boundary (micro-batches, devices, evaluation batches), so that how a batch was cut
+    cannot change a mean taken at the end. `key` binds dropout; without it the model evaluates.
+    """
+
+    def forward(columns):
+        rngs = None if key is None else {'dropout': key}
+        return model.apply({'params': params}, columns, train=key is not None, rngs=rngs)
+
+    values, weights = objective(forward, batch)
+    return {name: jnp.sum(value * weights) for name, value in values.items()}, jnp.sum(weights)
+
+
+def _micro_batches(batch, accumulate: int):
+    """[B, ...] -> [A, B/A, ...], each micro-batch taking every A-th row, so rows stay on the device that holds them."""
+    return jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def make_train_step(
+    model, objective, tx, schedule, *, learning_rate, learning_rates=(), clip=0.0, accumulate=1, trainable
+):
+    """The function (state, batch, progress) -> (state, metrics) that `jax.jit` compiles.
+
+    Args:
+      model: a module whose `apply({'params': p}, batch, train=, rngs=)` gives the heads.
+      objective: (forward, batch) -> ({name: values}, weights); `loss` is differentiated.
+      tx: optax transformation giving direction and decay, without the learning rate.
+      schedule: progress -> factor of the learning rate.
+      learning_rate: at the peak. learning_rates: [(path regex, factor)], first match wins, 1.0 elsewhere.
+      clip: limit of the gradient's global norm; 0 is none.
+      accumulate: micro-batches; the gradient is that of the whole batch whatever the masks.
+      trainable: tree of what learns (arrays or shapes), for its paths.
+
+    Returns:
+      step(state, batch, progress float32 scalar in [0, 1]). Where the loss, the gradient or the update is not finite
+      the state stays as it was but for `step` and the counters. Metrics: float32 scalars.
+    """
+    factors = tree.match(learning_rates, tree.flatten(trainable), default=1.0)
+    factors = tree.unflatten(factors)
+
+    def gradient(state, batch, key):
+        def total(trainable, micro):
+            values, weight = sums(objective, model, tree.join(state.frozen, trainable), micro, key=key)
+            return values['loss'], (values, weight)
+
+        grad = jax.grad(total, has_aux=True)
+        if accumulate == 1:
+            return grad(state.trainable, batch)
+
+        def add(carry, micro):
+            return jax.tree.map(jnp.add, carry, grad(state.trainable, micro)), None
+
+        micro_batches = _micro_batches(batch, accumulate)
+        shapes = jax.eval_shape(grad, state.trainable, jax.tree.map(lambda x: x[0], micro_batches))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, micro_batches)[0]
+
+    def step(state: TrainState, batch, progress):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        grads, (values, weight) = gradient(state, batch, key)
+        # A batch without one learning token has the gradient zero, not 0/0.
+        scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
+        norm = optax.tree.norm(grads) * scale
+        rate = learning_rate * schedule(progress)
+        clipped = scale * jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12)) if clip else scale
+        grads = jax.tree.map(lambda g: g * clipped, grads)
+
+        directions, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        updates = jax.tree.map(lambda d, factor: (-rate * factor) * d, directions, factors)
+        update_norm = optax.tree.norm(updates)
+        finite = jnp.isfinite(values['loss']) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
+
+        def keep(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        trainable = keep(optax.apply_updates(state.trainable, updates), state.trainable)
+        bad = 1 - finite.astype(jnp.int32)
+        counters = {
+            'skipped': state.counters['skipped'] + bad,
+            'skipped_in_a_row': bad * (state.counters['skipped_in_a_row'] + 1),
+        }
+        metrics = {name: value * scale for name, value in values.items()} | {
+            'targets': weight,
+            'learning_rate': rate,
+            'grad_norm': norm,
+            'update_norm': update_norm,
+            'param_norm': optax.tree.norm(trainable),
+        }
+        state = state.replace(
+            step=state.step + 1, trainable=trainable, opt_state=keep(opt_state, state.opt_state), counters=counters
+        )
+        return state, metrics | counters
+
+    return step
+
+
+def make_eval_step(model, objective, token_bytes):
+    """The function (params, batch) -> sums: those of the objective, `targets` (their weight) and `bytes` they spell.
+
+    `token_bytes` is [V'] int32, the bytes of text behind each id of the tokenizer.
+    """
+
+    def step(params, batch):
+        values, weight = sums(objective, model, params, batch)
+        spelled = jnp.sum(token_bytes[batch['targets']] * batch['loss_mask'])
+        return values | {'targets': weight, 'bytes': spelled}
+
+    return step

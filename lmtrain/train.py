@@ -1,0 +1,197 @@
+"""The loop of a run: step, evaluate, save, and only then the next batch; resumed, it is the uninterrupted run."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmtrain import data, display, evaluate, metrics, report, sharding, survive, tree
+from lmtrain.checkpoint import Checkpoints
+from lmtrain.checkpoint import workdir as folder
+from lmtrain.run import Run, assemble, circumstances, resolved
+from lmtrain.trained import samples
+
+SKIPPED_IN_A_ROW = 5  # updates dropped one after another before the run ends
+
+
+@dataclasses.dataclass
+class Clock:
+    """What is spent of the budget: of its steps, or of its hours over all starts of the run."""
+
+    total_steps: int | None
+    hours: float | None
+    before: float  # seconds of earlier starts
+    begun: float | None = None  # when the loop of this start began: compiling is not training
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training with its evaluations, earlier starts included."""
+        return self.before + (time.monotonic() - self.begun if self.begun else 0.0)
+
+    def spent(self, step: int) -> float:
+        """Share of the budget that `step` updates take; 1 is its end."""
+        return step / self.total_steps if self.total_steps else min(self.elapsed / (3600 * self.hours), 1.0)
+
+
+def train(config, workdir) -> dict[str, Any]:
+    """Trains what `config` says in the folder `workdir`, going on where an earlier start of it stopped.
+
+    Returns:
+      What results.json holds: the last evaluation beside the baselines, and the cost.
+
+    Raises:
+      ValueError, OSError: config, data or folder are wrong; nothing has been compiled then.
+      survive.Ended: asked to stop (the step is saved) or not worth going on; carries the exit code.
+    """
+    workdir, first = pathlib.Path(workdir), jax.process_index() == 0
+    run = assemble(config)
+    folder.check(workdir, tree.size(run.shapes), config.checkpoint.keep_last + config.checkpoint.keep_best)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(folder.disk(workdir))
+        changed = []
+        if first:
+            stack.enter_context(folder.lock(workdir))
+            changed = folder.claim(workdir, resolved(run), run.fingerprints())
+        checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', **config.checkpoint))
+        signals = stack.enter_context(survive.Signals())
+        saved = checkpoints.restore(run.shapes)
+        state, extra = saved or (run.initial_state(), {'step': 0, 'elapsed': 0.0})
+        live = stack.enter_context(contextlib.closing(display.Live(run.total_steps)))
+        live.say(run.header())
+        if first:
+            for name in ('metrics.jsonl', 'timings.jsonl'):
+                folder.truncate_jsonl(workdir / name, extra['step'])
+            folder.record(workdir, extra['step'] if saved else None, changed, **circumstances(run))
+            run.corpus.tokenizer.save(workdir / 'tokenizer')
+        if saved:
+            live.say(f'  resumed    after step {extra["step"]:,}, {display.duration(extra["elapsed"])} in')
+        for difference in changed:
+            rounding = ' (the same sums in another order: no longer equal to the bit)' * (difference.kind == 'rounding')
+            live.say(f'  changed    {difference}{rounding}')
+        del saved
+        writers = stack.enter_context(metrics.Writers(workdir, config.log.tensorboard, extra['step'], live.say))
+        loop = Loop(run, checkpoints, signals, writers, live, extra)
+        state = loop.go(state)
+        results = loop.results(state)
+        if first:
+            (workdir / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+            (workdir / 'samples.txt').write_text(samples(config, run.model, run.corpus.tokenizer, state.params))
+            report.write(workdir)
+    if first:
+        live.say(display.evaluation(results['validation'], results['baselines'], 'validation'))
+        live.say(f'report and samples: {workdir / "report.md"}')
+    return results
+
+
+class Loop:
+    """The loop and what it carries from step to step; the state itself is handed on, since it is donated."""
+
+    def __init__(self, run: Run, checkpoints, signals, writers, live, extra):
+        self.run, self.checkpoints, self.signals, self.writers, self.live = run, checkpoints, signals, writers, live
+        self.done, self.saved_at = extra['step'], extra['step']
+        self.validation, self.evaluated_at = extra.get('validation'), extra.get('evaluated_at')  # the last one
+        self.clock = Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
+        self.meter = metrics.Meter(run.tokens_per_step, run.flops_per_step.total, run.peak)
+        self.put, self.on_cpu = sharding.place(run.mesh), jax.default_backend() == 'cpu'
+        self.eval_step, self.eval_stream = run.eval_step(), run.stream('validation')
+        self.baselines = run.baselines()
+
+    def go(self, state):
+        """Trains to the end of the budget."""
+        config = self.run.config
+        progress = self.clock.spent(self.done)
+        if progress >= 1.0:
+            self.live.say('  the budget is spent: nothing is left to train')
+            if self.evaluated_at != self.done:
+                self.evaluate(state)
+            return state
+        train_step = self.run.train_step()
+
+        def place(batch):
+            return self.put(batch), data.batch_hash(batch)
+
+        with data.prefetch(self.run.stream('train', shuffle=True), self.done, place) as batches:
+            self.clock.begun = time.monotonic()
+            self.meter.restart(self.done, progress, 0.0)
+            pending = None  # the step before, which is read while the device computes this one
+            while progress < 1.0:
+                step, (batch, digest) = next(batches)
+                progress = self.clock.spent(step + 1)
+                state, measured = train_step(state, batch, np.float32(progress))
+                if self.on_cpu:
+                    jax.block_until_ready(measured)  # many steps in flight can deadlock simulated devices
+                self.done = step + 1
+                if pending:
+                    self.say(*pending)
+                pending = self.done, progress, measured, digest, batches.waited
+                evaluated = progress >= 1.0 or self.done % config.evaluate.every_steps == 0
+                stop = self.signals.received
+                if evaluated or stop or self.checkpoints.due(self.done):
+                    self.say(*pending)
+                    pending = None
+                    if evaluated:
+                        self.evaluate(state)
+                    if progress >= 1.0 or stop or self.checkpoints.due(self.done):
+                        self.save(state)
+                    self.meter.restart(self.done, progress, batches.waited)
+                self.checkpoints.check_for_errors()
+                if stop:
+                    self.checkpoints.wait()
+                    raise survive.Ended(
+                        survive.REQUEUE, f'{stop}: step {self.done:,} is saved; the same command goes on'
+                    )
+        return state
+
+    def say(self, step, progress, measured, digest, waited):
+        """Reads what a step measured, writes it where it is due, and ends a run that has gone wrong."""
+        values = {name: value.item() for name, value in jax.device_get(measured).items()}
+        if values['skipped_in_a_row'] >= SKIPPED_IN_A_ROW:
+            self.give_up(f'no finite loss or gradient in {SKIPPED_IN_A_ROW} steps, to step {step:,} on batch {digest}')
+        if step % self.run.config.log.every_steps and 1 < step and progress < 1.0:
+            return
+        speed = self.meter.read(step, progress, waited)
+        self.writers.metrics(step, values, digest)
+        self.writers.timings(step, speed)
+        bits = values['nats'] / math.log(2) / self.run.bytes_per_token
+        self.live.update(step, progress, values | speed | {'bits_per_byte': bits})
+
+    def give_up(self, why: str):
+        """Ends a run that cannot recover."""
+        standing = f'the last checkpoint is of step {self.saved_at:,}' if self.saved_at else 'nothing has been saved'
+        way_out = 'Lower optimizer.learning_rate or lengthen schedule.warmup'
+        raise survive.Ended(survive.NON_FINITE, f'{why}: none of it is kept, {standing}. {way_out}')
+
+    def evaluate(self, state):
+        """The validation loss of the state."""
+        limit = self.run.config.evaluate.max_batches
+        self.validation = evaluate.evaluate(self.eval_step, state.params, self.eval_stream, self.put, limit)
+        self.evaluated_at = self.done
+        self.writers.validation(self.done, self.validation)
+        self.live.say(f'{self.done:>7,}  ' + display.evaluation_line(self.validation, self.baselines))
+        if not math.isfinite(self.validation['loss']):
+            self.give_up(f'the validation loss after step {self.done:,} is {self.validation["loss"]}')
+
+    def save(self, state):
+        """Begins to save the state with all that a resumed run must know."""
+        extra = {'elapsed': self.clock.elapsed, 'validation': self.validation, 'evaluated_at': self.evaluated_at}
+        extra |= self.spent()
+        metric = self.validation['loss'] if self.evaluated_at == self.done else None  # never an older state's
+        self.checkpoints.save(state, self.done, extra, metric)
+        self.saved_at = self.done
+
+    def spent(self) -> dict[str, float]:
+        """Tokens and FLOPs so far: functions of the step."""
+        tokens, flops = self.run.tokens_per_step, self.run.flops_per_step.total
+        return {'tokens': self.done * tokens, 'flops': self.done * flops}
+
+    def results(self, state) -> dict[str, Any]:
+        """What results.json holds."""
+        cost = {'steps': self.done, 'seconds': self.clock.elapsed, 'peak_memory': metrics.peak_memory()} | self.spent()
+        cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
+        return {'validation': self.validation, 'baselines': self.baselines, 'cost': cost}

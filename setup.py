@@ -1,0 +1,45 @@
+"""Installs lmtrain: `pip install -e .`, or let launch/run.sh do it. Ranges are what the tests have passed on."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name='lmtrain',
+    version='0.1.0',
+    description='Pretrain a language model end to end on real text, with two commands',
+    python_requires='>=3.11',
+    packages=find_packages(include=['lmtrain', 'lmtrain.*', 'configs', 'launch']),
+    package_data={'launch': ['*.sh']},
+    entry_points={'console_scripts': ['lmtrain = launch.cli:main']},
+    install_requires=[
+        'absl-py>=2.5,<3',
+        'array_record>=0.8,<0.9',  # the file format in which TFDS prepares without TensorFlow
+        'flax>=0.12.8,<0.13',
+        'jax>=0.10.2,<0.13',  # 0.10 is the last for Python 3.11
+        'matplotlib>=3.11,<4',
+        'ml-collections>=1.1,<2',
+        'numpy>=2.4,<3',
+        'optax>=0.2.8,<0.3',
+        'orbax-checkpoint>=0.12.8,<0.13',
+        'tensorboardX>=2.6.5,<3',
+        'tensorflow-datasets>=4.9.10,<5',
+        'tokenizers>=0.23,<0.24',
+        'tqdm>=4.70,<5',
+    ],
+    extras_require={
+        'test': [
+            'hypothesis>=6.100',
+            'pyarrow>=18',
+            'pytest>=8',
+            'pytest-timeout>=2.3',
+            'pytest-xdist>=3.6',
+            'ruff>=0.9',
+            'sentencepiece>=0.2',
+        ],
+        'cuda': ['jax[cuda13]'],  # driver 580 or newer and compute capability 7.5 or newer
+        'cuda12': ['jax[cuda12]'],  # older drivers and cards
+        'tpu': ['jax[tpu]'],
+        'parquet': ['pyarrow>=18'],
+        'sentencepiece': ['sentencepiece>=0.2'],
+        'bench': ['torch>=2.6'],
+    },
+)

@@ -1,0 +1,204 @@
+"""Whatever happens to whichever file of a checkpoint: it is noticed, named, set aside, and the older one is used."""
+
+import logging
+import os
+import shutil
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from lmtrain import checkpoint
+from lmtrain.checkpoint import Checkpoints, Damaged, manifest
+
+SHAPES = {'kernel': jax.ShapeDtypeStruct((64, 64), jnp.float32), 'step': jax.ShapeDtypeStruct((), jnp.int32)}
+
+
+def state(step: int) -> dict:
+    kernel = np.random.default_rng(step).standard_normal((64, 64), np.float32)
+    return {'kernel': jnp.asarray(kernel), 'step': jnp.int32(step)}
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """A directory with the checkpoints 1 and 2."""
+    directory = tmp_path_factory.mktemp('whole')
+    with Checkpoints(directory, every_steps=1, keep_last=2, keep_best=0) as kept:
+        for step in (1, 2):
+            kept.save(state(step), step, {'tokens': step}, metric=1.0 / step)
+    return directory
+
+
+@pytest.fixture(scope='module')
+def files(whole):
+    """Every file of checkpoint 2, but the empty ones, which only some kinds of damage can touch."""
+    found = sorted(path.relative_to(whole / '2') for path in (whole / '2').rglob('*') if path.is_file())
+    assert len(found) >= 10
+    return [path for path in found if (whole / '2' / path).stat().st_size]
+
+
+def flip(path, rng):
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    path.write_bytes(content)
+
+
+def truncate(path, rng):
+    os.truncate(path, rng.integers(path.stat().st_size))
+
+
+def zero_page(path, rng):
+    content = bytearray(path.read_bytes())
+    start = rng.integers(max(1, len(content) - 4096))
+    content[start : start + 4096] = bytes(len(content[start : start + 4096]))
+    path.write_bytes(content)
+
+
+def delete(path, rng):
+    path.unlink()
+
+
+def empty(path, rng):
+    path.write_bytes(b'')
+
+
+def append(path, rng):
+    path.write_bytes(path.read_bytes() + b'\n')
+
+
+def link(path, rng):
+    """The same bytes, but kept elsewhere, where nobody guards them."""
+    elsewhere = next(parent for parent in path.parents if parent.name == '2').with_name('elsewhere')
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+@pytest.mark.parametrize('damage', [flip, truncate, zero_page, delete, empty, append, link])
+def test_damage_to_any_file_is_noticed(whole, files, tmp_path, caplog, damage):
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(files):
+        directory = tmp_path / str(number)
+        shutil.copytree(whole, directory)
+        damage(directory / '2' / name, rng)
+        expect_fall_back(directory, caplog, str(name))
+
+
+def test_two_files_swapped_are_noticed(whole, files, tmp_path, caplog):
+    for number, (one, other) in enumerate(zip(files, files[1:] + files[:1], strict=True)):
+        directory = tmp_path / str(number)
+        shutil.copytree(whole, directory)
+        (directory / '2' / one).rename(directory / 'aside')
+        (directory / '2' / other).rename(directory / '2' / one)
+        (directory / 'aside').rename(directory / '2' / other)
+        expect_fall_back(directory, caplog)
+
+
+def test_a_file_of_another_step_is_noticed(whole, files, tmp_path, caplog):
+    older = {path.name: path for path in (whole / '1').rglob('*') if path.is_file()}
+    stale = [name for name in files if name.name in older]
+    assert len(stale) >= 5
+    for number, name in enumerate(stale):
+        directory = tmp_path / str(number)
+        if older[name.name].read_bytes() != (whole / '2' / name).read_bytes():
+            shutil.copytree(whole, directory)
+            shutil.copy(older[name.name], directory / '2' / name)
+            expect_fall_back(directory, caplog, str(name))
+
+
+def test_a_whole_checkpoint_of_another_step_is_noticed(whole, tmp_path, caplog):
+    shutil.copytree(whole / '1', tmp_path / '1')
+    shutil.copytree(whole / '1', tmp_path / '2')
+    expect_fall_back(tmp_path, caplog, 'is of step 1')
+
+
+@pytest.mark.parametrize('folder', ['.', 'state', 'state/d'])
+def test_a_file_too_many_is_noticed(whole, tmp_path, caplog, folder):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / '2' / folder / 'stray').write_bytes(b'')
+    expect_fall_back(tmp_path, caplog, 'stray: not part of this checkpoint')
+
+
+def expect_fall_back(directory, caplog, word=''):
+    """Checkpoint 2 is set aside, with one line that holds `word`, and 1 is what is restored."""
+    caplog.clear()
+    with caplog.at_level(logging.ERROR):
+        assert manifest.first_whole(directory, 'last', quarantine=True) == 1
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1 and 'CHECKPOINT 2 IS DAMAGED' in lines[0] and word in lines[0], lines
+    assert sorted(path.name for path in directory.iterdir() if path.is_dir()) == ['1', '2.corrupt']
+
+
+def test_the_older_one_is_really_loaded(whole, tmp_path, caplog):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / '2' / 'state' / '_METADATA').unlink()
+    with Checkpoints(tmp_path, every_steps=1, keep_last=2, keep_best=0) as kept:
+        restored, extra = kept.restore(SHAPES)
+        assert extra == {'tokens': 1, 'step': 1}
+        np.testing.assert_array_equal(restored['kernel'], state(1)['kernel'])
+        kept.save(state(2), 2, {})  # the step may be saved again, and damaged again
+    (tmp_path / '2' / 'manifest.json').unlink()
+    assert manifest.first_whole(tmp_path, 'last', quarantine=True) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '2.corrupt', '2.corrupt.1']
+
+
+@hypothesis.settings(
+    max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(data=st.data())
+def test_no_other_byte_passes(whole, files, tmp_path, data):
+    folder = tmp_path / '2'
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(whole / '2', folder)
+    path = folder / data.draw(st.sampled_from(files))
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] = data.draw(st.integers(0, 255).filter(lambda byte: byte != content[place]))
+    path.write_bytes(content)
+    with pytest.raises(Damaged, match=path.name.replace('.', r'\.')):
+        manifest.verify(folder)
+
+
+@pytest.mark.parametrize(
+    'content', [b'', b'{}', b'[]', b'null', b'\xff', b'{"sha256": 1}', b'[' * 100_000, b'{"sha256": "", "files": {}}']
+)
+def test_any_manifest_is_damage_or_itself(whole, tmp_path, content):
+    shutil.copytree(whole / '2', tmp_path / '2')
+    (tmp_path / '2' / 'manifest.json').write_bytes(content)
+    with pytest.raises(Damaged, match=r'manifest\.json'):
+        manifest.verify(tmp_path / '2')
+
+
+def test_the_best_falls_back_to_the_next_best(whole, tmp_path, caplog):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    assert checkpoint.ranked(tmp_path) == [2, 1]
+    (tmp_path / '2' / 'state' / '_METADATA').unlink()
+    assert checkpoint.restore(tmp_path, SHAPES, step='best')[1]['step'] == 1
+    (tmp_path / '1' / 'manifest.json').unlink()
+    with pytest.raises(Damaged, match='no whole checkpoint is left'):
+        checkpoint.restore(tmp_path, SHAPES, step='best')
+
+
+def test_what_may_not_be_read_is_not_called_damaged(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+
+    def refused(*args, **kwargs):
+        raise PermissionError(13, 'Permission denied')
+
+    # Root reads through every permission.
+    monkeypatch.setattr(manifest.Path, 'read_bytes', refused)
+    with pytest.raises(PermissionError):
+        manifest.first_whole(tmp_path, 'last', quarantine=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(manifest.hashlib, 'file_digest', refused)
+    with pytest.raises(PermissionError):
+        manifest.first_whole(tmp_path, 'last', quarantine=True)
+    assert checkpoint.steps(tmp_path) == [1, 2]
+
+
+def test_names_that_are_no_step_are_left_alone(tmp_path):
+    for name in ('007', 'tmp.3', '4.corrupt', 'x', '-1', '5'):
+        (tmp_path / name).mkdir()
+    assert checkpoint.steps(tmp_path) == [5]

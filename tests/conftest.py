@@ -1,0 +1,23 @@
+"""A strict world: eight simulated devices, no implicit rank promotion, every warning an error."""
+
+import os
+import pathlib
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
+# Tests compile more than they compute: LLVM's own optimisations cost more time here than they save.
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'.strip()
+
+import jax
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(scope='session')
+def shared() -> pathlib.Path:
+    """Real data beside the repository; a test that wants it skips where it is missing."""
+    root = pathlib.Path(os.environ.get('LMTRAIN_DATA', pathlib.Path(__file__).parents[2] / 'shared' / 'data'))
+    if not root.is_dir():
+        pytest.skip(f'no data at {root} (set LMTRAIN_DATA to the folder that holds it)')
+    return root

@@ -1,0 +1,47 @@
+"""A corpus in two lines: `prepare(text)` with the settings of configs/base.py but for those that are given."""
+
+import json
+import random
+
+import pytest
+
+import lmtrain.data
+from configs.base import get_config
+
+WORDS = 'the cat sat on a mat and looked at the moon over seven hills while it sang of tea'.split()
+
+
+def _poem(number: int) -> str:
+    draw = random.Random(number).random
+    return '\n'.join(' '.join(WORDS[int(draw() * len(WORDS))] for _ in range(3 + number % 17)) for _ in range(2))
+
+
+@pytest.fixture(scope='session')
+def poem():
+    """A function from a number to a short text, different for every number."""
+    return _poem
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """A function from what differs to the keyword arguments of lmtrain.data.prepare."""
+
+    def make(**over):
+        data = get_config().data.to_dict()
+        small = {'cache': str(tmp_path / 'cache'), 'tokenizer': 'bytes', 'seq_len': 32, 'root': str(tmp_path)}
+        return data | small | over
+
+    return make
+
+
+@pytest.fixture
+def prepare(tmp_path, settings):
+    """A function from documents and what differs to a Corpus of them, one line of a .jsonl each."""
+
+    def make(documents=None, **over):
+        documents = [f'{number}: {_poem(number)}' for number in range(200)] if documents is None else documents
+        (tmp_path / 'text.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in documents))
+        over = {'source': 'text.jsonl', 'validation': 0.1, 'test': 0.1} | over
+        return lmtrain.data.prepare(**settings(**over))
+
+    return make

@@ -1,0 +1,185 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import lmtrain.data
+from lmtrain.data import Stream, batch_hash
+
+
+def test_splits_count_every_token_and_byte_once(prepare, poem):
+    corpus = prepare()
+    documents = [f'{number}: {poem(number)}' for number in range(200)]
+    splits = corpus.splits.values()
+    assert sum(split.num_documents for split in splits) == 200
+    assert sum(split.num_bytes for split in splits) == sum(len(text.encode()) for text in documents)
+    assert sum(split.num_tokens for split in splits) == sum(len(text.encode()) + 1 for text in documents)
+    for name, split in corpus.splits.items():
+        stream = Stream(corpus, name, 8, seed=0, shuffle=False)
+        batches = [stream.batch(step) for step in range(stream.steps_per_epoch)]
+        assert sum(batch['loss_mask'].sum() for batch in batches) == split.num_tokens
+        targets = np.concatenate([batch['targets'][batch['loss_mask'] == 1] for batch in batches])
+        assert corpus.tokenizer.token_bytes[targets].sum() == split.num_bytes
+
+
+def test_what_was_prepared_is_found_again_and_is_the_same(prepare, monkeypatch):
+    first = prepare(tokenizer='bpe', vocab_size=300)
+    monkeypatch.setattr('lmtrain.data.corpus.learn', None)
+    monkeypatch.setattr('lmtrain.data.corpus.divide', None)
+    monkeypatch.setattr('lmtrain.data.corpus.pack', None)
+    again = prepare(tokenizer='bpe', vocab_size=300)
+    assert again.fingerprint == first.fingerprint
+    assert batch_hash(Stream(again, 'train', 4, 0, True).batch(3)) == batch_hash(
+        Stream(first, 'train', 4, 0, True).batch(3)
+    )
+
+
+def test_made_anew_elsewhere_it_is_the_same(prepare, tmp_path):
+    first = prepare(tokenizer='bpe', vocab_size=400)
+    hashes = [batch_hash(Stream(first, 'train', 4, 0, True).batch(step)) for step in range(5)]
+    shutil.rmtree(tmp_path / 'cache')
+    again = prepare(tokenizer='bpe', vocab_size=400, cache=str(tmp_path / 'other'))
+    assert again.fingerprint == first.fingerprint
+    assert [batch_hash(Stream(again, 'train', 4, 0, True).batch(step)) for step in range(5)] == hashes
+
+
+def test_these_batches_are_of_this_version(prepare):
+    """Where this fails, the same text and settings give other batches: raise VERSION in lmtrain/data/corpus.py."""
+    plain, masked = prepare(), prepare(corrupt=0.15)
+    assert batch_hash(Stream(plain, 'train', 4, 0, True).batch(7)) == '7eea1cc6c5154aca'
+    assert batch_hash(Stream(masked, 'train', 4, 0, True).batch(7)) == 'e86ae716e72d464d'
+
+
+def test_what_decides_a_batch_is_in_the_fingerprint(prepare, tmp_path, poem):
+    documents = [poem(number) + str(number) for number in range(100)]
+    changed = [documents[0].upper(), *documents[1:]]
+    variants = [
+        prepare(documents),
+        prepare(changed),
+        prepare(documents[::-1]),
+        prepare(documents[:-1]),
+        *(
+            prepare(documents, **over)
+            for over in (
+                {'seq_len': 16}, {'isolate': False}, {'corrupt': 0.2}, {'corrupt': 0.3}, {'tokenizer': 'chars'},
+                {'validation': 0.2}, {'split': 'tail'}, {'tokenizer': 'bpe', 'vocab_size': 300},
+                {'tokenizer': 'bpe', 'vocab_size': 310}, {'corrupt': 0.2, 'whole_word': True},
+            )
+        ),
+    ]  # fmt: skip
+    assert len({corpus.fingerprint for corpus in variants}) == len(variants)
+    same = [prepare(documents), prepare(documents, batch_size=8), prepare(documents, cache=str(tmp_path / 'c'))]
+    assert {corpus.fingerprint for corpus in same} == {variants[0].fingerprint}
+
+
+def test_a_damaged_cache_is_not_used(prepare, tmp_path, capsys):
+    first = batch_hash(Stream(prepare(), 'train', 4, 0, True).batch(0))
+    (tokens,) = tmp_path.glob('cache/tokens-*/train.tokens')
+    tokens.write_bytes(tokens.read_bytes()[:-2] + b'\0\0')
+    assert batch_hash(Stream(prepare(), 'train', 4, 0, True).batch(0)) == first
+    assert 'is damaged' in capsys.readouterr().err
+
+
+def test_many_tokens_need_wider_files(prepare, tmp_path):
+    symbols = [' '.join(f's{100 * line + number}' for number in range(100)) for line in range(700)]
+    corpus = prepare(symbols, tokenizer='whitespace')
+    assert corpus.tokenizer.vocab_size == 70_001
+    batch = Stream(corpus, 'train', 64, 0, True).batch(0)
+    assert batch['tokens'].max() > 1 << 16
+    assert json.loads(next(tmp_path.glob('cache/tokens-*/about.json')).read_text())['dtype'] == 'uint32'
+
+
+BAD = [
+    ({'split': 'tails'}, "data.split is 'tails'; it must be 'document' or 'tail'"),
+    ({'validation': 1.0}, 'data.validation is 1.0; it must be a share'),
+    ({'validation': float('nan')}, 'data.validation is nan'),
+    ({'test': -0.1}, 'data.test is -0.1'),
+    ({'validation': 0.5, 'test': 0.5}, 'data.test is 0.5; it must be below 1 together'),
+    ({'seq_len': 0}, 'data.seq_len is 0'),
+    ({'seq_len': 1}, 'data.seq_len is 1; it must be at least 2'),
+    ({'seq_len': 2.5}, 'data.seq_len is 2.5'),
+    ({'seq_len': True}, 'data.seq_len is True'),
+    ({'batch_size': -1}, 'data.batch_size is -1'),
+    ({'vocab_size': 0}, 'data.vocab_size is 0'),
+    ({'corrupt': 1.5}, 'data.corrupt is 1.5'),
+    ({'whole_word': True}, 'data.whole_word is True; it must be False where data.corrupt is 0'),
+    ({'isolate': 1}, 'data.isolate is 1; it must be True or False'),
+    ({'mix': (('a.txt', 0.0),)}, 'data.mix is'),
+    ({'mix': ('a.txt',)}, 'data.mix is'),
+    ({'mix': (('text.jsonl', 0.5),)}, "text.jsonl stands in two sources, 'text.jsonl' and 'text.jsonl'"),
+    ({'tokenizer': 'bpe', 'vocab_size': 100}, "'bpe' has 256 bytes and learns pairs"),
+    ({'vocab_limit': 256}, "the tokenizer 'bytes' has 257 entries and model.vocab_size is 256: set model.vocab_size"),
+    ({'seq_len': 1 << 20}, 'not one full row of data.seq_len=1048576'),
+]
+
+
+@pytest.mark.parametrize('over, message', BAD, ids=[message for _, message in BAD])
+def test_settings_that_cannot_be_are_named(over, message, prepare):
+    with pytest.raises(ValueError, match=message):
+        prepare(**over)
+
+
+def test_one_document_cannot_be_divided_by_document(prepare):
+    with pytest.raises(
+        ValueError, match="no text fell into the (train|validation|test) split, of 1 document. .*split='tail'"
+    ):
+        prepare(['one ' * 100])
+    assert prepare(['one ' * 100], split='tail').splits['validation'].num_bytes == 40
+
+
+def test_a_split_may_be_left_out(prepare):
+    corpus = prepare(validation=0.0, test=0.0)
+    assert corpus.splits['validation'].num_rows == 0 and corpus.baselines() == {}
+    with pytest.raises(ValueError, match='the validation split is empty: give data.validation a share'):
+        Stream(corpus, 'validation', 4, 0, False)
+
+
+def test_sources_are_mixed_by_weight(prepare, tmp_path, poem):
+    (tmp_path / 'more.jsonl').write_text(
+        ''.join(json.dumps({'text': f'ZZZ {n} ' + poem(n)}) + '\n' for n in range(100))
+    )
+    alone = prepare()
+    corpus = prepare(mix=(('more.jsonl', 0.5),))
+    assert corpus.splits['train'].num_documents > alone.splits['train'].num_documents
+    rows = [len(part.rows.first) - 1 for part in corpus.splits['train'].parts]
+    stream = Stream(corpus, 'train', 8, 0, True)
+    assert stream.steps_per_epoch == -(-(rows[0] + round(rows[0] / 2)) // 8)
+    validation = Stream(corpus, 'validation', 8, 0, False)
+    real = sum(validation.batch(step)['loss_mask'].sum() for step in range(validation.steps_per_epoch))
+    assert real == corpus.splits['validation'].num_tokens
+    assert set(corpus.baselines()) == {'unigram', 'bigram', 'xz'}
+
+
+def test_every_source_of_a_mixture_has_something_to_learn_from(prepare, tmp_path):
+    (tmp_path / 'more.txt').write_text('one text')
+    with pytest.raises(ValueError, match='more.txt: no text fell into the train split, of 1 document'):
+        prepare(mix=(('more.txt', 0.5),))
+
+
+def test_chess_games_are_symbols(shared, settings):
+    over = {'source': str(shared / 'chess' / '*.pgn'), 'tokenizer': 'whitespace', 'seq_len': 256}
+    corpus = lmtrain.data.prepare(**settings(**over))
+    assert sum(split.num_documents for split in corpus.splits.values()) == 984
+    for name, split in corpus.splits.items():
+        whole = Stream(corpus, name, split.num_rows, 0, False).batch(0)
+        counted = corpus.tokenizer.token_bytes[whole['targets']] * whole['loss_mask']
+        assert counted.sum() == split.num_bytes
+    batch = Stream(corpus, 'train', 2, 0, True).batch(0)
+    game = corpus.tokenizer.decode(batch['tokens'][0][batch['segment_ids'][0] == 1][1:].tolist())
+    assert not {'1.', '[Event', ''} & set(game.split(' '))
+    assert {'e4', 'O-O', '1-0', '0-1'} <= set(corpus.tokenizer.symbols)
+
+
+def test_no_heavy_module_is_imported(prepare):
+    import subprocess
+    import sys
+
+    told = subprocess.run(
+        [sys.executable, '-c', 'import sys, lmtrain.data; print(*sys.modules)'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'tokenizers', 'pyarrow', 'torch', 'grain', 'sentencepiece'}
+    assert not heavy & set(told.stdout.split())

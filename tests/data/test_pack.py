@@ -1,0 +1,81 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmtrain.data.pack import gather, pack
+
+END = 999
+documents = st.lists(st.integers(1, 40), min_size=1, max_size=30)  # tokens of each
+
+
+def token_file(sizes):
+    """Tokens all different, so that a place in a row tells the place in the file."""
+    tokens, begins, counter = [END], [0], 1000
+    for size in sizes:
+        tokens += [*range(counter, counter + size), END]
+        begins.append(len(tokens) - 1)
+        counter += size
+    return np.array(tokens, np.uint32), np.array(begins)
+
+
+@settings(max_examples=150, deadline=None)
+@given(documents, st.integers(2, 24), st.booleans())
+def test_every_target_stands_in_one_row_in_order_beside_its_own_document(sizes, seq_len, isolate):
+    tokens, begins = token_file(sizes)
+    rows = pack(begins, seq_len, isolate)
+    assert rows.first[0] == 0 and rows.first[-1] == len(rows.start)
+    batch = gather(tokens, rows, np.arange(len(rows.first) - 1), seq_len)
+    real = batch['loss_mask'] == 1
+    np.testing.assert_array_equal(real, batch['segment_ids'] > 0)
+    assert sorted(batch['targets'][real].tolist()) == sorted(tokens[1:].tolist())  # every one, once
+    place = {token: index for index, token in enumerate(tokens.tolist()) if token != END}
+    document_of = np.searchsorted(begins, np.arange(len(tokens)), side='left')  # of each place as a target
+    for row in range(len(real)):
+        segments = batch['segment_ids'][row]
+        assert segments.max() == len(set(segments[segments > 0]))
+        for segment in range(1, segments.max() + 1):
+            (at,) = np.nonzero(segments == segment)
+            assert (np.diff(at) == 1).all() and len(at) <= seq_len
+            np.testing.assert_array_equal(batch['positions'][row, at], np.arange(len(at)))
+            inputs, targets = batch['tokens'][row, at], batch['targets'][row, at]
+            np.testing.assert_array_equal(inputs[1:], targets[:-1])  # in order
+            where = [place[token] for token in targets.tolist() if token != END]
+            assert not isolate or len({document_of[each] for each in where}) <= 1  # nothing crosses
+    padding = batch['segment_ids'] == 0
+    for name in ('tokens', 'targets', 'positions'):
+        assert not batch[name][padding].any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=40, max_size=120))
+def test_short_documents_share_rows_with_little_padding(sizes):
+    tokens, begins = token_file(sizes)
+    rows = pack(begins, 64, True)
+    needed = -(-(len(tokens) - 1) // 64)
+    assert len(rows.first) - 1 <= 1.25 * needed + 1
+
+
+def test_without_isolation_the_text_is_cut_every_seq_len_tokens():
+    tokens, begins = token_file([5, 9, 3])
+    rows = pack(begins, 8, False)
+    batch = gather(tokens, rows, np.arange(3), 8)
+    np.testing.assert_array_equal(batch['tokens'].ravel()[: len(tokens) - 1], tokens[:-1])
+    np.testing.assert_array_equal(batch['targets'].ravel()[: len(tokens) - 1], tokens[1:])
+    assert set(batch['segment_ids'][:2].ravel()) == {1}
+    np.testing.assert_array_equal(batch['positions'][1], np.arange(8))
+
+
+def test_an_empty_row_counts_nothing():
+    tokens, begins = token_file([5, 9, 3])
+    batch = gather(tokens, pack(begins, 8, True), np.array([-1, 1, -1]), 8)
+    assert not batch['loss_mask'][[0, 2]].any() and not batch['segment_ids'][[0, 2]].any()
+    alone = gather(tokens, pack(begins, 8, True), np.array([1]), 8)
+    for name, values in alone.items():
+        np.testing.assert_array_equal(batch[name][1:2], values)
+
+
+def test_many_documents_leave_less_than_a_hundredth_of_padding():
+    sizes = np.random.default_rng(0).integers(1, 400, 100_000)
+    rows = pack(np.concatenate([[0], np.cumsum(sizes + 1)]), 256, True)
+    filled = rows.length.sum() / ((len(rows.first) - 1) * 256)
+    assert filled > 0.99

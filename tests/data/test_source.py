@@ -1,0 +1,230 @@
+import gzip
+import json
+import os
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmtrain.data import source as source_file
+from lmtrain.data.source import open_source
+
+
+def read(path, text_field='text', document='file', root=''):
+    return [each.text for each in open_source(str(path), root, None, text_field, document).documents()]
+
+
+def rows(*texts):
+    return ''.join(json.dumps({'text': text}) + '\n' for text in texts).encode()
+
+
+@pytest.mark.parametrize(
+    'name, content, document, expected',
+    [
+        ('a.txt', b'one\ntwo\n', 'file', ['one\ntwo\n']),
+        ('a.txt', b'one\ntwo', 'line', ['one', 'two']),
+        ('a.txt', b'one\r\ntwo\r\n', 'line', ['one', 'two']),
+        ('a.txt', b'\xef\xbb\xbfone\n', 'line', ['one']),
+        ('a.txt', b'\xef\xbb\xbfone', 'file', ['one']),
+        ('a.txt', b'a\x00b', 'file', ['a\x00b']),
+        ('a.txt', b'one\ntwo\n\n \nthree\n\n', 'paragraph', ['one\ntwo', 'three', '']),
+        ('a.jsonl', rows('one', 'two\nlines'), 'file', ['one', 'two\nlines']),
+        ('a.jsonl', b'\n' + rows('one').rstrip() + b'\r\n\n', 'file', ['one']),
+        ('a.jsonl', b'{"text": "a", "x": NaN, "text": "b"}', 'file', ['b']),
+        ('a.jsonl.gz', gzip.compress(rows('one', 'two'), mtime=0), 'file', ['one', 'two']),
+        (
+            'a.pgn',
+            b'[Event "x"]\n[Site "y"]\n\n1. e4 e5 2. Nf3 {good\n[%clk 0:01]} Nc6 1-0\n\n\n'
+            b'[Event "z"]\n\n1. d4 $1 d5 1/2-1/2\n',
+            'file',
+            ['e4 e5 Nf3 Nc6 1-0', 'd4 d5 1/2-1/2'],
+        ),
+    ],
+)
+def test_documents_are_what_the_file_says(name, content, document, expected, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    assert read(tmp_path / name, document=document) == expected
+
+
+BAD = [
+    # name, content, document, the error names
+    ('a.txt', b'', 'file', 'a.txt is empty'),
+    ('a.txt', b'abc\xc0', 'file', 'not UTF-8 at byte 3'),
+    ('a.txt', b'abc\xe0\x80\x80', 'file', 'not UTF-8 at byte 3'),  # overlong
+    ('a.txt', b'ab\xed\xa0\x80', 'file', 'not UTF-8 at byte 2'),  # half a surrogate pair
+    ('a.txt', 'abé'.encode()[:-1], 'file', 'not UTF-8 at byte 2'),  # cut at its end
+    ('a.txt', 'caf\xe9'.encode('latin1'), 'file', 'iconv -f latin1'),
+    ('a.txt', b'one\ntwo\xff\n', 'line', 'not UTF-8 at byte 7'),
+    ('a.jsonl', rows('one') + b'\xff\n', 'file', 'not UTF-8 at byte 16'),
+    ('a.jsonl', rows('one') + b'{"text": \n', 'file', 'a.jsonl:2: broken JSON'),
+    ('a.jsonl', b'[' * 100_000, 'file', 'a.jsonl:1: JSON that cannot be read'),
+    ('a.jsonl', b'{"text": ' + b'1' * 5000 + b'}', 'file', 'a.jsonl:1: JSON that cannot be read'),
+    ('a.jsonl', b'["text"]', 'file', 'a.jsonl:1: an object .* is expected in every line, here is an array'),
+    ('a.jsonl', b'"text"', 'file', 'here is text'),
+    ('a.jsonl', b'{"body": "x", "id": 3}', 'file', "a.jsonl:1: no field 'text'; the fields there are: 'body', 'id'"),
+    ('a.jsonl', b'{}', 'file', 'the fields there are: none'),
+    ('a.jsonl', rows('one') + b'{"text": 5}', 'file', "a.jsonl:2: 'text' must be text, here it is a number"),
+    ('a.jsonl', b'{"text": null}', 'file', 'here it is null'),
+    ('a.jsonl', b'{"text": []}', 'file', 'here it is an array'),
+    ('a.jsonl', b'{"text": true}', 'file', 'here it is true or false'),
+    ('a.jsonl', b'{"text": "\\ud800"}', 'file', 'half of a surrogate pair at character 0'),
+    ('a.jsonl.gz', gzip.compress(rows('one'), mtime=0)[:-5], 'file', 'a.jsonl.gz: cut short or damaged after'),
+    ('a.jsonl.gz', rows('one'), 'file', 'a.jsonl.gz: cut short or damaged'),
+    ('a.jsonl.gz', gzip.compress(rows('one'), mtime=0)[:12] + b'\xff\xff\xff\xff', 'file', 'cut short or damaged'),
+    ('a.parquet', b'PAR1 not at all', 'file', 'a.parquet: not a parquet file'),
+    ('a.csv', b'a,b', 'file', 'must end in one of .txt, .jsonl, .jsonl.gz, .parquet, .pgn'),
+    ('a.txt', b'text', 'chapter', "data.document is 'chapter'; it is one of 'file', 'line', 'paragraph'"),
+]
+
+
+@pytest.mark.parametrize('name, content, document, message', BAD, ids=[message for *_, message in BAD])
+def test_what_is_wrong_is_named(name, content, document, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / name, document=document)
+
+
+def test_places_where_nothing_is(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r'no\.txt: no such file or directory \(relative paths start at data.root'
+    ):
+        read('no.txt', root=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r'\*\.txt: no file matches this glob'):
+        read(tmp_path / '*.txt')
+    with pytest.raises(FileNotFoundError, match='no file in this directory ends in .txt, .jsonl'):
+        (tmp_path / 'notes.md').write_text('x')
+        read(tmp_path)
+    (tmp_path / 'link.txt').symlink_to(tmp_path / 'gone.txt')
+    for asked in ('link.txt', '*.txt', ''):
+        with pytest.raises(FileNotFoundError, match=r'link\.txt is a link to .*gone\.txt, which does not exist'):
+            read(tmp_path / asked)
+
+
+def test_one_file_twice(tmp_path):
+    (tmp_path / 'a.txt').write_text('x')
+    (tmp_path / 'b.txt').symlink_to(tmp_path / 'a.txt')
+    with pytest.raises(ValueError, match=r'b\.txt and .*a\.txt are one file'):
+        read(tmp_path / '*.txt')
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'a.txt')
+    with pytest.raises(ValueError, match='not a regular file'):
+        read(tmp_path / 'a.txt')
+
+
+def test_directories_and_globs_are_read_in_order_and_whole(tmp_path):
+    (tmp_path / 'deep').mkdir()
+    for name, text in {'b.txt': 'b', 'a.jsonl': '{"text": "a"}', 'deep/c d ü.txt': 'c', 'x.md': 'no'}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / 'around').symlink_to(tmp_path)  # in circles
+    assert read(tmp_path) == ['a', 'b', 'c']
+    assert read('*.txt', root=str(tmp_path)) == ['b']
+    assert read('deep/../b.txt', root=str(tmp_path)) == ['b']
+    assert read('**/c*.txt', root=str(tmp_path / 'deep')) == ['c']
+
+
+def test_lines_and_unpacked_text_have_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_file, 'LINE_LIMIT', 1 << 20)
+    monkeypatch.setattr(source_file, 'GZ_FLOOR', 1 << 20)
+    (tmp_path / 'a.txt').write_bytes(b'short\n' + b'x' * (2 << 20))
+    with pytest.raises(ValueError, match=r'a\.txt:2: this line is longer than 1 MiB'):
+        read(tmp_path / 'a.txt', document='line')
+    (tmp_path / 'bomb.jsonl.gz').write_bytes(gzip.compress(b'\n' * (8 << 20)))
+    with pytest.raises(ValueError, match=r'bomb\.jsonl\.gz: unpacks to more than 200 times its size'):
+        read(tmp_path / 'bomb.jsonl.gz')
+    (tmp_path / 'line.jsonl.gz').write_bytes(gzip.compress(b'x' * (16 << 20)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match='longer than 1 MiB'):
+        read(tmp_path / 'line.jsonl.gz')
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_a_million_empty_lines_pass(tmp_path):
+    (tmp_path / 'a.jsonl').write_bytes(b'\n' * 1_000_000 + rows('one'))
+    assert read(tmp_path / 'a.jsonl') == ['one']
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.just('text') | st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+LINES = st.lists(st.binary(max_size=30) | JSON.map(lambda value: json.dumps(value).encode())).map(b'\n'.join)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=LINES,
+    name=st.sampled_from(['a.jsonl', 'a.jsonl.gz', 'a.txt', 'a.pgn']),
+    document=st.sampled_from(['file', 'line', 'paragraph']),
+)
+def test_any_bytes_are_text_or_a_plain_error(content, name, document, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    begun = time.monotonic()
+    try:
+        assert all(
+            isinstance(text, str) and text.encode() is not None for text in read(tmp_path / name, document=document)
+        )
+    except ValueError as error:
+        assert name in str(error)
+    assert time.monotonic() - begun < 2
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip('pyarrow')
+    parquet = pytest.importorskip('pyarrow.parquet')
+    path = tmp_path / 'a.parquet'
+    parquet.write_table(pyarrow.table({'text': ['one', 'two'], 'n': [1, 2]}), path)
+    assert read(path) == ['one', 'two']
+    with pytest.raises(ValueError, match="no field 'body'; the fields there are: 'text', 'n'"):
+        read(path, text_field='body')
+    with pytest.raises(ValueError, match="row 1: 'n' must be text, here it is a number"):
+        read(path, text_field='n')
+    parquet.write_table(pyarrow.table({'text': ['one', None]}), path)
+    with pytest.raises(ValueError, match="row 2: 'text' must be text, here it is null"):
+        read(path)
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / 'a.parquet').write_bytes(b'PAR1')
+    monkeypatch.setitem(__import__('sys').modules, 'pyarrow', None)
+    with pytest.raises(ImportError, match=r'lmtrain\[parquet\]'):
+        read(tmp_path / 'a.parquet')
+
+
+def test_tfds_by_name(tmp_path):
+    tfds = pytest.importorskip('tensorflow_datasets')
+
+    class TinyPoems(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version('1.0.0')
+        code_path = None
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({'poem': tfds.features.Text(), 'n': tfds.features.Scalar(np.int64)})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, _):
+            return {'train': self._generate_examples(20), 'test': self._generate_examples(3)}
+
+        def _generate_examples(self, count):
+            for n in range(count):
+                yield n, {'poem': f'poem {n} of {count}', 'n': n}
+
+    place = open_source('tfds:tiny_poems', '', tmp_path, 'poem', 'file')
+    documents = list(place.documents())
+    assert len(documents) == 23 and place.files
+    assert {each.split for each in documents if each.text.endswith('of 3')} == {'test'}
+    assert {each.split for each in documents if each.text.endswith('of 20')} == {''}
+    with pytest.raises(ValueError, match="tfds:tiny_poems: .* no field 'text'; the fields there are: 'n', 'poem'"):
+        list(open_source('tfds:tiny_poems', '', tmp_path, 'text', 'file').documents())
+    with pytest.raises(ValueError, match="'n' must be text"):
+        list(open_source('tfds:tiny_poems', '', tmp_path, 'n', 'file').documents())
+    with pytest.raises(ValueError, match='tfds:no_such_dataset could not be prepared .* --file_format=array_record'):
+        open_source('tfds:no_such_dataset', '', tmp_path, 'text', 'file')

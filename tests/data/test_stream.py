@@ -1,0 +1,225 @@
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from configs.base import get_config
+from lmtrain.data import COLUMNS, Stream, batch_hash, check_ids, prefetch, prepare
+
+once = examples(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope='module')
+def corpora(tmp_path_factory, poem):
+    """One corpus of each kind: causal, masked, mixed."""
+    place = tmp_path_factory.mktemp('corpora')
+    for name, count, written in (('a', 120, str.lower), ('b', 50, str.upper)):
+        texts = [written(f'{number} {poem(number)}') for number in range(count)]
+        (place / f'{name}.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
+    data = get_config().data.to_dict() | {'source': str(place / 'a.jsonl'), 'cache': str(place / 'cache')}
+    data |= {'tokenizer': 'bytes', 'seq_len': 32, 'validation': 0.1, 'test': 0.1}
+    return {
+        'causal': prepare(**data),
+        'masked': prepare(**data | {'corrupt': 0.2}),
+        'mixed': prepare(**data | {'mix': ((str(place / 'b.jsonl'), 1.7),)}),
+    }
+
+
+kinds = st.sampled_from(['causal', 'masked', 'mixed'])
+
+
+@once
+@given(
+    kind=kinds,
+    steps=st.lists(st.integers(0, 200), min_size=1, max_size=6),
+    seed=st.integers(0, 5),
+    size=st.integers(1, 9),
+)
+def test_a_batch_is_its_step_whatever_was_asked_before(corpora, kind, steps, seed, size):
+    used = Stream(corpora[kind], 'train', size, seed, shuffle=True)
+    for step in steps:
+        fresh = Stream(corpora[kind], 'train', size, seed, shuffle=True)
+        assert batch_hash(used.batch(step)) == batch_hash(fresh.batch(step))
+
+
+@once
+@given(kind=kinds, step=st.integers(0, 100), processes=st.sampled_from([1, 2, 3, 4, 6, 12]), shuffle=st.booleans())
+def test_processes_share_out_the_batch(corpora, kind, step, processes, shuffle):
+    whole = Stream(corpora[kind], 'train', 12, 1, shuffle)
+    step = step if shuffle else step % whole.steps_per_epoch
+    parts = [Stream(corpora[kind], 'train', 12, 1, shuffle, index, processes).batch(step) for index in range(processes)]
+    for name, values in whole.batch(step).items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), values)
+    assert np.concatenate([part['row'] for part in parts]).tolist() == list(range(12))
+
+
+@pytest.mark.parametrize('kind', ['causal', 'masked', 'mixed'])
+def test_columns_are_those_of_the_table(corpora, kind):
+    batch = Stream(corpora[kind], 'train', 4, 0, True).batch(0)
+    assert set(batch) == set(COLUMNS) - ({'select'} if kind != 'masked' else set())
+    for name, values in batch.items():
+        assert values.dtype == (np.float32 if name == 'loss_mask' else np.int32), name
+        width = () if name == 'row' else (32,)
+        if kind == 'masked' and name in ('select', 'targets', 'loss_mask'):
+            width = (6,)
+        assert values.shape == (4, *width), name
+
+
+def rows_of(stream, steps):
+    return [row.tobytes() for step in steps for row in stream.batch(step)['tokens']]
+
+
+def test_an_epoch_is_every_row_once_in_a_new_order(corpora):
+    corpus = corpora['causal']
+    count = corpus.splits['train'].num_rows
+    stream = Stream(corpus, 'train', 1, 0, shuffle=True)
+    assert stream.steps_per_epoch == count
+    in_order = rows_of(Stream(corpus, 'train', 1, 0, shuffle=False), range(count))
+    epochs = [rows_of(stream, range(epoch * count, (epoch + 1) * count)) for epoch in range(3)]
+    assert all(sorted(epoch) == sorted(in_order) for epoch in epochs)
+    assert in_order != epochs[0] != epochs[1] != epochs[2]
+    assert rows_of(Stream(corpus, 'train', 1, 1, shuffle=True), range(count)) != epochs[0]
+    wide = rows_of(Stream(corpus, 'train', 7, 0, shuffle=True), range(3 * count // 7))
+    assert wide == sum(epochs, [])[: len(wide)]  # batches run across the ends of epochs
+
+
+def test_a_mixture_holds_its_weights(corpora):
+    corpus = corpora['mixed']
+    sizes = [len(part.rows.first) - 1 for part in corpus.splits['train'].parts]
+    stream = Stream(corpus, 'train', 1, 0, shuffle=True)
+    first = {row.tobytes() for row in Stream(corpora['causal'], 'train', sizes[0], 0, shuffle=False).batch(0)['tokens']}
+    epoch = rows_of(stream, range(stream.steps_per_epoch))
+    from_first = [row in first for row in epoch]
+    assert sum(from_first) == sizes[0] and len(epoch) - sum(from_first) == round(1.7 * sizes[0])
+    assert 0 < sum(from_first[: len(epoch) // 2]) < sizes[0]  # not one after the other
+    others = [row for row in epoch if row not in first]
+    counts = np.unique([others.count(row) for row in set(others)])
+    assert counts.max() - counts.min() <= 1  # its rows come round in turn
+
+
+def test_evaluation_sees_every_row_once_and_fills_the_last_batch(corpora):
+    for kind, corpus in corpora.items():
+        split = corpus.splits['validation']
+        stream = Stream(corpus, 'validation', split.num_rows - 1, seed=0, shuffle=False)
+        assert stream.steps_per_epoch == 2
+        last = stream.batch(1)
+        assert last['tokens'].shape[0] == split.num_rows - 1
+        assert not last['loss_mask'][1:].any() and not last['segment_ids'][1:].any()
+        if kind != 'masked':
+            assert stream.batch(0)['loss_mask'].sum() + last['loss_mask'].sum() == split.num_tokens
+        for step in (-1, 2):
+            with pytest.raises(IndexError, match='of 2'):
+                stream.batch(step)
+
+
+def test_a_source_without_a_row_of_its_own_leaves_evaluation_whole(tmp_path, poem, settings):
+    (tmp_path / 'a.txt').write_text(' '.join(map(poem, range(50))))
+    (tmp_path / 'b.txt').write_text(poem(0) * 5 + '\n' * 900)  # its last tenth is blank
+    over = {'source': 'a.txt', 'mix': (('b.txt', 1.0),), 'split': 'tail', 'validation': 0.1, 'test': 0.1}
+    corpus = prepare(**settings(**over))
+    split = corpus.splits['validation']
+    assert len(split.parts[1].rows.first) == 1
+    batch = Stream(corpus, 'validation', split.num_rows + 3, seed=0, shuffle=False).batch(0)
+    assert batch['loss_mask'].sum() == split.num_tokens and not batch['loss_mask'][-3:].any()
+
+
+def test_masks_differ_between_epochs_but_not_in_evaluation(corpora):
+    corpus = corpora['masked']
+    count = corpus.splits['train'].num_rows
+    stream = Stream(corpus, 'train', count, 0, shuffle=True)
+    first, second = stream.batch(0), stream.batch(1)
+    assert not np.array_equal(np.sort(first['select'].sum(1)), np.sort(second['select'].sum(1)))
+    fixed = [Stream(corpus, 'validation', 4, seed, shuffle=False).batch(0) for seed in (0, 7)]
+    assert batch_hash(fixed[0]) == batch_hash(fixed[1])
+
+
+@pytest.mark.parametrize(
+    'over, message',
+    [
+        ({'process_count': 3}, 'batch_size is 8: 3 processes must divide it'),
+        ({'batch_size': 0}, 'batch_size is 0'),
+        ({'process_index': 2, 'process_count': 2}, 'process 2 of 2'),
+        ({'seed': -1}, 'seed is -1'),
+    ],
+)
+def test_streams_that_cannot_be(corpora, over, message):
+    with pytest.raises(ValueError, match=message):
+        Stream(corpora['causal'], 'train', **{'batch_size': 8, 'seed': 0, 'shuffle': True} | over)
+
+
+@pytest.mark.parametrize('token', [-1, 258, 2**31 - 1])
+def test_ids_out_of_range_are_refused(token):
+    with pytest.raises(ValueError, match=f'{token}.*the vocabulary from 0 to 257'):
+        check_ids(np.array([[0, token, 257]]), 258)
+
+
+def test_hashes_tell_batches_apart():
+    batch = {'a': np.arange(4), 'b': np.zeros(2, np.int32)}
+    others = [
+        batch | {'a': np.arange(4)[::-1]}, batch | {'a': np.arange(4).reshape(2, 2)}, batch | {'c': np.arange(4)},
+        batch | {'b': np.zeros(2, np.float32)}, {'a': batch['a']},
+    ]  # fmt: skip
+    assert len({batch_hash(each) for each in [batch, *others]}) == 6
+    assert batch_hash(dict(reversed(batch.items()))) == batch_hash(batch)
+
+
+# --- prefetch
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name == 'prefetch']
+
+
+def test_prefetch_gives_the_same_steps_in_order_and_stops(corpora):
+    stream = Stream(corpora['causal'], 'train', 4, 0, True)
+    with prefetch(stream, 5, lambda batch: batch_hash(batch)) as ahead:
+        got = [next(ahead) for _ in range(20)]
+        assert ahead.waited > 0
+    assert got == [(step, batch_hash(stream.batch(step))) for step in range(5, 25)]
+    assert not threads()
+    assert list(ahead) == []
+
+
+def test_prefetch_ends_with_the_stream(corpora):
+    stream = Stream(corpora['causal'], 'validation', 2, 0, False)
+    steps = [step for step, _ in prefetch(stream, 0, lambda batch: batch)]
+    assert steps == list(range(stream.steps_per_epoch))
+    assert not threads()
+
+
+def test_an_exception_comes_at_its_step(corpora):
+    stream = Stream(corpora['causal'], 'train', 4, 0, True)
+    count = iter(range(99))
+
+    def place(batch):
+        if next(count) == 3:
+            raise RuntimeError('no room on the device')
+        return batch
+
+    ahead = prefetch(stream, 0, place)
+    assert [next(ahead)[0] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(RuntimeError, match='no room on the device'):
+        next(ahead)
+    assert not threads() and list(ahead) == []
+
+
+def test_prefetch_works_ahead_but_only_so_far(corpora):
+    stream, placed = Stream(corpora['causal'], 'train', 4, 0, True), []
+    with prefetch(stream, 0, placed.append, depth=2) as ahead:
+        next(ahead)
+        time.sleep(0.3)
+        assert 2 <= len(placed) <= 4
+
+
+def test_batches_come_faster_than_a_model_eats_them(corpora):
+    stream = Stream(corpora['causal'], 'train', 256, 0, True)
+    stream.batch(0)
+    begun = time.perf_counter()
+    for step in range(1, 21):
+        stream.batch(step)
+    assert 20 * 256 * 32 / (time.perf_counter() - begun) > 1e6

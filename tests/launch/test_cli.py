@@ -1,0 +1,159 @@
+"""The front door: quick answers, errors a person can act on, and flags that reach the verb."""
+
+import subprocess
+import sys
+
+import pytest
+
+from launch import cli, machine, train
+from lmtrain import survive
+
+HEAVY = ('jax', 'numpy', 'flax', 'optax', 'orbax', 'tensorflow', 'tensorflow_datasets', 'torch', 'matplotlib', 'rich')
+
+
+def imported(*argv, watched):
+    """Which of the watched modules a command line imports, in a process of its own."""
+    code = (
+        f'import sys\nfrom launch import cli\ncli.main({list(argv)!r})\n'
+        f'print("|", *(name for name in {watched!r} if name in sys.modules))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    return done.stdout.rpartition('|')[2].split()
+
+
+def test_help_imports_next_to_nothing():
+    assert imported('--help', watched=(*HEAVY, 'absl', 'ml_collections', 'lmtrain', 'configs')) == []
+
+
+@pytest.mark.parametrize('argv', [('configs',), ('train', '--help'), ('show', '--config=tiny')])
+def test_quick_verbs_import_nothing_heavy(argv):
+    assert imported(*argv, watched=HEAVY) == []
+
+
+def test_help_names_every_verb(capsys):
+    assert cli.main([]) == 0
+    said = capsys.readouterr().out
+    assert all(f'\n  {verb} ' in said for verb in cli.VERBS)
+    assert cli.main(['help']) == 0
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize('verb', cli.VERBS)
+def test_the_help_of_a_verb_has_an_example_and_its_flags_alone(verb, capsys):
+    assert cli.main([verb, '--help']) == 0
+    said = capsys.readouterr().out
+    assert f'\n  lmtrain {verb}' in said
+    assert '--override' not in said
+    assert len(said.splitlines()) < 20
+    assert not any(line != line.rstrip() or len(line) > 130 for line in said.splitlines())
+
+
+@pytest.mark.parametrize(
+    ('argv', 'parts'),
+    [
+        (['trian'], ["no verb 'trian'", "'train'"]),
+        (['train', '--wrokdir=x'], ['no flag --wrokdir', '--workdir']),
+        (['train'], ['--config is missing', 'lmtrain configs']),
+        (['train', 'quickstart'], ["'quickstart'", '--config=quickstart']),
+        (['show', '--config=quikstart'], ["'quikstart'", 'configs/quickstart.py']),
+        (['show', '--config=configs/nothing_like_it.py'], ['nothing_like_it', 'tiny']),
+        (
+            ['show', '--config=tiny', '--config.model.num_layer=3'],
+            ['config.model.num_layer;', 'config.model.num_layers'],
+        ),
+        (['show', '--config=tiny', '--config.learning_rate=3'], ['config.optimizer.learning_rate']),
+        (['show', '--config=tiny', '--config.model.num_layers'], ['--config.model.num_layers lacks its value']),
+        (['show', '--config=tiny', '--config.model.num_layers=True'], ['model.num_layers', 'an integer', "'True'"]),
+        (['show', '--config=tiny', '--config.optimizer.learning_rate=nan'], ['learning_rate', 'finite', "'nan'"]),
+        (['show', '--config=tiny', '--config.model=3'], ['config.model is a section', 'model.num_layers']),
+        (['train', '--config=tiny', '--config.model.tied=yes'], ['model.tied', 'true or false', "'yes'"]),
+        (['evaluate', '--split=trian', '--workdir=x'], ['split', 'train']),
+        (['evaluate'], ['--workdir is missing']),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line(argv, parts, capsys):
+    assert cli.main(argv) == 2
+    out, said = capsys.readouterr()
+    assert out == ''
+    assert said.count('\n') == 1
+    assert said.startswith('lmtrain')
+    for part in parts:
+        assert part in said
+
+
+def test_debug_keeps_the_traceback():
+    with pytest.raises(FileNotFoundError, match='nearest'):
+        cli.main(['show', '--config=quikstart', '--debug'])
+
+
+@pytest.mark.parametrize(
+    ('error', 'code', 'shown'),
+    [
+        (ValueError('the width is odd'), 2, 'the width is odd'),
+        (KeyboardInterrupt(), 130, 'interrupted'),
+        (survive.Ended(survive.REQUEUE, 'step 7 is saved'), survive.REQUEUE, 'step 7 is saved'),
+    ],
+)
+def test_an_error_of_a_verb_is_presented(error, code, shown, monkeypatch, capsys):
+    def run(values):
+        raise error
+
+    run = type(run)(run.__code__, {'__package__': 'lmtrain'}, closure=run.__closure__)
+    monkeypatch.setattr(train, 'run', run)
+    assert cli.main(['train', '--config=tiny']) == code
+    assert capsys.readouterr().err == f'lmtrain train: {shown}\n'
+
+
+@pytest.mark.parametrize('bug', ['[][1]', '{}["a"]', 'int("a")', 'None.shape', 'import_nothing()'])
+def test_a_bug_keeps_its_traceback(bug, monkeypatch):
+    scope = {'__package__': 'lmtrain'}
+    exec(f'def run(values):\n    {bug}', scope)
+    monkeypatch.setattr(train, 'run', scope['run'])
+    with pytest.raises((IndexError, KeyError, ValueError, AttributeError, NameError)):
+        cli.main(['train', '--config=tiny'])
+
+
+def test_an_error_of_another_library_keeps_its_traceback(monkeypatch):
+    scope = {'__package__': 'jax._src'}
+    exec('def run(values):\n    raise ValueError("Incompatible shapes")', scope)
+    monkeypatch.setattr(train, 'run', scope['run'])
+    with pytest.raises(ValueError, match='Incompatible shapes'):
+        cli.main(['train', '--config=tiny'])
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(train, 'run', lambda values: (tmp_path / 'missing' / 'file').read_text())
+    assert cli.main(['train', '--config=tiny']) == 2
+    assert str(tmp_path / 'missing' / 'file') in capsys.readouterr().err
+
+
+def test_a_closed_pipe_ends_without_a_word():
+    command = f'"{sys.executable}" -m launch.cli show --config=tiny | true; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
+    assert done.stderr == ''
+    assert done.stdout == '141\n'
+
+
+def test_colours_are_for_terminals_alone(monkeypatch):
+    class Terminal:
+        isatty = staticmethod(lambda: True)
+
+    assert cli.style('red', stream=sys.__stdout__) in ([''], ['\033[31m'])
+    monkeypatch.delenv('NO_COLOR', raising=False)
+    monkeypatch.setenv('TERM', 'xterm')
+    assert cli.style('red', 'plain', stream=Terminal) == ['\033[31m', '\033[0m']
+    monkeypatch.setenv('NO_COLOR', '1')
+    assert cli.style('red', 'plain', stream=Terminal) == ['', '']
+
+
+def test_the_compilation_cache_is_private_and_a_setting_of_the_user_wins(monkeypatch, tmp_path):
+    for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', 'TF_CPP_MIN_LOG_LEVEL'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('GRPC_VERBOSITY', 'INFO')
+    environment = machine.environment()
+    folder = tmp_path / '.cache' / 'lmtrain' / 'xla' / machine.processor()
+    assert environment['JAX_COMPILATION_CACHE_DIR'] == str(folder)
+    assert environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] == '0'
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert 'GRPC_VERBOSITY' not in environment

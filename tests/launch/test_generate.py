@@ -1,0 +1,142 @@
+"""The verb generate: which prompts it reads, what it prints where, and what it says of bad input."""
+
+import types
+
+import pytest
+
+from configs import base
+from launch import cli, generate
+from lmtrain import sample, trained
+
+
+class Letters:
+    """A tokenizer of bytes, whose END is 256."""
+
+    end_id, vocab_size = 256, 257
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def streamer(self):
+        import codecs
+
+        decoder = codecs.getincrementaldecoder('utf-8')('replace')
+        return lambda ids: decoder.decode(bytes(ids))
+
+
+@pytest.fixture
+def house(monkeypatch):
+    """Pretends a run is restored, and that its model continues with the pieces of `house.pieces`."""
+    config = base.get_config()
+    model = types.SimpleNamespace(max_len=12)
+    asked = types.SimpleNamespace(pieces=[(0, b'!', True)])
+
+    def restore(workdir, step):
+        asked.workdir, asked.step = workdir, step
+        return types.SimpleNamespace(config=config, model=model, tokenizer=Letters(), params={})
+
+    def stream(model, params, prompts, **settings):
+        asked.prompts, asked.settings = [bytes(ids).decode() for ids in prompts], settings
+        return ((row, list(gained), done) for row, gained, done in asked.pieces)
+
+    monkeypatch.setattr(trained, 'restore', restore)
+    monkeypatch.setattr(sample, 'stream', stream)
+    monkeypatch.setattr(generate.machine, 'prepare', lambda: None)
+    return asked
+
+
+@pytest.fixture
+def lmtrain(house, capsys):
+    """lmtrain(words) -> (exit code, stdout, stderr) of `lmtrain generate --workdir=w words`."""
+
+    def call(*words):
+        generate.FLAGS.unparse_flags()
+        for name in generate.FLAGS:
+            generate.FLAGS[name].unparse()
+        code = cli.main(['generate', *words])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_one_prompt_then_its_continuation(lmtrain, house):
+    euro = '€'.encode()
+    house.pieces = [(0, b' old', False), (0, euro[:1], False), (0, euro[1:] + b'!', True)]
+    code, out, err = lmtrain('--workdir=w', '--prompt=good')
+    assert (code, out) == (0, 'good old€!\n')
+    assert err.startswith('8 tokens, ') and 'tokens/s' in err and 'context' not in err and '\033' not in err
+    assert house.prompts == ['good'] and house.step == 'last'
+
+
+def test_the_recipe_says_what_the_flags_do_not(lmtrain, house):
+    lmtrain('--workdir=w', '--top_k=3', '--temperature=0', '--seed=5', '--checkpoint=200')
+    wanted = {
+        'max_tokens': 128,
+        'temperature': 0.0,
+        'top_k': 3,
+        'top_p': 1.0,
+        'seed': 5,
+        'end_id': 256,
+        'vocab_size': 257,
+    }
+    assert house.settings == wanted
+    assert house.prompts == [''] and house.step == 200
+
+
+def test_several_prompts_stand_in_order_under_rules(lmtrain, house, tmp_path):
+    file = tmp_path / 'prompts.txt'
+    file.write_text('b \n\nc\r\n')
+    house.pieces = [(2, b'3', True), (0, b'1', False), (1, b'2', True), (0, b'1', True)]
+    code, out, err = lmtrain('--workdir=w', '--prompt=a', f'--prompts_file={file}')
+    lines = out.splitlines()
+    assert house.prompts == ['a', 'b ', 'c']
+    assert [lines[0][:9], *lines[1:2]] == ['── 1 of 3', 'a11']
+    assert [lines[2][:9], *lines[3:4]] == ['── 2 of 3', 'b 2']
+    assert [lines[4][:9], *lines[5:]] == ['── 3 of 3', 'c3']
+
+
+def test_a_full_context_is_said(lmtrain, house):
+    house.pieces = [(0, b'x' * 9, True)]
+    *_, err = lmtrain('--workdir=w', '--prompt=abcd')
+    assert "stopped at the model's context of 12 tokens, prompt included" in err
+    *_, err = lmtrain('--workdir=w', '--prompt=abcd', '--max_tokens=9')
+    assert 'context' not in err
+
+
+def test_prompts_of_a_jsonl(tmp_path):
+    file = tmp_path / 'prompts.jsonl'
+    file.write_text('{"prompt": "one\\ntwo", "id": 3}\n\n{"prompt": ""}\n')
+    assert generate.read_prompts(file) == ['one\ntwo', '']
+
+
+BAD = {
+    'a.jsonl': (b'{"prompt": "x"}\n{"prompt": ', 'line 2: not JSON'),
+    'b.jsonl': (b'{"text": "x"}\n', r'line 1: wants \{"prompt": "text"\}'),
+    'c.txt': (b'one\ntw\xffo\n', 'line 2: not UTF-8'),
+    'd.txt': (b' \n\n', 'holds no prompt'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_a_file_without_prompts(tmp_path, name):
+    content, message = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f'{name}.*{message}'):
+        generate.read_prompts(tmp_path / name)
+
+
+def test_what_is_missing_is_said_in_one_line(lmtrain):
+    assert lmtrain()[::2] == (
+        2, 'lmtrain generate: --workdir is missing: the folder of a run, such as --workdir=runs/quickstart\n'
+    )  # fmt: skip
+    code, _, err = lmtrain('--workdir=w', '--prompts_file=nowhere.txt')
+    assert code == 2 and 'nowhere.txt' in err
+    code, _, err = lmtrain('--workdir=w', '--checkpoint=newest')
+    assert code == 2 and "neither 'last' nor 'best'" in err
+
+
+def test_a_terminal_is_not_steered(monkeypatch):
+    text = 'a\x1b[31mb\x07\tc\n'
+    assert generate.clean(text) == text
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True, raising=False)
+    assert generate.clean(text) == 'a\ufffd[31mb\ufffd\tc\n'

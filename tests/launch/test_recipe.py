@@ -1,0 +1,270 @@
+"""Recipes and overrides: what is said arrives, what follows from it follows, what is wrong is named."""
+
+import json
+import math
+import re
+import shlex
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from configs import base
+from launch import cli, recipe
+from lmtrain import tree
+from lmtrain.models import Transformer
+
+FIELDS = sorted(recipe.types(base.get_config()))
+NAMES = [path.stem for path in recipe.files()]
+
+
+def test_a_recipe_is_found_by_name_and_by_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = recipe.FOLDER / 'tiny.py'
+    assert recipe.find('tiny') == recipe.find('configs/tiny.py') == recipe.find('tiny.py') == (own, None)
+    assert recipe.find('pretrain_gpt2:355M') == (recipe.FOLDER / 'pretrain_gpt2.py', '355M')
+    (tmp_path / 'configs').mkdir()
+    mine = tmp_path / 'configs' / 'tiny.py'
+    mine.write_text(own.read_text())
+    assert recipe.find('configs/tiny.py')[0].resolve() == mine  # one's own comes first
+    assert recipe.find(str(mine)) == (mine, None)
+    with pytest.raises(ValueError, match="knows no '125M'.*124M"):
+        recipe.load('pretrain_gpt2:125M')
+    with pytest.raises(FileNotFoundError, match='elsewhere/tiny.py'):
+        recipe.find('elsewhere/tiny.py')
+
+
+def test_an_override_carries_through_to_what_follows_from_it():
+    config = recipe.load(
+        'tiny', {'budget.steps': '80', 'model.width': '64', 'data.seq_len': '48', 'data.vocab_size': '300'}
+    )
+    assert config.evaluate.every_steps == config.checkpoint.every_steps == 40
+    assert (config.model.head_dim, config.model.mlp_dim) == (32, 256)
+    assert (config.model.max_len, config.model.vocab_size) == (48, 300)
+    model = recipe.load('modern', {'model.width': '1024'}).model
+    assert (model.num_heads, model.num_kv_heads, model.head_dim) == (8, 8, 128)
+
+
+@pytest.mark.parametrize(
+    ('field', 'source'),
+    [
+        ('model.num_kv_heads', 'model.num_heads'),
+        ('model.vocab_size', 'data.vocab_size'),
+        ('model.max_len', 'data.seq_len'),
+        ('model.unroll', 'model.num_layers'),
+        ('model.mlp_dim', 'model.width'),
+        ('evaluate.every_steps', 'budget.steps'),
+    ],
+)
+def test_what_follows_does_not_change_what_it_follows(field, source):
+    plain, changed = dict(recipe.leaves(recipe.load('tiny'))), dict(recipe.leaves(recipe.load('tiny', {field: '1'})))
+    assert changed[field] == 1
+    assert changed[source] == plain[source] != 1
+
+
+def test_a_budget_takes_the_place_of_the_recipes():
+    config = recipe.load('quickstart', {'budget.steps': '7'})
+    assert (config.budget.steps, config.budget.hours) == (7, None)
+    assert recipe.load('quickstart').budget.hours > 0
+    both = recipe.load('quickstart', {'budget.steps': '7', 'budget.hours': '1'})  # refused later
+    assert (both.budget.steps, both.budget.hours) == (7, 1.0)
+    with pytest.raises(ValueError, match=r'config\.\w+\.every_steps follows a field that is not set'):
+        recipe.load('tiny', {'budget.hours': '1'})
+
+
+@pytest.mark.parametrize(
+    ('field', 'text', 'value'),
+    [
+        ('budget.steps', '1_000', 1000),
+        ('budget.tokens', '1e9', 1e9),
+        ('optimizer.weight_decay', '0', 0.0),
+        ('mesh.data', '-1', -1),
+        ('model.tied', 'False', False),
+        ('data.root', '', ''),
+        ('data.source', 'a=b c*.txt', 'a=b c*.txt'),
+        ('sample.prompts', "['a', 'b']", ('a', 'b')),
+        ('data.mix', "[['x.txt', 0.5]]", (('x.txt', 0.5),)),
+    ],
+)
+def test_a_text_becomes_the_type_of_its_field(field, text, value):
+    found = dict(recipe.leaves(recipe.load('quickstart', {field: text})))[field]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ('field', 'text'),
+    [
+        ('model.num_layers', '4.5'),
+        ('model.num_layers', '1e3'),
+        ('model.num_layers', '9' * 5000),
+        ('model.num_layers', 'none'),
+        ('optimizer.learning_rate', 'inf'),
+        ('optimizer.learning_rate', 'fast'),
+        ('model.tied', '1'),
+        ('sample.prompts', 'Once upon a time'),
+        ('sample.prompts', '(' * 500),
+        ('data.mix', '3'),
+    ],
+)
+def test_a_wrong_type_names_field_text_and_what_it_wants(field, text):
+    with pytest.raises(ValueError, match=rf'config\.{field} wants .*, not ') as error:
+        recipe.load('tiny', {field: text})
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ('body', 'said'),
+    [
+        ('config.model.num_layer = 3', "line 4: no field 'num_layer'; .*model.num_layers"),
+        ('config.model.num_layers = "3"', 'line 4: .*int'),
+        ('config.model.num_layers = True', r'config\.model\.num_layers wants an integer, not True'),
+        ('config.optimizer.learning_rate = float("nan")', r'config\.optimizer\.learning_rate must be finite'),
+        ('undefined', "line 4: name 'undefined' is not defined"),
+        ('config.model.num_layers = = 3', 'line 4: invalid syntax'),
+        ('return None', 'get_config returned NoneType'),
+    ],
+)
+def test_an_error_in_a_recipe_names_its_line(body, said, tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        'from configs import base\ndef get_config():\n    config = base.get_config()\n'
+        f'    config.budget.steps = 1; {body}\n    return config\n'
+    )
+    with pytest.raises(ValueError, match=rf'mine\.py.*{said}'):
+        recipe.load(str(path))
+
+
+def test_a_recipe_from_scratch_is_told_where_to_start(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text('import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({"seed": 1})\n')
+    with pytest.raises(ValueError, match=r'config\..* is missing; a recipe starts from configs.base'):
+        recipe.load(str(path))
+    path.write_text('steps = 3\n')
+    with pytest.raises(ValueError, match='get_config'):
+        recipe.load(str(path))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_recipe_resolves_and_survives_json(name):
+    config = recipe.load(name)
+    assert config.is_locked
+    assert sum(value is not None for value in config.budget.values()) == 1
+    again = json.loads(config.to_json())
+    for field, value in recipe.leaves(config):
+        node = again
+        for part in field.split('.'):
+            node = node[part]
+        assert recipe.tuples(node) == value
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_recipe_takes_a_short_try(name):
+    config = recipe.load(name, {'budget.steps': '1', 'model.num_layers': '1'})
+    assert config.evaluate.every_steps >= 1 and config.checkpoint.every_steps >= 1
+    Transformer(**config.model)
+
+
+def test_every_command_that_is_told_is_one_that_works():
+    told = [cli.HELP, (recipe.FOLDER.parent / 'README.md').read_text()]
+    told += [
+        path.read_text() for folder in ('configs', 'launch') for path in (recipe.FOLDER.parent / folder).glob('*.py')
+    ]
+    commands = re.findall(
+        r'lmtrain (?:train|show) (--config=configs/(?!NAME).*?)(?:\s{2,}|$|`)', '\n'.join(told), re.MULTILINE
+    )
+    assert len(commands) > 15
+    for command in commands:
+        words = dict(word.removeprefix('--').partition('=')[::2] for word in shlex.split(command))
+        overrides = {key.removeprefix('config.'): text for key, text in words.items() if key.startswith('config.')}
+        Transformer(**recipe.load(words['config'], overrides).model)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_recipe_says_what_it_claims_what_to_type_and_what_it_costs(name):
+    text = (recipe.FOLDER / f'{name}.py').read_text().split('"""')[1]
+    assert len(text.splitlines()[0]) <= 120
+    for heading in ('Command: ', 'Cost:    ', 'Score:   '):
+        assert f'\n{heading}' in text
+    assert f'configs/{name}.py' in text
+
+
+def test_the_list_has_every_recipe_and_its_claim(capsys):
+    assert cli.main(['configs']) == 0
+    said = capsys.readouterr().out
+    for name in NAMES:
+        assert f'  {name} ' in said
+        assert recipe.claim(recipe.FOLDER / f'{name}.py') in said
+
+
+def test_show_marks_what_differs(capsys):
+    assert cli.main(['show', '--config=tiny', '--config.model.num_heads=4']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line[2:].split()[0]: line for line in lines if line[:2] in ('  ', '* ', '> ')}
+    assert len(rows) > 60
+    assert rows['num_heads'].startswith('> num_heads')
+    assert rows['width'].startswith('* width')
+    assert '(base 256)' in rows['width']
+    assert rows['num_kv_heads'].startswith('  num_kv_heads') or '(base ' in rows['num_kv_heads']
+    assert rows['norm'].startswith('  norm')
+    assert 'rows a step' in rows['batch_size']
+
+
+def test_show_has_every_field_once(capsys):
+    assert cli.main(['show', '--config=tiny']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line[2:].split()[0] for line in lines[:-1] if line[:2] in ('  ', '* ') and line[2:3].isalpha()]
+    assert sorted(shown) == sorted(field.rpartition('.')[2] for field in FIELDS)
+
+
+@given(st.sampled_from(FIELDS), st.text(max_size=30))
+@example('optimizer.learning_rates', "(('.*', float('nan')),)")
+@example('data.mix', '(((((1,),),),),)')
+@settings(max_examples=60, deadline=None)
+def test_no_override_ends_in_a_traceback(field, text):
+    try:
+        config = recipe.load('tiny', {field: text})
+    except ValueError as error:
+        assert f'config.{field}' in str(error) or 'follows' in str(error)
+        assert '\n' not in str(error)
+    else:
+        assert recipe.tuples(json.loads(config.to_json())) is not None
+
+
+@given(st.lists(st.text(st.characters(codec='utf-8', exclude_characters='\0'), max_size=20), max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_no_command_line_ends_in_a_traceback(words):
+    for argv in (['show', '--config=tiny', *words], ['show', *(f'--config{word}' for word in words)]):
+        assert cli.main(argv) in (0, 2)
+
+
+SIZES = [f'pretrain_gpt2:{size}' for size in ('124M', '355M', '774M', '1558M')]
+SIZES += [f'ladder:{size}' for size in ('1M', '3M', '10M', '25M', '85M', '200M', '400M', '700M')]
+SIZES += [f'pretrain_llama:{size}' for size in ('1B', '3B', '8B', '70B')]
+EMBEDDED = {'pretrain_gpt2': True, 'pretrain_llama': True, 'ladder': False}  # whether the name counts the embeddings
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_a_size_has_the_parameters_of_its_name(name):
+    family, _, size = name.partition(':')
+    shapes = shapes_of(recipe.load(name, {'model.unroll': '1'}))
+    leaves = tree.flatten(shapes if EMBEDDED[family] else shapes['layers'])
+    parameters = sum(math.prod(leaf.shape) for leaf in leaves.values())
+    told = float(size[:-1]) * {'M': 1e6, 'B': 1e9}[size[-1]]
+    assert parameters == pytest.approx(told, rel=0.35 if size in ('1M', '1B') else 0.1)
+
+
+@pytest.mark.parametrize('name', sorted(set(NAMES) - EMBEDDED.keys()))
+def test_the_model_of_a_recipe_has_shapes(name):
+    config = recipe.load(name)
+    shapes = shapes_of(config)
+    assert shapes['embed']['embedding'].shape == (config.model.vocab_size, config.model.width)
+    assert shapes['layers']['attention']['query']['kernel'].shape[0] == config.model.num_layers
+
+
+def shapes_of(config):
+    model = Transformer(**config.model)
+    batch = {'tokens': np.zeros((1, config.data.seq_len), np.int32)}
+    return jax.eval_shape(model.init, jax.random.key(0), batch)['params']

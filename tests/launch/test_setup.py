@@ -1,0 +1,53 @@
+"""setup.py asks for what the code imports, all of it and nothing else, and for versions that are here."""
+
+import ast
+import importlib.metadata
+import pathlib
+import sys
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = pathlib.Path(__file__).parents[2]
+OWN = {'lmtrain', 'configs', 'launch', 'experiments'}
+MODULES = {'absl': 'absl-py', 'ml_collections': 'ml-collections', 'orbax': 'orbax-checkpoint'}
+UNSEEN = {'array_record'}  # imported by TFDS
+
+
+def asked() -> dict[str, list[Requirement]]:
+    """{'': what lmtrain needs, extra: what the extra adds}."""
+    call = next(node for node in ast.walk(ast.parse((ROOT / 'setup.py').read_text())) if isinstance(node, ast.Call))
+    words = {word.arg: word.value for word in call.keywords}
+    lists = {'': ast.literal_eval(words['install_requires'])} | ast.literal_eval(words['extras_require'])
+    return {extra: [Requirement(text) for text in texts] for extra, texts in lists.items()}
+
+
+def imported() -> set[str]:
+    """The packages, by their names on the index, that any module of ours imports."""
+    names = set()
+    for folder in ('lmtrain', 'configs', 'launch'):
+        for path in (ROOT / folder).rglob('*.py'):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    names |= {alias.name.partition('.')[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    names.add(node.module.partition('.')[0])
+    return {MODULES.get(name, name) for name in names - sys.stdlib_module_names - OWN}
+
+
+def plain(name: str) -> str:
+    return name.lower().replace('_', '-')
+
+
+def test_what_is_imported_is_asked_for_and_the_reverse():
+    needs = asked()
+    optional = {plain(need.name) for extra in ('parquet', 'sentencepiece') for need in needs[extra]}
+    required = {plain(need.name) for need in needs['']}
+    found = {plain(name) for name in imported()}
+    assert found - optional == required - {plain(name) for name in UNSEEN}
+
+
+@pytest.mark.parametrize('need', asked()[''], ids=lambda need: need.name)
+def test_the_versions_at_hand_are_in_the_ranges(need):
+    assert need.specifier.contains(importlib.metadata.version(need.name)), f'{need} is not what is tested here'
+    assert any(clause.operator == '<' for clause in need.specifier), f'{need} has no upper end'

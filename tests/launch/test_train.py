@@ -1,0 +1,51 @@
+"""`lmtrain train --dry_run`: all that a run would be, and no run."""
+
+import pytest
+
+from launch import cli, machine
+
+
+@pytest.fixture
+def dry(tmp_path, monkeypatch):
+    """A function from flags to (exit code, whether a folder of a run was made)."""
+    monkeypatch.setattr(machine, 'prepare', lambda: None)  # the test has its own devices and no compilation cache
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'text').mkdir()
+    for number in range(30):
+        (tmp_path / 'text' / f'{number}.txt').write_text(f'{number} the cat sat on the mat and saw ' * 8)
+
+    def run(*words):
+        data = ['--config.data.source=text', '--config.data.cache=cache', '--config.data.validation=0.2']
+        code = cli.main(['train', '--config=tiny', '--dry_run', '--workdir=run', *data, *words])
+        return code, (tmp_path / 'run').exists()
+
+    return run
+
+
+def test_the_page_has_every_part(dry, capsys):
+    assert dry('--config.learns=.*kernel', '--config.mesh.fsdp=2') == (0, False)
+    page = capsys.readouterr().out
+    order = [
+        'learning_rate ',
+        '\n  parameters ',
+        '\n  plan ',
+        '\n  memory ',
+        '\nlayers/',
+        'the compiled step',
+        'first batch',
+    ]
+    places = [page.index(part) for part in order]
+    assert places == sorted(places)
+    rows = {line.split()[0]: line for line in page.splitlines() if line.startswith(('layers/', 'embed/'))}
+    assert rows['layers/mlp/up/kernel'].split()[-2:] == ['yes', '8,192']
+    assert 'float32' in rows['layers/mlp/up/kernel'] and 'fsdp' in rows['layers/mlp/up/kernel']
+    assert rows['embed/embedding'].split()[-2] == 'no'
+    assert '20 steps' in page and 'by arithmetic' in page
+    assert 'the cat sat' in page[places[-1] :]
+
+
+def test_what_is_hidden_stands_beside_what_is_wanted(dry, capsys):
+    encoder = ['--config.model.causal=false', '--config.data.corrupt=0.2', '--config.data.vocab_size=258']
+    assert dry(*encoder) == (0, False)
+    page = capsys.readouterr().out
+    assert '<|mask|>>' in page.partition('first batch')[2]

@@ -1,0 +1,86 @@
+"""Attention against its formula, in every backend that this machine can run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmtrain.models import attention
+
+CASES = {
+    'causal': {},
+    'bidirectional': {'causal': False},
+    'window': {'window': 70},
+    'bidirectional window': {'causal': False, 'window': 9},
+    'softcap': {'softcap': 2.0},
+}
+
+
+def inputs(B=2, T=140, H=4, G=2, K=8, dtype='float32'):
+    keys = jax.random.split(jax.random.key(0), 3)
+    query, key, value = (jax.random.normal(k, (B, T, n, K), dtype) for k, n in zip(keys, (H, G, G), strict=True))
+    cuts = np.array([[60, 130], [7, 140]])
+    segments = (np.arange(T)[None] >= cuts[:, :1]).astype(np.int32) + 1
+    segments = np.where(np.arange(T)[None] < cuts[:, 1:], segments, 0)
+    return query, key, value, jnp.asarray(segments)
+
+
+def formula(query, key, value, segments, causal=True, window=0, softcap=0.0):
+    B, T, H, K = query.shape
+    key, value = (np.repeat(np.asarray(x, np.float64), H // key.shape[2], axis=2) for x in (key, value))
+    scores = np.einsum('BTHK,BSHK->BHTS', np.asarray(query, np.float64), key) / np.sqrt(K)
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    distance = np.arange(T)[:, None] - np.arange(T)[None]
+    mask = (distance >= 0) | (not causal)
+    if window:
+        mask &= np.abs(distance) < window
+    mask = mask[None] & (np.asarray(segments)[:, :, None] == np.asarray(segments)[:, None])
+    weights = np.exp(scores) * mask[:, None]
+    return np.einsum('BHTS,BSHK->BTHK', weights / weights.sum(-1, keepdims=True), value)
+
+
+@pytest.mark.parametrize('case', CASES.values(), ids=CASES)
+def test_equals_the_formula(case):
+    query, key, value, segments = inputs()
+    attend = jax.jit(functools.partial(attention.attend, **{'causal': True} | case))
+    out = attend(query, key, value, segments, segments)
+    np.testing.assert_allclose(out, formula(query, key, value, segments, **case), atol=1e-5)
+
+
+def test_rows_of_padding_are_finite_and_without_gradient():
+    query, key, value, segments = inputs(T=12)
+    segments = jnp.zeros_like(segments).at[0, :5].set(1)
+
+    def total(query, key, value):
+        out = attention.attend(query, key, value, segments, segments, causal=True)
+        return jnp.sum(jnp.where((segments > 0)[..., None, None], out, 0) ** 2)
+
+    for grad in jax.jit(jax.grad(total, argnums=(0, 1, 2)))(query, key, value):
+        assert np.all(np.isfinite(grad))
+        assert np.all(np.asarray(grad)[np.asarray(segments) == 0] == 0)
+        assert np.any(grad)
+
+
+def test_a_named_backend_says_what_it_cannot_do():
+    query, key, value, _ = inputs(T=12)
+    with pytest.raises(ValueError, match='cudnn.* needs a GPU'):
+        attention.attend(query, key, value, causal=True, backend='cudnn')
+    with pytest.raises(ValueError, match='splash.* 128 divides, not 12'):
+        attention.attend(query, key, value, causal=True, backend='splash')
+
+
+def test_splash_equals_xla_with_gradients():
+    """The TPU kernel, interpreted here."""
+    query, key, value, segments = inputs(T=128)
+
+    def run(backend):
+        def total(*operands):
+            out = attention.attend(*operands, segments, segments, causal=True, window=9, softcap=2.0, backend=backend)
+            return jnp.sum(out**2)
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(query, key, value)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-5), run('splash'), run('xla'))

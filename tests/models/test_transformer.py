@@ -1,0 +1,280 @@
+"""The physics of the transformer, over a list of variants: adding one adds one line."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from lmtrain import tree
+from lmtrain.models import Transformer
+
+V, B, T, N = 61, 2, 12, 2
+QUICK = {'xla_backend_optimization_level': 0}  # compile time is most of what these tests cost
+
+VARIANTS = {
+    'llama': {'unroll': N},
+    'gpt2': {'positions': 'learned', 'norm': 'layernorm', 'activation': 'gelu', 'bias': True},
+    'grouped': {'num_kv_heads': 2, 'qk_norm': True, 'tied': False},
+    'window': {'window': 5, 'num_kv_heads': 1, 'activation': 'relu2'},
+    'softcap': {'logit_softcap': 30.0, 'attention_softcap': 20.0, 'positions': 'sinusoidal', 'activation': 'geglu'},
+    'post': {'norm_place': 'post', 'embed_norm': True, 'positions': 'none', 'remat': 'full'},
+}
+ENCODERS = {
+    'bert': {'norm_place': 'post', 'embed_norm': True, 'positions': 'learned', 'mlm_head': True, 'bias': True},
+    'window encoder': {'window': 3},
+}
+
+
+def build(**settings) -> Transformer:
+    config = base.get_config()
+    small = {'vocab_size': V, 'max_len': 32, 'num_layers': N, 'width': 32, 'num_heads': 4, 'unroll': 1}
+    config.model.update(small | settings)
+    return Transformer(**config.model)
+
+
+def encoder(**settings) -> Transformer:
+    return build(causal=False, activation='gelu_exact', norm='layernorm', **settings)
+
+
+MODELS = {name: build(**s) for name, s in VARIANTS.items()} | {name: encoder(**s) for name, s in ENCODERS.items()}
+decoders = pytest.mark.parametrize('model', [MODELS[name] for name in VARIANTS], ids=VARIANTS)
+every_model = pytest.mark.parametrize('model', MODELS.values(), ids=MODELS)
+
+
+@functools.cache
+def initial(model):
+    return jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), packed())['params']
+
+
+@functools.cache
+def params_of(model):
+    """Initial parameters, all moved so that every bias and scale matters."""
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda x: 3 * x + 0.1 * random.normal(size=x.shape).astype(np.float32), initial(model))
+
+
+@functools.cache
+def compiled(model):
+    def forward(params, batch, cache, key):
+        rngs = None if key is None else {'dropout': key}
+        return model.apply({'params': params}, batch, train=key is not None, cache=cache, rngs=rngs)
+
+    return jax.jit(forward, compiler_options=QUICK)
+
+
+def forward(model, batch, cache=None, key=None):
+    return compiled(model)(params_of(model), batch, cache, key)
+
+
+def example(rows=B, length=T):
+    """One document a row."""
+    tokens, targets = np.random.default_rng(2).integers(0, V, (2, rows, length), dtype=np.int32)
+    positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+    return {'tokens': tokens, 'targets': targets, 'segment_ids': np.ones_like(tokens), 'positions': positions}
+
+
+def packed():
+    """Rows of two documents, [0, 5) and [5, 9), and a tail of padding."""
+    segments = np.array([1] * 5 + [2] * 4 + [0] * (T - 9), np.int32)
+    positions = np.concatenate([np.arange(5), np.arange(4), np.zeros(T - 9)]).astype(np.int32)
+    return example() | {'segment_ids': np.tile(segments, (B, 1)), 'positions': np.tile(positions, (B, 1))}
+
+
+def influence(model, batch):
+    """[T, T]: how far the output at t moves with the embedded input at s."""
+    params = params_of(model)
+
+    # A table of one row per token of the batch makes inputs differentiable one by one.
+    own = {'tokens': np.arange(T)[None]} | {k: v[:1] for k, v in batch.items() if k not in ('tokens', 'targets')}
+    mine = dict(params) | {'embed': {'embedding': params['embed']['embedding'][:T]}}
+    model = dataclasses.replace(model, vocab_size=T)
+    if 'head' in mine:
+        mine['head'] = {'kernel': mine['head']['kernel'][:, :T]}
+    if 'mlm_head' in mine:
+        mine['mlm_head'] = mine['mlm_head'] | {'bias': mine['mlm_head']['bias'][:T]}
+
+    def hidden(table):
+        return model.apply({'params': mine | {'embed': {'embedding': table}}}, own)['hidden'][0].sum(-1)
+
+    jacobian_TSD = jax.jit(jax.jacrev(hidden), compiler_options=QUICK)(mine['embed']['embedding'])
+    return np.abs(np.asarray(jacobian_TSD)).sum(-1)
+
+
+@every_model
+def test_sees_exactly_what_it_should(model):
+    batch = packed()
+    t, s = np.arange(T)[:, None], np.arange(T)[None]
+    segments = np.asarray(batch['segment_ids'][0])
+    allowed = segments[:, None] == segments[None]
+    if model.causal:
+        allowed &= s <= t
+    if model.window:  # every layer widens the view by a window
+        allowed &= np.abs(t - s) <= N * (model.window - 1)
+    seen = influence(model, batch)
+    real = segments[:, None] > 0
+    assert np.all(seen[~allowed] == 0)
+    assert np.all((seen > 0)[allowed & real])
+
+
+@every_model
+def test_packed_equals_alone_and_padding_changes_nothing(model):
+    batch = packed()
+    together = forward(model, batch)['logprob']
+    for start, stop in ((0, 5), (5, 9)):
+        alone = {'tokens': batch['tokens'][:, start:stop], 'targets': batch['targets'][:, start:stop]}
+        np.testing.assert_allclose(forward(model, alone)['logprob'], together[:, start:stop], atol=1e-5)
+
+
+@decoders
+def test_cached_decoding_equals_the_full_forward(model):
+    batch, lengths = example(rows=3), np.array([7, 3, 5])
+    full = forward(model, batch)['logits']
+    real = (np.arange(8)[None] < lengths[:, None]).astype(np.int32)
+    outputs = forward(model, {'tokens': batch['tokens'][:, :8], 'segment_ids': real}, model.init_cache(3, T))
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(outputs['logits'][row, :length], full[row, :length], atol=1e-5)
+    for step in range(4):
+        at = lengths + step
+        outputs = forward(model, {'tokens': batch['tokens'][np.arange(3), at][:, None]}, outputs['cache'])
+        np.testing.assert_allclose(outputs['logits'][:, 0], full[np.arange(3), at], atol=1e-5)
+    np.testing.assert_array_equal(outputs['cache']['length'], lengths + 4)
+
+
+def loss_and_gradient(model, batch, params):
+    def loss(params):
+        outputs = model.apply({'params': params}, batch, train=True, rngs={'dropout': jax.random.key(3)})
+        return -jnp.mean(outputs['logprob'])
+
+    return jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params)
+
+
+@pytest.mark.parametrize(
+    ('change', 'dropout'),
+    [({'unroll': N}, 0.0), ({'remat': 'dots'}, 0.0), ({'unroll': N, 'remat': 'full'}, 0.2)],
+)
+def test_how_it_is_computed_changes_nothing(change, dropout):
+    batch = packed() | {'row': np.array([3, 1], np.int32)}
+    settings = VARIANTS['gpt2'] | {'dropout': dropout}
+    plain = build(**settings)
+    expected, grads = loss_and_gradient(plain, batch, params_of(plain))
+    value, changed = loss_and_gradient(build(**settings | change), batch, params_of(plain))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-5), changed, grads)
+
+
+def test_parameters_are_the_same_whatever_the_unrolling():
+    one, all_ = (initial(build(unroll=n)) for n in (1, N))
+    jax.tree.map(np.testing.assert_array_equal, one, all_)
+    assert tree.flatten(one)['layers/attention/query/kernel'].shape == (N, 32, 32)
+    first, second = tree.flatten(one)['layers/mlp/up/kernel']
+    assert not np.array_equal(first, second)
+
+
+@every_model
+def test_first_loss_is_near_that_of_guessing(model):
+    value = -np.mean(compiled(model)(initial(model), example(), None, None)['logprob'])
+    assert value == pytest.approx(np.log(V), rel=0.05)
+
+
+def test_bfloat16_is_close_to_float32():
+    single, half = (build(dtype=dtype) for dtype in ('float32', 'bfloat16'))
+    params = initial(single)
+    outputs = compiled(half)(params, example(), None, None)
+    assert outputs['hidden'].dtype == jnp.bfloat16
+    assert outputs['logprob'].dtype == outputs['log_z'].dtype == outputs['logits'].dtype == jnp.float32
+    expected = compiled(single)(params, example(), None, None)['logprob']
+    np.testing.assert_allclose(outputs['logprob'], expected, atol=0.03)
+
+
+def test_dropout_does_not_depend_on_how_the_batch_is_cut():
+    model = build(dropout=0.3)
+    batch = example(rows=4) | {'row': np.arange(4, dtype=np.int32)}
+
+    def run(rows, key=0):
+        part = jax.tree.map(lambda x: x[np.array(rows)], batch)
+        return np.asarray(forward(model, part, key=jax.random.key(key))['logprob'])
+
+    whole = run([0, 1, 2, 3])
+    for rows in ([0, 2], [3, 1]):
+        np.testing.assert_allclose(run(rows), whole[rows], atol=1e-5)
+    assert not np.allclose(run([0, 2], key=1), whole[[0, 2]], atol=1e-3)
+    assert not np.allclose(forward(model, batch)['logprob'], whole, atol=1e-3)
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'bert'])
+def test_select_is_a_column_of_the_full_output(name):
+    batch, select = example(), np.array([[4, 1, 1], [0, 2, 11]], np.int32)
+    targets = np.take_along_axis(batch['targets'], select, axis=1)
+    chosen = forward(MODELS[name], batch | {'targets': targets, 'select': select})
+    full = forward(MODELS[name], batch)
+    for head in ('logprob', 'log_z'):
+        np.testing.assert_allclose(chosen[head], np.take_along_axis(np.asarray(full[head]), select, axis=1), atol=1e-5)
+
+
+def test_one_layer_equals_its_equations():
+    model = build(num_layers=1, unroll=1, num_heads=1, head_dim=32, tied=False)
+    params = {path: np.asarray(leaf, np.float64) for path, leaf in tree.flatten(params_of(model)).items()}
+    batch = example(rows=1)
+
+    def norm(x, name):
+        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-5) * params[name].reshape(1, -1)
+
+    def kernel(name):
+        return params[f'layers/{name}/kernel'][0]
+
+    def turn(x):
+        angle = np.arange(T)[:, None] * 10_000.0 ** (-np.arange(16) / 16)[None]
+        pairs = (x[:, :16] + 1j * x[:, 16:]) * np.exp(1j * angle)
+        return np.concatenate([pairs.real, pairs.imag], -1)
+
+    x = params['embed/embedding'][np.asarray(batch['tokens'][0])]
+    y = norm(x, 'layers/attention_norm/scale')
+    scores = turn(y @ kernel('attention/query')) @ turn(y @ kernel('attention/key')).T / np.sqrt(32)
+    weights = np.exp(scores) * np.tri(T)
+    x = x + weights / weights.sum(-1, keepdims=True) @ (y @ kernel('attention/value')) @ kernel('attention/output')
+    y = norm(x, 'layers/mlp_norm/scale')
+    gate = y @ kernel('mlp/gate')
+    x = x + (gate / (1 + np.exp(-gate)) * (y @ kernel('mlp/up'))) @ kernel('mlp/down')
+    logits = norm(x, 'final_norm/scale') @ params['head/kernel']
+    np.testing.assert_allclose(forward(model, batch)['logits'][0], logits, atol=1e-4)
+
+
+INVALID = [
+    ({'num_heads': 5, 'head_dim': 6}, 'num_heads=5 does not divide model.width=32'),
+    ({'num_kv_heads': 3}, 'num_kv_heads=3 does not divide model.num_heads=4'),
+    ({'head_dim': 7}, 'head_dim=7 is odd'),
+    ({'activation': 'gleu'}, "nearest is 'gelu'"),
+    ({'attention': 'flash'}, "'splash'"),
+    ({'dtype': 'bf16'}, "nearest is 'bfloat16'"),
+    ({'dropout': 1.0}, 'dropout=1.0'),
+    ({'dropout': -0.1}, 'dropout=-0.1'),
+    ({'vocab_size': 0}, 'vocab_size=0'),
+    ({'window': -1}, 'window=-1'),
+    ({'unroll': 3}, 'unroll=3'),
+    ({'rope_theta': 0.0}, 'rope_theta=0.0'),
+]
+
+
+@pytest.mark.parametrize(('settings', 'message'), INVALID)
+def test_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(**settings)
+
+
+def test_refuses_rows_longer_than_learned_positions():
+    model = build(positions='learned', max_len=8)
+    with pytest.raises(ValueError, match='12 tokens is longer than model.max_len=8'):
+        jax.eval_shape(model.init, jax.random.key(0), example())
+    with pytest.raises(ValueError, match='max_len=8'):
+        model.init_cache(1, 9)
+    with pytest.raises(ValueError, match='causal'):
+        MODELS['bert'].init_cache(1, 4)
+
+
+def test_refuses_targets_that_are_not_of_the_predictions():
+    with pytest.raises(ValueError, match='targets'):
+        forward(MODELS['llama'], example() | {'targets': np.zeros((B, 3), np.int32)})

@@ -1,0 +1,78 @@
+"""The house as its imports have it: they run one way, rooms stay small, and heavy libraries stay outside."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Floor by floor, lowest first; a room imports from lower floors only, never from its own.
+FLOORS = (
+    {'tree', 'survive'},
+    {'sharding', 'checkpoint', 'metrics', 'cost', 'hlo', 'display', 'optim', 'models', 'data', 'objectives'},
+    {'state', 'sample'},
+    {'step', 'evaluate', 'report'},
+    {'run'},
+    {'trained', 'plan'},
+    {'train'},
+)
+FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted((ROOT / 'lmtrain').rglob('*.py'))
+NEVER = {'tensorflow', 'torch', 'transformers', 'pickle', 'yaml'}
+
+
+def room_of(path: pathlib.Path) -> str:
+    return path.relative_to(ROOT / 'lmtrain').parts[0].removesuffix('.py')
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Dotted names a file imports, wherever in the file it does."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: imports are absolute'
+            names |= {node.module} | {f'{node.module}.{alias.name}' for alias in node.names}
+    return names
+
+
+def rooms_imported(path: pathlib.Path) -> set[str]:
+    return {name.split('.')[1] for name in imports(path) if name.startswith('lmtrain.')} & (
+        FLOOR.keys() | {room_of(path)}
+    )
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    room = room_of(path)
+    if room == '__init__':
+        assert not rooms_imported(path)
+        return
+    assert room in FLOOR, f'{room} has no floor: give it one in this file'
+    for other in rooms_imported(path) - {room}:
+        assert FLOOR[other] < FLOOR[room], f'{room} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})'
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_stays_small(path):
+    limit = 200 if path.name == 'train.py' else 300
+    lines = len(path.read_text().splitlines())
+    assert lines <= limit, f'{path.name} has {lines} lines: does one line still describe it? If not, it is two rooms'
+
+
+@pytest.mark.parametrize('folder', ['lmtrain', 'configs', 'launch'])
+def test_what_is_never_imported(folder):
+    for path in (ROOT / folder).rglob('*.py'):
+        found = {name.split('.')[0] for name in imports(path)}
+        assert not found & NEVER, path
+        assert 'experiments' not in found, path
+        if folder != 'launch':
+            assert 'launch' not in found, path
+
+
+def test_models_and_objectives_know_no_device_and_no_adapter():
+    for folder in ('models', 'objectives'):
+        for path in (ROOT / 'lmtrain' / folder).rglob('*.py'):
+            names = imports(path)
+            assert not {n for n in names if n.startswith(('jax.sharding', 'lmtrain.sharding', 'lmtrain.adapt'))}, path

@@ -1,0 +1,150 @@
+"""The report is made from the folder of a run, whole or not."""
+
+import json
+import math
+import sys
+
+import pytest
+
+from configs import base
+from lmtrain import report
+
+
+def write_lines(path, lines):
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+def a_run(folder, *, evaluated=True, sampled=True):
+    """A folder as a run of 300 steps leaves it."""
+    config = json.loads(base.get_config().to_json())
+    config['model']['width'] = 192
+    config['data']['source'] = 'a|b.txt'
+    folder.mkdir()
+    (folder / 'config.json').write_text(json.dumps(config))
+    lines, timings = [], []
+    for step in range(10, 301, 10):
+        loss = 3.0 + 5.0 * math.exp(-step / 60)
+        lines.append({'step': step, 'batch': 'c0ffee', 'loss': 'nan' if step == 50 else loss, 'nats': loss})
+        timings.append({'step': step, 'tokens_per_second': 100.0 * step, 'data_wait': 0.01})
+        if evaluated and step % 100 == 0:
+            lines.append({'step': step, 'validation_loss': loss, 'validation_bits_per_byte': loss / 2})
+    write_lines(folder / 'metrics.jsonl', lines)
+    write_lines(folder / 'timings.jsonl', timings)
+    results = {'cost': {'steps': 300, 'tokens': 2_457_600, 'flops': 1.3e14, 'seconds': 245.0, 'peak_memory': 1.1e9}}
+    if evaluated:
+        last = {
+            'loss': loss,
+            'perplexity': math.exp(loss),
+            'bits_per_token': loss / math.log(2),
+            'bits_per_byte': loss / 2,
+        }
+        results |= {'validation': last, 'baselines': {'unigram': 3.312, 'bigram': 1.862, 'xz': 1.3}}
+    (folder / 'results.json').write_text(json.dumps(results))
+    starts = [
+        {
+            'time': 'then',
+            'resumed_from': None,
+            'changed': {},
+            'command': 'lmtrain train --config=x',
+            'versions': {'jax': '0'},
+        },
+        {
+            'time': 'now',
+            'resumed_from': 200,
+            'changed': {},
+            'versions': {'jax': '1.2.3'},
+            'machine': {'device': '8 x cpu', 'cores': 2},
+        },
+    ]
+    write_lines(folder / 'lineage.jsonl', starts)
+    if sampled:
+        (folder / 'samples.txt').write_text("--- 'def '\ndef f():\n    ```\n    return 1\n")
+    return folder
+
+
+def test_a_whole_run(tmp_path):
+    page = report.write(a_run(tmp_path / 'quick')).read_text()
+    assert page.startswith('# quick\n\n**1.517 bits per byte** on validation text, less than bigram (1.862)')
+    assert 'not less than xz (1.300)' in page
+    for expected in (
+        '| steps | 300 |',
+        '| tokens | 2.46M |',
+        '| FLOPs of the model | 130 TFLOP |',
+        '| wall time, evaluation and saving included | 4m 05s |',
+        '| tokens per second, median | 15,500 |',
+        '| memory at the peak | 1.10 GB |',
+        '| `model.width` | `192` | `256` |',
+        '| `data.source` | `"a&#124;b.txt"` | `"python"` |',
+        'lmtrain train --config=x',
+        'started 2 times; the later starts went on from step 200',
+        '![loss over steps, beside the baselines](loss.png)',
+        '| device | 8 x cpu |\n| cores | 2 |\n| jax | 1.2.3 |',
+    ):
+        assert expected in page, expected
+    rows = [
+        line.split('|')[1].strip()
+        for line in page.split('## Result')[1].split('## Curve')[0].splitlines()
+        if '|' in line
+    ]
+    assert rows[2:] == ['**this model**, validation', 'xz', 'bigram', 'unigram']
+    # The sample holds a fence, so its own is longer.
+    assert "````text\n--- 'def '" in page and page.count('````') == 2
+    picture = (tmp_path / 'quick/loss.png').read_bytes()
+    assert picture.startswith(b'\x89PNG') and len(picture) > 10_000
+
+
+@pytest.mark.parametrize('loss', ['nan', 'inf'])
+def test_an_evaluation_that_is_not_finite_is_not_drawn(tmp_path, loss):
+    folder = a_run(tmp_path / 'run')
+    with (folder / 'metrics.jsonl').open('a') as file:
+        file.write(json.dumps({'step': 301, 'validation_loss': loss, 'validation_bits_per_byte': loss}) + '\n')
+    report.write(folder)
+    assert (folder / 'loss.png').stat().st_size > 10_000
+
+
+def test_it_can_be_written_again(tmp_path):
+    folder = a_run(tmp_path / 'run')
+    first = report.write(folder).read_text()
+    assert report.write(folder).read_text() == first
+    (folder / 'samples.txt').write_text('other words')
+    assert 'other words' in report.write(folder).read_text()
+
+
+def test_without_evaluation_and_samples_it_says_so(tmp_path):
+    page = report.write(a_run(tmp_path / 'run', evaluated=False, sampled=False)).read_text()
+    for expected in ('no final evaluation', 'The run was not evaluated', 'The run drew no samples'):
+        assert expected in page
+    assert (tmp_path / 'run/loss.png').exists()
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / 'config.json').write_text(base.get_config().to_json())
+    (folder / 'metrics.jsonl').write_text('{"step": 1, "batch": "a", "loss": 3.0}\n{"step": 2, "ba')
+    page = report.write(folder).read_text()
+    assert 'no curve' in page and not (folder / 'loss.png').exists()
+    for expected in (
+        'says what the run cost',
+        'Nothing differs',
+        'command was not recorded',
+        'versions were not recorded',
+    ):
+        assert expected in page
+
+
+def test_what_is_no_run_or_broken_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='holds no config.json'):
+        report.write(tmp_path)
+    folder = a_run(tmp_path / 'run')
+    (folder / 'metrics.jsonl').write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
+    with pytest.raises(ValueError, match='metrics.jsonl, line 2, is no JSON'):
+        report.write(folder)
+    (folder / 'results.json').write_text('{')
+    with pytest.raises(ValueError, match='results.json is no JSON'):
+        report.write(folder)
+
+
+def test_drawing_needs_no_display(tmp_path):
+    report.write(a_run(tmp_path / 'run'))
+    assert 'matplotlib.pyplot' not in sys.modules, 'pyplot looks for a display and keeps figures'

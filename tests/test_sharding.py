@@ -1,0 +1,80 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from lmtrain import sharding
+
+SHAPES = {
+    'embed': {'embedding': jax.ShapeDtypeStruct((64, 16), jnp.float32)},
+    'layers': {
+        'attention': {'query': {'kernel': jax.ShapeDtypeStruct((2, 16, 16), jnp.float32)}},
+        'attention_norm': {'scale': jax.ShapeDtypeStruct((2, 16), jnp.float32)},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'shape'),
+    [
+        ((-1, 1, 1, 1), (8, 1, 1, 1)),
+        ((2, 2, 2, 1), (2, 2, 2, 1)),
+        ((1, -1, 2, 1), (1, 4, 2, 1)),
+    ],
+)
+def test_mesh_fills(sizes, shape):
+    assert tuple(sharding.mesh(*sizes).shape.values()) == shape
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'message'),
+    [
+        ((3, 1, 1, 1), '3 devices, 8 are there'),
+        ((16, 1, 1, 1), '16 devices, 8 are there'),
+        ((-1, 3, 1, 1), '3 devices or a multiple, 8 are there'),
+        ((-1, -1, 1, 1), 'mesh.data and mesh.fsdp are both -1'),
+        ((0, 1, 1, 1), 'mesh.data = 0'),
+        ((1, 1, 1, 8), 'mesh.sequence = 8'),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_with_both_numbers(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.mesh(*sizes)
+
+
+def test_moments_lie_as_their_parameters_do():
+    mesh = sharding.mesh(2, 2, 2, 1)
+    params = sharding.shardings(SHAPES, mesh)
+    state = sharding.shardings(jax.eval_shape(optax.adam(1e-3).init, SHAPES), mesh)
+    assert params['layers']['attention']['query']['kernel'].spec == PartitionSpec(None, 'fsdp', 'tensor')
+    assert params['layers']['attention_norm']['scale'].spec == PartitionSpec()
+    assert state[0].mu == params
+    assert state[0].nu == params
+    assert state[0].count.spec == PartitionSpec()
+
+
+def test_a_dimension_that_does_not_divide_is_refused_by_path():
+    shapes = {'embed': {'embedding': jax.ShapeDtypeStruct((65, 16), jnp.float32)}}
+    with pytest.raises(ValueError, match='embed/embedding: a dimension of 65 does not divide over mesh.tensor = 2'):
+        sharding.shardings(shapes, sharding.mesh(2, 2, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ('batch', 'accumulate', 'ok'), [(8, 1, True), (16, 2, True), (12, 1, False), (8, 2, False), (0, 1, False)]
+)
+def test_a_batch_divides_over_micro_batches_and_devices(batch, accumulate, ok):
+    mesh = sharding.mesh(4, 2, 1, 1)
+    if ok:
+        sharding.check_batch(batch, accumulate, mesh)
+    else:
+        with pytest.raises(ValueError, match=f'data.batch_size = {batch}'):
+            sharding.check_batch(batch, accumulate, mesh)
+
+
+def test_place_lays_rows_over_data_and_fsdp():
+    rows = np.arange(16, dtype=np.int32).reshape(8, 2)
+    placed = sharding.place(sharding.mesh(2, 2, 2, 1))({'tokens': rows})['tokens']
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 2)}
+    np.testing.assert_array_equal(placed, rows)

@@ -1,0 +1,75 @@
+"""A run can be killed where a test says, and asked to stop in one way only."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lmtrain import survive
+
+
+def run(code: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, '-c', 'from lmtrain import survive\n' + code]
+    return subprocess.Popen(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_fault_kills_at_its_point_and_step_alone():
+    code = """
+for step in range(5):
+    survive.fault('before_rename', step)
+    survive.fault('before_save', step)
+    print(step, flush=True)
+"""
+    process = run(code, LMTRAIN_FAULT='before_save@3')
+    said, error = process.communicate(timeout=30)
+    assert (process.returncode, said.split()) == (-signal.SIGKILL, ['0', '1', '2']), error
+
+
+def test_without_the_variable_nothing_happens(monkeypatch):
+    monkeypatch.delenv('LMTRAIN_FAULT', raising=False)
+    survive.fault('before_save', 1)
+
+
+@pytest.mark.parametrize('wanted', ['before_sav@1', 'before_save', 'before_save@', 'before_save@x', '@1'])
+def test_a_misspelt_fault_is_an_error(monkeypatch, wanted):
+    monkeypatch.setenv('LMTRAIN_FAULT', wanted)
+    with pytest.raises(ValueError, match='expected point@step, point one of before_save'):
+        survive.fault('after_rename', 9)
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_a_flag(number, capfd):
+    before = signal.getsignal(number)
+    with survive.Signals() as signals:
+        assert signals.received is None
+        os.kill(os.getpid(), number)
+        assert signals.received == number.name
+    assert f'{number.name}: this step is saved' in capfd.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_ends_the_process():
+    process = run("""
+import time
+with survive.Signals():
+    print('ready', flush=True)
+    while True:
+        time.sleep(0.01)
+""")
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT
+
+
+def test_exit_codes_differ():
+    codes = [survive.FINISHED, survive.NON_FINITE, survive.DISK, survive.REQUEUE, survive.EXCEPTION, survive.STALLED]
+    assert codes == [0, 3, 4, 42, 70, 75]

@@ -1,0 +1,53 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmtrain import tree
+
+NAMES = st.text('abc', min_size=1, max_size=2)
+TREES = st.recursive(
+    st.integers().map(lambda i: i), lambda inner: st.dictionaries(NAMES, inner, min_size=1, max_size=3), max_leaves=8
+).filter(lambda t: isinstance(t, dict))
+
+
+@given(TREES)
+def test_unflatten_undoes_flatten(nested):
+    assert tree.unflatten(tree.flatten(nested)) == nested
+
+
+@given(TREES, st.sampled_from(['.*a.*', '.*/b', '[abc]+']))
+def test_join_undoes_split(nested, pattern):
+    try:
+        trainable, frozen = tree.split(nested, pattern)
+    except ValueError:
+        return  # the pattern matches nothing, which is an error of its own
+    assert tree.join(frozen, trainable) == nested
+    assert not tree.flatten(trainable).keys() & tree.flatten(frozen).keys()
+
+
+def test_first_match_wins_and_the_rest_gets_the_default():
+    values = tree.match([('a/.*', 1), ('.*/kernel', 2)], ['a/kernel', 'b/kernel', 'b/bias'], default=0)
+    assert values == {'a/kernel': 1, 'b/kernel': 2, 'b/bias': 0}
+
+
+def test_a_pattern_matches_the_whole_path():
+    assert tree.match([('.*', 1)], ['layers/kernel_norm'])['layers/kernel_norm'] == 1
+    with pytest.raises(ValueError, match="'kernel' matches no parameter"):
+        tree.match([('kernel', 1)], ['layers/kernel'])
+
+
+def test_a_rule_shadowed_by_an_earlier_one_is_no_typing_error():
+    assert tree.match([('.*', 1), ('a', 2)], ['a']) == {'a': 1}
+
+
+def test_join_refuses_a_path_that_stands_twice():
+    with pytest.raises(ValueError, match="'a/b' stands in two"):
+        tree.join({'a': {'b': 1}}, {'a': {'b': 2}})
+
+
+def test_count_and_size_read_shapes_alone():
+    shapes = jax.eval_shape(lambda: {'a': {'x': jnp.zeros((3, 4), jnp.bfloat16)}, 'b': jnp.zeros(())})
+    assert tree.count(shapes) == 13
+    assert tree.size(shapes) == 3 * 4 * 2 + 4
