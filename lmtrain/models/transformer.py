@@ -1,7 +1,6 @@
 """One transformer: GPT-2, LLaMA, BERT and what lies between them are its settings."""
 
 import dataclasses
-import difflib
 from typing import Any
 
 import flax.linen as nn
@@ -9,72 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from lmtrain.models import head
-from lmtrain.models.attention import BACKENDS, Attention, Places
-from lmtrain.models.layers import (
-    GATED,
-    PLAIN,
-    Embed,
-    FeedForward,
-    Norm,
-    dropout,
-    rotary_angles,
-    sinusoids,
-    stddev,
-)
-
-CHOICES = {
-    'positions': ('rotary', 'learned', 'sinusoidal', 'none'),
-    'norm': ('rmsnorm', 'layernorm'),
-    'norm_place': ('pre', 'post'),
-    'activation': (*GATED, *PLAIN),
-    'dtype': ('float32', 'bfloat16'),
-    'remat': ('none', 'dots', 'full'),
-    'attention': ('auto', *BACKENDS),
-}
+from lmtrain.models.attention import Places
+from lmtrain.models.block import Block
+from lmtrain.models.layers import Norm, dropout, rotary_angles, sinusoids
+from lmtrain.models.linear import Embed
+from lmtrain.models.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Transformer:
-    """Settings of a model (configs/base.py says what each means) and its two functions, `init` and `apply`.
+class Transformer(Settings):
+    """Settings of a model and its two functions, `init` and `apply`.
 
     A batch is a dict of columns: `tokens` int32 [B, T], and, each optional, `segment_ids` and `positions` int32 [B, T]
     (absent: every row is one unpadded document), `row` int32 [B] (absent: 0 .. B-1), `select` int32 [B, M] (the
     positions whose predictions are wanted), `targets` int32 [B, T] ([B, M] under `select`).
-
-    Raises ValueError, naming the field, where settings contradict each other.
     """
-
-    vocab_size: int
-    max_len: int
-    num_layers: int
-    width: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    positions: str
-    rope_theta: float
-    norm: str
-    norm_eps: float
-    norm_place: str
-    embed_norm: bool
-    activation: str
-    bias: bool
-    tied: bool
-    causal: bool
-    mlm_head: bool
-    qk_norm: bool
-    logit_softcap: float
-    attention_softcap: float
-    window: int
-    dropout: float
-    dtype: str
-    remat: str
-    unroll: int
-    attention: str
-
-    def __post_init__(self):
-        self.check()
 
     def init(self, key: jax.Array, batch) -> dict:
         """{'params': float32 tree}, every leaf under `layers` stacked [N, ...]. Under jit the forward costs nothing."""
@@ -98,72 +46,11 @@ class Transformer:
         """An empty cache of `length` tokens a row: {'key', 'value': [N, B, S, G, K], 'length': int32 [B]}."""
         if not self.causal:
             raise ValueError('model.causal is False: an encoder has no use for a cache')
-        self._check_length(length, 'a cache of')
+        self.check_length(length, 'a cache of')
         shape = self.num_layers, batch_size, length, self.num_kv_heads, self.head_dim
         dtype = dtype or self.dtype
         zeros = {name: jnp.zeros(shape, dtype) for name in ('key', 'value')}
         return zeros | {'length': jnp.zeros(batch_size, jnp.int32)}
-
-    def check(self):
-        """Raises ValueError where a setting is unknown, out of range or at odds with another."""
-        for name, choices in CHOICES.items():
-            if (value := getattr(self, name)) not in choices:
-                near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)
-                raise ValueError(f'model.{name}={value!r} is none of {", ".join(choices)}; the nearest is {near[0]!r}')
-        for name in 'vocab_size max_len num_layers width num_heads num_kv_heads head_dim mlp_dim unroll'.split():
-            if getattr(self, name) < 1:
-                raise ValueError(f'model.{name}={getattr(self, name)} must be at least 1')
-        for name in 'window logit_softcap attention_softcap'.split():
-            if getattr(self, name) < 0:
-                raise ValueError(f'model.{name}={getattr(self, name)} must be 0 (off) or more')
-        for name in 'rope_theta norm_eps'.split():
-            if not getattr(self, name) > 0:
-                raise ValueError(f'model.{name}={getattr(self, name)} must be above 0')
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f'model.dropout={self.dropout} must lie in [0, 1)')
-        for whole, part in (('width', 'num_heads'), ('num_heads', 'num_kv_heads')):
-            if getattr(self, whole) % getattr(self, part):
-                raise ValueError(
-                    f'model.{part}={getattr(self, part)} does not divide model.{whole}={getattr(self, whole)}'
-                )
-        if self.positions == 'rotary' and self.head_dim % 2:
-            raise ValueError(f"model.head_dim={self.head_dim} is odd, but positions='rotary' turns pairs")
-        if self.positions == 'sinusoidal' and self.width % 2:
-            raise ValueError(f"model.width={self.width} is odd, but positions='sinusoidal' are pairs")
-        if self.unroll > self.num_layers:
-            raise ValueError(f'model.unroll={self.unroll} is more than model.num_layers={self.num_layers}')
-
-    def _check_length(self, length: int, what: str):
-        if self.positions == 'learned' and length > self.max_len:
-            raise ValueError(f"{what} {length} tokens is longer than model.max_len={self.max_len} learned positions")
-
-
-class Block(nn.Module):
-    """One layer: attention, then the feed-forward, each around its norm and beside its residual."""
-
-    model: Transformer
-
-    @nn.compact
-    def __call__(self, x_BTD, places: Places, key=None, cache=None):
-        m = self.model
-        std = stddev(m.width)
-        # What is added 2N times to the residual is made smaller by sqrt(2N) (GPT-2, section 2.3).
-        output_std = std / (2 * m.num_layers) ** 0.5 if m.norm_place == 'pre' else std
-
-        def beside(x, name, function):
-            norm = Norm(m.norm, m.norm_eps, m.bias, name=f'{name}_norm')
-            site = None if key is None else jax.random.fold_in(key, name == 'mlp')
-            y = dropout(function(norm(x) if m.norm_place == 'pre' else x), m.dropout, site, places.row)
-            return x + y if m.norm_place == 'pre' else norm(x + y)
-
-        def attention(x):
-            nonlocal cache
-            y, cache = Attention(m, std, output_std, name='attention')(x, places, cache)
-            return y
-
-        x_BTD = beside(x_BTD, 'attention', attention)
-        mlp = FeedForward(m.width, m.mlp_dim, m.activation, m.bias, std, output_std, name='mlp')
-        return beside(x_BTD, 'mlp', mlp), cache
 
 
 class Network(nn.Module):
@@ -198,7 +85,7 @@ class Network(nn.Module):
         """(Places, positions [B, T])."""
         m = self.model
         B, T = batch['tokens'].shape
-        m._check_length(T, 'a row of')
+        m.check_length(T, 'a row of')
         if not jnp.issubdtype(batch['tokens'].dtype, jnp.integer):
             raise ValueError(f'column tokens has dtype {batch["tokens"].dtype}, not an integer')
         segments = key_segments = batch.get('segment_ids')
