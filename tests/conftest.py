@@ -8,10 +8,17 @@ os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 # Tests compile more than they compute: LLVM's own optimisations cost more time here than they save.
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'.strip()
 
+import hypothesis
 import jax
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# The same examples on every machine, however slow it is; `pytest --hypothesis-profile=search` draws new ones.
+slow = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+hypothesis.settings.register_profile('search', deadline=None, suppress_health_check=slow)
+hypothesis.settings.register_profile('same', hypothesis.settings.get_profile('search'), derandomize=True)
+hypothesis.settings.load_profile('same')
 
 
 @pytest.fixture(scope='session')

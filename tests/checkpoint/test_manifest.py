@@ -144,9 +144,7 @@ def test_the_older_one_is_really_loaded(whole, tmp_path, caplog):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '2.corrupt', '2.corrupt.1']
 
 
-@hypothesis.settings(
-    max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
-)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(data=st.data())
 def test_no_other_byte_passes(whole, files, tmp_path, data):
     folder = tmp_path / '2'

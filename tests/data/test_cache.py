@@ -90,7 +90,7 @@ def test_processes_that_ask_at_once_make_it_once(tmp_path):
     for process in asking:
         process.start()
     for process in asking:
-        process.join(60)
+        process.join(250)
     assert [process.exitcode for process in asking] == [0, 0, 0]
     assert len((tmp_path / 'log').read_text().splitlines()) == 1
 

@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtrain.data import source as source_file
@@ -159,7 +159,7 @@ JSON = st.recursive(
 LINES = st.lists(st.binary(max_size=30) | JSON.map(lambda value: json.dumps(value).encode())).map(b'\n'.join)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(
     content=LINES,
     name=st.sampled_from(['a.jsonl', 'a.jsonl.gz', 'a.txt', 'a.pgn']),
@@ -167,14 +167,14 @@ LINES = st.lists(st.binary(max_size=30) | JSON.map(lambda value: json.dumps(valu
 )
 def test_any_bytes_are_text_or_a_plain_error(content, name, document, tmp_path):
     (tmp_path / name).write_bytes(content)
-    begun = time.monotonic()
+    begun = time.thread_time()  # what others do meanwhile is not counted
     try:
         assert all(
             isinstance(text, str) and text.encode() is not None for text in read(tmp_path / name, document=document)
         )
     except ValueError as error:
         assert name in str(error)
-    assert time.monotonic() - begun < 2
+    assert time.thread_time() - begun < 2
 
 
 def test_parquet(tmp_path):

@@ -52,7 +52,7 @@ def machine(tmp_path):
 
 
 OUTPUT = {
-    subprocess.run: {'capture_output': True, 'timeout': 60},
+    subprocess.run: {'capture_output': True, 'timeout': 250},
     subprocess.Popen: {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE},
 }
 
@@ -121,7 +121,7 @@ def test_a_moved_folder_and_another_python_are_made_anew(machine):
 
 def test_two_at_once_install_once(machine):
     both = [machine('configs', start=subprocess.Popen, SLOW='0.5') for _ in range(2)]
-    assert [process.communicate(timeout=60)[0].split('|')[1] for process in both] == ['configs', 'configs']
+    assert [process.communicate(timeout=250)[0].split('|')[1] for process in both] == ['configs', 'configs']
     assert len(machine.log()) == 2
 
 
