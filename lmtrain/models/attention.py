@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmtrain.models.layers import Linear, Norm, rotate
+from lmtrain.models.layers import Norm, rotate
+from lmtrain.models.linear import Linear
 
 BLOCK = 128  # queries a causal block holds on the XLA path
 

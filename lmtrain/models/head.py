@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmtrain.models.layers import GATED, PLAIN, Linear, Norm, stddev
+from lmtrain.models.layers import GATED, PLAIN, Norm
+from lmtrain.models.linear import Linear, stddev
 
 WHOLE = 2**22  # elements of logits that are cheaper kept than computed twice
 CHUNKS = 16  # at most; a chunk then holds a 16th of the logits

@@ -1,10 +1,10 @@
-"""What every layer is made of: the one Linear, norms, embeddings, the feed-forward, rotary positions and dropout."""
-
-import math
+"""What every layer is made of beside Linear: norms, the feed-forward, rotary positions and dropout."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from lmtrain.models.linear import Linear
 
 GATED = {'swiglu': jax.nn.silu, 'geglu': lambda x: jax.nn.gelu(x, approximate=True)}
 PLAIN = {
@@ -12,32 +12,6 @@ PLAIN = {
     'gelu_exact': lambda x: jax.nn.gelu(x, approximate=False),
     'relu2': lambda x: jnp.square(jax.nn.relu(x)),  # Primer, arXiv 2109.08668
 }
-
-
-def stddev(width: int) -> float:
-    """Standard deviation of initial weights: GPT-2's 0.02, less in models wider than 1,000.
-
-    There sqrt(2 / 5D) is smaller (SmallInit, Nguyen and Salazar, arXiv 1910.05895): the first loss stays near ln V.
-    """
-    return min(0.02, math.sqrt(0.4 / width))
-
-
-class Linear(nn.Module):
-    """[..., D] -> [..., features]; the kernel is float32 [D, features], the product in the input's dtype."""
-
-    features: int
-    bias: bool
-    stddev: float
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param('kernel', nn.initializers.normal(self.stddev), (x.shape[-1], self.features), jnp.float32)
-        # One product of two matrices: XLA:CPU is twice as slow, forward and backward, on more dimensions.
-        y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
-        if self.bias:
-            bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-            y += bias.astype(x.dtype)[None]
-        return y.reshape(*x.shape[:-1], self.features)
 
 
 class Norm(nn.Module):
@@ -58,19 +32,6 @@ class Norm(nn.Module):
         if self.bias:
             y += jnp.expand_dims(self.param('bias', nn.initializers.zeros, scale.shape, jnp.float32), range(y.ndim - 1))
         return y.astype(x.dtype)
-
-
-class Embed(nn.Module):
-    """Integers [...] -> rows [..., D] of a float32 table [rows, D]; called without integers, the table itself."""
-
-    rows: int
-    width: int
-
-    @nn.compact
-    def __call__(self, index=None):
-        init = nn.initializers.normal(stddev(self.width))
-        table = self.param('embedding', init, (self.rows, self.width), jnp.float32)
-        return table if index is None else table[index]
 
 
 class FeedForward(nn.Module):
