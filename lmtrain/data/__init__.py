@@ -11,19 +11,29 @@ COLUMNS
   loss_mask    [B, T] float32  1 where the target counts, else 0; with `select`, [B, M]
   row          [B]    int32    the row's number in the global batch of the step; keys dropout
   select       [B, M] int32    masked language modelling alone: the positions that are predicted
+  labels       [B] int32 the class, [B] float32 the number wanted, or [B, T] int32 the tags
+  label_weights  float32 of the shape of labels: 1 where the label counts; with `spans`, [B, T]: 1 at the tokens
+                               among which an answer may lie
+  spans        [B, 2] int32    first and last token of the answer; -1 where the row holds none
+  adapter      [B]    int32    which of several adapters the row uses
 
 A document d1..dn is the sequence END d1..dn END, cut into windows of T targets: tokens x[kT : kT + T], targets
 x[kT + 1 : kT + T + 1], every target once. Bits per byte is the sum of -log2 p(target) over `Split.num_bytes`.
 """
 
+from lmtrain.data.bucket import TaskStream
 from lmtrain.data.corpus import Corpus, Split, prepare
 from lmtrain.data.stream import Stream, batch_hash, check_ids, prefetch
+from lmtrain.data.task import TASKS, Task, prepare_task
 from lmtrain.data.text import Tokenizer
 from lmtrain.data.tokenizer import load_tokenizer
 
-COLUMNS = ('tokens', 'segment_ids', 'positions', 'targets', 'loss_mask', 'row', 'select')
+COLUMNS = (
+    'tokens', 'segment_ids', 'positions', 'targets', 'loss_mask', 'row', 'select', 'labels', 'label_weights', 'spans',
+    'adapter',
+)  # fmt: skip
 
 __all__ = [
-    'COLUMNS', 'Corpus', 'Split', 'Stream', 'Tokenizer', 'batch_hash', 'check_ids', 'load_tokenizer', 'prefetch',
-    'prepare',
+    'COLUMNS', 'TASKS', 'Corpus', 'Split', 'Stream', 'Task', 'TaskStream', 'Tokenizer', 'batch_hash', 'check_ids',
+    'load_tokenizer', 'prefetch', 'prepare', 'prepare_task',
 ]  # fmt: skip
