@@ -40,12 +40,16 @@ class Attention(nn.Module):
     output_stddev: float
 
     @nn.compact
-    def __call__(self, x_BTD, places: Places, cache=None):
-        """([B, T, D], cache). `cache` is (key [N,B,S,G,K], value, layer index): the whole stack, written in place."""
+    def __call__(self, x_BTD, places: Places, cache=None, drop=None):
+        """([B, T, D], cache). `cache` is (key [N,B,S,G,K], value, layer index): the whole stack, written in place.
+
+        Found beside the projections: prefix_key and prefix_value [P, G, K], which every query sees, whatever the mask
+        (prefix tuning, arXiv 2101.00190).
+        """
         m = self.model
 
         def project(name, heads):
-            y = Linear(heads * m.head_dim, m.bias, self.stddev, name=name)(x_BTD)
+            y = Linear(heads * m.head_dim, m.bias, self.stddev, name=name)(x_BTD, drop)
             return y.reshape(*x_BTD.shape[:2], heads, m.head_dim)
 
         query_BTHK = project('query', m.num_heads)
@@ -67,6 +71,14 @@ class Attention(nn.Module):
             key_BSGK, value_BSGK = key_NBSGK[layer].astype(x_BTD.dtype), value_NBSGK[layer].astype(x_BTD.dtype)
             cache = key_NBSGK, value_NBSGK, layer
 
+        prefix = self.get_variable('params', 'prefix_key')
+        if prefix is not None:
+            rows = x_BTD.shape[0], *prefix.shape
+            values = self.get_variable('params', 'prefix_value')
+            key_BSGK, value_BSGK = (
+                jnp.concatenate([jnp.broadcast_to(front[None].astype(x_BTD.dtype), rows), own], axis=1)
+                for front, own in ((prefix, key_BSGK), (values, value_BSGK))
+            )
         out_BTHK = attend(
             query_BTHK,
             key_BSGK,
@@ -78,9 +90,10 @@ class Attention(nn.Module):
             window=m.window,
             softcap=m.attention_softcap,
             backend=m.attention,
+            prefix=0 if prefix is None else prefix.shape[0],
         )
         out_BTD = out_BTHK.reshape(*x_BTD.shape[:2], m.num_heads * m.head_dim)
-        return Linear(m.width, m.bias, self.output_stddev, name='output')(out_BTD), cache
+        return Linear(m.width, m.bias, self.output_stddev, name='output')(out_BTD, drop), cache
 
 
 def attend(
@@ -95,6 +108,7 @@ def attend(
     window: int = 0,
     softcap: float = 0.0,
     backend: str = 'auto',
+    prefix: int = 0,
 ):
     """softmax(query . key / sqrt(K)) . value over the keys a query sees, in the dtype of `query`; [B, T, H, K].
 
@@ -106,12 +120,17 @@ def attend(
       query_segments, key_segments: int32 [B, T] and [B, S], or None for one segment.
       query_index: int32 [B, T]; None where T == S and every query stands at its own index.
       softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118); 0 is off.
+      prefix: of the keys, so many stand before index 0 and the segments: every query sees them.
       backend: 'xla' | 'cudnn' | 'splash', or 'auto' for the fastest that the platform and the shapes allow.
 
     Raises ValueError where `backend` is named and cannot take these arguments.
     """
     operands = query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_index
     options = {'causal': causal, 'window': window, 'softcap': softcap}
+    if prefix:
+        if backend not in ('auto', 'xla'):
+            raise ValueError(f"attention='{backend}' takes no prefix; choose attention='auto' or 'xla'")
+        return xla(*operands, **options, prefix=prefix)
     if backend == 'auto':
         kernels = {'gpu': ('cuda', 'cudnn'), 'tpu': ('tpu', 'splash')}
         platform, name = kernels.get(jax.default_backend(), ('cpu', 'xla'))
@@ -162,14 +181,16 @@ def visible(query_index, key_index, query_segments, key_segments, *, causal: boo
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 
-def xla(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_index, *, causal, window, softcap):
+def xla(
+    query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_index, *, causal, window, softcap, prefix=0
+):
     """Plain products and a float32 softmax; causal queries in blocks, each reading only the keys it can see.
 
     The queries that share a key-value head are rows of one product, so keys are never repeated. Weights are divided by
     their sum after they met the values: [T, K] divisions for [T, S].
     """
     B, T, H, K = query_BTHK.shape
-    S, G = key_BSGK.shape[1:3]
+    S, G = key_BSGK.shape[1] - prefix, key_BSGK.shape[2]
     R = H // G
     query_BGRTK = (query_BTHK * K**-0.5).reshape(B, T, G, R, K).transpose(0, 2, 3, 1, 4)
     key_BGSK, value_BGSK = key_BSGK.transpose(0, 2, 1, 3), value_BSGK.transpose(0, 2, 1, 3)
@@ -177,6 +198,12 @@ def xla(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_in
     def block(start, stop, first, last):
         """Queries [start, stop) over keys [first, last)."""
         C = stop - start
+
+        def read(x_BGSK):
+            if first and prefix:
+                return jnp.concatenate([x_BGSK[:, :, :prefix], x_BGSK[:, :, prefix + first : prefix + last]], axis=2)
+            return x_BGSK[:, :, first : prefix + last]
+
         mask = visible(
             jnp.arange(start, stop)[None] if query_index is None else query_index,
             jnp.arange(first, last)[None],
@@ -188,18 +215,19 @@ def xla(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_in
         scores = jnp.einsum(
             'BGTK,BGSK->BGTS',
             query_BGRTK[:, :, :, start:stop].reshape(B, G, R * C, K),
-            key_BGSK[:, :, first:last],
+            read(key_BGSK),
             preferred_element_type=jnp.float32,
         )
         if softcap:
             scores = softcap * jnp.tanh(scores / softcap)
         if mask is not None:
+            mask = jnp.pad(mask, ((0, 0), (0, 0), (prefix, 0)), constant_values=True)
             scores = jnp.where(jnp.tile(mask[:, None], (1, 1, R, 1)), scores, jnp.finfo(jnp.float32).min)
         weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
         out = jnp.einsum(
             'BGTS,BGSK->BGTK',
             weights.astype(query_BTHK.dtype),
-            value_BGSK[:, :, first:last],
+            read(value_BGSK),
             preferred_element_type=jnp.float32,
         )
         out /= jnp.sum(weights, axis=-1, keepdims=True)

@@ -1,5 +1,7 @@
 """One layer of a transformer: attention, then the feed-forward, each around its norm and beside its residual."""
 
+import zlib
+
 import flax.linen as nn
 import jax
 
@@ -15,8 +17,13 @@ class Block(nn.Module):
     model: Settings
 
     @nn.compact
-    def __call__(self, x_BTD, places: Places, key=None, cache=None):
+    def __call__(self, x_BTD, places: Places, key=None, cache=None, adapter_dropout=0.0):
         m = self.model
+
+        def drop(x, name):
+            site = None if key is None else jax.random.fold_in(key, zlib.crc32(name.encode()))
+            return dropout(x, adapter_dropout, site, places.row)
+
         std = stddev(m.width)
         # What is added 2N times to the residual is made smaller by sqrt(2N) (GPT-2, section 2.3).
         output_std = std / (2 * m.num_layers) ** 0.5 if m.norm_place == 'pre' else std
@@ -29,7 +36,7 @@ class Block(nn.Module):
 
         def attention(x):
             nonlocal cache
-            y, cache = Attention(m, std, output_std, name='attention')(x, places, cache)
+            y, cache = Attention(m, std, output_std, name='attention')(x, places, cache, drop)
             return y
 
         x_BTD = beside(x_BTD, 'attention', attention)

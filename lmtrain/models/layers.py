@@ -45,14 +45,14 @@ class FeedForward(nn.Module):
     output_stddev: float
 
     @nn.compact
-    def __call__(self, x):
-        up = Linear(self.hidden, self.bias, self.stddev, name='up')(x)
+    def __call__(self, x, drop=None):
+        up = Linear(self.hidden, self.bias, self.stddev, name='up')(x, drop)
         if self.activation in GATED:
-            gate = Linear(self.hidden, self.bias, self.stddev, name='gate')(x)
+            gate = Linear(self.hidden, self.bias, self.stddev, name='gate')(x, drop)
             up = GATED[self.activation](gate) * up
         else:
             up = PLAIN[self.activation](up)
-        return Linear(self.width, self.bias, self.output_stddev, name='down')(up)
+        return Linear(self.width, self.bias, self.output_stddev, name='down')(up, drop)
 
 
 def rotary_angles(positions_BT, head_dim: int, theta: float):
