@@ -4,12 +4,15 @@ Every list of rules in the house is `[(regex, value), ...]` over paths such as `
 first full match wins, and a pattern that matches no path is an error.
 """
 
+import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 Params = dict[str, Any]  # nested dict of arrays
 Rules = Iterable[tuple[str, Any]]
@@ -90,6 +93,60 @@ def join(*trees: Mapping) -> Params:
             raise ValueError(f'{sorted(twice)[0]!r} stands in two of the trees to join')
         leaves |= new
     return unflatten(leaves)
+
+
+def cut(params: Mapping, sizes: Sequence[int]) -> Params:
+    """The stack `layers` [N, ...] in consecutive segments `layers_0`, `layers_1`, ... of so many layers each.
+
+    For layers that learn unlike or have other leaves: a model runs the segments that it finds, in order.
+    Raises ValueError where there is no stack, or the sizes are not positive or do not add up to N.
+    """
+    if 'layers' not in params:
+        raise ValueError(f'there is no stack `layers` to cut among {", ".join(sorted(params))}')
+    path, leaf = next(iter(flatten(params['layers']).items()))
+    if sum(sizes) != leaf.shape[0] or min(sizes) < 1:
+        raise ValueError(f'segments of {list(sizes)} layers do not divide the {leaf.shape[0]} of layers/{path}')
+    stops = list(itertools.accumulate(sizes))
+    segments = {
+        f'layers_{i}': jax.tree.map(lambda leaf: leaf[stop - size : stop], params['layers'])  # noqa: B023
+        for i, (size, stop) in enumerate(zip(sizes, stops, strict=True))
+    }
+    return {name: value for name, value in params.items() if name != 'layers'} | segments
+
+
+def uncut(params: Mapping) -> Params:
+    """The segments `layers_0`, `layers_1`, ... as one stack `layers`; undoes `cut`, and leaves one stack as it is.
+
+    Raises ValueError where a leaf is not in every segment, or not in one shape and dtype.
+    """
+    names = segments(params)
+    if names == ['layers']:
+        return dict(params)
+    first, *others = (flatten(params[name]) for name in names)
+    for name, other in zip(names[1:], others, strict=True):
+        for path in first.keys() | other.keys():
+            pair = [(x[path].shape[1:], str(x[path].dtype)) if path in x else 'missing' for x in (first, other)]
+            if pair[0] != pair[1]:
+                raise ValueError(f'{names[0]}/{path} is {pair[0]}, {name}/{path} is {pair[1]}: they make no stack')
+
+    def concatenate(*leaves):
+        library = np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp
+        return library.concatenate(leaves)
+
+    stack = {path: concatenate(leaf, *(other[path] for other in others)) for path, leaf in first.items()}
+    return {name: value for name, value in params.items() if name not in names} | {'layers': unflatten(stack)}
+
+
+def segments(params: Mapping) -> list[str]:
+    """The names of the stacks of layers, in order: ['layers'], or ['layers_0', 'layers_1', ...].
+
+    Raises ValueError where neither is there, both are, or one of the row is missing.
+    """
+    found = {name for name in params if re.fullmatch(r'layers(_\d+)?', name)}
+    names = ['layers'] if 'layers' in found else [f'layers_{i}' for i in range(len(found))]
+    if not found or found != set(names):
+        raise ValueError(f'layers are one stack `layers` or a row from `layers_0` on, not {sorted(found)}')
+    return names
 
 
 def count(tree: Mapping) -> int:

@@ -51,3 +51,35 @@ def test_count_and_size_read_shapes_alone():
     shapes = jax.eval_shape(lambda: {'a': {'x': jnp.zeros((3, 4), jnp.bfloat16)}, 'b': jnp.zeros(())})
     assert tree.count(shapes) == 13
     assert tree.size(shapes) == 3 * 4 * 2 + 4
+
+
+def stack_of(layers):
+    kernel = jnp.arange(layers * 6.0).reshape(layers, 2, 3)
+    return {'embed': jnp.ones(2), 'layers': {'mlp': {'kernel': kernel}, 'norm': {'scale': kernel[:, 0]}}}
+
+
+def test_uncut_undoes_cut():
+    params = stack_of(5)
+    pieces = tree.cut(params, (1, 3, 1))
+    assert sorted(pieces) == ['embed', 'layers_0', 'layers_1', 'layers_2']
+    assert pieces['layers_1']['mlp']['kernel'].tolist() == params['layers']['mlp']['kernel'][1:4].tolist()
+    whole = tree.uncut(pieces)
+    assert jax.tree.map(lambda x: x.tolist(), whole) == jax.tree.map(lambda x: x.tolist(), params)
+    assert tree.uncut(whole) == whole
+
+
+@pytest.mark.parametrize('sizes', [(2, 2), (5, 0), (6,)])
+def test_cut_wants_all_layers_and_no_empty_segment(sizes):
+    with pytest.raises(ValueError, match='do not divide the 5 of layers/mlp/kernel'):
+        tree.cut(stack_of(5), sizes)
+
+
+def test_uncut_names_what_keeps_segments_apart():
+    pieces = tree.cut(stack_of(3), (1, 2))
+    del pieces['layers_0']['norm']
+    with pytest.raises(ValueError, match='layers_0/norm/scale is missing, layers_1/norm/scale is'):
+        tree.uncut(pieces)
+    with pytest.raises(ValueError, match="not .'layers_1'."):
+        tree.segments({'layers_1': {}})
+    with pytest.raises(ValueError, match='no stack `layers`'):
+        tree.cut({'embed': jnp.ones(2)}, (1,))

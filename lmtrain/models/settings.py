@@ -87,4 +87,4 @@ class Settings:
 
     def check_length(self, length: int, what: str):
         if self.positions == 'learned' and length > self.max_len:
-            raise ValueError(f"{what} {length} tokens is longer than model.max_len={self.max_len} learned positions")
+            raise ValueError(f'{what} {length} tokens is longer than model.max_len={self.max_len} learned positions')

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmtrain.models import head
+from lmtrain import tree
+from lmtrain.models import head, prompt
 from lmtrain.models.attention import Places
 from lmtrain.models.block import Block
 from lmtrain.models.layers import Norm, dropout, rotary_angles, sinusoids
@@ -28,19 +29,24 @@ class Transformer(Settings):
         """{'params': float32 tree}, every leaf under `layers` stacked [N, ...]. Under jit the forward costs nothing."""
         return Network(self).init(key, batch)
 
-    def apply(self, variables, batch, *, train: bool = False, cache=None, rngs=None) -> dict[str, Any]:
+    def apply(
+        self, variables, batch, *, train: bool = False, cache=None, rngs=None, adapter_dropout: float = 0.0
+    ) -> dict[str, Any]:
         """Heads of a batch; what nobody reads the compiler does not compute.
 
         Args:
           variables: {'params': params}. train: drops out, by the key rngs['dropout'].
+          adapter_dropout: share of its input that a low-rank path loses in training.
           cache: from `init_cache` or an earlier call. The tokens of a row whose `segment_ids` are not 0 (all, where the
             column is absent) stand first in it and follow what the cache holds of that row.
 
         Returns:
           'hidden' [B, T, D] compute dtype, 'logits' float32 [B, T, V]; with `targets` in the batch 'logprob' and
-          'log_z', float32 [B, T], in nats; with a cache 'cache'. Under `select` all but 'hidden' have M for T.
+          'log_z', float32 [B, T], in nats; with a cache 'cache'. An added head `heads/NAME` gives NAME, float32
+          [B, T, C]. Under `select` all but 'hidden' have M for T.
         """
-        return Network(self).apply(variables, batch, train=train, cache=cache, rngs=rngs)
+        options = {'train': train, 'cache': cache, 'adapter_dropout': adapter_dropout}
+        return Network(self).apply(variables, batch, rngs=rngs, **options)
 
     def init_cache(self, batch_size: int, length: int, dtype=None) -> dict[str, jax.Array]:
         """An empty cache of `length` tokens a row: {'key', 'value': [N, B, S, G, K], 'length': int32 [B]}."""
@@ -59,13 +65,19 @@ class Network(nn.Module):
     model: Transformer
 
     @nn.compact
-    def __call__(self, batch, train=False, cache=None):
+    def __call__(self, batch, train=False, cache=None, adapter_dropout=0.0):
         m = self.model
-        places, positions_BT = self.places(batch, cache)
-        key = self.make_rng('dropout') if train and m.dropout else None
+        text, prompt_PD, shift = batch, None, 0
+        if not self.is_initializing():
+            batch, cache, prompt_PD, shift = prompt.enter(self.variables['params'], batch, cache)
+        places, positions_BT = self.places(batch, cache, shift)
+        key = self.make_rng('dropout') if train and (m.dropout or adapter_dropout) else None
 
         embed = Embed(m.vocab_size, m.width, name='embed')
-        x_BTD = embed(batch['tokens'])
+        x_BTD = embed(text['tokens'])
+        if prompt_PD is not None:
+            rows_BPD = jnp.broadcast_to(prompt_PD[None].astype(x_BTD.dtype), (len(x_BTD), *prompt_PD.shape))
+            x_BTD = jnp.concatenate([rows_BPD, x_BTD], axis=1)
         if m.positions == 'learned':
             x_BTD += Embed(m.max_len, m.width, name='positions')(positions_BT)
         elif m.positions == 'sinusoidal':
@@ -75,17 +87,19 @@ class Network(nn.Module):
             x_BTD = Norm(m.norm, m.norm_eps, m.bias, name='embed_norm')(x_BTD)
         x_BTD = dropout(x_BTD, m.dropout, None if key is None else jax.random.fold_in(key, m.num_layers), places.row)
 
-        x_BTD, cache = self.layers(x_BTD, places, key, cache)
+        x_BTD, cache = self.layers(x_BTD, places, key, cache, adapter_dropout)
+        if prompt_PD is not None:
+            x_BTD = x_BTD[:, prompt_PD.shape[0] :]
         if m.norm_place == 'pre':
             x_BTD = Norm(m.norm, m.norm_eps, m.bias, name='final_norm')(x_BTD)
-        outputs = {'hidden': x_BTD} | self.heads(x_BTD, batch, embed)
+        outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed)
         return outputs if cache is None else outputs | {'cache': cache}
 
-    def places(self, batch, cache):
-        """(Places, positions [B, T])."""
+    def places(self, batch, cache, shift=0):
+        """(Places, positions [B, T]); `shift` is added to every position."""
         m = self.model
         B, T = batch['tokens'].shape
-        m.check_length(T, 'a row of')
+        m.check_length(T + shift, 'a row of')
         if not jnp.issubdtype(batch['tokens'].dtype, jnp.integer):
             raise ValueError(f'column tokens has dtype {batch["tokens"].dtype}, not an integer')
         segments = key_segments = batch.get('segment_ids')
@@ -103,12 +117,13 @@ class Network(nn.Module):
         positions = batch.get('positions')
         if positions is None:
             positions = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+        positions = positions + shift
         rotary = rotary_angles(positions, m.head_dim, m.rope_theta) if m.positions == 'rotary' else None
         row = batch.get('row', jnp.arange(B, dtype=jnp.int32))
         return Places(rotary, segments, key_segments, index, slots, row), positions
 
-    def layers(self, x_BTD, places, key, cache):
-        """All blocks: a straight line where `unroll` holds them all, else a scan over the stack."""
+    def layers(self, x_BTD, places, key, cache, adapter_dropout=0.0):
+        """All blocks: a straight line where `unroll` holds them all, else a scan over each segment of the stack."""
         m = self.model
         block = Block(m, parent=None)
         if self.is_initializing():
@@ -117,14 +132,18 @@ class Network(nn.Module):
                 one = lambda key: block.init(key, x_BTD, places)['params']  # noqa: E731
                 return jax.vmap(one)(jax.random.split(key, m.num_layers))
 
-            stack = self.param('layers', init)
+            stacks = [self.param('layers', init)]
         else:
-            stack = self.get_variable('params', 'layers')
+            params = self.variables['params']
+            stacks = [params[name] for name in tree.segments(params)]
+        sizes = [jax.tree.leaves(stack)[0].shape[0] for stack in stacks]
+        if sum(sizes) != m.num_layers:
+            raise ValueError(f'the parameters hold {sum(sizes)} layers, but model.num_layers={m.num_layers}')
 
         def layer(carry, xs):
             (x, cached), (params, i) = carry, xs
             layer_key = None if key is None else jax.random.fold_in(key, i)
-            x, cached = block.apply({'params': params}, x, places, layer_key, cached and (*cached, i))
+            x, cached = block.apply({'params': params}, x, places, layer_key, cached and (*cached, i), adapter_dropout)
             return (x, cached and cached[:2]), None
 
         straight = m.unroll == m.num_layers and not self.is_initializing()
@@ -134,19 +153,23 @@ class Network(nn.Module):
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=straight)
 
         carry = x_BTD, cache and (cache['key'], cache['value'])
-        if straight:
-            # Split and not indexed: the gradient of a split is one concatenation.
-            leaves, treedef = jax.tree.flatten(stack)
-            slices = zip(*(jax.lax.split(leaf, [1] * m.num_layers) for leaf in leaves), strict=True)
-            for i, leaves in enumerate(slices):
-                params = treedef.unflatten([leaf.squeeze(0) for leaf in leaves])
-                carry, _ = layer(carry, (params, i))
-        else:
-            carry, _ = jax.lax.scan(layer, carry, (stack, jnp.arange(m.num_layers)), unroll=m.unroll)
+        first = 0
+        for stack, size in zip(stacks, sizes, strict=True):
+            if straight:
+                # Split and not indexed: the gradient of a split is one concatenation.
+                leaves, treedef = jax.tree.flatten(stack)
+                slices = zip(*(jax.lax.split(leaf, [1] * size) for leaf in leaves), strict=True)
+                for i, leaves in enumerate(slices, first):
+                    params = treedef.unflatten([leaf.squeeze(0) for leaf in leaves])
+                    carry, _ = layer(carry, (params, i))
+            else:
+                indices = jnp.arange(first, first + size)
+                carry, _ = jax.lax.scan(layer, carry, (stack, indices), unroll=min(m.unroll, size))
+            first += size
         x_BTD, cached = carry
         if cache is not None:
             grown = jnp.sum(places.query_segments, axis=1)
-            cache = {'key': cached[0], 'value': cached[1], 'length': cache['length'] + grown}
+            cache = cache | {'key': cached[0], 'value': cached[1], 'length': cache['length'] + grown}
         return x_BTD, cache
 
     def heads(self, x_BTD, batch, embed):
@@ -154,11 +177,13 @@ class Network(nn.Module):
         m = self.model
         if 'select' in batch:
             x_BTD = jnp.take_along_axis(x_BTD, batch['select'][..., None], axis=1)
+        found = {} if self.is_initializing() else self.variables['params'].get('heads', {})
+        added = {name: head.logits(x_BTD, leaves['kernel'], leaves.get('bias')) for name, leaves in found.items()}
         bias_V = None
         if m.mlm_head:
             x_BTD, bias_V = head.MaskedHead(m, name='mlm_head')(x_BTD)
         kernel_DV = embed().T if m.tied else head.Kernel(m, name='head')()
-        outputs = {'logits': head.logits(x_BTD, kernel_DV, bias_V, m.logit_softcap)}
+        outputs = added | {'logits': head.logits(x_BTD, kernel_DV, bias_V, m.logit_softcap)}
         if 'targets' in batch:
             if batch['targets'].shape != x_BTD.shape[:2]:
                 shapes = f'{batch["targets"].shape}, but the predictions are {x_BTD.shape[:2]}'

@@ -166,6 +166,26 @@ def test_how_it_is_computed_changes_nothing(change, dropout):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-5), changed, grads)
 
 
+@pytest.mark.parametrize('unroll', [1, 3])
+def test_segments_of_the_stack_are_the_stack(unroll):
+    model = build(num_layers=3, unroll=unroll, dropout=0.2, remat='full')
+    params, batch = params_of(model), packed()
+    expected, grads = loss_and_gradient(model, batch, params)
+    value, cut = loss_and_gradient(model, batch, tree.cut(params, (1, 2)))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-5), tree.uncut(cut), grads)
+
+    batch = {'tokens': batch['tokens'][:1]}
+    full = compiled(model)(params, batch, None, None)['logits']
+    cached = compiled(model)(tree.cut(params, (2, 1)), batch, model.init_cache(1, T), None)['logits']
+    np.testing.assert_allclose(cached, full, atol=1e-5)
+
+
+def test_refuses_parameters_of_another_number_of_layers():
+    with pytest.raises(ValueError, match='hold 3 layers, but model.num_layers=2'):
+        build().apply({'params': initial(build(num_layers=3))}, example())
+
+
 def test_parameters_are_the_same_whatever_the_unrolling():
     one, all_ = (initial(build(unroll=n)) for n in (1, N))
     jax.tree.map(np.testing.assert_array_equal, one, all_)
