@@ -102,7 +102,8 @@ def _reader(path: Path) -> Callable[[Path, str, str], Iterator[str]]:
 # --- reading files: (path, text_field, document) -> texts
 
 
-def _decode(raw: bytes, path: Path, offset: int = 0) -> str:
+def decode(raw: bytes, path: Path, offset: int = 0) -> str:
+    """The UTF-8 text of bytes that stand at `offset` of a file. Raises ValueError naming the byte."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -114,7 +115,7 @@ def _decode(raw: bytes, path: Path, offset: int = 0) -> str:
     return text if offset else text.removeprefix('\ufeff')
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """(line number from 1, its byte offset, the line without its end)."""
     packed, offset = path.name.endswith('.gz'), 0
     limit = max(GZ_FLOOR, GZ_RATIO * path.stat().st_size)
@@ -144,12 +145,12 @@ def _txt(path: Path, text_field: str, document: str) -> Iterator[str]:
 
 
 def _txt_file(path: Path) -> Iterator[str]:
-    yield _decode(path.read_bytes(), path)
+    yield decode(path.read_bytes(), path)
 
 
 def _txt_lines(path: Path) -> Iterator[str]:
-    for _, offset, line in _lines(path):
-        yield _decode(line, path, offset)
+    for _, offset, line in lines(path):
+        yield decode(line, path, offset)
 
 
 def _txt_paragraphs(path: Path) -> Iterator[str]:
@@ -164,20 +165,24 @@ def _txt_paragraphs(path: Path) -> Iterator[str]:
 
 
 def _jsonl(path: Path, text_field: str, document: str) -> Iterator[str]:
-    for number, offset, line in _lines(path):
-        text = _decode(line, path, offset)
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            what = f'{error.msg} at column {error.colno}'
-            raise ValueError(f'{path}:{number}: broken JSON, {what}: {text[:60]!r}') from None
-        except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 100,000 deep
-            raise ValueError(f'{path}:{number}: JSON that cannot be read ({error}): {text[:60]!r}') from None
-        if not isinstance(row, dict):
-            raise ValueError(f'{path}:{number}: an object {{...}} is expected in every line, here is {_kind(row)}')
-        yield _text_of(row, text_field, f'{path}:{number}')
+    for number, offset, line in lines(path):
+        text = decode(line, path, offset)
+        if text.strip():
+            yield _text_of(json_object(text, f'{path}:{number}'), text_field, f'{path}:{number}')
+
+
+def json_object(text: str, place: str) -> dict:
+    """The object that `text`, which stands at `place`, is in JSON. Raises ValueError naming the place."""
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        what = f'{error.msg} at column {error.colno}'
+        raise ValueError(f'{place}: broken JSON, {what}: {text[:60]!r}') from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 100,000 deep
+        raise ValueError(f'{place}: JSON that cannot be read ({error}): {text[:60]!r}') from None
+    if not isinstance(row, dict):
+        raise ValueError(f'{place}: an object {{...}} is expected in every line, here is {kind_of(row)}')
+    return row
 
 
 def _parquet(path: Path, text_field: str, document: str) -> Iterator[str]:
@@ -220,7 +225,7 @@ def _text_of(row: dict, field: str, place: str) -> str:
     if field not in row:
         raise _missing(field, row, place)
     if not isinstance(row[field], str):
-        raise ValueError(f'{place}: {field!r} must be text, here it is {_kind(row[field])}')
+        raise ValueError(f'{place}: {field!r} must be text, here it is {kind_of(row[field])}')
     try:
         row[field].encode()
     except UnicodeEncodeError as error:
@@ -233,7 +238,8 @@ def _missing(field: str, names, place: str) -> ValueError:
     return ValueError(f'{place}: no field {field!r}; the fields there are: {there}. Set data.text_field to one of them')
 
 
-def _kind(value) -> str:
+def kind_of(value) -> str:
+    """What JSON calls a value, with its article."""
     named = {dict: 'an object', list: 'an array', str: 'text', bool: 'true or false', type(None): 'null'}
     return named.get(type(value), 'a number')
 
@@ -272,7 +278,7 @@ def _tfds_source(name: str, directory: Path, text_field: str, own: bool = False)
             for index, row in enumerate(builder.as_data_source(split=split)):
                 place = f'{name}: {split} {index}'
                 if text_field in row and isinstance(row[text_field], bytes):
-                    row = row | {text_field: _decode(row[text_field], Path(place))}
+                    row = row | {text_field: decode(row[text_field], Path(place))}
                 text = _text_of(row, text_field, place)
                 yield python_docs.document(row['module'].decode(), text) if own else Document(text, '', fixed)
 
