@@ -4,9 +4,39 @@ Both shift the positions of the text by their length, as PEFT has it. A prompt's
 (and in the cache) before the first token; a prefix takes none: its keys are read after the rotation, by every query.
 """
 
+import jax
 import jax.numpy as jnp
 
 from lmtrain import tree
+
+
+def plain(params):
+    """Parameters whose prompt and prefixes are leaves of their own, no longer the output of a network.
+
+    Found: `prompt/mlp_0`, `prompt/mlp_1`, ... {kernel, bias}, through which `prompt/embedding` [P, D] goes with a ReLU
+    between (P-tuning, arXiv 2103.10385); and at the root `prefix` {embedding [P, D], up {kernel [D, F], bias}, down
+    {kernel [F, N, 2, G, K], bias}}, a tanh between, which gives keys and values of every layer (arXiv 2101.00190).
+    """
+    params = dict(params)
+    if 'mlp_0' in params.get('prompt', {}):
+        network = params['prompt']
+        x_PD = network['embedding']
+        for i in range(len(network) - 1):
+            layer = network[f'mlp_{i}']
+            x_PD = (jax.nn.relu(x_PD) if i else x_PD) @ layer['kernel'] + layer['bias'][None]
+        params['prompt'] = {'embedding': x_PD}
+    if 'prefix' in params:
+        network = params.pop('prefix')
+        x_PF = jnp.tanh(network['embedding'] @ network['up']['kernel'] + network['up']['bias'][None])
+        flat_PNGK = jnp.tensordot(x_PF, network['down']['kernel'], 1) + network['down']['bias'][None]
+        first = 0
+        for name in tree.segments(params):
+            n = jax.tree.leaves(params[name])[0].shape[0]
+            key, value = (flat_PNGK[:, first : first + n, i].swapaxes(0, 1) for i in range(2))
+            attention = params[name]['attention'] | {'prefix_key': key, 'prefix_value': value}
+            params[name] = params[name] | {'attention': attention}
+            first += n
+    return params
 
 
 def prompt(params):

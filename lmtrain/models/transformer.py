@@ -46,6 +46,7 @@ class Transformer(Settings):
           [B, T, C]. Under `select` all but 'hidden' have M for T.
         """
         options = {'train': train, 'cache': cache, 'adapter_dropout': adapter_dropout}
+        variables = variables | {'params': prompt.plain(variables['params'])}
         return Network(self).apply(variables, batch, rngs=rngs, **options)
 
     def init_cache(self, batch_size: int, length: int, dtype=None) -> dict[str, jax.Array]:
