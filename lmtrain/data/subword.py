@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from lmtrain.data.text import END, Tokenizer
+from lmtrain.data.text import END, Layout, Tokenizer
 
 KNOWN_ENDS = (END, '<|end_of_text|>', '</s>', '<eos>', '[SEP]', '<s>')  # in a tokenizer.json, the first of these is END
 CUT = 1 << 18  # characters: a long document is encoded in pieces of about this many, in parallel
@@ -20,14 +20,16 @@ class HuggingFace(Tokenizer):
     Truncation, padding and the post-processor (which adds specials) are taken out. Added tokens are never found in
     content, also those that the file does not call special, but for runs of blanks, which mark nothing. Pieces are
     bytes: byte-level characters are mapped back, and a word's mark ('▁' at its start, no '##') is a blank.
+
+    about: a tokenizer_config.json, whose bos (or cls) token begins a document and whose eos (or sep) token ends it.
     """
 
     kind, file = 'huggingface', 'tokenizer.json'
 
-    def __init__(self, content: bytes, mask: bool = False):
+    def __init__(self, content: bytes, mask: bool = False, about: bytes = b''):
         import tokenizers
 
-        self.content = content
+        self.content, self.about = content, about
         spec = json.loads(content)
         if not isinstance(spec, dict) or not isinstance(spec.get('model'), dict):
             raise ValueError("it holds no object with a 'model'")
@@ -52,14 +54,75 @@ class HuggingFace(Tokenizer):
         for token, name in vocabulary.items():
             if token not in specials:
                 pieces[token] = name.encode() if name == unknown else to_bytes(name)
-        ends = [token for name in KNOWN_ENDS for token, special in specials.items() if special == name]
+        told = json.loads(about or b'{}')
+        names = [told[role] for role in ('eos_token', 'sep_token') if role in told]
+        ends = [token for name in (*names, *KNOWN_ENDS) for token, special in specials.items() if special == name]
         if not ends:
             specials[size], ends = END, [size]
             pieces.append(b'')
         super().__init__(pieces, specials, ends[0], mask, leading)
+        self._spec = spec
+        by_name = {name: token for token, name in self.specials.items()}
+        begins = [told[role] for role in ('bos_token', 'cls_token') if role in told]
+        for name in (*names, *begins):
+            if name not in by_name:
+                raise ValueError(f'tokenizer_config.json names {name!r}, which is none of its added tokens')
+        if begins:
+            self.begin_id = by_name[begins[0]]
+
+    @functools.cached_property
+    def layout(self):
+        import tokenizers
+
+        spec = self._spec | {'post_processor': json.loads(self.content).get('post_processor')}
+        encoded = tokenizers.Tokenizer.from_str(json.dumps(spec)).encode('a', 'a')
+        of = encoded.sequence_ids
+        if 0 not in of or 1 not in of:
+            return super().layout
+        first, last = of.index(0), len(of) - of[::-1].index(1)
+        middle = [token for token, which in zip(encoded.ids[first:last], of[first:last]) if which is None]
+        if self.begin_id != self.end_id and self.begin_id in middle:  # a document begins once
+            middle = []
+        newline = tuple(self.encode_inside('\n'))  # what stands between two texts where the model has no mark for it
+        return Layout(tuple(encoded.ids[:first]), tuple(middle) or newline, tuple(encoded.ids[last:]))
+
+    @functools.cached_property
+    def _inside(self):
+        """The tokenizer that puts no blank before its text."""
+        import tokenizers
+
+        def without(part):
+            if isinstance(part, list):
+                return [
+                    without(each) for each in part if not (isinstance(each, dict) and each.get('type') == 'Prepend')
+                ]
+            if not isinstance(part, dict):
+                return part
+            told = {'Metaspace': {'prepend_scheme': 'never'}, 'ByteLevel': {'add_prefix_space': False}}
+            return {name: without(value) for name, value in part.items()} | told.get(part.get('type'), {})
+
+        changed = {name: without([self._spec.get(name)])[:1] for name in ('normalizer', 'pre_tokenizer')}
+        spec = self._spec | {name: parts[0] if parts else None for name, parts in changed.items()}
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    def encode_inside(self, text):
+        return self._content_alone(
+            [text], [np.array(self._inside.encode(text, add_special_tokens=False).ids, np.int32)]
+        )[0].tolist()
+
+    def encode_with_offsets(self, texts):
+        encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        ids = self._content_alone(texts, [np.array(e.ids, np.int32) for e in encoded])
+        return [(i, np.array(e.offsets, np.int32).reshape(-1, 2)) for i, e in zip(ids, encoded, strict=True)]
 
     def encode_batch(self, texts):
         ids = [np.array(e.ids, np.int32) for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        return self._content_alone(texts, ids)
+
+    def _content_alone(self, texts, ids):
+        """`ids`. Raises ValueError where a special token is among them."""
         reserved = np.array(list(self.specials), np.int32)
         for text, tokens in zip(texts, ids, strict=True):
             hits = tokens[np.isin(tokens, reserved)]
@@ -83,6 +146,8 @@ class Bpe(HuggingFace):
         pieces = [cut(text) for text in texts]
         ids = iter(super().encode_batch([piece for text in pieces for piece in text]))
         return [np.concatenate([next(ids) for _ in text] or [np.zeros(0, np.int32)]) for text in pieces]
+
+    encode_with_offsets = Tokenizer.encode_with_offsets
 
 
 class SentencePiece(Tokenizer):

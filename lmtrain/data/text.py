@@ -11,11 +11,20 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 END, MASK = '<|endoftext|>', '<|mask|>'
 KNOWN_MASKS = (MASK, '<mask>', '[MASK]')
+
+
+class Layout(NamedTuple):
+    """Ids of the special tokens around one text and between two: prefix a suffix, prefix a between b suffix."""
+
+    prefix: tuple[int, ...]
+    between: tuple[int, ...]
+    suffix: tuple[int, ...]
 
 
 class Tokenizer:
@@ -26,12 +35,14 @@ class Tokenizer:
 
     kind: str
     file: str  # its name where the tokenizer is saved
+    about: bytes = b''  # a tokenizer_config.json: names of special tokens, chat template
 
     def __init__(
         self, pieces: Sequence[bytes], specials: dict[int, str], end_id: int, mask: bool, leading: bool = False
     ):
         self.pieces, self.specials, self.leading = list(pieces), dict(specials), leading
-        self.end_id, self.mask_id = end_id, None
+        self.begin_id = self.end_id = end_id  # of a document; a pretrained model may know another token for its begin
+        self.mask_id = None
         if mask:
             known = [token for name in KNOWN_MASKS for token, special in self.specials.items() if special == name]
             self.mask_id = known[0] if known else self._add(MASK)
@@ -49,6 +60,32 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """One int32 array of ids a text."""
         raise NotImplementedError
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids of content that goes on where other content ends: no blank is put before it."""
+        return self.encode(text)
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids [n], offsets [n, 2]) of each text, int32: the characters of the text that a token stands for.
+
+        Raises ValueError where the ids do not spell the text.
+        """
+        found = []
+        for text, ids in zip(texts, self.encode_batch(texts), strict=True):
+            if self.decode_bytes(ids.tolist()) != text.encode():
+                raise ValueError(f'the {self.kind!r} tokenizer does not spell the text {text[:60]!r}: take another one')
+            sizes = [len(self.pieces[token]) for token in ids.tolist()]
+            ends = np.maximum(np.cumsum(sizes, dtype=np.int64) - (sum(sizes) - len(text.encode())), 0)
+            begins = np.concatenate([np.zeros(1, np.int64), ends])[: len(ids)]
+            of_byte = np.repeat(np.arange(len(text) + 1), [*(len(c.encode()) for c in text), 1])  # the character
+            offsets = np.stack([of_byte[begins], np.where(ends > begins, of_byte[ends - 1] + 1, of_byte[begins])], 1)
+            found.append((ids, offsets.astype(np.int32)))
+        return found
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """The special tokens around the texts of a classified row."""
+        return Layout((self.begin_id,), (self.end_id,), (self.end_id,))
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the ids; specials have none."""
@@ -99,13 +136,16 @@ class Tokenizer:
     @functools.cached_property
     def hash(self) -> str:
         """Hex sha256 of all that decides what `encode` gives."""
-        return hashlib.sha256(self.kind.encode() + bytes([self.mask_id is not None]) + self._content()).hexdigest()
+        whole = self.kind.encode() + bytes([self.mask_id is not None]) + self._content() + self.about
+        return hashlib.sha256(whole).hexdigest()
 
     def save(self, directory: Path) -> None:
         """Writes the tokenizer into `directory`; `load_tokenizer` reads it back."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / self.file).write_bytes(self._content())
+        if self.about:
+            (directory / 'tokenizer_config.json').write_bytes(self.about)
         about = {'kind': self.kind, 'mask': self.mask_id is not None, 'hash': self.hash}
         (directory / 'lmtrain_tokenizer.json').write_text(json.dumps(about))
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from lmtrain.data.directory import BERT, about, wordpiece
 from lmtrain.data.subword import Bpe, HuggingFace, SentencePiece, learn_bpe
 from lmtrain.data.text import Bytes, Chars, Tokenizer, Whitespace
 
@@ -16,7 +17,9 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     directory = Path(directory)
     about = json.loads((directory / 'lmtrain_tokenizer.json').read_text())
     kind = KINDS[about['kind']]
-    tokenizer = kind((directory / kind.file).read_bytes(), about['mask'])
+    config = directory / 'tokenizer_config.json'
+    told = (config.read_bytes(),) if config.is_file() else ()
+    tokenizer = kind((directory / kind.file).read_bytes(), about['mask'], *told)
     if tokenizer.hash != about['hash']:
         raise ValueError(f'{directory} is damaged: its hash is {tokenizer.hash[:16]}, saved was {about["hash"][:16]}')
     return tokenizer
@@ -35,15 +38,34 @@ def learn(kind: str, texts: Iterable[str], vocab_size: int, mask: bool) -> Token
 
 
 def open_tokenizer(path: Path, mask: bool) -> Tokenizer:
-    """The tokenizer of a tokenizer.json or SentencePiece .model. Raises FileNotFoundError, ValueError."""
+    """The tokenizer of a tokenizer.json, BERT's vocab.txt, a SentencePiece .model, or a directory that holds one.
+
+    A directory may be a Hugging Face model's, or one that `save` wrote. Special tokens and chat template are those of
+    the tokenizer_config.json, special_tokens_map.json and chat_template.jinja beside it.
+
+    Raises FileNotFoundError, ValueError.
+    """
+    path = Path(path)
+    if (path / 'lmtrain_tokenizer.json').is_file():
+        return load_tokenizer(path)
+    if path.is_dir():
+        found = [path / name for name in ('tokenizer.json', 'tokenizer.model', 'vocab.txt') if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f'data.tokenizer: {path} holds no tokenizer.json, tokenizer.model or vocab.txt')
+        path = found[0]
     if not path.is_file():
         raise FileNotFoundError(
-            f"data.tokenizer: no file {path}; it is 'bytes', 'chars', 'whitespace', 'bpe', or the path of a "
-            'Hugging Face tokenizer.json or a SentencePiece .model'
+            f"data.tokenizer: no file {path}; it is 'bytes', 'chars', 'whitespace', 'bpe', or the path of a Hugging "
+            'Face directory or tokenizer.json, a vocab.txt of BERT or a SentencePiece .model'
         )
     kind = SentencePiece if path.suffix == '.model' else HuggingFace
     try:
-        return kind(path.read_bytes(), mask)
+        if kind is SentencePiece:
+            return SentencePiece(path.read_bytes(), mask)
+        if path.suffix == '.txt':
+            return HuggingFace(wordpiece(path.read_bytes()), mask, about(path.parent, BERT))
+        return HuggingFace(path.read_bytes(), mask, about(path.parent, {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        wanted = 'a SentencePiece .model' if kind is SentencePiece else 'a Hugging Face tokenizer.json'
+        wanted = {'.model': 'a SentencePiece .model', '.txt': "BERT's vocab.txt"}
+        wanted = wanted.get(path.suffix, 'a Hugging Face tokenizer.json')
         raise ValueError(f'{path}: {wanted} is expected, and this cannot be read as one ({error})') from error

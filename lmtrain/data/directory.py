@@ -1,0 +1,89 @@
+"""What stands beside a tokenizer.json or in its place: names of special tokens, a chat template, BERT's vocab.txt."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from lmtrain.data.source import json_object
+
+ROLES = tuple(f'{role}_token' for role in ('bos', 'eos', 'cls', 'sep', 'pad', 'unk', 'mask'))
+BERT = {'cls_token': '[CLS]', 'sep_token': '[SEP]', 'pad_token': '[PAD]', 'unk_token': '[UNK]', 'mask_token': '[MASK]'}
+
+
+def about(directory: Path, known: Mapping[str, str]) -> bytes:
+    """A tokenizer_config.json of what lmtrain reads: the names of special tokens and `chat_template`; b'' for neither.
+
+    From special_tokens_map.json, tokenizer_config.json and chat_template.jinja of `directory`, later ones first,
+    and last of all from `known`. Raises ValueError naming the file and the key.
+    """
+    told = dict(known)
+    for name in ('special_tokens_map.json', 'tokenizer_config.json'):
+        path = directory / name
+        if not path.is_file():
+            continue
+        config = json_object(path.read_text(encoding='utf-8'), str(path))
+        for role in ROLES:
+            value = config.get(role)
+            value = value.get('content') if isinstance(value, dict) else value
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f'{path}: {role} is {value!r}; the text of a token is expected')
+            told |= {role: value} if value else {}
+        template = config.get('chat_template')
+        if isinstance(template, list):  # several, by name
+            template = {each['name']: each['template'] for each in template}.get('default')
+        if template is not None and not isinstance(template, str):
+            raise ValueError(f'{path}: chat_template must be text, or a list of which one is named "default"')
+        told |= {'chat_template': template} if template else {}
+    if (path := directory / 'chat_template.jinja').is_file():
+        told['chat_template'] = path.read_text(encoding='utf-8')
+    if not told:
+        return b''
+    return json.dumps(told | {'tokenizer_class': 'PreTrainedTokenizerFast'}, sort_keys=True).encode()
+
+
+def wordpiece(vocabulary: bytes) -> bytes:
+    """The tokenizer.json of BERT's vocab.txt, a token a line.
+
+    Text is lower-cased, and its accents are taken off, where no word of the vocabulary has a capital letter.
+    Raises ValueError where BERT's special tokens are not in it.
+    """
+    names = vocabulary.decode().splitlines()
+    ids = {name: token for token, name in enumerate(names)}
+    missing = [name for name in BERT.values() if name not in ids]
+    if missing:
+        raise ValueError(f'the vocabulary lacks {", ".join(missing)}')
+    plain = [name for name in names if not (name.startswith('[') and name.endswith(']'))]
+    flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}
+    special = {name: {'id': name, 'ids': [ids[name]], 'tokens': [name]} for name in ('[CLS]', '[SEP]')}
+    cls, sep = ({'SpecialToken': {'id': name, 'type_id': 0}} for name in special)
+    first, second = ({'Sequence': {'id': name, 'type_id': kind}} for kind, name in enumerate('AB'))
+    end = {'SpecialToken': {'id': '[SEP]', 'type_id': 1}}
+    spec = {
+        'version': '1.0',
+        'truncation': None,
+        'padding': None,
+        'added_tokens': [{'id': ids[name], 'content': name} | flags for name in sorted(BERT.values(), key=ids.get)],
+        'normalizer': {
+            'type': 'BertNormalizer',
+            'clean_text': True,
+            'handle_chinese_chars': True,
+            'strip_accents': None,
+            'lowercase': not any(name != name.lower() for name in plain),
+        },
+        'pre_tokenizer': {'type': 'BertPreTokenizer'},
+        'post_processor': {
+            'type': 'TemplateProcessing',
+            'single': [cls, first, sep],
+            'pair': [cls, first, sep, second, end],
+            'special_tokens': special,
+        },
+        'decoder': {'type': 'WordPiece', 'prefix': '##', 'cleanup': True},
+        'model': {
+            'type': 'WordPiece',
+            'unk_token': '[UNK]',
+            'continuing_subword_prefix': '##',
+            'max_input_chars_per_word': 100,
+            'vocab': ids,
+        },
+    }
+    return json.dumps(spec).encode()
