@@ -98,6 +98,13 @@ def get_config():
     config.schedule.decay = 0.2  # 'wsd' alone: the last share of the budget, falling linearly
     config.schedule.final = 0.1  # learning rate at the end, over the peak
 
+    # Sweep: lmtrain.sweep.members(**config.sweep), runs on one base that train together as one program. The lists run
+    # side by side, each with one entry a member, or one for all, or none (then all have what the run would have)
+    config.sweep = ml_collections.ConfigDict()
+    config.sweep.seeds = ()  # each in place of config.seed: of what learns, of dropout and of the order of the data
+    config.sweep.learning_rates = ()  # each in place of config.optimizer.learning_rate
+    config.sweep.orders = ()  # seeds of the order of the data alone; (0,) gives all members the same batches
+
     # Mesh: lmtrain.sharding.mesh(**config.mesh); the product is the number of devices, -1 fills
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1

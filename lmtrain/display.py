@@ -185,7 +185,7 @@ def fields(step: int, total: int | None, progress: float, values: Mapping[str, A
     tokens_per_second, mfu or flops_per_second, memory, data_wait, seconds_left, skipped. What is missing is left out.
     """
     steps = f'{step:,}'.rjust(len(f'{total:,}')) + f'/{total:,}' if total else f'step {step:,}'
-    known = {name: float(value) for name, value in values.items()}
+    known = {name: float(value) for name, value in values.items() if not isinstance(value, list)}
     found = [(0, '', f'{steps} {100 * min(progress, 1.0):2.0f}%')]
 
     def add(rank, name, label, show):

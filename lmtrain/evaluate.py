@@ -3,6 +3,9 @@
 import math
 
 import jax
+import numpy as np
+
+from lmtrain import sweep
 
 LN2 = math.log(2)
 
@@ -31,7 +34,8 @@ def in_bits(sums: dict[str, float]) -> dict[str, float]:
 def evaluate(eval_step, params, stream, place, max_batches: int = 0) -> dict[str, float]:
     """`in_bits` of one pass over `stream`, or over its first `max_batches`; sums are added in float64 on the host.
 
-    `eval_step` is compiled (params, batch) -> sums; `place` puts a host batch on the devices.
+    `eval_step` is compiled (params, batch) -> sums; `place` puts a host batch on the devices. Where sums have an
+    axis [W] over the members of a sweep, `sweep.summary` of each one's `in_bits`.
     """
     batches = min(stream.steps_per_epoch, max_batches or stream.steps_per_epoch)
     totals: dict[str, float] = {}
@@ -41,6 +45,9 @@ def evaluate(eval_step, params, stream, place, max_batches: int = 0) -> dict[str
         running = eval_step(params, place(stream.batch(index))) if index < batches else None
         if waiting is not None:
             for name, value in jax.device_get(waiting).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
+                totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
         waiting = running
-    return in_bits(totals)
+    if totals['targets'].ndim:
+        each = zip(*(values.tolist() for values in totals.values()), strict=True)
+        return sweep.summary([in_bits(dict(zip(totals, values, strict=True))) for values in each])
+    return in_bits({name: value.item() for name, value in totals.items()})

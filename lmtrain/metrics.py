@@ -14,8 +14,13 @@ from typing import Any
 import jax
 
 
-def plain(value: Any) -> int | float | str:
-    """A number as JSON keeps it to the bit: float32 as the shortest decimal of its float64, 'nan' and 'inf' as text."""
+def plain(value: Any) -> int | float | str | list:
+    """A number as JSON keeps it to the bit: float32 as the shortest decimal of its float64, 'nan' and 'inf' as text.
+
+    Lists of numbers (of the members of a sweep) stay lists.
+    """
+    if isinstance(value, list):
+        return [plain(each) for each in value]
     value = value.item() if hasattr(value, 'item') else value
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -51,6 +51,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         f'# {folder.resolve().name}\n',
         _verdict(results, baselines),
         '## Result\n\n' + _results(results, baselines),
+        *(['## Members\n\n' + _members(results['sweep'])] if 'sweep' in results else []),
         '## Curve\n\n'
         + (
             '![loss over steps, beside the baselines](loss.png)'
@@ -197,6 +198,30 @@ def _results(results: Mapping[str, Any], baselines: Mapping[str, float]) -> str:
     if len(rows) == 1:
         return 'The run was not evaluated: results.json has neither `validation` nor `baselines`.'
     return _table(rows) + ('\n\nThe others are measured on the same validation text.' if baselines else '')
+
+
+def _members(swept: Mapping[str, Any]) -> str:
+    """The members of a sweep, and what those of one learning rate have in common."""
+    rows = [('seed', 'learning rate', 'order of the data', 'bits per byte', 'loss, nats per token')]
+    for row in swept['members']:
+        rows.append(
+            (
+                f'{row["seed"]}',
+                f'{row["learning_rate"]:g}',
+                f'{row["order"]}',
+                f'{row["bits_per_byte"]:.4f}',
+                f'{row["loss"]:.4f}',
+            )
+        )
+    means = []
+    for group in swept['intervals']:
+        mean, low, high = group['bits_per_byte']
+        span = 'one member: no interval' if low is None else f'95 % interval {low:.4f} to {high:.4f}'
+        means.append(
+            f'* learning rate {group["learning_rate"]:g}, {group["members"]}: **{mean:.4f}** bits/byte ({span})'
+        )
+    told = 'The figures above are means over the members, which read validation text alike.'
+    return '\n\n'.join([told, _table(rows), '\n'.join(means)])
 
 
 def _cost(results: Mapping[str, Any], timings: list[dict[str, Any]]) -> str:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from lmtrain import cost, data, display, optim, sample, sharding, state, step, tree
+from lmtrain import cost, data, display, optim, sample, sharding, state, step, sweep, tree
 from lmtrain.models import Transformer
 from lmtrain.objectives import tokens
 
@@ -33,8 +33,13 @@ class Run(NamedTuple):
     total_steps: int | None  # None where the budget is in hours
 
     @property
+    def members(self) -> tuple[sweep.Member, ...]:
+        """The members of a sweep; none where this is one run."""
+        return sweep.of(self.config)
+
+    @property
     def tokens_per_step(self) -> int:
-        """Positions a step, padding included."""
+        """Positions a step, padding included; in a sweep those of each member."""
         return self.config.data.batch_size * self.config.data.seq_len
 
     @property
@@ -78,17 +83,28 @@ class Run(NamedTuple):
             epoch_tokens=self.corpus.splits['train'].num_tokens,
             flops_per_step=self.flops_per_step.total,
             memory=cost.memory(
-                shapes.trainable, shapes.frozen, shapes.opt_state, self.model, rows, config.data.seq_len
+                shapes.trainable,
+                shapes.frozen,
+                shapes.opt_state,
+                self.model,
+                rows * max(len(self.members), 1),
+                config.data.seq_len,
             ),
         )
 
-    def stream(self, split: str, shuffle: bool = False):
-        """The stream of a split: shuffled and endless for training, else one pass in order."""
+    def train_stream(self):
+        """What the train step is fed: in a sweep of several orders, all of them side by side."""
+        orders = sweep.orders(self.members) or [self.config.seed]
+        streams = [self.stream('train', shuffle=True, seed=order) for order in orders]
+        return sweep.Streams(streams) if len(streams) > 1 else streams[0]
+
+    def stream(self, split: str, shuffle: bool = False, seed: int | None = None):
+        """The stream of a split: shuffled by `seed` (config.seed) and endless for training, else one pass in order."""
         return data.Stream(
             self.corpus,
             split,
             batch_size=self.config.data.batch_size,
-            seed=self.config.seed,
+            seed=self.config.seed if seed is None else seed,
             shuffle=shuffle,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -96,15 +112,23 @@ class Run(NamedTuple):
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a global batch, with its sharding."""
-        local = self.stream('train', shuffle=True).batch(0)
+        local = self.train_stream().batch(0)
         rows = self.config.data.batch_size
         on = sharding.batch_sharding(self.mesh)
         return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=on) for name, x in local.items()}
 
+    def one(self, state: state.TrainState) -> state.TrainState:
+        """The state of one run: of a sweep its first member."""
+        return sweep.member(state, 0) if self.members else state
+
     def create(self, key: jax.Array, batch) -> state.TrainState:
         """The state before the first step; traced, so that every leaf is born where it belongs."""
-        params = self.model.init(key, batch)['params']
-        return state.create(jax.random.fold_in(key, 1), params, self.config.learns, self.tx)
+
+        def one(key):
+            params = self.model.init(key, batch)['params']
+            return state.create(jax.random.fold_in(key, 1), params, self.config.learns, self.tx)
+
+        return sweep.create(one, key, self.members)
 
     def initial_state(self) -> state.TrainState:
         """The state before the first step, on the mesh."""
@@ -115,24 +139,26 @@ class Run(NamedTuple):
     def train_step(self):
         """The compiled train step, its state donated."""
         optimizer = self.config.optimizer
-        function = step.make_train_step(
+        make = functools.partial(
+            step.make_train_step,
             self.model,
             self.objective,
             self.tx,
             self.schedule,
-            learning_rate=optimizer.learning_rate,
             learning_rates=optimizer.learning_rates,
             clip=optimizer.clip,
             accumulate=optimizer.accumulate,
             trainable=self.shapes.trainable,
         )
+        function = sweep.train_step(make, self.members, optimizer.learning_rate)
         on = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
         jitted = jax.jit(function, donate_argnums=0, out_shardings=(on, None))
         return jitted.lower(self.shapes, self.batch_shapes(), jax.ShapeDtypeStruct((), jnp.float32)).compile()
 
     def eval_step(self):
         """The jitted (params, batch) -> sums."""
-        return jax.jit(step.make_eval_step(self.model, self.objective, jnp.asarray(self.corpus.tokenizer.token_bytes)))
+        function = step.make_eval_step(self.model, self.objective, jnp.asarray(self.corpus.tokenizer.token_bytes))
+        return jax.jit(sweep.eval_step(function, self.members, self.shapes.trainable))
 
 
 def _dummy(config) -> dict[str, np.ndarray]:
@@ -167,7 +193,7 @@ def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
     shapes = jax.tree.map(
         lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on),
         shapes,
-        sharding.shardings(shapes, mesh),
+        sweep.shardings(shapes, mesh, run.members),
     )
     try:
         tree.match(config.optimizer.learning_rates, tree.flatten(shapes.trainable))
@@ -175,6 +201,7 @@ def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
         raise ValueError(f'optimizer.learning_rates: {error}') from None
     predicted = max(1, round(config.data.corrupt * config.data.seq_len)) if config.data.corrupt else None
     flops = cost.flops_per_step(model, config.data.batch_size, config.data.seq_len, config.learns, predicted=predicted)
+    flops = cost.Flops(*(max(len(run.members), 1) * part for part in flops))
     total_steps = cost.total_steps(config.budget, run.tokens_per_step, flops.total)
     # Last, since a large text takes long to cut into tokens.
     corpus = data.prepare(**config.data, vocab_limit=config.model.vocab_size)

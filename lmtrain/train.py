@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmtrain import data, display, evaluate, metrics, report, sharding, survive, tree
+from lmtrain import data, display, evaluate, metrics, report, sharding, survive, sweep, tree
 from lmtrain.checkpoint import Checkpoints
 from lmtrain.checkpoint import workdir as folder
 from lmtrain.run import Run, assemble, circumstances, resolved
@@ -81,7 +81,8 @@ def train(config, workdir) -> dict[str, Any]:
         results = loop.results(state)
         if first:
             (workdir / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
-            (workdir / 'samples.txt').write_text(samples(config, run.model, run.corpus.tokenizer, state.params))
+            shown = run.one(state).params
+            (workdir / 'samples.txt').write_text(samples(config, run.model, run.corpus.tokenizer, shown))
             report.write(workdir)
     if first:
         live.say(display.evaluation(results['validation'], results['baselines'], 'validation'))
@@ -116,7 +117,7 @@ class Loop:
         def place(batch):
             return self.put(batch), data.batch_hash(batch)
 
-        with data.prefetch(self.run.stream('train', shuffle=True), self.done, place) as batches:
+        with data.prefetch(self.run.train_stream(), self.done, place) as batches:
             self.clock.begun = time.monotonic()
             self.meter.restart(self.done, progress, 0.0)
             pending = None  # the step before, which is read while the device computes this one
@@ -150,7 +151,7 @@ class Loop:
 
     def say(self, step, progress, measured, digest, waited):
         """Reads what a step measured, writes it where it is due, and ends a run that has gone wrong."""
-        values = {name: value.item() for name, value in jax.device_get(measured).items()}
+        values = {name: value.tolist() for name, value in jax.device_get(measured).items()}
         if values['skipped_in_a_row'] >= SKIPPED_IN_A_ROW:
             self.give_up(f'no finite loss or gradient in {SKIPPED_IN_A_ROW} steps, to step {step:,} on batch {digest}')
         if step % self.run.config.log.every_steps and 1 < step and progress < 1.0:
@@ -194,4 +195,5 @@ class Loop:
         """What results.json holds."""
         cost = {'steps': self.done, 'seconds': self.clock.elapsed, 'peak_memory': metrics.peak_memory()} | self.spent()
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
-        return {'validation': self.validation, 'baselines': self.baselines, 'cost': cost}
+        found = {'validation': self.validation, 'baselines': self.baselines, 'cost': cost}
+        return found | sweep.results(self.run.members, self.validation)

@@ -10,7 +10,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = (
     {'tree', 'survive'},
     {'sharding', 'checkpoint', 'metrics', 'cost', 'hlo', 'display', 'optim', 'models', 'data', 'objectives'},
-    {'state', 'sample'},
+    {'state', 'sample', 'adapt'},
+    {'sweep'},
     {'step', 'evaluate', 'report'},
     {'run'},
     {'trained', 'plan'},
