@@ -300,7 +300,8 @@ def test_killed_at_any_point_nothing_committed_is_lost(tmp_path, point):
     if point == 'in_save':  # Orbax makes its folder on a thread of its own: it may be there already, or not yet
         assert leftovers in ([], ['tmp.2'])
     else:
-        assert leftovers == {'before_save': [], 'after_rename': [], 'in_retention': ['tmp.1.retired']}.get(point, ['tmp.2'])
+        left = {'before_save': [], 'after_rename': [], 'in_retention': ['tmp.1.retired']}.get(point, ['tmp.2'])
+        assert leftovers == left
     step = 2 if committed else 1
     with checkpoints(tmp_path, keep_last=1) as kept:
         assert not list(tmp_path.glob('tmp.*'))
