@@ -44,11 +44,13 @@ def get_config():
     config.model.mlp_dim = 4 * config.model.get_ref('width')  # F
     config.model.positions = 'rotary'  # 'rotary' | 'learned' | 'sinusoidal' | 'none'
     config.model.rope_theta = 10_000.0
-    config.model.norm = 'rmsnorm'  # 'rmsnorm' | 'layernorm'
+    config.model.norm = 'rmsnorm'  # 'rmsnorm' | 'layernorm' | 'rmsnorm1p' (times 1 + scale)
     config.model.norm_eps = 1e-5
-    config.model.norm_place = 'pre'  # 'pre' | 'post' (the original transformer's, BERT's)
+    config.model.norm_place = (
+        'pre'  # 'pre' | 'post' (BERT) | 'branch' (after each, OLMo 2) | 'sandwich' (both, Gemma 2)
+    )
     config.model.embed_norm = False  # a norm after the embeddings (BERT, crammed BERT)
-    config.model.activation = 'swiglu'  # 'swiglu' | 'geglu' | 'gelu' (tanh form) | 'gelu_exact' | 'relu2'
+    config.model.activation = 'swiglu'  # 'swiglu' | 'geglu' | 'gelu' (tanh form) | 'gelu_exact' | 'relu' | 'relu2'
     config.model.bias = False  # in every projection and norm
     config.model.tied = True  # the head is the embedding, transposed
     config.model.causal = True  # False: a bidirectional encoder
@@ -62,6 +64,17 @@ def get_config():
     config.model.remat = 'none'  # kept for backward: 'none' (all) | 'dots' (matrix products) | 'full' (layer inputs)
     config.model.unroll = config.model.get_oneway_ref('num_layers')  # layers a scan iteration holds; 1 compiles fastest
     config.model.attention = 'auto'  # 'auto' | 'xla' | 'cudnn' | 'splash'
+    # What single families add (lmtrain/models/<family>.py)
+    config.model.family = ''  # Hugging Face's model_type, under which the model is exported; '' is none
+    config.model.biased = ()  # of 'query', 'key', 'value', 'output', 'mlp', 'norm': have a bias where bias=False
+    config.model.parallel = False  # attention and feed-forward read the same input (GPT-NeoX)
+    config.model.qk_norm_over = 'head'  # 'head' | 'projection' (all heads at once, OLMo 2)
+    config.model.embed_scale = 1.0  # factor of the embeddings; Gemma's is sqrt(width)
+    config.model.attention_scale = 0.0  # factor of the scores; 0 is 1/sqrt(head_dim)
+    config.model.rotary_dim = 0  # dimensions of a head that are turned; 0 is all
+    config.model.rope_scaling = ()  # (('rope_type', 'llama3'), ('factor', 8.0), ...): lmtrain.models.rotary.SCALINGS
+    config.model.global_layers = ()  # layers, from 0 on, that see all where the others see a window
+    config.model.local_rope_theta = 0.0  # of the layers that see a window; 0 is rope_theta
 
     # Adaptation: lmtrain.tree.split(params, config.learns)
     config.learns = '.*'  # regex of the paths that learn; the others are frozen: no gradient, no moment

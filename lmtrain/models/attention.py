@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmtrain.models.layers import Norm, rotate
+from lmtrain.models.layers import Norm
 from lmtrain.models.linear import Linear
+from lmtrain.models.rotary import rotate
 
 BLOCK = 128  # queries a causal block holds on the XLA path
 
@@ -18,6 +19,8 @@ class Places(NamedTuple):
 
     Attributes:
       rotary: (cos, sin) of the positions, or None.
+      local_rotary: the same for the layers that see a window, where their angles differ; else None.
+      window: keys a query sees, itself included, 0 for all; int32 [] where one program serves layers that differ.
       query_segments, key_segments: int32 [B, T] and [B, S]; a query sees keys of its segment. None: one segment.
       query_index: int32 [B, T], the key index at which a query stands; None: its own index in the row.
       slots: int32 [B, T], the cache slots that the tokens fill (out of range: none); None without a cache.
@@ -25,6 +28,8 @@ class Places(NamedTuple):
     """
 
     rotary: Any
+    local_rotary: Any
+    window: Any
     query_segments: Any
     key_segments: Any
     query_index: Any
@@ -48,16 +53,23 @@ class Attention(nn.Module):
         """
         m = self.model
 
+        def norm(name):
+            kind = 'rmsnorm1p' if m.norm == 'rmsnorm1p' else 'rmsnorm'
+            return Norm(kind, m.norm_eps, False, name=f'{name}_norm')
+
         def project(name, heads):
-            y = Linear(heads * m.head_dim, m.bias, self.stddev, name=name)(x_BTD, drop)
+            y = Linear(heads * m.head_dim, m.has_bias(name), self.stddev, name=name)(x_BTD, drop)
+            if m.qk_norm and m.qk_norm_over == 'projection' and name != 'value':  # OLMo 2, arXiv 2501.00656
+                y = norm(name)(y)
             return y.reshape(*x_BTD.shape[:2], heads, m.head_dim)
 
         query_BTHK = project('query', m.num_heads)
         key_BSGK = project('key', m.num_kv_heads)
         value_BSGK = project('value', m.num_kv_heads)
-        if m.qk_norm:  # arXiv 2302.05442
-            query_BTHK = Norm('rmsnorm', m.norm_eps, False, name='query_norm')(query_BTHK)
-            key_BSGK = Norm('rmsnorm', m.norm_eps, False, name='key_norm')(key_BSGK)
+        if m.qk_norm and m.qk_norm_over == 'head':  # arXiv 2302.05442
+            query_BTHK, key_BSGK = norm('query')(query_BTHK), norm('key')(key_BSGK)
+        if m.attention_scale:  # beside the 1 / sqrt(K) of every backend
+            query_BTHK *= m.attention_scale * m.head_dim**0.5
         if places.rotary is not None:
             query_BTHK, key_BSGK = rotate(query_BTHK, *places.rotary), rotate(key_BSGK, *places.rotary)
 
@@ -87,13 +99,13 @@ class Attention(nn.Module):
             places.key_segments,
             places.query_index,
             causal=m.causal,
-            window=m.window,
+            window=places.window,
             softcap=m.attention_softcap,
             backend=m.attention,
             prefix=0 if prefix is None else prefix.shape[0],
         )
         out_BTD = out_BTHK.reshape(*x_BTD.shape[:2], m.num_heads * m.head_dim)
-        return Linear(m.width, m.bias, self.output_stddev, name='output')(out_BTD, drop), cache
+        return Linear(m.width, m.has_bias('output'), self.output_stddev, name='output')(out_BTD, drop), cache
 
 
 def attend(
@@ -105,7 +117,7 @@ def attend(
     query_index=None,
     *,
     causal: bool,
-    window: int = 0,
+    window: int | jax.Array = 0,
     softcap: float = 0.0,
     backend: str = 'auto',
     prefix: int = 0,
@@ -113,7 +125,7 @@ def attend(
     """softmax(query . key / sqrt(K)) . value over the keys a query sees, in the dtype of `query`; [B, T, H, K].
 
     A query at key index i sees index j where both are of one segment, j <= i if `causal`, and |i - j| < `window` if
-    that is not 0. Padding is a segment like any other: its rows are finite and nobody reads them.
+    that is not 0 (a traced one is not). Padding is a segment like any other: its rows are finite and nobody reads them.
 
     Args:
       query_BTHK, key_BSGK, value_BSGK: H is a multiple of G, and head h reads key-value head h // (H / G).
@@ -147,7 +159,7 @@ def attend(
     return BACKENDS[backend](*operands, **options)
 
 
-def obstacle(backend, query_BTHK, *operands, softcap, **options) -> str:
+def obstacle(backend, query_BTHK, *operands, window, softcap, **options) -> str:
     """Why a backend cannot take these arguments, in words; '' where it can."""
     T, K = query_BTHK.shape[1], query_BTHK.shape[3]
     *_, query_index = operands
@@ -155,6 +167,8 @@ def obstacle(backend, query_BTHK, *operands, softcap, **options) -> str:
         return ''
     if query_index is not None:
         return 'takes no cache'
+    if not isinstance(window, int):
+        return 'needs a window that is known when it is compiled (model.unroll must hold all layers)'
     if backend == 'splash' and jax.default_backend() == 'tpu' and jax.device_count() > 1:
         return 'is a kernel for one device, which the compiler cannot divide over several'
     if backend == 'splash':
@@ -174,7 +188,7 @@ def visible(query_index, key_index, query_segments, key_segments, *, causal: boo
     masks = []
     if causal:
         masks.append(distance >= 0)
-    if window:
+    if not isinstance(window, int) or window:
         masks.append(jnp.abs(distance) < window)
     if query_segments is not None:
         masks.append(query_segments[:, :, None] == key_segments[:, None, :])
@@ -235,7 +249,8 @@ def xla(
 
     if causal and query_index is None:
         blocks = [(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)]
-        out = [block(start, stop, max(0, start - window + 1) if window else 0, stop) for start, stop in blocks]
+        reach = window if isinstance(window, int) else 0
+        out = [block(start, stop, max(0, start - reach + 1) if reach else 0, stop) for start, stop in blocks]
         out_BGRTK = jnp.concatenate(out, axis=3)
     else:
         out_BGRTK = block(0, T, 0, S)

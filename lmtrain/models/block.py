@@ -26,19 +26,39 @@ class Block(nn.Module):
 
         std = stddev(m.width)
         # What is added 2N times to the residual is made smaller by sqrt(2N) (GPT-2, section 2.3).
-        output_std = std / (2 * m.num_layers) ** 0.5 if m.norm_place == 'pre' else std
+        output_std = std if m.norm_place == 'post' else std / (2 * m.num_layers) ** 0.5
+
+        def norm(name):
+            return Norm(m.norm, m.norm_eps, m.has_bias('norm'), name=name)
+
+        def branch(x, name, function):
+            """What is added to the residual: norm before it, after it ('branch', OLMo 2), or both ('sandwich')."""
+            # ModernBERT's first layer reads what the embeddings' norm wrote: its segment has no norm of its own.
+            bare = not m.first_norm and name == 'attention' and not self.is_initializing()
+            bare = bare and not self.has_variable('params', 'attention_norm')
+            if m.norm_place in ('pre', 'sandwich') and not bare:
+                x = norm(f'{name}_norm')(x)
+            site = None if key is None else jax.random.fold_in(key, name == 'mlp')
+            y = dropout(function(x), m.dropout, site, places.row)
+            if m.norm_place in ('branch', 'sandwich'):
+                y = norm(f'{name}_norm' if m.norm_place == 'branch' else f'{name}_post_norm')(y)
+            return y
 
         def beside(x, name, function):
-            norm = Norm(m.norm, m.norm_eps, m.bias, name=f'{name}_norm')
-            site = None if key is None else jax.random.fold_in(key, name == 'mlp')
-            y = dropout(function(norm(x) if m.norm_place == 'pre' else x), m.dropout, site, places.row)
-            return x + y if m.norm_place == 'pre' else norm(x + y)
+            y = x + branch(x, name, function)
+            return norm(f'{name}_norm')(y) if m.norm_place == 'post' else y
 
         def attention(x):
             nonlocal cache
             y, cache = Attention(m, std, output_std, name='attention')(x, places, cache, drop)
             return y
 
+        mlp = FeedForward(m.width, m.mlp_dim, m.activation, m.has_bias('mlp'), std, output_std, name='mlp')
+
+        def feed_forward(x):
+            return mlp(x, drop)
+
+        if m.parallel:  # GPT-NeoX, arXiv 2204.06745
+            return x_BTD + branch(x_BTD, 'attention', attention) + branch(x_BTD, 'mlp', feed_forward), cache
         x_BTD = beside(x_BTD, 'attention', attention)
-        mlp = FeedForward(m.width, m.mlp_dim, m.activation, m.bias, std, output_std, name='mlp')
-        return beside(x_BTD, 'mlp', mlp), cache
+        return beside(x_BTD, 'mlp', feed_forward), cache

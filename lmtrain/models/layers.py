@@ -1,4 +1,4 @@
-"""What every layer is made of beside Linear: norms, the feed-forward, rotary positions and dropout."""
+"""What every layer is made of beside Linear: norms, the feed-forward and dropout."""
 
 import flax.linen as nn
 import jax
@@ -6,16 +6,24 @@ import jax.numpy as jnp
 
 from lmtrain.models.linear import Linear
 
-GATED = {'swiglu': jax.nn.silu, 'geglu': lambda x: jax.nn.gelu(x, approximate=True)}
+GATED = {
+    'swiglu': jax.nn.silu,
+    'geglu': lambda x: jax.nn.gelu(x, approximate=True),
+    'geglu_exact': lambda x: jax.nn.gelu(x, approximate=False),
+}
 PLAIN = {
     'gelu': lambda x: jax.nn.gelu(x, approximate=True),
     'gelu_exact': lambda x: jax.nn.gelu(x, approximate=False),
+    'relu': jax.nn.relu,
     'relu2': lambda x: jnp.square(jax.nn.relu(x)),  # Primer, arXiv 2109.08668
 }
 
 
 class Norm(nn.Module):
-    """'rmsnorm' (arXiv 1910.07467) or 'layernorm' (arXiv 1607.06450) over the last dimension, computed in float32."""
+    """'rmsnorm' (arXiv 1910.07467) or 'layernorm' (arXiv 1607.06450) over the last dimension, computed in float32.
+
+    'rmsnorm1p' multiplies by 1 + scale (Gemma), so that weight decay pulls it to 1.
+    """
 
     kind: str
     eps: float
@@ -23,12 +31,14 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        init = nn.initializers.zeros if self.kind == 'rmsnorm1p' else nn.initializers.ones
+        scale = self.param('scale', init, (x.shape[-1],), jnp.float32)
         y = x.astype(jnp.float32)
         if self.kind == 'layernorm':
             y -= jnp.mean(y, axis=-1, keepdims=True)
         y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        y *= jnp.expand_dims(scale, range(y.ndim - 1))
+        factor = 1 + scale.astype(jnp.float32) if self.kind == 'rmsnorm1p' else scale
+        y *= jnp.expand_dims(factor, range(y.ndim - 1))
         if self.bias:
             y += jnp.expand_dims(self.param('bias', nn.initializers.zeros, scale.shape, jnp.float32), range(y.ndim - 1))
         return y.astype(x.dtype)
@@ -53,26 +63,6 @@ class FeedForward(nn.Module):
         else:
             up = PLAIN[self.activation](up)
         return Linear(self.width, self.bias, self.output_stddev, name='down')(up, drop)
-
-
-def rotary_angles(positions_BT, head_dim: int, theta: float):
-    """(cos, sin), float32 [B, T, K/2], of position / theta^(2i/K) (RoFormer, arXiv 2104.09864)."""
-    frequencies_K = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions_BT.astype(jnp.float32)[..., None] * frequencies_K[None, None]
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x_BTHK, cos, sin):
-    """Turns the pairs (x[i], x[i + K/2]) by their angles: LLaMA's layout of the pairs."""
-    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHK.dtype)
-
-
-def sinusoids(positions_BT, width: int):
-    """Fixed positions, float32 [B, T, D] (arXiv 1706.03762, section 3.5), over sqrt(D) lest they drown tokens."""
-    cos, sin = rotary_angles(positions_BT, width, 10_000.0)
-    return jnp.concatenate([sin, cos], axis=-1)[..., :width] * width**-0.5
 
 
 def dropout(x_BTD, rate: float, key, row_B):

@@ -2,18 +2,24 @@
 
 import dataclasses
 import difflib
+from typing import Any
 
 from lmtrain.models.attention import BACKENDS
 from lmtrain.models.layers import GATED, PLAIN
+from lmtrain.models.rotary import check_scaling
 
 CHOICES = {
     'positions': ('rotary', 'learned', 'sinusoidal', 'none'),
-    'norm': ('rmsnorm', 'layernorm'),
-    'norm_place': ('pre', 'post'),
+    'norm': ('rmsnorm', 'layernorm', 'rmsnorm1p'),
+    'norm_place': ('pre', 'post', 'branch', 'sandwich'),
+    'qk_norm_over': ('head', 'projection'),
     'activation': (*GATED, *PLAIN),
     'dtype': ('float32', 'bfloat16'),
     'remat': ('none', 'dots', 'full'),
     'attention': ('auto', *BACKENDS),
+    'head': ('lm', 'classify', 'tag', 'span', 'none'),
+    'head_pool': ('first', 'last', 'mean'),
+    'head_activation': ('', 'tanh', *PLAIN),
 }
 
 
@@ -52,9 +58,39 @@ class Settings:
     remat: str
     unroll: int
     attention: str
+    # What single families add, all of it off by default.
+    family: str = ''
+    biased: tuple[str, ...] = ()
+    parallel: bool = False
+    qk_norm_over: str = 'head'
+    embed_scale: float = 1.0
+    attention_scale: float = 0.0
+    rotary_dim: int = 0
+    rope_scaling: tuple[tuple[str, Any], ...] = ()
+    global_layers: tuple[int, ...] = ()
+    local_rope_theta: float = 0.0
+    first_norm: bool = True
+    token_types: int = 0
+    position_offset: int = 0
+    # The head of a checkpoint that was trained for a task (task_head.py).
+    head: str = 'lm'
+    num_labels: int = 0
+    head_pool: str = 'first'
+    head_activation: str = ''
+    head_bias: bool = True
 
     def __post_init__(self):
+        for name in ('biased', 'rope_scaling', 'global_layers'):
+            object.__setattr__(self, name, tuples(getattr(self, name)))  # lists, where they come from JSON
         self.check()
+
+    def has_bias(self, name: str) -> bool:
+        """Whether 'query', 'key', 'value', 'output', 'mlp' (its projections) or 'norm' has a bias."""
+        return self.bias or name in self.biased
+
+    def local(self, layer: int) -> bool:
+        """Whether a layer sees a window alone."""
+        return bool(self.window) and layer not in self.global_layers
 
     def check(self):
         """Raises ValueError where a setting is unknown, out of range or at odds with another."""
@@ -65,10 +101,11 @@ class Settings:
         for name in 'vocab_size max_len num_layers width num_heads num_kv_heads head_dim mlp_dim unroll'.split():
             if getattr(self, name) < 1:
                 raise ValueError(f'model.{name}={getattr(self, name)} must be at least 1')
-        for name in 'window logit_softcap attention_softcap'.split():
+        off = 'window logit_softcap attention_softcap attention_scale rotary_dim local_rope_theta'
+        for name in f'{off} num_labels token_types position_offset'.split():
             if getattr(self, name) < 0:
                 raise ValueError(f'model.{name}={getattr(self, name)} must be 0 (off) or more')
-        for name in 'rope_theta norm_eps'.split():
+        for name in 'rope_theta norm_eps embed_scale'.split():
             if not getattr(self, name) > 0:
                 raise ValueError(f'model.{name}={getattr(self, name)} must be above 0')
         if not 0 <= self.dropout < 1:
@@ -78,13 +115,36 @@ class Settings:
                 raise ValueError(
                     f'model.{part}={getattr(self, part)} does not divide model.{whole}={getattr(self, whole)}'
                 )
-        if self.positions == 'rotary' and self.head_dim % 2:
-            raise ValueError(f"model.head_dim={self.head_dim} is odd, but positions='rotary' turns pairs")
+        turned = 'rotary_dim' if self.rotary_dim else 'head_dim'
+        if self.positions == 'rotary' and getattr(self, turned) % 2:
+            raise ValueError(f"model.{turned}={getattr(self, turned)} is odd, but positions='rotary' turns pairs")
+        if self.rotary_dim > self.head_dim:
+            raise ValueError(f'model.rotary_dim={self.rotary_dim} is more than model.head_dim={self.head_dim}')
+        if self.rope_scaling:
+            check_scaling(self.rope_scaling, self.rotary_dim or self.head_dim)
+        if unknown := set(self.biased) - {'query', 'key', 'value', 'output', 'mlp', 'norm'}:
+            raise ValueError(f'model.biased has {sorted(unknown)}: it may have query, key, value, output, mlp and norm')
+        if any(not 0 <= layer < self.num_layers for layer in self.global_layers):
+            raise ValueError(f'model.global_layers={self.global_layers} are not all of {self.num_layers} layers')
+        if not self.window and (self.global_layers or self.local_rope_theta):
+            name = 'global_layers' if self.global_layers else 'local_rope_theta'
+            raise ValueError(f'model.{name}={getattr(self, name)} means nothing where model.window is 0')
+        if not self.first_norm and (self.norm_place != 'pre' or self.num_layers < 2):
+            raise ValueError("model.first_norm=False needs norm_place='pre' and two layers or more")
+        if self.head in ('classify', 'tag', 'span') and self.num_labels < 1:
+            raise ValueError(f'model.head={self.head!r} needs model.num_labels, not {self.num_labels}')
+        if self.parallel and self.norm_place != 'pre':
+            raise ValueError(f"model.parallel needs norm_place='pre', not {self.norm_place!r}")
         if self.positions == 'sinusoidal' and self.width % 2:
             raise ValueError(f"model.width={self.width} is odd, but positions='sinusoidal' are pairs")
         if self.unroll > self.num_layers:
             raise ValueError(f'model.unroll={self.unroll} is more than model.num_layers={self.num_layers}')
 
     def check_length(self, length: int, what: str):
-        if self.positions == 'learned' and length > self.max_len:
+        if self.positions == 'learned' and length > self.max_len - self.position_offset:
             raise ValueError(f'{what} {length} tokens is longer than model.max_len={self.max_len} learned positions')
+
+
+def tuples(value):
+    """Lists as tuples, however deep: settings are keys of compiled programs, so they must hash."""
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value

@@ -11,9 +11,11 @@ from lmtrain import tree
 from lmtrain.models import head, prompt
 from lmtrain.models.attention import Places
 from lmtrain.models.block import Block
-from lmtrain.models.layers import Norm, dropout, rotary_angles, sinusoids
+from lmtrain.models.layers import Norm, dropout
 from lmtrain.models.linear import Embed
+from lmtrain.models.rotary import rotary_angles, sinusoids
 from lmtrain.models.settings import Settings
+from lmtrain.models.task_head import TaskHead
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,23 +78,30 @@ class Network(nn.Module):
 
         embed = Embed(m.vocab_size, m.width, name='embed')
         x_BTD = embed(text['tokens'])
+        x_BTD = x_BTD.astype(jnp.promote_types(x_BTD.dtype, m.dtype))  # frozen tables may be bfloat16
+        if m.embed_scale != 1:
+            x_BTD *= jnp.asarray(m.embed_scale, x_BTD.dtype)
         if prompt_PD is not None:
             rows_BPD = jnp.broadcast_to(prompt_PD[None].astype(x_BTD.dtype), (len(x_BTD), *prompt_PD.shape))
             x_BTD = jnp.concatenate([rows_BPD, x_BTD], axis=1)
         if m.positions == 'learned':
-            x_BTD += Embed(m.max_len, m.width, name='positions')(positions_BT)
+            x_BTD += Embed(m.max_len, m.width, name='positions')(positions_BT + m.position_offset)
         elif m.positions == 'sinusoidal':
             x_BTD += sinusoids(positions_BT, m.width)
+        if m.token_types:
+            types_BT = text.get('token_types', jnp.zeros_like(text['tokens']))
+            ahead = x_BTD.shape[1] - types_BT.shape[1]  # a prompt is of type 0
+            x_BTD += Embed(m.token_types, m.width, name='token_types')(jnp.pad(types_BT, ((0, 0), (ahead, 0))))
         x_BTD = x_BTD.astype(m.dtype)
         if m.embed_norm:
-            x_BTD = Norm(m.norm, m.norm_eps, m.bias, name='embed_norm')(x_BTD)
+            x_BTD = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='embed_norm')(x_BTD)
         x_BTD = dropout(x_BTD, m.dropout, None if key is None else jax.random.fold_in(key, m.num_layers), places.row)
 
         x_BTD, cache = self.layers(x_BTD, places, key, cache, adapter_dropout)
         if prompt_PD is not None:
             x_BTD = x_BTD[:, prompt_PD.shape[0] :]
-        if m.norm_place == 'pre':
-            x_BTD = Norm(m.norm, m.norm_eps, m.bias, name='final_norm')(x_BTD)
+        if m.norm_place != 'post':
+            x_BTD = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='final_norm')(x_BTD)
         outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed)
         return outputs if cache is None else outputs | {'cache': cache}
 
@@ -119,9 +128,28 @@ class Network(nn.Module):
         if positions is None:
             positions = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         positions = positions + shift
-        rotary = rotary_angles(positions, m.head_dim, m.rope_theta) if m.positions == 'rotary' else None
+        rotary = local_rotary = None
+        if m.positions == 'rotary':
+            rotary = rotary_angles(positions, m.rotary_dim or m.head_dim, m.rope_theta, m.rope_scaling)
+            if m.local_rope_theta:
+                local_rotary = rotary_angles(positions, m.rotary_dim or m.head_dim, m.local_rope_theta)
         row = batch.get('row', jnp.arange(B, dtype=jnp.int32))
-        return Places(rotary, segments, key_segments, index, slots, row), positions
+        return Places(rotary, local_rotary, m.window, segments, key_segments, index, slots, row), positions
+
+    def places_of(self, places, layer):
+        """What one layer sees of `places`; `layer` is a number, or traced where a scan runs layers that differ."""
+        m = self.model
+        if not m.global_layers:
+            return places if places.local_rotary is None else places._replace(rotary=places.local_rotary)
+        if isinstance(layer, int):
+            if not m.local(layer):
+                return places._replace(window=0)
+            return places if places.local_rotary is None else places._replace(rotary=places.local_rotary)
+        local = jnp.array([m.local(i) for i in range(m.num_layers)])[layer]
+        rotary = places.rotary
+        if places.local_rotary is not None:
+            rotary = tuple(jnp.where(local, *pair) for pair in zip(places.local_rotary, rotary, strict=True))
+        return places._replace(rotary=rotary, window=jnp.where(local, m.window, jnp.iinfo(jnp.int32).max))
 
     def layers(self, x_BTD, places, key, cache, adapter_dropout=0.0):
         """All blocks: a straight line where `unroll` holds them all, else a scan over each segment of the stack."""
@@ -130,10 +158,15 @@ class Network(nn.Module):
         if self.is_initializing():
 
             def init(key):
-                one = lambda key: block.init(key, x_BTD, places)['params']  # noqa: E731
+                one = lambda key: block.init(key, x_BTD, self.places_of(places, 0))['params']  # noqa: E731
                 return jax.vmap(one)(jax.random.split(key, m.num_layers))
 
-            stacks = [self.param('layers', init)]
+            if m.first_norm:
+                stacks = [self.param('layers', init)]
+            else:
+                parts = tree.cut({'layers': init(self.make_rng('params'))}, (1, m.num_layers - 1))
+                del parts['layers_0']['attention_norm']
+                stacks = [self.param(name, lambda key, part=part: part) for name, part in parts.items()]
         else:
             params = self.variables['params']
             stacks = [params[name] for name in tree.segments(params)]
@@ -141,17 +174,19 @@ class Network(nn.Module):
         if sum(sizes) != m.num_layers:
             raise ValueError(f'the parameters hold {sum(sizes)} layers, but model.num_layers={m.num_layers}')
 
-        def layer(carry, xs):
-            (x, cached), (params, i) = carry, xs
+        def layer(carry, params, i):
+            x, cached = carry
             layer_key = None if key is None else jax.random.fold_in(key, i)
-            x, cached = block.apply({'params': params}, x, places, layer_key, cached and (*cached, i), adapter_dropout)
-            return (x, cached and cached[:2]), None
+            own, cached = self.places_of(places, i), cached and (*cached, i)
+            x, cached = block.apply({'params': params}, x, own, layer_key, cached, adapter_dropout)
+            return x, cached and cached[:2]
 
         straight = m.unroll == m.num_layers and not self.is_initializing()
         if m.remat != 'none':
             policies = jax.checkpoint_policies
             policy = policies.dots_with_no_batch_dims_saveable if m.remat == 'dots' else policies.nothing_saveable
-            layer = jax.checkpoint(layer, policy=policy, prevent_cse=straight)
+            known = (2,) if straight else ()  # the layer's number, which may decide what it sees
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=straight, static_argnums=known)
 
         carry = x_BTD, cache and (cache['key'], cache['value'])
         first = 0
@@ -162,10 +197,11 @@ class Network(nn.Module):
                 slices = zip(*(jax.lax.split(leaf, [1] * size) for leaf in leaves), strict=True)
                 for i, leaves in enumerate(slices, first):
                     params = treedef.unflatten([leaf.squeeze(0) for leaf in leaves])
-                    carry, _ = layer(carry, (params, i))
+                    carry = layer(carry, params, i)
             else:
                 indices = jnp.arange(first, first + size)
-                carry, _ = jax.lax.scan(layer, carry, (stack, indices), unroll=min(m.unroll, size))
+                step = lambda carry, xs: (layer(carry, *xs), None)  # noqa: E731
+                carry, _ = jax.lax.scan(step, carry, (stack, indices), unroll=min(m.unroll, size))
             first += size
         x_BTD, cached = carry
         if cache is not None:
@@ -176,10 +212,13 @@ class Network(nn.Module):
     def heads(self, x_BTD, batch, embed):
         """'logits', and 'logprob' and 'log_z' where the batch has targets; all at the selected positions, if any."""
         m = self.model
+        hidden_BTD = x_BTD
         if 'select' in batch:
             x_BTD = jnp.take_along_axis(x_BTD, batch['select'][..., None], axis=1)
         found = {} if self.is_initializing() else self.variables['params'].get('heads', {})
         added = {name: head.logits(x_BTD, leaves['kernel'], leaves.get('bias')) for name, leaves in found.items()}
+        if m.head != 'lm':
+            return added | TaskHead(m, name='task_head')(hidden_BTD, batch.get('segment_ids'))
         bias_V = None
         if m.mlm_head:
             x_BTD, bias_V = head.MaskedHead(m, name='mlm_head')(x_BTD)

@@ -21,6 +21,17 @@ VARIANTS = {
     'grouped': {'num_kv_heads': 2, 'qk_norm': True, 'tied': False},
     'window': {'window': 5, 'num_kv_heads': 1, 'activation': 'relu2'},
     'softcap': {'logit_softcap': 30.0, 'attention_softcap': 20.0, 'positions': 'sinusoidal', 'activation': 'geglu'},
+    'alternating': {'window': 4, 'global_layers': (1,), 'local_rope_theta': 100.0, 'rotary_dim': 4, 'unroll': N},
+    'scanned': {'window': 4, 'global_layers': (1,), 'local_rope_theta': 100.0, 'norm': 'rmsnorm1p'},
+    'sandwich': {
+        'norm_place': 'sandwich',
+        'norm': 'rmsnorm1p',
+        'embed_scale': 6.0,
+        'attention_scale': 0.3,
+        'biased': ('query',),
+    },
+    'branch': {'norm_place': 'branch', 'qk_norm': True, 'qk_norm_over': 'projection', 'num_kv_heads': 2},
+    'parallel': {'parallel': True, 'norm': 'layernorm', 'bias': True, 'rotary_dim': 2},
     'post': {'norm_place': 'post', 'embed_norm': True, 'positions': 'none', 'remat': 'full'},
 }
 ENCODERS = {

@@ -1,0 +1,130 @@
+"""Positions as angles: rotary embeddings with the ways of stretching them, and fixed sinusoids."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+# Fields of each way of stretching, as Hugging Face's rope_scaling names them: those it must have, those it may have.
+SCALINGS = {
+    'linear': ({'factor'}, set()),  # arXiv 2306.15595
+    'dynamic': ({'factor', 'original_max_position_embeddings'}, set()),  # NTK-aware, by the longest position
+    'llama3': ({'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'}, set()),
+    'yarn': (  # arXiv 2309.00071
+        {'factor', 'original_max_position_embeddings'},
+        {'attention_factor', 'beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim', 'truncate'},
+    ),
+    'longrope': (  # arXiv 2402.13753
+        {'factor', 'short_factor', 'long_factor', 'original_max_position_embeddings'},
+        {'attention_factor'},
+    ),
+}
+
+
+def check_scaling(scaling, rotary_dim: int) -> None:
+    """Raises ValueError naming the field where `scaling`, pairs of names and values, is not one of SCALINGS."""
+    fields = dict(scaling)
+    kind = fields.pop('rope_type', None)
+    if kind not in SCALINGS:
+        raise ValueError(f'model.rope_scaling: rope_type={kind!r} is none of {", ".join(SCALINGS)}')
+    needed, optional = SCALINGS[kind]
+    if fields.keys() - needed - optional or needed - fields.keys():
+        raise ValueError(
+            f"model.rope_scaling of rope_type='{kind}' has the fields {sorted(fields)}; it must have {sorted(needed)}"
+            + (f' and may have {sorted(optional)}' if optional else '')
+        )
+    for name, value in fields.items():
+        values = value if isinstance(value, tuple) else (value,)
+        if name in ('short_factor', 'long_factor') and len(values) != rotary_dim // 2:
+            raise ValueError(f'model.rope_scaling: {name} has {len(values)} numbers for {rotary_dim // 2} frequencies')
+        if any(isinstance(v, str) or not v > 0 for v in values if name != 'truncate'):
+            raise ValueError(f'model.rope_scaling: {name}={value!r} must be above 0')
+
+
+def rotary_angles(positions_BT, rotary_dim: int, theta: float, scaling=()):
+    """(cos, sin), float32 [B, T, R/2], of position / theta^(2i/R) (RoFormer, arXiv 2104.09864), R = rotary_dim.
+
+    `scaling` stretches the angles (SCALINGS). 'dynamic' and 'longrope' depend on the longest position of the batch, as
+    they do in transformers: with them a row may depend on its neighbours, and what a cache holds keeps the angles that
+    it was written with.
+    """
+    longest = jnp.max(positions_BT) + 1
+    frequencies, factor = stretched(rotary_dim, theta, dict(scaling), longest)
+    angles = positions_BT.astype(jnp.float32)[..., None] * jnp.asarray(frequencies)[None, None]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
+
+
+def stretched(rotary_dim: int, theta: float, scaling: dict, longest):
+    """(frequencies float32 [R/2], the factor of cos and sin). `longest` is a traced number of positions."""
+    exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
+    plain = 1 / np.float32(theta) ** exponents
+    if not scaling:
+        return plain, 1
+    kind, factor = scaling['rope_type'], scaling['factor']
+    original = scaling.get('original_max_position_embeddings')
+    if kind == 'linear':
+        return plain / np.float32(factor), 1
+    if kind == 'dynamic':
+        length = jnp.maximum(longest, original).astype(jnp.float32)
+        base = theta * (factor * length / original - (factor - 1)) ** (rotary_dim / (rotary_dim - 2))
+        return 1 / base**exponents, 1
+    if kind == 'llama3':
+        low, high = scaling['low_freq_factor'], scaling['high_freq_factor']
+        turns = original * plain / (2 * math.pi)  # that a frequency makes within the original length
+        smooth = np.clip((turns - low) / (high - low), 0, 1)
+        return ((1 - smooth) * plain / factor + smooth * plain).astype(np.float32), 1
+    if kind == 'longrope':
+        attention_factor = scaling.get('attention_factor') or (
+            math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1
+        )
+        short, long = (np.asarray(scaling[name], np.float32) for name in ('short_factor', 'long_factor'))
+        return jnp.where(longest > original, plain / long, plain / short), attention_factor
+    return yarn(plain, theta, **{name: value for name, value in scaling.items() if name != 'rope_type'})
+
+
+def yarn(
+    plain,
+    theta,
+    *,
+    factor,
+    original_max_position_embeddings,
+    attention_factor=None,
+    beta_fast=32,
+    beta_slow=1,
+    mscale=None,
+    mscale_all_dim=None,
+    truncate=True,
+):
+    """(frequencies, factor of cos and sin) of YaRN (arXiv 2309.00071, sections 3.2 to 3.4)."""
+
+    def of(scale):
+        return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
+
+    def dimension(turns):
+        """The dimension that makes so many turns within the original length."""
+        return len(plain) * math.log(original_max_position_embeddings / (turns * 2 * math.pi)) / math.log(theta)
+
+    low, high = dimension(beta_fast), dimension(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * len(plain) - 1)
+    ramp = np.clip((np.arange(len(plain)) - low) / max(high - low, 0.001), 0, 1)
+    if attention_factor is None:
+        attention_factor = of(mscale) / of(mscale_all_dim) if mscale and mscale_all_dim else of(1)
+    return (plain / factor * ramp + plain * (1 - ramp)).astype(np.float32), attention_factor
+
+
+def rotate(x_BTHK, cos, sin):
+    """Turns the pairs (x[i], x[i + R/2]) of the first R of K by their angles: LLaMA's layout of the pairs."""
+    half = cos.shape[-1]
+    x = x_BTHK.astype(jnp.float32)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1).astype(x_BTHK.dtype)
+
+
+def sinusoids(positions_BT, width: int):
+    """Fixed positions, float32 [B, T, D] (arXiv 1706.03762, section 3.5), over sqrt(D) lest they drown tokens."""
+    cos, sin = rotary_angles(positions_BT, width, 10_000.0)
+    return jnp.concatenate([sin, cos], axis=-1)[..., :width] * width**-0.5
