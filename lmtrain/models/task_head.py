@@ -1,0 +1,52 @@
+"""The head of a checkpoint that was trained for a task: classes of a row, tags of its tokens, or ends of a span."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmtrain.models.layers import PLAIN, Norm
+from lmtrain.models.linear import Linear, stddev
+
+ACTIVATIONS = PLAIN | {'tanh': jnp.tanh}
+
+
+class TaskHead(nn.Module):
+    """{'logits': float32}, [B, C] under model.head='classify', [B, T, C] under 'tag' and 'span' (C = 2: start and end).
+
+    Under 'none' there are no scores, but BERT's pooler may be there: {'pooled': [B, D]}.
+
+    Where `model.head_activation` is set, a transform comes before them: BERT's pooler and RoBERTa's head are 'tanh' of
+    a projection; ModernBERT's prediction head is another activation and a norm.
+    """
+
+    model: Any
+
+    @nn.compact
+    def __call__(self, x_BTD, segment_ids):
+        """`segment_ids` int32 [B, T], 0 at padding; None: every token is real."""
+        m = self.model
+        if m.head == 'none' and not m.head_activation:
+            return {}
+        x = pool(x_BTD, segment_ids, m.head_pool) if m.head in ('classify', 'none') else x_BTD
+        if m.head_activation:
+            # A tanh comes from BERT, where every projection has a bias, whatever stands before it.
+            x = Linear(m.width, m.bias or m.head_activation == 'tanh', stddev(m.width), name='dense')(x)
+            x = ACTIVATIONS[m.head_activation](x)
+            if m.head_activation != 'tanh':
+                x = Norm(m.norm, m.norm_eps, m.bias, name='norm')(x)
+        if m.head == 'none':
+            return {'pooled': x}
+        return {'logits': Linear(m.num_labels, m.head_bias, stddev(m.width), name='out')(x.astype(jnp.float32))}
+
+
+def pool(x_BTD, segment_ids, how: str):
+    """[B, D]: the 'first' or 'last' real token of every row, or the 'mean' of the real ones."""
+    B, T, _ = x_BTD.shape
+    real_BT = jnp.ones((B, T), bool) if segment_ids is None else segment_ids > 0
+    if how == 'mean':
+        total_BD = jnp.sum(jnp.where(real_BT[..., None], x_BTD, 0).astype(jnp.float32), axis=1)
+        return (total_BD / jnp.maximum(jnp.sum(real_BT, axis=1), 1)[:, None]).astype(x_BTD.dtype)
+    index_B = jnp.argmax(real_BT, axis=1) if how == 'first' else T - 1 - jnp.argmax(real_BT[:, ::-1], axis=1)
+    return jax.vmap(lambda x_TD, index: x_TD[index])(x_BTD, index_B)

@@ -1,0 +1,130 @@
+"""Heads of checkpoints: what they give, which token they read, and that padding and neighbours change nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from lmtrain import tree
+from lmtrain.models import Transformer
+from lmtrain.models.task_head import pool
+
+SMALL = {'vocab_size': 31, 'max_len': 16, 'num_layers': 2, 'width': 16, 'num_heads': 2, 'unroll': 1, 'norm': 'layernorm'}
+HEADS = {
+    'bert classify': ({'head': 'classify', 'num_labels': 3, 'head_activation': 'tanh'}, (2, 3)),
+    'modernbert classify': (
+        {'head': 'classify', 'num_labels': 3, 'head_activation': 'gelu_exact', 'head_pool': 'mean'},
+        (2, 3),
+    ),
+    'decoder classify': ({'head': 'classify', 'num_labels': 1, 'head_pool': 'last', 'head_bias': False}, (2, 1)),
+    'tag': ({'head': 'tag', 'num_labels': 5}, (2, 9, 5)),
+    'span': ({'head': 'span', 'num_labels': 2}, (2, 9, 2)),
+}
+
+
+def build(**settings):
+    config = base.get_config()
+    config.model.update(SMALL | {name: value for name, value in settings.items() if name in config.model})
+    rest = {name: value for name, value in settings.items() if name not in config.model}
+    model = Transformer(**config.model, **rest)
+    params = jax.jit(model.init)(jax.random.key(0), {'tokens': jnp.ones((1, 4), jnp.int32)})['params']
+    leaves = tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = {path: x + 0.3 * jax.random.normal(k, x.shape) for (path, x), k in zip(leaves.items(), keys, strict=True)}
+    return model, tree.unflatten(leaves)
+
+
+def apply(model, params, batch):
+    return jax.jit(model.apply)({'params': params}, batch)
+
+
+def batch(T=9, lengths=(9, 5)):
+    tokens = jnp.asarray(np.random.default_rng(0).integers(1, 31, (2, T)), jnp.int32)
+    return {'tokens': tokens, 'segment_ids': (jnp.arange(T)[None] < jnp.array(lengths)[:, None]).astype(jnp.int32)}
+
+
+@pytest.mark.parametrize(('settings', 'shape'), HEADS.values(), ids=HEADS)
+def test_logits_have_their_shape_and_padding_changes_nothing(settings, shape):
+    model, params = build(causal=settings.get('head_pool') == 'last', **settings)
+    full = batch()
+    logits = apply(model, params, full)['logits']
+    assert logits.shape == shape and logits.dtype == jnp.float32
+    short = {name: column[1:, :5] for name, column in full.items()}
+    alone = apply(model, params, short)['logits']
+    np.testing.assert_allclose(logits[1:] if logits.ndim == 2 else logits[1:, :5], alone, atol=1e-5)
+
+
+def test_a_row_without_segments_is_all_real():
+    model, params = build(causal=True, **HEADS['decoder classify'][0])
+    whole = batch(lengths=(9, 9))
+    bare = {'tokens': whole['tokens']}
+    np.testing.assert_array_equal(*(apply(model, params, b)['logits'] for b in (whole, bare)))
+
+
+@pytest.mark.parametrize('segments', [[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]], ids=['left padding', 'right padding'])
+def test_pooling_reads_real_tokens_alone(segments):
+    x = jnp.arange(5.0)[None, :, None]
+    real = np.flatnonzero(segments)
+    segments = jnp.array([segments])
+    assert pool(x, segments, 'first')[0, 0] == real[0]
+    assert pool(x, segments, 'last')[0, 0] == real[-1]
+    assert pool(x, segments, 'mean')[0, 0] == real.mean()
+
+
+def test_mean_of_an_empty_row_is_finite():
+    assert pool(jnp.ones((1, 3, 2)), jnp.zeros((1, 3), jnp.int32), 'mean').tolist() == [[0.0, 0.0]]
+
+
+def test_a_body_without_head_offers_hidden_states_and_the_pooler():
+    model, params = build(causal=False, head='none', head_activation='tanh')
+    outputs = apply(model, params, batch() | {'targets': jnp.ones((2, 9), jnp.int32)})
+    assert outputs.keys() == {'hidden', 'pooled'}
+    dense = params['task_head']['dense']
+    np.testing.assert_allclose(
+        outputs['pooled'], jnp.tanh(outputs['hidden'][:, 0] @ dense['kernel'] + dense['bias'][None]), atol=1e-6
+    )
+
+
+def test_sentence_types_are_a_column_and_zero_without_it():
+    model, params = build(causal=False, token_types=2)
+    plain = batch()
+    first, second = (plain | {'token_types': jnp.full((2, 9), kind, jnp.int32)} for kind in (0, 1))
+    logits = [apply(model, params, b)['logits'] for b in (plain, first, second)]
+    np.testing.assert_array_equal(logits[0], logits[1])
+    assert jnp.max(jnp.abs(logits[1] - logits[2])) > 0.1
+
+
+def test_positions_are_offset():
+    """RoBERTa counts from padding_idx + 1."""
+    model, params = build(causal=False, positions='learned', position_offset=2)
+    plain, _ = build(causal=False, positions='learned')
+    shifted = batch() | {'positions': jnp.broadcast_to(jnp.arange(9)[None] + 2, (2, 9))}
+    ours, wanted = apply(model, params, batch())['logits'], apply(plain, params, shifted)['logits']
+    np.testing.assert_array_equal(ours, wanted)
+    with pytest.raises(ValueError, match='longer than model.max_len=16'):
+        model.apply({'params': params}, {'tokens': jnp.ones((1, 15), jnp.int32)})
+
+
+def test_the_first_layer_may_lack_its_norm():
+    """ModernBERT; a tree that has the norm there runs it, so nothing is left out in silence."""
+    model, params = build(causal=False, first_norm=False)
+    assert 'attention_norm' not in params['layers_0'] and 'attention_norm' in params['layers_1']
+    bare = apply(model, params, batch())['logits']
+    scale = {'attention_norm': {'scale': jnp.ones((1, 16))}}
+    normed = apply(model, params | {'layers_0': params['layers_0'] | scale}, batch())['logits']
+    assert jnp.max(jnp.abs(bare - normed)) > 0.01
+
+
+@pytest.mark.parametrize(
+    ('settings', 'match'),
+    [
+        ({'head': 'classify'}, "head='classify' needs model.num_labels, not 0"),
+        ({'head': 'clasify', 'num_labels': 2}, "the nearest is 'classify'"),
+        ({'head': 'classify', 'num_labels': 2, 'head_pool': 'frist'}, "the nearest is 'first'"),
+        ({'first_norm': False, 'num_layers': 1}, 'two layers or more'),
+    ],
+)
+def test_settings_at_odds_are_named(settings, match):
+    with pytest.raises(ValueError, match=match):
+        build(**settings)
