@@ -10,7 +10,15 @@ from lmtrain import tree
 from lmtrain.models import Transformer
 from lmtrain.models.task_head import pool
 
-SMALL = {'vocab_size': 31, 'max_len': 16, 'num_layers': 2, 'width': 16, 'num_heads': 2, 'unroll': 1, 'norm': 'layernorm'}
+SMALL = {
+    'vocab_size': 31,
+    'max_len': 16,
+    'num_layers': 2,
+    'width': 16,
+    'num_heads': 2,
+    'norm': 'layernorm',
+    'unroll': 1,
+}
 HEADS = {
     'bert classify': ({'head': 'classify', 'num_labels': 3, 'head_activation': 'tanh'}, (2, 3)),
     'modernbert classify': (
