@@ -12,7 +12,7 @@ FLOORS = (
     {'sharding', 'checkpoint', 'metrics', 'cost', 'hlo', 'display', 'optim', 'models', 'data', 'objectives'},
     {'state', 'sample', 'adapt'},
     {'sweep'},
-    {'step', 'evaluate', 'report'},
+    {'step', 'evaluate', 'prompting', 'report'},
     {'run'},
     {'trained', 'plan'},
     {'train'},

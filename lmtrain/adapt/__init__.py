@@ -1,0 +1,20 @@
+"""Adaptation: leaves to add to a model's parameters, and one regex of the leaves that learn."""
+
+from lmtrain.adapt import ia3, lora, prompt
+from lmtrain.adapt.adapter import Adapter, check, combine, extend
+from lmtrain.adapt.methods import NAMES, Method, method
+from lmtrain.adapt.several import largest_change, mix, separate, stack
+
+__all__ = [
+    'NAMES', 'Adapter', 'Method', 'check', 'combine', 'extend', 'fold', 'largest_change', 'method', 'mix', 'separate',
+    'stack',
+]  # fmt: skip
+
+
+def fold(params):
+    """`params` without the leaves of adapters that have a closed form (LoRA, DoRA, IA3), and with prompts and prefixes
+    in place of the networks that make them; in float32, each leaf then in its own dtype.
+
+    Raises ValueError for a LoRA of an embedding to which the head is tied.
+    """
+    return ia3.fold(lora.fold(prompt.plain(params)))

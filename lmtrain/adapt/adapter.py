@@ -1,0 +1,102 @@
+"""What an adapter is, and which leaves the layers know: the two things every method shares."""
+
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from lmtrain import tree
+
+# A leaf that no layer reads would be ignored in silence, so these are all that `check` lets pass.
+BESIDE = {
+    r'lora_(a|b|scale)': ('kernel', 'embedding'),
+    r'lora_magnitude|ia3_(in|out)': ('kernel',),
+    r'prefix_(key|value)': ('key/kernel',),
+}
+ROOT = (
+    r'prompt/embedding',
+    r'prompt/mlp_\d+/(kernel|bias)',
+    r'prefix/embedding',
+    r'prefix/(up|down)/(kernel|bias)',
+    r'heads/\w+/(kernel|bias)',
+)
+OUTPUTS = ('hidden', 'logits', 'logprob', 'log_z', 'cache')  # names that an added head may not take
+# Kernels and tables that no Linear and no Embed reads.
+ELSEWHERE = r'head/.*|heads/.*|prompt/.*|prefix/.*'
+
+
+class Adapter(NamedTuple):
+    """A method of adaptation: leaves to add to a tree of parameters, and the way back.
+
+    Attributes:
+      extend: (rng, params) -> Params, only the new leaves. Raises ValueError where they would not fit.
+      fold: params -> params without the adapter's leaves, the same function of the batch where that has a closed form.
+    """
+
+    extend: Callable[[jax.Array, tree.Params], tree.Params]
+    fold: Callable[[tree.Params], tree.Params]
+
+
+def check(params: Mapping, new: Mapping) -> None:
+    """Raises ValueError where a new leaf exists already, or no layer of the model would read it."""
+    old, leaves = tree.flatten(params), tree.flatten(new)
+    for path in leaves:
+        if path in old:
+            raise ValueError(f'{path} is there already: an adapter of this kind has been added before')
+        parent, _, name = path.rpartition('/')
+        beside = next((siblings for pattern, siblings in BESIDE.items() if re.fullmatch(pattern, name)), ())
+        known = any(f'{parent}/{sibling}' in old for sibling in beside) and not re.fullmatch(ELSEWHERE, path)
+        if not known and not any(re.fullmatch(pattern, path) for pattern in ROOT):
+            raise ValueError(f'{path}: no layer reads a leaf of this name at this place, so it would change nothing')
+        if path.startswith('heads/') and parent.removeprefix('heads/') in OUTPUTS:
+            raise ValueError(f'{path}: every model has an output of that name; name the head otherwise')
+
+
+def extend(adapter: Adapter, rng: jax.Array, params: tree.Params) -> tree.Params:
+    """`params` with the leaves of an adapter, checked."""
+    new = adapter.extend(rng, params)
+    check(params, new)
+    return tree.join(params, new)
+
+
+def combine(*adapters: Adapter) -> Adapter:
+    """Several adapters as one, their leaves side by side (a LoRA with a head). Folds in the order given."""
+
+    def extend(rng, params):
+        new: tree.Params = {}
+        for i, one in enumerate(adapters):
+            new = tree.join(new, one.extend(jax.random.fold_in(rng, i), params))
+        return new
+
+    def fold(params):
+        for one in adapters:
+            params = one.fold(params)
+        return params
+
+    return Adapter(extend, fold)
+
+
+def key_of(rng: jax.Array, path: str) -> jax.Array:
+    """The key of a leaf, by its path: other leaves beside it change nothing."""
+    return jax.random.fold_in(rng, zlib.crc32(path.encode()))
+
+
+def sites(params: Mapping, rules: tree.Rules, what: str) -> dict[str, Any]:
+    """{path of a kernel or embedding: value of the first rule that matches it}, where one does.
+
+    Raises ValueError naming `what` where a pattern matches none that an adapter may stand beside.
+    """
+    paths = [path for path in tree.flatten(params) if path.endswith(('/kernel', '/embedding'))]
+    places = [path for path in paths if not re.fullmatch(ELSEWHERE, path)]
+    try:
+        found = tree.match(rules, places)
+    except ValueError as error:
+        raise ValueError(f'{what}: {error}') from None
+    return {path: value for path, value in found.items() if value is not None}
+
+
+def none(rng, params) -> tree.Params:
+    """The `extend` of a method that adds no leaf."""
+    return {}

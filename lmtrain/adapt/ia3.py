@@ -1,0 +1,44 @@
+"""IA3 (arXiv 2205.05638): learned factors of keys, values and of what enters the feed-forward's last product."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+
+from lmtrain import tree
+from lmtrain.adapt.adapter import Adapter, sites
+
+LEARNS = r'.*/ia3_(in|out)'
+OUTPUTS = r'.*/attention/(key|value)/kernel'
+INPUTS = r'.*/mlp/down/kernel'
+
+
+def adapter(*, outputs: str = OUTPUTS, inputs: str = INPUTS) -> Adapter:
+    """Factors of 1 beside kernels [in, out]: ia3_out [out] where `outputs` matches, ia3_in [in] where `inputs` does.
+
+    '' is none. Raises ValueError at `extend` where a regex matches nothing.
+    """
+
+    def extend(rng, params):
+        new, leaves = {}, tree.flatten(params)
+        for regex, name, axis in ((outputs, 'out', -1), (inputs, 'in', -2)):
+            for path in sites(params, [(regex, True)], f'ia3.{name}puts') if regex else ():
+                shape = leaves[path].shape
+                new[f'{path.rpartition("/")[0]}/ia3_{name}'] = jnp.ones((*shape[:-2], shape[axis]))
+        return tree.unflatten(new)
+
+    return Adapter(extend, fold)
+
+
+def fold(params: Mapping) -> tree.Params:
+    """`params` with every factor in its kernel (and bias), in float32 and then in their own dtype."""
+    leaves = tree.flatten(params)
+    for path in [path for path in leaves if path.endswith(('/ia3_in', '/ia3_out'))]:
+        parent, _, name = path.rpartition('/')
+        factor = leaves.pop(path).astype(jnp.float32)
+        factors = {'kernel': factor[..., None, :] if name == 'ia3_out' else factor[..., None]}
+        if name == 'ia3_out' and f'{parent}/bias' in leaves:
+            factors['bias'] = factor
+        for target, factor in factors.items():
+            old = leaves[f'{parent}/{target}']
+            leaves[f'{parent}/{target}'] = (old.astype(jnp.float32) * factor).astype(old.dtype)
+    return tree.unflatten(leaves)

@@ -1,0 +1,113 @@
+"""From a name in the config to a method: leaves to add, segments of layers, and the regex of what learns."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+
+from lmtrain import tree
+from lmtrain.adapt import head as heads
+from lmtrain.adapt import ia3, lora, prefix, prompt
+from lmtrain.adapt.adapter import Adapter, combine, extend, none
+
+NAMES = ('full', 'layers', 'bitfit', 'norms', 'lora', 'ia3', 'prompt', 'prefix', 'head')
+BIASES = r'.*/bias'
+NORMS = r'.*norm/(scale|bias)'
+
+
+class Method(NamedTuple):
+    """A way of adapting one model.
+
+    Attributes:
+      adapter: the leaves to add, and the way back.
+      learns: regex of the paths that learn, among those of the extended tree.
+      cut: layers in each segment of the stack; () leaves it whole.
+    """
+
+    adapter: Adapter
+    learns: str
+    cut: tuple[int, ...] = ()
+
+    def start(self, rng: jax.Array, params: tree.Params) -> tree.Params:
+        """The base's parameters cut into segments and with the adapter's leaves, all checked; may be traced."""
+        return extend(self.adapter, rng, tree.cut(params, self.cut) if self.cut else params)
+
+
+def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cut: Sequence[int] = (), **settings):
+    """The Method of a name, for a model and its parameters (arrays or shapes).
+
+    Args:
+      name: one of NAMES. 'layers' takes `learns`, a regex over paths with the layer's number (layers/11/mlp/up/kernel),
+        or `last`, how many of the last layers learn; 'lora', 'ia3', 'prompt' and 'prefix' the arguments of their
+        `adapter`; the others none.
+      head: {'name', 'classes'} of a head that is added and learns, with 'head' alone; None or the name '' adds none.
+      cut: layers in each segment layers_0, layers_1, ...; patterns then are over those. For adapters of some layers.
+
+    Raises ValueError where the name is unknown or nothing would learn; TypeError for an argument it does not take.
+    """
+    if name not in NAMES:
+        raise ValueError(f'adapt.method={name!r} is none of {", ".join(NAMES)}')
+    settings, cut = dict(settings), tuple(cut)
+    if name == 'prompt':
+        settings |= {'scale': getattr(model, 'embed_scale', 1.0)}
+    if name == 'prefix':
+        settings |= {'num_kv_heads': model.num_kv_heads, 'head_dim': model.head_dim}
+    if name == 'layers':
+        if cut:
+            raise ValueError("adapt.cut with adapt.method='layers', which cuts where layers learn alike")
+        cut, learns = layers(params, **settings)
+        found = Method(Adapter(none, dict), learns, cut)
+    elif name in PATTERNS:
+        found = Method(Adapter(none, dict), PATTERNS[name](**settings), cut)
+    else:
+        module = {'lora': lora, 'ia3': ia3, 'prompt': prompt, 'prefix': prefix}[name]
+        found = Method(module.adapter(**settings), module.LEARNS, cut)
+    if head and head['name']:
+        learns = '|'.join(filter(None, [found.learns, heads.LEARNS]))
+        found = found._replace(adapter=combine(found.adapter, heads.adapter(**head)), learns=learns)
+    elif name == 'head':
+        raise ValueError("adapt.method='head' with adapt.head.name='': there is no head to learn")
+    shapes = jax.eval_shape(found.start, jax.random.key(0), params)
+    try:
+        tree.split(shapes, found.learns)
+    except ValueError as error:
+        raise ValueError(f'adapt.method={name!r}: {error}') from None
+    return found
+
+
+# Methods that are a regex of the base's own leaves; called with their settings, of which they take none.
+PATTERNS = {'full': lambda: '.*', 'bitfit': lambda: BIASES, 'norms': lambda: NORMS, 'head': lambda: ''}
+
+
+def layers(params: Mapping, *, learns: str = '', last: int = 0) -> tuple[tuple[int, ...], str]:
+    """(cut, regex of the cut tree's paths) where the layers that `learns` names, or the `last` n, learn.
+
+    Raises ValueError where both or neither is given, `last` is out of range, or the regex matches nothing.
+    """
+    if bool(learns) == bool(last):
+        raise ValueError(f'layers.learns={learns!r} and layers.last={last}: exactly one says what learns')
+    if tree.segments(params) != ['layers']:
+        raise ValueError('the layers are in segments already')
+    leaves = tree.flatten(params)
+    inner = [path.removeprefix('layers/') for path in leaves if path.startswith('layers/')]
+    N = leaves[f'layers/{inner[0]}'].shape[0]
+    if not 0 <= last <= N:
+        raise ValueError(f'layers.last={last}, but the model has {N} layers')
+    if last:
+        learns = rf'layers/({"|".join(map(str, range(N - last, N)))})/.*'
+    others = [path for path in leaves if not path.startswith('layers/')]
+    numbered = [[f'layers/{i}/{path}' for path in inner] for i in range(N)]
+    try:
+        chosen = tree.match([(learns, True)], others + list(itertools.chain(*numbered)), default=False)
+    except ValueError as error:
+        raise ValueError(f'layers.learns: {error}') from None
+    alike = [
+        (len(list(group)), which) for which, group in itertools.groupby([chosen[p] for p in row] for row in numbered)
+    ]
+    names = ['layers'] if len(alike) == 1 else [f'layers_{i}' for i in range(len(alike))]
+    learning = [path for path in others if chosen[path]]
+    for name, (_, which) in zip(names, alike, strict=True):
+        learning += [f'{name}/{path}' for path, learns in zip(inner, which, strict=True) if learns]
+    return tuple(n for n, _ in alike) if len(alike) > 1 else (), '|'.join(map(re.escape, learning))
