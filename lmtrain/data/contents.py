@@ -47,7 +47,7 @@ def content_of(source: Source, reading: list[str], rule: dict, place: Path) -> d
         digest.update(json.dumps([len(raw), group, split]).encode() + raw)
         characters, documents = characters + len(text), documents + 1
         if not split:
-            draws.append(_draw('split', group or text))
+            draws.append(draw_of('split', group or text))
             sizes.append(len(text))
     if not documents:
         where = ', '.join(map(str, source.files[:3])) or source.name
@@ -56,7 +56,7 @@ def content_of(source: Source, reading: list[str], rule: dict, place: Path) -> d
     if rule['split'] == 'tail':
         borders = [int(characters * (1 - rule['validation'] - rule['test'])), int(characters * (1 - rule['test']))]
     else:
-        borders = _borders(
+        borders = borders_of(
             np.array(draws), np.array(sizes), [rule['validation'] * characters, rule['test'] * characters]
         )
     content = {'sha256': digest.hexdigest(), 'characters': characters, 'documents': documents}
@@ -66,7 +66,7 @@ def content_of(source: Source, reading: list[str], rule: dict, place: Path) -> d
     return content
 
 
-def _borders(draws: np.ndarray, sizes: np.ndarray, wanted: list[float]) -> list[float]:
+def borders_of(draws: np.ndarray, sizes: np.ndarray, wanted: list[float]) -> list[float]:
     """[2] validation is the documents with draws below the first, test those from it to below the second.
 
     A split takes the groups, in the order of their draws, whose characters come nearest to what is wanted of it: one
@@ -108,7 +108,7 @@ def divide(source: Source, content: dict, rule: dict) -> Iterator[tuple[str, str
     first, second = content['borders']
     if rule['split'] == 'document':
         for text, group, split in _documents(source):
-            draw = _draw('split', group or text)
+            draw = draw_of('split', group or text)
             yield split or ('validation' if draw < first else 'test' if draw < second else 'train'), text
         return
     position = 0
@@ -122,7 +122,7 @@ def divide(source: Source, content: dict, rule: dict) -> Iterator[tuple[str, str
         position += len(text)
 
 
-def _draw(purpose: str, text: str) -> float:
+def draw_of(purpose: str, text: str) -> float:
     """A number in [0, 1) that the text decides, equal in every run; for another purpose another number."""
     return int.from_bytes(hashlib.sha256(f'{purpose}:{text}'.encode()).digest()[:8], 'big') / 2**64
 
@@ -133,7 +133,7 @@ def sample(pairs: list[tuple[Source, dict]], rule: dict) -> Iterator[str]:
     for source, content in pairs:
         for split, text in divide(source, content, rule):
             if split == 'train':
-                yield from (piece for piece in cut(text) if share >= 1 or _draw('sample', piece) < share)
+                yield from (piece for piece in cut(text) if share >= 1 or draw_of('sample', piece) < share)
 
 
 def bar(items: Iterable, label: str, total: int | None = None) -> Iterable:

@@ -6,6 +6,7 @@ x[s + 1 : s + n + 1]); windows are pieces, and a row is made of whole pieces: ev
 """
 
 import collections
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -33,13 +34,13 @@ def pack(begins: np.ndarray, seq_len: int, isolate: bool) -> Rows:
     index = np.arange(windows.sum()) - np.repeat(np.cumsum(windows) - windows, windows)  # of a window in its document
     start = np.repeat(begins[:-1], windows) + index * seq_len
     length = np.minimum(seq_len, np.repeat(begins[1:], windows) - start).astype(np.int32)
-    row = _best_fit(length, seq_len)
+    row = best_fit(length, seq_len)
     order = np.argsort(row, kind='stable')  # pieces of a row in the order of the text
     rows = int(row.max()) + 1 if len(row) else 0
     return Rows(np.searchsorted(row[order], np.arange(rows + 1)), start[order], length[order])
 
 
-def _best_fit(length: np.ndarray, size: int) -> np.ndarray:
+def best_fit(length: np.ndarray, size: int) -> np.ndarray:
     """[P] the row of each piece; rows are numbered in the order in which the text reaches them."""
     row = np.full(len(length), -1, np.int64)
     full = np.flatnonzero(length == size)
@@ -67,10 +68,13 @@ def _best_fit(length: np.ndarray, size: int) -> np.ndarray:
     return np.argsort(np.argsort(reached))[number] if len(row) else row
 
 
-def gather(tokens: np.ndarray, rows: Rows, chosen: np.ndarray, seq_len: int) -> dict[str, np.ndarray]:
+def gather(
+    tokens: np.ndarray, rows: Rows, chosen: np.ndarray, seq_len: int, more: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """Columns tokens, targets, segment_ids, positions (int32) and loss_mask (float32), [B, T], of rows `chosen` [B].
 
-    A row of -1 is empty: segment 0 and loss_mask 0 throughout.
+    A row of -1 is empty: segment 0 and loss_mask 0 throughout. `more`: further columns, or others in their place, with
+    an entry for every token; 0 at padding.
     """
     there = np.where(chosen >= 0, chosen, 0)
     first = rows.first[there]
@@ -96,7 +100,7 @@ def gather(tokens: np.ndarray, rows: Rows, chosen: np.ndarray, seq_len: int) -> 
         'segment_ids': column(np.repeat(segment + 1, length)),
         'positions': column(position),
         'loss_mask': column(np.float32(1), np.float32),
-    }
+    } | {name: column(values[source], values.dtype) for name, values in (more or {}).items()}
 
 
 def _within(lengths: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ class Row(NamedTuple):
 
     place: str
     fields: dict[str, Any]
+    places: tuple[str, ...] = ()  # of its words, where each has a line of its own
 
 
 def read_rows(source, root: str, text: str = 'text', label: str = 'label') -> list[Row]:
@@ -44,6 +45,11 @@ def read_rows(source, root: str, text: str = 'text', label: str = 'label') -> li
     if not rows:
         raise ValueError(f'{path}: it holds no row')
     return rows
+
+
+def place_of(row: Row, word: int) -> str:
+    """Where the word of that number stands."""
+    return row.places[word] if row.places else row.place
 
 
 def value_of(row: Row, name: str, field: str) -> Any:
@@ -162,24 +168,23 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 def _conll(path: Path) -> Iterator[Row]:
     """A word a line, its tag in the last column; blank lines end a sentence, '-DOCSTART-' lines are passed over."""
-    words: list[str] = []
-    tags: list[str] = []
-    begun = ''
+    sentence: list[tuple[str, str, str]] = []
+
+    def whole() -> Row:
+        places, words, tags = zip(*sentence)
+        return Row(places[0], {'tokens': list(words), 'tags': list(tags)}, places)
+
     for place, text in _texts(path):
         cells = text.split('\t') if '\t' in text else text.split()
-        if not text.strip() or cells[0] == '-DOCSTART-':
-            if words:
-                yield Row(begun, {'tokens': words, 'tags': tags})
-            words, tags = [], []
-            continue
-        if len(cells) < 2 or not cells[0].strip() or not cells[-1].strip():
-            raise ValueError(f'{place}: a word and its tag are expected, here is {text[:60]!r}')
-        if not words:
-            begun = place
-        words.append(cells[0])
-        tags.append(cells[-1].strip())
-    if words:
-        yield Row(begun, {'tokens': words, 'tags': tags})
+        if text.strip() and cells[0] != '-DOCSTART-':
+            if len(cells) < 2 or not cells[0].strip() or not cells[-1].strip():
+                raise ValueError(f'{place}: a word and its tag are expected, here is {text[:60]!r}')
+            sentence.append((place, cells[0], cells[-1].strip()))
+        elif sentence:
+            yield whole()
+            sentence.clear()
+    if sentence:
+        yield whole()
 
 
 READERS = {

@@ -1,12 +1,34 @@
 """From config.task to batches of a task: rows read, labelled, encoded and laid out once, before anything compiles."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from lmtrain.data import chat, examples
+from lmtrain.data.cache import build, key
+from lmtrain.data.contents import SPLITS, borders_of, draw_of
 from lmtrain.data.corpus import Split
+from lmtrain.data.layout import Examples, Laid, lay, lengths, load, save
+from lmtrain.data.rows import Row, place_of, read_rows, text_of, value_of
 from lmtrain.data.text import Tokenizer
+from lmtrain.data.tokenizer import LEARNED, learn, open_tokenizer
 
 TASKS = ('chat', 'classify', 'regress', 'tag', 'span')
+TOO_LONG = ('error', 'cut', 'drop')
+VERSION = 1  # raised when the same rows and settings give other batches
+# What a batch of a task has beside tokens, segment_ids, positions and row.
+COLUMNS = {
+    'chat': ('targets', 'loss_mask'),
+    'classify': ('labels', 'label_weights'),
+    'regress': ('labels', 'label_weights'),
+    'tag': ('labels', 'label_weights'),
+    'span': ('spans', 'label_weights'),
+}
 
 
 @dataclass(frozen=True)
@@ -15,12 +37,20 @@ class Task:
 
     name: str  # one of TASKS
     tokenizer: Tokenizer
-    splits: dict[str, Split]  # 'train', 'validation', 'test'; num_tokens and num_bytes are of targets where it is chat
-    fingerprint: str  # hex sha256 of rows, tokenizer, settings
+    splits: dict[str, Split]  # num_tokens and num_bytes are those of what is learned where it is 'chat'
+    fingerprint: str  # hex sha256 of rows, tokenizer, template and settings
     seq_len: int
     lengths: tuple[int, ...]  # T of the batches: one compiled program each, ascending
     labels: tuple[str, ...]  # names of the classes or tags; () elsewhere
     notes: tuple[str, ...]  # what was recognised, counted, cut or left out: to be said at the start
+    rows: dict[str, list[Row]] = field(repr=False)
+    examples: dict[str, Examples] = field(repr=False)
+    laid: dict[str, Laid] = field(repr=False)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What its batches have beside tokens, segment_ids, positions and row."""
+        return COLUMNS[self.name]
 
     def baselines(self) -> dict[str, float]:
         """{}: a task's loss is not in bits per byte."""
@@ -31,9 +61,9 @@ def prepare_task(
     data: Mapping,
     *,
     name: str,
-    train: Iterable[str] | str,
-    validation: Iterable[str] | str,
-    test: Iterable[str] | str,
+    train: Iterable | str,
+    validation: Iterable | str,
+    test: Iterable | str,
     text: Iterable[str],
     label: str,
     labels: Iterable[str],
@@ -47,8 +77,8 @@ def prepare_task(
     """The rows of config.task as batches: `prepare_task(config.data, **config.task, vocab_limit=...)`.
 
     Args:
-      data: config.data, of which `root`, `tokenizer`, `vocab_size`, `seq_len`, `batch_size`, and the shares
-        `validation` and `test` (taken from the training rows, by hash, where no file of their own is named) are read.
+      data: config.data, of which `root`, `cache`, `tokenizer`, `vocab_size`, `seq_len`, and the shares `validation` and
+        `test` (taken from the training rows, by hash, where no file of their own is named) are read.
       name: 'chat' | 'classify' | 'regress' | 'tag' | 'span'.
       train, validation, test: files of rows (jsonl(.gz), json, csv, tsv, parquet, conll; SQuAD's json), each a path
         from data.root or (path, label): then the file's lines are texts of that label.
@@ -56,8 +86,8 @@ def prepare_task(
         for 'tag'; the prompt for 'chat' (() there recognises messages, prompt + completion, alpaca, sharegpt).
       label: field of the label: class, number, tags, answers; the completion for 'chat'.
       labels: the classes in the order of their numbers; () is those of the training rows, sorted.
-      shots: training rows kept of each class, chosen by hash; 0 is all.
-      buckets: how many lengths T batches come in, powers of two up to data.seq_len; 1 is data.seq_len alone.
+      shots: training rows kept of each class (of all rows where there are no classes), chosen by hash; 0 is all.
+      buckets: how many lengths T batches come in at most; 1 is data.seq_len alone.
       pack: several conversations a row, isolated ('chat' alone).
       too_long: of rows longer than data.seq_len: 'error' | 'cut' (at the end; contexts of 'span' in windows that
         overlap) | 'drop'.
@@ -66,4 +96,179 @@ def prepare_task(
 
     Raises FileNotFoundError, ValueError or ImportError naming the file and line, the field, and the way out.
     """
-    raise NotImplementedError
+    named = {'train': train, 'validation': validation, 'test': test}
+    named = {split: (files,) if isinstance(files, str) else tuple(files) for split, files in named.items()}
+    text = (text,) if isinstance(text, str) else tuple(text)
+    labels = tuple(labels)
+    _check(name, named, text, label, shots, buckets, pack, too_long, template)
+    seq_len, shares = data['seq_len'], {split: float(data[split]) for split in SPLITS[1:]}
+    fields = text[0] if text else 'text', label
+    rows = {
+        split: [row for file in files for row in read_rows(file, data['root'], *fields)]
+        for split, files in named.items()
+    }
+    _divide(rows, {split: share for split, share in shares.items() if not named[split]})
+    if name in ('classify', 'tag'):
+        labels = labels or examples.classes(list(_labelled(name, rows['train'], text, label)))
+        if len(labels) < 2:
+            raise ValueError(f'the training rows have one class alone, {labels[0]!r}: there is nothing to tell apart')
+    if shots:
+        rows['train'] = _few(
+            rows['train'], shots, (lambda row: value_of(row, label, LABEL)) if name == 'classify' else None
+        )
+    tokenizer = _tokenizer(data, rows['train'], text, name)
+    if vocab_limit is not None and tokenizer.vocab_size > vocab_limit:
+        raise ValueError(
+            f'the tokenizer {data["tokenizer"]!r} has {tokenizer.vocab_size} entries and model.vocab_size is '
+            f'{vocab_limit}: set model.vocab_size to at least {tokenizer.vocab_size}'
+        )
+    writing = chat.template_of(template, tokenizer, data['root']) if name == 'chat' else ''
+    settings = [name, text, label, labels, too_long, seq_len, writing]
+    known = key(VERSION, _digest(rows), tokenizer.hash, settings)
+    notes: list[str] = []
+
+    def encode(split: str) -> list[examples.Example]:
+        long = examples.Long(too_long, seq_len)
+        made, said = _encode(name, rows[split], text, label, labels, tokenizer, long, writing, learn=split == 'train')
+        notes.extend(f'{split}: {line}' for line in said + long.note())
+        return made
+
+    def write(directory: Path) -> None:
+        for split in SPLITS:
+            save(directory / split, encode(split))
+        (directory / 'notes.json').write_text(json.dumps(notes))
+
+    place = build(Path(data['cache']).expanduser().absolute() / f'task-{known[:32]}', write)
+    made = {split: load(place / split) for split in SPLITS}
+    if not len(made['train'].source):
+        raise ValueError(f'no training row is left of {len(rows["train"])}: {"; ".join(notes)}')
+    shorter = int(name == 'chat')
+    sizes = np.concatenate([np.diff(each.begins) for each in made.values()]) - shorter
+    laid = {split: lay(each, shorter, seq_len if pack else 0) for split, each in made.items()}
+    return Task(
+        name=name,
+        tokenizer=tokenizer,
+        splits={split: _split(each, laid[split], tokenizer, name) for split, each in made.items()},
+        fingerprint=key(known, shares, shots, buckets, pack),
+        seq_len=seq_len,
+        lengths=lengths(sizes, 1 if pack else buckets, seq_len),
+        labels=labels,
+        notes=tuple(json.loads((place / 'notes.json').read_text())),
+        rows=rows,
+        examples=made,
+        laid=laid,
+    )
+
+
+LABEL = examples.LABEL
+
+
+def _check(name, named, text, label, shots, buckets, pack, too_long, template) -> None:
+    def need(field: str, value, right: bool, expected: str) -> None:
+        if not right:
+            raise ValueError(f'config.task.{field} is {value!r}; it must be {expected}')
+
+    need('name', name, name in TASKS, f'one of {", ".join(map(repr, TASKS))}')
+    need('train', named['train'], bool(named['train']), "files of rows, such as ('train.csv',)")
+    for split, files in named.items():
+        for file in files:
+            pair = isinstance(file, tuple | list) and len(file) == 2 and all(type(part) is str for part in file)
+            need(split, file, type(file) is str or pair, 'a path, or (path, label)')
+    right = all(type(each) is str and each for each in text)
+    need('text', text, right and (bool(text) or name == 'chat'), 'the names of the fields that are read')
+    need('label', label, type(label) is str and (bool(label) or name == 'chat' and not text), 'the name of a field')
+    need('too_long', too_long, too_long in TOO_LONG, f'one of {", ".join(map(repr, TOO_LONG))}')
+    need('shots', shots, type(shots) is int and shots >= 0, 'a number of rows, or 0 for all')
+    need('buckets', buckets, type(buckets) is int and buckets >= 1, 'at least 1 length')
+    need('pack', pack, name == 'chat' or not pack, f"False: rows of '{name}' stand alone")
+
+
+def _divide(rows: dict[str, list[Row]], shares: dict[str, float]) -> None:
+    """Takes `shares` of the training rows for the other splits, by the hash of a row's fields: equal rows together."""
+    if not any(shares.values()):
+        return
+    draws = np.array([draw_of('split', json.dumps(row.fields, sort_keys=True, default=str)) for row in rows['train']])
+    wanted = [shares.get(split, 0.0) * len(draws) for split in SPLITS[1:]]
+    first, second = borders_of(draws, np.ones(len(draws)), wanted)
+    whole = list(zip(draws.tolist(), rows['train']))
+    rows['train'] = [row for draw, row in whole if draw >= second]
+    for split, (low, high) in zip(SPLITS[1:], ((0.0, first), (first, second))):
+        if shares.get(split):
+            rows[split] = [row for draw, row in whole if low <= draw < high]
+    if not rows['train']:
+        raise ValueError(f'no training row is left of {len(whole)}: set data.validation and data.test lower')
+
+
+def _labelled(name: str, rows: list[Row], text: tuple[str, ...], label: str):
+    for row in rows:
+        if name == 'classify':
+            yield row.place, value_of(row, label, LABEL)
+        else:
+            for index, tag in enumerate(examples.tags_of(row, text[0], label)[1]):
+                yield place_of(row, index), tag
+
+
+def _few(rows: list[Row], shots: int, class_of) -> list[Row]:
+    """`shots` rows of each class, in the order of the file."""
+    draws = [draw_of('shots', json.dumps(row.fields, sort_keys=True, default=str)) for row in rows]
+    kept: dict[Any, list[int]] = {}
+    for index in np.argsort(draws, kind='stable').tolist():
+        kept.setdefault(class_of(rows[index]) if class_of else None, []).append(index)
+    return [rows[index] for index in sorted(index for each in kept.values() for index in each[:shots])]
+
+
+def _tokenizer(data: Mapping, rows: list[Row], text: tuple[str, ...], name: str) -> Tokenizer:
+    kind = data['tokenizer']
+    if kind not in LEARNED:
+        return open_tokenizer(Path(data['root']).expanduser() / Path(kind).expanduser(), False)
+    if kind != 'bytes' and (name == 'tag' or not text):
+        raise ValueError(
+            f"data.tokenizer is {kind!r}, which is learned from texts: with task.name={name!r} take 'bytes', or the "
+            'tokenizer of a model or a run'
+        )
+    texts = (text_of(row, each) for row in rows for each in text) if kind != 'bytes' else ()
+    return learn(kind, texts, data['vocab_size'], False)
+
+
+def _encode(
+    name, rows, text, label, labels, tokenizer, long, writing, learn
+) -> tuple[list[examples.Example], list[str]]:
+    if not rows:
+        return [], []
+    if name == 'chat':
+        return chat.conversations(rows, text, label, tokenizer, writing, long)
+    if name == 'tag':
+        if len(text) != 1:
+            raise ValueError(f"config.task.text is {text!r}; one field is expected, such as ('tokens',)")
+        return examples.tags(rows, text[0], label, labels, tokenizer, long), []
+    if name == 'span':
+        return examples.spans(rows, text, label, tokenizer, long, learn), []
+    made = examples.texts(rows, text, tokenizer, long)
+    for row in rows:  # those that were dropped as well
+        _value(name, row, label, labels)
+    for each in made:
+        each.values.update(labels=_value(name, rows[each.source], label, labels), label_weights=np.float32(1))
+    return made, []
+
+
+def _value(name: str, row: Row, label: str, labels: tuple[str, ...]):
+    value = value_of(row, label, LABEL)
+    if name == 'regress':
+        return np.float32(examples.number_of(value, row.place))
+    return np.int32(examples.class_of(value, labels, row.place))
+
+
+def _digest(rows: dict[str, list[Row]]) -> str:
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for row in rows[split]:
+            digest.update(json.dumps([split, row.fields], sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _split(made: Examples, laid: Laid, tokenizer: Tokenizer, name: str) -> Split:
+    counted = made.tokens[:-1]
+    if name == 'chat':
+        counted = made.tokens[1:][made.flat['loss_mask'] > 0] if len(made.source) else counted
+    num_bytes = int(tokenizer.token_bytes[counted].sum())
+    return Split((), len(np.unique(made.source)), len(counted), num_bytes, len(laid.rows.first) - 1)

@@ -1,0 +1,276 @@
+"""Rows as examples: token ids with their special tokens, and the label, tags or answer span aligned to them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmtrain.data.rows import Row, check_text, place_of, text_of, value_of
+from lmtrain.data.source import kind_of
+from lmtrain.data.text import Tokenizer
+
+LABEL = 'config.task.label'
+
+
+class Example(NamedTuple):
+    """One row of a batch before it is padded."""
+
+    source: int  # the number of its row
+    tokens: np.ndarray  # [n] int32
+    flat: dict[str, np.ndarray]  # columns with an entry a token, [n] or [n, 2]
+    values: dict[str, Any]  # columns with one entry
+
+
+class Long:
+    """What is done with rows of more than `seq_len` tokens, and how often it was."""
+
+    def __init__(self, what: str, seq_len: int):
+        self.what, self.seq_len, self.count = what, seq_len, 0
+
+    def fits(self, row: Row, size: int) -> bool:
+        """Whether a row of `size` tokens is kept: whole, or to be cut. Raises ValueError where 'error' is asked for."""
+        if size <= self.seq_len:
+            return True
+        if self.what == 'error':
+            raise ValueError(
+                f'{row.place}: {size} tokens, and data.seq_len is {self.seq_len}: set it higher, or '
+                "config.task.too_long to 'cut' or 'drop'"
+            )
+        self.count += 1
+        return self.what == 'cut'
+
+    def note(self) -> list[str]:
+        """The line that says how many rows it was."""
+        done = 'cut' if self.what == 'cut' else 'left out'
+        return [f'{self.count} rows of more than {self.seq_len} tokens {done}'] * bool(self.count)
+
+
+# --- classes
+
+
+def classes(values: Sequence[tuple[str, Any]]) -> tuple[str, ...]:
+    """The names of the classes among (place, label): whole numbers in their order, else sorted."""
+    names = {_name(value, place) for place, value in values}
+    numbers = all(name.lstrip('-').isdecimal() for name in names)
+    return tuple(sorted(names, key=int) if numbers else sorted(names))
+
+
+def class_of(value: Any, names: tuple[str, ...], place: str) -> int:
+    """The number of a class, given by its name, or by its number where no name is written so.
+
+    Raises ValueError naming the place, the label and the classes.
+    """
+    name = _name(value, place)
+    if name in names:
+        return names.index(name)
+    if type(value) is int and 0 <= value < len(names):
+        return value
+    known = ', '.join(map(repr, names[:12])) + ', ...' * (len(names) > 12)
+    raise ValueError(f'{place}: the label {value!r} is none of the {len(names)} classes: {known}')
+
+
+def _name(value: Any, place: str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) or isinstance(value, str) and value.strip():
+        return str(value)
+    raise ValueError(f'{place}: a label is a name or a whole number, here it is {value!r}')
+
+
+def number_of(value: Any, place: str) -> float:
+    """The number that a row of 'regress' is labelled with. Raises ValueError where it is none."""
+    try:
+        number = float(value) if type(value) in (int, float, str) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f'{place}: the label of a regression is a finite number, here it is {value!r}')
+    return number
+
+
+def tags_of(row: Row, words: str, label: str) -> tuple[list[str], list]:
+    """(words, tags) of a row. Raises ValueError where they are no lists of one length."""
+    found = []
+    for name, field in ((words, 'config.task.text'), (label, LABEL)):
+        value = value_of(row, name, field)
+        if not isinstance(value, list):
+            raise ValueError(f'{row.place}: {name!r} must be an array, one entry a word; here it is {kind_of(value)}')
+        found.append(value)
+    if len(found[0]) != len(found[1]):
+        raise ValueError(f'{row.place}: {len(found[0])} words in {words!r} and {len(found[1])} tags in {label!r}')
+    if not found[0]:
+        raise ValueError(f'{row.place}: no word in {words!r}')
+    return [check_text(word, f'{row.place}: {words!r} [{i}]') for i, word in enumerate(found[0])], found[1]
+
+
+# --- whole rows
+
+
+def texts(rows: Sequence[Row], fields: tuple[str, ...], tokenizer: Tokenizer, long: Long) -> list[Example]:
+    """The examples of one text a row, or a pair, framed as the tokenizer's layout has it."""
+    if len(fields) not in (1, 2):
+        raise ValueError(f'config.task.text is {fields!r}; one field is expected, or two')
+    prefix, between, suffix = tokenizer.layout
+    columns = [tokenizer.encode_batch([text_of(row, name) for row in rows]) for name in fields]
+    examples = []
+    for number, row in enumerate(rows):
+        parts = [column[number].tolist() for column in columns]
+        marks = len(prefix) + len(suffix) + len(between) * (len(parts) - 1)
+        if not any(parts):
+            raise ValueError(f'{row.place}: {", ".join(map(repr, fields))} holds no token')
+        if not long.fits(row, marks + sum(map(len, parts))):
+            continue
+        parts = _shortened(parts, long.seq_len - marks)
+        tokens = [*prefix, *parts[0], *([*between, *parts[1]] if len(parts) == 2 else []), *suffix]
+        examples.append(Example(number, np.array(tokens, np.int32), {}, {}))
+    return examples
+
+
+def _shortened(parts: list[list[int]], room: int) -> list[list[int]]:
+    """The parts cut at their ends to `room` tokens together; of two the longer one is cut first."""
+    if len(parts) == 1:
+        return [parts[0][:room]]
+    first = min(len(parts[0]), max(room - len(parts[1]), room // 2))
+    return [parts[0][:first], parts[1][: room - first]]
+
+
+# --- words
+
+
+def tags(
+    rows: Sequence[Row], words: str, label: str, names: tuple[str, ...], tokenizer: Tokenizer, long: Long
+) -> list[Example]:
+    """The examples of tagged words: joined by blanks, the label of each at its first sub-token.
+
+    Columns: `labels` int32 and `label_weights` float32 [n] (0 at all other tokens), `word` int32 [n], the number of the
+    word that begins there, else -1. A word of which no token begins is not labelled.
+    """
+    prefix, _, suffix = tokenizer.layout
+    found = [tags_of(row, words, label) for row in rows]
+    encoded = tokenizer.encode_with_offsets([' '.join(each) for each, _ in found])
+    examples = []
+    for number, (row, (each, tags), (ids, offsets)) in enumerate(zip(rows, found, encoded, strict=True)):
+        labels = [class_of(tag, names, place_of(row, i)) for i, tag in enumerate(tags)]
+        word = first_tokens(each, ids, offsets)
+        if not long.fits(row, len(prefix) + len(ids) + len(suffix)):
+            continue
+        room = long.seq_len - len(prefix) - len(suffix)
+        ids, word = ids[:room], word[:room]
+        word = np.concatenate([np.full(len(prefix), -1), word, np.full(len(suffix), -1)]).astype(np.int32)
+        begins = word >= 0
+        aligned = np.where(begins, np.array(labels, np.int32)[np.maximum(word, 0)], 0).astype(np.int32)
+        tokens = np.concatenate([prefix, ids, suffix]).astype(np.int32)
+        flat = {'labels': aligned, 'label_weights': begins.astype(np.float32), 'word': word}
+        examples.append(Example(number, tokens, flat, {}))
+    return examples
+
+
+def first_tokens(words: Sequence[str], ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """[n] the number of the word that begins with each token, else -1; `offsets` [n, 2]: of words joined by blanks."""
+    text = ' '.join(words)
+    of_char = np.repeat(np.arange(len(words)), [len(word) + 1 for word in words])
+    starts = trimmed(text, offsets)
+    word, last = np.full(len(ids), -1, np.int32), -1
+    for token, (start, end) in enumerate(starts.tolist()):
+        if start < end and of_char[start] > last:
+            word[token] = last = of_char[start]
+    return word
+
+
+def trimmed(text: str, offsets: np.ndarray) -> np.ndarray:
+    """`offsets` [n, 2] without the blanks at either end of each token's text."""
+    found = offsets.copy()
+    for token, (start, end) in enumerate(offsets.tolist()):
+        while start < end and text[start].isspace():
+            start += 1
+        while start < end and text[end - 1].isspace():
+            end -= 1
+        found[token] = start, end
+    return found
+
+
+# --- answers
+
+
+def answers_of(row: Row, label: str, context: str) -> list[tuple[int, str]]:
+    """[(first character, text)] of the answers: SQuAD's array of objects, or an object of arrays.
+
+    Raises ValueError where there is none, or one does not stand in the context.
+    """
+    value = value_of(row, label, LABEL)
+    try:
+        if isinstance(value, dict):
+            found = list(zip(value['answer_start'], value['text'], strict=True))
+        else:
+            found = [(each['answer_start'], each['text']) for each in value]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{row.place}: {label!r} must be [{{'answer_start': 34, 'text': '308'}}, ...]") from None
+    if not found:
+        raise ValueError(f'{row.place}: no answer in {label!r}; every question needs one that stands in its context')
+    for start, text in found:
+        check_text(text, f'{row.place}: an answer')
+        if type(start) is not int or not text or not 0 <= start <= len(context) - len(text):
+            raise ValueError(
+                f'{row.place}: the answer {text!r} at {start!r} lies outside the text of {len(context)} characters'
+            )
+        if context[start : start + len(text)] != text:
+            there = context[start : start + len(text)]
+            raise ValueError(f'{row.place}: the answer {text!r} does not stand at {start}: there is {there!r}')
+    return found
+
+
+def spans(
+    rows: Sequence[Row], fields: tuple[str, ...], label: str, tokenizer: Tokenizer, long: Long, learn: bool
+) -> list[Example]:
+    """The examples of questions on a context, one a window of it; windows overlap by half.
+
+    Columns: `label_weights` float32 [n], 1 at the context; `offsets` int32 [n, 2], characters of the context; `spans`
+    int32 [2], the tokens of the first answer, -1 where the window lacks a part of it.
+    learn: leaves those windows out.
+    """
+    if len(fields) != 2:
+        raise ValueError(f"config.task.text is {fields!r}; the fields of question and context, ('question', 'context')")
+    prefix, between, suffix = tokenizer.layout
+    questions = tokenizer.encode_batch([text_of(row, fields[0]) for row in rows])
+    contexts = [text_of(row, fields[1]) for row in rows]
+    encoded = tokenizer.encode_with_offsets(contexts)
+    examples = []
+    for number, (row, question, context, (ids, offsets)) in enumerate(
+        zip(rows, questions, contexts, encoded, strict=True)
+    ):
+        start, answer = answers_of(row, label, context)[0]
+        exact = trimmed(context, offsets)
+        inside = np.flatnonzero((exact[:, 0] < start + len(answer)) & (exact[:, 1] > start))
+        if not len(inside):
+            raise ValueError(f'{row.place}: the answer {answer!r} has no token of its own')
+        head = np.concatenate([prefix, question, between]).astype(np.int32)
+        room = long.seq_len - len(head) - len(suffix)
+        if not long.fits(row, len(head) + len(ids) + len(suffix)):
+            continue
+        if room < len(ids) and room < long.seq_len // 4:
+            raise ValueError(
+                f'{row.place}: the question of {len(question)} tokens leaves {room} of data.seq_len={long.seq_len} to '
+                'its context: set it higher'
+            )
+        begins = [0]
+        while begins[-1] + room < len(ids):
+            begins.append(begins[-1] + max(room // 2, 1))
+        made = len(examples)
+        for begin in begins:
+            window = slice(begin, begin + room)
+            first, last = inside[0] - begin, inside[-1] - begin
+            whole = 0 <= first and last < len(ids[window])
+            if learn and not whole:
+                continue
+            tokens = np.concatenate([head, ids[window], suffix]).astype(np.int32)
+            context_at = np.zeros(len(tokens), np.float32)
+            context_at[len(head) : len(tokens) - len(suffix)] = 1
+            at = np.zeros((len(tokens), 2), np.int32)
+            at[len(head) : len(tokens) - len(suffix)] = exact[window]
+            span = np.array([first, last], np.int32) + len(head) if whole else np.full(2, -1, np.int32)
+            flat = {'label_weights': context_at, 'offsets': at}
+            examples.append(Example(number, tokens, flat, {'spans': span.astype(np.int32)}))
+        if learn and len(examples) == made:
+            raise ValueError(f'{row.place}: no window of {room} tokens holds the whole answer {answer[:60]!r}')
+    return examples
