@@ -1,7 +1,10 @@
 """LLaMA 3 (arXiv 2407.21783): published sizes and a ladder of small ones, as updates of a config's `model` section.
 
-The 1B and 3B are LLaMA 3.2's; their stretching of rotary angles beyond 8,192 tokens is left out.
+The 1B and 3B are LLaMA 3.2's; their stretching of rotary angles beyond 8,192 tokens is left out. The second half is how
+files of LLaMA 2 and 3 become settings and leaves, which most families take over with few changes.
 """
+
+from lmtrain.models.huggingface import GATED, Entry, Fields, rope, rope_fields
 
 LLAMA = {
     'positions': 'rotary',
@@ -42,3 +45,87 @@ LADDER = {
     '400M': rung(20),
     '700M': rung(24),
 }
+
+ARCHITECTURES = {'llama': 'LlamaForCausalLM'}
+PREFIX = 'model.'
+IGNORED = r'layers\.\d+\.self_attn\.rotary_emb\.inv_freq'  # older files hold the frequencies
+
+
+def settings(fields: Fields) -> dict:
+    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    sizes = common(fields)
+    attention, mlp = fields.take('attention_bias', False), fields.take('mlp_bias', False)
+    biased = (('query', 'key', 'value', 'output') if attention else ()) + (('mlp',) if mlp else ())
+    return sizes | rope(fields, sizes['head_dim'], sizes['max_len']) | {'biased': biased}
+
+
+def fields(model) -> dict:
+    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    biases = {'attention_bias': model.has_bias('output'), 'mlp_bias': model.has_bias('mlp')}
+    return common_fields(model) | rope_fields(model) | biases
+
+
+def common(fields: Fields, *, eps: float = 1e-6, head_dim: int | None = None, tied: bool = False) -> dict:
+    """The settings that all relatives of LLaMA read alike; `head_dim` None: the width over the heads."""
+    width, num_heads = fields.take('hidden_size'), fields.take('num_attention_heads')
+    return LLAMA | {
+        'vocab_size': fields.take('vocab_size'),
+        'max_len': fields.take('max_position_embeddings'),
+        'num_layers': fields.take('num_hidden_layers'),
+        'width': width,
+        'num_heads': num_heads,
+        'num_kv_heads': fields.take('num_key_value_heads', None) or num_heads,
+        'head_dim': fields.take('head_dim', head_dim) or width // num_heads,
+        'mlp_dim': fields.take('intermediate_size'),
+        'norm_eps': fields.take('rms_norm_eps', eps),
+        'activation': fields.choose('hidden_act', GATED, 'silu'),
+        'tied': fields.take('tie_word_embeddings', tied),
+    }
+
+
+def common_fields(model) -> dict:
+    """Undoes `common`."""
+    return {
+        'vocab_size': model.vocab_size,
+        'max_position_embeddings': model.max_len,
+        'num_hidden_layers': model.num_layers,
+        'hidden_size': model.width,
+        'num_attention_heads': model.num_heads,
+        'num_key_value_heads': model.num_kv_heads,
+        'head_dim': model.head_dim,
+        'intermediate_size': model.mlp_dim,
+        'rms_norm_eps': model.norm_eps,
+        'hidden_act': {'swiglu': 'silu', 'geglu': 'gelu_pytorch_tanh'}[model.activation],
+        'tie_word_embeddings': model.tied,
+    }
+
+
+NORMS = {'attention_norm': 'input_layernorm', 'mlp_norm': 'post_attention_layernorm'}
+PROJECTIONS = {
+    'self_attn.q_proj': ('attention/query',),
+    'self_attn.k_proj': ('attention/key',),
+    'self_attn.v_proj': ('attention/value',),
+    'self_attn.o_proj': ('attention/output',),
+    'mlp.gate_proj': ('mlp/gate',),
+    'mlp.up_proj': ('mlp/up',),
+    'mlp.down_proj': ('mlp/down',),
+}
+
+
+def entries(model, norms=NORMS, projections=PROJECTIONS) -> list[Entry]:
+    """Where each leaf lies in the files; relatives have other `norms` {ours: theirs} and `projections`."""
+    found = [
+        Entry(('embed/embedding',), 'model.embed_tokens.weight'),
+        Entry(('final_norm/scale',), 'model.norm.weight'),
+    ]
+    if model.qk_norm:
+        norms = norms | {'attention/query_norm': 'self_attn.q_norm', 'attention/key_norm': 'self_attn.k_norm'}
+    for ours, theirs in norms.items():
+        found.append(Entry((f'layers/{ours}/scale',), f'model.layers.{{layer}}.{theirs}.weight'))
+    for theirs, ours in projections.items():
+        kernels, biases = (tuple(f'layers/{name}/{leaf}' for name in ours) for leaf in ('kernel', 'bias'))
+        found.append(Entry(kernels, f'model.layers.{{layer}}.{theirs}.weight', linear=True))
+        room, name = ours[0].split('/')
+        if model.has_bias('mlp' if room == 'mlp' else name):
+            found.append(Entry(biases, f'model.layers.{{layer}}.{theirs}.bias'))
+    return found + ([] if model.tied else [Entry(('head/kernel',), 'lm_head.weight', linear=True)])

@@ -1,0 +1,196 @@
+"""What the families share: config.json read field by field, and the map between our paths and Hugging Face's keys."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Fields that change no output in evaluation, nor what is trained: other programs' defaults, names and versions.
+HARMLESS = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _name_or_path architectures attention_dropout auto_map
+    bos_token_id cache_implementation classifier_dropout dtype embd_pdrop eos_token_id finetuning_task
+    gradient_checkpointing hidden_dropout hidden_dropout_prob attention_probs_dropout_prob id2label
+    initializer_range is_decoder keys_to_ignore_at_inference label2id model_type n_ctx num_labels
+    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
+    resid_pdrop return_dict return_dict_in_generate sep_token_id summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype torchscript
+    transformers_version unk_token_id use_cache
+    """.split()
+)
+GATED = {'silu': 'swiglu', 'swish': 'swiglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu'}
+PLAIN = {
+    'gelu': 'gelu_exact',
+    'gelu_new': 'gelu',
+    'gelu_fast': 'gelu',
+    'gelu_pytorch_tanh': 'gelu',
+    'relu': 'relu',
+    'relu2': 'relu2',
+}
+REQUIRED = object()
+
+
+class Fields:
+    """A config.json of which every field has to be read: one that nobody asks for could change the function."""
+
+    def __init__(self, fields: Mapping[str, Any]):
+        self.left = dict(fields)
+        self.family = fields['model_type']
+
+    def take(self, name: str, default: Any = REQUIRED) -> Any:
+        """The value of a field. Raises ValueError where it is missing and has no default."""
+        if name not in self.left and default is REQUIRED:
+            raise ValueError(f'config.json of a {self.family} lacks {name}')
+        return self.left.pop(name, default)
+
+    def only(self, name: str, *values: Any) -> None:
+        """Raises ValueError where a field is there and has another value than those this model can have."""
+        if (value := self.take(name, values[0])) not in values:
+            raise ValueError(
+                f'config.json: {name}={value!r} of a {self.family} is not supported, only '
+                + ' and '.join(map(repr, values))
+            )
+
+    def choose(self, name: str, choices: Mapping[str, str], default: Any = REQUIRED) -> str:
+        """Our word for a field's. Raises ValueError where there is none."""
+        if (value := self.take(name, default)) not in choices:
+            raise ValueError(f'config.json: {name}={value!r} of a {self.family} is none of {", ".join(choices)}')
+        return choices[value]
+
+    def done(self) -> None:
+        """Raises ValueError naming a field that nobody has read."""
+        for name, value in self.left.items():
+            # What is off in older files: output_scores: false, pruned_heads: {}, prefix: null.
+            if name not in HARMLESS and value not in (None, False, {}, []) and name not in GENERATION:
+                raise ValueError(
+                    f'config.json: {name}={value!r} is unknown for a {self.family}; it may change what the model '
+                    'computes, so it is not passed over'
+                )
+
+
+# Older files repeat the defaults of text generation.
+GENERATION = frozenset(
+    """
+    chunk_size_feed_forward diversity_penalty encoder_no_repeat_ngram_size length_penalty max_length min_length
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences repetition_penalty temperature
+    tie_encoder_decoder top_k top_p typical_p
+    """.split()
+)
+
+
+def rope(fields: Fields, head_dim: int, max_len: int, *, theta: float = 10_000.0, partial: float | None = None) -> dict:
+    """{'rope_theta', 'rope_scaling', 'rotary_dim'} of rope_theta and rope_scaling, or of the newer rope_parameters.
+
+    `partial` is the default of the share of a head that is turned, None where the family turns all of it.
+    """
+    old, new = fields.take('rope_scaling', None), fields.take('rope_parameters', None)
+    top_theta, top_partial = fields.take('rope_theta', theta), fields.take('partial_rotary_factor', partial)
+    original = fields.take('original_max_position_embeddings', None)
+    return rope_of(old or new or {}, head_dim, max_len, top_theta, top_partial, original, partial is not None)
+
+
+def rope_of(found: Mapping, head_dim, max_len, theta, partial=None, original=None, may_be_partial=False) -> dict:
+    """The settings of one dict of rope parameters and of what stands beside it."""
+    scaling = {name: value for name, value in found.items() if value is not None}
+    kinds = {scaling.pop(name) for name in ('rope_type', 'type') if name in scaling}
+    if len(kinds) > 1:
+        raise ValueError(f'config.json: rope_type and type of the rope parameters differ: {sorted(kinds)}')
+    kind = kinds.pop() if kinds else 'default'
+    theta, partial = scaling.pop('rope_theta', theta), scaling.pop('partial_rotary_factor', partial)
+    rotary_dim = head_dim if partial is None else int(head_dim * partial)
+    if rotary_dim != head_dim and not may_be_partial:
+        raise ValueError(f'config.json: partial_rotary_factor={partial} is not supported for this family')
+    if kind == 'default':
+        if scaling:
+            raise ValueError(f'config.json: rope parameters of rope_type default have the field {min(scaling)}')
+    else:
+        if kind in ('llama3', 'yarn', 'longrope'):
+            scaling['original_max_position_embeddings'] = original or scaling.get(
+                'original_max_position_embeddings', max_len
+            )
+        if kind == 'dynamic':
+            scaling['original_max_position_embeddings'] = max_len
+        if kind in ('yarn', 'longrope'):
+            scaling.setdefault('factor', max_len / scaling['original_max_position_embeddings'])
+        scaling = {'rope_type': kind} | scaling
+    return {
+        'rope_theta': float(theta),
+        'rope_scaling': tuple((name, _tuple(value)) for name, value in scaling.items()),
+        'rotary_dim': 0 if rotary_dim == head_dim else rotary_dim,
+    }
+
+
+def rope_fields(model) -> dict:
+    """{'rope_theta', 'rope_scaling'} as transformers 4 names them, which 5 reads too; undoes `rope`."""
+    scaling = {name: list(v) if isinstance(v, tuple) else v for name, v in model.rope_scaling}
+    if scaling.get('rope_type') == 'dynamic':
+        del scaling['original_max_position_embeddings']  # it is max_position_embeddings
+    return {'rope_theta': model.rope_theta, 'rope_scaling': scaling or None}
+
+
+def _tuple(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def windows(window: int | None, layer_types: Sequence[str], num_layers: int) -> dict:
+    """{'window', 'global_layers'} of the kinds of the layers."""
+    kinds = ('sliding_attention', 'full_attention')
+    if len(layer_types) != num_layers or set(layer_types) - set(kinds):
+        raise ValueError(f'config.json: layer_types={layer_types} are not {num_layers} of {" and ".join(kinds)}')
+    full = tuple(i for i, kind in enumerate(layer_types) if kind == 'full_attention')
+    if len(full) == num_layers:
+        return {'window': 0, 'global_layers': ()}
+    if not window:
+        raise ValueError(f'config.json: layer_types has sliding_attention, but sliding_window={window}')
+    return {'window': window, 'global_layers': full}
+
+
+def layer_types(model) -> list[str]:
+    """Undoes `windows`."""
+    return ['sliding_attention' if model.local(i) else 'full_attention' for i in range(model.num_layers)]
+
+
+class Entry(NamedTuple):
+    """One tensor of Hugging Face's and the leaves of ours that it holds, joined along their last dimension.
+
+    `key` has {layer} where `paths` lie in the stack. A `linear` weight is [out, in], ours is [in, out]. With `heads`,
+    the leaves are interleaved head by head. `also` are other keys under which files have the tensor.
+    """
+
+    paths: tuple[str, ...]
+    key: str
+    linear: bool = False
+    heads: int = 0
+    also: tuple[str, ...] = ()
+
+
+def split(entry: Entry, array: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
+    """Their tensor as our leaves, whose last dimensions are `widths`."""
+    x = array.T if entry.linear else array
+    if entry.heads:
+        x = x.reshape(*x.shape[:-1], entry.heads, len(widths), -1)
+        return [x[..., i, :].reshape(*x.shape[:-3], -1) for i in range(len(widths))]
+    return np.split(x, np.cumsum(widths)[:-1], axis=-1)
+
+
+def join(entry: Entry, leaves: Sequence[np.ndarray]) -> np.ndarray:
+    """Our leaves as their tensor; undoes `split`."""
+    if entry.heads:
+        x = np.stack([leaf.reshape(*leaf.shape[:-1], entry.heads, -1) for leaf in leaves], axis=-2)
+        x = x.reshape(*x.shape[:-3], -1)
+    else:
+        x = leaves[0] if len(leaves) == 1 else np.concatenate(leaves, axis=-1)
+    return x.T if entry.linear else x
+
+
+def joined_shape(entry: Entry, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of what `join` makes of leaves of these shapes."""
+    shape = *shapes[0][:-1], sum(shape[-1] for shape in shapes)
+    return shape[::-1] if entry.linear else shape
+
+
+def nearest(name: str, names) -> str:
+    """'; the nearest is ...' where something is near."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f'; the nearest is {near[0]!r}' if near else ''

@@ -1,0 +1,238 @@
+"""Models in and out of Hugging Face directories: config.json and safetensors, with neither torch nor transformers."""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmtrain import tree
+from lmtrain.models import (
+    gemma,
+    gpt2,
+    gpt_neox,
+    huggingface,
+    llama,
+    mistral,
+    olmo2,
+    phi3,
+    qwen,
+    safetensors,
+)
+from lmtrain.models.huggingface import HARMLESS, Entry, Fields, nearest
+from lmtrain.models.transformer import Transformer
+
+MODULES = (gpt2, llama, mistral, qwen, gemma, phi3, olmo2, gpt_neox)
+FAMILIES = {kind: module for module in MODULES for kind in module.ARCHITECTURES}  # by model_type
+
+# What a config.json does not say, and what a family leaves out.
+DEFAULTS = {
+    'norm_place': 'pre',
+    'embed_norm': False,
+    'causal': True,
+    'mlm_head': False,
+    'qk_norm': False,
+    'logit_softcap': 0.0,
+    'attention_softcap': 0.0,
+    'window': 0,
+    'rope_theta': 10_000.0,
+    'dropout': 0.0,
+    'dtype': 'float32',
+    'remat': 'none',
+    'attention': 'auto',
+}
+HOW = {'dropout', 'dtype', 'remat', 'unroll', 'attention'}  # settings that no file holds
+
+
+def put(path: str, array: np.ndarray) -> jax.Array:
+    """Where `load_pretrained` places a leaf unless told otherwise: the first device."""
+    return jax.device_put(array)
+
+
+def load_pretrained(directory, place: Callable = put, dtype: str | None = None) -> tuple[Transformer, tree.Params]:
+    """(model, params) of a directory with config.json and model.safetensors, or several files and their index.
+
+    A leaf is read, layer by layer, into one array of the host, and given to `place` before the next one is read.
+
+    Args:
+      place: (path, numpy array) -> what stands at that path of params; on a mesh, the array as the mesh holds it.
+      dtype: of the leaves; None leaves each as the file has it.
+
+    Raises FileNotFoundError; ValueError naming the field of config.json that is missing, unknown or not supported, the
+    tensor that is missing, left over, or of another shape than the model's (both shapes), or what is wrong with a file.
+    """
+    directory = Path(directory)
+    model = model_of(read_config(directory))
+    tensors = safetensors.find(directory)
+    shapes = tree.flatten(shapes_of(model))
+    plan = _plan(model, tensors, shapes)
+    leaves = {}
+    for entry, keys in plan:
+        kinds = {str(tensors[key].dtype) for key in keys}
+        if len(kinds) > 1:
+            raise ValueError(f'{directory}: the layers of {entry.key} have the dtypes {" and ".join(sorted(kinds))}')
+        kind = jnp.dtype(dtype or kinds.pop())
+        widths = [shapes[path].shape[-1] for path in entry.paths]
+        if '{layer}' not in entry.key:
+            arrays = [np.ascontiguousarray(x, kind) for x in huggingface.split(entry, tensors[keys[0]].read(), widths)]
+        else:
+            arrays = [np.empty(shapes[path].shape, kind) for path in entry.paths]
+            for layer, key in enumerate(keys):
+                for array, part in zip(arrays, huggingface.split(entry, tensors[key].read(), widths), strict=True):
+                    array[layer] = part
+        leaves |= {path: place(path, array) for path, array in zip(entry.paths, arrays, strict=True)}
+    return model, tree.unflatten(leaves)
+
+
+def save_pretrained(
+    directory, model: Transformer, params: tree.Params, *, dtype: str | None = None, like: Mapping | None = None
+) -> None:
+    """Writes config.json and the weights, in one file or above 5 GB in several, that transformers opens alike.
+
+    Tied weights stay tied. Weights that the directory held are replaced; every file appears whole or not at all.
+
+    Args:
+      dtype: of the tensors; None leaves each as it is.
+      like: a config.json, of the base, whose names, token ids and labels are kept.
+
+    Raises ValueError where the model's settings cannot be said in its family's config.json, or where the leaves are not
+    those of the model: adapters are folded first.
+    """
+    directory = Path(directory)
+    config = config_of(model, like)
+    params = tree.uncut(params)
+    leaves, shapes = tree.flatten(params), tree.flatten(shapes_of(model))
+    for path in leaves.keys() ^ shapes.keys():
+        what = f'is missing, {shapes[path].shape}' if path in shapes else 'has no place in the files of its family'
+        raise ValueError(f'{path} {what}: a model is exported without added leaves (fold adapters first)')
+    for path, leaf in leaves.items():
+        if leaf.shape != shapes[path].shape:
+            raise ValueError(f'{path} is {leaf.shape}, but {shapes[path].shape} by the settings of the model')
+    entries = FAMILIES[model.family].entries(model)
+    places = {}  # {key: (entry, layer)}
+    for entry in entries:
+        if '{layer}' in entry.key:
+            places |= {entry.key.format(layer=i): (entry, i) for i in range(model.num_layers)}
+        else:
+            places[entry.key] = entry, None
+
+    def described(entry: Entry):
+        shape = huggingface.joined_shape(entry, [_one(shapes[path].shape, entry) for path in entry.paths])
+        return shape, np.dtype(jnp.dtype(dtype or leaves[entry.paths[0]].dtype))
+
+    @functools.lru_cache(maxsize=1)  # of the device's arrays, one entry is brought at a time
+    def fetched(entry: Entry):
+        return [np.asarray(leaves[path]) for path in entry.paths]
+
+    def read(key: str):
+        entry, layer = places[key]
+        arrays = fetched(entry) if layer is None else [array[layer] for array in fetched(entry)]
+        return huggingface.join(entry, arrays).astype(described(entry)[1])
+
+    directory.mkdir(parents=True, exist_ok=True)
+    safetensors.write(directory, {key: described(entry) for key, (entry, _) in places.items()}, read)
+    config['torch_dtype'] = str(jnp.dtype(dtype or leaves['embed/embedding'].dtype))
+    safetensors.replace(directory / 'config.json', [(json.dumps(config, indent=2) + '\n').encode()])
+
+
+def read_config(directory) -> dict:
+    """The config.json of a directory. Raises FileNotFoundError; ValueError where it is no JSON object."""
+    path = Path(directory) / 'config.json'
+    if not path.is_file():
+        raise FileNotFoundError(f'{directory} holds no config.json: it is no directory of a Hugging Face model')
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f'{path} is no JSON: {error}') from None
+    if not isinstance(config, dict) or not isinstance(config.get('model_type'), str):
+        raise ValueError(f'{path} has no model_type: it is no config.json of a Hugging Face model')
+    return config
+
+
+def model_of(config: Mapping) -> Transformer:
+    """The model of a config.json. Raises ValueError naming the field that is missing, unknown or not supported."""
+    kind = config['model_type']
+    if kind not in FAMILIES:
+        raise ValueError(f'config.json: model_type={kind!r} is none of {", ".join(FAMILIES)}{nearest(kind, FAMILIES)}')
+    module = FAMILIES[kind]
+    known = {module.ARCHITECTURES[kind], re.sub('(For|LMHead).*', 'Model', module.ARCHITECTURES[kind])}
+    for name in config.get('architectures') or ():
+        if name not in known:
+            raise ValueError(f'config.json: architectures={name!r} of a {kind} is none of {", ".join(sorted(known))}')
+    fields = Fields(config)
+    settings = DEFAULTS | module.settings(fields)
+    fields.done()
+    return Transformer(**settings, family=kind, unroll=settings['num_layers'])
+
+
+def config_of(model: Transformer, like: Mapping | None = None) -> dict:
+    """The config.json of a model; undoes `model_of`. Raises ValueError naming a setting that it cannot say."""
+    if model.family not in FAMILIES:
+        raise ValueError(
+            f'model.family={model.family!r} is none of {", ".join(FAMILIES)}: only a model of one of these has '
+            'a Hugging Face form'
+        )
+    module = FAMILIES[model.family]
+    config = {'architectures': [module.ARCHITECTURES[model.family]], 'model_type': model.family} | module.fields(model)
+    said = model_of(config)
+    for name in Transformer.__dataclass_fields__:
+        if name not in HOW and getattr(said, name) != getattr(model, name):
+            raise ValueError(
+                f'model.{name}={getattr(model, name)!r} cannot be said in the config.json of a {model.family}, '
+                f'which would read as {getattr(said, name)!r}'
+            )
+    tokens = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'))
+    kept = {name: value for name, value in (like or {}).items() if name in HARMLESS and name not in config}
+    return config | tokens | kept
+
+
+def shapes_of(model: Transformer) -> tree.Params:
+    """The tree of ShapeDtypeStructs of a model's parameters, float32."""
+    batch = {'tokens': jax.ShapeDtypeStruct((1, 1), jnp.int32)}
+    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch)['params'], batch)
+
+
+def _one(shape: tuple, entry: Entry) -> tuple:
+    """The shape of one layer."""
+    return shape[1:] if '{layer}' in entry.key else shape
+
+
+def _plan(model, tensors: Mapping, shapes: Mapping) -> list[tuple[Entry, list[str]]]:
+    """Each entry of the family's map with the keys of its tensors, layer by layer; all of them are checked."""
+    module = FAMILIES[model.family]
+    # Files of the bare model, without a head, lack the name of its module.
+    bare = not any(key.startswith(module.PREFIX) for key in tensors)
+    plan, left = [], set(tensors)
+    for entry in module.entries(model):
+        layers = range(shapes[entry.paths[0]].shape[0]) if '{layer}' in entry.key else [None]
+        wanted = huggingface.joined_shape(entry, [_one(shapes[path].shape, entry) for path in entry.paths])
+        keys = []
+        for layer in layers:
+            names = [name.format(layer=layer) for name in (entry.key, *entry.also)]
+            names = [name.removeprefix(module.PREFIX) if bare else name for name in names]
+            key = next((name for name in names if name in tensors), None)
+            if key is None:
+                raise ValueError(f'the weights lack {names[0]!r}, {wanted}{nearest(names[0], left)}')
+            if tensors[key].shape != wanted:
+                raise ValueError(f'{tensors[key].path}: {key!r} is {tensors[key].shape}, but {wanted} by config.json')
+            keys.append(key)
+        plan.append((entry, keys))
+        left -= set(keys)
+    left = {key for key in left if not re.fullmatch(module.IGNORED, key.removeprefix(module.PREFIX))}
+    head = next((key for key in ('lm_head.weight', 'embed_out.weight') if model.tied and key in left), None)
+    if head:
+        embedding = next(keys[0] for entry, keys in plan if entry.paths == ('embed/embedding',))
+        if not np.array_equal(tensors[head].read(), tensors[embedding].read()):
+            raise ValueError(f'{head!r} is not {embedding!r}, though config.json says tie_word_embeddings')
+        left.remove(head)
+    if left:
+        key = min(left)
+        raise ValueError(
+            f'{tensors[key].path}: {key!r} {tensors[key].shape} has no place in a {model.family} of this config.json'
+            + (f' ({len(left)} tensors are left over)' if len(left) > 1 else '')
+        )
+    return plan
