@@ -22,7 +22,9 @@ from lmtrain.data.source import Source
 from lmtrain.data.subword import cut
 
 SPLITS = ('train', 'validation', 'test')
-LEARNED_FROM = 32 << 20  # characters; a tokenizer is learned from a sample of about this size where there is more
+# Characters; a tokenizer is learned from a sample of about this size where there is more. Of Python's own 10.7 MB all
+# would save 1.1 % of the tokens, and twice as much a start 0.8 %.
+LEARNED_FROM = 4 << 20
 SETTLED = 2.0  # seconds after its last change from which on a file's times can be trusted
 
 

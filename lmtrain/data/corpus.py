@@ -17,7 +17,7 @@ from lmtrain.data.source import Source, open_source
 from lmtrain.data.text import Tokenizer
 from lmtrain.data.tokenizer import LEARNED, learn, load_tokenizer, open_tokenizer
 
-VERSION = 2  # raised when the same text and settings give other batches; a test holds the batches of this version
+VERSION = 3  # raised when the same text and settings give other batches; a test holds the batches of this version
 BATCH = 4 << 20  # characters tokenised at once
 
 

@@ -48,6 +48,20 @@ def test_encoding_pieces_is_encoding_the_text(parts):
     assert [token for ids in HuggingFace.encode_batch(bpe, pieces) for token in ids.tolist()] == whole
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.text(max_size=3)
+        | st.sampled_from([*" \n\t'\"_-.(0a\x1c\x85\xa0é²。", "'s", "'re", "''", 'the', 'sat', '\r\n', '    ']),
+        max_size=30,
+    )
+)
+def test_encoding_words_is_encoding_the_text(parts):
+    texts = [''.join(parts), ''.join(parts[::-1])]
+    for ours, theirs in zip(bpe.encode_batch(texts), HuggingFace.encode_batch(bpe, texts), strict=True):
+        assert ours.dtype == theirs.dtype == 'int32' and ours.tolist() == theirs.tolist()
+
+
 def test_too_small_a_vocabulary_is_refused():
     with pytest.raises(ValueError, match='256 bytes'):
         learn_bpe(TEXT, 200)
