@@ -104,6 +104,19 @@ class HuggingFace(Tokenizer):
         return '"prepend_scheme": "first"' not in json.dumps(self._spec)
 
     @functools.cached_property
+    def special_pattern(self):
+        flags = {token['content']: token for token in self._spec['added_tokens']}
+        by_sides: dict[tuple[str, str], list[str]] = {}
+        for name in self.special_ids:
+            sides = [r'\s*' * bool(flags.get(name, {}).get(side)) for side in ('lstrip', 'rstrip')]
+            by_sides.setdefault(tuple(sides), []).append(name)
+        return re.compile('|'.join(f'{left}({any_of(names)}){right}' for (left, right), names in by_sides.items()))
+
+    @functools.cached_property
+    def blank_after_special(self):
+        return '"prepend_scheme": "first"' not in json.dumps(self._spec)
+
+    @functools.cached_property
     def _inside(self):
         """The tokenizer that puts no blank before its text."""
         import tokenizers

@@ -9,6 +9,7 @@ import codecs
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -87,6 +88,18 @@ class Tokenizer:
         """The special tokens around the texts of a classified row."""
         return Layout((self.begin_id,), (self.end_id,), (self.end_id,))
 
+    @functools.cached_property
+    def special_ids(self) -> dict[str, int]:
+        """The id of each special token's name."""
+        return {name: token for token, name in self.specials.items()}
+
+    @functools.cached_property
+    def special_pattern(self) -> re.Pattern:
+        """Finds the name of a special token, its last group, with the blanks that belong to it."""
+        return re.compile(f'({any_of(self.special_ids)})')
+
+    blank_after_special = True  # whether content behind a special token begins as at the beginning of a text
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the ids; specials have none."""
         text = b''.join(self.pieces[token] for token in ids)
@@ -151,6 +164,11 @@ class Tokenizer:
 
     def _content(self) -> bytes:
         raise NotImplementedError
+
+
+def any_of(names: Iterable[str]) -> str:
+    """A regex for one of `names`, the longest that fits."""
+    return '|'.join(map(re.escape, sorted(names, key=len, reverse=True)))
 
 
 class Bytes(Tokenizer):
