@@ -104,19 +104,6 @@ class HuggingFace(Tokenizer):
         return '"prepend_scheme": "first"' not in json.dumps(self._spec)
 
     @functools.cached_property
-    def special_pattern(self):
-        flags = {token['content']: token for token in self._spec['added_tokens']}
-        by_sides: dict[tuple[str, str], list[str]] = {}
-        for name in self.special_ids:
-            sides = [r'\s*' * bool(flags.get(name, {}).get(side)) for side in ('lstrip', 'rstrip')]
-            by_sides.setdefault(tuple(sides), []).append(name)
-        return re.compile('|'.join(f'{left}({any_of(names)}){right}' for (left, right), names in by_sides.items()))
-
-    @functools.cached_property
-    def blank_after_special(self):
-        return '"prepend_scheme": "first"' not in json.dumps(self._spec)
-
-    @functools.cached_property
     def _inside(self):
         """The tokenizer that puts no blank before its text."""
         import tokenizers
@@ -173,8 +160,8 @@ class Bpe(HuggingFace):
     kind = 'bpe'
 
     def encode_batch(self, texts):
-        # A word's ids do not depend on what surrounds it, so each different word is encoded once: of Python's own text a
-        # tenth. (Given all of it, the library's threads wait for each other's allocations where malloc has one arena.)
+        # A word's ids do not depend on what surrounds it, so each different word is encoded once: a tenth of Python's
+        # own text. (Given all of it, the library's threads wait for each other's allocations where malloc has one arena.)
         words = [EDGE.split(text) for text in texts]
         different = list(dict.fromkeys(itertools.chain.from_iterable(words)))
         encoded = self.tokenizer.encode_batch_fast(different, add_special_tokens=False)
