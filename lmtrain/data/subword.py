@@ -161,7 +161,7 @@ class Bpe(HuggingFace):
 
     def encode_batch(self, texts):
         # A word's ids do not depend on what surrounds it, so each different word is encoded once: a tenth of Python's
-        # own text. (Given all of it, the library's threads wait for each other's allocations where malloc has one arena.)
+        # own text. (Given it all, the library's threads wait for each other's allocations where malloc has one arena.)
         words = [EDGE.split(text) for text in texts]
         different = list(dict.fromkeys(itertools.chain.from_iterable(words)))
         encoded = self.tokenizer.encode_batch_fast(different, add_special_tokens=False)
