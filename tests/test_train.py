@@ -3,19 +3,22 @@
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from configs import tiny
-from lmtrain import metrics, run, sharding, survive, train, trained
+from lmtrain import assemble, checkpoint, metrics, sharding, survive, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 12
+LONG = 250  # seconds that a process may take on the slowest machine
 
 
 @pytest.fixture(scope='module')
@@ -48,17 +51,20 @@ def lines(workdir, name='metrics.jsonl'):
     return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
 
 
-def final_leaves(workdir):
-    """{file: bytes} of the arrays of the last checkpoint, as restored."""
-    config = json.loads((workdir / 'config.json').read_text())
-    model = trained.restore(workdir)
-    assert model.step == config['budget']['steps']
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(model.params)]
+def final_state(workdir):
+    """All that the last checkpoint holds: {path: bytes} of parameters, moments, rng and step, and the counters."""
+    config, folder = json.loads((workdir / 'config.json').read_text()), workdir / 'checkpoints'
+    step = config['budget']['steps']
+    leaves = json.loads((folder / str(step) / 'manifest.json').read_text())['leaves']
+    shapes = {path: jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype']) for path, leaf in leaves.items()}
+    state, counters = checkpoint.restore(folder, shapes, step)
+    del counters['elapsed']
+    return {path: np.asarray(leaf).tobytes() for path, leaf in state.items()}, counters
 
 
-def assert_same_run(workdir, other):
-    assert (workdir / 'metrics.jsonl').read_bytes() == (other / 'metrics.jsonl').read_bytes()
-    assert final_leaves(workdir) == final_leaves(other)
+def assert_same_run(workdir, other, message=''):
+    assert (workdir / 'metrics.jsonl').read_bytes() == (other / 'metrics.jsonl').read_bytes(), message
+    assert final_state(workdir) == final_state(other), message
 
 
 def test_stopped_by_sigterm_and_resumed_is_the_uninterrupted_run(config, tmp_path, monkeypatch):
@@ -98,37 +104,61 @@ def test_stopped_by_sigterm_and_resumed_is_the_uninterrupted_run(config, tmp_pat
         train.train(config, parts)
 
 
-def test_killed_at_a_save_and_resumed_is_the_uninterrupted_run(config, tmp_path):
-    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py']
-    command += [f'--config.data.{name}={config.data[name]}' for name in ('source', 'cache', 'validation')]
+@pytest.fixture(scope='module')
+def start(text):
+    """A function that starts `lmtrain train` on the text in a process of its own; its words go to `<workdir>.txt`."""
+    command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--config.data.source={text}']
+    command += [f'--config.data.cache={text.parent / "cache"}', '--config.data.validation=0.2']
     command += [f'--config.budget.steps={STEPS}', '--config.log.every_steps=1', '--config.log.tensorboard=false']
     command += ['--config.evaluate.every_steps=5', '--config.checkpoint.every_steps=4', '--config.sample.max_tokens=4']
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '1', 'HOME': str(text.parent)}
 
-    def start(workdir, **env):
-        environment = os.environ | {
-            'PYTHONPATH': str(ROOT),
-            'JAX_NUM_CPU_DEVICES': '1',
-            'XDG_CACHE_HOME': str(tmp_path),
-        }
-        ran = subprocess.run(
-            [*command, f'--workdir={workdir}'],
-            cwd=ROOT,
-            env=environment | env,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        return ran.returncode, ran.stdout + ran.stderr
+    def start(workdir, **more):
+        with open(f'{workdir}.txt', 'w') as words:
+            asked = [*command, f'--workdir={workdir}']
+            return subprocess.Popen(asked, cwd=ROOT, env=environment | more, stdout=words, stderr=subprocess.STDOUT)
 
-    code, said = start(whole)
-    assert code == 0, said
-    code, said = start(parts, LMTRAIN_FAULT='before_rename@8')
-    assert code == -signal.SIGKILL, said
-    code, said = start(parts)
-    assert code == 0, said
-    assert 'resumed' in said and 'after step 4' in said
+    return start
+
+
+@pytest.fixture(scope='module')
+def whole(start, text):
+    """The folder of a run that nothing interrupted."""
+    workdir = text.parent / 'whole'
+    assert start(workdir).wait(LONG) == 0, words(workdir)
+    return workdir
+
+
+def words(workdir):
+    return workdir.with_name(f'{workdir.name}.txt').read_text()
+
+
+def test_killed_at_a_save_and_resumed_is_the_uninterrupted_run(start, whole, tmp_path):
+    parts = tmp_path / 'parts'
+    assert start(parts, LMTRAIN_FAULT='before_rename@8').wait(LONG) == -signal.SIGKILL, words(parts)
+    assert start(parts).wait(LONG) == 0, words(parts)
+    assert 'resumed' in words(parts) and 'after step 4' in words(parts)
     assert_same_run(whole, parts)
+
+
+def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(start, whole, tmp_path):
+    parts = tmp_path / 'parts'
+    draw = random.SystemRandom()  # another moment each time: so many lines of metrics.jsonl, and so many seconds after
+    written, later = draw.randrange(len(lines(whole)) + 1), draw.uniform(0, 0.2)
+    process = start(parts)
+    while process.poll() is None and whole_lines(parts) < written:
+        time.sleep(0.001)
+    time.sleep(later)
+    process.kill()
+    moment = f'killed {later:.3f} s after line {written} of metrics.jsonl'
+    assert process.wait(LONG) in (-signal.SIGKILL, 0), f'{moment}: {words(parts)}'
+    assert start(parts).wait(LONG) == 0, f'{moment}: {words(parts)}'
+    assert_same_run(whole, parts, moment)
+
+
+def whole_lines(workdir):
+    path = workdir / 'metrics.jsonl'
+    return path.read_bytes().count(b'\n') if path.exists() else 0
 
 
 MESHES = [(8, 1, 1, 1), (2, 2, 2, 1)]
@@ -143,7 +173,7 @@ def test_sharded_equals_unsharded(config):
             config.mesh[name] = size
         config.data.batch_size = 8
         config.model.vocab_size = 264
-        parts = run.assemble(config, devices=devices)
+        parts = assemble.assemble(config, devices=devices)
         state, step, put = parts.initial_state(), parts.train_step(), sharding.place(parts.mesh)
         stream, seen = parts.stream('train', shuffle=True), []
         for index in range(20):
