@@ -3,11 +3,12 @@
 from lmtrain.adapt import ia3, lora, prompt
 from lmtrain.adapt.adapter import Adapter, check, combine, extend
 from lmtrain.adapt.methods import NAMES, Method, method
+from lmtrain.adapt.peft import check_base, load_adapter, save_adapter
 from lmtrain.adapt.several import largest_change, mix, separate, stack
 
 __all__ = [
-    'NAMES', 'Adapter', 'Method', 'check', 'combine', 'extend', 'fold', 'largest_change', 'method', 'mix', 'separate',
-    'stack',
+    'NAMES', 'Adapter', 'Method', 'check', 'check_base', 'combine', 'extend', 'fold', 'largest_change', 'load_adapter',
+    'method', 'mix', 'save_adapter', 'separate', 'stack',
 ]  # fmt: skip
 
 

@@ -136,22 +136,7 @@ def write(directory: Path, tensors: Mapping[str, tuple[tuple, np.dtype]], read: 
     if len(files) == 1:
         names = [WHOLE]
     for name, keys in zip(names, files, strict=True):
-        about, end = {'__metadata__': {'format': 'pt'}}, 0
-        for key in keys:
-            shape, dtype = tensors[key]
-            offsets = [end, end := end + sizes[key]]
-            about[key] = {'dtype': NAMES[np.dtype(dtype)], 'shape': list(shape), 'data_offsets': offsets}
-        raw = json.dumps(about).encode()
-        raw += b' ' * (-len(raw) % 8)  # so that tensors are aligned
-
-        def chunks(raw=raw, keys=keys):
-            yield len(raw).to_bytes(8, 'little') + raw
-            for key in keys:
-                array, (shape, dtype) = read(key), tensors[key]
-                assert array.shape == tuple(shape) and array.dtype == dtype, key
-                yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-        replace(directory / name, chunks())
+        write_file(directory / name, {key: tensors[key] for key in keys}, read)
     if len(files) > 1:
         places = {key: name for name, keys in zip(names, files, strict=True) for key in keys}
         index = {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': places}
@@ -160,6 +145,25 @@ def write(directory: Path, tensors: Mapping[str, tuple[tuple, np.dtype]], read: 
         ours = re.fullmatch(r'model(-\d{5}-of-\d{5})?\.safetensors', path.name)
         if ours and path.name not in names or path.name == INDEX and len(files) == 1:
             path.unlink()
+
+
+def write_file(path: Path, tensors: Mapping[str, tuple[tuple, np.dtype]], read: Callable) -> None:
+    """One file of `tensors` {key: (shape, dtype)}, asking read(key) for one at a time."""
+    about, end = {'__metadata__': {'format': 'pt'}}, 0
+    for key, (shape, dtype) in tensors.items():
+        offsets = [end, end := end + math.prod(shape) * np.dtype(dtype).itemsize]
+        about[key] = {'dtype': NAMES[np.dtype(dtype)], 'shape': list(shape), 'data_offsets': offsets}
+    raw = json.dumps(about).encode()
+    raw += b' ' * (-len(raw) % 8)  # so that tensors are aligned
+
+    def chunks():
+        yield len(raw).to_bytes(8, 'little') + raw
+        for key, (shape, dtype) in tensors.items():
+            array = read(key)
+            assert array.shape == tuple(shape) and array.dtype == dtype, key
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+    replace(path, chunks())
 
 
 def replace(path: Path, chunks) -> None:
