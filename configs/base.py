@@ -24,13 +24,35 @@ def get_config():
     config.data.split = 'document'  # 'document' (hashed, by module for 'python') | 'tail' (the last bytes of the text)
     config.data.validation = 0.05  # fraction of the text
     config.data.test = 0.05  # fraction of the text
-    config.data.tokenizer = 'bpe'  # 'bytes' | 'chars' | 'whitespace' | 'bpe' (trained here) | a tokenizer.json, .model
+    config.data.tokenizer = 'bpe'  # 'bytes' | 'chars' | 'whitespace' | 'bpe' (learnt) | 'base' (init.base's) | a file
     config.data.vocab_size = 4096  # entries that 'bpe' learns, special tokens included; unused by the others
     config.data.seq_len = 256  # tokens a row
     config.data.batch_size = 32  # rows a step, over all devices and micro-batches
     config.data.isolate = True  # attention does not cross documents packed into one row
     config.data.corrupt = 0.0  # share of tokens hidden for masked language modelling; 0 is causal
     config.data.whole_word = False  # hide whole words at once
+
+    # Task: 'text' is language modelling; the others read rows: lmtrain.data.prepare_task(config.data, **config.task)
+    config.task = ml_collections.ConfigDict()
+    config.task.name = 'text'  # 'text' | 'chat' | 'classify' | 'regress' | 'tag' | 'span'
+    config.task.train = ()  # files of rows (jsonl, json, csv, tsv, parquet, conll), each a path or (path, label)
+    config.task.validation = ()  # () takes data.validation of the training rows
+    config.task.test = ()  # () takes data.test of them
+    config.task.text = ()  # fields that are read; () with 'chat' recognises the usual four forms
+    config.task.label = ''  # field of the class, number, tags, answers; the completion where it is 'chat'
+    config.task.labels = ()  # classes in the order of their numbers; () is those of the training rows, sorted
+    config.task.shots = 0  # training rows kept of each class; 0 is all
+    config.task.buckets = 4  # lengths that batches come in at most, one compiled program each
+    config.task.pack = False  # several conversations in a row, isolated ('chat' alone)
+    config.task.too_long = 'error'  # rows beyond data.seq_len: 'error' | 'cut' | 'drop'
+    config.task.template = 'auto'  # of 'chat': 'auto' (the tokenizer's, else 'plain') | 'plain' | a Jinja file
+
+    # Start: lmtrain.base.open_base(config.init.base, config.init.adapter); with a base, config.model is the base's but
+    # for dropout, dtype, remat, unroll and attention
+    config.init = ml_collections.ConfigDict()
+    config.init.base = ''  # folder of a run or a Hugging Face directory; '' draws parameters anew
+    config.init.adapter = ''  # PEFT directory whose leaves are joined to the base's
+    config.init.frozen_dtype = 'float32'  # of the base's leaves that do not learn: 'float32' | 'bfloat16'
 
     # Model: lmtrain.models.Transformer(**config.model)
     config.model = ml_collections.ConfigDict()
@@ -75,13 +97,44 @@ def get_config():
     config.model.rope_scaling = ()  # (('rope_type', 'llama3'), ('factor', 8.0), ...): lmtrain.models.rotary.SCALINGS
     config.model.global_layers = ()  # layers, from 0 on, that see all where the others see a window
     config.model.local_rope_theta = 0.0  # of the layers that see a window; 0 is rope_theta
+    config.model.first_norm = True  # the first layer has a norm before its attention (ModernBERT's has none)
+    config.model.token_types = 0  # rows of BERT's table of sentence types
+    config.model.position_offset = 0  # of learned positions (RoBERTa)
+    config.model.head = 'lm'  # of the checkpoint: 'lm' | 'classify' | 'tag' | 'span' | 'none'
+    config.model.num_labels = 0  # its outputs, where it is none of 'lm', 'none'
+    config.model.head_pool = 'first'  # what 'classify' reads: 'first' | 'last' | 'mean'
+    config.model.head_activation = ''  # of the dense layer before it; '' is none
+    config.model.head_bias = True
 
-    # Adaptation: lmtrain.tree.split(params, config.learns)
-    config.learns = '.*'  # regex of the paths that learn; the others are frozen: no gradient, no moment
+    # Adaptation: lmtrain.adapt.method(config.adapt.method, model, params, **config.adapt[method]); where the base lacks
+    # the head of the task, heads/<task> is added, and learns with any method
+    config.learns = ''  # regex of the paths that learn, the others are frozen; '' is what the method says
+    config.adapt = ml_collections.ConfigDict()
+    config.adapt.method = 'full'  # 'full', 'layers', 'bitfit', 'norms', 'lora', 'ia3', 'prompt', 'prefix', 'head'
+    config.adapt.cut = ()  # layers in each segment layers_0, layers_1, ... for adapters of some layers; () is one stack
+    config.adapt.dropout = 0.0  # of what enters a low-rank path
+    config.adapt.layers = ml_collections.ConfigDict()
+    config.adapt.layers.last = 0  # how many of the last layers learn; or
+    config.adapt.layers.learns = ''  # a regex over paths with the layer's number: layers/11/mlp/up/kernel
+    config.adapt.lora = ml_collections.ConfigDict()
+    config.adapt.lora.rank = (('.*/attention/(query|value)/kernel', 8),)  # first match wins; no match, no LoRA
+    config.adapt.lora.alpha = (('.*', 16.0),)  # the scale is alpha / rank
+    config.adapt.lora.rslora = False  # alpha / sqrt(rank)
+    config.adapt.lora.dora = False  # learns the lengths of the kernel's columns apart from their directions
+    config.adapt.prompt = ml_collections.ConfigDict()
+    config.adapt.prompt.length = 20  # P embeddings ahead of every row
+    config.adapt.prompt.init = 'vocab'  # 'random' | 'vocab' (rows of the embedding) | 'text'
+    config.adapt.prompt.text = ''  # of 'text'
+    config.adapt.prompt.hidden = 0  # width of the network that makes them (P-tuning), folded on export; 0 is none
+    config.adapt.prefix = ml_collections.ConfigDict()
+    config.adapt.prefix.length = 20  # P keys and values ahead of every row, in every layer
+    config.adapt.prefix.stddev = 0.02
+    config.adapt.prefix.hidden = 0  # width of the network that makes them, folded on export; 0 is none
 
-    # Objective: functools.partial(lmtrain.objectives.tokens.loss, **config.objective)
+    # Objective: lmtrain.objectives, the module that the task names
     config.objective = ml_collections.ConfigDict()
-    config.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM, section 5)
+    config.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM, section 5); 'text' and 'chat'
+    config.objective.pool = 'first'  # token of a row at which an added head is read: 'first' | 'last' | 'mean' of all
 
     # Budget: exactly one is set, and the schedule ends on it; one from the command line replaces the recipe's
     config.budget = ml_collections.ConfigDict()
@@ -96,7 +149,7 @@ def get_config():
     config.optimizer.learning_rate = 1e-3  # at the peak
     config.optimizer.learning_rates = ()  # ((path regex, factor), ...), first match wins, the rest 1.0
     config.optimizer.weight_decay = 0.1  # times the learning rate
-    config.optimizer.decayed = '.*/(kernel|embedding)'  # paths that decay: matrices only
+    config.optimizer.decayed = '.*/(kernel|embedding|lora_[ab])'  # paths that decay: matrices only
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.95
     config.optimizer.eps = 1e-8
@@ -129,6 +182,7 @@ def get_config():
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.every_steps = 500  # and at the end
     config.evaluate.max_batches = 0  # of the validation split; 0 is all of it
+    config.evaluate.sources = ()  # further texts whose validation loss is measured before and after: ('python',)
 
     # Checkpoints: lmtrain.checkpoint.Checkpoints(**config.checkpoint)
     config.checkpoint = ml_collections.ConfigDict()

@@ -148,6 +148,8 @@ def header(
 
 def evaluation_line(results: Mapping[str, float], baselines: Mapping[str, float]) -> str:
     """One line on an evaluation (`evaluate.in_bits`) beside what others need for the same text, in bits per byte."""
+    if 'bits_per_byte' not in results:
+        return ', '.join(f'{name.replace("_", " ")} {results[name]:.4f}' for name in measures(results))
     others = ', '.join(f'{name} {value:.2f}' for name, value in sorted(baselines.items(), key=lambda item: item[1]))
     line = (
         f'loss {results["loss"]:.4f}, perplexity {results["perplexity"]:.4g}, '
@@ -156,8 +158,15 @@ def evaluation_line(results: Mapping[str, float], baselines: Mapping[str, float]
     return f'{line} ({others})' if others else line
 
 
+def measures(results: Mapping[str, Any]) -> list[str]:
+    """The names of what was measured of a task, the loss first; counts and lists are none."""
+    return ['loss', *(name for name, x in results.items() if isinstance(x, float) and name not in ('loss', 'targets'))]
+
+
 def evaluation(results: Mapping[str, float], baselines: Mapping[str, float], title: str, colour: bool = False) -> str:
     """The same as a block with a bar per contestant, the shortest first."""
+    if 'bits_per_byte' not in results:
+        return '\n'.join([style(title, 'bold', colour), f'  {evaluation_line(results, baselines)}'])
     lines = [
         style(title, 'bold', colour),
         f'  loss {results["loss"]:.4f} nats   perplexity {results["perplexity"]:.4g}   '
@@ -194,6 +203,7 @@ def fields(step: int, total: int | None, progress: float, values: Mapping[str, A
 
     add(0, 'loss', 'loss ', lambda x: f'{x:.3f}')
     add(2, 'bits_per_byte', '', lambda x: f'{x:.3f} bits/B')
+    add(2, 'accuracy', '', lambda x: f'{100 * x:.0f}% right')
     add(4, 'learning_rate', 'lr ', lambda x: f'{x:.1e}'.replace('e-0', 'e-') if x else '0')
     add(5, 'grad_norm', 'grad ', lambda x: f'{x:.2f}' if x < 100 else number(x, SI))
     add(1, 'tokens_per_second', '', lambda x: f'{number(x).rjust(5)} tok/s')

@@ -13,12 +13,16 @@ LN2 = math.log(2)
 def in_bits(sums: dict[str, float]) -> dict[str, float]:
     """Sums of an evaluation -> {'loss' (nats), 'perplexity', 'bits_per_token', 'bits_per_byte', 'targets', 'bytes'}.
 
+    Where no text is predicted (no 'bytes'), the means of what the objective gives: 'loss', 'accuracy', ..., 'targets'.
+
     Bits per byte divides all nats spent, those on end-of-text included, by the bytes of the text, so it does not
     depend on the tokenizer. Raises ValueError where nothing was predicted.
     """
+    if sums['targets'] and 'bytes' not in sums:
+        return {name: value / sums['targets'] for name, value in sums.items()} | {'targets': sums['targets']}
     if not sums['targets'] or not sums['bytes']:
         raise ValueError(
-            f'an evaluation over {sums["targets"]:.0f} targets that spell {sums["bytes"]:.0f} bytes says nothing'
+            f'an evaluation over {sums["targets"]:.0f} targets that spell {sums.get("bytes", 0):.0f} bytes says nothing'
         )
     loss = sums['nats'] / sums['targets']
     return {

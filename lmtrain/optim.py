@@ -106,8 +106,7 @@ def optimizer(
     | sgd | momentum b1 | b1 |
 
     Raises:
-      ValueError: naming the field, its value and its range; at `init` where `decayed` matches no path, or muon finds
-        no matrix of a layer.
+      ValueError: naming the field, its value and its range; at `init` where muon finds no matrix of a layer.
     """
     _check_name('optimizer.name', name, OPTIMIZERS)
     _check_range('optimizer.learning_rate', learning_rate, 0.0, math.inf, open_above=True)
@@ -144,14 +143,15 @@ def _adafactor() -> optax.GradientTransformation:
 def _decay(weight_decay: float, decayed: str) -> optax.GradientTransformation:
     """Adds weight_decay * parameter on the paths that match."""
 
+    try:
+        pattern = re.compile(decayed)
+    except re.error as error:
+        raise ValueError(f'optimizer.decayed: {decayed!r} is no regular expression: {error}') from error
+
     def marks(params):
-        try:
-            return tree.unflatten(tree.match([(decayed, True)], tree.flatten(params), default=False))
-        except ValueError as error:
-            raise ValueError(f'optimizer.decayed: {error}; optimizer.weight_decay = 0 decays nothing') from None
+        return tree.unflatten({path: bool(pattern.fullmatch(path)) for path in tree.flatten(params)})
 
     def init(params):
-        marks(params)
         return optax.EmptyState()
 
     def update(updates, state, params):

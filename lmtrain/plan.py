@@ -1,7 +1,8 @@
 """What a run would do and need, with its step compiled and nothing trained."""
 
 from lmtrain import data, display, hlo
-from lmtrain.run import Run, assemble
+from lmtrain.assemble import assemble
+from lmtrain.run import Run
 
 DECODED = 3  # rows of the first batch that are shown
 SHOWN = 400  # characters of each
@@ -10,7 +11,7 @@ SHOWN = 400  # characters of each
 def dry_run(config) -> str:
     """The page of `--dry_run`: parameters, arithmetic, the compiled step's own figures, the first batch decoded.
 
-    Raises what `run.assemble` raises.
+    Raises what `assemble` raises.
     """
     run = assemble(config)
     parts = [
@@ -24,7 +25,7 @@ def dry_run(config) -> str:
 
 def compiled_figures(run: Run) -> str:
     """What the compiler says of the train step, beside the arithmetic."""
-    compiled = run.train_step()
+    compiled = list(run.train_steps().values())[-1]  # of the longest batches
     memory = compiled.memory_analysis()
     planned = run.flops_per_step.executed / run.mesh.size
     by_arithmetic = f'{display.unit(planned, "FLOP")} by arithmetic'

@@ -82,7 +82,8 @@ def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: path
     from matplotlib.ticker import LogLocator, NullFormatter
 
     evaluated = [line for line in lines if 'validation_loss' in line and 0 < float(line['validation_loss']) < math.inf]
-    scale = evaluated[-1]['validation_bits_per_byte'] / evaluated[-1]['validation_loss'] if evaluated else 1.0
+    unit = 'bits_per_byte' if evaluated and 'validation_bits_per_byte' in evaluated[-1] else 'loss'
+    scale = evaluated[-1][f'validation_{unit}'] / evaluated[-1]['validation_loss'] if evaluated else 1.0
     steps, losses = [step for step, _ in train], [loss * scale for _, loss in train]
     smooth = _smooth(losses)
     with matplotlib.rc_context({'font.size': 10, 'font.family': 'DejaVu Sans'}):
@@ -92,7 +93,7 @@ def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: path
         axes.plot(steps, losses, color='#bcd6ee', linewidth=0.7)
         axes.plot(steps, smooth, color='#1f5fa8', linewidth=1.8, label='training')
         if evaluated:
-            points = [line['step'] for line in evaluated], [line['validation_bits_per_byte'] for line in evaluated]
+            points = [line['step'] for line in evaluated], [line[f'validation_{unit}'] for line in evaluated]
             axes.plot(
                 *points, color='#d1491b', linewidth=1.5, marker='o', markersize=4, label='validation', clip_on=False
             )
@@ -119,7 +120,7 @@ def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: path
                 f'{name} {value:.2f}', (1.01, height), xycoords=('axes fraction', 'data'), va='center', color='#606060'
             )
         axes.set_xlabel('step')
-        axes.set_ylabel('bits per byte' if evaluated else 'loss, nats per token')
+        axes.set_ylabel('bits per byte' if unit == 'bits_per_byte' else 'loss, nats')
         axes.grid(color='#e8e8e8', linewidth=0.7)
         axes.set_axisbelow(True)
         for side in ('top', 'right'):
@@ -166,6 +167,8 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 def _verdict(results: Mapping[str, Any], baselines: Mapping[str, float]) -> str:
     if not results.get('validation'):
         return 'This run has no final evaluation.'
+    if 'bits_per_byte' not in results['validation']:
+        return f'**{display.evaluation_line(results["validation"], {})}** on the validation rows.'
     bits = results['validation']['bits_per_byte']
     under = [
         f'{name} ({value:.3f})' for name, value in sorted(baselines.items(), key=lambda item: item[1]) if bits < value
@@ -182,6 +185,11 @@ def _verdict(results: Mapping[str, Any], baselines: Mapping[str, float]) -> str:
 
 
 def _results(results: Mapping[str, Any], baselines: Mapping[str, float]) -> str:
+    if results.get('validation') and 'bits_per_byte' not in results['validation']:
+        found = {split: results[split] for split in ('validation', 'test') if results.get(split)}
+        names = display.measures(results['validation'])
+        rows = [('', *(name.replace('_', ' ') for name in names))]
+        return _table(rows + [(split, *(f'{of[name]:.4f}' for name in names)) for split, of in found.items()])
     rows = [('', 'bits per byte', 'loss, nats per token', 'perplexity', 'bits per token')]
     for split in ('validation', 'test'):
         if found := results.get(split):
@@ -202,25 +210,21 @@ def _results(results: Mapping[str, Any], baselines: Mapping[str, float]) -> str:
 
 def _members(swept: Mapping[str, Any]) -> str:
     """The members of a sweep, and what those of one learning rate have in common."""
-    rows = [('seed', 'learning rate', 'order of the data', 'bits per byte', 'loss, nats per token')]
+    first = swept['members'][0]
+    unit = next(name for name in ('bits_per_byte', 'accuracy', 'loss') if name in first)  # what a task is judged by
+    names = list(dict.fromkeys((unit, 'loss')))
+    rows = [('seed', 'learning rate', 'order of the data', *(name.replace('_', ' ') for name in names))]
     for row in swept['members']:
-        rows.append(
-            (
-                f'{row["seed"]}',
-                f'{row["learning_rate"]:g}',
-                f'{row["order"]}',
-                f'{row["bits_per_byte"]:.4f}',
-                f'{row["loss"]:.4f}',
-            )
-        )
+        measured = (f'{row[name]:.4f}' for name in names)
+        rows.append((f'{row["seed"]}', f'{row["learning_rate"]:g}', f'{row["order"]}', *measured))
     means = []
     for group in swept['intervals']:
-        mean, low, high = group['bits_per_byte']
+        mean, low, high = group[unit]
         span = 'one member: no interval' if low is None else f'95 % interval {low:.4f} to {high:.4f}'
         means.append(
-            f'* learning rate {group["learning_rate"]:g}, {group["members"]}: **{mean:.4f}** bits/byte ({span})'
+            f'* learning rate {group["learning_rate"]:g}, {group["members"]}: **{mean:.4f}** {unit.replace("_", " ")} ({span})'
         )
-    told = 'The figures above are means over the members, which read validation text alike.'
+    told = 'The figures above are means over the members, which read the same validation split.'
     return '\n\n'.join([told, _table(rows), '\n'.join(means)])
 
 

@@ -1,7 +1,8 @@
-"""From a config to the parts of a run; all that can be wrong with it is found here, before anything compiles."""
+"""The parts of a run, and the functions that they make together."""
 
 import functools
 import importlib.metadata
+import math
 import os
 import platform
 import shlex
@@ -10,27 +11,30 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from lmtrain import cost, data, display, optim, sample, sharding, state, step, sweep, tree
+from lmtrain import adapt, cost, data, display, sharding, state, step, sweep, tree
+from lmtrain.base import Base
 from lmtrain.models import Transformer
-from lmtrain.objectives import tokens
+
+LANGUAGE = ('text', 'chat')  # tasks whose targets are tokens
 
 
 class Run(NamedTuple):
     """The parts of a run. Shapes only: nothing is on a device yet."""
 
     config: Any
-    corpus: Any
     mesh: Any
-    model: Any
-    objective: Any
+    model: Transformer
     tx: Any
     schedule: Any
-    shapes: state.TrainState  # of jax.ShapeDtypeStruct, with shardings
-    flops_per_step: cost.Flops
-    total_steps: int | None  # None where the budget is in hours
+    base: Base | None  # whose parameters it starts from; None draws them
+    corpus: data.Corpus | data.Task | None = None
+    method: adapt.Method | None = None
+    objective: Any = None
+    shapes: state.TrainState | None = None  # of jax.ShapeDtypeStruct, with shardings
+    flops_per_step: cost.Flops | None = None
+    total_steps: int | None = None  # None where the budget is in hours
 
     @property
     def members(self) -> tuple[sweep.Member, ...]:
@@ -39,14 +43,16 @@ class Run(NamedTuple):
 
     @property
     def tokens_per_step(self) -> int:
-        """Positions a step, padding included; in a sweep those of each member."""
-        return self.config.data.batch_size * self.config.data.seq_len
+        """Positions a step, padding included, on average over an epoch; in a sweep those of each member."""
+        text = self.config.task.name == 'text'
+        length = self.config.data.seq_len if text else self.stream('train', shuffle=True).mean_length
+        return round(self.config.data.batch_size * length)
 
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of text behind a target of the training split."""
+    def in_bits(self, values) -> dict[str, float]:
+        """Bits per byte of a step's measures, by the bytes behind a target of the training split; {} of other tasks."""
         split = self.corpus.splits['train']
-        return split.num_bytes / split.num_tokens
+        text = self.config.task.name in LANGUAGE
+        return {'bits_per_byte': values['nats'] / math.log(2) * split.num_tokens / split.num_bytes} if text else {}
 
     @property
     def peak(self) -> float | None:
@@ -56,7 +62,8 @@ class Run(NamedTuple):
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of what a resumed run must find unchanged beside its config."""
-        return {'data': self.corpus.fingerprint, 'tokenizer': self.corpus.tokenizer.hash}
+        found = {'data': self.corpus.fingerprint, 'tokenizer': self.corpus.tokenizer.hash}
+        return found | ({'base': self.base.hash} if self.base else {})
 
     def baselines(self) -> dict[str, float]:
         """Bits per byte of the validation text under simpler models; none where the objective is not the text's."""
@@ -68,7 +75,8 @@ class Run(NamedTuple):
         rows = (
             config.data.batch_size // config.optimizer.accumulate // self.mesh.shape['data'] // self.mesh.shape['fsdp']
         )
-        return display.header(
+        notes = getattr(self.corpus, 'notes', ())  # what a task made of its rows
+        about = display.header(
             trainable=tree.count(shapes.trainable),
             total=tree.count(shapes.params),
             rows=config.data.batch_size,
@@ -91,6 +99,7 @@ class Run(NamedTuple):
                 config.data.seq_len,
             ),
         )
+        return '\n'.join([about, *(f'  rows       {note}' for note in notes)])
 
     def train_stream(self):
         """What the train step is fed: in a sweep of several orders, all of them side by side."""
@@ -100,7 +109,8 @@ class Run(NamedTuple):
 
     def stream(self, split: str, shuffle: bool = False, seed: int | None = None):
         """The stream of a split: shuffled by `seed` (config.seed) and endless for training, else one pass in order."""
-        return data.Stream(
+        make = data.Stream if self.config.task.name == 'text' else data.TaskStream
+        return make(
             self.corpus,
             split,
             batch_size=self.config.data.batch_size,
@@ -110,34 +120,80 @@ class Run(NamedTuple):
             process_count=jax.process_count(),
         )
 
-    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of a global batch, with its sharding."""
-        local = self.train_stream().batch(0)
+    def batch_shapes(self) -> dict[int, dict[str, jax.ShapeDtypeStruct]]:
+        """{T: shapes of a global batch, with its sharding}, of every length that batches come in."""
+        stream, on = self.train_stream(), sharding.batch_sharding(self.mesh)
         rows = self.config.data.batch_size
-        on = sharding.batch_sharding(self.mesh)
-        return {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=on) for name, x in local.items()}
+        return {
+            length: {
+                name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=on)
+                for name, x in stream.batch(first).items()
+            }
+            for length, first in stream.steps_of_lengths().items()
+        }
 
     def one(self, state: state.TrainState) -> state.TrainState:
         """The state of one run: of a sweep its first member."""
         return sweep.member(state, 0) if self.members else state
 
-    def create(self, key: jax.Array, batch) -> state.TrainState:
-        """The state before the first step; traced, so that every leaf is born where it belongs."""
+    @property
+    def learns(self) -> str:
+        """Regex of the paths that learn."""
+        return self.config.learns or self.method.learns
+
+    def create(self, key: jax.Array, below: tree.Params | None = None) -> state.TrainState:
+        """The state before the first step; traced, so that every leaf is born where it belongs.
+
+        `below`: the base's parameters; drawn where there are none.
+        """
+        one_row = {'tokens': np.zeros((1, self.config.data.seq_len), np.int32)}
 
         def one(key):
-            params = self.model.init(key, batch)['params']
-            return state.create(jax.random.fold_in(key, 1), params, self.config.learns, self.tx)
+            params = self.model.init(key, one_row)['params'] if below is None else below
+            params = self.method.start(jax.random.fold_in(key, 2), params)
+            made = state.create(jax.random.fold_in(key, 1), params, self.learns, self.tx)
+            return made if below is None else self._typed(made)
 
         return sweep.create(one, key, self.members)
 
+    def _typed(self, made: state.TrainState) -> state.TrainState:
+        """What learns in float32, what the base gave and does not in config.init.frozen_dtype."""
+        trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), made.trainable)
+        given, dtype = self.given(made.frozen), self.config.init.frozen_dtype
+        frozen = {path: x.astype(dtype) if path in given else x for path, x in tree.flatten(made.frozen).items()}
+        return made.replace(trainable=trainable, frozen=tree.unflatten(frozen), opt_state=self.tx.init(trainable))
+
+    def given(self, params: tree.Params) -> set[str]:
+        """The paths of `params` that are the base's."""
+        if not self.base:
+            return set()
+        shapes = jax.eval_shape(lambda x: tree.cut(x, self.method.cut) if self.method.cut else x, self.base.shapes)
+        return tree.flatten(params).keys() & tree.flatten(shapes).keys()
+
     def initial_state(self) -> state.TrainState:
         """The state before the first step, on the mesh."""
-        on = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
-        create = jax.jit(lambda: self.create(jax.random.key(self.config.seed), _dummy(self.config)), out_shardings=on)
-        return create()
+        on, key = jax.tree.map(lambda leaf: leaf.sharding, self.shapes), jax.random.key(self.config.seed)
+        if not self.base:
+            return jax.jit(lambda: self.create(key), out_shardings=on)()
+        where = tree.flatten(sharding.shardings(self.base.shapes, self.mesh))
+        below = self.base.load(lambda path, array: jax.device_put(array, where[path]))
+        return jax.jit(lambda below: self.create(key, below), out_shardings=on)(below)
 
-    def train_step(self):
-        """The compiled train step, its state donated."""
+    def stored(self, whole: state.TrainState) -> state.TrainState:
+        """What a checkpoint holds of a state (or of its shapes): all but what the base has and does not learn."""
+        given = self.given(whole.frozen)
+        own = {path: leaf for path, leaf in tree.flatten(whole.frozen).items() if path not in given}
+        return whole.replace(frozen=tree.unflatten(own))
+
+    def complete(self, stored: state.TrainState) -> state.TrainState:
+        """The whole state from what a checkpoint held; undoes `stored`."""
+        if not self.base:
+            return stored
+        whole = tree.flatten(self.initial_state().frozen)
+        return stored.replace(frozen=tree.unflatten(whole | tree.flatten(stored.frozen)))
+
+    def train_steps(self) -> dict[int, Any]:
+        """{T: the compiled train step for batches of that length}, its state donated."""
         optimizer = self.config.optimizer
         make = functools.partial(
             step.make_train_step,
@@ -149,67 +205,26 @@ class Run(NamedTuple):
             clip=optimizer.clip,
             accumulate=optimizer.accumulate,
             trainable=self.shapes.trainable,
+            adapter_dropout=self.config.adapt.dropout,
         )
         function = sweep.train_step(make, self.members, optimizer.learning_rate)
         on = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
         jitted = jax.jit(function, donate_argnums=0, out_shardings=(on, None))
-        return jitted.lower(self.shapes, self.batch_shapes(), jax.ShapeDtypeStruct((), jnp.float32)).compile()
+        progress = jax.ShapeDtypeStruct((), jnp.float32)
+        shapes = self.batch_shapes().items()
+        return {length: jitted.lower(self.shapes, batch, progress).compile() for length, batch in shapes}
+
+    def train_step(self):
+        """The function (state, batch, progress) -> (state, metrics), compiled."""
+        compiled = self.train_steps()
+        if len(compiled) == 1:
+            return next(iter(compiled.values()))
+        return lambda state, batch, progress: compiled[batch['tokens'].shape[-1]](state, batch, progress)
 
     def eval_step(self):
         """The jitted (params, batch) -> sums."""
         function = step.make_eval_step(self.model, self.objective, jnp.asarray(self.corpus.tokenizer.token_bytes))
         return jax.jit(sweep.eval_step(function, self.members, self.shapes.trainable))
-
-
-def _dummy(config) -> dict[str, np.ndarray]:
-    """One row, for the shapes of the parameters."""
-    return {'tokens': np.zeros((1, config.data.seq_len), np.int32)}
-
-
-def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
-    """Config -> the parts of a run, every check made that needs no compiler.
-
-    Raises ValueError or OSError naming the field or file, what was expected and the way out.
-    """
-    _check_settings(config)
-    mesh = sharding.mesh(**config.mesh, devices=devices)
-    sharding.check_batch(config.data.batch_size, config.optimizer.accumulate, mesh)
-    schedule = optim.schedule(**config.schedule)
-    tx = optim.optimizer(**config.optimizer)
-    model = Transformer(**config.model)
-    run = Run(
-        config=config,
-        corpus=None,
-        mesh=mesh,
-        model=model,
-        objective=functools.partial(tokens.loss, **config.objective),
-        tx=tx,
-        schedule=schedule,
-        shapes=None,
-        flops_per_step=None,
-        total_steps=None,
-    )
-    shapes = jax.eval_shape(lambda: run.create(jax.random.key(0), _dummy(config)))
-    shapes = jax.tree.map(
-        lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on),
-        shapes,
-        sweep.shardings(shapes, mesh, run.members),
-    )
-    try:
-        tree.match(config.optimizer.learning_rates, tree.flatten(shapes.trainable))
-    except ValueError as error:
-        raise ValueError(f'optimizer.learning_rates: {error}') from None
-    predicted = max(1, round(config.data.corrupt * config.data.seq_len)) if config.data.corrupt else None
-    flops = cost.flops_per_step(model, config.data.batch_size, config.data.seq_len, config.learns, predicted=predicted)
-    flops = cost.Flops(*(max(len(run.members), 1) * part for part in flops))
-    total_steps = cost.total_steps(config.budget, run.tokens_per_step, flops.total)
-    # Last, since a large text takes long to cut into tokens.
-    corpus = data.prepare(**config.data, vocab_limit=config.model.vocab_size)
-    _check_samples(config, model, corpus.tokenizer)
-    run = run._replace(shapes=shapes, flops_per_step=flops, total_steps=total_steps, corpus=corpus)
-    for split in ('train', 'validation'):
-        run.stream(split)  # raises where the split is empty
-    return run
 
 
 def resolved(run: Run) -> dict[str, Any]:
@@ -222,38 +237,6 @@ def sample_settings(config, tokenizer) -> dict[str, Any]:
     wanted = config.sample.to_dict() | {'seed': config.seed}
     wanted['prompts'] = [tokenizer.encode(prompt) for prompt in config.sample.prompts]
     return wanted | {'end_id': tokenizer.end_id, 'vocab_size': tokenizer.vocab_size}
-
-
-def _check_samples(config, model: Transformer, tokenizer: data.Tokenizer) -> None:
-    """Raises ValueError where the texts of the report could not be made."""
-    for prompt in config.sample.prompts:
-        if not isinstance(prompt, str):
-            raise ValueError(f'sample.prompts has {prompt!r}: a prompt is text')
-    try:
-        wanted = sample_settings(config, tokenizer)
-        if model.causal and wanted['prompts']:
-            sample.check(model, **wanted)
-    except ValueError as error:
-        raise ValueError(f'config.sample: {error}') from None
-
-
-def _check_settings(config) -> None:
-    """Raises ValueError where a number that no room checks is out of range, or data and model are at odds."""
-    cost.total_steps(config.budget, np.inf, np.inf)  # first: other numbers may follow from it
-    least = {'log.every_steps': 1, 'evaluate.every_steps': 1, 'evaluate.max_batches': 0}
-    least |= {'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1, 'checkpoint.keep_best': 0}
-    for field, low in (least | {'objective.z_loss': 0}).items():
-        section, name = field.split('.')
-        if not config[section][name] >= low:
-            raise ValueError(f'{field} = {config[section][name]}: it must be at least {low}')
-    if not 0 <= config.seed < 2**32:
-        raise ValueError(f'seed = {config.seed}: it must lie in [0, 2^32)')
-    if config.model.causal == bool(config.data.corrupt):
-        raise ValueError(
-            f'data.corrupt = {config.data.corrupt} with model.causal = {config.model.causal}: a causal model predicts '
-            'the next token of whole text (data.corrupt=0), an encoder (model.causal=False) the tokens hidden from it '
-            '(data.corrupt=0.15)'
-        )
 
 
 def circumstances(run: Run) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from lmtrain import tree
 from lmtrain.state import TrainState
 
 
-def sums(objective, model, params, batch, *, key=None):
+def sums(objective, model, params, batch, *, key=None, adapter_dropout=0.0):
     """Weighted sums of an objective over a batch: ({name: sum(values * weights)}, sum(weights)), float32 scalars.
 
     Sums and not means cross every boundary (micro-batches, devices, evaluation batches), so that how a batch was cut
@@ -17,7 +17,8 @@ def sums(objective, model, params, batch, *, key=None):
 
     def forward(columns):
         rngs = None if key is None else {'dropout': key}
-        return model.apply({'params': params}, columns, train=key is not None, rngs=rngs)
+        options = {'adapter_dropout': adapter_dropout} if adapter_dropout else {}
+        return model.apply({'params': params}, columns, train=key is not None, rngs=rngs, **options)
 
     values, weights = objective(forward, batch)
     return {name: jnp.sum(value * weights) for name, value in values.items()}, jnp.sum(weights)
@@ -29,7 +30,17 @@ def _micro_batches(batch, accumulate: int):
 
 
 def make_train_step(
-    model, objective, tx, schedule, *, learning_rate, learning_rates=(), clip=0.0, accumulate=1, trainable
+    model,
+    objective,
+    tx,
+    schedule,
+    *,
+    learning_rate,
+    learning_rates=(),
+    clip=0.0,
+    accumulate=1,
+    trainable,
+    adapter_dropout=0.0,
 ):
     """The function (state, batch, progress) -> (state, metrics) that `jax.jit` compiles.
 
@@ -42,6 +53,7 @@ def make_train_step(
       clip: limit of the gradient's global norm; 0 is none.
       accumulate: micro-batches; the gradient is that of the whole batch whatever the masks.
       trainable: tree of what learns (arrays or shapes), for its paths.
+      adapter_dropout: share of its input that a low-rank path loses in training.
 
     Returns:
       step(state, batch, progress float32 scalar in [0, 1]). Where the loss, the gradient or the update is not finite
@@ -51,8 +63,10 @@ def make_train_step(
     factors = tree.unflatten(factors)
 
     def gradient(state, batch, key):
+        options = {'key': key, 'adapter_dropout': adapter_dropout}
+
         def total(trainable, micro):
-            values, weight = sums(objective, model, tree.join(state.frozen, trainable), micro, key=key)
+            values, weight = sums(objective, model, tree.join(state.frozen, trainable), micro, **options)
             return values['loss'], (values, weight)
 
         grad = jax.grad(total, has_aux=True)
@@ -114,6 +128,8 @@ def make_eval_step(model, objective, token_bytes):
 
     def step(params, batch):
         values, weight = sums(objective, model, params, batch)
+        if 'targets' not in batch:  # a task of labels
+            return values | {'targets': weight}
         spelled = jnp.sum(token_bytes[batch['targets']] * batch['loss_mask'])
         return values | {'targets': weight, 'bytes': spelled}
 

@@ -171,6 +171,10 @@ class Streams:
     def __init__(self, streams: Sequence[Any]):
         self.streams = tuple(streams)
 
+    def steps_of_lengths(self) -> dict[int, int]:
+        """{T: the first step with batches of that length}, the same for all members."""
+        return self.streams[0].steps_of_lengths()
+
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The members' batches of `step`, side by side."""
         batches = [stream.batch(step) for stream in self.streams]

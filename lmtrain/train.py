@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from lmtrain import data, display, evaluate, metrics, report, sharding, survive, sweep, tree
+from lmtrain.assemble import assemble
 from lmtrain.checkpoint import Checkpoints
 from lmtrain.checkpoint import workdir as folder
-from lmtrain.run import Run, assemble, circumstances, resolved
+from lmtrain.run import Run, circumstances, resolved
 from lmtrain.trained import samples
 
 SKIPPED_IN_A_ROW = 5  # updates dropped one after another before the run ends
@@ -60,8 +61,9 @@ def train(config, workdir) -> dict[str, Any]:
             changed = folder.claim(workdir, resolved(run), run.fingerprints())
         checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', **config.checkpoint))
         signals = stack.enter_context(survive.Signals())
-        saved = checkpoints.restore(run.shapes)
-        state, extra = saved or (run.initial_state(), {'step': 0, 'elapsed': 0.0})
+        saved = checkpoints.restore(run.stored(run.shapes))
+        extra = saved[1] if saved else {'step': 0, 'elapsed': 0.0}
+        state = run.complete(saved[0]) if saved else run.initial_state()
         live = stack.enter_context(contextlib.closing(display.Live(run.total_steps)))
         live.say(run.header())
         if first:
@@ -159,8 +161,7 @@ class Loop:
         speed = self.meter.read(step, progress, waited)
         self.writers.metrics(step, values, digest)
         self.writers.timings(step, speed)
-        bits = values['nats'] / math.log(2) / self.run.bytes_per_token
-        self.live.update(step, progress, values | speed | {'bits_per_byte': bits})
+        self.live.update(step, progress, values | speed | self.run.in_bits(values))
 
     def give_up(self, why: str):
         """Ends a run that cannot recover."""
@@ -181,9 +182,9 @@ class Loop:
     def save(self, state):
         """Begins to save the state with all that a resumed run must know."""
         extra = {'elapsed': self.clock.elapsed, 'validation': self.validation, 'evaluated_at': self.evaluated_at}
-        extra |= self.spent()
+        extra |= self.spent() | {'cut': list(self.run.method.cut)}
         metric = self.validation['loss'] if self.evaluated_at == self.done else None  # never an older state's
-        self.checkpoints.save(state, self.done, extra, metric)
+        self.checkpoints.save(self.run.stored(state), self.done, extra, metric)
         self.saved_at = self.done
 
     def spent(self) -> dict[str, float]:

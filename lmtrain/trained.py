@@ -4,13 +4,12 @@ import pathlib
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
-import numpy as np
 
-from lmtrain import checkpoint, data, evaluate, sample, sharding, sweep, tree
+from lmtrain import base, data, evaluate, sample, sharding, tree
+from lmtrain.assemble import assemble
 from lmtrain.checkpoint import workdir as folder
 from lmtrain.models import Transformer
-from lmtrain.run import assemble, sample_settings
+from lmtrain.run import LANGUAGE, sample_settings
 
 
 class Trained(NamedTuple):
@@ -30,37 +29,15 @@ def restore(workdir, step: int | str = 'last', member: int = 0) -> Trained:
 
     Raises FileNotFoundError or ValueError naming what is missing, and checkpoint.Damaged.
     """
-    workdir = pathlib.Path(workdir)
-    if not (workdir / 'config.json').exists():
-        raise FileNotFoundError(f'{workdir} is no folder of a run: it holds no config.json')
-    config = ml_collections.ConfigDict(folder.read(workdir / 'config.json'))
-    try:
-        model = Transformer(**config.model)
-        one_row = {'tokens': np.zeros((1, config.data.seq_len), np.int32)}
-        members = sweep.of(config)
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f'{workdir / "config.json"} is not the config of a run of this lmtrain: {error}') from error
-    if not 0 <= member < max(len(members), 1):
-        there = f'the sweep has the members 0 to {len(members) - 1}' if members else f'{workdir} is no sweep'
-        raise ValueError(f'member {member}: {there}')
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), one_row)['params'])
-    trainable, frozen = tree.split(shapes, config.learns)
-    wanted = {'trainable': sweep.stacked(trainable, members)} | ({'frozen': frozen} if frozen else {})
-    saved = checkpoint.restore(workdir / 'checkpoints', wanted, step, partial=True)
-    if saved is None:
-        raise FileNotFoundError(f'{workdir / "checkpoints"} holds no checkpoint: nothing has been trained there yet')
-    parts, extra = saved
-    if members:
-        parts['trainable'] = jax.tree.map(lambda leaf: leaf[member], parts['trainable'])
-        config.seed, config.optimizer.learning_rate = members[member].seed, members[member].learning_rate
-        config.sweep = dict.fromkeys(config.sweep, ())
-    return Trained(config, model, data.load_tokenizer(workdir / 'tokenizer'), tree.join(*parts.values()), extra['step'])
+    found = base.open_run(pathlib.Path(workdir), step, member)
+    params = found.load(lambda path, array: jax.device_put(array))
+    return Trained(found.config, found.model, data.load_tokenizer(found.tokenizer), params, found.step)
 
 
 def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 0) -> dict[str, float]:
     """The loss in bits of a run's model on all of 'train', 'validation' or 'test', on all devices.
 
-    Raises what `restore` and `run.assemble` raise, and ValueError where the data is no longer what it was.
+    Raises what `restore` and `assemble` raise, and ValueError where the data is no longer what it was.
     """
     trained = restore(workdir, step, member)
     trained.config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}  # whatever it was trained on
@@ -78,8 +55,8 @@ def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 
 
 def samples(config, model: Transformer, tokenizer: data.Tokenizer, params: tree.Params) -> str:
     """The texts that the config's sample section asks for, or the word that there are none."""
-    if not model.causal:
-        return 'A bidirectional model makes no text.\n'
+    if not model.causal or config.task.name not in LANGUAGE:
+        return 'This model makes no text.\n'
     wanted = sample_settings(config, tokenizer)
     texts = sample.generate(model, params, **wanted)
     named = zip(config.sample.prompts, wanted['prompts'], texts, strict=True)

@@ -12,8 +12,9 @@ FLOORS = (
     {'sharding', 'checkpoint', 'metrics', 'cost', 'hlo', 'display', 'optim', 'models', 'data', 'objectives'},
     {'state', 'sample', 'adapt'},
     {'sweep'},
-    {'step', 'evaluate', 'prompting', 'report'},
+    {'step', 'evaluate', 'prompting', 'report', 'base'},
     {'run'},
+    {'assemble'},
     {'trained', 'plan'},
     {'train'},
 )

@@ -124,7 +124,7 @@ class Ours:
 
     def assemble(self, shape, dtype, folder, unroll=0):
         from configs import base
-        from lmtrain import run
+        from lmtrain.assemble import assemble
 
         config = base.get_config()
         config.data.source = f'{folder}/text.txt'
@@ -142,7 +142,7 @@ class Ours:
             config.model.unroll = unroll
         config.schedule.update(name='constant', warmup=0.0)
         config.budget.steps = 1000
-        return run.assemble(config)
+        return assemble(config)
 
     def build(self, shape, dtype, folder):
         """A compiled step and its first state; parameters and batches are left in `folder` for the other side."""

@@ -27,7 +27,7 @@ from lmtrain.checkpoint import manifest as manifests
 from lmtrain.checkpoint.manifest import Damaged, ranked, steps, verify
 from lmtrain.survive import fault
 
-__all__ = ['Checkpoints', 'Damaged', 'SaveFailed', 'ranked', 'restore', 'steps', 'verify']
+__all__ = ['Checkpoints', 'Damaged', 'SaveFailed', 'inspect', 'ranked', 'restore', 'steps', 'verify']
 
 
 class SaveFailed(OSError):
@@ -226,6 +226,18 @@ def restore(
         # copy would be compiled for each shape; this one is not.
         leaves.append(jax.device_put(array, leaf.sharding, may_alias=False))
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), manifest['extra'] | {'step': chosen}
+
+
+def inspect(directory: str | os.PathLike, step: int | str = 'last') -> tuple[int, dict[str, Any], dict] | None:
+    """(step, {path: jax.ShapeDtypeStruct}, extra) of the checkpoint that `restore` would use; None where none is."""
+    directory = Path(directory).absolute()
+    chosen = _choose(directory, step, quarantine=False)
+    if chosen < 0:
+        return None
+    manifest = manifests.read(directory / str(chosen))
+    leaves = manifest['leaves'].items()
+    shapes = {path: jax.ShapeDtypeStruct(leaf['shape'], jnp.dtype(leaf['dtype'])) for path, leaf in leaves}
+    return chosen, shapes, manifest['extra']
 
 
 def _choose(directory: Path, step: int | str, quarantine: bool) -> int:

@@ -75,6 +75,11 @@ class TaskStream:
         """[B] the example of the split that stands in each row of this process's batch; -1 is an empty row."""
         return self._examples(self._rows(step)[0])
 
+    @property
+    def mean_length(self) -> float:
+        """T of the batches, averaged over an epoch."""
+        return float(np.mean(self._epoch(0)[1]))
+
     def steps_of_lengths(self) -> dict[int, int]:
         """{T: the first step with batches of that length}: what is to be compiled."""
         of_step = self._epoch(0)[1].tolist()

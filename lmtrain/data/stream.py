@@ -65,6 +65,10 @@ class Stream:
         self.steps_per_epoch = -(-sum(self.quota) // batch_size)
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
+    def steps_of_lengths(self) -> dict[int, int]:
+        """{T: the first step with batches of that length}: all of them have one."""
+        return {self.corpus.seq_len: 0}
+
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's rows of the global batch of `step` (from 0), columns as in lmtrain.data.
 

@@ -1,0 +1,180 @@
+"""From a config to the parts of a run; all that can be wrong with it is found here, before anything compiles."""
+
+import functools
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from lmtrain import adapt, cost, data, optim, sample, sharding, sweep, tree
+from lmtrain.base import Base, open_base, settings
+from lmtrain.models import Transformer
+from lmtrain.objectives import classify, span, tag, tokens
+from lmtrain.run import LANGUAGE, Run, sample_settings
+
+HEADS = {'classify': 'classify', 'regress': 'classify', 'tag': 'tag', 'span': 'span'}  # task -> a checkpoint's head
+
+
+def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
+    """Config -> the parts of a run, every check made that needs no compiler.
+
+    Raises ValueError or OSError naming the field or file, what was expected and the way out.
+    """
+    _check_settings(config)
+    mesh = sharding.mesh(**config.mesh, devices=devices)
+    sharding.check_batch(config.data.batch_size, config.optimizer.accumulate, mesh)
+    schedule = optim.schedule(**config.schedule)
+    tx = optim.optimizer(**config.optimizer)
+    config, base = _on_base(config)
+    model = Transformer(**config.model)
+    _check_task(config)
+    run = Run(config=config, mesh=mesh, model=model, tx=tx, schedule=schedule, base=base)
+    # A large text takes long to cut into tokens: where nothing of it is needed, the rest is checked first.
+    early = config.task.name == 'text' and not config.adapt.prompt.text
+    run = _planned(run) if early else run
+    run = run._replace(corpus=_corpus(config, base))
+    run = run if early else _planned(run)
+    if config.task.name in LANGUAGE:
+        _check_samples(config, model, run.corpus.tokenizer)
+    for split in ('train', 'validation'):
+        run.stream(split)  # raises where the split is empty
+    return run
+
+
+def _on_base(config) -> tuple[ml_collections.ConfigDict, Base | None]:
+    """The config with the model section of its base, and that base."""
+    if not config.init.base:
+        wanted = [name for name in ('adapter',) if config.init[name]]
+        wanted += ['frozen_dtype'] * (config.init.frozen_dtype != 'float32')
+        if wanted or config.data.tokenizer == 'base':
+            field = f'init.{wanted[0]} = {config.init[wanted[0]]!r}' if wanted else "data.tokenizer = 'base'"
+            raise ValueError(f'{field} without init.base: name the folder of a run or a Hugging Face directory')
+        return config, None
+    base = open_base(config.init.base, config.init.adapter)
+    config = config.copy_and_resolve_references()
+    config.model = ml_collections.ConfigDict(settings(config, base.model))
+    return config.lock(), base
+
+
+def _corpus(config, base: Base | None) -> data.Corpus | data.Task:
+    """The data of the task."""
+    wanted = config.data.to_dict()
+    if wanted['tokenizer'] == 'base':
+        wanted['tokenizer'] = str(base.tokenizer.absolute())
+    if config.task.name == 'text':
+        return data.prepare(**wanted, vocab_limit=config.model.vocab_size)
+    return data.prepare_task(wanted, **config.task, vocab_limit=config.model.vocab_size)
+
+
+def _planned(run: Run) -> Run:
+    """The run with its method, objective, shapes and arithmetic."""
+    config, model, task = run.config, run.model, run.config.task.name
+    one_row = {'tokens': np.zeros((1, config.data.seq_len), np.int32)}
+    params = run.base.shapes if run.base else jax.eval_shape(model.init, jax.random.key(0), one_row)['params']
+    own = task in LANGUAGE or model.head == HEADS[task]
+    head = None if own else {'name': task, 'classes': _classes(task, run.corpus.labels)}
+    name, wanted = config.adapt.method, config.adapt.get(config.adapt.method)
+    wanted = wanted.to_dict() if wanted else {}
+    if name == 'prompt':
+        text = wanted.pop('text')
+        wanted['ids'] = run.corpus.tokenizer.encode(text) if text else ()
+    run = run._replace(
+        method=adapt.method(name, model, params, head=head, cut=config.adapt.cut, **wanted),
+        objective=_objective(config, task, 'logits' if own else task),
+    )
+    shapes = jax.eval_shape(run.create, jax.random.key(0), *([params] if run.base else []))
+    on = sweep.shardings(shapes, run.mesh, run.members)
+    shapes = jax.tree.map(lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on), shapes, on)
+    try:
+        tree.match(config.optimizer.learning_rates, tree.flatten(shapes.trainable))
+    except ValueError as error:
+        raise ValueError(f'optimizer.learning_rates: {error}') from None
+    if config.optimizer.weight_decay:  # of all paths: that a method moves none which decays is no mistake
+        try:
+            tree.match([(config.optimizer.decayed, True)], tree.flatten(shapes.params))
+        except ValueError as error:
+            raise ValueError(f'optimizer.decayed: {error}; optimizer.weight_decay = 0 decays nothing') from None
+    predicted = max(1, round(config.data.corrupt * config.data.seq_len)) if config.data.corrupt else None
+    length = run.tokens_per_step // config.data.batch_size
+    flops = cost.flops_per_step(model, config.data.batch_size, length, run.learns, predicted=predicted)
+    flops = cost.Flops(*(max(len(run.members), 1) * part for part in flops))
+    return run._replace(
+        shapes=shapes,
+        flops_per_step=flops,
+        total_steps=cost.total_steps(config.budget, run.tokens_per_step, flops.total),
+    )
+
+
+def _classes(task: str, labels: tuple[str, ...]) -> int:
+    """Outputs of a head for a task."""
+    return {'regress': 1, 'span': 2}.get(task) or len(labels)
+
+
+def _objective(config, task: str, head: str) -> Any:
+    """The objective of a task on the output `head`."""
+    z_loss, pool = config.objective.z_loss, config.objective.pool
+    if z_loss and task not in LANGUAGE:
+        raise ValueError(f'objective.z_loss = {z_loss} with task.name = {task!r}: its loss has no vocabulary')
+    return {
+        'text': functools.partial(tokens.loss, z_loss=z_loss),
+        'chat': functools.partial(tokens.loss, z_loss=z_loss),
+        'classify': functools.partial(classify.loss, head=head, pool=pool),
+        'regress': functools.partial(classify.regression, head=head, pool=pool),
+        'tag': functools.partial(tag.loss, head=head),
+        'span': functools.partial(span.loss, head=head),
+    }[task]
+
+
+def _check_samples(config, model: Transformer, tokenizer: data.Tokenizer) -> None:
+    """Raises ValueError where the texts of the report could not be made."""
+    for prompt in config.sample.prompts:
+        if not isinstance(prompt, str):
+            raise ValueError(f'sample.prompts has {prompt!r}: a prompt is text')
+    try:
+        wanted = sample_settings(config, tokenizer)
+        if model.causal and wanted['prompts']:
+            sample.check(model, **wanted)
+    except ValueError as error:
+        raise ValueError(f'config.sample: {error}') from None
+
+
+def _check_settings(config) -> None:
+    """Raises ValueError where a number that no room checks is out of range."""
+    cost.total_steps(config.budget, np.inf, np.inf)  # first: other numbers may follow from it
+    least = {'log.every_steps': 1, 'evaluate.every_steps': 1, 'evaluate.max_batches': 0}
+    least |= {'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1, 'checkpoint.keep_best': 0}
+    for field, low in (least | {'objective.z_loss': 0}).items():
+        section, name = field.split('.')
+        if not config[section][name] >= low:
+            raise ValueError(f'{field} = {config[section][name]}: it must be at least {low}')
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f'seed = {config.seed}: it must lie in [0, 2^32)')
+    if not 0 <= config.adapt.dropout < 1:
+        raise ValueError(f'adapt.dropout = {config.adapt.dropout}: it must lie in [0, 1)')
+    if (dtype := config.init.frozen_dtype) not in ('float32', 'bfloat16'):
+        raise ValueError(f"init.frozen_dtype = {dtype!r}: it is 'float32' or 'bfloat16'")
+    if config.task.name not in (*LANGUAGE, *HEADS):
+        raise ValueError(f'task.name = {config.task.name!r} is none of {", ".join((*LANGUAGE, *HEADS))}')
+
+
+def _check_task(config) -> None:
+    """Raises ValueError where task, data and model are at odds."""
+    corrupt, causal, task = config.data.corrupt, config.model.causal, config.task.name
+    if task == 'text' and causal == bool(corrupt):
+        raise ValueError(
+            f'data.corrupt = {corrupt} with model.causal = {causal}: a causal model predicts the next token of whole '
+            'text (data.corrupt=0), an encoder (model.causal=False) the tokens hidden from it (data.corrupt=0.15)'
+        )
+    if task != 'text' and corrupt:
+        raise ValueError(f"data.corrupt = {corrupt} with task.name = {task!r}: tokens are hidden in 'text' alone")
+    if task == 'chat' and not causal:
+        raise ValueError("task.name = 'chat' with model.causal = False: answers are written by a causal model")
+    if task in LANGUAGE and config.model.head != 'lm':
+        raise ValueError(f'task.name = {task!r}, but the base has the head {config.model.head!r} and no vocabulary')
+    packed = task == 'text' and not corrupt and config.data.isolate or config.task.pack
+    if config.adapt.method == 'prompt' and packed:
+        raise ValueError(
+            "adapt.method = 'prompt' with several documents in a row: a prompt stands before a row's first document. "
+            'Set data.isolate=False (and task.pack=False), or take another method'
+        )

@@ -1,0 +1,164 @@
+"""A base: parameters that stand on a disk already, of a Hugging Face directory or of an earlier run."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from lmtrain import adapt, checkpoint, sweep, tree
+from lmtrain.checkpoint import manifest
+from lmtrain.checkpoint import workdir as folder
+from lmtrain.models import Transformer
+
+# How a model computes is the run's own choice; what it computes is the base's.
+COMPUTE = ('dropout', 'dtype', 'remat', 'unroll', 'attention')
+
+
+class Base(NamedTuple):
+    """Parameters on a disk; of the files nothing but names, shapes and hashes has been read.
+
+    Attributes:
+      hash: hex sha256 of what holds the parameters.
+      model: its settings.
+      tokenizer: the folder of its tokenizer.
+      shapes: Params of jax.ShapeDtypeStruct.
+      load: place -> Params; place(path, array) puts a leaf where it belongs.
+      config: of the run that made it; None for a Hugging Face directory.
+      step: of that run.
+    """
+
+    hash: str
+    model: Transformer
+    tokenizer: Path
+    shapes: tree.Params
+    load: Callable[[Callable[[str, Any], Any]], tree.Params]
+    config: Any = None
+    step: int | None = None
+
+
+def open_base(directory: str, adapter: str = '') -> Base:
+    """The base that `config.init` names: a run's folder (its last checkpoint) or a Hugging Face directory.
+
+    Args:
+      adapter: folder of a PEFT adapter for it, whose leaves are joined to its own; '' is none.
+
+    Raises FileNotFoundError, ValueError naming the file or key.
+    """
+    path = Path(directory).expanduser()
+    if (path / 'checkpoints').is_dir():
+        base = open_run(path)
+    elif (path / 'config.json').is_file():
+        base = _pretrained(path)
+    else:
+        raise FileNotFoundError(
+            f'init.base: {path} is neither the folder of a run nor a Hugging Face directory: it holds no config.json'
+        )
+    return _with_adapter(base, Path(adapter).expanduser()) if adapter else base
+
+
+def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base:
+    """The model in a run's folder, of a sweep its `member`. `step`: 'last', 'best' (validation loss) or a number.
+
+    What a run took from a base of its own is read from there, and refused where that is no longer what it was.
+    Raises FileNotFoundError or ValueError naming what is missing or differs, and checkpoint.Damaged.
+    """
+    if not (directory / 'config.json').is_file():
+        raise FileNotFoundError(f'{directory} is no folder of a run: it holds no config.json')
+    config = ml_collections.ConfigDict(folder.read(directory / 'config.json'))
+    try:
+        model, members = Transformer(**config.model), sweep.of(config)
+        init = config.init.to_dict()
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f'{directory / "config.json"} is not the config of a run of this lmtrain: {error}') from error
+    if not 0 <= member < max(len(members), 1):
+        there = f'the sweep has the members 0 to {len(members) - 1}' if members else f'{directory} is no sweep'
+        raise ValueError(f'member {member}: {there}')
+    checkpoints = (directory / 'checkpoints').absolute()
+    held = checkpoint.inspect(checkpoints, step)
+    if held is None:
+        raise FileNotFoundError(f'{checkpoints} holds no checkpoint: nothing has been trained there yet')
+    step, leaves, extra = held
+
+    def kind(name: str) -> tree.Params:
+        return tree.unflatten({p.removeprefix(f'{name}/'): x for p, x in leaves.items() if p.startswith(f'{name}/')})
+
+    trainable, frozen = kind('trainable'), kind('frozen')
+    inner, fingerprint = None, folder.read(directory / 'fingerprints.json').get('base')
+    if init['base']:
+        inner = open_base(init['base'], init['adapter'])
+        if inner.hash != fingerprint:
+            raise ValueError(
+                f'{directory} was trained on another base than {init["base"]} holds now: its hash is '
+                f'{inner.hash[:12]}, it was {str(fingerprint)[:12]}'
+            )
+
+    def under(own: tree.Params, below: tree.Params) -> tree.Params:
+        """A run's own leaves, and of its base's those that it lacks."""
+        below = tree.flatten(tree.cut(below, extra['cut']) if extra['cut'] else below)
+        own = tree.flatten(own)
+        return tree.unflatten(own | {path: leaf for path, leaf in below.items() if path not in own})
+
+    alone = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), trainable) if members else trainable
+    shapes = tree.join(alone, frozen)
+    shapes = under(shapes, inner.shapes) if inner else shapes
+
+    def load(place):
+        wanted = {'trainable': trainable} | ({'frozen': frozen} if frozen else {})
+        parts, _ = checkpoint.restore(checkpoints, wanted, step, partial=True)
+        if members:
+            parts['trainable'] = jax.tree.map(lambda leaf: leaf[member], parts['trainable'])
+        own = tree.join(*parts.values())
+        own = tree.unflatten({path: place(path, leaf) for path, leaf in tree.flatten(own).items()})
+        return under(own, inner.load(place)) if inner else own
+
+    if members:
+        config.seed, config.optimizer.learning_rate = members[member].seed, members[member].learning_rate
+        config.sweep = dict.fromkeys(config.sweep, ())
+    parts = f'{manifest.read(checkpoints / str(step))["sha256"]} {fingerprint} {member}'
+    return Base(hashlib.sha256(parts.encode()).hexdigest(), model, directory / 'tokenizer', shapes, load, config, step)
+
+
+def _pretrained(path: Path) -> Base:
+    """A Hugging Face directory."""
+    from lmtrain.models import pretrained  # late: a run that begins at random has no need of it
+
+    model = pretrained.model_of(pretrained.read_config(path))
+    shapes = pretrained.shapes_of(model)
+    files = sorted(file for file in path.iterdir() if file.name == 'config.json' or file.suffix == '.safetensors')
+    return Base(_hash(files), model, path, shapes, lambda place: pretrained.load_pretrained(path, place)[1])
+
+
+def _with_adapter(base: Base, path: Path) -> Base:
+    """A base with the leaves of a PEFT directory."""
+    new = adapt.load_adapter(base.model, base.shapes, path)  # abstract base: its own leaves are arrays
+    own = {p: leaf for p, leaf in tree.flatten(new).items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), new)
+
+    def load(place):
+        below = {p: leaf for p, leaf in tree.flatten(base.load(place)).items() if p not in own}
+        return tree.unflatten(below | {p: place(p, leaf) for p, leaf in own.items()})
+
+    files = sorted(file for file in path.iterdir() if file.name.startswith('adapter_'))
+    both = hashlib.sha256(f'{base.hash} {_hash(files)}'.encode()).hexdigest()
+    return base._replace(hash=both, shapes=shapes, load=load)
+
+
+def _hash(files: list[Path]) -> str:
+    """Hex sha256 of the names and contents of files."""
+    total = hashlib.sha256()
+    for file in files:
+        with file.open('rb') as opened:
+            total.update(f'{file.name} {hashlib.file_digest(opened, "sha256").hexdigest()}\n'.encode())
+    return total.hexdigest()
+
+
+def settings(config, model: Transformer) -> dict[str, Any]:
+    """The model section of a run on a base: the base's settings, but for how they are computed."""
+    own = {name: config.model[name] for name in COMPUTE}
+    if own['unroll'] == config.model.num_layers:
+        own['unroll'] = model.num_layers  # all of them, as in base.py
+    return dataclasses.asdict(model) | own
