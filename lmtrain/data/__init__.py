@@ -15,6 +15,7 @@ COLUMNS
   label_weights  float32 of the shape of labels: 1 where the label counts; with `spans`, [B, T]: 1 at the tokens
                                among which an answer may lie
   spans        [B, 2] int32    first and last token of the answer; -1 where the row holds none
+  token_types  [B, T] int32    0 in the first of two texts, 1 in the second, where the tokenizer tells them apart
   adapter      [B]    int32    which of several adapters the row uses
 
 A document d1..dn is the sequence END d1..dn END, cut into windows of T targets: tokens x[kT : kT + T], targets
@@ -30,7 +31,7 @@ from lmtrain.data.tokenizer import load_tokenizer
 
 COLUMNS = (
     'tokens', 'segment_ids', 'positions', 'targets', 'loss_mask', 'row', 'select', 'labels', 'label_weights', 'spans',
-    'adapter',
+    'token_types', 'adapter',
 )  # fmt: skip
 
 __all__ = [

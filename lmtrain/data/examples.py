@@ -111,7 +111,7 @@ def texts(rows: Sequence[Row], fields: tuple[str, ...], tokenizer: Tokenizer, lo
     """The examples of one text a row, or a pair, framed as the tokenizer's layout has it."""
     if len(fields) not in (1, 2):
         raise ValueError(f'config.task.text is {fields!r}; one field is expected, or two')
-    prefix, between, suffix = tokenizer.layout
+    prefix, between, suffix, _ = tokenizer.layout
     columns = [tokenizer.encode_batch([text_of(row, name) for row in rows]) for name in fields]
     examples = []
     for number, row in enumerate(rows):
@@ -123,8 +123,15 @@ def texts(rows: Sequence[Row], fields: tuple[str, ...], tokenizer: Tokenizer, lo
             continue
         parts = _shortened(parts, long.seq_len - marks)
         tokens = [*prefix, *parts[0], *([*between, *parts[1]] if len(parts) == 2 else []), *suffix]
-        examples.append(Example(number, np.array(tokens, np.int32), {}, {}))
+        flat = types(tokenizer, len(tokens), len(parts[1]) + len(suffix)) if len(parts) == 2 else {}
+        examples.append(Example(number, np.array(tokens, np.int32), flat, {}))
     return examples
+
+
+def types(tokenizer: Tokenizer, size: int, second: int) -> dict[str, np.ndarray]:
+    """{'token_types': int32 [size]}, the last `second` tokens being of the second type; {} where there is one type."""
+    of = np.repeat([0, tokenizer.layout.second], [size - second, second]).astype(np.int32)
+    return {'token_types': of} if tokenizer.layout.second else {}
 
 
 def _shortened(parts: list[list[int]], room: int) -> list[list[int]]:
@@ -146,7 +153,7 @@ def tags(
     Columns: `labels` int32 and `label_weights` float32 [n] (0 at all other tokens), `word` int32 [n], the number of the
     word that begins there, else -1. A word of which no token begins is not labelled.
     """
-    prefix, _, suffix = tokenizer.layout
+    prefix, _, suffix, _ = tokenizer.layout
     found = [tags_of(row, words, label) for row in rows]
     encoded = tokenizer.encode_with_offsets([' '.join(each) for each, _ in found])
     examples = []
@@ -231,7 +238,7 @@ def spans(
     """
     if len(fields) != 2:
         raise ValueError(f"config.task.text is {fields!r}; the fields of question and context, ('question', 'context')")
-    prefix, between, suffix = tokenizer.layout
+    prefix, between, suffix, _ = tokenizer.layout
     questions = tokenizer.encode_batch([text_of(row, fields[0]) for row in rows])
     contexts = [text_of(row, fields[1]) for row in rows]
     encoded = tokenizer.encode_with_offsets(contexts)
@@ -269,7 +276,7 @@ def spans(
             at = np.zeros((len(tokens), 2), np.int32)
             at[len(head) : len(tokens) - len(suffix)] = exact[window]
             span = np.array([first, last], np.int32) + len(head) if whole else np.full(2, -1, np.int32)
-            flat = {'label_weights': context_at, 'offsets': at}
+            flat = {'label_weights': context_at, 'offsets': at} | types(tokenizer, len(tokens), len(tokens) - len(head))
             examples.append(Example(number, tokens, flat, {'spans': span.astype(np.int32)}))
         if learn and len(examples) == made:
             raise ValueError(f'{row.place}: no window of {room} tokens holds the whole answer {answer[:60]!r}')

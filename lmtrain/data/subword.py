@@ -88,7 +88,8 @@ class HuggingFace(Tokenizer):
         if self.begin_id != self.end_id and self.begin_id in middle:  # a document begins once
             middle = []
         newline = tuple(self.encode_inside('\n'))  # what stands between two texts where the model has no mark for it
-        return Layout(tuple(encoded.ids[:first]), tuple(middle) or newline, tuple(encoded.ids[last:]))
+        second = encoded.type_ids[of.index(1)] if middle else 0
+        return Layout(tuple(encoded.ids[:first]), tuple(middle) or newline, tuple(encoded.ids[last:]), second)
 
     @functools.cached_property
     def special_pattern(self):

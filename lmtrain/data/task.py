@@ -21,13 +21,13 @@ from lmtrain.data.tokenizer import LEARNED, learn, open_tokenizer
 TASKS = ('chat', 'classify', 'regress', 'tag', 'span')
 TOO_LONG = ('error', 'cut', 'drop')
 VERSION = 1  # raised when the same rows and settings give other batches
-# What a batch of a task has beside tokens, segment_ids, positions and row.
+# What a batch of a task has beside tokens, segment_ids, positions and row; token_types where texts come in pairs.
 COLUMNS = {
     'chat': ('targets', 'loss_mask'),
-    'classify': ('labels', 'label_weights'),
-    'regress': ('labels', 'label_weights'),
+    'classify': ('labels', 'label_weights', 'token_types'),
+    'regress': ('labels', 'label_weights', 'token_types'),
     'tag': ('labels', 'label_weights'),
-    'span': ('spans', 'label_weights'),
+    'span': ('spans', 'label_weights', 'token_types'),
 }
 
 

@@ -26,6 +26,9 @@ class Layout(NamedTuple):
     prefix: tuple[int, ...]
     between: tuple[int, ...]
     suffix: tuple[int, ...]
+    second: int = (
+        0  # the type of the second text and the suffix behind it, of the first it is 0 (BERT's sentence A and B)
+    )
 
 
 class Tokenizer:

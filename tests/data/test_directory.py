@@ -1,0 +1,107 @@
+import json
+
+import pytest
+
+from lmtrain.data.subword import learn_bpe
+from lmtrain.data.tokenizer import load_tokenizer, open_tokenizer
+
+WORDS = '[PAD] [UNK] [CLS] [SEP] [MASK] the cat ##s sat on un ##der'.split()
+
+
+def bert(tmp_path, words=WORDS):
+    (tmp_path / 'vocab.txt').write_text('\n'.join(words) + '\n')
+    return open_tokenizer(tmp_path / 'vocab.txt', False)
+
+
+def bpe(directory, **files):
+    """A Hugging Face directory: a byte-level BPE with four special tokens, and `files` beside it."""
+    spec = json.loads(learn_bpe(['the cat sat on the mat '] * 4, 270))
+    flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}
+    names = ('<s>', '</s>', '<|im_start|>', '<|im_end|>')
+    spec['added_tokens'] = [{'id': 270 + i, 'content': name} | flags for i, name in enumerate(names)]
+    directory.mkdir(exist_ok=True)
+    (directory / 'tokenizer.json').write_text(json.dumps(spec))
+    for name, content in files.items():
+        (directory / f'{name}.json').write_text(json.dumps(content))
+    return open_tokenizer(directory, False)
+
+
+def test_a_vocabulary_of_bert(tmp_path):
+    tokenizer = bert(tmp_path)
+    assert [WORDS[token] for token in tokenizer.encode('The Cäts  sat under [SEP] zzz')] == (
+        'the cat ##s sat un ##der [UNK] [UNK] [UNK] [UNK]'.split()
+    )
+    assert tokenizer.layout == ((2,), (3,), (3,), 1)
+    assert (tokenizer.begin_id, tokenizer.end_id) == (2, 3)
+
+
+def test_a_vocabulary_with_capitals_keeps_them(tmp_path):
+    words = [*WORDS, 'The']
+    assert [words[token] for token in bert(tmp_path, words).encode('The the')] == ['The', 'the']
+
+
+def test_a_vocabulary_that_lacks_a_special_token_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'vocab\.txt: .*the vocabulary lacks \[SEP\]'):
+        bert(tmp_path, [word for word in WORDS if word != '[SEP]'])
+
+
+def test_special_tokens_are_those_that_are_told(tmp_path):
+    plain = bpe(tmp_path / 'plain')
+    assert plain.begin_id == plain.end_id == 271 and plain.about == b''
+    told = bpe(
+        tmp_path / 'told',
+        special_tokens_map={'bos_token': '</s>', 'eos_token': {'content': '</s>'}},
+        tokenizer_config={'bos_token': '<s>', 'eos_token': '<|im_end|>', 'chat_template': '{{ messages }}'},
+    )
+    assert (told.begin_id, told.end_id) == (270, 273)
+    assert told.encode('the<s>') == plain.encode('the<s>') and 270 not in told.encode('<s>')
+    told.save(tmp_path / 'saved')
+    again = load_tokenizer(tmp_path / 'saved')
+    assert (again.begin_id, again.end_id, again.hash) == (270, 273, told.hash)
+    assert json.loads(again.about)['chat_template'] == '{{ messages }}'
+    assert told.hash != plain.hash
+    assert open_tokenizer(tmp_path / 'saved', False).hash == told.hash
+
+
+def test_a_template_file_comes_last_and_the_default_is_taken(tmp_path):
+    several = [{'name': 'tool_use', 'template': 'b'}, {'name': 'default', 'template': 'a'}]
+    assert json.loads(bpe(tmp_path / 'x', tokenizer_config={'chat_template': several}).about)['chat_template'] == 'a'
+    (tmp_path / 'x' / 'chat_template.jinja').write_text('c')
+    assert json.loads(open_tokenizer(tmp_path / 'x', False).about)['chat_template'] == 'c'
+
+
+@pytest.mark.parametrize(
+    ('config', 'said'),
+    [
+        ({'bos_token': '<bos>'}, "names '<bos>', which is none of its added tokens"),
+        ({'eos_token': 3}, 'eos_token is 3; the text of a token is expected'),
+        ({'chat_template': {'a': 'b'}}, 'chat_template must be text'),
+        ([], 'an object .* is expected'),
+    ],
+)
+def test_what_is_told_wrongly_is_named(tmp_path, config, said):
+    with pytest.raises(ValueError, match=said):
+        bpe(tmp_path / 'x', tokenizer_config=config)
+
+
+def test_an_empty_directory_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match='holds no tokenizer.json, tokenizer.model or vocab.txt'):
+        open_tokenizer(tmp_path, False)
+
+
+def test_the_layout_is_that_of_the_post_processor(shared):
+    llama = open_tokenizer(shared / 'models' / 'stories260K' / 'hf', False)
+    newline = tuple(llama.encode_inside('\n'))
+    assert llama.layout == ((1,), newline, (), 0)  # its own pair would begin twice
+    assert llama.encode_inside('time') != llama.encode('time') == llama.encode_inside(' time')
+    gpt2 = open_tokenizer(shared / 'tokenizers' / 'gpt2' / 'tokenizer.json', False)
+    assert gpt2.layout == ((), (198,), (), 0)
+
+
+def test_berts_own_cases(shared):
+    folder = shared / 'tokenizers' / 'bert-uncased'
+    tokenizer = open_tokenizer(folder / 'vocab.txt', False)
+    texts = (folder / 'cases.inp').read_text().split('\n__ggml_vocab_test__\n')
+    ids = [list(map(int, line.split())) for line in (folder / 'cases.out').read_text().splitlines()]
+    for text, wanted in zip(texts, ids):
+        assert wanted in (tokenizer.encode(text), [101, *tokenizer.encode(text), 102])

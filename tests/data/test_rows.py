@@ -1,0 +1,98 @@
+import gzip
+import json
+
+import pytest
+
+from lmtrain.data.rows import read_rows
+
+SQUAD = {
+    'data': [
+        {
+            'paragraphs': [
+                {
+                    'context': 'Bees make honey.',
+                    'qas': [
+                        {'id': '1', 'question': 'What?', 'answers': [{'answer_start': 10, 'text': 'honey'}]},
+                        {'id': '2', 'question': 'Who?', 'answers': [{'answer_start': 0, 'text': 'Bees'}]},
+                    ],
+                }
+            ]
+        }
+    ]
+}
+
+
+def rows(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_rows(name, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'wanted', 'line'),
+    [
+        ('a.csv', 'text,label\n"two\nlines, quoted",x\nlast,y\n', {'text': 'last', 'label': 'y'}, ':4'),
+        ('a.csv', '\ufefftext,label\r\nlast,y\r\n\r\n', {'text': 'last', 'label': 'y'}, ':2'),
+        ('a.tsv', 'text\tlabel\n"not quoted\tx\n', {'text': '"not quoted', 'label': 'x'}, ':2'),
+        ('a.jsonl', '\n{"text": "a", "label": 3}\n', {'text': 'a', 'label': 3}, ':2'),
+        ('a.jsonl.gz', gzip.compress(b'{"text": "a"}', mtime=0), {'text': 'a'}, ':1'),
+        ('a.json', '[{"a": 1}, {"a": 2}]', {'a': 2}, ': [1]'),
+        ('a.conll', 'EU B-ORG\nrejects O\n\n-DOCSTART- O\n\nIt O', {'tokens': ['It'], 'tags': ['O']}, ':6'),
+        ('a.annotated', 'EU\tB\n\t\nA b\tO\n', {'tokens': ['A b'], 'tags': ['O']}, ':3'),
+    ],
+)
+def test_the_last_row_and_its_line(tmp_path, name, content, wanted, line):
+    last = rows(tmp_path, name, content)[-1]
+    assert last.fields == wanted
+    assert last.place == str(tmp_path / name) + line
+
+
+def test_parquet(tmp_path):
+    pa = pytest.importorskip('pyarrow')
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.table({'text': ['a', 'b'], 'label': [1, 0]}), tmp_path / 'a.parquet')
+    found = read_rows('a.parquet', str(tmp_path))
+    assert [row.fields for row in found] == [{'text': 'a', 'label': 1}, {'text': 'b', 'label': 0}]
+    assert found[1].place.endswith('a.parquet: row 2')
+
+
+def test_squad_is_flattened(tmp_path):
+    found = rows(tmp_path, 'a.json', json.dumps(SQUAD))
+    assert [row.fields['id'] for row in found] == ['1', '2']
+    assert found[1].fields['context'] == 'Bees make honey.'
+    assert found[1].place.endswith('a.json: data[0].paragraphs[0].qas[1]')
+
+
+def test_lines_of_one_label_whatever_the_ending(tmp_path):
+    (tmp_path / 'a.neg').write_text('bad film\n\nworse film\n')
+    found = read_rows(('a.neg', 'negative'), str(tmp_path), 'said', 'mood')
+    assert [row.fields for row in found] == [{'said': text, 'mood': 'negative'} for text in ('bad film', 'worse film')]
+    assert found[1].place.endswith('a.neg:3')
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'said'),
+    [
+        ('a.csv', 'text,label\na,b,c\n', r'a\.csv:2: 3 fields, and the first line names 2'),
+        ('a.csv', 'text,text\na,b\n', r'a\.csv:1: a field stands twice'),
+        ('a.csv', 'text,label\n"open,b\n', r'a\.csv:2: no csv that can be read'),
+        ('a.csv', 'text,label\n', r'a\.csv: it holds no row'),
+        ('a.csv', b'text\n\xff\n', r'a\.csv: not UTF-8 at byte 5'),
+        ('a.jsonl', '{"a": 1}\n{"a": \n', r'a\.jsonl:2: broken JSON'),
+        ('a.jsonl', '[1]\n', r'a\.jsonl:1: an object .* is expected in every line, here is an array'),
+        ('a.json', '{"rows": []}', r'a\.json: an array of objects is expected'),
+        ('a.json', '{"data": [{"paragraphs": [{}]}]}', r"a\.json: data\[0\]\.paragraphs\[0\]: no array 'qas'"),
+        ('a.json', '[1]', r'a\.json: \[0\]: an object .* is expected, here is a number'),
+        ('a.conll', 'EU B-ORG\nrejects\n', r"a\.conll:2: a word and its tag are expected, here is 'rejects'"),
+        ('a.parquet', b'PAR1', r'a\.parquet: not a parquet file that can be read'),
+        ('a.xml', '<a/>', r'a\.xml: its name must end in \.jsonl'),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, name, content, said):
+    with pytest.raises(ValueError, match=said):
+        rows(tmp_path, name, content)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no such file; config.task names files, relative paths start at'):
+        read_rows('a.csv', str(tmp_path))
