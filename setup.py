@@ -14,12 +14,15 @@ setup(
         'absl-py>=2.5,<3',
         'array_record>=0.8,<0.9',  # the file format in which TFDS prepares without TensorFlow
         'flax>=0.12.8,<0.13',
+        'importlib_resources>=6.5,<8',  # what TFDS imports for the datasets that it builds, and does not ask for
+        'jinja2>=3.1,<4',  # chat templates
         'jax>=0.10.2,<0.13',  # 0.10 is the last for Python 3.11
         'matplotlib>=3.11,<4',
         'ml-collections>=1.1,<2',
         'numpy>=2.4,<3',
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
+        'scipy>=1.17,<2',
         'tensorboardX>=2.6.5,<3',
         'tensorflow-datasets>=4.9.10,<5',
         'tokenizers>=0.23,<0.24',

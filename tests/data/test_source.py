@@ -199,6 +199,13 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
         read(tmp_path / 'a.parquet')
 
 
+def test_a_dataset_that_tfds_builds_itself_is_found(tmp_path):
+    """Its builder wants modules that one of ours does not, which setup.py must ask for."""
+    tfds = pytest.importorskip('tensorflow_datasets')
+    builder = tfds.builder('lm1b', data_dir=tmp_path, file_format='array_record')
+    assert builder.code_path and set(builder.info.features) == {'text'}
+
+
 def test_tfds_by_name(tmp_path):
     tfds = pytest.importorskip('tensorflow_datasets')
 

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 ROOT = pathlib.Path(__file__).parents[2]
 OWN = {'lmtrain', 'configs', 'launch', 'experiments'}
 MODULES = {'absl': 'absl-py', 'ml_collections': 'ml-collections', 'orbax': 'orbax-checkpoint'}
-UNSEEN = {'array_record'}  # imported by TFDS
+UNSEEN = {'array_record', 'importlib_resources'}  # imported by TFDS
 
 
 def asked() -> dict[str, list[Requirement]]:
