@@ -15,10 +15,11 @@ setup(
         'array_record>=0.8,<0.9',  # the file format in which TFDS prepares without TensorFlow
         'flax>=0.12.8,<0.13',
         'importlib_resources>=6.5,<8',  # what TFDS imports for the datasets that it builds, and does not ask for
-        'jinja2>=3.1,<4',  # chat templates
         'jax>=0.10.2,<0.13',  # 0.10 is the last for Python 3.11
+        'jinja2>=3.1.6,<4',  # chat templates; older ones let a template out of the sandbox
         'matplotlib>=3.11,<4',
         'ml-collections>=1.1,<2',
+        'ml-dtypes>=0.5.4,<0.6',
         'numpy>=2.4,<3',
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
