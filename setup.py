@@ -19,7 +19,7 @@ setup(
         'jinja2>=3.1.6,<4',  # chat templates; older ones let a template out of the sandbox
         'matplotlib>=3.11,<4',
         'ml-collections>=1.1,<2',
-        'ml-dtypes>=0.5.4,<0.6',
+        'ml-dtypes>=0.5.4,<0.7',
         'numpy>=2.4,<3',
         'optax>=0.2.8,<0.3',
         'orbax-checkpoint>=0.12.8,<0.13',
