@@ -11,6 +11,9 @@ from lmtrain import tree
 from lmtrain.adapt.adapter import ELSEWHERE
 from lmtrain.models import huggingface, pretrained
 
+# Families whose class for questions calls its `model` otherwise, and how.
+RENAMED, QUESTIONS = ('llama', 'qwen2', 'qwen3'), 'transformer.'
+
 
 class Module(NamedTuple):
     """A module that holds a weight of Hugging Face's: one kernel or embedding of ours, or several joined by columns.
@@ -44,12 +47,24 @@ def entries(model) -> list[huggingface.Entry]:
     """The map of a model's family. Raises ValueError where it has none."""
     if model.family not in pretrained.FAMILIES:
         raise ValueError(f'model.family={model.family!r} has no Hugging Face form, so PEFT has no adapter of it')
-    return pretrained.FAMILIES[model.family].entries(model)
+    return pretrained.entries_of(model)
 
 
-def prefix_of(model) -> str:
-    """What the names of a bare model, without a head, lack."""
-    return pretrained.FAMILIES[model.family].PREFIX
+def known_name(model, name: str, known: Mapping) -> str | None:
+    """The name among `known` of a module that another class of the family calls `name`; None where there is none."""
+    prefix = pretrained.FAMILIES[model.family].PREFIX
+    names = name, prefix + name, prefix + name.removeprefix(QUESTIONS)
+    return next((name for name in names if name in known), None)
+
+
+def name_for(model, name: str, task_type: str) -> str:
+    """What the class for a task calls a module; undoes `known_name`."""
+    prefix = pretrained.FAMILIES[model.family].PREFIX
+    if task_type == 'FEATURE_EXTRACTION':  # the bare model
+        return name.removeprefix(prefix)
+    if task_type == 'QUESTION_ANS' and model.family in RENAMED:
+        return QUESTIONS + name.removeprefix(prefix)
+    return name
 
 
 def modules(model, params: Mapping) -> dict[str, Module]:
@@ -105,6 +120,7 @@ def stacked(found: Mapping[str, Mapping[int | None, Any]], sizes: Mapping[str, i
         rows = []
         for i in range(sizes[path.partition('/')[0]]):
             leaf = by_index.get(i, neutral(shape, np.float32))
-            rows.append(np.pad(leaf, [(0, most - n) for n, most in zip(leaf.shape, shape, strict=True)]))
+            gaps = [(0, most - n) for n, most in zip(leaf.shape, shape, strict=True)]
+            rows.append(np.pad(leaf, gaps) if gaps else leaf)
         leaves[path] = np.stack(rows)
     return leaves

@@ -20,6 +20,7 @@ SIZES = {
 }
 
 ARCHITECTURES = {'gpt2': 'GPT2LMHeadModel'}
+TAG = 'classifier'
 PREFIX = 'transformer.'
 IGNORED = r'h\.\d+\.attn\.(bias|masked_bias)'  # causal masks, which older files hold
 

@@ -3,6 +3,7 @@
 from lmtrain.models.huggingface import PLAIN, Entry, Fields, rope, rope_fields
 
 ARCHITECTURES = {'gpt_neox': 'GPTNeoXForCausalLM'}
+TAG = 'classifier'
 PREFIX = 'gpt_neox.'
 IGNORED = r'layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)'  # masks and frequencies of older files
 NEOX = {

@@ -70,7 +70,7 @@ class MaskedHead(nn.Module):
     @nn.compact
     def __call__(self, x):
         m = self.model
-        x = Linear(m.width, m.bias, stddev(m.width), name='dense')(x)
+        x = Linear(m.width, m.has_bias('head'), stddev(m.width), name='dense')(x)
         x = (GATED | PLAIN)[m.activation](x)
-        x = Norm(m.norm, m.norm_eps, m.bias, name='norm')(x)
+        x = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='norm')(x)
         return x, self.param('bias', nn.initializers.zeros, (m.vocab_size,), jnp.float32)

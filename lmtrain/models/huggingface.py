@@ -10,7 +10,7 @@ import numpy as np
 HARMLESS = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _name_or_path architectures attention_dropout auto_map
-    bos_token_id cache_implementation classifier_dropout dtype embd_pdrop eos_token_id finetuning_task
+    attn_pdrop bos_token_id cache_implementation classifier_dropout dtype embd_pdrop eos_token_id finetuning_task
     gradient_checkpointing hidden_dropout hidden_dropout_prob attention_probs_dropout_prob id2label
     initializer_range is_decoder keys_to_ignore_at_inference label2id model_type n_ctx num_labels
     output_attentions output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
@@ -116,7 +116,7 @@ def rope_of(found: Mapping, head_dim, max_len, theta, partial=None, original=Non
         scaling = {'rope_type': kind} | scaling
     return {
         'rope_theta': float(theta),
-        'rope_scaling': tuple((name, _tuple(value)) for name, value in scaling.items()),
+        'rope_scaling': tuple((name, _tuple(value)) for name, value in sorted(scaling.items())),
         'rotary_dim': 0 if rotary_dim == head_dim else rotary_dim,
     }
 
@@ -154,8 +154,9 @@ def layer_types(model) -> list[str]:
 class Entry(NamedTuple):
     """One tensor of Hugging Face's and the leaves of ours that it holds, joined along their last dimension.
 
-    `key` has {layer} where `paths` lie in the stack. A `linear` weight is [out, in], ours is [in, out]. With `heads`,
-    the leaves are interleaved head by head. `also` are other keys under which files have the tensor.
+    `key` has {layer} where `paths` lie in the stack, which begins at layer `first` (ModernBERT's first layer lacks a
+    norm). A `linear` weight is [out, in], ours is [in, out]. With `heads`, the leaves are interleaved head by head.
+    `also` are other keys under which files have the tensor.
     """
 
     paths: tuple[str, ...]
@@ -163,6 +164,7 @@ class Entry(NamedTuple):
     linear: bool = False
     heads: int = 0
     also: tuple[str, ...] = ()
+    first: int = 0
 
 
 def split(entry: Entry, array: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +13,25 @@ import numpy as np
 
 from lmtrain import tree
 from lmtrain.models import (
+    bert,
+    checkpoint_head,
     gemma,
     gpt2,
     gpt_neox,
     huggingface,
     llama,
     mistral,
+    modernbert,
     olmo2,
     phi3,
     qwen,
+    roberta,
     safetensors,
 )
 from lmtrain.models.huggingface import HARMLESS, Entry, Fields, nearest
 from lmtrain.models.transformer import Transformer
 
-MODULES = (gpt2, llama, mistral, qwen, gemma, phi3, olmo2, gpt_neox)
+MODULES = (gpt2, llama, mistral, qwen, gemma, phi3, olmo2, gpt_neox, bert, roberta, modernbert)
 FAMILIES = {kind: module for module in MODULES for kind in module.ARCHITECTURES}  # by model_type
 
 # What a config.json does not say, and what a family leaves out.
@@ -68,7 +73,8 @@ def load_pretrained(directory, place: Callable = put, dtype: str | None = None) 
     directory = Path(directory)
     model = model_of(read_config(directory))
     tensors = safetensors.find(directory)
-    shapes = tree.flatten(shapes_of(model))
+    pieces = _pieces(shapes_of(model))
+    shapes = {path: _joined(found) for path, found in pieces.items()}
     plan = _plan(model, tensors, shapes)
     leaves = {}
     for entry, keys in plan:
@@ -76,15 +82,17 @@ def load_pretrained(directory, place: Callable = put, dtype: str | None = None) 
         if len(kinds) > 1:
             raise ValueError(f'{directory}: the layers of {entry.key} have the dtypes {" and ".join(sorted(kinds))}')
         kind = jnp.dtype(dtype or kinds.pop())
-        widths = [shapes[path].shape[-1] for path in entry.paths]
+        widths = [shapes[path][-1] for path in entry.paths]
         if '{layer}' not in entry.key:
             arrays = [np.ascontiguousarray(x, kind) for x in huggingface.split(entry, tensors[keys[0]].read(), widths)]
         else:
-            arrays = [np.empty(shapes[path].shape, kind) for path in entry.paths]
+            arrays = [np.empty(shapes[path], kind) for path in entry.paths]
             for layer, key in enumerate(keys):
                 for array, part in zip(arrays, huggingface.split(entry, tensors[key].read(), widths), strict=True):
                     array[layer] = part
-        leaves |= {path: place(path, array) for path, array in zip(entry.paths, arrays, strict=True)}
+        for path, array in zip(entry.paths, arrays, strict=True):
+            stops = np.cumsum([leaf.shape[0] for _, leaf in pieces[path][:-1]], dtype=int)
+            leaves |= {own: place(own, x) for (own, _), x in zip(pieces[path], np.split(array, stops), strict=True)}
     return model, tree.unflatten(leaves)
 
 
@@ -104,29 +112,32 @@ def save_pretrained(
     """
     directory = Path(directory)
     config = config_of(model, like)
-    params = tree.uncut(params)
-    leaves, shapes = tree.flatten(params), tree.flatten(shapes_of(model))
+    leaves = _pieces(params)
+    shapes = {path: _joined(found) for path, found in _pieces(shapes_of(model)).items()}
     for path in leaves.keys() ^ shapes.keys():
-        what = f'is missing, {shapes[path].shape}' if path in shapes else 'has no place in the files of its family'
+        what = f'is missing, {shapes[path]}' if path in shapes else 'has no place in the files of its family'
         raise ValueError(f'{path} {what}: a model is exported without added leaves (fold adapters first)')
-    for path, leaf in leaves.items():
-        if leaf.shape != shapes[path].shape:
-            raise ValueError(f'{path} is {leaf.shape}, but {shapes[path].shape} by the settings of the model')
-    entries = FAMILIES[model.family].entries(model)
+    for path, found in leaves.items():
+        if _joined(found) != shapes[path]:
+            raise ValueError(f'{path} is {_joined(found)}, but {shapes[path]} by the settings of the model')
+    entries = entries_of(model)
     places = {}  # {key: (entry, layer)}
     for entry in entries:
         if '{layer}' in entry.key:
-            places |= {entry.key.format(layer=i): (entry, i) for i in range(model.num_layers)}
+            places |= {
+                entry.key.format(layer=i): (entry, i - entry.first) for i in range(entry.first, model.num_layers)
+            }
         else:
             places[entry.key] = entry, None
 
     def described(entry: Entry):
-        shape = huggingface.joined_shape(entry, [_one(shapes[path].shape, entry) for path in entry.paths])
-        return shape, np.dtype(jnp.dtype(dtype or leaves[entry.paths[0]].dtype))
+        shape = huggingface.joined_shape(entry, [_one(shapes[path], entry) for path in entry.paths])
+        return shape, np.dtype(jnp.dtype(dtype or leaves[entry.paths[0]][0][1].dtype))
 
     @functools.lru_cache(maxsize=1)  # of the device's arrays, one entry is brought at a time
     def fetched(entry: Entry):
-        return [np.asarray(leaves[path]) for path in entry.paths]
+        parts = [[np.asarray(leaf) for _, leaf in leaves[path]] for path in entry.paths]
+        return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
 
     def read(key: str):
         entry, layer = places[key]
@@ -135,7 +146,7 @@ def save_pretrained(
 
     directory.mkdir(parents=True, exist_ok=True)
     safetensors.write(directory, {key: described(entry) for key, (entry, _) in places.items()}, read)
-    config['torch_dtype'] = str(jnp.dtype(dtype or leaves['embed/embedding'].dtype))
+    config['torch_dtype'] = str(jnp.dtype(dtype or params['embed']['embedding'].dtype))
     safetensors.replace(directory / 'config.json', [(json.dumps(config, indent=2) + '\n').encode()])
 
 
@@ -159,12 +170,9 @@ def model_of(config: Mapping) -> Transformer:
     if kind not in FAMILIES:
         raise ValueError(f'config.json: model_type={kind!r} is none of {", ".join(FAMILIES)}{nearest(kind, FAMILIES)}')
     module = FAMILIES[kind]
-    known = {module.ARCHITECTURES[kind], re.sub('(For|LMHead).*', 'Model', module.ARCHITECTURES[kind])}
-    for name in config.get('architectures') or ():
-        if name not in known:
-            raise ValueError(f'config.json: architectures={name!r} of a {kind} is none of {", ".join(sorted(known))}')
     fields = Fields(config)
     settings = DEFAULTS | module.settings(fields)
+    settings |= checkpoint_head.settings(checkpoint_head.head_of(config, module), fields, module)
     fields.done()
     return Transformer(**settings, family=kind, unroll=settings['num_layers'])
 
@@ -177,7 +185,7 @@ def config_of(model: Transformer, like: Mapping | None = None) -> dict:
             'a Hugging Face form'
         )
     module = FAMILIES[model.family]
-    config = {'architectures': [module.ARCHITECTURES[model.family]], 'model_type': model.family} | module.fields(model)
+    config = {'model_type': model.family} | module.fields(model) | checkpoint_head.fields(model, module)
     said = model_of(config)
     for name in Transformer.__dataclass_fields__:
         if name not in HOW and getattr(said, name) != getattr(model, name):
@@ -187,13 +195,38 @@ def config_of(model: Transformer, like: Mapping | None = None) -> dict:
             )
     tokens = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'))
     kept = {name: value for name, value in (like or {}).items() if name in HARMLESS and name not in config}
-    return config | tokens | kept
+    if len(kept.get('id2label') or ()) != model.num_labels:  # the names of another head's labels
+        kept.pop('id2label', None), kept.pop('label2id', None)
+    return tokens | config | kept
+
+
+def entries_of(model: Transformer) -> list[Entry]:
+    """Where each leaf of a model lies in its files."""
+    return checkpoint_head.entries(model, FAMILIES[model.family])
 
 
 def shapes_of(model: Transformer) -> tree.Params:
     """The tree of ShapeDtypeStructs of a model's parameters, float32."""
     batch = {'tokens': jax.ShapeDtypeStruct((1, 1), jnp.int32)}
     return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch)['params'], batch)
+
+
+def _pieces(params) -> dict[str, list[tuple[str, Any]]]:
+    """{path in one whole stack: [(path, leaf) in every segment of the layers that has it]}."""
+    names, found = tree.segments(params), {}
+    for path, leaf in tree.flatten(params).items():
+        head, _, rest = path.partition('/')
+        found.setdefault(f'layers/{rest}' if head in names else path, []).append((path, leaf))
+    return {
+        path: sorted(each, key=lambda piece: names.index(piece[0].split('/')[0])) if len(each) > 1 else each
+        for path, each in found.items()
+    }
+
+
+def _joined(pieces) -> tuple:
+    """The shape of the pieces of a stack, one behind the other."""
+    shapes = [leaf.shape for _, leaf in pieces]
+    return shapes[0] if len(shapes) == 1 else (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def _one(shape: tuple, entry: Entry) -> tuple:
@@ -207,9 +240,9 @@ def _plan(model, tensors: Mapping, shapes: Mapping) -> list[tuple[Entry, list[st
     # Files of the bare model, without a head, lack the name of its module.
     bare = not any(key.startswith(module.PREFIX) for key in tensors)
     plan, left = [], set(tensors)
-    for entry in module.entries(model):
-        layers = range(shapes[entry.paths[0]].shape[0]) if '{layer}' in entry.key else [None]
-        wanted = huggingface.joined_shape(entry, [_one(shapes[path].shape, entry) for path in entry.paths])
+    for entry in entries_of(model):
+        layers = range(entry.first, model.num_layers) if '{layer}' in entry.key else [None]
+        wanted = huggingface.joined_shape(entry, [_one(shapes[path], entry) for path in entry.paths])
         keys = []
         for layer in layers:
             names = [name.format(layer=layer) for name in (entry.key, *entry.also)]

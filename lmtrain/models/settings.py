@@ -85,7 +85,7 @@ class Settings:
         self.check()
 
     def has_bias(self, name: str) -> bool:
-        """Whether 'query', 'key', 'value', 'output', 'mlp' (its projections) or 'norm' has a bias."""
+        """Whether 'query', 'key', 'value', 'output', 'mlp' (its projections), 'norm' or 'head' has a bias."""
         return self.bias or name in self.biased
 
     def local(self, layer: int) -> bool:
@@ -122,8 +122,10 @@ class Settings:
             raise ValueError(f'model.rotary_dim={self.rotary_dim} is more than model.head_dim={self.head_dim}')
         if self.rope_scaling:
             check_scaling(self.rope_scaling, self.rotary_dim or self.head_dim)
-        if unknown := set(self.biased) - {'query', 'key', 'value', 'output', 'mlp', 'norm'}:
-            raise ValueError(f'model.biased has {sorted(unknown)}: it may have query, key, value, output, mlp and norm')
+        if unknown := set(self.biased) - {'query', 'key', 'value', 'output', 'mlp', 'norm', 'head'}:
+            raise ValueError(
+                f'model.biased has {sorted(unknown)}: it may have query, key, value, output, mlp, norm, head'
+            )
         if any(not 0 <= layer < self.num_layers for layer in self.global_layers):
             raise ValueError(f'model.global_layers={self.global_layers} are not all of {self.num_layers} layers')
         if not self.window and (self.global_layers or self.local_rope_theta):

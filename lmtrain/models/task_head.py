@@ -31,11 +31,10 @@ class TaskHead(nn.Module):
             return {}
         x = pool(x_BTD, segment_ids, m.head_pool) if m.head in ('classify', 'none') else x_BTD
         if m.head_activation:
-            # A tanh comes from BERT, where every projection has a bias, whatever stands before it.
-            x = Linear(m.width, m.bias or m.head_activation == 'tanh', stddev(m.width), name='dense')(x)
+            x = Linear(m.width, m.has_bias('head'), stddev(m.width), name='dense')(x)
             x = ACTIVATIONS[m.head_activation](x)
             if m.head_activation != 'tanh':
-                x = Norm(m.norm, m.norm_eps, m.bias, name='norm')(x)
+                x = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='norm')(x)
         if m.head == 'none':
             return {'pooled': x}
         return {'logits': Linear(m.num_labels, m.head_bias, stddev(m.width), name='out')(x.astype(jnp.float32))}

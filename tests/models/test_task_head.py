@@ -20,7 +20,7 @@ SMALL = {
     'unroll': 1,
 }
 HEADS = {
-    'bert classify': ({'head': 'classify', 'num_labels': 3, 'head_activation': 'tanh'}, (2, 3)),
+    'bert classify': ({'head': 'classify', 'num_labels': 3, 'head_activation': 'tanh', 'bias': True}, (2, 3)),
     'modernbert classify': (
         {'head': 'classify', 'num_labels': 3, 'head_activation': 'gelu_exact', 'head_pool': 'mean'},
         (2, 3),
@@ -85,7 +85,7 @@ def test_mean_of_an_empty_row_is_finite():
 
 
 def test_a_body_without_head_offers_hidden_states_and_the_pooler():
-    model, params = build(causal=False, head='none', head_activation='tanh')
+    model, params = build(causal=False, head='none', head_activation='tanh', bias=True)
     outputs = apply(model, params, batch() | {'targets': jnp.ones((2, 9), jnp.int32)})
     assert outputs.keys() == {'hidden', 'pooled'}
     dense = params['task_head']['dense']

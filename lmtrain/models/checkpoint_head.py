@@ -1,0 +1,72 @@
+"""Which head a checkpoint has, by the name of its architecture, and where the heads of decoders lie in the files.
+
+A family that has heads of its own says in `HEADS` which settings each has, and in its `entries` where they lie.
+"""
+
+import re
+from collections.abc import Mapping
+
+from lmtrain.models.huggingface import Entry, Fields, nearest
+
+# A decoder reads the last token of a row, or every token, by one projection.
+DECODER = {'none': {}, 'classify': {'head_pool': 'last', 'head_bias': False}, 'tag': {}, 'span': {}}
+SUFFIXES = {
+    'none': 'Model',
+    'classify': 'ForSequenceClassification',
+    'tag': 'ForTokenClassification',
+    'span': 'ForQuestionAnswering',
+}
+# Question answering whose body transformers calls `transformer`, as it did once.
+RENAMED = ('llama', 'qwen2', 'qwen3')
+
+
+def architectures(module, kind: str) -> dict[str, str]:
+    """{head: the architecture that has it} of a model_type."""
+    whole = module.ARCHITECTURES[kind]
+    stem = re.sub('(For|LMHead).*', '', whole) + ('Text' if kind == 'gemma3_text' else '')
+    return {'lm': whole} | {head: stem + suffix for head, suffix in SUFFIXES.items()}
+
+
+def head_of(config: Mapping, module) -> str:
+    """The head of a config.json. Raises ValueError where its architecture is none of the family's."""
+    kind = config['model_type']
+    known = {name: head for head, name in architectures(module, kind).items()}
+    known |= {'BertForPreTraining': 'lm'} if kind == 'bert' else {}
+    found = config.get('architectures') or [module.ARCHITECTURES[kind]]
+    if len(found) != 1 or found[0] not in known:
+        near = nearest(str(found[0]), known)
+        raise ValueError(f'config.json: architectures={found} of a {kind} is none of {", ".join(sorted(known))}{near}')
+    return known[found[0]]
+
+
+def settings(head: str, fields: Fields, module) -> dict:
+    """The settings that a head changes, of the number of its labels too."""
+    names, count = fields.take('id2label', None), fields.take('num_labels', None)
+    if head == 'lm':
+        return {}
+    labels = {'classify': len(names) if names else count or 2, 'span': 2, 'none': 0}
+    labels['tag'] = labels['classify']
+    return {'head': head, 'mlm_head': False, 'num_labels': labels[head]} | getattr(module, 'HEADS', DECODER)[head]
+
+
+def fields(model, module) -> dict:
+    """The fields of config.json that the head decides; undoes `settings`."""
+    labels = {'num_labels': model.num_labels} if model.head in ('classify', 'tag') else {}
+    return {'architectures': [architectures(module, model.family)[model.head]]} | labels
+
+
+def entries(model, module) -> list[Entry]:
+    """Where each leaf of a model lies in the files of its family, those of its head with them."""
+    found = module.entries(model)
+    if model.head == 'lm' or hasattr(module, 'HEADS'):
+        return found
+    found = [entry for entry in found if entry.paths != ('head/kernel',)]
+    key = {'none': '', 'classify': 'score', 'tag': getattr(module, 'TAG', 'score'), 'span': 'qa_outputs'}[model.head]
+    if key:
+        found.append(Entry(('task_head/out/kernel',), f'{key}.weight', linear=True))
+    if key and model.head_bias:
+        found.append(Entry(('task_head/out/bias',), f'{key}.bias'))
+    if model.head == 'span' and model.family in RENAMED:
+        new = {entry.key: re.sub(rf'^{re.escape(module.PREFIX)}', 'transformer.', entry.key) for entry in found}
+        found = [entry._replace(key=new[entry.key], also=(entry.key, *entry.also)) for entry in found]
+    return found
