@@ -7,6 +7,8 @@ import pytest
 
 import lmtrain.data
 from configs.base import get_config
+from lmtrain.data.subword import learn_bpe
+from lmtrain.data.tokenizer import open_tokenizer
 
 WORDS = 'the cat sat on a mat and looked at the moon over seven hills while it sang of tea'.split()
 
@@ -43,5 +45,23 @@ def prepare(tmp_path, settings):
         (tmp_path / 'text.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in documents))
         over = {'source': 'text.jsonl', 'validation': 0.1, 'test': 0.1} | over
         return lmtrain.data.prepare(**settings(**over))
+
+    return make
+
+
+@pytest.fixture
+def bpe():
+    """A function from a directory to its tokenizer: a byte-level BPE with four special tokens, and `files` beside it."""
+
+    def make(directory, **files):
+        spec = json.loads(learn_bpe(['the cat sat on the mat '] * 4, 270))
+        flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}
+        names = ('<s>', '</s>', '<|im_start|>', '<|im_end|>')
+        spec['added_tokens'] = [{'id': 270 + i, 'content': name} | flags for i, name in enumerate(names)]
+        directory.mkdir(exist_ok=True)
+        (directory / 'tokenizer.json').write_text(json.dumps(spec))
+        for name, content in files.items():
+            (directory / f'{name}.json').write_text(json.dumps(content))
+        return open_tokenizer(directory, False)
 
     return make

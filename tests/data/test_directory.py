@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from lmtrain.data.subword import learn_bpe
 from lmtrain.data.tokenizer import load_tokenizer, open_tokenizer
 
 WORDS = '[PAD] [UNK] [CLS] [SEP] [MASK] the cat ##s sat on un ##der'.split()
@@ -11,19 +10,6 @@ WORDS = '[PAD] [UNK] [CLS] [SEP] [MASK] the cat ##s sat on un ##der'.split()
 def bert(tmp_path, words=WORDS):
     (tmp_path / 'vocab.txt').write_text('\n'.join(words) + '\n')
     return open_tokenizer(tmp_path / 'vocab.txt', False)
-
-
-def bpe(directory, **files):
-    """A Hugging Face directory: a byte-level BPE with four special tokens, and `files` beside it."""
-    spec = json.loads(learn_bpe(['the cat sat on the mat '] * 4, 270))
-    flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}
-    names = ('<s>', '</s>', '<|im_start|>', '<|im_end|>')
-    spec['added_tokens'] = [{'id': 270 + i, 'content': name} | flags for i, name in enumerate(names)]
-    directory.mkdir(exist_ok=True)
-    (directory / 'tokenizer.json').write_text(json.dumps(spec))
-    for name, content in files.items():
-        (directory / f'{name}.json').write_text(json.dumps(content))
-    return open_tokenizer(directory, False)
 
 
 def test_a_vocabulary_of_bert(tmp_path):
@@ -45,7 +31,7 @@ def test_a_vocabulary_that_lacks_a_special_token_is_refused(tmp_path):
         bert(tmp_path, [word for word in WORDS if word != '[SEP]'])
 
 
-def test_special_tokens_are_those_that_are_told(tmp_path):
+def test_special_tokens_are_those_that_are_told(tmp_path, bpe):
     plain = bpe(tmp_path / 'plain')
     assert plain.begin_id == plain.end_id == 271 and plain.about == b''
     told = bpe(
@@ -63,7 +49,7 @@ def test_special_tokens_are_those_that_are_told(tmp_path):
     assert open_tokenizer(tmp_path / 'saved', False).hash == told.hash
 
 
-def test_a_template_file_comes_last_and_the_default_is_taken(tmp_path):
+def test_a_template_file_comes_last_and_the_default_is_taken(tmp_path, bpe):
     several = [{'name': 'tool_use', 'template': 'b'}, {'name': 'default', 'template': 'a'}]
     assert json.loads(bpe(tmp_path / 'x', tokenizer_config={'chat_template': several}).about)['chat_template'] == 'a'
     (tmp_path / 'x' / 'chat_template.jinja').write_text('c')
@@ -79,7 +65,7 @@ def test_a_template_file_comes_last_and_the_default_is_taken(tmp_path):
         ([], 'an object .* is expected'),
     ],
 )
-def test_what_is_told_wrongly_is_named(tmp_path, config, said):
+def test_what_is_told_wrongly_is_named(tmp_path, bpe, config, said):
     with pytest.raises(ValueError, match=said):
         bpe(tmp_path / 'x', tokenizer_config=config)
 
