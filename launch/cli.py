@@ -13,6 +13,7 @@ VERBS = {
     'train': 'train a recipe: --config, --workdir, --dry_run',
     'evaluate': 'the loss of a trained run on a split: --workdir, --split',
     'generate': 'text from a trained run: --workdir, --prompt',
+    'export': 'a trained run as a Hugging Face directory or a PEFT adapter: --workdir, --format, --to',
     'configs': 'the recipes, one line each',
     'show': 'a recipe with every value resolved: --config',
 }

@@ -11,7 +11,7 @@ from lmtrain import adapt, cost, data, optim, sample, sharding, sweep, tree
 from lmtrain.base import Base, open_base, settings
 from lmtrain.models import Transformer
 from lmtrain.objectives import classify, span, tag, tokens
-from lmtrain.run import LANGUAGE, Run, sample_settings
+from lmtrain.run import LANGUAGE, Run, drawn, sample_settings
 
 HEADS = {'classify': 'classify', 'regress': 'classify', 'tag': 'tag', 'span': 'span'}  # task -> a checkpoint's head
 
@@ -70,8 +70,8 @@ def _corpus(config, base: Base | None) -> data.Corpus | data.Task:
 def _planned(run: Run) -> Run:
     """The run with its method, objective, shapes and arithmetic."""
     config, model, task = run.config, run.model, run.config.task.name
-    one_row = {'tokens': np.zeros((1, config.data.seq_len), np.int32)}
-    params = run.base.shapes if run.base else jax.eval_shape(model.init, jax.random.key(0), one_row)['params']
+    key = jax.random.key(0)
+    params = run.base.shapes if run.base else jax.eval_shape(lambda: drawn(model, key, config.data.seq_len))
     own = task in LANGUAGE or model.head == HEADS[task]
     head = None if own else {'name': task, 'classes': _classes(task, run.corpus.labels)}
     name, wanted = config.adapt.method, config.adapt.get(config.adapt.method)
@@ -83,7 +83,7 @@ def _planned(run: Run) -> Run:
         method=adapt.method(name, model, params, head=head, cut=config.adapt.cut, **wanted),
         objective=_objective(config, task, 'logits' if own else task),
     )
-    shapes = jax.eval_shape(run.create, jax.random.key(0), *([params] if run.base else []))
+    shapes = jax.eval_shape(run.create, key, *([params] if run.base else []))
     on = sweep.shardings(shapes, run.mesh, run.members)
     shapes = jax.tree.map(lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on), shapes, on)
     try:
@@ -97,7 +97,15 @@ def _planned(run: Run) -> Run:
             raise ValueError(f'optimizer.decayed: {error}; optimizer.weight_decay = 0 decays nothing') from None
     predicted = max(1, round(config.data.corrupt * config.data.seq_len)) if config.data.corrupt else None
     length = run.tokens_per_step // config.data.batch_size
-    flops = cost.flops_per_step(model, config.data.batch_size, length, run.learns, predicted=predicted)
+    flops = cost.flops_per_step(
+        model,
+        config.data.batch_size,
+        length,
+        run.learns,
+        params=tree.join(sweep.alone(shapes, run.members).trainable, shapes.frozen),
+        classes=head and head['classes'],
+        predicted=predicted,
+    )
     flops = cost.Flops(*(max(len(run.members), 1) * part for part in flops))
     return run._replace(
         shapes=shapes,

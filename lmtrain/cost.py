@@ -92,9 +92,17 @@ def keys_per_query(model, seq_len: int, block: int | None) -> float:
 
 
 def flops_per_step(
-    model, batch_size: int, seq_len: int, learns: str = '.*', *, predicted: int | None = None, block: int | None = None
+    model,
+    batch_size: int,
+    seq_len: int,
+    learns: str = '.*',
+    *,
+    params: Mapping | None = None,
+    classes: int | None = None,
+    predicted: int | None = None,
+    block: int | None = None,
 ) -> Flops:
-    """FLOPs of one train step from the shapes of the model.
+    """FLOPs of one train step from the shapes of the model and of the leaves that adapters add.
 
     A weight gradient is counted where the kernel learns, an input gradient where something before it does: all
     matrices learning cost 6 FLOPs a parameter and token, frozen ones under a learning embedding 4.
@@ -103,73 +111,121 @@ def flops_per_step(
       model: has the attributes of the config's model section.
       batch_size: rows B. seq_len: tokens of a row T.
       learns: regex of the paths that learn.
+      params: arrays or shapes, where layers are in segments or an adapter has leaves; None is the plain model.
+      classes: outputs of an added head that is read in the place of the model's own.
       predicted: positions of a row that the head reads (masked language modelling); None is all T.
       block: queries that read one range of keys in causal attention. None counts all T keys, PaLM's and nanoGPT's
         convention and the one of our MFU; 1 counts the keys seen ("causal"); 128 what the XLA attention computes.
     """
-    m, tokens = model, batch_size * seq_len
+    m, leaves = model, tree.flatten(params or {})
+    prompt = leaves['prompt/embedding'].shape[0] if 'prompt/embedding' in leaves else 0
+    prefix = next((leaf.shape[1] for path, leaf in leaves.items() if path.endswith('/prefix_key')), 0)
     rows = batch_size * (seq_len if predicted is None else predicted)
+    tokens, keys = batch_size * (seq_len + prompt), keys_per_query(m, seq_len + prompt, block) + prefix
     heads, kv_heads = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
-    gated = m.activation in ('swiglu', 'geglu')
+    up = ('gate', 'up') if 'glu' in m.activation else ('up',)
+    segments = {'layers': m.num_layers}
+    if params:
+        segments = {name: next(iter(tree.flatten(params[name]).values())).shape[0] for name in tree.segments(params)}
+    outputs = classes or (m.vocab_size if getattr(m, 'head', 'lm') == 'lm' else m.num_labels)
 
-    def learning(path: str, leaves: tuple[str, ...] = ('kernel', 'bias')) -> bool:
-        if path in ('embed', 'positions'):
-            leaves = ('embedding',)
-        elif path.endswith('norm'):
-            leaves = ('scale', 'bias')
-        return any(re.fullmatch(learns, f'{path}/{leaf}') for leaf in leaves)
+    # Stages in the order of the forward pass; what stands in one stage reads the same input: {path: (n, in, out)} of
+    # the product of [n, in] by [in, out], or FLOPs of products of activations, or None.
+    def layer(name: str) -> list[dict]:
+        at = f'{name}/attention'
+        return [
+            {f'{at}_norm': None},
+            {
+                f'{at}/query': (tokens, m.width, heads),
+                f'{at}/key': (tokens, m.width, kv_heads),
+                f'{at}/value': (tokens, m.width, kv_heads),
+            },
+            {f'{at}/query_norm': None, f'{at}/key_norm': None, at: None},  # and prefixes, leaves of `at`
+            {'scores': 4.0 * tokens * heads * keys},
+            {f'{at}/output': (tokens, heads, m.width)},
+            {f'{name}/mlp_norm': None},
+            {f'{name}/mlp/{kind}': (tokens, m.width, m.mlp_dim) for kind in up},
+            {f'{name}/mlp/down': (tokens, m.mlp_dim, m.width)},
+        ]
 
-    # Stages in the order of the forward pass; what stands in one stage reads the same input.
-    before = [{'embed': 0.0, 'positions': 0.0}, {'embed_norm': 0.0}]
-    layer = [
-        {'layers/attention_norm': 0.0},
-        {
-            'layers/attention/query': 2.0 * tokens * m.width * heads,
-            'layers/attention/key': 2.0 * tokens * m.width * kv_heads,
-            'layers/attention/value': 2.0 * tokens * m.width * kv_heads,
-        },
-        {'layers/attention/query_norm': 0.0, 'layers/attention/key_norm': 0.0},
-        {'scores': 4.0 * tokens * heads * keys_per_query(m, seq_len, block)},
-        {'layers/attention/output': 2.0 * tokens * heads * m.width},
-        {'layers/mlp_norm': 0.0},
-        {f'layers/mlp/{name}': 2.0 * tokens * m.width * m.mlp_dim for name in (('gate', 'up') if gated else ('up',))},
-        {'layers/mlp/down': 2.0 * tokens * m.mlp_dim * m.width},
-    ]
-    head = 2.0 * rows * m.width * m.vocab_size
+    head = 'embed' if m.tied else 'head'
+    if classes:
+        head = next((path.rpartition('/')[0] for path in leaves if path.startswith('heads/')), 'heads/added')
+    before = [{'embed': None, 'positions': None, 'prompt': None}, {'embed_norm': None}]
     after = [
-        {'final_norm': 0.0},
-        {'mlm_head/dense': 2.0 * rows * m.width * m.width if m.mlm_head else 0.0},
-        {'mlm_head/norm': 0.0},
-        {'embed' if m.tied else 'head': head},
+        {'final_norm': None},
+        {'mlm_head/dense': (rows, m.width, m.width)} if m.mlm_head and not classes else {},
+        {'mlm_head/norm': None},
+        {head: (rows, m.width, outputs)},
     ]
 
-    of_layer = sum(sum(stage.values()) for stage in layer)
-    # The last product of a layer is no one's input within it; 'dots' keeps products of weights alone.
-    again_layer = {'none': 0.0, 'dots': layer[3]['scores'], 'full': of_layer - layer[-1]['layers/mlp/down']}[m.remat]
+    known = leaves
+    if not params:  # whatever a regex may name
+        stages = [*before, *layer('layers'), *after]
+        known = {f'{path}/{leaf}' for stage in stages for path in stage for leaf in _own_leaves(path)}
+    learning = {path for path in known if re.fullmatch(learns, path)}
+    places = {path.rpartition('/')[0] for path in learning}
+
+    def forward(path: str, product) -> float:
+        """A product, and the low-rank path beside it."""
+        if not isinstance(product, tuple):
+            return product or 0.0
+        n, inner, outer = product
+        return 2.0 * n * (inner * outer + _rank(leaves, path) * (inner + outer))
+
+    def backward(path: str, product, flows: bool) -> float:
+        if not isinstance(product, tuple):
+            return 2 * (product or 0.0) * flows  # of two activations: both have gradients, or none
+        n, inner, outer = product
+        learned = f'{path}/kernel' in learning or f'{path}/embedding' in learning
+        low, rank = f'{path}/lora_a' in learning, _rank(leaves, path)
+        low_rank = outer * (low or flows) + (inner + outer) * low + inner * flows
+        return 2.0 * n * (inner * outer * (learned + flows) + rank * low_rank)
+
+    def total(stages) -> float:
+        return sum(forward(path, product) for stage in stages for path, product in stage.items())
 
     flows = False  # whether something upstream learns, so that gradients must come this far
 
     def walk(stages) -> float:
         """FLOPs of the backward pass through stages."""
         nonlocal flows
-        backward = 0.0
+        found = 0.0
         for stage in stages:
-            for path, flops in stage.items():
-                # Scores multiply two activations: both have gradients, or none.
-                backward += flops * (flows + (flows if path == 'scores' else learning(path, ('kernel',))))
-            flows = flows or any(map(learning, stage))
-        return backward
+            found += sum(backward(path, product, flows) for path, product in stage.items())
+            flows = flows or any(path in places for path in stage)
+        return found
 
     walk(before)
-    # A scan carries gradients to its first layer even where nothing before that layer's last leaf learns.
-    flows = flows or m.unroll < m.num_layers and any(learning(path) for stage in layer for path in stage)
-    of_layers, of_head = walk(layer * m.num_layers), walk(after)
+    of_layers, again = 0.0, 0.0
+    ahead = 0.0
+    for name, size in segments.items():
+        stages = layer(name)
+        # A scan carries gradients to its first layer even where nothing before that layer's last leaf learns.
+        flows = flows or m.unroll < m.num_layers and any(path in places for stage in stages for path in stage)
+        found, of_layer = walk(stages * size), total(stages)
+        # The last product of a layer is no one's input within it; 'dots' keeps products of weights alone.
+        twice = {'none': 0.0, 'dots': total(stages[3:4]), 'full': of_layer - total(stages[-1:])}[m.remat]
+        again += size * twice if found else 0.0
+        of_layers, ahead = of_layers + found, ahead + size * of_layer
+    of_head, whole = walk(after), total(after[-1:])
     return Flops(
-        forward=of_layer * m.num_layers + sum(sum(stage.values()) for stage in after),
+        forward=ahead + total(after),
         backward=of_layers + of_head,
-        again=(m.num_layers * again_layer if of_layers else 0.0)
-        + (head if of_head and rows * m.vocab_size > HEAD_WHOLE else 0.0),
+        again=again + (whole if of_head and rows * outputs > HEAD_WHOLE else 0.0),
     )
+
+
+def _own_leaves(path: str) -> tuple[str, ...]:
+    """The leaves that a plain model may have at a path."""
+    if path.endswith('norm'):
+        return 'scale', 'bias'
+    return ('embedding',) if path in ('embed', 'positions') else ('kernel', 'bias')
+
+
+def _rank(leaves: Mapping, path: str) -> int:
+    """R of the low-rank path beside a kernel; 0 where there is none."""
+    return leaves[f'{path}/lora_a'].shape[-1] if f'{path}/lora_a' in leaves else 0
 
 
 def total_steps(budget: Mapping, tokens_per_step: int, flops_per_step: float) -> int | None:

@@ -221,9 +221,8 @@ def _members(swept: Mapping[str, Any]) -> str:
     for group in swept['intervals']:
         mean, low, high = group[unit]
         span = 'one member: no interval' if low is None else f'95 % interval {low:.4f} to {high:.4f}'
-        means.append(
-            f'* learning rate {group["learning_rate"]:g}, {group["members"]}: **{mean:.4f}** {unit.replace("_", " ")} ({span})'
-        )
+        name = unit.replace('_', ' ')
+        means.append(f'* learning rate {group["learning_rate"]:g}, {group["members"]}: **{mean:.4f}** {name} ({span})')
     told = 'The figures above are means over the members, which read the same validation split.'
     return '\n\n'.join([told, _table(rows), '\n'.join(means)])
 

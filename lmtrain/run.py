@@ -146,10 +146,9 @@ class Run(NamedTuple):
 
         `below`: the base's parameters; drawn where there are none.
         """
-        one_row = {'tokens': np.zeros((1, self.config.data.seq_len), np.int32)}
 
         def one(key):
-            params = self.model.init(key, one_row)['params'] if below is None else below
+            params = drawn(self.model, key, self.config.data.seq_len) if below is None else below
             params = self.method.start(jax.random.fold_in(key, 2), params)
             made = state.create(jax.random.fold_in(key, 1), params, self.learns, self.tx)
             return made if below is None else self._typed(made)
@@ -225,6 +224,12 @@ class Run(NamedTuple):
         """The jitted (params, batch) -> sums."""
         function = step.make_eval_step(self.model, self.objective, jnp.asarray(self.corpus.tokenizer.token_bytes))
         return jax.jit(sweep.eval_step(function, self.members, self.shapes.trainable))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def drawn(model, key: jax.Array, seq_len: int) -> tree.Params:
+    """The parameters of a model before it has learned; jitted, so that a start traces the model for them once."""
+    return model.init(key, {'tokens': np.zeros((1, seq_len), np.int32)})['params']
 
 
 def resolved(run: Run) -> dict[str, Any]:

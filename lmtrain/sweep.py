@@ -93,20 +93,25 @@ def stacked(shapes: tree.Params, members: Sequence[Member]) -> tree.Params:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), shapes)
 
 
+def alone(shapes: TrainState, members: Sequence[Member]) -> TrainState:
+    """The shapes of one member's state from those of all."""
+    return _by_axis(_without_axis, shapes) if members else shapes
+
+
+def _without_axis(axis, part):
+    return part if axis is None else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), part)
+
+
 def shardings(shapes: TrainState, mesh, members: Sequence[Member]) -> TrainState:
     """`sharding.shardings`, every member lying on the mesh as it would alone; the axis over members is not divided."""
     if not members:
         return sharding.shardings(shapes, mesh)
 
-    def drop(axis, part):
-        return part if axis is None else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), part)
-
     def lead(axis, part):
         add = lambda on: NamedSharding(mesh, PartitionSpec(None, *on.spec))  # noqa: E731
         return part if axis is None else jax.tree.map(add, part)
 
-    alone = sharding.shardings(_by_axis(drop, shapes), mesh)
-    return _by_axis(lead, alone)
+    return _by_axis(lead, sharding.shardings(alone(shapes, members), mesh))
 
 
 def _by_axis(function, state: TrainState) -> TrainState:

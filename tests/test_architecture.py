@@ -15,7 +15,7 @@ FLOORS = (
     {'step', 'evaluate', 'prompting', 'report', 'base'},
     {'run'},
     {'assemble'},
-    {'trained', 'plan'},
+    {'trained', 'plan', 'export'},
     {'train'},
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,26 @@
+"""a trained model in a format that others read: a Hugging Face directory, or PEFT's adapter.
+
+lmtrain export --workdir=runs/a --format=hf --to=exported
+lmtrain export --workdir=runs/lora --format=peft --to=adapter
+lmtrain export --workdir=runs/lora --format=hf --merge --to=merged
+"""
+
+from absl import flags
+
+from launch import folder, machine
+
+FLAGS = flags.FlagValues()
+folder.define(FLAGS)
+flags.DEFINE_enum('format', 'hf', ['hf', 'peft'], "'hf' or 'peft'", flag_values=FLAGS)
+flags.DEFINE_bool('merge', False, 'folds an adapter into the weights and says what that changed', flag_values=FLAGS)
+flags.DEFINE_string('to', None, 'the directory to write, which must be new or empty', flag_values=FLAGS)
+
+
+def run(values: flags.FlagValues) -> None:
+    workdir, step = folder.from_flags(values)
+    if not values.to:
+        raise ValueError('--to is missing: the directory to write, such as --to=exported')
+    machine.prepare()
+    from lmtrain import export
+
+    print('\n'.join(export.export(workdir, values.to, values.format, values.merge, step)))

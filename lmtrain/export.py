@@ -1,0 +1,92 @@
+"""A trained model handed back in the formats that everyone reads: a Hugging Face directory, or PEFT's adapter."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lmtrain import adapt, base, data, tree
+from lmtrain.models import Transformer, pretrained
+
+FORMATS = ('hf', 'peft')
+TASKS = {'classify': 'SEQ_CLS', 'regress': 'SEQ_CLS', 'tag': 'TOKEN_CLS', 'span': 'QUESTION_ANS'}  # PEFT's names
+
+
+def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last', member: int = 0) -> list[str]:
+    """Writes the model of a run's folder into the directory `to`; lines that say what was written.
+
+    Args:
+      form: 'hf' (config.json, model.safetensors, tokenizer files) or 'peft' (the adapter and added heads alone).
+      merge: an adapter is folded into the weights before; the largest change of a logit is among the lines.
+
+    Raises ValueError where the model has no such form, naming the leaf or setting and the way out; what
+    `base.open_run` raises; FileExistsError where `to` holds something else already.
+    """
+    to = Path(to)
+    if to.is_dir() and any(to.iterdir()):
+        raise FileExistsError(f'{to} is not empty: export into a new directory')
+    found = base.open_run(Path(workdir), step, member)
+    model = _of_a_family(found.model)
+    params = found.load(lambda path, array: jax.device_put(array))
+    source = found.config.init.base
+    lines = [f'step {found.step:,} of {workdir}']
+    if form == 'peft':
+        if merge:
+            raise ValueError('--merge with --format=peft: a merged adapter is no adapter; take --format=hf')
+        if not source:
+            raise ValueError(f'{workdir} was trained from scratch: without a base there is no adapter to export')
+        kind = TASKS.get(found.config.task.name, 'CAUSAL_LM' if model.causal else 'FEATURE_EXTRACTION')
+        adapt.save_adapter(to, model, params, base=source, task_type=kind)
+    else:
+        params, said = _plain(model, params, merge)
+        lines += said
+        below = Path(source).expanduser() / 'config.json'
+        like = json.loads(below.read_bytes()) if source and below.is_file() else None
+        like = like if like and 'model_type' in like else None  # a run's own config.json is none of theirs
+        pretrained.save_pretrained(to, model, params, like=like)
+    lines += _tokenizer(data.load_tokenizer(found.tokenizer), found.tokenizer, to)
+    return [*lines, f'written: {to}']
+
+
+def _plain(model: Transformer, params: tree.Params, merge: bool) -> tuple[tree.Params, list[str]]:
+    """(the parameters without adapters, what was folded)."""
+    _, added = adapt.separate(params)
+    added = {path for path in tree.flatten(added) if not path.startswith('heads/')}
+    if not added:
+        return params, []
+    if not merge:
+        raise ValueError(
+            f'the model has the leaves of an adapter ({sorted(added)[0]}, ...): fold them in with --merge, or write '
+            'them as they are with --format=peft'
+        )
+    folded = adapt.fold(params)
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (4, min(64, model.max_len)), np.int32)
+    change = adapt.largest_change(model, params, folded, {'tokens': tokens})
+    return folded, [f'merged: {len(added)} leaves; the largest change of a logit over 256 tokens is {change:.2g}']
+
+
+def _of_a_family(model: Transformer) -> Transformer:
+    """The model under the family that can say its settings, where none is named."""
+    if model.family:
+        return model
+    reasons = []
+    for family in ('llama', 'gpt2', 'qwen3', 'bert'):
+        try:
+            pretrained.config_of(named := dataclasses.replace(model, family=family))
+            return named
+        except ValueError as error:
+            reasons.append(f'  {family}: {error}')
+    raise ValueError('no family of Hugging Face has this model:\n' + '\n'.join(reasons))
+
+
+def _tokenizer(tokenizer: data.Tokenizer, folder: Path, to: Path) -> list[str]:
+    """Copies what transformers reads of the tokenizer; a word where it reads none of it."""
+    names = ('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'special_tokens_map.json', 'vocab.txt')
+    copied = [name for name in names if (folder / name).is_file()]
+    for name in copied:
+        (to / name).write_bytes((folder / name).read_bytes())
+    if copied:
+        return []
+    return [f'the tokenizer ({tokenizer.kind}) has no form that transformers reads: it stays in {folder}']
