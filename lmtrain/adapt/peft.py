@@ -8,7 +8,7 @@ stand side by side in an A of their summed rank, beside a block-diagonal B.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -44,11 +44,10 @@ def load_adapter(model, params: Mapping, directory) -> tree.Params:
         raise FileNotFoundError(f'{directory} holds no {WEIGHTS} (pickled weights are not read)')
     check_base(directory, params)
     tensors = {key: np.asarray(tensor.read(), np.float32) for key, tensor in safetensors.header(path).items()}
-    prefix = (
-        'base_model.' if 'PROMPT' in fields['peft_type'] or 'TUNING' in fields['peft_type'] else 'base_model.model.'
-    )
+    beside = fields['peft_type'] in ('LORA', 'IA3')
+    prefix = 'base_model.model.' if beside else 'base_model.'
     try:
-        if fields['peft_type'] in ('LORA', 'IA3'):
+        if beside:
             new, rest = peft_lora.read(model, params, fields, tensors)
         else:
             new, rest = _read_prompt(model, params, fields, tensors)
@@ -61,12 +60,17 @@ def load_adapter(model, params: Mapping, directory) -> tree.Params:
     return tree.join(tree.unflatten(params), new)
 
 
-def save_adapter(directory, model, params: Mapping, *, base: str, task_type: str) -> None:
+def save_adapter(
+    directory, model, params: Mapping, *, base: str, task_type: str, modules_to_save: Sequence[str] = ()
+) -> None:
     """Writes the adapter's leaves in `params` as PEFT's directory.
 
     Args:
       base: the name or folder of the base, as its users will write it.
-      task_type: 'CAUSAL_LM' | 'SEQ_CLS' | 'TOKEN_CLS' | 'QUESTION_ANS' | 'FEATURE_EXTRACTION'.
+      task_type: 'CAUSAL_LM' | 'SEQ_CLS' | 'TOKEN_CLS' | 'QUESTION_ANS' | 'FEATURE_EXTRACTION'; masked language models
+        have none of their own and are 'FEATURE_EXTRACTION' or ''.
+      modules_to_save: modules of the base, by Hugging Face's names ('lm_head'), that have learnt and go along whole.
+        Added heads and the checkpoint's own head always do.
 
     Raises ValueError where there is no such leaf, or PEFT has no form for what is there.
     """
@@ -85,10 +89,10 @@ def save_adapter(directory, model, params: Mapping, *, base: str, task_type: str
         raise ValueError(f'the parameters hold {told}; a directory of PEFT holds exactly one kind')
     kind = found[0]
     prefix = 'base_model.model.' if kind in ('LORA', 'IA3') else 'base_model.'
-    heads, saved = peft_heads.write(model, params, task_type, prefix)
+    heads, saved = peft_heads.write(model, params, modules_to_save, prefix)
     fields = peft_config.common(kind, base, task_type, saved)
     if kind in ('LORA', 'IA3'):
-        about, tensors = peft_write.write(model, params, kind, bare=task_type == 'FEATURE_EXTRACTION')
+        about, tensors = peft_write.write(model, params, kind, task_type)
     else:
         about, tensors = _write_prompt(model, params, kind)
     tensors = {key: np.ascontiguousarray(x, np.float32) for key, x in sorted((tensors | heads).items())}

@@ -1,8 +1,7 @@
 """Heads in PEFT's directories: modules_to_save, which are whole layers and no adapters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
 from lmtrain import tree
@@ -54,19 +53,27 @@ def read(model, params: Mapping, fields: Mapping, tensors: Mapping, prefix: str)
     return own, added
 
 
-def write(model, params: Mapping, task_type: str, prefix: str) -> tuple[dict, list[str]]:
-    """({key: tensor}, modules_to_save): the added heads, and the base's own head for a task that has one."""
-    tensors, saved = {}, []
+def write(model, params: Mapping, modules: Sequence[str], prefix: str) -> tuple[dict, list[str]]:
+    """({key: tensor}, modules_to_save): the added heads, the base's own head for a task, and `modules` of the base.
+
+    Raises ValueError where one of `modules` is not there, or lies in the layers.
+    """
+    tensors, saved, held = {}, list(modules), tree.flatten(params)
     for name, leaves in params.get('heads', {}).items():
         saved.append(name)
         for kind, leaf in leaves.items():
             tensors[f'{prefix}{name}.{"weight" if kind == "kernel" else kind}'] = np.asarray(leaf).T
-    if 'task_head' in params:
-        held = tree.flatten(params)
-        for entry in entries(model):
-            if not entry.paths[0].startswith('task_head/'):
-                continue
+    for entry in entries(model):
+        module = entry.key.rpartition('.')[0]
+        asked = [name for name in modules if f'.{module}.'.endswith(f'.{name}.')]
+        if entry.paths[0].startswith('task_head/'):
             parts = entry.key.split('.')
             saved.append(next((part for part in parts if part in HEADS), parts[-3 if len(parts) > 2 else -2]))
-            tensors[prefix + entry.key] = huggingface.join(entry, [np.asarray(held[path]) for path in entry.paths])
-    return jax.tree.map(np.asarray, tensors), sorted(set(saved))
+        elif not asked:
+            continue
+        if '{layer}' in entry.key:
+            raise ValueError(f'modules_to_save has {asked[0]!r}, which lies in every layer: that is no head')
+        tensors[prefix + entry.key] = huggingface.join(entry, [np.asarray(held[path]) for path in entry.paths])
+    if missing := [name for name in modules if not any(f'.{name}.' in f'.{key}' for key in tensors)]:
+        raise ValueError(f'modules_to_save has {missing[0]!r}, which is no module of a {model.family}')
+    return tensors, sorted(set(saved))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from lmtrain import tree
-from lmtrain.adapt.peft_modules import Module, layer_places, modules, prefix_of, stacked
+from lmtrain.adapt.peft_modules import Module, known_name, layer_places, modules, name_for, stacked
 from lmtrain.models.huggingface import nearest
 from lmtrain.models.linear import column_norm
 
@@ -35,16 +35,17 @@ def read(model, params: Mapping, fields: Mapping, tensors: Mapping) -> tuple[dic
             rest[key] = tensor
     if not found:
         raise ValueError('there is no tensor of an adapter')
-    bare = prefix_of(model)
     by_path: dict[str, dict[int | None, Any]] = collections.defaultdict(dict)
+    named = {}
     for name, parts in found.items():
-        module = known.get(name) or known.get(bare + name)
-        if module is None:
+        ours = known_name(model, name, known)
+        if ours is None:
             raise ValueError(f'{name!r} is no module that an adapter of this base can have{nearest(name, known)}')
+        module, named[ours] = known[ours], name
         reader = _read_ia3 if fields['peft_type'] == 'IA3' else _read_lora
         for path, leaf in reader(params, fields, module, name, parts):
             by_path[path][module.index] = leaf
-    _check_targets(fields, {name if name in known else bare + name for name in found}, known, bare)
+    _check_targets(model, fields, named, known)
     sizes = collections.Counter(segment for segment, _ in layer_places(params))
     leaves = stacked(by_path, sizes)
     for path in [path for path in leaves if path.endswith('/lora_magnitude')]:
@@ -107,23 +108,25 @@ def _matches(targets, name: str) -> bool:
     return any(name == target or name.endswith(f'.{target}') for target in targets)
 
 
-def _check_targets(fields, found: set, known: Mapping[str, Module], bare: str) -> None:
-    """Raises ValueError where the config's target_modules and the tensors are not the same modules."""
-    targets, layers = fields['target_modules'], fields.get('layers_to_transform')
+def _check_targets(model, fields, named: Mapping[str, str], known: Mapping[str, Module]) -> None:
+    """Raises ValueError where the config's target_modules and the tensors are not the same modules.
+
+    `named` is {our name of a module that the tensors have: the file's}.
+    """
+    targets, layers = fields['target_modules'] or [], fields.get('layers_to_transform')
     layers = [layers] if isinstance(layers, int) else layers
     skipped = fields.get('exclude_modules') or []
     for name, module in known.items():
-        short = name.removeprefix(bare)
+        theirs = named.get(name) or name_for(model, name, fields.get('task_type'))
         if targets == 'all-linear':
             wanted = not module.is_embedding
         else:
-            wanted = _matches(targets or [], name) or _matches(targets or [], short)
+            wanted = _matches(targets, theirs) and not _matches(skipped, theirs)
         number = re.search(r'\.(\d+)\.', f'.{name}.')
         wanted = wanted and (not layers or (number is not None and int(number[1]) in layers))
-        wanted = wanted and not _matches(skipped, name)
-        if wanted != (name in found):
+        if wanted != (name in named):
             problem = 'there is no tensor of it' if wanted else 'the tensors have it'
-            raise ValueError(f'target_modules={targets} and the tensors differ in {name!r}: {problem}')
+            raise ValueError(f'target_modules={targets} and the tensors differ in {theirs!r}: {problem}')
 
 
 def _check_base_layer(params, known, key, tensor) -> None:

@@ -9,24 +9,22 @@ import numpy as np
 
 from lmtrain import tree
 from lmtrain.adapt.peft_lora import PREFIX, norm
-from lmtrain.adapt.peft_modules import Module, modules, own, prefix_of
+from lmtrain.adapt.peft_modules import Module, modules, name_for, own
 
 AMBIGUOUS = {'dense'}  # names that also stand in parts of a model that its tree may lack (BERT's pooler)
 
 
-def write(model, params: Mapping, kind: str, bare: bool) -> tuple[dict, dict]:
+def write(model, params: Mapping, kind: str, task_type: str) -> tuple[dict, dict]:
     """(fields, tensors) of the LoRA or IA3 in `params`. Raises ValueError where PEFT has no form for it."""
-    known, tensors, about = modules(model, params), {}, {}
-    drop = prefix_of(model) if bare else ''
-    for name, module in known.items():
+    names = {name_for(model, name, task_type): module for name, module in modules(model, params).items()}
+    tensors, about = {}, {}
+    for name, module in names.items():
         one = _write_ia3(params, module) if kind == 'IA3' else _write_lora(params, module)
         if one is not None:
-            parts, about[name.removeprefix(drop)] = one
-            tensors |= {f'{PREFIX}{name.removeprefix(drop)}.{part}': x for part, x in parts.items()}
-    names = {name.removeprefix(drop): module for name, module in known.items()}
-    beside = [path.rpartition('/')[0] for path in tree.flatten(params) if re.search(r'/(lora_b|ia3_\w+)$', path)]
-    held = {parent for name in about for parent in names[name].parents}
-    if strays := set(beside) - held:
+            parts, about[name] = one
+            tensors |= {f'{PREFIX}{name}.{part}': x for part, x in parts.items()}
+    beside = {path.rpartition('/')[0] for path in tree.flatten(params) if re.search(r'/(lora_b|ia3_\w+)$', path)}
+    if strays := beside - {parent for name in about for parent in names[name].parents}:
         raise ValueError(f'{min(strays)} has an adapter, but no module of a {model.family!r} holds it')
     linear = [names[name].entry.linear for name in about if not names[name].is_embedding]
     fields: dict[str, Any] = {

@@ -1,0 +1,285 @@
+"""Compares lmtrain with PEFT: adapters of every kind on tiny random models, in and out of PEFT's directories.
+
+    python experiments/parity/adapters.py [--only NAME] [--dry]
+
+For each: outputs after `load_adapter`, outputs of PEFT after it opened what `save_adapter` wrote, and ours after
+folding. Writes the goldens of the default tests (tests/adapt/goldens.json).
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import warnings
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['HF_HUB_OFFLINE'] = '1'
+
+import jax
+import numpy as np
+import peft
+import torch
+import transformers
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'experiments')]
+
+from parity import cases  # noqa: E402
+
+from lmtrain import adapt  # noqa: E402
+from lmtrain.models import load_pretrained, save_pretrained  # noqa: E402
+
+OUTPUTS, MERGED = 2e-5, 1e-4
+CLASSES = 3
+
+ATTENTION = ['q_proj', 'v_proj']
+PATTERNS = {
+    'target_modules': ['q_proj', 'o_proj', 'up_proj'],
+    'rank_pattern': {'up_proj': 2, r'model\.layers\.1\.self_attn\.q_proj': 6},
+    'alpha_pattern': {'o_proj': 3},
+}
+PROMPT = {'num_virtual_tokens': 5}
+# name: (base, kind, task, settings); the base is one of cases.DECODERS (or of the encoders), the task PEFT's.
+CASES = {
+    'lora of llama': ('llama', 'LORA', 'CAUSAL_LM', {'target_modules': ATTENTION}),
+    'rslora with patterns of llama': ('llama', 'LORA', 'CAUSAL_LM', PATTERNS | {'use_rslora': True}),
+    'dora of llama': ('llama', 'LORA', 'CAUSAL_LM', {'target_modules': 'all-linear', 'use_dora': True}),
+    'lora of one layer of llama': (
+        'llama',
+        'LORA',
+        'CAUSAL_LM',
+        {'target_modules': ATTENTION, 'layers_to_transform': [1]},
+    ),
+    'dora of one layer of llama': (
+        'llama',
+        'LORA',
+        'CAUSAL_LM',
+        {'target_modules': ATTENTION, 'layers_to_transform': [1], 'use_dora': True},
+    ),
+    'lora of embeddings of llama': ('llama', 'LORA', 'CAUSAL_LM', {'target_modules': ['embed_tokens', 'v_proj']}),
+    'lora of llama with its head': (
+        'llama',
+        'LORA',
+        'CAUSAL_LM',
+        {'target_modules': ATTENTION, 'modules_to_save': ['lm_head']},
+    ),
+    'lora of gpt2': ('gpt2', 'LORA', 'CAUSAL_LM', {'target_modules': ['c_attn'], 'fan_in_fan_out': True}),
+    'dora of gpt2': (
+        'gpt2',
+        'LORA',
+        'CAUSAL_LM',
+        {'target_modules': ['c_attn', 'c_proj', 'c_fc'], 'fan_in_fan_out': True, 'use_dora': True},
+    ),
+    'lora of embeddings of gpt2': ('gpt2', 'LORA', 'CAUSAL_LM', {'target_modules': ['wte', 'attn.c_proj']}),
+    'lora of gpt_neox': ('gpt_neox', 'LORA', 'CAUSAL_LM', {'target_modules': ['query_key_value', 'dense_h_to_4h']}),
+    'dora of gpt_neox': ('gpt_neox', 'LORA', 'CAUSAL_LM', {'target_modules': ['query_key_value'], 'use_dora': True}),
+    'dora of phi3': (
+        'phi3',
+        'LORA',
+        'CAUSAL_LM',
+        {'target_modules': ['qkv_proj', 'gate_up_proj', 'down_proj'], 'use_dora': True},
+    ),
+    'lora of mistral': ('mistral', 'LORA', 'CAUSAL_LM', {'target_modules': 'all-linear'}),
+    'lora of qwen2': ('qwen2', 'LORA', 'CAUSAL_LM', {'target_modules': ATTENTION}),
+    'lora of qwen3': ('qwen3', 'LORA', 'CAUSAL_LM', {'target_modules': 'all-linear'}),
+    'lora of gemma': ('gemma', 'LORA', 'CAUSAL_LM', {'target_modules': ATTENTION}),
+    'lora of gemma2': ('gemma2', 'LORA', 'CAUSAL_LM', {'target_modules': 'all-linear'}),
+    'lora of gemma3': ('gemma3', 'LORA', 'CAUSAL_LM', {'target_modules': ATTENTION, 'use_rslora': True}),
+    'lora of olmo2': ('olmo2', 'LORA', 'CAUSAL_LM', {'target_modules': 'all-linear'}),
+    'ia3 of llama': (
+        'llama',
+        'IA3',
+        'CAUSAL_LM',
+        {'target_modules': ['k_proj', 'v_proj', 'down_proj'], 'feedforward_modules': ['down_proj']},
+    ),
+    'ia3 of gpt2': (
+        'gpt2',
+        'IA3',
+        'CAUSAL_LM',
+        {'target_modules': ['c_attn', 'mlp.c_proj'], 'feedforward_modules': ['mlp.c_proj'], 'fan_in_fan_out': True},
+    ),
+    'ia3 of gpt_neox': (
+        'gpt_neox',
+        'IA3',
+        'CAUSAL_LM',
+        {'target_modules': ['query_key_value', 'dense_4h_to_h'], 'feedforward_modules': ['dense_4h_to_h']},
+    ),
+    'ia3 of phi3': (
+        'phi3',
+        'IA3',
+        'CAUSAL_LM',
+        {'target_modules': ['qkv_proj', 'gate_up_proj'], 'feedforward_modules': ['gate_up_proj']},
+    ),
+    'prompt of gpt2': ('gpt2', 'PROMPT_TUNING', 'CAUSAL_LM', PROMPT),
+    'prompt of llama': ('llama', 'PROMPT_TUNING', 'CAUSAL_LM', PROMPT),
+    'prompt of gemma': ('gemma', 'PROMPT_TUNING', 'CAUSAL_LM', PROMPT),
+    'prompt of gpt_neox': ('gpt_neox', 'PROMPT_TUNING', 'CAUSAL_LM', PROMPT),
+    'p-tuning of llama': ('llama', 'P_TUNING', 'CAUSAL_LM', PROMPT | {'encoder_hidden_size': 24}),
+    'prefix of gpt2': ('gpt2', 'PREFIX_TUNING', 'CAUSAL_LM', PROMPT),
+    'prefix of llama': ('llama', 'PREFIX_TUNING', 'CAUSAL_LM', PROMPT),
+    'prefix by a network of llama': (
+        'llama',
+        'PREFIX_TUNING',
+        'CAUSAL_LM',
+        PROMPT | {'prefix_projection': True, 'encoder_hidden_size': 24},
+    ),
+    'prefix of qwen3': ('qwen3', 'PREFIX_TUNING', 'CAUSAL_LM', PROMPT),
+    'prefix of gpt_neox': ('gpt_neox', 'PREFIX_TUNING', 'CAUSAL_LM', PROMPT),
+    'lora of llama, classes': ('llama', 'LORA', 'SEQ_CLS', {'target_modules': ATTENTION}),
+    'lora of llama, tags': ('llama', 'LORA', 'TOKEN_CLS', {'target_modules': ATTENTION}),
+    'lora of llama, spans': ('llama', 'LORA', 'QUESTION_ANS', {'target_modules': ATTENTION}),
+    'ia3 of gpt2, classes': (
+        'gpt2',
+        'IA3',
+        'SEQ_CLS',
+        {'target_modules': ['c_attn'], 'feedforward_modules': [], 'fan_in_fan_out': True},
+    ),
+    'prompt of llama, tags': ('llama', 'PROMPT_TUNING', 'TOKEN_CLS', PROMPT),
+    'prefix of llama, tags': ('llama', 'PREFIX_TUNING', 'TOKEN_CLS', PROMPT),
+}
+KINDS = {
+    'LORA': functools.partial(peft.LoraConfig, r=4, lora_alpha=6),
+    'IA3': peft.IA3Config,
+    'PROMPT_TUNING': peft.PromptTuningConfig,
+    'P_TUNING': peft.PromptEncoderConfig,
+    'PREFIX_TUNING': peft.PrefixTuningConfig,
+}
+AUTO = {
+    'CAUSAL_LM': transformers.AutoModelForCausalLM,
+    'SEQ_CLS': transformers.AutoModelForSequenceClassification,
+    'TOKEN_CLS': transformers.AutoModelForTokenClassification,
+    'QUESTION_ANS': transformers.AutoModelForQuestionAnswering,
+}
+HEADS = {'SEQ_CLS': 'score', 'TOKEN_CLS': 'score', 'QUESTION_ANS': 'qa_outputs'}
+
+
+def randomise(model, only=None):
+    """Gives every parameter (that `only` lets pass) the value that its name decides; adapters' are small changes."""
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if only is None or only(key, parameter):
+                x = torch.from_numpy(cases.weights(key, tuple(parameter.shape)))
+                if 'ia3' in key or 'magnitude' in key:
+                    x = parameter * (1 + 0.2 * torch.tanh(x))
+                elif only is not None and 'lora' in key:
+                    x = 0.2 * x
+                elif only is not None and 'prompt' in key:
+                    x = 0.5 * x
+                parameter.copy_(x)
+
+
+def base_model(name: str, folder: str):
+    """Writes the base of a case and gives its directory."""
+    config = dict(cases.DECODERS[name])
+    config = transformers.AutoConfig.for_model(config.pop('model_type'), **config)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation='eager').eval()
+    randomise(model)
+    model.save_pretrained(folder)
+    return folder
+
+
+def open_base(folder: str, task: str):
+    options = {} if task == 'CAUSAL_LM' else {'num_labels': 2 if task == 'QUESTION_ANS' else CLASSES}
+    model = AUTO[task].from_pretrained(folder, attn_implementation='eager', **options).eval()
+    if task == 'QUESTION_ANS':  # some families' class for questions does not find the weights of their other classes
+        plain = transformers.AutoModel.from_pretrained(folder, attn_implementation='eager')
+        model.base_model.load_state_dict(plain.state_dict())
+    model.config.pad_token_id = 0
+    return model
+
+
+def outputs_of(model, task: str, batch) -> np.ndarray:
+    """[B, T, C] of the real tokens, [B, C] where rows are pooled."""
+    inputs = {
+        'input_ids': torch.from_numpy(batch['tokens'].astype(np.int64)),
+        'attention_mask': torch.from_numpy(batch['segment_ids'].astype(np.int64)),
+    }
+    with torch.no_grad():
+        out = model(**inputs)
+    x = torch.stack([out.start_logits, out.end_logits], -1) if task == 'QUESTION_ANS' else out.logits
+    x = x.float().numpy()
+    return x[:, -batch['tokens'].shape[1] :] if x.ndim == 3 else x  # PEFT's outputs have the prompt's before them
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'task'))
+def ours_of(model, params, batch, task: str):
+    outputs = model.apply({'params': params}, batch)
+    x = outputs.get(HEADS.get(task), outputs['logits'])
+    if task == 'SEQ_CLS' and x.ndim == 3:  # the last real token
+        x = x[np.arange(len(cases.LENGTHS)), np.array(cases.LENGTHS) - 1]
+    return x
+
+
+def difference(ours, theirs, batch) -> float:
+    gap = np.abs(np.asarray(ours) - theirs)
+    return float(np.max(gap[batch['segment_ids'] > 0] if gap.ndim == 3 else gap))
+
+
+def batch_of(task: str):
+    """No row of a classifier holds the padding's id, by which transformers finds the last token."""
+    batch = cases.batch()
+    tokens = np.where(batch['segment_ids'] > 0, np.maximum(batch['tokens'], 1), 0)
+    return batch | {'tokens': tokens.astype(np.int32)}
+
+
+def trial(name: str) -> tuple[dict, dict]:
+    """(trial, golden) of one case."""
+    base, kind, task, settings = CASES[name]
+    batch = batch_of(task)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = base_model(base, f'{folder}/base')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            theirs = peft.get_peft_model(open_base(directory, task), KINDS[kind](task_type=task, **settings)).eval()
+            randomise(theirs, only=lambda key, parameter: parameter.requires_grad)
+            theirs.save_pretrained(f'{folder}/adapter')
+            # What is compared is what the files say: a network that makes a prompt is no longer there.
+            theirs = peft.PeftModel.from_pretrained(open_base(directory, task), f'{folder}/adapter').eval()
+        expected = outputs_of(theirs, task, batch)
+        model, params = load_pretrained(directory)
+        unadapted = ours_of(model, params, batch, 'CAUSAL_LM')
+        params = adapt.load_adapter(model, params, f'{folder}/adapter')
+        got = ours_of(model, params, batch, task)
+        found = {'case': name, 'base': base, 'kind': kind, 'task': task, 'imported': difference(got, expected, batch)}
+        if task == 'CAUSAL_LM':
+            found['moved'] = difference(unadapted, expected, batch)
+
+        saved = settings.get('modules_to_save', ())
+        adapt.save_adapter(f'{folder}/ours', model, params, base=directory, task_type=task, modules_to_save=saved)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter('always')
+            again = peft.PeftModel.from_pretrained(open_base(directory, task), f'{folder}/ours').eval()
+        lost = [str(w.message) for w in told if 'missing' in str(w.message) or 'unexpected' in str(w.message)]
+        assert not lost, (name, lost)
+        found['exported'] = difference(got, outputs_of(again, task, batch), batch)
+        if kind in ('LORA', 'IA3') and not (model.tied and 'embeddings' in name):
+            folded = adapt.fold(params)
+            found['merged'] = difference(ours_of(model, folded, batch, task), expected, batch)
+            if task == 'CAUSAL_LM':
+                save_pretrained(f'{folder}/merged', model, folded)
+                whole = outputs_of(open_base(f'{folder}/merged', task), task, batch)
+                found['merged'] = max(found['merged'], difference(expected, whole, batch))
+        config = json.loads(pathlib.Path(f'{folder}/adapter/adapter_config.json').read_text())
+        tensors = peft.utils.load_peft_weights(f'{folder}/adapter')
+    golden = {'base': base, 'task': task, 'config': config | {'base_model_name_or_path': base}}
+    golden['shapes'] = {key: list(x.shape) for key, x in tensors.items()}
+    return found, golden
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--only', default='', help='cases whose name has this in it; nothing is written')
+    parser.add_argument('--dry', action='store_true', help='write nothing')
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    for name in CASES:
+        if arguments.only in name:
+            found, _ = trial(name)
+            print(json.dumps(found), flush=True)
+
+
+if __name__ == '__main__':
+    main()
