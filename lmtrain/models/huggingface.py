@@ -10,7 +10,8 @@ import numpy as np
 HARMLESS = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _name_or_path architectures attention_dropout auto_map
-    attn_pdrop bos_token_id cache_implementation classifier_dropout dtype embd_pdrop eos_token_id finetuning_task
+    attn_pdrop bos_token_id cache_implementation classifier_dropout cls_token_id dtype embd_pdrop eos_token_id
+    finetuning_task
     gradient_checkpointing hidden_dropout hidden_dropout_prob attention_probs_dropout_prob id2label
     initializer_range is_decoder keys_to_ignore_at_inference label2id model_type n_ctx num_labels
     output_attentions output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
