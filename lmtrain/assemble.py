@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from lmtrain import adapt, cost, data, optim, sample, sharding, sweep, tree
+from lmtrain import adapt, capacity, cost, data, optim, sample, sharding, sweep, tree
 from lmtrain.base import Base, open_base, settings
 from lmtrain.models import Transformer
 from lmtrain.objectives import classify, span, tag, tokens
@@ -28,6 +28,7 @@ def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
     tx = optim.optimizer(**config.optimizer)
     config, base = _on_base(config)
     model = Transformer(**config.model)
+    capacity.check_sizes(model, config.data.batch_size // jax.process_count(), config.data.seq_len)
     _check_task(config)
     run = Run(config=config, mesh=mesh, model=model, tx=tx, schedule=schedule, base=base)
     # A large text takes long to cut into tokens: where nothing of it is needed, the rest is checked first.

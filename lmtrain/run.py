@@ -69,12 +69,17 @@ class Run(NamedTuple):
         """Bits per byte of the validation text under simpler models; none where the objective is not the text's."""
         return {} if self.config.data.corrupt else self.corpus.baselines()
 
+    def memory(self) -> dict[str, int]:
+        """Bytes on one device, by parts, as `cost.memory` gives them."""
+        config, shapes, replicas = self.config, self.shapes, self.mesh.shape['data'] * self.mesh.shape['fsdp']
+        rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.members), 1)
+        return cost.memory(
+            shapes.trainable, shapes.frozen, shapes.opt_state, self.model, rows, config.data.seq_len
+        )
+
     def header(self) -> str:
         """What is about to be run, for a person."""
         config, shapes = self.config, self.shapes
-        rows = (
-            config.data.batch_size // config.optimizer.accumulate // self.mesh.shape['data'] // self.mesh.shape['fsdp']
-        )
         notes = getattr(self.corpus, 'notes', ())  # what a task made of its rows
         about = display.header(
             trainable=tree.count(shapes.trainable),
@@ -90,14 +95,7 @@ class Run(NamedTuple):
             hours=config.budget.hours,
             epoch_tokens=self.corpus.splits['train'].num_tokens,
             flops_per_step=self.flops_per_step.total,
-            memory=cost.memory(
-                shapes.trainable,
-                shapes.frozen,
-                shapes.opt_state,
-                self.model,
-                rows * max(len(self.members), 1),
-                config.data.seq_len,
-            ),
+            memory=self.memory(),
         )
         return '\n'.join([about, *(f'  rows       {note}' for note in notes)])
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmtrain import data, display, evaluate, metrics, report, sharding, survive, sweep, tree
+from lmtrain import capacity, data, display, evaluate, metrics, report, sharding, survive, sweep, tree
 from lmtrain.assemble import assemble
 from lmtrain.checkpoint import Checkpoints
 from lmtrain.checkpoint import workdir as folder
@@ -53,6 +53,7 @@ def train(config, workdir) -> dict[str, Any]:
     workdir, first = pathlib.Path(workdir), jax.process_index() == 0
     run = assemble(config)
     folder.check(workdir, tree.size(run.shapes), config.checkpoint.keep_last + config.checkpoint.keep_best)
+    capacity.check_memory(run.memory(), run.mesh.local_devices[0])
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.disk(workdir))
         changed = []
@@ -61,9 +62,8 @@ def train(config, workdir) -> dict[str, Any]:
             changed = folder.claim(workdir, resolved(run), run.fingerprints())
         checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', **config.checkpoint))
         signals = stack.enter_context(survive.Signals())
-        saved = checkpoints.restore(run.stored(run.shapes))
-        extra = saved[1] if saved else {'step': 0, 'elapsed': 0.0}
-        state = run.complete(saved[0]) if saved else run.initial_state()
+        saved, extra = checkpoints.restore(run.stored(run.shapes)) or (None, {'step': 0, 'elapsed': 0.0})
+        state = run.complete(saved) if saved else run.initial_state()
         live = stack.enter_context(contextlib.closing(display.Live(run.total_steps)))
         live.say(run.header())
         if first:

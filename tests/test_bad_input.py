@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from launch import cli, machine
-from lmtrain import checkpoint, survive, train
+from lmtrain import capacity, checkpoint, survive, train
 from lmtrain import run as run_file
 from lmtrain.checkpoint import manifest, workdir
 
@@ -102,6 +102,10 @@ def held_by_another(patch):
 
 def small_disk(patch):
     patch.setattr(shutil, 'disk_usage', lambda path: namedtuple('usage', 'total used free')(10**6, 0, 1000))
+
+
+def small_memory(patch):
+    patch.setattr(capacity, 'host_memory', lambda: 8 * 10**4)
 
 
 def checkpoints_without_config(patch):
@@ -239,6 +243,9 @@ TRAIN = [
         {},
         ['workdir /proc/run cannot be written', 'another --workdir'],
     ),
+    ('model of no machine', 'model.width=1099511627776', {}, ['model.width = 1099511627776', 'any machine holds']),
+    ('batch of no machine', 'data.batch_size=1000000000000', {}, ['batch_size = 1000000000000', 'this machine has']),
+    ('memory too small', '--workdir=new', small_memory, ['training needs', 'a device has 1e-05 GB', 'mesh.fsdp']),
     ('disk too small', '--workdir=new', small_disk, ['checkpoints of', 'GB free', 'checkpoint.keep_last']),
     (
         'of another rate',

@@ -1,0 +1,65 @@
+"""Sizes that no machine holds, and memory that this one has not, are refused in a word."""
+
+import types
+
+import jax
+import pytest
+
+from launch import recipe
+from lmtrain import capacity
+from lmtrain.models import Transformer
+
+NEEDED = {'parameters': 4e9, 'gradients': 4e9, 'moments': 8e9, 'activations': 10e9, 'total': 26e9}
+
+
+def model(**fields):
+    return Transformer(**recipe.load('tiny', {f'model.{name}': str(value) for name, value in fields.items()}).model)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'word'),
+    [
+        ({'width': 2**40}, r'model\.width = 1099511627776.* parameters, more than any machine'),
+        ({'vocab_size': 2**40}, r'model\.vocab_size = 1099511627776'),
+        ({'mlp_dim': 2**40}, r'model\.mlp_dim = 1099511627776'),
+        ({'max_len': 2**40, 'positions': 'learned'}, 'parameters, more than'),
+        ({'num_layers': 10**9}, r'model\.num_layers = 1000000000: it must be at most 65,536'),
+    ],
+)
+def test_a_model_of_no_machine(fields, word):
+    with pytest.raises(ValueError, match=word):
+        capacity.check_sizes(model(**fields), 8, 32)
+
+
+@pytest.mark.parametrize('size', ['pretrain_llama:70B', 'pretrain_gpt2:1558M'])
+def test_the_largest_recipes_can_be(size):
+    config = recipe.load(size)
+    capacity.check_sizes(Transformer(**config.model), config.data.batch_size, config.data.seq_len)
+
+
+def test_a_batch_that_this_machine_cannot_hold(monkeypatch):
+    with pytest.raises(ValueError, match=r'data\.batch_size = 1000000000000 rows of data\.seq_len = 32 tokens are'):
+        capacity.check_sizes(model(), 10**12, 32)
+    monkeypatch.setattr(capacity, 'host_memory', lambda: 8 * 32 * 20)
+    capacity.check_sizes(model(), 8, 32)
+    with pytest.raises(ValueError, match='5.76e-06 GB a batch, and this machine has 5.12e-06 GB'):
+        capacity.check_sizes(model(), 9, 32)
+
+
+@pytest.mark.parametrize(('there', 'enough'), [(30e9, True), (21e9, True), (20.9e9, False)])
+def test_memory_is_that_of_a_device(there, enough):
+    device = types.SimpleNamespace(memory_stats=lambda: {'bytes_limit': there})
+    if enough:
+        capacity.check_memory(NEEDED, device)
+    else:
+        word = r'about 26 GB a device \(parameters 4 GB.*a device has 20.9 GB.*mesh.fsdp'
+        with pytest.raises(ValueError, match=word):
+            capacity.check_memory(NEEDED, device)
+
+
+def test_devices_of_a_cpu_share_its_memory(monkeypatch):
+    monkeypatch.setattr(capacity, 'host_memory', lambda: 8 * 21_000_000_000)
+    capacity.check_memory(NEEDED, jax.devices()[0])
+    monkeypatch.setattr(capacity, 'host_memory', lambda: 8 * 20_000_000_000)
+    with pytest.raises(ValueError, match='has 20 GB'):
+        capacity.check_memory(NEEDED, jax.devices()[0])
