@@ -51,7 +51,7 @@ def prepare(tmp_path, settings):
 
 @pytest.fixture
 def bpe():
-    """A function from a directory to its tokenizer: a byte-level BPE with four special tokens, and `files` beside it."""
+    """A function from a directory and what stands in it to its tokenizer: a byte-level BPE with four special tokens."""
 
     def make(directory, **files):
         spec = json.loads(learn_bpe(['the cat sat on the mat '] * 4, 270))
