@@ -73,7 +73,9 @@ def settings(fields: Fields) -> dict:
     if fields.family == 'gemma':
         return sizes | rope(fields, sizes['head_dim'], sizes['max_len'])
     third, count = fields.family == 'gemma3_text', sizes['num_layers']
-    every = fields.take('sliding_window_pattern', EVERY[fields.family]) if third else 2
+    every = EVERY[fields.family]
+    if third:  # the second is how transformers 5 writes the first, beside layer_types
+        every = fields.take('sliding_window_pattern', fields.take('_sliding_window_pattern', every))
     kinds = fields.take('layer_types', None) or [
         'sliding_attention' if (i + 1) % every else 'full_attention' for i in range(count)
     ]
