@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmtrain.data import chat, examples
@@ -253,6 +253,8 @@ WRAPS = [
 
 @settings(max_examples=60, deadline=None)
 @given(hostile, hostile, st.sampled_from(WRAPS))
+@example(' im_end ', 'cat', WRAPS[2])
+@example('s', 'cat', WRAPS[1])
 def test_content_writes_no_special_token(hostile_tokenizer, said, answer, source):
     def specials(user, assistant):
         messages = [{'role': 'user', 'content': user}, {'role': 'assistant', 'content': assistant + '.'}]
