@@ -1,0 +1,245 @@
+import json
+
+import numpy as np
+import pytest
+
+from lmtrain.data import TaskStream, batch_hash, prepare_task
+from lmtrain.data.layout import lengths
+
+WORDS = 'the cat sat on a mat and looked at the moon over seven hills while it sang of tea'.split()
+ROWS = [{'text': ' '.join(WORDS[: 1 + number % 17]), 'label': 'odd' if number % 2 else 'even'} for number in range(60)]
+ROWS = [row | {'text': f'{number} {row["text"]}', 'answer': WORDS[number % 5]} for number, row in enumerate(ROWS)]
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """A function from what differs to a Task of ROWS, or of `rows`."""
+    calls = []
+
+    def make(rows=ROWS, **over):
+        calls.append(None)
+        name = f'{len(calls)}.jsonl'
+        (tmp_path / name).write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        data = {'root': str(tmp_path), 'cache': str(tmp_path / 'cache'), 'tokenizer': 'bytes', 'vocab_size': 0}
+        data |= {'seq_len': 128, 'validation': 0.2, 'test': 0.1}
+        task = {'name': 'classify', 'train': (name,), 'validation': (), 'test': (), 'text': ('text',), 'label': 'label'}
+        task |= {'labels': (), 'shots': 0, 'buckets': 3, 'pack': False, 'too_long': 'error', 'template': 'auto'}
+        data |= {key: over.pop(key) for key in [*over] if key in ('root', 'tokenizer', 'seq_len', 'cache')}
+        data |= over.pop('data', {})
+        return prepare_task(data, **(task | over))
+
+    return make
+
+
+def texts(task, split, batch, stream, step):
+    """[(text, label)] of the rows of a batch that are not empty."""
+    found = []
+    for row, example in enumerate(stream.examples(step)):
+        if example >= 0:
+            size = int((batch['segment_ids'][row] > 0).sum())
+            found.append((task.tokenizer.decode(batch['tokens'][row, :size]), int(batch['labels'][row])))
+    return found
+
+
+# --- streams
+
+
+@pytest.mark.parametrize('shuffle', [True, False])
+def test_an_epoch_has_every_row_once_with_its_label(prepare, shuffle):
+    task = prepare()
+    stream = TaskStream(task, 'train', 8, 3, shuffle)
+    end = '<|endoftext|>'
+    wanted = sorted(
+        (f'{end}{row.fields["text"]}{end}', task.labels.index(row.fields['label'])) for row in task.rows['train']
+    )
+    for epoch in range(1 + shuffle):
+        steps = range(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch)
+        batches = [(step, stream.batch(step)) for step in steps]
+        assert sorted(pair for step, batch in batches for pair in texts(task, 'train', batch, stream, step)) == wanted
+    assert all(batch['tokens'].shape[1] in task.lengths for _, batch in batches)
+    assert len({batch['tokens'].shape for _, batch in batches}) > 1
+    empty = sum(int((batch['segment_ids'].sum(1) == 0).sum()) for _, batch in batches)
+    assert empty == 8 * len(batches) - len(wanted) < 8
+    assert sum(batch['label_weights'].sum() for _, batch in batches) == len(wanted)
+
+
+def test_a_batch_is_a_function_of_the_step(prepare):
+    task = prepare()
+    one, other = (TaskStream(task, 'train', 8, 3, True) for _ in range(2))
+    later = batch_hash(other.batch(29))
+    assert batch_hash([one.batch(step) for step in range(30)][29]) == later
+    assert batch_hash(TaskStream(task, 'train', 8, 4, True).batch(29)) != later
+    order = [batch_hash(one.batch(step)) for step in range(one.steps_per_epoch)]
+    assert order != [batch_hash(one.batch(step)) for step in range(one.steps_per_epoch, 2 * one.steps_per_epoch)]
+
+
+def test_lengths_of_steps_do_not_depend_on_the_seed(prepare):
+    task = prepare()
+    shapes = [
+        [TaskStream(task, 'train', 8, seed, True).batch(step)['tokens'].shape for step in range(20)] for seed in (1, 2)
+    ]
+    assert shapes[0] == shapes[1]
+    stream = TaskStream(task, 'train', 8, 1, True)
+    for length, step in stream.steps_of_lengths().items():
+        assert stream.batch(step)['tokens'].shape == (8, length)
+    assert {shape[1] for shape in shapes[0]} == stream.steps_of_lengths().keys()
+
+
+@pytest.mark.parametrize('shuffle', [True, False])
+def test_processes_share_a_batch(prepare, shuffle):
+    task = prepare()
+    whole = TaskStream(task, 'train', 8, 0, shuffle)
+    parts = [TaskStream(task, 'train', 8, 0, shuffle, index, 4) for index in range(4)]
+    for step in range(whole.steps_per_epoch):
+        for name, values in whole.batch(step).items():
+            np.testing.assert_array_equal(np.concatenate([part.batch(step)[name] for part in parts]), values)
+
+
+def test_what_a_stream_refuses(prepare):
+    task = prepare(data={'test': 0.0})
+    with pytest.raises(ValueError, match='the test split is empty: name its rows in config.task.test'):
+        TaskStream(task, 'test', 8, 0, False)
+    with pytest.raises(ValueError, match='3 processes must divide it'):
+        TaskStream(task, 'train', 8, 0, False, 0, 3)
+    with pytest.raises(IndexError, match='step 99 of'):
+        TaskStream(task, 'train', 8, 0, False).batch(99)
+
+
+def test_lengths_waste_least():
+    sizes = np.array([3, 5, 8, 9, 30, 31, 64])
+    assert lengths(sizes, 1, 100) == (100,)
+    assert lengths(sizes, 9, 100) == (8, 16, 32, 64)
+    assert lengths(sizes, 2, 100) == (16, 64) or lengths(sizes, 2, 100) == (32, 64)
+    assert lengths(np.array([3, 90]), 2, 50) == (8, 50)
+
+    def waste(found):
+        return sum(min(length for length in found if length >= size) for size in sizes)
+
+    pairs = [(first, 64) for first in (8, 16, 32)]
+    assert waste(lengths(sizes, 2, 100)) == min(map(waste, pairs))
+
+
+# --- rows
+
+
+def test_labels_are_those_of_the_training_rows_and_others_are_named(prepare, tmp_path):
+    assert prepare().labels == ('even', 'odd')
+    assert prepare(labels=('odd', 'even', 'none')).labels == ('odd', 'even', 'none')
+    (tmp_path / 'more.jsonl').write_text('{"text": "a", "label": "even"}\n{"text": "a", "label": "evn"}\n')
+    with pytest.raises(ValueError, match=r"more.jsonl:2: the label 'evn' is none of the 2 classes: 'even', 'odd'"):
+        prepare(validation=('more.jsonl',))
+    with pytest.raises(ValueError, match="one class alone, 'even'"):
+        prepare([row for row in ROWS if row['label'] == 'even'])
+    with pytest.raises(ValueError, match=r"1?\d.jsonl:1: no field 'lable'; .* Set config.task.label to one of them"):
+        prepare(label='lable')
+
+
+def test_shares_are_taken_by_hash_and_equal_rows_stay_together(prepare):
+    task = prepare([*ROWS, *ROWS])
+    of = {split: {row.fields['text'] for row in rows} for split, rows in task.rows.items()}
+    assert sum(map(len, of.values())) == 60 and not of['train'] & of['validation'] and not of['test'] & of['validation']
+    assert len(task.rows['validation']) == 24 and len(task.rows['test']) == 12
+    own = prepare(validation=('1.jsonl',))
+    assert len(own.rows['validation']) == 120 and len(own.rows['train']) == 54
+
+
+def test_shots_are_of_each_class_and_the_same_every_time(prepare):
+    task = prepare(shots=5)
+    kept = [row.fields['label'] for row in task.rows['train']]
+    assert kept.count('odd') == kept.count('even') == 5
+    assert [row.fields for row in prepare(shots=5).rows['train']] == [row.fields for row in task.rows['train']]
+    assert len(prepare(shots=5, name='regress', label='n', rows=[row | {'n': 1} for row in ROWS]).rows['train']) == 5
+
+
+def test_the_fingerprint_follows_what_decides_a_batch(prepare):
+    marks = {
+        prepare().fingerprint,
+        prepare(ROWS[:-1]).fingerprint,
+        prepare([*ROWS[:-1], ROWS[-1] | {'text': 'other'}]).fingerprint,
+        prepare(labels=('odd', 'even')).fingerprint,
+        prepare(buckets=2).fingerprint,
+        prepare(seq_len=256).fingerprint,
+        prepare(shots=9).fingerprint,
+        prepare(data={'validation': 0.25}).fingerprint,
+    }
+    assert len(marks) == 8 and prepare().fingerprint in marks
+
+
+def test_what_is_kept_is_found_again(prepare, monkeypatch):
+    first = prepare()
+    monkeypatch.setattr('lmtrain.data.task._encode', None)
+    again = prepare()
+    for split in first.examples:
+        np.testing.assert_array_equal(first.examples[split].tokens, again.examples[split].tokens)
+
+
+@pytest.mark.parametrize(
+    ('over', 'said'),
+    [
+        ({'name': 'clasify'}, "config.task.name is 'clasify'; it must be one of"),
+        ({'train': ()}, 'config.task.train is \\(\\); it must be files of rows'),
+        ({'train': (3,)}, 'config.task.train is 3; it must be a path'),
+        ({'text': ()}, 'config.task.text is \\(\\)'),
+        ({'label': ''}, "config.task.label is ''"),
+        ({'too_long': 'truncate'}, "config.task.too_long is 'truncate'"),
+        ({'buckets': 0}, 'config.task.buckets is 0'),
+        ({'shots': -1}, 'config.task.shots is -1'),
+        ({'pack': True}, "config.task.pack is True; it must be False: rows of 'classify' stand alone"),
+        ({'text': ('text', 'label', 'answer')}, 'one field is expected, or two'),
+        ({'name': 'span'}, "config.task.text is \\('text',\\)"),
+        ({'name': 'tag'}, "'text' must be an array"),
+        ({'name': 'regress'}, 'the label of a regression is a finite number'),
+        ({'vocab_limit': 256}, "the tokenizer 'bytes' has 257 entries and model.vocab_size is 256"),
+        ({'data': {'validation': 0.5, 'test': 0.5}}, 'no training row is left of 60'),
+        ({'name': 'chat', 'tokenizer': 'bpe', 'text': (), 'label': ''}, "data.tokenizer is 'bpe'"),
+        ({'seq_len': 10}, 'tokens, and data.seq_len is 10'),
+    ],
+)
+def test_what_cannot_be_is_named(prepare, over, said):
+    with pytest.raises(ValueError, match=said):
+        prepare(**over)
+
+
+# --- each task
+
+
+def test_columns_of_each_task(prepare):
+    common = {'tokens', 'segment_ids', 'positions', 'row'}
+
+    def batch(**over):
+        task = prepare(**over)
+        return TaskStream(task, 'train', 4, 0, True).batch(0)
+
+    found = batch()
+    assert found.keys() == common | {'labels', 'label_weights'} and found['labels'].dtype == np.int32
+    found = batch(name='regress', label='n', rows=[row | {'n': number / 3} for number, row in enumerate(ROWS)])
+    assert found['labels'].dtype == np.float32 and found['labels'].shape == (4,)
+    rows = [{'words': row['text'].split(), 'tags': ['O'] * (len(row['text'].split()) - 1) + ['B']} for row in ROWS]
+    found = batch(name='tag', text=('words',), label='tags', rows=rows)
+    assert found['labels'].shape == found['label_weights'].shape == found['tokens'].shape
+    rows = [{'q': 'where', 'c': row['text'], 'a': {'answer_start': [0], 'text': [row['text'][0]]}} for row in ROWS]
+    found = batch(name='span', text=('q', 'c'), label='a', rows=rows)
+    assert found.keys() == common | {'spans', 'label_weights'} and found['spans'].shape == (4, 2)
+    found = batch(name='chat', text=('text',), label='answer')
+    assert found.keys() == common | {'targets', 'loss_mask'}
+
+
+def test_packed_conversations_are_those_that_stand_alone(prepare):
+    """Every conversation is one piece of a packed row, with positions from 0 and the same targets learned."""
+    alone, packed = (prepare(name='chat', text=('text',), label='answer', pack=pack) for pack in (False, True))
+
+    def pieces(task):
+        stream = TaskStream(task, 'train', 4, 0, False)
+        for step in range(stream.steps_per_epoch):
+            batch = stream.batch(step)
+            for row in range(4):
+                for segment in range(1, batch['segment_ids'][row].max() + 1):
+                    here = batch['segment_ids'][row] == segment
+                    assert batch['positions'][row][here].tolist() == list(range(here.sum()))
+                    yield tuple(tuple(batch[name][row][here].tolist()) for name in ('tokens', 'targets', 'loss_mask'))
+
+    assert sorted(pieces(packed)) == sorted(pieces(alone))
+    assert len(packed.laid['train'].rows.first) < len(alone.laid['train'].rows.first) / 2
+    split, batches = packed.splits['train'], list(pieces(packed))
+    assert split.num_tokens == sum(sum(mask) for *_, mask in batches)
+    assert split.num_bytes == sum(len(row.fields['answer']) for row in packed.rows['train'])
