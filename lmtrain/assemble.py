@@ -40,6 +40,7 @@ def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
         _check_samples(config, model, run.corpus.tokenizer)
     for split in ('train', 'validation'):
         run.stream(split)  # raises where the split is empty
+    run.domains()
     return run
 
 
@@ -179,6 +180,8 @@ def _check_task(config) -> None:
         raise ValueError(f"data.corrupt = {corrupt} with task.name = {task!r}: tokens are hidden in 'text' alone")
     if task == 'chat' and not causal:
         raise ValueError("task.name = 'chat' with model.causal = False: answers are written by a causal model")
+    if config.evaluate.sources and task != 'text':
+        raise ValueError(f"evaluate.sources with task.name = {task!r}: other texts are measured in 'text' alone")
     if task in LANGUAGE and config.model.head != 'lm':
         raise ValueError(f'task.name = {task!r}, but the base has the head {config.model.head!r} and no vocabulary')
     packed = task == 'text' and not corrupt and config.data.isolate or config.task.pack

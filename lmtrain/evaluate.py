@@ -1,6 +1,7 @@
 """Evaluation of a language model: its loss on a split, in units that can be compared between tokenizers."""
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,6 +34,11 @@ def in_bits(sums: dict[str, float]) -> dict[str, float]:
         'targets': sums['targets'],
         'bytes': sums['bytes'],
     }
+
+
+def change(before: dict[str, dict], after: dict[str, dict]) -> dict[str, Any]:
+    """{'domains': {name of a text: {'before', 'after'}}}, what a run gained and forgot; {} where none was measured."""
+    return {'domains': {name: {'before': before[name], 'after': after[name]} for name in after}} if after else {}
 
 
 def evaluate(eval_step, params, stream, place, max_batches: int = 0) -> dict[str, float]:

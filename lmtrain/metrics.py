@@ -1,5 +1,6 @@
 """What a run writes, metrics.jsonl, timings.jsonl and TensorBoard events, and the speed it writes about."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -198,6 +199,29 @@ class Meter:
         speed['memory'] = peak_memory()
         self.restart(step, progress, waited)
         return speed
+
+
+@dataclasses.dataclass
+class Clock:
+    """What is spent of the budget: of its steps, or of its hours over all starts of the run."""
+
+    total_steps: int | None
+    hours: float | None
+    before: float  # seconds of earlier starts
+    begun: float | None = None  # when the loop of this start began: compiling is not training
+
+    def start(self) -> None:
+        """The loop begins."""
+        self.begun = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training with its evaluations, earlier starts included."""
+        return self.before + (time.monotonic() - self.begun if self.begun else 0.0)
+
+    def spent(self, step: int) -> float:
+        """Share of the budget that `step` updates take; 1 is its end."""
+        return step / self.total_steps if self.total_steps else min(self.elapsed / (3600 * self.hours), 1.0)
 
 
 def peak_memory() -> int:

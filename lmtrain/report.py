@@ -37,7 +37,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     'baselines': {name: bits per byte of the validation split}; 'cost': {any key of `COST`: number}}. What is missing,
     config.json excepted, is said on the page.
 
-    Raises FileNotFoundError where there is no config.json, ValueError naming file and line where one is broken.
+    Raises FileNotFoundError where there is no config.json, ValueError naming file and line of what is broken.
     """
     folder = pathlib.Path(workdir)
     if not (folder / 'config.json').exists():
@@ -52,6 +52,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         _verdict(results, baselines),
         '## Result\n\n' + _results(results, baselines),
         *(['## Members\n\n' + _members(results['sweep'])] if 'sweep' in results else []),
+        *(['## Gained and forgotten\n\n' + _domains(results['domains'])] if 'domains' in results else []),
         '## Curve\n\n'
         + (
             '![loss over steps, beside the baselines](loss.png)'
@@ -217,14 +218,22 @@ def _members(swept: Mapping[str, Any]) -> str:
     for row in swept['members']:
         measured = (f'{row[name]:.4f}' for name in names)
         rows.append((f'{row["seed"]}', f'{row["learning_rate"]:g}', f'{row["order"]}', *measured))
-    means = []
+    means, name = [], unit.replace('_', ' ')
     for group in swept['intervals']:
         mean, low, high = group[unit]
         span = 'one member: no interval' if low is None else f'95 % interval {low:.4f} to {high:.4f}'
-        name = unit.replace('_', ' ')
         means.append(f'* learning rate {group["learning_rate"]:g}, {group["members"]}: **{mean:.4f}** {name} ({span})')
     told = 'The figures above are means over the members, which read the same validation split.'
     return '\n\n'.join([told, _table(rows), '\n'.join(means)])
+
+
+def _domains(domains: Mapping[str, Any]) -> str:
+    """Bits per byte of each text before and after."""
+    rows = [('validation text of', 'before', 'after', 'change')]
+    for name, found in domains.items():
+        before, after = (found[when]['bits_per_byte'] for when in ('before', 'after'))
+        rows.append((name, f'{before:.4f}', f'{after:.4f}', f'{100 * (after / before - 1):+.1f} %'))
+    return 'Bits per byte.\n\n' + _table(rows)
 
 
 def _cost(results: Mapping[str, Any], timings: list[dict[str, Any]]) -> str:

@@ -118,6 +118,21 @@ class Run(NamedTuple):
             process_count=jax.process_count(),
         )
 
+    def domains(self) -> dict[str, data.Stream]:
+        """{name: the validation stream} of this data and of each of config.evaluate.sources; {} where none is named."""
+        wanted, found = self.config.data.to_dict() | {'mix': ()}, {}
+        if self.base and wanted['tokenizer'] == 'base':
+            wanted['tokenizer'] = str(self.base.tokenizer.absolute())
+        for source in self.config.evaluate.sources:
+            corpus = data.prepare(**wanted | {'source': source}, vocab_limit=self.config.model.vocab_size)
+            if corpus.tokenizer.hash != self.corpus.tokenizer.hash:
+                raise ValueError(
+                    f'evaluate.sources has {source!r}, for which data.tokenizer = {wanted["tokenizer"]!r} is learnt '
+                    "anew: take the base's ('base') or a file"
+                )
+            found[source] = self._replace(corpus=corpus).stream('validation')
+        return {self.config.data.source: self.stream('validation')} | found if found else {}
+
     def batch_shapes(self) -> dict[int, dict[str, jax.ShapeDtypeStruct]]:
         """{T: shapes of a global batch, with its sharding}, of every length that batches come in."""
         stream, on = self.train_stream(), sharding.batch_sharding(self.mesh)

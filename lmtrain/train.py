@@ -1,11 +1,10 @@
 """The loop of a run: step, evaluate, save, and only then the next batch; resumed, it is the uninterrupted run."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import pathlib
-import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -19,25 +18,6 @@ from lmtrain.run import Run, circumstances, resolved
 from lmtrain.trained import samples
 
 SKIPPED_IN_A_ROW = 5  # updates dropped one after another before the run ends
-
-
-@dataclasses.dataclass
-class Clock:
-    """What is spent of the budget: of its steps, or of its hours over all starts of the run."""
-
-    total_steps: int | None
-    hours: float | None
-    before: float  # seconds of earlier starts
-    begun: float | None = None  # when the loop of this start began: compiling is not training
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training with its evaluations, earlier starts included."""
-        return self.before + (time.monotonic() - self.begun if self.begun else 0.0)
-
-    def spent(self, step: int) -> float:
-        """Share of the budget that `step` updates take; 1 is its end."""
-        return step / self.total_steps if self.total_steps else min(self.elapsed / (3600 * self.hours), 1.0)
 
 
 def train(config, workdir) -> dict[str, Any]:
@@ -63,6 +43,7 @@ def train(config, workdir) -> dict[str, Any]:
         checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', **config.checkpoint))
         signals = stack.enter_context(survive.Signals())
         saved, extra = checkpoints.restore(run.stored(run.shapes)) or (None, {'step': 0, 'elapsed': 0.0})
+        compiling = stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_step)  # beside the initial state
         state = run.complete(saved) if saved else run.initial_state()
         live = stack.enter_context(contextlib.closing(display.Live(run.total_steps)))
         live.say(run.header())
@@ -79,8 +60,9 @@ def train(config, workdir) -> dict[str, Any]:
         del saved
         writers = stack.enter_context(metrics.Writers(workdir, config.log.tensorboard, extra['step'], live.say))
         loop = Loop(run, checkpoints, signals, writers, live, extra)
-        state = loop.go(state)
-        results = loop.results(state)
+        before = folder.once(workdir / 'before.json', lambda: loop.domains(state)) if config.evaluate.sources else {}
+        state = loop.go(state, compiling.result)
+        results = loop.results(state) | evaluate.change(before, loop.domains(state))
         if first:
             (workdir / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
             shown = run.one(state).params
@@ -99,14 +81,14 @@ class Loop:
         self.run, self.checkpoints, self.signals, self.writers, self.live = run, checkpoints, signals, writers, live
         self.done, self.saved_at = extra['step'], extra['step']
         self.validation, self.evaluated_at = extra.get('validation'), extra.get('evaluated_at')  # the last one
-        self.clock = Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
+        self.clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
         self.meter = metrics.Meter(run.tokens_per_step, run.flops_per_step.total, run.peak)
         self.put, self.on_cpu = sharding.place(run.mesh), jax.default_backend() == 'cpu'
         self.eval_step, self.eval_stream = run.eval_step(), run.stream('validation')
         self.baselines = run.baselines()
 
-    def go(self, state):
-        """Trains to the end of the budget."""
+    def go(self, state, compiled):
+        """Trains to the end of the budget; `compiled()` is the train step."""
         config = self.run.config
         progress = self.clock.spent(self.done)
         if progress >= 1.0:
@@ -114,30 +96,29 @@ class Loop:
             if self.evaluated_at != self.done:
                 self.evaluate(state)
             return state
-        train_step = self.run.train_step()
+        train_step = compiled()
 
         def place(batch):
             return self.put(batch), data.batch_hash(batch)
 
         with data.prefetch(self.run.train_stream(), self.done, place) as batches:
-            self.clock.begun = time.monotonic()
+            self.clock.start()
             self.meter.restart(self.done, progress, 0.0)
-            pending = None  # the step before, which is read while the device computes this one
+            # The step before is read while the device computes this one; not on a CPU, where many steps in flight can
+            # deadlock simulated devices.
+            pending = []
             while progress < 1.0:
                 step, (batch, digest) = next(batches)
                 progress = self.clock.spent(step + 1)
                 state, measured = train_step(state, batch, np.float32(progress))
-                if self.on_cpu:
-                    jax.block_until_ready(measured)  # many steps in flight can deadlock simulated devices
                 self.done = step + 1
-                if pending:
-                    self.say(*pending)
-                pending = self.done, progress, measured, digest, batches.waited
+                pending.append((self.done, progress, measured, digest, batches.waited))
                 evaluated = progress >= 1.0 or self.done % config.evaluate.every_steps == 0
                 stop = self.signals.received
-                if evaluated or stop or self.checkpoints.due(self.done):
-                    self.say(*pending)
-                    pending = None
+                due = evaluated or stop or self.checkpoints.due(self.done)
+                while len(pending) > (not due and not self.on_cpu):
+                    self.say(*pending.pop(0))
+                if due:
                     if evaluated:
                         self.evaluate(state)
                     if progress >= 1.0 or stop or self.checkpoints.due(self.done):
@@ -178,6 +159,11 @@ class Loop:
         self.live.say(f'{self.done:>7,}  ' + display.evaluation_line(self.validation, self.baselines))
         if not math.isfinite(self.validation['loss']):
             self.give_up(f'the validation loss after step {self.done:,} is {self.validation["loss"]}')
+
+    def domains(self, state) -> dict[str, Any]:
+        """The validation loss on this data and on each of config.evaluate.sources; {} where none is named."""
+        streams = self.run.domains()
+        return {name: evaluate.evaluate(self.eval_step, state.params, x, self.put) for name, x in streams.items()}
 
     def save(self, state):
         """Begins to save the state with all that a resumed run must know."""

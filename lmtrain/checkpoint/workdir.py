@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -171,6 +171,13 @@ def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
                 kind = 'free' if constant else 'fixed'
             differences.append(Difference(field, one, other, kind))
     return differences
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gave when the run began, kept in a file of its folder for later starts."""
+    if not path.exists():
+        _write(path, make())
+    return read(path)
 
 
 def record(workdir: str | os.PathLike, resumed_from: int | None, changed: list[Difference], **facts: Any) -> None:
