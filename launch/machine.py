@@ -4,6 +4,7 @@ Nothing heavy is imported here, and what the user has set in the environment win
 """
 
 import ctypes
+import gc
 import hashlib
 import os
 import pathlib
@@ -13,6 +14,7 @@ import platform
 def prepare() -> None:
     """Sets what must stand before jax starts. Raises OSError where the cache cannot be made."""
     os.environ.update(environment())
+    gc.set_threshold(10_000, 10, 10)  # imports and tracing make what stays: to search it is a tenth of a start
     if not accelerated():
         keep_memory()
 
