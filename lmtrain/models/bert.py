@@ -36,7 +36,10 @@ SIZES = {
 ARCHITECTURES = {'bert': 'BertForMaskedLM'}
 PREFIX = 'bert.'
 # Older files hold positions; those of BERT's own pretraining hold a pooler and a second head whatever they are read as.
-IGNORED = r'embeddings\.(position|token_type)_ids|pooler\.dense\.(weight|bias)|cls\.seq_relationship\.(weight|bias)'
+IGNORED = (
+    r'embeddings\.(position|token_type)_ids|pooler\.dense\.(weight|bias)'
+    r'|cls\.(seq_relationship\.(weight|bias)|predictions\.(decoder\.)?bias)'
+)
 # What the heads of this family are made of: the first token through the pooler, or every token as it is.
 HEADS = {'none': {'head_activation': 'tanh'}, 'classify': {'head_activation': 'tanh'}, 'tag': {}, 'span': {}}
 
@@ -116,7 +119,9 @@ def entries(model, prefix=PREFIX, heads=HEAD, predictions='cls.predictions') -> 
         found += [Entry((kernel,), f'{theirs}.weight', not norm, also=also[0])]
         found += [Entry((bias,), f'{theirs}.bias', also=also[1])]
     if model.head == 'lm':
-        found.append(Entry(('mlm_head/bias',), f'{predictions}.bias', also=(f'{predictions}.decoder.bias',)))
+        biases = [f'{predictions}.bias', f'{predictions}.decoder.bias']  # one, unless the weights are untied
+        key, other = biases if model.tied else reversed(biases)
+        found.append(Entry(('mlm_head/bias',), key, also=(other,)))
         if not model.tied:
             found.append(Entry(('head/kernel',), f'{predictions}.decoder.weight', linear=True))
     return found

@@ -34,6 +34,14 @@ from lmtrain.models.transformer import Transformer
 MODULES = (gpt2, llama, mistral, qwen, gemma, phi3, olmo2, gpt_neox, bert, roberta, modernbert)
 FAMILIES = {kind: module for module in MODULES for kind in module.ARCHITECTURES}  # by model_type
 
+# The head's weight, where a file repeats the embedding's.
+HEADS = (
+    'lm_head.weight',
+    'embed_out.weight',
+    'cls.predictions.decoder.weight',
+    'lm_head.decoder.weight',
+    'decoder.weight',
+)
 # What a config.json does not say, and what a family leaves out.
 DEFAULTS = {
     'norm_place': 'pre',
@@ -256,7 +264,7 @@ def _plan(model, tensors: Mapping, shapes: Mapping) -> list[tuple[Entry, list[st
         plan.append((entry, keys))
         left -= set(keys)
     left = {key for key in left if not re.fullmatch(module.IGNORED, key.removeprefix(module.PREFIX))}
-    head = next((key for key in ('lm_head.weight', 'embed_out.weight') if model.tied and key in left), None)
+    head = next((key for key in HEADS if model.tied and key in left), None)
     if head:
         embedding = next(keys[0] for entry, keys in plan if entry.paths == ('embed/embedding',))
         if not np.array_equal(tensors[head].read(), tensors[embedding].read()):
