@@ -188,7 +188,7 @@ def get_config():
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 500  # and at the end
     config.checkpoint.keep_last = 2
-    config.checkpoint.keep_best = 1  # by validation loss
+    config.checkpoint.keep_best = 1  # by validation loss, of those whose step was evaluated
 
     # What is shown and written
     config.log = ml_collections.ConfigDict()

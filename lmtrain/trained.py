@@ -57,6 +57,8 @@ def samples(config, model: Transformer, tokenizer: data.Tokenizer, params: tree.
     """The texts that the config's sample section asks for, or the word that there are none."""
     if not model.causal or config.task.name not in LANGUAGE:
         return 'This model makes no text.\n'
+    if not config.sample.prompts:
+        return 'No prompt was given: config.sample.prompts.\n'
     wanted = sample_settings(config, tokenizer)
     texts = sample.generate(model, params, **wanted)
     named = zip(config.sample.prompts, wanted['prompts'], texts, strict=True)
