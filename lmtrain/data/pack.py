@@ -68,6 +68,18 @@ def best_fit(length: np.ndarray, size: int) -> np.ndarray:
     return np.argsort(np.argsort(reached))[number] if len(row) else row
 
 
+def earlier(rows: Rows, chosen: np.ndarray, back: np.ndarray, seq_len: int, end: int) -> Rows:
+    """Rows `chosen` [B] of one text of `end` targets (isolate=False), cut `back` [B] < seq_len targets earlier.
+
+    The first row is shorter by that much, and the last takes what comes into its reach: where the text ends behind it,
+    the last targets, fewer than a row of them, stand in none.
+    """
+    start = rows.start[rows.first[chosen]]
+    stop = np.minimum(start + seq_len - back, end)
+    start = np.maximum(start - back, 0)
+    return Rows(np.arange(len(chosen) + 1), start, (stop - start).astype(np.int32))
+
+
 def gather(
     tokens: np.ndarray, rows: Rows, chosen: np.ndarray, seq_len: int, more: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:

@@ -15,9 +15,9 @@ import numpy as np
 from lmtrain.data import noise
 from lmtrain.data.corpus import Corpus
 from lmtrain.data.corrupt import corrupt
-from lmtrain.data.pack import gather
+from lmtrain.data.pack import earlier, gather
 
-SHUFFLE = 0  # what a random number is for; corrupt.py has the others
+SHUFFLE, CUT = 0, 5  # what a random number is for; corrupt.py and bucket.py have the others
 
 
 class Stream:
@@ -25,7 +25,8 @@ class Stream:
 
     shuffle: rows in a new order every epoch, without end. An epoch is one pass over the first source; rows of another
       source with weight w come w times as often (its own order is reshuffled whenever it has been passed through).
-      Batches run across the ends of epochs.
+      Batches run across the ends of epochs. One text (data.isolate=False) is cut at other places in every pass, so that
+      a token is not predicted from the same context each time; which targets a pass leaves out, `earlier` says.
     Otherwise: every row of every source once, in order; the last batch is filled with empty rows (loss_mask 0,
       segment_ids 0), and there is none after it. Masked language modelling hides the same tokens every time.
     """
@@ -63,7 +64,7 @@ class Stream:
             for part, size in zip(self.parts, self.sizes, strict=True)
         ]
         self.steps_per_epoch = -(-sum(self.quota) // batch_size)
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._epochs: dict[int, np.ndarray] = {}
 
     def steps_of_lengths(self) -> dict[int, int]:
         """{T: the first step with batches of that length}: all of them have one."""
@@ -77,15 +78,19 @@ class Stream:
         if step < 0 or not self.shuffle and step >= self.steps_per_epoch:
             raise IndexError(f'step {step} of {self.steps_per_epoch}')
         place = step * self.batch_size + self.local
-        part, row = self._rows(place)
+        part, row, back = self._rows(place)
         seq_len = self.corpus.seq_len
         batch: dict[str, np.ndarray] = {}
         for index, each in enumerate(self.parts):
             mine = np.flatnonzero(part == index)
+            rows, chosen = each.rows, row[mine]
+            if back[mine].any():
+                rows = earlier(rows, chosen, back[mine], seq_len, len(each.tokens) - 1)
+                chosen = np.arange(len(mine))
             if len(mine) == len(place):
-                batch = gather(each.tokens, each.rows, row, seq_len)
+                batch = gather(each.tokens, rows, chosen, seq_len)
             elif len(mine):
-                for name, values in gather(each.tokens, each.rows, row[mine], seq_len).items():
+                for name, values in gather(each.tokens, rows, chosen, seq_len).items():
                     batch.setdefault(name, np.zeros((len(place), seq_len), values.dtype))[mine] = values
         check_ids(batch['tokens'], self.corpus.tokenizer.vocab_size)
         batch['row'] = self.local.astype(np.int32)
@@ -98,38 +103,40 @@ class Stream:
             del batch['segment_ids']
         return batch
 
-    def _rows(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(source, row in it) of each place in the stream; row -1 is beyond the end."""
+    def _rows(self, place: np.ndarray) -> np.ndarray:
+        """[3, B]: source, row in it, targets by which it is cut earlier, of each place; row -1 is beyond the end."""
         if not self.shuffle:
             ends = np.cumsum(self.sizes)
             # Empty rows belong to a source that has rows, which the last one need not have.
             part = np.searchsorted(ends, np.minimum(place, ends[-1] - 1), side='right')
-            return part, np.where(place < ends[-1], place - (ends - self.sizes)[part], -1)
+            row = np.where(place < ends[-1], place - (ends - self.sizes)[part], -1)
+            return np.stack([part, row, np.zeros_like(row)])
         epoch, offset = np.divmod(place, sum(self.quota))
-        part, row = np.empty_like(place), np.empty_like(place)
+        found = np.empty((3, len(place)), np.int64)
         for number in np.unique(epoch).tolist():
             mine = epoch == number
-            parts, rows = self._epoch(number)
-            part[mine], row[mine] = parts[offset[mine]], rows[offset[mine]]
-        return part, row
+            found[:, mine] = self._epoch(number)[:, offset[mine]]
+        return found
 
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(source, row) of every place of an epoch; the last two epochs are kept."""
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """[3, rows]: source, row, targets by which it is cut earlier, of an epoch's places; the last two are kept."""
         if epoch not in self._epochs:
-            parts, rows = [], []
+            columns = []
             for index, (size, quota) in enumerate(zip(self.sizes, self.quota, strict=True)):
                 turn, offset = np.divmod(np.arange(epoch * quota, (epoch + 1) * quota), size)
                 for number in np.unique(turn).tolist():
                     order = noise.permutation(size, self.seed, SHUFFLE, index, number)
-                    rows.append(order[offset[turn == number]])
-                parts.append(np.full(quota, index))
-            if len(parts) > 1:
-                mixed = noise.permutation(sum(self.quota), self.seed, SHUFFLE, len(parts), epoch)
+                    rows = order[offset[turn == number]]
+                    cut = int(noise.bits(self.seed, CUT, index, number) % np.uint64(self.corpus.seq_len))
+                    back = 0 if self.corpus.isolate else cut
+                    columns.append(np.stack([np.full_like(rows, index), rows, np.full_like(rows, back)]))
+            if len(self.parts) > 1:
+                mixed = noise.permutation(sum(self.quota), self.seed, SHUFFLE, len(self.parts), epoch)
             else:
                 mixed = slice(None)
             for old in sorted(self._epochs)[:-1]:
                 del self._epochs[old]
-            self._epochs[epoch] = np.concatenate(parts)[mixed], np.concatenate(rows)[mixed]
+            self._epochs[epoch] = np.concatenate(columns, 1)[:, mixed]
         return self._epochs[epoch]
 
 

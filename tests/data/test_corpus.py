@@ -49,6 +49,7 @@ def test_these_batches_are_of_this_version(prepare):
     plain, masked = prepare(), prepare(corrupt=0.15)
     assert batch_hash(Stream(plain, 'train', 4, 0, True).batch(7)) == '7eea1cc6c5154aca'
     assert batch_hash(Stream(masked, 'train', 4, 0, True).batch(7)) == 'e86ae716e72d464d'
+    assert batch_hash(Stream(prepare(isolate=False), 'train', 4, 0, True).batch(7)) == '30da150f63afb5c5'
 
 
 def test_what_decides_a_batch_is_in_the_fingerprint(prepare, tmp_path, poem):

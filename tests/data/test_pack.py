@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data.pack import gather, pack
+from lmtrain.data.pack import earlier, gather, pack
 
 END = 999
 documents = st.lists(st.integers(1, 40), min_size=1, max_size=30)  # tokens of each
@@ -63,6 +63,22 @@ def test_without_isolation_the_text_is_cut_every_seq_len_tokens():
     np.testing.assert_array_equal(batch['targets'].ravel()[: len(tokens) - 1], tokens[1:])
     assert set(batch['segment_ids'][:2].ravel()) == {1}
     np.testing.assert_array_equal(batch['positions'][1], np.arange(8))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(8, 60), st.integers(2, 8), st.data())
+def test_one_text_cut_earlier_loses_less_than_a_row_at_its_end(size, seq_len, data):
+    tokens, begins = token_file([size])
+    rows = pack(begins, seq_len, False)
+    back = data.draw(st.integers(0, seq_len - 1))
+    count = len(rows.start)
+    moved = earlier(rows, np.arange(count), np.full(count, back), seq_len, len(tokens) - 1)
+    batch = gather(tokens, moved, np.arange(count), seq_len)
+    targets = batch['targets'][batch['loss_mask'] == 1]
+    np.testing.assert_array_equal(targets, tokens[1 : 1 + len(targets)])  # each once, in order
+    assert len(tokens) - 1 - len(targets) < seq_len
+    assert moved.length[0] == seq_len - back and (moved.length[1:-1] == seq_len).all() and moved.length.min() > 0
+    np.testing.assert_array_equal(batch['tokens'][batch['loss_mask'] == 1], tokens[: len(targets)])
 
 
 def test_an_empty_row_counts_nothing():

@@ -88,6 +88,27 @@ def test_an_epoch_is_every_row_once_in_a_new_order(corpora):
     assert wide == sum(epochs, [])[: len(wide)]  # batches run across the ends of epochs
 
 
+def test_one_text_is_cut_elsewhere_in_every_epoch(prepare):
+    corpus = prepare(isolate=False)
+    count, total = corpus.splits['train'].num_rows, corpus.splits['train'].num_tokens
+    stream = Stream(corpus, 'train', 1, 0, shuffle=True)
+    cuts = []
+    for epoch in range(4):
+        batches = [stream.batch(step) for step in range(epoch * count, (epoch + 1) * count)]
+        sizes = [int(batch['loss_mask'].sum()) for batch in batches]
+        assert total - 32 < sum(sizes) <= total and min(sizes) > 0
+        assert sorted(sizes)[2:] == [32] * (count - 2)  # all but the first of the text and its last
+        cuts.append({batch['targets'].tobytes() for batch in batches})
+    assert not cuts[0] & cuts[1] and not cuts[1] & cuts[2] and not cuts[2] & cuts[3]
+    across = Stream(corpus, 'train', 7, 0, shuffle=True)  # two passes in one batch
+    step = count // 7
+    np.testing.assert_array_equal(
+        across.batch(step)['tokens'], np.concatenate([stream.batch(7 * step + row)['tokens'] for row in range(7)])
+    )
+    evaluated = Stream(corpus, 'train', count, 0, shuffle=False).batch(0)
+    assert evaluated['loss_mask'].sum() == total and (evaluated['loss_mask'][:-1] == 1).all()
+
+
 def test_a_mixture_holds_its_weights(corpora):
     corpus = corpora['mixed']
     sizes = [len(part.rows.first) - 1 for part in corpus.splits['train'].parts]
