@@ -47,10 +47,12 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     lines, timings, starts = (_lines(folder / f'{name}.jsonl') for name in ('metrics', 'timings', 'lineage'))
     baselines = results.get('baselines') or {}
     drawn = plot(lines, baselines, folder / 'loss.png')
+    batches = config.get('evaluate', {}).get('max_batches')  # 0 is all
+    read = f'at most {batches:,} batches of ' if batches else ''
     page = [
         f'# {folder.resolve().name}\n',
-        _verdict(results, baselines),
-        '## Result\n\n' + _results(results, baselines),
+        _verdict(results, baselines, read),
+        '## Result\n\n' + _results(results, baselines, read),
         *(['## Members\n\n' + _members(results['sweep'])] if 'sweep' in results else []),
         *(['## Gained and forgotten\n\n' + _domains(results['domains'])] if 'domains' in results else []),
         '## Curve\n\n'
@@ -165,7 +167,8 @@ def _table(rows: list[tuple[str, ...]]) -> str:
     return '\n'.join([head, '|' + '---|' * len(rows[0]), *body])
 
 
-def _verdict(results: Mapping[str, Any], baselines: Mapping[str, float]) -> str:
+def _verdict(results: Mapping[str, Any], baselines: Mapping[str, float], read: str) -> str:
+    """The score in a sentence; `read` is how much of the validation text it is from, '' for all."""
     if not results.get('validation'):
         return 'This run has no final evaluation.'
     if 'bits_per_byte' not in results['validation']:
@@ -177,7 +180,7 @@ def _verdict(results: Mapping[str, Any], baselines: Mapping[str, float]) -> str:
     over = [
         f'{name} ({value:.3f})' for name, value in sorted(baselines.items(), key=lambda item: item[1]) if bits >= value
     ]
-    text = f'**{bits:.3f} bits per byte** on validation text'
+    text = f'**{bits:.3f} bits per byte** on {read}validation text'
     if under:
         text += ', less than ' + ', '.join(under)
     if over:
@@ -185,7 +188,7 @@ def _verdict(results: Mapping[str, Any], baselines: Mapping[str, float]) -> str:
     return text + '.'
 
 
-def _results(results: Mapping[str, Any], baselines: Mapping[str, float]) -> str:
+def _results(results: Mapping[str, Any], baselines: Mapping[str, float], read: str) -> str:
     if results.get('validation') and 'bits_per_byte' not in results['validation']:
         found = {split: results[split] for split in ('validation', 'test') if results.get(split)}
         names = display.measures(results['validation'])
@@ -206,7 +209,8 @@ def _results(results: Mapping[str, Any], baselines: Mapping[str, float]) -> str:
     rows += [(name, f'{value:.4f}', '', '', '') for name, value in sorted(baselines.items(), key=lambda item: item[1])]
     if len(rows) == 1:
         return 'The run was not evaluated: results.json has neither `validation` nor `baselines`.'
-    return _table(rows) + ('\n\nThe others are measured on the same validation text.' if baselines else '')
+    same = f'on all of the validation text, this model on {read}it' if read else 'on the same validation text'
+    return _table(rows) + (f'\n\nThe others are measured {same}.' if baselines else '')
 
 
 def _members(swept: Mapping[str, Any]) -> str:

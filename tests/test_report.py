@@ -93,6 +93,18 @@ def test_a_whole_run(tmp_path):
     assert picture.startswith(b'\x89PNG') and len(picture) > 10_000
 
 
+def test_a_part_of_the_validation_text_is_said_to_be_one(tmp_path):
+    folder = a_run(tmp_path / 'run')
+    assert 'The others are measured on the same validation text.' in report.write(folder).read_text()
+    config = json.loads((folder / 'config.json').read_text())
+    config['evaluate']['max_batches'] = 8
+    (folder / 'config.json').write_text(json.dumps(config))
+    page = report.write(folder).read_text()
+    assert 'bits per byte** on at most 8 batches of validation text' in page
+    assert 'on all of the validation text, this model on at most 8 batches of it.' in page
+    assert 'same validation text' not in page
+
+
 @pytest.mark.parametrize('loss', ['nan', 'inf'])
 def test_an_evaluation_that_is_not_finite_is_not_drawn(tmp_path, loss):
     folder = a_run(tmp_path / 'run')
