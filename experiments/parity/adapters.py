@@ -27,13 +27,12 @@ import transformers
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'experiments')]
 
-from parity import cases  # noqa: E402
+from parity import cases, heads  # noqa: E402
 
 from lmtrain import adapt  # noqa: E402
 from lmtrain.models import load_pretrained, save_pretrained  # noqa: E402
 
 OUTPUTS, MERGED = 2e-5, 1e-4
-CLASSES = 3
 
 ATTENTION = ['q_proj', 'v_proj']
 PATTERNS = {
@@ -140,6 +139,84 @@ CASES = {
     'prompt of llama, tags': ('llama', 'PROMPT_TUNING', 'TOKEN_CLS', PROMPT),
     'prefix of llama, tags': ('llama', 'PREFIX_TUNING', 'TOKEN_CLS', PROMPT),
 }
+BERT = ['query', 'value']
+CASES |= {
+    'lora of bert, masked': ('bert, lm', 'LORA', None, {'target_modules': BERT}),
+    'dora of bert, every layer': ('bert, lm', 'LORA', None, {'target_modules': [*BERT, 'dense'], 'use_dora': True}),
+    'ia3 of bert, masked': (
+        'bert, lm',
+        'IA3',
+        None,
+        {'target_modules': ['key', 'value', 'intermediate.dense'], 'feedforward_modules': ['intermediate.dense']},
+    ),
+    'lora of roberta, masked': ('roberta, lm', 'LORA', None, {'target_modules': BERT, 'use_rslora': True}),
+    'lora of modernbert, masked': ('modernbert, lm', 'LORA', None, {'target_modules': ['Wqkv', 'Wi']}),
+    'dora of modernbert, one layer': (
+        'modernbert, lm',
+        'LORA',
+        None,
+        {'target_modules': ['attn.Wqkv', 'attn.Wo'], 'layers_to_transform': [3], 'use_dora': True},
+    ),
+    'lora of bare bert': ('bert, none', 'LORA', 'FEATURE_EXTRACTION', {'target_modules': BERT}),
+    'prompt of bare bert': ('bert, none', 'PROMPT_TUNING', 'FEATURE_EXTRACTION', PROMPT),
+    'prompt of bare roberta': ('roberta, none', 'PROMPT_TUNING', 'FEATURE_EXTRACTION', PROMPT),
+    'prefix of bare bert': ('bert, none', 'PREFIX_TUNING', 'FEATURE_EXTRACTION', PROMPT),
+    'lora of bert, classes': ('bert, classify', 'LORA', 'SEQ_CLS', {'target_modules': BERT}),
+    'lora of roberta, classes': ('roberta, classify', 'LORA', 'SEQ_CLS', {'target_modules': BERT}),
+    'lora of modernbert, classes': ('modernbert, classify', 'LORA', 'SEQ_CLS', {'target_modules': ['Wqkv']}),
+    'prefix of bert, classes': ('bert, classify', 'PREFIX_TUNING', 'SEQ_CLS', PROMPT),
+    'lora of bert, tags': ('bert, tag', 'LORA', 'TOKEN_CLS', {'target_modules': BERT}),
+    'lora of bert, tags, head added': ('bert, none', 'LORA', 'TOKEN_CLS', {'target_modules': BERT}),
+    'prompt of bert, tags': ('bert, tag', 'PROMPT_TUNING', 'TOKEN_CLS', PROMPT),
+    'prefix of roberta, tags': ('roberta, tag', 'PREFIX_TUNING', 'TOKEN_CLS', PROMPT),
+    'prompt of modernbert, tags': ('modernbert, tag', 'PROMPT_TUNING', 'TOKEN_CLS', PROMPT),
+    'ia3 of bert, spans': (
+        'bert, span',
+        'IA3',
+        'QUESTION_ANS',
+        {'target_modules': ['key'], 'feedforward_modules': []},
+    ),
+    'lora of qwen2, classes, own head': ('qwen2, classify', 'LORA', 'SEQ_CLS', {'target_modules': ATTENTION}),
+}
+BERT = ['query', 'value']
+CASES |= {
+    'lora of bert, masked': ('bert, lm', 'LORA', None, {'target_modules': BERT}),
+    'dora of bert, every layer': ('bert, lm', 'LORA', None, {'target_modules': [*BERT, 'dense'], 'use_dora': True}),
+    'ia3 of bert, masked': (
+        'bert, lm',
+        'IA3',
+        None,
+        {'target_modules': ['key', 'value', 'intermediate.dense'], 'feedforward_modules': ['intermediate.dense']},
+    ),
+    'lora of roberta, masked': ('roberta, lm', 'LORA', None, {'target_modules': BERT, 'use_rslora': True}),
+    'lora of modernbert, masked': ('modernbert, lm', 'LORA', None, {'target_modules': ['Wqkv', 'Wi']}),
+    'dora of modernbert, one layer': (
+        'modernbert, lm',
+        'LORA',
+        None,
+        {'target_modules': ['attn.Wqkv', 'attn.Wo'], 'layers_to_transform': [3], 'use_dora': True},
+    ),
+    'lora of bare bert': ('bert, none', 'LORA', 'FEATURE_EXTRACTION', {'target_modules': BERT}),
+    'prompt of bare bert': ('bert, none', 'PROMPT_TUNING', 'FEATURE_EXTRACTION', PROMPT),
+    'prompt of bare roberta': ('roberta, none', 'PROMPT_TUNING', 'FEATURE_EXTRACTION', PROMPT),
+    'prefix of bare bert': ('bert, none', 'PREFIX_TUNING', 'FEATURE_EXTRACTION', PROMPT),
+    'lora of bert, classes': ('bert, classify', 'LORA', 'SEQ_CLS', {'target_modules': BERT}),
+    'lora of roberta, classes': ('roberta, classify', 'LORA', 'SEQ_CLS', {'target_modules': BERT}),
+    'lora of modernbert, classes': ('modernbert, classify', 'LORA', 'SEQ_CLS', {'target_modules': ['Wqkv']}),
+    'prefix of bert, classes': ('bert, classify', 'PREFIX_TUNING', 'SEQ_CLS', PROMPT),
+    'lora of bert, tags': ('bert, tag', 'LORA', 'TOKEN_CLS', {'target_modules': BERT}),
+    'lora of bert, tags, head added': ('bert, none', 'LORA', 'TOKEN_CLS', {'target_modules': BERT}),
+    'prompt of bert, tags': ('bert, tag', 'PROMPT_TUNING', 'TOKEN_CLS', PROMPT),
+    'prefix of roberta, tags': ('roberta, tag', 'PREFIX_TUNING', 'TOKEN_CLS', PROMPT),
+    'prompt of modernbert, tags': ('modernbert, tag', 'PROMPT_TUNING', 'TOKEN_CLS', PROMPT),
+    'ia3 of bert, spans': (
+        'bert, span',
+        'IA3',
+        'QUESTION_ANS',
+        {'target_modules': ['key'], 'feedforward_modules': []},
+    ),
+    'lora of qwen2, classes, own head': ('qwen2, classify', 'LORA', 'SEQ_CLS', {'target_modules': ATTENTION}),
+}
 KINDS = {
     'LORA': functools.partial(peft.LoraConfig, r=4, lora_alpha=6),
     'IA3': peft.IA3Config,
@@ -152,8 +229,11 @@ AUTO = {
     'SEQ_CLS': transformers.AutoModelForSequenceClassification,
     'TOKEN_CLS': transformers.AutoModelForTokenClassification,
     'QUESTION_ANS': transformers.AutoModelForQuestionAnswering,
+    'FEATURE_EXTRACTION': transformers.AutoModel,
+    None: transformers.AutoModelForMaskedLM,
 }
-HEADS = {'SEQ_CLS': 'score', 'TOKEN_CLS': 'score', 'QUESTION_ANS': 'qa_outputs'}
+HEADED = {'SEQ_CLS': 'classify', 'TOKEN_CLS': 'tag', 'QUESTION_ANS': 'span', 'FEATURE_EXTRACTION': 'none'}
+HEADS = ('score', 'classifier', 'qa_outputs')
 
 
 def randomise(model, only=None):
@@ -165,7 +245,7 @@ def randomise(model, only=None):
                 if 'ia3' in key or 'magnitude' in key:
                     x = parameter * (1 + 0.2 * torch.tanh(x))
                 elif only is not None and 'lora' in key:
-                    x = 0.2 * x
+                    x = 0.4 * x
                 elif only is not None and 'prompt' in key:
                     x = 0.5 * x
                 parameter.copy_(x)
@@ -173,21 +253,23 @@ def randomise(model, only=None):
 
 def base_model(name: str, folder: str):
     """Writes the base of a case and gives its directory."""
-    config = dict(cases.DECODERS[name])
+    config = dict((cases.DECODERS | heads.CASES)[name])
+    kind = getattr(transformers, config['architectures'][0])
     config = transformers.AutoConfig.for_model(config.pop('model_type'), **config)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation='eager').eval()
+    model = kind._from_config(config, attn_implementation='eager').eval()
     randomise(model)
     model.save_pretrained(folder)
     return folder
 
 
 def open_base(folder: str, task: str):
-    options = {} if task == 'CAUSAL_LM' else {'num_labels': 2 if task == 'QUESTION_ANS' else CLASSES}
+    options = {'num_labels': heads.LABELS} if task in ('SEQ_CLS', 'TOKEN_CLS') else {}
     model = AUTO[task].from_pretrained(folder, attn_implementation='eager', **options).eval()
-    if task == 'QUESTION_ANS':  # some families' class for questions does not find the weights of their other classes
+    if task == 'QUESTION_ANS' and model.base_model_prefix == 'transformer':  # it does not find the weights of `model`
         plain = transformers.AutoModel.from_pretrained(folder, attn_implementation='eager')
         model.base_model.load_state_dict(plain.state_dict())
-    model.config.pad_token_id = 0
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = 0
     return model
 
 
@@ -199,7 +281,10 @@ def outputs_of(model, task: str, batch) -> np.ndarray:
     }
     with torch.no_grad():
         out = model(**inputs)
-    x = torch.stack([out.start_logits, out.end_logits], -1) if task == 'QUESTION_ANS' else out.logits
+    if task == 'QUESTION_ANS':
+        x = torch.stack([out.start_logits, out.end_logits], -1)
+    else:
+        x = out.last_hidden_state if task == 'FEATURE_EXTRACTION' else out.logits
     x = x.float().numpy()
     return x[:, -batch['tokens'].shape[1] :] if x.ndim == 3 else x  # PEFT's outputs have the prompt's before them
 
@@ -207,7 +292,8 @@ def outputs_of(model, task: str, batch) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames=('model', 'task'))
 def ours_of(model, params, batch, task: str):
     outputs = model.apply({'params': params}, batch)
-    x = outputs.get(HEADS.get(task), outputs['logits'])
+    name = next((name for name in HEADS if name in outputs), 'logits')
+    x = outputs['hidden' if task == 'FEATURE_EXTRACTION' else name]
     if task == 'SEQ_CLS' and x.ndim == 3:  # the last real token
         x = x[np.arange(len(cases.LENGTHS)), np.array(cases.LENGTHS) - 1]
     return x
@@ -218,17 +304,18 @@ def difference(ours, theirs, batch) -> float:
     return float(np.max(gap[batch['segment_ids'] > 0] if gap.ndim == 3 else gap))
 
 
-def batch_of(task: str):
+def batch_of(base: str):
     """No row of a classifier holds the padding's id, by which transformers finds the last token."""
     batch = cases.batch()
-    tokens = np.where(batch['segment_ids'] > 0, np.maximum(batch['tokens'], 1), 0)
+    padding = 1 if base.startswith('roberta') else 0
+    tokens = np.where(batch['segment_ids'] > 0, np.maximum(batch['tokens'], 2), padding)
     return batch | {'tokens': tokens.astype(np.int32)}
 
 
 def trial(name: str) -> tuple[dict, dict]:
     """(trial, golden) of one case."""
     base, kind, task, settings = CASES[name]
-    batch = batch_of(task)
+    batch = batch_of(base)
     with tempfile.TemporaryDirectory() as folder:
         directory = base_model(base, f'{folder}/base')
         with warnings.catch_warnings():
@@ -240,11 +327,11 @@ def trial(name: str) -> tuple[dict, dict]:
             theirs = peft.PeftModel.from_pretrained(open_base(directory, task), f'{folder}/adapter').eval()
         expected = outputs_of(theirs, task, batch)
         model, params = load_pretrained(directory)
-        unadapted = ours_of(model, params, batch, 'CAUSAL_LM')
+        unadapted = None if HEADED.get(task, 'lm') != model.head else ours_of(model, params, batch, task)
         params = adapt.load_adapter(model, params, f'{folder}/adapter')
         got = ours_of(model, params, batch, task)
         found = {'case': name, 'base': base, 'kind': kind, 'task': task, 'imported': difference(got, expected, batch)}
-        if task == 'CAUSAL_LM':
+        if unadapted is not None:
             found['moved'] = difference(unadapted, expected, batch)
 
         saved = settings.get('modules_to_save', ())
@@ -258,7 +345,7 @@ def trial(name: str) -> tuple[dict, dict]:
         if kind in ('LORA', 'IA3') and not (model.tied and 'embeddings' in name):
             folded = adapt.fold(params)
             found['merged'] = difference(ours_of(model, folded, batch, task), expected, batch)
-            if task == 'CAUSAL_LM':
+            if task in ('CAUSAL_LM', None):
                 save_pretrained(f'{folder}/merged', model, folded)
                 whole = outputs_of(open_base(f'{folder}/merged', task), task, batch)
                 found['merged'] = max(found['merged'], difference(expected, whole, batch))
@@ -275,10 +362,13 @@ def main():
     parser.add_argument('--dry', action='store_true', help='write nothing')
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    trials, goldens = [], {}
     for name in CASES:
         if arguments.only in name:
-            found, _ = trial(name)
+            found, goldens[name] = trial(name)
+            trials.append(found)
             print(json.dumps(found), flush=True)
+    return trials, goldens
 
 
 if __name__ == '__main__':

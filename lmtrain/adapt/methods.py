@@ -15,6 +15,7 @@ from lmtrain.adapt.adapter import Adapter, combine, extend, none
 NAMES = ('full', 'layers', 'bitfit', 'norms', 'lora', 'ia3', 'prompt', 'prefix', 'head')
 BIASES = r'.*/bias'
 NORMS = r'.*norm/(scale|bias)'
+TASKS, OWN_HEAD = ('classify', 'tag', 'span'), r'task_head/.*'
 
 
 class Method(NamedTuple):
@@ -64,11 +65,15 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
     else:
         module = {'lora': lora, 'ia3': ia3, 'prompt': prompt, 'prefix': prefix}[name]
         found = Method(module.adapter(**settings), module.LEARNS, cut)
+    if model.head in TASKS and name != 'full':  # of the checkpoint: it learns with every method, as PEFT has it
+        found = found._replace(learns='|'.join(filter(None, [found.learns, OWN_HEAD])))
     if head and head['name']:
         learns = '|'.join(filter(None, [found.learns, heads.LEARNS]))
         found = found._replace(adapter=combine(found.adapter, heads.adapter(**head)), learns=learns)
-    elif name == 'head':
-        raise ValueError("adapt.method='head' with adapt.head.name='': there is no head to learn")
+    elif not found.learns:
+        raise ValueError(
+            "adapt.method='head' with adapt.head.name='': there is no head to learn, and the base has none of its own"
+        )
     shapes = jax.eval_shape(found.start, jax.random.key(0), params)
     try:
         tree.split(shapes, found.learns)

@@ -61,14 +61,14 @@ def load_adapter(model, params: Mapping, directory) -> tree.Params:
 
 
 def save_adapter(
-    directory, model, params: Mapping, *, base: str, task_type: str, modules_to_save: Sequence[str] = ()
+    directory, model, params: Mapping, *, base: str, task_type: str | None, modules_to_save: Sequence[str] = ()
 ) -> None:
     """Writes the adapter's leaves in `params` as PEFT's directory.
 
     Args:
       base: the name or folder of the base, as its users will write it.
-      task_type: 'CAUSAL_LM' | 'SEQ_CLS' | 'TOKEN_CLS' | 'QUESTION_ANS' | 'FEATURE_EXTRACTION'; masked language models
-        have none of their own and are 'FEATURE_EXTRACTION' or ''.
+      task_type: 'CAUSAL_LM' | 'SEQ_CLS' | 'TOKEN_CLS' | 'QUESTION_ANS' | 'FEATURE_EXTRACTION' (the model without
+        its head), or None, of a masked language model.
       modules_to_save: modules of the base, by Hugging Face's names ('lm_head'), that have learnt and go along whole.
         Added heads and the checkpoint's own head always do.
 
@@ -89,7 +89,7 @@ def save_adapter(
         raise ValueError(f'the parameters hold {told}; a directory of PEFT holds exactly one kind')
     kind = found[0]
     prefix = 'base_model.model.' if kind in ('LORA', 'IA3') else 'base_model.'
-    heads, saved = peft_heads.write(model, params, modules_to_save, prefix)
+    heads, saved = peft_heads.write(model, params, task_type, modules_to_save, prefix)
     fields = peft_config.common(kind, base, task_type, saved)
     if kind in ('LORA', 'IA3'):
         about, tensors = peft_write.write(model, params, kind, task_type)

@@ -88,10 +88,10 @@ def _check(path: Path, fields: Mapping[str, Any]) -> None:
         raise ValueError(f'{path}: r={fields["r"]} must be at least 1')
 
 
-def common(kind: str, base: str, task_type: str, saved: list[str]) -> dict[str, Any]:
+def common(kind: str, base: str, task_type: str | None, saved: list[str]) -> dict[str, Any]:
     """Fields that every kind of adapter writes. Raises ValueError where the task is none of PEFT's."""
-    if task_type not in TASKS:
-        raise ValueError(f'task_type={task_type!r} is none of {", ".join(TASKS)}')
+    if task_type not in (*TASKS, None):
+        raise ValueError(f'task_type={task_type!r} is none of {", ".join(TASKS)} and None')
     return {
         'auto_mapping': None,
         'base_model_name_or_path': base,

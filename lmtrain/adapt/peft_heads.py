@@ -1,15 +1,17 @@
 """Heads in PEFT's directories: modules_to_save, which are whole layers and no adapters."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from lmtrain import tree
 from lmtrain.adapt.peft_config import AUTOMATIC
-from lmtrain.adapt.peft_modules import entries
-from lmtrain.models import huggingface
+from lmtrain.adapt.peft_modules import entries, name_for
+from lmtrain.models import checkpoint_head, huggingface, pretrained
 
 HEADS = ('lm_head', 'score', 'classifier', 'qa_outputs')
+TASKS = {'SEQ_CLS': 'classify', 'TOKEN_CLS': 'tag', 'QUESTION_ANS': 'span'}
 
 
 def read(model, params: Mapping, fields: Mapping, tensors: Mapping, prefix: str) -> tuple[dict, dict]:
@@ -53,27 +55,50 @@ def read(model, params: Mapping, fields: Mapping, tensors: Mapping, prefix: str)
     return own, added
 
 
-def write(model, params: Mapping, modules: Sequence[str], prefix: str) -> tuple[dict, list[str]]:
+def write(model, params: Mapping, task_type: str | None, modules: Sequence[str], prefix: str) -> tuple[dict, list[str]]:
     """({key: tensor}, modules_to_save): the added heads, the base's own head for a task, and `modules` of the base.
 
-    Raises ValueError where one of `modules` is not there, or lies in the layers.
+    Raises ValueError where one of `modules` is not there or lies in the layers, or transformers has no such head.
     """
     tensors, saved, held = {}, list(modules), tree.flatten(params)
     for name, leaves in params.get('heads', {}).items():
-        saved.append(name)
-        for kind, leaf in leaves.items():
-            tensors[f'{prefix}{name}.{"weight" if kind == "kernel" else kind}'] = np.asarray(leaf).T
+        module, kinds = _module(model, name, leaves, task_type)
+        saved.append(module)
+        for kind in kinds & leaves.keys():
+            tensors[f'{prefix}{module}.{"weight" if kind == "kernel" else kind}'] = np.asarray(leaves[kind]).T
     for entry in entries(model):
         module = entry.key.rpartition('.')[0]
         asked = [name for name in modules if f'.{module}.'.endswith(f'.{name}.')]
-        if entry.paths[0].startswith('task_head/'):
+        if entry.paths[0].startswith('task_head/') and model.head in TASKS.values():
             parts = entry.key.split('.')
             saved.append(next((part for part in parts if part in HEADS), parts[-3 if len(parts) > 2 else -2]))
         elif not asked:
             continue
         if '{layer}' in entry.key:
             raise ValueError(f'modules_to_save has {asked[0]!r}, which lies in every layer: that is no head')
-        tensors[prefix + entry.key] = huggingface.join(entry, [np.asarray(held[path]) for path in entry.paths])
+        tensors[prefix + name_for(model, entry.key, task_type)] = huggingface.join(
+            entry, [np.asarray(held[path]) for path in entry.paths]
+        )
     if missing := [name for name in modules if not any(f'.{name}.' in f'.{key}' for key in tensors)]:
         raise ValueError(f'modules_to_save has {missing[0]!r}, which is no module of a {model.family}')
     return tensors, sorted(set(saved))
+
+
+def _module(model, name: str, leaves: Mapping, task_type: str | None) -> tuple[str, set[str]]:
+    """(module, its leaves) of the class for a task that computes what an added head does. Raises ValueError."""
+    if task_type not in TASKS:
+        raise ValueError(f'heads/{name} with task_type={task_type!r}: a head goes with one of {", ".join(TASKS)}')
+    own = getattr(pretrained.FAMILIES[model.family], 'HEADS', checkpoint_head.DECODER)[TASKS[task_type]]
+    headed = {'mlm_head': False, 'head': TASKS[task_type], 'num_labels': leaves['kernel'].shape[1]} | own
+    found = [e for e in entries(dataclasses.replace(model, **headed)) if e.paths[0].startswith('task_head/')]
+    kinds = {path.removeprefix('task_head/out/') for entry in found for path in entry.paths}
+    if extra := kinds - leaves.keys():
+        problem = f'has {min(extra)} as well'
+    elif 'bias' in leaves and 'bias' not in kinds and np.any(leaves['bias']):
+        problem = 'has no bias'
+    else:
+        return found[0].key.rpartition('.')[0], kinds
+    raise ValueError(
+        f"heads/{name}: the head of transformers' class for {task_type} of a {model.family} {problem}; start from a "
+        'checkpoint that has that head, and it learns with the adapter'
+    )

@@ -9,10 +9,9 @@ import numpy as np
 
 from lmtrain import tree
 from lmtrain.adapt.adapter import ELSEWHERE
-from lmtrain.models import huggingface, pretrained
+from lmtrain.models import checkpoint_head, huggingface, pretrained
 
-# Families whose class for questions calls its `model` otherwise, and how.
-RENAMED, QUESTIONS = ('llama', 'qwen2', 'qwen3'), 'transformer.'
+QUESTIONS = 'transformer.'  # what some families' class for questions calls its body
 
 
 class Module(NamedTuple):
@@ -62,7 +61,7 @@ def name_for(model, name: str, task_type: str) -> str:
     prefix = pretrained.FAMILIES[model.family].PREFIX
     if task_type == 'FEATURE_EXTRACTION':  # the bare model
         return name.removeprefix(prefix)
-    if task_type == 'QUESTION_ANS' and model.family in RENAMED:
+    if task_type == 'QUESTION_ANS' and model.family in checkpoint_head.RENAMED and name.startswith(prefix):
         return QUESTIONS + name.removeprefix(prefix)
     return name
 
