@@ -80,7 +80,6 @@ class Run(NamedTuple):
     def header(self) -> str:
         """What is about to be run, for a person."""
         config, shapes = self.config, self.shapes
-        notes = getattr(self.corpus, 'notes', ())  # what a task made of its rows
         about = display.header(
             trainable=tree.count(shapes.trainable),
             total=tree.count(shapes.params),
@@ -97,7 +96,14 @@ class Run(NamedTuple):
             flops_per_step=self.flops_per_step.total,
             memory=self.memory(),
         )
-        return '\n'.join([about, *(f'  rows       {note}' for note in notes)])
+        notes = [f'  rows       {note}' for note in getattr(self.corpus, 'notes', ())]  # what a task made of its rows
+        evaluated, saved = config.evaluate.every_steps, config.checkpoint.every_steps
+        if config.checkpoint.keep_best and saved < (self.total_steps or 0) <= math.lcm(evaluated, saved):
+            notes.append(
+                f'  best       is the last one: no checkpoint before it has a validation loss, since '
+                f'checkpoint.every_steps = {saved} and evaluate.every_steps = {evaluated} never meet'
+            )
+        return '\n'.join([about, *notes])
 
     def train_stream(self):
         """What the train step is fed: in a sweep of several orders, all of them side by side."""

@@ -3,6 +3,7 @@
 import pytest
 
 from launch import cli, machine
+from lmtrain import plan
 
 
 @pytest.fixture
@@ -42,6 +43,14 @@ def test_the_page_has_every_part(dry, capsys):
     assert rows['embed/embedding'].split()[-2] == 'no'
     assert '20 steps' in page and 'by arithmetic' in page
     assert 'the cat sat' in page[places[-1] :]
+
+
+@pytest.mark.parametrize(('evaluated', 'meet'), [(4, True), (6, False), (7, False), (20, True)])
+def test_checkpoints_that_no_evaluation_ranks_are_told(dry, capsys, monkeypatch, evaluated, meet):
+    monkeypatch.setattr(plan, 'compiled_figures', lambda run: '')
+    assert dry('--config.checkpoint.every_steps=4', f'--config.evaluate.every_steps={evaluated}')[0] == 0
+    said = 'best       is the last one' in capsys.readouterr().out
+    assert said is not meet
 
 
 def test_what_is_hidden_stands_beside_what_is_wanted(dry, capsys):
