@@ -15,7 +15,7 @@ VERBS = {
     'generate': 'text from a trained run: --workdir, --prompt',
     'export': 'a trained run as a Hugging Face directory or a PEFT adapter: --workdir, --format, --to',
     'configs': 'the recipes, one line each',
-    'show': 'a recipe with every value resolved: --config',
+    'show': 'a recipe with every value resolved, or its first batch: --config, --batch',
 }
 HELP = """\
 {bold}lmtrain{plain}: language models, trained end to end on real text

@@ -2,6 +2,7 @@
 
 lmtrain show --config=configs/quickstart.py
 lmtrain show --config=configs/pretrain_gpt2.py --config.model.num_layers=6
+lmtrain show --config=configs/quickstart.py --batch
 """
 
 import pathlib
@@ -12,10 +13,11 @@ import sys
 from absl import flags
 
 from configs import base
-from launch import cli, recipe
+from launch import cli, machine, recipe
 
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
+flags.DEFINE_bool('batch', False, 'the first batch instead, decoded, what is learned marked', flag_values=FLAGS)
 
 
 def notes() -> dict[str, str]:
@@ -35,6 +37,18 @@ def written(value) -> str:
 
 
 def run(values: flags.FlagValues) -> None:
+    if not values.batch:
+        page(values)
+        return
+    config = recipe.from_flags(values)
+    machine.prepare()
+    from lmtrain import assemble, plan  # late: the page of a recipe need not wait for jax
+
+    print(plan.decoded(assemble.assemble(config)))
+
+
+def page(values: flags.FlagValues) -> None:
+    """Prints the recipe with every value resolved."""
     config, (path, argument) = recipe.from_flags(values), recipe.find(values.config)
     bold, dim, green, cyan, plain = cli.style('bold', 'dim', 'green', 'cyan', 'plain')
     resolved, standard = dict(recipe.leaves(config)), dict(recipe.leaves(base.get_config()))

@@ -24,7 +24,7 @@ def run(values: flags.FlagValues) -> None:
         from lmtrain import plan
 
         page = plan.dry_run(config)
-        show.run(values)
+        show.page(values)
         print(f'\n{page}')
     else:
         from lmtrain import train

@@ -5,7 +5,6 @@ from lmtrain.assemble import assemble
 from lmtrain.run import Run
 
 DECODED = 3  # rows of the first batch that are shown
-SHOWN = 400  # characters of each
 
 
 def dry_run(config) -> str:
@@ -47,51 +46,11 @@ def compiled_figures(run: Run) -> str:
 
 
 def decoded(run: Run) -> str:
-    """The first rows of the first batch as text; what is learnt stands between markers where not all of it is."""
+    """The first rows of the first batch as text, what is learned marked."""
     batch = run.stream('train', shuffle=True).batch(0)
-    lines = [f'the first batch, {data.batch_hash(batch)}: ' + marks(batch)]
+    corpus = run.corpus
+    labels = corpus.labels if isinstance(corpus, data.Task) else ()
+    lines = [f'the first batch, {data.batch_hash(batch)}: {data.marks(batch)}']
     for row in range(min(DECODED, len(batch['tokens']))):
-        lines.append(f'  row {row}  {row_text(run.corpus.tokenizer, batch, row)}')
+        lines.append(f'  row {row}  {data.row_text(corpus.tokenizer, batch, row, labels)}')
     return '\n'.join(lines)
-
-
-def marks(batch) -> str:
-    """What the markers of `row_text` mean for this batch."""
-    if 'select' in batch:
-        return '[hidden>wanted] is predicted'
-    return '| begins a document, ~ is padding, and every token predicts the next but where (...) stands around it'
-
-
-def row_text(tokenizer, batch, row: int) -> str:
-    """One row of a batch, its loss mask visible, cut to SHOWN characters."""
-    tokens, positions, mask = (batch[column][row] for column in ('tokens', 'positions', 'loss_mask'))
-    padding = batch['segment_ids'][row] == 0 if 'segment_ids' in batch else mask == 0
-    wanted = {}
-    if 'select' in batch:
-        wanted = {
-            int(at): int(t) for at, t, m in zip(batch['select'][row], batch['targets'][row], mask, strict=True) if m
-        }
-    pieces, run_of, learns = [], [], True
-
-    def flush():
-        text = tokenizer.decode(run_of)
-        pieces.append(text if learns or not text else f'({text})')
-        run_of.clear()
-
-    for at, token in enumerate(tokens.tolist()):
-        if padding[at]:
-            break
-        if at in wanted:
-            flush()
-            pieces.append(f'[{tokenizer.decode([token])}>{tokenizer.decode([wanted[at]])}]')
-            continue
-        here = 'select' in batch or mask[at] > 0
-        if here != learns or positions[at] == 0:
-            flush()
-            learns = here
-            pieces.append('|' if positions[at] == 0 else '')
-        run_of.append(token)
-    flush()
-    pieces.append('~' * min(int(padding.sum()), 3))
-    text = ''.join(pieces).replace('\n', '\\n')
-    return text if len(text) <= SHOWN else text[:SHOWN] + ' ...'

@@ -58,3 +58,13 @@ def test_what_is_hidden_stands_beside_what_is_wanted(dry, capsys):
     assert dry(*encoder) == (0, False)
     page = capsys.readouterr().out
     assert '<|mask|>>' in page.partition('first batch')[2]
+
+
+def test_the_first_batch_of_a_task_is_shown_with_its_labels(dry, tmp_path, capsys):
+    (tmp_path / 'rows.csv').write_text('text,label\n' + ''.join(f'{n} the cat,{"ab"[n % 2]}\n' for n in range(40)))
+    task = {'name': 'classify', 'train': "('rows.csv',)", 'text': "('text',)", 'label': 'label'}
+    words = [f'--config.task.{key}={value}' for key, value in task.items()]
+    data = ['--config.data.tokenizer=bytes', '--config.data.cache=cache', '--config.data.validation=0.2']
+    assert cli.main(['show', '--config=tiny', '--batch', *words, *data]) == 0
+    page = capsys.readouterr().out
+    assert 'the first batch' in page and '=> a' in page and '=> b' in page and ' the cat<|endoftext|>~' in page
