@@ -125,7 +125,7 @@ DECODERS = {
 
 
 def weights(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The tensor of that name, float32: every one random, norms and biases too; norms lie around 1, Gemma's around 0."""
+    """The tensor of that name, float32: every one is random; norms lie around 1, biases around 0."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
     x = random.standard_normal(shape)
     if len(shape) > 1:

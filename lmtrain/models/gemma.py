@@ -24,8 +24,9 @@ GEMMA = llama.LLAMA | {
     'tied': True,
     'head_dim': 256,
 }
-GEMMA1 = GEMMA | {'vocab_size': 256_000, 'max_len': 8192}
+GEMMA1 = GEMMA | {'family': 'gemma', 'vocab_size': 256_000, 'max_len': 8192}
 GEMMA2 = GEMMA1 | {
+    'family': 'gemma2',
     'norm_place': 'sandwich',
     'attention_softcap': 50.0,
     'logit_softcap': 30.0,
@@ -33,6 +34,7 @@ GEMMA2 = GEMMA1 | {
     'window': 4096,
 }
 GEMMA3 = GEMMA | {
+    'family': 'gemma3_text',
     'vocab_size': 262_144,
     'max_len': 32_768,
     'norm_place': 'sandwich',

@@ -3,6 +3,7 @@
 from lmtrain.models.huggingface import PLAIN, Entry, Fields
 
 GPT2 = {
+    'family': 'gpt2',
     'vocab_size': 50257,
     'max_len': 1024,
     'positions': 'learned',

@@ -7,6 +7,7 @@ TAG = 'classifier'
 PREFIX = 'gpt_neox.'
 IGNORED = r'layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)'  # masks and frequencies of older files
 NEOX = {
+    'family': 'gpt_neox',
     'positions': 'rotary',
     'rope_theta': 10_000.0,
     'norm': 'layernorm',

@@ -7,6 +7,7 @@ files of LLaMA 2 and 3 become settings and leaves, which most families take over
 from lmtrain.models.huggingface import GATED, Entry, Fields, rope, rope_fields
 
 LLAMA = {
+    'family': 'llama',
     'positions': 'rotary',
     'rope_theta': 500_000.0,
     'norm': 'rmsnorm',

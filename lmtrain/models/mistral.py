@@ -7,7 +7,14 @@ from lmtrain.models.llama import IGNORED, PREFIX, entries
 __all__ = ['ARCHITECTURES', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
 
 ARCHITECTURES = {'mistral': 'MistralForCausalLM'}
-MISTRAL = llama.LLAMA | {'num_layers': 32, 'width': 4096, 'num_heads': 32, 'num_kv_heads': 8, 'mlp_dim': 14_336}
+MISTRAL = llama.LLAMA | {
+    'family': 'mistral',
+    'num_layers': 32,
+    'width': 4096,
+    'num_heads': 32,
+    'num_kv_heads': 8,
+    'mlp_dim': 14_336,
+}
 SIZES = {
     '7B v0.1': MISTRAL | {'vocab_size': 32_000, 'max_len': 32_768, 'rope_theta': 10_000.0, 'window': 4096},
     '7B v0.3': MISTRAL | {'vocab_size': 32_768, 'max_len': 32_768, 'rope_theta': 1_000_000.0},

@@ -9,7 +9,7 @@ __all__ = ['ARCHITECTURES', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', '
 ARCHITECTURES = {'olmo2': 'Olmo2ForCausalLM'}
 NORMS = {'attention_norm': 'post_attention_layernorm', 'mlp_norm': 'post_feedforward_layernorm'}
 PLACES = {'norm_place': 'branch', 'qk_norm': True, 'qk_norm_over': 'projection'}
-OLMO2 = llama.LLAMA | PLACES | {'vocab_size': 100_352, 'max_len': 4096, 'norm_eps': 1e-6}
+OLMO2 = llama.LLAMA | PLACES | {'family': 'olmo2', 'vocab_size': 100_352, 'max_len': 4096, 'norm_eps': 1e-6}
 SIZES = {
     '1B': OLMO2 | {'num_layers': 16, 'width': 2048, 'num_heads': 16, 'mlp_dim': 8192},
     '7B': OLMO2 | {'num_layers': 32, 'width': 4096, 'num_heads': 32, 'mlp_dim': 11_008},

@@ -7,7 +7,7 @@ from lmtrain.models.llama import IGNORED, PREFIX
 __all__ = ['ARCHITECTURES', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
 
 ARCHITECTURES = {'phi3': 'Phi3ForCausalLM'}
-PHI3 = llama.LLAMA | {'vocab_size': 32_064, 'max_len': 4096, 'rope_theta': 10_000.0, 'window': 2047}
+PHI3 = llama.LLAMA | {'family': 'phi3', 'vocab_size': 32_064, 'max_len': 4096, 'rope_theta': 10_000.0, 'window': 2047}
 SIZES = {'mini': PHI3 | {'num_layers': 32, 'width': 3072, 'num_heads': 32, 'mlp_dim': 8192}}
 PROJECTIONS = {
     'self_attn.qkv_proj': ('attention/query', 'attention/key', 'attention/value'),

@@ -182,7 +182,7 @@ def model_of(config: Mapping) -> Transformer:
     settings = DEFAULTS | module.settings(fields)
     settings |= checkpoint_head.settings(checkpoint_head.head_of(config, module), fields, module)
     fields.done()
-    return Transformer(**settings, family=kind, unroll=settings['num_layers'])
+    return Transformer(**settings | {'family': kind, 'unroll': settings['num_layers']})
 
 
 def config_of(model: Transformer, like: Mapping | None = None) -> dict:
@@ -213,6 +213,7 @@ def entries_of(model: Transformer) -> list[Entry]:
     return checkpoint_head.entries(model, FAMILIES[model.family])
 
 
+@functools.cache
 def shapes_of(model: Transformer) -> tree.Params:
     """The tree of ShapeDtypeStructs of a model's parameters, float32."""
     batch = {'tokens': jax.ShapeDtypeStruct((1, 1), jnp.int32)}

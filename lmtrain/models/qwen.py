@@ -8,8 +8,8 @@ __all__ = ['ARCHITECTURES', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', '
 
 ARCHITECTURES = {'qwen2': 'Qwen2ForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
 QWEN = llama.LLAMA | {'vocab_size': 151_936, 'max_len': 32_768, 'rope_theta': 1_000_000.0, 'norm_eps': 1e-6}
-QWEN2 = QWEN | {'biased': ('query', 'key', 'value')}
-QWEN3 = QWEN | {'qk_norm': True, 'head_dim': 128, 'num_kv_heads': 8}
+QWEN2 = QWEN | {'family': 'qwen2', 'biased': ('query', 'key', 'value')}
+QWEN3 = QWEN | {'family': 'qwen3', 'qk_norm': True, 'head_dim': 128, 'num_kv_heads': 8}
 SIZES = {
     '2.5 0.5B': QWEN2
     | {'num_layers': 24, 'width': 896, 'num_heads': 14, 'num_kv_heads': 2, 'mlp_dim': 4864, 'tied': True},

@@ -6,7 +6,7 @@ import pytest
 
 from configs import base
 from lmtrain import tree
-from lmtrain.models import Transformer, bert, gpt2, llama
+from lmtrain.models import Transformer, bert, gemma, gpt2, gpt_neox, llama, mistral, olmo2, phi3, pretrained, qwen
 
 PUBLISHED = [
     (gpt2.SIZES['124M'], 124_439_808),
@@ -17,16 +17,40 @@ PUBLISHED = [
     (llama.SIZES['3B'], 3_212_749_824),
     (llama.SIZES['8B'], 8_030_261_248),
     (llama.SIZES['70B'], 70_553_706_496),
+    (mistral.SIZES['7B v0.1'], 7_241_732_096),
+    (mistral.SIZES['7B v0.3'], 7_248_023_552),
+    (qwen.SIZES['2.5 0.5B'], 494_032_768),
+    (qwen.SIZES['2.5 1.5B'], 1_543_714_304),
+    (qwen.SIZES['3 0.6B'], 596_049_920),
+    (qwen.SIZES['3 1.7B'], 1_720_574_976),
+    (qwen.SIZES['3 8B'], 8_190_735_360),
+    (gemma.SIZES['2B'], 2_506_172_416),
+    (gemma.SIZES['7B'], 8_537_680_896),
+    (gemma.SIZES['2 2B'], 2_614_341_888),
+    (gemma.SIZES['2 9B'], 9_241_705_984),
+    (gemma.SIZES['3 270M'], 268_098_176),
+    (gemma.SIZES['3 1B'], 999_885_952),
+    (phi3.SIZES['mini'], 3_821_079_552),
+    (olmo2.SIZES['1B'], 1_484_916_736),
+    (olmo2.SIZES['7B'], 7_298_617_344),
+    (gpt_neox.SIZES['70M'], 70_426_624),
+    (gpt_neox.SIZES['160M'], 162_322_944),
+    (gpt_neox.SIZES['410M'], 405_334_016),
+    (gpt_neox.SIZES['1.4B'], 1_414_647_808),
     (bert.SIZES['base'], 109_514_298 - 2 * 768),  # but for the embedding of sentence types
     (bert.SIZES['large'], 335_174_458 - 2 * 1024),
     (bert.SIZES['crammed'], 119_563_776),
 ]
 
 
-def shapes(settings):
+def build(settings):
     config = base.get_config()
     config.model.update(settings)
-    model = Transformer(**config.model)
+    return Transformer(**config.model)
+
+
+def shapes(settings):
+    model = build(settings)
     batch = {'tokens': jax.ShapeDtypeStruct((1, 8), jnp.int32)}
     return jax.eval_shape(model.init, jax.random.key(0), batch)['params']
 
@@ -34,6 +58,15 @@ def shapes(settings):
 @pytest.mark.parametrize(('settings', 'parameters'), PUBLISHED, ids=[f'{n:,}' for _, n in PUBLISHED])
 def test_published_sizes_count(settings, parameters):
     assert tree.count(shapes(settings)) == parameters
+
+
+@pytest.mark.parametrize('module', [gpt2, llama, mistral, qwen, gemma, phi3, olmo2, gpt_neox], ids=lambda m: m.__name__)
+def test_published_sizes_can_be_exported(module):
+    for name, settings in module.SIZES.items():
+        model = build(settings)
+        assert pretrained.config_of(model)['model_type'] in module.ARCHITECTURES, name
+        paths = [path for entry in module.entries(model) for path in entry.paths]
+        assert sorted(paths) == sorted(tree.flatten(shapes(settings))), name
 
 
 @pytest.mark.parametrize('name', llama.LADDER)

@@ -1,0 +1,195 @@
+"""Compares lmtrain with transformers on tiny random models of every family.
+
+    bash launch/parity.sh [--only NAME] [--dry]
+
+Logits of a ragged batch past the original rotary length, gradients of GPT-2 and LLaMA, and logits after an export that
+transformers opens again. Writes results.json, and the goldens of the default tests (tests/models/goldens.json).
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import sys
+import tempfile
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'experiments')]
+
+import record  # noqa: E402
+from parity import cases, heads  # noqa: E402
+
+from lmtrain import tree  # noqa: E402
+from lmtrain.models import huggingface, load_pretrained, pretrained, save_pretrained  # noqa: E402
+
+LOGITS, GRADIENTS = 2e-5, 1e-4
+
+
+def theirs(config: dict):
+    """The model of a config in transformers, every parameter re-randomised."""
+    config = dict(config)
+    config = transformers.AutoConfig.for_model(config.pop('model_type'), **config)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation='eager').eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(cases.weights(key, tuple(parameter.shape))))
+    return model
+
+
+def tensors(batch):
+    return {
+        'input_ids': torch.from_numpy(batch['tokens'].astype(np.int64)),
+        'attention_mask': torch.from_numpy(batch['segment_ids'].astype(np.int64)),
+    }
+
+
+def their_logits(model, batch) -> np.ndarray:
+    with torch.no_grad():
+        return model(**tensors(batch)).logits.float().numpy()
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def our_logits(model, params, batch):
+    return model.apply({'params': params}, batch)['logits']
+
+
+def difference(ours, theirs, batch) -> float:
+    """The largest, over the real tokens."""
+    return float(np.max(np.abs(np.asarray(ours) - theirs)[batch['segment_ids'] > 0]))
+
+
+def gradients(model, params, their_model, batch) -> float:
+    """The largest difference of the gradients of the mean loss of the next token."""
+    inputs = tensors(batch)
+    labels = inputs['input_ids'].masked_fill(inputs['attention_mask'] == 0, -100)
+    their_model.zero_grad()
+    their_model(**inputs, labels=labels).loss.backward()
+    grads = {key: p.grad.numpy() for key, p in their_model.named_parameters()}
+
+    def loss(params):
+        outputs = model.apply({'params': params}, batch | {'targets': np.roll(batch['tokens'], -1, axis=1)})
+        weight = batch['segment_ids'] * np.roll(batch['segment_ids'], -1, axis=1)
+        weight[:, -1] = 0
+        return -jnp.sum(outputs['logprob'] * weight) / weight.sum()
+
+    ours = tree.flatten(jax.jit(jax.grad(loss))(params))
+    worst = 0.0
+    for entry in pretrained.FAMILIES[model.family].entries(model):
+        widths = [ours[path].shape[-1] for path in entry.paths]
+        layers = range(model.num_layers) if '{layer}' in entry.key else [None]
+        for layer in layers:
+            parts = huggingface.split(entry, grads[entry.key.format(layer=layer)], widths)
+            for path, part in zip(entry.paths, parts, strict=True):
+                mine = ours[path] if layer is None else ours[path][layer]
+                worst = max(worst, float(np.max(np.abs(mine - part))))
+    return worst
+
+
+def decoder(name: str, config: dict) -> tuple[dict, dict]:
+    """(trial, golden) of one case."""
+    batch, model = cases.batch(), theirs(config)
+    trial = {'case': name, 'family': config['model_type']}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(f'{folder}/theirs')
+        ours, params = load_pretrained(f'{folder}/theirs')
+        expected = their_logits(model, batch)
+        logits = our_logits(ours, params, batch)
+        trial |= {'logits': difference(logits, expected, batch), 'largest_logit': float(np.abs(expected).max())}
+        save_pretrained(f'{folder}/ours', ours, params, like=pretrained.read_config(f'{folder}/theirs'))
+        again, info = transformers.AutoModelForCausalLM.from_pretrained(
+            f'{folder}/ours', attn_implementation='eager', output_loading_info=True
+        )
+        assert not info['missing_keys'] and not info['unexpected_keys'], (name, info)
+        trial['exported'] = difference(logits, their_logits(again.eval(), batch), batch)
+    if name in ('gpt2', 'llama'):
+        trial['gradients'] = gradients(ours, params, model, batch)
+    shapes = {key: list(parameter.shape) for key, parameter in model.named_parameters()}
+    return trial, {'shapes': shapes, 'logits': [float(f'{x:.7g}') for x in cases.sampled(expected).ravel()]}
+
+
+def headed(name: str, config: dict) -> tuple[dict, dict]:
+    """(trial, golden) of an encoder, or of a checkpoint with the head of a task."""
+    config = dict(config)
+    kind, batch = getattr(transformers, config['architectures'][0]), heads.batch(config)
+    settings = transformers.AutoConfig.for_model(config.pop('model_type'), **config)
+    model = kind._from_config(settings, attn_implementation='eager').eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(cases.weights(key, tuple(parameter.shape))))
+
+    def theirs(model):
+        inputs = tensors(batch)
+        if 'token_types' in batch:
+            inputs['token_type_ids'] = torch.from_numpy(batch['token_types'].astype(np.int64))
+        with torch.no_grad():
+            out = model(**inputs)
+        if 'start_logits' in out:
+            return torch.stack([out.start_logits, out.end_logits], -1).numpy()
+        return (out.logits if 'logits' in out else out.last_hidden_state).float().numpy()
+
+    def gap(ours, theirs):
+        assert ours.shape == theirs.shape, (name, ours.shape, theirs.shape)
+        return difference(ours, theirs, batch) if ours.ndim == 3 else float(np.max(np.abs(ours - theirs)))
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(f'{folder}/theirs')
+        ours, params = load_pretrained(f'{folder}/theirs')
+        expected, outputs = theirs(model), jax.jit(ours.apply)({'params': params}, batch)
+        found = outputs['hidden' if ours.head == 'none' else 'logits']
+        trial = {'case': name, 'family': settings.model_type, 'head': ours.head, 'logits': gap(found, expected)}
+        trial['largest_logit'] = float(np.abs(expected).max())
+        save_pretrained(f'{folder}/ours', ours, params, like=pretrained.read_config(f'{folder}/theirs'))
+        again, info = kind.from_pretrained(f'{folder}/ours', attn_implementation='eager', output_loading_info=True)
+        assert not any(info.values()), (name, info)
+        trial['exported'] = gap(found, theirs(again.eval()))
+    shapes = {key: list(parameter.shape) for key, parameter in model.named_parameters()}
+    return trial, {'shapes': shapes, 'logits': [float(f'{x:.7g}') for x in heads.sampled(expected)]}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--only', default='', help='cases whose name has this in it; nothing is written')
+    parser.add_argument('--dry', action='store_true', help='write nothing')
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    trials, goldens = [], {}
+    for name, config in cases.DECODERS.items():
+        if arguments.only in name:
+            trial, goldens[name] = decoder(name, config)
+            trials.append(trial)
+            print(json.dumps(trial), flush=True)
+    for name, config in heads.CASES.items():
+        if arguments.only in name:
+            trial, goldens[name] = headed(name, config)
+            trials.append(trial)
+            print(json.dumps(trial), flush=True)
+    figures = []
+    for what, key, bound in (
+        ('logits', 'logits', LOGITS),
+        ('logits, exported and opened again', 'exported', LOGITS),
+        ('gradients', 'gradients', GRADIENTS),
+    ):
+        for family in dict.fromkeys(trial['family'] for trial in trials):
+            found = [trial[key] for trial in trials if trial['family'] == family and key in trial]
+            if found:
+                row = {'what': f'{family}: {what}, {len(found)} models', 'figure': f'{max(found):.1e}'}
+                figures.append(row | {'target': f'<= {bound:.0e}', 'reached': max(found) <= bound})
+    if not (arguments.only or arguments.dry):
+        goldens_path = ROOT / 'tests' / 'models' / 'goldens.json'
+        goldens_path.write_text(json.dumps(goldens, separators=(',', ':')).replace('},"', '},\n"') + '\n')
+        record.write('parity', command='bash launch/parity.sh', figures=figures, trials=trials)
+    if missed := [row['what'] for row in figures if not row['reached']]:
+        sys.exit(f'beyond the bound: {", ".join(missed)}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,288 @@
+"""Directories of the decoder families against what transformers gave (experiments/parity), and bad directories."""
+
+import dataclasses
+import functools
+import importlib
+import json
+import pathlib
+import struct
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lmtrain import data, sample, tree
+from lmtrain.models import load_pretrained, pretrained, safetensors, save_pretrained
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
+cases = importlib.import_module('parity.cases')
+GOLDENS = json.loads((pathlib.Path(__file__).parent / 'goldens.json').read_text())
+QUICK = {'xla_backend_optimization_level': 0}
+
+
+def directory(folder: pathlib.Path, name: str, **changes) -> pathlib.Path:
+    """The Hugging Face directory of a case; `changes` of its config.json, None takes a field out."""
+    folder.mkdir(exist_ok=True)
+    config = {key: value for key, value in (cases.DECODERS[name] | changes).items() if value is not None}
+    (folder / 'config.json').write_text(json.dumps(config))
+    write(folder, {key: cases.weights(key, tuple(shape)) for key, shape in GOLDENS[name]['shapes'].items()})
+    return folder
+
+
+def write(folder, arrays, **options):
+    safetensors.write(folder, {key: (x.shape, x.dtype) for key, x in arrays.items()}, arrays.__getitem__, **options)
+
+
+def read(folder) -> dict[str, np.ndarray]:
+    return {key: tensor.read() for key, tensor in safetensors.find(folder).items()}
+
+
+@functools.partial(jax.jit, static_argnames='model', compiler_options=QUICK)
+def logits(model, params, batch):
+    return model.apply({'params': params}, batch)['logits']
+
+
+@pytest.mark.parametrize('name', cases.DECODERS)
+def test_in_and_out_as_transformers_has_it(tmp_path, name):
+    model, params = load_pretrained(directory(tmp_path / 'in', name))
+    found = cases.sampled(logits(dataclasses.replace(model, unroll=1), params, cases.batch()))
+    wanted = np.array(GOLDENS[name]['logits'], np.float32).reshape(found.shape)
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+    # What is written is what was read, whether or not the stack is cut.
+    like = cases.DECODERS[name] | {'bos_token_id': 7, 'dtype': 'float16'}
+    save_pretrained(tmp_path / 'out', model, tree.cut(params, (1, model.num_layers - 1)), like=like)
+    before = {
+        key.replace('lm_head', 'embed_out') if 'neox' in name else key: x for key, x in read(tmp_path / 'in').items()
+    }
+    after = read(tmp_path / 'out')
+    assert before.keys() == after.keys()
+    for key in before:
+        np.testing.assert_array_equal(before[key], after[key], err_msg=key)
+    config = pretrained.read_config(tmp_path / 'out')
+    assert config['architectures'] == cases.DECODERS[name]['architectures']
+    assert config['bos_token_id'] == 7 and config['eos_token_id'] is None and config['torch_dtype'] == 'float32'
+    assert load_pretrained(tmp_path / 'out')[0] == model
+
+
+def test_every_family_has_a_case():
+    covered = {config['model_type'] for config in cases.DECODERS.values()}
+    assert covered == {kind for kind in pretrained.FAMILIES if 'bert' not in kind}
+
+
+def test_stories_go_on_as_published(shared):
+    """The text of reference_stories260K.md, from the begin of a document, character for character."""
+    folder = shared / 'models' / 'stories260K'
+    if not folder.is_dir():
+        pytest.skip(f'no {folder}')
+    model, params = load_pretrained(folder / 'hf')
+    tokenizer = data.open_tokenizer(folder / 'hf' / 'tokenizer.json', mask=False)
+    greedy = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0}
+    greedy |= {'end_id': tokenizer.end_id, 'vocab_size': tokenizer.vocab_size}
+    model = dataclasses.replace(model, unroll=1)
+    (ids,) = sample.generate(model, params, [[tokenizer.begin_id]], max_tokens=256, **greedy)
+    published = (folder / 'reference_stories260K.md').read_text().split('-t 0.0\n')[1].split('\n```')[0]
+    assert tokenizer.decode(ids) == published
+
+
+def test_leaves_are_placed_one_by_one_in_the_dtype_that_is_asked_for(tmp_path):
+    folder = directory(tmp_path / 'in', 'llama')
+    write(folder, {key: x.astype(ml_dtypes.bfloat16) for key, x in read(folder).items()})
+    seen = []
+
+    def place(path, array):
+        seen.append(path)
+        return jnp.asarray(array)
+
+    model, params = load_pretrained(folder, place)
+    assert sorted(seen) == sorted(tree.flatten(params))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {'bfloat16'}
+    whole, _ = load_pretrained(folder, dtype='float32'), None
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.float32(a), b), params, whole[1])
+    # Kept in bfloat16 and computed in float32, they give what their float32 copies give.
+    batch, model = cases.batch(), dataclasses.replace(model, unroll=1)
+    np.testing.assert_array_equal(logits(model, params, batch), logits(model, whole[1], batch))
+    save_pretrained(tmp_path / 'out', model, params, dtype='float16')
+    assert {str(x.dtype) for x in read(tmp_path / 'out').values()} == {'float16'}
+    assert pretrained.read_config(tmp_path / 'out')['torch_dtype'] == 'float16'
+
+
+def test_weights_in_several_files(tmp_path):
+    folder = directory(tmp_path, 'gpt2')
+    whole = read(folder)
+    _, expected = load_pretrained(folder)
+    write(folder, whole, shard=20_000)
+    names = sorted(path.name for path in folder.glob('*.safetensors*'))
+    assert names[0] == 'model-00001-of-00004.safetensors' and len(names) == 5, names
+    assert not (folder / 'model.safetensors').exists()
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(folder)[1], expected)
+
+    index = folder / 'model.safetensors.index.json'
+    told = json.loads(index.read_text())
+    places = told['weight_map']
+    key = next(iter(places))
+    for change, message in (
+        ({key: '../model-00001-of-00004.safetensors'}, 'is no .safetensors file of'),
+        ({key: names[-2]}, f"holds '{key}', which"),
+        ({'lost': names[0]}, "puts 'lost' in"),
+    ):
+        index.write_text(json.dumps({'weight_map': places | change}))
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            load_pretrained(folder)
+    write(folder, whole)
+    assert [path.name for path in folder.glob('*.safetensors*')] == ['model.safetensors']
+
+
+def test_the_name_of_the_module_may_be_missing(tmp_path):
+    """As in the files of openai-community/gpt2, which also hold the masks."""
+    folder = directory(tmp_path, 'gpt2')
+    _, expected = load_pretrained(folder)
+    masks = {'h.0.attn.bias': np.ones((1, 1, 96, 96), np.float32)}
+    write(folder, {key.removeprefix('transformer.'): x for key, x in read(folder).items()} | masks)
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(folder)[1], expected)
+
+
+def test_a_tied_head_in_the_file_is_the_embedding(tmp_path):
+    folder = directory(tmp_path, 'gpt2')
+    whole = read(folder)
+    write(folder, whole | {'lm_head.weight': whole['transformer.wte.weight']})
+    load_pretrained(folder)
+    write(folder, whole | {'lm_head.weight': 2 * whole['transformer.wte.weight']})
+    with pytest.raises(ValueError, match="'lm_head.weight' is not 'transformer.wte.weight', though"):
+        load_pretrained(folder)
+
+
+CONFIGS = [
+    ({'model_type': 'llamma'}, "model_type='llamma' is none of .*nearest is 'llama'"),
+    ({'architectures': ['LlamaForSomething']}, 'LlamaForSomething'),
+    ({'hidden_size': None}, 'a llama lacks hidden_size'),
+    ({'hidden_act': 'gelu_quick'}, "hidden_act='gelu_quick' of a llama is none of"),
+    ({'rope_scaling': {'rope_type': 'proportional', 'factor': 2.0}}, "rope_type='proportional' is none of"),
+    ({'rope_scaling': {'rope_type': 'linear'}}, "rope_type='linear' has the fields .*must have .'factor'"),
+    ({'rope_scaling': {'rope_type': 'linear', 'factor': 2.0, 'factr': 1}}, "'factr'"),
+    ({'rope_scaling': {'rope_type': 'linear', 'type': 'dynamic', 'factor': 2.0}}, 'differ'),
+    ({'rope_scaling': {'factor': 2.0}}, 'rope_type default have the field factor'),
+    ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5 is not supported'),
+    ({'quantization_config': {'bits': 4}}, 'quantization_config=.* is unknown for a llama'),
+    ({'residual_multiplier': 0.2}, 'residual_multiplier=0.2 is unknown'),
+]
+
+
+@pytest.mark.parametrize(('change', 'message'), CONFIGS, ids=[str(change)[:60] for change, _ in CONFIGS])
+def test_a_field_that_is_not_understood_is_named(change, message):
+    config = {name: value for name, value in (cases.DECODERS['llama'] | change).items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        pretrained.model_of(config)
+
+
+def test_windows_that_a_config_cannot_mean():
+    with pytest.raises(ValueError, match='layer_types=.* are not 2 of'):
+        pretrained.model_of(cases.DECODERS['qwen2'] | {'layer_types': ['full_attention']})
+    with pytest.raises(ValueError, match='sliding_attention of a gemma3_text is stretched'):
+        scaling = {'sliding_attention': {'rope_type': 'linear', 'factor': 2.0}}
+        pretrained.model_of(cases.DECODERS['gemma3'] | {'rope_parameters': scaling})
+
+
+def test_off_fields_and_names_of_other_programs_are_passed_over():
+    more = {
+        'output_scores': False,
+        'pruned_heads': {},
+        'temperature': 1.0,
+        'torch_dtype': 'bfloat16',
+        'use_cache': True,
+    }
+    assert pretrained.model_of(cases.DECODERS['llama'] | more) == pretrained.model_of(cases.DECODERS['llama'])
+
+
+NORM = 'model.layers.1.input_layernorm.weight'
+TENSORS = [
+    (lambda x: x.pop(NORM), f"lack '{NORM}', .32,.*; the nearest is"),
+    (lambda x: x.update({NORM: x[NORM][:31]}), f"'{NORM}' is .31,., but .32,. by config.json"),
+    (
+        lambda x: x.update({'model.layers.2.mlp.up_proj.weight': x[NORM]}),
+        "'model.layers.2.mlp.up_proj.weight' .32,. has no",
+    ),
+    (lambda x: x.update({NORM: x[NORM].astype(np.float16)}), 'dtypes float16 and float32'),
+]
+
+
+@pytest.mark.parametrize(('change', 'message'), TENSORS, ids=['missing', 'misshapen', 'extra', 'dtypes'])
+def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, message):
+    folder = directory(tmp_path, 'llama')
+    arrays = read(folder)
+    change(arrays)
+    write(folder, arrays)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(folder)
+
+
+def header(**entries) -> bytes:
+    raw = json.dumps(entries).encode()
+    return struct.pack('<Q', len(raw)) + raw
+
+
+def tensor(start, stop, shape=(2,), dtype='F32', **more):
+    return {'dtype': dtype, 'shape': list(shape), 'data_offsets': [start, stop]} | more
+
+
+FILES = {
+    'empty': (b'', 'truncated or no safetensors: 0 bytes'),
+    'no header': (struct.pack('<Q', 100) + b'{}', 'a header of 100 is promised'),
+    'huge header': (b'\xff' * 16, 'is promised'),
+    'no json': (struct.pack('<Q', 4) + b'{]}}', 'is no JSON'),
+    'a list': (struct.pack('<Q', 2) + b'[]', 'not an object'),
+    'twice': (struct.pack('<Q', 13) + b'{"a":1,"a":2}', 'twice'),
+    'truncated data': (header(a=tensor(0, 8)) + b'\0' * 4, '4 bytes of data, the header tells of 8'),
+    'more data': (header(a=tensor(0, 8)) + b'\0' * 12, '12 bytes of data, the header tells of 8'),
+    'a hole': (header(a=tensor(0, 8), b=tensor(12, 20)) + b'\0' * 20, "'b' begins at byte 12 .* ends at 8"),
+    'overlap': (header(a=tensor(0, 8), b=tensor(4, 12)) + b'\0' * 12, "'b' begins at byte 4 .* ends at 8"),
+    'wrong size': (header(a=tensor(0, 8, (3,))) + b'\0' * 8, "'a' lies at .0, 8., but .3. of float32 are 12 bytes"),
+    'negative': (header(a=tensor(-8, 0)), "'a' has shape"),
+    'true': (header(a=tensor(0, 4, (True,))) + b'\0' * 4, "'a' has shape"),
+    'unknown dtype': (header(a=tensor(0, 8, dtype='F8_E4M3')) + b'\0' * 8, "'a' has dtype 'F8_E4M3'"),
+    'no shape': (header(a={'dtype': 'F32', 'data_offsets': [0, 8]}) + b'\0' * 8, "'a' is described by"),
+    'more said': (header(a=tensor(0, 8, strides=[4])) + b'\0' * 8, "'a' is described by"),
+}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_header_that_lies_is_refused(tmp_path, name):
+    content, message = FILES[name]
+    (tmp_path / 'model.safetensors').write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        safetensors.find(tmp_path)
+    assert 'model.safetensors' in str(error.value)
+
+
+def test_pickles_and_empty_directories_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match='holds no config.json'):
+        load_pretrained(tmp_path)
+    folder = directory(tmp_path, 'llama')
+    (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
+    with pytest.raises(ValueError, match='pytorch_model.bin is a pickle'):
+        load_pretrained(folder)
+    (folder / 'pytorch_model.bin').unlink()
+    with pytest.raises(FileNotFoundError, match='neither model.safetensors nor'):
+        load_pretrained(folder)
+    (folder / 'config.json').write_text('[1]')
+    with pytest.raises(ValueError, match='has no model_type'):
+        load_pretrained(folder)
+
+
+def test_what_has_no_hugging_face_form_is_not_written(tmp_path):
+    model, params = load_pretrained(directory(tmp_path / 'in', 'llama'))
+    out = tmp_path / 'out'
+    with pytest.raises(ValueError, match="model.norm='layernorm' cannot be said in the config.json of a llama"):
+        save_pretrained(out, dataclasses.replace(model, norm='layernorm'), params)
+    with pytest.raises(ValueError, match="model.family='' is none of"):
+        save_pretrained(out, dataclasses.replace(model, family=''), params)
+    with pytest.raises(ValueError, match='prompt/embedding has no place .*fold adapters first'):
+        save_pretrained(out, model, params | {'prompt': {'embedding': jnp.ones((2, 32))}})
+    with pytest.raises(ValueError, match=r'head/kernel is \(32, 60\), but \(32, 61\)'):
+        save_pretrained(out, model, params | {'head': {'kernel': jnp.ones((32, 60))}})
+    with pytest.raises(ValueError, match='head/kernel is missing'):
+        save_pretrained(out, model, {name: leaf for name, leaf in params.items() if name != 'head'})
+    assert not out.exists()
