@@ -45,7 +45,7 @@ def test_the_page_has_every_part(dry, capsys):
     assert 'the cat sat' in page[places[-1] :]
 
 
-@pytest.mark.parametrize(('evaluated', 'meet'), [(4, True), (6, False), (7, False), (20, True)])
+@pytest.mark.parametrize(('evaluated', 'meet'), [(4, True), (6, True), (7, False), (20, False)])
 def test_checkpoints_that_no_evaluation_ranks_are_told(dry, capsys, monkeypatch, evaluated, meet):
     monkeypatch.setattr(plan, 'compiled_figures', lambda run: '')
     assert dry('--config.checkpoint.every_steps=4', f'--config.evaluate.every_steps={evaluated}')[0] == 0
