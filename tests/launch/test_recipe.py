@@ -191,6 +191,15 @@ def test_a_recipe_says_what_it_claims_what_to_type_and_what_it_costs(name):
     assert f'configs/{name}.py' in text
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_a_score_is_said_to_be_measured_where_it_is(name):
+    results = (recipe.FOLDER.parent / 'experiments').glob('*/results.json')
+    programs = [file for path in results for file in path.parent.glob('*.py')]
+    measured = any(f'configs/{name}.py' in file.read_text() for file in programs)
+    score = (recipe.FOLDER / f'{name}.py').read_text().partition('Score:   ')[2].partition('\n')[0]
+    assert not (measured and 'not measured' in score)
+
+
 def test_the_list_has_every_recipe_and_its_claim(capsys):
     assert cli.main(['configs']) == 0
     said = capsys.readouterr().out
