@@ -55,33 +55,20 @@ def stream(
     params: Params,
     prompts: Sequence[Sequence[int]],
     *,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
-    end_id: int,
-    vocab_size: int,
     every: int = 8,
+    **settings,
 ) -> Iterator[tuple[int, list[int], bool]]:
     """Yields (row, the ids it has gained, whether it is done) while the texts are made.
 
     A text is done at `end_id` (which is not given out), after `max_tokens`, or when the model has read its `max_len`
     tokens, prompt included (`room`). What a prompt gets depends on `seed`, on the prompt, and on how many equal ones
-    came before it; not on what else is in the batch, nor on `every`.
+    came before it; not on what else is in the batch, nor on `every`, the tokens made between two yields.
 
-    Args:
-      prompts: ids. An empty one starts from `end_id`, which is where documents begin.
-      temperature: logits are divided by it; 0 takes the likeliest token.
-      top_k: draws from this many of the likeliest tokens; 0 is all.
-      top_p: draws from the fewest tokens whose probability, after `top_k`, is at least this (arXiv 1904.09751).
-      vocab_size: the tokenizer's. Rows of the embedding beyond it are never drawn.
-      every: tokens made between two yields.
-
-    Raises what `check` raises, before anything is compiled; FloatingPointError where a logit is nan or infinite.
+    Arguments are those of `check`, which is called before anything is compiled. Raises FloatingPointError where a
+    logit is nan or infinite.
     """
-    wanted = {'max_tokens': max_tokens, 'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'seed': seed}
-    check(model, prompts, end_id=end_id, vocab_size=vocab_size, every=every, **wanted)
+    check(model, prompts, every=every, **settings)
+    max_tokens, end_id = settings['max_tokens'], settings['end_id']
     model = dataclasses.replace(model, attention='xla', remat='none')  # kernels take no cache, and no gradient is taken
     prompts = [list(prompt) or [end_id] for prompt in prompts]
     longest = max(map(len, prompts))
@@ -102,17 +89,17 @@ def stream(
     def batches():
         for start in range(0, len(tokens), batch_size):
             some = slice(start, start + batch_size)
-            settings = Settings(
-                seed=np.uint32(seed),
+            asked = Settings(
+                seed=np.uint32(settings['seed']),
                 tag=tags[some],
                 limit=limits[some],
-                temperature=np.float32(temperature),
-                top_k=np.int32(top_k),
-                top_p=np.float32(top_p),
-                vocab_size=np.int32(vocab_size),
+                temperature=np.float32(settings['temperature']),
+                top_k=np.int32(settings['top_k']),
+                top_p=np.float32(settings['top_p']),
+                vocab_size=np.int32(settings['vocab_size']),
                 end_id=np.int32(end_id),
             )
-            for row, ids, done in _batch(model, params, tokens[some], lengths[some], settings, cache_length, every):
+            for row, ids, done in _batch(model, params, tokens[some], lengths[some], asked, cache_length, every):
                 yield start + row, ids, done
 
     return batches()
@@ -131,8 +118,16 @@ def check(
     vocab_size: int,
     every: int = 8,
 ) -> None:
-    """Raises ValueError where an argument of `stream` is out of range, there is no prompt or one is longer than the
-    model's context, or the model is not causal.
+    """Raises ValueError where an argument is out of range, there is no prompt or one is longer than the model's
+    context, or the model is not causal.
+
+    Args:
+      prompts: ids. An empty one starts from `end_id`, which is where documents begin.
+      temperature: logits are divided by it; 0 takes the likeliest token.
+      top_k: draws from this many of the likeliest tokens; 0 is all.
+      top_p: draws from the fewest tokens whose probability, after `top_k`, is at least this (arXiv 1904.09751).
+      vocab_size: the tokenizer's. Rows of the embedding beyond it are never drawn.
+      every: see `stream`.
     """
     numbers = {'max_tokens': (max_tokens, 1, 2**31 - 1), 'every': (every, 1, 2**31 - 1), 'seed': (seed, 0, 2**32 - 1)}
     numbers |= {'temperature': (temperature, 0, math.inf), 'top_k': (top_k, 0, 2**31 - 1), 'top_p': (top_p, 0, 1)}
