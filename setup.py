@@ -45,5 +45,6 @@ setup(
         'parquet': ['pyarrow>=18'],
         'sentencepiece': ['sentencepiece>=0.2'],
         'bench': ['torch>=2.6'],
+        'parity': ['peft>=0.21', 'torch>=2.6', 'transformers>=5.23'],
     },
 )
