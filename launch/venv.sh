@@ -101,7 +101,7 @@ install() {
   say "lmtrain: installing in ${VENV/#$PWD\//} for ${found:-cpu}, once; this takes a minute or two ..."
   log=$VENV/install.log
   extras=$extras${found:+${extras:+,}$found}
-  if ! "$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
+  if ! "$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check --retries 10 --timeout 60 \
     --editable "$root${extras:+[$extras]}" </dev/null >"$log" 2>&1; then
     cat "$log" >&2
     say "lmtrain: the installation failed; the lines above are pip's (also in $log). Run this again to retry."
