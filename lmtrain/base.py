@@ -134,7 +134,7 @@ def _pretrained(path: Path) -> Base:
 
 def _with_adapter(base: Base, path: Path) -> Base:
     """A base with the leaves of a PEFT directory."""
-    new = adapt.load_adapter(base.model, base.shapes, path)  # abstract base: its own leaves are arrays
+    new = adapt.load_adapter(of_a_family(base.model), base.shapes, path)  # abstract base: its own leaves are arrays
     own = {p: leaf for p, leaf in tree.flatten(new).items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), new)
 
@@ -145,6 +145,25 @@ def _with_adapter(base: Base, path: Path) -> Base:
     files = sorted(file for file in path.iterdir() if file.name.startswith('adapter_'))
     both = hashlib.sha256(f'{base.hash} {_hash(files)}'.encode()).hexdigest()
     return base._replace(hash=both, shapes=shapes, load=load)
+
+
+def of_a_family(model: Transformer) -> Transformer:
+    """The model under the family whose config.json can say its settings, where it names none.
+
+    Raises ValueError with each family's reason where none can.
+    """
+    from lmtrain.models import pretrained
+
+    if model.family:
+        return model
+    reasons = []
+    for family in ('llama', 'gpt2', 'qwen3', 'bert'):
+        try:
+            pretrained.config_of(named := dataclasses.replace(model, family=family))
+            return named
+        except ValueError as error:
+            reasons.append(f'  {family}: {error}')
+    raise ValueError('no family of Hugging Face has this model:\n' + '\n'.join(reasons))
 
 
 def _hash(files: list[Path]) -> str:

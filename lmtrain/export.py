@@ -1,6 +1,5 @@
 """A trained model handed back in the formats that everyone reads: a Hugging Face directory, or PEFT's adapter."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
     if to.is_dir() and any(to.iterdir()):
         raise FileExistsError(f'{to} is not empty: export into a new directory')
     found = base.open_run(Path(workdir), step, member)
-    model = _of_a_family(found.model)
+    model = base.of_a_family(found.model)
     params = found.load(lambda path, array: jax.device_put(array))
     source = found.config.init.base
     lines = [f'step {found.step:,} of {workdir}']
@@ -65,20 +64,6 @@ def _plain(model: Transformer, params: tree.Params, merge: bool) -> tuple[tree.P
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (4, min(64, model.max_len)), np.int32)
     change = adapt.largest_change(model, params, folded, {'tokens': tokens})
     return folded, [f'merged: {len(added)} leaves; the largest change of a logit over 256 tokens is {change:.2g}']
-
-
-def _of_a_family(model: Transformer) -> Transformer:
-    """The model under the family that can say its settings, where none is named."""
-    if model.family:
-        return model
-    reasons = []
-    for family in ('llama', 'gpt2', 'qwen3', 'bert'):
-        try:
-            pretrained.config_of(named := dataclasses.replace(model, family=family))
-            return named
-        except ValueError as error:
-            reasons.append(f'  {family}: {error}')
-    raise ValueError('no family of Hugging Face has this model:\n' + '\n'.join(reasons))
 
 
 def _tokenizer(tokenizer: data.Tokenizer, folder: Path, to: Path) -> list[str]:

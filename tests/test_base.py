@@ -1,0 +1,145 @@
+"""A run on a base: what it starts from, what its checkpoint holds, what it refuses, and the way back out."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny
+from lmtrain import assemble, base, export, train, trained, tree
+from lmtrain.models import load_pretrained
+
+STEPS = 4
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder with a small text, a run on it ('first'), and that run's model as a Hugging Face directory ('hf')."""
+    folder = tmp_path_factory.mktemp('base')
+    words = 'the cat sat on a mat and saw that dog run to his red ball in our park'.split()
+    for number in range(40):
+        (folder / f'{number}.txt').write_text(' '.join(np.random.default_rng(number).choice(words, 60)))
+    train.train(recipe(folder), folder / 'first')
+    export.export(folder / 'first', folder / 'hf', 'hf')
+    return folder
+
+
+def recipe(folder, **settings):
+    config = tiny.get_config()
+    config.data.source = str(folder / '*.txt')
+    config.data.cache = str(folder / 'cache')
+    config.data.validation = 0.2
+    config.budget.steps = STEPS
+    config.log.update(every_steps=1, tensorboard=False)
+    config.checkpoint.every_steps = STEPS
+    config.evaluate.every_steps = STEPS
+    config.sample.prompts = ()
+    for name, value in settings.items():
+        section, _, field = name.partition('__')
+        config[section][field] = value
+    return config
+
+
+def on_base(folder, kind='first', **settings):
+    wanted = {'init__base': str(folder / kind), 'data__tokenizer': 'bytes' if kind == 'hf' else 'base'}
+    return recipe(folder, **wanted | settings)
+
+
+def flat(params):
+    return {path: np.asarray(leaf) for path, leaf in tree.flatten(params).items()}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[path], err_msg=path)
+
+
+@pytest.mark.parametrize('kind', ['first', 'hf'])
+def test_a_run_starts_from_the_parameters_of_its_base(folder, kind):
+    run = assemble.assemble(on_base(folder, kind))
+    assert_equal(flat(run.initial_state().params), flat(trained.restore(folder / 'first').params))
+
+
+def test_an_exported_run_opens_as_it_was(folder):
+    model, params = load_pretrained(folder / 'hf')
+    was = trained.restore(folder / 'first')
+    tokens = {'tokens': np.arange(24, dtype=np.int32).reshape(2, 12)}
+    logits = [m.apply({'params': p}, tokens)['logits'] for m, p in ((model, params), (was.model, was.params))]
+    np.testing.assert_allclose(*logits, atol=2e-5)
+
+
+def test_a_checkpoint_holds_what_the_base_lacks_and_is_refused_on_another(folder, tmp_path):
+    config = on_base(folder, adapt__method='lora', init__frozen_dtype='bfloat16')
+    work = folder / 'lora'
+    train.train(config, work)
+    leaves = json.loads((work / 'checkpoints' / str(STEPS) / 'manifest.json').read_text())['leaves']
+    held = {path for path in leaves if path.startswith(('trainable/', 'frozen/'))}
+    assert held and all('lora_' in path for path in held)
+
+    found, start = flat(trained.restore(work).params), flat(trained.restore(folder / 'first').params)
+    assert_equal({path: leaf for path, leaf in found.items() if 'lora_' not in path}, start)
+    assert any(np.any(leaf) for path, leaf in found.items() if path.endswith('lora_b'))
+
+    saved = json.loads((work / 'fingerprints.json').read_text())
+    (work / 'fingerprints.json').write_text(json.dumps(saved | {'base': '0' * 64}))
+    with pytest.raises(ValueError, match='was trained on another base'):
+        trained.restore(work)
+    with pytest.raises(ValueError, match='fingerprint of base'):
+        train.train(config, work)
+    (work / 'fingerprints.json').write_text(json.dumps(saved))
+
+    with pytest.raises(ValueError, match='--merge'):
+        export.export(work, tmp_path / 'a', 'hf')
+    said = export.export(work, tmp_path / 'merged', 'hf', merge=True)
+    assert any('largest change of a logit' in line for line in said)
+    export.export(work, tmp_path / 'peft', 'peft')
+    run = assemble.assemble(on_base(folder, init__adapter=str(tmp_path / 'peft')))
+    again = flat(run.initial_state().params)
+    for path, leaf in found.items():
+        np.testing.assert_allclose(again[path], leaf, atol=1e-6, err_msg=path)
+
+
+def test_frozen_leaves_are_held_in_two_bytes_and_without_moments(folder):
+    run = assemble.assemble(on_base(folder, adapt__method='lora', init__frozen_dtype='bfloat16'))
+    state = run.initial_state()
+    base_leaves = {path: x for path, x in tree.flatten(state.frozen).items() if 'lora_' not in path}
+    assert {str(leaf.dtype) for leaf in base_leaves.values()} == {'bfloat16'}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.trainable)} == {'float32'}
+    assert tree.flatten(state.opt_state[0].mu).keys() == tree.flatten(state.trainable).keys()
+
+
+def test_a_resumed_run_on_a_base_is_the_uninterrupted_one(folder, tmp_path):
+    config = on_base(folder, adapt__method='lora', checkpoint__every_steps=2, schedule__name='constant')
+    train.train(config, tmp_path / 'whole')
+    config.budget.steps = 2
+    train.train(config, tmp_path / 'parts')
+    config.budget.steps = STEPS
+    train.train(config, tmp_path / 'parts')
+    one, other = (flat(trained.restore(tmp_path / name).params) for name in ('whole', 'parts'))
+    assert_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'said'),
+    [
+        ({'init__adapter': 'x'}, "init.adapter = 'x' without init.base"),
+        ({'init__frozen_dtype': 'bfloat16'}, "init.frozen_dtype = 'bfloat16' without init.base"),
+        ({'data__tokenizer': 'base'}, "data.tokenizer = 'base' without init.base"),
+        ({'init__base': 'nowhere'}, 'nowhere is neither the folder of a run nor a Hugging Face directory'),
+        ({'adapt__method': 'lorra'}, "adapt.method='lorra' is none of"),
+        ({'adapt__method': 'prompt'}, "adapt.method = 'prompt' with several documents in a row"),
+        ({'task__name': 'taging'}, "task.name = 'taging' is none of"),
+        ({'adapt__dropout': 1.0}, r'adapt.dropout = 1.0: it must lie in \[0, 1\)'),
+        ({'evaluate__sources': ('python',), 'task__name': 'tag'}, "evaluate.sources with task.name = 'tag'"),
+    ],
+)
+def test_what_contradicts_is_named_before_anything_compiles(folder, settings, said):
+    with pytest.raises((ValueError, OSError), match=said):
+        assemble.assemble(recipe(folder, **settings))
+
+
+def test_a_folder_that_is_no_base_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='neither the folder of a run nor a Hugging Face directory'):
+        base.open_base(str(tmp_path))
