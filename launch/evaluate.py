@@ -19,5 +19,6 @@ def run(values: flags.FlagValues) -> None:
     from lmtrain import display, trained
 
     sums = trained.evaluate_split(workdir, values.split, step)
-    text = f'{sums["targets"]:,.0f} targets, {sums["bytes"]:,.0f} bytes'
+    spelled = f', {sums["bytes"]:,.0f} bytes' if 'bytes' in sums else ''
+    text = f'{sums["targets"]:,.0f} targets{spelled}'
     print(f'{values.split}: {display.evaluation_line(sums, {})}  ({text})')

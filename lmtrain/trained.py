@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lmtrain import base, data, evaluate, sample, sharding, tree
+from lmtrain import base, data, evaluate, sample, score, sharding, tree
 from lmtrain.assemble import assemble
 from lmtrain.checkpoint import workdir as folder
 from lmtrain.models import Transformer
@@ -50,7 +50,11 @@ def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 
             )
     params = jax.device_put(trained.params, sharding.shardings(trained.params, run.mesh))
     stream = run.stream(split, shuffle=False)
-    return evaluate.evaluate(run.eval_step(), params, stream, sharding.place(run.mesh))
+    place = sharding.place(run.mesh)
+    found = evaluate.evaluate(run.eval_step(), params, stream, place)
+    if run.config.task.name in score.PREDICT:
+        found |= score.score(run.model, params, stream, place, **run.objective.keywords)
+    return found
 
 
 def samples(config, model: Transformer, tokenizer: data.Tokenizer, params: tree.Params) -> str:

@@ -12,7 +12,7 @@ FLOORS = (
     {'sharding', 'checkpoint', 'metrics', 'cost', 'hlo', 'display', 'optim', 'models', 'data', 'objectives'},
     {'state', 'sample', 'adapt'},
     {'sweep'},
-    {'step', 'evaluate', 'prompting', 'report', 'base'},
+    {'step', 'evaluate', 'prompting', 'report', 'base', 'score'},
     {'run'},
     {'assemble'},
     {'trained', 'plan', 'export'},

@@ -27,6 +27,7 @@ Bits per byte is the sum of -log2 p(target) over `Split.num_bytes`.
 from lmtrain.data.bucket import TaskStream
 from lmtrain.data.corpus import Corpus, Split, prepare
 from lmtrain.data.decoded import marks, row_text
+from lmtrain.data.score import score
 from lmtrain.data.stream import Stream, batch_hash, check_ids, prefetch
 from lmtrain.data.task import TASKS, Task, prepare_task
 from lmtrain.data.text import Tokenizer
@@ -39,5 +40,5 @@ COLUMNS = (
 
 __all__ = [
     'COLUMNS', 'TASKS', 'Corpus', 'Split', 'Stream', 'Task', 'TaskStream', 'Tokenizer', 'batch_hash', 'check_ids',
-    'load_tokenizer', 'marks', 'prefetch', 'prepare', 'prepare_task', 'row_text',
+    'load_tokenizer', 'marks', 'prefetch', 'prepare', 'prepare_task', 'row_text', 'score',
 ]  # fmt: skip

@@ -41,6 +41,8 @@ class Task:
     fingerprint: str  # hex sha256 of rows, tokenizer, template and settings
     seq_len: int
     lengths: tuple[int, ...]  # T of the batches: one compiled program each, ascending
+    text: tuple[str, ...]  # the fields that are read
+    label: str
     labels: tuple[str, ...]  # names of the classes or tags; () elsewhere
     notes: tuple[str, ...]  # what was recognised, counted, cut or left out: to be said at the start
     rows: dict[str, list[Row]] = field(repr=False)
@@ -152,6 +154,8 @@ def prepare_task(
         fingerprint=key(known, shares, shots, buckets, pack),
         seq_len=seq_len,
         lengths=lengths(sizes, 1 if pack else buckets, seq_len),
+        text=text,
+        label=label,
         labels=labels,
         notes=tuple(json.loads((place / 'notes.json').read_text())),
         rows=rows,

@@ -33,6 +33,16 @@ def regression(forward, batch, *, head: str = 'logits', pool: str = 'first'):
     return {'loss': error**2, 'absolute_error': jnp.abs(error)}, batch['label_weights']
 
 
+def predict(forward, batch, *, head: str = 'logits', pool: str = 'first'):
+    """int32 [B]: the likeliest class of every row."""
+    return jnp.argmax(pooled(forward(batch)[head], batch, pool), axis=-1).astype(jnp.int32)
+
+
+def predict_number(forward, batch, *, head: str = 'logits', pool: str = 'first'):
+    """float32 [B]: the number of every row."""
+    return pooled(forward(batch)[head], batch, pool)[:, 0]
+
+
 def pooled(outputs, batch, pool: str):
     """[B, C] of outputs [B, C] (as they are) or [B, T, C]: the first or last real token of each row, or their mean."""
     if outputs.ndim == 2:

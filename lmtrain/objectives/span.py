@@ -28,10 +28,7 @@ def loss(forward, batch, *, head: str = 'logits'):
 
 
 def predict(forward, batch, *, head: str = 'logits', longest: int = 30):
-    """(spans int32 [B, 2], scores float32 [B]): the span with the highest start + end, of at most `longest` tokens.
-
-    The score is start + end less those of the row's first token, so that windows of one context can be compared.
-    """
+    """(spans int32 [B, 2], scores float32 [B]): the span with the highest start + end, of at most `longest` tokens."""
     scores = _candidates(forward(batch)[head], batch)
     T = scores.shape[1]
     start, end = jnp.arange(T)[:, None], jnp.arange(T)[None]
