@@ -71,9 +71,7 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
         learns = '|'.join(filter(None, [found.learns, heads.LEARNS]))
         found = found._replace(adapter=combine(found.adapter, heads.adapter(**head)), learns=learns)
     elif not found.learns:
-        raise ValueError(
-            "adapt.method='head' with adapt.head.name='': there is no head to learn, and the base has none of its own"
-        )
+        raise ValueError(f'adapt.method={name!r}: no head is added, and the base has none of its own for a task')
     shapes = jax.eval_shape(found.start, jax.random.key(0), params)
     try:
         tree.split(shapes, found.learns)
