@@ -15,6 +15,7 @@ import pytest
 
 from configs import tiny
 from lmtrain import assemble, checkpoint, metrics, sharding, survive, train
+from lmtrain.models import Transformer
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 12
@@ -186,6 +187,14 @@ def test_sharded_equals_unsharded(config):
     assert alone[-1, 0] < alone[0, 0]
     for mesh in MESHES:
         np.testing.assert_allclose(losses(None, mesh), alone, rtol=1e-5, err_msg=str(mesh))
+
+
+def test_a_start_traces_the_model_once_for_its_parameters(config, monkeypatch):
+    traced, init = [], Transformer.init
+    monkeypatch.setattr(Transformer, 'init', lambda self, *inputs: traced.append(self) or init(self, *inputs))
+    config.data.seq_len = 26  # of no other test, whose trace would be found again
+    state = assemble.assemble(config).initial_state()
+    assert len(traced) == 1 and int(state.step) == 0
 
 
 def test_a_run_that_has_gone_wrong_ends_with_a_word(config, tmp_path):
