@@ -60,7 +60,9 @@ class Linear(nn.Module):
 def column_norm(kernel, a, b, scale):
     """float32 [..., features]: the norms of the columns of kernel + scale a b."""
     merged = kernel.astype(jnp.float32) + scale[..., None, None] * (a.astype(jnp.float32) @ b.astype(jnp.float32))
-    return jnp.sqrt(jnp.sum(jnp.square(merged), axis=-2))
+    # Under vmap, XLA:CPU of jax 0.10.2 to 0.12 fuses the product with the sum and reads what was never written
+    # (github.com/jax-ml/jax/issues/39103 is of that kind); the barrier keeps them apart.
+    return jnp.sqrt(jnp.sum(jnp.square(jax.lax.optimization_barrier(merged)), axis=-2))
 
 
 class Embed(nn.Module):
