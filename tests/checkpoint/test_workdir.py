@@ -181,7 +181,7 @@ import sys, time
 from lmtrain.checkpoint import workdir
 held = workdir.lock(sys.argv[1])
 print('locked', flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
