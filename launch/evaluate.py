@@ -1,24 +1,77 @@
-"""the loss of a trained run on a split of its data: nats, perplexity, bits per token and bits per byte.
+"""the loss of a trained run on a split of its data; or how many rows a model answers when it is prompted.
 
-lmtrain evaluate --workdir=runs/quickstart
 lmtrain evaluate --workdir=runs/quickstart --split=test
+lmtrain evaluate --base=DIR --rows=copa.jsonl --template='{query} {gold}' --answer=gold --choices=choices
+lmtrain evaluate --workdir=runs/lora --rows=test.csv --template='{text} => {category}' --answer=category \\
+                 --choices=category --demonstrations=train.csv --shots=4
 """
+
+import json
 
 from absl import flags
 
 from launch import folder, machine
 
 FLAGS = flags.FlagValues()
-folder.define(FLAGS)
+folder.define(FLAGS, base=True)
 flags.DEFINE_enum('split', 'validation', ['train', 'validation', 'test'], 'validation by default', flag_values=FLAGS)
+flags.DEFINE_multi_string('rows', [], 'rows to be answered: jsonl, csv, tsv; may be repeated', flag_values=FLAGS)
+flags.DEFINE_string('template', None, 'a row as text: {field} for its fields, that of --answer last', flag_values=FLAGS)
+flags.DEFINE_string('answer', None, 'field of the answer, or of the index of the right choice', flag_values=FLAGS)
+text = 'field of the choices, or the choices with commas between; none: the answer is generated'
+flags.DEFINE_string('choices', '', text, flag_values=FLAGS)
+flags.DEFINE_integer('shots', 0, 'demonstrations before each row', flag_values=FLAGS)
+flags.DEFINE_multi_string('demonstrations', [], 'rows they are drawn from; by default --rows', flag_values=FLAGS)
+flags.DEFINE_integer('limit', 0, 'the first rows alone; 0 is all', flag_values=FLAGS)
+flags.DEFINE_integer('seed', 0, 'of the demonstrations', flag_values=FLAGS)
+flags.DEFINE_integer('max_tokens', 16, 'of a generated answer', flag_values=FLAGS)
+flags.DEFINE_integer('batch_size', 32, 'prompts computed together', flag_values=FLAGS)
+flags.DEFINE_string('results', None, 'a JSON file for the figures and what was found for each row', flag_values=FLAGS)
 
 
 def run(values: flags.FlagValues) -> None:
+    if values.rows:
+        prompted(values)
+        return
+    if values.base:
+        raise ValueError('--base without --rows: a split is of a run (--workdir); rows to be answered are --rows=FILE')
     workdir, step = folder.from_flags(values)
     machine.prepare()
     from lmtrain import display, trained
 
     sums = trained.evaluate_split(workdir, values.split, step)
     spelled = f', {sums["bytes"]:,.0f} bytes' if 'bytes' in sums else ''
-    text = f'{sums["targets"]:,.0f} targets{spelled}'
-    print(f'{values.split}: {display.evaluation_line(sums, {})}  ({text})')
+    print(f'{values.split}: {display.evaluation_line(sums, {})}  ({sums["targets"]:,.0f} targets{spelled})')
+
+
+def prompted(values: flags.FlagValues) -> None:
+    """Scores the rows that --rows names."""
+    for name in ('template', 'answer'):
+        if not values[name].value:
+            raise ValueError(f'--{name} is missing, which --rows needs: see `lmtrain evaluate --help`')
+    machine.prepare()
+    from lmtrain import prompting
+    from lmtrain.data.rows import read_rows
+
+    rows = [row for file in values.rows for row in read_rows(file, '')]
+    demonstrations = [row for file in values.demonstrations for row in read_rows(file, '')]
+    choices = values.choices.split(',') if ',' in values.choices else values.choices
+    found = folder.model(values)
+    scores = prompting.score(
+        found.model,
+        found.params,
+        found.tokenizer,
+        rows[: values.limit or None],
+        template=values.template,
+        answer=values.answer,
+        choices=choices or (),
+        shots=values.shots,
+        demonstrations=demonstrations or (rows if values.shots else ()),
+        seed=values.seed,
+        max_tokens=values.max_tokens,
+        batch_size=values.batch_size,
+    )
+    print(prompting.line(scores.results))
+    if values.results:
+        with open(values.results, 'w') as file:
+            json.dump({'results': scores.results, 'rows': scores.rows}, file, indent=1)

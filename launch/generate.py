@@ -2,6 +2,7 @@
 
 lmtrain generate --workdir=runs/quickstart --prompt='def '
 lmtrain generate --workdir=runs/quickstart --prompts_file=prompts.txt --temperature=0
+lmtrain generate --base=DIR --prompt='Once upon a time'
 """
 
 import json
@@ -11,10 +12,11 @@ import time
 
 from absl import flags
 
+from configs import base
 from launch import cli, folder, machine
 
 FLAGS = flags.FlagValues()
-folder.define(FLAGS)
+folder.define(FLAGS, base=True)
 flags.DEFINE_multi_string('prompt', [], 'what to continue; may be repeated; none starts a document', flag_values=FLAGS)
 flags.DEFINE_string('prompts_file', None, 'one prompt a line, or .jsonl with the field "prompt"', flag_values=FLAGS)
 flags.DEFINE_integer('max_tokens', None, "tokens to make; by default the recipe's sample.max_tokens", flag_values=FLAGS)
@@ -25,17 +27,15 @@ flags.DEFINE_integer('seed', 0, 'the same seed gives the same text', flag_values
 
 
 def run(values: flags.FlagValues) -> None:
-    workdir, step = folder.from_flags(values)
     prompts = list(values.prompt)
     if values.prompts_file:
         prompts += read_prompts(pathlib.Path(values.prompts_file))
     machine.prepare()
-    from lmtrain import trained
-
-    run = trained.restore(workdir, step)
+    run = folder.model(values)
+    usual = (run.config or base.get_config()).sample
     settings = {'seed': values.seed}
     for name in ('max_tokens', 'temperature', 'top_k', 'top_p'):
-        settings[name] = run.config.sample[name] if values[name].value is None else values[name].value
+        settings[name] = usual[name] if values[name].value is None else values[name].value
     show(run.model, run.tokenizer, run.params, prompts or [''], settings)
 
 

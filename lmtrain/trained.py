@@ -8,6 +8,7 @@ import jax
 from lmtrain import base, data, evaluate, sample, score, sharding, tree
 from lmtrain.assemble import assemble
 from lmtrain.checkpoint import workdir as folder
+from lmtrain.data.tokenizer import open_tokenizer
 from lmtrain.models import Transformer
 from lmtrain.run import LANGUAGE, sample_settings
 
@@ -32,6 +33,16 @@ def restore(workdir, step: int | str = 'last', member: int = 0) -> Trained:
     found = base.open_run(pathlib.Path(workdir), step, member)
     params = found.load(lambda path, array: jax.device_put(array))
     return Trained(found.config, found.model, data.load_tokenizer(found.tokenizer), params, found.step)
+
+
+def pretrained(directory: str, adapter: str = '') -> Trained:
+    """The model of a Hugging Face directory (or a run's folder), with a PEFT adapter if named; of no config, step 0.
+
+    Raises what `base.open_base` raises, and ValueError where the directory holds no tokenizer.
+    """
+    found = base.open_base(directory, adapter)
+    params = found.load(lambda path, array: jax.device_put(array))
+    return Trained(found.config, found.model, open_tokenizer(found.tokenizer, mask=False), params, found.step or 0)
 
 
 def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 0) -> dict[str, float]:
