@@ -75,7 +75,9 @@ def _planned(run: Run) -> Run:
     key = jax.random.key(0)
     params = run.base.shapes if run.base else jax.eval_shape(lambda: drawn(model, key, config.data.seq_len))
     own = task in LANGUAGE or model.head == HEADS[task]
-    head = None if own else {'name': task, 'classes': _classes(task, run.corpus.labels)}
+    # Where transformers gives decoders a head for a row, it has no bias.
+    bias = not model.causal or task not in ('classify', 'regress')
+    head = None if own else {'name': task, 'classes': _classes(task, run.corpus.labels), 'bias': bias}
     name, wanted = config.adapt.method, config.adapt.get(config.adapt.method)
     wanted = wanted.to_dict() if wanted else {}
     if name == 'prompt':

@@ -139,7 +139,9 @@ def _with_adapter(base: Base, path: Path) -> Base:
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), new)
 
     def load(place):
-        below = {p: leaf for p, leaf in tree.flatten(base.load(place)).items() if p not in own}
+        params = base.load(place)
+        adapt.check_base(path, params)
+        below = {p: leaf for p, leaf in tree.flatten(params).items() if p not in own}
         return tree.unflatten(below | {p: place(p, leaf) for p, leaf in own.items()})
 
     files = sorted(file for file in path.iterdir() if file.name.startswith('adapter_'))

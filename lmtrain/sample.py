@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.models import Transformer
+from lmtrain.models.prompt import ahead
 from lmtrain.tree import Params
 
 ROWS = 64  # prompts decoded together; further ones wait for these
@@ -72,8 +73,15 @@ def stream(
     model = dataclasses.replace(model, attention='xla', remat='none')  # kernels take no cache, and no gradient is taken
     prompts = [list(prompt) or [end_id] for prompt in prompts]
     longest = max(map(len, prompts))
-    prompt_length = bucket(longest, SHORTEST, model.max_len)
-    cache_length = bucket(longest + max_tokens, SHORTEST, model.max_len)
+    taken = ahead(params)  # positions of a soft prompt or a prefix
+    context = model.max_len - taken
+    if longest > context:
+        raise ValueError(
+            f'a prompt has {longest} tokens, but model.max_len={model.max_len} leaves {context} beside the {taken} '
+            'positions that are learnt: shorten it'
+        )
+    prompt_length = bucket(longest, SHORTEST, context)
+    cache_length = bucket(longest + max_tokens, SHORTEST, context)
     batch_size = bucket(len(prompts), 1, ROWS)
 
     tokens = np.full((-(-len(prompts) // batch_size) * batch_size, prompt_length), end_id, np.int32)
@@ -82,7 +90,7 @@ def stream(
     seen = collections.Counter()
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-        limits[row] = min(max_tokens, room(model, prompt))
+        limits[row] = min(max_tokens, room(model, prompt) - taken)
         tags[row] = zlib.crc32(np.array([seen[tuple(prompt)], *prompt], np.int32).tobytes())
         seen[tuple(prompt)] += 1
 

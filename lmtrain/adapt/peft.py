@@ -107,10 +107,11 @@ def save_adapter(
 def check_base(directory, params: Mapping) -> None:
     """Raises ValueError where the adapter in a directory says that it was made on another base than `params`.
 
-    Only adapters written here say so. Shapes in place of arrays are not compared.
+    Only adapters written here say so. Shapes in place of arrays, and arrays of several processes, are not compared.
     """
-    path = Path(directory) / BASE
-    if not path.is_file() or any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(dict(params))):
+    path, leaves = Path(directory) / BASE, jax.tree.leaves(dict(params))
+    known = all(not isinstance(x, jax.ShapeDtypeStruct) and getattr(x, 'is_fully_addressable', True) for x in leaves)
+    if not path.is_file() or not known:
         return
     wanted, got = json.loads(path.read_text()).get('base'), fingerprint(separate(params)[0])
     if wanted != got:

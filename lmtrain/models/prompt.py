@@ -58,8 +58,8 @@ def prefix(params) -> int:
 
 def ahead(params) -> int:
     """Positions before the first token of a text: those of a soft prompt and of prefixes."""
-    found = prompt(params)
-    return prefix(params) + (0 if found is None else found.shape[0])
+    found = [prompt(params), params.get('prefix', {}).get('embedding')]
+    return prefix(params) + sum(len(leaf) for leaf in found if leaf is not None)
 
 
 def enter(params, batch, cache):

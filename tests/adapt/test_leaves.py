@@ -196,6 +196,8 @@ def test_generation_reads_the_prompt():
     texts = [[3, 4, 5], [6]]
     expected = sample.generate(model, params, [ids + text for text in texts], **settings)
     assert sample.generate(model, prompted, texts, **settings) == expected
+    with pytest.raises(ValueError, match='a prompt has 31 tokens, but model.max_len=32 leaves 30 beside the 2'):
+        sample.generate(model, prompted, [[1] * 31], **settings)
 
 
 def test_dropout_of_low_rank_paths_follows_the_row_and_the_layer():
