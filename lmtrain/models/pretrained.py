@@ -129,14 +129,12 @@ def save_pretrained(
         if _joined(found) != shapes[path]:
             raise ValueError(f'{path} is {_joined(found)}, but {shapes[path]} by the settings of the model')
     entries = entries_of(model)
+    bare = FAMILIES[model.family].PREFIX if model.head == 'none' else ''
     places = {}  # {key: (entry, layer)}
     for entry in entries:
-        if '{layer}' in entry.key:
-            places |= {
-                entry.key.format(layer=i): (entry, i - entry.first) for i in range(entry.first, model.num_layers)
-            }
-        else:
-            places[entry.key] = entry, None
+        key = entry.key.removeprefix(bare)
+        layers = range(entry.first, model.num_layers) if '{layer}' in key else [None]
+        places |= {key.format(layer=i): (entry, None if i is None else i - entry.first) for i in layers}
 
     def described(entry: Entry):
         shape = huggingface.joined_shape(entry, [_one(shapes[path], entry) for path in entry.paths])

@@ -6,7 +6,21 @@ import pytest
 
 from configs import base
 from lmtrain import tree
-from lmtrain.models import Transformer, bert, gemma, gpt2, gpt_neox, llama, mistral, olmo2, phi3, pretrained, qwen
+from lmtrain.models import (
+    Transformer,
+    bert,
+    gemma,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    modernbert,
+    olmo2,
+    phi3,
+    pretrained,
+    qwen,
+    roberta,
+)
 
 PUBLISHED = [
     (gpt2.SIZES['124M'], 124_439_808),
@@ -40,6 +54,8 @@ PUBLISHED = [
     (bert.SIZES['base'], 109_514_298 - 2 * 768),  # but for the embedding of sentence types
     (bert.SIZES['large'], 335_174_458 - 2 * 1024),
     (bert.SIZES['crammed'], 119_563_776),
+    (roberta.SIZES['base'], 124_697_433),
+    (modernbert.SIZES['base'], 149_655_232),
 ]
 
 
