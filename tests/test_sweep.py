@@ -80,7 +80,7 @@ def parts(method='regex'):
         tx,
         optim.schedule(**config.schedule),
         clip=0.5,
-        accumulate=1 if method == 'dora' else 2,
+        accumulate=2,
         trainable=shapes.trainable,
     )
 
@@ -120,17 +120,17 @@ def follow(function, start, stream):
 
 
 @pytest.mark.parametrize(
-    ('method', 'lists'),
+    'lists',
     [
-        ('dora', {'seeds': (0, 1, 2), 'learning_rates': (3e-2, 1e-2, 1e-1)}),
-        ('regex', {'learning_rates': (1e-2, 3e-3, 1e37), 'orders': (5,)}),  # one batch for all; the last diverges
+        {'seeds': (0, 1, 2), 'learning_rates': (3e-2, 1e-2, 1e-1)},
+        {'learning_rates': (3e-2, 1e-1, 1e37), 'orders': (5,)},  # one batch for all; the last diverges
     ],
     ids=['seeds and learning rates', 'one batch for all'],
 )
-def test_each_member_follows_what_it_would_have_been_alone(method, lists):
+def test_each_member_follows_what_it_would_have_been_alone(lists):
     chosen = members(**lists)
-    _, make, alone_step = parts(method)
-    start = first(chosen, method)
+    _, make, alone_step = parts('dora')
+    start = first(chosen, 'dora')
     streams = [Drawn(order) for order in sweep.orders(chosen)]
     stream = sweep.Streams(streams) if len(streams) > 1 else streams[0]
     together, after, last = follow(jax.jit(sweep.train_step(make, chosen, None)), start, stream)
