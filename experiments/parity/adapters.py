@@ -325,7 +325,6 @@ def open_base(folder: str, task: str):
         plain = transformers.AutoModel.from_pretrained(folder, attn_implementation='eager')
         model.base_model.load_state_dict(plain.state_dict())
     if model.config.pad_token_id is None:
-        if model.config.pad_token_id is None:
         model.config.pad_token_id = 0
     return model
 

@@ -1,9 +1,10 @@
-"""Compares lmtrain with transformers on tiny random models of every family.
+"""Compares lmtrain with transformers and PEFT on tiny random models of every family.
 
     bash launch/parity.sh [--only NAME] [--dry]
 
 Logits of a ragged batch past the original rotary length, gradients of GPT-2 and LLaMA, and logits after an export that
-transformers opens again. Writes results.json, and the goldens of the default tests (tests/models/goldens.json).
+transformers opens again; the heads of tasks; adapters in and out of PEFT's directories; and what is published of
+stories260K. Writes results.json, and the goldens of the default tests.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['HF_HUB_OFFLINE'] = '1'
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'experiments')]
 
 import record  # noqa: E402
-from parity import cases, heads  # noqa: E402
+from parity import adapters, cases, heads, stories  # noqa: E402
 
 from lmtrain import tree  # noqa: E402
 from lmtrain.models import huggingface, load_pretrained, pretrained, save_pretrained  # noqa: E402
@@ -184,11 +186,23 @@ def main():
             if found:
                 row = {'what': f'{family}: {what}, {len(found)} models', 'figure': f'{max(found):.1e}'}
                 figures.append(row | {'target': f'<= {bound:.0e}', 'reached': max(found) <= bound})
+    more, rows, of_adapters = adapters.compare(arguments.only)
+    trials, figures = trials + more, figures + rows
+    if arguments.only in 'stories260K' and (found := stories.trial()):
+        print(json.dumps(found), flush=True)
+        trials, figures = [*trials, found], figures + stories.figures(found)
     if not (arguments.only or arguments.dry):
+        adapters.write(of_adapters)
         for file, found in (('goldens', goldens), ('goldens_heads', of_heads)):
             text = json.dumps(found, separators=(',', ':')).replace('},"', '},\n"') + '\n'
             (ROOT / 'tests' / 'models' / f'{file}.json').write_text(text)
-        record.write('parity', command='bash launch/parity.sh', figures=figures, trials=trials)
+        record.write(
+            'parity',
+            command='bash launch/parity.sh',
+            figures=figures,
+            trials=trials,
+            not_shown=['other dtypes than float32, other devices than a CPU, and models of published size.'],
+        )
     if missed := [row['what'] for row in figures if not row['reached']]:
         sys.exit(f'beyond the bound: {", ".join(missed)}')
 
