@@ -40,10 +40,16 @@ class Fields:
         self.family = fields['model_type']
 
     def take(self, name: str, default: Any = REQUIRED) -> Any:
-        """The value of a field. Raises ValueError where it is missing and has no default."""
+        """The value of a field; one without a default is a size. Raises ValueError where it is missing or no such."""
         if name not in self.left and default is REQUIRED:
             raise ValueError(f'config.json of a {self.family} lacks {name}')
-        return self.left.pop(name, default)
+        value = self.left.pop(name, default)
+        kinds = {bool: bool, int: int | float, float: int | float}.get(type(default), object)
+        if default is REQUIRED and (type(value) is not int or value < 1):
+            raise ValueError(f'config.json: {name}={value!r} of a {self.family} is no positive integer')
+        if value is not None and not isinstance(value, kinds):
+            raise ValueError(f'config.json: {name}={value!r} of a {self.family} must be like {default!r}')
+        return value
 
     def only(self, name: str, *values: Any) -> None:
         """Raises ValueError where a field is there and has another value than those this model can have."""

@@ -177,10 +177,15 @@ def model_of(config: Mapping) -> Transformer:
         raise ValueError(f'config.json: model_type={kind!r} is none of {", ".join(FAMILIES)}{nearest(kind, FAMILIES)}')
     module = FAMILIES[kind]
     fields = Fields(config)
-    settings = DEFAULTS | module.settings(fields)
-    settings |= checkpoint_head.settings(checkpoint_head.head_of(config, module), fields, module)
-    fields.done()
-    return Transformer(**settings | {'family': kind, 'unroll': settings['num_layers']})
+    try:
+        settings = DEFAULTS | module.settings(fields)
+        settings |= checkpoint_head.settings(checkpoint_head.head_of(config, module), fields, module)
+        fields.done()
+        return Transformer(**settings | {'family': kind, 'unroll': settings['num_layers']})
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f'config.json of a {kind} has a value of another kind than its field takes: {error}'
+        ) from error
 
 
 def config_of(model: Transformer, like: Mapping | None = None) -> dict:

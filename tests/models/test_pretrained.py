@@ -160,6 +160,11 @@ def test_a_tied_head_in_the_file_is_the_embedding(tmp_path):
 CONFIGS = [
     ({'model_type': 'llamma'}, "model_type='llamma' is none of .*nearest is 'llama'"),
     ({'architectures': ['LlamaForSomething']}, 'LlamaForSomething'),
+    ({'hidden_size': '32'}, "hidden_size='32' of a llama is no positive integer"),
+    ({'num_attention_heads': 0}, 'num_attention_heads=0 of a llama is no positive integer'),
+    ({'rms_norm_eps': '1e-5'}, "rms_norm_eps='1e-5' of a llama must be like 1e-06"),
+    ({'tie_word_embeddings': 'no'}, "tie_word_embeddings='no' of a llama must be like False"),
+    ({'num_key_value_heads': '2'}, 'a llama has a value of another kind than its field takes'),
     ({'hidden_size': None}, 'a llama lacks hidden_size'),
     ({'hidden_act': 'gelu_quick'}, "hidden_act='gelu_quick' of a llama is none of"),
     ({'rope_scaling': {'rope_type': 'proportional', 'factor': 2.0}}, "rope_type='proportional' is none of"),
