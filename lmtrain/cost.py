@@ -82,19 +82,14 @@ def keys_per_query(model, seq_len: int, block: int | None) -> float:
     """Keys that a query is multiplied with, on average, where blocks of `block` queries read one range of keys."""
     if not model.causal:
         return seq_len
-    # Layers may differ: the global ones see all.
-    local = 1 - len(getattr(model, 'global_layers', ())) / model.num_layers if model.window else 0
-
-    def keys(window: int, block: int) -> float:
-        cells = 0
-        for start in range(0, seq_len, block):
-            stop = min(start + block, seq_len)
-            first = max(0, start - window + 1) if window else 0
-            cells += (stop - start) * (stop - first)
-        return cells / seq_len
-
-    block = block or seq_len
-    return (local and local * keys(model.window, block)) + (1 - local) * keys(0, block)
+    block, window = block or seq_len, model.window or seq_len
+    full = len(getattr(model, 'global_layers', ())) / model.num_layers  # of the layers, where the others have a window
+    cells = 0
+    for start in range(0, seq_len, block):
+        stop = min(start + block, seq_len)
+        first = max(0, start - window + 1)
+        cells += (stop - start) * (stop - (1 - full) * first)
+    return cells / seq_len
 
 
 def flops_per_step(
