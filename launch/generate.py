@@ -74,7 +74,7 @@ def show(model, tokenizer, params, prompts: list[str], settings: dict) -> None:
     from lmtrain import sample
 
     begin = time.perf_counter()
-    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     pieces = sample.stream(model, params, ids, end_id=tokenizer.end_id, vocab_size=tokenizer.vocab_size, **settings)
     dim, plain = cli.style('dim', 'plain')
     feeds = [tokenizer.streamer() for _ in prompts]

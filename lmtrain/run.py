@@ -259,7 +259,7 @@ def resolved(run: Run) -> dict[str, Any]:
 def sample_settings(config, tokenizer) -> dict[str, Any]:
     """What config.sample asks of `sample.generate`. Raises ValueError where a prompt cannot be encoded."""
     wanted = config.sample.to_dict() | {'seed': config.seed}
-    wanted['prompts'] = [tokenizer.encode(prompt) for prompt in config.sample.prompts]
+    wanted['prompts'] = [tokenizer.encode_prompt(prompt) for prompt in config.sample.prompts]
     return wanted | {'end_id': tokenizer.end_id, 'vocab_size': tokenizer.vocab_size}
 
 

@@ -77,4 +77,7 @@ def samples(config, model: Transformer, tokenizer: data.Tokenizer, params: tree.
     wanted = sample_settings(config, tokenizer)
     texts = sample.generate(model, params, **wanted)
     named = zip(config.sample.prompts, wanted['prompts'], texts, strict=True)
-    return '\n\n'.join(f'--- {name!r}\n{tokenizer.decode(prompt + text)}' for name, prompt, text in named) + '\n'
+    begin = len(tokenizer.encode_prompt(''))  # is not shown
+    return (
+        '\n\n'.join(f'--- {name!r}\n{tokenizer.decode(prompt[begin:] + text)}' for name, prompt, text in named) + '\n'
+    )

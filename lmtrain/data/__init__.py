@@ -18,9 +18,10 @@ COLUMNS
   token_types  [B, T] int32    0 in the first of two texts, 1 in the second, where the tokenizer tells them apart
   adapter      [B]    int32    which of several adapters the row uses
 
-A document d1..dn is the sequence END d1..dn END, cut into windows of T targets: tokens x[kT : kT + T], targets
-x[kT + 1 : kT + T + 1], every target once. Where data.isolate=False all documents are one text, which is cut at other
-places in every epoch of training (its last targets, fewer than T, may be left out) and evaluated as it is cut here.
+A document d1..dn is the sequence END d1..dn END (BOS d1..dn EOS where a model's own tokenizer tells them apart), cut
+into windows of T targets: tokens x[kT : kT + T], targets x[kT + 1 : kT + T + 1], every target once. Where
+data.isolate=False all documents are one text, which is cut at other places in every epoch of training (its last
+targets, fewer than T, may be left out) and evaluated as it is cut here.
 Bits per byte is the sum of -log2 p(target) over `Split.num_bytes`.
 """
 

@@ -10,9 +10,14 @@ PRESSED = 1 << 26  # bytes of validation text that xz is given, at most
 
 
 def bits_per_byte(
-    train: Sequence[np.ndarray], validation: Sequence[np.ndarray], text: bytes, vocab_size: int
+    train: Sequence[np.ndarray],
+    validation: Sequence[np.ndarray],
+    text: bytes,
+    vocab_size: int,
+    begin_id: int | None = None,
 ) -> dict[str, float]:
-    """{'unigram', 'bigram', 'xz'}. The token files hold END d1 END ... END; every token but the first END is paid for.
+    """{'unigram', 'bigram', 'xz'}. The token files hold END d1 END ... END; every token but the first END is paid for,
+    and none that is `begin_id`, which documents begin with where it is not END.
 
     unigram: counts of the train split, one added to each of the V entries.
     bigram: interpolated Witten-Bell (Witten, Bell 1991; Chen, Goodman 1999, section 2.5):
@@ -21,13 +26,13 @@ def bits_per_byte(
     """
     if not text:
         return {}
-    context, token = _pairs(train, COUNTED)
+    context, token = _pairs(train, COUNTED, begin_id)
     unigram = np.bincount(token, minlength=vocab_size) + 1.0
     unigram /= unigram.sum()
     pairs, counts = np.unique(context * vocab_size + token, return_counts=True)
     after = np.bincount(context, minlength=vocab_size)
     different = np.bincount(pairs // vocab_size, minlength=vocab_size)
-    context, token = _pairs(validation, None)
+    context, token = _pairs(validation, None, begin_id)
     asked = context * vocab_size + token
     found = np.searchsorted(pairs, asked)
     found[found == len(pairs)] = 0
@@ -44,7 +49,9 @@ def bits_per_byte(
     }
 
 
-def _pairs(files: Sequence[np.ndarray], limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(files: Sequence[np.ndarray], limit: int | None, begin_id: int | None) -> tuple[np.ndarray, np.ndarray]:
     """(context, token) int64 over all files, `limit` tokens of each."""
     cut = [np.asarray(file[:limit], np.int64) for file in files]
-    return np.concatenate([ids[:-1] for ids in cut]), np.concatenate([ids[1:] for ids in cut])
+    context, token = np.concatenate([ids[:-1] for ids in cut]), np.concatenate([ids[1:] for ids in cut])
+    paid = token != (-1 if begin_id is None else begin_id)
+    return context[paid], token[paid]

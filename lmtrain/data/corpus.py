@@ -24,7 +24,7 @@ BATCH = 4 << 20  # characters tokenised at once
 class Part(NamedTuple):
     """One source's share of a split."""
 
-    tokens: np.ndarray  # [n] uint16 or uint32, on disk: END d1 END d2 ... END
+    tokens: np.ndarray  # [n] uint16 or uint32, on disk: END d1 END d2 ... END, or BEGIN d1 END BEGIN d2 END ...
     rows: Rows
     weight: float  # against the first source's 1.0
 
@@ -63,7 +63,9 @@ class Corpus:
     def _write_baselines(self, directory: Path) -> None:
         train, validation = ([part.tokens for part in self.splits[name].parts] for name in ('train', 'validation'))
         text = b''.join((directory / 'validation.txt').read_bytes() for directory in self._directories)
-        values = baselines.bits_per_byte(train, validation, text, self.tokenizer.vocab_size)
+        own = self.tokenizer
+        begin_id = own.begin_id if own.begin_id != own.end_id else None
+        values = baselines.bits_per_byte(train, validation, text, own.vocab_size, begin_id)
         (directory / 'baselines.json').write_text(json.dumps(values))
 
 
@@ -112,8 +114,9 @@ def prepare(
         _tokenised(each, content, tokens_of, rule, place) for each, content in zip(sources, contents, strict=True)
     ]
     weights = [1.0, *(float(weight) for _, weight in mix)]
+    gap = int(tokens_of.begin_id != tokens_of.end_id)
     loaded = [
-        _load(directory, _packed(directory, seq_len, isolate, place), weight)
+        _load(directory, _packed(directory, seq_len, isolate, gap, place), weight)
         for directory, weight in zip(directories, weights, strict=True)
     ]
     splits = {name: _join([each[name] for each in loaded]) for name in SPLITS}
@@ -195,6 +198,7 @@ def _tokenizer(name, vocab_size, mask, sources, contents, rule, place, root) -> 
 
 def _tokenised(source: Source, content: dict, tokenizer: Tokenizer, rule: dict, place: Path) -> Path:
     """The directory of a source's tokens: SPLIT.tokens, SPLIT.begins.npy, validation.txt, about.json."""
+    shared = tokenizer.begin_id == tokenizer.end_id
 
     def write(directory: Path) -> None:
         dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
@@ -203,13 +207,15 @@ def _tokenised(source: Source, content: dict, tokenizer: Tokenizer, rule: dict, 
         begins = {name: [0] for name in SPLITS}
         sizes = dict.fromkeys(SPLITS, 0)
         end = dtype(tokenizer.end_id).tobytes()
-        for name in SPLITS:
-            files[name].write(end)
+        begin = b'' if shared else dtype(tokenizer.begin_id).tobytes()
+        if shared:  # the END of one document is the begin of the next
+            for name in SPLITS:
+                files[name].write(end)
         documents = bar(divide(source, content, rule), f'tokenising {source.name}', content['documents'])
         for batch in _batches(documents):
             for (name, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
-                files[name].write(ids.astype(dtype).tobytes() + end)
-                begins[name].append(begins[name][-1] + len(ids) + 1)
+                files[name].write(begin + ids.astype(dtype).tobytes() + end)
+                begins[name].append(begins[name][-1] + len(ids) + 2 - shared)
                 raw = text.encode()
                 sizes[name] += len(raw)
                 if name == 'validation':
@@ -221,7 +227,8 @@ def _tokenised(source: Source, content: dict, tokenizer: Tokenizer, rule: dict, 
             np.save(directory / f'{name}.begins.npy', np.array(begins[name], np.int64))
         (directory / 'about.json').write_text(json.dumps({'dtype': np.dtype(dtype).name, 'bytes': sizes}))
 
-    return build(place / f'tokens-{key(VERSION, content["sha256"], tokenizer.hash, rule)[:32]}', write)
+    known = key(VERSION, content['sha256'], tokenizer.hash, rule, *([] if shared else ['begin']))
+    return build(place / f'tokens-{known[:32]}', write)
 
 
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
@@ -236,10 +243,10 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
         yield batch
 
 
-def _packed(tokens: Path, seq_len: int, isolate: bool, place: Path) -> Path:
+def _packed(tokens: Path, seq_len: int, isolate: bool, gap: int, place: Path) -> Path:
     def write(directory: Path) -> None:
         for name in SPLITS:
-            rows = pack(np.load(tokens / f'{name}.begins.npy'), seq_len, isolate)
+            rows = pack(np.load(tokens / f'{name}.begins.npy'), seq_len, isolate, gap)
             for column, values in rows._asdict().items():
                 np.save(directory / f'{name}.{column}.npy', values)
 
@@ -253,7 +260,7 @@ def _load(tokens: Path, packed: Path, weight: float) -> dict[str, Split]:
         rows = Rows(*(np.load(packed / f'{name}.{column}.npy', mmap_mode='r') for column in Rows._fields))
         documents = len(np.load(tokens / f'{name}.begins.npy', mmap_mode='r')) - 1
         part = Part(ids, rows, weight)
-        splits[name] = Split((part,), documents, len(ids) - 1, about['bytes'][name], len(rows.first) - 1)
+        splits[name] = Split((part,), documents, int(rows.length.sum()), about['bytes'][name], len(rows.first) - 1)
     return splits
 
 

@@ -1,7 +1,8 @@
 """Rows from documents: which pieces of the token file stand in which row, and a batch gathered from them.
 
 The token file holds END d1 END d2 ... END, so a document of n tokens, with the END on either side, has n + 1 targets:
-its tokens and the END after it. It is cut into windows of at most L targets (tokens x[s : s + n], targets
+its tokens and the END after it. Where another token begins a document it holds BEGIN d1 END BEGIN d2 END ..., with the
+same n + 1 targets a document. It is cut into windows of at most L targets (tokens x[s : s + n], targets
 x[s + 1 : s + n + 1]); windows are pieces, and a row is made of whole pieces: every target stands in exactly one row.
 """
 
@@ -20,20 +21,22 @@ class Rows(NamedTuple):
     length: np.ndarray  # [P] int32
 
 
-def pack(begins: np.ndarray, seq_len: int, isolate: bool) -> Rows:
+def pack(begins: np.ndarray, seq_len: int, isolate: bool, gap: int = 0) -> Rows:
     """The rows of a token file whose documents begin (with their END) at `begins` [D + 1], the last being the last END.
 
+    gap: 1 where documents share no END: each begins with its own token, and the last of `begins` is the file's length.
     isolate: no piece holds two documents, and pieces are put into rows best fit first, longest first (Johnson 1973:
     within 22 % of the fewest rows, far nearer in practice). Without, the file is one text cut every `seq_len` tokens.
     """
     begins = np.asarray(begins, np.int64)
     if not isolate:
         begins = begins[[0, -1]]
-    targets = np.diff(begins)
+    ends = begins[1:] - gap
+    targets = ends - begins[:-1]
     windows = -(-targets // seq_len)
     index = np.arange(windows.sum()) - np.repeat(np.cumsum(windows) - windows, windows)  # of a window in its document
     start = np.repeat(begins[:-1], windows) + index * seq_len
-    length = np.minimum(seq_len, np.repeat(begins[1:], windows) - start).astype(np.int32)
+    length = np.minimum(seq_len, np.repeat(ends, windows) - start).astype(np.int32)
     row = best_fit(length, seq_len)
     order = np.argsort(row, kind='stable')  # pieces of a row in the order of the text
     rows = int(row.max()) + 1 if len(row) else 0

@@ -65,6 +65,10 @@ class Tokenizer:
         """One int32 array of ids a text."""
         raise NotImplementedError
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text to go on with: behind the token that begins a document, where that is not END."""
+        return [self.begin_id] * (self.begin_id != self.end_id) + self.encode(text)
+
     def encode_inside(self, text: str) -> list[int]:
         """Ids of content that goes on where other content ends: no blank is put before it."""
         return self.encode(text)

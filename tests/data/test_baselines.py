@@ -46,3 +46,10 @@ def test_what_is_known_of_the_text_costs_less(prepare, poem):
     costs = corpus.baselines()
     assert 0 < costs['bigram'] < costs['unigram'] < 8.1
     assert corpus.baselines() == costs
+
+
+def test_the_token_that_begins_a_document_is_not_paid_for():
+    shared = [np.array([2, 0, 1, 2, 1, 2])]
+    own = [np.array([3, 0, 1, 2, 3, 1, 2])]
+    one, other = (bits_per_byte(ids, ids, b'abc', 4, begin) for ids, begin in ((shared, None), (own, 3)))
+    assert one['unigram'] == other['unigram']

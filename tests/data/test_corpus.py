@@ -184,3 +184,24 @@ def test_no_heavy_module_is_imported(prepare):
     )
     heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'tokenizers', 'pyarrow', 'torch', 'grain', 'sentencepiece'}
     assert not heavy & set(told.stdout.split())
+
+
+@pytest.mark.parametrize('isolate', [True, False])
+def test_documents_begin_and_end_as_a_pretrained_model_knows_it(prepare, bpe, tmp_path, isolate):
+    bpe(tmp_path / 'model', tokenizer_config={'bos_token': '<s>', 'eos_token': '</s>'})
+    corpus = prepare(tokenizer='model', isolate=isolate, seq_len=512)
+    split, tokenizer = corpus.splits['train'], corpus.tokenizer
+    (part,) = split.parts
+    ids = part.tokens.tolist()
+    assert ids[0] == 270 and ids[-1] == 271 and ids.count(270) == ids.count(271) == split.num_documents
+    stream = Stream(corpus, 'train', 4, 0, False)
+    batches = [stream.batch(step) for step in range(stream.steps_per_epoch)]
+    targets = np.concatenate([batch['targets'][batch['loss_mask'] > 0] for batch in batches])
+    assert (targets == 271).sum() == split.num_documents
+    assert (targets == 270).sum() == (0 if isolate else split.num_documents - 1)
+    assert tokenizer.token_bytes[targets].sum() == split.num_bytes
+    assert len(targets) == split.num_tokens
+    if isolate:
+        first = np.concatenate([b['tokens'][(b['positions'] == 0) & (b['segment_ids'] > 0)] for b in batches])
+        assert set(first.tolist()) == {270}
+    assert tokenizer.encode_prompt('the')[0] == 270 and set(corpus.baselines()) == {'unigram', 'bigram', 'xz'}

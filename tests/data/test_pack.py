@@ -95,3 +95,14 @@ def test_many_documents_leave_less_than_a_hundredth_of_padding():
     rows = pack(np.concatenate([[0], np.cumsum(sizes + 1)]), 256, True)
     filled = rows.length.sum() / ((len(rows.first) - 1) * 256)
     assert filled > 0.99
+
+
+def test_documents_that_share_no_end_have_targets_of_their_own():
+    """BEGIN a b END BEGIN c END: the END is read by nobody, and no BEGIN is a target."""
+    tokens, begins = np.array([9, 1, 2, 8, 9, 3, 8]), np.array([0, 4, 7])
+    batch = gather(tokens, pack(begins, 8, True, gap=1), np.array([0]), 8)
+    assert batch['tokens'].tolist() == [[9, 1, 2, 9, 3, 0, 0, 0]]
+    assert batch['targets'].tolist() == [[1, 2, 8, 3, 8, 0, 0, 0]]
+    assert batch['segment_ids'].tolist() == [[1, 1, 1, 2, 2, 0, 0, 0]]
+    whole = gather(tokens, pack(begins, 8, False, gap=1), np.array([0]), 8)
+    assert whole['tokens'].tolist() == [[9, 1, 2, 8, 9, 3, 0, 0]] and whole['loss_mask'].sum() == 6
