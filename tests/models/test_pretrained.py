@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lmtrain import sample, tree
+from lmtrain import sample, sharding, tree
 from lmtrain.data.tokenizer import open_tokenizer
 from lmtrain.models import load_pretrained, pretrained, safetensors, save_pretrained
 
@@ -109,6 +109,25 @@ def test_leaves_are_placed_one_by_one_in_the_dtype_that_is_asked_for(tmp_path):
     save_pretrained(tmp_path / 'out', model, params, dtype='float16')
     assert {str(x.dtype) for x in read(tmp_path / 'out').values()} == {'float16'}
     assert pretrained.read_config(tmp_path / 'out')['torch_dtype'] == 'float16'
+
+
+def test_leaves_go_straight_onto_a_mesh(tmp_path):
+    folder = directory(tmp_path / 'in', 'llama')
+    mesh = sharding.mesh(data=1, fsdp=4, tensor=1, sequence=1, devices=jax.devices()[:4])
+
+    def place(path, array):
+        (where,) = tree.flatten(sharding.shardings(tree.unflatten({path: array}), mesh)).values()
+        return jax.device_put(array, where)
+
+    model, params = load_pretrained(folder, place)
+    kernel = params['layers']['mlp']['up']['kernel']
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 8, 48)}
+    found = cases.sampled(logits(dataclasses.replace(model, unroll=1), params, cases.batch()))
+    wanted = np.array(GOLDENS['llama']['logits'], np.float32).reshape(found.shape)
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    save_pretrained(tmp_path / 'out', model, params)
+    for key, array in read(folder).items():
+        np.testing.assert_array_equal(read(tmp_path / 'out')[key], array, err_msg=key)
 
 
 def test_weights_in_several_files(tmp_path):
