@@ -155,11 +155,12 @@ def describe(verb: str, module) -> str:
 
 
 def nearest(word: str, words) -> str:
-    """The most alike of some words; in dotted ones the last part counts double."""
+    """The most alike of some words; in dotted ones the last part counts double, and more where it is the same."""
 
     def likeness(other):
-        pairs = ((word, other), (word.rpartition('.')[2], other.rpartition('.')[2]))
-        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        last = word.rpartition('.')[2], other.rpartition('.')[2]
+        alike = sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in ((word, other), last))
+        return alike + (last[0] == last[1])
 
     return max(words, key=likeness)
 

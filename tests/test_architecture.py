@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Floor by floor, lowest first; a room imports from lower floors only, never from its own.
 FLOORS = (
     {'tree', 'survive', 'capacity'},
-    {'sharding', 'checkpoint', 'metrics', 'cost', 'hlo', 'display', 'optim', 'models', 'data', 'objectives'},
+    {'sharding', 'checkpoint', 'metrics', 'cost', 'hlo', 'curve', 'display', 'optim', 'models', 'data', 'objectives'},
     {'state', 'sample', 'adapt'},
     {'sweep'},
     {'step', 'evaluate', 'prompting', 'report', 'base', 'score'},

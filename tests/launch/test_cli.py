@@ -44,7 +44,7 @@ def test_the_help_of_a_verb_has_an_example_and_its_flags_alone(verb, capsys):
     said = capsys.readouterr().out
     assert f'\n  lmtrain {verb}' in said
     assert '--override' not in said
-    assert len(said.splitlines()) < 20
+    assert len(said.splitlines()) <= 25  # it fits a screen
     assert not any(line != line.rstrip() or len(line) > 130 for line in said.splitlines())
 
 
