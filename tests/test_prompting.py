@@ -72,7 +72,9 @@ def test_choices_by_hand():
     assert results['accuracy'] == p and results['accuracy_per_byte'] == np.mean(per_byte)
     assert results['accuracy_stderr'] == pytest.approx(np.std(right, ddof=1) / len(right) ** 0.5)
     assert results['chance'] == pytest.approx(np.mean(chance))
-    assert (results['rows'], results['shots'], results['dropped']) == (5, 0, 0)
+    assert {name: results[name] for name in ('rows', 'shots', 'dropped', 'cut')} == {'rows': 5} | dict.fromkeys(
+        ('shots', 'dropped', 'cut'), 0
+    )
     assert f'accuracy {100 * p:.1f} +- ' in prompting.line(results)
     # To a bigram only the last token before a choice is of any use.
     assert [found['nats'] for found in shot(shots=2).rows] == [found['nats'] for found in scores.rows]
@@ -248,6 +250,14 @@ def test_demonstrations_are_dropped_until_the_prompt_fits():
     model.max_len = 11
     with pytest.raises(ValueError, match='rows:1: the prompt has 12 tokens even without.* room for 11'):
         prompting.score(model, bigram()[0], BYTES, rows, **form | {'shots': 0})
+    whole = prompting.score(Bigram(), bigram()[0], BYTES, rows, **form | {'shots': 0})
+    part = prompting.score(model, bigram()[0], BYTES, rows, **form | {'cut': True, 'shots': 1})
+    assert part.results['cut'] == part.results['dropped'] == 3  # and to a bigram the end of the prompt is all of it
+    assert [row['nats'] for row in part.rows] == [row['nats'] for row in whole.rows]
+    assert '3 prompts without their beginning' in prompting.line(part.results)
+    model.max_len = 0
+    with pytest.raises(ValueError, match='rows:1: the prompt has 12 tokens'):
+        prompting.score(model, bigram()[0], BYTES, rows, **form | {'cut': True, 'shots': 0})
 
 
 def test_a_soft_prompt_takes_room():

@@ -7,6 +7,7 @@ is generated, greedily, and must be equal. Adapters, soft prompts and heads are 
 scored by the same function.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ def score(
     seed: int = 0,
     max_tokens: int = 16,
     stop: Sequence[str] = ('\n',),
+    cut: bool = False,
     batch_size: int = 32,
     place: Callable = dict,
 ) -> Scores:
@@ -62,15 +64,17 @@ def score(
       seed: of the draws, which depend on it, on the row's text and on what can be drawn, and on no order.
       max_tokens, stop: a generation ends after so many tokens, or before the first of these texts in it. Blanks
         around it do not count.
+      cut: a prompt that has no room even without demonstrations loses its beginning (all but BEGIN); False: an error.
       batch_size: prompts computed together. It changes no score beyond rounding.
       place: puts a batch (numpy columns) on devices, as `sharding.place`; the default leaves that to the compiler.
 
     A prompt that does not fit into `model.max_len` loses its first demonstrations, whole ones, until it does;
-    `results['dropped']` says how many were lost in all.
+    `results['dropped']` says how many were lost in all, `results['cut']` how many prompts lost their beginning.
 
     Returns:
-      Scores; `results` holds 'rows', 'shots', 'dropped', and of choices 'accuracy', 'accuracy_per_byte' and 'chance',
-      else 'exact_match'. Each is a share, with '<name>_stderr' sqrt(p (1 - p) / (rows - 1)), None for one row.
+      Scores; `results` holds 'rows', 'shots', 'dropped', 'cut', and of choices 'accuracy', 'accuracy_per_byte' and
+      'chance', else 'exact_match'. Accuracies and matches are shares, with '<name>_stderr' sqrt(p (1 - p) / (rows - 1)),
+      None for one row.
 
     Raises ValueError, before anything compiles, naming a row's place where a field is missing or a prompt does not fit
     without any demonstration; FloatingPointError where a log-likelihood is not finite.
@@ -91,18 +95,19 @@ def score(
     pool = Pool([question(row, **chosen) for row in demonstrations] or asked, shots, seed)
     room = model.max_len - prompt.ahead(prompt.plain(params))
     if choices:
-        prompts, dropped = _fit(asked, pool, separator, lambda q, text: likelihood.choices(tokenizer, q, text), room)
+        encode = functools.partial(likelihood.choices, tokenizer)
+        prompts, lost = _fit(asked, pool, separator, encode, room, cut)
         nats = likelihood.log_likelihoods(model, params, prompts, room, batch_size, place)
         found = _likeliest(asked, nats)
     else:
-        left = room + 1 - max_tokens
-        prompts, dropped = _fit(asked, pool, separator, lambda q, text: [likelihood.begun(tokenizer, text)], left)
+        encode = functools.partial(likelihood.begun, tokenizer)
+        prompts, lost = _fit(asked, pool, separator, encode, room + 1 - max_tokens, cut)
         greedy = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'max_tokens': max_tokens}
         known = {'end_id': tokenizer.end_id, 'vocab_size': tokenizer.vocab_size}
         made = sample.generate(model, params, [ids.tolist() for ((ids, _),) in prompts], **greedy, **known)
         found = _equal(asked, [tokenizer.decode_bytes(ids).decode('utf-8', 'replace') for ids in made], stop)
     named = {'accuracy': 'right', 'accuracy_per_byte': 'per_byte'} if choices else {'exact_match': 'right'}
-    results = {'rows': len(asked), 'shots': shots, 'dropped': dropped}
+    results = {'rows': len(asked), 'shots': shots} | lost
     for name, column in named.items():
         results |= share(name, [row[column] for row in found])
     if choices:
@@ -120,8 +125,12 @@ def line(results: dict[str, Any]) -> str:
             said.append(f'{name.replace("_", " ")} {100 * results[name]:.1f}{margin} %')
     if 'chance' in results:
         said.append(f'chance {100 * results["chance"]:.1f} %')
-    lost = f', {results["dropped"]:,} demonstrations left out for want of room' if results['dropped'] else ''
-    return f'{", ".join(said)}  ({results["rows"]:,} rows, {results["shots"]} shots{lost})'
+    about = [f'{results["rows"]:,} rows, {results["shots"]} shots']
+    if results['dropped']:
+        about.append(f'{results["dropped"]:,} demonstrations left out for want of room')
+    if results['cut']:
+        about.append(f'{results["cut"]:,} prompts without their beginning for want of room')
+    return f'{", ".join(said)}  ({", ".join(about)})'
 
 
 def share(name: str, hits: Sequence[bool]) -> dict[str, float | None]:
@@ -130,9 +139,9 @@ def share(name: str, hits: Sequence[bool]) -> dict[str, float | None]:
     return {name: p, f'{name}_stderr': math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None}
 
 
-def _fit(questions: Sequence[Question], pool: Pool, separator: str, encode: Callable, room: int):
-    """(the encodings of every question's prompt, demonstrations dropped so that the model reads at most `room`)."""
-    prompts, dropped = [], 0
+def _fit(questions: Sequence[Question], pool: Pool, separator: str, encode: Callable, room: int, cut: bool):
+    """(the encodings of every question's prompt, at most `room` tokens to be read; how many were 'dropped', 'cut')."""
+    prompts, lost = [], {'dropped': 0, 'cut': 0}
     for asked in questions:
         drawn = pool.draw(asked)
         while True:
@@ -141,14 +150,22 @@ def _fit(questions: Sequence[Question], pool: Pool, separator: str, encode: Call
             longest = max(len(ids) - (len(ids) > start) for ids, start in encoded)  # the last token of all is not read
             if longest <= room:
                 break
-            if not drawn:
+            if drawn:
+                drawn = drawn[1:]
+                lost['dropped'] += 1
+                continue
+            over = longest - room
+            if not cut or over >= min(start for _, start in encoded):
                 raise ValueError(
                     f'{asked.place}: the prompt has {longest} tokens even without demonstrations, and the model '
-                    f'has room for {max(room, 0)}: leave the row out, or take a model with a longer context'
+                    f'has room for {max(room, 0)}: leave the row out, take a model with a longer context, or have '
+                    'such prompts lose their beginning (cut=True)'
                 )
-            drawn, dropped = drawn[1:], dropped + 1
+            encoded = [(np.delete(ids, slice(1, 1 + over)), start - over) for ids, start in encoded]
+            lost['cut'] += 1
+            break
         prompts.append(encoded)
-    return prompts, dropped
+    return prompts, lost
 
 
 def _likeliest(questions: Sequence[Question], nats: Sequence[list[float]]) -> list[dict[str, Any]]:

@@ -18,10 +18,10 @@ SHORTEST = 16  # tokens; rows are padded to powers of two from here on, so that 
 SHORTEST_CHOICE = 4
 
 
-def begun(tokenizer: Tokenizer, text: str) -> tuple[np.ndarray, int]:
-    """(BEGIN and the text, where its continuation starts). A blank at its end belongs to the word that comes next."""
+def begun(tokenizer: Tokenizer, question: Question, text: str) -> list[tuple[np.ndarray, int]]:
+    """[(BEGIN and the prompt, where it ends)]. A blank at its end belongs to the word that comes next."""
     ids = np.array([tokenizer.begin_id, *tokenizer.encode(text.rstrip(' '))], np.int32)
-    return ids, len(ids)
+    return [(ids, len(ids))]
 
 
 def choices(tokenizer: Tokenizer, question: Question, text: str) -> list[tuple[np.ndarray, int]]:
