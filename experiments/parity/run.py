@@ -157,10 +157,29 @@ def headed(name: str, config: dict) -> tuple[dict, dict]:
     return trial, {'shapes': shapes, 'logits': [float(f'{x:.7g}') for x in heads.sampled(expected)]}
 
 
+def published(directory: str) -> dict:
+    """The trial of a real encoder: hidden states of a ragged batch, and after an export."""
+    batch = cases.batch()
+
+    def theirs(folder):
+        model = transformers.AutoModel.from_pretrained(folder, attn_implementation='eager').eval()
+        with torch.no_grad():
+            return model(**tensors(batch)).last_hidden_state.numpy()
+
+    expected, (model, params) = theirs(directory), load_pretrained(directory)
+    found = jax.jit(model.apply)({'params': params}, batch)['hidden']
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(folder, model, params, like=pretrained.read_config(directory))
+        exported = difference(found, theirs(folder), batch)
+    name = f'{model.family}, published'
+    return {'case': name, 'family': name, 'logits': difference(found, expected, batch), 'exported': exported}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--only', default='', help='cases whose name has this in it; nothing is written')
     parser.add_argument('--dry', action='store_true', help='write nothing')
+    parser.add_argument('--encoder', help='directory of a published encoder, compared as well')
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     trials, goldens, of_heads = [], {}, {}
@@ -175,6 +194,9 @@ def main():
             of_heads |= {name: golden} if name in heads.KEPT else {}
             trials.append(trial)
             print(json.dumps(trial), flush=True)
+    if arguments.encoder:
+        trials.append(published(arguments.encoder))
+        print(json.dumps(trials[-1]), flush=True)
     figures = []
     for what, key, bound in (
         ('logits', 'logits', LOGITS),
