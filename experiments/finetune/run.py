@@ -1,0 +1,191 @@
+"""A real pretrained encoder, adapted in every way to two classification tasks, to tagging and to questions.
+
+python experiments/finetune/run.py --base=DIR --root=DIR [--only=PART,...]
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import record
+
+sys.path.insert(0, str(record.ROOT))
+from lmtrain import trained
+
+SEEDS = (0, 1, 2)
+LINEAR = '.*/(attention/(query|key|value|output)|mlp/(up|down))/kernel'
+# Learning rates: of what the method adds or moves, and over it that of the new head.
+METHODS = {
+    'head': {'optimizer.learning_rate': 1e-2},
+    'bitfit': {'optimizer.learning_rate': 2e-3, 'optimizer.learning_rates': (('heads/.*', 5.0),)},
+    'lora': {
+        'optimizer.learning_rate': 1e-3,
+        'optimizer.learning_rates': (('heads/.*', 10.0),),
+        'adapt.lora.rank': ((LINEAR, 8),),
+    },
+    'prefix': {
+        'optimizer.learning_rate': 1e-2,
+        'adapt.prefix.length': 10,
+    },
+    'full': {'optimizer.learning_rate': 2e-4, 'optimizer.learning_rates': (('heads/.*', 50.0),)},
+}
+TASKS = {
+    'banking77': {
+        'task.train': ('banking77/train.csv',),
+        'task.validation': ('banking77/test.csv',),
+        'task.test': ('banking77/test.csv',),
+        'task.text': ('text',),
+        'task.label': 'category',
+        'task.shots': 10,
+        'budget.steps': 125,
+    },
+    'polarity': {
+        'task.train': ('polarity/train.jsonl',),
+        'task.validation': ('polarity/test.jsonl',),
+        'task.test': ('polarity/test.jsonl',),
+        'task.text': ('text',),
+        'task.label': 'label',
+        'budget.steps': 94,
+    },
+}
+TARGETS = {('banking77', 'full'): 83, ('banking77', 'lora'): 80, ('polarity', 'full'): 78}  # per cent
+SHOWN = {'wnut17': ('WNUT17, full: F1 of entities', 'entity_f1'), 'xquad': ('XQuAD, full: exact match', 'exact_match')}
+ONE = {
+    'wnut17': {
+        'recipe': 'tag',
+        'task.train': ('wnut17/train.conll',),
+        'task.validation': ('wnut17/test.conll',),
+        'task.test': ('wnut17/test.conll',),
+        'data.seq_len': 128,
+        'budget.steps': 320,
+        'optimizer.learning_rate': 3e-4,
+        'optimizer.learning_rates': (('heads/.*', 10.0),),
+    },
+    'xquad': {
+        'recipe': 'span',
+        'task.train': ('xquad/train.json',),
+        'task.validation': ('xquad/test.json',),
+        'task.test': ('xquad/test.json',),
+        'task.too_long': 'cut',
+        'data.seq_len': 256,
+        'data.batch_size': 16,
+        'budget.steps': 240,
+        'optimizer.learning_rate': 3e-4,
+        'optimizer.learning_rates': (('heads/.*', 3.0),),
+    },
+}
+
+
+def prepare(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """The tasks as files of rows: polarity's rows drawn by their place, XQuAD's divided by article."""
+    (folder / 'banking77').symlink_to(source / 'banking77', target_is_directory=True)
+    (folder / 'wnut17').mkdir()
+    for split, file in (('train', 'wnut17train.conll'), ('test', 'emerging.test.annotated')):
+        (folder / 'wnut17' / f'{split}.conll').symlink_to(source / 'wnut17' / file)
+    (folder / 'polarity').mkdir()
+    sides = {}
+    for label, file in (('negative', 'rt-polarity.neg'), ('positive', 'rt-polarity.pos')):
+        lines = (source / 'sentence_polarity' / file).read_text().splitlines()
+        sides[label] = [json.dumps({'text': line.strip(), 'label': label}) for line in lines]
+    for split, places in (('train', slice(0, 5000, 5)), ('test', slice(1, 5001, 5))):
+        rows = [row for side in sides.values() for row in side[places]]
+        assert len(rows) == 2000
+        (folder / 'polarity' / f'{split}.jsonl').write_text('\n'.join(rows) + '\n')
+    (folder / 'xquad').mkdir()
+    articles = json.loads((source / 'xquad' / 'xquad.en.json').read_text())['data']
+    for split, part in (('train', articles[: 3 * len(articles) // 4]), ('test', articles[3 * len(articles) // 4 :])):
+        (folder / 'xquad' / f'{split}.json').write_text(json.dumps({'data': part}))
+
+
+def train(recipe: str, base: pathlib.Path, root: pathlib.Path, workdir: pathlib.Path, settings: dict) -> dict:
+    """results.json of `lmtrain train`, with the seconds that the command took."""
+    flags = {'init.base': str(base), 'data.root': str(root), 'evaluate.every_steps': 10**6, 'log.tensorboard': False}
+    command = [sys.executable, '-m', 'launch.cli', 'train', f'--config=configs/{recipe}.py', f'--workdir={workdir}']
+    command += [f'--config.{name}={value}' for name, value in (flags | settings).items()]
+    begun = time.monotonic()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('JAX_')}
+    subprocess.run(command, cwd=record.ROOT, env=environment, check=True)
+    return json.loads((workdir / 'results.json').read_text()) | {'seconds_of_command': time.monotonic() - begun}
+
+
+def classified(task: str, method: str, base, root, workdir) -> dict:
+    """One trial: three seeds as one program."""
+    settings = TASKS[task] | METHODS[method] | {'adapt.method': method, 'sweep.seeds': SEEDS}
+    results = train('classify', base, root, workdir, settings | {'data.seq_len': 64, 'task.buckets': 3})
+    found = {'accuracy': results['sweep']['intervals'][0]['accuracy'], 'members': results['sweep']['members']}
+    return {'task': task, 'method': method, 'seconds': results['seconds_of_command']} | found | results['cost']
+
+
+def measured(task: str, base, root, workdir) -> dict:
+    """One trial of tagging or questions: one seed, in the measure of the field."""
+    settings = dict(ONE[task])
+    results = train(settings.pop('recipe'), base, root, workdir, settings)
+    scores = trained.evaluate_split(workdir, 'test')
+    return {'task': task, 'seconds': results['seconds_of_command'], 'scores': scores} | results['cost']
+
+
+def figures(trials: list[dict]) -> list[dict]:
+    rows = []
+    for trial in trials:
+        if 'method' in trial:
+            mean, low, high = (100 * x for x in trial['accuracy'])
+            target = TARGETS.get((trial['task'], trial['method']))
+            what = f'{trial["task"]}, {trial["method"]}: accuracy of {len(SEEDS)} seeds (95 % interval)'
+            figure = f'{mean:.1f} % ({low:.1f} to {high:.1f}), {trial["trainable"] // len(SEEDS):,} parameters learn'
+            row = {'what': what, 'figure': figure, 'target': f'>= {target} %' if target else ''}
+            rows.append(row | {'reached': mean >= target if target else None})
+        else:
+            what, name = SHOWN[trial['task']]
+            row = {'what': f'{what}, one seed', 'figure': f'{100 * trial["scores"][name]:.1f} %'}
+            rows.append(row | {'target': '', 'reached': None})
+    return rows
+
+
+def write(kept: dict[str, dict]) -> None:
+    """results.json and the README, with what is there so far."""
+    order = [f'{task}/{method}' for task in TASKS for method in METHODS] + list(ONE)
+    trials = [kept[part] for part in order if part in kept]
+    missing = [part for part in order if part not in kept]
+    record.write(
+        'finetune',
+        command='python experiments/finetune/run.py --base=DIR --root=DIR',
+        figures=figures(trials),
+        trials=trials,
+        not_shown=[f'Not run yet: {", ".join(missing)}.'] if missing else [],
+        seconds=sum(trial['seconds'] for trial in trials),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--base', type=pathlib.Path, required=True, help='directory of the encoder')
+    parser.add_argument('--root', type=pathlib.Path, required=True, help='folder that holds banking77, wnut17, ...')
+    parser.add_argument('--only', default='', help='parts such as banking77/lora, the others as results.json has them')
+    arguments = parser.parse_args()
+    path = record.ROOT / 'experiments' / 'finetune' / 'results.json'
+    parts = [f'{task}/{method}' for task in TASKS for method in METHODS] + list(ONE)
+    kept = {}
+    if arguments.only:
+        parts = arguments.only.split(',')
+        kept = {t['part']: t for t in json.loads(path.read_text())['trials']} if path.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        prepare(arguments.root.absolute(), folder)
+        for part in parts:
+            task, _, method = part.partition('/')
+            if method:
+                trial = classified(task, method, arguments.base.absolute(), folder, folder / part.replace('/', '-'))
+            else:
+                trial = measured(task, arguments.base.absolute(), folder, folder / part)
+            kept[part] = trial | {'part': part}
+            write(kept)
+
+
+if __name__ == '__main__':
+    main()
