@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmtrain.data.contents import bar
 from lmtrain.data.examples import LABEL, Example, Long
 from lmtrain.data.rows import Row, check_text, text_of, value_of
 from lmtrain.data.source import kind_of
@@ -63,7 +64,7 @@ def conversations(
     turn, no token to learn.
     """
     examples, formats, beyond = [], collections.Counter(), []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(bar(rows, 'writing conversations', len(rows))):
         if text:
             form, said = ' + '.join((*text, label)), _completion(row, '\n\n', text, label)
         else:

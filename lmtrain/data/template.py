@@ -37,7 +37,7 @@ class Template(NamedTuple):
             return _compile(self.source).render(messages=messages, **names, **more)
         except Exception as error:  # a template may raise anything that Python does
             why = f'{type(error).__name__}: {error}' if not isinstance(error, jinja2.TemplateError) else str(error)
-            raise ValueError(f'{place}: {self.name} fails on this row: {why}') from error
+            raise ValueError(f'{place}: {self.name} fails on this row: {" ".join(why.split())}') from error
 
 
 @functools.cache
