@@ -184,6 +184,11 @@ def _check_task(config) -> None:
         raise ValueError("task.name = 'chat' with model.causal = False: answers are written by a causal model")
     if config.evaluate.sources and task != 'text':
         raise ValueError(f"evaluate.sources with task.name = {task!r}: other texts are measured in 'text' alone")
+    if HEADS.get(task) == 'classify' != config.model.head and causal and config.objective.pool == 'first':
+        raise ValueError(
+            "objective.pool = 'first' with model.causal = True: the first token of a row has read nothing of it. Take "
+            "'last' or 'mean'"
+        )
     if task in LANGUAGE and config.model.head != 'lm':
         raise ValueError(f'task.name = {task!r}, but the base has the head {config.model.head!r} and no vocabulary')
     packed = task == 'text' and not corrupt and config.data.isolate or config.task.pack

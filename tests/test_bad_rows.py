@@ -35,6 +35,12 @@ CASES = {
     'a template that is not there': ('chat', {'messages': TALK}, 'template=u.jinja', 'config.task.template: no file'),
     'rows that are not there': ('chat', {'messages': TALK}, "train=('x.jsonl',)", 'x.jsonl: no such file'),
     'rows too long': ('chat', {'messages': [TALK[0], TALK[1] | {'content': 'b' * 99}]}, '', 'data.seq_len is 32'),
+    'the first token of a decoder': (
+        'classify',
+        {'t': 'a', 'l': 'x'},
+        "text=('t',) label=l objective.pool=first",
+        'the first token of a row has read nothing of it',
+    ),
     'no such task': ('clasify', {}, '', "task.name = 'clasify'"),
 }
 
@@ -48,7 +54,8 @@ def test_is_refused_in_one_line(task, row, words, said, tmp_path, monkeypatch, c
     data = {'tokenizer': 'bytes', 'seq_len': 32, 'cache': 'cache', 'validation': 0.0, 'test': 0.0}
     argv = ['show', '--config=tiny', '--batch', f'--config.task.name={task}', "--config.task.train=('rows.jsonl',)"]
     argv += [f'--config.data.{name}={value}' for name, value in data.items()]
-    argv += [f'--config.task.{word}' for word in words.split()]
+    argv += ['--config.objective.pool=last']
+    argv += [f'--config.{word}' if word.startswith('objective.') else f'--config.task.{word}' for word in words.split()]
     assert cli.main(argv) == 2
     out, error = capsys.readouterr()
     assert said in error and error.count('\n') == 1 and 'Traceback' not in error and not out

@@ -65,6 +65,6 @@ def test_the_first_batch_of_a_task_is_shown_with_its_labels(dry, tmp_path, capsy
     task = {'name': 'classify', 'train': "('rows.csv',)", 'text': "('text',)", 'label': 'label'}
     words = [f'--config.task.{key}={value}' for key, value in task.items()]
     data = ['--config.data.tokenizer=bytes', '--config.data.cache=cache', '--config.data.validation=0.2']
-    assert cli.main(['show', '--config=tiny', '--batch', *words, *data]) == 0
+    assert cli.main(['show', '--config=tiny', '--batch', '--config.objective.pool=last', *words, *data]) == 0
     page = capsys.readouterr().out
     assert 'the first batch' in page and '=> a' in page and '=> b' in page and ' the cat<|endoftext|>~' in page
