@@ -431,6 +431,18 @@ def main(dry: bool) -> None:
         )
 
 
+def gpu_alone(file: str, dry: bool) -> None:
+    """What `main` does on a GPU and nothing else, into a JSON file: for a machine that is there for minutes."""
+    import record
+
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        figures, trials, missing = gpu(folder, dry)
+    results = {'machine': record.machine(), 'versions': record.versions(), 'figures': figures, 'not_shown': missing}
+    results |= {'trials': trials, 'minutes': round((time.monotonic() - start) / 60, 1)}
+    pathlib.Path(file).write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+
+
 if __name__ == '__main__':
     match sys.argv[1:]:
         case ['--worker', 'lmtrain', platform]:
@@ -441,5 +453,7 @@ if __name__ == '__main__':
             serve(torch_gpt.Side(platform, THREADS))
         case [] | ['--dry'] as flags:
             main(dry=bool(flags))
+        case ['--gpu', file] | ['--gpu', file, '--dry']:
+            gpu_alone(file, dry='--dry' in sys.argv)
         case _:
-            sys.exit('usage: bash experiments/bench/run.sh [--dry]')
+            sys.exit('usage: bash experiments/bench/run.sh [--gpu FILE] [--dry]')
