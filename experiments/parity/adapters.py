@@ -308,14 +308,14 @@ def randomise_adapter(folder: str, base: dict[str, np.ndarray]) -> dict[str, lis
 
 
 def base_model(name: str, folder: str):
-    """Writes the base of a case and gives its directory."""
+    """Writes the base of a case; the shapes of its parameters by name."""
     config = dict((cases.DECODERS | heads.CASES)[name])
     kind = getattr(transformers, config['architectures'][0])
     config = transformers.AutoConfig.for_model(config.pop('model_type'), **config)
     model = kind._from_config(config, attn_implementation='eager').eval()
     randomise(model)
     model.save_pretrained(folder)
-    return folder
+    return {key: list(parameter.shape) for key, parameter in model.named_parameters()}
 
 
 def open_base(folder: str, task: str):
@@ -373,7 +373,8 @@ def trial(name: str) -> tuple[dict, dict]:
     base, kind, task, settings = CASES[name]
     batch = batch_of(base)
     with tempfile.TemporaryDirectory() as folder:
-        directory = base_model(base, f'{folder}/base')
+        directory = f'{folder}/base'
+        base_shapes = base_model(base, directory)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             theirs = peft.get_peft_model(open_base(directory, task), KINDS[kind](task_type=task, **settings)).eval()
@@ -407,7 +408,7 @@ def trial(name: str) -> tuple[dict, dict]:
                 found['merged'] = max(found['merged'], difference(expected, whole, batch))
         config = json.loads(pathlib.Path(f'{folder}/adapter/adapter_config.json').read_text())
     golden = {'base': base, 'task': task, 'config': config | {'base_model_name_or_path': base}, 'shapes': shapes}
-    golden['base_shapes'] = {key: list(x.shape) for key, x in base_tensors.items()}
+    golden['base_shapes'] = base_shapes
     return found, golden | {'outputs': [float(f'{x:.7g}') for x in heads.sampled(expected).ravel()]}
 
 
