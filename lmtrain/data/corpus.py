@@ -114,7 +114,8 @@ def prepare(
         _tokenised(each, content, tokens_of, rule, place) for each, content in zip(sources, contents, strict=True)
     ]
     weights = [1.0, *(float(weight) for _, weight in mix)]
-    gap = int(tokens_of.begin_id != tokens_of.end_id)
+    # Where documents share no END, nothing is predicted from it; a masked model reads it all the same.
+    gap = int(tokens_of.begin_id != tokens_of.end_id and not corrupt)
     loaded = [
         _load(directory, _packed(directory, seq_len, isolate, gap, place), weight)
         for directory, weight in zip(directories, weights, strict=True)
@@ -250,7 +251,7 @@ def _packed(tokens: Path, seq_len: int, isolate: bool, gap: int, place: Path) ->
             for column, values in rows._asdict().items():
                 np.save(directory / f'{name}.{column}.npy', values)
 
-    return build(place / f'rows-{key(VERSION, tokens.name, seq_len, isolate)[:32]}', write)
+    return build(place / f'rows-{key(VERSION, tokens.name, seq_len, isolate, *[gap] * gap)[:32]}', write)
 
 
 def _load(tokens: Path, packed: Path, weight: float) -> dict[str, Split]:

@@ -111,7 +111,7 @@ def gather(
 
     return {
         'tokens': column(tokens[source]),
-        'targets': column(tokens[source + 1]),
+        'targets': column(tokens[np.minimum(source + 1, len(tokens) - 1)]),  # a masked model reads the very last, too
         'segment_ids': column(np.repeat(segment + 1, length)),
         'positions': column(position),
         'loss_mask': column(np.float32(1), np.float32),

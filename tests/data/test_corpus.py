@@ -205,3 +205,18 @@ def test_documents_begin_and_end_as_a_pretrained_model_knows_it(prepare, bpe, tm
         first = np.concatenate([b['tokens'][(b['positions'] == 0) & (b['segment_ids'] > 0)] for b in batches])
         assert set(first.tolist()) == {270}
     assert tokenizer.encode_prompt('the')[0] == 270 and set(corpus.baselines()) == {'unigram', 'bigram', 'xz'}
+
+
+def test_a_masked_model_reads_the_end_of_a_document_too(prepare, bpe, tmp_path):
+    bpe(tmp_path / 'model', tokenizer_config={'cls_token': '<s>', 'sep_token': '</s>'})
+    corpus = prepare(['the cat sat', 'on the mat', 'the mat sat'] * 9, tokenizer='model', corrupt=0.2, seq_len=32)
+    stream = Stream(corpus, 'train', 4, 0, False)
+    read = []
+    for step in range(stream.steps_per_epoch):
+        batch = stream.batch(step)
+        for row in range(4):
+            for segment in range(1, batch['segment_ids'][row].max() + 1):
+                read.append(batch['tokens'][row][batch['segment_ids'][row] == segment].tolist())
+    assert len(read) == corpus.splits['train'].num_documents
+    assert all(tokens[0] == 270 and tokens[-1] == 271 for tokens in read)
+    assert sum(map(len, read)) == corpus.splits['train'].num_tokens
