@@ -47,7 +47,10 @@ def open_tokenizer(path: Path, mask: bool) -> Tokenizer:
     """
     path = Path(path)
     if (path / 'lmtrain_tokenizer.json').is_file():
-        return load_tokenizer(path)
+        saved = load_tokenizer(path)
+        if mask and saved.mask_id is None:  # saved by a run that hid nothing
+            saved = type(saved)((path / saved.file).read_bytes(), mask, *([saved.about] if saved.about else []))
+        return saved
     if path.is_dir():
         found = [path / name for name in ('tokenizer.json', 'tokenizer.model', 'vocab.txt') if (path / name).is_file()]
         if not found:

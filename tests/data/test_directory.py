@@ -91,3 +91,13 @@ def test_berts_own_cases(shared):
     ids = [list(map(int, line.split())) for line in (folder / 'cases.out').read_text().splitlines()]
     for text, wanted in zip(texts, ids):
         assert wanted in (tokenizer.encode(text), [101, *tokenizer.encode(text), 102])
+
+
+def test_a_saved_tokenizer_hides_tokens_where_that_is_asked_for(tmp_path, bpe):
+    (tmp_path / 'bert').mkdir()
+    for number, saved in enumerate((bert(tmp_path / 'bert'), bpe(tmp_path / 'bpe'))):
+        saved.save(tmp_path / f'saved{number}')
+        assert open_tokenizer(tmp_path / f'saved{number}', False).mask_id is None
+        hiding = open_tokenizer(tmp_path / f'saved{number}', True)
+        assert hiding.mask_id == (saved.vocab_size if number else 4)
+        assert (hiding.begin_id, hiding.end_id) == (saved.begin_id, saved.end_id)
