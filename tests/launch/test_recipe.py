@@ -173,7 +173,9 @@ def test_every_command_that_is_told_is_one_that_works():
         path.read_text() for folder in ('configs', 'launch') for path in (recipe.FOLDER.parent / folder).glob('*.py')
     ]
     commands = re.findall(
-        r'lmtrain (?:train|show) (--config=configs/(?!NAME).*?)(?:\s{2,}|$|`)', '\n'.join(told), re.MULTILINE
+        r'lmtrain (?:train|show) (--config=configs/(?!NAME).*?)(?:\s{2,}|$|`)',
+        re.sub(r'\\+\n\s*', '', '\n'.join(told)),  # continued lines are one
+        re.MULTILINE,
     )
     assert len(commands) > 15
     for command in commands:
