@@ -73,7 +73,8 @@ def score(
 
     Returns:
       Scores; `results` holds 'rows', 'shots', 'dropped', 'cut', and of choices 'accuracy', 'accuracy_per_byte' and
-      'chance', else 'exact_match'. These are shares, with '<name>_stderr' sqrt(p (1 - p) / (rows - 1)), None for one row.
+      'chance', else 'exact_match'. These are shares, with '<name>_stderr' sqrt(p (1 - p) / (rows - 1)), None for one
+      row.
 
     Raises ValueError, before anything compiles, naming a row's place where a field is missing or a prompt does not fit
     without any demonstration; FloatingPointError where a log-likelihood is not finite.
