@@ -15,23 +15,17 @@ from lmtrain.models import Transformer
 V, B, T, N = 61, 2, 12, 2
 QUICK = {'xla_backend_optimization_level': 0}  # compile time is most of what these tests cost
 
+ALTERNATING = {'window': 4, 'global_layers': (1,), 'local_rope_theta': 100.0}
 VARIANTS = {
     'llama': {'unroll': N},
     'gpt2': {'positions': 'learned', 'norm': 'layernorm', 'activation': 'gelu', 'bias': True},
     'grouped': {'num_kv_heads': 2, 'qk_norm': True, 'tied': False},
     'window': {'window': 5, 'num_kv_heads': 1, 'activation': 'relu2'},
     'softcap': {'logit_softcap': 30.0, 'attention_softcap': 20.0, 'positions': 'sinusoidal', 'activation': 'geglu'},
-    'alternating': {'window': 4, 'global_layers': (1,), 'local_rope_theta': 100.0, 'rotary_dim': 4, 'unroll': N},
-    'scanned': {'window': 4, 'global_layers': (1,), 'local_rope_theta': 100.0, 'norm': 'rmsnorm1p'},
-    'sandwich': {
-        'norm_place': 'sandwich',
-        'norm': 'rmsnorm1p',
-        'embed_scale': 6.0,
-        'attention_scale': 0.3,
-        'biased': ('query',),
-    },
+    'sandwich, alternating': ALTERNATING
+    | {'norm_place': 'sandwich', 'norm': 'rmsnorm1p', 'embed_scale': 6.0, 'attention_scale': 0.3, 'biased': ('query',)},
     'branch': {'norm_place': 'branch', 'qk_norm': True, 'qk_norm_over': 'projection', 'num_kv_heads': 2},
-    'parallel': {'parallel': True, 'norm': 'layernorm', 'bias': True, 'rotary_dim': 2},
+    'parallel, alternating': ALTERNATING | {'parallel': True, 'norm': 'layernorm', 'rotary_dim': 4, 'unroll': N},
     'post': {'norm_place': 'post', 'embed_norm': True, 'positions': 'none', 'remat': 'full'},
 }
 ENCODERS = {
@@ -177,6 +171,17 @@ def test_how_it_is_computed_changes_nothing(change, dropout):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-5), changed, grads)
 
 
+def test_layers_that_differ_are_the_same_scanned_and_straight():
+    batch = packed()
+    one, all_ = (build(unroll=unroll, remat='dots', **ALTERNATING) for unroll in (1, N))
+    expected, grads = loss_and_gradient(one, batch, params_of(one))
+    value, straight = loss_and_gradient(all_, batch, params_of(one))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-5), straight, grads)
+    alike = forward(build(window=4), batch)['logprob']  # the same parameters
+    assert np.max(np.abs(alike - forward(one, batch)['logprob'])) > 1e-3
+
+
 @pytest.mark.parametrize('unroll', [1, 3])
 def test_segments_of_the_stack_are_the_stack(unroll):
     model = build(num_layers=3, unroll=unroll, dropout=0.2, remat='full')
@@ -287,6 +292,15 @@ INVALID = [
     ({'window': -1}, 'window=-1'),
     ({'unroll': 3}, 'unroll=3'),
     ({'rope_theta': 0.0}, 'rope_theta=0.0'),
+    ({'rotary_dim': 9}, 'rotary_dim=9'),
+    ({'rotary_dim': 10}, 'rotary_dim=10 is more than model.head_dim=8'),
+    ({'global_layers': (0,)}, 'global_layers=.0,. means nothing'),
+    ({'local_rope_theta': 5.0}, 'local_rope_theta=5.0 means nothing'),
+    ({'window': 4, 'global_layers': (2,)}, 'global_layers=.2,. are not all of 2 layers'),
+    ({'biased': ('queries',)}, "'queries'"),
+    ({'parallel': True, 'norm_place': 'post'}, "parallel needs norm_place='pre', not 'post'"),
+    ({'rope_scaling': (('rope_type', 'linear'), ('factor', 0.0))}, 'factor=0.0 must be above 0'),
+    ({'rope_scaling': (('rope_type', 'linaer'),)}, "rope_type='linaer' is none of"),
 ]
 
 
