@@ -38,9 +38,8 @@ def check_sizes(model, rows: int, seq_len: int) -> None:
 
 
 def check_memory(needed: Mapping[str, int], device: jax.Device) -> None:
-    """Raises ValueError where a device cannot hold what training needs.
-
-    Of the activations, which are an estimate, half is asked for: less was never seen.
+    """Raises ValueError where a device cannot hold the state of a training, activations left aside: those are an
+    estimate, and kernels of attention need far less.
 
     Args:
       needed: bytes on one device as `cost.memory` gives them.
@@ -48,12 +47,12 @@ def check_memory(needed: Mapping[str, int], device: jax.Device) -> None:
     """
     stats = device.memory_stats() or {}
     there = stats.get('bytes_limit') or host_memory() // jax.local_device_count()
-    if sum(needed[part] for part in ('parameters', 'gradients', 'moments')) + needed['activations'] // 2 > there:
-        parts = ', '.join(f'{part} {_gigabytes(size)}' for part, size in needed.items() if part != 'total')
+    exact = {part: needed[part] for part in ('parameters', 'gradients', 'moments')}
+    if sum(exact.values()) > there:
+        parts = ', '.join(f'{part} {_gigabytes(size)}' for part, size in exact.items())
         raise ValueError(
-            f'training needs about {_gigabytes(needed["total"])} a device ({parts}), and a device has '
-            f'{_gigabytes(there)}: lower model.width or model.num_layers, raise mesh.fsdp (parameters and moments), or '
-            'lower data.batch_size, raise optimizer.accumulate or set model.remat=full (activations)'
+            f'training needs {_gigabytes(sum(exact.values()))} on each device ({parts}) and a device has '
+            f'{_gigabytes(there)}: lower model.width or model.num_layers, or raise mesh.fsdp, which shares them out'
         )
 
 
