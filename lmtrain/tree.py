@@ -4,6 +4,7 @@ Every list of rules in the house is `[(regex, value), ...]` over paths such as `
 first full match wins, and a pattern that matches no path is an error.
 """
 
+import bisect
 import itertools
 import math
 import re
@@ -98,20 +99,28 @@ def join(*trees: Mapping) -> Params:
 def cut(params: Mapping, sizes: Sequence[int]) -> Params:
     """The stack `layers` [N, ...] in consecutive segments `layers_0`, `layers_1`, ... of so many layers each.
 
-    For layers that learn unlike or have other leaves: a model runs the segments that it finds, in order.
-    Raises ValueError where there is no stack, or the sizes are not positive or do not add up to N.
+    For layers that learn unlike or have other leaves: a model runs the segments that it finds, in order. Layers that
+    are in segments already are cut further. Raises ValueError where there is no stack, or the sizes are not positive,
+    do not add up to N, or join layers of two segments.
     """
-    if 'layers' not in params:
+    if not any(re.fullmatch(r'layers(_0)?', name) for name in params):
         raise ValueError(f'there is no stack `layers` to cut among {", ".join(sorted(params))}')
-    path, leaf = next(iter(flatten(params['layers']).items()))
-    if sum(sizes) != leaf.shape[0] or min(sizes) < 1:
-        raise ValueError(f'segments of {list(sizes)} layers do not divide the {leaf.shape[0]} of layers/{path}')
+    names = segments(params)
+    path, _ = next(iter(flatten(params[names[0]]).items()))
+    starts = [0, *itertools.accumulate(jax.tree.leaves(params[name])[0].shape[0] for name in names)]
+    if sum(sizes) != starts[-1] or min(sizes) < 1:
+        raise ValueError(f'segments of {list(sizes)} layers do not divide the {starts[-1]} of layers/{path}')
     stops = list(itertools.accumulate(sizes))
-    segments = {
-        f'layers_{i}': jax.tree.map(lambda leaf: leaf[stop - size : stop], params['layers'])  # noqa: B023
-        for i, (size, stop) in enumerate(zip(sizes, stops, strict=True))
-    }
-    return {name: value for name, value in params.items() if name != 'layers'} | segments
+    if joined := set(starts[1:]) - set(stops):
+        raise ValueError(
+            f'segments of {list(sizes)} layers join layers {min(joined) - 1} and {min(joined)}, which differ'
+        )
+    found = {}
+    for i, (size, stop) in enumerate(zip(sizes, stops, strict=True)):
+        which = bisect.bisect_right(starts, stop - size) - 1
+        first = stop - size - starts[which]
+        found[f'layers_{i}'] = jax.tree.map(lambda x: x[first : first + size], params[names[which]])  # noqa: B023
+    return {name: value for name, value in params.items() if name not in names} | found
 
 
 def uncut(params: Mapping) -> Params:

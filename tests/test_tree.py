@@ -83,3 +83,14 @@ def test_uncut_names_what_keeps_segments_apart():
         tree.segments({'layers_1': {}})
     with pytest.raises(ValueError, match='no stack `layers`'):
         tree.cut({'embed': jnp.ones(2)}, (1,))
+
+
+def test_segments_are_cut_further_but_never_joined():
+    pieces = tree.cut(stack_of(5), (2, 3))
+    del pieces['layers_0']['norm']
+    finer = tree.cut(pieces, (1, 1, 2, 1))
+    kernels = [finer[f'layers_{i}']['mlp']['kernel'].tolist() for i in range(4)]
+    assert sum(kernels, []) == stack_of(5)['layers']['mlp']['kernel'].tolist()
+    assert ['norm' in finer[f'layers_{i}'] for i in range(4)] == [False, False, True, True]
+    with pytest.raises(ValueError, match='join layers 1 and 2, which differ'):
+        tree.cut(pieces, (1, 3, 1))

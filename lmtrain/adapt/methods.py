@@ -91,26 +91,29 @@ def layers(params: Mapping, *, learns: str = '', last: int = 0) -> tuple[tuple[i
     """
     if bool(learns) == bool(last):
         raise ValueError(f'layers.learns={learns!r} and layers.last={last}: exactly one says what learns')
-    if tree.segments(params) != ['layers']:
-        raise ValueError('the layers are in segments already')
-    leaves = tree.flatten(params)
-    inner = [path.removeprefix('layers/') for path in leaves if path.startswith('layers/')]
-    N = leaves[f'layers/{inner[0]}'].shape[0]
+    leaves, names = tree.flatten(params), tree.segments(params)
+    inner = []  # of each layer: (its segment, the paths of its leaves there)
+    for name in names:
+        own = tree.flatten(params[name])
+        inner += [(name, list(own))] * next(iter(own.values())).shape[0]
+    N = len(inner)
     if not 0 <= last <= N:
         raise ValueError(f'layers.last={last}, but the model has {N} layers')
     if last:
         learns = rf'layers/({"|".join(map(str, range(N - last, N)))})/.*'
-    others = [path for path in leaves if not path.startswith('layers/')]
-    numbered = [[f'layers/{i}/{path}' for path in inner] for i in range(N)]
+    others = [path for path in leaves if path.partition('/')[0] not in names]
+    numbered = [[f'layers/{i}/{path}' for path in paths] for i, (_, paths) in enumerate(inner)]
     try:
         chosen = tree.match([(learns, True)], others + list(itertools.chain(*numbered)), default=False)
     except ValueError as error:
         raise ValueError(f'layers.learns: {error}') from None
-    alike = [
-        (len(list(group)), which) for which, group in itertools.groupby([chosen[p] for p in row] for row in numbered)
+    rows = [
+        (name, [path for path, n in zip(paths, row, strict=True) if chosen[n]])
+        for (name, paths), row in zip(inner, numbered, strict=True)
     ]
+    alike = [(len(list(group)), which) for (_, which), group in itertools.groupby(rows)]
     names = ['layers'] if len(alike) == 1 else [f'layers_{i}' for i in range(len(alike))]
     learning = [path for path in others if chosen[path]]
-    for name, (_, which) in zip(names, alike, strict=True):
-        learning += [f'{name}/{path}' for path, learns in zip(inner, which, strict=True) if learns]
+    for name, (_, paths) in zip(names, alike, strict=True):
+        learning += [f'{name}/{path}' for path in paths]
     return tuple(n for n, _ in alike) if len(alike) > 1 else (), '|'.join(map(re.escape, learning))
