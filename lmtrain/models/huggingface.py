@@ -9,15 +9,15 @@ import numpy as np
 # Fields that change no output in evaluation, nor what is trained: other programs' defaults, names and versions.
 HARMLESS = frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _name_or_path architectures attention_dropout auto_map
-    attn_pdrop bos_token_id cache_implementation classifier_dropout cls_token_id dtype embd_pdrop eos_token_id
-    finetuning_task
-    gradient_checkpointing hidden_dropout hidden_dropout_prob attention_probs_dropout_prob id2label
-    initializer_range is_decoder keys_to_ignore_at_inference label2id model_type n_ctx num_labels
-    output_attentions output_hidden_states pad_token_id pretraining_tp problem_type reorder_and_upcast_attn
-    resid_pdrop return_dict return_dict_in_generate sep_token_id summary_activation summary_first_dropout
-    summary_proj_to_labels summary_type summary_use_proj task_specific_params tokenizer_class torch_dtype torchscript
-    transformers_version unk_token_id use_cache
+    _attn_implementation _attn_implementation_autoset _name_or_path architectures attention_dropout
+    attention_probs_dropout_prob attn_pdrop auto_map bos_token_id cache_implementation classifier_dropout
+    cls_token_id dtype embd_pdrop eos_token_id finetuning_task gradient_checkpointing hidden_dropout
+    hidden_dropout_prob id2label initializer_range is_decoder is_llama_config keys_to_ignore_at_inference
+    label2id model_type n_ctx num_labels output_attentions output_hidden_states pad_token_id pretraining_tp
+    problem_type reorder_and_upcast_attn resid_pdrop return_dict return_dict_in_generate sep_token_id
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
+    unk_token_id use_cache
     """.split()
 )
 GATED = {'silu': 'swiglu', 'swish': 'swiglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu'}

@@ -23,6 +23,8 @@ def settings(fields: Fields) -> dict:
     window, count = fields.take('sliding_window', None), sizes['num_layers']
     sizes |= windows(window, ['sliding_attention' if window else 'full_attention'] * count, count)
     fields.only('attention_bias', False)
+    fields.only('full_attn_mod', 1)  # Phi-4-mini says these two
+    fields.only('interpolate_factor', 1)
     for name in ('rope_scaling', 'rope_parameters'):  # older names of LongRoPE
         for word in ('type', 'rope_type'):
             if (fields.left.get(name) or {}).get(word) in ('su', 'yarn'):

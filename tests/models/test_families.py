@@ -89,3 +89,44 @@ def test_published_sizes_can_be_exported(module):
 def test_ladder_counts_what_its_names_say(name):
     named = float(name.removesuffix('M')) * 1e6
     assert tree.count(shapes(llama.LADDER[name])['layers']) == pytest.approx(named, rel=0.4)
+
+
+# As published, but for names, token ids and the like.
+FILES = [
+    (
+        {
+            **{'model_type': 'qwen2', 'hidden_act': 'silu', 'hidden_size': 896, 'intermediate_size': 4864},
+            **{'max_position_embeddings': 32_768, 'max_window_layers': 21, 'num_attention_heads': 14},
+            **{'num_hidden_layers': 24, 'num_key_value_heads': 2, 'rms_norm_eps': 1e-6, 'rope_theta': 1_000_000.0},
+            **{'sliding_window': 32_768, 'tie_word_embeddings': True, 'use_sliding_window': False},
+            **{'vocab_size': 151_936, 'use_mrope': False, 'torch_dtype': 'bfloat16', 'use_cache': True},
+        },
+        qwen.SIZES['2.5 0.5B'],
+    ),
+    (
+        {
+            **{'model_type': 'gemma3_text', '_sliding_window_pattern': 6, 'attention_bias': False, 'head_dim': 256},
+            **{'attn_logit_softcapping': None, 'final_logit_softcapping': None, 'hidden_size': 640},
+            **{'hidden_activation': 'gelu_pytorch_tanh', 'intermediate_size': 2048, 'num_attention_heads': 4},
+            **{'layer_types': (['sliding_attention'] * 5 + ['full_attention']) * 3, 'num_hidden_layers': 18},
+            **{'max_position_embeddings': 32_768, 'num_key_value_heads': 1, 'query_pre_attn_scalar': 256},
+            **{'rms_norm_eps': 1e-6, 'rope_local_base_freq': 10_000.0, 'rope_scaling': None, 'sliding_window': 512},
+            **{'rope_theta': 1_000_000.0, 'use_bidirectional_attention': False, 'vocab_size': 262_144},
+        },
+        gemma.SIZES['3 270M'],
+    ),
+    (
+        {
+            **{'model_type': 'gpt_neox', 'hidden_act': 'gelu', 'hidden_size': 512, 'intermediate_size': 2048},
+            **{'layer_norm_eps': 1e-5, 'max_position_embeddings': 2048, 'num_attention_heads': 8},
+            **{'num_hidden_layers': 6, 'rotary_emb_base': 10_000, 'rotary_pct': 0.25, 'vocab_size': 50_304},
+            **{'tie_word_embeddings': False, 'use_parallel_residual': True, 'torch_dtype': 'float16'},
+        },
+        gpt_neox.SIZES['70M'],
+    ),
+]
+
+
+@pytest.mark.parametrize(('config', 'settings'), FILES, ids=[config['model_type'] for config, _ in FILES])
+def test_published_files_are_the_published_sizes(config, settings):
+    assert pretrained.model_of(config) == build(settings)
