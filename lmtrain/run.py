@@ -125,11 +125,15 @@ class Run(NamedTuple):
         )
 
     def domains(self) -> dict[str, data.Stream]:
-        """{name: the validation stream} of this data and of each of config.evaluate.sources; {} where none is named."""
+        """{name: its validation stream}, without any mixture, of data.source and each of config.evaluate.sources.
+
+        {} where none is named there. Raises ValueError where a text would have a tokenizer of its own.
+        """
         wanted, found = self.config.data.to_dict() | {'mix': ()}, {}
         if self.base and wanted['tokenizer'] == 'base':
             wanted['tokenizer'] = str(self.base.tokenizer.absolute())
-        for source in self.config.evaluate.sources:
+        sources = self.config.evaluate.sources
+        for source in (self.config.data.source, *sources) if sources else ():
             corpus = data.prepare(**wanted | {'source': source}, vocab_limit=self.config.model.vocab_size)
             if corpus.tokenizer.hash != self.corpus.tokenizer.hash:
                 raise ValueError(
@@ -137,7 +141,7 @@ class Run(NamedTuple):
                     "anew: take the base's ('base') or a file"
                 )
             found[source] = self._replace(corpus=corpus).stream('validation')
-        return {self.config.data.source: self.stream('validation')} | found if found else {}
+        return found
 
     def batch_shapes(self) -> dict[int, dict[str, jax.ShapeDtypeStruct]]:
         """{T: shapes of a global batch, with its sharding}, of every length that batches come in."""

@@ -121,6 +121,22 @@ def test_a_resumed_run_on_a_base_is_the_uninterrupted_one(folder, tmp_path):
     assert_equal(one, other)
 
 
+def test_every_text_is_measured_apart_before_and_after(folder, tmp_path):
+    other = tmp_path / 'other'
+    other.mkdir()
+    for number in range(40):
+        (other / f'{number}.txt').write_text(f'{number} ' * 100)
+    mixed = {'data__mix': ((str(other), 1.0),), 'evaluate__sources': (str(other),)}
+    results = train.train(on_base(folder, 'hf', **mixed), tmp_path / 'run')
+    alone, beside = results['domains'].values()
+    assert list(results['domains']) == [str(folder / '*.txt'), str(other)]
+    assert alone['before'] == trained.evaluate_split(folder / 'first', 'validation')
+    assert alone['before']['bytes'] != beside['before']['bytes']
+    for each in (alone, beside):
+        assert each['after']['loss'] != each['before']['loss']
+    assert 'Gained and forgotten' in (tmp_path / 'run' / 'report.md').read_text()
+
+
 @pytest.mark.parametrize(
     ('settings', 'said'),
     [

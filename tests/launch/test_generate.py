@@ -14,7 +14,7 @@ class Letters:
 
     end_id, vocab_size = 256, 257
 
-    def encode(self, text):
+    def encode_prompt(self, text):
         return list(text.encode())
 
     def streamer(self):
