@@ -294,6 +294,12 @@ def test_choices_are_scored_from_the_same_place_on(context):
         assert tokenizer.decode_bytes(found[0][0][found[0][1] :]).decode() == ' answer'
 
 
+def test_a_prompt_begins_once_and_ends_without_a_blank():
+    (row,) = rows_of({'query': 'a b', 'gold': 'c'})
+    ((ids, start),) = likelihood.begun(BYTES, questions.question(row, '{query} {gold}', 'gold', ()), 'a b ')
+    assert (ids.tolist(), start) == ([BYTES.begin_id, *b'a b'], 4)
+
+
 def test_a_literal_begin_is_text():
     (row,) = rows_of({'query': '<|endoftext|>', 'choices': ['<|endoftext|>', 'b'], 'gold': 0})
     asked = questions.question(row, **FORM)
