@@ -31,6 +31,7 @@ def trial(name: str, root: pathlib.Path, changes: list[str]) -> dict:
         command += [f'--config.init.base={root}/models/stories260K/hf', f'--config.data.root={root}']
         command += [f"--config.task.train=('{ROWS}',)", "--config.task.text=('prompt',)"]
         command += ['--config.task.label=response', f'--workdir={workdir}']
+        command += ['--config.data.seq_len=512', '--config.budget.steps=80', '--config.evaluate.every_steps=20']
         subprocess.run(command + changes, cwd=record.ROOT, check=True)
         lines = [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
         results = json.loads((pathlib.Path(workdir) / 'results.json').read_text())
