@@ -178,45 +178,6 @@ CASES |= {
     ),
     'lora of qwen2, classes, own head': ('qwen2, classify', 'LORA', 'SEQ_CLS', {'target_modules': ATTENTION}),
 }
-BERT = ['query', 'value']
-CASES |= {
-    'lora of bert, masked': ('bert, lm', 'LORA', None, {'target_modules': BERT}),
-    'dora of bert, every layer': ('bert, lm', 'LORA', None, {'target_modules': [*BERT, 'dense'], 'use_dora': True}),
-    'ia3 of bert, masked': (
-        'bert, lm',
-        'IA3',
-        None,
-        {'target_modules': ['key', 'value', 'intermediate.dense'], 'feedforward_modules': ['intermediate.dense']},
-    ),
-    'lora of roberta, masked': ('roberta, lm', 'LORA', None, {'target_modules': BERT, 'use_rslora': True}),
-    'lora of modernbert, masked': ('modernbert, lm', 'LORA', None, {'target_modules': ['Wqkv', 'Wi']}),
-    'dora of modernbert, one layer': (
-        'modernbert, lm',
-        'LORA',
-        None,
-        {'target_modules': ['attn.Wqkv', 'attn.Wo'], 'layers_to_transform': [3], 'use_dora': True},
-    ),
-    'lora of bare bert': ('bert, none', 'LORA', 'FEATURE_EXTRACTION', {'target_modules': BERT}),
-    'prompt of bare bert': ('bert, none', 'PROMPT_TUNING', 'FEATURE_EXTRACTION', PROMPT),
-    'prompt of bare roberta': ('roberta, none', 'PROMPT_TUNING', 'FEATURE_EXTRACTION', PROMPT),
-    'prefix of bare bert': ('bert, none', 'PREFIX_TUNING', 'FEATURE_EXTRACTION', PROMPT),
-    'lora of bert, classes': ('bert, classify', 'LORA', 'SEQ_CLS', {'target_modules': BERT}),
-    'lora of roberta, classes': ('roberta, classify', 'LORA', 'SEQ_CLS', {'target_modules': BERT}),
-    'lora of modernbert, classes': ('modernbert, classify', 'LORA', 'SEQ_CLS', {'target_modules': ['Wqkv']}),
-    'prefix of bert, classes': ('bert, classify', 'PREFIX_TUNING', 'SEQ_CLS', PROMPT),
-    'lora of bert, tags': ('bert, tag', 'LORA', 'TOKEN_CLS', {'target_modules': BERT}),
-    'lora of bert, tags, head added': ('bert, none', 'LORA', 'TOKEN_CLS', {'target_modules': BERT}),
-    'prompt of bert, tags': ('bert, tag', 'PROMPT_TUNING', 'TOKEN_CLS', PROMPT),
-    'prefix of roberta, tags': ('roberta, tag', 'PREFIX_TUNING', 'TOKEN_CLS', PROMPT),
-    'prompt of modernbert, tags': ('modernbert, tag', 'PROMPT_TUNING', 'TOKEN_CLS', PROMPT),
-    'ia3 of bert, spans': (
-        'bert, span',
-        'IA3',
-        'QUESTION_ANS',
-        {'target_modules': ['key'], 'feedforward_modules': []},
-    ),
-    'lora of qwen2, classes, own head': ('qwen2, classify', 'LORA', 'SEQ_CLS', {'target_modules': ATTENTION}),
-}
 KEPT = (
     'rslora with patterns of llama',
     'lora of embeddings of llama',
@@ -231,45 +192,6 @@ KEPT = (
     'prompt of bert, tags',
     'lora of roberta, classes',
 )
-BERT = ['query', 'value']
-CASES |= {
-    'lora of bert, masked': ('bert, lm', 'LORA', None, {'target_modules': BERT}),
-    'dora of bert, every layer': ('bert, lm', 'LORA', None, {'target_modules': [*BERT, 'dense'], 'use_dora': True}),
-    'ia3 of bert, masked': (
-        'bert, lm',
-        'IA3',
-        None,
-        {'target_modules': ['key', 'value', 'intermediate.dense'], 'feedforward_modules': ['intermediate.dense']},
-    ),
-    'lora of roberta, masked': ('roberta, lm', 'LORA', None, {'target_modules': BERT, 'use_rslora': True}),
-    'lora of modernbert, masked': ('modernbert, lm', 'LORA', None, {'target_modules': ['Wqkv', 'Wi']}),
-    'dora of modernbert, one layer': (
-        'modernbert, lm',
-        'LORA',
-        None,
-        {'target_modules': ['attn.Wqkv', 'attn.Wo'], 'layers_to_transform': [3], 'use_dora': True},
-    ),
-    'lora of bare bert': ('bert, none', 'LORA', 'FEATURE_EXTRACTION', {'target_modules': BERT}),
-    'prompt of bare bert': ('bert, none', 'PROMPT_TUNING', 'FEATURE_EXTRACTION', PROMPT),
-    'prompt of bare roberta': ('roberta, none', 'PROMPT_TUNING', 'FEATURE_EXTRACTION', PROMPT),
-    'prefix of bare bert': ('bert, none', 'PREFIX_TUNING', 'FEATURE_EXTRACTION', PROMPT),
-    'lora of bert, classes': ('bert, classify', 'LORA', 'SEQ_CLS', {'target_modules': BERT}),
-    'lora of roberta, classes': ('roberta, classify', 'LORA', 'SEQ_CLS', {'target_modules': BERT}),
-    'lora of modernbert, classes': ('modernbert, classify', 'LORA', 'SEQ_CLS', {'target_modules': ['Wqkv']}),
-    'prefix of bert, classes': ('bert, classify', 'PREFIX_TUNING', 'SEQ_CLS', PROMPT),
-    'lora of bert, tags': ('bert, tag', 'LORA', 'TOKEN_CLS', {'target_modules': BERT}),
-    'lora of bert, tags, head added': ('bert, none', 'LORA', 'TOKEN_CLS', {'target_modules': BERT}),
-    'prompt of bert, tags': ('bert, tag', 'PROMPT_TUNING', 'TOKEN_CLS', PROMPT),
-    'prefix of roberta, tags': ('roberta, tag', 'PREFIX_TUNING', 'TOKEN_CLS', PROMPT),
-    'prompt of modernbert, tags': ('modernbert, tag', 'PROMPT_TUNING', 'TOKEN_CLS', PROMPT),
-    'ia3 of bert, spans': (
-        'bert, span',
-        'IA3',
-        'QUESTION_ANS',
-        {'target_modules': ['key'], 'feedforward_modules': []},
-    ),
-    'lora of qwen2, classes, own head': ('qwen2, classify', 'LORA', 'SEQ_CLS', {'target_modules': ATTENTION}),
-}
 KINDS = {
     'LORA': functools.partial(peft.LoraConfig, r=4, lora_alpha=6),
     'IA3': peft.IA3Config,
