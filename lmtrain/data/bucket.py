@@ -4,7 +4,7 @@ import numpy as np
 
 from lmtrain.data import noise
 from lmtrain.data.pack import gather
-from lmtrain.data.stream import SHUFFLE, check_ids
+from lmtrain.data.stream import SHUFFLE, check_ids, own_rows
 
 ORDER = 4  # what a random number is for: the order of an epoch's batches
 
@@ -32,10 +32,6 @@ class TaskStream:
 
         Raises ValueError where the processes do not divide the batch, or the split is empty.
         """
-        if batch_size < 1 or batch_size % process_count:
-            raise ValueError(f'data.batch_size is {batch_size}: {process_count} processes must divide it')
-        if not 0 <= process_index < process_count:
-            raise ValueError(f'process {process_index} of {process_count}')
         if seed < 0:
             raise ValueError(f'the seed is {seed}; it must not be negative')
         self.task, self.split, self.batch_size, self.seed, self.shuffle = task, split, batch_size, seed, shuffle
@@ -47,8 +43,7 @@ class TaskStream:
             )
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows.length)])[rows.first]
         self.bucket = np.searchsorted(task.lengths, np.diff(ends))  # of each row
-        local = batch_size // process_count
-        self.local = np.arange(process_index * local, (process_index + 1) * local)
+        self.local = own_rows(batch_size, process_index, process_count)
         self.steps_per_epoch = -(-len(self.bucket) // batch_size)
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 

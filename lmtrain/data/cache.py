@@ -45,7 +45,7 @@ def build(directory: Path, write: Callable[[Path], None]) -> Path:
             write(making)
             (making / MANIFEST).write_text(json.dumps(_describe(making), indent=1, sort_keys=True))
             making.rename(directory)
-        except BaseException:
+        except BaseException:  # an interrupt as well: what is half made is not left behind
             shutil.rmtree(making, ignore_errors=True)
             raise
     return directory

@@ -20,6 +20,19 @@ from lmtrain.data.pack import earlier, gather
 SHUFFLE, CUT = 0, 5  # what a random number is for; corrupt.py and bucket.py have the others
 
 
+def own_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
+    """The numbers of a global batch's rows that one process makes: a contiguous block.
+
+    Raises ValueError where the processes do not divide the batch, or there is no such process.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f'data.batch_size is {batch_size}: {process_count} processes must divide it')
+    if not 0 <= process_index < process_count:
+        raise ValueError(f'process {process_index} of {process_count}')
+    local = batch_size // process_count
+    return np.arange(process_index * local, (process_index + 1) * local)
+
+
 class Stream:
     """The batches of one split.
 
@@ -45,10 +58,6 @@ class Stream:
 
         Raises ValueError where the processes do not divide the batch, or the split is empty.
         """
-        if batch_size < 1 or batch_size % process_count:
-            raise ValueError(f'data.batch_size is {batch_size}: {process_count} processes must divide it')
-        if not 0 <= process_index < process_count:
-            raise ValueError(f'process {process_index} of {process_count}')
         if seed < 0:
             raise ValueError(f'the seed is {seed}; it must not be negative')
         self.corpus, self.batch_size, self.seed, self.shuffle = corpus, batch_size, seed, shuffle
@@ -56,8 +65,7 @@ class Stream:
         self.sizes = [len(part.rows.first) - 1 for part in self.parts]
         if not sum(self.sizes) or shuffle and not all(self.sizes):
             raise ValueError(f'the {split} split is empty: give data.{split} a share of the text')
-        local = batch_size // process_count
-        self.local = np.arange(process_index * local, (process_index + 1) * local)
+        self.local = own_rows(batch_size, process_index, process_count)
         # rows that each source gives to an epoch
         self.quota = [
             max(1, round(self.sizes[0] * part.weight)) if shuffle else size
