@@ -81,7 +81,8 @@ def test_gpt2_equals_the_published_cases(shared):
 
 
 def test_bert_equals_the_published_cases(shared, tmp_path):
-    tokenizers = pytest.importorskip('tokenizers')
+    import tokenizers
+
     folder = shared / 'tokenizers' / 'bert-uncased'
     vocabulary = tokenizers.models.WordPiece.read_file(str(folder / 'vocab.txt'))
     model = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token='[UNK]'))
@@ -186,7 +187,8 @@ def test_a_missing_tokenizer_says_what_there_is(tmp_path):
 
 
 def test_sentencepiece(tmp_path):
-    sentencepiece = pytest.importorskip('sentencepiece')
+    import sentencepiece
+
     model = io.BytesIO()
     sentences = iter(['the cat sat on the mat', 'and it sang of tea', 'over seven hills'] * 20)
     sentencepiece.SentencePieceTrainer.train(
