@@ -1,6 +1,6 @@
 """BERT (arXiv 1810.04805) and crammed BERT (arXiv 2212.14034): sizes, as updates of `model` in a config, and files."""
 
-from lmtrain.models.huggingface import PLAIN, Entry, Fields
+from lmtrain.models.huggingface import PLAIN, Entry, Fields, size_fields
 
 ENCODER = {'norm': 'layernorm', 'norm_eps': 1e-12, 'embed_norm': True, 'tied': True, 'causal': False}
 # The embedding of sentence types is left out here: it is a constant where one sentence is given, and part of the
@@ -68,14 +68,8 @@ def settings(fields: Fields) -> dict:
 
 def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; undoes `settings`."""
-    return {
-        'vocab_size': model.vocab_size,
-        'max_position_embeddings': model.max_len,
+    return size_fields(model) | {
         'type_vocab_size': model.token_types,
-        'num_hidden_layers': model.num_layers,
-        'hidden_size': model.width,
-        'num_attention_heads': model.num_heads,
-        'intermediate_size': model.mlp_dim,
         'layer_norm_eps': model.norm_eps,
         'hidden_act': {ours: theirs for theirs, ours in reversed(PLAIN.items())}[model.activation],
         'tie_word_embeddings': model.tied,

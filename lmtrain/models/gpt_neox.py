@@ -1,6 +1,6 @@
 """GPT-NeoX (arXiv 2204.06745) and Pythia (arXiv 2304.01373): sizes and files."""
 
-from lmtrain.models.huggingface import PLAIN, Entry, Fields, rope, rope_fields
+from lmtrain.models.huggingface import PLAIN, Entry, Fields, rope, rope_fields, size_fields
 
 ARCHITECTURES = {'gpt_neox': 'GPTNeoXForCausalLM'}
 TAG = 'classifier'
@@ -52,13 +52,7 @@ def settings(fields: Fields) -> dict:
 def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; undoes `settings`."""
     found = rope_fields(model)
-    return {
-        'vocab_size': model.vocab_size,
-        'max_position_embeddings': model.max_len,
-        'num_hidden_layers': model.num_layers,
-        'hidden_size': model.width,
-        'num_attention_heads': model.num_heads,
-        'intermediate_size': model.mlp_dim,
+    return size_fields(model) | {
         'layer_norm_eps': model.norm_eps,
         'hidden_act': {ours: theirs for theirs, ours in reversed(PLAIN.items())}[model.activation],
         'rotary_emb_base': found['rope_theta'],

@@ -174,6 +174,18 @@ class Entry(NamedTuple):
     first: int = 0
 
 
+def size_fields(model) -> dict:
+    """The fields of config.json for sizes, under the names that most families share."""
+    return {
+        'vocab_size': model.vocab_size,
+        'max_position_embeddings': model.max_len,
+        'num_hidden_layers': model.num_layers,
+        'hidden_size': model.width,
+        'num_attention_heads': model.num_heads,
+        'intermediate_size': model.mlp_dim,
+    }
+
+
 def split(entry: Entry, array: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
     """Their tensor as our leaves, whose last dimensions are `widths`."""
     x = array.T if entry.linear else array

@@ -4,7 +4,7 @@ The 1B and 3B are LLaMA 3.2's; their stretching of rotary angles beyond 8,192 to
 files of LLaMA 2 and 3 become settings and leaves, which most families take over with few changes.
 """
 
-from lmtrain.models.huggingface import GATED, Entry, Fields, rope, rope_fields
+from lmtrain.models.huggingface import GATED, Entry, Fields, rope, rope_fields, size_fields
 
 LLAMA = {
     'family': 'llama',
@@ -86,15 +86,9 @@ def common(fields: Fields, *, eps: float = 1e-6, head_dim: int | None = None, ti
 
 def common_fields(model) -> dict:
     """Undoes `common`."""
-    return {
-        'vocab_size': model.vocab_size,
-        'max_position_embeddings': model.max_len,
-        'num_hidden_layers': model.num_layers,
-        'hidden_size': model.width,
-        'num_attention_heads': model.num_heads,
+    return size_fields(model) | {
         'num_key_value_heads': model.num_kv_heads,
         'head_dim': model.head_dim,
-        'intermediate_size': model.mlp_dim,
         'rms_norm_eps': model.norm_eps,
         'hidden_act': {'swiglu': 'silu', 'geglu': 'gelu_pytorch_tanh'}[model.activation],
         'tie_word_embeddings': model.tied,

@@ -1,6 +1,6 @@
 """ModernBERT (arXiv 2412.13663): rotary, gated, without biases, a window in two layers of three; sizes and files."""
 
-from lmtrain.models.huggingface import Entry, Fields, layer_types, rope_of, windows
+from lmtrain.models.huggingface import Entry, Fields, layer_types, rope_of, size_fields, windows
 
 ARCHITECTURES = {'modernbert': 'ModernBertForMaskedLM'}
 PREFIX = 'model.'
@@ -95,22 +95,20 @@ def _ropes(fields: Fields, head_dim: int, max_len: int, window: int) -> dict:
 
 def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; undoes `settings`."""
-    return {
-        'vocab_size': model.vocab_size,
-        'max_position_embeddings': model.max_len,
-        'num_hidden_layers': model.num_layers,
-        'hidden_size': model.width,
-        'num_attention_heads': model.num_heads,
-        'intermediate_size': model.mlp_dim,
-        'norm_eps': model.norm_eps,
-        'hidden_activation': 'gelu',
-        'local_attention': 2 * (model.window - 1) if model.window else 128,
-        'layer_types': layer_types(model),
-        'global_rope_theta': model.rope_theta,
-        'local_rope_theta': model.local_rope_theta or model.rope_theta,
-        'classifier_pooling': {ours: theirs for theirs, ours in POOLS.items()}[model.head_pool],
-        'tie_word_embeddings': model.tied,
-    } | {theirs: model.has_bias(ours[0]) for theirs, ours in BIASED.items()}
+    return (
+        size_fields(model)
+        | {
+            'norm_eps': model.norm_eps,
+            'hidden_activation': 'gelu',
+            'local_attention': 2 * (model.window - 1) if model.window else 128,
+            'layer_types': layer_types(model),
+            'global_rope_theta': model.rope_theta,
+            'local_rope_theta': model.local_rope_theta or model.rope_theta,
+            'classifier_pooling': {ours: theirs for theirs, ours in POOLS.items()}[model.head_pool],
+            'tie_word_embeddings': model.tied,
+        }
+        | {theirs: model.has_bias(ours[0]) for theirs, ours in BIASED.items()}
+    )
 
 
 def entries(model) -> list[Entry]:
