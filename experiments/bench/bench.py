@@ -65,9 +65,9 @@ class Died(RuntimeError):
 
 
 class Worker:
-    """One side, 'lmtrain' or 'torch', on 'cpu' or 'gpu'."""
+    """One side, 'lmtrain' or 'torch', on 'cpu' or 'gpu'; `script` is the program that serves it."""
 
-    def __init__(self, side: str, platform: str, cache: str = ''):
+    def __init__(self, side: str, platform: str, cache: str = '', script: str = __file__):
         environment = os.environ | {
             'JAX_PLATFORMS': {'cpu': 'cpu', 'gpu': 'cuda'}[platform],
             'JAX_ENABLE_COMPILATION_CACHE': 'true' if cache else 'false',
@@ -77,7 +77,7 @@ class Worker:
             'OMP_NUM_THREADS': str(THREADS),
             'TF_CPP_MIN_LOG_LEVEL': '2',
         }
-        command = (sys.executable, __file__, '--worker', side, platform)
+        command = (sys.executable, script, '--worker', side, platform)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -122,7 +122,7 @@ class Ours:
 
         self.device = jax.devices()[0]
 
-    def assemble(self, shape, dtype, folder, unroll=0):
+    def assemble(self, shape, dtype, folder, unroll=0, base_model='', adapt=None):
         from configs import base
         from lmtrain.assemble import assemble
 
@@ -140,17 +140,20 @@ class Ours:
         config.model.update(positions='learned', norm='layernorm', activation='gelu', dtype=dtype)
         if unroll:
             config.model.unroll = unroll
+        if base_model:
+            config.init.base = base_model
+            config.adapt.update(adapt)
         config.schedule.update(name='constant', warmup=0.0)
         config.budget.steps = 1000
         return assemble(config)
 
-    def build(self, shape, dtype, folder):
+    def build(self, shape, dtype, folder, **start):
         """A compiled step and its first state; parameters and batches are left in `folder` for the other side."""
         import jax
 
         from lmtrain import cost, tree
 
-        run = self.assemble(shape, dtype, folder)
+        run = self.assemble(shape, dtype, folder, **start)
         self.compiled, self.state = run.train_step(), run.initial_state()
         stream = run.stream('train')
         batches = [stream.batch(step) for step in range(BATCHES)]
