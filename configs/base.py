@@ -190,6 +190,14 @@ def get_config():
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_best = 1  # by validation loss, of those whose step was evaluated
 
+    # Watchdog: lmtrain.survive.Watchdog(**config.watchdog); seconds after which a phase is taken for stalled and the
+    # process ends with the stacks of its threads and exit code 75; 0 is never
+    config.watchdog = ml_collections.ConfigDict()
+    config.watchdog.start = 7200.0  # restore or load, and compile
+    config.watchdog.step = 3600.0
+    config.watchdog.evaluate = 14400.0
+    config.watchdog.save = 3600.0
+
     # What is shown and written
     config.log = ml_collections.ConfigDict()
     config.log.every_steps = 10  # a line of metrics.jsonl, and the live line

@@ -6,6 +6,7 @@ lmtrain train --config=configs/pretrain_gpt2.py --dry_run
 """
 
 import pathlib
+import sys
 
 from absl import flags
 
@@ -27,6 +28,7 @@ def run(values: flags.FlagValues) -> None:
         show.page(values)
         print(f'\n{page}')
     else:
-        from lmtrain import train
+        from lmtrain import survive, train
 
+        sys.excepthook = survive.exit_on_exception
         train.train(config, pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}'))

@@ -156,6 +156,7 @@ def _check_settings(config) -> None:
     cost.total_steps(config.budget, np.inf, np.inf)  # first: other numbers may follow from it
     least = {'log.every_steps': 1, 'evaluate.every_steps': 1, 'evaluate.max_batches': 0}
     least |= {'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1, 'checkpoint.keep_best': 0}
+    least |= {f'watchdog.{phase}': 0 for phase in config.watchdog}
     for field, low in (least | {'objective.z_loss': 0}).items():
         section, name = field.split('.')
         if not config[section][name] >= low:

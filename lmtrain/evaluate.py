@@ -41,16 +41,19 @@ def change(before: dict[str, dict], after: dict[str, dict]) -> dict[str, Any]:
     return {'domains': {name: {'before': before[name], 'after': after[name]} for name in after}} if after else {}
 
 
-def evaluate(eval_step, params, stream, place, max_batches: int = 0) -> dict[str, float]:
+def evaluate(eval_step, params, stream, place, max_batches: int = 0, stopped=lambda: None) -> dict[str, float] | None:
     """`in_bits` of one pass over `stream`, or over its first `max_batches`; sums are added in float64 on the host.
 
     `eval_step` is compiled (params, batch) -> sums; `place` puts a host batch on the devices. Where sums have an
-    axis [W] over the members of a sweep, `sweep.summary` of each one's `in_bits`.
+    axis [W] over the members of a sweep, `sweep.summary` of each one's `in_bits`. None as soon as `stopped()`, which
+    is asked before each batch.
     """
     batches = min(stream.steps_per_epoch, max_batches or stream.steps_per_epoch)
     totals: dict[str, float] = {}
     waiting = None
     for index in range(batches + 1):
+        if stopped():
+            return None
         # The next batch is under way while the host waits for the last one.
         running = eval_step(params, place(stream.batch(index))) if index < batches else None
         if waiting is not None:

@@ -1,7 +1,13 @@
-"""How a run ends: exit codes, the signal that asks it to stop, and named points at which a test may kill it."""
+"""How a run ends: exit codes, the signal that asks it to stop, a watchdog, and points at which a test may hurt it."""
 
+import faulthandler
+import math
 import os
 import signal
+import sys
+import threading
+import time
+import traceback
 from types import FrameType
 
 FINISHED = 0
@@ -9,7 +15,7 @@ NON_FINITE = 3  # too many updates in a row without a finite loss or gradient
 DISK = 4  # a checkpoint could not be written
 REQUEUE = 42  # asked to stop; the step is saved, start the same command again
 EXCEPTION = 70
-STALLED = 75  # no step within the limit
+STALLED = 75  # a step, a start, an evaluation or a save took longer than its limit
 
 
 class Ended(Exception):
@@ -29,21 +35,88 @@ POINTS = (
     'after_rename',  # committed; older checkpoints still there
     'in_retention',  # an old checkpoint is set aside, not yet deleted
 )
+# What may befall a step before it is taken.
+STEP = (
+    'stall',  # the process lives and does nothing, as in a collective whose peer is lost
+    'raise',  # an exception that nobody foresaw
+)
 
 
 def fault(point: str, step: int) -> None:
-    """Kill this process as `kill -9` would, where LMTRAIN_FAULT is `point@step`; else do nothing.
+    """Kill this process as `kill -9` would, or do what STEP says, where LMTRAIN_FAULT is `point@step`; else nothing.
 
-    Raises ValueError where LMTRAIN_FAULT names no point of POINTS: a test that kills nothing proves nothing.
+    Raises ValueError where LMTRAIN_FAULT names no point of POINTS or STEP: a test that hurts nothing proves nothing.
     """
     wanted = os.environ.get('LMTRAIN_FAULT')
     if not wanted:
         return
     name, at, number = wanted.partition('@')
-    if name not in POINTS or at != '@' or not number.isdecimal():
-        raise ValueError(f'LMTRAIN_FAULT={wanted!r}: expected point@step, point one of {", ".join(POINTS)}')
-    if (name, int(number)) == (point, step):
-        os.kill(os.getpid(), signal.SIGKILL)
+    if name not in POINTS + STEP or at != '@' or not number.isdecimal():
+        raise ValueError(f'LMTRAIN_FAULT={wanted!r}: expected point@step, point one of {", ".join(POINTS + STEP)}')
+    if (name, int(number)) != (point, step):
+        return
+    if point == 'raise':
+        raise RuntimeError(f'LMTRAIN_FAULT={wanted}')
+    while point == 'stall':
+        time.sleep(60)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fault_in_step(step: int) -> None:
+    """The faults of STEP."""
+    for point in STEP:
+        fault(point, step)
+
+
+def exit_on_exception(kind: type[BaseException], error: BaseException, trace) -> None:
+    """A `sys.excepthook` that prints the traceback and ends the process at once with EXCEPTION.
+
+    Python's own way out waits in JAX's shutdown for processes that wait in a collective for this one.
+    """
+    traceback.print_exception(kind, error, trace)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXCEPTION)
+
+
+class Watchdog:
+    """Ends this process with STALLED, the stacks of all its threads on stderr, where a phase outlasts its limit.
+
+    A process that waits for ever (a lost peer, a dead file system) says nothing by itself, and its peers neither.
+
+        with survive.Watchdog(start=3600, step=600) as watchdog:  # the first of them begins
+            ...
+            watchdog.expect('step')
+
+    Args:
+      limits: seconds of each phase, on a clock that never goes back; 0 is none.
+    """
+
+    def __init__(self, **limits: float):
+        self._limits, self._expected = limits, ('', math.inf)
+        self._left = threading.Event()
+
+    def __enter__(self) -> 'Watchdog':
+        self.expect(next(iter(self._limits)))
+        threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+
+    def expect(self, phase: str) -> None:
+        """The phase begins, and the one before it has ended."""
+        self._expected = phase, time.monotonic() + (self._limits[phase] or math.inf)
+
+    def _watch(self) -> None:
+        while not self._left.wait(min([1.0, *(limit / 4 for limit in self._limits.values() if limit)])):
+            phase, deadline = self._expected
+            if time.monotonic() > deadline:
+                limit = f'config.watchdog.{phase} = {self._limits[phase]:g} s'
+                # print() may wait for a lock that a stuck thread holds.
+                os.write(2, f'\nstalled: longer than {limit}. Where every thread stands:\n'.encode())
+                faulthandler.dump_traceback(file=2, all_threads=True)
+                os._exit(STALLED)
 
 
 class Signals:

@@ -42,6 +42,7 @@ def train(config, workdir) -> dict[str, Any]:
             changed = folder.claim(workdir, resolved(run), run.fingerprints())
         checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', **config.checkpoint))
         signals = stack.enter_context(survive.Signals())
+        watchdog = stack.enter_context(survive.Watchdog(**config.watchdog))
         saved, extra = checkpoints.restore(run.stored(run.shapes)) or (None, {'step': 0, 'elapsed': 0.0})
         compiling = stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_step)  # beside the initial state
         state = run.complete(saved) if saved else run.initial_state()
@@ -59,7 +60,7 @@ def train(config, workdir) -> dict[str, Any]:
             live.say(f'  changed    {difference}{rounding}')
         del saved
         writers = stack.enter_context(metrics.Writers(workdir, config.log.tensorboard, extra['step'], live.say))
-        loop = Loop(run, checkpoints, signals, writers, live, extra)
+        loop = Loop(run, checkpoints, signals, watchdog, writers, live, extra)
         before = folder.once(workdir / 'before.json', lambda: loop.domains(state)) if config.evaluate.sources else {}
         state = loop.go(state, compiling.result)
         results = loop.results(state) | evaluate.change(before, loop.domains(state))
@@ -77,9 +78,9 @@ def train(config, workdir) -> dict[str, Any]:
 class Loop:
     """The loop and what it carries from step to step; the state itself is handed on, since it is donated."""
 
-    def __init__(self, run: Run, checkpoints, signals, writers, live, extra):
-        self.run, self.checkpoints, self.signals, self.writers, self.live = run, checkpoints, signals, writers, live
-        self.done, self.saved_at = extra['step'], extra['step']
+    def __init__(self, run: Run, checkpoints, signals, watchdog, writers, live, extra):
+        self.run, self.checkpoints, self.signals, self.watchdog = run, checkpoints, signals, watchdog
+        self.writers, self.live, self.done, self.saved_at = writers, live, extra['step'], extra['step']
         self.validation, self.evaluated_at = extra.get('validation'), extra.get('evaluated_at')  # the last one
         self.clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
         self.meter = metrics.Meter(run.tokens_per_step, run.flops_per_step.total, run.peak)
@@ -96,7 +97,11 @@ class Loop:
             if self.evaluated_at != self.done:
                 self.evaluate(state)
             return state
+        if self.done and self.done % config.evaluate.every_steps == 0 and self.evaluated_at != self.done:
+            self.evaluate(state)  # what a signal had cut short
         train_step = compiled()
+        if self.signals.received:
+            self.stop()
 
         def place(batch):
             return self.put(batch), data.batch_hash(batch)
@@ -108,29 +113,33 @@ class Loop:
             # deadlock simulated devices.
             pending = []
             while progress < 1.0:
+                self.watchdog.expect('step')
                 step, (batch, digest) = next(batches)
+                survive.fault_in_step(step + 1)
                 progress = self.clock.spent(step + 1)
                 state, measured = train_step(state, batch, np.float32(progress))
                 self.done = step + 1
                 pending.append((self.done, progress, measured, digest, batches.waited))
                 evaluated = progress >= 1.0 or self.done % config.evaluate.every_steps == 0
-                stop = self.signals.received
-                due = evaluated or stop or self.checkpoints.due(self.done)
+                due = evaluated or self.signals.received or self.checkpoints.due(self.done)
                 while len(pending) > (not due and not self.on_cpu):
                     self.say(*pending.pop(0))
                 if due:
                     if evaluated:
                         self.evaluate(state)
-                    if progress >= 1.0 or stop or self.checkpoints.due(self.done):
+                    if progress >= 1.0 or self.signals.received or self.checkpoints.due(self.done):
                         self.save(state)
                     self.meter.restart(self.done, progress, batches.waited)
                 self.checkpoints.check_for_errors()
-                if stop:
-                    self.checkpoints.wait()
-                    raise survive.Ended(
-                        survive.REQUEUE, f'{stop}: step {self.done:,} is saved; the same command goes on'
-                    )
+                if self.saved_at == self.done and self.signals.received:
+                    self.stop()
         return state
+
+    def stop(self):
+        """Ends a run that was asked to, with what is saved on the disk."""
+        self.checkpoints.wait()
+        standing = f'step {self.saved_at:,} is saved' if self.saved_at else 'no step had been taken'
+        raise survive.Ended(survive.REQUEUE, f'{self.signals.received}: {standing}; the same command goes on')
 
     def say(self, step, progress, measured, digest, waited):
         """Reads what a step measured, writes it where it is due, and ends a run that has gone wrong."""
@@ -152,9 +161,12 @@ class Loop:
 
     def evaluate(self, state):
         """The validation loss of the state."""
-        limit = self.run.config.evaluate.max_batches
-        self.validation = evaluate.evaluate(self.eval_step, state.params, self.eval_stream, self.put, limit)
-        self.evaluated_at = self.done
+        self.watchdog.expect('evaluate')
+        limit, stop = self.run.config.evaluate.max_batches, lambda: self.signals.received
+        found = evaluate.evaluate(self.eval_step, state.params, self.eval_stream, self.put, limit, stop)
+        if found is None:
+            return
+        self.validation, self.evaluated_at = found, self.done
         self.writers.validation(self.done, self.validation)
         self.live.say(f'{self.done:>7,}  ' + display.evaluation_line(self.validation, self.baselines))
         if not math.isfinite(self.validation['loss']):
@@ -162,11 +174,13 @@ class Loop:
 
     def domains(self, state) -> dict[str, Any]:
         """The validation loss on this data and on each of config.evaluate.sources; {} where none is named."""
+        self.watchdog.expect('evaluate')
         streams = self.run.domains()
         return {name: evaluate.evaluate(self.eval_step, state.params, x, self.put) for name, x in streams.items()}
 
     def save(self, state):
         """Begins to save the state with all that a resumed run must know."""
+        self.watchdog.expect('save')
         extra = {'elapsed': self.clock.elapsed, 'validation': self.validation, 'evaluated_at': self.evaluated_at}
         extra |= self.spent() | {'cut': list(self.run.method.cut)}
         metric = self.validation['loss'] if self.evaluated_at == self.done else None  # never an older state's

@@ -73,3 +73,42 @@ with survive.Signals():
 def test_exit_codes_differ():
     codes = [survive.FINISHED, survive.NON_FINITE, survive.DISK, survive.REQUEUE, survive.EXCEPTION, survive.STALLED]
     assert codes == [0, 3, 4, 42, 70, 75]
+
+
+STALL = """
+import time
+with survive.Watchdog(start=100.0, step=0.2, save=0.0) as watchdog:
+    for phase in ('start', 'save', {phase!r}):
+        watchdog.expect(phase)
+        time.sleep(1)
+print('through')
+"""
+
+
+def test_a_stalled_phase_ends_the_process_with_its_stacks():
+    process = run(STALL.format(phase='step'))
+    said, error = process.communicate(timeout=250)
+    assert (process.returncode, said) == (survive.STALLED, ''), error
+    assert 'config.watchdog.step = 0.2 s' in error
+    assert 'File "<string>"' in error.partition('most recent call first')[2]
+
+
+def test_a_phase_without_a_limit_or_within_it_goes_on():
+    process = run(STALL.format(phase='save'))
+    said, error = process.communicate(timeout=250)
+    assert (process.returncode, said, error) == (0, 'through\n', '')
+
+
+def test_an_exception_ends_the_process_at_once():
+    process = run(
+        """
+import atexit, sys, time
+atexit.register(time.sleep, 1000)  # as JAX's shutdown waits for a peer that waits for this process
+sys.excepthook = survive.exit_on_exception
+survive.fault('raise', 3)
+""",
+        LMTRAIN_FAULT='raise@3',
+    )
+    _, error = process.communicate(timeout=250)
+    assert process.returncode == survive.EXCEPTION
+    assert error.endswith('RuntimeError: LMTRAIN_FAULT=raise@3\n')

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from lmtrain import assemble, checkpoint, metrics, sharding, survive, train
+from lmtrain import assemble, checkpoint, evaluate, metrics, sharding, survive, train
 from lmtrain.models import Transformer
+from lmtrain.run import Run
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 12
@@ -103,6 +104,38 @@ def test_stopped_by_sigterm_and_resumed_is_the_uninterrupted_run(config, tmp_pat
     config.optimizer.learning_rate = 0.5
     with pytest.raises(ValueError, match='optimizer.learning_rate: saved 0.001, now 0.5'):
         train.train(config, parts)
+
+
+def test_asked_to_stop_in_an_evaluation_and_in_compiling(config, tmp_path, monkeypatch):
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    train.train(config, whole)
+    made, tried = evaluate.evaluate, []
+
+    def interrupted(*arguments):
+        tried.append(arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return made(*arguments)
+
+    monkeypatch.setattr(evaluate, 'evaluate', interrupted)
+    with pytest.raises(survive.Ended, match='SIGTERM: step 5 is saved') as ended:
+        train.train(config, parts)
+    assert ended.value.code == survive.REQUEUE and len(tried) == 1
+    assert not [line for line in lines(parts) if 'validation_loss' in line]
+    monkeypatch.undo()
+
+    compiled = Run.train_step
+
+    def asked(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compiled(self)
+
+    monkeypatch.setattr(Run, 'train_step', asked)
+    with pytest.raises(survive.Ended, match='SIGTERM: step 5 is saved') as ended:
+        train.train(config, parts)
+    assert ended.value.code == survive.REQUEUE
+    monkeypatch.undo()
+    train.train(config, parts)
+    assert_same_run(whole, parts)
 
 
 @pytest.fixture(scope='module')
