@@ -111,4 +111,4 @@ survive.fault('raise', 3)
     )
     _, error = process.communicate(timeout=250)
     assert process.returncode == survive.EXCEPTION
-    assert error.endswith('RuntimeError: LMTRAIN_FAULT=raise@3\n')
+    assert error.endswith('AssertionError: LMTRAIN_FAULT=raise@3\n')
