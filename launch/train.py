@@ -5,7 +5,9 @@ lmtrain train --config=configs/quickstart.py --config.model.num_layers=6 --confi
 lmtrain train --config=configs/pretrain_gpt2.py --dry_run
 """
 
+import atexit
 import pathlib
+import signal
 import sys
 
 from absl import flags
@@ -31,4 +33,6 @@ def run(values: flags.FlagValues) -> None:
         from lmtrain import survive, train
 
         sys.excepthook = survive.exit_on_exception
+        # What a signal may stop is over when Python leaves: it takes nothing from the exit code.
+        atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
         train.train(config, pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}'))
