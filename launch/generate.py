@@ -72,7 +72,6 @@ def read_prompts(path: pathlib.Path) -> list[str]:
 def show(model, tokenizer, params, prompts: list[str], settings: dict) -> None:
     """Prints every prompt with its continuation, in order; the first that is not done appears as it is made."""
     from lmtrain import sample
-    from lmtrain.models.prompt import ahead
 
     begin = time.perf_counter()
     ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
@@ -101,7 +100,7 @@ def show(model, tokenizer, params, prompts: list[str], settings: dict) -> None:
     words = [f'{sum(tokens):,} tokens', f'the first after {first - begin:.2f} s']
     if later := sum(max(0, count - 1) for count in tokens):
         words.insert(1, f'{later / (time.perf_counter() - first):,.0f} tokens/s')
-    rooms = [sample.room(model, prompt) - ahead(params) for prompt in ids]
+    rooms = [sample.room(model, prompt) for prompt in ids]
     if full := sum(count == room < settings['max_tokens'] for count, room in zip(tokens, rooms)):
         which = 'stopped' if len(prompts) == 1 else f'{full} of {len(prompts)} stopped'
         words.append(f"{which} at the model's context of {model.max_len} tokens, prompt included")
