@@ -6,6 +6,7 @@ Every run is `lmtrain train` on the tiny recipe in a process of its own; the run
 """
 
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -112,7 +113,7 @@ def at_random(number: signal.Signals, draw: random.Random):
     """Sends a signal some time after the run has said what it is about to do."""
 
     def hurt(process, workdir):
-        words, delay = pathlib.Path(f'{workdir}.txt'), draw.uniform(0, 1.5)
+        words, delay = pathlib.Path(f'{workdir}.txt'), draw.uniform(0, 0.8)
         while process.poll() is None and 'parameters' not in words.read_text():
             time.sleep(0.005)
         time.sleep(delay)
@@ -167,7 +168,10 @@ def damages(folder: pathlib.Path, workdir: pathlib.Path, count: int, draw: rando
 
 def counted(what: str, trials: list[dict]) -> dict:
     good = sum(trial['as_wanted'] for trial in trials)
-    return {'what': what, 'figure': f'{good} of {len(trials)}', 'target': 'all', 'reached': good == len(trials)}
+    codes = collections.Counter(trial['exit'] for trial in trials if 'exit' in trial)
+    exits = ', '.join(f'{count} x {code}' for code, count in sorted(codes.items()))
+    figure = f'{good} of {len(trials)}' + (f' (exit codes: {exits})' if exits else '')
+    return {'what': what, 'figure': figure, 'target': 'all', 'reached': good == len(trials)}
 
 
 def main() -> None:
@@ -193,7 +197,7 @@ def main() -> None:
             trial(killed, f'{point}@{step}', nothing, (-signal.SIGKILL,), fault=f'{point}@{step}')
         for number, name, wanted in ((signal.SIGKILL, 'kill -9', (-9, 0)), (signal.SIGTERM, 'SIGTERM', (42, 0))):
             group = f'{name} at a random moment after the header, then resumed: the same'
-            group += ', exit 42' if name == 'SIGTERM' else ''
+            group += ', exit 42, or 0 after the last step' if name == 'SIGTERM' else ''
             for index in range(arguments.trials):
                 trial(group, f'{name} {index}', at_random(number, draw), wanted)
         group = 'a step that never ends: exit 75 after its limit with all stacks, then resumed: the same'
