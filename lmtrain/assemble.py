@@ -1,6 +1,7 @@
 """From a config to the parts of a run; all that can be wrong with it is found here, before anything compiles."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -27,9 +28,11 @@ def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
     schedule = optim.schedule(**config.schedule)
     tx = optim.optimizer(**config.optimizer)
     config, base = _on_base(config)
+    config = _padded(config, mesh)
     model = Transformer(**config.model)
     capacity.check_sizes(model, config.data.batch_size // jax.process_count(), config.data.seq_len)
     _check_task(config)
+    _check_mesh(config, mesh)
     run = Run(config=config, mesh=mesh, model=model, tx=tx, schedule=schedule, base=base)
     # A large text takes long to cut into tokens: where nothing of it is needed, the rest is checked first.
     early = config.task.name == 'text' and not config.adapt.prompt.text
@@ -57,6 +60,20 @@ def _on_base(config) -> tuple[ml_collections.ConfigDict, Base | None]:
     config = config.copy_and_resolve_references()
     config.model = ml_collections.ConfigDict(settings(config, base.model))
     return config.lock(), base
+
+
+def _padded(config, mesh) -> ml_collections.ConfigDict:
+    """The config with as many more ids in the vocabulary as `tensor` needs to divide it; no text holds them.
+
+    A base keeps the rows that it has.
+    """
+    size, tensor = config.model.vocab_size, mesh.shape['tensor']
+    if config.init.base or size % tensor == 0:
+        return config
+    config = config.copy_and_resolve_references()
+    multiple = math.lcm(128, tensor)  # the same for every power of two, so that a run may change its mesh
+    config.model.vocab_size = -(-size // multiple) * multiple
+    return config
 
 
 def _corpus(config, base: Base | None) -> data.Corpus | data.Task:
@@ -136,6 +153,32 @@ def _objective(config, task: str, head: str) -> Any:
         'tag': functools.partial(tag.loss, head=head),
         'span': functools.partial(span.loss, head=head),
     }[task]
+
+
+def _check_mesh(config, mesh) -> None:
+    """Raises ValueError where heads or positions do not divide over the mesh, or a method cannot be divided so."""
+    model, tensor, sequence = config.model, mesh.shape['tensor'], mesh.shape['sequence']
+    for field in ('num_heads', 'num_kv_heads'):
+        if model[field] % tensor:
+            raise ValueError(
+                f'model.{field} = {model[field]} does not divide over mesh.tensor = {tensor}: each device takes whole '
+                'heads; lower mesh.tensor'
+            )
+    if sequence == 1:
+        return
+    found = f'mesh.sequence = {sequence} with '
+    if config.data.seq_len % sequence:
+        raise ValueError(f'{found}data.seq_len = {config.data.seq_len}: it must be a multiple of {sequence}')
+    if config.task.name != 'text' or config.data.corrupt:
+        raise ValueError(f"{found}task.name = {config.task.name!r}, data.corrupt = {config.data.corrupt}: only whole "
+                         "text (task.name='text', data.corrupt=0) is cut along its positions; set mesh.sequence=1")
+    if config.adapt.method in ('prompt', 'prefix'):
+        raise ValueError(f'{found}adapt.method = {config.adapt.method!r}: what stands before a row is on one device '
+                         'alone; set mesh.sequence=1')
+    if model.dropout or config.adapt.dropout or len(sweep.orders(sweep.of(config))) > 1:
+        raise ValueError(f'{found}model.dropout = {model.dropout}, adapt.dropout = {config.adapt.dropout}, '
+                         f'sweep.orders = {tuple(config.sweep.orders)}: set them to 0, 0 and one order, or '
+                         'mesh.sequence=1')
 
 
 def _check_samples(config, model: Transformer, tokenizer: data.Tokenizer) -> None:

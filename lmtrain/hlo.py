@@ -3,12 +3,14 @@
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 COMPUTATION = re.compile(r'^(?:ENTRY )?%?(\S+) \(.*\) -> .* \{$')
 INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$')
 SHAPE = re.compile(r'\w+\[([\d,]*)\]')
 # Libraries that multiply matrices behind a custom call, of which the HLO says too little to count.
+CALLS = ('body', 'calls', 'branch_computations', 'true_computation', 'false_computation', 'called_computations')
 OPAQUE = re.compile(r'matmul|gemm|conv|fmha|attention', re.IGNORECASE)
 
 
@@ -70,6 +72,26 @@ def text_flops(text: str) -> float:
         return sum(flops(name) for key in ('calls', 'to_apply') for name in _called(i.rest, key))
 
     return flops(entry)
+
+
+def executed(text: str) -> Iterator[tuple[Instruction, int]]:
+    """(instruction, times) of an HLO module's text: those in loops as often as the loops turn, every branch once.
+
+    Raises ValueError at a loop whose trip count the compiler does not know.
+    """
+    computations, entry = _parse(text)
+
+    def walk(computation: str, times: int) -> Iterator[tuple[Instruction, int]]:
+        for i in computations[computation]:
+            yield i, times
+            turns = 1
+            if i.opcode == 'while':
+                turns = _trips(i)
+            for key in CALLS:
+                for name in _called(i.rest, key):
+                    yield from walk(name, times * turns)
+
+    return walk(entry, 1)
 
 
 def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:

@@ -145,11 +145,11 @@ class Run(NamedTuple):
 
     def batch_shapes(self) -> dict[int, dict[str, jax.ShapeDtypeStruct]]:
         """{T: shapes of a global batch, with its sharding}, of every length that batches come in."""
-        stream, on = self.train_stream(), sharding.batch_sharding(self.mesh)
+        stream = self.train_stream()
         rows = self.config.data.batch_size
         return {
             length: {
-                name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=on)
+                name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding.column(self.mesh, x.ndim))
                 for name, x in stream.batch(first).items()
             }
             for length, first in stream.steps_of_lengths().items()
@@ -214,6 +214,11 @@ class Run(NamedTuple):
         whole = tree.flatten(self.initial_state().frozen)
         return stored.replace(frozen=tree.unflatten(whole | tree.flatten(stored.frozen)))
 
+    def specs(self) -> dict[str, jax.sharding.PartitionSpec]:
+        """{path: how it lies on the mesh} of the parameters of one run."""
+        params = sweep.alone(self.shapes, self.members).params
+        return {path: on.spec for path, on in tree.flatten(sharding.shardings(params, self.mesh)).items()}
+
     def train_steps(self) -> dict[int, Any]:
         """{T: the compiled train step for batches of that length}, its state donated."""
         optimizer = self.config.optimizer
@@ -228,6 +233,8 @@ class Run(NamedTuple):
             accumulate=optimizer.accumulate,
             trainable=self.shapes.trainable,
             adapter_dropout=self.config.adapt.dropout,
+            mesh=self.mesh,
+            specs=self.specs(),
         )
         function = sweep.train_step(make, self.members, optimizer.learning_rate)
         on = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
@@ -245,7 +252,8 @@ class Run(NamedTuple):
 
     def eval_step(self):
         """The jitted (params, batch) -> sums."""
-        function = step.make_eval_step(self.model, self.objective, jnp.asarray(self.corpus.tokenizer.token_bytes))
+        spelled = jnp.asarray(self.corpus.tokenizer.token_bytes)
+        function = step.make_eval_step(self.model, self.objective, spelled, self.mesh, self.specs())
         return jax.jit(sweep.eval_step(function, self.members, self.shapes.trainable))
 
 

@@ -31,8 +31,6 @@ def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh
     for name, size in sizes.items():
         if size != -1 and size < 1:
             raise ValueError(f'mesh.{name} = {size}: an axis has at least 1 device, or -1 to fill')
-    if sequence != 1:
-        raise ValueError(f'mesh.sequence = {sequence}: nothing is sharded along the sequence yet; leave it at 1')
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
         raise ValueError(f'mesh.{" and mesh.".join(open_axes)} are both -1: only one axis can fill the mesh')
@@ -80,9 +78,10 @@ def shardings(shapes, mesh: Mesh, rules=RULES):
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over `data` x `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+def column(mesh: Mesh, ndim: int) -> NamedSharding:
+    """A column of a batch: rows over `data` x `fsdp`, and positions, the last dimension of several, over `sequence`."""
+    positions = [None] * (ndim - 2) + ['sequence'] if ndim > 1 and mesh.shape['sequence'] > 1 else []
+    return NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), *positions))
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
@@ -99,9 +98,10 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
 
 def place(mesh: Mesh):
     """The function that puts this process's rows of a batch (numpy columns) on its devices, as one global batch."""
-    sharding = batch_sharding(mesh)
 
     def put(batch: dict[str, np.ndarray]):
-        return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        return {
+            name: jax.make_array_from_process_local_data(column(mesh, rows.ndim), rows) for name, rows in batch.items()
+        }
 
     return put

@@ -4,20 +4,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lmtrain import tree
+from lmtrain import parallel, tree
 from lmtrain.state import TrainState
 
 
-def sums(objective, model, params, batch, *, key=None, adapter_dropout=0.0):
+def sums(objective, model, params, batch, *, key=None, adapter_dropout=0.0, share=None):
     """Weighted sums of an objective over a batch: ({name: sum(values * weights)}, sum(weights)), float32 scalars.
 
     Sums and not means cross every boundary (micro-batches, devices, evaluation batches), so that how a batch was cut
-    cannot change a mean taken at the end. `key` binds dropout; without it the model evaluates.
+    cannot change a mean taken at the end. `key` binds dropout; without it the model evaluates. `share` goes to the
+    model where its leaves or rows lie in pieces.
     """
 
     def forward(columns):
         rngs = None if key is None else {'dropout': key}
         options = {'adapter_dropout': adapter_dropout} if adapter_dropout else {}
+        options |= {'share': share} if share else {}
         return model.apply({'params': params}, columns, train=key is not None, rngs=rngs, **options)
 
     values, weights = objective(forward, batch)
@@ -41,6 +43,8 @@ def make_train_step(
     accumulate=1,
     trainable,
     adapter_dropout=0.0,
+    mesh=None,
+    specs=None,
 ):
     """The function (state, batch, progress) -> (state, metrics) that `jax.jit` compiles.
 
@@ -54,6 +58,7 @@ def make_train_step(
       accumulate: micro-batches; the gradient is that of the whole batch whatever the masks.
       trainable: tree of what learns (arrays or shapes), for its paths.
       adapter_dropout: share of its input that a low-rank path loses in training.
+      mesh, specs: the mesh, and {path: PartitionSpec} of all parameters; without them nothing is divided by hand.
 
     Returns:
       step(state, batch, progress float32 scalar in [0, 1]). Where the loss, the gradient or the update is not finite
@@ -62,28 +67,32 @@ def make_train_step(
     factors = tree.match(learning_rates, tree.flatten(trainable), default=1.0)
     factors = tree.unflatten(factors)
 
-    def gradient(state, batch, key):
-        options = {'key': key, 'adapter_dropout': adapter_dropout}
+    def gradient(params, batch, key, share=None):
+        trainable, frozen = params
+        options = {'key': key, 'adapter_dropout': adapter_dropout, 'share': share}
 
         def total(trainable, micro):
-            values, weight = sums(objective, model, tree.join(state.frozen, trainable), micro, **options)
+            values, weight = sums(objective, model, tree.join(frozen, trainable), micro, **options)
             return values['loss'], (values, weight)
 
         grad = jax.grad(total, has_aux=True)
         if accumulate == 1:
-            return grad(state.trainable, batch)
+            return grad(trainable, batch)
 
         def add(carry, micro):
-            return jax.tree.map(jnp.add, carry, grad(state.trainable, micro)), None
+            return jax.tree.map(jnp.add, carry, grad(trainable, micro)), None
 
         micro_batches = _micro_batches(batch, accumulate)
-        shapes = jax.eval_shape(grad, state.trainable, jax.tree.map(lambda x: x[0], micro_batches))
+        shapes = jax.eval_shape(grad, trainable, jax.tree.map(lambda x: x[0], micro_batches))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, micro_batches)[0]
 
+    if mesh is not None and parallel.divided(mesh):
+        gradient = parallel.over(mesh, specs, model.dtype, gradient)
+
     def step(state: TrainState, batch, progress):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        grads, (values, weight) = gradient(state, batch, key)
+        grads, (values, weight) = gradient((state.trainable, state.frozen), batch, key)
         # A batch without one learning token has the gradient zero, not 0/0.
         scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
         norm = optax.tree.norm(grads) * scale
@@ -120,17 +129,19 @@ def make_train_step(
     return step
 
 
-def make_eval_step(model, objective, token_bytes):
+def make_eval_step(model, objective, token_bytes, mesh=None, specs=None):
     """The function (params, batch) -> sums: those of the objective, `targets` (their weight) and `bytes` they spell.
 
-    `token_bytes` is [V'] int32, the bytes of text behind each id of the tokenizer.
+    `token_bytes` is [V'] int32, the bytes of text behind each id of the tokenizer; `mesh`, `specs` as for the train step.
     """
 
-    def step(params, batch):
-        values, weight = sums(objective, model, params, batch)
+    def total(params, batch, key=None, share=None):
+        values, weight = sums(objective, model, *params, batch, share=share)
         if 'targets' not in batch:  # a task of labels
-            return values | {'targets': weight}
+            return None, values | {'targets': weight}
         spelled = jnp.sum(token_bytes[batch['targets']] * batch['loss_mask'])
-        return values | {'targets': weight, 'bytes': spelled}
+        return None, values | {'targets': weight, 'bytes': spelled}
 
-    return step
+    if mesh is not None and parallel.divided(mesh):
+        total = parallel.over(mesh, specs, model.dtype, total)
+    return lambda params, batch: total((params,), batch, None)[1]

@@ -10,8 +10,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = (
     {'tree', 'survive', 'capacity'},
     {'sharding', 'checkpoint', 'metrics', 'cost', 'hlo', 'curve', 'display', 'optim', 'models', 'data', 'objectives'},
-    {'state', 'sample', 'adapt'},
-    {'sweep'},
+    {'state', 'sample', 'adapt', 'parallel'},
+    {'sweep', 'traffic'},
     {'step', 'evaluate', 'prompting', 'report', 'base', 'score'},
     {'run'},
     {'assemble'},

@@ -25,6 +25,7 @@ class Places(NamedTuple):
       query_index: int32 [B, T], the key index at which a query stands; None: its own index in the row.
       slots: int32 [B, T], the cache slots that the tokens fill (out of range: none); None without a cache.
       row: int32 [B], global rows of the batch (dropout).
+      everywhere: brings keys, values [B, S, ...] of whole rows from those of the T positions here; None: all are here.
     """
 
     rotary: Any
@@ -35,6 +36,7 @@ class Places(NamedTuple):
     query_index: Any
     slots: Any
     row: Any
+    everywhere: Any = None
 
 
 class Attention(nn.Module):
@@ -83,6 +85,8 @@ class Attention(nn.Module):
             key_BSGK, value_BSGK = key_NBSGK[layer].astype(x_BTD.dtype), value_NBSGK[layer].astype(x_BTD.dtype)
             cache = key_NBSGK, value_NBSGK, layer
 
+        if places.everywhere:
+            key_BSGK, value_BSGK = places.everywhere(key_BSGK), places.everywhere(value_BSGK)
         prefix = self.get_variable('params', 'prefix_key')
         if prefix is not None:
             rows = x_BTD.shape[0], *prefix.shape
@@ -91,7 +95,7 @@ class Attention(nn.Module):
                 jnp.concatenate([jnp.broadcast_to(front[None].astype(x_BTD.dtype), rows), own], axis=1)
                 for front, own in ((prefix, key_BSGK), (values, value_BSGK))
             )
-        out_BTHK = attend(
+        out_BTHK = (in_blocks if places.everywhere else attend)(
             query_BTHK,
             key_BSGK,
             value_BSGK,
@@ -106,6 +110,25 @@ class Attention(nn.Module):
         )
         out_BTD = out_BTHK.reshape(*x_BTD.shape[:2], m.num_heads * m.head_dim)
         return Linear(m.width, m.has_bias('output'), self.output_stddev, name='output')(out_BTD, drop), cache
+
+
+def in_blocks(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_index, **options):
+    """`attend` for a block of queries after the other, its weights made again in the backward pass: [BLOCK, S] at once."""
+    T = query_BTHK.shape[1]
+    if T <= BLOCK or T % BLOCK:
+        return attend(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_index, **options)
+
+    def cut(x):
+        return x.reshape(x.shape[0], T // BLOCK, BLOCK, *x.shape[2:]).swapaxes(0, 1)
+
+    def block(queries):
+        query, index, *segments = queries
+        segments = segments[0] if segments else None
+        return attend(query, key_BSGK, value_BSGK, segments, key_segments, index, **options)
+
+    queries = [query_BTHK, query_index] + ([] if query_segments is None else [query_segments])
+    out = jax.lax.map(jax.checkpoint(block, prevent_cse=False), tuple(map(cut, queries)))
+    return out.swapaxes(0, 1).reshape(query_BTHK.shape)
 
 
 def attend(

@@ -15,6 +15,7 @@ from lmtrain.models.layers import Norm, dropout
 from lmtrain.models.linear import Embed
 from lmtrain.models.rotary import rotary_angles, sinusoids
 from lmtrain.models.settings import Settings
+from lmtrain.models.share import Share
 from lmtrain.models.task_head import TaskHead
 
 
@@ -32,13 +33,22 @@ class Transformer(Settings):
         return Network(self).init(key, batch)
 
     def apply(
-        self, variables, batch, *, train: bool = False, cache=None, rngs=None, adapter_dropout: float = 0.0
+        self,
+        variables,
+        batch,
+        *,
+        train: bool = False,
+        cache=None,
+        rngs=None,
+        adapter_dropout: float = 0.0,
+        share: Share | None = None,
     ) -> dict[str, Any]:
         """Heads of a batch; what nobody reads the compiler does not compute.
 
         Args:
           variables: {'params': params}. train: drops out, by the key rngs['dropout'].
           adapter_dropout: share of its input that a low-rank path loses in training.
+          share: what makes whole the leaves and rows that lie in pieces; None where none do.
           cache: from `init_cache` or an earlier call. The tokens of a row whose `segment_ids` are not 0 (all, where the
             column is absent) stand first in it and follow what the cache holds of that row.
 
@@ -47,8 +57,13 @@ class Transformer(Settings):
           'log_z', float32 [B, T], in nats; with a cache 'cache'. An added head `heads/NAME` gives NAME, float32
           [B, T, C]. Under `select` all but 'hidden' have M for T.
         """
-        options = {'train': train, 'cache': cache, 'adapter_dropout': adapter_dropout}
-        variables = variables | {'params': prompt.plain(variables['params'])}
+        options = {'train': train, 'cache': cache, 'adapter_dropout': adapter_dropout, 'share': share}
+        params = variables['params']
+        if share and share.fetch:
+            stacks = tree.segments(params)
+            outside = {name: leaves for name, leaves in params.items() if name not in stacks}
+            params = params | share.fetch('', outside)
+        variables = variables | {'params': prompt.plain(params)}
         return Network(self).apply(variables, batch, rngs=rngs, **options)
 
     def init_cache(self, batch_size: int, length: int, dtype=None) -> dict[str, jax.Array]:
@@ -68,12 +83,12 @@ class Network(nn.Module):
     model: Transformer
 
     @nn.compact
-    def __call__(self, batch, train=False, cache=None, adapter_dropout=0.0):
+    def __call__(self, batch, train=False, cache=None, adapter_dropout=0.0, share=None):
         m = self.model
         text, prompt_PD, shift = batch, None, 0
         if not self.is_initializing():
             batch, cache, prompt_PD, shift = prompt.enter(self.variables['params'], batch, cache)
-        places, positions_BT = self.places(batch, cache, shift)
+        places, positions_BT = self.places(batch, cache, shift, share)
         key = self.make_rng('dropout') if train and (m.dropout or adapter_dropout) else None
 
         embed = Embed(m.vocab_size, m.width, name='embed')
@@ -97,7 +112,7 @@ class Network(nn.Module):
             x_BTD = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='embed_norm')(x_BTD)
         x_BTD = dropout(x_BTD, m.dropout, None if key is None else jax.random.fold_in(key, m.num_layers), places.row)
 
-        x_BTD, cache = self.layers(x_BTD, places, key, cache, adapter_dropout)
+        x_BTD, cache = self.layers(x_BTD, places, key, cache, adapter_dropout, share)
         if prompt_PD is not None:
             x_BTD = x_BTD[:, prompt_PD.shape[0] :]
         if m.norm_place != 'post':
@@ -105,7 +120,7 @@ class Network(nn.Module):
         outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed)
         return outputs if cache is None else outputs | {'cache': cache}
 
-    def places(self, batch, cache, shift=0):
+    def places(self, batch, cache, shift=0, share=None):
         """(Places, positions [B, T]); `shift` is added to every position."""
         m = self.model
         B, T = batch['tokens'].shape
@@ -113,8 +128,13 @@ class Network(nn.Module):
         if not jnp.issubdtype(batch['tokens'].dtype, jnp.integer):
             raise ValueError(f'column tokens has dtype {batch["tokens"].dtype}, not an integer')
         segments = key_segments = batch.get('segment_ids')
-        index = slots = None
+        index = slots = everywhere = None
         start_B1 = jnp.zeros((1, 1), jnp.int32)
+        if share and share.first:
+            everywhere = share.everywhere
+            start_B1 = start_B1 + share.first(T)
+            index = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+            key_segments = None if segments is None else everywhere(segments)
         if cache is not None:
             S = cache['key'].shape[2]
             real = jnp.ones((B, T), bool) if segments is None else segments > 0
@@ -134,7 +154,8 @@ class Network(nn.Module):
             if m.local_rope_theta:
                 local_rotary = rotary_angles(positions, m.rotary_dim or m.head_dim, m.local_rope_theta)
         row = batch.get('row', jnp.arange(B, dtype=jnp.int32))
-        return Places(rotary, local_rotary, m.window, segments, key_segments, index, slots, row), positions
+        places = Places(rotary, local_rotary, m.window, segments, key_segments, index, slots, row, everywhere)
+        return places, positions
 
     def places_of(self, places, layer):
         """What one layer sees of `places`; `layer` is a number, or traced where a scan runs layers that differ."""
@@ -151,7 +172,7 @@ class Network(nn.Module):
             rotary = tuple(jnp.where(local, *pair) for pair in zip(places.local_rotary, rotary, strict=True))
         return places._replace(rotary=rotary, window=jnp.where(local, m.window, jnp.iinfo(jnp.int32).max))
 
-    def layers(self, x_BTD, places, key, cache, adapter_dropout=0.0):
+    def layers(self, x_BTD, places, key, cache, adapter_dropout=0.0, share=None):
         """All blocks: a straight line where `unroll` holds them all, else a scan over each segment of the stack."""
         m = self.model
         block = Block(m, parent=None)
@@ -162,35 +183,46 @@ class Network(nn.Module):
                 return jax.vmap(one)(jax.random.split(key, m.num_layers))
 
             if m.first_norm:
-                stacks = [self.param('layers', init)]
+                names, stacks = ['layers'], [self.param('layers', init)]
             else:
                 parts = tree.cut({'layers': init(self.make_rng('params'))}, (1, m.num_layers - 1))
                 del parts['layers_0']['attention_norm']
+                names = list(parts)
                 stacks = [self.param(name, lambda key, part=part: part) for name, part in parts.items()]
         else:
             params = self.variables['params']
-            stacks = [params[name] for name in tree.segments(params)]
+            names = tree.segments(params)
+            stacks = [params[name] for name in names]
+        fetch = share and share.fetch
         sizes = [jax.tree.leaves(stack)[0].shape[0] for stack in stacks]
         if sum(sizes) != m.num_layers:
             raise ValueError(f'the parameters hold {sum(sizes)} layers, but model.num_layers={m.num_layers}')
 
-        def layer(carry, params, i):
-            x, cached = carry
-            layer_key = None if key is None else jax.random.fold_in(key, i)
-            own, cached = self.places_of(places, i), cached and (*cached, i)
-            x, cached = block.apply({'params': params}, x, own, layer_key, cached, adapter_dropout)
-            return x, cached and cached[:2]
-
         straight = m.unroll == m.num_layers and not self.is_initializing()
-        if m.remat != 'none':
+
+        def layer_of(stack):
+            """(carry, params, i) -> carry, of one layer of a stack."""
+
+            def layer(carry, params, i):
+                x, cached = carry
+                params = fetch(stack, params) if fetch else params
+                layer_key = None if key is None else jax.random.fold_in(key, i)
+                own, cached = self.places_of(places, i), cached and (*cached, i)
+                x, cached = block.apply({'params': params}, x, own, layer_key, cached, adapter_dropout)
+                return x, cached and cached[:2]
+
+            if m.remat == 'none' and not fetch:
+                return layer
             policies = jax.checkpoint_policies
-            policy = policies.dots_with_no_batch_dims_saveable if m.remat == 'dots' else policies.nothing_saveable
+            kept = {'dots': policies.dots_with_no_batch_dims_saveable, 'full': policies.nothing_saveable}
+            policy = kept[m.remat] if m.remat != 'none' else share.kept
             known = (2,) if straight else ()  # the layer's number, which may decide what it sees
-            layer = jax.checkpoint(layer, policy=policy, prevent_cse=straight, static_argnums=known)
+            return jax.checkpoint(layer, policy=policy, prevent_cse=straight, static_argnums=known)
 
         carry = x_BTD, cache and (cache['key'], cache['value'])
         first = 0
-        for stack, size in zip(stacks, sizes, strict=True):
+        for name, stack, size in zip(names, stacks, sizes, strict=True):
+            layer = layer_of(name)
             if straight:
                 # Split and not indexed: the gradient of a split is one concatenation.
                 leaves, treedef = jax.tree.flatten(stack)
@@ -200,7 +232,7 @@ class Network(nn.Module):
                     carry = layer(carry, params, i)
             else:
                 indices = jnp.arange(first, first + size)
-                step = lambda carry, xs: (layer(carry, *xs), None)  # noqa: E731
+                step = lambda carry, xs: (layer(carry, *xs), None)  # noqa: B023, E731
                 carry, _ = jax.lax.scan(step, carry, (stack, indices), unroll=min(m.unroll, size))
             first += size
         x_BTD, cached = carry

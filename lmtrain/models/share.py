@@ -1,0 +1,23 @@
+"""What a model is told where it computes a share of a batch, with leaves and rows that lie in pieces."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lmtrain import tree
+
+
+class Share(NamedTuple):
+    """How what lies in pieces becomes whole; who cut it (lmtrain.parallel) knows where the pieces are.
+
+    Attributes:
+      fetch: (stack, leaves) -> leaves, whole: of one layer of the stack `layers`, `layers_0`, ..., or, where `stack` is
+        '', of all that is outside the layers. Called where they are used, so that few are whole at once.
+      kept: policy of jax.checkpoint under which all is kept for the backward pass but what `fetch` has brought.
+      first: T -> int32 [], the index in its row of the first of the T positions that are here; None: the rows are whole.
+      everywhere: [B, T, ...] -> [B, S, ...], the positions that are here and all others of their rows.
+    """
+
+    fetch: Callable[[str, tree.Params], tree.Params]
+    kept: Callable[..., bool]
+    first: Callable[[int], Any] | None = None
+    everywhere: Callable[[Any], Any] | None = None

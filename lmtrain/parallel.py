@@ -1,0 +1,137 @@
+"""What devices say to each other in a step: weights are gathered where a layer needs them, gradients summed once.
+
+The compiler, led by the parameters' shardings alone, moves about 120 times the bytes that it must. So the loss and its
+gradient are a `jax.shard_map` over the axes that divide the batch (`data`, `fsdp`, `sequence`), in which every exchange
+is written down: FSDP gathers the leaves of a layer, once forward and once backward, and scatters their gradients
+(ZeRO-3, Rajbhandari et al., arXiv 1910.02054); what is left to sum is summed at the end of the step. `tensor` stays with
+the compiler, which divides heads and columns well, but for the exchanges here, which are made on its pieces.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from lmtrain import sharding, tree
+from lmtrain.models.share import Share
+
+MANUAL = ('data', 'fsdp', 'sequence')  # the axes over which a batch is divided
+
+# Recomputed in the backward pass: what was gathered, and its casts, which would keep it alive.
+REFETCHED = {'custom_vjp_call', 'all_gather', 'shard_map', 'convert_element_type'}
+
+
+def divided(mesh: Mesh) -> bool:
+    """Whether the mesh divides a batch at all."""
+    return any(mesh.shape[axis] > 1 for axis in MANUAL)
+
+
+def over(mesh: Mesh, specs: dict[str, P], dtype: str, function):
+    """`function` on every device's share of a batch, its results summed over all of them.
+
+    Args:
+      specs: {path: how the leaf lies on the mesh} of all parameters.
+      dtype: of the computation, in which weights travel; their gradients are summed in the leaf's own.
+      function: (params, batch, key, share) -> (gradients, sums): `params` a tuple of trees, `gradients` a tree of some
+        of their paths or None, `sums` any tree of scalars. `share` goes to the model's `apply`.
+
+    Returns:
+      (params, batch, key) -> (gradients lying as the parameters do, sums) on global arrays.
+    """
+    nested = mesh.shape['tensor'] > 1
+
+    def laid(leaves, axes):
+        """The tree of PartitionSpecs of `leaves`, of which only `axes` are named."""
+        named = {path: P(*(a if a in axes else None for a in specs[path])) for path in tree.flatten(leaves)}
+        return tree.unflatten(named)
+
+    def on_pieces(function, leaves):
+        """`function` of gradients or leaves, on the pieces into which `tensor` divides them."""
+        if not nested:
+            return function(leaves)
+        at = laid(leaves, ('tensor',))
+        return jax.shard_map(function, in_specs=(at,), out_specs=at, axis_names={'tensor'}, check_vma=False)(leaves)
+
+    def summed(gradients):
+        """Over the axes that do not divide a leaf: those that do have been, where it was scattered."""
+
+        def one(path, gradient):
+            axes = tuple(axis for axis in MANUAL if axis not in specs[path] and mesh.shape[axis] > 1)
+            return jax.lax.psum(gradient, axes) if axes else gradient
+
+        return tree.unflatten({path: one(path, leaf) for path, leaf in tree.flatten(gradients).items()})
+
+    def spread(params, batch, key):
+        def on_device(params, batch, key):
+            gradients, sums = function(params, batch, key, share(mesh, specs, dtype))
+            if gradients is not None:
+                gradients = on_pieces(summed, gradients)
+            return gradients, jax.lax.psum(sums, MANUAL)
+
+        at = tuple(laid(leaves, MANUAL) for leaves in params)
+        gradients, _ = jax.eval_shape(function, params, batch, key, None)
+        return jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(at, jax.tree.map(lambda x: sharding.column(mesh, x.ndim).spec, batch), P()),
+            out_specs=(None if gradients is None else laid(gradients, MANUAL), P()),
+            axis_names=set(MANUAL) if nested else set(mesh.axis_names),
+            check_vma=False,
+        )(params, batch, key)
+
+    return spread
+
+
+def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
+    """What a model is told inside `over`."""
+
+    def fetch(stack, leaves):
+        prefix = f'{stack}/' if stack else ''
+        whole = {}
+        for path, leaf in tree.flatten(leaves).items():
+            spec = specs[prefix + path][1 if stack else 0 :]
+            whole[path] = _gather(leaf, spec, dtype, mesh.shape['tensor'] > 1) if 'fsdp' in spec else leaf
+        return tree.unflatten(whole)
+
+    if mesh.shape['fsdp'] == 1:
+        fetch = None
+    if mesh.shape['sequence'] == 1:
+        return Share(fetch, kept)
+    return Share(
+        fetch,
+        kept,
+        first=lambda length: length * jax.lax.axis_index('sequence').astype(jnp.int32),
+        everywhere=lambda x: jax.lax.all_gather(x, 'sequence', axis=1, tiled=True),
+    )
+
+
+def kept(primitive, *_: Any, axis_name: Any = (), **__: Any) -> bool:
+    """The policy `Share.kept`: keys that were gathered stay."""
+    return primitive.name not in REFETCHED or 'sequence' in axis_name
+
+
+def _gather(leaf, spec, dtype, nested: bool):
+    """The leaf, whole but for `tensor`. It travels in `dtype` if that is the smaller; its gradient in its own."""
+    axis = spec.index('fsdp')
+    wire = jnp.dtype(dtype) if jnp.dtype(dtype).itemsize < leaf.dtype.itemsize else leaf.dtype
+    pieces = P(*(name if name == 'tensor' else None for name in spec))
+
+    def manual(function, x):
+        if not nested or 'tensor' not in spec:
+            return function(x)
+        return jax.shard_map(
+            function, in_specs=pieces, out_specs=pieces, axis_names={'tensor'}, check_vma=False
+        )(x)
+
+    @jax.custom_vjp
+    def whole(x):
+        return manual(lambda x: jax.lax.all_gather(x, 'fsdp', axis=axis, tiled=True), x.astype(wire)).astype(x.dtype)
+
+    def backward(_, g):
+        scatter = lambda g: jax.lax.psum_scatter(g, 'fsdp', scatter_dimension=axis, tiled=True)  # noqa: E731
+        return (manual(scatter, g),)
+
+    whole.defvjp(lambda x: (whole(x), None), backward)
+    return whole(leaf)
