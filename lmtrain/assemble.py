@@ -106,6 +106,7 @@ def _planned(run: Run) -> Run:
     )
     shapes = jax.eval_shape(run.create, key, *([params] if run.base else []))
     on = sweep.shardings(shapes, run.mesh, run.members)
+    sharding.replicated(sweep.alone(shapes, run.members).params, run.mesh)
     shapes = jax.tree.map(lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on), shapes, on)
     try:
         tree.match(config.optimizer.learning_rates, tree.flatten(shapes.trainable))
@@ -170,15 +171,20 @@ def _check_mesh(config, mesh) -> None:
     if config.data.seq_len % sequence:
         raise ValueError(f'{found}data.seq_len = {config.data.seq_len}: it must be a multiple of {sequence}')
     if config.task.name != 'text' or config.data.corrupt:
-        raise ValueError(f"{found}task.name = {config.task.name!r}, data.corrupt = {config.data.corrupt}: only whole "
-                         "text (task.name='text', data.corrupt=0) is cut along its positions; set mesh.sequence=1")
+        raise ValueError(
+            f'{found}task.name = {config.task.name!r}, data.corrupt = {config.data.corrupt}: only whole text '
+            "(task.name='text', data.corrupt=0) is cut along its positions; set mesh.sequence=1"
+        )
     if config.adapt.method in ('prompt', 'prefix'):
-        raise ValueError(f'{found}adapt.method = {config.adapt.method!r}: what stands before a row is on one device '
-                         'alone; set mesh.sequence=1')
+        raise ValueError(
+            f'{found}adapt.method = {config.adapt.method!r}: what stands before a row is on one device alone; set '
+            'mesh.sequence=1'
+        )
     if model.dropout or config.adapt.dropout or len(sweep.orders(sweep.of(config))) > 1:
-        raise ValueError(f'{found}model.dropout = {model.dropout}, adapt.dropout = {config.adapt.dropout}, '
-                         f'sweep.orders = {tuple(config.sweep.orders)}: set them to 0, 0 and one order, or '
-                         'mesh.sequence=1')
+        raise ValueError(
+            f'{found}model.dropout = {model.dropout}, adapt.dropout = {config.adapt.dropout}, sweep.orders = '
+            f'{tuple(config.sweep.orders)}: set them to 0, 0 and one order, or mesh.sequence=1'
+        )
 
 
 def _check_samples(config, model: Transformer, tokenizer: data.Tokenizer) -> None:

@@ -3,8 +3,9 @@
 The compiler, led by the parameters' shardings alone, moves about 120 times the bytes that it must. So the loss and its
 gradient are a `jax.shard_map` over the axes that divide the batch (`data`, `fsdp`, `sequence`), in which every exchange
 is written down: FSDP gathers the leaves of a layer, once forward and once backward, and scatters their gradients
-(ZeRO-3, Rajbhandari et al., arXiv 1910.02054); what is left to sum is summed at the end of the step. `tensor` stays with
-the compiler, which divides heads and columns well, but for the exchanges here, which are made on its pieces.
+(ZeRO-3, Rajbhandari et al., arXiv 1910.02054); what is left to sum is summed at the end of the step. `tensor` is left
+to the compiler, which divides heads and columns well, but for the exchanges here, which are made on its pieces, and
+for products that read the same input, whose gradients it would sum one by one (Shoeybi et al., arXiv 1909.08053).
 """
 
 from typing import Any
@@ -20,12 +21,7 @@ from lmtrain.models.share import Share
 MANUAL = ('data', 'fsdp', 'sequence')  # the axes over which a batch is divided
 
 # Recomputed in the backward pass: what was gathered, and its casts, which would keep it alive.
-REFETCHED = {'custom_vjp_call', 'all_gather', 'shard_map', 'convert_element_type'}
-
-
-def divided(mesh: Mesh) -> bool:
-    """Whether the mesh divides a batch at all."""
-    return any(mesh.shape[axis] > 1 for axis in MANUAL)
+REFETCHED = {'custom_vjp_call', 'all_gather', 'convert_element_type'}
 
 
 def over(mesh: Mesh, specs: dict[str, P], dtype: str, function):
@@ -47,13 +43,6 @@ def over(mesh: Mesh, specs: dict[str, P], dtype: str, function):
         named = {path: P(*(a if a in axes else None for a in specs[path])) for path in tree.flatten(leaves)}
         return tree.unflatten(named)
 
-    def on_pieces(function, leaves):
-        """`function` of gradients or leaves, on the pieces into which `tensor` divides them."""
-        if not nested:
-            return function(leaves)
-        at = laid(leaves, ('tensor',))
-        return jax.shard_map(function, in_specs=(at,), out_specs=at, axis_names={'tensor'}, check_vma=False)(leaves)
-
     def summed(gradients):
         """Over the axes that do not divide a leaf: those that do have been, where it was scattered."""
 
@@ -67,7 +56,7 @@ def over(mesh: Mesh, specs: dict[str, P], dtype: str, function):
         def on_device(params, batch, key):
             gradients, sums = function(params, batch, key, share(mesh, specs, dtype))
             if gradients is not None:
-                gradients = on_pieces(summed, gradients)
+                gradients = _on_pieces(summed, laid(gradients, ('tensor',)), nested)(gradients)
             return gradients, jax.lax.psum(sums, MANUAL)
 
         at = tuple(laid(leaves, MANUAL) for leaves in params)
@@ -86,29 +75,47 @@ def over(mesh: Mesh, specs: dict[str, P], dtype: str, function):
 
 def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
     """What a model is told inside `over`."""
+    nested = mesh.shape['tensor'] > 1
 
     def fetch(stack, leaves):
         prefix = f'{stack}/' if stack else ''
         whole = {}
         for path, leaf in tree.flatten(leaves).items():
             spec = specs[prefix + path][1 if stack else 0 :]
-            whole[path] = _gather(leaf, spec, dtype, mesh.shape['tensor'] > 1) if 'fsdp' in spec else leaf
+            whole[path] = _gather(leaf, spec, dtype, nested) if 'fsdp' in spec else leaf
         return tree.unflatten(whole)
 
-    if mesh.shape['fsdp'] == 1:
-        fetch = None
-    if mesh.shape['sequence'] == 1:
-        return Share(fetch, kept)
+    def first(length):
+        return length * jax.lax.axis_index('sequence').astype(jnp.int32)
+
+    def everywhere(x):
+        heads = P(None, None, 'tensor') if x.ndim == 4 else P()
+        return _on_pieces(lambda x: jax.lax.all_gather(x, 'sequence', axis=1, tiled=True), heads, nested)(x)
+
+    def columns(x, kernels):
+        pieces = [P(None, 'tensor')] * len(kernels)
+        return jax.shard_map(
+            lambda x, kernels: [x @ kernel for kernel in kernels],
+            in_specs=(P(), pieces),
+            out_specs=pieces,
+            axis_names={'tensor'},
+            check_vma=False,
+        )(x, kernels)
+
+    cut = mesh.shape['sequence'] > 1
     return Share(
-        fetch,
-        kept,
-        first=lambda length: length * jax.lax.axis_index('sequence').astype(jnp.int32),
-        everywhere=lambda x: jax.lax.all_gather(x, 'sequence', axis=1, tiled=True),
+        fetch=fetch if mesh.shape['fsdp'] > 1 else None,
+        kept=kept,
+        first=first if cut else None,
+        everywhere=everywhere if cut else None,
+        columns=columns if nested else None,
     )
 
 
-def kept(primitive, *_: Any, axis_name: Any = (), **__: Any) -> bool:
-    """The policy `Share.kept`: keys that were gathered stay."""
+def kept(primitive, *_: Any, axis_name: Any = (), jaxpr: Any = None, **__: Any) -> bool:
+    """The policy `Share.kept`: products and gathered keys stay."""
+    if primitive.name == 'shard_map':
+        return not any(inside.primitive.name == 'all_gather' for inside in jaxpr.eqns)
     return primitive.name not in REFETCHED or 'sequence' in axis_name
 
 
@@ -118,20 +125,25 @@ def _gather(leaf, spec, dtype, nested: bool):
     wire = jnp.dtype(dtype) if jnp.dtype(dtype).itemsize < leaf.dtype.itemsize else leaf.dtype
     pieces = P(*(name if name == 'tensor' else None for name in spec))
 
-    def manual(function, x):
-        if not nested or 'tensor' not in spec:
-            return function(x)
-        return jax.shard_map(
-            function, in_specs=pieces, out_specs=pieces, axis_names={'tensor'}, check_vma=False
-        )(x)
+    def gather(x):
+        return jax.lax.all_gather(x, 'fsdp', axis=axis, tiled=True)
+
+    def scatter(g):
+        return jax.lax.psum_scatter(g, 'fsdp', scatter_dimension=axis, tiled=True)
 
     @jax.custom_vjp
     def whole(x):
-        return manual(lambda x: jax.lax.all_gather(x, 'fsdp', axis=axis, tiled=True), x.astype(wire)).astype(x.dtype)
+        return _on_pieces(gather, pieces, nested)(x.astype(wire)).astype(x.dtype)
 
     def backward(_, g):
-        scatter = lambda g: jax.lax.psum_scatter(g, 'fsdp', scatter_dimension=axis, tiled=True)  # noqa: E731
-        return (manual(scatter, g),)
+        return (_on_pieces(scatter, pieces, nested)(g),)
 
     whole.defvjp(lambda x: (whole(x), None), backward)
     return whole(leaf)
+
+
+def _on_pieces(function, at, nested: bool):
+    """`function` of arrays that lie `at` on `tensor`, and its result too, on the pieces: the compiler moves none."""
+    if not nested:
+        return function
+    return jax.shard_map(function, in_specs=(at,), out_specs=at, axis_names={'tensor'}, check_vma=False)

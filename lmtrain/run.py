@@ -73,9 +73,7 @@ class Run(NamedTuple):
         """Bytes on one device, by parts, as `cost.memory` gives them."""
         config, shapes, replicas = self.config, self.shapes, self.mesh.shape['data'] * self.mesh.shape['fsdp']
         rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.members), 1)
-        return cost.memory(
-            shapes.trainable, shapes.frozen, shapes.opt_state, self.model, rows, config.data.seq_len
-        )
+        return cost.memory(shapes.trainable, shapes.frozen, shapes.opt_state, self.model, rows, config.data.seq_len)
 
     def header(self) -> str:
         """What is about to be run, for a person."""
@@ -97,6 +95,8 @@ class Run(NamedTuple):
             memory=self.memory(),
         )
         notes = [f'  rows       {note}' for note in getattr(self.corpus, 'notes', ())]  # what a task made of its rows
+        if lost := sharding.replicated(sweep.alone(shapes, self.members).params, self.mesh):
+            notes.append(f'  replicated {lost}')
         evaluated, saved = config.evaluate.every_steps, config.checkpoint.every_steps
         if config.checkpoint.keep_best and saved < (self.total_steps or 0) <= math.lcm(evaluated, saved):
             notes.append(

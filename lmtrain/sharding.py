@@ -5,7 +5,10 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lmtrain import tree
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
@@ -18,12 +21,20 @@ RULES = (
     ('layers[^/]*/mlp/(gate|up)/kernel', (None, 'fsdp', 'tensor')),
     ('layers[^/]*/mlp/down/kernel', (None, 'tensor', 'fsdp')),
     ('head/kernel', ('fsdp', 'tensor')),
+    # Low-rank leaves lie as the dimension of the kernel that they share.
+    ('layers[^/]*/(attention/(query|key|value)|mlp/(gate|up))/lora_a', (None, 'fsdp', None)),
+    ('layers[^/]*/(attention/(query|key|value)|mlp/(gate|up))/lora_b', (None, None, 'tensor')),
+    ('layers[^/]*/(attention/output|mlp/down)/lora_a', (None, 'tensor', None)),
+    ('layers[^/]*/(attention/output|mlp/down)/lora_b', (None, None, 'fsdp')),
 )
+LOST = 0.02  # share of the parameters' bytes that may lie whole on every device of a mesh that divides them
+FREE = 2**20  # bytes that may in any case
 
 
 def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh:
     """A mesh with the axes `AXES` over all devices (or those given); -1 fills what the others leave.
 
+    Where the devices are of several slices, `data` goes across them, outermost, and every other axis stays within one.
     Raises ValueError where the product of the axes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
@@ -44,8 +55,18 @@ def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh
             f'{fixed if open_axes else math.prod(sizes.values())} devices{" or a multiple" if open_axes else ""}, '
             f'{len(devices)} are there: set config.mesh so that its product is {len(devices)}, or one axis to -1'
         )
+    slices: dict[int, list] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, 'slice_index', 0), []).append(device)
+    if sizes['data'] % len(slices):
+        raise ValueError(
+            f'mesh.data = {sizes["data"]} does not divide over {len(slices)} slices: only data goes across slices, '
+            f'so set mesh.data to a multiple of {len(slices)}'
+        )
+    within = (sizes['data'] // len(slices), *list(sizes.values())[1:])
+    grids = [mesh_utils.create_device_mesh(within, slices[index]) for index in sorted(slices)]
     # Auto axes: an embedding sharded by fsdp cannot be gathered under explicit ones.
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def path_of(key_path) -> str:
@@ -76,6 +97,30 @@ def shardings(shapes, mesh: Mesh, rules=RULES):
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def replicated(shapes, mesh: Mesh, rules=RULES) -> str:
+    """What lies whole on each device though the mesh divides parameters, in words; '' where it divides none.
+
+    Raises ValueError where that is more than `LOST` of the bytes of `shapes` (and than `FREE`).
+    """
+    if mesh.shape['fsdp'] * mesh.shape['tensor'] == 1:
+        return ''
+    leaves, on = tree.flatten(shapes), tree.flatten(shardings(shapes, mesh, rules))
+    whole = {path: tree.size(leaf) for path, leaf in leaves.items() if not any(on[path].spec)}
+    size, total = sum(whole.values()), tree.size(leaves)
+    largest = sorted(whole, key=lambda path: -whole[path])[:3]
+    if size > max(LOST * total, FREE):
+        raise ValueError(
+            f'{size / total:.1%} of the parameters ({size:,} bytes) lie whole on every device of the mesh, as no rule '
+            f'divides them: {", ".join(largest)}, ... Give them a rule in lmtrain.sharding.RULES, or set mesh.fsdp and '
+            f'mesh.tensor to 1; up to {LOST:.0%} may'
+        )
+    return (
+        f'{len(whole)} leaves on every device, {size / total:.2%} of the bytes ({", ".join(largest)}, ...)'
+        if whole
+        else ''
+    )
 
 
 def column(mesh: Mesh, ndim: int) -> NamedSharding:

@@ -87,7 +87,7 @@ def make_train_step(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, micro_batches)[0]
 
-    if mesh is not None and parallel.divided(mesh):
+    if mesh is not None and mesh.size > 1:
         gradient = parallel.over(mesh, specs, model.dtype, gradient)
 
     def step(state: TrainState, batch, progress):
@@ -132,7 +132,7 @@ def make_train_step(
 def make_eval_step(model, objective, token_bytes, mesh=None, specs=None):
     """The function (params, batch) -> sums: those of the objective, `targets` (their weight) and `bytes` they spell.
 
-    `token_bytes` is [V'] int32, the bytes of text behind each id of the tokenizer; `mesh`, `specs` as for the train step.
+    `token_bytes` is [V'] int32, the bytes of text behind each id of the tokenizer; `mesh`, `specs`: as in training.
     """
 
     def total(params, batch, key=None, share=None):
@@ -142,6 +142,6 @@ def make_eval_step(model, objective, token_bytes, mesh=None, specs=None):
         spelled = jnp.sum(token_bytes[batch['targets']] * batch['loss_mask'])
         return None, values | {'targets': weight, 'bytes': spelled}
 
-    if mesh is not None and parallel.divided(mesh):
+    if mesh is not None and mesh.size > 1:
         total = parallel.over(mesh, specs, model.dtype, total)
     return lambda params, batch: total((params,), batch, None)[1]

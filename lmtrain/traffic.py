@@ -1,8 +1,8 @@
 """Bytes that devices send each other in a step: those of the compiled program, and the least that its mesh needs.
 
-Both are {(kind, axes): bytes that one device receives in a step}, `kind` 'all-gather' | 'reduce-scatter' | 'all-reduce' |
-'all-to-all' | 'collective-permute', `axes` of the mesh, as in 'fsdp' or 'data+fsdp'. Over n devices a ring receives
-(n - 1) / n of what all have together when it gathers or scatters it, and twice that when it sums it for all.
+Both are {(kind, axes): bytes that one device receives in a step}, `kind` one of KINDS, `axes` of the mesh, as in 'fsdp'
+or 'data+fsdp'. Over n devices a ring receives (n - 1) / n of what all have together when it gathers or scatters it, and
+twice that when it sums it for all.
 """
 
 import itertools
@@ -50,8 +50,8 @@ def audit(text: str, mesh) -> dict[tuple[str, str], float]:
 def minimum(run) -> dict[tuple[str, str], float]:
     """The least for the mesh, model and method of a `Run`, in the dtypes in which this house sends.
 
-    FSDP gathers a leaf of a layer for the forward pass and for the backward pass, others once, and scatters the
-    gradient of what learns once, each for every micro-batch; gradients are summed over the other axes once a step.
+    FSDP gathers a leaf of a layer for the forward and for the backward pass of every micro-batch, others once a step,
+    and scatters the gradients of what learns with every micro-batch; over other axes they are summed once a step.
     `tensor` sums the outputs of attention and feed-forward, forward and backward, those that remat makes again, and
     what the embedding reads and the head gives back. `sequence` gathers keys and values and scatters their gradients.
     """
@@ -72,7 +72,7 @@ def minimum(run) -> dict[tuple[str, str], float]:
         whole = math.prod(leaf.shape) / (sizes['tensor'] if 'tensor' in spec else 1)
         if 'fsdp' in spec:
             wire = min(dtype.itemsize, leaf.dtype.itemsize)
-            add('all-gather', ('fsdp',), micro * (2 if path.startswith('layers') else 1) * whole * wire)
+            add('all-gather', ('fsdp',), (2 * micro if path.startswith('layers') else 1) * whole * wire)
             if learns:
                 add('reduce-scatter', ('fsdp',), micro * whole * leaf.dtype.itemsize)
                 whole /= sizes['fsdp']

@@ -36,7 +36,7 @@ def test_mesh_fills(sizes, shape):
         ((-1, 3, 1, 1), '3 devices or a multiple, 8 are there'),
         ((-1, -1, 1, 1), 'mesh.data and mesh.fsdp are both -1'),
         ((0, 1, 1, 1), 'mesh.data = 0'),
-        ((1, 1, 1, 8), 'mesh.sequence = 8'),
+        ((1, 1, 1, 3), '3 devices, 8 are there'),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused_with_both_numbers(sizes, message):

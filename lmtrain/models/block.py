@@ -56,7 +56,7 @@ class Block(nn.Module):
         mlp = FeedForward(m.width, m.mlp_dim, m.activation, m.has_bias('mlp'), std, output_std, name='mlp')
 
         def feed_forward(x):
-            return mlp(x, drop)
+            return mlp(x, drop, places.columns)
 
         if m.parallel:  # GPT-NeoX, arXiv 2204.06745
             return x_BTD + branch(x_BTD, 'attention', attention) + branch(x_BTD, 'mlp', feed_forward), cache

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmtrain.models.linear import Linear
+from lmtrain.models.linear import Linear, together
 
 GATED = {
     'swiglu': jax.nn.silu,
@@ -55,10 +55,12 @@ class FeedForward(nn.Module):
     output_stddev: float
 
     @nn.compact
-    def __call__(self, x, drop=None):
-        up = Linear(self.hidden, self.bias, self.stddev, name='up')(x, drop)
-        if self.activation in GATED:
-            gate = Linear(self.hidden, self.bias, self.stddev, name='gate')(x, drop)
+    def __call__(self, x, drop=None, columns=None):
+        gated = self.activation in GATED
+        made = together(self, ('up', 'gate') if gated else ('up',), x, columns)
+        up = Linear(self.hidden, self.bias, self.stddev, name='up')(x, drop, made.get('up'))
+        if gated:
+            gate = Linear(self.hidden, self.bias, self.stddev, name='gate')(x, drop, made.get('gate'))
             up = GATED[self.activation](gate) * up
         else:
             up = PLAIN[self.activation](up)

@@ -30,8 +30,11 @@ class Linear(nn.Module):
     stddev: float
 
     @nn.compact
-    def __call__(self, x, drop=None):
-        """`drop` (x, name of this layer) -> x drops out what enters the low-rank path; None in evaluation."""
+    def __call__(self, x, drop=None, product=None):
+        """`drop` (x, name of this layer) -> x drops out what enters the low-rank path; None in evaluation.
+
+        `product`: x . kernel [rows, features], where `together` has made it; else it is made here.
+        """
         kernel = self.param('kernel', nn.initializers.normal(self.stddev), (x.shape[-1], self.features), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32) if self.bias else None
         a, ia3_in, ia3_out = (self.get_variable('params', name) for name in ('lora_a', 'ia3_in', 'ia3_out'))
@@ -42,7 +45,7 @@ class Linear(nn.Module):
 
         if ia3_in is not None:
             x = x * jnp.expand_dims(ia3_in.astype(x.dtype), range(x.ndim - 1))
-        y = flat(x) @ kernel.astype(x.dtype)
+        y = flat(x) @ kernel.astype(x.dtype) if product is None else product
         if a is not None:
             b, scale, magnitude = (self.get_variable('params', f'lora_{name}') for name in ('b', 'scale', 'magnitude'))
             low = flat(x if drop is None else drop(x, self.name)) @ a.astype(x.dtype)
@@ -55,6 +58,18 @@ class Linear(nn.Module):
         if ia3_out is not None:
             y *= ia3_out.astype(x.dtype)[None]
         return y.reshape(*x.shape[:-1], self.features)
+
+
+def together(module: nn.Module, names: tuple[str, ...], x, columns) -> dict:
+    """{name: x . kernel, [rows, F]} of the Linears `names` inside `module`, which all read x; {} where each is alone.
+
+    `columns` is Share.columns or None. A factor of the input (IA3) is one of each, so their inputs differ.
+    """
+    leaves = {} if columns is None else {name: module.get_variable('params', name) for name in names}
+    if not leaves or any('ia3_in' in found for found in leaves.values()):
+        return {}
+    kernels = [found['kernel'].astype(x.dtype) for found in leaves.values()]
+    return dict(zip(names, columns(x.reshape(-1, x.shape[-1]), kernels), strict=True))
 
 
 def column_norm(kernel, a, b, scale):

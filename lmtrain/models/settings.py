@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from lmtrain.models.attention import BACKENDS
+from lmtrain.models.attend import BACKENDS
 from lmtrain.models.layers import GATED, PLAIN
 from lmtrain.models.rotary import check_scaling
 

@@ -11,13 +11,16 @@ class Share(NamedTuple):
 
     Attributes:
       fetch: (stack, leaves) -> leaves, whole: of one layer of the stack `layers`, `layers_0`, ..., or, where `stack` is
-        '', of all that is outside the layers. Called where they are used, so that few are whole at once.
+        '', of all that is outside the layers. Called where they are used, so that few are whole at once; None: all are.
       kept: policy of jax.checkpoint under which all is kept for the backward pass but what `fetch` has brought.
-      first: T -> int32 [], the index in its row of the first of the T positions that are here; None: the rows are whole.
+      first: T -> int32 [], the index in its row of the first of the T positions here; None: the rows are whole.
       everywhere: [B, T, ...] -> [B, S, ...], the positions that are here and all others of their rows.
+      columns: (x [rows, D], kernels [D, F]) -> products [rows, F], of kernels whose columns lie in pieces: the gradient
+        of x is summed once over the pieces, not for each kernel. None: they are whole.
     """
 
-    fetch: Callable[[str, tree.Params], tree.Params]
+    fetch: Callable[[str, tree.Params], tree.Params] | None
     kept: Callable[..., bool]
     first: Callable[[int], Any] | None = None
     everywhere: Callable[[Any], Any] | None = None
+    columns: Callable[[Any, list], list] | None = None

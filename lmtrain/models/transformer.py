@@ -154,7 +154,8 @@ class Network(nn.Module):
             if m.local_rope_theta:
                 local_rotary = rotary_angles(positions, m.rotary_dim or m.head_dim, m.local_rope_theta)
         row = batch.get('row', jnp.arange(B, dtype=jnp.int32))
-        places = Places(rotary, local_rotary, m.window, segments, key_segments, index, slots, row, everywhere)
+        columns = share and share.columns
+        places = Places(rotary, local_rotary, m.window, segments, key_segments, index, slots, row, everywhere, columns)
         return places, positions
 
     def places_of(self, places, layer):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmtrain.models import attention
+from lmtrain.models import attend
 
 CASES = {
     'causal': {},
@@ -45,8 +45,8 @@ def formula(query, key, value, segments, causal=True, window=0, softcap=0.0):
 @pytest.mark.parametrize('case', CASES.values(), ids=CASES)
 def test_equals_the_formula(case):
     query, key, value, segments = inputs()
-    attend = jax.jit(functools.partial(attention.attend, **{'causal': True} | case))
-    out = attend(query, key, value, segments, segments)
+    function = jax.jit(functools.partial(attend.attend, **{'causal': True} | case))
+    out = function(query, key, value, segments, segments)
     np.testing.assert_allclose(out, formula(query, key, value, segments, **case), atol=1e-5)
 
 
@@ -55,7 +55,7 @@ def test_rows_of_padding_are_finite_and_without_gradient():
     segments = jnp.zeros_like(segments).at[0, :5].set(1)
 
     def total(query, key, value):
-        out = attention.attend(query, key, value, segments, segments, causal=True)
+        out = attend.attend(query, key, value, segments, segments, causal=True)
         return jnp.sum(jnp.where((segments > 0)[..., None, None], out, 0) ** 2)
 
     for grad in jax.jit(jax.grad(total, argnums=(0, 1, 2)))(query, key, value):
@@ -67,9 +67,9 @@ def test_rows_of_padding_are_finite_and_without_gradient():
 def test_a_named_backend_says_what_it_cannot_do():
     query, key, value, _ = inputs(T=12)
     with pytest.raises(ValueError, match='cudnn.* needs a GPU'):
-        attention.attend(query, key, value, causal=True, backend='cudnn')
+        attend.attend(query, key, value, causal=True, backend='cudnn')
     with pytest.raises(ValueError, match='splash.* 128 divides, not 12'):
-        attention.attend(query, key, value, causal=True, backend='splash')
+        attend.attend(query, key, value, causal=True, backend='splash')
 
 
 def test_splash_equals_xla_with_gradients():
@@ -78,7 +78,7 @@ def test_splash_equals_xla_with_gradients():
 
     def run(backend):
         def total(*operands):
-            out = attention.attend(*operands, segments, segments, causal=True, window=9, softcap=2.0, backend=backend)
+            out = attend.attend(*operands, segments, segments, causal=True, window=9, softcap=2.0, backend=backend)
             return jnp.sum(out**2)
 
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(query, key, value)
