@@ -97,15 +97,25 @@ def _bytes(name: str, bits: str) -> float:
 
 
 def _groups(rest: str, devices: int) -> np.ndarray:
-    """int [groups, n] from `replica_groups={{0,1},{2,3}}` or `[2,4]<=[4,2]T(1,0)`; of none, all devices."""
+    """int [groups, n] of an exchange: `replica_groups=` {{0,1},{2,3}}, [2,4]<=[4,2]T(1,0), mesh['a'=2,'b'=4] {'b'}, {}.
+
+    Raises ValueError at another form.
+    """
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{('[^}:]*')\}", rest):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        inner = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", found[2])]
+        outer = [i for i in range(len(sizes)) if i not in inner]
+        ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values())).transpose(*outer, *inner)
+        return ids.reshape(-1, math.prod(list(sizes.values())[i] for i in inner))
     if found := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', rest):
         shape, source, order = ([int(x) for x in part.split(',')] if part else None for part in found.groups())
         ids = np.arange(math.prod(source)).reshape(source)
         return (ids.transpose(order) if order else ids).reshape(shape)
-    found = re.search(r'replica_groups=\{(\{.*?\})\}', rest)
-    if not found:
+    if found := re.search(r'replica_groups=\{(\{.*?\})\}', rest):
+        return np.array([[int(x) for x in group.split(',')] for group in re.findall(r'\{([\d,]+)\}', found[1])])
+    if 'replica_groups={}' in rest:
         return np.arange(devices)[None]
-    return np.array([[int(x) for x in group.split(',')] for group in re.findall(r'\{([\d,]+)\}', found[1])])
+    raise ValueError(f'the devices of an exchange cannot be read from {rest[:200]!r}')
 
 
 def _axes(groups: np.ndarray, mesh) -> str:

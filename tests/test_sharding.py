@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,3 +80,33 @@ def test_place_lays_rows_over_data_and_fsdp():
     placed = sharding.place(sharding.mesh(2, 2, 2, 1))({'tokens': rows})['tokens']
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 2)}
     np.testing.assert_array_equal(placed, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a slice, as far as a mesh looks at it."""
+
+    id: int
+    slice_index: int
+    platform: str = 'cpu'
+    device_kind: str = 'chip'
+    process_index: int = 0
+
+
+def test_data_goes_across_slices_and_nothing_else_does():
+    chips = [Chip(i, slice_index=i % 2) for i in range(8)]
+    grid = sharding.mesh(2, 4, 1, 1, devices=chips).devices
+    assert [{chip.slice_index for chip in row.flat} for row in grid] == [{0}, {1}]
+    with pytest.raises(ValueError, match='mesh.data = 1 does not divide over 2 slices'):
+        sharding.mesh(1, 8, 1, 1, devices=chips)
+
+
+def test_what_no_rule_divides_is_named_and_limited():
+    mesh = sharding.mesh(2, 2, 2, 1)
+    said = sharding.replicated(SHAPES, mesh)
+    assert said.startswith('1 leaves on every device, 2.')
+    assert 'layers/attention_norm/scale' in said
+    assert sharding.replicated(SHAPES, sharding.mesh(8, 1, 1, 1)) == ''
+    large = SHAPES | {'unheard': {'kernel': jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}}
+    with pytest.raises(ValueError, match=r'unheard/kernel.*lmtrain.sharding.RULES'):
+        sharding.replicated(large, mesh)
