@@ -16,6 +16,10 @@ from lmtrain import hlo, tree
 from lmtrain.parallel import MANUAL
 
 KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
+MESH = re.compile(
+    r'replica_groups=mesh\[(?P<sizes>[^\]]*)\](?:, device_ids=\(\[(?P<ids>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?\))? '
+    r"\{(?P<axes>'[^}:]*')\}"
+)
 BYTES = re.compile(r'(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]')
 
 
@@ -97,15 +101,19 @@ def _bytes(name: str, bits: str) -> float:
 
 
 def _groups(rest: str, devices: int) -> np.ndarray:
-    """int [groups, n] of an exchange: `replica_groups=` {{0,1},{2,3}}, [2,4]<=[4,2]T(1,0), mesh['a'=2,'b'=4] {'b'}, {}.
+    """int [groups, n] of an exchange: `replica_groups=` {{0,1},{2,3}}, [2,4]<=[4,2]T(1,0), mesh['a'=2,'b'=4] {'b'}.
 
     Raises ValueError at another form.
     """
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{('[^}:]*')\}", rest):
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        inner = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", found[2])]
+    if found := re.search(MESH, rest):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found['sizes'])}
+        ids = np.arange(math.prod(sizes.values()))
+        if found['ids']:
+            ids = ids.reshape([int(x) for x in found['ids'].split(',')])
+            ids = ids.transpose([int(x) for x in found['order'].split(',')]) if found['order'] else ids
+        inner = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", found['axes'])]
         outer = [i for i in range(len(sizes)) if i not in inner]
-        ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values())).transpose(*outer, *inner)
+        ids = ids.reshape(list(sizes.values())).transpose(*outer, *inner)
         return ids.reshape(-1, math.prod(list(sizes.values())[i] for i in inner))
     if found := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', rest):
         shape, source, order = ([int(x) for x in part.split(',')] if part else None for part in found.groups())

@@ -36,6 +36,7 @@ FORMS = (
     'replica_groups={{0,1,2,3},{4,5,6,7}}',
     'replica_groups=[2,4]<=[8]',
     "replica_groups=mesh['data'=2,'fsdp'=4,'tensor'=1,'sequence'=1] {'fsdp'}",
+    "replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}",
 )
 
 
