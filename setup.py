@@ -42,6 +42,7 @@ setup(
         'cuda': ['jax[cuda13]'],  # driver 580 or newer and compute capability 7.5 or newer
         'cuda12': ['jax[cuda12]'],  # older drivers and cards
         'tpu': ['jax[tpu]'],
+        'plan': ['libtpu'],  # the TPU's compiler, without a TPU
         'parquet': ['pyarrow>=18'],
         'sentencepiece': ['sentencepiece>=0.2'],
         'bench': ['torch>=2.6'],

@@ -2,14 +2,17 @@
 
 import json
 import math
+import pathlib
 import re
+import tempfile
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 COMPUTATION = re.compile(r'^(?:ENTRY )?%?(\S+) \(.*\) -> .* \{$')
 INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$')
 SHAPE = re.compile(r'\w+\[([\d,]*)\]')
 # Libraries that multiply matrices behind a custom call, of which the HLO says too little to count.
+AFTER = r'after_[a-z-]*spmd-partitioning\.'  # the compiler's name for what it wrote after it divided the program
 CALLS = ('body', 'calls', 'branch_computations', 'true_computation', 'false_computation', 'called_computations')
 OPAQUE = re.compile(r'matmul|gemm|conv|fmha|attention', re.IGNORECASE)
 
@@ -39,6 +42,18 @@ def compiled_flops(compiled) -> float:
     return text_flops(compiled.as_text())
 
 
+def partitioned(lowered) -> tuple[Any, str]:
+    """(the compiled program, its text as one device has it before the backend's own passes) of a `jax.stages.Lowered`.
+
+    There every exchange has its own line and dtype: later a TPU's compiler fuses them, and a CPU's widens bfloat16.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile({'xla_dump_to': folder, 'xla_dump_hlo_pass_re': 'spmd-partitioning'})
+        # Small programs that the compiler makes on its way may lie there as well: the step is the largest.
+        found = [path for path in pathlib.Path(folder).iterdir() if re.search(AFTER, path.name)]
+        return compiled, max((path.read_text() for path in found), key=len)
+
+
 def text_flops(text: str) -> float:
     """`compiled_flops` of the text of an HLO module."""
     computations, entry = _parse(text)
@@ -62,7 +77,7 @@ def text_flops(text: str) -> float:
             return _custom_call(i, shapes)
         if i.opcode == 'while':
             body = flops(_called(i.rest, 'body')[0])
-            return body * _trips(i) if body else 0.0
+            return body * _trips(i, computations) if body else 0.0
         if i.opcode == 'conditional':
             branches = _called(i.rest, 'branch_computations') or [
                 *_called(i.rest, 'true_computation'),
@@ -86,8 +101,8 @@ def executed(text: str) -> Iterator[tuple[Instruction, int]]:
             yield i, times
             turns = 1
             if i.opcode == 'while':
-                turns = _trips(i)
-            for key in CALLS:
+                turns = _trips(i, computations)
+            for key in (*CALLS, 'to_apply') if i.opcode == 'call' else CALLS:  # a sum's to_apply is one addition
                 for name in _called(i.rest, key):
                     yield from walk(name, times * turns)
 
@@ -138,13 +153,22 @@ def _config(rest: str) -> dict:
     return json.JSONDecoder().raw_decode(rest, start + len('backend_config='))[0] if start >= 0 else {}
 
 
-def _trips(i: Instruction) -> int:
+def _trips(i: Instruction, computations: dict[str, list[Instruction]]) -> int:
+    """Turns of a loop: what the compiler knows, or, where it has only divided the program, the end that `scan` set."""
     trips = _config(i.rest).get('known_trip_count', {}).get('n')
-    if trips is None:
-        raise ValueError(
-            f'the trip count of the loop {i.name} is not known, so the FLOPs of its body cannot be counted'
-        )
-    return int(trips)
+    if trips is not None:
+        return int(trips)
+    condition = {inside.name: inside for inside in computations[_called(i.rest, 'condition')[0]]}
+    compared = [inside for inside in condition.values() if inside.opcode == 'compare' and 'direction=LT' in inside.rest]
+    ends = []
+    for name in (name for one in compared for name in one.operands):
+        while name in condition and condition[name].opcode == 'copy':
+            name = condition[name].operands[0]
+        if name in condition and condition[name].opcode == 'constant':
+            ends.append(int(condition[name].rest.split(')')[0]))
+    if len(ends) != 1:
+        raise ValueError(f'the trip count of the loop {i.name} is not known, so what its body does cannot be counted')
+    return ends[0]
 
 
 def _custom_call(i: Instruction, shapes: dict[str, str]) -> float:

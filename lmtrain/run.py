@@ -219,8 +219,8 @@ class Run(NamedTuple):
         params = sweep.alone(self.shapes, self.members).params
         return {path: on.spec for path, on in tree.flatten(sharding.shardings(params, self.mesh)).items()}
 
-    def train_steps(self) -> dict[int, Any]:
-        """{T: the compiled train step for batches of that length}, its state donated."""
+    def lowered(self) -> dict[int, Any]:
+        """{T: the train step for batches of that length, ready to be compiled}, its state donated."""
         optimizer = self.config.optimizer
         make = functools.partial(
             step.make_train_step,
@@ -241,7 +241,11 @@ class Run(NamedTuple):
         jitted = jax.jit(function, donate_argnums=0, out_shardings=(on, None))
         progress = jax.ShapeDtypeStruct((), jnp.float32)
         shapes = self.batch_shapes().items()
-        return {length: jitted.lower(self.shapes, batch, progress).compile() for length, batch in shapes}
+        return {length: jitted.lower(self.shapes, batch, progress) for length, batch in shapes}
+
+    def train_steps(self) -> dict[int, Any]:
+        """{T: the compiled train step for batches of that length}."""
+        return {length: lowered.compile() for length, lowered in self.lowered().items()}
 
     def train_step(self):
         """The function (state, batch, progress) -> (state, metrics), compiled."""

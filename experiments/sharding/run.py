@@ -1,0 +1,222 @@
+"""What a mesh moves and holds beside the least that it must, and whether a run on it is the run on one device.
+
+    python experiments/sharding/run.py [--tpu=FOLDER]
+
+Every program is the real train step, compiled in a process of its own for so many simulated devices, or with libtpu (the
+extra `plan`; FOLDER where it is not installed) for chips that are not here. Nothing but the factorings is executed.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import record
+
+sys.path.insert(0, str(record.ROOT))
+
+AXES = ('data', 'fsdp', 'tensor', 'sequence')
+# 12 layers as GPT-2 small, wide enough for 256 devices along any one axis.
+SHAPE = {
+    'model.num_layers': 12,
+    'model.width': 2048,
+    'model.num_heads': 256,
+    'model.num_kv_heads': 256,
+    'model.head_dim': 8,
+    'model.mlp_dim': 8192,
+    'model.vocab_size': 32768,
+    'model.unroll': 1,
+    'model.remat': 'full',
+    'model.dtype': 'bfloat16',
+    'data.seq_len': 512,
+}
+KINDS = {  # name -> mesh of n devices
+    'fsdp': lambda n: (1, n, 1, 1),
+    'tensor': lambda n: (1, 1, n, 1),
+    'fsdp x tensor': lambda n: (1, n // 4, 4, 1),
+    'fsdp, data across 2 slices': lambda n: (2, n // 2, 1, 1),
+    'fsdp x sequence': lambda n: (1, n // 4, 1, 4),
+}
+CHIPS = (  # topology, accelerator type, slices, kinds
+    ('v5e:4x4', 'v5litepod-16', 1, ('fsdp', 'tensor', 'fsdp x tensor', 'fsdp x sequence')),
+    ('v5e:4x4', 'v5litepod-16', 2, ('fsdp, data across 2 slices',)),
+    ('v5e:16x16', 'v5litepod-256', 1, ('fsdp', 'fsdp x tensor')),
+    ('v5p:4x4x4', 'v5p-128', 1, ('fsdp', 'tensor', 'fsdp x tensor')),
+)
+STEPS = 20
+TINY = {'model.num_heads': 8, 'model.num_kv_heads': 8, 'model.head_dim': 4, 'model.vocab_size': 384}
+
+
+def run_of(mesh, more, devices):
+    from configs import tiny
+    from lmtrain.assemble import assemble
+
+    config = tiny.get_config()
+    config.update_from_flattened_dict(more | {f'mesh.{axis}': size for axis, size in zip(AXES, mesh, strict=True)})
+    return assemble(config, devices=devices)
+
+
+def audit(mesh, devices) -> dict:
+    """Bytes of one program on one device."""
+    from lmtrain import hlo, traffic, tree
+
+    run = run_of(mesh, SHAPE | {'data.batch_size': 4 * math.prod(mesh)}, devices)
+    (lowered,) = run.lowered().values()
+    compiled, text = hlo.partitioned(lowered)
+    found, least = traffic.audit(text, run.mesh), traffic.minimum(run)
+    (batch,) = run.batch_shapes().values()
+    held = sum(
+        tree.size(leaf) / leaf.size * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in [*tree.flatten(run.shapes.trainable).values(), *_leaves(run.shapes.opt_state), *batch.values()]
+    )
+    return {
+        'mesh': mesh,
+        'moved': {f'{kind} {axes}': size for (kind, axes), size in found.items()},
+        'least': {f'{kind} {axes}': size for (kind, axes), size in least.items()},
+        'ratio': sum(found.values()) / sum(least.values()),
+        'arguments': compiled.memory_analysis().argument_size_in_bytes,
+        'arguments_in_theory': held,
+    }
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def losses(mesh, devices) -> list[float]:
+    """The loss of each of STEPS AdamW steps in float32, and of a batch evaluated after them."""
+    import numpy as np
+
+    from lmtrain import sharding
+
+    run = run_of(mesh, TINY | {'budget.steps': STEPS}, devices[: math.prod(mesh)])
+    state, step, stream, put = run.initial_state(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
+    found = []
+    for i in range(STEPS):
+        state, measured = step(state, put(stream.batch(i)), np.float32(i / STEPS))
+        found.append(measured['loss'].item())
+    sums = run.eval_step()(state.params, put(run.stream('validation').batch(0)))
+    return [*found, sums['loss'].item() / sums['targets'].item()]
+
+
+def work(asked: dict) -> dict:
+    """In a process of its own: what `asked` names."""
+    import jax
+
+    if asked['what'] == 'losses':
+        return {'mesh': asked['mesh'], 'losses': losses(asked['mesh'], jax.devices())}
+    devices = jax.devices()
+    if 'topology' in asked:
+        from jax.experimental import topologies
+
+        slices = {'num_slices': asked['slices']} if asked['slices'] > 1 else {}
+        devices = topologies.get_topology_desc(asked['topology'], platform='tpu', **slices).devices
+    return audit(asked['mesh'], devices)
+
+
+def in_a_process(asked: dict, count: int, tpu: str = '') -> dict:
+    """`work` in a new process with so many simulated devices; its stderr is searched for XLA's complaint."""
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(count), 'TF_CPP_MIN_LOG_LEVEL': '0'}
+    if 'topology' in asked:
+        environment |= {'TPU_ACCELERATOR_TYPE': asked['type'], 'TPU_WORKER_HOSTNAMES': 'localhost'}
+        environment |= {'TPU_WORKER_ID': '0', 'TPU_SKIP_MDS_QUERY': '1'}
+        environment['PYTHONPATH'] = tpu
+    command = [sys.executable, __file__, f'--work={json.dumps(asked)}']
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f'{asked} failed:\n{done.stderr[-3000:]}')
+    found = json.loads(done.stdout.splitlines()[-1])
+    found['rematerialization'] = 'Involuntary full rematerialization' in done.stderr
+    print({name: value for name, value in (asked | found).items() if name in ('mesh', 'topology', 'ratio')}, flush=True)
+    return asked | found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--tpu', default='')
+    parser.add_argument('--work')
+    arguments = parser.parse_args()
+    if arguments.work:
+        print(json.dumps(work(json.loads(arguments.work))))
+        return
+    simulated = [
+        in_a_process({'what': 'audit', 'kind': kind, 'mesh': mesh(n)}, n)
+        for n in (8, 64, 256)
+        for kind, mesh in KINDS.items()
+    ]
+    chips = []
+    for topology, accelerator, slices, kinds in CHIPS:
+        n = slices * math.prod(map(int, topology.partition(':')[2].split('x')))
+        for kind in kinds:
+            asked = {'what': 'audit', 'kind': kind, 'mesh': KINDS[kind](n), 'topology': topology}
+            chips.append(in_a_process(asked | {'type': accelerator, 'slices': slices}, 1, arguments.tpu))
+    meshes = [mesh for mesh in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(mesh) == 8]
+    one, *others = (in_a_process({'what': 'losses', 'mesh': mesh}, 8) for mesh in [(1, 1, 1, 1), *meshes])
+    apart = {
+        str(other['mesh']): max(abs(a - b) / b for a, b in zip(other['losses'], one['losses'], strict=True))
+        for other in others
+    }
+
+    def ratio(what, trials, key=lambda trial: trial['ratio'], limit=1.05, digits=4):
+        worst = max(map(key, trials))
+        return {
+            'what': what,
+            'figure': f'{worst:.{digits}f} (worst of {len(trials)})',
+            'target': f'<= {limit}',
+            'reached': worst <= limit,
+        }
+
+    figures = [
+        ratio(f'bytes exchanged over the least: {kind}, at 8, 64 and 256 simulated devices', found)
+        for kind in KINDS
+        if (found := [trial for trial in simulated if trial['kind'] == kind])
+    ]
+    figures += [
+        ratio(f'the same with the TPU compiler, {topology}: {", ".join(sorted({t["kind"] for t in found}))}', found)
+        for topology in dict.fromkeys(trial['topology'] for trial in chips)
+        if (found := [trial for trial in chips if trial['topology'] == topology])
+    ]
+    warned = sum(trial['rematerialization'] for trial in simulated + chips)
+    held = ratio(
+        'bytes of arguments, compiler over theory',
+        simulated + chips,
+        lambda trial: trial['arguments'] / trial['arguments_in_theory'],
+        1.02,
+    )
+    figures += [
+        held,
+        {
+            'what': 'programs in which XLA complains of an involuntary full rematerialization',
+            'figure': f'{warned} of {len(simulated + chips)}',
+            'target': '0',
+            'reached': not warned,
+        },
+        {
+            'what': f'loss of {STEPS} AdamW steps and of an evaluation on each mesh of 8 devices over that of one device, '
+            'float32: worst relative difference',
+            'figure': f'{max(apart.values()):.1e} (of {len(apart)} meshes)',
+            'target': '<= 1e-5',
+            'reached': max(apart.values()) <= 1e-5,
+        },
+    ]
+    record.write(
+        'sharding',
+        command='python experiments/sharding/run.py --tpu=FOLDER',
+        figures=figures,
+        trials=simulated + chips + [one, *others],
+        not_shown=[
+            'anything executed on more than one real device: the meshes are simulated, and programs for chips only compiled',
+            'time: bytes are counted, not seconds',
+        ],
+    )
+
+
+if __name__ == '__main__':
+    main()
