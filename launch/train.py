@@ -3,6 +3,7 @@
 lmtrain train --config=configs/quickstart.py --workdir=runs/quickstart
 lmtrain train --config=configs/quickstart.py --config.model.num_layers=6 --config.budget.steps=2000
 lmtrain train --config=configs/pretrain_gpt2.py --dry_run
+lmtrain train --config=configs/pretrain_gpt2.py --coordinator=10.0.0.1:8476 --num_processes=4 --process_id=0
 """
 
 import atexit
@@ -12,11 +13,12 @@ import sys
 
 from absl import flags
 
-from launch import machine, recipe, show
+from launch import distributed, machine, recipe, show
 
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
 flags.DEFINE_string('workdir', None, 'where the run is kept and found again; runs/NAME by default', flag_values=FLAGS)
+distributed.define(FLAGS)
 flags.DEFINE_bool('dry_run', False, 'shows what would be run and what it needs, then stops', flag_values=FLAGS)
 
 
@@ -30,9 +32,12 @@ def run(values: flags.FlagValues) -> None:
         show.page(values)
         print(f'\n{page}')
     else:
-        from lmtrain import survive, train
+        from lmtrain import survive
 
         sys.excepthook = survive.exit_on_exception
         # What a signal may stop is over when Python leaves: it takes nothing from the exit code.
         atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
-        train.train(config, pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}'))
+        with distributed.joined(values):
+            from lmtrain import train
+
+            train.train(config, pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}'))

@@ -94,10 +94,17 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
 
     def columns(x, kernels):
         pieces = [P(None, 'tensor')] * len(kernels)
+        rows = x.shape[:-1]
+
+        def products(x, kernels):
+            # Reshaped here and not outside, where a TPU's compiler may make the whole rows of it first.
+            flat = x.reshape(-1, x.shape[-1])
+            return [(flat @ kernel).reshape(*rows, -1) for kernel in kernels]
+
         return jax.shard_map(
-            lambda x, kernels: [x @ kernel for kernel in kernels],
+            products,
             in_specs=(P(), pieces),
-            out_specs=pieces,
+            out_specs=[P(*[None] * len(rows), 'tensor')] * len(kernels),
             axis_names={'tensor'},
             check_vma=False,
         )(x, kernels)
@@ -109,6 +116,7 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
         first=first if cut else None,
         everywhere=everywhere if cut else None,
         columns=columns if nested else None,
+        pinned=(lambda x: jax.lax.with_sharding_constraint(x, P())) if nested else None,
     )
 
 

@@ -1,12 +1,7 @@
 """The parts of a run, and the functions that they make together."""
 
 import functools
-import importlib.metadata
 import math
-import os
-import platform
-import shlex
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -114,14 +109,15 @@ class Run(NamedTuple):
     def stream(self, split: str, shuffle: bool = False, seed: int | None = None):
         """The stream of a split: shuffled by `seed` (config.seed) and endless for training, else one pass in order."""
         make = data.Stream if self.config.task.name == 'text' else data.TaskStream
+        index, count = sharding.part(self.mesh)
         return make(
             self.corpus,
             split,
             batch_size=self.config.data.batch_size,
             seed=self.config.seed if seed is None else seed,
             shuffle=shuffle,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
         )
 
     def domains(self) -> dict[str, data.Stream]:
@@ -277,19 +273,3 @@ def sample_settings(config, tokenizer) -> dict[str, Any]:
     wanted = config.sample.to_dict() | {'seed': config.seed}
     wanted['prompts'] = [tokenizer.encode_prompt(prompt) for prompt in config.sample.prompts]
     return wanted | {'end_id': tokenizer.end_id, 'vocab_size': tokenizer.vocab_size}
-
-
-def circumstances(run: Run) -> dict[str, Any]:
-    """What was typed, on what, and the versions that decide the numbers."""
-    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
-    device = run.mesh.devices.flat[0].device_kind
-    return {
-        'command': shlex.join(['lmtrain', *sys.argv[1:]]),
-        'machine': {
-            'devices': f'{run.mesh.size} x {device}',
-            'cores': os.cpu_count(),
-            'processes': jax.process_count(),
-        },
-        'versions': {'python': platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages},
-    }

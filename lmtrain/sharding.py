@@ -64,7 +64,9 @@ def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh
             f'so set mesh.data to a multiple of {len(slices)}'
         )
     within = (sizes['data'] // len(slices), *list(sizes.values())[1:])
-    grids = [mesh_utils.create_device_mesh(within, slices[index]) for index in sorted(slices)]
+    grids = [
+        mesh_utils.create_device_mesh(within, slices[index], allow_split_physical_axes=True) for index in sorted(slices)
+    ]
     # Auto axes: an embedding sharded by fsdp cannot be gathered under explicit ones.
     return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -141,12 +143,39 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
+def part(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): the rows of a batch that this process reads are the index-th of count equal blocks.
+
+    Processes whose devices hold the same rows, since `tensor` or `sequence` goes across them, read the same block.
+    Raises ValueError where its devices hold rows that are no such block.
+    """
+    rows = mesh.shape['data'] * mesh.shape['fsdp']
+    grid = mesh.devices.reshape(rows, -1)
+    mine = [i for i in range(rows) if any(x.process_index == jax.process_index() for x in grid[i])]
+    index, rest = divmod(mine[0], len(mine))
+    if rest or rows % len(mine) or mine != list(range(mine[0], mine[0] + len(mine))):
+        raise ValueError(
+            f'the devices of process {jax.process_index()} hold the parts {mine} of {rows} of a batch (mesh.data x '
+            'mesh.fsdp), which are no block: let mesh.data or mesh.fsdp go across processes'
+        )
+    return index, rows // len(mine)
+
+
 def place(mesh: Mesh):
     """The function that puts this process's rows of a batch (numpy columns) on its devices, as one global batch."""
+    index, count = part(mesh)
 
     def put(batch: dict[str, np.ndarray]):
-        return {
-            name: jax.make_array_from_process_local_data(column(mesh, rows.ndim), rows) for name, rows in batch.items()
-        }
+        def array(rows):
+            def held(where):
+                start, stop, _ = where[0].indices(len(rows) * count)
+                return rows[(slice(start - index * len(rows), stop - index * len(rows)), *where[1:])]
+
+            shape = len(rows) * count, *rows.shape[1:]
+            return jax.make_array_from_callback(shape, column(mesh, rows.ndim), held)
+
+        if count == 1 and mesh.shape['sequence'] == 1 and jax.process_count() == 1:
+            return {name: jax.device_put(rows, column(mesh, rows.ndim)) for name, rows in batch.items()}
+        return {name: array(rows) for name, rows in batch.items()}
 
     return put

@@ -15,6 +15,7 @@ NON_FINITE = 3  # too many updates in a row without a finite loss or gradient
 DISK = 4  # a checkpoint could not be written
 REQUEUE = 42  # asked to stop; the step is saved, start the same command again
 EXCEPTION = 70
+LOST = 74  # an exchange with the other processes failed; one of them has ended
 STALLED = 75  # a step, a start, an evaluation or a save took longer than its limit
 
 

@@ -1,23 +1,22 @@
-"""The loop of a run: step, evaluate, save, and only then the next batch; resumed, it is the uninterrupted run."""
+"""A run from its config to its report; resumed, it is the uninterrupted run."""
 
 import contextlib
 import json
-import math
+import os
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import numpy as np
 
-from lmtrain import capacity, data, display, evaluate, metrics, report, sharding, survive, sweep, tree
+from lmtrain import agree, capacity, display, evaluate, metrics, report, survive, tree
 from lmtrain.assemble import assemble
 from lmtrain.checkpoint import Checkpoints
 from lmtrain.checkpoint import workdir as folder
-from lmtrain.run import Run, circumstances, resolved
+from lmtrain.circumstances import circumstances, versions
+from lmtrain.loop import Loop
+from lmtrain.run import resolved
 from lmtrain.trained import samples
-
-SKIPPED_IN_A_ROW = 5  # updates dropped one after another before the run ends
 
 
 def train(config, workdir) -> dict[str, Any]:
@@ -32,6 +31,7 @@ def train(config, workdir) -> dict[str, Any]:
     """
     workdir, first = pathlib.Path(workdir), jax.process_index() == 0
     run = assemble(config)
+    agree.same(tree.flatten({'config': resolved(run), 'code': agree.code()} | versions() | run.fingerprints()))
     folder.check(workdir, tree.size(run.shapes), config.checkpoint.keep_last + config.checkpoint.keep_best)
     capacity.check_memory(run.memory(), run.mesh.local_devices[0])
     with contextlib.ExitStack() as stack:
@@ -46,7 +46,8 @@ def train(config, workdir) -> dict[str, Any]:
         saved, extra = checkpoints.restore(run.stored(run.shapes)) or (None, {'step': 0, 'elapsed': 0.0})
         compiling = stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_step)  # beside the initial state
         state = run.complete(saved) if saved else run.initial_state()
-        live = stack.enter_context(contextlib.closing(display.Live(run.total_steps)))
+        out = None if first else stack.enter_context(open(os.devnull, 'w'))  # one process speaks for all
+        live = stack.enter_context(contextlib.closing(display.Live(run.total_steps, out)))
         live.say(run.header())
         if first:
             for name in ('metrics.jsonl', 'timings.jsonl'):
@@ -59,15 +60,20 @@ def train(config, workdir) -> dict[str, Any]:
             rounding = ' (the same sums in another order: no longer equal to the bit)' * (difference.kind == 'rounding')
             live.say(f'  changed    {difference}{rounding}')
         del saved
-        writers = stack.enter_context(metrics.Writers(workdir, config.log.tensorboard, extra['step'], live.say))
+        writers = first and stack.enter_context(
+            metrics.Writers(workdir, config.log.tensorboard, extra['step'], live.say)
+        )
         loop = Loop(run, checkpoints, signals, watchdog, writers, live, extra)
-        before = folder.once(workdir / 'before.json', lambda: loop.domains(state)) if config.evaluate.sources else {}
+        before = {}
+        if config.evaluate.sources:
+            kept = workdir / 'before.json'
+            measured = {} if agree.everyone(kept.exists())[0] else loop.domains(state)
+            before = folder.once(kept, lambda: measured) if first else measured
         state = loop.go(state, compiling.result)
         results = loop.results(state) | evaluate.change(before, loop.domains(state))
         if first:
             (workdir / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
-            shown = run.one(state).params
-            (workdir / 'samples.txt').write_text(samples(config, run.model, run.corpus.tokenizer, shown))
+            (workdir / 'samples.txt').write_text(texts(run, state, workdir))
             report.write(workdir)
     if first:
         live.say(display.evaluation(results['validation'], results['baselines'], 'validation'))
@@ -75,126 +81,8 @@ def train(config, workdir) -> dict[str, Any]:
     return results
 
 
-class Loop:
-    """The loop and what it carries from step to step; the state itself is handed on, since it is donated."""
-
-    def __init__(self, run: Run, checkpoints, signals, watchdog, writers, live, extra):
-        self.run, self.checkpoints, self.signals, self.watchdog = run, checkpoints, signals, watchdog
-        self.writers, self.live, self.done, self.saved_at = writers, live, extra['step'], extra['step']
-        self.validation, self.evaluated_at = extra.get('validation'), extra.get('evaluated_at')  # the last one
-        self.clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
-        self.meter = metrics.Meter(run.tokens_per_step, run.flops_per_step.total, run.peak)
-        self.put, self.on_cpu = sharding.place(run.mesh), jax.default_backend() == 'cpu'
-        self.eval_step, self.eval_stream = run.eval_step(), run.stream('validation')
-        self.baselines = run.baselines()
-
-    def go(self, state, compiled):
-        """Trains to the end of the budget; `compiled()` is the train step."""
-        config = self.run.config
-        progress = self.clock.spent(self.done)
-        if progress >= 1.0:
-            self.live.say('  the budget is spent: nothing is left to train')
-            if self.evaluated_at != self.done:
-                self.evaluate(state)
-            return state
-        if self.done and self.done % config.evaluate.every_steps == 0 and self.evaluated_at != self.done:
-            self.evaluate(state)  # what a signal had cut short
-        train_step = compiled()
-        if self.signals.received:
-            self.stop()
-
-        def place(batch):
-            return self.put(batch), data.batch_hash(batch)
-
-        with data.prefetch(self.run.train_stream(), self.done, place) as batches:
-            self.clock.start()
-            self.meter.restart(self.done, progress, 0.0)
-            # The step before is read while the device computes this one; not on a CPU, where many steps in flight can
-            # deadlock simulated devices.
-            pending = []
-            while progress < 1.0:
-                self.watchdog.expect('step')
-                step, (batch, digest) = next(batches)
-                survive.fault_in_step(step + 1)
-                progress = self.clock.spent(step + 1)
-                state, measured = train_step(state, batch, np.float32(progress))
-                self.done = step + 1
-                pending.append((self.done, progress, measured, digest, batches.waited))
-                evaluated = progress >= 1.0 or self.done % config.evaluate.every_steps == 0
-                due = evaluated or self.signals.received or self.checkpoints.due(self.done)
-                while len(pending) > (not due and not self.on_cpu):
-                    self.say(*pending.pop(0))
-                if due:
-                    if evaluated:
-                        self.evaluate(state)
-                    if progress >= 1.0 or self.signals.received or self.checkpoints.due(self.done):
-                        self.save(state)
-                    self.meter.restart(self.done, progress, batches.waited)
-                self.checkpoints.check_for_errors()
-                if self.saved_at == self.done and self.signals.received:
-                    self.stop()
-        return state
-
-    def stop(self):
-        """Ends a run that was asked to, with what is saved on the disk."""
-        self.checkpoints.wait()
-        standing = f'step {self.saved_at:,} is saved' if self.saved_at else 'no step had been taken'
-        raise survive.Ended(survive.REQUEUE, f'{self.signals.received}: {standing}; the same command goes on')
-
-    def say(self, step, progress, measured, digest, waited):
-        """Reads what a step measured, writes it where it is due, and ends a run that has gone wrong."""
-        values = {name: value.tolist() for name, value in jax.device_get(measured).items()}
-        if values['skipped_in_a_row'] >= SKIPPED_IN_A_ROW:
-            self.give_up(f'no finite loss or gradient in {SKIPPED_IN_A_ROW} steps, to step {step:,} on batch {digest}')
-        if step % self.run.config.log.every_steps and 1 < step and progress < 1.0:
-            return
-        speed = self.meter.read(step, progress, waited)
-        self.writers.metrics(step, values, digest)
-        self.writers.timings(step, speed)
-        self.live.update(step, progress, values | speed | self.run.in_bits(values))
-
-    def give_up(self, why: str):
-        """Ends a run that cannot recover."""
-        standing = f'the last checkpoint is of step {self.saved_at:,}' if self.saved_at else 'nothing has been saved'
-        way_out = 'Lower optimizer.learning_rate or lengthen schedule.warmup'
-        raise survive.Ended(survive.NON_FINITE, f'{why}: none of it is kept, {standing}. {way_out}')
-
-    def evaluate(self, state):
-        """The validation loss of the state."""
-        self.watchdog.expect('evaluate')
-        limit, stop = self.run.config.evaluate.max_batches, lambda: self.signals.received
-        found = evaluate.evaluate(self.eval_step, state.params, self.eval_stream, self.put, limit, stop)
-        if found is None:
-            return
-        self.validation, self.evaluated_at = found, self.done
-        self.writers.validation(self.done, self.validation)
-        self.live.say(f'{self.done:>7,}  ' + display.evaluation_line(self.validation, self.baselines))
-        if not math.isfinite(self.validation['loss']):
-            self.give_up(f'the validation loss after step {self.done:,} is {self.validation["loss"]}')
-
-    def domains(self, state) -> dict[str, Any]:
-        """The validation loss on this data and on each of config.evaluate.sources; {} where none is named."""
-        self.watchdog.expect('evaluate')
-        streams = self.run.domains()
-        return {name: evaluate.evaluate(self.eval_step, state.params, x, self.put) for name, x in streams.items()}
-
-    def save(self, state):
-        """Begins to save the state with all that a resumed run must know."""
-        self.watchdog.expect('save')
-        extra = {'elapsed': self.clock.elapsed, 'validation': self.validation, 'evaluated_at': self.evaluated_at}
-        extra |= self.spent() | {'cut': list(self.run.method.cut)}
-        metric = self.validation['loss'] if self.evaluated_at == self.done else None  # never an older state's
-        self.checkpoints.save(self.run.stored(state), self.done, extra, metric)
-        self.saved_at = self.done
-
-    def spent(self) -> dict[str, float]:
-        """Tokens and FLOPs so far: functions of the step."""
-        tokens, flops = self.run.tokens_per_step, self.run.flops_per_step.total
-        return {'tokens': self.done * tokens, 'flops': self.done * flops}
-
-    def results(self, state) -> dict[str, Any]:
-        """What results.json holds."""
-        cost = {'steps': self.done, 'seconds': self.clock.elapsed, 'peak_memory': metrics.peak_memory()} | self.spent()
-        cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
-        found = {'validation': self.validation, 'baselines': self.baselines, 'cost': cost}
-        return found | sweep.results(self.run.members, self.validation)
+def texts(run, state, workdir) -> str:
+    """What samples.txt holds; parameters that lie on several processes make no text here."""
+    if jax.process_count() > 1:
+        return f'This run had several processes: lmtrain generate --workdir={workdir} makes texts of it in one.\n'
+    return samples(run.config, run.model, run.corpus.tokenizer, run.one(state).params)

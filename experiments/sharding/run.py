@@ -2,8 +2,8 @@
 
     python experiments/sharding/run.py [--tpu=FOLDER]
 
-Every program is the real train step, compiled in a process of its own for so many simulated devices, or with libtpu (the
-extra `plan`; FOLDER where it is not installed) for chips that are not here. Nothing but the factorings is executed.
+Every program is the real train step, compiled in a process of its own: for so many simulated devices, or with libtpu
+(the extra `plan`, or the FOLDER that holds it) for chips that are not here. Nothing but the factorings is executed.
 """
 
 import argparse
@@ -199,8 +199,8 @@ def main() -> None:
             'reached': not warned,
         },
         {
-            'what': f'loss of {STEPS} AdamW steps and of an evaluation on each mesh of 8 devices over that of one device, '
-            'float32: worst relative difference',
+            'what': f'loss of {STEPS} AdamW steps and of an evaluation on each mesh of 8 devices over that of one '
+            'device, float32: worst relative difference',
             'figure': f'{max(apart.values()):.1e} (of {len(apart)} meshes)',
             'target': '<= 1e-5',
             'reached': max(apart.values()) <= 1e-5,
@@ -212,7 +212,7 @@ def main() -> None:
         figures=figures,
         trials=simulated + chips + [one, *others],
         not_shown=[
-            'anything executed on more than one real device: the meshes are simulated, and programs for chips only compiled',
+            'anything executed on several real devices: meshes are simulated, programs for chips are only compiled',
             'time: bytes are counted, not seconds',
         ],
     )

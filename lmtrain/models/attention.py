@@ -23,7 +23,7 @@ class Places(NamedTuple):
       slots: int32 [B, T], the cache slots that the tokens fill (out of range: none); None without a cache.
       row: int32 [B], global rows of the batch (dropout).
       everywhere: brings keys, values [B, S, ...] of whole rows from those of the T positions here; None: all are here.
-      columns: see Share.
+      columns, pinned: see Share.
     """
 
     rotary: Any
@@ -36,6 +36,7 @@ class Places(NamedTuple):
     row: Any
     everywhere: Any = None
     columns: Any = None
+    pinned: Any = None
 
 
 class Attention(nn.Module):

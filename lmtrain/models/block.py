@@ -24,6 +24,7 @@ class Block(nn.Module):
             site = None if key is None else jax.random.fold_in(key, zlib.crc32(name.encode()))
             return dropout(x, adapter_dropout, site, places.row)
 
+        pinned = places.pinned or (lambda x: x)
         std = stddev(m.width)
         # What is added 2N times to the residual is made smaller by sqrt(2N) (GPT-2, section 2.3).
         output_std = std if m.norm_place == 'post' else std / (2 * m.num_layers) ** 0.5
@@ -45,7 +46,7 @@ class Block(nn.Module):
             return y
 
         def beside(x, name, function):
-            y = x + branch(x, name, function)
+            y = pinned(x + branch(x, name, function))
             return norm(f'{name}_norm')(y) if m.norm_place == 'post' else y
 
         def attention(x):
@@ -59,6 +60,6 @@ class Block(nn.Module):
             return mlp(x, drop, places.columns)
 
         if m.parallel:  # GPT-NeoX, arXiv 2204.06745
-            return x_BTD + branch(x_BTD, 'attention', attention) + branch(x_BTD, 'mlp', feed_forward), cache
+            return pinned(x_BTD + branch(x_BTD, 'attention', attention) + branch(x_BTD, 'mlp', feed_forward)), cache
         x_BTD = beside(x_BTD, 'attention', attention)
         return beside(x_BTD, 'mlp', feed_forward), cache

@@ -33,7 +33,7 @@ class Linear(nn.Module):
     def __call__(self, x, drop=None, product=None):
         """`drop` (x, name of this layer) -> x drops out what enters the low-rank path; None in evaluation.
 
-        `product`: x . kernel [rows, features], where `together` has made it; else it is made here.
+        `product`: x . kernel [..., features], where `together` has made it; else it is made here.
         """
         kernel = self.param('kernel', nn.initializers.normal(self.stddev), (x.shape[-1], self.features), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32) if self.bias else None
@@ -45,7 +45,7 @@ class Linear(nn.Module):
 
         if ia3_in is not None:
             x = x * jnp.expand_dims(ia3_in.astype(x.dtype), range(x.ndim - 1))
-        y = flat(x) @ kernel.astype(x.dtype) if product is None else product
+        y = flat(x) @ kernel.astype(x.dtype) if product is None else flat(product)
         if a is not None:
             b, scale, magnitude = (self.get_variable('params', f'lora_{name}') for name in ('b', 'scale', 'magnitude'))
             low = flat(x if drop is None else drop(x, self.name)) @ a.astype(x.dtype)
@@ -61,7 +61,7 @@ class Linear(nn.Module):
 
 
 def together(module: nn.Module, names: tuple[str, ...], x, columns) -> dict:
-    """{name: x . kernel, [rows, F]} of the Linears `names` inside `module`, which all read x; {} where each is alone.
+    """{name: x . kernel, [..., F]} of the Linears `names` inside `module`, which all read x; {} where each is alone.
 
     `columns` is Share.columns or None. A factor of the input (IA3) is one of each, so their inputs differ.
     """
@@ -69,7 +69,7 @@ def together(module: nn.Module, names: tuple[str, ...], x, columns) -> dict:
     if not leaves or any('ia3_in' in found for found in leaves.values()):
         return {}
     kernels = [found['kernel'].astype(x.dtype) for found in leaves.values()]
-    return dict(zip(names, columns(x.reshape(-1, x.shape[-1]), kernels), strict=True))
+    return dict(zip(names, columns(x, kernels), strict=True))
 
 
 def column_norm(kernel, a, b, scale):

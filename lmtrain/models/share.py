@@ -15,8 +15,10 @@ class Share(NamedTuple):
       kept: policy of jax.checkpoint under which all is kept for the backward pass but what `fetch` has brought.
       first: T -> int32 [], the index in its row of the first of the T positions here; None: the rows are whole.
       everywhere: [B, T, ...] -> [B, S, ...], the positions that are here and all others of their rows.
-      columns: (x [rows, D], kernels [D, F]) -> products [rows, F], of kernels whose columns lie in pieces: the gradient
+      columns: (x [..., D], kernels [D, F]) -> products [..., F], of kernels whose columns lie in pieces: the gradient
         of x is summed once over the pieces, not for each kernel. None: they are whole.
+      pinned: x -> x, held to lie as the rows of the batch do and in no smaller pieces; None: it does anyway. Else a
+        compiler may divide what runs between two layers, and exchange it at every product.
     """
 
     fetch: Callable[[str, tree.Params], tree.Params] | None
@@ -24,3 +26,4 @@ class Share(NamedTuple):
     first: Callable[[int], Any] | None = None
     everywhere: Callable[[Any], Any] | None = None
     columns: Callable[[Any, list], list] | None = None
+    pinned: Callable[[Any], Any] | None = None

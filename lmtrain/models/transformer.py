@@ -128,13 +128,12 @@ class Network(nn.Module):
         if not jnp.issubdtype(batch['tokens'].dtype, jnp.integer):
             raise ValueError(f'column tokens has dtype {batch["tokens"].dtype}, not an integer')
         segments = key_segments = batch.get('segment_ids')
-        index = slots = everywhere = None
+        index = slots = None
         start_B1 = jnp.zeros((1, 1), jnp.int32)
         if share and share.first:
-            everywhere = share.everywhere
             start_B1 = start_B1 + share.first(T)
             index = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
-            key_segments = None if segments is None else everywhere(segments)
+            key_segments = None if segments is None else share.everywhere(segments)
         if cache is not None:
             S = cache['key'].shape[2]
             real = jnp.ones((B, T), bool) if segments is None else segments > 0
@@ -154,8 +153,8 @@ class Network(nn.Module):
             if m.local_rope_theta:
                 local_rotary = rotary_angles(positions, m.rotary_dim or m.head_dim, m.local_rope_theta)
         row = batch.get('row', jnp.arange(B, dtype=jnp.int32))
-        columns = share and share.columns
-        places = Places(rotary, local_rotary, m.window, segments, key_segments, index, slots, row, everywhere, columns)
+        asked = {} if share is None else {name: getattr(share, name) for name in ('everywhere', 'columns', 'pinned')}
+        places = Places(rotary, local_rotary, m.window, segments, key_segments, index, slots, row, **asked)
         return places, positions
 
     def places_of(self, places, layer):

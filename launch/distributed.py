@@ -1,0 +1,184 @@
+"""Several processes as one run: who is there, then jax.distributed; and an end that leaves no peer waiting."""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+
+from absl import flags
+
+HEARTBEAT = 10  # seconds after which a process that says nothing is taken for lost
+SHUTDOWN = 20  # seconds that the last processes wait for each other at the end
+
+
+def define(values: flags.FlagValues) -> None:
+    """The flags of a run over several processes."""
+    told = {
+        'coordinator': 'HOST:PORT of process 0, on the network that the processes share; with it the next two',
+        'num_processes': 'how many processes the run has',
+        'process_id': 'which of them this one is, from 0',
+    }
+    flags.DEFINE_string('coordinator', None, told['coordinator'], flag_values=values)
+    flags.DEFINE_integer('num_processes', None, told['num_processes'], lower_bound=1, flag_values=values)
+    flags.DEFINE_integer('process_id', None, told['process_id'], lower_bound=0, flag_values=values)
+    flags.DEFINE_bool(
+        'distributed', False, 'finds the three by itself on SLURM, Open MPI, TPU pods and GKE', flag_values=values
+    )
+    flags.DEFINE_integer(
+        'join_timeout', 300, 'seconds to wait for the other processes', lower_bound=1, flag_values=values
+    )
+
+
+@contextlib.contextmanager
+def joined(values: flags.FlagValues) -> Iterator[None]:
+    """Within it this process is one of the run's; where none of the flags is given, nothing is done.
+
+    An exception ends the process at once with its word and code: Python's own way out would wait for peers that wait
+    for this process.
+
+    Raises ValueError naming a flag, before anything of jax has started, and ConnectionError naming who is missing.
+    """
+    if not start(values):
+        yield
+        return
+    import jax
+
+    from launch import cli
+    from lmtrain import survive
+
+    who = f'lmtrain train, process {jax.process_index()} of {jax.process_count()}'
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, survive.Ended):
+            code = cli.complain(who, cli.told(error), error.code)
+        elif isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error):
+            said = str(error).partition('\n')[0]
+            code = cli.complain(
+                who, f'an exchange with the others failed, as where one has ended: {said}', survive.LOST
+            )
+        elif isinstance(error, Exception) and cli.meant(error):
+            code = cli.complain(who, cli.told(error))
+        else:
+            traceback.print_exc()
+            code = survive.EXCEPTION
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def start(values: flags.FlagValues) -> bool:
+    """Joins the processes of the run; False where the flags name none."""
+    names = ('coordinator', 'num_processes', 'process_id')
+    given = {name: values[name].value for name in names if values[name].value is not None}
+    if values.distributed and given:
+        raise ValueError(f'--distributed finds by itself what --{", --".join(given)} would say: give one or the other')
+    if not values.distributed and not given:
+        return False
+    if given and len(given) < len(names):
+        missing = ', '.join(f'--{name}' for name in names if name not in given)
+        raise ValueError(
+            f'{missing} is missing: a process of several needs --coordinator, --num_processes, --process_id'
+        )
+    wanted = {}
+    if given:
+        if given['process_id'] >= given['num_processes']:
+            raise ValueError(
+                f'--process_id={given["process_id"]} with --num_processes={given["num_processes"]}: they count from 0'
+            )
+        host, _, port = given['coordinator'].rpartition(':')
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise ValueError(f'--coordinator={given["coordinator"]!r}: expected HOST:PORT, such as 10.0.0.1:8476')
+        roll_call(host, int(port), given['num_processes'], given['process_id'], values.join_timeout)
+        wanted = {
+            'coordinator_address': given['coordinator'],
+            'num_processes': given['num_processes'],
+            'process_id': given['process_id'],
+            # Only on the network that was named, not on all that the machine has.
+            'coordinator_bind_address': given['coordinator'],
+        }
+    import jax
+
+    jax.distributed.initialize(
+        **wanted,
+        initialization_timeout=values.join_timeout,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=SHUTDOWN,
+    )
+    return True
+
+
+def roll_call(host: str, port: int, count: int, number: int, timeout: float) -> None:
+    """Returns in every process once all `count` are there; jax itself would abort, and not say who is missing.
+
+    Process 0 listens at host:port, the others tell it their numbers. Raises ConnectionError in process 0 naming those
+    that did not come, and in another the address that did not answer or what process 0 said; ValueError where two
+    processes have one number, or another count.
+    """
+    deadline = time.monotonic() + timeout
+    if number == 0:
+        _listen(host, port, count, deadline, timeout)
+        return
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=5) as line:
+                line.settimeout(max(deadline - time.monotonic(), 1) + 10)
+                line.sendall(json.dumps([number, count]).encode() + b'\n')
+                answer = line.makefile().readline().strip()
+            if answer:
+                break
+        except OSError:
+            pass  # not there yet
+        if time.monotonic() > deadline:
+            raise ConnectionError(
+                f'process {number} of {count}: process 0 did not answer at {host}:{port} within {timeout:g} s. Is it '
+                'running, and is that its address on a network that both share?'
+            )
+        time.sleep(0.2)
+    if answer != 'go':
+        raise ConnectionError(answer)
+
+
+def _listen(host: str, port: int, count: int, deadline: float, timeout: float) -> None:
+    lines: dict[int, socket.socket] = {}
+
+    def end(word: str) -> None:
+        for line in lines.values():
+            with contextlib.suppress(OSError):
+                line.sendall(word.encode() + b'\n')
+            line.close()
+
+    try:
+        server = socket.create_server((host, port), backlog=count)
+    except OSError as error:
+        raise ConnectionError(
+            f'process 0 cannot listen at {host}:{port}: {error.strerror}; name a free port'
+        ) from error
+    with server:
+        while len(lines) < count - 1:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                line, _ = server.accept()
+                line.settimeout(5)
+                other, its_count = json.loads(line.makefile().readline())
+            except TimeoutError:
+                absent = sorted(set(range(1, count)) - lines.keys())
+                word = f'missing after {timeout:g} s: process {", ".join(map(str, absent))} of {count}'
+                end(word)
+                raise ConnectionError(f'{word}; see what their own words say, then start all again') from None
+            except (OSError, ValueError):
+                continue  # somebody else knocked
+            if its_count != count or not 0 < other < count or other in lines:
+                what = f'process {other} of {its_count} came' + (' twice' if other in lines else '')
+                word = (
+                    f'{what}, where processes 1 to {count - 1} of {count} are wanted: see --process_id, --num_processes'
+                )
+                lines[-1] = line
+                end(word)
+                raise ValueError(word)
+            lines[other] = line
+    end('go')

@@ -1,0 +1,175 @@
+"""Several processes as one run: who is missing, who differs, who wants to stop, and who has died."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from launch import distributed, train
+from lmtrain import agree, sharding, survive
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def free_port():
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--coordinator=127.0.0.1:1'], '--num_processes, --process_id is missing'),
+        (['--num_processes=2', '--process_id=0'], '--coordinator is missing'),
+        (['--coordinator=127.0.0.1:1', '--num_processes=2', '--process_id=2'], 'they count from 0'),
+        (['--coordinator=127.0.0.1', '--num_processes=2', '--process_id=1'], 'expected HOST:PORT'),
+        (['--distributed', '--process_id=1'], '--distributed finds by itself what --process_id would say'),
+    ],
+)
+def test_flags_that_name_no_run_are_refused_before_jax_starts(flags, message):
+    train.FLAGS.unparse_flags()
+    for name in train.FLAGS:
+        train.FLAGS[name].unparse()
+    train.FLAGS(['lmtrain', *flags])
+    with pytest.raises(ValueError, match=message):
+        distributed.start(train.FLAGS)
+
+
+def roll_call(count, numbers, timeout=2.0, counts=None):
+    """{position: what its roll call raised, or None} of processes that call at once."""
+    port, found = free_port(), {}
+
+    def call(position, number):
+        try:
+            distributed.roll_call('127.0.0.1', port, (counts or {}).get(number, count), number, timeout)
+            found[position] = None
+        except (ConnectionError, ValueError) as error:
+            found[position] = str(error)
+
+    threads = [threading.Thread(target=call, args=pair) for pair in enumerate(numbers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_everybody_is_there():
+    assert roll_call(3, [2, 0, 1]) == {0: None, 1: None, 2: None}
+
+
+def test_who_is_missing_is_named_to_all_who_came():
+    found = roll_call(4, [0, 2], timeout=0.5)
+    assert all('missing after 0.5 s: process 1, 3 of 4' in word for word in found.values())
+
+
+def test_process_0_is_missing():
+    assert 'process 0 did not answer at 127.0.0.1:' in roll_call(2, [1], timeout=0.3)[0]
+
+
+def test_two_processes_of_one_number_and_another_count_are_told():
+    assert 'process 1 of 3 came twice' in roll_call(3, [0, 1, 1])[0]
+    assert 'process 1 of 3 came, where processes 1 to 1 of 2' in roll_call(2, [0, 1], counts={1: 3})[0]
+
+
+def test_one_process_agrees_with_itself_without_a_device():
+    assert agree.everyone({'a': 1}) == [{'a': 1}]
+    agree.same({'a': 1})
+    assert agree.Vote()(1.0, 0.5) == (1.0, 0.5)
+
+
+class Chip:
+    """A device of a process, as far as rows are concerned."""
+
+    def __init__(self, process_index):
+        self.process_index = process_index
+
+
+@pytest.mark.parametrize(
+    ('owners', 'shape', 'part'),
+    [
+        ([0, 0, 1, 1], (4, 1, 1, 1), (0, 2)),
+        ([1, 1, 0, 0], (4, 1, 1, 1), (1, 2)),
+        ([0, 1, 0, 1], (2, 1, 2, 1), (0, 1)),  # tensor goes across: both read all rows
+        ([0, 0, 1, 1], (1, 2, 1, 2), (0, 2)),
+        ([1, 0, 0, 1], (4, 1, 1, 1), None),
+    ],
+)
+def test_the_rows_of_a_process_are_those_of_its_devices(owners, shape, part):
+    mesh = jax.sharding.Mesh(np.array([Chip(owner) for owner in owners]).reshape(shape), sharding.AXES)
+    if part:
+        assert sharding.part(mesh) == part
+    else:
+        with pytest.raises(ValueError, match=r'hold the parts \[1, 2\] of 4'):
+            sharding.part(mesh)
+
+
+def start(workdir, text, fault=None, differing=None):
+    """Two processes of two devices; `fault`, `differing` are process 1's own."""
+    port, started = free_port(), []
+    for number in (0, 1):
+        command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--workdir={workdir}']
+        command += [f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={number}']
+        changed = {'data.source': text, 'data.cache': text.parent / 'cache', 'data.validation': 0.2}
+        changed |= {'budget.steps': 24, 'log.every_steps': 1, 'log.tensorboard': False, 'checkpoint.every_steps': 6}
+        changed |= {'mesh.fsdp': 2, 'optimizer.learning_rate': differing} if number and differing else {'mesh.fsdp': 2}
+        command += [f'--config.{name}={value}' for name, value in changed.items()]
+        environment = os.environ | {'JAX_NUM_CPU_DEVICES': '2'}
+        environment |= {'LMTRAIN_FAULT': fault} if number and fault else {}
+        with open(f'{workdir}.{number}.log', 'ab') as log:
+            started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+    return started
+
+
+def ended(started):
+    """Exit codes; a process that hangs fails the test."""
+    try:
+        return [process.wait(120) for process in started]
+    finally:
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('processes') / 'text'
+    folder.mkdir()
+    for i in range(40):
+        (folder / f'{i}.txt').write_text(f'{i} cats sat on {i * i} mats. ' * (i % 7 + 3))
+    return folder
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_stop_as_one_and_the_resumed_run_is_the_uninterrupted_one(text):
+    whole, cut = text.parent / 'whole', text.parent / 'cut'
+    assert ended(start(whole, text)) == [0, 0]
+    started = start(cut, text)
+    lines = cut / 'metrics.jsonl'
+    while all(process.poll() is None for process in started) and not (
+        lines.exists() and lines.read_bytes().count(b'\n') > 2
+    ):
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGTERM)
+    assert ended(started) == [survive.REQUEUE, survive.REQUEUE]
+    assert ended(start(cut, text)) == [0, 0]
+    assert lines.read_bytes() == (whole / 'metrics.jsonl').read_bytes()
+    assert len(json.loads((cut / 'results.json').read_text())) == len(json.loads((whole / 'results.json').read_text()))
+
+
+@pytest.mark.timeout(300)
+def test_one_process_that_raises_or_differs_ends_both(text):
+    assert set(ended(start(text.parent / 'raised', text, fault='raise@3'))) <= {survive.EXCEPTION, survive.LOST}
+    assert ended(start(text.parent / 'differing', text, differing=0.5)) == [2, 2]
+    word = (text.parent / 'differing.0.log').read_text()
+    assert 'config/optimizer/learning_rate: process 0 has 0.001, process 1 0.5' in word
