@@ -16,6 +16,10 @@ VERBS = {
     'export': 'a trained run as a Hugging Face directory or a PEFT adapter: --workdir, --format, --to',
     'configs': 'the recipes, one line each',
     'show': 'a recipe with every value resolved, or its first batch: --config, --batch',
+    'local': 'train in several processes on this machine: --processes, --devices -- train ...',
+    'slurm': 'train on nodes of a SLURM cluster: --nodes, --time -- train ...',
+    'tpu': 'train on a TPU pod slice of Google Cloud: --zone, --accelerator_type -- train ...',
+    'gke': 'train on TPUs of a Kubernetes cluster, as a JobSet: --image, --topology -- train ...',
 }
 HELP = """\
 {bold}lmtrain{plain}: language models, trained end to end on real text
@@ -53,10 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         return complain('lmtrain', f'no verb {verb!r}; the nearest of {", ".join(VERBS)} is {nearest(verb, VERBS)!r}')
-    debug = '--debug' in rest
+    end = rest.index('--') if '--' in rest else len(rest)  # what follows is for another process
+    debug = '--debug' in rest[:end]
     try:
         module = importlib.import_module(f'launch.{verb}')
-        flags = parse(module, [argument for argument in rest if argument != '--debug'])
+        flags = parse(module, [argument for argument in rest[:end] if argument != '--debug'] + rest[end:])
         if flags is None:
             print(describe(verb, module), end='')
             return 0
@@ -109,13 +114,18 @@ def meant(error: Exception) -> bool:
 def parse(module, argv: list[str]):
     """The verb's flags with their values; None where help was asked for. Raises ValueError for what is no flag of it.
 
-    `--config.a.b=value` and `--config.a.b value` are handed on as `--override=a.b=value` (see recipe.py).
+    `--config.a.b=value` and `--config.a.b value` are handed on as `--override=a.b=value` (see recipe.py), words after a
+    bare `--` as `--command=word` each (see command.py).
     """
     from absl import flags
 
+    known, rest, command = module.FLAGS, [], []
+    if 'command' in known and '--' in argv:
+        end = argv.index('--')
+        argv, command = argv[:end], [f'--command={word}' for word in argv[end + 1 :]]
     if any(word in ('-h', '-help', '--help', '--helpfull', '--helpshort') for word in argv):
         return None
-    known, rest, words = module.FLAGS, [], iter(argv)
+    words = iter(argv)
     for word in words:
         name, equals, text = word.lstrip('-').partition('=')
         if word.startswith('-') and name.startswith('config.') and 'override' in known:
@@ -128,15 +138,16 @@ def parse(module, argv: list[str]):
     for name in known:
         known[name].unparse()  # what an earlier call in this process left
     try:
-        spare = known(['lmtrain', *rest])[1:]
+        spare = known(['lmtrain', *rest, *command])[1:]
     except flags.UnrecognizedFlagError as error:
-        names = [name for name in known if name != 'override']
+        names = [name for name in known if name not in ('override', 'command')]
         hint = f'; the nearest is --{nearest(error.flagname, names)}' if names else ', and this verb takes none'
         raise ValueError(f'no flag --{error.flagname}{hint}') from error
     except flags.Error as error:
         raise ValueError(str(error)) from error
     if spare:
         hint = f'; did you mean --config={spare[0]}?' if 'config' in known else ''
+        hint = f'; what is run stands after a bare --: -- {spare[0]} ...' if 'command' in known else hint
         raise ValueError(f'{spare[0]!r} is no flag{hint}')
     return known
 
@@ -148,6 +159,8 @@ def describe(verb: str, module) -> str:
     rows = {f'--{name}': module.FLAGS[name].help.partition(';\n')[0] for name in module.FLAGS}
     if '--override' in rows:
         rows['--config.A.B=...'] = rows.pop('--override')
+    if '--command' in rows:
+        rows['-- train ...'] = rows.pop('--command')
     rows['--debug'] = 'errors with their traceback'
     lines = [f'{bold}lmtrain {verb}{plain}: {first}', *(f'  {line}'.rstrip() for line in examples.splitlines())]
     lines += ['', f'{bold}Flags{plain}', *(f'  {bold}{name:18}{plain}{line}' for name, line in sorted(rows.items()))]

@@ -1,0 +1,121 @@
+"""applies a run to a Kubernetes cluster as a JobSet: one pod a TPU host, all started again where one asks for it.
+
+The image has lmtrain installed (`pip install '.[tpu]'` in a copy of this tree); --claim is a PersistentVolumeClaim that
+every pod may write (ReadWriteMany), mounted at /runs. The cluster needs the JobSet controller.
+
+lmtrain gke --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=16x16 --claim=runs \\
+            -- train --config=configs/pretrain_gpt2.py --workdir=/runs/gpt2
+"""
+
+import json
+import math
+import re
+import subprocess
+
+from absl import flags
+
+from launch import command
+from lmtrain import survive
+
+FLAGS = flags.FlagValues()
+command.define(FLAGS, retries=20)
+for name, default, help in (
+    ('name', 'lmtrain', 'of the JobSet'),
+    ('namespace', 'default', 'where it is applied'),
+    ('image', '', 'the container, such as REGION-docker.pkg.dev/PROJECT/REPOSITORY/lmtrain:TAG'),
+    ('accelerator', '', 'cloud.google.com/gke-tpu-accelerator of the nodes, such as tpu-v5-lite-podslice'),
+    ('topology', '', 'cloud.google.com/gke-tpu-topology of the nodes, such as 16x16'),
+    ('claim', '', 'PersistentVolumeClaim that keeps the runs, mounted at /runs'),
+):
+    flags.DEFINE_string(name, default, help, flag_values=FLAGS)
+flags.DEFINE_integer('chips_per_host', 4, 'TPU chips of a node', lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer('slices', 1, 'how many slices', lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_bool('spot', False, 'on spot nodes', flag_values=FLAGS)
+
+HOPELESS = (2, survive.NON_FINITE, survive.DISK)  # exit codes that another start does not mend
+
+
+def run(values: flags.FlagValues) -> None:
+    """Applies the manifest. Raises ValueError naming a flag, or where kubectl refuses."""
+    words = command.train(values, 'gke')
+    text = json.dumps(manifest(values, words), indent=1)  # JSON is YAML, and no text needs quoting by hand
+    if values.print_only:
+        print(f"kubectl apply -f - <<'END_OF_MANIFEST'\n{text}\nEND_OF_MANIFEST")
+        return
+    command.need('kubectl', 'https://kubernetes.io/docs/tasks/tools')
+    done = subprocess.run(['kubectl', 'apply', '-f', '-'], input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f'kubectl refuses: {" ".join(done.stderr.split())}')
+    where = f'--namespace={values.namespace}'
+    first = f'jobset.sigs.k8s.io/jobset-name={values.name},batch.kubernetes.io/job-completion-index=0'
+    print(done.stdout.strip())
+    print(f'  kubectl get jobset {values.name} {where}')
+    print(f'  kubectl logs --follow --selector={first} {where}')
+    print(f'  kubectl delete jobset {values.name} {where}')
+
+
+def manifest(values: flags.FlagValues, words: list[str]) -> dict:
+    """The JobSet (jobset.x-k8s.io/v1alpha2). Raises ValueError naming a flag."""
+    for name in ('image', 'accelerator', 'topology', 'claim'):
+        if not values[name].value:
+            raise ValueError(f'--{name} is missing: {values[name].help}')
+    if not re.fullmatch('[a-z]([-a-z0-9]{0,38}[a-z0-9])?', values.name):
+        raise ValueError(f'--name={values.name!r}: at most 40 small letters, digits and -, a letter first')
+    if not re.fullmatch(r'\d+(x\d+){1,2}', values.topology):
+        raise ValueError(f'--topology={values.topology!r}: chips along each side, such as 16x16 or 4x4x4')
+    chips = math.prod(map(int, values.topology.split('x')))
+    if not chips or chips % values.chips_per_host:
+        raise ValueError(f'--topology={values.topology} is no multiple of --chips_per_host={values.chips_per_host}')
+    hosts = chips // values.chips_per_host
+    if not (command.value(words, 'workdir') or '').startswith('/runs/'):
+        raise ValueError(
+            f'--workdir={command.value(words, "workdir") or ""!r} after --: a folder on the claim, such as '
+            '--workdir=/runs/gpt2; anything else is lost with the pod'
+        )
+    tpus = {'google.com/tpu': values.chips_per_host}
+    container = {
+        'name': 'train',
+        'image': values.image,
+        'command': ['lmtrain', *words, '--distributed'],
+        'ports': [{'containerPort': 8471}],  # TPU workers speak to each other
+        'resources': {'requests': tpus, 'limits': tpus},
+        'volumeMounts': [{'name': 'runs', 'mountPath': '/runs'}],
+    }
+    selector = {
+        'cloud.google.com/gke-tpu-accelerator': values.accelerator,
+        'cloud.google.com/gke-tpu-topology': values.topology,
+    }
+    pod = {
+        'restartPolicy': 'Never',
+        'terminationGracePeriodSeconds': 300,  # SIGTERM saves the step
+        'nodeSelector': selector | ({'cloud.google.com/gke-spot': 'true'} if values.spot else {}),
+        'containers': [container],
+        'volumes': [{'name': 'runs', 'persistentVolumeClaim': {'claimName': values.claim}}],
+    }
+    # One pod that fails takes its Job along; the JobSet then starts all Jobs again, unless the exit code is hopeless.
+    hopeless = {'action': 'FailJob', 'onExitCodes': {'operator': 'In', 'values': sorted(HOPELESS)}}
+    job = {
+        'parallelism': hosts,
+        'completions': hosts,
+        'completionMode': 'Indexed',
+        'backoffLimit': 0,
+        'podFailurePolicy': {'rules': [hopeless]},
+        'template': {'spec': pod},
+    }
+    return {
+        'apiVersion': 'jobset.x-k8s.io/v1alpha2',
+        'kind': 'JobSet',
+        'metadata': {
+            'name': values.name,
+            'namespace': values.namespace,
+            # A slice is a node pool: no two Jobs share one.
+            'annotations': {'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'},
+        },
+        'spec': {
+            'failurePolicy': {
+                'maxRestarts': values.retries,
+                'rules': [{'action': 'FailJobSet', 'onJobFailureReasons': ['PodFailurePolicy']}],
+            },
+            'replicatedJobs': [{'name': 'slice', 'replicas': values.slices, 'template': {'spec': job}}],
+        },
+    }

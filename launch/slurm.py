@@ -1,0 +1,105 @@
+"""submits a run to SLURM: one process a node, saved before the time limit, back into the queue on exit code 42 or 75.
+
+lmtrain slurm --nodes=4 --gpus_per_node=8 --time=24:00:00 -- train --config=configs/pretrain_gpt2.py --workdir=runs/gpt2
+lmtrain slurm --nodes=2 --time=1:00:00 --partition=a100 --interface=ib0 --print_only -- train --config=configs/tiny.py
+"""
+
+import pathlib
+import re
+import shlex
+import subprocess
+
+from absl import flags
+
+from launch import command
+
+FLAGS = flags.FlagValues()
+command.define(FLAGS, retries=20)
+for name, help in {
+    'time': 'limit of one start, as sbatch has it: 24:00:00',
+    'account': 'who pays',
+    'partition': 'where',
+    'interface': "network interface of the coordinator, such as ib0; by default SLURM's address of the first node",
+    'name': 'name of the job',
+}.items():
+    flags.DEFINE_string(name, 'lmtrain' if name == 'name' else '', help, flag_values=FLAGS)
+for name, default, help in (
+    ('nodes', 1, 'how many nodes'),
+    ('gpus_per_node', 0, 'GPUs of a node'),
+    ('tasks_per_node', 1, 'processes of a node; its GPUs are divided among them'),
+    ('cpus_per_task', 0, 'cores of a process'),
+    ('devices', 0, 'simulated CPU devices of each process, for a rehearsal'),
+    ('save_seconds', 300, 'how long before the limit SIGTERM comes, so that the step is saved'),
+):
+    flags.DEFINE_integer(name, default, help, lower_bound=0, flag_values=FLAGS)
+text = 'runs a copy of the last commit, kept in .lmtrain-trees/: later edits do not reach what is queued'
+flags.DEFINE_bool('copy', False, text, flag_values=FLAGS)
+
+
+def run(values: flags.FlagValues) -> None:
+    """Submits. Raises ValueError for what cannot be, also where sbatch refuses."""
+    words = command.train(values, 'slurm')
+    if not values.time:
+        raise ValueError('--time is missing, such as --time=24:00:00: the step is saved before it')
+    steps, tree = copied() if values.copy else ([], command.ROOT)
+    text = script(values, words, tree, pathlib.Path.cwd())
+    if values.print_only:
+        quoted = [command.line(step) for step in steps]
+        print('\n'.join([*quoted, "sbatch --parsable <<'END_OF_JOB'", text + 'END_OF_JOB']))
+        return
+    command.need('sbatch', 'run this on a login node of the cluster')
+    for step in steps:
+        subprocess.run(step, check=True)
+    done = subprocess.run(['sbatch', '--parsable'], input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f'sbatch refuses: {" ".join(done.stderr.split())}')
+    job = done.stdout.strip().partition(';')[0]
+    print(f'job {job}\n  squeue --job {job}\n  tail -F slurm-{job}.out\n  scancel {job}')
+
+
+def copied() -> tuple[list[list[str]], pathlib.Path]:
+    """(commands that copy the last commit, the folder of the copy). Raises ValueError outside a git repository."""
+    asked = ['git', '-C', str(command.ROOT), 'rev-parse', 'HEAD']
+    done = subprocess.run(asked, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f'--copy wants the last commit, and {command.ROOT} is no git repository; leave --copy out')
+    tree = pathlib.Path.cwd() / '.lmtrain-trees' / done.stdout[:12]
+    archive = f'{shlex.join([*asked[:3], "archive", "HEAD"])} | {shlex.join(["tar", "-x", "-C", str(tree)])}'
+    return [['mkdir', '-p', str(tree)], ['bash', '-c', f'set -o pipefail; {archive}']], tree
+
+
+def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folder: pathlib.Path) -> str:
+    """The job: #SBATCH lines, the values of launch/slurm.sh, and launch/slurm.sh. Raises ValueError naming a flag."""
+    tasks, gpus = max(values.tasks_per_node, 1), values.gpus_per_node
+    if gpus % tasks:
+        raise ValueError(f'--gpus_per_node={gpus} do not divide over --tasks_per_node={tasks}')
+    options = {
+        'job-name': values.name,
+        'nodes': max(values.nodes, 1),
+        'ntasks-per-node': tasks,
+        'time': values.time,
+        'account': values.account,
+        'partition': values.partition,
+        'cpus-per-task': values.cpus_per_task,
+        # Alone, a process sees all GPUs of its node.
+        'gpus-per-node' if tasks == 1 else 'gpus-per-task': gpus // tasks,
+        'signal': f'TERM@{values.save_seconds}',
+        'output': 'slurm-%j.out',
+        'open-mode': 'append',
+    }
+    for option, text in options.items():  # sbatch has quoting rules of its own: nothing that needs them gets there
+        if not re.fullmatch(r'[\w.,:@%+-]*', str(text), re.ASCII):
+            raise ValueError(f'--{option.replace("-", "_")}={text!r}: letters, digits and . , : @ %% + - only')
+    simulated = {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(values.devices)} if values.devices else {}
+    given = {'folder': folder, 'tree': tree, 'interface': values.interface, 'retries': values.retries}
+    return '\n'.join(
+        [
+            '#!/bin/bash',
+            *(f'#SBATCH --{option}={text}' for option, text in options.items() if text),
+            '#SBATCH --requeue',
+            *(f'{name}={shlex.quote(str(text))}' for name, text in given.items()),
+            *(f'export {name}={shlex.quote(text)}' for name, text in simulated.items()),
+            f'train=({shlex.join(command.python(words))})',
+            (command.ROOT / 'launch' / 'slurm.sh').read_text(),
+        ]
+    )

@@ -1,0 +1,45 @@
+# What follows the #SBATCH lines of a job (launch/slurm.py fills in the variables above it).
+set -uo pipefail
+cd -- "$folder" || exit 2
+export PYTHONPATH=$tree notes=$folder/.lmtrain-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+mkdir -p "$notes" || exit 4
+
+# The coordinator listens on the first node, at the address that SLURM itself uses or that of the interface asked for.
+host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+if [[ $interface ]]; then
+  address=$(ip -4 -o address show dev "$interface" | awk '{ sub("/.*", "", $4); print $4; exit }')
+else
+  address=$(scontrol show node "$host" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+  address=$(getent ahostsv4 "$address" | awk '{ print $1; exit }')
+fi
+if [[ ! $address ]]; then
+  echo "lmtrain slurm: no address of $host${interface:+ on $interface}; name an interface of it (ip address): --interface=NAME" >&2
+  exit 2
+fi
+# Above the ports that systems hand out by themselves; another one after a restart.
+export coordinator=$address:$((61440 + (SLURM_JOB_ID * 8 + ${SLURM_RESTART_COUNT:-0}) % 4096))
+echo "lmtrain slurm: job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), coordinator $coordinator on $host, $SLURM_NTASKS processes"
+
+srun --kill-on-bad-exit=1 --label bash -c '
+  trap : TERM INT  # the signal is meant for the process below, whose exit code is wanted
+  : >"$notes/started-$SLURM_PROCID"
+  "$@" --coordinator="$coordinator" --num_processes="$SLURM_NTASKS" --process_id="$SLURM_PROCID"
+  code=$?
+  if ((code)); then echo "$code $SLURM_PROCID $SLURMD_NODENAME" >>"$notes/codes"; fi
+  exit $((code == 42 ? 0 : code))  # a bad exit would have the others killed, which still save
+' lmtrain "${train[@]}"
+code=$?
+# srun answers with the largest code, that of killed peers: the first line is of the first to fail.
+if [[ -s $notes/codes ]]; then
+  read -r code process node <"$notes/codes"
+  echo "lmtrain slurm: process $process on $node ended first, with exit code $code" >&2
+fi
+for ((i = 0; code && i < SLURM_NTASKS; i++)); do
+  [[ -e $notes/started-$i ]] || echo "lmtrain slurm: process $i never started" >&2
+done
+rm -r -- "$notes"
+if ((code == 42 || code == 75)) && ((${SLURM_RESTART_COUNT:-0} < retries)); then
+  echo "lmtrain slurm: back into the queue, $((${SLURM_RESTART_COUNT:-0} + 1)) of $retries" >&2
+  scontrol requeue "$SLURM_JOB_ID" && sleep 600  # it ends this script
+fi
+exit "$code"

@@ -1,0 +1,147 @@
+"""Several processes on one machine: who is told what, whose exit code counts, and that none is left behind."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from launch import cli, command, local
+from lmtrain import survive
+
+NASTY = "runs/a b $(touch pwned) 'c'"
+
+
+def flags(*argv):
+    return cli.parse(local, list(argv))
+
+
+def starts(*codes):
+    """Processes that run each of these texts of Python."""
+    return [([sys.executable, '-c', code], {'NUMBER': str(i)}) for i, code in enumerate(codes)]
+
+
+def test_each_process_is_told_the_others_and_its_devices(capsys):
+    argv = ['local', '--processes=2', '--devices=4', '--print_only', '--', 'train', '--config=tiny']
+    assert cli.main([*argv, f'--workdir={NASTY}']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    ports = set()
+    for i, line in enumerate(lines):
+        words = shlex.split(line)  # what a shell would make of it
+        assert {'JAX_PLATFORMS=cpu', 'JAX_NUM_CPU_DEVICES=4'} <= set(words)
+        assert words[words.index('train') :][1:3] == ['--config=tiny', f'--workdir={NASTY}']
+        assert words[-2:] == ['--num_processes=2', f'--process_id={i}']
+        ports.add(words[-3])
+    assert len(ports) == 1
+    assert ports.pop().startswith('--coordinator=127.0.0.1:')
+
+
+def test_gpus_are_divided(monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1,3,5,7')
+    assert local.devices(2, 0) == [{'CUDA_VISIBLE_DEVICES': '1,3'}, {'CUDA_VISIBLE_DEVICES': '5,7'}]
+    with pytest.raises(ValueError, match='4 GPUs do not divide over --processes=3'):
+        local.devices(3, 0)
+
+
+@pytest.mark.parametrize(
+    ('argv', 'parts'),
+    [
+        (['--devices=4'], ['nothing stands after --', 'lmtrain local']),
+        (['--devices=4', '--', 'show'], ["'show' stands after --", 'train']),
+        (['--devices=4', 'train'], ["'train' is no flag", '-- train']),
+        (['--devices=4', '--', 'train', '--process_id=1'], ['--process_id is for the launcher']),
+        (['--processes=0', '--', 'train'], ['--processes']),
+        (['--procesess=2', '--', 'train'], ['no flag --procesess', '--processes']),
+    ],
+)
+def test_what_cannot_be_started_is_one_line(argv, parts, capsys):
+    assert cli.main(['local', *argv]) == 2
+    out, said = capsys.readouterr()
+    assert out == ''
+    assert said.count('\n') == 1
+    assert all(part in said for part in parts)
+
+
+def test_debug_and_help_after_the_dashes_are_not_the_launchers(capsys):
+    assert flags('--', 'train', '--help').command == ['train', '--help']
+    assert cli.main(['local', '--devices=1', '--print_only', '--', 'train', '--debug']) == 0
+    assert '--debug' in capsys.readouterr().out
+
+
+def test_others_are_shown_by_number_and_each_has_its_environment(capfd):
+    say = 'import os; print("I am", os.environ["NUMBER"])'
+    assert local.watch(starts(say, say, say)) == (0, 0, False)
+    assert sorted(capfd.readouterr().out.splitlines()) == ['I am 0', '[1] I am 1', '[2] I am 2']
+
+
+def test_the_first_to_fail_ends_the_others_and_gives_the_code():
+    wait = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)'
+    began = time.monotonic()
+    outcome = local.watch(starts(wait, 'import sys; sys.exit(70)', wait), grace=0.2)
+    assert outcome == (70, 1, False)
+    assert time.monotonic() - began < 30
+    assert local.watch(starts('import os; os.kill(os.getpid(), 9)', wait), grace=0.1) == (137, 0, False)
+
+
+def test_a_peer_that_aborts_at_the_same_moment_is_not_to_blame():
+    children = [subprocess.Popen([sys.executable, '-c', f'import os; {end}']) for end in ('os.abort()', 'os._exit(75)')]
+    for child in children:
+        child.wait()
+    assert local._failed(children) == 1
+
+
+def test_a_signal_is_passed_on_to_all_once(tmp_path):
+    say = (
+        'import os, signal, sys, time\n'
+        'def stop(*_):\n'
+        f'    open({str(tmp_path)!r} + "/" + os.environ["NUMBER"], "a").write("x")\n'
+        '    sys.exit(42)\n'
+        'signal.signal(signal.SIGTERM, stop)\n'
+        f'open({str(tmp_path)!r} + "/ready" + os.environ["NUMBER"], "w")\n'
+        'time.sleep(60)'
+    )
+
+    def send():
+        while len(list(tmp_path.glob('ready*'))) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=send).start()
+    outcome = local.watch(starts(say, say))
+    assert (outcome.code, outcome.asked) == (42, True)
+    assert [(tmp_path / name).read_text() for name in '01'] == ['x', 'x']
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ('codes', 'asked', 'retries', 'ended'),
+    [([42, 75, 0], False, 2, None), ([42, 42], False, 1, 42), ([70], False, 5, 70), ([42], True, 5, 42)],
+)
+def test_starts_again_where_the_run_asks_for_it(codes, asked, retries, ended, monkeypatch):
+    ports = []
+
+    def watch(begun):
+        ports.append(begun[0][0][-3])
+        return local.Outcome(codes[len(ports) - 1], 0, asked)
+
+    monkeypatch.setattr(local, 'watch', watch)
+    values = flags('--devices=1', f'--retries={retries}', '--', 'train')
+    if ended is None:
+        local.run(values)
+    else:
+        with pytest.raises(survive.Ended) as raised:
+            local.run(values)
+        assert raised.value.code == ended
+    assert len(ports) == len(codes)
+
+
+def test_values_among_words():
+    assert command.value(['train', '--workdir', 'a', '--workdir=b'], 'workdir') == 'b'
+    assert command.value(['train', '--workdir', 'a'], 'workdir') == 'a'
+    assert command.value(['train'], 'workdir') is None

@@ -1,0 +1,147 @@
+"""The job that is handed to SLURM: what sbatch reads, what bash reads, and what the script does with exit codes.
+
+A real SLURM is met in experiments/launchers; here its commands are stand-ins.
+"""
+
+import os
+import pathlib
+import re
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from launch import cli, slurm
+
+NASTY = "runs/a b $(touch pwned) 'c'"
+TRAIN = ['--', 'train', '--config=tiny', f'--workdir={NASTY}']
+# srun runs the task twice as two processes of one node; scontrol answers about it and notes what it is asked.
+COMMANDS = {
+    'srun': """while [[ $1 == --* ]]; do shift; done
+for i in 0 1; do SLURM_PROCID=$i SLURMD_NODENAME=n0 "$@" & pids[i]=$!; done
+wait "${pids[0]}"; a=$?; wait "${pids[1]}"; b=$?; exit $((a > b ? a : b))""",
+    'scontrol': """echo "$*" >>"$NOTES"
+case $1 in hostnames | show) [[ $2 == hostnames ]] && echo n0 || echo "   NodeAddr=127.0.0.1 NodeHostName=n0" ;; esac
+[[ $1 != requeue ]] || kill $PPID""",
+}
+
+
+def flags(*argv):
+    return cli.parse(slurm, list(argv))
+
+
+def script(tmp_path, *argv):
+    values = flags('--time=1:00:00', *argv, *TRAIN)
+    return slurm.script(values, values.command, pathlib.Path('/a tree'), tmp_path)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Runs the script for two processes that end with these codes: (exit code, what was said, what SLURM was asked)."""
+    bin = tmp_path / 'bin'
+    bin.mkdir()
+    for name, body in COMMANDS.items():
+        (bin / name).write_text(f'#!/bin/bash\n{body}\n')
+        (bin / name).chmod(stat.S_IRWXU)
+    folder = tmp_path / 'a $(touch pwned) folder'
+    folder.mkdir()
+
+    def run(*codes, restarts=0):
+        train = f'import sys; print(sys.argv[1:]); sys.exit({codes}[int(sys.argv[-1].split("=")[1])])'
+        text = script(folder, '--retries=3')
+        text = re.sub(
+            '^train=.*$', f"train=({sys.executable} -c '{train}' {TRAIN[-1].split('=')[0]})", text, flags=re.M
+        )
+        notes = tmp_path / 'notes'
+        notes.write_text('')
+        of_slurm = {'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '2', 'SLURM_JOB_NODELIST': 'n0', 'NOTES': str(notes)}
+        environment = os.environ | of_slurm | {'PATH': f'{bin}:{os.environ["PATH"]}'}
+        if restarts:
+            environment['SLURM_RESTART_COUNT'] = str(restarts)
+        done = subprocess.run(['bash'], input=text, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert list(folder.iterdir()) == []  # nothing is left
+        return done.returncode, done.stdout + done.stderr, notes.read_text()
+
+    return run
+
+
+def test_what_sbatch_reads(tmp_path):
+    text = script(tmp_path, '--nodes=4', '--gpus_per_node=8', '--account=me', '--partition=a100', '--save_seconds=60')
+    options = dict(re.findall('^#SBATCH --(.*?)=(.*)$', text, re.MULTILINE))
+    assert options == {
+        'job-name': 'lmtrain',
+        'nodes': '4',
+        'ntasks-per-node': '1',
+        'gpus-per-node': '8',
+        'time': '1:00:00',
+        'account': 'me',
+        'partition': 'a100',
+        'signal': 'TERM@60',
+        'output': 'slurm-%j.out',
+        'open-mode': 'append',
+    }
+    assert '#SBATCH --requeue' in text
+    assert '#SBATCH --gpus-per-task=2\n' in script(tmp_path, '--gpus_per_node=8', '--tasks_per_node=4')
+
+
+def test_what_bash_reads(tmp_path):
+    text = script(tmp_path, '--interface=ib0; touch pwned', '--devices=2')
+    assert subprocess.run(['bash', '-n'], input=text, text=True).returncode == 0
+    head = text[: text.index('set -uo')]
+    shown = f'{head}\nprintf "%s\\n" "$tree" "$folder" "$interface" "$JAX_NUM_CPU_DEVICES" "${{train[@]}}"'
+    done = subprocess.run(['bash'], input=shown, capture_output=True, text=True, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert lines[:4] == ['/a tree', str(tmp_path), 'ib0; touch pwned', '2']
+    assert lines[-3:] == ['train', '--config=tiny', f'--workdir={NASTY}']
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('argv', 'parts'),
+    [
+        (TRAIN, ['--time is missing', '--time=24:00:00']),
+        (['--time=1', '--partition=a b', *TRAIN], ['--partition', "'a b'"]),
+        (['--time=1', '--name=a\n#SBATCH --uid=0', *TRAIN], ['--job_name', 'letters']),
+        (['--time=1', '--gpus_per_node=8', '--tasks_per_node=3', *TRAIN], ['--gpus_per_node=8', '--tasks_per_node=3']),
+        (['--time=1'], ['nothing stands after --', 'lmtrain slurm']),
+        (['--time=1', *TRAIN], ['sbatch is not on PATH', 'login node']),
+    ],
+)
+def test_what_cannot_be_submitted_is_one_line(argv, parts, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert cli.main(['slurm', *argv]) == 2
+    out, said = capsys.readouterr()
+    assert out == ''
+    assert said.count('\n') == 1
+    assert all(part in said for part in parts)
+
+
+def test_print_only_is_what_sbatch_would_get(capsys):
+    assert cli.main(['slurm', '--time=1:00:00', '--print_only', *TRAIN]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("sbatch --parsable <<'END_OF_JOB'\n#!/bin/bash\n")
+    assert said.endswith('END_OF_JOB\n')
+
+
+def test_every_process_is_told_the_others(job):
+    code, said, asked = job(0, 0)
+    assert (code, 'requeue' in asked) == (0, False)
+    for i in range(2):
+        assert f"'--coordinator=127.0.0.1:61496', '--num_processes=2', '--process_id={i}'" in said
+
+
+@pytest.mark.parametrize(
+    ('codes', 'restarts', 'requeued'), [((42, 42), 0, True), ((0, 75), 2, True), ((42, 42), 3, False)]
+)
+def test_goes_back_into_the_queue(codes, restarts, requeued, job):
+    code, said, asked = job(*codes, restarts=restarts)
+    assert ('requeue 7' in asked) == requeued
+    if not requeued:
+        assert code == 42  # not that of srun, which hides it
+
+
+def test_another_exit_code_is_told_with_its_process(job):
+    code, said, asked = job(0, 70)
+    assert (code, 'requeue' in asked) == (70, False)
+    assert 'process 1 on n0 ended first, with exit code 70' in said
