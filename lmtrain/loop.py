@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmtrain import agree, data, display, evaluate, metrics, sharding, survive, sweep, tree
+from lmtrain import agree, data, display, evaluate, metrics, sharding, survive, sweep, tree, verify
 from lmtrain.run import Run
 
 SKIPPED_IN_A_ROW = 5  # updates dropped one after another before the run ends
@@ -64,7 +64,9 @@ class Loop:
                 survive.fault_in_step(step + 1)
                 stopping = self.agreed()
                 progress = self.clock.spent(step + 1) if self.run.total_steps else self.spent_of_all
-                state, measured = train_step(state, batch, np.float32(progress))
+                again = config.verify_every and (step + 1) % config.verify_every == 0
+                take = verify.twice(train_step, step + 1) if again else train_step
+                state, measured = take(state, batch, np.float32(progress))
                 self.done = step + 1
                 pending.append((self.done, progress, measured, digest, batches.waited))
                 evaluated = progress >= 1.0 or self.done % config.evaluate.every_steps == 0

@@ -13,6 +13,7 @@ from types import FrameType
 FINISHED = 0
 NON_FINITE = 3  # too many updates in a row without a finite loss or gradient
 DISK = 4  # a checkpoint could not be written
+DIFFERS = 5  # a step that was taken twice had two results (config.verify_every)
 REQUEUE = 42  # asked to stop; the step is saved, start the same command again
 EXCEPTION = 70
 LOST = 74  # an exchange with the other processes failed; one of them has ended
@@ -41,26 +42,33 @@ STEP = (
     'stall',  # the process lives and does nothing, as in a collective whose peer is lost
     'raise',  # an exception that nobody foresaw
 )
+CORRUPT = 'corrupt'  # a bit of the first result of a step that is taken twice
 
 
 def fault(point: str, step: int) -> None:
-    """Kill this process as `kill -9` would, or do what STEP says, where LMTRAIN_FAULT is `point@step`; else nothing.
-
-    Raises ValueError where LMTRAIN_FAULT names no point of POINTS or STEP: a test that hurts nothing proves nothing.
-    """
-    wanted = os.environ.get('LMTRAIN_FAULT')
-    if not wanted:
-        return
-    name, at, number = wanted.partition('@')
-    if name not in POINTS + STEP or at != '@' or not number.isdecimal():
-        raise ValueError(f'LMTRAIN_FAULT={wanted!r}: expected point@step, point one of {", ".join(POINTS + STEP)}')
-    if (name, int(number)) != (point, step):
+    """Kill this process as `kill -9` would, or do what STEP says, where `wanted`; else nothing. Raises as `wanted`."""
+    if not wanted(point, step):
         return
     if point == 'raise':
-        raise AssertionError(f'LMTRAIN_FAULT={wanted}')  # never taken for a word to the user
+        raise AssertionError(f'LMTRAIN_FAULT={point}@{step}')  # never taken for a word to the user
     while point == 'stall':
         time.sleep(60)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wanted(point: str, step: int) -> bool:
+    """Whether LMTRAIN_FAULT is `point@step`.
+
+    Raises ValueError where LMTRAIN_FAULT names no point: a test that hurts nothing proves nothing.
+    """
+    asked = os.environ.get('LMTRAIN_FAULT')
+    if not asked:
+        return False
+    points = (*POINTS, *STEP, CORRUPT)
+    name, at, number = asked.partition('@')
+    if name not in points or at != '@' or not number.isdecimal():
+        raise ValueError(f'LMTRAIN_FAULT={asked!r}: expected point@step, point one of {", ".join(points)}')
+    return (name, int(number)) == (point, step)
 
 
 def fault_in_step(step: int) -> None:

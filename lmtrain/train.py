@@ -82,7 +82,10 @@ def train(config, workdir) -> dict[str, Any]:
 
 
 def texts(run, state, workdir) -> str:
-    """What samples.txt holds; parameters that lie on several processes make no text here."""
+    """What samples.txt holds; parameters that are divided over several processes make no text here."""
     if jax.process_count() > 1:
-        return f'This run had several processes: lmtrain generate --workdir={workdir} makes texts of it in one.\n'
+        if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params)):
+            word = 'The parameters of this run are divided over several processes'
+            return f'{word}: lmtrain generate --workdir={workdir} makes texts of them in one.\n'
+        state = jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
     return samples(run.config, run.model, run.corpus.tokenizer, run.one(state).params)

@@ -9,7 +9,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Floor by floor, lowest first; a room imports from lower floors only, never from its own.
 FLOORS = (
     {'tree', 'survive', 'capacity', 'agree'},
-    {'sharding', 'checkpoint', 'metrics', 'cost', 'hlo', 'curve', 'display', 'optim', 'models', 'data', 'objectives'},
+    {
+        'verify',
+        'sharding',
+        'checkpoint',
+        'metrics',
+        'cost',
+        'hlo',
+        'curve',
+        'display',
+        'optim',
+        'models',
+        'data',
+        'objectives',
+    },
     {'state', 'sample', 'adapt', 'parallel'},
     {'sweep', 'traffic'},
     {'step', 'evaluate', 'prompting', 'report', 'base', 'score'},

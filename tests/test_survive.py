@@ -71,8 +71,8 @@ with survive.Signals():
 
 
 def test_exit_codes_differ():
-    codes = [survive.FINISHED, survive.NON_FINITE, survive.DISK, survive.REQUEUE, survive.EXCEPTION, survive.STALLED]
-    assert codes == [0, 3, 4, 42, 70, 75]
+    names = 'FINISHED', 'NON_FINITE', 'DISK', 'DIFFERS', 'REQUEUE', 'EXCEPTION', 'LOST', 'STALLED'
+    assert [getattr(survive, name) for name in names] == [0, 3, 4, 5, 42, 70, 74, 75]
 
 
 STALL = """

@@ -32,6 +32,7 @@ MAY_CHANGE = (
     (r'checkpoint\..*', 'free'),
     (r'sample\..*', 'free'),
     (r'watchdog\..*', 'free'),
+    (r'verify_every', 'free'),
     (r'data\.(cache|root)', 'free'),  # where the data lies; that it is the same is checked by its fingerprint
     (r'mesh\..*', 'rounding'),
     (r'model\.(attention|remat|unroll)', 'rounding'),
