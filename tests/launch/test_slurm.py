@@ -3,6 +3,7 @@
 A real SLURM is met in experiments/launchers; here its commands are stand-ins.
 """
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -145,3 +146,16 @@ def test_another_exit_code_is_told_with_its_process(job):
     code, said, asked = job(0, 70)
     assert (code, 'requeue' in asked) == (70, False)
     assert 'process 1 on n0 ended first, with exit code 70' in said
+
+
+@pytest.mark.skipif('LMTRAIN_SLURM' not in os.environ, reason='starts the daemons of SLURM, as root: set LMTRAIN_SLURM')
+def test_a_real_slurm_takes_a_job_back_and_to_its_end(tmp_path, monkeypatch):
+    path = pathlib.Path(__file__).parents[2] / 'experiments' / 'launchers' / 'run.py'
+    spec = importlib.util.spec_from_file_location('launchers', path)
+    launchers = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launchers)
+    monkeypatch.setattr(launchers, 'STEPS', 60)
+    launchers.write_text(tmp_path)
+    whole, signalled = launchers.slurm_jobs(tmp_path, signalled=(5,), hurt=False)
+    assert (whole['code'], whole['metrics']) == ('0:0', True)
+    assert (signalled['code'], signalled['requeued'], signalled['same']) == ('0:0', 1, True)
