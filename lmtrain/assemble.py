@@ -210,6 +210,8 @@ def _check_settings(config) -> None:
         section, name = field.split('.')
         if not config[section][name] >= low:
             raise ValueError(f'{field} = {config[section][name]}: it must be at least {low}')
+    if config.verify_every < 0:
+        raise ValueError(f'verify_every = {config.verify_every}: it must be at least 0, which is never')
     if not 0 <= config.seed < 2**32:
         raise ValueError(f'seed = {config.seed}: it must lie in [0, 2^32)')
     if not 0 <= config.adapt.dropout < 1:
