@@ -205,6 +205,11 @@ def get_config():
     config.log.every_steps = 10  # a line of metrics.jsonl, and the live line
     config.log.tensorboard = True
 
+    # Plans: `lmtrain plan`
+    config.plan = ml_collections.ConfigDict()
+    config.plan.price = 0.0  # of one chip for an hour, in any currency; 0 is not known
+    config.plan.mfu = 0.4  # share of the peak that a budget in hours or money is taken to reach
+
     # Samples of the report: lmtrain.sample.generate(**config.sample)
     config.sample = ml_collections.ConfigDict()
     config.sample.prompts = ('',)

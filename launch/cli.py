@@ -11,6 +11,7 @@ import sys
 
 VERBS = {
     'train': 'train a recipe: --config, --workdir, --dry_run',
+    'plan': 'what a run would need and cost on machines that are not here: --config, --target, --search',
     'evaluate': 'the loss of a run on a split, or how many rows a prompted model answers: --workdir, --rows',
     'generate': 'text from a trained run: --workdir, --prompt',
     'export': 'a trained run as a Hugging Face directory or a PEFT adapter: --workdir, --format, --to',

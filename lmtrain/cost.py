@@ -259,7 +259,7 @@ def total_steps(budget: Mapping, tokens_per_step: int, flops_per_step: float) ->
     return steps
 
 
-def _bytes_here(leaves) -> int:
+def bytes_here(leaves) -> int:
     """Bytes of a tree on one device; of all of it where it has no sharding."""
     total = 0
     for leaf in jax.tree.leaves(leaves):
@@ -289,9 +289,9 @@ def memory(trainable: tree.Params, frozen: tree.Params, opt_state, model, rows: 
     layers = m.num_layers * kept + (0 if m.remat == 'none' else 4 * m.width + products + 2 * m.mlp_dim + 2 * weights)
     logits = 4 * 2 * max(min(tokens * m.vocab_size, HEAD_WHOLE), tokens * m.vocab_size // 16)
     sizes = {
-        'parameters': _bytes_here(trainable) + _bytes_here(frozen),
-        'gradients': _bytes_here(trainable),
-        'moments': _bytes_here(opt_state),
+        'parameters': bytes_here(trainable) + bytes_here(frozen),
+        'gradients': bytes_here(trainable),
+        'moments': bytes_here(opt_state),
         'activations': int(deep * tokens * layers * itemsize + logits),
     }
     return sizes | {'total': sum(sizes.values())}

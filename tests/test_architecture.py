@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # Floor by floor, lowest first; a room imports from lower floors only, never from its own.
 FLOORS = (
-    {'tree', 'survive', 'capacity', 'agree'},
+    {'tree', 'survive', 'capacity', 'agree', 'target'},
     {
         'verify',
         'sharding',
@@ -24,12 +24,12 @@ FLOORS = (
         'objectives',
     },
     {'state', 'sample', 'adapt', 'parallel'},
-    {'sweep', 'traffic'},
+    {'sweep', 'traffic', 'compute_optimal'},
     {'step', 'evaluate', 'prompting', 'report', 'base', 'score'},
     {'run'},
     {'assemble', 'circumstances'},
-    {'trained', 'plan', 'export', 'loop'},
-    {'train'},
+    {'trained', 'plan', 'forecast', 'export', 'loop'},
+    {'train', 'search'},
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / 'lmtrain').rglob('*.py'))

@@ -31,6 +31,7 @@ MAY_CHANGE = (
     (r'evaluate\..*', 'free'),
     (r'checkpoint\..*', 'free'),
     (r'sample\..*', 'free'),
+    (r'plan\..*', 'free'),
     (r'watchdog\..*', 'free'),
     (r'verify_every', 'free'),
     (r'data\.(cache|root)', 'free'),  # where the data lies; that it is the same is checked by its fingerprint

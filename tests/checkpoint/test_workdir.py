@@ -21,7 +21,7 @@ FIELDS = sorted(workdir._flat(CONFIG))
 PRINTS = {'data': 'aa', 'tokenizer': 'bb'}
 
 # The answer for every field: a prefix, and what may happen to fields under it. All else is fixed.
-FREE = ('log.', 'evaluate.', 'checkpoint.', 'sample.', 'watchdog.', 'verify_every', 'data.cache', 'data.root')
+FREE = ('log.', 'evaluate.', 'checkpoint.', 'sample.', 'plan.', 'watchdog.', 'verify_every', 'data.cache', 'data.root')
 ROUNDING = ('mesh.', 'model.attention', 'model.remat', 'model.unroll', 'optimizer.accumulate')
 
 

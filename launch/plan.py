@@ -1,0 +1,67 @@
+"""what a run would need and cost on machines that are not here, or how a budget is best spent on them.
+
+lmtrain plan --config=configs/pretrain_llama_8b.py --target=v5e:16x16
+lmtrain plan --config=configs/tiny.py --target=cpu:8 --config.mesh.fsdp=8 --config.mesh.data=1
+lmtrain plan --target=h100:8 --hours=24
+lmtrain plan --flops=1e21
+"""
+
+import os
+
+from absl import flags
+
+from launch import machine, recipe
+
+FLAGS = flags.FlagValues()
+recipe.define(FLAGS)
+flags.DEFINE_string('target', None, 'chips: v5e:16x16, v5p:8x8x16, v6e:16x16, h100:8, cpu:8', flag_values=FLAGS)
+flags.DEFINE_bool('search', False, 'tries batch sizes, remat and meshes as well', flag_values=FLAGS)
+flags.DEFINE_float('flops', None, 'how so many FLOPs are best spent', flag_values=FLAGS)
+flags.DEFINE_float('hours', None, 'the same for hours of the target', flag_values=FLAGS)
+flags.DEFINE_float('money', None, 'the same for money, at config.plan.price', flag_values=FLAGS)
+
+
+def run(values: flags.FlagValues) -> None:
+    from lmtrain import target as machines
+
+    budgets = [name for name in ('flops', 'hours', 'money') if values[name].value is not None]
+    if len(budgets) > 1:
+        raise ValueError(f'--{" and --".join(budgets)}: a budget is one of --flops, --hours, --money')
+    if not values.target and budgets != ['flops']:
+        raise ValueError('--target is missing, such as --target=v5e:16x16')
+    target = machines.parse(values.target) if values.target else None
+    if budgets:
+        values.config = values.config or 'pretrain_llama'
+    config = recipe.from_flags(values)
+    if target:
+        os.environ.update(target.environment())
+    machine.prepare()
+    if budgets:
+        from lmtrain import compute_optimal
+
+        print(compute_optimal.page(flops(values, config, target), config.model.vocab_size))
+        return
+    if values.search:
+        from lmtrain import search
+
+        print(search.page(config, target))
+        return
+    from lmtrain import forecast
+
+    print(forecast.page(config, target))
+
+
+def flops(values: flags.FlagValues, config, target) -> float:
+    """The budget in FLOPs. Raises ValueError where price or peak are not known."""
+    if values.flops is not None:
+        return values.flops
+    from lmtrain import cost
+
+    if not target.chip:
+        raise ValueError(f'--target={target.name}: the peak of a CPU is not known; name chips, such as --target=h100:8')
+    hours = values.hours
+    if hours is None:
+        if not config.plan.price > 0:
+            raise ValueError('--money without a price: set --config.plan.price=... for one chip and hour')
+        hours = values.money / config.plan.price / target.chips
+    return hours * 3600 * config.plan.mfu * target.chips * cost.peak_flops(target.chip.kind, config.model.dtype)

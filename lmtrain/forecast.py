@@ -1,0 +1,206 @@
+"""What a run would need and cost on machines that are not here: its own train step, compiled ahead of time for them."""
+
+import contextlib
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+from lmtrain import cost, display, hlo, traffic, tree
+from lmtrain.assemble import assemble
+from lmtrain.run import Run
+from lmtrain.target import Target
+
+
+class Compiled(NamedTuple):
+    """What the compiler says of the step of the longest batches, for one device. Bytes and FLOPs.
+
+    `too_large`: the compiler's word where the program does not fit; everything else is empty then.
+    """
+
+    arguments: int = 0
+    temporaries: int = 0
+    total: int = 0
+    flops: float = 0.0
+    exchanged: dict[tuple[str, str], float] = {}
+    too_large: str = ''
+
+
+class Bound(NamedTuple):
+    """Seconds a step takes at least, for what limits it. They overlap at best; at worst they follow each other."""
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def limit(self) -> str:
+        return max(zip(self, self._fields, strict=True))[1]
+
+
+@contextlib.contextmanager
+def planned(config, target: Target) -> Iterator[Run]:
+    """The run that `assemble` makes for the target's devices, with a stand-in for the text: only its shapes matter.
+
+    The rows of other tasks are read, since their lengths decide what is compiled. Raises what `assemble` raises.
+    """
+    config = config.copy_and_resolve_references()
+    with tempfile.TemporaryDirectory() as folder:
+        if config.task.name == 'text' and not config.adapt.prompt.text:
+            text = pathlib.Path(folder) / 'text.txt'
+            text.write_text('a text of no matter ' * (1 + config.data.seq_len // 2))
+            stand_in = {'source': str(text), 'mix': (), 'document': 'file', 'split': 'tail', 'tokenizer': 'bytes'}
+            config.data.update(stand_in | {'cache': folder, 'validation': 0.2, 'test': 0.2})
+            config.evaluate.sources, config.sample.prompts = (), ()
+        yield assemble(config.lock(), devices=target.devices())
+
+
+def compiled(run: Run) -> Compiled:
+    """Compiles the train step."""
+    *_, lowered = run.lowered().values()
+    try:
+        program, text = hlo.partitioned(lowered)
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        return Compiled(too_large=str(error).partition('\n')[0])
+    memory = program.memory_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Compiled(
+        arguments, temporaries, arguments + temporaries + new, hlo.text_flops(text), traffic.audit(text, run.mesh)
+    )
+
+
+def arguments(run: Run) -> int:
+    """Bytes of state and batch on one device, from shapes and shardings."""
+    *_, batch = run.batch_shapes().values()
+    return cost.bytes_here((run.shapes, batch))
+
+
+def bound(run: Run, target: Target, exchanged: dict[tuple[str, str], float]) -> Bound | None:
+    """The least time of a step by the target's data sheet; None for simulated devices.
+
+    Memory: state and gradients are read and written once, weights read in every pass of every micro-batch, what the
+    backward pass needs written and read.
+    """
+    if not target.chip:
+        return None
+    chip, memory, config = target.chip, run.memory(), run.config
+    passes = (3 if config.model.remat != 'none' else 2) * config.optimizer.accumulate
+    weights = tree.count(run.shapes.params) / run.mesh.shape['tensor'] * (2 if config.model.dtype == 'bfloat16' else 4)
+    state = sum(memory[part] for part in ('parameters', 'gradients', 'moments'))
+    moved = 2 * state + passes * weights + 2 * config.optimizer.accumulate * memory['activations']
+    return Bound(
+        run.flops_per_step.executed / run.mesh.size / cost.peak_flops(chip.kind, config.model.dtype),
+        moved / chip.bandwidth,
+        sum(exchanged.values()) / chip.link,
+    )
+
+
+def page(config, target: Target) -> str:
+    """The page of `lmtrain plan`. Raises what `assemble` raises."""
+    with planned(config, target) as run:
+        found = compiled(run)
+        parts = [heading(run, target, found), memory_table(run, found)]
+        if not found.too_large:
+            parts += [products(run, found), exchanges(run, found)]
+        parts.append(outlook(run, target, found.exchanged or traffic.minimum(run)))
+        return '\n\n'.join(parts)
+
+
+def heading(run: Run, target: Target, found: Compiled) -> str:
+    """What is planned, how it was compiled, and whether it fits."""
+    axes = ' x '.join(f'{axis}={size}' for axis, size in run.mesh.shape.items() if size > 1) or 'one device'
+    parameters, batch = display.number(tree.count(run.shapes.params)), display.number(run.tokens_per_step)
+    rows = [
+        ('  model', f'{parameters} parameters, {batch} tokens a step, remat {run.config.model.remat!r}'),
+        ('  machine', f'{target.name}, {target.chips} devices: {axes}'),
+    ]
+    where = "the TPU's compiler" if target.topology else f'the CPU compiler, {target.chips} simulated devices'
+    rows.append(('  compiled', f'{where}; attention {_attention(run)}'))
+    if found.too_large:
+        verdict = f'no: {found.too_large}'
+    elif target.topology:
+        share = found.total / target.chip.memory
+        verdict = f'yes: {_bytes(found.total)} of {_bytes(target.chip.memory)} a device, {display.percent(share)}'
+    elif target.chip:
+        total = run.memory()['total']
+        answer = 'yes' if total <= target.chip.memory else 'no'
+        verdict = f'{answer}: {_bytes(total)} of {_bytes(target.chip.memory)} a device, by theory alone'
+    else:
+        verdict = f'{_bytes(found.total)} a device, {_bytes(found.total * target.chips)} of this machine in all'
+    rows.append(('  fits', verdict))
+    return '\n'.join(['the plan', *display.table(rows)])
+
+
+def _attention(run: Run) -> str:
+    return "'xla'" if run.config.model.attention == 'auto' else repr(run.config.model.attention)
+
+
+def _bytes(size: float) -> str:
+    return display.unit(size, 'B')
+
+
+def memory_table(run: Run, found: Compiled) -> str:
+    """Bytes on each device by kind, the compiler's beside theory."""
+    theory, held = run.memory(), arguments(run)
+    rows = [('', 'theory', 'compiler', 'ratio')]
+    rows += [(f'  {part}', _bytes(theory[part]), '', '') for part in ('parameters', 'moments')]
+    told = not found.too_large
+    ratio = f'{found.arguments / held:.3f}' if told else ''
+    rows.append(('  state and batch', _bytes(held), _bytes(found.arguments) if told else '', ratio))
+    rows += [(f'  {part}', _bytes(theory[part]), '', '') for part in ('gradients', 'activations')]
+    made = theory['gradients'] + theory['activations']
+    ratio = f'{found.temporaries / made:.2f}' if told else ''
+    rows.append(('  temporaries', _bytes(made), _bytes(found.temporaries) if told else '', ratio))
+    return '\n'.join(['memory of each device', *display.table(rows, right=(1, 2, 3))])
+
+
+def products(run: Run, found: Compiled) -> str:
+    """FLOPs of a step on each device."""
+    planned = run.flops_per_step.executed / run.mesh.size
+    figures = f'  {display.unit(planned, "FLOP")} by arithmetic, {display.unit(found.flops, "FLOP")} compiled'
+    return f'products of a step, on each device\n{figures}, {found.flops / planned:.3f} of it'
+
+
+def exchanges(run: Run, found: Compiled) -> str:
+    """Bytes that each device receives in a step beside the least."""
+    least = traffic.minimum(run)
+    rows = [('', 'along', 'received', 'least')]
+    for kind, axes in sorted(found.exchanged.keys() | least.keys()):
+        pair = (found.exchanged.get((kind, axes), 0), least.get((kind, axes), 0))
+        rows.append((f'  {kind}', axes, *map(_bytes, pair)))
+    if least:
+        both = sum(found.exchanged.values()), sum(least.values())
+        rows.append(('  in all', f'{both[0] / both[1]:.3f} of the least', *map(_bytes, both)))
+    return '\n'.join(['bytes that each device receives in a step', *display.table(rows, right=(2, 3))])
+
+
+def outlook(run: Run, target: Target, exchanged: dict[tuple[str, str], float]) -> str:
+    """Step time, MFU, days and money; '' where the target has no data sheet."""
+    step = bound(run, target, exchanged)
+    if not step:
+        return 'time and money: not modelled for simulated devices'
+    rows = [(f'  {name}', f'{1000 * seconds:,.4g} ms') for name, seconds in zip(step._fields, step, strict=True)]
+    rows = [
+        *rows,
+        ('  bound by', step.limit),
+    ]
+    peak = target.chips * cost.peak_flops(target.chip.kind, run.config.model.dtype)
+    price = run.config.plan.price
+    cells = [('', 'all overlaps', 'nothing overlaps', f'at {run.config.plan.mfu:.0%} MFU')]
+    useful = run.flops_per_step.total
+    times = (max(step), sum(step), useful / peak / run.config.plan.mfu)
+    cells.append(('  step', *(f'{1000 * time:,.4g} ms' for time in times)))
+    cells.append(('  MFU', *(display.percent(useful / peak / time) for time in times)))
+    cells.append(('  tokens/s', *(display.number(run.tokens_per_step / time) for time in times)))
+    if run.total_steps:
+        spent = [run.total_steps * time for time in times]
+        cells.append((f'  {run.total_steps:,} steps', *map(display.duration, spent)))
+        if price:
+            cells.append(('  money', *(f'{price * target.chips * time / 3600:,.0f}' for time in spent)))
+    lines = ["a step at the data sheet's speed", *display.table(rows, right=(1,)), '']
+    return '\n'.join([*lines, 'what may come of it', *display.table(cells, right=(1, 2, 3))])

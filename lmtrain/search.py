@@ -1,0 +1,101 @@
+"""Batch sizes, remat policies and meshes of a run on a target, ranked by arithmetic; the compiler judges the best."""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lmtrain import cost, display, forecast, traffic
+from lmtrain.models import Transformer
+from lmtrain.run import Run
+from lmtrain.target import Target
+
+ROWS = (1, 2, 4, 8, 16)  # of each group of devices that share rows
+REMAT = ('none', 'dots', 'full')
+TENSOR, DATA = (1, 2, 4, 8), (1, 2, 4, 8, 16)
+COMPILED = 3  # of the best
+ROOM = 0.9  # share of a device's memory that theory may fill
+
+
+class Candidate(NamedTuple):
+    """One way to run a config; `speed` is tokens/s where all overlaps, `memory` bytes on a device, by arithmetic."""
+
+    mesh: tuple[int, int, int]  # data, fsdp, tensor
+    remat: str
+    batch_size: int
+    speed: float
+    memory: int
+    bound: forecast.Bound
+
+    def of(self, config):
+        """The config with these values."""
+        config = config.copy_and_resolve_references()
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = self.mesh
+        config.model.remat, config.data.batch_size = self.remat, self.batch_size
+        config.optimizer.accumulate = 1
+        return config
+
+
+def candidates(config, target: Target) -> list[Candidate]:
+    """All that fit by arithmetic, the fastest first; of equal ones that whose parts add up to less."""
+    found = [
+        one
+        for tensor, data in itertools.product(TENSOR, DATA)
+        if target.chips % (tensor * data) == 0
+        for one in _on_mesh(config, target, (data, target.chips // tensor // data, tensor))
+    ]
+    return sorted(found, key=lambda one: (-one.speed, sum(one.bound) / one.batch_size))
+
+
+def _on_mesh(config, target: Target, mesh: tuple[int, int, int]) -> Iterator[Candidate]:
+    """The candidates of one mesh; none where the model does not divide over it."""
+    groups = mesh[0] * mesh[1]
+    first = Candidate(mesh, config.model.remat, groups, 0.0, 0, None)
+    try:
+        with forecast.planned(first.of(config), target) as run:
+            for remat, rows in itertools.product(REMAT, ROWS):
+                one = _changed(run, remat, rows * groups)
+                memory = one.memory()['total']
+                if memory <= ROOM * target.chip.memory:
+                    bound = forecast.bound(one, target, traffic.minimum(one))
+                    yield Candidate(mesh, remat, rows * groups, one.tokens_per_step / max(bound), memory, bound)
+    except ValueError:  # what cannot be divided so is no candidate
+        return
+
+
+def _changed(run: Run, remat: str, batch_size: int) -> Run:
+    """The run with another policy and batch, nothing traced again."""
+    config = run.config.copy_and_resolve_references()
+    config.model.remat, config.data.batch_size = remat, batch_size
+    model = Transformer(**config.model)
+    flops = cost.flops_per_step(model, batch_size, config.data.seq_len, run.learns, params=run.shapes.params)
+    return run._replace(config=config, model=model, flops_per_step=flops)
+
+
+def page(config, target: Target) -> str:
+    """The page of `lmtrain plan --search`. Raises ValueError where nothing fits, or there is nothing to rank by."""
+    if not target.chip or config.task.name != 'text':
+        raise ValueError(
+            '--search ranks by the data sheet of chips and by whole text: name chips, and a recipe of text'
+        )
+    ranked = candidates(config, target)
+    if not ranked:
+        raise ValueError(f'nothing fits on {target.name}: take more chips, or lower data.seq_len')
+    rows = [('', 'data x fsdp x tensor', 'remat', 'rows', 'tokens/s', 'bound by', 'theory', 'compiler', 'fits')]
+    for number, one in enumerate(ranked[: 2 * COMPILED], 1):
+        told = ('', '')
+        if number <= COMPILED and target.topology:
+            with forecast.planned(one.of(config), target) as run:
+                found = forecast.compiled(run)
+            fits = not found.too_large and found.total <= target.chip.memory
+            told = ('' if found.too_large else display.unit(found.total, 'B'), 'yes' if fits else 'no')
+        cells = (
+            ' x '.join(map(str, one.mesh)),
+            one.remat,
+            f'{one.batch_size:,}',
+            display.number(one.speed),
+            one.bound.limit,
+            display.unit(one.memory, 'B'),
+        )
+        rows.append((f'  {number}', *cells, *told))
+    title = f'the best of {len(ranked)} that fit by arithmetic, tokens/s where all overlaps'
+    return '\n'.join([title, *display.table(rows, right=(3, 4, 6, 7))])

@@ -1,0 +1,105 @@
+"""Machines that a run may be planned for: chips by their data sheets, and devices to compile for where there are none.
+
+Nothing heavy is imported before devices are asked for: what `environment` says must stand before jax starts.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+
+class Chip(NamedTuple):
+    """What one device can do at most.
+
+    Attributes:
+      kind: `jax.Device.device_kind`, by which `cost.peak_flops` knows it.
+      memory: bytes. bandwidth: of that memory, bytes/s.
+      link: bytes/s that it receives from others of its slice or machine, over all its links together.
+      accelerator: the name of a slice of so many chips, {n} of them, for libtpu; '' where it is no TPU.
+      dimensions: of the torus that a topology names.
+      compiled: whether its compiler runs without it.
+    """
+
+    kind: str
+    memory: float
+    bandwidth: float
+    link: float
+    accelerator: str = ''
+    dimensions: int = 1
+
+    @property
+    def compiled(self) -> bool:
+        return bool(self.accelerator)
+
+
+# TPU: cloud.google.com/tpu/docs, system architecture, HBM capacity and bandwidth; interconnect in one direction, links
+# times bandwidth of a link (jax-ml.github.io/scaling-book/tpus): v4 6 x 45, v5e 4 x 45, v5p 6 x 90, v6e 4 x 90 GB/s.
+# NVIDIA: data sheets of the SXM modules (A100 80 GB, H100, H200, B200); NVLink in one direction, half of what they say.
+CHIPS = {
+    'v4': Chip('TPU v4', 32 * 2**30, 1228e9, 270e9, 'v4-{cores}', 3),
+    'v5e': Chip('TPU v5 lite', 16 * 2**30, 819e9, 180e9, 'v5litepod-{n}', 2),
+    'v5p': Chip('TPU v5', 95 * 2**30, 2765e9, 540e9, 'v5p-{cores}', 3),
+    'v6e': Chip('TPU v6 lite', 32 * 2**30, 1640e9, 360e9, 'v6e-{n}', 2),
+    'a100': Chip('NVIDIA A100', 80e9, 2039e9, 300e9),
+    'h100': Chip('NVIDIA H100', 80e9, 3350e9, 450e9),
+    'h200': Chip('NVIDIA H200', 141e9, 4800e9, 450e9),
+    'b200': Chip('NVIDIA B200', 180e9, 7700e9, 900e9),
+}
+
+
+class Target(NamedTuple):
+    """`chips` devices of a kind: `chip` of CHIPS, None for the simulated devices of a CPU."""
+
+    name: str
+    chip: Chip | None
+    chips: int
+
+    @property
+    def topology(self) -> str:
+        """What the TPU's compiler is asked for; '' where it is not."""
+        return self.name if self.chip and self.chip.compiled else ''
+
+    def environment(self) -> dict[str, str]:
+        """Variables under which `devices` finds them; to be set before jax starts."""
+        wanted = {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1' if self.topology else f'{self.chips}'}
+        if self.topology:
+            accelerator = self.chip.accelerator.format(n=self.chips, cores=2 * self.chips)
+            wanted |= {'TPU_ACCELERATOR_TYPE': accelerator, 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'}
+            wanted |= {'TPU_SKIP_MDS_QUERY': '1', 'TPU_MIN_LOG_LEVEL': '3'}
+        return wanted
+
+    def devices(self) -> list:
+        """Devices to compile for: those of the topology, or simulated ones in their place.
+
+        Raises ValueError where libtpu is missing, or fewer devices are simulated.
+        """
+        import jax
+
+        if self.topology:
+            from importlib.util import find_spec
+
+            from jax.experimental import topologies
+
+            if not find_spec('libtpu'):
+                raise ValueError(f"--target={self.name}: the TPU's compiler is missing; pip install 'lmtrain[plan]'")
+            return list(topologies.get_topology_desc(self.name, platform='tpu').devices)
+        found = jax.devices('cpu')
+        if len(found) < self.chips:
+            raise ValueError(
+                f'--target={self.name}: {self.chips} devices are to be simulated, but this process has {len(found)}; '
+                f'set JAX_NUM_CPU_DEVICES={self.chips} before it starts'
+            )
+        return found[: self.chips]
+
+
+def parse(text: str) -> Target:
+    """'v5e:16x16', 'h100:8' or 'cpu:8' as a Target. Raises ValueError naming the form or the machines there are."""
+    name, _, shape = text.partition(':')
+    if name != 'cpu' and name not in CHIPS:
+        raise ValueError(f'--target={text}: no machine {name!r}; known are cpu, {", ".join(CHIPS)}')
+    chip = CHIPS.get(name)
+    dimensions = chip.dimensions if chip else 1
+    if not re.fullmatch(r'[1-9]\d{0,4}(x[1-9]\d{0,4})*', shape) or shape.count('x') + 1 != dimensions:
+        form = 'x'.join(['4'] * dimensions) if dimensions > 1 else '8'
+        raise ValueError(f'--target={text}: {name} wants its size after a colon, such as --target={name}:{form}')
+    return Target(text, chip, math.prod(map(int, shape.split('x'))))

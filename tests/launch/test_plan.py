@@ -1,0 +1,85 @@
+"""`lmtrain plan`: one page of what a run would need, from its own train step, with no data read."""
+
+import importlib.util
+import os
+import re
+
+import pytest
+
+from launch import cli, machine
+
+pytestmark = pytest.mark.usefixtures('here')
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, 'prepare', lambda: None)
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def plan(capsys, *words):
+    code = cli.main(['plan', *words])
+    return code, ''.join(capsys.readouterr())
+
+
+def test_the_tiny_recipe_on_simulated_devices(capsys):
+    shape = ['--config.mesh.data=1', '--config.mesh.fsdp=8', '--config.data.source=nowhere/*.parquet']
+    code, page = plan(capsys, '--config=tiny', '--target=cpu:8', *shape)
+    assert code == 0
+    assert 'cpu:8, 8 devices: fsdp=8' in page and 'the CPU compiler, 8 simulated devices' in page
+    assert float(re.search(r'state and batch .* ([\d.]+)$', page, re.MULTILINE)[1]) <= 1.02
+    assert float(re.search(r'([\d.]+) of it', page)[1]) == pytest.approx(1, abs=0.01)
+    assert float(re.search(r'in all +([\d.]+) of the least', page)[1]) <= 1.05
+    assert 'not modelled' in page
+
+
+def test_a_gpu_is_judged_by_theory_and_its_data_sheet(capsys):
+    code, page = plan(capsys, '--config=tiny', '--target=h100:8', '--config.plan.price=2.5')
+    assert code == 0
+    assert 'by theory alone' in page and 'simulated devices' in page
+    assert all(re.search(rf'^  {row} ', page, re.MULTILINE) for row in ('bound by', 'MFU', 'tokens/s', 'money'))
+    assert 'at 40% MFU' in page
+
+
+def test_a_search_ranks_what_fits(capsys):
+    code, page = plan(capsys, '--config=tiny', '--target=h100:8', '--search')
+    assert code == 0
+    rows = re.findall(r'^  (\d)  +(\d) x (\d) x (\d) ', page, re.MULTILINE)
+    assert [row[0] for row in rows] == list('123456')
+    assert all(int(data) * int(fsdp) * int(tensor) == 8 for _, data, fsdp, tensor in rows)
+
+
+@pytest.mark.parametrize(
+    ('words', 'said'),
+    [
+        (['--config=tiny'], '--target is missing'),
+        (['--config=tiny', '--target=v5e:256'], '--target=v5e:4x4'),
+        (['--target=h100:8'], '--config is missing'),
+        (['--flops=1e20', '--hours=1'], 'one of --flops, --hours, --money'),
+        (['--money=100', '--target=h100:8'], '--config.plan.price'),
+        (['--hours=1', '--target=cpu:8'], 'not known'),
+        (['--hours=1'], '--target is missing'),
+        (['--config=tiny', '--target=cpu:8', '--search'], '--search'),
+        (['--config=tiny', '--target=cpu:8', '--config.mesh.fsdp=3'], 'mesh'),
+    ],
+)
+def test_what_is_wrong_is_told(capsys, words, said):
+    code, page = plan(capsys, *words)
+    assert code == 2 and said in page
+
+
+def test_hours_and_money_are_flops(capsys):
+    hours, money = ['--hours=8'], ['--money=160', '--config.plan.price=2.5']
+    by_hours, by_money = (plan(capsys, '--target=h100:8', *words) for words in (hours, money))
+    assert by_hours == by_money and by_hours[0] == 0
+
+
+def test_the_compiler_of_a_tpu(capsys):
+    if importlib.util.find_spec('libtpu') is None:
+        pytest.skip('libtpu is missing (the extra `plan`)')
+    code, page = plan(capsys, '--config=tiny', '--target=v5e:2x2', '--config.mesh.data=1', '--config.mesh.fsdp=4')
+    assert code == 0 and "the TPU's compiler" in page

@@ -1,0 +1,40 @@
+"""How a budget is spent: the closed form is the optimum, and the published sizes come out."""
+
+import re
+
+import numpy as np
+import pytest
+
+from lmtrain import compute_optimal
+
+
+@pytest.mark.parametrize('law', [compute_optimal.HOFFMANN, compute_optimal.BESIROGLU])
+@pytest.mark.parametrize('flops', [1e17, 1e21, 5.76e23])
+def test_the_closed_form_is_the_least_loss(law, flops):
+    parameters, tokens = law.best(flops)
+    assert 6 * parameters * tokens == pytest.approx(flops)
+    around = parameters * np.geomspace(0.1, 10, 20_001)
+    assert around[np.argmin(law.loss(around, flops / 6 / around))] == pytest.approx(parameters, rel=1e-3)
+
+
+def test_chinchillas_neighbourhood():
+    by_law = {choice.law: choice for choice in compute_optimal.choices(6 * 70e9 * 1.4e12)}
+    ratio = by_law['20 tokens a parameter']
+    assert (ratio.parameters, ratio.tokens) == pytest.approx((70e9, 1.4e12))
+    again = by_law['Besiroglu et al. 2024']
+    assert 15 < again.tokens / again.parameters < 35  # they find about 20 as well
+    assert 25e9 < by_law['Hoffmann et al. 2022, approach 3'].parameters < 70e9  # smaller, as their approach 3 was
+    assert min(by_law.values(), key=lambda choice: choice.loss) is again  # the law that predicts
+
+
+def test_the_suggested_depth_is_the_nearest():
+    for depth in (1, 3, 12, 40):
+        assert compute_optimal.depth(1.02 * compute_optimal.size(depth, 32_000), 32_000) == depth
+    page = compute_optimal.page(1e21, 128_256)
+    assert len(re.findall(r' \d+ x \d+$', page, re.MULTILINE)) == 3
+
+
+@pytest.mark.parametrize('flops', [0, -1.0, float('inf'), float('nan')])
+def test_no_budget_is_refused(flops):
+    with pytest.raises(ValueError, match='positive'):
+        compute_optimal.choices(flops)
