@@ -109,15 +109,13 @@ class Run(NamedTuple):
     def stream(self, split: str, shuffle: bool = False, seed: int | None = None):
         """The stream of a split: shuffled by `seed` (config.seed) and endless for training, else one pass in order."""
         make = data.Stream if self.config.task.name == 'text' else data.TaskStream
-        index, count = sharding.part(self.mesh)
         return make(
             self.corpus,
             split,
             batch_size=self.config.data.batch_size,
             seed=self.config.seed if seed is None else seed,
             shuffle=shuffle,
-            process_index=index,
-            process_count=count,
+            rows=sharding.rows(self.mesh, self.config.data.batch_size),
         )
 
     def domains(self) -> dict[str, data.Stream]:

@@ -143,39 +143,36 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
-def part(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): the rows of a batch that this process reads are the index-th of count equal blocks.
+def rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """int [b]: the rows of a global batch that this process reads, ascending: those of its devices.
 
-    Processes whose devices hold the same rows, since `tensor` or `sequence` goes across them, read the same block.
-    Raises ValueError where its devices hold rows that are no such block.
+    Processes whose devices hold the same rows, since `tensor` or `sequence` goes across them, read the same.
     """
-    rows = mesh.shape['data'] * mesh.shape['fsdp']
-    grid = mesh.devices.reshape(rows, -1)
-    mine = [i for i in range(rows) if any(x.process_index == jax.process_index() for x in grid[i])]
-    index, rest = divmod(mine[0], len(mine))
-    if rest or rows % len(mine) or mine != list(range(mine[0], mine[0] + len(mine))):
-        raise ValueError(
-            f'the devices of process {jax.process_index()} hold the parts {mine} of {rows} of a batch (mesh.data x '
-            'mesh.fsdp), which are no block: let mesh.data or mesh.fsdp go across processes'
-        )
-    return index, rows // len(mine)
+    parts = mesh.shape['data'] * mesh.shape['fsdp']
+    grid = mesh.devices.reshape(parts, -1)
+    mine = [i for i in range(parts) if any(x.process_index == jax.process_index() for x in grid[i])]
+    return np.arange(batch_size).reshape(parts, -1)[mine].reshape(-1)
 
 
 def place(mesh: Mesh):
     """The function that puts this process's rows of a batch (numpy columns) on its devices, as one global batch."""
-    index, count = part(mesh)
+
+    def array(local):
+        parts = mesh.shape['data'] * mesh.shape['fsdp']
+        on, mine = column(mesh, local.ndim), len(rows(mesh, parts))  # parts of the batch that are here
+        batch_size = len(local) // mine * parts
+        held = rows(mesh, batch_size)
+        if mine == parts and mesh.shape['sequence'] == 1:
+            return jax.device_put(local, on)
+
+        def piece(where):
+            first, stop, _ = where[0].indices(batch_size)
+            here = np.searchsorted(held, first)
+            return local[(slice(here, here + stop - first), *where[1:])]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), on, piece)
 
     def put(batch: dict[str, np.ndarray]):
-        def array(rows):
-            def held(where):
-                start, stop, _ = where[0].indices(len(rows) * count)
-                return rows[(slice(start - index * len(rows), stop - index * len(rows)), *where[1:])]
-
-            shape = len(rows) * count, *rows.shape[1:]
-            return jax.make_array_from_callback(shape, column(mesh, rows.ndim), held)
-
-        if count == 1 and mesh.shape['sequence'] == 1 and jax.process_count() == 1:
-            return {name: jax.device_put(rows, column(mesh, rows.ndim)) for name, rows in batch.items()}
-        return {name: array(rows) for name, rows in batch.items()}
+        return {name: array(local) for name, local in batch.items()}
 
     return put

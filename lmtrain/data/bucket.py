@@ -25,25 +25,24 @@ class TaskStream:
         batch_size: int,
         seed: int,
         shuffle: bool,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
     ):
-        """batch_size: rows a step over all processes; this one has the contiguous block of them that is its own.
+        """batch_size: rows a step over all processes; this one reads `rows` of them, ascending (None: all).
 
-        Raises ValueError where the processes do not divide the batch, or the split is empty.
+        Raises ValueError where they are no rows of a batch, or the split is empty.
         """
         if seed < 0:
             raise ValueError(f'the seed is {seed}; it must not be negative')
         self.task, self.split, self.batch_size, self.seed, self.shuffle = task, split, batch_size, seed, shuffle
         self.examples_of, self.laid = task.examples[split], task.laid[split]
-        rows = self.laid.rows
-        if len(rows.first) < 2:
+        laid = self.laid.rows
+        if len(laid.first) < 2:
             raise ValueError(
                 f'the {split} split is empty: name its rows in config.task.{split}, or give data.{split} a share'
             )
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows.length)])[rows.first]
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(laid.length)])[laid.first]
         self.bucket = np.searchsorted(task.lengths, np.diff(ends))  # of each row
-        self.local = own_rows(batch_size, process_index, process_count)
+        self.local = own_rows(batch_size, rows)
         self.steps_per_epoch = -(-len(self.bucket) // batch_size)
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 

@@ -20,17 +20,12 @@ from lmtrain.data.pack import earlier, gather
 SHUFFLE, CUT = 0, 5  # what a random number is for; corrupt.py and bucket.py have the others
 
 
-def own_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
-    """The numbers of a global batch's rows that one process makes: a contiguous block.
-
-    Raises ValueError where the processes do not divide the batch, or there is no such process.
-    """
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f'data.batch_size is {batch_size}: {process_count} processes must divide it')
-    if not 0 <= process_index < process_count:
-        raise ValueError(f'process {process_index} of {process_count}')
-    local = batch_size // process_count
-    return np.arange(process_index * local, (process_index + 1) * local)
+def own_rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
+    """`rows`, or all of a batch. Raises ValueError where they are no rows of it, ascending."""
+    local = np.arange(batch_size) if rows is None else np.asarray(rows)
+    if batch_size < 1 or not len(local) or local[0] < 0 or local[-1] >= batch_size or (np.diff(local) < 1).any():
+        raise ValueError(f'data.batch_size is {batch_size}; {local.tolist()[:8]} ... are no ascending rows of it')
+    return local
 
 
 class Stream:
@@ -51,12 +46,11 @@ class Stream:
         batch_size: int,
         seed: int,
         shuffle: bool,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
     ):
-        """batch_size: rows a step over all processes; this one has the contiguous block of them that is its own.
+        """batch_size: rows a step over all processes; this one reads `rows` of them, ascending (None: all).
 
-        Raises ValueError where the processes do not divide the batch, or the split is empty.
+        Raises ValueError where they are no rows of a batch, or the split is empty.
         """
         if seed < 0:
             raise ValueError(f'the seed is {seed}; it must not be negative')
@@ -65,7 +59,7 @@ class Stream:
         self.sizes = [len(part.rows.first) - 1 for part in self.parts]
         if not sum(self.sizes) or shuffle and not all(self.sizes):
             raise ValueError(f'the {split} split is empty: give data.{split} a share of the text')
-        self.local = own_rows(batch_size, process_index, process_count)
+        self.local = own_rows(batch_size, rows)
         # rows that each source gives to an epoch
         self.quota = [
             max(1, round(self.sizes[0] * part.weight)) if shuffle else size

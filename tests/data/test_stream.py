@@ -52,7 +52,8 @@ def test_a_batch_is_its_step_whatever_was_asked_before(corpora, kind, steps, see
 def test_processes_share_out_the_batch(corpora, kind, step, processes, shuffle):
     whole = Stream(corpora[kind], 'train', 12, 1, shuffle)
     step = step if shuffle else step % whole.steps_per_epoch
-    parts = [Stream(corpora[kind], 'train', 12, 1, shuffle, index, processes).batch(step) for index in range(processes)]
+    blocks = np.arange(12).reshape(processes, -1)
+    parts = [Stream(corpora[kind], 'train', 12, 1, shuffle, rows).batch(step) for rows in blocks]
     for name, values in whole.batch(step).items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), values)
     assert np.concatenate([part['row'] for part in parts]).tolist() == list(range(12))
@@ -162,9 +163,9 @@ def test_masks_differ_between_epochs_but_not_in_evaluation(corpora):
 @pytest.mark.parametrize(
     'over, message',
     [
-        ({'process_count': 3}, 'batch_size is 8: 3 processes must divide it'),
+        ({'rows': [0, 8]}, r'batch_size is 8; \[0, 8\] ... are no ascending rows of it'),
         ({'batch_size': 0}, 'batch_size is 0'),
-        ({'process_index': 2, 'process_count': 2}, 'process 2 of 2'),
+        ({'rows': [1, 1]}, r'\[1, 1\] ... are no ascending rows'),
         ({'seed': -1}, 'seed is -1'),
     ],
 )
