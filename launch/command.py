@@ -1,5 +1,6 @@
 """What the launchers share: the command after a bare `--`, and commands as a shell would read them."""
 
+import os
 import pathlib
 import shlex
 import shutil
@@ -43,6 +44,11 @@ def value(words: list[str], name: str) -> str | None:
         if word.startswith('-') and given == name:
             found = text if equals else following
     return found
+
+
+def path() -> str:
+    """PYTHONPATH with this tree before what the user has there."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
 
 
 def python(words: list[str], interpreter: str = sys.executable) -> list[str]:

@@ -92,7 +92,7 @@ def free_port() -> int:
 def commands(words: list[str], shares: list[dict[str, str]], port: int) -> list[tuple[list[str], dict[str, str]]]:
     """(argv, environment on top of this one) of each process."""
     unproxied = ','.join(filter(None, [os.environ.get('no_proxy'), '127.0.0.1']))
-    more = {'PYTHONPATH': str(command.ROOT), 'no_proxy': unproxied}
+    more = {'PYTHONPATH': command.path(), 'no_proxy': unproxied}
     peers = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={len(shares)}']
     return [(command.python([*words, *peers, f'--process_id={i}']), more | share) for i, share in enumerate(shares)]
 

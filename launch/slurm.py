@@ -23,15 +23,15 @@ for name, help in {
     'name': 'name of the job',
 }.items():
     flags.DEFINE_string(name, 'lmtrain' if name == 'name' else '', help, flag_values=FLAGS)
-for name, default, help in (
-    ('nodes', 1, 'how many nodes'),
-    ('gpus_per_node', 0, 'GPUs of a node'),
-    ('tasks_per_node', 1, 'processes of a node; its GPUs are divided among them'),
-    ('cpus_per_task', 0, 'cores of a process'),
-    ('devices', 0, 'simulated CPU devices of each process, for a rehearsal'),
-    ('save_seconds', 300, 'how long before the limit SIGTERM comes, so that the step is saved'),
+for name, default, least, help in (
+    ('nodes', 1, 1, 'how many nodes'),
+    ('gpus_per_node', 0, 0, 'GPUs of a node'),
+    ('tasks_per_node', 1, 1, 'processes of a node; its GPUs are divided among them'),
+    ('cpus_per_task', 0, 0, 'cores of a process'),
+    ('devices', 0, 0, 'simulated CPU devices of each process, for a rehearsal'),
+    ('save_seconds', 300, 1, 'how long before the limit SIGTERM comes, so that the step is saved'),
 ):
-    flags.DEFINE_integer(name, default, help, lower_bound=0, flag_values=FLAGS)
+    flags.DEFINE_integer(name, default, help, lower_bound=least, flag_values=FLAGS)
 text = 'runs a copy of the last commit, kept in .lmtrain-trees/: later edits do not reach what is queued'
 flags.DEFINE_bool('copy', False, text, flag_values=FLAGS)
 
@@ -70,12 +70,12 @@ def copied() -> tuple[list[list[str]], pathlib.Path]:
 
 def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folder: pathlib.Path) -> str:
     """The job: #SBATCH lines, the values of launch/slurm.sh, and launch/slurm.sh. Raises ValueError naming a flag."""
-    tasks, gpus = max(values.tasks_per_node, 1), values.gpus_per_node
+    tasks, gpus = values.tasks_per_node, values.gpus_per_node
     if gpus % tasks:
         raise ValueError(f'--gpus_per_node={gpus} do not divide over --tasks_per_node={tasks}')
     options = {
         'job-name': values.name,
-        'nodes': max(values.nodes, 1),
+        'nodes': values.nodes,
         'ntasks-per-node': tasks,
         'time': values.time,
         'account': values.account,
@@ -89,7 +89,9 @@ def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folde
     }
     for option, text in options.items():  # sbatch has quoting rules of its own: nothing that needs them gets there
         if not re.fullmatch(r'[\w.,:@%+-]*', str(text), re.ASCII):
-            raise ValueError(f'--{option.replace("-", "_")}={text!r}: letters, digits and . , : @ %% + - only')
+            raise ValueError(
+                f'--{"name" if option == "job-name" else option}={text!r}: letters, digits and . , : @ % + - only'
+            )
     simulated = {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(values.devices)} if values.devices else {}
     given = {'folder': folder, 'tree': tree, 'interface': values.interface, 'retries': values.retries}
     return '\n'.join(

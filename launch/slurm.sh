@@ -1,7 +1,7 @@
 # What follows the #SBATCH lines of a job (launch/slurm.py fills in the variables above it).
 set -uo pipefail
 cd -- "$folder" || exit 2
-export PYTHONPATH=$tree notes=$folder/.lmtrain-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
+export PYTHONPATH=$tree${PYTHONPATH:+:$PYTHONPATH} notes=$folder/.lmtrain-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
 mkdir -p "$notes" || exit 4
 
 # The coordinator listens on the first node, at the address that SLURM itself uses or that of the interface asked for.

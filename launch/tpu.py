@@ -54,6 +54,8 @@ def run(values: flags.FlagValues) -> None:
     command.need('gcloud', 'https://cloud.google.com/sdk/docs/install')
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends this deletes the TPU as well
     _do(steps['archive'])
+    print(f'lmtrain tpu: deletes it by hand: {command.line(steps["delete"])}', file=sys.stderr)
+    _do(steps['create'])  # what another run has made by this name fails here, and is not deleted
     try:
         code = _attempts(steps, values.retries)
     finally:
@@ -112,11 +114,10 @@ def commands(values: flags.FlagValues, words: list[str], archive: pathlib.Path) 
 
 
 def _attempts(steps: dict[str, list[str]], retries: int) -> int:
-    """Creates and runs until the run ends for good; its exit code."""
+    """Runs on what is created, and on what replaces it, until the run ends for good; its exit code."""
     ready = False
     for attempt in range(retries + 1):
         if not ready:
-            _do(steps['create'])
             _wait(steps['state'])
             _do(steps['copy'])
             _do(steps['install'])
@@ -129,6 +130,7 @@ def _attempts(steps: dict[str, list[str]], retries: int) -> int:
         print(f'lmtrain tpu: exit code {code}{lost}; again, {attempt + 1} of {retries}', file=sys.stderr)
         if not ready:
             _do(steps['delete'])
+            _do(steps['create'])
     raise AssertionError('the last attempt returns')
 
 

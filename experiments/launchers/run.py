@@ -25,6 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import record
 
 STEPS = 200
+ENDED = ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'NODE_FAIL', 'OUT_OF_MEMORY')  # states of a job
 LIMIT = 400  # seconds that a job may take
 CONFIGURATION = """\
 ClusterName=here
@@ -224,7 +225,7 @@ def slurm_jobs(folder: pathlib.Path, signalled: tuple[int, ...] = (5, 120), hurt
         def ended(job: str) -> dict:
             """Waits for the job, shortening what SLURM waits before it starts a job again."""
             deadline = time.monotonic() + LIMIT
-            while (state := field(environment, job, 'JobState')) in ('PENDING', 'RUNNING', 'COMPLETING', 'CONFIGURING'):
+            while (state := field(environment, job, 'JobState')) not in ENDED:
                 if state == 'PENDING':
                     time.sleep(5)  # at once, the nodes still refuse what they have just ended
                     slurm(environment, 'scontrol', 'update', f'JobId={job}', 'StartTime=now')
@@ -325,27 +326,31 @@ def main() -> None:
     only = parser.parse_args().only
     sys.path.insert(0, str(record.ROOT))
     folder = pathlib.Path(tempfile.mkdtemp(prefix='launchers-'))
-    trials, not_shown = [], ['several machines: both nodes of the cluster are this one, and its devices are simulated']
+    path = record.ROOT / 'experiments' / 'launchers' / 'results.json'
+    commit = {'commit': record._git('rev-parse', '--short=10', 'HEAD')}
+    # What is not measured again keeps its trials, and each says of which commit it is.
+    kept = json.loads(path.read_text())['trials'] if only else []
+    trials = [trial for trial in kept if trial['launcher'] != only]
+    not_shown = ['several machines: both nodes of the cluster are this one, and its devices are simulated']
     for name, measure in (('local', local), ('slurm', slurm_jobs)):
         if only in (None, name):
             (folder / name).mkdir()
             write_text(folder / name)
-            trials += measure(folder / name)
+            trials += [trial | commit for trial in measure(folder / name)]
     for trial in trials:
         print(trial)
-    if only is None:
-        not_shown += [
-            'GPUs: local divides them by CUDA_VISIBLE_DEVICES, SLURM by --gpus-per-node and --gpus-per-task',
-            'tpu and gke: gcloud and kubectl are stand-ins in the tests; flags and fields are from their references',
-        ]
-        record.write(
-            'launchers',
-            command='python experiments/launchers/run.py',
-            figures=figures(trials),
-            trials=trials,
-            not_shown=not_shown,
-            slurm=subprocess.run(['slurmctld', '-V'], capture_output=True, text=True).stdout.strip(),
-        )
+    not_shown += [
+        'GPUs: local divides them by CUDA_VISIBLE_DEVICES, SLURM by --gpus-per-node and --gpus-per-task',
+        'tpu and gke: gcloud and kubectl are stand-ins in the tests; flags and fields are from their references',
+    ]
+    record.write(
+        'launchers',
+        command='python experiments/launchers/run.py',
+        figures=figures(trials),
+        trials=trials,
+        not_shown=not_shown,
+        slurm=subprocess.run(['slurmctld', '-V'], capture_output=True, text=True).stdout.strip(),
+    )
     shutil.rmtree(folder)
 
 

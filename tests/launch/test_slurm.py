@@ -103,7 +103,7 @@ def test_what_bash_reads(tmp_path):
     [
         (TRAIN, ['--time is missing', '--time=24:00:00']),
         (['--time=1', '--partition=a b', *TRAIN], ['--partition', "'a b'"]),
-        (['--time=1', '--name=a\n#SBATCH --uid=0', *TRAIN], ['--job_name', 'letters']),
+        (['--time=1', '--name=a\n#SBATCH --uid=0', *TRAIN], ['--name=', 'letters']),
         (['--time=1', '--gpus_per_node=8', '--tasks_per_node=3', *TRAIN], ['--gpus_per_node=8', '--tasks_per_node=3']),
         (['--time=1'], ['nothing stands after --', 'lmtrain slurm']),
         (['--time=1', *TRAIN], ['sbatch is not on PATH', 'login node']),
@@ -146,6 +146,22 @@ def test_another_exit_code_is_told_with_its_process(job):
     code, said, asked = job(0, 70)
     assert (code, 'requeue' in asked) == (70, False)
     assert 'process 1 on n0 ended first, with exit code 70' in said
+
+
+def test_a_copy_is_that_of_the_last_commit(tmp_path, monkeypatch):
+    root = tmp_path / 'a tree'
+    root.mkdir()
+    (root / 'said').write_text('committed')
+    mine = ['git', '-C', str(root), '-c', 'user.name=me', '-c', 'user.email=me@here']
+    for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'it']):
+        subprocess.run([*mine, *words], check=True)
+    (root / 'said').write_text('edited later')
+    monkeypatch.setattr(slurm.command, 'ROOT', root)
+    monkeypatch.chdir(tmp_path)
+    steps, tree = slurm.copied()
+    for step in steps:
+        subprocess.run(step, check=True)
+    assert (tree / 'said').read_text() == 'committed'
 
 
 @pytest.mark.skipif('LMTRAIN_SLURM' not in os.environ, reason='starts the daemons of SLURM, as root: set LMTRAIN_SLURM')

@@ -28,6 +28,8 @@ def pop(name):
     return found[0]
 if argv[3] == 'describe':
     print(pop('states'))
+if argv[3] == 'create' and '--node-count=9' in argv:
+    sys.exit(1)
 if argv[3] == 'ssh' and 'flock' in argv[-1]:
     sys.exit(pop('codes'))
 """
@@ -107,6 +109,10 @@ def test_goes_on_where_it_is_and_on_a_new_one_and_deletes(gcloud):
 def test_ends_with_the_code_of_the_run(states, codes, argv, code, last, gcloud):
     found, verbs = gcloud(states, codes, *argv)
     assert (found, verbs[-1]) == (code, last)
+
+
+def test_what_it_has_not_made_it_does_not_delete(gcloud):
+    assert gcloud([], [], '--node_count=9') == (2, ['create'])
 
 
 @pytest.mark.parametrize(
