@@ -148,5 +148,5 @@ class Loop:
         """What results.json holds."""
         cost = {'steps': self.done, 'seconds': self.clock.elapsed, 'peak_memory': metrics.peak_memory()} | self.spent()
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
-        found = {'validation': self.validation, 'baselines': self.baselines, 'cost': cost}
+        found = {'validation': self.validation, 'baselines': self.baselines, 'cost': cost, 'plan': self.run.planned()}
         return found | sweep.results(self.run.members, self.validation)

@@ -34,8 +34,8 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
 
     Reads, of that folder, config.json, metrics.jsonl, timings.jsonl, lineage.jsonl (each start's 'command',
     'machine' and 'versions'), samples.txt and results.json: {'validation', 'test': as `evaluate.in_bits` gives them;
-    'baselines': {name: bits per byte of the validation split}; 'cost': {any key of `COST`: number}}. What is missing,
-    config.json excepted, is said on the page.
+    'baselines': {name: bits per byte of the validation split}; 'cost' and 'plan' (what was known before): {any key of
+    `COST`: number}}. What is missing, config.json excepted, is said on the page.
 
     Raises FileNotFoundError where there is no config.json, ValueError naming file and line of what is broken.
     """
@@ -62,6 +62,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
             else 'metrics.jsonl has no loss of two steps: no curve.'
         ),
         '## Cost\n\n' + _cost(results, timings),
+        *(['## Plan and actual\n\n' + _plan(results['plan'], results['cost'])] if 'plan' in results else []),
         '## What was run\n\n' + _config(config, starts),
         '## Samples\n\n' + _samples(folder / 'samples.txt'),
         '## Machine\n\n' + _machine(starts),
@@ -176,6 +177,16 @@ def _cost(results: Mapping[str, Any], timings: list[dict[str, Any]]) -> str:
             known[name] = statistics.median(values)
     rows = [(label, show(known[key])) for key, label, show in COST if known.get(key) is not None]
     return _table([('', ''), *rows]) if rows else 'Neither results.json nor timings.jsonl says what the run cost.'
+
+
+def _plan(planned: Mapping[str, float], actual: Mapping[str, float]) -> str:
+    """What was planned of a run beside what it took."""
+    rows = [('', 'planned', 'actual', 'actual / planned')]
+    for key, label, show in COST:
+        if planned.get(key) and actual.get(key) is not None:
+            rows.append((label, show(planned[key]), show(actual[key]), f'{actual[key] / planned[key]:.2f}'))
+    note = 'Memory is planned for one device by arithmetic; on a CPU the actual is that of the whole process.'
+    return f'{_table(rows)}\n\n{note}'
 
 
 def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

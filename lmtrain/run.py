@@ -70,6 +70,19 @@ class Run(NamedTuple):
         rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.members), 1)
         return cost.memory(shapes.trainable, shapes.frozen, shapes.opt_state, self.model, rows, config.data.seq_len)
 
+    def planned(self) -> dict[str, float]:
+        """What was known before: 'peak_memory' of a device in bytes, and where they are, 'steps', 'tokens', 'seconds'.
+
+        Seconds are those at config.plan.mfu of the devices' peak.
+        """
+        found = {'peak_memory': self.memory()['total']}
+        if self.total_steps:
+            found |= {'steps': self.total_steps, 'tokens': self.total_steps * self.tokens_per_step}
+        if self.total_steps and self.peak:
+            flops = self.total_steps * self.flops_per_step.total
+            found |= {'seconds': flops / self.peak / self.config.plan.mfu}
+        return found
+
     def header(self) -> str:
         """What is about to be run, for a person."""
         config, shapes = self.config, self.shapes

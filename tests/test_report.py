@@ -31,6 +31,7 @@ def a_run(folder, *, evaluated=True, sampled=True):
     write_lines(folder / 'metrics.jsonl', lines)
     write_lines(folder / 'timings.jsonl', timings)
     results = {'cost': {'steps': 300, 'tokens': 2_457_600, 'flops': 1.3e14, 'seconds': 245.0, 'peak_memory': 1.1e9}}
+    results |= {'plan': {'steps': 300, 'seconds': 100.0, 'peak_memory': 1e9}}
     if evaluated:
         last = {
             'loss': loss,
@@ -160,3 +161,12 @@ def test_what_is_no_run_or_broken_is_named(tmp_path):
 def test_drawing_needs_no_display(tmp_path):
     report.write(a_run(tmp_path / 'run'))
     assert 'matplotlib.pyplot' not in sys.modules, 'pyplot looks for a display and keeps figures'
+
+
+def test_the_plan_stands_beside_what_the_run_took(tmp_path):
+    a_run(tmp_path)
+    page = report.write(tmp_path).read_text()
+    assert '| memory at the peak | 1.00 GB | 1.10 GB | 1.10 |' in page
+    assert '| wall time, evaluation and saving included | 1m 40s | 4m 05s | 2.45 |' in page
+    assert '| tokens |' in page.partition('## Plan and actual')[0]
+    assert '| tokens |' not in page.partition('## Plan and actual')[2]  # of which nothing was planned
