@@ -164,8 +164,7 @@ def test_drawing_needs_no_display(tmp_path):
 
 
 def test_the_plan_stands_beside_what_the_run_took(tmp_path):
-    a_run(tmp_path)
-    page = report.write(tmp_path).read_text()
+    page = report.write(a_run(tmp_path / 'quick')).read_text()
     assert '| memory at the peak | 1.00 GB | 1.10 GB | 1.10 |' in page
     assert '| wall time, evaluation and saving included | 1m 40s | 4m 05s | 2.45 |' in page
     assert '| tokens |' in page.partition('## Plan and actual')[0]
