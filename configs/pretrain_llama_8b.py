@@ -3,7 +3,7 @@
 Command: lmtrain plan --config=configs/pretrain_llama_8b.py --target=v5e:16x16
          lmtrain train --config=configs/pretrain_llama_8b.py --config.data.root=DIR --workdir=runs/llama_8b
          DIR holds fineweb/*.parquet (https://huggingface.co/datasets/HuggingFaceFW/fineweb) and llama/tokenizer.json
-Cost:    20 tokens per parameter (Chinchilla, arXiv 2203.15556): what the plan says; nothing of it has been run
+Cost:    20 tokens per parameter (Chinchilla, arXiv 2203.15556); what that costs, the plan says. It has not been run
 Score:   not measured
 Source:  arXiv 2407.21783 (shapes, learning rate)
 """

@@ -65,7 +65,7 @@ class Target(NamedTuple):
         if self.topology:
             accelerator = self.chip.accelerator.format(n=self.chips, cores=2 * self.chips)
             wanted |= {'TPU_ACCELERATOR_TYPE': accelerator, 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'}
-            wanted |= {'TPU_SKIP_MDS_QUERY': '1', 'TPU_MIN_LOG_LEVEL': '3'}
+            wanted |= {'TPU_SKIP_MDS_QUERY': '1', 'TPU_MIN_LOG_LEVEL': '3', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
         return wanted
 
     def devices(self) -> list:
