@@ -121,6 +121,7 @@ class Checkpoints:
         if self._commit is not None:
             self._commit.join()
             self._commit = None
+            self.check_for_errors()  # before the others are waited for: they may wait for a save that has failed here
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices('lmtrain.checkpoint')  # the first process renames for all
         self.check_for_errors()
@@ -132,8 +133,9 @@ class Checkpoints:
     def __enter__(self) -> 'Checkpoints':
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or jax.process_count() == 1:
+            self.close()  # else the others may never come: this process ends, and they by that
 
     def _finish(self, temporary: Path, facts: dict[str, Any]) -> None:
         """On the thread: wait for Orbax; then the first process hashes, flushes, renames, deletes what is too old."""
