@@ -37,9 +37,9 @@ class Chip(NamedTuple):
 # NVIDIA: data sheets of the SXM modules (A100 80 GB, H100, H200, B200); NVLink in one direction, half of what they say.
 CHIPS = {
     'v4': Chip('TPU v4', 32 * 2**30, 1228e9, 270e9, 'v4-{cores}', 3),
-    'v5e': Chip('TPU v5 lite', 16 * 2**30, 819e9, 180e9, 'v5litepod-{n}', 2),
+    'v5e': Chip('TPU v5 lite', 16 * 2**30, 800e9, 180e9, 'v5litepod-{n}', 2),
     'v5p': Chip('TPU v5', 95 * 2**30, 2765e9, 540e9, 'v5p-{cores}', 3),
-    'v6e': Chip('TPU v6 lite', 32 * 2**30, 1640e9, 360e9, 'v6e-{n}', 2),
+    'v6e': Chip('TPU v6 lite', 32 * 2**30, 1600e9, 360e9, 'v6e-{n}', 2),
     'a100': Chip('NVIDIA A100', 80e9, 2039e9, 300e9),
     'h100': Chip('NVIDIA H100', 80e9, 3350e9, 450e9),
     'h200': Chip('NVIDIA H200', 141e9, 4800e9, 450e9),
