@@ -56,6 +56,9 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, survive.Ended):
             code = cli.complain(who, cli.told(error), error.code)
+            if error.code in (survive.REQUEUE, survive.NON_FINITE):
+                # All have agreed on it: who leaves first would have jax abort the others.
+                jax.distributed.shutdown()
         elif isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error):
             said = str(error).partition('\n')[0]
             code = cli.complain(
