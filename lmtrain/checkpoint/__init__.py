@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lmtrain.checkpoint import leaves
 from lmtrain.checkpoint import manifest as manifests
 from lmtrain.checkpoint.manifest import Damaged, ranked, steps, verify
 from lmtrain.survive import fault
@@ -70,8 +71,8 @@ class Checkpoints:
     def save(self, state: Any, step: int, extra: dict[str, Any], metric: float | None = None) -> bool:
         """Start to save `state`, the result of `step` updates; False where that step is saved already.
 
-        Waits for the save before it, then for the copy of the arrays to the host, and returns; files, hashes and the
-        rename follow on a thread. The arrays may be donated to the next step at once.
+        Waits for the save before it, then for one copy of the arrays to the host, and returns; files, hashes and the
+        rename follow on a thread. The arrays may be donated to the next step at once, which then reuses their buffers.
 
         Args:
           state: any pytree whose leaves are arrays (keys as key data).
@@ -83,21 +84,21 @@ class Checkpoints:
         self.wait()
         if (self.directory / str(step)).exists():
             return False
-        leaves = _leaves(state)
+        named = leaves.named(state)
         facts = {
             'step': step,
             'metric': None if metric is None or not math.isfinite(metric) else float(metric),
             'extra': json.loads(json.dumps(extra, allow_nan=False)),
-            'leaves': _signature(leaves),
+            'leaves': leaves.signature(named),
         }
-        stored = {path: leaf for path, leaf in leaves.items() if math.prod(leaf.shape)}  # Orbax refuses empty arrays
+        stored = {path: leaf for path, leaf in named.items() if math.prod(leaf.shape)}  # Orbax refuses empty arrays
         if not stored:
             raise ValueError('the state holds no number: there is nothing to save')
         fault('before_save', step)
         temporary = self.directory / f'tmp.{step}'
         orbax, checkpointer = _orbax()
         try:
-            checkpointer.save(temporary / 'state', args=orbax.args.PyTreeSave(stored))
+            checkpointer.save(temporary / 'state', args=orbax.args.PyTreeSave(leaves.apart(stored)))
         except Exception as error:
             raise self._failed(step, temporary, error) from error
         fault('in_save', step)
@@ -207,8 +208,8 @@ def restore(
     if chosen < 0:
         return None
     manifest = manifests.read(directory / str(chosen))
-    wanted = _leaves(abstract_state)
-    _compare(manifest, _signature(wanted), directory / str(chosen), partial)
+    wanted = leaves.named(abstract_state)
+    leaves.compare(manifest, leaves.signature(wanted), directory / str(chosen), partial)
 
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     item = {
@@ -221,13 +222,13 @@ def restore(
         stored, restore_args=orbax.checkpoint_utils.construct_restore_args(stored), partial_restore=partial
     )
     loaded = checkpointer.restore(directory / str(chosen) / 'state', args=arguments) if stored else {}
-    leaves = []
+    restored = []
     for path, leaf in item.items():
         array = loaded.pop(path) if path in stored else jnp.zeros(leaf.shape, leaf.dtype)
         # What Orbax hands back may alias its own host memory, and such a buffer is not reused when donated. A jitted
         # copy would be compiled for each shape; this one is not.
-        leaves.append(jax.device_put(array, leaf.sharding, may_alias=False))
-    return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), manifest['extra'] | {'step': chosen}
+        restored.append(jax.device_put(array, leaf.sharding, may_alias=False))
+    return jax.tree.unflatten(jax.tree.structure(abstract_state), restored), manifest['extra'] | {'step': chosen}
 
 
 def inspect(directory: str | os.PathLike, step: int | str = 'last') -> tuple[int, dict[str, Any], dict] | None:
@@ -237,8 +238,8 @@ def inspect(directory: str | os.PathLike, step: int | str = 'last') -> tuple[int
     if chosen < 0:
         return None
     manifest = manifests.read(directory / str(chosen))
-    leaves = manifest['leaves'].items()
-    shapes = {path: jax.ShapeDtypeStruct(leaf['shape'], jnp.dtype(leaf['dtype'])) for path, leaf in leaves}
+    saved = manifest['leaves'].items()
+    shapes = {path: jax.ShapeDtypeStruct(leaf['shape'], jnp.dtype(leaf['dtype'])) for path, leaf in saved}
     return chosen, shapes, manifest['extra']
 
 
@@ -250,41 +251,6 @@ def _choose(directory: Path, step: int | str, quarantine: bool) -> int:
     if jax.process_count() > 1:
         chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
     return chosen
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    """{path: leaf} of any pytree, in its order. Raises TypeError or ValueError naming a leaf that cannot be saved."""
-    leaves: dict[str, Any] = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        path = jax.tree_util.keystr(keys, simple=True, separator='/')
-        if path in leaves:
-            raise ValueError(f'two leaves have the path {path!r}')
-        if not hasattr(leaf, 'dtype') or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
-            raise TypeError(f'{path}: {type(leaf).__name__} is no plain array; save a key as jax.random.key_data(key)')
-        if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
-            raise TypeError(f'{path}: {leaf.dtype} would be restored as {jax.dtypes.canonicalize_dtype(leaf.dtype)}')
-        leaves[path] = leaf
-    return leaves
-
-
-def _signature(leaves: dict[str, Any]) -> dict[str, Any]:
-    return {path: {'shape': list(leaf.shape), 'dtype': str(np.dtype(leaf.dtype))} for path, leaf in leaves.items()}
-
-
-def _compare(manifest: dict[str, Any], wanted: dict[str, Any], folder: Path, partial: bool) -> None:
-    """Raise ValueError naming every leaf in which a checkpoint and the tree to fill differ."""
-    saved = manifest['leaves']
-
-    def say(leaf: dict[str, Any] | None) -> str:
-        return f'{leaf["dtype"]}{leaf["shape"]}' if leaf else 'no such leaf'
-
-    differences = [
-        f'{path}: saved {say(saved.get(path))}, this run has {say(wanted.get(path))}'
-        for path in sorted(saved.keys() | wanted.keys())
-        if saved.get(path) != wanted.get(path) and not (partial and path not in wanted)
-    ]
-    if differences:
-        raise ValueError(f'{folder} is of another model or optimizer:\n  ' + '\n  '.join(differences))
 
 
 @functools.cache
