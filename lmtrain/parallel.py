@@ -82,7 +82,12 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
         whole = {}
         for path, leaf in tree.flatten(leaves).items():
             spec = specs[prefix + path][1 if stack else 0 :]
-            whole[path] = _gather(leaf, spec, dtype, nested) if 'fsdp' in spec else leaf
+            if 'fsdp' in spec:
+                leaf = _gather(leaf, spec, dtype, nested)
+            elif 'tensor' in spec:
+                # Held, and its gradient with it, to the pieces that it lies in: a TPU's compiler may choose others.
+                leaf = jax.lax.with_sharding_constraint(leaf, P(*spec))
+            whole[path] = leaf
         return tree.unflatten(whole)
 
     def first(length):
@@ -111,7 +116,7 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
 
     cut = mesh.shape['sequence'] > 1
     return Share(
-        fetch=fetch if mesh.shape['fsdp'] > 1 else None,
+        fetch=fetch if mesh.shape['fsdp'] > 1 or nested else None,
         kept=kept,
         first=first if cut else None,
         everywhere=everywhere if cut else None,
