@@ -189,7 +189,7 @@ TRAIN = [
     ('mesh over the devices', 'mesh.data=16', {}, ['wants 16 devices, 8 are there', 'config.mesh']),
     ('mesh of nothing', 'mesh.data=0', {}, ['mesh.data = 0', 'at least 1 device, or -1']),
     ('mesh twice open', 'mesh.fsdp=-1', {}, ['mesh.data and mesh.fsdp are both -1']),
-    ('mesh and width', 'mesh.fsdp=8', {'model.width': '36'}, ['embed/embedding', '36', 'mesh.fsdp = 8']),
+    ('mesh and width', 'mesh.fsdp=8 model.width=36', {}, ['embed/embedding', '36', 'mesh.fsdp = 8']),
     ('learning rate nan', 'optimizer.learning_rate=nan', {}, ['optimizer.learning_rate', 'finite', "'nan'"]),
     ('learning rate inf', 'optimizer.learning_rate=inf', {}, ['optimizer.learning_rate', 'finite', "'inf'"]),
     ('learning rate below 0', 'optimizer.learning_rate=-1', {}, ['optimizer.learning_rate = -1.0', '[0, inf)']),

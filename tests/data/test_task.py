@@ -89,7 +89,7 @@ def test_lengths_of_steps_do_not_depend_on_the_seed(prepare):
 def test_processes_share_a_batch(prepare, shuffle):
     task = prepare()
     whole = TaskStream(task, 'train', 8, 0, shuffle)
-    parts = [TaskStream(task, 'train', 8, 0, shuffle, index, 4) for index in range(4)]
+    parts = [TaskStream(task, 'train', 8, 0, shuffle, rows) for rows in np.arange(8).reshape(4, 2)]
     for step in range(whole.steps_per_epoch):
         for name, values in whole.batch(step).items():
             np.testing.assert_array_equal(np.concatenate([part.batch(step)[name] for part in parts]), values)
@@ -99,8 +99,8 @@ def test_what_a_stream_refuses(prepare):
     task = prepare(data={'test': 0.0})
     with pytest.raises(ValueError, match='the test split is empty: name its rows in config.task.test'):
         TaskStream(task, 'test', 8, 0, False)
-    with pytest.raises(ValueError, match='3 processes must divide it'):
-        TaskStream(task, 'train', 8, 0, False, 0, 3)
+    with pytest.raises(ValueError, match='are no ascending rows of it'):
+        TaskStream(task, 'train', 8, 0, False, [3, 8])
     with pytest.raises(IndexError, match='step 99 of'):
         TaskStream(task, 'train', 8, 0, False).batch(99)
 
