@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import platform
+import random
 import re
 import subprocess
 import sys
@@ -81,6 +82,15 @@ def write(
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n')
     for readme in readmes():
         readme.write_text(render(readme.read_text()))
+
+
+def write_text(folder: pathlib.Path, files: int = 60, words: int = 60) -> None:
+    """Makes folder/text: so many files of so many words, the same every time, for runs whose text does not matter."""
+    known = 'the cat sat on a mat and saw that dog run to his red ball in our park'.split()
+    (folder / 'text').mkdir()
+    for number in range(files):
+        drawn = random.Random(number).choices(known, k=words)
+        (folder / 'text' / f'{number}.txt').write_text(' '.join(drawn))
 
 
 def block(results: dict) -> str:

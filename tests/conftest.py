@@ -28,3 +28,13 @@ def shared() -> pathlib.Path:
     if not root.is_dir():
         pytest.skip(f'no data at {root} (set LMTRAIN_DATA to the folder that holds it)')
     return root
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory) -> pathlib.Path:
+    """A folder of small texts, with room for a cache and runs beside it."""
+    folder = tmp_path_factory.mktemp('run') / 'text'
+    folder.mkdir()
+    for i in range(40):
+        (folder / f'{i}.txt').write_text(f'{i} cats sat on {i * i} mats. ' * (i % 7 + 3))
+    return folder

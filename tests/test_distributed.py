@@ -137,15 +137,6 @@ def ended(started):
                 process.kill()
 
 
-@pytest.fixture(scope='module')
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('processes') / 'text'
-    folder.mkdir()
-    for i in range(40):
-        (folder / f'{i}.txt').write_text(f'{i} cats sat on {i * i} mats. ' * (i % 7 + 3))
-    return folder
-
-
 @pytest.mark.timeout(300)
 def test_two_processes_stop_as_one_and_the_resumed_run_is_the_uninterrupted_one(text):
     whole, cut = text.parent / 'whole', text.parent / 'cut'

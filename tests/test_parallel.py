@@ -16,15 +16,6 @@ LORA = {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/(attention|mlp)/.*', 4)
 MICRO = {'data.batch_size': 16, 'optimizer.accumulate': 2, 'model.remat': 'full', 'model.unroll': 1}
 
 
-@pytest.fixture(scope='module')
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('run') / 'text'
-    folder.mkdir()
-    for i in range(40):
-        (folder / f'{i}.txt').write_text(f'{i} cats sat on {i * i} mats. ' * (i % 7 + 3))
-    return folder
-
-
 def run_of(text, mesh, more):
     config = tiny.get_config()
     config.update_from_flattened_dict(

@@ -5,7 +5,6 @@ python experiments/input/run.py
 
 import json
 import pathlib
-import random
 import statistics
 import subprocess
 import sys
@@ -40,18 +39,11 @@ RUNS = {
 }
 
 
-def write_text(folder: pathlib.Path) -> None:
-    words = 'the cat sat on a mat and saw that dog run to his red ball in our park'.split()
-    (folder / 'text').mkdir()
-    for number in range(200):
-        (folder / 'text' / f'{number}.txt').write_text(' '.join(random.Random(number).choices(words, k=500)))
-
-
 def main() -> None:
     figures, trials = [], []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        write_text(folder)
+        record.write_text(folder, 200, 500)
         for recipe, (changes, left_out) in RUNS.items():
             workdir = folder / recipe
             more = {'data.source': folder / 'text', 'data.cache': folder / 'cache', 'data.validation': 0.2}

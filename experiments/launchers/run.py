@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import pathlib
-import random
 import shlex
 import shutil
 import signal
@@ -69,14 +68,6 @@ def settings(folder: pathlib.Path, steps: int = 0) -> list[str]:
         'sample.max_tokens': 4,
     }
     return ['train', '--config=configs/tiny.py', *(f'--config.{name}={value}' for name, value in values.items())]
-
-
-def write_text(folder: pathlib.Path) -> None:
-    words = 'the cat sat on a mat and saw that dog run to his red ball in our park'.split()
-    (folder / 'text').mkdir()
-    for number in range(60):
-        drawn = random.Random(number).choices(words, k=60)
-        (folder / 'text' / f'{number}.txt').write_text(' '.join(drawn))
 
 
 def lmtrain(*words: str) -> list[str]:
@@ -335,7 +326,7 @@ def main() -> None:
     for name, measure in (('local', local), ('slurm', slurm_jobs)):
         if only in (None, name):
             (folder / name).mkdir()
-            write_text(folder / name)
+            record.write_text(folder / name)
             trials += [trial | commit for trial in measure(folder / name)]
     for trial in trials:
         print(trial)

@@ -138,7 +138,7 @@ def main() -> None:
     left_out = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        alone.write_text(folder)
+        record.write_text(folder)
         whole = folder / 'whole'
         codes, _ = wait(start(folder, whole))
         assert codes == [0, 0], words(whole, 0) + words(whole, 1)

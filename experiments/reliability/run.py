@@ -45,14 +45,6 @@ def settings(folder: pathlib.Path) -> dict:
     }
 
 
-def write_text(folder: pathlib.Path) -> None:
-    words = 'the cat sat on a mat and saw that dog run to his red ball in our park'.split()
-    (folder / 'text').mkdir()
-    for number in range(60):
-        drawn = random.Random(number).choices(words, k=60)
-        (folder / 'text' / f'{number}.txt').write_text(' '.join(drawn))
-
-
 def start(folder: pathlib.Path, workdir: pathlib.Path, fault: str = '', **more) -> subprocess.Popen:
     """`lmtrain train` in a process of its own, its words in `<workdir>.txt`."""
     command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--workdir={workdir}']
@@ -182,7 +174,7 @@ def main() -> None:
     draw, begun = random.Random(0), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        write_text(folder)
+        record.write_text(folder)
         assert start(folder, folder / 'whole').wait(LIMIT) == 0, (folder / 'whole.txt').read_text()
         whole = whole_state(folder / 'whole')
         groups: dict[str, list[dict]] = {}

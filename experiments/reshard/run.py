@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import pathlib
-import random
 import socket
 import subprocess
 import sys
@@ -35,13 +34,6 @@ TOPOLOGIES = {
 }
 TRAINED, AFTER = 5, 4  # steps before the checkpoint, and after it
 LIMIT = 300  # seconds that a process may take
-
-
-def write_text(folder: pathlib.Path) -> None:
-    words = 'the cat sat on a mat and saw that dog run to his red ball in our park'.split()
-    (folder / 'text').mkdir()
-    for number in range(60):
-        (folder / 'text' / f'{number}.txt').write_text(' '.join(random.Random(number).choices(words, k=60)))
 
 
 class Trainer:
@@ -202,7 +194,7 @@ def counted(what: str, good: list[bool], figure: str = '') -> dict:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        write_text(folder)
+        record.write_text(folder)
         saved, trials = {}, []
         for topology in TOPOLOGIES:
             saved[topology] = started(folder, topology, 'save')[0]
