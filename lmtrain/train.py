@@ -60,9 +60,9 @@ def train(config, workdir) -> dict[str, Any]:
             rounding = ' (the same sums in another order: no longer equal to the bit)' * (difference.kind == 'rounding')
             live.say(f'  changed    {difference}{rounding}')
         del saved
-        writers = first and stack.enter_context(
-            metrics.Writers(workdir, config.log.tensorboard, extra['step'], live.say)
-        )
+        writers = None  # one process writes for all
+        if first:
+            writers = stack.enter_context(metrics.Writers(workdir, config.log.tensorboard, extra['step'], live.say))
         loop = Loop(run, checkpoints, signals, watchdog, writers, live, extra)
         before = {}
         if config.evaluate.sources:
