@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,16 @@ class Checkpoints:
         fault('before_save', step)
         temporary = self.directory / f'tmp.{step}'
         orbax, checkpointer = _orbax()
-        try:
-            checkpointer.save(temporary / 'state', args=orbax.args.PyTreeSave(leaves.apart(stored)))
-        except Exception as error:
-            raise self._failed(step, temporary, error) from error
-        fault('in_save', step)
-        self._commit = threading.Thread(target=self._finish, args=(temporary, facts), name=f'checkpoint {step}')
+        arguments = orbax.args.PyTreeSave(leaves.apart(stored))
+        begin = functools.partial(checkpointer.save, temporary / 'state', args=arguments)
+        # Orbax copies a jax.Array, and meets the other processes, before it returns; the rest need not be waited for.
+        if any(isinstance(leaf, jax.Array) for leaf in arguments.item.values()):
+            try:
+                begin()
+            except Exception as error:
+                raise self._failed(step, temporary, error) from error
+            begin = None
+        self._commit = threading.Thread(target=self._finish, args=(begin, temporary, facts), name=f'checkpoint {step}')
         self._commit.start()
         return True
 
@@ -138,10 +143,13 @@ class Checkpoints:
         if kind is None or jax.process_count() == 1:
             self.close()  # else the others may never come: this process ends, and they by that
 
-    def _finish(self, temporary: Path, facts: dict[str, Any]) -> None:
-        """On the thread: wait for Orbax; then the first process hashes, flushes, renames, deletes what is too old."""
+    def _finish(self, begin: Callable[[], None] | None, temporary: Path, facts: dict[str, Any]) -> None:
+        """On the thread: let Orbax write; then the first process hashes, flushes, renames, deletes what is too old."""
         step = facts['step']
         try:
+            if begin:
+                begin()
+            fault('in_save', step)
             _orbax()[1].wait_until_finished()
             if jax.process_index() != 0:
                 return
