@@ -171,7 +171,7 @@ def test_a_real_slurm_takes_a_job_back_and_to_its_end(tmp_path, monkeypatch):
     launchers = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(launchers)
     monkeypatch.setattr(launchers, 'STEPS', 60)
-    launchers.write_text(tmp_path)
+    launchers.record.write_text(tmp_path)
     whole, signalled = launchers.slurm_jobs(tmp_path, signalled=(5,), hurt=False)
     assert (whole['code'], whole['metrics']) == ('0:0', True)
     assert (signalled['code'], signalled['requeued'], signalled['same']) == ('0:0', 1, True)
