@@ -9,6 +9,7 @@ from lmtrain.models.attend import attend, in_blocks
 from lmtrain.models.layers import Norm
 from lmtrain.models.linear import Linear, together
 from lmtrain.models.rotary import rotate
+from lmtrain.models.share import ALL, Share
 
 
 class Places(NamedTuple):
@@ -22,8 +23,7 @@ class Places(NamedTuple):
       query_index: int32 [B, T], the key index at which a query stands; None: its own index in the row.
       slots: int32 [B, T], the cache slots that the tokens fill (out of range: none); None without a cache.
       row: int32 [B], global rows of the batch (dropout).
-      everywhere: brings keys, values [B, S, ...] of whole rows from those of the T positions here; None: all are here.
-      columns, pinned: see Share.
+      share: what brings the keys of other positions, and multiplies by kernels that lie in pieces.
     """
 
     rotary: Any
@@ -34,9 +34,7 @@ class Places(NamedTuple):
     query_index: Any
     slots: Any
     row: Any
-    everywhere: Any = None
-    columns: Any = None
-    pinned: Any = None
+    share: Share = ALL
 
 
 class Attention(nn.Module):
@@ -59,7 +57,7 @@ class Attention(nn.Module):
             kind = 'rmsnorm1p' if m.norm == 'rmsnorm1p' else 'rmsnorm'
             return Norm(kind, m.norm_eps, False, name=f'{name}_norm')
 
-        made = together(self, ('query', 'key', 'value'), x_BTD, places.columns)
+        made = together(self, ('query', 'key', 'value'), x_BTD, places.share.columns)
 
         def project(name, heads):
             y = Linear(heads * m.head_dim, m.has_bias(name), self.stddev, name=name)(x_BTD, drop, made.get(name))
@@ -87,8 +85,9 @@ class Attention(nn.Module):
             key_BSGK, value_BSGK = key_NBSGK[layer].astype(x_BTD.dtype), value_NBSGK[layer].astype(x_BTD.dtype)
             cache = key_NBSGK, value_NBSGK, layer
 
-        if places.everywhere:
-            key_BSGK, value_BSGK = places.everywhere(key_BSGK), places.everywhere(value_BSGK)
+        everywhere = places.share.everywhere
+        if everywhere:
+            key_BSGK, value_BSGK = everywhere(key_BSGK), everywhere(value_BSGK)
         prefix = self.get_variable('params', 'prefix_key')
         if prefix is not None:
             rows = x_BTD.shape[0], *prefix.shape
@@ -97,7 +96,7 @@ class Attention(nn.Module):
                 jnp.concatenate([jnp.broadcast_to(front[None].astype(x_BTD.dtype), rows), own], axis=1)
                 for front, own in ((prefix, key_BSGK), (values, value_BSGK))
             )
-        out_BTHK = (in_blocks if places.everywhere else attend)(
+        out_BTHK = (in_blocks if everywhere else attend)(
             query_BTHK,
             key_BSGK,
             value_BSGK,

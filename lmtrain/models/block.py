@@ -24,7 +24,7 @@ class Block(nn.Module):
             site = None if key is None else jax.random.fold_in(key, zlib.crc32(name.encode()))
             return dropout(x, adapter_dropout, site, places.row)
 
-        pinned = places.pinned or (lambda x: x)
+        pinned = places.share.pinned or (lambda x: x)
         std = stddev(m.width)
         # What is added 2N times to the residual is made smaller by sqrt(2N) (GPT-2, section 2.3).
         output_std = std if m.norm_place == 'post' else std / (2 * m.num_layers) ** 0.5
@@ -57,7 +57,7 @@ class Block(nn.Module):
         mlp = FeedForward(m.width, m.mlp_dim, m.activation, m.has_bias('mlp'), std, output_std, name='mlp')
 
         def feed_forward(x):
-            return mlp(x, drop, places.columns)
+            return mlp(x, drop, places.share.columns)
 
         if m.parallel:  # GPT-NeoX, arXiv 2204.06745
             return pinned(x_BTD + branch(x_BTD, 'attention', attention) + branch(x_BTD, 'mlp', feed_forward)), cache

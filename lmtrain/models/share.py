@@ -21,9 +21,12 @@ class Share(NamedTuple):
         compiler may divide what runs between two layers, and exchange it at every product.
     """
 
-    fetch: Callable[[str, tree.Params], tree.Params] | None
-    kept: Callable[..., bool]
+    fetch: Callable[[str, tree.Params], tree.Params] | None = None
+    kept: Callable[..., bool] | None = None
     first: Callable[[int], Any] | None = None
     everywhere: Callable[[Any], Any] | None = None
     columns: Callable[[Any, list], list] | None = None
     pinned: Callable[[Any], Any] | None = None
+
+
+ALL = Share()

@@ -15,7 +15,7 @@ from lmtrain.models.layers import Norm, dropout
 from lmtrain.models.linear import Embed
 from lmtrain.models.rotary import rotary_angles, sinusoids
 from lmtrain.models.settings import Settings
-from lmtrain.models.share import Share
+from lmtrain.models.share import ALL, Share
 from lmtrain.models.task_head import TaskHead
 
 
@@ -41,14 +41,14 @@ class Transformer(Settings):
         cache=None,
         rngs=None,
         adapter_dropout: float = 0.0,
-        share: Share | None = None,
+        share: Share = ALL,
     ) -> dict[str, Any]:
         """Heads of a batch; what nobody reads the compiler does not compute.
 
         Args:
           variables: {'params': params}. train: drops out, by the key rngs['dropout'].
           adapter_dropout: share of its input that a low-rank path loses in training.
-          share: what makes whole the leaves and rows that lie in pieces; None where none do.
+          share: what makes whole the leaves and rows that lie in pieces.
           cache: from `init_cache` or an earlier call. The tokens of a row whose `segment_ids` are not 0 (all, where the
             column is absent) stand first in it and follow what the cache holds of that row.
 
@@ -59,7 +59,7 @@ class Transformer(Settings):
         """
         options = {'train': train, 'cache': cache, 'adapter_dropout': adapter_dropout, 'share': share}
         params = variables['params']
-        if share and share.fetch:
+        if share.fetch:
             stacks = tree.segments(params)
             outside = {name: leaves for name, leaves in params.items() if name not in stacks}
             params = params | share.fetch('', outside)
@@ -83,7 +83,7 @@ class Network(nn.Module):
     model: Transformer
 
     @nn.compact
-    def __call__(self, batch, train=False, cache=None, adapter_dropout=0.0, share=None):
+    def __call__(self, batch, train=False, cache=None, adapter_dropout=0.0, share=ALL):
         m = self.model
         text, prompt_PD, shift = batch, None, 0
         if not self.is_initializing():
@@ -112,7 +112,7 @@ class Network(nn.Module):
             x_BTD = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='embed_norm')(x_BTD)
         x_BTD = dropout(x_BTD, m.dropout, None if key is None else jax.random.fold_in(key, m.num_layers), places.row)
 
-        x_BTD, cache = self.layers(x_BTD, places, key, cache, adapter_dropout, share)
+        x_BTD, cache = self.layers(x_BTD, places, key, cache, adapter_dropout)
         if prompt_PD is not None:
             x_BTD = x_BTD[:, prompt_PD.shape[0] :]
         if m.norm_place != 'post':
@@ -120,7 +120,7 @@ class Network(nn.Module):
         outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed)
         return outputs if cache is None else outputs | {'cache': cache}
 
-    def places(self, batch, cache, shift=0, share=None):
+    def places(self, batch, cache, shift, share):
         """(Places, positions [B, T]); `shift` is added to every position."""
         m = self.model
         B, T = batch['tokens'].shape
@@ -130,7 +130,7 @@ class Network(nn.Module):
         segments = key_segments = batch.get('segment_ids')
         index = slots = None
         start_B1 = jnp.zeros((1, 1), jnp.int32)
-        if share and share.first:
+        if share.first:
             start_B1 = start_B1 + share.first(T)
             index = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
             key_segments = None if segments is None else share.everywhere(segments)
@@ -153,8 +153,7 @@ class Network(nn.Module):
             if m.local_rope_theta:
                 local_rotary = rotary_angles(positions, m.rotary_dim or m.head_dim, m.local_rope_theta)
         row = batch.get('row', jnp.arange(B, dtype=jnp.int32))
-        asked = {} if share is None else {name: getattr(share, name) for name in ('everywhere', 'columns', 'pinned')}
-        places = Places(rotary, local_rotary, m.window, segments, key_segments, index, slots, row, **asked)
+        places = Places(rotary, local_rotary, m.window, segments, key_segments, index, slots, row, share)
         return places, positions
 
     def places_of(self, places, layer):
@@ -172,7 +171,7 @@ class Network(nn.Module):
             rotary = tuple(jnp.where(local, *pair) for pair in zip(places.local_rotary, rotary, strict=True))
         return places._replace(rotary=rotary, window=jnp.where(local, m.window, jnp.iinfo(jnp.int32).max))
 
-    def layers(self, x_BTD, places, key, cache, adapter_dropout=0.0, share=None):
+    def layers(self, x_BTD, places, key, cache, adapter_dropout=0.0):
         """All blocks: a straight line where `unroll` holds them all, else a scan over each segment of the stack."""
         m = self.model
         block = Block(m, parent=None)
@@ -193,7 +192,7 @@ class Network(nn.Module):
             params = self.variables['params']
             names = tree.segments(params)
             stacks = [params[name] for name in names]
-        fetch = share and share.fetch
+        fetch = places.share.fetch
         sizes = [jax.tree.leaves(stack)[0].shape[0] for stack in stacks]
         if sum(sizes) != m.num_layers:
             raise ValueError(f'the parameters hold {sum(sizes)} layers, but model.num_layers={m.num_layers}')
@@ -215,7 +214,7 @@ class Network(nn.Module):
                 return layer
             policies = jax.checkpoint_policies
             kept = {'dots': policies.dots_with_no_batch_dims_saveable, 'full': policies.nothing_saveable}
-            policy = kept[m.remat] if m.remat != 'none' else share.kept
+            policy = kept[m.remat] if m.remat != 'none' else places.share.kept
             known = (2,) if straight else ()  # the layer's number, which may decide what it sees
             return jax.checkpoint(layer, policy=policy, prevent_cse=straight, static_argnums=known)
 
