@@ -246,7 +246,8 @@ def slurm_jobs(folder: pathlib.Path, signalled: tuple[int, ...] = (5, 120), hurt
             found = ended(job)
             trials.append({'what': 'signal', 'step': step, **found, 'same': same(f'asked{step}')})
         if hurt:
-            # SLURM looks once a minute: the signal comes 60 to 120 s before the limit of two minutes, so the steps take longer.
+            # SLURM looks once a minute: the signal comes 60 to 120 s before the limit of two minutes, and the steps
+            # take longer than that.
             steps = 12 * STEPS
             for name in ('limited', 'limited-again'):
                 found = ended(submit(name, '--save_seconds=60', limit='2', steps=steps))

@@ -29,7 +29,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
 
     Args:
       source: 'python', 'tfds:NAME', or a file, directory or glob; relative paths start at `root`.
-      directory: where TFDS datasets are prepared.
+      directory: data.cache, where TFDS datasets are prepared; no other source may lie in it.
       text_field: the column of jsonl, parquet and TFDS rows; document: 'file' | 'line' | 'paragraph', of .txt.
 
     Raises FileNotFoundError where nothing is there, ValueError where it cannot be text; both say what to do.
@@ -42,6 +42,12 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
     if document not in TXT:
         raise ValueError(f'data.document is {document!r}; it is one of {", ".join(map(repr, TXT))}')
     files = _find(source, root)
+    cached = [file for file in files if file.resolve().is_relative_to(directory.resolve())]
+    if cached:
+        raise ValueError(
+            f'{cached[0]} lies in data.cache={str(directory)!r}, where what was made of texts is kept, and '
+            f'data.source={source!r} would read it as text: put data.cache outside of data.source'
+        )
 
     def documents() -> Iterator[Document]:
         for path in files:

@@ -23,7 +23,7 @@ def test_settled_files_are_not_read_again_and_changed_ones_are(tmp_path, monkeyp
     reads = []
 
     def content():
-        source = open_source(str(path), '', None, 'text', 'file')
+        source = open_source(str(path), '', tmp_path / 'cache', 'text', 'file')
 
         def documents():
             reads.append(1)
@@ -43,7 +43,7 @@ def test_settled_files_are_not_read_again_and_changed_ones_are(tmp_path, monkeyp
 def test_files_written_just_now_are_read_every_time(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_text('one')
-    source = open_source(str(path), '', None, 'text', 'file')
+    source = open_source(str(path), '', tmp_path / 'cache', 'text', 'file')
     contents.content_of(source, [], RULE, tmp_path / 'cache')
     assert time.time() - os.stat(path).st_ctime > contents.SETTLED or not (tmp_path / 'cache').exists()
 
@@ -59,7 +59,7 @@ def test_text_of_nothing_but_blanks_is_refused(text, tmp_path, settings):
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_text('one\ntwo\n')
-    source = open_source(str(path), '', None, 'text', 'line')
+    source = open_source(str(path), '', tmp_path / 'cache', 'text', 'line')
 
     def growing():
         for document in source.documents():
@@ -76,7 +76,7 @@ def divided(tmp_path, texts, **rule):
     rule = RULE | rule
     path = tmp_path / 'a.txt'
     path.write_text('\n'.join(texts))
-    source = open_source(str(path), '', None, 'text', 'line')
+    source = open_source(str(path), '', tmp_path / 'cache', 'text', 'line')
     content = contents.content_of(source, [], rule, tmp_path / 'cache')
     splits = {name: [] for name in contents.SPLITS}
     for name, text in contents.divide(source, content, rule):
@@ -135,7 +135,7 @@ def test_a_large_corpus_is_sampled_the_same_every_time(tmp_path, monkeypatch):
     monkeypatch.setattr(contents, 'LEARNED_FROM', 3000)
     path = tmp_path / 'a.txt'
     path.write_text('\n'.join(f'line {number}' for number in range(2000)))
-    source = open_source(str(path), '', None, 'text', 'line')
+    source = open_source(str(path), '', tmp_path / 'cache', 'text', 'line')
     pairs = [(source, contents.content_of(source, [], RULE, tmp_path / 'cache'))]
     sample = list(contents.sample(pairs, RULE))
     assert sample == list(contents.sample(pairs, RULE))

@@ -3,6 +3,7 @@ import json
 import os
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from lmtrain.data import source as source_file
 from lmtrain.data.source import open_source
 
+CACHE = Path('of', 'these', 'tests')  # of config.data: nothing is read from it
+
 
 def read(path, text_field='text', document='file', root=''):
-    return [each.text for each in open_source(str(path), root, None, text_field, document).documents()]
+    return [each.text for each in open_source(str(path), root, CACHE, text_field, document).documents()]
 
 
 def rows(*texts):
@@ -108,6 +111,15 @@ def test_one_file_twice(tmp_path):
     (tmp_path / 'b.txt').symlink_to(tmp_path / 'a.txt')
     with pytest.raises(ValueError, match=r'b\.txt and .*a\.txt are one file'):
         read(tmp_path / '*.txt')
+
+
+@pytest.mark.parametrize('asked', ['', '**/*.txt'])
+def test_what_is_cached_is_no_text(tmp_path, asked):
+    (tmp_path / 'kept').mkdir()
+    for name in ('a.txt', 'kept/b.txt'):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(ValueError, match=r'kept/b\.txt lies in data\.cache=.*: put data\.cache outside'):
+        open_source(asked or '.', str(tmp_path), tmp_path / 'kept', 'text', 'file')
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
