@@ -36,30 +36,33 @@ class Candidate(NamedTuple):
 
 
 def candidates(config, target: Target) -> list[Candidate]:
-    """All that fit by arithmetic, the fastest first; of equal ones that whose parts add up to less."""
-    found = [
-        one
-        for tensor, data in itertools.product(TENSOR, DATA)
-        if target.chips % (tensor * data) == 0
-        for one in _on_mesh(config, target, (data, target.chips // tensor // data, tensor))
-    ]
+    """All that fit by arithmetic, the fastest first; of equal ones that whose parts add up to less.
+
+    Raises ValueError where no mesh can be planned at all.
+    """
+    sizes = [(data, tensor) for data in DATA for tensor in TENSOR if target.chips % (tensor * data) == 0]
+    found, refused = [], []
+    for data, tensor in sizes:
+        try:
+            found += _on_mesh(config, target, (data, target.chips // tensor // data, tensor))
+        except ValueError as error:  # a mesh that does not divide the model is no candidate
+            refused.append(error)
+    if len(refused) == len(sizes):
+        raise refused[0]
     return sorted(found, key=lambda one: (-one.speed, sum(one.bound) / one.batch_size))
 
 
 def _on_mesh(config, target: Target, mesh: tuple[int, int, int]) -> Iterator[Candidate]:
-    """The candidates of one mesh; none where the model does not divide over it."""
+    """The candidates of one mesh. Raises ValueError where the model does not divide over it."""
     groups = mesh[0] * mesh[1]
     first = Candidate(mesh, config.model.remat, groups, 0.0, 0, None)
-    try:
-        with forecast.planned(first.of(config), target) as run:
-            for remat, rows in itertools.product(REMAT, ROWS):
-                one = _changed(run, remat, rows * groups)
-                memory = one.memory()['total']
-                if memory <= ROOM * target.chip.memory:
-                    bound = forecast.bound(one, target, traffic.minimum(one))
-                    yield Candidate(mesh, remat, rows * groups, one.tokens_per_step / max(bound), memory, bound)
-    except ValueError:  # what cannot be divided so is no candidate
-        return
+    with forecast.planned(first.of(config), target) as run:
+        for remat, rows in itertools.product(REMAT, ROWS):
+            one = _changed(run, remat, rows * groups)
+            memory = one.memory()['total']
+            if memory <= ROOM * target.chip.memory:
+                bound = forecast.bound(one, target, traffic.minimum(one))
+                yield Candidate(mesh, remat, rows * groups, one.tokens_per_step / max(bound), memory, bound)
 
 
 def _changed(run: Run, remat: str, batch_size: int) -> Run:

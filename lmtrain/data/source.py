@@ -29,7 +29,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
 
     Args:
       source: 'python', 'tfds:NAME', or a file, directory or glob; relative paths start at `root`.
-      directory: data.cache, where TFDS datasets are prepared; no other source may lie in it.
+      directory: data.cache, where TFDS datasets are prepared; no other directory or glob may reach into it.
       text_field: the column of jsonl, parquet and TFDS rows; document: 'file' | 'line' | 'paragraph', of .txt.
 
     Raises FileNotFoundError where nothing is there, ValueError where it cannot be text; both say what to do.
@@ -41,13 +41,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
         return _tfds_source(source, _prepare_tfds(source.removeprefix('tfds:'), directory / 'tfds'), text_field)
     if document not in TXT:
         raise ValueError(f'data.document is {document!r}; it is one of {", ".join(map(repr, TXT))}')
-    files = _find(source, root)
-    cached = [file for file in files if file.resolve().is_relative_to(directory.resolve())]
-    if cached:
-        raise ValueError(
-            f'{cached[0]} lies in data.cache={str(directory)!r}, where what was made of texts is kept, and '
-            f'data.source={source!r} would read it as text: put data.cache outside of data.source'
-        )
+    files = _find(source, root, directory)
 
     def documents() -> Iterator[Document]:
         for path in files:
@@ -60,7 +54,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
 # --- finding files
 
 
-def _find(source: str, root: str) -> tuple[Path, ...]:
+def _find(source: str, root: str, cache: Path) -> tuple[Path, ...]:
     if not source.strip():
         raise ValueError(f"data.source is {source!r}; it is 'python', 'tfds:NAME', or a file, directory or glob")
     path = Path(root).expanduser() / Path(source).expanduser()
@@ -86,6 +80,11 @@ def _find(source: str, root: str) -> tuple[Path, ...]:
     seen: dict[Path, Path] = {}
     for file in found:
         _reader(file)
+        if file != path and file.resolve().is_relative_to(cache.resolve()):  # one that is named is meant
+            raise ValueError(
+                f'{file} lies in data.cache={str(cache)!r}, where what was made of texts is kept, and '
+                f'data.source={source!r} would read it as text: put data.cache outside of data.source'
+            )
         if file.is_symlink() and not file.exists():
             raise FileNotFoundError(f'{file} is a link to {os.readlink(file)}, which does not exist')
         if not stat.S_ISREG(file.stat().st_mode):

@@ -64,6 +64,7 @@ def test_a_search_ranks_what_fits(capsys):
         (['--hours=1', '--target=cpu:8'], 'not known'),
         (['--hours=1'], '--target is missing'),
         (['--config=tiny', '--target=cpu:8', '--search'], '--search'),
+        (['--config=tiny', '--target=h100:8', '--search', '--config.model.vocab_size=7'], 'set model.vocab_size'),
         (['--config=tiny', '--target=cpu:8', '--config.mesh.fsdp=3'], 'mesh'),
     ],
 )
