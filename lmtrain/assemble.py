@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from lmtrain import adapt, capacity, cost, data, optim, sample, sharding, sweep, tree
+from lmtrain import adapt, capacity, cost, data, optim, parallel, sample, sharding, sweep, tree
 from lmtrain.base import Base, open_base, settings
 from lmtrain.models import Transformer
 from lmtrain.objectives import classify, span, tag, tokens
@@ -33,6 +33,8 @@ def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
     capacity.check_sizes(model, config.data.batch_size // jax.process_count(), config.data.seq_len)
     _check_task(config)
     _check_mesh(config, mesh)
+    if model.attention not in ('auto', 'xla') and (why := parallel.obstacle(model.attention, config, model, mesh)):
+        raise ValueError(f"model.attention='{model.attention}' {why}; choose model.attention='auto' or 'xla'")
     run = Run(config=config, mesh=mesh, model=model, tx=tx, schedule=schedule, base=base)
     # A large text takes long to cut into tokens: where nothing of it is needed, the rest is checked first.
     early = config.task.name == 'text' and not config.adapt.prompt.text

@@ -269,11 +269,14 @@ def bytes_here(leaves) -> int:
     return total
 
 
-def memory(trainable: tree.Params, frozen: tree.Params, opt_state, model, rows: int, seq_len: int) -> dict[str, int]:
+def memory(
+    trainable: tree.Params, frozen: tree.Params, opt_state, model, rows: int, seq_len: int, fused: bool = False
+) -> dict[str, int]:
     """Bytes on one device: {'parameters', 'gradients', 'moments', 'activations', 'total'}.
 
     Exact, from shapes and shardings, but for the activations, which are an estimate: what the layers keep for the
-    backward pass of `rows` rows (of one micro-batch, on one device) and one chunk of logits. A compiler may keep more:
+    backward pass of `rows` rows (of one micro-batch, on one device) and one chunk of logits. A kernel of attention
+    (`fused`) keeps no weights of it. A compiler may keep more:
     on CPU 0.8 to 1.6 times as much was seen, and up to 3 times with remat in a straight line of layers.
     """
     m, tokens = model, rows * seq_len
@@ -281,7 +284,7 @@ def memory(trainable: tree.Params, frozen: tree.Params, opt_state, model, rows: 
     itemsize = 2 if m.dtype in ('bfloat16', 'float16') else 4
     heads, kv_heads = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
     products = 2 * heads + 2 * kv_heads + m.mlp_dim * (2 if m.activation in ('swiglu', 'geglu') else 1) + m.width
-    weights = m.num_heads * keys_per_query(m, seq_len, 128)  # attention's, where no kernel spares them
+    weights = 0 if fused else m.num_heads * keys_per_query(m, seq_len, 128)
     # The stream between layers; with dots the products; else norms' outputs and the activation's input too.
     kept = {'full': m.width, 'dots': m.width + products, 'none': 4 * m.width + products + 2 * m.mlp_dim + 2 * weights}[
         m.remat

@@ -120,7 +120,7 @@ def heading(run: Run, target: Target, found: Compiled) -> str:
         ('  machine', f'{target.name}, {target.chips} devices: {axes}'),
     ]
     where = "the TPU's compiler" if target.topology else f'the CPU compiler, {target.chips} simulated devices'
-    rows.append(('  compiled', f'{where}; attention {_attention(run)}'))
+    rows.append(('  compiled', f'{where}; attention {run.attention!r}'))
     if found.too_large:
         verdict = f'no: {found.too_large}'
     elif target.topology:
@@ -134,10 +134,6 @@ def heading(run: Run, target: Target, found: Compiled) -> str:
         verdict = f'{_bytes(found.total)} a device, {_bytes(found.total * target.chips)} of this machine in all'
     rows.append(('  fits', verdict))
     return '\n'.join(['the plan', *display.table(rows)])
-
-
-def _attention(run: Run) -> str:
-    return "'xla'" if run.config.model.attention == 'auto' else repr(run.config.model.attention)
 
 
 def _bytes(size: float) -> str:
@@ -163,7 +159,8 @@ def products(run: Run, found: Compiled) -> str:
     """FLOPs of a step on each device."""
     planned = run.flops_per_step.executed / run.mesh.size
     figures = f'  {display.unit(planned, "FLOP")} by arithmetic, {display.unit(found.flops, "FLOP")} compiled'
-    return f'products of a step, on each device\n{figures}, {found.flops / planned:.3f} of it'
+    apart = '' if run.attention == 'xla' else f", without those of attention's kernel ({run.attention})"
+    return f'products of a step, on each device\n{figures}, {found.flops / planned:.3f} of it{apart}'
 
 
 def exchanges(run: Run, found: Compiled) -> str:

@@ -36,6 +36,8 @@ def over(mesh: Mesh, specs: dict[str, P], dtype: str, function):
     Returns:
       (params, batch, key) -> (gradients lying as the parameters do, sums) on global arrays.
     """
+    if mesh.size == 1:
+        return lambda params, batch, key: function(params, batch, key, Share(kernel=sharding.kernel(mesh)))
     nested = mesh.shape['tensor'] > 1
 
     def laid(leaves, axes):
@@ -114,6 +116,11 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
             check_vma=False,
         )(x, kernels)
 
+    def on_heads(function):
+        heads = P(None, None, 'tensor')
+        at = {'in_specs': (heads, heads, heads, P(), P()), 'out_specs': heads}
+        return jax.shard_map(function, **at, axis_names={'tensor'}, check_vma=False)
+
     cut = mesh.shape['sequence'] > 1
     return Share(
         fetch=fetch if mesh.shape['fsdp'] > 1 or nested else None,
@@ -122,7 +129,21 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
         everywhere=everywhere if cut else None,
         columns=columns if nested else None,
         pinned=(lambda x: jax.lax.with_sharding_constraint(x, P())) if nested else None,
+        kernel='' if cut else sharding.kernel(mesh),
+        on_heads=on_heads if nested else None,
     )
+
+
+def obstacle(kernel: str, config, model, mesh) -> str:
+    """Why a step cannot attend by a kernel, in words; '' where it can."""
+    if sharding.kernel(mesh) != kernel:
+        platform = next(platform for platform, name in sharding.KERNELS.items() if name == kernel)
+        return f'needs a {platform.upper()}, and the mesh has {mesh.devices.flat[0].device_kind}'
+    if mesh.shape['sequence'] > 1:
+        return f'reads no keys of other devices, and mesh.sequence = {mesh.shape["sequence"]}'
+    if config.adapt.method == 'prefix':
+        return "takes no prefix, and adapt.method = 'prefix'"
+    return model.obstacle(kernel, config.data.seq_len)
 
 
 def kept(primitive, *_: Any, axis_name: Any = (), jaxpr: Any = None, **__: Any) -> bool:

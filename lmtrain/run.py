@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmtrain import adapt, cost, data, display, sharding, state, step, sweep, tree
+from lmtrain import adapt, cost, data, display, parallel, sharding, state, step, sweep, tree
 from lmtrain.base import Base
 from lmtrain.models import Transformer
 
@@ -50,6 +50,15 @@ class Run(NamedTuple):
         return {'bits_per_byte': values['nats'] / math.log(2) * split.num_tokens / split.num_bytes} if text else {}
 
     @property
+    def attention(self) -> str:
+        """What attends in a step, 'xla' or a kernel of the devices."""
+        kernel, wanted = sharding.kernel(self.mesh), self.model.attention
+        takes = (
+            kernel and wanted in ('auto', kernel) and not parallel.obstacle(kernel, self.config, self.model, self.mesh)
+        )
+        return kernel if takes else 'xla'
+
+    @property
     def peak(self) -> float | None:
         """FLOP/s of all devices together; None where a device is not known."""
         one = cost.peak_flops(self.mesh.devices.flat[0].device_kind, self.config.model.dtype)
@@ -68,7 +77,8 @@ class Run(NamedTuple):
         """Bytes on one device, by parts, as `cost.memory` gives them."""
         config, shapes, replicas = self.config, self.shapes, self.mesh.shape['data'] * self.mesh.shape['fsdp']
         rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.members), 1)
-        return cost.memory(shapes.trainable, shapes.frozen, shapes.opt_state, self.model, rows, config.data.seq_len)
+        state = shapes.trainable, shapes.frozen, shapes.opt_state
+        return cost.memory(*state, self.model, rows, config.data.seq_len, fused=self.attention != 'xla')
 
     def planned(self) -> dict[str, float]:
         """What was known before: 'peak_memory' of a device in bytes, and where they are, 'steps', 'tokens', 'seconds'.

@@ -1,6 +1,7 @@
 """Batch sizes, remat policies and meshes of a run on a target, ranked by arithmetic; the compiler judges the best."""
 
 import itertools
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -87,6 +88,7 @@ def page(config, target: Target) -> str:
     for number, one in enumerate(ranked[: 2 * COMPILED], 1):
         told = ('', '')
         if number <= COMPILED and target.topology:
+            print(f'compiling {number} of {min(COMPILED, len(ranked))} ...', file=sys.stderr, flush=True)
             with forecast.planned(one.of(config), target) as run:
                 found = forecast.compiled(run)
             fits = not found.too_large and found.total <= target.chip.memory

@@ -27,6 +27,7 @@ RULES = (
     ('layers[^/]*/(attention/output|mlp/down)/lora_a', (None, 'tensor', None)),
     ('layers[^/]*/(attention/output|mlp/down)/lora_b', (None, None, 'fsdp')),
 )
+KERNELS = {'gpu': 'cudnn', 'tpu': 'splash'}  # fused attention by platform, of models.attend.KERNELS
 LOST = 0.02  # share of the parameters' bytes that may lie whole on every device of a mesh that divides them
 FREE = 2**20  # bytes that may in any case
 
@@ -69,6 +70,11 @@ def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh
     ]
     # Auto axes: an embedding sharded by fsdp cannot be gathered under explicit ones.
     return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def kernel(mesh: Mesh) -> str:
+    """The fused attention that the mesh's devices have; '' where they have none."""
+    return KERNELS.get(mesh.devices.flat[0].platform, '')
 
 
 def path_of(key_path) -> str:

@@ -58,7 +58,8 @@ def make_train_step(
       accumulate: micro-batches; the gradient is that of the whole batch whatever the masks.
       trainable: tree of what learns (arrays or shapes), for its paths.
       adapter_dropout: share of its input that a low-rank path loses in training.
-      mesh, specs: the mesh, and {path: PartitionSpec} of all parameters; without them nothing is divided by hand.
+      mesh, specs: the mesh, and {path: PartitionSpec} of all parameters; without them nothing is divided by hand, and
+        attention has no kernel.
 
     Returns:
       step(state, batch, progress float32 scalar in [0, 1]). Where the loss, the gradient or the update is not finite
@@ -87,7 +88,7 @@ def make_train_step(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, micro_batches)[0]
 
-    if mesh is not None and mesh.size > 1:
+    if mesh is not None:
         gradient = parallel.over(mesh, specs, model.dtype, gradient)
 
     def step(state: TrainState, batch, progress):
@@ -142,6 +143,6 @@ def make_eval_step(model, objective, token_bytes, mesh=None, specs=None):
         spelled = jnp.sum(token_bytes[batch['targets']] * batch['loss_mask'])
         return None, values | {'targets': weight, 'bytes': spelled}
 
-    if mesh is not None and mesh.size > 1:
+    if mesh is not None:
         total = parallel.over(mesh, specs, model.dtype, total)
     return lambda params, batch: total((params,), batch, None)[1]

@@ -91,3 +91,14 @@ def test_models_and_objectives_know_no_device_and_no_adapter():
         for path in (ROOT / 'lmtrain' / folder).rglob('*.py'):
             names = imports(path)
             assert not {n for n in names if n.startswith(('jax.sharding', 'lmtrain.sharding', 'lmtrain.adapt'))}, path
+
+
+def test_models_adaptation_and_objectives_ask_for_no_device():
+    asking = {'default_backend', 'devices', 'local_devices', 'device_count', 'local_device_count', 'platform'}
+    asking |= {'process_index', 'process_count', 'platform_dependent', 'device_put', 'sharding', 'shard_map', 'Mesh'}
+    asking |= {'with_sharding_constraint', 'all_gather', 'psum', 'psum_scatter', 'axis_index', 'device_kind'}
+    for folder in ('models', 'adapt', 'objectives'):
+        for path in (ROOT / 'lmtrain' / folder).rglob('*.py'):
+            tokens = ast.walk(ast.parse(path.read_text()))
+            names = {getattr(node, 'attr', getattr(node, 'id', '')) for node in tokens}
+            assert not names & asking, path

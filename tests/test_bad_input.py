@@ -173,6 +173,7 @@ TRAIN = [
     ('row over learned positions', 'model.max_len=16 model.positions=learned', {}, ['32', 'model.max_len=16']),
     ('unknown activation', 'model.activation=swish', {}, ["model.activation='swish'", "nearest is 'swiglu'"]),
     ('cudnn on a CPU', 'model.attention=cudnn', {}, ["attention='cudnn' needs a GPU", "'auto'"]),
+    ('splash on a CPU', 'model.attention=splash', {}, ["attention='splash' needs a TPU", "'auto'"]),
     ('hidden from a causal model', 'data.corrupt=0.2', {}, ['data.corrupt = 0.2', 'model.causal = True']),
     ('encoder with nothing hidden', 'model.causal=false', {}, ['data.corrupt = 0.0', 'model.causal = False']),
     (

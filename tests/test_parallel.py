@@ -1,5 +1,6 @@
 """A step over many devices is the step over one, whatever the mesh, and its exchanges are few and written down."""
 
+import functools
 import math
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from configs import tiny
 from lmtrain import sharding, traffic
 from lmtrain.assemble import assemble
+from lmtrain.models import attend
 
 LLAMA = {'model.num_heads': 8, 'model.num_kv_heads': 8, 'model.head_dim': 8, 'model.vocab_size': 384, 'budget.steps': 4}
 BERT = LLAMA | {'data.corrupt': 0.15, 'model.causal': False, 'model.bias': True, 'model.norm': 'layernorm'}
@@ -53,6 +55,47 @@ def test_a_step_over_eight_devices_is_that_over_one(text, meshes, more):
     for mesh in meshes:
         found = losses(run_of(text, mesh, more))
         np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-5, err_msg=str(mesh))
+
+
+@pytest.mark.parametrize('mesh', [(1, 1, 1, 1), (2, 2, 2, 1), (1, 8, 1, 1)], ids=lambda x: 'x'.join(map(str, x)))
+@pytest.mark.parametrize('more', [{}, MICRO], ids=['straight', 'micro-batches'])
+def test_a_kernel_of_attention_runs_on_the_heads_that_are_here(text, mesh, more, monkeypatch):
+    """The TPU's, interpreted."""
+    more = {'data.seq_len': 128} | more
+    expected = losses(run_of(text, (1, 1, 1, 1), more))
+    interpreted = functools.partial(attend.splash, interpret=True)
+    shapes = []
+
+    def splash(query, *operands, **options):
+        shapes.append(query.shape)
+        return interpreted(query, *operands, **options)
+
+    monkeypatch.setitem(attend.KERNELS, 'splash', splash)
+    monkeypatch.setitem(sharding.KERNELS, 'cpu', 'splash')
+    run = run_of(text, mesh, more)
+    assert run.attention == 'splash'
+    np.testing.assert_allclose(np.hstack(losses(run)), np.hstack(expected), rtol=1e-5)
+    rows = run.config.data.batch_size // run.config.optimizer.accumulate // mesh[0] // mesh[1]
+    assert (rows, 128, 8 // mesh[2], 8) in shapes
+
+
+def test_what_keeps_a_step_from_a_kernel(text, monkeypatch):
+    assert run_of(text, (2, 2, 2, 1), {}).attention == 'xla'  # the CPU has none
+    monkeypatch.setitem(sharding.KERNELS, 'cpu', 'splash')
+    whole = {'data.seq_len': 128}
+    plain, fused = (run_of(text, (2, 2, 2, 1), whole | {'model.attention': name}) for name in ('xla', 'splash'))
+    assert (plain.attention, fused.attention) == ('xla', 'splash')
+    assert fused.memory()['activations'] < plain.memory()['activations']
+    sequence = (2, 2, 1, 2)
+    assert run_of(text, sequence, whole).attention == 'xla'
+    with pytest.raises(ValueError, match="attention='splash' reads no keys of other devices, and mesh.sequence = 2"):
+        run_of(text, sequence, whole | {'model.attention': 'splash'})
+    with pytest.raises(ValueError, match="attention='splash' takes no prefix"):
+        run_of(text, (2, 2, 2, 1), whole | {'model.attention': 'splash', 'adapt.method': 'prefix'})
+    with pytest.raises(ValueError, match="attention='splash' needs a length that 128 divides, not 32"):
+        run_of(text, (2, 2, 2, 1), {'data.seq_len': 32, 'model.attention': 'splash'})
+    with pytest.raises(ValueError, match="attention='cudnn' needs a GPU, and the mesh has cpu; choose"):
+        run_of(text, (2, 2, 2, 1), {'model.attention': 'cudnn'})
 
 
 @pytest.mark.parametrize('more', [{'model.unroll': 1}, MICRO, LORA], ids=['scan', 'micro-batches', 'lora'])

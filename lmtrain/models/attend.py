@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from lmtrain.models.share import ALL, Share
+
 BLOCK = 128  # queries a causal block holds on the XLA path
 
 
@@ -40,6 +42,7 @@ def attend(
     softcap: float = 0.0,
     backend: str = 'auto',
     prefix: int = 0,
+    share: Share = ALL,
 ):
     """softmax(query . key / sqrt(K)) . value over the keys a query sees, in the dtype of `query`; [B, T, H, K].
 
@@ -52,53 +55,37 @@ def attend(
       query_index: int32 [B, T]; None where T == S and every query stands at its own index.
       softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118); 0 is off.
       prefix: of the keys, so many stand before index 0 and the segments: every query sees them.
-      backend: 'xla' | 'cudnn' | 'splash', or 'auto' for the fastest that the platform and the shapes allow.
+      backend: 'xla' | 'cudnn' | 'splash', or 'auto': the kernel that `share` offers, where it takes these arguments.
+      share: without a kernel in it all is 'xla'.
 
-    Raises ValueError where `backend` is named and cannot take these arguments.
+    Raises ValueError where `backend` is named, offered, and cannot take these arguments.
     """
-    operands = query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_index
+    operands = query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments
     options = {'causal': causal, 'window': window, 'softcap': softcap}
-    if prefix:
-        if backend not in ('auto', 'xla'):
-            raise ValueError(f"attention='{backend}' takes no prefix; choose attention='auto' or 'xla'")
-        return xla(*operands, **options, prefix=prefix)
-    if backend == 'auto':
-        kernels = {'gpu': ('cuda', 'cudnn'), 'tpu': ('tpu', 'splash')}
-        platform, name = kernels.get(jax.default_backend(), ('cpu', 'xla'))
-        if name == 'xla' or obstacle(name, *operands, **options):
-            return xla(*operands, **options)
-        # The checkpoint leaves the branch that is not taken without residuals of its own.
-        return jax.lax.platform_dependent(
-            *operands,
-            **{platform: lambda *operands: BACKENDS[name](*operands, **options)},
-            default=jax.checkpoint(lambda *operands: xla(*operands, **options)),
-        )
-    if why := obstacle(backend, *operands, **options):
-        raise ValueError(f"attention='{backend}' {why}; choose attention='auto' or 'xla'")
-    return BACKENDS[backend](*operands, **options)
+    if share.kernel and backend in ('auto', share.kernel) and not prefix:
+        T, K = query_BTHK.shape[1], query_BTHK.shape[3]
+        about = {'head_dim': K, 'dtype': query_BTHK.dtype, 'window': window, 'softcap': softcap}
+        why = 'takes no cache' if query_index is not None else obstacle(share.kernel, T, **about)
+        if not why:
+            function = functools.partial(KERNELS[share.kernel], **options)
+            return (share.on_heads(function) if share.on_heads else function)(*operands)
+        if backend != 'auto':
+            raise ValueError(f"attention='{backend}' {why}; choose attention='auto' or 'xla'")
+    return xla(*operands, query_index, **options, prefix=prefix)
 
 
-def obstacle(backend, query_BTHK, *operands, window, softcap, **options) -> str:
-    """Why a backend cannot take these arguments, in words; '' where it can."""
-    T, K = query_BTHK.shape[1], query_BTHK.shape[3]
-    *_, query_index = operands
-    if backend == 'xla':
-        return ''
-    if query_index is not None:
-        return 'takes no cache'
+def obstacle(kernel: str, length: int, *, head_dim: int, dtype, window, softcap: float) -> str:
+    """Why a kernel cannot take rows of `length` positions, in words; '' where it can."""
     if not isinstance(window, int):
         return 'needs a window that is known when it is compiled (model.unroll must hold all layers)'
-    if backend == 'splash' and jax.default_backend() == 'tpu' and jax.device_count() > 1:
-        return 'is a kernel for one device, which the compiler cannot divide over several'
-    if backend == 'splash':
-        return '' if T % 128 == 0 else f'needs a length that 128 divides, not {T}'
-    if jax.default_backend() != 'gpu':
-        return f'needs a GPU, and this process has {jax.default_backend()}'
-    if query_BTHK.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"needs dtype 'bfloat16' or 'float16', not '{query_BTHK.dtype}'"
+    if kernel == 'splash':
+        return '' if length % 128 == 0 else f'needs a length that 128 divides, not {length}'
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"needs dtype 'bfloat16' or 'float16', not '{dtype}'"
     if softcap:
         return 'knows no softcap'
-    return '' if K % 8 == 0 and K <= 128 else f'needs heads of at most 128 and a multiple of 8, not {K}'
+    fits = head_dim % 8 == 0 and head_dim <= 128
+    return '' if fits else f'needs heads of at most 128 and a multiple of 8, not {head_dim}'
 
 
 def visible(query_index, key_index, query_segments, key_segments, *, causal: bool, window: int):
@@ -176,7 +163,7 @@ def xla(
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
-def cudnn(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_index, *, causal, window, softcap):
+def cudnn(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, *, causal, window, softcap):
     """cuDNN's fused attention. Segments become a mask, which it reads as a bias."""
     mask = None
     if query_segments is not None:
@@ -192,8 +179,11 @@ def cudnn(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_
     )
 
 
-def splash(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_index, *, causal, window, softcap):
-    """The splash kernel of jax.experimental.pallas, which skips the blocks that no query sees."""
+def splash(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, *, causal, window, softcap, interpret=False):
+    """The splash kernel of jax.experimental.pallas, which skips the blocks that no query sees.
+
+    `interpret` runs it without a TPU, slowly.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
     T, H, K = query_BTHK.shape[1:]
@@ -206,11 +196,11 @@ def splash(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=softcap or None,
-        interpret=jax.default_backend() == 'cpu',
+        interpret=interpret,
     )
     segments = None if query_segments is None else kernels.SegmentIds(query_segments, key_segments)
     heads_first = (x.transpose(0, 2, 1, 3) for x in (query_BTHK * K**-0.5, key_BSGK, value_BSGK))
     return jax.vmap(kernel)(*heads_first, segments).transpose(0, 2, 1, 3)
 
 
-BACKENDS = {'xla': xla, 'cudnn': cudnn, 'splash': splash}
+KERNELS = {'cudnn': cudnn, 'splash': splash}

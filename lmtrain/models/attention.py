@@ -23,7 +23,7 @@ class Places(NamedTuple):
       query_index: int32 [B, T], the key index at which a query stands; None: its own index in the row.
       slots: int32 [B, T], the cache slots that the tokens fill (out of range: none); None without a cache.
       row: int32 [B], global rows of the batch (dropout).
-      share: what brings the keys of other positions, and multiplies by kernels that lie in pieces.
+      share: what brings the keys of other positions, multiplies by kernels that lie in pieces, and offers a fused one.
     """
 
     rotary: Any
@@ -108,6 +108,7 @@ class Attention(nn.Module):
             softcap=m.attention_softcap,
             backend=m.attention,
             prefix=0 if prefix is None else prefix.shape[0],
+            share=places.share,
         )
         out_BTD = out_BTHK.reshape(*x_BTD.shape[:2], m.num_heads * m.head_dim)
         return Linear(m.width, m.has_bias('output'), self.output_stddev, name='output')(out_BTD, drop), cache

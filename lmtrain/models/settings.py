@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from lmtrain.models.attend import BACKENDS
+from lmtrain.models.attend import KERNELS, obstacle
 from lmtrain.models.layers import GATED, PLAIN
 from lmtrain.models.rotary import check_scaling
 
@@ -16,7 +16,7 @@ CHOICES = {
     'activation': (*GATED, *PLAIN),
     'dtype': ('float32', 'bfloat16'),
     'remat': ('none', 'dots', 'full'),
-    'attention': ('auto', *BACKENDS),
+    'attention': ('auto', 'xla', *KERNELS),
     'head': ('lm', 'classify', 'tag', 'span', 'none'),
     'head_pool': ('first', 'last', 'mean'),
     'head_activation': ('', 'tanh', *PLAIN),
@@ -91,6 +91,12 @@ class Settings:
     def local(self, layer: int) -> bool:
         """Whether a layer sees a window alone."""
         return bool(self.window) and layer not in self.global_layers
+
+    def obstacle(self, kernel: str, length: int) -> str:
+        """Why a kernel of attention cannot take rows of `length` positions, in words; '' where it can."""
+        window = None if self.global_layers and self.unroll != self.num_layers else self.window
+        about = {'head_dim': self.head_dim, 'window': window, 'softcap': self.attention_softcap}
+        return obstacle(kernel, length, dtype=self.dtype, **about)
 
     def check(self):
         """Raises ValueError where a setting is unknown, out of range or at odds with another."""

@@ -19,6 +19,9 @@ class Share(NamedTuple):
         of x is summed once over the pieces, not for each kernel. None: they are whole.
       pinned: x -> x, held to lie as the rows of the batch do and in no smaller pieces; None: it does anyway. Else a
         compiler may divide what runs between two layers, and exchange it at every product.
+      kernel: the fused attention that can be compiled here, of attend.KERNELS; '': none.
+      on_heads: (queries, keys, values [B, T, H, K], segments twice) -> [B, T, H, K] -> the same function on the heads
+        that are here, for what no compiler can divide. None: all are.
     """
 
     fetch: Callable[[str, tree.Params], tree.Params] | None = None
@@ -27,6 +30,8 @@ class Share(NamedTuple):
     everywhere: Callable[[Any], Any] | None = None
     columns: Callable[[Any, list], list] | None = None
     pinned: Callable[[Any], Any] | None = None
+    kernel: str = ''
+    on_heads: Callable[[Callable], Callable] | None = None
 
 
 ALL = Share()

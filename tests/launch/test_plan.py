@@ -82,5 +82,6 @@ def test_hours_and_money_are_flops(capsys):
 def test_the_compiler_of_a_tpu(capsys):
     if importlib.util.find_spec('libtpu') is None:
         pytest.skip('libtpu is missing (the extra `plan`)')
-    code, page = plan(capsys, '--config=tiny', '--target=v5e:2x2', '--config.mesh.data=1', '--config.mesh.fsdp=4')
-    assert code == 0 and "the TPU's compiler" in page
+    mesh = ['--config.mesh.data=1', '--config.mesh.fsdp=2', '--config.mesh.tensor=2']
+    code, page = plan(capsys, '--config=tiny', '--target=v5e:2x2', *mesh, '--config.data.seq_len=128')
+    assert code == 0 and "the TPU's compiler" in page and "attention 'splash'" in page

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lmtrain.models import attend
+from lmtrain.models.share import Share
 
 CASES = {
     'causal': {},
@@ -64,21 +65,41 @@ def test_rows_of_padding_are_finite_and_without_gradient():
         assert np.any(grad)
 
 
-def test_a_named_backend_says_what_it_cannot_do():
-    query, key, value, _ = inputs(T=12)
-    with pytest.raises(ValueError, match='cudnn.* needs a GPU'):
-        attend.attend(query, key, value, causal=True, backend='cudnn')
-    with pytest.raises(ValueError, match='splash.* 128 divides, not 12'):
-        attend.attend(query, key, value, causal=True, backend='splash')
+OBSTACLES = {
+    'length': ('splash', {'T': 12}, {}, '128 divides, not 12'),
+    'dtype': ('cudnn', {}, {}, "needs dtype 'bfloat16' or 'float16', not 'float32'"),
+    'softcap': ('cudnn', {'dtype': 'bfloat16'}, {'softcap': 2.0}, 'no softcap'),
+    'heads': ('cudnn', {'dtype': 'bfloat16', 'K': 12}, {}, 'multiple of 8, not 12'),
+    'window': ('splash', {'T': 128}, {'window': np.int32(9)}, 'window that is known'),
+    'cache': ('splash', {'T': 128}, {'query_index': np.zeros((2, 128), np.int32)}, 'no cache'),
+}
 
 
-def test_splash_equals_xla_with_gradients():
+@pytest.mark.parametrize(('kernel', 'of', 'options', 'words'), OBSTACLES.values(), ids=OBSTACLES)
+def test_a_named_kernel_says_what_it_cannot_do_and_auto_takes_xla(kernel, of, options, words):
+    query, key, value, _ = inputs(**of)
+    options |= {'causal': True, 'share': Share(kernel=kernel)}
+    with pytest.raises(ValueError, match=f"attention='{kernel}' .*{words}.*'auto' or 'xla'"):
+        attend.attend(query, key, value, **options, backend=kernel)
+    found = attend.attend(query, key, value, **options, backend='auto')
+    np.testing.assert_array_equal(found, attend.attend(query, key, value, **options, backend='xla'))
+
+
+def test_nobody_offers_a_kernel_where_nobody_says_so():
+    query, key, value, _ = inputs(T=128)
+    found = attend.attend(query, key, value, causal=True, backend='splash')
+    np.testing.assert_array_equal(found, attend.attend(query, key, value, causal=True))
+
+
+def test_splash_equals_xla_with_gradients(monkeypatch):
     """The TPU kernel, interpreted here."""
+    monkeypatch.setitem(attend.KERNELS, 'splash', functools.partial(attend.splash, interpret=True))
     query, key, value, segments = inputs(T=128)
+    options = {'causal': True, 'window': 9, 'softcap': 2.0, 'share': Share(kernel='splash')}
 
     def run(backend):
         def total(*operands):
-            out = attend.attend(*operands, segments, segments, causal=True, window=9, softcap=2.0, backend=backend)
+            out = attend.attend(*operands, segments, segments, **options, backend=backend)
             return jnp.sum(out**2)
 
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(query, key, value)
