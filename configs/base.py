@@ -85,7 +85,7 @@ def get_config():
     config.model.dtype = 'float32'  # of activations and matrix products; parameters are float32
     config.model.remat = 'none'  # kept for backward: 'none' (all) | 'dots' (matrix products) | 'full' (layer inputs)
     config.model.unroll = config.model.get_oneway_ref('num_layers')  # layers a scan iteration holds; 1 compiles fastest
-    config.model.attention = 'auto'  # 'auto' (the kernel of the devices, where it takes the rows) | 'xla' | 'cudnn' | 'splash'
+    config.model.attention = 'auto'  # 'auto' (the devices' kernel where it takes the rows) | 'xla' | 'cudnn' | 'splash'
     # What single families add (lmtrain/models/<family>.py)
     config.model.family = ''  # Hugging Face's model_type, under which the model is exported; '' is none
     config.model.biased = ()  # of 'query', 'key', 'value', 'output', 'mlp', 'norm': have a bias where bias=False
