@@ -99,14 +99,15 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
         heads = P(None, None, 'tensor') if x.ndim == 4 else P()
         return _on_pieces(lambda x: jax.lax.all_gather(x, 'sequence', axis=1, tiled=True), heads, nested)(x)
 
-    def columns(x, kernels):
+    def columns(x, kernels, dtype=None):
         pieces = [P(None, 'tensor')] * len(kernels)
         rows = x.shape[:-1]
 
         def products(x, kernels):
             # Reshaped here and not outside, where a TPU's compiler may make the whole rows of it first.
             flat = x.reshape(-1, x.shape[-1])
-            return [(flat @ kernel).reshape(*rows, -1) for kernel in kernels]
+            made = [jnp.dot(flat, kernel, preferred_element_type=dtype) for kernel in kernels]
+            return [product.reshape(*rows, -1) for product in made]
 
         return jax.shard_map(
             products,
@@ -121,6 +122,9 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
         at = {'in_specs': (heads, heads, heads, P(), P()), 'out_specs': heads}
         return jax.shard_map(function, **at, axis_names={'tensor'}, check_vma=False)
 
+    def rows(table, index):
+        return _rows(table, index, dtype)
+
     cut = mesh.shape['sequence'] > 1
     return Share(
         fetch=fetch if mesh.shape['fsdp'] > 1 or nested else None,
@@ -128,6 +132,7 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
         first=first if cut else None,
         everywhere=everywhere if cut else None,
         columns=columns if nested else None,
+        rows=rows if nested else None,
         pinned=(lambda x: jax.lax.with_sharding_constraint(x, P())) if nested else None,
         kernel='' if cut else sharding.kernel(mesh),
         on_heads=on_heads if nested else None,
@@ -155,8 +160,7 @@ def kept(primitive, *_: Any, axis_name: Any = (), jaxpr: Any = None, **__: Any) 
 
 def _gather(leaf, spec, dtype, nested: bool):
     """The leaf, whole but for `tensor`. It travels in `dtype` if that is the smaller; its gradient in its own."""
-    axis = spec.index('fsdp')
-    wire = jnp.dtype(dtype) if jnp.dtype(dtype).itemsize < leaf.dtype.itemsize else leaf.dtype
+    axis, wire = spec.index('fsdp'), _wire(dtype, leaf)
     pieces = P(*(name if name == 'tensor' else None for name in spec))
 
     def gather(x):
@@ -174,6 +178,43 @@ def _gather(leaf, spec, dtype, nested: bool):
 
     whole.defvjp(lambda x: (whole(x), None), backward)
     return whole(leaf)
+
+
+def _rows(table, index, dtype):
+    """table[index], of a table whose rows lie in pieces of `tensor`: a device gives the rows it has and zeros.
+
+    Their sum is exact in any dtype, so they travel as `_gather` has it. The gradient of a row stays where the row is.
+    """
+    wire = _wire(dtype, table)
+    pieces, on = P('tensor', None), {'axis_names': {'tensor'}, 'check_vma': False}
+
+    def places(index, count):
+        """Of the rows in the piece that is here; `count`, which is none, where a row is in another."""
+        here = index - count * jax.lax.axis_index('tensor').astype(index.dtype)
+        return jnp.where((here >= 0) & (here < count), here, count)
+
+    def read(piece, index):
+        found = piece.at[places(index, len(piece))].get(mode='fill', fill_value=0)
+        return jax.lax.psum(found.astype(wire), 'tensor')
+
+    def write(g, index):
+        piece = jnp.zeros((table.shape[0] // jax.lax.axis_size('tensor'), table.shape[1]), g.dtype)
+        return piece.at[places(index, len(piece))].add(g, mode='drop')
+
+    @jax.custom_vjp
+    def taken(table, index):
+        return jax.shard_map(read, in_specs=(pieces, P()), out_specs=P(), **on)(table, index).astype(table.dtype)
+
+    def backward(index, g):
+        return jax.shard_map(write, in_specs=(P(), P()), out_specs=pieces, **on)(g, index), None
+
+    taken.defvjp(lambda table, index: (taken(table, index), index), backward)
+    return taken(table, index)
+
+
+def _wire(dtype, leaf):
+    """What a leaf travels in: the dtype of the computation, where that is the smaller."""
+    return jnp.dtype(dtype) if jnp.dtype(dtype).itemsize < leaf.dtype.itemsize else leaf.dtype
 
 
 def _on_pieces(function, at, nested: bool):

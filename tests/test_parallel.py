@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from lmtrain import sharding, traffic
+from lmtrain import hlo, sharding, traffic
 from lmtrain.assemble import assemble
 from lmtrain.models import attend
 
@@ -113,6 +113,16 @@ def test_little_more_is_exchanged_than_the_mesh_needs(text, mesh, more, capfd):
         assert sum(found.values()) <= 1.05 * sum(least.values()), (found, least)
     assert {kind for kind, _ in found} <= {kind for kind, _ in least} | {'all-reduce'}
     assert 'rematerialization' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_in_bfloat16_both_ends_of_the_model_are_summed_in_it(text, tied):
+    """What the embedding reads, and the gradient that the head gives back: each as much as a sum of a layer."""
+    more = {'data.seq_len': 128, 'model.dtype': 'bfloat16', 'model.remat': 'full', 'model.unroll': 1}
+    run = run_of(text, (1, 2, 4, 1), more | {'model.width': 128, 'model.tied': tied})
+    (lowered,) = run.lowered().values()
+    found, least = traffic.audit(hlo.partitioned(lowered)[1], run.mesh), traffic.minimum(run)
+    assert sum(found.values()) <= 1.03 * sum(least.values()), (found, least)
 
 
 @pytest.mark.parametrize(

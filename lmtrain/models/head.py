@@ -13,19 +13,24 @@ WHOLE = 2**22  # elements of logits that are cheaper kept than computed twice
 CHUNKS = 16  # at most; a chunk then holds a 16th of the logits
 
 
-def logits(hidden, kernel_DV, bias_V=None, softcap: float = 0.0):
-    """float32 [..., V] from hidden [..., D]: hidden . kernel + bias, then capped (0 is off)."""
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    out = jnp.dot(flat, kernel_DV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+def logits(hidden, kernel_DV, bias_V=None, softcap: float = 0.0, columns=None):
+    """float32 [..., V] from hidden [..., D]: hidden . kernel + bias, then capped (0 is off).
+
+    `columns` is Share.columns or None.
+    """
+    kernel_DV = kernel_DV.astype(hidden.dtype)
+    if columns:
+        (out,) = columns(hidden, [kernel_DV], jnp.float32)
+    else:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        out = jnp.dot(flat, kernel_DV, preferred_element_type=jnp.float32).reshape(*hidden.shape[:-1], -1)
     if bias_V is not None:
-        out += bias_V[None]
-    if softcap:
-        out = softcap * jnp.tanh(out / softcap)
-    return out.reshape(*hidden.shape[:-1], -1)
+        out += jnp.expand_dims(bias_V, range(out.ndim - 1))
+    return softcap * jnp.tanh(out / softcap) if softcap else out
 
 
-def log_likelihood(hidden_BTD, targets_BT, kernel_DV, bias_V=None, softcap: float = 0.0):
-    """(logprob, log_z), float32 [B, T]: log p(target) and the log of the softmax's normaliser.
+def log_likelihood(hidden_BTD, targets_BT, kernel_DV, bias_V=None, softcap: float = 0.0, columns=None):
+    """(logprob, log_z), float32 [B, T]: log p(target) and the log of the softmax's normaliser; arguments as `logits`.
 
     Logits are made for a chunk of positions at a time and again in the backward pass, so that beyond `WHOLE` elements
     no [B, T, V] array exists. Chunks run along T and leave B alone, whose rows are spread over devices.
@@ -33,7 +38,7 @@ def log_likelihood(hidden_BTD, targets_BT, kernel_DV, bias_V=None, softcap: floa
     B, T, D = hidden_BTD.shape
 
     def chunk(hidden_BCD, targets_BC):
-        logits_BCV = logits(hidden_BCD, kernel_DV, bias_V, softcap)
+        logits_BCV = logits(hidden_BCD, kernel_DV, bias_V, softcap, columns)
         log_z = jax.nn.logsumexp(logits_BCV, axis=-1)
         return jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0] - log_z, log_z
 

@@ -91,12 +91,13 @@ class Embed(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, index=None):
+    def __call__(self, index=None, rows=None):
+        """`rows` is Share.rows or None."""
         init = nn.initializers.normal(stddev(self.width))
         table = self.param('embedding', init, (self.rows, self.width), jnp.float32)
         if index is None:
             return table
-        x, a = table[index], self.get_variable('params', 'lora_a')
+        x, a = (rows(table, index) if rows else table[index]), self.get_variable('params', 'lora_a')
         if a is None:
             return x
         b, scale = (self.get_variable('params', name) for name in ('lora_b', 'lora_scale'))

@@ -15,8 +15,10 @@ class Share(NamedTuple):
       kept: policy of jax.checkpoint under which all is kept for the backward pass but what `fetch` has brought.
       first: T -> int32 [], the index in its row of the first of the T positions here; None: the rows are whole.
       everywhere: [B, T, ...] -> [B, S, ...], the positions that are here and all others of their rows.
-      columns: (x [..., D], kernels [D, F]) -> products [..., F], of kernels whose columns lie in pieces: the gradient
-        of x is summed once over the pieces, not for each kernel. None: they are whole.
+      columns: (x [..., D], kernels [D, F], dtype or None, which is that of x) -> products [..., F] in it, of kernels
+        whose columns lie in pieces: the gradient of x is summed once over the pieces, not for each kernel, and in the
+        dtype of x. None: they are whole.
+      rows: (table [V, D], index [...]) -> table[index], of a table whose rows lie in pieces. None: it is whole.
       pinned: x -> x, held to lie as the rows of the batch do and in no smaller pieces; None: it does anyway. Else a
         compiler may divide what runs between two layers, and exchange it at every product.
       kernel: the fused attention that can be compiled here, of attend.KERNELS; '': none.
@@ -28,7 +30,8 @@ class Share(NamedTuple):
     kept: Callable[..., bool] | None = None
     first: Callable[[int], Any] | None = None
     everywhere: Callable[[Any], Any] | None = None
-    columns: Callable[[Any, list], list] | None = None
+    columns: Callable[..., list] | None = None
+    rows: Callable[[Any, Any], Any] | None = None
     pinned: Callable[[Any], Any] | None = None
     kernel: str = ''
     on_heads: Callable[[Callable], Callable] | None = None

@@ -92,7 +92,7 @@ class Network(nn.Module):
         key = self.make_rng('dropout') if train and (m.dropout or adapter_dropout) else None
 
         embed = Embed(m.vocab_size, m.width, name='embed')
-        x_BTD = embed(text['tokens'])
+        x_BTD = embed(text['tokens'], share.rows)
         x_BTD = x_BTD.astype(jnp.promote_types(x_BTD.dtype, m.dtype))  # frozen tables may be bfloat16
         if m.embed_scale != 1:
             x_BTD *= jnp.asarray(m.embed_scale, x_BTD.dtype)
@@ -117,7 +117,7 @@ class Network(nn.Module):
             x_BTD = x_BTD[:, prompt_PD.shape[0] :]
         if m.norm_place != 'post':
             x_BTD = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='final_norm')(x_BTD)
-        outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed)
+        outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed, share.columns)
         return outputs if cache is None else outputs | {'cache': cache}
 
     def places(self, batch, cache, shift, share):
@@ -240,8 +240,11 @@ class Network(nn.Module):
             cache = cache | {'key': cached[0], 'value': cached[1], 'length': cache['length'] + grown}
         return x_BTD, cache
 
-    def heads(self, x_BTD, batch, embed):
-        """'logits', and 'logprob' and 'log_z' where the batch has targets; all at the selected positions, if any."""
+    def heads(self, x_BTD, batch, embed, columns=None):
+        """'logits', and 'logprob' and 'log_z' where the batch has targets; all at the selected positions, if any.
+
+        `columns` is Share.columns or None.
+        """
         m = self.model
         hidden_BTD = x_BTD
         if 'select' in batch:
@@ -254,12 +257,11 @@ class Network(nn.Module):
         if m.mlm_head:
             x_BTD, bias_V = head.MaskedHead(m, name='mlm_head')(x_BTD)
         kernel_DV = embed().T if m.tied else head.Kernel(m, name='head')()
-        outputs = added | {'logits': head.logits(x_BTD, kernel_DV, bias_V, m.logit_softcap)}
+        options = {'bias_V': bias_V, 'softcap': m.logit_softcap, 'columns': columns}
+        outputs = added | {'logits': head.logits(x_BTD, kernel_DV, **options)}
         if 'targets' in batch:
             if batch['targets'].shape != x_BTD.shape[:2]:
                 shapes = f'{batch["targets"].shape}, but the predictions are {x_BTD.shape[:2]}'
                 raise ValueError(f'column targets is {shapes}')
-            outputs['logprob'], outputs['log_z'] = head.log_likelihood(
-                x_BTD, batch['targets'], kernel_DV, bias_V, m.logit_softcap
-            )
+            outputs['logprob'], outputs['log_z'] = head.log_likelihood(x_BTD, batch['targets'], kernel_DV, **options)
         return outputs
