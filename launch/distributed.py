@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from absl import flags
 
 HEARTBEAT = 10  # seconds after which a process that says nothing is taken for lost
+CALL = 2  # seconds that a caller of the roll call has to say who it is
 SHUTDOWN = 20  # seconds that the last processes wait for each other at the end
 
 
@@ -87,32 +89,64 @@ def start(values: flags.FlagValues) -> bool:
         raise ValueError(
             f'{missing} is missing: a process of several needs --coordinator, --num_processes, --process_id'
         )
-    wanted = {}
     if given:
         if given['process_id'] >= given['num_processes']:
             raise ValueError(
                 f'--process_id={given["process_id"]} with --num_processes={given["num_processes"]}: they count from 0'
             )
-        host, _, port = given['coordinator'].rpartition(':')
+        coordinator, count, number, devices = *(given[name] for name in names), None
+        host, _, port = coordinator.rpartition(':')
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise ValueError(f'--coordinator={given["coordinator"]!r}: expected HOST:PORT, such as 10.0.0.1:8476')
-        roll_call(host, int(port), given['num_processes'], given['process_id'], values.join_timeout)
-        wanted = {
-            'coordinator_address': given['coordinator'],
-            'num_processes': given['num_processes'],
-            'process_id': given['process_id'],
-            # Only on the network that was named, not on all that the machine has.
-            'coordinator_bind_address': given['coordinator'],
-        }
+            raise ValueError(f'--coordinator={coordinator!r}: expected HOST:PORT, such as 10.0.0.1:8476')
+    else:
+        coordinator, count, number, devices = detected(values.join_timeout)
+        host, _, port = coordinator.rpartition(':')
+    roll_call(host, int(port), count, number, values.join_timeout)
     import jax
 
+    # Its handler of SIGTERM would take the place of this house's, which agrees by itself on the step to stop at.
+    jax.config.update('jax_enable_preemption_service', False)
     jax.distributed.initialize(
-        **wanted,
+        coordinator,
+        count,
+        number,
+        local_device_ids=devices,
+        # Else JAX would still find SLURM or Open MPI around it, and leave one GPU to the process.
+        cluster_detection_method='deactivate',
+        # Only on the network that was named, not on all that the machine has.
+        coordinator_bind_address=coordinator,
         initialization_timeout=values.join_timeout,
         heartbeat_timeout_seconds=HEARTBEAT,
         shutdown_timeout_seconds=SHUTDOWN,
     )
     return True
+
+
+def detected(timeout: int) -> tuple[str, int, int, list[int] | None]:
+    """(HOST:PORT of process 0, how many processes, which one this is, its GPUs) as JAX finds them; None: all GPUs.
+
+    Raises ValueError where it finds no cluster.
+    """
+    # What jax.distributed.initialize asks too, which would go on alone, and listen on every network.
+    from jax._src import clusters
+
+    try:
+        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(*[None] * 5, timeout)
+    except RuntimeError as error:
+        raise ConnectionError(f'--distributed: {error}') from error
+    if None in found[:3]:
+        raise ValueError(
+            '--distributed: neither SLURM, Open MPI, a TPU pod nor GKE is around this process; name the others by '
+            '--coordinator, --num_processes and --process_id'
+        )
+    return *found[:3], found[3] if found[3] and shares_its_gpus(os.environ) else None
+
+
+def shares_its_gpus(environment) -> bool:
+    """Whether this process sees GPUs of other processes of its node, and takes the one of its number, as JAX has it."""
+    alone = re.fullmatch(r'1(\(x\d+\))?', environment.get('SLURM_STEP_TASKS_PER_NODE', ''))
+    alone = alone or environment.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'
+    return not alone and not {'SLURM_GPUS_PER_TASK', 'SLURM_TRES_PER_TASK'} & environment.keys()
 
 
 def roll_call(host: str, port: int, count: int, number: int, timeout: float) -> None:
@@ -166,15 +200,19 @@ def _listen(host: str, port: int, count: int, deadline: float, timeout: float) -
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 line, _ = server.accept()
-                line.settimeout(5)
-                other, its_count = json.loads(line.makefile().readline())
             except TimeoutError:
                 absent = sorted(set(range(1, count)) - lines.keys())
                 word = f'missing after {timeout:g} s: process {", ".join(map(str, absent))} of {count}'
                 end(word)
-                raise ConnectionError(f'{word}; see what their own words say, then start all again') from None
-            except (OSError, ValueError):
-                continue  # somebody else knocked
+                where = ':'.join(map(str, server.getsockname()[:2]))
+                raise ConnectionError(
+                    f'{word}, which did not come to {where}; see what their own words say, then start all again'
+                ) from None
+            caller = _caller(line)
+            if caller is None:
+                line.close()  # somebody else knocked
+                continue
+            other, its_count = caller
             if its_count != count or not 0 < other < count or other in lines:
                 what = f'process {other} of {its_count} came' + (' twice' if other in lines else '')
                 word = (
@@ -185,3 +223,14 @@ def _listen(host: str, port: int, count: int, deadline: float, timeout: float) -
                 raise ValueError(word)
             lines[other] = line
     end('go')
+
+
+def _caller(line: socket.socket) -> tuple[int, int] | None:
+    """(number, count) that a process says of itself; None where it says nothing soon, or anything else."""
+    line.settimeout(CALL)
+    try:
+        said = json.loads(line.makefile().readline(64))
+    except (OSError, ValueError):
+        return None
+    well = isinstance(said, list) and [type(x) for x in said] == [int, int]
+    return tuple(said) if well else None

@@ -104,9 +104,11 @@ def watch(starts: list[tuple[list[str], dict[str, str]]], grace: float = GRACE) 
     def forward(number, frame):
         asked.append(number)
         for child in children:
-            child.send_signal(number)
+            child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last where the terminal is closed
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
+    before = {number: signal.signal(number, forward) for number in heard}
     try:
         for i, (argv, more) in enumerate(starts):
             output = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True, 'errors': 'replace'}
@@ -146,9 +148,10 @@ def watch(starts: list[tuple[list[str], dict[str, str]]], grace: float = GRACE) 
 
 
 def _failed(children: list[subprocess.Popen]) -> int | None:
-    """The one to blame: of those that failed, one with an exit code before those that a signal ended (peers abort)."""
-    codes = [child.returncode for child in children]
-    return next((i for test in (lambda c: c > 0, lambda c: c < 0) for i, c in enumerate(codes) if c and test(c)), None)
+    """The one to blame: of those that failed, one that did so by itself before those that only lost a peer."""
+    failed = [i for i, child in enumerate(children) if child.returncode]
+    lost = (survive.LOST, -signal.SIGABRT)  # JAX's own end of a process whose peer is gone
+    return min(failed, key=lambda i: children[i].returncode in lost, default=None)
 
 
 def _end(children: list[subprocess.Popen]) -> None:

@@ -1,5 +1,7 @@
 """submits a run to SLURM: one process a node, saved before the time limit, back into the queue on exit code 42 or 75.
 
+What no flag here says, sbatch takes from its own variables, such as SBATCH_QOS, SBATCH_EXCLUSIVE=1, SBATCH_CONSTRAINT.
+
 lmtrain slurm --nodes=4 --gpus_per_node=8 --time=24:00:00 -- train --config=configs/pretrain_gpt2.py --workdir=runs/gpt2
 lmtrain slurm --nodes=2 --time=1:00:00 --partition=a100 --interface=ib0 --print_only -- train --config=configs/tiny.py
 """
@@ -57,6 +59,16 @@ def run(values: flags.FlagValues) -> None:
     print(f'job {job}\n  squeue --job {job}\n  tail -F slurm-{job}.out\n  scancel {job}')
 
 
+def seconds(limit: str) -> int | None:
+    """The seconds of a time limit, as sbatch(1) has it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None of another form."""
+    if not re.fullmatch(r'(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})', limit):
+        return None
+    days, dash, clock = limit.rpartition('-')
+    parts = [int(part) for part in clock.split(':')]
+    hours, minutes, rest = [*parts, 0, 0][:3] if dash or len(parts) == 3 else [0, *parts, 0][:3]
+    return ((24 * int(days or 0) + hours) * 60 + minutes) * 60 + rest
+
+
 def copied() -> tuple[list[list[str]], pathlib.Path]:
     """(commands that copy the last commit, the folder of the copy). Raises ValueError outside a git repository."""
     asked = ['git', '-C', str(command.ROOT), 'rev-parse', 'HEAD']
@@ -76,6 +88,7 @@ def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folde
     options = {
         'job-name': values.name,
         'nodes': values.nodes,
+        'ntasks': values.nodes * tasks,
         'ntasks-per-node': tasks,
         'time': values.time,
         'account': values.account,
@@ -92,7 +105,15 @@ def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folde
             raise ValueError(
                 f'--{"name" if option == "job-name" else option}={text!r}: letters, digits and . , : @ % + - only'
             )
-    simulated = {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(values.devices)} if values.devices else {}
+    limit = seconds(values.time)
+    if limit is not None and limit <= values.save_seconds:
+        raise ValueError(
+            f'--time={values.time} is not longer than --save_seconds={values.save_seconds}: the signal to save would '
+            'come before the first step'
+        )
+    exported = {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(values.devices)} if values.devices else {}
+    if values.cpus_per_task:
+        exported['SRUN_CPUS_PER_TASK'] = str(values.cpus_per_task)  # since SLURM 22.05 a step inherits it no more
     given = {'folder': folder, 'tree': tree, 'interface': values.interface, 'retries': values.retries}
     return '\n'.join(
         [
@@ -100,7 +121,7 @@ def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folde
             *(f'#SBATCH --{option}={text}' for option, text in options.items() if text),
             '#SBATCH --requeue',
             *(f'{name}={shlex.quote(str(text))}' for name, text in given.items()),
-            *(f'export {name}={shlex.quote(text)}' for name, text in simulated.items()),
+            *(f'export {name}={shlex.quote(text)}' for name, text in exported.items()),
             f'train=({shlex.join(command.python(words))})',
             (command.ROOT / 'launch' / 'slurm.sh').read_text(),
         ]

@@ -11,6 +11,11 @@ if [[ $interface ]]; then
 else
   address=$(scontrol show node "$host" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
   address=$(getent ahostsv4 "$address" | awk '{ print $1; exit }')
+  # On Debian a node is 127.0.1.1 to itself, where no other one reaches it.
+  if [[ $address == 127.* ]] && ((${SLURM_JOB_NUM_NODES:-1} > 1)); then
+    other=$(hostname -I | awk '{ print $1 }')
+    address=${other:-$address}
+  fi
 fi
 if [[ ! $address ]]; then
   echo "lmtrain slurm: no address of $host${interface:+ on $interface}; name an interface of it (ip address): --interface=NAME" >&2
@@ -20,20 +25,23 @@ fi
 export coordinator=$address:$((61440 + (SLURM_JOB_ID * 8 + ${SLURM_RESTART_COUNT:-0}) % 4096))
 echo "lmtrain slurm: job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), coordinator $coordinator on $host, $SLURM_NTASKS processes"
 
-srun --kill-on-bad-exit=1 --label bash -c '
+srun --export=ALL --kill-on-bad-exit=1 --label bash -c '
   trap : TERM INT  # the signal is meant for the process below, whose exit code is wanted
   : >"$notes/started-$SLURM_PROCID"
   "$@" --coordinator="$coordinator" --num_processes="$SLURM_NTASKS" --process_id="$SLURM_PROCID"
   code=$?
-  if ((code)); then echo "$code $SLURM_PROCID $SLURMD_NODENAME" >>"$notes/codes"; fi
+  if ((code)); then echo "$code $SLURM_PROCID $SLURMD_NODENAME" >"$notes/code-$SLURM_PROCID"; fi
   exit $((code == 42 ? 0 : code))  # a bad exit would have the others killed, which still save
 ' lmtrain "${train[@]}"
 code=$?
-# srun answers with the largest code, that of killed peers: the first line is of the first to fail.
-if [[ -s $notes/codes ]]; then
-  read -r code process node <"$notes/codes"
-  echo "lmtrain slurm: process $process on $node ended first, with exit code $code" >&2
-fi
+# srun answers with the largest code, that of killed peers. To blame is the first that failed, but for those that only lost
+# a peer (74, or 134 where JAX ends them).
+while read -r file; do
+  read -r found process node <"$file"
+  [[ ${who:-} ]] && [[ $code != 74 && $code != 134 || $found == 74 || $found == 134 ]] && continue
+  code=$found who="process $process on $node"
+done < <(ls -rt -- "$notes"/code-* 2>/dev/null)
+[[ ! ${who:-} ]] || echo "lmtrain slurm: $who ended first, with exit code $code" >&2
 for ((i = 0; code && i < SLURM_NTASKS; i++)); do
   [[ -e $notes/started-$i ]] || echo "lmtrain slurm: process $i never started" >&2
 done

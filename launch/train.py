@@ -35,6 +35,7 @@ def run(values: flags.FlagValues) -> None:
         from lmtrain import survive
 
         sys.excepthook = survive.exit_on_exception
+        signal.signal(signal.SIGTERM, survive.leave)  # until the run takes signals itself
         # What a signal may stop is over when Python leaves: it takes nothing from the exit code.
         atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
         with distributed.joined(values):

@@ -88,6 +88,12 @@ def exit_on_exception(kind: type[BaseException], error: BaseException, trace) ->
     os._exit(EXCEPTION)
 
 
+def leave(number: int, frame: FrameType | None) -> None:
+    """A handler of signals for while nothing has begun: ends the process at once with REQUEUE."""
+    os.write(2, f'\n{signal.Signals(number).name}: nothing had begun; the same command goes on\n'.encode())
+    os._exit(REQUEUE)
+
+
 class Watchdog:
     """Ends this process with STALLED, the stacks of all its threads on stderr, where a phase outlasts its limit.
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import distributed, train
+from launch import cli, distributed, train
 from lmtrain import agree, sharding, survive
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -24,6 +24,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 def free_port():
     with socket.create_server(('127.0.0.1', 0)) as server:
         return server.getsockname()[1]
+
+
+def parsed(flags):
+    return cli.parse(train, flags)
 
 
 @pytest.mark.parametrize(
@@ -37,12 +41,8 @@ def free_port():
     ],
 )
 def test_flags_that_name_no_run_are_refused_before_jax_starts(flags, message):
-    train.FLAGS.unparse_flags()
-    for name in train.FLAGS:
-        train.FLAGS[name].unparse()
-    train.FLAGS(['lmtrain', *flags])
     with pytest.raises(ValueError, match=message):
-        distributed.start(train.FLAGS)
+        distributed.start(parsed(flags))
 
 
 def roll_call(count, numbers, timeout=2.0, counts=None):
@@ -80,6 +80,66 @@ def test_process_0_is_missing():
 def test_two_processes_of_one_number_and_another_count_are_told():
     assert 'process 1 of 3 came twice' in roll_call(3, [0, 1, 1])[0]
     assert 'process 1 of 3 came, where processes 1 to 1 of 2' in roll_call(2, [0, 1], counts={1: 3})[0]
+
+
+@pytest.mark.parametrize('said', [b'', b'5\n', b'["a", "b"]\n', b'{}\n', b'GET / HTTP/1.1\n', b'x' * 999])
+def test_a_stranger_at_the_door_is_nobody(said, monkeypatch):
+    monkeypatch.setattr(distributed, 'CALL', 0.2)
+    port, found = free_port(), []
+
+    def call(number):
+        with contextlib.suppress(ConnectionError):
+            found.append(distributed.roll_call('127.0.0.1', port, 2, number, 20.0))
+
+    first = threading.Thread(target=call, args=[0])
+    first.start()
+    stranger = None
+    while stranger is None:
+        with contextlib.suppress(ConnectionRefusedError):
+            stranger = socket.create_connection(('127.0.0.1', port))
+    stranger.sendall(said)
+    call(1)
+    first.join()
+    stranger.close()
+    assert found == [None, None]
+
+
+# What JAX reads of SLURM: step 7 of two nodes with as many processes each as the first number says.
+SLURM = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '8', 'SLURM_PROCID': '5'}
+SLURM |= {'SLURM_LOCALID': '1', 'SLURM_STEP_TASKS_PER_NODE': '4(x2)'}
+TOLD = ['--coordinator=127.0.0.1:9', '--num_processes=8', '--process_id=5']
+
+
+@pytest.mark.parametrize(
+    ('flags', 'environment', 'address', 'gpus'),
+    [
+        (TOLD, SLURM, '127.0.0.1:9', None),
+        (['--distributed'], SLURM, 'n1:61447', [1]),
+        (['--distributed'], SLURM | {'SLURM_STEP_TASKS_PER_NODE': '1(x8)'}, 'n1:61447', None),
+        (['--distributed'], SLURM | {'SLURM_GPUS_PER_TASK': '2'}, 'n1:61447', None),
+    ],
+    ids=['told', 'one GPU of its node', 'alone on its node', 'GPUs of its own'],
+)
+def test_jax_starts_where_all_have_met_and_takes_the_gpus_that_are_its_own(
+    flags, environment, address, gpus, monkeypatch
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    called, given = [], {}
+    monkeypatch.setattr(distributed, 'roll_call', lambda *call: called.append(call))
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda *told, **more: given.update(more, told=told))
+    assert distributed.start(parsed(flags))
+    host, _, port = address.rpartition(':')
+    assert called == [(host, int(port), 8, 5, 300)]
+    assert given['told'] == (address, 8, 5)
+    assert given['coordinator_bind_address'] == address
+    assert given['cluster_detection_method'] == 'deactivate'
+    assert given['local_device_ids'] == gpus
+
+
+def test_no_cluster_around_is_an_error():
+    with pytest.raises(ValueError, match='--distributed: neither SLURM, .* name the others by --coordinator'):
+        distributed.start(parsed(['--distributed']))
 
 
 def test_one_process_agrees_with_itself_without_a_device():
@@ -152,6 +212,18 @@ def test_two_processes_stop_as_one_and_the_resumed_run_is_the_uninterrupted_one(
     assert ended(start(cut, text)) == [0, 0]
     assert lines.read_bytes() == (whole / 'metrics.jsonl').read_bytes()
     assert len(json.loads((cut / 'results.json').read_text())) == len(json.loads((whole / 'results.json').read_text()))
+
+
+def test_a_signal_before_anything_has_begun_asks_for_another_start(text):
+    port, workdir = free_port(), text.parent / 'early'
+    command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--workdir={workdir}']
+    command += [f'--coordinator=127.0.0.1:{port}', '--num_processes=2', '--process_id=0']
+    waiting = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while waiting.poll() is None:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(('127.0.0.1', port)):
+            break
+    waiting.send_signal(signal.SIGTERM)
+    assert (waiting.wait(60), waiting.communicate()[1].split()[0]) == (survive.REQUEUE, 'SIGTERM:')
 
 
 @pytest.mark.timeout(300)

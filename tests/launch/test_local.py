@@ -88,14 +88,24 @@ def test_the_first_to_fail_ends_the_others_and_gives_the_code():
     assert local.watch(starts('import os; os.kill(os.getpid(), 9)', wait), grace=0.1) == (137, 0, False)
 
 
-def test_a_peer_that_aborts_at_the_same_moment_is_not_to_blame():
-    children = [subprocess.Popen([sys.executable, '-c', f'import os; {end}']) for end in ('os.abort()', 'os._exit(75)')]
+@pytest.mark.parametrize(
+    ('ends', 'blamed'),
+    [
+        (('os.abort()', 'os._exit(75)'), 1),
+        (('os._exit(74)', 'os.kill(os.getpid(), 9)'), 1),
+        (('os._exit(0)', 'os._exit(74)'), 1),
+        (('os._exit(0)', 'os._exit(0)'), None),
+    ],
+)
+def test_a_peer_that_is_lost_at_the_same_moment_is_not_to_blame(ends, blamed):
+    children = [subprocess.Popen([sys.executable, '-c', f'import os; {end}']) for end in ends]
     for child in children:
         child.wait()
-    assert local._failed(children) == 1
+    assert local._failed(children) == blamed
 
 
-def test_a_signal_is_passed_on_to_all_once(tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_passed_on_to_all_once(tmp_path, number):
     say = (
         'import os, signal, sys, time\n'
         'def stop(*_):\n'
@@ -109,14 +119,14 @@ def test_a_signal_is_passed_on_to_all_once(tmp_path):
     def send():
         while len(list(tmp_path.glob('ready*'))) < 2:
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     threading.Thread(target=send).start()
     outcome = local.watch(starts(say, say))
     assert (outcome.code, outcome.asked) == (42, True)
     assert [(tmp_path / name).read_text() for name in '01'] == ['x', 'x']
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def test_what_sbatch_reads(tmp_path):
     assert options == {
         'job-name': 'lmtrain',
         'nodes': '4',
+        'ntasks': '4',
         'ntasks-per-node': '1',
         'gpus-per-node': '8',
         'time': '1:00:00',
@@ -83,7 +84,9 @@ def test_what_sbatch_reads(tmp_path):
         'open-mode': 'append',
     }
     assert '#SBATCH --requeue' in text
-    assert '#SBATCH --gpus-per-task=2\n' in script(tmp_path, '--gpus_per_node=8', '--tasks_per_node=4')
+    text = script(tmp_path, '--nodes=2', '--gpus_per_node=8', '--tasks_per_node=4', '--cpus_per_task=6')
+    assert '#SBATCH --gpus-per-task=2\n' in text and '#SBATCH --ntasks=8\n' in text
+    assert '#SBATCH --cpus-per-task=6\n' in text and 'export SRUN_CPUS_PER_TASK=6\n' in text
 
 
 def test_what_bash_reads(tmp_path):
@@ -105,8 +108,9 @@ def test_what_bash_reads(tmp_path):
         (['--time=1', '--partition=a b', *TRAIN], ['--partition', "'a b'"]),
         (['--time=1', '--name=a\n#SBATCH --uid=0', *TRAIN], ['--name=', 'letters']),
         (['--time=1', '--gpus_per_node=8', '--tasks_per_node=3', *TRAIN], ['--gpus_per_node=8', '--tasks_per_node=3']),
+        (['--time=1:30', '--save_seconds=90', *TRAIN], ['--time=1:30', '--save_seconds=90', 'before the first step']),
         (['--time=1'], ['nothing stands after --', 'lmtrain slurm']),
-        (['--time=1', *TRAIN], ['sbatch is not on PATH', 'login node']),
+        (['--time=60', *TRAIN], ['sbatch is not on PATH', 'login node']),
     ],
 )
 def test_what_cannot_be_submitted_is_one_line(argv, parts, capsys, monkeypatch, tmp_path):
@@ -142,10 +146,27 @@ def test_goes_back_into_the_queue(codes, restarts, requeued, job):
         assert code == 42  # not that of srun, which hides it
 
 
-def test_another_exit_code_is_told_with_its_process(job):
-    code, said, asked = job(0, 70)
+@pytest.mark.parametrize('codes', [(0, 70), (74, 70), (134, 70)], ids=str)
+def test_another_exit_code_is_told_with_the_process_that_caused_it(codes, job):
+    code, said, asked = job(*codes)
     assert (code, 'requeue' in asked) == (70, False)
     assert 'process 1 on n0 ended first, with exit code 70' in said
+
+
+@pytest.mark.parametrize(
+    ('limit', 'seconds'),
+    [
+        ('5', 300),
+        ('5:30', 330),
+        ('1:00:00', 3600),
+        ('2-3', 183600),
+        ('1-0:30', 88200),
+        ('1-1:1:1', 90061),
+        ('UNLIMITED', None),
+    ],
+)
+def test_time_limits_as_sbatch_reads_them(limit, seconds):
+    assert slurm.seconds(limit) == seconds
 
 
 def test_a_copy_is_that_of_the_last_commit(tmp_path, monkeypatch):
