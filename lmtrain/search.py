@@ -1,6 +1,7 @@
 """Batch sizes, remat policies and meshes of a run on a target, ranked by arithmetic; the compiler judges the best."""
 
 import itertools
+import math
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,7 +14,8 @@ from lmtrain.target import Target
 ROWS = (1, 2, 4, 8, 16)  # of each group of devices that share rows
 REMAT = ('none', 'dots', 'full')
 TENSOR, DATA = (1, 2, 4, 8), (1, 2, 4, 8, 16)
-COMPILED = 3  # of the best
+FOUND, TRIED = 3, 12  # compiled until so many are found that fit, or so many were tried
+SHOWN = 6  # where nothing is compiled
 ROOM = 0.9  # share of a device's memory that theory may fill
 
 
@@ -85,14 +87,13 @@ def page(config, target: Target) -> str:
     if not ranked:
         raise ValueError(f'nothing fits on {target.name}: take more chips, or lower data.seq_len')
     rows = [('', 'data x fsdp x tensor', 'remat', 'rows', 'tokens/s', 'bound by', 'theory', 'compiler', 'fits')]
-    for number, one in enumerate(ranked[: 2 * COMPILED], 1):
-        told = ('', '')
-        if number <= COMPILED and target.topology:
-            print(f'compiling {number} of {min(COMPILED, len(ranked))} ...', file=sys.stderr, flush=True)
-            with forecast.planned(one.of(config), target) as run:
-                found = forecast.compiled(run)
-            fits = not found.too_large and found.total <= target.chip.memory
-            told = ('' if found.too_large else display.unit(found.total, 'B'), 'yes' if fits else 'no')
+    title = f'the best of {len(ranked)} that fit by arithmetic, tokens/s where all overlaps'
+    told = dict.fromkeys(ranked[:SHOWN], ('', ''))
+    if target.topology:
+        told = judged(config, target, ranked)
+        fit = sum(verdict == 'yes' for _, verdict in told.values())
+        title += f'; {len(told)} compiled, of which {fit} fit'
+    for one, verdict in told.items():
         cells = (
             ' x '.join(map(str, one.mesh)),
             one.remat,
@@ -101,6 +102,28 @@ def page(config, target: Target) -> str:
             one.bound.limit,
             display.unit(one.memory, 'B'),
         )
-        rows.append((f'  {number}', *cells, *told))
-    title = f'the best of {len(ranked)} that fit by arithmetic, tokens/s where all overlaps'
+        rows.append((f'  {ranked.index(one) + 1}', *cells, *verdict))
     return '\n'.join([title, *display.table(rows, right=(3, 4, 6, 7))])
+
+
+def judged(config, target: Target, ranked: list[Candidate]) -> dict[Candidate, tuple[str, str]]:
+    """{candidate: (bytes, 'yes' or 'no')} by the compiler, the fastest first.
+
+    Passed over is what by theory needs no less than another of its remat policy that did not fit.
+    """
+    told, limits = {}, {}
+    for one in ranked:
+        found = sum(verdict == 'yes' for _, verdict in told.values())
+        if found == FOUND or len(told) == TRIED:
+            break
+        if one.memory >= limits.get(one.remat, math.inf):
+            continue
+        print(f'compiling {len(told) + 1}, {found} of {FOUND} found ...', file=sys.stderr, flush=True)
+        with forecast.planned(one.of(config), target) as run:
+            compiled = forecast.compiled(run)
+        if compiled.too_large or compiled.total > target.chip.memory:
+            limits[one.remat] = one.memory
+            told[one] = ('too large', 'no')
+        else:
+            told[one] = (display.unit(compiled.total, 'B'), 'yes')
+    return told

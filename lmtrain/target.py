@@ -81,7 +81,7 @@ class Target(NamedTuple):
             from jax.experimental import topologies
 
             if not find_spec('libtpu'):
-                raise ValueError(f"--target={self.name}: the TPU's compiler is missing; pip install 'lmtrain[plan]'")
+                raise ValueError(f"--target={self.name}: the TPU's compiler is missing; pip install -e '.[plan]'")
             return list(topologies.get_topology_desc(self.name, platform='tpu').devices)
         found = jax.devices('cpu')
         if len(found) < self.chips:

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -67,6 +68,12 @@ def test_imports_run_one_way(path):
     assert room in FLOOR, f'{room} has no floor: give it one in this file'
     for other in rooms_imported(path) - {room}:
         assert FLOOR[other] < FLOOR[room], f'{room} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})'
+
+
+def test_the_readme_shows_every_room():
+    house = (ROOT / 'README.md').read_text().partition('## The house')[2].partition('```')[2].partition('```')[0]
+    for room in FLOOR:
+        assert re.search(rf'\b{room}(\.py|/)', house), f'{room} is not in the house of the README'
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))

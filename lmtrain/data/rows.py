@@ -154,7 +154,7 @@ def _parquet(path: Path) -> Iterator[Row]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ImportError(f'{path}: parquet needs pyarrow: pip install "lmtrain[parquet]"') from None
+        raise ImportError(f'{path}: parquet needs pyarrow: pip install -e ".[parquet]"') from None
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             number = 0

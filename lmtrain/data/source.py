@@ -195,7 +195,7 @@ def _parquet(path: Path, text_field: str, document: str) -> Iterator[str]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ImportError(f'{path}: parquet needs pyarrow: pip install "lmtrain[parquet]"') from None
+        raise ImportError(f'{path}: parquet needs pyarrow: pip install -e ".[parquet]"') from None
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             names = table.schema_arrow.names

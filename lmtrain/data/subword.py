@@ -179,7 +179,7 @@ class SentencePiece(Tokenizer):
         try:
             import sentencepiece
         except ImportError:
-            raise ImportError('a .model needs sentencepiece: pip install "lmtrain[sentencepiece]"') from None
+            raise ImportError('a .model needs sentencepiece: pip install -e ".[sentencepiece]"') from None
         self.content = content
         if not content:
             raise ValueError('it is empty')

@@ -4,9 +4,11 @@ import importlib.util
 import os
 import re
 
+import jax
 import pytest
 
 from launch import cli, machine
+from lmtrain import forecast, target
 
 pytestmark = pytest.mark.usefixtures('here')
 
@@ -51,6 +53,24 @@ def test_a_search_ranks_what_fits(capsys):
     rows = re.findall(r'^  (\d)  +(\d) x (\d) x (\d) ', page, re.MULTILINE)
     assert [row[0] for row in rows] == list('123456')
     assert all(int(data) * int(fsdp) * int(tensor) == 8 for _, data, fsdp, tensor in rows)
+
+
+def test_a_search_compiles_on_until_it_finds_what_fits(capsys, monkeypatch):
+    """Of what did not fit, nothing of the same remat policy that needs as much is compiled again."""
+    monkeypatch.setattr(target.Target, 'devices', lambda self: jax.devices()[: self.chips])
+    asked = []
+
+    def compiled(run):
+        asked.append((run.model.remat, run.memory()['total']))
+        return forecast.Compiled(**({'total': 7_000_000} if run.model.remat == 'none' else {'too_large': 'far'}))
+
+    monkeypatch.setattr(forecast, 'compiled', compiled)
+    code, page = plan(capsys, '--config=tiny', '--target=v5e:2x4', '--search')
+    assert code == 0 and f'{len(asked)} compiled, of which 3 fit' in page
+    assert page.count('too large  no') == len(asked) - 3 and page.count('7.00 MB  yes') == 3
+    for policy in ('full', 'dots'):
+        refused = [memory for remat, memory in asked if remat == policy]
+        assert refused == sorted(set(refused), reverse=True)
 
 
 @pytest.mark.parametrize(
