@@ -198,7 +198,7 @@ def get_config():
     config.watchdog.evaluate = 14400.0
     config.watchdog.save = 3600.0
 
-    config.verify_every = 0  # steps between two that are taken twice and compared to the bit; 0 is never
+    config.verify_every = 0  # steps between two that are taken twice and compared to the bit, as are copies; 0 is never
 
     # What is shown and written
     config.log = ml_collections.ConfigDict()

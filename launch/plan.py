@@ -32,10 +32,11 @@ def run(values: flags.FlagValues) -> None:
     target = machines.parse(values.target) if values.target else None
     if budgets:
         values.config = values.config or 'pretrain_llama'
-    config = recipe.from_flags(values)
     if target:
         os.environ.update(target.environment())
+    os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # it keeps no text of a program, which is read here
     machine.prepare()
+    config = recipe.from_flags(values)
     if budgets:
         from lmtrain import compute_optimal
 

@@ -40,8 +40,8 @@ def run(values: flags.FlagValues) -> None:
     if not values.batch:
         page(values)
         return
-    config = recipe.from_flags(values)
     machine.prepare()
+    config = recipe.from_flags(values)
     from lmtrain import assemble, plan  # late: the page of a recipe need not wait for jax
 
     print(plan.decoded(assemble.assemble(config)))

@@ -23,8 +23,8 @@ flags.DEFINE_bool('dry_run', False, 'shows what would be run and what it needs, 
 
 
 def run(values: flags.FlagValues) -> None:
+    machine.prepare()  # first: recipes of models import jax
     config = recipe.from_flags(values)
-    machine.prepare()
     if values.dry_run:  # late imports: a mistyped field need not wait for jax
         from lmtrain import plan
 

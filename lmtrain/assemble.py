@@ -69,13 +69,20 @@ def _padded(config, mesh) -> ml_collections.ConfigDict:
 
     A base keeps the rows that it has.
     """
-    size, tensor = config.model.vocab_size, mesh.shape['tensor']
-    if config.init.base or size % tensor == 0:
+    size = config.model.vocab_size if config.init.base else filled(config.model.vocab_size, mesh.shape['tensor'])
+    if size == config.model.vocab_size:
         return config
     config = config.copy_and_resolve_references()
-    multiple = math.lcm(128, tensor)  # the same for every power of two, so that a run may change its mesh
-    config.model.vocab_size = -(-size // multiple) * multiple
+    config.model.vocab_size = size
     return config
+
+
+def filled(size: int, tensor: int) -> int:
+    """The ids of a vocabulary of `size` on a mesh of so many pieces of it."""
+    if size % tensor == 0:
+        return size
+    multiple = math.lcm(128, tensor)  # the same for every power of two, so that a run may change its mesh
+    return -(-size // multiple) * multiple
 
 
 def _corpus(config, base: Base | None) -> data.Corpus | data.Task:

@@ -45,13 +45,21 @@ def compiled_flops(compiled) -> float:
 def partitioned(lowered) -> tuple[Any, str]:
     """(the compiled program, its text as one device has it before the backend's own passes) of a `jax.stages.Lowered`.
 
-    There every exchange has its own line and dtype: later a TPU's compiler fuses them, and a CPU's widens bfloat16.
+    There every exchange has its own line and dtype: later a TPU's compiler fuses them, and a CPU's widens bfloat16. A
+    program of one device is not divided: its text is the compiled one.
+
+    Raises ValueError where the program came out of a compilation cache, which keeps no text.
     """
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile({'xla_dump_to': folder, 'xla_dump_hlo_pass_re': 'spmd-partitioning'})
         # Small programs that the compiler makes on its way may lie there as well: the step is the largest.
         found = [path for path in pathlib.Path(folder).iterdir() if re.search(AFTER, path.name)]
-        return compiled, max((path.read_text() for path in found), key=len)
+        if found:
+            return compiled, max((path.read_text() for path in found), key=len)
+    text = compiled.as_text()
+    if 'num_partitions=' in text.partition('\n')[0]:
+        raise ValueError('the program came out of the compilation cache: set JAX_ENABLE_COMPILATION_CACHE=false')
+    return compiled, text
 
 
 def text_flops(text: str) -> float:

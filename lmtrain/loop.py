@@ -45,6 +45,8 @@ class Loop:
             return state
         if self.done and self.done % config.evaluate.every_steps == 0 and self.evaluated_at != self.done:
             self.evaluate(state)  # what a signal had cut short
+            if self.evaluated_at == self.done:
+                self.checkpoints.rate(self.done, self.validation['loss'])
         train_step = compiled()
         if self.agreed(now=True):
             self.stop()

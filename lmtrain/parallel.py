@@ -83,7 +83,8 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
         prefix = f'{stack}/' if stack else ''
         whole = {}
         for path, leaf in tree.flatten(leaves).items():
-            spec = specs[prefix + path][1 if stack else 0 :]
+            # A prefix that a network makes is no parameter: it lies nowhere in pieces.
+            spec = specs.get(prefix + path, P())[1 if stack else 0 :]
             if 'fsdp' in spec:
                 leaf = _gather(leaf, spec, dtype, nested)
             elif 'tensor' in spec:
@@ -148,7 +149,8 @@ def obstacle(kernel: str, config, model, mesh) -> str:
         return f'reads no keys of other devices, and mesh.sequence = {mesh.shape["sequence"]}'
     if config.adapt.method == 'prefix':
         return "takes no prefix, and adapt.method = 'prefix'"
-    return model.obstacle(kernel, config.data.seq_len)
+    ahead = config.adapt.prompt.length if config.adapt.method == 'prompt' else 0
+    return model.obstacle(kernel, ahead + config.data.seq_len)
 
 
 def kept(primitive, *_: Any, axis_name: Any = (), jaxpr: Any = None, **__: Any) -> bool:

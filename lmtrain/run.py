@@ -211,12 +211,16 @@ class Run(NamedTuple):
 
     def initial_state(self) -> state.TrainState:
         """The state before the first step, on the mesh."""
-        on, key = jax.tree.map(lambda leaf: leaf.sharding, self.shapes), jax.random.key(self.config.seed)
+        return self._begun(lambda state: state)
+
+    def _begun(self, part):
+        """`part` of the state before the first step; the rest is never there."""
+        on, key = jax.tree.map(lambda leaf: leaf.sharding, part(self.shapes)), jax.random.key(self.config.seed)
         if not self.base:
-            return jax.jit(lambda: self.create(key), out_shardings=on)()
+            return jax.jit(lambda: part(self.create(key)), out_shardings=on)()
         where = tree.flatten(sharding.shardings(self.base.shapes, self.mesh))
         below = self.base.load(lambda path, array: jax.device_put(array, where[path]))
-        return jax.jit(lambda below: self.create(key, below), out_shardings=on)(below)
+        return jax.jit(lambda below: part(self.create(key, below)), out_shardings=on)(below)
 
     def stored(self, whole: state.TrainState) -> state.TrainState:
         """What a checkpoint holds of a state (or of its shapes): all but what the base has and does not learn."""
@@ -226,9 +230,9 @@ class Run(NamedTuple):
 
     def complete(self, stored: state.TrainState) -> state.TrainState:
         """The whole state from what a checkpoint held; undoes `stored`."""
-        if not self.base:
+        if not self.given(self.shapes.frozen):
             return stored
-        whole = tree.flatten(self.initial_state().frozen)
+        whole = tree.flatten(self._begun(lambda state: state.frozen))
         return stored.replace(frozen=tree.unflatten(whole | tree.flatten(stored.frozen)))
 
     def specs(self) -> dict[str, jax.sharding.PartitionSpec]:

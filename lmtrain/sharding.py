@@ -12,7 +12,8 @@ from lmtrain import tree
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
-# One list for every family, whose paths are alike. Dimensions of layers/ begin with N, the stacked layers.
+# One list for every family, whose paths are alike. Dimensions of layers/ begin with N, the stacked layers. Of
+# several rules for a path the first counts whose axes divide the leaf: a rank may be smaller than the mesh.
 RULES = (
     ('embed/embedding', ('tensor', 'fsdp')),
     ('positions/embedding', (None, 'fsdp')),
@@ -23,9 +24,21 @@ RULES = (
     ('head/kernel', ('fsdp', 'tensor')),
     # Low-rank leaves lie as the dimension of the kernel that they share.
     ('layers[^/]*/(attention/(query|key|value)|mlp/(gate|up))/lora_a', (None, 'fsdp', None)),
+    ('layers[^/]*/(attention/(query|key|value)|mlp/(gate|up))/lora_b', (None, 'fsdp', 'tensor')),
     ('layers[^/]*/(attention/(query|key|value)|mlp/(gate|up))/lora_b', (None, None, 'tensor')),
+    ('layers[^/]*/(attention/output|mlp/down)/lora_a', (None, 'tensor', 'fsdp')),
     ('layers[^/]*/(attention/output|mlp/down)/lora_a', (None, 'tensor', None)),
     ('layers[^/]*/(attention/output|mlp/down)/lora_b', (None, None, 'fsdp')),
+    ('embed/lora_a', (None, 'fsdp')),
+    ('embed/lora_a', (None, None)),
+    ('embed/lora_b', (None, 'fsdp')),
+    # The networks behind prefixes and prompts, and what they give.
+    ('prefix/up/kernel', ('fsdp', None)),
+    ('prefix/down/kernel', ('fsdp', None, None, None, None)),
+    ('prefix/down/kernel', (None, None, None, None, None)),
+    ('prompt/mlp_[0-9]+/kernel', ('fsdp', None)),
+    ('prompt/mlp_[0-9]+/kernel', (None, None)),
+    ('(prompt|prefix)/embedding', (None, 'fsdp')),
 )
 KERNELS = {'gpu': 'cudnn', 'tpu': 'splash'}  # fused attention by platform, of models.attend.KERNELS
 LOST = 0.02  # share of the parameters' bytes that may lie whole on every device of a mesh that divides them
@@ -35,7 +48,8 @@ FREE = 2**20  # bytes that may in any case
 def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh:
     """A mesh with the axes `AXES` over all devices (or those given); -1 fills what the others leave.
 
-    Where the devices are of several slices, `data` goes across them, outermost, and every other axis stays within one.
+    Where the devices are of several slices, `data` goes across them, outermost, and every other axis stays within one;
+    over machines of GPUs so does `data` where it can.
     Raises ValueError where the product of the axes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
@@ -59,6 +73,8 @@ def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh
     slices: dict[int, list] = {}
     for device in devices:
         slices.setdefault(getattr(device, 'slice_index', 0), []).append(device)
+    if devices[0].platform == 'gpu' and sizes['data'] % len(slices):
+        slices = {0: list(devices)}  # XLA takes each machine for a slice, and any axis may go across machines
     if sizes['data'] % len(slices):
         raise ValueError(
             f'mesh.data = {sizes["data"]} does not divide over {len(slices)} slices: only data goes across slices, '
@@ -86,22 +102,27 @@ def shardings(shapes, mesh: Mesh, rules=RULES):
     """Tree of NamedShardings for any tree whose paths end in parameter paths: parameters, moments, a whole state.
 
     A leaf that no rule covers, or whose rank is not the rule's (factored moments), is replicated.
-    Raises ValueError where a dimension does not divide over its axis.
+    Raises ValueError where no rule for a leaf divides it, naming the dimension and the axis of the first of them.
     """
 
     def one(key_path, leaf):
-        path = path_of(key_path)
+        path, uneven = path_of(key_path), None
         for pattern, axes in rules:
-            if re.fullmatch(f'(.*/)?{pattern}', path) and len(axes) == len(leaf.shape):
-                for size, axis in zip(leaf.shape, axes, strict=True):
-                    if axis and size % mesh.shape[axis]:
-                        raise ValueError(
-                            f'{path}: a dimension of {size} does not divide over mesh.{axis} = {mesh.shape[axis]}; '
-                            'change that axis, or the size (a vocabulary may be padded by raising model.vocab_size)'
-                        )
+            if not re.fullmatch(f'(.*/)?{pattern}', path) or len(axes) != len(leaf.shape):
+                continue
+            pairs = [(size, axis) for size, axis in zip(leaf.shape, axes, strict=True) if axis]
+            left = [(size, axis) for size, axis in pairs if size % mesh.shape[axis]]
+            if not left:
                 # An axis of one device shards nothing; unnamed, it is not shown as if it did.
                 named = (axis if axis and mesh.shape[axis] > 1 else None for axis in axes)
                 return NamedSharding(mesh, PartitionSpec(*named))
+            uneven = uneven or left[0]
+        if uneven:
+            size, axis = uneven
+            raise ValueError(
+                f'{path}: a dimension of {size} does not divide over mesh.{axis} = {mesh.shape[axis]}; change that '
+                "axis, or the size (a vocabulary from scratch is filled up for tensor; a base's stays as it is)"
+            )
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(one, shapes)

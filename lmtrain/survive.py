@@ -37,6 +37,7 @@ POINTS = (
     'after_rename',  # committed; older checkpoints still there
     'in_retention',  # an old checkpoint is set aside, not yet deleted
 )
+STALL_IN_SAVE = 'stall_in_save'  # the files are written, and the process that is to rename them waits for ever
 # What may befall a step before it is taken.
 STEP = (
     'stall',  # the process lives and does nothing, as in a collective whose peer is lost
@@ -51,7 +52,7 @@ def fault(point: str, step: int) -> None:
         return
     if point == 'raise':
         raise AssertionError(f'LMTRAIN_FAULT={point}@{step}')  # never taken for a word to the user
-    while point == 'stall':
+    while point in ('stall', STALL_IN_SAVE):
         time.sleep(60)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -64,7 +65,7 @@ def wanted(point: str, step: int) -> bool:
     asked = os.environ.get('LMTRAIN_FAULT')
     if not asked:
         return False
-    points = (*POINTS, *STEP, CORRUPT)
+    points = (*POINTS, STALL_IN_SAVE, *STEP, CORRUPT)
     name, at, number = asked.partition('@')
     if name not in points or at != '@' or not number.isdecimal():
         raise ValueError(f'LMTRAIN_FAULT={asked!r}: expected point@step, point one of {", ".join(points)}')

@@ -54,7 +54,7 @@ def audit(text: str, mesh) -> dict[tuple[str, str], float]:
 def minimum(run) -> dict[tuple[str, str], float]:
     """The least for the mesh, model and method of a `Run`, in the dtypes in which this house sends.
 
-    FSDP gathers a leaf of a layer for the forward and for the backward pass of every micro-batch, others once a step,
+    FSDP gathers a leaf of a layer for the forward and for the backward pass of every micro-batch, others once for it,
     and scatters the gradients of what learns with every micro-batch; over other axes they are summed once a step.
     `tensor` sums the outputs of attention and feed-forward, forward and backward, those that remat makes again, and
     what the embedding reads and the head gives back. `sequence` gathers keys and values and scatters their gradients.
@@ -76,7 +76,7 @@ def minimum(run) -> dict[tuple[str, str], float]:
         whole = math.prod(leaf.shape) / (sizes['tensor'] if 'tensor' in spec else 1)
         if 'fsdp' in spec:
             wire = min(dtype.itemsize, leaf.dtype.itemsize)
-            add('all-gather', ('fsdp',), (2 * micro if path.startswith('layers') else 1) * whole * wire)
+            add('all-gather', ('fsdp',), (2 if path.startswith('layers') else 1) * micro * whole * wire)
             if learns:
                 add('reduce-scatter', ('fsdp',), micro * whole * leaf.dtype.itemsize)
                 whole /= sizes['fsdp']

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from lmtrain import agree, capacity, display, evaluate, metrics, report, survive, tree
-from lmtrain.assemble import assemble
+from lmtrain.assemble import assemble, filled
 from lmtrain.checkpoint import Checkpoints
 from lmtrain.checkpoint import workdir as folder
 from lmtrain.circumstances import circumstances, versions
@@ -30,11 +30,12 @@ def train(config, workdir) -> dict[str, Any]:
       survive.Ended: asked to stop (the step is saved) or not worth going on; carries the exit code.
     """
     workdir, first = pathlib.Path(workdir), jax.process_index() == 0
-    run = assemble(config)
-    agree.same(tree.flatten({'config': resolved(run), 'code': agree.code()} | versions() | run.fingerprints()))
-    folder.check(workdir, tree.size(run.shapes), config.checkpoint.keep_last + config.checkpoint.keep_best)
-    capacity.check_memory(run.memory(), run.mesh.local_devices[0])
+    run = assemble(on_its_vocabulary(config, workdir))
     with contextlib.ExitStack() as stack:
+        watchdog = stack.enter_context(survive.Watchdog(**config.watchdog))
+        agree.same(tree.flatten({'config': resolved(run), 'code': agree.code()} | versions() | run.fingerprints()))
+        folder.check(workdir, tree.size(run.shapes), config.checkpoint.keep_last + config.checkpoint.keep_best)
+        capacity.check_memory(run.memory(), run.mesh.local_devices[0])
         stack.enter_context(folder.disk(workdir))
         changed = []
         if first:
@@ -42,7 +43,6 @@ def train(config, workdir) -> dict[str, Any]:
             changed = folder.claim(workdir, resolved(run), run.fingerprints())
         checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', **config.checkpoint))
         signals = stack.enter_context(survive.Signals())
-        watchdog = stack.enter_context(survive.Watchdog(**config.watchdog))
         saved, extra = checkpoints.restore(run.stored(run.shapes)) or (None, {'step': 0, 'elapsed': 0.0})
         compiling = stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_step)  # beside the initial state
         state = run.complete(saved) if saved else run.initial_state()
@@ -68,9 +68,12 @@ def train(config, workdir) -> dict[str, Any]:
         if config.evaluate.sources:
             kept = workdir / 'before.json'
             measured = {} if agree.everyone(kept.exists())[0] else loop.domains(state)
-            before = folder.once(kept, lambda: measured) if first else measured
+            before = agree.everyone(folder.once(kept, lambda: measured) if first else None)[0]
         state = loop.go(state, compiling.result)
+        watchdog.expect('save')
+        checkpoints.wait()  # while signals and the watchdog still stand
         results = loop.results(state) | evaluate.change(before, loop.domains(state))
+        watchdog.expect('evaluate')
         if first:
             (workdir / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
             (workdir / 'samples.txt').write_text(texts(run, state, workdir))
@@ -79,6 +82,19 @@ def train(config, workdir) -> dict[str, Any]:
         live.say(display.evaluation(results['validation'], results['baselines'], 'validation'))
         live.say(f'report and samples: {workdir / "report.md"}')
     return results
+
+
+def on_its_vocabulary(config, workdir: pathlib.Path):
+    """The config with as many ids as the run in the folder has, where they were filled up for the mesh that it had."""
+    if config.init.base or not (workdir / 'config.json').exists():
+        return config
+    saved = folder.read(workdir / 'config.json')
+    size, tensor = (saved.get(part, {}).get(name) for part, name in (('model', 'vocab_size'), ('mesh', 'tensor')))
+    if not size or not tensor or size != filled(config.model.vocab_size, tensor):
+        return config
+    config = config.copy_and_resolve_references()
+    config.model.vocab_size = size
+    return config.lock()
 
 
 def texts(run, state, workdir) -> str:

@@ -121,6 +121,14 @@ def test_a_resumed_run_on_a_base_is_the_uninterrupted_one(folder, tmp_path):
     assert_equal(one, other)
 
 
+def test_what_a_checkpoint_holds_whole_needs_no_base_to_go_on(folder, tmp_path, monkeypatch):
+    """All of a model learnt: a second state, or the base, beside the restored one would be for nothing."""
+    run = assemble.assemble(on_base(folder, adapt__method='full'))
+    kept = jax.tree.map(jax.numpy.copy, run.initial_state())
+    monkeypatch.setattr(type(run.base), 'load', lambda *_: pytest.fail('the base was loaded'))
+    assert run.complete(kept) is kept
+
+
 def test_every_text_is_measured_apart_before_and_after(folder, tmp_path):
     other = tmp_path / 'other'
     other.mkdir()

@@ -46,9 +46,10 @@ def losses(run):
         ([(1, 4, 2, 1), (2, 2, 1, 2)], MICRO),
         ([(2, 2, 2, 1)], LORA | {'sweep.seeds': (1, 2)}),
         ([(1, 4, 2, 1)], {'adapt.method': 'prompt', 'data.isolate': False, 'model.dropout': 0.1}),
+        ([(1, 4, 2, 1)], {'adapt.method': 'prefix', 'adapt.prefix.hidden': 64}),
         ([(1, 4, 1, 2)], {'data.isolate': False, 'data.seq_len': 256, 'model.positions': 'learned'}),
     ],
-    ids=['llama', 'bert', 'micro-batches', 'lora sweep', 'prompt', 'blocks of queries'],
+    ids=['llama', 'bert', 'micro-batches', 'lora sweep', 'prompt', 'prefix network', 'blocks of queries'],
 )
 def test_a_step_over_eight_devices_is_that_over_one(text, meshes, more):
     expected = losses(run_of(text, (1, 1, 1, 1), more))

@@ -1,13 +1,15 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec as P
 
-from lmtrain import sharding
+from configs import pretrain_gpt2
+from lmtrain import assemble, sharding
 
 SHAPES = {
     'embed': {'embedding': jax.ShapeDtypeStruct((64, 16), jnp.float32)},
@@ -50,11 +52,11 @@ def test_moments_lie_as_their_parameters_do():
     mesh = sharding.mesh(2, 2, 2, 1)
     params = sharding.shardings(SHAPES, mesh)
     state = sharding.shardings(jax.eval_shape(optax.adam(1e-3).init, SHAPES), mesh)
-    assert params['layers']['attention']['query']['kernel'].spec == PartitionSpec(None, 'fsdp', 'tensor')
-    assert params['layers']['attention_norm']['scale'].spec == PartitionSpec()
+    assert params['layers']['attention']['query']['kernel'].spec == P(None, 'fsdp', 'tensor')
+    assert params['layers']['attention_norm']['scale'].spec == P()
     assert state[0].mu == params
     assert state[0].nu == params
-    assert state[0].count.spec == PartitionSpec()
+    assert state[0].count.spec == P()
 
 
 def test_a_dimension_that_does_not_divide_is_refused_by_path():
@@ -99,6 +101,40 @@ def test_data_goes_across_slices_and_nothing_else_does():
     assert [{chip.slice_index for chip in row.flat} for row in grid] == [{0}, {1}]
     with pytest.raises(ValueError, match='mesh.data = 1 does not divide over 2 slices'):
         sharding.mesh(1, 8, 1, 1, devices=chips)
+
+
+def test_machines_of_gpus_are_no_slices_that_bind():
+    chips = [Chip(i, slice_index=i // 4, platform='gpu') for i in range(8)]
+    assert sharding.mesh(1, 8, 1, 1, devices=chips).shape['fsdp'] == 8
+    grid = sharding.mesh(2, 4, 1, 1, devices=chips).devices
+    assert [{chip.slice_index for chip in row.flat} for row in grid] == [{0}, {1}]
+
+
+def test_a_rank_that_the_mesh_does_not_divide_is_laid_by_the_next_rule():
+    mesh = sharding.mesh(1, 4, 2, 1)
+    for rank, spec in ((8, P(None, 'fsdp', 'tensor')), (6, P(None, None, 'tensor'))):
+        leaf = {'layers': {'mlp': {'up': {'lora_b': jax.ShapeDtypeStruct((2, rank, 16), jnp.float32)}}}}
+        assert sharding.shardings(leaf, mesh)['layers']['mlp']['up']['lora_b'].spec == spec
+
+
+@pytest.mark.parametrize(
+    'adapter',
+    [
+        {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/attention/(query|key|value|output)/kernel', 256),)},
+        {'adapt.method': 'lora', 'adapt.lora.rank': (('embed/embedding', 64),)},
+        {'adapt.method': 'prefix', 'adapt.prefix.hidden': 512},
+        {'adapt.method': 'prompt', 'adapt.prompt.hidden': 768, 'data.isolate': False},
+    ],
+    ids=['lora', 'embedding', 'prefix', 'prompt'],
+)
+def test_adapters_of_a_model_of_a_usual_size_are_divided(adapter, tmp_path):
+    (tmp_path / 'text.txt').write_text('a text of no matter ' * 999)
+    config = pretrain_gpt2.get_config()
+    config.data.update({'source': str(tmp_path / 'text.txt'), 'cache': str(tmp_path), 'tokenizer': 'bytes'})
+    config.data.update({'document': 'file', 'split': 'tail', 'validation': 0.2, 'test': 0.2})
+    config.update_from_flattened_dict({'mesh.data': 1, 'mesh.fsdp': 8, 'sample.prompts': ()} | adapter)
+    run = assemble.assemble(config)
+    assert float(re.search(r'([\d.]+)%', sharding.replicated(run.shapes.params, run.mesh))[1]) < 2
 
 
 def test_what_no_rule_divides_is_named_and_limited():

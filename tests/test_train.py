@@ -138,6 +138,46 @@ def test_asked_to_stop_in_an_evaluation_and_in_compiling(config, tmp_path, monke
     assert_same_run(whole, parts)
 
 
+def test_a_checkpoint_gets_the_metric_of_the_evaluation_that_a_signal_cut_short(config, tmp_path, monkeypatch):
+    config.checkpoint.every_steps, config.checkpoint.keep_last = 5, 5
+    train.train(config, tmp_path / 'whole')
+    made = evaluate.evaluate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return made(*arguments)
+
+    monkeypatch.setattr(evaluate, 'evaluate', interrupted)
+    with pytest.raises(survive.Ended, match='step 5 is saved'):
+        train.train(config, tmp_path / 'parts')
+    assert checkpoint.ranked(tmp_path / 'parts' / 'checkpoints') == []
+    monkeypatch.undo()
+    train.train(config, tmp_path / 'parts')
+    found = [checkpoint.ranked(tmp_path / name / 'checkpoints') for name in ('whole', 'parts')]
+    assert found[0] == found[1] and 5 in found[0]
+    checkpoint.verify(tmp_path / 'parts' / 'checkpoints' / '5')
+
+
+def test_a_save_that_never_ends_is_watched_to_the_last(start, tmp_path):
+    workdir = tmp_path / 'run'
+    stalled = start(workdir, ['--config.watchdog.save=12'], LMTRAIN_FAULT=f'stall_in_save@{STEPS}')
+    assert stalled.wait(LONG) == survive.STALLED, words(workdir)
+    assert 'config.watchdog.save = 12 s' in words(workdir) and 'in _finish' in words(workdir)
+
+
+def test_a_vocabulary_that_was_filled_up_stays_so_on_another_mesh(config, tmp_path):
+    config.evaluate.every_steps = config.checkpoint.every_steps = 4
+    config.budget.steps, config.schedule.name = 4, 'constant'
+    config.mesh.data, config.mesh.tensor = 4, 2
+    train.train(config, tmp_path / 'run')
+    config.mesh.data, config.mesh.tensor, config.budget.steps = 8, 1, 8
+    train.train(config, tmp_path / 'run')
+    assert [line['step'] for line in lines(tmp_path / 'run') if 'loss' in line] == list(range(1, 9))
+    config.model.vocab_size = 300
+    with pytest.raises(ValueError, match='model.vocab_size: saved 384, now 300'):
+        train.train(config, tmp_path / 'run')
+
+
 @pytest.fixture(scope='module')
 def start(text):
     """A function that starts `lmtrain train` on the text in a process of its own; its words go to `<workdir>.txt`."""
@@ -147,9 +187,9 @@ def start(text):
     command += ['--config.evaluate.every_steps=5', '--config.checkpoint.every_steps=4', '--config.sample.max_tokens=4']
     environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '1', 'HOME': str(text.parent)}
 
-    def start(workdir, **more):
+    def start(workdir, flags=(), **more):
         with open(f'{workdir}.txt', 'w') as words:
-            asked = [*command, f'--workdir={workdir}']
+            asked = [*command, f'--workdir={workdir}', *flags]
             return subprocess.Popen(asked, cwd=ROOT, env=environment | more, stdout=words, stderr=subprocess.STDOUT)
 
     return start

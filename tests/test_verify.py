@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from lmtrain import sharding, survive, verify
 from lmtrain import state as states
-from lmtrain import survive, verify
 
 
 @pytest.fixture
@@ -38,4 +40,22 @@ def test_one_bit_ends_the_run(state, monkeypatch):
     verify.twice(train_step(), 6)(jax.tree.map(jnp.copy, state), np.float32(3.0), np.float32(0.5))
     with pytest.raises(survive.Ended, match='step 7, taken twice .* differs in trainable/a/kernel: a device') as ended:
         verify.twice(train_step(), 7)(state, np.float32(3.0), np.float32(0.5))
+    assert ended.value.code == survive.DIFFERS
+
+
+@pytest.mark.parametrize('spec', [P(), P('fsdp')], ids=str)
+def test_a_copy_that_is_wrong_ends_the_run(state, spec):
+    """One bit of what one device holds, which both results are computed from."""
+    on = NamedSharding(sharding.mesh(2, 4, 1, 1), spec)
+    state = jax.device_put(state, NamedSharding(on.mesh, P()))
+    whole = jax.device_put(state.trainable['a']['kernel'], on)
+    assert jax.tree.all(verify.equal_copies((state, whole)))
+    pieces = [np.asarray(shard.data).copy() for shard in whole.addressable_shards]
+    pieces[5].view(np.uint16)[0, 1] ^= 1 << 6
+    placed = [jax.device_put(x, shard.device) for x, shard in zip(pieces, whole.addressable_shards, strict=True)]
+    wrong = jax.make_array_from_single_device_arrays(whole.shape, on, placed)
+    state = state.replace(trainable=state.trainable | {'a': {'kernel': wrong}})
+    step = jax.jit(lambda state, batch, progress: (state.replace(step=state.step + 1), {}), donate_argnums=0)
+    with pytest.raises(survive.Ended, match='step 7, has copies on several .* of trainable/a/kernel: a dev') as ended:
+        verify.twice(step, 7)(state, 0.0, 0.0)
     assert ended.value.code == survive.DIFFERS

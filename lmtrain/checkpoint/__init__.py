@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 from lmtrain.checkpoint import leaves
 from lmtrain.checkpoint import manifest as manifests
 from lmtrain.checkpoint.manifest import Damaged, ranked, steps, verify
-from lmtrain.survive import fault
+from lmtrain.survive import STALL_IN_SAVE, fault
 
 __all__ = ['Checkpoints', 'Damaged', 'SaveFailed', 'inspect', 'ranked', 'restore', 'steps', 'verify']
 
@@ -116,6 +116,11 @@ class Checkpoints:
         self.wait()
         return restore(self.directory, abstract_state, quarantine=True)
 
+    def rate(self, step: int, metric: float) -> None:
+        """Give the checkpoint of `step`, where there is one, the metric that it was saved without."""
+        if jax.process_index() == 0 and (self.directory / str(step)).exists():
+            manifests.rate(self.directory / str(step), float(metric))
+
     def check_for_errors(self) -> None:
         """Raise SaveFailed where a save has failed since the last look. To be called each step; costs nothing."""
         if self._error is not None:
@@ -154,6 +159,7 @@ class Checkpoints:
             if jax.process_index() != 0:
                 return
             fault('before_hash', step)
+            fault(STALL_IN_SAVE, step)
             manifests.seal(temporary, facts)
             fault('before_rename', step)
             temporary.rename(self.directory / str(step))

@@ -25,13 +25,17 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         digests = pool.map(functools.partial(_digest, flush=True), [folder / name for name in files])
         manifest = {'format': FORMAT, **facts, 'files': dict(zip(files, digests, strict=True))}
-    manifest['sha256'] = _self_hash(manifest)
-    with open(folder / NAME, 'w') as file:
-        file.write(_text(manifest))
-        file.flush()
-        os.fsync(file.fileno())
+    _write(folder / NAME, manifest)
     for inner in [path for path in folder.rglob('*') if path.is_dir()] + [folder]:
         flush_folder(inner)
+
+
+def rate(folder: Path, metric: float) -> None:
+    """Give a checkpoint the metric that it was saved without; killed at any moment, it is whole before or after."""
+    temporary = folder.parent / f'.{folder.name}.{NAME}'
+    _write(temporary, read(folder) | {'metric': metric})
+    temporary.rename(folder / NAME)
+    flush_folder(folder)
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -150,6 +154,13 @@ def _digest(path: Path, flush: bool = False) -> dict[str, Any]:
         raise
     except OSError as error:
         raise Damaged(f'{path}: {first_line(error)}') from error
+
+
+def _write(path: Path, manifest: dict[str, Any]) -> None:
+    with open(path, 'w') as file:
+        file.write(_text(manifest | {'sha256': _self_hash(manifest)}))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _self_hash(manifest: dict[str, Any]) -> str:

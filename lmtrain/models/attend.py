@@ -84,6 +84,8 @@ def obstacle(kernel: str, length: int, *, head_dim: int, dtype, window, softcap:
         return f"needs dtype 'bfloat16' or 'float16', not '{dtype}'"
     if softcap:
         return 'knows no softcap'
+    if length % 2:
+        return f'needs an even length, not {length}'
     fits = head_dim % 8 == 0 and head_dim <= 128
     return '' if fits else f'needs heads of at most 128 and a multiple of 8, not {head_dim}'
 

@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 from typing import Any
 
+import jax.numpy as jnp
+
 from lmtrain.models.attend import KERNELS, obstacle
 from lmtrain.models.layers import GATED, PLAIN
 from lmtrain.models.rotary import check_scaling
@@ -96,7 +98,7 @@ class Settings:
         """Why a kernel of attention cannot take rows of `length` positions, in words; '' where it can."""
         window = None if self.global_layers and self.unroll != self.num_layers else self.window
         about = {'head_dim': self.head_dim, 'window': window, 'softcap': self.attention_softcap}
-        return obstacle(kernel, length, dtype=self.dtype, **about)
+        return obstacle(kernel, length, dtype=jnp.dtype(self.dtype), **about)
 
     def check(self):
         """Raises ValueError where a setting is unknown, out of range or at odds with another."""

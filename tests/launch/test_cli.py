@@ -1,5 +1,6 @@
 """The front door: quick answers, errors a person can act on, and flags that reach the verb."""
 
+import os
 import subprocess
 import sys
 
@@ -28,6 +29,17 @@ def test_help_imports_next_to_nothing():
 @pytest.mark.parametrize('argv', [('configs',), ('train', '--help'), ('show', '--config=tiny')])
 def test_quick_verbs_import_nothing_heavy(argv):
     assert imported(*argv, watched=HEAVY) == []
+
+
+def test_a_recipe_that_imports_models_finds_the_cache_made():
+    """jax reads its variables once, where it is first imported."""
+    code = (
+        'from launch import cli; cli.main(["train", "--config=pretrain_gpt2", "--process_id=0"]); '
+        'import jax; print(jax.config.jax_compilation_cache_dir)'
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('JAX')}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment)
+    assert '--coordinator' in done.stderr and done.stdout.strip().startswith('/')
 
 
 def test_help_names_every_verb(capsys):

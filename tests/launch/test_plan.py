@@ -2,7 +2,10 @@
 
 import importlib.util
 import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from launch import cli, machine
 from lmtrain import forecast, target
 
+ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures('here')
 
 
@@ -37,6 +41,29 @@ def test_the_tiny_recipe_on_simulated_devices(capsys):
     assert float(re.search(r'([\d.]+) of it', page)[1]) == pytest.approx(1, abs=0.01)
     assert float(re.search(r'in all +([\d.]+) of the least', page)[1]) <= 1.05
     assert 'not modelled' in page
+
+
+def test_one_device_exchanges_nothing(capsys):
+    code, page = plan(capsys, '--config=tiny', '--target=cpu:1')
+    assert code == 0 and 'one device' in page
+    assert float(re.search(r'([\d.]+) of it', page)[1]) == pytest.approx(1, abs=0.01)
+
+
+def test_a_plan_is_made_again_by_a_process_that_finds_a_warm_cache(tmp_path):
+    """With a recipe that imports models, and jax with them, before it is known for how many devices."""
+    command = [sys.executable, '-m', 'launch.cli', 'plan', '--config=pretrain_gpt2', '--target=cpu:2']
+    sizes = {'num_layers': 1, 'width': 32, 'num_heads': 2, 'num_kv_heads': 2, 'head_dim': 16, 'mlp_dim': 64}
+    sizes['vocab_size'] = 264
+    command += [f'--config.model.{name}={value}' for name, value in sizes.items()]
+    command += ['--config.data.seq_len=32', '--config.data.batch_size=2', '--config.optimizer.accumulate=1']
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('JAX')}
+    environment |= {'HOME': str(tmp_path), 'JAX_PLATFORMS': 'cpu'}
+    pages = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        pages.append(done.stdout)
+    assert pages[0] == pages[1] and 'cpu:2, 2 devices' in pages[0]
 
 
 def test_a_gpu_is_judged_by_theory_and_its_data_sheet(capsys):
