@@ -6,6 +6,7 @@ Nothing heavy is imported here, and what the user has set in the environment win
 import ctypes
 import gc
 import hashlib
+import importlib.util
 import os
 import pathlib
 import platform
@@ -22,7 +23,7 @@ def prepare() -> None:
 def accelerated() -> bool:
     """Whether a GPU or a TPU is attached, as far as Linux's device files tell."""
     devices = pathlib.Path('/dev')
-    return any(any(devices.glob(pattern)) for pattern in ('nvidia[0-9]*', 'kfd', 'accel*', 'vfio/[0-9]*'))
+    return any(any(devices.glob(pattern)) for pattern in ('nvidia[0-9]*', 'dxg', 'kfd', 'accel*', 'vfio/[0-9]*'))
 
 
 def keep_memory() -> None:
@@ -50,6 +51,8 @@ def environment() -> dict[str, str]:
         'TPU_MIN_LOG_LEVEL': '2',
         'GRPC_VERBOSITY': 'ERROR',
     }
+    if not accelerated() and importlib.util.find_spec('libtpu'):
+        wanted['JAX_PLATFORMS'] = 'cpu'  # libtpu, there to plan with, would look for a TPU and complain at length
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
