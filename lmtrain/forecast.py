@@ -17,9 +17,12 @@ from lmtrain.target import Target
 class Compiled(NamedTuple):
     """What the compiler says of the step of the longest batches, for one device. Bytes and FLOPs.
 
-    `too_large`: the compiler's word where the program does not fit; everything else is empty then.
+    `parameters` and `moments` are parts of `arguments`, as the program takes them in pieces. `too_large`: the
+    compiler's word where the program does not fit; everything else is empty then.
     """
 
+    parameters: int = 0
+    moments: int = 0
     arguments: int = 0
     temporaries: int = 0
     total: int = 0
@@ -69,9 +72,22 @@ def compiled(run: Run) -> Compiled:
     memory = program.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    state, *_ = program.input_shardings[0]
     return Compiled(
-        arguments, temporaries, arguments + temporaries + new, hlo.text_flops(text), traffic.audit(text, run.mesh)
+        parameters=_held(run.shapes.trainable, state.trainable) + _held(run.shapes.frozen, state.frozen),
+        moments=_held(run.shapes.opt_state, state.opt_state),
+        arguments=arguments,
+        temporaries=temporaries,
+        total=arguments + temporaries + new,
+        flops=hlo.text_flops(text),
+        exchanged=traffic.audit(text, run.mesh),
     )
+
+
+def _held(leaves, on) -> int:
+    """Bytes on one device of leaves that lie as a compiled program takes them."""
+    laid = jax.tree.map(lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on), leaves, on)
+    return cost.bytes_here(laid)
 
 
 def arguments(run: Run) -> int:
@@ -143,9 +159,12 @@ def _bytes(size: float) -> str:
 def memory_table(run: Run, found: Compiled) -> str:
     """Bytes on each device by kind, the compiler's beside theory."""
     theory, held = run.memory(), arguments(run)
-    rows = [('', 'theory', 'compiler', 'ratio')]
-    rows += [(f'  {part}', _bytes(theory[part]), '', '') for part in ('parameters', 'moments')]
     told = not found.too_large
+    rows = [('', 'theory', 'compiler', 'ratio')]
+    for part in ('parameters', 'moments'):
+        size, by_compiler = theory[part], getattr(found, part)
+        ratio = f'{by_compiler / size:.3f}' if told and size else ''
+        rows.append((f'  {part}', _bytes(size), _bytes(by_compiler) if told else '', ratio))
     ratio = f'{found.arguments / held:.3f}' if told else ''
     rows.append(('  state and batch', _bytes(held), _bytes(found.arguments) if told else '', ratio))
     rows += [(f'  {part}', _bytes(theory[part]), '', '') for part in ('gradients', 'activations')]
