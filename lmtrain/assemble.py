@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from lmtrain import adapt, capacity, cost, data, optim, parallel, sample, sharding, sweep, tree
+from lmtrain import adapt, capacity, cost, data, deal, optim, parallel, sample, sharding, sweep, tree
 from lmtrain.base import Base, open_base, settings
 from lmtrain.models import Transformer
 from lmtrain.objectives import classify, span, tag, tokens
@@ -26,7 +26,7 @@ def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
     mesh = sharding.mesh(**config.mesh, devices=devices)
     sharding.check_batch(config.data.batch_size, config.optimizer.accumulate, mesh)
     schedule = optim.schedule(**config.schedule)
-    tx = optim.optimizer(**config.optimizer)
+    tx = optim.optimizer(**config.optimizer, each=deal.over(mesh))
     config, base = _on_base(config)
     config = _padded(config, mesh)
     model = Transformer(**config.model)
@@ -137,9 +137,13 @@ def _planned(run: Run) -> Run:
         classes=head and head['classes'],
         predicted=predicted,
     )
-    flops = cost.Flops(*(max(len(run.members), 1) * part for part in flops))
+    run = run._replace(shapes=shapes)
+    matrices = optim.matrices(config.optimizer.name, tree.flatten(shapes.trainable))
+    hands = deal.hands(matrices, run.specs(), run.mesh)
+    # Devices that differ in rows alone, or share a matrix, do the same.
+    update = run.mesh.size * sum(hand.each * optim.newton_schulz_flops(hand.rows, hand.columns) for hand in hands)
+    flops = cost.Flops(*(max(len(run.members), 1) * part for part in flops._replace(update=update)))
     return run._replace(
-        shapes=shapes,
         flops_per_step=flops,
         total_steps=cost.total_steps(config.budget, run.tokens_per_step, flops.total),
     )

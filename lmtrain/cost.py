@@ -60,22 +60,23 @@ class Flops(NamedTuple):
 
     Attributes:
       forward, backward: what the mathematics asks for; their sum is what MFU counts (PaLM, arXiv 2204.02311, B).
-      again: what the backward pass computes a second time to save memory.
+      again: what the backward pass computes a second time to save memory. update: what the optimizer multiplies.
     """
 
     forward: float
     backward: float
     again: float
+    update: float = 0.0
 
     @property
     def total(self) -> float:
-        """Without what is computed twice: MFU, and budgets in FLOPs."""
+        """Of the model, without what is computed twice: MFU, and budgets in FLOPs."""
         return self.forward + self.backward
 
     @property
     def executed(self) -> float:
-        """With it: what the hardware does."""
-        return self.total + self.again
+        """With both: what the hardware does."""
+        return self.total + self.again + self.update
 
 
 def keys_per_query(model, seq_len: int, block: int | None) -> float:
@@ -198,8 +199,7 @@ def flops_per_step(
         return found
 
     walk(before)
-    of_layers, again = 0.0, 0.0
-    ahead = 0.0
+    of_layers, again, ahead = 0.0, 0.0, 0.0
     for name, size in segments.items():
         stages = layer(name)
         # A scan carries gradients to its first layer even where nothing before that layer's last leaf learns.

@@ -3,8 +3,8 @@
 import difflib
 import math
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ LAYER_MATRICES = 'layers[^/]*/.*kernel'
 SCHEDULES = ('cosine', 'linear', 'constant', 'wsd')
 OPTIMIZERS = ('adamw', 'muon', 'lion', 'adafactor', 'sgd')
 MUON_MOMENTUM = 0.95  # of every published run; b1 and b2 belong to the AdamW beside it
+Each = Callable[[Callable[[jax.Array], jax.Array], tree.Params], tree.Params]
 # Quintic Newton-Schulz, steepest at zero (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
 NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
 
@@ -89,13 +90,14 @@ def optimizer(
     learning_rates=(),
     clip: float = 0.0,
     accumulate: int = 1,
+    each: Each | None = None,
 ) -> optax.GradientTransformation:
     """The whole `config.optimizer` -> direction and decoupled decay, without any learning rate.
 
     `update` returns `direction + weight_decay * parameter`, the second term on paths that match `decayed` alone; the
     step multiplies by `-learning_rate * schedule(progress) * factor of the path`. The state holds moments of the tree
     handed to `init` and nothing else. Learning rates, clipping and micro-batches are the step's: they are arguments
-    only so that a section is checked in one place.
+    only so that a section is checked in one place. `each` is for `scale_by_muon`, and not of the config.
 
     | name | direction | reads |
     |---|---|---|
@@ -106,7 +108,7 @@ def optimizer(
     | sgd | momentum b1 | b1 |
 
     Raises:
-      ValueError: naming the field, its value and its range; at `init` where muon finds no matrix of a layer.
+      ValueError: naming the field, its value and its range; at `init` where a layer's kernel is no matrix for muon.
     """
     _check_name('optimizer.name', name, OPTIMIZERS)
     _check_range('optimizer.learning_rate', learning_rate, 0.0, math.inf, open_above=True)
@@ -128,7 +130,7 @@ def optimizer(
     adam = optax.scale_by_adam(b1, b2, eps)
     direction = {
         'adamw': lambda: adam,
-        'muon': lambda: by_path(LAYER_MATRICES, per_layer(scale_by_muon()), adam),
+        'muon': lambda: by_path(LAYER_MATRICES, scale_by_muon(each), adam),
         'lion': lambda: optax.scale_by_lion(b1, b2),
         'adafactor': lambda: by_path(STACKED, per_layer(_adafactor()), _adafactor()),
         'sgd': lambda: optax.trace(b1),
@@ -159,6 +161,11 @@ def _decay(weight_decay: float, decayed: str) -> optax.GradientTransformation:
         return add, state
 
     return optax.GradientTransformation(init, update)
+
+
+def matrices(name: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Of {path: leaf}, the stacks of matrices that the optimizer orthogonalises."""
+    return {path: leaf for path, leaf in leaves.items() if name == 'muon' and re.fullmatch(LAYER_MATRICES, path)}
 
 
 class ByPath(NamedTuple):
@@ -208,25 +215,29 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def scale_by_muon() -> optax.GradientTransformation:
-    """Nesterov momentum, orthogonalised, for a tree of matrices [rows, columns].
+def scale_by_muon(each: Each | None = None) -> optax.GradientTransformation:
+    """Nesterov momentum, orthogonalised, for a tree of stacks of matrices [N, rows, columns].
 
     The result is scaled by 0.2 * sqrt(max(rows, columns)), which gives it the RMS that AdamW's updates have, so that
     one learning rate and one decay serve both (Moonlight, arXiv 2502.16982, section 2.2).
+
+    `each`: (function of a matrix, stacks) -> the function of each of their matrices, where these may lie in pieces; who
+    cut them (lmtrain.deal) knows where the pieces are. None: all are whole.
     """
+    each = each or (lambda function, stacks: jax.tree.map(jax.vmap(function), stacks))
 
     def init(params):
         for path, leaf in tree.flatten(params).items():
-            if leaf.ndim != 2:
-                raise ValueError(f'muon orthogonalises matrices; {path} of one layer has the shape {leaf.shape}')
+            if leaf.ndim != 3:
+                raise ValueError(f'muon orthogonalises matrices; {path} of one layer has the shape {leaf.shape[1:]}')
         return optax.TraceState(jax.tree.map(jnp.zeros_like, params))
 
     def update(updates, state, params=None):
         del params
         trace = jax.tree.map(lambda g, m: g + MUON_MOMENTUM * m, updates, state.trace)
         ahead = jax.tree.map(lambda g, m: g + MUON_MOMENTUM * m, updates, trace)
-        scaled = jax.tree.map(lambda m: 0.2 * math.sqrt(max(m.shape)) * orthogonalise(m), ahead)
-        return scaled, optax.TraceState(trace)
+        made = each(orthogonalise, ahead)
+        return jax.tree.map(lambda m: 0.2 * math.sqrt(max(m.shape[1:])) * m, made), optax.TraceState(trace)
 
     return optax.GradientTransformation(init, update)
 
@@ -234,7 +245,7 @@ def scale_by_muon() -> optax.GradientTransformation:
 def orthogonalise(matrix: jax.Array) -> jax.Array:
     """[rows, columns] float32 -> the same with singular values near 1 (0.7 to 1.2), zero for zero.
 
-    Newton-Schulz on the smaller side: 5 x (4 m^2 n + 2 m^3) FLOPs, m <= n. float32 throughout, at the platform's own
+    Newton-Schulz on the smaller side (`newton_schulz_flops`). float32 throughout, at the platform's own
     precision of products (a TPU multiplies in bfloat16, which the iteration bears).
     """
     a, b, c = NEWTON_SCHULZ
@@ -245,3 +256,9 @@ def orthogonalise(matrix: jax.Array) -> jax.Array:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if rows > columns else x
+
+
+def newton_schulz_flops(rows: int, columns: int) -> float:
+    """FLOPs of the matrix products of `orthogonalise`: three in each step, on the smaller side."""
+    m, n = sorted((rows, columns))
+    return NEWTON_SCHULZ_STEPS * (4.0 * m * m * n + 2.0 * m**3)

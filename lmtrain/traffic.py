@@ -12,7 +12,7 @@ from collections import Counter
 
 import numpy as np
 
-from lmtrain import hlo, tree
+from lmtrain import deal, hlo, optim, tree
 from lmtrain.parallel import MANUAL
 
 KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
@@ -58,6 +58,7 @@ def minimum(run) -> dict[tuple[str, str], float]:
     and scatters the gradients of what learns with every micro-batch; over other axes they are summed once a step.
     `tensor` sums the outputs of attention and feed-forward, forward and backward, those that remat makes again, and
     what the embedding reads and the head gives back. `sequence` gathers keys and values and scatters their gradients.
+    What is orthogonalised, in float32, goes to the devices that do it and comes back (`lmtrain.deal`).
     """
     config, model, mesh, specs = run.config, run.model, run.mesh, run.specs()
     sizes, dtype = mesh.shape, np.dtype(model.dtype)
@@ -93,6 +94,12 @@ def minimum(run) -> dict[tuple[str, str], float]:
     both = 2 * rows * config.data.seq_len * heads * dtype.itemsize * model.num_layers
     add('all-gather', ('sequence',), both * (2 if again else 1))
     add('reduce-scatter', ('sequence',), both)
+
+    for hand in deal.hands(optim.matrices(config.optimizer.name, learning), specs, mesh):
+        shared = [axis for axis in hand.cut if axis not in hand.dealt]
+        whole = members * hand.each * hand.rows * hand.columns * 4
+        add('all-to-all', hand.dealt, 2 * whole / math.prod(sizes[axis] for axis in shared))
+        add('all-gather', shared, whole)
     return dict(found)
 
 

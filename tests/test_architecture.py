@@ -24,7 +24,7 @@ FLOORS = (
         'data',
         'objectives',
     },
-    {'state', 'sample', 'adapt', 'parallel'},
+    {'state', 'sample', 'adapt', 'parallel', 'deal'},
     {'sweep', 'traffic', 'compute_optimal'},
     {'step', 'evaluate', 'prompting', 'report', 'base', 'score'},
     {'run'},

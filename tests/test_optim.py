@@ -225,7 +225,8 @@ def test_muon_orthogonalises_the_matrices_of_layers():
 def test_muon_steps_have_the_size_of_adamw_steps():
     """Moonlight's scale: an RMS of about 0.2, which AdamW's updates have in training (arXiv 2502.16982, 2.2)."""
     tx = optim.scale_by_muon()
-    matrices = {str(shape): jax.random.normal(jax.random.key(0), shape) for shape in ((64, 64), (64, 256), (256, 64))}
+    shapes = ((2, 64, 64), (2, 64, 256), (2, 256, 64))
+    matrices = {str(shape): jax.random.normal(jax.random.key(0), shape) for shape in shapes}
     directions, _ = jax.jit(lambda m: tx.update(m, tx.init(m)))(matrices)
     for direction in directions.values():
         assert 0.15 < np.sqrt(np.mean(np.square(direction))) < 0.24

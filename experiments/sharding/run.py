@@ -41,9 +41,11 @@ KINDS = {  # name -> mesh of n devices
     'fsdp x tensor': lambda n: (1, n // 4, 4, 1),
     'fsdp, data across 2 slices': lambda n: (2, n // 2, 1, 1),
     'fsdp x sequence': lambda n: (1, n // 4, 1, 4),
+    'fsdp, Muon': lambda n: (1, n, 1, 1),
+    'fsdp x tensor, Muon': lambda n: (1, n // 4, 4, 1),
 }
 CHIPS = (  # topology, accelerator type, slices, kinds
-    ('v5e:4x4', 'v5litepod-16', 1, ('fsdp', 'tensor', 'fsdp x tensor', 'fsdp x sequence')),
+    ('v5e:4x4', 'v5litepod-16', 1, ('fsdp', 'tensor', 'fsdp x tensor', 'fsdp x sequence', 'fsdp x tensor, Muon')),
     ('v5e:4x4', 'v5litepod-16', 2, ('fsdp, data across 2 slices',)),
     ('v5e:16x16', 'v5litepod-256', 1, ('fsdp', 'fsdp x tensor')),
     ('v5p:4x4x4', 'v5p-128', 1, ('fsdp', 'tensor', 'fsdp x tensor')),
@@ -61,11 +63,12 @@ def run_of(mesh, more, devices):
     return assemble(config, devices=devices)
 
 
-def audit(mesh, devices) -> dict:
+def audit(kind, mesh, devices) -> dict:
     """Bytes of one program on one device."""
     from lmtrain import hlo, traffic, tree
 
-    run = run_of(mesh, SHAPE | {'data.batch_size': 4 * math.prod(mesh)}, devices)
+    more = {'data.batch_size': 4 * math.prod(mesh), 'optimizer.name': 'muon' if 'Muon' in kind else 'adamw'}
+    run = run_of(mesh, SHAPE | more, devices)
     (lowered,) = run.lowered().values()
     compiled, text = hlo.partitioned(lowered)
     found, least = traffic.audit(text, run.mesh), traffic.minimum(run)
@@ -118,7 +121,7 @@ def work(asked: dict) -> dict:
 
         slices = {'num_slices': asked['slices']} if asked['slices'] > 1 else {}
         devices = topologies.get_topology_desc(asked['topology'], platform='tpu', **slices).devices
-    return audit(asked['mesh'], devices)
+    return audit(asked['kind'], asked['mesh'], devices)
 
 
 def in_a_process(asked: dict, count: int, tpu: str = '') -> dict:
@@ -134,7 +137,7 @@ def in_a_process(asked: dict, count: int, tpu: str = '') -> dict:
         raise SystemExit(f'{asked} failed:\n{done.stderr[-3000:]}')
     found = json.loads(done.stdout.splitlines()[-1])
     found['rematerialization'] = 'Involuntary full rematerialization' in done.stderr
-    print({name: value for name, value in (asked | found).items() if name in ('mesh', 'topology', 'ratio')}, flush=True)
+    print({name: value for name, value in (asked | found).items() if name in ('kind', 'mesh', 'topology', 'ratio')}, flush=True)
     return asked | found
 
 
