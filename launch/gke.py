@@ -1,7 +1,9 @@
-"""applies a run to a Kubernetes cluster as a JobSet: one pod a TPU host, all started again where one asks for it.
+"""creates a run in a Kubernetes cluster as a JobSet: one pod a TPU host, all started again where one asks for it.
 
-The image has lmtrain installed (`pip install '.[tpu]'` in a copy of this tree); --claim is a PersistentVolumeClaim that
-every pod may write (ReadWriteMany), mounted at /runs. The cluster needs the JobSet controller.
+The image has lmtrain installed (`pip install '.[tpu,parquet]'` in a copy of this tree; the latter for FineWeb); --claim
+is a PersistentVolumeClaim that every pod may write (ReadWriteMany), mounted at /runs. The cluster needs the JobSet
+controller. A pod that is to stop has 300 s to save the step, with --spot only the 15 s that GKE has for it: where they
+are too few, the run goes on from the last checkpoint before (config.checkpoint.every_steps).
 
 lmtrain gke --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=16x16 --claim=runs \\
             -- train --config=configs/pretrain_gpt2.py --workdir=/runs/gpt2
@@ -21,7 +23,7 @@ FLAGS = flags.FlagValues()
 command.define(FLAGS, retries=20)
 for name, default, help in (
     ('name', 'lmtrain', 'of the JobSet'),
-    ('namespace', 'default', 'where it is applied'),
+    ('namespace', 'default', 'where it is created'),
     ('image', '', 'the container, such as REGION-docker.pkg.dev/PROJECT/REPOSITORY/lmtrain:TAG'),
     ('accelerator', '', 'cloud.google.com/gke-tpu-accelerator of the nodes, such as tpu-v5-lite-podslice'),
     ('topology', '', 'cloud.google.com/gke-tpu-topology of the nodes, such as 16x16'),
@@ -32,21 +34,27 @@ flags.DEFINE_integer('chips_per_host', 4, 'TPU chips of a node', lower_bound=1, 
 flags.DEFINE_integer('slices', 1, 'how many slices', lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_bool('spot', False, 'on spot nodes', flag_values=FLAGS)
 
+PORTS = (8471, 8482)  # of the TPU runtime in a slice, and of jax's process 0 (jax/_src/clusters/cloud_tpu_cluster.py)
+SLICES = 8080  # of the runtime where there are several slices (MEGASCALE)
 HOPELESS = (2, survive.NON_FINITE, survive.DISK)  # exit codes that another start does not mend
 
 
 def run(values: flags.FlagValues) -> None:
-    """Applies the manifest. Raises ValueError naming a flag, or where kubectl refuses."""
+    """Creates what the manifest says. Raises ValueError naming a flag, or where kubectl refuses."""
     words = command.train(values, 'gke')
     text = json.dumps(manifest(values, words), indent=1)  # JSON is YAML, and no text needs quoting by hand
     if values.print_only:
-        print(f"kubectl apply -f - <<'END_OF_MANIFEST'\n{text}\nEND_OF_MANIFEST")
+        print(f"kubectl create -f - <<'END_OF_MANIFEST'\n{text}\nEND_OF_MANIFEST")
         return
     command.need('kubectl', 'https://kubernetes.io/docs/tasks/tools')
-    done = subprocess.run(['kubectl', 'apply', '-f', '-'], input=text, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f'kubectl refuses: {" ".join(done.stderr.split())}')
+    # Not `apply`: a JobSet that has ended would be "unchanged", and start nothing.
+    done = subprocess.run(['kubectl', 'create', '-f', '-'], input=text, capture_output=True, text=True)
     where = f'--namespace={values.namespace}'
+    if done.returncode:
+        said = ' '.join(done.stderr.split())
+        if '(AlreadyExists)' in said:
+            said += f'; take another --name, or, if it has ended or may: kubectl delete jobset {values.name} {where}'
+        raise ValueError(f'kubectl refuses: {said}')
     first = f'jobset.sigs.k8s.io/jobset-name={values.name},batch.kubernetes.io/job-completion-index=0'
     print(done.stdout.strip())
     print(f'  kubectl get jobset {values.name} {where}')
@@ -77,7 +85,9 @@ def manifest(values: flags.FlagValues, words: list[str]) -> dict:
         'name': 'train',
         'image': values.image,
         'command': ['lmtrain', *words, '--distributed'],
-        'ports': [{'containerPort': 8471}],  # TPU workers speak to each other
+        # For the reader: no port needs to be opened. Nor is hostNetwork needed, which some set for several slices
+        # (GoogleCloudPlatform/kubernetes-engine-samples, llm-training-jax-tpu-gemma3/training_multislice_jobset.yaml).
+        'ports': [{'containerPort': port} for port in (*PORTS, *([SLICES] if values.slices > 1 else []))],
         'resources': {'requests': tpus, 'limits': tpus},
         'volumeMounts': [{'name': 'runs', 'mountPath': '/runs'}],
     }
@@ -87,7 +97,9 @@ def manifest(values: flags.FlagValues, words: list[str]) -> dict:
     }
     pod = {
         'restartPolicy': 'Never',
-        'terminationGracePeriodSeconds': 300,  # SIGTERM saves the step
+        # SIGTERM saves the step. Of the 30 s of a spot node GKE leaves 15 to pods that are not the system's
+        # (https://cloud.google.com/kubernetes-engine/docs/concepts/spot-vms).
+        'terminationGracePeriodSeconds': 15 if values.spot else 300,
         'nodeSelector': selector | ({'cloud.google.com/gke-spot': 'true'} if values.spot else {}),
         'containers': [container],
         'volumes': [{'name': 'runs', 'persistentVolumeClaim': {'claimName': values.claim}}],

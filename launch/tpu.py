@@ -1,13 +1,16 @@
 """trains on a TPU slice of Google Cloud, or on several: creates it, copies the last commit, runs, and deletes it.
 
-Where the run asks to be started again, or a spot TPU is taken away, it goes on, on a new one if need be. Its folder
-must outlive the TPU: --setup mounts a file system on every worker. Worker 0 is shown; Ctrl-C deletes the TPU too.
+The run needs no connection: what worker 0 of the first slice writes is shown, and shown on after a connection was lost.
+Where the run asks for it, it is started again there; where a worker or a spot TPU is taken away, on a new TPU. Its
+folder must outlive the TPU: --setup mounts a file system on every worker. Ctrl-C deletes the TPU too. gcloud reaches
+several workers only with its key in an ssh-agent: ssh-add ~/.ssh/google_compute_engine
 
 lmtrain tpu --zone=us-west4-a --accelerator_type=v5litepod-256 --runtime_version=v2-alpha-tpuv5-lite --spot \\
             --setup='sudo mkdir -p /mnt/runs && sudo mount -t nfs 10.0.0.2:/runs /mnt/runs' \\
             -- train --config=configs/pretrain_gpt2.py --workdir=/mnt/runs/gpt2
 """
 
+import contextlib
 import pathlib
 import re
 import shlex
@@ -16,10 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 from absl import flags
 
-from launch import command
+from launch import command, gke
 from lmtrain import survive
 
 FLAGS = flags.FlagValues()
@@ -30,17 +34,35 @@ for name, default, help in (
     ('project', '', "whose; by default gcloud's own setting"),
     ('accelerator_type', '', 'type and size of a slice, such as v5litepod-256'),
     ('runtime_version', '', 'software of the workers, such as v2-alpha-tpuv5-lite or tpu-ubuntu2204-base'),
-    ('setup', '', 'a shell command for every worker before the run, such as a mount'),
+    ('setup', '', 'a shell command for every worker before the run, which mounts what outlives the TPU'),
 ):
     flags.DEFINE_string(name, default, help, flag_values=FLAGS)
 flags.DEFINE_integer('node_count', 1, 'how many slices', lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_bool('spot', False, 'cheaper, and taken away at any time', flag_values=FLAGS)
 flags.DEFINE_bool('keep', False, 'leaves the TPU, and its cost, when the run ends', flag_values=FLAGS)
 
-POLL = 30.0  # seconds between two looks at what the queue says
-# The run writes on every worker; shown is worker 0 of each slice, as the metadata server numbers them.
-NUMBER = 'http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number'
-LOST = 255  # ssh's exit code where the connection broke
+POLL = 30.0  # seconds between two questions to gcloud
+TRIES = 10  # how often in a row workers may be silent while the queue says that the TPU is there
+PATIENCE = 120  # the same for the queue itself: an hour
+ENDING = 120  # seconds that the other workers have to end once worker 0 has
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last where the terminal is closed
+GONE = 255  # stands for the exit code where a worker, or its run, ended without one
+
+# The exit code of `gcloud compute tpus queued-resources ssh|scp` says nothing. gcloud 528 (tpus/tpu_vm/ssh.py) leaves
+# out a node that it cannot prepare, such as one that was taken away, and ends with 0; reaches 64 workers at once, and
+# the next when all of those have ended, or never where one failed; and runs a command again where its connection
+# breaks. So what all workers are told ends by itself and with 0, does no harm when it is told twice, and counts as done
+# where a worker says so: its name, how many workers its slice has (as jax counts them), and a word.
+NETWORK = 'http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints'
+SAY = (
+    f'say() {{ n=$(curl -sSf -H "Metadata-Flavor: Google" {NETWORK} | tr , "\\n" | grep -c .); '
+    'echo "lmtrain tpu: $(hostname) of $n: $*"; }'
+)
+SAID = re.compile(r'lmtrain tpu: (\S+) of (\d+): (.*)')
+
+
+class Unanswered(ValueError):
+    """The queue does not answer: the TPU may be there, and the run may go on."""
 
 
 def run(values: flags.FlagValues) -> None:
@@ -52,30 +74,33 @@ def run(values: flags.FlagValues) -> None:
         print('\n'.join(command.line(step) for step in steps.values()))
         return
     command.need('gcloud', 'https://cloud.google.com/sdk/docs/install')
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends this deletes the TPU as well
-    _do(steps['archive'])
-    print(f'lmtrain tpu: deletes it by hand: {command.line(steps["delete"])}', file=sys.stderr)
-    _do(steps['create'])  # what another run has made by this name fails here, and is not deleted
+    heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
+    before = {number: signal.signal(number, _stop) for number in heard}
     try:
-        code = _attempts(steps, values.retries)
+        _do(steps['archive'])
+        print(f'lmtrain tpu: deletes it by hand: {command.line(steps["delete"])}', file=sys.stderr)
+        who, word = _attempts(values, words, archive)
     finally:
         archive.unlink(missing_ok=True)
-        if not values.keep:
-            subprocess.run(steps['delete'])
-    if code:
-        raise survive.Ended(code, f'the run ended with exit code {code}')
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if _code(word):
+        raise survive.Ended(_code(word), f'{who} ended with exit code {word}')
 
 
-def commands(values: flags.FlagValues, words: list[str], archive: pathlib.Path) -> dict[str, list[str]]:
+def commands(
+    values: flags.FlagValues, words: list[str], archive: pathlib.Path, attempt: int = 0
+) -> dict[str, list[str]]:
     """{step: argv}, in the order in which they are run. Raises ValueError naming a flag."""
-    for name in ('zone', 'accelerator_type', 'runtime_version'):
+    for name in ('zone', 'accelerator_type', 'runtime_version', 'setup'):
         if not values[name].value:
             raise ValueError(f'--{name} is missing: {values[name].help}')
     if not re.fullmatch('[a-z]([-a-z0-9]{0,48}[a-z0-9])?', values.name):
         raise ValueError(f'--name={values.name!r}: small letters, digits and -, a letter first')
-    if not (command.value(words, 'workdir') or '').startswith('/'):
+    workdir = command.value(words, 'workdir') or ''
+    if not workdir.startswith('/'):
         raise ValueError(
-            f'--workdir={command.value(words, "workdir") or ""!r} after --: an absolute path on a file system that '
+            f'--workdir={workdir!r} after --: an absolute path on a file system that '
             'outlives the TPU, such as --workdir=/mnt/runs/gpt2 with --setup mounting /mnt/runs'
         )
     where = [f'--zone={values.zone}', *([f'--project={values.project}'] if values.project else [])]
@@ -85,20 +110,50 @@ def commands(values: flags.FlagValues, words: list[str], archive: pathlib.Path) 
     )
     gcloud = ['gcloud', 'compute', 'tpus', 'queued-resources']
     everywhere = ['--node=all', '--worker=all', *where]
-    tree = 'lmtrain-tree'
+    # Else ssh would wait for ever for a worker that was taken away.
+    alive = ['--ssh-flag=-oConnectTimeout=30', '--ssh-flag=-oServerAliveInterval=30']
+
+    def ssh(lines: list[str], workers: list[str]) -> list[str]:
+        return [*gcloud, 'ssh', values.name, *workers, *alive, f'--command={"; ".join([SAY, *lines])}']
+
+    folder = f'run-{attempt}'  # in the tree: `log`, and `code` once the run has ended there
+    apt = 'sudo apt-get -o DPkg::Lock::Timeout=300 -q'
+    mine = shlex.quote(workdir)
+    lost = shlex.quote(f'--workdir={workdir} is on the disk of the TPU and would be lost with it: --setup mounts none')
     install = [
-        '(command -v python3.11 || (sudo apt-get -q update && sudo apt-get -qy install python3.11-venv)) >/dev/null',
-        f'mkdir -p {tree}',
-        f'tar -xzf {archive.name} -C {tree}',
-        f'bash {tree}/launch/run.sh configs >/dev/null',
-        *([f'({values.setup})'] if values.setup else []),
+        # That timeout is not for the lock of `update`, which a machine that has just started may hold.
+        f'(command -v python3.11 || (for i in 1 2 3 4 5 6; do {apt} update && break; sleep 30; done; '
+        f'{apt} -y install python3.11-venv)) >/dev/null',
+        'mkdir -p lmtrain-tree',
+        f'tar -xzf {archive.name} -C lmtrain-tree',
+        'bash lmtrain-tree/launch/run.sh configs >/dev/null',
+        "bash -c 'source lmtrain-tree/launch/venv.sh && install parquet'",  # the format of most texts
+        f'({values.setup}) 8>&-',  # what stays behind, such as gcsfuse, would keep the lock
+        f'mkdir -p {mine}',
+        f'([ "$(stat -c %d {mine})" != "$(stat -c %d /)" ] || (echo {lost} >&2; false))',
+        'touch lmtrain-installed',
     ]
+    installed = [
+        'exec 8>lmtrain-installing; flock 8',
+        f'[ -e {archive.name} ] || exit 0',  # scp has left this worker out
+        f'if [ -e lmtrain-installed ] || ({" && ".join(install)}); then say installed; else say failed; fi',
+    ]
+    # The lock is held as long as the run lives; what is left of an earlier attempt ends before this one begins.
     started = [
-        f'cd {tree}',
-        f'if [ "$(curl -sS -H "Metadata-Flavor: Google" {NUMBER})" != 0 ]; then exec >>run.log 2>&1; fi',
-        # Where the connection broke, what it had started may still run: it ends before the next one begins.
-        f'flock .running bash launch/run.sh {shlex.join([*words, "--distributed"])}',
+        'cd lmtrain-tree || exit 0; exec 8>.running',
+        f'if [ ! -e {folder} ] && flock -w 60 8 && mkdir {folder}; then : >{folder}/log; '
+        """setsid sh -c 'bash launch/run.sh "$@" 8>&-; echo $? >$0/code.new && mv $0/code.new $0/code' """
+        f'{folder} {shlex.join([*words, "--distributed"])} </dev/null >{folder}/log 2>&1 & fi',
+        f'[ ! -e {folder} ] || say started',
     ]
+    code = f'say "$(cat {folder}/code || echo {GONE}): $(tail -n 1 {folder}/log | cut -c -300)"'
+    followed = [
+        f'cd lmtrain-tree && [ -e {folder}/log ] || exit 0',
+        # flock ends with the run, and tail with flock; the lines are numbered, so that none is shown twice.
+        f"flock -s .running true & tail -n +1 -f --pid=$! {folder}/log | grep --line-buffered -an ''",
+        code,
+    ]
+    ended = ['cd lmtrain-tree || exit 0', f'flock -s -w {ENDING} .running true', code]
     return {
         'archive': ['git', '-C', str(command.ROOT), 'archive', '--format=tar.gz', f'--output={archive}', 'HEAD'],
         'create': [
@@ -107,52 +162,212 @@ def commands(values: flags.FlagValues, words: list[str], archive: pathlib.Path) 
         ],
         'state': [*gcloud, 'describe', values.name, *where, '--format=value(state.state)'],
         'copy': [*gcloud, 'scp', str(archive), f'{values.name}:', *everywhere],
-        'install': [*gcloud, 'ssh', values.name, *everywhere, f'--command={" && ".join(install)}'],
-        'run': [*gcloud, 'ssh', values.name, *everywhere, f'--command={"; ".join(started)}'],
+        'install': ssh(installed, everywhere),
+        'start': ssh(started, everywhere),
+        'follow': ssh(followed, ['--node=0', '--worker=0', *where]),
+        'codes': ssh(ended, everywhere),
         'delete': [*gcloud, 'delete', values.name, *where, '--force', '--quiet'],
     }
 
 
-def _attempts(steps: dict[str, list[str]], retries: int) -> int:
-    """Runs on what is created, and on what replaces it, until the run ends for good; its exit code."""
-    ready = False
-    for attempt in range(retries + 1):
-        if not ready:
-            _wait(steps['state'])
-            _do(steps['copy'])
-            _do(steps['install'])
-        code = subprocess.run(steps['run']).returncode
-        ready = _state(steps['state']) == 'ACTIVE'
-        again = code in (*command.AGAIN, LOST) or not ready
-        if not code or not again or attempt == retries:
-            return code
-        lost = '' if ready else ', and the TPU is gone'
-        print(f'lmtrain tpu: exit code {code}{lost}; again, {attempt + 1} of {retries}', file=sys.stderr)
-        if not ready:
-            _do(steps['delete'])
-            _do(steps['create'])
-    raise AssertionError('the last attempt returns')
+def verdict(words: dict[str, str]) -> tuple[str, str]:
+    """(worker, its word) that stands for the run, of {worker: its exit code and last line}.
+
+    Who ended by itself stands before those that only lost a peer.
+    """
+
+    def weight(who: str) -> tuple[bool, ...]:
+        code = _code(words[who])
+        by_itself = 0 < code < 128 and code != survive.LOST
+        return code in gke.HOPELESS, code in command.AGAIN, by_itself, code == GONE, code != 0
+
+    # Who ends with 0 has met all the others at JAX's own end: that a worker is lost afterwards is no matter.
+    if {_code(word) for word in words.values()} == {0, GONE}:
+        words = {who: word for who, word in words.items() if not _code(word)}
+    who = max(words, key=weight)
+    return who, words[who]
 
 
-def _wait(asked: list[str]) -> None:
-    """Waits for the TPU. Raises ValueError where it will not come."""
+def _code(word: str) -> int:
+    return int(word.partition(':')[0])
+
+
+def _attempts(values: flags.FlagValues, words: list[str], archive: pathlib.Path) -> tuple[str, str]:
+    """Runs on what is created, and on what replaces it, until the run ends for good; its `verdict`."""
+    made = ready = False
+    try:
+        for attempt in range(values.retries + 1):
+            steps = commands(values, words, archive, attempt)
+            if not made:
+                with _undisturbed():
+                    _do(steps['create'])  # where it fails, what has this name is somebody else's, and not deleted
+                    made = True
+            ready = ready or _prepare(steps, values.node_count)
+            ends = _ends(steps, values.node_count) if ready else {'the TPU': f'{GONE}: taken away'}
+            who, word = verdict(ends)
+            code = _code(word)
+            if code in (0, *gke.HOPELESS) or attempt == values.retries:
+                break
+            ready = GONE not in map(_code, ends.values()) and _state(steps) == 'ACTIVE'
+            if ready and code not in command.AGAIN:
+                break
+            again = 'again' if ready else 'again on a new TPU'
+            print(f'lmtrain tpu: {who}: exit code {word}; {again}, {attempt + 1} of {values.retries}', file=sys.stderr)
+            if not ready:
+                with _undisturbed():
+                    made = False
+                    _delete(steps['delete'])
+        return who, word
+    except Unanswered:
+        made = False
+        raise
+    finally:
+        if made and not values.keep:
+            with _undisturbed():
+                _delete(steps['delete'])
+
+
+def _prepare(steps: dict[str, list[str]], slices: int) -> bool:
+    """Waits for the TPU and installs; False where it is taken away. Raises ValueError where waiting is of no use."""
     said = None
-    while (state := _state(asked)) != 'ACTIVE':
-        if state in ('FAILED', 'SUSPENDING', 'SUSPENDED', 'DELETING'):
-            raise ValueError(f'the queued resource is {state}; why: {command.line(asked[:-1])}')
+    while (state := _state(steps)) != 'ACTIVE':
+        if state in ('SUSPENDING', 'SUSPENDED'):
+            return False
+        if state in ('FAILED', 'DELETING'):
+            raise ValueError(f'the queued resource is {state}; why: {command.line(steps["state"][:-1])}')
         if state != said:
             print(f'lmtrain tpu: {state}', file=sys.stderr)
             said = state
         time.sleep(POLL)
+    words, all_said = _ask(steps, ('copy', 'install'), slices)
+    failed = ', '.join(sorted(who for who, word in words.items() if word == 'failed'))
+    if failed:
+        raise ValueError(f'the installation or --setup failed on {failed}; the lines above say why')
+    if not all_said and _state(steps) == 'ACTIVE':
+        raise ValueError(
+            f'{len(words)} workers answered, and others not; the lines above say why. Several are reached only with '
+            "gcloud's key in an ssh-agent: ssh-add ~/.ssh/google_compute_engine"
+        )
+    return all_said
 
 
-def _state(asked: list[str]) -> str:
-    """What the queue says; '' where it says nothing."""
-    return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+def _ends(steps: dict[str, list[str]], slices: int) -> dict[str, str]:
+    """Starts the run and shows it to its end; {worker: its exit code and last line}."""
+    if not _ask(steps, ('start',), slices)[1]:
+        return {'a worker': f'{GONE}: could not be started'}
+    words = _follow(steps)
+    if not words:
+        return {'worker 0': f'{GONE}: does not answer'}
+    others, all_said = _ask(steps, ('codes',), slices)
+    return words | others | ({} if all_said else {'a worker': f'{GONE}: does not answer'})
+
+
+def _ask(steps: dict[str, list[str]], names: tuple[str, ...], slices: int) -> tuple[dict[str, str], bool]:
+    """({worker: its word}, whether all have said one), asked again while some are silent and the TPU is there."""
+    words, count = {}, 0
+    for _ in range(TRIES):
+        for name in names:
+            for line in _lines(steps[name]):
+                if said := SAID.fullmatch(line):
+                    who, of, words[said[1]] = said.groups()
+                    count = slices * int(of)
+                else:
+                    print(line, file=sys.stderr)
+        if 0 < count == len(words):
+            return words, True
+        if 'failed' in words.values() or _state(steps) != 'ACTIVE':
+            break
+        time.sleep(POLL)
+    return words, False
+
+
+def _follow(steps: dict[str, list[str]]) -> dict[str, str]:
+    """Shows what worker 0 writes until its run ends; {worker 0: its exit code and last line}, {} where it is lost."""
+    words, shown, silent = {}, 0, 0
+    while silent < TRIES:
+        silent += 1
+        for line in _lines(steps['follow']):
+            silent = 0
+            number, _, text = line.partition(':')
+            if said := SAID.fullmatch(line):
+                words[said[1]] = said[3]
+            elif not number.isdecimal():
+                print(line, file=sys.stderr)
+            elif int(number) > shown:
+                print(text, flush=True)
+                shown = int(number)
+        if words or _state(steps) != 'ACTIVE':
+            break
+        time.sleep(POLL)
+    return words
+
+
+def _state(steps: dict[str, list[str]]) -> str:
+    """What the queue says. Raises Unanswered where it says nothing for long: no answer is not that the TPU is gone."""
+    for _ in range(PATIENCE):
+        done = subprocess.run(steps['state'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout.strip()
+        time.sleep(POLL)
+    raise Unanswered(
+        f'no answer to: {command.line(steps["state"])}; the TPU is left as it is, and costs: '
+        f'{command.line(steps["delete"])}'
+    )
+
+
+def _lines(argv: list[str]) -> Iterator[str]:
+    """What a command writes, line by line; what it says on stderr is shown."""
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        try:
+            for line in process.stdout:
+                yield line.decode(errors='replace').rstrip('\n')
+        except BaseException:
+            process.kill()
+            raise
 
 
 def _do(argv: list[str]) -> None:
-    """Raises ValueError where the command fails; it has said why."""
-    code = subprocess.run(argv).returncode
-    if code:
-        raise ValueError(f'exit code {code} of: {command.line(argv)}')
+    """Runs a command, then shows what it said. Raises ValueError where it fails."""
+    # Away from the terminal: Ctrl-C and its end do not reach the command, and writing to one that is closed not either.
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True)
+    with contextlib.suppress(OSError):
+        print(done.stderr, end='', file=sys.stderr, flush=True)
+    if done.returncode:
+        raise ValueError(f'exit code {done.returncode} of: {command.line(argv)}')
+
+
+def _delete(argv: list[str]) -> None:
+    """Deletes the TPU; where it fails it only says so, since an exception may be under way already."""
+    with contextlib.suppress(OSError):
+        print('lmtrain tpu: deletes the TPU ...', file=sys.stderr, flush=True)
+    try:
+        _do(argv)
+    except ValueError as error:
+        with contextlib.suppress(OSError):
+            print(f'lmtrain tpu: the TPU may be there still, and cost: {error}', file=sys.stderr)
+
+
+def _stop(number: int, frame) -> None:
+    """A handler of signals: ends the launcher by way of deleting the TPU, in which no further signal disturbs it."""
+    for other in _heard():  # a terminal that is closed may say so twice
+        signal.signal(other, lambda *_: None)
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals wait until the end: after half a `create` nobody would know whether there is a TPU, and whose."""
+    waiting, heard = [], _heard()
+    for number in heard:
+        signal.signal(number, lambda *_: waiting.append(True))
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, _stop)
+    if waiting:
+        _stop(0, None)
+
+
+def _heard() -> list[int]:
+    return [number for number in STOPS if signal.getsignal(number) == _stop]

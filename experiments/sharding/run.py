@@ -137,7 +137,8 @@ def in_a_process(asked: dict, count: int, tpu: str = '') -> dict:
         raise SystemExit(f'{asked} failed:\n{done.stderr[-3000:]}')
     found = json.loads(done.stdout.splitlines()[-1])
     found['rematerialization'] = 'Involuntary full rematerialization' in done.stderr
-    print({name: value for name, value in (asked | found).items() if name in ('kind', 'mesh', 'topology', 'ratio')}, flush=True)
+    shown = ('kind', 'mesh', 'topology', 'ratio')
+    print({name: value for name, value in (asked | found).items() if name in shown}, flush=True)
     return asked | found
 
 

@@ -31,8 +31,14 @@ def test_one_pod_a_host_and_all_start_again():
     }
     (container,) = pod['containers']
     assert container['command'] == ['lmtrain', 'train', '--config=tiny', f'--workdir={NASTY}', '--distributed']
+    assert [port['containerPort'] for port in container['ports']] == [8471, 8482, 8080]
     assert container['resources']['limits'] == {'google.com/tpu': 4}
     assert pod['restartPolicy'] == 'Never'  # what podFailurePolicy asks for
+
+
+def test_a_pod_is_promised_the_time_that_gke_gives_it():
+    pods = [manifest(*argv)['spec']['replicatedJobs'][0]['template']['spec']['template'] for argv in ([], ['--spot'])]
+    assert [pod['spec']['terminationGracePeriodSeconds'] for pod in pods] == [300, 15]
 
 
 def test_42_starts_again_and_what_a_start_does_not_mend_fails():
@@ -50,14 +56,26 @@ def test_kubectl_is_handed_the_manifest(tmp_path, monkeypatch, capsys):
     (tmp_path / 'kubectl').chmod(stat.S_IRWXU)
     monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
     assert cli.main(['gke', *TPUS, *TRAIN]) == 0
-    assert capsys.readouterr().out.startswith('apply -f -\n')
+    assert capsys.readouterr().out.startswith('create -f -\n')
     assert json.loads((tmp_path / 'manifest').read_text()) == manifest()
+
+
+def test_what_is_there_is_refused_with_the_way_out(tmp_path, monkeypatch, capsys):
+    """`apply` would call a JobSet that has ended "unchanged", and start nothing."""
+    there = 'Error from server (AlreadyExists): error when creating "STDIN": jobsets.jobset.x-k8s.io "x" already exists'
+    (tmp_path / 'kubectl').write_text(f"#!/bin/sh\n[ $1 = create ] || exit 0\necho '{there}' >&2\nexit 1\n")
+    (tmp_path / 'kubectl').chmod(stat.S_IRWXU)
+    monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
+    assert cli.main(['gke', *TPUS, '--name=x', '--namespace=me', *TRAIN]) == 2
+    out, said = capsys.readouterr()
+    assert (out, said.count('\n')) == ('', 1)
+    assert said.endswith('kubectl delete jobset x --namespace=me\n')
 
 
 def test_print_only_is_that_command(capsys):
     assert cli.main(['gke', *TPUS, '--print_only', *TRAIN]) == 0
     first, *text, last = capsys.readouterr().out.splitlines()
-    assert (first, last) == ("kubectl apply -f - <<'END_OF_MANIFEST'", 'END_OF_MANIFEST')
+    assert (first, last) == ("kubectl create -f - <<'END_OF_MANIFEST'", 'END_OF_MANIFEST')
     assert json.loads('\n'.join(text)) == manifest()
 
 
