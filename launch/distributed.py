@@ -4,16 +4,21 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
 
 from absl import flags
 
+from lmtrain import survive
+
 HEARTBEAT = 10  # seconds after which a process that says nothing is taken for lost
 CALL = 2  # seconds that a caller of the roll call has to say who it is
+LAST = 1  # seconds by which process 0 leaves after the others where all may have the same to say
 SHUTDOWN = 20  # seconds that the last processes wait for each other at the end
 
 
@@ -50,7 +55,6 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
     import jax
 
     from launch import cli
-    from lmtrain import survive
 
     who = f'lmtrain train, process {jax.process_index()} of {jax.process_count()}'
     try:
@@ -66,8 +70,12 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
             code = cli.complain(
                 who, f'an exchange with the others failed, as where one has ended: {said}', survive.LOST
             )
+        elif isinstance(error, KeyboardInterrupt):
+            code = cli.complain(who, 'interrupted', 130)
         elif isinstance(error, Exception) and cli.meant(error):
             code = cli.complain(who, cli.told(error))
+            if jax.process_index() == 0:
+                time.sleep(LAST)  # with it the others lose the coordinator, and their own words
         else:
             traceback.print_exc()
             code = survive.EXCEPTION
@@ -106,20 +114,42 @@ def start(values: flags.FlagValues) -> bool:
 
     # Its handler of SIGTERM would take the place of this house's, which agrees by itself on the step to stop at.
     jax.config.update('jax_enable_preemption_service', False)
-    jax.distributed.initialize(
-        coordinator,
-        count,
-        number,
-        local_device_ids=devices,
-        # Else JAX would still find SLURM or Open MPI around it, and leave one GPU to the process.
-        cluster_detection_method='deactivate',
-        # Only on the network that was named, not on all that the machine has.
-        coordinator_bind_address=coordinator,
-        initialization_timeout=values.join_timeout,
-        heartbeat_timeout_seconds=HEARTBEAT,
-        shutdown_timeout_seconds=SHUTDOWN,
-    )
+    with left_on_sigterm():
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            number,
+            local_device_ids=devices,
+            # Else JAX would still find SLURM or Open MPI around it, and leave one GPU to the process.
+            cluster_detection_method='deactivate',
+            # Only on the network that was named, not on all that the machine has.
+            coordinator_bind_address=coordinator,
+            initialization_timeout=values.join_timeout,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=SHUTDOWN,
+        )
     return True
+
+
+@contextlib.contextmanager
+def left_on_sigterm() -> Iterator[None]:
+    """Within it SIGTERM ends the process as `survive.leave` does, also where it waits and no handler of Python runs."""
+    over = threading.Event()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait():
+        while not over.is_set():
+            if signal.sigtimedwait({signal.SIGTERM}, 0.1):
+                survive.leave(signal.SIGTERM, None)
+
+    waiting = threading.Thread(target=wait, name='SIGTERM', daemon=True)
+    waiting.start()
+    try:
+        yield
+    finally:
+        over.set()
+        waiting.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def detected(timeout: int) -> tuple[str, int, int, list[int] | None]:
@@ -177,7 +207,7 @@ def roll_call(host: str, port: int, count: int, number: int, timeout: float) -> 
             )
         time.sleep(0.2)
     if answer != 'go':
-        raise ConnectionError(answer)
+        raise ConnectionError(f'process {number} of {count}: at {host}:{port} there answers: {answer[:200]}')
 
 
 def _listen(host: str, port: int, count: int, deadline: float, timeout: float) -> None:

@@ -92,7 +92,7 @@ def free_port() -> int:
 def commands(words: list[str], shares: list[dict[str, str]], port: int) -> list[tuple[list[str], dict[str, str]]]:
     """(argv, environment on top of this one) of each process."""
     unproxied = ','.join(filter(None, [os.environ.get('no_proxy'), '127.0.0.1']))
-    more = {'PYTHONPATH': command.path(), 'no_proxy': unproxied}
+    more = {'PYTHONPATH': command.path(), 'no_proxy': unproxied, 'JAX_CHECK_PROXY_ENVS': 'false'}
     peers = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={len(shares)}']
     return [(command.python([*words, *peers, f'--process_id={i}']), more | share) for i, share in enumerate(shares)]
 
@@ -102,9 +102,10 @@ def watch(starts: list[tuple[list[str], dict[str, str]]], grace: float = GRACE) 
     children, echoes, asked = [], [], []
 
     def forward(number, frame):
+        number = signal.SIGTERM if number == signal.SIGHUP else number
         asked.append(number)
         for child in children:
-            child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            child.send_signal(number)
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last where the terminal is closed
     heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
@@ -121,6 +122,8 @@ def watch(starts: list[tuple[list[str], dict[str, str]]], grace: float = GRACE) 
                 **(output if i else {}),
             )
             children.append(child)
+            for number in asked:  # while it was starting
+                child.send_signal(number)
             if i:
                 echoes.append(threading.Thread(target=_echo, args=(i, child.stdout), daemon=True))
                 echoes[-1].start()

@@ -56,6 +56,8 @@ def evaluate(eval_step, params, stream, place, max_batches: int = 0, stopped=lam
             return None
         # The next batch is under way while the host waits for the last one.
         running = eval_step(params, place(stream.batch(index))) if index < batches else None
+        if jax.default_backend() == 'cpu':
+            jax.block_until_ready(running)  # Gloo may take what `stopped` exchanges for a part of it
         if waiting is not None:
             for name, value in jax.device_get(waiting).items():
                 totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)

@@ -113,6 +113,9 @@ class Run(NamedTuple):
             memory=self.memory(),
         )
         notes = [f'  rows       {note}' for note in getattr(self.corpus, 'notes', ())]  # what a task made of its rows
+        ids = self.corpus.tokenizer.vocab_size
+        if self.mesh.shape['tensor'] > 1 and ids < config.model.vocab_size:
+            notes.append(f'  vocabulary {config.model.vocab_size:,} rows, of which {ids:,} stand for tokens')
         if lost := sharding.replicated(sweep.alone(shapes, self.members).params, self.mesh):
             notes.append(f'  replicated {lost}')
         evaluated, saved = config.evaluate.every_steps, config.checkpoint.every_steps
@@ -219,7 +222,8 @@ class Run(NamedTuple):
         if not self.base:
             return jax.jit(lambda: part(self.create(key)), out_shardings=on)()
         where = tree.flatten(sharding.shardings(self.base.shapes, self.mesh))
-        below = self.base.load(lambda path, array: jax.device_put(array, where[path]))
+        # From the host: what lies on one device of this process cannot be put on those of others.
+        below = self.base.load(lambda path, array: jax.device_put(np.asarray(array), where[path]))
         return jax.jit(lambda below: part(self.create(key, below)), out_shardings=on)(below)
 
     def stored(self, whole: state.TrainState) -> state.TrainState:
@@ -286,11 +290,6 @@ class Run(NamedTuple):
 def drawn(model, key: jax.Array, seq_len: int) -> tree.Params:
     """The parameters of a model before it has learned; jitted, so that a start traces the model for them once."""
     return model.init(key, {'tokens': np.zeros((1, seq_len), np.int32)})['params']
-
-
-def resolved(run: Run) -> dict[str, Any]:
-    """The config as a folder is bound to it: nested dict, the mesh as it is here."""
-    return run.config.to_dict() | {'mesh': dict(run.mesh.shape)}
 
 
 def sample_settings(config, tokenizer) -> dict[str, Any]:

@@ -15,8 +15,7 @@ from lmtrain.checkpoint import Checkpoints
 from lmtrain.checkpoint import workdir as folder
 from lmtrain.circumstances import circumstances, versions
 from lmtrain.loop import Loop
-from lmtrain.run import resolved
-from lmtrain.trained import samples
+from lmtrain.trained import makes_text, samples
 
 
 def train(config, workdir) -> dict[str, Any]:
@@ -35,6 +34,7 @@ def train(config, workdir) -> dict[str, Any]:
         watchdog = stack.enter_context(survive.Watchdog(**config.watchdog))
         agree.same(tree.flatten({'config': resolved(run), 'code': agree.code()} | versions() | run.fingerprints()))
         folder.check(workdir, tree.size(run.shapes), config.checkpoint.keep_last + config.checkpoint.keep_best)
+        folder.meet(workdir)
         capacity.check_memory(run.memory(), run.mesh.local_devices[0])
         stack.enter_context(folder.disk(workdir))
         changed = []
@@ -84,6 +84,11 @@ def train(config, workdir) -> dict[str, Any]:
     return results
 
 
+def resolved(run) -> dict[str, Any]:
+    """The config as a folder is bound to it: nested dict, the mesh as it is here."""
+    return run.config.to_dict() | {'mesh': dict(run.mesh.shape)}
+
+
 def on_its_vocabulary(config, workdir: pathlib.Path):
     """The config with as many ids as the run in the folder has, where they were filled up for the mesh that it had."""
     if config.init.base or not (workdir / 'config.json').exists():
@@ -99,7 +104,7 @@ def on_its_vocabulary(config, workdir: pathlib.Path):
 
 def texts(run, state, workdir) -> str:
     """What samples.txt holds; parameters that are divided over several processes make no text here."""
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and makes_text(run.config, run.model) and run.config.sample.prompts:
         if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params)):
             word = 'The parameters of this run are divided over several processes'
             return f'{word}: lmtrain generate --workdir={workdir} makes texts of them in one.\n'

@@ -46,13 +46,17 @@ def pretrained(directory: str, adapter: str = '') -> Trained:
 
 
 def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 0) -> dict[str, float]:
-    """The loss in bits of a run's model on all of 'train', 'validation' or 'test', on all devices.
+    """The loss in bits of a run's model on all of a split, 'train', 'validation' or 'test'.
+
+    On as many devices as divide a batch.
 
     Raises what `restore` and `assemble` raise, and ValueError where the data is no longer what it was.
     """
     trained = restore(workdir, step, member)
     trained.config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}  # whatever it was trained on
-    run = assemble(trained.config)
+    trained.config.optimizer.accumulate = 1
+    size, devices = trained.config.data.batch_size, jax.devices()
+    run = assemble(trained.config, devices[: max(n for n in range(1, len(devices) + 1) if size % n == 0)])
     saved = folder.read(pathlib.Path(workdir) / 'fingerprints.json')
     for name, value in run.fingerprints().items():
         if saved.get(name) != value:
@@ -68,9 +72,14 @@ def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 
     return found
 
 
+def makes_text(config, model: Transformer) -> bool:
+    """Whether a run's model writes on."""
+    return model.causal and config.task.name in LANGUAGE
+
+
 def samples(config, model: Transformer, tokenizer: data.Tokenizer, params: tree.Params) -> str:
     """The texts that the config's sample section asks for, or the word that there are none."""
-    if not model.causal or config.task.name not in LANGUAGE:
+    if not makes_text(config, model):
         return 'This model makes no text.\n'
     if not config.sample.prompts:
         return 'No prompt was given: config.sample.prompts.\n'

@@ -129,6 +129,21 @@ def test_what_a_checkpoint_holds_whole_needs_no_base_to_go_on(folder, tmp_path, 
     assert run.complete(kept) is kept
 
 
+def test_a_run_of_no_family_is_told_so_when_it_is_exported(folder, tmp_path):
+    config = recipe(folder, data__corrupt=0.15, model__causal=False, model__vocab_size=258)
+    train.train(config, tmp_path / 'masked')
+    with pytest.raises(ValueError, match='no family of Hugging Face has this model:'):
+        export.export(tmp_path / 'masked', tmp_path / 'hf', 'hf')
+
+
+def test_a_split_is_evaluated_on_as_many_devices_as_divide_a_batch(folder, tmp_path):
+    config = recipe(folder, data__batch_size=4, optimizer__accumulate=2)
+    config.mesh.data, config.mesh.sequence = 2, 4
+    found = train.train(config, tmp_path / 'run')['validation']
+    again = trained.evaluate_split(tmp_path / 'run', 'validation')
+    assert again['loss'] == pytest.approx(found['loss'], rel=1e-2)
+
+
 def test_every_text_is_measured_apart_before_and_after(folder, tmp_path):
     other = tmp_path / 'other'
     other.mkdir()

@@ -170,16 +170,17 @@ def test_the_rows_of_a_process_are_those_of_its_devices(owners, shape, rows):
     np.testing.assert_array_equal(sharding.rows(mesh, 8), rows)
 
 
-def start(workdir, text, fault=None, differing=None):
-    """Two processes of two devices; `fault`, `differing` are process 1's own."""
+def start(workdir, text, fault=None, differing=None, elsewhere=None, **more):
+    """Two processes of two devices; `fault`, `differing`, a workdir `elsewhere` are process 1's own."""
     port, started = free_port(), []
     for number in (0, 1):
-        command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--workdir={workdir}']
+        where = number and elsewhere or workdir
+        command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--workdir={where}']
         command += [f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={number}']
         changed = {'data.source': text, 'data.cache': text.parent / 'cache', 'data.validation': 0.2}
         changed |= {'budget.steps': 24, 'log.every_steps': 1, 'log.tensorboard': False, 'checkpoint.every_steps': 6}
         changed |= {'mesh.fsdp': 2, 'optimizer.learning_rate': differing} if number and differing else {'mesh.fsdp': 2}
-        command += [f'--config.{name}={value}' for name, value in changed.items()]
+        command += [f'--config.{name}={value}' for name, value in (changed | more).items()]
         environment = os.environ | {'JAX_NUM_CPU_DEVICES': '2'}
         environment |= {'LMTRAIN_FAULT': fault} if number and fault else {}
         with open(f'{workdir}.{number}.log', 'ab') as log:
@@ -212,6 +213,34 @@ def test_two_processes_stop_as_one_and_the_resumed_run_is_the_uninterrupted_one(
     assert ended(start(cut, text)) == [0, 0]
     assert lines.read_bytes() == (whole / 'metrics.jsonl').read_bytes()
     assert len(json.loads((cut / 'results.json').read_text())) == len(json.loads((whole / 'results.json').read_text()))
+    on_it = {'init.base': whole, 'data.tokenizer': 'base', 'mesh.fsdp': 4, 'budget.steps': 6}
+    assert ended(start(text.parent / 'on it', text, **on_it)) == [0, 0]
+
+
+@pytest.mark.timeout(300)
+def test_tensor_across_processes_where_evaluations_and_votes_meet(text):
+    across = {'mesh.fsdp': 1, 'mesh.tensor': 2, 'mesh.sequence': 2, 'evaluate.every_steps': 2}
+    assert ended(start(text.parent / 'across', text, **across)) == [0, 0]
+
+
+def test_two_folders_of_one_run_are_told_before_anything_compiles(text):
+    one, other = text.parent / 'one', text.parent / 'other'
+    assert ended(start(one, text, elsewhere=other)) == [2, 2]
+    for number in (0, 1):
+        said = (text.parent / f'one.{number}.log').read_text()
+        assert f'process 1 does not see in {other} what process 0 writes in {one}' in said
+
+
+def test_a_process_that_waits_where_python_runs_no_handler_leaves_on_a_signal():
+    code = (
+        'import ctypes; from launch import distributed\n'
+        'with distributed.left_on_sigterm():\n'
+        '    print("waits", flush=True); ctypes.CDLL(None).sleep(60)'
+    )
+    with subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout.readline() == 'waits\n'
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait(30) == survive.REQUEUE
 
 
 def test_a_signal_before_anything_has_begun_asks_for_another_start(text):

@@ -15,7 +15,7 @@ from lmtrain.models import attend
 LLAMA = {'model.num_heads': 8, 'model.num_kv_heads': 8, 'model.head_dim': 8, 'model.vocab_size': 384, 'budget.steps': 4}
 BERT = LLAMA | {'data.corrupt': 0.15, 'model.causal': False, 'model.bias': True, 'model.norm': 'layernorm'}
 LORA = {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/(attention|mlp)/.*', 4),), 'adapt.dropout': 0.1}
-MUON = {'optimizer.name': 'muon', 'model.num_layers': 3}  # which eight devices do not divide
+MUON = {'optimizer.name': 'muon', 'model.num_layers': 3, 'model.unroll': 1}  # eight devices do not divide 3 layers
 MICRO = {'data.batch_size': 16, 'optimizer.accumulate': 2, 'model.remat': 'full', 'model.unroll': 1}
 
 
@@ -48,7 +48,7 @@ def losses(run):
         ([(2, 2, 2, 1)], LORA | {'sweep.seeds': (1, 2)}),
         ([(1, 4, 2, 1)], {'adapt.method': 'prompt', 'data.isolate': False, 'model.dropout': 0.1}),
         ([(1, 4, 2, 1)], {'adapt.method': 'prefix', 'adapt.prefix.hidden': 64}),
-        ([(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 2, 2, 1)], MUON),
+        ([(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (2, 2, 2, 1)], MUON),
         ([(1, 4, 2, 1)], MUON | {'sweep.seeds': (1, 2), 'adapt.cut': (1, 2)}),
         ([(1, 4, 1, 2)], {'data.isolate': False, 'data.seq_len': 256, 'model.positions': 'learned'}),
     ],
@@ -114,7 +114,7 @@ def test_what_keeps_a_step_from_a_kernel(text, monkeypatch):
 
 @pytest.mark.parametrize(
     'more',
-    [{'model.unroll': 1}, MICRO, LORA, {'model.unroll': 1, 'optimizer.name': 'muon'}],
+    [{'model.unroll': 1}, MICRO, LORA, MUON],
     ids=['scan', 'micro-batches', 'lora', 'muon'],
 )
 @pytest.mark.parametrize(
@@ -133,10 +133,10 @@ def test_little_more_is_exchanged_than_the_mesh_needs(text, mesh, more, capfd):
     assert 'rematerialization' not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize('mesh', [(1, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1)], ids=str)
+@pytest.mark.parametrize('mesh', [(1, 1, 1, 1), (2, 2, 2, 1)], ids=str)
 def test_what_the_optimizer_multiplies_is_in_the_arithmetic(text, mesh):
     def flops(more):
-        run = run_of(text, mesh, MUON | {'model.unroll': 1} | more)
+        run = run_of(text, mesh, MUON | more)
         (compiled,) = run.train_steps().values()
         return np.array([hlo.compiled_flops(compiled), run.flops_per_step.executed / run.mesh.size])
 

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from lmtrain import survive
+import jax
+
+from lmtrain import agree, survive
 from lmtrain.checkpoint import SaveFailed
 
 # What a resumed run may change; the first match wins, and every other field is 'fixed': it decides what is learnt.
@@ -41,6 +43,7 @@ MAY_CHANGE = (
     (r'budget\..*', 'constant'),
 )
 ABSENT = '(absent)'
+SEEN = 15.0  # seconds in which a file of one process must be seen by the others
 
 
 class WrongRun(ValueError):
@@ -86,6 +89,28 @@ def check(workdir: str | os.PathLike, state_bytes: int = 0, keep: int = 0) -> No
             f'workdir {path}: {needed / 1e9:.3g} GB needed for {keep} checkpoints of {state_bytes / 1e9:.3g} GB and '
             f'the one being written, {free / 1e9:.3g} GB free; make room, lower checkpoint.keep_last or keep_best, '
             f'or {way_out}',
+        )
+
+
+def meet(workdir: str | os.PathLike) -> None:
+    """See that all processes of the run write into one folder: what the first one writes there, the others see.
+
+    Raises ValueError naming who does not, and the folders.
+    """
+    mark = Path(workdir).absolute() / agree.everyone(f'.met-{time.time_ns()}')[0]
+    if jax.process_index() == 0:
+        mark.touch()
+    folders = agree.everyone(str(mark.parent))
+    until = time.monotonic() + SEEN
+    while not (seen := mark.exists()) and time.monotonic() < until:
+        time.sleep(0.2)
+    blind = [number for number, sees in enumerate(agree.everyone(seen)) if not sees]
+    if jax.process_index() == 0:
+        mark.unlink()
+    if blind:
+        raise ValueError(
+            f'--workdir: process {blind[0]} does not see in {folders[blind[0]]} what process 0 writes in {folders[0]}: '
+            'name one folder on a file system that all processes share'
         )
 
 

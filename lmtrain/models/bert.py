@@ -1,6 +1,6 @@
 """BERT (arXiv 1810.04805) and crammed BERT (arXiv 2212.14034): sizes, as updates of `model` in a config, and files."""
 
-from lmtrain.models.huggingface import PLAIN, Entry, Fields, size_fields
+from lmtrain.models.huggingface import PLAIN, Entry, Fields, plain, size_fields
 
 ENCODER = {'norm': 'layernorm', 'norm_eps': 1e-12, 'embed_norm': True, 'tied': True, 'causal': False}
 # The embedding of sentence types is left out here: it is a constant where one sentence is given, and part of the
@@ -71,7 +71,7 @@ def fields(model) -> dict:
     return size_fields(model) | {
         'type_vocab_size': model.token_types,
         'layer_norm_eps': model.norm_eps,
-        'hidden_act': {ours: theirs for theirs, ours in reversed(PLAIN.items())}[model.activation],
+        'hidden_act': plain(model.activation),
         'tie_word_embeddings': model.tied,
     }
 

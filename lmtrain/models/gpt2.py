@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al., 2019): the published sizes, as updates of a config's `model` section, and its files."""
 
-from lmtrain.models.huggingface import PLAIN, Entry, Fields
+from lmtrain.models.huggingface import PLAIN, Entry, Fields, plain
 
 GPT2 = {
     'family': 'gpt2',
@@ -56,7 +56,7 @@ def fields(model) -> dict:
         'n_head': model.num_heads,
         'n_inner': model.mlp_dim,
         'layer_norm_epsilon': model.norm_eps,
-        'activation_function': {ours: theirs for theirs, ours in reversed(PLAIN.items())}[model.activation],
+        'activation_function': plain(model.activation),
         'scale_attn_weights': not model.attention_scale,
         'tie_word_embeddings': model.tied,
     }

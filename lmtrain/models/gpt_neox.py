@@ -1,6 +1,6 @@
 """GPT-NeoX (arXiv 2204.06745) and Pythia (arXiv 2304.01373): sizes and files."""
 
-from lmtrain.models.huggingface import PLAIN, Entry, Fields, rope, rope_fields, size_fields
+from lmtrain.models.huggingface import PLAIN, Entry, Fields, plain, rope, rope_fields, size_fields
 
 ARCHITECTURES = {'gpt_neox': 'GPTNeoXForCausalLM'}
 TAG = 'classifier'
@@ -54,7 +54,7 @@ def fields(model) -> dict:
     found = rope_fields(model)
     return size_fields(model) | {
         'layer_norm_eps': model.norm_eps,
-        'hidden_act': {ours: theirs for theirs, ours in reversed(PLAIN.items())}[model.activation],
+        'hidden_act': plain(model.activation),
         'rotary_emb_base': found['rope_theta'],
         'rotary_pct': (model.rotary_dim or model.head_dim) / model.head_dim,
         'rope_scaling': found['rope_scaling'],

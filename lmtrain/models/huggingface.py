@@ -29,7 +29,16 @@ PLAIN = {
     'relu': 'relu',
     'relu2': 'relu2',
 }
+
 REQUIRED = object()
+
+
+def plain(activation: str) -> str:
+    """Hugging Face's name of an activation without a gate. Raises ValueError for one that has a gate."""
+    named = {ours: theirs for theirs, ours in reversed(PLAIN.items())}
+    if activation not in named:
+        raise ValueError(f'model.activation={activation!r} is none of {", ".join(named)}')
+    return named[activation]
 
 
 class Fields:

@@ -208,7 +208,7 @@ def test_parquet(tmp_path):
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     (tmp_path / 'a.parquet').write_bytes(b'PAR1')
     monkeypatch.setitem(__import__('sys').modules, 'pyarrow', None)
-    with pytest.raises(ImportError, match=r'lmtrain\[parquet\]'):
+    with pytest.raises(ImportError, match=r'-e .\.\[parquet\]'):
         read(tmp_path / 'a.parquet')
 
 
