@@ -126,27 +126,32 @@ def _planned(run: Run) -> Run:
             tree.match([(config.optimizer.decayed, True)], tree.flatten(shapes.params))
         except ValueError as error:
             raise ValueError(f'optimizer.decayed: {error}; optimizer.weight_decay = 0 decays nothing') from None
-    predicted = max(1, round(config.data.corrupt * config.data.seq_len)) if config.data.corrupt else None
-    length = run.tokens_per_step // config.data.batch_size
-    flops = cost.flops_per_step(
-        model,
-        config.data.batch_size,
-        length,
-        run.learns,
-        params=tree.join(sweep.alone(shapes, run.members).trainable, shapes.frozen),
-        classes=head and head['classes'],
-        predicted=predicted,
-    )
     run = run._replace(shapes=shapes)
-    matrices = optim.matrices(config.optimizer.name, tree.flatten(shapes.trainable))
-    hands = deal.hands(matrices, run.specs(), run.mesh)
-    # Devices that differ in rows alone, or share a matrix, do the same.
-    update = run.mesh.size * sum(hand.each * optim.newton_schulz_flops(hand.rows, hand.columns) for hand in hands)
-    flops = cost.Flops(*(max(len(run.members), 1) * part for part in flops._replace(update=update)))
+    flops = flops_per_step(run)
     return run._replace(
         flops_per_step=flops,
         total_steps=cost.total_steps(config.budget, run.tokens_per_step, flops.total),
     )
+
+
+def flops_per_step(run: Run) -> cost.Flops:
+    """Of a step of all members, over all devices, from the parts of a run."""
+    config, shapes, task = run.config, run.shapes, run.config.task.name
+    own = task in LANGUAGE or run.model.head == HEADS[task]
+    flops = cost.flops_per_step(
+        run.model,
+        config.data.batch_size,
+        run.tokens_per_step // config.data.batch_size,
+        run.learns,
+        params=tree.join(sweep.alone(shapes, run.members).trainable, shapes.frozen),
+        classes=None if own else _classes(task, run.corpus.labels),
+        predicted=max(1, round(config.data.corrupt * config.data.seq_len)) if config.data.corrupt else None,
+    )
+    matrices = optim.matrices(config.optimizer.name, tree.flatten(shapes.trainable))
+    hands = deal.hands(matrices, run.specs(), run.mesh)
+    # Devices that differ in rows alone, or share a matrix, do the same.
+    update = run.mesh.size * sum(hand.each * optim.newton_schulz_flops(hand.rows, hand.columns) for hand in hands)
+    return cost.Flops(*(max(len(run.members), 1) * part for part in flops._replace(update=update)))
 
 
 def _classes(task: str, labels: tuple[str, ...]) -> int:

@@ -26,7 +26,9 @@ class Law(NamedTuple):
         return parameters, flops / 6 / parameters
 
 
-HOFFMANN = Law(1.69, 406.4, 410.7, 0.34, 0.28)  # arXiv 2203.15556, approach 3
+# arXiv 2203.15556, approach 3, as its TeX source has it: arXiv 2404.10102 (version 2) says how far the digits that are
+# printed lead astray. With these, the budget of Gopher gives 40 billion parameters.
+HOFFMANN = Law(1.69337368, 406.401018, 410.722827, 0.33917084, 0.2849083)
 BESIROGLU = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # arXiv 2404.10102, the same runs fitted again
 RATIO = 20.0  # tokens a parameter, as the field rounds approaches 1 and 2
 

@@ -270,27 +270,27 @@ def bytes_here(leaves) -> int:
 
 
 def memory(
-    trainable: tree.Params, frozen: tree.Params, opt_state, model, rows: int, seq_len: int, fused: bool = False
+    trainable: tree.Params, frozen: tree.Params, opt_state, model, rows, seq_len, fused=False, tensor=1, sequence=1
 ) -> dict[str, int]:
     """Bytes on one device: {'parameters', 'gradients', 'moments', 'activations', 'total'}.
 
     Exact, from shapes and shardings, but for the activations, which are an estimate: what the layers keep for the
     backward pass of `rows` rows (of one micro-batch, on one device) and one chunk of logits. A kernel of attention
-    (`fused`) keeps no weights of it. A compiler may keep more:
-    on CPU 0.8 to 1.6 times as much was seen, and up to 3 times with remat in a straight line of layers.
+    (`fused`) keeps no weights of it; `tensor` and `sequence` devices share heads and columns, and positions. A compiler
+    may keep more: on CPU 0.8 to 1.6 times as much was seen, and up to 3 times with remat in a straight line of layers.
     """
-    m, tokens = model, rows * seq_len
-    deep = any(not path.startswith(('final_norm/', 'head/', 'mlm_head/')) for path in tree.flatten(trainable))
+    m, tokens = model, rows * seq_len // sequence
+    deep = any(not path.startswith(('final_norm/', 'head/', 'heads/', 'mlm_head/')) for path in tree.flatten(trainable))
     itemsize = 2 if m.dtype in ('bfloat16', 'float16') else 4
-    heads, kv_heads = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
-    products = 2 * heads + 2 * kv_heads + m.mlp_dim * (2 if m.activation in ('swiglu', 'geglu') else 1) + m.width
-    weights = 0 if fused else m.num_heads * keys_per_query(m, seq_len, 128)
+    heads, kv_heads = m.num_heads * m.head_dim // tensor, m.num_kv_heads * m.head_dim // tensor
+    mlp, vocab = m.mlp_dim // tensor, m.vocab_size // tensor
+    products = 2 * heads + 2 * kv_heads * sequence + mlp * (2 if 'glu' in m.activation else 1) + m.width
+    weights = 0 if fused else m.num_heads // tensor * keys_per_query(m, seq_len, 128)
     # The stream between layers; with dots the products; else norms' outputs and the activation's input too.
-    kept = {'full': m.width, 'dots': m.width + products, 'none': 4 * m.width + products + 2 * m.mlp_dim + 2 * weights}[
-        m.remat
-    ]
-    layers = m.num_layers * kept + (0 if m.remat == 'none' else 4 * m.width + products + 2 * m.mlp_dim + 2 * weights)
-    logits = 4 * 2 * max(min(tokens * m.vocab_size, HEAD_WHOLE), tokens * m.vocab_size // 16)
+    whole = 4 * m.width + products + 2 * mlp + 2 * weights
+    kept = {'full': m.width, 'dots': m.width + products, 'none': whole}[m.remat]
+    layers = m.num_layers * kept + (0 if m.remat == 'none' else whole)
+    logits = 4 * 2 * max(min(tokens * vocab, HEAD_WHOLE), tokens * vocab // 16)
     sizes = {
         'parameters': bytes_here(trainable) + bytes_here(frozen),
         'gradients': bytes_here(trainable),

@@ -78,7 +78,8 @@ class Run(NamedTuple):
         config, shapes, replicas = self.config, self.shapes, self.mesh.shape['data'] * self.mesh.shape['fsdp']
         rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.members), 1)
         state = shapes.trainable, shapes.frozen, shapes.opt_state
-        return cost.memory(*state, self.model, rows, config.data.seq_len, fused=self.attention != 'xla')
+        shared = {axis: self.mesh.shape[axis] for axis in ('tensor', 'sequence')}
+        return cost.memory(*state, self.model, rows, config.data.seq_len, self.attention != 'xla', **shared)
 
     def planned(self) -> dict[str, float]:
         """What was known before: 'peak_memory' of a device in bytes, and where they are, 'steps', 'tokens', 'seconds'.

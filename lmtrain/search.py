@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lmtrain import cost, display, forecast, traffic
+from lmtrain import assemble, display, forecast, traffic
 from lmtrain.models import Transformer
 from lmtrain.run import Run
 from lmtrain.target import Target
@@ -43,11 +43,12 @@ def candidates(config, target: Target) -> list[Candidate]:
 
     Raises ValueError where no mesh can be planned at all.
     """
-    sizes = [(data, tensor) for data in DATA for tensor in TENSOR if target.chips % (tensor * data) == 0]
+    rest = target.chips // max(config.mesh.sequence, 1)  # positions stay divided as the config has them
+    sizes = [(data, tensor) for data in DATA for tensor in TENSOR if rest % (tensor * data) == 0]
     found, refused = [], []
     for data, tensor in sizes:
         try:
-            found += _on_mesh(config, target, (data, target.chips // tensor // data, tensor))
+            found += _on_mesh(config, target, (data, rest // tensor // data, tensor))
         except ValueError as error:  # a mesh that does not divide the model is no candidate
             refused.append(error)
     if len(refused) == len(sizes):
@@ -72,9 +73,8 @@ def _changed(run: Run, remat: str, batch_size: int) -> Run:
     """The run with another policy and batch, nothing traced again."""
     config = run.config.copy_and_resolve_references()
     config.model.remat, config.data.batch_size = remat, batch_size
-    model = Transformer(**config.model)
-    flops = cost.flops_per_step(model, batch_size, config.data.seq_len, run.learns, params=run.shapes.params)
-    return run._replace(config=config, model=model, flops_per_step=flops)
+    run = run._replace(config=config, model=Transformer(**config.model))
+    return run._replace(flops_per_step=assemble.flops_per_step(run))
 
 
 def page(config, target: Target) -> str:

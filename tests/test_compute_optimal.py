@@ -23,7 +23,7 @@ def test_chinchillas_neighbourhood():
     assert (ratio.parameters, ratio.tokens) == pytest.approx((70e9, 1.4e12))
     again = by_law['Besiroglu et al. 2024']
     assert 15 < again.tokens / again.parameters < 35  # they find about 20 as well
-    assert 25e9 < by_law['Hoffmann et al. 2022, approach 3'].parameters < 70e9  # smaller, as their approach 3 was
+    assert compute_optimal.HOFFMANN.best(5.76e23)[0] == pytest.approx(40e9, rel=0.02)  # Gopher's budget
     assert min(by_law.values(), key=lambda choice: choice.loss) is again  # the law that predicts
 
 

@@ -144,6 +144,17 @@ def test_what_the_optimizer_multiplies_is_in_the_arithmetic(text, mesh):
     assert compiled == planned > 0
 
 
+@pytest.mark.parametrize('mesh', [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8)], ids=str)
+def test_what_a_device_keeps_is_near_the_theory(text, mesh):
+    """Whatever axis divides it; a compiler keeps what the theory does not know, and frees what it does."""
+    more = {'data.seq_len': 256, 'model.width': 128, 'model.mlp_dim': 512, 'model.num_layers': 4, 'model.unroll': 1}
+    run = run_of(text, mesh, more | {'model.head_dim': 16})
+    (compiled,) = run.train_steps().values()
+    theory = run.memory()
+    ratio = compiled.memory_analysis().temp_size_in_bytes / (theory['activations'] + theory['gradients'])
+    assert 0.8 < ratio < 1.8
+
+
 @pytest.mark.parametrize('tied', [True, False])
 def test_in_bfloat16_both_ends_of_the_model_are_summed_in_it(text, tied):
     """What the embedding reads, and the gradient that the head gives back: each as much as a sum of a layer."""
