@@ -23,12 +23,14 @@ BLOCK = re.compile(r'(<!-- results: ([a-z0-9_]+) -->\n).*?(<!-- end -->)', re.DO
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(('git', '-C', ROOT, *arguments), capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ('git', '-C', ROOT, *arguments), capture_output=True, check=True, encoding='utf-8'
+    ).stdout.strip()
 
 
 def machine() -> dict:
     """The processor, its cores and memory, and what of its speed matters here."""
-    cpu = pathlib.Path('/proc/cpuinfo').read_text() if sys.platform == 'linux' else ''
+    cpu = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8') if sys.platform == 'linux' else ''
     model = re.search(r'model name\s*: (.*)', cpu)
     return {
         'processor': model[1].strip() if model else platform.processor(),
@@ -79,9 +81,9 @@ def write(
         'trials': trials,
     } | more
     path = ROOT / 'experiments' / name / 'results.json'
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n')
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
     for readme in readmes():
-        readme.write_text(render(readme.read_text()))
+        readme.write_text(render(readme.read_text(encoding='utf-8')), encoding='utf-8')
 
 
 def write_text(folder: pathlib.Path, files: int = 60, words: int = 60) -> None:
@@ -90,7 +92,7 @@ def write_text(folder: pathlib.Path, files: int = 60, words: int = 60) -> None:
     (folder / 'text').mkdir()
     for number in range(files):
         drawn = random.Random(number).choices(known, k=words)
-        (folder / 'text' / f'{number}.txt').write_text(' '.join(drawn))
+        (folder / 'text' / f'{number}.txt').write_text(' '.join(drawn), encoding='utf-8')
 
 
 def block(results: dict) -> str:
@@ -118,7 +120,7 @@ def render(text: str) -> str:
 
     def fill(found: re.Match) -> str:
         path = ROOT / 'experiments' / found[2] / 'results.json'
-        shown = block(json.loads(path.read_text())) if path.exists() else 'Not measured yet.\n'
+        shown = block(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else 'Not measured yet.\n'
         return found[1] + shown + found[3]
 
     return BLOCK.sub(fill, text)
@@ -131,4 +133,4 @@ def readmes() -> list[pathlib.Path]:
 
 if __name__ == '__main__':
     for readme in readmes():
-        readme.write_text(render(readme.read_text()))
+        readme.write_text(render(readme.read_text(encoding='utf-8')), encoding='utf-8')

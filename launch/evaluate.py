@@ -73,5 +73,5 @@ def prompted(values: flags.FlagValues) -> None:
     )
     print(prompting.line(scores.results))
     if values.results:
-        with open(values.results, 'w') as file:
+        with open(values.results, 'w', encoding='utf-8') as file:
             json.dump({'results': scores.results, 'rows': scores.rows}, file, indent=1)

@@ -48,7 +48,9 @@ def run(values: flags.FlagValues) -> None:
         return
     command.need('kubectl', 'https://kubernetes.io/docs/tasks/tools')
     # Not `apply`: a JobSet that has ended would be "unchanged", and start nothing.
-    done = subprocess.run(['kubectl', 'create', '-f', '-'], input=text, capture_output=True, text=True)
+    done = subprocess.run(
+        ['kubectl', 'create', '-f', '-'], input=text, capture_output=True, encoding='utf-8', errors='replace'
+    )
     where = f'--namespace={values.namespace}'
     if done.returncode:
         said = ' '.join(done.stderr.split())

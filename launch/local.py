@@ -78,7 +78,7 @@ def gpus() -> list[str]:
     if not shutil.which('nvidia-smi'):
         return []
     asked = ['nvidia-smi', '--query-gpu=index', '--format=csv,noheader']
-    done = subprocess.run(asked, capture_output=True, text=True)
+    done = subprocess.run(asked, capture_output=True, encoding='utf-8', errors='replace')
     return done.stdout.split() if done.returncode == 0 else []
 
 

@@ -59,7 +59,7 @@ def environment() -> dict[str, str]:
 def processor() -> str:
     """A name for this kind of processor; code compiled for another's instructions must not come from a shared home."""
     try:
-        text = pathlib.Path('/proc/cpuinfo').read_text()
+        text = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace')
         features = next((line for line in text.splitlines() if line.startswith(('flags', 'Features'))), '')
     except OSError:  # not Linux
         features = platform.processor()

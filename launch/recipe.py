@@ -43,7 +43,7 @@ def files() -> list[pathlib.Path]:
 
 def claim(path: pathlib.Path) -> str:
     """The first line of a recipe's docstring, read without running it; '' where it has none."""
-    return (ast.get_docstring(ast.parse(path.read_text())) or '').partition('\n')[0]
+    return (ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or '').partition('\n')[0]
 
 
 def find(name: str) -> tuple[pathlib.Path, str | None]:

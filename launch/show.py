@@ -23,7 +23,7 @@ flags.DEFINE_bool('batch', False, 'the first batch instead, decoded, what is lea
 def notes() -> dict[str, str]:
     """{'section.field' or 'section': the comment base.py has for it}, in the order of the file."""
     found, heading = {}, ''
-    for line in pathlib.Path(base.__file__).read_text().splitlines():
+    for line in pathlib.Path(base.__file__).read_text(encoding='utf-8').splitlines():
         if field := re.match(r' +config\.([\w.]+) = .*?(?:  # (.*))?$', line):
             found[field[1]] = field[2] or heading
         heading = line.strip().removeprefix('# ') if line.strip().startswith('#') else ''

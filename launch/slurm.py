@@ -52,7 +52,7 @@ def run(values: flags.FlagValues) -> None:
     command.need('sbatch', 'run this on a login node of the cluster')
     for step in steps:
         subprocess.run(step, check=True)
-    done = subprocess.run(['sbatch', '--parsable'], input=text, capture_output=True, text=True)
+    done = subprocess.run(['sbatch', '--parsable'], input=text, capture_output=True, encoding='utf-8', errors='replace')
     if done.returncode:
         raise ValueError(f'sbatch refuses: {" ".join(done.stderr.split())}')
     job = done.stdout.strip().partition(';')[0]
@@ -72,7 +72,7 @@ def seconds(limit: str) -> int | None:
 def copied() -> tuple[list[list[str]], pathlib.Path]:
     """(commands that copy the last commit, the folder of the copy). Raises ValueError outside a git repository."""
     asked = ['git', '-C', str(command.ROOT), 'rev-parse', 'HEAD']
-    done = subprocess.run(asked, capture_output=True, text=True)
+    done = subprocess.run(asked, capture_output=True, encoding='utf-8', errors='replace')
     if done.returncode:
         raise ValueError(f'--copy wants the last commit, and {command.ROOT} is no git repository; leave --copy out')
     tree = pathlib.Path.cwd() / '.lmtrain-trees' / done.stdout[:12]
@@ -123,6 +123,6 @@ def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folde
             *(f'{name}={shlex.quote(str(text))}' for name, text in given.items()),
             *(f'export {name}={shlex.quote(text)}' for name, text in exported.items()),
             f'train=({shlex.join(command.python(words))})',
-            (command.ROOT / 'launch' / 'slurm.sh').read_text(),
+            (command.ROOT / 'launch' / 'slurm.sh').read_text(encoding='utf-8'),
         ]
     )

@@ -305,7 +305,9 @@ def _follow(steps: dict[str, list[str]]) -> dict[str, str]:
 def _state(steps: dict[str, list[str]]) -> str:
     """What the queue says. Raises Unanswered where it says nothing for long: no answer is not that the TPU is gone."""
     for _ in range(PATIENCE):
-        done = subprocess.run(steps['state'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            steps['state'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding='utf-8', errors='replace'
+        )
         if done.returncode == 0 and done.stdout.strip():
             return done.stdout.strip()
         time.sleep(POLL)
@@ -329,7 +331,9 @@ def _lines(argv: list[str]) -> Iterator[str]:
 def _do(argv: list[str]) -> None:
     """Runs a command, then shows what it said. Raises ValueError where it fails."""
     # Away from the terminal: Ctrl-C and its end do not reach the command, and writing to one that is closed not either.
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True)
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True, encoding='utf-8', errors='replace'
+    )
     with contextlib.suppress(OSError):
         print(done.stderr, end='', file=sys.stderr, flush=True)
     if done.returncode:

@@ -53,7 +53,7 @@ def planned(config, target: Target) -> Iterator[Run]:
     with tempfile.TemporaryDirectory() as folder:
         if config.task.name == 'text' and not config.adapt.prompt.text:
             text = pathlib.Path(folder) / 'text.txt'
-            text.write_text('a text of no matter ' * (1 + config.data.seq_len // 2))
+            text.write_text('a text of no matter ' * (1 + config.data.seq_len // 2), encoding='utf-8')
             stand_in = {'source': str(text), 'mix': (), 'document': 'file', 'split': 'tail', 'tokenizer': 'bytes'}
             config.data.update(stand_in | {'cache': folder, 'validation': 0.2, 'test': 0.2})
             config.evaluate.sources, config.sample.prompts = (), ()

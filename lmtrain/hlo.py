@@ -55,7 +55,7 @@ def partitioned(lowered) -> tuple[Any, str]:
         # Small programs that the compiler makes on its way may lie there as well: the step is the largest.
         found = [path for path in pathlib.Path(folder).iterdir() if re.search(AFTER, path.name)]
         if found:
-            return compiled, max((path.read_text() for path in found), key=len)
+            return compiled, max((path.read_text(encoding='utf-8') for path in found), key=len)
     text = compiled.as_text()
     if 'num_partitions=' in text.partition('\n')[0]:
         raise ValueError('the program came out of the compilation cache: set JAX_ENABLE_COMPILATION_CACHE=false')

@@ -46,7 +46,9 @@ def train(config, workdir) -> dict[str, Any]:
         saved, extra = checkpoints.restore(run.stored(run.shapes)) or (None, {'step': 0, 'elapsed': 0.0})
         compiling = stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_step)  # beside the initial state
         state = run.complete(saved) if saved else run.initial_state()
-        out = None if first else stack.enter_context(open(os.devnull, 'w'))  # one process speaks for all
+        out = (
+            None if first else stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
+        )  # one process speaks for all
         live = stack.enter_context(contextlib.closing(display.Live(run.total_steps, out)))
         live.say(run.header())
         if first:
@@ -75,8 +77,8 @@ def train(config, workdir) -> dict[str, Any]:
         results = loop.results(state) | evaluate.change(before, loop.domains(state))
         watchdog.expect('evaluate')
         if first:
-            (workdir / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
-            (workdir / 'samples.txt').write_text(texts(run, state, workdir))
+            (workdir / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+            (workdir / 'samples.txt').write_text(texts(run, state, workdir), encoding='utf-8')
             report.write(workdir)
     if first:
         live.say(display.evaluation(results['validation'], results['baselines'], 'validation'))

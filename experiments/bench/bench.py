@@ -79,7 +79,7 @@ class Worker:
         }
         command = (sys.executable, script, '--worker', side, platform)
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding='utf-8', env=environment
         )
 
     def __enter__(self):
@@ -106,7 +106,7 @@ def serve(side) -> None:
     """Answers until the driver hangs up. What libraries print goes to stderr."""
     if not machine.accelerated():
         machine.keep_memory()  # as lmtrain does; PyTorch, which asks the same allocator, gets the same
-    answers = os.fdopen(os.dup(1), 'w')
+    answers = os.fdopen(os.dup(1), 'w', encoding='utf-8')
     os.dup2(2, 1)
     for line in sys.stdin:
         request = json.loads(line)
@@ -403,7 +403,7 @@ def gpu(folder: str, dry: bool) -> tuple[list, list, list]:
 def gpu_seen() -> bool:
     """Whether jax has a GPU, asked in a process that ends."""
     ask = 'import jax; print(jax.default_backend())'
-    return subprocess.run((sys.executable, '-c', ask), capture_output=True, text=True).stdout.strip() == 'gpu'
+    return subprocess.run((sys.executable, '-c', ask), capture_output=True, encoding='utf-8').stdout.strip() == 'gpu'
 
 
 def main(dry: bool) -> None:

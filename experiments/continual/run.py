@@ -38,7 +38,7 @@ def trial(name: str, root: pathlib.Path) -> dict:
         command += [f'--config.init.base={root}/models/stories260K/hf', f'--config.data.root={root}']
         command += [f'--config.data.source={NEW}', f"--config.evaluate.sources=('{OLD}',)", f'--workdir={workdir}']
         subprocess.run(command + RUNS[name], cwd=record.ROOT, check=True)
-        results = json.loads((pathlib.Path(workdir) / 'results.json').read_text())
+        results = json.loads((pathlib.Path(workdir) / 'results.json').read_text(encoding='utf-8'))
     return {'name': name} | results
 
 

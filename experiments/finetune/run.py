@@ -94,16 +94,16 @@ def prepare(source: pathlib.Path, folder: pathlib.Path) -> None:
     (folder / 'polarity').mkdir()
     sides = {}
     for label, file in (('negative', 'rt-polarity.neg'), ('positive', 'rt-polarity.pos')):
-        lines = (source / 'sentence_polarity' / file).read_text().splitlines()
+        lines = (source / 'sentence_polarity' / file).read_text(encoding='utf-8').splitlines()
         sides[label] = [json.dumps({'text': line.strip(), 'label': label}) for line in lines]
     for split, places in (('train', slice(0, 5000, 5)), ('test', slice(1, 5001, 5))):
         rows = [row for side in sides.values() for row in side[places]]
         assert len(rows) == 2000
-        (folder / 'polarity' / f'{split}.jsonl').write_text('\n'.join(rows) + '\n')
+        (folder / 'polarity' / f'{split}.jsonl').write_text('\n'.join(rows) + '\n', encoding='utf-8')
     (folder / 'xquad').mkdir()
-    articles = json.loads((source / 'xquad' / 'xquad.en.json').read_text())['data']
+    articles = json.loads((source / 'xquad' / 'xquad.en.json').read_text(encoding='utf-8'))['data']
     for split, part in (('train', articles[: 3 * len(articles) // 4]), ('test', articles[3 * len(articles) // 4 :])):
-        (folder / 'xquad' / f'{split}.json').write_text(json.dumps({'data': part}))
+        (folder / 'xquad' / f'{split}.json').write_text(json.dumps({'data': part}), encoding='utf-8')
 
 
 def train(recipe: str, base: pathlib.Path, root: pathlib.Path, workdir: pathlib.Path, settings: dict) -> dict:
@@ -114,7 +114,9 @@ def train(recipe: str, base: pathlib.Path, root: pathlib.Path, workdir: pathlib.
     begun = time.monotonic()
     environment = {name: value for name, value in os.environ.items() if not name.startswith('JAX_')}
     subprocess.run(command, cwd=record.ROOT, env=environment, check=True)
-    return json.loads((workdir / 'results.json').read_text()) | {'seconds_of_command': time.monotonic() - begun}
+    return json.loads((workdir / 'results.json').read_text(encoding='utf-8')) | {
+        'seconds_of_command': time.monotonic() - begun
+    }
 
 
 def classified(task: str, method: str, base, root, workdir) -> dict:
@@ -153,7 +155,7 @@ def figures(trials: list[dict]) -> list[dict]:
 
 def write(trial: dict) -> None:
     """results.json and the README, with this trial and what was there already."""
-    kept = {t['part']: t for t in json.loads(RESULTS.read_text())['trials']} if RESULTS.exists() else {}
+    kept = {t['part']: t for t in json.loads(RESULTS.read_text(encoding='utf-8'))['trials']} if RESULTS.exists() else {}
     kept[trial['part']] = trial
     order = [f'{task}/{method}' for task in TASKS for method in METHODS] + list(ONE)
     trials = [kept[part] for part in order if part in kept]

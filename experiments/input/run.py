@@ -51,7 +51,7 @@ def main() -> None:
             command = [sys.executable, '-m', 'launch.cli', 'train', f'--config=configs/{recipe}.py']
             command += [f'--workdir={workdir}', *(f'--config.{name}={value}' for name, value in more.items())]
             subprocess.run(command, cwd=record.ROOT, check=True)
-            lines = [json.loads(line) for line in (workdir / 'timings.jsonl').read_text().splitlines()]
+            lines = [json.loads(line) for line in (workdir / 'timings.jsonl').read_text(encoding='utf-8').splitlines()]
             trials += [{'recipe': recipe, 'changes': changes, **line} for line in lines]
             # The first points hold the wait for the first batch, which nothing was computed beside.
             share = statistics.mean(line['data_wait'] for line in lines[left_out:])

@@ -33,8 +33,11 @@ def trial(name: str, root: pathlib.Path, changes: list[str]) -> dict:
         command += ['--config.task.label=response', f'--workdir={workdir}']
         command += ['--config.data.seq_len=512', '--config.budget.steps=80', '--config.evaluate.every_steps=20']
         subprocess.run(command + changes, cwd=record.ROOT, check=True)
-        lines = [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
-        results = json.loads((pathlib.Path(workdir) / 'results.json').read_text())
+        lines = [
+            json.loads(line)
+            for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+        ]
+        results = json.loads((pathlib.Path(workdir) / 'results.json').read_text(encoding='utf-8'))
     curve = {line['step']: line['validation_loss'] for line in lines if 'validation_loss' in line}
     return {'name': name, 'first_loss': lines[0]['loss'], 'curve': curve} | results
 

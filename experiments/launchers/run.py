@@ -75,7 +75,11 @@ def lmtrain(*words: str) -> list[str]:
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
-    lines = (workdir / 'metrics.jsonl').read_text().splitlines() if (workdir / 'metrics.jsonl').exists() else []
+    lines = (
+        (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+        if (workdir / 'metrics.jsonl').exists()
+        else []
+    )
     return [json.loads(line) for line in lines if line.endswith('}')]
 
 
@@ -103,14 +107,14 @@ def local(folder: pathlib.Path) -> list[dict]:
 
     def start(name: str, *more: str):
         words = ['local', '--processes=2', '--devices=4', *more, '--', *settings(folder)]
-        with open(folder / f'{name}.txt', 'w') as said:
+        with open(folder / f'{name}.txt', 'w', encoding='utf-8') as said:
             return subprocess.Popen(
                 lmtrain(*words, f'--workdir={folder / name}'), cwd=record.ROOT, stdout=said, stderr=subprocess.STDOUT
             )
 
     def ranks(launcher: subprocess.Popen) -> list[int]:
         path = pathlib.Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children')
-        return [int(pid) for pid in path.read_text().split()]
+        return [int(pid) for pid in path.read_text(encoding='utf-8').split()]
 
     trials = []
     began = time.monotonic()
@@ -131,7 +135,7 @@ def local(folder: pathlib.Path) -> list[dict]:
     os.kill(ranks(launcher)[1], signal.SIGTERM)
     code = launcher.wait(LIMIT)
     same = (folder / 'signalled' / 'metrics.jsonl').read_bytes() == (folder / 'whole' / 'metrics.jsonl').read_bytes()
-    again = (folder / 'signalled.txt').read_text().count('exit code 42; again')
+    again = (folder / 'signalled.txt').read_text(encoding='utf-8').count('exit code 42; again')
     trials.append({'what': 'signalled', 'code': code, 'again': again, 'same': same})
     return [{'launcher': 'local'} | trial for trial in trials]
 
@@ -151,7 +155,7 @@ def cluster(folder: pathlib.Path):
     (folder / 'state').mkdir()
     host = socket.gethostname().partition('.')[0]
     given = dict(zip(('port', 'n0', 'n1'), ports, strict=True)) | {'host': host, 'cores': os.cpu_count()}
-    (folder / 'slurm.conf').write_text(CONFIGURATION.format(folder=folder, **given))
+    (folder / 'slurm.conf').write_text(CONFIGURATION.format(folder=folder, **given), encoding='utf-8')
     environment = os.environ | {'SLURM_CONF': str(folder / 'slurm.conf')}
     key = folder / 'munge.key'
     key.write_bytes(os.urandom(128))
@@ -167,7 +171,7 @@ def cluster(folder: pathlib.Path):
     running = []
     try:
         for argv in daemons:
-            with open(folder / f'{len(running)}-{argv[0]}.txt', 'w') as said:
+            with open(folder / f'{len(running)}-{argv[0]}.txt', 'w', encoding='utf-8') as said:
                 running.append(subprocess.Popen(argv, env=environment, stdout=said, stderr=subprocess.STDOUT))
             time.sleep(1)
         deadline = time.monotonic() + 60
@@ -188,7 +192,7 @@ def cluster(folder: pathlib.Path):
 
 
 def slurm(environment: dict, *argv: str) -> str:
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    done = subprocess.run(argv, env=environment, capture_output=True, encoding='utf-8')
     return (done.stdout or done.stderr).strip()
 
 
@@ -207,7 +211,11 @@ def slurm_jobs(folder: pathlib.Path, signalled: tuple[int, ...] = (5, 120), hurt
             command = lmtrain(*words, '--', *settings(folder, steps), f'--workdir={folder / name}')
             # The job runs where it is submitted; its output is found there.
             done = subprocess.run(
-                command, cwd=folder, env=environment | {'PYTHONPATH': str(record.ROOT)}, capture_output=True, text=True
+                command,
+                cwd=folder,
+                env=environment | {'PYTHONPATH': str(record.ROOT)},
+                capture_output=True,
+                encoding='utf-8',
             )
             if done.returncode:
                 raise SystemExit(f'{shlex.join(command)}\n{done.stderr}')
@@ -223,7 +231,7 @@ def slurm_jobs(folder: pathlib.Path, signalled: tuple[int, ...] = (5, 120), hurt
                 if time.monotonic() > deadline:
                     raise TimeoutError(f'job {job} is {state}; {folder}/slurm-{job}.out')
                 time.sleep(0.5)
-            said = (folder / f'slurm-{job}.out').read_text()
+            said = (folder / f'slurm-{job}.out').read_text(encoding='utf-8')
             return {
                 'state': state,
                 'code': field(environment, job, 'ExitCode'),
@@ -326,7 +334,7 @@ def main() -> None:
     path = record.ROOT / 'experiments' / 'launchers' / 'results.json'
     commit = {'commit': record._git('rev-parse', '--short=10', 'HEAD')}
     # What is not measured again keeps its trials, and each says of which commit it is.
-    kept = json.loads(path.read_text())['trials'] if only else []
+    kept = json.loads(path.read_text(encoding='utf-8'))['trials'] if only else []
     trials = [trial for trial in kept if trial['launcher'] != only]
     not_shown = ['several machines: both nodes of the cluster are this one, and its devices are simulated']
     for name, measure in (('local', local), ('slurm', slurm_jobs)):
@@ -347,7 +355,7 @@ def main() -> None:
         figures=shown,
         trials=trials,
         not_shown=not_shown,
-        slurm=subprocess.run(['slurmctld', '-V'], capture_output=True, text=True).stdout.strip(),
+        slurm=subprocess.run(['slurmctld', '-V'], capture_output=True, encoding='utf-8').stdout.strip(),
     )
     if all(row['reached'] for row in shown):
         shutil.rmtree(folder)

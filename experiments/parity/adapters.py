@@ -328,7 +328,7 @@ def trial(name: str) -> tuple[dict, dict]:
                 save_pretrained(f'{folder}/merged', model, folded)
                 whole = outputs_of(open_base(f'{folder}/merged', task), task, batch)
                 found['merged'] = max(found['merged'], difference(expected, whole, batch))
-        config = json.loads(pathlib.Path(f'{folder}/adapter/adapter_config.json').read_text())
+        config = json.loads(pathlib.Path(f'{folder}/adapter/adapter_config.json').read_text(encoding='utf-8'))
     golden = {'base': base, 'task': task, 'config': config | {'base_model_name_or_path': base}, 'shapes': shapes}
     golden['base_shapes'] = base_shapes
     return found, golden | {'outputs': [float(f'{x:.7g}') for x in heads.sampled(expected).ravel()]}
@@ -360,7 +360,7 @@ def write(goldens: dict) -> None:
     """The goldens of the default tests: some cases, that each way of lying in a file is among them."""
     kept = {name: goldens[name] for name in KEPT}
     path = ROOT / 'tests' / 'adapt' / 'goldens.json'
-    path.write_text(json.dumps(kept, separators=(',', ':')).replace('},"', '},\n"') + '\n')
+    path.write_text(json.dumps(kept, separators=(',', ':')).replace('},"', '},\n"') + '\n', encoding='utf-8')
 
 
 def main():

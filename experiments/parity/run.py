@@ -218,7 +218,7 @@ def main():
         adapters.write(of_adapters)
         for file, found in (('goldens', goldens), ('goldens_heads', of_heads)):
             text = json.dumps(found, separators=(',', ':')).replace('},"', '},\n"') + '\n'
-            (ROOT / 'tests' / 'models' / f'{file}.json').write_text(text)
+            (ROOT / 'tests' / 'models' / f'{file}.json').write_text(text, encoding='utf-8')
         record.write(
             'parity',
             command='bash launch/parity.sh',

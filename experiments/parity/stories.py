@@ -31,13 +31,13 @@ def trial() -> dict | None:
     greedy = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0}
     greedy |= {'end_id': tokenizer.end_id, 'vocab_size': tokenizer.vocab_size}
     (ids,) = sample.generate(model, params, [[begin]], max_tokens=256, **greedy)
-    published = (folder / 'reference_stories260K.md').read_text().split('-t 0.0\n')[1].split('\n```')[0]
+    published = (folder / 'reference_stories260K.md').read_text(encoding='utf-8').split('-t 0.0\n')[1].split('\n```')[0]
 
     @jax.jit
     def logprob(params, batch):
         return model.apply({'params': params}, batch)['logprob']
 
-    texts = [text.strip() for text in corpus.read_text().split('<|endoftext|>') if text.strip()][:150]
+    texts = [text.strip() for text in corpus.read_text(encoding='utf-8').split('<|endoftext|>') if text.strip()][:150]
     rows = [np.array([begin, *tokenizer.encode(text)], np.int32)[: model.max_len] for text in texts]
     total, count = 0.0, 0
     for start in range(0, len(rows), ROWS):

@@ -25,7 +25,9 @@ def planned(recipe: str, target: str, tpu: str) -> dict:
     command = [sys.executable, '-m', 'launch.cli', 'plan', f'--config=configs/{recipe}.py', f'--target={target}']
     environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(record.ROOT), tpu])}
     begun = time.monotonic()
-    with subprocess.Popen(command, cwd=record.ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=record.ROOT, env=environment, stdout=subprocess.PIPE, encoding='utf-8'
+    ) as process:
         page = process.stdout.read()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -52,7 +52,7 @@ def start(folder, workdir, faults=(None, None), limits=(None, None), processes=2
         if limit:  # a write then fails as on a full disk
             own = ['bash', '-c', f'ulimit -f {limit // 1024}; trap "" XFSZ; exec "$@"', 'bash', *own]
         known = environment | ({'LMTRAIN_FAULT': fault} if fault else {})
-        with open(f'{workdir}.{rank}.txt', 'a') as words:
+        with open(f'{workdir}.{rank}.txt', 'a', encoding='utf-8') as words:
             made.append(subprocess.Popen(own, cwd=record.ROOT, env=known, stdout=words, stderr=subprocess.STDOUT))
     return made
 
@@ -73,7 +73,7 @@ def wait(processes) -> tuple[list[int], float]:
 
 
 def words(workdir, rank) -> str:
-    return pathlib.Path(f'{workdir}.{rank}.txt').read_text()
+    return pathlib.Path(f'{workdir}.{rank}.txt').read_text(encoding='utf-8')
 
 
 def state(workdir) -> dict[str, str]:
@@ -86,7 +86,7 @@ def state(workdir) -> dict[str, str]:
     from lmtrain import checkpoint
 
     kept = workdir / 'checkpoints'
-    leaves = json.loads((kept / str(STEPS) / 'manifest.json').read_text())['leaves']
+    leaves = json.loads((kept / str(STEPS) / 'manifest.json').read_text(encoding='utf-8'))['leaves']
     shapes = {path: jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype']) for path, leaf in leaves.items()}
     found, _ = checkpoint.restore(kept, shapes, STEPS)
     hashed = {path: hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for path, leaf in found.items()}

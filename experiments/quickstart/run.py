@@ -38,8 +38,8 @@ def main() -> None:
         total = time.monotonic() - begun
         if process.returncode:
             sys.exit(process.returncode)
-        results = json.loads((workdir / 'results.json').read_text())
-        sample = (workdir / 'samples.txt').read_text()
+        results = json.loads((workdir / 'results.json').read_text(encoding='utf-8'))
+        sample = (workdir / 'samples.txt').read_text(encoding='utf-8')
         shutil.copy(workdir / 'loss.png', pathlib.Path(__file__).parent)
     bits, baselines = results['validation']['bits_per_byte'], results['baselines']
     record.write(

@@ -50,7 +50,7 @@ def start(folder: pathlib.Path, workdir: pathlib.Path, fault: str = '', **more) 
     command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--workdir={workdir}']
     command += [f'--config.{name}={value}' for name, value in (settings(folder) | more).items()]
     environment = os.environ | ({'LMTRAIN_FAULT': fault} if fault else {})
-    with open(f'{workdir}.txt', 'a') as words:
+    with open(f'{workdir}.txt', 'a', encoding='utf-8') as words:
         return subprocess.Popen(command, cwd=record.ROOT, env=environment, stdout=words, stderr=subprocess.STDOUT)
 
 
@@ -106,7 +106,7 @@ def at_random(number: signal.Signals, draw: random.Random):
 
     def hurt(process, workdir):
         words, delay = pathlib.Path(f'{workdir}.txt'), draw.uniform(0, 0.8)
-        while process.poll() is None and 'parameters' not in words.read_text():
+        while process.poll() is None and 'parameters' not in words.read_text(encoding='utf-8'):
             time.sleep(0.005)
         time.sleep(delay)
         process.send_signal(number)
@@ -175,7 +175,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         record.write_text(folder)
-        assert start(folder, folder / 'whole').wait(LIMIT) == 0, (folder / 'whole.txt').read_text()
+        assert start(folder, folder / 'whole').wait(LIMIT) == 0, (folder / 'whole.txt').read_text(encoding='utf-8')
         whole = whole_state(folder / 'whole')
         groups: dict[str, list[dict]] = {}
 

@@ -137,7 +137,7 @@ def work(folder: pathlib.Path, topology: str, index: int, port: int, phase: str)
         result = {'from': source, 'to': topology, 'state': at, 'batches': batches, 'losses': losses}
         found.append(result | {'last': hashes(last), 'donated': again} | ({'fresh': kept} if phase == 'save' else {}))
     if index == 0:
-        (folder / f'{phase}-{topology}.json').write_text(json.dumps(found))
+        (folder / f'{phase}-{topology}.json').write_text(json.dumps(found), encoding='utf-8')
     if processes > 1:
         jax.distributed.shutdown()
 
@@ -152,7 +152,7 @@ def started(folder: pathlib.Path, topology: str, phase: str) -> list[dict]:
     with contextlib.ExitStack() as stack:
         running = []
         for index in range(TOPOLOGIES[topology][0]):
-            words = stack.enter_context(open(folder / f'{phase}-{topology}-{index}.txt', 'w+'))
+            words = stack.enter_context(open(folder / f'{phase}-{topology}-{index}.txt', 'w+', encoding='utf-8'))
             command = [sys.executable, __file__, str(folder), topology, str(index), str(port), phase]
             running.append((subprocess.Popen(command, env=environment, stdout=words, stderr=subprocess.STDOUT), words))
         try:
@@ -164,7 +164,7 @@ def started(folder: pathlib.Path, topology: str, phase: str) -> list[dict]:
             for process, _ in running:
                 process.kill()
                 process.wait()
-    return json.loads((folder / f'{phase}-{topology}.json').read_text())
+    return json.loads((folder / f'{phase}-{topology}.json').read_text(encoding='utf-8'))
 
 
 def compared(saved: dict, restored: dict) -> dict:

@@ -24,9 +24,12 @@ def trial(seed: int, root: str) -> dict:
         command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/shakespeare.py']
         command += [f'--config.seed={seed}', f'--config.data.root={root}', f'--workdir={workdir}']
         subprocess.run(command, cwd=record.ROOT, check=True)
-        lines = [json.loads(line) for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
-        results = json.loads((pathlib.Path(workdir) / 'results.json').read_text())
-        sample = (pathlib.Path(workdir) / 'samples.txt').read_text()
+        lines = [
+            json.loads(line)
+            for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+        ]
+        results = json.loads((pathlib.Path(workdir) / 'results.json').read_text(encoding='utf-8'))
+        sample = (pathlib.Path(workdir) / 'samples.txt').read_text(encoding='utf-8')
     curve = {line['step']: line['validation_loss'] for line in lines if 'validation_loss' in line}
     return {'seed': seed, 'curve': curve, 'sample': sample} | results
 

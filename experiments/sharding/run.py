@@ -132,7 +132,7 @@ def in_a_process(asked: dict, count: int, tpu: str = '') -> dict:
         environment |= {'TPU_WORKER_ID': '0', 'TPU_SKIP_MDS_QUERY': '1'}
         environment['PYTHONPATH'] = tpu
     command = [sys.executable, __file__, f'--work={json.dumps(asked)}']
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, encoding='utf-8')
     if done.returncode:
         raise SystemExit(f'{asked} failed:\n{done.stderr[-3000:]}')
     found = json.loads(done.stdout.splitlines()[-1])

@@ -113,7 +113,7 @@ def check_base(directory, params: Mapping) -> None:
     known = all(not isinstance(x, jax.ShapeDtypeStruct) and getattr(x, 'is_fully_addressable', True) for x in leaves)
     if not path.is_file() or not known:
         return
-    wanted, got = json.loads(path.read_text()).get('base'), fingerprint(separate(params)[0])
+    wanted, got = json.loads(path.read_text(encoding='utf-8')).get('base'), fingerprint(separate(params)[0])
     if wanted != got:
         raise ValueError(f'{directory} was made on another base: {path.name} says {wanted}, and this one is {got}')
 

@@ -53,7 +53,7 @@ def read(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f'{directory} is no adapter: it holds no {CONFIG}')
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
         raise ValueError(f'{path} is no JSON: {error}') from None
     if not isinstance(fields, dict) or fields.get('peft_type') not in REQUIRED:

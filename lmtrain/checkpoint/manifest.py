@@ -157,7 +157,7 @@ def _digest(path: Path, flush: bool = False) -> dict[str, Any]:
 
 
 def _write(path: Path, manifest: dict[str, Any]) -> None:
-    with open(path, 'w') as file:
+    with open(path, 'w', encoding='utf-8') as file:
         file.write(_text(manifest | {'sha256': _self_hash(manifest)}))
         file.flush()
         os.fsync(file.fileno())

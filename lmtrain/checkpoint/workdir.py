@@ -133,7 +133,7 @@ def lock(workdir: str | os.PathLike) -> TextIO:
 
     Raises BlockingIOError naming the process that trains there already.
     """
-    file = open(Path(workdir) / '.lock', 'a+')
+    file = open(Path(workdir) / '.lock', 'a+', encoding='utf-8')
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -278,7 +278,7 @@ def _write(path: Path, tree: Any) -> None:
     """Atomic, and on the disk when it returns."""
     text = json.dumps(tree, indent=1) + '\n'
     temporary = path.with_name(f'.{path.name}.tmp')
-    with open(temporary, 'w') as file:
+    with open(temporary, 'w', encoding='utf-8') as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

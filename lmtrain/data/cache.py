@@ -43,7 +43,7 @@ def build(directory: Path, write: Callable[[Path], None]) -> Path:
         try:
             making.mkdir()
             write(making)
-            (making / MANIFEST).write_text(json.dumps(_describe(making), indent=1, sort_keys=True))
+            (making / MANIFEST).write_text(json.dumps(_describe(making), indent=1, sort_keys=True), encoding='utf-8')
             making.rename(directory)
         except BaseException:  # an interrupt as well: what is half made is not left behind
             shutil.rmtree(making, ignore_errors=True)
@@ -56,14 +56,14 @@ def write_json(path: Path, value) -> None:
     making = path.with_name(f'{path.name}.{secrets.token_hex(4)}.tmp')
     with _writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        making.write_text(json.dumps(value, sort_keys=True))
+        making.write_text(json.dumps(value, sort_keys=True), encoding='utf-8')
         making.rename(path)
 
 
 def read_json(path: Path):
     """The value that `write_json` wrote; None where the file is missing or is no JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding='utf-8'))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 

@@ -58,7 +58,7 @@ class Corpus:
         """Bits per byte that the validation text costs under a unigram, a bigram and xz; computed once and kept."""
         name = key(VERSION, [directory.name for directory in self._directories])
         directory = build(self._cache / f'baselines-{name[:32]}', self._write_baselines)
-        return json.loads((directory / 'baselines.json').read_text())
+        return json.loads((directory / 'baselines.json').read_text(encoding='utf-8'))
 
     def _write_baselines(self, directory: Path) -> None:
         train, validation = ([part.tokens for part in self.splits[name].parts] for name in ('train', 'validation'))
@@ -66,7 +66,7 @@ class Corpus:
         own = self.tokenizer
         begin_id = own.begin_id if own.begin_id != own.end_id else None
         values = baselines.bits_per_byte(train, validation, text, own.vocab_size, begin_id)
-        (directory / 'baselines.json').write_text(json.dumps(values))
+        (directory / 'baselines.json').write_text(json.dumps(values), encoding='utf-8')
 
 
 def prepare(
@@ -226,7 +226,9 @@ def _tokenised(source: Source, content: dict, tokenizer: Tokenizer, rule: dict, 
         check_unchanged(source, content['stamps'])
         for name in SPLITS:
             np.save(directory / f'{name}.begins.npy', np.array(begins[name], np.int64))
-        (directory / 'about.json').write_text(json.dumps({'dtype': np.dtype(dtype).name, 'bytes': sizes}))
+        (directory / 'about.json').write_text(
+            json.dumps({'dtype': np.dtype(dtype).name, 'bytes': sizes}), encoding='utf-8'
+        )
 
     known = key(VERSION, content['sha256'], tokenizer.hash, rule, *([] if shared else ['begin']))
     return build(place / f'tokens-{known[:32]}', write)
@@ -255,7 +257,7 @@ def _packed(tokens: Path, seq_len: int, isolate: bool, gap: int, place: Path) ->
 
 
 def _load(tokens: Path, packed: Path, weight: float) -> dict[str, Split]:
-    about, splits = json.loads((tokens / 'about.json').read_text()), {}
+    about, splits = json.loads((tokens / 'about.json').read_text(encoding='utf-8')), {}
     for name in SPLITS:
         ids = np.memmap(tokens / f'{name}.tokens', about['dtype'], 'r')
         rows = Rows(*(np.load(packed / f'{name}.{column}.npy', mmap_mode='r') for column in Rows._fields))

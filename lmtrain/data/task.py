@@ -138,7 +138,7 @@ def prepare_task(
     def write(directory: Path) -> None:
         for split in SPLITS:
             save(directory / split, encode(split))
-        (directory / 'notes.json').write_text(json.dumps(notes))
+        (directory / 'notes.json').write_text(json.dumps(notes), encoding='utf-8')
 
     place = build(Path(data['cache']).expanduser().absolute() / f'task-{known[:32]}', write)
     made = {split: load(place / split) for split in SPLITS}
@@ -157,7 +157,7 @@ def prepare_task(
         text=text,
         label=label,
         labels=labels,
-        notes=tuple(json.loads((place / 'notes.json').read_text())),
+        notes=tuple(json.loads((place / 'notes.json').read_text(encoding='utf-8'))),
         rows=rows,
         examples=made,
         laid=laid,

@@ -167,7 +167,7 @@ class Tokenizer:
         if self.about:
             (directory / 'tokenizer_config.json').write_bytes(self.about)
         about = {'kind': self.kind, 'mask': self.mask_id is not None, 'hash': self.hash}
-        (directory / 'lmtrain_tokenizer.json').write_text(json.dumps(about))
+        (directory / 'lmtrain_tokenizer.json').write_text(json.dumps(about), encoding='utf-8')
 
     def _content(self) -> bytes:
         raise NotImplementedError

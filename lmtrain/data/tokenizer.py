@@ -15,7 +15,7 @@ KINDS = {cls.kind: cls for cls in (Bytes, Chars, Whitespace, HuggingFace, Bpe, S
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer that `save` wrote. Raises FileNotFoundError; ValueError where its files are not what was saved."""
     directory = Path(directory)
-    about = json.loads((directory / 'lmtrain_tokenizer.json').read_text())
+    about = json.loads((directory / 'lmtrain_tokenizer.json').read_text(encoding='utf-8'))
     kind = KINDS[about['kind']]
     config = directory / 'tokenizer_config.json'
     told = (config.read_bytes(),) if config.is_file() else ()
