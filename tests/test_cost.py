@@ -120,6 +120,36 @@ def test_published_figures():
     assert full.executed == full.total + full.again
 
 
+def test_keys_of_a_query_by_counting_them():
+    """Against a loop over queries: a window of w keys holds the query itself and the w - 1 before it."""
+    model = types.SimpleNamespace(causal=True, window=5, num_layers=4, global_layers=(1,))
+    seen = sum(min(index + 1, 5) for index in range(24)) / 24
+    everything = sum(index + 1 for index in range(24)) / 24
+    assert cost.keys_per_query(model, 24, block=1) == pytest.approx(0.75 * seen + 0.25 * everything)
+    blocks = (
+        sum(8 * (stop - max(0, stop - 8 - 4)) for stop in (8, 16, 24)) / 24
+    )  # each block reads what its queries see
+    model.global_layers = ()
+    assert cost.keys_per_query(model, 24, block=8) == pytest.approx(blocks)
+    assert cost.keys_per_query(types.SimpleNamespace(causal=False, window=5, num_layers=4), 24, block=1) == 24
+
+
+def test_prefixes_are_keys_and_prompts_are_tokens():
+    model = gpt2_124m(positions='rotary')
+    plain = cost.flops_per_step(model, 1, 1024)
+
+    def with_leaves(path, shape):
+        shapes = {'layers/mlp/up/kernel': (12, 768, 3072), path: shape}
+        params = tree.unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()})
+        return cost.flops_per_step(model, 1, 1024, params=params)
+
+    prefix = with_leaves('layers/attention/prefix_key', (12, 20, 12, 64))
+    np.testing.assert_allclose(prefix.forward - plain.forward, 12 * 4 * 1024 * 768 * 20)  # scores and their products
+    prompt = with_leaves('prompt/embedding', (20, 768))
+    per_token = 12 * (2 * 12 * 768**2 + 4 * 768 * 1044)
+    np.testing.assert_allclose(prompt.forward - plain.forward, 20 * per_token + 12 * 4 * 768 * 20 * 1024)
+
+
 def test_frozen_matrices_have_no_weight_gradient():
     def total(learns):
         return cost.flops_per_step(gpt2_124m(tied=False, positions='none'), 1, 1024, learns)

@@ -124,6 +124,14 @@ class Terminal(io.StringIO):
         return True
 
 
+def test_the_last_column_of_a_terminal_stays_free(monkeypatch):
+    monkeypatch.setenv('COLUMNS', '90')
+    monkeypatch.setenv('NO_COLOR', '1')
+    screen = Terminal()
+    display.Live(5000, screen).update(1240, 0.248, VALUES)
+    assert screen.getvalue() == f'\r{line(89)}\x1b[K'  # some terminals wrap when the last column is filled
+
+
 def test_a_terminal_has_one_line_rewritten(monkeypatch):
     monkeypatch.setenv('COLUMNS', '90')
     screen = Terminal()

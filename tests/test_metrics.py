@@ -163,6 +163,21 @@ def test_a_resumed_run_and_an_unknown_chip():
     assert math.isinf(metrics_left_at_start())
 
 
+def test_the_clock_of_a_resumed_run_counts_earlier_starts(monkeypatch):
+    seconds = Clock()
+    monkeypatch.setattr(metrics.time, 'monotonic', seconds)
+    clock = metrics.Clock(total_steps=None, hours=0.5, before=300.0)
+    assert clock.elapsed == 300.0  # compiling is not training
+    assert clock.spent(step=7) == 300 / 1800
+    clock.start()
+    seconds.now += 600.0
+    assert clock.elapsed == 900.0
+    assert clock.spent(step=8) == 0.5
+    seconds.now += 3600.0
+    assert clock.spent(step=9) == 1.0  # and not more
+    assert metrics.Clock(total_steps=40, hours=None, before=300.0).spent(step=10) == 0.25
+
+
 def metrics_left_at_start():
     clock = Clock()
     meter = metrics.Meter(1, 1.0, None, clock)

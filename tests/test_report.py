@@ -169,3 +169,85 @@ def test_the_plan_stands_beside_what_the_run_took(tmp_path):
     assert '| wall time, evaluation and saving included | 1m 40s | 4m 05s | 2.45 |' in page
     assert '| tokens |' in page.partition('## Plan and actual')[0]
     assert '| tokens |' not in page.partition('## Plan and actual')[2]  # of which nothing was planned
+
+
+def cells(page, row):
+    """The cells of the table row that begins with `row`."""
+    (line,) = [line for line in page.splitlines() if line.startswith(f'| {row} |')]
+    return [cell.strip() for cell in line.strip('|').split('|')][1:]
+
+
+def test_every_cell_of_the_result(tmp_path):
+    loss = 3.0 + 5.0 * math.exp(-5)
+    folder = a_run(tmp_path / 'run')
+    results = json.loads((folder / 'results.json').read_text())
+    results['baselines']['tie'] = loss / 2  # as good as this model: not less than it
+    (folder / 'results.json').write_text(json.dumps(results))
+    page = report.write(folder).read_text()
+    figures = [f'**{loss / 2:.4f}**', f'{loss:.4f}', f'{math.exp(loss):.4g}', f'{loss / math.log(2):.4f}']
+    assert cells(page, '**this model**, validation') == figures
+    assert cells(page, 'xz') == ['1.3000', '', '', '']
+    assert 'less than bigram (1.862), unigram (3.312); not less than xz (1.300), tie (1.517).' in page
+
+
+def test_medians_and_the_last_command(tmp_path):
+    folder = a_run(tmp_path / 'run')
+    write_lines(
+        folder / 'timings.jsonl', [{'step': step, 'tokens_per_second': value} for step, value in enumerate((1, 2, 9))]
+    )
+    with (folder / 'lineage.jsonl').open('a') as file:
+        file.write(json.dumps({'resumed_from': 250, 'command': 'lmtrain train --config=y'}) + '\n')
+    page = report.write(folder).read_text()
+    assert cells(page, 'tokens per second, median') == ['2']
+    assert 'lmtrain train --config=y' in page and '--config=x' not in page
+    assert 'started 3 times; the later starts went on from step 200, 250' in page
+
+
+def test_cells_of_members_and_of_texts(tmp_path):
+    folder = a_run(tmp_path / 'run')
+    results = json.loads((folder / 'results.json').read_text())
+    rows = [
+        {'seed': seed, 'learning_rate': rate, 'order': 7, 'loss': loss, 'bits_per_byte': loss / 2}
+        for seed, rate, loss in ((3, 0.001, 2.0), (4, 0.001, 2.4), (3, 0.01, 2.8))
+    ]
+    intervals = [
+        {'learning_rate': 0.001, 'members': 2, 'bits_per_byte': [1.1, 0.9, 1.3], 'loss': [2.2, 1.8, 2.6]},
+        {'learning_rate': 0.01, 'members': 1, 'bits_per_byte': [1.4, None, None], 'loss': [2.8, None, None]},
+    ]
+    results['sweep'] = {'members': rows, 'intervals': intervals}
+    measured = {'old': (1.25, 1.5), 'new.txt': (4.0, 2.0)}
+    results['domains'] = {
+        name: {'before': {'bits_per_byte': before}, 'after': {'bits_per_byte': after}}
+        for name, (before, after) in measured.items()
+    }
+    (folder / 'results.json').write_text(json.dumps(results))
+    page = report.write(folder).read_text()
+    assert '| 4 | 0.001 | 7 | 1.2000 | 2.4000 |' in page
+    assert '* learning rate 0.001, 2: **1.1000** bits per byte (95 % interval 0.9000 to 1.3000)' in page
+    assert '* learning rate 0.01, 1: **1.4000** bits per byte (one member: no interval)' in page
+    assert cells(page, 'old') == ['1.2500', '1.5000', '+20.0 %']
+    assert cells(page, 'new.txt') == ['4.0000', '2.0000', '-50.0 %']
+
+
+def test_what_the_picture_shows(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, path: figures.append(figure))
+    folder = a_run(tmp_path / 'run')
+    lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    lines[7]['nats'] = 'nan'  # a step whose loss was not finite is left out
+    write_lines(folder / 'metrics.jsonl', lines)
+    report.write(folder)
+    training, _, validation, *_ = figures[0].axes[0].lines
+    kept = [line for line in lines if 'loss' in line and line.get('nats') != 'nan']
+    assert list(training.get_xdata()) == [line['step'] for line in kept]
+    # In bits per byte: the last evaluation has two nats a token for each of them.
+    assert list(training.get_ydata()) == pytest.approx([line['nats'] / 2 for line in kept])
+    assert list(validation.get_xdata()) == [100, 200, 300]
+    assert list(validation.get_ydata()) == pytest.approx(
+        [(3 + 5 * math.exp(-step / 60)) / 2 for step in (100, 200, 300)]
+    )
+    assert figures[0].axes[0].get_ylabel() == 'bits per byte'
+    low, high = figures[0].axes[0].get_ylim()
+    assert low < 1.3 and high > 3.312  # the baselines are in sight

@@ -187,6 +187,7 @@ def test_the_interval_is_students():
     assert high - mean == pytest.approx(4.302653 / 3**0.5, rel=1e-6)  # t of 2 degrees at 97.5 %; deviation 1
     assert mean - low == pytest.approx(high - mean)
     assert sweep.interval([5.0]) == (5.0, None, None)
+    assert sweep.summary([{'loss': 1.0}, {'loss': 2.0}, {'loss': 6.0}, {'loss': 11.0}])['loss'] == 5.0  # no median
 
 
 def test_only_members_of_one_learning_rate_are_repetitions():

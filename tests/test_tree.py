@@ -36,6 +36,10 @@ def test_a_pattern_matches_the_whole_path():
     assert tree.match([('.*', 1)], ['layers/kernel_norm'])['layers/kernel_norm'] == 1
     with pytest.raises(ValueError, match="'kernel' matches no parameter"):
         tree.match([('kernel', 1)], ['layers/kernel'])
+    assert tree.match([('.*/scale', 1)], ['norm/scale', 'norm/scale_offset']) == {
+        'norm/scale': 1,
+        'norm/scale_offset': None,
+    }
 
 
 def test_a_rule_shadowed_by_an_earlier_one_is_no_typing_error():

@@ -1,0 +1,1061 @@
+"""Small plausible faults, written from the sources alone: {module: [(what goes wrong, old text, new text)]}.
+
+The old text stands once in the module. A fault that changes no result is in EQUIVALENT with the reason.
+"""
+# ruff: noqa: E501  a line of a module is quoted as it stands
+
+FAULTS = {
+    'lmtrain/tree.py': [
+        ('a pattern matches the beginning of a path', 're.fullmatch(pattern, path)]', 're.match(pattern, path)]'),
+        ('the last rule wins', 'rules[hits[0]][1]', 'rules[hits[-1]][1]'),
+        ('layers of a second segment are counted from 0', 'first = stop - size - starts[which]', 'first = stop - size'),
+        (
+            'segments are sorted as text: layers_10 before layers_2',
+            "[f'layers_{i}' for i in range(len(found))]",
+            'sorted(found)',
+        ),
+        ('every element has four bytes', '* leaf.dtype.itemsize', '* 4'),
+        ('one common path is accepted', 'if twice:', 'if len(twice) > 1:'),
+    ],
+    'lmtrain/step.py': [
+        ('dropout repeats at every step', 'state.rng), state.step)', 'state.rng), 0)'),
+        ('fewer than one target counts as one', 'jnp.where(weight > 0, weight, 1.0)', 'jnp.maximum(weight, 1.0)'),
+        ('the norm is that of the sum', 'optax.tree.norm(grads) * scale', 'optax.tree.norm(grads)'),
+        (
+            'small gradients are scaled up to the limit',
+            'jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))',
+            '(clip / jnp.maximum(norm, 1e-12))',
+        ),
+        ('factors of paths are ignored', '(-rate * factor) * d', '-rate * d'),
+        ('an update that is not finite is taken', ' & jnp.isfinite(update_norm)', ''),
+        (
+            'the count in a row is never reset',
+            "bad * (state.counters['skipped_in_a_row'] + 1)",
+            "state.counters['skipped_in_a_row'] + bad",
+        ),
+        ('moments of a skipped step are kept', 'opt_state=keep(opt_state, state.opt_state)', 'opt_state=opt_state'),
+        ('a skipped step is not counted', 'step=state.step + 1', 'step=state.step + 1 - bad'),
+        ('weights count as 0 or 1', 'jnp.sum(value * weights)', 'jnp.sum(value * (weights > 0))'),
+        (
+            'the norm of parameters is that before the step',
+            "'param_norm': optax.tree.norm(trainable)",
+            "'param_norm': optax.tree.norm(state.trainable)",
+        ),
+    ],
+    'lmtrain/optim.py': [
+        (
+            'the floor cuts the fall off',
+            'jnp.minimum(final + (1.0 - final) * remaining, 1.0)',
+            'jnp.maximum(final, remaining)',
+        ),
+        (
+            'warmup stays at its start and then follows the ramp',
+            'start + (1.0 - start) * jnp.clip(progress / warmup, 0.0, 1.0)',
+            'jnp.maximum(start, progress / warmup)',
+        ),
+        ("'wsd' falls over the whole rest", '(1.0 - progress) / falling', '(1.0 - progress) / (1.0 - warmup)'),
+        (
+            'Adam with Nesterov momentum',
+            'optax.scale_by_adam(b1, b2, eps)',
+            'optax.scale_by_adam(b1, b2, eps, nesterov=True)',
+        ),
+        (
+            'epsilon under the root',
+            'optax.scale_by_adam(b1, b2, eps)',
+            'optax.scale_by_adam(b1, b2, eps, eps_root=eps)',
+        ),
+        ("Lion's betas exchanged", 'optax.scale_by_lion(b1, b2)', 'optax.scale_by_lion(b2, b1)'),
+        ('SGD with Nesterov momentum', 'optax.trace(b1)', 'optax.trace(b1, nesterov=True)'),
+        (
+            'Adafactor forgets at another rate',
+            'optax.scale_by_factored_rms()',
+            'optax.scale_by_factored_rms(decay_rate=0.9)',
+        ),
+        ('Adafactor clips at 2', 'optax.clip_by_block_rms(1.0)', 'optax.clip_by_block_rms(2.0)'),
+        ('a part of a path decays', 'pattern.fullmatch(path)', 'pattern.search(path)'),
+        (
+            'Muon without Nesterov',
+            'ahead = jax.tree.map(lambda g, m: g + MUON_MOMENTUM * m, updates, trace)',
+            'ahead = trace',
+        ),
+        ("Muon's update is scaled by the smaller side", 'math.sqrt(max(m.shape[1:]))', 'math.sqrt(min(m.shape[1:]))'),
+        ('four Newton-Schulz steps', '2.0315), 5', '2.0315), 4'),
+        (
+            'Adafactor factors a stack of layers',
+            'by_path(STACKED, per_layer(_adafactor()), _adafactor())',
+            '_adafactor()',
+        ),
+        (
+            'nan is inside of every range',
+            'low <= value < high if open_above else low <= value <= high',
+            'not (value < low or (value >= high if open_above else value > high))',
+        ),
+        (
+            'layers in segments are no matrices to Muon',
+            "LAYER_MATRICES = 'layers[^/]*/.*kernel'",
+            "LAYER_MATRICES = 'layers/.*kernel'",
+        ),
+    ],
+    'lmtrain/loop.py': [
+        (
+            "a checkpoint gets an older state's metric",
+            'if self.evaluated_at == self.done else None',
+            'if self.validation else None',
+        ),
+        (
+            'the clock restarts at 0 after a resume',
+            "run.config.budget.hours, extra['elapsed'])",
+            'run.config.budget.hours, 0.0)',
+        ),
+        (
+            "an evaluation runs under the step's time limit",
+            "self.watchdog.expect('evaluate')\n        limit",
+            "self.watchdog.expect('step')\n        limit",
+        ),
+        ('no evaluation at the end', 'evaluated = progress >= 1.0 or self.done', 'evaluated = self.done'),
+        ('a run ends one skipped step too late', '>= SKIPPED_IN_A_ROW', '> SKIPPED_IN_A_ROW'),
+        (
+            'the evaluation that a signal cut short gives no metric',
+            "self.checkpoints.rate(self.done, self.validation['loss'])",
+            'pass',
+        ),
+        ('tokens are those of the next step', "'tokens': self.done * tokens", "'tokens': (self.done + 1) * tokens"),
+        (
+            'the learning rate is one step late',
+            'progress = self.clock.spent(step + 1) if',
+            'progress = self.clock.spent(step) if',
+        ),
+    ],
+    'lmtrain/sweep.py': [
+        ('the median in place of the mean', 'float(np.mean(values)) for name', 'float(np.median(values)) for name'),
+        ('deviation over n', 'ddof=1', 'ddof=0'),
+        ('a one-sided interval', '0.5 + confidence / 2', 'confidence'),
+        (
+            'a sweep ends where one member fails',
+            "jnp.min(measured['skipped_in_a_row'])",
+            "jnp.max(measured['skipped_in_a_row'])",
+        ),
+        ('skipped steps are averaged', "reduced['skipped'] = jnp.sum", "reduced['skipped'] = jnp.mean"),
+        (
+            "members' own seeds are ignored",
+            'jnp.array([member.seed for member in members]',
+            'jnp.array([index for index, member in enumerate(members)]',
+        ),
+        ('one interval over all learning rates', "if row['learning_rate'] == rate]", 'if row]'),
+        ('all members read one order', "own['orders'] or own['seeds']", "own['orders'] or (seed,) * count"),
+        ('two equal members pass', 'found.count(member) > 1', 'found.count(member) > 2'),
+    ],
+    'lmtrain/survive.py': [
+        (
+            'a fault strikes at every later step',
+            '(name, int(number)) == (point, step)',
+            'name == point and int(number) <= step',
+        ),
+        ('a limit of 0 is a limit', 'self._limits[phase] or math.inf', 'self._limits[phase]'),
+        ('a second signal does not end the process', 'signal.signal(again, signal.SIG_DFL)', 'pass'),
+        ('handlers are not put back', 'signal.signal(number, handler)', 'pass'),
+        ('another exit code for an exception', 'EXCEPTION = 70', 'EXCEPTION = 1'),
+    ],
+    'lmtrain/agree.py': [
+        ('only facts of the first process are compared', 'sorted(first.keys() | other.keys())', 'sorted(first.keys())'),
+        ('the mean of the votes', 'said.max(axis=0)', 'said.mean(axis=0)'),
+        (
+            "'now' gives the answer of before",
+            'asked if now or before is None else before',
+            'asked if before is None else before',
+        ),
+    ],
+    'lmtrain/verify.py': [
+        (
+            'copies are never unequal',
+            'jax.lax.pmax(total, copied) != jax.lax.pmin(total, copied) if copied else jnp.bool_(False)',
+            'jnp.bool_(False)',
+        ),
+        ('only metrics are compared', '_unequal(_equal(first, second))', '_unequal(_equal(first[1:], second[1:]))'),
+    ],
+    'lmtrain/deal.py': [
+        (
+            'too few matrices a device',
+            '-(-matrices // _devices(dealt, mesh))',
+            'max(1, matrices // _devices(dealt, mesh))',
+        ),
+        ('the rows of pieces come in another order', "jnp.einsum('ftnrc->nfrtc', x)", "jnp.einsum('ftnrc->nrftc', x)"),
+        (
+            'turned stacks are not turned',
+            'any(axis in spec and spec.index(axis) != 1 + i',
+            'any(axis in spec and spec.index(axis) != 2 - i',
+        ),
+    ],
+    'lmtrain/sharding.py': [
+        (
+            '-1 leaves devices out',
+            'if math.prod(sizes.values()) != len(devices):',
+            'if math.prod(sizes.values()) > len(devices):',
+        ),
+        (
+            'key kernels are not divided',
+            "attention/(query|key|value)/kernel', (None, 'fsdp', 'tensor')",
+            "attention/(query|value)/kernel', (None, 'fsdp', 'tensor')",
+        ),
+        ('accumulation is left out of the check', 'batch_size % (accumulate * devices)', 'batch_size % devices'),
+        ('an axis of one device is named', 'axis if axis and mesh.shape[axis] > 1 else None', 'axis'),
+        (
+            'positions are not divided over sequence',
+            "[None] * (ndim - 2) + ['sequence'] if ndim > 1 and",
+            "[None] * (ndim - 2) + ['sequence'] if ndim > 2 and",
+        ),
+    ],
+    'lmtrain/parallel.py': [
+        (
+            'gradients of replicated leaves are averaged',
+            'jax.lax.psum(gradient, axes) if axes',
+            'jax.lax.pmean(gradient, axes) if axes',
+        ),
+        (
+            'gradients travel in the dtype of the computation',
+            'return (_on_pieces(scatter, pieces, nested)(g),)',
+            'return (_on_pieces(scatter, pieces, nested)(g.astype(wire)).astype(g.dtype),)',
+        ),
+        (
+            'rows of the next device are read',
+            "here = index - count * jax.lax.axis_index('tensor')",
+            "here = index - count * (1 - jax.lax.axis_index('tensor'))",
+        ),
+        (
+            'every device of sequence begins at 0',
+            "length * jax.lax.axis_index('sequence').astype(jnp.int32)",
+            "0 * length * jax.lax.axis_index('sequence').astype(jnp.int32)",
+        ),
+        (
+            'gathered weights are kept for the backward pass',
+            "REFETCHED or 'sequence' in axis_name",
+            "REFETCHED or 'fsdp' in axis_name",
+        ),
+    ],
+    'lmtrain/metrics.py': [
+        ('a line cut short by a full disk stays', 'os.ftruncate(self._file, end)', 'pass'),
+        (
+            'time left counts from 0',
+            '(1.0 - progress) * (now - since) / spent',
+            '(1.0 - progress) * (now - since) / progress',
+        ),
+        ('waiting is counted since the start', '(waited - waited_before) / seconds', 'waited / seconds'),
+        ('earlier starts are not counted', 'self.before + (time', '0 * self.before + (time'),
+        ('hours are minutes', '(3600 * self.hours)', '(60 * self.hours)'),
+        ('a broken file is complained of every time', 'self._broken.add(name)', 'pass'),
+        (
+            'nan is written as JSON has no number for',
+            'return str(value) if isinstance(value, float) and not math.isfinite(value) else value',
+            'return value',
+        ),
+    ],
+    'lmtrain/cost.py': [
+        (
+            'memory of float32 moments is halved',
+            "'moments': bytes_here(opt_state)",
+            "'moments': bytes_here(opt_state) // 2",
+        ),
+        (
+            'a budget in tokens is rounded down',
+            'math.ceil(value / tokens_per_step)',
+            'int(value // tokens_per_step) or 1',
+        ),
+        ('a window is one key wider', 'first = max(0, start - window + 1)', 'first = max(0, start - window)'),
+        (
+            'the gradient of a frozen kernel is counted',
+            'inner * outer * (learned + flows)',
+            'inner * outer * (1 + flows)',
+        ),
+        (
+            "a gated feed-forward's gate is not counted",
+            "up = ('gate', 'up') if 'glu' in m.activation else ('up',)",
+            "up = ('up',)",
+        ),
+        ('another peak of the H100', r"(r'.*\bH100\b.*', 989.5e12", r"(r'.*\bH100\b.*', 756e12"),
+        ('a sharded leaf counts whole', 'sharding.shard_shape(leaf.shape) if sharding else leaf.shape', 'leaf.shape'),
+        ('learned prefixes are no keys', 'block) + prefix', 'block)'),
+    ],
+    'lmtrain/hlo.py': [
+        ('the body of a loop counts once', 'body * _trips(i, computations) if body', 'body if body'),
+        ('a conditional counts both branches', 'max(map(flops, branches))', 'sum(map(flops, branches))'),
+        ('a product counts once', 'return 2.0 * math.prod(_sizes(out))', 'return 1.0 * math.prod(_sizes(out))'),
+    ],
+    'lmtrain/traffic.py': [
+        (
+            'a reduction over all travels once',
+            "found[kind, axes] += times * whole * share * (2 if kind == 'all-reduce' else 1)",
+            'found[kind, axes] += times * whole * share',
+        ),
+        ('a scatter counts its result', "(n if kind == 'reduce-scatter' else 1)", '1'),
+        (
+            'micro-batches gather once',
+            "(2 if path.startswith('layers') else 1) * micro * whole * wire",
+            "(2 if path.startswith('layers') else 1) * whole * wire",
+        ),
+    ],
+    'lmtrain/evaluate.py': [
+        ('sums in float32', 'np.asarray(value, np.float64)', 'np.asarray(value, np.float32)'),
+        ('bits per byte of the mean', "sums['nats'] / LN2 / sums['bytes']", "sums['nats'] / LN2 / sums['targets']"),
+        (
+            'the penalty counts as likelihood',
+            "loss = sums['nats'] / sums['targets']",
+            "loss = sums['loss'] / sums['targets']",
+        ),
+    ],
+    'lmtrain/score.py': [
+        ('the fill of the last batch is scored', 'if example >= 0:', 'if True:'),
+    ],
+    'lmtrain/report.py': [
+        ('the mean where the median is promised', 'statistics.median(values)', 'statistics.fmean(values)'),
+        ('gained and forgotten exchanged', '(after / before - 1)', '(before / after - 1)'),
+        ('a bar in a cell breaks the table', 'cell.replace("|", "&#124;")', 'cell'),
+        ('a tie counts as won', 'if bits < value', 'if bits <= value'),
+        (
+            'the first command is shown',
+            "for start in reversed(starts) if start.get('command')",
+            "for start in starts if start.get('command')",
+        ),
+        ('bits are nats', 'f\'{found["loss"] / LN2:.4f}\'', 'f\'{found["loss"]:.4f}\''),
+        ('fences of code as long as those of the text', 'max(3, 1 + max(', 'max(3, max('),
+        ('planned over actual', 'actual[key] / planned[key]', 'planned[key] / actual[key]'),
+    ],
+    'lmtrain/display.py': [
+        ('999.6 has four digits', 'while abs(value) >= 999.5', 'while abs(value) >= 1000'),
+        ('minutes without the seconds', 'whole % size // smaller', 'whole // smaller % size'),
+        (
+            'the least important field stays',
+            'max(found, key=lambda field: field[0])',
+            'min(found, key=lambda field: field[0])',
+        ),
+        (
+            'the line fills the last column',
+            'shutil.get_terminal_size().columns - 1',
+            'shutil.get_terminal_size().columns',
+        ),
+        ('frozen parameters learn', "'yes' if path in learning else 'no'", "'yes'"),
+        ('rows of all micro-batches', 'each = rows // (accumulate * replicas)', 'each = rows // replicas'),
+    ],
+    'lmtrain/curve.py': [
+        ('a gap in the loss ends the picture', 'if math.isfinite(loss)]', ']'),
+        (
+            'nats where bits are promised',
+            "evaluated[-1][f'validation_{unit}'] / evaluated[-1]['validation_loss'] if evaluated else 1.0",
+            '1.0',
+        ),
+    ],
+    'lmtrain/capacity.py': [
+        ('devices of a host share nothing', 'host_memory() // jax.local_device_count()', 'host_memory()'),
+        ('moments need no room', "('parameters', 'gradients', 'moments')", "('parameters', 'gradients')"),
+    ],
+    'lmtrain/adapt/adapter.py': [
+        ('a misspelt leaf passes', 'if not known and not any(', 'if not known and any('),
+        (
+            'two adapters share their random numbers',
+            'one.extend(jax.random.fold_in(rng, i), params)',
+            'one.extend(rng, params)',
+        ),
+        ('a head may take the name of an output', 'in OUTPUTS:', "in ('hidden',):"),
+    ],
+    'lmtrain/adapt/lora.py': [
+        ('alpha is the scale', 'np.where(r > 0, alpha / divisor, 0)', 'np.where(r > 0, alpha, 0)'),
+        ('rsLoRA divides by the rank', 'np.sqrt(r) if rslora else r', 'r'),
+        ("A's bound is its deviation", 'bound = rows**-0.5', 'bound = (3 / rows) ** 0.5'),
+        ('columns beyond a rank are drawn', 'maxval=bound) * used[..., None, :]', 'maxval=bound)'),
+        (
+            'the magnitude is that of the base alone',
+            'column_norm(kernel, a, b, scale))[..., None, :]',
+            'column_norm(kernel, a, 0 * b, scale))[..., None, :]',
+        ),
+        (
+            'merged in the dtype of the kernel',
+            'kernel.astype(jnp.float32) + scale[..., None, None] * (a @ b)',
+            'kernel + (scale[..., None, None] * (a @ b)).astype(kernel.dtype)',
+        ),
+        ('the embedding of a tied head is merged', "and 'head/kernel' not in leaves", "and 'head/kernel' in leaves"),
+    ],
+    'lmtrain/adapt/ia3.py': [
+        (
+            'factors of outputs fold into rows',
+            "factor[..., None, :] if name == 'ia3_out' else factor[..., None]",
+            "factor[..., None, :] if name == 'ia3_in' else factor[..., None]",
+        ),
+        (
+            'the bias is not scaled',
+            "if name == 'ia3_out' and f'{parent}/bias' in leaves:",
+            "if name == 'ia3_in' and f'{parent}/bias' in leaves:",
+        ),
+        ('factors begin at 0', 'jnp.ones((*shape[:-2], shape[axis]))', 'jnp.zeros((*shape[:-2], shape[axis]))'),
+    ],
+    'lmtrain/adapt/prompt.py': [
+        ("Gemma's factor is forgotten", "new = {'embedding': x_PD * scale}", "new = {'embedding': x_PD}"),
+        (
+            "'random' has PEFT's deviation of 1",
+            'jnp.std(table_VD.astype(jnp.float32)) * jax.random',
+            '1.0 * jax.random',
+        ),
+        (
+            'a short text is filled with its last token',
+            'np.resize(ids, length)',
+            'np.pad(ids, (0, max(0, length - len(ids))), mode="edge")[:length]',
+        ),
+    ],
+    'lmtrain/adapt/prefix.py': [
+        ('keys and values begin alike', "key_of(rng, f'{name}/{leaf}')", "key_of(rng, f'{name}')"),
+        (
+            'the deviation is ignored',
+            'stddev * jax.random.normal(key_of(rng, f',
+            '0.02 * jax.random.normal(key_of(rng, f',
+        ),
+    ],
+    'lmtrain/adapt/head.py': [
+        ('no bias', 'if bias else {}', 'if not bias else {}'),
+    ],
+    'lmtrain/adapt/methods.py': [
+        ('BitFit learns the biases of norms alone', "BIASES = r'.*/bias'", "BIASES = r'.*norm/bias'"),
+        ('norms learn without their biases', "NORMS = r'.*norm/(scale|bias)'", "NORMS = r'.*norm/scale'"),
+        (
+            "a checkpoint's head stays frozen",
+            "if model.head in TASKS and name != 'full':",
+            "if model.head in TASKS and name == 'layers':",
+        ),
+        ('the first layers learn', 'range(N - last, N)', 'range(last)'),
+    ],
+    'lmtrain/adapt/several.py': [
+        ('a missing IA3 is 0', 'jnp.ones}', 'jnp.zeros}'),
+        (
+            'padding counts in the largest change',
+            "jnp.where((batch['segment_ids'] > 0)[..., None], change, 0)",
+            'change',
+        ),
+        ('every row uses the first adapter', 'lambda leaf: leaf[index], adapters)', 'lambda leaf: leaf[0], adapters)'),
+    ],
+    'lmtrain/adapt/peft.py': [
+        (
+            'values before keys',
+            "enumerate(('prefix_key', 'prefix_value')):",
+            "enumerate(('prefix_value', 'prefix_key')):",
+        ),
+        ('another base passes', 'if wanted != got:', 'if wanted is None:'),
+        (
+            'prefixes are stored head by head',
+            'np.stack(layers, axis=1).reshape(len(layers[0]), -1)',
+            'np.stack(layers, axis=2).reshape(len(layers[0]), -1)',
+        ),
+    ],
+    'lmtrain/adapt/peft_lora.py': [
+        ("A's transposed", "yield f'{parent}/lora_a', a.T", "yield f'{parent}/lora_a', a.T[:, ::-1]"),
+        ('rsLoRA is read as LoRA', "r**0.5 if fields['use_rslora'] else r", 'r'),
+        (
+            'alpha of the pattern is ignored',
+            "alpha = _of_pattern(fields['alpha_pattern'], name, fields['lora_alpha'])",
+            "alpha = fields['lora_alpha']",
+        ),
+        ('a target without tensors passes', 'if wanted != (name in named):', 'if not wanted and name in named:'),
+    ],
+    'lmtrain/adapt/peft_write.py': [
+        ('alpha is the scale', 'alpha = float(scale) * r', 'alpha = float(scale)'),
+        ('scales of joined kernels differ unseen', 'b[i][: ranks[i]] * (scales[i] / scale)', 'b[i][: ranks[i]]'),
+        ('an ambiguous name stands alone', 'same <= adapted and word not in AMBIGUOUS', 'same <= adapted'),
+    ],
+    'lmtrain/adapt/peft_modules.py': [
+        (
+            'a layer without LoRA gets ones',
+            "np.ones if re.fullmatch(r'.*/ia3_(in|out)', path) else np.zeros",
+            'np.ones',
+        ),
+    ],
+    'lmtrain/objectives/tokens.py': [
+        ('z-loss without its square', "outputs['log_z'] ** 2", "outputs['log_z']"),
+        ('the reported likelihood holds the penalty', "'nats': nats}", "'nats': penalised}"),
+    ],
+    'lmtrain/objectives/tag.py': [
+        (
+            'weights of all tokens are 1',
+            "batch['label_weights']\n\n\ndef predict",
+            "jnp.ones_like(batch['label_weights'])\n\n\ndef predict",
+        ),
+    ],
+    'lmtrain/objectives/span.py': [
+        ('the sum and not the mean of both ends', 'jnp.mean(nats, axis=1)', 'jnp.sum(nats, axis=1)'),
+        ('spans may be one token longer', 'end < start + longest', 'end <= start + longest'),
+        ('an end before its start', '(start <= end) & ', ''),
+    ],
+    'lmtrain/objectives/classify.py': [
+        ('half of the squared error', "{'loss': error**2", "{'loss': error**2 / 2"),
+        ('the mean counts padding', 'jnp.maximum(jnp.sum(real, axis=1), 1)', 'real.shape[1]'),
+        (
+            'the last position, padding or not',
+            'real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)',
+            'jnp.full(len(real), real.shape[1] - 1)',
+        ),
+    ],
+    'lmtrain/checkpoint/__init__.py': [
+        ('step 0 is due', 'step > 0 and step % self.every_steps', 'step % self.every_steps'),
+        (
+            'a metric that is nan is the best',
+            'if metric is None or not math.isfinite(metric) else',
+            'if metric is None else',
+        ),
+        ('the newest is not kept', '[-self.keep_last :] +', '[: self.keep_last] +'),
+        (
+            'a failure of the thread is dropped',
+            'self._error = self._failed(step, temporary, error)',
+            'self._failed(step, temporary, error)',
+        ),
+        ('what a save left half written stays', 'shutil.rmtree(leftover)', 'pass'),
+        (
+            'the best are those with the highest loss',
+            'ranked(self.directory)[: self.keep_best]',
+            'ranked(self.directory)[::-1][: self.keep_best]',
+        ),
+    ],
+    'lmtrain/checkpoint/manifest.py': [
+        ('a folder with leading zeros is a step', "r'0|[1-9][0-9]*'", "r'[0-9]+'"),
+        (
+            'the older of two equal ones',
+            'key=lambda step: (metrics[step], -step)',
+            'key=lambda step: (metrics[step], step)',
+        ),
+        ('a file too many passes', 'for name in sorted(found - expected.keys()):', 'for name in ():'),
+        (
+            'a bit that is turned passes',
+            'if digest != expected[name]:',
+            "if digest['bytes'] != expected[name]['bytes']:",
+        ),
+        ('a checkpoint of another step passes', "if str(manifest['step']) != folder.name:", 'if False:'),
+    ],
+    'lmtrain/checkpoint/workdir.py': [
+        ('a run may change its seed', "(r'log\\..*', 'free'),", "(r'log\\..*', 'free'),\n    (r'seed', 'free'),"),
+        ('lines of the step itself are cut', "json.loads(line)['step'] > step", "json.loads(line)['step'] >= step"),
+        ('True equals 1', 'if json.dumps(one) != json.dumps(other):', 'if one != other:'),
+        ('a budget is free under every schedule', "kind = 'free' if constant else 'fixed'", "kind = 'free'"),
+        ('a half-written line of the lineage stays', "file.truncate(file.read().rfind(b'\\n') + 1)", 'file.read()'),
+        (
+            'checkpoints that are there count twice',
+            'needed, free = (keep + 1.2) * state_bytes - there',
+            'needed, free = (keep + 1.2) * state_bytes',
+        ),
+    ],
+    'lmtrain/checkpoint/leaves.py': [
+        ('another dtype passes', "'dtype': str(np.dtype(leaf.dtype))", "'dtype': 'float32'"),
+        ('the state is not copied', 'return np.array(leaf)', 'return np.asarray(leaf)'),
+    ],
+    'lmtrain/prompting/__init__.py': [
+        ('the standard error over n', 'p * (1 - p) / (n - 1)', 'p * (1 - p) / n'),
+        ('likelihood per character', 'value / len(choice.encode())', 'value / len(choice)'),
+        ('the last demonstration is dropped', 'drawn = drawn[1:]', 'drawn = drawn[:-1]'),
+        ('the least likely choice', 'int(np.argmax(values))', 'int(np.argmin(values))'),
+        (
+            'the chance of the first row',
+            'sum(1 / len(q.choices) for q in asked) / len(asked)',
+            '1 / len(asked[0].choices)',
+        ),
+    ],
+    'lmtrain/prompting/likelihood.py': [
+        (
+            'scored from one token later',
+            'np.arange(start - 1, length), ids[start:]',
+            'np.arange(start - 1, length), ids[start:][::-1]',
+        ),
+        ('a blank before a generated answer stays', "text.rstrip(' ')", 'text'),
+        (
+            'the prompt is encoded alone',
+            'common = int(differ[0]) if len(differ) else min(common, len(whole))',
+            'common = common',
+        ),
+    ],
+    'lmtrain/prompting/questions.py': [
+        ('a row may be its own demonstration', 'if self.questions[i].context != question.context]', ']'),
+        (
+            'draws do not depend on the row',
+            'np.random.default_rng([self.seed, *digest.tolist()])',
+            'np.random.default_rng([self.seed])',
+        ),
+        ('an index counts from 1', 'return choices[index]', 'return choices[index - 1]'),
+    ],
+    'lmtrain/models/linear.py': [
+        ('rsqrt of the width alone', 'min(0.02, math.sqrt(0.4 / width))', '0.02'),
+        (
+            'the DoRA norm is differentiated',
+            'column_norm(*map(jax.lax.stop_gradient, (kernel, a, b, scale)))',
+            'column_norm(kernel, a, b, scale)',
+        ),
+        ('the low-rank path skips dropout', 'flat(x if drop is None else drop(x, self.name))', 'flat(x)'),
+        ('LoRA of an embedding is not scaled', 'x + scale.astype(x.dtype) * (a[index]', 'x + (a[index]'),
+    ],
+    'lmtrain/models/layers.py': [
+        ('the mean is not taken off', "if self.kind == 'layernorm':", "if self.kind == 'none':"),
+        ('the norm in the dtype of its input', 'y = x.astype(jnp.float32)\n', 'y = x\n'),
+        (
+            'epsilon outside of the root',
+            'jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)',
+            'jnp.mean(jnp.square(y), axis=-1, keepdims=True)) + self.eps',
+        ),
+        (
+            'Gemma multiplies by its scale alone',
+            "1 + scale.astype(jnp.float32) if self.kind == 'rmsnorm1p' else scale",
+            'scale',
+        ),
+        (
+            'the tanh form in place of the exact one',
+            "'gelu_exact': lambda x: jax.nn.gelu(x, approximate=False),\n    'relu'",
+            "'gelu_exact': lambda x: jax.nn.gelu(x, approximate=True),\n    'relu'",
+        ),
+        ('gate and up exchanged', 'GATED[self.activation](gate) * up', 'GATED[self.activation](up) * gate'),
+        ('what is left by dropout is not scaled', 'x_BTD / (1 - rate)', 'x_BTD'),
+        (
+            'dropout keeps where it should drop',
+            'jax.random.fold_in(key, row), 1 - rate,',
+            'jax.random.fold_in(key, row), rate,',
+        ),
+        ('every row has the same mask', 'jax.random.fold_in(key, row), 1 - rate', 'key, 1 - rate'),
+    ],
+    'lmtrain/models/block.py': [
+        (
+            'attention and feed-forward drop the same elements',
+            "jax.random.fold_in(key, name == 'mlp')",
+            'jax.random.fold_in(key, 0)',
+        ),
+        ('outputs begin as large as all', "std if m.norm_place == 'post' else std / (2 * m.num_layers) ** 0.5", 'std'),
+        ('outputs begin smaller by N, not 2N', '(2 * m.num_layers) ** 0.5', 'm.num_layers**0.5'),
+        (
+            'the feed-forward of a parallel layer reads the sum',
+            "branch(x_BTD, 'mlp', feed_forward)), cache",
+            "branch(x_BTD + 0 * x_BTD, 'attention', feed_forward)), cache",
+        ),
+    ],
+    'lmtrain/models/transformer.py': [
+        ('layers share the key of dropout', 'jax.random.fold_in(key, i)', 'key'),
+        (
+            'the key of the embeddings is that of a layer',
+            'jax.random.fold_in(key, m.num_layers)',
+            'jax.random.fold_in(key, 0)',
+        ),
+        ("RoBERTa's offset is forgotten", 'positions_BT + m.position_offset', 'positions_BT'),
+        (
+            'Gemma scales its embeddings after the positions alone',
+            'x_BTD *= jnp.asarray(m.embed_scale, x_BTD.dtype)',
+            'x_BTD *= jnp.asarray(m.embed_scale**2, x_BTD.dtype)',
+        ),
+        ('global layers see a window', 'return places._replace(window=0)', 'return places'),
+        ('a scan exchanges local and global angles', 'jnp.where(local, *pair)', 'jnp.where(~local, *pair)'),
+        (
+            'the cache grows by padding',
+            'grown = jnp.sum(places.query_segments, axis=1)',
+            'grown = places.query_segments.shape[1]',
+        ),
+        (
+            'positions of a cached row start at 0',
+            'jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))\n        positions = positions + shift',
+            'jnp.broadcast_to(0 * start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))\n        positions = positions + shift',
+        ),
+        (
+            'types of the second text are of the first',
+            "text.get('token_types', jnp.zeros_like(text['tokens']))",
+            "jnp.zeros_like(text['tokens'])",
+        ),
+    ],
+    'lmtrain/models/task_head.py': [
+        ('the activation is left out', 'x = ACTIVATIONS[m.head_activation](x)', 'x = x'),
+        ('the mean counts padding', 'jnp.maximum(jnp.sum(real_BT, axis=1), 1)[:, None]', 'T'),
+    ],
+    'lmtrain/models/checkpoint_head.py': [
+        (
+            "a decoder's head reads its first token",
+            "{'head_pool': 'last', 'head_bias': False}",
+            "{'head_pool': 'first', 'head_bias': False}",
+        ),
+    ],
+    'lmtrain/models/safetensors.py': [
+        ('a file with a gap passes', 'if start != end:', 'if start < end:'),
+        ('data begins 8 bytes early', '8 + length + offsets[0]', 'length + offsets[0]'),
+        ('weights of an earlier export stay', 'path.unlink()', 'pass'),
+        ('a key that stands twice passes', 'if len(dict(pairs)) != len(pairs):', 'if False:'),
+    ],
+    'lmtrain/models/gemma.py': [
+        ('every layer of Gemma 2 but the first of two sees all', 'if (i + 1) % every else', 'if i % every else'),
+        (
+            'the scale of scores is that of the heads',
+            "fields.take('query_pre_attn_scalar', 256) ** -0.5",
+            "256**-0.5 + 0 * fields.take('query_pre_attn_scalar', 256)",
+        ),
+        (
+            'no cap of the scores',
+            "fields.take('attn_logit_softcapping', None if third else 50.0) or 0.0",
+            "0.0 * (fields.take('attn_logit_softcapping', None if third else 50.0) or 0.0)",
+        ),
+        (
+            'embeddings are not scaled',
+            "'embed_scale': sizes['width'] ** 0.5}\n    sizes['biased']",
+            "'embed_scale': 1.0}\n    sizes['biased']",
+        ),
+    ],
+    'lmtrain/models/llama.py': [
+        (
+            "the norm's epsilon is LLaMA 3's",
+            "'norm_eps': fields.take('rms_norm_eps', eps)",
+            "'norm_eps': fields.take('rms_norm_eps', eps) and 1e-5",
+        ),
+        (
+            'as many key heads as heads',
+            "fields.take('num_key_value_heads', None) or num_heads",
+            "fields.take('num_key_value_heads', None) and num_heads or num_heads",
+        ),
+        (
+            'gate and up exchanged',
+            "'mlp.gate_proj': ('mlp/gate',),\n    'mlp.up_proj': ('mlp/up',)",
+            "'mlp.gate_proj': ('mlp/up',),\n    'mlp.up_proj': ('mlp/gate',)",
+        ),
+    ],
+    'lmtrain/models/mistral.py': [
+        (
+            'no window is 4,096',
+            "fields.take('sliding_window', 4096), sizes",
+            "fields.take('sliding_window', 4096) or 4096, sizes",
+        ),
+        (
+            'the window of the file is ignored',
+            'windows(window, every, count)',
+            'windows(window and 4096, every, count)',
+        ),
+    ],
+    'lmtrain/models/qwen.py': [
+        ('the first layers have the window', 'if window and i >= first else', 'if window and i < first else'),
+        (
+            'a window that is switched off is used',
+            "if not fields.take('use_sliding_window', False):",
+            "if fields.take('use_sliding_window', False) is None:",
+        ),
+    ],
+    'lmtrain/models/phi3.py': [
+        (
+            'key before query',
+            "('attention/query', 'attention/key', 'attention/value')",
+            "('attention/key', 'attention/query', 'attention/value')",
+        ),
+        ('heads are turned whole', 'partial=1.0)', 'partial=None)'),
+    ],
+    'lmtrain/models/modernbert.py': [
+        ('the window is one narrower', '// 2 + 1, kinds', '// 2, kinds'),
+        ('every layer but the first of three sees all', 'if i % every else', 'if (i + 1) % every else'),
+        ('up before gate', "'mlp.Wi': ('mlp/gate', 'mlp/up')", "'mlp.Wi': ('mlp/up', 'mlp/gate')"),
+    ],
+    'lmtrain/models/gpt_neox.py': [
+        (
+            'layers are not parallel',
+            "fields.take('use_parallel_residual', True)",
+            "not fields.take('use_parallel_residual', True)",
+        ),
+        ('heads are turned whole', "fields.take('rotary_pct', 0.25)", "fields.take('rotary_pct', 0.25) and 1.0"),
+    ],
+    'lmtrain/models/huggingface.py': [
+        ('the exact GELU is the tanh form', "'gelu': 'gelu_exact'", "'gelu': 'gelu'"),
+        (
+            'interleaved heads are split in blocks',
+            'x.reshape(*x.shape[:-1], entry.heads, len(widths), -1)',
+            'x.reshape(*x.shape[:-1], len(widths), entry.heads, -1).swapaxes(-3, -2)',
+        ),
+        (
+            'a field that nobody reads passes',
+            'if name not in HARMLESS and value not in (None, False, {}, []) and name not in GENERATION:',
+            'if name not in HARMLESS and value is None and name not in GENERATION:',
+        ),
+    ],
+    'lmtrain/models/pretrained.py': [
+        (
+            'a head beside a tied embedding is dropped',
+            'if not np.array_equal(tensors[head].read(), tensors[embedding].read()):',
+            'if tensors[head].shape != tensors[embedding].shape:',
+        ),
+        (
+            'layers are read in the order of their names',
+            'for layer, key in enumerate(keys):',
+            'for layer, key in enumerate(sorted(keys)):',
+        ),
+    ],
+    'lmtrain/data/pack.py': [
+        (
+            'the first row that fits and not the tightest',
+            'left = (fitting & -fitting).bit_length() - 1',
+            'left = fitting.bit_length() - 1',
+        ),
+        (
+            'the last window is as long as all',
+            'np.minimum(seq_len, np.repeat(ends, windows) - start)',
+            'np.full(len(start), seq_len)',
+        ),
+        (
+            'positions run through a row',
+            "'positions': column(position)",
+            "'positions': column(np.arange(len(position)) % seq_len)",
+        ),
+        (
+            'every piece has segment 1',
+            'column(np.repeat(segment + 1, length))',
+            'column(np.repeat(np.minimum(segment, 0) + 1, length))',
+        ),
+        (
+            'a text is cut earlier by the same in all rows',
+            'start = np.maximum(start - back, 0)',
+            'start = np.maximum(start - back[0], 0)',
+        ),
+    ],
+    'lmtrain/data/stream.py': [
+        (
+            'every epoch has the same order',
+            'order = noise.permutation(size, self.seed, SHUFFLE, index, number)',
+            'order = noise.permutation(size, self.seed, SHUFFLE, index)',
+        ),
+        (
+            'the mixture has the same order in every epoch',
+            'SHUFFLE, len(self.parts), epoch)',
+            'SHUFFLE, len(self.parts))',
+        ),
+        ('the seed is ignored', 'noise.permutation(size, self.seed, SHUFFLE', 'noise.permutation(size, 0, SHUFFLE'),
+        ('a second source comes once an epoch', 'round(self.sizes[0] * part.weight)', 'round(size * part.weight)'),
+        (
+            'evaluation hides other tokens for other seeds',
+            'seed = self.seed if self.shuffle else 0',
+            'seed = self.seed',
+        ),
+        (
+            'one text is cut at the same places in every pass',
+            'noise.bits(self.seed, CUT, index, number)',
+            'noise.bits(self.seed, CUT, index)',
+        ),
+        (
+            'the hash of a batch leaves out its names',
+            "f'{name} {values.dtype} {values.shape};'.encode() + values.tobytes()",
+            'values.tobytes()',
+        ),
+    ],
+    'lmtrain/data/corrupt.py': [
+        (
+            'nine of ten become MASK',
+            'np.where(kind < 8, np.int32(tokenizer.mask_id)',
+            'np.where(kind < 9, np.int32(tokenizer.mask_id)',
+        ),
+        (
+            'a random token may be a special one',
+            'other = tokenizer.content_ids[noise.bits(seed, RANDOM, *at[2:]) % np.uint64(len(tokenizer.content_ids))]',
+            'other = (noise.bits(seed, RANDOM, *at[2:]) % np.uint64(tokenizer.vocab_size)).astype(np.int32)',
+        ),
+        (
+            'the share is of the row and not of its content',
+            'np.round(rate * content.sum(1))',
+            'np.round(rate * np.full(len(content), seq_len))',
+        ),
+        (
+            'words run on across documents',
+            "joined[:, 1:] &= batch['segment_ids'][:, 1:] == batch['segment_ids'][:, :-1]",
+            'joined[:, 1:] &= True',
+        ),
+        (
+            'all rows hide the same places',
+            'noise.bits(seed, HIDE, draw[:, None], unit)',
+            'noise.bits(seed, HIDE, 0 * draw[:, None], unit)',
+        ),
+    ],
+    'lmtrain/data/bucket.py': [
+        (
+            'batches of a length come in the same order in every epoch',
+            'mixed = noise.permutation(len(rows), ORDER, epoch)',
+            'mixed = noise.permutation(len(rows), ORDER)',
+        ),
+        (
+            'rows of a length have the same order in every epoch',
+            'noise.permutation(count, self.seed, SHUFFLE, epoch) if',
+            'noise.permutation(count, self.seed, SHUFFLE) if',
+        ),
+        ('an empty row learns', 'np.where((at >= 0).reshape(', 'np.where((at >= -1).reshape('),
+    ],
+    'lmtrain/data/noise.py': [
+        (
+            'parts commute',
+            'np.asarray(state ^ np.asarray(part).astype(np.uint64))',
+            'np.asarray(np.asarray(part).astype(np.uint64))',
+        ),
+    ],
+    'lmtrain/data/baselines.py': [
+        ('counts without one added', 'minlength=vocab_size) + 1.0', 'minlength=vocab_size) + 0.5'),
+        ('the begin of a document is paid for', 'return context[paid], token[paid]', 'return context, token'),
+        ('xz at its usual level', 'preset=9 | lzma.PRESET_EXTREME', 'preset=6'),
+        (
+            'contexts that were never seen cost nothing',
+            'share = np.where(known, different[context], 1)',
+            'share = np.where(known, 1, 1)',
+        ),
+    ],
+    'lmtrain/data/score.py': [
+        ('an I- of another kind goes on', "not (mark == 'I' and this == kind)", "mark != 'I'"),
+        (
+            'precision and recall exchanged',
+            'precision, recall = right / max(len(guess), 1), right / max(len(truth), 1)',
+            'precision, recall = right / max(len(truth), 1), right / max(len(guess), 1)',
+        ),
+        ('articles count', r"re.sub(r'\b(a|an|the)\b', ' ', plain)", 'plain'),
+        (
+            'the last window answers',
+            "max(best.get(source, (-np.inf, '')), (float(score), text))",
+            '(float(score), text)',
+        ),
+        ('classes of the truth alone', 'np.unique(np.concatenate([wanted, found]))', 'np.unique(wanted)'),
+        ('correlation without its means', '(wanted - wanted.mean()) * (found - found.mean())', 'wanted * found'),
+        (
+            'a word counts as often as it stands in one',
+            'shared = sum((collections.Counter(one) & collections.Counter(other)).values())',
+            'shared = len(set(one) & set(other))',
+        ),
+    ],
+    'lmtrain/data/layout.py': [
+        ('lengths are multiples of 16', 'ROUND = 8', 'ROUND = 16'),
+        ('the token after the last example is missing', 'np.zeros(1, np.int32)])', 'np.zeros(0, np.int32)])'),
+    ],
+    'lmtrain/data/contents.py': [
+        (
+            'the tail is train',
+            "int(characters * (1 - rule['validation'] - rule['test'])), int(characters * (1 - rule['test']))",
+            "int(characters * (1 - rule['validation'])), int(characters * (1 - rule['test']))",
+        ),
+        ('a file that was just written is trusted', '> SETTLED for', '> 0 for'),
+        ('the size of a file is not compared', 'at.st_size, at.st_ino, at.st_mtime_ns', 'at.st_ino, at.st_mtime_ns'),
+    ],
+    'lmtrain/data/cache.py': [
+        ('a damaged file passes', 'manifest == _describe(directory)', 'manifest.keys() == _describe(directory).keys()'),
+        ('what a process left half made stays', 'shutil.rmtree(remnant)', 'pass'),
+        (
+            'the key ignores the order of its parts',
+            'json.dumps(parts, sort_keys=True)',
+            'json.dumps(sorted(map(str, parts)))',
+        ),
+    ],
+    'lmtrain/data/source.py': [
+        ('a byte order mark is text', "text if offset else text.removeprefix('\\ufeff')", 'text'),
+        ('a compressed bomb unpacks', 'if packed and offset > limit:', 'if packed and offset < 0:'),
+        ('comments of games are moves', r"r'\{[^}]*\}|\b\d+\.+|\$\d+'", r"r'\b\d+\.+|\$\d+'"),
+        ('the same file counts twice', 'if twice is not file:', 'if twice is None:'),
+    ],
+    'lmtrain/data/rows.py': [
+        (
+            'the place of a row is one line late',
+            "place, begun = f'{path}:{begun}', table.line_num + 1",
+            "place, begun = f'{path}:{begun + 1}', table.line_num + 1",
+        ),
+        ('a row that is too short is filled', 'elif len(cells) != len(header):', 'elif len(cells) > len(header):'),
+    ],
+    'lmtrain/data/examples.py': [
+        (
+            'classes that are numbers are sorted as text',
+            'sorted(names, key=int) if numbers else sorted(names)',
+            'sorted(names)',
+        ),
+        (
+            'the second text is cut first',
+            'min(len(parts[0]), max(room - len(parts[1]), room // 2))',
+            'min(len(parts[0]), room)',
+        ),
+        (
+            'the last sub-token of a word is labelled',
+            'if start < end and of_char[start] > last:',
+            'if start < end and of_char[start] >= last:',
+        ),
+        ('windows do not overlap', 'begins[-1] + max(room // 2, 1)', 'begins[-1] + room'),
+    ],
+    'lmtrain/target.py': [
+        ('cores are chips', 'cores=2 * self.chips', 'cores=self.chips'),
+        ('two dimensions of a v5p pass', "shape.count('x') + 1 != dimensions", "shape.count('x') + 1 > dimensions"),
+    ],
+    'lmtrain/compute_optimal.py': [
+        ('exponents exchanged', '(flops / 6) ** self.beta', '(flops / 6) ** self.alpha'),
+        ('10 tokens a parameter', 'RATIO = 20.0', 'RATIO = 10.0'),
+    ],
+    'lmtrain/search.py': [
+        ('the slowest first', '(-one.speed, sum', '(one.speed, sum'),
+    ],
+    'lmtrain/forecast.py': [
+        (
+            'weights are read once',
+            "(3 if config.model.remat != 'none' else 2) * config.optimizer.accumulate",
+            "3 if config.model.remat != 'none' else 2",
+        ),
+        ('temporaries are forgotten', 'total=arguments + temporaries + new', 'total=arguments + new'),
+        ('money for one chip', 'price * target.chips * time / 3600', 'price * time / 3600'),
+    ],
+    'lmtrain/base.py': [
+        ("the base's dropout is taken", "COMPUTE = ('dropout', 'dtype'", "COMPUTE = ('dtype'"),
+        ('a base that has changed passes', 'if inner.hash != fingerprint:', 'if fingerprint is None:'),
+        ('a member is always the first', 'lambda leaf: leaf[member], parts', 'lambda leaf: leaf[0], parts'),
+    ],
+    'lmtrain/sample.py': [
+        ('sampling before the temperature', 'axis=-1, keepdims=True)) / temperature', 'axis=-1, keepdims=True))'),
+        ('top-p keeps one token too few', '(likelier_BV < top_p)', '(likelier_BV + probability_BV <= top_p)'),
+        (
+            'top-p of all and not of the top-k',
+            'jnp.where(kept_BV, sorted_BV, -jnp.inf), axis=-1)',
+            'sorted_BV, axis=-1)',
+        ),
+        ('all rows draw the same', 'functools.reduce(jax.random.fold_in, row, key)', 'jax.random.fold_in(key, row[1])'),
+        (
+            'padding of the vocabulary is drawn',
+            'logits_BV = jnp.where(known_V[None], logits_BV, -jnp.inf)',
+            'logits_BV = logits_BV',
+        ),
+    ],
+    'launch/slurm.py': [
+        ('M:S is H:M', '[0, *parts, 0][:3]', '[*parts, 0, 0][:3]'),
+        ('a job is not requeued', "'#SBATCH --requeue',", "'#SBATCH --no-requeue',"),
+        ('GPUs of a node for each task', 'gpus // tasks,', 'gpus,'),
+        ('a signal after the limit passes', 'limit <= values.save_seconds', 'limit < 0'),
+    ],
+    'launch/gke.py': [
+        ('chips are hosts', 'hosts = chips // values.chips_per_host', 'hosts = chips'),
+        ('any folder passes', ".startswith('/runs/')", ".startswith('/')"),
+        (
+            'a run that asks for it is not started again',
+            'HOPELESS = (2, survive.NON_FINITE',
+            'HOPELESS = (2, survive.REQUEUE, survive.NON_FINITE',
+        ),
+    ],
+    'launch/local.py': [
+        ('the end by a signal is a success', 'code if code >= 0 else 128 - code', 'max(code, 0)'),
+        ('who lost a peer is blamed', 'lost = (survive.LOST, -signal.SIGABRT)', 'lost = ()'),
+        ('GPUs go to the first process', "','.join(found[i * share : (i + 1) * share])", "','.join(found[:share])"),
+        ('every exit code is tried again', 'outcome.code not in command.AGAIN or', ''),
+    ],
+    'launch/tpu.py': [
+        (
+            'who only lost a peer stands for the run',
+            'by_itself = 0 < code < 128 and code != survive.LOST',
+            'by_itself = 0 < code < 128',
+        ),
+        ('lines are shown twice', 'elif int(number) > shown:', 'elif int(number) >= 0:'),
+        ('a run on the disk of the TPU passes', "if not workdir.startswith('/'):", 'if not workdir:'),
+        ('the TPU stays', 'if made and not values.keep:', 'if made and values.keep:'),
+    ],
+    'launch/command.py': [
+        ('a value behind a blank is not found', 'found = text if equals else following', 'found = text'),
+        ("the launcher's own flags pass", 'and name in OWN:', 'and name in ():'),
+    ],
+    'launch/distributed.py': [
+        ('two processes of one number pass', 'or other in lines:', 'or False:'),
+        ('one of three flags is enough', 'if given and len(given) < len(names):', 'if given and not given:'),
+        (
+            'a process takes one GPU of a node of its own',
+            "alone = alone or environment.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'",
+            'alone = alone',
+        ),
+    ],
+    'launch/recipe.py': [
+        ("a budget joins the recipe's own", 'config.budget[key] = None', 'pass'),
+    ],
+    'launch/cli.py': [
+        ('a broken pipe is an error', 'return 141', 'return 1'),
+        ('an override without its value takes the next flag', "if not equals and text.startswith('--'):", 'if False:'),
+    ],
+    'launch/machine.py': [
+        ("the user's variables are replaced", 'if name not in os.environ}', '}'),
+    ],
+}
+
+# Faults above that change no result, and why.
+EQUIVALENT = {}

@@ -1,0 +1,234 @@
+"""How many small plausible faults do the tests detect that mirror the faulty file?
+
+python experiments/mutants/run.py [--only=lmtrain/optim.py] [--root=FOLDER] [--jobs=2] [--dry]
+
+Each fault of faults.py is applied to a copy of the repository, in which the tests of the module then run (MIRRORS).
+A fault is detected if a test fails or does not end. What has been judged is kept in --root and not judged again, as
+long as neither the module nor its tests change.
+"""
+
+import argparse
+import concurrent.futures
+import fnmatch
+import hashlib
+import json
+import os
+import pathlib
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import record
+
+from mutants.faults import EQUIVALENT, FAULTS
+
+TARGET = 0.95
+LIMIT = 900  # seconds of the tests of one module
+# Tests of a module, if they are not in the file of the same name; the first pattern that matches counts.
+MIRRORS = (
+    ('lmtrain/adapt/peft*.py', ('tests/adapt/test_peft.py',)),
+    (
+        'lmtrain/adapt/methods.py',
+        ('tests/test_methods.py', 'tests/adapt/test_segments.py', 'tests/adapt/test_contract.py'),
+    ),
+    (
+        'lmtrain/adapt/*.py',
+        ('tests/adapt/test_leaves.py', 'tests/adapt/test_contract.py', 'tests/adapt/test_segments.py'),
+    ),
+    ('lmtrain/agree.py', ('tests/test_distributed.py',)),
+    ('lmtrain/checkpoint/__init__.py', ('tests/checkpoint/test_checkpoints.py',)),
+    ('lmtrain/checkpoint/leaves.py', ('tests/checkpoint/test_checkpoints.py',)),
+    ('lmtrain/curve.py', ('tests/test_report.py',)),
+    ('lmtrain/loop.py', ('tests/test_loop.py', 'tests/test_train.py')),
+    ('lmtrain/data/bucket.py', ('tests/data/test_task.py', 'tests/data/test_bucket.py')),
+    ('lmtrain/data/layout.py', ('tests/data/test_task.py',)),
+    ('lmtrain/data/noise.py', ('tests/data/test_stream.py',)),
+    ('lmtrain/data/template.py', ('tests/data/test_chat.py', 'tests/data/test_template.py')),
+    ('lmtrain/forecast.py', ('tests/launch/test_plan.py', 'tests/test_forecast.py')),
+    ('lmtrain/models/head.py', ('tests/models/test_head.py',)),
+    ('lmtrain/models/checkpoint_head.py', ('tests/models/test_pretrained.py', 'tests/models/test_encoders.py')),
+    ('lmtrain/models/safetensors.py', ('tests/models/test_safetensors.py', 'tests/models/test_pretrained.py')),
+    ('lmtrain/models/huggingface.py', ('tests/models/test_pretrained.py', 'tests/models/test_families.py')),
+    (
+        'lmtrain/models/[lrb]*.py',
+        (
+            'tests/models/test_{name}.py',
+            'tests/models/test_transformer.py',
+            'tests/models/test_families.py',
+            'tests/models/test_encoders.py',
+        ),
+    ),
+    (
+        'lmtrain/models/attention.py',
+        ('tests/models/test_attend.py', 'tests/models/test_transformer.py', 'tests/models/test_families.py'),
+    ),
+    (
+        'lmtrain/models/transformer.py',
+        ('tests/models/test_transformer.py', 'tests/models/test_families.py', 'tests/models/test_encoders.py'),
+    ),
+    (
+        'lmtrain/models/*.py',
+        (
+            'tests/models/test_{name}.py',
+            'tests/models/test_families.py',
+            'tests/models/test_encoders.py',
+            'tests/models/test_pretrained.py',
+        ),
+    ),
+    ('lmtrain/objectives/*.py', ('tests/objectives/test_{name}.py', 'tests/objectives/test_objectives.py')),
+    ('lmtrain/prompting/*.py', ('tests/test_prompting.py',)),
+    ('launch/command.py', ('tests/launch/test_local.py', 'tests/launch/test_slurm.py')),
+    ('launch/distributed.py', ('tests/test_distributed.py',)),
+    ('launch/machine.py', ('tests/launch/test_cli.py',)),
+)
+
+
+def mirror(module: str) -> list[str]:
+    """The test files that mirror a module. Raises FileNotFoundError if there is none."""
+    path = pathlib.PurePath(module)
+    own = 'tests' / path.relative_to('lmtrain' if path.parts[0] == 'lmtrain' else '.').with_name(f'test_{path.name}')
+    patterns = next((tests for pattern, tests in MIRRORS if fnmatch.fnmatch(module, pattern)), ())
+    names = [str(own), *(pattern.format(name=path.stem) for pattern in patterns)]
+    tests = [name for name in dict.fromkeys(names) if (record.ROOT / name).is_file()]
+    if not tests:
+        raise FileNotFoundError(f'{module} has no tests that mirror it: name them in MIRRORS')
+    return tests
+
+
+def copy(folder: pathlib.Path) -> pathlib.Path:
+    """A copy of the files that git knows, and a link to the data beside the repository."""
+    tree = folder / 'tree'
+    for name in record._git('ls-files').splitlines():
+        if (source := record.ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, tree / name)
+    return tree
+
+
+def judge(tree: pathlib.Path, module: str, fault: tuple[str, str, str] | None) -> dict:
+    """Runs the tests of a module with one fault in it, or with none."""
+    path, begun = tree / module, time.monotonic()
+    text = path.read_text(encoding='utf-8')
+    if fault:
+        what, old, new = fault
+        if text.count(old) != 1:
+            raise ValueError(f'{module}: the old text of {what!r} stands {text.count(old)} times in it, not once')
+        path.write_text(text.replace(old, new), encoding='utf-8')
+    command = [sys.executable, '-m', 'pytest', '-x', '-q', '-n', '0', '-p', 'no:cacheprovider', *mirror(module)]
+    data = os.environ.get('LMTRAIN_DATA', str(record.ROOT.parent / 'shared' / 'data'))
+    environment = os.environ | {'PYTHONPATH': str(tree), 'PYTHONDONTWRITEBYTECODE': '1', 'LMTRAIN_DATA': data}
+    try:
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT)
+        code, output = done.returncode, done.stdout
+    except subprocess.TimeoutExpired:
+        code, output = -1, f'no end within {LIMIT} s'
+    finally:
+        path.write_text(text, encoding='utf-8')
+    by = re.search(r'^(?:FAILED|ERROR) (\S+)', output, re.MULTILINE)
+    return {
+        'code': code,
+        'by': by[1] if by else '',
+        'seconds': round(time.monotonic() - begun, 1),
+        'output': output[-2000:],
+    }
+
+
+def key(module: str, fault: tuple) -> str:
+    """Changes with the fault, the module, and its tests."""
+    parts = [module, *fault, *((record.ROOT / name).read_text(encoding='utf-8') for name in (module, *mirror(module)))]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
+def judged(chosen: list[tuple[str, tuple]], root: pathlib.Path, jobs: int) -> list[dict]:
+    """One trial for each (module, fault). Raises ValueError if the tests of a module fail without any fault."""
+    trees: queue.Queue = queue.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(jobs):
+            trees.put(copy(pathlib.Path(folder) / str(number)))
+
+        def one(module: str, fault: tuple | None) -> dict:
+            kept = root / f'{key(module, fault or ("none",))}.json'
+            if kept.exists():
+                return json.loads(kept.read_text())
+            tree = trees.get()
+            try:
+                outcome = judge(tree, module, fault)
+            finally:
+                trees.put(tree)
+            kept.write_text(json.dumps(outcome))
+            verdict = 'detected' if outcome['code'] else 'passes'
+            print(f'{outcome["seconds"]:6.1f} s  {verdict:8}  {module}: {fault and fault[0]}', flush=True)
+            return outcome
+
+        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+            modules = list(dict.fromkeys(module for module, _ in chosen))
+            sound = dict(zip(modules, pool.map(lambda module: one(module, None), modules)))
+            if broken := [module for module in modules if sound[module]['code']]:
+                raise ValueError(f'without any fault the tests of {broken[0]} fail:\n{sound[broken[0]]["output"]}')
+            outcomes = pool.map(lambda each: one(*each), chosen)
+            return [
+                {'module': module, 'fault': fault[0], 'detected': outcome['code'] != 0, 'by': outcome['by']}
+                for (module, fault), outcome in zip(chosen, outcomes)
+            ]
+
+
+def figures(trials: list[dict]) -> list[dict]:
+    """The rate of all, and of each package."""
+    real = [trial for trial in trials if (trial['module'], trial['fault']) not in EQUIVALENT]
+    groups: dict[str, list[dict]] = {'all modules': real}
+    for trial in real:
+        groups.setdefault('/'.join(pathlib.PurePath(trial['module']).parts[:-1]), []).append(trial)
+    rows = []
+    for name, group in groups.items():
+        found = sum(trial['detected'] for trial in group)
+        whole = name == 'all modules'
+        rows.append(
+            {
+                'what': f'{name}: faults detected by the tests that mirror the file',
+                'figure': f'{found} of {len(group)}, {100 * found / len(group):.1f} %',
+                'target': '>= 95 % of at least 150' if whole else '',
+                'reached': (found >= TARGET * len(group) and len(group) >= 150) if whole else None,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--only', default='*', help='modules, as a glob')
+    parser.add_argument('--root', default='', help='keeps what has been judged; by default nothing is kept')
+    parser.add_argument('--jobs', type=int, default=2, help='modules judged at once')
+    parser.add_argument('--dry', action='store_true', help='judges, and writes no results')
+    flags = parser.parse_args()
+    chosen = [
+        (module, fault) for module, faults in FAULTS.items() for fault in faults if fnmatch.fnmatch(module, flags.only)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(flags.root or folder)
+        root.mkdir(parents=True, exist_ok=True)
+        trials = judged(chosen, root, flags.jobs)
+    for trial in trials:
+        if not trial['detected'] and (trial['module'], trial['fault']) not in EQUIVALENT:
+            print(f'not detected: {trial["module"]}: {trial["fault"]}')
+    for row in figures(trials):
+        print(f'{row["figure"]:20} {row["what"]}')
+    if flags.dry or flags.only != '*':
+        return
+    equivalent = [f'{module}: {what} ({why})' for (module, what), why in EQUIVALENT.items()]
+    record.write(
+        'mutants',
+        command='python experiments/mutants/run.py',
+        figures=figures(trials),
+        trials=trials,
+        not_shown=[f'equivalent, and not counted: {each}' for each in equivalent]
+        + ['faults that a test of another file alone would detect count as not detected'],
+    )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,57 @@
+"""The list of faults fits the sources: each one can be applied, and is of a module that tests mirror."""
+
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'experiments'))
+
+from mutants import run  # noqa: E402
+from mutants.faults import EQUIVALENT, FAULTS  # noqa: E402
+
+
+@pytest.mark.parametrize('module', FAULTS)
+def test_every_fault_can_be_applied(module):
+    text = (ROOT / module).read_text(encoding='utf-8')
+    assert run.mirror(module)
+    for what, old, new in FAULTS[module]:
+        assert old != new
+        assert text.count(old) == 1, (
+            f'{what}: quote the line as it stands in {module} now, or remove the fault: {old!r}'
+        )
+
+
+def test_the_list_is_long_and_names_each_fault_once():
+    names = [(module, what) for module, faults in FAULTS.items() for what, *_ in faults]
+    assert len(set(names)) == len(names) >= 150
+    assert EQUIVALENT.keys() <= set(names)
+
+
+def test_a_fault_is_applied_judged_and_taken_back(tmp_path):
+    """A small repository with one test, one fault that it sees and one that it does not."""
+    (tmp_path / 'lmtrain').mkdir()
+    (tmp_path / 'tests').mkdir()
+    source = 'def double(x):\n    """Twice x."""\n    return 2 * x\n'
+    (tmp_path / 'lmtrain' / 'tree.py').write_text(source, encoding='utf-8')
+    test = 'from lmtrain import tree\n\n\ndef test_double():\n    assert tree.double(3) == 6\n'
+    (tmp_path / 'tests' / 'test_tree.py').write_text(test, encoding='utf-8')
+    seen = run.judge(tmp_path, 'lmtrain/tree.py', ('three times', '2 * x', '3 * x'))
+    assert seen['code'] == 1 and seen['by'].endswith('::test_double')
+    assert run.judge(tmp_path, 'lmtrain/tree.py', ('another word', 'Twice', 'Double'))['code'] == 0
+    assert (tmp_path / 'lmtrain' / 'tree.py').read_text(encoding='utf-8') == source
+    with pytest.raises(ValueError, match="'gone' stands 0 times"):
+        run.judge(tmp_path, 'lmtrain/tree.py', ('gone', 'absent', 'there'))
+
+
+def test_rates_leave_equivalent_faults_out(monkeypatch):
+    trials = [{'module': 'lmtrain/tree.py', 'fault': str(number), 'detected': number != 7} for number in range(151)]
+    trials.append({'module': 'launch/tpu.py', 'fault': 'same', 'detected': False})
+    monkeypatch.setitem(run.EQUIVALENT, ('launch/tpu.py', 'same'), 'the value is not read')
+    whole, lmtrain = run.figures(trials)
+    assert whole['figure'] == lmtrain['figure'] == '150 of 151, 99.3 %'
+    assert whole['reached'] is True and lmtrain['reached'] is None
+    for trial in trials[:20]:
+        trial['detected'] = False
+    assert run.figures(trials)[0]['reached'] is False
