@@ -154,13 +154,13 @@ def judged(chosen: list[tuple[str, tuple]], root: pathlib.Path, jobs: int) -> li
         def one(module: str, fault: tuple | None) -> dict:
             kept = root / f'{key(module, fault or ("none",))}.json'
             if kept.exists():
-                return json.loads(kept.read_text())
+                return json.loads(kept.read_text(encoding='utf-8'))
             tree = trees.get()
             try:
                 outcome = judge(tree, module, fault)
             finally:
                 trees.put(tree)
-            kept.write_text(json.dumps(outcome))
+            kept.write_text(json.dumps(outcome), encoding='utf-8')
             verdict = 'detected' if outcome['code'] else 'passes'
             print(f'{outcome["seconds"]:6.1f} s  {verdict:8}  {module}: {fault and fault[0]}', flush=True)
             return outcome
