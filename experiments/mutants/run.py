@@ -123,7 +123,8 @@ def judge(tree: pathlib.Path, module: str, fault: tuple[str, str, str] | None) -
     data = os.environ.get('LMTRAIN_DATA', str(record.ROOT.parent / 'shared' / 'data'))
     environment = os.environ | {'PYTHONPATH': str(tree), 'PYTHONDONTWRITEBYTECODE': '1', 'LMTRAIN_DATA': data}
     try:
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT)
+        options = {'cwd': tree, 'env': environment, 'timeout': LIMIT, 'encoding': 'utf-8', 'errors': 'replace'}
+        done = subprocess.run(command, capture_output=True, **options)
         code, output = done.returncode, done.stdout
     except subprocess.TimeoutExpired:
         code, output = -1, f'no end within {LIMIT} s'
