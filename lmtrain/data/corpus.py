@@ -131,7 +131,7 @@ def prepare(
         )
     settings = [rule, seq_len, isolate, float(corrupt), whole_word, weights]
     shas = [content['sha256'] for content in contents]
-    fingerprint = key(VERSION, shas, tokens_of.hash, settings)
+    fingerprint = key(VERSION, shas, tokens_of.encoding, settings)
     return Corpus(tokens_of, splits, fingerprint, seq_len, isolate, corrupt, whole_word, tuple(directories), place)
 
 
@@ -230,7 +230,7 @@ def _tokenised(source: Source, content: dict, tokenizer: Tokenizer, rule: dict, 
             json.dumps({'dtype': np.dtype(dtype).name, 'bytes': sizes}), encoding='utf-8'
         )
 
-    known = key(VERSION, content['sha256'], tokenizer.hash, rule, *([] if shared else ['begin']))
+    known = key(VERSION, content['sha256'], tokenizer.encoding, rule, *([] if shared else ['begin']))
     return build(place / f'tokens-{known[:32]}', write)
 
 

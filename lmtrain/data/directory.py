@@ -7,14 +7,18 @@ from pathlib import Path
 from lmtrain.data.source import json_object
 
 ROLES = tuple(f'{role}_token' for role in ('bos', 'eos', 'cls', 'sep', 'pad', 'unk', 'mask'))
+FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # of an added token
 BERT = {'cls_token': '[CLS]', 'sep_token': '[SEP]', 'pad_token': '[PAD]', 'unk_token': '[UNK]', 'mask_token': '[MASK]'}
 
 
-def about(directory: Path, known: Mapping[str, str]) -> bytes:
-    """A tokenizer_config.json of what lmtrain reads: the names of special tokens and `chat_template`; b'' for neither.
+def about(directory: Path, known: Mapping[str, str], added: Mapping[str, Mapping]) -> bytes:
+    """A tokenizer_config.json of what lmtrain reads of the files beside a tokenizer; b'' if there is nothing.
 
-    From special_tokens_map.json, tokenizer_config.json and chat_template.jinja of `directory`, later ones first,
-    and last of all from `known`. Raises ValueError naming the file and the key.
+    The names of special tokens and `chat_template`: from special_tokens_map.json, tokenizer_config.json and
+    chat_template.jinja of `directory`, later ones first, and last of all from `known`. `added_tokens_decoder` and
+    `extra_special_tokens`: only what says something else than `added`, the added tokens of the tokenizer.json by name.
+
+    Raises ValueError naming the file and the key.
     """
     told = dict(known)
     for name in ('special_tokens_map.json', 'tokenizer_config.json'):
@@ -34,11 +38,39 @@ def about(directory: Path, known: Mapping[str, str]) -> bytes:
         if template is not None and not isinstance(template, str):
             raise ValueError(f'{path}: chat_template must be text, or a list of which one is named "default"')
         told |= {'chat_template': template} if template else {}
+        told |= _added(config, added, path)
     if (path := directory / 'chat_template.jinja').is_file():
         told['chat_template'] = path.read_text(encoding='utf-8')
     if not told:
         return b''
     return json.dumps(told | {'tokenizer_class': 'PreTrainedTokenizerFast'}, sort_keys=True).encode()
+
+
+def _added(config: Mapping, added: Mapping[str, Mapping], path: Path) -> dict:
+    """What a tokenizer_config.json says of added tokens that `added` does not."""
+    decoder = config.get('added_tokens_decoder') or {}
+    if not isinstance(decoder, dict) or not all(
+        token.isdecimal() and isinstance(flags, dict) and isinstance(flags.get('content'), str)
+        for token, flags in decoder.items()
+    ):
+        raise ValueError(f"{path}: added_tokens_decoder must be {{id: {{'content': text, flags}}}}")
+    entries = {
+        token: {name: flags.get(name, False) for name in ('content', *FLAGS)} for token, flags in decoder.items()
+    }
+    other = {token: flags for token, flags in entries.items() if not _same(int(token), flags, added)}
+    listed = [*(config.get('additional_special_tokens') or ()), *(config.get('extra_special_tokens') or ())]
+    names = [token.get('content') if isinstance(token, dict) else token for token in listed]
+    words = [name for name in names if name in added and not added[name]['special']]
+    found = {'added_tokens_decoder': other, 'extra_special_tokens': words}
+    return {name: value for name, value in found.items() if value}
+
+
+def _same(token: int, flags: Mapping, added: Mapping[str, Mapping]) -> bool:
+    """Whether an added token is in `added` with the flags that matter: a special one is not looked for in content."""
+    known = added.get(flags['content'])
+    if known is None or known['id'] != token or known['special'] != flags['special']:
+        return False
+    return all(known[name] == flags[name] for name in (('lstrip', 'rstrip') if flags['special'] else FLAGS))
 
 
 def wordpiece(vocabulary: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """Tokenizers with learned parts of words: a BPE learned here, any tokenizer.json, SentencePiece."""
 
 import functools
+import hashlib
 import itertools
 import json
 import re
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from lmtrain.data.directory import ROLES
 from lmtrain.data.text import END, Layout, Tokenizer, any_of
 
 KNOWN_ENDS = (END, '<|end_of_text|>', '</s>', '<eos>', '[SEP]', '<s>')  # in a tokenizer.json, the first of these is END
@@ -21,9 +23,13 @@ EDGE = re.compile(r'(?<=[A-Za-z0-9])(?=[ \t\n\r\f\v!-/:-@[-`{-~])|(?<=[!-&(-/:-@
 class HuggingFace(Tokenizer):
     """A tokenizer.json as the `tokenizers` library runs it, on content alone.
 
-    Truncation, padding and the post-processor (which adds specials) are taken out. Added tokens are never found in
-    content, also those that the file does not call special, but for runs of blanks, which mark nothing. Pieces are
-    bytes: byte-level characters are mapped back, and a word's mark ('▁' at its start, no '##') is a blank.
+    Truncation, padding and the post-processor (which adds special tokens) are taken out. An added token that is not
+    special is an ordinary word: the library finds it in content by its flags (normalized, lstrip, rstrip,
+    single_word). Special tokens are never found in content: those whose flag says so, and those that
+    tokenizer_config.json names (transformers adds both as special ones). The ids of content are those of transformers
+    with `split_special_tokens=True`, except that a special token which is a word of the model (Unigram, WordLevel) is
+    hidden from the model as well. Pieces are bytes: byte-level characters are mapped back, and a word's mark ('▁' at
+    its start, no '##') is a blank.
 
     about: a tokenizer_config.json, whose bos (or cls) token begins a document and whose eos (or sep) token ends it.
     """
@@ -31,48 +37,48 @@ class HuggingFace(Tokenizer):
     kind, file = 'huggingface', 'tokenizer.json'
 
     def __init__(self, content: bytes, mask: bool = False, about: bytes = b''):
-        import tokenizers
-
         self.content, self.about = content, about
         spec = json.loads(content)
         if not isinstance(spec, dict) or not isinstance(spec.get('model'), dict):
             raise ValueError("it holds no object with a 'model'")
-        added = spec.get('added_tokens') or []
-        blanks = [token['id'] for token in added if not token['special'] and not token['content'].strip()]
-        added = [token | {'special': token['id'] not in blanks} for token in added]
-        spec |= {'added_tokens': added, 'truncation': None, 'padding': None, 'post_processor': None}
-        try:
-            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
-            self.tokenizer.encode_special_tokens = True  # as the characters they are written with
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f'not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {error}') from error
-        unknown = spec['model'].get('unk_token')
-        reserved = [token for token in added if token['special'] and token['content'] != unknown]
-        specials = {token['id']: token['content'] for token in reserved}
-        vocabulary = {token: name for name, token in self.tokenizer.get_vocab().items()}
-        if not vocabulary:
+        told = json.loads(about or b'{}')
+        unknown = unknown_of(spec['model'])
+        self.added = added_tokens(spec, told)
+        reserved = {token['content'] for token in self.added if token['special']}
+        if unknown not in {told.get(role) for role in ('bos_token', 'eos_token', 'cls_token', 'sep_token')}:
+            reserved -= {unknown}  # which content has wherever the vocabulary lacks something
+        spec |= {'added_tokens': self.added, 'truncation': None, 'padding': None, 'post_processor': None}
+        hidden = hide(spec, reserved - {unknown})
+        self._spec, self.tokenizer = spec, _library(spec)
+        ids = {token: hidden.get(name, name) for name, token in self.tokenizer.get_vocab().items()}
+        if not ids:
             raise ValueError('its vocabulary is empty')
-        size = max(vocabulary) + 1
+        specials = {token: name for token, name in sorted(ids.items()) if name in reserved}
+        size = max(ids) + 1
         pieces = [b''] * size
         to_bytes, leading = _piece_reader(spec)
-        for token, name in vocabulary.items():
+        as_written = {token['content'] for token in self.added} | {unknown}
+        for token, name in ids.items():
             if token not in specials:
-                pieces[token] = name.encode() if name == unknown else to_bytes(name)
-        told = json.loads(about or b'{}')
+                pieces[token] = name.encode() if name == unknown else to_bytes(name, name in as_written)
         names = [told[role] for role in ('eos_token', 'sep_token') if role in told]
-        ends = [token for name in (*names, *KNOWN_ENDS) for token, special in specials.items() if special == name]
+        ends = [token for name in (*names, *KNOWN_ENDS) for token, known in specials.items() if known == name]
         if not ends:
             specials[size], ends = END, [size]
             pieces.append(b'')
         super().__init__(pieces, specials, ends[0], mask, leading)
-        self._spec = spec
-        by_name = {name: token for token, name in self.specials.items()}
         begins = [told[role] for role in ('bos_token', 'cls_token') if role in told]
         for name in (*names, *begins):
-            if name not in by_name:
+            if name not in self.special_ids:
                 raise ValueError(f'tokenizer_config.json names {name!r}, which is none of its added tokens')
         if begins:
-            self.begin_id = by_name[begins[0]]
+            self.begin_id = self.special_ids[begins[0]]
+
+    @functools.cached_property
+    def encoding(self):
+        if all(token['special'] for token in self.added):
+            return self.hash
+        return hashlib.sha256(f'{self.hash} with added tokens as words'.encode()).hexdigest()
 
     @functools.cached_property
     def layout(self):
@@ -93,7 +99,7 @@ class HuggingFace(Tokenizer):
 
     @functools.cached_property
     def special_pattern(self):
-        flags = {token['content']: token for token in self._spec['added_tokens']}
+        flags = {token['content']: token for token in json.loads(self.content).get('added_tokens') or []}
         by_sides: dict[tuple[str, str], list[str]] = {}
         for name in self.special_ids:
             sides = [r'\s*' * bool(flags.get(name, {}).get(side)) for side in ('lstrip', 'rstrip')]
@@ -107,7 +113,6 @@ class HuggingFace(Tokenizer):
     @functools.cached_property
     def _inside(self):
         """The tokenizer that puts no blank before its text."""
-        import tokenizers
 
         def without(part):
             if isinstance(part, list):
@@ -120,15 +125,20 @@ class HuggingFace(Tokenizer):
             return {name: without(value) for name, value in part.items()} | told.get(part.get('type'), {})
 
         changed = {name: without([self._spec.get(name)])[:1] for name in ('normalizer', 'pre_tokenizer')}
-        spec = self._spec | {name: parts[0] if parts else None for name, parts in changed.items()}
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+        return _library(self._spec | {name: parts[0] if parts else None for name, parts in changed.items()})
+
+    @functools.cached_property
+    def _words(self) -> frozenset[int]:
+        """Ids of the added tokens that content can have."""
+        return frozenset(self.tokenizer.token_to_id(token['content']) for token in self.added if not token['special'])
 
     def encode_inside(self, text):
-        return self._content_alone(
-            [text], [np.array(self._inside.encode(text, add_special_tokens=False).ids, np.int32)]
-        )[0].tolist()
+        encoded = self._inside.encode(text, add_special_tokens=False)
+        ids = self._content_alone([text], [np.array(encoded.ids, np.int32)])[0].tolist()
+        first = next((at for at, token in enumerate(ids) if token in self._words), len(ids) - 1) + 1
+        if first >= len(ids) or not self.blank_after_special:
+            return ids
+        return ids[:first] + self.encode(text[encoded.offsets[first - 1][1] :])  # after an added token a text begins
 
     def encode_with_offsets(self, texts):
         encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
@@ -140,14 +150,15 @@ class HuggingFace(Tokenizer):
         return self._content_alone(texts, ids)
 
     def _content_alone(self, texts, ids):
-        """`ids`. Raises ValueError where a special token is among them."""
+        """`ids`. Raises ValueError if a special token is among them."""
         reserved = np.array(list(self.specials), np.int32)
         for text, tokens in zip(texts, ids, strict=True):
             hits = tokens[np.isin(tokens, reserved)]
             if len(hits):
                 raise ValueError(
                     f'this tokenizer.json gives content the special token {self.specials[int(hits[0])]!r} '
-                    f'(id {hits[0]}) in the text {text[:40]!r}...: its model must not hold special tokens as words'
+                    f'(id {hits[0]}) in the text {text[:40]!r}...: no text may become one; mark the token as not '
+                    'special in the file if it is a word'
                 )
         return ids
 
@@ -240,27 +251,100 @@ def learn_bpe(texts: Iterable[str], size: int) -> bytes:
     return tokenizer.to_str().encode()
 
 
-def _piece_reader(spec: dict) -> tuple[Callable[[str], bytes], bool]:
-    """(name of a vocabulary entry -> its bytes, whether the first blank of a text is an artefact)."""
+def unknown_of(model: dict) -> str | None:
+    """The token that stands for what a model's vocabulary lacks; a Unigram names it by its index."""
+    if model.get('type') == 'Unigram' or isinstance(model.get('vocab'), list):
+        index = model.get('unk_id')
+        return None if index is None else model['vocab'][index][0]
+    return model.get('unk_token')
+
+
+def added_tokens(spec: dict, told: dict) -> list[dict]:
+    """The added tokens of a tokenizer.json `spec`, as transformers has them once it has read tokenizer_config.json.
+
+    `told`, the latter, overrides their flags and may add tokens, and what it names is special.
+    """
+    added = {token['content']: token for token in spec.get('added_tokens') or []}
+    for token, flags in told.get('added_tokens_decoder', {}).items():
+        added[flags['content']] = {'id': int(token)} | flags
+    named = {told.get(role) for role in ROLES} | set(told.get('extra_special_tokens', ()))
+    return [
+        token | {'special': token['special'] or token['content'] in named}
+        for token in sorted(added.values(), key=lambda token: token['id'])
+    ]
+
+
+def hide(spec: dict, special: Iterable[str]) -> dict[str, str]:
+    """Renames in `spec` the special tokens that the model holds as words; {the new name: the special token}.
+
+    A Unigram or WordLevel model would give content such a word, and a BPE could merge it.
+    """
+    model = spec['model']
+    vocabulary = model.get('vocab') or {}
+    listed = isinstance(vocabulary, list)  # [[piece, score], ...] of a Unigram
+    words = {piece for piece, _ in vocabulary} if listed else vocabulary.keys()
+    names = {name: f'\U0010fffd{number}\U0010fffd' for number, name in enumerate(special) if name in words}
+    if not names:
+        return {}
+    if listed:
+        vocabulary = [[names.get(piece, piece), score] for piece, score in vocabulary]
+    else:
+        vocabulary = {names.get(piece, piece): token for piece, token in vocabulary.items()}
+    changed = {'vocab': vocabulary}
+    if model.get('merges'):
+        pairs = [merge.split(' ', 1) if isinstance(merge, str) else merge for merge in model['merges']]
+        changed['merges'] = [pair for pair in pairs if not {*pair, ''.join(pair)} & names.keys()]
+    spec['model'] = model | changed
+    spec['added_tokens'] = [
+        token | {'content': names.get(token['content'], token['content'])} for token in spec['added_tokens']
+    ]
+    return {new: name for name, new in names.items()}
+
+
+def _library(spec: dict):
+    """The tokenizer of the library, which finds no special token in a text."""
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        tokenizer.encode_special_tokens = True  # as the characters they are written with
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f'not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {error}') from error
+    return tokenizer
+
+
+def _piece_reader(spec: dict) -> tuple[Callable[[str, bool], bytes], bool]:
+    """((name of a vocabulary entry, whether it is an added token) -> its bytes, whether a text's first blank is added).
+
+    An added token is written as it is read; a word of the model may be written with stand-ins for bytes.
+    """
     told = json.dumps([spec.get('normalizer'), spec.get('pre_tokenizer'), spec.get('decoder')])
     if '"ByteLevel"' in told:
         table = _byte_level()
         prefix = '"add_prefix_space": true' in json.dumps(spec.get('pre_tokenizer'))
-        return lambda name: b''.join(table.get(c) or c.encode() for c in name), prefix
+
+        def byte_level(name: str, added: bool) -> bytes:
+            return name.encode() if added else b''.join(table.get(c) or c.encode() for c in name)
+
+        return byte_level, prefix
     if spec['model']['type'] == 'WordPiece':
         mark = spec['model'].get('continuing_subword_prefix') or '##'
-        return lambda name: name.removeprefix(mark).encode() if name.startswith(mark) else b' ' + name.encode(), True
+
+        def wordpiece(name: str, added: bool) -> bytes:
+            return name.removeprefix(mark).encode() if name.startswith(mark) else b' ' + name.encode()
+
+        return wordpiece, True
     if '\\u2581' in told or '"Metaspace"' in told:
         hexadecimal = re.compile('<0x([0-9A-F]{2})>')
         fallback = spec['model'].get('byte_fallback')
         prefix = '"Prepend"' in told or '"Metaspace"' in told and '"never"' not in told
 
-        def read(name: str) -> bytes:
-            byte = hexadecimal.fullmatch(name) if fallback else None
+        def metaspace(name: str, added: bool) -> bytes:
+            byte = hexadecimal.fullmatch(name) if fallback and not added else None
             return bytes([int(byte[1], 16)]) if byte else name.replace('▁', ' ').encode()
 
-        return read, prefix
-    return str.encode, False
+        return metaspace, prefix
+    return lambda name, added: name.encode(), False
 
 
 @functools.cache

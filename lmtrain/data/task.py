@@ -126,7 +126,7 @@ def prepare_task(
         )
     writing = chat.template_of(template, tokenizer, data['root']) if name == 'chat' else ''
     settings = [name, text, label, labels, too_long, seq_len, writing]
-    known = key(VERSION, _digest(rows), tokenizer.hash, settings)
+    known = key(VERSION, _digest(rows), tokenizer.encoding, settings)
     notes: list[str] = []
 
     def encode(split: str) -> list[examples.Example]:

@@ -2,7 +2,9 @@
 
 Every tokenizer is its list of pieces, the bytes each id stands for, and an encode. Special tokens have no bytes: END
 begins and ends a document, MASK hides a token from a masked language model. Content never becomes a special token:
-a literal '<|endoftext|>' in somebody's text is encoded as the thirteen characters it is.
+a literal '<|endoftext|>' in somebody's text is encoded as the thirteen characters it is. `Tokenizer.specials` and
+`special_ids` name these tokens; every other entry of the vocabulary, an added token that is not special included, is
+a word that `encode` finds in content.
 """
 
 import codecs
@@ -158,6 +160,11 @@ class Tokenizer:
         """Hex sha256 of all that decides what `encode` gives."""
         whole = self.kind.encode() + bytes([self.mask_id is not None]) + self._content() + self.about
         return hashlib.sha256(whole).hexdigest()
+
+    @property
+    def encoding(self) -> str:
+        """Hex sha256 of what decides the ids of a text, the rules of this version included: what caches depend on."""
+        return self.hash
 
     def save(self, directory: Path) -> None:
         """Writes the tokenizer into `directory`; `load_tokenizer` reads it back."""

@@ -66,8 +66,11 @@ def open_tokenizer(path: Path, mask: bool) -> Tokenizer:
         if kind is SentencePiece:
             return SentencePiece(path.read_bytes(), mask)
         if path.suffix == '.txt':
-            return HuggingFace(wordpiece(path.read_bytes()), mask, about(path.parent, BERT))
-        return HuggingFace(path.read_bytes(), mask, about(path.parent, {}))
+            content, known = wordpiece(path.read_bytes()), BERT
+        else:
+            content, known = path.read_bytes(), {}
+        added = {token['content']: token for token in json.loads(content).get('added_tokens') or []}
+        return HuggingFace(content, mask, about(path.parent, known, added))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         wanted = {'.model': 'a SentencePiece .model', '.txt': "BERT's vocab.txt"}
         wanted = wanted.get(path.suffix, 'a Hugging Face tokenizer.json')

@@ -54,7 +54,7 @@ def bpe():
     """A function from a directory and what stands in it to its tokenizer: a byte-level BPE with four special tokens."""
 
     def make(directory, **files):
-        spec = json.loads(learn_bpe(['the cat sat on the mat '] * 4, 270))
+        spec = json.loads(learn_bpe([*['the cat sat on the mat '] * 4, 'qq zz'], 270))  # as many as there are ids
         flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}
         names = ('<s>', '</s>', '<|im_start|>', '<|im_end|>')
         spec['added_tokens'] = [{'id': 270 + i, 'content': name} | flags for i, name in enumerate(names)]

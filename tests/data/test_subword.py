@@ -134,17 +134,45 @@ def wrap(added, **spec):
     return json.dumps(plain | {'added_tokens': [about | token for token in added]} | spec).encode()
 
 
-def test_added_tokens_are_specials_whatever_they_are_called_and_blanks_are_text():
+def test_added_tokens_that_are_not_special_are_words():
     added = [
         {'id': SIZE, 'content': '<tool>', 'special': False},
         {'id': SIZE + 1, 'content': '<eos>', 'special': True},
         {'id': SIZE + 2, 'content': ' ' * 9, 'special': False},
+        {'id': SIZE + 3, 'content': 'café', 'special': False},  # 'é' is the stand-in of a byte in words of the model
+        {'id': SIZE + 4, 'content': '<tool>s', 'special': False},
     ]
     tokenizer = HuggingFace(wrap(added))
-    assert tokenizer.end_id == SIZE + 1 and set(tokenizer.specials) == {SIZE, SIZE + 1}
-    text = 'a<tool>' + ' ' * 9 + '<eos>'
+    assert tokenizer.end_id == SIZE + 1 and set(tokenizer.specials) == {SIZE + 1}
+    text = 'a<tool>' + ' ' * 9 + '<eos>café<tool>s'
     ids = tokenizer.encode(text)
-    assert SIZE + 2 in ids and not {SIZE, SIZE + 1} & set(ids) and tokenizer.decode(ids) == text
+    assert ids[1:3] == [SIZE, SIZE + 2] and ids[-2:] == [SIZE + 3, SIZE + 4] and SIZE + 1 not in ids
+    assert tokenizer.decode(ids) == text and tokenizer.encode_inside(text) == ids
+    feed = tokenizer.streamer()
+    assert ''.join(feed([token]) for token in ids) == text
+    assert tokenizer.encoding != tokenizer.hash and bpe.encoding == bpe.hash  # what is kept of its old ids is stale
+
+
+def test_the_config_beside_it_says_what_is_special(tmp_path):
+    flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': False}
+    words = [{'id': SIZE + i, 'content': name} for i, name in enumerate(('<turn>', '<think>', '<pad>', '<aside>'))]
+    (tmp_path / 'tokenizer.json').write_bytes(wrap([token | {'special': False} for token in words]))
+    config = {
+        'eos_token': '<turn>',
+        'additional_special_tokens': ['<aside>'],
+        'added_tokens_decoder': {
+            str(SIZE + 1): {'content': '<think>'} | flags | {'lstrip': True},
+            str(SIZE + 2): {'content': '<pad>'} | flags | {'special': True},
+            str(SIZE + 4): {'content': '<more>'} | flags,
+        },
+    }
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+    tokenizer = open_tokenizer(tmp_path, False)
+    assert tokenizer.specials == {SIZE: '<turn>', SIZE + 2: '<pad>', SIZE + 3: '<aside>'}
+    assert tokenizer.encode('a  <think><more>') == [*tokenizer.encode('a'), SIZE + 1, SIZE + 4]
+    assert not {SIZE, SIZE + 2, SIZE + 3} & set(tokenizer.encode('<turn><pad><aside>'))
+    tokenizer.save(tmp_path / 'saved')
+    assert load_tokenizer(tmp_path / 'saved').encode('<more><pad>') == tokenizer.encode('<more><pad>')
 
 
 def test_truncation_padding_and_templates_of_the_file_are_not_used():
@@ -154,20 +182,59 @@ def test_truncation_padding_and_templates_of_the_file_are_not_used():
     assert tokenizer.end_id == SIZE and tokenizer.vocab_size == SIZE + 1  # no END in the file: one is added
 
 
-def test_a_special_that_is_a_word_of_the_model_is_refused():
-    spec = {
-        'version': '1.0', 'truncation': None, 'padding': None, 'normalizer': None, 'post_processor': None,
-        'decoder': None, 'pre_tokenizer': {'type': 'WhitespaceSplit'},
-        'model': {'type': 'WordLevel', 'vocab': {'<unk>': 0, '</s>': 1, 'a': 2}, 'unk_token': '<unk>'},
-        'added_tokens': [
-            {'id': 1, 'content': '</s>', 'special': True, 'single_word': False, 'lstrip': False, 'rstrip': False,
-             'normalized': False}
+FLAGS = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
+
+
+def spec_of(model, **more):
+    """A tokenizer.json of a model with the special tokens <unk> (id 0) and </s> (id 1)."""
+    added = [{'id': i, 'content': name, 'special': True} | FLAGS for i, name in enumerate(('<unk>', '</s>'))]
+    rest = dict.fromkeys(('truncation', 'padding', 'normalizer', 'post_processor', 'decoder', 'pre_tokenizer'))
+    return json.dumps({'version': '1.0', 'added_tokens': added, 'model': model} | rest | more).encode()
+
+
+def test_a_special_that_is_a_word_of_the_model_is_hidden_from_it():
+    words = HuggingFace(
+        spec_of(
+            {'type': 'WordLevel', 'vocab': {'<unk>': 0, '</s>': 1, 'a': 2}, 'unk_token': '<unk>'},
+            pre_tokenizer={'type': 'WhitespaceSplit'},
+        )
+    )
+    assert words.encode('a b a') == [2, 0, 2] and words.encode('a </s>') == [2, 0] and words.end_id == 1
+    scores = [['<unk>', 0.0], ['</s>', 0.0], ['<', -3.0], ['/', -3.0], ['s', -3.0], ['>', -3.0]]
+    unigram = HuggingFace(spec_of({'type': 'Unigram', 'unk_id': 0, 'vocab': scores, 'byte_fallback': False}))
+    assert unigram.encode('s</s>') == [4, 2, 3, 4, 5] and unigram.encode('sés') == [4, 0, 4]
+    vocab = {'<unk>': 0, '</s>': 1, '<': 2, '/': 3, 's': 4, '>': 5, '</': 6, 's>': 7}
+    merges = [['<', '/'], ['s', '>'], ['</', 's>']]
+    pairs = HuggingFace(spec_of({'type': 'BPE', 'vocab': vocab, 'merges': merges, 'unk_token': '<unk>'}))
+    assert pairs.encode('s</s>') == [4, 6, 7] and pairs.specials == {1: '</s>'}
+
+
+def test_an_unknown_token_that_pads_is_no_reserved_one(tmp_path):
+    model = {'type': 'WordLevel', 'vocab': {'<unk>': 0, '</s>': 1, 'a': 2}, 'unk_token': '<unk>'}
+    (tmp_path / 'tokenizer.json').write_bytes(spec_of(model, pre_tokenizer={'type': 'WhitespaceSplit'}))
+    told = {'pad_token': '<unk>', 'unk_token': '<unk>', 'eos_token': '</s>'}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(told))
+    assert open_tokenizer(tmp_path, False).encode('a b') == [2, 0]
+
+
+def test_content_inside_of_a_row_begins_anew_behind_an_added_token():
+    vocab = {'<unk>': 0, '</s>': 1, '▁': 2, 'a': 3, '▁a': 4, '<t>': 5}
+    spec = spec_of(
+        {'type': 'BPE', 'vocab': vocab, 'merges': [['▁', 'a']], 'unk_token': '<unk>'},
+        normalizer={
+            'type': 'Sequence',
+            'normalizers': [
+                {'type': 'Prepend', 'prepend': '▁'},
+                {'type': 'Replace', 'pattern': {'String': ' '}, 'content': '▁'},
+            ],
+        },
+        added_tokens=[
+            {'id': 1, 'content': '</s>', 'special': True} | FLAGS,
+            {'id': 5, 'content': '<t>', 'special': False} | FLAGS,
         ],
-    }  # fmt: skip
-    tokenizer = HuggingFace(json.dumps(spec).encode())
-    assert tokenizer.encode('a b a') == [2, 0, 2]
-    with pytest.raises(ValueError, match="gives content the special token '</s>'"):
-        tokenizer.encode('a </s>')
+    )
+    tokenizer = HuggingFace(spec)
+    assert tokenizer.encode('a<t>a') == [4, 5, 4] and tokenizer.encode_inside('a<t>a') == [3, 5, 4]
 
 
 @pytest.mark.parametrize('content', [b'', b'{}', b'[]', b'{"model": 3}', b'\xff\xfe', b'{"model": {"type": "BPE"}}'])
