@@ -3,8 +3,8 @@
     bash launch/parity.sh [--only NAME] [--dry]
 
 Logits of a ragged batch past the original rotary length, gradients of GPT-2 and LLaMA, and logits after an export that
-transformers opens again; the heads of tasks; adapters in and out of PEFT's directories; and what is published of
-stories260K. Writes results.json, and the goldens of the default tests.
+transformers opens again; the heads of tasks; adapters in and out of PEFT's directories; ids of texts full of
+added tokens; and what is published of stories260K. Writes results.json, and the goldens of the default tests.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'experiments')]
 
 import record  # noqa: E402
-from parity import adapters, cases, heads, stories  # noqa: E402
+from parity import adapters, cases, heads, stories, token_ids  # noqa: E402
 
 from lmtrain import tree  # noqa: E402
 from lmtrain.models import huggingface, load_pretrained, pretrained, save_pretrained  # noqa: E402
@@ -211,11 +211,14 @@ def main():
                 figures.append(row | {'target': f'<= {bound:.0e}', 'reached': max(found) <= bound})
     more, rows, of_adapters = adapters.compare(arguments.only)
     trials, figures = trials + more, figures + rows
+    more, rows, of_tokens = token_ids.compare(arguments.only)
+    trials, figures = trials + more, figures + rows
     if arguments.only in 'stories260K' and (found := stories.trial()):
         print(json.dumps(found), flush=True)
         trials, figures = [*trials, found], figures + stories.figures(found)
     if not (arguments.only or arguments.dry):
         adapters.write(of_adapters)
+        token_ids.write(of_tokens)
         for file, found in (('goldens', goldens), ('goldens_heads', of_heads)):
             text = json.dumps(found, separators=(',', ':')).replace('},"', '},\n"') + '\n'
             (ROOT / 'tests' / 'models' / f'{file}.json').write_text(text, encoding='utf-8')

@@ -60,7 +60,7 @@ class HuggingFace(Tokenizer):
         as_written = {token['content'] for token in self.added} | {unknown}
         for token, name in ids.items():
             if token not in specials:
-                pieces[token] = name.encode() if name == unknown else to_bytes(name, name in as_written)
+                pieces[token] = to_bytes(name, name in as_written)
         names = [told[role] for role in ('eos_token', 'sep_token') if role in told]
         ends = [token for name in (*names, *KNOWN_ENDS) for token, known in specials.items() if known == name]
         if not ends:

@@ -1,5 +1,8 @@
+import importlib
 import io
 import json
+import pathlib
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -7,6 +10,11 @@ from hypothesis import strategies as st
 
 from lmtrain.data.subword import Bpe, HuggingFace, cut, learn_bpe
 from lmtrain.data.tokenizer import load_tokenizer, open_tokenizer
+
+PLACE = pathlib.Path(__file__)
+sys.path.insert(0, str(PLACE.parents[2] / 'experiments'))
+token_cases = importlib.import_module('parity.token_cases')
+GOLDENS = json.loads((PLACE.parent / 'goldens_tokens.json').read_text(encoding='utf-8'))
 
 TEXT = ['the cat sat on the mat\n    and then (it) sat again\n' * 5, 'def sat(cat):\n    return cat.the(mat)\n' * 5]
 MARKS = ['<|endoftext|>', '<|mask|>', '[MASK]', '[SEP]', '[CLS]', '<s>', '</s>', '<pad>', '<|im_start|>']
@@ -180,6 +188,25 @@ def test_truncation_padding_and_templates_of_the_file_are_not_used():
     tokenizer = HuggingFace(wrap([], truncation=truncation))
     assert tokenizer.decode(tokenizer.encode(TEXT[0])) == TEXT[0]
     assert tokenizer.end_id == SIZE and tokenizer.vocab_size == SIZE + 1  # no END in the file: one is added
+
+
+@pytest.mark.parametrize('name', GOLDENS)
+def test_texts_full_of_added_tokens_have_the_ids_of_transformers(name, tmp_path):
+    token_cases.write(name, tmp_path / name)
+    tokenizer = open_tokenizer(tmp_path / name, False)
+    texts = [golden['text'] for golden in GOLDENS[name]]
+    assert token_cases.texts(name, len(texts)) == texts and len(texts) >= 50
+    wanted = [golden['ids'] for golden in GOLDENS[name]]
+    assert [tokenizer.encode(text) for text in texts] == wanted
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == wanted
+    assert [ids.tolist() for ids, _ in tokenizer.encode_with_offsets(texts)] == wanted
+    words = {token['id'] for token in token_cases.CASES[name]['added_tokens'] if not token['special']}
+    assert words & {token for ids in wanted for token in ids}
+    for text, ids in zip(texts, wanted):
+        feed = tokenizer.streamer()
+        assert ''.join(feed([token]) for token in ids) == tokenizer.decode(ids).rstrip('\ufffd')
+        if name == 'qwen':  # others drop blanks beside a token, or put one before a text
+            assert tokenizer.decode(ids) == text
 
 
 FLAGS = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False}
