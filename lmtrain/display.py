@@ -160,7 +160,8 @@ def evaluation_line(results: Mapping[str, float], baselines: Mapping[str, float]
 
 def measures(results: Mapping[str, Any]) -> list[str]:
     """The names of what was measured of a task, the loss first; counts and lists are none."""
-    return ['loss', *(name for name, x in results.items() if isinstance(x, float) and name not in ('loss', 'targets'))]
+    counts = ('loss', 'targets', 'bytes')
+    return ['loss', *(name for name, x in results.items() if isinstance(x, float) and name not in counts)]
 
 
 def evaluation(results: Mapping[str, float], baselines: Mapping[str, float], title: str, colour: bool = False) -> str:

@@ -14,23 +14,23 @@ LN2 = math.log(2)
 def in_bits(sums: dict[str, float]) -> dict[str, float]:
     """Sums of an evaluation -> {'loss' (nats), 'perplexity', 'bits_per_token', 'bits_per_byte', 'targets', 'bytes'}.
 
-    Where no text is predicted (no 'bytes'), the means of what the objective gives: 'loss', 'accuracy', ..., 'targets'.
+    If no text is predicted (no 'bytes'), the means of what the objective gives: 'loss', 'accuracy', ..., 'targets'.
 
-    Bits per byte divides all nats spent, those on end-of-text included, by the bytes of the text, so it does not
-    depend on the tokenizer. Raises ValueError where nothing was predicted.
+    Bits per byte divides all nats spent, those on end-of-text included, by the UTF-8 bytes of the text behind the
+    targets (`Tokenizer.encode_with_bytes`), so it does not depend on the tokenizer. It is absent if there are none:
+    targets that are special tokens alone. Raises ValueError if nothing was predicted.
     """
-    if sums['targets'] and 'bytes' not in sums:
+    if not sums['targets']:
+        raise ValueError('an evaluation over 0 targets says nothing')
+    if 'bytes' not in sums:
         return {name: value / sums['targets'] for name, value in sums.items()} | {'targets': sums['targets']}
-    if not sums['targets'] or not sums['bytes']:
-        raise ValueError(
-            f'an evaluation over {sums["targets"]:.0f} targets that spell {sums.get("bytes", 0):.0f} bytes says nothing'
-        )
     loss = sums['nats'] / sums['targets']
+    bits_per_byte = {'bits_per_byte': sums['nats'] / LN2 / sums['bytes']} if sums['bytes'] else {}
     return {
         'loss': loss,
         'perplexity': math.exp(min(loss, 700.0)),  # math.exp overflows above 709
         'bits_per_token': loss / LN2,
-        'bits_per_byte': sums['nats'] / LN2 / sums['bytes'],
+        **bits_per_byte,
         'targets': sums['targets'],
         'bytes': sums['bytes'],
     }

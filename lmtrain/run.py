@@ -46,7 +46,7 @@ class Run(NamedTuple):
     def in_bits(self, values) -> dict[str, float]:
         """Bits per byte of a step's measures, by the bytes behind a target of the training split; {} of other tasks."""
         split = self.corpus.splits['train']
-        text = self.config.task.name in LANGUAGE
+        text = self.config.task.name in LANGUAGE and split.num_bytes
         return {'bits_per_byte': values['nats'] / math.log(2) * split.num_tokens / split.num_bytes} if text else {}
 
     @property
@@ -282,8 +282,7 @@ class Run(NamedTuple):
 
     def eval_step(self):
         """The jitted (params, batch) -> sums."""
-        spelled = jnp.asarray(self.corpus.tokenizer.token_bytes)
-        function = step.make_eval_step(self.model, self.objective, spelled, self.mesh, self.specs())
+        function = step.make_eval_step(self.model, self.objective, self.mesh, self.specs())
         return jax.jit(sweep.eval_step(function, self.members, self.shapes.trainable))
 
 

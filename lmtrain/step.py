@@ -130,17 +130,16 @@ def make_train_step(
     return step
 
 
-def make_eval_step(model, objective, token_bytes, mesh=None, specs=None):
-    """The function (params, batch) -> sums: those of the objective, `targets` (their weight) and `bytes` they spell.
-
-    `token_bytes` is [V'] int32, the bytes of text behind each id of the tokenizer; `mesh`, `specs`: as in training.
+def make_eval_step(model, objective, mesh=None, specs=None):
+    """The function (params, batch) -> sums: those of the objective, `targets` (their weight), and of a language model
+    `bytes`, the column of the batch at the targets that count. `mesh`, `specs`: as in training.
     """
 
     def total(params, batch, key=None, share=None):
         values, weight = sums(objective, model, *params, batch, share=share)
         if 'targets' not in batch:  # a task of labels
             return None, values | {'targets': weight}
-        spelled = jnp.sum(token_bytes[batch['targets']] * batch['loss_mask'])
+        spelled = jnp.sum(batch['bytes'] * batch['loss_mask'])
         return None, values | {'targets': weight, 'bytes': spelled}
 
     if mesh is not None:

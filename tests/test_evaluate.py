@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from lmtrain import evaluate
+from lmtrain import display, evaluate
 
 SUMS = {'loss': 20.0, 'nats': 10 * math.log(2), 'targets': 5.0, 'bytes': 20.0}
 
@@ -22,6 +22,12 @@ def test_in_bits():
     assert result['bits_per_token'] == pytest.approx(2.0)
     assert result['perplexity'] == pytest.approx(4.0)
     assert result['bits_per_byte'] == pytest.approx(0.5)
+
+
+def test_without_a_byte_of_text_there_are_no_bits_per_byte():
+    result = evaluate.in_bits(SUMS | {'bytes': 0.0})
+    assert 'bits_per_byte' not in result and result['bits_per_token'] == pytest.approx(2.0)
+    assert display.evaluation_line(result, {'xz': 2.0}) == 'loss 1.3863, perplexity 4.0000, bits per token 2.0000'
 
 
 def test_an_evaluation_of_nothing_is_an_error_and_a_huge_loss_is_not():

@@ -17,12 +17,14 @@ COLUMNS
   spans        [B, 2] int32    first and last token of the answer; -1 where the row holds none
   token_types  [B, T] int32    0 in the first of two texts, 1 in the second, where the tokenizer tells them apart
   adapter      [B]    int32    which of several adapters the row uses
+  bytes        [B, T] int32    bytes of text behind each target, in evaluation alone; with `select`, [B, M]
 
 A document d1..dn is the sequence END d1..dn END (BOS d1..dn EOS where a model's own tokenizer tells them apart), cut
 into windows of T targets: tokens x[kT : kT + T], targets x[kT + 1 : kT + T + 1], every target once. Where
 data.isolate=False all documents are one text, which is cut at other places in every epoch of training (its last
 targets, fewer than T, may be left out) and evaluated as it is cut here.
-Bits per byte is the sum of -log2 p(target) over `Split.num_bytes`.
+Bits per byte is the sum of -log2 p(target) over the bytes of UTF-8 behind the targets, which
+`Tokenizer.encode_with_bytes` divides among them: over `Split.num_bytes` if every target counts.
 """
 
 from lmtrain.data.bucket import TaskStream
@@ -36,7 +38,7 @@ from lmtrain.data.tokenizer import load_tokenizer
 
 COLUMNS = (
     'tokens', 'segment_ids', 'positions', 'targets', 'loss_mask', 'row', 'select', 'labels', 'label_weights', 'spans',
-    'token_types', 'adapter',
+    'token_types', 'adapter', 'bytes',
 )  # fmt: skip
 
 __all__ = [

@@ -58,6 +58,8 @@ class TaskStream:
         check_ids(batch['tokens'], task.tokenizer.vocab_size)
         if task.name != 'chat':
             del batch['targets'], batch['loss_mask']
+        elif not self.shuffle:
+            batch['bytes'] = task.tokenizer.token_bytes[batch['targets']]
         for name, values in examples.values.items():
             at = self._examples(chosen)
             some = values[np.maximum(at, 0)]

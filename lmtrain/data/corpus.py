@@ -27,6 +27,26 @@ class Part(NamedTuple):
     tokens: np.ndarray  # [n] uint16 or uint32, on disk: END d1 END d2 ... END, or BEGIN d1 END BEGIN d2 END ...
     rows: Rows
     weight: float  # against the first source's 1.0
+    odd: np.ndarray  # [K] int64, ascending: the tokens that stand for more or fewer bytes than their piece has
+    extra: np.ndarray  # [K] int32: how many more
+
+
+class TextBytes:
+    """[n] int32: the bytes of text behind each token of a part, or behind its target, `ahead` tokens on."""
+
+    dtype = np.dtype(np.int32)
+
+    def __init__(self, part: Part, token_bytes: np.ndarray, ahead: int):
+        self.part, self.token_bytes, self.ahead = part, token_bytes, ahead
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        tokens, odd, extra = self.part.tokens, self.part.odd, self.part.extra
+        index = np.minimum(index + self.ahead, len(tokens) - 1)
+        sizes = self.token_bytes[tokens[index]]
+        if not len(odd):
+            return sizes
+        at = np.minimum(np.searchsorted(odd, index), len(odd) - 1)
+        return sizes + np.where(odd[at] == index, extra[at], 0)
 
 
 @dataclass(frozen=True)
@@ -198,7 +218,10 @@ def _tokenizer(name, vocab_size, mask, sources, contents, rule, place, root) -> 
 
 
 def _tokenised(source: Source, content: dict, tokenizer: Tokenizer, rule: dict, place: Path) -> Path:
-    """The directory of a source's tokens: SPLIT.tokens, SPLIT.begins.npy, validation.txt, about.json."""
+    """The directory of a source's tokens: SPLIT.(tokens, begins.npy, odd.npy, extra.npy), validation.txt, about.json.
+
+    about.json: 'dtype' of the tokens, 'bytes' of each split's text, 'largest' id of each split's content.
+    """
     shared = tokenizer.begin_id == tokenizer.end_id
 
     def write(directory: Path) -> None:
@@ -206,7 +229,8 @@ def _tokenised(source: Source, content: dict, tokenizer: Tokenizer, rule: dict, 
         files = {name: (directory / f'{name}.tokens').open('wb') for name in SPLITS}
         validation = (directory / 'validation.txt').open('wb')
         begins = {name: [0] for name in SPLITS}
-        sizes = dict.fromkeys(SPLITS, 0)
+        sizes, largest = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, -1)
+        odd = {name: ([], []) for name in SPLITS}
         end = dtype(tokenizer.end_id).tobytes()
         begin = b'' if shared else dtype(tokenizer.begin_id).tobytes()
         if shared:  # the END of one document is the begin of the next
@@ -214,11 +238,17 @@ def _tokenised(source: Source, content: dict, tokenizer: Tokenizer, rule: dict, 
                 files[name].write(end)
         documents = bar(divide(source, content, rule), f'tokenising {source.name}', content['documents'])
         for batch in _batches(documents):
-            for (name, text), ids in zip(batch, tokenizer.encode_batch([text for _, text in batch]), strict=True):
+            encoded = tokenizer.encode_with_bytes([text for _, text in batch])
+            for (name, text), (ids, spelled) in zip(batch, encoded, strict=True):
                 files[name].write(begin + ids.astype(dtype).tobytes() + end)
+                extra = spelled - np.append(tokenizer.token_bytes[ids], np.int32(0))
+                at = np.flatnonzero(extra)
+                odd[name][0].append(begins[name][-1] + 1 + at)
+                odd[name][1].append(extra[at])
                 begins[name].append(begins[name][-1] + len(ids) + 2 - shared)
                 raw = text.encode()
                 sizes[name] += len(raw)
+                largest[name] = max(largest[name], int(ids.max(initial=-1)))
                 if name == 'validation':
                     validation.write(raw)
         for file in (*files.values(), validation):
@@ -226,11 +256,13 @@ def _tokenised(source: Source, content: dict, tokenizer: Tokenizer, rule: dict, 
         check_unchanged(source, content['stamps'])
         for name in SPLITS:
             np.save(directory / f'{name}.begins.npy', np.array(begins[name], np.int64))
+            for column, values, kind in zip(('odd', 'extra'), odd[name], (np.int64, np.int32)):
+                np.save(directory / f'{name}.{column}.npy', np.concatenate([np.zeros(0), *values]).astype(kind))
         (directory / 'about.json').write_text(
-            json.dumps({'dtype': np.dtype(dtype).name, 'bytes': sizes}), encoding='utf-8'
+            json.dumps({'dtype': np.dtype(dtype).name, 'bytes': sizes, 'largest': largest}), encoding='utf-8'
         )
 
-    known = key(VERSION, content['sha256'], tokenizer.encoding, rule, *([] if shared else ['begin']))
+    known = key(VERSION, 'bytes', content['sha256'], tokenizer.encoding, rule, *([] if shared else ['begin']))
     return build(place / f'tokens-{known[:32]}', write)
 
 
@@ -259,10 +291,12 @@ def _packed(tokens: Path, seq_len: int, isolate: bool, gap: int, place: Path) ->
 def _load(tokens: Path, packed: Path, weight: float) -> dict[str, Split]:
     about, splits = json.loads((tokens / 'about.json').read_text(encoding='utf-8')), {}
     for name in SPLITS:
-        ids = np.memmap(tokens / f'{name}.tokens', about['dtype'], 'r')
+        file = tokens / f'{name}.tokens'
+        ids = np.memmap(file, about['dtype'], 'r') if file.stat().st_size else np.zeros(0, about['dtype'])
         rows = Rows(*(np.load(packed / f'{name}.{column}.npy', mmap_mode='r') for column in Rows._fields))
         documents = len(np.load(tokens / f'{name}.begins.npy', mmap_mode='r')) - 1
-        part = Part(ids, rows, weight)
+        odd, extra = (np.load(tokens / f'{name}.{column}.npy', mmap_mode='r') for column in ('odd', 'extra'))
+        part = Part(ids, rows, weight, odd, extra)
         splits[name] = Split((part,), documents, int(rows.length.sum()), about['bytes'][name], len(rows.first) - 1)
     return splits
 

@@ -42,7 +42,8 @@ def corrupt(batch: dict, tokenizer: Tokenizer, rate: float, whole_word: bool, se
     kind = noise.bits(*at) % np.uint64(10)
     other = tokenizer.content_ids[noise.bits(seed, RANDOM, *at[2:]) % np.uint64(len(tokenizer.content_ids))]
     hidden = np.where(kind < 8, np.int32(tokenizer.mask_id), np.where(kind == 8, other, tokens))
-    return batch | {
+    spelled = {'bytes': np.take_along_axis(batch['bytes'], select, axis=1)} if 'bytes' in batch else {}
+    return batch | spelled | {
         'tokens': np.where(chosen, hidden, tokens).astype(np.int32),
         'select': select.astype(np.int32),
         'targets': targets.astype(np.int32),

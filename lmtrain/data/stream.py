@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from lmtrain.data import noise
-from lmtrain.data.corpus import Corpus
+from lmtrain.data.corpus import Corpus, TextBytes
 from lmtrain.data.corrupt import corrupt
 from lmtrain.data.pack import earlier, gather
 
@@ -89,10 +89,11 @@ class Stream:
             if back[mine].any():
                 rows = earlier(rows, chosen, back[mine], seq_len, len(each.tokens) - 1)
                 chosen = np.arange(len(mine))
+            spelled = {} if self.shuffle else {'bytes': TextBytes(each, self.corpus.tokenizer.token_bytes, self._ahead)}
             if len(mine) == len(place):
-                batch = gather(each.tokens, rows, chosen, seq_len)
+                batch = gather(each.tokens, rows, chosen, seq_len, spelled)
             elif len(mine):
-                for name, values in gather(each.tokens, rows, chosen, seq_len).items():
+                for name, values in gather(each.tokens, rows, chosen, seq_len, spelled).items():
                     batch.setdefault(name, np.zeros((len(place), seq_len), values.dtype))[mine] = values
         check_ids(batch['tokens'], self.corpus.tokenizer.vocab_size)
         batch['row'] = self.local.astype(np.int32)
@@ -104,6 +105,11 @@ class Stream:
             # One text, and padding at its end alone, where causal attention never looks: fused kernels need no mask.
             del batch['segment_ids']
         return batch
+
+    @property
+    def _ahead(self) -> int:
+        """Tokens from one that is read to the one that is predicted from it."""
+        return 0 if self.corpus.corrupt else 1
 
     def _rows(self, place: np.ndarray) -> np.ndarray:
         """[3, B]: source, row in it, targets by which it is cut earlier, of each place; row -1 is beyond the end."""

@@ -218,6 +218,20 @@ class SentencePiece(Tokenizer):
     def encode_batch(self, texts):
         return [np.array(ids, np.int32) for ids in self.processor.encode(list(texts), out_type=int)]
 
+    def encode_with_offsets(self, texts):
+        encode = getattr(self.processor, 'encode_as_proto', None) or self.processor.encode_as_immutable_proto
+        return [self._with_offsets(text, encode(text).pieces) for text in texts]
+
+    @staticmethod
+    def _with_offsets(text: str, pieces) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets by the surfaces of `pieces`: whether theirs are bytes or characters depends on the version."""
+        offsets, end = np.zeros((len(pieces), 2), np.int32), 0
+        for at, piece in enumerate(pieces):
+            begin = text.index(piece.surface, end)  # blanks at the beginning of a text may have no piece
+            end = begin + len(piece.surface)
+            offsets[at] = begin, end
+        return np.array([piece.id for piece in pieces], np.int32), offsets
+
     def _content(self):
         return self.content
 

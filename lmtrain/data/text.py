@@ -78,9 +78,9 @@ class Tokenizer:
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """(ids [n], offsets [n, 2]) of each text, int32: the characters of the text that a token stands for.
 
-        Raises ValueError where the ids do not spell the text.
+        Raises ValueError if the ids do not spell the text.
         """
-        found = []
+        encoded = []
         for text, ids in zip(texts, self.encode_batch(texts), strict=True):
             if self.decode_bytes(ids.tolist()) != text.encode():
                 raise ValueError(f'the {self.kind!r} tokenizer does not spell the text {text[:60]!r}: take another one')
@@ -89,8 +89,29 @@ class Tokenizer:
             begins = np.concatenate([np.zeros(1, np.int64), ends])[: len(ids)]
             of_byte = np.repeat(np.arange(len(text) + 1), [*(len(c.encode()) for c in text), 1])  # the character
             offsets = np.stack([of_byte[begins], np.where(ends > begins, of_byte[ends - 1] + 1, of_byte[begins])], 1)
-            found.append((ids, offsets.astype(np.int32)))
-        return found
+            encoded.append((ids, offsets.astype(np.int32)))
+        return encoded
+
+    def encode_with_bytes(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids int32 [n], sizes int32 [n + 1]) of each text: the bytes of its UTF-8 behind each token, and after them.
+
+        They sum to the bytes of the text, whatever the tokenizer keeps of it: a token counts the bytes from the end of
+        the one before it to its own end, so blanks and characters that no token spells are counted with the next token,
+        and those after the last token with END (the last of `sizes`).
+        """
+        encoded, other = [], []
+        for at, (text, ids) in enumerate(zip(texts, self.encode_batch(texts), strict=True)):
+            raw, sizes = text.encode(), np.append(self.token_bytes[ids], np.int32(0))
+            extra = int(sizes.sum()) - len(raw)  # the blank that `leading` puts before a text
+            if extra not in (0, 1) or self.decode_bytes(ids.tolist()) != raw:
+                other.append(at)
+            elif extra:
+                sizes[0] -= 1
+            encoded.append((ids, sizes))
+        if other:
+            for at, (ids, offsets) in zip(other, self.encode_with_offsets([texts[at] for at in other]), strict=True):
+                encoded[at] = ids, _bytes_between(texts[at], offsets[:, 1])
+        return encoded
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -111,7 +132,7 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the ids; specials have none."""
-        text = b''.join(self.pieces[token] for token in ids)
+        text = b''.join(map(self.pieces.__getitem__, ids))
         return text.removeprefix(b' ') if self.leading else text
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -135,13 +156,8 @@ class Tokenizer:
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
-        """[V] int32: bytes of text each id stands for, so that a document's ids and its END sum to its bytes.
-
-        Specials have 0; END has -1 where the first piece of a text has a blank too many.
-        """
-        sizes = np.array([len(piece) for piece in self.pieces], np.int32)
-        sizes[self.end_id] = -1 if self.leading else 0
-        return sizes
+        """[V] int32: bytes of each id's piece, 0 for specials. Of a text, `encode_with_bytes` gives the true ones."""
+        return np.array([len(piece) for piece in self.pieces], np.int32)
 
     @functools.cached_property
     def content_ids(self) -> np.ndarray:
@@ -183,6 +199,15 @@ class Tokenizer:
 def any_of(names: Iterable[str]) -> str:
     """A regex for one of `names`, the longest that fits."""
     return '|'.join(map(re.escape, sorted(names, key=len, reverse=True)))
+
+
+def _bytes_between(text: str, ends: np.ndarray) -> np.ndarray:
+    """int32 [n + 1]: bytes of a text from each of `ends` [n] (characters, never going back) to the next one."""
+    code = np.frombuffer(text.encode('utf-32-le'), np.uint32)
+    sizes = 1 + (code >= 0x80).astype(np.int64) + (code >= 0x800) + (code >= 0x10000)  # of UTF-8
+    reached = np.concatenate([[0], np.cumsum(sizes)])
+    ends = np.clip(np.maximum.accumulate(ends), 0, len(text))
+    return np.diff(np.concatenate([[0], reached[ends], reached[-1:]])).astype(np.int32)
 
 
 class Bytes(Tokenizer):
@@ -237,3 +262,7 @@ class Whitespace(Symbols):
 
     kind, blank = 'whitespace', ' '
     symbols_of = staticmethod(str.split)
+
+    def encode_with_offsets(self, texts):
+        offsets = [np.array([match.span() for match in re.finditer(r'\S+', text)], np.int32) for text in texts]
+        return [(ids, at.reshape(-1, 2)) for ids, at in zip(self.encode_batch(texts), offsets, strict=True)]

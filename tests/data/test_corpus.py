@@ -1,5 +1,8 @@
+import importlib
 import json
+import pathlib
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -7,6 +10,8 @@ import pytest
 import lmtrain.data
 from lmtrain.data import Stream, batch_hash
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
+token_cases = importlib.import_module('parity.token_cases')
 
 def test_splits_count_every_token_and_byte_once(prepare, poem):
     corpus = prepare()
@@ -19,8 +24,7 @@ def test_splits_count_every_token_and_byte_once(prepare, poem):
         stream = Stream(corpus, name, 8, seed=0, shuffle=False)
         batches = [stream.batch(step) for step in range(stream.steps_per_epoch)]
         assert sum(batch['loss_mask'].sum() for batch in batches) == split.num_tokens
-        targets = np.concatenate([batch['targets'][batch['loss_mask'] == 1] for batch in batches])
-        assert corpus.tokenizer.token_bytes[targets].sum() == split.num_bytes
+        assert sum((batch['bytes'] * batch['loss_mask']).sum() for batch in batches) == split.num_bytes
 
 
 def test_what_was_prepared_is_found_again_and_is_the_same(prepare, monkeypatch):
@@ -164,8 +168,7 @@ def test_chess_games_are_symbols(shared, settings):
     assert sum(split.num_documents for split in corpus.splits.values()) == 984
     for name, split in corpus.splits.items():
         whole = Stream(corpus, name, split.num_rows, 0, False).batch(0)
-        counted = corpus.tokenizer.token_bytes[whole['targets']] * whole['loss_mask']
-        assert counted.sum() == split.num_bytes
+        assert (whole['bytes'] * whole['loss_mask']).sum() == split.num_bytes
     batch = Stream(corpus, 'train', 2, 0, True).batch(0)
     game = corpus.tokenizer.decode(batch['tokens'][0][batch['segment_ids'][0] == 1][1:].tolist())
     assert not {'1.', '[Event', ''} & set(game.split(' '))
@@ -199,7 +202,7 @@ def test_documents_begin_and_end_as_a_pretrained_model_knows_it(prepare, bpe, tm
     targets = np.concatenate([batch['targets'][batch['loss_mask'] > 0] for batch in batches])
     assert (targets == 271).sum() == split.num_documents
     assert (targets == 270).sum() == (0 if isolate else split.num_documents - 1)
-    assert tokenizer.token_bytes[targets].sum() == split.num_bytes
+    assert sum((batch['bytes'] * batch['loss_mask']).sum() for batch in batches) == split.num_bytes
     assert len(targets) == split.num_tokens
     if isolate:
         first = np.concatenate([b['tokens'][(b['positions'] == 0) & (b['segment_ids'] > 0)] for b in batches])
@@ -220,3 +223,49 @@ def test_a_masked_model_reads_the_end_of_a_document_too(prepare, bpe, tmp_path):
     assert len(read) == corpus.splits['train'].num_documents
     assert all(tokens[0] == 270 and tokens[-1] == 271 for tokens in read)
     assert sum(map(len, read)) == corpus.splits['train'].num_tokens
+
+
+# Of every kind, with text that its pieces do not spell: (files of the tokenizer, or its name, a text, the bytes behind
+# each of its tokens and behind END).
+CODE = 'if x:\n\n    y = "é"  # naïve\n'
+ODD = [
+    ('bytes', 'é\n', [1, 1, 1, 0]),
+    ('chars', 'é\n', [2, 1, 0]),
+    ('whitespace', CODE, [2, 3, 7, 2, 5, 3, 7, 1]),  # blanks with the word behind them, the last line break with END
+    ('bpe', 'é\n', [2, 1, 0]),
+    ('bert', '  The CAT\n日本 é.', [5, 4, 4, 3, 3, 1, 0]),  # lower case, accents off, an unknown 日 and 本
+    ('unigram', 'the  日本cat', [3, 1, 1, 6, 3, 0]),  # one token for both unknown characters
+    ('gemma', 'the  🦙\n', [3, 2, 1, 1, 1, 1, 1, 0]),  # a character in four tokens
+    ('llama', 'the a<tool>é', [3, 2, 6, 2, 0, 0, 0]),  # behind a token a blank is put, which is in no text
+    ('gpt2 with domain words', 'a  <a>É  the', [1, 5, 2, 1, 4, 0]),  # '<a>' takes the blanks before it
+]
+
+
+@pytest.mark.parametrize(('kind', 'text', 'sizes'), ODD, ids=[kind for kind, *_ in ODD])
+def test_bytes_are_those_of_the_text_for_every_tokenizer(prepare, tmp_path, kind, text, sizes):
+    if kind in token_cases.CASES:
+        token_cases.write(kind, tmp_path / 'tokenizer')
+    named = 'tokenizer' if kind in token_cases.CASES else kind
+    documents = [f'{number} {text * (1 + number % 4)}' for number in range(40)]
+    for isolate in (True, False):
+        corpus = prepare([text, *documents], tokenizer=named, vocab_size=300, seq_len=8, isolate=isolate)
+        whole = 0
+        for name, split in corpus.splits.items():
+            stream = Stream(corpus, name, 4, seed=0, shuffle=False)
+            batches = [stream.batch(step) for step in range(stream.steps_per_epoch)]
+            assert sum((batch['bytes'] * batch['loss_mask']).sum() for batch in batches) == split.num_bytes
+            whole += split.num_bytes
+        assert whole == sum(len(each.encode()) for each in [text, *documents])
+        assert 'bytes' not in Stream(corpus, 'train', 4, seed=0, shuffle=True).batch(0)
+    ((ids, found),) = corpus.tokenizer.encode_with_bytes([text])
+    assert found.tolist() == sizes and len(ids) + 1 == len(sizes)
+
+
+def test_bytes_of_hidden_tokens_are_those_of_the_text(prepare, tmp_path):
+    token_cases.write('bert', tmp_path / 'tokenizer')
+    corpus = prepare(['The  Cat é.'] * 8, tokenizer='tokenizer', corrupt=0.99, seq_len=16, validation=0, test=0)
+    batch = Stream(corpus, 'train', corpus.splits['train'].num_rows, seed=0, shuffle=False).batch(0)
+    counted = batch['loss_mask'] > 0
+    names = {token: name for name, token in corpus.tokenizer.tokenizer.get_vocab().items()}
+    spelled = {(names[token], size) for token, size in zip(batch['targets'][counted], batch['bytes'][counted])}
+    assert spelled == {('the', 3), ('cat', 5), ('e', 3), ('.', 1)}

@@ -118,7 +118,11 @@ def test_no_special_comes_from_content(shared, name):
         ids = tokenizer.encode(text)
         assert not set(ids) & set(tokenizer.specials)
         assert tokenizer.decode(ids) == text
-        assert not ids or tokenizer.token_bytes[[*ids, tokenizer.end_id]].sum() == len(text.encode())
+        ((again, sizes),) = tokenizer.encode_with_bytes([text])
+        assert again.tolist() == ids and sizes.sum() == len(text.encode()) and (sizes >= 0).all()
+        pieces = [len(tokenizer.pieces[token]) for token in ids]
+        pieces[:1] = [size - tokenizer.leading for size in pieces[:1]]  # the blank that is put before a text
+        assert sizes.tolist() == [*pieces, 0]
         feed = tokenizer.streamer()
         assert ''.join(feed([token]) for token in ids) == text
 

@@ -24,8 +24,10 @@ def test_what_is_encoded_comes_back(documents, mask):
             assert not set(ids) & {tokenizer.end_id, tokenizer.mask_id}
             feed = tokenizer.streamer()
             assert ''.join(feed([token]) for token in ids) == expected
-            if ids:
-                assert tokenizer.token_bytes[[*ids, tokenizer.end_id]].sum() == len(expected.encode())
+            ((again, sizes),) = tokenizer.encode_with_bytes([text])
+            assert again.tolist() == ids and sizes.sum() == len(text.encode()) and (sizes >= 0).all()
+            if kind != 'whitespace':
+                assert [len(piece) for piece in map(tokenizer.pieces.__getitem__, ids)] + [0] == sizes.tolist()
 
 
 def test_streaming_never_gives_half_a_character():
