@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from lmtrain import adapt, base, data, tree
+from lmtrain.data.to_transformers import tokenizer_files
 from lmtrain.models import Transformer, pretrained
 
 FORMATS = ('hf', 'peft')
@@ -28,6 +29,7 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
         raise FileExistsError(f'{to} is not empty: export into a new directory')
     found = base.open_run(Path(workdir), step, member)
     model = base.of_a_family(found.model)
+    tokenizer = data.load_tokenizer(found.tokenizer)
     params = found.load(lambda path, array: jax.device_put(array))
     source = found.config.init.base
     lines = [f'step {found.step:,} of {workdir}']
@@ -44,8 +46,11 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
         below = Path(source).expanduser() / 'config.json'
         like = json.loads(below.read_bytes()) if source and below.is_file() else None
         like = like if like and 'model_type' in like else None  # a run's own config.json is none of theirs
+        ends = {'bos_token_id': tokenizer.begin_id, 'eos_token_id': tokenizer.end_id}
+        ends = {name: token for name, token in ends.items() if token < model.vocab_size}
+        like = ends | {name: value for name, value in (like or {}).items() if value is not None}
         pretrained.save_pretrained(to, model, params, like=like)
-    lines += _tokenizer(data.load_tokenizer(found.tokenizer), found.tokenizer, to)
+    lines += _tokenizer(tokenizer, to, framed=found.config.task.name in TASKS)
     return [*lines, f'written: {to}']
 
 
@@ -66,12 +71,12 @@ def _plain(model: Transformer, params: tree.Params, merge: bool) -> tuple[tree.P
     return folded, [f'merged: {len(added)} leaves; the largest change of a logit over 256 tokens is {change:.2g}']
 
 
-def _tokenizer(tokenizer: data.Tokenizer, folder: Path, to: Path) -> list[str]:
-    """Copies what transformers reads of the tokenizer; a word where it reads none of it."""
-    names = ('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'special_tokens_map.json', 'vocab.txt')
-    copied = [name for name in names if (folder / name).is_file()]
-    for name in copied:
-        (to / name).write_bytes((folder / name).read_bytes())
-    if copied:
+def _tokenizer(tokenizer: data.Tokenizer, to: Path, framed: bool) -> list[str]:
+    """Writes what transformers reads of the tokenizer (`tokenizer_files`); a line if its form needs saying."""
+    files = tokenizer_files(tokenizer, framed)
+    if files:
+        for name, content in files.items():
+            (to / name).write_bytes(content)
         return []
-    return [f'the tokenizer ({tokenizer.kind}) has no form that transformers reads: it stays in {folder}']
+    (to / tokenizer.file).write_bytes(tokenizer.content)
+    return [f'the tokenizer is a SentencePiece model, {tokenizer.file}, which transformers converts when it opens it']

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from configs import tiny
 from lmtrain import assemble, base, export, train, trained, tree
@@ -68,6 +69,14 @@ def test_an_exported_run_opens_as_it_was(folder):
     tokens = {'tokens': np.arange(24, dtype=np.int32).reshape(2, 12)}
     logits = [m.apply({'params': p}, tokens)['logits'] for m, p in ((model, params), (was.model, was.params))]
     np.testing.assert_allclose(*logits, atol=2e-5)
+
+    end = was.tokenizer.end_id
+    files = 'config.json', 'tokenizer_config.json'
+    config, about = (json.loads((folder / 'hf' / name).read_bytes()) for name in files)
+    assert config['bos_token_id'] == config['eos_token_id'] == end
+    assert about['bos_token'] == about['eos_token'] == was.tokenizer.specials[end]
+    library = tokenizers.Tokenizer.from_file(str(folder / 'hf' / 'tokenizer.json'))
+    assert library.encode('a naïve cat').ids == [end, *was.tokenizer.encode('a naïve cat')]
 
 
 def test_a_checkpoint_holds_what_the_base_lacks_and_is_refused_on_another(folder, tmp_path):

@@ -4,7 +4,8 @@
 
 Logits of a ragged batch past the original rotary length, gradients of GPT-2 and LLaMA, and logits after an export that
 transformers opens again; the heads of tasks; adapters in and out of PEFT's directories; ids of texts full of
-added tokens; and what is published of stories260K. Writes results.json, and the goldens of the default tests.
+added tokens; what transformers writes on with an exported model that was trained from scratch; and what is published of
+stories260K. Writes results.json, and the goldens of the default tests.
 """
 
 import argparse
@@ -28,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'experiments')]
 
 import record  # noqa: E402
-from parity import adapters, cases, heads, stories, token_ids  # noqa: E402
+from parity import adapters, cases, heads, scratch, stories, token_ids  # noqa: E402
 
 from lmtrain import tree  # noqa: E402
 from lmtrain.models import huggingface, load_pretrained, pretrained, save_pretrained  # noqa: E402
@@ -212,6 +213,8 @@ def main():
     more, rows, of_adapters = adapters.compare(arguments.only)
     trials, figures = trials + more, figures + rows
     more, rows, of_tokens = token_ids.compare(arguments.only)
+    trials, figures = trials + more, figures + rows
+    more, rows = scratch.compare(arguments.only)
     trials, figures = trials + more, figures + rows
     if arguments.only in 'stories260K' and (found := stories.trial()):
         print(json.dumps(found), flush=True)

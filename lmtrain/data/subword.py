@@ -85,7 +85,8 @@ class HuggingFace(Tokenizer):
         import tokenizers
 
         spec = self._spec | {'post_processor': json.loads(self.content).get('post_processor')}
-        encoded = tokenizers.Tokenizer.from_str(json.dumps(spec)).encode('a', 'a')
+        word = self.decode(next(ids for ids in self.content_ids[:, None] if self.pieces[ids[0]].strip()))
+        encoded = tokenizers.Tokenizer.from_str(json.dumps(spec)).encode(word, word)
         of = encoded.sequence_ids
         if 0 not in of or 1 not in of:
             return super().layout
@@ -141,13 +142,19 @@ class HuggingFace(Tokenizer):
         return ids[:first] + self.encode(text[encoded.offsets[first - 1][1] :])  # after an added token a text begins
 
     def encode_with_offsets(self, texts):
-        encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        encoded = self._run(self.tokenizer.encode_batch, texts)
         ids = self._content_alone(texts, [np.array(e.ids, np.int32) for e in encoded])
         return [(i, np.array(e.offsets, np.int32).reshape(-1, 2)) for i, e in zip(ids, encoded, strict=True)]
 
     def encode_batch(self, texts):
-        ids = [np.array(e.ids, np.int32) for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        ids = [np.array(e.ids, np.int32) for e in self._run(self.tokenizer.encode_batch_fast, texts)]
         return self._content_alone(texts, ids)
+
+    def _run(self, encode, texts):
+        try:
+            return encode(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception, for a model without an unknown token
+            raise ValueError(f'this tokenizer.json cannot encode the text ({error}): take another one') from error
 
     def _content_alone(self, texts, ids):
         """`ids`. Raises ValueError if a special token is among them."""
@@ -310,7 +317,7 @@ def hide(spec: dict, special: Iterable[str]) -> dict[str, str]:
         changed['merges'] = [pair for pair in pairs if not {*pair, ''.join(pair)} & names.keys()]
     spec['model'] = model | changed
     spec['added_tokens'] = [
-        token | {'content': names.get(token['content'], token['content'])} for token in spec['added_tokens']
+        token | {'content': names.get(token['content'], token['content'])} for token in spec.get('added_tokens') or ()
     ]
     return {new: name for name, new in names.items()}
 
@@ -334,13 +341,13 @@ def _piece_reader(spec: dict) -> tuple[Callable[[str, bool], bytes], bool]:
     """
     told = json.dumps([spec.get('normalizer'), spec.get('pre_tokenizer'), spec.get('decoder')])
     if '"ByteLevel"' in told:
-        table = _byte_level()
+        table = byte_level()
         prefix = '"add_prefix_space": true' in json.dumps(spec.get('pre_tokenizer'))
 
-        def byte_level(name: str, added: bool) -> bytes:
+        def level(name: str, added: bool) -> bytes:
             return name.encode() if added else b''.join(table.get(c) or c.encode() for c in name)
 
-        return byte_level, prefix
+        return level, prefix
     if spec['model']['type'] == 'WordPiece':
         mark = spec['model'].get('continuing_subword_prefix') or '##'
 
@@ -358,11 +365,13 @@ def _piece_reader(spec: dict) -> tuple[Callable[[str, bool], bytes], bool]:
             return bytes([int(byte[1], 16)]) if byte else name.replace('▁', ' ').encode()
 
         return metaspace, prefix
+    if spec['model']['type'] == 'WordLevel' and not spec.get('decoder'):  # the library puts a blank between two words
+        return lambda name, added: b' ' + name.encode(), True
     return lambda name, added: name.encode(), False
 
 
 @functools.cache
-def _byte_level() -> dict[str, bytes]:
+def byte_level() -> dict[str, bytes]:
     """GPT-2's printable stand-ins: the bytes that print stand for themselves, the others follow from U+0100 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = [byte for byte in range(256) if byte not in printable]
