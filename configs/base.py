@@ -47,11 +47,12 @@ def get_config():
     config.task.too_long = 'error'  # rows beyond data.seq_len: 'error' | 'cut' | 'drop'
     config.task.template = 'auto'  # of 'chat': 'auto' (the tokenizer's, else 'plain') | 'plain' | a Jinja file
 
-    # Start: lmtrain.base.open_base(config.init.base, config.init.adapter); with a base, config.model is the base's but
-    # for dropout, dtype, remat, unroll and attention
+    # Start: lmtrain.base.open_base(config.init.base, config.init.adapter, config.init.ignore); with a base, the model
+    # section is the base's except for dropout, dtype, remat, unroll and attention
     config.init = ml_collections.ConfigDict()
     config.init.base = ''  # folder of a run or a Hugging Face directory; '' draws parameters anew
     config.init.adapter = ''  # PEFT directory whose leaves are joined to the base's
+    config.init.ignore = ()  # unknown fields of the base's config.json or adapter_config.json that are skipped
     config.init.frozen_dtype = 'float32'  # of the base's leaves that do not learn: 'float32' | 'bfloat16'
 
     # Model: lmtrain.models.Transformer(**config.model)

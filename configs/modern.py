@@ -12,6 +12,7 @@ from configs import pretrain_gpt2
 
 def get_config(size='124M'):
     config = pretrain_gpt2.get_config(size)
+    config.model.family = ''
     config.model.num_heads = config.model.get_ref('width') // 128
     config.model.positions = 'rotary'
     config.model.norm = 'rmsnorm'

@@ -14,7 +14,8 @@ def get_config():
     config.model.num_layers = 3
     config.model.width = 192
     config.model.num_heads = 3
-    config.model.activation = 'relu2'
+    # SwiGLU, as in Qwen 3, as which the model is exported: three matrices that weigh as much as the usual two of 4 D.
+    config.model.mlp_dim = config.model.get_oneway_ref('width') * 8 // 3
     config.model.qk_norm = True
     config.budget.hours = 3.75 / 60
     config.optimizer.name = 'muon'

@@ -9,6 +9,7 @@ import pathlib
 import re
 import shutil
 import sys
+import textwrap
 
 from absl import flags
 
@@ -72,4 +73,9 @@ def page(values: flags.FlagValues) -> None:
         note = note if len(note) <= room else f'{note[: max(0, room - 2)]} …'
         blank = ' ' * (width - len(cells[key]) - 1 - len(was))
         print(f'{colour}{mark} {name:18}{cells[key]}{plain} {dim}{was}{blank}  {note}'.rstrip() + plain)
+    sys.stdout.flush()  # the rest waits for jax
+    from lmtrain import base as bases
+
+    answer = textwrap.fill(f'export to transformers  {bases.exportable(config)}', screen, subsequent_indent='  ')
+    print(f'\n{answer}')
     print(f'\n{green}*{plain} other than base.py    {cyan}>{plain} set on this command line')

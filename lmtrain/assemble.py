@@ -52,13 +52,13 @@ def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
 def _on_base(config) -> tuple[ml_collections.ConfigDict, Base | None]:
     """The config with the model section of its base, and that base."""
     if not config.init.base:
-        wanted = [name for name in ('adapter',) if config.init[name]]
+        wanted = [name for name in ('adapter', 'ignore') if config.init[name]]
         wanted += ['frozen_dtype'] * (config.init.frozen_dtype != 'float32')
         if wanted or config.data.tokenizer == 'base':
             field = f'init.{wanted[0]} = {config.init[wanted[0]]!r}' if wanted else "data.tokenizer = 'base'"
             raise ValueError(f'{field} without init.base: name the folder of a run or a Hugging Face directory')
         return config, None
-    base = open_base(config.init.base, config.init.adapter)
+    base = open_base(config.init.base, config.init.adapter, config.init.ignore)
     config = config.copy_and_resolve_references()
     config.model = ml_collections.ConfigDict(settings(config, base.model))
     return config.lock(), base

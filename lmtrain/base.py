@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,11 +40,12 @@ class Base(NamedTuple):
     step: int | None = None
 
 
-def open_base(directory: str, adapter: str = '') -> Base:
+def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> Base:
     """The base that `config.init` names: a run's folder (its last checkpoint) or a Hugging Face directory.
 
     Args:
       adapter: folder of a PEFT adapter for it, whose leaves are joined to its own; '' is none.
+      ignore: unknown fields of the base's config.json or of adapter_config.json that are skipped.
 
     Raises FileNotFoundError, ValueError naming the file or key.
     """
@@ -52,12 +53,18 @@ def open_base(directory: str, adapter: str = '') -> Base:
     if (path / 'checkpoints').is_dir():
         base = open_run(path)
     elif (path / 'config.json').is_file():
-        base = _pretrained(path)
+        base = _pretrained(path, ignore)
     else:
         raise FileNotFoundError(
             f'init.base: {path} is neither the folder of a run nor a Hugging Face directory: it holds no config.json'
         )
-    return _with_adapter(base, Path(adapter).expanduser()) if adapter else base
+    if adapter:
+        base = _with_adapter(base, Path(adapter).expanduser(), ignore)
+    files = [path / 'config.json', *([Path(adapter).expanduser() / 'adapter_config.json'] if adapter else [])]
+    known = {name for file in files for name in folder.read(file)}
+    if missing := [name for name in ignore if name not in known]:
+        raise ValueError(f'init.ignore has {missing[0]!r}, which {" and ".join(map(str, files))} do not have')
+    return base
 
 
 def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base:
@@ -89,7 +96,7 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
     trainable, frozen = kind('trainable'), kind('frozen')
     inner, fingerprint = None, folder.read(directory / 'fingerprints.json').get('base')
     if init['base']:
-        inner = open_base(init['base'], init['adapter'])
+        inner = open_base(init['base'], init['adapter'], init['ignore'])
         if inner.hash != fingerprint:
             raise ValueError(
                 f'{directory} was trained on another base than {init["base"]} holds now: its hash is '
@@ -122,19 +129,21 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
     return Base(hashlib.sha256(parts.encode()).hexdigest(), model, directory / 'tokenizer', shapes, load, config, step)
 
 
-def _pretrained(path: Path) -> Base:
+def _pretrained(path: Path, ignore: Sequence[str]) -> Base:
     """A Hugging Face directory."""
     from lmtrain.models import pretrained  # late: a run that begins at random has no need of it
 
-    model = pretrained.model_of(pretrained.read_config(path))
+    model = pretrained.model_of(pretrained.read_config(path), ignore)
     shapes = pretrained.shapes_of(model)
     files = sorted(file for file in path.iterdir() if file.name == 'config.json' or file.suffix == '.safetensors')
-    return Base(_hash(files), model, path, shapes, lambda place: pretrained.load_pretrained(path, place)[1])
+    load = lambda place: pretrained.load_pretrained(path, place, ignore=ignore)[1]  # noqa: E731
+    return Base(_hash(files), model, path, shapes, load)
 
 
-def _with_adapter(base: Base, path: Path) -> Base:
+def _with_adapter(base: Base, path: Path, ignore: Sequence[str]) -> Base:
     """A base with the leaves of a PEFT directory."""
-    new = adapt.load_adapter(of_a_family(base.model), base.shapes, path)  # abstract base: its own leaves are arrays
+    # On an abstract base, the arrays are the adapter's own leaves.
+    new = adapt.load_adapter(of_a_family(base.model), base.shapes, path, ignore)
     own = {p: leaf for p, leaf in tree.flatten(new).items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), new)
 
@@ -150,22 +159,37 @@ def _with_adapter(base: Base, path: Path) -> Base:
 
 
 def of_a_family(model: Transformer) -> Transformer:
-    """The model under the family whose config.json can say its settings, where it names none.
+    """The model under the Hugging Face family that has its settings: its own if it names one, or the first of all.
 
-    Raises ValueError with each family's reason where none can.
+    Raises ValueError naming the nearest family and the settings that it does not have.
     """
     from lmtrain.models import pretrained
 
-    if model.family:
-        return model
-    reasons = []
-    for family in ('llama', 'gpt2', 'qwen3', 'bert'):
+    nearest: tuple[str, list[str]] | None = None
+    for family in sorted(pretrained.FAMILIES, key=lambda family: family != model.family):
+        named = dataclasses.replace(model, family=family)
         try:
-            pretrained.config_of(named := dataclasses.replace(model, family=family))
+            others = pretrained.differences(named, pretrained.read_as(named))
+        except ValueError:  # the family cannot write or read one of these settings at all
+            continue
+        if not others:
             return named
-        except ValueError as error:
-            reasons.append(f'  {family}: {error}')
-    raise ValueError('no family of Hugging Face has this model:\n' + '\n'.join(reasons))
+        if nearest is None or len(others) < len(nearest[1]):
+            nearest = family, others
+    family, others = nearest
+    raise ValueError(
+        f'no family of transformers has this model; the nearest, {family}, has no {" and no ".join(others)}'
+    )
+
+
+def exportable(config) -> str:
+    """Whether `lmtrain export --format=hf` can write the model of a config: 'yes, as FAMILY' or 'no: REASON'."""
+    init = config.init
+    try:
+        model = open_base(init.base, init.adapter, init.ignore).model if init.base else Transformer(**config.model)
+        return f'yes, as {of_a_family(model).family}'
+    except (OSError, ValueError) as error:
+        return f'no: {error}'
 
 
 def _hash(files: list[Path]) -> str:

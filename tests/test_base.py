@@ -1,6 +1,9 @@
 """A run on a base: what it starts from, what its checkpoint holds, what it refuses, and the way back out."""
 
+import importlib
 import json
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -141,8 +144,51 @@ def test_what_a_checkpoint_holds_whole_needs_no_base_to_go_on(folder, tmp_path, 
 def test_a_run_of_no_family_is_told_so_when_it_is_exported(folder, tmp_path):
     config = recipe(folder, data__corrupt=0.15, model__causal=False, model__vocab_size=258)
     train.train(config, tmp_path / 'masked')
-    with pytest.raises(ValueError, match='no family of Hugging Face has this model:'):
+    reason = r'the nearest, llama, has no model.causal=False \(only True\)'
+    with pytest.raises(ValueError, match=f'no family of transformers has this model; {reason}'):
         export.export(tmp_path / 'masked', tmp_path / 'hf', 'hf')
+    assert re.search(reason, base.exportable(config))
+
+
+def test_fields_that_the_user_ignores_are_skipped_by_every_run_on_the_base(folder, tmp_path):
+    other = tmp_path / 'base'
+    shutil.copytree(folder / 'hf', other)
+    fields = json.loads((other / 'config.json').read_text())
+    (other / 'config.json').write_text(json.dumps(fields | {'residual_multiplier': 0.5}))
+    settings = {'init__base': str(other), 'data__tokenizer': 'bytes', 'adapt__method': 'lora'}
+    with pytest.raises(ValueError, match='residual_multiplier=0.5 is unknown'):
+        assemble.assemble(recipe(folder, **settings))
+    with pytest.raises(ValueError, match="init.ignore has 'vocab_size', which a llama reads"):
+        assemble.assemble(recipe(folder, init__ignore=('residual_multiplier', 'vocab_size'), **settings))
+    with pytest.raises(ValueError, match="init.ignore has 'residual', which .*config.json do not have"):
+        assemble.assemble(recipe(folder, init__ignore=('residual_multiplier', 'residual'), **settings))
+    train.train(recipe(folder, init__ignore=('residual_multiplier',), **settings), tmp_path / 'run')
+    found = trained.restore(tmp_path / 'run')
+    np.testing.assert_array_equal(
+        found.params['embed']['embedding'], trained.restore(folder / 'first').params['embed']['embedding']
+    )
+
+
+@pytest.mark.parametrize(
+    ('name', 'answer'),
+    [
+        ('quickstart', 'yes, as qwen3'),
+        ('tiny', 'yes, as llama'),
+        ('ladder', 'yes, as llama'),
+        ('pretrain_gpt2', 'yes, as gpt2'),
+        ('shakespeare', 'no: .*the nearest, gpt2, has no model.bias=False .only True.'),
+        ('modern', "no: .*model.activation='relu2' .only 'swiglu'. and no model.logit_softcap=30.0 .only 0.0."),
+    ],
+)
+def test_whether_a_recipe_can_be_exported_is_known_before_it_runs(name, answer):
+    config = importlib.import_module(f'configs.{name}').get_config()
+    assert re.match(answer, base.exportable(config))
+
+
+def test_a_base_that_is_not_here_cannot_be_exported():
+    config = tiny.get_config()
+    config.init.base = 'nowhere'
+    assert base.exportable(config).startswith('no: init.base: nowhere is neither')
 
 
 def test_a_split_is_evaluated_on_as_many_devices_as_divide_a_batch(folder, tmp_path):
@@ -173,6 +219,7 @@ def test_every_text_is_measured_apart_before_and_after(folder, tmp_path):
     ('settings', 'said'),
     [
         ({'init__adapter': 'x'}, "init.adapter = 'x' without init.base"),
+        ({'init__ignore': ('x',)}, r"init.ignore = \('x',\) without init.base"),
         ({'init__frozen_dtype': 'bfloat16'}, "init.frozen_dtype = 'bfloat16' without init.base"),
         ({'data__tokenizer': 'base'}, "data.tokenizer = 'base' without init.base"),
         ({'init__base': 'nowhere'}, 'nowhere is neither the folder of a run nor a Hugging Face directory'),

@@ -8,6 +8,7 @@ stand side by side in an A of their summed rank, beside a block-diagonal B.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,22 +29,28 @@ BASE = 'lmtrain.json'  # beside PEFT's two files: the fingerprint of the base
 SAMPLES = 64  # values of every leaf that a fingerprint reads
 
 
-def load_adapter(model, params: Mapping, directory) -> tree.Params:
+def load_adapter(model, params: Mapping, directory, ignore: Sequence[str] = ()) -> tree.Params:
     """`params` with the leaves of the adapter in a directory, float32, and its heads.
 
     A head of the checkpoint itself takes the adapter's values, any other becomes `heads/<name>`. `params` may be
     shapes: then the adapter's leaves alone are arrays, and the base is not compared with the one it was made on.
+    Unknown fields of adapter_config.json that are in `ignore` are skipped.
 
     Raises FileNotFoundError, or ValueError naming the field, tensor, shape or value: a field that is unknown, missing
     or not implemented, a tensor too many or too few, and an adapter of another base.
     """
     directory = Path(directory)
-    fields = peft_config.read(directory)
+    fields = peft_config.read(directory, ignore)
     path = directory / WEIGHTS
     if not path.is_file():
-        raise FileNotFoundError(f'{directory} holds no {WEIGHTS} (pickled weights are not read)')
+        raise FileNotFoundError(
+            f'{directory} holds no {WEIGHTS} (pickled weights are not read: open it in PEFT and save it again)'
+        )
     check_base(directory, params)
-    tensors = {key: np.asarray(tensor.read(), np.float32) for key, tensor in safetensors.header(path).items()}
+    tensors = {
+        _without_adapter_name(key): np.asarray(tensor.read(), np.float32)
+        for key, tensor in safetensors.header(path).items()
+    }
     beside = fields['peft_type'] in ('LORA', 'IA3')
     prefix = 'base_model.model.' if beside else 'base_model.'
     try:
@@ -58,6 +65,12 @@ def load_adapter(model, params: Mapping, directory) -> tree.Params:
     new = tree.unflatten({name: jnp.asarray(leaf) for name, leaf in (new | heads).items()})
     check(tree.unflatten(params), new)
     return tree.join(tree.unflatten(params), new)
+
+
+def _without_adapter_name(key: str) -> str:
+    """A key of a module's own state dict, which still has the adapter's name 'default', as PEFT saves it."""
+    key = re.sub(r'\.(lora_\w+|ia3_l|modules_to_save)\.default(?=\.|$)', r'.\1', key)
+    return key.replace('.modules_to_save.', '.')
 
 
 def save_adapter(

@@ -1,7 +1,10 @@
-"""adapter_config.json of PEFT 0.21: which fields an adapter of a kind has, and what each may say."""
+"""adapter_config.json of PEFT, from 0.2 on: which fields an adapter of a kind has, and what each may say.
+
+A field that a later version added has its default if it is absent (DEFAULTS).
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,18 @@ AUTOMATIC = (
 # Fields that every kind must have; those with another value than one of OFF change the function, unless they are read.
 COMMON = ('peft_type', 'base_model_name_or_path')
 REQUIRED = {
-    'LORA': ('r', 'lora_alpha', 'target_modules', 'bias', 'use_rslora', 'use_dora', 'rank_pattern', 'alpha_pattern'),
-    'IA3': ('target_modules', 'feedforward_modules'),
+    'LORA': ('r', 'lora_alpha', 'target_modules'),
+    'IA3': ('target_modules',),
     'PROMPT_TUNING': ('num_virtual_tokens', 'token_dim'),
     'P_TUNING': ('num_virtual_tokens', 'token_dim'),
     'PREFIX_TUNING': ('num_virtual_tokens', 'token_dim', 'num_attention_heads', 'num_layers'),
 }
 OFF = (None, False, {}, [], '', 'none')
+# Fields that are read and that PEFT 0.2 (feedforward_modules: 0.3) did not have yet.
+DEFAULTS = {
+    'LORA': {'bias': 'none', 'use_rslora': False, 'use_dora': False, 'rank_pattern': {}, 'alpha_pattern': {}},
+    'IA3': {'feedforward_modules': []},
+}
 # Read by nobody: names, versions, the state of training, and how the values came to be.
 HARMLESS = {
     'auto_mapping', 'inference_mode', 'modules_to_save', 'peft_version', 'revision', 'task_type', 'lora_dropout',
@@ -32,7 +40,7 @@ HARMLESS = {
     'prompt_tuning_init_state_dict_path', 'tokenizer_kwargs', 'tokenizer_name_or_path', 'encoder_hidden_size',
     'encoder_dropout', 'encoder_num_layers', 'encoder_reparameterization_type', 'prefix_projection',
     'num_attention_heads', 'num_layers', 'megatron_core', 'qalora_group_size', 'loftq_config', 'layers_pattern',
-    'layers_to_transform', 'exclude_modules', 'ensure_weight_tying',
+    'layers_to_transform', 'exclude_modules', 'ensure_weight_tying', 'merge_weights',
 }  # fmt: skip
 # Features that are refused unless they are off.
 FOREIGN = {
@@ -44,8 +52,10 @@ FOREIGN = {
 INITS = (None, True, False, 'gaussian', 'orthogonal', 'eva')
 
 
-def read(directory: Path) -> dict[str, Any]:
-    """The fields of adapter_config.json, all of which this package understands.
+def read(directory: Path, ignore: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of adapter_config.json, with the defaults of those that its version of PEFT did not have.
+
+    Unknown fields that are off (null, false, empty) are skipped, and those of `ignore`.
 
     Raises FileNotFoundError, or ValueError naming the field that is unknown, missing or has a value not implemented.
     """
@@ -60,15 +70,20 @@ def read(directory: Path) -> dict[str, Any]:
         kind = fields.get('peft_type') if isinstance(fields, dict) else fields
         raise ValueError(f'{path}: peft_type={kind!r} is none of {", ".join(REQUIRED)}')
     required = COMMON + REQUIRED[fields['peft_type']]
-    known = set(required) | HARMLESS | FOREIGN | {'init_lora_weights', 'num_transformer_submodules'}
+    defaults = DEFAULTS.get(fields['peft_type'], {})
+    known = {*required, *defaults} | HARMLESS | FOREIGN | {'init_lora_weights', 'num_transformer_submodules'}
     for name, value in fields.items():
-        if name not in known:
-            raise ValueError(f'{path}: the field {name!r} is unknown{nearest(name, known)}')
+        if name not in known and name not in ignore and value not in OFF:
+            raise ValueError(
+                f'{path}: the field {name!r} is unknown{nearest(name, known)}; if it does not change the function, '
+                f'skip it with --config.init.ignore="(\'{name}\',)"'
+            )
         if name in FOREIGN and value not in OFF:
             raise ValueError(f'{path}: {name}={value!r} is not implemented')
     for name in required:
         if name not in fields:
             raise ValueError(f'{path} lacks the field {name!r}, without which the adapter is not determined')
+    fields = defaults | {name: value for name, value in fields.items() if value is not None or name not in defaults}
     _check(path, fields)
     return fields
 

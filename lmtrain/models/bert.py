@@ -1,6 +1,6 @@
 """BERT (arXiv 1810.04805) and crammed BERT (arXiv 2212.14034): sizes, as updates of `model` in a config, and files."""
 
-from lmtrain.models.huggingface import PLAIN, Entry, Fields, plain, size_fields
+from lmtrain.models.huggingface import PLAIN, Entry, Fields, activation_name, size_fields
 
 ENCODER = {'norm': 'layernorm', 'norm_eps': 1e-12, 'embed_norm': True, 'tied': True, 'causal': False}
 # The embedding of sentence types is left out here: it is a constant where one sentence is given, and part of the
@@ -35,11 +35,9 @@ SIZES = {
 
 ARCHITECTURES = {'bert': 'BertForMaskedLM'}
 PREFIX = 'bert.'
-# Older files hold positions; those of BERT's own pretraining hold a pooler and a second head whatever they are read as.
-IGNORED = (
-    r'embeddings\.(position|token_type)_ids|pooler\.dense\.(weight|bias)'
-    r'|cls\.(seq_relationship\.(weight|bias)|predictions\.(decoder\.)?bias)'
-)
+# Files of BERT's own pretraining hold a pooler and a second head, whatever they are read as.
+IGNORED = r'pooler\.dense\.(weight|bias)|cls\.(seq_relationship\.(weight|bias)|predictions\.(decoder\.)?bias)'
+ALIASES = {'BertForPreTraining': 'lm'}
 # What the heads of this family are made of: the first token through the pooler, or every token as it is.
 HEADS = {'none': {'head_activation': 'tanh'}, 'classify': {'head_activation': 'tanh'}, 'tag': {}, 'span': {}}
 
@@ -71,7 +69,7 @@ def fields(model) -> dict:
     return size_fields(model) | {
         'type_vocab_size': model.token_types,
         'layer_norm_eps': model.norm_eps,
-        'hidden_act': plain(model.activation),
+        'hidden_act': activation_name(model.activation, PLAIN),
         'tie_word_embeddings': model.tied,
     }
 

@@ -1,6 +1,7 @@
 """Which head a checkpoint has, by the name of its architecture, and where the heads of decoders lie in the files.
 
-A family that has heads of its own says in `HEADS` which settings each has, and in its `entries` where they lie.
+A family that has heads of its own says in `HEADS` which settings each has, and in its `entries` where they lie; older
+names of its architectures are in `ALIASES`.
 """
 
 import re
@@ -31,7 +32,7 @@ def head_of(config: Mapping, module) -> str:
     """The head of a config.json. Raises ValueError where its architecture is none of the family's."""
     kind = config['model_type']
     known = {name: head for head, name in architectures(module, kind).items()}
-    known |= {'BertForPreTraining': 'lm'} if kind == 'bert' else {}
+    known |= getattr(module, 'ALIASES', {})
     found = config.get('architectures') or [module.ARCHITECTURES[kind]]
     if len(found) != 1 or found[0] not in known:
         near = nearest(str(found[0]), known)

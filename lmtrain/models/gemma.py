@@ -6,9 +6,9 @@ every other layer; Gemma 3 has norms of queries and keys for the caps, and other
 
 from lmtrain.models import llama
 from lmtrain.models.huggingface import Entry, Fields, layer_types, rope, rope_fields, rope_of, windows
-from lmtrain.models.llama import IGNORED, PREFIX
+from lmtrain.models.llama import PREFIX
 
-__all__ = ['ARCHITECTURES', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
+__all__ = ['ARCHITECTURES', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
 
 ARCHITECTURES = {
     'gemma': 'GemmaForCausalLM',
@@ -116,7 +116,7 @@ def fields(model) -> dict:
         return found
     found['hidden_activation'] = found.pop('hidden_act')
     found |= {
-        'query_pre_attn_scalar': whole(model.attention_scale**-2),
+        'query_pre_attn_scalar': whole(model.attention_scale**-2) if model.attention_scale else model.head_dim,
         'attn_logit_softcapping': model.attention_softcap or None,
         'final_logit_softcapping': model.logit_softcap or None,
         'sliding_window': model.window or model.max_len,

@@ -1,6 +1,6 @@
 """GPT-2 (Radford et al., 2019): the published sizes, as updates of a config's `model` section, and its files."""
 
-from lmtrain.models.huggingface import PLAIN, Entry, Fields, plain
+from lmtrain.models.huggingface import PLAIN, Entry, Fields, activation_name
 
 GPT2 = {
     'family': 'gpt2',
@@ -23,7 +23,6 @@ SIZES = {
 ARCHITECTURES = {'gpt2': 'GPT2LMHeadModel'}
 TAG = 'classifier'
 PREFIX = 'transformer.'
-IGNORED = r'h\.\d+\.attn\.(bias|masked_bias)'  # causal masks, which older files hold
 
 
 def settings(fields: Fields) -> dict:
@@ -56,7 +55,7 @@ def fields(model) -> dict:
         'n_head': model.num_heads,
         'n_inner': model.mlp_dim,
         'layer_norm_epsilon': model.norm_eps,
-        'activation_function': plain(model.activation),
+        'activation_function': activation_name(model.activation, PLAIN),
         'scale_attn_weights': not model.attention_scale,
         'tie_word_embeddings': model.tied,
     }

@@ -1,11 +1,10 @@
 """GPT-NeoX (arXiv 2204.06745) and Pythia (arXiv 2304.01373): sizes and files."""
 
-from lmtrain.models.huggingface import PLAIN, Entry, Fields, plain, rope, rope_fields, size_fields
+from lmtrain.models.huggingface import PLAIN, Entry, Fields, activation_name, rope, rope_fields, size_fields
 
 ARCHITECTURES = {'gpt_neox': 'GPTNeoXForCausalLM'}
 TAG = 'classifier'
 PREFIX = 'gpt_neox.'
-IGNORED = r'layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)'  # masks and frequencies of older files
 NEOX = {
     'family': 'gpt_neox',
     'positions': 'rotary',
@@ -54,7 +53,7 @@ def fields(model) -> dict:
     found = rope_fields(model)
     return size_fields(model) | {
         'layer_norm_eps': model.norm_eps,
-        'hidden_act': plain(model.activation),
+        'hidden_act': activation_name(model.activation, PLAIN),
         'rotary_emb_base': found['rope_theta'],
         'rotary_pct': (model.rotary_dim or model.head_dim) / model.head_dim,
         'rope_scaling': found['rope_scaling'],

@@ -9,16 +9,35 @@ import numpy as np
 # Fields that change no output in evaluation, nor what is trained: other programs' defaults, names and versions.
 HARMLESS = frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _name_or_path architectures attention_dropout
-    attention_probs_dropout_prob attn_pdrop auto_map bos_token_id cache_implementation classifier_dropout
-    cls_token_id dtype embd_pdrop eos_token_id finetuning_task gradient_checkpointing hidden_dropout
-    hidden_dropout_prob id2label initializer_range is_decoder is_llama_config keys_to_ignore_at_inference
-    label2id model_type n_ctx num_labels output_attentions output_hidden_states pad_token_id pretraining_tp
-    problem_type reorder_and_upcast_attn resid_pdrop return_dict return_dict_in_generate sep_token_id
-    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
-    task_specific_params tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
-    unk_token_id use_cache
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
+    _flash_attn_2_enabled _name_or_path _num_labels architectures attention_dropout
+    attention_probs_dropout_prob attn_implementation attn_pdrop auto_map bos_token_id cache_implementation
+    classifier_dropout cls_token_id decoder_start_token_id directionality dtype embd_pdrop eos_token_id
+    finetuning_task gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
+    is_llama_config keys_to_ignore_at_inference label2id language max_sequence_length model_type n_ctx n_special
+    num_labels output_attentions output_hidden_states output_past pad_token_id pooler_fc_size
+    pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type predict_special_tokens prefix
+    pretraining_tp problem_type reorder_and_upcast_attn resid_pdrop return_dict return_dict_in_generate
+    sep_token_id summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+    task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers.js_config
+    transformers_version unk_token_id unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
+    xla_device
     """.split()
+)
+# Settings of text generation, which older files and many fine-tuned models repeat in config.json.
+GENERATION = frozenset(
+    """
+    bad_words_ids begin_suppress_tokens chunk_size_feed_forward diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id length_penalty max_length max_new_tokens min_length min_new_tokens no_repeat_ngram_size
+    num_beam_groups num_beams num_return_sequences output_scores penalty_alpha remove_invalid_values
+    renormalize_logits repetition_penalty suppress_tokens temperature tie_encoder_decoder top_k top_p typical_p
+    """.split()
+)
+# Tensors of older files that are no parameters: causal masks, rotary frequencies and position ids (buffers of modules).
+BUFFERS = (
+    r'(.*\.)?(attn|attention)\.(bias|masked_bias)|(.*\.)?rotary_emb\w*\.(\w*inv_freq|cos_cached|sin_cached)'
+    r'|(.*\.)?embeddings\.(position|token_type)_ids'
 )
 GATED = {'silu': 'swiglu', 'swish': 'swiglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu'}
 PLAIN = {
@@ -33,19 +52,24 @@ PLAIN = {
 REQUIRED = object()
 
 
-def plain(activation: str) -> str:
-    """Hugging Face's name of an activation without a gate. Raises ValueError for one that has a gate."""
-    named = {ours: theirs for theirs, ours in reversed(PLAIN.items())}
-    if activation not in named:
-        raise ValueError(f'model.activation={activation!r} is none of {", ".join(named)}')
-    return named[activation]
+def activation_name(activation: str, names: Mapping[str, str]) -> str:
+    """Hugging Face's name of an activation among `names` (PLAIN or GATED); the first name if there is none.
+
+    The caller compares what it reads as with the model (pretrained.config_of).
+    """
+    return next((theirs for theirs, ours in names.items() if ours == activation), next(iter(names)))
 
 
 class Fields:
-    """A config.json of which every field has to be read: one that nobody asks for could change the function."""
+    """The fields of a config.json. Every field must be read, because an unread one could change the function.
 
-    def __init__(self, fields: Mapping[str, Any]):
+    `ignore` are fields that the user declares to be without effect (config.init.ignore).
+    """
+
+    def __init__(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()):
         self.left = dict(fields)
+        self.given = frozenset(fields)
+        self.ignore = tuple(ignore)
         self.family = fields['model_type']
 
     def take(self, name: str, default: Any = REQUIRED) -> Any:
@@ -75,24 +99,18 @@ class Fields:
         return choices[value]
 
     def done(self) -> None:
-        """Raises ValueError naming a field that nobody has read."""
+        """Raises ValueError naming a field that nobody has read, or one of `ignore` that the family does read."""
+        if read := [name for name in self.ignore if name in self.given and name not in self.left]:
+            raise ValueError(
+                f'init.ignore has {read[0]!r}, which a {self.family} reads: it decides what the model computes'
+            )
         for name, value in self.left.items():
             # What is off in older files: output_scores: false, pruned_heads: {}, prefix: null.
-            if name not in HARMLESS and value not in (None, False, {}, []) and name not in GENERATION:
+            if name not in HARMLESS | GENERATION | {*self.ignore} and value not in (None, False, {}, []):
                 raise ValueError(
-                    f'config.json: {name}={value!r} is unknown for a {self.family}; it may change what the model '
-                    'computes, so it is not passed over'
+                    f'config.json: {name}={value!r} is unknown for a {self.family} and may change what the model '
+                    f'computes; if it does not, skip it with --config.init.ignore="(\'{name}\',)"'
                 )
-
-
-# Older files repeat the defaults of text generation.
-GENERATION = frozenset(
-    """
-    chunk_size_feed_forward diversity_penalty encoder_no_repeat_ngram_size length_penalty max_length min_length
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences repetition_penalty temperature
-    tie_encoder_decoder top_k top_p typical_p
-    """.split()
-)
 
 
 def rope(fields: Fields, head_dim: int, max_len: int, *, theta: float = 10_000.0, partial: float | None = None) -> dict:
@@ -108,7 +126,8 @@ def rope(fields: Fields, head_dim: int, max_len: int, *, theta: float = 10_000.0
 
 def rope_of(found: Mapping, head_dim, max_len, theta, partial=None, original=None, may_be_partial=False) -> dict:
     """The settings of one dict of rope parameters and of what stands beside it."""
-    scaling = {name: value for name, value in found.items() if value is not None}
+    # `finetuned` of the YaRN models' files: whether the model was trained with the scaling, which it always has here.
+    scaling = {name: value for name, value in found.items() if value is not None and name != 'finetuned'}
     kinds = {scaling.pop(name) for name in ('rope_type', 'type') if name in scaling}
     if len(kinds) > 1:
         raise ValueError(f'config.json: rope_type and type of the rope parameters differ: {sorted(kinds)}')

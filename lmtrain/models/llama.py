@@ -4,7 +4,9 @@ The 1B and 3B are LLaMA 3.2's; their stretching of rotary angles beyond 8,192 to
 files of LLaMA 2 and 3 become settings and leaves, which most families take over with few changes.
 """
 
-from lmtrain.models.huggingface import GATED, Entry, Fields, rope, rope_fields, size_fields
+from typing import Any
+
+from lmtrain.models.huggingface import GATED, REQUIRED, Entry, Fields, activation_name, rope, rope_fields, size_fields
 
 LLAMA = {
     'family': 'llama',
@@ -48,13 +50,13 @@ LADDER = {
 }
 
 ARCHITECTURES = {'llama': 'LlamaForCausalLM'}
+ALIASES = {'LLaMAForCausalLM': 'lm'}  # LLaMA 1
 PREFIX = 'model.'
-IGNORED = r'layers\.\d+\.self_attn\.rotary_emb\.inv_freq'  # older files hold the frequencies
 
 
 def settings(fields: Fields) -> dict:
     """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
-    sizes = common(fields)
+    sizes = common(fields, max_len=2048)  # the files of LLaMA 1 do not say it
     attention, mlp = fields.take('attention_bias', False), fields.take('mlp_bias', False)
     biased = (('query', 'key', 'value', 'output') if attention else ()) + (('mlp',) if mlp else ())
     return sizes | rope(fields, sizes['head_dim'], sizes['max_len']) | {'biased': biased}
@@ -66,12 +68,22 @@ def fields(model) -> dict:
     return common_fields(model) | rope_fields(model) | biases
 
 
-def common(fields: Fields, *, eps: float = 1e-6, head_dim: int | None = None, tied: bool = False) -> dict:
-    """The settings that all relatives of LLaMA read alike; `head_dim` None: the width over the heads."""
+def common(
+    fields: Fields,
+    *,
+    eps: float = 1e-6,
+    head_dim: int | None = None,
+    tied: bool = False,
+    max_len: Any = REQUIRED,
+) -> dict:
+    """The settings that all relatives of LLaMA read alike; the arguments are a family's defaults.
+
+    `head_dim` None: the width over the heads.
+    """
     width, num_heads = fields.take('hidden_size'), fields.take('num_attention_heads')
     return LLAMA | {
         'vocab_size': fields.take('vocab_size'),
-        'max_len': fields.take('max_position_embeddings'),
+        'max_len': fields.take('max_position_embeddings', max_len),
         'num_layers': fields.take('num_hidden_layers'),
         'width': width,
         'num_heads': num_heads,
@@ -90,7 +102,7 @@ def common_fields(model) -> dict:
         'num_key_value_heads': model.num_kv_heads,
         'head_dim': model.head_dim,
         'rms_norm_eps': model.norm_eps,
-        'hidden_act': {'swiglu': 'silu', 'geglu': 'gelu_pytorch_tanh'}[model.activation],
+        'hidden_act': activation_name(model.activation, GATED),
         'tie_word_embeddings': model.tied,
     }
 

@@ -2,9 +2,9 @@
 
 from lmtrain.models import llama
 from lmtrain.models.huggingface import Fields, layer_types, rope, rope_fields, windows
-from lmtrain.models.llama import IGNORED, PREFIX, entries
+from lmtrain.models.llama import PREFIX, entries
 
-__all__ = ['ARCHITECTURES', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
+__all__ = ['ARCHITECTURES', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
 
 ARCHITECTURES = {'mistral': 'MistralForCausalLM'}
 MISTRAL = llama.LLAMA | {

@@ -4,7 +4,6 @@ from lmtrain.models.huggingface import Entry, Fields, layer_types, rope_of, size
 
 ARCHITECTURES = {'modernbert': 'ModernBertForMaskedLM'}
 PREFIX = 'model.'
-IGNORED = r'rotary_emb\..*'
 MODERNBERT = {
     'vocab_size': 50_368,
     'max_len': 8192,

@@ -2,9 +2,9 @@
 
 from lmtrain.models import llama
 from lmtrain.models.huggingface import Entry, Fields, rope, rope_fields
-from lmtrain.models.llama import IGNORED, PREFIX
+from lmtrain.models.llama import PREFIX
 
-__all__ = ['ARCHITECTURES', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
+__all__ = ['ARCHITECTURES', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
 
 ARCHITECTURES = {'olmo2': 'Olmo2ForCausalLM'}
 NORMS = {'attention_norm': 'post_attention_layernorm', 'mlp_norm': 'post_feedforward_layernorm'}

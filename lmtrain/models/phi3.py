@@ -2,9 +2,9 @@
 
 from lmtrain.models import llama
 from lmtrain.models.huggingface import Entry, Fields, layer_types, rope, rope_fields, windows
-from lmtrain.models.llama import IGNORED, PREFIX
+from lmtrain.models.llama import PREFIX
 
-__all__ = ['ARCHITECTURES', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
+__all__ = ['ARCHITECTURES', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
 
 ARCHITECTURES = {'phi3': 'Phi3ForCausalLM'}
 PHI3 = llama.LLAMA | {'family': 'phi3', 'vocab_size': 32_064, 'max_len': 4096, 'rope_theta': 10_000.0, 'window': 2047}

@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from lmtrain.models import (
     roberta,
     safetensors,
 )
-from lmtrain.models.huggingface import HARMLESS, Entry, Fields, nearest
+from lmtrain.models.huggingface import BUFFERS, HARMLESS, Entry, Fields, nearest
 from lmtrain.models.transformer import Transformer
 
 MODULES = (gpt2, llama, mistral, qwen, gemma, phi3, olmo2, gpt_neox, bert, roberta, modernbert)
@@ -66,30 +66,31 @@ def put(path: str, array: np.ndarray) -> jax.Array:
     return jnp.asarray(array)
 
 
-def load_pretrained(directory, place: Callable = put, dtype: str | None = None) -> tuple[Transformer, tree.Params]:
+def load_pretrained(
+    directory, place: Callable = put, dtype: str | None = None, ignore: Sequence[str] = ()
+) -> tuple[Transformer, tree.Params]:
     """(model, params) of a directory with config.json and model.safetensors, or several files and their index.
 
     A leaf is read, layer by layer, into one array of the host, and given to `place` before the next one is read.
 
     Args:
       place: (path, numpy array) -> what stands at that path of params; on a mesh, the array as the mesh holds it.
-      dtype: of the leaves; None leaves each as the file has it.
+      dtype: of the leaves; None leaves each as the file has it, the widest of its layers.
+      ignore: fields of config.json that are skipped although they are unknown.
 
     Raises FileNotFoundError; ValueError naming the field of config.json that is missing, unknown or not supported, the
     tensor that is missing, left over, or of another shape than the model's (both shapes), or what is wrong with a file.
     """
     directory = Path(directory)
-    model = model_of(read_config(directory))
+    model = model_of(read_config(directory), ignore)
     tensors = safetensors.find(directory)
     pieces = _pieces(shapes_of(model))
     shapes = {path: _joined(found) for path, found in pieces.items()}
     plan = _plan(model, tensors, shapes)
     leaves = {}
     for entry, keys in plan:
-        kinds = {str(tensors[key].dtype) for key in keys}
-        if len(kinds) > 1:
-            raise ValueError(f'{directory}: the layers of {entry.key} have the dtypes {" and ".join(sorted(kinds))}')
-        kind = jnp.dtype(dtype or kinds.pop())
+        # Layers may have different dtypes (some kept in float32 on purpose); one stack has one, in which each fits.
+        kind = jnp.dtype(dtype or functools.reduce(jnp.promote_types, [tensors[key].dtype for key in keys]))
         widths = [shapes[path][-1] for path in entry.paths]
         if '{layer}' not in entry.key:
             arrays = [np.ascontiguousarray(x, kind) for x in huggingface.split(entry, tensors[keys[0]].read(), widths)]
@@ -152,7 +153,8 @@ def save_pretrained(
 
     directory.mkdir(parents=True, exist_ok=True)
     safetensors.write(directory, {key: described(entry) for key, (entry, _) in places.items()}, read)
-    config['torch_dtype'] = str(jnp.dtype(dtype or params['embed']['embedding'].dtype))
+    # transformers 4 reads torch_dtype, 5 prefers dtype.
+    config['dtype'] = config['torch_dtype'] = str(jnp.dtype(dtype or params['embed']['embedding'].dtype))
     safetensors.replace(directory / 'config.json', [(json.dumps(config, indent=2) + '\n').encode()])
 
 
@@ -170,13 +172,16 @@ def read_config(directory) -> dict:
     return config
 
 
-def model_of(config: Mapping) -> Transformer:
-    """The model of a config.json. Raises ValueError naming the field that is missing, unknown or not supported."""
+def model_of(config: Mapping, ignore: Sequence[str] = ()) -> Transformer:
+    """The model of a config.json, without reading the unknown fields of `ignore`.
+
+    Raises ValueError naming the field that is missing, unknown or not supported.
+    """
     kind = config['model_type']
     if kind not in FAMILIES:
         raise ValueError(f'config.json: model_type={kind!r} is none of {", ".join(FAMILIES)}{nearest(kind, FAMILIES)}')
     module = FAMILIES[kind]
-    fields = Fields(config)
+    fields = Fields(config, ignore)
     try:
         settings = DEFAULTS | module.settings(fields)
         settings |= checkpoint_head.settings(checkpoint_head.head_of(config, module), fields, module)
@@ -195,20 +200,41 @@ def config_of(model: Transformer, like: Mapping | None = None) -> dict:
             f'model.family={model.family!r} is none of {", ".join(FAMILIES)}: only a model of one of these has '
             'a Hugging Face form'
         )
-    module = FAMILIES[model.family]
-    config = {'model_type': model.family} | module.fields(model) | checkpoint_head.fields(model, module)
-    said = model_of(config)
-    for name in Transformer.__dataclass_fields__:
-        if name not in HOW and getattr(said, name) != getattr(model, name):
-            raise ValueError(
-                f'model.{name}={getattr(model, name)!r} cannot be said in the config.json of a {model.family}, '
-                f'which would read as {getattr(said, name)!r}'
-            )
+    config = _fields(model)
+    if others := differences(model, read_as(model)):
+        raise ValueError(f'the config.json of a {model.family} has no {" and no ".join(others)}')
     tokens = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'))
     kept = {name: value for name, value in (like or {}).items() if name in HARMLESS and name not in config}
     if len(kept.get('id2label') or ()) != model.num_labels:  # the names of another head's labels
         kept.pop('id2label', None), kept.pop('label2id', None)
     return tokens | config | kept
+
+
+def _fields(model: Transformer) -> dict:
+    """The fields of config.json that a model decides."""
+    module = FAMILIES[model.family]
+    return {'model_type': model.family} | module.fields(model) | checkpoint_head.fields(model, module)
+
+
+def read_as(model: Transformer) -> Transformer:
+    """The model that the config.json of a model's family makes of its settings; `differences` compares the two."""
+    return model_of(_fields(model))
+
+
+def differences(model: Transformer, other: Transformer) -> list[str]:
+    """The settings of `model` that `other` has not, each as "model.NAME=VALUE (only OTHER)"."""
+
+    def value(settings: Transformer, name: str):
+        if name == 'attention_scale' and not settings.attention_scale:
+            return settings.head_dim**-0.5
+        return getattr(settings, name)
+
+    names = [name for name in Transformer.__dataclass_fields__ if name not in (*HOW, 'family')]
+    return [
+        f'model.{name}={getattr(model, name)!r} (only {getattr(other, name)!r})'
+        for name in names
+        if value(model, name) != value(other, name)
+    ]
 
 
 def entries_of(model: Transformer) -> list[Entry]:
@@ -264,15 +290,24 @@ def _plan(model, tensors: Mapping, shapes: Mapping) -> list[tuple[Entry, list[st
                 raise ValueError(f'the weights lack {names[0]!r}, {wanted}{nearest(names[0], left)}')
             if tensors[key].shape != wanted:
                 raise ValueError(f'{tensors[key].path}: {key!r} is {tensors[key].shape}, but {wanted} by config.json')
+            if not jnp.issubdtype(tensors[key].dtype, jnp.floating):
+                raise ValueError(
+                    f'{tensors[key].path}: {key!r} is {tensors[key].dtype}: quantized weights are not read; take a '
+                    'directory with the weights in float32, bfloat16 or float16'
+                )
             keys.append(key)
         plan.append((entry, keys))
         left -= set(keys)
-    left = {key for key in left if not re.fullmatch(module.IGNORED, key.removeprefix(module.PREFIX))}
+    unused = f'{BUFFERS}|{module.IGNORED}' if hasattr(module, 'IGNORED') else BUFFERS
+    left = {key for key in left if not re.fullmatch(unused, key.removeprefix(module.PREFIX))}
     head = next((key for key in HEADS if model.tied and key in left), None)
     if head:
         embedding = next(keys[0] for entry, keys in plan if entry.paths == ('embed/embedding',))
         if not np.array_equal(tensors[head].read(), tensors[embedding].read()):
-            raise ValueError(f'{head!r} is not {embedding!r}, though config.json says tie_word_embeddings')
+            raise ValueError(
+                f'{head!r} is not {embedding!r}, though config.json ties them: set tie_word_embeddings to false there '
+                'if the model was trained with a head of its own'
+            )
         left.remove(head)
     if left:
         key = min(left)

@@ -2,9 +2,9 @@
 
 from lmtrain.models import llama
 from lmtrain.models.huggingface import Fields, layer_types, rope, rope_fields, windows
-from lmtrain.models.llama import IGNORED, PREFIX, entries
+from lmtrain.models.llama import PREFIX, entries
 
-__all__ = ['ARCHITECTURES', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
+__all__ = ['ARCHITECTURES', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
 
 ARCHITECTURES = {'qwen2': 'Qwen2ForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
 QWEN = llama.LLAMA | {'vocab_size': 151_936, 'max_len': 32_768, 'rope_theta': 1_000_000.0, 'norm_eps': 1e-6}

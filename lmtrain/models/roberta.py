@@ -8,7 +8,7 @@ __all__ = ['ARCHITECTURES', 'HEADS', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'f
 
 ARCHITECTURES = {'roberta': 'RobertaForMaskedLM'}
 PREFIX = 'roberta.'
-IGNORED = r'embeddings\.(position|token_type)_ids|pooler\.dense\.(weight|bias)|lm_head\.(decoder\.)?bias'
+IGNORED = r'pooler\.dense\.(weight|bias)|lm_head\.(decoder\.)?bias'
 ROBERTA = bert.BERT | {'vocab_size': 50_265, 'max_len': 514, 'norm_eps': 1e-5, 'token_types': 1, 'position_offset': 2}
 SIZES = {
     'base': ROBERTA | {'num_layers': 12, 'width': 768, 'num_heads': 12},

@@ -159,6 +159,66 @@ def test_another_base_is_refused(tmp_path, base):
         adapt.load_adapter(pretrained.Transformer(**vars(model) | {'family': ''}), bare, tmp_path / 'in')
 
 
+# The fields of adapter_config.json that each release of PEFT added to LoRA.
+FIELDS = {
+    '0.2': 'base_model_name_or_path bias fan_in_fan_out inference_mode lora_alpha lora_dropout modules_to_save '
+    'peft_type r target_modules task_type',
+    '0.3': 'init_lora_weights',
+    '0.4': 'auto_mapping layers_pattern layers_to_transform revision',
+    '0.6': 'alpha_pattern rank_pattern',
+    '0.7': 'loftq_config megatron_config megatron_core',
+    '0.8': 'use_rslora',
+}
+DROPPED = {'0.2': {'enable_lora': None, 'merge_weights': False}}  # which 0.3 removed again
+
+
+@pytest.mark.parametrize('version', FIELDS)
+def test_adapters_of_older_releases_are_read_with_the_defaults_of_later_fields(tmp_path, base, version):
+    golden = GOLDENS['lora of gpt_neox']
+    known = {name for release, names in FIELDS.items() if release <= version for name in names.split()}
+
+    def as_written_then(config, tensors):
+        for name in config.keys() - known:
+            assert name not in ('r', 'lora_alpha', 'target_modules')
+            del config[name]
+        config.update(DROPPED.get(version, {}))
+
+    model, bare = base('gpt_neox')
+    params = adapt.load_adapter(model, bare, adapter(tmp_path / 'in', 'lora of gpt_neox', as_written_then))
+    found = heads.sampled(output(model, params, batch_of('gpt_neox'), golden['task'])).ravel()
+    np.testing.assert_allclose(found, np.array(golden['outputs'], np.float32), atol=2e-5)
+
+
+def test_unknown_fields_that_are_off_or_ignored_are_skipped(tmp_path, base):
+    model, bare = base('llama')
+    wanted = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', LLAMA)))
+    change = put(later_feature=False, another=None, more={}, use_rslora=True, comment='mine')
+    found = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', LLAMA, change), ['comment']))
+    assert found.keys() == wanted.keys()
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(found[path], leaf)
+
+
+@pytest.mark.parametrize('name', ['lora of llama, spans', 'dora of gpt2', 'ia3 of phi3', 'lora of embeddings of llama'])
+def test_keys_that_name_the_adapter_are_those_of_the_saved_file(tmp_path, base, name):
+    """As in state dicts that other trainers save: lora_A.default.weight, qa_outputs.modules_to_save.default.weight."""
+    model, bare = base(GOLDENS[name]['base'])
+    wanted = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', name)))
+
+    def named(config, tensors):
+        for key in list(tensors):
+            for part in ('lora_A', 'lora_B', 'lora_embedding_A', 'lora_embedding_B', 'lora_magnitude_vector', 'ia3_l'):
+                if f'.{part}' in key:
+                    tensors[key.replace(f'.{part}', f'.{part}.default')] = tensors.pop(key)
+            if 'qa_outputs.' in key:
+                tensors[key.replace('qa_outputs.', 'qa_outputs.modules_to_save.default.')] = tensors.pop(key)
+
+    found = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', name, named)))
+    assert found.keys() == wanted.keys()
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(found[path], leaf)
+
+
 def put(**fields):
     return lambda config, tensors: config.update(fields)
 
@@ -189,9 +249,9 @@ def rename(old, new):
 
 Q = '0.self_attn.q_proj.lora_A.weight'
 BAD = [
-    (LLAMA, put(lora_alhpa=8), "the field 'lora_alhpa' is unknown; the nearest is 'lora_alpha'"),
+    (LLAMA, put(lora_alhpa=8), "the field 'lora_alhpa' is unknown; the nearest is 'lora_alpha'.*init.ignore"),
     (LLAMA, lack('lora_alpha'), "lacks the field 'lora_alpha'"),
-    (LLAMA, lack('use_dora'), "lacks the field 'use_dora'"),
+    (LLAMA, put(enable_lora=[True, False, True]), "the field 'enable_lora' is unknown"),
     (LLAMA, put(use_qalora=True), 'use_qalora=True is not implemented'),
     (LLAMA, put(bias='all'), "bias='all' is not implemented"),
     (LLAMA, put(init_lora_weights='pissa'), "init_lora_weights='pissa' is not implemented"),

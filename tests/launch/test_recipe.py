@@ -279,3 +279,10 @@ def shapes_of(config):
     model = Transformer(**config.model)
     batch = {'tokens': np.zeros((1, config.data.seq_len), np.int32)}
     return jax.eval_shape(model.init, jax.random.key(0), batch)['params']
+
+
+@pytest.mark.parametrize(('name', 'answer'), [('tiny', 'yes, as llama'), ('modern', "no: .* model.activation='relu2'")])
+def test_show_says_whether_the_model_can_be_exported(capsys, name, answer):
+    cli.main(['show', f'--config={name}'])
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert re.search(f'export to transformers {answer}', shown)

@@ -125,8 +125,84 @@ FILES = [
         gpt_neox.SIZES['70M'],
     ),
 ]
+GPT2 = {
+    **{'model_type': 'gpt2', 'activation_function': 'gelu_new', 'architectures': ['GPT2LMHeadModel']},
+    **{'attn_pdrop': 0.1, 'bos_token_id': 50_256, 'embd_pdrop': 0.1, 'eos_token_id': 50_256, 'resid_pdrop': 0.1},
+    **{'initializer_range': 0.02, 'layer_norm_epsilon': 1e-5, 'n_ctx': 1024, 'n_positions': 1024},
+    **{'summary_activation': None, 'summary_first_dropout': 0.1, 'summary_proj_to_labels': True},
+    **{'summary_type': 'cls_index', 'summary_use_proj': True, 'vocab_size': 50_257},
+    'task_specific_params': {'text-generation': {'do_sample': True, 'max_length': 50}},
+}
+LARGER = GPT2 | {'n_special': 0, 'predict_special_tokens': True}
+BERT = {
+    **{'model_type': 'bert', 'architectures': ['BertForMaskedLM'], 'attention_probs_dropout_prob': 0.1},
+    **{'directionality': 'bidi', 'hidden_act': 'gelu', 'hidden_dropout_prob': 0.1, 'hidden_size': 768},
+    **{'initializer_range': 0.02, 'intermediate_size': 3072, 'layer_norm_eps': 1e-12, 'pad_token_id': 0},
+    **{'max_position_embeddings': 512, 'num_attention_heads': 12, 'num_hidden_layers': 12, 'type_vocab_size': 2},
+    **{'pooler_fc_size': 768, 'pooler_num_attention_heads': 12, 'pooler_num_fc_layers': 3},
+    **{'pooler_size_per_head': 128, 'pooler_type': 'first_token_transform', 'vocab_size': 21_128},
+}
+LLAMA1 = {
+    **{'model_type': 'llama', 'architectures': ['LLaMAForCausalLM'], 'bos_token_id': 0, 'eos_token_id': 1},
+    **{'hidden_act': 'silu', 'hidden_size': 4096, 'intermediate_size': 11_008, 'initializer_range': 0.02},
+    **{'max_sequence_length': 2048, 'num_attention_heads': 32, 'num_hidden_layers': 32, 'pad_token_id': -1},
+    **{'rms_norm_eps': 1e-6, 'torch_dtype': 'float16', 'transformers_version': '4.27.0.dev0', 'use_cache': True},
+    'vocab_size': 32_000,
+}
+SEVEN = llama.LLAMA | {
+    **{'vocab_size': 32_000, 'max_len': 2048, 'num_layers': 32, 'width': 4096, 'num_heads': 32},
+    **{'mlp_dim': 11_008, 'norm_eps': 1e-6, 'rope_theta': 10_000.0},
+}
+YARN = {'factor': 16.0, 'original_max_position_embeddings': 4096, 'type': 'yarn', 'finetuned': True}
+FILES += [
+    (LARGER | {'n_embd': 1024, 'n_head': 16, 'n_layer': 24}, gpt2.SIZES['355M']),
+    (LARGER | {'n_embd': 1280, 'n_head': 20, 'n_layer': 36}, gpt2.SIZES['774M']),
+    (LARGER | {'n_embd': 1600, 'n_head': 25, 'n_layer': 48, 'output_past': True}, gpt2.SIZES['1558M']),
+    (
+        GPT2
+        | {'n_embd': 768, 'n_head': 12, 'n_layer': 6, '_num_labels': 1}
+        | {'id2label': {'0': 'LABEL_0'}, 'label2id': {'LABEL_0': 0}},
+        gpt2.SIZES['124M'] | {'num_layers': 6},
+    ),
+    (BERT, bert.SIZES['base'] | {'family': 'bert', 'vocab_size': 21_128, 'token_types': 2}),
+    (
+        BERT | {'vocab_size': 119_547, 'layer_norm_eps': 1e-12, 'output_past': True},
+        bert.SIZES['base'] | {'family': 'bert', 'vocab_size': 119_547, 'token_types': 2},
+    ),
+    (LLAMA1, SEVEN),
+    (LLAMA1 | {'architectures': ['LlamaForCausalLM'], 'max_position_embeddings': 2048}, SEVEN),
+    (
+        LLAMA1
+        | {'architectures': ['LlamaForCausalLM'], 'max_position_embeddings': 65_536, 'rope_scaling': YARN}
+        | {'attn_implementation': 'flash_attention_2', 'do_sample': True, 'temperature': 0.9, 'top_p': 0.6},
+        SEVEN
+        | {'max_len': 65_536}
+        | {'rope_scaling': (('factor', 16.0), ('original_max_position_embeddings', 4096), ('rope_type', 'yarn'))},
+    ),
+    (
+        {
+            **{'model_type': 'mistral', 'architectures': ['MistralForCausalLM'], 'attention_dropout': 0.0},
+            **{'hidden_act': 'silu', 'hidden_size': 4096, 'intermediate_size': 14_336, 'rms_norm_eps': 1e-5},
+            **{'max_position_embeddings': 32_768, 'num_attention_heads': 32, 'num_hidden_layers': 32},
+            **{'num_key_value_heads': 8, 'pad_token_id': 770, 'rope_theta': 1_000_000.0, 'sliding_window': None},
+            **{'tie_word_embeddings': False, 'vocab_size': 32_768, 'unsloth_fixed': True},
+            **{'unsloth_version': '2024.9', 'torch_dtype': 'bfloat16', 'use_cache': True},
+        },
+        mistral.SIZES['7B v0.3'],
+    ),
+    (  # without `sliding_window`, whose default is a window
+        {
+            **{'model_type': 'mistral', 'hidden_act': 'silu', 'hidden_size': 4096, 'intermediate_size': 14_336},
+            **{'max_position_embeddings': 32_768, 'num_attention_heads': 32, 'num_hidden_layers': 32},
+            **{'num_key_value_heads': 8, 'rms_norm_eps': 1e-5, 'rope_theta': 10_000.0, 'vocab_size': 32_000},
+        },
+        mistral.SIZES['7B v0.1'],
+    ),
+]
 
 
-@pytest.mark.parametrize(('config', 'settings'), FILES, ids=[config['model_type'] for config, _ in FILES])
+@pytest.mark.parametrize(
+    ('config', 'settings'), FILES, ids=[f'{i} {file[0]["model_type"]}' for i, file in enumerate(FILES)]
+)
 def test_published_files_are_the_published_sizes(config, settings):
     assert pretrained.model_of(config) == build(settings)

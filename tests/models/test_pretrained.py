@@ -65,7 +65,8 @@ def test_in_and_out_as_transformers_has_it(tmp_path, name):
         np.testing.assert_array_equal(before[key], after[key], err_msg=key)
     config = pretrained.read_config(tmp_path / 'out')
     assert config['architectures'] == cases.DECODERS[name]['architectures']
-    assert config['bos_token_id'] == 7 and config['eos_token_id'] is None and config['torch_dtype'] == 'float32'
+    assert config['bos_token_id'] == 7 and config['eos_token_id'] is None
+    assert config['dtype'] == config['torch_dtype'] == 'float32'
     assert load_pretrained(tmp_path / 'out')[0] == model
 
 
@@ -172,7 +173,7 @@ def test_a_tied_head_in_the_file_is_the_embedding(tmp_path):
     write(folder, whole | {'lm_head.weight': whole['transformer.wte.weight']})
     load_pretrained(folder)
     write(folder, whole | {'lm_head.weight': 2 * whole['transformer.wte.weight']})
-    with pytest.raises(ValueError, match="'lm_head.weight' is not 'transformer.wte.weight', though"):
+    with pytest.raises(ValueError, match='config.json ties them: set tie_word_embeddings'):
         load_pretrained(folder)
 
 
@@ -193,7 +194,8 @@ CONFIGS = [
     ({'rope_scaling': {'factor': 2.0}}, 'rope_type default have the field factor'),
     ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor=0.5 is not supported'),
     ({'quantization_config': {'bits': 4}}, 'quantization_config=.* is unknown for a llama'),
-    ({'residual_multiplier': 0.2}, 'residual_multiplier=0.2 is unknown'),
+    ({'residual_multiplier': 0.2}, r'residual_multiplier=0.2 is unknown.*init.ignore="\(\'residual_multiplier\',\)"'),
+    ({'max_position_embeddings': 0}, 'model.max_len=0 must be at least 1'),
 ]
 
 
@@ -223,6 +225,59 @@ def test_off_fields_and_names_of_other_programs_are_passed_over():
     assert pretrained.model_of(cases.DECODERS['llama'] | more) == pretrained.model_of(cases.DECODERS['llama'])
 
 
+def test_ignored_fields_are_skipped_unless_the_family_reads_them():
+    config = cases.DECODERS['llama'] | {'residual_multiplier': 0.2, 'comment': 'mine'}
+    expected = pretrained.model_of(cases.DECODERS['llama'])
+    assert pretrained.model_of(config, ignore=('residual_multiplier', 'comment')) == expected
+    with pytest.raises(ValueError, match="comment='mine' is unknown"):
+        pretrained.model_of(config, ignore=('residual_multiplier',))
+    with pytest.raises(ValueError, match="init.ignore has 'rope_theta', which a llama reads"):
+        pretrained.model_of(cases.DECODERS['llama'], ignore=('rope_theta',))
+
+
+def test_layers_of_several_dtypes_become_the_widest(tmp_path):
+    folder = directory(tmp_path, 'llama')
+    whole = read(folder)
+    half, brain = NORM, NORM.replace('layers.1', 'layers.0')
+    down = 'model.layers.0.mlp.down_proj.weight'
+    narrow = {half: whole[half].astype(np.float16), brain: whole[brain].astype(ml_dtypes.bfloat16)}
+    narrow[down] = whole[down].astype(ml_dtypes.bfloat16)
+    write(folder, whole | narrow)
+    _, params = load_pretrained(folder)
+    scales, kernels = params['layers']['attention_norm']['scale'], params['layers']['mlp']['down']['kernel']
+    assert scales.dtype == kernels.dtype == np.float32  # which holds what float16 and bfloat16 hold
+    np.testing.assert_array_equal(scales, np.stack([np.float32(narrow[brain]), np.float32(narrow[half])]))
+    np.testing.assert_array_equal(kernels[0], np.float32(narrow[down]).T)
+    np.testing.assert_array_equal(kernels[1], whole[down.replace('layers.0', 'layers.1')].T)
+
+
+BUFFERS = {
+    'gpt2': ['transformer.h.0.attn.bias', 'transformer.h.1.attn.masked_bias', 'h.0.attn.bias'],
+    'llama': ['model.rotary_emb.inv_freq', 'model.layers.0.self_attn.rotary_emb.inv_freq'],
+    'gemma3': ['model.rotary_emb_local.inv_freq'],
+    'gpt_neox': ['gpt_neox.layers.1.attention.bias', 'gpt_neox.layers.0.attention.rotary_emb.inv_freq'],
+    'phi3': ['model.layers.0.self_attn.rotary_emb.inv_freq', 'rotary_emb.cos_cached'],
+}
+
+
+@pytest.mark.parametrize('name', BUFFERS)
+def test_buffers_of_older_files_are_skipped(tmp_path, name):
+    folder = directory(tmp_path, name)
+    _, expected = load_pretrained(folder)
+    write(folder, read(folder) | {key: np.full(3, 7.0, np.float32) for key in BUFFERS[name]})
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(folder)[1], expected)
+
+
+@pytest.mark.parametrize('name', ['llama', 'gpt_neox'])
+def test_sharded_files_without_the_name_of_the_module(tmp_path, name):
+    folder = directory(tmp_path, name)
+    prefix = pretrained.FAMILIES[cases.DECODERS[name]['model_type']].PREFIX
+    _, expected = load_pretrained(folder)
+    write(folder, {key.removeprefix(prefix): x for key, x in read(folder).items()}, shard=8000)
+    assert len(list(folder.glob('model-*.safetensors'))) > 2
+    jax.tree.map(np.testing.assert_array_equal, load_pretrained(folder)[1], expected)
+
+
 NORM = 'model.layers.1.input_layernorm.weight'
 TENSORS = [
     (lambda x: x.pop(NORM), f"lack '{NORM}', .32,.*; the nearest is"),
@@ -231,11 +286,11 @@ TENSORS = [
         lambda x: x.update({'model.layers.2.mlp.up_proj.weight': x[NORM]}),
         "'model.layers.2.mlp.up_proj.weight' .32,. has no",
     ),
-    (lambda x: x.update({NORM: x[NORM].astype(np.float16)}), 'dtypes float16 and float32'),
+    (lambda x: x.update({NORM: x[NORM].astype(np.int8)}), f"'{NORM}' is int8: quantized weights are not read"),
 ]
 
 
-@pytest.mark.parametrize(('change', 'message'), TENSORS, ids=['missing', 'misshapen', 'extra', 'dtypes'])
+@pytest.mark.parametrize(('change', 'message'), TENSORS, ids=['missing', 'misshapen', 'extra', 'quantized'])
 def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, message):
     folder = directory(tmp_path, 'llama')
     arrays = read(folder)
@@ -301,7 +356,7 @@ def test_pickles_and_empty_directories_are_refused(tmp_path):
 def test_what_has_no_hugging_face_form_is_not_written(tmp_path):
     model, params = load_pretrained(directory(tmp_path / 'in', 'llama'))
     out = tmp_path / 'out'
-    with pytest.raises(ValueError, match="model.norm='layernorm' cannot be said in the config.json of a llama"):
+    with pytest.raises(ValueError, match=r"config.json of a llama has no model.norm='layernorm' \(only 'rmsnorm'\)"):
         save_pretrained(out, dataclasses.replace(model, norm='layernorm'), params)
     with pytest.raises(ValueError, match="model.family='' is none of"):
         save_pretrained(out, dataclasses.replace(model, family=''), params)
