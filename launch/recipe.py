@@ -9,7 +9,7 @@ import math
 import pathlib
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_collections
@@ -85,11 +85,8 @@ def load(name: str, overrides: dict[str, str] | None = None) -> ml_collections.C
             config.budget[key] = None
     for key, text in overrides.items():
         override(config, key, text)
-    try:
-        check(config, name)
-    except ZeroDivisionError:
-        zeros = ' or '.join(f'config.{key}' for key, text in overrides.items() if text.strip('+-0_') == '')
-        raise ValueError(f'{zeros or name}: a field that follows this one divides by it, and it is 0') from None
+    check_derived(config, name, overrides)
+    check(config, name)
     return config.lock()
 
 
@@ -134,11 +131,13 @@ def leaves(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tupl
 def types(config: ml_collections.ConfigDict, prefix: str = '') -> dict[str, type]:
     """{'section.field': type}, that of what is not set included."""
     found = {}
-    for key, value in config.items():
+    # References are not resolved: until all overrides are applied, one may divide by 0.
+    for key, value in config.items(preserve_field_references=True):
         if isinstance(value, ml_collections.ConfigDict):
             found |= types(value, f'{prefix}{key}.')
         else:
-            found[f'{prefix}{key}'] = config.get_type(key)
+            reference = isinstance(value, ml_collections.FieldReference)
+            found[f'{prefix}{key}'] = value.get_type() if reference else type(value)
     return found
 
 
@@ -195,6 +194,30 @@ def _no(reason: str | None = None):
 def tuples(value: Any) -> Any:
     """Lists as tuples, however deep: a config holds no list."""
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def check_derived(config: ml_collections.ConfigDict, name: str, given: Iterable[str], prefix: str = '') -> None:
+    """Raises ValueError naming a field that is computed by a division by zero, and a field of its section that is 0.
+
+    `given` are the fields of the command line, which are named first.
+    """
+    failed, zeros = [], []
+    for key, field in config.items(preserve_field_references=True):
+        if isinstance(field, ml_collections.ConfigDict):
+            check_derived(field, name, given, f'{prefix}{key}.')
+            continue
+        try:
+            value = config[key]
+        except ZeroDivisionError:
+            failed.append(f'config.{prefix}{key}')
+            continue
+        if type(value) is int and value == 0:
+            zeros.append(f'{prefix}{key}')
+    if failed:
+        standard = dict(leaves(base.get_config()))
+        zeros = sorted((key for key in zeros if standard.get(key) != 0), key=lambda key: key not in given)
+        divisor = f'config.{zeros[0]} = 0' if zeros else '0'
+        raise ValueError(f'{name}: {failed[0]} is computed by a division by zero ({divisor}); set either to 1 or more')
 
 
 def check(config: ml_collections.ConfigDict, name: str) -> None:

@@ -286,3 +286,27 @@ def test_show_says_whether_the_model_can_be_exported(capsys, name, answer):
     cli.main(['show', f'--config={name}'])
     shown = ' '.join(capsys.readouterr().out.split())
     assert re.search(f'export to transformers {answer}', shown)
+
+
+@pytest.mark.parametrize(
+    ('name', 'overrides', 'failed', 'zero'),
+    [
+        ('modern', {'model.width': '64'}, 'head_dim', 'num_heads'),  # 64 // 128 heads
+        ('modern', {'model.width': '0'}, 'head_dim', 'width'),
+        ('tiny', {'model.num_heads': '0'}, 'head_dim', 'num_heads'),
+        ('tiny', {'model.num_heads': '0', 'model.width': '64'}, 'head_dim', 'num_heads'),
+    ],
+)
+def test_a_derived_field_that_divides_by_zero_is_named(name, overrides, failed, zero):
+    with pytest.raises(ValueError) as error:
+        recipe.load(name, overrides)
+    said = str(error.value)
+    assert '\n' not in said
+    assert f'config.model.{failed} is computed by a division by zero (config.model.{zero} = 0)' in said
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_a_division_by_zero_that_a_further_override_prevents_is_no_error(order):
+    overrides = [('model.width', '64'), ('model.num_heads', '1')][::order]
+    model = recipe.load('modern', dict(overrides)).model
+    assert (model.num_heads, model.num_kv_heads, model.head_dim) == (1, 1, 64)
