@@ -46,11 +46,15 @@ def unflatten(leaves: Mapping[str, Any]) -> Params:
 def match(rules: Rules, paths: Iterable[str], default: Any = None) -> dict[str, Any]:
     """{path: value of the first rule whose regex matches the whole path}, `default` where none does.
 
-    Raises ValueError naming every pattern that matches no path at all (a typing error, most often) or is no regex.
+    Raises ValueError naming a rule that is not a pair, and every pattern that matches no path at all (a typing error,
+    most often) or is no regex.
     """
     paths, rules = list(paths), list(rules)
     values, used = {}, set()
-    for pattern, _ in rules:
+    for rule in rules:
+        if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[0], str)):
+            raise ValueError(f"{rule!r} is not a pair (regex, value); a list of pairs looks like (('.*/kernel', 8),)")
+        pattern = rule[0]
         try:
             re.compile(pattern)
         except re.error as error:

@@ -1,5 +1,6 @@
 """What an adapter is, and which leaves the layers know: the two things every method shares."""
 
+import contextlib
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -86,14 +87,23 @@ def key_of(rng: jax.Array, path: str) -> jax.Array:
 def sites(params: Mapping, rules: tree.Rules, what: str) -> dict[str, Any]:
     """{path of a kernel or embedding: value of the first rule that matches it}, where one does.
 
-    Raises ValueError naming `what` where a pattern matches none that an adapter may stand beside.
+    Raises ValueError naming `what` if a rule is not a pair, or a pattern matches none that an adapter may stand beside.
     """
-    paths = [path for path in tree.flatten(params) if path.endswith(('/kernel', '/embedding'))]
-    places = [path for path in paths if not re.fullmatch(ELSEWHERE, path)]
+    leaves = list(tree.flatten(params))
+    places = [path for path in leaves if path.endswith(('/kernel', '/embedding')) and not re.fullmatch(ELSEWHERE, path)]
     try:
         found = tree.match(rules, places)
     except ValueError as error:
-        raise ValueError(f'{what}: {error}') from None
+        others = []
+        with contextlib.suppress(ValueError):  # every pattern matches a leaf, though one that has no adapter
+            others = [path for path, value in tree.match(rules, leaves).items() if value is not None]
+            others = [path for path in others if path not in places]
+        problem = (
+            f'a pattern matches only leaves that no adapter can stand beside, such as {others[0]}; ' if others else ''
+        )
+        raise ValueError(f'{what}: {problem}{error}') from None
+    if not found or all(value is None for value in found.values()):
+        raise ValueError(f'{what}={rules!r} adapts no kernel')
     return {path: value for path, value in found.items() if value is not None}
 
 

@@ -38,26 +38,38 @@ def adapter(
 
     def extend(rng, params):
         new, leaves = {}, tree.flatten(params)
-        ranks = sites(params, rank, 'lora.rank')
-        alphas = tree.match(alpha, ranks)
+        ranks = sites(params, rank, 'adapt.lora.rank')
+        try:
+            alphas = tree.match(alpha, ranks)
+        except ValueError as error:
+            raise ValueError(f'adapt.lora.alpha: {error}') from None
         for path, r in ranks.items():
             if alphas[path] is None:
-                raise ValueError(f'lora.alpha: no pattern matches {path}, which lora.rank adapts')
+                raise ValueError(f'adapt.lora.alpha: no pattern matches {path}, which adapt.lora.rank adapts')
             new |= _leaves(rng, path, leaves[path], r, alphas[path])
         return tree.unflatten(new)
 
     def _leaves(rng, path, kernel, r, alpha):
         *stack, rows, columns = kernel.shape
+        if not np.issubdtype(np.asarray(r).dtype, np.integer):
+            raise ValueError(f'adapt.lora.rank of {path} is {r!r}: it must be a whole number above 0')
+        if not np.issubdtype(np.asarray(alpha).dtype, np.number) or not np.all(np.greater(alpha, 0)):
+            raise ValueError(f'adapt.lora.alpha of {path} is {alpha!r}: it must be a number above 0')
         try:
             r, alpha = (np.broadcast_to(np.asarray(value), stack) for value in (r, alpha))
         except ValueError:
-            raise ValueError(f'lora: {path} has {stack or "no"} layers, but rank {r} and alpha {alpha}') from None
+            raise ValueError(
+                f'adapt.lora.rank: {path} has {stack or "no"} layers, but rank {r} and alpha {alpha}'
+            ) from None
         R = int(r.max())
         table = path.endswith('/embedding')
-        if np.any(r < 0) or R < 1 or not np.issubdtype(r.dtype, np.integer):
-            raise ValueError(f'lora.rank of {path} is {r.tolist()}: it must be a whole number above 0')
+        if np.any(r < 0) or R < 1:
+            raise ValueError(f'adapt.lora.rank of {path} is {r.tolist()}: it must be a whole number above 0')
         if dora and (table or np.any(r == 0)):
-            raise ValueError(f'lora.dora: {path} is an embedding or has layers of rank 0, for which there is no DoRA')
+            raise ValueError(
+                f'adapt.lora.dora: {path} is an embedding or has layers of rank 0, for which there is no DoRA: let '
+                "adapt.lora.rank match kernels alone, such as '.*/kernel'"
+            )
         used = jnp.asarray(np.arange(R) < r[..., None], jnp.float32)  # [..., R]
         parent = path.rpartition('/')[0]
         key = key_of(rng, parent)

@@ -1,0 +1,74 @@
+"""Which settings of LoRA are refused: one line that names the field, before anything is compiled."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny
+from lmtrain import adapt, tree
+from lmtrain.models import Transformer
+from lmtrain.models.pretrained import shapes_of
+
+MODEL = Transformer(**tiny.get_config().model)
+UNTIED = dataclasses.replace(MODEL, tied=False)
+KERNELS = (('layers/.*/kernel', 4),)
+PAIR = r'is not a pair \(regex, value\)'
+
+
+def extended(model, **settings):
+    """The shapes of the tree with the leaves of a LoRA."""
+    shapes = shapes_of(model)
+    method = adapt.method('lora', model, shapes, **{'rank': KERNELS, 'alpha': (('.*', 16.0),)} | settings)
+    return tree.flatten(jax.eval_shape(method.start, jax.random.key(0), shapes))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'rank': ('.*', 16)}, f"adapt.lora.rank: '.\\*' {PAIR}"),
+        ({'rank': ('.*',)}, f"adapt.lora.rank: '.\\*' {PAIR}"),
+        ({'rank': (16,)}, f'adapt.lora.rank: 16 {PAIR}'),
+        ({'rank': ((16, '.*'),)}, f"adapt.lora.rank: \\(16, '.\\*'\\) {PAIR}"),
+        ({'rank': (('.*', 'x'),)}, "adapt.lora.rank of embed/embedding is 'x': it must be a whole number"),
+        ({'rank': (('.*', 2.5),)}, 'adapt.lora.rank of embed/embedding is 2.5'),
+        ({'rank': (('.*', 0),)}, 'adapt.lora.rank of embed/embedding is 0'),
+        ({'rank': (('.*', True),)}, 'adapt.lora.rank of embed/embedding is True'),
+        ({'rank': (('.*/kernel', (4, 2, 3)),)}, r'adapt.lora.rank: layers/.* has \[2\] layers, but rank \(4, 2, 3\)'),
+        ({'rank': ()}, r'adapt.lora.rank=\(\) adapts no kernel'),
+        ({'rank': (('.*', None),)}, 'adapts no kernel'),
+        ({'rank': (('head/.*', 4),)}, 'only leaves that no adapter can stand beside, such as head/kernel'),
+        ({'rank': (('.*norm/scale', 4),)}, 'only leaves that no adapter can stand beside, such as final_norm/scale'),
+        ({'alpha': ('.*', 16.0)}, f"adapt.lora.alpha: '.\\*' {PAIR}"),
+        ({'alpha': (('.*', 0.0),)}, 'adapt.lora.alpha of layers/.* is 0.0: it must be a number above 0'),
+        ({'alpha': (('.*', 'x'),)}, "adapt.lora.alpha of layers/.* is 'x'"),
+        ({'alpha': (('.*/query/kernel', 16.0),)}, 'adapt.lora.alpha: no pattern matches layers/attention/key/kernel'),
+        (
+            {'rank': (('.*', 4),), 'dora': True},
+            'adapt.lora.dora: embed/embedding .*: let adapt.lora.rank match kernels',
+        ),
+    ],
+)
+def test_a_setting_that_means_nothing_is_named(settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        extended(UNTIED, **settings)
+    assert '\n' not in str(error.value)
+
+
+def test_a_pattern_of_all_adapts_kernels_and_embeddings_and_no_norm_or_head():
+    beside = {path.rpartition('/')[0] for path in extended(UNTIED, rank=(('.*', 16),)) if path.endswith('/lora_a')}
+    layers = {f'layers/attention/{name}' for name in ('query', 'key', 'value', 'output')}
+    assert beside == layers | {f'layers/mlp/{name}' for name in ('up', 'gate', 'down')} | {'embed'}
+
+
+def test_the_first_pattern_that_matches_gives_the_rank_of_each_layer():
+    leaves = extended(MODEL, rank=(('.*/query/kernel', (2, 5)), ('.*/(query|value)/kernel', 3)))
+    shapes = {path: leaf.shape for path, leaf in leaves.items() if path.endswith('/lora_a')}
+    width = MODEL.width
+    assert shapes == {'layers/attention/query/lora_a': (2, width, 5), 'layers/attention/value/lora_a': (2, width, 3)}
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes_of(MODEL))
+    method = adapt.method('lora', MODEL, params, rank=(('.*/query/kernel', (2, 5)),), alpha=(('.*', 10.0),))
+    found = method.start(jax.random.key(0), params)['layers']['attention']['query']
+    np.testing.assert_allclose(found['lora_scale'], [5.0, 2.0])  # alpha / rank
+    np.testing.assert_array_equal(np.any(np.asarray(found['lora_a'][0]), axis=0), [True, True, False, False, False])
