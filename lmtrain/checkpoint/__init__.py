@@ -7,15 +7,19 @@ Orbax notices no flipped bit, no zeroed page without compression and no change o
 of it, before anything is loaded.
 """
 
+import contextlib
 import functools
+import glob
+import hashlib
 import json
 import logging
 import math
 import os
 import re
 import shutil
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +68,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             for leftover in self.directory.glob('tmp.*'):
                 shutil.rmtree(leftover)
+        self._plain = plain_name(self.directory)
 
     def due(self, step: int) -> bool:
         """Whether the state after `step` updates is to be saved."""
@@ -99,7 +104,7 @@ class Checkpoints:
         temporary = self.directory / f'tmp.{step}'
         orbax, checkpointer = _orbax()
         arguments = orbax.args.PyTreeSave(leaves.apart(stored))
-        begin = functools.partial(checkpointer.save, temporary / 'state', args=arguments)
+        begin = functools.partial(checkpointer.save, self._plain / temporary.name / 'state', args=arguments)
         # Orbax copies a jax.Array, and meets the other processes, before it returns; the rest need not be waited for.
         if any(isinstance(leaf, jax.Array) for leaf in arguments.item.values()):
             try:
@@ -138,8 +143,10 @@ class Checkpoints:
         self.check_for_errors()
 
     def close(self) -> None:
-        """`wait`; nothing else is held."""
+        """`wait`, and remove the link of `plain_name`."""
         self.wait()
+        if self._plain != self.directory and jax.process_index() == 0:
+            self._plain.unlink(missing_ok=True)
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -160,6 +167,8 @@ class Checkpoints:
                 return
             fault('before_hash', step)
             fault(STALL_IN_SAVE, step)
+            stored = [path for path, leaf in facts['leaves'].items() if math.prod(leaf['shape'])]
+            manifests.check_index(self._plain / temporary.name / 'state', stored)
             manifests.seal(temporary, facts)
             fault('before_rename', step)
             temporary.rename(self.directory / str(step))
@@ -189,6 +198,46 @@ class Checkpoints:
             (self.directory / str(step)).rename(aside)
             fault('in_retention', newest)
             shutil.rmtree(aside)
+
+
+def plain_name(directory: Path) -> Path:
+    """`directory`, or if Orbax cannot use its name, a link to it beside the first folder with such a name.
+
+    Orbax merges what the processes wrote by a glob over the folder of the checkpoint, so that a name with '*', '?' or
+    '[' matches another folder or none. TensorStore takes names in UTF-8 alone. The link has the same path in all
+    processes. Raises OSError naming the folder and the way out.
+    """
+    parts = directory.parts
+    first = next((n for n, part in enumerate(parts) if glob.has_magic(part) or not in_utf8(part)), None)
+    if first is None:
+        return directory
+    link = Path(*parts[:first]) / f'.lmtrain-{hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]}'
+    try:
+        with contextlib.suppress(FileExistsError):  # of another process, or of one that was killed
+            link.symlink_to(directory)
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f'{directory}: such a name needs a link in {link.parent}, which cannot be made '
+            f'({error.strerror}): use another --workdir',
+        ) from error
+    return link
+
+
+def in_utf8(path: str | os.PathLike) -> bool:
+    """Whether the file system has `path` in UTF-8; not if the locale has another encoding, or its bytes are invalid."""
+    return os.fsencode(path) == os.fspath(path).encode('utf-8', errors='replace')
+
+
+@contextlib.contextmanager
+def _readable(directory: Path) -> Iterator[Path]:
+    """A path of `directory` that TensorStore can read."""
+    with contextlib.ExitStack() as stack:
+        if not in_utf8(directory):
+            link = Path(stack.enter_context(tempfile.TemporaryDirectory())) / 'link'
+            link.symlink_to(directory)
+            directory = link
+        yield directory
 
 
 def restore(
@@ -235,7 +284,8 @@ def restore(
     arguments = orbax.args.PyTreeRestore(
         stored, restore_args=orbax.checkpoint_utils.construct_restore_args(stored), partial_restore=partial
     )
-    loaded = checkpointer.restore(directory / str(chosen) / 'state', args=arguments) if stored else {}
+    with _readable(directory / str(chosen)) as folder:
+        loaded = checkpointer.restore(folder / 'state', args=arguments) if stored else {}
     restored = []
     for path, leaf in item.items():
         array = loaded.pop(path) if path in stored else jnp.zeros(leaf.shape, leaf.dtype)

@@ -30,6 +30,19 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
         flush_folder(inner)
 
 
+def check_index(folder: Path, leaves: list[str]) -> None:
+    """Read back the index of what Orbax wrote in `folder`. Raises OSError if it lacks the header of an array."""
+    import tensorstore  # late: comes with Orbax
+
+    index = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{folder}/'}}).result()
+    headers = {'.zarray', 'zarr.json'}  # of formats 2 and 3
+    arrays = {key.decode().rpartition('/') for key in index.list().result()}
+    arrays = {path for path, _, name in arrays if name in headers}
+    missing = [path for path in leaves if path not in arrays]
+    if missing:
+        raise OSError(f'{folder}: the index that Orbax wrote lacks {missing[0]!r}, {len(missing)} arrays in all')
+
+
 def rate(folder: Path, metric: float) -> None:
     """Give a checkpoint the metric that it was saved without; killed at any moment, it is whole before or after."""
     temporary = folder.parent / f'.{folder.name}.{NAME}'

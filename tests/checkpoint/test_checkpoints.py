@@ -391,3 +391,56 @@ def test_the_manifest_is_plain_json(tmp_path):
     assert (read['step'], read['metric'], read['extra']) == (1, 2.5, {'tokens': 5})
     assert read['leaves']['trainable/scale'] == {'shape': [3], 'dtype': 'bfloat16'}
     assert all(set(entry) == {'bytes', 'sha256'} for entry in read['files'].values())
+
+
+NAMES = ['lr[1e-3]', 'a*b?c', '[a]/[b]', 'a b', 'ü漢🙂', 'new\nline', 'a%20b#c', '-x', 'x' * 200]
+NAMES += [os.fsdecode(b'latin \xe9'), os.fsdecode(b'[\xff]/a')]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_any_name_of_a_folder_holds_checkpoints(name, tmp_path):
+    with Checkpoints(tmp_path / name, 1, keep_last=2, keep_best=0) as checkpoints:
+        for step in (1, 2):
+            assert checkpoints.save(small(step), step, {})
+    restored, extra = checkpoint.restore(tmp_path / name, shapes(small(0)))
+    assert extra == {'step': 2} and bits(restored) == bits(small(2))
+    assert [path.name for path in tmp_path.iterdir()] == [name.split('/')[0]]
+
+
+def test_a_folder_that_is_a_link_or_relative(tmp_path, monkeypatch):
+    (tmp_path / 'real').mkdir()
+    (tmp_path / 'link').symlink_to('real')
+    monkeypatch.chdir(tmp_path)
+    for step, name in enumerate(('link', './real', str(tmp_path / 'link')), 1):
+        with Checkpoints(name, 1, keep_last=3, keep_best=0) as checkpoints:
+            assert checkpoints.save(small(step), step, {})
+    assert checkpoint.steps('real') == [1, 2, 3]
+    assert bits(checkpoint.restore('link', shapes(small(0)))[0]) == bits(small(3))
+
+
+def test_a_link_that_is_left_or_that_cannot_be_made(tmp_path, monkeypatch):
+    folder = tmp_path / 'lr[1e-3]'
+    with Checkpoints(folder, 1, 1, 0) as checkpoints:
+        assert checkpoint.plain_name(folder) == checkpoint.plain_name(folder)  # as a killed process leaves it
+        checkpoints.save(small(1), 1, {})
+    monkeypatch.setattr(checkpoint.Path, 'symlink_to', lambda *_: (_ for _ in ()).throw(PermissionError(1, 'no links')))
+    with pytest.raises(PermissionError, match=r'lr\[1e-3\]: such a name needs a link .*no links.*another --workdir'):
+        Checkpoints(folder, 1, 1, 0)
+
+
+def test_a_checkpoint_is_sealed_only_if_its_index_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, 'plain_name', lambda directory: directory)  # then Orbax merges nothing
+    folder = tmp_path / 'lr[1e-3]'
+    checkpoints = Checkpoints(folder, 1, 1, 0)
+    checkpoints.save(small(1), 1, {})
+    with pytest.raises(SaveFailed, match='saving the checkpoint of step 1 .* failed'):
+        checkpoints.wait()
+    assert list(folder.iterdir()) == []
+
+
+def test_an_index_that_lacks_an_array(tmp_path):
+    with Checkpoints(tmp_path, 1, 1, 0) as checkpoints:
+        checkpoints.save(small(1), 1, {})
+    manifest.check_index(tmp_path / '1' / 'state', ['step', 'trainable/kernel', 'opt_state/0/mu'])
+    with pytest.raises(OSError, match="lacks 'trainable/bias', 2 arrays in all"):
+        manifest.check_index(tmp_path / '1' / 'state', ['step', 'trainable/bias', 'scale'])
