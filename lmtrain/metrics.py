@@ -55,9 +55,9 @@ class Events:
         folder.mkdir(parents=True, exist_ok=True)
         self._event, self._summary = Event, Summary
         self._writer = EventsWriter(str(folder / 'events'), f'.{time.time_ns()}')
-        # TensorBoard then forgets what an earlier start said beyond this step.
+        # TensorBoard then drops the points of earlier starts at this step and later: those at `start` itself stand.
         self._writer.write_event(
-            Event(wall_time=time.time(), step=start, session_log=SessionLog(status=SessionLog.START))
+            Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START))
         )
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -108,8 +108,11 @@ class Writers:
         self._write('metrics.jsonl', step, {'batch': batch} | dict(values), 'train/')
 
     def validation(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line {'step', 'validation_...'} of metrics.jsonl."""
-        self._write('metrics.jsonl', step, {f'validation_{name}': value for name, value in values.items()}, '')
+        """One line {'step', 'validation_...'} of metrics.jsonl; of a source of a mixture 'validation_.../NAME'."""
+        line = {f'validation_{name}': value for name, value in values.items() if name != 'sources'}
+        for source, own in values.get('sources', {}).items():
+            line |= {f'validation_{name}/{source}': value for name, value in own.items()}
+        self._write('metrics.jsonl', step, line, '')
 
     def timings(self, step: int, values: Mapping[str, Any]) -> None:
         """One line {'step', *values} of timings.jsonl, such as `Meter.read` gives."""

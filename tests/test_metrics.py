@@ -21,7 +21,10 @@ def lines(path):
 
 
 def events(folder):
-    """{(tag, step): value} and the steps of restarts, of all event files (TFRecord: length, crc, bytes, crc)."""
+    """({(tag, step): value}, [step of each START]): what TensorBoard shows of the event files.
+
+    A START drops the points at its step and later (EventAccumulator, purge_orphaned_data).
+    """
     from tensorboardX.proto.event_pb2 import Event
 
     scalars, starts = {}, []
@@ -31,7 +34,9 @@ def events(folder):
             (size,) = struct.unpack_from('<Q', data, at)
             event = Event.FromString(data[at + 12 : at + 12 + size])
             at += 16 + size
-            starts += [event.step] if event.HasField('session_log') else []
+            if event.HasField('session_log'):
+                starts.append(event.step)
+                scalars = {(tag, step): value for (tag, step), value in scalars.items() if step < event.step}
             scalars |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
     return scalars, starts
 
@@ -70,7 +75,7 @@ def test_the_lines_of_a_run(tmp_path):
     assert scalars['train/loss', 10] == np.float32(0.1)
     assert scalars['validation/bits_per_byte', 10] == 1.25
     assert scalars['speed/tokens_per_second', 10] == 1234.5
-    assert starts == [0]
+    assert starts == [1]
 
 
 def test_a_line_is_on_the_disk_when_it_is_written(tmp_path):
@@ -81,12 +86,14 @@ def test_a_line_is_on_the_disk_when_it_is_written(tmp_path):
 
 
 def test_a_later_start_goes_on(tmp_path):
-    for start in (0, 5):
+    """Points up to the checkpoint stand, those beyond it are replaced, and a start with nothing to do drops none."""
+    for start, steps in ((0, range(1, 8)), (5, range(6, 9)), (8, ())):
         with metrics.Writers(tmp_path, tensorboard=True, start=start) as log:
-            log.metrics(start + 1, {'loss': 1.0}, batch='a')
-    assert [line['step'] for line in lines(tmp_path / 'metrics.jsonl')] == [1, 6]
+            for step in steps:
+                log.metrics(step, {'loss': float(start)}, batch='a')
     scalars, starts = events(tmp_path / 'tensorboard')
-    assert sorted(starts) == [0, 5] and ('train/loss', 6) in scalars
+    assert sorted(starts) == [1, 6, 9]
+    assert scalars == {('train/loss', step): 0.0 if step <= 5 else 5.0 for step in range(1, 9)}
 
 
 def test_equal_runs_write_equal_bytes(tmp_path):
