@@ -15,13 +15,13 @@ def get_config():
 
     # Data: lmtrain.data.prepare(**config.data)
     config.data = ml_collections.ConfigDict()
-    config.data.source = 'python'  # 'python' (embedded) | 'tfds:NAME' | file, folder, glob of txt, jsonl(.gz), parquet
+    config.data.source = 'python'  # 'python' (embedded) | 'tfds:NAME' | file, folder or glob of text or rows of text
     config.data.mix = ()  # further sources, weighted against the first one's 1.0: (('more/*.txt', 0.25),)
     config.data.root = ''  # where relative paths of sources start; '' is the current directory
-    config.data.cache = '~/.cache/lmtrain'  # tokenised once, kept here
+    config.data.cache = ''  # where tokenised text is kept; '' is $XDG_CACHE_HOME/lmtrain or ~/.cache/lmtrain
     config.data.text_field = 'text'  # the column of jsonl, parquet and TFDS rows that holds the document
-    config.data.document = 'file'  # in .txt: 'file' (one document a file) | 'line' | 'paragraph' (cut at blank lines)
-    config.data.split = 'document'  # 'document' (hashed, by module for 'python') | 'tail' (the last bytes of the text)
+    config.data.document = 'file'  # in text files: 'file' (one document each) | 'line' | 'paragraph' (at blank lines)
+    config.data.split = 'auto'  # 'document' (whole, by hash) | 'tail' (of the text) | 'auto' (whole, or tails of few)
     config.data.validation = 0.05  # fraction of the text
     config.data.test = 0.05  # fraction of the text
     config.data.tokenizer = 'bpe'  # 'bytes' | 'chars' | 'whitespace' | 'bpe' (learnt) | 'base' (init.base's) | a file
@@ -182,7 +182,7 @@ def get_config():
     # Evaluation: lmtrain.evaluate
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.every_steps = 500  # and at the end
-    config.evaluate.max_batches = 0  # of the validation split; 0 is all of it
+    config.evaluate.max_batches = 0  # of the validation split, a fixed random sample; 0 is all of it
     config.evaluate.sources = ()  # further texts whose validation loss is measured before and after: ('python',)
 
     # Checkpoints: lmtrain.checkpoint.Checkpoints(**config.checkpoint)

@@ -9,6 +9,8 @@ import importlib
 import os
 import sys
 
+# Flags whose values are local paths, of all verbs.
+PATHS = {'config', 'workdir', 'base', 'adapter', 'to', 'prompts_file', 'rows', 'demonstrations', 'results'}
 VERBS = {
     'train': 'train a recipe: --config, --workdir, --dry_run',
     'plan': 'what a run would need and cost on machines that are not here: --config, --target, --search',
@@ -50,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     A bug keeps its traceback.
     """
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):  # a stream of a caller may be none of the system's
+            stream.reconfigure(errors='replace')  # what the terminal's encoding lacks is no reason to end a run
     if not argv or argv[0] in ('help', '-h', '-help', '--help'):
         bold, plain = style('bold', 'plain')
         verbs = '\n'.join(f'  {bold}{verb:10}{plain}{line}' for verb, line in VERBS.items())
@@ -120,6 +125,8 @@ def parse(module, argv: list[str]):
     """
     from absl import flags
 
+    from lmtrain import paths
+
     known, rest, command = module.FLAGS, [], []
     if 'command' in known and '--' in argv:
         end = argv.index('--')
@@ -146,6 +153,12 @@ def parse(module, argv: list[str]):
         raise ValueError(f'no flag --{error.flagname}{hint}') from error
     except flags.Error as error:
         raise ValueError(str(error)) from error
+    for name in PATHS & set(known):
+        given = known[name].value
+        if isinstance(given, list):
+            known[name].value = [str(paths.local(path, f'--{name}')) for path in given]
+        elif given:
+            known[name].value = str(paths.local(given, f'--{name}'))
     if spare:
         hint = f'; did you mean --config={spare[0]}?' if 'config' in known else ''
         hint = f'; what is run stands after a bare --: -- {spare[0]} ...' if 'command' in known else hint

@@ -8,7 +8,7 @@ import sys
 
 from absl import flags
 
-from lmtrain import survive
+from lmtrain import paths, survive
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 AGAIN = (survive.REQUEUE, survive.STALLED)  # exit codes after which the same command goes on
@@ -33,6 +33,7 @@ def train(flag_values: flags.FlagValues, verb: str) -> list[str]:
         name = word.lstrip('-').partition('=')[0]
         if word.startswith('-') and name in OWN:
             raise ValueError(f'--{name} is for the launcher to set; leave it out after --')
+    paths.refuse_url(value(words, 'workdir') or '', '--workdir')  # now, and not when the machines are paid for
     return words
 
 

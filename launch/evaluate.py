@@ -42,6 +42,8 @@ def run(values: flags.FlagValues) -> None:
     sums = trained.evaluate_split(workdir, values.split, step)
     spelled = f', {sums["bytes"]:,.0f} bytes' if 'bytes' in sums else ''
     print(f'{values.split}: {display.evaluation_line(sums, {})}  ({sums["targets"]:,.0f} targets{spelled})')
+    for name, own in sums.get('sources', {}).items():
+        print(f'  {name}: {display.evaluation_line(own, {})}')
 
 
 def prompted(values: flags.FlagValues) -> None:

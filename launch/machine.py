@@ -10,10 +10,13 @@ import importlib.util
 import os
 import pathlib
 import platform
+import sys
+
+from lmtrain import paths
 
 
 def prepare() -> None:
-    """Sets what must stand before jax starts. Raises OSError where the cache cannot be made."""
+    """Sets what must be set before jax starts."""
     os.environ.update(environment())
     gc.set_threshold(10_000, 10, 10)  # imports and tracing make what stays: to search it is a tenth of a start
     if not accelerated():
@@ -40,20 +43,36 @@ def keep_memory() -> None:
 
 
 def environment() -> dict[str, str]:
-    """The variables that the user has not set; the folder of the cache is made."""
-    cache = pathlib.Path('~/.cache/lmtrain/xla').expanduser() / processor()
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds executable code
+    """The variables that the user has not set. Makes the folder of compiled programs, unless the user has named one."""
     wanted = {
-        'JAX_COMPILATION_CACHE_DIR': str(cache),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
         'TF_CPP_MIN_LOG_LEVEL': '2',  # XLA: errors only
         'TPU_MIN_LOG_LEVEL': '2',
         'GRPC_VERBOSITY': 'ERROR',
     }
+    asked = {'JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE'} & os.environ.keys()
+    if not asked and (programs := compiled()):
+        wanted['JAX_COMPILATION_CACHE_DIR'] = programs
     if not accelerated() and importlib.util.find_spec('libtpu'):
         wanted['JAX_PLATFORMS'] = 'cpu'  # libtpu, there to plan with, would look for a TPU and complain at length
     return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def compiled() -> str | None:
+    """The folder of compiled programs; None, said on stderr, if it cannot be made."""
+    caches, reason = paths.caches(), 'there is no home directory'
+    if caches:
+        folder = caches / 'lmtrain' / 'xla' / processor()
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds executable code
+            if os.access(folder, os.W_OK):
+                return str(folder)
+            reason = f'{folder}: not writable'
+        except OSError as error:
+            reason = f'{error.filename or folder}: {error.strerror}'
+    print(f'compiled programs are not kept for the next run ({reason}): set JAX_COMPILATION_CACHE_DIR', file=sys.stderr)
+    return None
 
 
 def processor() -> str:

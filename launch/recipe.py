@@ -17,6 +17,7 @@ from absl import flags
 
 from configs import base
 from launch.cli import nearest
+from lmtrain import paths
 
 FOLDER = pathlib.Path(base.__file__).parent
 NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text', tuple: "a tuple, such as ('a', 'b')"}
@@ -52,7 +53,7 @@ def find(name: str) -> tuple[pathlib.Path, str | None]:
     Raises FileNotFoundError naming the nearest recipe.
     """
     name, _, argument = name.partition(':')
-    path = pathlib.Path(name).expanduser()
+    path = paths.local(name, '--config')
     if path.suffix == '.py' and path.is_file():
         return path, argument or None
     own = FOLDER / f'{path.stem}.py'

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from lmtrain import adapt, checkpoint, sweep, tree
+from lmtrain import adapt, checkpoint, paths, sweep, tree
 from lmtrain.checkpoint import manifest
 from lmtrain.checkpoint import workdir as folder
 from lmtrain.models import Transformer
@@ -49,7 +49,7 @@ def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> 
 
     Raises FileNotFoundError, ValueError naming the file or key.
     """
-    path = Path(directory).expanduser()
+    path = paths.local(directory, 'init.base')
     if (path / 'checkpoints').is_dir():
         base = open_run(path)
     elif (path / 'config.json').is_file():
@@ -58,9 +58,11 @@ def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> 
         raise FileNotFoundError(
             f'init.base: {path} is neither the folder of a run nor a Hugging Face directory: it holds no config.json'
         )
+    files = [path / 'config.json']
     if adapter:
-        base = _with_adapter(base, Path(adapter).expanduser(), ignore)
-    files = [path / 'config.json', *([Path(adapter).expanduser() / 'adapter_config.json'] if adapter else [])]
+        adapter = paths.local(adapter, 'init.adapter')
+        base = _with_adapter(base, adapter, ignore)
+        files.append(adapter / 'adapter_config.json')
     known = {name for file in files for name in folder.read(file)}
     if missing := [name for name in ignore if name not in known]:
         raise ValueError(f'init.ignore has {missing[0]!r}, which {" and ".join(map(str, files))} do not have')

@@ -112,7 +112,7 @@ def header(
     Args:
       trainable, total: parameters. rows, seq_len: of the global batch. accumulate: micro-batches a step.
       devices: all of them. steps: planned, or None under a budget of `hours`.
-      epoch_tokens: targets in one pass over the training split.
+      epoch_tokens: rows x seq_len of the steps of an epoch, which of a mixture is a pass over its first source.
       flops_per_step: `cost.Flops.total`, all T keys counted. memory: `cost.memory`, bytes a device.
       replicas: devices that share the rows (mesh.data x mesh.fsdp); None is all of them.
     """
@@ -144,6 +144,50 @@ def header(
         ('memory', f'about {unit(memory["total"], "B")} a device: {parts}'),
     ]
     return '\n'.join(f'  {name:<11}{text}' for name, text in lines)
+
+
+HELD_OUT = {
+    'document': 'whole documents are held out',
+    'tail': 'the end of the text is held out',
+    'tails': 'the tail of each document is held out',
+}
+
+
+def sources(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """[(name of a source, what was read of it)], from `data.Corpus.facts`."""
+    rows = []
+    for source in facts['sources']:
+        parts = [] if source['name'].split(':')[0] in ('python', 'tfds') else [counted(source['files'], 'file')]
+        parts += [counted(source['documents'], 'document'), unit(source['bytes'], 'B')]
+        weight = f'weight {source["weight"]:g}: ' * (len(facts['sources']) > 1)
+        rows.append((source['name'], f'{weight}{", ".join(parts)}; {HELD_OUT[source["divided"]]}'))
+    return rows
+
+
+def left_out(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """[(name of a source, what was not read of it and why)], of the sources of which something was not."""
+    return [
+        (source['name'], ', '.join(f'{count:,} {reason}' for reason, count in source['skipped'].items()))
+        for source in facts['sources']
+        if source['skipped']
+    ]
+
+
+def text(facts: Mapping[str, Any]) -> str:
+    """The text of a run for its header: sources, splits and what was left out."""
+    several = len(facts['sources']) > 1
+    lines = [('data', f'{name}: {line}' if several else line) for name, line in sources(facts)]
+    total = sum(split['bytes'] for split in facts['splits'].values())
+    for name, split in facts['splits'].items():
+        size = f'{unit(split["bytes"], "B")} ({100 * split["bytes"] / total:.1f}%)'
+        lines.append((name, f'{size}, {number(split["tokens"])} tokens, {counted(split["documents"], "document")}'))
+    lines += [('left out', f'{name}: {line}' if several else line) for name, line in left_out(facts)]
+    return '\n'.join(f'  {name:<11}{line}' for name, line in lines)
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 file', '1,200 files'."""
+    return f'{count:,} {noun}{"s" * (count != 1)}'
 
 
 def evaluation_line(results: Mapping[str, float], baselines: Mapping[str, float]) -> str:

@@ -41,28 +41,64 @@ def change(before: dict[str, dict], after: dict[str, dict]) -> dict[str, Any]:
     return {'domains': {name: {'before': before[name], 'after': after[name]} for name in after}} if after else {}
 
 
-def evaluate(eval_step, params, stream, place, max_batches: int = 0, stopped=lambda: None) -> dict[str, float] | None:
-    """`in_bits` of one pass over `stream`, or over its first `max_batches`; sums are added in float64 on the host.
+def evaluate(eval_step, params, streams, place, stopped=lambda: None) -> dict[str, Any] | None:
+    """`in_bits` of one pass over the text of each source, weighted as in a batch of training.
 
-    `eval_step` is compiled (params, batch) -> sums; `place` puts a host batch on the devices. Where sums have an
-    axis [W] over the members of a sweep, `sweep.summary` of each one's `in_bits`. None as soon as `stopped()`, which
-    is asked before each batch.
+    Args:
+      eval_step: compiled (params, batch) -> sums.
+      streams: {name of a source: (its share of the rows of a batch, its stream)}.
+      place: puts a host batch on the devices.
+      stopped: asked before each batch; as soon as it is true, None is returned.
+
+    Returns:
+      `in_bits`; with several sources the means over rows drawn with the shares, the counts of what was measured, and
+      'sources': {name: its `in_bits`}. If sums have an axis [W] over the members of a sweep, `sweep.summary` of each.
     """
-    batches = min(stream.steps_per_epoch, max_batches or stream.steps_per_epoch)
+    shares, rows, sums = {}, {}, {}
+    for name, (share, stream) in streams.items():
+        total = _totals(eval_step, params, stream, place, stopped)
+        if total is None:
+            return None
+        shares[name], rows[name], sums[name] = share, stream.num_rows, total
+    result = _in_bits_of_members(_mixed(list(shares.values()), list(rows.values()), list(sums.values())))
+    if len(sums) > 1:
+        counts = {name: sum(float(np.mean(own[name])) for own in sums.values()) for name in ('targets', 'bytes')}
+        result |= counts | {'sources': {name: _in_bits_of_members(own) for name, own in sums.items()}}
+    return result
+
+
+def _totals(eval_step, params, stream, place, stopped) -> dict[str, np.ndarray] | None:
+    """The sums over a pass, added in float64 on the host."""
     totals: dict[str, float] = {}
     waiting = None
-    for index in range(batches + 1):
+    for index in range(stream.steps_per_epoch + 1):
         if stopped():
             return None
         # The next batch is under way while the host waits for the last one.
-        running = eval_step(params, place(stream.batch(index))) if index < batches else None
+        running = eval_step(params, place(stream.batch(index))) if index < stream.steps_per_epoch else None
         if jax.default_backend() == 'cpu':
             jax.block_until_ready(running)  # Gloo may take what `stopped` exchanges for a part of it
         if waiting is not None:
             for name, value in jax.device_get(waiting).items():
                 totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
         waiting = running
-    if totals['targets'].ndim:
-        each = zip(*(values.tolist() for values in totals.values()), strict=True)
-        return sweep.summary([in_bits(dict(zip(totals, values, strict=True))) for values in each])
-    return in_bits({name: value.item() for name, value in totals.items()})
+    return totals
+
+
+def _mixed(shares: list[float], rows: list[int], sums: list[dict]) -> dict[str, np.ndarray]:
+    """The sums that a row drawn from the mixture is expected to have; of one source the sums themselves.
+
+    sum_i share_i / rows_i * sums_i, whose ratios are the means over a long stream of the mixture.
+    """
+    if len(sums) == 1:
+        return sums[0]
+    scaled = [(share / count, own) for share, count, own in zip(shares, rows, sums, strict=True)]
+    return {name: sum(scale * own[name] for scale, own in scaled) for name in sums[0]}
+
+
+def _in_bits_of_members(sums: dict[str, np.ndarray]) -> dict[str, Any]:
+    """`in_bits` of one run, or `sweep.summary` of that of each member."""
+    if np.ndim(sums['targets']):
+        each = zip(*(values.tolist() for values in sums.values()), strict=True)
+        return sweep.summary([in_bits(dict(zip(sums, values, strict=True))) for values in each])
+    return in_bits({name: float(value) for name, value in sums.items()})

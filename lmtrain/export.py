@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lmtrain import adapt, base, data, tree
+from lmtrain import adapt, base, data, paths, tree
 from lmtrain.data.to_transformers import tokenizer_files
 from lmtrain.models import Transformer, pretrained
 
@@ -43,7 +43,7 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
     else:
         params, said = _plain(model, params, merge)
         lines += said
-        below = Path(source).expanduser() / 'config.json'
+        below = paths.local(source, 'init.base') / 'config.json'
         like = json.loads(below.read_bytes()) if source and below.is_file() else None
         like = like if like and 'model_type' in like else None  # a run's own config.json is none of theirs
         ends = {'bos_token_id': tokenizer.begin_id, 'eos_token_id': tokenizer.end_id}

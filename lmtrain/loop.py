@@ -23,7 +23,8 @@ class Loop:
         self.clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
         self.meter = metrics.Meter(run.tokens_per_step, run.flops_per_step.total, run.peak)
         self.put, self.on_cpu = sharding.place(run.mesh), jax.default_backend() == 'cpu'
-        self.eval_step, self.eval_stream = run.eval_step(), run.stream('validation')
+        self.eval_step = run.eval_step()
+        self.eval_streams = run.passes('validation', run.config.evaluate.max_batches)
         self.baselines = run.baselines()
         self.vote, self.stopping, self.spent_of_all = agree.Vote(), False, 0.0
 
@@ -34,12 +35,12 @@ class Loop:
         return self.stopping
 
     def go(self, state, compiled):
-        """Trains to the end of the budget; `compiled()` is the train step."""
+        """Trains to the end of the budget; `compiled()` is the train step, which a finished run does not need."""
         config = self.run.config
         self.agreed(now=True)
         progress = self.clock.spent(self.done)
         if progress >= 1.0:
-            self.live.say('  the budget is spent: nothing is left to train')
+            self.live.say(f'  finished   the budget is spent after step {self.done:,}: nothing is left to train')
             if self.evaluated_at != self.done:
                 self.evaluate(state)
             return state
@@ -115,14 +116,15 @@ class Loop:
     def evaluate(self, state):
         """The validation loss of the state."""
         self.watchdog.expect('evaluate')
-        limit, stop = self.run.config.evaluate.max_batches, self.agreed
-        found = evaluate.evaluate(self.eval_step, state.params, self.eval_stream, self.put, limit, stop)
-        if found is None:
+        validation = evaluate.evaluate(self.eval_step, state.params, self.eval_streams, self.put, self.agreed)
+        if validation is None:
             return
-        self.validation, self.evaluated_at = found, self.done
+        self.validation, self.evaluated_at = validation, self.done
         if self.writers:
             self.writers.validation(self.done, self.validation)
         self.live.say(f'{self.done:>7,}  ' + display.evaluation_line(self.validation, self.baselines))
+        for name, own in self.validation.get('sources', {}).items():
+            self.live.say(f'         {name}: {display.evaluation_line(own, {})}')
         if not math.isfinite(self.validation['loss']):
             self.give_up(f'the validation loss after step {self.done:,} is {self.validation["loss"]}')
 
@@ -130,7 +132,10 @@ class Loop:
         """The validation loss on this data and on each of config.evaluate.sources; {} where none is named."""
         self.watchdog.expect('evaluate')
         streams = self.run.domains()
-        return {name: evaluate.evaluate(self.eval_step, state.params, x, self.put) for name, x in streams.items()}
+        return {
+            name: evaluate.evaluate(self.eval_step, state.params, {name: (1.0, stream)}, self.put)
+            for name, stream in streams.items()
+        }
 
     def save(self, state):
         """Begins to save the state with all that a resumed run must know."""

@@ -34,8 +34,9 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
 
     Reads, of that folder, config.json, metrics.jsonl, timings.jsonl, lineage.jsonl (each start's 'command',
     'machine' and 'versions'), samples.txt and results.json: {'validation', 'test': as `evaluate.in_bits` gives them;
-    'baselines': {name: bits per byte of the validation split}; 'cost' and 'plan' (what was known before): {any key of
-    `COST`: number}}. What is missing, config.json excepted, is said on the page.
+    'baselines': {name: bits per byte of the validation split}; 'data': as `data.Corpus.facts` gives it; 'cost' and
+    'plan' (what was known before): {any key of `COST`: number}}. What is missing, config.json excepted, is said on the
+    page.
 
     Raises FileNotFoundError where there is no config.json, ValueError naming file and line of what is broken.
     """
@@ -48,13 +49,14 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     baselines = results.get('baselines') or {}
     drawn = curve.plot(lines, baselines, folder / 'loss.png')
     batches = config.get('evaluate', {}).get('max_batches')  # 0 is all
-    read = f'at most {batches:,} batches of ' if batches else ''
+    read = f'a random sample of at most {batches:,} batches of ' if batches else ''
     page = [
         f'# {folder.resolve().name}\n',
         _verdict(results, baselines, read),
         '## Result\n\n' + _results(results, baselines, read),
         *(['## Members\n\n' + _members(results['sweep'])] if 'sweep' in results else []),
         *(['## Gained and forgotten\n\n' + _domains(results['domains'])] if 'domains' in results else []),
+        *(['## Data\n\n' + _data(results['data'])] if 'data' in results else []),
         '## Curve\n\n'
         + (
             '![loss over steps, beside the baselines](loss.png)'
@@ -67,7 +69,9 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         '## Samples\n\n' + _samples(folder / 'samples.txt'),
         '## Machine\n\n' + _machine(starts),
     ]
-    (folder / 'report.md').write_text('\n\n'.join(part.strip() for part in page) + '\n', encoding='utf-8')
+    text = '\n\n'.join(part.strip() for part in page) + '\n'
+    # The name of a file may be no UTF-8: Python then has it with surrogates, which cannot be written.
+    (folder / 'report.md').write_text(text, encoding='utf-8', errors='backslashreplace')
     return folder / 'report.md'
 
 
@@ -138,6 +142,14 @@ def _results(results: Mapping[str, Any], baselines: Mapping[str, float], read: s
     rows += [(name, f'{value:.4f}', '', '', '') for name, value in sorted(baselines.items(), key=lambda item: item[1])]
     if len(rows) == 1:
         return 'The run was not evaluated: results.json has neither `validation` nor `baselines`.'
+    sources = results['validation'].get('sources', {}) if results.get('validation') else {}
+    if sources:
+        weights = {source['name']: source['weight'] for source in results['data']['sources']}
+        rows += [
+            (f'of it `{name}`, weight {weights[name]:g}', f'{own["bits_per_byte"]:.4f}', f'{own["loss"]:.4f}')
+            + (f'{own["perplexity"]:.4g}', f'{own["loss"] / LN2:.4f}')
+            for name, own in sources.items()
+        ]
     same = f'on all of the validation text, this model on {read}it' if read else 'on the same validation text'
     return _table(rows) + (f'\n\nThe others are measured {same}.' if baselines else '')
 
@@ -167,6 +179,18 @@ def _domains(domains: Mapping[str, Any]) -> str:
         before, after = (found[when]['bits_per_byte'] for when in ('before', 'after'))
         rows.append((name, f'{before:.4f}', f'{after:.4f}', f'{100 * (after / before - 1):+.1f} %'))
     return 'Bits per byte.\n\n' + _table(rows)
+
+
+def _data(facts: Mapping[str, Any]) -> str:
+    """Sources, splits, and what was left out."""
+    total = sum(split['bytes'] for split in facts['splits'].values())
+    rows = [('', 'documents', 'bytes', 'share', 'tokens')]
+    for name, split in facts['splits'].items():
+        share = f'{100 * split["bytes"] / total:.1f} %'
+        rows.append((name, f'{split["documents"]:,}', f'{split["bytes"]:,}', share, f'{split["tokens"]:,}'))
+    lines = [f'* `{name}`: {line}.' for name, line in display.sources(facts)]
+    lines += [f'* `{name}`: left out {line}.' for name, line in display.left_out(facts)]
+    return '\n'.join(lines) + '\n\n' + _table(rows)
 
 
 def _cost(results: Mapping[str, Any], timings: list[dict[str, Any]]) -> str:

@@ -109,11 +109,15 @@ class Run(NamedTuple):
             dtype=config.model.dtype,
             steps=self.total_steps,
             hours=config.budget.hours,
-            epoch_tokens=self.corpus.splits['train'].num_tokens,
+            epoch_tokens=self.stream('train', shuffle=True).steps_per_epoch
+            * config.data.batch_size
+            * config.data.seq_len,
             flops_per_step=self.flops_per_step.total,
             memory=self.memory(),
         )
         notes = [f'  rows       {note}' for note in getattr(self.corpus, 'notes', ())]  # what a task made of its rows
+        if config.task.name == 'text':
+            notes.append(display.text(self.corpus.facts()))
         ids = self.corpus.tokenizer.vocab_size
         if self.mesh.shape['tensor'] > 1 and ids < config.model.vocab_size:
             notes.append(f'  vocabulary {config.model.vocab_size:,} rows, of which {ids:,} stand for tokens')
@@ -133,8 +137,11 @@ class Run(NamedTuple):
         streams = [self.stream('train', shuffle=True, seed=order) for order in orders]
         return sweep.Streams(streams) if len(streams) > 1 else streams[0]
 
-    def stream(self, split: str, shuffle: bool = False, seed: int | None = None):
-        """The stream of a split: shuffled by `seed` (config.seed) and endless for training, else one pass in order."""
+    def stream(self, split: str, shuffle: bool = False, seed: int | None = None, limit: int = 0):
+        """The stream of a split: shuffled by `seed` (config.seed) and endless for training, else one pass in order.
+
+        limit: batches of a pass at most, a random sample; 0 is all.
+        """
         make = data.Stream if self.config.task.name == 'text' else data.TaskStream
         return make(
             self.corpus,
@@ -143,7 +150,24 @@ class Run(NamedTuple):
             seed=self.config.seed if seed is None else seed,
             shuffle=shuffle,
             rows=sharding.rows(self.mesh, self.config.data.batch_size),
+            limit=limit,
         )
+
+    def passes(self, split: str, max_batches: int = 0) -> dict[str, tuple[float, Any]]:
+        """{source: (its share of the rows of a batch of training, one pass over its rows of `split`)}.
+
+        max_batches: of all sources together, about, divided by their shares, at least one of each; 0 is all.
+        """
+        names = getattr(self.corpus, 'names', ('',))  # the rows of a task are of one source
+        if len(names) == 1:
+            return {names[0]: (1.0, self.stream(split, limit=max_batches))}
+        parts = {}
+        for index, (name, share) in enumerate(zip(names, self.corpus.shares(split), strict=True)):
+            if share:
+                limit = max(1, round(max_batches * share)) if max_batches else 0
+                alone = self._replace(corpus=self.corpus.alone(index))
+                parts[name] = share, alone.stream(split, limit=limit)
+        return parts
 
     def domains(self) -> dict[str, data.Stream]:
         """{name: its validation stream}, without any mixture, of data.source and each of config.evaluate.sources.

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from lmtrain import agree, capacity, display, evaluate, metrics, report, survive, tree
+from lmtrain import agree, capacity, display, evaluate, metrics, paths, report, survive, tree
 from lmtrain.assemble import assemble, filled
 from lmtrain.checkpoint import Checkpoints
 from lmtrain.checkpoint import workdir as folder
@@ -28,7 +28,7 @@ def train(config, workdir) -> dict[str, Any]:
       ValueError, OSError: config, data or folder are wrong; nothing has been compiled then.
       survive.Ended: asked to stop (the step is saved) or not worth going on; carries the exit code.
     """
-    workdir, first = pathlib.Path(workdir), jax.process_index() == 0
+    workdir, first = paths.local(workdir, '--workdir'), jax.process_index() == 0
     run = assemble(on_its_vocabulary(config, workdir))
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(survive.Watchdog(**config.watchdog))
@@ -44,7 +44,9 @@ def train(config, workdir) -> dict[str, Any]:
         checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', **config.checkpoint))
         signals = stack.enter_context(survive.Signals())
         saved, extra = checkpoints.restore(run.stored(run.shapes)) or (None, {'step': 0, 'elapsed': 0.0})
-        compiling = stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_step)  # beside the initial state
+        finished = metrics.Clock(run.total_steps, config.budget.hours, extra['elapsed']).spent(extra['step']) >= 1.0
+        # Compiles while the initial state is made.
+        compiling = None if finished else stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_step)
         state = run.complete(saved) if saved else run.initial_state()
         out = (
             None if first else stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
@@ -71,14 +73,19 @@ def train(config, workdir) -> dict[str, Any]:
             kept = workdir / 'before.json'
             measured = {} if agree.everyone(kept.exists())[0] else loop.domains(state)
             before = agree.everyone(folder.once(kept, lambda: measured) if first else None)[0]
-        state = loop.go(state, compiling.result)
+        state = loop.go(state, compiling and compiling.result)
         watchdog.expect('save')
         checkpoints.wait()  # while signals and the watchdog still stand
         results = loop.results(state) | evaluate.change(before, loop.domains(state))
+        results |= {'data': run.corpus.facts()} if config.task.name == 'text' else {}
+        if finished and (workdir / 'results.json').exists():  # the cost of this start is not that of the training
+            results['cost'] = folder.read(workdir / 'results.json').get('cost', results['cost'])
         watchdog.expect('evaluate')
         if first:
             (workdir / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
-            (workdir / 'samples.txt').write_text(texts(run, state, workdir), encoding='utf-8')
+            (workdir / 'samples.txt').write_text(
+                texts(run, state, workdir), encoding='utf-8', errors='backslashreplace'
+            )
             report.write(workdir)
     if first:
         live.say(display.evaluation(results['validation'], results['baselines'], 'validation'))

@@ -48,7 +48,7 @@ def pretrained(directory: str, adapter: str = '') -> Trained:
 def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 0) -> dict[str, float]:
     """The loss in bits of a run's model on all of a split, 'train', 'validation' or 'test'.
 
-    On as many devices as divide a batch.
+    On as many devices as divide a batch. Those of a mixture as `evaluate.evaluate` gives them.
 
     Raises what `restore` and `assemble` raise, and ValueError where the data is no longer what it was.
     """
@@ -64,11 +64,10 @@ def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 
                 f'the {name} is not what {workdir} was trained with: {str(saved.get(name))[:12]} then, {value[:12]} now'
             )
     params = jax.device_put(trained.params, sharding.shardings(trained.params, run.mesh))
-    stream = run.stream(split, shuffle=False)
     place = sharding.place(run.mesh)
-    found = evaluate.evaluate(run.eval_step(), params, stream, place)
+    found = evaluate.evaluate(run.eval_step(), params, run.passes(split), place)
     if run.config.task.name in score.PREDICT:
-        found |= score.score(run.model, params, stream, place, **run.objective.keywords)
+        found |= score.score(run.model, params, run.stream(split), place, **run.objective.keywords)
     return found
 
 

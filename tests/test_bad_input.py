@@ -125,16 +125,16 @@ def source(name, content):
 ROWS = b'{"text": "abc"}\n'
 TEXT = [
     # id, (command, files), words
-    ('empty file', source('a.txt', b''), ['a.txt is empty: remove it from data.source']),
+    ('empty file', source('a.txt', b''), ['a.txt is empty: there is no text']),
     ('blank file', source('a.txt', b'\n \n\n'), ['a.txt: nothing but blanks']),
-    ('not UTF-8', source('a.txt', b'abc\xff'), ['a.txt: not UTF-8 at byte 3 (ff', 'iconv']),
+    ('not UTF-8', source('a.txt', b'abc\xff'), ['a.txt:1: not UTF-8 at byte 3 (ff', 'iconv']),
     ('truncated gz', source('a.jsonl.gz', gzip.compress(ROWS * 99)[:-9]), ['a.jsonl.gz: cut short', 'Fetch it again']),
     ('no gz at all', source('a.jsonl.gz', ROWS), ['a.jsonl.gz: cut short or damaged', 'line 1']),
     ('broken JSON', source('a.jsonl', ROWS + b'{"text":'), ['a.jsonl:2: broken JSON', 'column']),
     ('missing field', source('a.jsonl', b'{"body": "x"}'), ["a.jsonl:1: no field 'text'", "'body'", 'data.text_field']),
     ('field of another type', source('a.jsonl', b'{"text": 5}'), ["a.jsonl:1: 'text' must be text", 'a number']),
     ('no object', source('a.jsonl', b'[1]'), ['a.jsonl:1: an object {...} is expected', 'an array']),
-    ('ending that is not read', source('a.csv', b'a,b'), ['a.csv: its name must end in one of .txt']),
+    ('a zip archive', source('a.docx', b'PK\x03\x04\xff'), ['a.docx:1: not UTF-8', 'save its text as .txt']),
     ('no parquet', source('a.parquet', b'PAR1 no'), ['a.parquet: not a parquet file']),
     ('a text too short', source('a.txt', b'ab\ncd\nef\ngh\nij\nkl'), ['tokens in all', 'data.seq_len=32', 'more text']),
 ]
@@ -143,9 +143,9 @@ TRAIN = [
     ('missing file', 'data.source=no.txt', {}, ['no.txt: no such file', 'data.root, the current directory']),
     ('missing in root', 'data.source=no.txt data.root=r', {}, ['r/no.txt: no such file', "'r'"]),
     ('glob of nothing', 'data.source=q*.txt', {}, ['q*.txt: no file matches this glob']),
-    ('folder of nothing', 'data.source=d', {'d/a.md': b'x'}, ['d: no file in this directory ends in .txt']),
+    ('folder of nothing', 'data.source=d', {'d/a.png': b'x'}, ['d: no file in this directory ends in .txt', '1 .png']),
     ('no source', 'data.source=', {}, ["data.source is ''", "'python'"]),
-    ('one document, three splits', 'data.document=file', {}, ['no text fell into the train split']),
+    ('one document, three splits', 'data.document=file data.split=document', {}, ['no text fell into the train split']),
     ('unknown document', 'data.document=page', {}, ["data.document is 'page'", "'paragraph'"]),
     ('mix of nothing', "data.mix=(('b.txt',1.0),)", {}, ['b.txt: no such file']),
     ('mix of numbers', 'data.mix=(3,)', {}, ['data.mix is (3,)', 'pairs of a source and its weight']),

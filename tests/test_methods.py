@@ -55,11 +55,14 @@ def batch_of(task):
     real = (np.arange(T)[None] < np.array([T, 5, 3, 7])[:, None]).astype(np.int32)
     batch = {'tokens': random.integers(0, V, (B, T), np.int32), 'segment_ids': real}
     every_token = real.astype(np.float32)
-    return batch | {
-        'classify': {'labels': np.arange(B, dtype=np.int32) % C, 'label_weights': np.ones(B, np.float32)},
-        'tag': {'labels': batch['tokens'] % C, 'label_weights': every_token},
-        'span': {'spans': np.array([[1, 2], [0, 4], [2, 2], [3, 5]], np.int32), 'label_weights': every_token},
-    }[task]
+    return (
+        batch
+        | {
+            'classify': {'labels': np.arange(B, dtype=np.int32) % C, 'label_weights': np.ones(B, np.float32)},
+            'tag': {'labels': batch['tokens'] % C, 'label_weights': every_token},
+            'span': {'spans': np.array([[1, 2], [0, 4], [2, 2], [3, 5]], np.int32), 'label_weights': every_token},
+        }[task]
+    )
 
 
 @pytest.mark.parametrize('kind', MODELS)

@@ -101,8 +101,8 @@ def test_a_part_of_the_validation_text_is_said_to_be_one(tmp_path):
     config['evaluate']['max_batches'] = 8
     (folder / 'config.json').write_text(json.dumps(config))
     page = report.write(folder).read_text()
-    assert 'bits per byte** on at most 8 batches of validation text' in page
-    assert 'on all of the validation text, this model on at most 8 batches of it.' in page
+    assert 'bits per byte** on a random sample of at most 8 batches of validation text' in page
+    assert 'on all of the validation text, this model on a random sample of at most 8 batches of it.' in page
     assert 'same validation text' not in page
 
 

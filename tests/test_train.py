@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from lmtrain import assemble, checkpoint, evaluate, metrics, sharding, survive, train
+from lmtrain import assemble, checkpoint, evaluate, metrics, sharding, survive, train, trained
 from lmtrain.models import Transformer
 from lmtrain.run import Run
 
@@ -106,6 +107,26 @@ def test_stopped_by_sigterm_and_resumed_is_the_uninterrupted_run(config, tmp_pat
         train.train(config, parts)
 
 
+def test_a_finished_run_says_so_and_is_left_as_it_is(config, tmp_path, monkeypatch, capsys):
+    config.log.tensorboard, config.checkpoint.keep_last = True, 9
+    first = train.train(config, tmp_path / 'run')
+    capsys.readouterr()
+    # A checkpoint has the metric of its own state alone: the evaluations of steps 5 and 10 are not those of 8 and 12.
+    losses = {line['step']: line['validation_loss'] for line in lines(tmp_path / 'run') if 'validation_loss' in line}
+    manifests = [json.loads(path.read_text()) for path in tmp_path.glob('run/checkpoints/*/manifest.json')]
+    metrics_of = {manifest['step']: manifest['metric'] for manifest in manifests}
+    assert losses.keys() == {5, 10, 12} and metrics_of == {4: None, 8: None, 12: losses[12]}
+    kept = {
+        path: path.read_bytes()
+        for path in (tmp_path / 'run').glob('*')
+        if path.name in ('metrics.jsonl', 'samples.txt')
+    }
+    monkeypatch.setattr(Run, 'train_step', None)  # nothing is compiled
+    assert train.train(config, tmp_path / 'run') == first
+    assert f'finished   the budget is spent after step {STEPS}: nothing is left' in capsys.readouterr().out
+    assert len(kept) == 2 and all(path.read_bytes() == content for path, content in kept.items())
+
+
 def test_asked_to_stop_in_an_evaluation_and_in_compiling(config, tmp_path, monkeypatch):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     train.train(config, whole)
@@ -156,6 +177,36 @@ def test_a_checkpoint_gets_the_metric_of_the_evaluation_that_a_signal_cut_short(
     found = [checkpoint.ranked(tmp_path / name / 'checkpoints') for name in ('whole', 'parts')]
     assert found[0] == found[1] and 5 in found[0]
     checkpoint.verify(tmp_path / 'parts' / 'checkpoints' / '5')
+
+
+def test_a_mixture_is_ranked_by_its_own_loss_on_a_fixed_sample(config, tmp_path):
+    """Its validation loss weights the sources as a batch does, whatever their sizes, and is the same after a resume."""
+    other = tmp_path / 'other'
+    other.mkdir()
+    for number in range(300):  # five times the first source, of a fifth of its weight
+        (other / f'{number}.txt').write_text(f'{number} ZEBRA QUIZ JUMPS ' * 12)
+    config.data.mix = ((str(other), 0.2),)
+    config.evaluate.max_batches = 3
+    results = train.train(config, tmp_path / 'run')
+    validation, sources = results['validation'], results['validation']['sources']
+    first, second = (sources[name] for name in (config.data.source, str(other)))
+    # Every row of both sources is full, but for the last of a document: targets a row differ by little.
+    weighted = (first['loss'] + 0.2 * second['loss']) / 1.2
+    assert validation['loss'] == pytest.approx(weighted, rel=0.02) and abs(first['loss'] - second['loss']) > 0.1
+    assert validation['targets'] == first['targets'] + second['targets']
+    assert first['targets'] > second['targets']  # of three batches two are of the first source, at least one of each
+    evaluated = [line for line in lines(tmp_path / 'run') if 'validation_loss' in line]
+    assert [line['step'] for line in evaluated] == [5, 10, STEPS]
+    assert evaluated[-1][f'validation_loss/{other}'] == second['loss']
+    folder = tmp_path / 'run' / 'checkpoints' / str(STEPS)
+    assert json.loads((folder / 'manifest.json').read_text())['metric'] == validation['loss']
+    whole = trained.evaluate_split(tmp_path / 'run', 'validation')
+    assert whole['sources'].keys() == sources.keys() and whole['targets'] > validation['targets']
+    page = (tmp_path / 'run' / 'report.md').read_text()
+    assert f'of it `{other}`, weight 0.2 | {second["bits_per_byte"]:.4f}' in page
+    assert 'a random sample of at most 3 batches' in page
+    shutil.rmtree(folder)
+    assert train.train(config, tmp_path / 'run')['validation'] == validation
 
 
 def test_a_save_that_never_ends_is_watched_to_the_last(start, tmp_path):
@@ -213,6 +264,26 @@ def test_killed_at_a_save_and_resumed_is_the_uninterrupted_run(start, whole, tmp
     assert start(parts).wait(LONG) == 0, words(parts)
     assert 'resumed' in words(parts) and 'after step 4' in words(parts)
     assert_same_run(whole, parts)
+
+
+def test_a_locale_without_utf8_and_a_folder_whose_name_is_a_pattern(start, tmp_path):
+    """The C locale encodes nothing but ASCII; text, prompts and folder have more."""
+    workdir = tmp_path / 'lr[1e-3] é'
+    ascii_only = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONWARNDEFAULTENCODING': '1'}
+    recipe = tmp_path / 'recipe.py'
+    recipe.write_text(
+        'from configs import tiny\n\n\ndef get_config():\n    config = tiny.get_config()\n'
+        "    config.sample.prompts = ('é漢',)\n    return config\n",
+        encoding='utf-8',
+    )
+    flags = [f'--config={recipe}', '--config.budget.steps=1']
+    assert start(workdir, flags, **ascii_only).wait(LONG) == 0, words(workdir)
+    assert (workdir / 'samples.txt').read_text(encoding='utf-8').startswith("--- 'é漢'\n")
+    assert 'é漢' in (workdir / 'report.md').read_text(encoding='utf-8')
+    ours = [line for line in words(workdir).splitlines() if 'EncodingWarning' in line and str(ROOT / 'lmtrain') in line]
+    assert not ours
+    assert start(workdir, flags, **ascii_only).wait(LONG) == 0, words(workdir)  # its checkpoint can be read
+    assert 'finished' in words(workdir)
 
 
 def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(start, whole, tmp_path):

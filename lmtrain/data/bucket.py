@@ -4,7 +4,7 @@ import numpy as np
 
 from lmtrain.data import noise
 from lmtrain.data.pack import gather
-from lmtrain.data.stream import SHUFFLE, check_ids, own_rows
+from lmtrain.data.stream import SAMPLE, SHUFFLE, check_ids, own_rows
 
 ORDER = 4  # what a random number is for: the order of an epoch's batches
 
@@ -15,7 +15,8 @@ class TaskStream:
     Every row once an epoch, in batches of one length T; what is left of a length goes with the next longer one, and
     what is left of all is filled with empty rows (segment_ids 0, weights 0). The lengths of the steps do not depend on
     the seed, so that streams of several seeds run side by side.
-    shuffle: a new order every epoch, without end; else one pass, in the order of the rows within a length.
+    shuffle: a new order every epoch, without end; else one pass, in the order of the rows within a length. With a
+      `limit` below the batches of a pass, a random sample of so many batches, the same for every seed.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class TaskStream:
         seed: int,
         shuffle: bool,
         rows: np.ndarray | None = None,
+        limit: int = 0,
     ):
         """batch_size: rows a step over all processes; this one reads `rows` of them, ascending (None: all).
 
@@ -44,6 +46,8 @@ class TaskStream:
         self.bucket = np.searchsorted(task.lengths, np.diff(ends))  # of each row
         self.local = own_rows(batch_size, rows)
         self.steps_per_epoch = -(-len(self.bucket) // batch_size)
+        self.sampled = not shuffle and 0 < limit < self.steps_per_epoch
+        self.steps_per_epoch = limit if self.sampled else self.steps_per_epoch
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
@@ -72,6 +76,11 @@ class TaskStream:
         return self._examples(self._rows(step)[0])
 
     @property
+    def num_rows(self) -> int:
+        """Rows of a pass that are not empty."""
+        return int(np.sum(self._epoch(0)[0] >= 0))
+
+    @property
     def mean_length(self) -> float:
         """T of the batches, averaged over an epoch."""
         return float(np.mean(self._epoch(0)[1]))
@@ -98,6 +107,7 @@ class TaskStream:
         if epoch not in self._epochs:
             size, count = self.batch_size, len(self.bucket)
             order = noise.permutation(count, self.seed, SHUFFLE, epoch) if self.shuffle else np.arange(count)
+            order = noise.permutation(count, SAMPLE) if self.sampled else order
             batches, of_step, left, longest = [], [], order[:0], 0
             for bucket, length in enumerate(self.task.lengths):
                 mine = np.concatenate([left, order[self.bucket[order] == bucket]])
@@ -110,8 +120,8 @@ class TaskStream:
                 batches.append(np.concatenate([left, np.full(size - len(left), -1)])[None])
                 of_step.append(longest)
             rows, of_step = np.concatenate(batches), np.array(of_step)
-            if self.shuffle:
-                mixed = noise.permutation(len(rows), ORDER, epoch)
+            if self.shuffle or self.sampled:
+                mixed = noise.permutation(len(rows), ORDER, epoch)[: self.steps_per_epoch]
                 rows, of_step = rows[mixed], of_step[mixed]
             for old in sorted(self._epochs)[:-1]:
                 del self._epochs[old]

@@ -1,21 +1,52 @@
 """What is computed once: a directory made beside its place, sealed with a manifest, and put there by one rename."""
 
+import atexit
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from lmtrain import paths
 
 MANIFEST = 'manifest.json'
 WHOLE = 32 << 20  # files up to this many bytes are hashed whole, larger ones in WINDOWS evenly spaced windows
 WINDOWS, WINDOW = 256, 64 << 10
 REFUSED = {getattr(errno, name) for name in 'ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EEXIST ENOENT'.split()}
+
+
+def directory_of(cache: str) -> Path:
+    """The directory that config.data.cache names; '' is `lmtrain` in the user's folder of caches.
+
+    If that cannot be written, a line on stderr says so, and a temporary directory takes its place until this process
+    ends.
+    """
+    return paths.local(cache, 'data.cache').absolute() if cache else _default(paths.caches())
+
+
+@functools.cache
+def _default(caches: Path | None) -> Path:
+    reason = 'there is no home directory'
+    if caches:
+        place = caches / 'lmtrain'
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place):
+                return place
+        except OSError as error:
+            reason = f'{place}: {error.strerror}'
+    print(f'tokenised text is not kept for the next run ({reason}): set data.cache to a directory', file=sys.stderr)
+    temporary = Path(tempfile.mkdtemp(prefix='lmtrain-'))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary
 
 
 def key(*parts) -> str:

@@ -3,11 +3,11 @@
 import collections
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmtrain import paths
 from lmtrain.data.contents import bar
 from lmtrain.data.examples import LABEL, Example, Long
 from lmtrain.data.rows import Row, check_text, text_of, value_of
@@ -42,7 +42,7 @@ def template_of(template: str, tokenizer: Tokenizer, root: str) -> Template:
         return Template(own, "the tokenizer's chat template")
     if template in ('auto', 'plain'):
         return Template(PLAIN, 'the plain template')
-    path = Path(root).expanduser() / Path(template).expanduser()
+    path = paths.local(template, 'task.template', root)
     if not path.is_file():
         raise FileNotFoundError(
             f"config.task.template: no file {path}; it is 'auto', 'plain', or a Jinja chat template"

@@ -26,10 +26,16 @@ SPLITS = ('train', 'validation', 'test')
 # would save 1.1 % of the tokens, and twice as much a start 0.8 %.
 LEARNED_FROM = 4 << 20
 SETTLED = 2.0  # seconds after its last change from which on a file's times can be trusted
+# data.split = 'auto' keeps documents whole if each split comes NEAR its share of the bytes, and holds MANY documents or
+# the tails would be SHORT: a model that is evaluated on a few words has no context to predict them from.
+NEAR, MANY, SHORT = 0.02, 10, 1 << 10
 
 
 def content_of(source: Source, reading: list[str], rule: dict, place: Path) -> dict:
-    """{'sha256', 'characters', 'documents', 'borders', 'stamps'} of a source's text.
+    """{'sha256', 'characters', 'bytes', 'documents', 'blank', 'split', 'borders', 'stamps'} of a source's text.
+
+    'blank' counts documents without text, which are skipped. 'split' is how `divide` divides the others: 'document',
+    'tail' or 'tails' (the tail of each document).
 
     Args:
       reading: the settings it is read with.
@@ -38,31 +44,39 @@ def content_of(source: Source, reading: list[str], rule: dict, place: Path) -> d
     Raises ValueError where there is no text, and whatever the source raises.
     """
     stamps = _stamps(source)
-    note = place / 'seen' / f'{key(source.name, reading, rule, [stamp[0] for stamp in stamps])[:32]}.json'
+    note = place / 'seen' / f'{key(2, source.name, reading, rule, [stamp[0] for stamp in stamps])[:32]}.json'
     known = read_json(note)
     if known is not None and known['stamps'] == stamps:
         return known
-    begun, digest, characters, documents = time.time(), hashlib.sha256(), 0, 0
-    draws, sizes = array.array('d'), array.array('q')  # of the documents that may be divided
-    for text, group, split in bar(_documents(source), f'reading {source.name}'):
+    begun, digest, characters, total, documents, blank = time.time(), hashlib.sha256(), 0, 0, 0, 0
+    # Of the documents that may be divided: the draw, characters and bytes of each.
+    draws, sizes, raw_sizes = array.array('d'), array.array('q'), array.array('q')
+    grouped = False
+    for text, group, split in bar(source.documents(), f'reading {source.name}'):
+        if not text.strip():
+            blank += 1
+            continue
         raw = text.encode()
         digest.update(json.dumps([len(raw), group, split]).encode() + raw)
-        characters, documents = characters + len(text), documents + 1
+        characters, total, documents = characters + len(text), total + len(raw), documents + 1
+        grouped = grouped or bool(group)
         if not split:
             draws.append(draw_of('split', group or text))
             sizes.append(len(text))
+            raw_sizes.append(len(raw))
     if not documents:
         where = ', '.join(map(str, source.files[:3])) or source.name
         raise ValueError(f'{where}: nothing but blanks and empty lines, so there is no text to learn from')
     check_unchanged(source, stamps)
-    if rule['split'] == 'tail':
-        borders = [int(characters * (1 - rule['validation'] - rule['test'])), int(characters * (1 - rule['test']))]
-    else:
-        borders = borders_of(
-            np.array(draws), np.array(sizes), [rule['validation'] * characters, rule['test'] * characters]
-        )
-    content = {'sha256': digest.hexdigest(), 'characters': characters, 'documents': documents}
-    content |= {'borders': borders, 'stamps': stamps}
+    shares, how = [rule['validation'], rule['test']], rule['split']
+    borders = borders_of(np.array(draws), np.array(sizes), [share * characters for share in shares])
+    if how == 'auto':
+        whole = grouped or stays_whole(np.array(draws), np.array(raw_sizes), borders, shares, total)
+        how = 'document' if whole else 'tails'
+    if how == 'tail':
+        borders = [int(characters * (1 - sum(shares))), int(characters * (1 - rule['test']))]
+    content = {'sha256': digest.hexdigest(), 'characters': characters, 'bytes': total, 'documents': documents}
+    content |= {'blank': blank, 'split': how, 'borders': borders, 'stamps': stamps}
     if all(begun - os.stat(file).st_ctime > SETTLED for file in source.files):
         write_json(note, content)
     return content
@@ -86,6 +100,33 @@ def borders_of(draws: np.ndarray, sizes: np.ndarray, wanted: list[float]) -> lis
     return borders
 
 
+def stays_whole(draws, sizes, borders: list[float], shares: list[float], total: int) -> bool:
+    """Whether data.split = 'auto' keeps documents whole. See NEAR, MANY and SHORT.
+
+    Args:
+      draws, sizes: [D] draw and bytes of each document that may be divided.
+      borders: as `borders_of` gives them. shares: of validation and test. total: bytes of all documents.
+    """
+    split = np.searchsorted(borders, draws, side='right')  # 0 validation, 1 test, 2 train
+    for index, share in enumerate(shares):
+        miss = abs(sizes[split == index].sum() / total - share)
+        many = np.sum(split == index) >= MANY or share * total < SHORT * len(draws)
+        if share and (miss > min(NEAR, share / 2) or not many):
+            return False
+    return True
+
+
+def tails(text: str, validation: float, test: float) -> list[str]:
+    """[train, validation, test] parts of one document, cut by shares of its bytes, between characters."""
+    raw, cuts = text.encode(), []
+    for share in (1 - validation - test, 1 - test):
+        cut = round(len(raw) * share)
+        while 0 < cut < len(raw) and raw[cut] & 0xC0 == 0x80:  # not within a character
+            cut -= 1
+        cuts.append(cut)
+    return [part.decode() for part in (raw[: cuts[0]], raw[cuts[0] : cuts[1]], raw[cuts[1] :])]
+
+
 def _documents(source: Source) -> Iterator[Document]:
     return (document for document in source.documents() if document.text.strip())
 
@@ -104,14 +145,19 @@ def check_unchanged(source: Source, stamps: list[list]) -> None:
 def divide(source: Source, content: dict, rule: dict) -> Iterator[tuple[str, str]]:
     """(split, text) of every document that has text.
 
-    'document': by a number that the document's group, or its text, decides. 'tail': by place in the concatenated text,
-    a document that stands across a border being cut there.
+    How: content['split']. 'document': by a number that the document's group, or its text, decides. 'tail': by place in
+    the concatenated text; a document that stands across a border is cut there. 'tails': see `tails`.
     """
     first, second = content['borders']
-    if rule['split'] == 'document':
+    if content['split'] == 'document':
         for text, group, split in _documents(source):
             draw = draw_of('split', group or text)
             yield split or ('validation' if draw < first else 'test' if draw < second else 'train'), text
+        return
+    if content['split'] == 'tails':
+        for text, _, fixed in _documents(source):
+            parts = [(fixed, text)] if fixed else zip(SPLITS, tails(text, rule['validation'], rule['test']))
+            yield from ((split, part) for split, part in parts if part.strip())
         return
     position = 0
     for text, *_ in _documents(source):

@@ -3,14 +3,15 @@
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from lmtrain import paths
 from lmtrain.data import baselines
-from lmtrain.data.cache import build, key
+from lmtrain.data.cache import build, directory_of, key
 from lmtrain.data.contents import SPLITS, bar, check_unchanged, content_of, divide, sample
 from lmtrain.data.pack import Rows, pack
 from lmtrain.data.source import Source, open_source
@@ -66,6 +67,9 @@ class Corpus:
 
     tokenizer: Tokenizer
     splits: dict[str, Split]
+    names: tuple[str, ...]  # of the sources: data.source, then those of data.mix
+    divisions: tuple[dict[str, Split], ...]  # the splits of each source alone
+    about: dict  # what was read and what was left out: {'split', 'sources': [...]}, see `_about`
     fingerprint: str  # hex sha256 of text, tokenizer, settings and VERSION
     seq_len: int
     isolate: bool
@@ -74,18 +78,57 @@ class Corpus:
     _directories: tuple[Path, ...] = field(repr=False)
     _cache: Path = field(repr=False)
 
+    def shares(self, split: str) -> list[float]:
+        """Share of the rows that each source has in a batch of training, over those with rows in `split`; the sum is 1.
+
+        A source of weight w has w rows to each row of the first source.
+        """
+        weights = [part.weight if len(part.rows.first) > 1 else 0.0 for part in self.splits[split].parts]
+        return [weight / (sum(weights) or 1.0) for weight in weights]
+
+    def alone(self, index: int) -> 'Corpus':
+        """The corpus with one of its sources alone."""
+        own = self.divisions[index]
+        one = slice(index, index + 1)
+        return replace(self, splits=own, names=self.names[one], divisions=(own,), _directories=self._directories[one])
+
+    def facts(self) -> dict:
+        """What a person is told of the text: `about`, and 'splits': {name: {'documents', 'bytes', 'tokens'}}."""
+        sizes = {
+            name: {'documents': split.num_documents, 'bytes': split.num_bytes, 'tokens': split.num_tokens}
+            for name, split in self.splits.items()
+        }
+        return self.about | {'splits': sizes}
+
     def baselines(self) -> dict[str, float]:
-        """Bits per byte that the validation text costs under a unigram, a bigram and xz; computed once and kept."""
-        name = key(VERSION, [directory.name for directory in self._directories])
+        """Bits per byte that the validation text costs under a unigram, a bigram and xz; computed once and kept.
+
+        Those of a mixture weight its sources as its batches do.
+        """
+        name = key(VERSION, [directory.name for directory in self._directories], *['each'] * (len(self.names) > 1))
         directory = build(self._cache / f'baselines-{name[:32]}', self._write_baselines)
-        return json.loads((directory / 'baselines.json').read_text(encoding='utf-8'))
+        each = json.loads((directory / 'baselines.json').read_text(encoding='utf-8'))
+        if len(self.names) == 1:
+            return each
+        texts = [division['validation'] for division in self.divisions]
+        # Bytes that a row of the mixture has of each source.
+        size = [p * x.num_bytes / x.num_rows if p else 0.0 for p, x in zip(self.shares('validation'), texts)]
+        return {
+            name: sum(n * values[name] for n, values in zip(size, each) if n) / sum(size)
+            for name in next((values for values in each if values), {})
+        }
 
     def _write_baselines(self, directory: Path) -> None:
-        train, validation = ([part.tokens for part in self.splits[name].parts] for name in ('train', 'validation'))
-        text = b''.join((directory / 'validation.txt').read_bytes() for directory in self._directories)
+        train = [part.tokens for part in self.splits['train'].parts]
         own = self.tokenizer
         begin_id = own.begin_id if own.begin_id != own.end_id else None
-        values = baselines.bits_per_byte(train, validation, text, own.vocab_size, begin_id)
+        each = [
+            baselines.bits_per_byte(
+                train, [part.tokens], (tokens / 'validation.txt').read_bytes(), own.vocab_size, begin_id
+            )
+            for part, tokens in zip(self.splits['validation'].parts, self._directories)
+        ]
+        values = each[0] if len(each) == 1 else each
         (directory / 'baselines.json').write_text(json.dumps(values), encoding='utf-8')
 
 
@@ -119,7 +162,7 @@ def prepare(
     Raises FileNotFoundError, ValueError or ImportError naming the file, line or field at fault, and the way out.
     """
     _check(locals())
-    place = Path(cache).expanduser().absolute()
+    place = directory_of(cache)
     sources = [open_source(name, root, place, text_field, document) for name, _ in ((source, 1.0), *mix)]
     _distinct(sources)
     rule = {'split': split, 'validation': float(validation), 'test': float(test)}
@@ -140,19 +183,32 @@ def prepare(
         _load(directory, _packed(directory, seq_len, isolate, gap, place), weight)
         for directory, weight in zip(directories, weights, strict=True)
     ]
-    splits = {name: _join([each[name] for each in loaded]) for name in SPLITS}
+    splits = {name: _join([division[name] for division in loaded]) for name in SPLITS}
     for each, division in zip(sources, loaded, strict=True):
         _check_filled(each.name, division, ['train'])
-    _check_filled(source, splits, [name for name in ('validation', 'test') if rule[name]])
     if splits['train'].num_tokens < seq_len:
         raise ValueError(
             f'{source}: the train split has {splits["train"].num_tokens} tokens in all, not one full row of '
             f'data.seq_len={seq_len}: give more text, or set data.seq_len lower'
         )
+    _check_filled(source, splits, [name for name in ('validation', 'test') if rule[name]])
     settings = [rule, seq_len, isolate, float(corrupt), whole_word, weights]
     shas = [content['sha256'] for content in contents]
     fingerprint = key(VERSION, shas, tokens_of.encoding, settings)
-    return Corpus(tokens_of, splits, fingerprint, seq_len, isolate, corrupt, whole_word, tuple(directories), place)
+    return Corpus(
+        tokenizer=tokens_of,
+        splits=splits,
+        names=tuple(each.name for each in sources),
+        divisions=tuple(loaded),
+        about=_about(sources, contents, weights, split),
+        fingerprint=fingerprint,
+        seq_len=seq_len,
+        isolate=isolate,
+        corrupt=corrupt,
+        whole_word=whole_word,
+        _directories=tuple(directories),
+        _cache=place,
+    )
 
 
 # --- settings
@@ -163,7 +219,7 @@ def _check(settings: dict) -> None:
         if not right:
             raise ValueError(f'data.{name} is {settings[name]!r}; it must be {expected}')
 
-    need('split', settings['split'] in ('document', 'tail'), "'document' or 'tail'")
+    need('split', settings['split'] in ('auto', 'document', 'tail'), "'auto', 'document' or 'tail'")
     for name in ('validation', 'test', 'corrupt'):
         share = type(settings[name]) in (int, float) and 0 <= settings[name] < 1
         need(name, share, 'a share of the text, from 0 to below 1')
@@ -184,6 +240,16 @@ def _check(settings: dict) -> None:
     need('mix', pairs, "pairs of a source and its weight above 0, as in (('more/*.txt', 0.25),)")
 
 
+def _about(sources: list[Source], contents: list[dict], weights: list[float], split: str) -> dict:
+    """What was read of each source: files, bytes, documents, how they were divided, and what was left out and why."""
+    rows = []
+    for source, content, weight in zip(sources, contents, weights, strict=True):
+        skipped = source.skipped | ({'documents without text': content['blank']} if content['blank'] else {})
+        row = {'name': source.name, 'weight': weight, 'files': len(source.files), 'divided': content['split']}
+        rows.append(row | {'bytes': content['bytes'], 'documents': content['documents'], 'skipped': skipped})
+    return {'split': split, 'sources': rows}
+
+
 def _distinct(sources: list[Source]) -> None:
     seen: dict[Path, Source] = {}
     for source in sources:
@@ -200,7 +266,7 @@ def _distinct(sources: list[Source]) -> None:
 
 def _tokenizer(name, vocab_size, mask, sources, contents, rule, place, root) -> Tokenizer:
     if name not in LEARNED:
-        return open_tokenizer(Path(root).expanduser() / Path(name).expanduser(), mask)
+        return open_tokenizer(paths.local(name, 'data.tokenizer', root), mask)
     seen = [] if name == 'bytes' else [content['sha256'] for content in contents]
     known = key(VERSION, name, mask, seen, [vocab_size, rule] if name == 'bpe' else [])
 
@@ -315,6 +381,6 @@ def _check_filled(source: str, splits: dict[str, Split], names: list[str]) -> No
         if not splits[name].num_documents:
             raise ValueError(
                 f'{source}: no text fell into the {name} split, of {count} document{"s" * (count != 1)}. Give more '
-                f"documents, cut them finer (data.document='line' or 'paragraph'), take the end of the text for it "
-                f"(data.split='tail')" + f', or set data.{name} to 0' * (name != 'train')
+                f"documents, cut them finer (data.document='line' or 'paragraph'), take their ends for it "
+                f"(data.split='auto')" + f', or set data.{name} to 0' * (name != 'train')
             )

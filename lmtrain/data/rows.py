@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmtrain import paths
 from lmtrain.data.source import decode, json_object, kind_of, lines
 
 
@@ -29,7 +30,7 @@ def read_rows(source, root: str, text: str = 'text', label: str = 'label') -> li
     Raises FileNotFoundError, ImportError or ValueError naming file, line and reason.
     """
     name, of = (source, None) if isinstance(source, str) else source
-    path = Path(root).expanduser() / Path(name).expanduser()
+    path = paths.local(name, 'config.task', root)
     if not path.is_file():
         kind = 'a directory' if path.is_dir() else 'no such file'
         start = repr(root) if root else 'the current directory'
@@ -78,7 +79,7 @@ def check_text(value: Any, place: str) -> str:
 
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
     for number, offset, line in lines(path):
-        yield f'{path}:{number}', decode(line, path, offset)
+        yield f'{path}:{number}', decode(line, path, offset, number)
 
 
 def _jsonl(path: Path) -> Iterator[Row]:

@@ -1,38 +1,62 @@
 """Where text comes from: files, directories, globs, TFDS datasets and the embedded corpus, one document at a time."""
 
+import codecs
+import collections
 import glob
 import gzip
+import io
 import json
 import os
 import re
+import shlex
 import stat
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+from lmtrain import paths
 from lmtrain.data import cache, python_docs
 from lmtrain.data.document import Document
 
 LINE_LIMIT = 16 << 20  # bytes of one line
 GZ_RATIO, GZ_FLOOR = 200, 64 << 20  # text this many times its .gz, and above the floor, is refused
+# Read of a directory if it holds no file that READERS names; a README beside the data is not part of it.
+WRITTEN = ('.md', '.rst', '.tex', '.html', '.py')
+# Byte order marks and their encodings; that of UTF-32 begins with that of UTF-16.
+MARKS = {
+    codecs.BOM_UTF32_LE: 'utf-32',
+    codecs.BOM_UTF32_BE: 'utf-32',
+    codecs.BOM_UTF16_LE: 'utf-16',
+    codecs.BOM_UTF16_BE: 'utf-16',
+}
+# What files that are no text begin with, and how their text is had.
+BINARY = {
+    b'\x1f\x8b': 'gzip: unpack it with gunzip',
+    b'\x28\xb5\x2f\xfd': 'Zstandard: unpack it with unzstd',
+    b'\xfd7zXZ\x00': 'xz: unpack it with unxz',
+    b'PK\x03\x04': 'a zip archive, as .docx, .odt and .epub are: unpack it or save its text as .txt',
+    b'%PDF': 'PDF: extract its text, for instance with pdftotext',
+}
 
 
 class Source(NamedTuple):
     name: str  # as it was asked for
     files: tuple[Path, ...]  # what is read; a change of any means that the text is read again
     documents: Callable[[], Iterator[Document]]
+    skipped: dict[str, int] = {}  # files that a directory or a glob holds and that are not read: {'.png': 3}
 
 
 def open_source(source: str, root: str, directory: Path, text_field: str, document: str) -> Source:
     """The source that config.data names. Its files are looked up now and read by `documents()`.
 
     Args:
-      source: 'python', 'tfds:NAME', or a file, directory or glob; relative paths start at `root`.
+      source: 'python', 'tfds:NAME', or a file, directory or glob; relative paths start at `root`. A file whose ending
+        READERS does not name is text. Of a directory the files are read whose ending it names, else those of WRITTEN.
       directory: data.cache, where TFDS datasets are prepared; no other directory or glob may reach into it.
-      text_field: the column of jsonl, parquet and TFDS rows; document: 'file' | 'line' | 'paragraph', of .txt.
+      text_field: the column of jsonl, parquet and TFDS rows; document: 'file' | 'line' | 'paragraph', of text.
 
-    Raises FileNotFoundError where nothing is there, ValueError where it cannot be text; both say what to do.
+    Raises FileNotFoundError if there is no file, ValueError if one is not text.
     """
     if source == 'python':
         place = cache.build(directory / python_docs.directory_name(), python_docs.prepare)
@@ -41,90 +65,162 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
         return _tfds_source(source, _prepare_tfds(source.removeprefix('tfds:'), directory / 'tfds'), text_field)
     if document not in TXT:
         raise ValueError(f'data.document is {document!r}; it is one of {", ".join(map(repr, TXT))}')
-    files = _find(source, root, directory)
+    files, skipped = _find(source, root, directory)
 
     def documents() -> Iterator[Document]:
         for path in files:
             for text in _reader(path)(path, text_field, document):
                 yield Document(text)
 
-    return Source(source, files, documents)
+    return Source(source, files, documents, skipped)
 
 
 # --- finding files
 
 
-def _find(source: str, root: str, cache: Path) -> tuple[Path, ...]:
+def _find(source: str, root: str, cache: Path) -> tuple[tuple[Path, ...], dict[str, int]]:
+    """The files to read, and the count of those to skip by their ending or another reason."""
     if not source.strip():
         raise ValueError(f"data.source is {source!r}; it is 'python', 'tfds:NAME', or a file, directory or glob")
-    path = Path(root).expanduser() / Path(source).expanduser()
-    known = ', '.join(READERS)
+    path = paths.local(source, 'data.source', root)
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f'{path} is a link to {os.readlink(path)}, which does not exist')
     if path.is_dir():
-        found = sorted(Path(place) / name for place, _, names in os.walk(path) for name in names)
-        found = [file for file in found if file.name.endswith(tuple(READERS))]
-        if not found:
-            raise FileNotFoundError(f'{path}: no file in this directory ends in {known}')
+        files, skipped = _of_directory(path)
     elif path.exists():
-        found = [path]
+        files, skipped = [path], collections.Counter()
     else:
-        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if not os.path.isdir(name)]
-        if not found:
+        names = sorted(glob.glob(str(path), recursive=True))
+        files = [Path(name) for name in names if not os.path.isdir(name)]
+        skipped = collections.Counter(directories=0 if '**' in str(path) else len(names) - len(files))
+        if not files:
             kind = 'no file matches this glob' if glob.has_magic(str(path)) else 'no such file or directory'
             start = repr(root) if root else 'the current directory'
             raise FileNotFoundError(
                 f'{path}: {kind} (relative paths start at data.root, {start}; '
                 "data.source is 'python', 'tfds:NAME', or a file, directory or glob)"
             )
-    seen: dict[Path, Path] = {}
-    for file in found:
-        _reader(file)
+    kept: list[Path] = []
+    seen: set[Path] = set()
+    for file in files:
         if file != path and file.resolve().is_relative_to(cache.resolve()):  # one that is named is meant
             raise ValueError(
-                f'{file} lies in data.cache={str(cache)!r}, where what was made of texts is kept, and '
+                f'{file} lies in data.cache={str(cache)!r}, where tokenised text is kept, and '
                 f'data.source={source!r} would read it as text: put data.cache outside of data.source'
             )
         if file.is_symlink() and not file.exists():
             raise FileNotFoundError(f'{file} is a link to {os.readlink(file)}, which does not exist')
         if not stat.S_ISREG(file.stat().st_mode):
             raise ValueError(f'{file} is not a regular file: write its text to a file first')
-        if file.stat().st_size == 0:
-            raise ValueError(f'{file} is empty: remove it from data.source, or fill it')
-        twice = seen.setdefault(file.resolve(), file)
-        if twice is not file:
-            raise ValueError(f'{file} and {twice} are one file: its text would be counted twice, name it once')
-    return tuple(file.absolute() for file in found)
+        if file.stat().st_size == 0:  # such as the __init__.py of a package
+            skipped['empty'] += 1
+            continue
+        if file.resolve() in seen:
+            skipped['second name of a file'] += 1
+            continue
+        seen.add(file.resolve())
+        kept.append(file.absolute())
+    if not kept:
+        raise ValueError(f'{path}{"" if files == [path] else ": each of its files"} is empty: there is no text')
+    return tuple(kept), {reason: count for reason, count in sorted(skipped.items()) if count}
+
+
+def _of_directory(path: Path) -> tuple[list[Path], collections.Counter]:
+    """The files of a directory to read, by their endings, and the count of the others."""
+    files, skipped = [], collections.Counter()
+    for place, directories, names in os.walk(path):
+        files += [Path(place) / name for name in names]
+        skipped['links to directories'] += sum(os.path.islink(os.path.join(place, name)) for name in directories)
+    files.sort()
+    endings = next((each for each in (tuple(READERS), WRITTEN) if any(f.name.endswith(each) for f in files)), ())
+    kept = [file for file in files if file.name.endswith(endings)]
+    skipped.update(file.suffix or 'no ending' for file in files if not file.name.endswith(endings))
+    if not kept:
+        other = ', '.join(f'{count} {ending}' for ending, count in sorted(skipped.items()) if count) or 'no file'
+        raise FileNotFoundError(
+            f'{path}: no file in this directory ends in {", ".join((*READERS, *WRITTEN))} (it holds {other}): '
+            f"a glob names text files of any ending, such as data.source='{path}/**/*.ENDING'"
+        )
+    return kept, skipped
 
 
 def _reader(path: Path) -> Callable[[Path, str, str], Iterator[str]]:
-    for ending, reader in READERS.items():
-        if path.name.endswith(ending):
-            return reader
-    raise ValueError(f'{path}: its name must end in one of {", ".join(READERS)}, which says how to read it')
+    return next((reader for ending, reader in READERS.items() if path.name.endswith(ending)), _txt)
 
 
 # --- reading files: (path, text_field, document) -> texts
 
 
-def decode(raw: bytes, path: Path, offset: int = 0) -> str:
-    """The UTF-8 text of bytes that stand at `offset` of a file. Raises ValueError naming the byte."""
+def decode(raw: bytes, path: Path, offset: int = 0, line: int = 1) -> str:
+    """The text of UTF-8 bytes that stand at byte `offset` and in line `line` of a file; a byte order mark is removed.
+
+    UTF-16 and UTF-32 with a byte order mark are read as well, if `raw` is the whole file.
+
+    Raises ValueError naming file, line and byte.
+    """
+    raw = raw if offset else utf8(raw, path)
     try:
-        text = raw.decode()
+        text = raw.decode('utf-8')
     except UnicodeDecodeError as error:
+        line += raw.count(b'\n', 0, error.start)
         bad = raw[error.start : error.start + 4].hex(' ')
         raise ValueError(
-            f'{path}: not UTF-8 at byte {offset + error.start} ({bad}: {error.reason}). '
-            'Convert it, for instance with: iconv -f latin1 -t utf-8'
+            f'{path}:{line}: not UTF-8 at byte {offset + error.start} ({bad}: {error.reason}). '
+            + (_binary(path) or _convert(path, 'ENCODING') + ', with the ENCODING in which it was written')
         ) from None
     return text if offset else text.removeprefix('\ufeff')
 
 
+def utf8(raw: bytes, path: Path) -> bytes:
+    """The bytes of a file in UTF-8, if its byte order mark says UTF-16 or UTF-32; else `raw`.
+
+    Raises ValueError if it is not what its mark says, or if it looks like UTF-16 without a mark.
+    """
+    encoding = _marked(raw[:4096], path)
+    try:
+        return raw.decode(encoding).encode('utf-8') if encoding else raw
+    except UnicodeError as error:
+        at = getattr(error, 'start', 0)
+        raise ValueError(f'{path}: begins as {encoding.upper()} does, but is not at byte {at} ({error})') from None
+
+
+def _marked(head: bytes, path: Path) -> str | None:
+    """The encoding that the byte order mark of a file names, if it has one that is not UTF-8's."""
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    encoding = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
+    if not encoding and max(even, odd) > 0.4 * len(head):  # Latin letters in UTF-16; NUL is valid in UTF-8, too
+        kind = 'utf-16be' if even > odd else 'utf-16le'
+        raise ValueError(f'{path}: looks like {kind.upper()} without a byte order mark. {_convert(path, kind)}')
+    return encoding
+
+
+def _convert(path: Path, encoding: str) -> str:
+    return f'Convert it: iconv -f {encoding} -t utf-8 {shlex.quote(str(path))} > NEW'
+
+
+def _binary(path: Path) -> str:
+    """How the text of a file that is no text is had; '' if its first bytes are of no known format."""
+    if not path.is_file():  # a row of a dataset
+        return ''
+    with path.open('rb') as file:
+        head = file.read(8)
+    return next((f'It is {what}' for begin, what in BINARY.items() if head.startswith(begin)), '')
+
+
+def opened(path: Path) -> BinaryIO:
+    """The UTF-8 bytes of a text file, unpacked if its name ends in .jsonl.gz. See `utf8`."""
+    if path.name.endswith('.jsonl.gz'):
+        return gzip.open(path)
+    with path.open('rb') as file:
+        encoding = _marked(file.read(4096), path)
+    return io.BytesIO(utf8(path.read_bytes(), path)) if encoding else path.open('rb')
+
+
 def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """(line number from 1, its byte offset, the line without its end)."""
-    packed, offset = path.name.endswith('.gz'), 0
+    packed, offset = path.name.endswith('.jsonl.gz'), 0
     limit = max(GZ_FLOOR, GZ_RATIO * path.stat().st_size)
-    with gzip.open(path) if packed else path.open('rb') as file:
+    with opened(path) as file:
         number = 0
         while True:
             number += 1
@@ -154,8 +250,8 @@ def _txt_file(path: Path) -> Iterator[str]:
 
 
 def _txt_lines(path: Path) -> Iterator[str]:
-    for _, offset, line in lines(path):
-        yield decode(line, path, offset)
+    for number, offset, line in lines(path):
+        yield decode(line, path, offset, number)
 
 
 def _txt_paragraphs(path: Path) -> Iterator[str]:
@@ -171,7 +267,7 @@ def _txt_paragraphs(path: Path) -> Iterator[str]:
 
 def _jsonl(path: Path, text_field: str, document: str) -> Iterator[str]:
     for number, offset, line in lines(path):
-        text = decode(line, path, offset)
+        text = decode(line, path, offset, number)
         if text.strip():
             yield _text_of(json_object(text, f'{path}:{number}'), text_field, f'{path}:{number}')
 

@@ -17,7 +17,7 @@ from lmtrain.data.corpus import Corpus, TextBytes
 from lmtrain.data.corrupt import corrupt
 from lmtrain.data.pack import earlier, gather
 
-SHUFFLE, CUT = 0, 5  # what a random number is for; corrupt.py and bucket.py have the others
+SHUFFLE, CUT, SAMPLE = 0, 5, 6  # what a random number is for; corrupt.py and bucket.py have the others
 
 
 def own_rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
@@ -37,6 +37,7 @@ class Stream:
       a token is not predicted from the same context each time; which targets a pass leaves out, `earlier` says.
     Otherwise: every row of every source once, in order; the last batch is filled with empty rows (loss_mask 0,
       segment_ids 0), and there is none after it. Masked language modelling hides the same tokens every time.
+      With a `limit` below the batches of a pass, a random sample of so many batches of rows, the same for every seed.
     """
 
     def __init__(
@@ -47,8 +48,11 @@ class Stream:
         seed: int,
         shuffle: bool,
         rows: np.ndarray | None = None,
+        limit: int = 0,
     ):
         """batch_size: rows a step over all processes; this one reads `rows` of them, ascending (None: all).
+
+        limit: batches of a pass that is not shuffled, at most; 0 is all.
 
         Raises ValueError where they are no rows of a batch, or the split is empty.
         """
@@ -66,6 +70,11 @@ class Stream:
             for part, size in zip(self.parts, self.sizes, strict=True)
         ]
         self.steps_per_epoch = -(-sum(self.quota) // batch_size)
+        self._order = None
+        if not shuffle and 0 < limit < self.steps_per_epoch:
+            self.steps_per_epoch = limit
+            self._order = noise.permutation(sum(self.sizes), SAMPLE)
+        self.num_rows = min(sum(self.quota), self.steps_per_epoch * batch_size)  # of a pass
         self._epochs: dict[int, np.ndarray] = {}
 
     def steps_of_lengths(self) -> dict[int, int]:
@@ -114,6 +123,7 @@ class Stream:
     def _rows(self, place: np.ndarray) -> np.ndarray:
         """[3, B]: source, row in it, targets by which it is cut earlier, of each place; row -1 is beyond the end."""
         if not self.shuffle:
+            place = place if self._order is None else self._order[place]
             ends = np.cumsum(self.sizes)
             # Empty rows belong to a source that has rows, which the last one need not have.
             part = np.searchsorted(ends, np.minimum(place, ends[-1] - 1), side='right')

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from lmtrain import paths
 from lmtrain.data import chat, examples
-from lmtrain.data.cache import build, key
+from lmtrain.data.cache import build, directory_of, key
 from lmtrain.data.contents import SPLITS, borders_of, draw_of
 from lmtrain.data.corpus import Split
 from lmtrain.data.layout import Examples, Laid, lay, lengths, load, save
@@ -140,7 +141,7 @@ def prepare_task(
             save(directory / split, encode(split))
         (directory / 'notes.json').write_text(json.dumps(notes), encoding='utf-8')
 
-    place = build(Path(data['cache']).expanduser().absolute() / f'task-{known[:32]}', write)
+    place = build(directory_of(data['cache']) / f'task-{known[:32]}', write)
     made = {split: load(place / split) for split in SPLITS}
     if not len(made['train'].source):
         raise ValueError(f'no training row is left of {len(rows["train"])}: {"; ".join(notes)}')
@@ -224,7 +225,7 @@ def _few(rows: list[Row], shots: int, class_of) -> list[Row]:
 def _tokenizer(data: Mapping, rows: list[Row], text: tuple[str, ...], name: str) -> Tokenizer:
     kind = data['tokenizer']
     if kind not in LEARNED:
-        return open_tokenizer(Path(data['root']).expanduser() / Path(kind).expanduser(), False)
+        return open_tokenizer(paths.local(kind, 'data.tokenizer', data['root']), False)
     if kind != 'bytes' and (name == 'tag' or not text):
         raise ValueError(
             f"data.tokenizer is {kind!r}, which is learned from texts: with task.name={name!r} take 'bytes', or the "

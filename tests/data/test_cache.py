@@ -1,11 +1,14 @@
 import json
 import multiprocessing
 import os
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 
-from lmtrain.data.cache import MANIFEST, build, key
+from lmtrain.data import cache
+from lmtrain.data.cache import MANIFEST, build, directory_of, key
 
 
 def counting(calls):
@@ -104,3 +107,22 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 def test_keys_tell_all_parts_apart():
     assert len({key(1, 'a'), key('1', 'a'), key(1, ['a']), key([1, 'a']), key(1, None), key(1, 'a', {})}) == 6
     assert key({'a': 1, 'b': 2}) == key(json.loads('{"b": 2, "a": 1}'))
+
+
+def test_the_default_directory_is_in_the_users_folder_of_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    assert directory_of('') == tmp_path / 'lmtrain'
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    assert directory_of('~/kept') == tmp_path / 'home' / 'kept'
+
+
+@pytest.mark.parametrize('place', ['/proc', None])
+def test_without_a_directory_that_can_be_written_nothing_is_kept(place, monkeypatch, capsys):
+    monkeypatch.setattr(cache.paths, 'caches', lambda: place and Path(place))
+    cache._default.cache_clear()
+    directory = directory_of('')
+    assert directory == directory_of('') and (build(directory / 'x', counting([])) / MANIFEST).exists()
+    said = capsys.readouterr().err
+    assert said.startswith('tokenised text is not kept') and said.count('\n') == 1 and 'set data.cache' in said
+    assert ('/proc/lmtrain: No such file' in said) == bool(place)
+    shutil.rmtree(directory)

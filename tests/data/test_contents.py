@@ -1,10 +1,13 @@
+import math
 import os
+import random
 import time
 
 import pytest
 
 import lmtrain.data
 from lmtrain.data import contents
+from lmtrain.data.document import Document
 from lmtrain.data.source import open_source
 
 RULE = {'split': 'document', 'validation': 0.1, 'test': 0.1}
@@ -114,6 +117,79 @@ def test_the_tail_is_cut_off_to_the_character(tmp_path):
     assert ''.join(splits['train']) == 'a' * 40 + 'b' * 25
     assert splits['validation'] == ['b' * 15, 'é' * 10] and splits['test'] == ['é' * 10]
     assert divided(tmp_path, texts, split='tail', validation=0.0, test=0.0)['train'] == texts
+
+
+def sizes_of(count, seed, script):
+    """Documents of sizes that differ by a factor of up to 400, none with a line break."""
+    draw = random.Random(seed)
+    return [
+        f'{number}' + ''.join(draw.choices(script, k=int(100 * math.exp(draw.uniform(0, 6)) ** draw.choice((0.5, 1)))))
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize('shares', [(0.05, 0.05), (0.1, 0.2), (0.05, 0.0)])
+@pytest.mark.parametrize('count', [1, 2, 3, 5, 10, 20, 100])
+@pytest.mark.parametrize('script', ['abc ', 'aé漢🙂 '])
+def test_auto_reaches_the_shares_with_any_number_of_documents(tmp_path, script, count, shares):
+    for seed in range(1 + (count < 30)):
+        texts = sizes_of(count, seed, script)
+        splits = divided(tmp_path, texts, split='auto', validation=shares[0], test=shares[1])
+        raw = {name: sum(len(part.encode()) for part in parts) for name, parts in splits.items()}
+        total = sum(len(text.encode()) for text in texts)
+        assert sum(raw.values()) == total
+        for name, share in zip(contents.SPLITS, (1 - sum(shares), *shares)):
+            assert abs(raw[name] / total - share) < 0.05, (name, raw[name] / total)
+            assert bool(raw[name]) == bool(share)
+
+
+def test_auto_holds_the_tail_of_each_of_few_documents_out(tmp_path):
+    texts = sizes_of(4, 0, 'aé漢🙂 ')
+    splits = divided(tmp_path, texts, split='auto')
+    assert [''.join(parts) for parts in zip(*splits.values(), strict=True)] == texts
+    assert all(len(splits['test'][n].encode()) == pytest.approx(len(texts[n].encode()) / 10, abs=4) for n in range(4))
+
+
+def test_auto_counts_bytes_and_not_characters(tmp_path):
+    """Documents that the hash would hold out are in Chinese: a tenth of the characters, a quarter of the bytes."""
+    texts = [f'{number} ' + letter * 800 for number in range(400) for letter in 'a漢']
+    texts = [text for text in texts if (contents.draw_of('split', text) < 0.2) == ('漢' in text)]
+    splits = divided(tmp_path, texts, split='auto')
+    total = sum(len(text.encode()) for text in texts)
+    for name in ('validation', 'test'):
+        assert abs(sum(len(part.encode()) for part in splits[name]) / total - 0.1) < 0.05
+
+
+def test_auto_does_not_evaluate_on_a_single_chapter(tmp_path):
+    """Twenty chapters of one size: one of them would be 5 % to the byte, and say little of the others."""
+    texts = [f'{number:2} ' + 'chapter ' * 5000 for number in range(20)]
+    splits = divided(tmp_path, texts, split='auto', validation=0.05, test=0.05)
+    assert [len(parts) for parts in splits.values()] == [20, 20, 20]
+
+
+def test_auto_keeps_many_documents_and_short_ones_whole(tmp_path):
+    for texts in (sizes_of(300, 0, 'ab '), [f'line {number} is short' for number in range(40)]):
+        splits = divided(tmp_path, texts, split='auto', validation=0.05)
+        assert splits == divided(tmp_path, texts, split='document', validation=0.05)
+        assert sorted(sum(splits.values(), [])) == sorted(texts)
+
+
+def test_auto_of_one_long_document_among_many_short_ones(tmp_path):
+    texts = [f'{number} short' for number in range(500)] + ['long ' * 20_000]
+    for at in range(0, 500, 100):  # wherever the hash puts it
+        splits = divided(tmp_path, [*texts[:-1], f'{at} {texts[-1]}'], split='auto')
+        total = sum(len(part) for parts in splits.values() for part in parts)
+        assert all(abs(sum(map(len, splits[name])) / total - 0.1) < 0.05 for name in ('validation', 'test'))
+
+
+def test_auto_keeps_documents_whole_that_their_source_groups(tmp_path):
+    """The modules of 'python': a file and its docstrings stay in one split, whatever the shares."""
+    source = open_source('python', '', tmp_path, 'text', 'file')
+    documents = [Document('first ' * 900, 'a'), Document('second ' * 900, 'a'), Document('third ' * 900, 'b')]
+    source = source._replace(files=(), documents=lambda: iter(documents))
+    rule = RULE | {'split': 'auto'}
+    splits = dict(contents.divide(source, contents.content_of(source, [], rule, tmp_path), rule))
+    assert set(splits.values()) <= {document.text for document in documents}
 
 
 def test_tinyshakespeare_is_divided_as_nanogpt_divides_it(shared, settings):

@@ -9,6 +9,7 @@ import pytest
 
 import lmtrain.data
 from lmtrain.data import Stream, batch_hash
+from lmtrain.data.baselines import bits_per_byte
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
 token_cases = importlib.import_module('parity.token_cases')
@@ -96,7 +97,7 @@ def test_many_tokens_need_wider_files(prepare, tmp_path):
 
 
 BAD = [
-    ({'split': 'tails'}, "data.split is 'tails'; it must be 'document' or 'tail'"),
+    ({'split': 'tails'}, "data.split is 'tails'; it must be 'auto', 'document' or 'tail'"),
     ({'validation': 1.0}, 'data.validation is 1.0; it must be a share'),
     ({'validation': float('nan')}, 'data.validation is nan'),
     ({'test': -0.1}, 'data.test is -0.1'),
@@ -127,9 +128,9 @@ def test_settings_that_cannot_be_are_named(over, message, prepare):
 
 def test_one_document_cannot_be_divided_by_document(prepare):
     with pytest.raises(
-        ValueError, match="no text fell into the (train|validation|test) split, of 1 document. .*split='tail'"
+        ValueError, match="no text fell into the (train|validation|test) split, of 1 document. .*split='auto'"
     ):
-        prepare(['one ' * 100])
+        prepare(['one ' * 100], split='document')
     assert prepare(['one ' * 100], split='tail').splits['validation'].num_bytes == 40
 
 
@@ -153,13 +154,51 @@ def test_sources_are_mixed_by_weight(prepare, tmp_path, poem):
     validation = Stream(corpus, 'validation', 8, 0, False)
     real = sum(validation.batch(step)['loss_mask'].sum() for step in range(validation.steps_per_epoch))
     assert real == corpus.splits['validation'].num_tokens
-    assert set(corpus.baselines()) == {'unigram', 'bigram', 'xz'}
+    parts = [corpus.alone(index).splits['validation'] for index in (0, 1)]
+    own = [
+        bits_per_byte([p.tokens for p in corpus.splits['train'].parts], [part.parts[0].tokens], text, 257)
+        for part, text in zip(parts, [(d / 'validation.txt').read_bytes() for d in corpus._directories])
+    ]
+    sizes = [weight * part.num_bytes / part.num_rows for weight, part in zip((1.0, 0.5), parts)]  # bytes a row
+    expected = {name: np.average([values[name] for values in own], weights=sizes) for name in own[0]}
+    assert corpus.baselines() == pytest.approx(expected) and set(expected) == {'unigram', 'bigram', 'xz'}
+    assert own[0]['unigram'] != pytest.approx(own[1]['unigram'], rel=1e-3)
+
+
+@pytest.mark.parametrize('tokenizer', ['bytes', 'chars', 'bpe'])
+def test_bytes_of_a_split_are_those_of_its_text_in_utf8(prepare, tokenizer):
+    documents = [f'{number} é漢🙂 ' * (1 + number % 5) for number in range(100)]
+    corpus = prepare(documents, tokenizer=tokenizer, vocab_size=300)
+    assert sum(split.num_bytes for split in corpus.splits.values()) == sum(len(text.encode()) for text in documents)
+    for name, split in corpus.splits.items():
+        whole = Stream(corpus, name, split.num_rows, 0, False).batch(0)
+        targets = whole['targets'][whole['loss_mask'] == 1]
+        assert corpus.tokenizer.token_bytes[targets].sum() == split.num_bytes
 
 
 def test_every_source_of_a_mixture_has_something_to_learn_from(prepare, tmp_path):
     (tmp_path / 'more.txt').write_text('one text')
     with pytest.raises(ValueError, match='more.txt: no text fell into the train split, of 1 document'):
-        prepare(mix=(('more.txt', 0.5),))
+        prepare(mix=(('more.txt', 0.5),), split='document')
+
+
+def test_a_corpus_says_what_was_read_and_left_out(tmp_path, settings):
+    (tmp_path / 'notes').mkdir()
+    texts = [f'{number} ' + 'word ' * 300 * (number + 1) for number in range(3)]
+    for number, text in enumerate(texts):
+        (tmp_path / 'notes' / f'{number}.txt').write_text(text)
+    for name, content in {'blank.txt': ' \n', 'none.txt': '', 'a.png': 'x', 'b.png': 'x', 'README.md': 'x'}.items():
+        (tmp_path / 'notes' / name).write_text(content)
+    facts = lmtrain.data.prepare(**settings(source='notes')).facts()
+    skipped = {'.md': 1, '.png': 2, 'empty': 1, 'documents without text': 1}
+    total = sum(map(len, texts))
+    source = {'name': 'notes', 'weight': 1.0, 'files': 4, 'divided': 'tails', 'bytes': total, 'documents': 3}
+    assert facts['sources'] == [source | {'skipped': skipped}]
+    splits = facts['splits']
+    assert {name: split['documents'] for name, split in splits.items()} == dict.fromkeys(splits, 3)
+    assert sum(split['bytes'] for split in splits.values()) == total
+    assert splits['train']['tokens'] == splits['train']['bytes'] + 3  # bytes, and one END each
+    assert splits['train']['bytes'] / total == pytest.approx(0.9, abs=0.001)
 
 
 def test_chess_games_are_symbols(shared, settings):

@@ -77,7 +77,7 @@ def test_lines_of_one_label_whatever_the_ending(tmp_path):
         ('a.csv', 'text,text\na,b\n', r'a\.csv:1: a field stands twice'),
         ('a.csv', 'text,label\n"open,b\n', r'a\.csv:2: no csv that can be read'),
         ('a.csv', 'text,label\n', r'a\.csv: it holds no row'),
-        ('a.csv', b'text\n\xff\n', r'a\.csv: not UTF-8 at byte 5'),
+        ('a.csv', b'text\n\xff\n', r'a\.csv:2: not UTF-8 at byte 5'),
         ('a.jsonl', '{"a": 1}\n{"a": \n', r'a\.jsonl:2: broken JSON'),
         ('a.jsonl', '[1]\n', r'a\.jsonl:1: an object .* is expected in every line, here is an array'),
         ('a.json', '{"rows": []}', r'a\.json: an array of objects is expected'),

@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import re
 import time
 import tracemalloc
 from pathlib import Path
@@ -33,6 +34,15 @@ def rows(*texts):
         ('a.txt', b'\xef\xbb\xbfone\n', 'line', ['one']),
         ('a.txt', b'\xef\xbb\xbfone', 'file', ['one']),
         ('a.txt', b'a\x00b', 'file', ['a\x00b']),
+        ('a.md', '# é\n'.encode(), 'file', ['# é\n']),
+        ('a.py', b'x = 1\n\ny = 2\n', 'paragraph', ['x = 1', 'y = 2']),
+        ('a.html', b'<p>', 'file', ['<p>']),
+        ('a', b'no ending', 'line', ['no ending']),
+        ('.hidden', b'text', 'file', ['text']),
+        ('a.txt', 'é漢🙂\r\n'.encode('utf-16'), 'file', ['é漢🙂\r\n']),
+        ('a.txt', b'\xfe\xff' + 'é漢🙂\none'.encode('utf-16be'), 'line', ['é漢🙂', 'one']),
+        ('a.txt', 'é漢🙂\none'.encode('utf-32'), 'line', ['é漢🙂', 'one']),
+        ('a.jsonl', rows('one', 'two').decode().encode('utf-16'), 'file', ['one', 'two']),
         ('a.txt', b'one\ntwo\n\n \nthree\n\n', 'paragraph', ['one\ntwo', 'three', '']),
         ('a.jsonl', rows('one', 'two\nlines'), 'file', ['one', 'two\nlines']),
         ('a.jsonl', b'\n' + rows('one').rstrip() + b'\r\n\n', 'file', ['one']),
@@ -59,7 +69,21 @@ BAD = [
     ('a.txt', b'abc\xe0\x80\x80', 'file', 'not UTF-8 at byte 3'),  # overlong
     ('a.txt', b'ab\xed\xa0\x80', 'file', 'not UTF-8 at byte 2'),  # half a surrogate pair
     ('a.txt', 'abé'.encode()[:-1], 'file', 'not UTF-8 at byte 2'),  # cut at its end
-    ('a.txt', 'caf\xe9'.encode('latin1'), 'file', 'iconv -f latin1'),
+    (
+        'a.txt',
+        'caf\xe9'.encode('latin1'),
+        'file',
+        r'a\.txt:1: not UTF-8 at byte 3 .* iconv -f ENCODING -t utf-8 .*a\.txt',
+    ),
+    ('a.md', 'a\nb\ncaf\xe9'.encode('cp1252'), 'file', r'a\.md:3: not UTF-8 at byte 7 '),
+    ('a.txt', 'こんにちは'.encode('shift_jis'), 'file', 'with the ENCODING in which it was written'),
+    ('a.txt', 'plain'.encode('utf-16le'), 'file', 'looks like UTF-16LE without a byte order mark.* iconv -f utf-16le'),
+    ('a.txt', 'plain'.encode('utf-16be'), 'line', 'looks like UTF-16BE without a byte order mark.* iconv -f utf-16be'),
+    ('a.jsonl', rows('one').decode().encode('utf-16le'), 'file', 'looks like UTF-16LE'),
+    ('a.txt', 'cut'.encode('utf-16')[:-1], 'file', 'begins as UTF-16 does, but is not at byte'),
+    ('a.txt.gz', gzip.compress(b'text', mtime=0), 'line', 'It is gzip: unpack it with gunzip'),
+    ('a.docx', b'PK\x03\x04\x14\xff', 'file', 'It is a zip archive, as .docx'),
+    ('a', b'%PDF-1.7\n%\xe2\xe3', 'file', r'a:2: not UTF-8 at byte 10 .* It is PDF: extract its text'),
     ('a.txt', b'one\ntwo\xff\n', 'line', 'not UTF-8 at byte 7'),
     ('a.jsonl', rows('one') + b'\xff\n', 'file', 'not UTF-8 at byte 16'),
     ('a.jsonl', rows('one') + b'{"text": \n', 'file', 'a.jsonl:2: broken JSON'),
@@ -78,7 +102,6 @@ BAD = [
     ('a.jsonl.gz', rows('one'), 'file', 'a.jsonl.gz: cut short or damaged'),
     ('a.jsonl.gz', gzip.compress(rows('one'), mtime=0)[:12] + b'\xff\xff\xff\xff', 'file', 'cut short or damaged'),
     ('a.parquet', b'PAR1 not at all', 'file', 'a.parquet: not a parquet file'),
-    ('a.csv', b'a,b', 'file', 'must end in one of .txt, .jsonl, .jsonl.gz, .parquet, .pgn'),
     ('a.txt', b'text', 'chapter', "data.document is 'chapter'; it is one of 'file', 'line', 'paragraph'"),
 ]
 
@@ -97,20 +120,30 @@ def test_places_where_nothing_is(tmp_path):
         read('no.txt', root=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r'\*\.txt: no file matches this glob'):
         read(tmp_path / '*.txt')
-    with pytest.raises(FileNotFoundError, match='no file in this directory ends in .txt, .jsonl'):
-        (tmp_path / 'notes.md').write_text('x')
+    message = r"no file in this directory ends in .txt, .jsonl.* \(it holds 1 .png, 1 no ending\).*/\*\*/\*.ENDING'"
+    with pytest.raises(FileNotFoundError, match=message):
+        (tmp_path / 'a.png').write_text('x')
+        (tmp_path / 'Makefile').write_text('x')
         read(tmp_path)
+    for name in ('gs://bucket/a.txt', 's3://bucket/*.jsonl', 'https://example.com/a.txt'):
+        with pytest.raises(ValueError, match=f'.{re.escape(name)}. is a URL.* mount the bucket .*or download'):
+            read(name)
+    (tmp_path / 'a.txt').write_text('')
+    with pytest.raises(ValueError, match=r'\*\.txt: each of its files is empty'):
+        read(tmp_path / '*.txt')
+    (tmp_path / 'a.txt').unlink()
     (tmp_path / 'link.txt').symlink_to(tmp_path / 'gone.txt')
     for asked in ('link.txt', '*.txt', ''):
         with pytest.raises(FileNotFoundError, match=r'link\.txt is a link to .*gone\.txt, which does not exist'):
             read(tmp_path / asked)
 
 
-def test_one_file_twice(tmp_path):
+def test_a_file_of_two_names_is_read_once(tmp_path):
     (tmp_path / 'a.txt').write_text('x')
     (tmp_path / 'b.txt').symlink_to(tmp_path / 'a.txt')
-    with pytest.raises(ValueError, match=r'b\.txt and .*a\.txt are one file'):
-        read(tmp_path / '*.txt')
+    source = open_source(str(tmp_path / '*.txt'), '', CACHE, 'text', 'file')
+    assert [each.text for each in source.documents()] == ['x']
+    assert source.skipped == {'second name of a file': 1}
 
 
 @pytest.mark.parametrize('asked', ['', '**/*.txt'])
@@ -137,6 +170,26 @@ def test_directories_and_globs_are_read_in_order_and_whole(tmp_path):
     assert read('*.txt', root=str(tmp_path)) == ['b']
     assert read('deep/../b.txt', root=str(tmp_path)) == ['b']
     assert read('**/c*.txt', root=str(tmp_path / 'deep')) == ['c']
+
+
+def test_what_a_directory_or_a_glob_does_not_read_is_counted(tmp_path):
+    (tmp_path / 'deep').mkdir()
+    (tmp_path / 'other').symlink_to('deep')
+    names = {'a.md': 'a', 'deep/b.rst': 'b', 'c.py': '', 'd.png': 'd', 'deep/e.png': 'e', 'Makefile': 'm'}
+    for name, text in names.items():
+        (tmp_path / name).write_text(text)
+
+    def opened(source):
+        found = open_source(source, str(tmp_path), CACHE, 'text', 'file')
+        return [each.text for each in found.documents()], found.skipped
+
+    assert opened('.') == (['a', 'b'], {'.png': 2, 'empty': 1, 'links to directories': 1, 'no ending': 1})
+    assert opened('*') == (['m', 'a', 'd'], {'directories': 2, 'empty': 1})
+    assert opened('**/*.png') == (['d', 'e'], {'second name of a file': 1})
+    assert opened('a.md') == (['a'], {})
+    (tmp_path / 'f.txt').write_text('f')  # data in a known form, and a README beside it
+    skipped = {'.md': 1, '.png': 2, '.py': 1, '.rst': 1, 'links to directories': 1, 'no ending': 1}
+    assert opened('.') == (['f'], skipped)
 
 
 def test_lines_and_unpacked_text_have_a_limit(tmp_path, monkeypatch):

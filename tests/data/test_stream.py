@@ -1,6 +1,8 @@
+import collections
 import json
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from configs.base import get_config
-from lmtrain.data import COLUMNS, Stream, batch_hash, check_ids, prefetch, prepare
+from lmtrain.data import COLUMNS, Stream, batch_hash, check_ids, noise, prefetch, prepare
 
 once = examples(max_examples=40)
 
@@ -139,6 +141,82 @@ def test_evaluation_sees_every_row_once_and_fills_the_last_batch(corpora):
                 stream.batch(step)
 
 
+def test_a_limit_takes_a_random_sample_that_no_seed_changes(corpora):
+    for kind in ('causal', 'masked'):
+        corpus = corpora[kind]
+        every = rows_of(Stream(corpus, 'train', 1, 0, shuffle=False), range(corpus.splits['train'].num_rows))
+        sample = Stream(corpus, 'train', 4, seed=3, shuffle=False, limit=5)
+        assert (sample.steps_per_epoch, sample.num_rows) == (5, 20)
+        with pytest.raises(IndexError, match='step 5 of 5'):
+            sample.batch(5)
+        other = Stream(corpus, 'train', 4, seed=4, shuffle=False, limit=5)
+        assert [batch_hash(sample.batch(n)) for n in range(5)] == [batch_hash(other.batch(n)) for n in range(5)]
+        if kind == 'causal':
+            taken = [every.index(row) for row in rows_of(sample, range(5))]
+            assert len(set(taken)) == 20 and max(taken) > len(every) // 2 and taken != sorted(taken)
+            wider = rows_of(Stream(corpus, 'train', 4, 0, shuffle=False, limit=6), range(6))
+            assert wider[:20] == rows_of(sample, range(5))
+
+
+def test_a_limit_beyond_the_split_takes_all_of_it_in_order(corpora):
+    whole = Stream(corpora['causal'], 'validation', 4, 0, shuffle=False)
+    for limit in (0, whole.steps_per_epoch, whole.steps_per_epoch + 1):
+        again = Stream(corpora['causal'], 'validation', 4, 0, shuffle=False, limit=limit)
+        assert again.steps_per_epoch == whole.steps_per_epoch
+        assert again.num_rows == whole.num_rows == corpora['causal'].splits['validation'].num_rows
+        assert batch_hash(again.batch(0)) == batch_hash(whole.batch(0))
+
+
+def test_each_source_of_a_mixture_alone(corpora):
+    mixed = corpora['mixed']
+    assert mixed.shares('train') == pytest.approx([1 / 2.7, 1.7 / 2.7])
+    first, second = mixed.alone(0), mixed.alone(1)
+    whole = Stream(mixed, 'validation', 1, 0, shuffle=False)
+    rows = [
+        rows_of(Stream(each, 'validation', 1, 0, False), range(each.splits['validation'].num_rows))
+        for each in (first, second)
+    ]
+    assert rows[0] + rows[1] == rows_of(whole, range(whole.steps_per_epoch))
+    assert first.names != second.names and first.baselines() != second.baselines()
+    for name in ('num_bytes', 'num_tokens', 'num_documents', 'num_rows'):
+        parts = [getattr(each.splits['train'], name) for each in (first, second)]
+        assert sum(parts) == getattr(mixed.splits['train'], name)
+
+
+def reference_order(sizes, quotas, seed, epoch):
+    """Rows of an epoch of a mixture, [(source, row)], written out: each source's rows come round in turn."""
+    rows = []
+    for source, (size, quota) in enumerate(zip(sizes, quotas)):
+        turn, endless = 0, []
+        while len(endless) < (epoch + 1) * quota:
+            endless += noise.permutation(size, seed, 0, source, turn).tolist()
+            turn += 1
+        rows += [(source, row) for row in endless[epoch * quota : (epoch + 1) * quota]]
+    return [rows[place] for place in noise.permutation(len(rows), seed, 0, len(sizes), epoch).tolist()]
+
+
+@pytest.mark.parametrize('weight', [0.3, 1.7])
+def test_the_order_of_a_mixture_in_each_epoch(corpora, weight):
+    mixed = corpora['mixed']
+    train = mixed.splits['train']
+    parts = tuple(part._replace(weight=w) for part, w in zip(train.parts, (1.0, weight)))
+    corpus = replace(mixed, splits=mixed.splits | {'train': replace(train, parts=parts)})
+    stream = Stream(corpus, 'train', 1, 5, shuffle=True)
+    of_source = []
+    for index in (0, 1):
+        alone = Stream(mixed.alone(index), 'train', 1, 0, shuffle=False)
+        of_source.append(rows_of(alone, range(alone.steps_per_epoch)))
+    sizes = [len(rows) for rows in of_source]
+    quotas = [sizes[0], round(weight * sizes[0])]
+    assert quotas[1] % sizes[1]  # so that epochs end within a turn of the second source
+    count, second = stream.steps_per_epoch, collections.Counter()
+    for epoch in range(3):
+        expected = [of_source[source][row] for source, row in reference_order(sizes, quotas, 5, epoch)]
+        assert rows_of(stream, range(epoch * count, (epoch + 1) * count)) == expected
+        second.update(row for row in expected if row in set(of_source[1]))
+    assert max(second.values()) - min(second[row] for row in of_source[1]) <= 1
+
+
 def test_a_source_without_a_row_of_its_own_leaves_evaluation_whole(tmp_path, poem, settings):
     (tmp_path / 'a.txt').write_text(' '.join(map(poem, range(50))))
     (tmp_path / 'b.txt').write_text(poem(0) * 5 + '\n' * 900)  # its last tenth is blank
@@ -155,7 +233,16 @@ def test_masks_differ_between_epochs_but_not_in_evaluation(corpora):
     count = corpus.splits['train'].num_rows
     stream = Stream(corpus, 'train', count, 0, shuffle=True)
     first, second = stream.batch(0), stream.batch(1)
-    assert not np.array_equal(np.sort(first['select'].sum(1)), np.sort(second['select'].sum(1)))
+    hidden = []
+    for batch in (first, second):
+        real = batch['loss_mask'] == 1
+        whole = batch['tokens'].copy()
+        for row in range(count):  # the text before it was hidden
+            whole[row, batch['select'][row][real[row]]] = batch['targets'][row][real[row]]
+        places = [tuple(sorted(places[keep].tolist())) for places, keep in zip(batch['select'], real)]
+        hidden.append(dict(zip((row.tobytes() for row in whole), places)))
+    assert hidden[0].keys() == hidden[1].keys()  # each row once an epoch
+    assert sum(hidden[0][row] == hidden[1][row] for row in hidden[0]) < count // 20
     fixed = [Stream(corpus, 'validation', 4, seed, shuffle=False).batch(0) for seed in (0, 7)]
     assert batch_hash(fixed[0]) == batch_hash(fixed[1])
 

@@ -63,6 +63,22 @@ def test_an_epoch_has_every_row_once_with_its_label(prepare, shuffle):
     assert sum(batch['label_weights'].sum() for _, batch in batches) == len(wanted)
 
 
+def test_a_limit_takes_a_random_sample_that_no_seed_changes(prepare):
+    task = prepare()
+    whole = TaskStream(task, 'train', 8, 0, False)
+    sample, other = (TaskStream(task, 'train', 8, seed, False, limit=4) for seed in (1, 2))
+    assert sample.steps_per_epoch == 4 < whole.steps_per_epoch
+    assert [batch_hash(sample.batch(n)) for n in range(4)] == [batch_hash(other.batch(n)) for n in range(4)]
+    rows = np.concatenate([sample.examples(step) for step in range(4)])
+    rows = rows[rows >= 0]
+    assert sample.num_rows == len(rows) == len(set(rows.tolist())) and rows.tolist() != sorted(rows.tolist())
+    assert rows.max() > len(task.rows['train']) // 2  # not the first rows of the file
+    assert len({sample.batch(step)['tokens'].shape for step in range(4)}) > 1  # nor the shortest
+    assert whole.num_rows == len(task.rows['train'])
+    with pytest.raises(IndexError, match='step 4 of 4'):
+        sample.batch(4)
+
+
 def test_a_batch_is_a_function_of_the_step(prepare):
     task = prepare()
     one, other = (TaskStream(task, 'train', 8, 3, True) for _ in range(2))

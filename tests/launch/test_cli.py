@@ -1,12 +1,13 @@
 """The front door: quick answers, errors a person can act on, and flags that reach the verb."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from launch import cli, machine, train
+from launch import cli, evaluate, machine, train
 from lmtrain import survive
 
 HEAVY = ('jax', 'numpy', 'flax', 'optax', 'orbax', 'tensorflow', 'tensorflow_datasets', 'torch', 'matplotlib', 'rich')
@@ -169,3 +170,37 @@ def test_the_compilation_cache_is_private_and_a_setting_of_the_user_wins(monkeyp
     assert environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] == '0'
     assert folder.stat().st_mode & 0o777 == 0o700
     assert 'GRPC_VERBOSITY' not in environment
+
+
+@pytest.mark.parametrize('caches', [None, pathlib.Path('/proc')])
+def test_without_a_folder_of_caches_programs_are_not_kept(caches, monkeypatch, capsys):
+    for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(machine.paths, 'caches', lambda: caches)
+    assert 'JAX_COMPILATION_CACHE_DIR' not in machine.environment()
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and 'programs are not kept' in said and 'set JAX_COMPILATION_CACHE_DIR' in said
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', 'x')
+    machine.environment()
+    assert capsys.readouterr().err == ''
+
+
+def test_paths_of_flags_are_expanded_and_urls_refused_before_anything_is_made(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    values = cli.parse(train, ['--config=tiny', '--workdir=~/runs/a'])
+    assert (values.config, values.workdir) == ('tiny', str(tmp_path / 'runs' / 'a'))
+    values = cli.parse(evaluate, ['--workdir', '~/a', '--rows=~/b.csv', '--rows=c.csv', '--template=~/{text}'])
+    assert values.rows == [str(tmp_path / 'b.csv'), 'c.csv'] and values.template == '~/{text}'
+    for url in ('gs://bucket/run', 's3://bucket/run'):
+        assert cli.main(['train', '--config=tiny', f'--workdir={url}']) == 2
+        said = capsys.readouterr().err
+        assert said.count('\n') == 1 and f"--workdir='{url}' is a URL" in said and 'gcsfuse' in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_that_the_terminal_cannot_show_ends_no_run(monkeypatch):
+    command = [sys.executable, '-c', 'from launch import cli; cli.main(["configs"]); print("\u2501 \u6f22")']
+    environment = os.environ | {'PYTHONIOENCODING': 'ascii', 'PYTHONUTF8': '0'}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, b'? ?')

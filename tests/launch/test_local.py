@@ -56,6 +56,7 @@ def test_gpus_are_divided(monkeypatch):
         (['--devices=4', 'train'], ["'train' is no flag", '-- train']),
         (['--devices=4', '--', 'train', '--process_id=1'], ['--process_id is for the launcher']),
         (['--processes=0', '--', 'train'], ['--processes']),
+        (['--devices=4', '--', 'train', '--workdir=gs://b/run'], ["--workdir='gs://b/run' is a URL"]),
         (['--procesess=2', '--', 'train'], ['no flag --procesess', '--processes']),
     ],
 )

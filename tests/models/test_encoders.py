@@ -146,4 +146,3 @@ def test_old_names_of_norms_and_what_pretraining_left_are_read(tmp_path):
 def test_what_cannot_be_read_is_named(tmp_path, name, changes, match):
     with pytest.raises(ValueError, match=match):
         load_pretrained(directory(tmp_path / 'in', name, **changes))
-
