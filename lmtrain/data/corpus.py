@@ -16,7 +16,7 @@ from lmtrain.data.contents import SPLITS, bar, check_unchanged, content_of, divi
 from lmtrain.data.pack import Rows, pack
 from lmtrain.data.source import Source, open_source
 from lmtrain.data.text import Tokenizer
-from lmtrain.data.tokenizer import LEARNED, learn, load_tokenizer, open_tokenizer
+from lmtrain.data.tokenizer import LEARNED, check_fits, learn, load_tokenizer, open_tokenizer
 
 VERSION = 3  # raised when the same text and settings give other batches; a test holds the batches of this version
 BATCH = 4 << 20  # characters tokenised at once
@@ -157,7 +157,7 @@ def prepare(
     'chars' and 'whitespace' is that of the whole corpus (nanoGPT's rule), so that any part of it can be encoded.
 
     Args:
-      vocab_limit: rows of the model's embedding; the tokenizer must not have more entries.
+      vocab_limit: rows of the model's embedding; no text may need a token beyond them.
 
     Raises FileNotFoundError, ValueError or ImportError naming the file, line or field at fault, and the way out.
     """
@@ -168,14 +168,14 @@ def prepare(
     rule = {'split': split, 'validation': float(validation), 'test': float(test)}
     contents = [content_of(each, [text_field, document], rule, place) for each in sources]
     tokens_of = _tokenizer(tokenizer, vocab_size, corrupt > 0, sources, contents, rule, place, root)
-    if vocab_limit is not None and tokens_of.vocab_size > vocab_limit:
-        raise ValueError(
-            f'the tokenizer {tokenizer!r} has {tokens_of.vocab_size} entries and model.vocab_size is {vocab_limit}: '
-            f'set model.vocab_size to at least {tokens_of.vocab_size}'
-        )
+    check_fits(tokens_of, tokenizer, vocab_limit, -1, '')  # before minutes are spent on the text
     directories = [
         _tokenised(each, content, tokens_of, rule, place) for each, content in zip(sources, contents, strict=True)
     ]
+    for each, directory in zip(sources, directories, strict=True):
+        check_fits(tokens_of, tokenizer, vocab_limit, max(_about(directory)['largest'].values()), each.name)
+    if vocab_limit is not None and corrupt:  # no token is replaced by one that the model lacks
+        tokens_of.content_ids = tokens_of.content_ids[tokens_of.content_ids < vocab_limit]
     weights = [1.0, *(float(weight) for _, weight in mix)]
     # Where documents share no END, nothing is predicted from it; a masked model reads it all the same.
     gap = int(tokens_of.begin_id != tokens_of.end_id and not corrupt)
@@ -354,8 +354,12 @@ def _packed(tokens: Path, seq_len: int, isolate: bool, gap: int, place: Path) ->
     return build(place / f'rows-{key(VERSION, tokens.name, seq_len, isolate, *[gap] * gap)[:32]}', write)
 
 
+def _about(tokens: Path) -> dict:
+    return json.loads((tokens / 'about.json').read_text(encoding='utf-8'))
+
+
 def _load(tokens: Path, packed: Path, weight: float) -> dict[str, Split]:
-    about, splits = json.loads((tokens / 'about.json').read_text(encoding='utf-8')), {}
+    about, splits = _about(tokens), {}
     for name in SPLITS:
         file = tokens / f'{name}.tokens'
         ids = np.memmap(file, about['dtype'], 'r') if file.stat().st_size else np.zeros(0, about['dtype'])

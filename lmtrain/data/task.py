@@ -17,7 +17,7 @@ from lmtrain.data.corpus import Split
 from lmtrain.data.layout import Examples, Laid, lay, lengths, load, save
 from lmtrain.data.rows import Row, place_of, read_rows, text_of, value_of
 from lmtrain.data.text import Tokenizer
-from lmtrain.data.tokenizer import LEARNED, learn, open_tokenizer
+from lmtrain.data.tokenizer import LEARNED, check_fits, learn, open_tokenizer
 
 TASKS = ('chat', 'classify', 'regress', 'tag', 'span')
 TOO_LONG = ('error', 'cut', 'drop')
@@ -95,7 +95,7 @@ def prepare_task(
       too_long: of rows longer than data.seq_len: 'error' | 'cut' (at the end; contexts of 'span' in windows that
         overlap) | 'drop'.
       template: 'auto' (the tokenizer's own, else 'plain') | 'plain' | file of a Jinja chat template ('chat' alone).
-      vocab_limit: rows of the model's embedding.
+      vocab_limit: rows of the model's embedding; no text may need a token beyond them.
 
     Raises FileNotFoundError, ValueError or ImportError naming the file and line, the field, and the way out.
     """
@@ -120,11 +120,6 @@ def prepare_task(
             rows['train'], shots, (lambda row: value_of(row, label, LABEL)) if name == 'classify' else None
         )
     tokenizer = _tokenizer(data, rows['train'], text, name)
-    if vocab_limit is not None and tokenizer.vocab_size > vocab_limit:
-        raise ValueError(
-            f'the tokenizer {data["tokenizer"]!r} has {tokenizer.vocab_size} entries and model.vocab_size is '
-            f'{vocab_limit}: set model.vocab_size to at least {tokenizer.vocab_size}'
-        )
     writing = chat.template_of(template, tokenizer, data['root']) if name == 'chat' else ''
     settings = [name, text, label, labels, too_long, seq_len, writing]
     known = key(VERSION, _digest(rows), tokenizer.encoding, settings)
@@ -143,6 +138,9 @@ def prepare_task(
 
     place = build(directory_of(data['cache']) / f'task-{known[:32]}', write)
     made = {split: load(place / split) for split in SPLITS}
+    for split, each in made.items():
+        largest = int(each.tokens[:-1].max(initial=-1))
+        check_fits(tokenizer, data['tokenizer'], vocab_limit, largest, f'a {split} row')
     if not len(made['train'].source):
         raise ValueError(f'no training row is left of {len(rows["train"])}: {"; ".join(notes)}')
     shorter = int(name == 'chat')

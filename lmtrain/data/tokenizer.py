@@ -37,6 +37,28 @@ def learn(kind: str, texts: Iterable[str], vocab_size: int, mask: bool) -> Token
     return KINDS[kind](json.dumps(sorted(symbols)).encode(), mask)
 
 
+def check_fits(tokenizer: Tokenizer, name: str, limit: int | None, largest: int, place: str) -> None:
+    """Raises ValueError if a text or a document's marks need a token without a row in an embedding of `limit` rows.
+
+    A tokenizer may have more entries than that (a [PAD] that was added and never trained): only their use is an error.
+
+    Args:
+      name: the tokenizer in errors. largest: id in the texts of `place`, -1 for none.
+    """
+    if limit is None or tokenizer.vocab_size <= limit:
+        return
+    marks = [token for token in (tokenizer.begin_id, tokenizer.end_id, tokenizer.mask_id) if token is not None]
+    needed = max(largest, *marks)
+    if needed < limit:
+        return
+    token = tokenizer.specials.get(needed) or tokenizer.decode([needed])
+    user = f'{place} holds' if needed == largest else 'every document needs'
+    raise ValueError(
+        f'the tokenizer {name!r} has {tokenizer.vocab_size} entries and model.vocab_size is {limit}: '
+        f'set model.vocab_size to at least {needed + 1}, since {user} {token!r}, id {needed}'
+    )
+
+
 def open_tokenizer(path: Path, mask: bool) -> Tokenizer:
     """The tokenizer of a tokenizer.json, BERT's vocab.txt, a SentencePiece .model, or a directory that holds one.
 

@@ -308,3 +308,36 @@ def test_bytes_of_hidden_tokens_are_those_of_the_text(prepare, tmp_path):
     names = {token: name for name, token in corpus.tokenizer.tokenizer.get_vocab().items()}
     spelled = {(names[token], size) for token, size in zip(batch['targets'][counted], batch['bytes'][counted])}
     assert spelled == {('the', 3), ('cat', 5), ('e', 3), ('.', 1)}
+
+
+def larger(tmp_path, **added):
+    """The 'qwen' tokenizer with further added tokens; the entries that its model has an embedding for."""
+    token_cases.write('qwen', tmp_path / 'tokenizer')
+    spec = token_cases.CASES['qwen']
+    rows = max(token['id'] for token in spec['added_tokens']) + 1
+    spec = spec | {'added_tokens': spec['added_tokens'] + token_cases.added(rows, **added)}
+    (tmp_path / 'tokenizer' / 'tokenizer.json').write_text(json.dumps(spec), encoding='utf-8')
+    return rows
+
+
+def test_entries_beyond_the_embedding_are_refused_only_if_a_text_needs_one(prepare, tmp_path):
+    rows = larger(tmp_path, **{'[PAD]': {'special': True}, '<image>': {}})
+    wanted = {'tokenizer': 'tokenizer', 'vocab_limit': rows, 'validation': 0, 'test': 0, 'seq_len': 8}
+    corpus = prepare(['the cat [PAD]'] * 4, **wanted)
+    assert corpus.tokenizer.vocab_size == rows + 2
+    assert Stream(corpus, 'train', 2, 0, True).batch(0)['tokens'].max() < rows
+    with pytest.raises(ValueError, match=f"at least {rows + 2}, since text.jsonl holds '<image>', id {rows + 1}"):
+        prepare(['the cat', 'a <image>'], **wanted)
+    (tmp_path / 'text.jsonl').unlink()
+    with pytest.raises(ValueError, match=f"at least {rows + 1}, since every document needs '\\[PAD\\]', id {rows}"):
+        config = token_cases.config('qwen') | {'eos_token': '[PAD]'}
+        (tmp_path / 'tokenizer' / 'tokenizer_config.json').write_text(json.dumps(config), encoding='utf-8')
+        prepare(['the cat'], **wanted)
+
+
+def test_no_token_is_replaced_by_one_beyond_the_embedding(prepare, tmp_path):
+    rows = larger(tmp_path, **{'<mask>': {'special': True}} | {f'<{number}>': {} for number in range(400)})
+    wanted = {'tokenizer': 'tokenizer', 'vocab_limit': rows + 1, 'validation': 0, 'test': 0, 'corrupt': 0.9}
+    corpus = prepare(['the cat ' * 200], **wanted)
+    stream = Stream(corpus, 'train', 2, 0, True)
+    assert max(stream.batch(step)['tokens'].max() for step in range(4)) == rows  # <mask>
