@@ -1,5 +1,6 @@
 """Prompting: scores that can be computed by hand, the same whatever stands beside a row, and no answer given away."""
 
+import dataclasses
 import functools
 import json
 
@@ -22,7 +23,7 @@ BYTES = Bytes()
 class Bigram:
     """logits = table[token]: what a choice gets can be added up by hand."""
 
-    causal, max_len = True, 256
+    causal, max_len, vocab_size = True, 256, BYTES.vocab_size
 
     def apply(self, variables, batch):
         tokens_BM = jnp.take_along_axis(batch['tokens'], batch['select'], axis=1)
@@ -82,6 +83,12 @@ def test_choices_by_hand():
 
 def shot(rows=QUIZ, **options):
     return prompting.score(Bigram(), bigram()[0], BYTES, rows, **FORM | options)
+
+
+def test_a_token_without_a_row_in_the_embedding_is_named():
+    small = dataclasses.replace(transformer(), vocab_size=257 - 1)
+    with pytest.raises(ValueError, match=r"rows:1: it needs '<\|endoftext\|>', id 256, and the model knows 256 tokens"):
+        prompting.score(small, parameters(), BYTES, QUIZ, **FORM)
 
 
 def test_every_choice_is_what_is_asked_where_all_are_equal():

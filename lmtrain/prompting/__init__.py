@@ -97,11 +97,13 @@ def score(
     if choices:
         encode = functools.partial(likelihood.choices, tokenizer)
         prompts, lost = _fit(asked, pool, separator, encode, room, cut)
+        _check_known(asked, prompts, tokenizer, model.vocab_size)
         nats = likelihood.log_likelihoods(model, params, prompts, room, batch_size, place)
         found = _likeliest(asked, nats)
     else:
         encode = functools.partial(likelihood.begun, tokenizer)
         prompts, lost = _fit(asked, pool, separator, encode, room + 1 - max_tokens, cut)
+        _check_known(asked, prompts, tokenizer, model.vocab_size)
         greedy = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'max_tokens': max_tokens}
         known = {'end_id': tokenizer.end_id, 'vocab_size': tokenizer.vocab_size}
         made = sample.generate(model, params, [ids.tolist() for ((ids, _),) in prompts], **greedy, **known)
@@ -166,6 +168,15 @@ def _fit(questions: Sequence[Question], pool: Pool, separator: str, encode: Call
             break
         prompts.append(encoded)
     return prompts, lost
+
+
+def _check_known(questions: Sequence[Question], prompts, tokenizer: Tokenizer, size: int) -> None:
+    """Raises ValueError if a prompt needs a token that has no row in an embedding of `size` rows."""
+    for asked, encoded in zip(questions, prompts, strict=True):
+        largest = max(int(ids.max()) for ids, _ in encoded)
+        if largest >= size:
+            token = tokenizer.specials.get(largest) or tokenizer.decode([largest])
+            raise ValueError(f'{asked.place}: it needs {token!r}, id {largest}, and the model knows {size} tokens')
 
 
 def _likeliest(questions: Sequence[Question], nats: Sequence[list[float]]) -> list[dict[str, Any]]:
