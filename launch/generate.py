@@ -36,7 +36,7 @@ def run(values: flags.FlagValues) -> None:
     settings = {'seed': values.seed}
     for name in ('max_tokens', 'temperature', 'top_k', 'top_p'):
         settings[name] = usual[name] if values[name].value is None else values[name].value
-    show(run.model, run.tokenizer, run.params, prompts or [''], settings)
+    show(run, prompts or [''], settings)
 
 
 def read_prompts(path: pathlib.Path) -> list[str]:
@@ -69,13 +69,14 @@ def read_prompts(path: pathlib.Path) -> list[str]:
     return prompts
 
 
-def show(model, tokenizer, params, prompts: list[str], settings: dict) -> None:
+def show(run, prompts: list[str], settings: dict) -> None:
     """Prints every prompt with its continuation, in order; the first that is not done appears as it is made."""
-    from lmtrain import sample
+    from lmtrain import sample, samples
 
-    begin = time.perf_counter()
+    begin, tokenizer = time.perf_counter(), run.tokenizer
     ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
-    pieces = sample.stream(model, params, ids, end_id=tokenizer.end_id, vocab_size=tokenizer.vocab_size, **settings)
+    settings |= {'end_ids': run.end_ids, 'vocab_size': tokenizer.vocab_size}
+    pieces = sample.stream(run.model, run.params, ids, **settings)
     dim, plain = cli.style('dim', 'plain')
     feeds = [tokenizer.streamer() for _ in prompts]
     heads = [f'{dim}{clean(feed(prompt))}{plain}' for feed, prompt in zip(feeds, ids)]
@@ -84,15 +85,15 @@ def show(model, tokenizer, params, prompts: list[str], settings: dict) -> None:
         heads = [f'{dim}{rule:─<60}{plain}\n{head}' for rule, head in zip(rules, heads)]
 
     write(heads[0])
-    waiting, tokens, done, shown, first = [''] * len(prompts), [0] * len(prompts), [False] * len(prompts), 0, None
-    for row, gained, done[row] in pieces:
+    waiting, tokens, reasons, shown, first = [''] * len(prompts), [0] * len(prompts), [''] * len(prompts), 0, None
+    for row, gained, reasons[row] in pieces:
         first = first or time.perf_counter()
         waiting[row] += clean(feeds[row](gained))
         tokens[row] += len(gained)
         while shown < len(prompts):
             write(waiting[shown])
             waiting[shown] = ''
-            if not done[shown]:
+            if not reasons[shown]:
                 break
             shown += 1
             write('\n' + heads[shown] if shown < len(prompts) else '\n')
@@ -100,12 +101,8 @@ def show(model, tokenizer, params, prompts: list[str], settings: dict) -> None:
     words = [f'{sum(tokens):,} tokens', f'the first after {first - begin:.2f} s']
     if later := sum(max(0, count - 1) for count in tokens):
         words.insert(1, f'{later / (time.perf_counter() - first):,.0f} tokens/s')
-    rooms = [sample.room(model, prompt) for prompt in ids]
-    if full := sum(count == room < settings['max_tokens'] for count, room in zip(tokens, rooms)):
-        which = 'stopped' if len(prompts) == 1 else f'{full} of {len(prompts)} stopped'
-        words.append(f"{which} at the model's context of {model.max_len} tokens, prompt included")
     dim, plain = cli.style('dim', 'plain', stream=sys.stderr)
-    print(f'{dim}{", ".join(words)}{plain}', file=sys.stderr)
+    print(f'{dim}{", ".join(words)}\n{samples.ended(reasons, settings["max_tokens"])}{plain}', file=sys.stderr)
 
 
 def write(text: str) -> None:

@@ -8,11 +8,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from lmtrain import adapt, capacity, cost, data, deal, optim, parallel, sample, sharding, sweep, tree
+from lmtrain import adapt, capacity, cost, data, deal, optim, parallel, samples, sharding, sweep, tree
 from lmtrain.base import Base, open_base, settings
 from lmtrain.models import Transformer
 from lmtrain.objectives import classify, span, tag, tokens
-from lmtrain.run import LANGUAGE, Run, drawn, sample_settings
+from lmtrain.run import LANGUAGE, Run, drawn
 
 HEADS = {'classify': 'classify', 'regress': 'classify', 'tag': 'tag', 'span': 'span'}  # task -> a checkpoint's head
 
@@ -42,7 +42,7 @@ def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
     run = run._replace(corpus=_corpus(config, base))
     run = run if early else _planned(run)
     if config.task.name in LANGUAGE:
-        _check_samples(config, model, run.corpus.tokenizer)
+        samples.check(run)
     for split in ('train', 'validation'):
         run.stream(split)  # raises where the split is empty
     run.domains()
@@ -203,19 +203,6 @@ def _check_mesh(config, mesh) -> None:
             f'{found}model.dropout = {model.dropout}, adapt.dropout = {config.adapt.dropout}, sweep.orders = '
             f'{tuple(config.sweep.orders)}: set them to 0, 0 and one order, or mesh.sequence=1'
         )
-
-
-def _check_samples(config, model: Transformer, tokenizer: data.Tokenizer) -> None:
-    """Raises ValueError where the texts of the report could not be made."""
-    for prompt in config.sample.prompts:
-        if not isinstance(prompt, str):
-            raise ValueError(f'sample.prompts has {prompt!r}: a prompt is text')
-    try:
-        wanted = sample_settings(config, tokenizer)
-        if model.causal and wanted['prompts']:
-            sample.check(model, **wanted)
-    except ValueError as error:
-        raise ValueError(f'config.sample: {error}') from None
 
 
 def _check_settings(config) -> None:

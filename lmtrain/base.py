@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import ml_collections
 from lmtrain import adapt, checkpoint, paths, sweep, tree
 from lmtrain.checkpoint import manifest
 from lmtrain.checkpoint import workdir as folder
-from lmtrain.models import Transformer
+from lmtrain.models import Transformer, generation
 
 # How a model computes is the run's own choice; what it computes is the base's.
 COMPUTE = ('dropout', 'dtype', 'remat', 'unroll', 'attention')
@@ -29,6 +30,7 @@ class Base(NamedTuple):
       load: place -> Params; place(path, array) puts a leaf where it belongs.
       config: of the run that made it; None for a Hugging Face directory.
       step: of that run.
+      generation: the fields of its generation_config.json, as `generation.read` gives them.
     """
 
     hash: str
@@ -38,6 +40,7 @@ class Base(NamedTuple):
     load: Callable[[Callable[[str, Any], Any]], tree.Params]
     config: Any = None
     step: int | None = None
+    generation: Mapping[str, Any] = MappingProxyType({})
 
 
 def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> Base:
@@ -128,7 +131,9 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
         config.seed, config.optimizer.learning_rate = members[member].seed, members[member].learning_rate
         config.sweep = dict.fromkeys(config.sweep, ())
     parts = f'{manifest.read(checkpoints / str(step))["sha256"]} {fingerprint} {member}'
-    return Base(hashlib.sha256(parts.encode()).hexdigest(), model, directory / 'tokenizer', shapes, load, config, step)
+    fields = generation.read(directory) or (inner.generation if inner else {})
+    digest = hashlib.sha256(parts.encode()).hexdigest()
+    return Base(digest, model, directory / 'tokenizer', shapes, load, config, step, fields)
 
 
 def _pretrained(path: Path, ignore: Sequence[str]) -> Base:
@@ -139,7 +144,7 @@ def _pretrained(path: Path, ignore: Sequence[str]) -> Base:
     shapes = pretrained.shapes_of(model)
     files = sorted(file for file in path.iterdir() if file.name == 'config.json' or file.suffix == '.safetensors')
     load = lambda place: pretrained.load_pretrained(path, place, ignore=ignore)[1]  # noqa: E731
-    return Base(_hash(files), model, path, shapes, load)
+    return Base(_hash(files), model, path, shapes, load, generation=generation.read(path))
 
 
 def _with_adapter(base: Base, path: Path, ignore: Sequence[str]) -> Base:

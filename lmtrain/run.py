@@ -10,7 +10,7 @@ import numpy as np
 
 from lmtrain import adapt, cost, data, display, parallel, sharding, state, step, sweep, tree
 from lmtrain.base import Base
-from lmtrain.models import Transformer
+from lmtrain.models import Transformer, generation
 
 LANGUAGE = ('text', 'chat')  # tasks whose targets are tokens
 
@@ -68,6 +68,12 @@ class Run(NamedTuple):
         """Hashes of what a resumed run must find unchanged beside its config."""
         found = {'data': self.corpus.fingerprint, 'tokenizer': self.corpus.tokenizer.hash}
         return found | ({'base': self.base.hash} if self.base else {})
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The fields of its generation_config.json; `eos_token_id` lists the tokens at which its texts end."""
+        below = self.base.generation if self.base else {}
+        return generation.fields_of(below, self.corpus.tokenizer, self.model.vocab_size)
 
     def baselines(self) -> dict[str, float]:
         """Bits per byte of the validation text under simpler models; none where the objective is not the text's."""
@@ -314,10 +320,3 @@ class Run(NamedTuple):
 def drawn(model, key: jax.Array, seq_len: int) -> tree.Params:
     """The parameters of a model before it has learned; jitted, so that a start traces the model for them once."""
     return model.init(key, {'tokens': np.zeros((1, seq_len), np.int32)})['params']
-
-
-def sample_settings(config, tokenizer) -> dict[str, Any]:
-    """What config.sample asks of `sample.generate`. Raises ValueError where a prompt cannot be encoded."""
-    wanted = config.sample.to_dict() | {'seed': config.seed}
-    wanted['prompts'] = [tokenizer.encode_prompt(prompt) for prompt in config.sample.prompts]
-    return wanted | {'end_id': tokenizer.end_id, 'vocab_size': tokenizer.vocab_size}

@@ -17,6 +17,7 @@ from lmtrain.models.prompt import ahead
 from lmtrain.tree import Params
 
 ROWS = 64  # prompts decoded together; further ones wait for these
+ENDS = 16  # end tokens at most; fewer are filled up, so that other sets are the same program
 SHORTEST = 16  # lengths are padded to powers of two from here on, so that few programs exist
 
 
@@ -30,7 +31,7 @@ class Settings(NamedTuple):
     top_k: jax.Array  # int32, 0 is all
     top_p: jax.Array  # float32
     vocab_size: jax.Array  # int32, ids from here on are padding of the embedding and never drawn
-    end_id: jax.Array  # int32
+    end_ids: jax.Array  # int32 [ENDS], a text ends at any of them; -1 where there are fewer
 
 
 class Progress(NamedTuple):
@@ -39,39 +40,45 @@ class Progress(NamedTuple):
     text: jax.Array  # int32 [B, S], the tokens made
     made: jax.Array  # int32 [B], how many
     done: jax.Array  # bool [B]
+    stopped: jax.Array  # bool [B], done because an end token was drawn
     finite: jax.Array  # bool, of every logit that was read
 
 
-def generate(model: Transformer, params: Params, prompts: Sequence[Sequence[int]], *, max_tokens: int, **settings):
-    """The continuations of prompts, list[list[int]] in their order; arguments and errors are `stream`'s."""
-    texts = [[] for _ in prompts]
+class Generated(NamedTuple):
+    """The continuation of a prompt."""
+
+    ids: list[int]  # without the end token
+    finish_reason: str  # 'stop' (an end token), 'length' (max_tokens) or 'context' (no room in the model is left)
+
+
+def generate(
+    model: Transformer, params: Params, prompts: Sequence[Sequence[int]], *, max_tokens: int, **settings
+) -> list[Generated]:
+    """The continuation of each prompt, in their order; arguments and errors are those of `stream`."""
+    texts: list[list[int]] = [[] for _ in prompts]
+    reasons = [''] * len(prompts)
     settings |= {'max_tokens': max_tokens, 'every': max_tokens}
-    for row, ids, _ in stream(model, params, prompts, **settings):
+    for row, ids, reasons[row] in stream(model, params, prompts, **settings):
         texts[row] += ids
-    return texts
+    return [Generated(*each) for each in zip(texts, reasons, strict=True)]
 
 
 def stream(
-    model: Transformer,
-    params: Params,
-    prompts: Sequence[Sequence[int]],
-    *,
-    every: int = 8,
-    **settings,
-) -> Iterator[tuple[int, list[int], bool]]:
-    """Yields (row, the ids it has gained, whether it is done) while the texts are made.
+    model: Transformer, params: Params, prompts: Sequence[Sequence[int]], *, every: int = 8, **settings
+) -> Iterator[tuple[int, list[int], str]]:
+    """Yields (row, the ids it has gained, its `Generated.finish_reason` or '' while it goes on) as texts are made.
 
-    A text is done at `end_id` (which is not given out), after `max_tokens`, or when the model has read its `max_len`
-    tokens, prompt included (`room`). What a prompt gets depends on `seed`, on the prompt, and on how many equal ones
-    came before it; not on what else is in the batch, nor on `every`, the tokens made between two yields.
+    A text is done at any of `end_ids` (which is not part of it), after `max_tokens`, or when the model has read its
+    `max_len` tokens, prompt included (`room`). What a prompt gets depends on `seed`, on the prompt, and on how many
+    equal ones came before it; not on what else is in the batch, nor on `every`, the tokens made between two yields.
 
-    Arguments are those of `check`, which is called before anything is compiled. Raises FloatingPointError where a
-    logit is nan or infinite.
+    Arguments are those of `check`, which is called before anything is compiled. Raises FloatingPointError if a logit
+    is nan or infinite.
     """
     check(model, prompts, every=every, **settings)
-    max_tokens, end_id = settings['max_tokens'], settings['end_id']
+    max_tokens, vocab_size = settings['max_tokens'], min(settings['vocab_size'], model.vocab_size)
+    end_ids = [token for token in settings['end_ids'] if token < vocab_size]  # no other can be drawn
     model = dataclasses.replace(model, attention='xla', remat='none')  # kernels take no cache, and no gradient is taken
-    prompts = [list(prompt) or [end_id] for prompt in prompts]
     longest = max(map(len, prompts))
     taken = ahead(params)  # positions of a soft prompt or a prefix
     context = model.max_len - taken
@@ -84,7 +91,7 @@ def stream(
     cache_length = bucket(longest + max_tokens, SHORTEST, context)
     batch_size = bucket(len(prompts), 1, ROWS)
 
-    tokens = np.full((-(-len(prompts) // batch_size) * batch_size, prompt_length), end_id, np.int32)
+    tokens = np.zeros((-(-len(prompts) // batch_size) * batch_size, prompt_length), np.int32)
     lengths, limits = np.zeros((2, len(tokens)), np.int32)
     tags = np.zeros(len(tokens), np.uint32)
     seen = collections.Counter()
@@ -104,11 +111,12 @@ def stream(
                 temperature=np.float32(settings['temperature']),
                 top_k=np.int32(settings['top_k']),
                 top_p=np.float32(settings['top_p']),
-                vocab_size=np.int32(settings['vocab_size']),
-                end_id=np.int32(end_id),
+                vocab_size=np.int32(vocab_size),
+                end_ids=np.array([*end_ids, *[-1] * (ENDS - len(end_ids))], np.int32),
             )
-            for row, ids, done in _batch(model, params, tokens[some], lengths[some], asked, cache_length, every):
-                yield start + row, ids, done
+            for row, ids, reason in _batch(model, params, tokens[some], lengths[some], asked, cache_length, every):
+                full = reason == 'length' and limits[start + row] < max_tokens
+                yield start + row, ids, 'context' if full else reason
 
     return batches()
 
@@ -122,24 +130,27 @@ def check(
     top_k: int,
     top_p: float,
     seed: int,
-    end_id: int,
+    end_ids: Sequence[int],
     vocab_size: int,
     every: int = 8,
 ) -> None:
-    """Raises ValueError where an argument is out of range, there is no prompt or one is longer than the model's
-    context, or the model is not causal.
+    """Raises ValueError if an argument is out of range, if there is no prompt or one is empty or longer than the
+    model's context, or if the model is not causal.
 
     Args:
-      prompts: ids. An empty one starts from `end_id`, which is where documents begin.
+      prompts: ids, at least one each: the token that begins a document, if nothing else (`Tokenizer.encode_prompt`).
       temperature: logits are divided by it; 0 takes the likeliest token.
       top_k: draws from this many of the likeliest tokens; 0 is all.
       top_p: draws from the fewest tokens whose probability, after `top_k`, is at least this (arXiv 1904.09751).
-      vocab_size: the tokenizer's. Rows of the embedding beyond it are never drawn.
+      end_ids: a text ends at any of these tokens; at most `ENDS`. () goes on to `max_tokens`.
+      vocab_size: the tokenizer's. Rows of the embedding beyond it are never drawn, nor are entries of the tokenizer
+        that have no row in the embedding.
       every: see `stream`.
     """
     numbers = {'max_tokens': (max_tokens, 1, 2**31 - 1), 'every': (every, 1, 2**31 - 1), 'seed': (seed, 0, 2**32 - 1)}
     numbers |= {'temperature': (temperature, 0, math.inf), 'top_k': (top_k, 0, 2**31 - 1), 'top_p': (top_p, 0, 1)}
-    numbers |= {'vocab_size': (vocab_size, 1, model.vocab_size), 'end_id': (end_id, 0, vocab_size - 1)}
+    numbers |= {'vocab_size': (vocab_size, 1, 2**31 - 1)}
+    numbers |= {f'end_ids[{i}]': (token, 0, vocab_size - 1) for i, token in enumerate(end_ids)}
     for name, (value, least, most) in numbers.items():
         if not least <= value <= most or math.isinf(value):
             raise ValueError(f'{name}={value} must lie in [{least}, {most}]')
@@ -148,20 +159,26 @@ def check(
     if not model.causal:
         raise ValueError('a masked language model (model.causal=False) fills gaps; it cannot continue a text')
     if not prompts:
-        raise ValueError('there is no prompt; the empty one, [], starts a document')
+        raise ValueError('there is no prompt; the empty text is one, the token that begins a document')
+    if len(end_ids) > ENDS:
+        raise ValueError(f'end_ids has {len(end_ids)} tokens, and a text is compared with {ENDS} at most')
     for row, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f'prompt {row} is empty: begin it with the token that begins a document')
         if len(prompt) > model.max_len:
             raise ValueError(
                 f'prompt {row} has {len(prompt)} tokens, but the context of the model holds '
                 f'model.max_len={model.max_len}: shorten it'
             )
-        if strays := [token for token in prompt if not 0 <= token < vocab_size]:
-            raise ValueError(f'prompt {row} has the token {strays[0]}, which is not below vocab_size={vocab_size}')
+        size = min(vocab_size, model.vocab_size)
+        if strays := [token for token in prompt if not 0 <= token < size]:
+            sizes = f'the tokenizer has {vocab_size} entries and the embedding {model.vocab_size} rows'
+            raise ValueError(f'prompt {row} has the token {strays[0]}, but {sizes}')
 
 
 def room(model: Transformer, prompt: Sequence[int]) -> int:
     """Tokens that can follow a prompt: the last is predicted from a full context of `max_len`."""
-    return model.max_len + 1 - max(len(prompt), 1)
+    return model.max_len + 1 - len(prompt)
 
 
 def bucket(n: int, least: int, most: int) -> int:
@@ -177,18 +194,20 @@ def _batch(model, params, tokens_BT, lengths_B, settings, cache_length, every):
         text=np.zeros((B, cache_length), np.int32),
         made=np.zeros(B, np.int32),
         done=settings.limit == 0,
+        stopped=np.zeros(B, bool),
         finite=np.bool_(True),
     )
     steps = 1  # the first token alone, so that it is seen soon
     while not np.all(progress.done):
-        said, open_rows = progress.made, np.flatnonzero(~progress.done)
+        before, open_rows = progress.made, np.flatnonzero(~progress.done)
         cache, logits_BV, progress = decode(model, params, cache, logits_BV, progress, settings, np.int32(steps))
         progress = jax.device_get(progress)
         if not progress.finite:
             raise FloatingPointError('the model gives logits that are nan or infinite: its parameters are broken')
         for row in open_rows:
-            gained = progress.text[row, said[row] : progress.made[row]]
-            yield int(row), gained.tolist(), bool(progress.done[row])
+            gained = progress.text[row, before[row] : progress.made[row]]
+            reason = 'stop' if progress.stopped[row] else 'length' if progress.done[row] else ''
+            yield int(row), gained.tolist(), reason
         steps = every
 
 
@@ -224,7 +243,7 @@ def decode(model, params, cache, logits_BV, progress: Progress, settings: Settin
 
 
 def advance(progress: Progress, logits_BV, settings: Settings) -> tuple[Progress, jax.Array]:
-    """(Progress, int32 [B]): a token drawn for every row that is not done, and written down unless it is END."""
+    """(Progress, int32 [B]): a token drawn for every row that is not done, part of its text unless it ends it."""
     B, V = logits_BV.shape
     known_V = jnp.arange(V) < settings.vocab_size
     sound = jnp.isfinite(logits_BV) | ~known_V[None] | progress.done[:, None]
@@ -233,13 +252,15 @@ def advance(progress: Progress, logits_BV, settings: Settings) -> tuple[Progress
     logits_BV = jnp.where(known_V[None], logits_BV, -jnp.inf)
     token_B = draw(keys_B, logits_BV, settings.temperature, settings.top_k, settings.top_p)
 
-    ended_B = progress.done | (token_B == settings.end_id)
+    stopped_B = progress.stopped | ~progress.done & jnp.any(token_B[:, None] == settings.end_ids[None], axis=1)
+    ended_B = progress.done | stopped_B
     slot_B = jnp.where(ended_B, progress.text.shape[1], progress.made)  # out of range: nowhere
     made_B = progress.made + ~ended_B
     progress = Progress(
         text=progress.text.at[jnp.arange(B), slot_B].set(token_B, mode='drop'),
         made=made_B,
         done=ended_B | (made_B >= settings.limit),
+        stopped=stopped_B,
         finite=progress.finite & jnp.all(sound),
     )
     return progress, token_B

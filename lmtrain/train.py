@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 
-from lmtrain import agree, capacity, display, evaluate, metrics, paths, report, survive, tree
+from lmtrain import agree, capacity, display, evaluate, metrics, paths, report, samples, survive, tree
 from lmtrain.assemble import assemble, filled
 from lmtrain.checkpoint import Checkpoints
 from lmtrain.checkpoint import workdir as folder
 from lmtrain.circumstances import circumstances, versions
 from lmtrain.loop import Loop
-from lmtrain.trained import makes_text, samples
+from lmtrain.models import generation
 
 
 def train(config, workdir) -> dict[str, Any]:
@@ -58,6 +58,7 @@ def train(config, workdir) -> dict[str, Any]:
                 folder.truncate_jsonl(workdir / name, extra['step'])
             folder.record(workdir, extra['step'] if saved else None, changed, **circumstances(run))
             run.corpus.tokenizer.save(workdir / 'tokenizer')
+            generation.write(workdir, run.generation)
         if saved:
             live.say(f'  resumed    after step {extra["step"]:,}, {display.duration(extra["elapsed"])} in')
         for difference in changed:
@@ -113,9 +114,9 @@ def on_its_vocabulary(config, workdir: pathlib.Path):
 
 def texts(run, state, workdir) -> str:
     """What samples.txt holds; parameters that are divided over several processes make no text here."""
-    if jax.process_count() > 1 and makes_text(run.config, run.model) and run.config.sample.prompts:
+    if jax.process_count() > 1 and samples.makes_text(run) and run.config.sample.prompts:
         if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params)):
             word = 'The parameters of this run are divided over several processes'
             return f'{word}: lmtrain generate --workdir={workdir} makes texts of them in one.\n'
         state = jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
-    return samples(run.config, run.model, run.corpus.tokenizer, run.one(state).params)
+    return samples.texts(run, run.one(state).params)

@@ -1,16 +1,15 @@
-"""The folder of a run as a model: restored, evaluated on a split, sampled from."""
+"""The folder of a run as a model: restored, and evaluated on a split."""
 
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
 
-from lmtrain import base, data, evaluate, sample, score, sharding, tree
+from lmtrain import base, data, evaluate, score, sharding, tree
 from lmtrain.assemble import assemble
 from lmtrain.checkpoint import workdir as folder
 from lmtrain.data.tokenizer import open_tokenizer
-from lmtrain.models import Transformer
-from lmtrain.run import LANGUAGE, sample_settings
+from lmtrain.models import Transformer, generation
 
 
 class Trained(NamedTuple):
@@ -21,6 +20,7 @@ class Trained(NamedTuple):
     tokenizer: data.Tokenizer
     params: tree.Params
     step: int
+    end_ids: list[int]  # its texts end at any of these tokens
 
 
 def restore(workdir, step: int | str = 'last', member: int = 0) -> Trained:
@@ -31,8 +31,7 @@ def restore(workdir, step: int | str = 'last', member: int = 0) -> Trained:
     Raises FileNotFoundError or ValueError naming what is missing, and checkpoint.Damaged.
     """
     found = base.open_run(pathlib.Path(workdir), step, member)
-    params = found.load(lambda path, array: jax.device_put(array))
-    return Trained(found.config, found.model, data.load_tokenizer(found.tokenizer), params, found.step)
+    return _trained(found, data.load_tokenizer(found.tokenizer))
 
 
 def pretrained(directory: str, adapter: str = '') -> Trained:
@@ -41,8 +40,13 @@ def pretrained(directory: str, adapter: str = '') -> Trained:
     Raises what `base.open_base` raises, and ValueError where the directory holds no tokenizer.
     """
     found = base.open_base(directory, adapter)
+    return _trained(found, open_tokenizer(found.tokenizer, mask=False))
+
+
+def _trained(found: base.Base, tokenizer: data.Tokenizer) -> Trained:
+    ends = generation.fields_of(found.generation, tokenizer, found.model.vocab_size)['eos_token_id']
     params = found.load(lambda path, array: jax.device_put(array))
-    return Trained(found.config, found.model, open_tokenizer(found.tokenizer, mask=False), params, found.step or 0)
+    return Trained(found.config, found.model, tokenizer, params, found.step or 0, ends)
 
 
 def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 0) -> dict[str, float]:
@@ -69,23 +73,3 @@ def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 
     if run.config.task.name in score.PREDICT:
         found |= score.score(run.model, params, run.stream(split), place, **run.objective.keywords)
     return found
-
-
-def makes_text(config, model: Transformer) -> bool:
-    """Whether a run's model writes on."""
-    return model.causal and config.task.name in LANGUAGE
-
-
-def samples(config, model: Transformer, tokenizer: data.Tokenizer, params: tree.Params) -> str:
-    """The texts that the config's sample section asks for, or the word that there are none."""
-    if not makes_text(config, model):
-        return 'This model makes no text.\n'
-    if not config.sample.prompts:
-        return 'No prompt was given: config.sample.prompts.\n'
-    wanted = sample_settings(config, tokenizer)
-    texts = sample.generate(model, params, **wanted)
-    named = zip(config.sample.prompts, wanted['prompts'], texts, strict=True)
-    begin = len(tokenizer.encode_prompt(''))  # is not shown
-    return (
-        '\n\n'.join(f'--- {name!r}\n{tokenizer.decode(prompt[begin:] + text)}' for name, prompt, text in named) + '\n'
-    )

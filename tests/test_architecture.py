@@ -28,6 +28,7 @@ FLOORS = (
     {'sweep', 'traffic', 'compute_optimal'},
     {'step', 'evaluate', 'prompting', 'report', 'base', 'score'},
     {'run'},
+    {'samples'},
     {'assemble', 'circumstances'},
     {'trained', 'plan', 'forecast', 'export', 'loop'},
     {'train', 'search'},

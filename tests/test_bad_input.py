@@ -232,7 +232,7 @@ TRAIN = [
         'prompt over the context',
         f"sample.prompts=('{'a' * 99}',)",
         {},
-        ['config.sample', '99 tokens', 'model.max_len=32'],
+        ['config.sample', '100 tokens', 'model.max_len=32'],
     ),
     ('samples of no token', 'sample.max_tokens=0', {}, ['config.sample', 'max_tokens=0']),
     ('negative temperature', 'sample.temperature=-1', {}, ['config.sample', 'temperature=-1']),
@@ -318,7 +318,7 @@ OTHERS = [
         'generate over the context',
         f'generate --workdir=run --prompt={"a" * 99}',
         {},
-        ['99 tokens', 'model.max_len=32', 'shorten'],
+        ['100 tokens', 'model.max_len=32', 'shorten'],
     ),
     ('generate no token', 'generate --workdir=run --max_tokens=0', {}, ['max_tokens=0 must lie in [1']),
     ('generate of words', 'generate --workdir=run --max_tokens=x', {}, ['--max_tokens=x']),
@@ -400,7 +400,7 @@ def test_a_disk_that_is_full_at_the_end_says_so(house, tmp_path, monkeypatch, ca
 
     monkeypatch.chdir(tmp_path)
     pretend(monkeypatch)
-    monkeypatch.setattr(train, 'samples', full)
+    monkeypatch.setattr(train, 'texts', full)
     assert cli.main(train_words(house)) == survive.DISK
     assert 'workdir run: No space left on device; make room' in capsys.readouterr().err
     assert checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1] == 20

@@ -179,8 +179,8 @@ def test_a_generation_must_equal_the_answer():
     rows = arithmetic(4)
     prompts = [[BYTES.begin_id, *f'{row.fields["a"]} and {row.fields["b"]} are'.encode()] for row in rows]
     greedy = {'max_tokens': 8, 'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0}
-    made = sample.generate(transformer(), parameters(), prompts, **greedy, end_id=256, vocab_size=257)
-    texts = [BYTES.decode_bytes(ids).decode('utf-8', 'replace') for ids in made]
+    made = sample.generate(transformer(), parameters(), prompts, **greedy, end_ids=[256], vocab_size=257)
+    texts = [BYTES.decode_bytes(text.ids).decode('utf-8', 'replace') for text in made]
     cut = texts[0].strip()[2]  # ends the first generation, wherever else it stands
     rows[0].fields['sum'] = texts[0].strip().split(cut)[0]
     rows[1].fields['sum'] = texts[1].strip() + '!'

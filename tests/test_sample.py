@@ -15,9 +15,9 @@ from lmtrain import sample, sharding
 from lmtrain.models import Transformer
 
 END, VOCAB = 40, 41  # of the tokenizer; the embedding has 64 rows
-GREEDY = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'end_id': END, 'vocab_size': VOCAB}
+GREEDY = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'end_ids': [END], 'vocab_size': VOCAB}
 DRAWN = GREEDY | {'temperature': 1.0}
-PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [], [27], [3, 1, 4]]
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [END], [27], [3, 1, 4]]
 
 
 def transformer(**changes) -> Transformer:
@@ -38,7 +38,7 @@ def parameters(model: Transformer):
 
 def generate(model, prompts, max_tokens=20, params=None, **wishes):
     params = parameters(model) if params is None else params
-    return sample.generate(model, params, prompts, max_tokens=max_tokens, **wishes)
+    return [text.ids for text in sample.generate(model, params, prompts, max_tokens=max_tokens, **wishes)]
 
 
 def recomputed(model, prompt, max_tokens):
@@ -48,7 +48,7 @@ def recomputed(model, prompt, max_tokens):
     def logits(params, tokens_1T):
         return model.apply({'params': params}, {'tokens': tokens_1T})['logits'][0]
 
-    prompt, made = prompt or [END], []
+    made = []
     while len(made) < max_tokens and len(prompt + made) <= model.max_len:
         padded = np.zeros((1, model.max_len), np.int32)
         padded[0, : len(prompt + made)] = prompt + made
@@ -109,8 +109,8 @@ def test_a_stream_is_the_text_in_pieces(every):
     texts = [sum((ids for row, ids, _ in pieces if row == wanted), []) for wanted in range(len(PROMPTS))]
     assert texts == generate(transformer(), PROMPTS, **DRAWN)
     for wanted in range(len(PROMPTS)):
-        mine = [(len(ids), done) for row, ids, done in pieces if row == wanted]
-        assert [done for _, done in mine] == [False] * (len(mine) - 1) + [True]
+        mine = [(len(ids), reason) for row, ids, reason in pieces if row == wanted]
+        assert [bool(reason) for _, reason in mine] == [False] * (len(mine) - 1) + [True]
         assert all(count <= every for count, _ in mine)
 
 
@@ -122,8 +122,8 @@ def test_one_prefill_and_one_decode_serve_all_wishes():
     generate(model, [[1]], **GREEDY)
     before = sizes()
     for wishes in (GREEDY, DRAWN, DRAWN | {'temperature': 0.3, 'top_k': 5, 'top_p': 0.5, 'seed': 9}):
-        for prompt, max_tokens in (([1, 2, 3, 4], 17), ([], 31), (list(range(16)), 1)):
-            generate(model, [prompt], max_tokens, **wishes)
+        for prompt, max_tokens in (([1, 2, 3, 4], 17), ([END], 31), (list(range(16)), 1)):
+            generate(model, [prompt], max_tokens, **wishes | {'end_ids': [END, *prompt][:5]})
             list(sample.stream(model, parameters(model), [prompt], max_tokens=max_tokens, **wishes))
     assert sizes() == before
     generate(model, [[1]] * 4, **GREEDY)
@@ -164,10 +164,33 @@ def test_the_padding_of_the_vocabulary_is_never_drawn():
     assert len(drawn) > 20 and drawn <= set(range(END))
 
 
+def test_entries_of_a_tokenizer_without_a_row_are_never_drawn():
+    """A tokenizer of 70 entries on an embedding of 64 rows."""
+    model = transformer(tied=False)
+    params = steered(model, [63, *range(63)])
+    wide = {'vocab_size': 70, 'end_ids': [66]}
+    assert generate(model, [[1]], 5, params, **GREEDY | wide) == [[63] * 5]
+    drawn = {t for text in generate(model, [[1]] * 4, 40, params, **DRAWN | wide | {'temperature': 1e6}) for t in text}
+    assert len(drawn) > 40 and drawn <= set(range(64))
+
+
+@pytest.mark.parametrize('ends', [[END], [9, END], [END, 3, 9]], ids=str)
+def test_a_text_ends_at_the_first_of_several_end_tokens(ends):
+    """As cut from the text without end tokens; the reason says which texts ended."""
+    free = {'max_tokens': 20} | DRAWN
+    whole = sample.generate(transformer(), parameters(transformer()), PROMPTS * 8, **free | {'end_ids': []})
+    texts = sample.generate(transformer(), parameters(transformer()), PROMPTS * 8, **free | {'end_ids': ends})
+    for text, uncut in zip(texts, whole, strict=True):
+        cut = next((i for i, token in enumerate(uncut.ids) if token in ends), None)
+        assert text == (uncut.ids[:cut], 'length' if cut is None else 'stop')
+        assert uncut.finish_reason == 'length' and len(uncut.ids) == 20
+    assert {text.finish_reason for text in texts} == {'stop', 'length'}
+
+
 def test_a_text_ends_at_end_which_is_not_given_out():
     model = transformer(tied=False)
     params = steered(model, [END, *range(END), *range(VOCAB, 64)])
-    assert generate(model, [[1], [], [END, 2]], 40, params, **GREEDY) == [[], [], []]
+    assert generate(model, [[1], [END], [END, 2]], 40, params, **GREEDY) == [[], [], []]
     texts = sum((generate(transformer(), PROMPTS, **DRAWN | {'seed': seed}) for seed in range(8)), [])
     assert all(END not in text for text in texts)
     assert min(map(len, texts)) < 20  # some drew it
@@ -176,9 +199,11 @@ def test_a_text_ends_at_end_which_is_not_given_out():
 def test_a_text_ends_where_the_context_does():
     model = transformer(tied=False)
     params = steered(model, [5, *range(5), *range(6, 64)])
-    prompts = [[1] * 48, [1] * 47, [], [1]]
+    prompts = [[1] * 48, [1] * 47, [END], [1]]
     assert list(map(len, generate(model, prompts, 100, params, **GREEDY))) == [1, 2, 48, 48]
     assert [sample.room(model, prompt) for prompt in prompts] == [1, 2, 48, 48]
+    texts = sample.generate(model, params, prompts[1:3], max_tokens=48, **GREEDY)
+    assert [text.finish_reason for text in texts] == ['context', 'length']
 
 
 def test_one_candidate_is_greedy():
@@ -242,8 +267,8 @@ WRONG = {
     'top_k': (-1, 'top_k=-1'),
     'top_p': (1.5, 'top_p=1.5'),
     'seed': (-1, 'seed=-1'),
-    'vocab_size': (65, r'vocab_size=65 must lie in \[1, 64\]'),
-    'end_id': (VOCAB, 'end_id=41'),
+    'vocab_size': (0, r'vocab_size=0 must lie in \[1, '),
+    'end_ids': ([3, VOCAB], r'end_ids\[1\]=41'),
 }
 
 
@@ -263,8 +288,14 @@ def test_nan_is_no_wish(name):
 def test_what_cannot_be_continued():
     with pytest.raises(ValueError, match=r'prompt 1 has 49 tokens.*max_len=48: shorten it'):
         generate(transformer(), [[1], [1] * 49], **GREEDY)
-    with pytest.raises(ValueError, match='prompt 0 has the token 41, .*vocab_size=41'):
+    with pytest.raises(ValueError, match='prompt 0 has the token 41, .*has 41 entries and the embedding 64 rows'):
         generate(transformer(), [[1, 41]], **GREEDY)
+    with pytest.raises(ValueError, match='prompt 0 has the token 64, .*has 70 entries and the embedding 64 rows'):
+        generate(transformer(), [[63, 64]], **GREEDY | {'vocab_size': 70})
+    with pytest.raises(ValueError, match='prompt 1 is empty: begin it'):
+        generate(transformer(), [[1], []], **GREEDY)
+    with pytest.raises(ValueError, match='end_ids has 17 tokens, and .* 16 at most'):
+        generate(transformer(), [[1]], **GREEDY | {'end_ids': range(17)})
     with pytest.raises(ValueError, match='no prompt'):
         generate(transformer(), [], **GREEDY)
     with pytest.raises(ValueError, match='top_p=0 leaves no token'):

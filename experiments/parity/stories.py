@@ -29,8 +29,8 @@ def trial() -> dict | None:
     begin = tokenizer.begin_id
 
     greedy = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0}
-    greedy |= {'end_id': tokenizer.end_id, 'vocab_size': tokenizer.vocab_size}
-    (ids,) = sample.generate(model, params, [[begin]], max_tokens=256, **greedy)
+    greedy |= {'end_ids': [tokenizer.end_id], 'vocab_size': tokenizer.vocab_size}
+    ((ids, _),) = sample.generate(model, params, [[begin]], max_tokens=256, **greedy)
     published = (folder / 'reference_stories260K.md').read_text(encoding='utf-8').split('-t 0.0\n')[1].split('\n```')[0]
 
     @jax.jit

@@ -68,8 +68,11 @@ class Tokenizer:
         raise NotImplementedError
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text to go on with: behind the token that begins a document, where that is not END."""
-        return [self.begin_id] * (self.begin_id != self.end_id) + self.encode(text)
+        """Ids of a text to be continued, behind the token that begins a document, as in every row of training.
+
+        Training, scoring and generation build their prompts with this function. The empty text is that token alone.
+        """
+        return [self.begin_id, *self.encode(text)]
 
     def encode_inside(self, text: str) -> list[int]:
         """Ids of content that goes on where other content ends: no blank is put before it."""

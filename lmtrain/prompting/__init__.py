@@ -105,9 +105,9 @@ def score(
         prompts, lost = _fit(asked, pool, separator, encode, room + 1 - max_tokens, cut)
         _check_known(asked, prompts, tokenizer, model.vocab_size)
         greedy = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'max_tokens': max_tokens}
-        known = {'end_id': tokenizer.end_id, 'vocab_size': tokenizer.vocab_size}
+        known = {'end_ids': [tokenizer.end_id], 'vocab_size': tokenizer.vocab_size}
         made = sample.generate(model, params, [ids.tolist() for ((ids, _),) in prompts], **greedy, **known)
-        found = _equal(asked, [tokenizer.decode_bytes(ids).decode('utf-8', 'replace') for ids in made], stop)
+        found = _equal(asked, [tokenizer.decode_bytes(text.ids).decode('utf-8', 'replace') for text in made], stop)
     named = {'accuracy': 'right', 'accuracy_per_byte': 'per_byte'} if choices else {'exact_match': 'right'}
     results = {'rows': len(asked), 'shots': shots} | lost
     for name, column in named.items():

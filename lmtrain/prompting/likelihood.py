@@ -20,7 +20,7 @@ SHORTEST_CHOICE = 4
 
 def begun(tokenizer: Tokenizer, question: Question, text: str) -> list[tuple[np.ndarray, int]]:
     """[(BEGIN and the prompt, where it ends)]. A blank at its end belongs to the word that comes next."""
-    ids = np.array([tokenizer.begin_id, *tokenizer.encode(text.rstrip(' '))], np.int32)
+    ids = np.array(tokenizer.encode_prompt(text.rstrip(' ')), np.int32)
     return [(ids, len(ids))]
 
 

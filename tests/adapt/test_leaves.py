@@ -189,7 +189,8 @@ def test_a_prompt_is_refused_for_rows_of_several_documents():
 
 def test_generation_reads_the_prompt():
     model = MODELS['rotary']
-    settings = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'end_id': 0, 'vocab_size': V, 'max_tokens': 6}
+    settings = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'vocab_size': V, 'max_tokens': 6}
+    settings['end_ids'] = [0]
     params = base_of('rotary')
     ids = [7, 19]
     prompted = adapt.extend(prompt.adapter(length=2, init='text', ids=ids), jax.random.key(0), params)

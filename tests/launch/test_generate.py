@@ -12,7 +12,7 @@ from lmtrain import sample, trained
 class Letters:
     """A tokenizer of bytes, whose END is 256."""
 
-    end_id, vocab_size = 256, 257
+    vocab_size = 257
 
     def encode_prompt(self, text):
         return list(text.encode())
@@ -29,11 +29,11 @@ def house(monkeypatch):
     """Pretends a run is restored, and that its model continues with the pieces of `house.pieces`."""
     config = base.get_config()
     model = types.SimpleNamespace(max_len=12)
-    asked = types.SimpleNamespace(pieces=[(0, b'!', True)])
+    asked = types.SimpleNamespace(pieces=[(0, b'!', 'stop')])
 
     def restore(workdir, step):
         asked.workdir, asked.step = workdir, step
-        return types.SimpleNamespace(config=config, model=model, tokenizer=Letters(), params={})
+        return types.SimpleNamespace(config=config, model=model, tokenizer=Letters(), params={}, end_ids=[256, 7])
 
     def stream(model, params, prompts, **settings):
         asked.prompts, asked.settings = [bytes(ids).decode() for ids in prompts], settings
@@ -61,10 +61,11 @@ def lmtrain(house, capsys):
 
 def test_one_prompt_then_its_continuation(lmtrain, house):
     euro = '€'.encode()
-    house.pieces = [(0, b' old', False), (0, euro[:1], False), (0, euro[1:] + b'!', True)]
+    house.pieces = [(0, b' old', ''), (0, euro[:1], ''), (0, euro[1:] + b'!', 'stop')]
     code, out, err = lmtrain('--workdir=w', '--prompt=good')
     assert (code, out) == (0, 'good old€!\n')
-    assert err.startswith('8 tokens, ') and 'tokens/s' in err and 'context' not in err and '\033' not in err
+    assert err.startswith('8 tokens, ') and 'tokens/s' in err and '\033' not in err
+    assert err.endswith('1 of 1 texts ended with an end token\n')
     assert house.prompts == ['good'] and house.step == 'last'
 
 
@@ -76,7 +77,7 @@ def test_the_recipe_says_what_the_flags_do_not(lmtrain, house):
         'top_k': 3,
         'top_p': 1.0,
         'seed': 5,
-        'end_id': 256,
+        'end_ids': [256, 7],
         'vocab_size': 257,
     }
     assert house.settings == wanted
@@ -86,21 +87,15 @@ def test_the_recipe_says_what_the_flags_do_not(lmtrain, house):
 def test_several_prompts_stand_in_order_under_rules(lmtrain, house, tmp_path):
     file = tmp_path / 'prompts.txt'
     file.write_text('b \n\nc\r\n')
-    house.pieces = [(2, b'3', True), (0, b'1', False), (1, b'2', True), (0, b'1', True)]
+    house.pieces = [(2, b'3', 'length'), (0, b'1', ''), (1, b'2', 'context'), (0, b'1', 'stop')]
     code, out, err = lmtrain('--workdir=w', '--prompt=a', f'--prompts_file={file}')
     lines = out.splitlines()
     assert house.prompts == ['a', 'b ', 'c']
     assert [lines[0][:9], *lines[1:2]] == ['── 1 of 3', 'a11']
     assert [lines[2][:9], *lines[3:4]] == ['── 2 of 3', 'b 2']
     assert [lines[4][:9], *lines[5:]] == ['── 3 of 3', 'c3']
-
-
-def test_a_full_context_is_said(lmtrain, house):
-    house.pieces = [(0, b'x' * 9, True)]
-    *_, err = lmtrain('--workdir=w', '--prompt=abcd')
-    assert "stopped at the model's context of 12 tokens, prompt included" in err
-    *_, err = lmtrain('--workdir=w', '--prompt=abcd', '--max_tokens=9')
-    assert 'context' not in err
+    cut = "cut: 1 after max_tokens=128, 1 at the end of the model's context"
+    assert err.splitlines()[-1] == f'1 of 3 texts ended with an end token; {cut}'
 
 
 def test_prompts_of_a_jsonl(tmp_path):

@@ -83,9 +83,9 @@ def test_stories_go_on_as_published(shared):
     model, params = load_pretrained(folder / 'hf')
     tokenizer = open_tokenizer(folder / 'hf' / 'tokenizer.json', mask=False)
     greedy = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0}
-    greedy |= {'end_id': tokenizer.end_id, 'vocab_size': tokenizer.vocab_size}
+    greedy |= {'end_ids': [tokenizer.end_id], 'vocab_size': tokenizer.vocab_size}
     model = dataclasses.replace(model, unroll=1)
-    (ids,) = sample.generate(model, params, [[tokenizer.begin_id]], max_tokens=256, **greedy)
+    ((ids, _),) = sample.generate(model, params, [[tokenizer.begin_id]], max_tokens=256, **greedy)
     published = (folder / 'reference_stories260K.md').read_text().split('-t 0.0\n')[1].split('\n```')[0]
     assert tokenizer.decode(ids) == published
 

@@ -1,0 +1,77 @@
+"""generation_config.json: the tokens that begin, end and pad a text, beside the settings that its makers sample with.
+
+https://huggingface.co/docs/transformers/main_classes/text_generation describes the fields.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lmtrain.models import safetensors
+
+FILE = 'generation_config.json'
+END = 'eos_token_id'
+
+
+def read(directory: str | Path) -> dict[str, Any]:
+    """The fields of a directory's generation_config.json, {} without one.
+
+    `bos_token_id` and `pad_token_id` are those of config.json if it lacks them. `eos_token_id` is a list of the ids in
+    both files, each of which may hold a number, a list or null; negative ids, which stand for none, are left out.
+
+    Raises ValueError naming the file and the field if one is no JSON object or an id is no whole number.
+    """
+    directory = Path(directory)
+    own, model = (_object(directory / name) for name in (FILE, 'config.json'))
+    fields = {name: value for name, value in own.items() if name != '_from_model_config'}  # it is a file of its own now
+    for name in ('bos_token_id', 'pad_token_id'):
+        ids = _ids(own, name, directory / FILE) or _ids(model, name, directory / 'config.json')
+        fields.pop(name, None)
+        fields |= {name: ids[0]} if ids else {}
+    ends = _ids(own, END, directory / FILE) + _ids(model, END, directory / 'config.json')
+    fields.pop(END, None)
+    return fields | ({END: list(dict.fromkeys(ends))} if ends else {})
+
+
+def fields_of(base: Mapping[str, Any], tokenizer, size: int, ends: Iterable[int] = ()) -> dict[str, Any]:
+    """The fields for a model trained on a base that has the fields `base` (`read`), {} for none.
+
+    Args:
+      tokenizer: a `data.Tokenizer`, whose begin and pad tokens are named if the base names none.
+      size: rows of the embedding; an id beyond them cannot be drawn and is left out.
+      ends: further tokens that end a text, beside the tokenizer's and the base's.
+    """
+    pad = tokenizer.special_ids.get(json.loads(tokenizer.about or b'{}').get('pad_token'))
+    roles = {'bos_token_id': tokenizer.begin_id} | ({} if pad is None else {'pad_token_id': pad})
+    fields = {name: token for name, token in roles.items() if token < size} | dict(base)
+    every = dict.fromkeys((tokenizer.end_id, *base.get(END, ()), *ends))
+    return fields | {END: [token for token in every if token < size]}
+
+
+def write(directory: str | Path, fields: Mapping[str, Any]) -> None:
+    """Writes the file, whole or not at all."""
+    text = json.dumps(fields, indent=2, ensure_ascii=False) + '\n'
+    safetensors.replace(Path(directory) / FILE, [text.encode('utf-8')])
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f'{path} is no JSON: {error}') from None
+    if not isinstance(fields, dict):
+        raise ValueError(f'{path} must hold an object, here it is {str(fields)[:60]}')
+    return fields
+
+
+def _ids(fields: Mapping[str, Any], name: str, path: Path) -> list[int]:
+    """The ids that a field holds."""
+    value = fields.get(name)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token in ids:
+        if type(token) is not int:
+            raise ValueError(f'{path}: {name} is {value!r}; the id of a token is expected, or a list of ids')
+    return [token for token in ids if token >= 0]
