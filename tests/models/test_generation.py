@@ -19,9 +19,13 @@ def directory(path, own=None, model=None):
 READ = {
     'a list and a number': ({'eos_token_id': [2, 513]}, {'eos_token_id': 1}, {'eos_token_id': [2, 513, 1]}),
     'the same in both': ({'eos_token_id': [7, 2]}, {'eos_token_id': [2, 7]}, {'eos_token_id': [7, 2]}),
-    'null, and minus one for none': ({'eos_token_id': None, 'pad_token_id': -1}, {'eos_token_id': [-1, 3]}, {'eos_token_id': [3]}),
+    'null, and minus one for none': (
+        {'eos_token_id': None, 'pad_token_id': -1}, {'eos_token_id': [-1, 3]}, {'eos_token_id': [3]},
+    ),
     'the file alone': ({'bos_token_id': 5, 'eos_token_id': 6}, None, {'bos_token_id': 5, 'eos_token_id': [6]}),
-    'its ids before the model\'s': ({'pad_token_id': 9}, {'pad_token_id': 4, 'bos_token_id': 8}, {'pad_token_id': 9, 'bos_token_id': 8}),
+    'its own ids first': (
+        {'pad_token_id': 9}, {'pad_token_id': 4, 'bos_token_id': 8}, {'pad_token_id': 9, 'bos_token_id': 8},
+    ),
     'other fields are kept': (
         {'temperature': 0.7, 'do_sample': True, '_from_model_config': True}, {'temperature': 9.0},
         {'temperature': 0.7, 'do_sample': True},
