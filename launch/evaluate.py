@@ -7,6 +7,7 @@ lmtrain evaluate --workdir=runs/lora --rows=test.csv --template='{text} => {cate
 """
 
 import json
+import pathlib
 
 from absl import flags
 
@@ -26,7 +27,7 @@ flags.DEFINE_integer('limit', 0, 'the first rows alone; 0 is all', flag_values=F
 flags.DEFINE_integer('seed', 0, 'of the demonstrations', flag_values=FLAGS)
 flags.DEFINE_integer('max_tokens', 16, 'of a generated answer', flag_values=FLAGS)
 flags.DEFINE_integer('batch_size', 32, 'prompts computed together', flag_values=FLAGS)
-flags.DEFINE_string('results', None, 'a JSON file for the figures and what was found for each row', flag_values=FLAGS)
+flags.DEFINE_string('results', None, 'a JSON file for the figures, and for each answer of --rows', flag_values=FLAGS)
 
 
 def run(values: flags.FlagValues) -> None:
@@ -36,6 +37,7 @@ def run(values: flags.FlagValues) -> None:
     if values.base:
         raise ValueError('--base without --rows: a split is of a run (--workdir); rows to be answered are --rows=FILE')
     workdir, step = folder.from_flags(values)
+    check_results(values.results)
     machine.prepare()
     from lmtrain import display, trained
 
@@ -44,6 +46,26 @@ def run(values: flags.FlagValues) -> None:
     print(f'{values.split}: {display.evaluation_line(sums, {})}  ({sums["targets"]:,.0f} targets{spelled})')
     for name, own in sums.get('sources', {}).items():
         print(f'  {name}: {display.evaluation_line(own, {})}')
+    write_results(values.results, {'results': {'split': values.split, 'checkpoint': step} | sums})
+
+
+def check_results(path: str | None) -> None:
+    """Raises FileNotFoundError or IsADirectoryError if the file of --results cannot be written into its folder."""
+    if not path:
+        return
+    file = pathlib.Path(path).expanduser()
+    if file.is_dir():
+        raise IsADirectoryError(f'--results={path} is a directory: name a file in it, such as {file / "results.json"}')
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f'--results={path}: there is no directory {file.parent}: create it, or name another')
+
+
+def write_results(path: str | None, figures: dict) -> None:
+    """Writes the file of --results, if it is asked for, and says so."""
+    if path:
+        text = json.dumps(figures, indent=1, ensure_ascii=False) + '\n'
+        pathlib.Path(path).expanduser().write_text(text, encoding='utf-8')
+        print(f'written: {path}')
 
 
 def prompted(values: flags.FlagValues) -> None:
@@ -51,6 +73,7 @@ def prompted(values: flags.FlagValues) -> None:
     for name in ('template', 'answer'):
         if not values[name].value:
             raise ValueError(f'--{name} is missing, which --rows needs: see `lmtrain evaluate --help`')
+    check_results(values.results)
     machine.prepare()
     from lmtrain import prompting
     from lmtrain.data.rows import read_rows
@@ -74,6 +97,4 @@ def prompted(values: flags.FlagValues) -> None:
         batch_size=values.batch_size,
     )
     print(prompting.line(scores.results))
-    if values.results:
-        with open(values.results, 'w', encoding='utf-8') as file:
-            json.dump({'results': scores.results, 'rows': scores.rows}, file, indent=1)
+    write_results(values.results, {'results': scores.results, 'rows': scores.rows})

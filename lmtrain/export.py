@@ -8,7 +8,7 @@ import numpy as np
 
 from lmtrain import adapt, base, data, paths, tree
 from lmtrain.data.to_transformers import tokenizer_files
-from lmtrain.models import Transformer, pretrained
+from lmtrain.models import Transformer, generation, pretrained
 
 FORMATS = ('hf', 'peft')
 TASKS = {'classify': 'SEQ_CLS', 'regress': 'SEQ_CLS', 'tag': 'TOKEN_CLS', 'span': 'QUESTION_ANS'}  # PEFT's names
@@ -18,8 +18,9 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
     """Writes the model of a run's folder into the directory `to`; lines that say what was written.
 
     Args:
-      form: 'hf' (config.json, model.safetensors, tokenizer files) or 'peft' (the adapter and added heads alone).
-      merge: an adapter is folded into the weights before; the largest change of a logit is among the lines.
+      form: 'hf' (config.json, generation_config.json, model.safetensors, tokenizer files) or 'peft' (the adapter and
+        added heads alone).
+      merge: an adapter is folded into the weights before; the largest change of an output is among the lines.
 
     Raises ValueError where the model has no such form, naming the leaf or setting and the way out; what
     `base.open_run` raises; FileExistsError where `to` holds something else already.
@@ -50,6 +51,8 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
         ends = {name: token for name, token in ends.items() if token < model.vocab_size}
         like = ends | {name: value for name, value in (like or {}).items() if value is not None}
         pretrained.save_pretrained(to, model, params, like=like)
+        if model.causal and model.head == 'lm':
+            generation.write(to, generation.fields_of(found.generation, tokenizer, model.vocab_size))
     lines += _tokenizer(tokenizer, to, framed=found.config.task.name in TASKS)
     return [*lines, f'written: {to}']
 
@@ -68,7 +71,7 @@ def _plain(model: Transformer, params: tree.Params, merge: bool) -> tuple[tree.P
     folded = adapt.fold(params)
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (4, min(64, model.max_len)), np.int32)
     change = adapt.largest_change(model, params, folded, {'tokens': tokens})
-    return folded, [f'merged: {len(added)} leaves; the largest change of a logit over 256 tokens is {change:.2g}']
+    return folded, [f'merged: {len(added)} leaves; the largest change of an output over 256 tokens is {change:.2g}']
 
 
 def _tokenizer(tokenizer: data.Tokenizer, to: Path, framed: bool) -> list[str]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain import tree
-from lmtrain.adapt.adapter import BESIDE, ROOT
+from lmtrain.adapt.adapter import BESIDE, OUTPUTS, ROOT
 
 LEAVES = '|'.join([rf'.*/({name})' for name in BESIDE] + list(ROOT))
 NEUTRAL = {r'lora_(a|b|scale)': jnp.zeros, r'ia3_(in|out)': jnp.ones}  # what changes nothing
@@ -79,9 +79,21 @@ def mix(model, base: Mapping, adapters: Mapping, batch: Mapping, **options) -> d
 
 
 def largest_change(model, before: Mapping, after: Mapping, batch: Mapping) -> float:
-    """The largest absolute difference of a logit between two trees of parameters, over the real tokens of a batch."""
-    apply = jax.jit(lambda params, batch: model.apply({'params': params}, batch)['logits'])
-    change = jnp.abs(apply(before, batch) - apply(after, batch))
-    if 'segment_ids' in batch and change.shape[:2] == batch['segment_ids'].shape:
-        change = jnp.where((batch['segment_ids'] > 0)[..., None], change, 0)
-    return float(jnp.max(change))
+    """The largest absolute difference of an output between two trees of parameters, over the real tokens of a batch.
+
+    Outputs are the logits of the model's head and of every added head; the hidden states of a model that has none.
+    """
+
+    @jax.jit
+    def outputs(params, batch):
+        every = model.apply({'params': params}, batch)
+        return {name: x for name, x in every.items() if name not in OUTPUTS or name == 'logits'} or every['hidden']
+
+    def largest(x, y):
+        change = jnp.abs(x.astype(jnp.float32) - y.astype(jnp.float32))
+        if 'segment_ids' in batch and change.shape[:2] == batch['segment_ids'].shape:
+            change = jnp.where((batch['segment_ids'] > 0)[..., None], change, 0)
+        return jnp.max(change)
+
+    changes = jax.tree.map(largest, outputs(before, batch), outputs(after, batch))
+    return float(max(jax.tree.leaves(changes)))

@@ -1,5 +1,6 @@
 """Leaves that layers find: their equations, what stands ahead of a text, several adapters in a batch, bad input."""
 
+import dataclasses
 import functools
 
 import jax
@@ -317,3 +318,15 @@ def test_the_largest_change_is_that_of_real_tokens():
     none = found | {'segment_ids': np.zeros((B, T), np.int32)}
     assert adapt.largest_change(MODELS['rotary'], base_of('rotary'), params, none) == 0
     assert adapt.largest_change(MODELS['rotary'], params, adapt.fold(params), found) < 1e-4
+
+
+def test_the_largest_change_of_a_model_without_logits():
+    """Its hidden states are compared, or its added head, as in a classifier on a bare encoder."""
+    bare = dataclasses.replace(MODELS['rotary'], head='none')
+    before, after = base_of('rotary'), adapted('rotary', 'lora', **LORA)
+    outputs = [bare.apply({'params': params}, batch())['hidden'] for params in (before, after)]
+    wanted = float(jnp.abs(outputs[0] - outputs[1]).max())
+    assert adapt.largest_change(bare, before, after, batch()) == pytest.approx(wanted, rel=1e-3) and wanted > 0.1
+    head = {'heads': {'classify': {'kernel': jnp.full((outputs[0].shape[-1], 2), 10.0)}}}
+    gap = jnp.abs(jnp.sum(outputs[0] - outputs[1], axis=-1)).max() * 10
+    assert adapt.largest_change(bare, before | head, after | head, batch()) == pytest.approx(float(gap), rel=1e-3)
