@@ -12,7 +12,7 @@ import tokenizers
 
 from configs import tiny
 from lmtrain import assemble, base, export, train, trained, tree
-from lmtrain.models import load_pretrained
+from lmtrain.models import generation, load_pretrained
 
 STEPS = 4
 
@@ -64,6 +64,24 @@ def assert_equal(one, other):
 def test_a_run_starts_from_the_parameters_of_its_base(folder, kind):
     run = assemble.assemble(on_base(folder, kind))
     assert_equal(flat(run.initial_state().params), flat(trained.restore(folder / 'first').params))
+
+
+def test_the_end_tokens_of_a_base_are_handed_on(folder, tmp_path):
+    """To the run in its folder, to a run on that run, and with the base's other fields to what is exported."""
+    base_of = tmp_path / 'base'
+    shutil.copytree(folder / 'hf', base_of)
+    own = {'eos_token_id': [9, 256], 'pad_token_id': 3, 'temperature': 0.25}
+    (base_of / 'generation_config.json').write_text(json.dumps(own), encoding='utf-8')
+    assert trained.pretrained(str(base_of)).end_ids == [256, 9]
+    wanted = {'bos_token_id': 256, 'eos_token_id': [256, 9], 'pad_token_id': 3, 'temperature': 0.25}
+    config = on_base(folder, 'hf', init__base=str(base_of))
+    assert assemble.assemble(config).generation == wanted
+    train.train(config, tmp_path / 'run')
+    assert generation.read(tmp_path / 'run') == wanted
+    assert trained.restore(tmp_path / 'run').end_ids == [256, 9]
+    assert base.open_base(str(tmp_path / 'run')).generation == wanted
+    export.export(tmp_path / 'run', tmp_path / 'hf', 'hf')
+    assert generation.read(tmp_path / 'hf') == wanted
 
 
 def test_an_exported_run_opens_as_it_was(folder):
