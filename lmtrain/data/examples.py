@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmtrain.data.labels import class_of
 from lmtrain.data.rows import Row, check_text, place_of, text_of, value_of
 from lmtrain.data.source import kind_of
 from lmtrain.data.text import Tokenizer
@@ -46,36 +47,7 @@ class Long:
         return [f'{self.count} rows of more than {self.seq_len} tokens {done}'] * bool(self.count)
 
 
-# --- classes
-
-
-def classes(values: Sequence[tuple[str, Any]]) -> tuple[str, ...]:
-    """The names of the classes among (place, label): whole numbers in their order, else sorted."""
-    names = {_name(value, place) for place, value in values}
-    numbers = all(name.lstrip('-').isdecimal() for name in names)
-    return tuple(sorted(names, key=int) if numbers else sorted(names))
-
-
-def class_of(value: Any, names: tuple[str, ...], place: str) -> int:
-    """The number of a class, given by its name, or by its number where no name is written so.
-
-    Raises ValueError naming the place, the label and the classes.
-    """
-    name = _name(value, place)
-    if name in names:
-        return names.index(name)
-    if type(value) is int and 0 <= value < len(names):
-        return value
-    known = ', '.join(map(repr, names[:12])) + ', ...' * (len(names) > 12)
-    raise ValueError(f'{place}: the label {value!r} is none of the {len(names)} classes: {known}')
-
-
-def _name(value: Any, place: str) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int) or isinstance(value, str) and value.strip():
-        return str(value)
-    raise ValueError(f'{place}: a label is a name or a whole number, here it is {value!r}')
+# --- labels
 
 
 def number_of(value: Any, place: str) -> float:

@@ -1,7 +1,9 @@
 """Rows of named fields from local files: jsonl, json, csv, tsv, parquet, conll, and lines of text with one label."""
 
+import collections
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,14 +20,19 @@ class Row(NamedTuple):
     places: tuple[str, ...] = ()  # of its words, where each has a line of its own
 
 
-def read_rows(source, root: str, text: str = 'text', label: str = 'label') -> list[Row]:
+CELL = 2**31 - 1  # characters of a csv cell; Python's own limit is 131,072
+
+
+def read_rows(source, root: str, text: str = 'text', label: str = 'label', notes: list[str] | None = None) -> list[Row]:
     """The rows of one file.
 
     Args:
-      source: a path, whose ending says how it is read: .jsonl(.gz), .json (an array of objects, or SQuAD's), .csv, .tsv
-        (no quoting), .parquet, .conll or .annotated (fields `tokens` and `tags`). Or (path, label): every line of the
-        file that is not blank is a row with the fields `text` and `label`, whatever the ending.
+      source: a path, whose ending says how it is read: .jsonl(.gz), .json (an array of objects, or SQuAD's), .csv
+        (separated by commas, semicolons or tabs), .tsv (no quoting), .parquet, .conll or .annotated (fields `tokens`
+        and `tags`). Or (path, label): every line of the file that is not blank is a row with the fields `text` and
+        `label`, whatever the ending.
       root: where relative paths start.
+      notes: gets a line about each choice that the reader made and about what it skipped.
 
     Raises FileNotFoundError, ImportError or ValueError naming file, line and reason.
     """
@@ -42,7 +49,7 @@ def read_rows(source, root: str, text: str = 'text', label: str = 'label') -> li
         if not readers:
             known = ', '.join(READERS)
             raise ValueError(f'{path}: its name must end in {known}; or give (path, label): lines of one label')
-        rows = list(readers[0](path))
+        rows = list(readers[0](path, [] if notes is None else notes))
     if not rows:
         raise ValueError(f'{path}: it holds no row')
     return rows
@@ -82,11 +89,11 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
         yield f'{path}:{number}', decode(line, path, offset, number)
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def _jsonl(path: Path, notes: list[str]) -> Iterator[Row]:
     return (Row(place, json_object(text, place)) for place, text in _texts(path) if text.strip())
 
 
-def _json(path: Path) -> Iterator[Row]:
+def _json(path: Path, notes: list[str]) -> Iterator[Row]:
     try:
         whole = json.loads(decode(path.read_bytes(), path))
     except (ValueError, RecursionError) as error:
@@ -122,7 +129,26 @@ def _part(value: Any, name: str, place: str) -> list:
     return part
 
 
-def _csv(path: Path, **dialect) -> Iterator[Row]:
+def _csv(path: Path, notes: list[str]) -> Iterator[Row]:
+    """Cells separated by the one of , ; and tab that cuts the first line into the most names."""
+    first = next((text for _, text in _texts(path) if text.strip()), '')
+    separator = max(',;\t', key=lambda mark: len(next(csv.reader([first], delimiter=mark))))
+    if separator != ',':
+        notes.append(f'{path}: the cells are separated by {separator!r}')
+    blank_behind = all(name.startswith(' ') for name in first.split(separator)[1:])  # "text, label"
+    return _cells(path, delimiter=separator, skipinitialspace=blank_behind and separator in first)
+
+
+def _tsv(path: Path, notes: list[str]) -> Iterator[Row]:
+    return _cells(path, delimiter='\t', quoting=csv.QUOTE_NONE)
+
+
+def _cells(path: Path, **dialect) -> Iterator[Row]:
+    """The rows of a table whose first line names its fields.
+
+    Rows without any text, empty cells beyond the last name, and columns without a name are left out.
+    """
+    csv.field_size_limit(CELL)
     table = csv.reader((f'{text}\n' for _, text in _texts(path)), strict=True, **dialect)
     header: list[str] | None = None
     begun = 1
@@ -134,23 +160,22 @@ def _csv(path: Path, **dialect) -> Iterator[Row]:
         if cells is None:
             return
         place, begun = f'{path}:{begun}', table.line_num + 1  # of a row whose quotes run over lines, the first
-        if not cells:
+        if not any(cell.strip() for cell in cells):
             continue
         if header is None:
-            header = cells
-            if len(set(header)) < len(header):
+            header = [name.strip() for name in cells]
+            names = [name for name in header if name]
+            if len(set(names)) < len(names):
                 raise ValueError(f'{place}: a field stands twice in the first line, which names them: {header}')
-        elif len(cells) != len(header):
+            continue
+        while len(cells) > len(header) and not cells[-1]:
+            cells.pop()
+        if len(cells) != len(header):
             raise ValueError(f'{place}: {len(cells)} fields, and the first line names {len(header)}: {header}')
-        else:
-            yield Row(place, dict(zip(header, cells)))
+        yield Row(place, {name: cell for name, cell in zip(header, cells, strict=True) if name})
 
 
-def _tsv(path: Path) -> Iterator[Row]:
-    return _csv(path, delimiter='\t', quoting=csv.QUOTE_NONE)
-
-
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path, notes: list[str]) -> Iterator[Row]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -167,25 +192,62 @@ def _parquet(path: Path) -> Iterator[Row]:
         raise ValueError(f'{path}: not a parquet file that can be read ({str(error).splitlines()[0]})') from error
 
 
-def _conll(path: Path) -> Iterator[Row]:
-    """A word a line, its tag in the last column; blank lines end a sentence, '-DOCSTART-' lines are passed over."""
-    sentence: list[tuple[str, str, str]] = []
+def _conll(path: Path, notes: list[str]) -> Iterator[Row]:
+    """A word a line, its tag in the last column, between them spaces or tabs; blank lines end a sentence.
 
-    def whole() -> Row:
-        places, words, tags = zip(*sentence)
-        return Row(places[0], {'tokens': list(words), 'tags': list(tags)}, places)
+    '-DOCSTART-' lines and the comments ahead of a sentence ('# sent_id = 3', '# id 5f2a') are skipped. Raises
+    ValueError if the first column counts the words, as in CoNLL-U.
+    """
+    lines = [(place, text.strip(' \t\r')) for place, text in _texts(path)]
+    counts = collections.Counter(len(_columns(text)) for _, text in lines if text and not text.startswith('# '))
+    columns = counts.most_common(1)[0][0] if counts else 0
+    sentences: list[list[tuple[str, list[str]]]] = [[]]
+    comments = 0
+    for place, text in lines:
+        cells = _columns(text)
+        if not text or cells[0] == '-DOCSTART-':
+            sentences += [[]] * bool(sentences[-1])
+        elif not sentences[-1] and _is_comment(text, cells, columns):
+            comments += 1
+        elif len(cells) < 2 or not cells[0] or not cells[-1]:
+            raise ValueError(f'{place}: a word and its tag are expected, here is {text[:60]!r}')
+        else:
+            sentences[-1].append((place, cells))
+    sentences = [sentence for sentence in sentences if sentence]
+    if sentences:
+        _refuse_counted(sentences, columns)
+    if comments:
+        notes.append(f'{path}: {comments:,} comment lines (# ...) skipped')
+    for sentence in sentences:
+        places = tuple(place for place, _ in sentence)
+        fields = {'tokens': [cells[0] for _, cells in sentence], 'tags': [cells[-1] for _, cells in sentence]}
+        yield Row(places[0], fields, places)
 
-    for place, text in _texts(path):
-        cells = text.split('\t') if '\t' in text else text.split()
-        if text.strip() and cells[0] != '-DOCSTART-':
-            if len(cells) < 2 or not cells[0].strip() or not cells[-1].strip():
-                raise ValueError(f'{place}: a word and its tag are expected, here is {text[:60]!r}')
-            sentence.append((place, cells[0], cells[-1].strip()))
-        elif sentence:
-            yield whole()
-            sentence.clear()
-    if sentence:
-        yield whole()
+
+def _columns(text: str) -> list[str]:
+    """The columns of a line of CoNLL. No other blank splits: a no-break space is part of a word."""
+    return [cell.strip(' ') for cell in text.split('\t')] if '\t' in text else re.split(' +', text)
+
+
+def _is_comment(text: str, cells: list[str], columns: int) -> bool:
+    """Whether the first line of a sentence is a comment: the word '#' has as many columns as the other lines."""
+    if '\t' in text:
+        return cells[0].startswith('# ')
+    return text.startswith('# ') and (len(cells) != columns or bool(re.match(r'# +[\w.:-]+ *=', text)))
+
+
+def _refuse_counted(sentences: list[list[tuple[str, list[str]]]], columns: int) -> None:
+    place, cells = sentences[0][0]
+    if len(cells) == 10 and re.fullmatch(r'\d+([-.]\d+)?', cells[0]):
+        raise ValueError(
+            f'{place}: ten columns with the number of the word in the first one are CoNLL-U, which has several tags: '
+            'keep a column of words and one of tags, such as: cut -f2,4'
+        )
+    counted = all([cells[0] for _, cells in each] == list(map(str, range(1, len(each) + 1))) for each in sentences)
+    if columns > 2 and counted and max(map(len, sentences)) > 2:
+        raise ValueError(
+            f'{place}: the first column counts the words: keep a column of words and one of tags, such as: cut -f2,3'
+        )
 
 
 READERS = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmtrain.data.examples import class_of
+from lmtrain.data.labels import class_of
 
 OUTSIDE = 'O'
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lmtrain.data import chat, examples
 from lmtrain.data.cache import build, directory_of, key
 from lmtrain.data.contents import SPLITS, borders_of, draw_of
 from lmtrain.data.corpus import Split
+from lmtrain.data.labels import choose, class_of, counted
 from lmtrain.data.layout import Examples, Laid, lay, lengths, load, save
 from lmtrain.data.rows import Row, place_of, read_rows, text_of, value_of
 from lmtrain.data.text import Tokenizer
@@ -45,6 +46,7 @@ class Task:
     text: tuple[str, ...]  # the fields that are read
     label: str
     labels: tuple[str, ...]  # names of the classes or tags; () elsewhere
+    kept: bool  # whether `labels` are those of the base in its order
     notes: tuple[str, ...]  # what was recognised, counted, cut or left out: to be said at the start
     rows: dict[str, list[Row]] = field(repr=False)
     examples: dict[str, Examples] = field(repr=False)
@@ -76,6 +78,7 @@ def prepare_task(
     too_long: str,
     template: str,
     vocab_limit: int | None = None,
+    base_labels: Sequence[str] = (),
 ) -> Task:
     """The rows of config.task as batches: `prepare_task(config.data, **config.task, vocab_limit=...)`.
 
@@ -88,7 +91,8 @@ def prepare_task(
       text: fields that are read, in their order: one text or a pair; ('question', 'context') for 'span'; the words
         for 'tag'; the prompt for 'chat' (() there recognises messages, prompt + completion, alpaca, sharegpt).
       label: field of the label: class, number, tags, answers; the completion for 'chat'.
-      labels: the classes in the order of their numbers; () is those of the training rows, sorted.
+      labels: the classes in the order of their numbers; () is those of the training rows, in the order of the base if
+        they are the classes of its head, else sorted.
       shots: training rows kept of each class (of all rows where there are no classes), chosen by hash; 0 is all.
       buckets: how many lengths T batches come in at most; 1 is data.seq_len alone.
       pack: several conversations a row, isolated ('chat' alone).
@@ -96,6 +100,7 @@ def prepare_task(
         overlap) | 'drop'.
       template: 'auto' (the tokenizer's own, else 'plain') | 'plain' | file of a Jinja chat template ('chat' alone).
       vocab_limit: rows of the model's embedding; no text may need a token beyond them.
+      base_labels: the classes of the base's own head for this task, in the order of their numbers.
 
     Raises FileNotFoundError, ValueError or ImportError naming the file and line, the field, and the way out.
     """
@@ -106,43 +111,49 @@ def prepare_task(
     _check(name, named, text, label, shots, buckets, pack, too_long, template)
     seq_len, shares = data['seq_len'], {split: float(data[split]) for split in SPLITS[1:]}
     fields = text[0] if text else 'text', label
+    notes: list[str] = []
     rows = {
-        split: [row for file in files for row in read_rows(file, data['root'], *fields)]
+        split: [row for file in files for row in read_rows(file, data['root'], *fields, notes)]
         for split, files in named.items()
     }
     _divide(rows, {split: share for split, share in shares.items() if not named[split]})
+    kept = False
     if name in ('classify', 'tag'):
-        labels = labels or examples.classes(list(_labelled(name, rows['train'], text, label)))
+        labels, kept, told = choose(_labelled(name, rows['train'], text, label), labels, base_labels)
+        notes += told
         if len(labels) < 2:
             raise ValueError(f'the training rows have one class alone, {labels[0]!r}: there is nothing to tell apart')
     if shots:
         rows['train'] = _few(
-            rows['train'], shots, (lambda row: value_of(row, label, LABEL)) if name == 'classify' else None
+            rows['train'], shots, (lambda row: _value(name, row, label, labels)) if name == 'classify' else None
         )
     tokenizer = _tokenizer(data, rows['train'], text, name)
     writing = chat.template_of(template, tokenizer, data['root']) if name == 'chat' else ''
     settings = [name, text, label, labels, too_long, seq_len, writing]
     known = key(VERSION, _digest(rows), tokenizer.encoding, settings)
-    notes: list[str] = []
+    encoded: list[str] = []
 
     def encode(split: str) -> list[examples.Example]:
         long = examples.Long(too_long, seq_len)
         made, said = _encode(name, rows[split], text, label, labels, tokenizer, long, writing, learn=split == 'train')
-        notes.extend(f'{split}: {line}' for line in said + long.note())
+        encoded.extend(f'{split}: {line}' for line in said + long.note())
         return made
 
     def write(directory: Path) -> None:
         for split in SPLITS:
             save(directory / split, encode(split))
-        (directory / 'notes.json').write_text(json.dumps(notes), encoding='utf-8')
+        (directory / 'notes.json').write_text(json.dumps(encoded), encoding='utf-8')
 
     place = build(directory_of(data['cache']) / f'task-{known[:32]}', write)
     made = {split: load(place / split) for split in SPLITS}
     for split, each in made.items():
         largest = int(each.tokens[:-1].max(initial=-1))
         check_fits(tokenizer, data['tokenizer'], vocab_limit, largest, f'a {split} row')
+    notes += json.loads((place / 'notes.json').read_text(encoding='utf-8'))
     if not len(made['train'].source):
         raise ValueError(f'no training row is left of {len(rows["train"])}: {"; ".join(notes)}')
+    if name in ('classify', 'tag'):
+        notes += counted(labels, _numbers(made['train']))
     shorter = int(name == 'chat')
     sizes = np.concatenate([np.diff(each.begins) for each in made.values()]) - shorter
     laid = {split: lay(each, shorter, seq_len if pack else 0) for split, each in made.items()}
@@ -156,7 +167,8 @@ def prepare_task(
         text=text,
         label=label,
         labels=labels,
-        notes=tuple(json.loads((place / 'notes.json').read_text(encoding='utf-8'))),
+        kept=kept,
+        notes=tuple(notes),
         rows=rows,
         examples=made,
         laid=laid,
@@ -211,6 +223,13 @@ def _labelled(name: str, rows: list[Row], text: tuple[str, ...], label: str):
                 yield place_of(row, index), tag
 
 
+def _numbers(made: Examples) -> list[int]:
+    """The classes of the labels: one of each example, or of each word."""
+    if 'labels' in made.values:
+        return made.values['labels'].tolist()
+    return made.flat['labels'][made.flat['label_weights'] > 0].tolist()
+
+
 def _few(rows: list[Row], shots: int, class_of) -> list[Row]:
     """`shots` rows of each class, in the order of the file."""
     draws = [draw_of('shots', json.dumps(row.fields, sort_keys=True, default=str)) for row in rows]
@@ -258,7 +277,7 @@ def _value(name: str, row: Row, label: str, labels: tuple[str, ...]):
     value = value_of(row, label, LABEL)
     if name == 'regress':
         return np.float32(examples.number_of(value, row.place))
-    return np.int32(examples.class_of(value, labels, row.place))
+    return np.int32(class_of(value, labels, row.place))
 
 
 def _digest(rows: dict[str, list[Row]]) -> str:

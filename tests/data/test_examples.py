@@ -62,30 +62,7 @@ def test_too_long_is_refused_or_dropped(tmp_path):
     assert [each.source for each in kept] == [1] and limit.note() == ['1 rows of more than 8 tokens left out']
 
 
-# --- classes
-
-
-def test_classes_are_sorted_numbers_as_numbers():
-    assert examples.classes([('', 10), ('', 9), ('', 10)]) == ('9', '10')
-    assert examples.classes([('', 'b'), ('', 'a')]) == ('a', 'b')
-    assert examples.class_of(True, ('false', 'true'), '') == 1
-    assert examples.class_of(9, ('9', '10'), '') == 0  # the name before the number
-    assert examples.class_of(1, ('bad', 'good'), '') == 1
-
-
-@pytest.mark.parametrize(
-    ('value', 'said'),
-    [
-        ('goood', r"x:3: the label 'goood' is none of the 2 classes: 'bad', 'good'"),
-        (2, r'x:3: the label 2 is none of the 2 classes'),
-        (-1, r'x:3: the label -1 is none of the 2 classes'),
-        (0.5, r'x:3: a label is a name or a whole number, here it is 0\.5'),
-        (' ', r'x:3: a label is a name'),
-    ],
-)
-def test_a_label_outside_the_classes_is_named(value, said):
-    with pytest.raises(ValueError, match=said):
-        examples.class_of(value, ('bad', 'good'), 'x:3')
+# --- labels
 
 
 @pytest.mark.parametrize('value', ['high', float('nan'), None, True, '', 1e400])

@@ -38,12 +38,58 @@ def rows(tmp_path, name, content):
         ('a.json', '[{"a": 1}, {"a": 2}]', {'a': 2}, ': [1]'),
         ('a.conll', 'EU B-ORG\nrejects O\n\n-DOCSTART- O\n\nIt O', {'tokens': ['It'], 'tags': ['O']}, ':6'),
         ('a.annotated', 'EU\tB\n\t\nA b\tO\n', {'tokens': ['A b'], 'tags': ['O']}, ':3'),
+        ('a.csv', 'text;label\n"a;b, c";x\n', {'text': 'a;b, c', 'label': 'x'}, ':2'),
+        ('a.csv', 'text\tlabel\na, b\tx\n', {'text': 'a, b', 'label': 'x'}, ':2'),
+        ('a.csv', 'text, label \n"a, b", x\n', {'text': 'a, b', 'label': 'x'}, ':2'),
+        ('a.csv', 'a;b,c\nx;y,z\n', {'a;b': 'x;y', 'c': 'z'}, ':2'),
+        ('a.csv', ',text,label,\n0,a,x,\n1,b\x00,y,,\n,,,\n  \n', {'text': 'b\x00', 'label': 'y'}, ':3'),
+        ('a.conll', 'New\xa0York B\n\xa0 O\n', {'tokens': ['New\xa0York', '\xa0'], 'tags': ['B', 'O']}, ':1'),
     ],
 )
 def test_the_last_row_and_its_line(tmp_path, name, content, wanted, line):
     last = rows(tmp_path, name, content)[-1]
     assert last.fields == wanted
     assert last.place == str(tmp_path / name) + line
+
+
+def test_cells_longer_than_the_limit_of_python(tmp_path):
+    text = 'word ' * 40_000
+    assert rows(tmp_path, 'a.csv', f'text,label\n{text},1\n')[0].fields == {'text': text, 'label': '1'}
+
+
+def test_the_separator_of_a_csv_is_told(tmp_path):
+    (tmp_path / 'a.csv').write_text('text;label\na;x\n')
+    notes = []
+    read_rows('a.csv', str(tmp_path), notes=notes)
+    assert notes == [f"{tmp_path / 'a.csv'}: the cells are separated by ';'"]
+
+
+COMMENTED = {
+    'multiconer': ('# id 5f2a\tdomain=en\na _ _ O\n# _ _ B\n\n# id 6\tdomain=en\nb _ _ O\n', 2),
+    'keys and values': ('# newdoc\n\n# sent_id = 3\n# text = a b\na x y O\n# x y B\n\n# id = 4\nb x y O\n', 4),
+    'tabs': ('# id 1\na\tO\n#\tB\n\n# id 2\nb\tO\n', 2),
+}
+
+
+@pytest.mark.parametrize(('content', 'comments'), COMMENTED.values(), ids=COMMENTED)
+def test_comments_ahead_of_a_sentence_are_skipped_and_counted(tmp_path, content, comments):
+    (tmp_path / 'a.conll').write_text(content)
+    notes = []
+    found = read_rows('a.conll', str(tmp_path), notes=notes)
+    assert [row.fields['tokens'] for row in found] == [['a', '#'], ['b']]
+    assert found[0].fields['tags'] == ['O', 'B']
+    assert notes == [f'{tmp_path / "a.conll"}: {comments} comment lines (# ...) skipped']
+
+
+@pytest.mark.parametrize('content', ['# O\nb B\n', '#\tO\nb\tB\n', '#b O\nb B\n', '# _ O\nb _ B\n'])
+def test_a_word_may_begin_with_the_mark_of_a_comment(tmp_path, content):
+    (row,) = rows(tmp_path, 'a.conll', content)
+    assert row.fields['tags'] == ['O', 'B'] and row.fields['tokens'][0].startswith('#')
+
+
+def test_numbers_are_words_if_they_do_not_count_them(tmp_path):
+    assert rows(tmp_path, 'a.conll', '1 O\n2 O\n3 O\n')[0].fields['tokens'] == ['1', '2', '3']
+    assert rows(tmp_path, 'a.conll', '1 CD O\n2 CD O\n3 CD O\n\na DT B\n')[0].fields['tokens'] == ['1', '2', '3']
 
 
 def test_parquet(tmp_path):
@@ -84,6 +130,12 @@ def test_lines_of_one_label_whatever_the_ending(tmp_path):
         ('a.json', '{"data": [{"paragraphs": [{}]}]}', r"a\.json: data\[0\]\.paragraphs\[0\]: no array 'qas'"),
         ('a.json', '[1]', r'a\.json: \[0\]: an object .* is expected, here is a number'),
         ('a.conll', 'EU B-ORG\nrejects\n', r"a\.conll:2: a word and its tag are expected, here is 'rejects'"),
+        (
+            'a.conll',
+            '# text = a b\n1-2\tab' + '\t_' * 8 + '\n1\ta' + '\t_' * 8 + '\n',
+            r'a\.conll:2: ten columns .* are CoNLL-U.* cut -f2,4',
+        ),
+        ('a.conll', '1\ta\tO\n2\tb\tO\n3\tc\tB\n', r'a\.conll:1: the first column counts the words: .* cut -f2,3'),
         ('a.parquet', b'PAR1', r'a\.parquet: not a parquet file that can be read'),
         ('a.xml', '<a/>', r'a\.xml: its name must end in \.jsonl'),
     ],

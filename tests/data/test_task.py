@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from lmtrain.data import TaskStream, batch_hash, prepare_task
@@ -148,6 +149,43 @@ def test_labels_are_those_of_the_training_rows_and_others_are_named(prepare, tmp
         prepare([row for row in ROWS if row['label'] == 'even'])
     with pytest.raises(ValueError, match=r"1?\d.jsonl:1: no field 'lable'; .* Set config.task.label to one of them"):
         prepare(label='lable')
+
+
+def test_the_notes_count_classes_and_tell_what_was_skipped(prepare, tmp_path):
+    first = prepare(data={'validation': 0.0, 'test': 0.0})
+    assert first.notes == prepare(data={'validation': 0.0, 'test': 0.0}).notes == ('classes: even 30, odd 30',)
+    assert prepare(shots=7).notes == ('classes: even 7, odd 7',)
+    (tmp_path / 'a.conll').write_text('# id 1\na O\nb B\n\nb B\n')
+    data = {'validation': 0.0, 'test': 0.0}
+    tags = prepare(name='tag', train=('a.conll',), text=('tokens',), label='tags', data=data)
+    assert tags.notes == (f'{tmp_path / "a.conll"}: 1 comment lines (# ...) skipped', 'classes: B 2, O 1')
+
+
+def test_the_order_of_the_base_is_part_of_the_fingerprint(prepare):
+    task = prepare(base_labels=('odd', 'even'))
+    assert task.labels == ('odd', 'even') and task.kept and not prepare().kept
+    assert task.fingerprint != prepare().fingerprint
+    stream = TaskStream(task, 'train', 4, 0, False)
+    wanted = [('odd', 'even').index(task.rows['train'][i].fields['label']) for i in stream.examples(0)]
+    assert stream.batch(0)['labels'].tolist() == wanted
+
+
+@pytest.mark.parametrize('ending', ['jsonl', 'json', 'csv', 'tsv', 'parquet'])
+def test_numbers_outside_the_classes_are_named_in_every_format(prepare, tmp_path, ending):
+    """Training rows 1 to 4, validation rows 0 to 3: 0 is no class, and not the first one."""
+    for name, labels in (('train', (1, 2, 3, 4)), ('valid', (0, 1, 2, 3))):
+        rows = [{'text': f'{name} {label}', 'label': label} for label in labels]
+        path = tmp_path / f'{name}.{ending}'
+        if ending == 'parquet':
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        elif ending in ('csv', 'tsv'):
+            mark = {'csv': ',', 'tsv': '\t'}[ending]
+            path.write_text('\n'.join([f'text{mark}label', *(f'{row["text"]}{mark}{row["label"]}' for row in rows)]))
+        else:
+            lines = [json.dumps(row) for row in rows]
+            path.write_text('\n'.join(lines) if ending == 'jsonl' else f'[{",".join(lines)}]')
+    with pytest.raises(ValueError, match="valid.*: the label '?0'? is none of the 4 classes: '1', '2', '3', '4'"):
+        prepare(train=(f'train.{ending}',), validation=(f'valid.{ending}',), data={'test': 0.0})
 
 
 def test_shares_are_taken_by_hash_and_equal_rows_stay_together(prepare):

@@ -1,0 +1,137 @@
+import re
+
+import pytest
+
+from lmtrain.data.labels import choose, class_of, classes, counted
+
+
+def of(*values):
+    return [('', value) for value in values]
+
+
+# --- names and numbers
+
+
+def test_classes_are_sorted_numbers_as_numbers():
+    assert classes(of(10, 9, '10', 9.0)) == ('9', '10')
+    assert classes(of('1.0', '2.0')) == classes(of(1, 2)) == classes(of('1', 2.0)) == ('1', '2')
+    assert classes(of('b', 'a', 1)) == ('1', 'a', 'b')
+    assert classes(of(1.5, 3.0, '3.10')) == ('1.5', '3.0', '3.10')
+    assert classes(of('01', '1')) == ('01', '1')
+    assert classes(of(1, 0, -1)) == ('-1', '0', '1')
+    assert classes(of(True, False)) == ('false', 'true')
+
+
+@pytest.mark.parametrize(
+    ('value', 'names', 'wanted'),
+    [
+        (True, ('false', 'true'), 1),
+        ('FALSE', ('true', 'false'), 1),
+        (9, ('9', '10'), 0),
+        (1.0, ('3', '1', '2'), 1),
+        (3, ('1.5', '3.0'), 1),
+        (1, ('bad', 'good'), 1),
+        ('1', ('bad', 'good'), 1),
+        ('1.0', ('bad', 'good'), 1),
+        (0.5, ('0.5', '1.5'), 0),
+        (-1, ('-1', '0', '1'), 0),
+    ],
+)
+def test_a_class_by_its_name_or_number(value, names, wanted):
+    assert class_of(value, names, '') == wanted
+
+
+@pytest.mark.parametrize(
+    ('value', 'names'),
+    [
+        (0, ('1', '2', '3', '4')),
+        ('0', ('1', '2', '3', '4')),
+        (2, ('-1', '0', '1')),
+        ('2', ('-1', '0', '1')),
+        (1, ('true', 'false')),
+        ('1', ('False', 'True')),
+        (1, ('0.5', '2.5', '1e3')),
+        (1, ('x', '7')),
+        (2, ('bad', 'good')),
+        (-1, ('bad', 'good')),
+        (0.5, ('bad', 'good')),
+        ('goood', ('bad', 'good')),
+        ('01', ('bad', 'good')),
+    ],
+)
+def test_a_label_outside_the_classes_is_named(value, names):
+    with pytest.raises(ValueError, match=f"x:3: the label {value!r} is none of the {len(names)} classes: '{names[0]}'"):
+        class_of(value, names, 'x:3')
+
+
+@pytest.mark.parametrize('value', [' ', None, float('nan'), ['a']])
+def test_what_is_no_label_is_named(value):
+    with pytest.raises(ValueError, match='x:3: a label is a name or a number, here it is'):
+        class_of(value, ('a', 'b'), 'x:3')
+
+
+# --- the order
+
+
+SENTIMENT = ('positive', 'negative')
+
+
+@pytest.mark.parametrize(
+    ('values', 'wanted', 'base', 'names'),
+    [
+        (('negative', 'positive'), (), SENTIMENT, SENTIMENT),
+        (('NEGATIVE', 'POSITIVE '), (), SENTIMENT, ('POSITIVE ', 'NEGATIVE')),
+        (('B-PER', 'I-PER', 'O'), (), ('O', 'B-PER', 'I-PER'), ('O', 'B-PER', 'I-PER')),
+        ((1, 0, 1), (), SENTIMENT, SENTIMENT),  # the numbers of its classes
+        (('1',), (), SENTIMENT, SENTIMENT),
+        ((1, 0), (), ('LABEL_0', 'LABEL_1', 'LABEL_2'), ('0', '1', '2')),
+        ((0, 1), (), ('1', '0'), ('1', '0')),  # names, not numbers of classes
+        (('a', 'b'), ('b', 'a'), ('LABEL_0', 'LABEL_1'), ('b', 'a')),
+        (('x',), SENTIMENT, SENTIMENT, SENTIMENT),
+    ],
+)
+def test_the_order_of_the_base(values, wanted, base, names):
+    found = choose(of(*values), wanted, base)
+    assert found.names == names and found.kept and not any('anew' in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ('values', 'wanted', 'base', 'names', 'note'),
+    [
+        (('b', 'a'), (), (), ('a', 'b'), None),
+        (('bad', 'good'), (), SENTIMENT, ('bad', 'good'), "task.labels = \\('positive', 'negative'\\) keeps it"),
+        (('positive',), (), SENTIMENT, ('positive',), 'others: its head is drawn anew'),
+        (('b', 'a'), (), ('LABEL_0', 'LABEL_1'), ('a', 'b'), 'task.labels names its 2 classes in their order'),
+        (('b', 'a', 'c'), (), ('LABEL_0', 'LABEL_1'), ('a', 'b', 'c'), 'others: its head is drawn anew$'),
+        ((1, 2), (), SENTIMENT, ('1', '2'), 'others'),
+        ((1, 0), (), ('0', '1', '2'), ('0', '1'), 'others'),
+        (('x',), ('negative', 'positive'), SENTIMENT, ('negative', 'positive'), 'another order.*leave task.labels'),
+    ],
+)
+def test_other_classes_than_those_of_the_base(values, wanted, base, names, note):
+    found = choose(of(*values), wanted, base)
+    assert found.names == names and not found.kept
+    assert len(found.notes) == (note is not None)
+    if note:
+        assert re.search(note, found.notes[0])
+
+
+# --- counts
+
+
+def test_classes_are_counted_in_their_order():
+    assert counted(('b', 'a', 'c'), [0, 0, 1]) == ['classes: b 2, a 1, c 0']
+    many = counted([f'class {i}' for i in range(77)], [i for i in range(76) for _ in range(i)])
+    assert ' '.join(many) == (
+        'classes: 77, from class 75 75, class 74 74, class 73 73 to class 1 1, class 0 0, class 76 0'
+    )
+    assert max(map(len, many)) <= 66
+
+
+def test_classes_that_differ_only_in_blanks_or_case_are_told():
+    lines = counted(('pos', ' pos', 'pos ', 'Neg', 'neg', 'a  b', 'a c'), [0, 1, 2])
+    assert ' '.join(lines[:-2]) == "classes: pos 1, ' pos' 1, 'pos ' 1, Neg 0, neg 0, 'a  b' 0, a c 0"
+    assert lines[-2:] == [
+        "WARNING: 3 classes differ only in blanks or case: 'pos', ' pos', 'pos '",
+        "WARNING: 2 classes differ only in blanks or case: 'Neg', 'neg'",
+    ]
