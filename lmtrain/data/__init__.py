@@ -14,7 +14,7 @@ COLUMNS
   labels       [B] int32 the class, [B] float32 the number wanted, or [B, T] int32 the tags
   label_weights  float32 of the shape of labels: 1 where the label counts; with `spans`, [B, T]: 1 at the tokens
                                among which an answer may lie
-  spans        [B, 2] int32    first and last token of the answer; -1 where the row holds none
+  spans        [B, 2] int32    first and last token of the answer; 0 without one, -1 in rows of padding
   token_types  [B, T] int32    0 in the first of two texts, 1 in the second, where the tokenizer tells them apart
   adapter      [B]    int32    which of several adapters the row uses
   bytes        [B, T] int32    bytes of text behind each target, in evaluation alone; with `select`, [B, M]

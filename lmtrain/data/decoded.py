@@ -14,7 +14,7 @@ def marks(batch: Mapping[str, np.ndarray]) -> str:
     if 'select' in batch:
         return '[hidden>wanted] is predicted'
     if 'spans' in batch:
-        return '[...] is the answer, {...} the context where it may lie, ~ is padding'
+        return '[...] is the answer (the first token without one), {...} the context, ~ is padding'
     if 'labels' in batch and batch['labels'].ndim == 2:
         return '{...} is the tag of the word that begins before it, ~ is padding'
     if 'labels' in batch:

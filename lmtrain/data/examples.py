@@ -12,6 +12,7 @@ from lmtrain.data.source import kind_of
 from lmtrain.data.text import Tokenizer
 
 LABEL = 'config.task.label'
+NULL_SPAN = (0, 0)  # of a window without an answer
 
 
 class Example(NamedTuple):
@@ -173,9 +174,9 @@ def trimmed(text: str, offsets: np.ndarray) -> np.ndarray:
 
 
 def answers_of(row: Row, label: str, context: str) -> list[tuple[int, str]]:
-    """[(first character, text)] of the answers: SQuAD's array of objects, or an object of arrays.
+    """[(first character, text)] of the answers: SQuAD's array of objects, or an object of arrays; [] without any.
 
-    Raises ValueError where there is none, or one does not stand in the context.
+    Raises ValueError if one is not in the context at its place.
     """
     value = value_of(row, label, LABEL)
     try:
@@ -185,8 +186,6 @@ def answers_of(row: Row, label: str, context: str) -> list[tuple[int, str]]:
             found = [(each['answer_start'], each['text']) for each in value]
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{row.place}: {label!r} must be [{{'answer_start': 34, 'text': '308'}}, ...]") from None
-    if not found:
-        raise ValueError(f'{row.place}: no answer in {label!r}; every question needs one that stands in its context')
     for start, text in found:
         check_text(text, f'{row.place}: an answer')
         if type(start) is not int or not text or not 0 <= start <= len(context) - len(text):
@@ -205,8 +204,9 @@ def spans(
     """The examples of questions on a context, one a window of it; windows overlap by half.
 
     Columns: `label_weights` float32 [n], 1 at the context; `offsets` int32 [n, 2], characters of the context; `spans`
-    int32 [2], the tokens of the first answer, -1 where the window lacks a part of it.
-    learn: leaves those windows out.
+    int32 [2], the first and last token of the first answer. A window that lacks a part of it, and a question without
+    an answer (SQuAD 2), have the null span (0, 0), the first token of the row, as in transformers' run_qa.py.
+    learn: raises ValueError if no window holds the whole answer.
     """
     if len(fields) != 2:
         raise ValueError(f"config.task.text is {fields!r}; the fields of question and context, ('question', 'context')")
@@ -218,11 +218,9 @@ def spans(
     for number, (row, question, context, (ids, offsets)) in enumerate(
         zip(rows, questions, contexts, encoded, strict=True)
     ):
-        start, answer = answers_of(row, label, context)[0]
         exact = trimmed(context, offsets)
-        inside = np.flatnonzero((exact[:, 0] < start + len(answer)) & (exact[:, 1] > start))
-        if not len(inside):
-            raise ValueError(f'{row.place}: the answer {answer!r} has no token of its own')
+        answers = answers_of(row, label, context)
+        first, last = _tokens_of(answers[0], exact, row.place) if answers else (-1, -1)
         head = np.concatenate([prefix, question, between]).astype(np.int32)
         room = long.seq_len - len(head) - len(suffix)
         if not long.fits(row, len(head) + len(ids) + len(suffix)):
@@ -235,21 +233,29 @@ def spans(
         begins = [0]
         while begins[-1] + room < len(ids):
             begins.append(begins[-1] + max(room // 2, 1))
-        made = len(examples)
+        holding = 0
         for begin in begins:
             window = slice(begin, begin + room)
-            first, last = inside[0] - begin, inside[-1] - begin
-            whole = 0 <= first and last < len(ids[window])
-            if learn and not whole:
-                continue
+            whole = bool(answers) and begin <= first and last < begin + room
+            holding += whole
             tokens = np.concatenate([head, ids[window], suffix]).astype(np.int32)
             context_at = np.zeros(len(tokens), np.float32)
             context_at[len(head) : len(tokens) - len(suffix)] = 1
             at = np.zeros((len(tokens), 2), np.int32)
             at[len(head) : len(tokens) - len(suffix)] = exact[window]
-            span = np.array([first, last], np.int32) + len(head) if whole else np.full(2, -1, np.int32)
+            ahead = len(head) - begin
+            span = np.array([first + ahead, last + ahead] if whole else NULL_SPAN, np.int32)
             flat = {'label_weights': context_at, 'offsets': at} | types(tokenizer, len(tokens), len(tokens) - len(head))
-            examples.append(Example(number, tokens, flat, {'spans': span.astype(np.int32)}))
-        if learn and len(examples) == made:
-            raise ValueError(f'{row.place}: no window of {room} tokens holds the whole answer {answer[:60]!r}')
+            examples.append(Example(number, tokens, flat, {'spans': span}))
+        if learn and answers and not holding:
+            raise ValueError(f'{row.place}: no window of {room} tokens holds the whole answer {answers[0][1][:60]!r}')
     return examples
+
+
+def _tokens_of(answer: tuple[int, str], offsets: np.ndarray, place: str) -> tuple[int, int]:
+    """The tokens of an answer (first character, text), first and last; `offsets` [n, 2] are without blanks."""
+    start, text = answer
+    inside = np.flatnonzero((offsets[:, 0] < start + len(text)) & (offsets[:, 1] > start))
+    if not len(inside):
+        raise ValueError(f'{place}: the answer {text!r} has no token of its own')
+    return int(inside[0]), int(inside[-1])

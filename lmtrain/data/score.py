@@ -81,17 +81,25 @@ def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 
 
 def _answers(task, split, predicted):
-    """Of the windows of a context the one with the best score answers."""
+    """The window with the best score answers for its context.
+
+    If some question of the task has no answer, as in SQuAD 2, a context has none if the lowest score of its null spans
+    is above the best score (transformers' run_qa.py with version_2_with_negative).
+    """
     examples = task.examples[split]
     best: dict[int, tuple[float, str]] = {}
+    null: dict[int, float] = {}
     for example, source in enumerate(examples.source.tolist()):
-        (first, last), score = predicted[example]
+        (first, last), score, without = predicted[example]
         at = examples.flat['offsets'][examples.begins[example] :]
         text = task.rows[split][source].fields[task.text[1]][at[first, 0] : at[last, 1]]
         best[source] = max(best.get(source, (-np.inf, '')), (float(score), text))
+        null[source] = min(null.get(source, np.inf), float(without))
+    may_lack = not all(_texts(row.fields[task.label]) for rows in task.rows.values() for row in rows)
     exact, f1 = [], []
-    for source, (_, text) in best.items():
-        truths = _texts(task.rows[split][source].fields[task.label])
+    for source, (score, text) in best.items():
+        text = '' if may_lack and null[source] > score else text
+        truths = _texts(task.rows[split][source].fields[task.label]) or ['']
         exact.append(max(normal(text) == normal(truth) for truth in truths))
         f1.append(max(word_f1(text, truth) for truth in truths))
     return {'exact_match': float(np.mean(exact)), 'answer_f1': float(np.mean(f1))}

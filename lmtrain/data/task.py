@@ -22,7 +22,7 @@ from lmtrain.data.tokenizer import LEARNED, check_fits, learn, open_tokenizer
 
 TASKS = ('chat', 'classify', 'regress', 'tag', 'span')
 TOO_LONG = ('error', 'cut', 'drop')
-VERSION = 1  # raised when the same rows and settings give other batches
+VERSION = 2  # raised when the same rows and settings give other batches
 # What a batch of a task has beside tokens, segment_ids, positions and row; token_types where texts come in pairs.
 COLUMNS = {
     'chat': ('targets', 'loss_mask'),
@@ -264,7 +264,9 @@ def _encode(
             raise ValueError(f"config.task.text is {text!r}; one field is expected, such as ('tokens',)")
         return examples.tags(rows, text[0], label, labels, tokenizer, long), []
     if name == 'span':
-        return examples.spans(rows, text, label, tokenizer, long, learn), []
+        made = examples.spans(rows, text, label, tokenizer, long, learn)
+        null = sum(tuple(each.values['spans']) == examples.NULL_SPAN for each in made)
+        return made, [f'{null:,} of {len(made):,} windows hold no answer'] * bool(null)
     made = examples.texts(rows, text, tokenizer, long)
     for row in rows:  # those that were dropped as well
         _value(name, row, label, labels)

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from lmtrain.data import examples
+from lmtrain.data.directory import wordpiece
 from lmtrain.data.rows import Row
 from lmtrain.data.text import Bytes
 from lmtrain.data.tokenizer import open_tokenizer
@@ -148,11 +150,38 @@ def test_a_long_context_comes_in_windows_that_overlap(tmp_path):
     rows = [question(15, 'the cat')]
     every = spans(tmp_path, rows, seq_len=8, learn=False)
     assert [words_of(each.tokens)[16:] for each in every] == ['the cat sat on [SEP]', 'sat on the cat [SEP]']
-    assert [each.values['spans'].tolist() for each in every] == [[-1, -1], [5, 6]]
-    learned = spans(tmp_path, rows, seq_len=8)
-    assert len(learned) == 1 and learned[0].values['spans'].tolist() == [5, 6]
-    at = learned[0].flat['offsets'][5:7]
+    for made in (every, spans(tmp_path, rows, seq_len=8)):
+        assert [each.values['spans'].tolist() for each in made] == [[0, 0], [5, 6]]
+    at = every[1].flat['offsets'][5:7]
     assert CONTEXT[at[0, 0] : at[1, 1]] == 'the cat'
+
+
+def test_windows_and_spans_are_those_of_run_qa(tmp_path):
+    """transformers' examples/pytorch/question-answering/run_qa.py, prepare_train_features, on `tokenizers` alone."""
+    context = ' '.join(np.random.RandomState(0).choice(['the', 'cat', 'cats', 'sat', 'on', 'under'], 60))
+    starts = [0, *np.flatnonzero(np.array(list(context)) == ' ')[[2, 20, 40, 57]] + 1]
+    rows = [question(int(at), ' '.join(context[at:].split()[: 1 + at % 3]), context) for at in starts]
+    rows.append(row(question='the', context=context, answers=[]))
+    ours = spans(tmp_path, rows, seq_len=17)
+    room = 17 - 4
+    theirs = Tokenizer.from_str(wordpiece((tmp_path / 'vocab.txt').read_bytes()).decode())
+    theirs.enable_truncation(17, stride=room - room // 2, strategy='only_second')
+    wanted = []
+    for number, each in enumerate(rows):
+        encoding = theirs.encode(each.fields['question'], context)
+        for window in (encoding, *encoding.overflowing):
+            inside = [i for i, kind in enumerate(window.sequence_ids) if kind == 1]
+            answers = each.fields['answers']
+            start = answers[0]['answer_start'] if answers else -1
+            end = start + len(answers[0]['text']) if answers else -1
+            first, last = window.offsets[inside[0]][0], window.offsets[inside[-1]][1]
+            span = [0, 0]
+            if answers and first <= start and last >= end:
+                span = [max(i for i in inside if window.offsets[i][0] <= start)]
+                span.append(min(i for i in inside if window.offsets[i][1] >= end))
+            wanted.append((number, window.ids, span))
+    found = [(each.source, each.tokens.tolist(), each.values['spans'].tolist()) for each in ours]
+    assert sorted(found) == sorted(wanted) and len({tuple(span) for *_, span in found}) > 5
 
 
 def test_answers_as_an_object_of_arrays(tmp_path):
@@ -176,9 +205,15 @@ def test_an_answer_outside_the_text_is_named(tmp_path, start, text, said):
         spans(tmp_path, [question(start, text)])
 
 
-def test_a_question_without_an_answer_is_named(tmp_path):
-    with pytest.raises(ValueError, match="rows.jsonl:7: no answer in 'answers'"):
-        spans(tmp_path, [row(question='the', context=CONTEXT, answers=[])])
+def test_an_answer_that_no_window_holds_is_named(tmp_path):
+    with pytest.raises(
+        ValueError, match="rows.jsonl:7: no window of 4 tokens holds the whole answer 'cat sat on the c"
+    ):
+        spans(tmp_path, [question(4, 'cat sat on the cat')], seq_len=8)
+    assert len(spans(tmp_path, [question(4, 'cat sat on the cat')], seq_len=8, learn=False)) == 2
+
+
+def test_answers_of_another_form_are_named(tmp_path):
     with pytest.raises(ValueError, match="rows.jsonl:7: 'answers' must be"):
         spans(tmp_path, [row(question='the', context=CONTEXT, answers=['the'])])
 
@@ -188,7 +223,8 @@ def test_every_answer_of_xquad_is_found_again(shared):
 
     rows = read_rows('xquad.en.json', str(shared / 'tasks' / 'xquad'))[:200]
     tokenizer = open_tokenizer(shared / 'tokenizers' / 'bert-uncased' / 'vocab.txt', False)
-    found = examples.spans(rows, ('question', 'context'), 'answers', tokenizer, long(384, 'cut'), True)
+    windows = examples.spans(rows, ('question', 'context'), 'answers', tokenizer, long(384, 'cut'), True)
+    found = [each for each in windows if each.values['spans'].any()]
     exact = 0
     for each in found:
         at, (first, last) = each.flat['offsets'], each.values['spans']

@@ -69,7 +69,20 @@ def test_the_best_window_answers():
     rows = [{'q': '?', 'c': context, 'a': {'text': ['the honey', 'x'], 'answer_start': [0, 0]}}]
     offsets = np.array([[0, 0], [0, 4], [5, 9], [0, 0], [5, 9], [10, 15]])
     one = task('span', rows, [0, 3, 6], [0, 0], {'offsets': offsets}, text=('q', 'c'), label='a')
-    right = [(np.array([1, 2]), 3.0), (np.array([2, 2]), 5.0)]
+    right = [(np.array([1, 2]), 3.0, 9.0), (np.array([2, 2]), 5.0, 9.0)]
     assert score(one, 'test', right) == {'exact_match': 1, 'answer_f1': 1}
-    wrong = [(np.array([1, 2]), 3.0), (np.array([2, 2]), 2.0)]
+    wrong = [(np.array([1, 2]), 3.0, 9.0), (np.array([2, 2]), 2.0, 9.0)]
     assert score(one, 'test', wrong)['exact_match'] == 0
+
+
+def test_questions_without_an_answer_as_in_squad_2():
+    """The lowest null score of the windows is compared with the best score."""
+    context = 'bees make honey'
+    answers = [{'text': [], 'answer_start': []}, {'text': ['honey'], 'answer_start': [10]}]
+    rows = [{'q': '?', 'c': context, 'a': each} for each in answers]
+    offsets = np.array([[0, 0], [0, 4], [0, 0], [10, 15], [0, 0], [10, 15]])
+    one = task('span', rows, [0, 2, 4, 6], [0, 0, 1], {'offsets': offsets}, text=('q', 'c'), label='a')
+    at = np.array([1, 1])
+    assert score(one, 'test', [(at, 3.0, 9.0), (at, 5.0, 5.5), (at, 2.0, 1.0)])['exact_match'] == 1
+    assert score(one, 'test', [(at, 3.0, 9.0), (at, 5.0, 4.5), (at, 2.0, 1.0)])['exact_match'] == 0.5
+    assert score(one, 'test', [(at, 3.0, 9.0), (at, 5.0, 5.5), (at, 2.0, 3.0)])['answer_f1'] == 0.5
