@@ -164,13 +164,18 @@ def sources(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def left_out(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """[(name of a source, what was not read of it and why)], of the sources of which something was not."""
-    return [
-        (source['name'], ', '.join(f'{count:,} {reason}' for reason, count in source['skipped'].items()))
-        for source in facts['sources']
-        if source['skipped']
-    ]
+def left_out(facts: Mapping[str, Any], most: int = 1000) -> list[tuple[str, str]]:
+    """[(name of a source, what was not read of it and why)], of the sources of which something was not.
+
+    The `most` frequent kinds are named, the others counted together.
+    """
+    rows = []
+    for source in facts['sources']:
+        kinds = sorted(source['skipped'].items(), key=lambda kind: -kind[1])
+        parts = [f'{count:,} {reason}' for reason, count in kinds[:most]]
+        parts += [f'{sum(count for _, count in kinds[most:]):,} of other kinds'] * (len(kinds) > most)
+        rows += [(source['name'], ', '.join(parts))] * bool(parts)
+    return rows
 
 
 def text(facts: Mapping[str, Any]) -> str:
@@ -181,7 +186,7 @@ def text(facts: Mapping[str, Any]) -> str:
     for name, split in facts['splits'].items():
         size = f'{unit(split["bytes"], "B")} ({100 * split["bytes"] / total:.1f}%)'
         lines.append((name, f'{size}, {number(split["tokens"])} tokens, {counted(split["documents"], "document")}'))
-    lines += [('left out', f'{name}: {line}' if several else line) for name, line in left_out(facts)]
+    lines += [('left out', f'{name}: {line}' if several else line) for name, line in left_out(facts, most=4)]
     return '\n'.join(f'  {name:<11}{line}' for name, line in lines)
 
 

@@ -146,7 +146,11 @@ def _results(results: Mapping[str, Any], baselines: Mapping[str, float], read: s
     if sources:
         weights = {source['name']: source['weight'] for source in results['data']['sources']}
         rows += [
-            (f'of it `{name}`, weight {weights[name]:g}', f'{own["bits_per_byte"]:.4f}', f'{own["loss"]:.4f}')
+            (
+                f'this model, `{name}` alone (weight {weights[name]:g})',
+                f'{own["bits_per_byte"]:.4f}',
+                f'{own["loss"]:.4f}',
+            )
             + (f'{own["perplexity"]:.4g}', f'{own["loss"] / LN2:.4f}')
             for name, own in sources.items()
         ]

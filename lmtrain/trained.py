@@ -69,7 +69,7 @@ def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 
             )
     params = jax.device_put(trained.params, sharding.shardings(trained.params, run.mesh))
     place = sharding.place(run.mesh)
-    found = evaluate.evaluate(run.eval_step(), params, run.passes(split), place)
+    result = evaluate.evaluate(run.eval_step(), params, run.passes(split), place)
     if run.config.task.name in score.PREDICT:
-        found |= score.score(run.model, params, run.stream(split), place, **run.objective.keywords)
-    return found
+        result |= score.score(run.model, params, run.stream(split), place, **run.objective.keywords)
+    return result

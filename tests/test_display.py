@@ -239,6 +239,37 @@ def test_the_header_says_the_arithmetic():
     assert 'over 4 micro-batches x 2 devices: 4 rows each' in header(replicas=2) and '8 x cpu' in header(replicas=2)
 
 
+FACTS = {
+    'split': 'auto',
+    'sources': [
+        {'name': 'notes', 'weight': 1.0, 'files': 3, 'divided': 'tails', 'bytes': 9640, 'documents': 3, 'skipped': {}},
+        {'name': 'python', 'weight': 0.5, 'files': 2, 'divided': 'document', 'bytes': 1_000_000, 'documents': 1234},
+    ],
+    'splits': {
+        'train': {'documents': 1000, 'bytes': 900_000, 'tokens': 312_000},
+        'validation': {'documents': 1, 'bytes': 100_000, 'tokens': 17_000},
+    },
+}
+SKIPPED = {'.png': 3, '.md': 1200, 'empty': 2, 'no ending': 9, '.pdf': 1, '.zip': 1}
+
+
+def test_the_header_says_what_was_read_and_what_was_left_out():
+    FACTS['sources'][1]['skipped'] = SKIPPED
+    assert display.text(FACTS).splitlines() == [
+        '  data       notes: weight 1: 3 files, 3 documents, 9.64 kB; the tail of each document is held out',
+        '  data       python: weight 0.5: 1,234 documents, 1.00 MB; whole documents are held out',
+        '  train      900 kB (90.0%), 312k tokens, 1,000 documents',
+        '  validation 100 kB (10.0%), 17.0k tokens, 1 document',
+        '  left out   python: 1,200 .md, 9 no ending, 3 .png, 2 empty, 2 of other kinds',
+    ]
+    alone = FACTS | {
+        'sources': [FACTS['sources'][0] | {'files': 1, 'documents': 1, 'divided': 'tail', 'skipped': {'.md': 2}}]
+    }
+    lines = display.text(alone).splitlines()
+    assert lines[0] == '  data       1 file, 1 document, 9.64 kB; the end of the text is held out'
+    assert lines[-1] == '  left out   2 .md' and all(len(line) <= 80 for line in lines)
+
+
 def test_the_table_of_parameters():
     mesh = jax.make_mesh((8,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
     cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'fsdp'))

@@ -106,6 +106,38 @@ def test_a_part_of_the_validation_text_is_said_to_be_one(tmp_path):
     assert 'same validation text' not in page
 
 
+def test_the_text_and_the_sources_of_a_mixture(tmp_path):
+    folder = a_run(tmp_path / 'run')
+    results = json.loads((folder / 'results.json').read_text())
+    own = {'bits_per_byte': 1.25, 'loss': 2.5, 'perplexity': 12.18, 'bits_per_token': 3.61}
+    results['validation']['sources'] = {'a.txt': own, 'b/': own | {'bits_per_byte': 1.75}}
+    source = {
+        'name': 'a.txt',
+        'weight': 1.0,
+        'files': 1,
+        'documents': 1,
+        'bytes': 9000,
+        'divided': 'tails',
+        'skipped': {},
+    }
+    other = source | {'name': 'b/', 'weight': 0.25, 'files': 2, 'skipped': {'.png': 3, 'empty': 1}}
+    split = {'documents': 2, 'bytes': 15_000, 'tokens': 5000}
+    results['data'] = {'sources': [source, other], 'splits': {'train': split, 'test': split | {'bytes': 5000}}}
+    (folder / 'results.json').write_text(json.dumps(results))
+    starts = [json.loads(line) for line in (folder / 'lineage.jsonl').read_text().splitlines()]
+    starts[0]['command'] = 'lmtrain train --workdir=caf\udce9'  # a name that is no UTF-8, as Python has it
+    write_lines(folder / 'lineage.jsonl', starts)
+    page = report.write(folder).read_text(encoding='utf-8')
+    for expected in (
+        '| this model, `b/` alone (weight 0.25) | 1.7500 | 2.5000 | 12.18 | 3.6067 |',
+        '* `a.txt`: weight 1: 1 file, 1 document, 9.00 kB; the tail of each document is held out.',
+        '* `b/`: left out 3 .png, 1 empty.',
+        '| train | 2 | 15,000 | 75.0 % | 5,000 |',
+        '--workdir=caf\\udce9',
+    ):
+        assert expected in page, expected
+
+
 @pytest.mark.parametrize('loss', ['nan', 'inf'])
 def test_an_evaluation_that_is_not_finite_is_not_drawn(tmp_path, loss):
     folder = a_run(tmp_path / 'run')

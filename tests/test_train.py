@@ -203,7 +203,7 @@ def test_a_mixture_is_ranked_by_its_own_loss_on_a_fixed_sample(config, tmp_path)
     whole = trained.evaluate_split(tmp_path / 'run', 'validation')
     assert whole['sources'].keys() == sources.keys() and whole['targets'] > validation['targets']
     page = (tmp_path / 'run' / 'report.md').read_text()
-    assert f'of it `{other}`, weight 0.2 | {second["bits_per_byte"]:.4f}' in page
+    assert f'this model, `{other}` alone (weight 0.2) | {second["bits_per_byte"]:.4f}' in page
     assert 'a random sample of at most 3 batches' in page
     shutil.rmtree(folder)
     assert train.train(config, tmp_path / 'run')['validation'] == validation

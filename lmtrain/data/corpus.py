@@ -69,7 +69,7 @@ class Corpus:
     splits: dict[str, Split]
     names: tuple[str, ...]  # of the sources: data.source, then those of data.mix
     divisions: tuple[dict[str, Split], ...]  # the splits of each source alone
-    about: dict  # what was read and what was left out: {'split', 'sources': [...]}, see `_about`
+    about: dict  # what was read and what was left out: {'split', 'sources': [...]}, see `_what_was_read`
     fingerprint: str  # hex sha256 of text, tokenizer, settings and VERSION
     seq_len: int
     isolate: bool
@@ -200,7 +200,7 @@ def prepare(
         splits=splits,
         names=tuple(each.name for each in sources),
         divisions=tuple(loaded),
-        about=_about(sources, contents, weights, split),
+        about=_what_was_read(sources, contents, weights, split),
         fingerprint=fingerprint,
         seq_len=seq_len,
         isolate=isolate,
@@ -240,7 +240,7 @@ def _check(settings: dict) -> None:
     need('mix', pairs, "pairs of a source and its weight above 0, as in (('more/*.txt', 0.25),)")
 
 
-def _about(sources: list[Source], contents: list[dict], weights: list[float], split: str) -> dict:
+def _what_was_read(sources: list[Source], contents: list[dict], weights: list[float], split: str) -> dict:
     """What was read of each source: files, bytes, documents, how they were divided, and what was left out and why."""
     rows = []
     for source, content, weight in zip(sources, contents, weights, strict=True):

@@ -43,12 +43,16 @@ def corrupt(batch: dict, tokenizer: Tokenizer, rate: float, whole_word: bool, se
     other = tokenizer.content_ids[noise.bits(seed, RANDOM, *at[2:]) % np.uint64(len(tokenizer.content_ids))]
     hidden = np.where(kind < 8, np.int32(tokenizer.mask_id), np.where(kind == 8, other, tokens))
     spelled = {'bytes': np.take_along_axis(batch['bytes'], select, axis=1)} if 'bytes' in batch else {}
-    return batch | spelled | {
-        'tokens': np.where(chosen, hidden, tokens).astype(np.int32),
-        'select': select.astype(np.int32),
-        'targets': targets.astype(np.int32),
-        'loss_mask': taken.astype(np.float32),
-    }
+    return (
+        batch
+        | spelled
+        | {
+            'tokens': np.where(chosen, hidden, tokens).astype(np.int32),
+            'select': select.astype(np.int32),
+            'targets': targets.astype(np.int32),
+            'loss_mask': taken.astype(np.float32),
+        }
+    )
 
 
 def _words(tokens: np.ndarray, batch: dict, tokenizer: Tokenizer) -> np.ndarray:

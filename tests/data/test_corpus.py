@@ -14,6 +14,7 @@ from lmtrain.data.baselines import bits_per_byte
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
 token_cases = importlib.import_module('parity.token_cases')
 
+
 def test_splits_count_every_token_and_byte_once(prepare, poem):
     corpus = prepare()
     documents = [f'{number}: {poem(number)}' for number in range(200)]

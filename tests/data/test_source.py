@@ -180,8 +180,8 @@ def test_what_a_directory_or_a_glob_does_not_read_is_counted(tmp_path):
         (tmp_path / name).write_text(text)
 
     def opened(source):
-        found = open_source(source, str(tmp_path), CACHE, 'text', 'file')
-        return [each.text for each in found.documents()], found.skipped
+        of = open_source(source, str(tmp_path), CACHE, 'text', 'file')
+        return [each.text for each in of.documents()], of.skipped
 
     assert opened('.') == (['a', 'b'], {'.png': 2, 'empty': 1, 'links to directories': 1, 'no ending': 1})
     assert opened('*') == (['m', 'a', 'd'], {'directories': 2, 'empty': 1})

@@ -70,7 +70,9 @@ def test_a_limit_takes_a_random_sample_that_no_seed_changes(prepare):
     sample, other = (TaskStream(task, 'train', 8, seed, False, limit=4) for seed in (1, 2))
     assert sample.steps_per_epoch == 4 < whole.steps_per_epoch
     assert [batch_hash(sample.batch(n)) for n in range(4)] == [batch_hash(other.batch(n)) for n in range(4)]
-    rows = np.concatenate([sample.examples(step) for step in range(4)])
+    batches = [sample.examples(step) for step in range(4)]
+    assert all((np.diff(batch[batch >= 0]) < 0).any() for batch in batches)  # not neighbours in the file
+    rows = np.concatenate(batches)
     rows = rows[rows >= 0]
     assert sample.num_rows == len(rows) == len(set(rows.tolist())) and rows.tolist() != sorted(rows.tolist())
     assert rows.max() > len(task.rows['train']) // 2  # not the first rows of the file
