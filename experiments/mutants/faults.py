@@ -109,8 +109,8 @@ FAULTS = {
         ),
         (
             "an evaluation runs under the step's time limit",
-            "self.watchdog.expect('evaluate')\n        limit",
-            "self.watchdog.expect('step')\n        limit",
+            "self.watchdog.expect('evaluate')\n        validation",
+            "self.watchdog.expect('step')\n        validation",
         ),
         ('no evaluation at the end', 'evaluated = progress >= 1.0 or self.done', 'evaluated = self.done'),
         ('a run ends one skipped step too late', '>= SKIPPED_IN_A_ROW', '> SKIPPED_IN_A_ROW'),
@@ -233,6 +233,7 @@ FAULTS = {
         ),
     ],
     'lmtrain/metrics.py': [
+        ('TensorBoard drops the point of the checkpoint', 'step=start + 1', 'step=start'),
         ('a line cut short by a full disk stays', 'os.ftruncate(self._file, end)', 'pass'),
         (
             'time left counts from 0',
@@ -294,6 +295,12 @@ FAULTS = {
         ),
     ],
     'lmtrain/evaluate.py': [
+        (
+            'a mixture is weighted by its shares and its sizes',
+            'scaled = [(share / count, own)',
+            'scaled = [(share, own)',
+        ),
+        ('the counts are those of the weighted rows', 'result |= counts | {', 'result |= {'),
         ('sums in float32', 'np.asarray(value, np.float64)', 'np.asarray(value, np.float32)'),
         ('bits per byte of the mean', "sums['nats'] / LN2 / sums['bytes']", "sums['nats'] / LN2 / sums['targets']"),
         (
@@ -490,6 +497,12 @@ FAULTS = {
         ),
     ],
     'lmtrain/checkpoint/__init__.py': [
+        ('brackets in a name are a pattern', 'glob.has_magic(part) or not in_utf8(part)', 'not in_utf8(part)'),
+        (
+            'a name that is no UTF-8 is taken for one',
+            'glob.has_magic(part) or not in_utf8(part)',
+            'glob.has_magic(part)',
+        ),
         ('step 0 is due', 'step > 0 and step % self.every_steps', 'step % self.every_steps'),
         (
             'a metric that is nan is the best',
@@ -510,6 +523,7 @@ FAULTS = {
         ),
     ],
     'lmtrain/checkpoint/manifest.py': [
+        ('an index without arrays is sealed', 'if path not in arrays]', 'if path in ()]'),
         ('a folder with leading zeros is a step', "r'0|[1-9][0-9]*'", "r'[0-9]+'"),
         (
             'the older of two equal ones',
@@ -800,7 +814,25 @@ FAULTS = {
             'start = np.maximum(start - back[0], 0)',
         ),
     ],
+    'lmtrain/data/corpus.py': [
+        (
+            'baselines of a mixture are weighted by its sizes',
+            'p * x.num_bytes / x.num_rows if p else 0.0',
+            'x.num_bytes',
+        ),
+        ('a source alone has the splits of all', 'own = self.divisions[index]', 'own = self.splits'),
+        ('weights may change in a run', 'float(corrupt), whole_word, weights]', 'float(corrupt), whole_word]'),
+        ('characters for bytes', 'sizes[name] += len(raw)', 'sizes[name] += len(text)'),
+        ('a source without rows has a share', 'if len(part.rows.first) > 1 else 0.0', 'if True else 0.0'),
+    ],
     'lmtrain/data/stream.py': [
+        ('a sample is the first rows', 'if self._order is None else self._order[place]', ''),
+        (
+            'a sample is of the seed',
+            'noise.permutation(sum(self.sizes), SAMPLE)',
+            'noise.permutation(sum(self.sizes), self.seed)',
+        ),
+        ('sources begin anew in every epoch', 'np.arange(epoch * quota, (epoch + 1) * quota)', 'np.arange(quota)'),
         (
             'every epoch has the same order',
             'order = noise.permutation(size, self.seed, SHUFFLE, index, number)',
@@ -858,6 +890,12 @@ FAULTS = {
     ],
     'lmtrain/data/bucket.py': [
         (
+            'a sample is of neighbours',
+            'order = noise.permutation(count, SAMPLE) if self.sampled else order',
+            'order = order',
+        ),
+        ('a sample is of the shortest', 'if self.shuffle or self.sampled:', 'if self.shuffle:'),
+        (
             'batches of a length come in the same order in every epoch',
             'mixed = noise.permutation(len(rows), ORDER, epoch)',
             'mixed = noise.permutation(len(rows), ORDER)',
@@ -914,9 +952,18 @@ FAULTS = {
     'lmtrain/data/contents.py': [
         (
             'the tail is train',
-            "int(characters * (1 - rule['validation'] - rule['test'])), int(characters * (1 - rule['test']))",
+            "int(characters * (1 - sum(shares))), int(characters * (1 - rule['test']))",
             "int(characters * (1 - rule['validation'])), int(characters * (1 - rule['test']))",
         ),
+        ('a split of one document is enough', 'miss > min(NEAR, share / 2) or not many', 'miss > min(NEAR, share / 2)'),
+        ('shares are missed', 'miss > min(NEAR, share / 2) or not many', 'not many'),
+        ('modules are cut', 'whole = grouped or stays_whole', 'whole = stays_whole'),
+        (
+            'validation stands where the test should',
+            '(1 - validation - test, 1 - test)',
+            '(1 - validation - test, 1 - validation)',
+        ),
+        ('a character is cut in two', 'cut -= 1', 'break'),
         ('a file that was just written is trusted', '> SETTLED for', '> 0 for'),
         ('the size of a file is not compared', 'at.st_size, at.st_ino, at.st_mtime_ns', 'at.st_ino, at.st_mtime_ns'),
     ],
@@ -933,7 +980,16 @@ FAULTS = {
         ('a byte order mark is text', "text if offset else text.removeprefix('\\ufeff')", 'text'),
         ('a compressed bomb unpacks', 'if packed and offset > limit:', 'if packed and offset < 0:'),
         ('comments of games are moves', r"r'\{[^}]*\}|\b\d+\.+|\$\d+'", r"r'\b\d+\.+|\$\d+'"),
-        ('the same file counts twice', 'if twice is not file:', 'if twice is None:'),
+        ('the same file counts twice', 'if file.resolve() in seen:', 'if file in seen:'),
+        ('lines are counted from the last one read', "line += raw.count(b'\\n', 0, error.start)", 'line += 0'),
+        ('UTF-32 is read as UTF-16', "codecs.BOM_UTF32_LE: 'utf-32',", ''),
+        ('UTF-16 without a mark is text', '> 0.4 * len(head)', '> len(head)'),
+        (
+            'a README is text beside the data',
+            'for each in (tuple(READERS), WRITTEN)',
+            'for each in (tuple(READERS) + WRITTEN, WRITTEN)',
+        ),
+        ('empty files are not counted', "skipped['empty'] += 1", 'pass'),
     ],
     'lmtrain/data/rows.py': [
         (
@@ -1045,14 +1101,22 @@ FAULTS = {
             'alone = alone',
         ),
     ],
+    'lmtrain/paths.py': [
+        ('a relative XDG_CACHE_HOME counts', 'named if os.path.isabs(named) else', 'named or'),
+        ('the root is forgotten', "local(root, 'data.root') / expanded if root else Path(expanded)", 'Path(expanded)'),
+        ('a URL is a path', 'if URL.match(text):', 'if False:'),
+    ],
     'launch/recipe.py': [
         ("a budget joins the recipe's own", 'config.budget[key] = None', 'pass'),
     ],
     'launch/cli.py': [
+        ('a path of a flag is not expanded', "known[name].value = str(paths.local(given, f'--{name}'))", 'pass'),
+        ('what the terminal lacks ends the run', "stream.reconfigure(errors='replace')", 'pass'),
         ('a broken pipe is an error', 'return 141', 'return 1'),
         ('an override without its value takes the next flag', "if not equals and text.startswith('--'):", 'if False:'),
     ],
     'launch/machine.py': [
+        ('the folder of programs is made although one is named', 'if not asked and (programs', 'if (programs'),
         ("the user's variables are replaced", 'if name not in os.environ}', '}'),
     ],
 }
