@@ -94,8 +94,9 @@ def _jsonl(path: Path, notes: list[str]) -> Iterator[Row]:
 
 
 def _json(path: Path, notes: list[str]) -> Iterator[Row]:
+    text = decode(path.read_bytes(), path)
     try:
-        whole = json.loads(decode(path.read_bytes(), path))
+        whole = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path}: JSON that cannot be read ({error})') from None
     if isinstance(whole, dict) and isinstance(whole.get('data'), list):

@@ -71,6 +71,24 @@ COMMENTED = {
 }
 
 
+TABLES = {
+    'a.csv': 'text,label\r\n"é,漢",b\r\n',
+    'a.tsv': 'text\tlabel\r\né,漢\tb\r\n',
+    'a.jsonl': '{"text": "é,漢", "label": "b"}\n',
+    'a.json': '[{"text": "é,漢", "label": "b"}]',
+}
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_tables_in_utf16_are_read_if_they_say_so(tmp_path, name):
+    """As Excel and PowerShell write them."""
+    for encoding in ('utf-16', 'utf-8-sig', 'utf-8'):
+        (row,) = rows(tmp_path, name, TABLES[name].encode(encoding))
+        assert row.fields == {'text': 'é,漢', 'label': 'b'}
+    with pytest.raises(ValueError, match=rf'^\S*{name}: looks like UTF-16LE without a byte order mark\. Convert it'):
+        rows(tmp_path, name, TABLES[name].encode('utf-16le'))
+
+
 @pytest.mark.parametrize(('content', 'comments'), COMMENTED.values(), ids=COMMENTED)
 def test_comments_ahead_of_a_sentence_are_skipped_and_counted(tmp_path, content, comments):
     (tmp_path / 'a.conll').write_text(content)
