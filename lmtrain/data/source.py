@@ -90,11 +90,13 @@ def _find(source: str, root: str, cache: Path) -> tuple[tuple[Path, ...], dict[s
     elif path.exists():
         files, skipped = [path], collections.Counter()
     else:
-        names = sorted(glob.glob(str(path), recursive=True))
+        # The root is a folder and no pattern, whatever its name.
+        pattern = os.path.join(glob.escape(str(paths.local(root, 'data.root'))), paths.local(source, 'data.source'))
+        names = sorted(glob.glob(pattern if root else str(path), recursive=True))
         files = [Path(name) for name in names if not os.path.isdir(name)]
-        skipped = collections.Counter(directories=0 if '**' in str(path) else len(names) - len(files))
+        skipped = collections.Counter(directories=0 if '**' in source else len(names) - len(files))
         if not files:
-            kind = 'no file matches this glob' if glob.has_magic(str(path)) else 'no such file or directory'
+            kind = 'no file matches this glob' if glob.has_magic(source) else 'no such file or directory'
             start = repr(root) if root else 'the current directory'
             raise FileNotFoundError(
                 f'{path}: {kind} (relative paths start at data.root, {start}; '

@@ -192,6 +192,18 @@ def test_what_a_directory_or_a_glob_does_not_read_is_counted(tmp_path):
     assert opened('.') == (['f'], skipped)
 
 
+def test_the_root_is_no_pattern(tmp_path):
+    root = tmp_path / 'set[1]*'
+    root.mkdir()
+    (root / 'a[2].txt').write_text('a')
+    (root / 'b.txt').write_text('b')
+    for source, expected in {'*.txt': ['a', 'b'], 'a[2].txt': ['a'], '.': ['a', 'b'], 'a[[]2].*': ['a']}.items():
+        assert read(source, root=str(root)) == expected
+    assert read(root) == ['a', 'b']
+    with pytest.raises(FileNotFoundError, match='c.txt: no such file or directory'):
+        read('c.txt', root=str(root))
+
+
 def test_lines_and_unpacked_text_have_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(source_file, 'LINE_LIMIT', 1 << 20)
     monkeypatch.setattr(source_file, 'GZ_FLOOR', 1 << 20)
