@@ -983,7 +983,7 @@ FAULTS = {
         ('the same file counts twice', 'if file.resolve() in seen:', 'if file in seen:'),
         ('lines are counted from the last one read', "line += raw.count(b'\\n', 0, error.start)", 'line += 0'),
         ('UTF-32 is read as UTF-16', "codecs.BOM_UTF32_LE: 'utf-32',", ''),
-        ('UTF-16 without a mark is text', '> 0.4 * len(head)', '> len(head)'),
+        ('UTF-16 without a mark is text', 'even + odd > 0.4 * len(head)', 'even + odd > len(head)'),
         (
             'a README is text beside the data',
             'for each in (tuple(READERS), WRITTEN)',

@@ -190,8 +190,10 @@ def _marked(head: bytes, path: Path) -> str | None:
     """The encoding that the byte order mark of a file names, if it has one that is not UTF-8's."""
     even, odd = head[::2].count(0), head[1::2].count(0)
     encoding = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
-    if not encoding and max(even, odd) > 0.4 * len(head):  # Latin letters in UTF-16; NUL is valid in UTF-8, too
-        kind = 'utf-16be' if even > odd else 'utf-16le'
+    if not encoding and even + odd > 0.4 * len(head):  # NUL is valid in UTF-8, but text has next to none
+        if min(even, odd) > 0.02 * len(head):
+            raise ValueError(f'{path}: {even + odd:,} of its first {len(head):,} bytes are NUL: it is no text')
+        kind = 'utf-16be' if even > odd else 'utf-16le'  # of Latin letters one byte of two is NUL
         raise ValueError(f'{path}: looks like {kind.upper()} without a byte order mark. {_convert(path, kind)}')
     return encoding
 

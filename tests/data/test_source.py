@@ -81,6 +81,7 @@ BAD = [
     ('a.txt', 'plain'.encode('utf-16be'), 'line', 'looks like UTF-16BE without a byte order mark.* iconv -f utf-16be'),
     ('a.jsonl', rows('one').decode().encode('utf-16le'), 'file', 'looks like UTF-16LE'),
     ('a.txt', 'cut'.encode('utf-16')[:-1], 'file', 'begins as UTF-16 does, but is not at byte'),
+    ('a.bin', np.arange(100, dtype=np.int32).tobytes(), 'line', 'a.bin: 301 of its first 400 bytes are NUL: it is no'),
     ('a.txt.gz', gzip.compress(b'text', mtime=0), 'line', 'It is gzip: unpack it with gunzip'),
     ('a.docx', b'PK\x03\x04\x14\xff', 'file', 'It is a zip archive, as .docx'),
     ('a', b'%PDF-1.7\n%\xe2\xe3', 'file', r'a:2: not UTF-8 at byte 10 .* It is PDF: extract its text'),
