@@ -244,7 +244,7 @@ def _what_was_read(sources: list[Source], contents: list[dict], weights: list[fl
     """What was read of each source: files, bytes, documents, how they were divided, and what was left out and why."""
     rows = []
     for source, content, weight in zip(sources, contents, weights, strict=True):
-        skipped = source.skipped | ({'documents without text': content['blank']} if content['blank'] else {})
+        skipped = source.skipped | ({'blank': content['blank']} if content['blank'] else {})
         row = {'name': source.name, 'weight': weight, 'files': len(source.files), 'divided': content['split']}
         rows.append(row | {'bytes': content['bytes'], 'documents': content['documents'], 'skipped': skipped})
     return {'split': split, 'sources': rows}

@@ -266,7 +266,12 @@ def _txt_paragraphs(path: Path) -> Iterator[str]:
         elif paragraph:
             yield '\n'.join(paragraph)
             paragraph = []
-    yield '\n'.join(paragraph)
+    if paragraph:
+        yield '\n'.join(paragraph)
+
+
+def _txt_lines_with_text(path: Path) -> Iterator[str]:
+    return (text for text in _txt_lines(path) if text.strip())
 
 
 def _jsonl(path: Path, text_field: str, document: str) -> Iterator[str]:
@@ -349,7 +354,7 @@ def kind_of(value) -> str:
     return named.get(type(value), 'a number')
 
 
-TXT = {'file': _txt_file, 'line': _txt_lines, 'paragraph': _txt_paragraphs}
+TXT = {'file': _txt_file, 'line': _txt_lines_with_text, 'paragraph': _txt_paragraphs}
 READERS = {'.txt': _txt, '.jsonl': _jsonl, '.jsonl.gz': _jsonl, '.parquet': _parquet, '.pgn': _pgn}
 
 

@@ -191,7 +191,7 @@ def test_a_corpus_says_what_was_read_and_left_out(tmp_path, settings):
     for name, content in {'blank.txt': ' \n', 'none.txt': '', 'a.png': 'x', 'b.png': 'x', 'README.md': 'x'}.items():
         (tmp_path / 'notes' / name).write_text(content)
     facts = lmtrain.data.prepare(**settings(source='notes')).facts()
-    skipped = {'.md': 1, '.png': 2, 'empty': 1, 'documents without text': 1}
+    skipped = {'.md': 1, '.png': 2, 'empty': 1, 'blank': 1}
     total = sum(map(len, texts))
     source = {'name': 'notes', 'weight': 1.0, 'files': 4, 'divided': 'tails', 'bytes': total, 'documents': 3}
     assert facts['sources'] == [source | {'skipped': skipped}]
