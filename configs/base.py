@@ -45,7 +45,8 @@ def get_config():
     config.task.buckets = 4  # lengths that batches come in at most, one compiled program each
     config.task.pack = False  # several conversations in a row, isolated ('chat' alone)
     config.task.too_long = 'error'  # rows beyond data.seq_len: 'error' | 'cut' | 'drop'
-    config.task.template = 'auto'  # of 'chat': 'auto' (the tokenizer's, else 'plain') | 'plain' | a Jinja file
+    config.task.template = 'auto'  # of 'chat': 'auto' (the tokenizer's, else 'plain') | 'plain' | a name | a Jinja file
+    config.task.date = ''  # that a template with strftime_now writes, 'YYYY-MM-DD'; '' is today, kept when resumed
 
     # Start: lmtrain.base.open_base(config.init.base, config.init.adapter, config.init.ignore); with a base, the model
     # section is the base's except for dropout, dtype, remat, unroll and attention

@@ -39,7 +39,8 @@ def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
     # A large text takes long to cut into tokens: where nothing of it is needed, the rest is checked first.
     early = config.task.name == 'text' and not config.adapt.prompt.text
     run = _planned(run) if early else run
-    run = run._replace(corpus=_corpus(config, base))
+    run = _settled(run._replace(corpus=_corpus(config, base)))
+    config = run.config
     run = run if early else _planned(run)
     if config.task.name in LANGUAGE:
         samples.check(run)
@@ -93,6 +94,20 @@ def _corpus(config, base: Base | None) -> data.Corpus | data.Task:
     if config.task.name == 'text':
         return data.prepare(**wanted, vocab_limit=config.model.vocab_size)
     return data.prepare_task(wanted, **config.task, vocab_limit=config.model.vocab_size)
+
+
+def _settled(run: Run) -> Run:
+    """The run with a config that says which template wrote its conversations, and on which date.
+
+    So what the run is continued with, or asked, is written in the same way on another day.
+    """
+    if run.config.task.name != 'chat':
+        return run
+    config = run.config.copy_and_resolve_references()
+    template = run.corpus.template
+    config.task.template = config.task.template if template else 'none'
+    config.task.date = template.date if template else ''
+    return run._replace(config=config.lock())
 
 
 def _planned(run: Run) -> Run:

@@ -29,7 +29,7 @@ def train(config, workdir) -> dict[str, Any]:
       survive.Ended: asked to stop (the step is saved) or not worth going on; carries the exit code.
     """
     workdir, first = paths.local(workdir, '--workdir'), jax.process_index() == 0
-    run = assemble(on_its_vocabulary(config, workdir))
+    run = assemble(on_its_date(on_its_vocabulary(config, workdir), workdir))
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(survive.Watchdog(**config.watchdog))
         agree.same(tree.flatten({'config': resolved(run), 'code': agree.code()} | versions() | run.fingerprints()))
@@ -109,6 +109,18 @@ def on_its_vocabulary(config, workdir: pathlib.Path):
         return config
     config = config.copy_and_resolve_references()
     config.model.vocab_size = size
+    return config.lock()
+
+
+def on_its_date(config, workdir: pathlib.Path):
+    """The config with the date that the run in the folder writes in its conversations, if none is asked for."""
+    if config.task.date or not (workdir / 'config.json').exists():
+        return config
+    date = folder.read(workdir / 'config.json').get('task', {}).get('date')
+    if not date:
+        return config
+    config = config.copy_and_resolve_references()
+    config.task.date = date
     return config.lock()
 
 

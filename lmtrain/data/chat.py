@@ -1,96 +1,180 @@
-"""Conversations: rows recognised, written by a chat template, and what the assistant says marked as what is learned."""
+"""Conversations as examples: written by a chat template, and the assistant's answers marked as what is learned.
+
+An answer is what a message adds to the text before it and the cue to speak (`add_generation_prompt`). Templates differ
+in how they write a conversation of several turns, so it is written in the first of three ways that fits it:
+
+  marked    the template has {% generation %}, and what stands within is learned
+  whole     the conversation is written once; each answer stands there as it is written when it is the last message
+  separate  one text for each answer, with what was said before it; for templates that write an answer otherwise once
+            more is said (Qwen 3 leaves the reasoning out)
+"""
 
 import collections
+import copy
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from lmtrain import paths
 from lmtrain.data.contents import bar
-from lmtrain.data.examples import LABEL, Example, Long
-from lmtrain.data.rows import Row, check_text, text_of, value_of
-from lmtrain.data.source import kind_of
-from lmtrain.data.template import PLAIN, Template, encode, guard, names_of
+from lmtrain.data.conversation import Conversation, checked, read
+from lmtrain.data.examples import Example, Long
+from lmtrain.data.rows import Row
+from lmtrain.data.template import PLAIN, Template, Text, as_text, encode
 from lmtrain.data.text import Tokenizer
+from lmtrain.data.traced import ANSWER, CONTENT, GENERATION, TEMPLATE, Traced, traced
 
-# The fields that mark a format, and all that it needs.
-FORMATS = {
-    'messages': ('messages',),
-    'prompt + completion': ('prompt', 'completion'),
-    'alpaca': ('instruction', 'output'),
-    'sharegpt': ('conversations',),
-}
-ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
-SHAREGPT = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant'} | {role: role for role in ROLES}
+Span = tuple[int, int]
 
 
-class Conversation(NamedTuple):
-    """What a row says: messages, or a prompt and its completion that stand as they are."""
+def template_of(template: str, tokenizer: Tokenizer, root: str, date: str = '') -> Template | None:
+    """The template that config.task.template names; None for 'none'.
 
-    messages: list[dict[str, Any]]  # without any, `texts` is it
-    learned: int  # the first message whose saying may be learned
-    texts: tuple[str, str] = ('', '')
-    tools: Any = None
+    Args:
+      template: 'auto' (the tokenizer's own, else 'plain'), 'plain', 'none', the name of one of the tokenizer's several
+        templates, or a Jinja file, whose relative path starts at `root`.
+      date: what `strftime_now` writes, 'YYYY-MM-DD'.
 
-
-def template_of(template: str, tokenizer: Tokenizer, root: str) -> Template:
-    """'auto': the tokenizer's own chat template, else 'plain'; or a file. Raises FileNotFoundError."""
-    own = json.loads(tokenizer.about or b'{}').get('chat_template')
-    if template == 'auto' and own:
-        return Template(own, "the tokenizer's chat template")
-    if template in ('auto', 'plain'):
-        return Template(PLAIN, 'the plain template')
-    path = paths.local(template, 'task.template', root)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"config.task.template: no file {path}; it is 'auto', 'plain', or a Jinja chat template"
+    Raises FileNotFoundError, ValueError.
+    """
+    own = json.loads(tokenizer.about or b'{}').get('chat_template') or {}
+    own = {'default': own} if isinstance(own, str) else {each['name']: each['template'] for each in own}
+    if template == 'none':
+        return None
+    if template == 'auto' and own and 'default' not in own:
+        raise ValueError(
+            f"config.task.template is 'auto', and the tokenizer has several chat templates, none of them called "
+            f"'default': name one of {', '.join(map(repr, own))}"
         )
-    return Template(path.read_text(encoding='utf-8'), f'the chat template {path}')
+    if template == 'auto' and own:
+        result = Template(own['default'], "the tokenizer's chat template")
+    elif template in ('auto', 'plain'):
+        result = Template(PLAIN, 'the plain template')
+    elif template in own:
+        result = Template(own[template], f"the tokenizer's chat template {template!r}")
+    else:
+        path = paths.local(template, 'task.template', root)
+        if not path.is_file():
+            names = ''.join(f'{name!r}, ' for name in own if name != 'default')
+            raise FileNotFoundError(
+                f"config.task.template: no file {path}; it is 'auto', 'plain', {names}or a Jinja chat template"
+            )
+        result = Template(path.read_text(encoding='utf-8'), f'the chat template {path}')
+    return result._replace(date=date) if result.dated else result
+
+
+def trained_template(task, tokenizer: Tokenizer) -> Template | None:
+    """The template that a run was trained with; None if its rows stood as they are.
+
+    Args:
+      task: config.task of the run.
+      tokenizer: of the run, which carries the template.
+    """
+    if task.name != 'chat' or task.template == 'none':
+        return None
+    return template_of('auto', tokenizer, '', task.date)
+
+
+def carrying(tokenizer: Tokenizer, template: Template) -> Tokenizer:
+    """The tokenizer with `template` as its own: in the folder of a run, and in what is exported from it."""
+    told = {'tokenizer_class': 'PreTrainedTokenizerFast'} | json.loads(tokenizer.about or b'{}')
+    changed = copy.copy(tokenizer)
+    changed.__dict__.pop('hash', None)
+    changed.about = json.dumps(told | {'chat_template': template.source}, sort_keys=True).encode()
+    return changed
+
+
+def prompt(
+    messages: str | list[dict[str, Any]], tokenizer: Tokenizer, template: Template, system: str = '', tools: Any = None
+) -> list[int]:
+    """Ids of a conversation up to where the assistant begins to speak.
+
+    Args:
+      messages: one user's turn, or messages with `role` and `content`.
+      system: a text of the system before them; '' is none.
+
+    Raises ValueError if a message is wrong or the template fails.
+    Example: `prompt('Hi', tokenizer, trained_template(config.task, tokenizer))`.
+    """
+    messages = [{'role': 'user', 'content': messages}] if isinstance(messages, str) else list(messages)
+    first = [{'role': 'system', 'content': system}] if system else []
+    place = 'the prompt'
+    text = template.render(
+        [_traced(each, CONTENT) for each in checked(first + messages, place)],
+        tokenizer,
+        place,
+        traced(tools, CONTENT),
+        cue=True,
+    )
+    return _begun(encode(text, [], tokenizer)[0], tokenizer, template, place)
+
+
+def answer_end(tokenizer: Tokenizer, template: Template | None) -> int:
+    """The id of the token that ends an answer: the special token that the template writes after it, else the end token.
+
+    Raises ValueError if the template cannot write a question and its answer.
+    """
+    if template is None:
+        return tokenizer.end_id
+    said = Conversation([{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}], (1,))
+    (text, _), *_ = written(said, tokenizer, template, 'a short conversation')[1]
+    answer = _runs(text.origin, ANSWER)[-1][1]
+    behind = [each.token for each in text.specials if each.begin >= answer]
+    return behind[0] if behind else tokenizer.end_id
 
 
 def conversations(
-    rows: Sequence[Row], text: tuple[str, ...], label: str, tokenizer: Tokenizer, template: Template, long: Long
-) -> tuple[list[Example], list[str]]:
-    """(examples, what was recognised, a line each).
+    rows: Sequence[Row], text: tuple[str, ...], label: str, tokenizer: Tokenizer, template: Template | None, long: Long
+) -> tuple[list[Example], list[str], bool]:
+    """(examples, what was recognised, a line each, whether the template has written any).
 
     Column: `loss_mask` float32 [n], 1 where the next token is one that the assistant says.
 
     Args:
-      text, label: fields of prompt and completion; () recognises the format of every row by its fields.
+      text, label: fields of prompt and completion, or of a conversation; () recognises the format of every row.
 
-    Raises ValueError naming the row: fields of two formats or of none, a template that fails or is not built up turn by
-    turn, no token to learn.
+    Raises ValueError naming the row: fields of two formats or of none, a template that fails, no token to learn.
     """
-    examples, formats, beyond = [], collections.Counter(), []
+    examples, forms, beyond = [], collections.Counter(), []
+    ways, answers = collections.Counter(), 0
     for number, row in enumerate(bar(rows, 'writing conversations', len(rows))):
-        if text:
-            form, said = ' + '.join((*text, label)), _completion(row, '\n\n', text, label)
-        else:
-            form = recognise(row)
-            said = READERS[form](row)
-        formats[form, bool(said.messages)] += 1
-        ids, learns = tokens(said, tokenizer, template, row.place)
-        if not _says(ids, learns, tokenizer):
-            raise ValueError(f'{row.place}: not a single token to learn: the assistant says nothing')
-        if not long.fits(row, len(ids) - 1):
-            continue
-        ids, learns = ids[: long.seq_len + 1], learns[: long.seq_len + 1]
-        if not _says(ids, learns, tokenizer):
-            beyond.append(row.place)
-            continue
-        mask = np.array([*learns[1:], False], np.float32)
-        examples.append(Example(number, np.array(ids, np.int32), {'loss_mask': mask}, {}))
+        form, said = read(row, text, label)
+        forms[form, bool(said.messages)] += 1
+        way, each_tokens = tokens(said, tokenizer, template, row.place)
+        ways[way] += 1
+        answers += len(each_tokens) * (way == 'separate')
+        if not any(_says(*each, tokenizer) for each in each_tokens):
+            raise ValueError(
+                f'{row.place}: not a single token to learn: the assistant says nothing, or nothing that is to be '
+                'learned ("weight", "train")'
+            )
+        for ids, learns in each_tokens:
+            if not _says(ids, learns, tokenizer) or not long.fits(row, len(ids) - 1):
+                continue
+            ids, learns = ids[: long.seq_len + 1], learns[: long.seq_len + 1]
+            if not _says(ids, learns, tokenizer):
+                beyond.append(row.place)
+                continue
+            mask = np.array([*learns[1:], False], np.float32)
+            examples.append(Example(number, np.array(ids, np.int32), {'loss_mask': mask}, {}))
     notes = [
         f'{count} rows of {form}, {f"written by {template.name}" if by_template else "as they stand"}'
-        for (form, by_template), count in formats.items()
+        for (form, by_template), count in forms.items()
     ]
+    if ways['marked']:
+        notes.append(f'{ways["marked"]} rows: what is learned is what the template marks with {{% generation %}}')
+    if ways['separate']:
+        notes.append(
+            f'{ways["separate"]} rows are written once for each of their {answers} answers: the template writes an '
+            'answer otherwise once more is said'
+        )
     if beyond:
         notes.append(
             f'{len(beyond)} of the cut rows are left out, what they teach lies behind the cut: {beyond[0]}, ...'
         )
-    return examples, notes
+    return examples, notes, any(by_template for _, by_template in forms)
 
 
 def _says(ids: list[int], learns: list[bool], tokenizer: Tokenizer) -> bool:
@@ -98,50 +182,108 @@ def _says(ids: list[int], learns: list[bool], tokenizer: Tokenizer) -> bool:
     return any(learn and token not in tokenizer.specials for token, learn in zip(ids[1:], learns[1:]))
 
 
-def tokens(said: Conversation, tokenizer: Tokenizer, template: Template, place: str) -> tuple[list[int], list[bool]]:
-    """(ids, whether each is learned) of a conversation: BOS once at its beginning, the end of every answer learned."""
-    if said.messages:
-        text, spans = written(said, tokenizer, template, place)
+def tokens(
+    said: Conversation, tokenizer: Tokenizer, template: Template | None, place: str
+) -> tuple[str, list[tuple[list[int], list[bool]]]]:
+    """(the way it is written, [(ids, whether each is learned)]) of a conversation.
+
+    BOS stands once at the beginning, and the end of every answer is learned.
+    """
+    if not said.messages:
+        asked, answer = said.texts
+        way, texts = 'plain', [(as_text(asked + answer, tokenizer), [(len(asked), len(asked) + len(answer))])]
+    elif template is None:
+        raise ValueError(f"{place}: a conversation, and config.task.template is 'none': set it to 'auto'")
     else:
-        prompt, completion = (guard(each, tokenizer, place) for each in said.texts)
-        text, spans = prompt + completion, [(len(prompt), len(prompt) + len(completion))]
-    ids, learns = encode(text, spans, tokenizer)
-    _end_at_the_mark(ids, learns, tokenizer)
-    if learns and learns[-1] and ids[-1] not in tokenizer.specials:
-        ids, learns = [*ids, tokenizer.end_id], [*learns, True]
+        way, texts = written(said, tokenizer, template, place)
+    rows = []
+    for text, spans in texts:
+        ids, learns = encode(text, spans, tokenizer)
+        _end_at_the_mark(ids, learns, tokenizer)
+        if learns and learns[-1] and ids[-1] not in tokenizer.specials:
+            ids, learns = [*ids, tokenizer.end_id], [*learns, True]
+        begun = _begun(ids, tokenizer, template if said.messages else None, place)
+        rows.append((begun, [False] * (len(begun) - len(ids)) + learns))
+    return way, rows
+
+
+def _begun(ids: list[int], tokenizer: Tokenizer, template: Template | None, place: str) -> list[int]:
+    """The ids with the token that begins a text, if the tokenizer asks for it. Raises ValueError if it stands twice."""
     begin = tokenizer.begin_id
-    if ids[:1] != [begin] and (begin in tokenizer.layout.prefix or template.source == PLAIN or not said.messages):
-        ids, learns = [begin, *ids], [False, *learns]
-    if ids[:2] == [begin, begin]:
+    if ids[:1] != [begin] and (template is None or begin in tokenizer.layout.prefix):
+        ids = [begin, *ids]
+    if template and ids[:2] == [begin, begin]:
         name = tokenizer.specials[begin]
         raise ValueError(f'{place}: {template.name} begins with {name!r} twice; a text begins with it once')
-    return ids, learns
+    return ids
 
 
-def written(said: Conversation, tokenizer: Tokenizer, template: Template, place: str):
-    """(the guarded text of a conversation, [(begin, end)] of what the assistant says in it).
+def _traced(message: dict[str, Any], flags: int) -> dict[str, Any]:
+    """A message whose texts have `flags`. A role is one of ours and may be part of a special token's name."""
+    return traced(message, flags) | {'role': Traced(message['role'], TEMPLATE)}
 
-    What it says is what a message adds to the text of those before it and the cue to speak (`add_generation_prompt`).
-    Raises ValueError where the template does not write a conversation as a beginning of the longer one.
+
+def written(
+    said: Conversation, tokenizer: Tokenizer, template: Template, place: str
+) -> tuple[str, list[tuple[Text, list[Span]]]]:
+    """(the way, [(text, [(begin, end) of what is learned in it])]) of a conversation of messages.
+
+    Raises ValueError if the template fails.
     """
-    messages = [guard(each, tokenizer, place) | {'role': each['role']} for each in said.messages]
-    names, tools = names_of(tokenizer), guard(said.tools, tokenizer, place)
+    tools = traced(said.tools, CONTENT)
 
-    def text(count: int, cue: bool) -> str:
-        return template.render(messages[:count], names, place, add_generation_prompt=cue, tools=tools)
+    def text(count: int, cue: bool, answers: Sequence[int]) -> Text:
+        flagged = [_traced(each, CONTENT | ANSWER * (at in answers)) for at, each in enumerate(said.messages[:count])]
+        return template.render(flagged, tokenizer, place, tools, cue)
 
-    whole, spans = text(len(messages), False), []
-    for index, message in enumerate(messages):
-        if message['role'] != 'assistant' or index < said.learned:
-            continue
-        before, after = text(index, True), text(index + 1, False)
-        if not after.startswith(before) or not whole.startswith(after):
-            raise ValueError(
-                f'{place}: {template.name} writes message {index + 1} otherwise once more is said, so what the '
-                'assistant says cannot be found in it: give each answer a row of its own, or another template'
-            )
-        spans.append((len(before), len(after)))
-    return whole, spans
+    whole = text(len(said.messages), False, said.learned)
+    if template.marks_answers:
+        return 'marked', [(whole, _runs(whole.origin, GENERATION))]
+    separate, spans = [], []
+    for index in said.learned:
+        alone = text(index + 1, False, (index,))
+        begin = _begin(text(index, True, ()), alone)
+        separate.append((alone, [(begin, len(alone.text))]))
+        spans.append((begin, _end(alone, whole, begin)))
+    if all(end is not None for _, end in spans):
+        return 'whole', [(whole, spans)]
+    return 'separate', separate
+
+
+def _runs(origin: bytes, flag: int) -> list[Span]:
+    """Where the characters with a flag stand, a span for each run of them."""
+    flagged = np.frombuffer(origin, np.uint8) & flag > 0
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flagged, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
+
+
+def _begin(before: Text, after: Text) -> int:
+    """Where the answer that ends `after` begins: where the cue to speak ends, and not behind any of its own text."""
+    answers = _runs(after.origin, ANSWER)
+    first = answers[0][0] if answers else len(after.text)
+    return min(after.cut(_common(before.text, after.text)), first)
+
+
+def _end(alone: Text, whole: Text, begin: int) -> int | None:
+    """Where in `whole` the answer ends that ends `alone`; None if it is not written there as it is alone.
+
+    What a template writes after the last message only (Phi-3: the end of the text) may be missing in `whole`, but not
+    the text of the answer, nor the only special token that ends it.
+    """
+    end = whole.cut(alone.cut(_common(alone.text, whole.text)))
+    answers = _runs(alone.origin, ANSWER)
+    last = answers[-1][1] if answers else begin
+    marks = [each.end for each in alone.specials if each.begin >= last]
+    return end if end > begin and end >= last and not (marks and marks[0] > end) else None
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low
 
 
 def _end_at_the_mark(ids: list[int], learns: list[bool], tokenizer: Tokenizer) -> None:
@@ -153,95 +295,3 @@ def _end_at_the_mark(ids: list[int], learns: list[bool], tokenizer: Tokenizer) -
                 back -= 1
             if back >= 0 and learns[back] and ids[back] in tokenizer.specials:
                 learns[back + 1 : at + 1] = [False] * (at - back)
-
-
-# --- formats
-
-
-def recognise(row: Row) -> str:
-    """The format that a row's fields mark. Raises ValueError where they mark two or none, or one is not whole."""
-    there = [name for name, value in row.fields.items() if value is not None]
-    found = [form for form, marks in FORMATS.items() if any(mark in there for mark in marks)]
-    if len(found) > 1:
-        clash = ', '.join(f'{name!r} of {form}' for form in found for name in FORMATS[form] if name in there)
-        raise ValueError(
-            f'{row.place}: fields of two formats: {clash}. Leave one out, or name config.task.text and label'
-        )
-    if not found:
-        known = '; '.join(f'{form}: {", ".join(marks)}' for form, marks in FORMATS.items())
-        raise ValueError(
-            f'{row.place}: the fields {", ".join(map(repr, there))} are of no format that is known ({known}): name '
-            'those of prompt and completion in config.task.text and config.task.label'
-        )
-    missing = [name for name in FORMATS[found[0]] if name not in there]
-    if missing:
-        raise ValueError(
-            f'{row.place}: {found[0]} needs the field {missing[0]!r}; there are {", ".join(map(repr, there))}'
-        )
-    return found[0]
-
-
-def _messages(row: Row) -> Conversation:
-    return Conversation(_checked(row.fields['messages'], f"{row.place}: 'messages'"), 0, tools=row.fields.get('tools'))
-
-
-def _completion(row: Row, between: str, text: tuple[str, ...] = ('prompt',), label: str = 'completion') -> Conversation:
-    prompts = [value_of(row, name, 'config.task.text') for name in text]
-    if len(prompts) == 1 and isinstance(prompts[0], list):
-        prompt = _checked(prompts[0], f'{row.place}: {text[0]!r}')
-        completion = _checked(value_of(row, label, LABEL), f'{row.place}: {label!r}')
-        return Conversation(prompt + completion, len(prompt), tools=row.fields.get('tools'))
-    return Conversation([], 0, (between.join(text_of(row, name) for name in text), text_of(row, label, LABEL)))
-
-
-def _alpaca(row: Row) -> Conversation:
-    told = [text_of(row, name) for name in ('instruction', 'input') if row.fields.get(name) not in (None, '')]
-    said = [('user', '\n\n'.join(told)), ('assistant', text_of(row, 'output'))]
-    return Conversation(_system(row) + [{'role': role, 'content': content} for role, content in said], 0)
-
-
-def _sharegpt(row: Row) -> Conversation:
-    place, found = f"{row.place}: 'conversations'", row.fields['conversations']
-    if not isinstance(found, list):
-        raise ValueError(f'{place} must be an array, here it is {kind_of(found)}')
-    messages = []
-    for index, each in enumerate(found):
-        if not isinstance(each, dict) or not {'from', 'value'} <= each.keys():
-            raise ValueError(f"{place} [{index}]: an object with 'from' and 'value' is expected")
-        if each['from'] not in SHAREGPT:
-            raise ValueError(f"{place} [{index}]: 'from' is {each['from']!r}, which is none of {', '.join(SHAREGPT)}")
-        messages.append({'role': SHAREGPT[each['from']], 'content': each['value']})
-    return Conversation(_checked(_system(row) + messages, place), 0)
-
-
-def _system(row: Row) -> list[dict[str, Any]]:
-    system = row.fields.get('system')
-    return [{'role': 'system', 'content': text_of(row, 'system')}] if system else []
-
-
-def _checked(messages: Any, place: str) -> list[dict[str, Any]]:
-    """Messages with a role and text. Raises ValueError naming the one that has none."""
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f'{place} must be an array of messages, here it is {messages and kind_of(messages)!r}')
-    checked = []
-    for index, message in enumerate(messages):
-        at = f'{place} [{index}]'
-        if not isinstance(message, dict) or not {'role', 'content'} <= message.keys():
-            raise ValueError(f"{at}: an object with 'role' and 'content' is expected, here is {message!r:.80}")
-        if message['role'] not in ROLES:
-            raise ValueError(f"{at}: 'role' is {message['role']!r}, which is none of {', '.join(ROLES)}")
-        content = message['content']
-        if isinstance(content, list) and all(isinstance(part, dict) and part.get('type') == 'text' for part in content):
-            content = ''.join(check_text(part.get('text'), f"{at}: 'text'") for part in content)
-        if content is None and message.get('tool_calls'):
-            content = ''
-        checked.append(message | {'content': check_text(content, f"{at}: 'content'")})
-    return checked
-
-
-READERS = {
-    'messages': _messages,
-    'prompt + completion': lambda row: _completion(row, ''),
-    'alpaca': _alpaca,
-    'sharegpt': _sharegpt,
-}

@@ -1,5 +1,6 @@
 """From config.task to batches of a task: rows read, labelled, encoded and laid out once, before anything compiles."""
 
+import datetime
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from lmtrain.data.tokenizer import LEARNED, check_fits, learn, open_tokenizer
 
 TASKS = ('chat', 'classify', 'regress', 'tag', 'span')
 TOO_LONG = ('error', 'cut', 'drop')
-VERSION = 2  # raised when the same rows and settings give other batches
+VERSION = 3  # raised when the same rows and settings give other batches
 # What a batch of a task has beside tokens, segment_ids, positions and row; token_types where texts come in pairs.
 COLUMNS = {
     'chat': ('targets', 'loss_mask'),
@@ -48,6 +49,7 @@ class Task:
     labels: tuple[str, ...]  # names of the classes or tags; () elsewhere
     kept: bool  # whether `labels` are those of the base in its order
     notes: tuple[str, ...]  # what was recognised, counted, cut or left out: to be said at the start
+    template: chat.Template | None  # that has written rows of 'chat'; None if all stand as they are
     rows: dict[str, list[Row]] = field(repr=False)
     examples: dict[str, Examples] = field(repr=False)
     laid: dict[str, Laid] = field(repr=False)
@@ -77,6 +79,7 @@ def prepare_task(
     pack: bool,
     too_long: str,
     template: str,
+    date: str,
     vocab_limit: int | None = None,
     base_labels: Sequence[str] = (),
 ) -> Task:
@@ -98,7 +101,9 @@ def prepare_task(
       pack: several conversations a row, isolated ('chat' alone).
       too_long: of rows longer than data.seq_len: 'error' | 'cut' (at the end; contexts of 'span' in windows that
         overlap) | 'drop'.
-      template: 'auto' (the tokenizer's own, else 'plain') | 'plain' | file of a Jinja chat template ('chat' alone).
+      template: 'auto' (the tokenizer's own, else 'plain') | 'plain' | 'none' | the name of one of the tokenizer's
+        several templates | file of a Jinja chat template ('chat' alone).
+      date: that a template with `strftime_now` writes, 'YYYY-MM-DD'; '' is today.
       vocab_limit: rows of the model's embedding; no text may need a token beyond them.
       base_labels: the classes of the base's own head for this task, in the order of their numbers.
 
@@ -108,7 +113,7 @@ def prepare_task(
     named = {split: (files,) if isinstance(files, str) else tuple(files) for split, files in named.items()}
     text = (text,) if isinstance(text, str) else tuple(text)
     labels = tuple(labels)
-    _check(name, named, text, label, shots, buckets, pack, too_long, template)
+    _check(name, named, text, label, shots, buckets, pack, too_long, date)
     seq_len, shares = data['seq_len'], {split: float(data[split]) for split in SPLITS[1:]}
     fields = text[0] if text else 'text', label
     notes: list[str] = []
@@ -128,28 +133,37 @@ def prepare_task(
             rows['train'], shots, (lambda row: _value(name, row, label, labels)) if name == 'classify' else None
         )
     tokenizer = _tokenizer(data, rows['train'], text, name)
-    writing = chat.template_of(template, tokenizer, data['root']) if name == 'chat' else ''
-    settings = [name, text, label, labels, too_long, seq_len, writing]
-    known = key(VERSION, _digest(rows), tokenizer.encoding, settings)
+    date = date or datetime.date.today().isoformat()
+    writing = chat.template_of(template, tokenizer, data['root'], date) if name == 'chat' else None
+    settings = [name, text, label, labels, too_long, seq_len]
+    rules = key(VERSION, _digest(rows), tokenizer.encoding, settings)
     encoded: list[str] = []
+    templated: set[bool] = set()
 
     def encode(split: str) -> list[examples.Example]:
         long = examples.Long(too_long, seq_len)
-        made, said = _encode(name, rows[split], text, label, labels, tokenizer, long, writing, learn=split == 'train')
+        if name == 'chat' and rows[split]:
+            made, said, by_template = chat.conversations(rows[split], text, label, tokenizer, writing, long)
+            templated.add(by_template)
+        else:
+            made, said = _encode(name, rows[split], text, label, labels, tokenizer, long, learn=split == 'train')
         encoded.extend(f'{split}: {line}' for line in said + long.note())
         return made
 
     def write(directory: Path) -> None:
         for split in SPLITS:
             save(directory / split, encode(split))
-        (directory / 'notes.json').write_text(json.dumps(encoded), encoding='utf-8')
+        told = {'notes': encoded, 'templated': True in templated}
+        (directory / 'notes.json').write_text(json.dumps(told), encoding='utf-8')
 
-    place = build(directory_of(data['cache']) / f'task-{known[:32]}', write)
+    place = build(directory_of(data['cache']) / f'task-{key(rules, writing)[:32]}', write)
     made = {split: load(place / split) for split in SPLITS}
     for split, each in made.items():
         largest = int(each.tokens[:-1].max(initial=-1))
         check_fits(tokenizer, data['tokenizer'], vocab_limit, largest, f'a {split} row')
-    notes += json.loads((place / 'notes.json').read_text(encoding='utf-8'))
+    told = json.loads((place / 'notes.json').read_text(encoding='utf-8'))
+    notes += told['notes']
+    writing = writing if told['templated'] else None
     if not len(made['train'].source):
         raise ValueError(f'no training row is left of {len(rows["train"])}: {"; ".join(notes)}')
     if name in ('classify', 'tag'):
@@ -159,9 +173,9 @@ def prepare_task(
     laid = {split: lay(each, shorter, seq_len if pack else 0) for split, each in made.items()}
     return Task(
         name=name,
-        tokenizer=tokenizer,
+        tokenizer=chat.carrying(tokenizer, writing) if writing else tokenizer,
         splits={split: _split(each, laid[split], tokenizer, name) for split, each in made.items()},
-        fingerprint=key(known, shares, shots, buckets, pack),
+        fingerprint=key(rules, writing and [writing.source, writing.date], shares, shots, buckets, pack),
         seq_len=seq_len,
         lengths=lengths(sizes, 1 if pack else buckets, seq_len),
         text=text,
@@ -169,6 +183,7 @@ def prepare_task(
         labels=labels,
         kept=kept,
         notes=tuple(notes),
+        template=writing,
         rows=rows,
         examples=made,
         laid=laid,
@@ -178,7 +193,7 @@ def prepare_task(
 LABEL = examples.LABEL
 
 
-def _check(name, named, text, label, shots, buckets, pack, too_long, template) -> None:
+def _check(name, named, text, label, shots, buckets, pack, too_long, date) -> None:
     def need(field: str, value, right: bool, expected: str) -> None:
         if not right:
             raise ValueError(f'config.task.{field} is {value!r}; it must be {expected}')
@@ -191,11 +206,17 @@ def _check(name, named, text, label, shots, buckets, pack, too_long, template) -
             need(split, file, type(file) is str or pair, 'a path, or (path, label)')
     right = all(type(each) is str and each for each in text)
     need('text', text, right and (bool(text) or name == 'chat'), 'the names of the fields that are read')
-    need('label', label, type(label) is str and (bool(label) or name == 'chat' and not text), 'the name of a field')
+    whole = name == 'chat' and len(text) < 2  # () recognises formats, and one field may hold a conversation
+    need('label', label, type(label) is str and (bool(label) or whole), 'the name of a field')
     need('too_long', too_long, too_long in TOO_LONG, f'one of {", ".join(map(repr, TOO_LONG))}')
     need('shots', shots, type(shots) is int and shots >= 0, 'a number of rows, or 0 for all')
     need('buckets', buckets, type(buckets) is int and buckets >= 1, 'at least 1 length')
     need('pack', pack, name == 'chat' or not pack, f"False: rows of '{name}' stand alone")
+    try:
+        written = not date or datetime.date.fromisoformat(date).isoformat() == date
+    except (TypeError, ValueError):
+        written = False
+    need('date', date, written, "a day such as '2026-01-31', or '' for today")
 
 
 def _divide(rows: dict[str, list[Row]], shares: dict[str, float]) -> None:
@@ -252,13 +273,9 @@ def _tokenizer(data: Mapping, rows: list[Row], text: tuple[str, ...], name: str)
     return learn(kind, texts, data['vocab_size'], False)
 
 
-def _encode(
-    name, rows, text, label, labels, tokenizer, long, writing, learn
-) -> tuple[list[examples.Example], list[str]]:
+def _encode(name, rows, text, label, labels, tokenizer, long, learn) -> tuple[list[examples.Example], list[str]]:
     if not rows:
         return [], []
-    if name == 'chat':
-        return chat.conversations(rows, text, label, tokenizer, writing, long)
     if name == 'tag':
         if len(text) != 1:
             raise ValueError(f"config.task.text is {text!r}; one field is expected, such as ('tokens',)")

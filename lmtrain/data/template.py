@@ -1,72 +1,109 @@
-"""Chat templates: Jinja in a sandbox, as transformers runs them, and text that they cannot take for their own marks.
+"""Chat templates: rendered as transformers renders them, and encoded so that content is never a special token.
 
-A template's special tokens are found in the text it has written, so content must not be able to write one. Before a
-template sees content, the characters that begin or end the name of any special token are replaced by stand-ins, and
-replaced back after the special tokens have been found. Templates may cut, strip and quote content as usual.
+A template sees the real texts of a row. Every character of what it writes has an origin (traced.py), and the name of a
+special token counts as that token only if all of its characters are the template's own.
 """
 
 import datetime
-import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lmtrain.data.text import Tokenizer
+from lmtrain.data.traced import CONTENT, TEMPLATE, origin_of, traced
 
-STAND_IN = 0x100000  # the last plane of Unicode, which is for private use
-PRIVATE = re.compile('[\U00100000-\U0010ffff]')
-# The rule for models without one: what is said, a line each, and the answer up to the end of the text.
-PLAIN = "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' else '\\n' }}{% endfor %}"
+# The rule for models that have no template: each message on a line of its own, and after an answer the end of the text.
+PLAIN = (
+    "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' else '\\n' }}"
+    '{% endfor %}'
+)
+REASONING = ('reasoning_content', 'thinking', 'reasoning')  # names of one field, as transformers reads them
+NOT_OWN = re.compile(b'[' + b''.join(re.escape(bytes([flags])) for flags in range(256) if not flags & TEMPLATE) + b']+')
+
+
+class Special(NamedTuple):
+    """A special token in a text: its name from `begin` to `end`, with the blanks that it strips in `span`."""
+
+    token: int
+    begin: int
+    end: int
+    span: tuple[int, int]
+
+
+class Text(NamedTuple):
+    """What a template has written: n characters, n bytes of flags (traced.py), and its special tokens in order."""
+
+    text: str
+    origin: bytes
+    specials: tuple[Special, ...]
+
+    def cut(self, at: int) -> int:
+        """`at`, or the beginning of the special token whose name it would cut."""
+        return next((each.begin for each in self.specials if each.begin < at < each.end), at)
 
 
 class Template(NamedTuple):
-    """A Jinja source and what it is called in errors."""
+    """A Jinja source, what errors call it, and the date that it may write ('YYYY-MM-DD'; '' if it writes none)."""
 
     source: str
     name: str
+    date: str = ''
 
-    def render(self, messages: Sequence[Mapping], names: Mapping[str, str], place: str, **more) -> str:
-        """The text of guarded messages; `names`: of the tokens a template may write, `more`: its other variables.
+    @property
+    def dated(self) -> bool:
+        """Whether it writes the date."""
+        return 'strftime_now' in self.source
 
-        Raises ValueError naming the row and the template where it fails.
+    @property
+    def marks_answers(self) -> bool:
+        """Whether it has {% generation %}."""
+        return bool(re.search(r'\{%[-+]?\s*generation\s*[-+]?%\}', self.source))
+
+    def render(
+        self, messages: Sequence[Mapping], tokenizer: Tokenizer, place: str, tools: Any = None, cue=False
+    ) -> Text:
+        """The text of messages.
+
+        Args:
+          messages: whose texts are `Traced`; what is not marked as the template's counts as content.
+          tools: a list of JSON schemas, of which the same holds.
+          cue: whether the text ends where the assistant begins to speak (`add_generation_prompt`).
+
+        Raises ValueError naming the row and the template if it fails.
         """
         import jinja2
 
+        from lmtrain.data.sandbox import compiled
+
+        names = traced(names_of(tokenizer), TEMPLATE)
         try:
-            return _compile(self.source).render(messages=messages, **names, **more)
+            text = compiled(self.source).render(
+                messages=[_with_reasoning(message) for message in messages],
+                tools=tools,
+                documents=None,
+                add_generation_prompt=cue,
+                strftime_now=self._strftime_now,
+                **names,
+            )
         except Exception as error:  # a template may raise anything that Python does
             why = f'{type(error).__name__}: {error}' if not isinstance(error, jinja2.TemplateError) else str(error)
             raise ValueError(f'{place}: {self.name} fails on this row: {" ".join(why.split())}') from error
+        if lost := _lost(text, [messages, tools], tokenizer):
+            raise ValueError(
+                f'{place}: {self.name} writes {lost!r} so that it cannot be told from content (with % or format): '
+                'let it write special tokens as literals'
+            )
+        return as_text(text, tokenizer)
+
+    def _strftime_now(self, form: str) -> str:
+        return datetime.datetime.fromisoformat(self.date).strftime(form)
 
 
-@functools.cache
-def _compile(source: str):
-    import jinja2.ext
-    import jinja2.sandbox
-
-    class Generation(jinja2.ext.Extension):
-        """{% generation %} marks what an assistant says; prefix rendering finds that without it."""
-
-        tags = {'generation'}
-
-        def parse(self, parser):
-            next(parser.stream)
-            return parser.parse_statements(('name:endgeneration',), drop_needle=True)
-
-    def raise_exception(message):
-        raise jinja2.TemplateError(message)
-
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters['tojson'] = tojson
-    environment.globals['raise_exception'] = raise_exception
-    environment.globals['strftime_now'] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(source)
+def _with_reasoning(message: Mapping) -> Mapping:
+    """A message whose reasoning has each name that a template may ask for."""
+    told = next((message[name] for name in REASONING if message.get(name) is not None), None)
+    return message if told is None else {'thinking': told} | message | {'reasoning_content': told}
 
 
 def names_of(tokenizer: Tokenizer) -> dict[str, str]:
@@ -77,37 +114,50 @@ def names_of(tokenizer: Tokenizer) -> dict[str, str]:
     return {'bos_token': begin} | names | {'eos_token': names.get('eos_token', end)}
 
 
-def guard(value: Any, tokenizer: Tokenizer, place: str) -> Any:
-    """Content of any shape with stand-ins in its texts. Raises ValueError where it holds one already."""
-    names = list(tokenizer.special_ids)
-    edges = {name[at] for name in names for at in (0, -1)}
-
-    def walk(value):
-        if isinstance(value, Mapping):
-            return {stand_in(key, {c for c in edges if not c.isalnum()}): walk(each) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [walk(each) for each in value]
-        if not isinstance(value, str):
-            return value
-        core = value.strip()
-        # What could stand whole inside of a name, the rest of which the template writes, is replaced as a whole.
-        return stand_in(value, set(core) if core and any(core in name for name in names) else edges)
-
-    def stand_in(text: str, characters: set[str]) -> str:
-        if taken := PRIVATE.search(text):
-            raise ValueError(f'{place}: it holds the private character U+{ord(taken[0]):X}, which lmtrain needs itself')
-        return text.translate({ord(c): ord(c) + STAND_IN for c in characters if not c.isspace() and ord(c) < 0x10000})
-
-    return walk(value)
+def as_text(text: str, tokenizer: Tokenizer) -> Text:
+    """A text, `Traced` or all of it content, with the special tokens that are the template's own."""
+    origin, plain = origin_of(text), ''.join((text,))
+    parts, at = [], 0
+    for run in NOT_OWN.finditer(origin):  # no name begins, ends or goes on in content
+        parts += [plain[at : run.start()], re.sub(r'\S', '\0', plain[run.start() : run.end()])]
+        at = run.end()
+    masked, at, specials = ''.join([*parts, plain[at:]]), 0, []
+    while match := tokenizer.special_pattern.search(masked, at):
+        begin, end = match.span(match.lastindex)
+        own = all(flags & TEMPLATE for flags in origin[begin:end])
+        if own:
+            specials.append(Special(tokenizer.special_ids[plain[begin:end]], begin, end, match.span()))
+        at = match.end() if own else match.start() + 1
+    return Text(plain, origin, tuple(specials))
 
 
-def unguard(text: str) -> str:
-    """The text that `guard` was given."""
-    return PRIVATE.sub(lambda found: chr(ord(found[0]) - STAND_IN), text)
+def _lost(text: str, contents: Any, tokenizer: Tokenizer) -> str | None:
+    """The name of a special token in a text that comes from no content and is not known to be the template's."""
+    origin = origin_of(text)
+    for match in tokenizer.special_pattern.finditer(text):
+        begin, end = match.span(match.lastindex)
+        if any(flags & CONTENT for flags in origin[begin:end]) or all(flags & TEMPLATE for flags in origin[begin:end]):
+            continue
+        name = match[match.lastindex]
+        if not any(name in each for each in _texts(contents)):
+            return name
+    return None
 
 
-def encode(text: str, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """(ids, whether each stands in a span) of a guarded text in which special tokens are written by name.
+def _texts(value: Any):
+    """The texts and keys in a JSON value."""
+    if isinstance(value, Mapping):
+        yield from value.keys()
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, str):
+        yield value
+
+
+def encode(text: Text, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    """(ids, whether each stands in a span).
 
     A token never reaches across the border of a span: a span is encoded as a model goes on, which has the text before.
     """
@@ -122,16 +172,16 @@ def encode(text: str, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) ->
             if start == stop:
                 continue
             whole = start == begun and (not ids or after_special and tokenizer.blank_after_special)
-            content = unguard(text[start:stop])
+            content = text.text[start:stop]
             add(tokenizer.encode(content) if whole else tokenizer.encode_inside(content), start)
 
     def add(new: list[int], at: int) -> None:
         ids.extend(new)
         within.extend([any(start <= at < end for start, end in spans)] * len(new))
 
-    for found in tokenizer.special_pattern.finditer(text):
-        plain(found.start(), begun > 0)
-        add([tokenizer.special_ids[found[found.lastindex]]], found.start(found.lastindex))
-        begun = found.end()
-    plain(len(text), begun > 0)
+    for special in text.specials:
+        plain(special.span[0], begun > 0)
+        add([special.token], special.begin)
+        begun = special.span[1]
+    plain(len(text.text), begun > 0)
     return ids, within

@@ -18,10 +18,16 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     about = json.loads((directory / 'lmtrain_tokenizer.json').read_text(encoding='utf-8'))
     kind = KINDS[about['kind']]
     config = directory / 'tokenizer_config.json'
-    told = (config.read_bytes(),) if config.is_file() else ()
-    tokenizer = kind((directory / kind.file).read_bytes(), about['mask'], *told)
+    told = config.read_bytes() if config.is_file() else b''
+    tokenizer = _opened(kind, (directory / kind.file).read_bytes(), about['mask'], told)
     if tokenizer.hash != about['hash']:
         raise ValueError(f'{directory} is damaged: its hash is {tokenizer.hash[:16]}, saved was {about["hash"][:16]}')
+    return tokenizer
+
+
+def _opened(kind: type[Tokenizer], content: bytes, mask: bool, about: bytes) -> Tokenizer:
+    tokenizer = kind(content, mask, about) if issubclass(kind, HuggingFace) else kind(content, mask)
+    tokenizer.about = about  # of a learned tokenizer: the chat template that a run was trained with
     return tokenizer
 
 
@@ -71,7 +77,7 @@ def open_tokenizer(path: Path, mask: bool) -> Tokenizer:
     if (path / 'lmtrain_tokenizer.json').is_file():
         saved = load_tokenizer(path)
         if mask and saved.mask_id is None:  # saved by a run that hid nothing
-            saved = type(saved)((path / saved.file).read_bytes(), mask, *([saved.about] if saved.about else []))
+            saved = _opened(type(saved), (path / saved.file).read_bytes(), mask, saved.about)
         return saved
     if path.is_dir():
         found = [path / name for name in ('tokenizer.json', 'tokenizer.model', 'vocab.txt') if (path / name).is_file()]

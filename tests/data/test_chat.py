@@ -6,11 +6,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmtrain.data import chat, examples
+from lmtrain.data.conversation import Conversation
 from lmtrain.data.rows import Row
 from lmtrain.data.subword import learn_bpe
-from lmtrain.data.template import PLAIN, Template, encode, guard, unguard
+from lmtrain.data.template import PLAIN, Template, as_text, encode
 from lmtrain.data.text import Bytes
 from lmtrain.data.tokenizer import open_tokenizer
+from lmtrain.data.traced import TEMPLATE, Traced
 
 MARKS = {'bos_token': '<s>', 'eos_token': '</s>'}
 CHATML = (
@@ -37,7 +39,7 @@ def row(**fields):
 def made(rows, tokenizer, source=None, text=(), label='', seq_len=256, too_long='error'):
     template = Template(source, 'the template') if source else chat.template_of('auto', tokenizer, '')
     limit = examples.Long(too_long, seq_len)
-    return chat.conversations(rows, text, label, tokenizer, template, limit)
+    return chat.conversations(rows, text, label, tokenizer, template, limit)[:2]
 
 
 def shown(example, tokenizer):
@@ -64,16 +66,6 @@ def test_what_the_assistant_says_is_learned_with_its_end(tokenizer):
     )
     assert notes == ["1 rows of messages, written by the tokenizer's chat template"]
     assert found.flat['loss_mask'][-1] == 0  # nothing comes after the last token
-
-
-def test_generation_tags_change_nothing(tokenizer):
-    tagged = CHATML.replace(
-        "+ m.content + '<|im_end|>\\n' }}", "}}{% generation %}{{ m.content + '<|im_end|>\\n' }}{% endgeneration %}"
-    )
-    assert 'generation %}' in tagged
-    (plain,), (marked,) = (made([row(messages=TALK)], tokenizer, source)[0] for source in (CHATML, tagged))
-    np.testing.assert_array_equal(plain.tokens, marked.tokens)
-    np.testing.assert_array_equal(plain.flat['loss_mask'], marked.flat['loss_mask'])
 
 
 def test_an_end_is_learned_that_no_template_writes(tokenizer):
@@ -117,6 +109,118 @@ def test_completions_of_messages_are_learned_alone(tokenizer):
     assert shown(found, tokenizer).count('[') == 1 and '[the cat<|im_end|>]' in shown(found, tokenizer)
 
 
+# --- templates that write a conversation otherwise once more is said
+
+# In the manner of Phi-3.5 (an end behind the last message alone) and of Qwen 3 (what was thought is left out later).
+PHI = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\\n' if add_generation_prompt else eos_token }}"
+)
+THINKING = (
+    "{% for m in messages %}{% set content = m.content %}{% if '/think ' in content and not loop.last %}"
+    "{% set content = content.split('/think ')[-1] %}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + content + '<|im_end|>\\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\\n' if add_generation_prompt }}"
+)
+
+
+def test_an_end_that_only_the_last_message_has(tokenizer):
+    (found,), notes = made([row(messages=TALK)], tokenizer, PHI)
+    assert shown(found, tokenizer) == (
+        '<|im_start|>user\nsat on?<|im_end|>\n<|im_start|>assistant\n[the mat<|im_end|>]\n'
+        '<|im_start|>user\nwho?<|im_end|>\n<|im_start|>assistant\n[the cat<|im_end|>\n</s>]'
+    )
+    assert notes == ['1 rows of messages, written by the template']
+
+
+def test_answers_that_are_cut_later_are_learned_one_by_one(tokenizer):
+    talk = [TALK[0], {'role': 'assistant', 'content': 'sat /think the mat'}, *TALK[2:]]
+    first, second = made([row(messages=talk)], tokenizer, THINKING)[0]
+    assert shown(first, tokenizer) == (
+        '<|im_start|>user\nsat on?<|im_end|>\n<|im_start|>assistant\n[sat /think the mat<|im_end|>]\n'
+    )
+    assert shown(second, tokenizer) == (
+        '<|im_start|>user\nsat on?<|im_end|>\n<|im_start|>assistant\nthe mat<|im_end|>\n'
+        '<|im_start|>user\nwho?<|im_end|>\n<|im_start|>assistant\n[the cat<|im_end|>]\n'
+    )
+    assert (first.source, second.source) == (0, 0)
+    notes = made([row(messages=talk), row(messages=TALK)], tokenizer, THINKING)[1]
+    assert notes[1] == (
+        '1 rows are written once for each of their 2 answers: the template writes an answer otherwise once more is said'
+    )
+
+
+def test_a_cue_that_the_answer_does_not_keep(tokenizer):
+    cue = CHATML.replace("'<|im_start|>assistant\\n' }}{% endif", "'<|im_start|>assistant\\nthe cat' }}{% endif")
+    (found,), _ = made([row(messages=TALK)], tokenizer, cue)
+    assert '<|im_start|>assistant\n[the mat<|im_end|>]\n' in shown(found, tokenizer)
+
+
+def test_what_the_template_marks_is_learned(tokenizer):
+    tagged = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content }}{{ '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}{% else %}{{ m.content + '<|im_end|>\\n' }}"
+        '{% endif %}{% endfor %}'
+    )
+    (plain,), (marked,) = (made([row(messages=TALK)], tokenizer, source)[0] for source in (CHATML, tagged))
+    np.testing.assert_array_equal(plain.tokens, marked.tokens)
+    np.testing.assert_array_equal(plain.flat['loss_mask'], marked.flat['loss_mask'])
+    talk = [TALK[0], TALK[1] | {'weight': 0}, *TALK[2:]]
+    (found,), notes = made([row(messages=talk)], tokenizer, tagged)
+    assert 'assistant\nthe mat<|im_end|>' in shown(found, tokenizer) and '[the cat<|im_end|>]' in shown(
+        found, tokenizer
+    )
+    assert notes[1] == '1 rows: what is learned is what the template marks with {% generation %}'
+
+
+@pytest.mark.parametrize('source', [CHATML, PHI, THINKING])
+@pytest.mark.parametrize('field', [{'weight': 0}, {'train': False}, {'training': False}, {'loss': 0.0}])
+def test_an_answer_that_is_not_to_be_learned(tokenizer, source, field):
+    talk = [TALK[0], TALK[1] | field, TALK[2], TALK[3] | {'weight': 1, 'train': True}]
+    (found,), _ = made([row(messages=talk)], tokenizer, source)
+    assert '[the cat<|im_end|>' in shown(found, tokenizer) and shown(found, tokenizer).count('[') == 1
+    with pytest.raises(ValueError, match='not a single token to learn'):
+        made([row(messages=talk[:2])], tokenizer, source)
+
+
+# --- prompts
+
+
+def test_a_prompt_is_what_stands_before_an_answer(tokenizer):
+    template = chat.template_of('auto', tokenizer, '')
+    (found,), _ = made([row(messages=[{'role': 'system', 'content': 'be'}, *TALK[:2]])], tokenizer)
+    first = int(found.flat['loss_mask'].argmax()) + 1
+    assert chat.prompt('sat on?', tokenizer, template, 'be') == found.tokens[:first].tolist()
+    assert chat.prompt(TALK[:1], tokenizer, template, 'be') == found.tokens[:first].tolist()
+    hostile = chat.prompt('<|im_end|>', tokenizer, template)
+    assert [token for token in hostile if token in tokenizer.specials] == [272, 273, 272]
+    with pytest.raises(ValueError, match=r"the prompt \[0\]: 'role' is 'robot'"):
+        chat.prompt([{'role': 'robot', 'content': 'a'}], tokenizer, template)
+
+
+def test_a_prompt_of_the_plain_template_begins_as_a_row_does():
+    template = chat.template_of('auto', Bytes(), '')
+    assert chat.prompt('hi', Bytes(), template) == [256, *b'hi\n']
+
+
+@pytest.mark.parametrize(
+    ('source', 'end'),
+    [(CHATML, 273), (PHI, 273), (PLAIN, 271), ('{% for m in messages %}{{ m.content }} {% endfor %}', 271)],
+)
+def test_the_token_that_ends_an_answer(tokenizer, source, end):
+    assert chat.answer_end(tokenizer, Template(source, 'the template')) == end
+    assert chat.answer_end(tokenizer, None) == tokenizer.end_id == 271
+
+
+def test_a_tokenizer_carries_the_template(tokenizer, tmp_path):
+    for number, plain in enumerate((tokenizer, Bytes())):
+        carrying = chat.carrying(plain, Template(PHI, ''))
+        carrying.save(tmp_path / str(number))
+        again = open_tokenizer(tmp_path / str(number), False)
+        assert chat.template_of('auto', again, '').source == PHI
+        assert again.hash == carrying.hash != plain.hash and again.specials == plain.specials
+
+
 # --- formats
 
 
@@ -154,24 +258,19 @@ def test_fields_that_are_named_are_taken(tokenizer):
 @pytest.mark.parametrize(
     ('fields', 'said'),
     [
-        (
-            {'messages': TALK, 'prompt': 'a'},
-            "fields of two formats: 'messages' of messages, 'prompt' of prompt \\+ completion",
-        ),
         ({'prompt': 'a', 'output': 'b'}, "two formats: 'prompt' of prompt \\+ completion, 'output' of alpaca"),
         ({'prompt': 'a'}, "prompt \\+ completion needs the field 'completion'"),
         ({'question': 'a'}, "the fields 'question' are of no format that is known .*config.task.text"),
         ({'messages': []}, "'messages' must be an array of messages"),
         ({'messages': 'hi'}, "'messages' must be an array of messages, here it is 'text'"),
-        ({'messages': [{'role': 'user'}]}, r"'messages' \[0\]: an object with 'role' and 'content' is expected"),
+        ({'messages': [{'role': 'user'}]}, r"'messages' \[0\]: an object with 'role' and 'content' .*is expected"),
         ({'messages': [{'role': 'user|><s', 'content': ''}]}, r"\[0\]: 'role' is 'user\|><s', which is none of system"),
         ({'messages': [{'role': 'user', 'content': 3}]}, r"\[0\]: 'content' must be text, here it is a number"),
         ({'conversations': [{'from': 'robot', 'value': 'a'}]}, r"\[0\]: 'from' is 'robot', which is none of human"),
-        ({'conversations': [{'value': 'a'}]}, r"\[0\]: an object with 'from' and 'value' is expected"),
+        ({'conversations': [{'value': 'a'}]}, r"\[0\]: an object .* 'from' and 'value'.* is expected"),
         ({'prompt': 'a', 'completion': ''}, 'not a single token to learn'),
         ({'messages': TALK[:1]}, 'not a single token to learn'),
         ({'messages': [TALK[0], {'role': 'assistant', 'content': ''}]}, 'not a single token to learn'),
-        ({'prompt': 'a', 'completion': 'b\U00100041'}, 'the private character U\\+100041'),
         ({'prompt': 'a', 'completion': 'b\ud800'}, 'half of a surrogate pair'),
     ],
 )
@@ -208,22 +307,13 @@ def test_a_template_that_fails_is_named_with_its_row(tokenizer, source, said):
         made([row(messages=TALK)], tokenizer, source)
 
 
-def test_a_template_that_writes_the_past_otherwise_is_refused(tokenizer):
-    source = CHATML.replace('m.content +', "(m.content if loop.last else 'forgotten') +")
-    with pytest.raises(ValueError, match='rows.jsonl:7: the template writes message 2 otherwise once more is said'):
-        made([row(messages=TALK)], tokenizer, source)
-    cue = CHATML.replace("'<|im_start|>assistant\\n' }}{% endif", "'<|im_start|>assistant\\nHm. ' }}{% endif")
-    with pytest.raises(ValueError, match='writes message 2 otherwise'):
-        made([row(messages=TALK)], tokenizer, cue)
-
-
 def test_templates_have_what_the_field_gives_them(tokenizer):
     source = (
         "{{ strftime_now('%Y')[:2] }}{{ {'a': '<'} | tojson }}{% for m in messages %}"
         '{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% endfor %}'
     )
-    (found,), _ = made([row(messages=TALK[:2])], tokenizer, source)
-    assert shown(found, tokenizer) == '20{"a": "<"}[the mat</s>]'
+    ids = chat.tokens(Conversation(TALK[:2], (1,)), tokenizer, Template(source, '', '2031-02-03'), '')[1][0][0]
+    assert tokenizer.decode(ids) == '20{"a": "<"}the mat</s>'
 
 
 def test_a_template_file_is_read_and_a_missing_one_named(tokenizer, tmp_path):
@@ -258,7 +348,7 @@ WRAPS = [
 def test_content_writes_no_special_token(hostile_tokenizer, said, answer, source):
     def specials(user, assistant):
         messages = [{'role': 'user', 'content': user}, {'role': 'assistant', 'content': assistant + '.'}]
-        ids, _ = chat.tokens(chat.Conversation(messages, 0), hostile_tokenizer, Template(source, ''), '')
+        _, ((ids, _),) = chat.tokens(Conversation(messages, (1,)), hostile_tokenizer, Template(source, ''), '')
         return [token for token in ids if token in hostile_tokenizer.specials], hostile_tokenizer.decode(ids)
 
     found, text = specials(said, answer)
@@ -289,22 +379,15 @@ def test_a_literal_mark_in_every_format_is_text(tokenizer):
         assert found.tokens.tolist().count(273) == (0 if 'prompt' in fields else 2)
 
 
-def test_guarding_is_undone(tokenizer):
-    content = {'a': ['<|im_end|> é', 3, None], '<s>': 's'}
-    guarded = guard(content, tokenizer, '')
-    assert '<' not in guarded['a'][0] and unguard(guarded['a'][0]) == content['a'][0]
-    assert unguard(json.dumps(guarded, ensure_ascii=False)) == json.dumps(content, ensure_ascii=False)
-
-
 def test_blanks_that_belong_to_a_special_token_are_eaten(tmp_path, bpe):
     plain = bpe(tmp_path / 'x')
     spec = json.loads((tmp_path / 'x' / 'tokenizer.json').read_text())
     spec['added_tokens'][3]['rstrip'] = True
     (tmp_path / 'x' / 'tokenizer.json').write_text(json.dumps(spec))
     eating = open_tokenizer(tmp_path / 'x', False)
-    text = '<|im_end|> \n the'
-    assert encode(text, [], eating)[0] == [273, *eating.encode('the')]
-    assert encode(text, [], plain)[0] == [273, *plain.encode(' \n the')]
+    text = Traced('<|im_end|> \n the', TEMPLATE)
+    assert encode(as_text(text, eating), [], eating)[0] == [273, *eating.encode('the')]
+    assert encode(as_text(text, plain), [], plain)[0] == [273, *plain.encode(' \n the')]
 
 
 def test_a_span_is_encoded_as_a_model_goes_on(shared):
