@@ -13,7 +13,7 @@ import collections
 import copy
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,9 +24,23 @@ from lmtrain.data.examples import Example, Long
 from lmtrain.data.rows import Row
 from lmtrain.data.template import PLAIN, Template, Text, as_text, encode
 from lmtrain.data.text import Tokenizer
-from lmtrain.data.traced import ANSWER, CONTENT, GENERATION, TEMPLATE, Traced, traced
+from lmtrain.data.traced import ANSWER, CALLS, CONTENT, GENERATION, RESULT, SYSTEM, TEMPLATE, TOOLS, Traced, traced
 
 Span = tuple[int, int]
+
+
+class Written(NamedTuple):
+    """A conversation as texts.
+
+    Attributes:
+      way: 'marked', 'whole', 'separate' (see above), or 'as it stands' without a template.
+      texts: each with [(begin, end)] of what is learned in it.
+      unwritten: what the template leaves out.
+    """
+
+    way: str
+    texts: list[tuple[Text, list[Span]]]
+    unwritten: list[str]
 
 
 def template_of(template: str, tokenizer: Tokenizer, root: str, date: str = '') -> Template | None:
@@ -119,7 +133,7 @@ def answer_end(tokenizer: Tokenizer, template: Template | None) -> int:
     if template is None:
         return tokenizer.end_id
     said = Conversation([{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}], (1,))
-    (text, _), *_ = written(said, tokenizer, template, 'a short conversation')[1]
+    (text, _), *_ = written(said, tokenizer, template, 'a short conversation').texts
     answer = _runs(text.origin, ANSWER)[-1][1]
     behind = [each.token for each in text.specials if each.begin >= answer]
     return behind[0] if behind else tokenizer.end_id
@@ -138,17 +152,19 @@ def conversations(
     Raises ValueError naming the row: fields of two formats or of none, a template that fails, no token to learn.
     """
     examples, forms, beyond = [], collections.Counter(), []
-    ways, answers = collections.Counter(), 0
+    ways, unwritten, answers = collections.Counter(), collections.Counter(), 0
     for number, row in enumerate(bar(rows, 'writing conversations', len(rows))):
         form, said = read(row, text, label)
         forms[form, bool(said.messages)] += 1
-        way, each_tokens = tokens(said, tokenizer, template, row.place)
-        ways[way] += 1
-        answers += len(each_tokens) * (way == 'separate')
+        how, each_tokens = tokens(said, tokenizer, template, row.place)
+        ways[how.way] += 1
+        unwritten.update(how.unwritten)
+        answers += len(each_tokens) * (how.way == 'separate')
         if not any(_says(*each, tokenizer) for each in each_tokens):
+            left = f'; the template does not write the {" and ".join(how.unwritten)}' if how.unwritten else ''
             raise ValueError(
                 f'{row.place}: not a single token to learn: the assistant says nothing, or nothing that is to be '
-                'learned ("weight", "train")'
+                f'learned ("weight", "train"){left}'
             )
         for ids, learns in each_tokens:
             if not _says(ids, learns, tokenizer) or not long.fits(row, len(ids) - 1):
@@ -170,6 +186,7 @@ def conversations(
             f'{ways["separate"]} rows are written once for each of their {answers} answers: the template writes an '
             'answer otherwise once more is said'
         )
+    notes += [f'{count} rows: the template does not write their {what}' for what, count in unwritten.items()]
     if beyond:
         notes.append(
             f'{len(beyond)} of the cut rows are left out, what they teach lies behind the cut: {beyond[0]}, ...'
@@ -184,27 +201,28 @@ def _says(ids: list[int], learns: list[bool], tokenizer: Tokenizer) -> bool:
 
 def tokens(
     said: Conversation, tokenizer: Tokenizer, template: Template | None, place: str
-) -> tuple[str, list[tuple[list[int], list[bool]]]]:
-    """(the way it is written, [(ids, whether each is learned)]) of a conversation.
+) -> tuple[Written, list[tuple[list[int], list[bool]]]]:
+    """(how it is written, [(ids, whether each is learned)]) of a conversation.
 
     BOS stands once at the beginning, and the end of every answer is learned.
     """
     if not said.messages:
         asked, answer = said.texts
-        way, texts = 'plain', [(as_text(asked + answer, tokenizer), [(len(asked), len(asked) + len(answer))])]
+        span = len(asked), len(asked) + len(answer)
+        result = Written('as it stands', [(as_text(asked + answer, tokenizer), [span])], [])
     elif template is None:
         raise ValueError(f"{place}: a conversation, and config.task.template is 'none': set it to 'auto'")
     else:
-        way, texts = written(said, tokenizer, template, place)
+        result = written(said, tokenizer, template, place)
     rows = []
-    for text, spans in texts:
+    for text, spans in result.texts:
         ids, learns = encode(text, spans, tokenizer)
         _end_at_the_mark(ids, learns, tokenizer)
         if learns and learns[-1] and ids[-1] not in tokenizer.specials:
             ids, learns = [*ids, tokenizer.end_id], [*learns, True]
         begun = _begun(ids, tokenizer, template if said.messages else None, place)
         rows.append((begun, [False] * (len(begun) - len(ids)) + learns))
-    return way, rows
+    return result, rows
 
 
 def _begun(ids: list[int], tokenizer: Tokenizer, template: Template | None, place: str) -> list[int]:
@@ -220,17 +238,17 @@ def _begun(ids: list[int], tokenizer: Tokenizer, template: Template | None, plac
 
 def _traced(message: dict[str, Any], flags: int) -> dict[str, Any]:
     """A message whose texts have `flags`. A role is one of ours and may be part of a special token's name."""
-    return traced(message, flags) | {'role': Traced(message['role'], TEMPLATE)}
+    kind = {'system': SYSTEM, 'developer': SYSTEM, 'tool': RESULT}.get(message['role'], 0)
+    calls = {name: traced(message[name], flags | CALLS) for name in ('tool_calls',) if name in message}
+    return traced(message, flags | kind) | calls | {'role': Traced(message['role'], TEMPLATE)}
 
 
-def written(
-    said: Conversation, tokenizer: Tokenizer, template: Template, place: str
-) -> tuple[str, list[tuple[Text, list[Span]]]]:
-    """(the way, [(text, [(begin, end) of what is learned in it])]) of a conversation of messages.
+def written(said: Conversation, tokenizer: Tokenizer, template: Template, place: str) -> Written:
+    """A conversation of messages as the template writes it. Raises ValueError if the template fails.
 
-    Raises ValueError if the template fails.
+    An answer of which the template writes nothing (tool calls, in many) is not learned.
     """
-    tools = traced(said.tools, CONTENT)
+    tools = traced(said.tools, CONTENT | TOOLS)
 
     def text(count: int, cue: bool, answers: Sequence[int]) -> Text:
         flagged = [_traced(each, CONTENT | ANSWER * (at in answers)) for at, each in enumerate(said.messages[:count])]
@@ -238,16 +256,38 @@ def written(
 
     whole = text(len(said.messages), False, said.learned)
     if template.marks_answers:
-        return 'marked', [(whole, _runs(whole.origin, GENERATION))]
+        return _written('marked', [(whole, _runs(whole.origin, GENERATION))], said)
     separate, spans = [], []
     for index in said.learned:
-        alone = text(index + 1, False, (index,))
-        begin = _begin(text(index, True, ()), alone)
-        separate.append((alone, [(begin, len(alone.text))]))
-        spans.append((begin, _end(alone, whole, begin)))
+        before, alone = text(index, True, ()), text(index + 1, False, (index,))
+        if not _runs(alone.origin, ANSWER):
+            continue
+        begin, kept = _begin(before, alone)
+        if kept:
+            separate.append((alone, [(begin, len(alone.text))]))
+        else:
+            asked, answer = before.traced(), alone.traced()[begin:]
+            separate.append((as_text(asked + answer, tokenizer), [(len(asked), len(asked) + len(answer))]))
+        spans.append((begin, _end(alone, whole, begin) if kept else None))
     if all(end is not None for _, end in spans):
-        return 'whole', [(whole, spans)]
-    return 'separate', separate
+        return _written('whole', [(whole, spans)], said)
+    return _written('separate', separate, said)
+
+
+def _written(way: str, texts: list[tuple[Text, list[Span]]], said: Conversation) -> Written:
+    """With what a conversation has and none of the texts holds."""
+    roles = {message['role'] for message in said.messages if message['content']}
+    kinds = {
+        'tools': (TOOLS, bool(said.tools)),
+        'tool_calls': (CALLS, any(message.get('tool_calls') for message in said.messages)),
+        'messages of the system': (SYSTEM, bool(roles & {'system', 'developer'})),
+        'messages of tools': (RESULT, 'tool' in roles),
+    }
+    origins = [text.origin for text, _ in texts]
+    unwritten = [
+        name for name, (flag, there) in kinds.items() if there and not any(_runs(origin, flag) for origin in origins)
+    ]
+    return Written(way, texts, unwritten)
 
 
 def _runs(origin: bytes, flag: int) -> list[Span]:
@@ -257,11 +297,21 @@ def _runs(origin: bytes, flag: int) -> list[Span]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
 
 
-def _begin(before: Text, after: Text) -> int:
-    """Where the answer that ends `after` begins: where the cue to speak ends, and not behind any of its own text."""
-    answers = _runs(after.origin, ANSWER)
-    first = answers[0][0] if answers else len(after.text)
-    return min(after.cut(_common(before.text, after.text)), first)
+def _begin(before: Text, alone: Text) -> tuple[int, bool]:
+    """(where the answer that ends `alone` begins, whether `alone` keeps the prompt `before` it).
+
+    The answer begins where the cue to speak ends, and not behind any of its own text. A prompt is kept if none of its
+    content is written otherwise (Mistral moves the system's text to the last question).
+    """
+    first = _runs(alone.origin, ANSWER)[0][0]
+    common = alone.cut(_common(before.text, alone.text))
+    others = [end for _, end in _runs(alone.origin[:first], CONTENT)]
+    asked = [end for _, end in _runs(before.origin, CONTENT)]
+    if not asked or asked[-1] <= common:
+        return max(min(common, first), *others[-1:], 0), True
+    cue, begun = before.text[asked[-1] :], others[-1] if others else 0
+    at = alone.text.rfind(cue, begun, first) if cue else -1
+    return (at + len(cue) if at >= 0 else begun), False
 
 
 def _end(alone: Text, whole: Text, begin: int) -> int | None:
@@ -271,8 +321,7 @@ def _end(alone: Text, whole: Text, begin: int) -> int | None:
     the text of the answer, nor the only special token that ends it.
     """
     end = whole.cut(alone.cut(_common(alone.text, whole.text)))
-    answers = _runs(alone.origin, ANSWER)
-    last = answers[-1][1] if answers else begin
+    last = _runs(alone.origin, ANSWER)[-1][1]
     marks = [each.end for each in alone.specials if each.begin >= last]
     return end if end > begin and end >= last and not (marks and marks[0] > end) else None
 

@@ -82,8 +82,7 @@ class _Generation(jinja2.ext.Extension):
 
     def _mark(self, caller):
         text = caller()
-        flags = flags_of(text)
-        if flags & CONTENT and not flags & ANSWER:  # a message that is not to be learned
+        if not flags_of(text) & ANSWER:  # of a message that is not to be learned
             return text
         return Traced(text, bytes(flag | GENERATION for flag in origin_of(text)))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lmtrain.data.text import Tokenizer
-from lmtrain.data.traced import CONTENT, TEMPLATE, origin_of, traced
+from lmtrain.data.traced import CONTENT, TEMPLATE, Traced, origin_of, traced
 
 # The rule for models that have no template: each message on a line of its own, and after an answer the end of the text.
 PLAIN = (
@@ -37,6 +37,10 @@ class Text(NamedTuple):
     text: str
     origin: bytes
     specials: tuple[Special, ...]
+
+    def traced(self) -> Traced:
+        """The text and its origin."""
+        return Traced(self.text, self.origin)
 
     def cut(self, at: int) -> int:
         """`at`, or the beginning of the special token whose name it would cut."""

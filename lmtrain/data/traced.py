@@ -14,8 +14,9 @@ from typing import Any
 # Flags of a character.
 TEMPLATE = 1  # a literal of the template, the name of a special token, or a role
 CONTENT = 2  # a text of the row
-ANSWER = 4  # a text of a message that the caller asks about
-GENERATION = 8  # within {% generation %}
+ANSWER = 4  # a text of an answer that is learned
+GENERATION = 8  # within {% generation %}, and learned
+CALLS, TOOLS, SYSTEM, RESULT = 16, 32, 64, 128  # of what kind a content is, if it is not a user's or an answer's text
 
 
 class Traced(str):
