@@ -124,10 +124,11 @@ def _tools(row: Row) -> list | None:
             tools = json.loads(tools)
         except ValueError as error:
             raise ValueError(f'{place} is text that is not JSON ({error})') from None
-    if not tools or tools == '' or isinstance(tools, str):
+    if not tools or isinstance(tools, str):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ValueError(f'{place} must be an array of objects, here it is {kind_of(tools)}')
+    check_text(json.dumps(tools, ensure_ascii=False), place)
     return tools
 
 
@@ -161,6 +162,7 @@ def _message(message: Any, at: str) -> dict[str, Any]:
         content = ''.join(check_text(part.get('text'), f"{at}: 'text'") for part in content)
     _check_learn(message, roles[role], at)
     rest = {name: value for name, value in message.items() if name not in names}
+    check_text(json.dumps(rest, ensure_ascii=False), at)
     return {'role': roles[role], 'content': check_text(content, f'{at}: {names[1]!r}')} | rest
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lmtrain.data.source import json_object
 
@@ -14,13 +15,15 @@ BERT = {'cls_token': '[CLS]', 'sep_token': '[SEP]', 'pad_token': '[PAD]', 'unk_t
 def about(directory: Path, known: Mapping[str, str], added: Mapping[str, Mapping]) -> bytes:
     """A tokenizer_config.json of what lmtrain reads of the files beside a tokenizer; b'' if there is nothing.
 
-    The names of special tokens and `chat_template`: from special_tokens_map.json, tokenizer_config.json and
-    chat_template.jinja of `directory`, later ones first, and last of all from `known`. `added_tokens_decoder` and
+    The names of special tokens: from special_tokens_map.json and tokenizer_config.json of `directory`, later ones
+    first, and last of all from `known`. `chat_template`: from tokenizer_config.json, chat_template.jinja and the
+    folder additional_chat_templates, later ones first; a text or, if there are several or one without the name
+    'default', a list of {'name', 'template'}, as transformers writes them. `added_tokens_decoder` and
     `extra_special_tokens`: only what says something else than `added`, the added tokens of the tokenizer.json by name.
 
     Raises ValueError naming the file and the key.
     """
-    told = dict(known)
+    told, templates = dict(known), {}
     for name in ('special_tokens_map.json', 'tokenizer_config.json'):
         path = directory / name
         if not path.is_file():
@@ -32,15 +35,15 @@ def about(directory: Path, known: Mapping[str, str], added: Mapping[str, Mapping
             if value is not None and not isinstance(value, str):
                 raise ValueError(f'{path}: {role} is {value!r}; the text of a token is expected')
             told |= {role: value} if value else {}
-        template = config.get('chat_template')
-        if isinstance(template, list):  # several, by name
-            template = {each['name']: each['template'] for each in template}.get('default')
-        if template is not None and not isinstance(template, str):
-            raise ValueError(f'{path}: chat_template must be text, or a list of which one is named "default"')
-        told |= {'chat_template': template} if template else {}
+        templates |= _templates(config.get('chat_template'), path)
         told |= _added(config, added, path)
-    if (path := directory / 'chat_template.jinja').is_file():
-        told['chat_template'] = path.read_text(encoding='utf-8')
+    files = [('default', directory / 'chat_template.jinja')]
+    files += [(path.stem, path) for path in sorted((directory / 'additional_chat_templates').glob('*.jinja'))]
+    templates |= {name: path.read_text(encoding='utf-8') for name, path in files if path.is_file()}
+    if templates.keys() == {'default'}:
+        told['chat_template'] = templates['default']
+    elif templates:
+        told['chat_template'] = [{'name': name, 'template': text} for name, text in templates.items()]
     if not told:
         return b''
     return json.dumps(told | {'tokenizer_class': 'PreTrainedTokenizerFast'}, sort_keys=True).encode()
@@ -71,6 +74,18 @@ def _same(token: int, flags: Mapping, added: Mapping[str, Mapping]) -> bool:
     if known is None or known['id'] != token or known['special'] != flags['special']:
         return False
     return all(known[name] == flags[name] for name in (('lstrip', 'rstrip') if flags['special'] else FLAGS))
+def _templates(value: Any, path: Path) -> dict[str, str]:
+    """{name: Jinja source} of the field `chat_template`."""
+    if not value:
+        return {}
+    several = [{'name': 'default', 'template': value}] if isinstance(value, str) else value
+    try:
+        templates = {each['name']: each['template'] for each in several}
+    except (TypeError, KeyError):
+        templates = {}
+    if not templates or not all(isinstance(text, str) for text in (*templates, *templates.values())):
+        raise ValueError(f'{path}: chat_template must be text, or a list of objects with "name" and "template"')
+    return templates
 
 
 def wordpiece(vocabulary: bytes) -> bytes:

@@ -1,5 +1,6 @@
 import json
 
+import ml_collections
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -221,62 +222,26 @@ def test_a_tokenizer_carries_the_template(tokenizer, tmp_path):
         assert again.hash == carrying.hash != plain.hash and again.specials == plain.specials
 
 
-# --- formats
-
-
 @pytest.mark.parametrize(
-    ('fields', 'form', 'wanted'),
+    'fields',
     [
-        ({'prompt': 'a ', 'completion': 'cat', 'id': 3}, 'prompt + completion, as they stand', '<s>a [cat</s>]'),
-        ({'instruction': 'a', 'input': '', 'output': 'b'}, 'alpaca', 'user\na<|im_end|>\n<|im_start|>assistant\n[b'),
-        ({'instruction': 'a', 'input': 'c', 'output': 'b'}, 'alpaca', 'user\na\n\nc<|im_end|>'),
-        ({'instruction': 'a', 'output': 'b', 'messages': None}, 'alpaca', 'user\na<|im_end|>'),
-        (
-            {'conversations': [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'}], 'system': 'be'},
-            'sharegpt',
-            'system\nbe<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n[b<|im_end|>]',
-        ),
-        (
-            {'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]}, TALK[1]]},
-            'messages',
-            'user\na<|im_end|>',
-        ),
+        {'prompt': 'a', 'completion': ''},
+        {'messages': TALK[:1]},
+        {'messages': [TALK[0], {'role': 'assistant', 'content': ''}]},
     ],
 )
-def test_a_format_is_recognised_and_named(tokenizer, fields, form, wanted):
-    (found,), notes = made([row(**fields)], tokenizer)
-    assert wanted in shown(found, tokenizer) and form in notes[0]
-
-
-def test_fields_that_are_named_are_taken(tokenizer):
-    (found,), notes = made([row(question='a?', hint='h', answer='b')], tokenizer, None, ('question', 'hint'), 'answer')
-    assert shown(found, tokenizer) == '<s>a?\n\nh[b</s>]' and notes == [
-        '1 rows of question + hint + answer, as they stand'
-    ]
-
-
-@pytest.mark.parametrize(
-    ('fields', 'said'),
-    [
-        ({'prompt': 'a', 'output': 'b'}, "two formats: 'prompt' of prompt \\+ completion, 'output' of alpaca"),
-        ({'prompt': 'a'}, "prompt \\+ completion needs the field 'completion'"),
-        ({'question': 'a'}, "the fields 'question' are of no format that is known .*config.task.text"),
-        ({'messages': []}, "'messages' must be an array of messages"),
-        ({'messages': 'hi'}, "'messages' must be an array of messages, here it is 'text'"),
-        ({'messages': [{'role': 'user'}]}, r"'messages' \[0\]: an object with 'role' and 'content' .*is expected"),
-        ({'messages': [{'role': 'user|><s', 'content': ''}]}, r"\[0\]: 'role' is 'user\|><s', which is none of system"),
-        ({'messages': [{'role': 'user', 'content': 3}]}, r"\[0\]: 'content' must be text, here it is a number"),
-        ({'conversations': [{'from': 'robot', 'value': 'a'}]}, r"\[0\]: 'from' is 'robot', which is none of human"),
-        ({'conversations': [{'value': 'a'}]}, r"\[0\]: an object .* 'from' and 'value'.* is expected"),
-        ({'prompt': 'a', 'completion': ''}, 'not a single token to learn'),
-        ({'messages': TALK[:1]}, 'not a single token to learn'),
-        ({'messages': [TALK[0], {'role': 'assistant', 'content': ''}]}, 'not a single token to learn'),
-        ({'prompt': 'a', 'completion': 'b\ud800'}, 'half of a surrogate pair'),
-    ],
-)
-def test_a_row_that_teaches_nothing_is_named(tokenizer, fields, said):
-    with pytest.raises(ValueError, match=f'rows.jsonl:7.*{said}'):
+def test_a_row_that_teaches_nothing_is_named(tokenizer, fields):
+    with pytest.raises(ValueError, match='rows.jsonl:7: not a single token to learn'):
         made([row(**fields)], tokenizer)
+
+
+def test_formats_are_named_in_the_notes(tokenizer):
+    rows = [row(prompt='a ', completion='cat'), row(messages=TALK), row(prompt='a', messages=TALK)]
+    assert made(rows, tokenizer)[1] == [
+        '1 rows of prompt + completion, as they stand',
+        "1 rows of messages, written by the tokenizer's chat template",
+        "1 rows of messages (beside 'prompt', not read), written by the tokenizer's chat template",
+    ]
 
 
 def test_a_conversation_that_is_too_long(tokenizer):
@@ -316,12 +281,63 @@ def test_templates_have_what_the_field_gives_them(tokenizer):
     assert tokenizer.decode(ids) == '20{"a": "<"}the mat</s>'
 
 
-def test_a_template_file_is_read_and_a_missing_one_named(tokenizer, tmp_path):
-    (tmp_path / 'mine.jinja').write_text('{{ 3 }}')
-    assert chat.template_of('mine.jinja', tokenizer, str(tmp_path)).source == '{{ 3 }}'
-    assert chat.template_of('plain', tokenizer, '').source == PLAIN
-    with pytest.raises(FileNotFoundError, match='config.task.template: no file'):
+def test_a_template_is_chosen_by_name_or_file(tokenizer, tmp_path, bpe):
+    (tmp_path / 'mine.jinja').write_text("{{ 3 }}{{ strftime_now('%Y') }}")
+    mine = chat.template_of('mine.jinja', tokenizer, str(tmp_path), '2031-02-03')
+    assert (mine.source, mine.date) == ("{{ 3 }}{{ strftime_now('%Y') }}", '2031-02-03')
+    assert chat.template_of('plain', tokenizer, '', '2031-02-03') == Template(PLAIN, 'the plain template')
+    assert chat.template_of('none', tokenizer, '') is None
+    with pytest.raises(FileNotFoundError, match='config.task.template: no file .*chatml; it is .auto., .plain., or'):
         chat.template_of('chatml', tokenizer, str(tmp_path))
+    several = [{'name': 'rag', 'template': 'a'}, {'name': 'tool_use', 'template': 'b'}]
+    named = bpe(tmp_path / 'named', tokenizer_config=MARKS | {'chat_template': several})
+    assert chat.template_of('tool_use', named, '').source == 'b'
+    with pytest.raises(ValueError, match="none of them called 'default': name one of 'rag', 'tool_use'"):
+        chat.template_of('auto', named, '')
+    with pytest.raises(FileNotFoundError, match="'auto', 'plain', 'rag', 'tool_use', or"):
+        chat.template_of('tools', named, '')
+
+
+def test_a_run_without_a_template_asks_without_one(tokenizer):
+    task = ml_collections.ConfigDict({'name': 'chat', 'template': 'none', 'date': ''})
+    assert chat.trained_template(task, tokenizer) is None
+    task.update(template='mine.jinja', date='2031-02-03')
+    assert chat.trained_template(task, tokenizer) == chat.template_of('auto', tokenizer, '')
+    task.name = 'text'
+    assert chat.trained_template(task, tokenizer) is None
+    with pytest.raises(ValueError, match="rows.jsonl:7: a conversation, and config.task.template is 'none'"):
+        chat.conversations([row(messages=TALK)], (), '', tokenizer, None, examples.Long('error', 99))
+
+
+def test_a_system_that_moves_to_the_last_question(tokenizer):
+    """As Mistral's templates have it; the answer is learned behind the prompt that generation gives."""
+    source = (
+        "{% set ask = messages | rejectattr('role', 'equalto', 'system') | list %}{% for m in ask %}"
+        "{{ '<|im_start|>' + (messages[0].content + ' ' if loop.last and messages[0].role == 'system' else '') + "
+        "m.content + '<|im_end|>' if m.role == 'user' else m.content + eos_token }}{% endfor %}"
+    )
+    first, second = made([row(messages=[{'role': 'system', 'content': 'be'}, *TALK])], tokenizer, source)[0]
+    assert shown(first, tokenizer) == '<|im_start|>be sat on?<|im_end|>[the mat</s>]'
+    assert shown(second, tokenizer) == (
+        '<|im_start|>sat on?<|im_end|>the mat</s><|im_start|>be who?<|im_end|>[the cat</s>]'
+    )
+
+
+def test_what_a_template_leaves_out_is_counted(tokenizer):
+    call = {'role': 'assistant', 'tool_calls': [{'function': {'name': 'f', 'arguments': {'a': 'b'}}}]}
+    talk = [TALK[0], call, {'role': 'tool', 'content': '3'}, TALK[1]]
+    source = CHATML.replace('for m in messages', "for m in messages if m.role != 'tool'")
+    (found,), notes = made([row(messages=talk, tools=[{'name': 'f'}])], tokenizer, source)
+    assert shown(found, tokenizer).count('[') == 1 and '[the mat<|im_end|>]' in shown(found, tokenizer)
+    assert notes[1:] == [
+        f'1 rows: the template does not write their {what}' for what in ('tools', 'tool_calls', 'messages of tools')
+    ]
+    with pytest.raises(ValueError, match='not a single token to learn.*; the template does not write the tool_calls'):
+        made([row(messages=talk[:2])], tokenizer, source)
+    writing = CHATML.replace('m.content +', "m.content + (m.tool_calls | tojson if m.tool_calls else '') +")
+    (found,), notes = made([row(messages=talk)], tokenizer, writing)
+    assert '[[{"function": {"name": "f", "arguments": {"a": "b"}}}]<|im_end|>]' in shown(found, tokenizer)
+    assert len(notes) == 1
 
 
 # --- content cannot write a special token

@@ -49,11 +49,26 @@ def test_special_tokens_are_those_that_are_told(tmp_path, bpe):
     assert open_tokenizer(tmp_path / 'saved', False).hash == told.hash
 
 
-def test_a_template_file_comes_last_and_the_default_is_taken(tmp_path, bpe):
+def test_chat_templates_are_read_from_all_places(tmp_path, bpe):
+    """Those of transformers 5 (chat_template.jinja, additional_chat_templates) stand before those of the config."""
     several = [{'name': 'tool_use', 'template': 'b'}, {'name': 'default', 'template': 'a'}]
-    assert json.loads(bpe(tmp_path / 'x', tokenizer_config={'chat_template': several}).about)['chat_template'] == 'a'
-    (tmp_path / 'x' / 'chat_template.jinja').write_text('c')
-    assert json.loads(open_tokenizer(tmp_path / 'x', False).about)['chat_template'] == 'c'
+
+    def told():
+        return json.loads(open_tokenizer(tmp_path / 'x', False).about)['chat_template']
+
+    assert (
+        json.loads(bpe(tmp_path / 'x', tokenizer_config={'chat_template': several}).about)['chat_template'] == several
+    )
+    (tmp_path / 'x' / 'chat_template.jinja').write_text('c é', encoding='utf-8')
+    assert told() == [several[0], {'name': 'default', 'template': 'c é'}]
+    bpe(tmp_path / 'x', tokenizer_config={'chat_template': 'a'})
+    assert told() == 'c é'
+    (tmp_path / 'x' / 'additional_chat_templates').mkdir()
+    (tmp_path / 'x' / 'additional_chat_templates' / 'rag.jinja').write_text('d')
+    assert told() == [{'name': 'default', 'template': 'c é'}, {'name': 'rag', 'template': 'd'}]
+    (tmp_path / 'x' / 'chat_template.jinja').unlink()
+    bpe(tmp_path / 'x', tokenizer_config={})
+    assert told() == [{'name': 'rag', 'template': 'd'}]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +77,8 @@ def test_a_template_file_comes_last_and_the_default_is_taken(tmp_path, bpe):
         ({'bos_token': '<bos>'}, "names '<bos>', which is none of its added tokens"),
         ({'eos_token': 3}, 'eos_token is 3; the text of a token is expected'),
         ({'chat_template': {'a': 'b'}}, 'chat_template must be text'),
+        ({'chat_template': [{'name': 'a'}]}, 'chat_template must be text, or a list'),
+        ({'chat_template': [{'name': 'a', 'template': 3}]}, 'chat_template must be text, or a list'),
         ([], 'an object .* is expected'),
     ],
 )
