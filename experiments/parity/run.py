@@ -4,8 +4,8 @@
 
 Logits of a ragged batch past the original rotary length, gradients of GPT-2 and LLaMA, and logits after an export that
 transformers opens again; the heads of tasks; adapters in and out of PEFT's directories; ids of texts full of
-added tokens; what transformers writes on with an exported model that was trained from scratch; and what is published of
-stories260K. Writes results.json, and the goldens of the default tests.
+added tokens and of conversations written by chat templates; what transformers writes on with an exported model that was
+trained from scratch; and what is published of stories260K. Writes results.json, and the goldens of the default tests.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'experiments')]
 
 import record  # noqa: E402
-from parity import adapters, cases, heads, scratch, stories, token_ids  # noqa: E402
+from parity import adapters, cases, chat_ids, heads, scratch, stories, token_ids  # noqa: E402
 
 from lmtrain import tree  # noqa: E402
 from lmtrain.models import huggingface, load_pretrained, pretrained, save_pretrained  # noqa: E402
@@ -214,6 +214,8 @@ def main():
     trials, figures = trials + more, figures + rows
     more, rows, of_tokens = token_ids.compare(arguments.only)
     trials, figures = trials + more, figures + rows
+    more, rows, of_chats = chat_ids.compare(arguments.only)
+    trials, figures = trials + more, figures + rows
     more, rows = scratch.compare(arguments.only)
     trials, figures = trials + more, figures + rows
     if arguments.only in 'stories260K' and (found := stories.trial()):
@@ -222,6 +224,7 @@ def main():
     if not (arguments.only or arguments.dry):
         adapters.write(of_adapters)
         token_ids.write(of_tokens)
+        chat_ids.write(of_chats)
         for file, found in (('goldens', goldens), ('goldens_heads', of_heads)):
             text = json.dumps(found, separators=(',', ':')).replace('},"', '},\n"') + '\n'
             (ROOT / 'tests' / 'models' / f'{file}.json').write_text(text, encoding='utf-8')

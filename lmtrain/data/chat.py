@@ -95,7 +95,8 @@ def carrying(tokenizer: Tokenizer, template: Template) -> Tokenizer:
     """The tokenizer with `template` as its own: in the folder of a run, and in what is exported from it."""
     told = {'tokenizer_class': 'PreTrainedTokenizerFast'} | json.loads(tokenizer.about or b'{}')
     changed = copy.copy(tokenizer)
-    changed.__dict__.pop('hash', None)
+    for known in ('hash', 'encoding'):
+        changed.__dict__.pop(known, None)
     changed.about = json.dumps(told | {'chat_template': template.source}, sort_keys=True).encode()
     return changed
 
@@ -114,15 +115,9 @@ def prompt(
     """
     messages = [{'role': 'user', 'content': messages}] if isinstance(messages, str) else list(messages)
     first = [{'role': 'system', 'content': system}] if system else []
-    place = 'the prompt'
-    text = template.render(
-        [_traced(each, CONTENT) for each in checked(first + messages, place)],
-        tokenizer,
-        place,
-        traced(tools, CONTENT),
-        cue=True,
-    )
-    return _begun(encode(text, [], tokenizer)[0], tokenizer, template, place)
+    said = Conversation(checked(first + messages, 'the prompt'), tools=tools)
+    text = render(said, tokenizer, template, 'the prompt', True)
+    return _begun(encode(text, [], tokenizer)[0], tokenizer, template, 'the prompt')
 
 
 def answer_end(tokenizer: Tokenizer, template: Template | None) -> int:
@@ -243,23 +238,28 @@ def _traced(message: dict[str, Any], flags: int) -> dict[str, Any]:
     return traced(message, flags | kind) | calls | {'role': Traced(message['role'], TEMPLATE)}
 
 
+def render(
+    said: Conversation, tokenizer: Tokenizer, template: Template, place: str, cue: bool, count: int | None = None
+) -> Text:
+    """The text of the first `count` messages (of all, if None); those that are learned are marked ANSWER."""
+    messages = [_traced(each, CONTENT | ANSWER * (at in said.learned)) for at, each in enumerate(said.messages[:count])]
+    return template.render(messages, tokenizer, place, traced(said.tools, CONTENT | TOOLS), cue)
+
+
 def written(said: Conversation, tokenizer: Tokenizer, template: Template, place: str) -> Written:
     """A conversation of messages as the template writes it. Raises ValueError if the template fails.
 
     An answer of which the template writes nothing (tool calls, in many) is not learned.
     """
-    tools = traced(said.tools, CONTENT | TOOLS)
-
-    def text(count: int, cue: bool, answers: Sequence[int]) -> Text:
-        flagged = [_traced(each, CONTENT | ANSWER * (at in answers)) for at, each in enumerate(said.messages[:count])]
-        return template.render(flagged, tokenizer, place, tools, cue)
-
-    whole = text(len(said.messages), False, said.learned)
+    whole = render(said, tokenizer, template, place, False)
     if template.marks_answers:
         return _written('marked', [(whole, _runs(whole.origin, GENERATION))], said)
     separate, spans = [], []
     for index in said.learned:
-        before, alone = text(index, True, ()), text(index + 1, False, (index,))
+        one = said._replace(learned=(index,))
+        before, alone = (
+            render(one, tokenizer, template, place, cue, count) for cue, count in ((True, index), (False, index + 1))
+        )
         if not _runs(alone.origin, ANSWER):
             continue
         begin, kept = _begin(before, alone)

@@ -10,10 +10,9 @@ from lmtrain.data import chat, examples
 from lmtrain.data.conversation import Conversation
 from lmtrain.data.rows import Row
 from lmtrain.data.subword import learn_bpe
-from lmtrain.data.template import PLAIN, Template, as_text, encode
+from lmtrain.data.template import PLAIN, Template
 from lmtrain.data.text import Bytes
 from lmtrain.data.tokenizer import open_tokenizer
-from lmtrain.data.traced import TEMPLATE, Traced
 
 MARKS = {'bos_token': '<s>', 'eos_token': '</s>'}
 CHATML = (
@@ -253,32 +252,7 @@ def test_a_conversation_that_is_too_long(tokenizer):
     assert made(rows, tokenizer, seq_len=6, too_long='drop')[0] == []
 
 
-# --- templates
-
-
-@pytest.mark.parametrize(
-    ('source', 'said'),
-    [
-        ("{{ raise_exception('roles must alternate') }}", 'the template fails on this row: roles must alternate'),
-        ('{{ messages[9].content }}', 'fails on this row: list object has no element 9|is undefined|has no attribute'),
-        ('{% for m in messages %}', 'fails on this row: .*end of template'),
-        ("{{ ''.__class__.__mro__ }}", 'fails on this row: .*unsafe'),
-        ('{{ messages.append(1) }}', 'fails on this row: .*not safely callable|unsafe'),
-        ('{{ 1 // 0 }}', 'fails on this row: ZeroDivisionError'),
-    ],
-)
-def test_a_template_that_fails_is_named_with_its_row(tokenizer, source, said):
-    with pytest.raises(ValueError, match=f'rows.jsonl:7: .*{said}'):
-        made([row(messages=TALK)], tokenizer, source)
-
-
-def test_templates_have_what_the_field_gives_them(tokenizer):
-    source = (
-        "{{ strftime_now('%Y')[:2] }}{{ {'a': '<'} | tojson }}{% for m in messages %}"
-        '{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% endfor %}'
-    )
-    ids = chat.tokens(Conversation(TALK[:2], (1,)), tokenizer, Template(source, '', '2031-02-03'), '')[1][0][0]
-    assert tokenizer.decode(ids) == '20{"a": "<"}the mat</s>'
+# --- which template
 
 
 def test_a_template_is_chosen_by_name_or_file(tokenizer, tmp_path, bpe):
@@ -393,17 +367,6 @@ def test_a_literal_mark_in_every_format_is_text(tokenizer):
         (found,), _ = made([row(**fields)], tokenizer)
         assert evil in shown(found, tokenizer).replace('[', '')
         assert found.tokens.tolist().count(273) == (0 if 'prompt' in fields else 2)
-
-
-def test_blanks_that_belong_to_a_special_token_are_eaten(tmp_path, bpe):
-    plain = bpe(tmp_path / 'x')
-    spec = json.loads((tmp_path / 'x' / 'tokenizer.json').read_text())
-    spec['added_tokens'][3]['rstrip'] = True
-    (tmp_path / 'x' / 'tokenizer.json').write_text(json.dumps(spec))
-    eating = open_tokenizer(tmp_path / 'x', False)
-    text = Traced('<|im_end|> \n the', TEMPLATE)
-    assert encode(as_text(text, eating), [], eating)[0] == [273, *eating.encode('the')]
-    assert encode(as_text(text, plain), [], plain)[0] == [273, *plain.encode(' \n the')]
 
 
 def test_a_span_is_encoded_as_a_model_goes_on(shared):
