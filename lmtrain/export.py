@@ -82,4 +82,8 @@ def _tokenizer(tokenizer: data.Tokenizer, to: Path, framed: bool) -> list[str]:
             (to / name).write_bytes(content)
         return []
     (to / tokenizer.file).write_bytes(tokenizer.content)
+    told = json.loads(tokenizer.about or b'{}')
+    told.pop('tokenizer_class', None)  # that of config.json's model_type reads a .model
+    if told:
+        (to / 'tokenizer_config.json').write_text(json.dumps(told, indent=2), encoding='utf-8')
     return [f'the tokenizer is a SentencePiece model, {tokenizer.file}, which transformers converts when it opens it']

@@ -37,6 +37,7 @@ def about(directory: Path, known: Mapping[str, str], added: Mapping[str, Mapping
             told |= {role: value} if value else {}
         templates |= _templates(config.get('chat_template'), path)
         told |= _added(config, added, path)
+    told |= _of_older_files(directory / 'added_tokens.json', added, told.get('added_tokens_decoder', {}))
     files = [('default', directory / 'chat_template.jinja')]
     files += [(path.stem, path) for path in sorted((directory / 'additional_chat_templates').glob('*.jinja'))]
     templates |= {name: path.read_text(encoding='utf-8') for name, path in files if path.is_file()}
@@ -66,6 +67,16 @@ def _added(config: Mapping, added: Mapping[str, Mapping], path: Path) -> dict:
     words = [name for name in names if name in added and not added[name]['special']]
     found = {'added_tokens_decoder': other, 'extra_special_tokens': words}
     return {name: value for name, value in found.items() if value}
+
+
+def _of_older_files(path: Path, added: Mapping[str, Mapping], decoder: Mapping[str, Mapping]) -> dict:
+    """The added_tokens_decoder with the tokens of an added_tokens.json, {name: id}, that neither of both has."""
+    if not path.is_file():
+        return {}
+    further, flags = json_object(path.read_text(encoding='utf-8'), str(path)), dict.fromkeys(FLAGS, False)
+    named = added.keys() | {token['content'] for token in decoder.values()}
+    entries = {str(token): {'content': name} | flags for name, token in further.items() if name not in named}
+    return {'added_tokens_decoder': decoder | entries} if entries else {}
 
 
 def _same(token: int, flags: Mapping, added: Mapping[str, Mapping]) -> bool:

@@ -1,4 +1,4 @@
-"""Tokenizers with learned parts of words: a BPE learned here, any tokenizer.json, SentencePiece."""
+"""Tokenizers with learned parts of words: a BPE learned here, and any tokenizer.json."""
 
 import functools
 import hashlib
@@ -186,61 +186,6 @@ class Bpe(HuggingFace):
         encoded = self.tokenizer.encode_batch_fast(different, add_special_tokens=False)
         ids = {word: each.ids for word, each in zip(different, encoded, strict=True)}
         return [np.fromiter(itertools.chain.from_iterable(map(ids.__getitem__, each)), np.int32) for each in words]
-
-
-class SentencePiece(Tokenizer):
-    """A .model file; needs the package `sentencepiece`."""
-
-    kind, file = 'sentencepiece', 'tokenizer.model'
-
-    def __init__(self, content: bytes, mask: bool = False):
-        try:
-            import sentencepiece
-        except ImportError:
-            raise ImportError('a .model needs sentencepiece: pip install -e ".[sentencepiece]"') from None
-        self.content = content
-        if not content:
-            raise ValueError('it is empty')
-        try:
-            self.processor = model = sentencepiece.SentencePieceProcessor(model_proto=content)
-        except RuntimeError as error:
-            raise ValueError(f'not a SentencePiece model: {error}') from error
-        specials, pieces = {}, []
-        for token in range(model.get_piece_size()):
-            name = model.id_to_piece(token)
-            if model.is_control(token):
-                specials[token] = name
-                pieces.append(b'')
-            elif model.is_byte(token):  # '<0x0A>'
-                pieces.append(bytes([int(name[3:5], 16)]))
-            else:
-                pieces.append(name.replace('▁', ' ').encode())
-        ends = [token for token in (model.eos_id(), model.bos_id()) if token >= 0]
-        if not ends:
-            specials[len(pieces)], ends = END, [len(pieces)]
-            pieces.append(b'')
-        leading = model.encode_as_pieces('a')[:1] != ['a']
-        super().__init__(pieces, specials, ends[0], mask, leading)
-
-    def encode_batch(self, texts):
-        return [np.array(ids, np.int32) for ids in self.processor.encode(list(texts), out_type=int)]
-
-    def encode_with_offsets(self, texts):
-        encode = getattr(self.processor, 'encode_as_proto', None) or self.processor.encode_as_immutable_proto
-        return [self._with_offsets(text, encode(text).pieces) for text in texts]
-
-    @staticmethod
-    def _with_offsets(text: str, pieces) -> tuple[np.ndarray, np.ndarray]:
-        """Offsets by the surfaces of `pieces`: whether theirs are bytes or characters depends on the version."""
-        offsets, end = np.zeros((len(pieces), 2), np.int32), 0
-        for at, piece in enumerate(pieces):
-            begin = text.index(piece.surface, end)  # blanks at the beginning of a text may have no piece
-            end = begin + len(piece.surface)
-            offsets[at] = begin, end
-        return np.array([piece.id for piece in pieces], np.int32), offsets
-
-    def _content(self):
-        return self.content
 
 
 def cut(text: str, size: int = CUT) -> list[str]:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lmtrain.data.directory import BERT, about, wordpiece
-from lmtrain.data.subword import Bpe, HuggingFace, SentencePiece, learn_bpe
+from lmtrain.data.spm import SentencePiece, known_tokens
+from lmtrain.data.subword import Bpe, HuggingFace, learn_bpe
 from lmtrain.data.text import Bytes, Chars, Tokenizer, Whitespace
 
 LEARNED = ('bytes', 'chars', 'whitespace', 'bpe')
@@ -92,7 +93,8 @@ def open_tokenizer(path: Path, mask: bool) -> Tokenizer:
     kind = SentencePiece if path.suffix == '.model' else HuggingFace
     try:
         if kind is SentencePiece:
-            return SentencePiece(path.read_bytes(), mask)
+            content = path.read_bytes()
+            return SentencePiece(content, mask, about(path.parent, {}, known_tokens(content)))
         if path.suffix == '.txt':
             content, known = wordpiece(path.read_bytes()), BERT
         else:

@@ -1,5 +1,4 @@
 import importlib
-import io
 import json
 import pathlib
 import sys
@@ -282,22 +281,3 @@ def test_what_is_no_tokenizer_is_named(content, tmp_path):
 def test_a_missing_tokenizer_says_what_there_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="'bytes', 'chars', 'whitespace', 'bpe'"):
         open_tokenizer(tmp_path / 'bpee', mask=False)
-
-
-def test_sentencepiece(tmp_path):
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentences = iter(['the cat sat on the mat', 'and it sang of tea', 'over seven hills'] * 20)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sentences, model_writer=model, vocab_size=300, model_type='bpe', byte_fallback=True,
-        normalization_rule_name='identity', remove_extra_whitespaces=False, hard_vocab_limit=False, minloglevel=3,
-    )  # fmt: skip
-    (tmp_path / 'a.model').write_bytes(model.getvalue())
-    tokenizer = open_tokenizer(tmp_path / 'a.model', mask=True)
-    assert tokenizer.decode([tokenizer.end_id]) == '</s>' and tokenizer.mask_id == tokenizer.vocab_size - 1
-    for text in ('the cat sang', ' two  blanks ', 'é🦙</s><s>', 'a\nb'):
-        ids = tokenizer.encode(text)
-        assert tokenizer.decode(ids) == text and not set(ids) & set(tokenizer.specials)
-    tokenizer.save(tmp_path / 'saved')
-    assert load_tokenizer(tmp_path / 'saved').encode('the cat') == tokenizer.encode('the cat')
