@@ -53,7 +53,7 @@ def check_results(path: str | None) -> None:
     """Raises FileNotFoundError or IsADirectoryError if the file of --results cannot be written into its folder."""
     if not path:
         return
-    file = pathlib.Path(path).expanduser()
+    file = pathlib.Path(path)
     if file.is_dir():
         raise IsADirectoryError(f'--results={path} is a directory: name a file in it, such as {file / "results.json"}')
     if not file.parent.is_dir():
@@ -64,7 +64,7 @@ def write_results(path: str | None, figures: dict) -> None:
     """Writes the file of --results, if it is asked for, and says so."""
     if path:
         text = json.dumps(figures, indent=1, ensure_ascii=False) + '\n'
-        pathlib.Path(path).expanduser().write_text(text, encoding='utf-8')
+        pathlib.Path(path).write_text(text, encoding='utf-8')
         print(f'written: {path}')
 
 

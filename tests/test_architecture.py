@@ -149,3 +149,10 @@ def test_calls_without_encoding_are_recognised(tmp_path):
     right += ['os.open(p, os.O_RDONLY)', 'tempfile.TemporaryFile(dir=p)', 'subprocess.run(a)', 'tokenize.open(p)']
     (tmp_path / 'calls.py').write_text('\n'.join(wrong + right), encoding='utf-8')
     assert without_encoding(tmp_path / 'calls.py') == [*range(1, len(wrong) + 1)]
+
+
+def test_home_is_expanded_in_one_place():
+    for folder in ('lmtrain', 'launch'):
+        for path in (ROOT / folder).rglob('*.py'):
+            text = path.read_text(encoding='utf-8')
+            assert path.name == 'paths.py' or 'expanduser' not in text, f'{path}: call lmtrain.paths.local'
