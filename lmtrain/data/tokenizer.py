@@ -27,7 +27,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 
 def _opened(kind: type[Tokenizer], content: bytes, mask: bool, about: bytes) -> Tokenizer:
-    tokenizer = kind(content, mask, about) if issubclass(kind, HuggingFace) else kind(content, mask)
+    reads = issubclass(kind, (HuggingFace, SentencePiece))
+    tokenizer = kind(content, mask, about) if reads else kind(content, mask)
     tokenizer.about = about  # of a learned tokenizer: the chat template that a run was trained with
     return tokenizer
 
