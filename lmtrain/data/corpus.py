@@ -122,12 +122,9 @@ class Corpus:
         train = [part.tokens for part in self.splits['train'].parts]
         own = self.tokenizer
         begin_id = own.begin_id if own.begin_id != own.end_id else None
-        each = [
-            baselines.bits_per_byte(
-                train, [part.tokens], (tokens / 'validation.txt').read_bytes(), own.vocab_size, begin_id
-            )
-            for part, tokens in zip(self.splits['validation'].parts, self._directories)
-        ]
+        texts = [(tokens / 'validation.txt').read_bytes() for tokens in self._directories]
+        files = [[part.tokens] for part in self.splits['validation'].parts]
+        each = baselines.of_each(train, list(zip(files, texts, strict=True)), own.vocab_size, begin_id)
         values = each[0] if len(each) == 1 else each
         (directory / 'baselines.json').write_text(json.dumps(values), encoding='utf-8')
 

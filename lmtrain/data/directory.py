@@ -85,6 +85,8 @@ def _same(token: int, flags: Mapping, added: Mapping[str, Mapping]) -> bool:
     if known is None or known['id'] != token or known['special'] != flags['special']:
         return False
     return all(known[name] == flags[name] for name in (('lstrip', 'rstrip') if flags['special'] else FLAGS))
+
+
 def _templates(value: Any, path: Path) -> dict[str, str]:
     """{name: Jinja source} of the field `chat_template`."""
     if not value:
