@@ -57,13 +57,11 @@ class TaskStream:
         """
         chosen, length = self._rows(step)
         examples, task = self.examples_of, self.task
-        wanted = [name for name in task.columns if name in examples.flat]
+        wanted = [name for name in task.columns + ('bytes',) * (not self.shuffle) if name in examples.flat]
         batch = gather(examples.tokens, self.laid.rows, chosen, length, {name: examples.flat[name] for name in wanted})
         check_ids(batch['tokens'], task.tokenizer.vocab_size)
         if task.name != 'chat':
             del batch['targets'], batch['loss_mask']
-        elif not self.shuffle:
-            batch['bytes'] = task.tokenizer.token_bytes[batch['targets']]
         for name, values in examples.values.items():
             at = self._examples(chosen)
             some = values[np.maximum(at, 0)]

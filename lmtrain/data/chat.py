@@ -139,7 +139,8 @@ def conversations(
 ) -> tuple[list[Example], list[str], bool]:
     """(examples, what was recognised, a line each, whether the template has written any).
 
-    Column: `loss_mask` float32 [n], 1 where the next token is one that the assistant says.
+    Columns: `loss_mask` float32 [n], 1 if the next token is one that the assistant says; `bytes` int32 [n], those of
+    the text behind the next token.
 
     Args:
       text, label: fields of prompt and completion, or of a conversation; () recognises the format of every row.
@@ -155,13 +156,13 @@ def conversations(
         ways[how.way] += 1
         unwritten.update(how.unwritten)
         answers += len(each_tokens) * (how.way == 'separate')
-        if not any(_says(*each, tokenizer) for each in each_tokens):
+        if not any(_says(ids, learns, tokenizer) for ids, learns, _ in each_tokens):
             left = f'; the template does not write the {" and ".join(how.unwritten)}' if how.unwritten else ''
             raise ValueError(
                 f'{row.place}: not a single token to learn: the assistant says nothing, or nothing that is to be '
                 f'learned ("weight", "train"){left}'
             )
-        for ids, learns in each_tokens:
+        for ids, learns, sizes in each_tokens:
             if not _says(ids, learns, tokenizer) or not long.fits(row, len(ids) - 1):
                 continue
             ids, learns = ids[: long.seq_len + 1], learns[: long.seq_len + 1]
@@ -169,7 +170,8 @@ def conversations(
                 beyond.append(row.place)
                 continue
             mask = np.array([*learns[1:], False], np.float32)
-            examples.append(Example(number, np.array(ids, np.int32), {'loss_mask': mask}, {}))
+            spelled = np.array([*sizes[1 : len(ids)], 0], np.int32)
+            examples.append(Example(number, np.array(ids, np.int32), {'loss_mask': mask, 'bytes': spelled}, {}))
     notes = [
         f'{count} rows of {form}, {f"written by {template.name}" if by_template else "as they stand"}'
         for (form, by_template), count in forms.items()
@@ -196,8 +198,8 @@ def _says(ids: list[int], learns: list[bool], tokenizer: Tokenizer) -> bool:
 
 def tokens(
     said: Conversation, tokenizer: Tokenizer, template: Template | None, place: str
-) -> tuple[Written, list[tuple[list[int], list[bool]]]]:
-    """(how it is written, [(ids, whether each is learned)]) of a conversation.
+) -> tuple[Written, list[tuple[list[int], list[bool], list[int]]]]:
+    """(how it is written, [(ids, whether each is learned, the bytes of text behind each)]) of a conversation.
 
     BOS stands once at the beginning, and the end of every answer is learned.
     """
@@ -211,12 +213,13 @@ def tokens(
         result = written(said, tokenizer, template, place)
     rows = []
     for text, spans in result.texts:
-        ids, learns = encode(text, spans, tokenizer)
+        ids, learns, sizes = encode(text, spans, tokenizer)
         _end_at_the_mark(ids, learns, tokenizer)
         if learns and learns[-1] and ids[-1] not in tokenizer.specials:
-            ids, learns = [*ids, tokenizer.end_id], [*learns, True]
+            ids, learns, sizes = [*ids, tokenizer.end_id], [*learns, True], [*sizes, 0]
         begun = _begun(ids, tokenizer, template if said.messages else None, place)
-        rows.append((begun, [False] * (len(begun) - len(ids)) + learns))
+        more = len(begun) - len(ids)
+        rows.append((begun, [False] * more + learns, [0] * more + sizes))
     return result, rows
 
 

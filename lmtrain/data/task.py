@@ -156,7 +156,7 @@ def prepare_task(
         told = {'notes': encoded, 'templated': True in templated}
         (directory / 'notes.json').write_text(json.dumps(told), encoding='utf-8')
 
-    place = build(directory_of(data['cache']) / f'task-{key(rules, writing)[:32]}', write)
+    place = build(directory_of(data['cache']) / f'task-{key(rules, writing, "bytes")[:32]}', write)
     made = {split: load(place / split) for split in SPLITS}
     for split, each in made.items():
         largest = int(each.tokens[:-1].max(initial=-1))
@@ -308,8 +308,8 @@ def _digest(rows: dict[str, list[Row]]) -> str:
 
 
 def _split(made: Examples, laid: Laid, tokenizer: Tokenizer, name: str) -> Split:
-    counted = made.tokens[:-1]
-    if name == 'chat':
-        counted = made.tokens[1:][made.flat['loss_mask'] > 0] if len(made.source) else counted
-    num_bytes = int(tokenizer.token_bytes[counted].sum())
-    return Split((), len(np.unique(made.source)), len(counted), num_bytes, len(laid.rows.first) - 1)
+    tokens, sizes = made.tokens[:-1], tokenizer.token_bytes[made.tokens[:-1]]
+    if name == 'chat' and len(tokens):
+        learned = made.flat['loss_mask'] > 0
+        tokens, sizes = made.tokens[1:][learned], made.flat['bytes'][learned]
+    return Split((), len(np.unique(made.source)), len(tokens), int(sizes.sum()), len(laid.rows.first) - 1)

@@ -160,13 +160,22 @@ def _texts(value: Any):
         yield value
 
 
-def encode(text: Text, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """(ids, whether each stands in a span).
+class Encoded(NamedTuple):
+    """A text as tokens, side by side."""
+
+    ids: list[int]
+    within: list[bool]  # whether each stands in a span
+    sizes: list[int]  # bytes of the text behind each; 0 behind special tokens
+
+
+def encode(text: Text, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> Encoded:
+    """The tokens of a text.
 
     A token never reaches across the border of a span: a span is encoded as a model goes on, which has the text before.
     """
     ids: list[int] = []
     within: list[bool] = []
+    sizes: list[int] = []
     borders = sorted({border for span in spans for border in span})
     begun = 0
 
@@ -177,15 +186,17 @@ def encode(text: Text, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -
                 continue
             whole = start == begun and (not ids or after_special and tokenizer.blank_after_special)
             content = text.text[start:stop]
-            add(tokenizer.encode(content) if whole else tokenizer.encode_inside(content), start)
+            add(tokenizer.encode(content) if whole else tokenizer.encode_inside(content), start, content)
 
-    def add(new: list[int], at: int) -> None:
+    def add(new: list[int], at: int, content: str) -> None:
         ids.extend(new)
+        sizes.extend(tokenizer.bytes_behind(content, new))
         within.extend([any(start <= at < end for start, end in spans)] * len(new))
 
     for special in text.specials:
         plain(special.span[0], begun > 0)
-        add([special.token], special.begin)
+        blanks = text.text[special.span[0] : special.begin] + text.text[special.end : special.span[1]]
+        add([special.token], special.begin, blanks)
         begun = special.span[1]
     plain(len(text.text), begun > 0)
-    return ids, within
+    return Encoded(ids, within, sizes)

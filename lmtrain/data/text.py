@@ -116,6 +116,19 @@ class Tokenizer:
                 encoded[at] = ids, _bytes_between(texts[at], offsets[:, 1])
         return encoded
 
+    def bytes_behind(self, text: str, ids: Sequence[int]) -> list[int]:
+        """Bytes of the UTF-8 of a stretch of text behind each of its ids [n]: those of their pieces, as far as they go.
+
+        They sum to the bytes of the stretch: what is over belongs to the last id. (`encode_with_bytes` knows where each
+        token ends, but not of a stretch inside of a row.)
+        """
+        if not len(ids):
+            return []
+        total = len(text.encode())
+        reached = np.minimum(np.cumsum(self.token_bytes[np.asarray(ids)], dtype=np.int64), total)
+        reached[-1] = total
+        return np.diff(reached, prepend=0).tolist()
+
     @functools.cached_property
     def layout(self) -> Layout:
         """The special tokens around the texts of a classified row."""

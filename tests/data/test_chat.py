@@ -1,4 +1,7 @@
+import importlib
 import json
+import pathlib
+import sys
 
 import ml_collections
 import numpy as np
@@ -13,6 +16,9 @@ from lmtrain.data.subword import learn_bpe
 from lmtrain.data.template import PLAIN, Template
 from lmtrain.data.text import Bytes
 from lmtrain.data.tokenizer import open_tokenizer
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
+token_cases = importlib.import_module('parity.token_cases')
 
 MARKS = {'bos_token': '<s>', 'eos_token': '</s>'}
 CHATML = (
@@ -338,7 +344,7 @@ WRAPS = [
 def test_content_writes_no_special_token(hostile_tokenizer, said, answer, source):
     def specials(user, assistant):
         messages = [{'role': 'user', 'content': user}, {'role': 'assistant', 'content': assistant + '.'}]
-        _, ((ids, _),) = chat.tokens(Conversation(messages, (1,)), hostile_tokenizer, Template(source, ''), '')
+        _, ((ids, _, _),) = chat.tokens(Conversation(messages, (1,)), hostile_tokenizer, Template(source, ''), '')
         return [token for token in ids if token in hostile_tokenizer.specials], hostile_tokenizer.decode(ids)
 
     found, text = specials(said, answer)
@@ -374,3 +380,19 @@ def test_a_span_is_encoded_as_a_model_goes_on(shared):
     (found,), _ = made([row(prompt='Once upon', completion=' a time')], llama)
     assert found.tokens.tolist() == [1, *llama.encode('Once upon a time'), 2]
     assert found.flat['loss_mask'].sum() == len(llama.encode('a time')) + 1
+
+
+@pytest.mark.parametrize('name', ['bert', 'unigram', 'llama', 'gemma'])
+def test_bytes_are_those_of_the_answers_for_every_tokenizer(tmp_path, name):
+    """Also where pieces do not spell the text: lower case, unknown characters, blanks that are put or dropped."""
+    token_cases.write(name, tmp_path / name)
+    tokenizer = open_tokenizer(tmp_path / name, False)
+    talk = [*TALK[:1], {'role': 'assistant', 'content': '日本 The  CAT é\n'}, *TALK[2:]]
+    end = tokenizer.specials[tokenizer.end_id]
+    template = f"{{% for m in messages %}}{{{{ m.content }}}}{{{{ '{end}' if m.role == 'assistant' }}}}{{% endfor %}}"
+    (example,), _ = made([row(messages=talk)], tokenizer, template)
+    learned = example.flat['loss_mask'] > 0
+    answers = '日本 The  CAT é\n' + TALK[3]['content']
+    assert example.flat['bytes'][learned].sum() == len(answers.encode())
+    ends = example.tokens[1:] == tokenizer.end_id
+    assert (example.flat['bytes'] >= 0).all() and not example.flat['bytes'][:-1][ends].any()
