@@ -26,6 +26,7 @@ setup(
         'scipy>=1.17,<2',
         'tensorboardX>=2.6.5,<3',
         'tensorflow-datasets>=4.9.10,<5',
+        'tensorstore>=0.1.86,<0.2',  # what Orbax writes with: a checkpoint's index is read back before it is sealed
         'tokenizers>=0.23,<0.24',
         'tqdm>=4.70,<5',
     ],

@@ -126,3 +126,17 @@ def test_without_a_directory_that_can_be_written_nothing_is_kept(place, monkeypa
     assert said.startswith('tokenised text is not kept') and said.count('\n') == 1 and 'set data.cache' in said
     assert ('/proc/lmtrain: No such file' in said) == bool(place)
     shutil.rmtree(directory)
+
+
+def test_a_directory_on_a_disk_that_is_read_only(tmp_path, monkeypatch, capsys):
+    def refuse(dir):
+        raise OSError(30, 'Read-only file system')
+
+    monkeypatch.setattr(cache.paths, 'caches', lambda: tmp_path / 'caches')
+    monkeypatch.setattr(cache.tempfile, 'TemporaryFile', refuse)
+    cache._default.cache_clear()
+    directory = directory_of('')
+    assert not directory.is_relative_to(tmp_path)
+    assert 'caches/lmtrain: Read-only file system): set data.cache' in capsys.readouterr().err
+    cache._default.cache_clear()
+    shutil.rmtree(directory)
