@@ -122,8 +122,10 @@ def as_text(text: str, tokenizer: Tokenizer) -> Text:
     """A text, `Traced` or all of it content, with the special tokens that are the template's own."""
     origin, plain = origin_of(text), ''.join((text,))
     parts, at = [], 0
-    for run in NOT_OWN.finditer(origin):  # no name begins, ends or goes on in content
-        parts += [plain[at : run.start()], re.sub(r'\S', '\0', plain[run.start() : run.end()])]
+    for run in NOT_OWN.finditer(origin):  # no name begins or ends in content, but blanks there may belong to a token
+        content = plain[run.start() : run.end()]
+        core = content.strip()
+        parts += [plain[at : run.start()], content.replace(core, '\0' * len(core)) if core else content]
         at = run.end()
     masked, at, specials = ''.join([*parts, plain[at:]]), 0, []
     while match := tokenizer.special_pattern.search(masked, at):
@@ -138,6 +140,8 @@ def as_text(text: str, tokenizer: Tokenizer) -> Text:
 def _lost(text: str, contents: Any, tokenizer: Tokenizer) -> str | None:
     """The name of a special token in a text that comes from no content and is not known to be the template's."""
     origin = origin_of(text)
+    if 0 not in origin:
+        return None
     for match in tokenizer.special_pattern.finditer(text):
         begin, end = match.span(match.lastindex)
         if any(flags & CONTENT for flags in origin[begin:end]) or all(flags & TEMPLATE for flags in origin[begin:end]):
