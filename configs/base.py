@@ -38,14 +38,16 @@ def get_config():
     config.task.train = ()  # files of rows (jsonl, json, csv, tsv, parquet, conll), each a path or (path, label)
     config.task.validation = ()  # () takes data.validation of the training rows
     config.task.test = ()  # () takes data.test of them
-    config.task.text = ()  # fields that are read; () with 'chat' recognises the usual four forms
+    config.task.text = ()  # fields that are read; 'chat': () recognises four formats, one without label: conversation
     config.task.label = ''  # field of the class, number, tags, answers; the completion where it is 'chat'
     config.task.labels = ()  # classes in the order of their numbers; () is those of the training rows, sorted
     config.task.shots = 0  # training rows kept of each class; 0 is all
     config.task.buckets = 4  # lengths that batches come in at most, one compiled program each
     config.task.pack = False  # several conversations in a row, isolated ('chat' alone)
     config.task.too_long = 'error'  # rows beyond data.seq_len: 'error' | 'cut' | 'drop'
-    config.task.template = 'auto'  # of 'chat': 'auto' (the tokenizer's, else 'plain') | 'plain' | a name | a Jinja file
+    config.task.template = (
+        'auto'  # 'chat': 'auto' (tokenizer's, else 'plain') | 'plain' | 'none' | a name | a Jinja file
+    )
     config.task.date = ''  # that a template with strftime_now writes, 'YYYY-MM-DD'; '' is today, kept when resumed
 
     # Start: lmtrain.base.open_base(config.init.base, config.init.adapter, config.init.ignore); with a base, the model

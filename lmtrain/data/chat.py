@@ -177,11 +177,10 @@ def conversations(
         for (form, by_template), count in forms.items()
     ]
     if ways['marked']:
-        notes.append(f'{ways["marked"]} rows: what is learned is what the template marks with {{% generation %}}')
+        notes.append(f'{ways["marked"]} rows: learned is what the template marks with {{% generation %}}')
     if ways['separate']:
         notes.append(
-            f'{ways["separate"]} rows are written once for each of their {answers} answers: the template writes an '
-            'answer otherwise once more is said'
+            f'{ways["separate"]} rows as {answers} texts, one an answer: the template rewrites earlier answers'
         )
     notes += [f'{count} rows: the template does not write their {what}' for what, count in unwritten.items()]
     if beyond:

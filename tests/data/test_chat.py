@@ -151,9 +151,7 @@ def test_answers_that_are_cut_later_are_learned_one_by_one(tokenizer):
     )
     assert (first.source, second.source) == (0, 0)
     notes = made([row(messages=talk), row(messages=TALK)], tokenizer, THINKING)[1]
-    assert notes[1] == (
-        '1 rows are written once for each of their 2 answers: the template writes an answer otherwise once more is said'
-    )
+    assert notes[1] == '1 rows as 2 texts, one an answer: the template rewrites earlier answers'
 
 
 def test_a_cue_that_the_answer_does_not_keep(tokenizer):
@@ -176,7 +174,7 @@ def test_what_the_template_marks_is_learned(tokenizer):
     assert 'assistant\nthe mat<|im_end|>' in shown(found, tokenizer) and '[the cat<|im_end|>]' in shown(
         found, tokenizer
     )
-    assert notes[1] == '1 rows: what is learned is what the template marks with {% generation %}'
+    assert notes[1] == '1 rows: learned is what the template marks with {% generation %}'
 
 
 @pytest.mark.parametrize('source', [CHATML, PHI, THINKING])
