@@ -25,7 +25,11 @@ class TaskHead(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, segment_ids):
-        """`segment_ids` int32 [B, T], 0 at padding; None: every token is real."""
+        """`segment_ids` int32 [B, T], 0 at padding; None: every token is real.
+
+        A soft prompt is part of x and counts as real: the pooling 'first' reads its first embedding, and 'mean'
+        includes it, as in PEFT, which passes the embeddings of the prompt and the text to the class of the task.
+        """
         m = self.model
         if m.head == 'none' and not m.head_activation:
             return {}

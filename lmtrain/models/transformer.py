@@ -113,11 +113,14 @@ class Network(nn.Module):
         x_BTD = dropout(x_BTD, m.dropout, None if key is None else jax.random.fold_in(key, m.num_layers), places.row)
 
         x_BTD, cache = self.layers(x_BTD, places, key, cache, adapter_dropout)
-        if prompt_PD is not None:
-            x_BTD = x_BTD[:, prompt_PD.shape[0] :]
         if m.norm_place != 'post':
             x_BTD = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='final_norm')(x_BTD)
-        outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed, share.columns)
+        own = {} if m.head == 'lm' else TaskHead(m, name='task_head')(x_BTD, batch.get('segment_ids'))
+        if prompt_PD is not None:
+            P = prompt_PD.shape[0]
+            x_BTD = x_BTD[:, P:]
+            own = {name: x[:, P:] if x.ndim == 3 else x for name, x in own.items()}
+        outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed, share.columns) | own
         return outputs if cache is None else outputs | {'cache': cache}
 
     def places(self, batch, cache, shift, share):
@@ -241,18 +244,17 @@ class Network(nn.Module):
         return x_BTD, cache
 
     def heads(self, x_BTD, batch, embed, columns=None):
-        """'logits', and 'logprob' and 'log_z' where the batch has targets; all at the selected positions, if any.
+        """Added heads, and of a language model 'logits', with targets also 'logprob' and 'log_z'; see `apply`.
 
         `columns` is Share.columns or None.
         """
         m = self.model
-        hidden_BTD = x_BTD
         if 'select' in batch:
             x_BTD = jnp.take_along_axis(x_BTD, batch['select'][..., None], axis=1)
         found = {} if self.is_initializing() else self.variables['params'].get('heads', {})
         added = {name: head.logits(x_BTD, leaves['kernel'], leaves.get('bias')) for name, leaves in found.items()}
         if m.head != 'lm':
-            return added | TaskHead(m, name='task_head')(hidden_BTD, batch.get('segment_ids'))
+            return added
         bias_V = None
         if m.mlm_head:
             x_BTD, bias_V = head.MaskedHead(m, name='mlm_head')(x_BTD)

@@ -136,3 +136,14 @@ def test_the_first_layer_may_lack_its_norm():
 def test_settings_at_odds_are_named(settings, match):
     with pytest.raises(ValueError, match=match):
         build(**settings)
+
+
+@pytest.mark.parametrize('how', ['first', 'mean', 'last'])
+def test_a_soft_prompt_is_pooled_as_the_tokens_that_it_stands_for(how):
+    """PEFT passes the embeddings of prompt and text to the class of the task: position 0 is a virtual token."""
+    model, params = build(causal=False, head='classify', num_labels=3, head_activation='tanh', head_pool=how)
+    text, ids = batch(), jnp.array([7, 3])
+    longer = {name: jnp.pad(column, ((0, 0), (2, 0)), constant_values=1) for name, column in text.items()}
+    longer['tokens'] = longer['tokens'].at[:, :2].set(ids[None])
+    prompted = apply(model, params | {'prompt': {'embedding': params['embed']['embedding'][ids]}}, text)['logits']
+    np.testing.assert_allclose(prompted, apply(model, params, longer)['logits'], atol=1e-5)
