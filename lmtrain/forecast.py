@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 
-from lmtrain import cost, display, hlo, traffic, tree
+from lmtrain import cost, display, hlo, parallel, traffic, tree
 from lmtrain.assemble import assemble
 from lmtrain.run import Run
 from lmtrain.target import Target
@@ -137,6 +137,9 @@ def heading(run: Run, target: Target, found: Compiled) -> str:
     ]
     where = "the TPU's compiler" if target.topology else f'the CPU compiler, {target.chips} simulated devices'
     rows.append(('  compiled', f'{where}; attention {run.attention!r}'))
+    if target.chip and target.chip.capability and run.model.attention == 'auto':
+        why = parallel.unfit('cudnn', run.config, run.model, run.mesh, target.chip.capability)
+        rows.append(('  attention', f'on these GPUs by XLA: cudnn {why}' if why else 'on these GPUs by cudnn'))
     if found.too_large:
         verdict = f'no: {found.too_large}'
     elif target.topology:

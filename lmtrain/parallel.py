@@ -37,7 +37,8 @@ def over(mesh: Mesh, specs: dict[str, P], dtype: str, function):
       (params, batch, key) -> (gradients lying as the parameters do, sums) on global arrays.
     """
     if mesh.size == 1:
-        return lambda params, batch, key: function(params, batch, key, Share(kernel=sharding.kernel(mesh)))
+        alone = Share(kernel=sharding.kernel(mesh), capability=sharding.capability(mesh))
+        return lambda params, batch, key: function(params, batch, key, alone)
     nested = mesh.shape['tensor'] > 1
 
     def laid(leaves, axes):
@@ -119,9 +120,12 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
         )(x, kernels)
 
     def on_heads(function):
-        heads = P(None, None, 'tensor')
-        at = {'in_specs': (heads, heads, heads, P(), P()), 'out_specs': heads}
-        return jax.shard_map(function, **at, axis_names={'tensor'}, check_vma=False)
+        def attend(*operands):
+            heads = P(None, None, 'tensor')
+            at = {'in_specs': (heads,) * 3 + (P(),) * (len(operands) - 3), 'out_specs': heads}
+            return jax.shard_map(function, **at, axis_names={'tensor'}, check_vma=False)(*operands)
+
+        return attend
 
     def rows(table, index):
         return _rows(table, index, dtype)
@@ -136,21 +140,27 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
         rows=rows if nested else None,
         pinned=(lambda x: jax.lax.with_sharding_constraint(x, P())) if nested else None,
         kernel='' if cut else sharding.kernel(mesh),
+        capability=sharding.capability(mesh),
         on_heads=on_heads if nested else None,
     )
 
 
 def obstacle(kernel: str, config, model, mesh) -> str:
-    """Why a step cannot attend by a kernel, in words; '' where it can."""
+    """The reason that a step cannot attend by a kernel, or ''."""
     if sharding.kernel(mesh) != kernel:
         platform = next(platform for platform, name in sharding.KERNELS.items() if name == kernel)
         return f'needs a {platform.upper()}, and the mesh has {mesh.devices.flat[0].device_kind}'
+    return unfit(kernel, config, model, mesh, sharding.capability(mesh))
+
+
+def unfit(kernel: str, config, model, mesh, capability: tuple[int, ...]) -> str:
+    """`obstacle` on devices that have the kernel, of a CUDA compute capability; nothing is asked of the devices."""
     if mesh.shape['sequence'] > 1:
         return f'reads no keys of other devices, and mesh.sequence = {mesh.shape["sequence"]}'
     if config.adapt.method == 'prefix':
         return "takes no prefix, and adapt.method = 'prefix'"
     ahead = config.adapt.prompt.length if config.adapt.method == 'prompt' else 0
-    return model.obstacle(kernel, ahead + config.data.seq_len)
+    return model.obstacle(kernel, ahead + config.data.seq_len, capability)
 
 
 def kept(primitive, *_: Any, axis_name: Any = (), jaxpr: Any = None, **__: Any) -> bool:

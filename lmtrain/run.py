@@ -53,10 +53,13 @@ class Run(NamedTuple):
     def attention(self) -> str:
         """What attends in a step, 'xla' or a kernel of the devices."""
         kernel, wanted = sharding.kernel(self.mesh), self.model.attention
-        takes = (
-            kernel and wanted in ('auto', kernel) and not parallel.obstacle(kernel, self.config, self.model, self.mesh)
-        )
-        return kernel if takes else 'xla'
+        return kernel if kernel and wanted in ('auto', kernel) and not self.obstacle else 'xla'
+
+    @property
+    def obstacle(self) -> str:
+        """The reason that the devices' kernel of attention cannot attend in a step, or ''."""
+        kernel = sharding.kernel(self.mesh)
+        return kernel and parallel.obstacle(kernel, self.config, self.model, self.mesh)
 
     @property
     def peak(self) -> float | None:
@@ -127,6 +130,8 @@ class Run(NamedTuple):
         ids = self.corpus.tokenizer.vocab_size
         if self.mesh.shape['tensor'] > 1 and ids < config.model.vocab_size:
             notes.append(f'  vocabulary {config.model.vocab_size:,} rows, of which {ids:,} stand for tokens')
+        if self.model.attention == 'auto' and self.obstacle:
+            notes.append(f'  attention  by XLA: {sharding.kernel(self.mesh)} {self.obstacle}')
         if lost := sharding.replicated(sweep.alone(shapes, self.members).params, self.mesh):
             notes.append(f'  replicated {lost}')
         evaluated, saved = config.evaluate.every_steps, config.checkpoint.every_steps

@@ -14,6 +14,7 @@ import numpy as np
 
 from lmtrain.models import Transformer
 from lmtrain.models.prompt import ahead
+from lmtrain.models.rotary import reread_after
 from lmtrain.tree import Params
 
 ROWS = 64  # prompts decoded together; further ones wait for these
@@ -187,7 +188,7 @@ def bucket(n: int, least: int, most: int) -> int:
 
 
 def _batch(model, params, tokens_BT, lengths_B, settings, cache_length, every):
-    """`stream` for one padded batch."""
+    """`stream` for one padded batch; a text that grows beyond `reread_after` positions is read again, once."""
     B = len(tokens_BT)
     cache, logits_BV = prefill(model, params, tokens_BT, lengths_B, cache_length)
     progress = Progress(
@@ -197,6 +198,7 @@ def _batch(model, params, tokens_BT, lengths_B, settings, cache_length, every):
         stopped=np.zeros(B, bool),
         finite=np.bool_(True),
     )
+    edge = max(0, reread_after(model.rope_scaling) - ahead(params))  # tokens; 0: no text is read again
     steps = 1  # the first token alone, so that it is seen soon
     while not np.all(progress.done):
         before, open_rows = progress.made, np.flatnonzero(~progress.done)
@@ -208,7 +210,15 @@ def _batch(model, params, tokens_BT, lengths_B, settings, cache_length, every):
             gained = progress.text[row, before[row] : progress.made[row]]
             reason = 'stop' if progress.stopped[row] else 'length' if progress.done[row] else ''
             yield int(row), gained.tolist(), reason
-        steps = every
+        read_B = lengths_B + progress.made
+        if edge and np.any(read_B[~progress.done] == edge + 1):
+            whole_BT = np.zeros((B, cache_length), np.int32)
+            for row, length in enumerate(lengths_B):
+                whole_BT[row, :length] = tokens_BT[row, :length]
+                whole_BT[row, length : read_B[row]] = progress.text[row, : progress.made[row]]
+            cache, logits_BV = prefill(model, params, whole_BT, read_B, cache_length)
+        left = edge + 1 - read_B[~progress.done]
+        steps = min([every, *left[left > 0].tolist()])
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'cache_length'))

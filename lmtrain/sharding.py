@@ -93,6 +93,12 @@ def kernel(mesh: Mesh) -> str:
     return KERNELS.get(mesh.devices.flat[0].platform, '')
 
 
+def capability(mesh: Mesh) -> tuple[int, ...]:
+    """The lowest CUDA compute capability of the mesh's devices, such as (9, 0); () if one of them has none."""
+    words = [getattr(device, 'compute_capability', '') for device in mesh.devices.flat]
+    return min(tuple(map(int, word.split('.'))) if re.fullmatch(r'\d+\.\d+', word) else () for word in words)
+
+
 def path_of(key_path) -> str:
     """jax key path -> 'opt_state/0/mu/layers/attention/query/kernel'."""
     return '/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in key_path)

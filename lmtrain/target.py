@@ -17,6 +17,7 @@ class Chip(NamedTuple):
       link: bytes/s that it receives from others of its slice or machine, over all its links together.
       accelerator: the name of a slice of so many chips, {n} of them, for libtpu; '' where it is no TPU.
       dimensions: of the torus that a topology names.
+      capability: CUDA compute capability; () if it is no GPU of NVIDIA.
       compiled: whether its compiler runs without it.
     """
 
@@ -26,6 +27,7 @@ class Chip(NamedTuple):
     link: float
     accelerator: str = ''
     dimensions: int = 1
+    capability: tuple[int, ...] = ()
 
     @property
     def compiled(self) -> bool:
@@ -40,10 +42,10 @@ CHIPS = {
     'v5e': Chip('TPU v5 lite', 16 * 2**30, 800e9, 180e9, 'v5litepod-{n}', 2),
     'v5p': Chip('TPU v5', 95 * 2**30, 2765e9, 540e9, 'v5p-{cores}', 3),
     'v6e': Chip('TPU v6 lite', 32 * 2**30, 1600e9, 360e9, 'v6e-{n}', 2),
-    'a100': Chip('NVIDIA A100', 80e9, 2039e9, 300e9),
-    'h100': Chip('NVIDIA H100', 80e9, 3350e9, 450e9),
-    'h200': Chip('NVIDIA H200', 141e9, 4800e9, 450e9),
-    'b200': Chip('NVIDIA B200', 180e9, 7700e9, 900e9),
+    'a100': Chip('NVIDIA A100', 80e9, 2039e9, 300e9, capability=(8, 0)),
+    'h100': Chip('NVIDIA H100', 80e9, 3350e9, 450e9, capability=(9, 0)),
+    'h200': Chip('NVIDIA H200', 141e9, 4800e9, 450e9, capability=(9, 0)),
+    'b200': Chip('NVIDIA B200', 180e9, 7700e9, 900e9, capability=(10, 0)),
 }
 
 

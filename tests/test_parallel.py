@@ -16,6 +16,11 @@ LLAMA = {'model.num_heads': 8, 'model.num_kv_heads': 8, 'model.head_dim': 8, 'mo
 BERT = LLAMA | {'data.corrupt': 0.15, 'model.causal': False, 'model.bias': True, 'model.norm': 'layernorm'}
 LORA = {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/(attention|mlp)/.*', 4),), 'adapt.dropout': 0.1}
 MUON = {'optimizer.name': 'muon', 'model.num_layers': 3, 'model.unroll': 1}  # eight devices do not divide 3 layers
+DYNAMIC = {
+    'model.rope_scaling': (('rope_type', 'dynamic'), ('factor', 4.0), ('original_max_position_embeddings', 16)),
+    'model.num_layers': 1,
+    'model.unroll': 1,
+}
 MICRO = {'data.batch_size': 16, 'optimizer.accumulate': 2, 'model.remat': 'full', 'model.unroll': 1}
 
 
@@ -50,6 +55,7 @@ def losses(run):
         ([(1, 4, 2, 1)], {'adapt.method': 'prefix', 'adapt.prefix.hidden': 64}),
         ([(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (2, 2, 2, 1)], MUON),
         ([(1, 4, 2, 1)], MUON | {'sweep.seeds': (1, 2), 'adapt.cut': (1, 2)}),
+        ([(1, 1, 1, 8), (1, 2, 2, 2)], DYNAMIC),
         ([(1, 4, 1, 2)], {'data.isolate': False, 'data.seq_len': 256, 'model.positions': 'learned'}),
     ],
     ids=[
@@ -61,6 +67,7 @@ def losses(run):
         'prefix network',
         'muon',
         'muon sweep',
+        'angles by the length of a row',
         'blocks of queries',
     ],
 )
@@ -69,6 +76,55 @@ def test_a_step_over_eight_devices_is_that_over_one(text, meshes, more):
     for mesh in meshes:
         found = losses(run_of(text, mesh, more))
         np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-5, err_msg=str(mesh))
+
+
+def test_angles_by_the_length_of_a_row_are_the_same_in_micro_batches(text):
+    """Rows of several documents, whose lengths lie on both sides of the original context."""
+    one, *others = (
+        losses(run_of(text, (1, 1, 1, 1), DYNAMIC | {'data.batch_size': 16, 'optimizer.accumulate': accumulate}))
+        for accumulate in (1, 4, 16)
+    )
+    for found in others:
+        np.testing.assert_allclose(np.hstack(found), np.hstack(one), rtol=1e-5)
+
+
+def test_cudnn_runs_on_the_heads_that_are_here_with_windows_that_a_scan_carries(text, monkeypatch):
+    """Its call, carried out by XLA in float32."""
+    more = {'model.window': 9, 'model.global_layers': (1,), 'model.num_layers': 2, 'model.unroll': 1}
+    expected = losses(run_of(text, (1, 1, 1, 1), more))
+    by_xla, shapes = jax.nn.dot_product_attention, []
+
+    def attention(query, *operands, implementation, **options):
+        assert implementation == 'cudnn'
+        shapes.append(query.shape)
+        return by_xla(query, *operands, implementation='xla', **options)
+
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', attention)
+    monkeypatch.setattr(attend, 'obstacle', lambda *_, **__: '')
+    monkeypatch.setitem(sharding.KERNELS, 'cpu', 'cudnn')
+    found = losses(run_of(text, (2, 2, 2, 1), more))
+    np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-5)
+    assert {shape[2] for shape in shapes} == {4}
+
+
+def test_an_old_gpu_attends_by_xla_and_the_header_says_so(text, monkeypatch):
+    monkeypatch.setitem(sharding.KERNELS, 'cpu', 'cudnn')
+    half = {'model.dtype': 'bfloat16'}
+    window = BERT | half | {'model.window': 9}
+    for capability, more, attention, note in (
+        ((7, 5), half, 'xla', 'attention  by XLA: cudnn needs CUDA compute capability 8.0, and this GPU has 7.5'),
+        ((9, 0), half | {'model.attention_softcap': 9.0}, 'xla', 'attention  by XLA: cudnn knows no softcap'),
+        ((9, 0), window, 'cudnn', ''),
+    ):
+        monkeypatch.setattr(sharding, 'capability', lambda mesh, capability=capability: capability)
+        run = run_of(text, (1, 1, 1, 1), more)
+        assert run.attention == attention
+        assert note in run.header() and ('by XLA' in run.header()) == bool(note)
+    monkeypatch.setattr(sharding, 'capability', lambda mesh: (7, 5))
+    with pytest.raises(
+        ValueError, match=r"attention='cudnn' needs CUDA compute capability 8.0.* choose model.attention"
+    ):
+        run_of(text, (1, 1, 1, 1), half | {'model.attention': 'cudnn'})
 
 
 @pytest.mark.parametrize('mesh', [(1, 1, 1, 1), (2, 2, 2, 1), (1, 8, 1, 1)], ids=lambda x: 'x'.join(map(str, x)))

@@ -41,22 +41,41 @@ def generate(model, prompts, max_tokens=20, params=None, **wishes):
     return [text.ids for text in sample.generate(model, params, prompts, max_tokens=max_tokens, **wishes)]
 
 
-def recomputed(model, prompt, max_tokens):
+@functools.partial(jax.jit, static_argnames='model')
+def logits_of(model, params, tokens_1T, length):
+    real_1T = (jnp.arange(tokens_1T.shape[1]) < length).astype(jnp.int32)[None]
+    return model.apply({'params': params}, {'tokens': tokens_1T, 'segment_ids': real_1T})['logits'][0, length - 1]
+
+
+def recomputed(model, prompt, max_tokens, params=None):
     """Greedy text from a full forward pass for every token."""
-
-    @jax.jit
-    def logits(params, tokens_1T):
-        return model.apply({'params': params}, {'tokens': tokens_1T})['logits'][0]
-
     made = []
     while len(made) < max_tokens and len(prompt + made) <= model.max_len:
         padded = np.zeros((1, model.max_len), np.int32)
         padded[0, : len(prompt + made)] = prompt + made
-        token = int(jnp.argmax(logits(parameters(model), padded)[len(prompt + made) - 1, :VOCAB]))
+        token = int(jnp.argmax(logits_of(model, params or parameters(model), padded, len(prompt + made))[:VOCAB]))
         if token == END:
             break
         made.append(token)
     return made
+
+
+@pytest.mark.parametrize('every', [8, 3])
+def test_a_text_that_grows_beyond_the_original_context_of_longrope_is_read_again(every):
+    """Prompts within it, at its edge and beyond; the new angles change every position that was read before."""
+    longrope = {'rope_type': 'longrope', 'factor': 4.0, 'original_max_position_embeddings': 12}
+    longrope |= {'short_factor': (1.0, 1.1), 'long_factor': (6.0, 9.0)}
+    model = transformer(rope_scaling=tuple(longrope.items()), window=0)
+    random = np.random.default_rng(3)
+    prompts = [random.integers(0, END, length).tolist() for length in (4, 9, 11, 12, 13, 16)]
+    table = parameters(model)['embed']['embedding']
+    params = parameters(model) | {'embed': {'embedding': table.at[END].set(0)}}  # no text ends
+    expected = [recomputed(model, prompt, 20, params) for prompt in prompts]
+    texts = [[] for _ in prompts]
+    for row, ids, _ in sample.stream(model, params, prompts, max_tokens=20, every=every, **GREEDY):
+        texts[row] += ids
+    assert texts == expected
+    assert min(map(len, expected)) == 20
 
 
 LEARNED = {'positions': 'learned', 'norm': 'layernorm', 'activation': 'gelu', 'bias': True}

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -146,3 +147,14 @@ def test_what_no_rule_divides_is_named_and_limited():
     large = SHAPES | {'unheard': {'kernel': jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}}
     with pytest.raises(ValueError, match=r'unheard/kernel.*lmtrain.sharding.RULES'):
         sharding.replicated(large, mesh)
+
+
+def test_the_lowest_compute_capability_of_the_devices_counts():
+    def of(*capabilities):
+        devices = [types.SimpleNamespace(compute_capability=x) if x else types.SimpleNamespace() for x in capabilities]
+        return sharding.capability(types.SimpleNamespace(devices=np.array(devices, object)))
+
+    assert of('9.0', '8.6') == (8, 6)
+    assert of('10.0', '9.0') == (9, 0)
+    assert of('gfx942') == of('9.0', None) == of(None) == ()
+    assert sharding.capability(sharding.mesh(1, 1, 1, 1, devices=jax.devices()[:1])) == ()

@@ -170,6 +170,30 @@ CASES |= {
     'prompt of bert, tags': ('bert, tag', 'PROMPT_TUNING', 'TOKEN_CLS', PROMPT),
     'prefix of roberta, tags': ('roberta, tag', 'PREFIX_TUNING', 'TOKEN_CLS', PROMPT),
     'prompt of modernbert, tags': ('modernbert, tag', 'PROMPT_TUNING', 'TOKEN_CLS', PROMPT),
+    'prompt of bert, classes': ('bert, classify', 'PROMPT_TUNING', 'SEQ_CLS', PROMPT),
+    'p-tuning of roberta, classes': (
+        'roberta, classify',
+        'P_TUNING',
+        'SEQ_CLS',
+        PROMPT | {'encoder_hidden_size': 24},
+    ),
+    'prompt of modernbert, classes': ('modernbert, classify', 'PROMPT_TUNING', 'SEQ_CLS', PROMPT),
+    'prompt of modernbert, classes by the mean': (
+        'modernbert with biases, mean, classify',
+        'PROMPT_TUNING',
+        'SEQ_CLS',
+        PROMPT,
+    ),
+    'prefix of gemma2': ('gemma2, narrow window', 'PREFIX_TUNING', 'CAUSAL_LM', PROMPT),
+    'prefix of gemma3': ('gemma3', 'PREFIX_TUNING', 'CAUSAL_LM', PROMPT),
+    'prefix of mistral': ('mistral', 'PREFIX_TUNING', 'CAUSAL_LM', PROMPT),
+    'prefix of phi3': ('phi3', 'PREFIX_TUNING', 'CAUSAL_LM', PROMPT),
+    'prefix longer than the window of gemma2': (
+        'gemma2, narrow window',
+        'PREFIX_TUNING',
+        'CAUSAL_LM',
+        {'num_virtual_tokens': 11},
+    ),
     'ia3 of bert, spans': (
         'bert, span',
         'IA3',
@@ -191,6 +215,11 @@ KEPT = (
     'lora of modernbert, masked',
     'prompt of bert, tags',
     'lora of roberta, classes',
+    'prompt of bert, classes',
+    'prompt of modernbert, classes by the mean',
+    'prefix of gemma2',
+    'prefix longer than the window of gemma2',
+    'prefix of mistral',
 )
 KINDS = {
     'LORA': functools.partial(peft.LoraConfig, r=4, lora_alpha=6),

@@ -98,6 +98,8 @@ DECODERS = {
         'attn_logit_softcapping': 3.0,
         'final_logit_softcapping': 2.0,
     },
+    'gemma2, narrow window': GEMMA2
+    | {'model_type': 'gemma2', 'architectures': ['Gemma2ForCausalLM'], 'sliding_window': 8},
     'gemma3': GEMMA2
     | {
         'model_type': 'gemma3_text',

@@ -56,8 +56,15 @@ def tensors(batch):
 
 
 def their_logits(model, batch) -> np.ndarray:
-    with torch.no_grad():
-        return model(**tensors(batch)).logits.float().numpy()
+    """[B, T, V], 0 at padding. Rows go alone, the shortest first: the angles of 'dynamic' and 'longrope' would be those
+    of the longest row of a batch, and of the longest that the model has seen."""
+    lengths = batch['segment_ids'].sum(axis=1)
+    logits = np.zeros((*batch['tokens'].shape, cases.VOCAB), np.float32)
+    for row in np.argsort(lengths):
+        alone = {name: column[row : row + 1, : lengths[row]] for name, column in batch.items()}
+        with torch.no_grad():
+            logits[row, : lengths[row]] = model(**tensors(alone)).logits[0].float().numpy()
+    return logits
 
 
 @functools.partial(jax.jit, static_argnames='model')

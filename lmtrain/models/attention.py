@@ -17,8 +17,9 @@ class Places(NamedTuple):
 
     Attributes:
       rotary: (cos, sin) of the positions, or None.
-      local_rotary: the same for the layers that see a window, where their angles differ; else None.
-      window: keys a query sees, itself included, 0 for all; int32 [] where one program serves layers that differ.
+      local_rotary: the same for the layers that see a window, if their angles differ; else None.
+      positions: int32 [B, T], of the tokens in their documents, without what is ahead of them.
+      window: keys a query sees, itself included, 0 for all; int32 [] if one program serves layers that differ.
       query_segments, key_segments: int32 [B, T] and [B, S]; a query sees keys of its segment. None: one segment.
       query_index: int32 [B, T], the key index at which a query stands; None: its own index in the row.
       slots: int32 [B, T], the cache slots that the tokens fill (out of range: none); None without a cache.
@@ -28,6 +29,7 @@ class Places(NamedTuple):
 
     rotary: Any
     local_rotary: Any
+    positions: Any
     window: Any
     query_segments: Any
     key_segments: Any
@@ -48,8 +50,8 @@ class Attention(nn.Module):
     def __call__(self, x_BTD, places: Places, cache=None, drop=None):
         """([B, T, D], cache). `cache` is (key [N,B,S,G,K], value, layer index): the whole stack, written in place.
 
-        Found beside the projections: prefix_key and prefix_value [P, G, K], which every query sees, whatever the mask
-        (prefix tuning, arXiv 2101.00190).
+        Read if they are beside the projections: prefix_key and prefix_value [P, G, K] (prefix tuning, arXiv
+        2101.00190). They precede every document and count towards its window.
         """
         m = self.model
 
@@ -70,8 +72,6 @@ class Attention(nn.Module):
         value_BSGK = project('value', m.num_kv_heads)
         if m.qk_norm and m.qk_norm_over == 'head':  # arXiv 2302.05442
             query_BTHK, key_BSGK = norm('query')(query_BTHK), norm('key')(key_BSGK)
-        if m.attention_scale:  # beside the 1 / sqrt(K) of every backend
-            query_BTHK *= m.attention_scale * m.head_dim**0.5
         if places.rotary is not None:
             query_BTHK, key_BSGK = rotate(query_BTHK, *places.rotary), rotate(key_BSGK, *places.rotary)
 
@@ -106,8 +106,10 @@ class Attention(nn.Module):
             causal=m.causal,
             window=places.window,
             softcap=m.attention_softcap,
+            scale=m.attention_scale or m.head_dim**-0.5,
             backend=m.attention,
             prefix=0 if prefix is None else prefix.shape[0],
+            positions=None if prefix is None else places.positions,
             share=places.share,
         )
         out_BTD = out_BTHK.reshape(*x_BTD.shape[:2], m.num_heads * m.head_dim)

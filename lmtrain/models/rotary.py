@@ -8,7 +8,7 @@ import numpy as np
 # Fields of each way of stretching, as Hugging Face's rope_scaling names them: those it must have, those it may have.
 SCALINGS = {
     'linear': ({'factor'}, set()),  # arXiv 2306.15595
-    'dynamic': ({'factor', 'original_max_position_embeddings'}, set()),  # NTK-aware, by the longest position
+    'dynamic': ({'factor', 'original_max_position_embeddings'}, set()),  # NTK-aware, by the length of the row
     'llama3': ({'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'}, set()),
     'yarn': (  # arXiv 2309.00071
         {'factor', 'original_max_position_embeddings'},
@@ -19,6 +19,17 @@ SCALINGS = {
         {'attention_factor'},
     ),
 }
+
+
+def by_length(scaling) -> bool:
+    """Whether the angles of a position depend on the length of its row."""
+    return dict(scaling).get('rope_type') in ('dynamic', 'longrope')
+
+
+def reread_after(scaling) -> int:
+    """The number of positions beyond which the angles of all positions of a row change at once; 0 is none."""
+    fields = dict(scaling)
+    return fields['original_max_position_embeddings'] if fields.get('rope_type') == 'longrope' else 0
 
 
 def check_scaling(scaling, rotary_dim: int) -> None:
@@ -41,22 +52,41 @@ def check_scaling(scaling, rotary_dim: int) -> None:
             raise ValueError(f'model.rope_scaling: {name}={value!r} must be above 0')
 
 
-def rotary_angles(positions_BT, rotary_dim: int, theta: float, scaling=()):
+def rotary_angles(positions_BT, rotary_dim: int, theta: float, scaling=(), length=None):
     """(cos, sin), float32 [B, T, R/2], of position / theta^(2i/R) (RoFormer, arXiv 2104.09864), R = rotary_dim.
 
-    `scaling` stretches the angles (SCALINGS). 'dynamic' and 'longrope' depend on the longest position of the batch, as
-    they do in transformers: with them a row may depend on its neighbours, and what a cache holds keeps the angles that
-    it was written with.
+    `scaling` stretches the angles (SCALINGS). 'dynamic' and 'longrope' depend on the number of positions of the row,
+    `length` int32 [B, T] or [B, 1]: the row of a position is its own document, so padding, neighbours in a batch or in
+    a packed row, micro-batches and devices change nothing. transformers takes the longest row of a batch instead; the
+    two agree on a row alone.
+
+    With a cache, `length` is the length so far, and what is stored keeps the angles of the length that it was stored
+    at. For 'longrope' they change once, after `reread_after` positions; there lmtrain.sample reads the whole text
+    again, as transformers does for Phi-3, so that a text is continued as training reads it. For 'dynamic' they change
+    with every token beyond the original length: what is stored then differs from what training on the whole text would
+    compute, as in transformers.
     """
-    longest = jnp.max(positions_BT) + 1
-    frequencies, factor = stretched(rotary_dim, theta, dict(scaling), longest)
-    angles = positions_BT.astype(jnp.float32)[..., None] * jnp.asarray(frequencies)[None, None]
+    frequencies, factor = stretched(rotary_dim, theta, dict(scaling), length)
+    frequencies = jnp.expand_dims(frequencies, range(3 - frequencies.ndim))
+    angles = positions_BT.astype(jnp.float32)[..., None] * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
 
-def stretched(rotary_dim: int, theta: float, scaling: dict, longest):
-    """(frequencies float32 [R/2], the factor of cos and sin). `longest` is a traced number of positions."""
+def lengths(positions_BT, segments_BT, all_positions_BS, all_segments_BS):
+    """int32 [B, T]: the positions of the document that each token belongs to, 1 + the largest of its segment.
+
+    The last two are those of the whole rows, of which T positions are here; segments may be None for one segment.
+    """
+    if segments_BT is None:
+        longest_B1 = jnp.max(all_positions_BS, axis=1, keepdims=True)
+        return jnp.broadcast_to(longest_B1 + 1, positions_BT.shape)
+    same_BTS = segments_BT[:, :, None] == all_segments_BS[:, None, :]
+    return 1 + jnp.max(jnp.where(same_BTS, all_positions_BS[:, None, :], 0), axis=2)
+
+
+def stretched(rotary_dim: int, theta: float, scaling: dict, length=None):
+    """(frequencies float32, [R/2] or [B, T, R/2], the factor of cos and sin); `length` as in rotary_angles."""
     exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
     plain = 1 / np.float32(theta) ** exponents
     if not scaling:
@@ -66,9 +96,9 @@ def stretched(rotary_dim: int, theta: float, scaling: dict, longest):
     if kind == 'linear':
         return plain / np.float32(factor), 1
     if kind == 'dynamic':
-        length = jnp.maximum(longest, original).astype(jnp.float32)
+        length = jnp.maximum(length, original)[..., None].astype(jnp.float32)
         base = theta * (factor * length / original - (factor - 1)) ** (rotary_dim / (rotary_dim - 2))
-        return 1 / base**exponents, 1
+        return 1 / base ** exponents[None, None], 1
     if kind == 'llama3':
         low, high = scaling['low_freq_factor'], scaling['high_freq_factor']
         turns = original * plain / (2 * math.pi)  # that a frequency makes within the original length
@@ -79,7 +109,8 @@ def stretched(rotary_dim: int, theta: float, scaling: dict, longest):
             math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1
         )
         short, long = (np.asarray(scaling[name], np.float32) for name in ('short_factor', 'long_factor'))
-        return jnp.where(longest > original, plain / long, plain / short), attention_factor
+        short, long = (jnp.asarray(plain / factors)[None, None] for factors in (short, long))
+        return jnp.where(length[..., None] > original, long, short), attention_factor
     return yarn(plain, theta, **{name: value for name, value in scaling.items() if name != 'rope_type'})
 
 

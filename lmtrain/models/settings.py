@@ -94,10 +94,11 @@ class Settings:
         """Whether a layer sees a window alone."""
         return bool(self.window) and layer not in self.global_layers
 
-    def obstacle(self, kernel: str, length: int) -> str:
-        """Why a kernel of attention cannot take rows of `length` positions, in words; '' where it can."""
+    def obstacle(self, kernel: str, length: int, capability: tuple[int, ...] = ()) -> str:
+        """The reason that a kernel of attention cannot take rows of `length` positions, or ''; see attend.obstacle."""
         window = None if self.global_layers and self.unroll != self.num_layers else self.window
         about = {'head_dim': self.head_dim, 'window': window, 'softcap': self.attention_softcap}
+        about['capability'] = capability
         return obstacle(kernel, length, dtype=jnp.dtype(self.dtype), **about)
 
     def check(self):

@@ -22,8 +22,9 @@ class Share(NamedTuple):
       pinned: x -> x, held to lie as the rows of the batch do and in no smaller pieces; None: it does anyway. Else a
         compiler may divide what runs between two layers, and exchange it at every product.
       kernel: the fused attention that can be compiled here, of attend.KERNELS; '': none.
-      on_heads: (queries, keys, values [B, T, H, K], segments twice) -> [B, T, H, K] -> the same function on the heads
-        that are here, for what no compiler can divide. None: all are.
+      capability: CUDA compute capability of the devices here, such as (9, 0); (): they have none.
+      on_heads: a function (queries, keys, values [B, T, H, K], whole operands ...) -> [B, T, H, K] as the same function
+        on the heads that are here, for what no compiler can divide. None: all are here.
     """
 
     fetch: Callable[[str, tree.Params], tree.Params] | None = None
@@ -34,6 +35,7 @@ class Share(NamedTuple):
     rows: Callable[[Any, Any], Any] | None = None
     pinned: Callable[[Any], Any] | None = None
     kernel: str = ''
+    capability: tuple[int, ...] = ()
     on_heads: Callable[[Callable], Callable] | None = None
 
 

@@ -13,7 +13,7 @@ from lmtrain.models.attention import Places
 from lmtrain.models.block import Block
 from lmtrain.models.layers import Norm, dropout
 from lmtrain.models.linear import Embed
-from lmtrain.models.rotary import rotary_angles, sinusoids
+from lmtrain.models.rotary import by_length, lengths, rotary_angles, sinusoids
 from lmtrain.models.settings import Settings
 from lmtrain.models.share import ALL, Share
 from lmtrain.models.task_head import TaskHead
@@ -149,15 +149,20 @@ class Network(nn.Module):
         positions = batch.get('positions')
         if positions is None:
             positions = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
-        positions = positions + shift
         rotary = local_rotary = None
         if m.positions == 'rotary':
-            rotary = rotary_angles(positions, m.rotary_dim or m.head_dim, m.rope_theta, m.rope_scaling)
+            turned = {'rotary_dim': m.rotary_dim or m.head_dim}
+            if by_length(m.rope_scaling) and cache is not None:
+                turned['length'] = length_B1 + shift
+            elif by_length(m.rope_scaling):
+                everywhere = share.everywhere or (lambda x: x)
+                turned['length'] = shift + lengths(positions, segments, everywhere(positions), key_segments)
+            rotary = rotary_angles(positions + shift, theta=m.rope_theta, scaling=m.rope_scaling, **turned)
             if m.local_rope_theta:
-                local_rotary = rotary_angles(positions, m.rotary_dim or m.head_dim, m.local_rope_theta)
+                local_rotary = rotary_angles(positions + shift, theta=m.local_rope_theta, **turned)
         row = batch.get('row', jnp.arange(B, dtype=jnp.int32))
-        places = Places(rotary, local_rotary, m.window, segments, key_segments, index, slots, row, share)
-        return places, positions
+        places = Places(rotary, local_rotary, positions, m.window, segments, key_segments, index, slots, row, share)
+        return places, positions + shift
 
     def places_of(self, places, layer):
         """What one layer sees of `places`; `layer` is a number, or traced where a scan runs layers that differ."""

@@ -29,6 +29,7 @@ MODELS = {
     'rotary': build(num_kv_heads=1, tied=False),
     'learned': build(positions='learned', norm='layernorm', activation='gelu', bias=True),
     'window': build(window=5),
+    'alternating': build(window=5, global_layers=(1,)),
     'encoder': build(causal=False, norm='layernorm', activation='gelu', positions='learned'),
 }
 
@@ -133,7 +134,7 @@ def test_lora_starts_as_it_should():
 
 
 @pytest.mark.parametrize('method', ['prompt', 'prefix'])
-@pytest.mark.parametrize('name', ['rotary', 'learned', 'window'])
+@pytest.mark.parametrize('name', ['rotary', 'learned', 'window', 'alternating'])
 def test_cached_decoding_under_what_stands_ahead(name, method):
     params, whole = adapted(name, method, length=P), batch()
     full = forward(name, params, whole)['logits']

@@ -68,6 +68,7 @@ def test_a_plan_is_made_again_by_a_process_that_finds_a_warm_cache(tmp_path):
 
 def test_a_gpu_is_judged_by_theory_and_its_data_sheet(capsys):
     code, page = plan(capsys, '--config=tiny', '--target=h100:8', '--config.plan.price=2.5')
+    assert "on these GPUs by XLA: cudnn needs dtype 'bfloat16' or 'float16', not 'float32'" in page
     assert code == 0
     assert 'by theory alone' in page and 'simulated devices' in page
     assert all(re.search(rf'^  {row} ', page, re.MULTILINE) for row in ('bound by', 'MFU', 'tokens/s', 'money'))

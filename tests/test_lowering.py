@@ -1,0 +1,45 @@
+"""What a bfloat16 model asks of an accelerator: programs lowered for CUDA and TPU, which needs no such device."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import base
+from lmtrain.models import Transformer
+
+DOT = re.compile(r'stablehlo\.dot_general.*: \((tensor<\S+>), (tensor<\S+>)\) -> (tensor<\S+>)')
+
+
+def products(function, platform, *shapes):
+    """(left, right, result), the types of each matrix product of a function that is lowered for a platform."""
+    text = jax.jit(function).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
+    return DOT.findall(text)
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+@pytest.mark.parametrize('causal', [True, False])
+def test_the_layers_of_a_bfloat16_model_multiply_bfloat16(platform, causal):
+    """Forward and backward; a causal row is cut into blocks of queries, which have products of their own."""
+    config = base.get_config()
+    config.model.update({'vocab_size': 31, 'max_len': 256, 'num_layers': 2, 'width': 32, 'num_heads': 4, 'unroll': 1})
+    config.model.update({'num_kv_heads': 2, 'dtype': 'bfloat16', 'attention_softcap': 9.0, 'causal': causal})
+    model = Transformer(**config.model)
+    tokens = jax.ShapeDtypeStruct((2, 256), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), {'tokens': tokens})['params']
+
+    def total(params, tokens):
+        return jnp.sum(model.apply({'params': params}, {'tokens': tokens})['hidden'].astype(jnp.float32))
+
+    found = products(jax.grad(total), platform, params, tokens)
+    in_a_layer = 7 + (4 if causal else 2)  # kernels, and two products a block of queries
+    assert len(found) == 3 * in_a_layer
+    assert not [each for each in found if 'f32' in each[0] + each[1]]
+    assert len([each for each in found if 'f32' in each[2]]) == 3 * (in_a_layer - 7)
+
+
+def test_products_are_seen_at_all():
+    x = jax.ShapeDtypeStruct((8, 8), jnp.bfloat16)
+    plain = jax.grad(lambda x, w: jnp.sum(jnp.dot(x, w, preferred_element_type=jnp.float32) ** 2))
+    assert [each for each in products(plain, 'cuda', x, x) if 'f32' in each[0] + each[1]]
