@@ -1,0 +1,88 @@
+"""Norms, feed-forwards and dropout against closed forms in float64; bfloat16 against float32 of the rounded input."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmtrain.models import layers
+from lmtrain.models.layers import FeedForward, Norm, dropout
+
+
+def norm(kind, x, scale, bias, eps):
+    x = np.asarray(x, np.float64)
+    if kind == 'layernorm':
+        x = x - x.mean(-1, keepdims=True)
+    y = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+    return y * (1 + scale if kind == 'rmsnorm1p' else scale) + (0 if bias is None else bias)
+
+
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('kind', ['rmsnorm', 'layernorm', 'rmsnorm1p'])
+def test_norms_equal_their_formula(kind, bias):
+    """An epsilon as large as the mean of squares, a mean that is not 0, scales around 2 and -0.3."""
+    random = np.random.default_rng(0)
+    x = 0.7 + 0.5 * random.normal(size=(2, 3, 16))
+    scale, shift = 2 + random.normal(size=16), -0.3 + random.normal(size=16)
+    params = {'scale': scale.astype(np.float32)} | ({'bias': shift.astype(np.float32)} if bias else {})
+    for dtype in ('float32', 'bfloat16'):
+        rounded = jnp.asarray(x, dtype)
+        found = Norm(kind, 0.5, bias).apply({'params': params}, rounded)
+        assert found.dtype == dtype
+        wanted = norm(kind, rounded.astype(jnp.float32), scale, shift if bias else None, 0.5)
+        np.testing.assert_allclose(
+            found.astype(jnp.float32), wanted, rtol=0.0021 if dtype == 'bfloat16' else 1e-5, atol=1e-5
+        )
+
+
+def test_norms_begin_neutral():
+    x = jnp.array([[3.0, -1.0]])
+    for kind in ('rmsnorm', 'rmsnorm1p'):
+        found, _ = Norm(kind, 1e-6, False).init_with_output(jax.random.key(0), x)
+        np.testing.assert_allclose(found, x / math.sqrt(5), rtol=1e-5)
+
+
+def erf(x):
+    return np.vectorize(math.erf)(x)
+
+
+ACTIVATIONS = {
+    'gelu': lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    'gelu_exact': lambda x: x / 2 * (1 + erf(x / math.sqrt(2))),
+    'relu': lambda x: np.maximum(x, 0),
+    'relu2': lambda x: np.maximum(x, 0) ** 2,
+    'swiglu': lambda x: x / (1 + np.exp(-x)),
+}
+ACTIVATIONS |= {'geglu': ACTIVATIONS['gelu'], 'geglu_exact': ACTIVATIONS['gelu_exact']}
+
+
+@pytest.mark.parametrize('activation', [*layers.PLAIN, *layers.GATED])
+def test_feed_forwards_equal_their_formula(activation):
+    """The two forms of GELU differ by 5e-4 at most."""
+    random = np.random.default_rng(1)
+    gated = activation in layers.GATED
+    shapes = {'up': (4, 6), 'down': (6, 4)} | ({'gate': (4, 6)} if gated else {})
+    params = {name: {'kernel': random.normal(size=s), 'bias': random.normal(size=s[1])} for name, s in shapes.items()}
+    x = 1.5 * random.normal(size=(2, 5, 4))
+
+    def linear(name, x):
+        return x @ params[name]['kernel'] + params[name]['bias']
+
+    act = ACTIVATIONS[activation]
+    wanted = linear('down', act(linear('gate', x)) * linear('up', x) if gated else act(linear('up', x)))
+    one = FeedForward(4, 6, activation, True, 0.1, 0.1)
+    found = one.apply({'params': jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)}, jnp.asarray(x))
+    np.testing.assert_allclose(found, wanted, atol=3e-5)
+
+
+def test_dropout_keeps_the_mean_at_its_rate():
+    x = jnp.full((3, 400, 50), 2.0)
+    dropped = dropout(x, 0.3, jax.random.key(0), jnp.array([4, 9, 4]))
+    assert set(np.unique(dropped)) == {0.0, np.float32(2 / 0.7)}
+    np.testing.assert_allclose(np.mean(np.asarray(dropped) == 0, axis=(1, 2)), [0.3] * 3, atol=0.015)
+    np.testing.assert_array_equal(dropped[0], dropped[2])  # the mask is of the row's index in the global batch
+    assert np.mean(np.asarray(dropped[0]) == np.asarray(dropped[1])) < 0.7
+    np.testing.assert_array_equal(dropout(x, 0.3, None, None), x)
+    assert dropout(x.astype('bfloat16'), 0.3, jax.random.key(0), jnp.arange(3)).dtype == jnp.bfloat16
