@@ -12,7 +12,8 @@ LEARNS = r'(.*/prefix_(key|value)|prefix/.*)'
 def adapter(*, length: int, num_kv_heads: int, head_dim: int, stddev: float = 0.02, hidden: int = 0) -> Adapter:
     """`prefix_key`, `prefix_value` float32 [N, P, G, K] in the attention of every layer, P = `length`.
 
-    Keys are read as they are, after the rotation of the text's; every query sees them; the text begins at position P.
+    Keys are read as they are, after the rotation of the text's. They precede every document, which begins at position
+    P, and count towards its window (attend.attend).
 
     Args:
       num_kv_heads, head_dim: G and K, the model's.

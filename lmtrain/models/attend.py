@@ -127,28 +127,33 @@ def multiply(equation: str, a, b):
 # 2307.08691, algorithm 2): of the scores' it is the only rounding, and that of the output is in that dtype anyway.
 
 
-@jax.custom_vjp
-def scores(query_BGTK, key_BGSK):
-    """query . key, float32 [B, G, T, S]; both are of one dtype."""
-    return multiply('BGTK,BGSK->BGTS', query_BGTK, key_BGSK)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def scores(query_BGTK, key_BGSK, scale: float):
+    """scale * query . key, float32 [B, G, T, S]; query and key are of one dtype."""
+    return scale * multiply('BGTK,BGSK->BGTS', query_BGTK, key_BGSK)
 
 
-def _scores_backward(operands, g_BGTS):
+def _scores(query_BGTK, key_BGSK, scale):
+    return scores(query_BGTK, key_BGSK, scale), (query_BGTK, key_BGSK)
+
+
+def _scores_backward(scale, operands, g_BGTS):
     query_BGTK, key_BGSK = operands
     dtype = query_BGTK.dtype
     g_BGTS = g_BGTS.astype(dtype)
-    to_query = multiply('BGTS,BGSK->BGTK', g_BGTS, key_BGSK)
-    return to_query.astype(dtype), multiply('BGTS,BGTK->BGSK', g_BGTS, query_BGTK).astype(dtype)
+    to_query = scale * multiply('BGTS,BGSK->BGTK', g_BGTS, key_BGSK)
+    to_key = scale * multiply('BGTS,BGTK->BGSK', g_BGTS, query_BGTK)
+    return to_query.astype(dtype), to_key.astype(dtype)
 
 
-scores.defvjp(lambda query, key: (scores(query, key), (query, key)), _scores_backward)
+scores.defvjp(_scores, _scores_backward)
 
 
 @jax.custom_vjp
 def average(weights_BGTS, value_BGSK):
     """sum(weights * value) / sum(weights) over S, float32 [B, G, T, K], of float32 weights in the dtype of `value`.
 
-    Dividing after the product takes T * K divisions instead of T * S.
+    Dividing after the product takes T * K operations instead of T * S.
     """
     return _average(weights_BGTS, value_BGSK)[0]
 
@@ -156,18 +161,18 @@ def average(weights_BGTS, value_BGSK):
 def _average(weights_BGTS, value_BGSK):
     weights_BGTS = weights_BGTS.astype(value_BGSK.dtype)
     # The sum is of the rounded weights, so that the average of equal values is that value.
-    total_BGT1 = jnp.sum(weights_BGTS, axis=-1, keepdims=True, dtype=jnp.float32)
-    out_BGTK = multiply('BGTS,BGSK->BGTK', weights_BGTS, value_BGSK) / total_BGT1
-    return out_BGTK, (weights_BGTS, value_BGSK, total_BGT1, out_BGTK)
+    share_BGT1 = 1 / jnp.sum(weights_BGTS, axis=-1, keepdims=True, dtype=jnp.float32)
+    out_BGTK = multiply('BGTS,BGSK->BGTK', weights_BGTS, value_BGSK) * share_BGT1
+    return out_BGTK, (weights_BGTS, value_BGSK, share_BGT1, out_BGTK)
 
 
 def _average_backward(kept, g_BGTK):
-    weights_BGTS, value_BGSK, total_BGT1, out_BGTK = kept
+    weights_BGTS, value_BGSK, share_BGT1, out_BGTK = kept
     dtype = value_BGSK.dtype
     g_BGTK = g_BGTK.astype(dtype)
-    to_value = multiply('BGTS,BGTK->BGSK', weights_BGTS, (g_BGTK / total_BGT1).astype(dtype))
+    to_value = multiply('BGTS,BGTK->BGSK', weights_BGTS, (g_BGTK * share_BGT1).astype(dtype))
     mean_BGT1 = jnp.sum(g_BGTK * out_BGTK, axis=-1, keepdims=True)
-    to_weights = (multiply('BGTK,BGSK->BGTS', g_BGTK, value_BGSK) - mean_BGT1) / total_BGT1
+    to_weights = (multiply('BGTK,BGSK->BGTS', g_BGTK, value_BGSK) - mean_BGT1) * share_BGT1
     return to_weights, to_value.astype(dtype)
 
 
@@ -239,7 +244,7 @@ def xla(
             window=window,
         )
         query_BGTK = query_BGRTK[:, :, :, start:stop].reshape(B, G, R * C, K)
-        score_BGTS = scale * scores(query_BGTK, read(key_BGSK))
+        score_BGTS = scores(query_BGTK, read(key_BGSK), scale)
         if softcap:
             score_BGTS = softcap * jnp.tanh(score_BGTS / softcap)
         if mask is not None:

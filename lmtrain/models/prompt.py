@@ -1,7 +1,7 @@
 """What stands ahead of a row's text: a soft prompt's embeddings, and prefixes of keys and values in every layer.
 
 Both shift the positions of the text by their length, as PEFT has it. A prompt's P embeddings take places in the row
-(and in the cache) before the first token; a prefix takes none: its keys are read after the rotation, by every query.
+(and in the cache) before the first token; a prefix takes none: its keys are not rotated, and precede every document.
 """
 
 import jax
