@@ -259,11 +259,13 @@ def written(said: Conversation, tokenizer: Tokenizer, template: Template, place:
     separate, spans = [], []
     for index in said.learned:
         one = said._replace(learned=(index,))
-        before, alone = (
-            render(one, tokenizer, template, place, cue, count) for cue, count in ((True, index), (False, index + 1))
-        )
+        alone = render(one, tokenizer, template, place, False, index + 1)
         if not _runs(alone.origin, ANSWER):
             continue
+        try:
+            before = render(one, tokenizer, template, place, True, index)
+        except ValueError:  # a template may ask for a question: nothing stands before an answer that comes first
+            before = Text('', b'', ())
         begin, kept = _begin(before, alone)
         if kept:
             separate.append((alone, [(begin, len(alone.text))]))
@@ -302,10 +304,12 @@ def _runs(origin: bytes, flag: int) -> list[Span]:
 def _begin(before: Text, alone: Text) -> tuple[int, bool]:
     """(where the answer that ends `alone` begins, whether `alone` keeps the prompt `before` it).
 
-    The answer begins where the cue to speak ends, and not behind any of its own text. A prompt is kept if none of its
-    content is written otherwise (Mistral moves the system's text to the last question).
+    The answer begins where the cue to speak ends, and not behind any of its own text; without a prompt, with its text.
+    A prompt is kept if none of its content is written otherwise (Mistral moves the system's text to the last question).
     """
     first = _runs(alone.origin, ANSWER)[0][0]
+    if not before.text:
+        return first, True
     common = alone.cut(_common(before.text, alone.text))
     others = [end for _, end in _runs(alone.origin[:first], CONTENT)]
     asked = [end for _, end in _runs(before.origin, CONTENT)]

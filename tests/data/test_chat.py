@@ -160,6 +160,16 @@ def test_a_cue_that_the_answer_does_not_keep(tokenizer):
     assert '<|im_start|>assistant\n[the mat<|im_end|>]\n' in shown(found, tokenizer)
 
 
+def test_an_answer_may_come_first(tokenizer):
+    """ShareGPT has conversations that the assistant begins."""
+    asking = "{{ messages[0].role and '' }}" + CHATML
+    (found,), _ = made([row(messages=[TALK[1], *TALK[2:]])], tokenizer, asking)
+    assert shown(found, tokenizer) == (
+        '<|im_start|>assistant\n[the mat<|im_end|>]\n'
+        '<|im_start|>user\nwho?<|im_end|>\n<|im_start|>assistant\n[the cat<|im_end|>]\n'
+    )
+
+
 def test_what_the_template_marks_is_learned(tokenizer):
     tagged = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}{% generation %}"
