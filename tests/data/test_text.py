@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data.text import END, Bytes, Chars, Whitespace
+from lmtrain.data.text import END, Bytes, Chars, Whitespace, _bytes_between
 from lmtrain.data.tokenizer import learn, load_tokenizer
 
 texts = st.text(st.characters(exclude_categories=['Cs']), max_size=60)
@@ -86,3 +86,10 @@ def test_a_damaged_tokenizer_is_refused(tmp_path):
 def test_hashes_tell_tokenizers_apart():
     tokenizers = [Bytes(), Bytes(mask=True), Chars(b'["a"]'), Chars(b'["b"]'), Whitespace(b'["a"]')]
     assert len({tokenizer.hash for tokenizer in tokenizers}) == len(tokenizers)
+
+
+def test_no_byte_is_counted_twice_or_lost_where_offsets_go_back_or_stop_short():
+    assert _bytes_between('aébcd', np.array([3, 2, 4])).tolist() == [4, 0, 1, 1]
+    tokenizer = Bytes()
+    assert tokenizer.bytes_behind('é', [0xC3, 0xA9]) == [1, 1] and tokenizer.bytes_behind('abc', [97]) == [3]
+    assert tokenizer.bytes_behind('a', [97, 98, 99]) == [1, 0, 0] and tokenizer.bytes_behind('', []) == []
