@@ -1,0 +1,136 @@
+"""The module of attention against its equations in float64, over what families add to it; one line adds a case."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from lmtrain.models import Transformer
+from lmtrain.models.attention import Attention, Places
+from lmtrain.models.rotary import rotary_angles
+
+B, T, D, H, K, P = 2, 9, 12, 4, 6, 3
+CASES = {
+    'plain': {},
+    'grouped': {'num_kv_heads': 2, 'bias': True},
+    'norm of heads': {'qk_norm': True, 'norm_eps': 0.3},
+    'norm of heads, gemma': {'qk_norm': True, 'norm': 'rmsnorm1p', 'norm_eps': 0.3},
+    'norm of projections': {'qk_norm': True, 'qk_norm_over': 'projection', 'num_kv_heads': 2, 'norm_eps': 0.3},
+    'a scale, a cap and one bias': {'attention_scale': 0.9, 'attention_softcap': 1.5, 'biased': ('key',)},
+    'a window in an encoder': {'causal': False, 'window': 3},
+    'a prefix': {'prefix': True, 'num_kv_heads': 1},
+    'a prefix in a window': {'prefix': True, 'window': 5},
+}
+
+
+def build(prefix=False, **settings):
+    config = base.get_config()
+    small = {'vocab_size': 7, 'max_len': 32, 'num_layers': 1, 'width': D, 'num_heads': H, 'head_dim': K, 'unroll': 1}
+    config.model.update(small | {'rotary_dim': 4, 'rope_theta': 50.0} | settings)
+    return Transformer(**config.model)
+
+
+def places(model, start=0, length=T):
+    positions = jnp.broadcast_to(start + jnp.arange(length)[None], (B, length))
+    rotary = rotary_angles(positions, model.rotary_dim, model.rope_theta)
+    return Places(rotary, None, positions, model.window, None, None, None, None, jnp.arange(B))
+
+
+def drawn(model, prefix):
+    """Parameters, every one random: the scales of norms around 1, projections large enough for uneven weights."""
+    module = Attention(model, 0.02, 0.02)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((B, T, D)), places(model)))['params']
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: random.normal(0.6, 0.5, leaf.shape), shapes)
+    if prefix:
+        front = {f'prefix_{name}': random.normal(size=(P, model.num_kv_heads, K)) for name in ('key', 'value')}
+        params = params | front
+    return params
+
+
+def reference(model, params, x):
+    def project(name, heads):
+        y = x @ params[name]['kernel'] + params[name].get('bias', 0)
+        scale = params.get(f'{name}_norm', {}).get('scale')
+        y = y if model.qk_norm_over == 'projection' else y.reshape(B, T, heads, K)
+        if scale is not None:
+            y = y / np.sqrt(np.mean(y**2, axis=-1, keepdims=True) + model.norm_eps)
+            y = y * (1 + scale if model.norm == 'rmsnorm1p' else scale)
+        return y.reshape(B, T, heads, K)
+
+    def turn(y):
+        R = model.rotary_dim
+        angle = np.arange(T)[:, None] * model.rope_theta ** (-np.arange(0, R, 2) / R)
+        pairs = (y[..., : R // 2] + 1j * y[..., R // 2 : R]) * np.exp(1j * angle)[None, :, None]
+        return np.concatenate([pairs.real, pairs.imag, y[..., R:]], axis=-1)
+
+    query, key, value = (
+        turn(project('query', H)),
+        turn(project('key', model.num_kv_heads)),
+        project('value', model.num_kv_heads),
+    )
+    count = 0
+    if 'prefix_key' in params:  # the first keys of the text, which all queries are behind
+        count = P
+        key, value = (
+            np.concatenate(
+                [np.broadcast_to(params[f'prefix_{name}'], (B, *params[f'prefix_{name}'].shape)), own], axis=1
+            )
+            for name, own in (('key', key), ('value', value))
+        )
+    out = np.zeros((B, T, H, K))
+    for h in range(H):
+        g = h // (H // model.num_kv_heads)
+        score = np.einsum('btk,bsk->bts', query[:, :, h], key[:, :, g]) * (model.attention_scale or K**-0.5)
+        if model.attention_softcap:
+            score = model.attention_softcap * np.tanh(score / model.attention_softcap)
+        distance = count + np.arange(T)[:, None] - np.arange(count + T)[None]
+        seen = (distance >= 0) | (not model.causal)
+        seen &= (np.abs(distance) < model.window) | (model.window == 0)
+        weights = np.exp(score) * seen
+        out[:, :, h] = weights / weights.sum(-1, keepdims=True) @ value[:, :, g]
+    return out.reshape(B, T, H * K) @ params['output']['kernel'] + params['output'].get('bias', 0)
+
+
+@functools.cache
+def compiled(model):
+    return jax.jit(lambda params, x: Attention(model, 0.02, 0.02).apply({'params': params}, x, places(model))[0])
+
+
+@pytest.mark.parametrize('settings', CASES.values(), ids=CASES)
+def test_equals_its_equations(settings):
+    model = build(**settings)
+    params = drawn(model, settings.get('prefix', False))
+    norms = {name for name in params if name.endswith('_norm')}
+    assert norms == ({'query_norm', 'key_norm'} if model.qk_norm else set())
+    x = np.random.default_rng(1).normal(size=(B, T, D))
+    found = compiled(model)(jax.tree.map(jnp.float32, params), jnp.float32(x))
+    np.testing.assert_allclose(found, reference(model, params, x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_takes_the_tokens_of_one_layer_and_leaves_the_others():
+    """Layer 1 of 3, tokens at slots 2, 3 and none; what it reads from the cache is what it wrote."""
+    model = build(num_kv_heads=2)
+    params = jax.tree.map(jnp.float32, drawn(model, False))
+    x = jax.random.normal(jax.random.key(0), (B, 3, D))
+    empty = jnp.full((3, B, 6, 2, K), 7.0)
+    at = places(model, start=2, length=3)._replace(
+        slots=jnp.array([[2, 3, 6], [0, 6, 6]]),
+        query_segments=jnp.ones((B, 3), jnp.int32),
+        key_segments=jnp.ones((B, 6), jnp.int32),
+        query_index=jnp.array([[2, 3, 4], [0, 1, 2]]),
+    )
+    module = Attention(model, 0.02, 0.02)
+    _, (key, value, layer) = module.apply({'params': params}, x, at, (empty, empty, 1))
+    assert layer == 1
+    for new in (key, value):
+        untouched = np.ones((3, B, 6), bool)
+        untouched[1, 0, 2:4] = untouched[1, 1, 0] = False
+        changed = np.any(np.asarray(new) != 7, axis=(-1, -2))
+        np.testing.assert_array_equal(changed, ~untouched)
+    wanted = (x @ params['value']['kernel']).reshape(B, 3, 2, K)
+    np.testing.assert_allclose(value[1, 0, 2:4], wanted[0, :2], atol=1e-5)
+    np.testing.assert_allclose(value[1, 1, 0], wanted[1, 0], atol=1e-5)
