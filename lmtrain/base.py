@@ -80,7 +80,7 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
     """
     if not (directory / 'config.json').is_file():
         raise FileNotFoundError(f'{directory} is no folder of a run: it holds no config.json')
-    config = ml_collections.ConfigDict(folder.read(directory / 'config.json'))
+    config = ml_collections.ConfigDict(folder.read_config(directory))
     try:
         model, members = Transformer(**config.model), sweep.of(config)
         init = config.init.to_dict()

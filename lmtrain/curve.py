@@ -31,12 +31,13 @@ def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: path
         axes = figure.add_subplot()
         axes.plot(steps, losses, color='#bcd6ee', linewidth=0.7)
         axes.plot(steps, smooth, color='#1f5fa8', linewidth=1.8, label='training')
+        measured = [line[f'validation_{unit}'] for line in evaluated]
         if evaluated:
-            points = [line['step'] for line in evaluated], [line[f'validation_{unit}'] for line in evaluated]
+            points = [line['step'] for line in evaluated], measured
             axes.plot(
                 *points, color='#d1491b', linewidth=1.5, marker='o', markersize=4, label='validation', clip_on=False
             )
-        low, high = min(smooth + losses[len(losses) // 10 :]), smooth[len(smooth) // 10]
+        low, high = min(smooth + losses[len(losses) // 10 :] + measured), max([smooth[len(smooth) // 10], *measured])
         shown = sorted(baselines.items(), key=lambda item: item[1]) if evaluated else []
         if shown:
             low, high = min(low, shown[0][1]), max(high, shown[-1][1])

@@ -103,9 +103,9 @@ def on_its_vocabulary(config, workdir: pathlib.Path):
     """The config with as many ids as the run in the folder has, where they were filled up for the mesh that it had."""
     if config.init.base or not (workdir / 'config.json').exists():
         return config
-    saved = folder.read(workdir / 'config.json')
-    size, tensor = (saved.get(part, {}).get(name) for part, name in (('model', 'vocab_size'), ('mesh', 'tensor')))
-    if not size or not tensor or size != filled(config.model.vocab_size, tensor):
+    saved = folder.read_config(workdir)
+    size = saved['model']['vocab_size']
+    if size != filled(config.model.vocab_size, saved['mesh']['tensor']):
         return config
     config = config.copy_and_resolve_references()
     config.model.vocab_size = size
@@ -116,7 +116,7 @@ def on_its_date(config, workdir: pathlib.Path):
     """The config with the date that the run in the folder writes in its conversations, if none is asked for."""
     if config.task.date or not (workdir / 'config.json').exists():
         return config
-    date = folder.read(workdir / 'config.json').get('task', {}).get('date')
+    date = folder.read_config(workdir)['task']['date']
     if not date:
         return config
     config = config.copy_and_resolve_references()

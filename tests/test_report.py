@@ -283,3 +283,13 @@ def test_what_the_picture_shows(tmp_path, monkeypatch):
     assert figures[0].axes[0].get_ylabel() == 'bits per byte'
     low, high = figures[0].axes[0].get_ylim()
     assert low < 1.3 and high > 3.312  # the baselines are in sight
+
+
+def test_a_validation_far_from_the_training_loss_is_in_sight(tmp_path):
+    """Points outside of the axes would take the whole picture."""
+    folder = a_run(tmp_path / 'run')
+    lines = [{'step': step, 'loss': 5.5 + 1e-4 * step, 'nats': 5.5} for step in range(1, 9)]
+    lines += [{'step': 8, 'validation_loss': 9.0, 'validation_bits_per_byte': 4.5}]
+    write_lines(folder / 'metrics.jsonl', lines)
+    report.write(folder)  # matplotlib would warn
+    assert (folder / 'loss.png').stat().st_size > 10_000

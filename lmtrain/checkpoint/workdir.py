@@ -36,7 +36,8 @@ MAY_CHANGE = (
     (r'plan\..*', 'free'),
     (r'watchdog\..*', 'free'),
     (r'verify_every', 'free'),
-    (r'data\.(cache|root)', 'free'),  # where the data lies; that it is the same is checked by its fingerprint
+    # Where the data lies, how it is divided and written: that it is the same is checked by its fingerprint.
+    (r'data\.(cache|root|split)|task\.(template|date)', 'free'),
     (r'mesh\..*', 'rounding'),
     (r'model\.(attention|remat|unroll)', 'rounding'),
     (r'optimizer\.accumulate', 'rounding'),
@@ -166,7 +167,7 @@ def claim(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict
         _write(path / 'fingerprints.json', fingerprints)
         _write(path / 'config.json', config)  # last: where it is, the folder is bound
         return []
-    saved, current = read(path / 'config.json'), _normal(config)
+    saved, current = read_config(path), _normal(config)
     differences = compare(saved, current)
     differences += [
         difference._replace(field=f'fingerprint of {difference.field}', kind='fixed')
@@ -260,6 +261,27 @@ def _flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def _normal(tree: Any) -> Any:
     """As JSON gives it back: tuples are lists, keys are strings."""
     return json.loads(json.dumps(tree))
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+    """The config of a run's folder: a nested dict as JSON gives it back.
+
+    A field that the lmtrain of that run did not have yet takes its default. (A new field whose default changes what
+    older runs did needs its old value here.) Raises WrongRun.
+    """
+    from configs import base  # late: only a folder that exists needs the defaults
+
+    return _filled(read(Path(workdir) / 'config.json'), json.loads(base.get_config().to_json()))
+
+
+def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the fields that only `defaults` has."""
+    nested = {
+        name: value
+        for name, value in config.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return defaults | config | {name: _filled(value, defaults[name]) for name, value in nested.items()}
 
 
 def read(path: Path) -> dict[str, Any]:

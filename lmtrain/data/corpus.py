@@ -189,7 +189,15 @@ def prepare(
             f'data.seq_len={seq_len}: give more text, or set data.seq_len lower'
         )
     _check_filled(source, splits, [name for name in ('validation', 'test') if rule[name]])
-    settings = [rule, seq_len, isolate, float(corrupt), whole_word, weights]
+    ways = [content['split'] for content in contents]  # 'auto' is as good as the way that it has taken
+    settings = [
+        rule | {'split': ways[0] if len(set(ways)) == 1 else ways},
+        seq_len,
+        isolate,
+        float(corrupt),
+        whole_word,
+        weights,
+    ]
     shas = [content['sha256'] for content in contents]
     fingerprint = key(VERSION, shas, tokens_of.encoding, settings)
     return Corpus(

@@ -18,12 +18,15 @@ from lmtrain.data.corpus import Split
 from lmtrain.data.labels import choose, class_of, counted
 from lmtrain.data.layout import Examples, Laid, lay, lengths, load, save
 from lmtrain.data.rows import Row, place_of, read_rows, text_of, value_of
+from lmtrain.data.template import UNWRITTEN
 from lmtrain.data.text import Tokenizer
 from lmtrain.data.tokenizer import LEARNED, check_fits, learn, open_tokenizer
 
 TASKS = ('chat', 'classify', 'regress', 'tag', 'span')
 TOO_LONG = ('error', 'cut', 'drop')
-VERSION = 3  # raised when the same rows and settings give other batches
+# Raised when the same rows and settings give other batches: of what a template writes, of spans, of all others.
+VERSIONS = {'template': 3, 'span': 2}
+VERSION = 1
 # What a batch of a task has beside tokens, segment_ids, positions and row; token_types where texts come in pairs.
 COLUMNS = {
     'chat': ('targets', 'loss_mask'),
@@ -135,8 +138,7 @@ def prepare_task(
     tokenizer = _tokenizer(data, rows['train'], text, name)
     date = date or datetime.date.today().isoformat()
     writing = chat.template_of(template, tokenizer, data['root'], date) if name == 'chat' else None
-    settings = [name, text, label, labels, too_long, seq_len]
-    rules = key(VERSION, _digest(rows), tokenizer.encoding, settings)
+    content = _digest(rows), tokenizer.encoding, [name, text, label, labels, too_long, seq_len]
     encoded: list[str] = []
     templated: set[bool] = set()
 
@@ -156,7 +158,7 @@ def prepare_task(
         told = {'notes': encoded, 'templated': True in templated}
         (directory / 'notes.json').write_text(json.dumps(told), encoding='utf-8')
 
-    place = build(directory_of(data['cache']) / f'task-{key(rules, writing, "bytes")[:32]}', write)
+    place = build(directory_of(data['cache']) / f'task-{key(VERSIONS, *content, writing, "bytes")[:32]}', write)
     made = {split: load(place / split) for split in SPLITS}
     for split, each in made.items():
         largest = int(each.tokens[:-1].max(initial=-1))
@@ -164,6 +166,11 @@ def prepare_task(
     told = json.loads((place / 'notes.json').read_text(encoding='utf-8'))
     notes += told['notes']
     writing = writing if told['templated'] else None
+    if writing:
+        known = key(VERSIONS['template'], *content, writing)
+    else:
+        stands = [UNWRITTEN if name == 'chat' else '']
+        known = key(VERSIONS.get(name, VERSION), *content[:2], content[2] + stands)
     if not len(made['train'].source):
         raise ValueError(f'no training row is left of {len(rows["train"])}: {"; ".join(notes)}')
     if name in ('classify', 'tag'):
@@ -175,7 +182,7 @@ def prepare_task(
         name=name,
         tokenizer=chat.carrying(tokenizer, writing) if writing else tokenizer,
         splits={split: _split(each, laid[split], tokenizer, name) for split, each in made.items()},
-        fingerprint=key(rules, writing and [writing.source, writing.date], shares, shots, buckets, pack),
+        fingerprint=key(known, shares, shots, buckets, pack),
         seq_len=seq_len,
         lengths=lengths(sizes, 1 if pack else buckets, seq_len),
         text=text,

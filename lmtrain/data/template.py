@@ -18,6 +18,11 @@ PLAIN = (
     "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' else '\\n' }}"
     '{% endfor %}'
 )
+# Stands for a template in the fingerprint of rows that no template writes: the plain one, as it was at first.
+UNWRITTEN = (
+    "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' else '\\n' }}{% endfor %}",
+    'the plain template',
+)
 REASONING = ('reasoning_content', 'thinking', 'reasoning')  # names of one field, as transformers reads them
 NOT_OWN = re.compile(b'[' + b''.join(re.escape(bytes([flags])) for flags in range(256) if not flags & TEMPLATE) + b']+')
 
