@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -73,16 +74,20 @@ def rotary_angles(positions_BT, rotary_dim: int, theta: float, scaling=(), lengt
     return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
 
-def lengths(positions_BT, segments_BT, all_positions_BS, all_segments_BS):
-    """int32 [B, T]: the positions of the document that each token belongs to, 1 + the largest of its segment.
+def lengths(segments_BT, all_positions_BS, all_segments_BS):
+    """int32 [B, T], or [B, 1] without segments: the positions of each token's document, 1 + the largest of its segment.
 
-    The last two are those of the whole rows, of which T positions are here; segments may be None for one segment.
+    The last two are those of the whole rows, of which T tokens are here.
     """
     if segments_BT is None:
-        longest_B1 = jnp.max(all_positions_BS, axis=1, keepdims=True)
-        return jnp.broadcast_to(longest_B1 + 1, positions_BT.shape)
-    same_BTS = segments_BT[:, :, None] == all_segments_BS[:, None, :]
-    return 1 + jnp.max(jnp.where(same_BTS, all_positions_BS[:, None, :], 0), axis=2)
+        return 1 + jnp.max(all_positions_BS, axis=1, keepdims=True)
+
+    def of_row(segments_T, positions_S, all_segments_S):
+        known_S = jnp.sort(all_segments_S)  # where an id is first is its slot: ids may be any numbers
+        longest_S = jnp.zeros_like(positions_S).at[jnp.searchsorted(known_S, all_segments_S)].max(positions_S)
+        return 1 + longest_S[jnp.searchsorted(known_S, segments_T)]
+
+    return jax.vmap(of_row)(segments_BT, all_positions_BS, all_segments_BS)
 
 
 def stretched(rotary_dim: int, theta: float, scaling: dict, length=None):

@@ -156,7 +156,7 @@ class Network(nn.Module):
                 turned['length'] = length_B1 + shift
             elif by_length(m.rope_scaling):
                 everywhere = share.everywhere or (lambda x: x)
-                turned['length'] = shift + lengths(positions, segments, everywhere(positions), key_segments)
+                turned['length'] = shift + lengths(segments, everywhere(positions), key_segments)
             rotary = rotary_angles(positions + shift, theta=m.rope_theta, scaling=m.rope_scaling, **turned)
             if m.local_rope_theta:
                 local_rotary = rotary_angles(positions + shift, theta=m.local_rope_theta, **turned)

@@ -71,6 +71,15 @@ def test_sinusoids_are_those_of_the_paper():
     np.testing.assert_allclose(rotary.sinusoids(jnp.array([[0, 5, 77]]), 8)[0], wanted, atol=1e-5)
 
 
+def test_lengths_are_those_of_documents_of_any_number():
+    """Of the tokens that are here, among all of their rows; documents need not be in one piece."""
+    segments = np.array([[900, 900, 7, 7, 7, 0], [-3, 5, -3, -3, 5, 5]], np.int32)
+    positions = np.array([[4, 5, 0, 1, 2, 0], [0, 1, 5, 2, 3, 0]], np.int32)
+    found = rotary.lengths(jnp.asarray(segments[:, 1:4]), jnp.asarray(positions), jnp.asarray(segments))
+    np.testing.assert_array_equal(found, [[6, 3, 3], [4, 6, 6]])
+    np.testing.assert_array_equal(rotary.lengths(None, jnp.asarray(positions), None), [[6], [6]])
+
+
 @functools.cache
 def model_of(kind):
     config = base.get_config()
