@@ -59,6 +59,11 @@ class SentencePiece(Tokenizer):
             return [ids for ids, _ in self.encode_with_offsets(texts)]
         return [np.array(ids, np.int32) for ids in self.processor.encode(list(texts), out_type=int)]
 
+    def encode_inside(self, text):
+        before, ids = self.encode('\n'), self.encode('\n' + text)  # which takes the blank that is put before a text
+        kept = before and self.pieces[before[-1]] == b'\n' and ids[: len(before)] == before
+        return ids[len(before) :] if kept else self.encode(text)
+
     def encode_with_offsets(self, texts):
         return [self._with_offsets(text) for text in texts]
 

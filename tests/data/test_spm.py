@@ -38,6 +38,13 @@ def test_sentencepiece(tmp_path, plain):
     assert load_tokenizer(tmp_path / 'saved').encode('the cat') == tokenizer.encode('the cat')
 
 
+def test_content_that_goes_on_has_no_blank_before_it(plain):
+    tokenizer = SentencePiece(plain)
+    inside = tokenizer.encode_inside('cat sat')
+    assert b''.join(tokenizer.pieces[token] for token in inside) == b'cat sat'
+    assert tokenizer.encode('cat sat') != inside and tokenizer.encode_inside('') == []
+
+
 def test_bytes_and_characters_are_those_of_the_text():
     tokenizer = SentencePiece(learned())  # NFKC, and blanks are joined and taken off
     text = '  the  cat ﬁ 🦙 '
