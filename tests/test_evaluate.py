@@ -53,6 +53,16 @@ def test_one_pass_over_every_batch():
     assert result['targets'] == 8.0 and result['loss'] == 0.5 and 'sources' not in result
 
 
+def test_sums_are_added_in_float64():
+    """A float32 of 2^24 and more holds no odd number."""
+    nats = iter([2.0**24, 1.0, 1.0, 1.0])
+
+    def step(params, batch):
+        return {'nats': np.float32(next(nats)), 'targets': np.float32(1.0), 'bytes': np.float32(4.0)}
+
+    assert evaluate.evaluate(step, None, {'a': (1.0, Rows())}, lambda batch: batch)['loss'] == (2**24 + 3) / 4
+
+
 def test_stopped_between_two_batches():
     seen, asked = [], iter([False, False, True])
     assert evaluate.evaluate(counted(seen), None, {'a': (1.0, Rows())}, lambda x: x, lambda: next(asked)) is None
