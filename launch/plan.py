@@ -7,6 +7,7 @@ lmtrain plan --flops=1e21
 """
 
 import os
+import shlex
 
 from absl import flags
 
@@ -49,7 +50,8 @@ def run(values: flags.FlagValues) -> None:
         return
     from lmtrain import forecast
 
-    print(forecast.page(config, target))
+    words = (f'--config.{shlex.quote(text)}' for text in values.override)
+    print(forecast.page(config, target, ' '.join(['lmtrain train', f'--config={values.config}', *words])))
 
 
 def flops(values: flags.FlagValues, config, target) -> float:

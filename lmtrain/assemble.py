@@ -1,14 +1,15 @@
 """From a config to the parts of a run; all that can be wrong with it is found here, before anything compiles."""
 
+import dataclasses
 import functools
-import math
+import pathlib
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from lmtrain import adapt, capacity, cost, data, deal, optim, parallel, samples, sharding, sweep, tree
+from lmtrain import adapt, agree, capacity, cost, data, deal, optim, parallel, samples, sharding, sweep, tree, vocabulary
 from lmtrain.base import Base, open_base, settings
 from lmtrain.models import Transformer
 from lmtrain.objectives import classify, span, tag, tokens
@@ -17,8 +18,10 @@ from lmtrain.run import LANGUAGE, Run, drawn
 HEADS = {'classify': 'classify', 'regress': 'classify', 'tag': 'tag', 'span': 'span'}  # task -> a checkpoint's head
 
 
-def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
+def assemble(config: ml_collections.ConfigDict, devices=None, device_memory: int | None = None) -> Run:
     """Config -> the parts of a run, every check made that needs no compiler.
+
+    `devices`, of which each has `device_memory` bytes, are those that are here unless they are given.
 
     Raises ValueError or OSError naming the field or file, what was expected and the way out.
     """
@@ -28,14 +31,16 @@ def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
     schedule = optim.schedule(**config.schedule)
     tx = optim.optimizer(**config.optimizer, each=deal.over(mesh))
     config, base = _on_base(config)
-    config = _padded(config, mesh)
     model = Transformer(**config.model)
+    model = dataclasses.replace(model, vocab_fill=vocabulary.missing(model.vocab_size, mesh.shape['tensor']))
     capacity.check_sizes(model, config.data.batch_size // jax.process_count(), config.data.seq_len)
     _check_task(config)
     _check_mesh(config, mesh)
     if model.attention not in ('auto', 'xla') and (why := parallel.obstacle(model.attention, config, model, mesh)):
         raise ValueError(f"model.attention='{model.attention}' {why}; choose model.attention='auto' or 'xla'")
-    run = Run(config=config, mesh=mesh, model=model, tx=tx, schedule=schedule, base=base)
+    if device_memory is None:
+        device_memory = min(agree.everyone(capacity.device_memory(mesh.local_devices[0])))
+    run = Run(config, mesh, model, tx, schedule, base, device_memory=device_memory)
     # A large text takes long to cut into tokens: where nothing of it is needed, the rest is checked first.
     early = config.task.name == 'text' and not config.adapt.prompt.text
     run = _planned(run) if early else run
@@ -48,6 +53,20 @@ def assemble(config: ml_collections.ConfigDict, devices=None) -> Run:
         run.stream(split)  # raises where the split is empty
     run.domains()
     return run
+
+
+def stand_in(config, folder: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config with a text of its own in `folder`, cut into bytes, in the place of its data: only shapes count.
+
+    For a task of text; the rows of others decide what is compiled.
+    """
+    config = config.copy_and_resolve_references()
+    text = folder / 'text.txt'
+    text.write_text('a text of no matter ' * (1 + config.data.seq_len // 2), encoding='utf-8')
+    own = {'source': str(text), 'mix': (), 'document': 'file', 'split': 'tail', 'tokenizer': 'bytes'}
+    config.data.update(own | {'cache': str(folder), 'validation': 0.2, 'test': 0.2})
+    config.evaluate.sources, config.sample.prompts = (), ()
+    return config.lock()
 
 
 def _on_base(config) -> tuple[ml_collections.ConfigDict, Base | None]:
@@ -63,27 +82,6 @@ def _on_base(config) -> tuple[ml_collections.ConfigDict, Base | None]:
     config = config.copy_and_resolve_references()
     config.model = ml_collections.ConfigDict(settings(config, base.model))
     return config.lock(), base
-
-
-def _padded(config, mesh) -> ml_collections.ConfigDict:
-    """The config with as many more ids in the vocabulary as `tensor` needs to divide it; no text holds them.
-
-    A base keeps the rows that it has.
-    """
-    size = config.model.vocab_size if config.init.base else filled(config.model.vocab_size, mesh.shape['tensor'])
-    if size == config.model.vocab_size:
-        return config
-    config = config.copy_and_resolve_references()
-    config.model.vocab_size = size
-    return config
-
-
-def filled(size: int, tensor: int) -> int:
-    """The ids of a vocabulary of `size` on a mesh of so many pieces of it."""
-    if size % tensor == 0:
-        return size
-    multiple = math.lcm(128, tensor)  # the same for every power of two, so that a run may change its mesh
-    return -(-size // multiple) * multiple
 
 
 def _corpus(config, base: Base | None) -> data.Corpus | data.Task:
@@ -128,9 +126,13 @@ def _planned(run: Run) -> Run:
         method=adapt.method(name, model, params, head=head, cut=config.adapt.cut, **wanted),
         objective=_objective(config, task, 'logits' if own else task),
     )
-    shapes = jax.eval_shape(run.create, key, *([params] if run.base else []))
+    start = [key, *([params] if run.base else [])]
+    shapes = jax.eval_shape(run.create, *start)
     on = sweep.shardings(shapes, run.mesh, run.members)
     sharding.replicated(sweep.alone(shapes, run.members).params, run.mesh)
+    if model.vocab_fill:
+        plain = run._replace(model=dataclasses.replace(model, vocab_fill=0))
+        run = run._replace(plain=vocabulary.laid(jax.eval_shape(plain.create, *start), on))
     shapes = jax.tree.map(lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on), shapes, on)
     try:
         tree.match(config.optimizer.learning_rates, tree.flatten(shapes.trainable))
@@ -160,7 +162,9 @@ def flops_per_step(run: Run) -> cost.Flops:
         run.learns,
         params=tree.join(sweep.alone(shapes, run.members).trainable, shapes.frozen),
         classes=None if own else _classes(task, run.corpus.labels),
-        predicted=max(1, round(config.data.corrupt * config.data.seq_len)) if config.data.corrupt else None,
+        predicted=run.predicted,
+        shares=run.mesh.size * config.optimizer.accumulate,
+        keep_logits=run.keep_logits,
     )
     matrices = optim.matrices(config.optimizer.name, tree.flatten(shapes.trainable))
     hands = deal.hands(matrices, run.specs(), run.mesh)

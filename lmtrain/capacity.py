@@ -45,8 +45,7 @@ def check_memory(needed: Mapping[str, int], device: jax.Device) -> None:
       needed: bytes on one device as `cost.memory` gives them.
       device: one of this process; those of a CPU share its memory.
     """
-    stats = device.memory_stats() or {}
-    there = stats.get('bytes_limit') or host_memory() // jax.local_device_count()
+    there = device_memory(device) or host_memory() // jax.local_device_count()
     exact = {part: needed[part] for part in ('parameters', 'gradients', 'moments')}
     if sum(exact.values()) > there:
         parts = ', '.join(f'{part} {_gigabytes(size)}' for part, size in exact.items())
@@ -54,6 +53,11 @@ def check_memory(needed: Mapping[str, int], device: jax.Device) -> None:
             f'training needs {_gigabytes(sum(exact.values()))} on each device ({parts}) and a device has '
             f'{_gigabytes(there)}: lower model.width or model.num_layers, or raise mesh.fsdp, which shares them out'
         )
+
+
+def device_memory(device: jax.Device) -> int:
+    """Bytes that this process may use of a device's own memory; 0 where it has none, or does not say."""
+    return (device.memory_stats() or {}).get('bytes_limit', 0)
 
 
 def host_memory() -> int:

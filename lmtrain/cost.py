@@ -43,7 +43,7 @@ PEAKS = (
     (r'.*RTX 3090\b.*', 71e12, 35.6e12),
     (r'.*RTX A6000\b.*', 154.8e12, 77.4e12),
 )
-HEAD_WHOLE = 2**22  # lmtrain.models.head computes logits of more elements twice, in chunks
+HEAD_WHOLE, HEAD_CHUNKS = 2**22, 8  # WHOLE and CHUNKS of lmtrain.models.head, which computes logits
 BUDGETS = ('steps', 'tokens', 'flops', 'hours')
 
 
@@ -103,6 +103,8 @@ def flops_per_step(
     classes: int | None = None,
     predicted: int | None = None,
     block: int | None = None,
+    shares: int = 1,
+    keep_logits: bool = False,
 ) -> Flops:
     """FLOPs of one train step from the shapes of the model and of the leaves that adapters add.
 
@@ -118,6 +120,8 @@ def flops_per_step(
       predicted: positions of a row that the head reads (masked language modelling); None is all T.
       block: queries that read one range of keys in causal attention. None counts all T keys, PaLM's and nanoGPT's
         convention and the one of our MFU; 1 counts the keys seen ("causal"); 128 what the XLA attention computes.
+      shares: parts of the logits, micro-batches times devices that divide them; from a size on each is computed twice.
+      keep_logits: unless the head keeps them.
     """
     m, leaves = model, tree.flatten(params or {})
     prompt = leaves['prompt/embedding'].shape[0] if 'prompt/embedding' in leaves else 0
@@ -213,7 +217,7 @@ def flops_per_step(
     return Flops(
         forward=ahead + total(after),
         backward=of_layers + of_head,
-        again=again + (whole if of_head and rows * outputs > HEAD_WHOLE else 0.0),
+        again=again + (whole if of_head and not keep_logits and rows * outputs > HEAD_WHOLE * shares else 0.0),
     )
 
 
@@ -269,28 +273,46 @@ def bytes_here(leaves) -> int:
     return total
 
 
+def logits_bytes(elements: int, itemsize: int, keep: bool) -> int:
+    """Bytes that a device holds of so many logits and of their cotangent: all if they are kept, else one chunk."""
+    chunks = min(-(-elements // HEAD_WHOLE), HEAD_CHUNKS)
+    return 2 * itemsize * elements if keep and chunks > 1 else (4 + itemsize) * elements // max(chunks, 1)
+
+
 def memory(
-    trainable: tree.Params, frozen: tree.Params, opt_state, model, rows, seq_len, fused=False, tensor=1, sequence=1
+    trainable: tree.Params,
+    frozen: tree.Params,
+    opt_state,
+    model,
+    rows,
+    seq_len,
+    fused=False,
+    tensor=1,
+    sequence=1,
+    predicted=None,
+    keep_logits=False,
 ) -> dict[str, int]:
     """Bytes on one device: {'parameters', 'gradients', 'moments', 'activations', 'total'}.
 
     Exact, from shapes and shardings, but for the activations, which are an estimate: what the layers keep for the
-    backward pass of `rows` rows (of one micro-batch, on one device) and one chunk of logits. A kernel of attention
-    (`fused`) keeps no weights of it; `tensor` and `sequence` devices share heads and columns, and positions. A compiler
-    may keep more: on CPU 0.8 to 1.6 times as much was seen, and up to 3 times with remat in a straight line of layers.
+    backward pass of `rows` rows (of one micro-batch, on one device), and logits. A kernel of attention (`fused`) keeps
+    no weights of it; `tensor` and `sequence` devices share heads and columns, and positions. Of the logits of the
+    `predicted` positions of a row (None: all) there are one float32 chunk and its cotangent in the dtype of the
+    computation; with `keep_logits` both of all logits in that dtype. A compiler may keep more: on CPU 0.8 to 1.6 times
+    as much was seen, and up to 3 times with remat in a straight line of layers.
     """
     m, tokens = model, rows * seq_len // sequence
     deep = any(not path.startswith(('final_norm/', 'head/', 'heads/', 'mlm_head/')) for path in tree.flatten(trainable))
     itemsize = 2 if m.dtype in ('bfloat16', 'float16') else 4
     heads, kv_heads = m.num_heads * m.head_dim // tensor, m.num_kv_heads * m.head_dim // tensor
-    mlp, vocab = m.mlp_dim // tensor, m.vocab_size // tensor
+    mlp, vocab = m.mlp_dim // tensor, (m.vocab_size + m.vocab_fill) // tensor
     products = 2 * heads + 2 * kv_heads * sequence + mlp * (2 if 'glu' in m.activation else 1) + m.width
     weights = 0 if fused else m.num_heads // tensor * keys_per_query(m, seq_len, 128)
     # The stream between layers; with dots the products; else norms' outputs and the activation's input too.
     whole = 4 * m.width + products + 2 * mlp + 2 * weights
     kept = {'full': m.width, 'dots': m.width + products, 'none': whole}[m.remat]
     layers = m.num_layers * kept + (0 if m.remat == 'none' else whole)
-    logits = 4 * 2 * max(min(tokens * vocab, HEAD_WHOLE), tokens * vocab // 16)
+    logits = logits_bytes(rows * (predicted or seq_len) // sequence * vocab, itemsize, keep_logits)
     sizes = {
         'parameters': bytes_here(trainable) + bytes_here(frozen),
         'gradients': bytes_here(trainable),

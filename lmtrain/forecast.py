@@ -1,15 +1,18 @@
 """What a run would need and cost on machines that are not here: its own train step, compiled ahead of time for them."""
 
 import contextlib
+import dataclasses
+import itertools
+import math
 import pathlib
 import tempfile
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from lmtrain import cost, display, hlo, parallel, traffic, tree
-from lmtrain.assemble import assemble
+from lmtrain.assemble import assemble, stand_in
 from lmtrain.run import Run
 from lmtrain.target import Target
 
@@ -49,15 +52,11 @@ def planned(config, target: Target) -> Iterator[Run]:
 
     The rows of other tasks are read, since their lengths decide what is compiled. Raises what `assemble` raises.
     """
-    config = config.copy_and_resolve_references()
     with tempfile.TemporaryDirectory() as folder:
         if config.task.name == 'text' and not config.adapt.prompt.text:
-            text = pathlib.Path(folder) / 'text.txt'
-            text.write_text('a text of no matter ' * (1 + config.data.seq_len // 2), encoding='utf-8')
-            stand_in = {'source': str(text), 'mix': (), 'document': 'file', 'split': 'tail', 'tokenizer': 'bytes'}
-            config.data.update(stand_in | {'cache': folder, 'validation': 0.2, 'test': 0.2})
-            config.evaluate.sources, config.sample.prompts = (), ()
-        yield assemble(config.lock(), devices=target.devices())
+            config = stand_in(config, pathlib.Path(folder))
+        memory = int(target.chip.memory) if target.chip else 0
+        yield assemble(config, target.devices(), memory)
 
 
 def compiled(run: Run) -> Compiled:
@@ -116,14 +115,59 @@ def bound(run: Run, target: Target, exchanged: dict[tuple[str, str], float]) -> 
     )
 
 
-def page(config, target: Target) -> str:
-    """The page of `lmtrain plan`. Raises what `assemble` raises."""
+def needed(run: Run, target: Target, found: Compiled) -> float:
+    """Bytes on a device: the target's own compiler knows; else theory's or another compiler's, whichever is more."""
+    if found.too_large:
+        return math.inf
+    return found.total if target.topology else max(run.memory()['total'], found.total)
+
+
+def way_out(run: Run, target: Target, found: Compiled) -> dict[str, Any]:
+    """{field: value} with which a run fits that does not: more micro-batches of the same batch, else remat='full' too.
+
+    The first that fits by theory (as far as the compiler was above it) is compiled, and twice as many micro-batches if
+    that does not fit. {}: nothing fits at this batch size on this mesh.
+    """
+    above = 1.0 if found.too_large else needed(run, target, found) / run.memory()['total']
+    parts = run.mesh.shape['data'] * run.mesh.shape['fsdp'] * run.config.optimizer.accumulate
+    policies = dict.fromkeys((run.config.model.remat, 'full'))
+    for remat, more in itertools.product(policies, range(1, run.config.data.batch_size // parts + 1)):
+        micro = run.config.optimizer.accumulate * more
+        if run.config.data.batch_size % (parts * more) or (remat, more) == (run.config.model.remat, 1):
+            continue
+        config = run.config.copy_and_resolve_references()
+        config.optimizer.accumulate, config.model.remat = micro, remat
+        model = dataclasses.replace(run.model, remat=remat)
+        one = run._replace(config=config.lock(), model=model)
+        if above * one.memory()['total'] > target.chip.memory:
+            continue
+        above = max(above, needed(one, target, again := compiled(one)) / one.memory()['total'])
+        if needed(one, target, again) <= target.chip.memory:
+            changed = {'model.remat': remat} if remat != run.config.model.remat else {}
+            return {'optimizer.accumulate': micro} | changed
+    return {}
+
+
+def page(config, target: Target, command: str = '') -> str:
+    """The page of `lmtrain plan`; it ends with the command that trains (`command`, with what makes it fit).
+
+    Raises what `assemble` raises.
+    """
     with planned(config, target) as run:
         found = compiled(run)
         parts = [heading(run, target, found), memory_table(run, found)]
         if not found.too_large:
             parts += [products(run, found), exchanges(run, found)]
         parts.append(outlook(run, target, found.exchanged or traffic.minimum(run)))
+        changes, fits = {}, not target.chip or needed(run, target, found) <= target.chip.memory
+        if not fits:
+            changes = way_out(run, target, found)
+        words = [command, *(f'--config.{field}={value}' for field, value in changes.items())]
+        if fits or changes:
+            title = 'to train it' if fits else 'what fits, with the same batch size'
+            parts.append('\n'.join([title, '  ' + ' \\\n    '.join(words)]))
+        else:
+            parts.append(f'no number of micro-batches makes it fit: take more chips than {target.name}, or --search')
         return '\n\n'.join(parts)
 
 
@@ -146,9 +190,10 @@ def heading(run: Run, target: Target, found: Compiled) -> str:
         share = found.total / target.chip.memory
         verdict = f'yes: {_bytes(found.total)} of {_bytes(target.chip.memory)} a device, {display.percent(share)}'
     elif target.chip:
-        total = run.memory()['total']
+        total, theory = needed(run, target, found), run.memory()['total']
         answer = 'yes' if total <= target.chip.memory else 'no'
-        verdict = f'{answer}: {_bytes(total)} of {_bytes(target.chip.memory)} a device, by theory alone'
+        judge = 'by theory alone' if total == theory else f'by the CPU compiler; {_bytes(theory)} by theory'
+        verdict = f'{answer}: {_bytes(total)} of {_bytes(target.chip.memory)} a device, {judge}'
     else:
         verdict = f'{_bytes(found.total)} a device, {_bytes(found.total * target.chips)} of this machine in all'
     rows.append(('  fits', verdict))

@@ -26,6 +26,7 @@ class Loop:
         self.eval_step = run.eval_step()
         self.eval_streams = run.passes('validation', run.config.evaluate.max_batches)
         self.baselines = run.baselines()
+        self.means = metrics.Means(extra.get('means', {}))
         self.vote, self.stopping, self.spent_of_all = agree.Vote(), False, 0.0
 
     def agreed(self, now: bool = False) -> bool:
@@ -99,8 +100,10 @@ class Loop:
         values = {name: value.tolist() for name, value in jax.device_get(measured).items()}
         if values['skipped_in_a_row'] >= SKIPPED_IN_A_ROW:
             self.give_up(f'no finite loss or gradient in {SKIPPED_IN_A_ROW} steps, to step {step:,} on batch {digest}')
+        self.means.add(values)
         if step % self.run.config.log.every_steps and 1 < step and progress < 1.0:
             return
+        values |= self.means.take()
         speed = self.meter.read(step, progress, waited)
         if self.writers:
             self.writers.metrics(step, values, digest)
@@ -141,6 +144,7 @@ class Loop:
         """Begins to save the state with all that a resumed run must know."""
         self.watchdog.expect('save')
         extra = {'elapsed': self.clock.elapsed, 'validation': self.validation, 'evaluated_at': self.evaluated_at}
+        extra |= {'means': self.means.state}  # of the steps since the last line
         extra |= self.spent() | {'cut': list(self.run.method.cut)}
         metric = self.validation['loss'] if self.evaluated_at == self.done else None  # never an older state's
         self.checkpoints.save(self.run.stored(state), self.done, extra, metric)

@@ -9,10 +9,12 @@ import pathlib
 import resource
 import sys
 import time
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def plain(value: Any) -> int | float | str | list:
@@ -148,6 +150,44 @@ class Writers:
                 file.close()
             except OSError as error:
                 self._say(f'{self._folder / name} may lack its last lines: {error.strerror or error}')
+
+
+class Means:
+    """What the objective gave, on average over the targets of the steps since the last line of metrics.jsonl.
+
+    Steps whose value is not finite (their update was dropped and counted) are left out, unless all are. Sums are Python
+    floats, and `state` goes into the checkpoint, so that a resumed run writes the same lines to the bit.
+
+    Args:
+      state: {name: (sum of value x targets, sum of targets)}, numbers or, of the members of a sweep, lists.
+    """
+
+    # Of the last step alone: what is no mean over targets.
+    LATEST = {'targets', 'learning_rate', 'grad_norm', 'update_norm', 'param_norm', 'skipped', 'skipped_in_a_row'}
+
+    def __init__(self, state: Mapping[str, Any] = types.MappingProxyType({})):
+        self.state = dict(state)
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Adds the measures of one step, as `step.make_train_step` gives them."""
+        for name, value in values.items():
+            base, members, _ = name.partition('_members')
+            if base in self.LATEST:
+                continue
+            value, weight = np.asarray(value, np.float64), np.asarray(values['targets' + members], np.float64)
+            weight = np.where(np.isfinite(value), weight, 0.0)
+            old = self.state.get(name, (0.0, 0.0))
+            new = np.where(weight > 0, value, 0.0) * weight, weight
+            self.state[name] = tuple((np.asarray(a) + b).tolist() for a, b in zip(old, new, strict=True))
+
+    def take(self) -> dict[str, Any]:
+        """{name: mean} of all that were added since the last call; nan without a finite one."""
+        state, self.state = self.state, {}
+        totals = {name: np.asarray(pair) for name, pair in state.items()}
+        return {
+            name: np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), math.nan).tolist()
+            for name, (total, weight) in totals.items()
+        }
 
 
 class Meter:

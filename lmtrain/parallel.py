@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from lmtrain import sharding, tree
-from lmtrain.models.share import Share
+from lmtrain.models.share import Share, Vocabulary
 
 MANUAL = ('data', 'fsdp', 'sequence')  # the axes over which a batch is divided
 
@@ -137,11 +137,30 @@ def share(mesh: Mesh, specs: dict[str, P], dtype: str) -> Share:
         first=first if cut else None,
         everywhere=everywhere if cut else None,
         columns=columns if nested else None,
+        vocabulary=vocabulary() if nested else Vocabulary(),
         rows=rows if nested else None,
         pinned=(lambda x: jax.lax.with_sharding_constraint(x, P())) if nested else None,
         kernel='' if cut else sharding.kernel(mesh),
         capability=sharding.capability(mesh),
         on_heads=on_heads if nested else None,
+    )
+
+
+def vocabulary() -> Vocabulary:
+    """The pieces of `tensor`, inside `over`."""
+
+    def spec(dimension):
+        return P() if dimension is None else P(*[None] * dimension, 'tensor')
+
+    def on(function, ins, outs):
+        at = {'in_specs': (jax.tree.map(spec, ins, is_leaf=lambda x: x is None),), 'out_specs': tuple(map(spec, outs))}
+        return jax.shard_map(function, **at, axis_names={'tensor'}, check_vma=False)
+
+    return Vocabulary(
+        on=on,
+        first=lambda V: V * jax.lax.axis_index('tensor').astype(jnp.int32),
+        total=lambda x: jax.lax.psum(x, 'tensor'),
+        most=lambda x: jax.lax.pmax(x, 'tensor'),
     )
 
 

@@ -1,7 +1,11 @@
 """What a run would do and need, with its step compiled and nothing trained."""
 
+import pathlib
+import tempfile
+import textwrap
+
 from lmtrain import data, display, hlo
-from lmtrain.assemble import assemble
+from lmtrain.assemble import assemble, stand_in
 from lmtrain.run import Run
 
 DECODED = 3  # rows of the first batch that are shown
@@ -10,10 +14,24 @@ DECODED = 3  # rows of the first batch that are shown
 def dry_run(config) -> str:
     """The page of `--dry_run`: parameters, arithmetic, the compiled step's own figures, the first batch decoded.
 
+    A text or tokenizer that is missing has a stand-in of its shape, and the page says so first.
     Raises what `assemble` raises.
     """
-    run = assemble(config)
+    try:
+        return _page(assemble(config), [])
+    except FileNotFoundError as error:
+        if config.task.name != 'text' or config.adapt.prompt.text or config.init.base:
+            raise
+        missing = error
+    with tempfile.TemporaryDirectory() as folder:
+        words = f'{missing.strerror}: {missing.filename}' if missing.filename else str(missing)
+        note = f'A stand-in takes the place of the data, of its shape alone: {words}'
+        return _page(assemble(stand_in(config, pathlib.Path(folder))), textwrap.wrap(note, 80))
+
+
+def _page(run: Run, notes: list[str]) -> str:
     parts = [
+        *(['\n'.join(notes)] if notes else []),
         run.header(),
         display.parameters(run.shapes.trainable, run.shapes.frozen),
         compiled_figures(run),

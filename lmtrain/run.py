@@ -1,5 +1,6 @@
 """The parts of a run, and the functions that they make together."""
 
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmtrain import adapt, cost, data, display, parallel, sharding, state, step, sweep, tree
+from lmtrain import adapt, cost, data, display, parallel, sharding, state, step, sweep, tree, vocabulary
 from lmtrain.base import Base
 from lmtrain.models import Transformer, generation
 
@@ -28,8 +29,10 @@ class Run(NamedTuple):
     method: adapt.Method | None = None
     objective: Any = None
     shapes: state.TrainState | None = None  # of jax.ShapeDtypeStruct, with shardings
+    plain: state.TrainState | None = None  # those without the rows that fill the vocabulary up; None if there are none
     flops_per_step: cost.Flops | None = None
     total_steps: int | None = None  # None where the budget is in hours
+    device_memory: int = 0  # bytes of the smallest device; 0 where it is not known
 
     @property
     def members(self) -> tuple[sweep.Member, ...]:
@@ -82,13 +85,32 @@ class Run(NamedTuple):
         """Bits per byte of the validation text under simpler models; none where the objective is not the text's."""
         return {} if self.config.data.corrupt else self.corpus.baselines()
 
+    @property
+    def predicted(self) -> int | None:
+        """Positions of a row that the head reads in masked language modelling; None of other objectives: all."""
+        return max(1, round(self.config.data.corrupt * self.config.data.seq_len)) if self.config.data.corrupt else None
+
+    @property
+    def keep_logits(self) -> bool:
+        """Whether a step keeps all logits in bfloat16 for its backward pass, which is faster (`Share.keep_logits`).
+
+        It does if what a device then holds by theory is at most half of its memory: theory does not know all that a
+        compiler keeps.
+        """
+        language = self.config.task.name in LANGUAGE and self.config.model.dtype == 'bfloat16'
+        return language and self._memory(keep_logits=True)['total'] <= self.device_memory / 2
+
     def memory(self) -> dict[str, int]:
         """Bytes on one device, by parts, as `cost.memory` gives them."""
+        return self._memory(self.keep_logits)
+
+    def _memory(self, keep_logits: bool) -> dict[str, int]:
         config, shapes, replicas = self.config, self.shapes, self.mesh.shape['data'] * self.mesh.shape['fsdp']
         rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.members), 1)
         state = shapes.trainable, shapes.frozen, shapes.opt_state
-        shared = {axis: self.mesh.shape[axis] for axis in ('tensor', 'sequence')}
-        return cost.memory(*state, self.model, rows, config.data.seq_len, self.attention != 'xla', **shared)
+        more = {axis: self.mesh.shape[axis] for axis in ('tensor', 'sequence')}
+        more |= {'predicted': self.predicted, 'keep_logits': keep_logits}
+        return cost.memory(*state, self.model, rows, config.data.seq_len, self.attention != 'xla', **more)
 
     def planned(self) -> dict[str, float]:
         """What was known before: 'peak_memory' of a device in bytes, and where they are, 'steps', 'tokens', 'seconds'.
@@ -127,9 +149,10 @@ class Run(NamedTuple):
         notes = [f'  rows       {note}' for note in getattr(self.corpus, 'notes', ())]  # what a task made of its rows
         if config.task.name == 'text':
             notes.append(display.text(self.corpus.facts()))
-        ids = self.corpus.tokenizer.vocab_size
-        if self.mesh.shape['tensor'] > 1 and ids < config.model.vocab_size:
-            notes.append(f'  vocabulary {config.model.vocab_size:,} rows, of which {ids:,} stand for tokens')
+        if repeated := getattr(self.stream('train', shuffle=True), 'repeated', 0):
+            notes.append(f'  rows       {repeated} come twice in an epoch, to fill its last batch up')
+        if fill := self.model.vocab_fill:
+            notes.append(f'  vocabulary {config.model.vocab_size:,} ids, and {fill} rows that mesh.tensor needs')
         if self.model.attention == 'auto' and self.obstacle:
             notes.append(f'  attention  by XLA: {sharding.kernel(self.mesh)} {self.obstacle}')
         if lost := sharding.replicated(sweep.alone(shapes, self.members).params, self.mesh):
@@ -227,8 +250,10 @@ class Run(NamedTuple):
         """
 
         def one(key):
-            params = drawn(self.model, key, self.config.data.seq_len) if below is None else below
+            model = dataclasses.replace(self.model, vocab_fill=0)  # the same draws on every mesh
+            params = drawn(model, key, self.config.data.seq_len) if below is None else below
             params = self.method.start(jax.random.fold_in(key, 2), params)
+            params = vocabulary.fill(params, self.model.vocab_fill)
             made = state.create(jax.random.fold_in(key, 1), params, self.learns, self.tx)
             return made if below is None else self._typed(made)
 
@@ -257,19 +282,23 @@ class Run(NamedTuple):
         on, key = jax.tree.map(lambda leaf: leaf.sharding, part(self.shapes)), jax.random.key(self.config.seed)
         if not self.base:
             return jax.jit(lambda: part(self.create(key)), out_shardings=on)()
-        where = tree.flatten(sharding.shardings(self.base.shapes, self.mesh))
+        filled = jax.eval_shape(lambda x: vocabulary.fill(x, self.model.vocab_fill), self.base.shapes)
+        laid = vocabulary.laid(self.base.shapes, sharding.shardings(filled, self.mesh))
+        where = {path: leaf.sharding for path, leaf in tree.flatten(laid).items()}
         # From the host: what lies on one device of this process cannot be put on those of others.
         below = self.base.load(lambda path, array: jax.device_put(np.asarray(array), where[path]))
         return jax.jit(lambda below: part(self.create(key, below)), out_shardings=on)(below)
 
     def stored(self, whole: state.TrainState) -> state.TrainState:
         """What a checkpoint holds of a state (or of its shapes): all but what the base has and does not learn."""
+        whole = vocabulary.resized(whole, self.plain) if self.plain else whole
         given = self.given(whole.frozen)
         own = {path: leaf for path, leaf in tree.flatten(whole.frozen).items() if path not in given}
         return whole.replace(frozen=tree.unflatten(own))
 
     def complete(self, stored: state.TrainState) -> state.TrainState:
         """The whole state from what a checkpoint held; undoes `stored`."""
+        stored = vocabulary.resized(stored, self.shapes) if self.plain else stored
         if not self.given(self.shapes.frozen):
             return stored
         whole = tree.flatten(self._begun(lambda state: state.frozen))
@@ -294,6 +323,7 @@ class Run(NamedTuple):
             accumulate=optimizer.accumulate,
             trainable=self.shapes.trainable,
             adapter_dropout=self.config.adapt.dropout,
+            keep_logits=self.keep_logits,
             mesh=self.mesh,
             specs=self.specs(),
         )

@@ -1,5 +1,6 @@
 """Batch sizes, remat policies and meshes of a run on a target, ranked by arithmetic; the compiler judges the best."""
 
+import dataclasses
 import itertools
 import math
 import sys
@@ -7,7 +8,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lmtrain import assemble, display, forecast, traffic
-from lmtrain.models import Transformer
 from lmtrain.run import Run
 from lmtrain.target import Target
 
@@ -73,7 +73,7 @@ def _changed(run: Run, remat: str, batch_size: int) -> Run:
     """The run with another policy and batch, nothing traced again."""
     config = run.config.copy_and_resolve_references()
     config.model.remat, config.data.batch_size = remat, batch_size
-    run = run._replace(config=config, model=Transformer(**config.model))
+    run = run._replace(config=config, model=dataclasses.replace(run.model, remat=remat))
     return run._replace(flops_per_step=assemble.flops_per_step(run))
 
 

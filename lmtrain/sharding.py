@@ -127,7 +127,7 @@ def shardings(shapes, mesh: Mesh, rules=RULES):
             size, axis = uneven
             raise ValueError(
                 f'{path}: a dimension of {size} does not divide over mesh.{axis} = {mesh.shape[axis]}; change that '
-                "axis, or the size (a vocabulary from scratch is filled up for tensor; a base's stays as it is)"
+                'axis, or the size'
             )
         return NamedSharding(mesh, PartitionSpec())
 

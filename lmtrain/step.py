@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from lmtrain import parallel, tree
+from lmtrain.models.share import ALL
 from lmtrain.state import TrainState
 
 
@@ -43,6 +44,7 @@ def make_train_step(
     accumulate=1,
     trainable,
     adapter_dropout=0.0,
+    keep_logits=False,
     mesh=None,
     specs=None,
 ):
@@ -58,6 +60,7 @@ def make_train_step(
       accumulate: micro-batches; the gradient is that of the whole batch whatever the masks.
       trainable: tree of what learns (arrays or shapes), for its paths.
       adapter_dropout: share of its input that a low-rank path loses in training.
+      keep_logits: see `Share.keep_logits`.
       mesh, specs: the mesh, and {path: PartitionSpec} of all parameters; without them nothing is divided by hand, and
         attention has no kernel.
 
@@ -70,6 +73,7 @@ def make_train_step(
 
     def gradient(params, batch, key, share=None):
         trainable, frozen = params
+        share = (share or ALL)._replace(keep_logits=True) if keep_logits else share
         options = {'key': key, 'adapter_dropout': adapter_dropout, 'share': share}
 
         def total(trainable, micro):

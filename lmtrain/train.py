@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from lmtrain import agree, capacity, display, evaluate, metrics, paths, report, samples, survive, tree
-from lmtrain.assemble import assemble, filled
+from lmtrain import agree, capacity, display, evaluate, metrics, paths, report, samples, survive, tree, vocabulary
+from lmtrain.assemble import assemble
 from lmtrain.checkpoint import Checkpoints
 from lmtrain.checkpoint import workdir as folder
 from lmtrain.circumstances import circumstances, versions
@@ -100,12 +100,13 @@ def resolved(run) -> dict[str, Any]:
 
 
 def on_its_vocabulary(config, workdir: pathlib.Path):
-    """The config with as many ids as the run in the folder has, where they were filled up for the mesh that it had."""
+    """The config with as many ids as the run in the folder has, if an earlier version filled them up for its mesh."""
     if config.init.base or not (workdir / 'config.json').exists():
         return config
     saved = folder.read_config(workdir)
     size = saved['model']['vocab_size']
-    if size != filled(config.model.vocab_size, saved['mesh']['tensor']):
+    asked = config.model.vocab_size
+    if size != asked + vocabulary.missing(asked, saved['mesh']['tensor']):
         return config
     config = config.copy_and_resolve_references()
     config.model.vocab_size = size

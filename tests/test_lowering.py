@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from lmtrain.models import Transformer
+from lmtrain.models import Transformer, head
+from lmtrain.models.share import Share
 
 DOT = re.compile(r'stablehlo\.dot_general.*: \((tensor<\S+>), (tensor<\S+>)\) -> (tensor<\S+>)')
 
@@ -37,6 +38,24 @@ def test_the_layers_of_a_bfloat16_model_multiply_bfloat16(platform, causal):
     assert len(found) == 3 * in_a_layer
     assert not [each for each in found if 'f32' in each[0] + each[1]]
     assert len([each for each in found if 'f32' in each[2]]) == 3 * (in_a_layer - 7)
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+@pytest.mark.parametrize('keep', [False, True])
+def test_the_loss_head_of_a_bfloat16_model_multiplies_bfloat16(platform, keep):
+    B, T, D, V = 4, 64, 32, 40_000  # more logits than are kept in float32
+
+    def total(hidden, kernel, bias, targets):
+        share = Share(keep_logits=keep)
+        logprob, log_z = head.log_likelihood(hidden, targets, kernel, bias, softcap=3.0, size=39_999, share=share)
+        return jnp.sum(1e-4 * log_z**2 - logprob)
+
+    floats = [((B, T, D), jnp.bfloat16), ((D, V), jnp.float32), ((V,), jnp.float32)]
+    shapes = [jax.ShapeDtypeStruct(*each) for each in floats] + [jax.ShapeDtypeStruct((B, T), jnp.int32)]
+    found = products(jax.grad(total, argnums=(0, 1, 2)), platform, *shapes)
+    assert len(found) == (3 if keep else 4)  # logits, perhaps again, and the gradients of hidden and kernel
+    assert not [each for each in found if 'f32' in each[0] + each[1]]
+    assert [each[2] for each in found if each[2].startswith(f'tensor<{D}x{V}')] == [f'tensor<{D}x{V}xf32>']
 
 
 def test_products_are_seen_at_all():

@@ -180,6 +180,90 @@ def test_adamw_is_optax_adamw():
         np.testing.assert_allclose(got[path], leaf, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
+def directions(name, grads, **settings):
+    """The optimizer's directions {path: float64} for each of the gradients, without decay."""
+    tx = optim.optimizer(name, **PLAIN | {'weight_decay': 0.0} | settings)
+    zeros = jax.tree.map(jnp.zeros_like, grads[0])
+    state, found, update = tx.init(zeros), [], jax.jit(tx.update)
+    for grad in grads:
+        direction, state = update(grad, state, zeros)
+        found.append({path: np.asarray(leaf, np.float64) for path, leaf in leaves(direction).items()})
+    return found
+
+
+def doubles(grads):
+    return [{path: leaf.astype(np.float64) for path, leaf in leaves(grad).items()} for grad in grads]
+
+
+def test_three_steps_of_lion_by_hand():
+    """arXiv 2302.06675, algorithm 2: the sign of b1 m + (1 - b1) g, and then m <- b2 m + (1 - b2) g."""
+    grads, b1, b2 = [params(seed) for seed in (5, 6, 7)], 0.7, 0.4
+    m = dict.fromkeys(leaves(grads[0]), 0.0)
+    for direction, grad in zip(directions('lion', grads, b1=b1, b2=b2), doubles(grads), strict=True):
+        for path, g in grad.items():
+            np.testing.assert_array_equal(direction[path], np.sign(b1 * m[path] + (1 - b1) * g), err_msg=path)
+            m[path] = b2 * m[path] + (1 - b2) * g
+
+
+def test_three_steps_of_sgd_by_hand():
+    """Momentum m <- g + b1 m without dampening, and m is the direction (as PyTorch has it)."""
+    grads, m = [params(seed) for seed in (5, 6, 7)], {}
+    for direction, grad in zip(directions('sgd', grads, b1=0.7), doubles(grads), strict=True):
+        m = {path: g + 0.7 * m.get(path, 0.0) for path, g in grad.items()}
+        for path in m:
+            np.testing.assert_allclose(direction[path], m[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def newton_schulz(matrix):
+    """Five steps of the quintic of Keller Jordan (kellerjordan.github.io/posts/muon), float64."""
+    x = matrix / np.linalg.norm(matrix)
+    x = x.T if x.shape[0] > x.shape[1] else x
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def test_three_steps_of_muon_by_hand():
+    """Nesterov's momentum: what is orthogonalised is g + 0.95 m with the m that g is part of."""
+    grads, m = [params(seed) for seed in (5, 6, 7)], {}
+    for direction, grad in zip(directions('muon', grads, b1=0.8, b2=0.9), doubles(grads), strict=True):
+        for path in ('layers/attention/query/kernel', 'layers/mlp/up/kernel', 'layers/mlp/down/kernel'):
+            m[path] = grad[path] + 0.95 * m.get(path, 0.0)
+            for layer, ahead in enumerate(grad[path] + 0.95 * m[path]):
+                expected = 0.2 * math.sqrt(max(ahead.shape)) * newton_schulz(ahead)
+                np.testing.assert_allclose(direction[path][layer], expected, rtol=1e-3, atol=1e-4, err_msg=path)
+
+
+def test_three_steps_of_adafactor_by_hand():
+    """arXiv 1804.04235: means of g^2 by row and column (algorithm 4), decay 1 - t^-0.8 (7.2), clipped to RMS 1 (6).
+
+    Small leaves have the whole second moment, and each layer of a stack is a leaf of its own.
+    """
+    shapes = {'head': (128, 160), 'layers': (2, 130, 128), 'bias': (24,)}
+    grads = []
+    for t in range(3):
+        keys = jax.random.split(jax.random.key(t), 3)
+        parts = [
+            0.5 * (t + 1) * jax.random.normal(key, shape) for key, shape in zip(keys, shapes.values(), strict=True)
+        ]
+        grads.append({'head': {'kernel': parts[0]}, 'layers': {'up': {'kernel': parts[1]}}, 'norm': {'bias': parts[2]}})
+    moments = {}
+    for t, (direction, grad) in enumerate(zip(directions('adafactor', grads), doubles(grads), strict=True), 1):
+        beta = 1 - t**-0.8
+        pieces = (('head/kernel', ...), ('layers/up/kernel', 0), ('layers/up/kernel', 1), ('norm/bias', ...))
+        for path, index in pieces:
+            g = grad[path][index]
+            square = g**2 + 1e-30
+            new = (square.mean(1), square.mean(0)) if g.ndim == 2 else (square,)
+            old = moments.get((path, index), (0.0,) * len(new))
+            moments[path, index] = v = [beta * a + (1 - beta) * b for a, b in zip(old, new, strict=True)]
+            second = np.outer(v[0], v[1]) / v[0].mean() if g.ndim == 2 else v[0]
+            expected = g / np.sqrt(second)
+            expected /= max(1.0, np.sqrt(np.mean(expected**2)))
+            np.testing.assert_allclose(direction[path][index], expected, rtol=1e-4, atol=1e-5, err_msg=f'{path} {t}')
+
+
 @pytest.mark.parametrize('name', optim.OPTIMIZERS)
 def test_decay_is_on_matrices_alone_and_decoupled(name):
     first = params()

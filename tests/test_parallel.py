@@ -234,9 +234,3 @@ def test_in_bfloat16_both_ends_of_the_model_are_summed_in_it(text, tied):
 def test_what_a_mesh_cannot_divide_is_refused(text, mesh, more, message):
     with pytest.raises(ValueError, match=message):
         run_of(text, mesh, more)
-
-
-def test_the_vocabulary_is_filled_up_to_what_tensor_divides(text):
-    run = run_of(text, (1, 4, 2, 1), {'model.vocab_size': 257})
-    assert run.shapes.params['embed']['embedding'].shape[0] == 384
-    assert run_of(text, (8, 1, 1, 1), {'model.vocab_size': 257}).config.model.vocab_size == 257

@@ -158,3 +158,39 @@ def test_evaluation_sums_add_over_any_cut_of_the_rows():
     for name in whole:
         np.testing.assert_allclose(sum(float(half[name]) for half in halves), whole[name], rtol=1e-6)
     assert float(whole['bytes']) == float((batch['bytes'] * batch['loss_mask']).sum())
+
+
+@pytest.mark.parametrize('accumulate', [1, 4])
+def test_weights_are_any_numbers(accumulate):
+    """The loss and its gradient are those of the weighted mean, by optax's cross-entropy."""
+    batch = make_batch()
+    batch['loss_mask'] = np.random.default_rng(3).choice([0.0, 0.25, 1.0, 2.5], (BATCH, LENGTH)).astype(np.float32)
+    first, run = setup(tx=optax.identity(), clip=0.0, learning_rate=0.5, accumulate=accumulate)
+
+    def mean(params):
+        logits = params['embed']['embedding'][batch['tokens']] * params['scale'][None, None]
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch['targets'])
+        return jnp.sum(nats * batch['loss_mask']) / jnp.sum(batch['loss_mask'])
+
+    loss, grads = jax.value_and_grad(mean)(first.params)
+    after, metrics = run(first, batch, 0.0)
+    np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-6)
+    assert float(metrics['targets']) == batch['loss_mask'].sum()
+    for new, old, grad in zip(leaves(after.trainable), leaves(first.trainable), leaves(grads), strict=True):
+        np.testing.assert_allclose(new, old - 0.5 * grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('limit', [0.5, 2.0], ids=['below the norm', 'above the norm'])
+def test_a_clip_is_that_of_optax(limit):
+    """`limit` times the norm of the gradient; above it nothing changes."""
+    batch = make_batch()
+    first, free = setup(tx=optax.identity(), clip=0.0, learning_rate=1.0)
+    after, metrics = free(first, batch, 0.0)
+    grads = jax.tree.map(lambda old, new: old - new, first.trainable, after.trainable)
+    clip = limit * float(metrics['grad_norm'])
+    expected, _ = optax.clip_by_global_norm(clip).update(grads, optax.EmptyState())
+    _, run = setup(tx=optax.identity(), clip=clip, learning_rate=1.0)
+    clipped, metrics = run(first, batch, 0.0)
+    for new, old, grad in zip(leaves(clipped.trainable), leaves(first.trainable), leaves(expected), strict=True):
+        np.testing.assert_allclose(old - new, grad, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(metrics['update_norm'] / metrics['grad_norm'], min(limit, 1.0), rtol=1e-5)

@@ -71,7 +71,9 @@ def assert_same_run(workdir, other, message=''):
 
 
 def test_stopped_by_sigterm_and_resumed_is_the_uninterrupted_run(config, tmp_path, monkeypatch):
+    """With lines that no checkpoint is aligned to: their means are over steps of both starts."""
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    config.log.every_steps = 3
     results = train.train(config, whole)
     written = metrics.Writers.metrics
 
@@ -87,7 +89,7 @@ def test_stopped_by_sigterm_and_resumed_is_the_uninterrupted_run(config, tmp_pat
     monkeypatch.undo()
     again = train.train(config, parts)
     assert_same_run(whole, parts)
-    assert [line['step'] for line in lines(parts) if 'loss' in line] == list(range(1, STEPS + 1))
+    assert [line['step'] for line in lines(parts) if 'loss' in line] == [1, 3, 6, 9, 12]
     assert again['validation'] == results['validation']
     assert lines(parts, 'lineage.jsonl')[1]['resumed_from'] in (6, 7)
 
@@ -225,7 +227,7 @@ def test_a_vocabulary_that_was_filled_up_stays_so_on_another_mesh(config, tmp_pa
     train.train(config, tmp_path / 'run')
     assert [line['step'] for line in lines(tmp_path / 'run') if 'loss' in line] == list(range(1, 9))
     config.model.vocab_size = 300
-    with pytest.raises(ValueError, match='model.vocab_size: saved 384, now 300'):
+    with pytest.raises(ValueError, match='model.vocab_size: saved 257, now 300'):
         train.train(config, tmp_path / 'run')
 
 

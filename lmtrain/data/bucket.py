@@ -12,10 +12,12 @@ ORDER = 4  # what a random number is for: the order of an epoch's batches
 class TaskStream:
     """The batches of one split of a `Task`; the counterpart of `lmtrain.data.Stream`, with its arguments and names.
 
-    Every row once an epoch, in batches of one length T; what is left of a length goes with the next longer one, and
-    what is left of all is filled with empty rows (segment_ids 0, weights 0). The lengths of the steps do not depend on
-    the seed, so that streams of several seeds run side by side.
-    shuffle: a new order every epoch, without end; else one pass, in the order of the rows within a length. With a
+    Every row once an epoch, in batches of one length T; what is left of a length goes with the next longer one. The
+    lengths of the steps do not depend on the seed, so that streams of several seeds run side by side.
+    shuffle: a new order every epoch, without end. What is left of all lengths is filled up with `repeated` rows of the
+      same epoch, others in each: a whole step is taken, so few rows must not stand for a batch.
+    Otherwise: one pass, in the order of the rows within a length; what is left is filled with empty rows (segment_ids
+      0, weights 0). So it is in training if all rows are fewer than a batch: then every step has all of them. With a
       `limit` below the batches of a pass, a random sample of so many batches, the same for every seed.
     """
 
@@ -46,6 +48,7 @@ class TaskStream:
         self.bucket = np.searchsorted(task.lengths, np.diff(ends))  # of each row
         self.local = own_rows(batch_size, rows)
         self.steps_per_epoch = -(-len(self.bucket) // batch_size)
+        self.repeated = -len(self.bucket) % batch_size if shuffle and len(self.bucket) > batch_size else 0
         self.sampled = not shuffle and 0 < limit < self.steps_per_epoch
         self.steps_per_epoch = limit if self.sampled else self.steps_per_epoch
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -115,7 +118,8 @@ class TaskStream:
                 of_step += [length] * whole
                 left = mine[whole * size :]
             if len(left):
-                batches.append(np.concatenate([left, np.full(size - len(left), -1)])[None])
+                again = order[~np.isin(order, left)][: self.repeated]
+                batches.append(np.concatenate([left, again, np.full(size - len(left) - len(again), -1)])[None])
                 of_step.append(longest)
             rows, of_step = np.concatenate(batches), np.array(of_step)
             if self.shuffle or self.sampled:

@@ -74,6 +74,7 @@ class Settings:
     first_norm: bool = True
     token_types: int = 0
     position_offset: int = 0
+    vocab_fill: int = 0  # rows of the tables beyond vocab_size that stand for no token (lmtrain.vocabulary)
     # The head of a checkpoint that was trained for a task (task_head.py).
     head: str = 'lm'
     num_labels: int = 0
@@ -111,7 +112,7 @@ class Settings:
             if getattr(self, name) < 1:
                 raise ValueError(f'model.{name}={getattr(self, name)} must be at least 1')
         off = 'window logit_softcap attention_softcap attention_scale rotary_dim local_rope_theta'
-        for name in f'{off} num_labels token_types position_offset'.split():
+        for name in f'{off} num_labels token_types position_offset vocab_fill'.split():
             if getattr(self, name) < 0:
                 raise ValueError(f'model.{name}={getattr(self, name)} must be 0 (off) or more')
         for name in 'rope_theta norm_eps embed_scale'.split():

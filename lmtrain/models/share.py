@@ -6,6 +6,22 @@ from typing import Any, NamedTuple
 from lmtrain import tree
 
 
+class Vocabulary(NamedTuple):
+    """How a function computes on a piece of the vocabulary's columns; the defaults are those of one whole piece.
+
+    Attributes:
+      on: (function, {name: divided dimension of that argument or None}, tuple of the same for results) -> the function,
+        of a dict {name: array}, run on the pieces. A result that is not divided must be equal on all of them.
+      first: V -> id of the first of the V columns here.
+      total, most: x -> the sum, and the largest, over the pieces.
+    """
+
+    on: Callable[..., Callable] = lambda function, ins, outs: function
+    first: Callable[[int], Any] = lambda V: 0
+    total: Callable[[Any], Any] = lambda x: x
+    most: Callable[[Any], Any] = lambda x: x
+
+
 class Share(NamedTuple):
     """How what lies in pieces becomes whole; who cut it (lmtrain.parallel) knows where the pieces are.
 
@@ -18,6 +34,9 @@ class Share(NamedTuple):
       columns: (x [..., D], kernels [D, F], dtype or None, which is that of x) -> products [..., F] in it, of kernels
         whose columns lie in pieces: the gradient of x is summed once over the pieces, not for each kernel, and in the
         dtype of x. None: they are whole.
+      vocabulary: how the loss head computes on the columns of the vocabulary that are here.
+      keep_logits: the loss head of a bfloat16 model keeps all logits for the backward pass, rounded to bfloat16, and
+        computes none twice.
       rows: (table [V, D], index [...]) -> table[index], of a table whose rows lie in pieces. None: it is whole.
       pinned: x -> x, held to lie as the rows of the batch do and in no smaller pieces; None: it does anyway. Else a
         compiler may divide what runs between two layers, and exchange it at every product.
@@ -32,6 +51,8 @@ class Share(NamedTuple):
     first: Callable[[int], Any] | None = None
     everywhere: Callable[[Any], Any] | None = None
     columns: Callable[..., list] | None = None
+    vocabulary: Vocabulary = Vocabulary()
+    keep_logits: bool = False
     rows: Callable[[Any, Any], Any] | None = None
     pinned: Callable[[Any], Any] | None = None
     kernel: str = ''

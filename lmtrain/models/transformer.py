@@ -91,7 +91,7 @@ class Network(nn.Module):
         places, positions_BT = self.places(batch, cache, shift, share)
         key = self.make_rng('dropout') if train and (m.dropout or adapter_dropout) else None
 
-        embed = Embed(m.vocab_size, m.width, name='embed')
+        embed = Embed(m.vocab_size + m.vocab_fill, m.width, name='embed')
         x_BTD = embed(text['tokens'], share.rows)
         x_BTD = x_BTD.astype(jnp.promote_types(x_BTD.dtype, m.dtype))  # frozen tables may be bfloat16
         if m.embed_scale != 1:
@@ -120,7 +120,7 @@ class Network(nn.Module):
             P = prompt_PD.shape[0]
             x_BTD = x_BTD[:, P:]
             own = {name: x[:, P:] if x.ndim == 3 else x for name, x in own.items()}
-        outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed, share.columns) | own
+        outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed, share) | own
         return outputs if cache is None else outputs | {'cache': cache}
 
     def places(self, batch, cache, shift, share):
@@ -248,11 +248,8 @@ class Network(nn.Module):
             cache = cache | {'key': cached[0], 'value': cached[1], 'length': cache['length'] + grown}
         return x_BTD, cache
 
-    def heads(self, x_BTD, batch, embed, columns=None):
-        """Added heads, and of a language model 'logits', with targets also 'logprob' and 'log_z'; see `apply`.
-
-        `columns` is Share.columns or None.
-        """
+    def heads(self, x_BTD, batch, embed, share=ALL):
+        """Added heads, and of a language model 'logits', with targets also 'logprob' and 'log_z'; see `apply`."""
         m = self.model
         if 'select' in batch:
             x_BTD = jnp.take_along_axis(x_BTD, batch['select'][..., None], axis=1)
@@ -264,11 +261,15 @@ class Network(nn.Module):
         if m.mlm_head:
             x_BTD, bias_V = head.MaskedHead(m, name='mlm_head')(x_BTD)
         kernel_DV = embed().T if m.tied else head.Kernel(m, name='head')()
-        options = {'bias_V': bias_V, 'softcap': m.logit_softcap, 'columns': columns}
-        outputs = added | {'logits': head.logits(x_BTD, kernel_DV, **options)}
+        bias_V = bias_V if bias_V is None else jnp.pad(bias_V, (0, m.vocab_fill))
+        options = {'bias_V': bias_V, 'softcap': m.logit_softcap}
+        all_logits = head.logits(x_BTD, kernel_DV, **options, columns=share.columns)
+        outputs = added | {'logits': all_logits[..., : m.vocab_size]}
         if 'targets' in batch:
             if batch['targets'].shape != x_BTD.shape[:2]:
                 shapes = f'{batch["targets"].shape}, but the predictions are {x_BTD.shape[:2]}'
                 raise ValueError(f'column targets is {shapes}')
-            outputs['logprob'], outputs['log_z'] = head.log_likelihood(x_BTD, batch['targets'], kernel_DV, **options)
+            outputs['logprob'], outputs['log_z'] = head.log_likelihood(
+                x_BTD, batch['targets'], kernel_DV, **options, size=m.vocab_size, share=share
+            )
         return outputs

@@ -1,3 +1,4 @@
+import collections
 import json
 
 import numpy as np
@@ -46,23 +47,57 @@ def texts(task, split, batch, stream, step):
 # --- streams
 
 
-@pytest.mark.parametrize('shuffle', [True, False])
-def test_an_epoch_has_every_row_once_with_its_label(prepare, shuffle):
-    task = prepare()
-    stream = TaskStream(task, 'train', 8, 3, shuffle)
-    end = '<|endoftext|>'
-    wanted = sorted(
-        (f'{end}{row.fields["text"]}{end}', task.labels.index(row.fields['label'])) for row in task.rows['train']
-    )
-    for epoch in range(1 + shuffle):
+def passes(task, stream, epochs):
+    """(Counter of (text, label), batches) of each epoch."""
+    for epoch in range(epochs):
         steps = range(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch)
         batches = [(step, stream.batch(step)) for step in steps]
-        assert sorted(pair for step, batch in batches for pair in texts(task, 'train', batch, stream, step)) == wanted
-    assert all(batch['tokens'].shape[1] in task.lengths for _, batch in batches)
-    assert len({batch['tokens'].shape for _, batch in batches}) > 1
-    empty = sum(int((batch['segment_ids'].sum(1) == 0).sum()) for _, batch in batches)
-    assert empty == 8 * len(batches) - len(wanted) < 8
-    assert sum(batch['label_weights'].sum() for _, batch in batches) == len(wanted)
+        pairs = [pair for step, batch in batches for pair in texts(task, stream.split, batch, stream, step)]
+        yield collections.Counter(pairs), [batch for _, batch in batches]
+
+
+def rows_of(task):
+    end = '<|endoftext|>'
+    return {(f'{end}{row.fields["text"]}{end}', task.labels.index(row.fields['label'])) for row in task.rows['train']}
+
+
+def empty_rows(batches):
+    return sum(int((batch['segment_ids'].sum(1) == 0).sum()) for batch in batches)
+
+
+def test_a_pass_has_every_row_once_with_its_label(prepare):
+    task = prepare()
+    wanted = rows_of(task)
+    ((seen, batches),) = passes(task, TaskStream(task, 'train', 8, 3, shuffle=False), 1)
+    assert seen == dict.fromkeys(wanted, 1)
+    assert all(batch['tokens'].shape[1] in task.lengths for batch in batches)
+    assert len({batch['tokens'].shape for batch in batches}) > 1
+    assert empty_rows(batches) == 8 * len(batches) - len(wanted) > 0
+    assert sum(batch['label_weights'].sum() for batch in batches) == len(wanted)
+
+
+def test_the_last_batch_of_an_epoch_is_filled_with_rows_that_differ_from_epoch_to_epoch(prepare):
+    task = prepare()
+    wanted, stream = rows_of(task), TaskStream(task, 'train', 8, 3, shuffle=True)
+    assert stream.repeated == 8 * stream.steps_per_epoch - len(wanted) > 0
+    repeated = []
+    for seen, batches in passes(task, stream, 3):
+        assert set(seen) == wanted and set(seen.values()) == {1, 2}
+        assert empty_rows(batches) == 0
+        assert all(batch['label_weights'].sum() == 8 for batch in batches)
+        repeated.append(frozenset(pair for pair, times in seen.items() if times == 2))
+        assert len(repeated[-1]) == stream.repeated
+    assert len(set(repeated)) == 3
+
+
+def test_rows_that_are_fewer_than_a_batch_come_once_in_each_step(prepare):
+    task = prepare()
+    count = len(rows_of(task))
+    stream = TaskStream(task, 'train', count + 3, 3, shuffle=True)
+    assert (stream.steps_per_epoch, stream.repeated) == (1, 0)
+    for seen, batches in passes(task, stream, 2):
+        assert seen == dict.fromkeys(rows_of(task), 1) and empty_rows(batches) == 3
+    assert TaskStream(task, 'train', count, 3, shuffle=True).repeated == 0
 
 
 def test_a_limit_takes_a_random_sample_that_no_seed_changes(prepare):

@@ -1,0 +1,70 @@
+"""Rows that fill a vocabulary up, so that the mesh divides it. No token has one, and no file or checkpoint holds them.
+
+The tables of a model have them only in the memory of a run with mesh.tensor > 1. They are zeros, the head gives their
+ids the probability 0, and no optimizer moves them. So the parameters are the same on every mesh, and a run goes on from
+its checkpoint on another one.
+"""
+
+import functools
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lmtrain import tree
+
+TABLES = (('embed/(embedding|lora_a)', 0), ('head/kernel', 1))  # (path, its dimension over the vocabulary)
+
+
+def missing(size: int, tensor: int) -> int:
+    """Rows to add to a vocabulary of `size` so that `tensor` divides it; a multiple of 128 is fast on accelerators."""
+    return 0 if size % tensor == 0 else -size % math.lcm(128, tensor)
+
+
+def fill(params: tree.Params, rows: int) -> tree.Params:
+    """The parameters (arrays, perhaps traced) of a model with `rows` more in its tables."""
+    leaves = tree.flatten(params)
+    for path, leaf in leaves.items() if rows else ():
+        for pattern, axis in TABLES:
+            if re.fullmatch(pattern, path):
+                leaves[path] = jnp.pad(leaf, [(0, rows if i == axis else 0) for i in range(leaf.ndim)])
+    return tree.unflatten(leaves)
+
+
+def laid(shapes: Any, on: Any) -> Any:
+    """Shapes, laid as `on` has the filled leaves, but whole along a dimension that the mesh does not divide."""
+
+    def one(leaf, on):
+        pairs = zip(leaf.shape, (*on.spec, *[None] * leaf.ndim), strict=False)
+        even = (axis if axis and size % on.mesh.shape[axis] == 0 else None for size, axis in pairs)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(on.mesh, PartitionSpec(*even)))
+
+    return jax.tree.map(one, shapes, on)
+
+
+def resized(state: Any, shapes: Any) -> Any:
+    """A state (of arrays, or of shapes) with the rows that `shapes` have: the last ones are dropped, or zeros added.
+
+    `shapes` has every path of the state, and says how the result lies on the mesh.
+    """
+    wanted = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+
+    def one(path, leaf):
+        target = wanted[jax.tree_util.keystr(path)]
+        if leaf.shape == target.shape:
+            return leaf
+        return target if isinstance(leaf, jax.ShapeDtypeStruct) else _resize(target.shape, target.sharding)(leaf)
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+@functools.cache
+def _resize(shape: tuple[int, ...], on: NamedSharding):
+    def resize(leaf):
+        kept = leaf[tuple(slice(0, size) for size in shape)]
+        return jnp.pad(kept, [(0, size - there) for size, there in zip(shape, kept.shape, strict=True)])
+
+    return jax.jit(resize, out_shardings=on)
