@@ -30,7 +30,6 @@ DEEP = {'num_heads': 4, 'width': 256, 'seq_len': 256, 'batch_size': 8, 'vocab_si
 GPT2 = {'num_layers': 12, 'num_heads': 12, 'width': 768, 'seq_len': 1024, 'vocab_size': 50304}
 TOY = {'num_layers': 2, 'num_heads': 2, 'width': 32, 'seq_len': 32, 'batch_size': 4, 'vocab_size': 65}
 TOLERANCE = {'float32': 1e-3, 'bfloat16': 1e-2}  # nats
-GPU_BATCHES, GPU_SEARCH_SECONDS = (16, 32, 64), 240
 
 
 # The pure parts.
@@ -155,7 +154,7 @@ class Ours:
 
         run = self.assemble(shape, dtype, folder, **start)
         self.compiled, self.state = run.train_step(), run.initial_state()
-        stream = run.stream('train')
+        stream = run.train_stream()
         batches = [stream.batch(step) for step in range(BATCHES)]
         self.batches = [jax.device_put(batch) for batch in batches]
         params = tree.flatten(jax.device_get(self.state.params))
@@ -316,90 +315,6 @@ def compile_time(ours: Worker, folder: str, dry: bool, flops: dict) -> tuple[lis
     return figures, {'what': 'compile', 'shape': shape, 'seconds': seconds, 'compiled_over_counted': flops}
 
 
-def gpu(folder: str, dry: bool) -> tuple[list, list, list]:
-    """GPT-2 124M in bfloat16, PyTorch compiled: (figures, trials, what was not possible)."""
-    platform, base, sizes = ('cpu', TOY, (4, 8)) if dry else ('gpu', GPT2, GPU_BATCHES)
-    cache = str(pathlib.Path(folder) / 'xla')
-    trials, missing = [], []
-
-    def alone(side: str, size: int, **options) -> dict | None:
-        """One side in a fresh process: losses of the first steps, seconds per token, peak memory. None if it died."""
-        shape = base | {'batch_size': size}
-        try:
-            with Worker(side, platform, cache) as worker:
-                answer = worker.ask('build', shape=shape, dtype='bfloat16', folder=place(folder, shape), **options)
-                losses, steps = worker.ask('steps', count=CHECKED)['losses'], 10
-                seconds = worker.ask('steps', count=steps)['seconds'] / (steps * size * shape['seq_len'])
-                trial = {'what': 'search', 'side': side, 'batch_size': size, 'options': options, 'said': answer}
-                trial |= {'losses': losses, 'seconds_per_token': seconds, 'peak_bytes': worker.ask('peak_bytes')}
-        except Died as error:
-            missing.append(f'GPU: {side} with {size} rows {options.get("attention", "")}: {error}')
-            return None
-        trials.append(trial)
-        print(side, size, options.get('attention', ''), f'{1 / seconds:,.0f} tokens/s', flush=True)
-        return trial
-
-    backends, best, start = ['flash', 'cudnn'], {}, time.monotonic()
-    for size in sizes:
-        if time.monotonic() - start > GPU_SEARCH_SECONDS:
-            missing.append(f'GPU: batches of {size} rows and more, for the search had taken {GPU_SEARCH_SECONDS} s')
-            break
-        ours = alone('lmtrain', size)
-        if ours is None:
-            break
-        said = ours['said']
-        same = {'optimizer': said['optimizer'], 'compiled': not dry}
-        tried = [trial for name in backends if (trial := alone('torch', size, attention=name, **same))]
-        if not tried:
-            break
-        theirs = min(tried, key=lambda trial: trial['seconds_per_token'])
-        backends = [theirs['options']['attention']]
-        for trial in (ours, theirs):
-            held = best.get(trial['side'])
-            if held is None or trial['seconds_per_token'] < held['seconds_per_token']:
-                best[trial['side']] = trial
-    if not best.keys() >= {'lmtrain', 'torch'}:
-        return [], trials, missing
-
-    shapes = {side: base | {'batch_size': best[side]['batch_size']} for side in ('lmtrain', 'torch')}
-    options = {name: best['torch']['options'][name] for name in ('attention', 'compiled')}
-    try:
-        with Worker('lmtrain', platform, cache) as ours, Worker('torch', platform, cache) as theirs:
-            workers = {'lmtrain': ours, 'torch': theirs}
-            build(workers, shapes, 'bfloat16', folder, options)
-            for worker in workers.values():
-                worker.ask('steps', count=CHECKED)
-            seconds, ratio = interleave(workers, shapes, 2 if dry else 7, 2 if dry else 10)
-    except Died as error:
-        return [], trials, [*missing, f'GPU: both sides at once: {error}']
-    trials.append(
-        {'what': 'speed', 'platform': 'gpu', 'shapes': shapes, 'dtype': 'bfloat16', 'options': options}
-        | {'device': said['device'], 'seconds_per_token': seconds, 'ratio': ratio}
-    )
-
-    first = {trial['side']: trial['losses'] for trial in trials if trial.get('batch_size') == sizes[0]}
-    apart, most = difference(first), TOLERANCE['bfloat16']
-    what = f'{said["device"]}, GPT-2 124M, bfloat16'
-    figures = [
-        speed_row(f'{what}, PyTorch compiled with {options["attention"]} attention', seconds, ratio, None),
-        row(
-            f'{what}: losses of the first {CHECKED} steps, largest difference in nats',
-            f'{apart:.1e}',
-            f'at most {most}',
-            verdict(apart, most=most),
-        ),
-    ]
-    for side, trial in best.items():
-        figure = [f'B {trial["batch_size"]}']
-        if said['peak_flops']:
-            rate = 1 / statistics.median(seconds[side]) / said['peak_flops']
-            figure += [f'MFU {rate * flops:.1%} ({keys})' for keys, flops in said['flops_per_token'].items()]
-        if trial['peak_bytes']:
-            figure.append(f'peak memory {trial["peak_bytes"] / 2**30:.1f} GiB')
-        figures.append(row(f'{what}: {side}', ', '.join(figure)))
-    return figures, trials, missing
-
-
 def gpu_seen() -> bool:
     """Whether jax has a GPU, asked in a process that ends."""
     ask = 'import jax; print(jax.default_backend())'
@@ -413,7 +328,9 @@ def main(dry: bool) -> None:
         figures, trials = cpu(folder, dry)
         missing = []
         if dry or gpu_seen():
-            more, tried, missing = gpu(folder, dry)
+            import gpu
+
+            more, tried, missing = gpu.measure(folder, dry, lambda *so_far: None)
             figures, trials = figures + more, trials + tried
         else:
             missing = ['GPU: GPT-2 124M beside PyTorch compiled, its MFU and peak memory; this machine has none']
@@ -435,15 +352,21 @@ def main(dry: bool) -> None:
 
 
 def gpu_alone(file: str, dry: bool) -> None:
-    """What `main` does on a GPU and nothing else, into a JSON file: for a machine that is there for minutes."""
+    """What `main` does on a GPU and nothing else, into a JSON file that grows, as the machine is lent."""
+    import gpu
     import record
 
-    start = time.monotonic()
+    start, about = time.monotonic(), {'machine': record.machine(), 'versions': record.versions()}
+
+    def write(figures: list, trials: list, missing: list) -> None:
+        results = about | {'figures': figures, 'not_shown': missing, 'trials': trials}
+        results['minutes'] = round((time.monotonic() - start) / 60, 1)
+        new = pathlib.Path(f'{file}.new')
+        new.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+        new.replace(file)
+
     with tempfile.TemporaryDirectory() as folder:
-        figures, trials, missing = gpu(folder, dry)
-    results = {'machine': record.machine(), 'versions': record.versions(), 'figures': figures, 'not_shown': missing}
-    results |= {'trials': trials, 'minutes': round((time.monotonic() - start) / 60, 1)}
-    pathlib.Path(file).write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+        gpu.measure(folder, dry, write)
 
 
 if __name__ == '__main__':

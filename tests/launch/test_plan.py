@@ -87,7 +87,7 @@ def test_what_does_not_fit_has_a_way_out_that_fits(capsys, monkeypatch):
     code, page = plan(capsys, *words)
     assert code == 0 and '  fits      no: ' in page and 'what fits, with the same batch size' in page
     command = page[page.index('lmtrain train') :]
-    changes = re.findall(r"--config\.(optimizer\.accumulate|model\.remat)=(\w+)", command)
+    changes = re.findall(r'--config\.(optimizer\.accumulate|model\.remat)=(\w+)', command)
     assert changes and int(dict(changes)['optimizer.accumulate']) in (1, 2, 4, 8)
     code, page = plan(capsys, *words, *(f'--config.{field}={value}' for field, value in changes))
     assert '  fits      yes: ' in page

@@ -1,0 +1,110 @@
+"""GPT-2 124M in bfloat16 beside PyTorch compiled, on a GPU that is there for minutes.
+
+Every figure is written as soon as it is known, 32 rows first. At `SECONDS` the workers are ended, whatever they do, so
+that what is left is said to be missing and the file is whole.
+"""
+
+import threading
+import time
+
+from bench import (
+    CHECKED,
+    GPT2,
+    TOLERANCE,
+    TOY,
+    Died,
+    Worker,
+    build,
+    difference,
+    interleave,
+    place,
+    row,
+    speed_row,
+    verdict,
+)
+
+SIZES, SECONDS = (32, 64, 16), 220  # rows of a batch; of all
+BLOCKS, STEPS = 6, 10
+
+
+def measure(folder: str, dry: bool, write) -> tuple[list, list, list]:
+    """(figures, trials, what was not possible); `write` is called with them whenever there is more to say."""
+    platform, base, sizes = ('cpu', TOY, (4, 8)) if dry else ('gpu', GPT2, SIZES)
+    ends, figures, trials, missing, took = time.monotonic() + SECONDS, [], [], [], 0.0
+    for size in sizes:
+        left = ends - time.monotonic()
+        if left < 1.2 * took:
+            missing.append(f'GPU: batches of {size} rows: {left:.0f} s were left')
+            write(figures, trials, missing)
+            continue
+        start = time.monotonic()
+        try:
+            with Worker('lmtrain', platform, f'{folder}/xla') as ours, Worker('torch', platform) as theirs:
+                workers = {'lmtrain': ours, 'torch': theirs}
+                with limited(workers, left):
+                    for more, trial in pair(workers, base | {'batch_size': size}, folder, dry):
+                        figures += more
+                        trials += trial
+                        write(figures, trials, missing)
+        except Died as error:
+            missing.append(f'GPU: batches of {size} rows, the rest of it: {error}')
+        took = time.monotonic() - start
+        write(figures, trials, missing)
+    return figures, trials, missing
+
+
+class limited:
+    """Ends workers after some seconds, so that they answer no more; for a `with`."""
+
+    def __init__(self, workers: dict, seconds: float):
+        self.timer = threading.Timer(seconds, lambda: [worker.process.kill() for worker in workers.values()])
+
+    def __enter__(self):
+        self.timer.start()
+
+    def __exit__(self, *error):
+        self.timer.cancel()
+
+
+def pair(workers: dict, shape: dict, folder: str, dry: bool):
+    """Yields (figures, trials) of one shape: of each side alone, then of both in turn."""
+    steps, shapes = 2 if dry else STEPS, dict.fromkeys(workers, shape)
+    losses, said, options = {}, {}, {'attention': 'flash', 'compiled': not dry}
+    for side in workers:
+        if side == 'lmtrain':
+            said |= build({'lmtrain': workers['lmtrain']}, shapes, 'bfloat16', folder, {})
+        else:
+            said |= {'torch': beside(workers['torch'], said['lmtrain'], shape, folder, options)}
+        about = said['lmtrain']
+        losses[side] = workers[side].ask('steps', count=CHECKED)['losses']
+        per_token = workers[side].ask('steps', count=steps)['seconds'] / (
+            steps * shape['batch_size'] * shape['seq_len']
+        )
+        peak = workers[side].ask('peak_bytes')
+        figure = [f'{1 / per_token:,.0f} tokens/s']
+        if about['peak_flops']:
+            rate = 1 / per_token / about['peak_flops']
+            figure += [f'MFU {rate * flops:.1%} ({keys})' for keys, flops in about['flops_per_token'].items()]
+        figure += [f'peak memory {peak / 2**30:.1f} GiB'] if peak else []
+        what = f'{about["device"]}, GPT-2 124M, bfloat16, B {shape["batch_size"]}'
+        trial = {'what': 'alone', 'side': side, 'shape': shape, 'options': options, 'said': said[side]}
+        trial |= {'losses': losses[side], 'seconds_per_token': per_token, 'peak_bytes': peak}
+        print(what, side, *figure, flush=True)
+        yield [row(f'{what}: {side}', ', '.join(figure))], [trial]
+    seconds, ratio = interleave(workers, shapes, 2 if dry else BLOCKS, steps)
+    apart, most = difference(losses), TOLERANCE['bfloat16']
+    first = f'{what}: losses of the first {CHECKED} steps, largest difference in nats'
+    figures = [
+        speed_row(f'{what}, PyTorch compiled with flash attention', seconds, ratio, None),
+        row(first, f'{apart:.1e}', f'at most {most}', verdict(apart, most=most)),
+    ]
+    trial = {'what': 'speed', 'platform': 'gpu', 'shape': shape, 'dtype': 'bfloat16', 'options': options}
+    yield figures, [trial | {'device': about['device'], 'seconds_per_token': seconds, 'ratio': ratio}]
+
+
+def beside(worker: Worker, ours: dict, shape: dict, folder: str, options: dict) -> dict:
+    """Builds PyTorch's side from what lmtrain's has left behind; what it says of itself."""
+    options = options | {'optimizer': ours['optimizer'], 'folder': place(folder, shape)}
+    said = worker.ask('build', shape=shape, dtype='bfloat16', **options)
+    assert said['parameters'] == ours['parameters'], (said, ours)
+    return said
