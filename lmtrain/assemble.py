@@ -9,7 +9,21 @@ import jax
 import ml_collections
 import numpy as np
 
-from lmtrain import adapt, agree, capacity, cost, data, deal, optim, parallel, samples, sharding, sweep, tree, vocabulary
+from lmtrain import (
+    adapt,
+    agree,
+    capacity,
+    cost,
+    data,
+    deal,
+    optim,
+    parallel,
+    samples,
+    sharding,
+    sweep,
+    tree,
+    vocabulary,
+)
 from lmtrain.base import Base, open_base, settings
 from lmtrain.models import Transformer
 from lmtrain.objectives import classify, span, tag, tokens

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
