@@ -49,7 +49,8 @@ def test_a_run_seen_from_outside(config, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, 'evaluate', evaluated)
     monkeypatch.setattr(checkpoint.Checkpoints, 'save', saving)
     monkeypatch.setattr(loop.Loop, 'say', spied(loop.Loop.say, lambda: during.append(('step', phases[-1]))))
-    train.train(config, tmp_path / 'run')
+    results = train.train(config, tmp_path / 'run')
+    assert (results['cost']['steps'], results['cost']['tokens']) == (STEPS, STEPS * 8 * config.data.seq_len)
 
     # An evaluation and a save have limits of their own, and the step after them has its own again.
     assert set(during) == {('evaluation', 'evaluate'), ('save', 'save'), ('step', 'step')}

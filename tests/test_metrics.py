@@ -191,3 +191,28 @@ def metrics_left_at_start():
     meter.restart(0, 0.0, 0.0)
     clock.now += 1.0
     return meter.read(1, progress=0.0, waited=0.0)['seconds_left']
+
+
+def test_means_are_over_targets_and_go_on_after_a_restart():
+    steps = [
+        {'loss': 2.0, 'nats': 1.5, 'targets': 10.0, 'grad_norm': 7.0, 'skipped': 0},
+        {'loss': math.nan, 'nats': 1.0, 'targets': 10.0, 'grad_norm': math.nan, 'skipped': 1},
+        {'loss': 4.0, 'nats': 3.0, 'targets': 30.0, 'grad_norm': 1.0, 'skipped': 1},
+    ]
+    means = metrics.Means()
+    for step in steps[:2]:
+        means.add(step)
+    means = metrics.Means(json.loads(json.dumps(means.state)))  # what a checkpoint holds
+    means.add(steps[2])
+    assert means.take() == {'loss': (2.0 * 10 + 4.0 * 30) / 40, 'nats': (15.0 + 10.0 + 90.0) / 50}
+    means.add(steps[0])
+    assert means.take()['loss'] == 2.0
+    means.add(steps[1])
+    assert math.isnan(means.take()['loss'])
+
+
+def test_means_of_the_members_of_a_sweep_are_their_own():
+    means = metrics.Means()
+    for losses, targets in (([1.0, 3.0], [4.0, 2.0]), ([2.0, math.inf], [4.0, 6.0])):
+        means.add({'loss': losses[0], 'targets': 4.0, 'loss_members': losses, 'targets_members': targets})
+    assert means.take() == {'loss': 1.5, 'loss_members': [1.5, 3.0]}

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import tiny
-from lmtrain import search
+from lmtrain import search, target
 from lmtrain.assemble import assemble
 
 CASES = {
@@ -27,3 +27,11 @@ def test_arithmetic_is_that_of_the_run(text, more):
     again = config.copy_and_resolve_references()
     again.model.remat, again.data.batch_size = 'full', 2 * config.data.batch_size
     assert other.flops_per_step == assemble(again).flops_per_step
+
+
+def test_the_fastest_comes_first():
+    config = tiny.get_config()
+    ranked = search.candidates(config, target.Target('h100:8', target.CHIPS['h100'], 8))
+    speeds = [one.speed for one in ranked]
+    assert speeds == sorted(speeds, reverse=True) and speeds[0] > speeds[-1]
+    assert {one.batch_size for one in ranked} >= {8, 16, 128}

@@ -194,3 +194,45 @@ def test_a_clip_is_that_of_optax(limit):
     for new, old, grad in zip(leaves(clipped.trainable), leaves(first.trainable), leaves(expected), strict=True):
         np.testing.assert_allclose(old - new, grad, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(metrics['update_norm'] / metrics['grad_norm'], min(limit, 1.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize('weight', [0.01, 1.0])
+def test_weights_that_add_up_to_less_than_one_are_a_mean_all_the_same(weight):
+    first, run = setup(tx=optax.identity(), clip=0.0)
+    _, metrics = run(first, make_batch(mask=weight), 0.0)
+    _, whole = run(first, make_batch(mask=1.0), 0.0)
+    for name in ('loss', 'nats', 'grad_norm', 'update_norm'):
+        np.testing.assert_allclose(metrics[name], whole[name], rtol=1e-5)
+
+
+def test_norms_are_those_of_the_new_parameters_and_of_their_change():
+    first, run = setup()
+    after, metrics = run(first, make_batch(), 0.25)
+    np.testing.assert_allclose(metrics['param_norm'], optax.tree.norm(after.trainable), rtol=1e-6)
+    change = jax.tree.map(lambda new, old: new - old, after.trainable, first.trainable)
+    np.testing.assert_allclose(metrics['update_norm'], optax.tree.norm(change), rtol=1e-4)
+    np.testing.assert_allclose(metrics['learning_rate'], 0.1 * 0.75, rtol=1e-6)
+
+
+class Noisy(Table):
+    """Whose loss shows the key that dropout would have."""
+
+    def apply(self, variables, batch, train, rngs):
+        outputs = super().apply(variables, batch, train, rngs)
+        return outputs | {'logprob': outputs['logprob'] - jax.random.uniform(rngs['dropout'], (1, 1))}
+
+
+def test_the_key_of_dropout_is_another_at_every_step_and_for_every_seed():
+    def losses(seed):
+        tx = optax.identity()
+        now = state.create(jax.random.key(seed), Table().init(jax.random.key(0)), '.*', tx)
+        options = {'learning_rate': 0.0, 'trainable': now.trainable}
+        run = jax.jit(step.make_train_step(Noisy(), tokens.loss, tx, lambda progress: 1.0, **options))
+        found = []
+        for _ in range(3):
+            now, metrics = run(now, make_batch(mask=1.0), 0.0)
+            found.append(float(metrics['loss']))
+        return found
+
+    assert len(set(losses(1) + losses(2))) == 6
+    assert losses(1) == losses(1)

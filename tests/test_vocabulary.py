@@ -92,3 +92,24 @@ def test_a_run_goes_on_over_tensor_and_back(text, tmp_path, more):
 def test_rows_that_are_missing(size, tensor, rows):
     assert vocabulary.missing(size, tensor) == rows
     assert (size + rows) % tensor == 0
+
+
+@pytest.mark.parametrize('method', ['full', 'lora', 'prompt'])
+def test_the_vocabulary_of_a_base_is_filled_up_too(text, base_run, method):
+    more = {'init.base': str(base_run), 'data.isolate': False, 'data.tokenizer': 'base', 'adapt.method': method}
+    more |= {'adapt.prompt.length': 3} if method == 'prompt' else {}
+    more |= {'adapt.lora.rank': (('embed/embedding|.*/query/kernel', 2),)} if method == 'lora' else {}
+    expected, sums, *_ = measured(text, (1, 1, 1, 1), **more)
+    found, filled_sums, run, state = measured(text, (1, 1, 2, 1), **more)
+    assert run.model.vocab_fill == 384 - ODD
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+    np.testing.assert_allclose(filled_sums['loss'], sums['loss'], rtol=1e-5)
+    kept = tree.flatten(run.stored(state).trainable)
+    assert all(ODD in leaf.shape for path, leaf in kept.items() if path.startswith('embed/emb'))
+
+
+@pytest.fixture(scope='module')
+def base_run(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('base') / 'run'
+    train(config_of(text, (8, 1, 1, 1), **{'budget.steps': 1, 'sample.prompts': ()}), folder)
+    return folder
