@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pathlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
