@@ -986,8 +986,8 @@ FAULTS = {
         ('UTF-16 without a mark is text', 'even + odd > 0.4 * len(head)', 'even + odd > len(head)'),
         (
             'a README is text beside the data',
-            'for each in (tuple(READERS), WRITTEN)',
-            'for each in (tuple(READERS) + WRITTEN, WRITTEN)',
+            'for each in (tuple(READERS), TEXT_ENDINGS)',
+            'for each in (tuple(READERS) + TEXT_ENDINGS, TEXT_ENDINGS)',
         ),
         ('empty files are not counted', "skipped['empty'] += 1", 'pass'),
     ],

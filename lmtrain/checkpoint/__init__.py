@@ -225,7 +225,7 @@ def plain_name(directory: Path) -> Path:
 
 
 def in_utf8(path: str | os.PathLike) -> bool:
-    """Whether the file system has `path` in UTF-8; not if the locale has another encoding, or its bytes are invalid."""
+    """Whether the bytes of `path` on the file system are UTF-8. Not if Python's file system encoding is another one."""
     return os.fsencode(path) == os.fspath(path).encode('utf-8', errors='replace')
 
 

@@ -21,8 +21,8 @@ from lmtrain.data.document import Document
 
 LINE_LIMIT = 16 << 20  # bytes of one line
 GZ_RATIO, GZ_FLOOR = 200, 64 << 20  # text this many times its .gz, and above the floor, is refused
-# Read of a directory if it holds no file that READERS names; a README beside the data is not part of it.
-WRITTEN = ('.md', '.rst', '.tex', '.html', '.py')
+# Endings that are read of a directory without files that READERS names; a README beside data is not part of it.
+TEXT_ENDINGS = ('.md', '.rst', '.tex', '.html', '.py')
 # Byte order marks and their encodings; that of UTF-32 begins with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF32_LE: 'utf-32',
@@ -30,7 +30,7 @@ MARKS = {
     codecs.BOM_UTF16_LE: 'utf-16',
     codecs.BOM_UTF16_BE: 'utf-16',
 }
-# What files that are no text begin with, and how their text is had.
+# Magic numbers of binary formats, and how to get their text.
 BINARY = {
     b'\x1f\x8b': 'gzip: unpack it with gunzip',
     b'\x28\xb5\x2f\xfd': 'Zstandard: unpack it with unzstd',
@@ -44,7 +44,7 @@ class Source(NamedTuple):
     name: str  # as it was asked for
     files: tuple[Path, ...]  # what is read; a change of any means that the text is read again
     documents: Callable[[], Iterator[Document]]
-    skipped: dict[str, int] = {}  # files that a directory or a glob holds and that are not read: {'.png': 3}
+    skipped: dict[str, int] = {}  # files of a directory or a glob that are not read, by reason: {'.png': 3}
 
 
 def open_source(source: str, root: str, directory: Path, text_field: str, document: str) -> Source:
@@ -52,7 +52,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
 
     Args:
       source: 'python', 'tfds:NAME', or a file, directory or glob; relative paths start at `root`. A file whose ending
-        READERS does not name is text. Of a directory the files are read whose ending it names, else those of WRITTEN.
+        READERS does not name is text. Of a directory the files are read whose ending it names, else those of TEXT_ENDINGS.
       directory: data.cache, where TFDS datasets are prepared; no other directory or glob may reach into it.
       text_field: the column of jsonl, parquet and TFDS rows; document: 'file' | 'line' | 'paragraph', of text.
 
@@ -90,7 +90,7 @@ def _find(source: str, root: str, cache: Path) -> tuple[tuple[Path, ...], dict[s
     elif path.exists():
         files, skipped = [path], collections.Counter()
     else:
-        # The root is a folder and no pattern, whatever its name.
+        # data.root is a folder, not a pattern.
         pattern = os.path.join(glob.escape(str(paths.local(root, 'data.root'))), paths.local(source, 'data.source'))
         names = sorted(glob.glob(pattern if root else str(path), recursive=True))
         files = [Path(name) for name in names if not os.path.isdir(name)]
@@ -134,13 +134,13 @@ def _of_directory(path: Path) -> tuple[list[Path], collections.Counter]:
         files += [Path(place) / name for name in names]
         skipped['links to directories'] += sum(os.path.islink(os.path.join(place, name)) for name in directories)
     files.sort()
-    endings = next((each for each in (tuple(READERS), WRITTEN) if any(f.name.endswith(each) for f in files)), ())
+    endings = next((each for each in (tuple(READERS), TEXT_ENDINGS) if any(f.name.endswith(each) for f in files)), ())
     kept = [file for file in files if file.name.endswith(endings)]
     skipped.update(file.suffix or 'no ending' for file in files if not file.name.endswith(endings))
     if not kept:
         other = ', '.join(f'{count} {ending}' for ending, count in sorted(skipped.items()) if count) or 'no file'
         raise FileNotFoundError(
-            f'{path}: no file in this directory ends in {", ".join((*READERS, *WRITTEN))} (it holds {other}): '
+            f'{path}: no file in this directory ends in {", ".join((*READERS, *TEXT_ENDINGS))} (it holds {other}): '
             f"a glob names text files of any ending, such as data.source='{path}/**/*.ENDING'"
         )
     return kept, skipped
@@ -203,7 +203,7 @@ def _convert(path: Path, encoding: str) -> str:
 
 
 def _binary(path: Path) -> str:
-    """How the text of a file that is no text is had; '' if its first bytes are of no known format."""
+    """The binary format of a file, and how to get its text; '' if the format is unknown."""
     if not path.is_file():  # a row of a dataset
         return ''
     with path.open('rb') as file:
