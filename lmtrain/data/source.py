@@ -52,7 +52,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
 
     Args:
       source: 'python', 'tfds:NAME', or a file, directory or glob; relative paths start at `root`. A file whose ending
-        READERS does not name is text. Of a directory the files are read whose ending it names, else those of TEXT_ENDINGS.
+        READERS does not name is text. Of a directory, files whose ending it names are read, else those of TEXT_ENDINGS.
       directory: data.cache, where TFDS datasets are prepared; no other directory or glob may reach into it.
       text_field: the column of jsonl, parquet and TFDS rows; document: 'file' | 'line' | 'paragraph', of text.
 

@@ -2,6 +2,7 @@ import math
 import os
 import random
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,6 +42,21 @@ def test_settled_files_are_not_read_again_and_changed_ones_are(tmp_path, monkeyp
         path.write_text('two')
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same modification time
     assert content()['sha256'] != first['sha256'] and len(reads) == 2
+
+
+def test_a_file_that_differs_in_any_mark_is_read_again(tmp_path, monkeypatch):
+    """Size, inode, modification and change time, each alone."""
+    path = tmp_path / 'a.txt'
+    path.write_text('one')
+    source = open_source(str(path), '', tmp_path / 'cache', 'text', 'file')
+    at = dict.fromkeys(('st_size', 'st_ino', 'st_mtime_ns', 'st_ctime_ns'), 7)
+    stamps = []
+    for changed in (None, *at):
+        marks = SimpleNamespace(**at | ({changed: 8} if changed else {}))
+        monkeypatch.setattr(contents.os, 'stat', lambda file, marks=marks: marks)
+        stamps.append(str(contents._stamps(source)))
+    monkeypatch.undo()
+    assert len(set(stamps)) == 5
 
 
 def test_files_written_just_now_are_read_every_time(tmp_path):
