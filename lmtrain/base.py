@@ -213,4 +213,6 @@ def settings(config, model: Transformer) -> dict[str, Any]:
     own = {name: config.model[name] for name in COMPUTE}
     if own['unroll'] == config.model.num_layers:
         own['unroll'] = model.num_layers  # all of them, as in base.py
-    return dataclasses.asdict(model) | own
+    of_base = dataclasses.asdict(model)
+    del of_base['vocab_fill']  # of a mesh, and no setting of a config
+    return of_base | own
