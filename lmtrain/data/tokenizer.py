@@ -84,7 +84,10 @@ def open_tokenizer(path: Path, mask: bool) -> Tokenizer:
     if path.is_dir():
         found = [path / name for name in ('tokenizer.json', 'tokenizer.model', 'vocab.txt') if (path / name).is_file()]
         if not found:
-            raise FileNotFoundError(f'data.tokenizer: {path} holds no tokenizer.json, tokenizer.model or vocab.txt')
+            raise FileNotFoundError(
+                f'data.tokenizer: {path} holds no tokenizer.json, tokenizer.model or vocab.txt; transformers '
+                'writes one: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)'
+            )
         path = found[0]
     if not path.is_file():
         raise FileNotFoundError(
