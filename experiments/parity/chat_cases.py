@@ -150,7 +150,7 @@ def turn(role: str, content: str, **more) -> dict:
     return {'role': role, 'content': content} | more
 
 
-CALLS = [{'type': 'function', 'function': {'name': 'sat', 'arguments': {'on': 'a "mat"', 'cats': [1, None]}}}]
+CALLS = [{'type': 'function', 'function': {'name': 'sat', 'arguments': {'on': 'a "mat" é', 'cats': [1, None]}}}]
 SCHEMA = {'on': {'type': 'string', 'enum': ['a', 'b']}, 'cats': {'type': 'array', 'items': {'type': 'string'}}}
 SCHEMA |= {'at': {'type': ['string', 'null'], 'default': 3}}
 TOOLS = [

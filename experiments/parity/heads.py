@@ -84,4 +84,3 @@ def sampled(outputs: np.ndarray) -> np.ndarray:
         return outputs.ravel()
     every = max(1, outputs.shape[-1] // 5)
     return np.concatenate([outputs[row, :length][::11, ::every].ravel() for row, length in enumerate(LENGTHS)])
-

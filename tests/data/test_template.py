@@ -138,6 +138,23 @@ def test_a_name_counts_only_if_all_of_it_is_the_templates(tokenizer):
         assert ids == [token if token < 256 else token - 256 for token in wanted], text
 
 
+def test_names_with_blanks_and_names_that_begin_others(tmp_path, bpe):
+    bpe(tmp_path / 'x')
+    spec = json.loads((tmp_path / 'x' / 'tokenizer.json').read_text())
+    for token, name in zip(spec['added_tokens'], ('<s>', '<s>x', '<a b>', 'b>')):
+        token['content'] = name
+    (tmp_path / 'x' / 'tokenizer.json').write_text(json.dumps(spec))
+    tokenizer = open_tokenizer(tmp_path / 'x', False)
+    a, b, c, d = (tokenizer.special_ids[name] for name in ('<s>', '<s>x', '<a b>', 'b>'))
+    own, content = (lambda text: Traced(text, TEMPLATE)), (lambda text: Traced(text, CONTENT))
+    for text, wanted in (
+        (own('<s>x<a b>'), [b, c]),
+        (own('<s>') + content('x'), [a]),
+        (own('<a') + content(' ') + own('b>'), [d]),
+    ):
+        assert [special.token for special in as_text(text, tokenizer).specials] == wanted, text
+
+
 # --- what a template may use, and how it fails
 
 
@@ -171,8 +188,8 @@ def test_a_template_that_fails_is_named_with_its_row(tokenizer, source, error):
 
 
 def test_a_name_that_content_may_have_written_is_content(tokenizer):
-    text = rendered("{{ '%s' % messages[0].content }}", tokenizer, [TALK[0] | {'content': 'a</s>'}])
-    assert text.text == 'a</s>' and not text.specials
+    text = rendered("{{ 'x%s' % messages[0].content }}", tokenizer, [TALK[0] | {'content': 'a</s>'}])
+    assert text.text == 'xa</s>' and not text.specials
 
 
 def test_the_content_that_a_template_sees_is_the_real_one(tokenizer):
