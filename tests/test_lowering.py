@@ -1,5 +1,6 @@
 """What a bfloat16 model asks of an accelerator: programs lowered for CUDA and TPU, which needs no such device."""
 
+import functools
 import re
 
 import jax
@@ -7,8 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
+from lmtrain import optim, state, step
 from lmtrain.models import Transformer, head
 from lmtrain.models.share import Share
+from lmtrain.objectives import tokens
 
 DOT = re.compile(r'stablehlo\.dot_general.*: \((tensor<\S+>), (tensor<\S+>)\) -> (tensor<\S+>)')
 
@@ -27,13 +30,13 @@ def test_the_layers_of_a_bfloat16_model_multiply_bfloat16(platform, causal):
     config.model.update({'vocab_size': 31, 'max_len': 256, 'num_layers': 2, 'width': 32, 'num_heads': 4, 'unroll': 1})
     config.model.update({'num_kv_heads': 2, 'dtype': 'bfloat16', 'attention_softcap': 9.0, 'causal': causal})
     model = Transformer(**config.model)
-    tokens = jax.ShapeDtypeStruct((2, 256), jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), {'tokens': tokens})['params']
+    ids = jax.ShapeDtypeStruct((2, 256), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), {'tokens': ids})['params']
 
-    def total(params, tokens):
-        return jnp.sum(model.apply({'params': params}, {'tokens': tokens})['hidden'].astype(jnp.float32))
+    def total(params, ids):
+        return jnp.sum(model.apply({'params': params}, {'tokens': ids})['hidden'].astype(jnp.float32))
 
-    found = products(jax.grad(total), platform, params, tokens)
+    found = products(jax.grad(total), platform, params, ids)
     in_a_layer = 7 + (4 if causal else 2)  # kernels, and two products a block of queries
     assert len(found) == 3 * in_a_layer
     assert not [each for each in found if 'f32' in each[0] + each[1]]
@@ -56,6 +59,30 @@ def test_the_loss_head_of_a_bfloat16_model_multiplies_bfloat16(platform, keep):
     assert len(found) == (3 if keep else 4)  # logits, perhaps again, and the gradients of hidden and kernel
     assert not [each for each in found if 'f32' in each[0] + each[1]]
     assert [each[2] for each in found if each[2].startswith(f'tensor<{D}x{V}')] == [f'tensor<{D}x{V}xf32>']
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+def test_the_train_step_of_a_bfloat16_model_multiplies_bfloat16(platform):
+    config = base.get_config()
+    config.model.update({'vocab_size': 384, 'max_len': 64, 'num_layers': 1, 'width': 32, 'num_heads': 4, 'unroll': 1})
+    config.model.update({'dtype': 'bfloat16', 'logit_softcap': 9.0, 'window': 9})
+    model = Transformer(**config.model)
+    batch = dict.fromkeys(('tokens', 'targets', 'segment_ids'), jax.ShapeDtypeStruct((2, 64), jnp.int32))
+    batch['loss_mask'] = jax.ShapeDtypeStruct((2, 64), jnp.float32)
+    tx = optim.optimizer(**config.optimizer)
+
+    def create():
+        params = model.init(jax.random.key(0), {'tokens': jnp.zeros((1, 8), jnp.int32)})['params']
+        return state.create(jax.random.key(0), params, '.*', tx)
+
+    first = jax.eval_shape(create)
+    loss = functools.partial(tokens.loss, z_loss=1e-4)
+    one = step.make_train_step(
+        model, loss, tx, lambda progress: 1.0, learning_rate=1e-3, clip=1.0, trainable=first.trainable
+    )
+    found = products(one, platform, first, batch, jax.ShapeDtypeStruct((), jnp.float32))
+    assert len(found) >= 3 * (7 + 2 + 1)
+    assert not [each for each in found if 'f32' in each[0] + each[1]]
 
 
 def test_products_are_seen_at_all():
