@@ -23,5 +23,4 @@ def get_config():
     config.schedule.warmup = 0.05
     config.schedule.final = 0.0
     config.evaluate.every_steps = 100
-    config.sample.prompts = ()
     return config

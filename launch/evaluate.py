@@ -4,6 +4,10 @@ lmtrain evaluate --workdir=runs/quickstart --split=test
 lmtrain evaluate --base=DIR --rows=copa.jsonl --template='{query} {gold}' --answer=gold --choices=choices
 lmtrain evaluate --workdir=runs/lora --rows=test.csv --template='{text} => {category}' --answer=category \\
                  --choices=category --demonstrations=train.csv --shots=4
+lmtrain evaluate --workdir=runs/chat --rows=test.jsonl --max_tokens=100
+
+A run on conversations is asked by the chat template that it was trained with: a row is one user's turn, demonstrations
+are turns before it. Without --template, rows are conversations, of which the last answer is asked for.
 """
 
 import json
@@ -21,6 +25,7 @@ flags.DEFINE_string('template', None, 'a row as text: {field} for its fields, th
 flags.DEFINE_string('answer', None, 'field of the answer, or of the index of the right choice', flag_values=FLAGS)
 text = 'field of the choices, or the choices with commas between; none: the answer is generated'
 flags.DEFINE_string('choices', '', text, flag_values=FLAGS)
+folder.define_prompts(FLAGS, 'chat_template')
 flags.DEFINE_integer('shots', 0, 'demonstrations before each row', flag_values=FLAGS)
 flags.DEFINE_multi_string('demonstrations', [], 'rows they are drawn from; by default --rows', flag_values=FLAGS)
 flags.DEFINE_integer('limit', 0, 'the first rows alone; 0 is all', flag_values=FLAGS)
@@ -70,31 +75,42 @@ def write_results(path: str | None, figures: dict) -> None:
 
 def prompted(values: flags.FlagValues) -> None:
     """Scores the rows that --rows names."""
-    for name in ('template', 'answer'):
-        if not values[name].value:
-            raise ValueError(f'--{name} is missing, which --rows needs: see `lmtrain evaluate --help`')
+    for name, other in (('template', 'answer'), ('answer', 'template')):
+        if values[other].value and not values[name].value:
+            raise ValueError(f'--{name} is missing, which --{other} needs: see `lmtrain evaluate --help`')
     check_results(values.results)
     machine.prepare()
     from lmtrain import prompting
+    from lmtrain.data import conversation
     from lmtrain.data.rows import read_rows
 
     rows = [row for file in values.rows for row in read_rows(file, '')]
     demonstrations = [row for file in values.demonstrations for row in read_rows(file, '')]
     choices = values.choices.split(',') if ',' in values.choices else values.choices
-    found = folder.model(values)
+    if not rows:
+        raise ValueError(f'{", ".join(values.rows)}: there is no row to score')
+    try:
+        chats = [] if values.template else [conversation.read(row, (), '')[1] for row in rows]
+    except ValueError as error:
+        raise ValueError(f'without --template and --answer, rows are conversations: {error}') from None
+    asked = [said if said.messages else said.texts[0] for said in chats]
+    found = folder.prompted(folder.model(values), values, 'chat_template', asked)
     scores = prompting.score(
         found.model,
         found.params,
         found.tokenizer,
         rows[: values.limit or None],
-        template=values.template,
-        answer=values.answer,
+        template=values.template or '',
+        answer=values.answer or '',
         choices=choices or (),
         shots=values.shots,
         demonstrations=demonstrations or (rows if values.shots else ()),
         seed=values.seed,
         max_tokens=values.max_tokens,
         batch_size=values.batch_size,
+        end_ids=found.end_ids,
+        chat_template=found.template,
+        system=values.system,
     )
     print(prompting.line(scores.results))
     write_results(values.results, {'results': scores.results, 'rows': scores.rows})

@@ -1,8 +1,11 @@
-"""The flags of verbs that read a model: a run's --workdir and --checkpoint, or a pretrained --base."""
+"""The flags of verbs that read a model: a run's --workdir and --checkpoint, or a pretrained --base; its prompts."""
 
 import pathlib
+import sys
 
 from absl import flags
+
+from launch import cli
 
 
 def define(flag_values: flags.FlagValues, base: bool = False) -> None:
@@ -14,6 +17,47 @@ def define(flag_values: flags.FlagValues, base: bool = False) -> None:
         text = 'in place of a run, a pretrained model: a Hugging Face directory'
         flags.DEFINE_string('base', None, text, flag_values=flag_values)
         flags.DEFINE_string('adapter', '', 'with --base: a PEFT adapter for it', flag_values=flag_values)
+
+
+def define_prompts(flag_values: flags.FlagValues, template: str) -> None:
+    """--system and the flag `template`, which names a chat template."""
+    text = "a system's text before prompts that begin with none; needs a chat template"
+    flags.DEFINE_string('system', '', text, flag_values=flag_values)
+    text = "writes each prompt as a user's turn: 'none', 'auto' (the tokenizer's), 'plain', a name or a Jinja file"
+    flags.DEFINE_string(template, None, f"{text}; by default the run's", flag_values=flag_values)
+
+
+def prompted(run, flag_values: flags.FlagValues, template: str, prompts: list):
+    """The trained.Trained with the chat template that `prompts` are written with; says which, and what looks wrong.
+
+    Raises FileNotFoundError or ValueError naming the flag if there is no such template.
+    """
+    from lmtrain import prompts as writing
+    from lmtrain import trained
+
+    name, system = flag_values[template].value, flag_values.system
+    chats = bool(system) or not all(isinstance(prompt, str) for prompt in prompts)
+    try:
+        run = trained.prompted(run, name, chats)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(str(error).replace('config.task.template', f'--{template}')) from error
+    if run.template is None and chats:
+        what = '--system' if system else 'messages'
+        raise ValueError(f'{what} with --{template}={name}: leave --{template} out, or give each prompt as one text')
+    if run.template:
+        note(f'each prompt is a turn of a conversation, written by {run.template.name}')
+    elif name is None and b'chat_template' in run.tokenizer.about:
+        note(f'prompts are continued as they stand; --{template}=auto writes them with the chat template')
+    if names := writing.special_names([*prompts, system], run.tokenizer):
+        listed = ', '.join(map(repr, names[:3])) + ', ...' * (len(names) > 3)
+        note(f'a prompt contains {listed}, the name of a special token: it is read as characters, never as the token')
+    return run
+
+
+def note(text: str) -> None:
+    """A remark on standard error, which leaves standard output to the results."""
+    dim, plain = cli.style('dim', 'plain', stream=sys.stderr)
+    print(f'{dim}{text}{plain}', file=sys.stderr)
 
 
 def from_flags(flag_values: flags.FlagValues) -> tuple[pathlib.Path, int | str]:

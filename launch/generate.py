@@ -2,7 +2,11 @@
 
 lmtrain generate --workdir=runs/quickstart --prompt='def '
 lmtrain generate --workdir=runs/quickstart --prompts_file=prompts.txt --temperature=0
+lmtrain generate --workdir=runs/chat --prompt='What is a primer?' --system='Answer briefly.'
 lmtrain generate --base=DIR --prompt='Once upon a time'
+
+A run on conversations is prompted by the chat template that it was trained with, a prompt being one user's turn; other
+models continue a prompt as it stands. --template says otherwise. Lines of a .jsonl hold a prompt or messages.
 """
 
 import json
@@ -18,7 +22,9 @@ from launch import cli, folder, machine
 FLAGS = flags.FlagValues()
 folder.define(FLAGS, base=True)
 flags.DEFINE_multi_string('prompt', [], 'what to continue; may be repeated; none starts a document', flag_values=FLAGS)
-flags.DEFINE_string('prompts_file', None, 'one prompt a line, or .jsonl with the field "prompt"', flag_values=FLAGS)
+text = 'one prompt a line, or .jsonl with the field "prompt" or "messages"'
+flags.DEFINE_string('prompts_file', None, text, flag_values=FLAGS)
+folder.define_prompts(FLAGS, 'template')
 flags.DEFINE_integer('max_tokens', None, "tokens to make; by default the recipe's sample.max_tokens", flag_values=FLAGS)
 flags.DEFINE_float('temperature', None, "0 takes the likeliest token; by default the recipe's", flag_values=FLAGS)
 flags.DEFINE_integer('top_k', None, "draws from the k likeliest; 0 is all; by default the recipe's", flag_values=FLAGS)
@@ -36,13 +42,14 @@ def run(values: flags.FlagValues) -> None:
     settings = {'seed': values.seed}
     for name in ('max_tokens', 'temperature', 'top_k', 'top_p'):
         settings[name] = usual[name] if values[name].value is None else values[name].value
-    show(run, prompts or [''], settings)
+    prompts = prompts or ['']
+    show(folder.prompted(run, values, 'template', prompts), prompts, values.system, settings)
 
 
-def read_prompts(path: pathlib.Path) -> list[str]:
-    """The prompts of a file, one a line; of a .jsonl the field 'prompt'. Blank lines are none.
+def read_prompts(path: pathlib.Path) -> list:
+    """The prompts of a file, one a line; of a .jsonl `prompt_of` each line. Blank lines are none.
 
-    Raises OSError, or ValueError naming the line, where the file cannot be read or holds no prompt.
+    Raises OSError, or ValueError naming the line, if the file cannot be read or holds no prompt.
     """
     try:
         lines = path.read_bytes().decode().split('\n')
@@ -61,25 +68,55 @@ def read_prompts(path: pathlib.Path) -> list[str]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f'{path}, line {number}: not JSON ({error.msg} at column {error.colno})') from error
-        if not isinstance(row, dict) or not isinstance(row.get('prompt'), str):
-            raise ValueError(f'{path}, line {number}: wants {{"prompt": "text"}}, not {line[:60]}')
-        prompts.append(row['prompt'])
+        prompts.append(prompt_of(row, f'{path}, line {number}'))
     if not prompts:
-        raise ValueError(f'{path} holds no prompt; it wants one a line, or .jsonl with the field "prompt"')
+        raise ValueError(
+            f'{path} holds no prompt; it wants one a line, or .jsonl with the field "prompt" or "messages"'
+        )
     return prompts
 
 
-def show(run, prompts: list[str], settings: dict) -> None:
-    """Prints every prompt with its continuation, in order; the first that is not done appears as it is made."""
+def prompt_of(row, place: str):
+    """The text in the field 'prompt'; or the messages in it or in 'messages', up to the last that is not an answer.
+
+    Raises ValueError naming the place if a row has neither or a message is wrong.
+    """
+    fields = row if isinstance(row, dict) else {}
+    name = next((name for name in ('messages', 'prompt') if fields.get(name) is not None), None)
+    if name == 'prompt' and isinstance(fields['prompt'], str):
+        return fields['prompt']
+    if name is None or not isinstance(fields[name], list):
+        wants = '{"prompt": "text"} or {"messages": [{"role": "user", "content": "text"}]}'
+        raise ValueError(f'{place}: wants {wants}, not {json.dumps(row)[:60]}')
+    from lmtrain.data import conversation
+    from lmtrain.data.rows import Row
+
+    _, said = conversation.read(Row(place, {'messages': fields[name], 'tools': fields.get('tools')}), (), '')
+    messages = list(said.messages)
+    while messages and messages[-1]['role'] == 'assistant':
+        messages.pop()
+    if not messages:
+        raise ValueError(f'{place}: no message before the answer of the assistant')
+    return said._replace(messages=messages, learned=())
+
+
+def show(run, prompts: list, system: str, settings: dict) -> None:
+    """Prints every prompt with its continuation, in order; the first that is not done appears as it is made.
+
+    Of messages the last one stands for all, and the answer is on a line of its own.
+    """
+    from lmtrain import prompts as writing
     from lmtrain import sample, samples
 
     begin, tokenizer = time.perf_counter(), run.tokenizer
-    ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    ids = [writing.encode(prompt, tokenizer, run.template, system) for prompt in prompts]
     settings |= {'end_ids': run.end_ids, 'vocab_size': tokenizer.vocab_size}
     pieces = sample.stream(run.model, run.params, ids, **settings)
     dim, plain = cli.style('dim', 'plain')
     feeds = [tokenizer.streamer() for _ in prompts]
-    heads = [f'{dim}{clean(feed(prompt))}{plain}' for feed, prompt in zip(feeds, ids)]
+    heads = [feed(prompt) for feed, prompt in zip(feeds, ids)]
+    heads = [f'{writing.shown(prompt)}\n' for prompt in prompts] if run.template else heads
+    heads = [f'{dim}{clean(head)}{plain}' for head in heads]
     if len(prompts) > 1:
         rules = [f'── {number} of {len(prompts)} ' for number in range(1, len(prompts) + 1)]
         heads = [f'{dim}{rule:─<60}{plain}\n{head}' for rule, head in zip(rules, heads)]
@@ -101,8 +138,7 @@ def show(run, prompts: list[str], settings: dict) -> None:
     words = [f'{sum(tokens):,} tokens', f'the first after {first - begin:.2f} s']
     if later := sum(max(0, count - 1) for count in tokens):
         words.insert(1, f'{later / (time.perf_counter() - first):,.0f} tokens/s')
-    dim, plain = cli.style('dim', 'plain', stream=sys.stderr)
-    print(f'{dim}{", ".join(words)}\n{samples.ended(reasons, settings["max_tokens"])}{plain}', file=sys.stderr)
+    folder.note(f'{", ".join(words)}\n{samples.ended(reasons, settings["max_tokens"])}')
 
 
 def write(text: str) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 
 from lmtrain import adapt, cost, data, display, parallel, sharding, state, step, sweep, tree, vocabulary
 from lmtrain.base import Base
+from lmtrain.data import chat
+from lmtrain.data.template import Template
 from lmtrain.models import Transformer, generation
 
 LANGUAGE = ('text', 'chat')  # tasks whose targets are tokens
@@ -78,8 +80,14 @@ class Run(NamedTuple):
     @property
     def generation(self) -> dict[str, Any]:
         """The fields of its generation_config.json; `eos_token_id` lists the tokens at which its texts end."""
-        below = self.base.generation if self.base else {}
-        return generation.fields_of(below, self.corpus.tokenizer, self.model.vocab_size)
+        below, tokenizer = self.base.generation if self.base else {}, self.corpus.tokenizer
+        ends = [chat.answer_end(tokenizer, self.template)] if self.template else []
+        return generation.fields_of(below, tokenizer, self.model.vocab_size, ends)
+
+    @property
+    def template(self) -> Template | None:
+        """The chat template that has written rows of the task; None if they stand as they are."""
+        return self.corpus.template if self.config.task.name == 'chat' else None
 
     def baselines(self) -> dict[str, float]:
         """Bits per byte of the validation text under simpler models; none where the objective is not the text's."""

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lmtrain import sample, tree
+from lmtrain import prompts, sample, tree
+from lmtrain.data import Tokenizer, conversation
 from lmtrain.run import LANGUAGE, Run
+
+ROWS = 3  # validation rows of 'chat' that are prompted if config.sample.prompts names none
+TRIED = 100  # of them, until as many leave room for an answer
 
 
 def makes_text(run: Run) -> bool:
@@ -12,12 +16,38 @@ def makes_text(run: Run) -> bool:
     return run.model.causal and run.config.task.name in LANGUAGE
 
 
-def settings(run: Run) -> dict[str, Any]:
-    """The arguments of `sample.generate` by config.sample. Raises ValueError if a prompt cannot be encoded."""
-    tokenizer = run.corpus.tokenizer
-    prompts = [tokenizer.encode_prompt(prompt) for prompt in run.config.sample.prompts]
-    ends = {'end_ids': run.generation['eos_token_id'], 'vocab_size': tokenizer.vocab_size}
-    return run.config.sample.to_dict() | {'seed': run.config.seed, 'prompts': prompts} | ends
+def prompted(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
+    """[(prompt, its ids)] of the report: config.sample.prompts, each a user's turn if a template writes the rows.
+
+    For 'chat', in which nobody says nothing, the default (the empty text) means the first turns of validation rows.
+    Raises ValueError if a prompt cannot be encoded.
+    """
+    tokenizer, wanted = run.corpus.tokenizer, run.config.sample.prompts
+    if run.config.task.name == 'chat' and tuple(wanted) == ('',):
+        return _of_rows(run)
+    return [(prompt, prompts.encode(prompt, tokenizer, run.template)) for prompt in wanted]
+
+
+def _of_rows(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
+    """The first validation rows up to their first answer, those that leave room for one."""
+    task, chosen = run.config.task, []
+    for row in run.corpus.rows['validation'][:TRIED]:
+        _, said = conversation.read(row, tuple(task.text), task.label)
+        if said.messages and not said.learned:
+            continue
+        prompt, _ = prompts.before_answer(said, 0)
+        ids = prompts.encode(prompt, run.corpus.tokenizer, run.template if said.messages else None)
+        if len(ids) < run.config.data.seq_len:
+            chosen.append((prompt, ids))
+        if len(chosen) == ROWS:
+            break
+    return chosen
+
+
+def settings(run: Run, ids: Sequence[list[int]]) -> dict[str, Any]:
+    """The arguments of `sample.generate` by config.sample, for prompts of these ids."""
+    ends = {'end_ids': run.generation['eos_token_id'], 'vocab_size': run.corpus.tokenizer.vocab_size}
+    return run.config.sample.to_dict() | {'seed': run.config.seed, 'prompts': ids} | ends
 
 
 def check(run: Run) -> None:
@@ -26,9 +56,9 @@ def check(run: Run) -> None:
         if not isinstance(prompt, str):
             raise ValueError(f'sample.prompts has {prompt!r}: a prompt is text')
     try:
-        wanted = settings(run)
-        if run.model.causal and wanted['prompts']:
-            sample.check(run.model, **wanted)
+        ids = [each for _, each in prompted(run)]
+        if run.model.causal and ids:
+            sample.check(run.model, **settings(run, ids))
     except ValueError as error:
         raise ValueError(f'config.sample: {error}') from None
 
@@ -39,14 +69,22 @@ def texts(run: Run, params: tree.Params) -> str:
         return 'This model makes no text.\n'
     if not run.config.sample.prompts:
         return 'No prompt was given: config.sample.prompts.\n'
-    wanted = settings(run)
+    chosen = prompted(run)
+    if not chosen:
+        return 'No validation row leaves room for an answer, and config.sample.prompts names no prompt.\n'
+    wanted = settings(run, [ids for _, ids in chosen])
     generated = sample.generate(run.model, params, **wanted)
-    decode = run.corpus.tokenizer.decode
     parts = [
-        f'--- {name!r}\n{decode(prompt[1:] + text.ids)}'
-        for name, prompt, text in zip(run.config.sample.prompts, wanted['prompts'], generated, strict=True)
+        f'--- {prompts.shown(prompt)!r}\n{continuation(run.corpus.tokenizer, ids, text.ids, run.template is not None)}'
+        for (prompt, ids), text in zip(chosen, generated, strict=True)
     ]
     return '\n\n'.join([*parts, ended([text.finish_reason for text in generated], wanted['max_tokens'])]) + '\n'
+
+
+def continuation(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int], chats: bool) -> str:
+    """A prompt without its begin token and what was generated; of a chat the answer alone."""
+    whole = tokenizer.decode([*prompt[1:], *ids])
+    return whole[len(tokenizer.decode(prompt[1:])) :] if chats else whole
 
 
 def ended(reasons: Sequence[str], max_tokens: int) -> str:

@@ -1,5 +1,7 @@
 """The folder of a run as a model: restored, and evaluated on a split."""
 
+import datetime
+import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -8,6 +10,8 @@ import jax
 from lmtrain import base, data, evaluate, score, sharding, tree
 from lmtrain.assemble import assemble
 from lmtrain.checkpoint import workdir as folder
+from lmtrain.data import chat
+from lmtrain.data.template import Template
 from lmtrain.data.tokenizer import open_tokenizer
 from lmtrain.models import Transformer, generation
 
@@ -21,6 +25,7 @@ class Trained(NamedTuple):
     params: tree.Params
     step: int
     end_ids: list[int]  # its texts end at any of these tokens
+    template: Template | None  # that has written the conversations it was trained on
 
 
 def restore(workdir, step: int | str = 'last', member: int = 0) -> Trained:
@@ -46,7 +51,34 @@ def pretrained(directory: str, adapter: str = '') -> Trained:
 def _trained(found: base.Base, tokenizer: data.Tokenizer) -> Trained:
     ends = generation.fields_of(found.generation, tokenizer, found.model.vocab_size)['eos_token_id']
     params = found.load(lambda path, array: jax.device_put(array))
-    return Trained(found.config, found.model, tokenizer, params, found.step or 0, ends)
+    template = chat.trained_template(found.config.task, tokenizer) if found.config else None
+    return Trained(found.config, found.model, tokenizer, params, found.step or 0, ends, template)
+
+
+def prompted(run: Trained, name: str | None, chats: bool) -> Trained:
+    """The model with the chat template that writes its prompts, and the tokens that end an answer in it.
+
+    Args:
+      name: of a template as in config.task.template ('none' leaves prompts as they stand); None is the one that the
+        run was trained with. A model that was trained with none continues a text as it stands, also if its tokenizer
+        has a chat template, as transformers' text-generation pipeline does.
+      chats: there are messages or a system text, which only a template can write: None is then the tokenizer's own.
+
+    Raises FileNotFoundError or ValueError if there is no such template.
+    """
+    template = run.template
+    if name is not None or template is None and chats:
+        if name is None and 'chat_template' not in json.loads(run.tokenizer.about or b'{}'):
+            raise ValueError(
+                'there are messages or a system text, and neither the run nor its tokenizer has a chat template to '
+                "write them: name a Jinja file or 'plain' (one message a line), or give each prompt as one text"
+            )
+        date = (run.template.date if run.template else '') or datetime.date.today().isoformat()
+        template = chat.template_of(name or 'auto', run.tokenizer, '', date)
+    if template is None:
+        return run._replace(template=None)
+    ends = dict.fromkeys([*run.end_ids, chat.answer_end(run.tokenizer, template)])
+    return run._replace(template=template, end_ids=list(ends))
 
 
 def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 0) -> dict[str, float]:

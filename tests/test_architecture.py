@@ -24,7 +24,7 @@ FLOORS = (
         'data',
         'objectives',
     },
-    {'state', 'sample', 'adapt', 'parallel', 'deal', 'vocabulary'},
+    {'state', 'sample', 'prompts', 'adapt', 'parallel', 'deal', 'vocabulary'},
     {'sweep', 'traffic', 'compute_optimal'},
     {'step', 'evaluate', 'prompting', 'report', 'base', 'score'},
     {'run'},

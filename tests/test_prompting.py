@@ -13,6 +13,7 @@ from configs import base
 from lmtrain import prompting, sample
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.subword import Bpe, learn_bpe
+from lmtrain.data.template import Template
 from lmtrain.data.text import Bytes
 from lmtrain.models import Transformer
 from lmtrain.prompting import likelihood, questions
@@ -286,7 +287,7 @@ def merged():
 def test_choices_are_scored_from_the_same_place_on(context):
     tokenizer, options = merged(), ('wer', 'c) no', 'werwolf', 'yes')
     asked = questions.Question('here', context, options, 'wer')
-    found = likelihood.choices(tokenizer, asked, context)
+    found = likelihood.choices(tokenizer, '\n\n', asked, ())
     found = [(ids.tolist(), start) for ids, start in found]
     heads = {tuple(ids[:start]) for ids, start in found}
     assert len(heads) == 1
@@ -303,15 +304,118 @@ def test_choices_are_scored_from_the_same_place_on(context):
 
 def test_a_prompt_begins_once_and_ends_without_a_blank():
     (row,) = rows_of({'query': 'a b', 'gold': 'c'})
-    ((ids, start),) = likelihood.begun(BYTES, questions.question(row, '{query} {gold}', 'gold', ()), 'a b ')
+    ((ids, start),) = likelihood.begun(BYTES, '', questions.question(row, '{query} {gold}', 'gold', ()), ())
     assert (ids.tolist(), start) == ([BYTES.begin_id, *b'a b'], 4)
 
 
 def test_a_literal_begin_is_text():
     (row,) = rows_of({'query': '<|endoftext|>', 'choices': ['<|endoftext|>', 'b'], 'gold': 0})
     asked = questions.question(row, **FORM)
-    for ids, _ in likelihood.choices(merged(), asked, asked.context):
+    for ids, _ in likelihood.choices(merged(), '', asked, ()):
         assert ids.tolist().count(merged().begin_id) == 1
+
+
+# --- conversations
+
+MARKED = Template(
+    '{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}'
+    '{% if add_generation_prompt %}<assistant>{% endif %}',
+    'a template',
+)
+BEGIN = [BYTES.begin_id]
+
+
+def turn(role, text):
+    return [*f'<{role}>{text}'.encode(), BYTES.end_id]
+
+
+def talk(*texts):
+    roles = ['user', 'assistant'] * len(texts)
+    return {'messages': [{'role': role, 'content': text} for role, text in zip(roles, texts, strict=False)]}
+
+
+def test_choices_of_a_chat_by_hand():
+    """A row is one user's turn, a demonstration turns before it; a choice is scored with the token that ends it."""
+    params, logp = bigram()
+    rows = rows_of({'query': 'One', 'choices': ['one', ' two'], 'gold': 1})
+    scores = prompting.score(Bigram(), params, BYTES, rows, **FORM, chat_template=MARKED, system='s')
+    for choice, nats in zip(['one', 'two'], scores.rows[0]['nats'], strict=True):
+        answer = turn('assistant', choice)
+        pairs = list(zip([ord('>'), *answer[11:-1]], answer[11:], strict=True))
+        assert answer[11:] == [*choice.encode(), BYTES.end_id]
+        assert nats == pytest.approx(sum(logp[pair] for pair in pairs), rel=1e-5)
+
+    train = rows_of({'query': 'A', 'choices': ['x', 'y'], 'gold': 0})
+    asked, shown = (questions.question(each[0], **FORM) for each in (rows, train))
+    encoded = likelihood.choices_chat(BYTES, MARKED, 's', asked, [shown])
+    before = BEGIN + turn('system', 's') + turn('user', 'A') + turn('assistant', 'x') + turn('user', 'One')
+    assert [(ids.tolist(), start) for ids, start in encoded] == [
+        (before + turn('assistant', choice), len(before) + len('<assistant>')) for choice in ('one', 'two')
+    ]
+    ((ids, start),) = likelihood.begun_chat(BYTES, MARKED, 's', asked, [shown])
+    assert ids.tolist() == [*before, *b'<assistant>'] and start == len(ids)
+
+
+def test_the_last_answer_of_a_conversation_is_asked_for():
+    rows = rows_of(talk('a', 'b', 'c', ' d\n'), {'system': 's', **talk('e', 'f')}, {'prompt': 'g', 'completion': 'h'})
+    first, second, third = (questions.question(row, '', '', ()) for row in rows)
+    assert [len(first.messages), first.answer] == [3, ' d\n']
+    assert [each['role'] for each in second.messages] == ['system', 'user'] and third[1:4] == ('g', (), 'h')
+    whole = likelihood.turns(first, [second, third], 'unused')
+    assert [each['content'] for each in whole.messages] == ['s', 'e', 'f', 'g', 'h', 'a', 'b', 'c']
+    assert whole.learned == (8,) and [each['role'] for each in whole.messages[:2]] == ['system', 'user']
+    chosen = questions.question(rows_of(talk('a', 'b'))[0], '', '', ('b', 'c'))
+    assert (chosen.choices, chosen.answer) == (('b', 'c'), 'b')
+    for row, options, message in (
+        (talk('a', 'b'), {'choices': ('c', 'd')}, "rows:1: 'the answer' is 'b', neither a choice"),
+        (talk('a'), {}, 'rows:1: no message of the assistant'),
+        (talk('a', 'b'), {'answer': 'x'}, "an answer, 'x', without a template"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            questions.question(rows_of(row)[0], **{'template': '', 'answer': '', 'choices': ()} | options)
+
+
+def test_conversations_and_a_system_text_need_a_chat_template():
+    for rows, options in (
+        (rows_of(talk('a', 'b')), {}),
+        (rows_of({'prompt': 'a', 'completion': 'b'}), {'system': 's'}),
+    ):
+        with pytest.raises(ValueError, match='needs a chat template: name one'):
+            prompting.score(Bigram(), bigram()[0], BYTES, rows, template='', answer='', choices=('b', 'c'), **options)
+
+
+def test_generations_of_a_chat_go_over_lines_and_end_at_any_end_token(monkeypatch):
+    calls = []
+
+    def generate(model, params, prompts, **settings):
+        calls.append((prompts, settings))
+        return [sample.Generated([*b' two\nlines'], 'stop'), sample.Generated([*b'other'], 'length')]
+
+    monkeypatch.setattr(sample, 'generate', generate)
+    rows = rows_of(talk('a', 'two\nlines'), talk('b', 'c'))
+    form = {'template': '', 'answer': '', 'chat_template': MARKED, 'end_ids': [7, BYTES.end_id], 'shots': 1}
+    scores = prompting.score(Bigram(), bigram()[0], BYTES, rows, **form)
+    ((prompts, settings),) = calls
+    assert prompts[0] == BEGIN + turn('user', 'b') + turn('assistant', 'c') + turn('user', 'a') + [*b'<assistant>']
+    assert settings['end_ids'] == [BYTES.end_id, 7]
+    assert [row['right'] for row in scores.rows] == [True, False]
+    assert [row['finish_reason'] for row in scores.rows] == ['stop', 'length']
+    assert scores.results['stopped'] == scores.results['exact_match'] == 0.5
+    assert 'ended with an end token 50.0 %' in prompting.line(scores.results)
+
+
+def test_no_row_is_among_its_own_demonstrations():
+    """Also if it stands twice in the rows, or with another answer in the file of demonstrations."""
+    spy = Spy()
+    rows = rows_of(*[{'query': f'q{i}.', 'choices': ['x', 'y'], 'gold': 0} for i in (0, 1, 2, 3, 3)])
+    others = rows_of(*[{'query': f'q{i}.', 'choices': ['x', 'y'], 'gold': 1} for i in range(5)])
+    for demonstrations in ((), others):
+        prompting.score(Bigram(), bigram()[0], spy, rows, shots=3, demonstrations=demonstrations, **FORM)
+    prompts = [texts[0] for texts in spy.seen]
+    assert len(prompts) == 10
+    for prompt in prompts:
+        asked = prompt.rsplit('\n\n', 1)[1].strip()
+        assert prompt.count('q') == 4 and prompt.count(asked) == 1
 
 
 # --- what bad input gets

@@ -17,6 +17,7 @@ import numpy as np
 from lmtrain import sample
 from lmtrain.data import Tokenizer
 from lmtrain.data.rows import Row, value_of
+from lmtrain.data.template import Template
 from lmtrain.models import prompt
 from lmtrain.prompting import likelihood
 from lmtrain.prompting.questions import Pool, Question, question, text_of
@@ -26,7 +27,7 @@ from lmtrain.tree import Params
 class Scores(NamedTuple):
     """`results` of all rows, and what was found for each: {'place', 'answer', 'right'}; of choices 'nats', a list of
     their log-likelihoods, and 'per_byte', whether the choice with the highest nats per byte is right; of generations
-    'text'."""
+    'text' and 'finish_reason' (`sample.Generated`)."""
 
     results: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -46,7 +47,10 @@ def score(
     separator: str = '\n\n',
     seed: int = 0,
     max_tokens: int = 16,
-    stop: Sequence[str] = ('\n',),
+    stop: Sequence[str] | None = None,
+    end_ids: Sequence[int] = (),
+    chat_template: Template | None = None,
+    system: str = '',
     cut: bool = False,
     batch_size: int = 32,
     place: Callable = dict,
@@ -55,15 +59,19 @@ def score(
 
     Args:
       rows: from `lmtrain.data.rows.read_rows`.
-      template: the text of a row, `{field}` standing for a field of it; `{answer}` stands last, and once.
-      answer: the field with the answer: its text, or where there are choices the index of the right one.
+      template: the text of a row, `{field}` standing for a field of it; `{answer}` stands last, and once. '' (with
+        answer='') for rows of conversations, whose last answer is asked for.
+      answer: the field with the answer: its text, or if there are choices the index of the right one.
       choices: the texts that are compared; or the field that holds a row's own list of them; or again the field
         `answer`, then they are all the answers that `demonstrations` (without any, `rows`) have. () generates.
       shots: demonstrations before each row.
       demonstrations: what they are drawn from; without any, the rows, but never one with the scored row's text.
       seed: of the draws, which depend on it, on the row's text and on what can be drawn, and on no order.
-      max_tokens, stop: a generation ends after so many tokens, or before the first of these texts in it. Blanks
-        around it do not count.
+      max_tokens, stop: a generation ends after so many tokens, or before the first of these texts in it: None is a
+        newline, with a chat template no text. Blanks around it do not count.
+      end_ids: tokens that end a generation beside the tokenizer's.
+      chat_template: writes each row as a user's turn, demonstrations as turns before it; None leaves texts as they are.
+      system: a text of the system for conversations that begin with none; '' is none.
       cut: a prompt that has no room even without demonstrations loses its beginning (all but BEGIN); False: an error.
       batch_size: prompts computed together. It changes no score beyond rounding.
       place: puts a batch (numpy columns) on devices, as `sharding.place`; the default leaves that to the compiler.
@@ -73,8 +81,8 @@ def score(
 
     Returns:
       Scores; `results` holds 'rows', 'shots', 'dropped', 'cut', and of choices 'accuracy', 'accuracy_per_byte' and
-      'chance', else 'exact_match'. These are shares, with '<name>_stderr' sqrt(p (1 - p) / (rows - 1)), None for one
-      row.
+      'chance', else 'exact_match' and 'stopped' (with an end token). These are shares, with '<name>_stderr'
+      sqrt(p (1 - p) / (rows - 1)), None for one row.
 
     Raises ValueError, before anything compiles, naming a row's place where a field is missing or a prompt does not fit
     without any demonstration; FloatingPointError where a log-likelihood is not finite.
@@ -83,37 +91,44 @@ def score(
         raise ValueError('a masked language model (model.causal=False) fills gaps; it cannot be prompted')
     if shots < 0 or batch_size < 1 or max_tokens < 1:
         raise ValueError(f'shots={shots}, batch_size={batch_size}, max_tokens={max_tokens}: at least 0, 1 and 1')
+    if stop is None:
+        stop = () if chat_template else ('\n',)
     if isinstance(stop, str) or '' in stop:
         raise ValueError(f'stop={stop!r}: it is a tuple of texts, none of them empty')
+    if system and not chat_template:
+        raise ValueError('a system text needs a chat template: name one, or leave the system text out')
     if not rows:
         raise ValueError('there is no row to score')
     chosen = {'template': template, 'answer': answer, 'choices': choices}
-    if choices == answer:
+    if choices and choices == answer:
         drawn_from = demonstrations or rows
         chosen['choices'] = sorted({text_of(row, answer, value_of(row, answer, 'answer')) for row in drawn_from})
     asked = [question(row, **chosen) for row in rows]
     pool = Pool([question(row, **chosen) for row in demonstrations] or asked, shots, seed)
     room = model.max_len - prompt.ahead(prompt.plain(params))
+    how = (tokenizer, chat_template, system) if chat_template else (tokenizer, separator)
     if choices:
-        encode = functools.partial(likelihood.choices, tokenizer)
-        prompts, lost = _fit(asked, pool, separator, encode, room, cut)
+        encode = functools.partial(likelihood.choices_chat if chat_template else likelihood.choices, *how)
+        prompts, lost = _fit(asked, pool, encode, room, cut)
         _check_known(asked, prompts, tokenizer, model.vocab_size)
         nats = likelihood.log_likelihoods(model, params, prompts, room, batch_size, place)
         found = _likeliest(asked, nats)
     else:
-        encode = functools.partial(likelihood.begun, tokenizer)
-        prompts, lost = _fit(asked, pool, separator, encode, room + 1 - max_tokens, cut)
+        encode = functools.partial(likelihood.begun_chat if chat_template else likelihood.begun, *how)
+        prompts, lost = _fit(asked, pool, encode, room + 1 - max_tokens, cut)
         _check_known(asked, prompts, tokenizer, model.vocab_size)
         greedy = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'max_tokens': max_tokens}
-        known = {'end_ids': [tokenizer.end_id], 'vocab_size': tokenizer.vocab_size}
-        made = sample.generate(model, params, [ids.tolist() for ((ids, _),) in prompts], **greedy, **known)
-        found = _equal(asked, [tokenizer.decode_bytes(text.ids).decode('utf-8', 'replace') for text in made], stop)
+        known = {'end_ids': list(dict.fromkeys([tokenizer.end_id, *end_ids])), 'vocab_size': tokenizer.vocab_size}
+        texts = sample.generate(model, params, [ids.tolist() for ((ids, _),) in prompts], **greedy, **known)
+        found = _equal(asked, texts, tokenizer, stop)
     named = {'accuracy': 'right', 'accuracy_per_byte': 'per_byte'} if choices else {'exact_match': 'right'}
     results = {'rows': len(asked), 'shots': shots} | lost
     for name, column in named.items():
         results |= share(name, [row[column] for row in found])
     if choices:
         results['chance'] = sum(1 / len(q.choices) for q in asked) / len(asked)
+    else:
+        results |= share('stopped', [row['finish_reason'] == 'stop' for row in found])
     return Scores(results, found)
 
 
@@ -125,6 +140,8 @@ def line(results: dict[str, Any]) -> str:
             error = results[f'{name}_stderr']
             margin = '' if error is None else f' +- {100 * error:.1f}'
             said.append(f'{name.replace("_", " ")} {100 * results[name]:.1f}{margin} %')
+    if 'stopped' in results:
+        said.append(f'ended with an end token {100 * results["stopped"]:.1f} %')
     if 'chance' in results:
         said.append(f'chance {100 * results["chance"]:.1f} %')
     about = [f'{results["rows"]:,} rows, {results["shots"]} shots']
@@ -141,14 +158,13 @@ def share(name: str, hits: Sequence[bool]) -> dict[str, float | None]:
     return {name: p, f'{name}_stderr': math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None}
 
 
-def _fit(questions: Sequence[Question], pool: Pool, separator: str, encode: Callable, room: int, cut: bool):
+def _fit(questions: Sequence[Question], pool: Pool, encode: Callable, room: int, cut: bool):
     """(the encodings of every question's prompt, at most `room` tokens to be read; how many were 'dropped', 'cut')."""
     prompts, lost = [], {'dropped': 0, 'cut': 0}
     for asked in questions:
         drawn = pool.draw(asked)
         while True:
-            text = separator.join([*(q.context + q.answer for q in drawn), asked.context])
-            encoded = encode(asked, text)
+            encoded = encode(asked, drawn)
             longest = max(len(ids) - (len(ids) > start) for ids, start in encoded)  # the last token of all is not read
             if longest <= room:
                 break
@@ -189,11 +205,14 @@ def _likeliest(questions: Sequence[Question], nats: Sequence[list[float]]) -> li
     return found
 
 
-def _equal(questions: Sequence[Question], texts: Sequence[str], stop: Sequence[str]) -> list[dict[str, Any]]:
-    found = []
-    for asked, text in zip(questions, texts, strict=True):
-        text = text.lstrip()
+def _equal(
+    questions: Sequence[Question], generated: Sequence[sample.Generated], tokenizer: Tokenizer, stop: Sequence[str]
+) -> list[dict[str, Any]]:
+    rows = []
+    for asked, (ids, reason) in zip(questions, generated, strict=True):
+        text = tokenizer.decode_bytes(ids).decode('utf-8', 'replace').lstrip()
         text = text[: min((at for at in map(text.find, stop) if at >= 0), default=None)].rstrip()
         right = text == asked.answer.strip()
-        found.append({'place': asked.place, 'answer': asked.answer, 'text': text, 'right': right})
-    return found
+        row = {'place': asked.place, 'answer': asked.answer, 'text': text, 'right': right}
+        rows.append(row | {'finish_reason': reason})
+    return rows

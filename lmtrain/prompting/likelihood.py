@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmtrain import sample
-from lmtrain.data import Tokenizer
+from lmtrain import prompts, sample
+from lmtrain.data import Tokenizer, chat
+from lmtrain.data.conversation import Conversation
+from lmtrain.data.template import Template
 from lmtrain.prompting.questions import Question
 from lmtrain.tree import Params
 
@@ -18,13 +20,69 @@ SHORTEST = 16  # tokens; rows are padded to powers of two from here on, so that 
 SHORTEST_CHOICE = 4
 
 
-def begun(tokenizer: Tokenizer, question: Question, text: str) -> list[tuple[np.ndarray, int]]:
+Encoded = list[tuple[np.ndarray, int]]  # (ids of a prompt and what is scored, where that starts), for each choice
+
+
+def text_before(question: Question, demonstrations: Sequence[Question], separator: str) -> str:
+    """The text up to the answer, the demonstrations before it. Raises ValueError if one of them is a conversation."""
+    for each in (question, *demonstrations):
+        if each.messages:
+            raise ValueError(
+                f'{each.place}: a conversation needs a chat template: name one, or a template with fields of the row'
+            )
+    return separator.join([*(each.context + each.answer for each in demonstrations), question.context])
+
+
+def begun(tokenizer: Tokenizer, separator: str, question: Question, demonstrations: Sequence[Question]) -> Encoded:
     """[(BEGIN and the prompt, where it ends)]. A blank at its end belongs to the word that comes next."""
-    ids = np.array(tokenizer.encode_prompt(text.rstrip(' ')), np.int32)
+    ids = np.array(prompts.encode(text_before(question, demonstrations, separator).rstrip(' '), tokenizer), np.int32)
     return [(ids, len(ids))]
 
 
-def choices(tokenizer: Tokenizer, question: Question, text: str) -> list[tuple[np.ndarray, int]]:
+def turns(question: Question, demonstrations: Sequence[Question], system: str) -> Conversation:
+    """The messages up to the answer: each demonstration is turns before it, and only the first message is a system's.
+
+    A question in one text is one user's turn; blanks at its end separate it from an answer in the same text.
+    """
+    first = [{'role': 'system', 'content': system}] if system else []
+    messages: list[dict] = []
+    for each in (*demonstrations, question):
+        own = list(each.messages) or [{'role': 'user', 'content': each.context.rstrip()}]
+        if own[0]['role'] in ('system', 'developer'):
+            own, first = own[1:], [own[0]]
+        messages += own
+        if each is not question:
+            messages.append({'role': 'assistant', 'content': each.answer.strip()})
+    return Conversation(first + messages, (len(first + messages),), tools=question.tools)
+
+
+def begun_chat(
+    tokenizer: Tokenizer, template: Template, system: str, question: Question, demonstrations: Sequence[Question]
+) -> Encoded:
+    """[(the conversation up to where the assistant begins to speak, where it ends)]."""
+    ids = np.array(prompts.encode(turns(question, demonstrations, system), tokenizer, template), np.int32)
+    return [(ids, len(ids))]
+
+
+def choices_chat(
+    tokenizer: Tokenizer, template: Template, system: str, question: Question, demonstrations: Sequence[Question]
+) -> Encoded:
+    """(a conversation that a choice ends, as it stands in training; where what is learned of it starts), for each.
+
+    The token that ends the answer is scored too: it tells 'no' from the beginning of 'not'.
+    """
+    before = turns(question, demonstrations, system)
+    encoded = []
+    for choice in question.choices:
+        answer = {'role': 'assistant', 'content': choice.strip()}
+        said = before._replace(messages=[*before.messages, answer])
+        _, [(ids, learned, _)] = chat.tokens(said, tokenizer, template, question.place)
+        scored = np.flatnonzero(learned)
+        encoded.append((np.array(ids[: scored[-1] + 1], np.int32), int(scored[0])))
+    return encoded
+
+
+def choices(tokenizer: Tokenizer, separator: str, question: Question, demonstrations: Sequence[Question]) -> Encoded:
     """(BEGIN, the prompt and a choice; the place where what is scored starts), for each choice.
 
     Prompt and choice are encoded as one text, since a token may span their join (' ' + 'yes', or ':' + ')'), where the
@@ -32,6 +90,7 @@ def choices(tokenizer: Tokenizer, question: Question, text: str) -> list[tuple[n
     of the prompt alone, differs from another: before it all have the same tokens, and after it all say the same
     text and then a choice.
     """
+    text = text_before(question, demonstrations, separator)
     alone, *wholes = tokenizer.encode_batch([text, *(text + choice for choice in question.choices)])
     common = len(alone)
     for whole in wholes:

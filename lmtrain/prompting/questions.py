@@ -2,26 +2,36 @@
 
 import collections
 import hashlib
+import json
 import string
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmtrain import prompts
+from lmtrain.data import conversation
 from lmtrain.data.rows import Row, check_text, value_of
 
 
 class Question(NamedTuple):
-    """A row as it is put."""
+    """A row as a question."""
 
-    place: str  # where it stands, for errors
-    context: str  # its text up to the answer
-    choices: tuple[str, ...]  # () where the answer is generated
+    place: str  # of the row, for errors
+    context: str  # its text up to the answer; of messages their JSON
+    choices: tuple[str, ...]  # () if the answer is generated
     answer: str  # the right one
+    messages: tuple[dict[str, Any], ...] = ()  # up to the answer, of a row that holds a conversation
+    tools: Any = None
 
 
 def question(row: Row, template: str, answer: str, choices: str | Sequence[str]) -> Question:
-    """A row as it is put. Raises ValueError naming what is wrong with the template or with the row."""
+    """A row as a question. Raises ValueError naming what is wrong with the template or with the row.
+
+    Without a template the row is a conversation (`lmtrain.data.conversation`) and its last answer is the one asked for.
+    """
+    if not template:
+        return _dialogue(row, answer, choices)
     *pieces, (literal, last) = _parse(template)
     if last != answer or answer in [field for _, field in pieces]:
         raise ValueError(f'template {template!r} must end in {{{answer}}}, the answer, and have it nowhere else')
@@ -30,13 +40,34 @@ def question(row: Row, template: str, answer: str, choices: str | Sequence[str])
     right = value_of(row, answer, 'answer')
     if not choices:
         return Question(row.place, context, (), text_of(row, answer, right))
+    listed = _choices(row, choices)
+    return Question(row.place, context, listed, _right(row, answer, right, listed))
+
+
+def _dialogue(row: Row, answer: str, choices: str | Sequence[str]) -> Question:
+    if answer:
+        raise ValueError(f'an answer, {answer!r}, without a template: name both, or neither for rows of conversations')
+    _, said = conversation.read(row, (), '')
+    if said.messages and not said.learned:
+        raise ValueError(f'{row.place}: no message of the assistant, so there is no answer to compare')
+    before, right = prompts.before_answer(said)
+    listed = _choices(row, choices) if choices else ()
+    right = _right(row, 'the answer', right, listed) if listed else right
+    if isinstance(before, str):
+        return Question(row.place, before, listed, right)
+    context = json.dumps([before.messages, before.tools], sort_keys=True)
+    return Question(row.place, context, listed, right, tuple(before.messages), before.tools)
+
+
+def _choices(row: Row, choices: str | Sequence[str]) -> tuple[str, ...]:
+    """The texts that are compared, of the field `choices` or as they are given."""
     listed = value_of(row, choices, 'choices') if isinstance(choices, str) else choices
     if not isinstance(listed, list | tuple) or not listed:
         raise ValueError(f'{row.place}: {choices!r} must hold a list of choices, here it is {listed!r}')
     listed = tuple(check_text(choice, f'{row.place}: a choice') for choice in listed)
     if '' in listed:
         raise ValueError(f'{row.place}: an empty choice has no likelihood: {list(listed)}')
-    return Question(row.place, context, listed, _right(row, answer, right, listed))
+    return listed
 
 
 def _right(row: Row, field: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -1,5 +1,6 @@
 """The verb generate: which prompts it reads, what it prints where, and what it says of bad input."""
 
+import json
 import types
 
 import pytest
@@ -7,21 +8,8 @@ import pytest
 from configs import base
 from launch import cli, generate
 from lmtrain import sample, trained
-
-
-class Letters:
-    """A tokenizer of bytes, whose END is 256."""
-
-    vocab_size = 257
-
-    def encode_prompt(self, text):
-        return list(text.encode())
-
-    def streamer(self):
-        import codecs
-
-        decoder = codecs.getincrementaldecoder('utf-8')('replace')
-        return lambda ids: decoder.decode(bytes(ids))
+from lmtrain.data.template import PLAIN, Template
+from lmtrain.data.text import Bytes
 
 
 @pytest.fixture
@@ -29,14 +17,14 @@ def house(monkeypatch):
     """Pretends a run is restored, and that its model continues with the pieces of `house.pieces`."""
     config = base.get_config()
     model = types.SimpleNamespace(max_len=12)
-    asked = types.SimpleNamespace(pieces=[(0, b'!', 'stop')])
+    asked = types.SimpleNamespace(pieces=[(0, b'!', 'stop')], template=None)
 
     def restore(workdir, step):
         asked.workdir, asked.step = workdir, step
-        return types.SimpleNamespace(config=config, model=model, tokenizer=Letters(), params={}, end_ids=[256, 7])
+        return trained.Trained(config, model, Bytes(), {}, 0, [256, 7], asked.template)
 
     def stream(model, params, prompts, **settings):
-        asked.prompts, asked.settings = [bytes(ids).decode() for ids in prompts], settings
+        asked.prompts, asked.settings = [bytes(ids[1:]).decode() for ids in prompts], settings
         return ((row, list(gained), done) for row, gained, done in asked.pieces)
 
     monkeypatch.setattr(trained, 'restore', restore)
@@ -104,9 +92,50 @@ def test_prompts_of_a_jsonl(tmp_path):
     assert generate.read_prompts(file) == ['one\ntwo', '']
 
 
+def test_messages_of_a_jsonl(tmp_path):
+    """Up to the answer, in either field; roles and fields that sharegpt has are read alike."""
+    turns = [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'a'}]
+    answer = {'role': 'assistant', 'content': 'b'}
+    rows = [{'messages': [*turns, answer], 'prompt': 'x'}, {'prompt': turns}]
+    rows += [{'messages': [{'from': 'human', 'value': 'a'}], 'tools': [{'name': 'f'}]}]
+    file = tmp_path / 'prompts.jsonl'
+    file.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    first, second, third = generate.read_prompts(file)
+    assert first.messages == second.messages == turns
+    assert third.messages == [{'role': 'user', 'content': 'a'}] and third.tools == [{'name': 'f'}]
+    file.write_text(json.dumps({'messages': [answer]}))
+    with pytest.raises(ValueError, match='prompts.jsonl, line 1: no message before the answer'):
+        generate.read_prompts(file)
+    file.write_text(json.dumps({'messages': [{'role': 'user'}]}))
+    with pytest.raises(
+        ValueError, match=r"prompts.jsonl, line 1: 'messages' \[0\]: an object with 'role' and 'content'"
+    ):
+        generate.read_prompts(file)
+
+
+def test_a_template_writes_the_turns_and_the_answer_has_its_own_line(lmtrain, house, tmp_path):
+    house.template = Template(PLAIN, 'the plain template')
+    code, out, err = lmtrain('--workdir=w', '--prompt=good', '--system=be kind')
+    assert (code, out, house.prompts) == (0, 'good\n!\n', ['be kind\ngood\n'])
+    assert 'written by the plain template' in err
+    assert house.settings['end_ids'] == [256, 7]
+    *_, err = lmtrain('--workdir=w', '--prompt=good', '--template=none')
+    assert house.prompts == ['good'] and 'template' not in err
+    file = tmp_path / 'p.jsonl'
+    file.write_text('{"prompt": [{"role": "user", "content": "a"}]}\n')
+    code, _, err = lmtrain('--workdir=w', f'--prompts_file={file}', '--template=none')
+    assert code == 2 and 'messages with --template=none: leave --template out' in err
+
+
+def test_the_name_of_a_special_token_in_a_prompt_is_said(lmtrain, house):
+    *_, err = lmtrain('--workdir=w', '--prompt=a<|endoftext|>')
+    assert "a prompt contains '<|endoftext|>', the name of a special token: it is read as characters" in err
+    assert house.prompts == ['a<|endoftext|>']
+
+
 BAD = {
     'a.jsonl': (b'{"prompt": "x"}\n{"prompt": ', 'line 2: not JSON'),
-    'b.jsonl': (b'{"text": "x"}\n', r'line 1: wants \{"prompt": "text"\}'),
+    'b.jsonl': (b'{"text": "x"}\n', r'line 1: wants \{"prompt": "text"\} or \{"messages"'),
     'c.txt': (b'one\ntw\xffo\n', 'line 2: not UTF-8'),
     'd.txt': (b' \n\n', 'holds no prompt'),
 }
