@@ -1,5 +1,8 @@
 """A real pretrained encoder, adapted in every way to two classification tasks, to tagging and to questions.
 
+The learning rate of each part is the best of RATES on rows held out of the training file; the test rows are read once,
+by the runs that are reported.
+
 python experiments/finetune/run.py --base=DIR --root=DIR [--only=PART,...]
 """
 
@@ -21,6 +24,8 @@ from lmtrain import trained
 RESULTS = record.ROOT / 'experiments' / 'finetune' / 'results.json'
 SEEDS = (0, 1, 2)
 LINEAR = '.*/(attention/(query|key|value|output)|mlp/(up|down))/kernel'
+HELD_OUT = 0.2  # share of the training file on which rates are compared
+RATES = (0.25, 0.5, 1.0, 2.0)  # times the learning rates below
 # Learning rates: of what the method adds or moves, and over it that of the new head.
 METHODS = {
     'head': {'optimizer.learning_rate': 1e-2},
@@ -55,9 +60,8 @@ TASKS = {
         'budget.steps': 94,
     },
 }
-# Longer rows and two classes want less.
-GENTLER = {'optimizer.learning_rate': 1e-4, 'optimizer.learning_rates': (('heads/.*', 30.0),)}
 TARGETS = {('banking77', 'full'): 83, ('banking77', 'lora'): 80, ('polarity', 'full'): 78}  # per cent
+MEASURES = {'wnut17': 'entity_f1', 'xquad': 'exact_match'}  # of the others: accuracy
 SHOWN = {'wnut17': ('WNUT17, full: F1 of entities', 'entity_f1'), 'xquad': ('XQuAD, full: exact match', 'exact_match')}
 ONE = {
     'wnut17': {
@@ -119,21 +123,44 @@ def train(recipe: str, base: pathlib.Path, root: pathlib.Path, workdir: pathlib.
     }
 
 
+def chosen(recipe: str, task: str, base, root, workdir, settings: dict) -> dict:
+    """{'learning_rate': the best, 'rates': {rate: its score}} on rows that are held out of the training file.
+
+    The rates train together as one program, with one seed; the test file is not read.
+    """
+    rates = tuple(factor * settings['optimizer.learning_rate'] for factor in RATES)
+    without_test = {'task.validation': (), 'task.test': (), 'data.validation': HELD_OUT, 'data.test': 0.0}
+    settings = settings | without_test | {'sweep.learning_rates': rates}
+    members = train(recipe, base, root, workdir / 'rates', settings)['sweep']['members']
+    measure, scores = MEASURES.get(task), {}
+    for number, (rate, member) in enumerate(zip(rates, members, strict=True)):
+        # F1 and exact match are measured of one member at a time.
+        found = trained.evaluate_split(workdir / 'rates', 'validation', member=number) if measure else member
+        scores[rate] = found[measure or 'accuracy']
+    return {'learning_rate': max(scores, key=scores.get), 'rates': {str(rate): score for rate, score in scores.items()}}
+
+
 def classified(task: str, method: str, base, root, workdir) -> dict:
     """One trial: three seeds as one program."""
-    settings = TASKS[task] | METHODS[method] | {'adapt.method': method, 'sweep.seeds': SEEDS}
-    settings |= GENTLER if (task, method) == ('polarity', 'full') else {}
-    results = train('classify', base, root, workdir, settings | {'data.seq_len': 64, 'task.buckets': 3})
-    found = {'accuracy': results['sweep']['intervals'][0]['accuracy'], 'members': results['sweep']['members']}
-    return {'task': task, 'method': method, 'seconds': results['seconds_of_command']} | found | results['cost']
+    settings = TASKS[task] | METHODS[method] | {'adapt.method': method, 'data.seq_len': 64, 'task.buckets': 3}
+    choice = chosen('classify', task, base, root, workdir, settings)
+    settings |= {'sweep.seeds': SEEDS, 'optimizer.learning_rate': choice['learning_rate']}
+    results = train('classify', base, root, workdir / 'run', settings)
+    scores = {'accuracy': results['sweep']['intervals'][0]['accuracy'], 'members': results['sweep']['members']}
+    return (
+        {'task': task, 'method': method, 'seconds': results['seconds_of_command']} | choice | scores | results['cost']
+    )
 
 
 def measured(task: str, base, root, workdir) -> dict:
     """One trial of tagging or questions: one seed, in the measure of the field."""
     settings = dict(ONE[task])
-    results = train(settings.pop('recipe'), base, root, workdir, settings)
-    scores = trained.evaluate_split(workdir, 'test')
-    return {'task': task, 'seconds': results['seconds_of_command'], 'scores': scores} | results['cost']
+    recipe = settings.pop('recipe')
+    choice = chosen(recipe, task, base, root, workdir, settings)
+    settings |= {'optimizer.learning_rate': choice['learning_rate']}
+    results = train(recipe, base, root, workdir / 'run', settings)
+    scores = trained.evaluate_split(workdir / 'run', 'test')
+    return {'task': task, 'seconds': results['seconds_of_command'], 'scores': scores} | choice | results['cost']
 
 
 def figures(trials: list[dict]) -> list[dict]:
@@ -145,12 +172,26 @@ def figures(trials: list[dict]) -> list[dict]:
             what = f'{trial["task"]}, {trial["method"]}: accuracy of {len(SEEDS)} seeds (95 % interval)'
             figure = f'{mean:.1f} % ({low:.1f} to {high:.1f}), {trial["trainable"] // len(SEEDS):,} parameters learn'
             row = {'what': what, 'figure': figure, 'target': f'>= {target} %' if target else ''}
-            rows.append(row | {'reached': mean >= target if target else None})
+            rows.append(row | {'reached': mean >= target if target and 'rates' in trial else None})
         else:
             what, name = SHOWN[trial['task']]
             row = {'what': f'{what}, one seed', 'figure': f'{100 * trial["scores"][name]:.1f} %'}
             rows.append(row | {'target': '', 'reached': None})
     return rows
+
+
+def notes(trials: list[dict], missing: list[str]) -> list[str]:
+    """What has not been run, and whose learning rates were not chosen as `chosen` does."""
+    older = [trial['part'] for trial in trials if 'rates' not in trial]
+    found = [f'not run yet: {", ".join(missing)}.'] if missing else []
+    if older:
+        parts = 'all parts' if len(older) == len(trials) else ', '.join(older)
+        found.append(
+            f'an unbiased estimate ({parts}): learning rates were tried on one seed against the reported test rows, so '
+            'these figures may be too high, and none counts as reached. run.py now chooses rates on rows held out of '
+            'the training file; it has not been run since.'
+        )
+    return found
 
 
 def write(trial: dict) -> None:
@@ -165,7 +206,7 @@ def write(trial: dict) -> None:
         command='python experiments/finetune/run.py --base=DIR --root=DIR',
         figures=figures(trials),
         trials=trials,
-        not_shown=[f'Not run yet: {", ".join(missing)}.'] if missing else [],
+        not_shown=notes(trials, missing),
         seconds=sum(trial['seconds'] for trial in trials),
     )
 
