@@ -9,7 +9,7 @@ from launch import cli
 
 
 def define(flag_values: flags.FlagValues, base: bool = False) -> None:
-    """--workdir and --checkpoint; with `base` also --base and --adapter."""
+    """--workdir and --checkpoint; with `base` also --base, --adapter and --ignore."""
     flags.DEFINE_string('workdir', None, 'the folder of a run', flag_values=flag_values)
     text = "'last', 'best' (by validation loss) or a step"
     flags.DEFINE_string('checkpoint', 'last', text, flag_values=flag_values)
@@ -17,6 +17,8 @@ def define(flag_values: flags.FlagValues, base: bool = False) -> None:
         text = 'in place of a run, a pretrained model: a Hugging Face directory'
         flags.DEFINE_string('base', None, text, flag_values=flag_values)
         flags.DEFINE_string('adapter', '', 'with --base: a PEFT adapter for it', flag_values=flag_values)
+        text = 'with --base: unknown fields of its config.json or of the adapter that are skipped, comma-separated'
+        flags.DEFINE_list('ignore', [], text, flag_values=flag_values)
 
 
 def define_prompts(flag_values: flags.FlagValues, template: str) -> None:
@@ -73,13 +75,14 @@ def from_flags(flag_values: flags.FlagValues) -> tuple[pathlib.Path, int | str]:
 def model(flag_values: flags.FlagValues):
     """The trained.Trained that --workdir or --base names; imports jax. Raises ValueError where both or none does."""
     if not flag_values.base:
-        if flag_values.adapter:
-            raise ValueError('--adapter without --base: the adapter of a run is in its folder')
+        if flag_values.adapter or flag_values.ignore:
+            name = 'adapter' if flag_values.adapter else 'ignore'
+            raise ValueError(f'--{name} without --base: what a run starts from is in its config')
         workdir, step = from_flags(flag_values)
     elif flag_values.workdir:
         raise ValueError('--workdir and --base at once: name the run or the pretrained model')
     from lmtrain import trained
 
     if flag_values.base:
-        return trained.pretrained(flag_values.base, flag_values.adapter)
+        return trained.pretrained(flag_values.base, flag_values.adapter, flag_values.ignore)
     return trained.restore(workdir, step)

@@ -1,4 +1,4 @@
-"""a recipe with every value resolved, and what differs from base.py marked.
+"""a recipe with every value resolved, what differs from base.py marked, and whether its model can be exported.
 
 lmtrain show --config=configs/quickstart.py
 lmtrain show --config=configs/pretrain_gpt2.py --config.model.num_layers=6

@@ -192,6 +192,8 @@ def of_a_family(model: Transformer) -> Transformer:
 def exportable(config) -> str:
     """Whether `lmtrain export --format=hf` can write the model of a config: 'yes, as FAMILY' or 'no: REASON'."""
     init = config.init
+    if config.data.tokenizer == 'base' and not init.base:
+        return 'as the base that config.init.base will name'
     try:
         model = open_base(init.base, init.adapter, init.ignore).model if init.base else Transformer(**config.model)
         return f'yes, as {of_a_family(model).family}'

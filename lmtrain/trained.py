@@ -3,6 +3,7 @@
 import datetime
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,12 +40,14 @@ def restore(workdir, step: int | str = 'last', member: int = 0) -> Trained:
     return _trained(found, data.load_tokenizer(found.tokenizer))
 
 
-def pretrained(directory: str, adapter: str = '') -> Trained:
+def pretrained(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> Trained:
     """The model of a Hugging Face directory (or a run's folder), with a PEFT adapter if named; of no config, step 0.
+
+    Unknown fields of config.json or adapter_config.json that are in `ignore` are skipped.
 
     Raises what `base.open_base` raises, and ValueError where the directory holds no tokenizer.
     """
-    found = base.open_base(directory, adapter)
+    found = base.open_base(directory, adapter, ignore)
     return _trained(found, open_tokenizer(found.tokenizer, mask=False))
 
 

@@ -192,6 +192,7 @@ def test_fields_that_the_user_ignores_are_skipped_by_every_run_on_the_base(folde
     [
         ('quickstart', 'yes, as qwen3'),
         ('tiny', 'yes, as llama'),
+        ('classify', 'as the base that config.init.base will name'),
         ('ladder', 'yes, as llama'),
         ('pretrain_gpt2', 'yes, as gpt2'),
         ('shakespeare', 'no: .*the nearest, gpt2, has no model.bias=False .only True.'),

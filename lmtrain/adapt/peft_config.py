@@ -76,7 +76,7 @@ def read(directory: Path, ignore: Sequence[str] = ()) -> dict[str, Any]:
         if name not in known and name not in ignore and value not in OFF:
             raise ValueError(
                 f'{path}: the field {name!r} is unknown{nearest(name, known)}; if it does not change the function, '
-                f'skip it with --config.init.ignore="(\'{name}\',)"'
+                f'skip it with --config.init.ignore="(\'{name}\',)" (beside --base: --ignore={name})'
             )
         if name in FOREIGN and value not in OFF:
             raise ValueError(f'{path}: {name}={value!r} is not implemented')
