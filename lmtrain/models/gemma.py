@@ -81,11 +81,13 @@ def settings(fields: Fields) -> dict:
     kinds = fields.take('layer_types', None) or [
         'sliding_attention' if (i + 1) % every else 'full_attention' for i in range(count)
     ]
+    if third:  # transformers reads this field and does not apply it
+        fields.only('attn_logit_softcapping', None)
     sizes |= {
         'norm_place': 'sandwich',
         'qk_norm': third,
         'attention_scale': fields.take('query_pre_attn_scalar', 256) ** -0.5,
-        'attention_softcap': fields.take('attn_logit_softcapping', None if third else 50.0) or 0.0,
+        'attention_softcap': 0.0 if third else fields.take('attn_logit_softcapping', 50.0) or 0.0,
         'logit_softcap': fields.take('final_logit_softcapping', None if third else 30.0) or 0.0,
     }
     sizes |= windows(fields.take('sliding_window', 4096), kinds, count)
@@ -111,13 +113,14 @@ def two_ropes(fields: Fields, sizes: dict) -> dict:
 
 def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; undoes `settings`."""
-    found = llama.common_fields(model) | rope_fields(model) | {'attention_bias': model.has_bias('output')}
+    found = llama.common_fields(model) | rope_fields(model)
+    found |= {'attention_bias': model.has_bias('output'), 'hidden_act': 'gelu_pytorch_tanh'}
     if model.family == 'gemma':
         return found
     found['hidden_activation'] = found.pop('hidden_act')
     found |= {
         'query_pre_attn_scalar': whole(model.attention_scale**-2) if model.attention_scale else model.head_dim,
-        'attn_logit_softcapping': model.attention_softcap or None,
+        'attn_logit_softcapping': model.family == 'gemma2' and model.attention_softcap or None,
         'final_logit_softcapping': model.logit_softcap or None,
         'sliding_window': model.window or model.max_len,
         'layer_types': layer_types(model),

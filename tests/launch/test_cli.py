@@ -68,6 +68,7 @@ def test_the_help_of_a_verb_has_an_example_and_its_flags_alone(verb, capsys):
         (['train', '--wrokdir=x'], ['no flag --wrokdir', '--workdir']),
         (['train'], ['--config is missing', 'lmtrain configs']),
         (['train', 'quickstart'], ["'quickstart'", '--config=quickstart']),
+        (['generate', '--workdir=x', '--ignore=a'], ['--ignore without --base', 'config']),
         (['show', '--config=quikstart'], ["'quikstart'", 'configs/quickstart.py']),
         (['show', '--config=configs/nothing_like_it.py'], ['nothing_like_it', 'tiny']),
         (
