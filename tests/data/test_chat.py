@@ -154,6 +154,24 @@ def test_answers_that_are_cut_later_are_learned_one_by_one(tokenizer):
     assert notes[1] == '1 rows as 2 texts, one an answer: the template rewrites earlier answers'
 
 
+def test_an_answer_that_has_its_only_end_when_it_is_the_last(tokenizer):
+    source = (
+        "{% for m in messages %}{{ m.role + ' ' + m.content + '\\n' }}{% endfor %}"
+        "{{ 'assistant ' if add_generation_prompt else eos_token }}"
+    )
+    first, second = made([row(messages=TALK)], tokenizer, source)[0]
+    assert shown(first, tokenizer) == 'user sat on?\nassistant [the mat\n</s>]'
+    assert shown(second, tokenizer) == 'user sat on?\nassistant the mat\nuser who?\nassistant [the cat\n</s>]'
+
+
+def test_an_answer_that_begins_alike_when_it_is_cut(tokenizer):
+    talk = [TALK[0], {'role': 'assistant', 'content': 'the cat /think the mat'}, *TALK[2:]]
+    lines = THINKING.replace('<|im_start|>', '').replace("'<|im_end|>\\n'", "'\\n'")
+    first, second = made([row(messages=talk)], tokenizer, lines)[0]
+    assert shown(first, tokenizer) == 'user\nsat on?\nassistant\n[the cat /think the mat\n</s>]'
+    assert shown(second, tokenizer) == 'user\nsat on?\nassistant\nthe mat\nuser\nwho?\nassistant\n[the cat\n</s>]'
+
+
 def test_a_cue_that_the_answer_does_not_keep(tokenizer):
     cue = CHATML.replace("'<|im_start|>assistant\\n' }}{% endif", "'<|im_start|>assistant\\nthe cat' }}{% endif")
     (found,), _ = made([row(messages=TALK)], tokenizer, cue)
