@@ -148,6 +148,7 @@ def test_sources_are_mixed_by_weight(prepare, tmp_path, poem):
     )
     alone = prepare()
     corpus = prepare(mix=(('more.jsonl', 0.5),))
+    assert prepare(mix=(('more.jsonl', 0.6),)).fingerprint != corpus.fingerprint != alone.fingerprint
     assert corpus.splits['train'].num_documents > alone.splits['train'].num_documents
     rows = [len(part.rows.first) - 1 for part in corpus.splits['train'].parts]
     stream = Stream(corpus, 'train', 8, 0, True)

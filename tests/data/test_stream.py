@@ -224,6 +224,7 @@ def test_a_source_without_a_row_of_its_own_leaves_evaluation_whole(tmp_path, poe
     corpus = prepare(**settings(**over))
     split = corpus.splits['validation']
     assert len(split.parts[1].rows.first) == 1
+    assert corpus.shares('validation') == [1.0, 0.0] and corpus.shares('train') == [0.5, 0.5]
     batch = Stream(corpus, 'validation', split.num_rows + 3, seed=0, shuffle=False).batch(0)
     assert batch['loss_mask'].sum() == split.num_tokens and not batch['loss_mask'][-3:].any()
 
