@@ -68,3 +68,13 @@ def test_the_first_batch_of_a_task_is_shown_with_its_labels(dry, tmp_path, capsy
     assert cli.main(['show', '--config=tiny', '--batch', '--config.objective.pool=last', *words, *data]) == 0
     page = capsys.readouterr().out
     assert 'the first batch' in page and '=> a' in page and '=> b' in page and ' the cat<|endoftext|>~' in page
+
+
+def test_data_that_is_missing_has_a_stand_in_and_the_page_says_so(dry, capsys):
+    """The recipe of GPT-2 names a text and a tokenizer that must be downloaded first."""
+    assert dry('--config.data.source=fineweb/*.parquet', '--config.data.tokenizer=gpt2/tokenizer.json') == (0, False)
+    page = ' '.join(capsys.readouterr().out.split())
+    assert 'A stand-in takes the place of the data, of its shape alone: fineweb/*.parquet' in page
+    assert 'a text of no matter' in page and '256 tokens a step' in page
+    assert dry('--config.task.name=chat', "--config.task.train=('gone.jsonl',)") == (2, False)
+    assert 'gone.jsonl' in ''.join(capsys.readouterr())
