@@ -241,6 +241,12 @@ FAULTS = {
             '(1.0 - progress) * (now - since) / progress',
         ),
         ('waiting is counted since the start', '(waited - waited_before) / seconds', 'waited / seconds'),
+        (
+            'means are over steps',
+            "np.asarray(values['targets' + members], np.float64)",
+            "np.ones_like(values['targets' + members])",
+        ),
+        ('means hold the last line', 'state, self.state = self.state, {}', 'state = self.state'),
         ('earlier starts are not counted', 'self.before + (time', '0 * self.before + (time'),
         ('hours are minutes', '(3600 * self.hours)', '(60 * self.hours)'),
         ('a broken file is complained of every time', 'self._broken.add(name)', 'pass'),
@@ -470,6 +476,45 @@ FAULTS = {
             "np.ones if re.fullmatch(r'.*/ia3_(in|out)', path) else np.zeros",
             'np.ones',
         ),
+    ],
+    'lmtrain/models/head.py': [
+        (
+            'the gradient of a chunk is rounded',
+            'total + new[name]()',
+            'total + new[name]().astype(dtype).astype(total.dtype)',
+        ),
+        (
+            'the cotangent of the logits stays float32',
+            'flat = g.astype(dtype).reshape(-1, V)',
+            'flat = g.reshape(-1, V)',
+        ),
+        ('the gradient of the cap is forgotten', 'g *= 1.0 - jnp.square(out / softcap)', 'g *= 1.0'),
+        (
+            'ids that fill the vocabulary up have a probability',
+            '(first + jnp.arange(V) < size)',
+            '(first + jnp.arange(V) < V)',
+        ),
+        ('z-loss has no gradient', '(g_log_z - g_picked)[..., None] * jnp.exp', '(-g_picked)[..., None] * jnp.exp'),
+        (
+            'evaluation reads rounded logits',
+            "('logprob', 'log_z', 'kept'), keep=False, whole=0)",
+            "('logprob', 'log_z', 'kept'), keep=True, whole=0)",
+        ),
+        (
+            'a float32 model keeps its logits',
+            'share.keep_logits and hidden_BTD.dtype != jnp.float32',
+            'share.keep_logits',
+        ),
+        (
+            'the bias has no gradient in z',
+            "'bias': lambda: jnp.sum(g, axis=(0, 1))",
+            "'bias': lambda: 0 * jnp.sum(g, axis=(0, 1))",
+        ),
+    ],
+    'lmtrain/vocabulary.py': [
+        ('the fill is no multiple of 128', 'math.lcm(128, tensor)', 'tensor'),
+        ('low-rank tables are not filled', "'embed/(embedding|lora_a)'", "'embed/embedding'"),
+        ('the fill is of ones', 'for i in range(leaf.ndim)])', 'for i in range(leaf.ndim)], constant_values=1.0)'),
     ],
     'lmtrain/objectives/tokens.py': [
         ('z-loss without its square', "outputs['log_z'] ** 2", "outputs['log_z']"),
@@ -905,6 +950,7 @@ FAULTS = {
             'noise.permutation(count, self.seed, SHUFFLE, epoch) if',
             'noise.permutation(count, self.seed, SHUFFLE) if',
         ),
+        ('the last batch of an epoch is not filled', '[: self.repeated]', '[:0]'),
         ('an empty row learns', 'np.where((at >= 0).reshape(', 'np.where((at >= -1).reshape('),
     ],
     'lmtrain/data/noise.py': [

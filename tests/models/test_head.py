@@ -58,12 +58,18 @@ def test_gradients_are_those_of_the_whole(monkeypatch, softcap):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, expected)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_compiled_program_never_holds_all_logits(dtype):
+@pytest.mark.parametrize(('dtype', 'keep'), [('float32', False), ('bfloat16', False), ('float32', True)])
+def test_compiled_program_never_holds_all_logits(dtype, keep):
+    """Whatever is asked for, of float32 logits."""
     B, T, D, V = 8, 1024, 32, 4096  # 8 chunks
     hidden, targets, kernel, _ = jax.eval_shape(lambda: inputs(B, T, D, V))
     hidden = jax.ShapeDtypeStruct(hidden.shape, dtype)
-    step = jax.jit(jax.grad(lambda h, k, t: sum(x.sum() for x in head.log_likelihood(h, t, k)), argnums=(0, 1)))
+    step = jax.jit(
+        jax.grad(
+            lambda h, k, t: sum(x.sum() for x in head.log_likelihood(h, t, k, share=Share(keep_logits=keep))),
+            argnums=(0, 1),
+        )
+    )
     compiled = step.lower(hidden, kernel, targets).compile()
     shapes = re.findall(r'(?:f32|bf16)\[([\d,]+)\]', compiled.as_text())
     assert max(np.prod([int(n) for n in shape.split(',')]) for shape in shapes) <= head.WHOLE < B * T * V
@@ -156,3 +162,17 @@ def test_a_product_of_bfloat16_is_summed_in_float32():
     x, kernel = jnp.ones((1, 600), jnp.bfloat16), jnp.ones((600, 1), jnp.bfloat16)
     assert head.product(x, kernel)[0, 0] == 600
     assert head.logits(x, kernel.astype(jnp.float32))[0, 0] == 600
+
+
+def test_a_value_without_a_gradient_is_that_of_float32_logits(monkeypatch):
+    monkeypatch.setattr(head, 'WHOLE', 1)
+    hidden, targets, kernel, bias = inputs(2, 7, 8, 11)
+    hidden, kernel = hidden.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16).astype(jnp.float32)
+
+    def value(hidden):
+        return head.log_likelihood(hidden, targets, kernel, bias, share=Share(keep_logits=True))[1]
+
+    _, log_z = dense(hidden, targets, kernel, bias, 0.0)
+    np.testing.assert_allclose(value(hidden), log_z, rtol=1e-6)
+    rounded, _ = jax.vjp(value, hidden)
+    assert 1e-4 < np.abs(rounded - log_z).max() < 0.03
