@@ -246,11 +246,12 @@ def test_the_token_that_ends_an_answer(tokenizer, source, end):
 
 def test_a_tokenizer_carries_the_template(tokenizer, tmp_path):
     for number, plain in enumerate((tokenizer, Bytes())):
+        before = plain.hash  # is known by now, and must not be that of the copy
         carrying = chat.carrying(plain, Template(PHI, ''))
         carrying.save(tmp_path / str(number))
         again = open_tokenizer(tmp_path / str(number), False)
         assert chat.template_of('auto', again, '').source == PHI
-        assert again.hash == carrying.hash != plain.hash and again.specials == plain.specials
+        assert again.hash == carrying.hash != before and again.specials == plain.specials
 
 
 @pytest.mark.parametrize(
@@ -309,6 +310,8 @@ def test_a_run_without_a_template_asks_without_one(tokenizer):
     assert chat.trained_template(task, tokenizer) is None
     task.update(template='mine.jinja', date='2031-02-03')
     assert chat.trained_template(task, tokenizer) == chat.template_of('auto', tokenizer, '')
+    dated = chat.carrying(tokenizer, Template("{{ strftime_now('%Y') }}", ''))
+    assert chat.trained_template(task, dated).date == '2031-02-03'
     task.name = 'text'
     assert chat.trained_template(task, tokenizer) is None
     with pytest.raises(ValueError, match="rows.jsonl:7: a conversation, and config.task.template is 'none'"):
