@@ -6,8 +6,10 @@ lmtrain evaluate --workdir=runs/lora --rows=test.csv --template='{text} => {cate
                  --choices=category --demonstrations=train.csv --shots=4
 lmtrain evaluate --workdir=runs/chat --rows=test.jsonl --max_tokens=100
 
-A run on conversations is asked by the chat template that it was trained with: a row is one user's turn, demonstrations
-are turns before it. Without --template, rows are conversations, of which the last answer is asked for.
+A run on conversations is asked by the chat template that it was trained with: a
+row is one user's turn, and demonstrations are turns before it. --chat_template
+says otherwise. Without --template and --answer, rows are conversations, of
+which the last answer is asked for.
 """
 
 import json

@@ -23,10 +23,10 @@ def define(flag_values: flags.FlagValues, base: bool = False) -> None:
 
 def define_prompts(flag_values: flags.FlagValues, template: str) -> None:
     """--system and the flag `template`, which names a chat template."""
-    text = "a system's text before prompts that begin with none; needs a chat template"
+    text = 'text of the system, before prompts that begin with none'
     flags.DEFINE_string('system', '', text, flag_values=flag_values)
-    text = "writes each prompt as a user's turn: 'none', 'auto' (the tokenizer's), 'plain', a name or a Jinja file"
-    flags.DEFINE_string(template, None, f"{text}; by default the run's", flag_values=flag_values)
+    text = "chat template: 'none', 'auto', 'plain', a name or file; else the run's"
+    flags.DEFINE_string(template, None, text, flag_values=flag_values)
 
 
 def prompted(run, flag_values: flags.FlagValues, template: str, prompts: list):

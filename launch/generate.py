@@ -5,8 +5,10 @@ lmtrain generate --workdir=runs/quickstart --prompts_file=prompts.txt --temperat
 lmtrain generate --workdir=runs/chat --prompt='What is a primer?' --system='Answer briefly.'
 lmtrain generate --base=DIR --prompt='Once upon a time'
 
-A run on conversations is prompted by the chat template that it was trained with, a prompt being one user's turn; other
-models continue a prompt as it stands. --template says otherwise. Lines of a .jsonl hold a prompt or messages.
+A run on conversations is prompted by the chat template that it was trained
+with: a prompt is one user's turn. Other models continue a prompt as it stands.
+--template says otherwise: 'none' leaves prompts as they stand, 'auto' takes the
+tokenizer's own. Lines of a .jsonl hold a prompt or messages.
 """
 
 import json

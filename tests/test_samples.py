@@ -9,7 +9,8 @@ import pytest
 
 from configs import tiny
 from launch import cli
-from lmtrain import samples, train
+from lmtrain import export, samples, train, trained
+from lmtrain.models import generation
 
 ALPHABET = 'abcdefghijklmnop'
 
@@ -68,6 +69,56 @@ def test_generate_asks_as_the_run_was_trained(folder, capsys):
     assert lmtrain(capsys, 'generate', *greedy, f'--prompts_file={prompts}')[1] == out
     raw = lmtrain(capsys, 'generate', *greedy, '--prompt=a\n', '--template=none')
     assert raw[:2] == (0, 'a\nbb\n') and 'written by' not in raw[2]  # what the plain template writes, by hand
+
+
+def test_evaluate_compares_the_answers_of_conversations(folder, capsys):
+    words = 'evaluate', f'--workdir={folder / "run"}', f'--rows={folder / "rows.jsonl"}', '--max_tokens=4'
+    code, out, _ = lmtrain(capsys, *words, f'--results={folder / "rows.json"}')
+    assert code == 0 and out.startswith('exact match 100.0') and 'ended with an end token 100.0 %' in out
+    assert out.endswith(f'written: {folder / "rows.json"}\n')
+    results = json.loads((folder / 'rows.json').read_text(encoding='utf-8'))
+    assert results['results']['exact_match'] == results['results']['stopped'] == 1.0
+    assert results['rows'][0] | {'place': ''} == {
+        'place': '', 'answer': 'bb', 'text': 'bb', 'right': True, 'finish_reason': 'stop',
+    }  # fmt: skip
+    code, out, _ = lmtrain(capsys, *words, '--choices=aa,bb,cc', '--limit=2')
+    assert code == 0 and out.startswith('accuracy 100.0') and 'chance 33.3 %' in out
+
+
+def test_the_figures_of_a_split_are_written(folder, capsys):
+    file = folder / 'split.json'
+    code, out, _ = lmtrain(capsys, 'evaluate', f'--workdir={folder / "run"}', f'--results={file}')
+    figures = json.loads(file.read_text(encoding='utf-8'))['results']
+    assert code == 0 and out.endswith(f'written: {file}\n') and figures['split'] == 'validation'
+    assert figures['targets'] == 3 * 16 and f'loss {figures["loss"]:.4f}' in out
+    code, _, err = lmtrain(capsys, 'evaluate', f'--workdir={folder / "run"}', f'--results={folder / "no" / "f"}')
+    assert code == 2 and f'there is no directory {folder / "no"}' in err
+
+
+def test_turns_of_a_model_without_a_template_need_one(folder, capsys, tmp_path):
+    """What is exported carries the template; without it, messages are refused and a text is continued as it stands."""
+    export.export(folder / 'run', tmp_path / 'hf', 'hf')
+    assert generation.read(tmp_path / 'hf')['eos_token_id'] == [256]
+    own = trained.pretrained(str(tmp_path / 'hf'))
+    assert own.template is None and trained.prompted(own, None, False).template is None
+    assert trained.prompted(own, None, True).template == trained.prompted(own, 'auto', False).template != None  # noqa: E711
+    about = json.loads((tmp_path / 'hf' / 'tokenizer_config.json').read_text(encoding='utf-8'))
+    del about['chat_template']
+    (tmp_path / 'hf' / 'tokenizer_config.json').write_text(json.dumps(about), encoding='utf-8')
+    words = 'generate', f'--base={tmp_path / "hf"}', '--max_tokens=4', '--temperature=0', '--prompt=c\n'
+    assert lmtrain(capsys, *words)[:2] == (0, 'c\ndd\n')
+    code, _, err = lmtrain(capsys, *words, '--system=s')
+    assert code == 2 and "name a Jinja file or 'plain'" in err and err.count('\n') <= 2
+    code, _, err = lmtrain(capsys, *words, '--system=s', '--template=none')
+    assert code == 2 and '--system with --template=none' in err
+    code, _, err = lmtrain(capsys, *words, '--template=nowhere.jinja')
+    assert code == 2 and '--template: no file nowhere.jinja' in err
+
+
+def test_a_special_name_in_a_prompt_is_said(folder, capsys):
+    code, _, err = lmtrain(capsys, 'generate', f'--workdir={folder / "run"}', '--prompt=<|endoftext|>')
+    assert code == 2 and 'context' in err  # 13 characters are too long for this model; it was said before
+    assert "a prompt contains '<|endoftext|>', the name of a special token" in err
 
 
 def test_how_many_ended_is_counted():
