@@ -118,6 +118,20 @@ def test_a_limit_takes_a_random_sample_that_no_seed_changes(prepare):
         sample.batch(4)
 
 
+def test_each_epoch_has_an_order_of_its_own(prepare):
+    task = prepare()
+    stream = TaskStream(task, 'train', 8, 3, True)
+    rows, sizes = [], []
+    for epoch in range(3):
+        steps = range(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch)
+        batches = [(stream.batch(step)['tokens'].shape[1], stream.examples(step)) for step in steps]
+        sizes.append([size for size, _ in batches])
+        rows.append({frozenset(examples.tolist()) for _, examples in batches})
+    assert sorted(sizes[0]) == sorted(sizes[1]) == sorted(sizes[2])
+    assert sizes[0] != sizes[1] != sizes[2] != sizes[0]  # lengths come in another order
+    assert not rows[0] & rows[1] and not rows[1] & rows[2]  # and rows in other company
+
+
 def test_a_batch_is_a_function_of_the_step(prepare):
     task = prepare()
     one, other = (TaskStream(task, 'train', 8, 3, True) for _ in range(2))
