@@ -616,7 +616,11 @@ FAULTS = {
             'np.arange(start - 1, length), ids[start:]',
             'np.arange(start - 1, length), ids[start:][::-1]',
         ),
-        ('a blank before a generated answer stays', "text.rstrip(' ')", 'text'),
+        (
+            'a blank before a generated answer stays',
+            "text_before(question, demonstrations, separator).rstrip(' ')",
+            'text_before(question, demonstrations, separator)',
+        ),
         (
             'the prompt is encoded alone',
             'common = int(differ[0]) if len(differ) else min(common, len(whole))',
@@ -740,7 +744,7 @@ FAULTS = {
         ),
         (
             'no cap of the scores',
-            "fields.take('attn_logit_softcapping', None if third else 50.0) or 0.0",
+            "0.0 if third else fields.take('attn_logit_softcapping', 50.0) or 0.0",
             "0.0 * (fields.take('attn_logit_softcapping', None if third else 50.0) or 0.0)",
         ),
         (
@@ -1241,8 +1245,8 @@ FAULTS = {
         ),
         (
             'a document has the length of its row',
-            'jnp.where(same_BTS, all_positions_BS[:, None, :], 0)',
-            'jnp.broadcast_to(all_positions_BS[:, None, :], same_BTS.shape)',
+            'return 1 + longest_S[jnp.searchsorted(known_S, segments_T)]',
+            'return 1 + jnp.max(longest_S) + 0 * segments_T',
         ),
         ('long factors one position early', 'length[..., None] > original', 'length[..., None] >= original'),
         ("'dynamic' counts from 0", '(factor * length / original - (factor - 1))', '(factor * length / original)'),
