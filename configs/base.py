@@ -40,7 +40,7 @@ def get_config():
     config.task.test = ()  # () takes data.test of them
     config.task.text = ()  # fields that are read; 'chat': () recognises four formats, one without label: conversation
     config.task.label = ''  # field of the class, number, tags, answers; the completion where it is 'chat'
-    config.task.labels = ()  # classes in the order of their numbers; () is those of the training rows, sorted
+    config.task.labels = ()  # classes by number; () is those of the training rows, as a base's head has them, or sorted
     config.task.shots = 0  # training rows kept of each class; 0 is all
     config.task.buckets = 4  # lengths that batches come in at most, one compiled program each
     config.task.pack = False  # several conversations in a row, isolated ('chat' alone)
@@ -110,8 +110,8 @@ def get_config():
     config.model.head_activation = ''  # of the dense layer before it; '' is none
     config.model.head_bias = True
 
-    # Adaptation: lmtrain.adapt.method(config.adapt.method, model, params, **config.adapt[method]); where the base lacks
-    # the head of the task, heads/<task> is added, and learns with any method
+    # Adaptation: lmtrain.adapt.method(config.adapt.method, model, params, **config.adapt[method]); the head of a task
+    # (task_head/..., or heads/<task> unless objective.pool is auto) learns with any method
     config.learns = ''  # regex of the paths that learn, the others are frozen; '' is what the method says
     config.adapt = ml_collections.ConfigDict()
     config.adapt.method = 'full'  # 'full', 'layers', 'bitfit', 'norms', 'lora', 'ia3', 'prompt', 'prefix', 'head'
@@ -138,7 +138,9 @@ def get_config():
     # Objective: lmtrain.objectives, the module that the task names
     config.objective = ml_collections.ConfigDict()
     config.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM, section 5); 'text' and 'chat'
-    config.objective.pool = 'first'  # token of a row at which an added head is read: 'first' | 'last' | 'mean' of all
+    # The head of a task: 'auto' is that of transformers' class of the family (BERT's pooler, a decoder's last token);
+    # 'first' | 'last' | 'mean' of all adds a plain projection, read there. A base's own head for the task goes on
+    config.objective.pool = 'auto'
 
     # Budget: exactly one is set, and the schedule ends on it; one from the command line replaces the recipe's
     config.budget = ml_collections.ConfigDict()

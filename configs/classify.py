@@ -23,7 +23,6 @@ def get_config():
     config.schedule.name = 'linear'
     config.schedule.warmup = 0.1
     config.schedule.final = 0.0
-    config.objective.pool = 'mean'  # 'last' on a decoder
     config.evaluate.every_steps = 250
     config.sample.prompts = ()
     return config

@@ -24,12 +24,10 @@ from lmtrain import (
     tree,
     vocabulary,
 )
-from lmtrain.base import Base, open_base, settings
+from lmtrain.base import HEADS, Base, no_form, open_base, settings, under_head
 from lmtrain.models import Transformer
 from lmtrain.objectives import classify, span, tag, tokens
-from lmtrain.run import LANGUAGE, Run, drawn
-
-HEADS = {'classify': 'classify', 'regress': 'classify', 'tag': 'tag', 'span': 'span'}  # task -> a checkpoint's head
+from lmtrain.run import LANGUAGE, Run
 
 
 def assemble(config: ml_collections.ConfigDict, devices=None, device_memory: int | None = None) -> Run:
@@ -60,7 +58,7 @@ def assemble(config: ml_collections.ConfigDict, devices=None, device_memory: int
     run = _planned(run) if early else run
     run = _settled(run._replace(corpus=_corpus(config, base)))
     config = run.config
-    run = run if early else _planned(run)
+    run = run if early else _planned(_headed(run))
     if config.task.name in LANGUAGE:
         samples.check(run)
     for split in ('train', 'validation'):
@@ -105,7 +103,36 @@ def _corpus(config, base: Base | None) -> data.Corpus | data.Task:
         wanted['tokenizer'] = str(base.tokenizer.absolute())
     if config.task.name == 'text':
         return data.prepare(**wanted, vocab_limit=config.model.vocab_size)
-    return data.prepare_task(wanted, **config.task, vocab_limit=config.model.vocab_size)
+    task = config.task.name
+    goes_on = base and (base.model.head == HEADS.get(task) or task in base.shapes.get('heads', ()))
+    known = base.labels if goes_on else ()
+    return data.prepare_task(wanted, **config.task, vocab_limit=config.model.vocab_size, base_labels=known)
+
+
+def _headed(run: Run) -> Run:
+    """The run with the head of its task: the base's own, or a new one of the form that transformers' class has.
+
+    If config.objective.pool is not 'auto', `_planned` adds a projection that is read there.
+    """
+    config, model, base, task = run.config, run.model, run.base, run.config.task.name
+    if task in LANGUAGE:
+        return run
+    from lmtrain.models import pretrained  # late: a run of text has no need of it
+
+    count, pool = _classes(task, run.corpus.labels), config.objective.pool
+    kept = run.corpus.kept or task not in ('classify', 'tag')
+    config = config.copy_and_resolve_references()
+    config.task.labels = run.corpus.labels
+    if base and kept and (model.head, model.num_labels) == (HEADS[task], count):
+        return run._replace(config=config.lock(), notes=pretrained.no_class(model))
+    if pool != 'auto':
+        base = under_head(base, base.model) if base and 'heads' in base.shapes and not kept else base
+        told = () if pretrained.as_class(model, HEADS[task], count, pool) else (no_form(pool),)
+        return run._replace(config=config.lock(), base=base, output=task, notes=told)
+    wanted = pretrained.headed(model, HEADS[task], count)
+    config.model.update({name: value for name, value in dataclasses.asdict(wanted).items() if name in config.model})
+    base = under_head(base, dataclasses.replace(wanted, vocab_fill=0)) if base else None
+    return run._replace(config=config.lock(), model=wanted, base=base, notes=pretrained.no_class(wanted))
 
 
 def _settled(run: Run) -> Run:
@@ -126,10 +153,9 @@ def _planned(run: Run) -> Run:
     """The run with its method, objective, shapes and arithmetic."""
     config, model, task = run.config, run.model, run.config.task.name
     key = jax.random.key(0)
-    params = run.base.shapes if run.base else jax.eval_shape(lambda: drawn(model, key, config.data.seq_len))
-    own = task in LANGUAGE or model.head == HEADS[task]
-    # Where transformers gives decoders a head for a row, it has no bias.
-    bias = not model.causal or task not in ('classify', 'regress')
+    params = jax.eval_shape(run.whole, key, run.base.shapes if run.base else None)
+    own = run.output == 'logits'
+    bias = not model.causal or task not in ('classify', 'regress')  # as in transformers' classes of decoders
     head = None if own else {'name': task, 'classes': _classes(task, run.corpus.labels), 'bias': bias}
     name, wanted = config.adapt.method, config.adapt.get(config.adapt.method)
     wanted = wanted.to_dict() if wanted else {}
@@ -138,9 +164,9 @@ def _planned(run: Run) -> Run:
         wanted['ids'] = run.corpus.tokenizer.encode(text) if text else ()
     run = run._replace(
         method=adapt.method(name, model, params, head=head, cut=config.adapt.cut, **wanted),
-        objective=_objective(config, task, 'logits' if own else task),
+        objective=_objective(config, task, run.output),
     )
-    start = [key, *([params] if run.base else [])]
+    start = [key, *([run.base.shapes] if run.base else [])]
     shapes = jax.eval_shape(run.create, *start)
     on = sweep.shardings(shapes, run.mesh, run.members)
     sharding.replicated(sweep.alone(shapes, run.members).params, run.mesh)
@@ -168,14 +194,13 @@ def _planned(run: Run) -> Run:
 def flops_per_step(run: Run) -> cost.Flops:
     """Of a step of all members, over all devices, from the parts of a run."""
     config, shapes, task = run.config, run.shapes, run.config.task.name
-    own = task in LANGUAGE or run.model.head == HEADS[task]
     flops = cost.flops_per_step(
         run.model,
         config.data.batch_size,
         run.tokens_per_step // config.data.batch_size,
         run.learns,
         params=tree.join(sweep.alone(shapes, run.members).trainable, shapes.frozen),
-        classes=None if own else _classes(task, run.corpus.labels),
+        classes=None if run.output == 'logits' else _classes(task, run.corpus.labels),
         predicted=run.predicted,
         shares=run.mesh.size * config.optimizer.accumulate,
         keep_logits=run.keep_logits,
@@ -274,10 +299,12 @@ def _check_task(config) -> None:
         raise ValueError("task.name = 'chat' with model.causal = False: answers are written by a causal model")
     if config.evaluate.sources and task != 'text':
         raise ValueError(f"evaluate.sources with task.name = {task!r}: other texts are measured in 'text' alone")
+    if config.objective.pool not in ('auto', *classify.POOLS):
+        raise ValueError(f'objective.pool = {config.objective.pool!r} is none of auto, {", ".join(classify.POOLS)}')
     if HEADS.get(task) == 'classify' != config.model.head and causal and config.objective.pool == 'first':
         raise ValueError(
             "objective.pool = 'first' with model.causal = True: the first token of a row has read nothing of it. Take "
-            "'last' or 'mean'"
+            "'auto', 'last' or 'mean'"
         )
     if task in LANGUAGE and config.model.head != 'lm':
         raise ValueError(f'task.name = {task!r}, but the base has the head {config.model.head!r} and no vocabulary')

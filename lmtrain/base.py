@@ -1,6 +1,7 @@
 """A base: parameters that stand on a disk already, of a Hugging Face directory or of an earlier run."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from lmtrain.models import Transformer, generation
 
 # How a model computes is the run's own choice; what it computes is the base's.
 COMPUTE = ('dropout', 'dtype', 'remat', 'unroll', 'attention')
+HEADS = {'classify': 'classify', 'regress': 'classify', 'tag': 'tag', 'span': 'span'}  # task -> a model's head
+OF_HEADS = {'head', 'mlm_head', 'task_head', 'heads'}  # where the leaves of heads are
 
 
 class Base(NamedTuple):
@@ -31,6 +34,8 @@ class Base(NamedTuple):
       config: of the run that made it; None for a Hugging Face directory.
       step: of that run.
       generation: the fields of its generation_config.json, as `generation.read` gives them.
+      labels: the classes of its head for 'classify' or 'tag', in the order of their numbers; () without such a head.
+      reread: Transformer -> (shapes, load) of the files of a Hugging Face directory under another head.
     """
 
     hash: str
@@ -41,6 +46,8 @@ class Base(NamedTuple):
     config: Any = None
     step: int | None = None
     generation: Mapping[str, Any] = MappingProxyType({})
+    labels: tuple[str, ...] = ()
+    reread: Callable[[Transformer], tuple[tree.Params, Callable]] | None = None
 
 
 def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> Base:
@@ -102,6 +109,7 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
     inner, fingerprint = None, folder.read(directory / 'fingerprints.json').get('base')
     if init['base']:
         inner = open_base(init['base'], init['adapter'], init['ignore'])
+        inner = inner if inner.model.head == model.head else under_head(inner, model)
         if inner.hash != fingerprint:
             raise ValueError(
                 f'{directory} was trained on another base than {init["base"]} holds now: its hash is '
@@ -133,25 +141,74 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
     parts = f'{manifest.read(checkpoints / str(step))["sha256"]} {fingerprint} {member}'
     fields = generation.read(directory) or (inner.generation if inner else {})
     digest = hashlib.sha256(parts.encode()).hexdigest()
-    return Base(digest, model, directory / 'tokenizer', shapes, load, config, step, fields)
+    labels = tuple(config.task.labels) if config.task.name in ('classify', 'tag') else ()
+    return Base(digest, model, directory / 'tokenizer', shapes, load, config, step, fields, labels)
 
 
 def _pretrained(path: Path, ignore: Sequence[str]) -> Base:
     """A Hugging Face directory."""
-    from lmtrain.models import pretrained  # late: a run that begins at random has no need of it
+    from lmtrain.models import checkpoint_head, pretrained  # late: a run that begins at random has no need of it
 
-    model = pretrained.model_of(pretrained.read_config(path), ignore)
+    config = pretrained.read_config(path)
+    model = pretrained.model_of(config, ignore)
+    labels = checkpoint_head.labels(config) if model.head in ('classify', 'tag') else ()
     shapes = pretrained.shapes_of(model)
     files = sorted(file for file in path.iterdir() if file.name == 'config.json' or file.suffix == '.safetensors')
-    load = lambda place: pretrained.load_pretrained(path, place, ignore=ignore)[1]  # noqa: E731
-    return Base(_hash(files), model, path, shapes, load, generation=generation.read(path))
+
+    def load(place, model=None):
+        return pretrained.load_pretrained(path, place, ignore=ignore, model=model)[1]
+
+    def reread(model):
+        return pretrained.shapes_in(path, model), functools.partial(load, model=model)
+
+    about = {'generation': generation.read(path), 'labels': labels, 'reread': reread}
+    return Base(_hash(files), model, path, shapes, load, **about)
+
+
+def under_head(base: Base, model: Transformer) -> Base:
+    """The base without its own head, for `model`, which is the same but for the head (`pretrained.headed`).
+
+    Of the new head it has the leaves that transformers finds in the files of another one (BERT's pooler, the prediction
+    head of ModernBERT), and not the last projection: the run draws what is missing.
+    """
+    from lmtrain.models import pretrained
+
+    if base.reread:
+        shapes, load = base.reread(model)
+        return base._replace(model=model, shapes=shapes, load=load)
+    renamed = pretrained.shared_head(base.model, model)
+    left = OF_HEADS - (pretrained.shapes_of(model).keys() - {'task_head'})
+
+    def of(params: tree.Params) -> tree.Params:
+        leaves = tree.flatten(params)
+        body = {path: leaf for path, leaf in leaves.items() if path.partition('/')[0] not in left}
+        return tree.unflatten(body | {new: leaves[old] for old, new in renamed.items() if old in leaves})
+
+    shapes = of(base.shapes)
+    kept = tree.flatten(shapes).keys()
+
+    def load(place):
+        def put(path, leaf):
+            path = renamed.get(path, path)
+            return place(path, leaf) if path in kept else leaf
+
+        return of(base.load(put))
+
+    return base._replace(model=model, shapes=shapes, load=load)
 
 
 def _with_adapter(base: Base, path: Path, ignore: Sequence[str]) -> Base:
     """A base with the leaves of a PEFT directory."""
+    model, lacking = adapt.under_class(of_a_family(base.model), path, ignore), set()
+    if model.head != base.model.head:
+        bare = under_head(base, model)
+        base = _with_room(bare, adapt.labels_of(path, model.num_labels))
+        lacking = tree.flatten(base.shapes).keys() - tree.flatten(bare.shapes).keys()
     # On an abstract base, the arrays are the adapter's own leaves.
     new = adapt.load_adapter(of_a_family(base.model), base.shapes, path, ignore)
     own = {p: leaf for p, leaf in tree.flatten(new).items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
+    if lacking := lacking - own.keys():
+        raise ValueError(f'{path} lacks {min(lacking)} of the head for its task_type, and so does its base')
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), new)
 
     def load(place):
@@ -162,7 +219,17 @@ def _with_adapter(base: Base, path: Path, ignore: Sequence[str]) -> Base:
 
     files = sorted(file for file in path.iterdir() if file.name.startswith('adapter_'))
     both = hashlib.sha256(f'{base.hash} {_hash(files)}'.encode()).hexdigest()
-    return base._replace(hash=both, shapes=shapes, load=load)
+    return base._replace(hash=both, shapes=shapes, load=load, reread=None)
+
+
+def _with_room(base: Base, labels: tuple[str, ...]) -> Base:
+    """A base with the shapes of all leaves of its head, of which an adapter has those that the base lacks."""
+    from lmtrain.models import pretrained
+
+    held = tree.flatten(base.shapes)
+    head = {p: x for p, x in tree.flatten(pretrained.shapes_of(base.model)).items() if p.startswith('task_head/')}
+    shapes = tree.unflatten(held | {path: leaf for path, leaf in head.items() if path not in held})
+    return base._replace(shapes=shapes, labels=labels if base.model.head != 'span' else ())
 
 
 def of_a_family(model: Transformer) -> Transformer:
@@ -189,6 +256,11 @@ def of_a_family(model: Transformer) -> Transformer:
     )
 
 
+def no_form(pool: str) -> str:
+    """What to tell about an added head that no class of transformers computes."""
+    return f"objective.pool={pool!r} has no form in transformers; 'auto' gives a head that can be exported"
+
+
 def exportable(config) -> str:
     """Whether `lmtrain export --format=hf` can write the model of a config: 'yes, as FAMILY' or 'no: REASON'."""
     init = config.init
@@ -196,6 +268,14 @@ def exportable(config) -> str:
         return 'as the base that config.init.base will name'
     try:
         model = open_base(init.base, init.adapter, init.ignore).model if init.base else Transformer(**config.model)
+        if head := HEADS.get(config.task.name):
+            from lmtrain.models import pretrained
+
+            pool, count = config.objective.pool, model.num_labels or 2
+            if model.head != head:
+                model = (pretrained.headed if pool == 'auto' else pretrained.as_class)(model, head, count, pool)
+            if model is None:
+                return f'no: {no_form(pool)}'
         return f'yes, as {of_a_family(model).family}'
     except (OSError, ValueError) as error:
         return f'no: {error}'

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -188,6 +189,12 @@ def text(facts: Mapping[str, Any]) -> str:
         lines.append((name, f'{size}, {number(split["tokens"])} tokens, {counted(split["documents"], "document")}'))
     lines += [('left out', f'{name}: {line}' if several else line) for name, line in left_out(facts, most=4)]
     return '\n'.join(f'  {name:<11}{line}' for name, line in lines)
+
+
+def note(name: str, text: str) -> str:
+    """A line of the header, in 80 columns: a name and what there is to say about it."""
+    options = {'break_long_words': False, 'break_on_hyphens': False}
+    return textwrap.fill(text, 80, initial_indent=f'  {name:<11}', subsequent_indent=' ' * 13, **options)
 
 
 def counted(count: int, noun: str) -> str:

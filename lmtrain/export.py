@@ -40,21 +40,60 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
         if not source:
             raise ValueError(f'{workdir} was trained from scratch: without a base there is no adapter to export')
         kind = TASKS.get(found.config.task.name, 'CAUSAL_LM' if model.causal else 'FEATURE_EXTRACTION')
-        adapt.save_adapter(to, model, params, base=source, task_type=kind)
+        _as_class(found.config, model, params)
+        adapt.save_adapter(to, model, params, base=source, task_type=kind, labels=found.config.task.labels)
     else:
         params, said = _plain(model, params, merge)
         lines += said
         below = paths.local(source, 'init.base') / 'config.json'
         like = json.loads(below.read_bytes()) if source and below.is_file() else None
         like = like if like and 'model_type' in like else None  # a run's own config.json is none of theirs
+        model, params = _as_class(found.config, model, params)
         ends = {'bos_token_id': tokenizer.begin_id, 'eos_token_id': tokenizer.end_id}
         ends = {name: token for name, token in ends.items() if token < model.vocab_size}
         like = ends | {name: value for name, value in (like or {}).items() if value is not None}
-        pretrained.save_pretrained(to, model, params, like=like)
+        if model.head == 'classify' and model.causal:
+            like['pad_token_id'] = _padding(tokenizer, like)
+            if like['pad_token_id'] is None:
+                lines.append('no token is left for padding: transformers takes one row at a time of this classifier')
+        pretrained.save_pretrained(to, model, params, like=like, labels=found.config.task.labels)
         if model.causal and model.head == 'lm':
             generation.write(to, generation.fields_of(found.generation, tokenizer, model.vocab_size))
     lines += _tokenizer(tokenizer, to, framed=found.config.task.name in TASKS)
     return [*lines, f'written: {to}']
+
+
+def _as_class(config, model: Transformer, params: tree.Params) -> tuple[Transformer, tree.Params]:
+    """(model, params) with an added head as that of transformers' class for the task, which computes the same.
+
+    Raises ValueError if the class does not.
+    """
+    task, pool = config.task.name, config.objective.pool
+    if task not in TASKS or task not in params.get('heads', {}):
+        return model, params
+    leaves = dict(params['heads'][task])
+    found = pretrained.as_class(model, base.HEADS[task], leaves['kernel'].shape[1], pool)
+    if found is None or ('bias' in leaves and not found.head_bias):
+        raise ValueError(
+            f'{base.no_form(pool)}; {TASKS[task]} of a {model.family} reads '
+            + ("a decoder's last token" if model.causal else 'rows through layers of its own')
+        )
+    if found.head_bias:
+        leaves.setdefault('bias', np.zeros(leaves['kernel'].shape[1], np.float32))
+    body = {name: part for name, part in params.items() if name not in base.OF_HEADS}
+    return found, body | {'task_head': {'out': leaves}}
+
+
+def _padding(tokenizer: data.Tokenizer, like: dict | None) -> int | None:
+    """The id that pads rows of a classifier, of which transformers reads the last token that is another one.
+
+    Raises ValueError if the tokenizer's file about itself is no JSON.
+    """
+    told = json.loads(tokenizer.about or b'{}').get('pad_token')
+    by_name = {name: token for token, name in tokenizer.specials.items()}
+    known = ((like or {}).get('pad_token_id'), by_name.get(told), tokenizer.end_id)
+    inside = (*tokenizer.layout.prefix, *tokenizer.layout.suffix)
+    return next((token for token in known if token is not None and token not in inside), None)
 
 
 def _plain(model: Transformer, params: tree.Params, merge: bool) -> tuple[tree.Params, list[str]]:

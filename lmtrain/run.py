@@ -35,6 +35,8 @@ class Run(NamedTuple):
     flops_per_step: cost.Flops | None = None
     total_steps: int | None = None  # None where the budget is in hours
     device_memory: int = 0  # bytes of the smallest device; 0 where it is not known
+    output: str = 'logits'  # that the objective reads: of the model's own head, or by the task's name of an added one
+    notes: tuple[str, ...] = ()  # about the head of the task
 
     @property
     def members(self) -> tuple[sweep.Member, ...]:
@@ -154,9 +156,10 @@ class Run(NamedTuple):
             flops_per_step=self.flops_per_step.total,
             memory=self.memory(),
         )
-        notes = [f'  rows       {note}' for note in getattr(self.corpus, 'notes', ())]  # what a task made of its rows
+        notes = [display.note('rows', text) for text in getattr(self.corpus, 'notes', ())]  # of a task
         if config.task.name == 'text':
             notes.append(display.text(self.corpus.facts()))
+        notes += [display.note('head', text) for text in self.notes]
         if repeated := getattr(self.stream('train', shuffle=True), 'repeated', 0):
             notes.append(f'  rows       {repeated} come twice in an epoch, to fill its last batch up')
         if fill := self.model.vocab_fill:
@@ -258,14 +261,25 @@ class Run(NamedTuple):
         """
 
         def one(key):
-            model = dataclasses.replace(self.model, vocab_fill=0)  # the same draws on every mesh
-            params = drawn(model, key, self.config.data.seq_len) if below is None else below
+            params = self.whole(key, below)
             params = self.method.start(jax.random.fold_in(key, 2), params)
             params = vocabulary.fill(params, self.model.vocab_fill)
             made = state.create(jax.random.fold_in(key, 1), params, self.learns, self.tx)
             return made if below is None else self._typed(made)
 
         return sweep.create(one, key, self.members)
+
+    def whole(self, key: jax.Array, below: tree.Params | None) -> tree.Params:
+        """The parameters of the model: the base's, and those drawn that it lacks, which are of the task's head."""
+        if below is not None and self.model.head == 'lm':
+            return below
+        model = dataclasses.replace(self.model, vocab_fill=0)  # the same draws on every mesh
+        new = drawn(model, key, self.config.data.seq_len)
+        if below is None:
+            return new
+        held = tree.flatten(below)
+        head = {p: leaf for p, leaf in tree.flatten(new).items() if p.startswith('task_head/') and p not in held}
+        return tree.join(below, tree.unflatten(head))
 
     def _typed(self, made: state.TrainState) -> state.TrainState:
         """What learns in float32, what the base gave and does not in config.init.frozen_dtype."""

@@ -171,6 +171,15 @@ def test_the_head_is_chunked_where_the_model_does_it():
     assert (cost.HEAD_WHOLE, cost.HEAD_CHUNKS) == (head.WHOLE, head.CHUNKS)
 
 
+def test_the_head_of_a_task_reads_a_vector_of_each_row_or_of_each_token():
+    about = BERT | {'mlm_head': False, 'num_labels': 3}
+    rows, words = (models.Transformer(**about, head=head) for head in ('classify', 'tag'))
+    forward = [cost.flops_per_step(model, ROWS, LENGTH).forward for model in (rows, words)]
+    assert forward[1] - forward[0] == 2 * (ROWS * LENGTH - ROWS) * 64 * 3
+    backward = [cost.flops_per_step(model, ROWS, LENGTH, r'task_head/.*').backward for model in (rows, words)]
+    assert backward == [2 * ROWS * 64 * 3, 2 * ROWS * LENGTH * 64 * 3]
+
+
 @pytest.mark.parametrize(
     ('budget', 'steps'),
     [

@@ -290,3 +290,11 @@ def test_an_evaluation_stands_beside_what_others_need():
     assert [row.split()[0] for row in block[3:]] == ['this', 'xz', 'bigram', 'unigram']
     assert block[-1].count('█') == 40 and max(map(len, block)) <= 80
     assert '\x1b[' in display.evaluation(RESULTS, BASELINES, 'validation', colour=True)
+
+
+def test_a_note_of_the_header_fits_80_columns():
+    text = 'classes: ' + ', '.join(f'class-{i} {i}' for i in range(12))
+    lines = display.note('rows', text).split('\n')
+    assert len(lines) > 1 and max(map(len, lines)) <= 80
+    assert lines[0].startswith('  rows       classes: class-0 0,') and all(line[:13].isspace() for line in lines[1:])
+    assert ' '.join(line[13:] for line in lines) == text

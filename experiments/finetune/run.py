@@ -48,6 +48,7 @@ TASKS = {
         'task.test': ('banking77/test.csv',),
         'task.text': ('text',),
         'task.label': 'category',
+        'objective.pool': 'mean',
         'task.shots': 10,
         'budget.steps': 125,
     },
@@ -57,6 +58,7 @@ TASKS = {
         'task.test': ('polarity/test.jsonl',),
         'task.text': ('text',),
         'task.label': 'label',
+        'objective.pool': 'mean',
         'budget.steps': 94,
     },
 }
@@ -72,7 +74,7 @@ ONE = {
         'data.seq_len': 128,
         'budget.steps': 320,
         'optimizer.learning_rate': 3e-4,
-        'optimizer.learning_rates': (('heads/.*', 10.0),),
+        'optimizer.learning_rates': (('task_head/.*', 10.0),),
     },
     'xquad': {
         'recipe': 'span',
@@ -84,7 +86,7 @@ ONE = {
         'data.batch_size': 16,
         'budget.steps': 240,
         'optimizer.learning_rate': 3e-4,
-        'optimizer.learning_rates': (('heads/.*', 3.0),),
+        'optimizer.learning_rates': (('task_head/.*', 3.0),),
     },
 }
 

@@ -29,7 +29,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'experiments')]
 
 import record  # noqa: E402
-from parity import adapters, cases, chat_ids, fields, heads, recipes, scratch, stories, token_ids  # noqa: E402
+from parity import (  # noqa: E402
+    adapters,
+    cases,
+    chat_ids,
+    fields,
+    heads,
+    new_heads,
+    recipes,
+    scratch,
+    stories,
+    token_ids,
+)
 
 from lmtrain import tree  # noqa: E402
 from lmtrain.models import huggingface, load_pretrained, pretrained, save_pretrained  # noqa: E402
@@ -126,6 +137,64 @@ def decoder(name: str, config: dict) -> tuple[dict, dict]:
     return trial, {'shapes': shapes, 'logits': [float(f'{x:.7g}') for x in cases.sampled(expected).ravel()]}
 
 
+def their_outputs(model, batch) -> np.ndarray:
+    inputs = tensors(batch)
+    if 'token_types' in batch:
+        inputs['token_type_ids'] = torch.from_numpy(batch['token_types'].astype(np.int64))
+    with torch.no_grad():
+        out = model(**inputs)
+    if 'start_logits' in out:
+        return torch.stack([out.start_logits, out.end_logits], -1).numpy()
+    return (out.logits if 'logits' in out else out.last_hidden_state).float().numpy()
+
+
+def distance(ours, theirs, batch) -> float:
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    return difference(ours, theirs, batch) if ours.ndim == 3 else float(np.max(np.abs(ours - theirs)))
+
+
+def replaced(name: str, config: dict, task: str) -> tuple[dict, dict]:
+    """(trial, golden) of a base whose head is replaced by that of a task, and of what is exported of it."""
+    batch, count = heads.batch(config), new_heads.outputs_of(task)
+    whole = transformers.AutoConfig.for_model(**config)
+    model = getattr(transformers, config['architectures'][0])._from_config(whole, attn_implementation='eager').eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(cases.weights(key, tuple(parameter.shape))))
+    shapes = {key: list(parameter.shape) for key, parameter in model.named_parameters()}
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(f'{folder}/theirs')
+        ours = pretrained.headed(pretrained.model_of(pretrained.read_config(f'{folder}/theirs')), task, count)
+        kind = getattr(transformers, pretrained.config_of(ours)['architectures'][0])
+        other, info = kind.from_pretrained(
+            f'{folder}/theirs',
+            attn_implementation='eager',
+            output_loading_info=True,
+            num_labels=count,
+            ignore_mismatched_sizes=True,
+        )
+        missing = sorted({*info['missing_keys'], *(key for key, *_ in info['mismatched_keys'])})
+        with torch.no_grad():
+            for key, parameter in other.named_parameters():
+                if key in missing:
+                    parameter.copy_(torch.from_numpy(cases.weights(key, tuple(parameter.shape))))
+        expected = their_outputs(other.eval(), batch)
+        _, params = load_pretrained(f'{folder}/theirs', model=ours)
+        params, drawn = new_heads.filled(ours, params)
+        assert drawn == missing, (name, drawn, missing)
+        found = jax.jit(ours.apply)({'params': params}, batch)['logits']
+        trial = {'case': name, 'family': f'{ours.family}, new head', 'logits': distance(found, expected, batch)}
+        labels = new_heads.NAMES if task != 'span' else ()
+        like = pretrained.read_config(f'{folder}/theirs')
+        save_pretrained(f'{folder}/ours', ours, params, like=like, labels=labels)
+        again, info = kind.from_pretrained(f'{folder}/ours', attn_implementation='eager', output_loading_info=True)
+        assert not any(info.values()), (name, info)
+        assert task == 'span' or again.config.id2label == dict(enumerate(labels)), again.config.id2label
+        trial['exported'] = distance(found, their_outputs(again.eval(), batch), batch)
+    sampled = [float(f'{x:.7g}') for x in heads.sampled(expected)]
+    return trial, {'shapes': shapes, 'missing': missing, 'logits': sampled}
+
+
 def headed(name: str, config: dict) -> tuple[dict, dict]:
     """(trial, golden) of an encoder, or of a checkpoint with the head of a task."""
     config = dict(config)
@@ -136,20 +205,7 @@ def headed(name: str, config: dict) -> tuple[dict, dict]:
         for key, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(cases.weights(key, tuple(parameter.shape))))
 
-    def theirs(model):
-        inputs = tensors(batch)
-        if 'token_types' in batch:
-            inputs['token_type_ids'] = torch.from_numpy(batch['token_types'].astype(np.int64))
-        with torch.no_grad():
-            out = model(**inputs)
-        if 'start_logits' in out:
-            return torch.stack([out.start_logits, out.end_logits], -1).numpy()
-        return (out.logits if 'logits' in out else out.last_hidden_state).float().numpy()
-
-    def gap(ours, theirs):
-        assert ours.shape == theirs.shape, (name, ours.shape, theirs.shape)
-        return difference(ours, theirs, batch) if ours.ndim == 3 else float(np.max(np.abs(ours - theirs)))
-
+    theirs, gap = functools.partial(their_outputs, batch=batch), functools.partial(distance, batch=batch)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(f'{folder}/theirs')
         ours, params = load_pretrained(f'{folder}/theirs')
@@ -193,7 +249,7 @@ def main():
     parser.add_argument('--encoder', help='directory of a published encoder, compared as well')
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    trials, goldens, of_heads, of_fields = [], {}, {}, {}
+    trials, goldens, of_heads, of_new_heads, of_fields = [], {}, {}, {}, {}
     for name, config in cases.DECODERS.items():
         if arguments.only in name:
             trial, goldens[name] = decoder(name, config)
@@ -211,6 +267,12 @@ def main():
                 trial, of_fields[name] = compare(name, config)
                 trials.append(trial)
                 print(json.dumps(trial), flush=True)
+    for name, (config, task) in new_heads.CASES.items():
+        if arguments.only in name:
+            trial, golden = replaced(name, config, task)
+            of_new_heads |= {name: golden} if name in new_heads.KEPT else {}
+            trials.append(trial)
+            print(json.dumps(trial), flush=True)
     if arguments.encoder:
         trials.append(published(arguments.encoder))
         print(json.dumps(trials[-1]), flush=True)
@@ -242,7 +304,8 @@ def main():
         adapters.write(of_adapters)
         token_ids.write(of_tokens)
         chat_ids.write(of_chats)
-        for file, found in (('goldens', goldens), ('goldens_heads', of_heads), ('goldens_fields', of_fields)):
+        more = {'goldens_heads': of_heads, 'goldens_new_heads': of_new_heads, 'goldens_fields': of_fields}
+        for file, found in ({'goldens': goldens} | more).items():
             text = json.dumps(found, separators=(',', ':')).replace('},"', '},\n"') + '\n'
             (ROOT / 'tests' / 'models' / f'{file}.json').write_text(text, encoding='utf-8')
         record.write(

@@ -3,12 +3,13 @@
 from lmtrain.adapt import ia3, lora, prompt
 from lmtrain.adapt.adapter import Adapter, check, combine, extend
 from lmtrain.adapt.methods import NAMES, Method, method
-from lmtrain.adapt.peft import check_base, load_adapter, save_adapter
+from lmtrain.adapt.peft import check_base, labels_of, load_adapter, save_adapter
+from lmtrain.adapt.peft_heads import under_class
 from lmtrain.adapt.several import largest_change, mix, separate, stack
 
 __all__ = [
-    'NAMES', 'Adapter', 'Method', 'check', 'check_base', 'combine', 'extend', 'fold', 'largest_change', 'load_adapter',
-    'method', 'mix', 'save_adapter', 'separate', 'stack',
+    'NAMES', 'Adapter', 'Method', 'check', 'check_base', 'combine', 'extend', 'fold', 'labels_of', 'largest_change',
+    'load_adapter', 'method', 'mix', 'save_adapter', 'separate', 'stack', 'under_class',
 ]  # fmt: skip
 
 

@@ -43,7 +43,8 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
       name: one of NAMES. 'layers' takes `learns`, a regex over paths with the layer's number (layers/11/mlp/up/kernel),
         or `last`, how many of the last layers learn; 'lora', 'ia3', 'prompt' and 'prefix' the arguments of their
         `adapter`; the others none.
-      head: {'name', 'classes'} of a head that is added and learns, with 'head' alone; None or the name '' adds none.
+      head: {'name', 'classes'} of a head that is added, unless `params` has it, and learns, with 'head' alone; None or
+        the name '' adds none.
       cut: layers in each segment layers_0, layers_1, ...; patterns then are over those. For adapters of some layers.
 
     Raises ValueError where the name is unknown or nothing would learn; TypeError for an argument it does not take.
@@ -68,8 +69,9 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
     if model.head in TASKS and name != 'full':  # of the checkpoint: it learns with every method, as PEFT has it
         found = found._replace(learns='|'.join(filter(None, [found.learns, OWN_HEAD])))
     if head and head['name']:
-        learns = '|'.join(filter(None, [found.learns, heads.LEARNS]))
-        found = found._replace(adapter=combine(found.adapter, heads.adapter(**head)), learns=learns)
+        there = head['name'] in params.get('heads', {})  # the base's, which goes on
+        adapter = found.adapter if there else combine(found.adapter, heads.adapter(**head))
+        found = found._replace(adapter=adapter, learns='|'.join(filter(None, [found.learns, heads.LEARNS])))
     elif not found.learns:
         raise ValueError(f'adapt.method={name!r}: no head is added, and the base has none of its own for a task')
     shapes = jax.eval_shape(found.start, jax.random.key(0), params)

@@ -74,7 +74,14 @@ def _without_adapter_name(key: str) -> str:
 
 
 def save_adapter(
-    directory, model, params: Mapping, *, base: str, task_type: str | None, modules_to_save: Sequence[str] = ()
+    directory,
+    model,
+    params: Mapping,
+    *,
+    base: str,
+    task_type: str | None,
+    modules_to_save: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> None:
     """Writes the adapter's leaves in `params` as PEFT's directory.
 
@@ -84,6 +91,7 @@ def save_adapter(
         its head), or None, of a masked language model.
       modules_to_save: modules of the base, by Hugging Face's names ('lm_head'), that have learnt and go along whole.
         Added heads and the checkpoint's own head always do.
+      labels: names of the classes, which PEFT's files do not hold: they are for `labels_of` alone.
 
     Raises ValueError where there is no such leaf, or PEFT has no form for what is there.
     """
@@ -113,8 +121,15 @@ def save_adapter(
     directory.mkdir(parents=True, exist_ok=True)
     shapes = {key: (x.shape, x.dtype) for key, x in tensors.items()}
     safetensors.write_file(directory / WEIGHTS, shapes, tensors.__getitem__)
-    for name, content in ((CONFIG, fields | about), (BASE, {'base': fingerprint(own)})):
+    for name, content in ((CONFIG, fields | about), (BASE, {'base': fingerprint(own), 'labels': list(labels)})):
         safetensors.replace(directory / name, [(json.dumps(content, indent=2, sort_keys=True) + '\n').encode()])
+
+
+def labels_of(directory, count: int) -> tuple[str, ...]:
+    """The names of an adapter's `count` classes; LABEL_0, ... as in transformers if it was not written here."""
+    path = Path(directory) / BASE
+    names = json.loads(path.read_text(encoding='utf-8')).get('labels') if path.is_file() else ()
+    return tuple(names or (f'LABEL_{i}' for i in range(count)))
 
 
 def check_base(directory, params: Mapping) -> None:

@@ -2,16 +2,29 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from lmtrain import tree
+from lmtrain.adapt import peft_config
 from lmtrain.adapt.peft_config import AUTOMATIC
 from lmtrain.adapt.peft_modules import entries, name_for
-from lmtrain.models import checkpoint_head, huggingface, pretrained
+from lmtrain.models import checkpoint_head, huggingface, pretrained, safetensors
 
 HEADS = ('lm_head', 'score', 'classifier', 'qa_outputs')
 TASKS = {'SEQ_CLS': 'classify', 'TOKEN_CLS': 'tag', 'QUESTION_ANS': 'span'}
+
+
+def under_class(model, directory: Path, ignore: Sequence[str] = ()):
+    """`model` with the head of transformers' class that the task_type of an adapter names, if the adapter holds one."""
+    head = TASKS.get(peft_config.read(directory, ignore).get('task_type'))
+    if head is None or head == model.head or not (directory / peft_config.WEIGHTS).is_file():
+        return model
+    out = next(e.key for e in entries(pretrained.headed(model, head, 1)) if e.paths == ('task_head/out/kernel',))
+    tensors = safetensors.header(directory / peft_config.WEIGHTS)
+    labels = [tensor.shape[0] for key, tensor in tensors.items() if key.endswith(f'.{out}')]
+    return pretrained.headed(model, head, labels[0]) if labels else model
 
 
 def read(model, params: Mapping, fields: Mapping, tensors: Mapping, prefix: str) -> tuple[dict, dict]:

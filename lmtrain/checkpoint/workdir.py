@@ -37,7 +37,7 @@ MAY_CHANGE = (
     (r'watchdog\..*', 'free'),
     (r'verify_every', 'free'),
     # Where the data lies, how it is divided and written: that it is the same is checked by its fingerprint.
-    (r'data\.(cache|root|split)|task\.(template|date)', 'free'),
+    (r'data\.(cache|root|split)|task\.(template|date|labels)', 'free'),
     (r'mesh\..*', 'rounding'),
     (r'model\.(attention|remat|unroll)', 'rounding'),
     (r'optimizer\.accumulate', 'rounding'),

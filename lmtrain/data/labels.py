@@ -3,12 +3,11 @@
 import collections
 import functools
 import re
-import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 NUMBER = r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|true|false'  # JSON's truth values are numbers in csv and parquet
-SHOWN, WIDTH = 12, 66  # classes that are listed with their counts, characters of a line
+SHOWN = 12  # classes that are listed with their counts
 
 
 class Classes(NamedTuple):
@@ -132,7 +131,7 @@ def counted(names: Sequence[str], numbers: Iterable[int]) -> list[str]:
         order = [i for i, _ in counts.most_common()] + [i for i in range(len(names)) if i not in counts]
         few = [f'{_shown(names[i])} {counts[i]:,}' for i in (*order[:3], *order[-3:])]
         told = f'{len(names)}, from {", ".join(few[:3])} to {", ".join(few[3:])}'
-    lines = textwrap.wrap(f'classes: {told}', WIDTH, break_long_words=False, break_on_hyphens=False)
+    lines = [f'classes: {told}']
     alike = collections.defaultdict(list)
     for name in names:
         alike[' '.join(name.split()).casefold()].append(name)

@@ -4,8 +4,9 @@ A family that has heads of its own says in `HEADS` which settings each has, and 
 names of its architectures are in `ALIASES`.
 """
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lmtrain.models.huggingface import Entry, Fields, nearest
 
@@ -16,6 +17,14 @@ SUFFIXES = {
     'classify': 'ForSequenceClassification',
     'tag': 'ForTokenClassification',
     'span': 'ForQuestionAnswering',
+}
+# The tasks for which transformers has no class, by model_type.
+LACKING = {
+    'gemma': ('span',),
+    'gemma2': ('span',),
+    'gemma3_text': ('tag', 'span'),
+    'phi3': ('span',),
+    'olmo2': ('tag', 'span'),
 }
 # Question answering whose body transformers calls `transformer`, as it did once.
 RENAMED = ('llama', 'qwen2', 'qwen3')
@@ -50,8 +59,60 @@ def settings(head: str, fields: Fields, module) -> dict:
     return {'head': head, 'mlm_head': False, 'num_labels': labels[head]} | getattr(module, 'HEADS', DECODER)[head]
 
 
+def headed(model, module, head: str, num_labels: int, pool: str = 'auto'):
+    """`model` with the head that transformers' class for a task has in place of its own; None if it pools otherwise.
+
+    Args:
+      module: the family's.
+      head: 'classify' | 'tag' | 'span'. num_labels: its outputs.
+      pool: how rows are pooled for 'classify': 'first' | 'last' | 'mean', or 'auto': as the class does.
+    """
+    settings = getattr(module, 'HEADS', DECODER)[head]
+    pools = getattr(module, 'POOLS', {})  # if config.json has a choice
+    own = settings.get('head_pool', model.head_pool if pools else 'first')
+    if head == 'classify' and pool not in ('auto', own, *pools.values()):
+        return None
+    plain = {'mlm_head': False, 'head_activation': '', 'head_bias': True, 'head_pool': own}
+    plain |= {'head_pool': pool} if head == 'classify' and pool != 'auto' else {}
+    return dataclasses.replace(model, **plain | settings | {'head': head, 'num_labels': num_labels})
+
+
+def labels(config: Mapping) -> tuple[str, ...]:
+    """The names of the classes in a config.json, in the order of their numbers; () without any.
+
+    transformers names them LABEL_0, LABEL_1, ... if the file has only their number. Raises ValueError if the numbers
+    are not 0, 1, ...
+    """
+    names = config.get('id2label')
+    if not names:
+        return tuple(f'LABEL_{i}' for i in range(config.get('num_labels') or 2))
+    by_number = {int(number): str(name) for number, name in names.items()}
+    if sorted(by_number) != list(range(len(by_number))):
+        raise ValueError(f'config.json: id2label has the numbers {sorted(by_number)}, not 0 to {len(by_number) - 1}')
+    return tuple(by_number[number] for number in range(len(by_number)))
+
+
+def named(model, names: Sequence[str]) -> dict:
+    """The fields of config.json for the names of the classes and what the outputs are; a number has no name."""
+    if model.head not in ('classify', 'tag') or not names:
+        return {'problem_type': 'regression'} if model.head == 'classify' and model.num_labels == 1 else {}
+    kind = {'problem_type': 'single_label_classification'} if model.head == 'classify' else {}
+    return kind | {
+        'id2label': {str(number): name for number, name in enumerate(names)},
+        'label2id': {name: number for number, name in enumerate(names)},
+    }
+
+
 def fields(model, module) -> dict:
-    """The fields of config.json that the head decides; undoes `settings`."""
+    """The fields of config.json that the head decides; undoes `settings`.
+
+    Raises ValueError if transformers has no class for it.
+    """
+    if model.head in LACKING.get(model.family, ()):
+        raise ValueError(
+            f'transformers has no {architectures(module, model.family)[model.head]}: a {model.family} with the head '
+            f'of {model.head!r} has no Hugging Face form'
+        )
     labels = {'num_labels': model.num_labels} if model.head in ('classify', 'tag') else {}
     return {'architectures': [architectures(module, model.family)[model.head]]} | labels
 

@@ -109,7 +109,7 @@ class Fields:
             if name not in HARMLESS | GENERATION | {*self.ignore} and value not in (None, False, {}, []):
                 raise ValueError(
                     f'config.json: {name}={value!r} is unknown for a {self.family} and may change what the model '
-                    f"computes; if it does not, skip it with --config.init.ignore=\"('{name}',)\" (beside --base: "
+                    f'computes; if it does not, skip it with --config.init.ignore="(\'{name}\',)" (beside --base: '
                     f'--ignore={name})'
                 )
 

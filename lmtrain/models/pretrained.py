@@ -67,7 +67,11 @@ def put(path: str, array: np.ndarray) -> jax.Array:
 
 
 def load_pretrained(
-    directory, place: Callable = put, dtype: str | None = None, ignore: Sequence[str] = ()
+    directory,
+    place: Callable = put,
+    dtype: str | None = None,
+    ignore: Sequence[str] = (),
+    model: Transformer | None = None,
 ) -> tuple[Transformer, tree.Params]:
     """(model, params) of a directory with config.json and model.safetensors, or several files and their index.
 
@@ -77,16 +81,20 @@ def load_pretrained(
       place: (path, numpy array) -> what stands at that path of params; on a mesh, the array as the mesh holds it.
       dtype: of the leaves; None leaves each as the file has it, the widest of its layers.
       ignore: fields of config.json that are skipped although they are unknown.
+      model: what config.json says, but with a new head (`headed`): its leaves are read as far as the files have
+        them, without its last projection, whose outputs are other ones.
 
     Raises FileNotFoundError; ValueError naming the field of config.json that is missing, unknown or not supported, the
     tensor that is missing, left over, or of another shape than the model's (both shapes), or what is wrong with a file.
     """
     directory = Path(directory)
-    model = model_of(read_config(directory), ignore)
-    tensors = safetensors.find(directory)
+    own, tensors = model_of(read_config(directory), ignore), safetensors.find(directory)
+    plan = _plan(own, tensors, shapes_of(own))
+    if model:
+        plan = _in_files(model, tensors, shapes_of(model), partial=True)
+    model = model or own
     pieces = _pieces(shapes_of(model))
     shapes = {path: _joined(found) for path, found in pieces.items()}
-    plan = _plan(model, tensors, shapes)
     leaves = {}
     for entry, keys in plan:
         # Layers may have different dtypes (some kept in float32 on purpose); one stack has one, in which each fits.
@@ -105,8 +113,23 @@ def load_pretrained(
     return model, tree.unflatten(leaves)
 
 
+def shapes_in(directory, model: Transformer) -> tree.Params:
+    """The shapes of what `load_pretrained` reads for a model with a new head."""
+    shapes = shapes_of(model)
+    plan = _in_files(model, safetensors.find(Path(directory)), shapes, partial=True)
+    held = {path for entry, _ in plan for path in entry.paths}
+    pieces = {path: found for path, found in _pieces(shapes).items() if path in held}
+    return tree.unflatten({own: leaf for found in pieces.values() for own, leaf in found})
+
+
 def save_pretrained(
-    directory, model: Transformer, params: tree.Params, *, dtype: str | None = None, like: Mapping | None = None
+    directory,
+    model: Transformer,
+    params: tree.Params,
+    *,
+    dtype: str | None = None,
+    like: Mapping | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
     """Writes config.json and the weights, in one file or above 5 GB in several, that transformers opens alike.
 
@@ -115,12 +138,13 @@ def save_pretrained(
     Args:
       dtype: of the tensors; None leaves each as it is.
       like: a config.json, of the base, whose names, token ids and labels are kept.
+      labels: names of the classes, in the order of their numbers; () keeps those of `like` if there are as many.
 
     Raises ValueError where the model's settings cannot be said in its family's config.json, or where the leaves are not
     those of the model: adapters are folded first.
     """
     directory = Path(directory)
-    config = config_of(model, like)
+    config = config_of(model, like) | checkpoint_head.named(model, labels)
     leaves = _pieces(params)
     shapes = {path: _joined(found) for path, found in _pieces(shapes_of(model)).items()}
     for path in leaves.keys() ^ shapes.keys():
@@ -237,6 +261,43 @@ def differences(model: Transformer, other: Transformer) -> list[str]:
     ]
 
 
+def headed(model: Transformer, head: str, num_labels: int, pool: str = 'auto') -> Transformer | None:
+    """`model` with the head of transformers' class for a task, as `checkpoint_head.headed` has it.
+
+    A model without a family is treated as a decoder, whose classes have one form, or as BERT.
+    """
+    module = FAMILIES[model.family or ('llama' if model.causal else 'bert')]
+    return checkpoint_head.headed(model, module, head, num_labels, pool)
+
+
+def as_class(model: Transformer, head: str, num_labels: int, pool: str) -> Transformer | None:
+    """`headed` if that class computes no more than a projection at `pool`, as an added head does; else None."""
+    found = headed(model, head, num_labels, pool)
+    return found if found and not found.head_activation else None
+
+
+def no_class(model: Transformer) -> tuple[str, ...]:
+    """A line that says that transformers has no class for the head of a model, if it has none."""
+    if model.head not in checkpoint_head.LACKING.get(model.family, ()):
+        return ()
+    return (f'transformers has no class for {model.head!r} of a {model.family}: such a run cannot be exported',)
+
+
+def shared_head(old: Transformer, new: Transformer) -> dict[str, str]:
+    """{path in `old`: path in `new`} of the leaves of heads that have one key in the files of their family.
+
+    The last projection is none of them: its outputs are other ones.
+    """
+    was = {entry.key: entry.paths for entry in entries_of(old)} if new.family else {}
+    shared = [(was[entry.key], entry.paths) for entry in entries_of(new) if entry.key in was] if was else []
+    pairs = [pair for both in shared for pair in zip(*both, strict=True)]
+    return {
+        ours: theirs
+        for ours, theirs in pairs
+        if theirs.startswith('task_head/') and not theirs.startswith('task_head/out/')
+    }
+
+
 def entries_of(model: Transformer) -> list[Entry]:
     """Where each leaf of a model lies in its files."""
     return checkpoint_head.entries(model, FAMILIES[model.family])
@@ -272,20 +333,28 @@ def _one(shape: tuple, entry: Entry) -> tuple:
     return shape[1:] if '{layer}' in entry.key else shape
 
 
-def _plan(model, tensors: Mapping, shapes: Mapping) -> list[tuple[Entry, list[str]]]:
-    """Each entry of the family's map with the keys of its tensors, layer by layer; all of them are checked."""
+def _in_files(model, tensors: Mapping, params: tree.Params, partial: bool = False) -> list[tuple[Entry, list[str]]]:
+    """Each entry of the family's map with the keys of its tensors, layer by layer.
+
+    partial: leaves of a task's head may be missing, and those of its last projection are left out.
+    """
     module = FAMILIES[model.family]
+    shapes = {path: _joined(found) for path, found in _pieces(params).items()}
     # Files of the bare model, without a head, lack the name of its module.
     bare = not any(key.startswith(module.PREFIX) for key in tensors)
     plan, left = [], set(tensors)
     for entry in entries_of(model):
         layers = range(entry.first, model.num_layers) if '{layer}' in entry.key else [None]
         wanted = huggingface.joined_shape(entry, [_one(shapes[path], entry) for path in entry.paths])
+        if partial and entry.paths[0].startswith('task_head/out/'):
+            continue
         keys = []
         for layer in layers:
             names = [name.format(layer=layer) for name in (entry.key, *entry.also)]
             names = [name.removeprefix(module.PREFIX) if bare else name for name in names]
             key = next((name for name in names if name in tensors), None)
+            if key is None and partial and entry.paths[0].startswith('task_head/'):
+                break
             if key is None:
                 raise ValueError(f'the weights lack {names[0]!r}, {wanted}{nearest(names[0], left)}')
             if tensors[key].shape != wanted:
@@ -296,8 +365,15 @@ def _plan(model, tensors: Mapping, shapes: Mapping) -> list[tuple[Entry, list[st
                     'directory with the weights in float32, bfloat16 or float16'
                 )
             keys.append(key)
-        plan.append((entry, keys))
+        plan += [(entry, keys)] * bool(keys)
         left -= set(keys)
+    return plan
+
+
+def _plan(model, tensors: Mapping, params: tree.Params) -> list[tuple[Entry, list[str]]]:
+    """What `_in_files` finds, which must be all of the model and all of the files."""
+    module, plan = FAMILIES[model.family], _in_files(model, tensors, params)
+    left = set(tensors) - {key for _, keys in plan for key in keys}
     unused = f'{BUFFERS}|{module.IGNORED}' if hasattr(module, 'IGNORED') else BUFFERS
     left = {key for key in left if not re.fullmatch(unused, key.removeprefix(module.PREFIX))}
     head = next((key for key in HEADS if model.tied and key in left), None)

@@ -159,7 +159,7 @@ def test_a_long_context_comes_in_windows_that_overlap(tmp_path):
 def test_windows_and_spans_are_those_of_run_qa(tmp_path):
     """transformers' examples/pytorch/question-answering/run_qa.py, prepare_train_features, on `tokenizers` alone."""
     context = ' '.join(np.random.RandomState(0).choice(['the', 'cat', 'cats', 'sat', 'on', 'under'], 60))
-    starts = [0, *np.flatnonzero(np.array(list(context)) == ' ')[[2, 20, 40, 57]] + 1]
+    starts = [0, *np.flatnonzero(np.array(list(context)) == ' ') + 1]
     rows = [question(int(at), ' '.join(context[at:].split()[: 1 + at % 3]), context) for at in starts]
     rows.append(row(question='the', context=context, answers=[]))
     ours = spans(tmp_path, rows, seq_len=17)

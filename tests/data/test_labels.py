@@ -101,6 +101,7 @@ def test_the_order_of_the_base(values, wanted, base, names):
         (('b', 'a'), (), (), ('a', 'b'), None),
         (('bad', 'good'), (), SENTIMENT, ('bad', 'good'), "task.labels = \\('positive', 'negative'\\) keeps it"),
         (('positive',), (), SENTIMENT, ('positive',), 'others: its head is drawn anew'),
+        (('Positive', 'positive', 'negative'), (), SENTIMENT, ('Positive', 'negative', 'positive'), 'others'),
         (('b', 'a'), (), ('LABEL_0', 'LABEL_1'), ('a', 'b'), 'task.labels names its 2 classes in their order'),
         (('b', 'a', 'c'), (), ('LABEL_0', 'LABEL_1'), ('a', 'b', 'c'), 'others: its head is drawn anew$'),
         ((1, 2), (), SENTIMENT, ('1', '2'), 'others'),
@@ -122,16 +123,13 @@ def test_other_classes_than_those_of_the_base(values, wanted, base, names, note)
 def test_classes_are_counted_in_their_order():
     assert counted(('b', 'a', 'c'), [0, 0, 1]) == ['classes: b 2, a 1, c 0']
     many = counted([f'class {i}' for i in range(77)], [i for i in range(76) for _ in range(i)])
-    assert ' '.join(many) == (
-        'classes: 77, from class 75 75, class 74 74, class 73 73 to class 1 1, class 0 0, class 76 0'
-    )
-    assert max(map(len, many)) <= 66
+    assert many == ['classes: 77, from class 75 75, class 74 74, class 73 73 to class 1 1, class 0 0, class 76 0']
 
 
 def test_classes_that_differ_only_in_blanks_or_case_are_told():
     lines = counted(('pos', ' pos', 'pos ', 'Neg', 'neg', 'a  b', 'a c'), [0, 1, 2])
-    assert ' '.join(lines[:-2]) == "classes: pos 1, ' pos' 1, 'pos ' 1, Neg 0, neg 0, 'a  b' 0, a c 0"
-    assert lines[-2:] == [
+    assert lines[0] == "classes: pos 1, ' pos' 1, 'pos ' 1, Neg 0, neg 0, 'a  b' 0, a c 0"
+    assert lines[1:] == [
         "WARNING: 3 classes differ only in blanks or case: 'pos', ' pos', 'pos '",
         "WARNING: 2 classes differ only in blanks or case: 'Neg', 'neg'",
     ]

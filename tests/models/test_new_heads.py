@@ -1,0 +1,88 @@
+"""A base under the head of another task, against transformers' from_pretrained (experiments/parity/new_heads.py)."""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lmtrain import tree
+from lmtrain.models import load_pretrained, pretrained, safetensors, save_pretrained
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
+cases, heads, new_heads = (importlib.import_module(f'parity.{name}') for name in ('cases', 'heads', 'new_heads'))
+PATH = pathlib.Path(__file__).parent / 'goldens_new_heads.json'
+GOLDENS = json.loads(PATH.read_text(encoding='utf-8'))
+QUICK = {'xla_backend_optimization_level': 0}
+
+
+def directory(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The Hugging Face directory of a case's base."""
+    folder.mkdir()
+    (folder / 'config.json').write_text(
+        json.dumps({k: v for k, v in new_heads.CASES[name][0].items() if v is not None})
+    )
+    tensors = {key: cases.weights(key, tuple(shape)) for key, shape in GOLDENS[name]['shapes'].items()}
+    safetensors.write(folder, {key: (x.shape, x.dtype) for key, x in tensors.items()}, tensors.__getitem__)
+    return folder
+
+
+@pytest.mark.parametrize('name', new_heads.KEPT)
+def test_the_base_under_a_new_head_is_that_of_transformers(tmp_path, name):
+    config, task = new_heads.CASES[name]
+    source = directory(tmp_path / 'base', name)
+    own = pretrained.model_of(pretrained.read_config(source))
+    model = pretrained.headed(own, task, new_heads.outputs_of(task))
+    _, params = load_pretrained(source, model=model)
+    shapes = pretrained.shapes_in(source, model)
+    assert {p: x.shape for p, x in tree.flatten(params).items()} == {
+        p: x.shape for p, x in tree.flatten(shapes).items()
+    }
+    params, drawn = new_heads.filled(model, params)
+    assert drawn == GOLDENS[name]['missing']
+    apply = jax.jit(dataclasses.replace(model, unroll=1).apply, compiler_options=QUICK)
+    found = heads.sampled(apply({'params': params}, heads.batch(config))['logits'])
+    np.testing.assert_allclose(found, np.array(GOLDENS[name]['logits'], np.float32), atol=2e-5)
+
+    labels = new_heads.NAMES if task == 'classify' else ()
+    like = {'id2label': {str(i): 'stale' for i in range(heads.LABELS)}}
+    save_pretrained(tmp_path / 'out', model, params, like=like, labels=labels)
+    written = pretrained.read_config(tmp_path / 'out')
+    again, _ = load_pretrained(tmp_path / 'out')
+    assert again == model
+    if labels:
+        assert written['id2label'] == {str(i): name for i, name in enumerate(labels)}
+        assert written['label2id'] == {name: i for i, name in enumerate(labels)}
+
+
+def test_pools_that_a_class_of_transformers_has():
+    def pools(name):
+        config = new_heads.CASES[name][0]
+        model = pretrained.model_of(config)
+        found = {pool: pretrained.headed(model, 'classify', 3, pool) for pool in ('auto', 'first', 'last', 'mean')}
+        return {pool: each.head_pool for pool, each in found.items() if each}
+
+    assert pools('bert with a pooler, classify') == {'auto': 'first', 'first': 'first'}
+    assert pools('gpt2, classify') == {'auto': 'last', 'last': 'last'}
+    assert pools('modernbert, classify') == {'auto': 'first', 'first': 'first', 'mean': 'mean'}
+    assert pools('modernbert, mean, classify') == {'auto': 'mean', 'first': 'first', 'mean': 'mean'}
+
+
+def test_a_head_that_transformers_has_no_class_for_is_named():
+    model = pretrained.headed(pretrained.model_of(new_heads.CASES['gemma2, classify'][0]), 'span', 2)
+    assert "no class for 'span' of a gemma2" in pretrained.no_class(model)[0]
+    with pytest.raises(ValueError, match='transformers has no Gemma2ForQuestionAnswering'):
+        pretrained.config_of(model)
+
+
+def test_numbers_of_labels_that_are_not_0_1_2_are_named(tmp_path):
+    from lmtrain.models import checkpoint_head
+
+    assert checkpoint_head.labels({'id2label': {'1': 'b', '0': 'a'}}) == ('a', 'b')
+    assert checkpoint_head.labels({'num_labels': 3}) == ('LABEL_0', 'LABEL_1', 'LABEL_2')
+    with pytest.raises(ValueError, match=r'id2label has the numbers \[0, 2\], not 0 to 1'):
+        checkpoint_head.labels({'id2label': {'0': 'a', '2': 'b'}})
