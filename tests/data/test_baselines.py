@@ -34,6 +34,13 @@ def test_equals_the_formulas():
     assert got['xz'] == 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
 
 
+def test_xz_at_its_highest_level(poem):
+    text = ' '.join(poem(number) for number in range(200)).encode()
+    extreme, usual = (8 * len(lzma.compress(text, preset=n)) / len(text) for n in (9 | lzma.PRESET_EXTREME, 6))
+    ids = np.array([0, 1, 0])
+    assert bits_per_byte([ids], [ids], text, 2)['xz'] == extreme != usual
+
+
 def test_the_bigram_sums_to_one():
     train = np.array([0, 1, 2, 1, 0, 0, 2, 1], np.uint16)
     for context in (0, 3):  # seen, and not
