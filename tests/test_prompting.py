@@ -430,7 +430,7 @@ def test_no_row_is_among_its_own_demonstrations():
         ({'template': '{query'}, "template '{query': "),
         ({'template': '{query!r} {gold}'}, 'no plain name'),
         ({'template': '{} {gold}'}, 'no plain name'),
-        ({'template': ''}, 'template is empty'),
+        ({'template': ''}, "an answer, 'gold', without a template"),
         ({'template': '{query.__class__} {gold}'}, r"rows:1: no field 'query.__class__'"),
         ({'template': '{question} {gold}'}, r"rows:1: no field 'question'.*'query'.*Set template"),
         ({'choices': 'options'}, "rows:1: no field 'options'"),

@@ -93,8 +93,6 @@ def _parse(template: str) -> list[tuple[str, str]]:
         if field is None or not field or spec or conversion:
             what = 'ends in text' if field is None else 'has a field with no plain name'
             raise ValueError(f'template {template!r} {what}: it is text and {{field}}s, the last of them the answer')
-    if not parts:
-        raise ValueError('template is empty: it is text and {field}s, the last of them the answer')
     return [(text, field) for text, field, _, _ in parts]
 
 
