@@ -1356,6 +1356,533 @@ FAULTS = {
         ),
         ('the prompt of a conversation is learned as well', 'and index >= first and', 'and'),
     ],
+    'lmtrain/data/document.py': [
+        ('a text without a split is train', "split: str = ''", "split: str = 'train'"),
+    ],
+    'lmtrain/data/text.py': [
+        ('a literal name of the mask is one', 'if special == name]', 'if special in KNOWN_MASKS]'),
+        (
+            'a prompt has no begin',
+            'return [self.begin_id, *self.encode(text)]',
+            'return [self.end_id, *self.encode(text)]',
+        ),
+        (
+            'offsets of bytes',
+            'of_byte = np.repeat(',
+            'of_byte = np.arange(len(text.encode()) + 1) if text else np.repeat(',
+        ),
+        ('the blank that is put before a text counts', 'sizes[0] -= 1', 'pass'),
+        ('characters of four bytes have three', ' + (code >= 0x10000)', ''),
+        (
+            'half a character is shown',
+            "codecs.getincrementaldecoder('utf-8')('replace'), self.leading",
+            "codecs.getincrementaldecoder('latin-1')('replace'), self.leading",
+        ),
+        ('the hash does not say whether tokens are hidden', 'bytes([self.mask_id is not None])', "b''"),
+        (
+            'special tokens are content',
+            'np.array(list(self.specials), np.int32))',
+            'np.array([self.end_id], np.int32))',
+        ),
+        ('bytes of a stretch that are over are lost', 'reached[-1] = total', 'pass'),
+    ],
+    'lmtrain/data/subword.py': [
+        (
+            'the first token is END',
+            'super().__init__(pieces, specials, ends[0], mask, leading)',
+            'super().__init__(pieces, specials, ends[-1], mask, leading)',
+        ),
+        ('the file has no begin', 'self.begin_id = self.special_ids[begins[0]]', 'pass'),
+        ('a special token in content passes', 'hits = tokens[np.isin(tokens, reserved)]', 'hits = tokens[:0]'),
+        ('the shortest piece is cut', 'if match.start() - start >= size:', 'if match.start() >= size:'),
+        ('the newline stays behind', 'start = match.start()\n    return', 'start = match.end()\n    return'),
+        (
+            'a Unigram has no unknown token',
+            "return None if index is None else model['vocab'][index][0]",
+            "return None if not index else model['vocab'][index][0]",
+        ),
+        (
+            'merges of a hidden word stay',
+            "if not {*pair, ''.join(pair)} & names.keys()]",
+            'if not {*pair} & names.keys()]',
+        ),
+        ('the second text has the type of the first', 'encoded.type_ids[of.index(1)] if middle else 0', '0'),
+        (
+            'a file overrides no flags',
+            "added[flags['content']] = {'id': int(token)} | flags",
+            "added.setdefault(flags['content'], {'id': int(token)} | flags)",
+        ),
+        ('the byte 0xAD prints', '*range(161, 173)', '*range(161, 174)'),
+    ],
+    'lmtrain/data/tokenizer.py': [
+        ('a damaged tokenizer passes', "if tokenizer.hash != about['hash']:", "if tokenizer.kind != about['kind']:"),
+        ('the mask has no room', 'vocab_size - 1 - mask', 'vocab_size - 1'),
+        ('the last row is too many', 'if needed < limit:', 'if needed < limit - 1:'),
+        (
+            'any entry beyond the table is an error',
+            'needed = max(largest, *marks)',
+            'needed = max(largest, tokenizer.vocab_size - 1, *marks)',
+        ),
+        (
+            'a run that hid nothing has no mask',
+            'if mask and saved.mask_id is None:',
+            'if not mask and saved.mask_id is None:',
+        ),
+    ],
+    'lmtrain/data/spm.py': [
+        ('a word reads its second blank', "name.replace('▁', ' ').encode())", "name.replace('▁', '').encode())"),
+        ('the shortest added token is found', 'sorted(self._words, key=len)[::-1]', 'sorted(self._words, key=len)'),
+        ('offsets of a stretch begin at 0', 'offsets.append((at + begin, at + end))', 'offsets.append((begin, end))'),
+        (
+            'a text goes on with a blank',
+            'return ids[len(before) :] if kept else self.encode(text)',
+            'return self.encode(text)',
+        ),
+        ('unknown is a word', 'model.is_control(token) or model.is_unknown(token)', 'model.is_control(token)'),
+    ],
+    'lmtrain/data/to_transformers.py': [
+        (
+            'a pair has nothing between',
+            "'pair': [*prefix, first, *between, second, *suffix]",
+            "'pair': [*prefix, first, second, *suffix]",
+        ),
+        ('bytes are split as words', "'use_regex': False", "'use_regex': True"),
+        (
+            'the begin token is the end',
+            "'bos_token': tokenizer.begin_id, 'eos_token': tokenizer.end_id",
+            "'bos_token': tokenizer.begin_id, 'eos_token': tokenizer.begin_id",
+        ),
+        ('a word that is spelled like a mark stays', 'hide(spec, dict(missing).values())', 'pass'),
+        ('only the blank divides words', "f'[{BLANKS}]+'", "'[ ]+'"),
+    ],
+    'lmtrain/data/directory.py': [
+        (
+            'the map overrides the config',
+            "for name in ('special_tokens_map.json', 'tokenizer_config.json'):",
+            "for name in ('tokenizer_config.json', 'special_tokens_map.json'):",
+        ),
+        (
+            'a template of its own file is not read',
+            "files = [('default', directory / 'chat_template.jinja')]",
+            'files = []',
+        ),
+        (
+            'accents of a cased vocabulary go',
+            "'lowercase': not any(name != name.lower() for name in plain)",
+            "'lowercase': True",
+        ),
+        ('flags that do not matter count', "(('lstrip', 'rstrip') if flags['special'] else FLAGS)", '(FLAGS)'),
+        (
+            'the second [SEP] is of the first text',
+            "{'SpecialToken': {'id': '[SEP]', 'type_id': 1}}",
+            "{'SpecialToken': {'id': '[SEP]', 'type_id': 0}}",
+        ),
+        (
+            'tokens of older files are none',
+            "return {'added_tokens_decoder': decoder | entries} if entries else {}",
+            'return {}',
+        ),
+    ],
+    'lmtrain/data/decoded.py': [
+        (
+            'the mask is that of the token',
+            'learned = np.concatenate([[False], one[',
+            'learned = np.concatenate([[True], one[',
+        ),
+        (
+            'the target of another token',
+            "behind[at] = '[', f'>{_text(tokenizer, [wanted])}]'",
+            "behind[at] = '[', f'>{_text(tokenizer, [int(one['tokens'][at])])}]'",
+        ),
+        ('the class of the first row', "one['labels'].item()", "batch['labels'][0].item()"),
+        ('the end of a long stretch is cut off', '{text[: RUN // 2]} ... {text[-RUN // 2 :]}', '{text[:RUN]} ... '),
+        ('padding is learned', "mask[batch['segment_ids'] > 0].all()", 'mask.all()'),
+    ],
+    'lmtrain/data/sandbox.py': [
+        ('JSON is escaped for HTML', 'ensure_ascii=False, indent', 'ensure_ascii=True, indent'),
+        ("what JSON quotes is the template's", 'flags_of(value) & ~TEMPLATE | CONTENT', 'flags_of(value) | TEMPLATE'),
+        ("blocks leave their line's end", 'trim_blocks=True', 'trim_blocks=False'),
+        ('every generation is learned', 'if not flags_of(text) & ANSWER:', 'if not text:'),
+        ('a text that joins has no origin', 'Traced(d, origin_of(d)).join', 'Traced(d, bytes(len(d))).join'),
+    ],
+    'lmtrain/data/task.py': [
+        ('the tail is train', 'if draw >= second]', 'if draw >= first]'),
+        (
+            'shots of all classes together',
+            'for each in kept.values() for index in each[:shots]',
+            'for index in sum(kept.values(), [])[:shots]',
+        ),
+        ('the first rows of a class', "np.argsort(draws, kind='stable').tolist()", 'range(len(draws))'),
+        ('rows are hashed without their split', 'json.dumps([split, row.fields]', 'json.dumps([row.fields]'),
+        (
+            'the first answer alone is learned',
+            "tokens, sizes = made.tokens[1:][learned], made.flat['bytes'][learned]",
+            "tokens, sizes = made.tokens[:-1], made.flat['bytes'][learned]",
+        ),
+        ('one class is enough', 'if len(labels) < 2:', 'if len(labels) < 1:'),
+        (
+            'buckets do not change the fingerprint',
+            'key(known, shares, shots, buckets, pack)',
+            'key(known, shares, shots, pack)',
+        ),
+    ],
+    'lmtrain/prompts.py': [
+        ('a system text of its own is doubled', "'' if own else system", 'system'),
+        ('the developer is no system', "in ('system', 'developer')", "in ('system',)"),
+        ('the first answer', 'which: int = -1', 'which: int = 0'),
+        ('the first message is shown', "prompt.messages[-1]['content']", "prompt.messages[0]['content']"),
+        ('the tools are left out', "'' if own else system, prompt.tools)", "'' if own else system)"),
+    ],
+    'lmtrain/samples.py': [
+        ('an answer begins with its prompt', 'if chats else whole', 'if not chats else whole'),
+        (
+            'the prompt without its first token',
+            'tokenizer.decode([*prompt[1:], *ids])',
+            'tokenizer.decode([*prompt, *ids])',
+        ),
+        ('a prompt fills the row', 'if len(ids) < run.config.data.seq_len:', 'if len(ids) <= run.config.data.seq_len:'),
+        ('the last answer is asked for', 'prompts.before_answer(said, 0)', 'prompts.before_answer(said, -1)'),
+        (
+            'texts that were cut at the context ended',
+            'reasons.count("stop")',
+            '(reasons.count("stop") + reasons.count("context"))',
+        ),
+    ],
+    'lmtrain/export.py': [
+        (
+            'the scratch model ends at its begin',
+            "'eos_token_id': tokenizer.end_id}",
+            "'eos_token_id': tokenizer.begin_id + 1}",
+        ),
+        ('a file is written over', 'if to.is_dir() and any(to.iterdir()):', 'if to.is_file():'),
+        ('heads are no part of the model', "if not path.startswith('heads/')}", '}'),
+        (
+            'padding is in the text',
+            'if token is not None and token not in inside), None)',
+            'if token is not None), None)',
+        ),
+        ('the classes are not written', 'like=like, labels=found.config.task.labels)', 'like=like)'),
+        ('PEFT gets another class', "'tag': 'TOKEN_CLS'", "'tag': 'SEQ_CLS'"),
+    ],
+    'lmtrain/trained.py': [
+        (
+            'the template ends no answer',
+            'dict.fromkeys([*run.end_ids, chat.answer_end(run.tokenizer, template)])',
+            'dict.fromkeys(run.end_ids)',
+        ),
+        ('a name is needed for messages', 'template is None and chats', 'template is None and not chats'),
+        ('another corpus passes', 'if saved.get(name) != value:', 'if name not in saved:'),
+        (
+            'the scores of a task are left out',
+            'if run.config.task.name in score.PREDICT:',
+            'if run.config.task.name not in score.PREDICT:',
+        ),
+        ("the template's date is today", "(run.template.date if run.template else '') or", "'' or"),
+    ],
+    'lmtrain/run.py': [
+        (
+            'tokens of an epoch and not of its bytes',
+            '* split.num_tokens / split.num_bytes',
+            '* split.num_bytes / split.num_tokens',
+        ),
+        ('all of the memory is logits', 'self.device_memory / 2', 'self.device_memory * 2'),
+        ('a source has the same share of batches', 'max(1, round(max_batches * share))', 'max(1, max_batches)'),
+        (
+            'the adapter draws what the model draws',
+            'self.method.start(jax.random.fold_in(key, 2), params)',
+            'self.method.start(key, params)',
+        ),
+        (
+            'what learns stays in bfloat16',
+            'lambda leaf: leaf.astype(jnp.float32), made.trainable',
+            'lambda leaf: leaf, made.trainable',
+        ),
+        ('frozen leaves in float32', 'x.astype(dtype) if path in given else x for', 'x for'),
+        ('a checkpoint holds the base', 'if path not in given}', '}'),
+        ('the batch of the shortest rows', "compiled[batch['tokens'].shape[-1]]", 'compiled[min(compiled)]'),
+        ('a base changes unseen', "({'base': self.base.hash} if self.base else {})", '{}'),
+        (
+            'hidden tokens are rounded down',
+            'round(self.config.data.corrupt * self.config.data.seq_len)',
+            'int(self.config.data.corrupt * self.config.data.seq_len)',
+        ),
+        (
+            'accumulated rows are all in memory',
+            'config.data.batch_size // config.optimizer.accumulate // replicas',
+            'config.data.batch_size // replicas',
+        ),
+    ],
+    'lmtrain/assemble.py': [
+        (
+            'classes of another base are kept',
+            'known = base.labels if goes_on else ()',
+            'known = base.labels if base else ()',
+        ),
+        ('other classes take the head', 'kept = run.corpus.kept or task not in', 'kept = True or task not in'),
+        (
+            'the bias of a decoder',
+            "bias = not model.causal or task not in ('classify', 'regress')",
+            'bias = not model.causal',
+        ),
+        ('arithmetic of one member', '(max(len(run.members), 1) * part for part', '(part for part'),
+        ('heads divide by nothing', 'if model[field] % tensor:', 'if model[field] < tensor:'),
+        (
+            'causal models read hidden tokens',
+            "if task == 'text' and causal == bool(corrupt):",
+            "if task == 'text' and not causal and not corrupt:",
+        ),
+        ('seeds have no limit', 'if not 0 <= config.seed < 2**32:', 'if not 0 <= config.seed:'),
+        (
+            'prompts stand before packed rows',
+            "packed = task == 'text' and not corrupt and config.data.isolate or config.task.pack",
+            'packed = config.task.pack',
+        ),
+        (
+            'the date is not written down',
+            "config.task.date = template.date if template else ''",
+            "config.task.date = ''",
+        ),
+    ],
+    'lmtrain/train.py': [
+        (
+            'the vocabulary of an older run is not taken',
+            'if size != asked + vocabulary.missing(',
+            'if size == asked + vocabulary.missing(',
+        ),
+        ('the date of the folder is not taken', 'config.task.date = date', 'pass'),
+        ('lines after the checkpoint stay', "folder.truncate_jsonl(workdir / name, extra['step'])", 'pass'),
+        (
+            'the cost of a finished run is that of its last start',
+            "results['cost'] = folder.read(workdir / 'results.json').get('cost', results['cost'])",
+            'pass',
+        ),
+        ('the losses before are those after', '{} if agree.everyone(kept.exists())[0] else', '{} if False else'),
+        ('a code change passes on other processes', "'code': agree.code()} | versions()", "'code': ''} | versions()"),
+    ],
+    'lmtrain/plan.py': [
+        ('the shortest batches', '[-1]  # of the longest batches', '[0]  # of the longest batches'),
+        (
+            'arithmetic of all devices',
+            'planned = run.flops_per_step.executed / run.mesh.size',
+            'planned = run.flops_per_step.executed',
+        ),
+        ('a base has a stand-in', ' or config.init.base:', ':'),
+        (
+            'a batch of another seed is shown',
+            "run.stream('train', shuffle=True).batch(0)",
+            "run.stream('train').batch(0)",
+        ),
+    ],
+    'lmtrain/circumstances.py': [
+        (
+            'quotes of the command are lost',
+            "shlex.join(['lmtrain', *sys.argv[1:]])",
+            "' '.join(['lmtrain', *sys.argv[1:]])",
+        ),
+        ('devices of this process', 'run.mesh.size} x', 'jax.local_device_count()} x'),
+    ],
+    'lmtrain/state.py': [
+        ('frozen leaves have moments', 'opt_state=tx.init(trainable)', 'opt_state=tx.init(params)'),
+        (
+            'the frozen parameters hide those that learn',
+            'tree.join(self.frozen, self.trainable)',
+            'self.frozen or self.trainable',
+        ),
+        ('a state begins at step 1', 'step=jnp.zeros((), jnp.int32)', 'step=jnp.ones((), jnp.int32)'),
+    ],
+    'lmtrain/models/prompt.py': [
+        ('ReLU before the first layer', '(jax.nn.relu(x_PD) if i else x_PD)', 'jax.nn.relu(x_PD)'),
+        (
+            'values and keys of the network exchanged',
+            "attention = params[name]['attention'] | {'prefix_key': key, 'prefix_value': value}",
+            "attention = params[name]['attention'] | {'prefix_key': value, 'prefix_value': key}",
+        ),
+        ('every segment reads the first layers', 'first += n', 'first += 0'),
+        ('the text is not shifted', "batch['positions'] + found.shape[0]", "batch['positions']"),
+        ('a prompt enters twice', "if cache is not None and 'prompted' in cache:", 'if cache is None and False:'),
+        (
+            'the prompt is a document of its own',
+            "jnp.pad(batch['segment_ids'], front, mode='edge')",
+            "jnp.pad(batch['segment_ids'], front, constant_values=7)",
+        ),
+    ],
+    'lmtrain/models/settings.py': [
+        (
+            'a layer that sees all has a window',
+            'bool(self.window) and layer not in self.global_layers',
+            'bool(self.window)',
+        ),
+        (
+            'learned positions reach behind their end',
+            'length > self.max_len - self.position_offset',
+            'length > self.max_len',
+        ),
+        (
+            'an odd part of a head turns',
+            "turned = 'rotary_dim' if self.rotary_dim else 'head_dim'",
+            "turned = 'head_dim'",
+        ),
+        (
+            'a kernel reads a window of some layers',
+            'if self.global_layers and self.unroll != self.num_layers else',
+            'if self.global_layers else',
+        ),
+        ('dropout of 1 passes', 'if not 0 <= self.dropout < 1:', 'if not 0 <= self.dropout <= 1:'),
+    ],
+    'lmtrain/models/bert.py': [
+        ('types of sentences are one', "fields.take('type_vocab_size', 2)", "fields.take('type_vocab_size', 1)"),
+        (
+            'the tanh form',
+            "fields.choose('hidden_act', PLAIN, 'gelu')",
+            "fields.choose('hidden_act', PLAIN, 'gelu_new')",
+        ),
+        ("TensorFlow's beta is the scale", "for name in ('gamma', 'beta')]", "for name in ('beta', 'gamma')]"),
+        ('epsilon of every norm', "fields.take('layer_norm_eps', 1e-12)", "fields.take('layer_norm_eps', 1e-5)"),
+        ('untied biases are one', 'biases if model.tied else reversed(biases)', 'biases'),
+        ('the pooler has no tanh', "'classify': {'head_activation': 'tanh'}, 'tag'", "'classify': {}, 'tag'"),
+    ],
+    'lmtrain/models/roberta.py': [
+        ('positions begin at the padding', "'position_offset': padding + 1}", "'position_offset': padding}"),
+        ('padding is written as its offset', 'model.position_offset - 1}', 'model.position_offset}'),
+        (
+            'the head of the classes is the dense one',
+            "'classifier.dense': 'task_head/dense', 'classifier.out_proj': 'task_head/out'",
+            "'classifier.out_proj': 'task_head/dense', 'classifier.dense': 'task_head/out'",
+        ),
+    ],
+    'lmtrain/models/gpt2.py': [
+        ('the feed-forward is three times as wide', 'or 4 * width', 'or 3 * width'),
+        (
+            'scores are never scaled',
+            "0.0 if fields.take('scale_attn_weights', True) else 1.0",
+            "1.0 if fields.take('scale_attn_weights', True) else 0.0",
+        ),
+        ('key before query', "for name in ('query', 'key', 'value')]", "for name in ('key', 'query', 'value')]"),
+        ('the scale is not written', "'scale_attn_weights': not model.attention_scale", "'scale_attn_weights': True"),
+        ('an untied head is not read', 'return found + ([] if model.tied else', 'return found + ([] if True else'),
+    ],
+    'lmtrain/models/olmo2.py': [
+        (
+            "the norm's epsilon of the published sizes",
+            'llama.common(fields, eps=1e-5) | PLACES',
+            'llama.common(fields, eps=1e-6) | PLACES',
+        ),
+        (
+            'norms of both branches exchanged',
+            "{'attention_norm': 'post_attention_layernorm', 'mlp_norm': 'post_feedforward_layernorm'}",
+            "{'attention_norm': 'post_feedforward_layernorm', 'mlp_norm': 'post_attention_layernorm'}",
+        ),
+        (
+            'the output has no bias',
+            "biased = ('query', 'key', 'value', 'output') if",
+            "biased = ('query', 'key', 'value') if",
+        ),
+        ('norms over each head', "'qk_norm_over': 'projection'", "'qk_norm_over': 'head'"),
+    ],
+    'launch/folder.py': [
+        (
+            'a step is text',
+            'int(flag_values.checkpoint) if flag_values.checkpoint.isdecimal()',
+            'flag_values.checkpoint if flag_values.checkpoint.isdecimal()',
+        ),
+        ('both models pass', 'elif flag_values.workdir:', 'elif flag_values.workdir and flag_values.adapter:'),
+        ('remarks are results', "print(f'{dim}{text}{plain}', file=sys.stderr)", "print(f'{dim}{text}{plain}')"),
+        (
+            'the system text is not looked through',
+            'writing.special_names([*prompts, system], run.tokenizer)',
+            'writing.special_names(prompts, run.tokenizer)',
+        ),
+        ('a system text without a template passes', 'chats = bool(system) or not all(', 'chats = not all('),
+    ],
+    'launch/show.py': [
+        (
+            'the mark of a field that is as it was',
+            'if resolved[key] != standard[key]}',
+            'if resolved[key] == standard[key]}',
+        ),
+        (
+            'what was typed is not marked',
+            "given = {text.partition('=')[0] for text in values.override}",
+            "given = {text.partition('=')[2] for text in values.override}",
+        ),
+        (
+            'the note of the field before',
+            'found[field[1]] = field[2] or heading',
+            'found[field[1]] = heading or field[2]',
+        ),
+        ('fractions of ten digits are cut', 'value:.6g', 'value:.2g'),
+    ],
+    'launch/generate.py': [
+        (
+            "the recipe's settings are ignored",
+            'usual[name] if values[name].value is None else values[name].value',
+            'base.get_config().sample[name] if values[name].value is None else values[name].value',
+        ),
+        ('0 counts as not given', 'if values[name].value is None else', 'if not values[name].value else'),
+        ('texts of the first prompt alone', 'shown += 1', 'shown += 2'),
+        (
+            'an answer is part of its prompt',
+            "while messages and messages[-1]['role'] == 'assistant':",
+            "while messages and messages[-1]['role'] == 'none':",
+        ),
+        ('a line counts from 0', 'for number, line in enumerate(lines, 1):', 'for number, line in enumerate(lines):'),
+        (
+            'control characters steer the terminal',
+            'if sys.stdout.isatty() else text',
+            'if not sys.stdout.isatty() else text',
+        ),
+    ],
+    'launch/evaluate.py': [
+        (
+            'demonstrations are drawn though none is asked for',
+            'demonstrations or (rows if values.shots else ())',
+            'rows',
+        ),
+        (
+            'the limit is off by one',
+            'rows[: values.limit or None]',
+            'rows[: values.limit and values.limit + 1 or None]',
+        ),
+        (
+            'the choices are one field',
+            "values.choices.split(',') if ',' in values.choices else values.choices",
+            'values.choices',
+        ),
+        (
+            'the step is not read',
+            'trained.evaluate_split(workdir, values.split, step)',
+            'trained.evaluate_split(workdir, values.split)',
+        ),
+        ('a folder of results that is not there', 'if not file.parent.is_dir():', 'if file.parent.is_file():'),
+        ('the system text is dropped', 'system=values.system,', "system='',"),
+    ],
+    'launch/export.py': [
+        ('the step is not read', 'values.merge, step)', 'values.merge)'),
+        ('an adapter is always merged', 'values.format, values.merge, step', 'values.format, True, step'),
+    ],
+    'launch/train.py': [
+        (
+            'runs have one folder',
+            "values.workdir or f'runs/{recipe.stem(values.config)}'",
+            "values.workdir or 'runs/train'",
+        ),
+        ('another exit code for a failure', 'sys.excepthook = survive.exit_on_exception', 'pass'),
+        ('SIGTERM before the first step is not taken', 'signal.signal(signal.SIGTERM, survive.leave)', 'pass'),
+    ],
+    'launch/plan.py': [
+        ('two budgets pass', 'if len(budgets) > 1:', 'if len(budgets) > 2:'),
+        (
+            'money buys hours of one chip',
+            'values.money / config.plan.price / target.chips',
+            'values.money / config.plan.price',
+        ),
+        ('hours at the full peak', 'return hours * 3600 * config.plan.mfu *', 'return hours * 3600 *'),
+        (
+            'what is copied has no overrides',
+            "' '.join(['lmtrain train', f'--config={values.config}', *words])",
+            "' '.join(['lmtrain train', f'--config={values.config}'])",
+        ),
+    ],
 }
 
 # Faults above that change no result, and why.
