@@ -65,6 +65,11 @@ def test_an_answer_may_call_tools_alone(content):
     assert said.messages[1] == {'role': 'assistant', 'content': '', 'tool_calls': CALL} and said.learned == (1,)
 
 
+def test_what_a_tool_returns_is_not_learned():
+    call, result = {'role': 'assistant', 'tool_calls': CALL}, {'role': 'tool', 'content': '{"sum": 3}'}
+    assert made(messages=[TALK[0], call, result, TALK[1]])[1].learned == (1, 3)
+
+
 def test_fields_that_are_null_are_absent():
     said = made(messages=[TALK[0] | {'tool_calls': None, 'name': None}, TALK[1] | {'weight': None}])[1]
     assert said.messages == TALK and said.learned == (1,)

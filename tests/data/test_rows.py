@@ -138,6 +138,7 @@ def test_lines_of_one_label_whatever_the_ending(tmp_path):
     ('name', 'content', 'said'),
     [
         ('a.csv', 'text,label\na,b,c\n', r'a\.csv:2: 3 fields, and the first line names 2'),
+        ('a.csv', 'text,label\na,b\nc\n', r'a\.csv:3: 1 fields, and the first line names 2'),
         ('a.csv', 'text,text\na,b\n', r'a\.csv:1: a field stands twice'),
         ('a.csv', 'text,label\n"open,b\n', r'a\.csv:2: no csv that can be read'),
         ('a.csv', 'text,label\n', r'a\.csv: it holds no row'),

@@ -35,6 +35,7 @@ def test_only_a_whole_entity_counts():
 def test_answers_as_squad_compares_them():
     assert normal(' The  Cat-sat, on a mat! ') == 'catsat on mat'
     assert word_f1('the black cat', 'a cat') == 2 / 3 and word_f1('the', 'an') == 1 and word_f1('cat', '') == 0
+    assert word_f1('cat cat', 'cat dog cat') == 4 / 5 and word_f1('cat cat', 'cat') == 2 / 3  # a word counts as often
 
 
 def task(name, rows, begins, source, flat=None, values=None, **fields):
@@ -48,6 +49,8 @@ def test_classes_weigh_alike():
     one = task('classify', [], [0], [], values={'labels': np.array([0, 0, 0, 1])})
     assert score(one, 'test', [0, 0, 0, 0])['macro_f1'] == pytest.approx((6 / 7 + 0) / 2)
     assert score(one, 'test', [0, 0, 0, 1])['macro_f1'] == 1
+    # A class that is predicted alone has an F1 of 0, as scikit-learn counts it.
+    assert score(one, 'test', [0, 0, 2, 1])['macro_f1'] == pytest.approx((4 / 5 + 1 + 0) / 3)
 
 
 def test_correlation():

@@ -61,6 +61,15 @@ def test_operations_are_those_of_str_and_keep_origins(text, other, begin, end, c
         assert checks(operations[number](known(text))), number
 
 
+def test_pieces_that_stand_twice_have_the_origin_of_their_places():
+    text = Traced('a\nb ', TEMPLATE) + Traced('a\nb', CONTENT)
+    assert [(piece, origin_of(piece)) for piece in text.split()] == [
+        ('a', b'\1'), ('b', b'\1'), ('a', b'\2'), ('b', b'\2')
+    ]  # fmt: skip
+    assert list(map(origin_of, text.splitlines())) == [b'\1', b'\1\1\2', b'\2']
+    assert list(map(origin_of, (Traced('a', TEMPLATE) + Traced('-a', CONTENT)).partition('-'))) == [b'\1', b'\2', b'\2']
+
+
 def test_a_change_of_case_keeps_origins_if_it_keeps_places():
     text = Traced('ab', TEMPLATE) + Traced('c', CONTENT)
     for change in (str.upper, str.lower, str.title, str.capitalize):
