@@ -86,6 +86,14 @@ def test_words_are_hidden_as_a_whole():
         assert (hidden[1:][inside] == hidden[:-1][inside]).all()
 
 
+def test_a_word_ends_with_its_piece_of_a_document():
+    """A row may hold the end of one document behind which the middle of another begins, inside of a word."""
+    tokens, segments = np.frombuffer(b'abcdefgh', np.uint8).astype(np.int32), np.repeat(np.int32([1, 2]), 4)
+    plain = {'tokens': np.tile(tokens, (20, 1)), 'segment_ids': np.tile(segments, (20, 1))}
+    batch = corrupt(plain, TOKENIZER, 0.5, True, 0, np.arange(20))
+    assert set(map(tuple, batch['select'].tolist())) == {(0, 1, 2, 3), (4, 5, 6, 7)} and batch['loss_mask'].all()
+
+
 @pytest.mark.parametrize('rate', [0.15, 0.25])
 def test_the_number_of_hidden_tokens_is_the_rate(rate):
     plain = rows_of(['x' * 5000], 100)

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data.pack import earlier, gather, pack
+from lmtrain.data.pack import best_fit, earlier, gather, pack
 
 END = 999
 documents = st.lists(st.integers(1, 40), min_size=1, max_size=30)  # tokens of each
@@ -55,6 +55,18 @@ def test_short_documents_share_rows_with_little_padding(sizes):
     assert len(rows.first) - 1 <= 1.25 * needed + 1
 
 
+@given(st.lists(st.integers(1, 16), min_size=1, max_size=40))
+def test_a_piece_goes_into_the_tightest_row_that_has_room(sizes):
+    left = []  # in each row, by the definition of best fit decreasing
+    for size in sorted(sizes, reverse=True):
+        fitting = [room for room in left if room >= size]
+        if fitting:
+            left.remove(min(fitting))
+        left.append((min(fitting) if fitting else 16) - size)
+    rows = best_fit(np.array(sizes), 16)
+    assert sorted(16 - np.bincount(rows, weights=sizes)) == sorted(left)
+
+
 def test_without_isolation_the_text_is_cut_every_seq_len_tokens():
     tokens, begins = token_file([5, 9, 3])
     rows = pack(begins, 8, False)
@@ -79,6 +91,12 @@ def test_one_text_cut_earlier_loses_less_than_a_row_at_its_end(size, seq_len, da
     assert len(tokens) - 1 - len(targets) < seq_len
     assert moved.length[0] == seq_len - back and (moved.length[1:-1] == seq_len).all() and moved.length.min() > 0
     np.testing.assert_array_equal(batch['tokens'][batch['loss_mask'] == 1], tokens[: len(targets)])
+
+
+def test_rows_of_different_passes_are_cut_at_their_own_places():
+    tokens, begins = token_file([30])
+    moved = earlier(pack(begins, 8, False), np.array([1, 0, 2]), np.array([3, 2, 0]), 8, len(tokens) - 1)
+    assert moved.start.tolist() == [5, 0, 16] and moved.length.tolist() == [8, 6, 8]
 
 
 def test_an_empty_row_counts_nothing():
