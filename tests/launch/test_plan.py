@@ -153,6 +153,8 @@ def test_hours_and_money_are_flops(capsys):
     hours, money = ['--hours=8'], ['--money=160', '--config.plan.price=2.5']
     by_hours, by_money = (plan(capsys, '--target=h100:8', *words) for words in (hours, money))
     assert by_hours == by_money and by_hours[0] == 0
+    # 989.5 TFLOP/s each, of which config.plan.mfu = 0.4 is reached.
+    assert by_hours == plan(capsys, f'--flops={8 * 3600 * 8 * 989.5e12 * 0.4}')
 
 
 def test_the_compiler_of_a_tpu(capsys):

@@ -1,9 +1,14 @@
-"""`lmtrain train --dry_run`: all that a run would be, and no run."""
+"""`lmtrain train --dry_run`: all that a run would be, and no run. Without it, what is set up before the run."""
+
+import atexit
+import pathlib
+import signal
+import sys
 
 import pytest
 
 from launch import cli, machine
-from lmtrain import plan
+from lmtrain import plan, survive, train
 
 
 @pytest.fixture
@@ -78,3 +83,20 @@ def test_data_that_is_missing_has_a_stand_in_and_the_page_says_so(dry, capsys):
     assert 'a text of no matter' in page and '256 tokens a step' in page
     assert dry('--config.task.name=chat', "--config.task.train=('gone.jsonl',)") == (2, False)
     assert 'gone.jsonl' in ''.join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(('words', 'folder'), [([], 'runs/tiny'), (['--workdir=a/b'], 'a/b')])
+def test_a_run_has_a_folder_and_is_left_in_order(monkeypatch, words, folder):
+    """Its folder has the recipe's name; exceptions and SIGTERM end it with survive's exit codes from the beginning."""
+    seen = []
+    monkeypatch.setattr(machine, 'prepare', lambda: None)
+    monkeypatch.setattr(atexit, 'register', lambda *call: None)
+    monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
+    before = signal.getsignal(signal.SIGTERM)
+    now = lambda: (sys.excepthook, signal.getsignal(signal.SIGTERM))  # noqa: E731
+    monkeypatch.setattr(train, 'train', lambda config, workdir: seen.append((config.model.width, workdir, *now())))
+    try:
+        assert cli.main(['train', '--config=tiny', '--config.model.width=48', *words]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [(48, pathlib.Path(folder), survive.exit_on_exception, survive.leave)]

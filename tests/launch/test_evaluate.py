@@ -1,0 +1,89 @@
+"""The verb evaluate hands its flags on: to `trained.evaluate_split`, or with --rows to `prompting.score`."""
+
+import json
+import pathlib
+
+import pytest
+
+from launch import cli, machine
+from lmtrain import prompting, trained
+from lmtrain.data.template import PLAIN, Template
+from lmtrain.data.text import Bytes
+
+CHATS = Template(PLAIN, 'plain')
+
+
+@pytest.fixture
+def house(monkeypatch, tmp_path):
+    """Pretends that there is a run and that rows are scored; the calls of both functions."""
+    calls = {}
+
+    def score(model, params, tokenizer, rows, **settings):
+        calls['score'] = [row.fields for row in rows], settings
+        return prompting.Scores(
+            {'rows': len(rows), 'shots': 0, 'dropped': 0, 'cut': 0, 'accuracy': 0.5}, [{'right': 1}]
+        )
+
+    def evaluate_split(*words):
+        calls['split'] = words
+        return {'loss': 2.0, 'targets': 8.0, 'bits_per_token': 2.0}
+
+    run = trained.Trained(None, None, Bytes(), {}, 0, [256, 7], CHATS)
+    monkeypatch.setattr(machine, 'prepare', lambda: None)
+    monkeypatch.setattr(trained, 'restore', lambda workdir, step: run)
+    monkeypatch.setattr(trained, 'evaluate_split', evaluate_split)
+    monkeypatch.setattr(prompting, 'score', score)
+    monkeypatch.setattr(prompting, 'line', lambda results: f'{results["rows"]} rows')
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path('rows.csv').write_text('q,a\n' + ''.join(f'{n},{n * n}\n' for n in range(5)), encoding='utf-8')
+    pathlib.Path('few.csv').write_text('q,a\n7,49\n', encoding='utf-8')
+    return calls
+
+
+ASKED = ['evaluate', '--workdir=w', '--rows=rows.csv', '--template={q}: {a}', '--answer=a']
+
+
+def test_rows_and_settings_reach_the_function(house, capsys):
+    words = ['--limit=3', '--system=Be brief.', '--seed=5', '--max_tokens=9', '--batch_size=4', '--results=out.json']
+    assert cli.main([*ASKED, *words]) == 0
+    rows, settings = house['score']
+    assert [row['q'] for row in rows] == ['0', '1', '2']
+    wanted = {'template': '{q}: {a}', 'answer': 'a', 'choices': (), 'shots': 0, 'demonstrations': (), 'seed': 5}
+    wanted |= {'max_tokens': 9, 'batch_size': 4, 'system': 'Be brief.', 'chat_template': CHATS}
+    assert {name: settings[name] for name in wanted} == wanted
+    assert settings['end_ids'][:2] == [256, 7]
+    assert capsys.readouterr().out == '3 rows\nwritten: out.json\n'
+    assert json.loads(pathlib.Path('out.json').read_text(encoding='utf-8'))['rows'] == [{'right': 1}]
+
+
+@pytest.mark.parametrize(
+    ('words', 'drawn'),
+    [
+        ([], []),
+        (['--shots=2'], ['0', '1', '2', '3', '4']),
+        (['--shots=2', '--limit=1'], ['0', '1', '2', '3', '4']),
+        (['--shots=2', '--demonstrations=few.csv'], ['7']),
+        (['--demonstrations=few.csv'], ['7']),  # without shots they still say which answers there are
+    ],
+)
+def test_demonstrations(house, words, drawn):
+    assert cli.main([*ASKED, *words]) == 0
+    assert [row.fields['q'] for row in house['score'][1]['demonstrations']] == drawn
+
+
+@pytest.mark.parametrize(('text', 'choices'), [('yes,no, maybe', ['yes', 'no', ' maybe']), ('options', 'options')])
+def test_choices_are_a_list_or_a_field(house, text, choices):
+    assert cli.main([*ASKED, f'--choices={text}']) == 0
+    assert house['score'][1]['choices'] == choices
+
+
+def test_a_split_is_that_of_the_checkpoint(house, capsys):
+    assert cli.main(['evaluate', '--workdir=w', '--split=test', '--checkpoint=30']) == 0
+    assert house['split'] == (pathlib.Path('w'), 'test', 30)
+    assert capsys.readouterr().out.startswith('test: ')
+
+
+def test_a_place_for_results_that_is_not_there_is_refused_first(house, capsys):
+    for words, error in ((['--results=no/f.json'], 'there is no directory no'), (['--results=.'], 'is a directory')):
+        assert cli.main(['evaluate', '--workdir=w', *words]) == 2
+        assert error in capsys.readouterr().err and not house

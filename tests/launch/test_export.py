@@ -1,0 +1,38 @@
+"""The verb export hands its flags on; tests/test_export.py has what it writes."""
+
+import pathlib
+
+import pytest
+
+from launch import cli, machine
+from lmtrain import export
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What lmtrain.export.export is called with."""
+    calls = []
+    monkeypatch.setattr(machine, 'prepare', lambda: None)
+    monkeypatch.setattr(export, 'export', lambda *words: calls.append(words) or ['step 3', 'written: out'])
+    return calls
+
+
+@pytest.mark.parametrize(
+    ('words', 'wanted'),
+    [
+        (['--workdir=w', '--to=out'], (pathlib.Path('w'), 'out', 'hf', False, 'last')),
+        (['--workdir=w', '--to=out', '--checkpoint=30', '--merge'], (pathlib.Path('w'), 'out', 'hf', True, 30)),
+        (
+            ['--workdir=w', '--to=out', '--checkpoint=best', '--format=peft'],
+            (pathlib.Path('w'), 'out', 'peft', False, 'best'),
+        ),
+    ],
+)
+def test_flags_reach_the_function(asked, capsys, words, wanted):
+    assert cli.main(['export', *words]) == 0
+    assert asked == [wanted] and capsys.readouterr().out == 'step 3\nwritten: out\n'
+
+
+def test_a_directory_must_be_named(asked, capsys):
+    assert cli.main(['export', '--workdir=w']) == 2
+    assert not asked and '--to is missing' in capsys.readouterr().err
