@@ -7,7 +7,9 @@ imported before a verb needs it.
 import difflib
 import importlib
 import os
+import re
 import sys
+import textwrap
 
 # Flags whose values are local paths, of all verbs.
 PATHS = {'config', 'workdir', 'base', 'adapter', 'to', 'prompts_file', 'rows', 'demonstrations', 'results'}
@@ -34,8 +36,9 @@ HELP = """\
 {bold}Verbs{plain}
 {verbs}
 
-`lmtrain VERB --help` says what a verb takes. Any value of a recipe is changed on the command line:
-  lmtrain train --config=configs/pretrain_gpt2.py --config.model.num_layers=6 --workdir=runs/six
+`lmtrain VERB --help` says what a verb takes. Any value of a recipe is changed
+on the command line:
+  lmtrain train --config=configs/quickstart.py --config.model.num_layers=6
 """
 
 
@@ -57,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors='replace')  # what the terminal's encoding lacks is no reason to end a run
     if not argv or argv[0] in ('help', '-h', '-help', '--help'):
         bold, plain = style('bold', 'plain')
-        verbs = '\n'.join(f'  {bold}{verb:10}{plain}{line}' for verb, line in VERBS.items())
+        verbs = '\n'.join(
+            f'  {bold}{verb:10}{plain}{wrapped(line, " " * 12).lstrip()}' for verb, line in VERBS.items()
+        )
         print(HELP.format(verbs=verbs, bold=bold, plain=plain), end='')
         return 0
     verb, *rest = argv
@@ -176,9 +181,33 @@ def describe(verb: str, module) -> str:
     if '--command' in rows:
         rows['-- train ...'] = rows.pop('--command')
     rows['--debug'] = 'errors with their traceback'
-    lines = [f'{bold}lmtrain {verb}{plain}: {first}', *(f'  {line}'.rstrip() for line in examples.splitlines())]
-    lines += ['', f'{bold}Flags{plain}', *(f'  {bold}{name:18}{plain}{line}' for name, line in sorted(rows.items()))]
-    return '\n'.join(lines) + '\n'
+    title = wrapped(f'lmtrain {verb}: {first}', '').replace(f'lmtrain {verb}', f'{bold}lmtrain {verb}{plain}', 1)
+    parts = [title, *(paragraph(part) for part in examples.strip().split('\n\n'))]
+    lines = [f'  {bold}{name:20}{plain}{wrapped(line, " " * 22).lstrip()}' for name, line in sorted(rows.items())]
+    return '\n\n'.join([*parts, '\n'.join([f'{bold}Flags{plain}', *lines])]) + '\n'
+
+
+def wrapped(text: str, indent: str) -> str:
+    """A text in lines of at most 80 columns, each behind `indent`."""
+    options = {'break_long_words': False, 'break_on_hyphens': False}
+    return textwrap.fill(text, 80, initial_indent=indent, subsequent_indent=indent, **options)
+
+
+def paragraph(text: str) -> str:
+    """A paragraph of a verb's docstring in 80 columns; of commands, each goes on behind a backslash."""
+    text = text.strip()
+    if not text.startswith('lmtrain '):
+        return wrapped(text, '  ')
+    lines = []
+    for command in text.replace('\\\n', ' ').splitlines():
+        flags = re.split(r'\s+(?=--)', command)
+        line = f'  {flags[0]}'
+        for flag in flags[1:]:
+            if len(f'{line} {flag}') > 78:
+                lines, line = [*lines, f'{line} \\'], '     '
+            line += f' {flag}'
+        lines.append(line)
+    return '\n'.join(lines)
 
 
 def nearest(word: str, words) -> str:

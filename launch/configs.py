@@ -15,6 +15,6 @@ def run(values: flags.FlagValues) -> None:
     claims = {path.stem: recipe.claim(path) for path in recipe.files()}
     width = max(map(len, claims)) + 2
     for name, claim in claims.items():
-        print(f'  {bold}{name:{width}}{plain}{claim}')
+        print(f'  {bold}{name:{width}}{plain}{cli.wrapped(claim, " " * (width + 2)).lstrip()}')
     print(f'\n{dim}lmtrain show --config=configs/NAME.py    every value of one')
     print(f'lmtrain train --config=configs/NAME.py   trains it{plain}')

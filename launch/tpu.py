@@ -6,8 +6,8 @@ folder must outlive the TPU: --setup mounts a file system on every worker. Ctrl-
 several workers only with its key in an ssh-agent: ssh-add ~/.ssh/google_compute_engine
 
 lmtrain tpu --zone=us-west4-a --accelerator_type=v5litepod-256 --runtime_version=v2-alpha-tpuv5-lite --spot \\
-            --setup='sudo mkdir -p /mnt/runs && sudo mount -t nfs 10.0.0.2:/runs /mnt/runs' \\
-            -- train --config=configs/pretrain_gpt2.py --workdir=/mnt/runs/gpt2
+            --setup='sudo mkdir /runs; sudo mount -t nfs 10.0.0.2:/runs /runs' \\
+            -- train --config=configs/pretrain_gpt2.py --workdir=/runs/gpt2
 """
 
 import contextlib

@@ -108,7 +108,7 @@ def header(
     memory: Mapping[str, int],
     replicas: int | None = None,
 ) -> str:
-    """What is about to be run, in five lines.
+    """What is about to be run: five notes.
 
     Args:
       trainable, total: parameters. rows, seq_len: of the global batch. accumulate: micro-batches a step.
@@ -144,7 +144,7 @@ def header(
         ('device', f'{devices} x {device_kind}, {dtype}'),
         ('memory', f'about {unit(memory["total"], "B")} a device: {parts}'),
     ]
-    return '\n'.join(f'  {name:<11}{text}' for name, text in lines)
+    return '\n'.join(note(*line) for line in lines)
 
 
 HELD_OUT = {
@@ -188,11 +188,11 @@ def text(facts: Mapping[str, Any]) -> str:
         size = f'{unit(split["bytes"], "B")} ({100 * split["bytes"] / total:.1f}%)'
         lines.append((name, f'{size}, {number(split["tokens"])} tokens, {counted(split["documents"], "document")}'))
     lines += [('left out', f'{name}: {line}' if several else line) for name, line in left_out(facts, most=4)]
-    return '\n'.join(f'  {name:<11}{line}' for name, line in lines)
+    return '\n'.join(note(*line) for line in lines)
 
 
 def note(name: str, text: str) -> str:
-    """A line of the header, in 80 columns: a name and what there is to say about it."""
+    """A line of the header, wrapped at 80 columns: a name and a text about it."""
     options = {'break_long_words': False, 'break_on_hyphens': False}
     return textwrap.fill(text, 80, initial_indent=f'  {name:<11}', subsequent_indent=' ' * 13, **options)
 

@@ -161,19 +161,21 @@ class Run(NamedTuple):
             notes.append(display.text(self.corpus.facts()))
         notes += [display.note('head', text) for text in self.notes]
         if repeated := getattr(self.stream('train', shuffle=True), 'repeated', 0):
-            notes.append(f'  rows       {repeated} come twice in an epoch, to fill its last batch up')
+            notes.append(display.note('rows', f'{repeated} come twice in an epoch, to fill its last batch up'))
         if fill := self.model.vocab_fill:
-            notes.append(f'  vocabulary {config.model.vocab_size:,} ids, and {fill} rows that mesh.tensor needs')
+            text = f'{config.model.vocab_size:,} ids, and {fill} rows that mesh.tensor needs'
+            notes.append(display.note('vocabulary', text))
         if self.model.attention == 'auto' and self.obstacle:
-            notes.append(f'  attention  by XLA: {sharding.kernel(self.mesh)} {self.obstacle}')
+            notes.append(display.note('attention', f'by XLA: {sharding.kernel(self.mesh)} {self.obstacle}'))
         if lost := sharding.replicated(sweep.alone(shapes, self.members).params, self.mesh):
-            notes.append(f'  replicated {lost}')
+            notes.append(display.note('replicated', lost))
         evaluated, saved = config.evaluate.every_steps, config.checkpoint.every_steps
         if config.checkpoint.keep_best and saved < (self.total_steps or 0) <= math.lcm(evaluated, saved):
-            notes.append(
-                f'  best       is the last one: no checkpoint before it has a validation loss, since '
+            text = (
+                'is the last one: no checkpoint before it has a validation loss, since '
                 f'checkpoint.every_steps = {saved} and evaluate.every_steps = {evaluated} never meet'
             )
+            notes.append(display.note('best', text))
         return '\n'.join([about, *notes])
 
     def train_stream(self):
