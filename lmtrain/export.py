@@ -31,14 +31,19 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
     found = base.open_run(Path(workdir), step, member)
     model = base.of_a_family(found.model)
     tokenizer = data.load_tokenizer(found.tokenizer)
-    params = found.load(lambda path, array: jax.device_put(array))
+    params, left = _without_other_heads(found.config, found.load(lambda path, array: jax.device_put(array)))
     source = found.config.init.base
-    lines = [f'step {found.step:,} of {workdir}']
+    lines = [f'step {found.step:,} of {workdir}', *left]
     if form == 'peft':
         if merge:
             raise ValueError('--merge with --format=peft: a merged adapter is no adapter; take --format=hf')
         if not source:
             raise ValueError(f'{workdir} was trained from scratch: without a base there is no adapter to export')
+        if not _added(params):
+            raise ValueError(
+                f'{workdir} has no adapter, since adapt.method={found.config.adapt.method!r} changes the model itself: '
+                'take --format=hf'
+            )
         kind = TASKS.get(found.config.task.name, 'CAUSAL_LM' if model.causal else 'FEATURE_EXTRACTION')
         _as_class(found.config, model, params)
         adapt.save_adapter(to, model, params, base=source, task_type=kind, labels=found.config.task.labels)
@@ -96,10 +101,28 @@ def _padding(tokenizer: data.Tokenizer, like: dict | None) -> int | None:
     return next((token for token in known if token is not None and token not in inside), None)
 
 
+def _without_other_heads(config, params: tree.Params) -> tuple[tree.Params, list[str]]:
+    """(the parameters, with no added head but that of the run's task, a line on each head that is left out).
+
+    A run on a base with an added head of another task carries it along.
+    """
+    others = sorted(params.get('heads', {}).keys() - {config.task.name})
+    if not others:
+        return params, []
+    kept = {name: head for name, head in params['heads'].items() if name not in others}
+    params = {name: part for name, part in params.items() if name != 'heads'} | ({'heads': kept} if kept else {})
+    return params, [f'left out: the head {name!r} of the base, which is of another task' for name in others]
+
+
+def _added(params: tree.Params) -> set[str]:
+    """The paths of an adapter's leaves, without those of added heads."""
+    _, added = adapt.separate(params)
+    return {path for path in tree.flatten(added) if not path.startswith('heads/')}
+
+
 def _plain(model: Transformer, params: tree.Params, merge: bool) -> tuple[tree.Params, list[str]]:
     """(the parameters without adapters, what was folded)."""
-    _, added = adapt.separate(params)
-    added = {path for path in tree.flatten(added) if not path.startswith('heads/')}
+    added = _added(params)
     if not added:
         return params, []
     if not merge:

@@ -203,6 +203,19 @@ def test_a_classifier_with_another_pooling_is_refused_and_goes_on(folder, tmp_pa
     assert tree.flatten(run.shapes.trainable).keys() == {'heads/classify/kernel', 'heads/classify/bias'}
 
 
+def test_an_added_head_of_another_task_is_left_out(folder, tmp_path):
+    train.train(recipe(folder, 'masked', adapt__method='head', objective__pool='mean'), tmp_path / 'classes')
+    text = {'task__name': 'text', 'data__corrupt': 0.15, 'data__source': 'rows.csv', 'data__split': 'tail'}
+    train.train(recipe(folder, tmp_path / 'classes', **text), tmp_path / 'run')
+    assert 'heads' in trained.restore(tmp_path / 'run').params
+    lines = export.export(tmp_path / 'run', tmp_path / 'hf', 'hf')
+    assert "left out: the head 'classify' of the base, which is of another task" in lines
+    was = trained.restore(tmp_path / 'run')
+    np.testing.assert_allclose(outputs(*load_pretrained(tmp_path / 'hf')), outputs(was.model, was.params), atol=1e-6)
+    with pytest.raises(ValueError, match="run has no adapter, since adapt.method='full' .* take --format=hf"):
+        export.export(tmp_path / 'run', tmp_path / 'peft', 'peft')
+
+
 @pytest.mark.parametrize('pool', ['auto', 'last'])
 def test_a_classifier_from_scratch_is_exported_as_a_decoder_that_pools_its_last_token(folder, tmp_path, pool):
     config = recipe(folder, '', data__tokenizer='bytes', data__seq_len=32, objective__pool=pool)
