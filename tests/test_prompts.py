@@ -48,6 +48,15 @@ def test_a_text_is_one_users_turn_and_the_system_speaks_before_it():
     own = Conversation([message('system', 'own'), message('user', 'ab')])
     assert prompts.encode(own, BYTES, MARKED, 'be brief') == prompts.encode(own, BYTES, MARKED)
     assert bytes(prompts.encode(own, BYTES, MARKED)[1:12]) == b'[system]own'
+    own = Conversation([message('developer', 'own'), message('user', 'ab')])
+    assert prompts.encode(own, BYTES, MARKED, 'be brief') == prompts.encode(own, BYTES, MARKED)
+
+
+def test_a_template_is_told_the_tools():
+    source = '{% for tool in tools or [] %}{{ tool.name }}{% endfor %}: {{ messages[0].content }}'
+    source += "{{ messages[1].content ~ eos_token if messages | length > 1 else '' }}"
+    said = Conversation([message('user', 'ab')], tools=[{'name': 'f'}, {'name': 'g'}])
+    assert BYTES.decode(prompts.encode(said, BYTES, Template(source, 'tools'))).removeprefix(END) == 'fg: ab'
 
 
 @pytest.mark.parametrize(('prompt', 'system'), [('ab', 'be brief'), (Conversation([message('user', 'ab')]), '')])
@@ -63,6 +72,7 @@ def test_the_part_before_an_answer():
     assert (last.messages, last.tools, answer) == (turns[:3], [{'name': 'f'}], 'd')
     first, answer = prompts.before_answer(said, 0)
     assert (first.messages, answer, prompts.shown(first), prompts.shown('x')) == (turns[:1], 'b', 'a', 'x')
+    assert prompts.shown(last) == 'c'
     with pytest.raises(IndexError):
         prompts.before_answer(Conversation(turns[:1], ()))
 

@@ -48,7 +48,7 @@ MIRRORS = (
     ('lmtrain/plan.py', ('tests/launch/test_train.py',)),
     ('lmtrain/state.py', ('tests/test_step.py',)),
     ('lmtrain/trained.py', ('tests/test_samples.py', 'tests/test_train.py')),
-    ('lmtrain/data/document.py', ('tests/data/test_source.py',)),
+    ('lmtrain/data/document.py', ('tests/data/test_contents.py',)),
     (
         'lmtrain/data/sandbox.py',
         ('tests/data/test_chat.py', 'tests/data/test_traced.py', 'tests/data/test_template.py'),

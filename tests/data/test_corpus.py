@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -165,6 +166,16 @@ def test_sources_are_mixed_by_weight(prepare, tmp_path, poem):
     expected = {name: np.average([values[name] for values in own], weights=sizes) for name in own[0]}
     assert corpus.baselines() == pytest.approx(expected) and set(expected) == {'unigram', 'bigram', 'xz'}
     assert own[0]['unigram'] != pytest.approx(own[1]['unigram'], rel=1e-3)
+
+
+def test_a_source_without_rows_in_a_split_has_no_share_of_it(prepare, tmp_path, poem):
+    """As a TFDS source that has no validation split of its own."""
+    (tmp_path / 'more.jsonl').write_text(''.join(json.dumps({'text': poem(n)}) + '\n' for n in range(20)))
+    corpus = prepare(mix=(('more.jsonl', 0.25),), test=0.0)
+    assert corpus.shares('train') == corpus.shares('validation') == [0.8, 0.2] and corpus.shares('test') == [0, 0]
+    validation, empty = corpus.splits['validation'], corpus.splits['test'].parts[1]
+    splits = corpus.splits | {'validation': dataclasses.replace(validation, parts=(validation.parts[0], empty))}
+    assert dataclasses.replace(corpus, splits=splits).shares('validation') == [1, 0]
 
 
 @pytest.mark.parametrize('tokenizer', ['bytes', 'chars', 'bpe'])

@@ -49,6 +49,8 @@ def test_labels_of_each_kind():
     del one['targets']
     assert row_text(Bytes(), one, 0, ('bad', 'good')) == f'{END}cat~~~ => good'
     assert row_text(Bytes(), one | {'labels': np.array([2.5])}, 0).endswith('~~~ => 2.5')
+    two = {name: np.concatenate([values, values]) for name, values in one.items()} | {'labels': np.array([0, 1])}
+    assert [row_text(Bytes(), two, row, ('bad', 'good')).split()[-1] for row in (0, 1)] == ['bad', 'good']
     weights = np.zeros(12, np.float32)
     weights[1] = 1
     tagged = one | {'labels': np.ones((1, 12), np.int32), 'label_weights': weights[None]}

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from lmtrain.data.directory import FLAGS, about, wordpiece
 from lmtrain.data.tokenizer import load_tokenizer, open_tokenizer
 
 WORDS = '[PAD] [UNK] [CLS] [SEP] [MASK] the cat ##s sat on un ##der'.split()
@@ -19,6 +20,13 @@ def test_a_vocabulary_of_bert(tmp_path):
     )
     assert tokenizer.layout == ((2,), (3,), (3,), 1)
     assert (tokenizer.begin_id, tokenizer.end_id) == (2, 3)
+
+
+def test_a_pair_has_the_types_of_bert():
+    """[CLS] A [SEP] are of type 0, B [SEP] of type 1 (Devlin et al., 2018, figure 2)."""
+    tokenizers = pytest.importorskip('tokenizers')
+    encoded = tokenizers.Tokenizer.from_str(wordpiece('\n'.join(WORDS).encode()).decode()).encode('the cat', 'sat')
+    assert encoded.tokens == '[CLS] the cat [SEP] sat [SEP]'.split() and encoded.type_ids == [0, 0, 0, 0, 1, 1]
 
 
 def test_a_vocabulary_with_capitals_keeps_them(tmp_path):
@@ -47,6 +55,35 @@ def test_special_tokens_are_those_that_are_told(tmp_path, bpe):
     assert json.loads(again.about)['chat_template'] == '{{ messages }}'
     assert told.hash != plain.hash
     assert open_tokenizer(tmp_path / 'saved', False).hash == told.hash
+
+
+ADDED = {'id': 7, 'content': '<x>'} | dict.fromkeys(FLAGS, False)
+
+
+@pytest.mark.parametrize(
+    ('special', 'changed', 'told'),
+    [
+        (True, {}, False),
+        (True, {'normalized': True, 'single_word': True}, False),  # a special token is not looked for in content
+        (True, {'rstrip': True}, True),
+        (False, {'normalized': True}, True),
+        (False, {'single_word': True}, True),
+        (False, {}, False),
+    ],
+)
+def test_added_tokens_are_told_if_they_differ_in_what_matters(tmp_path, special, changed, told):
+    known = ADDED | {'special': special}
+    flags = {name: value for name, value in (known | changed).items() if name != 'id'}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'added_tokens_decoder': {'7': flags}}))
+    found = json.loads(about(tmp_path, {}, {'<x>': known}) or b'{}')
+    assert found.get('added_tokens_decoder') == ({'7': flags} if told else None)
+
+
+def test_tokens_of_an_added_tokens_json_are_words(tmp_path):
+    (tmp_path / 'added_tokens.json').write_text('{"<x>": 7, "<y>": 8}')
+    found = json.loads(about(tmp_path, {}, {'<x>': ADDED}))
+    assert found['added_tokens_decoder'] == {'8': {'content': '<y>'} | dict.fromkeys(FLAGS, False)}
+    assert about(tmp_path, {}, {'<x>': ADDED, '<y>': ADDED}) == b''
 
 
 def test_chat_templates_are_read_from_all_places(tmp_path, bpe):

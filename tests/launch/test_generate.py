@@ -16,6 +16,7 @@ from lmtrain.data.text import Bytes
 def house(monkeypatch):
     """Pretends a run is restored, and that its model continues with the pieces of `house.pieces`."""
     config = base.get_config()
+    config.sample.update(max_tokens=77, temperature=0.6, top_p=0.9)  # other than base.py has them
     model = types.SimpleNamespace(max_len=12)
     asked = types.SimpleNamespace(pieces=[(0, b'!', 'stop')], template=None)
 
@@ -60,10 +61,10 @@ def test_one_prompt_then_its_continuation(lmtrain, house):
 def test_the_recipe_says_what_the_flags_do_not(lmtrain, house):
     lmtrain('--workdir=w', '--top_k=3', '--temperature=0', '--seed=5', '--checkpoint=200')
     wanted = {
-        'max_tokens': 128,
+        'max_tokens': 77,
         'temperature': 0.0,
         'top_k': 3,
-        'top_p': 1.0,
+        'top_p': 0.9,
         'seed': 5,
         'end_ids': [256, 7],
         'vocab_size': 257,
@@ -82,7 +83,7 @@ def test_several_prompts_stand_in_order_under_rules(lmtrain, house, tmp_path):
     assert [lines[0][:9], *lines[1:2]] == ['── 1 of 3', 'a11']
     assert [lines[2][:9], *lines[3:4]] == ['── 2 of 3', 'b 2']
     assert [lines[4][:9], *lines[5:]] == ['── 3 of 3', 'c3']
-    cut = "cut: 1 after max_tokens=128, 1 at the end of the model's context"
+    cut = "cut: 1 after max_tokens=77, 1 at the end of the model's context"
     assert err.splitlines()[-1] == f'1 of 3 texts ended with an end token; {cut}'
 
 
