@@ -85,6 +85,17 @@ def test_what_stands_beside_a_model_is_read(tmp_path, plain):
     assert tokenizer.encode(text) == [*a, size + 1, *b, size + 2, size + 3, *end]
     ((_, sizes),) = tokenizer.encode_with_bytes([text])
     assert sizes.sum() == len(text.encode()) and sizes[len(a)] == len('<think> \n')
+    ((_, offsets),) = tokenizer.encode_with_offsets([text])
+    assert ''.join(text[begin:end] for begin, end in offsets) == text  # each behind the one before it
+    assert tokenizer.specials == bare.specials | {size: '<|im_end|>'}  # the unknown token is none: content may have it
     tokenizer.save(tmp_path / 'saved')
     again = load_tokenizer(tmp_path / 'saved')
     assert again.encode(text) == tokenizer.encode(text) and again.hash == tokenizer.hash != bare.hash
+
+
+def test_the_longest_of_two_added_tokens_is_found(tmp_path, plain):
+    (tmp_path / 'tokenizer.model').write_bytes(plain)
+    size = open_tokenizer(tmp_path, False).vocab_size
+    (tmp_path / 'added_tokens.json').write_text(json.dumps({'<think>': size, '<think>er': size + 1}))
+    tokenizer = open_tokenizer(tmp_path, False)
+    assert tokenizer.encode('<think><think>er<think>') == [size, size + 1, size]

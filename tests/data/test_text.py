@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data.text import END, Bytes, Chars, Whitespace, _bytes_between
+from lmtrain.data.text import END, Bytes, Chars, Tokenizer, Whitespace, _bytes_between
 from lmtrain.data.tokenizer import learn, load_tokenizer
 
 texts = st.text(st.characters(exclude_categories=['Cs']), max_size=60)
@@ -93,3 +93,21 @@ def test_no_byte_is_counted_twice_or_lost_where_offsets_go_back_or_stop_short():
     tokenizer = Bytes()
     assert tokenizer.bytes_behind('é', [0xC3, 0xA9]) == [1, 1] and tokenizer.bytes_behind('abc', [97]) == [3]
     assert tokenizer.bytes_behind('a', [97, 98, 99]) == [1, 0, 0] and tokenizer.bytes_behind('', []) == []
+
+
+def test_a_mask_of_ones_own_stands_before_those_of_others():
+    pieces, specials = [b''] * 4, {0: '[MASK]', 1: '<mask>', 2: '<|mask|>', 3: END}
+    assert Tokenizer(pieces, specials, 3, mask=True).mask_id == 2
+    assert Tokenizer(pieces, {0: '[MASK]', 1: '<mask>', 3: END}, 3, mask=True).mask_id == 1
+
+
+def test_a_prompt_stands_behind_the_begin_and_not_the_end():
+    tokenizer = Bytes()
+    tokenizer.begin_id = 7
+    assert tokenizer.encode_prompt('ab') == [7, 97, 98] and tokenizer.encode_prompt('') == [7]
+
+
+def test_offsets_count_characters():
+    ((ids, offsets),) = Bytes().encode_with_offsets(['é日a'])
+    assert bytes(ids.tolist()) == 'é日a'.encode()
+    assert offsets.tolist() == [[0, 1], [0, 1], [1, 2], [1, 2], [1, 2], [2, 3]]

@@ -72,6 +72,13 @@ def test_a_published_tokenizer_stays_as_it_was(tmp_path):
     assert json.loads(files['tokenizer_config.json']) == json.loads(tokenizer.about)
 
 
+def test_begin_and_end_are_told_apart(bpe, tmp_path):
+    """The file about a tokenizer may name its begin alone; its end is then the one that it is known by."""
+    tokenizer = bpe(tmp_path / 'x', tokenizer_config={'bos_token': '<s>'})
+    config = json.loads(tokenizer_files(tokenizer)['tokenizer_config.json'])
+    assert (config['bos_token'], config['eos_token']) == ('<s>', '</s>')
+
+
 def test_a_file_without_an_end_gets_one(tmp_path):
     spec = token_cases.byte_level({'COVID': {}})
     (tmp_path / 'tokenizer.json').write_text(json.dumps(spec), encoding='utf-8')
