@@ -53,7 +53,6 @@ MIRRORS = (
         'lmtrain/data/sandbox.py',
         ('tests/data/test_chat.py', 'tests/data/test_traced.py', 'tests/data/test_template.py'),
     ),
-    ('lmtrain/data/tokenizer.py', ('tests/data/test_text.py', 'tests/data/test_subword.py', 'tests/data/test_spm.py')),
     ('lmtrain/data/bucket.py', ('tests/data/test_task.py', 'tests/data/test_bucket.py')),
     ('lmtrain/data/layout.py', ('tests/data/test_task.py',)),
     ('lmtrain/data/noise.py', ('tests/data/test_stream.py',)),

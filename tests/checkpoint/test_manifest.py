@@ -179,6 +179,19 @@ def test_the_best_falls_back_to_the_next_best(whole, tmp_path, caplog):
         checkpoint.restore(tmp_path, SHAPES, step='best')
 
 
+def test_of_two_equal_ones_the_newer_is_the_better(tmp_path):
+    with Checkpoints(tmp_path, every_steps=1, keep_last=3, keep_best=0) as kept:
+        for step, metric in ((1, 0.5), (2, 0.25), (3, 0.25)):
+            kept.save(state(step), step, {}, metric=metric)
+    assert manifest.ranked(tmp_path) == [3, 2, 1]
+
+
+def test_every_array_must_be_in_the_index(whole):
+    manifest.check_index(whole / '2' / 'state', ['kernel', 'step'])
+    with pytest.raises(OSError, match="the index that Orbax wrote lacks 'bias', 1 arrays in all"):
+        manifest.check_index(whole / '2' / 'state', ['kernel', 'bias', 'step'])
+
+
 def test_what_may_not_be_read_is_not_called_damaged(whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
 

@@ -22,7 +22,7 @@ PRINTS = {'data': 'aa', 'tokenizer': 'bb'}
 
 # The answer for every field: a prefix, and what may happen to fields under it. All else is fixed.
 FREE = ('log.', 'evaluate.', 'checkpoint.', 'sample.', 'plan.', 'watchdog.', 'verify_every', 'data.cache', 'data.root')
-FREE += ('data.split', 'task.template', 'task.date')  # of which the fingerprint of the data knows
+FREE += ('data.split', 'task.template', 'task.date', 'task.labels')  # of which the fingerprint of the data knows
 ROUNDING = ('mesh.', 'model.attention', 'model.remat', 'model.unroll', 'optimizer.accumulate')
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmtrain.data.directory import wordpiece
 from lmtrain.data.subword import Bpe, HuggingFace, cut, learn_bpe
 from lmtrain.data.tokenizer import load_tokenizer, open_tokenizer
 
@@ -53,6 +54,11 @@ def test_encoding_pieces_is_encoding_the_text(parts):
     assert ''.join(pieces) == text
     whole = HuggingFace.encode_batch(bpe, [text])[0].tolist()
     assert [token for ids in HuggingFace.encode_batch(bpe, pieces) for token in ids.tolist()] == whole
+
+
+def test_pieces_are_about_as_long_as_is_asked_for():
+    sizes = [len(piece) for piece in cut('word\n' * 100, 32)]
+    assert sum(sizes) == 500 and set(sizes[:-1]) == {34, 35}
 
 
 PARTS = [*' \n\t\'"_-.(0a\x1c\x85\xa0é²。', "'s", "'re", "''", 'the', '\r\n', '    ']
@@ -281,3 +287,29 @@ def test_what_is_no_tokenizer_is_named(content, tmp_path):
 def test_a_missing_tokenizer_says_what_there_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="'bytes', 'chars', 'whitespace', 'bpe'"):
         open_tokenizer(tmp_path / 'bpee', mask=False)
+
+
+def test_begin_and_end_of_a_document_are_those_that_are_told():
+    """Otherwise the first end that is known, in the order of KNOWN_ENDS, is both."""
+    content = wrap(
+        [{'id': SIZE + i, 'content': name, 'special': True} for i, name in enumerate(('<eos>', '</s>', '<s>'))]
+    )
+    ends = [{}, {'eos_token': '<eos>'}, {'eos_token': '<eos>', 'bos_token': '<s>'}, {'cls_token': '<s>'}]
+    made = [HuggingFace(content, about=json.dumps(told).encode()) for told in ends]
+    assert [each.end_id - SIZE for each in made] == [1, 0, 0, 1]
+    assert [each.begin_id - SIZE for each in made] == [1, 0, 2, 2]
+
+
+def test_a_text_that_would_become_a_special_token_is_refused():
+    """The file says that its end token stands for whatever the vocabulary lacks."""
+    model = {'type': 'WordLevel', 'vocab': {'<unk>': 0, '</s>': 1, 'a': 2}, 'unk_token': '</s>'}
+    content = spec_of(model, pre_tokenizer={'type': 'WhitespaceSplit'})
+    tokenizer = HuggingFace(content, about=b'{"eos_token": "</s>"}')
+    assert tokenizer.encode('a a') == [2, 2]
+    with pytest.raises(ValueError, match=r"gives content the special token '</s>' \(id 1\) in the text 'a b'"):
+        tokenizer.encode('a b')
+
+
+def test_the_second_text_has_the_type_that_the_file_gives_it():
+    tokenizer = HuggingFace(wordpiece(b'[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na'))
+    assert tokenizer.layout == ((2,), (3,), (3,), 1)

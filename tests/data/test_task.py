@@ -254,6 +254,8 @@ def test_shots_are_of_each_class_and_the_same_every_time(prepare):
     kept = [row.fields['label'] for row in task.rows['train']]
     assert kept.count('odd') == kept.count('even') == 5
     assert [row.fields for row in prepare(shots=5).rows['train']] == [row.fields for row in task.rows['train']]
+    backward = prepare(ROWS[::-1], shots=5).rows['train']  # chosen by what they say and not by their places
+    assert [row.fields for row in backward][::-1] == [row.fields for row in task.rows['train']]
     assert len(prepare(shots=5, name='regress', label='n', rows=[row | {'n': 1} for row in ROWS]).rows['train']) == 5
 
 
@@ -269,6 +271,16 @@ def test_the_fingerprint_follows_what_decides_a_batch(prepare):
         prepare(data={'validation': 0.25}).fingerprint,
     }
     assert len(marks) == 8 and prepare().fingerprint in marks
+
+
+def test_a_row_of_another_split_is_another_task(prepare):
+    prepare(ROWS[:30]), prepare(ROWS[30:]), prepare(ROWS[:40]), prepare(ROWS[40:])  # write 1.jsonl to 4.jsonl
+    whole = {'data': {'validation': 0.0, 'test': 0.0}}
+    one = prepare(train=('1.jsonl',), validation=('2.jsonl',), **whole)
+    other = prepare(train=('3.jsonl',), validation=('4.jsonl',), **whole)
+    assert one.fingerprint != other.fingerprint
+    assert [len(task.rows['train']) for task in (one, other)] == [30, 40]
+    assert [task.splits['train'].num_rows for task in (one, other)] == [30, 40]
 
 
 def test_what_is_kept_is_found_again(prepare, monkeypatch):
