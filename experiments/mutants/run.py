@@ -97,8 +97,6 @@ MIRRORS = (
     ('lmtrain/prompting/*.py', ('tests/test_prompting.py',)),
     ('launch/command.py', ('tests/launch/test_local.py', 'tests/launch/test_slurm.py')),
     ('launch/distributed.py', ('tests/test_distributed.py',)),
-    ('launch/folder.py', ('tests/launch/test_cli.py', 'tests/launch/test_generate.py')),
-    ('launch/generate.py', ('tests/launch/test_generate.py', 'tests/test_samples.py')),
     ('launch/show.py', ('tests/launch/test_recipe.py', 'tests/launch/test_train.py')),
     ('launch/machine.py', ('tests/launch/test_cli.py',)),
 )

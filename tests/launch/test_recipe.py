@@ -207,7 +207,7 @@ def test_the_list_has_every_recipe_and_its_claim(capsys):
     said = capsys.readouterr().out
     for name in NAMES:
         assert f'  {name} ' in said
-        assert recipe.claim(recipe.FOLDER / f'{name}.py') in said
+        assert recipe.claim(recipe.FOLDER / f'{name}.py') in ' '.join(said.split())  # it may go on in the next line
 
 
 def test_show_marks_what_differs(capsys):
