@@ -112,7 +112,7 @@ def show(run, prompts: list, system: str, settings: dict) -> None:
 
     begin, tokenizer = time.perf_counter(), run.tokenizer
     ids = [writing.encode(prompt, tokenizer, run.template, system) for prompt in prompts]
-    settings |= {'end_ids': run.end_ids, 'vocab_size': tokenizer.vocab_size}
+    settings |= {'end_ids': run.end_ids, 'vocab_size': tokenizer.vocab_size, 'absent': tokenizer.absent}
     pieces = sample.stream(run.model, run.params, ids, **settings)
     dim, plain = cli.style('dim', 'plain')
     feeds = [tokenizer.streamer() for _ in prompts]

@@ -250,6 +250,8 @@ def of_a_family(model: Transformer) -> Transformer:
             return named
         if nearest is None or len(others) < len(nearest[1]):
             nearest = family, others
+    if nearest is None:
+        raise ValueError('no family of transformers has this model: config.json of none can say its settings')
     family, others = nearest
     raise ValueError(
         f'no family of transformers has this model; the nearest, {family}, has no {" and no ".join(others)}'

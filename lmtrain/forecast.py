@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lmtrain import cost, display, hlo, parallel, traffic, tree
+from lmtrain import cost, display, hlo, parallel, sharding, traffic, tree
 from lmtrain.assemble import assemble, stand_in
 from lmtrain.run import Run
 from lmtrain.target import Target
@@ -50,13 +50,25 @@ class Bound(NamedTuple):
 def planned(config, target: Target) -> Iterator[Run]:
     """The run that `assemble` makes for the target's devices, with a stand-in for the text: only its shapes matter.
 
-    The rows of other tasks are read, since their lengths decide what is compiled. Raises what `assemble` raises.
+    The rows of other tasks are read, since their lengths decide what is compiled. A GPU's kernel of attention is not
+    compiled: simulated devices attend by XLA in its place. Raises what `assemble` raises, and ValueError if the
+    target's GPUs cannot take the kernel.
     """
+    kernel = config.model.attention if target.chip and target.chip.capability else ''
+    if kernel == sharding.KERNELS['gpu']:
+        config = config.copy_and_resolve_references()
+        config.model.attention = 'auto'
+        config.lock()
     with tempfile.TemporaryDirectory() as folder:
         if config.task.name == 'text' and not config.adapt.prompt.text:
             config = stand_in(config, pathlib.Path(folder))
         memory = int(target.chip.memory) if target.chip else 0
-        yield assemble(config, target.devices(), memory)
+        run = assemble(config, target.devices(), memory)
+        if kernel == sharding.KERNELS['gpu']:
+            why = parallel.unfit(kernel, run.config, run.model, run.mesh, target.chip.capability)
+            if why:
+                raise ValueError(f"model.attention={kernel!r} {why}; choose model.attention='auto' or 'xla'")
+        yield run
 
 
 def compiled(run: Run) -> Compiled:

@@ -83,7 +83,10 @@ class Run(NamedTuple):
     def generation(self) -> dict[str, Any]:
         """The fields of its generation_config.json; `eos_token_id` lists the tokens at which its texts end."""
         below, tokenizer = self.base.generation if self.base else {}, self.corpus.tokenizer
-        ends = [chat.answer_end(tokenizer, self.template)] if self.template else []
+        ends = []
+        if self.template:
+            end = chat.answer_end(tokenizer, self.template)
+            ends = [chat.learned_end(self.corpus.examples['train'], tokenizer) if end is None else end]
         return generation.fields_of(below, tokenizer, self.model.vocab_size, ends)
 
     @property

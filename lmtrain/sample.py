@@ -31,7 +31,7 @@ class Settings(NamedTuple):
     temperature: jax.Array  # float32, 0 is greedy
     top_k: jax.Array  # int32, 0 is all
     top_p: jax.Array  # float32
-    vocab_size: jax.Array  # int32, ids from here on are padding of the embedding and never drawn
+    known: jax.Array  # bool [V], of each row of the embedding whether it may be drawn
     end_ids: jax.Array  # int32 [ENDS], a text ends at any of them; -1 where there are fewer
 
 
@@ -79,6 +79,8 @@ def stream(
     check(model, prompts, every=every, **settings)
     max_tokens, vocab_size = settings['max_tokens'], min(settings['vocab_size'], model.vocab_size)
     end_ids = [token for token in settings['end_ids'] if token < vocab_size]  # no other can be drawn
+    known = np.arange(model.vocab_size) < vocab_size
+    known[[token for token in settings.get('absent', ()) if token < vocab_size]] = False
     model = dataclasses.replace(model, attention='xla', remat='none')  # kernels take no cache, and no gradient is taken
     longest = max(map(len, prompts))
     taken = ahead(params)  # positions of a soft prompt or a prefix
@@ -112,7 +114,7 @@ def stream(
                 temperature=np.float32(settings['temperature']),
                 top_k=np.int32(settings['top_k']),
                 top_p=np.float32(settings['top_p']),
-                vocab_size=np.int32(vocab_size),
+                known=known,
                 end_ids=np.array([*end_ids, *[-1] * (ENDS - len(end_ids))], np.int32),
             )
             for row, ids, reason in _batch(model, params, tokens[some], lengths[some], asked, cache_length, every):
@@ -133,6 +135,7 @@ def check(
     seed: int,
     end_ids: Sequence[int],
     vocab_size: int,
+    absent: Sequence[int] = (),
     every: int = 8,
 ) -> None:
     """Raises ValueError if an argument is out of range, if there is no prompt or one is empty or longer than the
@@ -146,6 +149,7 @@ def check(
       end_ids: a text ends at any of these tokens; at most `ENDS`. () goes on to `max_tokens`.
       vocab_size: the tokenizer's. Rows of the embedding beyond it are never drawn, nor are entries of the tokenizer
         that have no row in the embedding.
+      absent: ids below `vocab_size` that the tokenizer skips (`Tokenizer.absent`). They are not drawn either.
       every: see `stream`.
     """
     numbers = {'max_tokens': (max_tokens, 1, 2**31 - 1), 'every': (every, 1, 2**31 - 1), 'seed': (seed, 0, 2**32 - 1)}
@@ -255,7 +259,7 @@ def decode(model, params, cache, logits_BV, progress: Progress, settings: Settin
 def advance(progress: Progress, logits_BV, settings: Settings) -> tuple[Progress, jax.Array]:
     """(Progress, int32 [B]): a token drawn for every row that is not done, part of its text unless it ends it."""
     B, V = logits_BV.shape
-    known_V = jnp.arange(V) < settings.vocab_size
+    known_V = jnp.pad(settings.known, (0, V - len(settings.known)))
     sound = jnp.isfinite(logits_BV) | ~known_V[None] | progress.done[:, None]
     key = jax.random.key(settings.seed)
     keys_B = jax.vmap(lambda *row: functools.reduce(jax.random.fold_in, row, key))(settings.tag, progress.made)

@@ -47,6 +47,7 @@ def _of_rows(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
 def settings(run: Run, ids: Sequence[list[int]]) -> dict[str, Any]:
     """The arguments of `sample.generate` by config.sample, for prompts of these ids."""
     ends = {'end_ids': run.generation['eos_token_id'], 'vocab_size': run.corpus.tokenizer.vocab_size}
+    ends |= {'absent': run.corpus.tokenizer.absent}
     return run.config.sample.to_dict() | {'seed': run.config.seed, 'prompts': ids} | ends
 
 

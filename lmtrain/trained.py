@@ -80,7 +80,8 @@ def prompted(run: Trained, name: str | None, chats: bool) -> Trained:
         template = chat.template_of(name or 'auto', run.tokenizer, '', date)
     if template is None:
         return run._replace(template=None)
-    ends = dict.fromkeys([*run.end_ids, chat.answer_end(run.tokenizer, template)])
+    end = chat.answer_end(run.tokenizer, template)
+    ends = dict.fromkeys([*run.end_ids, *([end] if end is not None else [])])
     return run._replace(template=template, end_ids=list(ends))
 
 

@@ -12,7 +12,7 @@ import tokenizers
 
 from configs import tiny
 from lmtrain import assemble, base, export, train, trained, tree
-from lmtrain.models import generation, load_pretrained
+from lmtrain.models import generation, load_pretrained, pretrained
 
 STEPS = 4
 
@@ -166,6 +166,12 @@ def test_a_run_of_no_family_is_told_so_when_it_is_exported(folder, tmp_path):
     with pytest.raises(ValueError, match=f'no family of transformers has this model; {reason}'):
         export.export(tmp_path / 'masked', tmp_path / 'hf', 'hf')
     assert re.search(reason, base.exportable(config))
+
+
+def test_a_model_that_no_family_can_say_is_told_so(folder, monkeypatch):
+    monkeypatch.setattr(pretrained, 'FAMILIES', {})
+    with pytest.raises(ValueError, match='no family of transformers has this model: config.json of none can say'):
+        base.of_a_family(assemble.assemble(recipe(folder)).model)
 
 
 def test_fields_that_the_user_ignores_are_skipped_by_every_run_on_the_base(folder, tmp_path):

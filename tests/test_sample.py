@@ -193,6 +193,16 @@ def test_entries_of_a_tokenizer_without_a_row_are_never_drawn():
     assert len(drawn) > 40 and drawn <= set(range(64))
 
 
+def test_ids_that_a_tokenizer_skips_are_never_drawn():
+    model = transformer(tied=False)
+    params = steered(model, [7, 3, *(token for token in range(64) if token not in (3, 7))])
+    wide = {'vocab_size': 70, 'end_ids': [66]}
+    assert generate(model, [[1]], 5, params, **GREEDY | wide | {'absent': (7, 68)}) == [[3] * 5]
+    hot = DRAWN | wide | {'absent': (7, 9), 'temperature': 1e6}
+    drawn = {token for text in generate(model, [[1]] * 4, 40, params, **hot) for token in text}
+    assert len(drawn) > 40 and not drawn & {7, 9}
+
+
 @pytest.mark.parametrize('ends', [[END], [9, END], [END, 3, 9]], ids=str)
 def test_a_text_ends_at_the_first_of_several_end_tokens(ends):
     """As cut from the text without end tokens; the reason says which texts ended."""

@@ -1567,8 +1567,8 @@ FAULTS = {
     'lmtrain/trained.py': [
         (
             'the template ends no answer',
-            'dict.fromkeys([*run.end_ids, chat.answer_end(run.tokenizer, template)])',
-            'dict.fromkeys(run.end_ids)',
+            '[*run.end_ids, *([end] if end is not None else [])]',
+            '[*run.end_ids]',
         ),
         ('a name is needed for messages', 'template is None and chats', 'template is None and not chats'),
         ('another corpus passes', 'if saved.get(name) != value:', 'if name not in saved:'),

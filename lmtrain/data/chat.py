@@ -21,6 +21,7 @@ from lmtrain import paths
 from lmtrain.data.contents import bar
 from lmtrain.data.conversation import Conversation, checked, read
 from lmtrain.data.examples import Example, Long
+from lmtrain.data.layout import Examples
 from lmtrain.data.rows import Row
 from lmtrain.data.template import PLAIN, Template, Text, as_text, encode
 from lmtrain.data.text import Tokenizer
@@ -120,18 +121,33 @@ def prompt(
     return _begun(encode(text, [], tokenizer)[0], tokenizer, template, 'the prompt')
 
 
-def answer_end(tokenizer: Tokenizer, template: Template | None) -> int:
+def answer_end(tokenizer: Tokenizer, template: Template | None) -> int | None:
     """The id of the token that ends an answer: the special token that the template writes after it, else the end token.
 
-    Raises ValueError if the template cannot write a question and its answer.
+    None if the template refuses a question and its answer, also with a text of the system before them: what ends its
+    answers is only known from rows (`learned_end`).
     """
     if template is None:
         return tokenizer.end_id
-    said = Conversation([{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}], (1,))
-    (text, _), *_ = written(said, tokenizer, template, 'a short conversation').texts
-    answer = _runs(text.origin, ANSWER)[-1][1]
-    behind = [each.token for each in text.specials if each.begin >= answer]
-    return behind[0] if behind else tokenizer.end_id
+    pair = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+    for messages in (pair, [{'role': 'system', 'content': 'c'}, *pair]):
+        said = Conversation(messages, (len(messages) - 1,))
+        try:
+            (text, _), *_ = written(said, tokenizer, template, 'a short conversation').texts
+        except ValueError:
+            continue
+        spoken = _runs(text.origin, ANSWER)
+        behind = [each.token for each in text.specials if spoken and each.begin >= spoken[-1][1]]
+        return behind[0] if behind else tokenizer.end_id
+    return None
+
+
+def learned_end(examples: Examples, tokenizer: Tokenizer) -> int:
+    """The id of the special token that most answers of some rows end with, else the end token."""
+    learned = np.append(examples.flat['loss_mask'] > 0, False)
+    last = examples.tokens[1:][learned[:-1] & ~learned[1:]].tolist()
+    ends = collections.Counter(token for token in last if token in tokenizer.specials)
+    return ends.most_common(1)[0][0] if ends else tokenizer.end_id
 
 
 def conversations(

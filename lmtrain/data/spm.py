@@ -43,6 +43,8 @@ class SentencePiece(Tokenizer):
                 specials[token], pieces[token] = name, b''
             else:
                 self._words[name], pieces[token] = (token, flags), name.encode()
+        written = {int(token) for token in told.get('added_tokens_decoder', {})}
+        absent = tuple(token for token in range(model.get_piece_size(), len(pieces)) if token not in written)
         by_name = {name: token for token, name in specials.items()}
         begin, end = (by_name.get(told.get(role)) for role in ('bos_token', 'eos_token'))
         ends = [token for token in (end, model.eos_id(), model.bos_id()) if token is not None and token >= 0]
@@ -51,6 +53,7 @@ class SentencePiece(Tokenizer):
             pieces.append(b'')
         leading = model.encode_as_pieces('a')[:1] != ['a']
         super().__init__(pieces, specials, ends[0], mask, leading)
+        self.absent = absent
         if begin is not None:
             self.begin_id = begin
 

@@ -67,6 +67,7 @@ class HuggingFace(Tokenizer):
             specials[size], ends = END, [size]
             pieces.append(b'')
         super().__init__(pieces, specials, ends[0], mask, leading)
+        self.absent = tuple(sorted(set(range(size)) - ids.keys()))
         begins = [told[role] for role in ('bos_token', 'cls_token') if role in told]
         for name in (*names, *begins):
             if name not in self.special_ids:

@@ -53,6 +53,7 @@ class Tokenizer:
             known = [token for name in KNOWN_MASKS for token, special in self.specials.items() if special == name]
             self.mask_id = known[0] if known else self._add(MASK)
         self.vocab_size = len(self.pieces)
+        self.absent: tuple[int, ...] = ()  # ids below vocab_size that stand for nothing
 
     def _add(self, special: str) -> int:
         self.specials[len(self.pieces)] = special

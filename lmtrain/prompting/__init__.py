@@ -119,6 +119,7 @@ def score(
         _check_known(asked, prompts, tokenizer, model.vocab_size)
         greedy = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'max_tokens': max_tokens}
         known = {'end_ids': list(dict.fromkeys([tokenizer.end_id, *end_ids])), 'vocab_size': tokenizer.vocab_size}
+        known |= {'absent': tokenizer.absent}
         texts = sample.generate(model, params, [ids.tolist() for ((ids, _),) in prompts], **greedy, **known)
         found = _equal(asked, texts, tokenizer, stop)
     named = {'accuracy': 'right', 'accuracy_per_byte': 'per_byte'} if choices else {'exact_match': 'right'}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data import chat, examples
+from lmtrain.data import chat, examples, layout
 from lmtrain.data.conversation import Conversation
 from lmtrain.data.rows import Row
 from lmtrain.data.subword import learn_bpe
@@ -242,6 +242,23 @@ def test_a_prompt_of_the_plain_template_begins_as_a_row_does():
 def test_the_token_that_ends_an_answer(tokenizer, source, end):
     assert chat.answer_end(tokenizer, Template(source, 'the template')) == end
     assert chat.answer_end(tokenizer, None) == tokenizer.end_id == 271
+
+
+def test_the_end_of_answers_is_known_from_rows_if_a_template_refuses_a_plain_pair(tokenizer):
+    asks = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    assert chat.answer_end(tokenizer, Template(asks + CHATML, 'the template')) == 273
+    source = '{% if messages | length < 4 %}{{ raise_exception("too few") }}{% endif %}' + PHI
+    assert chat.answer_end(tokenizer, Template(source, 'the template')) is None
+    task = made([row(messages=[*TALK, *TALK][:4])], tokenizer, PHI)
+    spelled = layout.Examples(
+        np.append(np.concatenate([each.tokens for each in task[0]]), np.int32(0)),
+        np.array([0, sum(len(each.tokens) for each in task[0])]),
+        np.zeros(1),
+        {'loss_mask': np.concatenate([each.flat['loss_mask'] for each in task[0]])},
+        {},
+    )
+    assert chat.learned_end(spelled, tokenizer) == 273
+    assert chat.learned_end(spelled._replace(flat={'loss_mask': 0 * spelled.flat['loss_mask']}), tokenizer) == 271
 
 
 def test_a_tokenizer_carries_the_template(tokenizer, tmp_path):

@@ -37,6 +37,17 @@ def test_bpe_gives_back_any_text_and_no_special(text):
     assert ''.join(feed([token]) for token in ids) == text
 
 
+def test_ids_that_a_file_skips_are_absent():
+    spec = json.loads(bpe.content)
+    added = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}
+    spec['added_tokens'] = [added | {'id': SIZE, 'content': '</s>'}]
+    vocab = spec['model']['vocab']
+    spec['model']['vocab'] = {name: token + 3 * (token == SIZE - 1) for name, token in vocab.items()}
+    gaps = HuggingFace(json.dumps(spec).encode(), False)
+    assert gaps.specials == {SIZE: '</s>'} and gaps.vocab_size == SIZE + 3
+    assert gaps.absent == (SIZE - 1, SIZE + 1) and bpe.absent == ()
+
+
 def test_learning_twice_gives_the_same():
     assert learn_bpe(TEXT, 320) == learn_bpe(TEXT, 320)
     assert bpe.vocab_size <= 321 and bpe.end_id == bpe.vocab_size - 1
