@@ -103,7 +103,7 @@ def header(
     dtype: str,
     steps: int | None,
     hours: float | None,
-    epoch_tokens: int,
+    epoch_tokens: int | None,
     flops_per_step: float,
     memory: Mapping[str, int],
     replicas: int | None = None,
@@ -113,7 +113,8 @@ def header(
     Args:
       trainable, total: parameters. rows, seq_len: of the global batch. accumulate: micro-batches a step.
       devices: all of them. steps: planned, or None under a budget of `hours`.
-      epoch_tokens: rows x seq_len of the steps of an epoch, which of a mixture is a pass over its first source.
+      epoch_tokens: rows x seq_len of the steps of an epoch, which of a mixture is a pass over its first source; None
+        if it is not known.
       flops_per_step: `cost.Flops.total`, all T keys counted. memory: `cost.memory`, bytes a device.
       replicas: devices that share the rows (mesh.data x mesh.fsdp); None is all of them.
     """
@@ -127,10 +128,8 @@ def header(
     if steps is None:
         plan = f'{hours:g} hours of wall clock ({duration(3600 * hours)}); {unit(flops_per_step, "FLOP")} a step'
     else:
-        plan = (
-            f'{steps:,} steps, {number(steps * tokens)} tokens ({steps * tokens / epoch_tokens:.2g} epochs), '
-            f'{unit(steps * flops_per_step, "FLOP")}'
-        )
+        epochs = f' ({steps * tokens / epoch_tokens:.2g} epochs)' if epoch_tokens else ''
+        plan = f'{steps:,} steps, {number(steps * tokens)} tokens{epochs}, {unit(steps * flops_per_step, "FLOP")}'
     learns = (
         'all of them learn'
         if trainable == total

@@ -32,7 +32,7 @@ def dry_run(config) -> str:
 def _page(run: Run, notes: list[str]) -> str:
     parts = [
         *(['\n'.join(notes)] if notes else []),
-        run.header(),
+        run.header(stand_in=bool(notes)),
         display.parameters(run.shapes.trainable, run.shapes.frozen),
         compiled_figures(run),
         decoded(run),

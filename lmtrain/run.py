@@ -138,8 +138,11 @@ class Run(NamedTuple):
             found |= {'seconds': flops / self.peak / self.config.plan.mfu}
         return found
 
-    def header(self) -> str:
-        """What is about to be run, for a person."""
+    def header(self, stand_in: bool = False) -> str:
+        """What is about to be run, for a person.
+
+        stand_in: the text is `assemble.stand_in`, of which sizes and epochs say nothing.
+        """
         config, shapes = self.config, self.shapes
         about = display.header(
             trainable=tree.count(shapes.trainable),
@@ -153,14 +156,14 @@ class Run(NamedTuple):
             dtype=config.model.dtype,
             steps=self.total_steps,
             hours=config.budget.hours,
-            epoch_tokens=self.stream('train', shuffle=True).steps_per_epoch
-            * config.data.batch_size
-            * config.data.seq_len,
+            epoch_tokens=None
+            if stand_in
+            else self.stream('train', shuffle=True).steps_per_epoch * config.data.batch_size * config.data.seq_len,
             flops_per_step=self.flops_per_step.total,
             memory=self.memory(),
         )
         notes = [display.note('rows', text) for text in getattr(self.corpus, 'notes', ())]  # of a task
-        if config.task.name == 'text':
+        if config.task.name == 'text' and not stand_in:
             notes.append(display.text(self.corpus.facts()))
         notes += [display.note('head', text) for text in self.notes]
         if repeated := getattr(self.stream('train', shuffle=True), 'repeated', 0):

@@ -19,6 +19,7 @@ FORMATS = {
 WHOLE = ('messages', 'sharegpt')  # formats that hold the prompt as well, so a field `prompt` beside them repeats it
 ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
 SHAREGPT = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant'} | {role: role for role in ROLES}
+SHAREGPT |= {'function_call': 'assistant', 'observation': 'tool'}  # of LLaMA-Factory
 # Whether a message is learned: OpenAI and Mistral say `weight`, axolotl `train` or `training`, ms-swift `loss`.
 LEARN = ('weight', 'train', 'training', 'loss')
 REFUSED = ('train_detail', 'training_detail', 'loss_scale', 'mask', 'masked')  # they say more than yes or no
@@ -150,6 +151,8 @@ def _message(message: Any, at: str) -> dict[str, Any]:
     if 'from' in message and 'role' not in message:
         names, roles = ('from', 'value'), SHAREGPT
     role, content = (message.get(name) for name in names)
+    if role == 'function_call' and 'from' in names:
+        content, message = '', message | {'tool_calls': _calls(content, at)}
     if content is None and role is not None and any(message.get(name) for name in ('tool_calls', *REASONING)):
         content = ''
     if role is None or content is None:
@@ -164,6 +167,18 @@ def _message(message: Any, at: str) -> dict[str, Any]:
     rest = {name: value for name, value in message.items() if name not in names}
     check_text(json.dumps(rest, ensure_ascii=False), at)
     return {'role': roles[role], 'content': check_text(content, f'{at}: {names[1]!r}')} | rest
+
+
+def _calls(value: Any, at: str) -> list[dict[str, Any]]:
+    """The value of a `function_call`, JSON of an object with `name` and `arguments` or of several, as `tool_calls`."""
+    try:
+        calls = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"{at}: 'value' of a function_call is not JSON ({error}): {value!r:.60}") from None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, dict) and {'name', 'arguments'} <= call.keys() for call in calls):
+        raise ValueError(f"{at}: 'value' of a function_call needs an object with 'name' and 'arguments': {value!r:.60}")
+    return [{'type': 'function', 'function': call} for call in calls]
 
 
 def _check_learn(message: Mapping, role: str, at: str) -> None:

@@ -5,6 +5,7 @@ from lmtrain.data.rows import Row
 
 TALK = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
 CALL = [{'type': 'function', 'function': {'name': 'f', 'arguments': '{}'}}]
+CALL = {'type': 'function', 'function': {'name': 'f', 'arguments': {'x': 1}}}
 
 
 def made(text=(), label='', **fields):
@@ -20,6 +21,17 @@ def made(text=(), label='', **fields):
         ({'instruction': 'a', 'output': 'b', 'messages': None}, 'alpaca', TALK),
         ({'conversations': [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'}]}, 'sharegpt', TALK),
         ({'conversations': TALK}, 'sharegpt', TALK),
+        (
+            {
+                'conversations': [
+                    {'from': 'human', 'value': 'a', 'loss': None},
+                    {'from': 'observation', 'value': 'sun'},
+                    {'from': 'function_call', 'value': '{"name": "f", "arguments": {"x": 1}}'},
+                ]
+            },
+            'sharegpt',
+            [TALK[0], {'role': 'tool', 'content': 'sun'}, {'role': 'assistant', 'content': '', 'tool_calls': [CALL]}],
+        ),
         ({'messages': [{'from': 'user', 'value': 'a'}, TALK[1]]}, 'messages', TALK),
         ({'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]}, TALK[1]]}, 'messages', TALK),
         # UltraChat and No Robots repeat the prompt beside the messages.
@@ -114,6 +126,14 @@ def test_answers_that_are_not_learned(name, value, learned):
         ({'messages': TALK, 'tools': [{'name': '\ud800'}]}, "'tools' holds half of a surrogate pair"),
         ({'conversations': [{'from': 'robot', 'value': 'a'}]}, r"\[0\]: 'from' is 'robot', which is none of human"),
         ({'conversations': [{'value': 'a'}]}, r"\[0\]: an object .* 'from' and 'value'.* is expected"),
+        (
+            {'conversations': [{'from': 'function_call', 'value': 'f(1)'}]},
+            r"\[0\]: 'value' of a function_call is not JSON",
+        ),
+        (
+            {'conversations': [{'from': 'function_call', 'value': '[{"name": "f"}]'}]},
+            r"\[0\]: 'value' of a function_call needs an object with 'name' and 'arguments'",
+        ),
         ({'prompt': 'a', 'completion': 'b\ud800'}, 'half of a surrogate pair'),
         ({'messages': [TALK[0], TALK[1] | {'weight': 0.5}]}, r"\[1\]: 'weight' is 0.5; it must be 0 or 1"),
         ({'messages': [TALK[0], TALK[1] | {'train': 'no'}]}, r"\[1\]: 'train' is 'no'; it must be 0 or 1"),

@@ -68,6 +68,7 @@ def test_the_recipe_says_what_the_flags_do_not(lmtrain, house):
         'seed': 5,
         'end_ids': [256, 7],
         'vocab_size': 257,
+        'absent': (),
     }
     assert house.settings == wanted
     assert house.prompts == [''] and house.step == 200
