@@ -125,9 +125,9 @@ class Loop:
         self.validation, self.evaluated_at = validation, self.done
         if self.writers:
             self.writers.validation(self.done, self.validation)
-        self.live.say(f'{self.done:>7,}  ' + display.evaluation_line(self.validation, self.baselines))
+        self.live.say(display.note(f'{self.done:,}', display.evaluation_line(self.validation, self.baselines)))
         for name, own in self.validation.get('sources', {}).items():
-            self.live.say(f'         {name}: {display.evaluation_line(own, {})}')
+            self.live.say(display.note('', f'{name}: {display.evaluation_line(own, {})}'))
         if not math.isfinite(self.validation['loss']):
             self.give_up(f'the validation loss after step {self.done:,} is {self.validation["loss"]}')
 

@@ -63,7 +63,7 @@ def train(config, workdir) -> dict[str, Any]:
             live.say(f'  resumed    after step {extra["step"]:,}, {display.duration(extra["elapsed"])} in')
         for difference in changed:
             rounding = ' (the same sums in another order: no longer equal to the bit)' * (difference.kind == 'rounding')
-            live.say(f'  changed    {difference}{rounding}')
+            live.say(display.note('changed', f'{difference}{rounding}'))
         del saved
         writers = None  # one process writes for all
         if first:

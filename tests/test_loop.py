@@ -25,7 +25,7 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
 
 
-def test_a_run_seen_from_outside(config, tmp_path, monkeypatch):
+def test_a_run_seen_from_outside(config, tmp_path, monkeypatch, capsys):
     config.optimizer.learning_rate = 0.02
     config.schedule.update({'name': 'cosine', 'warmup': 0.4, 'start': 0.1, 'final': 0.2})
     phases, during, saved = [], [], []
@@ -51,6 +51,8 @@ def test_a_run_seen_from_outside(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Loop, 'say', spied(loop.Loop.say, lambda: during.append(('step', phases[-1]))))
     results = train.train(config, tmp_path / 'run')
     assert (results['cost']['steps'], results['cost']['tokens']) == (STEPS, STEPS * 8 * config.data.seq_len)
+    shown = [line for line in capsys.readouterr().out.splitlines() if 'tok/s' not in line and str(tmp_path) not in line]
+    assert any('perplexity' in line for line in shown) and max(map(len, shown)) <= 80
 
     # An evaluation and a save have limits of their own, and the step after them has its own again.
     assert set(during) == {('evaluation', 'evaluate'), ('save', 'save'), ('step', 'step')}
