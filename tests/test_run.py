@@ -1,4 +1,6 @@
-"""Whether a step keeps its logits: by the memory of a device, and as the compiler finds it."""
+"""Whether a step keeps its logits: by the memory of a device, and as the compiler finds it. Measures of a run."""
+
+import math
 
 import jax
 import numpy as np
@@ -60,3 +62,41 @@ def test_the_compiler_finds_what_the_arithmetic_says(text):
 )
 def test_bytes_of_logits(elements, keep, size):
     assert cost.logits_bytes(elements, 2, keep) == size
+
+
+SMALL = {'model.vocab_size': 257, 'model.dtype': 'float32'}
+
+
+def test_bits_are_per_byte_and_not_per_token(text):
+    run = run_of(text, 0, **SMALL)
+    split = run.corpus.splits['train']
+    assert split.num_tokens == split.num_bytes + split.num_documents  # each has an END
+    bits = run.in_bits({'nats': 3 * math.log(2)})['bits_per_byte']
+    assert bits == pytest.approx(3 * split.num_tokens / split.num_bytes) and bits > 3
+
+
+@pytest.mark.parametrize(('rate', 'length', 'hidden'), [(0.15, 52, 8), (0.15, 58, 9), (0.2, 64, 13)])
+def test_as_many_positions_are_predicted_as_a_batch_hides(text, rate, length, hidden):
+    over = {'model.causal': False, 'data.corrupt': rate, 'data.seq_len': length, 'model.vocab_size': 258}
+    run = run_of(text, 0, **SMALL | over)
+    assert run.predicted == hidden == run.stream('train').batch(0)['select'].shape[1]
+
+
+def test_rows_that_accumulate_are_not_in_memory_at_once(text):
+    once, four = (run_of(text, 0, **SMALL | {'optimizer.accumulate': count}).memory() for count in (1, 4))
+    assert once['activations'] == pytest.approx(4 * four['activations'], rel=0.3)
+
+
+def test_a_pass_over_a_mixture_is_divided_by_its_shares(text, tmp_path):
+    (tmp_path / 'more.txt').write_text('more text to learn from ' * 2000)
+    run = run_of(text, 0, **SMALL | {'data.mix': ((str(tmp_path / 'more.txt'), 0.25),), 'data.seq_len': 16})
+    passes = run.passes('validation', 5)
+    assert [(share, stream.steps_per_epoch) for share, stream in passes.values()] == [(0.8, 4), (0.2, 1)]
+    assert [stream.steps_per_epoch for _, stream in run.passes('validation', 1).values()] == [1, 1]
+    assert all(stream.steps_per_epoch > 4 for _, stream in run.passes('validation').values())
+
+
+def test_a_step_of_a_sweep_is_that_of_each_member(text):
+    alone = run_of(text, 0, **SMALL).flops_per_step
+    three = run_of(text, 0, **SMALL | {'sweep.seeds': (1, 2, 3)}).flops_per_step
+    assert three == tuple(3 * part for part in alone)
