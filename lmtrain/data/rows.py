@@ -234,6 +234,8 @@ def _is_comment(text: str, cells: list[str], columns: int) -> bool:
     """Whether the first line of a sentence is a comment: the word '#' has as many columns as the other lines."""
     if '\t' in text:
         return cells[0].startswith('# ')
+    if len(cells) == 1:  # '#' or '#id=3': no tag stands beside it
+        return text.startswith('#')
     return text.startswith('# ') and (len(cells) != columns or bool(re.match(r'# +[\w.:-]+ *=', text)))
 
 
