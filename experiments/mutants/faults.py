@@ -587,7 +587,7 @@ FAULTS = {
         ('a run may change its seed', "(r'log\\..*', 'free'),", "(r'log\\..*', 'free'),\n    (r'seed', 'free'),"),
         ('lines of the step itself are cut', "json.loads(line)['step'] > step", "json.loads(line)['step'] >= step"),
         ('True equals 1', 'if json.dumps(one) != json.dumps(other):', 'if one != other:'),
-        ('a budget is free under every schedule', "kind = 'free' if constant else 'fixed'", "kind = 'free'"),
+        ('a budget is free under every schedule', "(constant if kind == 'constant' else not pooled)", 'True'),
         ('a half-written line of the lineage stays', "file.truncate(file.read().rfind(b'\\n') + 1)", 'file.read()'),
         (
             'checkpoints that are there count twice',
@@ -1890,5 +1890,5 @@ EQUIVALENT = {
     (
         'lmtrain/data/to_transformers.py',
         'bytes are split as words',
-    ): 'there are no merges, so each byte is a token in any word',
+    ): 'there are no merges, so each byte is a token in any word'
 }

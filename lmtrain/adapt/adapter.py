@@ -89,8 +89,9 @@ def sites(params: Mapping, rules: tree.Rules, what: str) -> dict[str, Any]:
 
     Raises ValueError naming `what` if a rule is not a pair, or a pattern matches none that an adapter may stand beside.
     """
-    leaves = [path for path in tree.flatten(params) if path.endswith(('/kernel', '/embedding'))]
-    places = [path for path in leaves if not re.fullmatch(rf'{ELSEWHERE}|task_head/.*', path)]  # that learns as it is
+    leaves = list(tree.flatten(params))
+    kernels = [path for path in leaves if path.endswith(('/kernel', '/embedding'))]
+    places = [path for path in kernels if not re.fullmatch(rf'{ELSEWHERE}|task_head/.*', path)]  # that learns as it is
     try:
         found = tree.match(rules, places)
     except ValueError as error:

@@ -28,6 +28,7 @@ from lmtrain.checkpoint import SaveFailed
 #   constant  free where schedule.name is 'constant' before and after. Elsewhere the learning rate is a function of the
 #             share of the budget that is spent: with another budget the steps already taken would have been others.
 #             (A warmup is a share of the budget too; the one that has been done stays as it was.)
+#   pooled    free unless task.name, before or after, is one of POOLED: no other task reads it.
 MAY_CHANGE = (
     (r'log\..*', 'free'),
     (r'evaluate\..*', 'free'),
@@ -42,7 +43,9 @@ MAY_CHANGE = (
     (r'model\.(attention|remat|unroll)', 'rounding'),
     (r'optimizer\.accumulate', 'rounding'),
     (r'budget\..*', 'constant'),
+    (r'objective\.pool', 'pooled'),
 )
+POOLED = ('classify', 'regress')
 ABSENT = '(absent)'
 SEEN = 15.0  # seconds in which a file of one process must be seen by the others
 
@@ -191,13 +194,14 @@ def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
     """The fields (dotted paths) in which two nested configs differ, each with its kind by MAY_CHANGE."""
     before, after = _flat(_normal(saved)), _flat(_normal(current))
     constant = before.get('schedule.name') == after.get('schedule.name') == 'constant'
+    pooled = before.get('task.name') in POOLED or after.get('task.name') in POOLED
     differences = []
     for field in sorted(before.keys() | after.keys()):
         one, other = before.get(field, ABSENT), after.get(field, ABSENT)
         if json.dumps(one) != json.dumps(other):  # 1 and True are not equal there
             kind = next((kind for pattern, kind in MAY_CHANGE if re.fullmatch(pattern, field)), 'fixed')
-            if kind == 'constant':
-                kind = 'free' if constant else 'fixed'
+            if kind in ('constant', 'pooled'):
+                kind = 'free' if (constant if kind == 'constant' else not pooled) else 'fixed'
             differences.append(Difference(field, one, other, kind))
     return differences
 
@@ -271,7 +275,11 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     """
     from configs import base  # late: only a folder that exists needs the defaults
 
-    return _filled(read(Path(workdir) / 'config.json'), json.loads(base.get_config().to_json()))
+    path = Path(workdir) / 'config.json'
+    config = read(path)
+    if missing := [name for name in ('data', 'model', 'optimizer', 'budget') if not isinstance(config.get(name), dict)]:
+        raise WrongRun(f'{path} is not the config of a run: it has no section {missing[0]!r}')
+    return _filled(config, json.loads(base.get_config().to_json()))
 
 
 def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

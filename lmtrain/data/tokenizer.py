@@ -103,7 +103,10 @@ def open_tokenizer(path: Path, mask: bool) -> Tokenizer:
             content, known = wordpiece(path.read_bytes()), BERT
         else:
             content, known = path.read_bytes(), {}
-        added = {token['content']: token for token in json.loads(content).get('added_tokens') or []}
+        spec = json.loads(content)
+        if not isinstance(spec, dict):
+            raise ValueError("it holds no object with a 'model'")
+        added = {token['content']: token for token in spec.get('added_tokens') or []}
         return HuggingFace(content, mask, about(path.parent, known, added))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         wanted = {'.model': 'a SentencePiece .model', '.txt': "BERT's vocab.txt"}

@@ -23,6 +23,7 @@ PRINTS = {'data': 'aa', 'tokenizer': 'bb'}
 # The answer for every field: a prefix, and what may happen to fields under it. All else is fixed.
 FREE = ('log.', 'evaluate.', 'checkpoint.', 'sample.', 'plan.', 'watchdog.', 'verify_every', 'data.cache', 'data.root')
 FREE += ('data.split', 'task.template', 'task.date', 'task.labels')  # of which the fingerprint of the data knows
+FREE += ('objective.pool',)  # of a text, the task of base.py
 ROUNDING = ('mesh.', 'model.attention', 'model.remat', 'model.unroll', 'optimizer.accumulate')
 
 
@@ -52,6 +53,13 @@ def test_every_field_has_its_kind(field):
 def test_no_rule_is_idle():
     for pattern, _ in workdir.MAY_CHANGE:
         assert any(re.fullmatch(pattern, field) for field in FIELDS), pattern
+
+
+def test_pooling_may_change_unless_a_row_is_classified():
+    for name, kind in {'text': 'free', 'chat': 'free', 'tag': 'free', 'classify': 'fixed', 'regress': 'fixed'}.items():
+        saved = changed('task.name', value=name)
+        found = workdir.compare(saved, changed('objective.pool', saved, 'mean'))
+        assert [(difference.field, difference.kind) for difference in found] == [('objective.pool', kind)], name
 
 
 @pytest.mark.parametrize(
