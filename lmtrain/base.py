@@ -66,7 +66,8 @@ def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> 
         base = _pretrained(path, ignore)
     else:
         raise FileNotFoundError(
-            f'init.base: {path} is neither the folder of a run nor a Hugging Face directory: it holds no config.json'
+            f'init.base: {path.absolute()} is neither the folder of a run nor a Hugging Face directory: it holds no '
+            'config.json'
         )
     files = [path / 'config.json']
     if adapter:

@@ -40,8 +40,8 @@ def read_rows(source, root: str, text: str = 'text', label: str = 'label', notes
     path = paths.local(name, 'config.task', root)
     if not path.is_file():
         kind = 'a directory' if path.is_dir() else 'no such file'
-        start = repr(root) if root else 'the current directory'
-        raise FileNotFoundError(f'{path}: {kind}; config.task names files, relative paths start at data.root, {start}')
+        start = f'data.root, {root!r}' if root else 'the current directory (in a recipe, at data.root)'
+        raise FileNotFoundError(f'{path}: {kind}; relative paths start at {start}')
     if of is not None:
         rows = [Row(place, {text: line, label: of}) for place, line in _texts(path) if line.strip()]
     else:

@@ -166,5 +166,7 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, said):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='no such file; config.task names files, relative paths start at'):
+    with pytest.raises(FileNotFoundError, match="no such file; relative paths start at data.root, '"):
         read_rows('a.csv', str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r'no such file; relative paths start at the current directory'):
+        read_rows('a-file-of-rows.csv', '')
