@@ -60,9 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors='replace')  # what the terminal's encoding lacks is no reason to end a run
     if not argv or argv[0] in ('help', '-h', '-help', '--help'):
         bold, plain = style('bold', 'plain')
-        verbs = '\n'.join(
-            f'  {bold}{verb:10}{plain}{wrapped(line, " " * 12).lstrip()}' for verb, line in VERBS.items()
-        )
+        verbs = '\n'.join(f'  {bold}{verb:10}{plain}{wrapped(line, " " * 12).lstrip()}' for verb, line in VERBS.items())
         print(HELP.format(verbs=verbs, bold=bold, plain=plain), end='')
         return 0
     verb, *rest = argv

@@ -236,7 +236,8 @@ def _is_comment(text: str, cells: list[str], columns: int) -> bool:
         return cells[0].startswith('# ')
     if len(cells) == 1:  # '#' or '#id=3': no tag stands beside it
         return text.startswith('#')
-    return text.startswith('# ') and (len(cells) != columns or bool(re.match(r'# +[\w.:-]+ *=', text)))
+    named = re.match(r'# *[\w.:-]+ *=', text)  # '# sent_id = 3', '#id=3 a'
+    return bool(named) or text.startswith('# ') and len(cells) != columns
 
 
 def _refuse_counted(sentences: list[list[tuple[str, list[str]]]], columns: int) -> None:

@@ -67,7 +67,7 @@ def test_the_separator_of_a_csv_is_told(tmp_path):
 COMMENTED = {
     'multiconer': ('# id 5f2a\tdomain=en\na _ _ O\n# _ _ B\n\n# id 6\tdomain=en\nb _ _ O\n', 2),
     'keys and values': ('# newdoc\n\n# sent_id = 3\n# text = a b\na x y O\n# x y B\n\n# id = 4\nb x y O\n', 4),
-    'one column': ('#\n#id=1\na O\n# B\n\n#\n# id 2 c\nb O\n', 4),
+    'one column': ('#\n#id=1\n#key=2 c\na O\n# B\n\n#\n# id 2 c\nb O\n', 5),
     'tabs': ('# id 1\na\tO\n#\tB\n\n# id 2\nb\tO\n', 2),
 }
 
