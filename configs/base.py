@@ -45,9 +45,7 @@ def get_config():
     config.task.buckets = 4  # lengths that batches come in at most, one compiled program each
     config.task.pack = False  # several conversations in a row, isolated ('chat' alone)
     config.task.too_long = 'error'  # rows beyond data.seq_len: 'error' | 'cut' | 'drop'
-    config.task.template = (
-        'auto'  # 'chat': 'auto' (tokenizer's, else 'plain') | 'plain' | 'none' | a name | a Jinja file
-    )
+    config.task.template = 'auto'  # 'chat': 'auto' (tokenizer's, or 'plain') | 'plain' | 'none' | a name | a Jinja file
     config.task.date = ''  # that a template with strftime_now writes, 'YYYY-MM-DD'; '' is today, kept when resumed
 
     # Start: lmtrain.base.open_base(config.init.base, config.init.adapter, config.init.ignore); with a base, the model
@@ -138,9 +136,9 @@ def get_config():
     # Objective: lmtrain.objectives, the module that the task names
     config.objective = ml_collections.ConfigDict()
     config.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM, section 5); 'text' and 'chat'
-    # The head of a task: 'auto' is that of transformers' class of the family (BERT's pooler, a decoder's last token);
-    # 'first' | 'last' | 'mean' of all adds a plain projection, read there. A base's own head for the task goes on
-    config.objective.pool = 'auto'
+    # The head of a task, unless the base has one. 'auto': that of transformers' class of the family (BERT's pooler, a
+    # decoder's last token); 'first' | 'last' | 'mean' (of all tokens): an added projection, which is read there
+    config.objective.pool = 'auto'  # of a new head: 'auto' (as transformers' class) | 'first' | 'last' | 'mean'
 
     # Budget: exactly one is set, and the schedule ends on it; one from the command line replaces the recipe's
     config.budget = ml_collections.ConfigDict()

@@ -89,8 +89,6 @@ def prompted(values: flags.FlagValues) -> None:
     rows = [row for file in values.rows for row in read_rows(file, '')]
     demonstrations = [row for file in values.demonstrations for row in read_rows(file, '')]
     choices = values.choices.split(',') if ',' in values.choices else values.choices
-    if not rows:
-        raise ValueError(f'{", ".join(values.rows)}: there is no row to score')
     try:
         chats = [] if values.template else [conversation.read(row, (), '')[1] for row in rows]
     except ValueError as error:

@@ -48,7 +48,7 @@ def prompted(run, flag_values: flags.FlagValues, template: str, prompts: list):
         raise ValueError(f'{what} with --{template}={name}: leave --{template} out, or give each prompt as one text')
     if run.template:
         note(f'each prompt is a turn of a conversation, written by {run.template.name}')
-    elif name is None and b'chat_template' in run.tokenizer.about:
+    elif name is None and 'chat_template' in run.tokenizer.config:
         note(f'prompts are continued as they stand; --{template}=auto writes them with the chat template')
     if names := writing.special_names([*prompts, system], run.tokenizer):
         listed = ', '.join(map(repr, names[:3])) + ', ...' * (len(names) > 3)

@@ -155,7 +155,7 @@ def flops_per_step(
         ]
 
     head = 'embed' if m.tied else 'head'
-    if getattr(m, 'head', 'lm') != 'lm':
+    if m.head != 'lm':
         head, rows = 'task_head/out', batch_size if m.head == 'classify' else rows
     if classes:
         head = next((path.rpartition('/')[0] for path in leaves if path.startswith('heads/')), 'heads/added')

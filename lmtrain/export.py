@@ -90,13 +90,9 @@ def _as_class(config, model: Transformer, params: tree.Params) -> tuple[Transfor
 
 
 def _padding(tokenizer: data.Tokenizer, like: dict | None) -> int | None:
-    """The id that pads rows of a classifier, of which transformers reads the last token that is another one.
-
-    Raises ValueError if the tokenizer's file about itself is no JSON.
-    """
-    told = json.loads(tokenizer.about or b'{}').get('pad_token')
-    by_name = {name: token for token, name in tokenizer.specials.items()}
-    known = ((like or {}).get('pad_token_id'), by_name.get(told), tokenizer.end_id)
+    """The id that pads rows of a classifier, of which transformers reads the last token that is another one."""
+    named = tokenizer.special_ids.get(tokenizer.config.get('pad_token'))
+    known = ((like or {}).get('pad_token_id'), named, tokenizer.end_id)
     inside = (*tokenizer.layout.prefix, *tokenizer.layout.suffix)
     return next((token for token in known if token is not None and token not in inside), None)
 
@@ -144,8 +140,8 @@ def _tokenizer(tokenizer: data.Tokenizer, to: Path, framed: bool) -> list[str]:
             (to / name).write_bytes(content)
         return []
     (to / tokenizer.file).write_bytes(tokenizer.content)
-    told = json.loads(tokenizer.about or b'{}')
-    told.pop('tokenizer_class', None)  # that of config.json's model_type reads a .model
-    if told:
-        (to / 'tokenizer_config.json').write_text(json.dumps(told, indent=2), encoding='utf-8')
+    config = tokenizer.config
+    config.pop('tokenizer_class', None)  # that of config.json's model_type reads a .model
+    if config:
+        (to / 'tokenizer_config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
     return [f'the tokenizer is a SentencePiece model, {tokenizer.file}, which transformers converts when it opens it']

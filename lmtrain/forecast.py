@@ -137,8 +137,8 @@ def needed(run: Run, target: Target, found: Compiled) -> float:
 def way_out(run: Run, target: Target, found: Compiled) -> dict[str, Any]:
     """{field: value} with which a run fits that does not: more micro-batches of the same batch, else remat='full' too.
 
-    The first that fits by theory (as far as the compiler was above it) is compiled, and twice as many micro-batches if
-    that does not fit. {}: nothing fits at this batch size on this mesh.
+    Candidates are compiled in order if they fit by theory, times the most by which a compiler was above it; 2 for each
+    time that a compiler gave up without a figure. {}: nothing fits at this batch size on this mesh.
     """
     above = 1.0 if found.too_large else needed(run, target, found) / run.memory()['total']
     parts = run.mesh.shape['data'] * run.mesh.shape['fsdp'] * run.config.optimizer.accumulate
@@ -153,10 +153,11 @@ def way_out(run: Run, target: Target, found: Compiled) -> dict[str, Any]:
         one = run._replace(config=config.lock(), model=model)
         if above * one.memory()['total'] > target.chip.memory:
             continue
-        above = max(above, needed(one, target, again := compiled(one)) / one.memory()['total'])
-        if needed(one, target, again) <= target.chip.memory:
+        again = compiled(one)
+        if (memory := needed(one, target, again)) <= target.chip.memory:
             changed = {'model.remat': remat} if remat != run.config.model.remat else {}
             return {'optimizer.accumulate': micro} | changed
+        above = 2 * above if again.too_large else max(above, memory / one.memory()['total'])
     return {}
 
 

@@ -143,7 +143,8 @@ class Run(NamedTuple):
 
         stand_in: the text is `assemble.stand_in`, of which sizes and epochs say nothing.
         """
-        config, shapes = self.config, self.shapes
+        config, shapes, stream = self.config, self.shapes, self.stream('train', shuffle=True)
+        epoch = stream.steps_per_epoch * config.data.batch_size * config.data.seq_len
         about = display.header(
             trainable=tree.count(shapes.trainable),
             total=tree.count(shapes.params),
@@ -156,9 +157,7 @@ class Run(NamedTuple):
             dtype=config.model.dtype,
             steps=self.total_steps,
             hours=config.budget.hours,
-            epoch_tokens=None
-            if stand_in
-            else self.stream('train', shuffle=True).steps_per_epoch * config.data.batch_size * config.data.seq_len,
+            epoch_tokens=None if stand_in else epoch,
             flops_per_step=self.flops_per_step.total,
             memory=self.memory(),
         )
@@ -166,8 +165,8 @@ class Run(NamedTuple):
         if config.task.name == 'text' and not stand_in:
             notes.append(display.text(self.corpus.facts()))
         notes += [display.note('head', text) for text in self.notes]
-        if repeated := getattr(self.stream('train', shuffle=True), 'repeated', 0):
-            notes.append(display.note('rows', f'{repeated} come twice in an epoch, to fill its last batch up'))
+        if repeated := getattr(stream, 'repeated', 0):
+            notes.append(display.note('rows', f'{repeated} come twice in an epoch, to fill up its last batch'))
         if fill := self.model.vocab_fill:
             text = f'{config.model.vocab_size:,} ids, and {fill} rows that mesh.tensor needs'
             notes.append(display.note('vocabulary', text))

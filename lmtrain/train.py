@@ -48,9 +48,8 @@ def train(config, workdir) -> dict[str, Any]:
         # Compiles while the initial state is made.
         compiling = None if finished else stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_step)
         state = run.complete(saved) if saved else run.initial_state()
-        out = (
-            None if first else stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
-        )  # one process speaks for all
+        # One process speaks for all.
+        out = None if first else stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
         live = stack.enter_context(contextlib.closing(display.Live(run.total_steps, out)))
         live.say(run.header())
         if first:
@@ -84,9 +83,8 @@ def train(config, workdir) -> dict[str, Any]:
         watchdog.expect('evaluate')
         if first:
             (workdir / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
-            (workdir / 'samples.txt').write_text(
-                texts(run, state, workdir), encoding='utf-8', errors='backslashreplace'
-            )
+            text = texts(run, state, workdir)
+            (workdir / 'samples.txt').write_text(text, encoding='utf-8', errors='backslashreplace')
             report.write(workdir)
     if first:
         live.say(display.evaluation(results['validation'], results['baselines'], 'validation'))

@@ -1,7 +1,6 @@
 """The folder of a run as a model: restored, and evaluated on a split."""
 
 import datetime
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -71,7 +70,7 @@ def prompted(run: Trained, name: str | None, chats: bool) -> Trained:
     """
     template = run.template
     if name is not None or template is None and chats:
-        if name is None and 'chat_template' not in json.loads(run.tokenizer.about or b'{}'):
+        if name is None and 'chat_template' not in run.tokenizer.config:
             raise ValueError(
                 'there are messages or a system text, and neither the run nor its tokenizer has a chat template to '
                 "write them: name a Jinja file or 'plain' (one message a line), or give each prompt as one text"

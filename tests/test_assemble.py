@@ -68,6 +68,16 @@ def test_a_resumed_run_writes_the_date_of_its_first_start(make, tmp_path, monkey
         folder.claim(tmp_path, train.resolved(other), other.fingerprints())
 
 
+def test_all_processes_write_the_date_of_the_first(make, monkeypatch):
+    on(monkeypatch, '2031-02-04')  # here; elsewhere it is not yet midnight
+    everyone = task.agree.everyone
+    monkeypatch.setattr(
+        task.agree, 'everyone', lambda value: ['2031-02-03', value] if isinstance(value, str) else everyone(value)
+    )
+    run = assemble(make([{'messages': TALK}] * 8, template='dated.jinja'))
+    assert run.config.task.date == run.corpus.template.date == '2031-02-03'
+
+
 def test_a_template_without_a_date_is_the_same_every_day(make, monkeypatch):
     config = make([{'messages': TALK}] * 8, date='2031-02-03')
     prints = []

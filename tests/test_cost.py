@@ -107,7 +107,7 @@ def test_compiled_flops_are_the_analytic_ones(settings, learns, predicted):
 
 def gpt2_124m(**changes):
     sizes = {'vocab_size': 50304, 'width': 768, 'num_layers': 12, 'num_heads': 12, 'num_kv_heads': 12, 'head_dim': 64}
-    return types.SimpleNamespace(**TINY | sizes | {'mlp_dim': 3072, 'unroll': 1} | changes)
+    return types.SimpleNamespace(**TINY | sizes | {'mlp_dim': 3072, 'unroll': 1, 'head': 'lm'} | changes)
 
 
 def test_published_figures():

@@ -54,7 +54,7 @@ def template_of(template: str, tokenizer: Tokenizer, root: str, date: str = '') 
 
     Raises FileNotFoundError, ValueError.
     """
-    own = json.loads(tokenizer.about or b'{}').get('chat_template') or {}
+    own = tokenizer.config.get('chat_template') or {}
     own = {'default': own} if isinstance(own, str) else {each['name']: each['template'] for each in own}
     if template == 'none':
         return None
@@ -94,7 +94,7 @@ def trained_template(task, tokenizer: Tokenizer) -> Template | None:
 
 def carrying(tokenizer: Tokenizer, template: Template) -> Tokenizer:
     """The tokenizer with `template` as its own: in the folder of a run, and in what is exported from it."""
-    told = {'tokenizer_class': 'PreTrainedTokenizerFast'} | json.loads(tokenizer.about or b'{}')
+    told = {'tokenizer_class': 'PreTrainedTokenizerFast'} | tokenizer.config
     changed = copy.copy(tokenizer)
     for known in ('hash', 'encoding'):
         changed.__dict__.pop(known, None)

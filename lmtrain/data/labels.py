@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ def class_of(value: Any, names: tuple[str, ...], place: str) -> int:
 def _name(value: Any, place: str) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, int | float) and value - value == 0 or isinstance(value, str) and value.strip():
+    if isinstance(value, int | float) and math.isfinite(value) or isinstance(value, str) and value.strip():
         return str(value)
     raise ValueError(f'{place}: a label is a name or a number, here it is {value!r}')
 

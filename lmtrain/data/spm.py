@@ -1,7 +1,6 @@
 """SentencePiece models: a .model file and the added tokens that a tokenizer_config.json names beside it."""
 
 import functools
-import json
 import re
 
 import numpy as np
@@ -33,7 +32,7 @@ class SentencePiece(Tokenizer):
                 pieces.append(bytes([int(name[3:5], 16)]))
             else:
                 pieces.append(name.replace('▁', ' ').encode())
-        told = json.loads(about or b'{}')
+        told = self.config
         named = {told.get(role) for role in ROLES if role != 'unk_token'}
         self._words = {}
         for token, flags in sorted(told.get('added_tokens_decoder', {}).items(), key=lambda item: int(item[0])):

@@ -41,7 +41,7 @@ class HuggingFace(Tokenizer):
         spec = json.loads(content)
         if not isinstance(spec, dict) or not isinstance(spec.get('model'), dict):
             raise ValueError("it holds no object with a 'model'")
-        told = json.loads(about or b'{}')
+        told = self.config
         unknown = unknown_of(spec['model'])
         self.added = added_tokens(spec, told)
         reserved = {token['content'] for token in self.added if token['special']}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain import paths
+from lmtrain import agree, paths
 from lmtrain.data import chat, examples
 from lmtrain.data.cache import build, directory_of, key
 from lmtrain.data.contents import SPLITS, borders_of, draw_of
@@ -106,7 +106,7 @@ def prepare_task(
         overlap) | 'drop'.
       template: 'auto' (the tokenizer's own, else 'plain') | 'plain' | 'none' | the name of one of the tokenizer's
         several templates | file of a Jinja chat template ('chat' alone).
-      date: that a template with `strftime_now` writes, 'YYYY-MM-DD'; '' is today.
+      date: that a template with `strftime_now` writes, 'YYYY-MM-DD'; '' is today, by the clock of process 0.
       vocab_limit: rows of the model's embedding; no text may need a token beyond them.
       base_labels: the classes of the base's own head for this task, in the order of their numbers.
 
@@ -136,8 +136,10 @@ def prepare_task(
             rows['train'], shots, (lambda row: _value(name, row, label, labels)) if name == 'classify' else None
         )
     tokenizer = _tokenizer(data, rows['train'], text, name)
-    date = date or datetime.date.today().isoformat()
-    writing = chat.template_of(template, tokenizer, data['root'], date) if name == 'chat' else None
+    writing = None
+    if name == 'chat':
+        date = date or agree.everyone(datetime.date.today().isoformat())[0]  # one for all, also at midnight
+        writing = chat.template_of(template, tokenizer, data['root'], date)
     content = _digest(rows), tokenizer.encoding, [name, text, label, labels, too_long, seq_len]
     encoded: list[str] = []
     templated: set[bool] = set()

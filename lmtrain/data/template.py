@@ -5,7 +5,6 @@ special token counts as that token only if all of its characters are the templat
 """
 
 import datetime
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -117,8 +116,7 @@ def _with_reasoning(message: Mapping) -> Mapping:
 
 def names_of(tokenizer: Tokenizer) -> dict[str, str]:
     """{'bos_token': '<s>', ...} as a template may write them."""
-    told = json.loads(tokenizer.about or b'{}')
-    names = {role: name for role, name in told.items() if role.endswith('_token')}
+    names = {role: name for role, name in tokenizer.config.items() if role.endswith('_token')}
     begin, end = (tokenizer.specials.get(token) for token in (tokenizer.begin_id, tokenizer.end_id))
     return {'bos_token': begin} | names | {'eos_token': names.get('eos_token', end)}
 

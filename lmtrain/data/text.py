@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,11 @@ class Tokenizer:
             self.mask_id = known[0] if known else self._add(MASK)
         self.vocab_size = len(self.pieces)
         self.absent: tuple[int, ...] = ()  # ids below vocab_size that stand for nothing
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields of `about`, {} without any."""
+        return json.loads(self.about or b'{}')
 
     def _add(self, special: str) -> int:
         self.specials[len(self.pieces)] = special

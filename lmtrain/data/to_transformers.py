@@ -56,7 +56,7 @@ def tokenizer_files(tokenizer: Tokenizer, framed: bool = False) -> dict[str, byt
 
 def _config(tokenizer: Tokenizer) -> dict:
     """The tokenizer_config.json: what the tokenizer came with, and if that names no end token, its own."""
-    told = json.loads(tokenizer.about or b'{}')
+    told = tokenizer.config
     if {'eos_token', 'sep_token'} & told.keys():
         return told
     roles = {'bos_token': tokenizer.begin_id, 'eos_token': tokenizer.end_id, 'mask_token': tokenizer.mask_id}

@@ -42,7 +42,7 @@ def fields_of(base: Mapping[str, Any], tokenizer, size: int, ends: Iterable[int]
       size: rows of the embedding; an id beyond them cannot be drawn and is left out.
       ends: further tokens that end a text, beside the tokenizer's and the base's.
     """
-    pad = tokenizer.special_ids.get(json.loads(tokenizer.about or b'{}').get('pad_token'))
+    pad = tokenizer.special_ids.get(tokenizer.config.get('pad_token'))
     roles = {'bos_token_id': tokenizer.begin_id} | ({} if pad is None else {'pad_token_id': pad})
     fields = {name: token for name, token in roles.items() if token < size} | dict(base)
     every = dict.fromkeys((tokenizer.end_id, *base.get(END, ()), *ends))

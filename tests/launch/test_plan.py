@@ -103,6 +103,19 @@ def test_what_does_not_fit_has_a_way_out_that_fits(capsys, monkeypatch):
     assert page.splitlines()[-1].startswith('no number of micro-batches makes it fit: take more chips than h100:1')
 
 
+def test_a_way_out_is_sought_further_if_a_compiler_gives_up_again(capsys, monkeypatch):
+    monkeypatch.setattr(target.Target, 'devices', lambda self: jax.devices()[: self.chips])
+
+    def compiled(run):
+        fits = run.config.optimizer.accumulate >= 4
+        return forecast.Compiled(**({'total': 7_000_000} if fits else {'too_large': 'RESOURCE_EXHAUSTED: by far'}))
+
+    monkeypatch.setattr(forecast, 'compiled', compiled)
+    code, page = plan(capsys, '--config=tiny', '--target=v5e:1x1')
+    assert code == 0 and 'fits      no: RESOURCE_EXHAUSTED: by far' in page
+    assert page.splitlines()[-1].split() == ['--config.optimizer.accumulate=4']
+
+
 def test_the_verdict_is_no_estimate_below_the_compilers(capsys, monkeypatch):
     monkeypatch.setattr(forecast, 'compiled', lambda run: forecast.Compiled(total=int(90e9), flops=1.0))
     _, page = plan(capsys, '--config=tiny', '--target=h100:8')
