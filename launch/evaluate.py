@@ -93,7 +93,7 @@ def prompted(values: flags.FlagValues) -> None:
         chats = [] if values.template else [conversation.read(row, (), '')[1] for row in rows]
     except ValueError as error:
         raise ValueError(f'without --template and --answer, rows are conversations: {error}') from None
-    asked = [said if said.messages else said.texts[0] for said in chats]
+    asked = [dialogue if dialogue.messages else dialogue.texts[0] for dialogue in chats]
     found = folder.prompted(folder.model(values), values, 'chat_template', asked)
     scores = prompting.score(
         found.model,

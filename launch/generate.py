@@ -93,13 +93,13 @@ def prompt_of(row, place: str):
     from lmtrain.data import conversation
     from lmtrain.data.rows import Row
 
-    _, said = conversation.read(Row(place, {'messages': fields[name], 'tools': fields.get('tools')}), (), '')
-    messages = list(said.messages)
+    _, dialogue = conversation.read(Row(place, {'messages': fields[name], 'tools': fields.get('tools')}), (), '')
+    messages = list(dialogue.messages)
     while messages and messages[-1]['role'] == 'assistant':
         messages.pop()
     if not messages:
         raise ValueError(f'{place}: no message before the answer of the assistant')
-    return said._replace(messages=messages, learned=())
+    return dialogue._replace(messages=messages, learned=())
 
 
 def show(run, prompts: list, system: str, settings: dict) -> None:

@@ -33,7 +33,9 @@ from lmtrain.run import LANGUAGE, Run
 def assemble(config: ml_collections.ConfigDict, devices=None, device_memory: int | None = None) -> Run:
     """Config -> the parts of a run, every check made that needs no compiler.
 
-    `devices`, of which each has `device_memory` bytes, are those that are here unless they are given.
+    Args:
+      devices: of the mesh; None is those of this machine.
+      device_memory: bytes of each of `devices`; None asks them.
 
     Raises ValueError or OSError naming the field or file, what was expected and the way out.
     """
@@ -127,8 +129,8 @@ def _headed(run: Run) -> Run:
         return run._replace(config=config.lock(), notes=pretrained.no_class(model))
     if pool != 'auto':
         base = under_head(base, base.model) if base and 'heads' in base.shapes and not kept else base
-        told = () if pretrained.as_class(model, HEADS[task], count, pool) else (no_form(pool),)
-        return run._replace(config=config.lock(), base=base, output=task, notes=told)
+        notes = () if pretrained.as_class(model, HEADS[task], count, pool) else (no_form(pool),)
+        return run._replace(config=config.lock(), base=base, output=task, notes=notes)
     wanted = pretrained.headed(model, HEADS[task], count)
     config.model.update({name: value for name, value in dataclasses.asdict(wanted).items() if name in config.model})
     base = under_head(base, dataclasses.replace(wanted, vocab_fill=0)) if base else None

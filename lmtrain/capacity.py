@@ -56,7 +56,7 @@ def check_memory(needed: Mapping[str, int], device: jax.Device) -> None:
 
 
 def device_memory(device: jax.Device) -> int:
-    """Bytes that this process may use of a device's own memory; 0 where it has none, or does not say."""
+    """Bytes that this process may use of a device's own memory; 0 if it has none, or does not say."""
     return (device.memory_stats() or {}).get('bytes_limit', 0)
 
 

@@ -31,15 +31,15 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, template: Template | None = Non
     return chat.prompt(prompt.messages, tokenizer, template, '' if own else system, prompt.tools)
 
 
-def before_answer(said: Conversation, which: int = -1) -> tuple[Prompt, str]:
+def before_answer(dialogue: Conversation, which: int = -1) -> tuple[Prompt, str]:
     """(what stands before an answer, the answer) of a conversation; `which` of those that are learned, the last one.
 
     Raises IndexError if it has no answer.
     """
-    if not said.messages:
-        return said.texts
-    at = said.learned[which]
-    return said._replace(messages=said.messages[:at], learned=()), said.messages[at]['content']
+    if not dialogue.messages:
+        return dialogue.texts
+    at = dialogue.learned[which]
+    return dialogue._replace(messages=dialogue.messages[:at], learned=()), dialogue.messages[at]['content']
 
 
 def shown(prompt: Prompt) -> str:
@@ -48,7 +48,7 @@ def shown(prompt: Prompt) -> str:
 
 
 def special_names(prompts: Iterable[Prompt], tokenizer: Tokenizer) -> list[str]:
-    """The names of special tokens that stand in prompts, where they are characters like any others."""
+    """The names of special tokens that prompts contain; they are read as characters."""
     pattern = tokenizer.special_pattern
     matches = (match for prompt in prompts for text in _texts(prompt) for match in pattern.finditer(text))
     return list(dict.fromkeys(match[match.lastindex] for match in matches))

@@ -34,7 +34,7 @@ class Run(NamedTuple):
     plain: state.TrainState | None = None  # those without the rows that fill the vocabulary up; None if there are none
     flops_per_step: cost.Flops | None = None
     total_steps: int | None = None  # None where the budget is in hours
-    device_memory: int = 0  # bytes of the smallest device; 0 where it is not known
+    device_memory: int = 0  # bytes of the smallest device; 0 if unknown
     output: str = 'logits'  # that the objective reads: of the model's own head, or by the task's name of an added one
     notes: tuple[str, ...] = ()  # about the head of the task
 

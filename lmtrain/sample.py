@@ -32,7 +32,7 @@ class Settings(NamedTuple):
     top_k: jax.Array  # int32, 0 is all
     top_p: jax.Array  # float32
     known: jax.Array  # bool [V], of each row of the embedding whether it may be drawn
-    end_ids: jax.Array  # int32 [ENDS], a text ends at any of them; -1 where there are fewer
+    end_ids: jax.Array  # int32 [ENDS], a text ends at any of them; -1 if there are fewer
 
 
 class Progress(NamedTuple):

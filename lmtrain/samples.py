@@ -32,11 +32,11 @@ def _of_rows(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
     """The first validation rows up to their first answer, those that leave room for one."""
     task, chosen = run.config.task, []
     for row in run.corpus.rows['validation'][:TRIED]:
-        _, said = conversation.read(row, tuple(task.text), task.label)
-        if said.messages and not said.learned:
+        _, dialogue = conversation.read(row, tuple(task.text), task.label)
+        if dialogue.messages and not dialogue.learned:
             continue
-        prompt, _ = prompts.before_answer(said, 0)
-        ids = prompts.encode(prompt, run.corpus.tokenizer, run.template if said.messages else None)
+        prompt, _ = prompts.before_answer(dialogue, 0)
+        ids = prompts.encode(prompt, run.corpus.tokenizer, run.template if dialogue.messages else None)
         if len(ids) < run.config.data.seq_len:
             chosen.append((prompt, ids))
         if len(chosen) == ROWS:

@@ -1541,7 +1541,7 @@ FAULTS = {
             'tokenizer.decode([*prompt, *ids])',
         ),
         ('a prompt fills the row', 'if len(ids) < run.config.data.seq_len:', 'if len(ids) <= run.config.data.seq_len:'),
-        ('the last answer is asked for', 'prompts.before_answer(said, 0)', 'prompts.before_answer(said, -1)'),
+        ('the last answer is asked for', 'prompts.before_answer(dialogue, 0)', 'prompts.before_answer(dialogue, -1)'),
         (
             'texts that were cut at the context ended',
             'reasons.count("stop")',

@@ -94,11 +94,11 @@ def trained_template(task, tokenizer: Tokenizer) -> Template | None:
 
 def carrying(tokenizer: Tokenizer, template: Template) -> Tokenizer:
     """The tokenizer with `template` as its own: in the folder of a run, and in what is exported from it."""
-    told = {'tokenizer_class': 'PreTrainedTokenizerFast'} | tokenizer.config
+    fields = {'tokenizer_class': 'PreTrainedTokenizerFast'} | tokenizer.config
     changed = copy.copy(tokenizer)
     for known in ('hash', 'encoding'):
         changed.__dict__.pop(known, None)
-    changed.about = json.dumps(told | {'chat_template': template.source}, sort_keys=True).encode()
+    changed.about = json.dumps(fields | {'chat_template': template.source}, sort_keys=True).encode()
     return changed
 
 
@@ -116,8 +116,8 @@ def prompt(
     """
     messages = [{'role': 'user', 'content': messages}] if isinstance(messages, str) else list(messages)
     first = [{'role': 'system', 'content': system}] if system else []
-    said = Conversation(checked(first + messages, 'the prompt'), tools=tools)
-    text = render(said, tokenizer, template, 'the prompt', True)
+    dialogue = Conversation(checked(first + messages, 'the prompt'), tools=tools)
+    text = render(dialogue, tokenizer, template, 'the prompt', True)
     return _begun(encode(text, [], tokenizer)[0], tokenizer, template, 'the prompt')
 
 
@@ -131,9 +131,9 @@ def answer_end(tokenizer: Tokenizer, template: Template | None) -> int | None:
         return tokenizer.end_id
     pair = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
     for messages in (pair, [{'role': 'system', 'content': 'c'}, *pair]):
-        said = Conversation(messages, (len(messages) - 1,))
+        dialogue = Conversation(messages, (len(messages) - 1,))
         try:
-            (text, _), *_ = written(said, tokenizer, template, 'a short conversation').texts
+            (text, _), *_ = written(dialogue, tokenizer, template, 'a short conversation').texts
         except ValueError:
             continue
         spoken = _runs(text.origin, ANSWER)
@@ -166,9 +166,9 @@ def conversations(
     examples, forms, beyond = [], collections.Counter(), []
     ways, unwritten, answers = collections.Counter(), collections.Counter(), 0
     for number, row in enumerate(bar(rows, 'writing conversations', len(rows))):
-        form, said = read(row, text, label)
-        forms[form, bool(said.messages)] += 1
-        how, each_tokens = tokens(said, tokenizer, template, row.place)
+        form, dialogue = read(row, text, label)
+        forms[form, bool(dialogue.messages)] += 1
+        how, each_tokens = tokens(dialogue, tokenizer, template, row.place)
         ways[how.way] += 1
         unwritten.update(how.unwritten)
         answers += len(each_tokens) * (how.way == 'separate')
@@ -212,27 +212,27 @@ def _says(ids: list[int], learns: list[bool], tokenizer: Tokenizer) -> bool:
 
 
 def tokens(
-    said: Conversation, tokenizer: Tokenizer, template: Template | None, place: str
+    dialogue: Conversation, tokenizer: Tokenizer, template: Template | None, place: str
 ) -> tuple[Written, list[tuple[list[int], list[bool], list[int]]]]:
     """(how it is written, [(ids, whether each is learned, the bytes of text behind each)]) of a conversation.
 
     BOS stands once at the beginning, and the end of every answer is learned.
     """
-    if not said.messages:
-        asked, answer = said.texts
+    if not dialogue.messages:
+        asked, answer = dialogue.texts
         span = len(asked), len(asked) + len(answer)
         result = Written('as it stands', [(as_text(asked + answer, tokenizer), [span])], [])
     elif template is None:
         raise ValueError(f"{place}: a conversation, and config.task.template is 'none': set it to 'auto'")
     else:
-        result = written(said, tokenizer, template, place)
+        result = written(dialogue, tokenizer, template, place)
     rows = []
     for text, spans in result.texts:
         ids, learns, sizes = encode(text, spans, tokenizer)
         _end_at_the_mark(ids, learns, tokenizer)
         if learns and learns[-1] and ids[-1] not in tokenizer.specials:
             ids, learns, sizes = [*ids, tokenizer.end_id], [*learns, True], [*sizes, 0]
-        begun = _begun(ids, tokenizer, template if said.messages else None, place)
+        begun = _begun(ids, tokenizer, template if dialogue.messages else None, place)
         more = len(begun) - len(ids)
         rows.append((begun, [False] * more + learns, [0] * more + sizes))
     return result, rows
@@ -257,24 +257,26 @@ def _traced(message: dict[str, Any], flags: int) -> dict[str, Any]:
 
 
 def render(
-    said: Conversation, tokenizer: Tokenizer, template: Template, place: str, cue: bool, count: int | None = None
+    dialogue: Conversation, tokenizer: Tokenizer, template: Template, place: str, cue: bool, count: int | None = None
 ) -> Text:
     """The text of the first `count` messages (of all, if None); those that are learned are marked ANSWER."""
-    messages = [_traced(each, CONTENT | ANSWER * (at in said.learned)) for at, each in enumerate(said.messages[:count])]
-    return template.render(messages, tokenizer, place, traced(said.tools, CONTENT | TOOLS), cue)
+    messages = [
+        _traced(each, CONTENT | ANSWER * (at in dialogue.learned)) for at, each in enumerate(dialogue.messages[:count])
+    ]
+    return template.render(messages, tokenizer, place, traced(dialogue.tools, CONTENT | TOOLS), cue)
 
 
-def written(said: Conversation, tokenizer: Tokenizer, template: Template, place: str) -> Written:
+def written(dialogue: Conversation, tokenizer: Tokenizer, template: Template, place: str) -> Written:
     """A conversation of messages as the template writes it. Raises ValueError if the template fails.
 
     An answer of which the template writes nothing (tool calls, in many) is not learned.
     """
-    whole = render(said, tokenizer, template, place, False)
+    whole = render(dialogue, tokenizer, template, place, False)
     if template.marks_answers:
-        return _written('marked', [(whole, _runs(whole.origin, GENERATION))], said)
+        return _written('marked', [(whole, _runs(whole.origin, GENERATION))], dialogue)
     separate, spans = [], []
-    for index in said.learned:
-        one = said._replace(learned=(index,))
+    for index in dialogue.learned:
+        one = dialogue._replace(learned=(index,))
         alone = render(one, tokenizer, template, place, False, index + 1)
         if not _runs(alone.origin, ANSWER):
             continue
@@ -290,16 +292,16 @@ def written(said: Conversation, tokenizer: Tokenizer, template: Template, place:
             separate.append((as_text(asked + answer, tokenizer), [(len(asked), len(asked) + len(answer))]))
         spans.append((begin, _end(alone, whole, begin) if kept else None))
     if all(end is not None for _, end in spans):
-        return _written('whole', [(whole, spans)], said)
-    return _written('separate', separate, said)
+        return _written('whole', [(whole, spans)], dialogue)
+    return _written('separate', separate, dialogue)
 
 
-def _written(way: str, texts: list[tuple[Text, list[Span]]], said: Conversation) -> Written:
+def _written(way: str, texts: list[tuple[Text, list[Span]]], dialogue: Conversation) -> Written:
     """With what a conversation has and none of the texts holds."""
-    roles = {message['role'] for message in said.messages if message['content']}
+    roles = {message['role'] for message in dialogue.messages if message['content']}
     kinds = {
-        'tools': (TOOLS, bool(said.tools)),
-        'tool_calls': (CALLS, any(message.get('tool_calls') for message in said.messages)),
+        'tools': (TOOLS, bool(dialogue.tools)),
+        'tool_calls': (CALLS, any(message.get('tool_calls') for message in dialogue.messages)),
         'messages of the system': (SYSTEM, bool(roles & {'system', 'developer'})),
         'messages of tools': (RESULT, 'tool' in roles),
     }

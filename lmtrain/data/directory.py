@@ -65,8 +65,8 @@ def _added(config: Mapping, added: Mapping[str, Mapping], path: Path) -> dict:
     listed = [*(config.get('additional_special_tokens') or ()), *(config.get('extra_special_tokens') or ())]
     names = [token.get('content') if isinstance(token, dict) else token for token in listed]
     words = [name for name in names if name in added and not added[name]['special']]
-    found = {'added_tokens_decoder': other, 'extra_special_tokens': words}
-    return {name: value for name, value in found.items() if value}
+    fields = {'added_tokens_decoder': other, 'extra_special_tokens': words}
+    return {name: value for name, value in fields.items() if value}
 
 
 def _of_older_files(path: Path, added: Mapping[str, Mapping], decoder: Mapping[str, Mapping]) -> dict:

@@ -49,8 +49,8 @@ def choose(values: Iterable[tuple[str, Any]], wanted: Sequence[str], base: Seque
     if set(names) <= numbers and (unnamed or not _numbered(base)):
         if unnamed:
             return Classes(tuple(map(str, range(len(base)))), True, ())
-        said = ', '.join(f'{i} is {name!r}' for i, name in enumerate(base[:SHOWN]))
-        return Classes(base, True, (f'labels are numbers of the classes of the base: {said}',))
+        meanings = ', '.join(f'{i} is {name!r}' for i, name in enumerate(base[:SHOWN]))
+        return Classes(base, True, (f'labels are numbers of the classes of the base: {meanings}',))
     folded = {_folded(name): name for name in names}
     if len(folded) == len(names) == len(base) and folded.keys() == set(map(_folded, base)):
         return Classes(tuple(folded[_folded(name)] for name in base), True, ())
@@ -127,12 +127,12 @@ def counted(names: Sequence[str], numbers: Iterable[int]) -> list[str]:
     """Lines for a person: how often each class occurs, and which classes differ only in blanks or case."""
     counts = collections.Counter(numbers)
     if len(names) <= SHOWN:
-        told = ', '.join(f'{_shown(name)} {counts[i]:,}' for i, name in enumerate(names))
+        text = ', '.join(f'{_shown(name)} {counts[i]:,}' for i, name in enumerate(names))
     else:
         order = [i for i, _ in counts.most_common()] + [i for i in range(len(names)) if i not in counts]
         few = [f'{_shown(names[i])} {counts[i]:,}' for i in (*order[:3], *order[-3:])]
-        told = f'{len(names)}, from {", ".join(few[:3])} to {", ".join(few[3:])}'
-    lines = [f'classes: {told}']
+        text = f'{len(names)}, from {", ".join(few[:3])} to {", ".join(few[3:])}'
+    lines = [f'classes: {text}']
     alike = collections.defaultdict(list)
     for name in names:
         alike[' '.join(name.split()).casefold()].append(name)

@@ -3,7 +3,7 @@
 import datetime
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,8 @@ def prepare_task(
     _divide(rows, {split: share for split, share in shares.items() if not named[split]})
     kept = False
     if name in ('classify', 'tag'):
-        labels, kept, told = choose(_labelled(name, rows['train'], text, label), labels, base_labels)
-        notes += told
+        labels, kept, remarks = choose(_labelled(name, rows['train'], text, label), labels, base_labels)
+        notes += remarks
         if len(labels) < 2:
             raise ValueError(f'the training rows have one class alone, {labels[0]!r}: there is nothing to tell apart')
     if shots:
@@ -141,33 +141,23 @@ def prepare_task(
         date = date or agree.everyone(datetime.date.today().isoformat())[0]  # one for all, also at midnight
         writing = chat.template_of(template, tokenizer, data['root'], date)
     content = _digest(rows), tokenizer.encoding, [name, text, label, labels, too_long, seq_len]
-    encoded: list[str] = []
-    templated: set[bool] = set()
 
-    def encode(split: str) -> list[examples.Example]:
+    def encode(split: str) -> tuple[list[examples.Example], list[str], bool]:
         long = examples.Long(too_long, seq_len)
         if name == 'chat' and rows[split]:
-            made, said, by_template = chat.conversations(rows[split], text, label, tokenizer, writing, long)
-            templated.add(by_template)
+            encoded, lines, by_template = chat.conversations(rows[split], text, label, tokenizer, writing, long)
         else:
-            made, said = _encode(name, rows[split], text, label, labels, tokenizer, long, learn=split == 'train')
-        encoded.extend(f'{split}: {line}' for line in said + long.note())
-        return made
+            encoded, lines = _encode(name, rows[split], text, label, labels, tokenizer, long, learn=split == 'train')
+            by_template = False
+        return encoded, lines + long.note(), by_template
 
-    def write(directory: Path) -> None:
-        for split in SPLITS:
-            save(directory / split, encode(split))
-        told = {'notes': encoded, 'templated': True in templated}
-        (directory / 'notes.json').write_text(json.dumps(told), encoding='utf-8')
-
-    place = build(directory_of(data['cache']) / f'task-{key(VERSIONS, *content, writing, "bytes")[:32]}', write)
-    made = {split: load(place / split) for split in SPLITS}
+    place = directory_of(data['cache']) / f'task-{key(VERSIONS, *content, writing, "bytes")[:32]}'
+    made, about = _encoded(place, encode)
     for split, each in made.items():
         largest = int(each.tokens[:-1].max(initial=-1))
         check_fits(tokenizer, data['tokenizer'], vocab_limit, largest, f'a {split} row')
-    told = json.loads((place / 'notes.json').read_text(encoding='utf-8'))
-    notes += told['notes']
-    writing = writing if told['templated'] else None
+    notes += about['notes']
+    writing = writing if about['templated'] else None
     if writing:
         known = key(VERSIONS['template'], *content, writing)
     else:
@@ -280,6 +270,26 @@ def _tokenizer(data: Mapping, rows: list[Row], text: tuple[str, ...], name: str)
         )
     texts = (text_of(row, each) for row in rows for each in text) if kind != 'bytes' else ()
     return learn(kind, texts, data['vocab_size'], False)
+
+
+def _encoded(place: Path, encode: Callable[[str], tuple]) -> tuple[dict[str, Examples], dict[str, Any]]:
+    """({split: its examples}, {'notes', 'templated'}) from the directory `place`, which is written if it is not there.
+
+    encode: split -> (examples, notes on them, whether a chat template has written any).
+    """
+
+    def write(directory: Path) -> None:
+        about = {'notes': [], 'templated': False}
+        for split in SPLITS:
+            encoded, lines, by_template = encode(split)
+            save(directory / split, encoded)
+            about['notes'] += [f'{split}: {line}' for line in lines]
+            about['templated'] |= by_template
+        (directory / 'notes.json').write_text(json.dumps(about), encoding='utf-8')
+
+    place = build(place, write)
+    about = json.loads((place / 'notes.json').read_text(encoding='utf-8'))
+    return {split: load(place / split) for split in SPLITS}, about
 
 
 def _encode(name, rows, text, label, labels, tokenizer, long, learn) -> tuple[list[examples.Example], list[str]]:

@@ -110,8 +110,8 @@ class Template(NamedTuple):
 
 def _with_reasoning(message: Mapping) -> Mapping:
     """A message whose reasoning has each name that a template may ask for."""
-    told = next((message[name] for name in REASONING if message.get(name) is not None), None)
-    return message if told is None else {'thinking': told} | message | {'reasoning_content': told}
+    text = next((message[name] for name in REASONING if message.get(name) is not None), None)
+    return message if text is None else {'thinking': text} | message | {'reasoning_content': text}
 
 
 def names_of(tokenizer: Tokenizer) -> dict[str, str]:

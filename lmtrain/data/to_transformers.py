@@ -56,13 +56,13 @@ def tokenizer_files(tokenizer: Tokenizer, framed: bool = False) -> dict[str, byt
 
 def _config(tokenizer: Tokenizer) -> dict:
     """The tokenizer_config.json: what the tokenizer came with, and if that names no end token, its own."""
-    told = tokenizer.config
-    if {'eos_token', 'sep_token'} & told.keys():
-        return told
+    config = tokenizer.config
+    if {'eos_token', 'sep_token'} & config.keys():
+        return config
     roles = {'bos_token': tokenizer.begin_id, 'eos_token': tokenizer.end_id, 'mask_token': tokenizer.mask_id}
     names = {role: tokenizer.specials[token] for role, token in roles.items() if token is not None}
     plain = {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False}
-    return plain | names | told
+    return plain | names | config
 
 
 def _model(kind: str, vocabulary: dict[str, int], **more) -> dict:

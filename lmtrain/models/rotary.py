@@ -83,7 +83,7 @@ def lengths(segments_BT, all_positions_BS, all_segments_BS):
         return 1 + jnp.max(all_positions_BS, axis=1, keepdims=True)
 
     def of_row(segments_T, positions_S, all_segments_S):
-        known_S = jnp.sort(all_segments_S)  # where an id is first is its slot: ids may be any numbers
+        known_S = jnp.sort(all_segments_S)  # the first place of an id is its slot: ids may be any numbers
         longest_S = jnp.zeros_like(positions_S).at[jnp.searchsorted(known_S, all_segments_S)].max(positions_S)
         return 1 + longest_S[jnp.searchsorted(known_S, segments_T)]
 

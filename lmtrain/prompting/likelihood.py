@@ -75,8 +75,8 @@ def choices_chat(
     encoded = []
     for choice in question.choices:
         answer = {'role': 'assistant', 'content': choice.strip()}
-        said = before._replace(messages=[*before.messages, answer])
-        _, [(ids, learned, _)] = chat.tokens(said, tokenizer, template, question.place)
+        dialogue = before._replace(messages=[*before.messages, answer])
+        _, [(ids, learned, _)] = chat.tokens(dialogue, tokenizer, template, question.place)
         scored = np.flatnonzero(learned)
         encoded.append((np.array(ids[: scored[-1] + 1], np.int32), int(scored[0])))
     return encoded

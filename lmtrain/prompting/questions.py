@@ -47,10 +47,10 @@ def question(row: Row, template: str, answer: str, choices: str | Sequence[str])
 def _dialogue(row: Row, answer: str, choices: str | Sequence[str]) -> Question:
     if answer:
         raise ValueError(f'an answer, {answer!r}, without a template: name both, or neither for rows of conversations')
-    _, said = conversation.read(row, (), '')
-    if said.messages and not said.learned:
+    _, dialogue = conversation.read(row, (), '')
+    if dialogue.messages and not dialogue.learned:
         raise ValueError(f'{row.place}: no message of the assistant, so there is no answer to compare')
-    before, right = prompts.before_answer(said)
+    before, right = prompts.before_answer(dialogue)
     listed = _choices(row, choices) if choices else ()
     right = _right(row, 'the answer', right, listed) if listed else right
     if isinstance(before, str):
