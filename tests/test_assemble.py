@@ -7,7 +7,7 @@ import types
 import pytest
 
 from configs.base import get_config
-from lmtrain import train
+from lmtrain import agree, train
 from lmtrain.assemble import assemble
 from lmtrain.checkpoint import workdir as folder
 from lmtrain.data import task
@@ -70,9 +70,9 @@ def test_a_resumed_run_writes_the_date_of_its_first_start(make, tmp_path, monkey
 
 def test_all_processes_write_the_date_of_the_first(make, monkeypatch):
     on(monkeypatch, '2031-02-04')  # here; elsewhere it is not yet midnight
-    everyone = task.agree.everyone
+    everyone = agree.everyone
     monkeypatch.setattr(
-        task.agree, 'everyone', lambda value: ['2031-02-03', value] if isinstance(value, str) else everyone(value)
+        agree, 'everyone', lambda value: ['2031-02-03', value] if isinstance(value, str) else everyone(value)
     )
     run = assemble(make([{'messages': TALK}] * 8, template='dated.jinja'))
     assert run.config.task.date == run.corpus.template.date == '2031-02-03'

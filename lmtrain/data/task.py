@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain import agree, paths
+from lmtrain import paths
 from lmtrain.data import chat, examples
 from lmtrain.data.cache import build, directory_of, key
 from lmtrain.data.contents import SPLITS, borders_of, draw_of
@@ -138,6 +138,8 @@ def prepare_task(
     tokenizer = _tokenizer(data, rows['train'], text, name)
     writing = None
     if name == 'chat':
+        from lmtrain import agree  # late: it needs jax, and reading rows does not
+
         date = date or agree.everyone(datetime.date.today().isoformat())[0]  # one for all, also at midnight
         writing = chat.template_of(template, tokenizer, data['root'], date)
     content = _digest(rows), tokenizer.encoding, [name, text, label, labels, too_long, seq_len]
