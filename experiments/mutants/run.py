@@ -58,11 +58,8 @@ MIRRORS = (
     ('lmtrain/data/noise.py', ('tests/data/test_stream.py',)),
     ('lmtrain/data/template.py', ('tests/data/test_chat.py', 'tests/data/test_template.py')),
     ('lmtrain/forecast.py', ('tests/launch/test_plan.py', 'tests/test_forecast.py')),
-    (
-        'lmtrain/models/prompt.py',
-        ('tests/adapt/test_leaves.py', 'tests/adapt/test_segments.py', 'tests/adapt/test_peft.py'),
-    ),
-    ('lmtrain/models/settings.py', ('tests/models/test_transformer.py', 'tests/models/test_attend.py')),
+    ('lmtrain/models/prompt.py', ()),
+    ('lmtrain/models/settings.py', ()),
     ('lmtrain/models/head.py', ('tests/models/test_head.py',)),
     ('lmtrain/models/checkpoint_head.py', ('tests/models/test_pretrained.py', 'tests/models/test_encoders.py')),
     ('lmtrain/models/safetensors.py', ('tests/models/test_safetensors.py', 'tests/models/test_pretrained.py')),
