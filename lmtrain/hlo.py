@@ -5,12 +5,12 @@ import math
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 COMPUTATION = re.compile(r'^(?:ENTRY )?%?(\S+) \(.*\) -> .* \{$')
 INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$')
-SHAPE = re.compile(r'\w+\[([\d,]*)\]')
+SHAPE = re.compile(r'\w+\[[\d,]*\]')
 # Libraries that multiply matrices behind a custom call, of which the HLO says too little to count.
 AFTER = r'after_[a-z-]*spmd-partitioning\.'  # the compiler's name for what it wrote after it divided the program
 CALLS = ('body', 'calls', 'branch_computations', 'true_computation', 'false_computation', 'called_computations')
@@ -27,7 +27,8 @@ class Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
-        return re.findall(r'%?([\w.-]+)(?=[,)])', self.rest.split('), ')[0] + ')')
+        """Names; 'name#3' is element 3 of a tuple, as jax 0.12 prints it without a get-tuple-element."""
+        return re.findall(r'%?([\w.-]+(?:#\d+)?)(?=[,)])', self.rest.split('), ')[0] + ')')
 
 
 def compiled_flops(compiled) -> float:
@@ -75,10 +76,10 @@ def text_flops(text: str) -> float:
 
     def one(i: Instruction, shapes: dict[str, str]) -> float:
         if i.opcode == 'dot':
-            return _dot(i.shape, shapes[i.operands[0]], _dimensions(i.rest, 'lhs_contracting_dims'))
+            return _dot(i.shape, _operand(i, 0, shapes), _dimensions(i.rest, 'lhs_contracting_dims'))
         if i.opcode == 'convolution':
             # Every output is a sum over the kernel, but for the kernel's own output dimension 'o'.
-            kernel = _sizes(shapes[i.operands[1]])
+            kernel = _sizes(_operand(i, 1, shapes))
             features = re.search(r'dim_labels=\w+_(\w+)->', i.rest)[1].index('o')
             return 2.0 * math.prod(_sizes(i.shape)) * math.prod(kernel) / kernel[features]
         if i.opcode == 'custom-call':
@@ -134,9 +135,16 @@ def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     return computations, entry
 
 
+def _operand(i: Instruction, which: int, shapes: Mapping[str, str]) -> str:
+    """The shape of an operand."""
+    name, _, element = i.operands[which].partition('#')
+    return SHAPE.findall(shapes[name])[int(element)] if element else shapes[name]
+
+
 def _sizes(shape: str) -> list[int]:
     """'f32[4,8]{1,0}' -> [4, 8]; of a tuple, the first."""
-    return [int(size) for size in SHAPE.search(shape)[1].split(',') if size]
+    sizes = SHAPE.search(shape)[0].partition('[')[2].removesuffix(']')
+    return [int(size) for size in sizes.split(',') if size]
 
 
 def _dot(out: str, left: str, contracted: list[int]) -> float:
@@ -184,11 +192,11 @@ def _custom_call(i: Instruction, shapes: dict[str, str]) -> float:
     dimensions = _config(i.rest).get('gemm_backend_config', {}).get('dot_dimension_numbers')
     if dimensions:  # cuBLAS
         contracted = [int(d) for d in dimensions['lhs_contracting_dimensions']]
-        return _dot(i.shape, shapes[i.operands[0]], contracted)
+        return _dot(i.shape, _operand(i, 0, shapes), contracted)
     attention = _config(i.rest).get('cudnn_fmha_backend_config', {}).get('intermediate_tensor_shape')
     if attention:  # cuDNN: scores and output; backward, the scores again and four gradients
         products = 5 if 'Backward' in target else 2
-        return products * 2.0 * math.prod(map(int, attention['dimensions'])) * _sizes(shapes[i.operands[0]])[-1]
+        return products * 2.0 * math.prod(map(int, attention['dimensions'])) * _sizes(_operand(i, 0, shapes))[-1]
     if OPAQUE.search(target):
         raise ValueError(f'the FLOPs of the custom call {target!r} cannot be read from the program')
     return 0.0

@@ -36,6 +36,20 @@ def test_a_loop_counts_as_often_as_it_turns(unroll):
     assert flops(jax.grad(lambda x, k: scanned(x, k, unroll), (0, 1)), x, kernels) == 18 * one
 
 
+def test_an_operand_may_be_an_element_of_a_tuple():
+    """As jax 0.12 prints a program that is divided and not yet compiled."""
+    text = """HloModule jit_f
+
+ENTRY %main (a: f32[4,5], b: f32[5,7]) -> f32[4,7] {
+  %a = f32[4,5]{1,0} parameter(0)
+  %b = f32[5,7]{1,0} parameter(1)
+  %remat.15 = (s32[], f32[4,5]{1,0}, /*index=2*/f32[3,9]{1,0}) opt-barrier(%b)
+  ROOT %dot.3 = f32[4,7]{1,0} dot(%remat.15#1, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+    assert hlo.text_flops(text) == 2 * 4 * 5 * 7
+
+
 def test_loops_in_loops_and_branches():
     def loops(x):
         return jax.lax.fori_loop(0, 3, lambda i, x: jax.lax.fori_loop(0, 5, lambda j, x: jnp.tanh(x @ x), x), x)
