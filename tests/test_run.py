@@ -1,14 +1,17 @@
 """Whether a step keeps its logits: by the memory of a device, and as the compiler finds it. Measures of a run."""
 
 import math
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import tiny
-from lmtrain import cost, hlo
+from lmtrain import cost, hlo, tree
 from lmtrain.assemble import assemble
+from lmtrain.run import Run
 
 
 def run_of(text, device_memory, **more):
@@ -100,3 +103,26 @@ def test_a_step_of_a_sweep_is_that_of_each_member(text):
     alone = run_of(text, 0, **SMALL).flops_per_step
     three = run_of(text, 0, **SMALL | {'sweep.seeds': (1, 2, 3)}).flops_per_step
     assert three == tuple(3 * part for part in alone)
+
+
+def test_what_the_base_gave_is_frozen_in_its_dtype_and_in_no_checkpoint(text):
+    run = run_of(text, 0, **SMALL | {'learns': '.*norm.*'})
+    assert 'base' not in run.fingerprints() and tree.flatten(run.stored(run.shapes).frozen)
+    config = run.config.copy_and_resolve_references()
+    config.init.frozen_dtype = 'bfloat16'
+    shapes = tree.unflatten({path: leaf for path, leaf in tree.flatten(run.shapes.params).items() if 'mlp' not in path})
+    run = run._replace(config=config, base=SimpleNamespace(hash='abc', shapes=shapes))
+    assert run.fingerprints()['base'] == 'abc'
+    stored = tree.flatten(run.stored(run.shapes).frozen)
+    assert stored and all('mlp' in path for path in stored)  # which the base lacks
+    half = jax.tree.map(lambda leaf: jnp.zeros((1,), jnp.float16), (run.shapes.trainable, run.shapes.frozen))
+    made = run._typed(run.shapes.replace(trainable=half[0], frozen=half[1]))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(made.trainable)} == {'float32'}
+    for path, leaf in tree.flatten(made.frozen).items():
+        assert leaf.dtype == ('float16' if 'mlp' in path else 'bfloat16'), path
+
+
+def test_a_batch_is_taken_by_the_step_of_its_length():
+    steps = {4: lambda *call: 'short', 16: lambda *call: 'long'}
+    step = Run.train_step(SimpleNamespace(train_steps=lambda: steps))
+    assert [step(None, {'tokens': np.zeros((2, length))}, 0.0) for length in (16, 4)] == ['long', 'short']
