@@ -66,9 +66,8 @@ def write(
       more: anything else worth keeping beside the trials.
     """
     # The result files themselves do not make a tree dirty: they are what this run is about to rewrite.
-    changed = [
-        line for line in _git('status', '--porcelain').splitlines() if not line.endswith(('results.json', 'README.md'))
-    ]
+    own = ('results.json', 'README.md', '.png')
+    changed = [line for line in _git('status', '--porcelain').splitlines() if not line.endswith(own)]
     results = {
         'name': name,
         'commit': _git('rev-parse', 'HEAD') + (' + uncommitted changes' if changed else ''),
