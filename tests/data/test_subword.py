@@ -4,7 +4,7 @@ import pathlib
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmtrain.data.directory import wordpiece
@@ -130,7 +130,10 @@ def test_no_special_comes_from_content(shared, name):
 
     @settings(max_examples=100, deadline=None)
     @given(texts)
+    @example('▁')
     def holds(text):
+        if tokenizer.leading:  # SentencePiece writes a space as '▁', so a '▁' of the text decodes as a space
+            text = text.replace('▁', ' ')
         ids = tokenizer.encode(text)
         assert not set(ids) & set(tokenizer.specials)
         assert tokenizer.decode(ids) == text
