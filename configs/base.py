@@ -48,7 +48,7 @@ def get_config():
     config.task.template = 'auto'  # 'chat': 'auto' (tokenizer's, or 'plain') | 'plain' | 'none' | a name | a Jinja file
     config.task.date = ''  # that a template with strftime_now writes, 'YYYY-MM-DD'; '' is today, kept when resumed
 
-    # Start: lmtrain.base.open_base(config.init.base, config.init.adapter, config.init.ignore); with a base, the model
+    # Start: lmtrain.training.init_from.open_base(**config.init without frozen_dtype); with a base, the model
     # section is the base's except for dropout, dtype, remat, unroll and attention
     config.init = ml_collections.ConfigDict()
     config.init.base = ''  # folder of a run or a Hugging Face directory; '' draws parameters anew
@@ -147,7 +147,7 @@ def get_config():
     config.budget.flops = config_dict.placeholder(float)
     config.budget.hours = config_dict.placeholder(float)  # wall clock; such a run is not repeatable to the bit
 
-    # Optimizer: lmtrain.optim.optimizer(**config.optimizer)
+    # Optimizer: lmtrain.optimizer.optimizer(**config.optimizer)
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = 'adamw'  # 'adamw' | 'muon' | 'lion' | 'adafactor' | 'sgd'
     config.optimizer.learning_rate = 1e-3  # at the peak
@@ -160,7 +160,7 @@ def get_config():
     config.optimizer.clip = 1.0  # global norm; 0 is off
     config.optimizer.accumulate = 1  # micro-batches a step
 
-    # Schedule: lmtrain.optim.schedule(**config.schedule), a function of the share of the budget that is spent
+    # Schedule: lmtrain.optimizer.schedule(**config.schedule), a function of the share of the budget that is spent
     config.schedule = ml_collections.ConfigDict()
     config.schedule.name = 'cosine'  # 'cosine' | 'linear' | 'constant' | 'wsd' (warmup, stable, decay)
     config.schedule.warmup = 0.02  # share of the budget
@@ -168,21 +168,21 @@ def get_config():
     config.schedule.decay = 0.2  # 'wsd' alone: the last share of the budget, falling linearly
     config.schedule.final = 0.1  # learning rate at the end, over the peak
 
-    # Sweep: lmtrain.sweep.members(**config.sweep), runs on one base that train together as one program. The lists run
+    # Sweep: training.sweep.members(**config.sweep), runs on one base that train together as one program. The lists run
     # side by side, each with one entry a member, or one for all, or none (then all have what the run would have)
     config.sweep = ml_collections.ConfigDict()
     config.sweep.seeds = ()  # each in place of config.seed: of what learns, of dropout and of the order of the data
     config.sweep.learning_rates = ()  # each in place of config.optimizer.learning_rate
     config.sweep.orders = ()  # seeds of the order of the data alone; (0,) gives all members the same batches
 
-    # Mesh: lmtrain.sharding.mesh(**config.mesh); the product is the number of devices, -1 fills
+    # Mesh: lmtrain.parallel.sharding.mesh(**config.mesh); the product is the number of devices, -1 fills
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
     config.mesh.sequence = 1
 
-    # Evaluation: lmtrain.evaluate
+    # Evaluation: lmtrain.training.evaluate
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.every_steps = 500  # and at the end
     config.evaluate.max_batches = 0  # of the validation split, a fixed random sample; 0 is all of it
@@ -194,7 +194,7 @@ def get_config():
     config.checkpoint.keep_last = 2
     config.checkpoint.keep_best = 1  # by validation loss, of those whose step was evaluated
 
-    # Watchdog: lmtrain.survive.Watchdog(**config.watchdog); seconds after which a phase is taken for stalled and the
+    # Watchdog: runtime.lifecycle.Watchdog(**config.watchdog); seconds after which a phase is taken for stalled and the
     # process ends with the stacks of its threads and exit code 75; 0 is never
     config.watchdog = ml_collections.ConfigDict()
     config.watchdog.start = 7200.0  # restore or load, and compile
@@ -214,7 +214,7 @@ def get_config():
     config.plan.price = 0.0  # of one chip for an hour, in any currency; 0 is not known
     config.plan.mfu = 0.4  # share of the peak that a budget in hours or money is taken to reach
 
-    # Samples of the report: lmtrain.sample.generate(**config.sample)
+    # Samples of the report: lmtrain.inference.sample.generate(**config.sample)
     config.sample = ml_collections.ConfigDict()
     config.sample.prompts = ('',)
     config.sample.max_tokens = 128

@@ -9,7 +9,7 @@ Source:  arXiv 2212.14034 and https://github.com/JonasGeiping/cramming at 196c99
 """
 
 from configs import base
-from lmtrain.models import bert
+from lmtrain.models.families import bert
 
 
 def get_config():

@@ -10,7 +10,7 @@ Source:  20 tokens per parameter: arXiv 2203.15556; learning rate: arXiv 2001.08
 import math
 
 from configs import base
-from lmtrain.models import llama
+from lmtrain.models.families import llama
 
 
 def get_config(size='25M'):

@@ -10,7 +10,7 @@ Source:  https://github.com/karpathy/llm.c, discussion 481; https://github.com/k
 """
 
 from configs import base
-from lmtrain.models import gpt2
+from lmtrain.models.families import gpt2
 
 
 def get_config(size='124M'):

@@ -9,7 +9,7 @@ Source:  arXiv 2407.21783 (shapes), arXiv 2401.02385 (TinyLlama: learning rate, 
 """
 
 from configs import base
-from lmtrain.models import llama
+from lmtrain.models.families import llama
 
 
 def get_config(size='1B'):

@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     verb, *rest = argv
     if verb not in VERBS:
-        return complain('lmtrain', f'no verb {verb!r}; the nearest of {", ".join(VERBS)} is {nearest(verb, VERBS)!r}')
+        return report_error(
+            'lmtrain', f'no verb {verb!r}; the nearest of {", ".join(VERBS)} is {nearest(verb, VERBS)!r}'
+        )
     end = rest.index('--') if '--' in rest else len(rest)  # what follows is for another process
     debug = '--debug' in rest[:end]
     try:
@@ -78,34 +80,34 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
-        return complain(f'lmtrain {verb}', 'interrupted', code=130)
+        return report_error(f'lmtrain {verb}', 'interrupted', code=130)
     except BrokenPipeError:  # `lmtrain show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # what a shell calls the end by SIGPIPE
     except Exception as error:
-        if debug or not meant(error):
+        if debug or not is_user_error(error):
             raise
-        from lmtrain import survive
+        from lmtrain.runtime import lifecycle
 
-        code = error.code if isinstance(error, survive.Ended) else 2
-        return complain(f'lmtrain {verb}', told(error), code)
+        code = error.code if isinstance(error, lifecycle.RunEnded) else 2
+        return report_error(f'lmtrain {verb}', message(error), code)
 
 
-def complain(who: str, message: str, code: int = 2) -> int:
+def report_error(who: str, message: str, code: int = 2) -> int:
     """Says on stderr what went wrong; the exit code."""
     red, plain = style('red', 'plain', stream=sys.stderr)
     print(f'{red}{who}:{plain} {message}', file=sys.stderr)
     return code
 
 
-def told(error: Exception) -> str:
+def message(error: Exception) -> str:
     """The message of an error; of one of the system's the file and the reason, without its number."""
     if isinstance(error, OSError) and error.strerror:
         return f'{error.filename}: {error.strerror}' if error.filename else error.strerror
     return str(error) or type(error).__name__
 
 
-def meant(error: Exception) -> bool:
+def is_user_error(error: Exception) -> bool:
     """Whether an error is a word to the user: refused by the system, or raised by a `raise` of lmtrain's."""
     if isinstance(error, OSError):
         return True
@@ -128,7 +130,7 @@ def parse(module, argv: list[str]):
     """
     from absl import flags
 
-    from lmtrain import paths
+    from lmtrain import files
 
     known, rest, command = module.FLAGS, [], []
     if 'command' in known and '--' in argv:
@@ -159,9 +161,9 @@ def parse(module, argv: list[str]):
     for name in PATHS & set(known):
         given = known[name].value
         if isinstance(given, list):
-            known[name].value = [str(paths.local(path, f'--{name}')) for path in given]
+            known[name].value = [str(files.local(path, f'--{name}')) for path in given]
         elif given:
-            known[name].value = str(paths.local(given, f'--{name}'))
+            known[name].value = str(files.local(given, f'--{name}'))
     if spare:
         hint = f'; did you mean --config={spare[0]}?' if 'config' in known else ''
         hint = f'; what is run stands after a bare --: -- {spare[0]} ...' if 'command' in known else hint

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from lmtrain import survive
+from lmtrain.runtime import lifecycle
 
 HEARTBEAT = 10  # seconds after which a process that says nothing is taken for lost
 CALL = 2  # seconds that a caller of the roll call has to say who it is
@@ -60,25 +60,25 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, survive.Ended):
-            code = cli.complain(who, cli.told(error), error.code)
-            if error.code in (survive.REQUEUE, survive.NON_FINITE):
+        if isinstance(error, lifecycle.RunEnded):
+            code = cli.report_error(who, cli.message(error), error.code)
+            if error.code in (lifecycle.REQUEUE, lifecycle.NON_FINITE):
                 # All have agreed on it: who leaves first would have jax abort the others.
                 jax.distributed.shutdown()
         elif isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error):
             said = str(error).partition('\n')[0]
-            code = cli.complain(
-                who, f'an exchange with the others failed, as where one has ended: {said}', survive.LOST
+            code = cli.report_error(
+                who, f'an exchange with the others failed, as where one has ended: {said}', lifecycle.LOST
             )
         elif isinstance(error, KeyboardInterrupt):
-            code = cli.complain(who, 'interrupted', 130)
-        elif isinstance(error, Exception) and cli.meant(error):
-            code = cli.complain(who, cli.told(error))
+            code = cli.report_error(who, 'interrupted', 130)
+        elif isinstance(error, Exception) and cli.is_user_error(error):
+            code = cli.report_error(who, cli.message(error))
             if jax.process_index() == 0:
                 time.sleep(LAST)  # with it the others lose the coordinator, and their own words
         else:
             traceback.print_exc()
-            code = survive.EXCEPTION
+            code = lifecycle.EXCEPTION
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -140,7 +140,7 @@ def left_on_sigterm() -> Iterator[None]:
     def wait():
         while not over.is_set():
             if signal.sigtimedwait({signal.SIGTERM}, 0.1):
-                survive.leave(signal.SIGTERM, None)
+                lifecycle.exit_requeue(signal.SIGTERM, None)
 
     waiting = threading.Thread(target=wait, name='SIGTERM', daemon=True)
     waiting.start()

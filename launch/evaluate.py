@@ -17,17 +17,17 @@ import pathlib
 
 from absl import flags
 
-from launch import folder, machine
+from launch import model_flags, process_setup
 
 FLAGS = flags.FlagValues()
-folder.define(FLAGS, base=True)
+model_flags.define(FLAGS, base=True)
 flags.DEFINE_enum('split', 'validation', ['train', 'validation', 'test'], 'validation by default', flag_values=FLAGS)
 flags.DEFINE_multi_string('rows', [], 'rows to be answered: jsonl, csv, tsv; may be repeated', flag_values=FLAGS)
 flags.DEFINE_string('template', None, 'a row as text: {field} for its fields, that of --answer last', flag_values=FLAGS)
 flags.DEFINE_string('answer', None, 'field of the answer, or of the index of the right choice', flag_values=FLAGS)
 text = 'field of the choices, or the choices with commas between; none: the answer is generated'
 flags.DEFINE_string('choices', '', text, flag_values=FLAGS)
-folder.define_prompts(FLAGS, 'chat_template')
+model_flags.define_prompts(FLAGS, 'chat_template')
 flags.DEFINE_integer('shots', 0, 'demonstrations before each row', flag_values=FLAGS)
 flags.DEFINE_multi_string('demonstrations', [], 'rows they are drawn from; by default --rows', flag_values=FLAGS)
 flags.DEFINE_integer('limit', 0, 'the first rows alone; 0 is all', flag_values=FLAGS)
@@ -43,16 +43,17 @@ def run(values: flags.FlagValues) -> None:
         return
     if values.base:
         raise ValueError('--base without --rows: a split is of a run (--workdir); rows to be answered are --rows=FILE')
-    workdir, step = folder.from_flags(values)
+    workdir, step = model_flags.from_flags(values)
     check_results(values.results)
-    machine.prepare()
-    from lmtrain import display, trained
+    process_setup.prepare()
+    from lmtrain.report import terminal
+    from lmtrain.training import load
 
-    sums = trained.evaluate_split(workdir, values.split, step)
+    sums = load.evaluate_split(workdir, values.split, step)
     spelled = f', {sums["bytes"]:,.0f} bytes' if 'bytes' in sums else ''
-    print(f'{values.split}: {display.evaluation_line(sums, {})}  ({sums["targets"]:,.0f} targets{spelled})')
+    print(f'{values.split}: {terminal.evaluation_line(sums, {})}  ({sums["targets"]:,.0f} targets{spelled})')
     for name, own in sums.get('sources', {}).items():
-        print(f'  {name}: {display.evaluation_line(own, {})}')
+        print(f'  {name}: {terminal.evaluation_line(own, {})}')
     write_results(values.results, {'results': {'split': values.split, 'checkpoint': step} | sums})
 
 
@@ -81,10 +82,10 @@ def prompted(values: flags.FlagValues) -> None:
         if values[other].value and not values[name].value:
             raise ValueError(f'--{name} is missing, which --{other} needs: see `lmtrain evaluate --help`')
     check_results(values.results)
-    machine.prepare()
-    from lmtrain import prompting
-    from lmtrain.data import conversation
+    process_setup.prepare()
+    from lmtrain.data.chat import conversation
     from lmtrain.data.rows import read_rows
+    from lmtrain.inference import prompting
 
     rows = [row for file in values.rows for row in read_rows(file, '')]
     demonstrations = [row for file in values.demonstrations for row in read_rows(file, '')]
@@ -94,7 +95,7 @@ def prompted(values: flags.FlagValues) -> None:
     except ValueError as error:
         raise ValueError(f'without --template and --answer, rows are conversations: {error}') from None
     asked = [dialogue if dialogue.messages else dialogue.texts[0] for dialogue in chats]
-    found = folder.prompted(folder.model(values), values, 'chat_template', asked)
+    found = model_flags.prompted(model_flags.model(values), values, 'chat_template', asked)
     scores = prompting.score(
         found.model,
         found.params,

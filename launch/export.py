@@ -7,20 +7,20 @@ lmtrain export --workdir=runs/lora --format=hf --merge --to=merged
 
 from absl import flags
 
-from launch import folder, machine
+from launch import model_flags, process_setup
 
 FLAGS = flags.FlagValues()
-folder.define(FLAGS)
+model_flags.define(FLAGS)
 flags.DEFINE_enum('format', 'hf', ['hf', 'peft'], "'hf' or 'peft'", flag_values=FLAGS)
 flags.DEFINE_bool('merge', False, 'folds an adapter into the weights and says what that changed', flag_values=FLAGS)
 flags.DEFINE_string('to', None, 'the directory to write, which must be new or empty', flag_values=FLAGS)
 
 
 def run(values: flags.FlagValues) -> None:
-    workdir, step = folder.from_flags(values)
+    workdir, step = model_flags.from_flags(values)
     if not values.to:
         raise ValueError('--to is missing: the directory to write, such as --to=exported')
-    machine.prepare()
-    from lmtrain import export
+    process_setup.prepare()
+    from lmtrain.training import export
 
     print('\n'.join(export.export(workdir, values.to, values.format, values.merge, step)))

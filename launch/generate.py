@@ -19,14 +19,14 @@ import time
 from absl import flags
 
 from configs import base
-from launch import cli, folder, machine
+from launch import cli, model_flags, process_setup
 
 FLAGS = flags.FlagValues()
-folder.define(FLAGS, base=True)
+model_flags.define(FLAGS, base=True)
 flags.DEFINE_multi_string('prompt', [], 'what to continue; may be repeated; none starts a document', flag_values=FLAGS)
 text = 'one prompt a line, or .jsonl with the field "prompt" or "messages"'
 flags.DEFINE_string('prompts_file', None, text, flag_values=FLAGS)
-folder.define_prompts(FLAGS, 'template')
+model_flags.define_prompts(FLAGS, 'template')
 flags.DEFINE_integer('max_tokens', None, "tokens to make; by default the recipe's sample.max_tokens", flag_values=FLAGS)
 flags.DEFINE_float('temperature', None, "0 takes the likeliest token; by default the recipe's", flag_values=FLAGS)
 flags.DEFINE_integer('top_k', None, "draws from the k likeliest; 0 is all; by default the recipe's", flag_values=FLAGS)
@@ -38,14 +38,14 @@ def run(values: flags.FlagValues) -> None:
     prompts = list(values.prompt)
     if values.prompts_file:
         prompts += read_prompts(pathlib.Path(values.prompts_file))
-    machine.prepare()
-    run = folder.model(values)
+    process_setup.prepare()
+    run = model_flags.model(values)
     usual = (run.config or base.get_config()).sample
     settings = {'seed': values.seed}
     for name in ('max_tokens', 'temperature', 'top_k', 'top_p'):
         settings[name] = usual[name] if values[name].value is None else values[name].value
     prompts = prompts or ['']
-    show(folder.prompted(run, values, 'template', prompts), prompts, values.system, settings)
+    show(model_flags.prompted(run, values, 'template', prompts), prompts, values.system, settings)
 
 
 def read_prompts(path: pathlib.Path) -> list:
@@ -90,7 +90,7 @@ def prompt_of(row, place: str):
     if name is None or not isinstance(fields[name], list):
         wants = '{"prompt": "text"} or {"messages": [{"role": "user", "content": "text"}]}'
         raise ValueError(f'{place}: wants {wants}, not {json.dumps(row)[:60]}')
-    from lmtrain.data import conversation
+    from lmtrain.data.chat import conversation
     from lmtrain.data.rows import Row
 
     _, dialogue = conversation.read(Row(place, {'messages': fields[name], 'tools': fields.get('tools')}), (), '')
@@ -107,8 +107,9 @@ def show(run, prompts: list, system: str, settings: dict) -> None:
 
     Of messages the last one stands for all, and the answer is on a line of its own.
     """
-    from lmtrain import prompts as writing
-    from lmtrain import sample, samples
+    from lmtrain.inference import prompts as writing
+    from lmtrain.inference import sample
+    from lmtrain.training import samples
 
     begin, tokenizer = time.perf_counter(), run.tokenizer
     ids = [writing.encode(prompt, tokenizer, run.template, system) for prompt in prompts]
@@ -140,7 +141,7 @@ def show(run, prompts: list, system: str, settings: dict) -> None:
     words = [f'{sum(tokens):,} tokens', f'the first after {first - begin:.2f} s']
     if later := sum(max(0, count - 1) for count in tokens):
         words.insert(1, f'{later / (time.perf_counter() - first):,.0f} tokens/s')
-    folder.note(f'{", ".join(words)}\n{samples.ended(reasons, settings["max_tokens"])}')
+    model_flags.note(f'{", ".join(words)}\n{samples.ended(reasons, settings["max_tokens"])}')
 
 
 def write(text: str) -> None:

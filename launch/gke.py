@@ -16,11 +16,11 @@ import subprocess
 
 from absl import flags
 
-from launch import command
-from lmtrain import survive
+from launch import launcher
+from lmtrain.runtime import lifecycle
 
 FLAGS = flags.FlagValues()
-command.define(FLAGS, retries=20)
+launcher.define(FLAGS, retries=20)
 for name, default, help in (
     ('name', 'lmtrain', 'of the JobSet'),
     ('namespace', 'default', 'where it is created'),
@@ -36,17 +36,17 @@ flags.DEFINE_bool('spot', False, 'on spot nodes', flag_values=FLAGS)
 
 PORTS = (8471, 8482)  # of the TPU runtime in a slice, and of jax's process 0 (jax/_src/clusters/cloud_tpu_cluster.py)
 SLICES = 8080  # of the runtime where there are several slices (MEGASCALE)
-HOPELESS = (2, survive.NON_FINITE, survive.DISK)  # exit codes that another start does not mend
+HOPELESS = (2, lifecycle.NON_FINITE, lifecycle.DISK)  # exit codes that another start does not mend
 
 
 def run(values: flags.FlagValues) -> None:
     """Creates what the manifest says. Raises ValueError naming a flag, or where kubectl refuses."""
-    words = command.train(values, 'gke')
+    words = launcher.train(values, 'gke')
     text = json.dumps(manifest(values, words), indent=1)  # JSON is YAML, and no text needs quoting by hand
     if values.print_only:
         print(f"kubectl create -f - <<'END_OF_MANIFEST'\n{text}\nEND_OF_MANIFEST")
         return
-    command.need('kubectl', 'https://kubernetes.io/docs/tasks/tools')
+    launcher.need('kubectl', 'https://kubernetes.io/docs/tasks/tools')
     # Not `apply`: a JobSet that has ended would be "unchanged", and start nothing.
     done = subprocess.run(
         ['kubectl', 'create', '-f', '-'], input=text, capture_output=True, encoding='utf-8', errors='replace'
@@ -77,9 +77,9 @@ def manifest(values: flags.FlagValues, words: list[str]) -> dict:
     if not chips or chips % values.chips_per_host:
         raise ValueError(f'--topology={values.topology} is no multiple of --chips_per_host={values.chips_per_host}')
     hosts = chips // values.chips_per_host
-    if not (command.value(words, 'workdir') or '').startswith('/runs/'):
+    if not (launcher.value(words, 'workdir') or '').startswith('/runs/'):
         raise ValueError(
-            f'--workdir={command.value(words, "workdir") or ""!r} after --: a folder on the claim, such as '
+            f'--workdir={launcher.value(words, "workdir") or ""!r} after --: a folder on the claim, such as '
             '--workdir=/runs/gpt2; anything else is lost with the pod'
         )
     tpus = {'google.com/tpu': values.chips_per_host}

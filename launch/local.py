@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 from absl import flags
 
-from launch import command
-from lmtrain import survive
+from launch import launcher
+from lmtrain.runtime import lifecycle
 
 FLAGS = flags.FlagValues()
-command.define(FLAGS, retries=0)
+launcher.define(FLAGS, retries=0)
 text = 'how many processes; each is told the others by --coordinator'
 flags.DEFINE_integer('processes', 2, text, lower_bound=1, flag_values=FLAGS)
 text = 'simulated CPU devices of each process; 0: the GPUs of this machine, divided'
@@ -42,18 +42,20 @@ class Outcome(NamedTuple):
 
 def run(values: flags.FlagValues) -> None:
     """Raises ValueError for what cannot be started, survive.Ended with the exit code of the first process to fail."""
-    words = command.train(values, 'local')
+    words = launcher.train(values, 'local')
     shares = devices(values.processes, values.devices)
     for attempt in range(values.retries + 1):
         starts = commands(words, shares, free_port())
         if values.print_only:
-            print('\n'.join(command.line(*start) for start in starts))
+            print('\n'.join(launcher.line(*start) for start in starts))
             return
         outcome = watch(starts)
         if not outcome.code:
             return
-        if outcome.asked or outcome.code not in command.AGAIN or attempt == values.retries:
-            raise survive.Ended(outcome.code, f'process {outcome.process} ended first, with exit code {outcome.code}')
+        if outcome.asked or outcome.code not in launcher.AGAIN or attempt == values.retries:
+            raise lifecycle.RunEnded(
+                outcome.code, f'process {outcome.process} ended first, with exit code {outcome.code}'
+            )
         print(f'lmtrain local: exit code {outcome.code}; again, {attempt + 1} of {values.retries}', file=sys.stderr)
 
 
@@ -92,9 +94,9 @@ def free_port() -> int:
 def commands(words: list[str], shares: list[dict[str, str]], port: int) -> list[tuple[list[str], dict[str, str]]]:
     """(argv, environment on top of this one) of each process."""
     unproxied = ','.join(filter(None, [os.environ.get('no_proxy'), '127.0.0.1']))
-    more = {'PYTHONPATH': command.path(), 'no_proxy': unproxied, 'JAX_CHECK_PROXY_ENVS': 'false'}
+    more = {'PYTHONPATH': launcher.path(), 'no_proxy': unproxied, 'JAX_CHECK_PROXY_ENVS': 'false'}
     peers = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={len(shares)}']
-    return [(command.python([*words, *peers, f'--process_id={i}']), more | share) for i, share in enumerate(shares)]
+    return [(launcher.python([*words, *peers, f'--process_id={i}']), more | share) for i, share in enumerate(shares)]
 
 
 def watch(starts: list[tuple[list[str], dict[str, str]]], grace: float = GRACE) -> Outcome:
@@ -133,7 +135,7 @@ def watch(starts: list[tuple[list[str], dict[str, str]]], grace: float = GRACE) 
             if first is None:
                 first = _failed(children)
                 if first is not None:
-                    saved = children[first].returncode == survive.REQUEUE
+                    saved = children[first].returncode == lifecycle.REQUEUE
                     deadline = time.monotonic() + (SAVING if saved else grace)
             if not alive:
                 break
@@ -153,7 +155,7 @@ def watch(starts: list[tuple[list[str], dict[str, str]]], grace: float = GRACE) 
 def _failed(children: list[subprocess.Popen]) -> int | None:
     """The one to blame: of those that failed, one that did so by itself before those that only lost a peer."""
     failed = [i for i, child in enumerate(children) if child.returncode]
-    lost = (survive.LOST, -signal.SIGABRT)  # JAX's own end of a process whose peer is gone
+    lost = (lifecycle.LOST, -signal.SIGABRT)  # JAX's own end of a process whose peer is gone
     return min(failed, key=lambda i: children[i].returncode in lost, default=None)
 
 

@@ -11,7 +11,7 @@ import shlex
 
 from absl import flags
 
-from launch import machine, recipe
+from launch import process_setup, recipe
 
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
@@ -23,7 +23,7 @@ flags.DEFINE_float('money', None, 'the same for money, at config.plan.price', fl
 
 
 def run(values: flags.FlagValues) -> None:
-    from lmtrain import target as machines
+    from lmtrain.cost import hardware as machines
 
     budgets = [name for name in ('flops', 'hours', 'money') if values[name].value is not None]
     if len(budgets) > 1:
@@ -36,22 +36,22 @@ def run(values: flags.FlagValues) -> None:
     if target:
         os.environ.update(target.environment())
     os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # it keeps no text of a program, which is read here
-    machine.prepare()
+    process_setup.prepare()
     config = recipe.from_flags(values)
     if budgets:
-        from lmtrain import compute_optimal
+        from lmtrain.plan import scaling_laws
 
-        print(compute_optimal.page(flops(values, config, target), config.model.vocab_size))
+        print(scaling_laws.page(flops(values, config, target), config.model.vocab_size))
         return
     if values.search:
-        from lmtrain import search
+        from lmtrain.plan import search
 
         print(search.page(config, target))
         return
-    from lmtrain import forecast
+    from lmtrain.plan import compiled
 
     words = (f'--config.{shlex.quote(text)}' for text in values.override)
-    print(forecast.page(config, target, ' '.join(['lmtrain train', f'--config={values.config}', *words])))
+    print(compiled.page(config, target, ' '.join(['lmtrain train', f'--config={values.config}', *words])))
 
 
 def flops(values: flags.FlagValues, config, target) -> float:

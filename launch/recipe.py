@@ -17,7 +17,7 @@ from absl import flags
 
 from configs import base
 from launch.cli import nearest
-from lmtrain import paths
+from lmtrain import files as paths
 
 FOLDER = pathlib.Path(base.__file__).parent
 NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text', tuple: "a tuple, such as ('a', 'b')"}

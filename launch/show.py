@@ -14,7 +14,7 @@ import textwrap
 from absl import flags
 
 from configs import base
-from launch import cli, machine, recipe
+from launch import cli, process_setup, recipe
 
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
@@ -41,11 +41,12 @@ def run(values: flags.FlagValues) -> None:
     if not values.batch:
         page(values)
         return
-    machine.prepare()
+    process_setup.prepare()
     config = recipe.from_flags(values)
-    from lmtrain import assemble, plan  # late: the page of a recipe need not wait for jax
+    from lmtrain.plan.dry_run import dry_run  # late: the page of a recipe need not wait for jax
+    from lmtrain.training import build
 
-    print(plan.decoded(assemble.assemble(config)))
+    print(dry_run.decoded(build.build(config)))
 
 
 def page(values: flags.FlagValues) -> None:
@@ -74,7 +75,7 @@ def page(values: flags.FlagValues) -> None:
         blank = ' ' * (width - len(cells[key]) - 1 - len(was))
         print(f'{colour}{mark} {name:18}{cells[key]}{plain} {dim}{was}{blank}  {note}'.rstrip() + plain)
     sys.stdout.flush()  # the rest waits for jax
-    from lmtrain import base as bases
+    from lmtrain.training import init_from as bases
 
     answer = textwrap.fill(f'export to transformers  {bases.exportable(config)}', screen, subsequent_indent='  ')
     print(f'\n{answer}')

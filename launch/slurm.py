@@ -13,10 +13,10 @@ import subprocess
 
 from absl import flags
 
-from launch import command
+from launch import launcher
 
 FLAGS = flags.FlagValues()
-command.define(FLAGS, retries=20)
+launcher.define(FLAGS, retries=20)
 for name, help in {
     'time': 'limit of one start, as sbatch has it: 24:00:00',
     'account': 'who pays',
@@ -40,16 +40,16 @@ flags.DEFINE_bool('copy', False, text, flag_values=FLAGS)
 
 def run(values: flags.FlagValues) -> None:
     """Submits. Raises ValueError for what cannot be, also where sbatch refuses."""
-    words = command.train(values, 'slurm')
+    words = launcher.train(values, 'slurm')
     if not values.time:
         raise ValueError('--time is missing, such as --time=24:00:00: the step is saved before it')
-    steps, tree = copied() if values.copy else ([], command.ROOT)
+    steps, tree = copied() if values.copy else ([], launcher.ROOT)
     text = script(values, words, tree, pathlib.Path.cwd())
     if values.print_only:
-        quoted = [command.line(step) for step in steps]
+        quoted = [launcher.line(step) for step in steps]
         print('\n'.join([*quoted, "sbatch --parsable <<'END_OF_JOB'", text + 'END_OF_JOB']))
         return
-    command.need('sbatch', 'run this on a login node of the cluster')
+    launcher.need('sbatch', 'run this on a login node of the cluster')
     for step in steps:
         subprocess.run(step, check=True)
     done = subprocess.run(['sbatch', '--parsable'], input=text, capture_output=True, encoding='utf-8', errors='replace')
@@ -71,10 +71,10 @@ def seconds(limit: str) -> int | None:
 
 def copied() -> tuple[list[list[str]], pathlib.Path]:
     """(commands that copy the last commit, the folder of the copy). Raises ValueError outside a git repository."""
-    asked = ['git', '-C', str(command.ROOT), 'rev-parse', 'HEAD']
+    asked = ['git', '-C', str(launcher.ROOT), 'rev-parse', 'HEAD']
     done = subprocess.run(asked, capture_output=True, encoding='utf-8', errors='replace')
     if done.returncode:
-        raise ValueError(f'--copy wants the last commit, and {command.ROOT} is no git repository; leave --copy out')
+        raise ValueError(f'--copy wants the last commit, and {launcher.ROOT} is no git repository; leave --copy out')
     tree = pathlib.Path.cwd() / '.lmtrain-trees' / done.stdout[:12]
     archive = f'{shlex.join([*asked[:3], "archive", "HEAD"])} | {shlex.join(["tar", "-x", "-C", str(tree)])}'
     return [['mkdir', '-p', str(tree)], ['bash', '-c', f'set -o pipefail; {archive}']], tree
@@ -122,7 +122,7 @@ def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folde
             '#SBATCH --requeue',
             *(f'{name}={shlex.quote(str(text))}' for name, text in given.items()),
             *(f'export {name}={shlex.quote(text)}' for name, text in exported.items()),
-            f'train=({shlex.join(command.python(words))})',
-            (command.ROOT / 'launch' / 'slurm.sh').read_text(encoding='utf-8'),
+            f'train=({shlex.join(launcher.python(words))})',
+            (launcher.ROOT / 'launch' / 'slurm.sh').read_text(encoding='utf-8'),
         ]
     )

@@ -23,11 +23,11 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from launch import command, gke
-from lmtrain import survive
+from launch import gke, launcher
+from lmtrain.runtime import lifecycle
 
 FLAGS = flags.FlagValues()
-command.define(FLAGS, retries=20)
+launcher.define(FLAGS, retries=20)
 for name, default, help in (
     ('name', 'lmtrain', 'of the queued resource and its nodes'),
     ('zone', '', 'where, such as us-west4-a'),
@@ -67,25 +67,25 @@ class Unanswered(ValueError):
 
 def run(values: flags.FlagValues) -> None:
     """Raises ValueError for what cannot be started or created, survive.Ended with the exit code of the run."""
-    words = command.train(values, 'tpu')
+    words = launcher.train(values, 'tpu')
     archive = pathlib.Path(tempfile.gettempdir()) / f'{values.name}.tar.gz'
     steps = commands(values, words, archive)
     if values.print_only:
-        print('\n'.join(command.line(step) for step in steps.values()))
+        print('\n'.join(launcher.line(step) for step in steps.values()))
         return
-    command.need('gcloud', 'https://cloud.google.com/sdk/docs/install')
+    launcher.need('gcloud', 'https://cloud.google.com/sdk/docs/install')
     heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
     before = {number: signal.signal(number, _stop) for number in heard}
     try:
         _do(steps['archive'])
-        print(f'lmtrain tpu: deletes it by hand: {command.line(steps["delete"])}', file=sys.stderr)
+        print(f'lmtrain tpu: deletes it by hand: {launcher.line(steps["delete"])}', file=sys.stderr)
         who, word = _attempts(values, words, archive)
     finally:
         archive.unlink(missing_ok=True)
         for number, handler in before.items():
             signal.signal(number, handler)
     if _code(word):
-        raise survive.Ended(_code(word), f'{who} ended with exit code {word}')
+        raise lifecycle.RunEnded(_code(word), f'{who} ended with exit code {word}')
 
 
 def commands(
@@ -97,7 +97,7 @@ def commands(
             raise ValueError(f'--{name} is missing: {values[name].help}')
     if not re.fullmatch('[a-z]([-a-z0-9]{0,48}[a-z0-9])?', values.name):
         raise ValueError(f'--name={values.name!r}: small letters, digits and -, a letter first')
-    workdir = command.value(words, 'workdir') or ''
+    workdir = launcher.value(words, 'workdir') or ''
     if not workdir.startswith('/'):
         raise ValueError(
             f'--workdir={workdir!r} after --: an absolute path on a file system that '
@@ -155,7 +155,7 @@ def commands(
     ]
     ended = ['cd lmtrain-tree || exit 0', f'flock -s -w {ENDING} .running true', code]
     return {
-        'archive': ['git', '-C', str(command.ROOT), 'archive', '--format=tar.gz', f'--output={archive}', 'HEAD'],
+        'archive': ['git', '-C', str(launcher.ROOT), 'archive', '--format=tar.gz', f'--output={archive}', 'HEAD'],
         'create': [
             *(*gcloud, 'create', values.name, *nodes, f'--accelerator-type={values.accelerator_type}'),
             *(f'--runtime-version={values.runtime_version}', *where, *(['--spot'] if values.spot else [])),
@@ -178,8 +178,8 @@ def verdict(words: dict[str, str]) -> tuple[str, str]:
 
     def weight(who: str) -> tuple[bool, ...]:
         code = _code(words[who])
-        by_itself = 0 < code < 128 and code != survive.LOST
-        return code in gke.HOPELESS, code in command.AGAIN, by_itself, code == GONE, code != 0
+        by_itself = 0 < code < 128 and code != lifecycle.LOST
+        return code in gke.HOPELESS, code in launcher.AGAIN, by_itself, code == GONE, code != 0
 
     # Who ends with 0 has met all the others at JAX's own end: that a worker is lost afterwards is no matter.
     if {_code(word) for word in words.values()} == {0, GONE}:
@@ -209,7 +209,7 @@ def _attempts(values: flags.FlagValues, words: list[str], archive: pathlib.Path)
             if code in (0, *gke.HOPELESS) or attempt == values.retries:
                 break
             ready = GONE not in map(_code, ends.values()) and _state(steps) == 'ACTIVE'
-            if ready and code not in command.AGAIN:
+            if ready and code not in launcher.AGAIN:
                 break
             again = 'again' if ready else 'again on a new TPU'
             print(f'lmtrain tpu: {who}: exit code {word}; {again}, {attempt + 1} of {values.retries}', file=sys.stderr)
@@ -234,7 +234,7 @@ def _prepare(steps: dict[str, list[str]], slices: int) -> bool:
         if state in ('SUSPENDING', 'SUSPENDED'):
             return False
         if state in ('FAILED', 'DELETING'):
-            raise ValueError(f'the queued resource is {state}; why: {command.line(steps["state"][:-1])}')
+            raise ValueError(f'the queued resource is {state}; why: {launcher.line(steps["state"][:-1])}')
         if state != said:
             print(f'lmtrain tpu: {state}', file=sys.stderr)
             said = state
@@ -312,8 +312,8 @@ def _state(steps: dict[str, list[str]]) -> str:
             return done.stdout.strip()
         time.sleep(POLL)
     raise Unanswered(
-        f'no answer to: {command.line(steps["state"])}; the TPU is left as it is, and costs: '
-        f'{command.line(steps["delete"])}'
+        f'no answer to: {launcher.line(steps["state"])}; the TPU is left as it is, and costs: '
+        f'{launcher.line(steps["delete"])}'
     )
 
 
@@ -337,7 +337,7 @@ def _do(argv: list[str]) -> None:
     with contextlib.suppress(OSError):
         print(done.stderr, end='', file=sys.stderr, flush=True)
     if done.returncode:
-        raise ValueError(f'exit code {done.returncode} of: {command.line(argv)}')
+        raise ValueError(f'exit code {done.returncode} of: {launcher.line(argv)}')
 
 
 def _delete(argv: list[str]) -> None:

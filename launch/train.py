@@ -13,7 +13,7 @@ import sys
 
 from absl import flags
 
-from launch import distributed, machine, recipe, show
+from launch import distributed, process_setup, recipe, show
 
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
@@ -23,22 +23,22 @@ flags.DEFINE_bool('dry_run', False, 'shows what would be run and what it needs, 
 
 
 def run(values: flags.FlagValues) -> None:
-    machine.prepare()  # first: recipes of models import jax
+    process_setup.prepare()  # first: recipes of models import jax
     config = recipe.from_flags(values)
     if values.dry_run:  # late imports: a mistyped field need not wait for jax
-        from lmtrain import plan
+        from lmtrain.plan import dry_run
 
-        page = plan.dry_run(config)
+        page = dry_run.dry_run(config)
         show.page(values)
         print(f'\n{page}')
     else:
-        from lmtrain import survive
+        from lmtrain.runtime import lifecycle
 
-        sys.excepthook = survive.exit_on_exception
-        signal.signal(signal.SIGTERM, survive.leave)  # until the run takes signals itself
+        sys.excepthook = lifecycle.exit_on_exception
+        signal.signal(signal.SIGTERM, lifecycle.exit_requeue)  # until the run takes signals itself
         # What a signal may stop is over when Python leaves: it takes nothing from the exit code.
         atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
         with distributed.joined(values):
-            from lmtrain import train
+            from lmtrain.training import train
 
             train.train(config, pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}'))

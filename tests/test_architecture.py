@@ -1,4 +1,4 @@
-"""The house as its imports have it: they run one way, rooms stay small, and heavy libraries stay outside."""
+"""Imports follow the order of lmtrain's docstring, files stay small, and heavy libraries stay outside."""
 
 import ast
 import pathlib
@@ -6,44 +6,21 @@ import re
 
 import pytest
 
+import lmtrain
+
 ROOT = pathlib.Path(__file__).parents[1]
-# Floor by floor, lowest first; a room imports from lower floors only, never from its own.
-FLOORS = (
-    {'tree', 'survive', 'capacity', 'agree', 'target', 'paths'},
-    {
-        'verify',
-        'sharding',
-        'checkpoint',
-        'metrics',
-        'cost',
-        'hlo',
-        'curve',
-        'display',
-        'optim',
-        'models',
-        'data',
-        'objectives',
-    },
-    {'state', 'sample', 'prompts', 'adapt', 'parallel', 'deal', 'vocabulary'},
-    {'sweep', 'traffic', 'compute_optimal'},
-    {'step', 'evaluate', 'prompting', 'report', 'base', 'score'},
-    {'run'},
-    {'samples'},
-    {'assemble', 'circumstances'},
-    {'trained', 'plan', 'forecast', 'export', 'loop'},
-    {'train', 'search'},
-)
-FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+ORDER = re.findall(r'^    (\w+)(?:\.py|/) ', lmtrain.__doc__, re.MULTILINE)
 FILES = sorted((ROOT / 'lmtrain').rglob('*.py'))
 NEVER = {'tensorflow', 'torch', 'transformers', 'pickle', 'yaml'}
 
 
-def room_of(path: pathlib.Path) -> str:
+def top_of(path: pathlib.Path) -> str:
+    """The module or package at the top of lmtrain that a file belongs to."""
     return path.relative_to(ROOT / 'lmtrain').parts[0].removesuffix('.py')
 
 
 def imports(path: pathlib.Path) -> set[str]:
-    """Dotted names a file imports, wherever in the file it does."""
+    """Dotted names that a file imports, at its top or late."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -54,34 +31,34 @@ def imports(path: pathlib.Path) -> set[str]:
     return names
 
 
-def rooms_imported(path: pathlib.Path) -> set[str]:
-    return {name.split('.')[1] for name in imports(path) if name.startswith('lmtrain.')} & (
-        FLOOR.keys() | {room_of(path)}
-    )
+def test_imports_follow_the_order_of_the_docstring():
+    tops = {top_of(path) for path in FILES} - {'__init__'}
+    assert sorted(ORDER) == sorted(tops), 'the docstring of lmtrain lists every module and package once'
+    for path in FILES:
+        if (own := top_of(path)) == '__init__':
+            continue
+        for name in imports(path):
+            other = name.split('.')[1] if name.startswith('lmtrain.') else own
+            if other != own:
+                assert ORDER.index(other) < ORDER.index(own), f'{path}: {own} comes before {other} (lmtrain.__doc__)'
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_one_way(path):
-    room = room_of(path)
-    if room == '__init__':
-        assert not rooms_imported(path)
-        return
-    assert room in FLOOR, f'{room} has no floor: give it one in this file'
-    for other in rooms_imported(path) - {room}:
-        assert FLOOR[other] < FLOOR[room], f'{room} (floor {FLOOR[room]}) imports {other} (floor {FLOOR[other]})'
+def test_imports_inside_a_package_have_no_cycle():
+    def module_of(path):
+        return '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
+
+    modules = {module_of(path): path for path in FILES if path.name != '__init__.py'}
+    below = {name: imports(path) & modules.keys() for name, path in modules.items()}
+    while below:
+        leaves = {name for name, others in below.items() if not others & below.keys()}
+        assert leaves, f'these modules import each other: {sorted(below)}'
+        below = {name: others for name, others in below.items() if name not in leaves}
 
 
-def test_the_readme_shows_every_room():
-    house = (ROOT / 'README.md').read_text().partition('## The house')[2].partition('```')[2].partition('```')[0]
-    for room in FLOOR:
-        assert re.search(rf'\b{room}(\.py|/)', house), f'{room} is not in the house of the README'
-
-
-@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_room_stays_small(path):
-    limit = 200 if path.name == 'train.py' else 400
-    lines = len(path.read_text().splitlines())
-    assert lines <= limit, f'{path.name} has {lines} lines: does one line still describe it? If not, it is two rooms'
+def test_files_stay_small():
+    for path in FILES:
+        lines = len(path.read_text().splitlines())
+        assert lines <= 400, f'{path} has {lines} lines: split it into files that one line describes'
 
 
 @pytest.mark.parametrize('folder', ['lmtrain', 'configs', 'launch'])
@@ -94,18 +71,20 @@ def test_what_is_never_imported(folder):
             assert 'launch' not in found, path
 
 
-def test_models_and_objectives_know_no_device_and_no_adapter():
-    for folder in ('models', 'objectives'):
+def test_models_and_tasks_know_no_device_and_no_adapter():
+    for folder in ('models', 'tasks'):
         for path in (ROOT / 'lmtrain' / folder).rglob('*.py'):
             names = imports(path)
-            assert not {n for n in names if n.startswith(('jax.sharding', 'lmtrain.sharding', 'lmtrain.adapt'))}, path
+            assert not {
+                n for n in names if n.startswith(('jax.sharding', 'lmtrain.parallel.sharding', 'lmtrain.adapt'))
+            }, path
 
 
-def test_models_adaptation_and_objectives_ask_for_no_device():
+def test_models_adaptation_and_tasks_ask_for_no_device():
     asking = {'default_backend', 'devices', 'local_devices', 'device_count', 'local_device_count', 'platform'}
     asking |= {'process_index', 'process_count', 'platform_dependent', 'device_put', 'sharding', 'shard_map', 'Mesh'}
     asking |= {'with_sharding_constraint', 'all_gather', 'psum', 'psum_scatter', 'axis_index', 'device_kind'}
-    for folder in ('models', 'adapt', 'objectives'):
+    for folder in ('models', 'adapt', 'tasks'):
         for path in (ROOT / 'lmtrain' / folder).rglob('*.py'):
             tokens = ast.walk(ast.parse(path.read_text()))
             names = {getattr(node, 'attr', getattr(node, 'id', '')) for node in tokens}
@@ -155,4 +134,4 @@ def test_home_is_expanded_in_one_place():
     for folder in ('lmtrain', 'launch'):
         for path in (ROOT / folder).rglob('*.py'):
             text = path.read_text(encoding='utf-8')
-            assert path.name == 'paths.py' or 'expanduser' not in text, f'{path}: call lmtrain.paths.local'
+            assert path.name == 'files.py' or 'expanduser' not in text, f'{path}: call lmtrain.files.local'

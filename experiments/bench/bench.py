@@ -19,7 +19,7 @@ import numpy as np
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 
-from launch import machine  # noqa: E402
+from launch import process_setup  # noqa: E402
 
 THREADS = len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
 CHECKED = 20  # steps whose losses are compared; they also warm up
@@ -103,8 +103,8 @@ class Worker:
 
 def serve(side) -> None:
     """Answers until the driver hangs up. What libraries print goes to stderr."""
-    if not machine.accelerated():
-        machine.keep_memory()  # as lmtrain does; PyTorch, which asks the same allocator, gets the same
+    if not process_setup.accelerated():
+        process_setup.keep_memory()  # as lmtrain does; PyTorch, which asks the same allocator, gets the same
     answers = os.fdopen(os.dup(1), 'w', encoding='utf-8')
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -123,7 +123,7 @@ class Ours:
 
     def assemble(self, shape, dtype, folder, unroll=0, base_model='', adapt=None):
         from configs import base
-        from lmtrain.assemble import assemble
+        from lmtrain.training.build import build as assemble
 
         config = base.get_config()
         config.data.source = f'{folder}/text.txt'
@@ -186,13 +186,14 @@ class Ours:
 
     def compiled_over_counted(self):
         """FLOPs of the compiled step over those of lmtrain.cost."""
-        from lmtrain import hlo
+        from lmtrain.cost import hlo
 
         return hlo.compiled_flops(self.compiled) / self.executed
 
     def compile(self, shape, folder):
         """Seconds from the assembled run to the compiled step, layers scanned one at a time."""
-        from lmtrain import cost, hlo
+        from lmtrain import cost
+        from lmtrain.cost import hlo
 
         run = self.assemble(shape, 'float32', folder, unroll=1)
         start = time.perf_counter()

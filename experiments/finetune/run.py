@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import record
 
 sys.path.insert(0, str(record.ROOT))
-from lmtrain import trained
+from lmtrain.training import load
 
 RESULTS = record.ROOT / 'experiments' / 'finetune' / 'results.json'
 SEEDS = (0, 1, 2)
@@ -137,7 +137,7 @@ def chosen(recipe: str, task: str, base, root, workdir, settings: dict) -> dict:
     measure, scores = MEASURES.get(task), {}
     for number, (rate, member) in enumerate(zip(rates, members, strict=True)):
         # F1 and exact match are measured of one member at a time.
-        found = trained.evaluate_split(workdir / 'rates', 'validation', member=number) if measure else member
+        found = load.evaluate_split(workdir / 'rates', 'validation', member=number) if measure else member
         scores[rate] = found[measure or 'accuracy']
     return {'learning_rate': max(scores, key=scores.get), 'rates': {str(rate): score for rate, score in scores.items()}}
 
@@ -161,7 +161,7 @@ def measured(task: str, base, root, workdir) -> dict:
     choice = chosen(recipe, task, base, root, workdir, settings)
     settings |= {'optimizer.learning_rate': choice['learning_rate']}
     results = train(recipe, base, root, workdir / 'run', settings)
-    scores = trained.evaluate_split(workdir / 'run', 'test')
+    scores = load.evaluate_split(workdir / 'run', 'test')
     return {'task': task, 'seconds': results['seconds_of_command'], 'scores': scores} | choice | results['cost']
 
 

@@ -17,7 +17,7 @@ FAULTS = {
         ('every element has four bytes', '* leaf.dtype.itemsize', '* 4'),
         ('one common path is accepted', 'if twice:', 'if len(twice) > 1:'),
     ],
-    'lmtrain/step.py': [
+    'lmtrain/training/step.py': [
         ('dropout repeats at every step', 'state.rng), state.step)', 'state.rng), 0)'),
         ('fewer than one target counts as one', 'jnp.where(weight > 0, weight, 1.0)', 'jnp.maximum(weight, 1.0)'),
         ('the norm is that of the sum', 'optax.tree.norm(grads) * scale', 'optax.tree.norm(grads)'),
@@ -42,7 +42,7 @@ FAULTS = {
             "'param_norm': optax.tree.norm(state.trainable)",
         ),
     ],
-    'lmtrain/optim.py': [
+    'lmtrain/optimizer.py': [
         (
             'the floor cuts the fall off',
             'jnp.minimum(final + (1.0 - final) * remaining, 1.0)',
@@ -96,7 +96,7 @@ FAULTS = {
             "LAYER_MATRICES = 'layers/.*kernel'",
         ),
     ],
-    'lmtrain/loop.py': [
+    'lmtrain/training/loop.py': [
         (
             "a checkpoint gets an older state's metric",
             'if self.evaluated_at == self.done else None',
@@ -126,7 +126,7 @@ FAULTS = {
             'progress = self.clock.spent(step) if',
         ),
     ],
-    'lmtrain/sweep.py': [
+    'lmtrain/training/sweep.py': [
         ('the median in place of the mean', 'float(np.mean(values)) for name', 'float(np.median(values)) for name'),
         ('deviation over n', 'ddof=1', 'ddof=0'),
         ('a one-sided interval', '0.5 + confidence / 2', 'confidence'),
@@ -145,7 +145,7 @@ FAULTS = {
         ('all members read one order', "own['orders'] or own['seeds']", "own['orders'] or (seed,) * count"),
         ('two equal members pass', 'found.count(member) > 1', 'found.count(member) > 2'),
     ],
-    'lmtrain/survive.py': [
+    'lmtrain/runtime/lifecycle.py': [
         (
             'a fault strikes at every later step',
             '(name, int(number)) == (point, step)',
@@ -156,7 +156,7 @@ FAULTS = {
         ('handlers are not put back', 'signal.signal(number, handler)', 'pass'),
         ('another exit code for an exception', 'EXCEPTION = 70', 'EXCEPTION = 1'),
     ],
-    'lmtrain/agree.py': [
+    'lmtrain/runtime/multihost.py': [
         ('only facts of the first process are compared', 'sorted(first.keys() | other.keys())', 'sorted(first.keys())'),
         ('the mean of the votes', 'said.max(axis=0)', 'said.mean(axis=0)'),
         (
@@ -165,7 +165,7 @@ FAULTS = {
             'asked if before is None else before',
         ),
     ],
-    'lmtrain/verify.py': [
+    'lmtrain/runtime/sdc.py': [
         (
             'copies are never unequal',
             'jax.lax.pmax(total, copied) != jax.lax.pmin(total, copied) if copied else jnp.bool_(False)',
@@ -173,7 +173,7 @@ FAULTS = {
         ),
         ('only metrics are compared', '_unequal(_equal(first, second))', '_unequal(_equal(first[1:], second[1:]))'),
     ],
-    'lmtrain/deal.py': [
+    'lmtrain/parallel/redistribute.py': [
         (
             'too few matrices a device',
             '-(-matrices // _devices(dealt, mesh))',
@@ -186,7 +186,7 @@ FAULTS = {
             'any(axis in spec and spec.index(axis) != 2 - i',
         ),
     ],
-    'lmtrain/sharding.py': [
+    'lmtrain/parallel/sharding.py': [
         (
             '-1 leaves devices out',
             'if math.prod(sizes.values()) != len(devices):',
@@ -205,7 +205,7 @@ FAULTS = {
             "[None] * (ndim - 2) + ['sequence'] if ndim > 2 and",
         ),
     ],
-    'lmtrain/parallel.py': [
+    'lmtrain/parallel/collectives.py': [
         (
             'gradients of replicated leaves are averaged',
             'jax.lax.psum(gradient, axes) if axes',
@@ -232,7 +232,7 @@ FAULTS = {
             "REFETCHED or 'fsdp' in axis_name",
         ),
     ],
-    'lmtrain/metrics.py': [
+    'lmtrain/report/metrics.py': [
         ('TensorBoard drops the point of the checkpoint', 'step=start + 1', 'step=start'),
         ('a line cut short by a full disk stays', 'os.ftruncate(self._file, end)', 'pass'),
         (
@@ -256,7 +256,7 @@ FAULTS = {
             'return value',
         ),
     ],
-    'lmtrain/cost.py': [
+    'lmtrain/cost/__init__.py': [
         (
             'memory of float32 moments is halved',
             "'moments': bytes_here(opt_state)",
@@ -282,12 +282,12 @@ FAULTS = {
         ('a sharded leaf counts whole', 'sharding.shard_shape(leaf.shape) if sharding else leaf.shape', 'leaf.shape'),
         ('learned prefixes are no keys', 'block) + prefix', 'block)'),
     ],
-    'lmtrain/hlo.py': [
+    'lmtrain/cost/hlo.py': [
         ('the body of a loop counts once', 'body * _trips(i, computations) if body', 'body if body'),
         ('a conditional counts both branches', 'max(map(flops, branches))', 'sum(map(flops, branches))'),
         ('a product counts once', 'return 2.0 * math.prod(_sizes(out))', 'return 1.0 * math.prod(_sizes(out))'),
     ],
-    'lmtrain/traffic.py': [
+    'lmtrain/cost/traffic.py': [
         (
             'a reduction over all travels once',
             "found[kind, axes] += times * whole * share * (2 if kind == 'all-reduce' else 1)",
@@ -300,7 +300,7 @@ FAULTS = {
             "(2 if path.startswith('layers') else 1) * whole * wire",
         ),
     ],
-    'lmtrain/evaluate.py': [
+    'lmtrain/training/evaluate.py': [
         (
             'a mixture is weighted by its shares and its sizes',
             'scaled = [(share / count, own)',
@@ -315,10 +315,10 @@ FAULTS = {
             "loss = sums['loss'] / sums['targets']",
         ),
     ],
-    'lmtrain/score.py': [
+    'lmtrain/evaluation/predictions.py': [
         ('the fill of the last batch is scored', 'if example >= 0:', 'if True:'),
     ],
-    'lmtrain/report.py': [
+    'lmtrain/report/page.py': [
         ('the mean where the median is promised', 'statistics.median(values)', 'statistics.fmean(values)'),
         ('gained and forgotten exchanged', '(after / before - 1)', '(before / after - 1)'),
         ('a bar in a cell breaks the table', 'cell.replace("|", "&#124;")', 'cell'),
@@ -332,7 +332,7 @@ FAULTS = {
         ('fences of code as long as those of the text', 'max(3, 1 + max(', 'max(3, max('),
         ('planned over actual', 'actual[key] / planned[key]', 'planned[key] / actual[key]'),
     ],
-    'lmtrain/display.py': [
+    'lmtrain/report/terminal.py': [
         ('999.6 has four digits', 'while abs(value) >= 999.5', 'while abs(value) >= 1000'),
         ('minutes without the seconds', 'whole % size // smaller', 'whole // smaller % size'),
         (
@@ -348,7 +348,7 @@ FAULTS = {
         ('frozen parameters learn', "'yes' if path in learning else 'no'", "'yes'"),
         ('rows of all micro-batches', 'each = rows // (accumulate * replicas)', 'each = rows // replicas'),
     ],
-    'lmtrain/curve.py': [
+    'lmtrain/report/plot.py': [
         ('a gap in the loss ends the picture', 'if math.isfinite(loss)]', ']'),
         (
             'nats where bits are promised',
@@ -356,7 +356,7 @@ FAULTS = {
             '1.0',
         ),
     ],
-    'lmtrain/capacity.py': [
+    'lmtrain/runtime/preflight.py': [
         ('devices of a host share nothing', 'host_memory() // jax.local_device_count()', 'host_memory()'),
         ('moments need no room', "('parameters', 'gradients', 'moments')", "('parameters', 'gradients')"),
     ],
@@ -433,7 +433,7 @@ FAULTS = {
         ),
         ('the first layers learn', 'range(N - last, N)', 'range(last)'),
     ],
-    'lmtrain/adapt/several.py': [
+    'lmtrain/adapt/multi.py': [
         ('a missing IA3 is 0', 'jnp.ones}', 'jnp.zeros}'),
         (
             'padding counts in the largest change',
@@ -442,7 +442,7 @@ FAULTS = {
         ),
         ('every row uses the first adapter', 'lambda leaf: leaf[index], adapters)', 'lambda leaf: leaf[0], adapters)'),
     ],
-    'lmtrain/adapt/peft.py': [
+    'lmtrain/adapt/peft/adapters.py': [
         (
             'values before keys',
             "enumerate(('prefix_key', 'prefix_value')):",
@@ -455,7 +455,7 @@ FAULTS = {
             'np.stack(layers, axis=2).reshape(len(layers[0]), -1)',
         ),
     ],
-    'lmtrain/adapt/peft_lora.py': [
+    'lmtrain/adapt/peft/lora.py': [
         ("A's transposed", "yield f'{parent}/lora_a', a.T", "yield f'{parent}/lora_a', a.T[:, ::-1]"),
         ('rsLoRA is read as LoRA', "r**0.5 if fields['use_rslora'] else r", 'r'),
         (
@@ -465,19 +465,19 @@ FAULTS = {
         ),
         ('a target without tensors passes', 'if wanted != (name in named):', 'if not wanted and name in named:'),
     ],
-    'lmtrain/adapt/peft_write.py': [
+    'lmtrain/adapt/peft/write.py': [
         ('alpha is the scale', 'alpha = float(scale) * r', 'alpha = float(scale)'),
         ('scales of joined kernels differ unseen', 'b[i][: ranks[i]] * (scales[i] / scale)', 'b[i][: ranks[i]]'),
         ('an ambiguous name stands alone', 'same <= adapted and word not in AMBIGUOUS', 'same <= adapted'),
     ],
-    'lmtrain/adapt/peft_modules.py': [
+    'lmtrain/adapt/peft/modules.py': [
         (
             'a layer without LoRA gets ones',
             "np.ones if re.fullmatch(r'.*/ia3_(in|out)', path) else np.zeros",
             'np.ones',
         ),
     ],
-    'lmtrain/models/head.py': [
+    'lmtrain/models/lm_head.py': [
         (
             'the gradient of a chunk is rounded',
             'total + new[name]()',
@@ -511,28 +511,28 @@ FAULTS = {
             "'bias': lambda: 0 * jnp.sum(g, axis=(0, 1))",
         ),
     ],
-    'lmtrain/vocabulary.py': [
+    'lmtrain/parallel/vocab_padding.py': [
         ('the fill is no multiple of 128', 'math.lcm(128, tensor)', 'tensor'),
         ('low-rank tables are not filled', "'embed/(embedding|lora_a)'", "'embed/embedding'"),
         ('the fill is of ones', 'for i in range(leaf.ndim)])', 'for i in range(leaf.ndim)], constant_values=1.0)'),
     ],
-    'lmtrain/objectives/tokens.py': [
+    'lmtrain/tasks/token_loss.py': [
         ('z-loss without its square', "outputs['log_z'] ** 2", "outputs['log_z']"),
         ('the reported likelihood holds the penalty', "'nats': nats}", "'nats': penalised}"),
     ],
-    'lmtrain/objectives/tag.py': [
+    'lmtrain/tasks/tag.py': [
         (
             'weights of all tokens are 1',
             "batch['label_weights']\n\n\ndef predict",
             "jnp.ones_like(batch['label_weights'])\n\n\ndef predict",
         ),
     ],
-    'lmtrain/objectives/span.py': [
+    'lmtrain/tasks/span.py': [
         ('the sum and not the mean of both ends', 'jnp.mean(nats, axis=1)', 'jnp.sum(nats, axis=1)'),
         ('spans may be one token longer', 'end < start + longest', 'end <= start + longest'),
         ('an end before its start', '(start <= end) & ', ''),
     ],
-    'lmtrain/objectives/classify.py': [
+    'lmtrain/tasks/classify.py': [
         ('half of the squared error', "{'loss': error**2", "{'loss': error**2 / 2"),
         ('the mean counts padding', 'jnp.maximum(jnp.sum(real, axis=1), 1)', 'real.shape[1]'),
         (
@@ -541,7 +541,7 @@ FAULTS = {
             'jnp.full(len(real), real.shape[1] - 1)',
         ),
     ],
-    'lmtrain/checkpoint/__init__.py': [
+    'lmtrain/checkpoint/checkpoints.py': [
         ('brackets in a name are a pattern', 'glob.has_magic(part) or not in_utf8(part)', 'not in_utf8(part)'),
         (
             'a name that is no UTF-8 is taken for one',
@@ -583,7 +583,7 @@ FAULTS = {
         ),
         ('a checkpoint of another step passes', "if str(manifest['step']) != folder.name:", 'if False:'),
     ],
-    'lmtrain/checkpoint/workdir.py': [
+    'lmtrain/training/workdir.py': [
         ('a run may change its seed', "(r'log\\..*', 'free'),", "(r'log\\..*', 'free'),\n    (r'seed', 'free'),"),
         ('lines of the step itself are cut', "json.loads(line)['step'] > step", "json.loads(line)['step'] >= step"),
         ('True equals 1', 'if json.dumps(one) != json.dumps(other):', 'if one != other:'),
@@ -599,7 +599,7 @@ FAULTS = {
         ('another dtype passes', "'dtype': str(np.dtype(leaf.dtype))", "'dtype': 'float32'"),
         ('the state is not copied', 'return np.array(leaf)', 'return np.asarray(leaf)'),
     ],
-    'lmtrain/prompting/__init__.py': [
+    'lmtrain/inference/prompting.py': [
         ('the standard error over n', 'p * (1 - p) / (n - 1)', 'p * (1 - p) / n'),
         ('likelihood per character', 'value / len(choice.encode())', 'value / len(choice)'),
         ('the last demonstration is dropped', 'drawn = drawn[1:]', 'drawn = drawn[:-1]'),
@@ -610,7 +610,7 @@ FAULTS = {
             '1 / len(asked[0].choices)',
         ),
     ],
-    'lmtrain/prompting/likelihood.py': [
+    'lmtrain/inference/likelihood.py': [
         (
             'scored from one token later',
             'np.arange(start - 1, length), ids[start:]',
@@ -627,7 +627,7 @@ FAULTS = {
             'common = common',
         ),
     ],
-    'lmtrain/prompting/questions.py': [
+    'lmtrain/inference/questions.py': [
         ('a row may be its own demonstration', 'if self.questions[i].context != question.context]', ']'),
         (
             'draws do not depend on the row',
@@ -722,7 +722,7 @@ FAULTS = {
         ('the activation is left out', 'x = ACTIVATIONS[m.head_activation](x)', 'x = x'),
         ('the mean counts padding', 'jnp.maximum(jnp.sum(real_BT, axis=1), 1)[:, None]', 'T'),
     ],
-    'lmtrain/models/checkpoint_head.py': [
+    'lmtrain/models/hf_heads.py': [
         (
             "a decoder's head reads its first token",
             "{'head_pool': 'last', 'head_bias': False}",
@@ -735,7 +735,7 @@ FAULTS = {
         ('weights of an earlier export stay', 'path.unlink()', 'pass'),
         ('a key that stands twice passes', 'if len(dict(pairs)) != len(pairs):', 'if False:'),
     ],
-    'lmtrain/models/gemma.py': [
+    'lmtrain/models/families/gemma.py': [
         ('every layer of Gemma 2 but the first of two sees all', 'if (i + 1) % every else', 'if i % every else'),
         (
             'the scale of scores is that of the heads',
@@ -753,7 +753,7 @@ FAULTS = {
             "'embed_scale': 1.0}\n    sizes['biased']",
         ),
     ],
-    'lmtrain/models/llama.py': [
+    'lmtrain/models/families/llama.py': [
         (
             "the norm's epsilon is LLaMA 3's",
             "'norm_eps': fields.take('rms_norm_eps', eps)",
@@ -770,7 +770,7 @@ FAULTS = {
             "'mlp.gate_proj': ('mlp/up',),\n    'mlp.up_proj': ('mlp/gate',)",
         ),
     ],
-    'lmtrain/models/mistral.py': [
+    'lmtrain/models/families/mistral.py': [
         (
             'no window is 4,096',
             "fields.take('sliding_window', 4096), sizes",
@@ -782,7 +782,7 @@ FAULTS = {
             'windows(window and 4096, every, count)',
         ),
     ],
-    'lmtrain/models/qwen.py': [
+    'lmtrain/models/families/qwen.py': [
         ('the first layers have the window', 'if window and i >= first else', 'if window and i < first else'),
         (
             'a window that is switched off is used',
@@ -790,7 +790,7 @@ FAULTS = {
             "if fields.take('use_sliding_window', False) is None:",
         ),
     ],
-    'lmtrain/models/phi3.py': [
+    'lmtrain/models/families/phi3.py': [
         (
             'key before query',
             "('attention/query', 'attention/key', 'attention/value')",
@@ -798,12 +798,12 @@ FAULTS = {
         ),
         ('heads are turned whole', 'partial=1.0)', 'partial=None)'),
     ],
-    'lmtrain/models/modernbert.py': [
+    'lmtrain/models/families/modernbert.py': [
         ('the window is one narrower', '// 2 + 1, kinds', '// 2, kinds'),
         ('every layer but the first of three sees all', 'if i % every else', 'if (i + 1) % every else'),
         ('up before gate', "'mlp.Wi': ('mlp/gate', 'mlp/up')", "'mlp.Wi': ('mlp/up', 'mlp/gate')"),
     ],
-    'lmtrain/models/gpt_neox.py': [
+    'lmtrain/models/families/gpt_neox.py': [
         (
             'layers are not parallel',
             "fields.take('use_parallel_residual', True)",
@@ -811,7 +811,7 @@ FAULTS = {
         ),
         ('heads are turned whole', "fields.take('rotary_pct', 0.25)", "fields.take('rotary_pct', 0.25) and 1.0"),
     ],
-    'lmtrain/models/huggingface.py': [
+    'lmtrain/models/hf.py': [
         ('the exact GELU is the tanh form', "'gelu': 'gelu_exact'", "'gelu': 'gelu'"),
         (
             'interleaved heads are split in blocks',
@@ -878,21 +878,25 @@ FAULTS = {
         ('a sample is the first rows', 'if self._order is None else self._order[place]', ''),
         (
             'a sample is of the seed',
-            'noise.permutation(sum(self.sizes), SAMPLE)',
-            'noise.permutation(sum(self.sizes), self.seed)',
+            'hash_rng.permutation(sum(self.sizes), SAMPLE)',
+            'hash_rng.permutation(sum(self.sizes), self.seed)',
         ),
         ('sources begin anew in every epoch', 'np.arange(epoch * quota, (epoch + 1) * quota)', 'np.arange(quota)'),
         (
             'every epoch has the same order',
-            'order = noise.permutation(size, self.seed, SHUFFLE, index, number)',
-            'order = noise.permutation(size, self.seed, SHUFFLE, index)',
+            'order = hash_rng.permutation(size, self.seed, SHUFFLE, index, number)',
+            'order = hash_rng.permutation(size, self.seed, SHUFFLE, index)',
         ),
         (
             'the mixture has the same order in every epoch',
             'SHUFFLE, len(self.parts), epoch)',
             'SHUFFLE, len(self.parts))',
         ),
-        ('the seed is ignored', 'noise.permutation(size, self.seed, SHUFFLE', 'noise.permutation(size, 0, SHUFFLE'),
+        (
+            'the seed is ignored',
+            'hash_rng.permutation(size, self.seed, SHUFFLE',
+            'hash_rng.permutation(size, 0, SHUFFLE',
+        ),
         ('a second source comes once an epoch', 'round(self.sizes[0] * part.weight)', 'round(size * part.weight)'),
         (
             'evaluation hides other tokens for other seeds',
@@ -901,8 +905,8 @@ FAULTS = {
         ),
         (
             'one text is cut at the same places in every pass',
-            'noise.bits(self.seed, CUT, index, number)',
-            'noise.bits(self.seed, CUT, index)',
+            'hash_rng.random_bits(self.seed, CUT, index, number)',
+            'hash_rng.random_bits(self.seed, CUT, index)',
         ),
         (
             'the hash of a batch leaves out its names',
@@ -910,7 +914,7 @@ FAULTS = {
             'values.tobytes()',
         ),
     ],
-    'lmtrain/data/corrupt.py': [
+    'lmtrain/data/masking.py': [
         (
             'nine of ten become MASK',
             'np.where(kind < 8, np.int32(tokenizer.mask_id)',
@@ -918,8 +922,8 @@ FAULTS = {
         ),
         (
             'a random token may be a special one',
-            'other = tokenizer.content_ids[noise.bits(seed, RANDOM, *at[2:]) % np.uint64(len(tokenizer.content_ids))]',
-            'other = (noise.bits(seed, RANDOM, *at[2:]) % np.uint64(tokenizer.vocab_size)).astype(np.int32)',
+            'other = tokenizer.content_ids[hash_rng.random_bits(seed, RANDOM, *at[2:]) % np.uint64(len(tokenizer.content_ids))]',
+            'other = (hash_rng.random_bits(seed, RANDOM, *at[2:]) % np.uint64(tokenizer.vocab_size)).astype(np.int32)',
         ),
         (
             'the share is of the row and not of its content',
@@ -933,31 +937,31 @@ FAULTS = {
         ),
         (
             'all rows hide the same places',
-            'noise.bits(seed, HIDE, draw[:, None], unit)',
-            'noise.bits(seed, HIDE, 0 * draw[:, None], unit)',
+            'hash_rng.random_bits(seed, HIDE, draw[:, None], unit)',
+            'hash_rng.random_bits(seed, HIDE, 0 * draw[:, None], unit)',
         ),
     ],
-    'lmtrain/data/bucket.py': [
+    'lmtrain/data/padded_stream.py': [
         (
             'a sample is of neighbours',
-            'order = noise.permutation(count, SAMPLE) if self.sampled else order',
+            'order = hash_rng.permutation(count, SAMPLE) if self.sampled else order',
             'order = order',
         ),
         ('a sample is of the shortest', 'if self.shuffle or self.sampled:', 'if self.shuffle:'),
         (
             'batches of a length come in the same order in every epoch',
-            'mixed = noise.permutation(len(rows), ORDER, epoch)',
-            'mixed = noise.permutation(len(rows), ORDER)',
+            'mixed = hash_rng.permutation(len(rows), ORDER, epoch)',
+            'mixed = hash_rng.permutation(len(rows), ORDER)',
         ),
         (
             'rows of a length have the same order in every epoch',
-            'noise.permutation(count, self.seed, SHUFFLE, epoch) if',
-            'noise.permutation(count, self.seed, SHUFFLE) if',
+            'hash_rng.permutation(count, self.seed, SHUFFLE, epoch) if',
+            'hash_rng.permutation(count, self.seed, SHUFFLE) if',
         ),
         ('the last batch of an epoch is not filled', '[: self.repeated]', '[:0]'),
         ('an empty row learns', 'np.where((at >= 0).reshape(', 'np.where((at >= -1).reshape('),
     ],
-    'lmtrain/data/noise.py': [
+    'lmtrain/data/hash_rng.py': [
         (
             'parts commute',
             'np.asarray(state ^ np.asarray(part).astype(np.uint64))',
@@ -974,7 +978,7 @@ FAULTS = {
             'share = np.where(known, 1, 1)',
         ),
     ],
-    'lmtrain/data/score.py': [
+    'lmtrain/evaluation/scores.py': [
         ('an I- of another kind goes on', "not (mark == 'I' and this == kind)", "mark != 'I'"),
         (
             'precision and recall exchanged',
@@ -995,11 +999,11 @@ FAULTS = {
             'shared = len(set(one) & set(other))',
         ),
     ],
-    'lmtrain/data/layout.py': [
+    'lmtrain/data/example_store.py': [
         ('lengths are multiples of 16', 'ROUND = 8', 'ROUND = 16'),
         ('the token after the last example is missing', 'np.zeros(1, np.int32)])', 'np.zeros(0, np.int32)])'),
     ],
-    'lmtrain/data/contents.py': [
+    'lmtrain/data/splits.py': [
         (
             'the tail is train',
             "int(characters * (1 - sum(shares))), int(characters * (1 - rule['test']))",
@@ -1062,18 +1066,18 @@ FAULTS = {
         ),
         ('windows do not overlap', 'begins[-1] + max(room // 2, 1)', 'begins[-1] + room'),
     ],
-    'lmtrain/target.py': [
+    'lmtrain/cost/hardware.py': [
         ('cores are chips', 'cores=2 * self.chips', 'cores=self.chips'),
         ('two dimensions of a v5p pass', "shape.count('x') + 1 != dimensions", "shape.count('x') + 1 > dimensions"),
     ],
-    'lmtrain/compute_optimal.py': [
+    'lmtrain/plan/scaling_laws.py': [
         ('exponents exchanged', '(flops / 6) ** self.beta', '(flops / 6) ** self.alpha'),
         ('10 tokens a parameter', 'RATIO = 20.0', 'RATIO = 10.0'),
     ],
-    'lmtrain/search.py': [
+    'lmtrain/plan/search.py': [
         ('the slowest first', '(-one.speed, sum', '(one.speed, sum'),
     ],
-    'lmtrain/forecast.py': [
+    'lmtrain/plan/compiled.py': [
         (
             'weights are read once',
             "(3 if config.model.remat != 'none' else 2) * config.optimizer.accumulate",
@@ -1082,12 +1086,12 @@ FAULTS = {
         ('temporaries are forgotten', 'total=arguments + temporaries + new', 'total=arguments + new'),
         ('money for one chip', 'price * target.chips * time / 3600', 'price * time / 3600'),
     ],
-    'lmtrain/base.py': [
+    'lmtrain/training/init_from.py': [
         ("the base's dropout is taken", "COMPUTE = ('dropout', 'dtype'", "COMPUTE = ('dtype'"),
         ('a base that has changed passes', 'if inner.hash != fingerprint:', 'if fingerprint is None:'),
         ('a member is always the first', 'lambda leaf: leaf[member], parts', 'lambda leaf: leaf[0], parts'),
     ],
-    'lmtrain/sample.py': [
+    'lmtrain/inference/sample.py': [
         ('sampling before the temperature', 'axis=-1, keepdims=True)) / temperature', 'axis=-1, keepdims=True))'),
         ('top-p keeps one token too few', '(likelier_BV < top_p)', '(likelier_BV + probability_BV <= top_p)'),
         (
@@ -1113,27 +1117,27 @@ FAULTS = {
         ('any folder passes', ".startswith('/runs/')", ".startswith('/')"),
         (
             'a run that asks for it is not started again',
-            'HOPELESS = (2, survive.NON_FINITE',
-            'HOPELESS = (2, survive.REQUEUE, survive.NON_FINITE',
+            'HOPELESS = (2, lifecycle.NON_FINITE',
+            'HOPELESS = (2, lifecycle.REQUEUE, lifecycle.NON_FINITE',
         ),
     ],
     'launch/local.py': [
         ('the end by a signal is a success', 'code if code >= 0 else 128 - code', 'max(code, 0)'),
-        ('who lost a peer is blamed', 'lost = (survive.LOST, -signal.SIGABRT)', 'lost = ()'),
+        ('who lost a peer is blamed', 'lost = (lifecycle.LOST, -signal.SIGABRT)', 'lost = ()'),
         ('GPUs go to the first process', "','.join(found[i * share : (i + 1) * share])", "','.join(found[:share])"),
-        ('every exit code is tried again', 'outcome.code not in command.AGAIN or', ''),
+        ('every exit code is tried again', 'outcome.code not in launcher.AGAIN or', ''),
     ],
     'launch/tpu.py': [
         (
             'who only lost a peer stands for the run',
-            'by_itself = 0 < code < 128 and code != survive.LOST',
+            'by_itself = 0 < code < 128 and code != lifecycle.LOST',
             'by_itself = 0 < code < 128',
         ),
         ('lines are shown twice', 'elif int(number) > shown:', 'elif int(number) >= 0:'),
         ('a run on the disk of the TPU passes', "if not workdir.startswith('/'):", 'if not workdir:'),
         ('the TPU stays', 'if made and not values.keep:', 'if made and values.keep:'),
     ],
-    'launch/command.py': [
+    'launch/launcher.py': [
         ('a value behind a blank is not found', 'found = text if equals else following', 'found = text'),
         ("the launcher's own flags pass", 'and name in OWN:', 'and name in ():'),
     ],
@@ -1146,7 +1150,7 @@ FAULTS = {
             'alone = alone',
         ),
     ],
-    'lmtrain/paths.py': [
+    'lmtrain/files.py': [
         ('a relative XDG_CACHE_HOME counts', 'named if os.path.isabs(named) else', 'named or'),
         ('the root is forgotten', "local(root, 'data.root') / expanded if root else Path(expanded)", 'Path(expanded)'),
         ('a URL is a path', 'if URL.match(text):', 'if False:'),
@@ -1155,12 +1159,12 @@ FAULTS = {
         ("a budget joins the recipe's own", 'config.budget[key] = None', 'pass'),
     ],
     'launch/cli.py': [
-        ('a path of a flag is not expanded', "known[name].value = str(paths.local(given, f'--{name}'))", 'pass'),
+        ('a path of a flag is not expanded', "known[name].value = str(files.local(given, f'--{name}'))", 'pass'),
         ('what the terminal lacks ends the run', "stream.reconfigure(errors='replace')", 'pass'),
         ('a broken pipe is an error', 'return 141', 'return 1'),
         ('an override without its value takes the next flag', "if not equals and text.startswith('--'):", 'if False:'),
     ],
-    'launch/machine.py': [
+    'launch/process_setup.py': [
         ('the folder of programs is made although one is named', 'if not asked and (programs', 'if (programs'),
         ("the user's variables are replaced", 'if name not in os.environ}', '}'),
     ],
@@ -1183,7 +1187,7 @@ FAULTS = {
             "f'{_shown(name)} {counts[i + 1]:,}' for i, name in enumerate(names)",
         ),
     ],
-    'lmtrain/models/attend.py': [
+    'lmtrain/models/attention_kernels.py': [
         (
             'scores in the dtype of the operands',
             'return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)',
@@ -1283,7 +1287,7 @@ FAULTS = {
             '[token for token in every]',
         ),
     ],
-    'lmtrain/data/traced.py': [
+    'lmtrain/data/chat/traced.py': [
         ('a slice has the origin of the beginning', 'self._origin[part])', 'self._origin[: len(self._origin[part])])'),
         ('pieces of a split that stand twice', 'at = self.index(piece, at)', 'at = self.index(piece)'),
         (
@@ -1297,7 +1301,7 @@ FAULTS = {
             "b'\\1' * len(text)\n\n\ndef concat",
         ),
     ],
-    'lmtrain/data/template.py': [
+    'lmtrain/data/chat/template.py': [
         (
             'one character of the template is enough',
             'own = all(flags & TEMPLATE for flags in origin[begin:end])',
@@ -1319,7 +1323,7 @@ FAULTS = {
             'blanks = text.text[special.span[0] : special.span[1]]',
         ),
     ],
-    'lmtrain/data/chat.py': [
+    'lmtrain/data/chat/encoding.py': [
         (
             'the end of an answer is not learned',
             '[*ids, tokenizer.end_id], [*learns, True]',
@@ -1338,7 +1342,7 @@ FAULTS = {
             'return tokenizer.end_id',
         ),
     ],
-    'lmtrain/data/conversation.py': [
+    'lmtrain/data/chat/conversation.py': [
         (
             'weights of 0 are learned',
             'all(message.get(name, True) for name in LEARN)',
@@ -1359,7 +1363,7 @@ FAULTS = {
     'lmtrain/data/document.py': [
         ('a text without a split is train', "split: str = ''", "split: str = 'train'"),
     ],
-    'lmtrain/data/text.py': [
+    'lmtrain/data/tokenizers/base.py': [
         ('a literal name of the mask is one', 'if special == name]', 'if special in KNOWN_MASKS]'),
         (
             'a prompt has no begin',
@@ -1386,7 +1390,7 @@ FAULTS = {
         ),
         ('bytes of a stretch that are over are lost', 'reached[-1] = total', 'pass'),
     ],
-    'lmtrain/data/subword.py': [
+    'lmtrain/data/tokenizers/subword.py': [
         (
             'the first token is END',
             'super().__init__(pieces, specials, ends[0], mask, leading)',
@@ -1414,7 +1418,7 @@ FAULTS = {
         ),
         ('the byte 0xAD prints', '*range(161, 173)', '*range(161, 174)'),
     ],
-    'lmtrain/data/tokenizer.py': [
+    'lmtrain/data/tokenizers/load.py': [
         ('a damaged tokenizer passes', "if tokenizer.hash != about['hash']:", "if tokenizer.kind != about['kind']:"),
         ('the mask has no room', 'vocab_size - 1 - mask', 'vocab_size - 1'),
         ('the last row is too many', 'if needed < limit:', 'if needed < limit - 1:'),
@@ -1429,7 +1433,7 @@ FAULTS = {
             'if not mask and saved.mask_id is None:',
         ),
     ],
-    'lmtrain/data/spm.py': [
+    'lmtrain/data/tokenizers/spm.py': [
         ('a word reads its second blank', "name.replace('▁', ' ').encode())", "name.replace('▁', '').encode())"),
         ('the shortest added token is found', 'sorted(self._words, key=len)[::-1]', 'sorted(self._words, key=len)'),
         ('offsets of a stretch begin at 0', 'offsets.append((at + begin, at + end))', 'offsets.append((begin, end))'),
@@ -1440,7 +1444,7 @@ FAULTS = {
         ),
         ('unknown is a word', 'model.is_control(token) or model.is_unknown(token)', 'model.is_control(token)'),
     ],
-    'lmtrain/data/to_transformers.py': [
+    'lmtrain/data/tokenizers/to_transformers.py': [
         (
             'a pair has nothing between',
             "'pair': [*prefix, first, *between, second, *suffix]",
@@ -1455,7 +1459,7 @@ FAULTS = {
         ('a word that is spelled like a mark stays', 'hide(spec, dict(missing).values())', 'pass'),
         ('only the blank divides words', "f'[{BLANKS}]+'", "'[ ]+'"),
     ],
-    'lmtrain/data/directory.py': [
+    'lmtrain/data/tokenizers/hf_files.py': [
         (
             'the map overrides the config',
             "for name in ('special_tokens_map.json', 'tokenizer_config.json'):",
@@ -1483,7 +1487,7 @@ FAULTS = {
             'return {}',
         ),
     ],
-    'lmtrain/data/decoded.py': [
+    'lmtrain/data/preview.py': [
         (
             'the mask is that of the token',
             'learned = np.concatenate([[False], one[',
@@ -1498,14 +1502,14 @@ FAULTS = {
         ('the end of a long stretch is cut off', '{text[: RUN // 2]} ... {text[-RUN // 2 :]}', '{text[:RUN]} ... '),
         ('padding is learned', "mask[batch['segment_ids'] > 0].all()", 'mask.all()'),
     ],
-    'lmtrain/data/sandbox.py': [
+    'lmtrain/data/chat/sandbox.py': [
         ('JSON is escaped for HTML', 'ensure_ascii=False, indent', 'ensure_ascii=True, indent'),
         ("what JSON quotes is the template's", 'flags_of(value) & ~TEMPLATE | CONTENT', 'flags_of(value) | TEMPLATE'),
         ("blocks leave their line's end", 'trim_blocks=True', 'trim_blocks=False'),
         ('every generation is learned', 'if not flags_of(text) & ANSWER:', 'if not text:'),
         ('a text that joins has no origin', 'Traced(d, origin_of(d)).join', 'Traced(d, bytes(len(d))).join'),
     ],
-    'lmtrain/data/task.py': [
+    'lmtrain/tasks/prepare.py': [
         ('the tail is train', 'if draw >= second]', 'if draw >= first]'),
         (
             'shots of all classes together',
@@ -1526,14 +1530,14 @@ FAULTS = {
             'key(known, shares, shots, pack)',
         ),
     ],
-    'lmtrain/prompts.py': [
+    'lmtrain/inference/prompts.py': [
         ('a system text of its own is doubled', "'' if own else system", 'system'),
         ('the developer is no system', "in ('system', 'developer')", "in ('system',)"),
         ('the first answer', 'which: int = -1', 'which: int = 0'),
         ('the first message is shown', "prompt.messages[-1]['content']", "prompt.messages[0]['content']"),
         ('the tools are left out', "'' if own else system, prompt.tools)", "'' if own else system)"),
     ],
-    'lmtrain/samples.py': [
+    'lmtrain/training/samples.py': [
         ('an answer begins with its prompt', 'if chats else whole', 'if not chats else whole'),
         (
             'the prompt without its first token',
@@ -1548,7 +1552,7 @@ FAULTS = {
             '(reasons.count("stop") + reasons.count("context"))',
         ),
     ],
-    'lmtrain/export.py': [
+    'lmtrain/training/export.py': [
         (
             'the scratch model ends at its begin',
             "'eos_token_id': tokenizer.end_id}",
@@ -1564,22 +1568,18 @@ FAULTS = {
         ('the classes are not written', 'like=like, labels=found.config.task.labels)', 'like=like)'),
         ('PEFT gets another class', "'tag': 'TOKEN_CLS'", "'tag': 'SEQ_CLS'"),
     ],
-    'lmtrain/trained.py': [
-        (
-            'the template ends no answer',
-            '[*run.end_ids, *([end] if end is not None else [])]',
-            '[*run.end_ids]',
-        ),
+    'lmtrain/training/load.py': [
+        ('the template ends no answer', '[*run.end_ids, *([end] if end is not None else [])]', '[*run.end_ids]'),
         ('a name is needed for messages', 'template is None and chats', 'template is None and not chats'),
         ('another corpus passes', 'if saved.get(name) != value:', 'if name not in saved:'),
         (
             'the scores of a task are left out',
-            'if run.config.task.name in score.PREDICT:',
-            'if run.config.task.name not in score.PREDICT:',
+            'if run.config.task.name in predictions.PREDICT:',
+            'if run.config.task.name not in predictions.PREDICT:',
         ),
         ("the template's date is today", "(run.template.date if run.template else '') or", "'' or"),
     ],
-    'lmtrain/run.py': [
+    'lmtrain/training/run.py': [
         (
             'tokens of an epoch and not of its bytes',
             '* split.num_tokens / split.num_bytes',
@@ -1612,7 +1612,7 @@ FAULTS = {
             'config.data.batch_size // replicas',
         ),
     ],
-    'lmtrain/assemble.py': [
+    'lmtrain/training/build.py': [
         (
             'classes of another base are kept',
             'known = base.labels if goes_on else ()',
@@ -1643,11 +1643,11 @@ FAULTS = {
             "config.task.date = ''",
         ),
     ],
-    'lmtrain/train.py': [
+    'lmtrain/training/train.py': [
         (
             'the vocabulary of an older run is not taken',
-            'if size != asked + vocabulary.missing(',
-            'if size == asked + vocabulary.missing(',
+            'if size != asked + vocab_padding.missing(',
+            'if size == asked + vocab_padding.missing(',
         ),
         ('the date of the folder is not taken', 'config.task.date = date', 'pass'),
         ('lines after the checkpoint stay', "folder.truncate_jsonl(workdir / name, extra['step'])", 'pass'),
@@ -1656,10 +1656,18 @@ FAULTS = {
             "results['cost'] = folder.read(workdir / 'results.json').get('cost', results['cost'])",
             'pass',
         ),
-        ('the losses before are those after', '{} if agree.everyone(kept.exists())[0] else', '{} if False else'),
-        ('a code change passes on other processes', "'code': agree.code()} | versions()", "'code': ''} | versions()"),
+        (
+            'the losses before are those after',
+            '{} if multihost.all_gather_object(kept.exists())[0] else',
+            '{} if False else',
+        ),
+        (
+            'a code change passes on other processes',
+            "'code': multihost.source_hash()} | versions()",
+            "'code': ''} | versions()",
+        ),
     ],
-    'lmtrain/plan.py': [
+    'lmtrain/plan/dry_run.py': [
         ('the shortest batches', '[-1]  # of the longest batches', '[0]  # of the longest batches'),
         (
             'arithmetic of all devices',
@@ -1673,15 +1681,19 @@ FAULTS = {
             "run.stream('train').batch(0)",
         ),
     ],
-    'lmtrain/circumstances.py': [
+    'lmtrain/report/provenance.py': [
         (
             'quotes of the command are lost',
             "shlex.join(['lmtrain', *sys.argv[1:]])",
             "' '.join(['lmtrain', *sys.argv[1:]])",
         ),
-        ('devices of this process', 'run.mesh.size} x', 'jax.local_device_count()} x'),
+        (
+            'devices of this process',
+            "            'devices': f'{mesh.size} x {device}',",
+            "            'devices': f'{jax.local_device_count()} x {device}',",
+        ),
     ],
-    'lmtrain/state.py': [
+    'lmtrain/training/state.py': [
         ('frozen leaves have moments', 'opt_state=tx.init(trainable)', 'opt_state=tx.init(params)'),
         (
             'the frozen parameters hide those that learn',
@@ -1690,7 +1702,7 @@ FAULTS = {
         ),
         ('a state begins at step 1', 'step=jnp.zeros((), jnp.int32)', 'step=jnp.ones((), jnp.int32)'),
     ],
-    'lmtrain/models/prompt.py': [
+    'lmtrain/models/virtual_tokens.py': [
         ('ReLU before the first layer', '(jax.nn.relu(x_PD) if i else x_PD)', 'jax.nn.relu(x_PD)'),
         (
             'values and keys of the network exchanged',
@@ -1729,7 +1741,7 @@ FAULTS = {
         ),
         ('dropout of 1 passes', 'if not 0 <= self.dropout < 1:', 'if not 0 <= self.dropout <= 1:'),
     ],
-    'lmtrain/models/bert.py': [
+    'lmtrain/models/families/bert.py': [
         ('types of sentences are one', "fields.take('type_vocab_size', 2)", "fields.take('type_vocab_size', 1)"),
         (
             'the tanh form',
@@ -1741,7 +1753,7 @@ FAULTS = {
         ('untied biases are one', 'biases if model.tied else reversed(biases)', 'biases'),
         ('the pooler has no tanh', "'classify': {'head_activation': 'tanh'}, 'tag'", "'classify': {}, 'tag'"),
     ],
-    'lmtrain/models/roberta.py': [
+    'lmtrain/models/families/roberta.py': [
         ('positions begin at the padding', "'position_offset': padding + 1}", "'position_offset': padding}"),
         ('padding is written as its offset', 'model.position_offset - 1}', 'model.position_offset}'),
         (
@@ -1750,7 +1762,7 @@ FAULTS = {
             "'classifier.out_proj': 'task_head/dense', 'classifier.dense': 'task_head/out'",
         ),
     ],
-    'lmtrain/models/gpt2.py': [
+    'lmtrain/models/families/gpt2.py': [
         ('the feed-forward is three times as wide', 'or 4 * width', 'or 3 * width'),
         (
             'scores are never scaled',
@@ -1761,7 +1773,7 @@ FAULTS = {
         ('the scale is not written', "'scale_attn_weights': not model.attention_scale", "'scale_attn_weights': True"),
         ('an untied head is not read', 'return found + ([] if model.tied else', 'return found + ([] if True else'),
     ],
-    'lmtrain/models/olmo2.py': [
+    'lmtrain/models/families/olmo2.py': [
         (
             "the norm's epsilon of the published sizes",
             'llama.common(fields, eps=1e-5) | PLACES',
@@ -1779,7 +1791,7 @@ FAULTS = {
         ),
         ('norms over each head', "'qk_norm_over': 'projection'", "'qk_norm_over': 'head'"),
     ],
-    'launch/folder.py': [
+    'launch/model_flags.py': [
         (
             'a step is text',
             'int(flag_values.checkpoint) if flag_values.checkpoint.isdecimal()',
@@ -1850,8 +1862,8 @@ FAULTS = {
         ),
         (
             'the step is not read',
-            'trained.evaluate_split(workdir, values.split, step)',
-            'trained.evaluate_split(workdir, values.split)',
+            'load.evaluate_split(workdir, values.split, step)',
+            'load.evaluate_split(workdir, values.split)',
         ),
         ('a folder of results that is not there', 'if not file.parent.is_dir():', 'if file.parent.is_file():'),
         ('the system text is dropped', 'system=values.system,', "system='',"),
@@ -1866,8 +1878,8 @@ FAULTS = {
             "values.workdir or f'runs/{recipe.stem(values.config)}'",
             "values.workdir or 'runs/train'",
         ),
-        ('another exit code for a failure', 'sys.excepthook = survive.exit_on_exception', 'pass'),
-        ('SIGTERM before the first step is not taken', 'signal.signal(signal.SIGTERM, survive.leave)', 'pass'),
+        ('another exit code for a failure', 'sys.excepthook = lifecycle.exit_on_exception', 'pass'),
+        ('SIGTERM before the first step is not taken', 'signal.signal(signal.SIGTERM, lifecycle.exit_requeue)', 'pass'),
     ],
     'launch/plan.py': [
         ('two budgets pass', 'if len(budgets) > 1:', 'if len(budgets) > 2:'),
@@ -1888,7 +1900,7 @@ FAULTS = {
 # Faults above that change no result, and why.
 EQUIVALENT = {
     (
-        'lmtrain/data/to_transformers.py',
+        'lmtrain/data/tokenizers/to_transformers.py',
         'bytes are split as words',
     ): 'there are no merges, so each byte is a token in any word'
 }

@@ -1,6 +1,6 @@
 """How many small plausible faults do the tests detect that mirror the faulty file?
 
-python experiments/mutants/run.py [--only=lmtrain/optim.py] [--root=FOLDER] [--jobs=2] [--dry]
+python experiments/mutants/run.py [--only=lmtrain/optimizer.py] [--root=FOLDER] [--jobs=2] [--dry]
 
 Each fault of faults.py is applied to a copy of the repository, in which the tests of the module then run (MIRRORS).
 A fault is detected if a test fails or does not end. What has been judged is kept in --root and not judged again, as
@@ -31,39 +31,38 @@ TARGET = 0.95
 LIMIT = 900  # seconds of the tests of one module
 # Tests of a module, if they are not in the file of the same name; the first pattern that matches counts.
 MIRRORS = (
-    ('lmtrain/adapt/peft*.py', ('tests/adapt/test_peft.py',)),
+    ('lmtrain/adapt/peft/*.py', ('tests/adapt/peft/test_adapters.py',)),
     (
         'lmtrain/adapt/methods.py',
-        ('tests/test_methods.py', 'tests/adapt/test_segments.py', 'tests/adapt/test_contract.py'),
+        ('tests/adapt/test_methods.py', 'tests/adapt/test_segments.py', 'tests/adapt/test_contract.py'),
     ),
     (
         'lmtrain/adapt/*.py',
         ('tests/adapt/test_leaves.py', 'tests/adapt/test_contract.py', 'tests/adapt/test_segments.py'),
     ),
-    ('lmtrain/agree.py', ('tests/test_distributed.py',)),
-    ('lmtrain/checkpoint/__init__.py', ('tests/checkpoint/test_checkpoints.py',)),
+    ('lmtrain/runtime/multihost.py', ('tests/launch/test_distributed.py',)),
     ('lmtrain/checkpoint/leaves.py', ('tests/checkpoint/test_checkpoints.py',)),
-    ('lmtrain/curve.py', ('tests/test_report.py',)),
-    ('lmtrain/loop.py', ('tests/test_loop.py', 'tests/test_train.py')),
-    ('lmtrain/plan.py', ('tests/launch/test_train.py',)),
-    ('lmtrain/state.py', ('tests/test_step.py',)),
-    ('lmtrain/trained.py', ('tests/test_samples.py', 'tests/test_train.py')),
-    ('lmtrain/data/document.py', ('tests/data/test_contents.py',)),
+    ('lmtrain/report/plot.py', ('tests/report/test_page.py',)),
+    ('lmtrain/training/loop.py', ('tests/training/test_loop.py', 'tests/training/test_train.py')),
+    ('lmtrain/plan/dry_run.py', ('tests/launch/test_train.py',)),
+    ('lmtrain/training/state.py', ('tests/training/test_step.py',)),
+    ('lmtrain/training/load.py', ('tests/training/test_samples.py', 'tests/training/test_train.py')),
+    ('lmtrain/data/document.py', ('tests/data/test_splits.py',)),
     (
-        'lmtrain/data/sandbox.py',
-        ('tests/data/test_chat.py', 'tests/data/test_traced.py', 'tests/data/test_template.py'),
+        'lmtrain/data/chat/sandbox.py',
+        ('tests/data/chat/test_encoding.py', 'tests/data/chat/test_traced.py', 'tests/data/chat/test_template.py'),
     ),
-    ('lmtrain/data/bucket.py', ('tests/data/test_task.py', 'tests/data/test_bucket.py')),
-    ('lmtrain/data/layout.py', ('tests/data/test_task.py',)),
-    ('lmtrain/data/noise.py', ('tests/data/test_stream.py',)),
-    ('lmtrain/data/template.py', ('tests/data/test_chat.py', 'tests/data/test_template.py')),
-    ('lmtrain/forecast.py', ('tests/launch/test_plan.py', 'tests/test_forecast.py')),
-    ('lmtrain/models/prompt.py', ()),
+    ('lmtrain/data/padded_stream.py', ('tests/tasks/test_prepare.py',)),
+    ('lmtrain/data/example_store.py', ('tests/tasks/test_prepare.py',)),
+    ('lmtrain/data/hash_rng.py', ('tests/data/test_stream.py',)),
+    ('lmtrain/data/chat/template.py', ('tests/data/chat/test_encoding.py', 'tests/data/chat/test_template.py')),
+    ('lmtrain/plan/compiled.py', ('tests/launch/test_plan.py', 'tests/plan/test_compiled.py')),
+    ('lmtrain/models/virtual_tokens.py', ()),
     ('lmtrain/models/settings.py', ()),
-    ('lmtrain/models/head.py', ('tests/models/test_head.py',)),
-    ('lmtrain/models/checkpoint_head.py', ('tests/models/test_pretrained.py', 'tests/models/test_encoders.py')),
-    ('lmtrain/models/safetensors.py', ('tests/models/test_safetensors.py', 'tests/models/test_pretrained.py')),
-    ('lmtrain/models/huggingface.py', ('tests/models/test_pretrained.py', 'tests/models/test_families.py')),
+    ('lmtrain/models/lm_head.py', ('tests/models/test_lm_head.py',)),
+    ('lmtrain/models/hf_heads.py', ('tests/models/test_pretrained.py', 'tests/models/test_encoders.py')),
+    ('lmtrain/models/safetensors.py', ('tests/models/test_pretrained.py',)),
+    ('lmtrain/models/hf.py', ('tests/models/test_pretrained.py', 'tests/models/test_families.py')),
     (
         'lmtrain/models/[lrb]*.py',
         (
@@ -75,7 +74,7 @@ MIRRORS = (
     ),
     (
         'lmtrain/models/attention.py',
-        ('tests/models/test_attend.py', 'tests/models/test_transformer.py', 'tests/models/test_families.py'),
+        ('tests/models/test_attention_kernels.py', 'tests/models/test_transformer.py', 'tests/models/test_families.py'),
     ),
     (
         'lmtrain/models/transformer.py',
@@ -90,12 +89,13 @@ MIRRORS = (
             'tests/models/test_pretrained.py',
         ),
     ),
-    ('lmtrain/objectives/*.py', ('tests/objectives/test_{name}.py', 'tests/objectives/test_objectives.py')),
-    ('lmtrain/prompting/*.py', ('tests/test_prompting.py',)),
-    ('launch/command.py', ('tests/launch/test_local.py', 'tests/launch/test_slurm.py')),
-    ('launch/distributed.py', ('tests/test_distributed.py',)),
+    ('lmtrain/cost/__init__.py', ('tests/cost/test_cost.py',)),
+    ('lmtrain/tasks/[!p]*.py', ('tests/tasks/test_{name}.py', 'tests/tasks/test_objectives.py')),
+    ('lmtrain/inference/[lq]*.py', ('tests/inference/test_prompting.py',)),
+    ('launch/launcher.py', ('tests/launch/test_local.py', 'tests/launch/test_slurm.py')),
+    ('launch/distributed.py', ('tests/launch/test_distributed.py',)),
     ('launch/show.py', ('tests/launch/test_recipe.py', 'tests/launch/test_train.py')),
-    ('launch/machine.py', ('tests/launch/test_cli.py',)),
+    ('launch/process_setup.py', ('tests/launch/test_cli.py',)),
 )
 
 

@@ -3,7 +3,7 @@
     python experiments/parity/adapters.py [--only NAME] [--dry]
 
 For each: outputs after `load_adapter`, outputs of PEFT after it opened what `save_adapter` wrote, and ours after
-folding. Writes the goldens of the default tests (tests/adapt/goldens.json).
+folding. Writes the goldens of the default tests (tests/adapt/peft/goldens.json).
 """
 
 import argparse
@@ -388,7 +388,7 @@ def compare(only: str = '') -> tuple[list[dict], list[dict], dict]:
 def write(goldens: dict) -> None:
     """The goldens of the default tests: some cases, that each way of lying in a file is among them."""
     kept = {name: goldens[name] for name in KEPT}
-    path = ROOT / 'tests' / 'adapt' / 'goldens.json'
+    path = ROOT / 'tests' / 'adapt' / 'peft' / 'goldens.json'
     path.write_text(json.dumps(kept, separators=(',', ':')).replace('},"', '},\n"') + '\n', encoding='utf-8')
 
 

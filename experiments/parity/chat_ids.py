@@ -9,10 +9,10 @@ from unittest import mock
 import transformers
 from parity import chat_cases
 
-from lmtrain.data import chat
-from lmtrain.data.conversation import Conversation
-from lmtrain.data.template import Template, encode
-from lmtrain.data.tokenizer import open_tokenizer
+from lmtrain.data.chat import encoding
+from lmtrain.data.chat.conversation import Conversation
+from lmtrain.data.chat.template import Template, encode
+from lmtrain.data.tokenizers.load import open_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -74,10 +74,10 @@ def ids(tokenizer, source: str, key: str) -> list[int]:
     """Those of lmtrain for one golden, without the borders between what is learned and what is not."""
     talk, cue = key.removesuffix(' and the cue'), key.endswith(' and the cue')
     said = Conversation(chat_cases.TALKS[talk], (), tools=chat_cases.tools_of(talk))
-    text = chat.render(said, tokenizer, Template(source, '', chat_cases.DATE), '', cue)
+    text = encoding.render(said, tokenizer, Template(source, '', chat_cases.DATE), '', cue)
     return encode(text, [], tokenizer)[0]
 
 
 def write(goldens: dict) -> None:
     lines = json.dumps(goldens, separators=(',', ':')).replace('},"', '},\n"') + '\n'
-    (ROOT / 'tests' / 'data' / 'goldens_chat.json').write_text(lines, encoding='utf-8')
+    (ROOT / 'tests' / 'data' / 'chat' / 'goldens_chat.json').write_text(lines, encoding='utf-8')

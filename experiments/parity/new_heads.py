@@ -8,7 +8,7 @@ import numpy as np
 from parity import cases, heads
 
 from lmtrain import tree
-from lmtrain.models import huggingface, pretrained
+from lmtrain.models import hf, pretrained
 
 NAMES = tuple(f'class {i}' for i in range(heads.LABELS))
 PRETRAINING = {'architectures': ['BertForPreTraining']}  # its files have a pooler beside the language model's head
@@ -46,7 +46,7 @@ def filled(model, params) -> tuple[dict, list[str]]:
             continue
         missing.append(entry.key)
         wanted = [shapes[path].shape for path in entry.paths]
-        tensor = cases.weights(entry.key, huggingface.joined_shape(entry, wanted))
-        parts = huggingface.split(entry, tensor, [shape[-1] for shape in wanted])
+        tensor = cases.weights(entry.key, hf.joined_shape(entry, wanted))
+        parts = hf.split(entry, tensor, [shape[-1] for shape in wanted])
         held |= {path: np.ascontiguousarray(part) for path, part in zip(entry.paths, parts, strict=True)}
     return tree.unflatten(held), sorted(missing)

@@ -11,8 +11,9 @@ import transformers
 from parity import cases
 
 from launch import recipe
-from lmtrain import base, tree
+from lmtrain import tree
 from lmtrain.models import Transformer, pretrained, save_pretrained
+from lmtrain.training import init_from
 
 SMALL = {'vocab_size': cases.VOCAB, 'max_len': 96, 'num_layers': 2, 'width': 64, 'num_heads': 4, 'mlp_dim': 80}
 SMALL |= {'num_kv_heads': 2, 'head_dim': 16, 'dtype': 'float32', 'unroll': 2}
@@ -24,9 +25,9 @@ def exportable() -> dict[str, Transformer]:
     found = {}
     for path in recipe.files():
         config = importlib.import_module(f'configs.{path.stem}').get_config()
-        if base.exportable(config).startswith('yes') and config.data.tokenizer != 'base':
+        if init_from.exportable(config).startswith('yes') and config.data.tokenizer != 'base':
             sizes = SMALL | ({'num_kv_heads': 4} if config.model.family == 'gpt2' else {})
-            found[path.stem] = base.of_a_family(Transformer(**config.model.to_dict() | sizes))
+            found[path.stem] = init_from.with_hf_family(Transformer(**config.model.to_dict() | sizes))
     return found
 
 

@@ -43,7 +43,7 @@ from parity import (  # noqa: E402
 )
 
 from lmtrain import tree  # noqa: E402
-from lmtrain.models import huggingface, load_pretrained, pretrained, save_pretrained  # noqa: E402
+from lmtrain.models import hf, load_pretrained, pretrained, save_pretrained  # noqa: E402
 
 LOGITS, GRADIENTS = 2e-5, 1e-4
 
@@ -108,7 +108,7 @@ def gradients(model, params, their_model, batch) -> float:
         widths = [ours[path].shape[-1] for path in entry.paths]
         layers = range(model.num_layers) if '{layer}' in entry.key else [None]
         for layer in layers:
-            parts = huggingface.split(entry, grads[entry.key.format(layer=layer)], widths)
+            parts = hf.split(entry, grads[entry.key.format(layer=layer)], widths)
             for path, part in zip(entry.paths, parts, strict=True):
                 mine = ours[path] if layer is None else ours[path][layer]
                 worst = max(worst, float(np.max(np.abs(mine - part))))

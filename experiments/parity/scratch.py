@@ -8,7 +8,8 @@ import torch
 import transformers
 
 from configs import tiny
-from lmtrain import export, sample, train, trained
+from lmtrain.inference import sample
+from lmtrain.training import export, load, train
 
 KINDS = ('bpe', 'bytes', 'chars', 'whitespace')
 NAMES = ('Tom', 'Sue', 'Ann', 'Bob', 'Kim', 'Lee', 'Max', 'Zoë')
@@ -36,7 +37,7 @@ def trial(kind: str) -> dict:
         folder = pathlib.Path(name)
         train.train(recipe(folder, kind), folder / 'run')
         export.export(folder / 'run', folder / 'hf', 'hf')
-        found = trained.restore(folder / 'run')
+        found = load.load_run(folder / 'run')
         end = found.tokenizer.end_id
         prompts = [[end, *found.tokenizer.encode(prompt)] for prompt in PROMPTS]  # as in every row of training
         greedy = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'max_tokens': LENGTH // 2}

@@ -7,8 +7,8 @@ import pathlib
 import jax
 import numpy as np
 
-from lmtrain import sample
-from lmtrain.data.tokenizer import open_tokenizer
+from lmtrain.data.tokenizers.load import open_tokenizer
+from lmtrain.inference import sample
 from lmtrain.models import load_pretrained
 
 PUBLISHED = 1.4629  # nats a token of the first 150 stories, one by one, cut at 512 (published_results.md, by numpy)

@@ -7,7 +7,7 @@ import tempfile
 import transformers
 from parity import token_cases
 
-from lmtrain.data.tokenizer import open_tokenizer
+from lmtrain.data.tokenizers.load import open_tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEXTS, KEPT = 4000, 60  # compared here, and in the default tests
@@ -47,4 +47,4 @@ def compare(only: str) -> tuple[list[dict], list[dict], dict]:
 
 def write(goldens: dict) -> None:
     lines = json.dumps(goldens, separators=(',', ':')).replace('},{', '},\n{') + '\n'
-    (ROOT / 'tests' / 'data' / 'goldens_tokens.json').write_text(lines, encoding='utf-8')
+    (ROOT / 'tests' / 'data' / 'tokenizers' / 'goldens_tokens.json').write_text(lines, encoding='utf-8')

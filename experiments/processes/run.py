@@ -27,7 +27,7 @@ import record
 sys.path.insert(0, str(record.ROOT))
 from reliability import run as alone  # its recipe, text and counts
 
-from lmtrain import survive
+from lmtrain.runtime import lifecycle
 
 STEPS = 100
 LIMIT = 180  # seconds that a process may take
@@ -167,7 +167,7 @@ def main() -> None:
             groups.setdefault(group, []).append(done)
 
         kills, others = [], []
-        gone = (survive.LOST, -signal.SIGABRT)  # an exchange failed, or JAX ended the process before it could say so
+        gone = (lifecycle.LOST, -signal.SIGABRT)  # an exchange failed, or JAX ended the process before it could say so
         killed = f'{STEPS} steps in 2 x 4, a random process killed at a random time, then resumed: equal to the bit, '
         killed += 'metrics without hole or duplicate'
         for index in range(arguments.trials):

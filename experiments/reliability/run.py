@@ -23,10 +23,12 @@ import record
 
 sys.path.insert(0, str(record.ROOT))
 from configs import tiny
-from lmtrain import assemble, checkpoint, survive
+from lmtrain import checkpoint
+from lmtrain.runtime import lifecycle
+from lmtrain.training import build
 
 STEPS, SAVED = 24, 4  # steps of a run, and between two checkpoints
-POINTS = [(point, 16) for point in survive.POINTS] + [('before_rename', STEPS), ('in_save', SAVED)]
+POINTS = [(point, 16) for point in lifecycle.POINTS] + [('before_rename', STEPS), ('in_save', SAVED)]
 DAMAGES = ('bit flip', 'truncated', 'page of zeros', 'deleted', 'swapped with another')
 LIMIT = 120  # seconds that a process may take
 
@@ -77,7 +79,7 @@ def assembled(folder: pathlib.Path):
     for name, value in settings(folder).items():
         section, _, field = name.partition('.')
         config[section][field] = value
-    return assemble.assemble(config)
+    return build.build(config)
 
 
 def interrupted(folder, whole, name: str, hurt, wanted: tuple[int, ...], **more) -> dict:
@@ -193,7 +195,7 @@ def main() -> None:
             for index in range(arguments.trials):
                 trial(group, f'{name} {index}', at_random(number, draw), wanted)
         group = 'a step that never ends: exit 75 after its limit with all stacks, then resumed: the same'
-        trial(group, 'stall@10', nothing, (survive.STALLED,), fault='stall@10', **{'watchdog.step': 5.0})
+        trial(group, 'stall@10', nothing, (lifecycle.STALLED,), fault='stall@10', **{'watchdog.step': 5.0})
         trial('an exception in a step: exit 70, then resumed: the same', 'raise@10', nothing, (70,), fault='raise@10')
         what = 'one file of the newest checkpoint damaged: set aside before a step is taken, the one before it restored'
         groups[what] = damages(folder, folder / 'whole', arguments.damages, draw)

@@ -41,14 +41,15 @@ class Trainer:
 
     def __init__(self, folder: pathlib.Path, topology: str):
         from configs import tiny
-        from lmtrain import assemble, sharding
+        from lmtrain.parallel import sharding
+        from lmtrain.training import build
 
         config = tiny.get_config()
         config.data.source, config.data.cache = str(folder / 'text'), str(folder / 'cache')
         config.data.validation = 0.2
         config.model.vocab_size = 384  # bytes, padded to what every mesh divides
         config.mesh.update({'data': 1} | TOPOLOGIES[topology][2])
-        self.run = assemble.assemble(config)
+        self.run = build.build(config)
         self.step, self.stream = self.run.train_step(), self.run.train_stream()
         self.put = sharding.place(self.run.mesh)
 

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from configs import pretrain_gpt2
-from lmtrain import checkpoint, optim, state
+from lmtrain import checkpoint, optimizer
 from lmtrain.models import Transformer
+from lmtrain.training import state
 
 SIZES = {'124M': ({}, 4), '11M': ({'num_layers': 6, 'width': 384, 'num_heads': 6, 'vocab_size': 1024}, 12)}
 
@@ -27,7 +28,7 @@ def trained(changes: dict):
     """A TrainState of GPT-2 with the moments of AdamW, noise in every float leaf: zeros would cost nothing to write."""
     config = pretrain_gpt2.get_config()
     config.model.update(changes)
-    model, tx = Transformer(**config.model), optim.optimizer(**config.optimizer)
+    model, tx = Transformer(**config.model), optimizer.optimizer(**config.optimizer)
 
     def create(key):
         params = model.init(key, {'tokens': np.zeros((1, 8), np.int32)})['params']

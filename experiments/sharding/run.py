@@ -56,16 +56,17 @@ TINY = {'model.num_heads': 8, 'model.num_kv_heads': 8, 'model.head_dim': 4, 'mod
 
 def run_of(mesh, more, devices):
     from configs import tiny
-    from lmtrain.assemble import assemble
+    from lmtrain.training.build import build
 
     config = tiny.get_config()
     config.update_from_flattened_dict(more | {f'mesh.{axis}': size for axis, size in zip(AXES, mesh, strict=True)})
-    return assemble(config, devices=devices)
+    return build(config, devices=devices)
 
 
 def audit(kind, mesh, devices) -> dict:
     """Bytes of one program on one device."""
-    from lmtrain import hlo, traffic, tree
+    from lmtrain import tree
+    from lmtrain.cost import hlo, traffic
 
     more = {'data.batch_size': 4 * math.prod(mesh), 'optimizer.name': 'muon' if 'Muon' in kind else 'adamw'}
     run = run_of(mesh, SHAPE | more, devices)
@@ -97,7 +98,7 @@ def losses(mesh, devices) -> list[float]:
     """The loss of each of STEPS AdamW steps in float32, and of a batch evaluated after them."""
     import numpy as np
 
-    from lmtrain import sharding
+    from lmtrain.parallel import sharding
 
     run = run_of(mesh, TINY | {'budget.steps': STEPS}, devices[: math.prod(mesh)])
     state, step, stream, put = run.initial_state(), run.train_step(), run.train_stream(), sharding.place(run.mesh)

@@ -3,13 +3,13 @@
 from lmtrain.adapt import ia3, lora, prompt
 from lmtrain.adapt.adapter import Adapter, check, combine, extend
 from lmtrain.adapt.methods import NAMES, Method, method
-from lmtrain.adapt.peft import check_base, labels_of, load_adapter, save_adapter
-from lmtrain.adapt.peft_heads import under_class
-from lmtrain.adapt.several import largest_change, mix, separate, stack
+from lmtrain.adapt.multi import largest_change, mix, split_adapter, stack
+from lmtrain.adapt.peft.adapters import check_base, labels_of, load_adapter, save_adapter
+from lmtrain.adapt.peft.heads import under_class
 
 __all__ = [
     'NAMES', 'Adapter', 'Method', 'check', 'check_base', 'combine', 'extend', 'fold', 'labels_of', 'largest_change',
-    'load_adapter', 'method', 'mix', 'save_adapter', 'separate', 'stack', 'under_class',
+    'load_adapter', 'method', 'mix', 'save_adapter', 'split_adapter', 'stack', 'under_class',
 ]  # fmt: skip
 
 

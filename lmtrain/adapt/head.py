@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from lmtrain.adapt.adapter import Adapter, key_of
 from lmtrain.models.linear import stddev
 
-LEARNS = r'heads/.*'
+TRAINABLE = r'heads/.*'
 
 
 def adapter(*, name: str, classes: int, bias: bool = True) -> Adapter:

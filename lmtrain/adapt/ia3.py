@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from lmtrain import tree
 from lmtrain.adapt.adapter import Adapter, sites
 
-LEARNS = r'.*/ia3_(in|out)'
+TRAINABLE = r'.*/ia3_(in|out)'
 OUTPUTS = r'.*/attention/(key|value)/kernel'
 INPUTS = r'.*/mlp/down/kernel'
 

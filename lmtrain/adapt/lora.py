@@ -10,7 +10,7 @@ from lmtrain import tree
 from lmtrain.adapt.adapter import Adapter, key_of, sites
 from lmtrain.models.linear import column_norm
 
-LEARNS = r'.*/lora_(a|b|magnitude)'
+TRAINABLE = r'.*/lora_(a|b|magnitude)'
 NAMES = ('lora_a', 'lora_b', 'lora_scale', 'lora_magnitude')
 
 

@@ -71,7 +71,7 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
     if head and head['name']:
         there = head['name'] in params.get('heads', {})  # the base's, which goes on
         adapter = found.adapter if there else combine(found.adapter, heads.adapter(**head))
-        found = found._replace(adapter=adapter, learns='|'.join(filter(None, [found.learns, heads.LEARNS])))
+        found = found._replace(adapter=adapter, learns='|'.join(filter(None, [found.learns, heads.TRAINABLE])))
     elif not found.learns:
         raise ValueError(f'adapt.method={name!r}: no head is added, and the base has none of its own for a task')
     shapes = jax.eval_shape(found.start, jax.random.key(0), params)

@@ -4,9 +4,9 @@ import jax
 
 from lmtrain import tree
 from lmtrain.adapt.adapter import Adapter, key_of
-from lmtrain.models.prompt import plain
+from lmtrain.models.virtual_tokens import materialise
 
-LEARNS = r'(.*/prefix_(key|value)|prefix/.*)'
+TRAINABLE = r'(.*/prefix_(key|value)|prefix/.*)'
 
 
 def adapter(*, length: int, num_kv_heads: int, head_dim: int, stddev: float = 0.02, hidden: int = 0) -> Adapter:
@@ -53,4 +53,4 @@ def adapter(*, length: int, num_kv_heads: int, head_dim: int, stddev: float = 0.
             {path: std * jax.random.normal(key_of(rng, path), shape) for path, (shape, std) in shapes.items()}
         )
 
-    return Adapter(extend, plain)
+    return Adapter(extend, materialise)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.adapt.adapter import Adapter, key_of
-from lmtrain.models.prompt import plain
+from lmtrain.models.virtual_tokens import materialise
 
-LEARNS = r'prompt/.*'
+TRAINABLE = r'prompt/.*'
 INITS = ('random', 'vocab', 'text')
 
 
@@ -56,7 +56,7 @@ def adapter(
             new[f'mlp_{i}'] = {'kernel': kernel, 'bias': jnp.zeros(columns)}
         return {'prompt': new}
 
-    return Adapter(extend, plain)
+    return Adapter(extend, materialise)
 
 
 def check_rows(segment_ids) -> None:

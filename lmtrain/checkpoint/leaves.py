@@ -22,7 +22,7 @@ def named(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def apart(leaves: dict[str, Any]) -> dict[str, Any]:
+def detach_host_copies(leaves: dict[str, Any]) -> dict[str, Any]:
     """The leaves with copies of what lies in the memory of the host itself; accelerators' arrays as they are.
 
     Orbax writes such an array without a copy, and the step that it is donated to meanwhile would have to take new

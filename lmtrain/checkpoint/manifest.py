@@ -19,7 +19,7 @@ class Damaged(ValueError):
     """A checkpoint is not what was written; the text names the file and what is wrong with it."""
 
 
-def seal(folder: Path, facts: dict[str, Any]) -> None:
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     """Write the manifest: `facts`, and size and hash of every file there; all of it flushed to the disk."""
     files = _files(folder)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

@@ -27,14 +27,12 @@ Bits per byte is the sum of -log2 p(target) over the bytes of UTF-8 behind the t
 `Tokenizer.encode_with_bytes` divides among them: over `Split.num_bytes` if every target counts.
 """
 
-from lmtrain.data.bucket import TaskStream
 from lmtrain.data.corpus import Corpus, Split, prepare
-from lmtrain.data.decoded import marks, row_text
-from lmtrain.data.score import score
+from lmtrain.data.padded_stream import PaddedStream
+from lmtrain.data.preview import legend, render_row
 from lmtrain.data.stream import Stream, batch_hash, check_ids, prefetch
-from lmtrain.data.task import TASKS, Task, prepare_task
-from lmtrain.data.text import Tokenizer
-from lmtrain.data.tokenizer import load_tokenizer
+from lmtrain.data.tokenizers.base import Tokenizer
+from lmtrain.data.tokenizers.load import load_tokenizer
 
 COLUMNS = (
     'tokens', 'segment_ids', 'positions', 'targets', 'loss_mask', 'row', 'select', 'labels', 'label_weights', 'spans',
@@ -42,6 +40,6 @@ COLUMNS = (
 )  # fmt: skip
 
 __all__ = [
-    'COLUMNS', 'TASKS', 'Corpus', 'Split', 'Stream', 'Task', 'TaskStream', 'Tokenizer', 'batch_hash', 'check_ids',
-    'load_tokenizer', 'marks', 'prefetch', 'prepare', 'prepare_task', 'row_text', 'score',
+    'COLUMNS', 'Corpus', 'PaddedStream', 'Split', 'Stream', 'Tokenizer', 'batch_hash', 'check_ids', 'legend',
+    'load_tokenizer', 'prefetch', 'prepare', 'render_row',
 ]  # fmt: skip

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lmtrain import paths
+from lmtrain import files as paths
 
 MANIFEST = 'manifest.json'
 WHOLE = 32 << 20  # files up to this many bytes are hashed whole, larger ones in WINDOWS evenly spaced windows

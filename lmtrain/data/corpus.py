@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmtrain import paths
+from lmtrain import files as paths
 from lmtrain.data import baselines
 from lmtrain.data.cache import build, directory_of, key
-from lmtrain.data.contents import SPLITS, bar, check_unchanged, content_of, divide, sample
 from lmtrain.data.pack import Rows, pack
 from lmtrain.data.source import Source, open_source
-from lmtrain.data.text import Tokenizer
-from lmtrain.data.tokenizer import LEARNED, check_fits, learn, load_tokenizer, open_tokenizer
+from lmtrain.data.splits import SPLITS, bar, check_unchanged, content_of, divide, sample
+from lmtrain.data.tokenizers.base import Tokenizer
+from lmtrain.data.tokenizers.load import LEARNED, check_fits, learn, load_tokenizer, open_tokenizer
 
 VERSION = 3  # raised when the same text and settings give other batches; a test holds the batches of this version
 BATCH = 4 << 20  # characters tokenised at once

@@ -9,7 +9,7 @@ import numpy as np
 from lmtrain.data.labels import class_of
 from lmtrain.data.rows import Row, check_text, place_of, text_of, value_of
 from lmtrain.data.source import kind_of
-from lmtrain.data.text import Tokenizer
+from lmtrain.data.tokenizers.base import Tokenizer
 
 LABEL = 'config.task.label'
 NULL_SPAN = (0, 0)  # of a window without an answer
@@ -24,7 +24,7 @@ class Example(NamedTuple):
     values: dict[str, Any]  # columns with one entry
 
 
-class Long:
+class LengthPolicy:
     """What is done with rows of more than `seq_len` tokens, and how often it was."""
 
     def __init__(self, what: str, seq_len: int):
@@ -80,7 +80,7 @@ def tags_of(row: Row, words: str, label: str) -> tuple[list[str], list]:
 # --- whole rows
 
 
-def texts(rows: Sequence[Row], fields: tuple[str, ...], tokenizer: Tokenizer, long: Long) -> list[Example]:
+def texts(rows: Sequence[Row], fields: tuple[str, ...], tokenizer: Tokenizer, long: LengthPolicy) -> list[Example]:
     """The examples of one text a row, or a pair, framed as the tokenizer's layout has it."""
     if len(fields) not in (1, 2):
         raise ValueError(f'config.task.text is {fields!r}; one field is expected, or two')
@@ -119,7 +119,7 @@ def _shortened(parts: list[list[int]], room: int) -> list[list[int]]:
 
 
 def tags(
-    rows: Sequence[Row], words: str, label: str, names: tuple[str, ...], tokenizer: Tokenizer, long: Long
+    rows: Sequence[Row], words: str, label: str, names: tuple[str, ...], tokenizer: Tokenizer, long: LengthPolicy
 ) -> list[Example]:
     """The examples of tagged words: joined by blanks, the label of each at its first sub-token.
 
@@ -199,7 +199,7 @@ def answers_of(row: Row, label: str, context: str) -> list[tuple[int, str]]:
 
 
 def spans(
-    rows: Sequence[Row], fields: tuple[str, ...], label: str, tokenizer: Tokenizer, long: Long, learn: bool
+    rows: Sequence[Row], fields: tuple[str, ...], label: str, tokenizer: Tokenizer, long: LengthPolicy, learn: bool
 ) -> list[Example]:
     """The examples of questions on a context, one a window of it; windows overlap by half.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmtrain import paths
+from lmtrain import files
 from lmtrain.data.source import decode, json_object, kind_of, lines
 
 
@@ -37,7 +37,7 @@ def read_rows(source, root: str, text: str = 'text', label: str = 'label', notes
     Raises FileNotFoundError, ImportError or ValueError naming file, line and reason.
     """
     name, of = (source, None) if isinstance(source, str) else source
-    path = paths.local(name, 'config.task', root)
+    path = files.local(name, 'config.task', root)
     if not path.is_file():
         kind = 'a directory' if path.is_dir() else 'no such file'
         start = f'data.root, {root!r}' if root else 'the current directory (in a recipe, at data.root)'

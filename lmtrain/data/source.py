@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from lmtrain import paths
+from lmtrain import files as paths
 from lmtrain.data import cache, python_docs
 from lmtrain.data.document import Document
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from lmtrain.data import noise
+from lmtrain.data import hash_rng
 from lmtrain.data.corpus import Corpus, TextBytes
-from lmtrain.data.corrupt import corrupt
+from lmtrain.data.masking import mask_tokens
 from lmtrain.data.pack import earlier, gather
 
 SHUFFLE, CUT, SAMPLE = 0, 5, 6  # what a random number is for; corrupt.py and bucket.py have the others
@@ -73,7 +73,7 @@ class Stream:
         self._order = None
         if not shuffle and 0 < limit < self.steps_per_epoch:
             self.steps_per_epoch = limit
-            self._order = noise.permutation(sum(self.sizes), SAMPLE)
+            self._order = hash_rng.permutation(sum(self.sizes), SAMPLE)
         self.num_rows = min(sum(self.quota), self.steps_per_epoch * batch_size)  # of a pass
         self._epochs: dict[int, np.ndarray] = {}
 
@@ -109,7 +109,7 @@ class Stream:
         if self.corpus.corrupt:
             corpus = self.corpus
             seed = self.seed if self.shuffle else 0  # evaluation hides the same tokens whatever the run's seed
-            batch = corrupt(batch, corpus.tokenizer, corpus.corrupt, corpus.whole_word, seed, place)
+            batch = mask_tokens(batch, corpus.tokenizer, corpus.corrupt, corpus.whole_word, seed, place)
         elif not self.corpus.isolate:
             # One text, and padding at its end alone, where causal attention never looks: fused kernels need no mask.
             del batch['segment_ids']
@@ -143,13 +143,13 @@ class Stream:
             for index, (size, quota) in enumerate(zip(self.sizes, self.quota, strict=True)):
                 turn, offset = np.divmod(np.arange(epoch * quota, (epoch + 1) * quota), size)
                 for number in np.unique(turn).tolist():
-                    order = noise.permutation(size, self.seed, SHUFFLE, index, number)
+                    order = hash_rng.permutation(size, self.seed, SHUFFLE, index, number)
                     rows = order[offset[turn == number]]
-                    cut = int(noise.bits(self.seed, CUT, index, number) % np.uint64(self.corpus.seq_len))
+                    cut = int(hash_rng.random_bits(self.seed, CUT, index, number) % np.uint64(self.corpus.seq_len))
                     back = 0 if self.corpus.isolate else cut
                     columns.append(np.stack([np.full_like(rows, index), rows, np.full_like(rows, back)]))
             if len(self.parts) > 1:
-                mixed = noise.permutation(sum(self.quota), self.seed, SHUFFLE, len(self.parts), epoch)
+                mixed = hash_rng.permutation(sum(self.quota), self.seed, SHUFFLE, len(self.parts), epoch)
             else:
                 mixed = slice(None)
             for old in sorted(self._epochs)[:-1]:

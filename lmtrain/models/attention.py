@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lmtrain.models.attend import attend, in_blocks
+from lmtrain.models.attention_kernels import attend, attend_chunked
+from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
 from lmtrain.models.layers import Norm
-from lmtrain.models.linear import Linear, together
+from lmtrain.models.linear import Linear, shared_input_matmul
 from lmtrain.models.rotary import rotate
-from lmtrain.models.share import ALL, Share
 
 
-class Places(NamedTuple):
+class AttentionInputs(NamedTuple):
     """Where the tokens of a forward pass stand; every layer reads the same one.
 
     Attributes:
@@ -36,7 +36,7 @@ class Places(NamedTuple):
     query_index: Any
     slots: Any
     row: Any
-    share: Share = ALL
+    share: ShardingHooks = NO_SHARDING
 
 
 class Attention(nn.Module):
@@ -47,7 +47,7 @@ class Attention(nn.Module):
     output_stddev: float
 
     @nn.compact
-    def __call__(self, x_BTD, places: Places, cache=None, drop=None):
+    def __call__(self, x_BTD, places: AttentionInputs, cache=None, drop=None):
         """([B, T, D], cache). `cache` is (key [N,B,S,G,K], value, layer index): the whole stack, written in place.
 
         Read if they are beside the projections: prefix_key and prefix_value [P, G, K] (prefix tuning, arXiv
@@ -59,7 +59,7 @@ class Attention(nn.Module):
             kind = 'rmsnorm1p' if m.norm == 'rmsnorm1p' else 'rmsnorm'
             return Norm(kind, m.norm_eps, False, name=f'{name}_norm')
 
-        made = together(self, ('query', 'key', 'value'), x_BTD, places.share.columns)
+        made = shared_input_matmul(self, ('query', 'key', 'value'), x_BTD, places.share.columns)
 
         def project(name, heads):
             y = Linear(heads * m.head_dim, m.has_bias(name), self.stddev, name=name)(x_BTD, drop, made.get(name))
@@ -96,7 +96,7 @@ class Attention(nn.Module):
                 jnp.concatenate([jnp.broadcast_to(front[None].astype(x_BTD.dtype), rows), own], axis=1)
                 for front, own in ((prefix, key_BSGK), (values, value_BSGK))
             )
-        out_BTHK = (in_blocks if everywhere else attend)(
+        out_BTHK = (attend_chunked if everywhere else attend)(
             query_BTHK,
             key_BSGK,
             value_BSGK,

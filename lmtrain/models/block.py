@@ -5,7 +5,7 @@ import zlib
 import flax.linen as nn
 import jax
 
-from lmtrain.models.attention import Attention, Places
+from lmtrain.models.attention import Attention, AttentionInputs
 from lmtrain.models.layers import FeedForward, Norm, dropout
 from lmtrain.models.linear import stddev
 from lmtrain.models.settings import Settings
@@ -17,7 +17,7 @@ class Block(nn.Module):
     model: Settings
 
     @nn.compact
-    def __call__(self, x_BTD, places: Places, key=None, cache=None, adapter_dropout=0.0):
+    def __call__(self, x_BTD, places: AttentionInputs, key=None, cache=None, adapter_dropout=0.0):
         m = self.model
 
         def drop(x, name):

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmtrain.models.linear import Linear, together
+from lmtrain.models.linear import Linear, shared_input_matmul
 
 GATED = {
     'swiglu': jax.nn.silu,
@@ -57,7 +57,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x, drop=None, columns=None):
         gated = self.activation in GATED
-        made = together(self, ('up', 'gate') if gated else ('up',), x, columns)
+        made = shared_input_matmul(self, ('up', 'gate') if gated else ('up',), x, columns)
         up = Linear(self.hidden, self.bias, self.stddev, name='up')(x, drop, made.get('up'))
         if gated:
             gate = Linear(self.hidden, self.bias, self.stddev, name='gate')(x, drop, made.get('gate'))

@@ -60,7 +60,7 @@ class Linear(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
 
-def together(module: nn.Module, names: tuple[str, ...], x, columns) -> dict:
+def shared_input_matmul(module: nn.Module, names: tuple[str, ...], x, columns) -> dict:
     """{name: x . kernel, [..., F]} of the Linears `names` inside `module`, which all read x; {} where each is alone.
 
     `columns` is Share.columns or None. A factor of the input (IA3) is one of each, so their inputs differ.

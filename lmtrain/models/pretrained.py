@@ -12,23 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain import tree
-from lmtrain.models import (
-    bert,
-    checkpoint_head,
-    gemma,
-    gpt2,
-    gpt_neox,
-    huggingface,
-    llama,
-    mistral,
-    modernbert,
-    olmo2,
-    phi3,
-    qwen,
-    roberta,
-    safetensors,
-)
-from lmtrain.models.huggingface import BUFFERS, HARMLESS, Entry, Fields, nearest
+from lmtrain.models import hf, hf_heads, safetensors
+from lmtrain.models.families import bert, gemma, gpt2, gpt_neox, llama, mistral, modernbert, olmo2, phi3, qwen, roberta
+from lmtrain.models.hf import BUFFERS, HARMLESS, Entry, Fields, nearest
 from lmtrain.models.transformer import Transformer
 
 MODULES = (gpt2, llama, mistral, qwen, gemma, phi3, olmo2, gpt_neox, bert, roberta, modernbert)
@@ -101,11 +87,11 @@ def load_pretrained(
         kind = jnp.dtype(dtype or functools.reduce(jnp.promote_types, [tensors[key].dtype for key in keys]))
         widths = [shapes[path][-1] for path in entry.paths]
         if '{layer}' not in entry.key:
-            arrays = [np.ascontiguousarray(x, kind) for x in huggingface.split(entry, tensors[keys[0]].read(), widths)]
+            arrays = [np.ascontiguousarray(x, kind) for x in hf.split(entry, tensors[keys[0]].read(), widths)]
         else:
             arrays = [np.empty(shapes[path], kind) for path in entry.paths]
             for layer, key in enumerate(keys):
-                for array, part in zip(arrays, huggingface.split(entry, tensors[key].read(), widths), strict=True):
+                for array, part in zip(arrays, hf.split(entry, tensors[key].read(), widths), strict=True):
                     array[layer] = part
         for path, array in zip(entry.paths, arrays, strict=True):
             stops = np.cumsum([leaf.shape[0] for _, leaf in pieces[path][:-1]], dtype=int)
@@ -144,7 +130,7 @@ def save_pretrained(
     those of the model: adapters are folded first.
     """
     directory = Path(directory)
-    config = config_of(model, like) | checkpoint_head.named(model, labels)
+    config = config_of(model, like) | hf_heads.named(model, labels)
     leaves = _pieces(params)
     shapes = {path: _joined(found) for path, found in _pieces(shapes_of(model)).items()}
     for path in leaves.keys() ^ shapes.keys():
@@ -162,7 +148,7 @@ def save_pretrained(
         places |= {key.format(layer=i): (entry, None if i is None else i - entry.first) for i in layers}
 
     def described(entry: Entry):
-        shape = huggingface.joined_shape(entry, [_one(shapes[path], entry) for path in entry.paths])
+        shape = hf.joined_shape(entry, [_one(shapes[path], entry) for path in entry.paths])
         return shape, np.dtype(jnp.dtype(dtype or leaves[entry.paths[0]][0][1].dtype))
 
     @functools.lru_cache(maxsize=1)  # of the device's arrays, one entry is brought at a time
@@ -173,7 +159,7 @@ def save_pretrained(
     def read(key: str):
         entry, layer = places[key]
         arrays = fetched(entry) if layer is None else [array[layer] for array in fetched(entry)]
-        return huggingface.join(entry, arrays).astype(described(entry)[1])
+        return hf.join(entry, arrays).astype(described(entry)[1])
 
     directory.mkdir(parents=True, exist_ok=True)
     safetensors.write(directory, {key: described(entry) for key, (entry, _) in places.items()}, read)
@@ -208,7 +194,7 @@ def model_of(config: Mapping, ignore: Sequence[str] = ()) -> Transformer:
     fields = Fields(config, ignore)
     try:
         settings = DEFAULTS | module.settings(fields)
-        settings |= checkpoint_head.settings(checkpoint_head.head_of(config, module), fields, module)
+        settings |= hf_heads.settings(hf_heads.head_of(config, module), fields, module)
         fields.done()
         return Transformer(**settings | {'family': kind, 'unroll': settings['num_layers']})
     except (TypeError, AttributeError) as error:
@@ -237,7 +223,7 @@ def config_of(model: Transformer, like: Mapping | None = None) -> dict:
 def _fields(model: Transformer) -> dict:
     """The fields of config.json that a model decides."""
     module = FAMILIES[model.family]
-    return {'model_type': model.family} | module.fields(model) | checkpoint_head.fields(model, module)
+    return {'model_type': model.family} | module.fields(model) | hf_heads.fields(model, module)
 
 
 def read_as(model: Transformer) -> Transformer:
@@ -267,7 +253,7 @@ def headed(model: Transformer, head: str, num_labels: int, pool: str = 'auto') -
     A model without a family is treated as a decoder, whose classes have one form, or as BERT.
     """
     module = FAMILIES[model.family or ('llama' if model.causal else 'bert')]
-    return checkpoint_head.headed(model, module, head, num_labels, pool)
+    return hf_heads.headed(model, module, head, num_labels, pool)
 
 
 def as_class(model: Transformer, head: str, num_labels: int, pool: str) -> Transformer | None:
@@ -278,7 +264,7 @@ def as_class(model: Transformer, head: str, num_labels: int, pool: str) -> Trans
 
 def no_class(model: Transformer) -> tuple[str, ...]:
     """A line that says that transformers has no class for the head of a model, if it has none."""
-    if model.head not in checkpoint_head.LACKING.get(model.family, ()):
+    if model.head not in hf_heads.LACKING.get(model.family, ()):
         return ()
     return (f'transformers has no class for {model.head!r} of a {model.family}: such a run cannot be exported',)
 
@@ -300,7 +286,7 @@ def shared_head(old: Transformer, new: Transformer) -> dict[str, str]:
 
 def entries_of(model: Transformer) -> list[Entry]:
     """Where each leaf of a model lies in its files."""
-    return checkpoint_head.entries(model, FAMILIES[model.family])
+    return hf_heads.entries(model, FAMILIES[model.family])
 
 
 @functools.cache
@@ -345,7 +331,7 @@ def _in_files(model, tensors: Mapping, params: tree.Params, partial: bool = Fals
     plan, left = [], set(tensors)
     for entry in entries_of(model):
         layers = range(entry.first, model.num_layers) if '{layer}' in entry.key else [None]
-        wanted = huggingface.joined_shape(entry, [_one(shapes[path], entry) for path in entry.paths])
+        wanted = hf.joined_shape(entry, [_one(shapes[path], entry) for path in entry.paths])
         if partial and entry.paths[0].startswith('task_head/out/'):
             continue
         keys = []

@@ -62,7 +62,7 @@ def rotary_angles(positions_BT, rotary_dim: int, theta: float, scaling=(), lengt
     two agree on a row alone.
 
     With a cache, `length` is the length so far, and what is stored keeps the angles of the length that it was stored
-    at. For 'longrope' they change once, after `reread_after` positions; there lmtrain.sample reads the whole text
+    at. For 'longrope' they change once, after `reread_after` positions; there inference.sample reads the whole text
     again, as transformers does for Phi-3, so that a text is continued as training reads it. For 'dynamic' they change
     with every token beyond the original length: what is stored then differs from what training on the whole text would
     compute, as in transformers.

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lmtrain.models.attend import KERNELS, obstacle
+from lmtrain.models.attention_kernels import KERNELS, unsupported_reason
 from lmtrain.models.layers import GATED, PLAIN
 from lmtrain.models.rotary import check_scaling
 
@@ -74,7 +74,7 @@ class Settings:
     first_norm: bool = True
     token_types: int = 0
     position_offset: int = 0
-    vocab_fill: int = 0  # rows of the tables beyond vocab_size that stand for no token (lmtrain.vocabulary)
+    vocab_fill: int = 0  # rows of the tables beyond vocab_size that stand for no token (lmtrain.parallel.vocab_padding)
     # The head of a checkpoint that was trained for a task (task_head.py).
     head: str = 'lm'
     num_labels: int = 0
@@ -100,7 +100,7 @@ class Settings:
         window = None if self.global_layers and self.unroll != self.num_layers else self.window
         about = {'head_dim': self.head_dim, 'window': window, 'softcap': self.attention_softcap}
         about['capability'] = capability
-        return obstacle(kernel, length, dtype=jnp.dtype(self.dtype), **about)
+        return unsupported_reason(kernel, length, dtype=jnp.dtype(self.dtype), **about)
 
     def check(self):
         """Raises ValueError where a setting is unknown, out of range or at odds with another."""

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from lmtrain import tree
-from lmtrain.models import head, prompt
-from lmtrain.models.attention import Places
+from lmtrain.models import lm_head, virtual_tokens
+from lmtrain.models.attention import AttentionInputs
 from lmtrain.models.block import Block
+from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
 from lmtrain.models.layers import Norm, dropout
 from lmtrain.models.linear import Embed
 from lmtrain.models.rotary import by_length, lengths, rotary_angles, sinusoids
 from lmtrain.models.settings import Settings
-from lmtrain.models.share import ALL, Share
 from lmtrain.models.task_head import TaskHead
 
 
@@ -41,7 +41,7 @@ class Transformer(Settings):
         cache=None,
         rngs=None,
         adapter_dropout: float = 0.0,
-        share: Share = ALL,
+        share: ShardingHooks = NO_SHARDING,
     ) -> dict[str, Any]:
         """Heads of a batch; what nobody reads the compiler does not compute.
 
@@ -63,7 +63,7 @@ class Transformer(Settings):
             stacks = tree.segments(params)
             outside = {name: leaves for name, leaves in params.items() if name not in stacks}
             params = params | share.fetch('', outside)
-        variables = variables | {'params': prompt.plain(params)}
+        variables = variables | {'params': virtual_tokens.materialise(params)}
         return Network(self).apply(variables, batch, rngs=rngs, **options)
 
     def init_cache(self, batch_size: int, length: int, dtype=None) -> dict[str, jax.Array]:
@@ -83,11 +83,11 @@ class Network(nn.Module):
     model: Transformer
 
     @nn.compact
-    def __call__(self, batch, train=False, cache=None, adapter_dropout=0.0, share=ALL):
+    def __call__(self, batch, train=False, cache=None, adapter_dropout=0.0, share=NO_SHARDING):
         m = self.model
         text, prompt_PD, shift = batch, None, 0
         if not self.is_initializing():
-            batch, cache, prompt_PD, shift = prompt.enter(self.variables['params'], batch, cache)
+            batch, cache, prompt_PD, shift = virtual_tokens.prepend(self.variables['params'], batch, cache)
         places, positions_BT = self.places(batch, cache, shift, share)
         key = self.make_rng('dropout') if train and (m.dropout or adapter_dropout) else None
 
@@ -161,7 +161,9 @@ class Network(nn.Module):
             if m.local_rope_theta:
                 local_rotary = rotary_angles(positions + shift, theta=m.local_rope_theta, **turned)
         row = batch.get('row', jnp.arange(B, dtype=jnp.int32))
-        places = Places(rotary, local_rotary, positions, m.window, segments, key_segments, index, slots, row, share)
+        places = AttentionInputs(
+            rotary, local_rotary, positions, m.window, segments, key_segments, index, slots, row, share
+        )
         return places, positions + shift
 
     def places_of(self, places, layer):
@@ -248,28 +250,28 @@ class Network(nn.Module):
             cache = cache | {'key': cached[0], 'value': cached[1], 'length': cache['length'] + grown}
         return x_BTD, cache
 
-    def heads(self, x_BTD, batch, embed, share=ALL):
+    def heads(self, x_BTD, batch, embed, share=NO_SHARDING):
         """Added heads, and of a language model 'logits', with targets also 'logprob' and 'log_z'; see `apply`."""
         m = self.model
         if 'select' in batch:
             x_BTD = jnp.take_along_axis(x_BTD, batch['select'][..., None], axis=1)
         found = {} if self.is_initializing() else self.variables['params'].get('heads', {})
-        added = {name: head.logits(x_BTD, leaves['kernel'], leaves.get('bias')) for name, leaves in found.items()}
+        added = {name: lm_head.logits(x_BTD, leaves['kernel'], leaves.get('bias')) for name, leaves in found.items()}
         if m.head != 'lm':
             return added
         bias_V = None
         if m.mlm_head:
-            x_BTD, bias_V = head.MaskedHead(m, name='mlm_head')(x_BTD)
-        kernel_DV = embed().T if m.tied else head.Kernel(m, name='head')()
+            x_BTD, bias_V = lm_head.MaskedHead(m, name='mlm_head')(x_BTD)
+        kernel_DV = embed().T if m.tied else lm_head.Kernel(m, name='head')()
         bias_V = bias_V if bias_V is None else jnp.pad(bias_V, (0, m.vocab_fill))
         options = {'bias_V': bias_V, 'softcap': m.logit_softcap}
-        all_logits = head.logits(x_BTD, kernel_DV, **options, columns=share.columns)
+        all_logits = lm_head.logits(x_BTD, kernel_DV, **options, columns=share.columns)
         outputs = added | {'logits': all_logits[..., : m.vocab_size]}
         if 'targets' in batch:
             if batch['targets'].shape != x_BTD.shape[:2]:
                 shapes = f'{batch["targets"].shape}, but the predictions are {x_BTD.shape[:2]}'
                 raise ValueError(f'column targets is {shapes}')
-            outputs['logprob'], outputs['log_z'] = head.log_likelihood(
+            outputs['logprob'], outputs['log_z'] = lm_head.log_likelihood(
                 x_BTD, batch['targets'], kernel_DV, **options, size=m.vocab_size, share=share
             )
         return outputs

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from lmtrain import adapt, optim, state, step, tree
+from lmtrain import adapt, optimizer, tree
 from lmtrain.models import Transformer
-from lmtrain.objectives import tokens
+from lmtrain.tasks import token_loss
+from lmtrain.training import state, step
 
 V, B, T, N, D, M = 31, 4, 10, 3, 16, 3
 QUICK = {'xla_backend_optimization_level': 0}  # compile time is most of what these tests cost
@@ -91,7 +92,7 @@ def compiled(model):
 def loss(forward, batch):
     """Cross-entropy of tokens, and the size of an added head's output so that it learns too."""
     outputs = forward(batch)
-    values, weights = tokens.loss(lambda _: outputs, batch)
+    values, weights = token_loss.loss(lambda _: outputs, batch)
     if 'probe' in outputs:
         values['loss'] += jnp.mean(jnp.square(outputs['probe'] - 1.0), axis=-1)
     return values, weights
@@ -100,7 +101,7 @@ def loss(forward, batch):
 def train(model, learns, params, batch, steps=50):
     """(state before, state after) some steps with weight decay on everything that learns."""
     decay = dict.fromkeys(['weight_decay'], 0.1) | {'decayed': '.*', 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8}
-    tx = optim.optimizer('adamw', **decay)
+    tx = optimizer.optimizer('adamw', **decay)
     before = state.create(jax.random.key(3), params, learns, tx)
     options = {'learning_rate': 3e-3, 'clip': 1.0, 'trainable': before.trainable}
     one = step.make_train_step(model, loss, tx, lambda progress: 1.0 - 0 * progress, **options)

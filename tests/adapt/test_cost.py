@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from lmtrain import adapt, hlo, optim, state, step, tree
+from lmtrain import adapt, optimizer, tree
+from lmtrain.cost import hlo
 from lmtrain.models import Transformer
-from lmtrain.objectives import tokens
+from lmtrain.tasks import token_loss
+from lmtrain.training import state, step
 
 ROWS, LENGTH, N = 8, 128, 8
 
@@ -31,14 +33,14 @@ def lowered(model, name, accumulate=1, dtype=None, **settings):
     batch = {column: jax.ShapeDtypeStruct((ROWS, LENGTH), kind) for column, kind in columns.items()}
     params = abstract(jax.eval_shape(model.init, jax.random.key(0), batch)['params'], dtype)
     method = adapt.method(name, model, params, **settings)
-    tx = optim.optimizer('adamw', weight_decay=0.1, decayed='.*', b1=0.9, b2=0.95, eps=1e-8)
+    tx = optimizer.optimizer('adamw', weight_decay=0.1, decayed='.*', b1=0.9, b2=0.95, eps=1e-8)
 
     def create(params):
         return state.create(jax.random.key(1), method.start(jax.random.key(0), params), method.learns, tx)
 
     first = jax.eval_shape(create, params)
     options = {'learning_rate': 1e-3, 'clip': 1.0, 'accumulate': accumulate, 'trainable': first.trainable}
-    function = step.make_train_step(model, tokens.loss, tx, lambda progress: progress, **options)
+    function = step.make_train_step(model, token_loss.loss, tx, lambda progress: progress, **options)
     progress = jax.ShapeDtypeStruct((), jnp.float32)
     return jax.jit(function, donate_argnums=0).lower(first, batch, progress), first
 

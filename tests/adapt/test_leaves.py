@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from configs import base
-from lmtrain import adapt, sample, tree
+from lmtrain import adapt, tree
 from lmtrain.adapt import lora, prompt
+from lmtrain.inference import sample
 from lmtrain.models import Transformer
 from lmtrain.models.linear import Embed, Linear
 
@@ -220,7 +221,7 @@ def test_several_adapters_are_switched_and_mixed_in_one_batch():
     model, found = MODELS['rotary'], batch()
     small = {'rank': [('.*/value/kernel', 1)], 'alpha': [('.*', 2.0)]}
     every = [adapted('rotary', 'lora', **LORA), adapted('rotary', 'lora', key=4, **small), base_of('rotary')]
-    parts = [adapt.separate(params) for params in every]
+    parts = [adapt.split_adapter(params) for params in every]
     for plain, own in parts:
         assert tree.flatten(plain).keys() == tree.flatten(base_of('rotary')).keys()
         assert tree.flatten(tree.join(plain, own)).keys() <= set(tree.flatten(every[0])) | set(tree.flatten(every[1]))
@@ -243,7 +244,7 @@ def test_adapters_that_do_not_fit_are_not_stacked():
         adapt.stack(prompts)
     with pytest.raises(ValueError, match='adapter 1 has no prompt/embedding'):
         adapt.stack([prompts[0], {}])
-    assert adapt.separate(params)[1] == {}
+    assert adapt.split_adapter(params)[1] == {}
 
 
 LEAVES = [

@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lmtrain import checkpoint, state, survive
+from lmtrain import checkpoint
 from lmtrain.checkpoint import Checkpoints, Damaged, SaveFailed, manifest
+from lmtrain.runtime import lifecycle
+from lmtrain.training import state
 
 
 class Moments(NamedTuple):
@@ -288,7 +290,7 @@ for step in (1, 2):
 """
 
 
-@pytest.mark.parametrize('point', survive.POINTS)
+@pytest.mark.parametrize('point', lifecycle.POINTS)
 def test_killed_at_any_point_nothing_committed_is_lost(tmp_path, point):
     done = subprocess.run(
         [sys.executable, '-c', KILLED, str(tmp_path)],

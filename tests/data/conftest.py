@@ -7,8 +7,8 @@ import pytest
 
 import lmtrain.data
 from configs.base import get_config
-from lmtrain.data.subword import learn_bpe
-from lmtrain.data.tokenizer import open_tokenizer
+from lmtrain.data.tokenizers.load import open_tokenizer
+from lmtrain.data.tokenizers.subword import learn_bpe
 
 WORDS = 'the cat sat on a mat and looked at the moon over seven hills while it sang of tea'.split()
 

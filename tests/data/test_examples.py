@@ -3,10 +3,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from lmtrain.data import examples
-from lmtrain.data.directory import wordpiece
 from lmtrain.data.rows import Row
-from lmtrain.data.text import Bytes
-from lmtrain.data.tokenizer import open_tokenizer
+from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.data.tokenizers.hf_files import wordpiece
+from lmtrain.data.tokenizers.load import open_tokenizer
 
 WORDS = '[PAD] [UNK] [CLS] [SEP] [MASK] the cat ##s sat on un ##der'.split()
 CONTEXT = 'the cat sat on the cat'
@@ -22,7 +22,7 @@ def row(**fields):
 
 
 def long(seq_len=64, what='error'):
-    return examples.Long(what, seq_len)
+    return examples.LengthPolicy(what, seq_len)
 
 
 def words_of(tokens):

@@ -11,7 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from configs.base import get_config
-from lmtrain.data import COLUMNS, Stream, batch_hash, check_ids, noise, prefetch, prepare
+from lmtrain.data import COLUMNS, Stream, batch_hash, check_ids, hash_rng, prefetch, prepare
 
 once = examples(max_examples=40)
 
@@ -189,10 +189,10 @@ def reference_order(sizes, quotas, seed, epoch):
     for source, (size, quota) in enumerate(zip(sizes, quotas)):
         turn, endless = 0, []
         while len(endless) < (epoch + 1) * quota:
-            endless += noise.permutation(size, seed, 0, source, turn).tolist()
+            endless += hash_rng.permutation(size, seed, 0, source, turn).tolist()
             turn += 1
         rows += [(source, row) for row in endless[epoch * quota : (epoch + 1) * quota]]
-    return [rows[place] for place in noise.permutation(len(rows), seed, 0, len(sizes), epoch).tolist()]
+    return [rows[place] for place in hash_rng.permutation(len(rows), seed, 0, len(sizes), epoch).tolist()]
 
 
 @pytest.mark.parametrize('weight', [0.3, 1.7])

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from launch import cli, evaluate, machine, train
-from lmtrain import survive
+from launch import cli, evaluate, process_setup, train
+from lmtrain.runtime import lifecycle
 
 HEAVY = ('jax', 'numpy', 'flax', 'optax', 'orbax', 'tensorflow', 'tensorflow_datasets', 'torch', 'matplotlib', 'rich')
 
@@ -109,7 +109,7 @@ def test_debug_keeps_the_traceback():
     [
         (ValueError('the width is odd'), 2, 'the width is odd'),
         (KeyboardInterrupt(), 130, 'interrupted'),
-        (survive.Ended(survive.REQUEUE, 'step 7 is saved'), survive.REQUEUE, 'step 7 is saved'),
+        (lifecycle.RunEnded(lifecycle.REQUEUE, 'step 7 is saved'), lifecycle.REQUEUE, 'step 7 is saved'),
     ],
 )
 def test_an_error_of_a_verb_is_presented(error, code, shown, monkeypatch, capsys):
@@ -169,8 +169,8 @@ def test_the_compilation_cache_is_private_and_a_setting_of_the_user_wins(monkeyp
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setenv('GRPC_VERBOSITY', 'INFO')
-    environment = machine.environment()
-    folder = tmp_path / '.cache' / 'lmtrain' / 'xla' / machine.processor()
+    environment = process_setup.environment()
+    folder = tmp_path / '.cache' / 'lmtrain' / 'xla' / process_setup.processor()
     assert environment['JAX_COMPILATION_CACHE_DIR'] == str(folder)
     assert environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] == '0'
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -181,12 +181,12 @@ def test_the_compilation_cache_is_private_and_a_setting_of_the_user_wins(monkeyp
 def test_without_a_folder_of_caches_programs_are_not_kept(caches, monkeypatch, capsys):
     for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE'):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(machine.paths, 'caches', lambda: caches)
-    assert 'JAX_COMPILATION_CACHE_DIR' not in machine.environment()
+    monkeypatch.setattr(process_setup.paths, 'caches', lambda: caches)
+    assert 'JAX_COMPILATION_CACHE_DIR' not in process_setup.environment()
     said = capsys.readouterr().err
     assert said.count('\n') == 1 and 'programs are not kept' in said and 'set JAX_COMPILATION_CACHE_DIR' in said
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', 'x')
-    machine.environment()
+    process_setup.environment()
     assert capsys.readouterr().err == ''
 
 

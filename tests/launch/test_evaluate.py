@@ -5,10 +5,11 @@ import pathlib
 
 import pytest
 
-from launch import cli, machine
-from lmtrain import prompting, trained
-from lmtrain.data.template import PLAIN, Template
-from lmtrain.data.text import Bytes
+from launch import cli, process_setup
+from lmtrain.data.chat.template import PLAIN, Template
+from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.inference import prompting
+from lmtrain.training import load
 
 CHATS = Template(PLAIN, 'plain')
 
@@ -28,10 +29,10 @@ def house(monkeypatch, tmp_path):
         calls['split'] = words
         return {'loss': 2.0, 'targets': 8.0, 'bits_per_token': 2.0}
 
-    run = trained.Trained(None, None, Bytes(), {}, 0, [256, 7], CHATS)
-    monkeypatch.setattr(machine, 'prepare', lambda: None)
-    monkeypatch.setattr(trained, 'restore', lambda workdir, step: run)
-    monkeypatch.setattr(trained, 'evaluate_split', evaluate_split)
+    run = load.LoadedModel(None, None, Bytes(), {}, 0, [256, 7], CHATS)
+    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(load, 'restore', lambda workdir, step: run)
+    monkeypatch.setattr(load, 'evaluate_split', evaluate_split)
     monkeypatch.setattr(prompting, 'score', score)
     monkeypatch.setattr(prompting, 'line', lambda results: f'{results["rows"]} rows')
     monkeypatch.chdir(tmp_path)

@@ -1,18 +1,18 @@
-"""The verb export hands its flags on; tests/test_export.py has what it writes."""
+"""The verb export hands its flags on; tests/training/test_export.py has what it writes."""
 
 import pathlib
 
 import pytest
 
-from launch import cli, machine
-from lmtrain import export
+from launch import cli, process_setup
+from lmtrain.training import export
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What lmtrain.export.export is called with."""
+    """What lmtrain.training.export.export is called with."""
     calls = []
-    monkeypatch.setattr(machine, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
     monkeypatch.setattr(export, 'export', lambda *words: calls.append(words) or ['step 3', 'written: out'])
     return calls
 

@@ -7,9 +7,10 @@ import pytest
 
 from configs import base
 from launch import cli, generate
-from lmtrain import sample, trained
-from lmtrain.data.template import PLAIN, Template
-from lmtrain.data.text import Bytes
+from lmtrain.data.chat.template import PLAIN, Template
+from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.inference import sample
+from lmtrain.training import load
 
 
 @pytest.fixture
@@ -22,13 +23,13 @@ def house(monkeypatch):
 
     def restore(workdir, step):
         asked.workdir, asked.step = workdir, step
-        return trained.Trained(config, model, Bytes(), {}, 0, [256, 7], asked.template)
+        return load.LoadedModel(config, model, Bytes(), {}, 0, [256, 7], asked.template)
 
     def stream(model, params, prompts, **settings):
         asked.prompts, asked.settings = [bytes(ids[1:]).decode() for ids in prompts], settings
         return ((row, list(gained), done) for row, gained, done in asked.pieces)
 
-    monkeypatch.setattr(trained, 'restore', restore)
+    monkeypatch.setattr(load, 'restore', restore)
     monkeypatch.setattr(sample, 'stream', stream)
     monkeypatch.setattr(generate.machine, 'prepare', lambda: None)
     return asked

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from launch import cli, command, local
-from lmtrain import survive
+from launch import cli, launcher, local
+from lmtrain.runtime import lifecycle
 
 NASTY = "runs/a b $(touch pwned) 'c'"
 
@@ -146,13 +146,13 @@ def test_starts_again_where_the_run_asks_for_it(codes, asked, retries, ended, mo
     if ended is None:
         local.run(values)
     else:
-        with pytest.raises(survive.Ended) as raised:
+        with pytest.raises(lifecycle.RunEnded) as raised:
             local.run(values)
         assert raised.value.code == ended
     assert len(ports) == len(codes)
 
 
 def test_values_among_words():
-    assert command.value(['train', '--workdir', 'a', '--workdir=b'], 'workdir') == 'b'
-    assert command.value(['train', '--workdir', 'a'], 'workdir') == 'a'
-    assert command.value(['train'], 'workdir') is None
+    assert launcher.value(['train', '--workdir', 'a', '--workdir=b'], 'workdir') == 'b'
+    assert launcher.value(['train', '--workdir', 'a'], 'workdir') == 'a'
+    assert launcher.value(['train'], 'workdir') is None

@@ -10,8 +10,9 @@ import sys
 import jax
 import pytest
 
-from launch import cli, machine
-from lmtrain import forecast, target
+from launch import cli, process_setup
+from lmtrain.cost import hardware
+from lmtrain.plan import compiled as forecast
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures('here')
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures('here')
 
 @pytest.fixture
 def here(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
     monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
     yield
@@ -89,7 +90,7 @@ def test_what_does_not_fit_has_a_way_out_that_fits(capsys, monkeypatch):
     *_, first, second = page.splitlines()
     assert (first, second) == ('to train it', """  lmtrain train --config=tiny --config.'data.source=it'"'"'s.txt'""")
     memory = float(re.search(r'fits +yes: ([\d.]+) MB', page)[1]) * 1e6
-    monkeypatch.setitem(target.CHIPS, 'h100', target.CHIPS['h100']._replace(memory=0.9 * memory))
+    monkeypatch.setitem(hardware.CHIPS, 'h100', hardware.CHIPS['h100']._replace(memory=0.9 * memory))
     code, page = plan(capsys, *words)
     assert code == 0 and re.search('  fits +no: ', page) and 'what fits, with the same batch size' in page
     command = page[page.index('lmtrain train') :]
@@ -98,13 +99,13 @@ def test_what_does_not_fit_has_a_way_out_that_fits(capsys, monkeypatch):
     code, page = plan(capsys, *words, *(f'--config.{field}={value}' for field, value in changes))
     assert re.search('  fits +yes: ', page)
     assert '8 rows' not in page and re.search(r'256 tokens a step', page)
-    monkeypatch.setitem(target.CHIPS, 'h100', target.CHIPS['h100']._replace(memory=1e5))
+    monkeypatch.setitem(hardware.CHIPS, 'h100', hardware.CHIPS['h100']._replace(memory=1e5))
     code, page = plan(capsys, *words)
     assert page.splitlines()[-1].startswith('no number of micro-batches makes it fit: take more chips than h100:1')
 
 
 def test_a_way_out_is_sought_further_if_a_compiler_gives_up_again(capsys, monkeypatch):
-    monkeypatch.setattr(target.Target, 'devices', lambda self: jax.devices()[: self.chips])
+    monkeypatch.setattr(hardware.Target, 'devices', lambda self: jax.devices()[: self.chips])
 
     def compiled(run):
         fits = run.config.optimizer.accumulate >= 4
@@ -132,7 +133,7 @@ def test_a_search_ranks_what_fits(capsys):
 
 def test_a_search_compiles_on_until_it_finds_what_fits(capsys, monkeypatch):
     """Of what did not fit, nothing of the same remat policy that needs as much is compiled again."""
-    monkeypatch.setattr(target.Target, 'devices', lambda self: jax.devices()[: self.chips])
+    monkeypatch.setattr(hardware.Target, 'devices', lambda self: jax.devices()[: self.chips])
     asked = []
 
     def compiled(run):

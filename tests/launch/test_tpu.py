@@ -18,7 +18,7 @@ import time
 import pytest
 
 from launch import cli, tpu
-from lmtrain import survive
+from lmtrain.runtime import lifecycle
 
 NASTY = "/mnt/a b $(touch pwned) 'c'"
 SLICE = ['--zone=us-west4-a', '--accelerator_type=v5litepod-256', '--runtime_version=v2-alpha-tpuv5-lite']
@@ -282,7 +282,7 @@ def test_starts_again_where_it_is(launch):
 @pytest.mark.parametrize(
     ('argv', 'ends', 'silent', 'code', 'verbs'),
     [
-        ([], ('3', '134'), 3, survive.NON_FINITE, [*FIRST, 'codes', 'codes', 'delete']),
+        ([], ('3', '134'), 3, lifecycle.NON_FINITE, [*FIRST, 'codes', 'codes', 'delete']),
         ([], ('74', '70'), 0, 70, [*FIRST, 'delete']),
         (['--retries=1', '--keep'], ('42 42', '42 42'), 0, 42, [*FIRST, *FIRST[3:]]),
     ],

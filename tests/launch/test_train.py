@@ -7,14 +7,16 @@ import sys
 
 import pytest
 
-from launch import cli, machine
-from lmtrain import plan, survive, train
+from launch import cli, process_setup
+from lmtrain.plan import dry_run
+from lmtrain.runtime import lifecycle
+from lmtrain.training import train
 
 
 @pytest.fixture
 def dry(tmp_path, monkeypatch):
     """A function from flags to (exit code, whether a folder of a run was made)."""
-    monkeypatch.setattr(machine, 'prepare', lambda: None)  # the test has its own devices and no compilation cache
+    monkeypatch.setattr(process_setup, 'prepare', lambda: None)  # the test has its own devices and no compilation cache
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'text').mkdir()
     for number in range(30):
@@ -52,7 +54,7 @@ def test_the_page_has_every_part(dry, capsys):
 
 @pytest.mark.parametrize(('evaluated', 'meet'), [(4, True), (6, True), (7, False), (20, False)])
 def test_checkpoints_that_no_evaluation_ranks_are_told(dry, capsys, monkeypatch, evaluated, meet):
-    monkeypatch.setattr(plan, 'compiled_figures', lambda run: '')
+    monkeypatch.setattr(dry_run, 'compiled_figures', lambda run: '')
     assert dry('--config.checkpoint.every_steps=4', f'--config.evaluate.every_steps={evaluated}')[0] == 0
     said = 'best       is the last one' in capsys.readouterr().out
     assert said is not meet
@@ -90,7 +92,7 @@ def test_data_that_is_missing_has_a_stand_in_and_the_page_says_so(dry, capsys):
 def test_a_run_has_a_folder_and_is_left_in_order(monkeypatch, words, folder):
     """Its folder has the recipe's name; exceptions and SIGTERM end it with survive's exit codes from the beginning."""
     seen = []
-    monkeypatch.setattr(machine, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
     monkeypatch.setattr(atexit, 'register', lambda *call: None)
     monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
     before = signal.getsignal(signal.SIGTERM)
@@ -100,4 +102,4 @@ def test_a_run_has_a_folder_and_is_left_in_order(monkeypatch, words, folder):
         assert cli.main(['train', '--config=tiny', '--config.model.width=48', *words]) == 0
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert seen == [(48, pathlib.Path(folder), survive.exit_on_exception, survive.leave)]
+    assert seen == [(48, pathlib.Path(folder), lifecycle.exit_on_exception, lifecycle.exit_requeue)]

@@ -9,7 +9,7 @@ import pytest
 
 from configs import base
 from lmtrain.models import Transformer
-from lmtrain.models.attention import Attention, Places
+from lmtrain.models.attention import Attention, AttentionInputs
 from lmtrain.models.rotary import rotary_angles
 
 B, T, D, H, K, P = 2, 9, 12, 4, 6, 3
@@ -36,7 +36,7 @@ def build(prefix=False, **settings):
 def places(model, start=0, length=T):
     positions = jnp.broadcast_to(start + jnp.arange(length)[None], (B, length))
     rotary = rotary_angles(positions, model.rotary_dim, model.rope_theta)
-    return Places(rotary, None, positions, model.window, None, None, None, None, jnp.arange(B))
+    return AttentionInputs(rotary, None, positions, model.window, None, None, None, None, jnp.arange(B))
 
 
 def drawn(model, prefix):

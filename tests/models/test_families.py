@@ -6,21 +6,8 @@ import pytest
 
 from configs import base
 from lmtrain import tree
-from lmtrain.models import (
-    Transformer,
-    bert,
-    gemma,
-    gpt2,
-    gpt_neox,
-    llama,
-    mistral,
-    modernbert,
-    olmo2,
-    phi3,
-    pretrained,
-    qwen,
-    roberta,
-)
+from lmtrain.models import Transformer, pretrained
+from lmtrain.models.families import bert, gemma, gpt2, gpt_neox, llama, mistral, modernbert, olmo2, phi3, qwen, roberta
 
 PUBLISHED = [
     (gpt2.SIZES['124M'], 124_439_808),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmtrain.data.text import Bytes
+from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.models import generation
 
 

@@ -80,9 +80,9 @@ def test_a_head_that_transformers_has_no_class_for_is_named():
 
 
 def test_numbers_of_labels_that_are_not_0_1_2_are_named(tmp_path):
-    from lmtrain.models import checkpoint_head
+    from lmtrain.models import hf_heads
 
-    assert checkpoint_head.labels({'id2label': {'1': 'b', '0': 'a'}}) == ('a', 'b')
-    assert checkpoint_head.labels({'num_labels': 3}) == ('LABEL_0', 'LABEL_1', 'LABEL_2')
+    assert hf_heads.labels({'id2label': {'1': 'b', '0': 'a'}}) == ('a', 'b')
+    assert hf_heads.labels({'num_labels': 3}) == ('LABEL_0', 'LABEL_1', 'LABEL_2')
     with pytest.raises(ValueError, match=r'id2label has the numbers \[0, 2\], not 0 to 1'):
-        checkpoint_head.labels({'id2label': {'0': 'a', '2': 'b'}})
+        hf_heads.labels({'id2label': {'0': 'a', '2': 'b'}})

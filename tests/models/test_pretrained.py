@@ -14,9 +14,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lmtrain import sample, sharding, tree
-from lmtrain.data.tokenizer import open_tokenizer
+from lmtrain import tree
+from lmtrain.data.tokenizers.load import open_tokenizer
+from lmtrain.inference import sample
 from lmtrain.models import load_pretrained, pretrained, safetensors, save_pretrained
+from lmtrain.parallel import sharding
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
 cases = importlib.import_module('parity.cases')

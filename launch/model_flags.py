@@ -1,0 +1,88 @@
+"""The flags of verbs that read a model: a run's --workdir and --checkpoint, or a pretrained --base; its prompts."""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from launch import cli
+
+
+def define(flag_values: flags.FlagValues, base: bool = False) -> None:
+    """--workdir and --checkpoint; with `base` also --base, --adapter and --ignore."""
+    flags.DEFINE_string('workdir', None, 'the folder of a run', flag_values=flag_values)
+    text = "'last', 'best' (by validation loss) or a step"
+    flags.DEFINE_string('checkpoint', 'last', text, flag_values=flag_values)
+    if base:
+        text = 'in place of a run, a pretrained model: a Hugging Face directory'
+        flags.DEFINE_string('base', None, text, flag_values=flag_values)
+        flags.DEFINE_string('adapter', '', 'with --base: a PEFT adapter for it', flag_values=flag_values)
+        text = 'with --base: unknown fields of its config.json or of the adapter that are skipped, comma-separated'
+        flags.DEFINE_list('ignore', [], text, flag_values=flag_values)
+
+
+def define_prompts(flag_values: flags.FlagValues, template: str) -> None:
+    """--system and the flag `template`, which names a chat template."""
+    text = 'text of the system, before prompts that begin with none'
+    flags.DEFINE_string('system', '', text, flag_values=flag_values)
+    text = "chat template: 'none', 'auto', 'plain', a name or file; else the run's"
+    flags.DEFINE_string(template, None, text, flag_values=flag_values)
+
+
+def prompted(run, flag_values: flags.FlagValues, template: str, prompts: list):
+    """The trained.Trained with the chat template that `prompts` are written with; says which, and what looks wrong.
+
+    Raises FileNotFoundError or ValueError naming the flag if there is no such template.
+    """
+    from lmtrain.inference import prompts as writing
+    from lmtrain.training import load
+
+    name, system = flag_values[template].value, flag_values.system
+    chats = bool(system) or not all(isinstance(prompt, str) for prompt in prompts)
+    try:
+        run = load.with_chat_template(run, name, chats)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(str(error).replace('config.task.template', f'--{template}')) from error
+    if run.template is None and chats:
+        what = '--system' if system else 'messages'
+        raise ValueError(f'{what} with --{template}={name}: leave --{template} out, or give each prompt as one text')
+    if run.template:
+        note(f'each prompt is a turn of a conversation, written by {run.template.name}')
+    elif name is None and 'chat_template' in run.tokenizer.config:
+        note(f'prompts are continued as they stand; --{template}=auto writes them with the chat template')
+    if names := writing.special_names([*prompts, system], run.tokenizer):
+        listed = ', '.join(map(repr, names[:3])) + ', ...' * (len(names) > 3)
+        note(f'a prompt contains {listed}, the name of a special token: it is read as characters, never as the token')
+    return run
+
+
+def note(text: str) -> None:
+    """A remark on standard error, which leaves standard output to the results."""
+    dim, plain = cli.style('dim', 'plain', stream=sys.stderr)
+    print(f'{dim}{text}{plain}', file=sys.stderr)
+
+
+def from_flags(flag_values: flags.FlagValues) -> tuple[pathlib.Path, int | str]:
+    """(folder, 'last' or 'best' or a step). Raises ValueError where one is missing or neither of these."""
+    if not flag_values.workdir:
+        raise ValueError('--workdir is missing: the folder of a run, such as --workdir=runs/quickstart')
+    step = int(flag_values.checkpoint) if flag_values.checkpoint.isdecimal() else flag_values.checkpoint
+    if step not in ('last', 'best') and not isinstance(step, int):
+        raise ValueError(f"--checkpoint={step} is neither 'last' nor 'best' nor the number of a step")
+    return pathlib.Path(flag_values.workdir), step
+
+
+def model(flag_values: flags.FlagValues):
+    """The trained.Trained that --workdir or --base names; imports jax. Raises ValueError where both or none does."""
+    if not flag_values.base:
+        if flag_values.adapter or flag_values.ignore:
+            name = 'adapter' if flag_values.adapter else 'ignore'
+            raise ValueError(f'--{name} without --base: what a run starts from is in its config')
+        workdir, step = from_flags(flag_values)
+    elif flag_values.workdir:
+        raise ValueError('--workdir and --base at once: name the run or the pretrained model')
+    from lmtrain.training import load
+
+    if flag_values.base:
+        return load.load_directory(flag_values.base, flag_values.adapter, flag_values.ignore)
+    return load.load_run(workdir, step)

@@ -1,0 +1,1 @@
+"""Adapters in the file format of the PEFT library."""

@@ -1,0 +1,119 @@
+"""adapter_config.json of PEFT, from 0.2 on: which fields an adapter of a kind has, and what each may say.
+
+A field that a later version added has its default if it is absent (DEFAULTS).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmtrain.models.hf import nearest
+
+VERSION = '0.21.2'
+CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+TASKS = ('CAUSAL_LM', 'SEQ_CLS', 'TOKEN_CLS', 'QUESTION_ANS', 'FEATURE_EXTRACTION')
+AUTOMATIC = (
+    'classifier',
+    'score',
+)  # modules_to_save that PEFT adds for classification, whether a model has them or not
+
+# Fields that every kind must have; those with another value than one of OFF change the function, unless they are read.
+COMMON = ('peft_type', 'base_model_name_or_path')
+REQUIRED = {
+    'LORA': ('r', 'lora_alpha', 'target_modules'),
+    'IA3': ('target_modules',),
+    'PROMPT_TUNING': ('num_virtual_tokens', 'token_dim'),
+    'P_TUNING': ('num_virtual_tokens', 'token_dim'),
+    'PREFIX_TUNING': ('num_virtual_tokens', 'token_dim', 'num_attention_heads', 'num_layers'),
+}
+OFF = (None, False, {}, [], '', 'none')
+# Fields that are read and that PEFT 0.2 (feedforward_modules: 0.3) did not have yet.
+DEFAULTS = {
+    'LORA': {'bias': 'none', 'use_rslora': False, 'use_dora': False, 'rank_pattern': {}, 'alpha_pattern': {}},
+    'IA3': {'feedforward_modules': []},
+}
+# Read by nobody: names, versions, the state of training, and how the values came to be.
+HARMLESS = {
+    'auto_mapping', 'inference_mode', 'modules_to_save', 'peft_version', 'revision', 'task_type', 'lora_dropout',
+    'fan_in_fan_out', 'init_ia3_weights', 'init_weights', 'prompt_tuning_init', 'prompt_tuning_init_text',
+    'prompt_tuning_init_state_dict_path', 'tokenizer_kwargs', 'tokenizer_name_or_path', 'encoder_hidden_size',
+    'encoder_dropout', 'encoder_num_layers', 'encoder_reparameterization_type', 'prefix_projection',
+    'num_attention_heads', 'num_layers', 'megatron_core', 'qalora_group_size', 'loftq_config', 'layers_pattern',
+    'layers_to_transform', 'exclude_modules', 'ensure_weight_tying', 'merge_weights',
+}  # fmt: skip
+# Features that are refused unless they are off.
+FOREIGN = {
+    'alora_invocation_tokens', 'arrow_config', 'corda_config', 'eva_config', 'kasa_config', 'layer_replication',
+    'lora_bias', 'lora_ga_config', 'megatron_config', 'monteclora_config', 'target_parameters',
+    'trainable_token_indices', 'use_bdlora', 'use_qalora', 'velora_config',
+}  # fmt: skip
+# LoRA that starts from a changed base weight: without that base the adapter means nothing.
+INITS = (None, True, False, 'gaussian', 'orthogonal', 'eva')
+
+
+def read(directory: Path, ignore: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of adapter_config.json, with the defaults of those that its version of PEFT did not have.
+
+    Unknown fields that are off (null, false, empty) are skipped, and those of `ignore`.
+
+    Raises FileNotFoundError, or ValueError naming the field that is unknown, missing or has a value not implemented.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f'{directory} is no adapter: it holds no {CONFIG}')
+    try:
+        fields = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is no JSON: {error}') from None
+    if not isinstance(fields, dict) or fields.get('peft_type') not in REQUIRED:
+        kind = fields.get('peft_type') if isinstance(fields, dict) else fields
+        raise ValueError(f'{path}: peft_type={kind!r} is none of {", ".join(REQUIRED)}')
+    required = COMMON + REQUIRED[fields['peft_type']]
+    defaults = DEFAULTS.get(fields['peft_type'], {})
+    known = {*required, *defaults} | HARMLESS | FOREIGN | {'init_lora_weights', 'num_transformer_submodules'}
+    for name, value in fields.items():
+        if name not in known and name not in ignore and value not in OFF:
+            raise ValueError(
+                f'{path}: the field {name!r} is unknown{nearest(name, known)}; if it does not change the function, '
+                f'skip it with --config.init.ignore="(\'{name}\',)" (beside --base: --ignore={name})'
+            )
+        if name in FOREIGN and value not in OFF:
+            raise ValueError(f'{path}: {name}={value!r} is not implemented')
+    for name in required:
+        if name not in fields:
+            raise ValueError(f'{path} lacks the field {name!r}, without which the adapter is not determined')
+    fields = defaults | {name: value for name, value in fields.items() if value is not None or name not in defaults}
+    _check(path, fields)
+    return fields
+
+
+def _check(path: Path, fields: Mapping[str, Any]) -> None:
+    """Raises ValueError where a field that is read has a value that is not implemented."""
+    supported = {'bias': OFF, 'num_transformer_submodules': (None, 1), 'init_lora_weights': INITS}
+    for name, values in supported.items():
+        if name in fields and fields[name] not in values:
+            raise ValueError(f'{path}: {name}={fields[name]!r} is not implemented, only {", ".join(map(repr, values))}')
+    kinds = {'r': int, 'lora_alpha': (int, float), 'rank_pattern': dict, 'alpha_pattern': dict}
+    kinds |= {'use_rslora': bool, 'use_dora': bool, 'num_virtual_tokens': int, 'token_dim': int}
+    for name, kind in kinds.items():
+        if name in fields and not isinstance(fields[name], kind):
+            raise ValueError(f'{path}: {name}={fields[name]!r} is of the wrong type')
+    if fields.get('r', 1) < 1:
+        raise ValueError(f'{path}: r={fields["r"]} must be at least 1')
+
+
+def common(kind: str, base: str, task_type: str | None, saved: list[str]) -> dict[str, Any]:
+    """Fields that every kind of adapter writes. Raises ValueError where the task is none of PEFT's."""
+    if task_type not in (*TASKS, None):
+        raise ValueError(f'task_type={task_type!r} is none of {", ".join(TASKS)} and None')
+    return {
+        'auto_mapping': None,
+        'base_model_name_or_path': base,
+        'inference_mode': True,
+        'modules_to_save': saved or None,
+        'peft_type': kind,
+        'peft_version': VERSION,
+        'revision': None,
+        'task_type': task_type,
+    }

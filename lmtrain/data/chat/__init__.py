@@ -1,0 +1,1 @@
+"""Conversations: rows, chat templates, and the tokens of their answers."""

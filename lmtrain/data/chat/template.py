@@ -1,0 +1,209 @@
+"""Chat templates: rendered as transformers renders them, and encoded so that content is never a special token.
+
+A template sees the real texts of a row. Every character of what it writes has an origin (traced.py), and the name of a
+special token counts as that token only if all of its characters are the template's own.
+"""
+
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lmtrain.data.chat.traced import CONTENT, TEMPLATE, Traced, origin_of, traced
+from lmtrain.data.tokenizers.base import Tokenizer
+
+# The rule for models that have no template: each message on a line of its own, and after an answer the end of the text.
+PLAIN = (
+    "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' else '\\n' }}"
+    '{% endfor %}'
+)
+# Stands for a template in the fingerprint of rows that no template writes: the plain one, as it was at first.
+UNWRITTEN = (
+    "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' else '\\n' }}{% endfor %}",
+    'the plain template',
+)
+REASONING = ('reasoning_content', 'thinking', 'reasoning')  # names of one field, as transformers reads them
+NOT_OWN = re.compile(b'[' + b''.join(re.escape(bytes([flags])) for flags in range(256) if not flags & TEMPLATE) + b']+')
+
+
+class Special(NamedTuple):
+    """A special token in a text: its name from `begin` to `end`, with the blanks that it strips in `span`."""
+
+    token: int
+    begin: int
+    end: int
+    span: tuple[int, int]
+
+
+class Text(NamedTuple):
+    """What a template has written: n characters, n bytes of flags (traced.py), and its special tokens in order."""
+
+    text: str
+    origin: bytes
+    specials: tuple[Special, ...]
+
+    def traced(self) -> Traced:
+        """The text and its origin."""
+        return Traced(self.text, self.origin)
+
+    def cut(self, at: int) -> int:
+        """`at`, or the beginning of the special token whose name it would cut."""
+        return next((each.begin for each in self.specials if each.begin < at < each.end), at)
+
+
+class Template(NamedTuple):
+    """A Jinja source, what errors call it, and the date that it may write ('YYYY-MM-DD'; '' if it writes none)."""
+
+    source: str
+    name: str
+    date: str = ''
+
+    @property
+    def dated(self) -> bool:
+        """Whether it writes the date."""
+        return 'strftime_now' in self.source
+
+    @property
+    def marks_answers(self) -> bool:
+        """Whether it has {% generation %}."""
+        return bool(re.search(r'\{%[-+]?\s*generation\s*[-+]?%\}', self.source))
+
+    def render(
+        self, messages: Sequence[Mapping], tokenizer: Tokenizer, place: str, tools: Any = None, cue=False
+    ) -> Text:
+        """The text of messages.
+
+        Args:
+          messages: whose texts are `Traced`; what is not marked as the template's counts as content.
+          tools: a list of JSON schemas, of which the same holds.
+          cue: whether the text ends where the assistant begins to speak (`add_generation_prompt`).
+
+        Raises ValueError naming the row and the template if it fails.
+        """
+        import jinja2
+
+        from lmtrain.data.chat.sandbox import compiled
+
+        names = traced(names_of(tokenizer), TEMPLATE)
+        try:
+            text = compiled(self.source).render(
+                messages=[_with_reasoning(message) for message in messages],
+                tools=tools,
+                documents=None,
+                add_generation_prompt=cue,
+                strftime_now=self._strftime_now,
+                **names,
+            )
+        except Exception as error:  # a template may raise anything that Python does
+            why = f'{type(error).__name__}: {error}' if not isinstance(error, jinja2.TemplateError) else str(error)
+            raise ValueError(f'{place}: {self.name} fails on this row: {" ".join(why.split())}') from error
+        if lost := _lost(text, [messages, tools], tokenizer):
+            raise ValueError(
+                f'{place}: {self.name} writes {lost!r} so that it cannot be told from content (with % or format): '
+                'let it write special tokens as literals'
+            )
+        return as_text(text, tokenizer)
+
+    def _strftime_now(self, form: str) -> str:
+        return datetime.datetime.fromisoformat(self.date).strftime(form)
+
+
+def _with_reasoning(message: Mapping) -> Mapping:
+    """A message whose reasoning has each name that a template may ask for."""
+    text = next((message[name] for name in REASONING if message.get(name) is not None), None)
+    return message if text is None else {'thinking': text} | message | {'reasoning_content': text}
+
+
+def names_of(tokenizer: Tokenizer) -> dict[str, str]:
+    """{'bos_token': '<s>', ...} as a template may write them."""
+    names = {role: name for role, name in tokenizer.config.items() if role.endswith('_token')}
+    begin, end = (tokenizer.specials.get(token) for token in (tokenizer.begin_id, tokenizer.end_id))
+    return {'bos_token': begin} | names | {'eos_token': names.get('eos_token', end)}
+
+
+def as_text(text: str, tokenizer: Tokenizer) -> Text:
+    """A text, `Traced` or all of it content, with the special tokens that are the template's own."""
+    origin, plain = origin_of(text), ''.join((text,))
+    parts, at = [], 0
+    for run in NOT_OWN.finditer(origin):  # no name begins or ends in content, but blanks there may belong to a token
+        content = plain[run.start() : run.end()]
+        core = content.strip()
+        parts += [plain[at : run.start()], content.replace(core, '\0' * len(core)) if core else content]
+        at = run.end()
+    masked, at, specials = ''.join([*parts, plain[at:]]), 0, []
+    while match := tokenizer.special_pattern.search(masked, at):
+        begin, end = match.span(match.lastindex)
+        own = all(flags & TEMPLATE for flags in origin[begin:end])
+        if own:
+            specials.append(Special(tokenizer.special_ids[plain[begin:end]], begin, end, match.span()))
+        at = match.end() if own else match.start() + 1
+    return Text(plain, origin, tuple(specials))
+
+
+def _lost(text: str, contents: Any, tokenizer: Tokenizer) -> str | None:
+    """The name of a special token in a text that comes from no content and is not known to be the template's."""
+    origin = origin_of(text)
+    if 0 not in origin:
+        return None
+    for match in tokenizer.special_pattern.finditer(text):
+        begin, end = match.span(match.lastindex)
+        if any(flags & CONTENT for flags in origin[begin:end]) or all(flags & TEMPLATE for flags in origin[begin:end]):
+            continue
+        name = match[match.lastindex]
+        if not any(name in each for each in _texts(contents)):
+            return name
+    return None
+
+
+def _texts(value: Any):
+    """The texts and keys in a JSON value."""
+    if isinstance(value, Mapping):
+        yield from value.keys()
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, str):
+        yield value
+
+
+class Encoded(NamedTuple):
+    """A text as tokens, side by side."""
+
+    ids: list[int]
+    within: list[bool]  # whether each stands in a span
+    sizes: list[int]  # bytes of the text behind each; 0 behind special tokens
+
+
+def encode(text: Text, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> Encoded:
+    """The tokens of a text.
+
+    A token never reaches across the border of a span: a span is encoded as a model goes on, which has the text before.
+    """
+    ids: list[int] = []
+    within: list[bool] = []
+    sizes: list[int] = []
+    borders = sorted({border for span in spans for border in span})
+    begun = 0
+
+    def plain(end: int, after_special: bool) -> None:
+        cuts = [begun, *(border for border in borders if begun < border < end), end]
+        for start, stop in zip(cuts, cuts[1:]):
+            if start == stop:
+                continue
+            whole = start == begun and (not ids or after_special and tokenizer.blank_after_special)
+            content = text.text[start:stop]
+            add(tokenizer.encode(content) if whole else tokenizer.encode_inside(content), start, content)
+
+    def add(new: list[int], at: int, content: str) -> None:
+        ids.extend(new)
+        sizes.extend(tokenizer.bytes_behind(content, new))
+        within.extend([any(start <= at < end for start, end in spans)] * len(new))
+
+    for special in text.specials:
+        plain(special.span[0], begun > 0)
+        blanks = text.text[special.span[0] : special.begin] + text.text[special.end : special.span[1]]
+        add([special.token], special.begin, blanks)
+        begun = special.span[1]
+    plain(len(text.text), begun > 0)
+    return Encoded(ids, within, sizes)

@@ -1,0 +1,1 @@
+"""Tokenizers: bytes, learned BPE, tokenizer.json and SentencePiece files."""

@@ -1,0 +1,290 @@
+"""What a tokenizer is; bytes, characters and symbols between blanks. subword.py has those with parts of words.
+
+Every tokenizer is its list of pieces, the bytes each id stands for, and an encode. Special tokens have no bytes: END
+begins and ends a document, MASK hides a token from a masked language model. Content never becomes a special token:
+a literal '<|endoftext|>' in somebody's text is encoded as the thirteen characters it is. `Tokenizer.specials` and
+`special_ids` name these tokens; every other entry of the vocabulary, an added token that is not special included, is
+a word that `encode` finds in content.
+"""
+
+import codecs
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+END, MASK = '<|endoftext|>', '<|mask|>'
+KNOWN_MASKS = (MASK, '<mask>', '[MASK]')
+
+
+class SpecialTokenLayout(NamedTuple):
+    """Ids of the special tokens around one text and between two: prefix a suffix, prefix a between b suffix."""
+
+    prefix: tuple[int, ...]
+    between: tuple[int, ...]
+    suffix: tuple[int, ...]
+    second: int = (
+        0  # the type of the second text and the suffix behind it, of the first it is 0 (BERT's sentence A and B)
+    )
+
+
+class Tokenizer:
+    """What all tokenizers have. `pieces` [V]: the bytes of each id; specials have none and are named in `specials`.
+
+    `leading`: pieces of words begin with the blank before them, and the very first blank of a text is not written.
+    """
+
+    kind: str
+    file: str  # its name where the tokenizer is saved
+    about: bytes = b''  # a tokenizer_config.json: names of special tokens, chat template
+
+    def __init__(
+        self, pieces: Sequence[bytes], specials: dict[int, str], end_id: int, mask: bool, leading: bool = False
+    ):
+        self.pieces, self.specials, self.leading = list(pieces), dict(specials), leading
+        self.begin_id = self.end_id = end_id  # of a document; a pretrained model may know another token for its begin
+        self.mask_id = None
+        if mask:
+            known = [token for name in KNOWN_MASKS for token, special in self.specials.items() if special == name]
+            self.mask_id = known[0] if known else self._add(MASK)
+        self.vocab_size = len(self.pieces)
+        self.absent: tuple[int, ...] = ()  # ids below vocab_size that stand for nothing
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields of `about`, {} without any."""
+        return json.loads(self.about or b'{}')
+
+    def _add(self, special: str) -> int:
+        self.specials[len(self.pieces)] = special
+        self.pieces.append(b'')
+        return len(self.pieces) - 1
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the content `text`; no END, never a special token."""
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One int32 array of ids a text."""
+        raise NotImplementedError
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text to be continued, behind the token that begins a document, as in every row of training.
+
+        Training, scoring and generation build their prompts with this function. The empty text is that token alone.
+        """
+        return [self.begin_id, *self.encode(text)]
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids of content that goes on where other content ends: no blank is put before it."""
+        return self.encode(text)
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids [n], offsets [n, 2]) of each text, int32: the characters of the text that a token stands for.
+
+        Raises ValueError if the ids do not spell the text.
+        """
+        encoded = []
+        for text, ids in zip(texts, self.encode_batch(texts), strict=True):
+            if self.decode_bytes(ids.tolist()) != text.encode():
+                raise ValueError(f'the {self.kind!r} tokenizer does not spell the text {text[:60]!r}: take another one')
+            sizes = [len(self.pieces[token]) for token in ids.tolist()]
+            ends = np.maximum(np.cumsum(sizes, dtype=np.int64) - (sum(sizes) - len(text.encode())), 0)
+            begins = np.concatenate([np.zeros(1, np.int64), ends])[: len(ids)]
+            of_byte = np.repeat(np.arange(len(text) + 1), [*(len(c.encode()) for c in text), 1])  # the character
+            offsets = np.stack([of_byte[begins], np.where(ends > begins, of_byte[ends - 1] + 1, of_byte[begins])], 1)
+            encoded.append((ids, offsets.astype(np.int32)))
+        return encoded
+
+    def encode_with_bytes(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids int32 [n], sizes int32 [n + 1]) of each text: the bytes of its UTF-8 behind each token, and after them.
+
+        They sum to the bytes of the text, whatever the tokenizer keeps of it: a token counts the bytes from the end of
+        the one before it to its own end, so blanks and characters that no token spells are counted with the next token,
+        and those after the last token with END (the last of `sizes`).
+        """
+        encoded, other = [], []
+        for at, (text, ids) in enumerate(zip(texts, self.encode_batch(texts), strict=True)):
+            raw, sizes = text.encode(), np.append(self.token_bytes[ids], np.int32(0))
+            extra = int(sizes.sum()) - len(raw)  # the blank that `leading` puts before a text
+            if extra not in (0, 1) or self.decode_bytes(ids.tolist()) != raw:
+                other.append(at)
+            elif extra:
+                sizes[0] -= 1
+            encoded.append((ids, sizes))
+        if other:
+            for at, (ids, offsets) in zip(other, self.encode_with_offsets([texts[at] for at in other]), strict=True):
+                encoded[at] = ids, _bytes_between(texts[at], offsets[:, 1])
+        return encoded
+
+    def bytes_behind(self, text: str, ids: Sequence[int]) -> list[int]:
+        """Bytes of the UTF-8 of a stretch of text behind each of its ids [n]: those of their pieces, as far as they go.
+
+        They sum to the bytes of the stretch: what is over belongs to the last id. (`encode_with_bytes` knows where each
+        token ends, but not of a stretch inside of a row.)
+        """
+        if not len(ids):
+            return []
+        total = len(text.encode())
+        reached = np.minimum(np.cumsum(self.token_bytes[np.asarray(ids)], dtype=np.int64), total)
+        reached[-1] = total
+        return np.diff(reached, prepend=0).tolist()
+
+    @functools.cached_property
+    def layout(self) -> SpecialTokenLayout:
+        """The special tokens around the texts of a classified row."""
+        return SpecialTokenLayout((self.begin_id,), (self.end_id,), (self.end_id,))
+
+    @functools.cached_property
+    def special_ids(self) -> dict[str, int]:
+        """The id of each special token's name."""
+        return {name: token for token, name in self.specials.items()}
+
+    @functools.cached_property
+    def special_pattern(self) -> re.Pattern:
+        """Finds the name of a special token, its last group, with the blanks that belong to it."""
+        return re.compile(f'({any_of(self.special_ids)})')
+
+    blank_after_special = True  # whether content behind a special token begins as at the beginning of a text
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of the ids; specials have none."""
+        text = b''.join(map(self.pieces.__getitem__, ids))
+        return text.removeprefix(b' ') if self.leading else text
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids, specials by their names; a half character at an end shows as U+FFFD."""
+        named = (self.specials[token].encode() if token in self.specials else self.pieces[token] for token in ids)
+        text = b''.join(named)
+        return (text.removeprefix(b' ') if self.leading else text).decode('utf-8', 'replace')
+
+    def streamer(self) -> Callable[[Iterable[int]], str]:
+        """A function from the next ids to the text that is complete by now: never half a character."""
+        decoder, first = codecs.getincrementaldecoder('utf-8')('replace'), self.leading
+
+        def feed(ids: Iterable[int]) -> str:
+            nonlocal first
+            text = decoder.decode(b''.join(self.pieces[token] for token in ids))
+            if first and text:
+                text, first = text.removeprefix(' '), False
+            return text
+
+        return feed
+
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray:
+        """[V] int32: bytes of each id's piece, 0 for specials. Of a text, `encode_with_bytes` gives the true ones."""
+        return np.array([len(piece) for piece in self.pieces], np.int32)
+
+    @functools.cached_property
+    def content_ids(self) -> np.ndarray:
+        """The ids that content can have, ascending, int32."""
+        return np.setdiff1d(np.arange(self.vocab_size, dtype=np.int32), np.array(list(self.specials), np.int32))
+
+    @functools.cached_property
+    def word_edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """([V], [V]) bool: the id begins, ends inside a word: with a letter, a digit or part of a longer character."""
+        inside = [byte >= 128 or chr(byte).isalnum() for byte in range(256)]
+        first = np.array([bool(piece) and inside[piece[0]] for piece in self.pieces])
+        return first, np.array([bool(piece) and inside[piece[-1]] for piece in self.pieces])
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Hex sha256 of all that decides what `encode` gives."""
+        whole = self.kind.encode() + bytes([self.mask_id is not None]) + self._content() + self.about
+        return hashlib.sha256(whole).hexdigest()
+
+    @property
+    def encoding(self) -> str:
+        """Hex sha256 of what decides the ids of a text, the rules of this version included: what caches depend on."""
+        return self.hash
+
+    def save(self, directory: Path) -> None:
+        """Writes the tokenizer into `directory`; `load_tokenizer` reads it back."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / self.file).write_bytes(self._content())
+        if self.about:
+            (directory / 'tokenizer_config.json').write_bytes(self.about)
+        about = {'kind': self.kind, 'mask': self.mask_id is not None, 'hash': self.hash}
+        (directory / 'lmtrain_tokenizer.json').write_text(json.dumps(about), encoding='utf-8')
+
+    def _content(self) -> bytes:
+        raise NotImplementedError
+
+
+def any_of(names: Iterable[str]) -> str:
+    """A regex for one of `names`, the longest that fits."""
+    return '|'.join(map(re.escape, sorted(names, key=len, reverse=True)))
+
+
+def _bytes_between(text: str, ends: np.ndarray) -> np.ndarray:
+    """int32 [n + 1]: bytes of a text from each of `ends` [n] (characters, never going back) to the next one."""
+    code = np.frombuffer(text.encode('utf-32-le'), np.uint32)
+    sizes = 1 + (code >= 0x80).astype(np.int64) + (code >= 0x800) + (code >= 0x10000)  # of UTF-8
+    reached = np.concatenate([[0], np.cumsum(sizes)])
+    ends = np.clip(np.maximum.accumulate(ends), 0, len(text))
+    return np.diff(np.concatenate([[0], reached[ends], reached[-1:]])).astype(np.int32)
+
+
+class Bytes(Tokenizer):
+    """256 bytes of UTF-8, then END."""
+
+    kind, file = 'bytes', 'bytes.json'
+
+    def __init__(self, content: bytes = b'', mask: bool = False):
+        super().__init__([bytes([byte]) for byte in range(256)] + [b''], {256: END}, 256, mask)
+
+    def encode_batch(self, texts):
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
+    def _content(self):
+        return b''
+
+
+class Symbols(Tokenizer):
+    """A closed alphabet in sorted order, then END: that of the whole corpus, as nanoGPT has it."""
+
+    file = 'symbols.json'
+
+    def __init__(self, content: bytes, mask: bool = False):
+        self.symbols = json.loads(content)
+        self.ids = {symbol: token for token, symbol in enumerate(self.symbols)}
+        end_id = len(self.symbols)
+        pieces = [(self.blank + symbol).encode() for symbol in self.symbols] + [b'']
+        super().__init__(pieces, {end_id: END}, end_id, mask, leading=bool(self.blank))
+
+    def encode_batch(self, texts):
+        try:
+            return [np.array([self.ids[symbol] for symbol in self.symbols_of(text)], np.int32) for text in texts]
+        except KeyError as error:
+            raise ValueError(
+                f'{error.args[0]!r} is not among the {len(self.symbols)} symbols of the {self.kind!r} tokenizer, which '
+                "are those of its corpus: leave it out, or take tokenizer='bytes' or 'bpe'"
+            ) from None
+
+    def _content(self):
+        return json.dumps(self.symbols).encode()
+
+
+class Chars(Symbols):
+    """Every character is a symbol."""
+
+    kind, blank = 'chars', ''
+    symbols_of = staticmethod(iter)
+
+
+class Whitespace(Symbols):
+    """Every run of characters between blanks is a symbol; decoding puts one space between two."""
+
+    kind, blank = 'whitespace', ' '
+    symbols_of = staticmethod(str.split)
+
+    def encode_with_offsets(self, texts):
+        offsets = [np.array([match.span() for match in re.finditer(r'\S+', text)], np.int32) for text in texts]
+        return [(ids, at.reshape(-1, 2)) for ids, at in zip(self.encode_batch(texts), offsets, strict=True)]

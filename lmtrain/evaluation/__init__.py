@@ -1,0 +1,1 @@
+"""Predictions of a task on a split, and their scores."""

@@ -1,0 +1,1 @@
+"""A model in use: sampling, prompting, likelihoods of choices."""

@@ -1,0 +1,129 @@
+"""Rows as questions: a template with fields, its choices and answer, and the demonstrations drawn for it."""
+
+import collections
+import hashlib
+import json
+import string
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmtrain.data.chat import conversation
+from lmtrain.data.rows import Row, check_text, value_of
+from lmtrain.inference import prompts
+
+
+class Question(NamedTuple):
+    """A row as a question."""
+
+    place: str  # of the row, for errors
+    context: str  # its text up to the answer; of messages their JSON
+    choices: tuple[str, ...]  # () if the answer is generated
+    answer: str  # the right one
+    messages: tuple[dict[str, Any], ...] = ()  # up to the answer, of a row that holds a conversation
+    tools: Any = None
+
+
+def question(row: Row, template: str, answer: str, choices: str | Sequence[str]) -> Question:
+    """A row as a question. Raises ValueError naming what is wrong with the template or with the row.
+
+    Without a template the row is a conversation (`lmtrain.data.chat.conversation`); its last answer is the one asked
+    for.
+    """
+    if not template:
+        return _dialogue(row, answer, choices)
+    *pieces, (literal, last) = _parse(template)
+    if last != answer or answer in [field for _, field in pieces]:
+        raise ValueError(f'template {template!r} must end in {{{answer}}}, the answer, and have it nowhere else')
+    texts = [literal + text_of(row, field, value_of(row, field, 'template')) for literal, field in pieces]
+    context = ''.join([*texts, literal])
+    right = value_of(row, answer, 'answer')
+    if not choices:
+        return Question(row.place, context, (), text_of(row, answer, right))
+    listed = _choices(row, choices)
+    return Question(row.place, context, listed, _right(row, answer, right, listed))
+
+
+def _dialogue(row: Row, answer: str, choices: str | Sequence[str]) -> Question:
+    if answer:
+        raise ValueError(f'an answer, {answer!r}, without a template: name both, or neither for rows of conversations')
+    _, dialogue = conversation.read(row, (), '')
+    if dialogue.messages and not dialogue.learned:
+        raise ValueError(f'{row.place}: no message of the assistant, so there is no answer to compare')
+    before, right = prompts.before_answer(dialogue)
+    listed = _choices(row, choices) if choices else ()
+    right = _right(row, 'the answer', right, listed) if listed else right
+    if isinstance(before, str):
+        return Question(row.place, before, listed, right)
+    context = json.dumps([before.messages, before.tools], sort_keys=True)
+    return Question(row.place, context, listed, right, tuple(before.messages), before.tools)
+
+
+def _choices(row: Row, choices: str | Sequence[str]) -> tuple[str, ...]:
+    """The texts that are compared, of the field `choices` or as they are given."""
+    listed = value_of(row, choices, 'choices') if isinstance(choices, str) else choices
+    if not isinstance(listed, list | tuple) or not listed:
+        raise ValueError(f'{row.place}: {choices!r} must hold a list of choices, here it is {listed!r}')
+    listed = tuple(check_text(choice, f'{row.place}: a choice') for choice in listed)
+    if '' in listed:
+        raise ValueError(f'{row.place}: an empty choice has no likelihood: {list(listed)}')
+    return listed
+
+
+def _right(row: Row, field: str, value: Any, choices: tuple[str, ...]) -> str:
+    """The choice that `value` names: by its text, or by its index, which csv has as digits."""
+    if value in choices:
+        return value
+    index = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if type(index) is not int or not 0 <= index < len(choices):
+        raise ValueError(
+            f'{row.place}: {field!r} is {value!r}, neither a choice nor the index of one of {len(choices)}: '
+            f'{", ".join(map(repr, choices[:5]))}{", ..." * (len(choices) > 5)}'
+        )
+    return choices[index]
+
+
+def _parse(template: str) -> list[tuple[str, str]]:
+    """(text, the field after it) in order; '{{' and '}}' are braces."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f'template {template!r}: {error}') from None
+    for _, field, spec, conversion in parts:
+        if field is None or not field or spec or conversion:
+            what = 'ends in text' if field is None else 'has a field with no plain name'
+            raise ValueError(f'template {template!r} {what}: it is text and {{field}}s, the last of them the answer')
+    return [(text, field) for text, field, _, _ in parts]
+
+
+def text_of(row: Row, field: str, value: Any) -> str:
+    value = str(value) if type(value) in (int, float) else value
+    return check_text(value, f'{row.place}: {field!r}')
+
+
+class Pool:
+    """What demonstrations are drawn from."""
+
+    def __init__(self, questions: Iterable[Question], shots: int, seed: int):
+        self.questions = sorted({(q.context, q.answer): q for q in questions}.values(), key=lambda q: (q[1], q[3]))
+        self.alike = collections.Counter(q.context for q in self.questions)
+        self.shots, self.seed = shots, seed
+
+    def draw(self, question: Question) -> list[Question]:
+        """`shots` others for a question: not one with its context, which would tell the answer.
+
+        Raises ValueError where there are not so many.
+        """
+        if not self.shots:
+            return []
+        others = len(self.questions) - self.alike[question.context]
+        if self.shots > others:
+            raise ValueError(
+                f'{question.place}: {self.shots} demonstrations are wanted, and there are only {others} others'
+            )
+        digest = np.frombuffer(hashlib.sha256(question.context.encode()).digest(), np.uint32)
+        rng = np.random.default_rng([self.seed, *digest.tolist()])
+        drawn = rng.choice(len(self.questions), self.shots + self.alike[question.context], replace=False)
+        others = [self.questions[i] for i in drawn if self.questions[i].context != question.context]
+        return others[: self.shots]

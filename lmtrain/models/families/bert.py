@@ -1,0 +1,119 @@
+"""BERT (arXiv 1810.04805) and crammed BERT (arXiv 2212.14034): sizes, as updates of `model` in a config, and files."""
+
+from lmtrain.models.hf import PLAIN, Entry, Fields, activation_name, size_fields
+
+ENCODER = {'norm': 'layernorm', 'norm_eps': 1e-12, 'embed_norm': True, 'tied': True, 'causal': False}
+# The embedding of sentence types is left out here: it is a constant where one sentence is given, and part of the
+# positions. Files have it (`token_types`).
+BERT = ENCODER | {
+    'vocab_size': 30_522,
+    'max_len': 512,
+    'positions': 'learned',
+    'norm_place': 'post',
+    'activation': 'gelu_exact',
+    'bias': True,
+    'mlm_head': True,
+}
+SIZES = {
+    'base': BERT | {'num_layers': 12, 'width': 768, 'num_heads': 12},
+    'large': BERT | {'num_layers': 24, 'width': 1024, 'num_heads': 16},
+    'crammed': ENCODER
+    | {
+        'vocab_size': 32_768,
+        'max_len': 128,
+        'num_layers': 16,
+        'width': 768,
+        'num_heads': 12,
+        'mlp_dim': 1536,
+        'positions': 'sinusoidal',
+        'norm_place': 'pre',
+        'activation': 'geglu',
+        'bias': False,
+        'mlm_head': False,
+    },
+}
+
+ARCHITECTURES = {'bert': 'BertForMaskedLM'}
+PREFIX = 'bert.'
+# Files of BERT's own pretraining hold a pooler and a second head, whatever they are read as.
+IGNORED = r'pooler\.dense\.(weight|bias)|cls\.(seq_relationship\.(weight|bias)|predictions\.(decoder\.)?bias)'
+ALIASES = {'BertForPreTraining': 'lm'}
+# What the heads of this family are made of: the first token through the pooler, or every token as it is.
+HEADS = {'none': {'head_activation': 'tanh'}, 'classify': {'head_activation': 'tanh'}, 'tag': {}, 'span': {}}
+
+
+def settings(fields: Fields) -> dict:
+    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    width, num_heads = fields.take('hidden_size'), fields.take('num_attention_heads')
+    fields.only('position_embedding_type', 'absolute')
+    for name in ('is_decoder', 'add_cross_attention'):
+        fields.only(name, False)
+    return BERT | {
+        'vocab_size': fields.take('vocab_size'),
+        'max_len': fields.take('max_position_embeddings'),
+        'token_types': fields.take('type_vocab_size', 2),
+        'num_layers': fields.take('num_hidden_layers'),
+        'width': width,
+        'num_heads': num_heads,
+        'num_kv_heads': num_heads,
+        'head_dim': width // num_heads,
+        'mlp_dim': fields.take('intermediate_size'),
+        'norm_eps': fields.take('layer_norm_eps', 1e-12),
+        'activation': fields.choose('hidden_act', PLAIN, 'gelu'),
+        'tied': fields.take('tie_word_embeddings', True),
+    }
+
+
+def fields(model) -> dict:
+    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    return size_fields(model) | {
+        'type_vocab_size': model.token_types,
+        'layer_norm_eps': model.norm_eps,
+        'hidden_act': activation_name(model.activation, PLAIN),
+        'tie_word_embeddings': model.tied,
+    }
+
+
+LAYER = {
+    'attention.self.query': 'attention/query',
+    'attention.self.key': 'attention/key',
+    'attention.self.value': 'attention/value',
+    'attention.output.dense': 'attention/output',
+    'attention.output.LayerNorm': 'attention_norm',
+    'intermediate.dense': 'mlp/up',
+    'output.dense': 'mlp/down',
+    'output.LayerNorm': 'mlp_norm',
+}
+# By the head; what is not said of `none` lies in the body.
+HEAD = {
+    'lm': {'cls.predictions.transform.dense': 'mlm_head/dense', 'cls.predictions.transform.LayerNorm': 'mlm_head/norm'},
+    'none': {'bert.pooler.dense': 'task_head/dense'},
+    'classify': {'bert.pooler.dense': 'task_head/dense', 'classifier': 'task_head/out'},
+    'tag': {'classifier': 'task_head/out'},
+    'span': {'qa_outputs': 'task_head/out'},
+}
+
+
+def entries(model, prefix=PREFIX, heads=HEAD, predictions='cls.predictions') -> list[Entry]:
+    """Where each leaf lies in the files; a relative has other names for the body and the heads."""
+    names = {f'{prefix}embeddings.LayerNorm': 'embed_norm'}
+    names |= {f'{prefix}encoder.layer.{{layer}}.{theirs}': f'layers/{ours}' for theirs, ours in LAYER.items()}
+    names |= heads[model.head]
+    found = [
+        Entry((f'{ours}/embedding',), f'{prefix}embeddings.{theirs}_embeddings.weight')
+        for ours, theirs in (('embed', 'word'), ('positions', 'position'), ('token_types', 'token_type'))
+    ]
+    for theirs, ours in names.items():
+        norm = ours.endswith('norm')
+        kernel, bias = (f'{ours}/{leaf}' for leaf in ('scale' if norm else 'kernel', 'bias'))
+        # The oldest files have TensorFlow's names of norms.
+        also = [(f'{theirs}.{name}',) if norm else () for name in ('gamma', 'beta')]
+        found += [Entry((kernel,), f'{theirs}.weight', not norm, also=also[0])]
+        found += [Entry((bias,), f'{theirs}.bias', also=also[1])]
+    if model.head == 'lm':
+        biases = [f'{predictions}.bias', f'{predictions}.decoder.bias']  # one, unless the weights are untied
+        key, other = biases if model.tied else reversed(biases)
+        found.append(Entry(('mlm_head/bias',), key, also=(other,)))
+        if not model.tied:
+            found.append(Entry(('head/kernel',), f'{predictions}.decoder.weight', linear=True))
+    return found

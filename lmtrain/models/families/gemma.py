@@ -1,0 +1,147 @@
+"""Gemma 1 to 3, text alone (arXiv 2403.08295, 2408.00118, 2503.19786): sizes and files.
+
+All multiply embeddings by sqrt(D) and norms by 1 + scale. Gemma 2 adds norms behind each branch, caps, and a window in
+every other layer; Gemma 3 has norms of queries and keys for the caps, and other rotary angles under the window.
+"""
+
+from lmtrain.models.families import llama
+from lmtrain.models.families.llama import PREFIX
+from lmtrain.models.hf import Entry, Fields, layer_types, rope, rope_fields, rope_of, windows
+
+__all__ = ['ARCHITECTURES', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
+
+ARCHITECTURES = {
+    'gemma': 'GemmaForCausalLM',
+    'gemma2': 'Gemma2ForCausalLM',
+    'gemma3_text': 'Gemma3ForCausalLM',
+}
+EVERY = {'gemma2': 2, 'gemma3_text': 6}  # layers of which the last sees all, the others a window
+GEMMA = llama.LLAMA | {
+    'rope_theta': 10_000.0,
+    'norm': 'rmsnorm1p',
+    'norm_eps': 1e-6,
+    'activation': 'geglu',
+    'tied': True,
+    'head_dim': 256,
+}
+GEMMA1 = GEMMA | {'family': 'gemma', 'vocab_size': 256_000, 'max_len': 8192}
+GEMMA2 = GEMMA1 | {
+    'family': 'gemma2',
+    'norm_place': 'sandwich',
+    'attention_softcap': 50.0,
+    'logit_softcap': 30.0,
+    'attention_scale': 256**-0.5,
+    'window': 4096,
+}
+GEMMA3 = GEMMA | {
+    'family': 'gemma3_text',
+    'vocab_size': 262_144,
+    'max_len': 32_768,
+    'norm_place': 'sandwich',
+    'qk_norm': True,
+    'attention_scale': 256**-0.5,
+    'rope_theta': 1_000_000.0,
+    'local_rope_theta': 10_000.0,
+}
+
+
+def sized(base: dict, num_layers: int, width: int, num_heads: int, num_kv_heads: int, mlp_dim: int, **more) -> dict:
+    """A size of a generation; `every` layers, the last sees all."""
+    every = more.pop('every', None)
+    full = {'global_layers': tuple(range(every - 1, num_layers, every))} if every else {}
+    sizes = {'num_layers': num_layers, 'width': width, 'num_heads': num_heads, 'num_kv_heads': num_kv_heads}
+    return base | sizes | {'mlp_dim': mlp_dim, 'embed_scale': width**0.5} | full | more
+
+
+SIZES = {
+    '2B': sized(GEMMA1, 18, 2048, 8, 1, 16_384),
+    '7B': sized(GEMMA1, 28, 3072, 16, 16, 24_576),
+    '2 2B': sized(GEMMA2, 26, 2304, 8, 4, 9216, every=2),
+    '2 9B': sized(GEMMA2, 42, 3584, 16, 8, 14_336, every=2),
+    '3 270M': sized(GEMMA3, 18, 640, 4, 1, 2048, every=6, window=512),
+    '3 1B': sized(GEMMA3, 26, 1152, 4, 1, 6912, every=6, window=512),
+}
+
+
+def settings(fields: Fields) -> dict:
+    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    # Published files say 'gelu' or nothing in one field and mean the tanh form, which the other names.
+    for name in ('hidden_act', 'hidden_activation'):
+        fields.only(name, None, 'gelu_pytorch_tanh', *(('gelu',) if fields.family == 'gemma' else ()))
+    sizes = llama.common(fields, head_dim=256, tied=True)
+    sizes |= {'norm': 'rmsnorm1p', 'activation': 'geglu', 'embed_scale': sizes['width'] ** 0.5}
+    sizes['biased'] = ('query', 'key', 'value', 'output') if fields.take('attention_bias', False) else ()
+    fields.only('use_bidirectional_attention', None, False)
+    if fields.family == 'gemma':
+        return sizes | rope(fields, sizes['head_dim'], sizes['max_len'])
+    third, count = fields.family == 'gemma3_text', sizes['num_layers']
+    every = EVERY[fields.family]
+    if third:  # the second is how transformers 5 writes the first, beside layer_types
+        every = fields.take('sliding_window_pattern', fields.take('_sliding_window_pattern', every))
+    kinds = fields.take('layer_types', None) or [
+        'sliding_attention' if (i + 1) % every else 'full_attention' for i in range(count)
+    ]
+    if third:  # transformers reads this field and does not apply it
+        fields.only('attn_logit_softcapping', None)
+    sizes |= {
+        'norm_place': 'sandwich',
+        'qk_norm': third,
+        'attention_scale': fields.take('query_pre_attn_scalar', 256) ** -0.5,
+        'attention_softcap': 0.0 if third else fields.take('attn_logit_softcapping', 50.0) or 0.0,
+        'logit_softcap': fields.take('final_logit_softcapping', None if third else 30.0) or 0.0,
+    }
+    sizes |= windows(fields.take('sliding_window', 4096), kinds, count)
+    return sizes | (two_ropes(fields, sizes) if third else rope(fields, sizes['head_dim'], sizes['max_len']))
+
+
+def two_ropes(fields: Fields, sizes: dict) -> dict:
+    """The rotary settings of Gemma 3: the layers that see all stretch their angles, those of a window do not."""
+    head_dim, max_len = sizes['head_dim'], sizes['max_len']
+    new = fields.take('rope_parameters', None) or {}
+    full = {**(new.get('full_attention') or {}), **(fields.take('rope_scaling', None) or {})}
+    thetas = fields.take('rope_theta', 1_000_000.0), fields.take('rope_local_base_freq', 10_000.0)
+    if stray := new.keys() - {'full_attention', 'sliding_attention'}:
+        raise ValueError(
+            f'config.json: rope_parameters of a {fields.family} has {min(stray)}, not one dict a kind of layer'
+        )
+    local = rope_of(new.get('sliding_attention') or {}, head_dim, max_len, thetas[1])
+    if local['rope_scaling']:
+        raise ValueError('config.json: rope_parameters.sliding_attention of a gemma3_text is stretched: not supported')
+    theta = {'local_rope_theta': local['rope_theta'] if sizes['window'] else 0.0}
+    return rope_of(full, head_dim, max_len, thetas[0]) | theta
+
+
+def fields(model) -> dict:
+    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    found = llama.common_fields(model) | rope_fields(model)
+    found |= {'attention_bias': model.has_bias('output'), 'hidden_act': 'gelu_pytorch_tanh'}
+    if model.family == 'gemma':
+        return found
+    found['hidden_activation'] = found.pop('hidden_act')
+    found |= {
+        'query_pre_attn_scalar': whole(model.attention_scale**-2) if model.attention_scale else model.head_dim,
+        'attn_logit_softcapping': model.family == 'gemma2' and model.attention_softcap or None,
+        'final_logit_softcapping': model.logit_softcap or None,
+        'sliding_window': model.window or model.max_len,
+        'layer_types': layer_types(model),
+    }
+    if model.family == 'gemma3_text':
+        found['rope_local_base_freq'] = model.local_rope_theta or model.rope_theta
+    return found
+
+
+def whole(value: float) -> float | int:
+    """An integer again, where only rounding keeps it from being one."""
+    return round(value) if abs(value - round(value)) < 1e-6 * value else value
+
+
+NORMS = llama.NORMS | {
+    'attention_post_norm': 'post_attention_layernorm',
+    'mlp_norm': 'pre_feedforward_layernorm',
+    'mlp_post_norm': 'post_feedforward_layernorm',
+}
+
+
+def entries(model) -> list[Entry]:
+    """Where each leaf lies in the files."""
+    return llama.entries(model, llama.NORMS if model.norm_place == 'pre' else NORMS)

@@ -1,0 +1,138 @@
+"""LLaMA 3 (arXiv 2407.21783): published sizes and a ladder of small ones, as updates of a config's `model` section.
+
+The 1B and 3B are LLaMA 3.2's; their stretching of rotary angles beyond 8,192 tokens is left out. The second half is how
+files of LLaMA 2 and 3 become settings and leaves, which most families take over with few changes.
+"""
+
+from typing import Any
+
+from lmtrain.models.hf import GATED, REQUIRED, Entry, Fields, activation_name, rope, rope_fields, size_fields
+
+LLAMA = {
+    'family': 'llama',
+    'positions': 'rotary',
+    'rope_theta': 500_000.0,
+    'norm': 'rmsnorm',
+    'norm_eps': 1e-5,
+    'activation': 'swiglu',
+    'bias': False,
+    'tied': False,
+}
+LLAMA3 = LLAMA | {'vocab_size': 128_256, 'max_len': 8192, 'num_kv_heads': 8}
+SIZES = {
+    '1B': LLAMA3 | {'num_layers': 16, 'width': 2048, 'num_heads': 32, 'mlp_dim': 8192, 'tied': True},
+    '3B': LLAMA3 | {'num_layers': 28, 'width': 3072, 'num_heads': 24, 'mlp_dim': 8192, 'tied': True},
+    '8B': LLAMA3 | {'num_layers': 32, 'width': 4096, 'num_heads': 32, 'mlp_dim': 14_336},
+    '70B': LLAMA3 | {'num_layers': 80, 'width': 8192, 'num_heads': 64, 'mlp_dim': 28_672},
+}
+
+
+def rung(depth: int) -> dict:
+    """A tied decoder of `depth` layers, 64 depth wide, heads of 64: about 49,152 depth^3 parameters in its layers.
+
+    Vocabulary and length stay the config's. The one dial is nanochat's (github.com/karpathy/nanochat).
+    """
+    width = 64 * depth
+    mlp_dim = 64 * round(width * 8 / 3 / 64)  # three matrices that weigh as much as the usual two of 4 D
+    return LLAMA | {'num_layers': depth, 'width': width, 'num_heads': depth, 'mlp_dim': mlp_dim, 'tied': True}
+
+
+# Named by the parameters in the layers.
+LADDER = {
+    '1M': rung(3),
+    '3M': rung(4),
+    '10M': rung(6),
+    '25M': rung(8),
+    '85M': rung(12),
+    '200M': rung(16),
+    '400M': rung(20),
+    '700M': rung(24),
+}
+
+ARCHITECTURES = {'llama': 'LlamaForCausalLM'}
+ALIASES = {'LLaMAForCausalLM': 'lm'}  # LLaMA 1
+PREFIX = 'model.'
+
+
+def settings(fields: Fields) -> dict:
+    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    sizes = common(fields, max_len=2048)  # the files of LLaMA 1 do not say it
+    attention, mlp = fields.take('attention_bias', False), fields.take('mlp_bias', False)
+    biased = (('query', 'key', 'value', 'output') if attention else ()) + (('mlp',) if mlp else ())
+    return sizes | rope(fields, sizes['head_dim'], sizes['max_len']) | {'biased': biased}
+
+
+def fields(model) -> dict:
+    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    biases = {'attention_bias': model.has_bias('output'), 'mlp_bias': model.has_bias('mlp')}
+    return common_fields(model) | rope_fields(model) | biases
+
+
+def common(
+    fields: Fields,
+    *,
+    eps: float = 1e-6,
+    head_dim: int | None = None,
+    tied: bool = False,
+    max_len: Any = REQUIRED,
+) -> dict:
+    """The settings that all relatives of LLaMA read alike; the arguments are a family's defaults.
+
+    `head_dim` None: the width over the heads.
+    """
+    width, num_heads = fields.take('hidden_size'), fields.take('num_attention_heads')
+    return LLAMA | {
+        'vocab_size': fields.take('vocab_size'),
+        'max_len': fields.take('max_position_embeddings', max_len),
+        'num_layers': fields.take('num_hidden_layers'),
+        'width': width,
+        'num_heads': num_heads,
+        'num_kv_heads': fields.take('num_key_value_heads', None) or num_heads,
+        'head_dim': fields.take('head_dim', head_dim) or width // num_heads,
+        'mlp_dim': fields.take('intermediate_size'),
+        'norm_eps': fields.take('rms_norm_eps', eps),
+        'activation': fields.choose('hidden_act', GATED, 'silu'),
+        'tied': fields.take('tie_word_embeddings', tied),
+    }
+
+
+def common_fields(model) -> dict:
+    """Undoes `common`."""
+    return size_fields(model) | {
+        'num_key_value_heads': model.num_kv_heads,
+        'head_dim': model.head_dim,
+        'rms_norm_eps': model.norm_eps,
+        'hidden_act': activation_name(model.activation, GATED),
+        'tie_word_embeddings': model.tied,
+    }
+
+
+NORMS = {'attention_norm': 'input_layernorm', 'mlp_norm': 'post_attention_layernorm'}
+PROJECTIONS = {
+    'self_attn.q_proj': ('attention/query',),
+    'self_attn.k_proj': ('attention/key',),
+    'self_attn.v_proj': ('attention/value',),
+    'self_attn.o_proj': ('attention/output',),
+    'mlp.gate_proj': ('mlp/gate',),
+    'mlp.up_proj': ('mlp/up',),
+    'mlp.down_proj': ('mlp/down',),
+}
+
+
+def entries(model, norms=NORMS, projections=PROJECTIONS) -> list[Entry]:
+    """Where each leaf lies in the files; relatives have other `norms` {ours: theirs} and `projections`."""
+    found = [
+        Entry(('embed/embedding',), 'model.embed_tokens.weight'),
+        Entry(('final_norm/scale',), 'model.norm.weight'),
+    ]
+    if model.qk_norm:
+        norms = norms | {'attention/query_norm': 'self_attn.q_norm', 'attention/key_norm': 'self_attn.k_norm'}
+    for ours, theirs in norms.items():
+        found.append(Entry((f'layers/{ours}/scale',), f'model.layers.{{layer}}.{theirs}.weight'))
+    for theirs, ours in projections.items():
+        kernels, biases = (tuple(f'layers/{name}/{leaf}' for name in ours) for leaf in ('kernel', 'bias'))
+        found.append(Entry(kernels, f'model.layers.{{layer}}.{theirs}.weight', linear=True))
+        room, name = ours[0].split('/')
+        if model.has_bias('mlp' if room == 'mlp' else name):
+            found.append(Entry(biases, f'model.layers.{{layer}}.{theirs}.bias'))
+    return found + ([] if model.tied else [Entry(('head/kernel',), 'lm_head.weight', linear=True)])

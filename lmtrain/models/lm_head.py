@@ -1,0 +1,239 @@
+"""The language-model head: logits, and log-probabilities whose gradient multiplies in the dtype of the computation."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
+from lmtrain.models.layers import GATED, PLAIN, Norm
+from lmtrain.models.linear import Linear, stddev
+
+WHOLE = 2**22  # elements of logits up to which they are kept in float32 for the backward pass
+CHUNKS = 8  # parts, at most, in which more logits are computed, unless they are kept in bfloat16
+DIVIDED = {'kernel': 1, 'bias': 0, 'kept': 2}  # dimensions that lie in pieces of the vocabulary
+
+
+@jax.custom_vjp
+def product(x, kernel_DF):
+    """float32 [..., F], x . kernel, of two operands of one dtype.
+
+    Its cotangent is cast to the dtype of x. Without that, both products of the backward pass would have a float32
+    operand, and XLA would widen the other one: several times slower on a GPU for a bfloat16 model.
+    """
+    return jnp.dot(x, kernel_DF, preferred_element_type=jnp.float32)
+
+
+def _product_backward(operands, g):
+    x, kernel_DF = operands
+    g = g.astype(x.dtype)
+    flat, g_flat = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    return (g_flat @ kernel_DF.T).reshape(x.shape), (flat.T @ g_flat).astype(kernel_DF.dtype)
+
+
+product.defvjp(lambda x, kernel_DF: (product(x, kernel_DF), (x, kernel_DF)), _product_backward)
+
+
+def logits(hidden, kernel_DV, bias_V=None, softcap: float = 0.0, columns=None):
+    """float32 [..., V] from hidden [..., D]: hidden . kernel + bias, then capped (0 is off).
+
+    `columns` is Share.columns or None.
+    """
+    kernel_DV = kernel_DV.astype(hidden.dtype)
+    if columns:
+        (out,) = columns(hidden, [kernel_DV], jnp.float32)
+    else:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        out = product(flat, kernel_DV).reshape(*hidden.shape[:-1], -1)
+    return _capped(out, bias_V, softcap)
+
+
+def _capped(out, bias_V, softcap):
+    if bias_V is not None:
+        out += jnp.expand_dims(bias_V, range(out.ndim - 1))
+    return softcap * jnp.tanh(out / softcap) if softcap else out
+
+
+def log_likelihood(
+    hidden_BTD,
+    targets_BT,
+    kernel_DV,
+    bias_V=None,
+    softcap: float = 0.0,
+    size: int = 0,
+    share: ShardingHooks = NO_SHARDING,
+):
+    """(logprob, log_z), float32 [B, T]: log p(target) and the log of the softmax's normaliser.
+
+    The gradient is written by hand: the cotangent of the logits is cast to the dtype of `hidden`, so that no product of
+    a bfloat16 model has a float32 operand, and the gradient of the kernel is summed in float32. What the backward pass
+    has of the logits:
+
+      * up to `WHOLE` of them on a device: all, in float32.
+      * beyond, with `share.keep_logits` and a bfloat16 `hidden`: all, rounded once to bfloat16. Values and gradient are
+        those of the rounded logits, as under PyTorch's autocast.
+      * else: none. They are computed for a chunk of positions at a time, again in the backward pass.
+
+    A value without a gradient (evaluation) is always that of float32 logits.
+
+    Args:
+      hidden_BTD: compute dtype. targets_BT: int32 ids.
+      kernel_DV: float32, or bfloat16 if frozen. bias_V: float32 or None. softcap: as in `logits`.
+      size: ids that exist; columns from there on fill the vocabulary up and have probability 0. 0: all exist.
+      share: `vocabulary`, if the columns of kernel and bias lie in pieces, and `keep_logits`.
+    """
+    operands = {'hidden': hidden_BTD, 'targets': targets_BT, 'kernel': kernel_DV}
+    operands |= {} if bias_V is None else {'bias': bias_V}
+    size = size if size < kernel_DV.shape[1] else 0
+    about = {'softcap': softcap, 'size': size, 'vocabulary': share.vocabulary}
+
+    def run(function, operands, outs, **more):
+        """`function` of the operands, on the pieces of the vocabulary."""
+        function = functools.partial(function, **about, **more)
+        ins = {name: DIVIDED.get(name) for name in operands}
+        return share.vocabulary.on(function, ins, tuple(map(DIVIDED.get, outs)))(operands)
+
+    @jax.custom_vjp
+    def values(operands):
+        return run(_forward, operands, ('logprob', 'log_z', 'kept'), keep=False, whole=0)[:2]
+
+    def forward(primals):
+        operands = {name: primal.value for name, primal in primals.items()}
+        wanted = tuple(name for name, primal in primals.items() if primal.perturbed)
+        how = {'keep': share.keep_logits and hidden_BTD.dtype != jnp.float32, 'whole': WHOLE}
+        logprob, log_z, kept = run(_forward, operands, ('logprob', 'log_z', 'kept'), **how)
+        kept = {} if kept is None else {'kept': kept}
+        return (logprob, log_z), (operands | kept | {'log_z': log_z}, dict.fromkeys(wanted, ()))
+
+    def backward(residuals, cotangents):
+        operands, wanted = residuals
+        named = dict(zip(('g_logprob', 'g_log_z'), cotangents, strict=True))
+        operands = operands | {name: g for name, g in named.items() if not isinstance(g, SymbolicZero)}
+        wanted = tuple(name for name in ('hidden', 'kernel', 'bias') if name in wanted)
+        grads = dict(zip(wanted, run(_backward, operands, wanted, wanted=wanted), strict=True))
+        return ({name: grads.get(name) for name in ('hidden', 'targets', 'kernel', 'bias') if name in operands},)
+
+    values.defvjp(forward, backward, symbolic_zeros=True)
+    return values(operands)
+
+
+def _chunks(elements: int, positions: int) -> int:
+    """How many chunks so many logits are computed in."""
+    return min(-(-elements // WHOLE), CHUNKS, positions)
+
+
+def _over(chunks: int, function, carry, columns):
+    """function(carry, columns) -> (carry, outputs), over parts of the positions of columns {name: [B, T, ...]}.
+
+    Chunks run along T and leave B alone. The last one is filled up with zeros.
+    """
+    if chunks == 1:
+        return function(carry, columns)
+    B, T = next(iter(columns.values())).shape[:2]
+    C = -(-T // chunks)
+
+    def cut(x):
+        """[B, T, ...] -> [chunks, B, C, ...]"""
+        x = jnp.pad(x, [(0, 0), (0, chunks * C - T)] + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(B, chunks, C, *x.shape[2:]).swapaxes(0, 1)
+
+    def join(x):
+        return x.swapaxes(0, 1).reshape(B, chunks * C, *x.shape[3:])[:, :T]
+
+    carry, outputs = jax.lax.scan(function, carry, jax.tree.map(cut, columns))
+    return carry, jax.tree.map(join, outputs)
+
+
+def _forward(operands, *, softcap, size, vocabulary, keep, whole):
+    """(logprob, log_z, logits for the backward pass or None) on the columns that are here."""
+    hidden_BTD = operands['hidden']
+    kernel_DV = operands['kernel'].astype(hidden_BTD.dtype)  # once, not in every chunk
+    (B, T, _), V = hidden_BTD.shape, kernel_DV.shape[1]
+    kept = jnp.float32 if B * T * V <= whole else hidden_BTD.dtype if keep else None
+
+    def chunk(_, rows):
+        out = logits(rows['hidden'], kernel_DV, operands.get('bias'), softcap)
+        out = out if kept is None else out.astype(kept)
+        first = vocabulary.first(V)
+        logits_BCV = out.astype(jnp.float32)
+        if size:
+            logits_BCV = jnp.where((first + jnp.arange(V) < size)[None, None], logits_BCV, -jnp.inf)
+        top = vocabulary.most(jnp.max(logits_BCV, axis=-1))
+        total = jnp.sum(jnp.exp(logits_BCV - top[..., None]), axis=-1)
+        column = rows['targets'][..., None] - first
+        picked = jnp.take_along_axis(logits_BCV, jnp.clip(column, 0, V - 1), axis=-1)
+        picked = jnp.where((column >= 0) & (column < V), picked, 0.0)[..., 0]  # on the piece that has it
+        total, picked = vocabulary.total((total, picked))
+        log_z = jnp.log(total) + top
+        return None, (picked - log_z, log_z, None if kept is None else out)
+
+    chunks = 1 if kept is not None else _chunks(B * T * V, T)
+    return _over(chunks, chunk, None, {name: operands[name] for name in ('hidden', 'targets')})[1]
+
+
+def _backward(operands, *, softcap, size, vocabulary, wanted):
+    """The gradients of `wanted`, on the columns that are here."""
+    hidden_BTD, kept = operands['hidden'], operands.get('kept')
+    dtype = hidden_BTD.dtype
+    kernel_DV = operands['kernel'].astype(dtype)
+    (B, T, D), V = hidden_BTD.shape, kernel_DV.shape[1]
+
+    def chunk(sums, rows):
+        out = rows['kept'].astype(jnp.float32) if 'kept' in rows else None
+        out = logits(rows['hidden'], kernel_DV, operands.get('bias'), softcap) if out is None else out
+        ids_V = vocabulary.first(V) + jnp.arange(V, dtype=jnp.int32)
+        g_picked, g_log_z = (rows.get(name, jnp.zeros(1)[None]) for name in ('g_logprob', 'g_log_z'))
+        # log p = logit of the target - log_z, and the gradient of log_z is the softmax.
+        g = (g_log_z - g_picked)[..., None] * jnp.exp(out - rows['log_z'][..., None])
+        g += jnp.where(ids_V[None, None] == rows['targets'][..., None], g_picked[..., None], 0.0)
+        if softcap:
+            g *= 1.0 - jnp.square(out / softcap)
+        if size:
+            g = jnp.where((ids_V < size)[None, None], g, 0.0)
+        flat = g.astype(dtype).reshape(-1, V)
+        new = {
+            'kernel': lambda: jnp.dot(rows['hidden'].reshape(-1, D).T, flat, preferred_element_type=jnp.float32),
+            'bias': lambda: jnp.sum(g, axis=(0, 1)),
+        }
+        sums = {name: total + new[name]() for name, total in sums.items()}
+        return sums, jnp.dot(flat, kernel_DV.T).reshape(rows['hidden'].shape) if 'hidden' in wanted else None
+
+    rows = {
+        name: operands[name]
+        for name in ('hidden', 'targets', 'log_z', 'kept', 'g_logprob', 'g_log_z')
+        if name in operands
+    }
+    shapes = {'kernel': (D, V), 'bias': (V,)}
+    zeros = {name: jnp.zeros(shapes[name], jnp.float32) for name in wanted if name != 'hidden'}
+    sums, hidden = _over(1 if kept is not None else _chunks(B * T * V, T), chunk, zeros, rows)
+    grads = {} if hidden is None else {'hidden': vocabulary.total(hidden)}
+    grads |= {name: total.astype(operands[name].dtype) for name, total in sums.items()}
+    return tuple(grads[name] for name in wanted)
+
+
+class Kernel(nn.Module):
+    """The head's own kernel, float32 [D, V], where it is not the embedding."""
+
+    model: Any
+
+    @nn.compact
+    def __call__(self):
+        shape = self.model.width, self.model.vocab_size + self.model.vocab_fill
+        return self.param('kernel', nn.initializers.normal(stddev(self.model.width)), shape, jnp.float32)
+
+
+class MaskedHead(nn.Module):
+    """BERT's transform before the decoder (arXiv 1810.04805): (norm(activation(dense(x))), float32 bias [V])."""
+
+    model: Any
+
+    @nn.compact
+    def __call__(self, x):
+        m = self.model
+        x = Linear(m.width, m.has_bias('head'), stddev(m.width), name='dense')(x)
+        x = (GATED | PLAIN)[m.activation](x)
+        x = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='norm')(x)
+        return x, self.param('bias', nn.initializers.zeros, (m.vocab_size,), jnp.float32)

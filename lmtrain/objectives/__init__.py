@@ -1,1 +1,0 @@
-"""Objectives: pure functions (forward, batch) -> ({name: values}, weights); only the step reduces."""

@@ -1,0 +1,264 @@
+"""The schedule and the optimizer of the config; directions come by path, the learning rate comes from the step."""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lmtrain import tree
+
+# Every leaf under layers/ is a stack [N, ...] of layers; these paths of it are matrices [N, rows, columns].
+STACKED = 'layers[^/]*/.*'
+LAYER_MATRICES = 'layers[^/]*/.*kernel'
+SCHEDULES = ('cosine', 'linear', 'constant', 'wsd')
+OPTIMIZERS = ('adamw', 'muon', 'lion', 'adafactor', 'sgd')
+MUON_MOMENTUM = 0.95  # of every published run; b1 and b2 belong to the AdamW beside it
+Each = Callable[[Callable[[jax.Array], jax.Array], tree.Params], tree.Params]
+# Quintic Newton-Schulz, steepest at zero (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
+NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
+
+
+def _check_name(field: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f' (did you mean {near[0]!r}?)' if near else ''
+        raise ValueError(f'{field} = {name!r}{hint}: it is one of {", ".join(map(repr, known))}')
+
+
+def _check_range(field: str, value: float, low: float, high: float, open_above: bool = False) -> None:
+    """Raises ValueError where value is outside [low, high] (or [low, high)); nan is outside of everything."""
+    inside = low <= value < high if open_above else low <= value <= high
+    if not inside:
+        raise ValueError(f'{field} = {value}: it must lie in [{low:g}, {high:g}{")" if open_above else "]"}')
+
+
+def schedule(name: str, warmup: float, start: float, decay: float, final: float) -> Callable[[jax.Array], jax.Array]:
+    """The factor of the learning rate as a function of the share of the budget that is spent.
+
+    The factor rises linearly from `start` to 1 over the first `warmup` of the budget, stays there, and falls over the
+    last share of it to exactly `final` at progress 1: the whole rest for 'cosine' and 'linear', `decay` for 'wsd'
+    (linear too; arXiv 2405.18392). 'constant' stays at 1 and reads neither `decay` nor `final`.
+
+    Returns:
+      f(progress float32 scalar in [0, 1], may be traced) -> float32 scalar in [0, 1].
+
+    Raises:
+      ValueError: an unknown name, a number outside [0, 1], or no room for the fall after the warmup.
+    """
+    _check_name('schedule.name', name, SCHEDULES)
+    for field, value in {'warmup': warmup, 'start': start, 'decay': decay, 'final': final}.items():
+        _check_range(f'schedule.{field}', value, 0.0, 1.0)
+    falling = {'cosine': 1.0 - warmup, 'linear': 1.0 - warmup, 'constant': 0.0, 'wsd': decay}[name]
+    if name != 'constant' and falling == 0.0:
+        field = 'decay' if name == 'wsd' else 'warmup'
+        value = decay if name == 'wsd' else warmup
+        raise ValueError(
+            f"schedule.{field} = {value} leaves {name!r} no share of the budget to fall in; 'constant' does not fall"
+        )
+    if warmup + falling > 1.0 + 1e-9:
+        raise ValueError(f'schedule.warmup + schedule.decay = {warmup} + {decay} is more than the whole budget, 1')
+
+    def factor(progress):
+        progress = jnp.asarray(progress, jnp.float32)
+        # Counted from the end, so that nothing remains at progress 1 whatever the rounding of the shares.
+        remaining = jnp.clip((1.0 - progress) / falling, 0.0, 1.0) if falling else jnp.ones_like(progress)
+        if name == 'cosine':
+            remaining = 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - remaining)))
+        fall = jnp.minimum(final + (1.0 - final) * remaining, 1.0)
+        if not warmup:
+            return fall
+        rise = start + (1.0 - start) * jnp.clip(progress / warmup, 0.0, 1.0)
+        return jnp.where(progress < warmup, rise, fall)
+
+    return factor
+
+
+def optimizer(
+    name: str,
+    *,
+    weight_decay: float,
+    decayed: str,
+    b1: float,
+    b2: float,
+    eps: float,
+    learning_rate: float = 1.0,
+    learning_rates=(),
+    clip: float = 0.0,
+    accumulate: int = 1,
+    each: Each | None = None,
+) -> optax.GradientTransformation:
+    """The whole `config.optimizer` -> direction and decoupled decay, without any learning rate.
+
+    `update` returns `direction + weight_decay * parameter`, the second term on paths that match `decayed` alone; the
+    step multiplies by `-learning_rate * schedule(progress) * factor of the path`. The state holds moments of the tree
+    handed to `init` and nothing else. Learning rates, clipping and micro-batches are the step's: they are arguments
+    only so that a section is checked in one place. `each` is for `scale_by_muon`, and not of the config.
+
+    | name | direction | reads |
+    |---|---|---|
+    | adamw | Adam with bias correction (arXiv 1711.05101) | b1, b2, eps |
+    | muon | orthogonalised momentum on the matrices of layers (`scale_by_muon`), AdamW elsewhere | b1, b2, eps |
+    | lion | sign of interpolated momentum (arXiv 2302.06675); wants a 3 to 10 times smaller learning rate | b1, b2 |
+    | adafactor | factored second moment, clipped to RMS 1, no momentum (arXiv 1804.04235, 4, 6 and 7.2) | - |
+    | sgd | momentum b1 | b1 |
+
+    Raises:
+      ValueError: naming the field, its value and its range; at `init` where a layer's kernel is no matrix for muon.
+    """
+    _check_name('optimizer.name', name, OPTIMIZERS)
+    _check_range('optimizer.learning_rate', learning_rate, 0.0, math.inf, open_above=True)
+    for pair in learning_rates:
+        if not isinstance(pair, tuple | list) or [type(part) for part in pair] not in ([str, float], [str, int]):
+            raise ValueError(
+                f"optimizer.learning_rates has {pair!r}: it is pairs of a path's regex and a factor, as in "
+                "(('.*embedding', 0.1),)"
+            )
+        pattern, rate = pair
+        _check_range(f'optimizer.learning_rates[{pattern!r}]', rate, 0.0, math.inf, open_above=True)
+    _check_range('optimizer.weight_decay', weight_decay, 0.0, math.inf, open_above=True)
+    _check_range('optimizer.b1', b1, 0.0, 1.0, open_above=True)
+    _check_range('optimizer.b2', b2, 0.0, 1.0, open_above=True)
+    _check_range('optimizer.eps', eps, 0.0, 1.0)
+    _check_range('optimizer.clip', clip, 0.0, math.inf, open_above=True)
+    if accumulate < 1:
+        raise ValueError(f'optimizer.accumulate = {accumulate}: a step has at least 1 micro-batch')
+    adam = optax.scale_by_adam(b1, b2, eps)
+    direction = {
+        'adamw': lambda: adam,
+        'muon': lambda: by_path(LAYER_MATRICES, scale_by_muon(each), adam),
+        'lion': lambda: optax.scale_by_lion(b1, b2),
+        'adafactor': lambda: by_path(STACKED, per_layer(_adafactor()), _adafactor()),
+        'sgd': lambda: optax.trace(b1),
+    }[name]()
+    return optax.chain(direction, _decay(weight_decay, decayed)) if weight_decay else direction
+
+
+def _adafactor() -> optax.GradientTransformation:
+    return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+
+
+def _decay(weight_decay: float, decayed: str) -> optax.GradientTransformation:
+    """Adds weight_decay * parameter on the paths that match."""
+
+    try:
+        pattern = re.compile(decayed)
+    except re.error as error:
+        raise ValueError(f'optimizer.decayed: {decayed!r} is no regular expression: {error}') from error
+
+    def marks(params):
+        return tree.unflatten({path: bool(pattern.fullmatch(path)) for path in tree.flatten(params)})
+
+    def init(params):
+        return optax.EmptyState()
+
+    def update(updates, state, params):
+        add = jax.tree.map(lambda u, p, mark: u + weight_decay * p if mark else u, updates, params, marks(params))
+        return add, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def matrices(name: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Of {path: leaf}, the stacks of matrices that the optimizer orthogonalises."""
+    return {path: leaf for path, leaf in leaves.items() if name == 'muon' and re.fullmatch(LAYER_MATRICES, path)}
+
+
+class ByPath(NamedTuple):
+    """States of two transformations over disjoint leaves."""
+
+    matched: optax.OptState
+    others: optax.OptState
+
+
+def by_path(
+    pattern: str, matched: optax.GradientTransformation, others: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """`matched` on the leaves whose path the regex matches in full, `others` on the rest. Either may be empty."""
+
+    def cut(params):
+        if params is None:
+            return None, None
+        leaves = tree.flatten(params)
+        inside = {path for path in leaves if re.fullmatch(pattern, path)}
+        return (
+            tree.unflatten({path: leaf for path, leaf in leaves.items() if path in inside}),
+            tree.unflatten({path: leaf for path, leaf in leaves.items() if path not in inside}),
+        )
+
+    def init(params):
+        inside, outside = cut(params)
+        return ByPath(matched.init(inside), others.init(outside))
+
+    def update(updates, state, params=None):
+        (inside, outside), (params_inside, params_outside) = cut(updates), cut(params)
+        inside, matched_state = matched.update(inside, state.matched, params_inside)
+        outside, others_state = others.update(outside, state.others, params_outside)
+        return tree.join(inside, outside), ByPath(matched_state, others_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` applied to each layer of leaves stacked [N, ...] as if the layer stood alone."""
+
+    def init(params):
+        return jax.vmap(tx.init)(params) if params else optax.EmptyState()
+
+    def update(updates, state, params=None):
+        return jax.vmap(tx.update)(updates, state, params) if updates else (updates, state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_muon(each: Each | None = None) -> optax.GradientTransformation:
+    """Nesterov momentum, orthogonalised, for a tree of stacks of matrices [N, rows, columns].
+
+    The result is scaled by 0.2 * sqrt(max(rows, columns)), which gives it the RMS that AdamW's updates have, so that
+    one learning rate and one decay serve both (Moonlight, arXiv 2502.16982, section 2.2).
+
+    `each`: (function of a matrix, stacks) -> the function of each of their matrices, where these may lie in pieces; who
+    cut them (lmtrain.parallel.redistribute) knows where the pieces are. None: all are whole.
+    """
+    each = each or (lambda function, stacks: jax.tree.map(jax.vmap(function), stacks))
+
+    def init(params):
+        for path, leaf in tree.flatten(params).items():
+            if leaf.ndim != 3:
+                raise ValueError(f'muon orthogonalises matrices; {path} of one layer has the shape {leaf.shape[1:]}')
+        return optax.TraceState(jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates, state, params=None):
+        del params
+        trace = jax.tree.map(lambda g, m: g + MUON_MOMENTUM * m, updates, state.trace)
+        ahead = jax.tree.map(lambda g, m: g + MUON_MOMENTUM * m, updates, trace)
+        made = each(orthogonalise, ahead)
+        return jax.tree.map(lambda m: 0.2 * math.sqrt(max(m.shape[1:])) * m, made), optax.TraceState(trace)
+
+    return optax.GradientTransformation(init, update)
+
+
+def orthogonalise(matrix: jax.Array) -> jax.Array:
+    """[rows, columns] float32 -> the same with singular values near 1 (0.7 to 1.2), zero for zero.
+
+    Newton-Schulz on the smaller side (`newton_schulz_flops`). float32 throughout, at the platform's own
+    precision of products (a TPU multiplies in bfloat16, which the iteration bears).
+    """
+    a, b, c = NEWTON_SCHULZ
+    rows, columns = matrix.shape
+    x = matrix.T if rows > columns else matrix
+    x = x / jnp.maximum(jnp.linalg.norm(x), 1e-30)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if rows > columns else x
+
+
+def newton_schulz_flops(rows: int, columns: int) -> float:
+    """FLOPs of the matrix products of `orthogonalise`: three in each step, on the smaller side."""
+    m, n = sorted((rows, columns))
+    return NEWTON_SCHULZ_STEPS * (4.0 * m * m * n + 2.0 * m**3)

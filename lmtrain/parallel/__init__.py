@@ -1,0 +1,1 @@
+"""The mesh: partition rules, placement, and the collectives of a train step."""

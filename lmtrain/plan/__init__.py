@@ -1,0 +1,1 @@
+"""What a run would need and cost, here or on machines that are not present."""

@@ -1,0 +1,286 @@
+"""What a run would need and cost on machines that are not here: its own train step, compiled ahead of time for them."""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from lmtrain import cost, tree
+from lmtrain.cost import hlo, traffic
+from lmtrain.cost.hardware import Target
+from lmtrain.parallel import collectives, sharding
+from lmtrain.report import terminal
+from lmtrain.training.build import build, stand_in
+from lmtrain.training.run import Run
+
+
+class Compiled(NamedTuple):
+    """What the compiler says of the step of the longest batches, for one device. Bytes and FLOPs.
+
+    `parameters` and `moments` are parts of `arguments`, as the program takes them in pieces. `too_large`: the
+    compiler's word where the program does not fit; everything else is empty then.
+    """
+
+    parameters: int = 0
+    moments: int = 0
+    arguments: int = 0
+    temporaries: int = 0
+    total: int = 0
+    flops: float = 0.0
+    exchanged: dict[tuple[str, str], float] = {}
+    too_large: str = ''
+
+
+class Bound(NamedTuple):
+    """Seconds a step takes at least, for what limits it. They overlap at best; at worst they follow each other."""
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def limit(self) -> str:
+        return max(zip(self, self._fields, strict=True))[1]
+
+
+@contextlib.contextmanager
+def planned(config, target: Target) -> Iterator[Run]:
+    """The run that `assemble` makes for the target's devices, with a stand-in for the text: only its shapes matter.
+
+    The rows of other tasks are read, since their lengths decide what is compiled. A GPU's kernel of attention is not
+    compiled: simulated devices attend by XLA in its place. Raises what `assemble` raises, and ValueError if the
+    target's GPUs cannot take the kernel.
+    """
+    kernel = config.model.attention if target.chip and target.chip.capability else ''
+    if kernel == sharding.KERNELS['gpu']:
+        config = config.copy_and_resolve_references()
+        config.model.attention = 'auto'
+        config.lock()
+    with tempfile.TemporaryDirectory() as folder:
+        if config.task.name == 'text' and not config.adapt.prompt.text:
+            config = stand_in(config, pathlib.Path(folder))
+        memory = int(target.chip.memory) if target.chip else 0
+        run = build(config, target.devices(), memory)
+        if kernel == sharding.KERNELS['gpu']:
+            why = collectives.unfit(kernel, run.config, run.model, run.mesh, target.chip.capability)
+            if why:
+                raise ValueError(f"model.attention={kernel!r} {why}; choose model.attention='auto' or 'xla'")
+        yield run
+
+
+def compiled(run: Run) -> Compiled:
+    """Compiles the train step."""
+    *_, lowered = run.lowered().values()
+    try:
+        program, text = hlo.partitioned(lowered)
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        return Compiled(too_large=str(error).partition('\n')[0])
+    memory = program.memory_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    state, *_ = program.input_shardings[0]
+    return Compiled(
+        parameters=_held(run.shapes.trainable, state.trainable) + _held(run.shapes.frozen, state.frozen),
+        moments=_held(run.shapes.opt_state, state.opt_state),
+        arguments=arguments,
+        temporaries=temporaries,
+        total=arguments + temporaries + new,
+        flops=hlo.text_flops(text),
+        exchanged=traffic.audit(text, run.mesh),
+    )
+
+
+def _held(leaves, on) -> int:
+    """Bytes on one device of leaves that lie as a compiled program takes them."""
+    laid = jax.tree.map(lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on), leaves, on)
+    return cost.bytes_here(laid)
+
+
+def arguments(run: Run) -> int:
+    """Bytes of state and batch on one device, from shapes and shardings."""
+    *_, batch = run.batch_shapes().values()
+    return cost.bytes_here((run.shapes, batch))
+
+
+def bound(run: Run, target: Target, exchanged: dict[tuple[str, str], float]) -> Bound | None:
+    """The least time of a step by the target's data sheet; None for simulated devices.
+
+    Memory: state and gradients are read and written once, weights read in every pass of every micro-batch, what the
+    backward pass needs written and read.
+    """
+    if not target.chip:
+        return None
+    chip, memory, config = target.chip, run.memory(), run.config
+    passes = (3 if config.model.remat != 'none' else 2) * config.optimizer.accumulate
+    weights = tree.count(run.shapes.params) / run.mesh.shape['tensor'] * (2 if config.model.dtype == 'bfloat16' else 4)
+    state = sum(memory[part] for part in ('parameters', 'gradients', 'moments'))
+    moved = 2 * state + passes * weights + 2 * config.optimizer.accumulate * memory['activations']
+    return Bound(
+        run.flops_per_step.executed / run.mesh.size / cost.peak_flops(chip.kind, config.model.dtype),
+        moved / chip.bandwidth,
+        sum(exchanged.values()) / chip.link,
+    )
+
+
+def needed(run: Run, target: Target, found: Compiled) -> float:
+    """Bytes on a device: the target's own compiler knows; else theory's or another compiler's, whichever is more."""
+    if found.too_large:
+        return math.inf
+    return found.total if target.topology else max(run.memory()['total'], found.total)
+
+
+def way_out(run: Run, target: Target, found: Compiled) -> dict[str, Any]:
+    """{field: value} with which a run fits that does not: more micro-batches of the same batch, else remat='full' too.
+
+    Candidates are compiled in order if they fit by theory, times the most by which a compiler was above it; 2 for each
+    time that a compiler gave up without a figure. {}: nothing fits at this batch size on this mesh.
+    """
+    above = 1.0 if found.too_large else needed(run, target, found) / run.memory()['total']
+    parts = run.mesh.shape['data'] * run.mesh.shape['fsdp'] * run.config.optimizer.accumulate
+    policies = dict.fromkeys((run.config.model.remat, 'full'))
+    for remat, more in itertools.product(policies, range(1, run.config.data.batch_size // parts + 1)):
+        micro = run.config.optimizer.accumulate * more
+        if run.config.data.batch_size % (parts * more) or (remat, more) == (run.config.model.remat, 1):
+            continue
+        config = run.config.copy_and_resolve_references()
+        config.optimizer.accumulate, config.model.remat = micro, remat
+        model = dataclasses.replace(run.model, remat=remat)
+        one = run._replace(config=config.lock(), model=model)
+        if above * one.memory()['total'] > target.chip.memory:
+            continue
+        again = compiled(one)
+        if (memory := needed(one, target, again)) <= target.chip.memory:
+            changed = {'model.remat': remat} if remat != run.config.model.remat else {}
+            return {'optimizer.accumulate': micro} | changed
+        above = 2 * above if again.too_large else max(above, memory / one.memory()['total'])
+    return {}
+
+
+def page(config, target: Target, command: str = '') -> str:
+    """The page of `lmtrain plan`; it ends with the command that trains (`command`, with what makes it fit).
+
+    Raises what `assemble` raises.
+    """
+    with planned(config, target) as run:
+        found = compiled(run)
+        parts = [heading(run, target, found), memory_table(run, found)]
+        if not found.too_large:
+            parts += [products(run, found), exchanges(run, found)]
+        parts.append(outlook(run, target, found.exchanged or traffic.minimum(run)))
+        changes, fits = {}, not target.chip or needed(run, target, found) <= target.chip.memory
+        if not fits:
+            changes = way_out(run, target, found)
+        words = [command, *(f'--config.{field}={value}' for field, value in changes.items())]
+        if fits or changes:
+            title = 'to train it' if fits else 'what fits, with the same batch size'
+            parts.append('\n'.join([title, '  ' + ' \\\n    '.join(words)]))
+        else:
+            parts.append(f'no number of micro-batches makes it fit: take more chips than {target.name}, or --search')
+        return '\n\n'.join(parts)
+
+
+def heading(run: Run, target: Target, found: Compiled) -> str:
+    """What is planned, how it was compiled, and whether it fits."""
+    axes = ' x '.join(f'{axis}={size}' for axis, size in run.mesh.shape.items() if size > 1) or 'one device'
+    parameters, batch = terminal.number(tree.count(run.shapes.params)), terminal.number(run.tokens_per_step)
+    rows = [
+        ('  model', f'{parameters} parameters, {batch} tokens a step, remat {run.config.model.remat!r}'),
+        ('  machine', f'{target.name}, {target.chips} devices: {axes}'),
+    ]
+    where = "the TPU's compiler" if target.topology else f'the CPU compiler, {target.chips} simulated devices'
+    rows.append(('  compiled', f'{where}; attention {run.attention!r}'))
+    if target.chip and target.chip.capability and run.model.attention == 'auto':
+        why = collectives.unfit('cudnn', run.config, run.model, run.mesh, target.chip.capability)
+        rows.append(('  attention', f'on these GPUs by XLA: cudnn {why}' if why else 'on these GPUs by cudnn'))
+    if found.too_large:
+        verdict = f'no: {found.too_large}'
+    elif target.topology:
+        share = found.total / target.chip.memory
+        verdict = f'yes: {_bytes(found.total)} of {_bytes(target.chip.memory)} a device, {terminal.percent(share)}'
+    elif target.chip:
+        total, theory = needed(run, target, found), run.memory()['total']
+        answer = 'yes' if total <= target.chip.memory else 'no'
+        judge = 'by theory alone' if total == theory else f'by the CPU compiler; {_bytes(theory)} by theory'
+        verdict = f'{answer}: {_bytes(total)} of {_bytes(target.chip.memory)} a device, {judge}'
+    else:
+        verdict = f'{_bytes(found.total)} a device, {_bytes(found.total * target.chips)} of this machine in all'
+    rows.append(('  fits', verdict))
+    return '\n'.join(['the plan', *terminal.table(rows)])
+
+
+def _bytes(size: float) -> str:
+    return terminal.unit(size, 'B')
+
+
+def memory_table(run: Run, found: Compiled) -> str:
+    """Bytes on each device by kind, the compiler's beside theory."""
+    theory, held = run.memory(), arguments(run)
+    told = not found.too_large
+    rows = [('', 'theory', 'compiler', 'ratio')]
+    for part in ('parameters', 'moments'):
+        size, by_compiler = theory[part], getattr(found, part)
+        ratio = f'{by_compiler / size:.3f}' if told and size else ''
+        rows.append((f'  {part}', _bytes(size), _bytes(by_compiler) if told else '', ratio))
+    ratio = f'{found.arguments / held:.3f}' if told else ''
+    rows.append(('  state and batch', _bytes(held), _bytes(found.arguments) if told else '', ratio))
+    rows += [(f'  {part}', _bytes(theory[part]), '', '') for part in ('gradients', 'activations')]
+    made = theory['gradients'] + theory['activations']
+    ratio = f'{found.temporaries / made:.2f}' if told else ''
+    rows.append(('  temporaries', _bytes(made), _bytes(found.temporaries) if told else '', ratio))
+    return '\n'.join(['memory of each device', *terminal.table(rows, right=(1, 2, 3))])
+
+
+def products(run: Run, found: Compiled) -> str:
+    """FLOPs of a step on each device."""
+    planned = run.flops_per_step.executed / run.mesh.size
+    figures = f'  {terminal.unit(planned, "FLOP")} by arithmetic, {terminal.unit(found.flops, "FLOP")} compiled'
+    apart = '' if run.attention == 'xla' else f", without those of attention's kernel ({run.attention})"
+    return f'products of a step, on each device\n{figures}, {found.flops / planned:.3f} of it{apart}'
+
+
+def exchanges(run: Run, found: Compiled) -> str:
+    """Bytes that each device receives in a step beside the least."""
+    least = traffic.minimum(run)
+    rows = [('', 'along', 'received', 'least')]
+    for kind, axes in sorted(found.exchanged.keys() | least.keys()):
+        pair = (found.exchanged.get((kind, axes), 0), least.get((kind, axes), 0))
+        rows.append((f'  {kind}', axes, *map(_bytes, pair)))
+    if least:
+        both = sum(found.exchanged.values()), sum(least.values())
+        rows.append(('  in all', f'{both[0] / both[1]:.3f} of the least', *map(_bytes, both)))
+    return '\n'.join(['bytes that each device receives in a step', *terminal.table(rows, right=(2, 3))])
+
+
+def outlook(run: Run, target: Target, exchanged: dict[tuple[str, str], float]) -> str:
+    """Step time, MFU, days and money; '' where the target has no data sheet."""
+    step = bound(run, target, exchanged)
+    if not step:
+        return 'time and money: not modelled for simulated devices'
+    rows = [(f'  {name}', f'{1000 * seconds:,.4g} ms') for name, seconds in zip(step._fields, step, strict=True)]
+    rows = [
+        *rows,
+        ('  bound by', step.limit),
+    ]
+    peak = target.chips * cost.peak_flops(target.chip.kind, run.config.model.dtype)
+    price = run.config.plan.price
+    cells = [('', 'all overlaps', 'nothing overlaps', f'at {run.config.plan.mfu:.0%} MFU')]
+    useful = run.flops_per_step.total
+    times = (max(step), sum(step), useful / peak / run.config.plan.mfu)
+    cells.append(('  step', *(f'{1000 * time:,.4g} ms' for time in times)))
+    cells.append(('  MFU', *(terminal.percent(useful / peak / time) for time in times)))
+    cells.append(('  tokens/s', *(terminal.number(run.tokens_per_step / time) for time in times)))
+    if run.total_steps:
+        spent = [run.total_steps * time for time in times]
+        cells.append((f'  {run.total_steps:,} steps', *map(terminal.duration, spent)))
+        if price:
+            cells.append(('  money', *(f'{price * target.chips * time / 3600:,.0f}' for time in spent)))
+    lines = ["a step at the data sheet's speed", *terminal.table(rows, right=(1,)), '']
+    return '\n'.join([*lines, 'what may come of it', *terminal.table(cells, right=(1, 2, 3))])

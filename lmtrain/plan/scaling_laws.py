@@ -1,0 +1,89 @@
+"""How large a model and how much text a number of FLOPs is best spent on (Chinchilla, arXiv 2203.15556)."""
+
+import math
+from typing import NamedTuple
+
+from lmtrain.models.families.llama import rung
+from lmtrain.report import terminal
+
+
+class Law(NamedTuple):
+    """loss(N, D) = E + A / N^alpha + B / D^beta, nats per token, of N parameters trained on D tokens."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    def loss(self, parameters: float, tokens: float) -> float:
+        return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
+
+    def best(self, flops: float) -> tuple[float, float]:
+        """(N, D) of the least loss where 6 N D = `flops`: the derivative along that curve is 0."""
+        ratio = self.alpha * self.A / (self.beta * self.B)
+        parameters = (ratio * (flops / 6) ** self.beta) ** (1 / (self.alpha + self.beta))
+        return parameters, flops / 6 / parameters
+
+
+# arXiv 2203.15556, approach 3, as its TeX source has it: arXiv 2404.10102 (version 2) says how far the digits that are
+# printed lead astray. With these, the budget of Gopher gives 40 billion parameters.
+HOFFMANN = Law(1.69337368, 406.401018, 410.722827, 0.33917084, 0.2849083)
+BESIROGLU = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # arXiv 2404.10102, the same runs fitted again
+RATIO = 20.0  # tokens a parameter, as the field rounds approaches 1 and 2
+
+
+class Choice(NamedTuple):
+    """A way to spend a budget: parameters, tokens, and the loss that BESIROGLU predicts of them."""
+
+    law: str
+    parameters: float
+    tokens: float
+    loss: float
+
+
+def choices(flops: float) -> list[Choice]:
+    """The best size and tokens for a budget by each law. Raises ValueError where the budget is no positive number."""
+    if not 0 < flops < math.inf:
+        raise ValueError(f'a budget of {flops} FLOPs: it must be a positive, finite number')
+    by_ratio = math.sqrt(flops / 6 / RATIO)
+    found = {
+        'Hoffmann et al. 2022, approach 3': HOFFMANN.best(flops),
+        'Besiroglu et al. 2024': BESIROGLU.best(flops),
+        f'{RATIO:g} tokens a parameter': (by_ratio, RATIO * by_ratio),
+    }
+    return [Choice(law, *best, BESIROGLU.loss(*best)) for law, best in found.items()]
+
+
+def size(depth: int, vocab_size: int) -> int:
+    """Parameters of the rung of that depth (lmtrain.models.families.llama), norms left aside."""
+    m = rung(depth)
+    return m['width'] * (vocab_size + depth * (4 * m['width'] + 3 * m['mlp_dim']))
+
+
+def depth(parameters: float, vocab_size: int) -> int:
+    """Layers of the rung whose size is nearest in ratio to `parameters`."""
+    high = 1
+    while size(high, vocab_size) < parameters:
+        high *= 2
+    return min(range(max(1, high // 2), high + 1), key=lambda n: abs(math.log(size(n, vocab_size) / parameters)))
+
+
+def page(flops: float, vocab_size: int) -> str:
+    """The choices for a budget as a table, each with the nearest model of this house."""
+    rows = [('', 'parameters', 'tokens', 'a parameter', 'loss', 'layers x width')]
+    for choice in choices(flops):
+        layers = depth(choice.parameters, vocab_size)
+        rows.append(
+            (
+                f'  {choice.law}',
+                terminal.number(choice.parameters),
+                terminal.number(choice.tokens),
+                f'{choice.tokens / choice.parameters:.1f}',
+                f'{choice.loss:.3f}',
+                f'{layers} x {rung(layers)["width"]}',
+            )
+        )
+    note = '  the loss is in nats per token of the text and tokenizer of Hoffmann et al., by the law of 2024'
+    title = f'where {terminal.unit(flops, "FLOP")} are best spent'
+    return '\n'.join([title, *terminal.table(rows, right=(1, 2, 3, 4, 5)), note])

@@ -1,0 +1,1 @@
+"""What a person reads: metrics, the terminal, plots and the page of a run."""

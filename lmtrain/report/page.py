@@ -1,0 +1,271 @@
+"""The page that says what a run did: report.md and loss.png, from nothing but the files in its folder."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from lmtrain.report import plot, terminal
+
+LN2 = math.log(2)
+# What results.json and timings.jsonl may say about cost: (key, label, how it is shown).
+COST = (
+    ('steps', 'steps', lambda x: f'{x:,}'),
+    ('tokens', 'tokens', terminal.number),
+    ('flops', 'FLOPs of the model', lambda x: terminal.unit(x, 'FLOP')),
+    ('seconds', 'wall time, evaluation and saving included', terminal.duration),
+    ('tokens_per_second', 'tokens per second, median', lambda x: f'{x:,.0f}'),
+    ('flops_per_second', 'FLOP/s, median', lambda x: terminal.unit(x, 'FLOP/s')),
+    ('mfu', 'model FLOPs utilisation, median', terminal.percent),
+    ('data_wait', 'time spent in waiting for data', terminal.percent),
+    ('peak_memory', 'memory at the peak', lambda x: terminal.unit(x, 'B')),
+    ('skipped', 'updates skipped for a non-finite gradient', lambda x: f'{x:,}'),
+    ('parameters', 'parameters', lambda x: f'{x:,}'),
+    ('trainable', 'parameters that learn', lambda x: f'{x:,}'),
+)
+
+
+def write(workdir: str | os.PathLike) -> pathlib.Path:
+    """Writes loss.png and report.md into the folder of a run; the path of the latter. May be called again at any time.
+
+    Reads, of that folder, config.json, metrics.jsonl, timings.jsonl, lineage.jsonl (each start's 'command',
+    'machine' and 'versions'), samples.txt and results.json: {'validation', 'test': as `evaluate.in_bits` gives them;
+    'baselines': {name: bits per byte of the validation split}; 'data': as `data.Corpus.facts` gives it; 'cost' and
+    'plan' (what was known before): {any key of `COST`: number}}. What is missing, config.json excepted, is said on the
+    page.
+
+    Raises FileNotFoundError where there is no config.json, ValueError naming file and line of what is broken.
+    """
+    folder = pathlib.Path(workdir)
+    if not (folder / 'config.json').exists():
+        raise FileNotFoundError(f'{folder} holds no config.json: it is not the folder of a run')
+    config = _json(folder / 'config.json')
+    results = _json(folder / 'results.json') if (folder / 'results.json').exists() else {}
+    lines, timings, starts = (_lines(folder / f'{name}.jsonl') for name in ('metrics', 'timings', 'lineage'))
+    baselines = results.get('baselines') or {}
+    drawn = plot.plot(lines, baselines, folder / 'loss.png')
+    batches = config.get('evaluate', {}).get('max_batches')  # 0 is all
+    read = f'a random sample of at most {batches:,} batches of ' if batches else ''
+    page = [
+        f'# {folder.resolve().name}\n',
+        _verdict(results, baselines, read),
+        '## Result\n\n' + _results(results, baselines, read),
+        *(['## Members\n\n' + _members(results['sweep'])] if 'sweep' in results else []),
+        *(['## Gained and forgotten\n\n' + _domains(results['domains'])] if 'domains' in results else []),
+        *(['## Data\n\n' + _data(results['data'])] if 'data' in results else []),
+        '## Curve\n\n'
+        + (
+            '![loss over steps, beside the baselines](loss.png)'
+            if drawn
+            else 'metrics.jsonl has no loss of two steps: no curve.'
+        ),
+        '## Cost\n\n' + _cost(results, timings),
+        *(['## Plan and actual\n\n' + _plan(results['plan'], results['cost'])] if 'plan' in results else []),
+        '## What was run\n\n' + _config(config, starts),
+        '## Samples\n\n' + _samples(folder / 'samples.txt'),
+        '## Machine\n\n' + _machine(starts),
+    ]
+    text = '\n\n'.join(part.strip() for part in page) + '\n'
+    # The name of a file may be no UTF-8: Python then has it with surrogates, which cannot be written.
+    (folder / 'report.md').write_text(text, encoding='utf-8', errors='backslashreplace')
+    return folder / 'report.md'
+
+
+def _json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is no JSON: {error}') from None
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file; none where it is missing. A last line without its end is left out."""
+    if not path.exists():
+        return []
+    found = []
+    for number, line in enumerate(path.read_text(encoding='utf-8').split('\n')[:-1], 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f'{path}, line {number}, is no JSON: {error}') from None
+    return found
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    head, *body = [f'| {" | ".join(cell.replace("|", "&#124;") for cell in row)} |' for row in rows]
+    return '\n'.join([head, '|' + '---|' * len(rows[0]), *body])
+
+
+def _verdict(results: Mapping[str, Any], baselines: Mapping[str, float], read: str) -> str:
+    """The score in a sentence; `read` is how much of the validation text it is from, '' for all."""
+    if not results.get('validation'):
+        return 'This run has no final evaluation.'
+    if 'bits_per_byte' not in results['validation']:
+        return f'**{terminal.evaluation_line(results["validation"], {})}** on the validation rows.'
+    bits = results['validation']['bits_per_byte']
+    under = [
+        f'{name} ({value:.3f})' for name, value in sorted(baselines.items(), key=lambda item: item[1]) if bits < value
+    ]
+    over = [
+        f'{name} ({value:.3f})' for name, value in sorted(baselines.items(), key=lambda item: item[1]) if bits >= value
+    ]
+    text = f'**{bits:.3f} bits per byte** on {read}validation text'
+    if under:
+        text += ', less than ' + ', '.join(under)
+    if over:
+        text += f'{";" if under else ","} not less than ' + ', '.join(over)
+    return text + '.'
+
+
+def _results(results: Mapping[str, Any], baselines: Mapping[str, float], read: str) -> str:
+    if results.get('validation') and 'bits_per_byte' not in results['validation']:
+        found = {split: results[split] for split in ('validation', 'test') if results.get(split)}
+        names = terminal.measures(results['validation'])
+        rows = [('', *(name.replace('_', ' ') for name in names))]
+        return _table(rows + [(split, *(f'{of[name]:.4f}' for name in names)) for split, of in found.items()])
+    rows = [('', 'bits per byte', 'loss, nats per token', 'perplexity', 'bits per token')]
+    for split in ('validation', 'test'):
+        if found := results.get(split):
+            rows.append(
+                (
+                    f'**this model**, {split}',
+                    f'**{found["bits_per_byte"]:.4f}**',
+                    f'{found["loss"]:.4f}',
+                    f'{found["perplexity"]:.4g}',
+                    f'{found["loss"] / LN2:.4f}',
+                )
+            )
+    rows += [(name, f'{value:.4f}', '', '', '') for name, value in sorted(baselines.items(), key=lambda item: item[1])]
+    if len(rows) == 1:
+        return 'The run was not evaluated: results.json has neither `validation` nor `baselines`.'
+    sources = results['validation'].get('sources', {}) if results.get('validation') else {}
+    if sources:
+        weights = {source['name']: source['weight'] for source in results['data']['sources']}
+        rows += [
+            (
+                f'this model, `{name}` alone (weight {weights[name]:g})',
+                f'{own["bits_per_byte"]:.4f}',
+                f'{own["loss"]:.4f}',
+            )
+            + (f'{own["perplexity"]:.4g}', f'{own["loss"] / LN2:.4f}')
+            for name, own in sources.items()
+        ]
+    same = f'on all of the validation text, this model on {read}it' if read else 'on the same validation text'
+    return _table(rows) + (f'\n\nThe others are measured {same}.' if baselines else '')
+
+
+def _members(swept: Mapping[str, Any]) -> str:
+    """The members of a sweep, and what those of one learning rate have in common."""
+    first = swept['members'][0]
+    unit = next(name for name in ('bits_per_byte', 'accuracy', 'loss') if name in first)  # what a task is judged by
+    names = list(dict.fromkeys((unit, 'loss')))
+    rows = [('seed', 'learning rate', 'order of the data', *(name.replace('_', ' ') for name in names))]
+    for row in swept['members']:
+        measured = (f'{row[name]:.4f}' for name in names)
+        rows.append((f'{row["seed"]}', f'{row["learning_rate"]:g}', f'{row["order"]}', *measured))
+    means, name = [], unit.replace('_', ' ')
+    for group in swept['intervals']:
+        mean, low, high = group[unit]
+        span = 'one member: no interval' if low is None else f'95 % interval {low:.4f} to {high:.4f}'
+        means.append(f'* learning rate {group["learning_rate"]:g}, {group["members"]}: **{mean:.4f}** {name} ({span})')
+    told = 'The figures above are means over the members, which read the same validation split.'
+    return '\n\n'.join([told, _table(rows), '\n'.join(means)])
+
+
+def _domains(domains: Mapping[str, Any]) -> str:
+    """Bits per byte of each text before and after."""
+    rows = [('validation text of', 'before', 'after', 'change')]
+    for name, found in domains.items():
+        before, after = (found[when]['bits_per_byte'] for when in ('before', 'after'))
+        rows.append((name, f'{before:.4f}', f'{after:.4f}', f'{100 * (after / before - 1):+.1f} %'))
+    return 'Bits per byte.\n\n' + _table(rows)
+
+
+def _data(facts: Mapping[str, Any]) -> str:
+    """Sources, splits, and what was left out."""
+    total = sum(split['bytes'] for split in facts['splits'].values())
+    rows = [('', 'documents', 'bytes', 'share', 'tokens')]
+    for name, split in facts['splits'].items():
+        share = f'{100 * split["bytes"] / total:.1f} %'
+        rows.append((name, f'{split["documents"]:,}', f'{split["bytes"]:,}', share, f'{split["tokens"]:,}'))
+    lines = [f'* `{name}`: {line}.' for name, line in terminal.sources(facts)]
+    lines += [f'* `{name}`: left out {line}.' for name, line in terminal.left_out(facts)]
+    return '\n'.join(lines) + '\n\n' + _table(rows)
+
+
+def _cost(results: Mapping[str, Any], timings: list[dict[str, Any]]) -> str:
+    known = dict(results.get('cost') or {})
+    for name in ('tokens_per_second', 'flops_per_second', 'mfu', 'data_wait'):
+        values = [float(line[name]) for line in timings if name in line]
+        if name not in known and values:
+            known[name] = statistics.median(values)
+    rows = [(label, show(known[key])) for key, label, show in COST if known.get(key) is not None]
+    return _table([('', ''), *rows]) if rows else 'Neither results.json nor timings.jsonl says what the run cost.'
+
+
+def _plan(planned: Mapping[str, float], actual: Mapping[str, float]) -> str:
+    """What was planned of a run beside what it took."""
+    rows = [('', 'planned', 'actual', 'actual / planned')]
+    for key, label, show in COST:
+        if planned.get(key) and actual.get(key) is not None:
+            rows.append((label, show(planned[key]), show(actual[key]), f'{actual[key] / planned[key]:.2f}'))
+    note = 'Memory is planned for one device by arithmetic; on a CPU the actual is that of the whole process.'
+    return f'{_table(rows)}\n\n{note}'
+
+
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """{'section.field': value}, values as JSON has them."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        fields |= flat(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {prefix + name: value}
+    return fields
+
+
+def _config(config: Mapping[str, Any], starts: list[dict[str, Any]]) -> str:
+    from configs import base  # late: only the page needs the defaults
+
+    standard = flat(json.loads(base.get_config().to_json()))
+    own = flat(config)
+    rows = [
+        (f'`{field}`', f'`{json.dumps(own.get(field))}`', f'`{json.dumps(standard.get(field))}`')
+        for field in sorted(own | standard)
+        if json.dumps(own.get(field)) != json.dumps(standard.get(field))
+    ]
+    command = next((start['command'] for start in reversed(starts) if start.get('command')), None)
+    parts = [_fenced(command, 'bash') if command else 'The command was not recorded.']
+    if len(starts) > 1:
+        resumed = ', '.join(f'{start.get("resumed_from") or 0:,}' for start in starts[1:])
+        parts.append(f'The run was started {len(starts)} times; the later starts went on from step {resumed}.')
+    parts.append(
+        'What differs from configs/base.py:\n\n' + _table([('field', 'this run', 'base'), *rows])
+        if rows
+        else 'Nothing differs from configs/base.py.'
+    )
+    parts.append(
+        '<details><summary>The whole config</summary>\n\n'
+        + _fenced(json.dumps(config, indent=2), 'json')
+        + '\n\n</details>'
+    )
+    return '\n\n'.join(parts)
+
+
+def _samples(path: pathlib.Path) -> str:
+    text = path.read_text(encoding='utf-8').strip('\n') if path.exists() else ''
+    return _fenced(text, 'text') if text.strip() else 'The run drew no samples.'
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any in the text."""
+    fence = '`' * max(3, 1 + max(map(len, re.findall('`+', text)), default=0))
+    return f'{fence}{language}\n{text}\n{fence}'
+
+
+def _machine(starts: list[dict[str, Any]]) -> str:
+    last = starts[-1] if starts else {}
+    facts = flat({name: last[name] for name in ('machine', 'versions') if last.get(name)})
+    rows = [(name.removeprefix('machine.').removeprefix('versions.'), str(value)) for name, value in facts.items()]
+    return _table([('', ''), *rows]) if rows else 'Machine and versions were not recorded.'

@@ -1,0 +1,1 @@
+"""From a config to a trained model: resolve, build, run, and open what a run has left."""

@@ -1,0 +1,310 @@
+"""From a config to the parts of a run; all that can be wrong with it is found here, before anything compiles."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from lmtrain import adapt, cost, data, optimizer, tree
+from lmtrain.models import Transformer
+from lmtrain.parallel import collectives, redistribute, sharding, vocab_padding
+from lmtrain.runtime import multihost, preflight
+from lmtrain.tasks import classify, span, tag, token_loss
+from lmtrain.tasks.prepare import Task, prepare_task
+from lmtrain.training import samples, sweep
+from lmtrain.training.init_from import HEADS, Base, no_form, open_base, settings, with_head
+from lmtrain.training.run import LANGUAGE, Run
+
+
+def build(config: ml_collections.ConfigDict, devices=None, device_memory: int | None = None) -> Run:
+    """Config -> the parts of a run, every check made that needs no compiler.
+
+    Args:
+      devices: of the mesh; None is those of this machine.
+      device_memory: bytes of each of `devices`; None asks them.
+
+    Raises ValueError or OSError naming the field or file, what was expected and the way out.
+    """
+    _check_settings(config)
+    mesh = sharding.mesh(**config.mesh, devices=devices)
+    sharding.check_batch(config.data.batch_size, config.optimizer.accumulate, mesh)
+    schedule = optimizer.schedule(**config.schedule)
+    tx = optimizer.optimizer(**config.optimizer, each=redistribute.for_each_matrix(mesh))
+    config, base = _on_base(config)
+    model = Transformer(**config.model)
+    model = dataclasses.replace(model, vocab_fill=vocab_padding.missing(model.vocab_size, mesh.shape['tensor']))
+    preflight.check_sizes(model, config.data.batch_size // jax.process_count(), config.data.seq_len)
+    _check_task(config)
+    _check_mesh(config, mesh)
+    if model.attention not in ('auto', 'xla') and (
+        why := collectives.unsupported_reason(model.attention, config, model, mesh)
+    ):
+        raise ValueError(f"model.attention='{model.attention}' {why}; choose model.attention='auto' or 'xla'")
+    if device_memory is None:
+        device_memory = min(multihost.all_gather_object(preflight.device_memory(mesh.local_devices[0])))
+    run = Run(config, mesh, model, tx, schedule, base, device_memory=device_memory)
+    # A large text takes long to cut into tokens: where nothing of it is needed, the rest is checked first.
+    early = config.task.name == 'text' and not config.adapt.prompt.text
+    run = _planned(run) if early else run
+    run = _settled(run._replace(corpus=_corpus(config, base)))
+    config = run.config
+    run = run if early else _planned(_headed(run))
+    if config.task.name in LANGUAGE:
+        samples.check(run)
+    for split in ('train', 'validation'):
+        run.stream(split)  # raises where the split is empty
+    run.domains()
+    return run
+
+
+def stand_in(config, folder: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config with a text of its own in `folder`, cut into bytes, in the place of its data: only shapes count.
+
+    For a task of text; the rows of others decide what is compiled.
+    """
+    config = config.copy_and_resolve_references()
+    text = folder / 'text.txt'
+    text.write_text('a text of no matter ' * (1 + config.data.seq_len // 2), encoding='utf-8')
+    own = {'source': str(text), 'mix': (), 'document': 'file', 'split': 'tail', 'tokenizer': 'bytes'}
+    config.data.update(own | {'cache': str(folder), 'validation': 0.2, 'test': 0.2})
+    config.evaluate.sources, config.sample.prompts = (), ()
+    return config.lock()
+
+
+def _on_base(config) -> tuple[ml_collections.ConfigDict, Base | None]:
+    """The config with the model section of its base, and that base."""
+    if not config.init.base:
+        wanted = [name for name in ('adapter', 'ignore') if config.init[name]]
+        wanted += ['frozen_dtype'] * (config.init.frozen_dtype != 'float32')
+        if wanted or config.data.tokenizer == 'base':
+            field = f'init.{wanted[0]} = {config.init[wanted[0]]!r}' if wanted else "data.tokenizer = 'base'"
+            raise ValueError(f'{field} without init.base: name the folder of a run or a Hugging Face directory')
+        return config, None
+    base = open_base(config.init.base, config.init.adapter, config.init.ignore)
+    config = config.copy_and_resolve_references()
+    config.model = ml_collections.ConfigDict(settings(config, base.model))
+    return config.lock(), base
+
+
+def _corpus(config, base: Base | None) -> data.Corpus | Task:
+    """The data of the task."""
+    wanted = config.data.to_dict()
+    if wanted['tokenizer'] == 'base':
+        wanted['tokenizer'] = str(base.tokenizer.absolute())
+    if config.task.name == 'text':
+        return data.prepare(**wanted, vocab_limit=config.model.vocab_size)
+    task = config.task.name
+    goes_on = base and (base.model.head == HEADS.get(task) or task in base.shapes.get('heads', ()))
+    known = base.labels if goes_on else ()
+    return prepare_task(wanted, **config.task, vocab_limit=config.model.vocab_size, base_labels=known)
+
+
+def _headed(run: Run) -> Run:
+    """The run with the head of its task: the base's own, or a new one of the form that transformers' class has.
+
+    If config.objective.pool is not 'auto', `_planned` adds a projection that is read there.
+    """
+    config, model, base, task = run.config, run.model, run.base, run.config.task.name
+    if task in LANGUAGE:
+        return run
+    from lmtrain.models import pretrained  # late: a run of text has no need of it
+
+    count, pool = _classes(task, run.corpus.labels), config.objective.pool
+    kept = run.corpus.kept or task not in ('classify', 'tag')
+    config = config.copy_and_resolve_references()
+    config.task.labels = run.corpus.labels
+    if base and kept and (model.head, model.num_labels) == (HEADS[task], count):
+        return run._replace(config=config.lock(), notes=pretrained.no_class(model))
+    if pool != 'auto':
+        base = with_head(base, base.model) if base and 'heads' in base.shapes and not kept else base
+        notes = () if pretrained.as_class(model, HEADS[task], count, pool) else (no_form(pool),)
+        return run._replace(config=config.lock(), base=base, output=task, notes=notes)
+    wanted = pretrained.headed(model, HEADS[task], count)
+    config.model.update({name: value for name, value in dataclasses.asdict(wanted).items() if name in config.model})
+    base = with_head(base, dataclasses.replace(wanted, vocab_fill=0)) if base else None
+    return run._replace(config=config.lock(), model=wanted, base=base, notes=pretrained.no_class(wanted))
+
+
+def _settled(run: Run) -> Run:
+    """The run with a config that says which template wrote its conversations, and on which date.
+
+    So what the run is continued with, or asked, is written in the same way on another day.
+    """
+    if run.config.task.name != 'chat':
+        return run
+    config = run.config.copy_and_resolve_references()
+    template = run.corpus.template
+    config.task.template = config.task.template if template else 'none'
+    config.task.date = template.date if template else ''
+    return run._replace(config=config.lock())
+
+
+def _planned(run: Run) -> Run:
+    """The run with its method, objective, shapes and arithmetic."""
+    config, model, task = run.config, run.model, run.config.task.name
+    key = jax.random.key(0)
+    params = jax.eval_shape(run.whole, key, run.base.shapes if run.base else None)
+    own = run.output == 'logits'
+    bias = not model.causal or task not in ('classify', 'regress')  # as in transformers' classes of decoders
+    head = None if own else {'name': task, 'classes': _classes(task, run.corpus.labels), 'bias': bias}
+    name, wanted = config.adapt.method, config.adapt.get(config.adapt.method)
+    wanted = wanted.to_dict() if wanted else {}
+    if name == 'prompt':
+        text = wanted.pop('text')
+        wanted['ids'] = run.corpus.tokenizer.encode(text) if text else ()
+    run = run._replace(
+        method=adapt.method(name, model, params, head=head, cut=config.adapt.cut, **wanted),
+        objective=_objective(config, task, run.output),
+    )
+    start = [key, *([run.base.shapes] if run.base else [])]
+    shapes = jax.eval_shape(run.create, *start)
+    on = sweep.shardings(shapes, run.mesh, run.members)
+    sharding.replicated(sweep.alone(shapes, run.members).params, run.mesh)
+    if model.vocab_fill:
+        plain = run._replace(model=dataclasses.replace(model, vocab_fill=0))
+        run = run._replace(plain=vocab_padding.laid(jax.eval_shape(plain.create, *start), on))
+    shapes = jax.tree.map(lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on), shapes, on)
+    try:
+        tree.match(config.optimizer.learning_rates, tree.flatten(shapes.trainable))
+    except ValueError as error:
+        raise ValueError(f'optimizer.learning_rates: {error}') from None
+    if config.optimizer.weight_decay:  # of all paths: that a method moves none which decays is no mistake
+        try:
+            tree.match([(config.optimizer.decayed, True)], tree.flatten(shapes.params))
+        except ValueError as error:
+            raise ValueError(f'optimizer.decayed: {error}; optimizer.weight_decay = 0 decays nothing') from None
+    run = run._replace(shapes=shapes)
+    flops = flops_per_step(run)
+    return run._replace(
+        flops_per_step=flops,
+        total_steps=cost.total_steps(config.budget, run.tokens_per_step, flops.total),
+    )
+
+
+def flops_per_step(run: Run) -> cost.Flops:
+    """Of a step of all members, over all devices, from the parts of a run."""
+    config, shapes, task = run.config, run.shapes, run.config.task.name
+    flops = cost.flops_per_step(
+        run.model,
+        config.data.batch_size,
+        run.tokens_per_step // config.data.batch_size,
+        run.learns,
+        params=tree.join(sweep.alone(shapes, run.members).trainable, shapes.frozen),
+        classes=None if run.output == 'logits' else _classes(task, run.corpus.labels),
+        predicted=run.predicted,
+        shares=run.mesh.size * config.optimizer.accumulate,
+        keep_logits=run.keep_logits,
+    )
+    matrices = optimizer.matrices(config.optimizer.name, tree.flatten(shapes.trainable))
+    hands = redistribute.matrix_groups(matrices, run.specs(), run.mesh)
+    # Devices that differ in rows alone, or share a matrix, do the same.
+    update = run.mesh.size * sum(hand.each * optimizer.newton_schulz_flops(hand.rows, hand.columns) for hand in hands)
+    return cost.Flops(*(max(len(run.members), 1) * part for part in flops._replace(update=update)))
+
+
+def _classes(task: str, labels: tuple[str, ...]) -> int:
+    """Outputs of a head for a task."""
+    return {'regress': 1, 'span': 2}.get(task) or len(labels)
+
+
+def _objective(config, task: str, head: str) -> Any:
+    """The objective of a task on the output `head`."""
+    z_loss, pool = config.objective.z_loss, config.objective.pool
+    if z_loss and task not in LANGUAGE:
+        raise ValueError(f'objective.z_loss = {z_loss} with task.name = {task!r}: its loss has no vocabulary')
+    return {
+        'text': functools.partial(token_loss.loss, z_loss=z_loss),
+        'chat': functools.partial(token_loss.loss, z_loss=z_loss),
+        'classify': functools.partial(classify.loss, head=head, pool=pool),
+        'regress': functools.partial(classify.regression, head=head, pool=pool),
+        'tag': functools.partial(tag.loss, head=head),
+        'span': functools.partial(span.loss, head=head),
+    }[task]
+
+
+def _check_mesh(config, mesh) -> None:
+    """Raises ValueError where heads or positions do not divide over the mesh, or a method cannot be divided so."""
+    model, tensor, sequence = config.model, mesh.shape['tensor'], mesh.shape['sequence']
+    for field in ('num_heads', 'num_kv_heads'):
+        if model[field] % tensor:
+            raise ValueError(
+                f'model.{field} = {model[field]} does not divide over mesh.tensor = {tensor}: each device takes whole '
+                'heads; lower mesh.tensor'
+            )
+    if sequence == 1:
+        return
+    found = f'mesh.sequence = {sequence} with '
+    if config.data.seq_len % sequence:
+        raise ValueError(f'{found}data.seq_len = {config.data.seq_len}: it must be a multiple of {sequence}')
+    if config.task.name != 'text' or config.data.corrupt:
+        raise ValueError(
+            f'{found}task.name = {config.task.name!r}, data.corrupt = {config.data.corrupt}: only whole text '
+            "(task.name='text', data.corrupt=0) is cut along its positions; set mesh.sequence=1"
+        )
+    if config.adapt.method in ('prompt', 'prefix'):
+        raise ValueError(
+            f'{found}adapt.method = {config.adapt.method!r}: what stands before a row is on one device alone; set '
+            'mesh.sequence=1'
+        )
+    if model.dropout or config.adapt.dropout or len(sweep.orders(sweep.of(config))) > 1:
+        raise ValueError(
+            f'{found}model.dropout = {model.dropout}, adapt.dropout = {config.adapt.dropout}, sweep.orders = '
+            f'{tuple(config.sweep.orders)}: set them to 0, 0 and one order, or mesh.sequence=1'
+        )
+
+
+def _check_settings(config) -> None:
+    """Raises ValueError where a number that no room checks is out of range."""
+    cost.total_steps(config.budget, np.inf, np.inf)  # first: other numbers may follow from it
+    least = {'log.every_steps': 1, 'evaluate.every_steps': 1, 'evaluate.max_batches': 0}
+    least |= {'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1, 'checkpoint.keep_best': 0}
+    least |= {f'watchdog.{phase}': 0 for phase in config.watchdog}
+    for field, low in (least | {'objective.z_loss': 0}).items():
+        section, name = field.split('.')
+        if not config[section][name] >= low:
+            raise ValueError(f'{field} = {config[section][name]}: it must be at least {low}')
+    if config.verify_every < 0:
+        raise ValueError(f'verify_every = {config.verify_every}: it must be at least 0, which is never')
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f'seed = {config.seed}: it must lie in [0, 2^32)')
+    if not 0 <= config.adapt.dropout < 1:
+        raise ValueError(f'adapt.dropout = {config.adapt.dropout}: it must lie in [0, 1)')
+    if (dtype := config.init.frozen_dtype) not in ('float32', 'bfloat16'):
+        raise ValueError(f"init.frozen_dtype = {dtype!r}: it is 'float32' or 'bfloat16'")
+    if config.task.name not in (*LANGUAGE, *HEADS):
+        raise ValueError(f'task.name = {config.task.name!r} is none of {", ".join((*LANGUAGE, *HEADS))}')
+
+
+def _check_task(config) -> None:
+    """Raises ValueError where task, data and model are at odds."""
+    corrupt, causal, task = config.data.corrupt, config.model.causal, config.task.name
+    if task == 'text' and causal == bool(corrupt):
+        raise ValueError(
+            f'data.corrupt = {corrupt} with model.causal = {causal}: a causal model predicts the next token of whole '
+            'text (data.corrupt=0), an encoder (model.causal=False) the tokens hidden from it (data.corrupt=0.15)'
+        )
+    if task != 'text' and corrupt:
+        raise ValueError(f"data.corrupt = {corrupt} with task.name = {task!r}: tokens are hidden in 'text' alone")
+    if task == 'chat' and not causal:
+        raise ValueError("task.name = 'chat' with model.causal = False: answers are written by a causal model")
+    if config.evaluate.sources and task != 'text':
+        raise ValueError(f"evaluate.sources with task.name = {task!r}: other texts are measured in 'text' alone")
+    if config.objective.pool not in ('auto', *classify.POOLS):
+        raise ValueError(f'objective.pool = {config.objective.pool!r} is none of auto, {", ".join(classify.POOLS)}')
+    if HEADS.get(task) == 'classify' != config.model.head and causal and config.objective.pool == 'first':
+        raise ValueError(
+            "objective.pool = 'first' with model.causal = True: the first token of a row has read nothing of it. Take "
+            "'auto', 'last' or 'mean'"
+        )
+    if task in LANGUAGE and config.model.head != 'lm':
+        raise ValueError(f'task.name = {task!r}, but the base has the head {config.model.head!r} and no vocabulary')
+    packed = task == 'text' and not corrupt and config.data.isolate or config.task.pack
+    if config.adapt.method == 'prompt' and packed:
+        raise ValueError(
+            "adapt.method = 'prompt' with several documents in a row: a prompt stands before a row's first document. "
+            'Set data.isolate=False (and task.pack=False), or take another method'
+        )

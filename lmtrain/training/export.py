@@ -1,0 +1,149 @@
+"""A trained model handed back in the formats that everyone reads: a Hugging Face directory, or PEFT's adapter."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lmtrain import adapt, data, tree
+from lmtrain import files as paths
+from lmtrain.data.tokenizers.to_transformers import tokenizer_files
+from lmtrain.models import Transformer, generation, pretrained
+from lmtrain.training import init_from
+
+FORMATS = ('hf', 'peft')
+TASKS = {'classify': 'SEQ_CLS', 'regress': 'SEQ_CLS', 'tag': 'TOKEN_CLS', 'span': 'QUESTION_ANS'}  # PEFT's names
+
+
+def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last', member: int = 0) -> list[str]:
+    """Writes the model of a run's folder into the directory `to`; lines that say what was written.
+
+    Args:
+      form: 'hf' (config.json, generation_config.json, model.safetensors, tokenizer files) or 'peft' (the adapter and
+        added heads alone).
+      merge: an adapter is folded into the weights before; the largest change of an output is among the lines.
+
+    Raises ValueError where the model has no such form, naming the leaf or setting and the way out; what
+    `base.open_run` raises; FileExistsError where `to` holds something else already.
+    """
+    to = Path(to)
+    if to.is_dir() and any(to.iterdir()):
+        raise FileExistsError(f'{to} is not empty: export into a new directory')
+    found = init_from.open_run(Path(workdir), step, member)
+    model = init_from.with_hf_family(found.model)
+    tokenizer = data.load_tokenizer(found.tokenizer)
+    params, left = _without_other_heads(found.config, found.load(lambda path, array: jax.device_put(array)))
+    source = found.config.init.base
+    lines = [f'step {found.step:,} of {workdir}', *left]
+    if form == 'peft':
+        if merge:
+            raise ValueError('--merge with --format=peft: a merged adapter is no adapter; take --format=hf')
+        if not source:
+            raise ValueError(f'{workdir} was trained from scratch: without a base there is no adapter to export')
+        if not _added(params):
+            raise ValueError(
+                f'{workdir} has no adapter, since adapt.method={found.config.adapt.method!r} changes the model itself: '
+                'take --format=hf'
+            )
+        kind = TASKS.get(found.config.task.name, 'CAUSAL_LM' if model.causal else 'FEATURE_EXTRACTION')
+        _as_class(found.config, model, params)
+        adapt.save_adapter(to, model, params, base=source, task_type=kind, labels=found.config.task.labels)
+    else:
+        params, said = _plain(model, params, merge)
+        lines += said
+        below = paths.local(source, 'init.base') / 'config.json'
+        like = json.loads(below.read_bytes()) if source and below.is_file() else None
+        like = like if like and 'model_type' in like else None  # a run's own config.json is none of theirs
+        model, params = _as_class(found.config, model, params)
+        ends = {'bos_token_id': tokenizer.begin_id, 'eos_token_id': tokenizer.end_id}
+        ends = {name: token for name, token in ends.items() if token < model.vocab_size}
+        like = ends | {name: value for name, value in (like or {}).items() if value is not None}
+        if model.head == 'classify' and model.causal:
+            like['pad_token_id'] = _padding(tokenizer, like)
+            if like['pad_token_id'] is None:
+                lines.append('no token is left for padding: transformers takes one row at a time of this classifier')
+        pretrained.save_pretrained(to, model, params, like=like, labels=found.config.task.labels)
+        if model.causal and model.head == 'lm':
+            generation.write(to, generation.fields_of(found.generation, tokenizer, model.vocab_size))
+    lines += _tokenizer(tokenizer, to, framed=found.config.task.name in TASKS)
+    return [*lines, f'written: {to}']
+
+
+def _as_class(config, model: Transformer, params: tree.Params) -> tuple[Transformer, tree.Params]:
+    """(model, params) with an added head as that of transformers' class for the task, which computes the same.
+
+    Raises ValueError if the class does not.
+    """
+    task, pool = config.task.name, config.objective.pool
+    if task not in TASKS or task not in params.get('heads', {}):
+        return model, params
+    leaves = dict(params['heads'][task])
+    found = pretrained.as_class(model, init_from.HEADS[task], leaves['kernel'].shape[1], pool)
+    if found is None or ('bias' in leaves and not found.head_bias):
+        raise ValueError(
+            f'{init_from.no_form(pool)}; {TASKS[task]} of a {model.family} reads '
+            + ("a decoder's last token" if model.causal else 'rows through layers of its own')
+        )
+    if found.head_bias:
+        leaves.setdefault('bias', np.zeros(leaves['kernel'].shape[1], np.float32))
+    body = {name: part for name, part in params.items() if name not in init_from.OF_HEADS}
+    return found, body | {'task_head': {'out': leaves}}
+
+
+def _padding(tokenizer: data.Tokenizer, like: dict | None) -> int | None:
+    """The id that pads rows of a classifier, of which transformers reads the last token that is another one."""
+    named = tokenizer.special_ids.get(tokenizer.config.get('pad_token'))
+    known = ((like or {}).get('pad_token_id'), named, tokenizer.end_id)
+    inside = (*tokenizer.layout.prefix, *tokenizer.layout.suffix)
+    return next((token for token in known if token is not None and token not in inside), None)
+
+
+def _without_other_heads(config, params: tree.Params) -> tuple[tree.Params, list[str]]:
+    """(the parameters, with no added head but that of the run's task, a line on each head that is left out).
+
+    A run on a base with an added head of another task carries it along.
+    """
+    others = sorted(params.get('heads', {}).keys() - {config.task.name})
+    if not others:
+        return params, []
+    kept = {name: head for name, head in params['heads'].items() if name not in others}
+    params = {name: part for name, part in params.items() if name != 'heads'} | ({'heads': kept} if kept else {})
+    return params, [f'left out: the head {name!r} of the base, which is of another task' for name in others]
+
+
+def _added(params: tree.Params) -> set[str]:
+    """The paths of an adapter's leaves, without those of added heads."""
+    _, added = adapt.split_adapter(params)
+    return {path for path in tree.flatten(added) if not path.startswith('heads/')}
+
+
+def _plain(model: Transformer, params: tree.Params, merge: bool) -> tuple[tree.Params, list[str]]:
+    """(the parameters without adapters, what was folded)."""
+    added = _added(params)
+    if not added:
+        return params, []
+    if not merge:
+        raise ValueError(
+            f'the model has the leaves of an adapter ({sorted(added)[0]}, ...): fold them in with --merge, or write '
+            'them as they are with --format=peft'
+        )
+    folded = adapt.fold(params)
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (4, min(64, model.max_len)), np.int32)
+    change = adapt.largest_change(model, params, folded, {'tokens': tokens})
+    return folded, [f'merged: {len(added)} leaves; the largest change of an output over 256 tokens is {change:.2g}']
+
+
+def _tokenizer(tokenizer: data.Tokenizer, to: Path, framed: bool) -> list[str]:
+    """Writes what transformers reads of the tokenizer (`tokenizer_files`); a line if its form needs saying."""
+    files = tokenizer_files(tokenizer, framed)
+    if files:
+        for name, content in files.items():
+            (to / name).write_bytes(content)
+        return []
+    (to / tokenizer.file).write_bytes(tokenizer.content)
+    config = tokenizer.config
+    config.pop('tokenizer_class', None)  # that of config.json's model_type reads a .model
+    if config:
+        (to / 'tokenizer_config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
+    return [f'the tokenizer is a SentencePiece model, {tokenizer.file}, which transformers converts when it opens it']

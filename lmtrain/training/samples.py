@@ -1,0 +1,98 @@
+"""The texts of a run's report: what is prompted, with which settings, and how many of the texts came to an end."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lmtrain import tree
+from lmtrain.data import Tokenizer
+from lmtrain.data.chat import conversation
+from lmtrain.inference import prompts, sample
+from lmtrain.training.run import LANGUAGE, Run
+
+ROWS = 3  # validation rows of 'chat' that are prompted if config.sample.prompts names none
+TRIED = 100  # of them, until as many leave room for an answer
+
+
+def makes_text(run: Run) -> bool:
+    """Whether the run's model continues a text."""
+    return run.model.causal and run.config.task.name in LANGUAGE
+
+
+def prompts_of(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
+    """[(prompt, its ids)] of the report: config.sample.prompts, each a user's turn if a template writes the rows.
+
+    For 'chat', in which nobody says nothing, the default (the empty text) means the first turns of validation rows.
+    Raises ValueError if a prompt cannot be encoded.
+    """
+    tokenizer, wanted = run.corpus.tokenizer, run.config.sample.prompts
+    if run.config.task.name == 'chat' and tuple(wanted) == ('',):
+        return _of_rows(run)
+    return [(prompt, prompts.encode(prompt, tokenizer, run.template)) for prompt in wanted]
+
+
+def _of_rows(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
+    """The first validation rows up to their first answer, those that leave room for one."""
+    task, chosen = run.config.task, []
+    for row in run.corpus.rows['validation'][:TRIED]:
+        _, dialogue = conversation.read(row, tuple(task.text), task.label)
+        if dialogue.messages and not dialogue.learned:
+            continue
+        prompt, _ = prompts.before_answer(dialogue, 0)
+        ids = prompts.encode(prompt, run.corpus.tokenizer, run.template if dialogue.messages else None)
+        if len(ids) < run.config.data.seq_len:
+            chosen.append((prompt, ids))
+        if len(chosen) == ROWS:
+            break
+    return chosen
+
+
+def settings(run: Run, ids: Sequence[list[int]]) -> dict[str, Any]:
+    """The arguments of `sample.generate` by config.sample, for prompts of these ids."""
+    ends = {'end_ids': run.generation['eos_token_id'], 'vocab_size': run.corpus.tokenizer.vocab_size}
+    ends |= {'absent': run.corpus.tokenizer.absent}
+    return run.config.sample.to_dict() | {'seed': run.config.seed, 'prompts': ids} | ends
+
+
+def check(run: Run) -> None:
+    """Raises ValueError if the texts of the report could not be made."""
+    for prompt in run.config.sample.prompts:
+        if not isinstance(prompt, str):
+            raise ValueError(f'sample.prompts has {prompt!r}: a prompt is text')
+    try:
+        ids = [each for _, each in prompts_of(run)]
+        if run.model.causal and ids:
+            sample.check(run.model, **settings(run, ids))
+    except ValueError as error:
+        raise ValueError(f'config.sample: {error}') from None
+
+
+def texts(run: Run, params: tree.Params) -> str:
+    """The texts that config.sample asks for and how many ended, or the word that there are none."""
+    if not makes_text(run):
+        return 'This model makes no text.\n'
+    if not run.config.sample.prompts:
+        return 'No prompt was given: config.sample.prompts.\n'
+    chosen = prompts_of(run)
+    if not chosen:
+        return 'No validation row leaves room for an answer, and config.sample.prompts names no prompt.\n'
+    wanted = settings(run, [ids for _, ids in chosen])
+    generated = sample.generate(run.model, params, **wanted)
+    parts = [
+        f'--- {prompts.shown(prompt)!r}\n{continuation(run.corpus.tokenizer, ids, text.ids, run.template is not None)}'
+        for (prompt, ids), text in zip(chosen, generated, strict=True)
+    ]
+    return '\n\n'.join([*parts, ended([text.finish_reason for text in generated], wanted['max_tokens'])]) + '\n'
+
+
+def continuation(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int], chats: bool) -> str:
+    """A prompt without its begin token and what was generated; of a chat the answer alone."""
+    whole = tokenizer.decode([*prompt[1:], *ids])
+    return whole[len(tokenizer.decode(prompt[1:])) :] if chats else whole
+
+
+def ended(reasons: Sequence[str], max_tokens: int) -> str:
+    """How many texts came to an end, for a person; `reasons`: their `sample.Generated.finish_reason`."""
+    stopped = f'{reasons.count("stop")} of {len(reasons)} texts ended with an end token'
+    cut = [f'{count} after max_tokens={max_tokens}' for count in [reasons.count('length')] if count]
+    cut += [f"{count} at the end of the model's context" for count in [reasons.count('context')] if count]
+    return f'{stopped}; cut: {", ".join(cut)}' if cut else stopped

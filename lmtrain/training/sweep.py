@@ -1,0 +1,230 @@
+"""Sweeps: runs that differ in seed, learning rate or order of the data, trained together on one base as one program.
+
+The state of a sweep is a TrainState in which what a run changes has a leading axis [W] over its W members: `trainable`,
+`opt_state`, `rng` and `counters`. The frozen base and `step` are there once. A step is `jax.vmap` of the step of one
+run over that axis, so the base is read once for all, and each member follows the losses it would have had alone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lmtrain import tree
+from lmtrain.parallel import sharding
+from lmtrain.training.state import TrainState
+
+AXES = TrainState(step=None, trainable=0, frozen=None, opt_state=0, rng=0, counters=0)
+CONFIDENCE = 0.95
+SUFFIX = '_members'  # of the lists that stand beside means
+
+
+class Member(NamedTuple):
+    """What a member would have as config.seed and config.optimizer.learning_rate alone, on the same base."""
+
+    seed: int  # of the leaves that learn and of dropout
+    learning_rate: float  # at the peak
+    order: int  # seed of the order of the data
+
+
+def members(seeds: Sequence[int], learning_rates: Sequence[float], orders: Sequence[int], *, seed, learning_rate):
+    """`config.sweep` -> tuple of Member, () where nothing is swept.
+
+    The lists run side by side (they are not crossed): each has one entry a member, or one for all, or none, and then
+    all have the run's own `seed` and `learning_rate`; without `orders` a member reads the data in its own seed's order.
+
+    Raises ValueError where lists differ in length, a value is out of range, or two members are the same.
+    """
+    lists = {'seeds': tuple(seeds), 'learning_rates': tuple(learning_rates), 'orders': tuple(orders)}
+    sizes = {f'sweep.{name}': len(values) for name, values in lists.items() if values}
+    if not sizes:
+        return ()
+    count = max(sizes.values())
+    if any(size not in (1, count) for size in sizes.values()):
+        told = ', '.join(f'{name} has {size}' for name, size in sizes.items())
+        raise ValueError(f'{told}: the lists run side by side, so each has one entry a member, or one for all')
+    for name in ('seeds', 'orders'):
+        for value in lists[name]:
+            if type(value) is not int or not 0 <= value < 2**32:
+                raise ValueError(f'sweep.{name} has {value!r}: it must be a whole number in [0, 2^32)')
+    for value in lists['learning_rates']:
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise ValueError(f'sweep.learning_rates has {value!r}: it must be a number in [0, inf)')
+    own = {name: values * count if len(values) == 1 else values for name, values in lists.items()}
+    own['seeds'] = own['seeds'] or (seed,) * count
+    own['learning_rates'] = own['learning_rates'] or (learning_rate,) * count
+    found = tuple(map(Member, own['seeds'], own['learning_rates'], own['orders'] or own['seeds']))
+    if count == 1:
+        raise ValueError(f'config.sweep has one member, {found[0]}: set config.seed, config.optimizer.learning_rate')
+    if twice := [member for member in found if found.count(member) > 1]:
+        raise ValueError(f'config.sweep has {twice[0]} twice: the interval would be too narrow')
+    return found
+
+
+def of(config) -> tuple[Member, ...]:
+    """The members of a whole config."""
+    return members(**config.sweep, seed=config.seed, learning_rate=config.optimizer.learning_rate)
+
+
+def create(create: Callable[[jax.Array], TrainState], base: jax.Array, members: Sequence[Member]) -> TrainState:
+    """The state before the first step; `create` makes that of one run from its key, and `base` the frozen leaves."""
+    if not members:
+        return create(base)
+    keys = jax.vmap(jax.random.key)(jnp.array([member.seed for member in members], jnp.uint32))
+    alone, together = create(base), jax.vmap(create)(keys)
+    return together.replace(step=alone.step, frozen=alone.frozen)
+
+
+def member(state: TrainState, index: int) -> TrainState:
+    """One member as the state of a run."""
+
+    def pick(axis, part):
+        return part if axis is None else jax.tree.map(lambda leaf: leaf[index], part)
+
+    return _by_axis(pick, state)
+
+
+def stacked(shapes: tree.Params, members: Sequence[Member]) -> tree.Params:
+    """The shapes of what learns in one run, as the members have it together."""
+    lead = (len(members),) if members else ()
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), shapes)
+
+
+def alone(shapes: TrainState, members: Sequence[Member]) -> TrainState:
+    """The shapes of one member's state from those of all."""
+    return _by_axis(_without_axis, shapes) if members else shapes
+
+
+def _without_axis(axis, part):
+    return part if axis is None else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), part)
+
+
+def shardings(shapes: TrainState, mesh, members: Sequence[Member]) -> TrainState:
+    """`sharding.shardings`, every member lying on the mesh as it would alone; the axis over members is not divided."""
+    if not members:
+        return sharding.shardings(shapes, mesh)
+
+    def lead(axis, part):
+        add = lambda on: NamedSharding(mesh, PartitionSpec(None, *on.spec))  # noqa: E731
+        return part if axis is None else jax.tree.map(add, part)
+
+    return _by_axis(lead, sharding.shardings(alone(shapes, members), mesh))
+
+
+def _by_axis(function, state: TrainState) -> TrainState:
+    """function(axis, field) of every field of a state."""
+    return jax.tree.map(function, AXES, state, is_leaf=lambda axis: axis is None)
+
+
+def train_step(make: Callable[..., Callable], members: Sequence[Member], learning_rate: float) -> Callable:
+    """The function (state, batch, progress) -> (state, metrics) over all members; without any, that of one run.
+
+    Args:
+      make: `step.make_train_step` but for its argument `learning_rate`, which is the one given where nothing is swept.
+      members: W of them. Where their orders differ the batch is `Streams`', columns [B, W, ...], else one for all.
+
+    Returns:
+      The step. Metrics: means over the members under their names, and beside each its `<name>_members` [W]. Of the
+      counters `skipped` is the sum, and `skipped_in_a_row` the least: a sweep goes on while one member does.
+    """
+    if not members:
+        return make(learning_rate=learning_rate)
+    rates = np.array([member.learning_rate for member in members], np.float32)
+    rows = 1 if len(orders(members)) > 1 else None
+
+    def step(state, batch, progress):
+        def one(state, batch, rate):
+            return make(learning_rate=rate)(state, batch, progress)
+
+        together = jax.vmap(one, in_axes=(AXES, rows, 0), out_axes=(AXES, 0))
+        state, measured = together(state, batch, rates)
+        reduced = {name: jnp.mean(values) for name, values in measured.items()}
+        reduced['skipped'] = jnp.sum(measured['skipped'])
+        reduced['skipped_in_a_row'] = jnp.min(measured['skipped_in_a_row'])
+        return state, reduced | {name + SUFFIX: values for name, values in measured.items()}
+
+    return step
+
+
+def eval_step(alone: Callable, members: Sequence[Member], trainable: tree.Params) -> Callable:
+    """The function (params, batch) -> sums [W] from that of one run; the paths of `trainable` have the axis."""
+    if not members:
+        return alone
+    learning = tree.flatten(trainable)
+
+    def step(params, batch):
+        axes = tree.unflatten({path: 0 if path in learning else None for path in tree.flatten(params)})
+        return jax.vmap(alone, in_axes=(axes, None))(params, batch)
+
+    return step
+
+
+def orders(members: Sequence[Member]) -> list[int]:
+    """The seeds of the orders in which members read the data: one for each, or one in all."""
+    found = [member.order for member in members]
+    return found if len(set(found)) > 1 else found[:1]
+
+
+class Streams:
+    """The shuffled streams of all members as one: columns [B, W, ...], rows first as on any mesh."""
+
+    shuffle = True
+
+    def __init__(self, streams: Sequence[Any]):
+        self.streams = tuple(streams)
+
+    def steps_of_lengths(self) -> dict[int, int]:
+        """{T: the first step with batches of that length}, the same for all members."""
+        return self.streams[0].steps_of_lengths()
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The members' batches of `step`, side by side."""
+        batches = [stream.batch(step) for stream in self.streams]
+        return {name: np.stack([batch[name] for batch in batches], axis=1) for name in batches[0]}
+
+
+def summary(evaluations: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """One evaluation of each member -> means under their names, and beside each its `<name>_members` list."""
+    columns = {name: [each[name] for each in evaluations] for name in evaluations[0]}
+    return {name: float(np.mean(values)) for name, values in columns.items()} | {
+        name + SUFFIX: values for name, values in columns.items()
+    }
+
+
+def results(members: Sequence[Member], evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What results.json says of a sweep, from a `summary`; nothing where there are no members.
+
+    Returns:
+      {'sweep': {'members': [{'seed', 'learning_rate', 'order', 'loss', ...}], 'intervals': [{'learning_rate', 'members'
+      (how many), 'loss': [mean, low, high], ...}]}}, of every number that the evaluation has. Members of one learning
+      rate are repetitions of one experiment; those of different ones are not, and each rate has its own interval.
+    """
+    if not members:
+        return {}
+    names = [name for name in evaluation if name + SUFFIX in evaluation]
+    rows = [
+        member._asdict() | {name: evaluation[name + SUFFIX][index] for name in names}
+        for index, member in enumerate(members)
+    ]
+    intervals = []
+    for rate in dict.fromkeys(member.learning_rate for member in members):
+        alike = [row for row in rows if row['learning_rate'] == rate]
+        spans = {name: interval([row[name] for row in alike]) for name in names}
+        intervals.append({'learning_rate': rate, 'members': len(alike)} | spans)
+    return {'sweep': {'members': rows, 'intervals': intervals}}
+
+
+def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float | None, float | None]:
+    """(mean, low, high): Student's t interval of the mean of independent repetitions; of one value no ends (None)."""
+    from scipy.special import stdtrit  # late, and what jax itself depends on
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None, None
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, 0.5 + confidence / 2)) * error
+    return mean, mean - half, mean + half

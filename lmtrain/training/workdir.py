@@ -1,0 +1,315 @@
+"""The folder of one run: who may write there, whether it fits, which config it belongs to, and each start of it.
+
+config.json        the resolved config           fingerprints.json  hashes of data and tokenizer
+lineage.jsonl      one line a start              .lock              held while a process trains there
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import jax
+
+from lmtrain.checkpoint import SaveFailed
+from lmtrain.runtime import lifecycle, multihost
+
+# What a resumed run may change; the first match wins, and every other field is 'fixed': it decides what is learnt.
+#   free      does not touch what is learnt
+#   rounding  the same sums in another order: the run goes on, but no longer equals the uninterrupted one to the bit
+#   constant  free where schedule.name is 'constant' before and after. Elsewhere the learning rate is a function of the
+#             share of the budget that is spent: with another budget the steps already taken would have been others.
+#             (A warmup is a share of the budget too; the one that has been done stays as it was.)
+#   pooled    free unless task.name, before or after, is one of POOLED: no other task reads it.
+MAY_CHANGE = (
+    (r'log\..*', 'free'),
+    (r'evaluate\..*', 'free'),
+    (r'checkpoint\..*', 'free'),
+    (r'sample\..*', 'free'),
+    (r'plan\..*', 'free'),
+    (r'watchdog\..*', 'free'),
+    (r'verify_every', 'free'),
+    # Where the data lies, how it is divided and written: that it is the same is checked by its fingerprint.
+    (r'data\.(cache|root|split)|task\.(template|date|labels)', 'free'),
+    (r'mesh\..*', 'rounding'),
+    (r'model\.(attention|remat|unroll)', 'rounding'),
+    (r'optimizer\.accumulate', 'rounding'),
+    (r'budget\..*', 'constant'),
+    (r'objective\.pool', 'pooled'),
+)
+POOLED = ('classify', 'regress')
+ABSENT = '(absent)'
+SEEN = 15.0  # seconds in which a file of one process must be seen by the others
+
+
+class WrongRun(ValueError):
+    """The folder belongs to a run of another config, other data or another tokenizer."""
+
+
+class Difference(NamedTuple):
+    """A field that a resumed run has otherwise than the saved one. `kind` is 'free', 'rounding' or 'fixed'."""
+
+    field: str
+    saved: Any
+    current: Any
+    kind: str
+
+    def __str__(self) -> str:
+        return f'{self.field}: saved {json.dumps(self.saved)}, now {json.dumps(self.current)}'
+
+
+def check(workdir: str | os.PathLike, state_bytes: int = 0, keep: int = 0) -> None:
+    """Make the folder and see that it can be written and will hold `keep` + 1.2 checkpoints of `state_bytes`.
+
+    `keep` is keep_last + keep_best; one more is there while it is written. Checkpoints already there count as room,
+    damaged ones that were set aside do not.
+
+    Raises NotADirectoryError, PermissionError or OSError (ENOSPC) naming the folder and the way out.
+    """
+    path = Path(workdir).absolute()
+    way_out = 'choose another --workdir'
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f'workdir {path}: {error.filename or path} is no directory; {way_out}') from error
+    except OSError as error:
+        raise PermissionError(f'workdir {path} cannot be written: {error.strerror}; {way_out}') from error
+    folders = [folder for folder in (path / 'checkpoints').glob('*') if '.corrupt' not in folder.name]
+    there = sum(file.stat().st_size for folder in folders for file in folder.rglob('*') if file.is_file())
+    needed, free = (keep + 1.2) * state_bytes - there, shutil.disk_usage(path).free
+    if state_bytes and needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f'workdir {path}: {needed / 1e9:.3g} GB needed for {keep} checkpoints of {state_bytes / 1e9:.3g} GB and '
+            f'the one being written, {free / 1e9:.3g} GB free; make room, lower checkpoint.keep_last or keep_best, '
+            f'or {way_out}',
+        )
+
+
+def check_shared(workdir: str | os.PathLike) -> None:
+    """See that all processes of the run write into one folder: what the first one writes there, the others see.
+
+    Raises ValueError naming who does not, and the folders.
+    """
+    mark = Path(workdir).absolute() / multihost.all_gather_object(f'.met-{time.time_ns()}')[0]
+    if jax.process_index() == 0:
+        mark.touch()
+    folders = multihost.all_gather_object(str(mark.parent))
+    until = time.monotonic() + SEEN
+    while not (seen := mark.exists()) and time.monotonic() < until:
+        time.sleep(0.2)
+    blind = [number for number, sees in enumerate(multihost.all_gather_object(seen)) if not sees]
+    if jax.process_index() == 0:
+        mark.unlink()
+    if blind:
+        raise ValueError(
+            f'--workdir: process {blind[0]} does not see in {folders[blind[0]]} what process 0 writes in {folders[0]}: '
+            'name one folder on a file system that all processes share'
+        )
+
+
+@contextlib.contextmanager
+def exit_on_disk_full(workdir: str | os.PathLike) -> Iterator[None]:
+    """Within it, a checkpoint that could not be written, or a full disk, ends the run with an exit code of its own."""
+    try:
+        yield
+    except SaveFailed as error:
+        raise lifecycle.RunEnded(lifecycle.DISK, str(error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        said = f'workdir {workdir}: {error.strerror}; make room, then the same command goes on from the last checkpoint'
+        raise lifecycle.RunEnded(lifecycle.DISK, said) from error
+
+
+def lock(workdir: str | os.PathLike) -> TextIO:
+    """Claim the folder for this process until the file returned is closed or the process ends, however it ends.
+
+    Raises BlockingIOError naming the process that trains there already.
+    """
+    file = open(Path(workdir) / '.lock', 'a+', encoding='utf-8')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or 'unknown'
+        file.close()
+        raise BlockingIOError(
+            error.errno,
+            f'workdir {workdir}: process {holder} trains there; wait for it, end it, or use another --workdir',
+        ) from error
+    file.truncate(0)
+    file.write(f'{os.getpid()}\n')
+    file.flush()
+    return file
+
+
+def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[str, str]) -> list[Difference]:
+    """Bind the folder to a config, or see that it is bound to this one; the fields that have changed and may.
+
+    Args:
+      config: nested dict, the resolved config; tuples equal lists.
+      fingerprints: {'data': ..., 'tokenizer': ...}; all of it is fixed.
+
+    Raises WrongRun naming each field that differs and may not, with both values.
+    """
+    path = Path(workdir)
+    if not (path / 'config.json').exists():
+        if any((path / 'checkpoints').glob('[0-9]*')):
+            raise WrongRun(f'workdir {path} holds checkpoints but no config.json; use another --workdir')
+        _write(path / 'fingerprints.json', fingerprints)
+        _write(path / 'config.json', config)  # last: where it is, the folder is bound
+        return []
+    saved, current = read_config(path), _normal(config)
+    differences = compare(saved, current)
+    differences += [
+        difference._replace(field=f'fingerprint of {difference.field}', kind='fixed')
+        for difference in compare(read(path / 'fingerprints.json'), _normal(fingerprints))
+    ]
+    fixed = [difference for difference in differences if difference.kind == 'fixed']
+    if fixed:
+        raise WrongRun(
+            f'workdir {path} belongs to another run:\n  '
+            + '\n  '.join(map(str, fixed))
+            + '\nUse another --workdir for a new run, or the saved values to go on with this one'
+            + any(difference.field.startswith('budget.') for difference in fixed)
+            * " (the budget may change where schedule.name is 'constant')"
+        )
+    if differences:
+        _write(path / 'config.json', config)
+    return differences
+
+
+def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
+    """The fields (dotted paths) in which two nested configs differ, each with its kind by MAY_CHANGE."""
+    before, after = _flat(_normal(saved)), _flat(_normal(current))
+    constant = before.get('schedule.name') == after.get('schedule.name') == 'constant'
+    pooled = before.get('task.name') in POOLED or after.get('task.name') in POOLED
+    differences = []
+    for field in sorted(before.keys() | after.keys()):
+        one, other = before.get(field, ABSENT), after.get(field, ABSENT)
+        if json.dumps(one) != json.dumps(other):  # 1 and True are not equal there
+            kind = next((kind for pattern, kind in MAY_CHANGE if re.fullmatch(pattern, field)), 'fixed')
+            if kind in ('constant', 'pooled'):
+                kind = 'free' if (constant if kind == 'constant' else not pooled) else 'fixed'
+            differences.append(Difference(field, one, other, kind))
+    return differences
+
+
+def load_or_create(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gave when the run began, kept in a file of its folder for later starts."""
+    if not path.exists():
+        _write(path, make())
+    return read(path)
+
+
+def record(workdir: str | os.PathLike, resumed_from: int | None, changed: list[Difference], **facts: Any) -> None:
+    """Append a line on this start to lineage.jsonl: time (UTC), the step it resumed from, what changed, `facts`."""
+    line = {
+        'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+        'resumed_from': resumed_from,
+        'changed': [difference._asdict() for difference in changed],
+        **facts,
+    }
+    with open(Path(workdir) / 'lineage.jsonl', 'ab+') as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b'\n') + 1)  # a line half-written by a start that was killed
+        file.write(json.dumps(line).encode() + b'\n')
+
+
+def truncate_jsonl(path: str | os.PathLike, step: int) -> int:
+    """Cut what a file of JSON lines says beyond `step`, and a last line half-written; the number of lines cut.
+
+    The lines are in the order of their 'step'. A file that is not there is left so.
+    Raises ValueError naming the line where one that is not the last is broken.
+    """
+    path = Path(path)
+    if not path.exists():
+        return 0
+    end = 0
+    with open(path, 'rb+') as file:
+        for number, line in enumerate(file, 1):
+            try:
+                beyond = not line.endswith(b'\n') or json.loads(line)['step'] > step
+            except (ValueError, TypeError, KeyError) as error:
+                if file.read(1):
+                    raise ValueError(f'{path}, line {number}: no JSON object with a step: {line[:80]!r}') from error
+                beyond = True
+            if beyond:
+                break
+            end += len(line)
+        file.seek(end)
+        cut = sum(1 for _ in file)
+        file.truncate(end)
+    return cut
+
+
+def _flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """{'a.b': value}; an empty section is a value."""
+    fields: dict[str, Any] = {}
+    for key, value in config.items():
+        fields |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) and value else {f'{prefix}{key}': value}
+    return fields
+
+
+def _normal(tree: Any) -> Any:
+    """As JSON gives it back: tuples are lists, keys are strings."""
+    return json.loads(json.dumps(tree))
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+    """The config of a run's folder: a nested dict as JSON gives it back.
+
+    A field that the lmtrain of that run did not have yet takes its default. (A new field whose default changes what
+    older runs did needs its old value here.) Raises WrongRun.
+    """
+    from configs import base  # late: only a folder that exists needs the defaults
+
+    path = Path(workdir) / 'config.json'
+    config = read(path)
+    if missing := [name for name in ('data', 'model', 'optimizer', 'budget') if not isinstance(config.get(name), dict)]:
+        raise WrongRun(f'{path} is not the config of a run: it has no section {missing[0]!r}')
+    return _filled(config, json.loads(base.get_config().to_json()))
+
+
+def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the fields that only `defaults` has."""
+    nested = {
+        name: value
+        for name, value in config.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return defaults | config | {name: _filled(value, defaults[name]) for name, value in nested.items()}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run's folder. Raises WrongRun naming the file where there is none."""
+    try:
+        tree = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise WrongRun(f'{path} cannot be read ({reason}); bring it back, or use another --workdir') from error
+    if not isinstance(tree, dict):
+        raise WrongRun(f'{path} holds no JSON object; bring it back, or use another --workdir')
+    return tree
+
+
+def _write(path: Path, tree: Any) -> None:
+    """Atomic, and on the disk when it returns."""
+    text = json.dumps(tree, indent=1) + '\n'
+    temporary = path.with_name(f'.{path.name}.tmp')
+    with open(temporary, 'w', encoding='utf-8') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)

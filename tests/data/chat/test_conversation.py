@@ -1,0 +1,147 @@
+import pytest
+
+from lmtrain.data.chat.conversation import Conversation, read
+from lmtrain.data.rows import Row
+
+TALK = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+CALL = [{'type': 'function', 'function': {'name': 'f', 'arguments': '{}'}}]
+CALL = {'type': 'function', 'function': {'name': 'f', 'arguments': {'x': 1}}}
+
+
+def made(text=(), label='', **fields):
+    return read(Row('rows.jsonl:7', fields), text, label)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'form', 'wanted'),
+    [
+        ({'messages': TALK}, 'messages', TALK),
+        ({'instruction': 'a', 'input': '', 'output': 'b'}, 'alpaca', TALK),
+        ({'instruction': 'a', 'input': 'c', 'output': 'b'}, 'alpaca', [{'role': 'user', 'content': 'a\n\nc'}, TALK[1]]),
+        ({'instruction': 'a', 'output': 'b', 'messages': None}, 'alpaca', TALK),
+        ({'conversations': [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'}]}, 'sharegpt', TALK),
+        ({'conversations': TALK}, 'sharegpt', TALK),
+        (
+            {
+                'conversations': [
+                    {'from': 'human', 'value': 'a', 'loss': None},
+                    {'from': 'observation', 'value': 'sun'},
+                    {'from': 'function_call', 'value': '{"name": "f", "arguments": {"x": 1}}'},
+                ]
+            },
+            'sharegpt',
+            [TALK[0], {'role': 'tool', 'content': 'sun'}, {'role': 'assistant', 'content': '', 'tool_calls': [CALL]}],
+        ),
+        ({'messages': [{'from': 'user', 'value': 'a'}, TALK[1]]}, 'messages', TALK),
+        ({'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]}, TALK[1]]}, 'messages', TALK),
+        # UltraChat and No Robots repeat the prompt beside the messages.
+        ({'prompt': 'a', 'prompt_id': '1', 'messages': TALK}, "messages (beside 'prompt', not read)", TALK),
+        (
+            {'prompt': 'a', 'completion': 'b', 'output': 'c', 'messages': TALK},
+            "messages (beside 'prompt', 'completion', 'output', not read)",
+            TALK,
+        ),
+        ({'system': 'be', 'messages': TALK}, 'messages', [{'role': 'system', 'content': 'be'}, *TALK]),
+        (
+            {'system': 'be', 'messages': [{'role': 'system', 'content': 'own'}, *TALK]},
+            'messages',
+            [{'role': 'system', 'content': 'own'}, *TALK],
+        ),
+    ],
+)
+def test_a_format_is_recognised(fields, form, wanted):
+    name, said = made(**fields)
+    assert (name, said.messages, said.learned) == (form, wanted, (len(wanted) - 1,))
+
+
+def test_prompt_and_completion_stand_as_they_are():
+    assert made(prompt='a ', completion='b', id=3) == ('prompt + completion', Conversation([], (), ('a ', 'b')))
+    form, said = made(prompt=TALK, completion=TALK)
+    assert (said.messages, said.learned) == (TALK + TALK, (3,))
+
+
+def test_fields_that_are_named_are_taken():
+    fields = {'question': 'a?', 'hint': 'h', 'answer': 'b', 'messages': TALK, 'chosen': [*TALK, *TALK]}
+    assert made(('question', 'hint'), 'answer', **fields) == (
+        'question + hint + answer',
+        Conversation([], (), ('a?\n\nh', 'b')),
+    )
+    assert made(('chosen',), '', **fields)[1].messages == TALK + TALK
+    with pytest.raises(ValueError, match="rows.jsonl:7: no field 'rejected'"):
+        made(('rejected',), '', **fields)
+
+
+@pytest.mark.parametrize('content', [{}, {'content': None}, {'content': ''}])
+def test_an_answer_may_call_tools_alone(content):
+    said = made(messages=[TALK[0], {'role': 'assistant', 'tool_calls': CALL} | content])[1]
+    assert said.messages[1] == {'role': 'assistant', 'content': '', 'tool_calls': CALL} and said.learned == (1,)
+
+
+def test_what_a_tool_returns_is_not_learned():
+    call, result = {'role': 'assistant', 'tool_calls': CALL}, {'role': 'tool', 'content': '{"sum": 3}'}
+    assert made(messages=[TALK[0], call, result, TALK[1]])[1].learned == (1, 3)
+
+
+def test_fields_that_are_null_are_absent():
+    said = made(messages=[TALK[0] | {'tool_calls': None, 'name': None}, TALK[1] | {'weight': None}])[1]
+    assert said.messages == TALK and said.learned == (1,)
+
+
+@pytest.mark.parametrize('tools', [[{'name': 'f'}], '[{"name": "f"}]'])
+def test_tools_may_be_json_in_a_text(tools):
+    assert made(messages=TALK, tools=tools)[1].tools == [{'name': 'f'}]
+
+
+@pytest.mark.parametrize('tools', [None, [], '', ' ', '[]', 'null'])
+def test_no_tools_are_none(tools):
+    assert made(messages=TALK, tools=tools)[1].tools is None
+
+
+@pytest.mark.parametrize('name', ['weight', 'train', 'training', 'loss'])
+@pytest.mark.parametrize(('value', 'learned'), [(0, (3,)), (False, (3,)), (0.0, (3,)), (1, (1, 3)), (True, (1, 3))])
+def test_answers_that_are_not_learned(name, value, learned):
+    said = made(messages=[TALK[0] | {name: 0}, TALK[1] | {name: value}, *TALK])[1]
+    assert said.learned == learned and said.messages == TALK + TALK
+    conversation = [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b', name: value}, *TALK]
+    assert made(conversations=conversation)[1] == said
+
+
+@pytest.mark.parametrize(
+    ('fields', 'error'),
+    [
+        ({'prompt': 'a', 'output': 'b'}, "two formats: 'prompt' of prompt \\+ completion, 'output' of alpaca"),
+        ({'messages': TALK, 'conversations': TALK}, "two formats: 'messages' of messages, 'conversations' of sharegpt"),
+        ({'prompt': 'a'}, "prompt \\+ completion needs the field 'completion'"),
+        ({'question': 'a'}, "the fields 'question' are of no format that is known .*config.task.text"),
+        ({'messages': []}, "'messages' must be an array of messages"),
+        ({'messages': 'hi'}, "'messages' must be an array of messages, here it is 'text'"),
+        ({'messages': ['hi']}, r"'messages' \[0\]: an object is expected, here is 'hi'"),
+        ({'messages': [{'role': 'user'}]}, r"'messages' \[0\]: an object with 'role' and 'content' .*is expected"),
+        ({'messages': [TALK[0], {'role': 'assistant', 'content': None}]}, r'\[1\]: an object with'),
+        ({'messages': [{'role': 'user|><s', 'content': ''}]}, r"\[0\]: 'role' is 'user\|><s', which is none of system"),
+        ({'messages': [{'role': 'user', 'content': 3}]}, r"\[0\]: 'content' must be text, here it is a number"),
+        ({'messages': [TALK[0] | {'name': 'b\ud800'}]}, r'\[0\] holds half of a surrogate pair'),
+        ({'messages': TALK, 'tools': '{'}, "'tools' is text that is not JSON"),
+        ({'messages': TALK, 'tools': ['f']}, "'tools' must be an array of objects"),
+        ({'messages': TALK, 'tools': [{'name': '\ud800'}]}, "'tools' holds half of a surrogate pair"),
+        ({'conversations': [{'from': 'robot', 'value': 'a'}]}, r"\[0\]: 'from' is 'robot', which is none of human"),
+        ({'conversations': [{'value': 'a'}]}, r"\[0\]: an object .* 'from' and 'value'.* is expected"),
+        (
+            {'conversations': [{'from': 'function_call', 'value': 'f(1)'}]},
+            r"\[0\]: 'value' of a function_call is not JSON",
+        ),
+        (
+            {'conversations': [{'from': 'function_call', 'value': '[{"name": "f"}]'}]},
+            r"\[0\]: 'value' of a function_call needs an object with 'name' and 'arguments'",
+        ),
+        ({'prompt': 'a', 'completion': 'b\ud800'}, 'half of a surrogate pair'),
+        ({'messages': [TALK[0], TALK[1] | {'weight': 0.5}]}, r"\[1\]: 'weight' is 0.5; it must be 0 or 1"),
+        ({'messages': [TALK[0], TALK[1] | {'train': 'no'}]}, r"\[1\]: 'train' is 'no'; it must be 0 or 1"),
+        ({'messages': [TALK[0] | {'train': True}, TALK[1]]}, r"\[0\]: 'train' is True on a message of 'user'"),
+        ({'messages': [TALK[0], TALK[1] | {'train_detail': []}]}, r"\[1\]: 'train_detail' is not supported"),
+        ({'messages': [TALK[0], TALK[1] | {'masked': True}]}, r"\[1\]: 'masked' is not supported.*\"train\": false"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(fields, error):
+    with pytest.raises(ValueError, match=f'rows.jsonl:7.*{error}'):
+        made(**fields)

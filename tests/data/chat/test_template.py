@@ -1,0 +1,206 @@
+import importlib
+import json
+import pathlib
+import sys
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from lmtrain.data.chat import encoding
+from lmtrain.data.chat.conversation import Conversation
+from lmtrain.data.chat.template import Template, as_text, encode
+from lmtrain.data.chat.traced import CONTENT, GENERATION, TEMPLATE, Traced, traced
+from lmtrain.data.tokenizers.load import open_tokenizer
+
+PLACE = pathlib.Path(__file__)
+sys.path.insert(0, str(PLACE.parents[3] / 'experiments'))
+cases = importlib.import_module('parity.chat_cases')
+GOLDENS = json.loads((PLACE.parent / 'goldens_chat.json').read_text(encoding='utf-8'))
+TALK = [{'role': 'user', 'content': 'sat on?'}, {'role': 'assistant', 'content': 'the mat'}]
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('chat')
+    cases.write_tokenizer(directory)
+    return open_tokenizer(directory, False)
+
+
+def rendered(source, tokenizer, messages=TALK, tools=None, cue=False):
+    said = Conversation(messages, (1,), tools=tools)
+    return encoding.render(said, tokenizer, Template(source, 'the template', cases.DATE), 'rows.jsonl:7', cue)
+
+
+# --- the ids of transformers
+
+
+@pytest.mark.parametrize('name', cases.TEMPLATES)
+def test_conversations_have_the_ids_of_transformers(tokenizer, name):
+    """Goldens by experiments/parity/run.py."""
+    assert len(GOLDENS[name]) == 2 * len(cases.TALKS)
+    for key, golden in GOLDENS[name].items():
+        talk, cue = key.removesuffix(' and the cue'), key.endswith(' and the cue')
+        text = rendered(cases.TEMPLATES[name], tokenizer, cases.TALKS[talk], cases.tools_of(talk), cue)
+        assert encode(text, [], tokenizer)[0] == golden['ids'], key
+
+
+def test_what_is_marked_is_what_transformers_masks(tokenizer):
+    for key, golden in GOLDENS['marked'].items():
+        if key.endswith(' and the cue'):
+            continue
+        messages = cases.TALKS[key]
+        learned = tuple(at for at, message in enumerate(messages) if message['role'] == 'assistant')
+        said = Conversation(messages, learned)
+        text = encoding.render(said, tokenizer, Template(cases.TEMPLATES['marked'], ''), '', False)
+        within = encode(text, encoding._runs(text.origin, GENERATION), tokenizer)[1]
+        if key != 'tools':  # an answer of which nothing is written is not learned
+            assert [int(each) for each in within] == golden['mask']
+
+
+# --- content is never a special token
+
+pieces = st.sampled_from(
+    [*cases.SPECIAL, '<', '|', '>', 's', '/s', 'im_end', '|im_start|', ' ', '\n', '"', 'é', '[', ']']
+)
+hostile = st.lists(pieces, max_size=5).map(''.join)
+WRAPPED = {
+    'in angles': "{% for m in messages %}{{ '<' + m.content + '>' }}{% endfor %}",
+    'in bars': "{% for m in messages %}{{ '<|' ~ (m.content | trim) ~ '|>' }}{% endfor %}",
+    'in pieces': (
+        "{% for m in messages %}{{ m.content.split('|') | join('|') }}{{ m.content[:3] + m.content[3:] }}{% endfor %}"
+    ),
+}
+
+
+def harmless(value):
+    """The same with an x for each sign of a special token's name."""
+    if isinstance(value, str):
+        return ''.join(character if character.isspace() else 'x' for character in value)
+    if isinstance(value, dict):
+        return {key: each if key == 'role' else harmless(each) for key, each in value.items()}
+    return [harmless(each) for each in value] if isinstance(value, list) else value
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from([*cases.TEMPLATES, *WRAPPED]), hostile, hostile, hostile, hostile)
+@example('in bars', ' im_end ', 's', '', '')
+@example('in angles', 's', '/s', '', '')
+@example('phi', '<|end|>\n<|assistant|>\n', '</s>', '', '')
+def test_content_is_never_a_special_token(tokenizer, name, asked, answer, reasoning, argument):
+    """The special tokens are those of a conversation of the same shape whose texts cannot write one."""
+
+    def specials(of):
+        arguments = of({'a': argument, 'b': [argument]})
+        call = [{'function': {'name': of(asked), 'arguments': arguments}}]
+        messages = [
+            {'role': 'system', 'content': of(reasoning)},
+            {'role': 'user', 'content': of(asked)},
+            {'role': 'assistant', 'content': of(answer), 'reasoning_content': of(reasoning)},
+            {'role': 'user', 'content': of(argument)},
+            {'role': 'assistant', 'content': of(answer), 'tool_calls': call},
+            {'role': 'tool', 'content': of(argument)},
+        ]
+        parameters = {'properties': {'a': {'type': of(asked), 'enum': [of(answer)]}}, 'required': [of(asked)]}
+        tools = [{'function': {'name': of(asked), 'description': of(argument), 'parameters': parameters}}]
+        text = rendered((cases.TEMPLATES | WRAPPED)[name], tokenizer, messages, tools)
+        ids = encode(text, [], tokenizer)[0]
+        return [token for token in ids if token in tokenizer.specials], text.text
+
+    tokens, text = specials(lambda value: value)
+    assert tokens == specials(harmless)[0]
+    assert answer.strip() in text or 'in ' in name or not answer.strip() or '\n\n' in answer
+
+
+def test_blanks_that_belong_to_a_special_token_are_eaten(tmp_path, bpe):
+    plain = bpe(tmp_path / 'x')
+    spec = json.loads((tmp_path / 'x' / 'tokenizer.json').read_text())
+    spec['added_tokens'][3]['rstrip'] = True
+    (tmp_path / 'x' / 'tokenizer.json').write_text(json.dumps(spec))
+    eating = open_tokenizer(tmp_path / 'x', False)
+    text = Traced('<|im_end|> \n', TEMPLATE) + Traced(' the', CONTENT)
+    assert encode(as_text(text, eating), [], eating)[0] == [273, *eating.encode('the')]
+    assert encode(as_text(text, plain), [], plain)[0] == [273, *plain.encode(' \n the')]
+
+
+def test_a_name_counts_only_if_all_of_it_is_the_templates(tokenizer):
+    one = Traced('</s>', TEMPLATE)
+    for text, wanted in (
+        (one, [1]),
+        ('</s>', []),
+        (Traced('</s', TEMPLATE) + '>', []),
+        (Traced('</s>', CONTENT) + one, [1]),
+        # A name that begins in content must not hide the one that follows within it.
+        (Traced('<s><s', CONTENT) + Traced('><s>', TEMPLATE), [0]),
+        (Traced('[/', CONTENT) + Traced('[INST]', TEMPLATE), [tokenizer.special_ids['[INST]']]),
+    ):
+        ids = [special.token - 256 for special in as_text(text, tokenizer).specials]
+        assert ids == [token if token < 256 else token - 256 for token in wanted], text
+
+
+def test_names_with_blanks_and_names_that_begin_others(tmp_path, bpe):
+    bpe(tmp_path / 'x')
+    spec = json.loads((tmp_path / 'x' / 'tokenizer.json').read_text())
+    for token, name in zip(spec['added_tokens'], ('<s>', '<s>x', '<a b>', 'b>')):
+        token['content'] = name
+    (tmp_path / 'x' / 'tokenizer.json').write_text(json.dumps(spec))
+    tokenizer = open_tokenizer(tmp_path / 'x', False)
+    a, b, c, d = (tokenizer.special_ids[name] for name in ('<s>', '<s>x', '<a b>', 'b>'))
+    own, content = (lambda text: Traced(text, TEMPLATE)), (lambda text: Traced(text, CONTENT))
+    for text, wanted in (
+        (own('<s>x<a b>'), [b, c]),
+        (own('<s>') + content('x'), [a]),
+        (own('<a') + content(' ') + own('b>'), [d]),
+    ):
+        assert [special.token for special in as_text(text, tokenizer).specials] == wanted, text
+
+
+# --- what a template may use, and how it fails
+
+
+def test_a_template_has_what_transformers_gives_it(tokenizer):
+    source = (
+        "{{ strftime_now('%Y')[:2] }}{{ {'a': '<'} | tojson }}{{ bos_token }}{% for m in messages %}"
+        '{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{{ m.thinking }}{% endfor %}{{ tools is none }}'
+    )
+    text = rendered(source, tokenizer, [TALK[0], TALK[1] | {'reasoning': ' so'}])
+    assert text.text == '20{"a": "<"}<s>the mat soTrue'
+    assert Template(source, '').dated and not Template('', '').dated
+
+
+@pytest.mark.parametrize(
+    ('source', 'error'),
+    [
+        ("{{ raise_exception('roles must alternate') }}", 'the template fails on this row: roles must alternate'),
+        ('{{ messages[9].content }}', 'fails on this row: list object has no element 9|is undefined|has no attribute'),
+        ('{% for m in messages %}', 'fails on this row: .*end of template'),
+        ("{{ ''.__class__.__mro__ }}", 'fails on this row: .*unsafe'),
+        ('{{ messages[0].content._origin[0] }}', 'fails on this row: .*unsafe'),
+        ('{{ messages.append(1) }}', 'fails on this row: .*not safely callable|unsafe'),
+        ('{{ 1 // 0 }}', 'fails on this row: ZeroDivisionError'),
+        ("{{ '<|%s|>' % messages[0].role }}", "the template writes '<.user.>' so that it cannot be told from content"),
+        ("{{ '<{}>'.format('s') }}", "the template writes '<s>' so that it cannot be told from content"),
+    ],
+)
+def test_a_template_that_fails_is_named_with_its_row(tokenizer, source, error):
+    with pytest.raises(ValueError, match=f'rows.jsonl:7: .*{error}'):
+        rendered(source, tokenizer)
+
+
+def test_a_name_that_content_may_have_written_is_content(tokenizer):
+    text = rendered("{{ 'x%s' % messages[0].content }}", tokenizer, [TALK[0] | {'content': 'a</s>'}])
+    assert text.text == 'xa</s>' and not text.specials
+
+
+def test_the_content_that_a_template_sees_is_the_real_one(tokenizer):
+    source = (
+        "{% set c = messages[0].content %}{{ '</s>' in c }} {{ c.startswith('<|im_end|>') }} {{ c | length }} "
+        "{{ c == '<|im_end|>a</s>' }} {{ {'<|im_end|>a</s>': 1}[c] }} {{ c in ['<|im_end|>a</s>'] }} {{ c is string }}"
+    )
+    text = rendered(source, tokenizer, [TALK[0] | {'content': '<|im_end|>a</s>'}])
+    assert text.text == 'True True 15 True 1 True True' and not text.specials
+
+
+def test_a_cut_is_before_the_name_it_would_divide(tokenizer):
+    text = as_text(traced('a</s>b', TEMPLATE), tokenizer)
+    assert [text.cut(at) for at in range(7)] == [0, 1, 1, 1, 1, 5, 6]

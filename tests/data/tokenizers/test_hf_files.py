@@ -1,0 +1,157 @@
+import json
+
+import pytest
+
+from lmtrain.data.tokenizers.hf_files import FLAGS, about, wordpiece
+from lmtrain.data.tokenizers.load import load_tokenizer, open_tokenizer
+
+WORDS = '[PAD] [UNK] [CLS] [SEP] [MASK] the cat ##s sat on un ##der'.split()
+
+
+def bert(tmp_path, words=WORDS):
+    (tmp_path / 'vocab.txt').write_text('\n'.join(words) + '\n')
+    return open_tokenizer(tmp_path / 'vocab.txt', False)
+
+
+def test_a_vocabulary_of_bert(tmp_path):
+    tokenizer = bert(tmp_path)
+    assert [WORDS[token] for token in tokenizer.encode('The Cäts  sat under [SEP] zzz')] == (
+        'the cat ##s sat un ##der [UNK] [UNK] [UNK] [UNK]'.split()
+    )
+    assert tokenizer.layout == ((2,), (3,), (3,), 1)
+    assert (tokenizer.begin_id, tokenizer.end_id) == (2, 3)
+
+
+def test_a_pair_has_the_types_of_bert():
+    """[CLS] A [SEP] are of type 0, B [SEP] of type 1 (Devlin et al., 2018, figure 2)."""
+    tokenizers = pytest.importorskip('tokenizers')
+    encoded = tokenizers.Tokenizer.from_str(wordpiece('\n'.join(WORDS).encode()).decode()).encode('the cat', 'sat')
+    assert encoded.tokens == '[CLS] the cat [SEP] sat [SEP]'.split() and encoded.type_ids == [0, 0, 0, 0, 1, 1]
+
+
+def test_a_vocabulary_with_capitals_keeps_them(tmp_path):
+    words = [*WORDS, 'The']
+    assert [words[token] for token in bert(tmp_path, words).encode('The the')] == ['The', 'the']
+
+
+def test_a_vocabulary_that_lacks_a_special_token_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'vocab\.txt: .*the vocabulary lacks \[SEP\]'):
+        bert(tmp_path, [word for word in WORDS if word != '[SEP]'])
+
+
+def test_special_tokens_are_those_that_are_told(tmp_path, bpe):
+    plain = bpe(tmp_path / 'plain')
+    assert plain.begin_id == plain.end_id == 271 and plain.about == b''
+    told = bpe(
+        tmp_path / 'told',
+        special_tokens_map={'bos_token': '</s>', 'eos_token': {'content': '</s>'}},
+        tokenizer_config={'bos_token': '<s>', 'eos_token': '<|im_end|>', 'chat_template': '{{ messages }}'},
+    )
+    assert (told.begin_id, told.end_id) == (270, 273)
+    assert told.encode('the<s>') == plain.encode('the<s>') and 270 not in told.encode('<s>')
+    told.save(tmp_path / 'saved')
+    again = load_tokenizer(tmp_path / 'saved')
+    assert (again.begin_id, again.end_id, again.hash) == (270, 273, told.hash)
+    assert json.loads(again.about)['chat_template'] == '{{ messages }}'
+    assert told.hash != plain.hash
+    assert open_tokenizer(tmp_path / 'saved', False).hash == told.hash
+
+
+ADDED = {'id': 7, 'content': '<x>'} | dict.fromkeys(FLAGS, False)
+
+
+@pytest.mark.parametrize(
+    ('special', 'changed', 'told'),
+    [
+        (True, {}, False),
+        (True, {'normalized': True, 'single_word': True}, False),  # a special token is not looked for in content
+        (True, {'rstrip': True}, True),
+        (False, {'normalized': True}, True),
+        (False, {'single_word': True}, True),
+        (False, {}, False),
+    ],
+)
+def test_added_tokens_are_told_if_they_differ_in_what_matters(tmp_path, special, changed, told):
+    known = ADDED | {'special': special}
+    flags = {name: value for name, value in (known | changed).items() if name != 'id'}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'added_tokens_decoder': {'7': flags}}))
+    found = json.loads(about(tmp_path, {}, {'<x>': known}) or b'{}')
+    assert found.get('added_tokens_decoder') == ({'7': flags} if told else None)
+
+
+def test_tokens_of_an_added_tokens_json_are_words(tmp_path):
+    (tmp_path / 'added_tokens.json').write_text('{"<x>": 7, "<y>": 8}')
+    found = json.loads(about(tmp_path, {}, {'<x>': ADDED}))
+    assert found['added_tokens_decoder'] == {'8': {'content': '<y>'} | dict.fromkeys(FLAGS, False)}
+    assert about(tmp_path, {}, {'<x>': ADDED, '<y>': ADDED}) == b''
+
+
+def test_chat_templates_are_read_from_all_places(tmp_path, bpe):
+    """Those of transformers 5 (chat_template.jinja, additional_chat_templates) stand before those of the config."""
+    several = [{'name': 'tool_use', 'template': 'b'}, {'name': 'default', 'template': 'a'}]
+
+    def told():
+        return json.loads(open_tokenizer(tmp_path / 'x', False).about)['chat_template']
+
+    assert (
+        json.loads(bpe(tmp_path / 'x', tokenizer_config={'chat_template': several}).about)['chat_template'] == several
+    )
+    (tmp_path / 'x' / 'chat_template.jinja').write_text('c é', encoding='utf-8')
+    assert told() == [several[0], {'name': 'default', 'template': 'c é'}]
+    bpe(tmp_path / 'x', tokenizer_config={'chat_template': 'a'})
+    assert told() == 'c é'
+    (tmp_path / 'x' / 'additional_chat_templates').mkdir()
+    (tmp_path / 'x' / 'additional_chat_templates' / 'rag.jinja').write_text('d')
+    assert told() == [{'name': 'default', 'template': 'c é'}, {'name': 'rag', 'template': 'd'}]
+    (tmp_path / 'x' / 'chat_template.jinja').unlink()
+    bpe(tmp_path / 'x', tokenizer_config={})
+    assert told() == [{'name': 'rag', 'template': 'd'}]
+
+
+@pytest.mark.parametrize(
+    ('config', 'said'),
+    [
+        ({'bos_token': '<bos>'}, "names '<bos>', which is none of its added tokens"),
+        ({'eos_token': 3}, 'eos_token is 3; the text of a token is expected'),
+        ({'chat_template': {'a': 'b'}}, 'chat_template must be text'),
+        ({'chat_template': [{'name': 'a'}]}, 'chat_template must be text, or a list'),
+        ({'chat_template': [{'name': 'a', 'template': 3}]}, 'chat_template must be text, or a list'),
+        ([], 'an object .* is expected'),
+    ],
+)
+def test_what_is_told_wrongly_is_named(tmp_path, bpe, config, said):
+    with pytest.raises(ValueError, match=said):
+        bpe(tmp_path / 'x', tokenizer_config=config)
+
+
+def test_an_empty_directory_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match='holds no tokenizer.json, tokenizer.model or vocab.txt'):
+        open_tokenizer(tmp_path, False)
+
+
+def test_the_layout_is_that_of_the_post_processor(shared):
+    llama = open_tokenizer(shared / 'models' / 'stories260K' / 'hf', False)
+    newline = tuple(llama.encode_inside('\n'))
+    assert llama.layout == ((1,), newline, (), 0)  # its own pair would begin twice
+    assert llama.encode_inside('time') != llama.encode('time') == llama.encode_inside(' time')
+    gpt2 = open_tokenizer(shared / 'tokenizers' / 'gpt2' / 'tokenizer.json', False)
+    assert gpt2.layout == ((), (198,), (), 0)
+
+
+def test_berts_own_cases(shared):
+    folder = shared / 'tokenizers' / 'bert-uncased'
+    tokenizer = open_tokenizer(folder / 'vocab.txt', False)
+    texts = (folder / 'cases.inp').read_text().split('\n__ggml_vocab_test__\n')
+    ids = [list(map(int, line.split())) for line in (folder / 'cases.out').read_text().splitlines()]
+    for text, wanted in zip(texts, ids):
+        assert wanted in (tokenizer.encode(text), [101, *tokenizer.encode(text), 102])
+
+
+def test_a_saved_tokenizer_hides_tokens_where_that_is_asked_for(tmp_path, bpe):
+    (tmp_path / 'bert').mkdir()
+    for number, saved in enumerate((bert(tmp_path / 'bert'), bpe(tmp_path / 'bpe'))):
+        saved.save(tmp_path / f'saved{number}')
+        assert open_tokenizer(tmp_path / f'saved{number}', False).mask_id is None
+        hiding = open_tokenizer(tmp_path / f'saved{number}', True)
+        assert hiding.mask_id == (saved.vocab_size if number else 4)
+        assert (hiding.begin_id, hiding.end_id) == (saved.begin_id, saved.end_id)

@@ -1,0 +1,54 @@
+"""Which tokenizer data.tokenizer names, and whether a model has a row for each token that a text needs."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.data.tokenizers.load import check_fits, learn, load_tokenizer, open_tokenizer
+
+TEXT = [f'the cat {number} sat on the mat and it sang of tea and {number * number} hills' for number in range(40)]
+
+
+@pytest.mark.parametrize('mask', [False, True])
+def test_special_tokens_are_among_the_entries_that_are_asked_for(mask):
+    tokenizer = learn('bpe', TEXT, 300, mask)
+    assert tokenizer.vocab_size == 300 and len(tokenizer.specials) == 1 + mask
+
+
+@pytest.mark.parametrize(('limit', 'largest', 'needed'), [(None, 9, 0), (10, 9, 0), (9, 9, 10), (6, 5, 0), (5, 5, 6)])
+@pytest.mark.parametrize('mask_id', [None, 3])
+def test_only_entries_that_a_text_needs_must_have_a_row(limit, largest, needed, mask_id):
+    tokenizer = SimpleNamespace(
+        vocab_size=10, begin_id=1, end_id=2, mask_id=mask_id, specials={}, decode=lambda ids: 'x'
+    )
+    if not needed:
+        check_fits(tokenizer, 'a', limit, largest, 'a row')
+        return
+    with pytest.raises(
+        ValueError, match=f"set model.vocab_size to at least {needed}, since a row holds 'x', id {largest}"
+    ):
+        check_fits(tokenizer, 'a', limit, largest, 'a row')
+
+
+@pytest.mark.parametrize(('name', 'token'), [('begin_id', 7), ('end_id', 8), ('mask_id', 9)])
+def test_marks_of_a_document_must_have_a_row(name, token):
+    marks = {'begin_id': 1, 'end_id': 2, 'mask_id': 3} | {name: token}
+    tokenizer = SimpleNamespace(vocab_size=10, specials={token: '<m>'}, **marks)
+    check_fits(tokenizer, 'a', token + 1, 4, 'a row')
+    with pytest.raises(ValueError, match=f"at least {token + 1}, since every document needs '<m>', id {token}"):
+        check_fits(tokenizer, 'a', token, 4, 'a row')
+
+
+def test_what_a_run_saved_hides_tokens_if_that_is_asked_for(tmp_path):
+    Bytes().save(tmp_path / 'plain')
+    Bytes(mask=True).save(tmp_path / 'hiding')
+    assert open_tokenizer(tmp_path / 'plain', False).mask_id is None
+    assert open_tokenizer(tmp_path / 'plain', True).mask_id == 257
+    assert (
+        open_tokenizer(tmp_path / 'hiding', False).mask_id == open_tokenizer(tmp_path / 'hiding', True).mask_id == 257
+    )
+    about = (tmp_path / 'hiding' / 'lmtrain_tokenizer.json').read_text(encoding='utf-8')
+    (tmp_path / 'plain' / 'lmtrain_tokenizer.json').write_text(about.replace('true', 'false'), encoding='utf-8')
+    with pytest.raises(ValueError, match='plain is damaged: its hash is'):
+        load_tokenizer(tmp_path / 'plain')

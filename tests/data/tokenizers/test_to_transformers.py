@@ -1,0 +1,88 @@
+"""The files of a tokenizer against the library that transformers runs them with."""
+
+import importlib
+import json
+import pathlib
+import sys
+
+import pytest
+import tokenizers
+
+from lmtrain.data.tokenizers.base import END
+from lmtrain.data.tokenizers.load import learn, open_tokenizer
+from lmtrain.data.tokenizers.to_transformers import tokenizer_files
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[3] / 'experiments'))
+token_cases = importlib.import_module('parity.token_cases')
+TEXTS = [f'the cat {END} sat\non é日 mat', 'a\x1cb  c\x85d']  # two blanks of str.split that are none to a regex
+KINDS = ('bytes', 'chars', 'whitespace', 'bpe')
+
+
+def written(tokenizer, directory, framed=False):
+    for name, content in tokenizer_files(tokenizer, framed).items():
+        (directory / name).write_bytes(content)
+    return tokenizers.Tokenizer.from_file(str(directory / 'tokenizer.json'))
+
+
+@pytest.mark.parametrize('mask', [False, True])
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_learned_tokenizer_gives_the_ids_of_training(tmp_path, kind, mask):
+    tokenizer = learn(kind, TEXTS, 300, mask)
+    library = written(tokenizer, tmp_path)
+    config = json.loads((tmp_path / 'tokenizer_config.json').read_text(encoding='utf-8'))
+    assert config['bos_token'] == config['eos_token'] == END and config['tokenizer_class'] == 'PreTrainedTokenizerFast'
+    assert config.get('mask_token') == ('<|mask|>' if mask else None)
+    added = {token.content: (i, token.special) for i, token in library.get_added_tokens_decoder().items()}
+    assert added == {name: (i, True) for i, name in tokenizer.specials.items()}
+    for text in ('the cat', 'sat\n on', 'b\x1cc', 'c\x85d', 'é日'):
+        if kind != 'whitespace' or text != 'é日':
+            assert library.encode(text).ids == [tokenizer.end_id, *tokenizer.encode(text)]
+            assert library.decode(library.encode(text).ids) == tokenizer.decode(tokenizer.encode(text))
+    assert library.encode(f'the {END}').ids[-1] == tokenizer.end_id
+
+    again = open_tokenizer(tmp_path, mask)
+    assert (again.specials, again.end_id, again.mask_id) == (tokenizer.specials, tokenizer.end_id, tokenizer.mask_id)
+    assert again.encode(TEXTS[1]) == tokenizer.encode(TEXTS[1]) and again.vocab_size == tokenizer.vocab_size
+    assert again.decode(again.encode('the cat')) == 'the cat' and again.encode_prompt('') == tokenizer.encode_prompt('')
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_texts_of_a_task_are_framed_as_in_its_rows(tmp_path, kind):
+    tokenizer = learn(kind, TEXTS, 300, False)
+    library = written(tokenizer, tmp_path, framed=True)
+    (prefix, between, suffix, _), ids = tokenizer.layout, tokenizer.encode('the cat')
+    assert library.encode('the cat').ids == [*prefix, *ids, *suffix]
+    assert library.encode('the cat', 'the cat').ids == [*prefix, *ids, *between, *ids, *suffix]
+    assert open_tokenizer(tmp_path, False).layout == tokenizer.layout
+
+
+def test_a_symbol_that_nobody_learned_is_refused_and_named(tmp_path):
+    library = written(learn('chars', ['abc'], 0, False), tmp_path)
+    with pytest.raises(Exception, match='UNK'):
+        library.encode('abd')
+    with pytest.raises(ValueError, match='cannot encode the text'):
+        open_tokenizer(tmp_path, False).encode('abd')
+
+
+def test_a_published_tokenizer_stays_as_it_was(tmp_path):
+    token_cases.write('qwen', tmp_path / 'qwen')
+    tokenizer = open_tokenizer(tmp_path / 'qwen', False)
+    files = tokenizer_files(tokenizer)
+    assert files['tokenizer.json'] == (tmp_path / 'qwen' / 'tokenizer.json').read_bytes()
+    assert json.loads(files['tokenizer_config.json']) == json.loads(tokenizer.about)
+
+
+def test_begin_and_end_are_told_apart(bpe, tmp_path):
+    """The file about a tokenizer may name its begin alone; its end is then the one that it is known by."""
+    tokenizer = bpe(tmp_path / 'x', tokenizer_config={'bos_token': '<s>'})
+    config = json.loads(tokenizer_files(tokenizer)['tokenizer_config.json'])
+    assert (config['bos_token'], config['eos_token']) == ('<s>', '</s>')
+
+
+def test_a_file_without_an_end_gets_one(tmp_path):
+    spec = token_cases.byte_level({'COVID': {}})
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(spec), encoding='utf-8')
+    tokenizer = open_tokenizer(tmp_path / 'tokenizer.json', True)
+    library = written(tokenizer, tmp_path)
+    assert library.encode('COVID a').ids == [tokenizer.end_id, *tokenizer.encode('COVID a')]
+    assert library.token_to_id(END) == tokenizer.end_id and library.token_to_id('<|mask|>') == tokenizer.mask_id

@@ -1,0 +1,499 @@
+"""Prompting: scores that can be computed by hand, the same whatever stands beside a row, and no answer given away."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from lmtrain.data.chat.template import Template
+from lmtrain.data.rows import Row, read_rows
+from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.data.tokenizers.subword import Bpe, learn_bpe
+from lmtrain.inference import likelihood, prompting, questions, sample
+from lmtrain.models import Transformer
+
+BYTES = Bytes()
+
+
+class Bigram:
+    """logits = table[token]: what a choice gets can be added up by hand."""
+
+    causal, max_len, vocab_size = True, 256, BYTES.vocab_size
+
+    def apply(self, variables, batch):
+        tokens_BM = jnp.take_along_axis(batch['tokens'], batch['select'], axis=1)
+        logp = jax.nn.log_softmax(variables['params']['table'][tokens_BM])
+        return {'logprob': jnp.take_along_axis(logp, batch['targets'][..., None], axis=-1)[..., 0]}
+
+
+def bigram(seed=0):
+    rng = np.random.default_rng(seed)
+    table = rng.normal(0, 1, (BYTES.vocab_size, BYTES.vocab_size)).astype(np.float32)
+    return {'table': jnp.asarray(table), 'layers': {}}, np.asarray(jax.nn.log_softmax(table, axis=-1), np.float64)
+
+
+def rows_of(*fields):
+    return [Row(f'rows:{number}', each) for number, each in enumerate(fields, 1)]
+
+
+QUIZ = rows_of(
+    {'query': 'The sky is', 'choices': ['blue', 'a cow'], 'gold': 0},
+    {'query': 'Two and two are', 'choices': ['three', 'four', 'ninety-nine'], 'gold': 1},
+    {'query': 'Été is', 'choices': ['summer', 'winter'], 'gold': 'summer'},
+    {'query': 'Grass grows, therefore', 'choices': ['rain', 'it is cut', 'no'], 'gold': 2},
+    {'query': 'One', 'choices': ['one', 'two'], 'gold': '1'},
+)
+FORM = {'template': '{query} {gold}', 'choices': 'choices', 'answer': 'gold'}
+
+
+def test_choices_by_hand():
+    params, logp = bigram()
+    scores = prompting.score(Bigram(), params, BYTES, QUIZ, **FORM)
+    right, per_byte, chance = [], [], []
+    for row, found in zip(QUIZ, scores.rows, strict=True):
+        options, nats = row.fields['choices'], []
+        for choice in options:
+            ids = [BYTES.begin_id, *f'{row.fields["query"]} {choice}'.encode()]
+            pairs = list(zip(ids[:-1], ids[1:], strict=True))[-len(choice.encode()) :]
+            nats.append(sum(logp[pair] for pair in pairs))
+        np.testing.assert_allclose(found['nats'], nats, rtol=1e-5)
+        gold = row.fields['gold']
+        gold = options.index(gold) if gold in options else int(gold)
+        right.append(np.argmax(nats) == gold)
+        per_byte.append(np.argmax([x / len(c.encode()) for x, c in zip(nats, options, strict=True)]) == gold)
+        chance.append(1 / len(options))
+        assert (found['right'], found['per_byte'], found['answer']) == (right[-1], per_byte[-1], options[gold])
+    results = scores.results
+    p = np.mean(right)
+    assert results['accuracy'] == p and results['accuracy_per_byte'] == np.mean(per_byte)
+    assert results['accuracy_stderr'] == pytest.approx(np.std(right, ddof=1) / len(right) ** 0.5)
+    assert results['chance'] == pytest.approx(np.mean(chance))
+    assert {name: results[name] for name in ('rows', 'shots', 'dropped', 'cut')} == {'rows': 5} | dict.fromkeys(
+        ('shots', 'dropped', 'cut'), 0
+    )
+    assert f'accuracy {100 * p:.1f} +- ' in prompting.line(results)
+    # To a bigram only the last token before a choice is of any use.
+    assert [found['nats'] for found in shot(shots=2).rows] == [found['nats'] for found in scores.rows]
+
+
+def shot(rows=QUIZ, **options):
+    return prompting.score(Bigram(), bigram()[0], BYTES, rows, **FORM | options)
+
+
+def test_a_token_without_a_row_in_the_embedding_is_named():
+    small = dataclasses.replace(transformer(), vocab_size=257 - 1)
+    with pytest.raises(ValueError, match=r"rows:1: it needs '<\|endoftext\|>', id 256, and the model knows 256 tokens"):
+        prompting.score(small, parameters(), BYTES, QUIZ, **FORM)
+
+
+def test_every_choice_is_what_is_asked_where_all_are_equal():
+    scores = shot(rows_of({'query': '', 'choices': ['same', 'same'], 'gold': 1}))
+    assert scores.results['accuracy'] == 1.0  # a text that stands twice is one answer
+    assert scores.results['accuracy_stderr'] is None
+
+
+@functools.cache
+def transformer(**changes):
+    config = base.get_config().model
+    config.update({'vocab_size': 320, 'max_len': 128, 'num_layers': 2, 'width': 16, 'num_heads': 4})
+    config.update({'head_dim': 4, 'mlp_dim': 32, 'unroll': 2})
+    return Transformer(**config)
+
+
+@functools.cache
+def parameters():
+    """Wide enough that what stands before a choice decides it."""
+    batch = {'tokens': np.zeros((1, 4), np.int32)}
+    shapes = jax.eval_shape(lambda: transformer().init(jax.random.key(0), batch)['params'])
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), leaf.dtype), shapes)
+
+
+def arithmetic(count, seed=0):
+    rng = np.random.default_rng(seed)
+    drawn = [(int(a), int(b)) for a, b in rng.integers(0, 100, (count, 2))]
+    fields = [{'a': a, 'b': b, 'options': [f'{x:03}' for x in (a + b, abs(a - b), a * b % 1000)]} for a, b in drawn]
+    return [Row(f'sums:{number}', each | {'sum': each['options'][0]}) for number, each in enumerate(fields)]
+
+
+SUMS = {'template': '{a} and {b} are {sum}', 'choices': 'options', 'answer': 'sum', 'separator': '\n'}
+
+
+def test_the_size_of_a_batch_changes_nothing():
+    found = [
+        prompting.score(transformer(), parameters(), BYTES, arithmetic(9), shots=2, batch_size=size, **SUMS)
+        for size in (1, 5, 32)
+    ]
+    for other in found[1:]:
+        for one, same in zip(found[0].rows, other.rows, strict=True):
+            np.testing.assert_allclose(one['nats'], same['nats'], rtol=1e-5)
+            assert np.argsort(one['nats']).tolist() == np.argsort(same['nats']).tolist()
+        assert other.results == found[0].results
+    assert len({np.argmax(row['nats']) for row in found[0].rows}) > 1
+
+
+def test_the_order_of_rows_changes_nothing():
+    rows = arithmetic(12)
+    mixed = [rows[i] for i in np.random.default_rng(1).permutation(len(rows))]
+    scores = {}
+    for some in (rows, mixed):
+        found = prompting.score(transformer(), parameters(), BYTES, some, shots=3, seed=5, **SUMS).rows
+        scores[some is rows] = {row['place']: row['nats'] for row in found}
+    for place, nats in scores[True].items():
+        np.testing.assert_allclose(scores[False][place], nats, rtol=1e-5)
+
+
+@pytest.mark.parametrize('leaves', ['prompt', 'lora'])
+def test_what_was_learnt_is_scored_as_the_model_finds_it(leaves):
+    model, params = transformer(), jax.tree.map(lambda x: x, parameters())
+    rng = np.random.default_rng(3)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(0, 0.5, shape), jnp.float32)
+
+    if leaves == 'prompt':
+        params['prompt'] = {'embedding': draw(5, 16)}
+    else:
+        query = params['layers']['attention']['query']
+        query |= {'lora_a': draw(2, 16, 2), 'lora_b': draw(2, 2, 16), 'lora_scale': jnp.ones(2)}
+    (row,) = arithmetic(1)
+    (found,) = prompting.score(model, params, BYTES, [row], **SUMS).rows
+    (plain,) = prompting.score(model, parameters(), BYTES, [row], **SUMS).rows
+    texts = [f'{row.fields["a"]} and {row.fields["b"]} are {choice}'.encode() for choice in row.fields['options']]
+    ids = np.zeros((3, 41), np.int32)  # longer than the rows that are scored, so that nothing is read beyond them
+    for each, text in zip(ids, texts, strict=True):
+        each[: 1 + len(text)] = BYTES.begin_id, *text
+    outputs = jax.jit(model.apply)({'params': params}, {'tokens': ids[:, :-1], 'targets': ids[:, 1:]})
+    for index, (text, choice) in enumerate(zip(texts, row.fields['options'], strict=True)):
+        expected = float(outputs['logprob'][index, len(text) - len(choice) : len(text)].sum())
+        assert found['nats'][index] == pytest.approx(expected, rel=1e-4)
+        assert abs(found['nats'][index] - plain['nats'][index]) > 1e-2
+
+
+def test_a_generation_must_equal_the_answer():
+    rows = arithmetic(4)
+    prompts = [[BYTES.begin_id, *f'{row.fields["a"]} and {row.fields["b"]} are'.encode()] for row in rows]
+    greedy = {'max_tokens': 8, 'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0}
+    made = sample.generate(transformer(), parameters(), prompts, **greedy, end_ids=[256], vocab_size=257)
+    texts = [BYTES.decode_bytes(text.ids).decode('utf-8', 'replace') for text in made]
+    cut = texts[0].strip()[2]  # ends the first generation, wherever else it stands
+    rows[0].fields['sum'] = texts[0].strip().split(cut)[0]
+    rows[1].fields['sum'] = texts[1].strip() + '!'
+    options = SUMS | {'choices': (), 'max_tokens': 8}
+    scores = prompting.score(transformer(), parameters(), BYTES, rows, stop=(cut,), **options)
+    assert [row['right'] for row in scores.rows] == [True, False, False, False]
+    assert scores.results['exact_match'] == 0.25
+    assert scores.results['exact_match_stderr'] == pytest.approx((0.25 * 0.75 / 3) ** 0.5)
+    assert all(cut not in row['text'] for row in scores.rows)
+
+
+# --- demonstrations
+
+
+def asked(rows, **form):
+    return [
+        questions.question(row, **{'template': '{query} {gold}', 'choices': (), 'answer': 'gold'} | form)
+        for row in rows
+    ]
+
+
+def test_no_demonstration_tells_the_answer():
+    pool = rows_of(*({'query': f'q{number % 7}', 'gold': f'{number}'} for number in range(14)))  # each text twice
+    drawn_from = questions.Pool(asked(pool), shots=4, seed=0)
+    drawn = {q.context: drawn_from.draw(q) for q in asked(pool)}
+    for context, demonstrations in drawn.items():
+        assert len(set(demonstrations)) == 4
+        assert context not in [q.context for q in demonstrations]
+    assert len({tuple(q.context for q in demonstrations) for demonstrations in drawn.values()}) > 3
+    other = questions.Pool(asked(pool), shots=4, seed=1)
+    assert [other.draw(q) for q in asked(pool)] != [drawn_from.draw(q) for q in asked(pool)]
+    reversed_pool = questions.Pool(asked(pool[::-1]), shots=4, seed=0)
+    assert [[x.answer for x in reversed_pool.draw(q)] for q in asked(pool)] == [
+        [x.answer for x in drawn_from.draw(q)] for q in asked(pool)
+    ]
+    with pytest.raises(ValueError, match='rows:1: 13 demonstrations are wanted, and there are only 12 others'):
+        questions.Pool(asked(pool), shots=13, seed=0).draw(asked(pool)[0])
+
+
+class Spy(Bytes):
+    """A tokenizer that remembers what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def encode_batch(self, texts):
+        self.seen.append(list(texts))
+        return super().encode_batch(texts)
+
+
+def test_demonstrations_are_rows_rendered_whole():
+    spy = Spy()
+    train = rows_of({'query': 'A b', 'gold': 'c'}, {'query': 'D e', 'gold': 'f'})
+    form = {'template': 'Q: {query}\nA: {gold}', 'answer': 'gold', 'choices': 'gold', 'separator': '\n--\n'}
+    prompting.score(Bigram(), bigram()[0], spy, QUIZ[:0] + rows_of({'query': 'x', 'gold': 'c'}), shots=2,
+                    demonstrations=train, **form)  # fmt: skip
+    ((alone, *wholes),) = spy.seen
+    assert alone in ('Q: A b\nA: c\n--\nQ: D e\nA: f\n--\nQ: x\nA: ', 'Q: D e\nA: f\n--\nQ: A b\nA: c\n--\nQ: x\nA: ')
+    assert wholes == [alone + 'c', alone + 'f']  # all the answers that demonstrations have
+
+
+def test_demonstrations_are_dropped_until_the_prompt_fits():
+    spy = Spy()
+    model = Bigram()
+    model.max_len = 37
+    rows = rows_of({'query': 'a' * 10, 'gold': 'x'}, {'query': 'b' * 10, 'gold': 'y'}, {'query': 'c' * 10, 'gold': 'x'})
+    form = FORM | {'choices': 'gold', 'shots': 2, 'separator': '\n'}
+    scores = prompting.score(model, bigram()[0], spy, rows, **form)
+    assert scores.results['dropped'] == 3  # one before each: BEGIN and 37 of 38 tokens would be read
+    first, second = spy.seen[0][0], spy.seen[1][0]
+    assert second == first.split('\n', 1)[1]  # the first of them
+    assert 'left out for want of room' in prompting.line(scores.results)
+    model.max_len = 11
+    with pytest.raises(ValueError, match='rows:1: the prompt has 12 tokens even without.* room for 11'):
+        prompting.score(model, bigram()[0], BYTES, rows, **form | {'shots': 0})
+    whole = prompting.score(Bigram(), bigram()[0], BYTES, rows, **form | {'shots': 0})
+    part = prompting.score(model, bigram()[0], BYTES, rows, **form | {'cut': True, 'shots': 1})
+    assert part.results['cut'] == part.results['dropped'] == 3  # and to a bigram the end of the prompt is all of it
+    assert [row['nats'] for row in part.rows] == [row['nats'] for row in whole.rows]
+    assert '3 prompts without their beginning' in prompting.line(part.results)
+    model.max_len = 0
+    with pytest.raises(ValueError, match='rows:1: the prompt has 12 tokens'):
+        prompting.score(model, bigram()[0], BYTES, rows, **form | {'cut': True, 'shots': 0})
+
+
+def test_a_soft_prompt_takes_room():
+    params = parameters() | {'prompt': {'embedding': jnp.zeros((120, 16))}}
+    with pytest.raises(ValueError, match='room for 8'):
+        prompting.score(transformer(), params, BYTES, arithmetic(1), **SUMS)
+
+
+# --- tokens
+
+
+@functools.cache
+def merged():
+    """A tokenizer whose words run over the join of prompt and choice."""
+    return Bpe(learn_bpe(['answer: (c) ' * 50, 'yes: no ' * 30], 300))
+
+
+@pytest.mark.parametrize('context', ['it is the ans', 'it is: ', 'it is:', '', 'answer: ('])
+def test_choices_are_scored_from_the_same_place_on(context):
+    tokenizer, options = merged(), ('wer', 'c) no', 'werwolf', 'yes')
+    asked = questions.Question('here', context, options, 'wer')
+    found = likelihood.choices(tokenizer, '\n\n', asked, ())
+    found = [(ids.tolist(), start) for ids, start in found]
+    heads = {tuple(ids[:start]) for ids, start in found}
+    assert len(heads) == 1
+    (head,) = heads
+    assert head[0] == tokenizer.begin_id and tokenizer.begin_id not in head[1:]
+    assert context.startswith(tokenizer.decode_bytes(head[1:]).decode())
+    for (ids, start), choice in zip(found, options, strict=True):
+        assert tokenizer.decode_bytes(ids[1:]).decode() == context + choice
+        assert ids[1:] == tokenizer.encode(context + choice)
+        assert len(ids) > start
+    if context == 'it is the ans':  # 'answer' is one token: the choice alone would be scored by tokens nobody makes
+        assert tokenizer.decode_bytes(found[0][0][found[0][1] :]).decode() == ' answer'
+
+
+def test_a_prompt_begins_once_and_ends_without_a_blank():
+    (row,) = rows_of({'query': 'a b', 'gold': 'c'})
+    ((ids, start),) = likelihood.begun(BYTES, '', questions.question(row, '{query} {gold}', 'gold', ()), ())
+    assert (ids.tolist(), start) == ([BYTES.begin_id, *b'a b'], 4)
+
+
+def test_a_literal_begin_is_text():
+    (row,) = rows_of({'query': '<|endoftext|>', 'choices': ['<|endoftext|>', 'b'], 'gold': 0})
+    asked = questions.question(row, **FORM)
+    for ids, _ in likelihood.choices(merged(), '', asked, ()):
+        assert ids.tolist().count(merged().begin_id) == 1
+
+
+# --- conversations
+
+MARKED = Template(
+    '{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}'
+    '{% if add_generation_prompt %}<assistant>{% endif %}',
+    'a template',
+)
+BEGIN = [BYTES.begin_id]
+
+
+def turn(role, text):
+    return [*f'<{role}>{text}'.encode(), BYTES.end_id]
+
+
+def talk(*texts):
+    roles = ['user', 'assistant'] * len(texts)
+    return {'messages': [{'role': role, 'content': text} for role, text in zip(roles, texts, strict=False)]}
+
+
+def test_choices_of_a_chat_by_hand():
+    """A row is one user's turn, a demonstration turns before it; a choice is scored with the token that ends it."""
+    params, logp = bigram()
+    rows = rows_of({'query': 'One', 'choices': ['one', ' two'], 'gold': 1})
+    scores = prompting.score(Bigram(), params, BYTES, rows, **FORM, chat_template=MARKED, system='s')
+    for choice, nats in zip(['one', 'two'], scores.rows[0]['nats'], strict=True):
+        answer = turn('assistant', choice)
+        pairs = list(zip([ord('>'), *answer[11:-1]], answer[11:], strict=True))
+        assert answer[11:] == [*choice.encode(), BYTES.end_id]
+        assert nats == pytest.approx(sum(logp[pair] for pair in pairs), rel=1e-5)
+
+    train = rows_of({'query': 'A', 'choices': ['x', 'y'], 'gold': 0})
+    asked, shown = (questions.question(each[0], **FORM) for each in (rows, train))
+    encoded = likelihood.choices_chat(BYTES, MARKED, 's', asked, [shown])
+    before = BEGIN + turn('system', 's') + turn('user', 'A') + turn('assistant', 'x') + turn('user', 'One')
+    assert [(ids.tolist(), start) for ids, start in encoded] == [
+        (before + turn('assistant', choice), len(before) + len('<assistant>')) for choice in ('one', 'two')
+    ]
+    ((ids, start),) = likelihood.begun_chat(BYTES, MARKED, 's', asked, [shown])
+    assert ids.tolist() == [*before, *b'<assistant>'] and start == len(ids)
+
+
+def test_the_last_answer_of_a_conversation_is_asked_for():
+    rows = rows_of(talk('a', 'b', 'c', ' d\n'), {'system': 's', **talk('e', 'f')}, {'prompt': 'g', 'completion': 'h'})
+    first, second, third = (questions.question(row, '', '', ()) for row in rows)
+    assert [len(first.messages), first.answer] == [3, ' d\n']
+    assert [each['role'] for each in second.messages] == ['system', 'user'] and third[1:4] == ('g', (), 'h')
+    whole = likelihood.turns(first, [second, third], 'unused')
+    assert [each['content'] for each in whole.messages] == ['s', 'e', 'f', 'g', 'h', 'a', 'b', 'c']
+    assert whole.learned == (8,) and [each['role'] for each in whole.messages[:2]] == ['system', 'user']
+    chosen = questions.question(rows_of(talk('a', 'b'))[0], '', '', ('b', 'c'))
+    assert (chosen.choices, chosen.answer) == (('b', 'c'), 'b')
+    for row, options, message in (
+        (talk('a', 'b'), {'choices': ('c', 'd')}, "rows:1: 'the answer' is 'b', neither a choice"),
+        (talk('a'), {}, 'rows:1: no message of the assistant'),
+        (talk('a', 'b'), {'answer': 'x'}, "an answer, 'x', without a template"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            questions.question(rows_of(row)[0], **{'template': '', 'answer': '', 'choices': ()} | options)
+
+
+def test_conversations_and_a_system_text_need_a_chat_template():
+    for rows, options in (
+        (rows_of(talk('a', 'b')), {}),
+        (rows_of({'prompt': 'a', 'completion': 'b'}), {'system': 's'}),
+    ):
+        with pytest.raises(ValueError, match='needs a chat template: name one'):
+            prompting.score(Bigram(), bigram()[0], BYTES, rows, template='', answer='', choices=('b', 'c'), **options)
+
+
+def test_generations_of_a_chat_go_over_lines_and_end_at_any_end_token(monkeypatch):
+    calls = []
+
+    def generate(model, params, prompts, **settings):
+        calls.append((prompts, settings))
+        return [sample.Generated([*b' two\nlines'], 'stop'), sample.Generated([*b'other'], 'length')]
+
+    monkeypatch.setattr(sample, 'generate', generate)
+    rows = rows_of(talk('a', 'two\nlines'), talk('b', 'c'))
+    form = {'template': '', 'answer': '', 'chat_template': MARKED, 'end_ids': [7, BYTES.end_id], 'shots': 1}
+    scores = prompting.score(Bigram(), bigram()[0], BYTES, rows, **form)
+    ((prompts, settings),) = calls
+    assert prompts[0] == BEGIN + turn('user', 'b') + turn('assistant', 'c') + turn('user', 'a') + [*b'<assistant>']
+    assert settings['end_ids'] == [BYTES.end_id, 7]
+    assert [row['right'] for row in scores.rows] == [True, False]
+    assert [row['finish_reason'] for row in scores.rows] == ['stop', 'length']
+    assert scores.results['stopped'] == scores.results['exact_match'] == 0.5
+    assert 'ended with an end token 50.0 %' in prompting.line(scores.results)
+
+
+def test_no_row_is_among_its_own_demonstrations():
+    """Also if it stands twice in the rows, or with another answer in the file of demonstrations."""
+    spy = Spy()
+    rows = rows_of(*[{'query': f'q{i}.', 'choices': ['x', 'y'], 'gold': 0} for i in (0, 1, 2, 3, 3)])
+    others = rows_of(*[{'query': f'q{i}.', 'choices': ['x', 'y'], 'gold': 1} for i in range(5)])
+    for demonstrations in ((), others):
+        prompting.score(Bigram(), bigram()[0], spy, rows, shots=3, demonstrations=demonstrations, **FORM)
+    prompts = [texts[0] for texts in spy.seen]
+    assert len(prompts) == 10
+    for prompt in prompts:
+        asked = prompt.rsplit('\n\n', 1)[1].strip()
+        assert prompt.count('q') == 4 and prompt.count(asked) == 1
+
+
+# --- what bad input gets
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'template': '{query}'}, r"template '{query}' must end in {gold}"),
+        ({'template': '{gold} {query} {gold}'}, 'and have it nowhere else'),
+        ({'template': '{query} {gold}.'}, 'ends in text'),
+        ({'template': '{query'}, "template '{query': "),
+        ({'template': '{query!r} {gold}'}, 'no plain name'),
+        ({'template': '{} {gold}'}, 'no plain name'),
+        ({'template': ''}, "an answer, 'gold', without a template"),
+        ({'template': '{query.__class__} {gold}'}, r"rows:1: no field 'query.__class__'"),
+        ({'template': '{question} {gold}'}, r"rows:1: no field 'question'.*'query'.*Set template"),
+        ({'choices': 'options'}, "rows:1: no field 'options'"),
+        ({'choices': 'query'}, "rows:1: 'query' must hold a list"),
+        ({'choices': ('no', 'yes')}, "rows:2: 'gold' is 2, neither a choice nor the index of one of 2: 'no', 'yes'"),
+        ({'choices': ('no', '')}, 'an empty choice'),
+        ({'shots': 2}, 'rows:1: 2 demonstrations are wanted, and there are only 1 others'),
+        ({'shots': -1}, 'shots=-1'),
+        ({'choices': (), 'stop': '\n'}, 'it is a tuple of texts'),
+        ({'rows': []}, 'there is no row'),
+    ],
+)
+def test_bad_input_is_named(changes, message):
+    rows = rows_of(
+        {'query': 'a', 'choices': ['x', 'y', 'z'], 'gold': 1}, {'query': 'b', 'choices': ['x'] * 3, 'gold': 2}
+    )
+    with pytest.raises(ValueError, match=message):
+        shot(**{'rows': rows} | changes)
+
+
+@pytest.mark.parametrize('gold', [True, 1.0, None, [0], '3', -1])
+def test_an_answer_that_names_no_choice_is_an_error(gold):
+    with pytest.raises(ValueError, match='rows:1: .*gold'):
+        shot(rows_of({'query': 'a', 'choices': ['x', 'y'], 'gold': gold}))
+
+
+def test_an_encoder_cannot_be_prompted():
+    model = Bigram()
+    model.causal = False
+    with pytest.raises(ValueError, match='cannot be prompted'):
+        prompting.score(model, {}, BYTES, QUIZ, **FORM)
+
+
+def test_broken_parameters_are_said():
+    params = jax.tree.map(lambda leaf: leaf * jnp.nan, bigram()[0])
+    with pytest.raises(FloatingPointError, match='not finite'):
+        prompting.score(Bigram(), params, BYTES, QUIZ, **FORM)
+
+
+# --- real rows
+
+
+FILES = {
+    'arc_easy.jsonl': ({'template': '{query}\nAnswer: {gold}', 'choices': 'choices', 'answer': 'gold'}, 2376),
+    'boolq.jsonl': ({'template': '{query}{gold}', 'choices': 'choices', 'answer': 'gold'}, 3270),
+    'copa.jsonl': ({'template': '{query} {gold}', 'choices': 'choices', 'answer': 'gold'}, 100),
+    'lambada_openai_small.jsonl': ({'template': '{context} {continuation}', 'answer': 'continuation'}, 8),
+}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_the_files_of_the_field_are_questions(shared, name):
+    form, count = FILES[name]
+    rows = read_rows(name, str(shared / 'fewshot'))
+    asked = [questions.question(row, **{'choices': ()} | form) for row in rows]
+    assert len(asked) == count
+    assert all(not q.choices or q.answer in q.choices for q in asked)
+    first = json.loads((shared / 'fewshot' / name).read_text().splitlines()[0])
+    assert asked[0].context.startswith(first.get('query', first.get('context')))
+
+
+def test_classes_of_a_csv_are_choices(shared):
+    rows = {split: read_rows(f'{split}.csv', str(shared / 'tasks' / 'banking77')) for split in ('train', 'test')}
+    form = {'template': '{text} Intent: {category}', 'choices': 'category', 'answer': 'category', 'shots': 1}
+    scores = prompting.score(Bigram(), bigram()[0], BYTES, rows['test'][:3], demonstrations=rows['train'], **form)
+    assert scores.results['chance'] == pytest.approx(1 / 77)
+    assert [len(row['nats']) for row in scores.rows] == [77] * 3

@@ -1,0 +1,84 @@
+"""Prompts: as training rows begin, by a template if there is one, and special names in them are only characters."""
+
+import pytest
+
+from lmtrain.data.chat import encoding
+from lmtrain.data.chat.conversation import Conversation, read
+from lmtrain.data.chat.template import PLAIN, Template
+from lmtrain.data.rows import Row
+from lmtrain.data.tokenizers.base import END, Bytes
+from lmtrain.inference import prompts
+
+PLAINLY = Template(PLAIN, 'the plain template')
+MARKED = Template(
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+    '{% if add_generation_prompt %}[assistant]{% endif %}',
+    'a template',
+)  # fmt: skip
+BYTES = Bytes()
+
+
+def message(role, content):
+    return {'role': role, 'content': content}
+
+
+def test_a_text_stands_behind_the_begin_token_also_if_that_is_the_end_token():
+    assert prompts.encode('ab', BYTES) == [256, 97, 98]
+    assert prompts.encode('', BYTES) == [256]
+
+
+def test_a_prompt_begins_as_the_rows_of_training_do():
+    """Of texts that stand as they are, of the plain template and of one with marks."""
+    for template, said in (
+        (None, Conversation([], (), ('ab', 'cd'))),
+        (PLAINLY, Conversation([message('user', 'ab'), message('assistant', 'cd')], (1,))),
+        (MARKED, Conversation([message('system', 's'), message('user', 'ab'), message('assistant', 'cd')], (2,))),
+    ):
+        _, [(ids, learned, _)] = encoding.tokens(said, BYTES, template, 'a row')
+        before, answer = prompts.before_answer(said)
+        assert prompts.encode(before, BYTES, template) == ids[: learned.index(True)] and answer == 'cd'
+        assert ids[0] == BYTES.begin_id
+
+
+def test_a_text_is_one_users_turn_and_the_system_speaks_before_it():
+    wanted = [256, *b'[system]be brief', 256, *b'[user]ab', 256, *b'[assistant]']
+    assert prompts.encode('ab', BYTES, MARKED, 'be brief') == wanted
+    said = Conversation([message('user', 'ab')])
+    assert prompts.encode(said, BYTES, MARKED, 'be brief') == wanted
+    own = Conversation([message('system', 'own'), message('user', 'ab')])
+    assert prompts.encode(own, BYTES, MARKED, 'be brief') == prompts.encode(own, BYTES, MARKED)
+    assert bytes(prompts.encode(own, BYTES, MARKED)[1:12]) == b'[system]own'
+    own = Conversation([message('developer', 'own'), message('user', 'ab')])
+    assert prompts.encode(own, BYTES, MARKED, 'be brief') == prompts.encode(own, BYTES, MARKED)
+
+
+def test_a_template_is_told_the_tools():
+    source = '{% for tool in tools or [] %}{{ tool.name }}{% endfor %}: {{ messages[0].content }}'
+    source += "{{ messages[1].content ~ eos_token if messages | length > 1 else '' }}"
+    said = Conversation([message('user', 'ab')], tools=[{'name': 'f'}, {'name': 'g'}])
+    assert BYTES.decode(prompts.encode(said, BYTES, Template(source, 'tools'))).removeprefix(END) == 'fg: ab'
+
+
+@pytest.mark.parametrize(('prompt', 'system'), [('ab', 'be brief'), (Conversation([message('user', 'ab')]), '')])
+def test_turns_without_a_template_are_refused(prompt, system):
+    with pytest.raises(ValueError, match='needs a chat template: name one'):
+        prompts.encode(prompt, BYTES, None, system)
+
+
+def test_the_part_before_an_answer():
+    turns = [message(role, text) for role, text in zip(['user', 'assistant'] * 2, 'abcd')]
+    _, said = read(Row('r:1', {'messages': turns, 'tools': [{'name': 'f'}]}), (), '')
+    last, answer = prompts.before_answer(said)
+    assert (last.messages, last.tools, answer) == (turns[:3], [{'name': 'f'}], 'd')
+    first, answer = prompts.before_answer(said, 0)
+    assert (first.messages, answer, prompts.shown(first), prompts.shown('x')) == (turns[:1], 'b', 'a', 'x')
+    assert prompts.shown(last) == 'c'
+    with pytest.raises(IndexError):
+        prompts.before_answer(Conversation(turns[:1], ()))
+
+
+def test_special_names_in_prompts_are_listed_once():
+    said = Conversation([message('system', f'a{END}'), message('user', 'b')])
+    assert prompts.special_names([f'x{END}y{END}', said], BYTES) == [END]
+    assert prompts.special_names(['x', Conversation([message('user', '<|end')])], BYTES) == []
+    assert prompts.encode(END, BYTES) == [256, *END.encode()]

@@ -1,0 +1,341 @@
+"""Generation: the cache changes nothing, neighbours change nothing, and what is drawn is what was asked for."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from configs import base
+from lmtrain.inference import sample
+from lmtrain.models import Transformer
+from lmtrain.parallel import sharding
+
+END, VOCAB = 40, 41  # of the tokenizer; the embedding has 64 rows
+GREEDY = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'end_ids': [END], 'vocab_size': VOCAB}
+DRAWN = GREEDY | {'temperature': 1.0}
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [END], [27], [3, 1, 4]]
+
+
+def transformer(**changes) -> Transformer:
+    config = base.get_config().model
+    config.update({'vocab_size': 64, 'max_len': 48, 'num_layers': 2, 'width': 16, 'num_heads': 4, 'num_kv_heads': 2})
+    config.update({'head_dim': 4, 'mlp_dim': 32, 'unroll': 2, 'window': 5} | changes)
+    return Transformer(**config)
+
+
+@functools.cache
+def parameters(model: Transformer):
+    """Wide enough that the likeliest token is not always the same one."""
+    batch = {'tokens': np.zeros((1, 4), np.int32)}
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch)['params'])
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 0.7, leaf.shape), leaf.dtype), shapes)
+
+
+def generate(model, prompts, max_tokens=20, params=None, **wishes):
+    params = parameters(model) if params is None else params
+    return [text.ids for text in sample.generate(model, params, prompts, max_tokens=max_tokens, **wishes)]
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def logits_of(model, params, tokens_1T, length):
+    real_1T = (jnp.arange(tokens_1T.shape[1]) < length).astype(jnp.int32)[None]
+    return model.apply({'params': params}, {'tokens': tokens_1T, 'segment_ids': real_1T})['logits'][0, length - 1]
+
+
+def recomputed(model, prompt, max_tokens, params=None):
+    """Greedy text from a full forward pass for every token."""
+    made = []
+    while len(made) < max_tokens and len(prompt + made) <= model.max_len:
+        padded = np.zeros((1, model.max_len), np.int32)
+        padded[0, : len(prompt + made)] = prompt + made
+        token = int(jnp.argmax(logits_of(model, params or parameters(model), padded, len(prompt + made))[:VOCAB]))
+        if token == END:
+            break
+        made.append(token)
+    return made
+
+
+@pytest.mark.parametrize('every', [8, 3])
+def test_a_text_that_grows_beyond_the_original_context_of_longrope_is_read_again(every):
+    """Prompts within it, at its edge and beyond; the new angles change every position that was read before."""
+    longrope = {'rope_type': 'longrope', 'factor': 4.0, 'original_max_position_embeddings': 12}
+    longrope |= {'short_factor': (1.0, 1.1), 'long_factor': (6.0, 9.0)}
+    model = transformer(rope_scaling=tuple(longrope.items()), window=0)
+    random = np.random.default_rng(3)
+    prompts = [random.integers(0, END, length).tolist() for length in (4, 9, 11, 12, 13, 16)]
+    table = parameters(model)['embed']['embedding']
+    params = parameters(model) | {'embed': {'embedding': table.at[END].set(0)}}  # no text ends
+    expected = [recomputed(model, prompt, 20, params) for prompt in prompts]
+    texts = [[] for _ in prompts]
+    for row, ids, _ in sample.stream(model, params, prompts, max_tokens=20, every=every, **GREEDY):
+        texts[row] += ids
+    assert texts == expected
+    assert min(map(len, expected)) == 20
+
+
+LEARNED = {'positions': 'learned', 'norm': 'layernorm', 'activation': 'gelu', 'bias': True}
+SHAPES = {
+    'rotary, grouped, window': {},
+    'learned, biases, scan': LEARNED | {'tied': False, 'window': 0, 'unroll': 1},
+    'ungrouped, remat, dropout': {'tied': False, 'num_kv_heads': 4, 'remat': 'full', 'dropout': 0.5},
+}
+
+
+@pytest.mark.parametrize('changes', SHAPES.values(), ids=SHAPES)
+def test_the_cache_changes_nothing(changes):
+    model = transformer(**changes)
+    texts = generate(model, PROMPTS, **GREEDY)
+    assert texts == [recomputed(model, prompt, 20) for prompt in PROMPTS]
+    assert len(set(map(tuple, texts))) > 1 and len(set(sum(texts, []))) > 2
+
+
+def test_a_kernel_that_takes_no_cache_is_set_aside():
+    splash = transformer(attention='splash')
+    assert generate(splash, PROMPTS, params=parameters(transformer()), **GREEDY) == generate(
+        transformer(), PROMPTS, **GREEDY
+    )
+
+
+@pytest.mark.parametrize('wishes', [GREEDY, DRAWN, DRAWN | {'top_k': 9, 'top_p': 0.9}], ids=['greedy', 'drawn', 'cut'])
+def test_neighbours_change_nothing(wishes):
+    together = generate(transformer(), PROMPTS, **wishes)
+    assert together == [generate(transformer(), [prompt], **wishes)[0] for prompt in PROMPTS]
+    assert together == generate(transformer(), PROMPTS[::-1], **wishes)[::-1]
+
+
+def test_more_prompts_than_a_batch_holds(monkeypatch):
+    texts = generate(transformer(), PROMPTS, **DRAWN)
+    monkeypatch.setattr(sample, 'ROWS', 1)
+    assert generate(transformer(), PROMPTS, **DRAWN) == texts
+
+
+def test_equal_prompts_get_different_texts_and_equal_seeds_equal_ones():
+    texts = generate(transformer(), [[7]] * 4, **DRAWN)
+    assert len(set(map(tuple, texts))) == 4
+    assert generate(transformer(), [[7]] * 4, **DRAWN) == texts
+    one = texts[0]
+    assert generate(transformer(), [[7]], **DRAWN | {'seed': 1}) != [one]
+
+
+@pytest.mark.parametrize('every', [1, 3, 50])
+def test_a_stream_is_the_text_in_pieces(every):
+    pieces = list(sample.stream(transformer(), parameters(transformer()), PROMPTS, max_tokens=20, every=every, **DRAWN))
+    texts = [sum((ids for row, ids, _ in pieces if row == wanted), []) for wanted in range(len(PROMPTS))]
+    assert texts == generate(transformer(), PROMPTS, **DRAWN)
+    for wanted in range(len(PROMPTS)):
+        mine = [(len(ids), reason) for row, ids, reason in pieces if row == wanted]
+        assert [bool(reason) for _, reason in mine] == [False] * (len(mine) - 1) + [True]
+        assert all(count <= every for count, _ in mine)
+
+
+def test_one_prefill_and_one_decode_serve_all_wishes():
+    def sizes():
+        return sample.prefill._cache_size(), sample.decode._cache_size()
+
+    model = transformer()
+    generate(model, [[1]], **GREEDY)
+    before = sizes()
+    for wishes in (GREEDY, DRAWN, DRAWN | {'temperature': 0.3, 'top_k': 5, 'top_p': 0.5, 'seed': 9}):
+        for prompt, max_tokens in (([1, 2, 3, 4], 17), ([END], 31), (list(range(16)), 1)):
+            generate(model, [prompt], max_tokens, **wishes | {'end_ids': [END, *prompt][:5]})
+            list(sample.stream(model, parameters(model), [prompt], max_tokens=max_tokens, **wishes))
+    assert sizes() == before
+    generate(model, [[1]] * 4, **GREEDY)
+    assert max(np.subtract(sizes(), before)) <= 1
+
+
+def test_the_cache_is_in_the_compute_dtype():
+    model = transformer(dtype='bfloat16')
+    tokens, lengths = np.zeros((2, 16), np.int32), np.ones(2, np.int32)
+    prefill = functools.partial(sample.prefill, model, cache_length=32)
+    cache, logits_BV = jax.eval_shape(prefill, parameters(model), tokens, lengths)
+    assert cache['key'].dtype == cache['value'].dtype == jnp.bfloat16
+    assert cache['key'].shape == (2, 2, 32, 2, 4) and logits_BV.dtype == jnp.float32
+
+
+def test_the_cache_is_given_on(monkeypatch):
+    decode, caches = sample.decode, []
+    monkeypatch.setattr(sample, 'decode', lambda *args: caches.append(args[2]) or decode(*args))
+    generate(transformer(), PROMPTS, **GREEDY)
+    assert len(caches) == 2 and all(cache['key'].is_deleted() and cache['value'].is_deleted() for cache in caches)
+
+
+def steered(model, order):
+    """Parameters under which the likeliest token after any text is the first of `order`, then the second, ..."""
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), parameters(model))
+    params['embed']['embedding'][:, 0] = 1
+    params['final_norm']['scale'][:] = 1
+    params['head']['kernel'][0, order] = -np.arange(model.vocab_size)
+    return params
+
+
+def test_the_padding_of_the_vocabulary_is_never_drawn():
+    model = transformer(tied=False)
+    params = steered(model, [*range(VOCAB, 64), *range(END), END])  # all padding first
+    assert generate(model, [[1]] * 4, 40, params, **GREEDY) == [[0] * 40] * 4
+    hot = DRAWN | {'temperature': 1e6}
+    drawn = {token for text in generate(model, [[1]] * 4, 40, params, **hot) for token in text}
+    assert len(drawn) > 20 and drawn <= set(range(END))
+
+
+def test_entries_of_a_tokenizer_without_a_row_are_never_drawn():
+    """A tokenizer of 70 entries on an embedding of 64 rows."""
+    model = transformer(tied=False)
+    params = steered(model, [63, *range(63)])
+    wide = {'vocab_size': 70, 'end_ids': [66]}
+    assert generate(model, [[1]], 5, params, **GREEDY | wide) == [[63] * 5]
+    drawn = {t for text in generate(model, [[1]] * 4, 40, params, **DRAWN | wide | {'temperature': 1e6}) for t in text}
+    assert len(drawn) > 40 and drawn <= set(range(64))
+
+
+def test_ids_that_a_tokenizer_skips_are_never_drawn():
+    model = transformer(tied=False)
+    params = steered(model, [7, 3, *(token for token in range(64) if token not in (3, 7))])
+    wide = {'vocab_size': 70, 'end_ids': [66]}
+    assert generate(model, [[1]], 5, params, **GREEDY | wide | {'absent': (7, 68)}) == [[3] * 5]
+    hot = DRAWN | wide | {'absent': (7, 9), 'temperature': 1e6}
+    drawn = {token for text in generate(model, [[1]] * 4, 40, params, **hot) for token in text}
+    assert len(drawn) > 40 and not drawn & {7, 9}
+
+
+@pytest.mark.parametrize('ends', [[END], [9, END], [END, 3, 9]], ids=str)
+def test_a_text_ends_at_the_first_of_several_end_tokens(ends):
+    """As cut from the text without end tokens; the reason says which texts ended."""
+    free = {'max_tokens': 20} | DRAWN
+    whole = sample.generate(transformer(), parameters(transformer()), PROMPTS * 8, **free | {'end_ids': []})
+    texts = sample.generate(transformer(), parameters(transformer()), PROMPTS * 8, **free | {'end_ids': ends})
+    for text, uncut in zip(texts, whole, strict=True):
+        cut = next((i for i, token in enumerate(uncut.ids) if token in ends), None)
+        assert text == (uncut.ids[:cut], 'length' if cut is None else 'stop')
+        assert uncut.finish_reason == 'length' and len(uncut.ids) == 20
+    assert {text.finish_reason for text in texts} == {'stop', 'length'}
+
+
+def test_a_text_ends_at_end_which_is_not_given_out():
+    model = transformer(tied=False)
+    params = steered(model, [END, *range(END), *range(VOCAB, 64)])
+    assert generate(model, [[1], [END], [END, 2]], 40, params, **GREEDY) == [[], [], []]
+    texts = sum((generate(transformer(), PROMPTS, **DRAWN | {'seed': seed}) for seed in range(8)), [])
+    assert all(END not in text for text in texts)
+    assert min(map(len, texts)) < 20  # some drew it
+
+
+def test_a_text_ends_where_the_context_does():
+    model = transformer(tied=False)
+    params = steered(model, [5, *range(5), *range(6, 64)])
+    prompts = [[1] * 48, [1] * 47, [END], [1]]
+    assert list(map(len, generate(model, prompts, 100, params, **GREEDY))) == [1, 2, 48, 48]
+    assert [sample.room(model, prompt) for prompt in prompts] == [1, 2, 48, 48]
+    texts = sample.generate(model, params, prompts[1:3], max_tokens=48, **GREEDY)
+    assert [text.finish_reason for text in texts] == ['context', 'length']
+
+
+def test_one_candidate_is_greedy():
+    wanted = generate(transformer(), PROMPTS, **GREEDY)
+    assert generate(transformer(), PROMPTS, **DRAWN | {'top_k': 1}) == wanted
+    assert generate(transformer(), PROMPTS, **DRAWN | {'top_p': 1e-6}) == wanted
+    assert generate(transformer(), PROMPTS, **DRAWN | {'temperature': 1e-30}) == wanted
+
+
+DRAW, TRUNCATE = jax.jit(sample.draw), jax.jit(sample.truncate)
+LOGITS = hnp.arrays(
+    np.float32, (2, 11), elements=st.floats(-20, 20, width=32, allow_subnormal=False) | st.integers(-2, 2).map(float)
+)
+
+
+@given(LOGITS, st.integers(0, 12), st.floats(0.01, 1.0))
+@settings(max_examples=150, deadline=None)
+def test_what_is_kept_is_the_smallest_set_of_the_mass(logits, top_k, top_p):
+    kept = np.isfinite(TRUNCATE(logits, top_k, top_p))
+    for row, keep in zip(logits.astype(np.float64), kept, strict=True):
+        order = np.argsort(-row, kind='stable')
+        count = keep.sum()
+        assert count >= 1 and set(np.flatnonzero(keep)) == set(order[:count])
+        few = order[: top_k or None]
+        mass = np.cumsum(np.exp(row[few] - row[few].max())) / np.exp(row[few] - row[few].max()).sum()
+        assert count <= len(few)
+        assert count == len(few) or mass[count - 1] >= top_p - 1e-5
+        assert count == 1 or mass[count - 2] < top_p + 1e-5
+        assert top_p < 1 or count == len(few)
+
+
+@pytest.mark.parametrize('wishes', [(0.5, 0, 1.0), (1.0, 0, 1.0), (2.0, 4, 1.0), (1.0, 0, 0.8)])
+def test_draws_follow_the_distribution(wishes):
+    temperature, top_k, top_p = wishes
+    n, logits = 20_000, np.array([0.0, 1.0, -1.0, 2.0, 0.5, -np.inf], np.float32)
+    keys = jax.random.split(jax.random.key(0), n)
+    drawn = np.bincount(DRAW(keys, np.tile(logits, (n, 1)), *wishes), minlength=6)
+    wanted = np.exp(logits / temperature)
+    order = np.argsort(-wanted)
+    count = top_k or 6
+    if top_p < 1:
+        count = 1 + np.sum(np.cumsum(wanted[order] / wanted.sum()) < top_p)
+    wanted[order[count:]] = 0
+    wanted *= n / wanted.sum()
+    possible = wanted > 0
+    assert not drawn[~possible].any()
+    chi_square = np.sum((drawn - wanted)[possible] ** 2 / wanted[possible])
+    assert chi_square < 18.5  # of 4 degrees of freedom, passed by one in a thousand
+
+
+def test_parameters_on_a_mesh():
+    mesh = sharding.mesh(data=2, fsdp=4, tensor=1, sequence=1)
+    params = parameters(transformer())
+    on_mesh = jax.device_put(params, sharding.shardings(params, mesh))
+    assert generate(transformer(), PROMPTS, params=on_mesh, **GREEDY) == generate(transformer(), PROMPTS, **GREEDY)
+
+
+WRONG = {
+    'max_tokens': (0, 'max_tokens=0'),
+    'temperature': (-0.1, 'temperature=-0.1'),
+    'top_k': (-1, 'top_k=-1'),
+    'top_p': (1.5, 'top_p=1.5'),
+    'seed': (-1, 'seed=-1'),
+    'vocab_size': (0, r'vocab_size=0 must lie in \[1, '),
+    'end_ids': ([3, VOCAB], r'end_ids\[1\]=41'),
+}
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_a_wish_out_of_range(name):
+    value, message = WRONG[name]
+    with pytest.raises(ValueError, match=message):
+        generate(transformer(), [[1]], **{'max_tokens': 4} | GREEDY | {name: value})
+
+
+@pytest.mark.parametrize('name', ['temperature', 'top_p'])
+def test_nan_is_no_wish(name):
+    with pytest.raises(ValueError, match=name):
+        generate(transformer(), [[1]], **GREEDY | {name: float('nan')})
+
+
+def test_what_cannot_be_continued():
+    with pytest.raises(ValueError, match=r'prompt 1 has 49 tokens.*max_len=48: shorten it'):
+        generate(transformer(), [[1], [1] * 49], **GREEDY)
+    with pytest.raises(ValueError, match='prompt 0 has the token 41, .*has 41 entries and the embedding 64 rows'):
+        generate(transformer(), [[1, 41]], **GREEDY)
+    with pytest.raises(ValueError, match='prompt 0 has the token 64, .*has 70 entries and the embedding 64 rows'):
+        generate(transformer(), [[63, 64]], **GREEDY | {'vocab_size': 70})
+    with pytest.raises(ValueError, match='prompt 1 is empty: begin it'):
+        generate(transformer(), [[1], []], **GREEDY)
+    with pytest.raises(ValueError, match='end_ids has 17 tokens, and .* 16 at most'):
+        generate(transformer(), [[1]], **GREEDY | {'end_ids': range(17)})
+    with pytest.raises(ValueError, match='no prompt'):
+        generate(transformer(), [], **GREEDY)
+    with pytest.raises(ValueError, match='top_p=0 leaves no token'):
+        generate(transformer(), [[1]], **GREEDY | {'top_p': 0.0})
+    with pytest.raises(ValueError, match='masked language model'):
+        sample.generate(transformer(causal=False), {}, [[1]], max_tokens=4, **GREEDY)
+
+
+def test_broken_parameters_make_no_text():
+    model = transformer()
+    params = jax.tree.map(lambda leaf: leaf * jnp.nan, parameters(model))
+    with pytest.raises(FloatingPointError, match='broken'):
+        generate(model, PROMPTS, params=params, **GREEDY)

@@ -1,0 +1,63 @@
+"""The flags that name a model and its prompts."""
+
+import pytest
+from absl import flags
+
+from launch import model_flags
+from lmtrain.data.chat.template import PLAIN, Template
+from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.training import load
+
+
+def parsed(*words):
+    values = flags.FlagValues()
+    model_flags.define(values, base=True)
+    model_flags.define_prompts(values, 'template')
+    values(['lmtrain', *words])
+    return values
+
+
+@pytest.mark.parametrize(('text', 'step'), [('last', 'last'), ('best', 'best'), ('30', 30), ('0', 0)])
+def test_a_checkpoint_is_a_word_or_a_number(text, step):
+    assert model_flags.from_flags(parsed('--workdir=w', f'--checkpoint={text}'))[1] == step
+    with pytest.raises(ValueError, match='--checkpoint=latest is neither'):
+        model_flags.from_flags(parsed('--workdir=w', '--checkpoint=latest'))
+
+
+def test_one_model_is_named(monkeypatch):
+    monkeypatch.setattr(load, 'pretrained', lambda *words: words)
+    monkeypatch.setattr(load, 'restore', lambda *words: words)
+    assert model_flags.model(parsed('--base=b', '--adapter=a', '--ignore=x,y')) == ('b', 'a', ['x', 'y'])
+    assert [str(word) for word in model_flags.model(parsed('--workdir=w', '--checkpoint=3'))] == ['w', '3']
+    with pytest.raises(ValueError, match='--workdir and --base at once'):
+        model_flags.model(parsed('--workdir=w', '--base=b'))
+    with pytest.raises(ValueError, match='--adapter without --base'):
+        model_flags.model(parsed('--workdir=w', '--adapter=a'))
+    with pytest.raises(ValueError, match='--workdir is missing'):
+        model_flags.model(parsed())
+
+
+def test_remarks_go_to_standard_error(capsys):
+    model_flags.note('a remark')
+    assert capsys.readouterr() == ('', 'a remark\n')
+
+
+def run(template=None):
+    return load.LoadedModel(None, None, Bytes(), {}, 0, [256], template)
+
+
+def test_names_of_special_tokens_are_told_wherever_they_stand(capsys):
+    chats = Template(PLAIN, 'plain')
+    for prompts, system in ((['a<|endoftext|>'], ''), (['a'], 'b <|endoftext|>')):
+        assert model_flags.prompted(run(chats), parsed(f'--system={system}'), 'template', prompts).template == chats
+        assert "a prompt contains '<|endoftext|>', the name of a special token" in capsys.readouterr().err
+    model_flags.prompted(run(chats), parsed(), 'template', ['a'])
+    assert 'special' not in capsys.readouterr().err
+
+
+def test_a_system_text_needs_a_template(capsys):
+    with pytest.raises(ValueError, match='--system with --template=none: leave --template out'):
+        model_flags.prompted(run(Template(PLAIN, 'plain')), parsed('--system=b', '--template=none'), 'template', ['a'])
+    with pytest.raises(ValueError, match='neither the run nor its tokenizer has a chat template'):
+        model_flags.prompted(run(), parsed('--system=b'), 'template', ['a'])
+    assert model_flags.prompted(run(), parsed(), 'template', ['a']).template is None

@@ -1,0 +1,225 @@
+"""Attention against its formula, in every backend that this machine can run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmtrain.models import attention_kernels
+from lmtrain.models.hooks import ShardingHooks
+
+CASES = {
+    'causal': {},
+    'bidirectional': {'causal': False},
+    'window': {'window': 70},
+    'bidirectional window': {'causal': False, 'window': 9},
+    'softcap': {'softcap': 2.0},
+    'scale': {'scale': 0.6},
+}
+
+
+def inputs(B=2, T=140, H=4, G=2, K=8, dtype='float32'):
+    keys = jax.random.split(jax.random.key(0), 3)
+    query, key, value = (jax.random.normal(k, (B, T, n, K), dtype) for k, n in zip(keys, (H, G, G), strict=True))
+    cuts = np.array([[60, 130], [7, 140]])
+    segments = (np.arange(T)[None] >= cuts[:, :1]).astype(np.int32) + 1
+    segments = np.where(np.arange(T)[None] < cuts[:, 1:], segments, 0)
+    return query, key, value, jnp.asarray(segments)
+
+
+def formula(query, key, value, segments, causal=True, window=0, softcap=0.0, scale=None):
+    B, T, H, K = query.shape
+    key, value = (np.repeat(np.asarray(x, np.float64), H // key.shape[2], axis=2) for x in (key, value))
+    scores = np.einsum('BTHK,BSHK->BHTS', np.asarray(query, np.float64), key) * (scale or 1 / np.sqrt(K))
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    distance = np.arange(T)[:, None] - np.arange(T)[None]
+    mask = (distance >= 0) | (not causal)
+    if window:
+        mask &= np.abs(distance) < window
+    mask = mask[None] & (np.asarray(segments)[:, :, None] == np.asarray(segments)[:, None])
+    weights = np.exp(scores) * mask[:, None]
+    return np.einsum('BHTS,BSHK->BTHK', weights / weights.sum(-1, keepdims=True), value)
+
+
+@pytest.mark.parametrize('case', CASES.values(), ids=CASES)
+def test_equals_the_formula(case):
+    query, key, value, segments = inputs()
+    function = jax.jit(functools.partial(attention_kernels.attend, **{'causal': True} | case))
+    out = function(query, key, value, segments, segments)
+    np.testing.assert_allclose(out, formula(query, key, value, segments, **case), atol=1e-5)
+
+
+def test_rows_of_padding_are_finite_and_without_gradient():
+    query, key, value, segments = inputs(T=12)
+    segments = jnp.zeros_like(segments).at[0, :5].set(1)
+
+    def total(query, key, value):
+        out = attention_kernels.attend(query, key, value, segments, segments, causal=True)
+        return jnp.sum(jnp.where((segments > 0)[..., None, None], out, 0) ** 2)
+
+    for grad in jax.jit(jax.grad(total, argnums=(0, 1, 2)))(query, key, value):
+        assert np.all(np.isfinite(grad))
+        assert np.all(np.asarray(grad)[np.asarray(segments) == 0] == 0)
+        assert np.any(grad)
+
+
+HOPPER, AMPERE, BLACKWELL, TURING = (9, 0), (8, 0), (10, 0), (7, 5)
+OBSTACLES = {
+    'length': ('splash', (), {'T': 12}, {}, '128 divides, not 12'),
+    'dtype': ('cudnn', HOPPER, {}, {}, "needs dtype 'bfloat16' or 'float16', not 'float32'"),
+    'softcap': ('cudnn', HOPPER, {'dtype': 'bfloat16'}, {'softcap': 2.0}, 'no softcap'),
+    'odd length': ('cudnn', HOPPER, {'dtype': 'bfloat16', 'T': 13}, {}, 'an even length, not 13'),
+    'heads': ('cudnn', HOPPER, {'dtype': 'bfloat16', 'K': 12}, {}, 'multiple of 8 on this GPU, not 12'),
+    'wide heads': ('cudnn', HOPPER, {'dtype': 'bfloat16', 'K': 264}, {}, 'at most 256 and .* not 264'),
+    'wide heads on ampere': ('cudnn', AMPERE, {'dtype': 'bfloat16', 'K': 136}, {}, 'at most 128 and .* not 136'),
+    'wide heads on blackwell': ('cudnn', BLACKWELL, {'dtype': 'bfloat16', 'K': 136}, {}, 'at most 128'),
+    'an old gpu': ('cudnn', TURING, {'dtype': 'bfloat16'}, {}, 'compute capability 8.0, and this GPU has 7.5'),
+    'no gpu of nvidia': ('cudnn', (), {'dtype': 'bfloat16'}, {}, 'this device has none'),
+    'window': ('splash', (), {'T': 128}, {'window': np.int32(9)}, 'window that is known'),
+    'cache': ('splash', (), {'T': 128}, {'query_index': np.zeros((2, 128), np.int32)}, 'no cache'),
+}
+
+
+@pytest.mark.parametrize(('kernel', 'capability', 'of', 'options', 'words'), OBSTACLES.values(), ids=OBSTACLES)
+def test_a_named_kernel_says_what_it_cannot_do_and_auto_takes_xla(kernel, capability, of, options, words):
+    query, key, value, _ = inputs(**of)
+    options |= {'causal': True, 'share': ShardingHooks(kernel=kernel, capability=capability)}
+    with pytest.raises(ValueError, match=f"attention='{kernel}' .*{words}.*'auto' or 'xla'"):
+        attention_kernels.attend(query, key, value, **options, backend=kernel)
+    found = attention_kernels.attend(query, key, value, **options, backend='auto')
+    np.testing.assert_array_equal(found, attention_kernels.attend(query, key, value, **options, backend='xla'))
+
+
+def test_nobody_offers_a_kernel_where_nobody_says_so():
+    query, key, value, _ = inputs(T=128)
+    found = attention_kernels.attend(query, key, value, causal=True, backend='splash')
+    np.testing.assert_array_equal(found, attention_kernels.attend(query, key, value, causal=True))
+
+
+def test_splash_equals_xla_with_gradients(monkeypatch):
+    """The TPU kernel, interpreted here."""
+    monkeypatch.setitem(
+        attention_kernels.KERNELS, 'splash', functools.partial(attention_kernels.splash, interpret=True)
+    )
+    query, key, value, segments = inputs(T=128)
+    options = {'causal': True, 'window': 9, 'softcap': 2.0, 'share': ShardingHooks(kernel='splash')}
+
+    def run(backend):
+        def total(*operands):
+            out = attention_kernels.attend(*operands, segments, segments, **options, backend=backend)
+            return jnp.sum(out**2)
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(query, key, value)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-5), run('splash'), run('xla'))
+
+
+CUDNN = CASES | {'causal, window traced': {'window': np.int32(70)}, 'bidirectional, whole': {'causal': False}}
+del CUDNN['softcap']
+
+
+@pytest.mark.parametrize('case', CUDNN.values(), ids=CUDNN)
+@pytest.mark.parametrize('segmented', [True, False], ids=['segments', 'one segment'])
+def test_what_cudnn_is_asked_for_is_the_formula(monkeypatch, case, segmented):
+    """The call, carried out by XLA. cuDNN refuses a window on the right, so none may be asked for."""
+    calls = []
+    by_xla = jax.nn.dot_product_attention
+
+    def attention(*operands, implementation, **options):
+        calls.append(options)
+        assert implementation == 'cudnn'
+        return by_xla(*operands, implementation='xla', **options)
+
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', attention)
+    monkeypatch.setattr(attention_kernels, 'obstacle', lambda *_, **__: '')  # it takes no float32
+    query, key, value, segments = inputs()
+    segments = segments if segmented else None
+    options = {'causal': True} | case | {'share': ShardingHooks(kernel='cudnn', capability=HOPPER)}
+    out = attention_kernels.attend(query, key, value, segments, segments, **options)
+    whole = jnp.ones(query.shape[:2], jnp.int32) if segments is None else segments
+    np.testing.assert_allclose(out, formula(query, key, value, whole, **case), atol=1e-5)
+    (call,) = calls
+    window = call['local_window_size']
+    assert window is None or call['is_causal'] and window == (69, 0)
+    assert segmented or call['is_causal'] == (call['mask'] is None) or 'window' in case or call['mask'] is None
+
+
+def test_heads_that_fit_reach_cudnn(monkeypatch):
+    calls = []
+    monkeypatch.setitem(attention_kernels.KERNELS, 'cudnn', lambda query, *_, **options: calls.append(options) or query)
+    for K, capability in ((256, HOPPER), (128, AMPERE), (64, (8, 9)), (128, BLACKWELL)):
+        query, key, value, _ = inputs(T=12, K=K, dtype='bfloat16')
+        share = ShardingHooks(kernel='cudnn', capability=capability)
+        attention_kernels.attend(query, key, value, causal=False, window=3, share=share, backend='cudnn')
+    assert [call['scale'] for call in calls] == [1 / 16, 128**-0.5, 1 / 8, 128**-0.5]
+
+
+def attended(operands, weight, segments, **options):
+    """(out, the gradients of sum(out * weight))."""
+
+    def total(*operands):
+        out = attention_kernels.attend(*operands, segments, segments, **options)
+        return jnp.sum(out.astype(jnp.float32) * weight.astype(jnp.float32)), out
+
+    gradients, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*operands)
+    return out, *gradients
+
+
+@pytest.mark.parametrize('options', [{'causal': True}, {'causal': False, 'softcap': 9.0}], ids=['causal', 'soft-cap'])
+def test_in_bfloat16_only_operands_and_results_are_rounded(options):
+    """Against float32 attention of the rounded operands. Large scores and values with a common part make whatever is
+    added up, scaled or subtracted in bfloat16 show: errors are then up to 25 times the bound."""
+    *operands, segments = inputs(T=140, K=24, dtype='bfloat16')
+    weight = jax.random.normal(jax.random.key(1), operands[0].shape, 'bfloat16')
+    operands[0] *= 3
+    operands[2] += 20
+    found = attended(operands, weight, segments, **options)
+    wanted = attended([x.astype(jnp.float32) for x in operands], weight, segments, **options)
+    for ours, exact in zip(found, wanted, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        assert jnp.linalg.norm(ours.astype(jnp.float32) - exact) < 0.0035 * jnp.linalg.norm(exact)
+
+
+def test_gradients_in_float32_are_those_of_the_formula():
+    """By central differences of the formula in float64."""
+    query, key, value, segments = inputs(T=12)
+    weight = np.random.default_rng(0).normal(size=query.shape)
+    options = {'window': 5, 'softcap': 2.0, 'scale': 0.6}
+    _, *gradients = attended((query, key, value), jnp.asarray(weight), segments, causal=True, **options)
+    operands = [np.asarray(x, np.float64) for x in (query, key, value)]
+    random = np.random.default_rng(1)
+    for i, gradient in enumerate(gradients):
+        direction = random.normal(size=operands[i].shape)
+
+        def moved(step, i=i, direction=direction):
+            changed = [x + step * direction if j == i else x for j, x in enumerate(operands)]
+            return np.sum(weight * formula(*changed, segments, **options))
+
+        slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
+        np.testing.assert_allclose(np.sum(np.asarray(gradient) * direction), slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize('window', [0, 6, np.int32(6)], ids=['whole', 'window', 'traced'])
+@pytest.mark.parametrize('causal', [True, False])
+def test_a_prefix_stands_before_every_document_and_counts_towards_its_window(window, causal):
+    """Each document is read alone, with the prefix as its first keys; one begins within the second block of queries."""
+    P, T, cut = 4, 140, 131
+    query, key, value, _ = inputs(T=T)
+    front_key, front_value = inputs(T=P)[1:3]
+    segments = jnp.asarray(np.repeat([1, 2], [cut, T - cut]))[None].repeat(2, 0)
+    positions = jnp.concatenate([jnp.arange(cut), jnp.arange(T - cut)])[None].repeat(2, 0)
+    longer = [jnp.concatenate(pair, axis=1) for pair in ((front_key, key), (front_value, value))]
+    options = {'causal': causal, 'prefix': P, 'positions': positions}
+    out = attention_kernels.attend(query, *longer, segments, segments, window=window, **options)
+    for start, stop in ((0, cut), (cut, T)):
+        alone = [
+            jnp.concatenate([front, x[:, start:stop]], axis=1)
+            for front, x in ((jnp.zeros_like(query[:, :P]), query), (front_key, key), (front_value, value))
+        ]
+        one = np.ones(alone[0].shape[:2])
+        np.testing.assert_allclose(
+            out[:, start:stop], formula(*alone, one, causal=causal, window=int(window))[:, P:], atol=1e-5
+        )

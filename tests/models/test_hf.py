@@ -1,0 +1,111 @@
+"""Every field of config.json that a family reads, with values other than its default, against transformers."""
+
+import collections
+import dataclasses
+import functools
+import importlib
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lmtrain.models import hf, load_pretrained, pretrained, safetensors
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
+cases, fields, heads = (importlib.import_module(f'parity.{name}') for name in ('cases', 'fields', 'heads'))
+GOLDENS = json.loads((pathlib.Path(__file__).parent / 'goldens_fields.json').read_text(encoding='utf-8'))
+CONFIGS = fields.DECODERS | fields.ENCODERS
+QUICK = {'xla_backend_optimization_level': 0}
+
+
+@functools.partial(jax.jit, static_argnames='model', compiler_options=QUICK)
+def logits(model, params, batch):
+    return model.apply({'params': params}, batch)['logits']
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_logits_are_those_of_transformers(tmp_path, name):
+    (tmp_path / 'config.json').write_text(json.dumps(CONFIGS[name]), encoding='utf-8')
+    tensors = {key: cases.weights(key, tuple(shape)) for key, shape in GOLDENS[name]['shapes'].items()}
+    safetensors.write(tmp_path, {key: (x.shape, x.dtype) for key, x in tensors.items()}, tensors.__getitem__)
+    model, params = load_pretrained(tmp_path)
+    model = dataclasses.replace(model, unroll=1)
+    batch, sampled = cases.batch(), cases.sampled
+    if name in fields.ENCODERS:
+        batch, sampled = heads.batch(CONFIGS[name]), heads.sampled
+    found = np.asarray(sampled(logits(model, params, batch)))
+    np.testing.assert_allclose(found.ravel(), np.array(GOLDENS[name]['logits'], np.float32), atol=2e-5)
+
+
+# Fields that say the same as others (which are covered), or of which a file has only one of two.
+ALIASES = {
+    'partial_rotary_factor': 'refused unless it is 1, except of a phi3, which has a case; rotary_pct of a gpt_neox',
+    'rope_parameters': 'how transformers 5 writes rope_theta and rope_scaling',
+    '_sliding_window_pattern': 'how transformers 5 writes sliding_window_pattern',
+    'original_max_position_embeddings': 'also in rope_scaling',
+    'num_labels': 'the length of id2label',
+    'id2label': 'the names of the labels',
+}
+
+
+def test_every_field_that_a_family_reads_has_a_case_that_is_not_its_default(monkeypatch):
+    """Compared with transformers: in goldens.json, goldens_heads.json or goldens_fields.json."""
+    read, fixed = collections.defaultdict(set), set()
+
+    class Recorder(hf.Fields):
+        def take(self, name, default=hf.REQUIRED):
+            given = super().take(name, default)
+            read[self.family, name] |= {given not in (default, None) and name in self.given}
+            return given
+
+        def only(self, name, *values):
+            fixed.add((self.family, name))
+            super().only(name, *values)
+
+    monkeypatch.setattr(pretrained, 'Fields', Recorder)
+    for config in [*cases.DECODERS.values(), *heads.CASES.values(), *CONFIGS.values()]:
+        pretrained.model_of({name: value for name, value in config.items() if value is not None})
+    unread = set(importlib.import_module('lmtrain.models.families.modernbert').UNREAD)
+    missing = {key for key, others in read.items() if True not in others} - fixed
+    # rotary_emb_base is the name of a gpt_neox's rope_theta, and a roberta whose hidden_act is not gelu is refused.
+    missing -= {('gpt_neox', 'rope_theta'), ('roberta', 'hidden_act')}
+    assert {key for key in missing if key[1] not in {*ALIASES, *unread}} == set()
+
+
+def test_a_window_is_the_default_of_mistral_and_none_of_qwen():
+    config = {name: value for name, value in fields.DECODERS['mistral fields'].items() if name != 'sliding_window'}
+    assert pretrained.model_of(config).window == 4096
+    config = fields.DECODERS['qwen2 fields'] | {'use_sliding_window': False}
+    del config['layer_types']
+    assert pretrained.model_of(config).window == 0
+
+
+def test_a_gemma_3_with_a_cap_that_transformers_does_not_apply_is_refused():
+    config = fields.DECODERS['gemma3 fields'] | {'attn_logit_softcapping': 1.5}
+    with pytest.raises(ValueError, match='attn_logit_softcapping=1.5 of a gemma3_text is not supported'):
+        pretrained.model_of(config)
+    model = pretrained.model_of(fields.DECODERS['gemma3 fields'])
+    with pytest.raises(ValueError, match=r'gemma3_text has no model.attention_softcap=1.5 \(only 0.0\)'):
+        pretrained.config_of(dataclasses.replace(model, attention_softcap=1.5))
+
+
+@pytest.mark.parametrize('name', ['gemma2 fields', 'llama fields', 'qwen3 fields', 'gpt_neox fields'])
+@pytest.mark.parametrize('activation', ['relu2', 'geglu_exact'])
+def test_an_activation_that_the_family_does_not_have_is_named(name, activation):
+    model = dataclasses.replace(pretrained.model_of(CONFIGS[name]), activation=activation)
+    if name == 'gpt_neox fields' and activation == 'relu2':
+        assert pretrained.config_of(model)['hidden_act'] == 'relu2'
+        return
+    with pytest.raises(ValueError, match=f"has no model.activation='{activation}'"):
+        pretrained.config_of(model)
+
+
+def test_scores_that_are_scaled_as_usual_need_no_scale_of_their_own():
+    """attention_scale 0 is 1 / sqrt(head_dim), which query_pre_attn_scalar says as head_dim."""
+    model = dataclasses.replace(pretrained.model_of(fields.DECODERS['gemma2 fields']), attention_scale=0.0)
+    config = pretrained.config_of(model)
+    assert config['query_pre_attn_scalar'] == model.head_dim == 12
+    assert pretrained.model_of(config).attention_scale == pytest.approx(12**-0.5)

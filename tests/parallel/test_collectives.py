@@ -1,0 +1,238 @@
+"""A step over many devices is the step over one, whatever the mesh, and its exchanges are few and written down."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny
+from lmtrain.cost import hlo, traffic
+from lmtrain.models import attention_kernels
+from lmtrain.parallel import sharding
+from lmtrain.training.build import build
+
+LLAMA = {'model.num_heads': 8, 'model.num_kv_heads': 8, 'model.head_dim': 8, 'model.vocab_size': 384, 'budget.steps': 4}
+BERT = LLAMA | {'data.corrupt': 0.15, 'model.causal': False, 'model.bias': True, 'model.norm': 'layernorm'}
+LORA = {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/(attention|mlp)/.*', 4),), 'adapt.dropout': 0.1}
+MUON = {'optimizer.name': 'muon', 'model.num_layers': 3, 'model.unroll': 1}  # eight devices do not divide 3 layers
+DYNAMIC = {
+    'model.rope_scaling': (('rope_type', 'dynamic'), ('factor', 4.0), ('original_max_position_embeddings', 16)),
+    'model.num_layers': 1,
+    'model.unroll': 1,
+}
+MICRO = {'data.batch_size': 16, 'optimizer.accumulate': 2, 'model.remat': 'full', 'model.unroll': 1}
+
+
+def run_of(text, mesh, more):
+    config = tiny.get_config()
+    config.update_from_flattened_dict(
+        {'data.source': str(text), 'data.cache': str(text.parent / 'cache'), 'data.validation': 0.2}
+        | LLAMA
+        | more
+        | {f'mesh.{axis}': size for axis, size in zip(sharding.AXES, mesh, strict=True)}
+    )
+    return build(config, devices=jax.devices()[: math.prod(mesh)])
+
+
+def losses(run):
+    state, step, stream, put = run.initial_state(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
+    found = []
+    for i in range(3):
+        state, measured = step(state, put(stream.batch(i)), np.float32(i / 4))
+        found += [measured['loss'].item(), measured['grad_norm'].item()]
+    return found, np.sum(run.eval_step()(state.params, put(run.stream('validation').batch(0)))['loss'])
+
+
+@pytest.mark.parametrize(
+    ('meshes', 'more'),
+    [
+        ([(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 2, 2, 1), (1, 2, 2, 2)], {}),
+        ([(2, 2, 2, 1)], BERT),
+        ([(1, 4, 2, 1), (2, 2, 1, 2)], MICRO),
+        ([(2, 2, 2, 1)], LORA | {'sweep.seeds': (1, 2)}),
+        ([(1, 4, 2, 1)], {'adapt.method': 'prompt', 'data.isolate': False, 'model.dropout': 0.1}),
+        ([(1, 4, 2, 1)], {'adapt.method': 'prefix', 'adapt.prefix.hidden': 64}),
+        ([(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (2, 2, 2, 1)], MUON),
+        ([(1, 4, 2, 1)], MUON | {'sweep.seeds': (1, 2), 'adapt.cut': (1, 2)}),
+        ([(1, 1, 1, 8), (1, 2, 2, 2)], DYNAMIC),
+        ([(1, 4, 1, 2)], {'data.isolate': False, 'data.seq_len': 256, 'model.positions': 'learned'}),
+    ],
+    ids=[
+        'llama',
+        'bert',
+        'micro-batches',
+        'lora sweep',
+        'prompt',
+        'prefix network',
+        'muon',
+        'muon sweep',
+        'angles by the length of a row',
+        'blocks of queries',
+    ],
+)
+def test_a_step_over_eight_devices_is_that_over_one(text, meshes, more):
+    expected = losses(run_of(text, (1, 1, 1, 1), more))
+    for mesh in meshes:
+        found = losses(run_of(text, mesh, more))
+        np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-5, err_msg=str(mesh))
+
+
+def test_angles_by_the_length_of_a_row_are_the_same_in_micro_batches(text):
+    """Rows of several documents, whose lengths lie on both sides of the original context."""
+    one, *others = (
+        losses(run_of(text, (1, 1, 1, 1), DYNAMIC | {'data.batch_size': 16, 'optimizer.accumulate': accumulate}))
+        for accumulate in (1, 4, 16)
+    )
+    for found in others:
+        np.testing.assert_allclose(np.hstack(found), np.hstack(one), rtol=1e-5)
+
+
+def test_cudnn_runs_on_the_heads_that_are_here_with_windows_that_a_scan_carries(text, monkeypatch):
+    """Its call, carried out by XLA in float32."""
+    more = {'model.window': 9, 'model.global_layers': (1,), 'model.num_layers': 2, 'model.unroll': 1}
+    expected = losses(run_of(text, (1, 1, 1, 1), more))
+    by_xla, shapes = jax.nn.dot_product_attention, []
+
+    def attention(query, *operands, implementation, **options):
+        assert implementation == 'cudnn'
+        shapes.append(query.shape)
+        return by_xla(query, *operands, implementation='xla', **options)
+
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', attention)
+    monkeypatch.setattr(attention_kernels, 'obstacle', lambda *_, **__: '')
+    monkeypatch.setitem(sharding.KERNELS, 'cpu', 'cudnn')
+    found = losses(run_of(text, (2, 2, 2, 1), more))
+    np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-5)
+    assert {shape[2] for shape in shapes} == {4}
+
+
+def test_an_old_gpu_attends_by_xla_and_the_header_says_so(text, monkeypatch):
+    monkeypatch.setitem(sharding.KERNELS, 'cpu', 'cudnn')
+    half = {'model.dtype': 'bfloat16'}
+    window = BERT | half | {'model.window': 9}
+    for capability, more, attention, note in (
+        ((7, 5), half, 'xla', 'attention  by XLA: cudnn needs CUDA compute capability 8.0, and this GPU has 7.5'),
+        ((9, 0), half | {'model.attention_softcap': 9.0}, 'xla', 'attention  by XLA: cudnn knows no softcap'),
+        ((9, 0), window, 'cudnn', ''),
+    ):
+        monkeypatch.setattr(sharding, 'capability', lambda mesh, capability=capability: capability)
+        run = run_of(text, (1, 1, 1, 1), more)
+        assert run.attention == attention
+        header = ' '.join(run.header().split())
+        assert ' '.join(note.split()) in header and ('by XLA' in header) == bool(note)
+    monkeypatch.setattr(sharding, 'capability', lambda mesh: (7, 5))
+    with pytest.raises(
+        ValueError, match=r"attention='cudnn' needs CUDA compute capability 8.0.* choose model.attention"
+    ):
+        run_of(text, (1, 1, 1, 1), half | {'model.attention': 'cudnn'})
+
+
+@pytest.mark.parametrize('mesh', [(1, 1, 1, 1), (2, 2, 2, 1), (1, 8, 1, 1)], ids=lambda x: 'x'.join(map(str, x)))
+@pytest.mark.parametrize('more', [{}, MICRO], ids=['straight', 'micro-batches'])
+def test_a_kernel_of_attention_runs_on_the_heads_that_are_here(text, mesh, more, monkeypatch):
+    """The TPU's, interpreted."""
+    more = {'data.seq_len': 128} | more
+    expected = losses(run_of(text, (1, 1, 1, 1), more))
+    interpreted = functools.partial(attention_kernels.splash, interpret=True)
+    shapes = []
+
+    def splash(query, *operands, **options):
+        shapes.append(query.shape)
+        return interpreted(query, *operands, **options)
+
+    monkeypatch.setitem(attention_kernels.KERNELS, 'splash', splash)
+    monkeypatch.setitem(sharding.KERNELS, 'cpu', 'splash')
+    run = run_of(text, mesh, more)
+    assert run.attention == 'splash'
+    np.testing.assert_allclose(np.hstack(losses(run)), np.hstack(expected), rtol=1e-5)
+    rows = run.config.data.batch_size // run.config.optimizer.accumulate // mesh[0] // mesh[1]
+    assert (rows, 128, 8 // mesh[2], 8) in shapes
+
+
+def test_what_keeps_a_step_from_a_kernel(text, monkeypatch):
+    assert run_of(text, (2, 2, 2, 1), {}).attention == 'xla'  # the CPU has none
+    monkeypatch.setitem(sharding.KERNELS, 'cpu', 'splash')
+    whole = {'data.seq_len': 128}
+    plain, fused = (run_of(text, (2, 2, 2, 1), whole | {'model.attention': name}) for name in ('xla', 'splash'))
+    assert (plain.attention, fused.attention) == ('xla', 'splash')
+    assert fused.memory()['activations'] < plain.memory()['activations']
+    sequence = (2, 2, 1, 2)
+    assert run_of(text, sequence, whole).attention == 'xla'
+    with pytest.raises(ValueError, match="attention='splash' reads no keys of other devices, and mesh.sequence = 2"):
+        run_of(text, sequence, whole | {'model.attention': 'splash'})
+    with pytest.raises(ValueError, match="attention='splash' takes no prefix"):
+        run_of(text, (2, 2, 2, 1), whole | {'model.attention': 'splash', 'adapt.method': 'prefix'})
+    with pytest.raises(ValueError, match="attention='splash' needs a length that 128 divides, not 32"):
+        run_of(text, (2, 2, 2, 1), {'data.seq_len': 32, 'model.attention': 'splash'})
+    with pytest.raises(ValueError, match="attention='cudnn' needs a GPU, and the mesh has cpu; choose"):
+        run_of(text, (2, 2, 2, 1), {'model.attention': 'cudnn'})
+
+
+@pytest.mark.parametrize(
+    'more',
+    [{'model.unroll': 1}, MICRO, LORA, MUON],
+    ids=['scan', 'micro-batches', 'lora', 'muon'],
+)
+@pytest.mark.parametrize(
+    'mesh',
+    [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (2, 2, 2, 1), (1, 2, 2, 2)],
+    ids=lambda mesh: 'x'.join(map(str, mesh)),
+)
+def test_little_more_is_exchanged_than_the_mesh_needs(text, mesh, more, capfd):
+    more = {'data.seq_len': 128, 'model.width': 64, 'data.batch_size': 32} | more
+    run = run_of(text, mesh, more | {'adapt.dropout': 0.0})
+    (compiled,) = run.train_steps().values()
+    found, least = traffic.audit(compiled.as_text(), run.mesh), traffic.minimum(run)
+    if more.get('adapt.method') != 'lora' or mesh[2] == 1:  # low ranks have sums of their own over tensor
+        assert sum(found.values()) <= 1.05 * sum(least.values()), (found, least)
+    assert {kind for kind, _ in found} <= {kind for kind, _ in least} | {'all-reduce'}
+    assert 'rematerialization' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('mesh', [(1, 1, 1, 1), (2, 2, 2, 1)], ids=str)
+def test_what_the_optimizer_multiplies_is_in_the_arithmetic(text, mesh):
+    def flops(more):
+        run = run_of(text, mesh, MUON | more)
+        (compiled,) = run.train_steps().values()
+        return np.array([hlo.compiled_flops(compiled), run.flops_per_step.executed / run.mesh.size])
+
+    compiled, planned = flops({}) - flops({'optimizer.name': 'adamw'})
+    assert compiled == planned > 0
+
+
+@pytest.mark.parametrize('mesh', [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8)], ids=str)
+def test_what_a_device_keeps_is_near_the_theory(text, mesh):
+    """Whatever axis divides it; a compiler keeps what the theory does not know, and frees what it does."""
+    more = {'data.seq_len': 256, 'model.width': 128, 'model.mlp_dim': 512, 'model.num_layers': 4, 'model.unroll': 1}
+    run = run_of(text, mesh, more | {'model.head_dim': 16})
+    (compiled,) = run.train_steps().values()
+    theory = run.memory()
+    ratio = compiled.memory_analysis().temp_size_in_bytes / (theory['activations'] + theory['gradients'])
+    assert 0.8 < ratio < 1.8
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_in_bfloat16_both_ends_of_the_model_are_summed_in_it(text, tied):
+    """What the embedding reads, and the gradient that the head gives back: each as much as a sum of a layer."""
+    more = {'data.seq_len': 128, 'model.dtype': 'bfloat16', 'model.remat': 'full', 'model.unroll': 1}
+    run = run_of(text, (1, 2, 4, 1), more | {'model.width': 128, 'model.tied': tied})
+    (lowered,) = run.lowered().values()
+    found, least = traffic.audit(hlo.partitioned(lowered)[1], run.mesh), traffic.minimum(run)
+    assert sum(found.values()) <= 1.03 * sum(least.values()), (found, least)
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'more', 'message'),
+    [
+        ((1, 1, 8, 1), {'model.num_kv_heads': 4}, r'model.num_kv_heads = 4 does not divide over mesh.tensor = 8'),
+        ((1, 1, 1, 8), {'data.seq_len': 60}, r'mesh.sequence = 8 with data.seq_len = 60'),
+        ((1, 1, 1, 8), {'data.corrupt': 0.15, 'model.causal': False}, 'only whole text'),
+        ((1, 1, 1, 8), {'adapt.method': 'prefix'}, "adapt.method = 'prefix'"),
+        ((1, 1, 1, 8), {'model.dropout': 0.1}, 'model.dropout = 0.1'),
+    ],
+)
+def test_what_a_mesh_cannot_divide_is_refused(text, mesh, more, message):
+    with pytest.raises(ValueError, match=message):
+        run_of(text, mesh, more)

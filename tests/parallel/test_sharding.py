@@ -1,0 +1,161 @@
+import dataclasses
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from configs import pretrain_gpt2
+from lmtrain.parallel import sharding
+from lmtrain.training import build
+
+SHAPES = {
+    'embed': {'embedding': jax.ShapeDtypeStruct((64, 16), jnp.float32)},
+    'layers': {
+        'attention': {'query': {'kernel': jax.ShapeDtypeStruct((2, 16, 16), jnp.float32)}},
+        'attention_norm': {'scale': jax.ShapeDtypeStruct((2, 16), jnp.float32)},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'shape'),
+    [
+        ((-1, 1, 1, 1), (8, 1, 1, 1)),
+        ((2, 2, 2, 1), (2, 2, 2, 1)),
+        ((1, -1, 2, 1), (1, 4, 2, 1)),
+    ],
+)
+def test_mesh_fills(sizes, shape):
+    assert tuple(sharding.mesh(*sizes).shape.values()) == shape
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'message'),
+    [
+        ((3, 1, 1, 1), '3 devices, 8 are there'),
+        ((16, 1, 1, 1), '16 devices, 8 are there'),
+        ((-1, 3, 1, 1), '3 devices or a multiple, 8 are there'),
+        ((-1, -1, 1, 1), 'mesh.data and mesh.fsdp are both -1'),
+        ((0, 1, 1, 1), 'mesh.data = 0'),
+        ((1, 1, 1, 3), '3 devices, 8 are there'),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_with_both_numbers(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.mesh(*sizes)
+
+
+def test_moments_lie_as_their_parameters_do():
+    mesh = sharding.mesh(2, 2, 2, 1)
+    params = sharding.shardings(SHAPES, mesh)
+    state = sharding.shardings(jax.eval_shape(optax.adam(1e-3).init, SHAPES), mesh)
+    assert params['layers']['attention']['query']['kernel'].spec == P(None, 'fsdp', 'tensor')
+    assert params['layers']['attention_norm']['scale'].spec == P()
+    assert state[0].mu == params
+    assert state[0].nu == params
+    assert state[0].count.spec == P()
+
+
+def test_a_dimension_that_does_not_divide_is_refused_by_path():
+    shapes = {'embed': {'embedding': jax.ShapeDtypeStruct((65, 16), jnp.float32)}}
+    with pytest.raises(ValueError, match='embed/embedding: a dimension of 65 does not divide over mesh.tensor = 2'):
+        sharding.shardings(shapes, sharding.mesh(2, 2, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ('batch', 'accumulate', 'ok'), [(8, 1, True), (16, 2, True), (12, 1, False), (8, 2, False), (0, 1, False)]
+)
+def test_a_batch_divides_over_micro_batches_and_devices(batch, accumulate, ok):
+    mesh = sharding.mesh(4, 2, 1, 1)
+    if ok:
+        sharding.check_batch(batch, accumulate, mesh)
+    else:
+        with pytest.raises(ValueError, match=f'data.batch_size = {batch}'):
+            sharding.check_batch(batch, accumulate, mesh)
+
+
+def test_place_lays_rows_over_data_and_fsdp():
+    rows = np.arange(16, dtype=np.int32).reshape(8, 2)
+    placed = sharding.place(sharding.mesh(2, 2, 2, 1))({'tokens': rows})['tokens']
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 2)}
+    np.testing.assert_array_equal(placed, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a slice, as far as a mesh looks at it."""
+
+    id: int
+    slice_index: int
+    platform: str = 'cpu'
+    device_kind: str = 'chip'
+    process_index: int = 0
+
+
+def test_data_goes_across_slices_and_nothing_else_does():
+    chips = [Chip(i, slice_index=i % 2) for i in range(8)]
+    grid = sharding.mesh(2, 4, 1, 1, devices=chips).devices
+    assert [{chip.slice_index for chip in row.flat} for row in grid] == [{0}, {1}]
+    with pytest.raises(ValueError, match='mesh.data = 1 does not divide over 2 slices'):
+        sharding.mesh(1, 8, 1, 1, devices=chips)
+
+
+def test_machines_of_gpus_are_no_slices_that_bind():
+    chips = [Chip(i, slice_index=i // 4, platform='gpu') for i in range(8)]
+    assert sharding.mesh(1, 8, 1, 1, devices=chips).shape['fsdp'] == 8
+    grid = sharding.mesh(2, 4, 1, 1, devices=chips).devices
+    assert [{chip.slice_index for chip in row.flat} for row in grid] == [{0}, {1}]
+
+
+def test_a_rank_that_the_mesh_does_not_divide_is_laid_by_the_next_rule():
+    mesh = sharding.mesh(1, 4, 2, 1)
+    for rank, spec in ((8, P(None, 'fsdp', 'tensor')), (6, P(None, None, 'tensor'))):
+        leaf = {'layers': {'mlp': {'up': {'lora_b': jax.ShapeDtypeStruct((2, rank, 16), jnp.float32)}}}}
+        assert sharding.shardings(leaf, mesh)['layers']['mlp']['up']['lora_b'].spec == spec
+
+
+@pytest.mark.parametrize(
+    'adapter',
+    [
+        {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/attention/(query|key|value|output)/kernel', 256),)},
+        {'adapt.method': 'lora', 'adapt.lora.rank': (('embed/embedding', 64),)},
+        {'adapt.method': 'prefix', 'adapt.prefix.hidden': 512},
+        {'adapt.method': 'prompt', 'adapt.prompt.hidden': 768, 'data.isolate': False},
+    ],
+    ids=['lora', 'embedding', 'prefix', 'prompt'],
+)
+def test_adapters_of_a_model_of_a_usual_size_are_divided(adapter, tmp_path):
+    (tmp_path / 'text.txt').write_text('a text of no matter ' * 999)
+    config = pretrain_gpt2.get_config()
+    config.data.update({'source': str(tmp_path / 'text.txt'), 'cache': str(tmp_path), 'tokenizer': 'bytes'})
+    config.data.update({'document': 'file', 'split': 'tail', 'validation': 0.2, 'test': 0.2})
+    config.update_from_flattened_dict({'mesh.data': 1, 'mesh.fsdp': 8, 'sample.prompts': ()} | adapter)
+    run = build.build(config)
+    assert float(re.search(r'([\d.]+)%', sharding.replicated(run.shapes.params, run.mesh))[1]) < 2
+
+
+def test_what_no_rule_divides_is_named_and_limited():
+    mesh = sharding.mesh(2, 2, 2, 1)
+    said = sharding.replicated(SHAPES, mesh)
+    assert said.startswith('1 leaves on every device, 2.')
+    assert 'layers/attention_norm/scale' in said
+    assert sharding.replicated(SHAPES, sharding.mesh(8, 1, 1, 1)) == ''
+    large = SHAPES | {'unheard': {'kernel': jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}}
+    with pytest.raises(ValueError, match=r'unheard/kernel.*lmtrain.sharding.RULES'):
+        sharding.replicated(large, mesh)
+
+
+def test_the_lowest_compute_capability_of_the_devices_counts():
+    def of(*capabilities):
+        devices = [types.SimpleNamespace(compute_capability=x) if x else types.SimpleNamespace() for x in capabilities]
+        return sharding.capability(types.SimpleNamespace(devices=np.array(devices, object)))
+
+    assert of('9.0', '8.6') == (8, 6)
+    assert of('10.0', '9.0') == (9, 0)
+    assert of('gfx942') == of('9.0', None) == of(None) == ()
+    assert sharding.capability(sharding.mesh(1, 1, 1, 1, devices=jax.devices()[:1])) == ()

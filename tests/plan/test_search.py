@@ -1,0 +1,38 @@
+"""A candidate of a search is the run that it stands for."""
+
+import pytest
+
+from configs import tiny
+from lmtrain.cost import hardware
+from lmtrain.plan import search
+from lmtrain.training.build import build
+
+CASES = {
+    'text': {},
+    'masked': {'data.corrupt': 0.15, 'model.causal': False},
+    'a sweep of adapters': {'adapt.method': 'lora', 'sweep.seeds': (1, 2, 3)},
+    'muon on a mesh': {'optimizer.name': 'muon', 'mesh.data': 1, 'mesh.fsdp': 4, 'mesh.sequence': 2},
+}
+
+
+@pytest.mark.parametrize('more', CASES.values(), ids=CASES)
+def test_arithmetic_is_that_of_the_run(text, more):
+    config = tiny.get_config()
+    wanted = {'data.source': str(text), 'data.cache': str(text.parent / 'cache'), 'data.validation': 0.2}
+    config.update_from_flattened_dict(wanted | {'model.vocab_size': 258} | more)
+    run = build(config)
+    same = search._changed(run, config.model.remat, config.data.batch_size)
+    assert same.flops_per_step == run.flops_per_step
+    assert same.memory() == run.memory()
+    other = search._changed(run, 'full', 2 * config.data.batch_size)
+    again = config.copy_and_resolve_references()
+    again.model.remat, again.data.batch_size = 'full', 2 * config.data.batch_size
+    assert other.flops_per_step == build(again).flops_per_step
+
+
+def test_the_fastest_comes_first():
+    config = tiny.get_config()
+    ranked = search.candidates(config, hardware.Target('h100:8', hardware.CHIPS['h100'], 8))
+    speeds = [one.speed for one in ranked]
+    assert speeds == sorted(speeds, reverse=True) and speeds[0] > speeds[-1]
+    assert {one.batch_size for one in ranked} >= {8, 16, 128}

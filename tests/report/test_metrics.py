@@ -1,0 +1,218 @@
+"""What a run writes: whole lines, equal to the bit, on disks that fill; and speeds from a clock."""
+
+import contextlib
+import json
+import math
+import os
+import resource
+import struct
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmtrain.report import metrics
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def events(folder):
+    """({(tag, step): value}, [step of each START]): what TensorBoard shows of the event files.
+
+    A START drops the points at its step and later (EventAccumulator, purge_orphaned_data).
+    """
+    from tensorboardX.proto.event_pb2 import Event
+
+    scalars, starts = {}, []
+    for path in sorted(folder.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack_from('<Q', data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            at += 16 + size
+            if event.HasField('session_log'):
+                starts.append(event.step)
+                scalars = {(tag, step): value for (tag, step), value in scalars.items() if step < event.step}
+            scalars |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    return scalars, starts
+
+
+@contextlib.contextmanager
+def a_full_disk(size):
+    """No file of this process grows beyond `size` bytes: the write that would is cut short, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@settings(deadline=None)
+@given(st.floats(width=32))
+def test_numbers_keep_every_bit(value):
+    written = json.loads(json.dumps(metrics.plain(jnp.float32(value))), parse_constant=pytest.fail)
+    np.testing.assert_array_equal(np.float32(written), np.float32(value))
+
+
+def test_the_lines_of_a_run(tmp_path):
+    with metrics.Writers(tmp_path, tensorboard=True) as log:
+        log.metrics(10, {'loss': jnp.float32(0.1), 'skipped': jnp.int32(0)}, batch='c0ffee')
+        log.timings(10, {'tokens_per_second': 1234.5})
+        log.validation(10, {'loss': 2.5, 'bits_per_byte': 1.25})
+        log.metrics(20, {'loss': jnp.float32('nan'), 'skipped': jnp.int32(1)}, batch='beef')
+    assert lines(tmp_path / 'metrics.jsonl') == [
+        {'step': 10, 'batch': 'c0ffee', 'loss': float(np.float32(0.1)), 'skipped': 0},
+        {'step': 10, 'validation_loss': 2.5, 'validation_bits_per_byte': 1.25},
+        {'step': 20, 'batch': 'beef', 'loss': 'nan', 'skipped': 1},
+    ]
+    assert lines(tmp_path / 'timings.jsonl') == [{'step': 10, 'tokens_per_second': 1234.5}]
+    scalars, starts = events(tmp_path / 'tensorboard')
+    assert scalars['train/loss', 10] == np.float32(0.1)
+    assert scalars['validation/bits_per_byte', 10] == 1.25
+    assert scalars['speed/tokens_per_second', 10] == 1234.5
+    assert starts == [1]
+
+
+def test_a_line_is_on_the_disk_when_it_is_written(tmp_path):
+    with metrics.Writers(tmp_path, tensorboard=False) as log:
+        log.metrics(1, {'loss': 1.0}, batch='a')
+        assert len(lines(tmp_path / 'metrics.jsonl')) == 1
+    assert not (tmp_path / 'tensorboard').exists()
+
+
+def test_a_later_start_goes_on(tmp_path):
+    """Points up to the checkpoint stand, those beyond it are replaced, and a start with nothing to do drops none."""
+    for start, steps in ((0, range(1, 8)), (5, range(6, 9)), (8, ())):
+        with metrics.Writers(tmp_path, tensorboard=True, start=start) as log:
+            for step in steps:
+                log.metrics(step, {'loss': float(start)}, batch='a')
+    scalars, starts = events(tmp_path / 'tensorboard')
+    assert sorted(starts) == [1, 6, 9]
+    assert scalars == {('train/loss', step): 0.0 if step <= 5 else 5.0 for step in range(1, 9)}
+
+
+def test_equal_runs_write_equal_bytes(tmp_path):
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+        with metrics.Writers(tmp_path / name, tensorboard=False) as log:
+            for step in range(1, 5):
+                log.metrics(
+                    step, {'loss': jnp.float32(1 / step), 'grad_norm': jnp.float32(step / 3)}, batch=f'{step:x}'
+                )
+    assert (tmp_path / 'a/metrics.jsonl').read_bytes() == (tmp_path / 'b/metrics.jsonl').read_bytes()
+
+
+def test_a_full_disk_costs_lines_and_not_the_run(tmp_path):
+    said = []
+    with metrics.Writers(tmp_path, tensorboard=True, say=said.append) as log:
+        log.metrics(1, {'loss': 1.0}, batch='a')
+        size = os.path.getsize(tmp_path / 'metrics.jsonl')
+        with a_full_disk(size + 10):
+            log.metrics(2, {'loss': 1.0}, batch='b')
+            log.metrics(3, {'loss': 1.0}, batch='c')
+        assert os.path.getsize(tmp_path / 'metrics.jsonl') == size
+        assert sum('metrics.jsonl cannot be written at step 2: No space left' in text for text in said) == 1
+        assert sum('tensorboard cannot be written at step 2' in text for text in said) == 1
+        log.metrics(4, {'loss': 1.0}, batch='d')
+    assert any('metrics.jsonl can be written again from step 4' in text for text in said)
+    assert [line['step'] for line in lines(tmp_path / 'metrics.jsonl')] == [1, 4]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        metrics.Writers(tmp_path / 'missing', tensorboard=False)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_speeds():
+    clock = Clock()
+    meter = metrics.Meter(1000, 5e6, peak=1e7, clock=clock)
+    meter.restart(0, progress=0.0, waited=0.0)
+    clock.now += 10.0
+    speed = meter.read(20, progress=0.2, waited=1.0)
+    assert speed['seconds_per_step'] == 0.5
+    assert speed['tokens_per_second'] == 2000.0
+    assert speed['flops_per_second'] == 1e7
+    assert speed['mfu'] == 1.0
+    assert speed['data_wait'] == 0.1
+    assert speed['seconds_left'] == 40.0
+    assert 1e7 < speed['memory'] < 1e13
+    # Half as fast from here on, and an evaluation between: the window knows no pause, what is left does.
+    clock.now += 100.0
+    meter.restart(20, 0.2, 1.0)
+    clock.now += 20.0
+    speed = meter.read(40, progress=0.4, waited=1.0)
+    assert speed['tokens_per_second'] == 1000.0
+    assert speed['data_wait'] == 0.0
+    np.testing.assert_allclose(speed['seconds_left'], 0.6 * 130 / 0.4)
+
+
+def test_a_resumed_run_and_an_unknown_chip():
+    clock = Clock()
+    meter = metrics.Meter(1, 1.0, peak=None, clock=clock)
+    meter.restart(900, progress=0.9, waited=0.0)
+    clock.now += 5.0
+    speed = meter.read(950, progress=0.95, waited=0.0)
+    np.testing.assert_allclose(speed['seconds_left'], 5.0)
+    assert 'mfu' not in speed
+    assert meter.read(950, progress=0.95, waited=0.0)['tokens_per_second'] == 0.0
+    assert math.isinf(metrics_left_at_start())
+
+
+def test_the_clock_of_a_resumed_run_counts_earlier_starts(monkeypatch):
+    seconds = Clock()
+    monkeypatch.setattr(metrics.time, 'monotonic', seconds)
+    clock = metrics.Clock(total_steps=None, hours=0.5, before=300.0)
+    assert clock.elapsed == 300.0  # compiling is not training
+    assert clock.spent(step=7) == 300 / 1800
+    clock.start()
+    seconds.now += 600.0
+    assert clock.elapsed == 900.0
+    assert clock.spent(step=8) == 0.5
+    seconds.now += 3600.0
+    assert clock.spent(step=9) == 1.0  # and not more
+    assert metrics.Clock(total_steps=40, hours=None, before=300.0).spent(step=10) == 0.25
+
+
+def metrics_left_at_start():
+    clock = Clock()
+    meter = metrics.Meter(1, 1.0, None, clock)
+    meter.restart(0, 0.0, 0.0)
+    clock.now += 1.0
+    return meter.read(1, progress=0.0, waited=0.0)['seconds_left']
+
+
+def test_means_are_over_targets_and_go_on_after_a_restart():
+    steps = [
+        {'loss': 2.0, 'nats': 1.5, 'targets': 10.0, 'grad_norm': 7.0, 'skipped': 0},
+        {'loss': math.nan, 'nats': 1.0, 'targets': 10.0, 'grad_norm': math.nan, 'skipped': 1},
+        {'loss': 4.0, 'nats': 3.0, 'targets': 30.0, 'grad_norm': 1.0, 'skipped': 1},
+    ]
+    means = metrics.Means()
+    for step in steps[:2]:
+        means.add(step)
+    means = metrics.Means(json.loads(json.dumps(means.state)))  # what a checkpoint holds
+    means.add(steps[2])
+    assert means.take() == {'loss': (2.0 * 10 + 4.0 * 30) / 40, 'nats': (15.0 + 10.0 + 90.0) / 50}
+    means.add(steps[0])
+    assert means.take()['loss'] == 2.0
+    means.add(steps[1])
+    assert math.isnan(means.take()['loss'])
+
+
+def test_means_of_the_members_of_a_sweep_are_their_own():
+    means = metrics.Means()
+    for losses, targets in (([1.0, 3.0], [4.0, 2.0]), ([2.0, math.inf], [4.0, 6.0])):
+        means.add({'loss': losses[0], 'targets': 4.0, 'loss_members': losses, 'targets_members': targets})
+    assert means.take() == {'loss': 1.5, 'loss_members': [1.5, 3.0]}

@@ -1,0 +1,117 @@
+"""What every objective keeps, over a list of them: adding one adds a line."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmtrain.tasks import classify, span, tag, token_loss
+from lmtrain.training import step
+
+V, C, B, T = 11, 3, 6, 8
+TABLE = np.random.default_rng(0).normal(size=(V, V)).astype(np.float32)
+SIZES = [8, 5, 3, 7, 1, 4]
+
+OBJECTIVES = {
+    'causal': token_loss.loss,
+    'z_loss': functools.partial(token_loss.loss, z_loss=0.1),
+    'classify first': functools.partial(classify.loss, head='classes', pool='first'),
+    'classify last': functools.partial(classify.loss, head='classes', pool='last'),
+    'classify mean': functools.partial(classify.loss, head='classes', pool='mean'),
+    'classify own head': functools.partial(classify.loss, head='row'),
+    'regress': functools.partial(classify.regression, head='number', pool='last'),
+    'tag': functools.partial(tag.loss, head='classes'),
+    'span': functools.partial(span.loss, head='ends'),
+}
+
+
+class Model:
+    """Outputs that depend on a token and, for the row's own head, on all real tokens before it."""
+
+    def apply(self, variables, batch, train=False, rngs=None):
+        hidden = jnp.asarray(variables['params']['table'])[batch['tokens']]
+        log_p = jax.nn.log_softmax(hidden, axis=-1)
+        real = (batch['segment_ids'] > 0)[..., None]
+        outputs = {
+            'classes': hidden[..., :C],
+            'number': hidden[..., :1],
+            'ends': hidden[..., :2],
+            'log_z': hidden[..., 0],
+        }
+        outputs['row'] = jnp.sum(jnp.where(real, hidden, 0.0), axis=1)[:, :C]
+        if 'targets' in batch:
+            outputs['logprob'] = jnp.take_along_axis(log_p, batch['targets'][..., None], axis=-1)[..., 0]
+        return outputs
+
+
+def batch_of(name, width=T):
+    """A batch of rows of SIZES, padded to `width` with tokens that would change every loss if they were read."""
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, V, (B, T))
+    real = np.arange(width)[None] < np.array(SIZES)[:, None]
+
+    def padded(values, filling):
+        wide = np.full((B, width), filling, values.dtype)
+        wide[:, :T] = values
+        return np.where(real, wide, filling)
+
+    batch = {'tokens': padded(ids.astype(np.int32), V - 1), 'segment_ids': real.astype(np.int32)}
+    if name in ('causal', 'z_loss'):
+        batch |= {'targets': padded(rng.integers(0, V, (B, T)).astype(np.int32), 3)}
+        batch |= {'loss_mask': padded((rng.random((B, T)) < 0.6).astype(np.float32), 0)}
+    elif name == 'tag':
+        batch |= {'labels': padded(rng.integers(0, C, (B, T)).astype(np.int32), 0)}
+        batch |= {'label_weights': padded((rng.random((B, T)) < 0.6).astype(np.float32), 0)}
+    elif name == 'span':
+        spans = [[0, 2], [1, 1], [-1, -1], [3, 6], [0, 0], [2, 3]]
+        batch |= {'spans': np.array(spans, np.int32), 'label_weights': real.astype(np.float32)}
+    else:
+        labels = rng.integers(0, C, B) if name != 'regress' else rng.normal(size=B)
+        batch |= {'labels': labels.astype(np.float32 if name == 'regress' else np.int32)}
+        batch |= {'label_weights': np.ones(B, np.float32)}
+    return batch
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def sums(name, batch, table=TABLE):
+    values, weight = step.sums(OBJECTIVES[name], Model(), {'table': table}, batch)
+    return {**values, 'weight': weight}
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_padding_changes_nothing(name):
+    narrow, wide = sums(name, batch_of(name)), sums(name, batch_of(name, T + 5))
+    for key in narrow:
+        np.testing.assert_allclose(narrow[key], wide[key], rtol=1e-6)
+    assert narrow['loss'] > 0
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_how_a_batch_is_split_changes_nothing(name):
+    batch = batch_of(name)
+    whole = sums(name, batch)
+    for parts in (2, 3):
+        cut = [{key: x[part::parts] for key, x in batch.items()} for part in range(parts)]
+        each = [sums(name, part) for part in cut]
+        for key in whole:
+            np.testing.assert_allclose(sum(part[key] for part in each), whole[key], rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_empty_rows_weigh_nothing_and_have_a_finite_gradient(name):
+    batch = batch_of(name)
+    empty = {key: np.zeros_like(x) for key, x in batch.items()}
+    if name == 'span':
+        empty['spans'] -= 1
+    more = {key: np.concatenate([x, empty[key]]) for key, x in batch.items()}
+    grad = jax.jit(jax.grad(lambda table, batch: sums(name, batch, table)['loss']))
+    np.testing.assert_allclose(grad(TABLE, more), grad(TABLE, batch), rtol=1e-5, atol=1e-6)
+    assert sums(name, more)['weight'] == sums(name, batch)['weight']
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_values_have_the_shape_of_the_weights(name):
+    values, weights = OBJECTIVES[name](lambda batch: Model().apply({'params': {'table': TABLE}}, batch), batch_of(name))
+    assert all(value.shape == weights.shape and value.dtype == jnp.float32 for value in values.values())

@@ -1,0 +1,365 @@
+import collections
+import json
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from lmtrain.data import PaddedStream, batch_hash
+from lmtrain.data.example_store import lengths
+from lmtrain.tasks.prepare import prepare_task
+
+WORDS = 'the cat sat on a mat and looked at the moon over seven hills while it sang of tea'.split()
+ROWS = [{'text': ' '.join(WORDS[: 1 + number % 17]), 'label': 'odd' if number % 2 else 'even'} for number in range(60)]
+ROWS = [row | {'text': f'{number} {row["text"]}', 'answer': WORDS[number % 5]} for number, row in enumerate(ROWS)]
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """A function from what differs to a Task of ROWS, or of `rows`."""
+    calls = []
+
+    def make(rows=ROWS, **over):
+        calls.append(None)
+        name = f'{len(calls)}.jsonl'
+        (tmp_path / name).write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        data = {'root': str(tmp_path), 'cache': str(tmp_path / 'cache'), 'tokenizer': 'bytes', 'vocab_size': 0}
+        data |= {'seq_len': 128, 'validation': 0.2, 'test': 0.1}
+        task = {'name': 'classify', 'train': (name,), 'validation': (), 'test': (), 'text': ('text',), 'label': 'label'}
+        task |= {'labels': (), 'shots': 0, 'buckets': 3, 'pack': False, 'too_long': 'error'}
+        task |= {'template': 'auto', 'date': ''}
+        data |= {key: over.pop(key) for key in [*over] if key in ('root', 'tokenizer', 'seq_len', 'cache')}
+        data |= over.pop('data', {})
+        return prepare_task(data, **(task | over))
+
+    return make
+
+
+def texts(task, split, batch, stream, step):
+    """[(text, label)] of the rows of a batch that are not empty."""
+    found = []
+    for row, example in enumerate(stream.examples(step)):
+        if example >= 0:
+            size = int((batch['segment_ids'][row] > 0).sum())
+            found.append((task.tokenizer.decode(batch['tokens'][row, :size]), int(batch['labels'][row])))
+    return found
+
+
+# --- streams
+
+
+def passes(task, stream, epochs):
+    """(Counter of (text, label), batches) of each epoch."""
+    for epoch in range(epochs):
+        steps = range(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch)
+        batches = [(step, stream.batch(step)) for step in steps]
+        pairs = [pair for step, batch in batches for pair in texts(task, stream.split, batch, stream, step)]
+        yield collections.Counter(pairs), [batch for _, batch in batches]
+
+
+def rows_of(task):
+    end = '<|endoftext|>'
+    return {(f'{end}{row.fields["text"]}{end}', task.labels.index(row.fields['label'])) for row in task.rows['train']}
+
+
+def empty_rows(batches):
+    return sum(int((batch['segment_ids'].sum(1) == 0).sum()) for batch in batches)
+
+
+def test_a_pass_has_every_row_once_with_its_label(prepare):
+    task = prepare()
+    wanted = rows_of(task)
+    ((seen, batches),) = passes(task, PaddedStream(task, 'train', 8, 3, shuffle=False), 1)
+    assert seen == dict.fromkeys(wanted, 1)
+    assert all(batch['tokens'].shape[1] in task.lengths for batch in batches)
+    assert len({batch['tokens'].shape for batch in batches}) > 1
+    assert empty_rows(batches) == 8 * len(batches) - len(wanted) > 0
+    assert sum(batch['label_weights'].sum() for batch in batches) == len(wanted)
+
+
+def test_the_last_batch_of_an_epoch_is_filled_with_rows_that_differ_from_epoch_to_epoch(prepare):
+    task = prepare()
+    wanted, stream = rows_of(task), PaddedStream(task, 'train', 8, 3, shuffle=True)
+    assert stream.repeated == 8 * stream.steps_per_epoch - len(wanted) > 0
+    repeated = []
+    for seen, batches in passes(task, stream, 3):
+        assert set(seen) == wanted and set(seen.values()) == {1, 2}
+        assert empty_rows(batches) == 0
+        assert all(batch['label_weights'].sum() == 8 for batch in batches)
+        repeated.append(frozenset(pair for pair, times in seen.items() if times == 2))
+        assert len(repeated[-1]) == stream.repeated
+    assert len(set(repeated)) == 3
+
+
+def test_rows_that_are_fewer_than_a_batch_come_once_in_each_step(prepare):
+    task = prepare()
+    count = len(rows_of(task))
+    stream = PaddedStream(task, 'train', count + 3, 3, shuffle=True)
+    assert (stream.steps_per_epoch, stream.repeated) == (1, 0)
+    for seen, batches in passes(task, stream, 2):
+        assert seen == dict.fromkeys(rows_of(task), 1) and empty_rows(batches) == 3
+    assert PaddedStream(task, 'train', count, 3, shuffle=True).repeated == 0
+
+
+def test_a_limit_takes_a_random_sample_that_no_seed_changes(prepare):
+    task = prepare()
+    whole = PaddedStream(task, 'train', 8, 0, False)
+    sample, other = (PaddedStream(task, 'train', 8, seed, False, limit=4) for seed in (1, 2))
+    assert sample.steps_per_epoch == 4 < whole.steps_per_epoch
+    assert [batch_hash(sample.batch(n)) for n in range(4)] == [batch_hash(other.batch(n)) for n in range(4)]
+    batches = [sample.examples(step) for step in range(4)]
+    assert all((np.diff(batch[batch >= 0]) < 0).any() for batch in batches)  # not neighbours in the file
+    rows = np.concatenate(batches)
+    rows = rows[rows >= 0]
+    assert sample.num_rows == len(rows) == len(set(rows.tolist())) and rows.tolist() != sorted(rows.tolist())
+    assert rows.max() > len(task.rows['train']) // 2  # not the first rows of the file
+    assert len({sample.batch(step)['tokens'].shape for step in range(4)}) > 1  # nor the shortest
+    assert whole.num_rows == len(task.rows['train'])
+    with pytest.raises(IndexError, match='step 4 of 4'):
+        sample.batch(4)
+
+
+def test_each_epoch_has_an_order_of_its_own(prepare):
+    task = prepare()
+    stream = PaddedStream(task, 'train', 8, 3, True)
+    rows, sizes = [], []
+    for epoch in range(3):
+        steps = range(epoch * stream.steps_per_epoch, (epoch + 1) * stream.steps_per_epoch)
+        batches = [(stream.batch(step)['tokens'].shape[1], stream.examples(step)) for step in steps]
+        sizes.append([size for size, _ in batches])
+        rows.append({frozenset(examples.tolist()) for _, examples in batches})
+    assert sorted(sizes[0]) == sorted(sizes[1]) == sorted(sizes[2])
+    assert sizes[0] != sizes[1] != sizes[2] != sizes[0]  # lengths come in another order
+    assert not rows[0] & rows[1] and not rows[1] & rows[2]  # and rows in other company
+
+
+def test_a_batch_is_a_function_of_the_step(prepare):
+    task = prepare()
+    one, other = (PaddedStream(task, 'train', 8, 3, True) for _ in range(2))
+    later = batch_hash(other.batch(29))
+    assert batch_hash([one.batch(step) for step in range(30)][29]) == later
+    assert batch_hash(PaddedStream(task, 'train', 8, 4, True).batch(29)) != later
+    order = [batch_hash(one.batch(step)) for step in range(one.steps_per_epoch)]
+    assert order != [batch_hash(one.batch(step)) for step in range(one.steps_per_epoch, 2 * one.steps_per_epoch)]
+
+
+def test_lengths_of_steps_do_not_depend_on_the_seed(prepare):
+    task = prepare()
+    shapes = [
+        [PaddedStream(task, 'train', 8, seed, True).batch(step)['tokens'].shape for step in range(20)]
+        for seed in (1, 2)
+    ]
+    assert shapes[0] == shapes[1]
+    stream = PaddedStream(task, 'train', 8, 1, True)
+    for length, step in stream.steps_of_lengths().items():
+        assert stream.batch(step)['tokens'].shape == (8, length)
+    assert {shape[1] for shape in shapes[0]} == stream.steps_of_lengths().keys()
+
+
+@pytest.mark.parametrize('shuffle', [True, False])
+def test_processes_share_a_batch(prepare, shuffle):
+    task = prepare()
+    whole = PaddedStream(task, 'train', 8, 0, shuffle)
+    parts = [PaddedStream(task, 'train', 8, 0, shuffle, rows) for rows in np.arange(8).reshape(4, 2)]
+    for step in range(whole.steps_per_epoch):
+        for name, values in whole.batch(step).items():
+            np.testing.assert_array_equal(np.concatenate([part.batch(step)[name] for part in parts]), values)
+
+
+def test_what_a_stream_refuses(prepare):
+    task = prepare(data={'test': 0.0})
+    with pytest.raises(ValueError, match='the test split is empty: name its rows in config.task.test'):
+        PaddedStream(task, 'test', 8, 0, False)
+    with pytest.raises(ValueError, match='are no ascending rows of it'):
+        PaddedStream(task, 'train', 8, 0, False, [3, 8])
+    with pytest.raises(IndexError, match='step 99 of'):
+        PaddedStream(task, 'train', 8, 0, False).batch(99)
+
+
+def test_lengths_waste_least():
+    sizes = np.array([3, 5, 8, 9, 30, 31, 64])
+    assert lengths(sizes, 1, 100) == (100,)
+    assert lengths(sizes, 9, 100) == (8, 16, 32, 64)
+    assert lengths(sizes, 2, 100) == (16, 64) or lengths(sizes, 2, 100) == (32, 64)
+    assert lengths(np.array([3, 90]), 2, 50) == (8, 50)
+
+    def waste(found):
+        return sum(min(length for length in found if length >= size) for size in sizes)
+
+    pairs = [(first, 64) for first in (8, 16, 32)]
+    assert waste(lengths(sizes, 2, 100)) == min(map(waste, pairs))
+
+
+# --- rows
+
+
+def test_labels_are_those_of_the_training_rows_and_others_are_named(prepare, tmp_path):
+    assert prepare().labels == ('even', 'odd')
+    assert prepare(labels=('odd', 'even', 'none')).labels == ('odd', 'even', 'none')
+    (tmp_path / 'more.jsonl').write_text('{"text": "a", "label": "even"}\n{"text": "a", "label": "evn"}\n')
+    with pytest.raises(ValueError, match=r"more.jsonl:2: the label 'evn' is none of the 2 classes: 'even', 'odd'"):
+        prepare(validation=('more.jsonl',))
+    with pytest.raises(ValueError, match="one class alone, 'even'"):
+        prepare([row for row in ROWS if row['label'] == 'even'])
+    with pytest.raises(ValueError, match=r"1?\d.jsonl:1: no field 'lable'; .* Set config.task.label to one of them"):
+        prepare(label='lable')
+
+
+def test_the_notes_count_classes_and_tell_what_was_skipped(prepare, tmp_path):
+    first = prepare(data={'validation': 0.0, 'test': 0.0})
+    assert first.notes == prepare(data={'validation': 0.0, 'test': 0.0}).notes == ('classes: even 30, odd 30',)
+    assert prepare(shots=7).notes == ('classes: even 7, odd 7',)
+    (tmp_path / 'a.conll').write_text('# id 1\na O\nb B\n\nb B\n')
+    data = {'validation': 0.0, 'test': 0.0}
+    tags = prepare(name='tag', train=('a.conll',), text=('tokens',), label='tags', data=data)
+    assert tags.notes == (f'{tmp_path / "a.conll"}: 1 comment lines (# ...) skipped', 'classes: B 2, O 1')
+
+
+def test_the_order_of_the_base_is_part_of_the_fingerprint(prepare):
+    task = prepare(base_labels=('odd', 'even'))
+    assert task.labels == ('odd', 'even') and task.kept and not prepare().kept
+    assert task.fingerprint != prepare().fingerprint
+    stream = PaddedStream(task, 'train', 4, 0, False)
+    wanted = [('odd', 'even').index(task.rows['train'][i].fields['label']) for i in stream.examples(0)]
+    assert stream.batch(0)['labels'].tolist() == wanted
+
+
+@pytest.mark.parametrize('ending', ['jsonl', 'json', 'csv', 'tsv', 'parquet'])
+def test_numbers_outside_the_classes_are_named_in_every_format(prepare, tmp_path, ending):
+    """Training rows 1 to 4, validation rows 0 to 3: 0 is no class, and not the first one."""
+    for name, labels in (('train', (1, 2, 3, 4)), ('valid', (0, 1, 2, 3))):
+        rows = [{'text': f'{name} {label}', 'label': label} for label in labels]
+        path = tmp_path / f'{name}.{ending}'
+        if ending == 'parquet':
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        elif ending in ('csv', 'tsv'):
+            mark = {'csv': ',', 'tsv': '\t'}[ending]
+            path.write_text('\n'.join([f'text{mark}label', *(f'{row["text"]}{mark}{row["label"]}' for row in rows)]))
+        else:
+            lines = [json.dumps(row) for row in rows]
+            path.write_text('\n'.join(lines) if ending == 'jsonl' else f'[{",".join(lines)}]')
+    with pytest.raises(ValueError, match="valid.*: the label '?0'? is none of the 4 classes: '1', '2', '3', '4'"):
+        prepare(train=(f'train.{ending}',), validation=(f'valid.{ending}',), data={'test': 0.0})
+
+
+def test_shares_are_taken_by_hash_and_equal_rows_stay_together(prepare):
+    task = prepare([*ROWS, *ROWS])
+    of = {split: {row.fields['text'] for row in rows} for split, rows in task.rows.items()}
+    assert sum(map(len, of.values())) == 60 and not of['train'] & of['validation'] and not of['test'] & of['validation']
+    assert len(task.rows['validation']) == 24 and len(task.rows['test']) == 12
+    own = prepare(validation=('1.jsonl',))
+    assert len(own.rows['validation']) == 120 and len(own.rows['train']) == 54
+
+
+def test_shots_are_of_each_class_and_the_same_every_time(prepare):
+    task = prepare(shots=5)
+    kept = [row.fields['label'] for row in task.rows['train']]
+    assert kept.count('odd') == kept.count('even') == 5
+    assert [row.fields for row in prepare(shots=5).rows['train']] == [row.fields for row in task.rows['train']]
+    backward = prepare(ROWS[::-1], shots=5).rows['train']  # chosen by what they say and not by their places
+    assert [row.fields for row in backward][::-1] == [row.fields for row in task.rows['train']]
+    assert len(prepare(shots=5, name='regress', label='n', rows=[row | {'n': 1} for row in ROWS]).rows['train']) == 5
+
+
+def test_the_fingerprint_follows_what_decides_a_batch(prepare):
+    marks = {
+        prepare().fingerprint,
+        prepare(ROWS[:-1]).fingerprint,
+        prepare([*ROWS[:-1], ROWS[-1] | {'text': 'other'}]).fingerprint,
+        prepare(labels=('odd', 'even')).fingerprint,
+        prepare(buckets=2).fingerprint,
+        prepare(seq_len=256).fingerprint,
+        prepare(shots=9).fingerprint,
+        prepare(data={'validation': 0.25}).fingerprint,
+    }
+    assert len(marks) == 8 and prepare().fingerprint in marks
+
+
+def test_a_row_of_another_split_is_another_task(prepare):
+    prepare(ROWS[:30]), prepare(ROWS[30:]), prepare(ROWS[:40]), prepare(ROWS[40:])  # write 1.jsonl to 4.jsonl
+    whole = {'data': {'validation': 0.0, 'test': 0.0}}
+    one = prepare(train=('1.jsonl',), validation=('2.jsonl',), **whole)
+    other = prepare(train=('3.jsonl',), validation=('4.jsonl',), **whole)
+    assert one.fingerprint != other.fingerprint
+    assert [len(task.rows['train']) for task in (one, other)] == [30, 40]
+    assert [task.splits['train'].num_rows for task in (one, other)] == [30, 40]
+
+
+def test_what_is_kept_is_found_again(prepare, monkeypatch):
+    first = prepare()
+    monkeypatch.setattr('lmtrain.tasks.prepare._encode', None)
+    again = prepare()
+    for split in first.examples:
+        np.testing.assert_array_equal(first.examples[split].tokens, again.examples[split].tokens)
+
+
+@pytest.mark.parametrize(
+    ('over', 'said'),
+    [
+        ({'name': 'clasify'}, "config.task.name is 'clasify'; it must be one of"),
+        ({'train': ()}, 'config.task.train is \\(\\); it must be files of rows'),
+        ({'train': (3,)}, 'config.task.train is 3; it must be a path'),
+        ({'text': ()}, 'config.task.text is \\(\\)'),
+        ({'label': ''}, "config.task.label is ''"),
+        ({'too_long': 'truncate'}, "config.task.too_long is 'truncate'"),
+        ({'buckets': 0}, 'config.task.buckets is 0'),
+        ({'shots': -1}, 'config.task.shots is -1'),
+        ({'pack': True}, "config.task.pack is True; it must be False: rows of 'classify' stand alone"),
+        ({'text': ('text', 'label', 'answer')}, 'one field is expected, or two'),
+        ({'name': 'span'}, "config.task.text is \\('text',\\)"),
+        ({'name': 'tag'}, "'text' must be an array"),
+        ({'name': 'regress'}, 'the label of a regression is a finite number'),
+        ({'vocab_limit': 256}, "the tokenizer 'bytes' has 257 entries and model.vocab_size is 256"),
+        ({'data': {'validation': 0.5, 'test': 0.5}}, 'no training row is left of 60'),
+        ({'name': 'chat', 'tokenizer': 'bpe', 'text': (), 'label': ''}, "data.tokenizer is 'bpe'"),
+        ({'seq_len': 10}, 'tokens, and data.seq_len is 10'),
+    ],
+)
+def test_what_cannot_be_is_named(prepare, over, said):
+    with pytest.raises(ValueError, match=said):
+        prepare(**over)
+
+
+# --- each task
+
+
+def test_columns_of_each_task(prepare):
+    common = {'tokens', 'segment_ids', 'positions', 'row'}
+
+    def batch(**over):
+        task = prepare(**over)
+        return PaddedStream(task, 'train', 4, 0, True).batch(0)
+
+    found = batch()
+    assert found.keys() == common | {'labels', 'label_weights'} and found['labels'].dtype == np.int32
+    found = batch(name='regress', label='n', rows=[row | {'n': number / 3} for number, row in enumerate(ROWS)])
+    assert found['labels'].dtype == np.float32 and found['labels'].shape == (4,)
+    rows = [{'words': row['text'].split(), 'tags': ['O'] * (len(row['text'].split()) - 1) + ['B']} for row in ROWS]
+    found = batch(name='tag', text=('words',), label='tags', rows=rows)
+    assert found['labels'].shape == found['label_weights'].shape == found['tokens'].shape
+    rows = [{'q': 'where', 'c': row['text'], 'a': {'answer_start': [0], 'text': [row['text'][0]]}} for row in ROWS]
+    found = batch(name='span', text=('q', 'c'), label='a', rows=rows)
+    assert found.keys() == common | {'spans', 'label_weights'} and found['spans'].shape == (4, 2)
+    found = batch(name='chat', text=('text',), label='answer')
+    assert found.keys() == common | {'targets', 'loss_mask'}
+
+
+def test_packed_conversations_are_those_that_stand_alone(prepare):
+    """Every conversation is one piece of a packed row, with positions from 0 and the same targets learned."""
+    alone, packed = (prepare(name='chat', text=('text',), label='answer', pack=pack) for pack in (False, True))
+
+    def pieces(task):
+        stream = PaddedStream(task, 'train', 4, 0, False)
+        for step in range(stream.steps_per_epoch):
+            batch = stream.batch(step)
+            for row in range(4):
+                for segment in range(1, batch['segment_ids'][row].max() + 1):
+                    here = batch['segment_ids'][row] == segment
+                    assert batch['positions'][row][here].tolist() == list(range(here.sum()))
+                    yield tuple(tuple(batch[name][row][here].tolist()) for name in ('tokens', 'targets', 'loss_mask'))
+
+    assert sorted(pieces(packed)) == sorted(pieces(alone))
+    assert len(packed.laid['train'].rows.first) < len(alone.laid['train'].rows.first) / 2
+    split, batches = packed.splits['train'], list(pieces(packed))
+    assert split.num_tokens == sum(sum(mask) for *_, mask in batches)
+    assert split.num_bytes == sum(len(row.fields['answer']) for row in packed.rows['train'])

@@ -1,0 +1,136 @@
+"""What a config becomes before anything compiles: the template and the date that a run writes conversations with."""
+
+import datetime
+import json
+import types
+
+import pytest
+
+from configs.base import get_config
+from lmtrain.runtime import multihost
+from lmtrain.tasks import prepare
+from lmtrain.training import train
+from lmtrain.training import workdir as folder
+from lmtrain.training.build import build
+
+DATED = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+TALK = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A function from rows and what differs in config.task to a config."""
+    (tmp_path / 'dated.jinja').write_text(DATED)
+
+    def config(rows, **over):
+        (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        config = get_config()
+        config.model.update(vocab_size=257, max_len=64, num_layers=1, width=32, num_heads=2)
+        config.data.update(
+            tokenizer='bytes', test=0.0, seq_len=64, batch_size=8, root=str(tmp_path), cache=str(tmp_path)
+        )
+        config.budget.steps = 4
+        config.sample.prompts = ()
+        config.task.update(name='chat', train=('rows.jsonl',), validation=('rows.jsonl',), **over)
+        return config
+
+    return config
+
+
+def on(monkeypatch, day):
+    """Makes it that day."""
+
+    class Date(datetime.date):
+        @classmethod
+        def today(cls):
+            return cls.fromisoformat(day)
+
+    monkeypatch.setattr(prepare, 'datetime', types.SimpleNamespace(date=Date))
+
+
+def test_a_resumed_run_writes_the_date_of_its_first_start(make, tmp_path, monkeypatch):
+    config = make([{'messages': TALK}] * 8, template='dated.jinja')
+    on(monkeypatch, '2031-02-03')
+    first = build(config)
+    assert first.config.task.date == '2031-02-03' and config.task.date == ''
+    assert '03 Feb 2031 ' in first.corpus.tokenizer.decode(first.stream('train').batch(0)['tokens'][0].tolist())
+    folder.bind(tmp_path, train.resolved(first), first.fingerprints())
+    on(monkeypatch, '2031-02-04')
+    new = build(config)
+    assert new.config.task.date == '2031-02-04' and new.fingerprints() != first.fingerprints()
+    again = build(train.on_its_date(config, tmp_path))
+    assert again.config.task.date == '2031-02-03'
+    assert folder.bind(tmp_path, train.resolved(again), again.fingerprints()) == []
+    assert build(again.config).fingerprints() == first.fingerprints()  # as an evaluation of the run does
+    config.task.date = '2031-02-05'
+    assert train.on_its_date(config, tmp_path).task.date == '2031-02-05'
+    with pytest.raises(folder.WrongRun, match='fingerprint of data'):
+        other = build(train.on_its_date(config, tmp_path))
+        folder.bind(tmp_path, train.resolved(other), other.fingerprints())
+
+
+def test_all_processes_write_the_date_of_the_first(make, monkeypatch):
+    on(monkeypatch, '2031-02-04')  # here; elsewhere it is not yet midnight
+    everyone = multihost.all_gather_object
+    monkeypatch.setattr(
+        multihost, 'everyone', lambda value: ['2031-02-03', value] if isinstance(value, str) else everyone(value)
+    )
+    run = build(make([{'messages': TALK}] * 8, template='dated.jinja'))
+    assert run.config.task.date == run.corpus.template.date == '2031-02-03'
+
+
+def test_a_template_without_a_date_is_the_same_every_day(make, monkeypatch):
+    config = make([{'messages': TALK}] * 8, date='2031-02-03')
+    prints = []
+    for day in ('2031-02-03', '2031-02-04'):
+        on(monkeypatch, day)
+        run = build(config)
+        assert (run.config.task.template, run.config.task.date) == ('auto', '')
+        prints.append(run.fingerprints())
+    assert prints[0] == prints[1]
+
+
+def test_rows_that_stand_as_they_are_have_no_template(make):
+    config = make([{'prompt': 'a', 'completion': 'b'}] * 8, template='dated.jinja')
+    run = build(config)
+    assert (run.config.task.template, run.config.task.date, run.corpus.template) == ('none', '', None)
+    assert run.corpus.tokenizer.about == b''
+    assert build(run.config).fingerprints() == run.fingerprints()
+
+
+def test_the_tokenizer_of_a_run_carries_its_template(make):
+    run = build(make([{'messages': TALK}] * 8, template='dated.jinja', date='2031-02-03'))
+    assert json.loads(run.corpus.tokenizer.about)['chat_template'] == DATED
+    assert run.corpus.template.date == '2031-02-03'
+
+
+@pytest.mark.parametrize('date', ['3 Feb 2031', '2031-2-3', '20310203', 20310203])
+def test_a_date_that_is_none_is_named(make, date):
+    config = make([{'messages': TALK}] * 8)
+    with config.ignore_type():
+        config.task.date = date
+    with pytest.raises(
+        ValueError, match="config.task.date is .*; it must be a day such as '2026-01-31', or '' for today"
+    ):
+        build(config)
+
+
+@pytest.mark.parametrize(
+    ('changed', 'error'),
+    [
+        ({'seed': 2**32}, r'seed = 4294967296: it must lie in \[0, 2\^32\)'),
+        ({'mesh.tensor': 4, 'mesh.data': 2}, r'model.num_heads = 6 does not divide over mesh.tensor = 4'),
+        ({'model.causal': True, 'data.corrupt': 0.15}, 'data.corrupt = 0.15 with model.causal = True'),
+        ({'model.causal': False, 'data.corrupt': 0.0}, 'data.corrupt = 0.0 with model.causal = False'),
+        ({'adapt.method': 'prompt', 'data.isolate': True}, "adapt.method = 'prompt' with several documents in a row"),
+        ({'adapt.dropout': 1.0}, r'adapt.dropout = 1.0: it must lie in \[0, 1\)'),
+        ({'watchdog.step': -1}, 'watchdog.step = -1.0: it must be at least 0'),
+    ],
+)
+def test_settings_at_odds_are_refused_by_name(changed, error):
+    config = get_config()
+    config.model.update(width=48, num_heads=6, num_layers=1, vocab_size=258)
+    config.budget.steps, config.data.batch_size = 4, 8
+    config.update_from_flattened_dict(changed)
+    with pytest.raises(ValueError, match=error):
+        build(config)

@@ -1,0 +1,267 @@
+"""A run on a base: what it starts from, what its checkpoint holds, what it refuses, and the way back out."""
+
+import importlib
+import json
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+
+from configs import tiny
+from lmtrain import tree
+from lmtrain.models import generation, load_pretrained, pretrained
+from lmtrain.training import build, export, init_from, load, train
+
+STEPS = 4
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder with a small text, a run on it ('first'), and that run's model as a Hugging Face directory ('hf')."""
+    folder = tmp_path_factory.mktemp('base')
+    words = 'the cat sat on a mat and saw that dog run to his red ball in our park'.split()
+    for number in range(40):
+        (folder / f'{number}.txt').write_text(' '.join(np.random.default_rng(number).choice(words, 60)))
+    train.train(recipe(folder), folder / 'first')
+    export.export(folder / 'first', folder / 'hf', 'hf')
+    return folder
+
+
+def recipe(folder, **settings):
+    config = tiny.get_config()
+    config.data.source = str(folder / '*.txt')
+    config.data.cache = str(folder / 'cache')
+    config.data.validation = 0.2
+    config.budget.steps = STEPS
+    config.log.update(every_steps=1, tensorboard=False)
+    config.checkpoint.every_steps = STEPS
+    config.evaluate.every_steps = STEPS
+    config.sample.prompts = ()
+    for name, value in settings.items():
+        section, _, field = name.partition('__')
+        config[section][field] = value
+    return config
+
+
+def on_base(folder, kind='first', **settings):
+    wanted = {'init__base': str(folder / kind), 'data__tokenizer': 'bytes' if kind == 'hf' else 'base'}
+    return recipe(folder, **wanted | settings)
+
+
+def flat(params):
+    return {path: np.asarray(leaf) for path, leaf in tree.flatten(params).items()}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[path], err_msg=path)
+
+
+@pytest.mark.parametrize('kind', ['first', 'hf'])
+def test_a_run_starts_from_the_parameters_of_its_base(folder, kind):
+    run = build.build(on_base(folder, kind))
+    assert_equal(flat(run.initial_state().params), flat(load.load_run(folder / 'first').params))
+
+
+def test_the_end_tokens_of_a_base_are_handed_on(folder, tmp_path):
+    """To the run in its folder, to a run on that run, and with the base's other fields to what is exported."""
+    base_of = tmp_path / 'base'
+    shutil.copytree(folder / 'hf', base_of)
+    own = {'eos_token_id': [9, 256], 'pad_token_id': 3, 'temperature': 0.25}
+    (base_of / 'generation_config.json').write_text(json.dumps(own), encoding='utf-8')
+    assert load.load_directory(str(base_of)).end_ids == [256, 9]
+    wanted = {'bos_token_id': 256, 'eos_token_id': [256, 9], 'pad_token_id': 3, 'temperature': 0.25}
+    config = on_base(folder, 'hf', init__base=str(base_of))
+    assert build.build(config).generation == wanted
+    train.train(config, tmp_path / 'run')
+    assert generation.read(tmp_path / 'run') == wanted
+    assert load.load_run(tmp_path / 'run').end_ids == [256, 9]
+    assert init_from.open_base(str(tmp_path / 'run')).generation == wanted
+    export.export(tmp_path / 'run', tmp_path / 'hf', 'hf')
+    assert generation.read(tmp_path / 'hf') == wanted
+
+
+def test_an_exported_run_opens_as_it_was(folder):
+    model, params = load_pretrained(folder / 'hf')
+    was = load.load_run(folder / 'first')
+    tokens = {'tokens': np.arange(24, dtype=np.int32).reshape(2, 12)}
+    logits = [m.apply({'params': p}, tokens)['logits'] for m, p in ((model, params), (was.model, was.params))]
+    np.testing.assert_allclose(*logits, atol=2e-5)
+
+    end = was.tokenizer.end_id
+    files = 'config.json', 'tokenizer_config.json'
+    config, about = (json.loads((folder / 'hf' / name).read_bytes()) for name in files)
+    assert config['bos_token_id'] == config['eos_token_id'] == end
+    assert about['bos_token'] == about['eos_token'] == was.tokenizer.specials[end]
+    library = tokenizers.Tokenizer.from_file(str(folder / 'hf' / 'tokenizer.json'))
+    assert library.encode('a naïve cat').ids == [end, *was.tokenizer.encode('a naïve cat')]
+
+
+def test_a_checkpoint_holds_what_the_base_lacks_and_is_refused_on_another(folder, tmp_path):
+    config = on_base(folder, adapt__method='lora', init__frozen_dtype='bfloat16')
+    work = folder / 'lora'
+    train.train(config, work)
+    leaves = json.loads((work / 'checkpoints' / str(STEPS) / 'manifest.json').read_text())['leaves']
+    held = {path for path in leaves if path.startswith(('trainable/', 'frozen/'))}
+    assert held and all('lora_' in path for path in held)
+
+    found, start = flat(load.load_run(work).params), flat(load.load_run(folder / 'first').params)
+    assert_equal({path: leaf for path, leaf in found.items() if 'lora_' not in path}, start)
+    assert any(np.any(leaf) for path, leaf in found.items() if path.endswith('lora_b'))
+
+    saved = json.loads((work / 'fingerprints.json').read_text())
+    (work / 'fingerprints.json').write_text(json.dumps(saved | {'base': '0' * 64}))
+    with pytest.raises(ValueError, match='was trained on another base'):
+        load.load_run(work)
+    with pytest.raises(ValueError, match='fingerprint of base'):
+        train.train(config, work)
+    (work / 'fingerprints.json').write_text(json.dumps(saved))
+
+    with pytest.raises(ValueError, match='--merge'):
+        export.export(work, tmp_path / 'a', 'hf')
+    said = export.export(work, tmp_path / 'merged', 'hf', merge=True)
+    assert any('largest change of an output' in line for line in said)
+    export.export(work, tmp_path / 'peft', 'peft')
+    run = build.build(on_base(folder, init__adapter=str(tmp_path / 'peft')))
+    again = flat(run.initial_state().params)
+    for path, leaf in found.items():
+        np.testing.assert_allclose(again[path], leaf, atol=1e-6, err_msg=path)
+
+
+def test_frozen_leaves_are_held_in_two_bytes_and_without_moments(folder):
+    run = build.build(on_base(folder, adapt__method='lora', init__frozen_dtype='bfloat16'))
+    state = run.initial_state()
+    base_leaves = {path: x for path, x in tree.flatten(state.frozen).items() if 'lora_' not in path}
+    assert {str(leaf.dtype) for leaf in base_leaves.values()} == {'bfloat16'}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.trainable)} == {'float32'}
+    assert tree.flatten(state.opt_state[0].mu).keys() == tree.flatten(state.trainable).keys()
+
+
+def test_a_resumed_run_on_a_base_is_the_uninterrupted_one(folder, tmp_path):
+    config = on_base(folder, adapt__method='lora', checkpoint__every_steps=2, schedule__name='constant')
+    train.train(config, tmp_path / 'whole')
+    config.budget.steps = 2
+    train.train(config, tmp_path / 'parts')
+    config.budget.steps = STEPS
+    train.train(config, tmp_path / 'parts')
+    one, other = (flat(load.load_run(tmp_path / name).params) for name in ('whole', 'parts'))
+    assert_equal(one, other)
+
+
+def test_what_a_checkpoint_holds_whole_needs_no_base_to_go_on(folder, tmp_path, monkeypatch):
+    """All of a model learnt: a second state, or the base, beside the restored one would be for nothing."""
+    run = build.build(on_base(folder, adapt__method='full'))
+    kept = jax.tree.map(jax.numpy.copy, run.initial_state())
+    monkeypatch.setattr(type(run.base), 'load', lambda *_: pytest.fail('the base was loaded'))
+    assert run.complete(kept) is kept
+
+
+def test_a_run_of_no_family_is_told_so_when_it_is_exported(folder, tmp_path):
+    config = recipe(folder, data__corrupt=0.15, model__causal=False, model__vocab_size=258)
+    train.train(config, tmp_path / 'masked')
+    reason = r'the nearest, llama, has no model.causal=False \(only True\)'
+    with pytest.raises(ValueError, match=f'no family of transformers has this model; {reason}'):
+        export.export(tmp_path / 'masked', tmp_path / 'hf', 'hf')
+    assert re.search(reason, init_from.exportable(config))
+
+
+def test_a_model_that_no_family_can_say_is_told_so(folder, monkeypatch):
+    monkeypatch.setattr(pretrained, 'FAMILIES', {})
+    with pytest.raises(ValueError, match='no family of transformers has this model: config.json of none can say'):
+        init_from.with_hf_family(build.build(recipe(folder)).model)
+
+
+def test_fields_that_the_user_ignores_are_skipped_by_every_run_on_the_base(folder, tmp_path):
+    other = tmp_path / 'base'
+    shutil.copytree(folder / 'hf', other)
+    fields = json.loads((other / 'config.json').read_text())
+    (other / 'config.json').write_text(json.dumps(fields | {'residual_multiplier': 0.5}))
+    settings = {'init__base': str(other), 'data__tokenizer': 'bytes', 'adapt__method': 'lora'}
+    with pytest.raises(ValueError, match='residual_multiplier=0.5 is unknown'):
+        build.build(recipe(folder, **settings))
+    with pytest.raises(ValueError, match="init.ignore has 'vocab_size', which a llama reads"):
+        build.build(recipe(folder, init__ignore=('residual_multiplier', 'vocab_size'), **settings))
+    with pytest.raises(ValueError, match="init.ignore has 'residual', which .*config.json do not have"):
+        build.build(recipe(folder, init__ignore=('residual_multiplier', 'residual'), **settings))
+    train.train(recipe(folder, init__ignore=('residual_multiplier',), **settings), tmp_path / 'run')
+    found = load.load_run(tmp_path / 'run')
+    np.testing.assert_array_equal(
+        found.params['embed']['embedding'], load.load_run(folder / 'first').params['embed']['embedding']
+    )
+
+
+@pytest.mark.parametrize(
+    ('name', 'answer'),
+    [
+        ('quickstart', 'yes, as qwen3'),
+        ('tiny', 'yes, as llama'),
+        ('classify', 'as the base that config.init.base will name'),
+        ('ladder', 'yes, as llama'),
+        ('pretrain_gpt2', 'yes, as gpt2'),
+        ('shakespeare', 'no: .*the nearest, gpt2, has no model.bias=False .only True.'),
+        ('modern', "no: .*model.activation='relu2' .only 'swiglu'. and no model.logit_softcap=30.0 .only 0.0."),
+    ],
+)
+def test_whether_a_recipe_can_be_exported_is_known_before_it_runs(name, answer):
+    config = importlib.import_module(f'configs.{name}').get_config()
+    assert re.match(answer, init_from.exportable(config))
+
+
+def test_a_base_that_is_not_here_cannot_be_exported():
+    config = tiny.get_config()
+    config.init.base = 'nowhere'
+    assert init_from.exportable(config).startswith(f'no: init.base: {pathlib.Path.cwd() / "nowhere"} is neither')
+
+
+def test_a_split_is_evaluated_on_as_many_devices_as_divide_a_batch(folder, tmp_path):
+    config = recipe(folder, data__batch_size=4, optimizer__accumulate=2)
+    config.mesh.data, config.mesh.sequence = 2, 4
+    found = train.train(config, tmp_path / 'run')['validation']
+    again = load.evaluate_split(tmp_path / 'run', 'validation')
+    assert again['loss'] == pytest.approx(found['loss'], rel=1e-2)
+
+
+def test_every_text_is_measured_apart_before_and_after(folder, tmp_path):
+    other = tmp_path / 'other'
+    other.mkdir()
+    for number in range(40):
+        (other / f'{number}.txt').write_text(f'{number} ' * 100)
+    mixed = {'data__mix': ((str(other), 1.0),), 'evaluate__sources': (str(other),)}
+    results = train.train(on_base(folder, 'hf', **mixed), tmp_path / 'run')
+    alone, beside = results['domains'].values()
+    assert list(results['domains']) == [str(folder / '*.txt'), str(other)]
+    assert alone['before'] == load.evaluate_split(folder / 'first', 'validation')
+    assert alone['before']['bytes'] != beside['before']['bytes']
+    for each in (alone, beside):
+        assert each['after']['loss'] != each['before']['loss']
+    assert 'Gained and forgotten' in (tmp_path / 'run' / 'report.md').read_text()
+
+
+@pytest.mark.parametrize(
+    ('settings', 'said'),
+    [
+        ({'init__adapter': 'x'}, "init.adapter = 'x' without init.base"),
+        ({'init__ignore': ('x',)}, r"init.ignore = \('x',\) without init.base"),
+        ({'init__frozen_dtype': 'bfloat16'}, "init.frozen_dtype = 'bfloat16' without init.base"),
+        ({'data__tokenizer': 'base'}, "data.tokenizer = 'base' without init.base"),
+        ({'init__base': 'nowhere'}, 'nowhere is neither the folder of a run nor a Hugging Face directory'),
+        ({'adapt__method': 'lorra'}, "adapt.method='lorra' is none of"),
+        ({'adapt__method': 'prompt'}, "adapt.method = 'prompt' with several documents in a row"),
+        ({'task__name': 'taging'}, "task.name = 'taging' is none of"),
+        ({'adapt__dropout': 1.0}, r'adapt.dropout = 1.0: it must lie in \[0, 1\)'),
+        ({'evaluate__sources': ('python',), 'task__name': 'tag'}, "evaluate.sources with task.name = 'tag'"),
+    ],
+)
+def test_what_contradicts_is_named_before_anything_compiles(folder, settings, said):
+    with pytest.raises((ValueError, OSError), match=said):
+        build.build(recipe(folder, **settings))
+
+
+def test_a_folder_that_is_no_base_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='neither the folder of a run nor a Hugging Face directory'):
+        init_from.open_base(str(tmp_path))

@@ -1,0 +1,112 @@
+"""What the loop does when, seen from outside: the phases of the watchdog, the rates, the metrics of checkpoints."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from configs import tiny
+from lmtrain import checkpoint
+from lmtrain.report import metrics
+from lmtrain.runtime import lifecycle
+from lmtrain.training import evaluate, loop, train
+
+STEPS = 7
+
+
+@pytest.fixture
+def config(text):
+    config = tiny.get_config()
+    config.data.source, config.data.cache, config.data.validation = str(text), str(text.parent / 'cache'), 0.2
+    config.budget.steps, config.log.every_steps, config.log.tensorboard = STEPS, 1, False
+    config.evaluate.every_steps, config.checkpoint.every_steps, config.sample.prompts = 3, 2, ()
+    return config
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
+
+
+def test_a_run_seen_from_outside(config, tmp_path, monkeypatch, capsys):
+    config.optimizer.learning_rate = 0.02
+    config.schedule.update({'name': 'cosine', 'warmup': 0.4, 'start': 0.1, 'final': 0.2})
+    phases, during, saved = [], [], []
+    expect, run_evaluation = lifecycle.Watchdog.expect, evaluate.evaluate
+    save = checkpoint.Checkpoints.save
+
+    def expected(self, phase):
+        phases.append(phase)
+        expect(self, phase)
+
+    def evaluated(*arguments):
+        during.append(('evaluation', phases[-1]))
+        return run_evaluation(*arguments)
+
+    def saving(self, state, step, extra, metric):
+        saved.append((step, metric))
+        during.append(('save', phases[-1]))
+        return save(self, state, step, extra, metric)
+
+    monkeypatch.setattr(lifecycle.Watchdog, 'expect', expected)
+    monkeypatch.setattr(evaluate, 'evaluate', evaluated)
+    monkeypatch.setattr(checkpoint.Checkpoints, 'save', saving)
+    monkeypatch.setattr(loop.Loop, 'say', spied(loop.Loop.say, lambda: during.append(('step', phases[-1]))))
+    results = train.train(config, tmp_path / 'run')
+    assert (results['cost']['steps'], results['cost']['tokens']) == (STEPS, STEPS * 8 * config.data.seq_len)
+    shown = [line for line in capsys.readouterr().out.splitlines() if 'tok/s' not in line and str(tmp_path) not in line]
+    assert any('perplexity' in line for line in shown) and max(map(len, shown)) <= 80
+
+    # An evaluation and a save have limits of their own, and the step after them has its own again.
+    assert set(during) == {('evaluation', 'evaluate'), ('save', 'save'), ('step', 'step')}
+
+    # A checkpoint is ranked by the loss of its own state or not at all.
+    validation = {x['step']: x['validation_loss'] for x in lines(tmp_path / 'run') if 'validation_loss' in x}
+    assert list(validation) == [3, 6, 7]
+    assert saved == [(2, None), (4, None), (6, validation[6]), (7, validation[7])]
+
+    def rate(step):
+        """Linear from a tenth of the peak over 40 % of the run, then half a cosine down to a fifth of it."""
+        spent = step / STEPS
+        if spent < 0.4:
+            return 0.02 * (0.1 + 0.9 * spent / 0.4)
+        return 0.02 * (0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * (spent - 0.4) / 0.6)))
+
+    rates = {x['step']: x['learning_rate'] for x in lines(tmp_path / 'run') if 'loss' in x}
+    np.testing.assert_allclose(list(rates.values()), [rate(step) for step in range(1, STEPS + 1)], rtol=1e-5)
+
+
+def spied(function, before):
+    def call(*arguments):
+        before()
+        return function(*arguments)
+
+    return call
+
+
+def test_a_line_has_the_means_since_the_last_one(config, tmp_path):
+    config.data.isolate = True
+    train.train(config, tmp_path / 'each')
+    config.log.every_steps = 3
+    train.train(config, tmp_path / 'third')
+    each, third = ({x['step']: x for x in lines(tmp_path / name) if 'loss' in x} for name in ('each', 'third'))
+    assert list(third) == [1, 3, 6, 7]
+    for stop, line in third.items():
+        steps = {1: [1], 3: [2, 3], 6: [4, 5, 6], 7: [7]}[stop]
+        weights = [each[step]['targets'] for step in steps]
+        np.testing.assert_allclose(
+            line['loss'], np.average([each[step]['loss'] for step in steps], weights=weights), rtol=1e-12
+        )
+        assert line['grad_norm'] == each[stop]['grad_norm'] and line['batch'] == each[stop]['batch']
+
+
+def test_a_budget_of_hours_counts_what_earlier_starts_spent(config, tmp_path):
+    config.budget.steps, config.budget.hours = None, 1.5 / 3600
+    config.evaluate.every_steps = config.checkpoint.every_steps = 1000
+    first = train.train(config, tmp_path / 'run')
+    again = train.train(config, tmp_path / 'run')
+    assert again['cost']['steps'] == first['cost']['steps'] > 0
+    clock = metrics.Clock(None, hours=1.0, before=1800.0)
+    assert clock.spent(1) == 0.5
+    clock.start()
+    assert 0.5 < clock.spent(1) < 0.51

@@ -1,0 +1,129 @@
+"""Whether a step keeps its logits: by the memory of a device, and as the compiler finds it. Measures of a run."""
+
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from lmtrain import cost, tree
+from lmtrain.cost import hlo
+from lmtrain.training.build import build
+from lmtrain.training.run import Run
+
+
+def run_of(text, device_memory, **more):
+    config = tiny.get_config()
+    base = {'data.source': str(text), 'data.cache': str(text.parent / 'cache'), 'data.validation': 0.2}
+    base |= {'model.dtype': 'bfloat16', 'model.vocab_size': 64_000, 'data.seq_len': 64, 'model.unroll': 1}
+    config.update_from_flattened_dict(base | {'mesh.data': 1} | more)
+    return build(config, jax.devices()[:1], device_memory)
+
+
+def test_logits_are_kept_if_everything_takes_half_of_the_memory(text):
+    kept = run_of(text, 10**12)
+    size = kept.memory()['total']
+    assert kept.keep_logits and run_of(text, 2 * size).keep_logits
+    for less in (run_of(text, 2 * size - 2), run_of(text, 0)):
+        assert not less.keep_logits
+        assert less.memory()['activations'] < kept.memory()['activations']
+    assert not run_of(text, 10**12, **{'model.dtype': 'float32'}).keep_logits
+    assert build(kept.config, jax.devices()[:1]).keep_logits is False  # a CPU does not say what it has
+
+
+def test_the_compiler_finds_what_the_arithmetic_says(text):
+    """More memory and fewer products, and the same losses but for the rounding of the logits."""
+    runs = {'kept': run_of(text, 10**12), 'twice': run_of(text, 0)}
+    temporaries, flops, losses = {}, {}, {}
+    for name, run in runs.items():
+        (compiled,) = run.train_steps().values()
+        flops[name] = hlo.compiled_flops(compiled)
+        np.testing.assert_allclose(flops[name], run.flops_per_step.executed, rtol=0.01)
+        temporaries[name] = compiled.memory_analysis().temp_size_in_bytes
+        _, measured = compiled(run.initial_state(), run.train_stream().batch(0), np.float32(0.5))
+        losses[name] = measured['loss'].item()
+    assert flops['kept'] < flops['twice']
+    elements = 8 * 64 * 64_000
+    assert elements > cost.HEAD_WHOLE
+    more = cost.logits_bytes(elements, 2, True) - cost.logits_bytes(elements, 2, False)
+    # A CPU computes bfloat16 products in float32, from copies of their operands.
+    assert 0.5 * more < temporaries['kept'] - temporaries['twice'] < 4 * more
+    assert losses['kept'] == pytest.approx(losses['twice'], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ('elements', 'keep', 'size'),
+    [
+        (2**22, False, 6 * 2**22),
+        (2**22, True, 6 * 2**22),
+        (2**24, False, 6 * 2**22),
+        (2**26, False, 6 * 2**23),
+        (2**26, True, 4 * 2**26),
+    ],
+)
+def test_bytes_of_logits(elements, keep, size):
+    assert cost.logits_bytes(elements, 2, keep) == size
+
+
+SMALL = {'model.vocab_size': 257, 'model.dtype': 'float32'}
+
+
+def test_bits_are_per_byte_and_not_per_token(text):
+    run = run_of(text, 0, **SMALL)
+    split = run.corpus.splits['train']
+    assert split.num_tokens == split.num_bytes + split.num_documents  # each has an END
+    bits = run.in_bits({'nats': 3 * math.log(2)})['bits_per_byte']
+    assert bits == pytest.approx(3 * split.num_tokens / split.num_bytes) and bits > 3
+
+
+@pytest.mark.parametrize(('rate', 'length', 'hidden'), [(0.15, 52, 8), (0.15, 58, 9), (0.2, 64, 13)])
+def test_as_many_positions_are_predicted_as_a_batch_hides(text, rate, length, hidden):
+    over = {'model.causal': False, 'data.corrupt': rate, 'data.seq_len': length, 'model.vocab_size': 258}
+    run = run_of(text, 0, **SMALL | over)
+    assert run.predicted == hidden == run.stream('train').batch(0)['select'].shape[1]
+
+
+def test_rows_that_accumulate_are_not_in_memory_at_once(text):
+    once, four = (run_of(text, 0, **SMALL | {'optimizer.accumulate': count}).memory() for count in (1, 4))
+    assert once['activations'] == pytest.approx(4 * four['activations'], rel=0.3)
+
+
+def test_a_pass_over_a_mixture_is_divided_by_its_shares(text, tmp_path):
+    (tmp_path / 'more.txt').write_text('more text to learn from ' * 2000)
+    run = run_of(text, 0, **SMALL | {'data.mix': ((str(tmp_path / 'more.txt'), 0.25),), 'data.seq_len': 16})
+    passes = run.passes('validation', 5)
+    assert [(share, stream.steps_per_epoch) for share, stream in passes.values()] == [(0.8, 4), (0.2, 1)]
+    assert [stream.steps_per_epoch for _, stream in run.passes('validation', 1).values()] == [1, 1]
+    assert all(stream.steps_per_epoch > 4 for _, stream in run.passes('validation').values())
+
+
+def test_a_step_of_a_sweep_is_that_of_each_member(text):
+    alone = run_of(text, 0, **SMALL).flops_per_step
+    three = run_of(text, 0, **SMALL | {'sweep.seeds': (1, 2, 3)}).flops_per_step
+    assert three == tuple(3 * part for part in alone)
+
+
+def test_what_the_base_gave_is_frozen_in_its_dtype_and_in_no_checkpoint(text):
+    run = run_of(text, 0, **SMALL | {'learns': '.*norm.*'})
+    assert 'base' not in run.fingerprints() and tree.flatten(run.stored(run.shapes).frozen)
+    config = run.config.copy_and_resolve_references()
+    config.init.frozen_dtype = 'bfloat16'
+    shapes = tree.unflatten({path: leaf for path, leaf in tree.flatten(run.shapes.params).items() if 'mlp' not in path})
+    run = run._replace(config=config, base=SimpleNamespace(hash='abc', shapes=shapes))
+    assert run.fingerprints()['base'] == 'abc'
+    stored = tree.flatten(run.stored(run.shapes).frozen)
+    assert stored and all('mlp' in path for path in stored)  # which the base lacks
+    half = jax.tree.map(lambda leaf: jnp.zeros((1,), jnp.float16), (run.shapes.trainable, run.shapes.frozen))
+    made = run._typed(run.shapes.replace(trainable=half[0], frozen=half[1]))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(made.trainable)} == {'float32'}
+    for path, leaf in tree.flatten(made.frozen).items():
+        assert leaf.dtype == ('float16' if 'mlp' in path else 'bfloat16'), path
+
+
+def test_a_batch_is_taken_by_the_step_of_its_length():
+    steps = {4: lambda *call: 'short', 16: lambda *call: 'long'}
+    step = Run.train_step(SimpleNamespace(train_steps=lambda: steps))
+    assert [step(None, {'tokens': np.zeros((2, length))}, 0.0) for length in (16, 4)] == ['long', 'short']

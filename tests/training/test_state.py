@@ -1,0 +1,23 @@
+import jax
+import jax.numpy as jnp
+import optax
+
+from lmtrain import tree
+from lmtrain.training import state
+
+
+def test_a_state_begins_at_0_with_moments_of_what_learns_alone():
+    params = {'a': {'kernel': jnp.full((2, 3), 5.0), 'bias': jnp.full(3, 7.0)}, 'b': {'kernel': jnp.full(4, 9.0)}}
+    made = state.create(jax.random.key(3), params, '.*kernel', optax.scale_by_adam())
+    assert made.step == 0 and made.counters == {'skipped': 0, 'skipped_in_a_row': 0}
+    assert tree.flatten(made.trainable).keys() == {'a/kernel', 'b/kernel'}
+    assert tree.flatten(made.frozen).keys() == {'a/bias'}
+    assert tree.flatten(made.opt_state.mu).keys() == {'a/kernel', 'b/kernel'}
+    assert jax.tree.structure(made.params) == jax.tree.structure(params)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, made.params, params))
+    assert jnp.array_equal(made.rng, jax.random.key_data(jax.random.key(3)))
+
+
+def test_what_is_frozen_hides_nothing_that_learns():
+    made = state.create(jax.random.key(0), {'a': jnp.ones(2), 'b': jnp.ones(3)}, 'a', optax.sgd(0.1))
+    assert made.replace(trainable={'a': jnp.zeros(2)}).params['a'].sum() == 0

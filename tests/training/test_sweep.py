@@ -1,0 +1,255 @@
+"""A sweep is its members: each follows the losses it would have had alone, on one base that is there once."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from configs import base, tiny
+from lmtrain import adapt, optimizer, tree
+from lmtrain.adapt import lora
+from lmtrain.models import Transformer
+from lmtrain.parallel import sharding
+from lmtrain.tasks import token_loss
+from lmtrain.training import build, load, state, step, sweep, train
+
+LEARNS = 'layers/(mlp|attention_norm)/.*|final_norm/.*'
+STEPS, ROWS, LENGTH, VOCAB = 20, 8, 12, 32
+OWN = {'seed': 3, 'learning_rate': 1e-2}  # of the run that is swept
+
+
+def members(seeds=(), learning_rates=(), orders=()):
+    return sweep.members(seeds, learning_rates, orders, **OWN)
+
+
+def test_lists_run_side_by_side():
+    assert members() == ()
+    assert members(seeds=(1, 2)) == (sweep.Member(1, 1e-2, 1), sweep.Member(2, 1e-2, 2))
+    assert members(learning_rates=(0.1, 0.2)) == (sweep.Member(3, 0.1, 3), sweep.Member(3, 0.2, 3))
+    assert members((1, 2), (0.1,), (7, 8)) == (sweep.Member(1, 0.1, 7), sweep.Member(2, 0.1, 8))
+    assert members((1, 2), orders=(0,)) == (sweep.Member(1, 1e-2, 0), sweep.Member(2, 1e-2, 0))
+
+
+@pytest.mark.parametrize(
+    ('lists', 'message'),
+    [
+        ({'seeds': (1, 2, 3), 'learning_rates': (0.1, 0.2)}, 'sweep.seeds has 3, sweep.learning_rates has 2'),
+        ({'seeds': (1, -2)}, r'sweep.seeds has -2: .* \[0, 2\^32\)'),
+        ({'orders': (1, 2.5)}, 'sweep.orders has 2.5'),
+        ({'seeds': (0, True)}, 'sweep.seeds has True'),
+        ({'learning_rates': (0.1, float('nan'))}, 'sweep.learning_rates has nan'),
+        ({'seeds': (1,)}, 'one member'),
+        ({'seeds': (1, 2, 1)}, r'Member\(seed=1, .*twice'),
+    ],
+)
+def test_what_is_no_sweep_is_said(lists, message):
+    with pytest.raises(ValueError, match=message):
+        members(**lists)
+
+
+@functools.cache
+def parts(method='regex'):
+    """(how the state of a run is created, what makes its step, that step compiled once for all learning rates).
+
+    `method`: 'dora' adds leaves to one base, 'regex' lets leaves of the base learn.
+    """
+    config = base.get_config()
+    config.model.update({'vocab_size': VOCAB, 'max_len': LENGTH, 'num_layers': 2, 'width': 16, 'num_heads': 2})
+    config.model.unroll = 1
+    config.model.dropout = 0.1  # by the member's own key
+    model = Transformer(**config.model)
+    config.optimizer.update({'weight_decay': 0.1, 'decayed': '.*(kernel|lora_a)'})
+    tx = optimizer.optimizer(**config.optimizer)
+    base_key, everywhere = jax.random.key(OWN['seed']), '.*/(query|value|up)/kernel'
+    adapter = lora.adapter(rank=[(everywhere, 2)], alpha=[(everywhere, 4.0)], dora=True)
+
+    def create(key):
+        params = model.init(base_key if method == 'dora' else key, {'tokens': np.zeros((1, LENGTH), np.int32)})[
+            'params'
+        ]
+        if method == 'dora':
+            params = adapt.extend(adapter, key, params)
+        return state.create(jax.random.fold_in(key, 1), params, lora.TRAINABLE if method == 'dora' else LEARNS, tx)
+
+    shapes = jax.eval_shape(create, jax.random.key(0))
+    make = functools.partial(
+        step.make_train_step,
+        model,
+        token_loss.loss,
+        tx,
+        optimizer.schedule(**config.schedule),
+        clip=0.5,
+        accumulate=2,
+        trainable=shapes.trainable,
+    )
+
+    @jax.jit
+    def alone(state, batch, progress, rate):
+        return make(learning_rate=rate)(state, batch, progress)
+
+    return create, make, alone
+
+
+class Drawn:
+    """A stream of rows that count in sevens."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def batch(self, step):
+        rng = np.random.default_rng((self.seed, step))
+        drawn = (rng.integers(0, VOCAB, (ROWS, 1)) + 7 * np.arange(LENGTH + 1)).astype(np.int32) % VOCAB
+        mask = rng.integers(0, 2, (ROWS, LENGTH)).astype(np.float32)
+        return {'tokens': drawn[:, :-1], 'targets': drawn[:, 1:], 'loss_mask': mask}
+
+
+def first(members, method='regex'):
+    create, _, _ = parts(method)
+    return jax.jit(lambda: sweep.create(create, jax.random.key(OWN['seed']), members))()
+
+
+def follow(function, start, stream):
+    """(metrics of every step, state after the first, last state)."""
+    now, seen, after = start, [], None
+    for index in range(STEPS):
+        now, measured = function(now, stream.batch(index), np.float32(index / STEPS))
+        after = after or now
+        seen.append(jax.device_get(measured))
+    return seen, after, now
+
+
+@pytest.mark.parametrize(
+    'lists',
+    [
+        {'seeds': (0, 1, 2), 'learning_rates': (3e-2, 1e-2, 1e-1)},
+        {'learning_rates': (3e-2, 1e-1, 1e37), 'orders': (5,)},  # one batch for all; the last diverges
+    ],
+    ids=['seeds and learning rates', 'one batch for all'],
+)
+def test_each_member_follows_what_it_would_have_been_alone(lists):
+    chosen = members(**lists)
+    _, make, alone_step = parts('dora')
+    start = first(chosen, 'dora')
+    streams = [Drawn(order) for order in sweep.orders(chosen)]
+    stream = sweep.Streams(streams) if len(streams) > 1 else streams[0]
+    together, after, last = follow(jax.jit(sweep.train_step(make, chosen, None)), start, stream)
+    for index, each in enumerate(chosen):
+        function = functools.partial(alone_step, rate=each.learning_rate)
+        alone, alone_after, _ = follow(function, sweep.member(start, index), Drawn(each.order))
+        for name in ('loss', 'targets', 'learning_rate', 'skipped', 'skipped_in_a_row'):
+            got = [measured[name + sweep.SUFFIX][index] for measured in together]
+            np.testing.assert_allclose(got, [measured[name] for measured in alone], rtol=1e-5, err_msg=name)
+        # The first moment after one step is the first clipped gradient.
+        moments = sweep.member(after, index).opt_state[0].mu
+        for path, moment in tree.flatten(alone_after.opt_state[0].mu).items():
+            np.testing.assert_allclose(tree.flatten(moments)[path], moment, rtol=1e-4, atol=1e-7, err_msg=path)
+    means = [np.mean(measured['loss_members']) for measured in together]
+    np.testing.assert_allclose([measured['loss'] for measured in together], means, rtol=1e-6)
+    assert np.all(np.isfinite(means)) and together[-1]['loss_members'][0] < together[0]['loss_members'][0]
+    assert len({round(float(x), 3) for x in together[-1]['loss_members']}) == len(chosen)  # they are not one run
+    if 'orders' in lists:  # the sweep goes on while one member does, and says what the other lost
+        assert together[-1]['skipped'] > 5 and together[-1]['skipped_in_a_row'] == 0
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(last.trainable))
+
+
+def test_members_have_their_own_leaves_on_one_base():
+    create, _, _ = parts()
+    chosen = members(seeds=(0, 1))
+    start = first(chosen)
+    create = jax.jit(create)
+    base = create(jax.random.key(OWN['seed']))
+    for path, leaf in tree.flatten(start.frozen).items():
+        np.testing.assert_allclose(leaf, tree.flatten(base.frozen)[path], rtol=1e-6, err_msg=path)
+    for index, seed in enumerate((0, 1)):
+        alone, one = create(jax.random.key(seed)), sweep.member(start, index)
+        np.testing.assert_array_equal(one.rng, alone.rng)
+        for path, leaf in tree.flatten(alone.trainable).items():
+            np.testing.assert_allclose(tree.flatten(one.trainable)[path], leaf, rtol=1e-6, err_msg=path)
+    assert start.step.shape == () and start.counters['skipped'].shape == (2,)
+
+
+def test_members_lie_on_the_mesh_as_they_would_alone():
+    create, _, _ = parts()
+    mesh = sharding.mesh(2, 2, 2, 1)
+    alone = sharding.shardings(jax.eval_shape(create, jax.random.key(0)), mesh)
+    chosen = members(seeds=(0, 1, 2))
+    on = sweep.shardings(jax.eval_shape(first, chosen), mesh, chosen)
+    assert alone.trainable['layers']['mlp']['up']['kernel'].spec == PartitionSpec(None, 'fsdp', 'tensor')
+    assert on.trainable['layers']['mlp']['up']['kernel'].spec == PartitionSpec(None, None, 'fsdp', 'tensor')
+    assert on.opt_state[0].mu['layers']['mlp']['up']['kernel'].spec == PartitionSpec(None, None, 'fsdp', 'tensor')
+    assert on.frozen == alone.frozen
+
+
+def test_the_interval_is_students():
+    mean, low, high = sweep.interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert high - mean == pytest.approx(4.302653 / 3**0.5, rel=1e-6)  # t of 2 degrees at 97.5 %; deviation 1
+    assert mean - low == pytest.approx(high - mean)
+    assert sweep.interval([5.0]) == (5.0, None, None)
+    assert sweep.summary([{'loss': 1.0}, {'loss': 2.0}, {'loss': 6.0}, {'loss': 11.0}])['loss'] == 5.0  # no median
+
+
+def test_only_members_of_one_learning_rate_are_repetitions():
+    chosen = members((0, 1, 0), (0.1, 0.1, 0.2), (0,))
+    evaluation = sweep.summary([{'loss': 1.0}, {'loss': 2.0}, {'loss': 6.0}])
+    assert evaluation == {'loss': 3.0, 'loss_members': [1.0, 2.0, 6.0]}
+    found = sweep.results(chosen, evaluation)['sweep']
+    assert found['members'][2] == {'seed': 0, 'learning_rate': 0.2, 'order': 0, 'loss': 6.0}
+    same, other = found['intervals']
+    assert (same['learning_rate'], same['members'], same['loss'][0]) == (0.1, 2, 1.5)
+    assert same['loss'][1] < 1.0 and same['loss'][2] > 2.0
+    assert other == {'learning_rate': 0.2, 'members': 1, 'loss': (6.0, None, None)}
+
+
+@pytest.fixture
+def config(tmp_path):
+    for number in range(40):
+        words = 'the cat sat on a mat and saw that dog run to his red ball'.split()
+        (tmp_path / 'text').mkdir(exist_ok=True)
+        drawn = np.random.default_rng(number).choice(words, 40)
+        (tmp_path / 'text' / f'{number}.txt').write_text(' '.join(drawn))
+    config = tiny.get_config()
+    config.data.source, config.data.cache = str(tmp_path / 'text'), str(tmp_path / 'cache')
+    config.data.validation = 0.2
+    config.budget.steps = 8
+    config.log.every_steps = 1
+    config.log.tensorboard = False
+    config.sample.max_tokens = 4
+    return config
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_a_whole_run(config, tmp_path):
+    rates = (1e-3, 3e-3)
+    config.sweep.seeds, config.sweep.learning_rates = (4, 5), rates
+    results = train.train(config, tmp_path / 'sweep')
+    written = lines(tmp_path / 'sweep')
+    # Where everything learns there is no base, and a member is the whole run of its seed.
+    config.sweep.seeds = config.sweep.learning_rates = ()
+    config.seed, config.optimizer.learning_rate = 5, rates[1]
+    alone = train.train(config, tmp_path / 'alone')
+    for mine, own in zip(written, lines(tmp_path / 'alone'), strict=True):
+        for name in {'loss', 'validation_loss'} & own.keys():
+            assert mine[f'{name}_members'][1] == pytest.approx(own[name], rel=1e-5)
+    assert results['sweep']['members'][1]['loss'] == pytest.approx(alone['validation']['loss'], rel=1e-5)
+    again = load.evaluate_split(tmp_path / 'sweep', 'validation', member=1)  # all of it, not some batches
+    assert again == pytest.approx(load.evaluate_split(tmp_path / 'alone', 'validation'), rel=1e-5)
+    assert results['validation']['loss'] == pytest.approx(np.mean([row['loss'] for row in results['sweep']['members']]))
+    report = (tmp_path / 'sweep' / 'report.md').read_text()
+    assert '## Members' in report and '| 4 | 0.001 |' in report
+    with pytest.raises(ValueError, match='member 2: the sweep has the members 0 to 1'):
+        load.load_run(tmp_path / 'sweep', member=2)
+    with pytest.raises(ValueError, match='member 1: .* is no sweep'):
+        load.load_run(tmp_path / 'alone', member=1)
+
+
+def test_bad_lists_are_found_before_anything_compiles(config):
+    config.sweep.seeds = (1, 1)
+    with pytest.raises(ValueError, match='config.sweep has .*twice'):
+        build.build(config)

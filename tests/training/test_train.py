@@ -1,0 +1,377 @@
+"""Whole runs of the tiny recipe: resumed is uninterrupted, sharded is unsharded, and what goes wrong is said."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import tiny
+from lmtrain import checkpoint
+from lmtrain.models import Transformer
+from lmtrain.parallel import sharding
+from lmtrain.report import metrics
+from lmtrain.runtime import lifecycle
+from lmtrain.training import build, evaluate, load, train
+from lmtrain.training.run import Run
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 12
+LONG = 250  # seconds that a process may take on the slowest machine
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+    """A folder of small documents."""
+    folder = tmp_path_factory.mktemp('text')
+    words = 'the cat sat on a mat and saw that dog run to his red ball in our park'.split()
+    for number in range(60):
+        drawn = np.random.default_rng(number).choice(words, 60)
+        (folder / f'{number}.txt').write_text(' '.join(drawn))
+    return folder
+
+
+@pytest.fixture
+def config(text, tmp_path):
+    config = tiny.get_config()
+    config.data.source = str(text)
+    config.data.cache = str(text.parent / 'cache')
+    config.data.validation = 0.2
+    config.budget.steps = STEPS
+    config.log.every_steps = 1
+    config.log.tensorboard = False
+    config.evaluate.every_steps = 5
+    config.checkpoint.every_steps = 4
+    config.sample.max_tokens = 4
+    return config
+
+
+def lines(workdir, name='metrics.jsonl'):
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def final_state(workdir):
+    """All that the last checkpoint holds: {path: bytes} of parameters, moments, rng and step, and the counters."""
+    config, folder = json.loads((workdir / 'config.json').read_text()), workdir / 'checkpoints'
+    step = config['budget']['steps']
+    leaves = json.loads((folder / str(step) / 'manifest.json').read_text())['leaves']
+    shapes = {path: jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype']) for path, leaf in leaves.items()}
+    state, counters = checkpoint.restore(folder, shapes, step)
+    del counters['elapsed']
+    return {path: np.asarray(leaf).tobytes() for path, leaf in state.items()}, counters
+
+
+def assert_same_run(workdir, other, message=''):
+    assert (workdir / 'metrics.jsonl').read_bytes() == (other / 'metrics.jsonl').read_bytes(), message
+    assert final_state(workdir) == final_state(other), message
+
+
+def test_stopped_by_sigterm_and_resumed_is_the_uninterrupted_run(config, tmp_path, monkeypatch):
+    """With lines that no checkpoint is aligned to: their means are over steps of both starts."""
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    config.log.every_steps = 3
+    results = train.train(config, whole)
+    written = metrics.Writers.metrics
+
+    def stop_at_six(self, step, *arguments):
+        written(self, step, *arguments)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(metrics.Writers, 'metrics', stop_at_six)
+    with pytest.raises(lifecycle.RunEnded) as ended:
+        train.train(config, parts)
+    assert ended.value.code == lifecycle.REQUEUE
+    monkeypatch.undo()
+    again = train.train(config, parts)
+    assert_same_run(whole, parts)
+    assert [line['step'] for line in lines(parts) if 'loss' in line] == [1, 3, 6, 9, 12]
+    assert again['validation'] == results['validation']
+    assert lines(parts, 'lineage.jsonl')[1]['resumed_from'] in (6, 7)
+
+    # A damaged checkpoint is set aside, and the older one leads to the same end.
+    newest = parts / 'checkpoints' / str(STEPS)
+    victim = max((newest / 'state').rglob('*'), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    damaged = bytearray(victim.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    victim.write_bytes(damaged)
+    train.train(config, parts)
+    assert_same_run(whole, parts)
+    assert (parts / 'checkpoints' / f'{STEPS}.corrupt').is_dir()
+
+    # Another run may not go on there, and is told why.
+    config.optimizer.learning_rate = 0.5
+    with pytest.raises(ValueError, match='optimizer.learning_rate: saved 0.001, now 0.5'):
+        train.train(config, parts)
+
+
+def test_a_finished_run_says_so_and_is_left_as_it_is(config, tmp_path, monkeypatch, capsys):
+    config.log.tensorboard, config.checkpoint.keep_last = True, 9
+    first = train.train(config, tmp_path / 'run')
+    capsys.readouterr()
+    # A checkpoint has the metric of its own state alone: the evaluations of steps 5 and 10 are not those of 8 and 12.
+    losses = {line['step']: line['validation_loss'] for line in lines(tmp_path / 'run') if 'validation_loss' in line}
+    manifests = [json.loads(path.read_text()) for path in tmp_path.glob('run/checkpoints/*/manifest.json')]
+    metrics_of = {manifest['step']: manifest['metric'] for manifest in manifests}
+    assert losses.keys() == {5, 10, 12} and metrics_of == {4: None, 8: None, 12: losses[12]}
+    kept = {
+        path: path.read_bytes()
+        for path in (tmp_path / 'run').glob('*')
+        if path.name in ('metrics.jsonl', 'samples.txt')
+    }
+    monkeypatch.setattr(Run, 'train_step', None)  # nothing is compiled
+    assert train.train(config, tmp_path / 'run') == first
+    assert f'finished   the budget is spent after step {STEPS}: nothing is left' in capsys.readouterr().out
+    assert len(kept) == 2 and all(path.read_bytes() == content for path, content in kept.items())
+
+
+def test_asked_to_stop_in_an_evaluation_and_in_compiling(config, tmp_path, monkeypatch):
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    train.train(config, whole)
+    made, tried = evaluate.evaluate, []
+
+    def interrupted(*arguments):
+        tried.append(arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return made(*arguments)
+
+    monkeypatch.setattr(evaluate, 'evaluate', interrupted)
+    with pytest.raises(lifecycle.RunEnded, match='SIGTERM: step 5 is saved') as ended:
+        train.train(config, parts)
+    assert ended.value.code == lifecycle.REQUEUE and len(tried) == 1
+    assert not [line for line in lines(parts) if 'validation_loss' in line]
+    monkeypatch.undo()
+
+    compiled = Run.train_step
+
+    def asked(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compiled(self)
+
+    monkeypatch.setattr(Run, 'train_step', asked)
+    with pytest.raises(lifecycle.RunEnded, match='SIGTERM: step 5 is saved') as ended:
+        train.train(config, parts)
+    assert ended.value.code == lifecycle.REQUEUE
+    monkeypatch.undo()
+    train.train(config, parts)
+    assert_same_run(whole, parts)
+
+
+def test_a_checkpoint_gets_the_metric_of_the_evaluation_that_a_signal_cut_short(config, tmp_path, monkeypatch):
+    config.checkpoint.every_steps, config.checkpoint.keep_last = 5, 5
+    train.train(config, tmp_path / 'whole')
+    made = evaluate.evaluate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return made(*arguments)
+
+    monkeypatch.setattr(evaluate, 'evaluate', interrupted)
+    with pytest.raises(lifecycle.RunEnded, match='step 5 is saved'):
+        train.train(config, tmp_path / 'parts')
+    assert checkpoint.ranked(tmp_path / 'parts' / 'checkpoints') == []
+    monkeypatch.undo()
+    train.train(config, tmp_path / 'parts')
+    found = [checkpoint.ranked(tmp_path / name / 'checkpoints') for name in ('whole', 'parts')]
+    assert found[0] == found[1] and 5 in found[0]
+    checkpoint.verify(tmp_path / 'parts' / 'checkpoints' / '5')
+
+
+def test_a_mixture_is_ranked_by_its_own_loss_on_a_fixed_sample(config, tmp_path):
+    """Its validation loss weights the sources as a batch does, whatever their sizes, and is the same after a resume."""
+    other = tmp_path / 'other'
+    other.mkdir()
+    for number in range(300):  # five times the first source, of a fifth of its weight
+        (other / f'{number}.txt').write_text(f'{number} ZEBRA QUIZ JUMPS ' * 12)
+    config.data.mix = ((str(other), 0.2),)
+    config.evaluate.max_batches = 3
+    results = train.train(config, tmp_path / 'run')
+    validation, sources = results['validation'], results['validation']['sources']
+    first, second = (sources[name] for name in (config.data.source, str(other)))
+    # Every row of both sources is full, but for the last of a document: targets a row differ by little.
+    weighted = (first['loss'] + 0.2 * second['loss']) / 1.2
+    assert validation['loss'] == pytest.approx(weighted, rel=0.02) and abs(first['loss'] - second['loss']) > 0.1
+    assert validation['targets'] == first['targets'] + second['targets']
+    assert first['targets'] > second['targets']  # of three batches two are of the first source, at least one of each
+    evaluated = [line for line in lines(tmp_path / 'run') if 'validation_loss' in line]
+    assert [line['step'] for line in evaluated] == [5, 10, STEPS]
+    assert evaluated[-1][f'validation_loss/{other}'] == second['loss']
+    folder = tmp_path / 'run' / 'checkpoints' / str(STEPS)
+    assert json.loads((folder / 'manifest.json').read_text())['metric'] == validation['loss']
+    whole = load.evaluate_split(tmp_path / 'run', 'validation')
+    assert whole['sources'].keys() == sources.keys() and whole['targets'] > validation['targets']
+    page = (tmp_path / 'run' / 'report.md').read_text()
+    assert f'this model, `{other}` alone (weight 0.2) | {second["bits_per_byte"]:.4f}' in page
+    assert 'a random sample of at most 3 batches' in page
+    shutil.rmtree(folder)
+    assert train.train(config, tmp_path / 'run')['validation'] == validation
+
+
+def test_a_save_that_never_ends_is_watched_to_the_last(start, tmp_path):
+    workdir = tmp_path / 'run'
+    stalled = start(workdir, ['--config.watchdog.save=12'], LMTRAIN_FAULT=f'stall_in_save@{STEPS}')
+    assert stalled.wait(LONG) == lifecycle.STALLED, words(workdir)
+    assert 'config.watchdog.save = 12 s' in words(workdir) and 'in _finish' in words(workdir)
+
+
+def test_a_vocabulary_that_was_filled_up_stays_so_on_another_mesh(config, tmp_path):
+    config.evaluate.every_steps = config.checkpoint.every_steps = 4
+    config.budget.steps, config.schedule.name = 4, 'constant'
+    config.mesh.data, config.mesh.tensor = 4, 2
+    train.train(config, tmp_path / 'run')
+    config.mesh.data, config.mesh.tensor, config.budget.steps = 8, 1, 8
+    train.train(config, tmp_path / 'run')
+    assert [line['step'] for line in lines(tmp_path / 'run') if 'loss' in line] == list(range(1, 9))
+    config.model.vocab_size = 300
+    with pytest.raises(ValueError, match='model.vocab_size: saved 257, now 300'):
+        train.train(config, tmp_path / 'run')
+
+
+@pytest.fixture(scope='module')
+def start(text):
+    """A function that starts `lmtrain train` on the text in a process of its own; its words go to `<workdir>.txt`."""
+    command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--config.data.source={text}']
+    command += [f'--config.data.cache={text.parent / "cache"}', '--config.data.validation=0.2']
+    command += [f'--config.budget.steps={STEPS}', '--config.log.every_steps=1', '--config.log.tensorboard=false']
+    command += ['--config.evaluate.every_steps=5', '--config.checkpoint.every_steps=4', '--config.sample.max_tokens=4']
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '1', 'HOME': str(text.parent)}
+
+    def start(workdir, flags=(), **more):
+        with open(f'{workdir}.txt', 'w') as words:
+            asked = [*command, f'--workdir={workdir}', *flags]
+            return subprocess.Popen(asked, cwd=ROOT, env=environment | more, stdout=words, stderr=subprocess.STDOUT)
+
+    return start
+
+
+@pytest.fixture(scope='module')
+def whole(start, text):
+    """The folder of a run that nothing interrupted."""
+    workdir = text.parent / 'whole'
+    assert start(workdir).wait(LONG) == 0, words(workdir)
+    return workdir
+
+
+def words(workdir):
+    return workdir.with_name(f'{workdir.name}.txt').read_text()
+
+
+def test_killed_at_a_save_and_resumed_is_the_uninterrupted_run(start, whole, tmp_path):
+    parts = tmp_path / 'parts'
+    assert start(parts, LMTRAIN_FAULT='before_rename@8').wait(LONG) == -signal.SIGKILL, words(parts)
+    assert start(parts).wait(LONG) == 0, words(parts)
+    assert 'resumed' in words(parts) and 'after step 4' in words(parts)
+    assert_same_run(whole, parts)
+
+
+def test_a_locale_without_utf8_and_a_folder_whose_name_is_a_pattern(start, tmp_path):
+    """The C locale encodes nothing but ASCII; text, prompts and folder have more."""
+    workdir = tmp_path / 'lr[1e-3] é'
+    ascii_only = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONWARNDEFAULTENCODING': '1'}
+    recipe = tmp_path / 'recipe.py'
+    recipe.write_text(
+        'from configs import tiny\n\n\ndef get_config():\n    config = tiny.get_config()\n'
+        "    config.sample.prompts = ('é漢',)\n    return config\n",
+        encoding='utf-8',
+    )
+    flags = [f'--config={recipe}', '--config.budget.steps=1']
+    assert start(workdir, flags, **ascii_only).wait(LONG) == 0, words(workdir)
+    assert (workdir / 'samples.txt').read_text(encoding='utf-8').startswith("--- 'é漢'\n")
+    assert 'é漢' in (workdir / 'report.md').read_text(encoding='utf-8')
+    ours = [line for line in words(workdir).splitlines() if 'EncodingWarning' in line and str(ROOT / 'lmtrain') in line]
+    assert not ours
+    assert start(workdir, flags, **ascii_only).wait(LONG) == 0, words(workdir)  # its checkpoint can be read
+    assert 'finished' in words(workdir)
+
+
+def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(start, whole, tmp_path):
+    parts = tmp_path / 'parts'
+    draw = random.SystemRandom()  # another moment each time: so many lines of metrics.jsonl, and so many seconds after
+    written, later = draw.randrange(len(lines(whole)) + 1), draw.uniform(0, 0.2)
+    process = start(parts)
+    while process.poll() is None and whole_lines(parts) < written:
+        time.sleep(0.001)
+    time.sleep(later)
+    process.kill()
+    moment = f'killed {later:.3f} s after line {written} of metrics.jsonl'
+    assert process.wait(LONG) in (-signal.SIGKILL, 0), f'{moment}: {words(parts)}'
+    assert start(parts).wait(LONG) == 0, f'{moment}: {words(parts)}'
+    assert_same_run(whole, parts, moment)
+
+
+def whole_lines(workdir):
+    path = workdir / 'metrics.jsonl'
+    return path.read_bytes().count(b'\n') if path.exists() else 0
+
+
+MESHES = [(8, 1, 1, 1), (2, 2, 2, 1)]
+
+
+def test_sharded_equals_unsharded(config):
+    config.optimizer.accumulate = 1
+    config.model.dropout = 0.1  # keyed by the global row
+
+    def losses(devices, mesh):
+        for name, size in zip(sharding.AXES, mesh, strict=True):
+            config.mesh[name] = size
+        config.data.batch_size = 8
+        config.model.vocab_size = 264
+        parts = build.build(config, devices=devices)
+        state, step, put = parts.initial_state(), parts.train_step(), sharding.place(parts.mesh)
+        stream, seen = parts.stream('train', shuffle=True), []
+        for index in range(20):
+            state, measured = step(state, put(stream.batch(index)), np.float32((index + 1) / 20))
+            jax.block_until_ready(state)
+            seen.append([float(measured[name]) for name in ('loss', 'grad_norm', 'param_norm')])
+        return np.array(seen)
+
+    alone = losses(jax.devices()[:1], (1, 1, 1, 1))
+    assert alone[-1, 0] < alone[0, 0]
+    for mesh in MESHES:
+        np.testing.assert_allclose(losses(None, mesh), alone, rtol=1e-5, err_msg=str(mesh))
+
+
+def test_a_start_traces_the_model_once_for_its_parameters(config, monkeypatch):
+    traced, init = [], Transformer.init
+    monkeypatch.setattr(Transformer, 'init', lambda self, *inputs: traced.append(self) or init(self, *inputs))
+    config.data.seq_len = 26  # of no other test, whose trace would be found again
+    state = build.build(config).initial_state()
+    assert len(traced) == 1 and int(state.step) == 0
+
+
+def test_a_run_that_has_gone_wrong_ends_with_a_word(config, tmp_path):
+    config.optimizer.learning_rate = 1e37
+    with pytest.raises(lifecycle.RunEnded, match='no finite loss or gradient in 5 steps.*Lower opt') as ended:
+        train.train(config, tmp_path / 'run')
+    assert ended.value.code == lifecycle.NON_FINITE
+    skipped = [line['skipped_in_a_row'] for line in lines(tmp_path / 'run') if 'loss' in line]
+    assert skipped[-1] >= 4
+
+
+def test_a_budget_of_hours_ends_where_its_schedule_does(config, tmp_path):
+    config.budget.steps = None
+    config.budget.hours = 2 / 3600
+    config.evaluate.every_steps = 1000
+    config.checkpoint.every_steps = 1000
+    config.data.corrupt = 0.2
+    config.model.vocab_size = 258
+    config.model.causal = False
+    config.model.mlm_head = True
+    config.model.dtype = 'bfloat16'
+    config.model.remat = 'full'
+    config.model.unroll = 1
+    config.optimizer.name = 'muon'
+    results = train.train(config, tmp_path / 'run')
+    steps = [line for line in lines(tmp_path / 'run') if 'loss' in line]
+    assert steps[-1]['learning_rate'] == pytest.approx(1e-4)  # final is a tenth of the peak
+    assert steps[-1]['step'] == results['cost']['steps']
+    assert steps[-1]['skipped'] == 0
+    assert 'makes no text' in (tmp_path / 'run' / 'samples.txt').read_text()
