@@ -11,6 +11,9 @@ import re
 import sys
 import textwrap
 
+from lmtrain.errors import InputError
+from lmtrain.runtime import lifecycle
+
 # Flags whose values are local paths, of all verbs.
 PATHS = {'config', 'workdir', 'base', 'adapter', 'to', 'prompts_file', 'rows', 'demonstrations', 'results'}
 VERBS = {
@@ -87,8 +90,6 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug or not is_user_error(error):
             raise
-        from lmtrain.runtime import lifecycle
-
         code = error.code if isinstance(error, lifecycle.RunEnded) else 2
         return report_error(f'lmtrain {verb}', message(error), code)
 
@@ -108,18 +109,8 @@ def message(error: Exception) -> str:
 
 
 def is_user_error(error: Exception) -> bool:
-    """Whether an error is a word to the user: refused by the system, or raised by a `raise` of lmtrain's."""
-    if isinstance(error, OSError):
-        return True
-    import dis
-
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    code = trace.tb_frame.f_code
-    house = (trace.tb_frame.f_globals.get('__package__') or '').partition('.')[0]
-    raised = code.co_code[trace.tb_lasti] == dis.opmap['RAISE_VARARGS']
-    return raised and house in ('lmtrain', 'launch', 'configs') and not isinstance(error, AssertionError)
+    """Whether a person can fix what `error` says: an InputError, the system's refusal, or the end of a run."""
+    return isinstance(error, (InputError, OSError, lifecycle.RunEnded))
 
 
 def parse(module, argv: list[str]):
@@ -144,7 +135,7 @@ def parse(module, argv: list[str]):
         if word.startswith('-') and name.startswith('config.') and 'override' in known:
             text = text if equals else next(words, '--')
             if not equals and text.startswith('--'):
-                raise ValueError(f'--{name} lacks its value: --{name}=...')
+                raise InputError(f'--{name} lacks its value: --{name}=...')
             word = f'--override={name.removeprefix("config.")}={text}'
         rest.append(word)
     known.set_gnu_getopt(True)
@@ -155,9 +146,9 @@ def parse(module, argv: list[str]):
     except flags.UnrecognizedFlagError as error:
         names = [name for name in known if name not in ('override', 'command')]
         hint = f'; the nearest is --{nearest(error.flagname, names)}' if names else ', and this verb takes none'
-        raise ValueError(f'no flag --{error.flagname}{hint}') from error
+        raise InputError(f'no flag --{error.flagname}{hint}') from error
     except flags.Error as error:
-        raise ValueError(str(error)) from error
+        raise InputError(str(error)) from error
     for name in PATHS & set(known):
         given = known[name].value
         if isinstance(given, list):
@@ -167,7 +158,7 @@ def parse(module, argv: list[str]):
     if spare:
         hint = f'; did you mean --config={spare[0]}?' if 'config' in known else ''
         hint = f'; what is run stands after a bare --: -- {spare[0]} ...' if 'command' in known else hint
-        raise ValueError(f'{spare[0]!r} is no flag{hint}')
+        raise InputError(f'{spare[0]!r} is no flag{hint}')
     return known
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from absl import flags
 
+from lmtrain.errors import InputError
 from lmtrain.runtime import lifecycle
 
 HEARTBEAT = 10  # seconds after which a process that says nothing is taken for lost
@@ -89,23 +90,23 @@ def start(values: flags.FlagValues) -> bool:
     names = ('coordinator', 'num_processes', 'process_id')
     given = {name: values[name].value for name in names if values[name].value is not None}
     if values.distributed and given:
-        raise ValueError(f'--distributed finds by itself what --{", --".join(given)} would say: give one or the other')
+        raise InputError(f'--distributed finds by itself what --{", --".join(given)} would say: give one or the other')
     if not values.distributed and not given:
         return False
     if given and len(given) < len(names):
         missing = ', '.join(f'--{name}' for name in names if name not in given)
-        raise ValueError(
+        raise InputError(
             f'{missing} is missing: a process of several needs --coordinator, --num_processes, --process_id'
         )
     if given:
         if given['process_id'] >= given['num_processes']:
-            raise ValueError(
+            raise InputError(
                 f'--process_id={given["process_id"]} with --num_processes={given["num_processes"]}: they count from 0'
             )
         coordinator, count, number, devices = *(given[name] for name in names), None
         host, _, port = coordinator.rpartition(':')
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise ValueError(f'--coordinator={coordinator!r}: expected HOST:PORT, such as 10.0.0.1:8476')
+            raise InputError(f'--coordinator={coordinator!r}: expected HOST:PORT, such as 10.0.0.1:8476')
     else:
         coordinator, count, number, devices = detected(values.join_timeout)
         host, _, port = coordinator.rpartition(':')
@@ -165,7 +166,7 @@ def detected(timeout: int) -> tuple[str, int, int, list[int] | None]:
     except RuntimeError as error:
         raise ConnectionError(f'--distributed: {error}') from error
     if None in found[:3]:
-        raise ValueError(
+        raise InputError(
             '--distributed: neither SLURM, Open MPI, a TPU pod nor GKE is around this process; name the others by '
             '--coordinator, --num_processes and --process_id'
         )
@@ -250,7 +251,7 @@ def _listen(host: str, port: int, count: int, deadline: float, timeout: float) -
                 )
                 lines[-1] = line
                 end(word)
-                raise ValueError(word)
+                raise InputError(word)
             lines[other] = line
     end('go')
 

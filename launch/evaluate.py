@@ -18,6 +18,7 @@ import pathlib
 from absl import flags
 
 from launch import model_flags, process_setup
+from lmtrain.errors import InputError
 
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS, base=True)
@@ -42,7 +43,7 @@ def run(values: flags.FlagValues) -> None:
         prompted(values)
         return
     if values.base:
-        raise ValueError('--base without --rows: a split is of a run (--workdir); rows to be answered are --rows=FILE')
+        raise InputError('--base without --rows: a split is of a run (--workdir); rows to be answered are --rows=FILE')
     workdir, step = model_flags.from_flags(values)
     check_results(values.results)
     process_setup.prepare()
@@ -80,7 +81,7 @@ def prompted(values: flags.FlagValues) -> None:
     """Scores the rows that --rows names."""
     for name, other in (('template', 'answer'), ('answer', 'template')):
         if values[other].value and not values[name].value:
-            raise ValueError(f'--{name} is missing, which --{other} needs: see `lmtrain evaluate --help`')
+            raise InputError(f'--{name} is missing, which --{other} needs: see `lmtrain evaluate --help`')
     check_results(values.results)
     process_setup.prepare()
     from lmtrain.data.chat import conversation
@@ -93,7 +94,7 @@ def prompted(values: flags.FlagValues) -> None:
     try:
         chats = [] if values.template else [conversation.read(row, (), '')[1] for row in rows]
     except ValueError as error:
-        raise ValueError(f'without --template and --answer, rows are conversations: {error}') from None
+        raise InputError(f'without --template and --answer, rows are conversations: {error}') from None
     asked = [dialogue if dialogue.messages else dialogue.texts[0] for dialogue in chats]
     found = model_flags.prompted(model_flags.model(values), values, 'chat_template', asked)
     scores = prompting.score(

@@ -8,6 +8,7 @@ lmtrain export --workdir=runs/lora --format=hf --merge --to=merged
 from absl import flags
 
 from launch import model_flags, process_setup
+from lmtrain.errors import InputError
 
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS)
@@ -19,7 +20,7 @@ flags.DEFINE_string('to', None, 'the directory to write, which must be new or em
 def run(values: flags.FlagValues) -> None:
     workdir, step = model_flags.from_flags(values)
     if not values.to:
-        raise ValueError('--to is missing: the directory to write, such as --to=exported')
+        raise InputError('--to is missing: the directory to write, such as --to=exported')
     process_setup.prepare()
     from lmtrain.training import export
 

@@ -20,6 +20,7 @@ from absl import flags
 
 from configs import base
 from launch import cli, model_flags, process_setup
+from lmtrain.errors import InputError
 
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS, base=True)
@@ -57,7 +58,7 @@ def read_prompts(path: pathlib.Path) -> list:
         lines = path.read_bytes().decode().split('\n')
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b'\n') + 1
-        raise ValueError(f'{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8') from error
+        raise InputError(f'{path}, line {line}: not UTF-8 ({error.reason}); save the file as UTF-8') from error
     prompts = []
     for number, line in enumerate(lines, 1):
         line = line.removesuffix('\r')
@@ -69,10 +70,10 @@ def read_prompts(path: pathlib.Path) -> list:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f'{path}, line {number}: not JSON ({error.msg} at column {error.colno})') from error
+            raise InputError(f'{path}, line {number}: not JSON ({error.msg} at column {error.colno})') from error
         prompts.append(prompt_of(row, f'{path}, line {number}'))
     if not prompts:
-        raise ValueError(
+        raise InputError(
             f'{path} holds no prompt; it wants one a line, or .jsonl with the field "prompt" or "messages"'
         )
     return prompts
@@ -89,7 +90,7 @@ def prompt_of(row, place: str):
         return fields['prompt']
     if name is None or not isinstance(fields[name], list):
         wants = '{"prompt": "text"} or {"messages": [{"role": "user", "content": "text"}]}'
-        raise ValueError(f'{place}: wants {wants}, not {json.dumps(row)[:60]}')
+        raise InputError(f'{place}: wants {wants}, not {json.dumps(row)[:60]}')
     from lmtrain.data.chat import conversation
     from lmtrain.data.rows import Row
 
@@ -98,7 +99,7 @@ def prompt_of(row, place: str):
     while messages and messages[-1]['role'] == 'assistant':
         messages.pop()
     if not messages:
-        raise ValueError(f'{place}: no message before the answer of the assistant')
+        raise InputError(f'{place}: no message before the answer of the assistant')
     return dialogue._replace(messages=messages, learned=())
 
 

@@ -17,6 +17,7 @@ import subprocess
 from absl import flags
 
 from launch import launcher
+from lmtrain.errors import InputError
 from lmtrain.runtime import lifecycle
 
 FLAGS = flags.FlagValues()
@@ -56,7 +57,7 @@ def run(values: flags.FlagValues) -> None:
         said = ' '.join(done.stderr.split())
         if '(AlreadyExists)' in said:
             said += f'; take another --name, or, if it has ended or may: kubectl delete jobset {values.name} {where}'
-        raise ValueError(f'kubectl refuses: {said}')
+        raise InputError(f'kubectl refuses: {said}')
     first = f'jobset.sigs.k8s.io/jobset-name={values.name},batch.kubernetes.io/job-completion-index=0'
     print(done.stdout.strip())
     print(f'  kubectl get jobset {values.name} {where}')
@@ -68,17 +69,17 @@ def manifest(values: flags.FlagValues, words: list[str]) -> dict:
     """The JobSet (jobset.x-k8s.io/v1alpha2). Raises ValueError naming a flag."""
     for name in ('image', 'accelerator', 'topology', 'claim'):
         if not values[name].value:
-            raise ValueError(f'--{name} is missing: {values[name].help}')
+            raise InputError(f'--{name} is missing: {values[name].help}')
     if not re.fullmatch('[a-z]([-a-z0-9]{0,38}[a-z0-9])?', values.name):
-        raise ValueError(f'--name={values.name!r}: at most 40 small letters, digits and -, a letter first')
+        raise InputError(f'--name={values.name!r}: at most 40 small letters, digits and -, a letter first')
     if not re.fullmatch(r'\d+(x\d+){1,2}', values.topology):
-        raise ValueError(f'--topology={values.topology!r}: chips along each side, such as 16x16 or 4x4x4')
+        raise InputError(f'--topology={values.topology!r}: chips along each side, such as 16x16 or 4x4x4')
     chips = math.prod(map(int, values.topology.split('x')))
     if not chips or chips % values.chips_per_host:
-        raise ValueError(f'--topology={values.topology} is no multiple of --chips_per_host={values.chips_per_host}')
+        raise InputError(f'--topology={values.topology} is no multiple of --chips_per_host={values.chips_per_host}')
     hosts = chips // values.chips_per_host
     if not (launcher.value(words, 'workdir') or '').startswith('/runs/'):
-        raise ValueError(
+        raise InputError(
             f'--workdir={launcher.value(words, "workdir") or ""!r} after --: a folder on the claim, such as '
             '--workdir=/runs/gpt2; anything else is lost with the pod'
         )

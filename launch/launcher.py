@@ -9,6 +9,7 @@ import sys
 from absl import flags
 
 from lmtrain import files
+from lmtrain.errors import InputError
 from lmtrain.runtime import lifecycle
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -29,11 +30,11 @@ def train(flag_values: flags.FlagValues, verb: str) -> list[str]:
     words = flag_values.command
     if words[:1] != ['train']:
         found = f'{words[0]!r} stands' if words else 'nothing stands'
-        raise ValueError(f'{found} after --; expected: lmtrain {verb} [flags] -- train --config=configs/NAME.py')
+        raise InputError(f'{found} after --; expected: lmtrain {verb} [flags] -- train --config=configs/NAME.py')
     for word in words[1:]:
         name = word.lstrip('-').partition('=')[0]
         if word.startswith('-') and name in OWN:
-            raise ValueError(f'--{name} is for the launcher to set; leave it out after --')
+            raise InputError(f'--{name} is for the launcher to set; leave it out after --')
     files.refuse_url(value(words, 'workdir') or '', '--workdir')  # now, and not when the machines are paid for
     return words
 
@@ -67,4 +68,4 @@ def line(argv: list[str], environment: dict[str, str] | None = None) -> str:
 def need(program: str, hint: str) -> None:
     """Raises ValueError where a program is not on PATH."""
     if not shutil.which(program):
-        raise ValueError(f'{program} is not on PATH: {hint}; --print_only shows the commands without it')
+        raise InputError(f'{program} is not on PATH: {hint}; --print_only shows the commands without it')

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from absl import flags
 
 from launch import launcher
+from lmtrain.errors import InputError
 from lmtrain.runtime import lifecycle
 
 FLAGS = flags.FlagValues()
@@ -65,7 +66,7 @@ def devices(processes: int, simulated: int) -> list[dict[str, str]]:
         return [{'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(simulated)}] * processes
     found = gpus()
     if not found or len(found) % processes:
-        raise ValueError(
+        raise InputError(
             f'{len(found)} GPUs do not divide over --processes={processes}; --devices=4 simulates four on the CPU'
         )
     share = len(found) // processes

@@ -6,6 +6,7 @@ import sys
 from absl import flags
 
 from launch import cli
+from lmtrain.errors import InputError
 
 
 def define(flag_values: flags.FlagValues, base: bool = False) -> None:
@@ -45,7 +46,7 @@ def prompted(run, flag_values: flags.FlagValues, template: str, prompts: list):
         raise type(error)(str(error).replace('config.task.template', f'--{template}')) from error
     if run.template is None and chats:
         what = '--system' if system else 'messages'
-        raise ValueError(f'{what} with --{template}={name}: leave --{template} out, or give each prompt as one text')
+        raise InputError(f'{what} with --{template}={name}: leave --{template} out, or give each prompt as one text')
     if run.template:
         note(f'each prompt is a turn of a conversation, written by {run.template.name}')
     elif name is None and 'chat_template' in run.tokenizer.config:
@@ -65,10 +66,10 @@ def note(text: str) -> None:
 def from_flags(flag_values: flags.FlagValues) -> tuple[pathlib.Path, int | str]:
     """(folder, 'last' or 'best' or a step). Raises ValueError where one is missing or neither of these."""
     if not flag_values.workdir:
-        raise ValueError('--workdir is missing: the folder of a run, such as --workdir=runs/quickstart')
+        raise InputError('--workdir is missing: the folder of a run, such as --workdir=runs/quickstart')
     step = int(flag_values.checkpoint) if flag_values.checkpoint.isdecimal() else flag_values.checkpoint
     if step not in ('last', 'best') and not isinstance(step, int):
-        raise ValueError(f"--checkpoint={step} is neither 'last' nor 'best' nor the number of a step")
+        raise InputError(f"--checkpoint={step} is neither 'last' nor 'best' nor the number of a step")
     return pathlib.Path(flag_values.workdir), step
 
 
@@ -77,10 +78,10 @@ def model(flag_values: flags.FlagValues):
     if not flag_values.base:
         if flag_values.adapter or flag_values.ignore:
             name = 'adapter' if flag_values.adapter else 'ignore'
-            raise ValueError(f'--{name} without --base: what a run starts from is in its config')
+            raise InputError(f'--{name} without --base: what a run starts from is in its config')
         workdir, step = from_flags(flag_values)
     elif flag_values.workdir:
-        raise ValueError('--workdir and --base at once: name the run or the pretrained model')
+        raise InputError('--workdir and --base at once: name the run or the pretrained model')
     from lmtrain.training import load
 
     if flag_values.base:

@@ -12,6 +12,7 @@ import shlex
 from absl import flags
 
 from launch import process_setup, recipe
+from lmtrain.errors import InputError
 
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
@@ -27,9 +28,9 @@ def run(values: flags.FlagValues) -> None:
 
     budgets = [name for name in ('flops', 'hours', 'money') if values[name].value is not None]
     if len(budgets) > 1:
-        raise ValueError(f'--{" and --".join(budgets)}: a budget is one of --flops, --hours, --money')
+        raise InputError(f'--{" and --".join(budgets)}: a budget is one of --flops, --hours, --money')
     if not values.target and budgets != ['flops']:
-        raise ValueError('--target is missing, such as --target=v5e:16x16')
+        raise InputError('--target is missing, such as --target=v5e:16x16')
     target = machines.parse(values.target) if values.target else None
     if budgets:
         values.config = values.config or 'pretrain_llama'
@@ -61,10 +62,10 @@ def flops(values: flags.FlagValues, config, target) -> float:
     from lmtrain import cost
 
     if not target.chip:
-        raise ValueError(f'--target={target.name}: the peak of a CPU is not known; name chips, such as --target=h100:8')
+        raise InputError(f'--target={target.name}: the peak of a CPU is not known; name chips, such as --target=h100:8')
     hours = values.hours
     if hours is None:
         if not config.plan.price > 0:
-            raise ValueError('--money without a price: set --config.plan.price=... for one chip and hour')
+            raise InputError('--money without a price: set --config.plan.price=... for one chip and hour')
         hours = values.money / config.plan.price / target.chips
     return hours * 3600 * config.plan.mfu * target.chips * cost.peak_flops(target.chip.kind, config.model.dtype)

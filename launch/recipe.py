@@ -18,6 +18,7 @@ from absl import flags
 from configs import base
 from launch.cli import nearest
 from lmtrain import files as paths
+from lmtrain.errors import InputError
 
 FOLDER = pathlib.Path(base.__file__).parent
 NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text', tuple: "a tuple, such as ('a', 'b')"}
@@ -33,7 +34,7 @@ def define(flag_values: flags.FlagValues) -> None:
 def from_flags(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
     """The config the flags ask for. Raises ValueError where --config is missing, and what `load` raises."""
     if not flag_values.config:
-        raise ValueError('--config is missing, such as --config=configs/quickstart.py (`lmtrain configs` lists all)')
+        raise InputError('--config is missing, such as --config=configs/quickstart.py (`lmtrain configs` lists all)')
     return load(flag_values.config, dict(text.split('=', 1) for text in flag_values.override))
 
 
@@ -99,16 +100,16 @@ def run(path: pathlib.Path, argument: str | None) -> ml_collections.ConfigDict:
         spec.loader.exec_module(module)
         config = module.get_config() if argument is None else module.get_config(argument)
     except SyntaxError as error:
-        raise ValueError(f'{path}, line {error.lineno or 1}: {error.msg}') from error
+        raise InputError(f'{path}, line {error.lineno or 1}: {error.msg}') from error
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path.absolute())]
         where = f'{path}, line {lines[-1]}' if lines else f'{path}'
         if argument is not None and isinstance(error, KeyError) and error.args == (argument,):
-            raise ValueError(f'{path} knows no {argument!r}: {claim(path)}') from error
-        raise ValueError(f'{where}: {_said(error)}') from error
+            raise InputError(f'{path} knows no {argument!r}: {claim(path)}') from error
+        raise InputError(f'{where}: {_said(error)}') from error
     if not isinstance(config, ml_collections.ConfigDict):
-        raise ValueError(f'{path}: get_config returned {type(config).__name__}, not a ConfigDict')
+        raise InputError(f'{path}: get_config returned {type(config).__name__}, not a ConfigDict')
     return config
 
 
@@ -151,15 +152,15 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     if key not in known:
         inside = [name for name in known if name.startswith(f'{key}.')]
         if inside:
-            raise ValueError(f'config.{key} is a section; its fields are {", ".join(inside)}')
-        raise ValueError(f'no field config.{key}; the nearest is config.{nearest(key, known)}')
+            raise InputError(f'config.{key} is a section; its fields are {", ".join(inside)}')
+        raise InputError(f'no field config.{key}; the nearest is config.{nearest(key, known)}')
     kind, optional = known[key], dict(leaves(base.get_config())).get(key, 0) is None
     try:
         value = None if optional and text.lower() == 'none' else parse(text, kind)
     except ValueError as error:
         wants = NAMES[kind] + (' or none' if optional else '')
         given = repr(text if len(text) < 80 else f'{text[:80]}...')
-        raise ValueError(f'config.{key} wants {wants}, not {given}{_reason(error)}') from None
+        raise InputError(f'config.{key} wants {wants}, not {given}{_reason(error)}') from None
     section, _, field = key.rpartition('.')
     for name in section.split('.') if section else ():
         config = config[name]
@@ -189,7 +190,7 @@ def parse(text: str, kind: type) -> Any:
 
 
 def _no(reason: str | None = None):
-    raise ValueError(None, reason) if reason else ValueError()
+    raise InputError(None, reason) if reason else ValueError()
 
 
 def tuples(value: Any) -> Any:
@@ -218,7 +219,7 @@ def check_derived(config: ml_collections.ConfigDict, name: str, given: Iterable[
         standard = dict(leaves(base.get_config()))
         zeros = sorted((key for key in zeros if standard.get(key) != 0), key=lambda key: key not in given)
         divisor = f'config.{zeros[0]} = 0' if zeros else '0'
-        raise ValueError(f'{name}: {failed[0]} is computed by a division by zero ({divisor}); set either to 1 or more')
+        raise InputError(f'{name}: {failed[0]} is computed by a division by zero ({divisor}); set either to 1 or more')
 
 
 def check(config: ml_collections.ConfigDict, name: str) -> None:
@@ -226,18 +227,18 @@ def check(config: ml_collections.ConfigDict, name: str) -> None:
     standard, own = types(base.get_config()), types(config)
     unset = {key for key, value in leaves(base.get_config()) if value is None}
     for key in standard.keys() - own.keys():
-        raise ValueError(f'{name}: config.{key} is missing; a recipe starts from configs.base.get_config()')
+        raise InputError(f'{name}: config.{key} is missing; a recipe starts from configs.base.get_config()')
     if 'budget' in config and all(value is None for value in config.budget.values()):
         fields = ', '.join(f'config.budget.{field}' for field in base.get_config().budget)
-        raise ValueError(f'{name}: no budget is set; set one of {fields}')
+        raise InputError(f'{name}: no budget is set; set one of {fields}')
     for key, value in leaves(config):
         if key not in standard:
-            raise ValueError(f'{name}: no field config.{key}; the nearest is config.{nearest(key, standard)}')
+            raise InputError(f'{name}: no field config.{key}; the nearest is config.{nearest(key, standard)}')
         if value is None and key in unset:
             continue
         if value is None:
-            raise ValueError(f'{name}: config.{key} follows a field that is not set; set config.{key} as well')
+            raise InputError(f'{name}: config.{key} follows a field that is not set; set config.{key} as well')
         if type(value) is not standard[key]:
-            raise ValueError(f'{name}: config.{key} wants {NAMES[standard[key]]}, not {value!r}')
+            raise InputError(f'{name}: config.{key} wants {NAMES[standard[key]]}, not {value!r}')
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f'{name}: config.{key} must be finite, not {value}')
+            raise InputError(f'{name}: config.{key} must be finite, not {value}')

@@ -43,7 +43,7 @@ def run(values: flags.FlagValues) -> None:
         return
     process_setup.prepare()
     config = recipe.from_flags(values)
-    from lmtrain.plan.dry_run import dry_run  # late: the page of a recipe need not wait for jax
+    from lmtrain.plan import dry_run  # late: the page of a recipe need not wait for jax
     from lmtrain.training import build
 
     print(dry_run.decoded(build.build(config)))

@@ -14,6 +14,7 @@ import subprocess
 from absl import flags
 
 from launch import launcher
+from lmtrain.errors import InputError
 
 FLAGS = flags.FlagValues()
 launcher.define(FLAGS, retries=20)
@@ -42,7 +43,7 @@ def run(values: flags.FlagValues) -> None:
     """Submits. Raises ValueError for what cannot be, also where sbatch refuses."""
     words = launcher.train(values, 'slurm')
     if not values.time:
-        raise ValueError('--time is missing, such as --time=24:00:00: the step is saved before it')
+        raise InputError('--time is missing, such as --time=24:00:00: the step is saved before it')
     steps, tree = copied() if values.copy else ([], launcher.ROOT)
     text = script(values, words, tree, pathlib.Path.cwd())
     if values.print_only:
@@ -54,7 +55,7 @@ def run(values: flags.FlagValues) -> None:
         subprocess.run(step, check=True)
     done = subprocess.run(['sbatch', '--parsable'], input=text, capture_output=True, encoding='utf-8', errors='replace')
     if done.returncode:
-        raise ValueError(f'sbatch refuses: {" ".join(done.stderr.split())}')
+        raise InputError(f'sbatch refuses: {" ".join(done.stderr.split())}')
     job = done.stdout.strip().partition(';')[0]
     print(f'job {job}\n  squeue --job {job}\n  tail -F slurm-{job}.out\n  scancel {job}')
 
@@ -74,7 +75,7 @@ def copied() -> tuple[list[list[str]], pathlib.Path]:
     asked = ['git', '-C', str(launcher.ROOT), 'rev-parse', 'HEAD']
     done = subprocess.run(asked, capture_output=True, encoding='utf-8', errors='replace')
     if done.returncode:
-        raise ValueError(f'--copy wants the last commit, and {launcher.ROOT} is no git repository; leave --copy out')
+        raise InputError(f'--copy wants the last commit, and {launcher.ROOT} is no git repository; leave --copy out')
     tree = pathlib.Path.cwd() / '.lmtrain-trees' / done.stdout[:12]
     archive = f'{shlex.join([*asked[:3], "archive", "HEAD"])} | {shlex.join(["tar", "-x", "-C", str(tree)])}'
     return [['mkdir', '-p', str(tree)], ['bash', '-c', f'set -o pipefail; {archive}']], tree
@@ -84,7 +85,7 @@ def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folde
     """The job: #SBATCH lines, the values of launch/slurm.sh, and launch/slurm.sh. Raises ValueError naming a flag."""
     tasks, gpus = values.tasks_per_node, values.gpus_per_node
     if gpus % tasks:
-        raise ValueError(f'--gpus_per_node={gpus} do not divide over --tasks_per_node={tasks}')
+        raise InputError(f'--gpus_per_node={gpus} do not divide over --tasks_per_node={tasks}')
     options = {
         'job-name': values.name,
         'nodes': values.nodes,
@@ -102,12 +103,12 @@ def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folde
     }
     for option, text in options.items():  # sbatch has quoting rules of its own: nothing that needs them gets there
         if not re.fullmatch(r'[\w.,:@%+-]*', str(text), re.ASCII):
-            raise ValueError(
+            raise InputError(
                 f'--{"name" if option == "job-name" else option}={text!r}: letters, digits and . , : @ % + - only'
             )
     limit = seconds(values.time)
     if limit is not None and limit <= values.save_seconds:
-        raise ValueError(
+        raise InputError(
             f'--time={values.time} is not longer than --save_seconds={values.save_seconds}: the signal to save would '
             'come before the first step'
         )

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from absl import flags
 
 from launch import gke, launcher
+from lmtrain.errors import InputError
 from lmtrain.runtime import lifecycle
 
 FLAGS = flags.FlagValues()
@@ -61,7 +62,7 @@ SAY = (
 SAID = re.compile(r'lmtrain tpu: (\S+) of (\d+): (.*)')
 
 
-class Unanswered(ValueError):
+class Unanswered(InputError):
     """The queue does not answer: the TPU may be there, and the run may go on."""
 
 
@@ -94,12 +95,12 @@ def commands(
     """{step: argv}, in the order in which they are run. Raises ValueError naming a flag."""
     for name in ('zone', 'accelerator_type', 'runtime_version', 'setup'):
         if not values[name].value:
-            raise ValueError(f'--{name} is missing: {values[name].help}')
+            raise InputError(f'--{name} is missing: {values[name].help}')
     if not re.fullmatch('[a-z]([-a-z0-9]{0,48}[a-z0-9])?', values.name):
-        raise ValueError(f'--name={values.name!r}: small letters, digits and -, a letter first')
+        raise InputError(f'--name={values.name!r}: small letters, digits and -, a letter first')
     workdir = launcher.value(words, 'workdir') or ''
     if not workdir.startswith('/'):
-        raise ValueError(
+        raise InputError(
             f'--workdir={workdir!r} after --: an absolute path on a file system that '
             'outlives the TPU, such as --workdir=/mnt/runs/gpt2 with --setup mounting /mnt/runs'
         )
@@ -234,7 +235,7 @@ def _prepare(steps: dict[str, list[str]], slices: int) -> bool:
         if state in ('SUSPENDING', 'SUSPENDED'):
             return False
         if state in ('FAILED', 'DELETING'):
-            raise ValueError(f'the queued resource is {state}; why: {launcher.line(steps["state"][:-1])}')
+            raise InputError(f'the queued resource is {state}; why: {launcher.line(steps["state"][:-1])}')
         if state != said:
             print(f'lmtrain tpu: {state}', file=sys.stderr)
             said = state
@@ -242,9 +243,9 @@ def _prepare(steps: dict[str, list[str]], slices: int) -> bool:
     words, all_said = _ask(steps, ('copy', 'install'), slices)
     failed = ', '.join(sorted(who for who, word in words.items() if word == 'failed'))
     if failed:
-        raise ValueError(f'the installation or --setup failed on {failed}; the lines above say why')
+        raise InputError(f'the installation or --setup failed on {failed}; the lines above say why')
     if not all_said and _state(steps) == 'ACTIVE':
-        raise ValueError(
+        raise InputError(
             f'{len(words)} workers answered, and others not; the lines above say why. Several are reached only with '
             "gcloud's key in an ssh-agent: ssh-add ~/.ssh/google_compute_engine"
         )
@@ -337,7 +338,7 @@ def _do(argv: list[str]) -> None:
     with contextlib.suppress(OSError):
         print(done.stderr, end='', file=sys.stderr, flush=True)
     if done.returncode:
-        raise ValueError(f'exit code {done.returncode} of: {launcher.line(argv)}')
+        raise InputError(f'exit code {done.returncode} of: {launcher.line(argv)}')
 
 
 def _delete(argv: list[str]) -> None:

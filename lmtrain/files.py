@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+from lmtrain.errors import InputError
+
 URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')  # 'gs://...', also as pathlib.Path writes it: 'gs:/...'
 
 
@@ -20,14 +22,14 @@ def local(path: str | os.PathLike, field: str, root: str = '') -> Path:
     refuse_url(text, field)
     expanded = os.path.expanduser(text)
     if text.split('/')[0] == '~' and expanded == text:
-        raise ValueError(f'{field}={text!r}: HOME is not set and the user has no home directory: write the whole path')
+        raise InputError(f'{field}={text!r}: HOME is not set and the user has no home directory: write the whole path')
     return local(root, 'data.root') / expanded if root else Path(expanded)
 
 
 def refuse_url(text: str, field: str) -> None:
     """Raises ValueError if `text`, the value of `field`, is a URL."""
     if URL.match(text):
-        raise ValueError(
+        raise InputError(
             f'{field}={text!r} is a URL; lmtrain reads and writes local paths: mount the bucket (gcsfuse, s3fs, '
             'rclone mount) or download the files, and name that folder'
         )

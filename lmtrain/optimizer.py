@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from lmtrain import tree
+from lmtrain.errors import InputError
 
 # Every leaf under layers/ is a stack [N, ...] of layers; these paths of it are matrices [N, rows, columns].
 STACKED = 'layers[^/]*/.*'
@@ -27,14 +28,14 @@ def _check_name(field: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f' (did you mean {near[0]!r}?)' if near else ''
-        raise ValueError(f'{field} = {name!r}{hint}: it is one of {", ".join(map(repr, known))}')
+        raise InputError(f'{field} = {name!r}{hint}: it is one of {", ".join(map(repr, known))}')
 
 
 def _check_range(field: str, value: float, low: float, high: float, open_above: bool = False) -> None:
     """Raises ValueError where value is outside [low, high] (or [low, high)); nan is outside of everything."""
     inside = low <= value < high if open_above else low <= value <= high
     if not inside:
-        raise ValueError(f'{field} = {value}: it must lie in [{low:g}, {high:g}{")" if open_above else "]"}')
+        raise InputError(f'{field} = {value}: it must lie in [{low:g}, {high:g}{")" if open_above else "]"}')
 
 
 def schedule(name: str, warmup: float, start: float, decay: float, final: float) -> Callable[[jax.Array], jax.Array]:
@@ -57,11 +58,11 @@ def schedule(name: str, warmup: float, start: float, decay: float, final: float)
     if name != 'constant' and falling == 0.0:
         field = 'decay' if name == 'wsd' else 'warmup'
         value = decay if name == 'wsd' else warmup
-        raise ValueError(
+        raise InputError(
             f"schedule.{field} = {value} leaves {name!r} no share of the budget to fall in; 'constant' does not fall"
         )
     if warmup + falling > 1.0 + 1e-9:
-        raise ValueError(f'schedule.warmup + schedule.decay = {warmup} + {decay} is more than the whole budget, 1')
+        raise InputError(f'schedule.warmup + schedule.decay = {warmup} + {decay} is more than the whole budget, 1')
 
     def factor(progress):
         progress = jnp.asarray(progress, jnp.float32)
@@ -114,7 +115,7 @@ def optimizer(
     _check_range('optimizer.learning_rate', learning_rate, 0.0, math.inf, open_above=True)
     for pair in learning_rates:
         if not isinstance(pair, tuple | list) or [type(part) for part in pair] not in ([str, float], [str, int]):
-            raise ValueError(
+            raise InputError(
                 f"optimizer.learning_rates has {pair!r}: it is pairs of a path's regex and a factor, as in "
                 "(('.*embedding', 0.1),)"
             )
@@ -126,7 +127,7 @@ def optimizer(
     _check_range('optimizer.eps', eps, 0.0, 1.0)
     _check_range('optimizer.clip', clip, 0.0, math.inf, open_above=True)
     if accumulate < 1:
-        raise ValueError(f'optimizer.accumulate = {accumulate}: a step has at least 1 micro-batch')
+        raise InputError(f'optimizer.accumulate = {accumulate}: a step has at least 1 micro-batch')
     adam = optax.scale_by_adam(b1, b2, eps)
     direction = {
         'adamw': lambda: adam,
@@ -148,7 +149,7 @@ def _decay(weight_decay: float, decayed: str) -> optax.GradientTransformation:
     try:
         pattern = re.compile(decayed)
     except re.error as error:
-        raise ValueError(f'optimizer.decayed: {decayed!r} is no regular expression: {error}') from error
+        raise InputError(f'optimizer.decayed: {decayed!r} is no regular expression: {error}') from error
 
     def marks(params):
         return tree.unflatten({path: bool(pattern.fullmatch(path)) for path in tree.flatten(params)})
@@ -229,7 +230,7 @@ def scale_by_muon(each: Each | None = None) -> optax.GradientTransformation:
     def init(params):
         for path, leaf in tree.flatten(params).items():
             if leaf.ndim != 3:
-                raise ValueError(f'muon orthogonalises matrices; {path} of one layer has the shape {leaf.shape[1:]}')
+                raise InputError(f'muon orthogonalises matrices; {path} of one layer has the shape {leaf.shape[1:]}')
         return optax.TraceState(jax.tree.map(jnp.zeros_like, params))
 
     def update(updates, state, params=None):

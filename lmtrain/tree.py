@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmtrain.errors import InputError
+
 Params = dict[str, Any]  # nested dict of arrays
 Rules = Iterable[tuple[str, Any]]
 
@@ -53,19 +55,19 @@ def match(rules: Rules, paths: Iterable[str], default: Any = None) -> dict[str, 
     values, used = {}, set()
     for rule in rules:
         if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[0], str)):
-            raise ValueError(f"{rule!r} is not a pair (regex, value); a list of pairs looks like (('.*/kernel', 8),)")
+            raise InputError(f"{rule!r} is not a pair (regex, value); a list of pairs looks like (('.*/kernel', 8),)")
         pattern = rule[0]
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f'{pattern!r} is no regular expression: {error}') from error
+            raise InputError(f'{pattern!r} is no regular expression: {error}') from error
     for path in paths:
         hits = [i for i, (pattern, _) in enumerate(rules) if re.fullmatch(pattern, path)]
         used.update(hits)
         values[path] = rules[hits[0]][1] if hits else default
     idle = [pattern for i, (pattern, _) in enumerate(rules) if i not in used]
     if idle:
-        raise ValueError(
+        raise InputError(
             f'{", ".join(map(repr, idle))} matches no parameter. Patterns match the whole path; the paths are: '
             + ', '.join(paths)
         )
@@ -81,7 +83,7 @@ def split(tree: Mapping, learns: str) -> tuple[Params, Params]:
     try:
         chosen = match([(learns, True)], leaves, default=False)
     except ValueError as error:
-        raise ValueError(f'learns: {error}') from None
+        raise InputError(f'learns: {error}') from None
     return (
         unflatten({path: leaf for path, leaf in leaves.items() if chosen[path]}),
         unflatten({path: leaf for path, leaf in leaves.items() if not chosen[path]}),
@@ -108,15 +110,15 @@ def cut(params: Mapping, sizes: Sequence[int]) -> Params:
     do not add up to N, or join layers of two segments.
     """
     if not any(re.fullmatch(r'layers(_0)?', name) for name in params):
-        raise ValueError(f'there is no stack `layers` to cut among {", ".join(sorted(params))}')
+        raise InputError(f'there is no stack `layers` to cut among {", ".join(sorted(params))}')
     names = segments(params)
     path, _ = next(iter(flatten(params[names[0]]).items()))
     starts = [0, *itertools.accumulate(jax.tree.leaves(params[name])[0].shape[0] for name in names)]
     if sum(sizes) != starts[-1] or min(sizes) < 1:
-        raise ValueError(f'segments of {list(sizes)} layers do not divide the {starts[-1]} of layers/{path}')
+        raise InputError(f'segments of {list(sizes)} layers do not divide the {starts[-1]} of layers/{path}')
     stops = list(itertools.accumulate(sizes))
     if joined := set(starts[1:]) - set(stops):
-        raise ValueError(
+        raise InputError(
             f'segments of {list(sizes)} layers join layers {min(joined) - 1} and {min(joined)}, which differ'
         )
     found = {}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from lmtrain import tree
+from lmtrain.errors import InputError
 
 # A leaf that no layer reads would be ignored in silence, so these are all that `check` lets pass.
 BESIDE = {
@@ -45,14 +46,14 @@ def check(params: Mapping, new: Mapping) -> None:
     old, leaves = tree.flatten(params), tree.flatten(new)
     for path in leaves:
         if path in old:
-            raise ValueError(f'{path} is there already: an adapter of this kind has been added before')
+            raise InputError(f'{path} is there already: an adapter of this kind has been added before')
         parent, _, name = path.rpartition('/')
         beside = next((siblings for pattern, siblings in BESIDE.items() if re.fullmatch(pattern, name)), ())
         known = any(f'{parent}/{sibling}' in old for sibling in beside) and not re.fullmatch(ELSEWHERE, path)
         if not known and not any(re.fullmatch(pattern, path) for pattern in ROOT):
-            raise ValueError(f'{path}: no layer reads a leaf of this name at this place, so it would change nothing')
+            raise InputError(f'{path}: no layer reads a leaf of this name at this place, so it would change nothing')
         if path.startswith('heads/') and parent.removeprefix('heads/') in OUTPUTS:
-            raise ValueError(f'{path}: every model has an output of that name; name the head otherwise')
+            raise InputError(f'{path}: every model has an output of that name; name the head otherwise')
 
 
 def extend(adapter: Adapter, rng: jax.Array, params: tree.Params) -> tree.Params:
@@ -102,9 +103,9 @@ def sites(params: Mapping, rules: tree.Rules, what: str) -> dict[str, Any]:
         problem = (
             f'a pattern matches only leaves that no adapter can stand beside, such as {others[0]}; ' if others else ''
         )
-        raise ValueError(f'{what}: {problem}{error}') from None
+        raise InputError(f'{what}: {problem}{error}') from None
     if not found or all(value is None for value in found.values()):
-        raise ValueError(f'{what}={rules!r} adapts no kernel')
+        raise InputError(f'{what}={rules!r} adapts no kernel')
     return {path: value for path, value in found.items() if value is not None}
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lmtrain.adapt.adapter import Adapter, key_of
+from lmtrain.errors import InputError
 from lmtrain.models.linear import stddev
 
 TRAINABLE = r'heads/.*'
@@ -15,7 +16,7 @@ def adapter(*, name: str, classes: int, bias: bool = True) -> Adapter:
     It has no closed form to fold into. Raises ValueError where the name is no word or there is no class.
     """
     if not name.isidentifier() or classes < 1:
-        raise ValueError(f'head.name={name!r} must be a word, and head.classes={classes} at least 1')
+        raise InputError(f'head.name={name!r} must be a word, and head.classes={classes} at least 1')
 
     def extend(rng, params):
         width = params['embed']['embedding'].shape[1]

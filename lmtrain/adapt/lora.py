@@ -8,6 +8,7 @@ import numpy as np
 
 from lmtrain import tree
 from lmtrain.adapt.adapter import Adapter, key_of, sites
+from lmtrain.errors import InputError
 from lmtrain.models.linear import column_norm
 
 TRAINABLE = r'.*/lora_(a|b|magnitude)'
@@ -42,31 +43,31 @@ def adapter(
         try:
             alphas = tree.match(alpha, ranks)
         except ValueError as error:
-            raise ValueError(f'adapt.lora.alpha: {error}') from None
+            raise InputError(f'adapt.lora.alpha: {error}') from None
         for path, r in ranks.items():
             if alphas[path] is None:
-                raise ValueError(f'adapt.lora.alpha: no pattern matches {path}, which adapt.lora.rank adapts')
+                raise InputError(f'adapt.lora.alpha: no pattern matches {path}, which adapt.lora.rank adapts')
             new |= _leaves(rng, path, leaves[path], r, alphas[path])
         return tree.unflatten(new)
 
     def _leaves(rng, path, kernel, r, alpha):
         *stack, rows, columns = kernel.shape
         if not np.issubdtype(np.asarray(r).dtype, np.integer):
-            raise ValueError(f'adapt.lora.rank of {path} is {r!r}: it must be a whole number above 0')
+            raise InputError(f'adapt.lora.rank of {path} is {r!r}: it must be a whole number above 0')
         if not np.issubdtype(np.asarray(alpha).dtype, np.number) or not np.all(np.greater(alpha, 0)):
-            raise ValueError(f'adapt.lora.alpha of {path} is {alpha!r}: it must be a number above 0')
+            raise InputError(f'adapt.lora.alpha of {path} is {alpha!r}: it must be a number above 0')
         try:
             r, alpha = (np.broadcast_to(np.asarray(value), stack) for value in (r, alpha))
         except ValueError:
-            raise ValueError(
+            raise InputError(
                 f'adapt.lora.rank: {path} has {stack or "no"} layers, but rank {r} and alpha {alpha}'
             ) from None
         R = int(r.max())
         table = path.endswith('/embedding')
         if np.any(r < 0) or R < 1:
-            raise ValueError(f'adapt.lora.rank of {path} is {r.tolist()}: it must be a whole number above 0')
+            raise InputError(f'adapt.lora.rank of {path} is {r.tolist()}: it must be a whole number above 0')
         if dora and (table or np.any(r == 0)):
-            raise ValueError(
+            raise InputError(
                 f'adapt.lora.dora: {path} is an embedding or has layers of rank 0, for which there is no DoRA: let '
                 "adapt.lora.rank match kernels alone, such as '.*/kernel'"
             )
@@ -106,7 +107,7 @@ def fold(params: Mapping) -> tree.Params:
         parent = path.rpartition('/')[0]
         target = f'{parent}/kernel' if f'{parent}/kernel' in leaves else f'{parent}/embedding'
         if target == 'embed/embedding' and 'head/kernel' not in leaves:
-            raise ValueError(
+            raise InputError(
                 f'{path}: the head is tied to {target} and is not adapted with it, so they cannot be merged and stay '
                 'one; export the adapter by itself'
             )

@@ -11,6 +11,7 @@ from lmtrain import tree
 from lmtrain.adapt import head as heads
 from lmtrain.adapt import ia3, lora, prefix, prompt
 from lmtrain.adapt.adapter import Adapter, combine, extend, none
+from lmtrain.errors import InputError
 
 NAMES = ('full', 'layers', 'bitfit', 'norms', 'lora', 'ia3', 'prompt', 'prefix', 'head')
 BIASES = r'.*/bias'
@@ -50,7 +51,7 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
     Raises ValueError where the name is unknown or nothing would learn; TypeError for an argument it does not take.
     """
     if name not in NAMES:
-        raise ValueError(f'adapt.method={name!r} is none of {", ".join(NAMES)}')
+        raise InputError(f'adapt.method={name!r} is none of {", ".join(NAMES)}')
     settings, cut = dict(settings), tuple(cut)
     if name == 'prompt':
         settings |= {'scale': getattr(model, 'embed_scale', 1.0)}
@@ -58,7 +59,7 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
         settings |= {'num_kv_heads': model.num_kv_heads, 'head_dim': model.head_dim}
     if name == 'layers':
         if cut:
-            raise ValueError("adapt.cut with adapt.method='layers', which cuts where layers learn alike")
+            raise InputError("adapt.cut with adapt.method='layers', which cuts where layers learn alike")
         cut, learns = layers(params, **settings)
         found = Method(Adapter(none, dict), learns, cut)
     elif name in PATTERNS:
@@ -73,12 +74,12 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
         adapter = found.adapter if there else combine(found.adapter, heads.adapter(**head))
         found = found._replace(adapter=adapter, learns='|'.join(filter(None, [found.learns, heads.TRAINABLE])))
     elif not found.learns:
-        raise ValueError(f'adapt.method={name!r}: no head is added, and the base has none of its own for a task')
+        raise InputError(f'adapt.method={name!r}: no head is added, and the base has none of its own for a task')
     shapes = jax.eval_shape(found.start, jax.random.key(0), params)
     try:
         tree.split(shapes, found.learns)
     except ValueError as error:
-        raise ValueError(f'adapt.method={name!r}: {error}') from None
+        raise InputError(f'adapt.method={name!r}: {error}') from None
     return found
 
 
@@ -92,7 +93,7 @@ def layers(params: Mapping, *, learns: str = '', last: int = 0) -> tuple[tuple[i
     Raises ValueError where both or neither is given, `last` is out of range, or the regex matches nothing.
     """
     if bool(learns) == bool(last):
-        raise ValueError(f'layers.learns={learns!r} and layers.last={last}: exactly one says what learns')
+        raise InputError(f'layers.learns={learns!r} and layers.last={last}: exactly one says what learns')
     leaves, names = tree.flatten(params), tree.segments(params)
     inner = []  # of each layer: (its segment, the paths of its leaves there)
     for name in names:
@@ -100,7 +101,7 @@ def layers(params: Mapping, *, learns: str = '', last: int = 0) -> tuple[tuple[i
         inner += [(name, list(own))] * next(iter(own.values())).shape[0]
     N = len(inner)
     if not 0 <= last <= N:
-        raise ValueError(f'layers.last={last}, but the model has {N} layers')
+        raise InputError(f'layers.last={last}, but the model has {N} layers')
     if last:
         learns = rf'layers/({"|".join(map(str, range(N - last, N)))})/.*'
     others = [path for path in leaves if path.partition('/')[0] not in names]
@@ -108,7 +109,7 @@ def layers(params: Mapping, *, learns: str = '', last: int = 0) -> tuple[tuple[i
     try:
         chosen = tree.match([(learns, True)], others + list(itertools.chain(*numbered)), default=False)
     except ValueError as error:
-        raise ValueError(f'layers.learns: {error}') from None
+        raise InputError(f'layers.learns: {error}') from None
     rows = [
         (name, [path for path, n in zip(paths, row, strict=True) if chosen[n]])
         for (name, paths), row in zip(inner, numbered, strict=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from lmtrain import tree
 from lmtrain.adapt.adapter import BESIDE, OUTPUTS, ROOT
+from lmtrain.errors import InputError
 
 LEAVES = '|'.join([rf'.*/({name})' for name in BESIDE] + list(ROOT))
 NEUTRAL = {r'lora_(a|b|scale)': jnp.zeros, r'ia3_(in|out)': jnp.ones}  # what changes nothing
@@ -29,7 +30,7 @@ def stack(adapters: Sequence[Mapping]) -> tree.Params:
     nothing; {} is the base itself. Raises ValueError where leaves of another kind are missing or differ in shape.
     """
     if not adapters:
-        raise ValueError('there is no adapter to stack')
+        raise InputError('there is no adapter to stack')
     trees = [tree.flatten(one) for one in adapters]
     return tree.unflatten({path: _stacked(path, trees) for path in sorted(set().union(*trees))})
 
@@ -44,13 +45,13 @@ def _stacked(path, trees):
     for i, one in enumerate(trees):
         if path not in one:
             if fill is None:
-                raise ValueError(f'adapter {i} has no {path}, which another of them has and nothing stands for')
+                raise InputError(f'adapter {i} has no {path}, which another of them has and nothing stands for')
             leaves.append(fill(largest))
             continue
         short = [(0, most - n) for n, most in zip(one[path].shape, largest, strict=True)] if largest else [(0, 1)]
         others = [gap for axis, gap in enumerate(short, -len(short)) if axis != rank_axis]
         if any(after for _, after in others):
-            raise ValueError(f'{path} is {one[path].shape} in adapter {i}, where others have {largest or shapes}')
+            raise InputError(f'{path} is {one[path].shape} in adapter {i}, where others have {largest or shapes}')
         leaves.append(jnp.pad(jnp.asarray(one[path]), short))
     return jnp.stack(leaves)
 
@@ -62,11 +63,11 @@ def mix(model, base: Mapping, adapters: Mapping, batch: Mapping, **options) -> d
     tracing and out of range.
     """
     if 'adapter' not in batch:
-        raise ValueError('the batch has no column adapter, int32 [B], which says which adapter a row uses')
+        raise InputError('the batch has no column adapter, int32 [B], which says which adapter a row uses')
     A = jax.tree.leaves(adapters)[0].shape[0]
     which = batch['adapter']
     if not isinstance(which, jax.core.Tracer) and not 0 <= np.min(which) <= np.max(which) < A:
-        raise ValueError(f'column adapter reaches from {np.min(which)} to {np.max(which)}, but there are {A} adapters')
+        raise InputError(f'column adapter reaches from {np.min(which)} to {np.max(which)}, but there are {A} adapters')
     columns = {name: column for name, column in batch.items() if name != 'adapter'}
     columns = {'row': np.arange(len(which), dtype=np.int32)} | columns
 

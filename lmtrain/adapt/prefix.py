@@ -4,6 +4,7 @@ import jax
 
 from lmtrain import tree
 from lmtrain.adapt.adapter import Adapter, key_of
+from lmtrain.errors import InputError
 from lmtrain.models.virtual_tokens import materialise
 
 TRAINABLE = r'(.*/prefix_(key|value)|prefix/.*)'
@@ -24,7 +25,7 @@ def adapter(*, length: int, num_kv_heads: int, head_dim: int, stddev: float = 0.
     Raises ValueError where a number is out of range.
     """
     if length < 1 or hidden < 0 or not stddev >= 0:
-        raise ValueError(
+        raise InputError(
             f'prefix.length={length} must be at least 1, prefix.hidden={hidden} and prefix.stddev={stddev} at least 0'
         )
 

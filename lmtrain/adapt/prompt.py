@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.adapt.adapter import Adapter, key_of
+from lmtrain.errors import InputError
 from lmtrain.models.virtual_tokens import materialise
 
 TRAINABLE = r'prompt/.*'
@@ -28,13 +29,13 @@ def adapter(
     Raises ValueError where an argument is out of range or contradicts another; at `extend` for an id beyond the table.
     """
     if length < 1 or hidden < 0:
-        raise ValueError(f'prompt.length={length} must be at least 1, and prompt.hidden={hidden} at least 0')
+        raise InputError(f'prompt.length={length} must be at least 1, and prompt.hidden={hidden} at least 0')
     if init not in INITS:
-        raise ValueError(f'prompt.init={init!r} is none of {", ".join(INITS)}')
+        raise InputError(f'prompt.init={init!r} is none of {", ".join(INITS)}')
     if (init == 'text') != bool(len(ids)):
-        raise ValueError(f"prompt.init={init!r} with {len(ids)} ids of a text: 'text' and the text come together")
+        raise InputError(f"prompt.init={init!r} with {len(ids)} ids of a text: 'text' and the text come together")
     if hidden and init == 'text':
-        raise ValueError("prompt.hidden with prompt.init='text': a network does not give the text's embeddings back")
+        raise InputError("prompt.hidden with prompt.init='text': a network does not give the text's embeddings back")
 
     def extend(rng, params):
         table_VD = params['embed']['embedding']
@@ -45,7 +46,7 @@ def adapter(
         else:
             index_P = jax.random.randint(key, (length,), 0, V) if init == 'vocab' else np.resize(ids, length)
             if init == 'text' and not 0 <= min(ids) <= max(ids) < V:
-                raise ValueError(f'prompt.ids reach from {min(ids)} to {max(ids)}, but the embedding has {V} rows')
+                raise InputError(f'prompt.ids reach from {min(ids)} to {max(ids)}, but the embedding has {V} rows')
             x_PD = table_VD[index_P].astype(jnp.float32)
         new = {'embedding': x_PD * scale}
         widths = [D, hidden, hidden, D] if hidden else []
@@ -63,7 +64,7 @@ def check_rows(segment_ids) -> None:
     """Raises ValueError where a row holds more than one document: a prompt stands before the first alone."""
     for row, ids in enumerate(np.asarray(segment_ids)):
         if len(np.unique(ids[ids > 0])) > 1:
-            raise ValueError(
+            raise InputError(
                 f'row {row} holds several documents, of which a soft prompt would reach the first alone: lay the rows '
                 'out unpacked, or learn a prefix'
             )

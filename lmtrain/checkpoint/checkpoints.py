@@ -31,6 +31,7 @@ from jax.experimental import multihost_utils
 from lmtrain.checkpoint import leaves
 from lmtrain.checkpoint import manifest as manifests
 from lmtrain.checkpoint.manifest import Damaged, ranked, steps, verify
+from lmtrain.errors import InputError
 from lmtrain.runtime.lifecycle import STALL_IN_SAVE, fault
 
 __all__ = ['Checkpoints', 'Damaged', 'SaveFailed', 'inspect', 'ranked', 'restore', 'steps', 'verify']
@@ -59,7 +60,7 @@ class Checkpoints:
             ('keep_best', keep_best, 0),
         ):
             if type(value) is not int or value < least:  # True is an int to Python
-                raise ValueError(f'checkpoint.{name}={value!r}: expected a whole number of at least {least}')
+                raise InputError(f'checkpoint.{name}={value!r}: expected a whole number of at least {least}')
         self.directory = Path(directory).absolute()
         self.every_steps, self.keep_last, self.keep_best = every_steps, keep_last, keep_best
         self._commit: threading.Thread | None = None
@@ -99,7 +100,7 @@ class Checkpoints:
         }
         stored = {path: leaf for path, leaf in named.items() if math.prod(leaf.shape)}  # Orbax refuses empty arrays
         if not stored:
-            raise ValueError('the state holds no number: there is nothing to save')
+            raise InputError('the state holds no number: there is nothing to save')
         fault('before_save', step)
         temporary = self.directory / f'tmp.{step}'
         orbax, checkpointer = _orbax()

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from lmtrain.errors import InputError
+
 
 def named(tree: Any) -> dict[str, Any]:
     """{path: leaf} of any pytree, in its order. Raises TypeError or ValueError naming a leaf that cannot be saved."""
@@ -13,7 +15,7 @@ def named(tree: Any) -> dict[str, Any]:
     for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         path = jax.tree_util.keystr(keys, simple=True, separator='/')
         if path in leaves:
-            raise ValueError(f'two leaves have the path {path!r}')
+            raise InputError(f'two leaves have the path {path!r}')
         if not hasattr(leaf, 'dtype') or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
             raise TypeError(f'{path}: {type(leaf).__name__} is no plain array; save a key as jax.random.key_data(key)')
         if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
@@ -57,4 +59,4 @@ def compare(manifest: dict[str, Any], wanted: dict[str, Any], folder: Path, part
         if saved.get(path) != wanted.get(path) and not (partial and path not in wanted)
     ]
     if differences:
-        raise ValueError(f'{folder} is of another model or optimizer:\n  ' + '\n  '.join(differences))
+        raise InputError(f'{folder} is of another model or optimizer:\n  ' + '\n  '.join(differences))

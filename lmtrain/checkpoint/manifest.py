@@ -11,11 +11,13 @@ from typing import Any
 
 from absl import logging
 
+from lmtrain.errors import InputError
+
 FORMAT = 1
 NAME = 'manifest.json'
 
 
-class Damaged(ValueError):
+class Damaged(InputError):
     """A checkpoint is not what was written; the text names the file and what is wrong with it."""
 
 
@@ -84,7 +86,7 @@ def read(folder: Path) -> dict[str, Any]:
     if not whole:
         raise Damaged(f'{path}: its content is not what was written (SHA-256 differs)')
     if manifest['format'] != FORMAT:
-        raise ValueError(f'{path}: format {manifest["format"]}, this lmtrain reads format {FORMAT}')
+        raise InputError(f'{path}: format {manifest["format"]}, this lmtrain reads format {FORMAT}')
     if str(manifest['step']) != folder.name:
         raise Damaged(f'{path}: is of step {manifest["step"]}')
     return manifest
@@ -115,7 +117,7 @@ def first_whole(directory: Path, step: int | str, quarantine: bool) -> int:
         verify(directory / str(step))
         return step
     if step not in ('last', 'best'):
-        raise ValueError(f"step={step!r}: expected 'last', 'best' or a number")
+        raise InputError(f"step={step!r}: expected 'last', 'best' or a number")
     order = committed[::-1]
     if step == 'best':
         best = ranked(directory)

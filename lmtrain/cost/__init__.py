@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 
 from lmtrain import tree
+from lmtrain.errors import InputError
 
 # Dense peak of one JAX device in bfloat16 and in float32 as JAX multiplies it by default (TPU: bfloat16 passes; NVIDIA
 # from Ampere on: TF32), FLOP/s. First match of device_kind wins. Sources: jax._src.tpu_info and the data sheets of
@@ -242,14 +243,14 @@ def total_steps(budget: Mapping, tokens_per_step: int, flops_per_step: float) ->
     """
     unknown = set(budget) - set(BUDGETS)
     if unknown:
-        raise ValueError(f'budget.{sorted(unknown)[0]}: a budget is one of {", ".join(BUDGETS)}')
+        raise InputError(f'budget.{sorted(unknown)[0]}: a budget is one of {", ".join(BUDGETS)}')
     chosen = {name: budget[name] for name in BUDGETS if name in budget and budget[name] is not None}
     if len(chosen) != 1:
         said = ' and '.join(f'budget.{name} = {value}' for name, value in chosen.items()) or 'nothing'
-        raise ValueError(f'the budget is exactly one of {", ".join(BUDGETS)}; {said} is set')
+        raise InputError(f'the budget is exactly one of {", ".join(BUDGETS)}; {said} is set')
     ((name, value),) = chosen.items()
     if not (value > 0 and math.isfinite(value)) or (name == 'steps' and value != int(value)):
-        raise ValueError(
+        raise InputError(
             f'budget.{name} = {value}: it must be a positive {"whole" if name == "steps" else "finite"} number'
         )
     steps = {
@@ -259,7 +260,7 @@ def total_steps(budget: Mapping, tokens_per_step: int, flops_per_step: float) ->
         'hours': lambda: None,
     }[name]()
     if steps and steps >= 2**31:
-        raise ValueError(
+        raise InputError(
             f'budget.{name} = {value} makes {steps:,} steps: they are counted in 31 bits, up to {2**31 - 1:,}'
         )
     return steps

@@ -7,6 +7,8 @@ import math
 import re
 from typing import NamedTuple
 
+from lmtrain.errors import InputError
+
 
 class Chip(NamedTuple):
     """What one device can do at most.
@@ -83,11 +85,11 @@ class Target(NamedTuple):
             from jax.experimental import topologies
 
             if not find_spec('libtpu'):
-                raise ValueError(f"--target={self.name}: the TPU's compiler is missing; pip install -e '.[plan]'")
+                raise InputError(f"--target={self.name}: the TPU's compiler is missing; pip install -e '.[plan]'")
             return list(topologies.get_topology_desc(self.name, platform='tpu').devices)
         found = jax.devices('cpu')
         if len(found) < self.chips:
-            raise ValueError(
+            raise InputError(
                 f'--target={self.name}: {self.chips} devices are to be simulated, but this process has {len(found)}; '
                 f'set JAX_NUM_CPU_DEVICES={self.chips} before it starts'
             )
@@ -98,10 +100,10 @@ def parse(text: str) -> Target:
     """'v5e:16x16', 'h100:8' or 'cpu:8' as a Target. Raises ValueError naming the form or the machines there are."""
     name, _, shape = text.partition(':')
     if name != 'cpu' and name not in CHIPS:
-        raise ValueError(f'--target={text}: no machine {name!r}; known are cpu, {", ".join(CHIPS)}')
+        raise InputError(f'--target={text}: no machine {name!r}; known are cpu, {", ".join(CHIPS)}')
     chip = CHIPS.get(name)
     dimensions = chip.dimensions if chip else 1
     if not re.fullmatch(r'[1-9]\d{0,4}(x[1-9]\d{0,4})*', shape) or shape.count('x') + 1 != dimensions:
         form = 'x'.join(['4'] * dimensions) if dimensions > 1 else '8'
-        raise ValueError(f'--target={text}: {name} wants its size after a colon, such as --target={name}:{form}')
+        raise InputError(f'--target={text}: {name} wants its size after a colon, such as --target={name}:{form}')
     return Target(text, chip, math.prod(map(int, shape.split('x'))))

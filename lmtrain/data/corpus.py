@@ -17,6 +17,7 @@ from lmtrain.data.source import Source, open_source
 from lmtrain.data.splits import SPLITS, bar, check_unchanged, content_of, divide, sample
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.data.tokenizers.load import LEARNED, check_fits, learn, load_tokenizer, open_tokenizer
+from lmtrain.errors import InputError
 
 VERSION = 3  # raised when the same text and settings give other batches; a test holds the batches of this version
 BATCH = 4 << 20  # characters tokenised at once
@@ -184,7 +185,7 @@ def prepare(
     for each, division in zip(sources, loaded, strict=True):
         _check_filled(each.name, division, ['train'])
     if splits['train'].num_tokens < seq_len:
-        raise ValueError(
+        raise InputError(
             f'{source}: the train split has {splits["train"].num_tokens} tokens in all, not one full row of '
             f'data.seq_len={seq_len}: give more text, or set data.seq_len lower'
         )
@@ -222,7 +223,7 @@ def prepare(
 def _check(settings: dict) -> None:
     def need(name: str, right: bool, expected: str) -> None:
         if not right:
-            raise ValueError(f'data.{name} is {settings[name]!r}; it must be {expected}')
+            raise InputError(f'data.{name} is {settings[name]!r}; it must be {expected}')
 
     need('split', settings['split'] in ('auto', 'document', 'tail'), "'auto', 'document' or 'tail'")
     for name in ('validation', 'test', 'corrupt'):
@@ -261,7 +262,7 @@ def _distinct(sources: list[Source]) -> None:
         for file in source.files:
             other = seen.setdefault(file.resolve(), source)
             if other is not source:
-                raise ValueError(
+                raise InputError(
                     f'{file} stands in two sources, {other.name!r} and {source.name!r}: leave it out of one'
                 )
 
@@ -388,7 +389,7 @@ def _check_filled(source: str, splits: dict[str, Split], names: list[str]) -> No
     count = sum(split.num_documents for split in splits.values())
     for name in names:
         if not splits[name].num_documents:
-            raise ValueError(
+            raise InputError(
                 f'{source}: no text fell into the {name} split, of {count} document{"s" * (count != 1)}. Give more '
                 f"documents, cut them finer (data.document='line' or 'paragraph'), take their ends for it "
                 f"(data.split='auto')" + f', or set data.{name} to 0' * (name != 'train')

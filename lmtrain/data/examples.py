@@ -10,6 +10,7 @@ from lmtrain.data.labels import class_of
 from lmtrain.data.rows import Row, check_text, place_of, text_of, value_of
 from lmtrain.data.source import kind_of
 from lmtrain.data.tokenizers.base import Tokenizer
+from lmtrain.errors import InputError
 
 LABEL = 'config.task.label'
 NULL_SPAN = (0, 0)  # of a window without an answer
@@ -35,7 +36,7 @@ class LengthPolicy:
         if size <= self.seq_len:
             return True
         if self.what == 'error':
-            raise ValueError(
+            raise InputError(
                 f'{row.place}: {size} tokens, and data.seq_len is {self.seq_len}: set it higher, or '
                 "config.task.too_long to 'cut' or 'drop'"
             )
@@ -58,7 +59,7 @@ def number_of(value: Any, place: str) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f'{place}: the label of a regression is a finite number, here it is {value!r}')
+        raise InputError(f'{place}: the label of a regression is a finite number, here it is {value!r}')
     return number
 
 
@@ -68,12 +69,12 @@ def tags_of(row: Row, words: str, label: str) -> tuple[list[str], list]:
     for name, field in ((words, 'config.task.text'), (label, LABEL)):
         value = value_of(row, name, field)
         if not isinstance(value, list):
-            raise ValueError(f'{row.place}: {name!r} must be an array, one entry a word; here it is {kind_of(value)}')
+            raise InputError(f'{row.place}: {name!r} must be an array, one entry a word; here it is {kind_of(value)}')
         found.append(value)
     if len(found[0]) != len(found[1]):
-        raise ValueError(f'{row.place}: {len(found[0])} words in {words!r} and {len(found[1])} tags in {label!r}')
+        raise InputError(f'{row.place}: {len(found[0])} words in {words!r} and {len(found[1])} tags in {label!r}')
     if not found[0]:
-        raise ValueError(f'{row.place}: no word in {words!r}')
+        raise InputError(f'{row.place}: no word in {words!r}')
     return [check_text(word, f'{row.place}: {words!r} [{i}]') for i, word in enumerate(found[0])], found[1]
 
 
@@ -83,7 +84,7 @@ def tags_of(row: Row, words: str, label: str) -> tuple[list[str], list]:
 def texts(rows: Sequence[Row], fields: tuple[str, ...], tokenizer: Tokenizer, long: LengthPolicy) -> list[Example]:
     """The examples of one text a row, or a pair, framed as the tokenizer's layout has it."""
     if len(fields) not in (1, 2):
-        raise ValueError(f'config.task.text is {fields!r}; one field is expected, or two')
+        raise InputError(f'config.task.text is {fields!r}; one field is expected, or two')
     prefix, between, suffix, _ = tokenizer.layout
     columns = [tokenizer.encode_batch([text_of(row, name) for row in rows]) for name in fields]
     examples = []
@@ -91,7 +92,7 @@ def texts(rows: Sequence[Row], fields: tuple[str, ...], tokenizer: Tokenizer, lo
         parts = [column[number].tolist() for column in columns]
         marks = len(prefix) + len(suffix) + len(between) * (len(parts) - 1)
         if not any(parts):
-            raise ValueError(f'{row.place}: {", ".join(map(repr, fields))} holds no token')
+            raise InputError(f'{row.place}: {", ".join(map(repr, fields))} holds no token')
         if not long.fits(row, marks + sum(map(len, parts))):
             continue
         parts = _shortened(parts, long.seq_len - marks)
@@ -185,16 +186,16 @@ def answers_of(row: Row, label: str, context: str) -> list[tuple[int, str]]:
         else:
             found = [(each['answer_start'], each['text']) for each in value]
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{row.place}: {label!r} must be [{{'answer_start': 34, 'text': '308'}}, ...]") from None
+        raise InputError(f"{row.place}: {label!r} must be [{{'answer_start': 34, 'text': '308'}}, ...]") from None
     for start, text in found:
         check_text(text, f'{row.place}: an answer')
         if type(start) is not int or not text or not 0 <= start <= len(context) - len(text):
-            raise ValueError(
+            raise InputError(
                 f'{row.place}: the answer {text!r} at {start!r} lies outside the text of {len(context)} characters'
             )
         if context[start : start + len(text)] != text:
             there = context[start : start + len(text)]
-            raise ValueError(f'{row.place}: the answer {text!r} does not stand at {start}: there is {there!r}')
+            raise InputError(f'{row.place}: the answer {text!r} does not stand at {start}: there is {there!r}')
     return found
 
 
@@ -209,7 +210,7 @@ def spans(
     learn: raises ValueError if no window holds the whole answer.
     """
     if len(fields) != 2:
-        raise ValueError(f"config.task.text is {fields!r}; the fields of question and context, ('question', 'context')")
+        raise InputError(f"config.task.text is {fields!r}; the fields of question and context, ('question', 'context')")
     prefix, between, suffix, _ = tokenizer.layout
     questions = tokenizer.encode_batch([text_of(row, fields[0]) for row in rows])
     contexts = [text_of(row, fields[1]) for row in rows]
@@ -226,7 +227,7 @@ def spans(
         if not long.fits(row, len(head) + len(ids) + len(suffix)):
             continue
         if room < len(ids) and room < long.seq_len // 4:
-            raise ValueError(
+            raise InputError(
                 f'{row.place}: the question of {len(question)} tokens leaves {room} of data.seq_len={long.seq_len} to '
                 'its context: set it higher'
             )
@@ -248,7 +249,7 @@ def spans(
             flat = {'label_weights': context_at, 'offsets': at} | types(tokenizer, len(tokens), len(tokens) - len(head))
             examples.append(Example(number, tokens, flat, {'spans': span}))
         if learn and answers and not holding:
-            raise ValueError(f'{row.place}: no window of {room} tokens holds the whole answer {answers[0][1][:60]!r}')
+            raise InputError(f'{row.place}: no window of {room} tokens holds the whole answer {answers[0][1][:60]!r}')
     return examples
 
 
@@ -257,5 +258,5 @@ def _tokens_of(answer: tuple[int, str], offsets: np.ndarray, place: str) -> tupl
     start, text = answer
     inside = np.flatnonzero((offsets[:, 0] < start + len(text)) & (offsets[:, 1] > start))
     if not len(inside):
-        raise ValueError(f'{place}: the answer {text!r} has no token of its own')
+        raise InputError(f'{place}: the answer {text!r} has no token of its own')
     return int(inside[0]), int(inside[-1])

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from lmtrain.errors import InputError
+
 NUMBER = r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|true|false'  # JSON's truth values are numbers in csv and parquet
 SHOWN = 12  # classes that are listed with their counts
 
@@ -96,7 +98,7 @@ def class_of(value: Any, names: tuple[str, ...], place: str) -> int:
     if (whole := _whole(name)) and not _numbered(names) and 0 <= int(whole) < len(names):
         return int(whole)
     known = ', '.join(map(repr, names[:SHOWN])) + ', ...' * (len(names) > SHOWN)
-    raise ValueError(f'{place}: the label {value!r} is none of the {len(names)} classes: {known}')
+    raise InputError(f'{place}: the label {value!r} is none of the {len(names)} classes: {known}')
 
 
 def _name(value: Any, place: str) -> str:
@@ -104,7 +106,7 @@ def _name(value: Any, place: str) -> str:
         return str(value).lower()
     if isinstance(value, int | float) and math.isfinite(value) or isinstance(value, str) and value.strip():
         return str(value)
-    raise ValueError(f'{place}: a label is a name or a number, here it is {value!r}')
+    raise InputError(f'{place}: a label is a name or a number, here it is {value!r}')
 
 
 def _whole(name: str) -> str:

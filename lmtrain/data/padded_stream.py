@@ -5,6 +5,7 @@ import numpy as np
 from lmtrain.data import hash_rng
 from lmtrain.data.pack import gather
 from lmtrain.data.stream import SAMPLE, SHUFFLE, check_ids, own_rows
+from lmtrain.errors import InputError
 
 ORDER = 4  # what a random number is for: the order of an epoch's batches
 
@@ -36,12 +37,12 @@ class PaddedStream:
         Raises ValueError where they are no rows of a batch, or the split is empty.
         """
         if seed < 0:
-            raise ValueError(f'the seed is {seed}; it must not be negative')
+            raise InputError(f'the seed is {seed}; it must not be negative')
         self.task, self.split, self.batch_size, self.seed, self.shuffle = task, split, batch_size, seed, shuffle
         self.examples_of, self.laid = task.examples[split], task.laid[split]
         laid = self.laid.rows
         if len(laid.first) < 2:
-            raise ValueError(
+            raise InputError(
                 f'the {split} split is empty: name its rows in config.task.{split}, or give data.{split} a share'
             )
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(laid.length)])[laid.first]

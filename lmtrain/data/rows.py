@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from lmtrain import files
 from lmtrain.data.source import decode, json_object, kind_of, lines
+from lmtrain.errors import InputError, MissingPackage
 
 
 class Row(NamedTuple):
@@ -48,10 +49,10 @@ def read_rows(source, root: str, text: str = 'text', label: str = 'label', notes
         readers = [reader for ending, reader in READERS.items() if path.name.endswith(ending)]
         if not readers:
             known = ', '.join(READERS)
-            raise ValueError(f'{path}: its name must end in {known}; or give (path, label): lines of one label')
+            raise InputError(f'{path}: its name must end in {known}; or give (path, label): lines of one label')
         rows = list(readers[0](path, [] if notes is None else notes))
     if not rows:
-        raise ValueError(f'{path}: it holds no row')
+        raise InputError(f'{path}: it holds no row')
     return rows
 
 
@@ -64,7 +65,7 @@ def value_of(row: Row, name: str, field: str) -> Any:
     """The field `name` of a row. Raises ValueError naming what is there, and `field` of the config as the way out."""
     if name not in row.fields or row.fields[name] is None:
         there = ', '.join(repr(key) for key, value in row.fields.items() if value is not None) or 'none'
-        raise ValueError(f'{row.place}: no field {name!r}; the fields there are: {there}. Set {field} to one of them')
+        raise InputError(f'{row.place}: no field {name!r}; the fields there are: {there}. Set {field} to one of them')
     return row.fields[name]
 
 
@@ -76,11 +77,11 @@ def text_of(row: Row, name: str, field: str = 'config.task.text') -> str:
 def check_text(value: Any, place: str) -> str:
     """`value`, which stands at `place`. Raises ValueError where it is no text, or holds half of a character."""
     if not isinstance(value, str):
-        raise ValueError(f'{place} must be text, here it is {kind_of(value)}')
+        raise InputError(f'{place} must be text, here it is {kind_of(value)}')
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f'{place} holds half of a surrogate pair at character {error.start}') from None
+        raise InputError(f'{place} holds half of a surrogate pair at character {error.start}') from None
     return value
 
 
@@ -98,17 +99,17 @@ def _json(path: Path, notes: list[str]) -> Iterator[Row]:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path}: JSON that cannot be read ({error})') from None
+        raise InputError(f'{path}: JSON that cannot be read ({error})') from None
     if isinstance(whole, dict) and isinstance(whole.get('data'), list):
         yield from _squad(path, whole['data'])
         return
     if not isinstance(whole, list):
-        raise ValueError(
+        raise InputError(
             f'{path}: an array of objects is expected, or SQuAD\'s {{"data": [...]}}; here is {kind_of(whole)}'
         )
     for number, row in enumerate(whole):
         if not isinstance(row, dict):
-            raise ValueError(f'{path}: [{number}]: an object {{...}} is expected, here is {kind_of(row)}')
+            raise InputError(f'{path}: [{number}]: an object {{...}} is expected, here is {kind_of(row)}')
         yield Row(f'{path}: [{number}]', row)
 
 
@@ -119,14 +120,14 @@ def _squad(path: Path, articles: list) -> Iterator[Row]:
             place = f'{path}: data[{a}].paragraphs[{p}]'
             for q, question in enumerate(_part(paragraph, 'qas', place)):
                 if not isinstance(question, dict):
-                    raise ValueError(f'{place}.qas[{q}]: an object is expected, here is {kind_of(question)}')
+                    raise InputError(f'{place}.qas[{q}]: an object is expected, here is {kind_of(question)}')
                 yield Row(f'{place}.qas[{q}]', question | {'context': paragraph.get('context')})
 
 
 def _part(value: Any, name: str, place: str) -> list:
     part = value.get(name) if isinstance(value, dict) else None
     if not isinstance(part, list):
-        raise ValueError(f'{place}: no array {name!r}, which a file with "data" must have as SQuAD\'s has it')
+        raise InputError(f'{place}: no array {name!r}, which a file with "data" must have as SQuAD\'s has it')
     return part
 
 
@@ -157,7 +158,7 @@ def _cells(path: Path, **dialect) -> Iterator[Row]:
         try:
             cells = next(table, None)
         except csv.Error as error:
-            raise ValueError(f'{path}:{table.line_num}: no csv that can be read ({error})') from None
+            raise InputError(f'{path}:{table.line_num}: no csv that can be read ({error})') from None
         if cells is None:
             return
         place, begun = f'{path}:{begun}', table.line_num + 1  # of a row whose quotes run over lines, the first
@@ -167,12 +168,12 @@ def _cells(path: Path, **dialect) -> Iterator[Row]:
             header = [name.strip() for name in cells]
             names = [name for name in header if name]
             if len(set(names)) < len(names):
-                raise ValueError(f'{place}: a field stands twice in the first line, which names them: {header}')
+                raise InputError(f'{place}: a field stands twice in the first line, which names them: {header}')
             continue
         while len(cells) > len(header) and not cells[-1]:
             cells.pop()
         if len(cells) != len(header):
-            raise ValueError(f'{place}: {len(cells)} fields, and the first line names {len(header)}: {header}')
+            raise InputError(f'{place}: {len(cells)} fields, and the first line names {len(header)}: {header}')
         yield Row(place, {name: cell for name, cell in zip(header, cells, strict=True) if name})
 
 
@@ -181,7 +182,7 @@ def _parquet(path: Path, notes: list[str]) -> Iterator[Row]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ImportError(f'{path}: parquet needs pyarrow: pip install -e ".[parquet]"') from None
+        raise MissingPackage(f'{path}: parquet needs pyarrow: pip install -e ".[parquet]"') from None
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             number = 0
@@ -190,7 +191,7 @@ def _parquet(path: Path, notes: list[str]) -> Iterator[Row]:
                     number += 1
                     yield Row(f'{path}: row {number}', fields)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f'{path}: not a parquet file that can be read ({str(error).splitlines()[0]})') from error
+        raise InputError(f'{path}: not a parquet file that can be read ({str(error).splitlines()[0]})') from error
 
 
 def _conll(path: Path, notes: list[str]) -> Iterator[Row]:
@@ -211,7 +212,7 @@ def _conll(path: Path, notes: list[str]) -> Iterator[Row]:
         elif not sentences[-1] and _is_comment(text, cells, columns):
             comments += 1
         elif len(cells) < 2 or not cells[0] or not cells[-1]:
-            raise ValueError(f'{place}: a word and its tag are expected, here is {text[:60]!r}')
+            raise InputError(f'{place}: a word and its tag are expected, here is {text[:60]!r}')
         else:
             sentences[-1].append((place, cells))
     sentences = [sentence for sentence in sentences if sentence]
@@ -243,13 +244,13 @@ def _is_comment(text: str, cells: list[str], columns: int) -> bool:
 def _refuse_counted(sentences: list[list[tuple[str, list[str]]]], columns: int) -> None:
     place, cells = sentences[0][0]
     if len(cells) == 10 and re.fullmatch(r'\d+([-.]\d+)?', cells[0]):
-        raise ValueError(
+        raise InputError(
             f'{place}: ten columns with the number of the word in the first one are CoNLL-U, which has several tags: '
             'keep a column of words and one of tags, such as: cut -f2,4'
         )
     counted = all([cells[0] for _, cells in each] == list(map(str, range(1, len(each) + 1))) for each in sentences)
     if columns > 2 and counted and max(map(len, sentences)) > 2:
-        raise ValueError(
+        raise InputError(
             f'{place}: the first column counts the words: keep a column of words and one of tags, such as: cut -f2,3'
         )
 

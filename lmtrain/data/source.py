@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 from lmtrain import files as paths
 from lmtrain.data import cache, python_docs
 from lmtrain.data.document import Document
+from lmtrain.errors import InputError, MissingPackage
 
 LINE_LIMIT = 16 << 20  # bytes of one line
 GZ_RATIO, GZ_FLOOR = 200, 64 << 20  # text this many times its .gz, and above the floor, is refused
@@ -64,7 +65,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
     if source.startswith('tfds:'):
         return _tfds_source(source, _prepare_tfds(source.removeprefix('tfds:'), directory / 'tfds'), text_field)
     if document not in TXT:
-        raise ValueError(f'data.document is {document!r}; it is one of {", ".join(map(repr, TXT))}')
+        raise InputError(f'data.document is {document!r}; it is one of {", ".join(map(repr, TXT))}')
     files, skipped = _find(source, root, directory)
 
     def documents() -> Iterator[Document]:
@@ -81,7 +82,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
 def _find(source: str, root: str, cache: Path) -> tuple[tuple[Path, ...], dict[str, int]]:
     """The files to read, and the count of those to skip by their ending or another reason."""
     if not source.strip():
-        raise ValueError(f"data.source is {source!r}; it is 'python', 'tfds:NAME', or a file, directory or glob")
+        raise InputError(f"data.source is {source!r}; it is 'python', 'tfds:NAME', or a file, directory or glob")
     path = paths.local(source, 'data.source', root)
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f'{path} is a link to {os.readlink(path)}, which does not exist')
@@ -106,14 +107,14 @@ def _find(source: str, root: str, cache: Path) -> tuple[tuple[Path, ...], dict[s
     seen: set[Path] = set()
     for file in files:
         if file != path and file.resolve().is_relative_to(cache.resolve()):  # one that is named is meant
-            raise ValueError(
+            raise InputError(
                 f'{file} lies in data.cache={str(cache)!r}, where tokenised text is kept, and '
                 f'data.source={source!r} would read it as text: put data.cache outside of data.source'
             )
         if file.is_symlink() and not file.exists():
             raise FileNotFoundError(f'{file} is a link to {os.readlink(file)}, which does not exist')
         if not stat.S_ISREG(file.stat().st_mode):
-            raise ValueError(f'{file} is not a regular file: write its text to a file first')
+            raise InputError(f'{file} is not a regular file: write its text to a file first')
         if file.stat().st_size == 0:  # such as the __init__.py of a package
             skipped['empty'] += 1
             continue
@@ -123,7 +124,7 @@ def _find(source: str, root: str, cache: Path) -> tuple[tuple[Path, ...], dict[s
         seen.add(file.resolve())
         kept.append(file.absolute())
     if not kept:
-        raise ValueError(f'{path}{"" if files == [path] else ": each of its files"} is empty: there is no text')
+        raise InputError(f'{path}{"" if files == [path] else ": each of its files"} is empty: there is no text')
     return tuple(kept), {reason: count for reason, count in sorted(skipped.items()) if count}
 
 
@@ -166,7 +167,7 @@ def decode(raw: bytes, path: Path, offset: int = 0, line: int = 1) -> str:
     except UnicodeDecodeError as error:
         line += raw.count(b'\n', 0, error.start)
         bad = raw[error.start : error.start + 4].hex(' ')
-        raise ValueError(
+        raise InputError(
             f'{path}:{line}: not UTF-8 at byte {offset + error.start} ({bad}: {error.reason}). '
             + (_binary(path) or _convert(path, 'ENCODING') + ', with the ENCODING in which it was written')
         ) from None
@@ -183,7 +184,7 @@ def utf8(raw: bytes, path: Path) -> bytes:
         return raw.decode(encoding).encode('utf-8') if encoding else raw
     except UnicodeError as error:
         at = getattr(error, 'start', 0)
-        raise ValueError(f'{path}: begins as {encoding.upper()} does, but is not at byte {at} ({error})') from None
+        raise InputError(f'{path}: begins as {encoding.upper()} does, but is not at byte {at} ({error})') from None
 
 
 def _marked(head: bytes, path: Path) -> str | None:
@@ -192,9 +193,9 @@ def _marked(head: bytes, path: Path) -> str | None:
     encoding = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
     if not encoding and even + odd > 0.4 * len(head):  # NUL is valid in UTF-8, but text has next to none
         if min(even, odd) > 0.02 * len(head):
-            raise ValueError(f'{path}: {even + odd:,} of its first {len(head):,} bytes are NUL: it is no text')
+            raise InputError(f'{path}: {even + odd:,} of its first {len(head):,} bytes are NUL: it is no text')
         kind = 'utf-16be' if even > odd else 'utf-16le'  # of Latin letters one byte of two is NUL
-        raise ValueError(f'{path}: looks like {kind.upper()} without a byte order mark. {_convert(path, kind)}')
+        raise InputError(f'{path}: looks like {kind.upper()} without a byte order mark. {_convert(path, kind)}')
     return encoding
 
 
@@ -231,18 +232,18 @@ def lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             try:
                 line = file.readline(LINE_LIMIT + 1)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise ValueError(
+                raise InputError(
                     f'{path}: cut short or damaged after {offset} bytes of text, in line {number} ({error}). '
                     'Fetch it again; `gzip -t` tells whether it is whole'
                 ) from None
             if not line:
                 return
             if len(line) > LINE_LIMIT:
-                raise ValueError(f'{path}:{number}: this line is longer than {LINE_LIMIT >> 20} MiB; break it up')
+                raise InputError(f'{path}:{number}: this line is longer than {LINE_LIMIT >> 20} MiB; break it up')
             yield number, offset, line.rstrip(b'\r\n')
             offset += len(line)
             if packed and offset > limit:
-                raise ValueError(f'{path}: unpacks to more than {GZ_RATIO} times its size; if that is right, unpack it')
+                raise InputError(f'{path}: unpacks to more than {GZ_RATIO} times its size; if that is right, unpack it')
 
 
 def _txt(path: Path, text_field: str, document: str) -> Iterator[str]:
@@ -287,11 +288,11 @@ def json_object(text: str, place: str) -> dict:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         what = f'{error.msg} at column {error.colno}'
-        raise ValueError(f'{place}: broken JSON, {what}: {text[:60]!r}') from None
+        raise InputError(f'{place}: broken JSON, {what}: {text[:60]!r}') from None
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 100,000 deep
-        raise ValueError(f'{place}: JSON that cannot be read ({error}): {text[:60]!r}') from None
+        raise InputError(f'{place}: JSON that cannot be read ({error}): {text[:60]!r}') from None
     if not isinstance(row, dict):
-        raise ValueError(f'{place}: an object {{...}} is expected in every line, here is {kind_of(row)}')
+        raise InputError(f'{place}: an object {{...}} is expected in every line, here is {kind_of(row)}')
     return row
 
 
@@ -300,7 +301,7 @@ def _parquet(path: Path, text_field: str, document: str) -> Iterator[str]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ImportError(f'{path}: parquet needs pyarrow: pip install -e ".[parquet]"') from None
+        raise MissingPackage(f'{path}: parquet needs pyarrow: pip install -e ".[parquet]"') from None
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             names = table.schema_arrow.names
@@ -312,7 +313,7 @@ def _parquet(path: Path, text_field: str, document: str) -> Iterator[str]:
                     number += 1
                     yield _text_of({text_field: value}, text_field, f'{path}: row {number}')
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f'{path}: not a parquet file that can be read ({str(error).splitlines()[0]})') from error
+        raise InputError(f'{path}: not a parquet file that can be read ({str(error).splitlines()[0]})') from error
 
 
 def _pgn(path: Path, text_field: str, document: str) -> Iterator[str]:
@@ -335,17 +336,17 @@ def _text_of(row: dict, field: str, place: str) -> str:
     if field not in row:
         raise _missing(field, row, place)
     if not isinstance(row[field], str):
-        raise ValueError(f'{place}: {field!r} must be text, here it is {kind_of(row[field])}')
+        raise InputError(f'{place}: {field!r} must be text, here it is {kind_of(row[field])}')
     try:
         row[field].encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f'{place}: {field!r} holds half of a surrogate pair at character {error.start}') from None
+        raise InputError(f'{place}: {field!r} holds half of a surrogate pair at character {error.start}') from None
     return row[field]
 
 
 def _missing(field: str, names, place: str) -> ValueError:
     there = ', '.join(repr(name) for name in names) or 'none'
-    return ValueError(f'{place}: no field {field!r}; the fields there are: {there}. Set data.text_field to one of them')
+    return InputError(f'{place}: no field {field!r}; the fields there are: {there}. Set data.text_field to one of them')
 
 
 def kind_of(value) -> str:
@@ -368,7 +369,7 @@ def _prepare_tfds(name: str, directory: Path) -> Path:
         builder = tfds.builder(name, data_dir=directory, file_format='array_record')
         builder.download_and_prepare()
     except Exception as error:  # TFDS raises whatever the dataset's own code does
-        raise ValueError(
+        raise InputError(
             f'tfds:{name} could not be prepared in {directory} without TensorFlow: {type(error).__name__}: '
             f'{(str(error).splitlines() or [""])[0].rstrip(".")}. Prepare it elsewhere with '
             f'`tfds build {name} --file_format=array_record` and copy the result there'

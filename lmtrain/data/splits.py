@@ -20,6 +20,7 @@ from lmtrain.data.cache import key, read_json, write_json
 from lmtrain.data.document import Document
 from lmtrain.data.source import Source
 from lmtrain.data.tokenizers.subword import cut
+from lmtrain.errors import InputError
 
 SPLITS = ('train', 'validation', 'test')
 # Characters; a tokenizer is learned from a sample of about this size where there is more. Of Python's own 10.7 MB all
@@ -66,7 +67,7 @@ def content_of(source: Source, reading: list[str], rule: dict, place: Path) -> d
             raw_sizes.append(len(raw))
     if not documents:
         where = ', '.join(map(str, source.files[:3])) or source.name
-        raise ValueError(f'{where}: nothing but blanks and empty lines, so there is no text to learn from')
+        raise InputError(f'{where}: nothing but blanks and empty lines, so there is no text to learn from')
     check_unchanged(source, stamps)
     shares, how = [rule['validation'], rule['test']], rule['split']
     borders = boundaries(np.array(draws), np.array(sizes), [share * characters for share in shares])
@@ -139,7 +140,7 @@ def _stamps(source: Source) -> list[list]:
 def check_unchanged(source: Source, stamps: list[list]) -> None:
     """Raises ValueError where a file of the source is not as it was when `stamps` were taken."""
     if _stamps(source) != stamps:
-        raise ValueError(f'{source.name}: a file changed while it was read; start again when it is complete')
+        raise InputError(f'{source.name}: a file changed while it was read; start again when it is complete')
 
 
 def divide(source: Source, content: dict, rule: dict) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from lmtrain.data import hash_rng
 from lmtrain.data.corpus import Corpus, TextBytes
 from lmtrain.data.masking import mask_tokens
 from lmtrain.data.pack import earlier, gather
+from lmtrain.errors import InputError
 
 SHUFFLE, CUT, SAMPLE = 0, 5, 6  # what a random number is for; corrupt.py and bucket.py have the others
 
@@ -24,7 +25,7 @@ def own_rows(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
     """`rows`, or all of a batch. Raises ValueError where they are no rows of it, ascending."""
     local = np.arange(batch_size) if rows is None else np.asarray(rows)
     if batch_size < 1 or not len(local) or local[0] < 0 or local[-1] >= batch_size or (np.diff(local) < 1).any():
-        raise ValueError(f'data.batch_size is {batch_size}; {local.tolist()[:8]} ... are no ascending rows of it')
+        raise InputError(f'data.batch_size is {batch_size}; {local.tolist()[:8]} ... are no ascending rows of it')
     return local
 
 
@@ -57,12 +58,12 @@ class Stream:
         Raises ValueError where they are no rows of a batch, or the split is empty.
         """
         if seed < 0:
-            raise ValueError(f'the seed is {seed}; it must not be negative')
+            raise InputError(f'the seed is {seed}; it must not be negative')
         self.corpus, self.batch_size, self.seed, self.shuffle = corpus, batch_size, seed, shuffle
         self.parts = corpus.splits[split].parts
         self.sizes = [len(part.rows.first) - 1 for part in self.parts]
         if not sum(self.sizes) or shuffle and not all(self.sizes):
-            raise ValueError(f'the {split} split is empty: give data.{split} a share of the text')
+            raise InputError(f'the {split} split is empty: give data.{split} a share of the text')
         self.local = own_rows(batch_size, rows)
         # rows that each source gives to an epoch
         self.quota = [
@@ -162,7 +163,7 @@ def check_ids(tokens: np.ndarray, vocab_size: int) -> None:
     """Raises ValueError where an id is below 0 or not below `vocab_size`: JAX would clamp or wrap it in silence."""
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocab_size:
-        raise ValueError(f'token ids run from {low} to {high}, the vocabulary from 0 to {vocab_size - 1}')
+        raise InputError(f'token ids run from {low} to {high}, the vocabulary from 0 to {vocab_size - 1}')
 
 
 def batch_hash(batch: dict[str, np.ndarray]) -> str:

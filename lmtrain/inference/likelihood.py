@@ -13,6 +13,7 @@ from lmtrain.data import Tokenizer
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template
+from lmtrain.errors import InputError, NonFiniteOutput
 from lmtrain.inference import prompts, sample
 from lmtrain.inference.questions import Question
 from lmtrain.tree import Params
@@ -28,7 +29,7 @@ def text_before(question: Question, demonstrations: Sequence[Question], separato
     """The text up to the answer, the demonstrations before it. Raises ValueError if one of them is a conversation."""
     for each in (question, *demonstrations):
         if each.messages:
-            raise ValueError(
+            raise InputError(
                 f'{each.place}: a conversation needs a chat template: name one, or a template with fields of the row'
             )
     return separator.join([*(each.context + each.answer for each in demonstrations), question.context])
@@ -98,7 +99,7 @@ def choices(tokenizer: Tokenizer, separator: str, question: Question, demonstrat
         differ = np.flatnonzero(whole[:common] != alone[: min(common, len(whole))])
         common = int(differ[0]) if len(differ) else min(common, len(whole))
     if any(len(whole) == common for whole in wholes):
-        raise ValueError(f'{question.place}: to this tokenizer a choice of {question.choices} is no text of its own')
+        raise InputError(f'{question.place}: to this tokenizer a choice of {question.choices} is no text of its own')
     return [(np.insert(whole, 0, tokenizer.begin_id), 1 + common) for whole in wholes]
 
 
@@ -123,7 +124,7 @@ def log_likelihoods(
             nats = np.asarray(_nats(model, params, place(batch)), np.float64)
             known |= zip(names[first : first + batch_size], nats.tolist())
     if not all(map(math.isfinite, known.values())):
-        raise FloatingPointError('the model gives log-likelihoods that are not finite: its parameters are broken')
+        raise NonFiniteOutput('the model gives log-likelihoods that are not finite: its parameters are broken')
     return [[known[ids.tobytes(), start] for ids, start in encoded] for encoded in prompts]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from lmtrain.data import Tokenizer
 from lmtrain.data.chat.template import Template
 from lmtrain.data.rows import Row, value_of
+from lmtrain.errors import InputError
 from lmtrain.inference import likelihood, sample
 from lmtrain.inference.questions import Pool, Question, question, text_of
 from lmtrain.models import virtual_tokens
@@ -87,17 +88,17 @@ def score(
     without any demonstration; FloatingPointError where a log-likelihood is not finite.
     """
     if not model.causal:
-        raise ValueError('a masked language model (model.causal=False) fills gaps; it cannot be prompted')
+        raise InputError('a masked language model (model.causal=False) fills gaps; it cannot be prompted')
     if shots < 0 or batch_size < 1 or max_tokens < 1:
-        raise ValueError(f'shots={shots}, batch_size={batch_size}, max_tokens={max_tokens}: at least 0, 1 and 1')
+        raise InputError(f'shots={shots}, batch_size={batch_size}, max_tokens={max_tokens}: at least 0, 1 and 1')
     if stop is None:
         stop = () if chat_template else ('\n',)
     if isinstance(stop, str) or '' in stop:
-        raise ValueError(f'stop={stop!r}: it is a tuple of texts, none of them empty')
+        raise InputError(f'stop={stop!r}: it is a tuple of texts, none of them empty')
     if system and not chat_template:
-        raise ValueError('a system text needs a chat template: name one, or leave the system text out')
+        raise InputError('a system text needs a chat template: name one, or leave the system text out')
     if not rows:
-        raise ValueError('there is no row to score')
+        raise InputError('there is no row to score')
     chosen = {'template': template, 'answer': answer, 'choices': choices}
     if choices and choices == answer:
         drawn_from = demonstrations or rows
@@ -174,7 +175,7 @@ def _fit(questions: Sequence[Question], pool: Pool, encode: Callable, room: int,
                 continue
             over = longest - room
             if not cut or over >= min(start for _, start in encoded):
-                raise ValueError(
+                raise InputError(
                     f'{asked.place}: the prompt has {longest} tokens even without demonstrations, and the model '
                     f'has room for {max(room, 0)}: leave the row out, take a model with a longer context, or have '
                     'such prompts lose their beginning (cut=True)'
@@ -192,7 +193,7 @@ def _check_known(questions: Sequence[Question], prompts, tokenizer: Tokenizer, s
         largest = max(int(ids.max()) for ids, _ in encoded)
         if largest >= size:
             token = tokenizer.specials.get(largest) or tokenizer.decode([largest])
-            raise ValueError(f'{asked.place}: it needs {token!r}, id {largest}, and the model knows {size} tokens')
+            raise InputError(f'{asked.place}: it needs {token!r}, id {largest}, and the model knows {size} tokens')
 
 
 def _likeliest(questions: Sequence[Question], nats: Sequence[list[float]]) -> list[dict[str, Any]]:

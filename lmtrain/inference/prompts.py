@@ -7,6 +7,7 @@ from lmtrain.data import Tokenizer
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template
+from lmtrain.errors import InputError
 
 Prompt = str | Conversation
 
@@ -24,7 +25,7 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, template: Template | None = Non
     if template is None:
         if system or not isinstance(prompt, str):
             what = 'a system text' if system else 'a conversation'
-            raise ValueError(f'{what} needs a chat template: name one, or give each prompt as one text')
+            raise InputError(f'{what} needs a chat template: name one, or give each prompt as one text')
         return tokenizer.encode_prompt(prompt)
     if isinstance(prompt, str):
         return encoding.prompt(prompt, tokenizer, template, system)

@@ -11,6 +11,7 @@ import numpy as np
 
 from lmtrain.data.chat import conversation
 from lmtrain.data.rows import Row, check_text, value_of
+from lmtrain.errors import InputError
 from lmtrain.inference import prompts
 
 
@@ -35,7 +36,7 @@ def question(row: Row, template: str, answer: str, choices: str | Sequence[str])
         return _dialogue(row, answer, choices)
     *pieces, (literal, last) = _parse(template)
     if last != answer or answer in [field for _, field in pieces]:
-        raise ValueError(f'template {template!r} must end in {{{answer}}}, the answer, and have it nowhere else')
+        raise InputError(f'template {template!r} must end in {{{answer}}}, the answer, and have it nowhere else')
     texts = [literal + text_of(row, field, value_of(row, field, 'template')) for literal, field in pieces]
     context = ''.join([*texts, literal])
     right = value_of(row, answer, 'answer')
@@ -47,10 +48,10 @@ def question(row: Row, template: str, answer: str, choices: str | Sequence[str])
 
 def _dialogue(row: Row, answer: str, choices: str | Sequence[str]) -> Question:
     if answer:
-        raise ValueError(f'an answer, {answer!r}, without a template: name both, or neither for rows of conversations')
+        raise InputError(f'an answer, {answer!r}, without a template: name both, or neither for rows of conversations')
     _, dialogue = conversation.read(row, (), '')
     if dialogue.messages and not dialogue.learned:
-        raise ValueError(f'{row.place}: no message of the assistant, so there is no answer to compare')
+        raise InputError(f'{row.place}: no message of the assistant, so there is no answer to compare')
     before, right = prompts.before_answer(dialogue)
     listed = _choices(row, choices) if choices else ()
     right = _right(row, 'the answer', right, listed) if listed else right
@@ -64,10 +65,10 @@ def _choices(row: Row, choices: str | Sequence[str]) -> tuple[str, ...]:
     """The texts that are compared, of the field `choices` or as they are given."""
     listed = value_of(row, choices, 'choices') if isinstance(choices, str) else choices
     if not isinstance(listed, list | tuple) or not listed:
-        raise ValueError(f'{row.place}: {choices!r} must hold a list of choices, here it is {listed!r}')
+        raise InputError(f'{row.place}: {choices!r} must hold a list of choices, here it is {listed!r}')
     listed = tuple(check_text(choice, f'{row.place}: a choice') for choice in listed)
     if '' in listed:
-        raise ValueError(f'{row.place}: an empty choice has no likelihood: {list(listed)}')
+        raise InputError(f'{row.place}: an empty choice has no likelihood: {list(listed)}')
     return listed
 
 
@@ -77,7 +78,7 @@ def _right(row: Row, field: str, value: Any, choices: tuple[str, ...]) -> str:
         return value
     index = int(value) if isinstance(value, str) and value.isdecimal() else value
     if type(index) is not int or not 0 <= index < len(choices):
-        raise ValueError(
+        raise InputError(
             f'{row.place}: {field!r} is {value!r}, neither a choice nor the index of one of {len(choices)}: '
             f'{", ".join(map(repr, choices[:5]))}{", ..." * (len(choices) > 5)}'
         )
@@ -89,11 +90,11 @@ def _parse(template: str) -> list[tuple[str, str]]:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise ValueError(f'template {template!r}: {error}') from None
+        raise InputError(f'template {template!r}: {error}') from None
     for _, field, spec, conversion in parts:
         if field is None or not field or spec or conversion:
             what = 'ends in text' if field is None else 'has a field with no plain name'
-            raise ValueError(f'template {template!r} {what}: it is text and {{field}}s, the last of them the answer')
+            raise InputError(f'template {template!r} {what}: it is text and {{field}}s, the last of them the answer')
     return [(text, field) for text, field, _, _ in parts]
 
 
@@ -119,7 +120,7 @@ class Pool:
             return []
         others = len(self.questions) - self.alike[question.context]
         if self.shots > others:
-            raise ValueError(
+            raise InputError(
                 f'{question.place}: {self.shots} demonstrations are wanted, and there are only {others} others'
             )
         digest = np.frombuffer(hashlib.sha256(question.context.encode()).digest(), np.uint32)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmtrain.errors import InputError, NonFiniteOutput
 from lmtrain.models import Transformer
 from lmtrain.models.rotary import reread_after
 from lmtrain.models.virtual_tokens import num_virtual_tokens
@@ -86,7 +87,7 @@ def stream(
     taken = num_virtual_tokens(params)  # positions of a soft prompt or a prefix
     context = model.max_len - taken
     if longest > context:
-        raise ValueError(
+        raise InputError(
             f'a prompt has {longest} tokens, but model.max_len={model.max_len} leaves {context} beside the {taken} '
             'positions that are learnt: shorten it'
         )
@@ -158,27 +159,27 @@ def check(
     numbers |= {f'end_ids[{i}]': (token, 0, vocab_size - 1) for i, token in enumerate(end_ids)}
     for name, (value, least, most) in numbers.items():
         if not least <= value <= most or math.isinf(value):
-            raise ValueError(f'{name}={value} must lie in [{least}, {most}]')
+            raise InputError(f'{name}={value} must lie in [{least}, {most}]')
     if not top_p:
-        raise ValueError('top_p=0 leaves no token to draw; temperature=0 takes the likeliest')
+        raise InputError('top_p=0 leaves no token to draw; temperature=0 takes the likeliest')
     if not model.causal:
-        raise ValueError('a masked language model (model.causal=False) fills gaps; it cannot continue a text')
+        raise InputError('a masked language model (model.causal=False) fills gaps; it cannot continue a text')
     if not prompts:
-        raise ValueError('there is no prompt; the empty text is one, the token that begins a document')
+        raise InputError('there is no prompt; the empty text is one, the token that begins a document')
     if len(end_ids) > ENDS:
-        raise ValueError(f'end_ids has {len(end_ids)} tokens, and a text is compared with {ENDS} at most')
+        raise InputError(f'end_ids has {len(end_ids)} tokens, and a text is compared with {ENDS} at most')
     for row, prompt in enumerate(prompts):
         if not len(prompt):
-            raise ValueError(f'prompt {row} is empty: begin it with the token that begins a document')
+            raise InputError(f'prompt {row} is empty: begin it with the token that begins a document')
         if len(prompt) > model.max_len:
-            raise ValueError(
+            raise InputError(
                 f'prompt {row} has {len(prompt)} tokens, but the context of the model holds '
                 f'model.max_len={model.max_len}: shorten it'
             )
         size = min(vocab_size, model.vocab_size)
         if strays := [token for token in prompt if not 0 <= token < size]:
             sizes = f'the tokenizer has {vocab_size} entries and the embedding {model.vocab_size} rows'
-            raise ValueError(f'prompt {row} has the token {strays[0]}, but {sizes}')
+            raise InputError(f'prompt {row} has the token {strays[0]}, but {sizes}')
 
 
 def room(model: Transformer, prompt: Sequence[int]) -> int:
@@ -209,7 +210,7 @@ def _batch(model, params, tokens_BT, lengths_B, settings, cache_length, every):
         cache, logits_BV, progress = decode(model, params, cache, logits_BV, progress, settings, np.int32(steps))
         progress = jax.device_get(progress)
         if not progress.finite:
-            raise FloatingPointError('the model gives logits that are nan or infinite: its parameters are broken')
+            raise NonFiniteOutput('the model gives logits that are nan or infinite: its parameters are broken')
         for row in open_rows:
             gained = progress.text[row, before[row] : progress.made[row]]
             reason = 'stop' if progress.stopped[row] else 'length' if progress.done[row] else ''

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from lmtrain.errors import InputError
 from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
 
 BLOCK = 128  # queries a causal block holds on the XLA path
@@ -78,7 +79,7 @@ def attend(
         if not why:
             return _fused(share, operands, options)
         if backend != 'auto':
-            raise ValueError(f"attention='{backend}' {why}; choose attention='auto' or 'xla'")
+            raise InputError(f"attention='{backend}' {why}; choose attention='auto' or 'xla'")
     return xla(*operands, query_index, **options, prefix=prefix, positions=positions)
 
 

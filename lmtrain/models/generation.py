@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lmtrain.errors import InputError
 from lmtrain.models import safetensors
 
 FILE = 'generation_config.json'
@@ -61,9 +62,9 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f'{path} is no JSON: {error}') from None
+        raise InputError(f'{path} is no JSON: {error}') from None
     if not isinstance(fields, dict):
-        raise ValueError(f'{path} must hold an object, here it is {str(fields)[:60]}')
+        raise InputError(f'{path} must hold an object, here it is {str(fields)[:60]}')
     return fields
 
 
@@ -73,5 +74,5 @@ def _ids(fields: Mapping[str, Any], name: str, path: Path) -> list[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:
         if type(token) is not int:
-            raise ValueError(f'{path}: {name} is {value!r}; the id of a token is expected, or a list of ids')
+            raise InputError(f'{path}: {name} is {value!r}; the id of a token is expected, or a list of ids')
     return [token for token in ids if token >= 0]

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmtrain.errors import InputError
+
 # Fields that change no output in evaluation, nor what is trained: other programs' defaults, names and versions.
 HARMLESS = frozenset(
     """
@@ -75,19 +77,19 @@ class Fields:
     def take(self, name: str, default: Any = REQUIRED) -> Any:
         """The value of a field; one without a default is a size. Raises ValueError where it is missing or no such."""
         if name not in self.left and default is REQUIRED:
-            raise ValueError(f'config.json of a {self.family} lacks {name}')
+            raise InputError(f'config.json of a {self.family} lacks {name}')
         value = self.left.pop(name, default)
         kinds = {bool: bool, int: int | float, float: int | float}.get(type(default), object)
         if default is REQUIRED and (type(value) is not int or value < 1):
-            raise ValueError(f'config.json: {name}={value!r} of a {self.family} is no positive integer')
+            raise InputError(f'config.json: {name}={value!r} of a {self.family} is no positive integer')
         if value is not None and not isinstance(value, kinds):
-            raise ValueError(f'config.json: {name}={value!r} of a {self.family} must be like {default!r}')
+            raise InputError(f'config.json: {name}={value!r} of a {self.family} must be like {default!r}')
         return value
 
     def only(self, name: str, *values: Any) -> None:
         """Raises ValueError where a field is there and has another value than those this model can have."""
         if (value := self.take(name, values[0])) not in values:
-            raise ValueError(
+            raise InputError(
                 f'config.json: {name}={value!r} of a {self.family} is not supported, only '
                 + ' and '.join(map(repr, values))
             )
@@ -95,19 +97,19 @@ class Fields:
     def choose(self, name: str, choices: Mapping[str, str], default: Any = REQUIRED) -> str:
         """Our word for a field's. Raises ValueError where there is none."""
         if (value := self.take(name, default)) not in choices:
-            raise ValueError(f'config.json: {name}={value!r} of a {self.family} is none of {", ".join(choices)}')
+            raise InputError(f'config.json: {name}={value!r} of a {self.family} is none of {", ".join(choices)}')
         return choices[value]
 
     def done(self) -> None:
         """Raises ValueError naming a field that nobody has read, or one of `ignore` that the family does read."""
         if read := [name for name in self.ignore if name in self.given and name not in self.left]:
-            raise ValueError(
+            raise InputError(
                 f'init.ignore has {read[0]!r}, which a {self.family} reads: it decides what the model computes'
             )
         for name, value in self.left.items():
             # What is off in older files: output_scores: false, pruned_heads: {}, prefix: null.
             if name not in HARMLESS | GENERATION | {*self.ignore} and value not in (None, False, {}, []):
-                raise ValueError(
+                raise InputError(
                     f'config.json: {name}={value!r} is unknown for a {self.family} and may change what the model '
                     f'computes; if it does not, skip it with --config.init.ignore="(\'{name}\',)" (beside --base: '
                     f'--ignore={name})'
@@ -131,15 +133,15 @@ def rope_of(found: Mapping, head_dim, max_len, theta, partial=None, original=Non
     scaling = {name: value for name, value in found.items() if value is not None and name != 'finetuned'}
     kinds = {scaling.pop(name) for name in ('rope_type', 'type') if name in scaling}
     if len(kinds) > 1:
-        raise ValueError(f'config.json: rope_type and type of the rope parameters differ: {sorted(kinds)}')
+        raise InputError(f'config.json: rope_type and type of the rope parameters differ: {sorted(kinds)}')
     kind = kinds.pop() if kinds else 'default'
     theta, partial = scaling.pop('rope_theta', theta), scaling.pop('partial_rotary_factor', partial)
     rotary_dim = head_dim if partial is None else int(head_dim * partial)
     if rotary_dim != head_dim and not may_be_partial:
-        raise ValueError(f'config.json: partial_rotary_factor={partial} is not supported for this family')
+        raise InputError(f'config.json: partial_rotary_factor={partial} is not supported for this family')
     if kind == 'default':
         if scaling:
-            raise ValueError(f'config.json: rope parameters of rope_type default have the field {min(scaling)}')
+            raise InputError(f'config.json: rope parameters of rope_type default have the field {min(scaling)}')
     else:
         if kind in ('llama3', 'yarn', 'longrope'):
             scaling['original_max_position_embeddings'] = original or scaling.get(
@@ -173,12 +175,12 @@ def windows(window: int | None, layer_types: Sequence[str], num_layers: int) -> 
     """{'window', 'global_layers'} of the kinds of the layers."""
     kinds = ('sliding_attention', 'full_attention')
     if len(layer_types) != num_layers or set(layer_types) - set(kinds):
-        raise ValueError(f'config.json: layer_types={layer_types} are not {num_layers} of {" and ".join(kinds)}')
+        raise InputError(f'config.json: layer_types={layer_types} are not {num_layers} of {" and ".join(kinds)}')
     full = tuple(i for i, kind in enumerate(layer_types) if kind == 'full_attention')
     if len(full) == num_layers:
         return {'window': 0, 'global_layers': ()}
     if not window:
-        raise ValueError(f'config.json: layer_types has sliding_attention, but sliding_window={window}')
+        raise InputError(f'config.json: layer_types has sliding_attention, but sliding_window={window}')
     return {'window': window, 'global_layers': full}
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
+from lmtrain.errors import InputError
 from lmtrain.models.hf import Entry, Fields, nearest
 
 # A decoder reads the last token of a row, or every token, by one projection.
@@ -45,7 +46,7 @@ def head_of(config: Mapping, module) -> str:
     found = config.get('architectures') or [module.ARCHITECTURES[kind]]
     if len(found) != 1 or found[0] not in known:
         near = nearest(str(found[0]), known)
-        raise ValueError(f'config.json: architectures={found} of a {kind} is none of {", ".join(sorted(known))}{near}')
+        raise InputError(f'config.json: architectures={found} of a {kind} is none of {", ".join(sorted(known))}{near}')
     return known[found[0]]
 
 
@@ -88,7 +89,7 @@ def labels(config: Mapping) -> tuple[str, ...]:
         return tuple(f'LABEL_{i}' for i in range(config.get('num_labels') or 2))
     by_number = {int(number): str(name) for number, name in names.items()}
     if sorted(by_number) != list(range(len(by_number))):
-        raise ValueError(f'config.json: id2label has the numbers {sorted(by_number)}, not 0 to {len(by_number) - 1}')
+        raise InputError(f'config.json: id2label has the numbers {sorted(by_number)}, not 0 to {len(by_number) - 1}')
     return tuple(by_number[number] for number in range(len(by_number)))
 
 
@@ -109,7 +110,7 @@ def fields(model, module) -> dict:
     Raises ValueError if transformers has no class for it.
     """
     if model.head in LACKING.get(model.family, ()):
-        raise ValueError(
+        raise InputError(
             f'transformers has no {architectures(module, model.family)[model.head]}: a {model.family} with the head '
             f'of {model.head!r} has no Hugging Face form'
         )

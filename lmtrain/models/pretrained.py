@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain import tree
+from lmtrain.errors import InputError
 from lmtrain.models import hf, hf_heads, safetensors
 from lmtrain.models.families import bert, gemma, gpt2, gpt_neox, llama, mistral, modernbert, olmo2, phi3, qwen, roberta
 from lmtrain.models.hf import BUFFERS, HARMLESS, Entry, Fields, nearest
@@ -135,10 +136,10 @@ def save_pretrained(
     shapes = {path: _joined(found) for path, found in _pieces(shapes_of(model)).items()}
     for path in leaves.keys() ^ shapes.keys():
         what = f'is missing, {shapes[path]}' if path in shapes else 'has no place in the files of its family'
-        raise ValueError(f'{path} {what}: a model is exported without added leaves (fold adapters first)')
+        raise InputError(f'{path} {what}: a model is exported without added leaves (fold adapters first)')
     for path, found in leaves.items():
         if _joined(found) != shapes[path]:
-            raise ValueError(f'{path} is {_joined(found)}, but {shapes[path]} by the settings of the model')
+            raise InputError(f'{path} is {_joined(found)}, but {shapes[path]} by the settings of the model')
     entries = entries_of(model)
     bare = FAMILIES[model.family].PREFIX if model.head == 'none' else ''
     places = {}  # {key: (entry, layer)}
@@ -176,9 +177,9 @@ def read_config(directory) -> dict:
     try:
         config = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f'{path} is no JSON: {error}') from None
+        raise InputError(f'{path} is no JSON: {error}') from None
     if not isinstance(config, dict) or not isinstance(config.get('model_type'), str):
-        raise ValueError(f'{path} has no model_type: it is no config.json of a Hugging Face model')
+        raise InputError(f'{path} has no model_type: it is no config.json of a Hugging Face model')
     return config
 
 
@@ -189,7 +190,7 @@ def model_of(config: Mapping, ignore: Sequence[str] = ()) -> Transformer:
     """
     kind = config['model_type']
     if kind not in FAMILIES:
-        raise ValueError(f'config.json: model_type={kind!r} is none of {", ".join(FAMILIES)}{nearest(kind, FAMILIES)}')
+        raise InputError(f'config.json: model_type={kind!r} is none of {", ".join(FAMILIES)}{nearest(kind, FAMILIES)}')
     module = FAMILIES[kind]
     fields = Fields(config, ignore)
     try:
@@ -198,7 +199,7 @@ def model_of(config: Mapping, ignore: Sequence[str] = ()) -> Transformer:
         fields.done()
         return Transformer(**settings | {'family': kind, 'unroll': settings['num_layers']})
     except (TypeError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f'config.json of a {kind} has a value of another kind than its field takes: {error}'
         ) from error
 
@@ -206,13 +207,13 @@ def model_of(config: Mapping, ignore: Sequence[str] = ()) -> Transformer:
 def config_of(model: Transformer, like: Mapping | None = None) -> dict:
     """The config.json of a model; undoes `model_of`. Raises ValueError naming a setting that it cannot say."""
     if model.family not in FAMILIES:
-        raise ValueError(
+        raise InputError(
             f'model.family={model.family!r} is none of {", ".join(FAMILIES)}: only a model of one of these has '
             'a Hugging Face form'
         )
     config = _fields(model)
     if others := differences(model, read_as(model)):
-        raise ValueError(f'the config.json of a {model.family} has no {" and no ".join(others)}')
+        raise InputError(f'the config.json of a {model.family} has no {" and no ".join(others)}')
     tokens = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'))
     kept = {name: value for name, value in (like or {}).items() if name in HARMLESS and name not in config}
     if len(kept.get('id2label') or ()) != model.num_labels:  # the names of another head's labels
@@ -342,11 +343,11 @@ def _in_files(model, tensors: Mapping, params: tree.Params, partial: bool = Fals
             if key is None and partial and entry.paths[0].startswith('task_head/'):
                 break
             if key is None:
-                raise ValueError(f'the weights lack {names[0]!r}, {wanted}{nearest(names[0], left)}')
+                raise InputError(f'the weights lack {names[0]!r}, {wanted}{nearest(names[0], left)}')
             if tensors[key].shape != wanted:
-                raise ValueError(f'{tensors[key].path}: {key!r} is {tensors[key].shape}, but {wanted} by config.json')
+                raise InputError(f'{tensors[key].path}: {key!r} is {tensors[key].shape}, but {wanted} by config.json')
             if not jnp.issubdtype(tensors[key].dtype, jnp.floating):
-                raise ValueError(
+                raise InputError(
                     f'{tensors[key].path}: {key!r} is {tensors[key].dtype}: quantized weights are not read; take a '
                     'directory with the weights in float32, bfloat16 or float16'
                 )
@@ -366,14 +367,14 @@ def _plan(model, tensors: Mapping, params: tree.Params) -> list[tuple[Entry, lis
     if head:
         embedding = next(keys[0] for entry, keys in plan if entry.paths == ('embed/embedding',))
         if not np.array_equal(tensors[head].read(), tensors[embedding].read()):
-            raise ValueError(
+            raise InputError(
                 f'{head!r} is not {embedding!r}, though config.json ties them: set tie_word_embeddings to false there '
                 'if the model was trained with a head of its own'
             )
         left.remove(head)
     if left:
         key = min(left)
-        raise ValueError(
+        raise InputError(
             f'{tensors[key].path}: {key!r} {tensors[key].shape} has no place in a {model.family} of this config.json'
             + (f' ({len(left)} tensors are left over)' if len(left) > 1 else '')
         )

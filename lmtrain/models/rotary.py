@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmtrain.errors import InputError
+
 # Fields of each way of stretching, as Hugging Face's rope_scaling names them: those it must have, those it may have.
 SCALINGS = {
     'linear': ({'factor'}, set()),  # arXiv 2306.15595
@@ -38,19 +40,19 @@ def check_scaling(scaling, rotary_dim: int) -> None:
     fields = dict(scaling)
     kind = fields.pop('rope_type', None)
     if kind not in SCALINGS:
-        raise ValueError(f'model.rope_scaling: rope_type={kind!r} is none of {", ".join(SCALINGS)}')
+        raise InputError(f'model.rope_scaling: rope_type={kind!r} is none of {", ".join(SCALINGS)}')
     needed, optional = SCALINGS[kind]
     if fields.keys() - needed - optional or needed - fields.keys():
-        raise ValueError(
+        raise InputError(
             f"model.rope_scaling of rope_type='{kind}' has the fields {sorted(fields)}; it must have {sorted(needed)}"
             + (f' and may have {sorted(optional)}' if optional else '')
         )
     for name, value in fields.items():
         values = value if isinstance(value, tuple) else (value,)
         if name in ('short_factor', 'long_factor') and len(values) != rotary_dim // 2:
-            raise ValueError(f'model.rope_scaling: {name} has {len(values)} numbers for {rotary_dim // 2} frequencies')
+            raise InputError(f'model.rope_scaling: {name} has {len(values)} numbers for {rotary_dim // 2} frequencies')
         if any(isinstance(v, str) or not v > 0 for v in values if name != 'truncate'):
-            raise ValueError(f'model.rope_scaling: {name}={value!r} must be above 0')
+            raise InputError(f'model.rope_scaling: {name}={value!r} must be above 0')
 
 
 def rotary_angles(positions_BT, rotary_dim: int, theta: float, scaling=(), length=None):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from lmtrain.errors import InputError
+
 DTYPES = {
     'F64': np.float64,
     'F32': np.float32,
@@ -54,14 +56,14 @@ def find(directory: Path) -> dict[str, Tensor]:
     if not index.is_file():
         pickled = [path.name for path in sorted(directory.iterdir()) if path.suffix in ('.bin', '.pt', '.pth', '.ckpt')]
         if pickled:
-            raise ValueError(
+            raise InputError(
                 f'{directory / pickled[0]} is a pickle, which can run any code when it is opened: it is not read. '
                 'Have its publisher, or transformers in a sandbox, save it as safetensors'
             )
         raise FileNotFoundError(f'{directory} holds neither {WHOLE} nor {INDEX}')
     places = _json(index.read_bytes(), index).get('weight_map')
     if not isinstance(places, dict) or not places:
-        raise ValueError(f'{index}: "weight_map" is missing or empty')
+        raise InputError(f'{index}: "weight_map" is missing or empty')
     tensors: dict[str, Tensor] = {}
     for name in sorted({str(name) for name in places.values()}):
         if name not in files:  # compared, never made into a path
@@ -69,11 +71,11 @@ def find(directory: Path) -> dict[str, Tensor]:
         found = header(files[name])
         for key in found:
             if places.get(key) != name:
-                raise ValueError(f'{files[name]} holds {key!r}, which {index.name} puts in {places.get(key)!r}')
+                raise InputError(f'{files[name]} holds {key!r}, which {index.name} puts in {places.get(key)!r}')
         tensors |= found
     if missing := places.keys() - tensors.keys():
         key = min(missing)
-        raise ValueError(f'{index} puts {key!r} in {places[key]}, which does not hold it')
+        raise InputError(f'{index} puts {key!r} in {places[key]}, which does not hold it')
     return tensors
 
 
@@ -87,7 +89,7 @@ def header(path: Path) -> dict[str, Tensor]:
     with path.open('rb') as file:
         length = int.from_bytes(file.read(8), 'little')
         if size < 8 or length > size - 8:
-            raise ValueError(
+            raise InputError(
                 f'{path} is truncated or no safetensors: {size} bytes, and a header of {length} is promised'
             )
         about = _json(file.read(length), path)
@@ -95,15 +97,15 @@ def header(path: Path) -> dict[str, Tensor]:
     tensors, spans = {}, []
     for key, entry in about.items():
         if not isinstance(entry, dict) or entry.keys() != {'dtype', 'shape', 'data_offsets'}:
-            raise ValueError(f'{path}: {key!r} is described by {str(entry)[:80]}, not by dtype, shape and data_offsets')
+            raise InputError(f'{path}: {key!r} is described by {str(entry)[:80]}, not by dtype, shape and data_offsets')
         if entry['dtype'] not in DTYPES:
-            raise ValueError(f'{path}: {key!r} has dtype {entry["dtype"]!r}, which is none of {", ".join(DTYPES)}')
+            raise InputError(f'{path}: {key!r} has dtype {entry["dtype"]!r}, which is none of {", ".join(DTYPES)}')
         numbers = [entry['shape'], entry['data_offsets']]
         if not all(isinstance(n, list) and all(type(i) is int and i >= 0 for i in n) for n in numbers):
-            raise ValueError(f'{path}: {key!r} has shape {entry["shape"]} and data_offsets {entry["data_offsets"]}')
+            raise InputError(f'{path}: {key!r} has shape {entry["shape"]} and data_offsets {entry["data_offsets"]}')
         dtype, shape, offsets = np.dtype(DTYPES[entry['dtype']]), tuple(entry['shape']), entry['data_offsets']
         if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
-            raise ValueError(
+            raise InputError(
                 f'{path}: {key!r} lies at {offsets}, but {list(shape)} of {dtype} are '
                 f'{math.prod(shape) * dtype.itemsize} bytes'
             )
@@ -112,10 +114,10 @@ def header(path: Path) -> dict[str, Tensor]:
     end = 0
     for start, stop, key in sorted(spans):
         if start != end:
-            raise ValueError(f'{path}: {key!r} begins at byte {start} of the data, but what comes before ends at {end}')
+            raise InputError(f'{path}: {key!r} begins at byte {start} of the data, but what comes before ends at {end}')
         end = stop
     if end != size - 8 - length:
-        raise ValueError(
+        raise InputError(
             f'{path} is truncated or too long: {size - 8 - length} bytes of data, the header tells of {end}'
         )
     return tensors
@@ -180,13 +182,13 @@ def replace(path: Path, chunks) -> None:
 def _json(raw: bytes, path: Path) -> dict:
     def unique(pairs):
         if len(dict(pairs)) != len(pairs):
-            raise ValueError('a key stands in it twice')
+            raise InputError('a key stands in it twice')
         return dict(pairs)
 
     try:
         value = json.loads(raw, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path}: its header is no JSON ({error})') from None
+        raise InputError(f'{path}: its header is no JSON ({error})') from None
     if not isinstance(value, dict):
-        raise ValueError(f'{path}: its header is {str(value)[:40]!r}, not an object')
+        raise InputError(f'{path}: its header is {str(value)[:40]!r}, not an object')
     return value

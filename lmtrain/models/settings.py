@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from lmtrain.errors import InputError
 from lmtrain.models.attention_kernels import KERNELS, unsupported_reason
 from lmtrain.models.layers import GATED, PLAIN
 from lmtrain.models.rotary import check_scaling
@@ -107,54 +108,54 @@ class Settings:
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)
-                raise ValueError(f'model.{name}={value!r} is none of {", ".join(choices)}; the nearest is {near[0]!r}')
+                raise InputError(f'model.{name}={value!r} is none of {", ".join(choices)}; the nearest is {near[0]!r}')
         for name in 'vocab_size max_len num_layers width num_heads num_kv_heads head_dim mlp_dim unroll'.split():
             if getattr(self, name) < 1:
-                raise ValueError(f'model.{name}={getattr(self, name)} must be at least 1')
+                raise InputError(f'model.{name}={getattr(self, name)} must be at least 1')
         off = 'window logit_softcap attention_softcap attention_scale rotary_dim local_rope_theta'
         for name in f'{off} num_labels token_types position_offset vocab_fill'.split():
             if getattr(self, name) < 0:
-                raise ValueError(f'model.{name}={getattr(self, name)} must be 0 (off) or more')
+                raise InputError(f'model.{name}={getattr(self, name)} must be 0 (off) or more')
         for name in 'rope_theta norm_eps embed_scale'.split():
             if not getattr(self, name) > 0:
-                raise ValueError(f'model.{name}={getattr(self, name)} must be above 0')
+                raise InputError(f'model.{name}={getattr(self, name)} must be above 0')
         if not 0 <= self.dropout < 1:
-            raise ValueError(f'model.dropout={self.dropout} must lie in [0, 1)')
+            raise InputError(f'model.dropout={self.dropout} must lie in [0, 1)')
         for whole, part in (('width', 'num_heads'), ('num_heads', 'num_kv_heads')):
             if getattr(self, whole) % getattr(self, part):
-                raise ValueError(
+                raise InputError(
                     f'model.{part}={getattr(self, part)} does not divide model.{whole}={getattr(self, whole)}'
                 )
         turned = 'rotary_dim' if self.rotary_dim else 'head_dim'
         if self.positions == 'rotary' and getattr(self, turned) % 2:
-            raise ValueError(f"model.{turned}={getattr(self, turned)} is odd, but positions='rotary' turns pairs")
+            raise InputError(f"model.{turned}={getattr(self, turned)} is odd, but positions='rotary' turns pairs")
         if self.rotary_dim > self.head_dim:
-            raise ValueError(f'model.rotary_dim={self.rotary_dim} is more than model.head_dim={self.head_dim}')
+            raise InputError(f'model.rotary_dim={self.rotary_dim} is more than model.head_dim={self.head_dim}')
         if self.rope_scaling:
             check_scaling(self.rope_scaling, self.rotary_dim or self.head_dim)
         if unknown := set(self.biased) - {'query', 'key', 'value', 'output', 'mlp', 'norm', 'head'}:
-            raise ValueError(
+            raise InputError(
                 f'model.biased has {sorted(unknown)}: it may have query, key, value, output, mlp, norm, head'
             )
         if any(not 0 <= layer < self.num_layers for layer in self.global_layers):
-            raise ValueError(f'model.global_layers={self.global_layers} are not all of {self.num_layers} layers')
+            raise InputError(f'model.global_layers={self.global_layers} are not all of {self.num_layers} layers')
         if not self.window and (self.global_layers or self.local_rope_theta):
             name = 'global_layers' if self.global_layers else 'local_rope_theta'
-            raise ValueError(f'model.{name}={getattr(self, name)} means nothing where model.window is 0')
+            raise InputError(f'model.{name}={getattr(self, name)} means nothing where model.window is 0')
         if not self.first_norm and (self.norm_place != 'pre' or self.num_layers < 2):
-            raise ValueError("model.first_norm=False needs norm_place='pre' and two layers or more")
+            raise InputError("model.first_norm=False needs norm_place='pre' and two layers or more")
         if self.head in ('classify', 'tag', 'span') and self.num_labels < 1:
-            raise ValueError(f'model.head={self.head!r} needs model.num_labels, not {self.num_labels}')
+            raise InputError(f'model.head={self.head!r} needs model.num_labels, not {self.num_labels}')
         if self.parallel and self.norm_place != 'pre':
-            raise ValueError(f"model.parallel needs norm_place='pre', not {self.norm_place!r}")
+            raise InputError(f"model.parallel needs norm_place='pre', not {self.norm_place!r}")
         if self.positions == 'sinusoidal' and self.width % 2:
-            raise ValueError(f"model.width={self.width} is odd, but positions='sinusoidal' are pairs")
+            raise InputError(f"model.width={self.width} is odd, but positions='sinusoidal' are pairs")
         if self.unroll > self.num_layers:
-            raise ValueError(f'model.unroll={self.unroll} is more than model.num_layers={self.num_layers}')
+            raise InputError(f'model.unroll={self.unroll} is more than model.num_layers={self.num_layers}')
 
     def check_length(self, length: int, what: str):
         if self.positions == 'learned' and length > self.max_len - self.position_offset:
-            raise ValueError(f'{what} {length} tokens is longer than model.max_len={self.max_len} learned positions')
+            raise InputError(f'{what} {length} tokens is longer than model.max_len={self.max_len} learned positions')
 
 
 def tuples(value):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lmtrain import tree
+from lmtrain.errors import InputError
 from lmtrain.models import lm_head, virtual_tokens
 from lmtrain.models.attention import AttentionInputs
 from lmtrain.models.block import Block
@@ -69,7 +70,7 @@ class Transformer(Settings):
     def init_cache(self, batch_size: int, length: int, dtype=None) -> dict[str, jax.Array]:
         """An empty cache of `length` tokens a row: {'key', 'value': [N, B, S, G, K], 'length': int32 [B]}."""
         if not self.causal:
-            raise ValueError('model.causal is False: an encoder has no use for a cache')
+            raise InputError('model.causal is False: an encoder has no use for a cache')
         self.check_length(length, 'a cache of')
         shape = self.num_layers, batch_size, length, self.num_kv_heads, self.head_dim
         dtype = dtype or self.dtype
@@ -129,7 +130,7 @@ class Network(nn.Module):
         B, T = batch['tokens'].shape
         m.check_length(T + shift, 'a row of')
         if not jnp.issubdtype(batch['tokens'].dtype, jnp.integer):
-            raise ValueError(f'column tokens has dtype {batch["tokens"].dtype}, not an integer')
+            raise InputError(f'column tokens has dtype {batch["tokens"].dtype}, not an integer')
         segments = key_segments = batch.get('segment_ids')
         index = slots = None
         start_B1 = jnp.zeros((1, 1), jnp.int32)
@@ -205,7 +206,7 @@ class Network(nn.Module):
         fetch = places.share.fetch
         sizes = [jax.tree.leaves(stack)[0].shape[0] for stack in stacks]
         if sum(sizes) != m.num_layers:
-            raise ValueError(f'the parameters hold {sum(sizes)} layers, but model.num_layers={m.num_layers}')
+            raise InputError(f'the parameters hold {sum(sizes)} layers, but model.num_layers={m.num_layers}')
 
         straight = m.unroll == m.num_layers and not self.is_initializing()
 
@@ -270,7 +271,7 @@ class Network(nn.Module):
         if 'targets' in batch:
             if batch['targets'].shape != x_BTD.shape[:2]:
                 shapes = f'{batch["targets"].shape}, but the predictions are {x_BTD.shape[:2]}'
-                raise ValueError(f'column targets is {shapes}')
+                raise InputError(f'column targets is {shapes}')
             outputs['logprob'], outputs['log_z'] = lm_head.log_likelihood(
                 x_BTD, batch['targets'], kernel_DV, **options, size=m.vocab_size, share=share
             )

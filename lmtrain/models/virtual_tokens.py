@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lmtrain import tree
+from lmtrain.errors import InputError
 
 
 def materialise(params):
@@ -52,7 +53,7 @@ def prefix(params) -> int:
     layers = [params[name].get('attention', {}).get('prefix_key') for name in tree.segments(params)]
     lengths = {0 if leaf is None else leaf.shape[1] for leaf in layers}
     if len(lengths) > 1:
-        raise ValueError(f'the prefixes of the layers have the lengths {sorted(lengths)}, where one is wanted')
+        raise InputError(f'the prefixes of the layers have the lengths {sorted(lengths)}, where one is wanted')
     return lengths.pop()
 
 

@@ -9,6 +9,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmtrain import tree
+from lmtrain.errors import InputError
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
@@ -56,16 +57,16 @@ def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh
     sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
     for name, size in sizes.items():
         if size != -1 and size < 1:
-            raise ValueError(f'mesh.{name} = {size}: an axis has at least 1 device, or -1 to fill')
+            raise InputError(f'mesh.{name} = {size}: an axis has at least 1 device, or -1 to fill')
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
-        raise ValueError(f'mesh.{" and mesh.".join(open_axes)} are both -1: only one axis can fill the mesh')
+        raise InputError(f'mesh.{" and mesh.".join(open_axes)} are both -1: only one axis can fill the mesh')
     asked = ' x '.join(f'{name}={size}' for name, size in sizes.items())
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if open_axes:
         sizes[open_axes[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
-        raise ValueError(
+        raise InputError(
             f'the mesh {asked} wants '
             f'{fixed if open_axes else math.prod(sizes.values())} devices{" or a multiple" if open_axes else ""}, '
             f'{len(devices)} are there: set config.mesh so that its product is {len(devices)}, or one axis to -1'
@@ -76,7 +77,7 @@ def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh
     if devices[0].platform == 'gpu' and sizes['data'] % len(slices):
         slices = {0: list(devices)}  # XLA takes each machine for a slice, and any axis may go across machines
     if sizes['data'] % len(slices):
-        raise ValueError(
+        raise InputError(
             f'mesh.data = {sizes["data"]} does not divide over {len(slices)} slices: only data goes across slices, '
             f'so set mesh.data to a multiple of {len(slices)}'
         )
@@ -125,7 +126,7 @@ def shardings(shapes, mesh: Mesh, rules=RULES):
             uneven = uneven or left[0]
         if uneven:
             size, axis = uneven
-            raise ValueError(
+            raise InputError(
                 f'{path}: a dimension of {size} does not divide over mesh.{axis} = {mesh.shape[axis]}; change that '
                 'axis, or the size'
             )
@@ -146,7 +147,7 @@ def replicated(shapes, mesh: Mesh, rules=RULES) -> str:
     size, total = sum(whole.values()), tree.size(leaves)
     largest = sorted(whole, key=lambda path: -whole[path])[:3]
     if size > max(LOST * total, FREE):
-        raise ValueError(
+        raise InputError(
             f'{size / total:.1%} of the parameters ({size:,} bytes) lie whole on every device of the mesh, as no rule '
             f'divides them: {", ".join(largest)}, ... Give them a rule in sharding.RULES, or set mesh.fsdp and '
             f'mesh.tensor to 1; up to {LOST:.0%} may'
@@ -167,10 +168,10 @@ def column(mesh: Mesh, ndim: int) -> NamedSharding:
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raises ValueError where a micro-batch does not divide over the mesh."""
     if batch_size < 1 or accumulate < 1:
-        raise ValueError(f'data.batch_size = {batch_size}, optimizer.accumulate = {accumulate}: both are at least 1')
+        raise InputError(f'data.batch_size = {batch_size}, optimizer.accumulate = {accumulate}: both are at least 1')
     devices = mesh.shape['data'] * mesh.shape['fsdp']
     if batch_size % (accumulate * devices):
-        raise ValueError(
+        raise InputError(
             f'data.batch_size = {batch_size} does not divide into {accumulate} micro-batches (optimizer.accumulate) '
             f'over {devices} devices (mesh.data x mesh.fsdp): it must be a multiple of {accumulate * devices}'
         )

@@ -14,6 +14,7 @@ import jax
 from lmtrain import cost, tree
 from lmtrain.cost import hlo, traffic
 from lmtrain.cost.hardware import Target
+from lmtrain.errors import InputError
 from lmtrain.parallel import collectives, sharding
 from lmtrain.report import terminal
 from lmtrain.training.build import build, stand_in
@@ -70,7 +71,7 @@ def planned(config, target: Target) -> Iterator[Run]:
         if kernel == sharding.KERNELS['gpu']:
             why = collectives.unfit(kernel, run.config, run.model, run.mesh, target.chip.capability)
             if why:
-                raise ValueError(f"model.attention={kernel!r} {why}; choose model.attention='auto' or 'xla'")
+                raise InputError(f"model.attention={kernel!r} {why}; choose model.attention='auto' or 'xla'")
         yield run
 
 

@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+from lmtrain.errors import InputError
 from lmtrain.models.families.llama import rung
 from lmtrain.report import terminal
 
@@ -45,7 +46,7 @@ class Choice(NamedTuple):
 def choices(flops: float) -> list[Choice]:
     """The best size and tokens for a budget by each law. Raises ValueError where the budget is no positive number."""
     if not 0 < flops < math.inf:
-        raise ValueError(f'a budget of {flops} FLOPs: it must be a positive, finite number')
+        raise InputError(f'a budget of {flops} FLOPs: it must be a positive, finite number')
     by_ratio = math.sqrt(flops / 6 / RATIO)
     found = {
         'Hoffmann et al. 2022, approach 3': HOFFMANN.best(flops),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lmtrain.cost import traffic
 from lmtrain.cost.hardware import Target
+from lmtrain.errors import InputError
 from lmtrain.plan import compiled as forecast
 from lmtrain.report import terminal
 from lmtrain.training import build
@@ -83,12 +84,12 @@ def _changed(run: Run, remat: str, batch_size: int) -> Run:
 def page(config, target: Target) -> str:
     """The page of `lmtrain plan --search`. Raises ValueError where nothing fits, or there is nothing to rank by."""
     if not target.chip or config.task.name != 'text':
-        raise ValueError(
+        raise InputError(
             '--search ranks by the data sheet of chips and by whole text: name chips, and a recipe of text'
         )
     ranked = candidates(config, target)
     if not ranked:
-        raise ValueError(f'nothing fits on {target.name}: take more chips, or lower data.seq_len')
+        raise InputError(f'nothing fits on {target.name}: take more chips, or lower data.seq_len')
     rows = [('', 'data x fsdp x tensor', 'remat', 'rows', 'tokens/s', 'bound by', 'theory', 'compiler', 'fits')]
     title = f'the best of {len(ranked)} that fit by arithmetic, tokens/s where all overlaps'
     told = dict.fromkeys(ranked[:SHOWN], ('', ''))

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from lmtrain.errors import InputError
 from lmtrain.report import plot, terminal
 
 LN2 = math.log(2)
@@ -79,7 +80,7 @@ def _json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
-        raise ValueError(f'{path} is no JSON: {error}') from None
+        raise InputError(f'{path} is no JSON: {error}') from None
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -91,7 +92,7 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
         try:
             found.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f'{path}, line {number}, is no JSON: {error}') from None
+            raise InputError(f'{path}, line {number}, is no JSON: {error}') from None
     return found
 
 

@@ -10,6 +10,8 @@ import time
 import traceback
 from types import FrameType
 
+from lmtrain.errors import InputError
+
 FINISHED = 0
 NON_FINITE = 3  # too many updates in a row without a finite loss or gradient
 DISK = 4  # a checkpoint could not be written
@@ -68,7 +70,7 @@ def fault_requested(point: str, step: int) -> bool:
     points = (*POINTS, STALL_IN_SAVE, *STEP, CORRUPT)
     name, at, number = asked.partition('@')
     if name not in points or at != '@' or not number.isdecimal():
-        raise ValueError(f'LMTRAIN_FAULT={asked!r}: expected point@step, point one of {", ".join(points)}')
+        raise InputError(f'LMTRAIN_FAULT={asked!r}: expected point@step, point one of {", ".join(points)}')
     return (name, int(number)) == (point, step)
 
 

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from lmtrain.errors import InputError
+
 
 def all_gather_object(value: Any) -> list[Any]:
     """`value` (of JSON) of every process, in order. All have to call it at the same place."""
@@ -35,7 +37,7 @@ def assert_same(facts: dict[str, Any]) -> None:
         if first.get(name) != other.get(name)
     ]
     if differences:
-        raise ValueError(
+        raise InputError(
             'the processes of this run are not of one mind:\n'
             + '\n'.join(differences)
             + '\nStart them all with the same command, on the same code and data'

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 import jax
 
+from lmtrain.errors import InputError
+
 MAX_LAYERS = 2**16
 MAX_PARAMETERS = 2**43  # with gradients and moments 140 TB, more than any machine holds
 COLUMNS = 5  # of a batch, at least: tokens, targets, positions, segment_ids, loss_mask
@@ -20,18 +22,18 @@ def check_sizes(model, rows: int, seq_len: int) -> None:
     """
     m = model
     if m.num_layers > MAX_LAYERS:
-        raise ValueError(f'model.num_layers = {m.num_layers}: it must be at most {MAX_LAYERS:,}')
+        raise InputError(f'model.num_layers = {m.num_layers}: it must be at most {MAX_LAYERS:,}')
     layer = m.width * (2 * m.head_dim * (m.num_heads + m.num_kv_heads) + 2 * m.mlp_dim)
     parameters = m.width * (m.vocab_size + (m.max_len if m.positions == 'learned' else 0)) + m.num_layers * layer
     if parameters > MAX_PARAMETERS:
-        raise ValueError(
+        raise InputError(
             f'model.width = {m.width}, model.mlp_dim = {m.mlp_dim}, model.vocab_size = {m.vocab_size} and '
             f'model.num_layers = {m.num_layers} make {parameters:.1e} parameters, more than any machine holds '
             f'({MAX_PARAMETERS:.1e}): lower one of them'
         )
     wanted, there = 4 * COLUMNS * rows * seq_len, host_memory()
     if wanted > there:
-        raise ValueError(
+        raise InputError(
             f'data.batch_size = {rows} rows of data.seq_len = {seq_len} tokens are {_gigabytes(wanted)} a batch, and '
             f'this machine has {_gigabytes(there)}: lower one of them'
         )
@@ -49,7 +51,7 @@ def check_memory(needed: Mapping[str, int], device: jax.Device) -> None:
     exact = {part: needed[part] for part in ('parameters', 'gradients', 'moments')}
     if sum(exact.values()) > there:
         parts = ', '.join(f'{part} {_gigabytes(size)}' for part, size in exact.items())
-        raise ValueError(
+        raise InputError(
             f'training needs {_gigabytes(sum(exact.values()))} on each device ({parts}) and a device has '
             f'{_gigabytes(there)}: lower model.width or model.num_layers, or raise mesh.fsdp, which shares them out'
         )

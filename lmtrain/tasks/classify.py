@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from lmtrain.errors import InputError
+
 
 def loss(forward, batch, *, head: str = 'logits', pool: str = 'first'):
     """Cross-entropy of `batch['labels']` int32 [B] in nats, weighted by `batch['label_weights']` float32 [B].
@@ -48,7 +50,7 @@ def pooled(outputs, batch, pool: str):
     if outputs.ndim == 2:
         return outputs
     if pool not in POOLS:
-        raise ValueError(f'pool={pool!r} is none of {", ".join(POOLS)}')
+        raise InputError(f'pool={pool!r} is none of {", ".join(POOLS)}')
     real = batch['segment_ids'] > 0
     return POOLS[pool](outputs, real)
 

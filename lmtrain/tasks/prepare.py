@@ -22,6 +22,7 @@ from lmtrain.data.rows import Row, place_of, read_rows, text_of, value_of
 from lmtrain.data.splits import SPLITS, boundaries, hash_unit
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.data.tokenizers.load import LEARNED, check_fits, learn, open_tokenizer
+from lmtrain.errors import InputError
 
 TASKS = ('chat', 'classify', 'regress', 'tag', 'span')
 TOO_LONG = ('error', 'cut', 'drop')
@@ -131,7 +132,7 @@ def prepare_task(
         labels, kept, remarks = choose(_labelled(name, rows['train'], text, label), labels, base_labels)
         notes += remarks
         if len(labels) < 2:
-            raise ValueError(f'the training rows have one class alone, {labels[0]!r}: there is nothing to tell apart')
+            raise InputError(f'the training rows have one class alone, {labels[0]!r}: there is nothing to tell apart')
     if shots:
         rows['train'] = _few(
             rows['train'], shots, (lambda row: _value(name, row, label, labels)) if name == 'classify' else None
@@ -169,7 +170,7 @@ def prepare_task(
         stands = [UNWRITTEN if name == 'chat' else '']
         known = key(VERSIONS.get(name, VERSION), *content[:2], content[2] + stands)
     if not len(made['train'].source):
-        raise ValueError(f'no training row is left of {len(rows["train"])}: {"; ".join(notes)}')
+        raise InputError(f'no training row is left of {len(rows["train"])}: {"; ".join(notes)}')
     if name in ('classify', 'tag'):
         notes += counted(labels, _numbers(made['train']))
     shorter = int(name == 'chat')
@@ -200,7 +201,7 @@ LABEL = examples.LABEL
 def _check(name, named, text, label, shots, buckets, pack, too_long, date) -> None:
     def need(field: str, value, right: bool, expected: str) -> None:
         if not right:
-            raise ValueError(f'config.task.{field} is {value!r}; it must be {expected}')
+            raise InputError(f'config.task.{field} is {value!r}; it must be {expected}')
 
     need('name', name, name in TASKS, f'one of {", ".join(map(repr, TASKS))}')
     need('train', named['train'], bool(named['train']), "files of rows, such as ('train.csv',)")
@@ -236,7 +237,7 @@ def _divide(rows: dict[str, list[Row]], shares: dict[str, float]) -> None:
         if shares.get(split):
             rows[split] = [row for draw, row in whole if low <= draw < high]
     if not rows['train']:
-        raise ValueError(f'no training row is left of {len(whole)}: set data.validation and data.test lower')
+        raise InputError(f'no training row is left of {len(whole)}: set data.validation and data.test lower')
 
 
 def _labelled(name: str, rows: list[Row], text: tuple[str, ...], label: str):
@@ -269,7 +270,7 @@ def _tokenizer(data: Mapping, rows: list[Row], text: tuple[str, ...], name: str)
     if kind not in LEARNED:
         return open_tokenizer(paths.local(kind, 'data.tokenizer', data['root']), False)
     if kind != 'bytes' and (name == 'tag' or not text):
-        raise ValueError(
+        raise InputError(
             f"data.tokenizer is {kind!r}, which is learned from texts: with task.name={name!r} take 'bytes', or the "
             'tokenizer of a model or a run'
         )
@@ -302,7 +303,7 @@ def _encode(name, rows, text, label, labels, tokenizer, long, learn) -> tuple[li
         return [], []
     if name == 'tag':
         if len(text) != 1:
-            raise ValueError(f"config.task.text is {text!r}; one field is expected, such as ('tokens',)")
+            raise InputError(f"config.task.text is {text!r}; one field is expected, such as ('tokens',)")
         return examples.tags(rows, text[0], label, labels, tokenizer, long), []
     if name == 'span':
         made = examples.spans(rows, text, label, tokenizer, long, learn)

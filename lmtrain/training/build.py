@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from lmtrain import adapt, cost, data, optimizer, tree
+from lmtrain.errors import InputError
 from lmtrain.models import Transformer
 from lmtrain.parallel import collectives, redistribute, sharding, vocab_padding
 from lmtrain.runtime import multihost, preflight
@@ -43,7 +44,7 @@ def build(config: ml_collections.ConfigDict, devices=None, device_memory: int | 
     if model.attention not in ('auto', 'xla') and (
         why := collectives.unsupported_reason(model.attention, config, model, mesh)
     ):
-        raise ValueError(f"model.attention='{model.attention}' {why}; choose model.attention='auto' or 'xla'")
+        raise InputError(f"model.attention='{model.attention}' {why}; choose model.attention='auto' or 'xla'")
     if device_memory is None:
         device_memory = min(multihost.all_gather_object(preflight.device_memory(mesh.local_devices[0])))
     run = Run(config, mesh, model, tx, schedule, base, device_memory=device_memory)
@@ -82,7 +83,7 @@ def _on_base(config) -> tuple[ml_collections.ConfigDict, Base | None]:
         wanted += ['frozen_dtype'] * (config.init.frozen_dtype != 'float32')
         if wanted or config.data.tokenizer == 'base':
             field = f'init.{wanted[0]} = {config.init[wanted[0]]!r}' if wanted else "data.tokenizer = 'base'"
-            raise ValueError(f'{field} without init.base: name the folder of a run or a Hugging Face directory')
+            raise InputError(f'{field} without init.base: name the folder of a run or a Hugging Face directory')
         return config, None
     base = open_base(config.init.base, config.init.adapter, config.init.ignore)
     config = config.copy_and_resolve_references()
@@ -171,12 +172,12 @@ def _planned(run: Run) -> Run:
     try:
         tree.match(config.optimizer.learning_rates, tree.flatten(shapes.trainable))
     except ValueError as error:
-        raise ValueError(f'optimizer.learning_rates: {error}') from None
+        raise InputError(f'optimizer.learning_rates: {error}') from None
     if config.optimizer.weight_decay:  # of all paths: that a method moves none which decays is no mistake
         try:
             tree.match([(config.optimizer.decayed, True)], tree.flatten(shapes.params))
         except ValueError as error:
-            raise ValueError(f'optimizer.decayed: {error}; optimizer.weight_decay = 0 decays nothing') from None
+            raise InputError(f'optimizer.decayed: {error}; optimizer.weight_decay = 0 decays nothing') from None
     run = run._replace(shapes=shapes)
     flops = flops_per_step(run)
     return run._replace(
@@ -215,7 +216,7 @@ def _objective(config, task: str, head: str) -> Any:
     """The objective of a task on the output `head`."""
     z_loss, pool = config.objective.z_loss, config.objective.pool
     if z_loss and task not in LANGUAGE:
-        raise ValueError(f'objective.z_loss = {z_loss} with task.name = {task!r}: its loss has no vocabulary')
+        raise InputError(f'objective.z_loss = {z_loss} with task.name = {task!r}: its loss has no vocabulary')
     return {
         'text': functools.partial(token_loss.loss, z_loss=z_loss),
         'chat': functools.partial(token_loss.loss, z_loss=z_loss),
@@ -231,7 +232,7 @@ def _check_mesh(config, mesh) -> None:
     model, tensor, sequence = config.model, mesh.shape['tensor'], mesh.shape['sequence']
     for field in ('num_heads', 'num_kv_heads'):
         if model[field] % tensor:
-            raise ValueError(
+            raise InputError(
                 f'model.{field} = {model[field]} does not divide over mesh.tensor = {tensor}: each device takes whole '
                 'heads; lower mesh.tensor'
             )
@@ -239,19 +240,19 @@ def _check_mesh(config, mesh) -> None:
         return
     found = f'mesh.sequence = {sequence} with '
     if config.data.seq_len % sequence:
-        raise ValueError(f'{found}data.seq_len = {config.data.seq_len}: it must be a multiple of {sequence}')
+        raise InputError(f'{found}data.seq_len = {config.data.seq_len}: it must be a multiple of {sequence}')
     if config.task.name != 'text' or config.data.corrupt:
-        raise ValueError(
+        raise InputError(
             f'{found}task.name = {config.task.name!r}, data.corrupt = {config.data.corrupt}: only whole text '
             "(task.name='text', data.corrupt=0) is cut along its positions; set mesh.sequence=1"
         )
     if config.adapt.method in ('prompt', 'prefix'):
-        raise ValueError(
+        raise InputError(
             f'{found}adapt.method = {config.adapt.method!r}: what stands before a row is on one device alone; set '
             'mesh.sequence=1'
         )
     if model.dropout or config.adapt.dropout or len(sweep.orders(sweep.of(config))) > 1:
-        raise ValueError(
+        raise InputError(
             f'{found}model.dropout = {model.dropout}, adapt.dropout = {config.adapt.dropout}, sweep.orders = '
             f'{tuple(config.sweep.orders)}: set them to 0, 0 and one order, or mesh.sequence=1'
         )
@@ -266,45 +267,45 @@ def _check_settings(config) -> None:
     for field, low in (least | {'objective.z_loss': 0}).items():
         section, name = field.split('.')
         if not config[section][name] >= low:
-            raise ValueError(f'{field} = {config[section][name]}: it must be at least {low}')
+            raise InputError(f'{field} = {config[section][name]}: it must be at least {low}')
     if config.verify_every < 0:
-        raise ValueError(f'verify_every = {config.verify_every}: it must be at least 0, which is never')
+        raise InputError(f'verify_every = {config.verify_every}: it must be at least 0, which is never')
     if not 0 <= config.seed < 2**32:
-        raise ValueError(f'seed = {config.seed}: it must lie in [0, 2^32)')
+        raise InputError(f'seed = {config.seed}: it must lie in [0, 2^32)')
     if not 0 <= config.adapt.dropout < 1:
-        raise ValueError(f'adapt.dropout = {config.adapt.dropout}: it must lie in [0, 1)')
+        raise InputError(f'adapt.dropout = {config.adapt.dropout}: it must lie in [0, 1)')
     if (dtype := config.init.frozen_dtype) not in ('float32', 'bfloat16'):
-        raise ValueError(f"init.frozen_dtype = {dtype!r}: it is 'float32' or 'bfloat16'")
+        raise InputError(f"init.frozen_dtype = {dtype!r}: it is 'float32' or 'bfloat16'")
     if config.task.name not in (*LANGUAGE, *HEADS):
-        raise ValueError(f'task.name = {config.task.name!r} is none of {", ".join((*LANGUAGE, *HEADS))}')
+        raise InputError(f'task.name = {config.task.name!r} is none of {", ".join((*LANGUAGE, *HEADS))}')
 
 
 def _check_task(config) -> None:
     """Raises ValueError where task, data and model are at odds."""
     corrupt, causal, task = config.data.corrupt, config.model.causal, config.task.name
     if task == 'text' and causal == bool(corrupt):
-        raise ValueError(
+        raise InputError(
             f'data.corrupt = {corrupt} with model.causal = {causal}: a causal model predicts the next token of whole '
             'text (data.corrupt=0), an encoder (model.causal=False) the tokens hidden from it (data.corrupt=0.15)'
         )
     if task != 'text' and corrupt:
-        raise ValueError(f"data.corrupt = {corrupt} with task.name = {task!r}: tokens are hidden in 'text' alone")
+        raise InputError(f"data.corrupt = {corrupt} with task.name = {task!r}: tokens are hidden in 'text' alone")
     if task == 'chat' and not causal:
-        raise ValueError("task.name = 'chat' with model.causal = False: answers are written by a causal model")
+        raise InputError("task.name = 'chat' with model.causal = False: answers are written by a causal model")
     if config.evaluate.sources and task != 'text':
-        raise ValueError(f"evaluate.sources with task.name = {task!r}: other texts are measured in 'text' alone")
+        raise InputError(f"evaluate.sources with task.name = {task!r}: other texts are measured in 'text' alone")
     if config.objective.pool not in ('auto', *classify.POOLS):
-        raise ValueError(f'objective.pool = {config.objective.pool!r} is none of auto, {", ".join(classify.POOLS)}')
+        raise InputError(f'objective.pool = {config.objective.pool!r} is none of auto, {", ".join(classify.POOLS)}')
     if HEADS.get(task) == 'classify' != config.model.head and causal and config.objective.pool == 'first':
-        raise ValueError(
+        raise InputError(
             "objective.pool = 'first' with model.causal = True: the first token of a row has read nothing of it. Take "
             "'auto', 'last' or 'mean'"
         )
     if task in LANGUAGE and config.model.head != 'lm':
-        raise ValueError(f'task.name = {task!r}, but the base has the head {config.model.head!r} and no vocabulary')
+        raise InputError(f'task.name = {task!r}, but the base has the head {config.model.head!r} and no vocabulary')
     packed = task == 'text' and not corrupt and config.data.isolate or config.task.pack
     if config.adapt.method == 'prompt' and packed:
-        raise ValueError(
+        raise InputError(
             "adapt.method = 'prompt' with several documents in a row: a prompt stands before a row's first document. "
             'Set data.isolate=False (and task.pack=False), or take another method'
         )

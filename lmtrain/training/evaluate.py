@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lmtrain.errors import InputError
 from lmtrain.training import sweep
 
 LN2 = math.log(2)
@@ -21,7 +22,7 @@ def in_bits(sums: dict[str, float]) -> dict[str, float]:
     targets that are special tokens alone. Raises ValueError if nothing was predicted.
     """
     if not sums['targets']:
-        raise ValueError('an evaluation over 0 targets says nothing')
+        raise InputError('an evaluation over 0 targets says nothing')
     if 'bytes' not in sums:
         return {name: value / sums['targets'] for name, value in sums.items()} | {'targets': sums['targets']}
     loss = sums['nats'] / sums['targets']

@@ -9,6 +9,7 @@ import numpy as np
 from lmtrain import adapt, data, tree
 from lmtrain import files as paths
 from lmtrain.data.tokenizers.to_transformers import tokenizer_files
+from lmtrain.errors import InputError
 from lmtrain.models import Transformer, generation, pretrained
 from lmtrain.training import init_from
 
@@ -38,11 +39,11 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
     lines = [f'step {found.step:,} of {workdir}', *left]
     if form == 'peft':
         if merge:
-            raise ValueError('--merge with --format=peft: a merged adapter is no adapter; take --format=hf')
+            raise InputError('--merge with --format=peft: a merged adapter is no adapter; take --format=hf')
         if not source:
-            raise ValueError(f'{workdir} was trained from scratch: without a base there is no adapter to export')
+            raise InputError(f'{workdir} was trained from scratch: without a base there is no adapter to export')
         if not _added(params):
-            raise ValueError(
+            raise InputError(
                 f'{workdir} has no adapter, since adapt.method={found.config.adapt.method!r} changes the model itself: '
                 'take --format=hf'
             )
@@ -81,7 +82,7 @@ def _as_class(config, model: Transformer, params: tree.Params) -> tuple[Transfor
     leaves = dict(params['heads'][task])
     found = pretrained.as_class(model, init_from.HEADS[task], leaves['kernel'].shape[1], pool)
     if found is None or ('bias' in leaves and not found.head_bias):
-        raise ValueError(
+        raise InputError(
             f'{init_from.no_form(pool)}; {TASKS[task]} of a {model.family} reads '
             + ("a decoder's last token" if model.causal else 'rows through layers of its own')
         )
@@ -124,7 +125,7 @@ def _plain(model: Transformer, params: tree.Params, merge: bool) -> tuple[tree.P
     if not added:
         return params, []
     if not merge:
-        raise ValueError(
+        raise InputError(
             f'the model has the leaves of an adapter ({sorted(added)[0]}, ...): fold them in with --merge, or write '
             'them as they are with --format=peft'
         )

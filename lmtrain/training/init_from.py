@@ -14,6 +14,7 @@ import ml_collections
 from lmtrain import adapt, checkpoint, tree
 from lmtrain import files as paths
 from lmtrain.checkpoint import manifest
+from lmtrain.errors import InputError
 from lmtrain.models import Transformer, generation
 from lmtrain.training import sweep
 from lmtrain.training import workdir as folder
@@ -78,7 +79,7 @@ def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> 
         files.append(adapter / 'adapter_config.json')
     known = {name for file in files for name in folder.read(file)}
     if missing := [name for name in ignore if name not in known]:
-        raise ValueError(f'init.ignore has {missing[0]!r}, which {" and ".join(map(str, files))} do not have')
+        raise InputError(f'init.ignore has {missing[0]!r}, which {" and ".join(map(str, files))} do not have')
     return base
 
 
@@ -95,10 +96,10 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
         model, members = Transformer(**config.model), sweep.of(config)
         init = config.init.to_dict()
     except (AttributeError, TypeError) as error:
-        raise ValueError(f'{directory / "config.json"} is not the config of a run of this lmtrain: {error}') from error
+        raise InputError(f'{directory / "config.json"} is not the config of a run of this lmtrain: {error}') from error
     if not 0 <= member < max(len(members), 1):
         there = f'the sweep has the members 0 to {len(members) - 1}' if members else f'{directory} is no sweep'
-        raise ValueError(f'member {member}: {there}')
+        raise InputError(f'member {member}: {there}')
     checkpoints = (directory / 'checkpoints').absolute()
     held = checkpoint.inspect(checkpoints, step)
     if held is None:
@@ -114,7 +115,7 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
         inner = open_base(init['base'], init['adapter'], init['ignore'])
         inner = inner if inner.model.head == model.head else with_head(inner, model)
         if inner.hash != fingerprint:
-            raise ValueError(
+            raise InputError(
                 f'{directory} was trained on another base than {init["base"]} holds now: its hash is '
                 f'{inner.hash[:12]}, it was {str(fingerprint)[:12]}'
             )
@@ -211,7 +212,7 @@ def _with_adapter(base: Base, path: Path, ignore: Sequence[str]) -> Base:
     new = adapt.load_adapter(with_hf_family(base.model), base.shapes, path, ignore)
     own = {p: leaf for p, leaf in tree.flatten(new).items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
     if lacking := lacking - own.keys():
-        raise ValueError(f'{path} lacks {min(lacking)} of the head for its task_type, and so does its base')
+        raise InputError(f'{path} lacks {min(lacking)} of the head for its task_type, and so does its base')
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), new)
 
     def load(place):
@@ -254,9 +255,9 @@ def with_hf_family(model: Transformer) -> Transformer:
         if nearest is None or len(others) < len(nearest[1]):
             nearest = family, others
     if nearest is None:
-        raise ValueError('no family of transformers has this model: config.json of none can say its settings')
+        raise InputError('no family of transformers has this model: config.json of none can say its settings')
     family, others = nearest
-    raise ValueError(
+    raise InputError(
         f'no family of transformers has this model; the nearest, {family}, has no {" and no ".join(others)}'
     )
 

@@ -11,6 +11,7 @@ from lmtrain import data, tree
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.template import Template
 from lmtrain.data.tokenizers.load import open_tokenizer
+from lmtrain.errors import InputError
 from lmtrain.evaluation import predictions
 from lmtrain.models import Transformer, generation
 from lmtrain.parallel import sharding
@@ -74,7 +75,7 @@ def with_chat_template(run: LoadedModel, name: str | None, chats: bool) -> Loade
     template = run.template
     if name is not None or template is None and chats:
         if name is None and 'chat_template' not in run.tokenizer.config:
-            raise ValueError(
+            raise InputError(
                 'there are messages or a system text, and neither the run nor its tokenizer has a chat template to '
                 "write them: name a Jinja file or 'plain' (one message a line), or give each prompt as one text"
             )
@@ -102,7 +103,7 @@ def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 
     saved = folder.read(pathlib.Path(workdir) / 'fingerprints.json')
     for name, value in run.fingerprints().items():
         if saved.get(name) != value:
-            raise ValueError(
+            raise InputError(
                 f'the {name} is not what {workdir} was trained with: {str(saved.get(name))[:12]} then, {value[:12]} now'
             )
     params = jax.device_put(trained.params, sharding.shardings(trained.params, run.mesh))

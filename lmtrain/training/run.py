@@ -12,6 +12,7 @@ import numpy as np
 from lmtrain import adapt, cost, data, tree
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.template import Template
+from lmtrain.errors import InputError
 from lmtrain.models import Transformer, generation
 from lmtrain.parallel import collectives, sharding, vocab_padding
 from lmtrain.report import terminal
@@ -237,7 +238,7 @@ class Run(NamedTuple):
         for source in (self.config.data.source, *sources) if sources else ():
             corpus = data.prepare(**wanted | {'source': source}, vocab_limit=self.config.model.vocab_size)
             if corpus.tokenizer.hash != self.corpus.tokenizer.hash:
-                raise ValueError(
+                raise InputError(
                     f'evaluate.sources has {source!r}, for which data.tokenizer = {wanted["tokenizer"]!r} is learnt '
                     "anew: take the base's ('base') or a file"
                 )

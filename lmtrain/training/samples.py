@@ -6,6 +6,7 @@ from typing import Any
 from lmtrain import tree
 from lmtrain.data import Tokenizer
 from lmtrain.data.chat import conversation
+from lmtrain.errors import InputError
 from lmtrain.inference import prompts, sample
 from lmtrain.training.run import LANGUAGE, Run
 
@@ -57,13 +58,13 @@ def check(run: Run) -> None:
     """Raises ValueError if the texts of the report could not be made."""
     for prompt in run.config.sample.prompts:
         if not isinstance(prompt, str):
-            raise ValueError(f'sample.prompts has {prompt!r}: a prompt is text')
+            raise InputError(f'sample.prompts has {prompt!r}: a prompt is text')
     try:
         ids = [each for _, each in prompts_of(run)]
         if run.model.causal and ids:
             sample.check(run.model, **settings(run, ids))
     except ValueError as error:
-        raise ValueError(f'config.sample: {error}') from None
+        raise InputError(f'config.sample: {error}') from None
 
 
 def texts(run: Run, params: tree.Params) -> str:

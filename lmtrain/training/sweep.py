@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmtrain import tree
+from lmtrain.errors import InputError
 from lmtrain.parallel import sharding
 from lmtrain.training.state import TrainState
 
@@ -46,22 +47,22 @@ def members(seeds: Sequence[int], learning_rates: Sequence[float], orders: Seque
     count = max(sizes.values())
     if any(size not in (1, count) for size in sizes.values()):
         told = ', '.join(f'{name} has {size}' for name, size in sizes.items())
-        raise ValueError(f'{told}: the lists run side by side, so each has one entry a member, or one for all')
+        raise InputError(f'{told}: the lists run side by side, so each has one entry a member, or one for all')
     for name in ('seeds', 'orders'):
         for value in lists[name]:
             if type(value) is not int or not 0 <= value < 2**32:
-                raise ValueError(f'sweep.{name} has {value!r}: it must be a whole number in [0, 2^32)')
+                raise InputError(f'sweep.{name} has {value!r}: it must be a whole number in [0, 2^32)')
     for value in lists['learning_rates']:
         if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise ValueError(f'sweep.learning_rates has {value!r}: it must be a number in [0, inf)')
+            raise InputError(f'sweep.learning_rates has {value!r}: it must be a number in [0, inf)')
     own = {name: values * count if len(values) == 1 else values for name, values in lists.items()}
     own['seeds'] = own['seeds'] or (seed,) * count
     own['learning_rates'] = own['learning_rates'] or (learning_rate,) * count
     found = tuple(map(Member, own['seeds'], own['learning_rates'], own['orders'] or own['seeds']))
     if count == 1:
-        raise ValueError(f'config.sweep has one member, {found[0]}: set config.seed, config.optimizer.learning_rate')
+        raise InputError(f'config.sweep has one member, {found[0]}: set config.seed, config.optimizer.learning_rate')
     if twice := [member for member in found if found.count(member) > 1]:
-        raise ValueError(f'config.sweep has {twice[0]} twice: the interval would be too narrow')
+        raise InputError(f'config.sweep has {twice[0]} twice: the interval would be too narrow')
     return found
 
 

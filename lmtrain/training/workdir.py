@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TextIO
 import jax
 
 from lmtrain.checkpoint import SaveFailed
+from lmtrain.errors import InputError
 from lmtrain.runtime import lifecycle, multihost
 
 # What a resumed run may change; the first match wins, and every other field is 'fixed': it decides what is learnt.
@@ -50,7 +51,7 @@ ABSENT = '(absent)'
 SEEN = 15.0  # seconds in which a file of one process must be seen by the others
 
 
-class WrongRun(ValueError):
+class WrongRun(InputError):
     """The folder belongs to a run of another config, other data or another tokenizer."""
 
 
@@ -112,7 +113,7 @@ def check_shared(workdir: str | os.PathLike) -> None:
     if jax.process_index() == 0:
         mark.unlink()
     if blind:
-        raise ValueError(
+        raise InputError(
             f'--workdir: process {blind[0]} does not see in {folders[blind[0]]} what process 0 writes in {folders[0]}: '
             'name one folder on a file system that all processes share'
         )
@@ -243,7 +244,7 @@ def truncate_jsonl(path: str | os.PathLike, step: int) -> int:
                 beyond = not line.endswith(b'\n') or json.loads(line)['step'] > step
             except (ValueError, TypeError, KeyError) as error:
                 if file.read(1):
-                    raise ValueError(f'{path}, line {number}: no JSON object with a step: {line[:80]!r}') from error
+                    raise InputError(f'{path}, line {number}: no JSON object with a step: {line[:80]!r}') from error
                 beyond = True
             if beyond:
                 break

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import pathlib
 import resource
 import shutil
 import signal
@@ -23,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from lmtrain import checkpoint
 from lmtrain.checkpoint import Checkpoints, Damaged, SaveFailed, manifest
+from lmtrain.checkpoint import checkpoints as checkpoint_module
 from lmtrain.runtime import lifecycle
 from lmtrain.training import state
 
@@ -342,7 +344,7 @@ def test_a_failed_save_is_found_at_the_next_look(tmp_path, monkeypatch):
     def full(folder, facts):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(manifest, 'seal', full)
+    monkeypatch.setattr(manifest, 'write_manifest', full)
     kept = checkpoints(tmp_path)
     kept.save(small(1), 1, {})
     kept._commit.join()
@@ -423,15 +425,17 @@ def test_a_folder_that_is_a_link_or_relative(tmp_path, monkeypatch):
 def test_a_link_that_is_left_or_that_cannot_be_made(tmp_path, monkeypatch):
     folder = tmp_path / 'lr[1e-3]'
     with Checkpoints(folder, 1, 1, 0) as checkpoints:
-        assert checkpoint.plain_name(folder) == checkpoint.plain_name(folder)  # as a killed process leaves it
+        assert checkpoint_module.plain_name(folder) == checkpoint_module.plain_name(
+            folder
+        )  # as a killed process leaves it
         checkpoints.save(small(1), 1, {})
-    monkeypatch.setattr(checkpoint.Path, 'symlink_to', lambda *_: (_ for _ in ()).throw(PermissionError(1, 'no links')))
+    monkeypatch.setattr(pathlib.Path, 'symlink_to', lambda *_: (_ for _ in ()).throw(PermissionError(1, 'no links')))
     with pytest.raises(PermissionError, match=r'lr\[1e-3\]: such a name needs a link .*no links.*another --workdir'):
         Checkpoints(folder, 1, 1, 0)
 
 
 def test_a_checkpoint_is_sealed_only_if_its_index_is_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, 'plain_name', lambda directory: directory)  # then Orbax merges nothing
+    monkeypatch.setattr(checkpoint_module, 'plain_name', lambda directory: directory)  # then Orbax merges nothing
     folder = tmp_path / 'lr[1e-3]'
     checkpoints = Checkpoints(folder, 1, 1, 0)
     checkpoints.save(small(1), 1, {})

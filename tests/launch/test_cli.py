@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from launch import cli, evaluate, process_setup, train
+from lmtrain.errors import InputError
 from lmtrain.runtime import lifecycle
 
 HEAVY = ('jax', 'numpy', 'flax', 'optax', 'orbax', 'tensorflow', 'tensorflow_datasets', 'torch', 'matplotlib', 'rich')
@@ -24,7 +25,7 @@ def imported(*argv, watched):
 
 
 def test_help_imports_next_to_nothing():
-    assert imported('--help', watched=(*HEAVY, 'absl', 'ml_collections', 'lmtrain', 'configs')) == []
+    assert imported('--help', watched=(*HEAVY, 'absl', 'ml_collections', 'configs')) == []
 
 
 @pytest.mark.parametrize('argv', [('configs',), ('train', '--help'), ('show', '--help')])
@@ -107,7 +108,7 @@ def test_debug_keeps_the_traceback():
 @pytest.mark.parametrize(
     ('error', 'code', 'shown'),
     [
-        (ValueError('the width is odd'), 2, 'the width is odd'),
+        (InputError('the width is odd'), 2, 'the width is odd'),
         (KeyboardInterrupt(), 130, 'interrupted'),
         (lifecycle.RunEnded(lifecycle.REQUEUE, 'step 7 is saved'), lifecycle.REQUEUE, 'step 7 is saved'),
     ],
@@ -116,7 +117,6 @@ def test_an_error_of_a_verb_is_presented(error, code, shown, monkeypatch, capsys
     def run(values):
         raise error
 
-    run = type(run)(run.__code__, {'__package__': 'lmtrain'}, closure=run.__closure__)
     monkeypatch.setattr(train, 'run', run)
     assert cli.main(['train', '--config=tiny']) == code
     assert capsys.readouterr().err == f'lmtrain train: {shown}\n'
@@ -181,7 +181,7 @@ def test_the_compilation_cache_is_private_and_a_setting_of_the_user_wins(monkeyp
 def test_without_a_folder_of_caches_programs_are_not_kept(caches, monkeypatch, capsys):
     for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE'):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(process_setup.paths, 'caches', lambda: caches)
+    monkeypatch.setattr(process_setup.files, 'caches', lambda: caches)
     assert 'JAX_COMPILATION_CACHE_DIR' not in process_setup.environment()
     said = capsys.readouterr().err
     assert said.count('\n') == 1 and 'programs are not kept' in said and 'set JAX_COMPILATION_CACHE_DIR' in said

@@ -31,7 +31,7 @@ def house(monkeypatch, tmp_path):
 
     run = load.LoadedModel(None, None, Bytes(), {}, 0, [256, 7], CHATS)
     monkeypatch.setattr(process_setup, 'prepare', lambda: None)
-    monkeypatch.setattr(load, 'restore', lambda workdir, step: run)
+    monkeypatch.setattr(load, 'load_run', lambda workdir, step: run)
     monkeypatch.setattr(load, 'evaluate_split', evaluate_split)
     monkeypatch.setattr(prompting, 'score', score)
     monkeypatch.setattr(prompting, 'line', lambda results: f'{results["rows"]} rows')

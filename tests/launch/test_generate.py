@@ -29,9 +29,9 @@ def house(monkeypatch):
         asked.prompts, asked.settings = [bytes(ids[1:]).decode() for ids in prompts], settings
         return ((row, list(gained), done) for row, gained, done in asked.pieces)
 
-    monkeypatch.setattr(load, 'restore', restore)
+    monkeypatch.setattr(load, 'load_run', restore)
     monkeypatch.setattr(sample, 'stream', stream)
-    monkeypatch.setattr(generate.machine, 'prepare', lambda: None)
+    monkeypatch.setattr(generate.process_setup, 'prepare', lambda: None)
     return asked
 
 

@@ -25,8 +25,8 @@ def test_a_checkpoint_is_a_word_or_a_number(text, step):
 
 
 def test_one_model_is_named(monkeypatch):
-    monkeypatch.setattr(load, 'pretrained', lambda *words: words)
-    monkeypatch.setattr(load, 'restore', lambda *words: words)
+    monkeypatch.setattr(load, 'load_directory', lambda *words: words)
+    monkeypatch.setattr(load, 'load_run', lambda *words: words)
     assert model_flags.model(parsed('--base=b', '--adapter=a', '--ignore=x,y')) == ('b', 'a', ['x', 'y'])
     assert [str(word) for word in model_flags.model(parsed('--workdir=w', '--checkpoint=3'))] == ['w', '3']
     with pytest.raises(ValueError, match='--workdir and --base at once'):

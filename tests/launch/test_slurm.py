@@ -177,7 +177,7 @@ def test_a_copy_is_that_of_the_last_commit(tmp_path, monkeypatch):
     for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'it']):
         subprocess.run([*mine, *words], check=True)
     (root / 'said').write_text('edited later')
-    monkeypatch.setattr(slurm.command, 'ROOT', root)
+    monkeypatch.setattr(slurm.launcher, 'ROOT', root)
     monkeypatch.chdir(tmp_path)
     steps, tree = slurm.copied()
     for step in steps:

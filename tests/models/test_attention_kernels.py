@@ -134,7 +134,7 @@ def test_what_cudnn_is_asked_for_is_the_formula(monkeypatch, case, segmented):
         return by_xla(*operands, implementation='xla', **options)
 
     monkeypatch.setattr(jax.nn, 'dot_product_attention', attention)
-    monkeypatch.setattr(attention_kernels, 'obstacle', lambda *_, **__: '')  # it takes no float32
+    monkeypatch.setattr(attention_kernels, 'unsupported_reason', lambda *_, **__: '')  # it takes no float32
     query, key, value, segments = inputs()
     segments = segments if segmented else None
     options = {'causal': True} | case | {'share': ShardingHooks(kernel='cudnn', capability=HOPPER)}

@@ -101,7 +101,7 @@ def test_cudnn_runs_on_the_heads_that_are_here_with_windows_that_a_scan_carries(
         return by_xla(query, *operands, implementation='xla', **options)
 
     monkeypatch.setattr(jax.nn, 'dot_product_attention', attention)
-    monkeypatch.setattr(attention_kernels, 'obstacle', lambda *_, **__: '')
+    monkeypatch.setattr(attention_kernels, 'unsupported_reason', lambda *_, **__: '')
     monkeypatch.setitem(sharding.KERNELS, 'cpu', 'cudnn')
     found = losses(run_of(text, (2, 2, 2, 1), more))
     np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-5)

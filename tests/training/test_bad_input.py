@@ -382,14 +382,14 @@ def test_a_disk_that_fills_leaves_the_checkpoints_so_far(house, tmp_path, monkey
 
     monkeypatch.chdir(tmp_path)
     pretend(monkeypatch)
-    monkeypatch.setattr(manifest, 'seal', full_from_ten_on)
+    monkeypatch.setattr(manifest, 'write_manifest', full_from_ten_on)
     assert cli.main(train_words(house, 'checkpoint.every_steps=5')) == lifecycle.DISK
     said = capsys.readouterr().err
     assert 'checkpoint of step 10' in said and 'No space left on device' in said and 'start again' in said
     assert 'that stand: 5.' in said and '[Errno' not in said
     assert [path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()] == ['5']
     manifest.verify(tmp_path / 'run' / 'checkpoints' / '5')
-    monkeypatch.setattr(manifest, 'seal', seal)
+    monkeypatch.setattr(manifest, 'write_manifest', seal)
     pretend(monkeypatch, calls=6)
     assert cli.main(train_words(house, 'checkpoint.every_steps=5')) == 130
     assert 'after step 5' in capsys.readouterr().out

@@ -73,7 +73,9 @@ def test_all_processes_write_the_date_of_the_first(make, monkeypatch):
     on(monkeypatch, '2031-02-04')  # here; elsewhere it is not yet midnight
     everyone = multihost.all_gather_object
     monkeypatch.setattr(
-        multihost, 'everyone', lambda value: ['2031-02-03', value] if isinstance(value, str) else everyone(value)
+        multihost,
+        'all_gather_object',
+        lambda value: ['2031-02-03', value] if isinstance(value, str) else everyone(value),
     )
     run = build(make([{'messages': TALK}] * 8, template='dated.jinja'))
     assert run.config.task.date == run.corpus.template.date == '2031-02-03'

@@ -23,6 +23,7 @@ from lmtrain.adapt.peft import config, lora, write
 from lmtrain.adapt.peft import heads as peft_heads
 from lmtrain.adapt.peft.config import CONFIG, WEIGHTS
 from lmtrain.adapt.peft.modules import layer_places
+from lmtrain.errors import InputError
 from lmtrain.models import safetensors
 from lmtrain.models.virtual_tokens import materialise
 
@@ -61,7 +62,7 @@ def load_adapter(model, params: Mapping, directory, ignore: Sequence[str] = ()) 
             new, rest = _read_prompt(model, params, fields, tensors)
         own, heads = peft_heads.read(model, params, fields, rest, prefix)
     except ValueError as error:
-        raise ValueError(f'{directory}: {error}') from None
+        raise InputError(f'{directory}: {error}') from None
     params = tree.flatten(params) | own
     new = tree.unflatten({name: jnp.asarray(leaf) for name, leaf in (new | heads).items()})
     check(tree.unflatten(params), new)
@@ -108,7 +109,7 @@ def save_adapter(
             if found
             else 'no adapter: BitFit, norms and layers are no leaves of its own'
         )
-        raise ValueError(f'the parameters hold {told}; a directory of PEFT holds exactly one kind')
+        raise InputError(f'the parameters hold {told}; a directory of PEFT holds exactly one kind')
     kind = found[0]
     prefix = 'base_model.model.' if kind in ('LORA', 'IA3') else 'base_model.'
     heads, saved = peft_heads.write(model, params, task_type, modules_to_save, prefix)
@@ -144,7 +145,7 @@ def check_base(directory, params: Mapping) -> None:
         return
     wanted, got = json.loads(path.read_text(encoding='utf-8')).get('base'), fingerprint(split_adapter(params)[0])
     if wanted != got:
-        raise ValueError(f'{directory} was made on another base: {path.name} says {wanted}, and this one is {got}')
+        raise InputError(f'{directory} was made on another base: {path.name} says {wanted}, and this one is {got}')
 
 
 def fingerprint(params: Mapping) -> str:
@@ -174,17 +175,17 @@ def _read_prompt(model, params, fields, tensors):
     """({path: leaf}, the other tensors) of prompt tuning, P-tuning or prefix tuning."""
     tensors = dict(tensors)
     if 'prompt_embeddings' not in tensors:
-        raise ValueError(f'{WEIGHTS} lacks the tensor prompt_embeddings')
+        raise InputError(f'{WEIGHTS} lacks the tensor prompt_embeddings')
     x, P = tensors.pop('prompt_embeddings'), fields['num_virtual_tokens']
     G, K, N = model.num_kv_heads, model.head_dim, model.num_layers
     prefix = fields['peft_type'] == 'PREFIX_TUNING'
     expected = {'token_dim': G * K, 'num_attention_heads': G, 'num_layers': N} if prefix else {'token_dim': model.width}
     for name, value in expected.items():
         if fields[name] != value:
-            raise ValueError(f'{CONFIG} has {name}={fields[name]}, but the base has {value}: it is of another base')
+            raise InputError(f'{CONFIG} has {name}={fields[name]}, but the base has {value}: it is of another base')
     shape = (P, 2 * N * G * K) if prefix else (P, model.width)
     if x.shape != shape:
-        raise ValueError(f'prompt_embeddings is {x.shape}, where {shape} is wanted')
+        raise InputError(f'prompt_embeddings is {x.shape}, where {shape} is wanted')
     if not prefix:
         return {'prompt/embedding': x}, tensors
     both_PNGK = x.reshape(P, N, 2, G, K)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmtrain.errors import InputError
 from lmtrain.models.hf import nearest
 
 VERSION = '0.21.2'
@@ -65,24 +66,24 @@ def read(directory: Path, ignore: Sequence[str] = ()) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
-        raise ValueError(f'{path} is no JSON: {error}') from None
+        raise InputError(f'{path} is no JSON: {error}') from None
     if not isinstance(fields, dict) or fields.get('peft_type') not in REQUIRED:
         kind = fields.get('peft_type') if isinstance(fields, dict) else fields
-        raise ValueError(f'{path}: peft_type={kind!r} is none of {", ".join(REQUIRED)}')
+        raise InputError(f'{path}: peft_type={kind!r} is none of {", ".join(REQUIRED)}')
     required = COMMON + REQUIRED[fields['peft_type']]
     defaults = DEFAULTS.get(fields['peft_type'], {})
     known = {*required, *defaults} | HARMLESS | FOREIGN | {'init_lora_weights', 'num_transformer_submodules'}
     for name, value in fields.items():
         if name not in known and name not in ignore and value not in OFF:
-            raise ValueError(
+            raise InputError(
                 f'{path}: the field {name!r} is unknown{nearest(name, known)}; if it does not change the function, '
                 f'skip it with --config.init.ignore="(\'{name}\',)" (beside --base: --ignore={name})'
             )
         if name in FOREIGN and value not in OFF:
-            raise ValueError(f'{path}: {name}={value!r} is not implemented')
+            raise InputError(f'{path}: {name}={value!r} is not implemented')
     for name in required:
         if name not in fields:
-            raise ValueError(f'{path} lacks the field {name!r}, without which the adapter is not determined')
+            raise InputError(f'{path} lacks the field {name!r}, without which the adapter is not determined')
     fields = defaults | {name: value for name, value in fields.items() if value is not None or name not in defaults}
     _check(path, fields)
     return fields
@@ -93,20 +94,20 @@ def _check(path: Path, fields: Mapping[str, Any]) -> None:
     supported = {'bias': OFF, 'num_transformer_submodules': (None, 1), 'init_lora_weights': INITS}
     for name, values in supported.items():
         if name in fields and fields[name] not in values:
-            raise ValueError(f'{path}: {name}={fields[name]!r} is not implemented, only {", ".join(map(repr, values))}')
+            raise InputError(f'{path}: {name}={fields[name]!r} is not implemented, only {", ".join(map(repr, values))}')
     kinds = {'r': int, 'lora_alpha': (int, float), 'rank_pattern': dict, 'alpha_pattern': dict}
     kinds |= {'use_rslora': bool, 'use_dora': bool, 'num_virtual_tokens': int, 'token_dim': int}
     for name, kind in kinds.items():
         if name in fields and not isinstance(fields[name], kind):
-            raise ValueError(f'{path}: {name}={fields[name]!r} is of the wrong type')
+            raise InputError(f'{path}: {name}={fields[name]!r} is of the wrong type')
     if fields.get('r', 1) < 1:
-        raise ValueError(f'{path}: r={fields["r"]} must be at least 1')
+        raise InputError(f'{path}: r={fields["r"]} must be at least 1')
 
 
 def common(kind: str, base: str, task_type: str | None, saved: list[str]) -> dict[str, Any]:
     """Fields that every kind of adapter writes. Raises ValueError where the task is none of PEFT's."""
     if task_type not in (*TASKS, None):
-        raise ValueError(f'task_type={task_type!r} is none of {", ".join(TASKS)} and None')
+        raise InputError(f'task_type={task_type!r} is none of {", ".join(TASKS)} and None')
     return {
         'auto_mapping': None,
         'base_model_name_or_path': base,

@@ -10,6 +10,7 @@ from lmtrain import tree
 from lmtrain.adapt.peft import config
 from lmtrain.adapt.peft.config import AUTOMATIC
 from lmtrain.adapt.peft.modules import entries, name_for
+from lmtrain.errors import InputError
 from lmtrain.models import hf, hf_heads, pretrained, safetensors
 
 HEADS = ('lm_head', 'score', 'classifier', 'qa_outputs')
@@ -40,29 +41,29 @@ def read(model, params: Mapping, fields: Mapping, tensors: Mapping, prefix: str)
         module, _, kind = name.rpartition('.')
         listed = [s for s in saved if module == s or module.endswith(f'.{s}') or f'.{s}.' in f'.{name}']
         if not key.startswith(prefix) or not listed:
-            raise ValueError(f'the tensor {key!r} is neither of the adapter nor of modules_to_save={saved}')
+            raise InputError(f'the tensor {key!r} is neither of the adapter nor of modules_to_save={saved}')
         seen.update(listed)
         if name in known:
             entry = known[name]
             paths = [path for path in entry.paths if path in leaves]
             shapes = [leaves[path].shape for path in paths]
             if paths != list(entry.paths) or tensor.shape != hf.joined_shape(entry, shapes):
-                raise ValueError(f'the tensor {key!r} is {tensor.shape}, but the base has {shapes or "none such"}')
+                raise InputError(f'the tensor {key!r} is {tensor.shape}, but the base has {shapes or "none such"}')
             parts = hf.split(entry, tensor, [shape[-1] for shape in shapes])
             # An abstract base stays so but for these leaves.
             own |= {path: np.ascontiguousarray(part) for path, part in zip(paths, parts, strict=True)}
         elif module == 'lm_head':
-            raise ValueError(f'{key!r} is a head of its own, but the base ties its head to the embedding')
+            raise InputError(f'{key!r} is a head of its own, but the base ties its head to the embedding')
         elif '.' in module or kind not in ('weight', 'bias') or tensor.ndim != (2 if kind == 'weight' else 1):
-            raise ValueError(f'{key!r} is no projection of the hidden states, nor a head that the base has')
+            raise InputError(f'{key!r} is no projection of the hidden states, nor a head that the base has')
         else:
             added[f'heads/{module}/{"kernel" if kind == "weight" else "bias"}'] = tensor.T
     missing = [name for name in saved if name not in seen and name not in AUTOMATIC]
     if missing or (saved and not seen):
-        raise ValueError(f'modules_to_save has {(missing or saved)[0]!r}, of which there is no tensor')
+        raise InputError(f'modules_to_save has {(missing or saved)[0]!r}, of which there is no tensor')
     for path, leaf in added.items():
         if path.endswith('/kernel') and leaf.shape[0] != model.width:
-            raise ValueError(
+            raise InputError(
                 f'{path} reads {leaf.shape[0]} numbers, but the hidden states of the base are {model.width}'
             )
     return own, added
@@ -88,19 +89,19 @@ def write(model, params: Mapping, task_type: str | None, modules: Sequence[str],
         elif not asked:
             continue
         if '{layer}' in entry.key:
-            raise ValueError(f'modules_to_save has {asked[0]!r}, which lies in every layer: that is no head')
+            raise InputError(f'modules_to_save has {asked[0]!r}, which lies in every layer: that is no head')
         tensors[prefix + name_for(model, entry.key, task_type)] = hf.join(
             entry, [np.asarray(held[path]) for path in entry.paths]
         )
     if missing := [name for name in modules if not any(f'.{name}.' in f'.{key}' for key in tensors)]:
-        raise ValueError(f'modules_to_save has {missing[0]!r}, which is no module of a {model.family}')
+        raise InputError(f'modules_to_save has {missing[0]!r}, which is no module of a {model.family}')
     return tensors, sorted(set(saved))
 
 
 def _module(model, name: str, leaves: Mapping, task_type: str | None) -> tuple[str, set[str]]:
     """(module, its leaves) of the class for a task that computes what an added head does. Raises ValueError."""
     if task_type not in TASKS:
-        raise ValueError(f'heads/{name} with task_type={task_type!r}: a head goes with one of {", ".join(TASKS)}')
+        raise InputError(f'heads/{name} with task_type={task_type!r}: a head goes with one of {", ".join(TASKS)}')
     own = getattr(pretrained.FAMILIES[model.family], 'HEADS', hf_heads.DECODER)[TASKS[task_type]]
     headed = {'mlm_head': False, 'head': TASKS[task_type], 'num_labels': leaves['kernel'].shape[1]} | own
     found = [e for e in entries(dataclasses.replace(model, **headed)) if e.paths[0].startswith('task_head/')]
@@ -111,7 +112,7 @@ def _module(model, name: str, leaves: Mapping, task_type: str | None) -> tuple[s
         problem = 'has no bias'
     else:
         return found[0].key.rpartition('.')[0], kinds
-    raise ValueError(
+    raise InputError(
         f"heads/{name}: the head of transformers' class for {task_type} of a {model.family} {problem}; start from a "
         'checkpoint that has that head, and it learns with the adapter'
     )

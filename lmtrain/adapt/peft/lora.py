@@ -10,6 +10,7 @@ import numpy as np
 
 from lmtrain import tree
 from lmtrain.adapt.peft.modules import Module, known_name, layer_places, modules, name_for, stacked
+from lmtrain.errors import InputError
 from lmtrain.models.hf import nearest
 from lmtrain.models.linear import column_norm
 
@@ -34,13 +35,13 @@ def read(model, params: Mapping, fields: Mapping, tensors: Mapping) -> tuple[dic
         else:
             rest[key] = tensor
     if not found:
-        raise ValueError('there is no tensor of an adapter')
+        raise InputError('there is no tensor of an adapter')
     by_path: dict[str, dict[int | None, Any]] = collections.defaultdict(dict)
     named = {}
     for name, parts in found.items():
         ours = known_name(model, name, known)
         if ours is None:
-            raise ValueError(f'{name!r} is no module that an adapter of this base can have{nearest(name, known)}')
+            raise InputError(f'{name!r} is no module that an adapter of this base can have{nearest(name, known)}')
         module, named[ours] = known[ours], name
         reader = _read_ia3 if fields['peft_type'] == 'IA3' else _read_lora
         for path, leaf in reader(params, fields, module, name, parts):
@@ -58,14 +59,14 @@ def _read_lora(params, fields, module: Module, name: str, parts: Mapping):
     kind = 'lora_embedding_' if module.is_embedding else 'lora_'
     dora = ['lora_magnitude_vector'] if fields['use_dora'] else []
     if parts.keys() != {f'{kind}A', f'{kind}B', *dora}:
-        raise ValueError(
+        raise InputError(
             f'{name!r} has the tensors {sorted(parts)}, where {[f"{kind}A", f"{kind}B", *dora]} are wanted'
         )
     a, b = parts[f'{kind}A'], parts[f'{kind}B']
     r = _of_pattern(fields['rank_pattern'], name, fields['r'])
     rows, columns = module.shapes[0][0], sum(out for _, out in module.shapes)
     if a.shape != (r, rows) or b.shape != (columns, r):
-        raise ValueError(
+        raise InputError(
             f'{name!r} has A {a.shape} and B {b.shape}, where ({r}, {rows}) and ({columns}, {r}) are wanted'
         )
     alpha = _of_pattern(fields['alpha_pattern'], name, fields['lora_alpha'])
@@ -77,7 +78,7 @@ def _read_lora(params, fields, module: Module, name: str, parts: Mapping):
     for magnitude in dora:
         vector = parts[magnitude]
         if vector.shape != (columns,) or module.is_embedding:
-            raise ValueError(
+            raise InputError(
                 f'{name!r} has {magnitude} {vector.shape}, where ({columns},) beside a projection is wanted'
             )
         for parent, part in zip(module.parents, module.split(vector), strict=True):
@@ -91,7 +92,7 @@ def _read_ia3(params, fields, module: Module, name: str, parts: Mapping):
     inward = _matches(fields['feedforward_modules'] or [], name)
     shape = (1, rows) if inward else (columns, 1)
     if len(parts) > 1 or factor is None or factor.shape != shape:
-        raise ValueError(f'{name!r} has { ({k: v.shape for k, v in parts.items()}) }, where ia3_l {shape} is wanted')
+        raise InputError(f'{name!r} has { ({k: v.shape for k, v in parts.items()}) }, where ia3_l {shape} is wanted')
     values = [factor[0]] * len(module.parents) if inward else module.split(factor[:, 0])
     for parent, value in zip(module.parents, values, strict=True):
         yield f'{parent}/ia3_{"in" if inward else "out"}', value
@@ -126,21 +127,21 @@ def _check_targets(model, fields, named: Mapping[str, str], known: Mapping[str, 
         wanted = wanted and (not layers or (number is not None and int(number[1]) in layers))
         if wanted != (name in named):
             problem = 'there is no tensor of it' if wanted else 'the tensors have it'
-            raise ValueError(f'target_modules={targets} and the tensors differ in {theirs!r}: {problem}')
+            raise InputError(f'target_modules={targets} and the tensors differ in {theirs!r}: {problem}')
 
 
 def _check_base_layer(params, known, key, tensor) -> None:
     """PEFT writes the embedding beside a LoRA of it; raises ValueError where that is not the base's."""
     module = known.get(key.removeprefix(PREFIX).removesuffix('.base_layer.weight'))
     if module is None or not module.is_embedding:
-        raise ValueError(f'the tensor {key!r} is a weight of the base, which an adapter here leaves as it is')
+        raise InputError(f'the tensor {key!r} is a weight of the base, which an adapter here leaves as it is')
     table = tree.flatten(params)[module.entry.paths[0]]
     if tensor.shape != table.shape:
-        raise ValueError(f'{key!r} is {tensor.shape}, but the base has {table.shape}: it is of another base')
+        raise InputError(f'{key!r} is {tensor.shape}, but the base has {table.shape}: it is of another base')
     if not isinstance(table, jax.ShapeDtypeStruct) and not np.allclose(
         tensor, np.asarray(table, np.float32), atol=1e-2
     ):
-        raise ValueError(f"{key!r} is not the base's embedding: the adapter is of another base")
+        raise InputError(f"{key!r} is not the base's embedding: the adapter is of another base")
 
 
 def _fill_magnitude(params, leaves, path, by_index) -> None:
@@ -152,7 +153,7 @@ def _fill_magnitude(params, leaves, path, by_index) -> None:
     for i in set(range(len(magnitude))) - by_index.keys():
         kernel = tree.flatten(params)[f'{parent}/kernel']
         if isinstance(kernel, jax.ShapeDtypeStruct):
-            raise ValueError(
+            raise InputError(
                 f'DoRA of some layers alone ({path}) needs the values of the base, of which this is the shape'
             )
         magnitude[i] = norm(kernel[i], *(leaves[f'{parent}/lora_{name}'][i] for name in ('a', 'b', 'scale')))

@@ -9,6 +9,7 @@ import numpy as np
 
 from lmtrain import tree
 from lmtrain.adapt.adapter import ELSEWHERE
+from lmtrain.errors import InputError
 from lmtrain.models import hf, hf_heads, pretrained
 
 QUESTIONS = 'transformer.'  # what some families' class for questions calls its body
@@ -45,7 +46,7 @@ class Module(NamedTuple):
 def entries(model) -> list[hf.Entry]:
     """The map of a model's family. Raises ValueError where it has none."""
     if model.family not in pretrained.FAMILIES:
-        raise ValueError(f'model.family={model.family!r} has no Hugging Face form, so PEFT has no adapter of it')
+        raise InputError(f'model.family={model.family!r} has no Hugging Face form, so PEFT has no adapter of it')
     return pretrained.entries_of(model)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from lmtrain import tree
 from lmtrain.adapt.peft.lora import PREFIX, norm
 from lmtrain.adapt.peft.modules import Module, modules, name_for, own
+from lmtrain.errors import InputError
 
 AMBIGUOUS = {'dense'}  # names that also stand in parts of a model that its tree may lack (BERT's pooler)
 
@@ -25,7 +26,7 @@ def write(model, params: Mapping, kind: str, task_type: str) -> tuple[dict, dict
             tensors |= {f'{PREFIX}{name}.{part}': x for part, x in parts.items()}
     beside = {path.rpartition('/')[0] for path in tree.flatten(params) if re.search(r'/(lora_b|ia3_\w+)$', path)}
     if strays := beside - {parent for name in about for parent in names[name].parents}:
-        raise ValueError(f'{min(strays)} has an adapter, but no module of a {model.family!r} holds it')
+        raise InputError(f'{min(strays)} has an adapter, but no module of a {model.family!r} holds it')
     linear = [names[name].entry.linear for name in about if not names[name].is_embedding]
     fields: dict[str, Any] = {
         'target_modules': _targets(about, names),
@@ -37,7 +38,7 @@ def write(model, params: Mapping, kind: str, task_type: str) -> tuple[dict, dict
         return fields, tensors
     doras = {dora for *_, dora in about.values()}
     if len(doras) > 1:
-        raise ValueError('some kernels have a lora_magnitude and some have none: PEFT has DoRA for all or for none')
+        raise InputError('some kernels have a lora_magnitude and some have none: PEFT has DoRA for all or for none')
     rank, alpha = (collections.Counter(about[name][i] for name in about).most_common(1)[0][0] for i in (0, 1))
     return fields | {
         'r': rank,
@@ -100,7 +101,7 @@ def _write_ia3(params, module: Module):
         return None
     alike = all(x is not None and np.array_equal(x, inward[0]) for x in inward)
     if has_in and (has_out or not alike):
-        raise ValueError(
+        raise InputError(
             f'{module.name} has factors of its input that differ by kernel or stand beside others of its output'
         )
     if has_in:

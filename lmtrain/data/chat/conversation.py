@@ -8,6 +8,7 @@ from lmtrain.data.chat.template import REASONING
 from lmtrain.data.examples import LABEL
 from lmtrain.data.rows import Row, check_text, text_of, value_of
 from lmtrain.data.source import kind_of
+from lmtrain.errors import InputError
 
 # The fields that mark a format, and all that it needs.
 FORMATS = {
@@ -61,18 +62,18 @@ def recognise(row: Row) -> tuple[str, str]:
     forms = [form for form in marked if form in WHOLE] or marked
     if len(forms) > 1:
         clash = ', '.join(f'{name!r} of {form}' for form in forms for name in FORMATS[form] if name in there)
-        raise ValueError(
+        raise InputError(
             f'{row.place}: fields of two formats: {clash}. Leave one out, or name config.task.text and label'
         )
     if not forms:
         known = '; '.join(f'{form}: {", ".join(marks)}' for form, marks in FORMATS.items())
-        raise ValueError(
+        raise InputError(
             f'{row.place}: the fields {", ".join(map(repr, there))} are of no format that is known ({known}): name '
             'those of prompt and completion in config.task.text and config.task.label'
         )
     missing = [name for name in FORMATS[forms[0]] if name not in there]
     if missing:
-        raise ValueError(
+        raise InputError(
             f'{row.place}: {forms[0]} needs the field {missing[0]!r}; there are {", ".join(map(repr, there))}'
         )
     unread = [repr(name) for form in marked if form != forms[0] for name in FORMATS[form] if name in there]
@@ -124,11 +125,11 @@ def _tools(row: Row) -> list | None:
         try:
             tools = json.loads(tools)
         except ValueError as error:
-            raise ValueError(f'{place} is text that is not JSON ({error})') from None
+            raise InputError(f'{place} is text that is not JSON ({error})') from None
     if not tools or isinstance(tools, str):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise ValueError(f'{place} must be an array of objects, here it is {kind_of(tools)}')
+        raise InputError(f'{place} must be an array of objects, here it is {kind_of(tools)}')
     check_text(json.dumps(tools, ensure_ascii=False), place)
     return tools
 
@@ -139,13 +140,13 @@ def checked(messages: Any, place: str) -> list[dict[str, Any]]:
     Fields that are null are left out. Text parts become one text. An answer that only calls tools has the text ''.
     """
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f'{place} must be an array of messages, here it is {messages and kind_of(messages)!r}')
+        raise InputError(f'{place} must be an array of messages, here it is {messages and kind_of(messages)!r}')
     return [_message(message, f'{place} [{index}]') for index, message in enumerate(messages)]
 
 
 def _message(message: Any, at: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
-        raise ValueError(f'{at}: an object is expected, here is {message!r:.80}')
+        raise InputError(f'{at}: an object is expected, here is {message!r:.80}')
     message = {name: value for name, value in message.items() if value is not None}
     names, roles = ('role', 'content'), dict(zip(ROLES, ROLES))
     if 'from' in message and 'role' not in message:
@@ -156,11 +157,11 @@ def _message(message: Any, at: str) -> dict[str, Any]:
     if content is None and role is not None and any(message.get(name) for name in ('tool_calls', *REASONING)):
         content = ''
     if role is None or content is None:
-        raise ValueError(
+        raise InputError(
             f"{at}: an object with 'role' and 'content' (or 'from' and 'value') is expected, here is {message!r:.80}"
         )
     if role not in roles:
-        raise ValueError(f'{at}: {names[0]!r} is {role!r}, which is none of {", ".join(roles)}')
+        raise InputError(f'{at}: {names[0]!r} is {role!r}, which is none of {", ".join(roles)}')
     if isinstance(content, list) and all(isinstance(part, dict) and part.get('type') == 'text' for part in content):
         content = ''.join(check_text(part.get('text'), f"{at}: 'text'") for part in content)
     _check_learn(message, roles[role], at)
@@ -174,25 +175,25 @@ def _calls(value: Any, at: str) -> list[dict[str, Any]]:
     try:
         calls = json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise ValueError(f"{at}: 'value' of a function_call is not JSON ({error}): {value!r:.60}") from None
+        raise InputError(f"{at}: 'value' of a function_call is not JSON ({error}): {value!r:.60}") from None
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(call, dict) and {'name', 'arguments'} <= call.keys() for call in calls):
-        raise ValueError(f"{at}: 'value' of a function_call needs an object with 'name' and 'arguments': {value!r:.60}")
+        raise InputError(f"{at}: 'value' of a function_call needs an object with 'name' and 'arguments': {value!r:.60}")
     return [{'type': 'function', 'function': call} for call in calls]
 
 
 def _check_learn(message: Mapping, role: str, at: str) -> None:
     """Raises ValueError if a field says of a message what lmtrain cannot do: learn parts of it, or another role."""
     for name in _there(REFUSED, message):
-        raise ValueError(
+        raise InputError(
             f'{at}: {name!r} is not supported: an answer is learned as a whole or, with "train": false, not at all'
         )
     for name in _there(LEARN, message):
         value = message[name]
         if value not in (0, 1):
-            raise ValueError(f'{at}: {name!r} is {value!r}; it must be 0 or 1, or false or true')
+            raise InputError(f'{at}: {name!r} is {value!r}; it must be 0 or 1, or false or true')
         if value and role != 'assistant' and name != 'weight':  # `weight` is said of answers alone
-            raise ValueError(
+            raise InputError(
                 f'{at}: {name!r} is {value!r} on a message of {role!r}: only what the assistant says is '
                 'learned, so leave the field out here'
             )

@@ -37,6 +37,7 @@ from lmtrain.data.examples import Example, LengthPolicy
 from lmtrain.data.rows import Row
 from lmtrain.data.splits import bar
 from lmtrain.data.tokenizers.base import Tokenizer
+from lmtrain.errors import InputError
 
 Span = tuple[int, int]
 
@@ -70,7 +71,7 @@ def template_of(template: str, tokenizer: Tokenizer, root: str, date: str = '') 
     if template == 'none':
         return None
     if template == 'auto' and own and 'default' not in own:
-        raise ValueError(
+        raise InputError(
             f"config.task.template is 'auto', and the tokenizer has several chat templates, none of them called "
             f"'default': name one of {', '.join(map(repr, own))}"
         )
@@ -190,7 +191,7 @@ def conversations(
         answers += len(each_tokens) * (how.way == 'separate')
         if not any(_says(ids, learns, tokenizer) for ids, learns, _ in each_tokens):
             left = f'; the template does not write the {" and ".join(how.unwritten)}' if how.unwritten else ''
-            raise ValueError(
+            raise InputError(
                 f'{row.place}: not a single token to learn: the assistant says nothing, or nothing that is to be '
                 f'learned ("weight", "train"){left}'
             )
@@ -239,7 +240,7 @@ def tokens(
         span = len(asked), len(asked) + len(answer)
         result = Written('as it stands', [(as_text(asked + answer, tokenizer), [span])], [])
     elif template is None:
-        raise ValueError(f"{place}: a conversation, and config.task.template is 'none': set it to 'auto'")
+        raise InputError(f"{place}: a conversation, and config.task.template is 'none': set it to 'auto'")
     else:
         result = written(dialogue, tokenizer, template, place)
     rows = []
@@ -261,7 +262,7 @@ def _begun(ids: list[int], tokenizer: Tokenizer, template: Template | None, plac
         ids = [begin, *ids]
     if template and ids[:2] == [begin, begin]:
         name = tokenizer.specials[begin]
-        raise ValueError(f'{place}: {template.name} begins with {name!r} twice; a text begins with it once')
+        raise InputError(f'{place}: {template.name} begins with {name!r} twice; a text begins with it once')
     return ids
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lmtrain.data.chat.traced import CONTENT, TEMPLATE, Traced, origin_of, traced
 from lmtrain.data.tokenizers.base import Tokenizer
+from lmtrain.errors import InputError
 
 # The rule for models that have no template: each message on a line of its own, and after an answer the end of the text.
 PLAIN = (
@@ -96,9 +97,9 @@ class Template(NamedTuple):
             )
         except Exception as error:  # a template may raise anything that Python does
             why = f'{type(error).__name__}: {error}' if not isinstance(error, jinja2.TemplateError) else str(error)
-            raise ValueError(f'{place}: {self.name} fails on this row: {" ".join(why.split())}') from error
+            raise InputError(f'{place}: {self.name} fails on this row: {" ".join(why.split())}') from error
         if lost := _lost(text, [messages, tools], tokenizer):
-            raise ValueError(
+            raise InputError(
                 f'{place}: {self.name} writes {lost!r} so that it cannot be told from content (with % or format): '
                 'let it write special tokens as literals'
             )

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmtrain.errors import InputError
+
 END, MASK = '<|endoftext|>', '<|mask|>'
 KNOWN_MASKS = (MASK, '<mask>', '[MASK]')
 
@@ -92,7 +94,7 @@ class Tokenizer:
         encoded = []
         for text, ids in zip(texts, self.encode_batch(texts), strict=True):
             if self.decode_bytes(ids.tolist()) != text.encode():
-                raise ValueError(f'the {self.kind!r} tokenizer does not spell the text {text[:60]!r}: take another one')
+                raise InputError(f'the {self.kind!r} tokenizer does not spell the text {text[:60]!r}: take another one')
             sizes = [len(self.pieces[token]) for token in ids.tolist()]
             ends = np.maximum(np.cumsum(sizes, dtype=np.int64) - (sum(sizes) - len(text.encode())), 0)
             begins = np.concatenate([np.zeros(1, np.int64), ends])[: len(ids)]
@@ -263,7 +265,7 @@ class Symbols(Tokenizer):
         try:
             return [np.array([self.ids[symbol] for symbol in self.symbols_of(text)], np.int32) for text in texts]
         except KeyError as error:
-            raise ValueError(
+            raise InputError(
                 f'{error.args[0]!r} is not among the {len(self.symbols)} symbols of the {self.kind!r} tokenizer, which '
                 "are those of its corpus: leave it out, or take tokenizer='bytes' or 'bpe'"
             ) from None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.data.source import json_object
+from lmtrain.errors import InputError
 
 ROLES = tuple(f'{role}_token' for role in ('bos', 'eos', 'cls', 'sep', 'pad', 'unk', 'mask'))
 FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # of an added token
@@ -33,7 +34,7 @@ def about(directory: Path, known: Mapping[str, str], added: Mapping[str, Mapping
             value = config.get(role)
             value = value.get('content') if isinstance(value, dict) else value
             if value is not None and not isinstance(value, str):
-                raise ValueError(f'{path}: {role} is {value!r}; the text of a token is expected')
+                raise InputError(f'{path}: {role} is {value!r}; the text of a token is expected')
             told |= {role: value} if value else {}
         templates |= _templates(config.get('chat_template'), path)
         told |= _added(config, added, path)
@@ -57,7 +58,7 @@ def _added(config: Mapping, added: Mapping[str, Mapping], path: Path) -> dict:
         token.isdecimal() and isinstance(flags, dict) and isinstance(flags.get('content'), str)
         for token, flags in decoder.items()
     ):
-        raise ValueError(f"{path}: added_tokens_decoder must be {{id: {{'content': text, flags}}}}")
+        raise InputError(f"{path}: added_tokens_decoder must be {{id: {{'content': text, flags}}}}")
     entries = {
         token: {name: flags.get(name, False) for name in ('content', *FLAGS)} for token, flags in decoder.items()
     }
@@ -97,7 +98,7 @@ def _templates(value: Any, path: Path) -> dict[str, str]:
     except (TypeError, KeyError):
         templates = {}
     if not templates or not all(isinstance(text, str) for text in (*templates, *templates.values())):
-        raise ValueError(f'{path}: chat_template must be text, or a list of objects with "name" and "template"')
+        raise InputError(f'{path}: chat_template must be text, or a list of objects with "name" and "template"')
     return templates
 
 
@@ -111,7 +112,7 @@ def wordpiece(vocabulary: bytes) -> bytes:
     ids = {name: token for token, name in enumerate(names)}
     missing = [name for name in BERT.values() if name not in ids]
     if missing:
-        raise ValueError(f'the vocabulary lacks {", ".join(missing)}')
+        raise InputError(f'the vocabulary lacks {", ".join(missing)}')
     plain = [name for name in names if not (name.startswith('[') and name.endswith(']'))]
     flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}
     special = {name: {'id': name, 'ids': [ids[name]], 'tokens': [name]} for name in ('[CLS]', '[SEP]')}

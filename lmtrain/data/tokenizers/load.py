@@ -8,6 +8,7 @@ from lmtrain.data.tokenizers.base import Bytes, Chars, Tokenizer, Whitespace
 from lmtrain.data.tokenizers.hf_files import BERT, about, wordpiece
 from lmtrain.data.tokenizers.spm import SentencePiece, known_tokens
 from lmtrain.data.tokenizers.subword import Bpe, HuggingFace, learn_bpe
+from lmtrain.errors import InputError
 
 LEARNED = ('bytes', 'chars', 'whitespace', 'bpe')
 KINDS = {cls.kind: cls for cls in (Bytes, Chars, Whitespace, HuggingFace, Bpe, SentencePiece)}
@@ -22,7 +23,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     told = config.read_bytes() if config.is_file() else b''
     tokenizer = _opened(kind, (directory / kind.file).read_bytes(), about['mask'], told)
     if tokenizer.hash != about['hash']:
-        raise ValueError(f'{directory} is damaged: its hash is {tokenizer.hash[:16]}, saved was {about["hash"][:16]}')
+        raise InputError(f'{directory} is damaged: its hash is {tokenizer.hash[:16]}, saved was {about["hash"][:16]}')
     return tokenizer
 
 
@@ -61,7 +62,7 @@ def check_fits(tokenizer: Tokenizer, name: str, limit: int | None, largest: int,
         return
     token = tokenizer.specials.get(needed) or tokenizer.decode([needed])
     user = f'{place} holds' if needed == largest else 'every document needs'
-    raise ValueError(
+    raise InputError(
         f'the tokenizer {name!r} has {tokenizer.vocab_size} entries and model.vocab_size is {limit}: '
         f'set model.vocab_size to at least {needed + 1}, since {user} {token!r}, id {needed}'
     )
@@ -105,10 +106,10 @@ def open_tokenizer(path: Path, mask: bool) -> Tokenizer:
             content, known = path.read_bytes(), {}
         spec = json.loads(content)
         if not isinstance(spec, dict):
-            raise ValueError("it holds no object with a 'model'")
+            raise InputError("it holds no object with a 'model'")
         added = {token['content']: token for token in spec.get('added_tokens') or []}
         return HuggingFace(content, mask, about(path.parent, known, added))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         wanted = {'.model': 'a SentencePiece .model', '.txt': "BERT's vocab.txt"}
         wanted = wanted.get(path.suffix, 'a Hugging Face tokenizer.json')
-        raise ValueError(f'{path}: {wanted} is expected, and this cannot be read as one ({error})') from error
+        raise InputError(f'{path}: {wanted} is expected, and this cannot be read as one ({error})') from error

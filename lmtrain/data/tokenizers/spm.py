@@ -7,6 +7,7 @@ import numpy as np
 
 from lmtrain.data.tokenizers.base import END, Tokenizer
 from lmtrain.data.tokenizers.hf_files import FLAGS, ROLES
+from lmtrain.errors import InputError, MissingPackage
 
 
 class SentencePiece(Tokenizer):
@@ -123,10 +124,10 @@ def _processor(content: bytes):
     try:
         import sentencepiece
     except ImportError:
-        raise ImportError('a .model needs sentencepiece: pip install -e ".[sentencepiece]"') from None
+        raise MissingPackage('a .model needs sentencepiece: pip install -e ".[sentencepiece]"') from None
     if not content:
-        raise ValueError('it is empty')
+        raise InputError('it is empty')
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:
-        raise ValueError(f'not a SentencePiece model: {error}') from error
+        raise InputError(f'not a SentencePiece model: {error}') from error

@@ -11,6 +11,7 @@ import numpy as np
 
 from lmtrain.data.tokenizers.base import END, SpecialTokenLayout, Tokenizer, any_of
 from lmtrain.data.tokenizers.hf_files import ROLES
+from lmtrain.errors import InputError
 
 KNOWN_ENDS = (END, '<|end_of_text|>', '</s>', '<eos>', '[SEP]', '<s>')  # in a tokenizer.json, the first of these is END
 CUT = 1 << 18  # characters: a long document is encoded in pieces of about this many, in parallel
@@ -40,7 +41,7 @@ class HuggingFace(Tokenizer):
         self.content, self.about = content, about
         spec = json.loads(content)
         if not isinstance(spec, dict) or not isinstance(spec.get('model'), dict):
-            raise ValueError("it holds no object with a 'model'")
+            raise InputError("it holds no object with a 'model'")
         told = self.config
         unknown = unknown_of(spec['model'])
         self.added = added_tokens(spec, told)
@@ -52,7 +53,7 @@ class HuggingFace(Tokenizer):
         self._spec, self.tokenizer = spec, _library(spec)
         ids = {token: hidden.get(name, name) for name, token in self.tokenizer.get_vocab().items()}
         if not ids:
-            raise ValueError('its vocabulary is empty')
+            raise InputError('its vocabulary is empty')
         specials = {token: name for token, name in sorted(ids.items()) if name in reserved}
         size = max(ids) + 1
         pieces = [b''] * size
@@ -71,7 +72,7 @@ class HuggingFace(Tokenizer):
         begins = [told[role] for role in ('bos_token', 'cls_token') if role in told]
         for name in (*names, *begins):
             if name not in self.special_ids:
-                raise ValueError(f'tokenizer_config.json names {name!r}, which is none of its added tokens')
+                raise InputError(f'tokenizer_config.json names {name!r}, which is none of its added tokens')
         if begins:
             self.begin_id = self.special_ids[begins[0]]
 
@@ -157,7 +158,7 @@ class HuggingFace(Tokenizer):
         try:
             return encode(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises bare Exception, for a model without an unknown token
-            raise ValueError(f'this tokenizer.json cannot encode the text ({error}): take another one') from error
+            raise InputError(f'this tokenizer.json cannot encode the text ({error}): take another one') from error
 
     def _content_alone(self, texts, ids):
         """`ids`. Raises ValueError if a special token is among them."""
@@ -165,7 +166,7 @@ class HuggingFace(Tokenizer):
         for text, tokens in zip(texts, ids, strict=True):
             hits = tokens[np.isin(tokens, reserved)]
             if len(hits):
-                raise ValueError(
+                raise InputError(
                     f'this tokenizer.json gives content the special token {self.specials[int(hits[0])]!r} '
                     f'(id {hits[0]}) in the text {text[:40]!r}...: no text may become one; mark the token as not '
                     'special in the file if it is a word'
@@ -210,7 +211,7 @@ def learn_bpe(texts: Iterable[str], size: int) -> bytes:
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     if size < 257:
-        raise ValueError(f"data.vocab_size leaves {size} entries: 'bpe' has 256 bytes and learns pairs, so 512 or more")
+        raise InputError(f"data.vocab_size leaves {size} entries: 'bpe' has 256 bytes and learns pairs, so 512 or more")
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -278,7 +279,7 @@ def _library(spec: dict):
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
         tokenizer.encode_special_tokens = True  # as the characters they are written with
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(f'not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {error}') from error
+        raise InputError(f'not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {error}') from error
     return tokenizer
 
 

@@ -4,6 +4,7 @@ All multiply embeddings by sqrt(D) and norms by 1 + scale. Gemma 2 adds norms be
 every other layer; Gemma 3 has norms of queries and keys for the caps, and other rotary angles under the window.
 """
 
+from lmtrain.errors import InputError
 from lmtrain.models.families import llama
 from lmtrain.models.families.llama import PREFIX
 from lmtrain.models.hf import Entry, Fields, layer_types, rope, rope_fields, rope_of, windows
@@ -101,12 +102,12 @@ def two_ropes(fields: Fields, sizes: dict) -> dict:
     full = {**(new.get('full_attention') or {}), **(fields.take('rope_scaling', None) or {})}
     thetas = fields.take('rope_theta', 1_000_000.0), fields.take('rope_local_base_freq', 10_000.0)
     if stray := new.keys() - {'full_attention', 'sliding_attention'}:
-        raise ValueError(
+        raise InputError(
             f'config.json: rope_parameters of a {fields.family} has {min(stray)}, not one dict a kind of layer'
         )
     local = rope_of(new.get('sliding_attention') or {}, head_dim, max_len, thetas[1])
     if local['rope_scaling']:
-        raise ValueError('config.json: rope_parameters.sliding_attention of a gemma3_text is stretched: not supported')
+        raise InputError('config.json: rope_parameters.sliding_attention of a gemma3_text is stretched: not supported')
     theta = {'local_rope_theta': local['rope_theta'] if sizes['window'] else 0.0}
     return rope_of(full, head_dim, max_len, thetas[0]) | theta
 

@@ -1,5 +1,6 @@
 """Mistral (arXiv 2310.06825): LLaMA with a window in every layer; the 7B of both versions, and its files."""
 
+from lmtrain.errors import InputError
 from lmtrain.models.families import llama
 from lmtrain.models.families.llama import PREFIX, entries
 from lmtrain.models.hf import Fields, layer_types, rope, rope_fields, windows
@@ -37,5 +38,5 @@ def fields(model) -> dict:
     Raises ValueError where some layers see all: a Mistral has one window.
     """
     if len(set(layer_types(model))) > 1:
-        raise ValueError(f'a mistral has one window, not model.global_layers={model.global_layers}')
+        raise InputError(f'a mistral has one window, not model.global_layers={model.global_layers}')
     return llama.common_fields(model) | rope_fields(model) | {'sliding_window': model.window or None}

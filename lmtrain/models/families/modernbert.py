@@ -1,5 +1,6 @@
 """ModernBERT (arXiv 2412.13663): rotary, gated, without biases, a window in two layers of three; sizes and files."""
 
+from lmtrain.errors import InputError
 from lmtrain.models.hf import Entry, Fields, layer_types, rope_of, size_fields, windows
 
 ARCHITECTURES = {'modernbert': 'ModernBertForMaskedLM'}
@@ -79,7 +80,7 @@ def settings(fields: Fields) -> dict:
 def _ropes(fields: Fields, head_dim: int, max_len: int, window: int) -> dict:
     new = fields.take('rope_parameters', None) or {}
     if stray := new.keys() - {'full_attention', 'sliding_attention'}:
-        raise ValueError(f'config.json: rope_parameters of a modernbert has {min(stray)}, not one dict a kind of layer')
+        raise InputError(f'config.json: rope_parameters of a modernbert has {min(stray)}, not one dict a kind of layer')
     full, local = (
         rope_of(new.get(kind) or {}, head_dim, max_len, fields.take(name, theta))
         for kind, name, theta in (
@@ -88,7 +89,7 @@ def _ropes(fields: Fields, head_dim: int, max_len: int, window: int) -> dict:
         )
     )
     if full['rope_scaling'] or local['rope_scaling']:
-        raise ValueError('config.json: rope_parameters of a modernbert are stretched: not supported')
+        raise InputError('config.json: rope_parameters of a modernbert are stretched: not supported')
     return full | {'local_rope_theta': local['rope_theta'] if window else 0.0}
 
 

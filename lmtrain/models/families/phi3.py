@@ -1,5 +1,6 @@
 """Phi-3 (arXiv 2404.14219): LLaMA with fused projections in its files, partly turned heads and LongRoPE."""
 
+from lmtrain.errors import InputError
 from lmtrain.models.families import llama
 from lmtrain.models.families.llama import PREFIX
 from lmtrain.models.hf import Entry, Fields, layer_types, rope, rope_fields, windows
@@ -31,14 +32,14 @@ def settings(fields: Fields) -> dict:
                 fields.left[name] = fields.left[name] | {word: 'longrope'}
     sizes |= rope(fields, sizes['head_dim'], sizes['max_len'], partial=1.0)
     if (kind := dict(sizes['rope_scaling']).get('rope_type', 'longrope')) != 'longrope':
-        raise ValueError(f"config.json: rope_type={kind!r} of a phi3 is not supported, only 'longrope'")
+        raise InputError(f"config.json: rope_type={kind!r} of a phi3 is not supported, only 'longrope'")
     return sizes
 
 
 def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; undoes `settings`."""
     if len(set(layer_types(model))) > 1:
-        raise ValueError(f'a phi3 has one window, not model.global_layers={model.global_layers}')
+        raise InputError(f'a phi3 has one window, not model.global_layers={model.global_layers}')
     found = llama.common_fields(model) | rope_fields(model) | {'sliding_window': model.window or None}
     found['partial_rotary_factor'] = (model.rotary_dim or model.head_dim) / model.head_dim
     found['original_max_position_embeddings'] = model.max_len

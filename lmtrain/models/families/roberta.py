@@ -1,5 +1,6 @@
 """RoBERTa (arXiv 1907.11692): BERT with byte pairs, positions that begin behind the padding's, and its own heads."""
 
+from lmtrain.errors import InputError
 from lmtrain.models.families import bert
 from lmtrain.models.families.bert import HEADS
 from lmtrain.models.hf import Entry, Fields
@@ -28,7 +29,7 @@ def settings(fields: Fields) -> dict:
     padding = fields.take('pad_token_id', 1)
     found = bert.settings(fields)
     if found['activation'] != 'gelu_exact':
-        raise ValueError("config.json: hidden_act of a roberta must be 'gelu', which its masked-LM head always has")
+        raise InputError("config.json: hidden_act of a roberta must be 'gelu', which its masked-LM head always has")
     return found | {'position_offset': padding + 1}
 
 
