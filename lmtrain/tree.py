@@ -74,16 +74,16 @@ def match(rules: Rules, paths: Iterable[str], default: Any = None) -> dict[str, 
     return values
 
 
-def split(tree: Mapping, learns: str) -> tuple[Params, Params]:
-    """(trainable, frozen): the leaves whose path the regex `learns` matches in full, and the others.
+def split(tree: Mapping, trainable: str) -> tuple[Params, Params]:
+    """(trainable, frozen): the leaves whose whole path the regex `trainable` matches, and the others.
 
-    Raises ValueError where `learns` matches nothing or is no regex.
+    Raises InputError if `trainable` matches nothing or is no regular expression.
     """
     leaves = flatten(tree)
     try:
-        chosen = match([(learns, True)], leaves, default=False)
+        chosen = match([(trainable, True)], leaves, default=False)
     except ValueError as error:
-        raise InputError(f'learns: {error}') from None
+        raise InputError(f'trainable: {error}') from None
     return (
         unflatten({path: leaf for path, leaf in leaves.items() if chosen[path]}),
         unflatten({path: leaf for path, leaf in leaves.items() if not chosen[path]}),

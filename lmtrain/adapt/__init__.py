@@ -19,4 +19,4 @@ def fold(params):
 
     Raises ValueError for a LoRA of an embedding to which the head is tied.
     """
-    return ia3.fold(lora.fold(prompt.plain(params)))
+    return ia3.fold(lora.fold(prompt.materialise(params)))

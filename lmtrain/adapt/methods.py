@@ -24,12 +24,12 @@ class Method(NamedTuple):
 
     Attributes:
       adapter: the leaves to add, and the way back.
-      learns: regex of the paths that learn, among those of the extended tree.
+      trainable: regex of the trainable paths of the extended tree.
       cut: layers in each segment of the stack; () leaves it whole.
     """
 
     adapter: Adapter
-    learns: str
+    trainable: str
     cut: tuple[int, ...] = ()
 
     def start(self, rng: jax.Array, params: tree.Params) -> tree.Params:
@@ -66,18 +66,18 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
         found = Method(Adapter(none, dict), PATTERNS[name](**settings), cut)
     else:
         module = {'lora': lora, 'ia3': ia3, 'prompt': prompt, 'prefix': prefix}[name]
-        found = Method(module.adapter(**settings), module.LEARNS, cut)
+        found = Method(module.adapter(**settings), module.TRAINABLE, cut)
     if model.head in TASKS and name != 'full':  # of the checkpoint: it learns with every method, as PEFT has it
-        found = found._replace(learns='|'.join(filter(None, [found.learns, OWN_HEAD])))
+        found = found._replace(trainable='|'.join(filter(None, [found.trainable, OWN_HEAD])))
     if head and head['name']:
         there = head['name'] in params.get('heads', {})  # the base's, which goes on
         adapter = found.adapter if there else combine(found.adapter, heads.adapter(**head))
-        found = found._replace(adapter=adapter, learns='|'.join(filter(None, [found.learns, heads.TRAINABLE])))
-    elif not found.learns:
+        found = found._replace(adapter=adapter, trainable='|'.join(filter(None, [found.trainable, heads.TRAINABLE])))
+    elif not found.trainable:
         raise InputError(f'adapt.method={name!r}: no head is added, and the base has none of its own for a task')
     shapes = jax.eval_shape(found.start, jax.random.key(0), params)
     try:
-        tree.split(shapes, found.learns)
+        tree.split(shapes, found.trainable)
     except ValueError as error:
         raise InputError(f'adapt.method={name!r}: {error}') from None
     return found

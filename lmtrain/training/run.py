@@ -264,7 +264,7 @@ class Run(NamedTuple):
     @property
     def learns(self) -> str:
         """Regex of the paths that learn."""
-        return self.config.learns or self.method.learns
+        return self.config.learns or self.method.trainable
 
     def create(self, key: jax.Array, below: tree.Params | None = None) -> state.TrainState:
         """The state before the first step; traced, so that every leaf is born where it belongs.

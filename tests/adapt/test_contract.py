@@ -122,7 +122,7 @@ def test_method(name, objective):
     for head in ('logprob', 'logits'):  # outputs are those of the text alone
         assert extended[head].shape == at_first[head].shape
 
-    before, after = train(model, found.learns, params, batch)
+    before, after = train(model, found.trainable, params, batch)
     assert int(after.counters['skipped']) == 0
     for path, leaf in tree.flatten(before.frozen).items():
         np.testing.assert_array_equal(tree.flatten(after.frozen)[path], leaf, err_msg=path)

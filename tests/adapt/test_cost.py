@@ -36,7 +36,7 @@ def lowered(model, name, accumulate=1, dtype=None, **settings):
     tx = optimizer.optimizer('adamw', weight_decay=0.1, decayed='.*', b1=0.9, b2=0.95, eps=1e-8)
 
     def create(params):
-        return state.create(jax.random.key(1), method.start(jax.random.key(0), params), method.learns, tx)
+        return state.create(jax.random.key(1), method.start(jax.random.key(0), params), method.trainable, tx)
 
     first = jax.eval_shape(create, params)
     options = {'learning_rate': 1e-3, 'clip': 1.0, 'accumulate': accumulate, 'trainable': first.trainable}

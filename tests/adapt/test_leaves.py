@@ -287,7 +287,7 @@ BAD = [
     ('layers', {}, 'exactly one says what learns'),
     ('layers', {'last': 3}, 'layers.last=3, but the model has 2 layers'),
     ('layers', {'learns': 'layers/2/.*'}, "layers.learns: 'layers/2/.*' matches no parameter"),
-    ('bitfit', {}, "adapt.method='bitfit': learns: '.*/bias' matches no parameter"),
+    ('bitfit', {}, "adapt.method='bitfit': trainable: '.*/bias' matches no parameter"),
     ('head', {}, 'no head is added'),
     ('head', {'head': {'name': 'my head', 'classes': 2}}, "head.name='my head' must be a word"),
 ]

@@ -35,7 +35,7 @@ def test_what_learns_lies_in_its_segments(settings, cut, learning):
     method = adapt.method('layers', model, params, **settings)
     assert method.cut == cut
     started = method.start(jax.random.key(1), params)
-    trainable, _ = tree.split(started, method.learns)
+    trainable, _ = tree.split(started, method.trainable)
     assert set(trainable) == learning
     batch = {'tokens': jnp.arange(8, dtype=jnp.int32)[None]}
     whole, pieces = (jax.jit(model.apply)({'params': x}, batch)['logits'] for x in (params, started))
