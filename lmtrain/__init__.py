@@ -2,6 +2,7 @@
 
 Modules in import order: each imports only from those above it.
 
+    errors.py      InputError, for what a user can fix
     tree.py        parameter paths, regex rules, split and join, segments of layers
     files.py       local paths that a user names, and the cache directory
     runtime/       exit codes, signals, watchdog, fault points, agreement between processes, checks before a start
