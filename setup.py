@@ -8,7 +8,7 @@ setup(
     description='Pretrain a language model end to end on real text, with two commands',
     python_requires='>=3.11',
     packages=find_packages(include=['lmtrain', 'lmtrain.*', 'configs', 'launch']),
-    package_data={'launch': ['*.sh']},
+    package_data={'lmtrain': ['py.typed'], 'launch': ['*.sh']},
     entry_points={'console_scripts': ['lmtrain = launch.cli:main']},
     install_requires=[
         'absl-py>=2.5,<3',

@@ -47,10 +47,10 @@ def run(values: flags.FlagValues) -> None:
     workdir, step = model_flags.from_flags(values)
     check_results(values.results)
     process_setup.prepare()
+    from lmtrain import api
     from lmtrain.report import terminal
-    from lmtrain.training import load
 
-    sums = load.evaluate_split(workdir, values.split, step)
+    sums = api.evaluate(workdir, values.split, step=step)
     spelled = f', {sums["bytes"]:,.0f} bytes' if 'bytes' in sums else ''
     print(f'{values.split}: {terminal.evaluation_line(sums, {})}  ({sums["targets"]:,.0f} targets{spelled})')
     for name, own in sums.get('sources', {}).items():
@@ -84,35 +84,30 @@ def prompted(values: flags.FlagValues) -> None:
             raise InputError(f'--{name} is missing, which --{other} needs: see `lmtrain evaluate --help`')
     check_results(values.results)
     process_setup.prepare()
+    from lmtrain import api
     from lmtrain.data.chat import conversation
-    from lmtrain.data.rows import read_rows
     from lmtrain.inference import prompting
 
-    rows = [row for file in values.rows for row in read_rows(file, '')]
-    demonstrations = [row for file in values.demonstrations for row in read_rows(file, '')]
-    choices = values.choices.split(',') if ',' in values.choices else values.choices
+    rows = api.as_rows(values.rows)
+    demonstrations = api.as_rows(values.demonstrations)
     try:
         chats = [] if values.template else [conversation.read(row, (), '')[1] for row in rows]
     except ValueError as error:
         raise InputError(f'without --template and --answer, rows are conversations: {error}') from None
-    asked = [dialogue if dialogue.messages else dialogue.texts[0] for dialogue in chats]
-    found = model_flags.prompted(model_flags.model(values), values, 'chat_template', asked)
-    scores = prompting.score(
-        found.model,
-        found.params,
-        found.tokenizer,
-        rows[: values.limit or None],
+    prompts = [dialogue if dialogue.messages else dialogue.texts[0] for dialogue in chats]
+    results = api.evaluate(
+        model_flags.prompted(model_flags.model(values), values, 'chat_template', prompts),
+        rows=rows[: values.limit or None],
         template=values.template or '',
         answer=values.answer or '',
-        choices=choices or (),
+        choices=values.choices.split(',') if ',' in values.choices else values.choices or (),
         shots=values.shots,
         demonstrations=demonstrations or (rows if values.shots else ()),
         seed=values.seed,
         max_tokens=values.max_tokens,
         batch_size=values.batch_size,
-        end_ids=found.end_ids,
-        chat_template=found.template,
         system=values.system,
     )
-    print(prompting.line(scores.results))
-    write_results(values.results, {'results': scores.results, 'rows': scores.rows})
+    answers = results.pop('answers')
+    print(prompting.line(results))
+    write_results(values.results, {'results': results, 'rows': answers})

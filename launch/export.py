@@ -22,6 +22,6 @@ def run(values: flags.FlagValues) -> None:
     if not values.to:
         raise InputError('--to is missing: the directory to write, such as --to=exported')
     process_setup.prepare()
-    from lmtrain.training import export
+    from lmtrain import api
 
-    print('\n'.join(export.export(workdir, values.to, values.format, values.merge, step)))
+    print('\n'.join(api.export(workdir, values.to, values.format, merge=values.merge, step=step)))

@@ -18,7 +18,6 @@ import time
 
 from absl import flags
 
-from configs import base
 from launch import cli, model_flags, process_setup
 from lmtrain.errors import InputError
 
@@ -40,13 +39,12 @@ def run(values: flags.FlagValues) -> None:
     if values.prompts_file:
         prompts += read_prompts(pathlib.Path(values.prompts_file))
     process_setup.prepare()
-    run = model_flags.model(values)
-    usual = (run.config or base.get_config()).sample
-    settings = {'seed': values.seed}
-    for name in ('max_tokens', 'temperature', 'top_k', 'top_p'):
-        settings[name] = usual[name] if values[name].value is None else values[name].value
+    from lmtrain import api
+
     prompts = prompts or ['']
-    show(model_flags.prompted(run, values, 'template', prompts), prompts, values.system, settings)
+    model = model_flags.prompted(model_flags.model(values), values, 'template', prompts)
+    chosen = {name: values[name].value for name in ('max_tokens', 'temperature', 'top_k', 'top_p')}
+    show(model, prompts, values.system, api.sampling(model, **chosen) | {'seed': values.seed})
 
 
 def read_prompts(path: pathlib.Path) -> list:
@@ -91,53 +89,46 @@ def prompt_of(row, place: str):
     if name is None or not isinstance(fields[name], list):
         wants = '{"prompt": "text"} or {"messages": [{"role": "user", "content": "text"}]}'
         raise InputError(f'{place}: wants {wants}, not {json.dumps(row)[:60]}')
-    from lmtrain.data.chat import conversation
-    from lmtrain.data.rows import Row
+    from lmtrain import api
 
-    _, dialogue = conversation.read(Row(place, {'messages': fields[name], 'tools': fields.get('tools')}), (), '')
-    messages = list(dialogue.messages)
-    while messages and messages[-1]['role'] == 'assistant':
-        messages.pop()
-    if not messages:
-        raise InputError(f'{place}: no message before the answer of the assistant')
-    return dialogue._replace(messages=messages, learned=())
+    return api.as_prompt(place, fields[name], fields.get('tools'))
 
 
-def show(run, prompts: list, system: str, settings: dict) -> None:
+def show(model, prompts: list, system: str, settings: dict) -> None:
     """Prints every prompt with its continuation, in order; the first that is not done appears as it is made.
 
     Of messages the last one stands for all, and the answer is on a line of its own.
     """
-    from lmtrain.inference import prompts as writing
-    from lmtrain.inference import sample
+    from lmtrain import api
+    from lmtrain.inference.prompts import encode, shown
     from lmtrain.training import samples
 
-    begin, tokenizer = time.perf_counter(), run.tokenizer
-    ids = [writing.encode(prompt, tokenizer, run.template, system) for prompt in prompts]
-    settings |= {'end_ids': run.end_ids, 'vocab_size': tokenizer.vocab_size, 'absent': tokenizer.absent}
-    pieces = sample.stream(run.model, run.params, ids, **settings)
+    begin, tokenizer = time.perf_counter(), model.tokenizer
+    pieces = api.stream(model, prompts, system=system, **settings)
     dim, plain = cli.style('dim', 'plain')
-    feeds = [tokenizer.streamer() for _ in prompts]
-    heads = [feed(prompt) for feed, prompt in zip(feeds, ids)]
-    heads = [f'{writing.shown(prompt)}\n' for prompt in prompts] if run.template else heads
+    if model.template:
+        heads = [f'{shown(prompt)}\n' for prompt in prompts]
+    else:
+        heads = [tokenizer.streamer()(encode(prompt, tokenizer)) for prompt in prompts]
     heads = [f'{dim}{clean(head)}{plain}' for head in heads]
     if len(prompts) > 1:
         rules = [f'── {number} of {len(prompts)} ' for number in range(1, len(prompts) + 1)]
         heads = [f'{dim}{rule:─<60}{plain}\n{head}' for rule, head in zip(rules, heads)]
 
     write(heads[0])
-    waiting, tokens, reasons, shown, first = [''] * len(prompts), [0] * len(prompts), [''] * len(prompts), 0, None
-    for row, gained, reasons[row] in pieces:
+    waiting, tokens, reasons, current, first = [''] * len(prompts), [0] * len(prompts), [''] * len(prompts), 0, None
+    for row, piece in pieces:
         first = first or time.perf_counter()
-        waiting[row] += clean(feeds[row](gained))
-        tokens[row] += len(gained)
-        while shown < len(prompts):
-            write(waiting[shown])
-            waiting[shown] = ''
-            if not reasons[shown]:
+        waiting[row] += clean(piece.text)
+        tokens[row] += len(piece.ids)
+        reasons[row] = piece.finish_reason
+        while current < len(prompts):
+            write(waiting[current])
+            waiting[current] = ''
+            if not reasons[current]:
                 break
-            shown += 1
-            write('\n' + heads[shown] if shown < len(prompts) else '\n')
+            current += 1
+            write('\n' + heads[current] if current < len(prompts) else '\n')
 
     words = [f'{sum(tokens):,} tokens', f'the first after {first - begin:.2f} s']
     if later := sum(max(0, count - 1) for count in tokens):

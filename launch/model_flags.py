@@ -82,8 +82,8 @@ def model(flag_values: flags.FlagValues):
         workdir, step = from_flags(flag_values)
     elif flag_values.workdir:
         raise InputError('--workdir and --base at once: name the run or the pretrained model')
-    from lmtrain.training import load
+    from lmtrain import api
 
     if flag_values.base:
-        return load.load_directory(flag_values.base, flag_values.adapter, flag_values.ignore)
-    return load.load_run(workdir, step)
+        return api.load(flag_values.base, adapter=flag_values.adapter, ignore=flag_values.ignore)
+    return api.load(workdir, step=step)

@@ -39,6 +39,6 @@ def run(values: flags.FlagValues) -> None:
         # What a signal may stop is over when Python leaves: it takes nothing from the exit code.
         atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
         with distributed.joined(values):
-            from lmtrain.training import train
+            from lmtrain import api
 
-            train.train(config, pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}'))
+            api.train(config, pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}'))

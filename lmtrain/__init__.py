@@ -19,4 +19,24 @@ Modules in import order: each imports only from those above it.
     evaluation/    predictions of a task on a split, and their scores
     training/      from a config to a trained model: init_from, build, run, step, loop; load and export
     plan/          what a run would need and cost, here or on machines that are not present
+    api.py         the public functions
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lmtrain.api import evaluate, export, generate, load, load_adapter, train
+
+__all__ = ['evaluate', 'export', 'generate', 'load', 'load_adapter', 'train']
+
+
+def __getattr__(name: str) -> Any:
+    """A public function, imported when it is first used: `import lmtrain` alone must not wait for jax."""
+    if name in __all__:
+        return getattr(importlib.import_module('lmtrain.api'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
