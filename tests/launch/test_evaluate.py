@@ -1,4 +1,4 @@
-"""The verb evaluate hands its flags on: to `trained.evaluate_split`, or with --rows to `prompting.score`."""
+"""The verb evaluate hands its flags on: to `load.evaluate_split`, or with --rows to `prompting.score`."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ def house(monkeypatch, tmp_path):
 
     run = load.LoadedModel(None, None, Bytes(), {}, 0, [256, 7], CHATS)
     monkeypatch.setattr(process_setup, 'prepare', lambda: None)
-    monkeypatch.setattr(load, 'load_run', lambda workdir, step: run)
+    monkeypatch.setattr(load, 'load_run', lambda workdir, step, member: run)
     monkeypatch.setattr(load, 'evaluate_split', evaluate_split)
     monkeypatch.setattr(prompting, 'score', score)
     monkeypatch.setattr(prompting, 'line', lambda results: f'{results["rows"]} rows')
@@ -49,7 +49,7 @@ def test_rows_and_settings_reach_the_function(house, capsys):
     assert cli.main([*ASKED, *words]) == 0
     rows, settings = house['score']
     assert [row['q'] for row in rows] == ['0', '1', '2']
-    wanted = {'template': '{q}: {a}', 'answer': 'a', 'choices': (), 'shots': 0, 'demonstrations': (), 'seed': 5}
+    wanted = {'template': '{q}: {a}', 'answer': 'a', 'choices': (), 'shots': 0, 'demonstrations': [], 'seed': 5}
     wanted |= {'max_tokens': 9, 'batch_size': 4, 'system': 'Be brief.', 'chat_template': CHATS}
     assert {name: settings[name] for name in wanted} == wanted
     assert settings['end_ids'][:2] == [256, 7]
@@ -80,7 +80,7 @@ def test_choices_are_a_list_or_a_field(house, text, choices):
 
 def test_a_split_is_that_of_the_checkpoint(house, capsys):
     assert cli.main(['evaluate', '--workdir=w', '--split=test', '--checkpoint=30']) == 0
-    assert house['split'] == (pathlib.Path('w'), 'test', 30)
+    assert house['split'] == (pathlib.Path('w'), 'test', 30, 0)
     assert capsys.readouterr().out.startswith('test: ')
 
 

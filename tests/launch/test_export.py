@@ -20,11 +20,11 @@ def asked(monkeypatch):
 @pytest.mark.parametrize(
     ('words', 'wanted'),
     [
-        (['--workdir=w', '--to=out'], (pathlib.Path('w'), 'out', 'hf', False, 'last')),
-        (['--workdir=w', '--to=out', '--checkpoint=30', '--merge'], (pathlib.Path('w'), 'out', 'hf', True, 30)),
+        (['--workdir=w', '--to=out'], (pathlib.Path('w'), 'out', 'hf', False, 'last', 0)),
+        (['--workdir=w', '--to=out', '--checkpoint=30', '--merge'], (pathlib.Path('w'), 'out', 'hf', True, 30, 0)),
         (
             ['--workdir=w', '--to=out', '--checkpoint=best', '--format=peft'],
-            (pathlib.Path('w'), 'out', 'peft', False, 'best'),
+            (pathlib.Path('w'), 'out', 'peft', False, 'best', 0),
         ),
     ],
 )

@@ -21,7 +21,7 @@ def house(monkeypatch):
     model = types.SimpleNamespace(max_len=12)
     asked = types.SimpleNamespace(pieces=[(0, b'!', 'stop')], template=None)
 
-    def restore(workdir, step):
+    def restore(workdir, step, member):
         asked.workdir, asked.step = workdir, step
         return load.LoadedModel(config, model, Bytes(), {}, 0, [256, 7], asked.template)
 

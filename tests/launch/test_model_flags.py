@@ -28,7 +28,7 @@ def test_one_model_is_named(monkeypatch):
     monkeypatch.setattr(load, 'load_directory', lambda *words: words)
     monkeypatch.setattr(load, 'load_run', lambda *words: words)
     assert model_flags.model(parsed('--base=b', '--adapter=a', '--ignore=x,y')) == ('b', 'a', ['x', 'y'])
-    assert [str(word) for word in model_flags.model(parsed('--workdir=w', '--checkpoint=3'))] == ['w', '3']
+    assert [str(word) for word in model_flags.model(parsed('--workdir=w', '--checkpoint=3'))] == ['w', '3', '0']
     with pytest.raises(ValueError, match='--workdir and --base at once'):
         model_flags.model(parsed('--workdir=w', '--base=b'))
     with pytest.raises(ValueError, match='--adapter without --base'):

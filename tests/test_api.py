@@ -1,0 +1,98 @@
+"""The public functions: their examples run, they are imported lazily, and they refuse arguments that contradict."""
+
+import doctest
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import lmtrain
+from lmtrain import api
+from lmtrain.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """The current directory, with the run that the example of `train` makes in runs/tiny."""
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp('examples')
+    patch.chdir(folder)
+    patch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
+    run_examples('train')
+    yield folder
+    patch.undo()
+
+
+def run_examples(name: str) -> None:
+    """Runs the examples in the docstring of a public function."""
+    (test,) = doctest.DocTestFinder(recurse=False).find(getattr(api, name), name, globs={})
+    report: list[str] = []
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
+    result = runner.run(test, out=report.append)
+    assert result.attempted and not result.failed, ''.join(report)
+
+
+def test_importing_lmtrain_imports_no_library():
+    code = 'import sys, lmtrain; dir(lmtrain); print({"jax", "numpy", "flax", "lmtrain.api"} & sys.modules.keys())'
+    output = subprocess.run([sys.executable, '-c', code], capture_output=True, check=True, encoding='utf-8').stdout
+    assert output == 'set()\n'
+
+
+def test_public_names_are_functions_with_types_and_examples():
+    assert set(lmtrain.__all__) == {'load', 'generate', 'evaluate', 'train', 'export', 'load_adapter'}
+    assert set(lmtrain.__all__) <= set(dir(lmtrain))
+    assert (pathlib.Path(lmtrain.__file__).parent / 'py.typed').is_file()
+    for name in lmtrain.__all__:
+        function = getattr(lmtrain, name)
+        assert function is getattr(api, name) and inspect.signature(function).return_annotation
+        assert '>>> ' in function.__doc__ and 'Raises:' in function.__doc__, name
+    with pytest.raises(AttributeError, match="has no attribute 'fit'"):
+        _ = lmtrain.fit
+
+
+@pytest.mark.parametrize('name', ['load', 'generate', 'evaluate', 'export', 'load_adapter'])
+def test_examples_of_docstrings_run(folder, name):
+    run_examples(name)
+
+
+def test_generate_is_the_concatenation_of_a_stream(folder):
+    model = lmtrain.load('runs/tiny')
+    settings = {'max_tokens': 12, 'temperature': 1.0, 'seed': 3}
+    whole = lmtrain.generate(model, ['a', 'b'], **settings)
+    texts, ids = ['', ''], [[], []]
+    for row, piece in api.stream(model, ['a', 'b'], **settings):
+        texts[row] += piece.text
+        ids[row] += piece.ids
+    assert [(each.text, each.ids) for each in whole] == list(zip(texts, ids))
+    assert whole == lmtrain.generate(model, ['a', 'b'], **settings)
+    assert whole != lmtrain.generate(model, ['a', 'b'], **settings | {'seed': 4})
+
+
+def test_settings_that_are_not_chosen_are_those_of_the_run(folder):
+    model = lmtrain.load('runs/tiny')
+    assert api.sampling(model, max_tokens=None, top_k=5) == {'max_tokens': 16, 'top_k': 5}
+    assert api.sampling(model._replace(config=None), max_tokens=None) == {'max_tokens': 128}
+
+
+def test_messages_are_prompts_that_need_a_template(folder):
+    model = lmtrain.load('runs/tiny')
+    turns = [{'role': 'user', 'content': 'Hello'}]
+    with pytest.raises(InputError, match='neither the run nor its tokenizer has a chat template'):
+        lmtrain.generate(model, [turns])
+    (answer,) = lmtrain.generate(model, [turns], chat_template='plain', max_tokens=2)
+    assert len(answer.ids) == 2
+    with pytest.raises(InputError, match='prompt 0: no message before the answer'):
+        lmtrain.generate(model, [[{'role': 'assistant', 'content': 'Hello'}]])
+
+
+def test_arguments_that_contradict_are_refused(folder):
+    with pytest.raises(InputError, match="adapter with step='best', member=0"):
+        lmtrain.load('runs/tiny', step='best', adapter='adapter')
+    with pytest.raises(InputError, match='a LoadedModel without rows'):
+        lmtrain.evaluate(lmtrain.load('runs/tiny'))
+    with pytest.raises(InputError, match='shots without rows'):
+        lmtrain.evaluate('runs/tiny', shots=1)
+    with pytest.raises(FileNotFoundError, match='neither the folder of a run nor a Hugging Face directory'):
+        lmtrain.load(folder)
