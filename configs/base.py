@@ -5,16 +5,44 @@ is a field reference, so an override on the command line (`--config.a.b=...`) ca
 (`get_oneway_ref`, because what is set through a plain `get_ref` would change the field it refers to as well.)
 """
 
+import warnings
+
 import ml_collections
 from ml_collections import config_dict
 
+# Former names of fields -> their names. Recipes, overrides and the folders of older runs may still have them.
+RENAMED = {'verify_every': 'sdc_check_every', 'corrupt': 'mask_rate', 'learns': 'trainable'}
+
+
+class Section(ml_collections.ConfigDict):
+    """A ConfigDict that also takes a field under its former name, with a warning that gives the new one.
+
+    >>> config = get_config()
+    >>> with warnings.catch_warnings(record=True) as notes:
+    ...     config.data.corrupt = 0.15
+    >>> config.data.mask_rate, str(notes[0].message)
+    (0.15, "config field 'corrupt' is now called 'mask_rate'")
+    """
+
+    def __getitem__(self, key):
+        return super().__getitem__(self._current(key))
+
+    def __setitem__(self, key, value):
+        super().__setitem__(self._current(key), value)
+
+    def _current(self, key):
+        if key not in RENAMED or key in self or RENAMED[key] not in self:
+            return key
+        warnings.warn(f'config field {key!r} is now called {RENAMED[key]!r}', FutureWarning, stacklevel=4)
+        return RENAMED[key]
+
 
 def get_config():
-    config = ml_collections.ConfigDict()
+    config = Section()
     config.seed = 0  # of the parameters, the order of the data and dropout
 
     # Data: lmtrain.data.prepare(**config.data)
-    config.data = ml_collections.ConfigDict()
+    config.data = Section()
     config.data.source = 'python'  # 'python' (embedded) | 'tfds:NAME' | file, folder or glob of text or rows of text
     config.data.mix = ()  # further sources, weighted against the first one's 1.0: (('more/*.txt', 0.25),)
     config.data.root = ''  # where relative paths of sources start; '' is the current directory
@@ -29,7 +57,7 @@ def get_config():
     config.data.seq_len = 256  # tokens a row
     config.data.batch_size = 32  # rows a step, over all devices and micro-batches
     config.data.isolate = True  # attention does not cross documents packed into one row
-    config.data.corrupt = 0.0  # share of tokens hidden for masked language modelling; 0 is causal
+    config.data.mask_rate = 0.0  # share of tokens hidden for masked language modelling; 0 is causal
     config.data.whole_word = False  # hide whole words at once
 
     # Task: 'text' is language modelling; the others read rows: lmtrain.data.prepare_task(config.data, **config.task)
@@ -110,14 +138,14 @@ def get_config():
 
     # Adaptation: lmtrain.adapt.method(config.adapt.method, model, params, **config.adapt[method]); the head of a task
     # (task_head/..., or heads/<task> unless objective.pool is auto) learns with any method
-    config.learns = ''  # regex of the paths that learn, the others are frozen; '' is what the method says
+    config.trainable = ''  # regex of the paths that learn, the others are frozen; '' is what the method says
     config.adapt = ml_collections.ConfigDict()
     config.adapt.method = 'full'  # 'full', 'layers', 'bitfit', 'norms', 'lora', 'ia3', 'prompt', 'prefix', 'head'
     config.adapt.cut = ()  # layers in each segment layers_0, layers_1, ... for adapters of some layers; () is one stack
     config.adapt.dropout = 0.0  # of what enters a low-rank path
-    config.adapt.layers = ml_collections.ConfigDict()
+    config.adapt.layers = Section()
     config.adapt.layers.last = 0  # how many of the last layers learn; or
-    config.adapt.layers.learns = ''  # a regex over paths with the layer's number: layers/11/mlp/up/kernel
+    config.adapt.layers.trainable = ''  # a regex over paths with the layer's number: layers/11/mlp/up/kernel
     config.adapt.lora = ml_collections.ConfigDict()
     config.adapt.lora.rank = (('.*/attention/(query|value)/kernel', 8),)  # first match wins; no match, no LoRA
     config.adapt.lora.alpha = (('.*', 16.0),)  # the scale is alpha / rank
@@ -202,7 +230,9 @@ def get_config():
     config.watchdog.evaluate = 14400.0
     config.watchdog.save = 3600.0
 
-    config.verify_every = 0  # steps between two that are taken twice and compared to the bit, as are copies; 0 is never
+    config.sdc_check_every = (
+        0  # steps between two that are taken twice and compared to the bit, as are copies; 0 is never
+    )
 
     # What is shown and written
     config.log = ml_collections.ConfigDict()

@@ -21,7 +21,7 @@ def get_config():
     config.data.seq_len = 128
     config.data.batch_size = 8192
     config.data.isolate = False
-    config.data.corrupt = 0.25
+    config.data.mask_rate = 0.25
     config.model.update(bert.SIZES['crammed'])
     config.model.vocab_size = config.data.get_oneway_ref('vocab_size')
     config.model.max_len = config.data.get_oneway_ref('seq_len')

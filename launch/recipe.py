@@ -8,6 +8,7 @@ import importlib.util
 import math
 import pathlib
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -149,6 +150,11 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     Raises ValueError naming the nearest field where there is none, or the field, the text and the type it wants.
     """
     known = types(config)
+    section, _, field = key.rpartition('.')
+    current = key.removesuffix(field) + base.RENAMED.get(field, field)
+    if key not in known and current in known:
+        print(f'note: config.{key} is now called config.{current}', file=sys.stderr)
+        key, field = current, base.RENAMED[field]
     if key not in known:
         inside = [name for name in known if name.startswith(f'{key}.')]
         if inside:
@@ -161,7 +167,6 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
         wants = NAMES[kind] + (' or none' if optional else '')
         given = repr(text if len(text) < 80 else f'{text[:80]}...')
         raise InputError(f'config.{key} wants {wants}, not {given}{_reason(error)}') from None
-    section, _, field = key.rpartition('.')
     for name in section.split('.') if section else ():
         config = config[name]
     config[field] = value

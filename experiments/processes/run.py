@@ -194,7 +194,7 @@ def main() -> None:
                 others.append((group, f'{point} in process {rank}', nothing, wanted, more))
         group = 'a bit of a step taken twice is turned: both 5, step and leaf named; then resumed: equal'
         faults = ['corrupt@40'] * 2
-        more = {'says': 'step 40, taken twice', 'faults': faults, 'verify_every': 20}
+        more = {'says': 'step 40, taken twice', 'faults': faults, 'sdc_check_every': 20}
         others.insert(0, (group, 'corrupt', nothing, [(5,), (5,)], more))
         full = 'the disk is full for one process: 4, and the other is down with it; with room again, resumed: equal'
         size = max(path.stat().st_size for path in (whole / 'checkpoints').rglob('*') if path.is_file())

@@ -41,9 +41,9 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
     """The Method of a name, for a model and its parameters (arrays or shapes).
 
     Args:
-      name: one of NAMES. 'layers' takes `learns`, a regex over paths with the layer's number (layers/11/mlp/up/kernel),
-        or `last`, how many of the last layers learn; 'lora', 'ia3', 'prompt' and 'prefix' the arguments of their
-        `adapter`; the others none.
+      name: one of NAMES. 'layers' takes `trainable`, a regex over paths with the layer's number
+        (layers/11/mlp/up/kernel), or `last`, how many of the last layers are trained; 'lora', 'ia3', 'prompt' and
+        'prefix' the arguments of their `adapter`; the others none.
       head: {'name', 'classes'} of a head that is added, unless `params` has it, and learns, with 'head' alone; None or
         the name '' adds none.
       cut: layers in each segment layers_0, layers_1, ...; patterns then are over those. For adapters of some layers.
@@ -60,8 +60,8 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
     if name == 'layers':
         if cut:
             raise InputError("adapt.cut with adapt.method='layers', which cuts where layers learn alike")
-        cut, learns = layers(params, **settings)
-        found = Method(Adapter(none, dict), learns, cut)
+        cut, trainable = layers(params, **settings)
+        found = Method(Adapter(none, dict), trainable, cut)
     elif name in PATTERNS:
         found = Method(Adapter(none, dict), PATTERNS[name](**settings), cut)
     else:
@@ -87,13 +87,13 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
 PATTERNS = {'full': lambda: '.*', 'bitfit': lambda: BIASES, 'norms': lambda: NORMS, 'head': lambda: ''}
 
 
-def layers(params: Mapping, *, learns: str = '', last: int = 0) -> tuple[tuple[int, ...], str]:
-    """(cut, regex of the cut tree's paths) where the layers that `learns` names, or the `last` n, learn.
+def layers(params: Mapping, *, trainable: str = '', last: int = 0) -> tuple[tuple[int, ...], str]:
+    """(cut, regex of the cut tree's paths) where the layers that `trainable` names, or the `last` n, learn.
 
     Raises ValueError where both or neither is given, `last` is out of range, or the regex matches nothing.
     """
-    if bool(learns) == bool(last):
-        raise InputError(f'layers.learns={learns!r} and layers.last={last}: exactly one says what learns')
+    if bool(trainable) == bool(last):
+        raise InputError(f'layers.trainable={trainable!r} and layers.last={last}: exactly one says what learns')
     leaves, names = tree.flatten(params), tree.segments(params)
     inner = []  # of each layer: (its segment, the paths of its leaves there)
     for name in names:
@@ -103,13 +103,13 @@ def layers(params: Mapping, *, learns: str = '', last: int = 0) -> tuple[tuple[i
     if not 0 <= last <= N:
         raise InputError(f'layers.last={last}, but the model has {N} layers')
     if last:
-        learns = rf'layers/({"|".join(map(str, range(N - last, N)))})/.*'
+        trainable = rf'layers/({"|".join(map(str, range(N - last, N)))})/.*'
     others = [path for path in leaves if path.partition('/')[0] not in names]
     numbered = [[f'layers/{i}/{path}' for path in paths] for i, (_, paths) in enumerate(inner)]
     try:
-        chosen = tree.match([(learns, True)], others + list(itertools.chain(*numbered)), default=False)
+        chosen = tree.match([(trainable, True)], others + list(itertools.chain(*numbered)), default=False)
     except ValueError as error:
-        raise InputError(f'layers.learns: {error}') from None
+        raise InputError(f'layers.trainable: {error}') from None
     rows = [
         (name, [path for path, n in zip(paths, row, strict=True) if chosen[n]])
         for (name, paths), row in zip(inner, numbered, strict=True)

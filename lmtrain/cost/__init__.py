@@ -98,7 +98,7 @@ def flops_per_step(
     model,
     batch_size: int,
     seq_len: int,
-    learns: str = '.*',
+    trainable: str = '.*',
     *,
     params: Mapping | None = None,
     classes: int | None = None,
@@ -115,7 +115,7 @@ def flops_per_step(
     Args:
       model: has the attributes of the config's model section.
       batch_size: rows B. seq_len: tokens of a row T.
-      learns: regex of the paths that learn.
+      trainable: regex of the paths that learn.
       params: arrays or shapes, where layers are in segments or an adapter has leaves; None is the plain model.
       classes: outputs of an added head that is read in the place of the model's own.
       predicted: positions of a row that the head reads (masked language modelling); None is all T.
@@ -172,7 +172,7 @@ def flops_per_step(
     if not params:  # whatever a regex may name
         stages = [*before, *layer('layers'), *after]
         known = {f'{path}/{leaf}' for stage in stages for path in stage for leaf in _own_leaves(path)}
-    learning = {path for path in known if re.fullmatch(learns, path)}
+    learning = {path for path in known if re.fullmatch(trainable, path)}
     places = {path.rpartition('/')[0] for path in learning}
 
     def forward(path: str, product) -> float:

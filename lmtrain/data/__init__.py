@@ -1,6 +1,6 @@
 """Text in, batches out: sources, tokenizers, packing, corruption, and a stream whose place is the step.
 
-The columns of a batch (B rows, T = data.seq_len tokens, M = round(data.corrupt * T) predicted positions):
+The columns of a batch (B rows, T = data.seq_len tokens, M = round(data.mask_rate * T) predicted positions):
 
 COLUMNS
   tokens       [B, T] int32    what the model reads

@@ -74,7 +74,7 @@ class Corpus:
     fingerprint: str  # hex sha256 of text, tokenizer, settings and VERSION
     seq_len: int
     isolate: bool
-    corrupt: float
+    mask_rate: float
     whole_word: bool
     _directories: tuple[Path, ...] = field(repr=False)
     _cache: Path = field(repr=False)
@@ -145,7 +145,7 @@ def prepare(
     seq_len: int,
     batch_size: int,
     isolate: bool,
-    corrupt: float,
+    mask_rate: float,
     whole_word: bool,
     vocab_limit: int | None = None,
 ) -> Corpus:
@@ -165,18 +165,18 @@ def prepare(
     _distinct(sources)
     rule = {'split': split, 'validation': float(validation), 'test': float(test)}
     contents = [content_of(each, [text_field, document], rule, place) for each in sources]
-    tokens_of = _tokenizer(tokenizer, vocab_size, corrupt > 0, sources, contents, rule, place, root)
+    tokens_of = _tokenizer(tokenizer, vocab_size, mask_rate > 0, sources, contents, rule, place, root)
     check_fits(tokens_of, tokenizer, vocab_limit, -1, '')  # before minutes are spent on the text
     directories = [
         _tokenised(each, content, tokens_of, rule, place) for each, content in zip(sources, contents, strict=True)
     ]
     for each, directory in zip(sources, directories, strict=True):
         check_fits(tokens_of, tokenizer, vocab_limit, max(_about(directory)['largest'].values()), each.name)
-    if vocab_limit is not None and corrupt:  # no token is replaced by one that the model lacks
+    if vocab_limit is not None and mask_rate:  # no token is replaced by one that the model lacks
         tokens_of.content_ids = tokens_of.content_ids[tokens_of.content_ids < vocab_limit]
     weights = [1.0, *(float(weight) for _, weight in mix)]
     # Where documents share no END, nothing is predicted from it; a masked model reads it all the same.
-    gap = int(tokens_of.begin_id != tokens_of.end_id and not corrupt)
+    gap = int(tokens_of.begin_id != tokens_of.end_id and not mask_rate)
     loaded = [
         _load(directory, _packed(directory, seq_len, isolate, gap, place), weight)
         for directory, weight in zip(directories, weights, strict=True)
@@ -195,7 +195,7 @@ def prepare(
         rule | {'split': ways[0] if len(set(ways)) == 1 else ways},
         seq_len,
         isolate,
-        float(corrupt),
+        float(mask_rate),
         whole_word,
         weights,
     ]
@@ -210,7 +210,7 @@ def prepare(
         fingerprint=fingerprint,
         seq_len=seq_len,
         isolate=isolate,
-        corrupt=corrupt,
+        mask_rate=mask_rate,
         whole_word=whole_word,
         _directories=tuple(directories),
         _cache=place,
@@ -226,7 +226,7 @@ def _check(settings: dict) -> None:
             raise InputError(f'data.{name} is {settings[name]!r}; it must be {expected}')
 
     need('split', settings['split'] in ('auto', 'document', 'tail'), "'auto', 'document' or 'tail'")
-    for name in ('validation', 'test', 'corrupt'):
+    for name in ('validation', 'test', 'mask_rate'):
         share = type(settings[name]) in (int, float) and 0 <= settings[name] < 1
         need(name, share, 'a share of the text, from 0 to below 1')
     need('test', settings['validation'] + settings['test'] < 1, 'below 1 together with data.validation')
@@ -237,8 +237,8 @@ def _check(settings: dict) -> None:
         need(name, type(settings[name]) is bool, 'True or False')
     need(
         'whole_word',
-        settings['corrupt'] or not settings['whole_word'],
-        'False where data.corrupt is 0: it hides nothing',
+        settings['mask_rate'] or not settings['whole_word'],
+        'False where data.mask_rate is 0: it hides nothing',
     )
     mix = [pair for pair in settings['mix'] if isinstance(pair, tuple | list) and len(pair) == 2]
     pairs = all(type(name) is str and type(weight) in (int, float) and 0 < weight < math.inf for name, weight in mix)

@@ -107,10 +107,10 @@ class Stream:
                     batch.setdefault(name, np.zeros((len(place), seq_len), values.dtype))[mine] = values
         check_ids(batch['tokens'], self.corpus.tokenizer.vocab_size)
         batch['row'] = self.local.astype(np.int32)
-        if self.corpus.corrupt:
+        if self.corpus.mask_rate:
             corpus = self.corpus
             seed = self.seed if self.shuffle else 0  # evaluation hides the same tokens whatever the run's seed
-            batch = mask_tokens(batch, corpus.tokenizer, corpus.corrupt, corpus.whole_word, seed, place)
+            batch = mask_tokens(batch, corpus.tokenizer, corpus.mask_rate, corpus.whole_word, seed, place)
         elif not self.corpus.isolate:
             # One text, and padding at its end alone, where causal attention never looks: fused kernels need no mask.
             del batch['segment_ids']
@@ -119,7 +119,7 @@ class Stream:
     @property
     def _ahead(self) -> int:
         """Tokens from one that is read to the one that is predicted from it."""
-        return 0 if self.corpus.corrupt else 1
+        return 0 if self.corpus.mask_rate else 1
 
     def _rows(self, place: np.ndarray) -> np.ndarray:
         """[3, B]: source, row in it, targets by which it is cut earlier, of each place; row -1 is beyond the end."""

@@ -15,7 +15,7 @@ from lmtrain.errors import InputError
 FINISHED = 0
 NON_FINITE = 3  # too many updates in a row without a finite loss or gradient
 DISK = 4  # a checkpoint could not be written
-DIFFERS = 5  # a step that was taken twice had two results (config.verify_every)
+DIFFERS = 5  # a step that was taken twice had two results (config.sdc_check_every)
 REQUEUE = 42  # asked to stop; the step is saved, start the same command again
 EXCEPTION = 70
 LOST = 74  # an exchange with the other processes failed; one of them has ended

@@ -193,7 +193,7 @@ def flops_per_step(run: Run) -> cost.Flops:
         run.model,
         config.data.batch_size,
         run.tokens_per_step // config.data.batch_size,
-        run.learns,
+        run.trainable,
         params=tree.join(sweep.alone(shapes, run.members).trainable, shapes.frozen),
         classes=None if run.output == 'logits' else _classes(task, run.corpus.labels),
         predicted=run.predicted,
@@ -241,10 +241,10 @@ def _check_mesh(config, mesh) -> None:
     found = f'mesh.sequence = {sequence} with '
     if config.data.seq_len % sequence:
         raise InputError(f'{found}data.seq_len = {config.data.seq_len}: it must be a multiple of {sequence}')
-    if config.task.name != 'text' or config.data.corrupt:
+    if config.task.name != 'text' or config.data.mask_rate:
         raise InputError(
-            f'{found}task.name = {config.task.name!r}, data.corrupt = {config.data.corrupt}: only whole text '
-            "(task.name='text', data.corrupt=0) is cut along its positions; set mesh.sequence=1"
+            f'{found}task.name = {config.task.name!r}, data.mask_rate = {config.data.mask_rate}: only whole text '
+            "(task.name='text', data.mask_rate=0) is cut along its positions; set mesh.sequence=1"
         )
     if config.adapt.method in ('prompt', 'prefix'):
         raise InputError(
@@ -268,8 +268,8 @@ def _check_settings(config) -> None:
         section, name = field.split('.')
         if not config[section][name] >= low:
             raise InputError(f'{field} = {config[section][name]}: it must be at least {low}')
-    if config.verify_every < 0:
-        raise InputError(f'verify_every = {config.verify_every}: it must be at least 0, which is never')
+    if config.sdc_check_every < 0:
+        raise InputError(f'sdc_check_every = {config.sdc_check_every}: it must be at least 0, which is never')
     if not 0 <= config.seed < 2**32:
         raise InputError(f'seed = {config.seed}: it must lie in [0, 2^32)')
     if not 0 <= config.adapt.dropout < 1:
@@ -282,14 +282,14 @@ def _check_settings(config) -> None:
 
 def _check_task(config) -> None:
     """Raises ValueError where task, data and model are at odds."""
-    corrupt, causal, task = config.data.corrupt, config.model.causal, config.task.name
-    if task == 'text' and causal == bool(corrupt):
+    mask_rate, causal, task = config.data.mask_rate, config.model.causal, config.task.name
+    if task == 'text' and causal == bool(mask_rate):
         raise InputError(
-            f'data.corrupt = {corrupt} with model.causal = {causal}: a causal model predicts the next token of whole '
-            'text (data.corrupt=0), an encoder (model.causal=False) the tokens hidden from it (data.corrupt=0.15)'
+            f'data.mask_rate = {mask_rate} with model.causal = {causal}: a causal model predicts the next token of '
+            'unmasked text (data.mask_rate=0), an encoder (model.causal=False) the masked tokens (data.mask_rate=0.15)'
         )
-    if task != 'text' and corrupt:
-        raise InputError(f"data.corrupt = {corrupt} with task.name = {task!r}: tokens are hidden in 'text' alone")
+    if task != 'text' and mask_rate:
+        raise InputError(f"data.mask_rate = {mask_rate} with task.name = {task!r}: tokens are hidden in 'text' alone")
     if task == 'chat' and not causal:
         raise InputError("task.name = 'chat' with model.causal = False: answers are written by a causal model")
     if config.evaluate.sources and task != 'text':
@@ -303,7 +303,7 @@ def _check_task(config) -> None:
         )
     if task in LANGUAGE and config.model.head != 'lm':
         raise InputError(f'task.name = {task!r}, but the base has the head {config.model.head!r} and no vocabulary')
-    packed = task == 'text' and not corrupt and config.data.isolate or config.task.pack
+    packed = task == 'text' and not mask_rate and config.data.isolate or config.task.pack
     if config.adapt.method == 'prompt' and packed:
         raise InputError(
             "adapt.method = 'prompt' with several documents in a row: a prompt stands before a row's first document. "

@@ -72,7 +72,7 @@ class Loop:
                 lifecycle.fault_in_step(step + 1)
                 stopping = self.agreed()
                 progress = self.clock.spent(step + 1) if self.run.total_steps else self.spent_of_all
-                again = config.verify_every and (step + 1) % config.verify_every == 0
+                again = config.sdc_check_every and (step + 1) % config.sdc_check_every == 0
                 take = sdc.run_twice(train_step, step + 1) if again else train_step
                 state, measured = take(state, batch, np.float32(progress))
                 self.done = step + 1

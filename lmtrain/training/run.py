@@ -101,12 +101,14 @@ class Run(NamedTuple):
 
     def baselines(self) -> dict[str, float]:
         """Bits per byte of the validation text under simpler models; none where the objective is not the text's."""
-        return {} if self.config.data.corrupt else self.corpus.baselines()
+        return {} if self.config.data.mask_rate else self.corpus.baselines()
 
     @property
     def predicted(self) -> int | None:
         """Positions of a row that the head reads in masked language modelling; None of other objectives: all."""
-        return max(1, round(self.config.data.corrupt * self.config.data.seq_len)) if self.config.data.corrupt else None
+        return (
+            max(1, round(self.config.data.mask_rate * self.config.data.seq_len)) if self.config.data.mask_rate else None
+        )
 
     @property
     def keep_logits(self) -> bool:
@@ -262,9 +264,9 @@ class Run(NamedTuple):
         return sweep.member(state, 0) if self.members else state
 
     @property
-    def learns(self) -> str:
+    def trainable(self) -> str:
         """Regex of the paths that learn."""
-        return self.config.learns or self.method.trainable
+        return self.config.trainable or self.method.trainable
 
     def create(self, key: jax.Array, below: tree.Params | None = None) -> state.TrainState:
         """The state before the first step; traced, so that every leaf is born where it belongs.
@@ -276,7 +278,7 @@ class Run(NamedTuple):
             params = self.whole(key, below)
             params = self.method.start(jax.random.fold_in(key, 2), params)
             params = vocab_padding.fill(params, self.model.vocab_fill)
-            made = state.create(jax.random.fold_in(key, 1), params, self.learns, self.tx)
+            made = state.create(jax.random.fold_in(key, 1), params, self.trainable, self.tx)
             return made if below is None else self._typed(made)
 
         return sweep.create(one, key, self.members)

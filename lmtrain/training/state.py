@@ -34,15 +34,15 @@ class TrainState(struct.PyTreeNode):
         return tree.join(self.frozen, self.trainable)
 
 
-def create(rng: jax.Array, params: tree.Params, learns: str, tx) -> TrainState:
-    """The state before the first step. `learns` is the regex of the paths that learn; `tx` an optax transformation."""
-    trainable, frozen = tree.split(params, learns)
+def create(rng: jax.Array, params: tree.Params, trainable: str, tx) -> TrainState:
+    """The state before the first step. `trainable` is the regex of trainable paths; `tx` an optax transformation."""
+    trained, frozen = tree.split(params, trainable)
     # One buffer each: a donated state may not hold the same array twice.
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        trainable=trainable,
+        trainable=trained,
         frozen=frozen,
-        opt_state=tx.init(trainable),
+        opt_state=tx.init(trained),
         rng=jax.random.key_data(rng),
         counters={'skipped': jnp.zeros((), jnp.int32), 'skipped_in_a_row': jnp.zeros((), jnp.int32)},
     )

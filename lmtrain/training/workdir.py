@@ -37,7 +37,7 @@ MAY_CHANGE = (
     (r'sample\..*', 'free'),
     (r'plan\..*', 'free'),
     (r'watchdog\..*', 'free'),
-    (r'verify_every', 'free'),
+    (r'sdc_check_every', 'free'),
     # Where the data lies, how it is divided and written: that it is the same is checked by its fingerprint.
     (r'data\.(cache|root|split)|task\.(template|date|labels)', 'free'),
     (r'mesh\..*', 'rounding'),
@@ -271,8 +271,8 @@ def _normal(tree: Any) -> Any:
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     """The config of a run's folder: a nested dict as JSON gives it back.
 
-    A field that the lmtrain of that run did not have yet takes its default. (A new field whose default changes what
-    older runs did needs its old value here.) Raises WrongRun.
+    A field under a former name gets its present one. A field that the lmtrain of that run did not have takes its
+    default. (A new field whose default changes what older runs did needs its old value here.) Raises WrongRun.
     """
     from configs import base  # late: only a folder that exists needs the defaults
 
@@ -280,7 +280,15 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     config = read(path)
     if missing := [name for name in ('data', 'model', 'optimizer', 'budget') if not isinstance(config.get(name), dict)]:
         raise WrongRun(f'{path} is not the config of a run: it has no section {missing[0]!r}')
-    return _filled(config, json.loads(base.get_config().to_json()))
+    return _filled(_renamed(config, base.RENAMED), json.loads(base.get_config().to_json()))
+
+
+def _renamed(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """`config` with the fields under their present names."""
+    return {
+        names.get(name, name): _renamed(value, names) if isinstance(value, dict) else value
+        for name, value in config.items()
+    }
 
 
 def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def lora(**settings):
 METHODS = {
     'full': {'name': 'full'},
     'last layers': {'name': 'layers', 'last': 1},
-    'layers by regex': {'name': 'layers', 'learns': r'layers/(0|2)/mlp/.*|final_norm/scale|embed_norm/bias'},
+    'layers by regex': {'name': 'layers', 'trainable': r'layers/(0|2)/mlp/.*|final_norm/scale|embed_norm/bias'},
     'bitfit': {'name': 'bitfit'},
     'norms': {'name': 'norms'},
     'lora': lora(),
@@ -80,7 +80,7 @@ def make_batch(objective):
 def method(name, objective):
     settings = dict(METHODS[name])
     if name == 'layers by regex' and objective == 'causal':
-        settings['learns'] = settings['learns'].replace('|embed_norm/bias', '')
+        settings['trainable'] = settings['trainable'].replace('|embed_norm/bias', '')
     return adapt.method(settings.pop('name'), MODELS[objective], base_of(objective), **settings)
 
 

@@ -286,7 +286,7 @@ BAD = [
     ('prefix', {'length': 0}, 'prefix.length=0'),
     ('layers', {}, 'exactly one says what learns'),
     ('layers', {'last': 3}, 'layers.last=3, but the model has 2 layers'),
-    ('layers', {'learns': 'layers/2/.*'}, "layers.learns: 'layers/2/.*' matches no parameter"),
+    ('layers', {'trainable': 'layers/2/.*'}, "layers.trainable: 'layers/2/.*' matches no parameter"),
     ('bitfit', {}, "adapt.method='bitfit': trainable: '.*/bias' matches no parameter"),
     ('head', {}, 'no head is added'),
     ('head', {'head': {'name': 'my head', 'classes': 2}}, "head.name='my head' must be a word"),

@@ -27,7 +27,7 @@ def modernbert():
         ({'last': 1}, (1, 2, 1), {'layers_2'}),
         ({'last': 3}, (1, 3), {'layers_1'}),
         ({'last': 4}, (1, 3), {'layers_0', 'layers_1'}),
-        ({'learns': 'layers/[01]/mlp/.*'}, (1, 1, 2), {'layers_0', 'layers_1'}),
+        ({'trainable': 'layers/[01]/mlp/.*'}, (1, 1, 2), {'layers_0', 'layers_1'}),
     ],
 )
 def test_what_learns_lies_in_its_segments(settings, cut, learning):

@@ -53,7 +53,7 @@ def test_made_anew_elsewhere_it_is_the_same(prepare, tmp_path):
 
 def test_these_batches_are_of_this_version(prepare):
     """Where this fails, the same text and settings give other batches: raise VERSION in lmtrain/data/corpus.py."""
-    plain, masked = prepare(), prepare(corrupt=0.15)
+    plain, masked = prepare(), prepare(mask_rate=0.15)
     assert batch_hash(Stream(plain, 'train', 4, 0, True).batch(7)) == '7eea1cc6c5154aca'
     assert batch_hash(Stream(masked, 'train', 4, 0, True).batch(7)) == 'e86ae716e72d464d'
     assert batch_hash(Stream(prepare(isolate=False), 'train', 4, 0, True).batch(7)) == '30da150f63afb5c5'
@@ -70,9 +70,9 @@ def test_what_decides_a_batch_is_in_the_fingerprint(prepare, tmp_path, poem):
         *(
             prepare(documents, **over)
             for over in (
-                {'seq_len': 16}, {'isolate': False}, {'corrupt': 0.2}, {'corrupt': 0.3}, {'tokenizer': 'chars'},
+                {'seq_len': 16}, {'isolate': False}, {'mask_rate': 0.2}, {'mask_rate': 0.3}, {'tokenizer': 'chars'},
                 {'validation': 0.2}, {'split': 'tail'}, {'tokenizer': 'bpe', 'vocab_size': 300},
-                {'tokenizer': 'bpe', 'vocab_size': 310}, {'corrupt': 0.2, 'whole_word': True},
+                {'tokenizer': 'bpe', 'vocab_size': 310}, {'mask_rate': 0.2, 'whole_word': True},
             )
         ),
     ]  # fmt: skip
@@ -110,8 +110,8 @@ BAD = [
     ({'seq_len': True}, 'data.seq_len is True'),
     ({'batch_size': -1}, 'data.batch_size is -1'),
     ({'vocab_size': 0}, 'data.vocab_size is 0'),
-    ({'corrupt': 1.5}, 'data.corrupt is 1.5'),
-    ({'whole_word': True}, 'data.whole_word is True; it must be False where data.corrupt is 0'),
+    ({'mask_rate': 1.5}, 'data.mask_rate is 1.5'),
+    ({'whole_word': True}, 'data.whole_word is True; it must be False where data.mask_rate is 0'),
     ({'isolate': 1}, 'data.isolate is 1; it must be True or False'),
     ({'mix': (('a.txt', 0.0),)}, 'data.mix is'),
     ({'mix': ('a.txt',)}, 'data.mix is'),
@@ -264,7 +264,7 @@ def test_documents_begin_and_end_as_a_pretrained_model_knows_it(prepare, bpe, tm
 
 def test_a_masked_model_reads_the_end_of_a_document_too(prepare, bpe, tmp_path):
     bpe(tmp_path / 'model', tokenizer_config={'cls_token': '<s>', 'sep_token': '</s>'})
-    corpus = prepare(['the cat sat', 'on the mat', 'the mat sat'] * 9, tokenizer='model', corrupt=0.2, seq_len=32)
+    corpus = prepare(['the cat sat', 'on the mat', 'the mat sat'] * 9, tokenizer='model', mask_rate=0.2, seq_len=32)
     stream = Stream(corpus, 'train', 4, 0, False)
     read = []
     for step in range(stream.steps_per_epoch):
@@ -315,7 +315,7 @@ def test_bytes_are_those_of_the_text_for_every_tokenizer(prepare, tmp_path, kind
 
 def test_bytes_of_hidden_tokens_are_those_of_the_text(prepare, tmp_path):
     token_cases.write('bert', tmp_path / 'tokenizer')
-    corpus = prepare(['The  Cat é.'] * 8, tokenizer='tokenizer', corrupt=0.99, seq_len=16, validation=0, test=0)
+    corpus = prepare(['The  Cat é.'] * 8, tokenizer='tokenizer', mask_rate=0.99, seq_len=16, validation=0, test=0)
     batch = Stream(corpus, 'train', corpus.splits['train'].num_rows, seed=0, shuffle=False).batch(0)
     counted = batch['loss_mask'] > 0
     names = {token: name for name, token in corpus.tokenizer.tokenizer.get_vocab().items()}
@@ -350,7 +350,7 @@ def test_entries_beyond_the_embedding_are_refused_only_if_a_text_needs_one(prepa
 
 def test_no_token_is_replaced_by_one_beyond_the_embedding(prepare, tmp_path):
     rows = larger(tmp_path, **{'<mask>': {'special': True}} | {f'<{number}>': {} for number in range(400)})
-    wanted = {'tokenizer': 'tokenizer', 'vocab_limit': rows + 1, 'validation': 0, 'test': 0, 'corrupt': 0.9}
+    wanted = {'tokenizer': 'tokenizer', 'vocab_limit': rows + 1, 'validation': 0, 'test': 0, 'mask_rate': 0.9}
     corpus = prepare(['the cat ' * 200], **wanted)
     stream = Stream(corpus, 'train', 2, 0, True)
     assert max(stream.batch(step)['tokens'].max() for step in range(4)) == rows  # <mask>

@@ -27,7 +27,7 @@ def corpora(tmp_path_factory, poem):
     data |= {'tokenizer': 'bytes', 'seq_len': 32, 'validation': 0.1, 'test': 0.1}
     return {
         'causal': prepare(**data),
-        'masked': prepare(**data | {'corrupt': 0.2}),
+        'masked': prepare(**data | {'mask_rate': 0.2}),
         'mixed': prepare(**data | {'mix': ((str(place / 'b.jsonl'), 1.7),)}),
     }
 

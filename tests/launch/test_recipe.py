@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+import warnings
 
 import jax
 import numpy as np
@@ -62,6 +63,32 @@ def test_what_follows_does_not_change_what_it_follows(field, source):
     plain, changed = dict(recipe.leaves(recipe.load('tiny'))), dict(recipe.leaves(recipe.load('tiny', {field: '1'})))
     assert changed[field] == 1
     assert changed[source] == plain[source] != 1
+
+
+FORMER = {
+    'verify_every': ('sdc_check_every', 7),
+    'learns': ('trainable', '.*/scale'),
+    'data.corrupt': ('data.mask_rate', 0.25),
+    'adapt.layers.learns': ('adapt.layers.trainable', 'layers/1/.*'),
+}
+
+
+def test_former_names_of_fields_work_and_the_new_ones_are_named(tmp_path, capsys):
+    config = recipe.load('tiny', {former: str(value) for former, (_, value) in FORMER.items()})
+    notes = capsys.readouterr().err.splitlines()
+    assert notes == [f'note: config.{former} is now called config.{name}' for former, (name, _) in FORMER.items()]
+    lines = [f'    config.{former} = {value!r}\n' for former, (_, value) in FORMER.items()]
+    head = 'from configs import tiny\n\n\ndef get_config():\n    config = tiny.get_config()\n'
+    (tmp_path / 'own.py').write_text(head + ''.join(lines) + '    return config\n', encoding='utf-8')
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter('always')
+        assert recipe.load(str(tmp_path / 'own.py')) == config
+    assert "field 'verify_every' is now called 'sdc_check_every'" in str(notes[0].message)
+    assert [(note.filename, note.lineno) for note in notes] == [(str(tmp_path / 'own.py'), 6 + n) for n in range(4)]
+    for name, value in FORMER.values():
+        assert dict(recipe.leaves(config))[name] == value
+    with pytest.raises(ValueError, match='config.data.learns'):  # a name of another section
+        recipe.load('tiny', {'data.learns': 'x'})
 
 
 def test_a_budget_takes_the_place_of_the_recipes():

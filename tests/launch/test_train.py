@@ -31,7 +31,7 @@ def dry(tmp_path, monkeypatch):
 
 
 def test_the_page_has_every_part(dry, capsys):
-    assert dry('--config.learns=.*kernel', '--config.mesh.fsdp=2') == (0, False)
+    assert dry('--config.trainable=.*kernel', '--config.mesh.fsdp=2') == (0, False)
     page = capsys.readouterr().out
     order = [
         'learning_rate ',
@@ -61,7 +61,7 @@ def test_checkpoints_that_no_evaluation_ranks_are_told(dry, capsys, monkeypatch,
 
 
 def test_what_is_hidden_stands_beside_what_is_wanted(dry, capsys):
-    encoder = ['--config.model.causal=false', '--config.data.corrupt=0.2', '--config.data.vocab_size=258']
+    encoder = ['--config.model.causal=false', '--config.data.mask_rate=0.2', '--config.data.vocab_size=258']
     assert dry(*encoder) == (0, False)
     page = capsys.readouterr().out
     assert '<|mask|>>' in page.partition('first batch')[2]

@@ -14,7 +14,7 @@ from lmtrain.parallel import sharding
 from lmtrain.training.build import build
 
 LLAMA = {'model.num_heads': 8, 'model.num_kv_heads': 8, 'model.head_dim': 8, 'model.vocab_size': 384, 'budget.steps': 4}
-BERT = LLAMA | {'data.corrupt': 0.15, 'model.causal': False, 'model.bias': True, 'model.norm': 'layernorm'}
+BERT = LLAMA | {'data.mask_rate': 0.15, 'model.causal': False, 'model.bias': True, 'model.norm': 'layernorm'}
 LORA = {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/(attention|mlp)/.*', 4),), 'adapt.dropout': 0.1}
 MUON = {'optimizer.name': 'muon', 'model.num_layers': 3, 'model.unroll': 1}  # eight devices do not divide 3 layers
 DYNAMIC = {
@@ -228,7 +228,7 @@ def test_in_bfloat16_both_ends_of_the_model_are_summed_in_it(text, tied):
     [
         ((1, 1, 8, 1), {'model.num_kv_heads': 4}, r'model.num_kv_heads = 4 does not divide over mesh.tensor = 8'),
         ((1, 1, 1, 8), {'data.seq_len': 60}, r'mesh.sequence = 8 with data.seq_len = 60'),
-        ((1, 1, 1, 8), {'data.corrupt': 0.15, 'model.causal': False}, 'only whole text'),
+        ((1, 1, 1, 8), {'data.mask_rate': 0.15, 'model.causal': False}, 'only whole text'),
         ((1, 1, 1, 8), {'adapt.method': 'prefix'}, "adapt.method = 'prefix'"),
         ((1, 1, 1, 8), {'model.dropout': 0.1}, 'model.dropout = 0.1'),
     ],

@@ -39,7 +39,11 @@ def measured(text, mesh, steps=3, **more):
 
 @pytest.mark.parametrize(
     'more',
-    [{'model.tied': True}, {'model.tied': False}, {'data.corrupt': 0.2, 'model.causal': False, 'data.vocab_size': 258}],
+    [
+        {'model.tied': True},
+        {'model.tied': False},
+        {'data.mask_rate': 0.2, 'model.causal': False, 'data.vocab_size': 258},
+    ],
     ids=['tied', 'untied', 'masked'],
 )
 def test_a_filled_vocabulary_changes_no_number(text, more):

@@ -9,7 +9,7 @@ from lmtrain.training.build import build
 
 CASES = {
     'text': {},
-    'masked': {'data.corrupt': 0.15, 'model.causal': False},
+    'masked': {'data.mask_rate': 0.15, 'model.causal': False},
     'a sweep of adapters': {'adapt.method': 'lora', 'sweep.seeds': (1, 2, 3)},
     'muon on a mesh': {'optimizer.name': 'muon', 'mesh.data': 1, 'mesh.fsdp': 4, 'mesh.sequence': 2},
 }

@@ -122,8 +122,8 @@ def test_a_date_that_is_none_is_named(make, date):
     [
         ({'seed': 2**32}, r'seed = 4294967296: it must lie in \[0, 2\^32\)'),
         ({'mesh.tensor': 4, 'mesh.data': 2}, r'model.num_heads = 6 does not divide over mesh.tensor = 4'),
-        ({'model.causal': True, 'data.corrupt': 0.15}, 'data.corrupt = 0.15 with model.causal = True'),
-        ({'model.causal': False, 'data.corrupt': 0.0}, 'data.corrupt = 0.0 with model.causal = False'),
+        ({'model.causal': True, 'data.mask_rate': 0.15}, 'data.mask_rate = 0.15 with model.causal = True'),
+        ({'model.causal': False, 'data.mask_rate': 0.0}, 'data.mask_rate = 0.0 with model.causal = False'),
         ({'adapt.method': 'prompt', 'data.isolate': True}, "adapt.method = 'prompt' with several documents in a row"),
         ({'adapt.dropout': 1.0}, r'adapt.dropout = 1.0: it must lie in \[0, 1\)'),
         ({'watchdog.step': -1}, 'watchdog.step = -1.0: it must be at least 0'),

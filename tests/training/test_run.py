@@ -81,7 +81,7 @@ def test_bits_are_per_byte_and_not_per_token(text):
 
 @pytest.mark.parametrize(('rate', 'length', 'hidden'), [(0.15, 52, 8), (0.15, 58, 9), (0.2, 64, 13)])
 def test_as_many_positions_are_predicted_as_a_batch_hides(text, rate, length, hidden):
-    over = {'model.causal': False, 'data.corrupt': rate, 'data.seq_len': length, 'model.vocab_size': 258}
+    over = {'model.causal': False, 'data.mask_rate': rate, 'data.seq_len': length, 'model.vocab_size': 258}
     run = run_of(text, 0, **SMALL | over)
     assert run.predicted == hidden == run.stream('train').batch(0)['select'].shape[1]
 
@@ -107,7 +107,7 @@ def test_a_step_of_a_sweep_is_that_of_each_member(text):
 
 
 def test_what_the_base_gave_is_frozen_in_its_dtype_and_in_no_checkpoint(text):
-    run = run_of(text, 0, **SMALL | {'learns': '.*norm.*'})
+    run = run_of(text, 0, **SMALL | {'trainable': '.*norm.*'})
     assert 'base' not in run.fingerprints() and tree.flatten(run.stored(run.shapes).frozen)
     config = run.config.copy_and_resolve_references()
     config.init.frozen_dtype = 'bfloat16'

@@ -361,7 +361,7 @@ def test_a_budget_of_hours_ends_where_its_schedule_does(config, tmp_path):
     config.budget.hours = 2 / 3600
     config.evaluate.every_steps = 1000
     config.checkpoint.every_steps = 1000
-    config.data.corrupt = 0.2
+    config.data.mask_rate = 0.2
     config.model.vocab_size = 258
     config.model.causal = False
     config.model.mlm_head = True

@@ -21,7 +21,17 @@ FIELDS = sorted(workdir._flat(CONFIG))
 PRINTS = {'data': 'aa', 'tokenizer': 'bb'}
 
 # The answer for every field: a prefix, and what may happen to fields under it. All else is fixed.
-FREE = ('log.', 'evaluate.', 'checkpoint.', 'sample.', 'plan.', 'watchdog.', 'verify_every', 'data.cache', 'data.root')
+FREE = (
+    'log.',
+    'evaluate.',
+    'checkpoint.',
+    'sample.',
+    'plan.',
+    'watchdog.',
+    'sdc_check_every',
+    'data.cache',
+    'data.root',
+)
 FREE += ('data.split', 'task.template', 'task.date', 'task.labels')  # of which the fingerprint of the data knows
 FREE += ('objective.pool',)  # of a text, the task of base.py
 ROUNDING = ('mesh.', 'model.attention', 'model.remat', 'model.unroll', 'optimizer.accumulate')
@@ -48,6 +58,16 @@ def test_every_field_has_its_kind(field):
         kind = 'fixed'
     found = workdir.compare(CONFIG, changed(field))
     assert [(difference.field, difference.kind) for difference in found] == [(field, kind)]
+
+
+def test_folder_with_former_names_of_fields_is_the_same_run(tmp_path):
+    saved = copy.deepcopy(CONFIG)
+    saved['data']['corrupt'] = saved['data'].pop('mask_rate')
+    saved['verify_every'], saved['learns'] = saved.pop('sdc_check_every'), saved.pop('trainable')
+    saved['adapt']['layers']['learns'] = saved['adapt']['layers'].pop('trainable')
+    workdir.bind(tmp_path, saved, PRINTS)
+    assert workdir.read_config(tmp_path) == CONFIG
+    assert workdir.bind(tmp_path, CONFIG, PRINTS) == []
 
 
 def test_no_rule_is_idle():
@@ -187,7 +207,7 @@ def test_room_is_counted_before_the_run(tmp_path, monkeypatch):
 
 LOCKED = """
 import sys, time
-from lmtrain.checkpoint import workdir
+from lmtrain.training import workdir
 held = workdir.lock(sys.argv[1])
 print('locked', flush=True)
 time.sleep(600)
