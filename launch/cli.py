@@ -4,14 +4,13 @@ A verb is a module of this folder: its docstring is its help, FLAGS its flags, `
 imported before a verb needs it.
 """
 
-import difflib
 import importlib
 import os
 import re
 import sys
 import textwrap
 
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, did_you_mean
 from lmtrain.runtime import lifecycle
 
 # Flags whose values are local paths, of all verbs.
@@ -69,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         return report_error(
-            'lmtrain', f'no verb {verb!r}; the nearest of {", ".join(VERBS)} is {nearest(verb, VERBS)!r}'
+            'lmtrain', f'unknown verb {verb!r}: it is none of {", ".join(VERBS)}{did_you_mean(verb, VERBS)}'
         )
     end = rest.index('--') if '--' in rest else len(rest)  # what follows is for another process
     debug = '--debug' in rest[:end]
@@ -121,7 +120,7 @@ def parse(module, argv: list[str]):
     """
     from absl import flags
 
-    from lmtrain import files
+    from lmtrain.files import local_path
 
     known, rest, command = module.FLAGS, [], []
     if 'command' in known and '--' in argv:
@@ -144,17 +143,17 @@ def parse(module, argv: list[str]):
     try:
         spare = known(['lmtrain', *rest, *command])[1:]
     except flags.UnrecognizedFlagError as error:
-        names = [name for name in known if name not in ('override', 'command')]
-        hint = f'; the nearest is --{nearest(error.flagname, names)}' if names else ', and this verb takes none'
-        raise InputError(f'no flag --{error.flagname}{hint}') from error
+        names = [f'--{name}' for name in known if name not in ('override', 'command')]
+        hint = did_you_mean(f'--{error.flagname}', names) if names else ': this verb takes no flags'
+        raise InputError(f'unknown flag --{error.flagname}{hint}') from error
     except flags.Error as error:
         raise InputError(str(error)) from error
     for name in PATHS & set(known):
         given = known[name].value
         if isinstance(given, list):
-            known[name].value = [str(files.local(path, f'--{name}')) for path in given]
+            known[name].value = [str(local_path(path, f'--{name}')) for path in given]
         elif given:
-            known[name].value = str(files.local(given, f'--{name}'))
+            known[name].value = str(local_path(given, f'--{name}'))
     if spare:
         hint = f'; did you mean --config={spare[0]}?' if 'config' in known else ''
         hint = f'; what is run stands after a bare --: -- {spare[0]} ...' if 'command' in known else hint
@@ -199,17 +198,6 @@ def paragraph(text: str) -> str:
             line += f' {flag}'
         lines.append(line)
     return '\n'.join(lines)
-
-
-def nearest(word: str, words) -> str:
-    """The most alike of some words; in dotted ones the last part counts double, and more where it is the same."""
-
-    def likeness(other):
-        last = word.rpartition('.')[2], other.rpartition('.')[2]
-        alike = sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in ((word, other), last))
-        return alike + (last[0] == last[1])
-
-    return max(words, key=likeness)
 
 
 if __name__ == '__main__':

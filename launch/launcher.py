@@ -8,8 +8,8 @@ import sys
 
 from absl import flags
 
-from lmtrain import files
 from lmtrain.errors import InputError
+from lmtrain.files import reject_url
 from lmtrain.runtime import lifecycle
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -35,7 +35,7 @@ def train(flag_values: flags.FlagValues, verb: str) -> list[str]:
         name = word.lstrip('-').partition('=')[0]
         if word.startswith('-') and name in OWN:
             raise InputError(f'--{name} is for the launcher to set; leave it out after --')
-    files.refuse_url(value(words, 'workdir') or '', '--workdir')  # now, and not when the machines are paid for
+    reject_url(value(words, 'workdir') or '', '--workdir')  # now, and not when the machines are paid for
     return words
 
 

@@ -12,7 +12,7 @@ import pathlib
 import platform
 import sys
 
-from lmtrain import files
+from lmtrain.files import user_cache
 
 
 def prepare() -> None:
@@ -61,7 +61,7 @@ def environment() -> dict[str, str]:
 
 def compiled() -> str | None:
     """The folder of compiled programs; None, said on stderr, if it cannot be made."""
-    caches, reason = files.caches(), 'there is no home directory'
+    caches, reason = user_cache(), 'there is no home directory'
     if caches:
         folder = caches / 'lmtrain' / 'xla' / processor()
         try:

@@ -17,9 +17,8 @@ import ml_collections
 from absl import flags
 
 from configs import base
-from launch.cli import nearest
-from lmtrain import files as paths
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, did_you_mean
+from lmtrain.files import flatten_fields, local_path
 
 FOLDER = pathlib.Path(base.__file__).parent
 NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text', tuple: "a tuple, such as ('a', 'b')"}
@@ -55,7 +54,7 @@ def find(name: str) -> tuple[pathlib.Path, str | None]:
     Raises FileNotFoundError naming the nearest recipe.
     """
     name, _, argument = name.partition(':')
-    path = paths.local(name, '--config')
+    path = local_path(name, '--config')
     if path.suffix == '.py' and path.is_file():
         return path, argument or None
     own = FOLDER / f'{path.stem}.py'
@@ -63,8 +62,8 @@ def find(name: str) -> tuple[pathlib.Path, str | None]:
         return own, argument or None
     names = [path.stem for path in files()]
     raise FileNotFoundError(
-        f'no recipe {name!r}; the nearest is configs/{nearest(path.stem, names)}.py. '
-        f'A recipe is a Python file of yours or one of {", ".join(names)}.'
+        f'unknown recipe {name!r}: it is neither a Python file nor one of {", ".join(names)}'
+        + did_you_mean(path.stem, names)
     )
 
 
@@ -118,30 +117,31 @@ def _said(error: Exception) -> str:
     """The message of an error in a recipe; in place of ml_collections' list of a whole section, the nearest field."""
     unknown = re.search(r'Key ["\'](\w+)["\'] does not exist', str(error))
     if unknown:
-        return f'no field {unknown[1]!r}; the nearest is config.{nearest(unknown[1], types(base.get_config()))}'
+        return f'unknown field {unknown[1]!r}{_similar_field(unknown[1], types(base.get_config()))}'
     return str(error) or type(error).__name__
 
 
-def leaves(config: ml_collections.ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+def _similar_field(name: str, fields: Iterable[str]) -> str:
+    return did_you_mean(f'config.{name}', [f'config.{field}' for field in fields])
+
+
+def leaves(config: ml_collections.ConfigDict) -> Iterator[tuple[str, Any]]:
     """('section.field', value) in the order of the file, references resolved."""
-    for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from leaves(value, f'{prefix}{key}.')
-        else:
-            yield f'{prefix}{key}', value
+    yield from flatten_fields(config.to_dict()).items()
 
 
-def types(config: ml_collections.ConfigDict, prefix: str = '') -> dict[str, type]:
-    """{'section.field': type}, that of what is not set included."""
-    found = {}
-    # References are not resolved: until all overrides are applied, one may divide by 0.
-    for key, value in config.items(preserve_field_references=True):
-        if isinstance(value, ml_collections.ConfigDict):
-            found |= types(value, f'{prefix}{key}.')
-        else:
-            reference = isinstance(value, ml_collections.FieldReference)
-            found[f'{prefix}{key}'] = value.get_type() if reference else type(value)
-    return found
+def types(config: ml_collections.ConfigDict) -> dict[str, type]:
+    """{'section.field': type}, also of a field that is not set."""
+    reference = ml_collections.FieldReference
+    fields = flatten_fields(_unresolved(config))
+    return {key: value.get_type() if isinstance(value, reference) else type(value) for key, value in fields.items()}
+
+
+def _unresolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A nested dict with the references themselves: until all overrides are applied, one may divide by 0."""
+    section = ml_collections.ConfigDict
+    items = config.items(preserve_field_references=True)
+    return {name: _unresolved(value) if isinstance(value, section) else value for name, value in items}
 
 
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
@@ -159,7 +159,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
         inside = [name for name in known if name.startswith(f'{key}.')]
         if inside:
             raise InputError(f'config.{key} is a section; its fields are {", ".join(inside)}')
-        raise InputError(f'no field config.{key}; the nearest is config.{nearest(key, known)}')
+        raise InputError(f'unknown field config.{key}{_similar_field(key, known)}')
     kind, optional = known[key], dict(leaves(base.get_config())).get(key, 0) is None
     try:
         value = None if optional and text.lower() == 'none' else parse(text, kind)
@@ -238,7 +238,7 @@ def check(config: ml_collections.ConfigDict, name: str) -> None:
         raise InputError(f'{name}: no budget is set; set one of {fields}')
     for key, value in leaves(config):
         if key not in standard:
-            raise InputError(f'{name}: no field config.{key}; the nearest is config.{nearest(key, standard)}')
+            raise InputError(f'{name}: unknown field config.{key}{_similar_field(key, standard)}')
         if value is None and key in unset:
             continue
         if value is None:

@@ -19,11 +19,26 @@ class NonFiniteOutput(InputError, FloatingPointError):
     """A model whose outputs are nan or infinite: its parameters are broken."""
 
 
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """The suffix `, did you mean 'x'?` for the nearest of `words`; '' if none is near.
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """The suffix `, did you mean 'x'?` for the most similar of `candidates`; '' if none is similar.
+
+    Of dotted names the last part counts as much as the whole: a user who omits the section finds the field.
 
     >>> did_you_mean('corrput', ['corrupt', 'isolate'])
     ", did you mean 'corrupt'?"
+    >>> did_you_mean('config.wdth', ['config.data.width_limit', 'config.model.width'])
+    ", did you mean 'config.model.width'?"
+    >>> did_you_mean('zebra', ['corrupt', 'isolate'])
+    ''
     """
-    near = difflib.get_close_matches(word, list(words), n=1)
-    return f', did you mean {near[0]!r}?' if near else ''
+
+    def similarity(candidate: str) -> tuple[float, float]:
+        """(the better ratio of whole names and last parts, their sum)."""
+        ratios = [ratio(name, candidate), ratio(name.rpartition('.')[2], candidate.rpartition('.')[2])]
+        return max(ratios), sum(ratios)
+
+    def ratio(one: str, other: str) -> float:
+        return difflib.SequenceMatcher(None, one, other).ratio()
+
+    best = max(candidates, key=lambda candidate: sum(similarity(candidate)), default='')
+    return f', did you mean {best!r}?' if best and similarity(best)[0] > 0.5 else ''

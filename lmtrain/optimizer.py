@@ -1,6 +1,5 @@
 """The schedule and the optimizer of the config; directions come by path, the learning rate comes from the step."""
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from lmtrain import tree
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, did_you_mean
 
 # Every leaf under layers/ is a stack [N, ...] of layers; these paths of it are matrices [N, rows, columns].
 STACKED = 'layers[^/]*/.*'
@@ -26,9 +25,8 @@ NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
 
 def _check_name(field: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f' (did you mean {near[0]!r}?)' if near else ''
-        raise InputError(f'{field} = {name!r}{hint}: it is one of {", ".join(map(repr, known))}')
+        hint = did_you_mean(str(name), known)
+        raise InputError(f'{field} = {name!r} is none of {", ".join(map(repr, known))}{hint}')
 
 
 def _check_range(field: str, value: float, low: float, high: float, open_above: bool = False) -> None:

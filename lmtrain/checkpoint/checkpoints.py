@@ -32,6 +32,7 @@ from lmtrain.checkpoint import leaves
 from lmtrain.checkpoint import manifest as manifests
 from lmtrain.checkpoint.manifest import Damaged, ranked, steps, verify
 from lmtrain.errors import InputError
+from lmtrain.files import sync_folder
 from lmtrain.runtime.lifecycle import STALL_IN_SAVE, fault
 
 __all__ = ['Checkpoints', 'Damaged', 'SaveFailed', 'inspect', 'ranked', 'restore', 'steps', 'verify']
@@ -173,7 +174,7 @@ class Checkpoints:
             manifests.write_manifest(temporary, facts)
             fault('before_rename', step)
             temporary.rename(self.directory / str(step))
-            manifests.flush_folder(self.directory)
+            sync_folder(self.directory)
             fault('after_rename', step)
             self._retire(step)
         except Exception as error:

@@ -12,6 +12,7 @@ from typing import Any
 from absl import logging
 
 from lmtrain.errors import InputError
+from lmtrain.files import list_files, sha256, sync_folder, write_atomic
 
 FORMAT = 1
 NAME = 'manifest.json'
@@ -23,13 +24,13 @@ class Damaged(InputError):
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     """Write the manifest: `facts`, and size and hash of every file there; all of it flushed to the disk."""
-    files = _files(folder)
+    files = list_files(folder)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         digests = pool.map(functools.partial(_digest, flush=True), [folder / name for name in files])
         manifest = {'format': FORMAT, **facts, 'files': dict(zip(files, digests, strict=True))}
     _write(folder / NAME, manifest)
     for inner in [path for path in folder.rglob('*') if path.is_dir()] + [folder]:
-        flush_folder(inner)
+        sync_folder(inner)
 
 
 def check_index(folder: Path, leaves: list[str]) -> None:
@@ -50,13 +51,13 @@ def rate(folder: Path, metric: float) -> None:
     temporary = folder.parent / f'.{folder.name}.{NAME}'
     _write(temporary, read(folder) | {'metric': metric})
     temporary.rename(folder / NAME)
-    flush_folder(folder)
+    sync_folder(folder)
 
 
 def verify(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint of which every byte is as it was written. Raises Damaged naming file and reason."""
     manifest = read(folder)
-    expected, found = manifest['files'], set(_files(folder)) - {NAME}
+    expected, found = manifest['files'], set(list_files(folder)) - {NAME}
     for name in sorted(expected.keys() - found):
         raise Damaged(f'{folder / name}: missing')
     for name in sorted(found - expected.keys()):
@@ -150,21 +151,15 @@ def _quarantine(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def _files(folder: Path) -> list[str]:
-    """Relative paths of all that is no folder, sorted."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_symlink() or not path.is_dir())
-
-
 def _digest(path: Path, flush: bool = False) -> dict[str, Any]:
     """{'bytes', 'sha256'} of a file, first flushed to the disk where asked. Raises Damaged where it cannot be read."""
     try:
         if path.is_symlink() or not path.is_file():
             raise Damaged(f'{path}: is no plain file')
-        with open(path, 'rb') as file:
-            if flush:
+        if flush:
+            with open(path, 'rb') as file:
                 os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, 'sha256').hexdigest()
-            return {'bytes': file.tell(), 'sha256': digest}
+        return {'bytes': path.stat().st_size, 'sha256': sha256(path)}
     except PermissionError:
         raise
     except OSError as error:
@@ -172,10 +167,7 @@ def _digest(path: Path, flush: bool = False) -> dict[str, Any]:
 
 
 def _write(path: Path, manifest: dict[str, Any]) -> None:
-    with open(path, 'w', encoding='utf-8') as file:
-        file.write(_text(manifest | {'sha256': _self_hash(manifest)}))
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomic(path, _text(manifest | {'sha256': _self_hash(manifest)}).encode())
 
 
 def _self_hash(manifest: dict[str, Any]) -> str:
@@ -184,14 +176,6 @@ def _self_hash(manifest: dict[str, Any]) -> str:
 
 def _text(manifest: dict[str, Any]) -> str:
     return json.dumps(manifest, indent=1)
-
-
-def flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def first_line(error: BaseException) -> str:

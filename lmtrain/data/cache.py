@@ -1,4 +1,4 @@
-"""What is computed once: a directory made beside its place, sealed with a manifest, and put there by one rename."""
+"""Directories that are computed once: written under a temporary name, described by a manifest, renamed into place."""
 
 import atexit
 import contextlib
@@ -14,134 +14,141 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from lmtrain import files as paths
+from lmtrain import files
+from lmtrain.errors import InputError
 
 MANIFEST = 'manifest.json'
-WHOLE = 32 << 20  # files up to this many bytes are hashed whole, larger ones in WINDOWS evenly spaced windows
+FULL_HASH_LIMIT = 32 << 20  # bytes; larger files are hashed in WINDOWS evenly spaced windows of WINDOW bytes
 WINDOWS, WINDOW = 256, 64 << 10
-REFUSED = {getattr(errno, name) for name in 'ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EEXIST ENOENT'.split()}
+WRITE_ERRORS = {getattr(errno, name) for name in 'ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EEXIST ENOENT'.split()}
 
 
-def directory_of(cache: str) -> Path:
-    """The directory that config.data.cache names; '' is `lmtrain` in the user's folder of caches.
+def cache_directory(cache: str) -> Path:
+    """The directory that config.data.cache names; '' is `lmtrain` in the user's cache directory.
 
-    If that cannot be written, a line on stderr says so, and a temporary directory takes its place until this process
+    If the latter cannot be written, a line on stderr says so, and a temporary directory is used until this process
     ends.
     """
-    return paths.local(cache, 'data.cache').absolute() if cache else _default(paths.caches())
+    return files.local_path(cache, 'data.cache').absolute() if cache else _default_directory(files.user_cache())
 
 
 @functools.cache
-def _default(caches: Path | None) -> Path:
+def _default_directory(user_cache: Path | None) -> Path:
     reason = 'there is no home directory'
-    if caches:
-        place = caches / 'lmtrain'
+    if user_cache:
+        directory = user_cache / 'lmtrain'
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=place):
-                return place
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                return directory
         except OSError as error:
-            reason = f'{place}: {error.strerror}'
+            reason = f'{directory}: {error.strerror}'
     print(f'tokenised text is not kept for the next run ({reason}): set data.cache to a directory', file=sys.stderr)
     temporary = Path(tempfile.mkdtemp(prefix='lmtrain-'))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     return temporary
 
 
-def key(*parts) -> str:
-    """Hex sha256 of anything JSON can say: the name under which a result is kept."""
+def key(*parts: Any) -> str:
+    """Hex SHA-256 of JSON values: the name under which a result is stored.
+
+    >>> key('tokens', 3)[:12]
+    '93bddc5c4a7e'
+    """
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def build(directory: Path, write: Callable[[Path], None]) -> Path:
-    """`directory`, intact: as it stands, or made now by `write(empty directory)`.
+    """Returns `directory` after checking it, or creates it by `write(empty directory)`.
 
-    Two processes may ask at once: the second waits for the first. A directory that is cut short or damaged is
-    thrown away, with a line on stderr, and made anew; one that is being made is never seen under its name.
+    If two processes call this at the same time, the second waits for the first. A damaged directory is deleted, with a
+    line on stderr, and created again. An incomplete one never has its final name.
     """
-    if _intact(directory):
+    if _is_intact(directory):
         return directory
-    with _lock(directory.parent / 'locks' / directory.name), _writing(directory.parent):
-        if _intact(directory):
+    with _lock(directory.parent / 'locks' / directory.name), _explain_write_errors(directory.parent):
+        if _is_intact(directory):
             return directory
-        for remnant in directory.parent.glob(f'{directory.name}.*.tmp'):  # of a process that died; we hold the lock
+        # Left by a process that was killed: we hold the lock, so nobody is writing there.
+        for remnant in directory.parent.glob(f'{directory.name}.*.tmp'):
             shutil.rmtree(remnant)
         if directory.exists():
-            print(f'{directory} is damaged (its files are not those of its manifest): made anew', file=sys.stderr)
+            print(f'{directory} is damaged (its files differ from its manifest): it is created again', file=sys.stderr)
             shutil.rmtree(directory)
-        making = directory.with_name(f'{directory.name}.{secrets.token_hex(4)}.tmp')
+        temporary = directory.with_name(f'{directory.name}.{secrets.token_hex(4)}.tmp')
         try:
-            making.mkdir()
-            write(making)
-            (making / MANIFEST).write_text(json.dumps(_describe(making), indent=1, sort_keys=True), encoding='utf-8')
-            making.rename(directory)
-        except BaseException:  # an interrupt as well: what is half made is not left behind
-            shutil.rmtree(making, ignore_errors=True)
+            temporary.mkdir()
+            write(temporary)
+            files.write_json(temporary / MANIFEST, _describe(temporary), indent=1, sort_keys=True)
+            temporary.rename(directory)
+        except BaseException:  # also for an interrupt: no incomplete directory is left
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
     return directory
 
 
-def write_json(path: Path, value) -> None:
-    """Writes a small JSON file that is never seen half written."""
-    making = path.with_name(f'{path.name}.{secrets.token_hex(4)}.tmp')
-    with _writing(path.parent):
+def write_note(path: Path, value: Any) -> None:
+    """Writes a small JSON file atomically; several processes may write the same one."""
+    with _lock(path.parent.parent / 'locks' / path.parent.name), _explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        making.write_text(json.dumps(value, sort_keys=True), encoding='utf-8')
-        making.rename(path)
+        files.write_json(path, value, sort_keys=True)
 
 
-def read_json(path: Path):
-    """The value that `write_json` wrote; None where the file is missing or is no JSON."""
+def read_note(path: Path) -> Any:
+    """The value of a JSON file; None if it is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return files.read_json(path)
+    except (FileNotFoundError, NotADirectoryError, InputError):
         return None
 
 
-def _intact(directory: Path) -> bool:
-    manifest = read_json(directory / MANIFEST)
+def _is_intact(directory: Path) -> bool:
+    manifest = read_note(directory / MANIFEST)
     try:
         return manifest is not None and manifest == _describe(directory)
-    except OSError:  # a file vanished while we looked
+    except OSError:  # a file disappeared between listing and reading
         return False
 
 
 def _describe(directory: Path) -> dict[str, list]:
-    files = sorted(path for path in directory.rglob('*') if path.is_file() and path != directory / MANIFEST)
-    return {path.relative_to(directory).as_posix(): [path.stat().st_size, _digest(path)] for path in files}
+    """{relative path: [bytes, digest]}."""
+    names = [name for name in files.list_files(directory) if name != MANIFEST]
+    return {name: [(directory / name).stat().st_size, _digest(directory / name)] for name in names}
 
 
 def _digest(path: Path) -> str:
-    size, digest = path.stat().st_size, hashlib.sha256()
+    """Hex SHA-256 of a file, or of windows of a large one: a start must not read gigabytes of tokens."""
+    size = path.stat().st_size
+    if size <= FULL_HASH_LIMIT:
+        return files.sha256(path)
+    digest = hashlib.sha256()
     with path.open('rb') as file:
-        if size <= WHOLE:
-            digest.update(file.read())
-        else:
-            for window in range(WINDOWS):
-                file.seek((size - WINDOW) * window // (WINDOWS - 1))
-                digest.update(file.read(WINDOW))
+        for window in range(WINDOWS):
+            file.seek((size - WINDOW) * window // (WINDOWS - 1))
+            digest.update(file.read(WINDOW))
     return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def _writing(cache: Path) -> Iterator[None]:
-    """What the system refuses to write there is said with the way out; other errors pass as they are."""
+def _explain_write_errors(cache: Path) -> Iterator[None]:
+    """Adds the way out to an error of the system about writing in `cache`; other errors pass unchanged."""
     try:
         yield
     except OSError as error:
         file = Path(error.filename or cache)
-        there = file.is_relative_to(cache) or cache.is_relative_to(file)
-        if error.errno not in REFUSED or not there:
+        inside = file.is_relative_to(cache) or cache.is_relative_to(file)
+        if error.errno not in WRITE_ERRORS or not inside:
             raise
-        way_out = f'{error.strerror}: data.cache must be a directory that can be written and has room'
+        way_out = f'{error.strerror}: data.cache must be a directory that is writable and has free space'
         raise type(error)(error.errno, way_out, str(cache)) from error
 
 
 @contextlib.contextmanager
 def _lock(file: Path) -> Iterator[None]:
-    """Held by one process at a time, let go by the kernel however that process ends."""
-    with _writing(file.parent.parent):
+    """Held by one process at a time; the kernel releases it however that process ends."""
+    with _explain_write_errors(file.parent.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:

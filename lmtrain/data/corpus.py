@@ -1,6 +1,5 @@
 """From config.data to a corpus: text read once, tokenised once, packed once, all kept in data.cache."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -9,15 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmtrain import files as paths
 from lmtrain.data import baselines
-from lmtrain.data.cache import build, directory_of, key
+from lmtrain.data.cache import build, cache_directory, key
 from lmtrain.data.pack import Rows, pack
 from lmtrain.data.source import Source, open_source
 from lmtrain.data.splits import SPLITS, bar, check_unchanged, content_of, divide, sample
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.data.tokenizers.load import LEARNED, check_fits, learn, load_tokenizer, open_tokenizer
 from lmtrain.errors import InputError
+from lmtrain.files import local_path, read_json, write_json
 
 VERSION = 3  # raised when the same text and settings give other batches; a test holds the batches of this version
 BATCH = 4 << 20  # characters tokenised at once
@@ -108,7 +107,7 @@ class Corpus:
         """
         name = key(VERSION, [directory.name for directory in self._directories], *['each'] * (len(self.names) > 1))
         directory = build(self._cache / f'baselines-{name[:32]}', self._write_baselines)
-        each = json.loads((directory / 'baselines.json').read_text(encoding='utf-8'))
+        each = read_json(directory / 'baselines.json')
         if len(self.names) == 1:
             return each
         texts = [division['validation'] for division in self.divisions]
@@ -127,7 +126,7 @@ class Corpus:
         files = [[part.tokens] for part in self.splits['validation'].parts]
         each = baselines.of_each(train, list(zip(files, texts, strict=True)), own.vocab_size, begin_id)
         values = each[0] if len(each) == 1 else each
-        (directory / 'baselines.json').write_text(json.dumps(values), encoding='utf-8')
+        write_json(directory / 'baselines.json', values)
 
 
 def prepare(
@@ -160,7 +159,7 @@ def prepare(
     Raises FileNotFoundError, ValueError or ImportError naming the file, line or field at fault, and the way out.
     """
     _check(locals())
-    place = directory_of(cache)
+    place = cache_directory(cache)
     sources = [open_source(name, root, place, text_field, document) for name, _ in ((source, 1.0), *mix)]
     _distinct(sources)
     rule = {'split': split, 'validation': float(validation), 'test': float(test)}
@@ -272,7 +271,7 @@ def _distinct(sources: list[Source]) -> None:
 
 def _tokenizer(name, vocab_size, mask, sources, contents, rule, place, root) -> Tokenizer:
     if name not in LEARNED:
-        return open_tokenizer(paths.local(name, 'data.tokenizer', root), mask)
+        return open_tokenizer(local_path(name, 'data.tokenizer', root), mask)
     seen = [] if name == 'bytes' else [content['sha256'] for content in contents]
     known = key(VERSION, name, mask, seen, [vocab_size, rule] if name == 'bpe' else [])
 
@@ -330,9 +329,7 @@ def _tokenised(source: Source, content: dict, tokenizer: Tokenizer, rule: dict, 
             np.save(directory / f'{name}.begins.npy', np.array(begins[name], np.int64))
             for column, values, kind in zip(('odd', 'extra'), odd[name], (np.int64, np.int32)):
                 np.save(directory / f'{name}.{column}.npy', np.concatenate([np.zeros(0), *values]).astype(kind))
-        (directory / 'about.json').write_text(
-            json.dumps({'dtype': np.dtype(dtype).name, 'bytes': sizes, 'largest': largest}), encoding='utf-8'
-        )
+        write_json(directory / 'about.json', {'dtype': np.dtype(dtype).name, 'bytes': sizes, 'largest': largest})
 
     known = key(VERSION, 'bytes', content['sha256'], tokenizer.encoding, rule, *([] if shared else ['begin']))
     return build(place / f'tokens-{known[:32]}', write)
@@ -361,7 +358,7 @@ def _packed(tokens: Path, seq_len: int, isolate: bool, gap: int, place: Path) ->
 
 
 def _about(tokens: Path) -> dict:
-    return json.loads((tokens / 'about.json').read_text(encoding='utf-8'))
+    return read_json(tokens / 'about.json')
 
 
 def _load(tokens: Path, packed: Path, weight: float) -> dict[str, Split]:

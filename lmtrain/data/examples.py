@@ -8,9 +8,9 @@ import numpy as np
 
 from lmtrain.data.labels import class_of
 from lmtrain.data.rows import Row, check_text, place_of, text_of, value_of
-from lmtrain.data.source import kind_of
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
+from lmtrain.files import json_type
 
 LABEL = 'config.task.label'
 NULL_SPAN = (0, 0)  # of a window without an answer
@@ -69,7 +69,7 @@ def tags_of(row: Row, words: str, label: str) -> tuple[list[str], list]:
     for name, field in ((words, 'config.task.text'), (label, LABEL)):
         value = value_of(row, name, field)
         if not isinstance(value, list):
-            raise InputError(f'{row.place}: {name!r} must be an array, one entry a word; here it is {kind_of(value)}')
+            raise InputError(f'{row.place}: {name!r} must be an array, one entry a word; here it is {json_type(value)}')
         found.append(value)
     if len(found[0]) != len(found[1]):
         raise InputError(f'{row.place}: {len(found[0])} words in {words!r} and {len(found[1])} tags in {label!r}')

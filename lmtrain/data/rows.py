@@ -2,15 +2,14 @@
 
 import collections
 import csv
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmtrain import files
-from lmtrain.data.source import decode, json_object, kind_of, lines
+from lmtrain.data.source import decode, lines
 from lmtrain.errors import InputError, MissingPackage
+from lmtrain.files import json_type, local_path, parse_json, parse_json_object
 
 
 class Row(NamedTuple):
@@ -38,7 +37,7 @@ def read_rows(source, root: str, text: str = 'text', label: str = 'label', notes
     Raises FileNotFoundError, ImportError or ValueError naming file, line and reason.
     """
     name, of = (source, None) if isinstance(source, str) else source
-    path = files.local(name, 'config.task', root)
+    path = local_path(name, 'config.task', root)
     if not path.is_file():
         kind = 'a directory' if path.is_dir() else 'no such file'
         start = f'data.root, {root!r}' if root else 'the current directory (in a recipe, at data.root)'
@@ -77,7 +76,7 @@ def text_of(row: Row, name: str, field: str = 'config.task.text') -> str:
 def check_text(value: Any, place: str) -> str:
     """`value`, which stands at `place`. Raises ValueError where it is no text, or holds half of a character."""
     if not isinstance(value, str):
-        raise InputError(f'{place} must be text, here it is {kind_of(value)}')
+        raise InputError(f'{place} must be text, here it is {json_type(value)}')
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -91,25 +90,21 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _jsonl(path: Path, notes: list[str]) -> Iterator[Row]:
-    return (Row(place, json_object(text, place)) for place, text in _texts(path) if text.strip())
+    return (Row(place, parse_json_object(text, place)) for place, text in _texts(path) if text.strip())
 
 
 def _json(path: Path, notes: list[str]) -> Iterator[Row]:
-    text = decode(path.read_bytes(), path)
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'{path}: JSON that cannot be read ({error})') from None
+    whole = parse_json(decode(path.read_bytes(), path), path)
     if isinstance(whole, dict) and isinstance(whole.get('data'), list):
         yield from _squad(path, whole['data'])
         return
     if not isinstance(whole, list):
         raise InputError(
-            f'{path}: an array of objects is expected, or SQuAD\'s {{"data": [...]}}; here is {kind_of(whole)}'
+            f'{path}: an array of objects is expected, or SQuAD\'s {{"data": [...]}}; here is {json_type(whole)}'
         )
     for number, row in enumerate(whole):
         if not isinstance(row, dict):
-            raise InputError(f'{path}: [{number}]: an object {{...}} is expected, here is {kind_of(row)}')
+            raise InputError(f'{path}: [{number}]: an object {{...}} is expected, here is {json_type(row)}')
         yield Row(f'{path}: [{number}]', row)
 
 
@@ -120,7 +115,7 @@ def _squad(path: Path, articles: list) -> Iterator[Row]:
             place = f'{path}: data[{a}].paragraphs[{p}]'
             for q, question in enumerate(_part(paragraph, 'qas', place)):
                 if not isinstance(question, dict):
-                    raise InputError(f'{place}.qas[{q}]: an object is expected, here is {kind_of(question)}')
+                    raise InputError(f'{place}.qas[{q}]: an object is expected, here is {json_type(question)}')
                 yield Row(f'{place}.qas[{q}]', question | {'context': paragraph.get('context')})
 
 

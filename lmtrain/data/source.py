@@ -5,7 +5,6 @@ import collections
 import glob
 import gzip
 import io
-import json
 import os
 import re
 import shlex
@@ -15,10 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from lmtrain import files as paths
 from lmtrain.data import cache, python_docs
 from lmtrain.data.document import Document
 from lmtrain.errors import InputError, MissingPackage
+from lmtrain.files import json_type, local_path, parse_json_object
 
 LINE_LIMIT = 16 << 20  # bytes of one line
 GZ_RATIO, GZ_FLOOR = 200, 64 << 20  # text this many times its .gz, and above the floor, is refused
@@ -83,7 +82,7 @@ def _find(source: str, root: str, cache: Path) -> tuple[tuple[Path, ...], dict[s
     """The files to read, and the count of those to skip by their ending or another reason."""
     if not source.strip():
         raise InputError(f"data.source is {source!r}; it is 'python', 'tfds:NAME', or a file, directory or glob")
-    path = paths.local(source, 'data.source', root)
+    path = local_path(source, 'data.source', root)
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f'{path} is a link to {os.readlink(path)}, which does not exist')
     if path.is_dir():
@@ -92,7 +91,7 @@ def _find(source: str, root: str, cache: Path) -> tuple[tuple[Path, ...], dict[s
         files, skipped = [path], collections.Counter()
     else:
         # data.root is a folder, not a pattern.
-        pattern = os.path.join(glob.escape(str(paths.local(root, 'data.root'))), paths.local(source, 'data.source'))
+        pattern = os.path.join(glob.escape(str(local_path(root, 'data.root'))), local_path(source, 'data.source'))
         names = sorted(glob.glob(pattern if root else str(path), recursive=True))
         files = [Path(name) for name in names if not os.path.isdir(name)]
         skipped = collections.Counter(directories=0 if '**' in source else len(names) - len(files))
@@ -279,21 +278,7 @@ def _jsonl(path: Path, text_field: str, document: str) -> Iterator[str]:
     for number, offset, line in lines(path):
         text = decode(line, path, offset, number)
         if text.strip():
-            yield _text_of(json_object(text, f'{path}:{number}'), text_field, f'{path}:{number}')
-
-
-def json_object(text: str, place: str) -> dict:
-    """The object that `text`, which stands at `place`, is in JSON. Raises ValueError naming the place."""
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        what = f'{error.msg} at column {error.colno}'
-        raise InputError(f'{place}: broken JSON, {what}: {text[:60]!r}') from None
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 100,000 deep
-        raise InputError(f'{place}: JSON that cannot be read ({error}): {text[:60]!r}') from None
-    if not isinstance(row, dict):
-        raise InputError(f'{place}: an object {{...}} is expected in every line, here is {kind_of(row)}')
-    return row
+            yield _text_of(parse_json_object(text, f'{path}:{number}'), text_field, f'{path}:{number}')
 
 
 def _parquet(path: Path, text_field: str, document: str) -> Iterator[str]:
@@ -336,7 +321,7 @@ def _text_of(row: dict, field: str, place: str) -> str:
     if field not in row:
         raise _missing(field, row, place)
     if not isinstance(row[field], str):
-        raise InputError(f'{place}: {field!r} must be text, here it is {kind_of(row[field])}')
+        raise InputError(f'{place}: {field!r} must be text, here it is {json_type(row[field])}')
     try:
         row[field].encode()
     except UnicodeEncodeError as error:
@@ -347,12 +332,6 @@ def _text_of(row: dict, field: str, place: str) -> str:
 def _missing(field: str, names, place: str) -> ValueError:
     there = ', '.join(repr(name) for name in names) or 'none'
     return InputError(f'{place}: no field {field!r}; the fields there are: {there}. Set data.text_field to one of them')
-
-
-def kind_of(value) -> str:
-    """What JSON calls a value, with its article."""
-    named = {dict: 'an object', list: 'an array', str: 'text', bool: 'true or false', type(None): 'null'}
-    return named.get(type(value), 'a number')
 
 
 TXT = {'file': _txt_file, 'line': _txt_lines_with_text, 'paragraph': _txt_paragraphs}

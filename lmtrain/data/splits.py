@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmtrain.data.cache import key, read_json, write_json
+from lmtrain.data.cache import key, read_note, write_note
 from lmtrain.data.document import Document
 from lmtrain.data.source import Source
 from lmtrain.data.tokenizers.subword import cut
@@ -46,7 +46,7 @@ def content_of(source: Source, reading: list[str], rule: dict, place: Path) -> d
     """
     stamps = _stamps(source)
     note = place / 'seen' / f'{key(2, source.name, reading, rule, [stamp[0] for stamp in stamps])[:32]}.json'
-    known = read_json(note)
+    known = read_note(note)
     if known is not None and known['stamps'] == stamps:
         return known
     begun, digest, characters, total, documents, blank = time.time(), hashlib.sha256(), 0, 0, 0, 0
@@ -79,7 +79,7 @@ def content_of(source: Source, reading: list[str], rule: dict, place: Path) -> d
     content = {'sha256': digest.hexdigest(), 'characters': characters, 'bytes': total, 'documents': documents}
     content |= {'blank': blank, 'split': how, 'borders': borders, 'stamps': stamps}
     if all(begun - os.stat(file).st_ctime > SETTLED for file in source.files):
-        write_json(note, content)
+        write_note(note, content)
     return content
 
 

@@ -3,13 +3,12 @@
 https://huggingface.co/docs/transformers/main_classes/text_generation describes the fields.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lmtrain.errors import InputError
-from lmtrain.models import safetensors
+from lmtrain.files import read_json_object, write_json
 
 FILE = 'generation_config.json'
 END = 'eos_token_id'
@@ -52,20 +51,11 @@ def fields_of(base: Mapping[str, Any], tokenizer, size: int, ends: Iterable[int]
 
 def write(directory: str | Path, fields: Mapping[str, Any]) -> None:
     """Writes the file, whole or not at all."""
-    text = json.dumps(fields, indent=2, ensure_ascii=False) + '\n'
-    safetensors.replace(Path(directory) / FILE, [text.encode('utf-8')])
+    write_json(Path(directory) / FILE, fields, indent=2, ensure_ascii=False)
 
 
 def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        fields = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f'{path} is no JSON: {error}') from None
-    if not isinstance(fields, dict):
-        raise InputError(f'{path} must hold an object, here it is {str(fields)[:60]}')
-    return fields
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _ids(fields: Mapping[str, Any], name: str, path: Path) -> list[int]:

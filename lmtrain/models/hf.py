@@ -1,6 +1,5 @@
 """What the families share: config.json read field by field, and the map between our paths and Hugging Face's keys."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -240,9 +239,3 @@ def joined_shape(entry: Entry, shapes: Sequence[tuple[int, ...]]) -> tuple[int, 
     """The shape of what `join` makes of leaves of these shapes."""
     shape = *shapes[0][:-1], sum(shape[-1] for shape in shapes)
     return shape[::-1] if entry.linear else shape
-
-
-def nearest(name: str, names) -> str:
-    """'; the nearest is ...' where something is near."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f'; the nearest is {near[0]!r}' if near else ''

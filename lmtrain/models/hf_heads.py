@@ -8,8 +8,8 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
-from lmtrain.errors import InputError
-from lmtrain.models.hf import Entry, Fields, nearest
+from lmtrain.errors import InputError, did_you_mean
+from lmtrain.models.hf import Entry, Fields
 
 # A decoder reads the last token of a row, or every token, by one projection.
 DECODER = {'none': {}, 'classify': {'head_pool': 'last', 'head_bias': False}, 'tag': {}, 'span': {}}
@@ -45,7 +45,7 @@ def head_of(config: Mapping, module) -> str:
     known |= getattr(module, 'ALIASES', {})
     found = config.get('architectures') or [module.ARCHITECTURES[kind]]
     if len(found) != 1 or found[0] not in known:
-        near = nearest(str(found[0]), known)
+        near = did_you_mean(str(found[0]), known)
         raise InputError(f'config.json: architectures={found} of a {kind} is none of {", ".join(sorted(known))}{near}')
     return known[found[0]]
 

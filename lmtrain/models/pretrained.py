@@ -1,7 +1,6 @@
 """Models in and out of Hugging Face directories: config.json and safetensors, with neither torch nor transformers."""
 
 import functools
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain import tree
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, did_you_mean
+from lmtrain.files import read_json, write_json
 from lmtrain.models import hf, hf_heads, safetensors
 from lmtrain.models.families import bert, gemma, gpt2, gpt_neox, llama, mistral, modernbert, olmo2, phi3, qwen, roberta
-from lmtrain.models.hf import BUFFERS, HARMLESS, Entry, Fields, nearest
+from lmtrain.models.hf import BUFFERS, HARMLESS, Entry, Fields
 from lmtrain.models.transformer import Transformer
 
 MODULES = (gpt2, llama, mistral, qwen, gemma, phi3, olmo2, gpt_neox, bert, roberta, modernbert)
@@ -166,7 +166,7 @@ def save_pretrained(
     safetensors.write(directory, {key: described(entry) for key, (entry, _) in places.items()}, read)
     # transformers 4 reads torch_dtype, 5 prefers dtype.
     config['dtype'] = config['torch_dtype'] = str(jnp.dtype(dtype or params['embed']['embedding'].dtype))
-    safetensors.replace(directory / 'config.json', [(json.dumps(config, indent=2) + '\n').encode()])
+    write_json(directory / 'config.json', config, indent=2)
 
 
 def read_config(directory) -> dict:
@@ -174,10 +174,7 @@ def read_config(directory) -> dict:
     path = Path(directory) / 'config.json'
     if not path.is_file():
         raise FileNotFoundError(f'{directory} holds no config.json: it is no directory of a Hugging Face model')
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f'{path} is no JSON: {error}') from None
+    config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get('model_type'), str):
         raise InputError(f'{path} has no model_type: it is no config.json of a Hugging Face model')
     return config
@@ -190,7 +187,9 @@ def model_of(config: Mapping, ignore: Sequence[str] = ()) -> Transformer:
     """
     kind = config['model_type']
     if kind not in FAMILIES:
-        raise InputError(f'config.json: model_type={kind!r} is none of {", ".join(FAMILIES)}{nearest(kind, FAMILIES)}')
+        raise InputError(
+            f'config.json: model_type={kind!r} is none of {", ".join(FAMILIES)}{did_you_mean(kind, FAMILIES)}'
+        )
     module = FAMILIES[kind]
     fields = Fields(config, ignore)
     try:
@@ -343,7 +342,7 @@ def _in_files(model, tensors: Mapping, params: tree.Params, partial: bool = Fals
             if key is None and partial and entry.paths[0].startswith('task_head/'):
                 break
             if key is None:
-                raise InputError(f'the weights lack {names[0]!r}, {wanted}{nearest(names[0], left)}')
+                raise InputError(f'the weights lack {names[0]!r}, {wanted}{did_you_mean(names[0], left)}')
             if tensors[key].shape != wanted:
                 raise InputError(f'{tensors[key].path}: {key!r} is {tensors[key].shape}, but {wanted} by config.json')
             if not jnp.issubdtype(tensors[key].dtype, jnp.floating):

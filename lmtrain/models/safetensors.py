@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from lmtrain.errors import InputError
+from lmtrain.files import parse_json_object, write_atomic, write_json
 
 DTYPES = {
     'F64': np.float64,
@@ -142,7 +142,7 @@ def write(directory: Path, tensors: Mapping[str, tuple[tuple, np.dtype]], read: 
     if len(files) > 1:
         places = {key: name for name, keys in zip(names, files, strict=True) for key in keys}
         index = {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': places}
-        replace(directory / INDEX, [json.dumps(index, indent=2).encode()])
+        write_json(directory / INDEX, index, indent=2)
     for path in directory.iterdir():
         ours = re.fullmatch(r'model(-\d{5}-of-\d{5})?\.safetensors', path.name)
         if ours and path.name not in names or path.name == INDEX and len(files) == 1:
@@ -165,18 +165,7 @@ def write_file(path: Path, tensors: Mapping[str, tuple[tuple, np.dtype]], read: 
             assert array.shape == tuple(shape) and array.dtype == dtype, key
             yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
-    replace(path, chunks())
-
-
-def replace(path: Path, chunks) -> None:
-    """A file that is there as a whole or not at all, whenever the process ends."""
-    temporary = path.with_name(f'.{path.name}.tmp')
-    with temporary.open('wb') as file:
-        for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomic(path, chunks())
 
 
 def _json(raw: bytes, path: Path) -> dict:
@@ -185,10 +174,4 @@ def _json(raw: bytes, path: Path) -> dict:
             raise InputError('a key stands in it twice')
         return dict(pairs)
 
-    try:
-        value = json.loads(raw, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'{path}: its header is no JSON ({error})') from None
-    if not isinstance(value, dict):
-        raise InputError(f'{path}: its header is {str(value)[:40]!r}, not an object')
-    return value
+    return parse_json_object(raw, f'{path}: its header', object_pairs_hook=unique)

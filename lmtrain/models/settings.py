@@ -1,12 +1,11 @@
 """The settings of a transformer, and what contradicts what among them."""
 
 import dataclasses
-import difflib
 from typing import Any
 
 import jax.numpy as jnp
 
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, did_you_mean
 from lmtrain.models.attention_kernels import KERNELS, unsupported_reason
 from lmtrain.models.layers import GATED, PLAIN
 from lmtrain.models.rotary import check_scaling
@@ -107,8 +106,8 @@ class Settings:
         """Raises ValueError where a setting is unknown, out of range or at odds with another."""
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
-                near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0)
-                raise InputError(f'model.{name}={value!r} is none of {", ".join(choices)}; the nearest is {near[0]!r}')
+                hint = did_you_mean(str(value), choices)
+                raise InputError(f'model.{name}={value!r} is none of {", ".join(choices)}{hint}')
         for name in 'vocab_size max_len num_layers width num_heads num_kv_heads head_dim mlp_dim unroll'.split():
             if getattr(self, name) < 1:
                 raise InputError(f'model.{name}={getattr(self, name)} must be at least 1')

@@ -1,8 +1,6 @@
 """What a run writes, metrics.jsonl, timings.jsonl and TensorBoard events, and the speed it writes about."""
 
 import dataclasses
-import errno
-import json
 import math
 import os
 import pathlib
@@ -16,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from lmtrain.files import JsonLinesWriter
+
 
 def plain(value: Any) -> int | float | str | list:
     """A number as JSON keeps it to the bit: float32 as the shortest decimal of its float64, 'nan' and 'inf' as text.
@@ -26,24 +26,6 @@ def plain(value: Any) -> int | float | str | list:
         return [plain(each) for each in value]
     value = value.item() if hasattr(value, 'item') else value
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class Lines:
-    """A file of JSON lines, each of them whole or absent, on a disk that may be full."""
-
-    def __init__(self, path: pathlib.Path):
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Appends one line. Raises OSError, and then leaves nothing of the line behind."""
-        line = (json.dumps(values) + '\n').encode()
-        end = os.fstat(self._file).st_size
-        if (written := os.write(self._file, line)) < len(line):
-            os.ftruncate(self._file, end)
-            raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({written} of {len(line)} bytes were written)')
-
-    def close(self) -> None:
-        os.close(self._file)
 
 
 class Events:
@@ -96,7 +78,7 @@ class Writers:
         self, workdir: str | os.PathLike, tensorboard: bool, start: int = 0, say: Callable[[str], Any] = print
     ):
         self._folder, self._say, self._broken = pathlib.Path(workdir), say, set()
-        self._files = {name: Lines(self._folder / name) for name in ('metrics.jsonl', 'timings.jsonl')}
+        self._files = {name: JsonLinesWriter(self._folder / name) for name in ('metrics.jsonl', 'timings.jsonl')}
         self._events = Events(self._folder / 'tensorboard', start) if tensorboard else None
 
     def __enter__(self) -> 'Writers':

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from lmtrain.errors import InputError
+from lmtrain.files import flatten_fields, read_json, read_json_lines
 from lmtrain.report import plot, terminal
 
 LN2 = math.log(2)
@@ -44,9 +44,9 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     folder = pathlib.Path(workdir)
     if not (folder / 'config.json').exists():
         raise FileNotFoundError(f'{folder} holds no config.json: it is not the folder of a run')
-    config = _json(folder / 'config.json')
-    results = _json(folder / 'results.json') if (folder / 'results.json').exists() else {}
-    lines, timings, starts = (_lines(folder / f'{name}.jsonl') for name in ('metrics', 'timings', 'lineage'))
+    config = read_json(folder / 'config.json')
+    results = read_json(folder / 'results.json') if (folder / 'results.json').exists() else {}
+    lines, timings, starts = (read_json_lines(folder / f'{name}.jsonl') for name in ('metrics', 'timings', 'lineage'))
     baselines = results.get('baselines') or {}
     drawn = plot.plot(lines, baselines, folder / 'loss.png')
     batches = config.get('evaluate', {}).get('max_batches')  # 0 is all
@@ -74,26 +74,6 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     # The name of a file may be no UTF-8: Python then has it with surrogates, which cannot be written.
     (folder / 'report.md').write_text(text, encoding='utf-8', errors='backslashreplace')
     return folder / 'report.md'
-
-
-def _json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise InputError(f'{path} is no JSON: {error}') from None
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file; none where it is missing. A last line without its end is left out."""
-    if not path.exists():
-        return []
-    found = []
-    for number, line in enumerate(path.read_text(encoding='utf-8').split('\n')[:-1], 1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            raise InputError(f'{path}, line {number}, is no JSON: {error}') from None
-    return found
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
@@ -218,19 +198,11 @@ def _plan(planned: Mapping[str, float], actual: Mapping[str, float]) -> str:
     return f'{_table(rows)}\n\n{note}'
 
 
-def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """{'section.field': value}, values as JSON has them."""
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        fields |= flat(value, f'{prefix}{name}.') if isinstance(value, Mapping) else {prefix + name: value}
-    return fields
-
-
 def _config(config: Mapping[str, Any], starts: list[dict[str, Any]]) -> str:
     from configs import base  # late: only the page needs the defaults
 
-    standard = flat(json.loads(base.get_config().to_json()))
-    own = flat(config)
+    standard = flatten_fields(json.loads(base.get_config().to_json()))
+    own = flatten_fields(config)
     rows = [
         (f'`{field}`', f'`{json.dumps(own.get(field))}`', f'`{json.dumps(standard.get(field))}`')
         for field in sorted(own | standard)
@@ -267,6 +239,6 @@ def _fenced(text: str, language: str) -> str:
 
 def _machine(starts: list[dict[str, Any]]) -> str:
     last = starts[-1] if starts else {}
-    facts = flat({name: last[name] for name in ('machine', 'versions') if last.get(name)})
+    facts = flatten_fields({name: last[name] for name in ('machine', 'versions') if last.get(name)})
     rows = [(name.removeprefix('machine.').removeprefix('versions.'), str(value)) for name, value in facts.items()]
     return _table([('', ''), *rows]) if rows else 'Machine and versions were not recorded.'

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain import files as paths
 from lmtrain.data import examples
-from lmtrain.data.cache import build, directory_of, key
+from lmtrain.data.cache import build, cache_directory, key
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.template import UNWRITTEN
 from lmtrain.data.corpus import Split
@@ -23,6 +22,7 @@ from lmtrain.data.splits import SPLITS, boundaries, hash_unit
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.data.tokenizers.load import LEARNED, check_fits, learn, open_tokenizer
 from lmtrain.errors import InputError
+from lmtrain.files import local_path, read_json, write_json
 
 TASKS = ('chat', 'classify', 'regress', 'tag', 'span')
 TOO_LONG = ('error', 'cut', 'drop')
@@ -157,7 +157,7 @@ def prepare_task(
             by_template = False
         return encoded, lines + long.note(), by_template
 
-    place = directory_of(data['cache']) / f'task-{key(VERSIONS, *content, writing, "bytes")[:32]}'
+    place = cache_directory(data['cache']) / f'task-{key(VERSIONS, *content, writing, "bytes")[:32]}'
     made, about = _encoded(place, encode)
     for split, each in made.items():
         largest = int(each.tokens[:-1].max(initial=-1))
@@ -268,7 +268,7 @@ def _few(rows: list[Row], shots: int, class_of) -> list[Row]:
 def _tokenizer(data: Mapping, rows: list[Row], text: tuple[str, ...], name: str) -> Tokenizer:
     kind = data['tokenizer']
     if kind not in LEARNED:
-        return open_tokenizer(paths.local(kind, 'data.tokenizer', data['root']), False)
+        return open_tokenizer(local_path(kind, 'data.tokenizer', data['root']), False)
     if kind != 'bytes' and (name == 'tag' or not text):
         raise InputError(
             f"data.tokenizer is {kind!r}, which is learned from texts: with task.name={name!r} take 'bytes', or the "
@@ -291,10 +291,10 @@ def _encoded(place: Path, encode: Callable[[str], tuple]) -> tuple[dict[str, Exa
             save(directory / split, encoded)
             about['notes'] += [f'{split}: {line}' for line in lines]
             about['templated'] |= by_template
-        (directory / 'notes.json').write_text(json.dumps(about), encoding='utf-8')
+        write_json(directory / 'notes.json', about)
 
     place = build(place, write)
-    about = json.loads((place / 'notes.json').read_text(encoding='utf-8'))
+    about = read_json(place / 'notes.json')
     return {split: load(place / split) for split in SPLITS}, about
 
 

@@ -1,15 +1,14 @@
 """A trained model handed back in the formats that everyone reads: a Hugging Face directory, or PEFT's adapter."""
 
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from lmtrain import adapt, data, tree
-from lmtrain import files as paths
 from lmtrain.data.tokenizers.to_transformers import tokenizer_files
 from lmtrain.errors import InputError
+from lmtrain.files import local_path, read_json, write_json
 from lmtrain.models import Transformer, generation, pretrained
 from lmtrain.training import init_from
 
@@ -53,8 +52,8 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
     else:
         params, said = _plain(model, params, merge)
         lines += said
-        below = paths.local(source, 'init.base') / 'config.json'
-        like = json.loads(below.read_bytes()) if source and below.is_file() else None
+        below = local_path(source, 'init.base') / 'config.json'
+        like = read_json(below) if source and below.is_file() else None
         like = like if like and 'model_type' in like else None  # a run's own config.json is none of theirs
         model, params = _as_class(found.config, model, params)
         ends = {'bos_token_id': tokenizer.begin_id, 'eos_token_id': tokenizer.end_id}
@@ -146,5 +145,5 @@ def _tokenizer(tokenizer: data.Tokenizer, to: Path, framed: bool) -> list[str]:
     config = tokenizer.config
     config.pop('tokenizer_class', None)  # that of config.json's model_type reads a .model
     if config:
-        (to / 'tokenizer_config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
+        write_json(to / 'tokenizer_config.json', config, indent=2)
     return [f'the tokenizer is a SentencePiece model, {tokenizer.file}, which transformers converts when it opens it']

@@ -12,9 +12,9 @@ import jax
 import ml_collections
 
 from lmtrain import adapt, checkpoint, tree
-from lmtrain import files as paths
 from lmtrain.checkpoint import manifest
 from lmtrain.errors import InputError
+from lmtrain.files import local_path, sha256
 from lmtrain.models import Transformer, generation
 from lmtrain.training import sweep
 from lmtrain.training import workdir as folder
@@ -62,7 +62,7 @@ def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> 
 
     Raises FileNotFoundError, ValueError naming the file or key.
     """
-    path = paths.local(directory, 'init.base')
+    path = local_path(directory, 'init.base')
     if (path / 'checkpoints').is_dir():
         base = open_run(path)
     elif (path / 'config.json').is_file():
@@ -74,7 +74,7 @@ def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> 
         )
     files = [path / 'config.json']
     if adapter:
-        adapter = paths.local(adapter, 'init.adapter')
+        adapter = local_path(adapter, 'init.adapter')
         base = _with_adapter(base, adapter, ignore)
         files.append(adapter / 'adapter_config.json')
     known = {name for file in files for name in folder.read(file)}
@@ -291,8 +291,7 @@ def _hash(files: list[Path]) -> str:
     """Hex sha256 of the names and contents of files."""
     total = hashlib.sha256()
     for file in files:
-        with file.open('rb') as opened:
-            total.update(f'{file.name} {hashlib.file_digest(opened, "sha256").hexdigest()}\n'.encode())
+        total.update(f'{file.name} {sha256(file)}\n'.encode())
     return total.hexdigest()
 
 

@@ -1,7 +1,6 @@
 """A run from its config to its report; resumed, it is the uninterrupted run."""
 
 import contextlib
-import json
 import os
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +8,9 @@ from typing import Any
 
 import jax
 
-from lmtrain import files, tree
+from lmtrain import tree
 from lmtrain.checkpoint import Checkpoints
+from lmtrain.files import local_path, write_json
 from lmtrain.models import generation
 from lmtrain.parallel import vocab_padding
 from lmtrain.report import metrics, page, terminal
@@ -32,7 +32,7 @@ def train(config, workdir) -> dict[str, Any]:
       ValueError, OSError: config, data or folder are wrong; nothing has been compiled then.
       survive.Ended: asked to stop (the step is saved) or not worth going on; carries the exit code.
     """
-    workdir, first = files.local(workdir, '--workdir'), jax.process_index() == 0
+    workdir, first = local_path(workdir, '--workdir'), jax.process_index() == 0
     run = build(on_its_date(on_its_vocabulary(config, workdir), workdir))
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(lifecycle.Watchdog(**config.watchdog))
@@ -88,7 +88,7 @@ def train(config, workdir) -> dict[str, Any]:
             results['cost'] = folder.read(workdir / 'results.json').get('cost', results['cost'])
         watchdog.expect('evaluate')
         if first:
-            (workdir / 'results.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+            write_json(workdir / 'results.json', results, indent=1)
             text = texts(run, state, workdir)
             (workdir / 'samples.txt').write_text(text, encoding='utf-8', errors='backslashreplace')
             page.write(workdir)

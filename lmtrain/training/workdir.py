@@ -21,6 +21,7 @@ import jax
 
 from lmtrain.checkpoint import SaveFailed
 from lmtrain.errors import InputError
+from lmtrain.files import flatten_fields, read_json_object, write_json
 from lmtrain.runtime import lifecycle, multihost
 
 # What a resumed run may change; the first match wins, and every other field is 'fixed': it decides what is learnt.
@@ -168,8 +169,8 @@ def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[
     if not (path / 'config.json').exists():
         if any((path / 'checkpoints').glob('[0-9]*')):
             raise WrongRun(f'workdir {path} holds checkpoints but no config.json; use another --workdir')
-        _write(path / 'fingerprints.json', fingerprints)
-        _write(path / 'config.json', config)  # last: where it is, the folder is bound
+        write_json(path / 'fingerprints.json', fingerprints, indent=1)
+        write_json(path / 'config.json', config, indent=1)  # last: where it is, the folder is bound
         return []
     saved, current = read_config(path), _normal(config)
     differences = compare(saved, current)
@@ -187,13 +188,13 @@ def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[
             * " (the budget may change where schedule.name is 'constant')"
         )
     if differences:
-        _write(path / 'config.json', config)
+        write_json(path / 'config.json', config, indent=1)
     return differences
 
 
 def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
     """The fields (dotted paths) in which two nested configs differ, each with its kind by MAY_CHANGE."""
-    before, after = _flat(_normal(saved)), _flat(_normal(current))
+    before, after = flatten_fields(_normal(saved)), flatten_fields(_normal(current))
     constant = before.get('schedule.name') == after.get('schedule.name') == 'constant'
     pooled = before.get('task.name') in POOLED or after.get('task.name') in POOLED
     differences = []
@@ -210,7 +211,7 @@ def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
 def load_or_create(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` gave when the run began, kept in a file of its folder for later starts."""
     if not path.exists():
-        _write(path, make())
+        write_json(path, make(), indent=1)
     return read(path)
 
 
@@ -255,14 +256,6 @@ def truncate_jsonl(path: str | os.PathLike, step: int) -> int:
     return cut
 
 
-def _flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    """{'a.b': value}; an empty section is a value."""
-    fields: dict[str, Any] = {}
-    for key, value in config.items():
-        fields |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) and value else {f'{prefix}{key}': value}
-    return fields
-
-
 def _normal(tree: Any) -> Any:
     """As JSON gives it back: tuples are lists, keys are strings."""
     return json.loads(json.dumps(tree))
@@ -304,21 +297,7 @@ def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a run's folder. Raises WrongRun naming the file where there is none."""
     try:
-        tree = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        raise WrongRun(f'{path} cannot be read ({reason}); bring it back, or use another --workdir') from error
-    if not isinstance(tree, dict):
-        raise WrongRun(f'{path} holds no JSON object; bring it back, or use another --workdir')
-    return tree
-
-
-def _write(path: Path, tree: Any) -> None:
-    """Atomic, and on the disk when it returns."""
-    text = json.dumps(tree, indent=1) + '\n'
-    temporary = path.with_name(f'.{path.name}.tmp')
-    with open(temporary, 'w', encoding='utf-8') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+        return read_json_object(path)
+    except (OSError, InputError) as error:
+        reason = f'{path}: {error.strerror}' if isinstance(error, OSError) else str(error)
+        raise WrongRun(f'{reason}. Restore the file, or use another --workdir') from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmtrain.data import cache
-from lmtrain.data.cache import MANIFEST, build, directory_of, key
+from lmtrain.data.cache import MANIFEST, build, cache_directory, key
 
 
 def counting(calls):
@@ -21,11 +21,11 @@ def counting(calls):
     return write
 
 
-def test_made_once(tmp_path):
+def test_directory_is_built_once(tmp_path):
     calls = []
     for _ in range(3):
         assert build(tmp_path / 'c' / 'x', counting(calls)) == tmp_path / 'c' / 'x'
-    assert len(calls) == 1 and not calls[0].exists()  # it was made elsewhere and renamed
+    assert len(calls) == 1 and not calls[0].exists()  # written under a temporary name and renamed
 
 
 def flip(place):
@@ -46,7 +46,7 @@ def flip(place):
         lambda place: (place / MANIFEST).write_text('[]'),
     ],
 )
-def test_damage_is_seen_and_mended_with_a_line(damage, tmp_path, capsys):
+def test_damaged_directory_is_rebuilt_with_warning(damage, tmp_path, capsys):
     calls = []
     place = build(tmp_path / 'x', counting(calls))
     damage(place)
@@ -55,16 +55,16 @@ def test_damage_is_seen_and_mended_with_a_line(damage, tmp_path, capsys):
     assert 'is damaged' in capsys.readouterr().err
 
 
-def test_large_files_are_looked_at_in_windows(tmp_path, monkeypatch):
-    monkeypatch.setattr('lmtrain.data.cache.WHOLE', 1000)
+def test_large_files_are_hashed_in_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr('lmtrain.data.cache.FULL_HASH_LIMIT', 1000)
     calls = []
     place = build(tmp_path / 'x', counting(calls))
-    (place / 'a.bin').write_bytes(b'\0' * 100_000)  # of the right size: a hole where text was
+    (place / 'a.bin').write_bytes(b'\0' * 100_000)  # same size, other content
     build(place, counting(calls))
     assert len(calls) == 2
 
 
-def test_a_failure_leaves_nothing_and_what_a_killed_process_left_is_cleared(tmp_path):
+def test_failed_build_leaves_nothing_and_remnants_of_killed_processes_are_deleted(tmp_path):
     def fail(directory):
         (directory / 'half').write_bytes(b'x')
         raise OSError(28, 'No space left on device')
@@ -78,65 +78,65 @@ def test_a_failure_leaves_nothing_and_what_a_killed_process_left_is_cleared(tmp_
 
 
 def _slowly(directory, log):
-    def write(making):
+    def write(temporary):
         with open(log, 'a') as file:
             file.write(f'{os.getpid()}\n')
         time.sleep(0.3)
-        (making / 'a').write_text('whole')
+        (temporary / 'a').write_text('whole')
 
     assert (build(directory, write) / 'a').read_text() == 'whole'
 
 
-def test_processes_that_ask_at_once_make_it_once(tmp_path):
+def test_concurrent_processes_build_once(tmp_path):
     context = multiprocessing.get_context('spawn')
-    asking = [context.Process(target=_slowly, args=(tmp_path / 'x', tmp_path / 'log')) for _ in range(3)]
-    for process in asking:
+    processes = [context.Process(target=_slowly, args=(tmp_path / 'x', tmp_path / 'log')) for _ in range(3)]
+    for process in processes:
         process.start()
-    for process in asking:
+    for process in processes:
         process.join(250)
-    assert [process.exitcode for process in asking] == [0, 0, 0]
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len((tmp_path / 'log').read_text().splitlines()) == 1
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_directory_is_named(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(OSError, match='data.cache must be a directory that can be written'):
+    with pytest.raises(OSError, match='data.cache must be a directory that is writable'):
         build(tmp_path / 'file' / 'x', counting([]))
 
 
-def test_keys_tell_all_parts_apart():
+def test_key_depends_on_every_part_and_type():
     assert len({key(1, 'a'), key('1', 'a'), key(1, ['a']), key([1, 'a']), key(1, None), key(1, 'a', {})}) == 6
     assert key({'a': 1, 'b': 2}) == key(json.loads('{"b": 2, "a": 1}'))
 
 
-def test_the_default_directory_is_in_the_users_folder_of_caches(tmp_path, monkeypatch):
+def test_default_directory_is_in_user_cache(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    assert directory_of('') == tmp_path / 'lmtrain'
+    assert cache_directory('') == tmp_path / 'lmtrain'
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
-    assert directory_of('~/kept') == tmp_path / 'home' / 'kept'
+    assert cache_directory('~/kept') == tmp_path / 'home' / 'kept'
 
 
 @pytest.mark.parametrize('place', ['/proc', None])
-def test_without_a_directory_that_can_be_written_nothing_is_kept(place, monkeypatch, capsys):
-    monkeypatch.setattr(cache.paths, 'caches', lambda: place and Path(place))
-    cache._default.cache_clear()
-    directory = directory_of('')
-    assert directory == directory_of('') and (build(directory / 'x', counting([])) / MANIFEST).exists()
-    said = capsys.readouterr().err
-    assert said.startswith('tokenised text is not kept') and said.count('\n') == 1 and 'set data.cache' in said
-    assert ('/proc/lmtrain: No such file' in said) == bool(place)
+def test_temporary_directory_without_writable_user_cache(place, monkeypatch, capsys):
+    monkeypatch.setattr(cache.files, 'user_cache', lambda: place and Path(place))
+    cache._default_directory.cache_clear()
+    directory = cache_directory('')
+    assert directory == cache_directory('') and (build(directory / 'x', counting([])) / MANIFEST).exists()
+    warning = capsys.readouterr().err
+    assert warning.startswith('tokenised text is not kept') and warning.count('\n') == 1 and 'set data.cache' in warning
+    assert ('/proc/lmtrain: No such file' in warning) == bool(place)
     shutil.rmtree(directory)
 
 
-def test_a_directory_on_a_disk_that_is_read_only(tmp_path, monkeypatch, capsys):
-    def refuse(dir):
+def test_temporary_directory_on_read_only_disk(tmp_path, monkeypatch, capsys):
+    def read_only(dir):
         raise OSError(30, 'Read-only file system')
 
-    monkeypatch.setattr(cache.paths, 'caches', lambda: tmp_path / 'caches')
-    monkeypatch.setattr(cache.tempfile, 'TemporaryFile', refuse)
-    cache._default.cache_clear()
-    directory = directory_of('')
+    monkeypatch.setattr(cache.files, 'user_cache', lambda: tmp_path / 'caches')
+    monkeypatch.setattr(cache.tempfile, 'TemporaryFile', read_only)
+    cache._default_directory.cache_clear()
+    directory = cache_directory('')
     assert not directory.is_relative_to(tmp_path)
     assert 'caches/lmtrain: Read-only file system): set data.cache' in capsys.readouterr().err
-    cache._default.cache_clear()
+    cache._default_directory.cache_clear()
     shutil.rmtree(directory)

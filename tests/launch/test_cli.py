@@ -69,16 +69,16 @@ def test_the_help_of_a_verb_has_an_example_and_its_flags_alone(verb, capsys):
 @pytest.mark.parametrize(
     ('argv', 'parts'),
     [
-        (['trian'], ["no verb 'trian'", "'train'"]),
-        (['train', '--wrokdir=x'], ['no flag --wrokdir', '--workdir']),
+        (['trian'], ["unknown verb 'trian'", "'train'"]),
+        (['train', '--wrokdir=x'], ['unknown flag --wrokdir', '--workdir']),
         (['train'], ['--config is missing', 'lmtrain configs']),
         (['train', 'quickstart'], ["'quickstart'", '--config=quickstart']),
         (['generate', '--workdir=x', '--ignore=a'], ['--ignore without --base', 'config']),
-        (['show', '--config=quikstart'], ["'quikstart'", 'configs/quickstart.py']),
+        (['show', '--config=quikstart'], ["'quikstart'", "did you mean 'quickstart'?"]),
         (['show', '--config=configs/nothing_like_it.py'], ['nothing_like_it', 'tiny']),
         (
             ['show', '--config=tiny', '--config.model.num_layer=3'],
-            ['config.model.num_layer;', 'config.model.num_layers'],
+            ['config.model.num_layer,', 'config.model.num_layers'],
         ),
         (['show', '--config=tiny', '--config.learning_rate=3'], ['config.optimizer.learning_rate']),
         (['show', '--config=tiny', '--config.model.num_layers'], ['--config.model.num_layers lacks its value']),
@@ -101,7 +101,7 @@ def test_what_a_person_can_mend_is_one_line(argv, parts, capsys):
 
 
 def test_debug_keeps_the_traceback():
-    with pytest.raises(FileNotFoundError, match='nearest'):
+    with pytest.raises(FileNotFoundError, match='did you mean'):
         cli.main(['show', '--config=quikstart', '--debug'])
 
 
@@ -181,7 +181,7 @@ def test_the_compilation_cache_is_private_and_a_setting_of_the_user_wins(monkeyp
 def test_without_a_folder_of_caches_programs_are_not_kept(caches, monkeypatch, capsys):
     for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE'):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(process_setup.files, 'caches', lambda: caches)
+    monkeypatch.setattr(process_setup, 'user_cache', lambda: caches)
     assert 'JAX_COMPILATION_CACHE_DIR' not in process_setup.environment()
     said = capsys.readouterr().err
     assert said.count('\n') == 1 and 'programs are not kept' in said and 'set JAX_COMPILATION_CACHE_DIR' in said

@@ -57,7 +57,7 @@ def test_gpus_are_divided(monkeypatch):
         (['--devices=4', '--', 'train', '--process_id=1'], ['--process_id is for the launcher']),
         (['--processes=0', '--', 'train'], ['--processes']),
         (['--devices=4', '--', 'train', '--workdir=gs://b/run'], ["--workdir='gs://b/run' is a URL"]),
-        (['--procesess=2', '--', 'train'], ['no flag --procesess', '--processes']),
+        (['--procesess=2', '--', 'train'], ['unknown flag --procesess', '--processes']),
     ],
 )
 def test_what_cannot_be_started_is_one_line(argv, parts, capsys):

@@ -145,7 +145,7 @@ def test_a_wrong_type_names_field_text_and_what_it_wants(field, text):
 @pytest.mark.parametrize(
     ('body', 'said'),
     [
-        ('config.model.num_layer = 3', "line 4: no field 'num_layer'; .*model.num_layers"),
+        ('config.model.num_layer = 3', "line 4: unknown field 'num_layer', did you mean .*model.num_layers"),
         ('config.model.num_layers = "3"', 'line 4: .*int'),
         ('config.model.num_layers = True', r'config\.model\.num_layers wants an integer, not True'),
         ('config.optimizer.learning_rate = float("nan")', r'config\.optimizer\.learning_rate must be finite'),

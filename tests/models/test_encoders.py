@@ -134,7 +134,7 @@ def test_old_names_of_norms_and_what_pretraining_left_are_read(tmp_path):
     [
         ('bert, lm', {'position_embedding_type': 'relative_key'}, "position_embedding_type='relative_key'"),
         ('bert, lm', {'is_decoder': True}, 'is_decoder=True'),
-        ('bert, lm', {'architectures': ['BertForMaskdLM']}, "nearest is 'BertForMaskedLM'"),
+        ('bert, lm', {'architectures': ['BertForMaskdLM']}, "did you mean 'BertForMaskedLM'"),
         ('bert, classify', {'num_labels': 4}, r'\(5, 32\), but \(4, 32\)'),
         ('roberta, lm', {'hidden_act': 'relu'}, "must be 'gelu'"),
         ('modernbert, lm', {'hidden_activation': 'silu'}, "hidden_activation='silu'"),

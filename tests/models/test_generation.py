@@ -50,10 +50,10 @@ def test_an_id_that_is_none_is_named(tmp_path, value):
 
 def test_a_file_that_is_no_object_is_named(tmp_path):
     (tmp_path / 'generation_config.json').write_text('{"eos', encoding='utf-8')
-    with pytest.raises(ValueError, match='generation_config.json is no JSON'):
+    with pytest.raises(ValueError, match='generation_config.json: invalid JSON'):
         generation.read(tmp_path)
     (tmp_path / 'generation_config.json').write_text('[2]', encoding='utf-8')
-    with pytest.raises(ValueError, match='generation_config.json must hold an object'):
+    with pytest.raises(ValueError, match='generation_config.json: expected a JSON object'):
         generation.read(tmp_path)
 
 

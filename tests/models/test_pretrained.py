@@ -180,7 +180,7 @@ def test_a_tied_head_in_the_file_is_the_embedding(tmp_path):
 
 
 CONFIGS = [
-    ({'model_type': 'llamma'}, "model_type='llamma' is none of .*nearest is 'llama'"),
+    ({'model_type': 'llamma'}, "model_type='llamma' is none of .*did you mean 'llama'"),
     ({'architectures': ['LlamaForSomething']}, 'LlamaForSomething'),
     ({'hidden_size': '32'}, "hidden_size='32' of a llama is no positive integer"),
     ({'num_attention_heads': 0}, 'num_attention_heads=0 of a llama is no positive integer'),
@@ -282,7 +282,7 @@ def test_sharded_files_without_the_name_of_the_module(tmp_path, name):
 
 NORM = 'model.layers.1.input_layernorm.weight'
 TENSORS = [
-    (lambda x: x.pop(NORM), f"lack '{NORM}', .32,.*; the nearest is"),
+    (lambda x: x.pop(NORM), f"lack '{NORM}', .32,.*, did you mean"),
     (lambda x: x.update({NORM: x[NORM][:31]}), f"'{NORM}' is .31,., but .32,. by config.json"),
     (
         lambda x: x.update({'model.layers.2.mlp.up_proj.weight': x[NORM]}),
@@ -315,8 +315,8 @@ FILES = {
     'empty': (b'', 'truncated or no safetensors: 0 bytes'),
     'no header': (struct.pack('<Q', 100) + b'{}', 'a header of 100 is promised'),
     'huge header': (b'\xff' * 16, 'is promised'),
-    'no json': (struct.pack('<Q', 4) + b'{]}}', 'is no JSON'),
-    'a list': (struct.pack('<Q', 2) + b'[]', 'not an object'),
+    'no json': (struct.pack('<Q', 4) + b'{]}}', 'invalid JSON'),
+    'a list': (struct.pack('<Q', 2) + b'[]', 'expected a JSON object'),
     'twice': (struct.pack('<Q', 13) + b'{"a":1,"a":2}', 'twice'),
     'truncated data': (header(a=tensor(0, 8)) + b'\0' * 4, '4 bytes of data, the header tells of 8'),
     'more data': (header(a=tensor(0, 8)) + b'\0' * 12, '12 bytes of data, the header tells of 8'),

@@ -128,8 +128,8 @@ def test_the_first_layer_may_lack_its_norm():
     ('settings', 'match'),
     [
         ({'head': 'classify'}, "head='classify' needs model.num_labels, not 0"),
-        ({'head': 'clasify', 'num_labels': 2}, "the nearest is 'classify'"),
-        ({'head': 'classify', 'num_labels': 2, 'head_pool': 'frist'}, "the nearest is 'first'"),
+        ({'head': 'clasify', 'num_labels': 2}, "did you mean 'classify'"),
+        ({'head': 'classify', 'num_labels': 2, 'head_pool': 'frist'}, "did you mean 'first'"),
         ({'first_norm': False, 'num_layers': 1}, 'two layers or more'),
     ],
 )

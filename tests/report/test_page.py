@@ -183,10 +183,10 @@ def test_what_is_no_run_or_broken_is_named(tmp_path):
         report.write(tmp_path)
     folder = a_run(tmp_path / 'run')
     (folder / 'metrics.jsonl').write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
-    with pytest.raises(ValueError, match='metrics.jsonl, line 2, is no JSON'):
+    with pytest.raises(ValueError, match='metrics.jsonl:2: invalid JSON'):
         report.write(folder)
     (folder / 'results.json').write_text('{')
-    with pytest.raises(ValueError, match='results.json is no JSON'):
+    with pytest.raises(ValueError, match='results.json: invalid JSON'):
         report.write(folder)
 
 

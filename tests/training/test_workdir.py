@@ -13,11 +13,12 @@ from collections import namedtuple
 import pytest
 
 from configs import base
+from lmtrain.files import flatten_fields
 from lmtrain.training import workdir
 from lmtrain.training.workdir import WrongRun
 
 CONFIG = json.loads(json.dumps(base.get_config().to_dict()))
-FIELDS = sorted(workdir._flat(CONFIG))
+FIELDS = sorted(flatten_fields(CONFIG))
 PRINTS = {'data': 'aa', 'tokenizer': 'bb'}
 
 # The answer for every field: a prefix, and what may happen to fields under it. All else is fixed.

@@ -7,7 +7,6 @@ stand side by side in an A of their summed rank, beside a block-diagonal B.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from lmtrain.adapt.peft import heads as peft_heads
 from lmtrain.adapt.peft.config import CONFIG, WEIGHTS
 from lmtrain.adapt.peft.modules import layer_places
 from lmtrain.errors import InputError
+from lmtrain.files import read_json, write_json
 from lmtrain.models import safetensors
 from lmtrain.models.virtual_tokens import materialise
 
@@ -124,13 +124,13 @@ def save_adapter(
     shapes = {key: (x.shape, x.dtype) for key, x in tensors.items()}
     safetensors.write_file(directory / WEIGHTS, shapes, tensors.__getitem__)
     for name, content in ((CONFIG, fields | about), (BASE, {'base': fingerprint(own), 'labels': list(labels)})):
-        safetensors.replace(directory / name, [(json.dumps(content, indent=2, sort_keys=True) + '\n').encode()])
+        write_json(directory / name, content, indent=2, sort_keys=True)
 
 
 def labels_of(directory, count: int) -> tuple[str, ...]:
     """The names of an adapter's `count` classes; LABEL_0, ... as in transformers if it was not written here."""
     path = Path(directory) / BASE
-    names = json.loads(path.read_text(encoding='utf-8')).get('labels') if path.is_file() else ()
+    names = read_json(path).get('labels') if path.is_file() else ()
     return tuple(names or (f'LABEL_{i}' for i in range(count)))
 
 
@@ -143,7 +143,7 @@ def check_base(directory, params: Mapping) -> None:
     known = all(not isinstance(x, jax.ShapeDtypeStruct) and getattr(x, 'is_fully_addressable', True) for x in leaves)
     if not path.is_file() or not known:
         return
-    wanted, got = json.loads(path.read_text(encoding='utf-8')).get('base'), fingerprint(split_adapter(params)[0])
+    wanted, got = read_json(path).get('base'), fingerprint(split_adapter(params)[0])
     if wanted != got:
         raise InputError(f'{directory} was made on another base: {path.name} says {wanted}, and this one is {got}')
 

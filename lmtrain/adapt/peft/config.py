@@ -3,13 +3,12 @@
 A field that a later version added has its default if it is absent (DEFAULTS).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmtrain.errors import InputError
-from lmtrain.models.hf import nearest
+from lmtrain.errors import InputError, did_you_mean
+from lmtrain.files import read_json
 
 VERSION = '0.21.2'
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
@@ -63,10 +62,7 @@ def read(directory: Path, ignore: Sequence[str] = ()) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f'{directory} is no adapter: it holds no {CONFIG}')
-    try:
-        fields = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise InputError(f'{path} is no JSON: {error}') from None
+    fields = read_json(path)
     if not isinstance(fields, dict) or fields.get('peft_type') not in REQUIRED:
         kind = fields.get('peft_type') if isinstance(fields, dict) else fields
         raise InputError(f'{path}: peft_type={kind!r} is none of {", ".join(REQUIRED)}')
@@ -76,8 +72,8 @@ def read(directory: Path, ignore: Sequence[str] = ()) -> dict[str, Any]:
     for name, value in fields.items():
         if name not in known and name not in ignore and value not in OFF:
             raise InputError(
-                f'{path}: the field {name!r} is unknown{nearest(name, known)}; if it does not change the function, '
-                f'skip it with --config.init.ignore="(\'{name}\',)" (beside --base: --ignore={name})'
+                f'{path}: the field {name!r} is unknown; if it does not change the function, skip it with '
+                f'--config.init.ignore="(\'{name}\',)" (beside --base: --ignore={name}){did_you_mean(name, known)}'
             )
         if name in FOREIGN and value not in OFF:
             raise InputError(f'{path}: {name}={value!r} is not implemented')

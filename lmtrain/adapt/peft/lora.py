@@ -10,8 +10,7 @@ import numpy as np
 
 from lmtrain import tree
 from lmtrain.adapt.peft.modules import Module, known_name, layer_places, modules, name_for, stacked
-from lmtrain.errors import InputError
-from lmtrain.models.hf import nearest
+from lmtrain.errors import InputError, did_you_mean
 from lmtrain.models.linear import column_norm
 
 PREFIX = 'base_model.model.'
@@ -41,7 +40,7 @@ def read(model, params: Mapping, fields: Mapping, tensors: Mapping) -> tuple[dic
     for name, parts in found.items():
         ours = known_name(model, name, known)
         if ours is None:
-            raise InputError(f'{name!r} is no module that an adapter of this base can have{nearest(name, known)}')
+            raise InputError(f'{name!r} is no module that an adapter of this base can have{did_you_mean(name, known)}')
         module, named[ours] = known[ours], name
         reader = _read_ia3 if fields['peft_type'] == 'IA3' else _read_lora
         for path, leaf in reader(params, fields, module, name, parts):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from lmtrain.data.chat.template import REASONING
 from lmtrain.data.examples import LABEL
 from lmtrain.data.rows import Row, check_text, text_of, value_of
-from lmtrain.data.source import kind_of
 from lmtrain.errors import InputError
+from lmtrain.files import json_type, parse_json
 
 # The fields that mark a format, and all that it needs.
 FORMATS = {
@@ -122,14 +122,11 @@ def _tools(row: Row) -> list | None:
     """The field `tools`: a list of JSON schemas, or JSON of one; None if it is empty."""
     tools, place = row.fields.get('tools'), f"{row.place}: 'tools'"
     if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise InputError(f'{place} is text that is not JSON ({error})') from None
+        tools = parse_json(tools, place)
     if not tools or isinstance(tools, str):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise InputError(f'{place} must be an array of objects, here it is {kind_of(tools)}')
+        raise InputError(f'{place} must be an array of objects, here it is {json_type(tools)}')
     check_text(json.dumps(tools, ensure_ascii=False), place)
     return tools
 
@@ -140,7 +137,7 @@ def checked(messages: Any, place: str) -> list[dict[str, Any]]:
     Fields that are null are left out. Text parts become one text. An answer that only calls tools has the text ''.
     """
     if not isinstance(messages, list) or not messages:
-        raise InputError(f'{place} must be an array of messages, here it is {messages and kind_of(messages)!r}')
+        raise InputError(f'{place} must be an array of messages, here it is {messages and json_type(messages)!r}')
     return [_message(message, f'{place} [{index}]') for index, message in enumerate(messages)]
 
 
@@ -172,10 +169,7 @@ def _message(message: Any, at: str) -> dict[str, Any]:
 
 def _calls(value: Any, at: str) -> list[dict[str, Any]]:
     """The value of a `function_call`, JSON of an object with `name` and `arguments` or of several, as `tool_calls`."""
-    try:
-        calls = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise InputError(f"{at}: 'value' of a function_call is not JSON ({error}): {value!r:.60}") from None
+    calls = parse_json(value, f"{at}: 'value' of a function_call") if isinstance(value, str) else value
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(call, dict) and {'name', 'arguments'} <= call.keys() for call in calls):
         raise InputError(f"{at}: 'value' of a function_call needs an object with 'name' and 'arguments': {value!r:.60}")

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmtrain import files
 from lmtrain.data.chat.conversation import Conversation, checked, read
 from lmtrain.data.chat.template import PLAIN, Template, Text, as_text, encode
 from lmtrain.data.chat.traced import (
@@ -38,6 +37,7 @@ from lmtrain.data.rows import Row
 from lmtrain.data.splits import bar
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
+from lmtrain.files import local_path
 
 Span = tuple[int, int]
 
@@ -82,7 +82,7 @@ def template_of(template: str, tokenizer: Tokenizer, root: str, date: str = '') 
     elif template in own:
         result = Template(own[template], f"the tokenizer's chat template {template!r}")
     else:
-        path = files.local(template, 'task.template', root)
+        path = local_path(template, 'task.template', root)
         if not path.is_file():
             names = ''.join(f'{name!r}, ' for name in own if name != 'default')
             raise FileNotFoundError(

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmtrain.data.source import json_object
 from lmtrain.errors import InputError
+from lmtrain.files import read_json_object
 
 ROLES = tuple(f'{role}_token' for role in ('bos', 'eos', 'cls', 'sep', 'pad', 'unk', 'mask'))
 FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # of an added token
@@ -29,7 +29,7 @@ def about(directory: Path, known: Mapping[str, str], added: Mapping[str, Mapping
         path = directory / name
         if not path.is_file():
             continue
-        config = json_object(path.read_text(encoding='utf-8'), str(path))
+        config = read_json_object(path)
         for role in ROLES:
             value = config.get(role)
             value = value.get('content') if isinstance(value, dict) else value
@@ -74,7 +74,7 @@ def _of_older_files(path: Path, added: Mapping[str, Mapping], decoder: Mapping[s
     """The added_tokens_decoder with the tokens of an added_tokens.json, {name: id}, that neither of both has."""
     if not path.is_file():
         return {}
-    further, flags = json_object(path.read_text(encoding='utf-8'), str(path)), dict.fromkeys(FLAGS, False)
+    further, flags = read_json_object(path), dict.fromkeys(FLAGS, False)
     named = added.keys() | {token['content'] for token in decoder.values()}
     entries = {str(token): {'content': name} | flags for name, token in further.items() if name not in named}
     return {'added_tokens_decoder': decoder | entries} if entries else {}

@@ -9,6 +9,7 @@ from lmtrain.data.tokenizers.hf_files import BERT, about, wordpiece
 from lmtrain.data.tokenizers.spm import SentencePiece, known_tokens
 from lmtrain.data.tokenizers.subword import Bpe, HuggingFace, learn_bpe
 from lmtrain.errors import InputError
+from lmtrain.files import read_json
 
 LEARNED = ('bytes', 'chars', 'whitespace', 'bpe')
 KINDS = {cls.kind: cls for cls in (Bytes, Chars, Whitespace, HuggingFace, Bpe, SentencePiece)}
@@ -17,7 +18,7 @@ KINDS = {cls.kind: cls for cls in (Bytes, Chars, Whitespace, HuggingFace, Bpe, S
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer that `save` wrote. Raises FileNotFoundError; ValueError where its files are not what was saved."""
     directory = Path(directory)
-    about = json.loads((directory / 'lmtrain_tokenizer.json').read_text(encoding='utf-8'))
+    about = read_json(directory / 'lmtrain_tokenizer.json')
     kind = KINDS[about['kind']]
     config = directory / 'tokenizer_config.json'
     told = config.read_bytes() if config.is_file() else b''

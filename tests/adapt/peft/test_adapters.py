@@ -250,7 +250,7 @@ def rename(old, new):
 
 Q = '0.self_attn.q_proj.lora_A.weight'
 BAD = [
-    (LLAMA, put(lora_alhpa=8), "the field 'lora_alhpa' is unknown; the nearest is 'lora_alpha'.*init.ignore"),
+    (LLAMA, put(lora_alhpa=8), "the field 'lora_alhpa' is unknown.*init.ignore.*did you mean 'lora_alpha'"),
     (LLAMA, lack('lora_alpha'), "lacks the field 'lora_alpha'"),
     (LLAMA, put(enable_lora=[True, False, True]), "the field 'enable_lora' is unknown"),
     (LLAMA, put(use_qalora=True), 'use_qalora=True is not implemented'),

@@ -121,14 +121,14 @@ def test_answers_that_are_not_learned(name, value, learned):
         ({'messages': [{'role': 'user|><s', 'content': ''}]}, r"\[0\]: 'role' is 'user\|><s', which is none of system"),
         ({'messages': [{'role': 'user', 'content': 3}]}, r"\[0\]: 'content' must be text, here it is a number"),
         ({'messages': [TALK[0] | {'name': 'b\ud800'}]}, r'\[0\] holds half of a surrogate pair'),
-        ({'messages': TALK, 'tools': '{'}, "'tools' is text that is not JSON"),
+        ({'messages': TALK, 'tools': '{'}, "'tools': invalid JSON"),
         ({'messages': TALK, 'tools': ['f']}, "'tools' must be an array of objects"),
         ({'messages': TALK, 'tools': [{'name': '\ud800'}]}, "'tools' holds half of a surrogate pair"),
         ({'conversations': [{'from': 'robot', 'value': 'a'}]}, r"\[0\]: 'from' is 'robot', which is none of human"),
         ({'conversations': [{'value': 'a'}]}, r"\[0\]: an object .* 'from' and 'value'.* is expected"),
         (
             {'conversations': [{'from': 'function_call', 'value': 'f(1)'}]},
-            r"\[0\]: 'value' of a function_call is not JSON",
+            r"\[0\]: 'value' of a function_call: invalid JSON",
         ),
         (
             {'conversations': [{'from': 'function_call', 'value': '[{"name": "f"}]'}]},

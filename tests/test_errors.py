@@ -1,0 +1,26 @@
+import pytest
+
+from lmtrain.errors import InputError, MissingPackage, NonFiniteOutput, did_you_mean
+
+
+@pytest.mark.parametrize(('error', 'base'), [(MissingPackage, ImportError), (NonFiniteOutput, FloatingPointError)])
+def test_input_errors_keep_the_builtin_type(error, base):
+    assert issubclass(error, InputError) and issubclass(error, base) and issubclass(error, ValueError)
+
+
+@pytest.mark.parametrize(
+    ('name', 'candidates', 'expected'),
+    [
+        ('trian', ['configs', 'train'], 'train'),
+        ('swish', ['gelu', 'swiglu', 'relu'], 'swiglu'),
+        ('config.model.wdth', ['config.model.width', 'config.data.width'], 'config.model.width'),
+        ('config.seq_len', ['config.model.max_len', 'config.data.seq_len'], 'config.data.seq_len'),
+    ],
+)
+def test_did_you_mean(name, candidates, expected):
+    assert did_you_mean(name, candidates) == f', did you mean {expected!r}?'
+
+
+@pytest.mark.parametrize('candidates', [[], ['gelu', 'relu']])
+def test_no_suggestion_if_nothing_is_similar(candidates):
+    assert did_you_mean('zzz', candidates) == ''
