@@ -1,6 +1,6 @@
 """What an experiment leaves behind: results.json, and the block of figures that READMEs show from it.
 
-    python experiments/record.py        # renders every README's figures again from the results.json files
+    python -m experiments.record        # renders every README's figures again from the results.json files
 
 A README shows the figures of an experiment between `<!-- results: NAME -->` and `<!-- end -->`. The text between is
 never written by hand; a test renders it again and compares.

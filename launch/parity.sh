@@ -4,4 +4,4 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
 install parity
 cd -- "$root"
-exec "$VENV/bin/python" experiments/parity/run.py "$@"
+exec "$VENV/bin/python" -m experiments.parity "$@"

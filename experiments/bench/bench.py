@@ -16,10 +16,9 @@ import time
 
 import numpy as np
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
-
-from launch import process_setup  # noqa: E402
+from experiments import record
+from experiments.record import ROOT
+from launch import process_setup
 
 THREADS = len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
 CHECKED = 20  # steps whose losses are compared; they also warm up
@@ -64,9 +63,9 @@ class Died(RuntimeError):
 
 
 class Worker:
-    """One side, 'lmtrain' or 'torch', on 'cpu' or 'gpu'; `script` is the program that serves it."""
+    """One side, 'lmtrain' or 'torch', on 'cpu' or 'gpu'; `python -m module` serves it."""
 
-    def __init__(self, side: str, platform: str, cache: str = '', script: str = __file__):
+    def __init__(self, side: str, platform: str, cache: str = '', module: str = 'experiments.bench'):
         environment = os.environ | {
             'JAX_PLATFORMS': {'cpu': 'cpu', 'gpu': 'cuda'}[platform],
             'JAX_ENABLE_COMPILATION_CACHE': 'true' if cache else 'false',
@@ -76,9 +75,9 @@ class Worker:
             'OMP_NUM_THREADS': str(THREADS),
             'TF_CPP_MIN_LOG_LEVEL': '2',
         }
-        command = (sys.executable, script, '--worker', side, platform)
+        command = (sys.executable, '-m', module, '--worker', side, platform)
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding='utf-8', env=environment
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding='utf-8', env=environment
         )
 
     def __enter__(self):
@@ -97,7 +96,7 @@ class Worker:
             pass  # it has died, and says so by saying nothing
         answer = self.process.stdout.readline()
         if not answer:
-            raise Died(f'{" ".join(self.process.args[2:])} ended with {self.process.wait()} when asked to {do}')
+            raise Died(f'{" ".join(self.process.args[3:])} ended with {self.process.wait()} when asked to {do}')
         return json.loads(answer)
 
 
@@ -329,7 +328,7 @@ def main(dry: bool) -> None:
         figures, trials = cpu(folder, dry)
         missing = []
         if dry or gpu_seen():
-            import gpu
+            from experiments.bench import gpu
 
             more, tried, missing = gpu.measure(folder, dry, lambda *so_far: None)
             figures, trials = figures + more, trials + tried
@@ -339,8 +338,6 @@ def main(dry: bool) -> None:
     print(json.dumps({'figures': figures, 'not_shown': missing}, indent=1, ensure_ascii=False))
     print(f'{minutes:.1f} minutes')
     if not dry:
-        import record
-
         record.write(
             'bench',
             command='bash experiments/bench/run.sh',
@@ -354,8 +351,7 @@ def main(dry: bool) -> None:
 
 def gpu_alone(file: str, dry: bool) -> None:
     """What `main` does on a GPU and nothing else, into a JSON file that grows, as the machine is lent."""
-    import gpu
-    import record
+    from experiments.bench import gpu
 
     start, about = time.monotonic(), {'machine': record.machine(), 'versions': record.versions()}
 
@@ -368,19 +364,3 @@ def gpu_alone(file: str, dry: bool) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         gpu.measure(folder, dry, write)
-
-
-if __name__ == '__main__':
-    match sys.argv[1:]:
-        case ['--worker', 'lmtrain', platform]:
-            serve(Ours(platform, THREADS))
-        case ['--worker', 'torch', platform]:
-            import torch_gpt
-
-            serve(torch_gpt.Side(platform, THREADS))
-        case [] | ['--dry'] as flags:
-            main(dry=bool(flags))
-        case ['--gpu', file] | ['--gpu', file, '--dry']:
-            gpu_alone(file, dry='--dry' in sys.argv)
-        case _:
-            sys.exit('usage: bash experiments/bench/run.sh [--gpu FILE] [--dry]')

@@ -7,7 +7,7 @@ that what is left is said to be missing and the file is whole.
 import threading
 import time
 
-from bench import (
+from experiments.bench.bench import (
     CHECKED,
     GPT2,
     TOLERANCE,

@@ -5,4 +5,5 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../../launch/venv.sh"
 export PIP_CONSTRAINT=$here/constraints.txt
 install bench
-exec "$VENV/bin/python" "$here/bench.py" "$@"
+cd -- "$root"
+exec "$VENV/bin/python" -m experiments.bench "$@"

@@ -4,4 +4,5 @@ set -euo pipefail
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../../launch/venv.sh"
 install parity
-exec "$VENV/bin/python" "$here/run.py" "$@"
+cd -- "$root"
+exec "$VENV/bin/python" -m experiments.bench_adapters "$@"

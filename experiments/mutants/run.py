@@ -1,6 +1,6 @@
 """How many small plausible faults do the tests detect that mirror the faulty file?
 
-python experiments/mutants/run.py [--only=lmtrain/optimizer.py] [--root=FOLDER] [--jobs=2] [--dry]
+python -m experiments.mutants [--only=lmtrain/optimizer.py] [--root=FOLDER] [--jobs=2] [--dry]
 
 Each fault of faults.py is applied to a copy of the repository, in which the tests of the module then run (MIRRORS).
 A fault is detected if a test fails or does not end. What has been judged is kept in --root and not judged again, as
@@ -22,10 +22,8 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
-
-from mutants.faults import EQUIVALENT, FAULTS
+from experiments import record
+from experiments.mutants.faults import EQUIVALENT, FAULTS
 
 TARGET = 0.95
 LIMIT = 900  # seconds of the tests of one module
@@ -234,7 +232,7 @@ def main() -> None:
     equivalent = [f'{module}: {what} ({why})' for (module, what), why in EQUIVALENT.items()]
     record.write(
         'mutants',
-        command='python experiments/mutants/run.py',
+        command='python -m experiments.mutants',
         figures=figures(trials),
         trials=trials,
         not_shown=[f'equivalent, and not counted: {each}' for each in equivalent]

@@ -1,7 +1,8 @@
 """The tensors of an adapter's file by their names: what the script and the tests both make. Needs numpy alone."""
 
 import numpy as np
-from parity import cases
+
+from experiments.parity import cases
 
 
 def weights(key: str, shape: tuple[int, ...], base: dict[str, np.ndarray]) -> np.ndarray:

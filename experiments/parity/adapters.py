@@ -1,6 +1,6 @@
 """Compares lmtrain with PEFT: adapters of every kind on tiny random models, in and out of PEFT's directories.
 
-    python experiments/parity/adapters.py [--only NAME] [--dry]
+    python -m experiments.parity.adapters [--only NAME] [--dry]
 
 For each: outputs after `load_adapter`, outputs of PEFT after it opened what `save_adapter` wrote, and ours after
 folding. Writes the goldens of the default tests (tests/adapt/peft/goldens.json).
@@ -24,13 +24,10 @@ import peft
 import torch
 import transformers
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / 'experiments')]
-
-from parity import adapter_weights, cases, heads  # noqa: E402
-
-from lmtrain import adapt  # noqa: E402
-from lmtrain.models import load_pretrained, safetensors, save_pretrained  # noqa: E402
+from experiments.parity import adapter_weights, cases, heads
+from experiments.record import ROOT
+from lmtrain import adapt
+from lmtrain.models import load_pretrained, safetensors, save_pretrained
 
 OUTPUTS, MERGED = 2e-5, 1e-4
 

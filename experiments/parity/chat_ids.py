@@ -7,14 +7,13 @@ import tempfile
 from unittest import mock
 
 import transformers
-from parity import chat_cases
 
+from experiments.parity import chat_cases
+from experiments.record import ROOT
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template, encode
 from lmtrain.data.tokenizers.load import open_tokenizer
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class Day(datetime.datetime):

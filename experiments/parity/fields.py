@@ -4,8 +4,8 @@ With the cases of cases.py and heads.py, every field that a family reads is some
 of the goldens checks it. Norms have an eps that changes the output, and angles a base that 80 positions can tell apart.
 """
 
-from parity import cases
-from parity.heads import ENCODER
+from experiments.parity import cases
+from experiments.parity.heads import ENCODER
 
 EPS, THETA = 0.05, 300.0
 ROTARY = {'rms_norm_eps': EPS, 'rope_theta': THETA, 'hidden_act': 'gelu_pytorch_tanh', 'num_key_value_heads': 1}

@@ -4,8 +4,9 @@ A case is a config.json whose architecture names the head; weights are by name, 
 """
 
 import numpy as np
-from parity import cases
-from parity.cases import LENGTHS, SMALL
+
+from experiments.parity import cases
+from experiments.parity.cases import LENGTHS, SMALL
 
 HEADS = {
     'none': 'Model',

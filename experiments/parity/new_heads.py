@@ -5,8 +5,8 @@ ModernBERT); what it misses is drawn anew: here by name, as all weights of cases
 """
 
 import numpy as np
-from parity import cases, heads
 
+from experiments.parity import cases, heads
 from lmtrain import tree
 from lmtrain.models import hf, pretrained
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import torch
 import transformers
-from parity import cases
 
+from experiments.parity import cases
 from launch import recipe
 from lmtrain import tree
 from lmtrain.models import Transformer, pretrained, save_pretrained

@@ -1,17 +1,17 @@
 """Writes the rotary frequencies of transformers for every way of stretching (tests/models/goldens_rotary.json).
 
-    python experiments/parity/rotary.py
+    python -m experiments.parity.rotary
 
 A golden holds the settings, the length of the row, the frequency of each pair and the factor of cos and sin.
 """
 
 import json
-import pathlib
 
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from experiments.record import ROOT
+
 DIM, THETA, CONTEXT = 16, 500.0, 32
 LONG = {
     'rope_type': 'longrope',

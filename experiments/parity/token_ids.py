@@ -5,11 +5,11 @@ import pathlib
 import tempfile
 
 import transformers
-from parity import token_cases
 
+from experiments.parity import token_cases
+from experiments.record import ROOT
 from lmtrain.data.tokenizers.load import open_tokenizer
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEXTS, KEPT = 4000, 60  # compared here, and in the default tests
 
 

@@ -1,7 +1,5 @@
 import dataclasses
-import importlib
 import json
-import pathlib
 import shutil
 import sys
 
@@ -9,11 +7,9 @@ import numpy as np
 import pytest
 
 import lmtrain.data
+from experiments.parity import token_cases
 from lmtrain.data import Stream, batch_hash
 from lmtrain.data.baselines import bits_per_byte
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
-token_cases = importlib.import_module('parity.token_cases')
 
 
 def test_splits_count_every_token_and_byte_once(prepare, poem):
@@ -229,7 +225,6 @@ def test_chess_games_are_symbols(shared, settings):
 
 def test_no_heavy_module_is_imported(prepare):
     import subprocess
-    import sys
 
     told = subprocess.run(
         [sys.executable, '-c', 'import sys, lmtrain.data; print(*sys.modules)'],

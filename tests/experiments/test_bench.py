@@ -1,13 +1,10 @@
 """The arithmetic of experiments/bench: what is made of seconds. PyTorch is not imported."""
 
-import pathlib
 import sys
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments' / 'bench'))
-
-import bench
+from experiments.bench import bench
 
 
 def test_a_ratio_is_the_median_over_paired_blocks():

@@ -1,15 +1,13 @@
 """The list of faults fits the sources: each one can be applied, and is of a module that tests mirror."""
 
 import pathlib
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'experiments'))
+from experiments.mutants import run
+from experiments.mutants.faults import EQUIVALENT, FAULTS
 
-from mutants import run  # noqa: E402
-from mutants.faults import EQUIVALENT, FAULTS  # noqa: E402
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize('module', FAULTS)

@@ -1,23 +1,20 @@
 """Every figure a README shows is the one its experiment measured."""
 
-import importlib
 import json
 import pathlib
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'experiments'))
+from experiments import record
 
-record = importlib.import_module('record')
+ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = sorted((ROOT / 'experiments').glob('*/results.json'))
 
 
 @pytest.mark.parametrize('readme', record.readmes(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_figures_are_rendered_from_results(readme):
     text = readme.read_text()
-    assert record.render(text) == text, f'{readme}: run python experiments/record.py'
+    assert record.render(text) == text, f'{readme}: run python -m experiments.record'
 
 
 @pytest.mark.parametrize('path', RESULTS, ids=lambda path: path.parent.name)

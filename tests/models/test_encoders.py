@@ -2,20 +2,17 @@
 
 import dataclasses
 import functools
-import importlib
 import json
 import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
 
+from experiments.parity import cases, heads
 from lmtrain import tree
 from lmtrain.models import load_pretrained, pretrained, safetensors, save_pretrained
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
-cases, heads = importlib.import_module('parity.cases'), importlib.import_module('parity.heads')
 GOLDENS = json.loads((pathlib.Path(__file__).parent / 'goldens_heads.json').read_text())
 QUICK = {'xla_backend_optimization_level': 0}
 every_case = pytest.mark.parametrize('name', heads.KEPT)

@@ -6,16 +6,14 @@ import functools
 import importlib
 import json
 import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
 
+from experiments.parity import cases, fields, heads
 from lmtrain.models import hf, load_pretrained, pretrained, safetensors
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
-cases, fields, heads = (importlib.import_module(f'parity.{name}') for name in ('cases', 'fields', 'heads'))
 GOLDENS = json.loads((pathlib.Path(__file__).parent / 'goldens_fields.json').read_text(encoding='utf-8'))
 CONFIGS = fields.DECODERS | fields.ENCODERS
 QUICK = {'xla_backend_optimization_level': 0}

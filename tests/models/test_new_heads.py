@@ -1,20 +1,17 @@
 """A base under the head of another task, against transformers' from_pretrained (experiments/parity/new_heads.py)."""
 
 import dataclasses
-import importlib
 import json
 import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
 
+from experiments.parity import cases, heads, new_heads
 from lmtrain import tree
 from lmtrain.models import load_pretrained, pretrained, safetensors, save_pretrained
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
-cases, heads, new_heads = (importlib.import_module(f'parity.{name}') for name in ('cases', 'heads', 'new_heads'))
 PATH = pathlib.Path(__file__).parent / 'goldens_new_heads.json'
 GOLDENS = json.loads(PATH.read_text(encoding='utf-8'))
 QUICK = {'xla_backend_optimization_level': 0}

@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import importlib
 import json
 import pathlib
 import struct
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +12,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from experiments.parity import cases
 from lmtrain import tree
 from lmtrain.data.tokenizers.load import open_tokenizer
 from lmtrain.inference import sample
 from lmtrain.models import load_pretrained, pretrained, safetensors, save_pretrained
 from lmtrain.parallel import sharding
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'experiments'))
-cases = importlib.import_module('parity.cases')
 GOLDENS = json.loads((pathlib.Path(__file__).parent / 'goldens.json').read_text())
 QUICK = {'xla_backend_optimization_level': 0}
 

@@ -1,24 +1,19 @@
 """PEFT's directories against what peft gave (experiments/parity), written and read again, and bad ones."""
 
 import functools
-import importlib
 import json
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.parity import adapter_weights, cases, heads
 from lmtrain import adapt, tree
 from lmtrain.adapt.peft import adapters
 from lmtrain.models import load_pretrained, pretrained, safetensors
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[3] / 'experiments'))
-cases, heads, adapter_weights = (
-    importlib.import_module(f'parity.{name}') for name in ('cases', 'heads', 'adapter_weights')
-)
 GOLDENS = json.loads((pathlib.Path(__file__).parent / 'goldens.json').read_text())
 QUICK = {'xla_backend_optimization_level': 0}
 HEADS = ('score', 'classifier', 'qa_outputs')

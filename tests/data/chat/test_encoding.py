@@ -1,7 +1,4 @@
-import importlib
 import json
-import pathlib
-import sys
 
 import ml_collections
 import numpy as np
@@ -9,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from experiments.parity import token_cases
 from lmtrain.data import example_store, examples
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.conversation import Conversation
@@ -17,9 +15,6 @@ from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.data.tokenizers.load import open_tokenizer
 from lmtrain.data.tokenizers.subword import learn_bpe
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[3] / 'experiments'))
-token_cases = importlib.import_module('parity.token_cases')
 
 MARKS = {'bos_token': '<s>', 'eos_token': '</s>'}
 CHATML = (

@@ -1,12 +1,11 @@
-import importlib
 import json
 import pathlib
-import sys
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from experiments.parity import chat_cases as cases
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template, as_text, encode
@@ -14,8 +13,6 @@ from lmtrain.data.chat.traced import CONTENT, GENERATION, TEMPLATE, Traced, trac
 from lmtrain.data.tokenizers.load import open_tokenizer
 
 PLACE = pathlib.Path(__file__)
-sys.path.insert(0, str(PLACE.parents[3] / 'experiments'))
-cases = importlib.import_module('parity.chat_cases')
 GOLDENS = json.loads((PLACE.parent / 'goldens_chat.json').read_text(encoding='utf-8'))
 TALK = [{'role': 'user', 'content': 'sat on?'}, {'role': 'assistant', 'content': 'the mat'}]
 
@@ -37,7 +34,7 @@ def rendered(source, tokenizer, messages=TALK, tools=None, cue=False):
 
 @pytest.mark.parametrize('name', cases.TEMPLATES)
 def test_conversations_have_the_ids_of_transformers(tokenizer, name):
-    """Goldens by experiments/parity/run.py."""
+    """Goldens by `python -m experiments.parity`."""
     assert len(GOLDENS[name]) == 2 * len(cases.TALKS)
     for key, golden in GOLDENS[name].items():
         talk, cue = key.removesuffix(' and the cue'), key.endswith(' and the cue')

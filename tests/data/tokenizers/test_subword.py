@@ -1,19 +1,16 @@
-import importlib
 import json
 import pathlib
-import sys
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from experiments.parity import token_cases
 from lmtrain.data.tokenizers.hf_files import wordpiece
 from lmtrain.data.tokenizers.load import load_tokenizer, open_tokenizer
 from lmtrain.data.tokenizers.subword import Bpe, HuggingFace, cut, learn_bpe
 
 PLACE = pathlib.Path(__file__)
-sys.path.insert(0, str(PLACE.parents[3] / 'experiments'))
-token_cases = importlib.import_module('parity.token_cases')
 GOLDENS = json.loads((PLACE.parent / 'goldens_tokens.json').read_text(encoding='utf-8'))
 
 TEXT = ['the cat sat on the mat\n    and then (it) sat again\n' * 5, 'def sat(cat):\n    return cat.the(mat)\n' * 5]

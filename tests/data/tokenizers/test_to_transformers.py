@@ -1,19 +1,15 @@
 """The files of a tokenizer against the library that transformers runs them with."""
 
-import importlib
 import json
-import pathlib
-import sys
 
 import pytest
 import tokenizers
 
+from experiments.parity import token_cases
 from lmtrain.data.tokenizers.base import END
 from lmtrain.data.tokenizers.load import learn, open_tokenizer
 from lmtrain.data.tokenizers.to_transformers import tokenizer_files
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[3] / 'experiments'))
-token_cases = importlib.import_module('parity.token_cases')
 TEXTS = [f'the cat {END} sat\non é日 mat', 'a\x1cb  c\x85d']  # two blanks of str.split that are none to a regex
 KINDS = ('bytes', 'chars', 'whitespace', 'bpe')
 

@@ -1,6 +1,6 @@
 """What a run of two processes with four devices each loses where one of them is hurt.
 
-    python experiments/processes/run.py [--trials=12] [--minutes=25]
+    python -m experiments.processes [--trials=12] [--minutes=25]
 
 Every run is `lmtrain train` on the tiny recipe in two processes on this machine; the run after the fault is the same
 command without it. Trials that the minutes do not suffice for are left out and listed.
@@ -17,16 +17,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
-
-sys.path.insert(0, str(record.ROOT))
-from reliability import run as alone  # its recipe, text and counts
-
+from experiments import cli, record
 from lmtrain.runtime import lifecycle
 
 STEPS = 100
@@ -38,23 +32,28 @@ def start(folder, workdir, faults=(None, None), limits=(None, None), processes=2
     """The processes of one run, the words of each in `<workdir>.<rank>.txt`; `limits` are bytes of a file."""
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]
-    settings = alone.settings(folder) | {'budget.steps': STEPS, 'data.batch_size': 8, 'checkpoint.every_steps': 10}
+    settings = cli.small_text(folder) | {'budget.steps': STEPS, 'data.batch_size': 8, 'checkpoint.every_steps': 10}
     settings |= {'evaluate.every_steps': 25, 'evaluate.max_batches': 3, 'mesh.data': 1, 'mesh.fsdp': 8}
     settings |= more
-    command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--workdir={workdir}']
-    command += [f'--config.{name}={value}' for name, value in settings.items()]
-    command += [f'--coordinator=127.0.0.1:{port}', f'--num_processes={processes}']
+    flags = ['train', '--config=configs/tiny.py', f'--workdir={workdir}']
+    flags += [f'--coordinator=127.0.0.1:{port}', f'--num_processes={processes}']
     environment = {name: value for name, value in os.environ.items() if 'proxy' not in name.lower()}
     environment |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '4'}
-    made = []
+    running = []
     for rank, fault, limit in zip(range(processes), faults, limits, strict=True):
-        own = [*command, f'--process_id={rank}']
-        if limit:  # a write then fails as on a full disk
-            own = ['bash', '-c', f'ulimit -f {limit // 1024}; trap "" XFSZ; exec "$@"', 'bash', *own]
-        known = environment | ({'LMTRAIN_FAULT': fault} if fault else {})
-        with open(f'{workdir}.{rank}.txt', 'a', encoding='utf-8') as words:
-            made.append(subprocess.Popen(own, cwd=record.ROOT, env=known, stdout=words, stderr=subprocess.STDOUT))
-    return made
+        # A write beyond the limit fails like one on a full disk.
+        shell = ['bash', '-c', f'ulimit -f {limit // 1024}; trap "" XFSZ; exec "$@"', 'bash'] if limit else []
+        running.append(
+            cli.start(
+                *flags,
+                f'--process_id={rank}',
+                config=settings,
+                output=pathlib.Path(f'{workdir}.{rank}.txt'),
+                prefix=shell,
+                env=environment | ({'LMTRAIN_FAULT': fault} if fault else {}),
+            )
+        )
+    return running
 
 
 def wait(processes) -> tuple[list[int], float]:
@@ -210,8 +209,8 @@ def main() -> None:
     worst = max(trial['seconds_from_first_to_last_end'] for group in groups.values() for trial in group)
     record.write(
         'processes',
-        command='python experiments/processes/run.py',
-        figures=[alone.counted(what, trials) for what, trials in groups.items()]
+        command='python -m experiments.processes',
+        figures=[cli.counted(what, trials) for what, trials in groups.items()]
         + [
             {
                 'what': 'seconds from the end of the first process to that of the last, worst of all trials',

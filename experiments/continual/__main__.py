@@ -1,44 +1,33 @@
 """What a model gains on new text and forgets of the old: with and without replay, all of it and by LoRA.
 
-python experiments/continual/run.py --root=DIR
+python -m experiments.continual --root=DIR
     # DIR holds models/stories260K/hf, corpora/recipes/*.txt and corpora/tinystories/*.txt
 """
 
 import argparse
-import json
 import pathlib
-import subprocess
-import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
+from experiments import cli, record
 
 NEW = 'corpora/recipes/based_cooking.txt'
 OLD = 'corpora/tinystories/tinystories_sample_2MiB.txt'
 ASKED = 0.30  # of the new text's bits per byte, at 10 % replay
-REPLAY = f"--config.data.mix=(('{OLD}', {1 / 9:.6f}),)"  # a tenth of all windows
-RUNS = {
-    'full, no replay': [],
-    'full, 10 % replay': [REPLAY],
-    'LoRA, 10 % replay': [
-        REPLAY,
-        '--config.adapt.method=lora',
-        "--config.adapt.lora.rank=(('.*/kernel', 16),)",
-        '--config.adapt.lora.alpha=((".*", 32.0),)',
-        '--config.optimizer.learning_rate=5e-3',
-    ],
+REPLAY = {'data.mix': ((OLD, round(1 / 9, 6)),)}  # a tenth of all windows
+LORA = {
+    'adapt.method': 'lora',
+    'adapt.lora.rank': (('.*/kernel', 16),),
+    'adapt.lora.alpha': (('.*', 32.0),),
+    'optimizer.learning_rate': 5e-3,
 }
+RUNS = {'full, no replay': {}, 'full, 10 % replay': REPLAY, 'LoRA, 10 % replay': REPLAY | LORA}
 
 
 def trial(name: str, root: pathlib.Path) -> dict:
     """One run of the recipe: bits per byte of both texts before and after, and its cost."""
     with tempfile.TemporaryDirectory() as workdir:
-        command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/continual.py']
-        command += [f'--config.init.base={root}/models/stories260K/hf', f'--config.data.root={root}']
-        command += [f'--config.data.source={NEW}', f"--config.evaluate.sources=('{OLD}',)", f'--workdir={workdir}']
-        subprocess.run(command + RUNS[name], cwd=record.ROOT, check=True)
-        results = json.loads((pathlib.Path(workdir) / 'results.json').read_text(encoding='utf-8'))
+        texts = {'init.base': root / 'models/stories260K/hf', 'data.root': root, 'data.source': NEW}
+        results = cli.train('continual', workdir, texts | {'evaluate.sources': (OLD,)} | RUNS[name])
     return {'name': name} | results
 
 
@@ -77,7 +66,7 @@ def main() -> None:
         ]
     record.write(
         'continual',
-        command='python experiments/continual/run.py --root=DIR',
+        command='python -m experiments.continual --root=DIR',
         figures=figures,
         trials=trials,
         not_shown=['one seed each: no interval'],

@@ -1,17 +1,13 @@
 """What share of its time a run waits for data.
 
-python experiments/input/run.py
+python -m experiments.input
 """
 
-import json
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
+from experiments import cli, record
 
 # recipe: what differs from it here, log points left out at the beginning
 RUNS = {
@@ -46,12 +42,9 @@ def main() -> None:
         record.write_text(folder, 200, 500)
         for recipe, (changes, left_out) in RUNS.items():
             workdir = folder / recipe
-            more = {'data.source': folder / 'text', 'data.cache': folder / 'cache', 'data.validation': 0.2}
-            more |= {'data.test': 0.1, 'sample.max_tokens': 1, 'log.tensorboard': False} | changes
-            command = [sys.executable, '-m', 'launch.cli', 'train', f'--config=configs/{recipe}.py']
-            command += [f'--workdir={workdir}', *(f'--config.{name}={value}' for name, value in more.items())]
-            subprocess.run(command, cwd=record.ROOT, check=True)
-            lines = [json.loads(line) for line in (workdir / 'timings.jsonl').read_text(encoding='utf-8').splitlines()]
+            more = cli.small_text(folder) | {'data.test': 0.1, 'sample.max_tokens': 1} | changes
+            cli.train(recipe, workdir, more)
+            lines = cli.json_lines(workdir / 'timings.jsonl')
             trials += [{'recipe': recipe, 'changes': changes, **line} for line in lines]
             # The first points hold the wait for the first batch, which nothing was computed beside.
             share = statistics.mean(line['data_wait'] for line in lines[left_out:])
@@ -69,7 +62,7 @@ def main() -> None:
             print(figures[-1], flush=True)
     record.write(
         'input',
-        command='python experiments/input/run.py',
+        command='python -m experiments.input',
         figures=figures,
         trials=trials,
         not_shown=['the 124M recipe at its own batch (512 rows), tokenizer and text, and on an accelerator'],

@@ -3,22 +3,17 @@
 The learning rate of each part is the best of RATES on rows held out of the training file; the test rows are read once,
 by the runs that are reported.
 
-python experiments/finetune/run.py --base=DIR --root=DIR [--only=PART,...]
+python -m experiments.finetune --base=DIR --root=DIR [--only=PART,...]
 """
 
 import argparse
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
-
-sys.path.insert(0, str(record.ROOT))
+from experiments import cli, record
 from lmtrain.training import load
 
 RESULTS = record.ROOT / 'experiments' / 'finetune' / 'results.json'
@@ -115,14 +110,10 @@ def prepare(source: pathlib.Path, folder: pathlib.Path) -> None:
 def train(recipe: str, base: pathlib.Path, root: pathlib.Path, workdir: pathlib.Path, settings: dict) -> dict:
     """results.json of `lmtrain train`, with the seconds that the command took."""
     flags = {'init.base': str(base), 'data.root': str(root), 'evaluate.every_steps': 10**6, 'log.tensorboard': False}
-    command = [sys.executable, '-m', 'launch.cli', 'train', f'--config=configs/{recipe}.py', f'--workdir={workdir}']
-    command += [f'--config.{name}={value}' for name, value in (flags | settings).items()]
     begun = time.monotonic()
     environment = {name: value for name, value in os.environ.items() if not name.startswith('JAX_')}
-    subprocess.run(command, cwd=record.ROOT, env=environment, check=True)
-    return json.loads((workdir / 'results.json').read_text(encoding='utf-8')) | {
-        'seconds_of_command': time.monotonic() - begun
-    }
+    results = cli.train(recipe, workdir, flags | settings, env=environment)
+    return results | {'seconds_of_command': time.monotonic() - begun}
 
 
 def chosen(recipe: str, task: str, base, root, workdir, settings: dict) -> dict:
@@ -205,7 +196,7 @@ def write(trial: dict) -> None:
     missing = [part for part in order if part not in kept]
     record.write(
         'finetune',
-        command='python experiments/finetune/run.py --base=DIR --root=DIR',
+        command='python -m experiments.finetune --base=DIR --root=DIR',
         figures=figures(trials),
         trials=trials,
         not_shown=notes(trials, missing),

@@ -1,6 +1,6 @@
 """What is kept where a run moves to another number of devices or processes.
 
-    python experiments/reshard/run.py
+    python -m experiments.reshard
 
 The tiny recipe is trained for a few steps on every topology and saved there, and every checkpoint is restored on every
 topology. Several processes are real ones on this machine, their devices simulated.
@@ -16,10 +16,7 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
-
-sys.path.insert(0, str(record.ROOT))
+from experiments import record
 
 # name: (processes, devices of each, the mesh)
 TOPOLOGIES = {
@@ -154,8 +151,13 @@ def started(folder: pathlib.Path, topology: str, phase: str) -> list[dict]:
         running = []
         for index in range(TOPOLOGIES[topology][0]):
             words = stack.enter_context(open(folder / f'{phase}-{topology}-{index}.txt', 'w+', encoding='utf-8'))
-            command = [sys.executable, __file__, str(folder), topology, str(index), str(port), phase]
-            running.append((subprocess.Popen(command, env=environment, stdout=words, stderr=subprocess.STDOUT), words))
+            command = [sys.executable, '-m', 'experiments.reshard', str(folder), topology, str(index), str(port), phase]
+            running.append(
+                (
+                    subprocess.Popen(command, cwd=record.ROOT, env=environment, stdout=words, stderr=subprocess.STDOUT),
+                    words,
+                )
+            )
         try:
             for process, words in running:
                 if process.wait(LIMIT):
@@ -237,7 +239,7 @@ def main() -> None:
     ]
     record.write(
         'reshard',
-        command='python experiments/reshard/run.py',
+        command='python -m experiments.reshard',
         figures=figures,
         trials=trials,
         not_shown=['devices other than simulated ones, processes on several machines, and the axis `sequence`'],

@@ -1,22 +1,17 @@
 """How long a checkpoint keeps the loop from its next step.
 
-python experiments/saving/run.py
+python -m experiments.saving
 """
 
-import pathlib
 import statistics
-import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
-
-sys.path.insert(0, str(record.ROOT))
 import jax
 import numpy as np
 
 from configs import pretrain_gpt2
+from experiments import record
 from lmtrain import checkpoint, optimizer
 from lmtrain.models import Transformer
 from lmtrain.training import state
@@ -92,7 +87,7 @@ def main() -> None:
             )
     record.write(
         'saving',
-        command='python experiments/saving/run.py',
+        command='python -m experiments.saving',
         figures=figures,
         trials=trials,
         not_shown=[

@@ -1,6 +1,6 @@
 """What a mesh moves and holds beside the least that it must, and whether a run on it is the run on one device.
 
-    python experiments/sharding/run.py [--tpu=FOLDER]
+    python -m experiments.sharding [--tpu=FOLDER]
 
 Every program is the real train step, compiled in a process of its own: for so many simulated devices, or with libtpu
 (the extra `plan`, or the FOLDER that holds it) for chips that are not here. Nothing but the factorings is executed.
@@ -11,14 +11,10 @@ import itertools
 import json
 import math
 import os
-import pathlib
 import subprocess
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
-
-sys.path.insert(0, str(record.ROOT))
+from experiments import record
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 # 12 layers as GPT-2 small, wide enough for 256 devices along any one axis.
@@ -132,8 +128,8 @@ def in_a_process(asked: dict, count: int, tpu: str = '') -> dict:
         environment |= {'TPU_ACCELERATOR_TYPE': asked['type'], 'TPU_WORKER_HOSTNAMES': 'localhost'}
         environment |= {'TPU_WORKER_ID': '0', 'TPU_SKIP_MDS_QUERY': '1'}
         environment['PYTHONPATH'] = tpu
-    command = [sys.executable, __file__, f'--work={json.dumps(asked)}']
-    done = subprocess.run(command, env=environment, capture_output=True, encoding='utf-8')
+    command = [sys.executable, '-m', 'experiments.sharding', f'--work={json.dumps(asked)}']
+    done = subprocess.run(command, cwd=record.ROOT, env=environment, capture_output=True, encoding='utf-8')
     if done.returncode:
         raise SystemExit(f'{asked} failed:\n{done.stderr[-3000:]}')
     found = json.loads(done.stdout.splitlines()[-1])
@@ -213,7 +209,7 @@ def main() -> None:
     ]
     record.write(
         'sharding',
-        command='python experiments/sharding/run.py --tpu=FOLDER',
+        command='python -m experiments.sharding --tpu=FOLDER',
         figures=figures,
         trials=simulated + chips + [one, *others],
         not_shown=[

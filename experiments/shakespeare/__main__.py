@@ -1,18 +1,14 @@
 """nanoGPT's CPU setting on tinyshakespeare, three seeds: what a character of the last tenth costs.
 
-python experiments/shakespeare/run.py --root=DIR      # DIR holds tinyshakespeare/input.txt
+python -m experiments.shakespeare --root=DIR      # DIR holds tinyshakespeare/input.txt
 """
 
 import argparse
-import json
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
+from experiments import cli, record
 
 SEEDS = (0, 1, 2)
 ASKED = 1.90  # nats a character; nanoGPT's own log of this setting ends at 1.8857
@@ -21,16 +17,9 @@ ASKED = 1.90  # nats a character; nanoGPT's own log of this setting ends at 1.88
 def trial(seed: int, root: str) -> dict:
     """One run of the recipe: its curve, its last evaluation over all of the validation text, and its cost."""
     with tempfile.TemporaryDirectory() as workdir:
-        command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/shakespeare.py']
-        command += [f'--config.seed={seed}', f'--config.data.root={root}', f'--workdir={workdir}']
-        subprocess.run(command, cwd=record.ROOT, check=True)
-        lines = [
-            json.loads(line)
-            for line in (pathlib.Path(workdir) / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
-        ]
-        results = json.loads((pathlib.Path(workdir) / 'results.json').read_text(encoding='utf-8'))
+        results = cli.train('shakespeare', workdir, {'seed': seed, 'data.root': root})
         sample = (pathlib.Path(workdir) / 'samples.txt').read_text(encoding='utf-8')
-    curve = {line['step']: line['validation_loss'] for line in lines if 'validation_loss' in line}
+        curve = cli.validation_curve(workdir)
     return {'seed': seed, 'curve': curve, 'sample': sample} | results
 
 
@@ -44,7 +33,7 @@ def main() -> None:
     seconds = statistics.median(each['cost']['seconds'] for each in trials)
     record.write(
         'shakespeare',
-        command='python experiments/shakespeare/run.py --root=DIR',
+        command='python -m experiments.shakespeare --root=DIR',
         figures=[
             {
                 'what': f'validation loss after 2,000 steps, mean of {len(SEEDS)} seeds (standard deviation)',

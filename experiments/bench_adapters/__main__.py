@@ -13,11 +13,8 @@ import statistics
 import sys
 import tempfile
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / 'bench'), str(HERE.parents[1]), str(HERE.parent)]
-
-import bench  # noqa: E402
-import record  # noqa: E402
+from experiments import record
+from experiments.bench import bench
 
 RANK, ALPHA, PROMPT = 8, 16.0, 20
 SHAPE = bench.LARGE
@@ -36,7 +33,7 @@ def measured(folder: str, dry: bool) -> tuple[list, list]:
     shape, blocks, steps = (bench.TOY, 2, 2) if dry else (SHAPE, 9, 4)
     where, base = bench.place(folder, shape), str(pathlib.Path(folder) / 'gpt2')
     sides = (*SIDES, 'peft')
-    workers = {side: bench.Worker(side, 'cpu', script=__file__) for side in sides}
+    workers = {side: bench.Worker(side, 'cpu', module='experiments.bench_adapters') for side in sides}
     try:
         peft = workers['peft']
         peft.ask('write', shape=shape, directory=base, room=PROMPT)
@@ -105,7 +102,7 @@ def main(dry: bool) -> None:
 if __name__ == '__main__':
     match sys.argv[1:]:
         case ['--worker', 'peft', _]:
-            import peft_gpt
+            from experiments.bench_adapters import peft_gpt
 
             bench.serve(peft_gpt.Side(bench.THREADS))
         case ['--worker', _, platform]:

@@ -1,7 +1,7 @@
 """The launchers met by what they launch: processes of this machine, and a real SLURM of two nodes on it.
 
     apt-get install slurmctld slurmd slurm-client munge      # as root, on Debian
-    python experiments/launchers/run.py [--only=local|slurm]
+    python -m experiments.launchers [--only=local|slurm]
 
 SLURM's daemons are started with a configuration in a folder of their own and ended afterwards.
 """
@@ -16,12 +16,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
+from experiments import cli, record
 
 STEPS = 200
 ENDED = ('COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'NODE_FAIL', 'OUT_OF_MEMORY')  # states of a job
@@ -56,31 +54,13 @@ PartitionName=all Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP OverSubscrib
 
 
 def settings(folder: pathlib.Path, steps: int = 0) -> list[str]:
-    values = {
-        'data.source': folder / 'text',
-        'data.cache': folder / 'cache',
-        'data.validation': 0.2,
-        'budget.steps': steps or STEPS,
-        'log.every_steps': 1,
-        'log.tensorboard': False,
-        'evaluate.every_steps': 100,
-        'checkpoint.every_steps': 100,
-        'sample.max_tokens': 4,
-    }
+    values = cli.small_text(folder) | {'budget.steps': steps or STEPS}
+    values |= {'evaluate.every_steps': 100, 'checkpoint.every_steps': 100}
     return ['train', '--config=configs/tiny.py', *(f'--config.{name}={value}' for name, value in values.items())]
 
 
-def lmtrain(*words: str) -> list[str]:
-    return [sys.executable, '-m', 'launch.cli', *words]
-
-
 def metrics(workdir: pathlib.Path) -> list[dict]:
-    lines = (
-        (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
-        if (workdir / 'metrics.jsonl').exists()
-        else []
-    )
-    return [json.loads(line) for line in lines if line.endswith('}')]
+    return cli.json_lines(workdir / 'metrics.jsonl')
 
 
 def whole(workdir: pathlib.Path, steps: int = 0) -> bool:
@@ -107,10 +87,7 @@ def local(folder: pathlib.Path) -> list[dict]:
 
     def start(name: str, *more: str):
         words = ['local', '--processes=2', '--devices=4', *more, '--', *settings(folder)]
-        with open(folder / f'{name}.txt', 'w', encoding='utf-8') as said:
-            return subprocess.Popen(
-                lmtrain(*words, f'--workdir={folder / name}'), cwd=record.ROOT, stdout=said, stderr=subprocess.STDOUT
-            )
+        return cli.start(*words, f'--workdir={folder / name}', output=folder / f'{name}.txt')
 
     def ranks(launcher: subprocess.Popen) -> list[int]:
         path = pathlib.Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children')
@@ -208,7 +185,7 @@ def slurm_jobs(folder: pathlib.Path, signalled: tuple[int, ...] = (5, 120), hurt
 
         def submit(name: str, *more: str, limit: str = '1:00:00', steps: int = 0) -> str:
             words = ['slurm', '--nodes=2', '--devices=2', f'--time={limit}', f'--name={name}', *more]
-            command = lmtrain(*words, '--', *settings(folder, steps), f'--workdir={folder / name}')
+            command = cli.command(*words, '--', *settings(folder, steps), f'--workdir={folder / name}')
             # The job runs where it is submitted; its output is found there.
             done = subprocess.run(
                 command,
@@ -329,7 +306,6 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('--only', choices=('local', 'slurm'))
     only = parser.parse_args().only
-    sys.path.insert(0, str(record.ROOT))
     folder = pathlib.Path(tempfile.mkdtemp(prefix='launchers-'))
     path = record.ROOT / 'experiments' / 'launchers' / 'results.json'
     commit = {'commit': record._git('rev-parse', '--short=10', 'HEAD')}
@@ -351,7 +327,7 @@ def main() -> None:
     shown = figures(trials)
     record.write(
         'launchers',
-        command='python experiments/launchers/run.py',
+        command='python -m experiments.launchers',
         figures=shown,
         trials=trials,
         not_shown=not_shown,

@@ -1,20 +1,18 @@
 """What planning a large run takes on this machine, and what the plans say.
 
-    python experiments/plans/run.py [--tpu=FOLDER]
+    python -m experiments.plans [--tpu=FOLDER]
 
 Each plan is `lmtrain plan` in a process of its own; FOLDER holds libtpu where it is not installed. Nothing is executed.
 """
 
 import argparse
 import os
-import pathlib
 import re
 import subprocess
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
+from experiments import cli, record
 
 PLANS = (('pretrain_llama_8b', 'v5e:16x16'), ('pretrain_llama_70b', 'v5p:8x8x16'))
 MOST = 8 * 2**30  # bytes of this machine's memory
@@ -22,12 +20,10 @@ MOST = 8 * 2**30  # bytes of this machine's memory
 
 def planned(recipe: str, target: str, tpu: str) -> dict:
     """The page of a plan, and the seconds and bytes it took."""
-    command = [sys.executable, '-m', 'launch.cli', 'plan', f'--config=configs/{recipe}.py', f'--target={target}']
+    words = ['plan', f'--config=configs/{recipe}.py', f'--target={target}']
     environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(record.ROOT), tpu])}
     begun = time.monotonic()
-    with subprocess.Popen(
-        command, cwd=record.ROOT, env=environment, stdout=subprocess.PIPE, encoding='utf-8'
-    ) as process:
+    with cli.start(*words, env=environment, stdout=subprocess.PIPE, encoding='utf-8') as process:
         page = process.stdout.read()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -67,7 +63,7 @@ def main() -> None:
         ]
     record.write(
         'plans',
-        command='python experiments/plans/run.py --tpu=FOLDER',
+        command='python -m experiments.plans --tpu=FOLDER',
         figures=figures,
         trials=trials,
         not_shown=['a run of either plan: what a step takes is modelled from data sheets, and was never measured'],

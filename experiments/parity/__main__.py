@@ -12,7 +12,6 @@ import argparse
 import functools
 import json
 import os
-import pathlib
 import sys
 import tempfile
 
@@ -25,11 +24,8 @@ import numpy as np
 import torch
 import transformers
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / 'experiments')]
-
-import record  # noqa: E402
-from parity import (  # noqa: E402
+from experiments import record
+from experiments.parity import (
     adapters,
     cases,
     chat_ids,
@@ -41,9 +37,8 @@ from parity import (  # noqa: E402
     stories,
     token_ids,
 )
-
-from lmtrain import tree  # noqa: E402
-from lmtrain.models import hf, load_pretrained, pretrained, save_pretrained  # noqa: E402
+from lmtrain import tree
+from lmtrain.models import hf, load_pretrained, pretrained, save_pretrained
 
 LOGITS, GRADIENTS = 2e-5, 1e-4
 
@@ -307,7 +302,7 @@ def main():
         more = {'goldens_heads': of_heads, 'goldens_new_heads': of_new_heads, 'goldens_fields': of_fields}
         for file, found in ({'goldens': goldens} | more).items():
             text = json.dumps(found, separators=(',', ':')).replace('},"', '},\n"') + '\n'
-            (ROOT / 'tests' / 'models' / f'{file}.json').write_text(text, encoding='utf-8')
+            (record.ROOT / 'tests' / 'models' / f'{file}.json').write_text(text, encoding='utf-8')
         record.write(
             'parity',
             command='bash launch/parity.sh',

@@ -1,6 +1,6 @@
 """How long a person waits: for help, for the list of recipes, and for the first step of a second start.
 
-python experiments/startup/run.py
+python -m experiments.startup
 """
 
 import os
@@ -11,30 +11,24 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
+from experiments import cli, record
 
 TRIALS = 7
-LMTRAIN = [sys.executable, '-m', 'launch.cli']
 
 
 def command(*words: str) -> float:
     """Seconds of one whole process."""
     begun = time.monotonic()
-    subprocess.run([*LMTRAIN, *words], cwd=record.ROOT, check=True, capture_output=True)
+    cli.run(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.monotonic() - begun
 
 
 def first_step(workdir: pathlib.Path, home: str) -> float:
     """Seconds from the start of the process to the first line of metrics.jsonl, which is of step 1."""
     words = ['train', '--config=configs/tiny.py', f'--workdir={workdir}', '--config.sample.max_tokens=1']
-    begun, metrics = time.monotonic(), workdir / 'metrics.jsonl'
-    with subprocess.Popen(
-        [*LMTRAIN, *words], cwd=record.ROOT, env=os.environ | {'HOME': home}, stdout=subprocess.PIPE
-    ) as process:
-        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
-            time.sleep(0.005)
-        seconds = time.monotonic() - begun
+    begun = time.monotonic()
+    with cli.start(*words, env=os.environ | {'HOME': home}, stdout=subprocess.PIPE) as process:
+        seconds = cli.wait_for_first_step(process, workdir, begun)
         process.communicate()
     if process.returncode:
         sys.exit(process.returncode)
@@ -72,7 +66,7 @@ def main() -> None:
             'reached': None,
         }
     )
-    record.write('startup', command='python experiments/startup/run.py', figures=figures, trials=trials)
+    record.write('startup', command='python -m experiments.startup', figures=figures, trials=trials)
 
 
 if __name__ == '__main__':

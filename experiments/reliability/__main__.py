@@ -1,12 +1,11 @@
 """What is lost where a run is killed, asked to stop, stalled, or its checkpoint damaged.
 
-    python experiments/reliability/run.py [--trials=12] [--damages=240]
+    python -m experiments.reliability [--trials=12] [--damages=240]
 
 Every run is `lmtrain train` on the tiny recipe in a process of its own; the run after the fault is the same command.
 """
 
 import argparse
-import collections
 import json
 import os
 import pathlib
@@ -14,15 +13,11 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
-
-sys.path.insert(0, str(record.ROOT))
 from configs import tiny
+from experiments import cli, record
 from lmtrain import checkpoint
 from lmtrain.runtime import lifecycle
 from lmtrain.training import build
@@ -34,26 +29,16 @@ LIMIT = 120  # seconds that a process may take
 
 
 def settings(folder: pathlib.Path) -> dict:
-    return {
-        'data.source': str(folder / 'text'),
-        'data.cache': str(folder / 'cache'),
-        'data.validation': 0.2,
-        'budget.steps': STEPS,
-        'log.every_steps': 1,
-        'log.tensorboard': False,
-        'evaluate.every_steps': 6,
-        'checkpoint.every_steps': SAVED,
-        'sample.max_tokens': 4,
-    }
+    own = {'budget.steps': STEPS, 'evaluate.every_steps': 6, 'checkpoint.every_steps': SAVED}
+    return cli.small_text(folder) | own
 
 
 def start(folder: pathlib.Path, workdir: pathlib.Path, fault: str = '', **more) -> subprocess.Popen:
     """`lmtrain train` in a process of its own, its words in `<workdir>.txt`."""
-    command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--workdir={workdir}']
-    command += [f'--config.{name}={value}' for name, value in (settings(folder) | more).items()]
     environment = os.environ | ({'LMTRAIN_FAULT': fault} if fault else {})
-    with open(f'{workdir}.txt', 'a', encoding='utf-8') as words:
-        return subprocess.Popen(command, cwd=record.ROOT, env=environment, stdout=words, stderr=subprocess.STDOUT)
+    words = ['train', '--config=configs/tiny.py', f'--workdir={workdir}']
+    output = pathlib.Path(f'{workdir}.txt')
+    return cli.start(*words, config=settings(folder) | more, output=output, env=environment)
 
 
 def whole_state(workdir: pathlib.Path) -> dict[str, bytes]:
@@ -78,7 +63,7 @@ def assembled(folder: pathlib.Path):
     config = tiny.get_config()
     for name, value in settings(folder).items():
         section, _, field = name.partition('.')
-        config[section][field] = value
+        config[section][field] = str(value) if isinstance(value, pathlib.Path) else value
     return build.build(config)
 
 
@@ -160,14 +145,6 @@ def damages(folder: pathlib.Path, workdir: pathlib.Path, count: int, draw: rando
     return trials
 
 
-def counted(what: str, trials: list[dict]) -> dict:
-    good = sum(trial['as_wanted'] for trial in trials)
-    codes = collections.Counter(trial['exit'] for trial in trials if 'exit' in trial)
-    exits = ', '.join(f'{count} x {code}' for code, count in sorted(codes.items()))
-    figure = f'{good} of {len(trials)}' + (f' (exit codes: {exits})' if exits else '')
-    return {'what': what, 'figure': figure, 'target': 'all', 'reached': good == len(trials)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('--trials', type=int, default=12, help='of each signal at random times')
@@ -201,8 +178,8 @@ def main() -> None:
         groups[what] = damages(folder, folder / 'whole', arguments.damages, draw)
     record.write(
         'reliability',
-        command='python experiments/reliability/run.py',
-        figures=[counted(what, trials) for what, trials in groups.items()],
+        command='python -m experiments.reliability',
+        figures=[cli.counted(what, trials) for what, trials in groups.items()],
         trials=[{'group': what, 'trials': trials} for what, trials in groups.items()],
         not_shown=[
             'several processes: a rank killed, stalled or raising, and SIGTERM to one of them',

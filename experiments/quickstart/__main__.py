@@ -1,40 +1,28 @@
 """The README's first command on a machine that has never run it: how long, and how good.
 
-python experiments/quickstart/run.py
+python -m experiments.quickstart
 """
 
 import json
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import record
+from experiments import cli, record
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         # A home of its own: no text prepared, nothing compiled.
         workdir = pathlib.Path(home) / 'quickstart'
-        command = [
-            sys.executable,
-            '-m',
-            'launch.cli',
-            'train',
-            '--config=configs/quickstart.py',
-            f'--workdir={workdir}',
-        ]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(('JAX_', 'XDG_'))}
         begun = time.monotonic()
-        with subprocess.Popen(command, cwd=record.ROOT, env=environment | {'HOME': home}) as process:
-            metrics = workdir / 'metrics.jsonl'
-            while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
-                time.sleep(0.02)
-            first_step = time.monotonic() - begun
+        words = ['train', '--config=configs/quickstart.py', f'--workdir={workdir}']
+        with cli.start(*words, env=environment | {'HOME': home}) as process:
+            first_step = cli.wait_for_first_step(process, workdir, begun)
         total = time.monotonic() - begun
         if process.returncode:
             sys.exit(process.returncode)
@@ -44,7 +32,7 @@ def main() -> None:
     bits, baselines = results['validation']['bits_per_byte'], results['baselines']
     record.write(
         'quickstart',
-        command='python experiments/quickstart/run.py',
+        command='python -m experiments.quickstart',
         figures=[
             {
                 'what': 'from the command to the end, cold',
