@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 
 class Document(NamedTuple):
-    """A text that begins and ends with END."""
+    """A text that begins and ends with the token END."""
 
     text: str
-    group: str = ''  # documents of one group stay in one split; '' stands for the text itself
-    split: str = ''  # where its source itself says 'train', 'validation' or 'test'
+    group: str = ''  # documents of one group are in one split; '': the text is its own group
+    split: str = ''  # 'train', 'validation' or 'test' if the source decides it

@@ -26,7 +26,7 @@ def test_splits_count_every_token_and_byte_once(prepare, poem):
         assert sum((batch['bytes'] * batch['loss_mask']).sum() for batch in batches) == split.num_bytes
 
 
-def test_what_was_prepared_is_found_again_and_is_the_same(prepare, monkeypatch):
+def test_second_prepare_reads_the_cache(prepare, monkeypatch):
     first = prepare(tokenizer='bpe', vocab_size=300)
     monkeypatch.setattr('lmtrain.data.corpus.learn', None)
     monkeypatch.setattr('lmtrain.data.corpus.divide', None)
@@ -38,7 +38,7 @@ def test_what_was_prepared_is_found_again_and_is_the_same(prepare, monkeypatch):
     )
 
 
-def test_made_anew_elsewhere_it_is_the_same(prepare, tmp_path):
+def test_prepare_in_another_cache_gives_the_same_batches(prepare, tmp_path):
     first = prepare(tokenizer='bpe', vocab_size=400)
     hashes = [batch_hash(Stream(first, 'train', 4, 0, True).batch(step)) for step in range(5)]
     shutil.rmtree(tmp_path / 'cache')
@@ -47,7 +47,7 @@ def test_made_anew_elsewhere_it_is_the_same(prepare, tmp_path):
     assert [batch_hash(Stream(again, 'train', 4, 0, True).batch(step)) for step in range(5)] == hashes
 
 
-def test_these_batches_are_of_this_version(prepare):
+def test_golden_batches_of_this_version(prepare):
     """Where this fails, the same text and settings give other batches: raise VERSION in lmtrain/data/corpus.py."""
     plain, masked = prepare(), prepare(mask_rate=0.15)
     assert batch_hash(Stream(plain, 'train', 4, 0, True).batch(7)) == '7eea1cc6c5154aca'
@@ -55,7 +55,7 @@ def test_these_batches_are_of_this_version(prepare):
     assert batch_hash(Stream(prepare(isolate=False), 'train', 4, 0, True).batch(7)) == '30da150f63afb5c5'
 
 
-def test_what_decides_a_batch_is_in_the_fingerprint(prepare, tmp_path, poem):
+def test_fingerprint_depends_on_every_setting_of_a_batch(prepare, tmp_path, poem):
     documents = [poem(number) + str(number) for number in range(100)]
     changed = [documents[0].upper(), *documents[1:]]
     variants = [
@@ -77,7 +77,7 @@ def test_what_decides_a_batch_is_in_the_fingerprint(prepare, tmp_path, poem):
     assert {corpus.fingerprint for corpus in same} == {variants[0].fingerprint}
 
 
-def test_a_damaged_cache_is_not_used(prepare, tmp_path, capsys):
+def test_damaged_cache_is_rebuilt(prepare, tmp_path, capsys):
     first = batch_hash(Stream(prepare(), 'train', 4, 0, True).batch(0))
     (tokens,) = tmp_path.glob('cache/tokens-*/train.tokens')
     tokens.write_bytes(tokens.read_bytes()[:-2] + b'\0\0')
@@ -85,7 +85,7 @@ def test_a_damaged_cache_is_not_used(prepare, tmp_path, capsys):
     assert 'is damaged' in capsys.readouterr().err
 
 
-def test_many_tokens_need_wider_files(prepare, tmp_path):
+def test_large_vocabulary_uses_uint32(prepare, tmp_path):
     symbols = [' '.join(f's{100 * line + number}' for number in range(100)) for line in range(700)]
     corpus = prepare(symbols, tokenizer='whitespace')
     assert corpus.tokenizer.vocab_size == 70_001
@@ -119,12 +119,12 @@ BAD = [
 
 
 @pytest.mark.parametrize('over, message', BAD, ids=[message for _, message in BAD])
-def test_settings_that_cannot_be_are_named(over, message, prepare):
+def test_invalid_settings_are_named(over, message, prepare):
     with pytest.raises(ValueError, match=message):
         prepare(**over)
 
 
-def test_one_document_cannot_be_divided_by_document(prepare):
+def test_single_document_cannot_be_divided_by_document(prepare):
     with pytest.raises(
         ValueError, match="no text fell into the (train|validation|test) split, of 1 document. .*split='auto'"
     ):
@@ -132,14 +132,14 @@ def test_one_document_cannot_be_divided_by_document(prepare):
     assert prepare(['one ' * 100], split='tail').splits['validation'].num_bytes == 40
 
 
-def test_a_split_may_be_left_out(prepare):
+def test_split_with_share_zero_is_empty(prepare):
     corpus = prepare(validation=0.0, test=0.0)
     assert corpus.splits['validation'].num_rows == 0 and corpus.baselines() == {}
     with pytest.raises(ValueError, match='the validation split is empty: give data.validation a share'):
         Stream(corpus, 'validation', 4, 0, False)
 
 
-def test_sources_are_mixed_by_weight(prepare, tmp_path, poem):
+def test_mixture_follows_weights(prepare, tmp_path, poem):
     (tmp_path / 'more.jsonl').write_text(
         ''.join(json.dumps({'text': f'ZZZ {n} ' + poem(n)}) + '\n' for n in range(100))
     )
@@ -164,7 +164,7 @@ def test_sources_are_mixed_by_weight(prepare, tmp_path, poem):
     assert own[0]['unigram'] != pytest.approx(own[1]['unigram'], rel=1e-3)
 
 
-def test_a_source_without_rows_in_a_split_has_no_share_of_it(prepare, tmp_path, poem):
+def test_source_without_rows_in_a_split_has_share_zero(prepare, tmp_path, poem):
     """As a TFDS source that has no validation split of its own."""
     (tmp_path / 'more.jsonl').write_text(''.join(json.dumps({'text': poem(n)}) + '\n' for n in range(20)))
     corpus = prepare(mix=(('more.jsonl', 0.25),), test=0.0)
@@ -175,7 +175,7 @@ def test_a_source_without_rows_in_a_split_has_no_share_of_it(prepare, tmp_path, 
 
 
 @pytest.mark.parametrize('tokenizer', ['bytes', 'chars', 'bpe'])
-def test_bytes_of_a_split_are_those_of_its_text_in_utf8(prepare, tokenizer):
+def test_num_bytes_counts_utf8_bytes(prepare, tokenizer):
     documents = [f'{number} é漢🙂 ' * (1 + number % 5) for number in range(100)]
     corpus = prepare(documents, tokenizer=tokenizer, vocab_size=300)
     assert sum(split.num_bytes for split in corpus.splits.values()) == sum(len(text.encode()) for text in documents)
@@ -185,13 +185,13 @@ def test_bytes_of_a_split_are_those_of_its_text_in_utf8(prepare, tokenizer):
         assert corpus.tokenizer.token_bytes[targets].sum() == split.num_bytes
 
 
-def test_every_source_of_a_mixture_has_something_to_learn_from(prepare, tmp_path):
+def test_mixture_source_without_training_text_is_rejected(prepare, tmp_path):
     (tmp_path / 'more.txt').write_text('one text')
     with pytest.raises(ValueError, match='more.txt: no text fell into the train split, of 1 document'):
         prepare(mix=(('more.txt', 0.5),), split='document')
 
 
-def test_a_corpus_says_what_was_read_and_left_out(tmp_path, settings):
+def test_facts_list_sources_and_skipped_files(tmp_path, settings):
     (tmp_path / 'notes').mkdir()
     texts = [f'{number} ' + 'word ' * 300 * (number + 1) for number in range(3)]
     for number, text in enumerate(texts):
@@ -210,7 +210,7 @@ def test_a_corpus_says_what_was_read_and_left_out(tmp_path, settings):
     assert splits['train']['bytes'] / total == pytest.approx(0.9, abs=0.001)
 
 
-def test_chess_games_are_symbols(shared, settings):
+def test_chess_moves_are_whitespace_symbols(shared, settings):
     over = {'source': str(shared / 'chess' / '*.pgn'), 'tokenizer': 'whitespace', 'seq_len': 256}
     corpus = lmtrain.data.prepare(**settings(**over))
     assert sum(split.num_documents for split in corpus.splits.values()) == 984
@@ -223,7 +223,7 @@ def test_chess_games_are_symbols(shared, settings):
     assert {'e4', 'O-O', '1-0', '0-1'} <= set(corpus.tokenizer.symbols)
 
 
-def test_no_heavy_module_is_imported(prepare):
+def test_data_imports_no_heavy_module(prepare):
     import subprocess
 
     told = subprocess.run(
@@ -237,7 +237,7 @@ def test_no_heavy_module_is_imported(prepare):
 
 
 @pytest.mark.parametrize('isolate', [True, False])
-def test_documents_begin_and_end_as_a_pretrained_model_knows_it(prepare, bpe, tmp_path, isolate):
+def test_documents_use_begin_and_end_of_the_pretrained_tokenizer(prepare, bpe, tmp_path, isolate):
     bpe(tmp_path / 'model', tokenizer_config={'bos_token': '<s>', 'eos_token': '</s>'})
     corpus = prepare(tokenizer='model', isolate=isolate, seq_len=512)
     split, tokenizer = corpus.splits['train'], corpus.tokenizer
@@ -257,7 +257,7 @@ def test_documents_begin_and_end_as_a_pretrained_model_knows_it(prepare, bpe, tm
     assert tokenizer.encode_prompt('the')[0] == 270 and set(corpus.baselines()) == {'unigram', 'bigram', 'xz'}
 
 
-def test_a_masked_model_reads_the_end_of_a_document_too(prepare, bpe, tmp_path):
+def test_masked_rows_contain_document_end(prepare, bpe, tmp_path):
     bpe(tmp_path / 'model', tokenizer_config={'cls_token': '<s>', 'sep_token': '</s>'})
     corpus = prepare(['the cat sat', 'on the mat', 'the mat sat'] * 9, tokenizer='model', mask_rate=0.2, seq_len=32)
     stream = Stream(corpus, 'train', 4, 0, False)
@@ -289,7 +289,7 @@ ODD = [
 
 
 @pytest.mark.parametrize(('kind', 'text', 'sizes'), ODD, ids=[kind for kind, *_ in ODD])
-def test_bytes_are_those_of_the_text_for_every_tokenizer(prepare, tmp_path, kind, text, sizes):
+def test_byte_column_sums_to_text_bytes_for_every_tokenizer(prepare, tmp_path, kind, text, sizes):
     if kind in token_cases.CASES:
         token_cases.write(kind, tmp_path / 'tokenizer')
     named = 'tokenizer' if kind in token_cases.CASES else kind
@@ -308,7 +308,7 @@ def test_bytes_are_those_of_the_text_for_every_tokenizer(prepare, tmp_path, kind
     assert found.tolist() == sizes and len(ids) + 1 == len(sizes)
 
 
-def test_bytes_of_hidden_tokens_are_those_of_the_text(prepare, tmp_path):
+def test_byte_column_of_masked_tokens(prepare, tmp_path):
     token_cases.write('bert', tmp_path / 'tokenizer')
     corpus = prepare(['The  Cat é.'] * 8, tokenizer='tokenizer', mask_rate=0.99, seq_len=16, validation=0, test=0)
     batch = Stream(corpus, 'train', corpus.splits['train'].num_rows, seed=0, shuffle=False).batch(0)
@@ -328,7 +328,7 @@ def larger(tmp_path, **added):
     return rows
 
 
-def test_entries_beyond_the_embedding_are_refused_only_if_a_text_needs_one(prepare, tmp_path):
+def test_token_beyond_embedding_is_rejected_if_the_text_needs_it(prepare, tmp_path):
     rows = larger(tmp_path, **{'[PAD]': {'special': True}, '<image>': {}})
     wanted = {'tokenizer': 'tokenizer', 'vocab_limit': rows, 'validation': 0, 'test': 0, 'seq_len': 8}
     corpus = prepare(['the cat [PAD]'] * 4, **wanted)
@@ -343,7 +343,7 @@ def test_entries_beyond_the_embedding_are_refused_only_if_a_text_needs_one(prepa
         prepare(['the cat'], **wanted)
 
 
-def test_no_token_is_replaced_by_one_beyond_the_embedding(prepare, tmp_path):
+def test_random_replacements_are_within_the_embedding(prepare, tmp_path):
     rows = larger(tmp_path, **{'<mask>': {'special': True}} | {f'<{number}>': {} for number in range(400)})
     wanted = {'tokenizer': 'tokenizer', 'vocab_limit': rows + 1, 'validation': 0, 'test': 0, 'mask_rate': 0.9}
     corpus = prepare(['the cat ' * 200], **wanted)

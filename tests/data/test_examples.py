@@ -110,7 +110,7 @@ def test_tags_of_a_cut_row(tmp_path):
         (['a', 'b'], ['O'], "rows.jsonl:7: 2 words in 'words' and 1 tags in 'tags'"),
         ('a b', ['O'], "rows.jsonl:7: 'words' must be an array"),
         ([], [], "rows.jsonl:7: no word in 'words'"),
-        (['a', 3], ['O', 'O'], r"'words' \[1\] must be text, here it is a number"),
+        (['a', 3], ['O', 'O'], r"'words' \[1\] must be text, not a number"),
     ],
 )
 def test_words_without_their_tags_are_named(tmp_path, words, tags, said):

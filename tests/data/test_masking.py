@@ -26,7 +26,7 @@ words = st.lists(st.sampled_from(PIECES), min_size=1, max_size=30).map(''.join)
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(words, min_size=1, max_size=5), st.integers(4, 40), st.sampled_from([0.15, 0.25]), st.booleans())
-def test_what_is_hidden_is_content_and_can_be_put_back(texts, seq_len, rate, whole_word):
+def test_only_content_is_masked_and_targets_restore_it(texts, seq_len, rate, whole_word):
     plain = rows_of(texts, seq_len)
     draw = np.arange(len(plain['tokens'])) + 100
     batch = mask_tokens(plain, TOKENIZER, rate, whole_word, 3, draw)
@@ -50,7 +50,7 @@ def test_what_is_hidden_is_content_and_can_be_put_back(texts, seq_len, rate, who
         assert TOKENIZER.end_id not in batch['tokens'][row][chosen]
 
 
-def test_eight_in_ten_are_masked_one_is_another_and_one_stays():
+def test_mask_random_keep_fractions_are_80_10_10():
     plain = rows_of(['abcdefgh' * 16] * 400, 128)
     batch = mask_tokens(plain, TOKENIZER, 0.25, False, 0, np.arange(len(plain['tokens'])))
     assert batch['loss_mask'].shape[1] == 32
@@ -64,7 +64,7 @@ def test_eight_in_ten_are_masked_one_is_another_and_one_stays():
     assert places[1:].min() > 0.5 * places[1:].mean()  # every place has its turn
 
 
-def test_another_seed_or_place_hides_other_tokens():
+def test_masking_depends_on_seed_and_stream_index():
     plain = rows_of(['abcdefgh' * 16] * 2, 128)
     draw = np.arange(len(plain['tokens']))
     selects = [
@@ -74,7 +74,7 @@ def test_another_seed_or_place_hides_other_tokens():
     assert not (selects[0] == selects[1]).all() and not (selects[0] == selects[2]).all()
 
 
-def test_words_are_hidden_as_a_whole():
+def test_whole_word_masking():
     plain = rows_of(['the quick brown fox jumps over (lazy) dogs ' * 6] * 20, 64)
     batch = mask_tokens(plain, TOKENIZER, 0.25, True, 0, np.arange(len(plain['tokens'])))
     counts = batch['loss_mask'].sum(1)
@@ -87,7 +87,7 @@ def test_words_are_hidden_as_a_whole():
         assert (hidden[1:][inside] == hidden[:-1][inside]).all()
 
 
-def test_a_word_ends_with_its_piece_of_a_document():
+def test_words_do_not_cross_documents():
     """A row may hold the end of one document behind which the middle of another begins, inside of a word."""
     tokens, segments = np.frombuffer(b'abcdefgh', np.uint8).astype(np.int32), np.repeat(np.int32([1, 2]), 4)
     plain = {'tokens': np.tile(tokens, (20, 1)), 'segment_ids': np.tile(segments, (20, 1))}
@@ -96,7 +96,7 @@ def test_a_word_ends_with_its_piece_of_a_document():
 
 
 @pytest.mark.parametrize('rate', [0.15, 0.25])
-def test_the_number_of_hidden_tokens_is_the_rate(rate):
+def test_number_of_masked_tokens_follows_rate(rate):
     plain = rows_of(['x' * 5000], 100)
     batch = mask_tokens(plain, TOKENIZER, rate, False, 0, np.arange(len(plain['tokens'])))
     assert (batch['loss_mask'][1:-1].sum(1) == round(rate * 100)).all()

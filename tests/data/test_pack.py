@@ -20,7 +20,7 @@ def token_file(sizes):
 
 @settings(max_examples=150, deadline=None)
 @given(documents, st.integers(2, 24), st.booleans())
-def test_every_target_stands_in_one_row_in_order_beside_its_own_document(sizes, seq_len, isolate):
+def test_every_target_is_in_exactly_one_row(sizes, seq_len, isolate):
     tokens, begins = token_file(sizes)
     rows = pack(begins, seq_len, isolate)
     assert rows.first[0] == 0 and rows.first[-1] == len(rows.start)
@@ -48,7 +48,7 @@ def test_every_target_stands_in_one_row_in_order_beside_its_own_document(sizes, 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=40, max_size=120))
-def test_short_documents_share_rows_with_little_padding(sizes):
+def test_packing_short_documents_leaves_little_padding(sizes):
     tokens, begins = token_file(sizes)
     rows = pack(begins, 64, True)
     needed = -(-(len(tokens) - 1) // 64)
@@ -56,7 +56,7 @@ def test_short_documents_share_rows_with_little_padding(sizes):
 
 
 @given(st.lists(st.integers(1, 16), min_size=1, max_size=40))
-def test_a_piece_goes_into_the_tightest_row_that_has_room(sizes):
+def test_best_fit_takes_tightest_row(sizes):
     left = []  # in each row, by the definition of best fit decreasing
     for size in sorted(sizes, reverse=True):
         fitting = [room for room in left if room >= size]
@@ -67,7 +67,7 @@ def test_a_piece_goes_into_the_tightest_row_that_has_room(sizes):
     assert sorted(16 - np.bincount(rows, weights=sizes)) == sorted(left)
 
 
-def test_without_isolation_the_text_is_cut_every_seq_len_tokens():
+def test_without_isolation_rows_are_consecutive():
     tokens, begins = token_file([5, 9, 3])
     rows = pack(begins, 8, False)
     batch = gather(tokens, rows, np.arange(3), 8)
@@ -79,7 +79,7 @@ def test_without_isolation_the_text_is_cut_every_seq_len_tokens():
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(8, 60), st.integers(2, 8), st.data())
-def test_one_text_cut_earlier_loses_less_than_a_row_at_its_end(size, seq_len, data):
+def test_shifted_rows_lose_less_than_one_row(size, seq_len, data):
     tokens, begins = token_file([size])
     rows = pack(begins, seq_len, False)
     back = data.draw(st.integers(0, seq_len - 1))
@@ -93,13 +93,13 @@ def test_one_text_cut_earlier_loses_less_than_a_row_at_its_end(size, seq_len, da
     np.testing.assert_array_equal(batch['tokens'][batch['loss_mask'] == 1], tokens[: len(targets)])
 
 
-def test_rows_of_different_passes_are_cut_at_their_own_places():
+def test_each_row_is_shifted_by_its_own_offset():
     tokens, begins = token_file([30])
     moved = earlier(pack(begins, 8, False), np.array([1, 0, 2]), np.array([3, 2, 0]), 8, len(tokens) - 1)
     assert moved.start.tolist() == [5, 0, 16] and moved.length.tolist() == [8, 6, 8]
 
 
-def test_an_empty_row_counts_nothing():
+def test_row_minus_one_is_padding():
     tokens, begins = token_file([5, 9, 3])
     batch = gather(tokens, pack(begins, 8, True), np.array([-1, 1, -1]), 8)
     assert not batch['loss_mask'][[0, 2]].any() and not batch['segment_ids'][[0, 2]].any()
@@ -108,14 +108,14 @@ def test_an_empty_row_counts_nothing():
         np.testing.assert_array_equal(batch[name][1:2], values)
 
 
-def test_many_documents_leave_less_than_a_hundredth_of_padding():
+def test_best_fit_padding_is_below_one_percent():
     sizes = np.random.default_rng(0).integers(1, 400, 100_000)
     rows = pack(np.concatenate([[0], np.cumsum(sizes + 1)]), 256, True)
     filled = rows.length.sum() / ((len(rows.first) - 1) * 256)
     assert filled > 0.99
 
 
-def test_documents_that_share_no_end_have_targets_of_their_own():
+def test_documents_with_separate_begin_and_end_tokens():
     """BEGIN a b END BEGIN c END: the END is read by nobody, and no BEGIN is a target."""
     tokens, begins = np.array([9, 1, 2, 8, 9, 3, 8]), np.array([0, 4, 7])
     batch = gather(tokens, pack(begins, 8, True, gap=1), np.array([0]), 8)

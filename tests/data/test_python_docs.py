@@ -13,7 +13,7 @@ def documents():
     return list(python_docs.documents())
 
 
-def test_it_is_the_text_of_this_python(documents):
+def test_documents_come_from_this_python(documents):
     modules = {}
     for module, text in documents:
         modules.setdefault(module, []).append(text)
@@ -26,7 +26,7 @@ def test_it_is_the_text_of_this_python(documents):
     assert not [module for module in modules if '.test.' in module or module.startswith('encodings')]
 
 
-def test_it_is_the_same_in_every_process(documents):
+def test_documents_are_deterministic(documents):
     command = 'import hashlib; from lmtrain.data.python_docs import documents; '
     command += 'print(hashlib.sha256(repr(list(documents())).encode()).hexdigest())'
     told = subprocess.run([sys.executable, '-c', command], capture_output=True, text=True, check=True)
@@ -35,18 +35,18 @@ def test_it_is_the_same_in_every_process(documents):
     assert told.stdout.strip() == hashlib.sha256(repr(documents).encode()).hexdigest()
 
 
-def test_no_document_comes_twice(documents):
+def test_documents_are_unique(documents):
     pages = [text for _, text in documents if len(text) > 300]
     assert len(set(pages)) > 0.99 * len(pages)
 
 
-def test_modules_stay_in_one_split_with_their_twins():
+def test_private_twin_modules_share_a_group():
     assert python_docs.document('_pyio', 'x').group == python_docs.document('_io', 'x').group == 'io'
     assert python_docs.document('json', 'x').group == 'json'
     assert python_docs.document(python_docs.TOPICS, 'x').split == 'train'
 
 
-def test_prepared_without_tensorflow_and_found_again(tmp_path):
+def test_prepare_needs_no_tensorflow(tmp_path):
     command = (
         'import sys; from configs.base import get_config; import lmtrain.data; '
         f'data = get_config().data.to_dict() | {{"cache": {str(tmp_path)!r}, "tokenizer": "bytes"}}; '

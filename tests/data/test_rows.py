@@ -46,18 +46,18 @@ def rows(tmp_path, name, content):
         ('a.conll', 'New\xa0York B\n\xa0 O\n', {'tokens': ['New\xa0York', '\xa0'], 'tags': ['B', 'O']}, ':1'),
     ],
 )
-def test_the_last_row_and_its_line(tmp_path, name, content, wanted, line):
+def test_last_row_has_its_line_number(tmp_path, name, content, wanted, line):
     last = rows(tmp_path, name, content)[-1]
     assert last.fields == wanted
     assert last.place == str(tmp_path / name) + line
 
 
-def test_cells_longer_than_the_limit_of_python(tmp_path):
+def test_long_csv_cells(tmp_path):
     text = 'word ' * 40_000
     assert rows(tmp_path, 'a.csv', f'text,label\n{text},1\n')[0].fields == {'text': text, 'label': '1'}
 
 
-def test_the_separator_of_a_csv_is_told(tmp_path):
+def test_csv_separator_is_detected_and_noted(tmp_path):
     (tmp_path / 'a.csv').write_text('text;label\na;x\n')
     notes = []
     read_rows('a.csv', str(tmp_path), notes=notes)
@@ -81,7 +81,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize('name', TABLES)
-def test_tables_in_utf16_are_read_if_they_say_so(tmp_path, name):
+def test_utf16_tables_with_byte_order_mark(tmp_path, name):
     """As Excel and PowerShell write them."""
     for encoding in ('utf-16', 'utf-8-sig', 'utf-8'):
         (row,) = rows(tmp_path, name, TABLES[name].encode(encoding))
@@ -91,7 +91,7 @@ def test_tables_in_utf16_are_read_if_they_say_so(tmp_path, name):
 
 
 @pytest.mark.parametrize(('content', 'comments'), COMMENTED.values(), ids=COMMENTED)
-def test_comments_ahead_of_a_sentence_are_skipped_and_counted(tmp_path, content, comments):
+def test_conll_comments_are_skipped_and_counted(tmp_path, content, comments):
     (tmp_path / 'a.conll').write_text(content)
     notes = []
     found = read_rows('a.conll', str(tmp_path), notes=notes)
@@ -101,12 +101,12 @@ def test_comments_ahead_of_a_sentence_are_skipped_and_counted(tmp_path, content,
 
 
 @pytest.mark.parametrize('content', ['# O\nb B\n', '#\tO\nb\tB\n', '#b O\nb B\n', '# _ O\nb _ B\n'])
-def test_a_word_may_begin_with_the_mark_of_a_comment(tmp_path, content):
+def test_conll_word_may_begin_with_hash(tmp_path, content):
     (row,) = rows(tmp_path, 'a.conll', content)
     assert row.fields['tags'] == ['O', 'B'] and row.fields['tokens'][0].startswith('#')
 
 
-def test_numbers_are_words_if_they_do_not_count_them(tmp_path):
+def test_conll_numbers_may_be_words(tmp_path):
     assert rows(tmp_path, 'a.conll', '1 O\n2 O\n3 O\n')[0].fields['tokens'] == ['1', '2', '3']
     assert rows(tmp_path, 'a.conll', '1 CD O\n2 CD O\n3 CD O\n\na DT B\n')[0].fields['tokens'] == ['1', '2', '3']
 
@@ -121,14 +121,14 @@ def test_parquet(tmp_path):
     assert found[1].place.endswith('a.parquet: row 2')
 
 
-def test_squad_is_flattened(tmp_path):
+def test_squad_has_one_row_per_question(tmp_path):
     found = rows(tmp_path, 'a.json', json.dumps(SQUAD))
     assert [row.fields['id'] for row in found] == ['1', '2']
     assert found[1].fields['context'] == 'Bees make honey.'
     assert found[1].place.endswith('a.json: data[0].paragraphs[0].qas[1]')
 
 
-def test_lines_of_one_label_whatever_the_ending(tmp_path):
+def test_path_with_label_reads_lines(tmp_path):
     (tmp_path / 'a.neg').write_text('bad film\n\nworse film\n')
     found = read_rows(('a.neg', 'negative'), str(tmp_path), 'said', 'mood')
     assert [row.fields for row in found] == [{'said': text, 'mood': 'negative'} for text in ('bad film', 'worse film')]
@@ -138,34 +138,34 @@ def test_lines_of_one_label_whatever_the_ending(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'content', 'said'),
     [
-        ('a.csv', 'text,label\na,b,c\n', r'a\.csv:2: 3 fields, and the first line names 2'),
-        ('a.csv', 'text,label\na,b\nc\n', r'a\.csv:3: 1 fields, and the first line names 2'),
-        ('a.csv', 'text,text\na,b\n', r'a\.csv:1: a field stands twice'),
-        ('a.csv', 'text,label\n"open,b\n', r'a\.csv:2: no csv that can be read'),
-        ('a.csv', 'text,label\n', r'a\.csv: it holds no row'),
+        ('a.csv', 'text,label\na,b,c\n', r'a\.csv:2: 3 fields, but the first line names 2'),
+        ('a.csv', 'text,label\na,b\nc\n', r'a\.csv:3: 1 fields, but the first line names 2'),
+        ('a.csv', 'text,text\na,b\n', r'a\.csv:1: a name occurs twice'),
+        ('a.csv', 'text,label\n"open,b\n', r'a\.csv:2: invalid csv'),
+        ('a.csv', 'text,label\n', r'a\.csv: it has no rows'),
         ('a.csv', b'text\n\xff\n', r'a\.csv:2: not UTF-8 at byte 5'),
         ('a.jsonl', '{"a": 1}\n{"a": \n', r'a\.jsonl:2: invalid JSON'),
         ('a.jsonl', '[1]\n', r'a\.jsonl:1: expected a JSON object .*, not an array'),
-        ('a.json', '{"rows": []}', r'a\.json: an array of objects is expected'),
+        ('a.json', '{"rows": []}', r'a\.json: expected an array of objects'),
         ('a.json', '{"data": [{"paragraphs": [{}]}]}', r"a\.json: data\[0\]\.paragraphs\[0\]: no array 'qas'"),
-        ('a.json', '[1]', r'a\.json: \[0\]: an object .* is expected, here is a number'),
-        ('a.conll', 'EU B-ORG\nrejects\n', r"a\.conll:2: a word and its tag are expected, here is 'rejects'"),
+        ('a.json', '[1]', r'a\.json: \[0\]: expected an object .*, not a number'),
+        ('a.conll', 'EU B-ORG\nrejects\n', r"a\.conll:2: expected a word and its tag, not 'rejects'"),
         (
             'a.conll',
             '# text = a b\n1-2\tab' + '\t_' * 8 + '\n1\ta' + '\t_' * 8 + '\n',
-            r'a\.conll:2: ten columns .* are CoNLL-U.* cut -f2,4',
+            r'a\.conll:2: ten columns, .* this is CoNLL-U, .* cut -f2,4',
         ),
-        ('a.conll', '1\ta\tO\n2\tb\tO\n3\tc\tB\n', r'a\.conll:1: the first column counts the words: .* cut -f2,3'),
-        ('a.parquet', b'PAR1', r'a\.parquet: not a parquet file that can be read'),
-        ('a.xml', '<a/>', r'a\.xml: its name must end in \.jsonl'),
+        ('a.conll', '1\ta\tO\n2\tb\tO\n3\tc\tB\n', r'a\.conll:1: the first column numbers the words: .* cut -f2,3'),
+        ('a.parquet', b'PAR1', r'a\.parquet: not a parquet file'),
+        ('a.xml', '<a/>', r'a\.xml: expected a name that ends in \.jsonl'),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, name, content, said):
+def test_broken_files_are_named(tmp_path, name, content, said):
     with pytest.raises(ValueError, match=said):
         rows(tmp_path, name, content)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file; relative paths start at data.root, '"):
         read_rows('a.csv', str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r'no such file; relative paths start at the current directory'):

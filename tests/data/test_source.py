@@ -3,7 +3,6 @@ import json
 import os
 import re
 import time
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data import source as source_file
 from lmtrain.data.source import open_source
 
 CACHE = Path('of', 'these', 'tests')  # of config.data: nothing is read from it
@@ -58,7 +56,7 @@ def rows(*texts):
         ),
     ],
 )
-def test_documents_are_what_the_file_says(name, content, document, expected, tmp_path):
+def test_documents_of_one_file(name, content, document, expected, tmp_path):
     (tmp_path / name).write_bytes(content)
     assert read(tmp_path / name, document=document) == expected
 
@@ -77,12 +75,22 @@ BAD = [
         r'a\.txt:1: not UTF-8 at byte 3 .* iconv -f ENCODING -t utf-8 .*a\.txt',
     ),
     ('a.md', 'a\nb\ncaf\xe9'.encode('cp1252'), 'file', r'a\.md:3: not UTF-8 at byte 7 '),
-    ('a.txt', 'こんにちは'.encode('shift_jis'), 'file', 'with the ENCODING in which it was written'),
+    ('a.txt', 'こんにちは'.encode('shift_jis'), 'file', 'where ENCODING is that of the file'),
     ('a.txt', 'plain'.encode('utf-16le'), 'file', 'looks like UTF-16LE without a byte order mark.* iconv -f utf-16le'),
     ('a.txt', 'plain'.encode('utf-16be'), 'line', 'looks like UTF-16BE without a byte order mark.* iconv -f utf-16be'),
     ('a.jsonl', rows('one').decode().encode('utf-16le'), 'file', 'looks like UTF-16LE'),
-    ('a.txt', 'cut'.encode('utf-16')[:-1], 'file', 'begins as UTF-16 does, but is not at byte'),
-    ('a.bin', np.arange(100, dtype=np.int32).tobytes(), 'line', 'a.bin: 301 of its first 400 bytes are NUL: it is no'),
+    (
+        'a.txt',
+        'cut'.encode('utf-16')[:-1],
+        'file',
+        'begins with the byte order mark of UTF-16, but is not',
+    ),
+    (
+        'a.bin',
+        np.arange(100, dtype=np.int32).tobytes(),
+        'line',
+        'a.bin: 301 of its first 400 bytes are NUL: it is not',
+    ),
     ('a.txt.gz', gzip.compress(b'text', mtime=0), 'line', 'It is gzip: unpack it with gunzip'),
     ('a.docx', b'PK\x03\x04\x14\xff', 'file', 'It is a zip archive, as .docx'),
     ('a', b'%PDF-1.7\n%\xe2\xe3', 'file', r'a:2: not UTF-8 at byte 10 .* It is PDF: extract its text'),
@@ -95,34 +103,34 @@ BAD = [
     ('a.jsonl', b'"text"', 'file', 'a.jsonl:1: expected a JSON object .*, not text'),
     ('a.jsonl', b'{"body": "x", "id": 3}', 'file', "a.jsonl:1: no field 'text'; the fields there are: 'body', 'id'"),
     ('a.jsonl', b'{}', 'file', 'the fields there are: none'),
-    ('a.jsonl', rows('one') + b'{"text": 5}', 'file', "a.jsonl:2: 'text' must be text, here it is a number"),
-    ('a.jsonl', b'{"text": null}', 'file', 'here it is null'),
-    ('a.jsonl', b'{"text": []}', 'file', 'here it is an array'),
-    ('a.jsonl', b'{"text": true}', 'file', 'here it is true or false'),
-    ('a.jsonl', b'{"text": "\\ud800"}', 'file', 'half of a surrogate pair at character 0'),
-    ('a.jsonl.gz', gzip.compress(rows('one'), mtime=0)[:-5], 'file', 'a.jsonl.gz: cut short or damaged after'),
-    ('a.jsonl.gz', rows('one'), 'file', 'a.jsonl.gz: cut short or damaged'),
-    ('a.jsonl.gz', gzip.compress(rows('one'), mtime=0)[:12] + b'\xff\xff\xff\xff', 'file', 'cut short or damaged'),
+    ('a.jsonl', rows('one') + b'{"text": 5}', 'file', "a.jsonl:2: 'text' must be text, not a number"),
+    ('a.jsonl', b'{"text": null}', 'file', 'must be text, not null'),
+    ('a.jsonl', b'{"text": []}', 'file', 'must be text, not an array'),
+    ('a.jsonl', b'{"text": true}', 'file', 'must be text, not true or false'),
+    ('a.jsonl', b'{"text": "\\ud800"}', 'file', 'has half of a surrogate pair at character 0'),
+    ('a.jsonl.gz', gzip.compress(rows('one'), mtime=0)[:-5], 'file', 'a.jsonl.gz: truncated or damaged after'),
+    ('a.jsonl.gz', rows('one'), 'file', 'a.jsonl.gz: truncated or damaged'),
+    ('a.jsonl.gz', gzip.compress(rows('one'), mtime=0)[:12] + b'\xff\xff\xff\xff', 'file', 'truncated or damaged'),
     ('a.parquet', b'PAR1 not at all', 'file', 'a.parquet: not a parquet file'),
     ('a.txt', b'text', 'chapter', "data.document is 'chapter'; it is one of 'file', 'line', 'paragraph'"),
 ]
 
 
 @pytest.mark.parametrize('name, content, document, message', BAD, ids=[message for *_, message in BAD])
-def test_what_is_wrong_is_named(name, content, document, message, tmp_path):
+def test_broken_files_are_named(name, content, document, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / name, document=document)
 
 
-def test_places_where_nothing_is(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r'no\.txt: no such file or directory \(relative paths start at data.root'
     ):
         read('no.txt', root=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r'\*\.txt: no file matches this glob'):
         read(tmp_path / '*.txt')
-    message = r"no file in this directory ends in .txt, .jsonl.* \(it holds 1 .png, 1 no ending\).*/\*\*/\*.ENDING'"
+    message = r"no file in this directory ends in .txt, .jsonl.* \(it has 1 .png, 1 no ending\).*/\*\*/\*.ENDING'"
     with pytest.raises(FileNotFoundError, match=message):
         (tmp_path / 'a.png').write_text('x')
         (tmp_path / 'Makefile').write_text('x')
@@ -140,7 +148,7 @@ def test_places_where_nothing_is(tmp_path):
             read(tmp_path / asked)
 
 
-def test_a_file_of_two_names_is_read_once(tmp_path):
+def test_linked_file_is_read_once(tmp_path):
     (tmp_path / 'a.txt').write_text('x')
     (tmp_path / 'b.txt').symlink_to(tmp_path / 'a.txt')
     source = open_source(str(tmp_path / '*.txt'), '', CACHE, 'text', 'file')
@@ -149,21 +157,21 @@ def test_a_file_of_two_names_is_read_once(tmp_path):
 
 
 @pytest.mark.parametrize('asked', ['', '**/*.txt'])
-def test_what_is_cached_is_no_text(tmp_path, asked):
+def test_files_in_the_cache_are_rejected(tmp_path, asked):
     (tmp_path / 'kept').mkdir()
     for name in ('a.txt', 'kept/b.txt'):
         (tmp_path / name).write_text(name)
-    with pytest.raises(ValueError, match=r'kept/b\.txt lies in data\.cache=.*: put data\.cache outside'):
+    with pytest.raises(ValueError, match=r'kept/b\.txt is in data\.cache=.*: put data\.cache outside'):
         open_source(asked or '.', str(tmp_path), tmp_path / 'kept', 'text', 'file')
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_pipe_is_rejected(tmp_path):
     os.mkfifo(tmp_path / 'a.txt')
     with pytest.raises(ValueError, match='not a regular file'):
         read(tmp_path / 'a.txt')
 
 
-def test_directories_and_globs_are_read_in_order_and_whole(tmp_path):
+def test_directories_and_globs_are_read_in_order(tmp_path):
     (tmp_path / 'deep').mkdir()
     for name, text in {'b.txt': 'b', 'a.jsonl': '{"text": "a"}', 'deep/c d ü.txt': 'c', 'x.md': 'no'}.items():
         (tmp_path / name).write_text(text)
@@ -174,7 +182,7 @@ def test_directories_and_globs_are_read_in_order_and_whole(tmp_path):
     assert read('**/c*.txt', root=str(tmp_path / 'deep')) == ['c']
 
 
-def test_what_a_directory_or_a_glob_does_not_read_is_counted(tmp_path):
+def test_skipped_files_are_counted(tmp_path):
     (tmp_path / 'deep').mkdir()
     (tmp_path / 'other').symlink_to('deep')
     names = {'a.md': 'a', 'deep/b.rst': 'b', 'c.py': '', 'd.png': 'd', 'deep/e.png': 'e', 'Makefile': 'm'}
@@ -194,7 +202,7 @@ def test_what_a_directory_or_a_glob_does_not_read_is_counted(tmp_path):
     assert opened('.') == (['f'], skipped)
 
 
-def test_the_root_is_no_pattern(tmp_path):
+def test_root_is_not_a_glob(tmp_path):
     root = tmp_path / 'set[1]*'
     root.mkdir()
     (root / 'a[2].txt').write_text('a')
@@ -204,28 +212,6 @@ def test_the_root_is_no_pattern(tmp_path):
     assert read(root) == ['a', 'b']
     with pytest.raises(FileNotFoundError, match='c.txt: no such file or directory'):
         read('c.txt', root=str(root))
-
-
-def test_lines_and_unpacked_text_have_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(source_file, 'LINE_LIMIT', 1 << 20)
-    monkeypatch.setattr(source_file, 'GZ_FLOOR', 1 << 20)
-    (tmp_path / 'a.txt').write_bytes(b'short\n' + b'x' * (2 << 20))
-    with pytest.raises(ValueError, match=r'a\.txt:2: this line is longer than 1 MiB'):
-        read(tmp_path / 'a.txt', document='line')
-    (tmp_path / 'bomb.jsonl.gz').write_bytes(gzip.compress(b'\n' * (8 << 20)))
-    with pytest.raises(ValueError, match=r'bomb\.jsonl\.gz: unpacks to more than 200 times its size'):
-        read(tmp_path / 'bomb.jsonl.gz')
-    (tmp_path / 'line.jsonl.gz').write_bytes(gzip.compress(b'x' * (16 << 20)))
-    tracemalloc.start()
-    with pytest.raises(ValueError, match='longer than 1 MiB'):
-        read(tmp_path / 'line.jsonl.gz')
-    assert tracemalloc.get_traced_memory()[1] < 8 << 20
-    tracemalloc.stop()
-
-
-def test_a_million_empty_lines_pass(tmp_path):
-    (tmp_path / 'a.jsonl').write_bytes(b'\n' * 1_000_000 + rows('one'))
-    assert read(tmp_path / 'a.jsonl') == ['one']
 
 
 JSON = st.recursive(
@@ -244,7 +230,7 @@ LINES = st.lists(st.binary(max_size=30) | JSON.map(lambda value: json.dumps(valu
     name=st.sampled_from(['a.jsonl', 'a.jsonl.gz', 'a.txt', 'a.pgn']),
     document=st.sampled_from(['file', 'line', 'paragraph']),
 )
-def test_any_bytes_are_text_or_a_plain_error(content, name, document, tmp_path):
+def test_any_bytes_give_text_or_input_error(content, name, document, tmp_path):
     (tmp_path / name).write_bytes(content)
     begun = time.thread_time()  # what others do meanwhile is not counted
     try:
@@ -265,21 +251,21 @@ def test_parquet(tmp_path):
     assert read(path) == ['one', 'two']
     with pytest.raises(ValueError, match="no field 'body'; the fields there are: 'text', 'n'"):
         read(path, text_field='body')
-    with pytest.raises(ValueError, match="row 1: 'n' must be text, here it is a number"):
+    with pytest.raises(ValueError, match="row 1: 'n' must be text, not a number"):
         read(path, text_field='n')
     parquet.write_table(pyarrow.table({'text': ['one', None]}), path)
-    with pytest.raises(ValueError, match="row 2: 'text' must be text, here it is null"):
+    with pytest.raises(ValueError, match="row 2: 'text' must be text, not null"):
         read(path)
 
 
-def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     (tmp_path / 'a.parquet').write_bytes(b'PAR1')
     monkeypatch.setitem(__import__('sys').modules, 'pyarrow', None)
     with pytest.raises(ImportError, match=r'-e .\.\[parquet\]'):
         read(tmp_path / 'a.parquet')
 
 
-def test_a_dataset_that_tfds_builds_itself_is_found(tmp_path):
+def test_tfds_dataset_prepared_by_tfds(tmp_path):
     """Its builder wants modules that one of ours does not, which setup.py must ask for."""
     import tensorflow_datasets as tfds
 

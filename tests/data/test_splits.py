@@ -19,7 +19,7 @@ def aged(path, seconds=60):
     return os.stat(path).st_ctime + seconds
 
 
-def test_settled_files_are_not_read_again_and_changed_ones_are(tmp_path, monkeypatch):
+def test_text_is_read_again_only_after_a_change(tmp_path, monkeypatch):
     path = tmp_path / 'a.txt'
     path.write_text('one')
     now = [aged(path)]
@@ -44,7 +44,7 @@ def test_settled_files_are_not_read_again_and_changed_ones_are(tmp_path, monkeyp
     assert content()['sha256'] != first['sha256'] and len(reads) == 2
 
 
-def test_a_file_that_differs_in_any_mark_is_read_again(tmp_path, monkeypatch):
+def test_any_changed_file_attribute_triggers_reading(tmp_path, monkeypatch):
     """Size, inode, modification and change time, each alone."""
     path = tmp_path / 'a.txt'
     path.write_text('one')
@@ -59,7 +59,7 @@ def test_a_file_that_differs_in_any_mark_is_read_again(tmp_path, monkeypatch):
     assert len(set(stamps)) == 5
 
 
-def test_files_written_just_now_are_read_every_time(tmp_path):
+def test_recently_written_files_are_always_read(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_text('one')
     source = open_source(str(path), '', tmp_path / 'cache', 'text', 'file')
@@ -68,14 +68,14 @@ def test_files_written_just_now_are_read_every_time(tmp_path):
 
 
 @pytest.mark.parametrize('text', ['\n' * 10, ' \t\r\n', '\ufeff\n'])
-def test_text_of_nothing_but_blanks_is_refused(text, tmp_path, settings):
+def test_blank_text_is_rejected(text, tmp_path, settings):
     (tmp_path / 'a.txt').write_text(text)
     for document in ('file', 'line', 'paragraph'):
         with pytest.raises(ValueError, match=r'a\.txt: nothing but blanks'):
             lmtrain.data.prepare(**settings(source='a.txt', document=document))
 
 
-def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
+def test_file_that_changes_while_read_is_rejected(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_text('one\ntwo\n')
     source = open_source(str(path), '', tmp_path / 'cache', 'text', 'line')
@@ -103,7 +103,7 @@ def divided(tmp_path, texts, **rule):
     return splits
 
 
-def test_documents_are_divided_by_what_they_say(tmp_path):
+def test_split_is_decided_by_content(tmp_path):
     texts = [f'line {number}' for number in range(2000)]
     splits = divided(tmp_path, texts)
     assert sorted(sum(splits.values(), [])) == sorted(texts)
@@ -116,18 +116,18 @@ def test_documents_are_divided_by_what_they_say(tmp_path):
     }
 
 
-def test_shares_are_of_the_text_whatever_the_sizes_of_documents(tmp_path):
+def test_split_shares_count_text_not_documents(tmp_path):
     texts = [f'{number} ' + 'x' * int(4000 / (1 + number % 97)) for number in range(300)]
     splits = divided(tmp_path, texts, validation=0.05)
     share = {name: sum(map(len, splits[name])) / sum(map(len, texts)) for name in splits}
     assert abs(share['validation'] - 0.05) < 0.02 and abs(share['test'] - 0.1) < 0.02
 
 
-def test_each_of_three_documents_has_its_split(tmp_path):
+def test_three_documents_fill_three_splits(tmp_path):
     assert all(len(texts) == 1 for texts in divided(tmp_path, ['one', 'two', 'three'], validation=0.01).values())
 
 
-def test_the_tail_is_cut_off_to_the_character(tmp_path):
+def test_tail_split_is_exact(tmp_path):
     texts = ['a' * 40, 'b' * 40, 'é' * 20]
     splits = divided(tmp_path, texts, split='tail', validation=0.25, test=0.1)
     assert ''.join(splits['train']) == 'a' * 40 + 'b' * 25
@@ -147,7 +147,7 @@ def sizes_of(count, seed, script):
 @pytest.mark.parametrize('shares', [(0.05, 0.05), (0.1, 0.2), (0.05, 0.0)])
 @pytest.mark.parametrize('count', [1, 2, 3, 5, 10, 20, 100])
 @pytest.mark.parametrize('script', ['abc ', 'aé漢🙂 '])
-def test_auto_reaches_the_shares_with_any_number_of_documents(tmp_path, script, count, shares):
+def test_auto_split_reaches_shares(tmp_path, script, count, shares):
     for seed in range(1 + (count < 30)):
         texts = sizes_of(count, seed, script)
         splits = divided(tmp_path, texts, split='auto', validation=shares[0], test=shares[1])
@@ -159,14 +159,14 @@ def test_auto_reaches_the_shares_with_any_number_of_documents(tmp_path, script, 
             assert bool(raw[name]) == bool(share)
 
 
-def test_auto_holds_the_tail_of_each_of_few_documents_out(tmp_path):
+def test_auto_split_uses_tails_for_few_documents(tmp_path):
     texts = sizes_of(4, 0, 'aé漢🙂 ')
     splits = divided(tmp_path, texts, split='auto')
     assert [''.join(parts) for parts in zip(*splits.values(), strict=True)] == texts
     assert all(len(splits['test'][n].encode()) == pytest.approx(len(texts[n].encode()) / 10, abs=4) for n in range(4))
 
 
-def test_auto_counts_bytes_and_not_characters(tmp_path):
+def test_auto_split_counts_bytes(tmp_path):
     """Documents that the hash would hold out are in Chinese: a tenth of the characters, a quarter of the bytes."""
     texts = [f'{number} ' + letter * 800 for number in range(400) for letter in 'a漢']
     texts = [text for text in texts if (contents.hash_unit('split', text) < 0.2) == ('漢' in text)]
@@ -176,21 +176,21 @@ def test_auto_counts_bytes_and_not_characters(tmp_path):
         assert abs(sum(len(part.encode()) for part in splits[name]) / total - 0.1) < 0.05
 
 
-def test_auto_does_not_evaluate_on_a_single_chapter(tmp_path):
+def test_auto_split_needs_several_documents(tmp_path):
     """Twenty chapters of one size: one of them would be 5 % to the byte, and say little of the others."""
     texts = [f'{number:2} ' + 'chapter ' * 5000 for number in range(20)]
     splits = divided(tmp_path, texts, split='auto', validation=0.05, test=0.05)
     assert [len(parts) for parts in splits.values()] == [20, 20, 20]
 
 
-def test_auto_keeps_many_documents_and_short_ones_whole(tmp_path):
+def test_auto_split_keeps_many_or_short_documents_whole(tmp_path):
     for texts in (sizes_of(300, 0, 'ab '), [f'line {number} is short' for number in range(40)]):
         splits = divided(tmp_path, texts, split='auto', validation=0.05)
         assert splits == divided(tmp_path, texts, split='document', validation=0.05)
         assert sorted(sum(splits.values(), [])) == sorted(texts)
 
 
-def test_auto_of_one_long_document_among_many_short_ones(tmp_path):
+def test_auto_split_with_one_long_document(tmp_path):
     texts = [f'{number} short' for number in range(500)] + ['long ' * 20_000]
     for at in range(0, 500, 100):  # wherever the hash puts it
         splits = divided(tmp_path, [*texts[:-1], f'{at} {texts[-1]}'], split='auto')
@@ -198,7 +198,7 @@ def test_auto_of_one_long_document_among_many_short_ones(tmp_path):
         assert all(abs(sum(map(len, splits[name])) / total - 0.1) < 0.05 for name in ('validation', 'test'))
 
 
-def test_auto_keeps_documents_whole_that_their_source_groups(tmp_path):
+def test_auto_split_keeps_groups_whole(tmp_path):
     """The modules of 'python': a file and its docstrings stay in one split, whatever the shares."""
     source = open_source('python', '', tmp_path, 'text', 'file')
     documents = [Document('first ' * 900, 'a'), Document('second ' * 900, 'a'), Document('third ' * 900, 'b')]
@@ -208,7 +208,7 @@ def test_auto_keeps_documents_whole_that_their_source_groups(tmp_path):
     assert set(splits.values()) <= {document.text for document in documents}
 
 
-def test_tinyshakespeare_is_divided_as_nanogpt_divides_it(shared, settings):
+def test_tinyshakespeare_split_equals_nanogpt(shared, settings):
     path = shared / 'corpora' / 'tinyshakespeare' / 'input.txt'
     over = {
         'source': str(path),
@@ -223,7 +223,7 @@ def test_tinyshakespeare_is_divided_as_nanogpt_divides_it(shared, settings):
     assert corpus.tokenizer.vocab_size == 66  # its 65 characters and END
 
 
-def test_a_large_corpus_is_sampled_the_same_every_time(tmp_path, monkeypatch):
+def test_sample_is_deterministic(tmp_path, monkeypatch):
     monkeypatch.setattr(contents, 'LEARNED_FROM', 3000)
     path = tmp_path / 'a.txt'
     path.write_text('\n'.join(f'line {number}' for number in range(2000)))

@@ -42,7 +42,7 @@ kinds = st.sampled_from(['causal', 'masked', 'mixed'])
     seed=st.integers(0, 5),
     size=st.integers(1, 9),
 )
-def test_a_batch_is_its_step_whatever_was_asked_before(corpora, kind, steps, seed, size):
+def test_batch_is_a_function_of_step(corpora, kind, steps, seed, size):
     used = Stream(corpora[kind], 'train', size, seed, shuffle=True)
     for step in steps:
         fresh = Stream(corpora[kind], 'train', size, seed, shuffle=True)
@@ -51,7 +51,7 @@ def test_a_batch_is_its_step_whatever_was_asked_before(corpora, kind, steps, see
 
 @once
 @given(kind=kinds, step=st.integers(0, 100), processes=st.sampled_from([1, 2, 3, 4, 6, 12]), shuffle=st.booleans())
-def test_processes_share_out_the_batch(corpora, kind, step, processes, shuffle):
+def test_processes_read_disjoint_rows(corpora, kind, step, processes, shuffle):
     whole = Stream(corpora[kind], 'train', 12, 1, shuffle)
     step = step if shuffle else step % whole.steps_per_epoch
     blocks = np.arange(12).reshape(processes, -1)
@@ -62,7 +62,7 @@ def test_processes_share_out_the_batch(corpora, kind, step, processes, shuffle):
 
 
 @pytest.mark.parametrize('kind', ['causal', 'masked', 'mixed'])
-def test_columns_are_those_of_the_table(corpora, kind):
+def test_columns_match_table(corpora, kind):
     batch = Stream(corpora[kind], 'train', 4, 0, True).batch(0)
     assert set(batch) == set(COLUMNS[: 7 if kind == 'masked' else 6])
     for name, values in batch.items():
@@ -77,7 +77,7 @@ def rows_of(stream, steps):
     return [row.tobytes() for step in steps for row in stream.batch(step)['tokens']]
 
 
-def test_an_epoch_is_every_row_once_in_a_new_order(corpora):
+def test_epoch_has_every_row_once_in_new_order(corpora):
     corpus = corpora['causal']
     count = corpus.splits['train'].num_rows
     stream = Stream(corpus, 'train', 1, 0, shuffle=True)
@@ -91,7 +91,7 @@ def test_an_epoch_is_every_row_once_in_a_new_order(corpora):
     assert wide == sum(epochs, [])[: len(wide)]  # batches run across the ends of epochs
 
 
-def test_one_text_is_cut_elsewhere_in_every_epoch(prepare):
+def test_unisolated_text_is_shifted_in_every_epoch(prepare):
     corpus = prepare(isolate=False)
     count, total = corpus.splits['train'].num_rows, corpus.splits['train'].num_tokens
     stream = Stream(corpus, 'train', 1, 0, shuffle=True)
@@ -112,7 +112,7 @@ def test_one_text_is_cut_elsewhere_in_every_epoch(prepare):
     assert evaluated['loss_mask'].sum() == total and (evaluated['loss_mask'][:-1] == 1).all()
 
 
-def test_a_mixture_holds_its_weights(corpora):
+def test_mixture_weights_hold_over_steps(corpora):
     corpus = corpora['mixed']
     sizes = [len(part.rows.first) - 1 for part in corpus.splits['train'].parts]
     stream = Stream(corpus, 'train', 1, 0, shuffle=True)
@@ -126,7 +126,7 @@ def test_a_mixture_holds_its_weights(corpora):
     assert counts.max() - counts.min() <= 1  # its rows come round in turn
 
 
-def test_evaluation_sees_every_row_once_and_fills_the_last_batch(corpora):
+def test_evaluation_reads_every_row_once(corpora):
     for kind, corpus in corpora.items():
         split = corpus.splits['validation']
         stream = Stream(corpus, 'validation', split.num_rows - 1, seed=0, shuffle=False)
@@ -141,7 +141,7 @@ def test_evaluation_sees_every_row_once_and_fills_the_last_batch(corpora):
                 stream.batch(step)
 
 
-def test_a_limit_takes_a_random_sample_that_no_seed_changes(corpora):
+def test_limit_samples_rows_independent_of_seed(corpora):
     for kind in ('causal', 'masked'):
         corpus = corpora[kind]
         every = rows_of(Stream(corpus, 'train', 1, 0, shuffle=False), range(corpus.splits['train'].num_rows))
@@ -158,7 +158,7 @@ def test_a_limit_takes_a_random_sample_that_no_seed_changes(corpora):
             assert wider[:20] == rows_of(sample, range(5))
 
 
-def test_a_limit_beyond_the_split_takes_all_of_it_in_order(corpora):
+def test_large_limit_reads_all_rows_in_order(corpora):
     whole = Stream(corpora['causal'], 'validation', 4, 0, shuffle=False)
     for limit in (0, whole.steps_per_epoch, whole.steps_per_epoch + 1):
         again = Stream(corpora['causal'], 'validation', 4, 0, shuffle=False, limit=limit)
@@ -167,7 +167,7 @@ def test_a_limit_beyond_the_split_takes_all_of_it_in_order(corpora):
         assert batch_hash(again.batch(0)) == batch_hash(whole.batch(0))
 
 
-def test_each_source_of_a_mixture_alone(corpora):
+def test_mixture_sources_alone(corpora):
     mixed = corpora['mixed']
     assert mixed.shares('train') == pytest.approx([1 / 2.7, 1.7 / 2.7])
     first, second = mixed.alone(0), mixed.alone(1)
@@ -196,7 +196,7 @@ def reference_order(sizes, quotas, seed, epoch):
 
 
 @pytest.mark.parametrize('weight', [0.3, 1.7])
-def test_the_order_of_a_mixture_in_each_epoch(corpora, weight):
+def test_mixture_order_changes_every_epoch(corpora, weight):
     mixed = corpora['mixed']
     train = mixed.splits['train']
     parts = tuple(part._replace(weight=w) for part, w in zip(train.parts, (1.0, weight)))
@@ -217,7 +217,7 @@ def test_the_order_of_a_mixture_in_each_epoch(corpora, weight):
     assert max(second.values()) - min(second[row] for row in of_source[1]) <= 1
 
 
-def test_a_source_without_a_row_of_its_own_leaves_evaluation_whole(tmp_path, poem, settings):
+def test_evaluation_with_an_empty_source(tmp_path, poem, settings):
     (tmp_path / 'a.txt').write_text(' '.join(map(poem, range(50))))
     (tmp_path / 'b.txt').write_text(poem(0) * 5 + '\n' * 900)  # its last tenth is blank
     over = {'source': 'a.txt', 'mix': (('b.txt', 1.0),), 'split': 'tail', 'validation': 0.1, 'test': 0.1}
@@ -229,7 +229,7 @@ def test_a_source_without_a_row_of_its_own_leaves_evaluation_whole(tmp_path, poe
     assert batch['loss_mask'].sum() == split.num_tokens and not batch['loss_mask'][-3:].any()
 
 
-def test_masks_differ_between_epochs_but_not_in_evaluation(corpora):
+def test_masks_change_in_training_only(corpora):
     corpus = corpora['masked']
     count = corpus.splits['train'].num_rows
     stream = Stream(corpus, 'train', count, 0, shuffle=True)
@@ -257,18 +257,18 @@ def test_masks_differ_between_epochs_but_not_in_evaluation(corpora):
         ({'seed': -1}, 'seed is -1'),
     ],
 )
-def test_streams_that_cannot_be(corpora, over, message):
+def test_invalid_streams_are_rejected(corpora, over, message):
     with pytest.raises(ValueError, match=message):
         Stream(corpora['causal'], 'train', **{'batch_size': 8, 'seed': 0, 'shuffle': True} | over)
 
 
 @pytest.mark.parametrize('token', [-1, 258, 2**31 - 1])
-def test_ids_out_of_range_are_refused(token):
+def test_out_of_range_ids_are_rejected(token):
     with pytest.raises(ValueError, match=f'{token}.*the vocabulary from 0 to 257'):
         check_ids(np.array([[0, token, 257]]), 258)
 
 
-def test_hashes_tell_batches_apart():
+def test_batch_hash_depends_on_every_column():
     batch = {'a': np.arange(4), 'b': np.zeros(2, np.int32)}
     others = [
         batch | {'a': np.arange(4)[::-1]}, batch | {'a': np.arange(4).reshape(2, 2)}, batch | {'c': np.arange(4)},
@@ -285,7 +285,7 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name == 'prefetch']
 
 
-def test_prefetch_gives_the_same_steps_in_order_and_stops(corpora):
+def test_prefetch_yields_steps_in_order(corpora):
     stream = Stream(corpora['causal'], 'train', 4, 0, True)
     with prefetch(stream, 5, lambda batch: batch_hash(batch)) as ahead:
         got = [next(ahead) for _ in range(20)]
@@ -295,14 +295,14 @@ def test_prefetch_gives_the_same_steps_in_order_and_stops(corpora):
     assert list(ahead) == []
 
 
-def test_prefetch_ends_with_the_stream(corpora):
+def test_prefetch_ends_with_stream(corpora):
     stream = Stream(corpora['causal'], 'validation', 2, 0, False)
     steps = [step for step, _ in prefetch(stream, 0, lambda batch: batch)]
     assert steps == list(range(stream.steps_per_epoch))
     assert not threads()
 
 
-def test_an_exception_comes_at_its_step(corpora):
+def test_prefetch_raises_at_the_failing_step(corpora):
     stream = Stream(corpora['causal'], 'train', 4, 0, True)
     count = iter(range(99))
 
@@ -318,7 +318,7 @@ def test_an_exception_comes_at_its_step(corpora):
     assert not threads() and list(ahead) == []
 
 
-def test_prefetch_works_ahead_but_only_so_far(corpora):
+def test_prefetch_depth_is_bounded(corpora):
     stream, placed = Stream(corpora['causal'], 'train', 4, 0, True), []
     with prefetch(stream, 0, placed.append, depth=2) as ahead:
         next(ahead)
@@ -329,7 +329,7 @@ def test_prefetch_works_ahead_but_only_so_far(corpora):
         assert 2 <= len(placed) <= 4
 
 
-def test_batches_come_faster_than_a_model_eats_them(corpora):
+def test_batches_are_faster_than_training(corpora):
     stream = Stream(corpora['causal'], 'train', 256, 0, True)
     stream.batch(0)
     begun = time.thread_time()  # what others do meanwhile is not counted

@@ -54,12 +54,12 @@ def a_full_disk(size):
 
 @settings(deadline=None)
 @given(st.floats(width=32))
-def test_numbers_keep_every_bit(value):
+def test_json_numbers_are_exact(value):
     written = json.loads(json.dumps(metrics.plain(jnp.float32(value))), parse_constant=pytest.fail)
     np.testing.assert_array_equal(np.float32(written), np.float32(value))
 
 
-def test_the_lines_of_a_run(tmp_path):
+def test_files_of_a_run(tmp_path):
     with metrics.Writers(tmp_path, tensorboard=True) as log:
         log.metrics(10, {'loss': jnp.float32(0.1), 'skipped': jnp.int32(0)}, batch='c0ffee')
         log.timings(10, {'tokens_per_second': 1234.5})
@@ -78,14 +78,14 @@ def test_the_lines_of_a_run(tmp_path):
     assert starts == [1]
 
 
-def test_a_line_is_on_the_disk_when_it_is_written(tmp_path):
+def test_lines_are_flushed(tmp_path):
     with metrics.Writers(tmp_path, tensorboard=False) as log:
         log.metrics(1, {'loss': 1.0}, batch='a')
         assert len(lines(tmp_path / 'metrics.jsonl')) == 1
     assert not (tmp_path / 'tensorboard').exists()
 
 
-def test_a_later_start_goes_on(tmp_path):
+def test_second_start_appends(tmp_path):
     """Points up to the checkpoint stand, those beyond it are replaced, and a start with nothing to do drops none."""
     for start, steps in ((0, range(1, 8)), (5, range(6, 9)), (8, ())):
         with metrics.Writers(tmp_path, tensorboard=True, start=start) as log:
@@ -96,7 +96,7 @@ def test_a_later_start_goes_on(tmp_path):
     assert scalars == {('train/loss', step): 0.0 if step <= 5 else 5.0 for step in range(1, 9)}
 
 
-def test_equal_runs_write_equal_bytes(tmp_path):
+def test_metrics_are_deterministic(tmp_path):
     for name in 'ab':
         (tmp_path / name).mkdir()
         with metrics.Writers(tmp_path / name, tensorboard=False) as log:
@@ -107,7 +107,7 @@ def test_equal_runs_write_equal_bytes(tmp_path):
     assert (tmp_path / 'a/metrics.jsonl').read_bytes() == (tmp_path / 'b/metrics.jsonl').read_bytes()
 
 
-def test_a_full_disk_costs_lines_and_not_the_run(tmp_path):
+def test_full_disk_skips_lines(tmp_path):
     said = []
     with metrics.Writers(tmp_path, tensorboard=True, say=said.append) as log:
         log.metrics(1, {'loss': 1.0}, batch='a')
@@ -123,7 +123,7 @@ def test_a_full_disk_costs_lines_and_not_the_run(tmp_path):
     assert [line['step'] for line in lines(tmp_path / 'metrics.jsonl')] == [1, 4]
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path):
+def test_unwritable_folder_fails_before_training(tmp_path):
     with pytest.raises(FileNotFoundError):
         metrics.Writers(tmp_path / 'missing', tensorboard=False)
 
@@ -135,7 +135,7 @@ class Clock:
         return self.now
 
 
-def test_speeds():
+def test_meter_speeds():
     clock = Clock()
     meter = metrics.Meter(1000, 5e6, peak=1e7, clock=clock)
     meter.restart(0, progress=0.0, waited=0.0)
@@ -158,7 +158,7 @@ def test_speeds():
     np.testing.assert_allclose(speed['seconds_left'], 0.6 * 130 / 0.4)
 
 
-def test_a_resumed_run_and_an_unknown_chip():
+def test_meter_of_resumed_run_and_unknown_chip():
     clock = Clock()
     meter = metrics.Meter(1, 1.0, peak=None, clock=clock)
     meter.restart(900, progress=0.9, waited=0.0)
@@ -170,7 +170,7 @@ def test_a_resumed_run_and_an_unknown_chip():
     assert math.isinf(metrics_left_at_start())
 
 
-def test_the_clock_of_a_resumed_run_counts_earlier_starts(monkeypatch):
+def test_clock_counts_earlier_starts(monkeypatch):
     seconds = Clock()
     monkeypatch.setattr(metrics.time, 'monotonic', seconds)
     clock = metrics.Clock(total_steps=None, hours=0.5, before=300.0)
@@ -193,7 +193,7 @@ def metrics_left_at_start():
     return meter.read(1, progress=0.0, waited=0.0)['seconds_left']
 
 
-def test_means_are_over_targets_and_go_on_after_a_restart():
+def test_means_are_weighted_by_targets_and_resume():
     steps = [
         {'loss': 2.0, 'nats': 1.5, 'targets': 10.0, 'grad_norm': 7.0, 'skipped': 0},
         {'loss': math.nan, 'nats': 1.0, 'targets': 10.0, 'grad_norm': math.nan, 'skipped': 1},
@@ -211,7 +211,7 @@ def test_means_are_over_targets_and_go_on_after_a_restart():
     assert math.isnan(means.take()['loss'])
 
 
-def test_means_of_the_members_of_a_sweep_are_their_own():
+def test_means_per_sweep_member():
     means = metrics.Means()
     for losses, targets in (([1.0, 3.0], [4.0, 2.0]), ([2.0, math.inf], [4.0, 6.0])):
         means.add({'loss': losses[0], 'targets': 4.0, 'loss_members': losses, 'targets_members': targets})

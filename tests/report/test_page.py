@@ -63,7 +63,7 @@ def a_run(folder, *, evaluated=True, sampled=True):
     return folder
 
 
-def test_a_whole_run(tmp_path):
+def test_complete_run(tmp_path):
     page = report.write(a_run(tmp_path / 'quick')).read_text()
     assert page.startswith('# quick\n\n**1.517 bits per byte** on validation text, less than bigram (1.862)')
     assert 'not less than xz (1.300)' in page
@@ -94,7 +94,7 @@ def test_a_whole_run(tmp_path):
     assert picture.startswith(b'\x89PNG') and len(picture) > 10_000
 
 
-def test_a_part_of_the_validation_text_is_said_to_be_one(tmp_path):
+def test_limited_evaluation_is_stated(tmp_path):
     folder = a_run(tmp_path / 'run')
     assert 'The others are measured on the same validation text.' in report.write(folder).read_text()
     config = json.loads((folder / 'config.json').read_text())
@@ -106,7 +106,7 @@ def test_a_part_of_the_validation_text_is_said_to_be_one(tmp_path):
     assert 'same validation text' not in page
 
 
-def test_the_text_and_the_sources_of_a_mixture(tmp_path):
+def test_data_section_of_a_mixture(tmp_path):
     folder = a_run(tmp_path / 'run')
     results = json.loads((folder / 'results.json').read_text())
     own = {'bits_per_byte': 1.25, 'loss': 2.5, 'perplexity': 12.18, 'bits_per_token': 3.61}
@@ -139,7 +139,7 @@ def test_the_text_and_the_sources_of_a_mixture(tmp_path):
 
 
 @pytest.mark.parametrize('loss', ['nan', 'inf'])
-def test_an_evaluation_that_is_not_finite_is_not_drawn(tmp_path, loss):
+def test_non_finite_evaluation_is_not_drawn(tmp_path, loss):
     folder = a_run(tmp_path / 'run')
     with (folder / 'metrics.jsonl').open('a') as file:
         file.write(json.dumps({'step': 301, 'validation_loss': loss, 'validation_bits_per_byte': loss}) + '\n')
@@ -147,7 +147,7 @@ def test_an_evaluation_that_is_not_finite_is_not_drawn(tmp_path, loss):
     assert (folder / 'loss.png').stat().st_size > 10_000
 
 
-def test_it_can_be_written_again(tmp_path):
+def test_page_is_reproducible(tmp_path):
     folder = a_run(tmp_path / 'run')
     first = report.write(folder).read_text()
     assert report.write(folder).read_text() == first
@@ -155,14 +155,14 @@ def test_it_can_be_written_again(tmp_path):
     assert 'other words' in report.write(folder).read_text()
 
 
-def test_without_evaluation_and_samples_it_says_so(tmp_path):
+def test_run_without_evaluation_and_samples(tmp_path):
     page = report.write(a_run(tmp_path / 'run', evaluated=False, sampled=False)).read_text()
     for expected in ('no final evaluation', 'The run was not evaluated', 'The run drew no samples'):
         assert expected in page
     assert (tmp_path / 'run/loss.png').exists()
 
 
-def test_a_run_that_has_only_begun(tmp_path):
+def test_run_that_has_just_started(tmp_path):
     folder = tmp_path / 'run'
     folder.mkdir()
     (folder / 'config.json').write_text(base.get_config().to_json())
@@ -178,7 +178,7 @@ def test_a_run_that_has_only_begun(tmp_path):
         assert expected in page
 
 
-def test_what_is_no_run_or_broken_is_named(tmp_path):
+def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='holds no config.json'):
         report.write(tmp_path)
     folder = a_run(tmp_path / 'run')
@@ -190,12 +190,12 @@ def test_what_is_no_run_or_broken_is_named(tmp_path):
         report.write(folder)
 
 
-def test_drawing_needs_no_display(tmp_path):
+def test_plot_needs_no_display(tmp_path):
     report.write(a_run(tmp_path / 'run'))
     assert 'matplotlib.pyplot' not in sys.modules, 'pyplot looks for a display and keeps figures'
 
 
-def test_the_plan_stands_beside_what_the_run_took(tmp_path):
+def test_plan_and_actual_cost(tmp_path):
     page = report.write(a_run(tmp_path / 'quick')).read_text()
     assert '| memory at the peak | 1.00 GB | 1.10 GB | 1.10 |' in page
     assert '| wall time, evaluation and saving included | 1m 40s | 4m 05s | 2.45 |' in page
@@ -209,7 +209,7 @@ def cells(page, row):
     return [cell.strip() for cell in line.strip('|').split('|')][1:]
 
 
-def test_every_cell_of_the_result(tmp_path):
+def test_result_cells(tmp_path):
     loss = 3.0 + 5.0 * math.exp(-5)
     folder = a_run(tmp_path / 'run')
     results = json.loads((folder / 'results.json').read_text())
@@ -222,7 +222,7 @@ def test_every_cell_of_the_result(tmp_path):
     assert 'less than bigram (1.862), unigram (3.312); not less than xz (1.300), tie (1.517).' in page
 
 
-def test_medians_and_the_last_command(tmp_path):
+def test_medians_and_last_command(tmp_path):
     folder = a_run(tmp_path / 'run')
     write_lines(
         folder / 'timings.jsonl', [{'step': step, 'tokens_per_second': value} for step, value in enumerate((1, 2, 9))]
@@ -235,7 +235,7 @@ def test_medians_and_the_last_command(tmp_path):
     assert 'started 3 times; the later starts went on from step 200, 250' in page
 
 
-def test_cells_of_members_and_of_texts(tmp_path):
+def test_member_and_domain_cells(tmp_path):
     folder = a_run(tmp_path / 'run')
     results = json.loads((folder / 'results.json').read_text())
     rows = [
@@ -261,7 +261,7 @@ def test_cells_of_members_and_of_texts(tmp_path):
     assert cells(page, 'new.txt') == ['4.0000', '2.0000', '-50.0 %']
 
 
-def test_what_the_picture_shows(tmp_path, monkeypatch):
+def test_plot_content(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     figures = []
@@ -285,7 +285,7 @@ def test_what_the_picture_shows(tmp_path, monkeypatch):
     assert low < 1.3 and high > 3.312  # the baselines are in sight
 
 
-def test_a_validation_far_from_the_training_loss_is_in_sight(tmp_path):
+def test_plot_range_includes_validation(tmp_path):
     """Points outside of the axes would take the whole picture."""
     folder = a_run(tmp_path / 'run')
     lines = [{'step': step, 'loss': 5.5 + 1e-4 * step, 'nats': 5.5} for step in range(1, 9)]

@@ -9,7 +9,7 @@ import numpy as np
 from lmtrain.report import provenance
 
 
-def test_what_was_typed_can_be_typed_again_and_devices_are_those_of_the_mesh(monkeypatch):
+def test_command_is_quoted_and_devices_are_those_of_the_mesh(monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['cli.py', 'train', '--config=tiny', '--config.data.source=a b/*.txt'])
     devices = np.array(jax.devices()[:3])
     told = provenance.provenance(SimpleNamespace(devices=devices, size=3))

@@ -73,7 +73,7 @@ def test_durations(seconds, text):
 
 
 @given(st.floats(1e-3, 1e17))
-def test_numbers_are_short_and_near(value):
+def test_numbers_are_short_and_accurate(value):
     text = terminal.number(value, terminal.SI)
     digits, prefix = re.fullmatch(r'([\d.]+)([kMGTPEZY]?)', text).groups()
     assert len(text) <= 5
@@ -87,7 +87,7 @@ def line(width, values=VALUES, total=5000, **options):
     return terminal.fit(terminal.fields(1240, total, 0.248, values), width, 0.248, **options)
 
 
-def test_the_whole_line_fits_120_columns():
+def test_full_line_fits_120_columns():
     assert line(119).startswith(
         '1,240/5,000 25%  loss 3.142  1.812 bits/B  lr 9.1e-4  grad 0.53  12.3k tok/s  3.4 TFLOP/s  3.1 GB  wait 0%'
     )
@@ -95,12 +95,12 @@ def test_the_whole_line_fits_120_columns():
 
 
 @pytest.mark.parametrize('width', range(1, 200))
-def test_no_line_is_wider_than_its_terminal(width):
+def test_line_fits_terminal(width):
     assert len(line(width)) <= width
     assert len(re.sub(r'\x1b\[\d*m', '', line(width, colour=True))) <= width
 
 
-def test_what_matters_least_goes_first():
+def test_low_priority_fields_are_dropped_first():
     assert [name in line(100) for name in ('loss', 'tok/s', 'left', 'bits/B', 'TFLOP/s', ' GB')] == [True] * 5 + [False]
     assert [name in line(60) for name in ('loss', 'tok/s', 'left', 'bits/B', 'grad', 'wait')] == [True] * 3 + [
         False
@@ -109,7 +109,7 @@ def test_what_matters_least_goes_first():
     assert '━' in line(160) and '━' not in line(110)
 
 
-def test_mfu_stands_for_flops_on_known_chips_and_skips_are_loud():
+def test_mfu_replaces_flops_and_skipped_is_shown():
     assert 'MFU 41%' in line(119, VALUES | {'mfu': 0.412}) and 'FLOP/s' not in line(119, VALUES | {'mfu': 0.412})
     assert 'skipped 3' in line(70, VALUES | {'skipped': 3})
     assert 'skipped' not in line(119)
@@ -124,7 +124,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_last_column_of_a_terminal_stays_free(monkeypatch):
+def test_last_column_stays_free(monkeypatch):
     monkeypatch.setenv('COLUMNS', '90')
     monkeypatch.setenv('NO_COLOR', '1')
     screen = Terminal()
@@ -132,7 +132,7 @@ def test_the_last_column_of_a_terminal_stays_free(monkeypatch):
     assert screen.getvalue() == f'\r{line(89)}\x1b[K'  # some terminals wrap when the last column is filled
 
 
-def test_a_terminal_has_one_line_rewritten(monkeypatch):
+def test_terminal_line_is_rewritten(monkeypatch):
     monkeypatch.setenv('COLUMNS', '90')
     screen = Terminal()
     live = terminal.Live(100, screen)
@@ -146,7 +146,7 @@ def test_a_terminal_has_one_line_rewritten(monkeypatch):
     assert '100/100 100%' in shown[1] and shown[2] == ''
 
 
-def test_the_line_stands_below_what_is_said_until_the_budget_is_spent(monkeypatch):
+def test_messages_appear_above_the_live_line(monkeypatch):
     monkeypatch.setenv('COLUMNS', '90')
     screen = Terminal()
     live = terminal.Live(2, screen)
@@ -159,7 +159,7 @@ def test_the_line_stands_below_what_is_said_until_the_budget_is_spent(monkeypatc
     assert screen.getvalue().endswith('\x1b[K\ntwo\n')
 
 
-def test_elsewhere_a_line_for_each_twentieth_or_ten_minutes():
+def test_log_file_gets_a_line_per_5_percent_or_10_minutes():
     class Clock:
         now = 0.0
 
@@ -178,7 +178,7 @@ def test_elsewhere_a_line_for_each_twentieth_or_ten_minutes():
     assert len(stream.getvalue().splitlines()) == 22
 
 
-def test_a_reader_that_leaves_does_not_end_the_run():
+def test_closed_pipe_does_not_end_the_run():
     class Closed(Terminal):
         def write(self, text):
             raise BrokenPipeError
@@ -189,14 +189,14 @@ def test_a_reader_that_leaves_does_not_end_the_run():
     live.close()
 
 
-def test_a_terminal_without_unicode():
+def test_terminal_without_unicode():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding='ascii')
     terminal.Live(10, stream).say(terminal.evaluation(RESULTS, BASELINES, 'validation'))
     assert b'####' in raw.getvalue()
 
 
-def test_colour_only_where_it_shows(monkeypatch):
+def test_colour_only_on_terminals(monkeypatch):
     monkeypatch.delenv('NO_COLOR', raising=False)
     monkeypatch.setenv('TERM', 'xterm')
     assert terminal.has_colour(Terminal()) and not terminal.has_colour(io.StringIO())
@@ -228,7 +228,7 @@ def header(**changes):
     return ' '.join(text.split())
 
 
-def test_the_header_says_the_arithmetic():
+def test_header():
     text = header()
     assert '27.3M, 590k of them learn (2.2%)' in text
     assert '32 rows x 256 tokens = 8,192 tokens a step, over 4 micro-batches x 8 devices: 1 row each' in text
@@ -254,7 +254,7 @@ FACTS = {
 SKIPPED = {'.png': 3, '.md': 1200, 'empty': 2, 'no ending': 9, '.pdf': 1, '.zip': 1}
 
 
-def test_the_header_says_what_was_read_and_what_was_left_out():
+def test_header_lists_sources_and_skipped_files():
     FACTS['sources'][1]['skipped'] = SKIPPED
     assert terminal.text(FACTS).splitlines() == [
         '  data       notes: weight 1: 3 files, 3 documents, 9.64 kB; the tail of each',
@@ -273,7 +273,7 @@ def test_the_header_says_what_was_read_and_what_was_left_out():
     assert lines[-1] == '  left out   2 .md' and all(len(line) <= 80 for line in lines)
 
 
-def test_the_table_of_parameters():
+def test_parameter_table():
     mesh = jax.make_mesh((8,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
     cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'fsdp'))
     trainable = {'layers': {'kernel': jax.ShapeDtypeStruct((4, 8), jnp.float32, sharding=cut)}}
@@ -285,7 +285,7 @@ def test_the_table_of_parameters():
     assert rows[-1] == ['total', '96']
 
 
-def test_an_evaluation_stands_beside_what_others_need():
+def test_evaluation_with_baselines():
     text = terminal.evaluation_line(RESULTS, BASELINES)
     assert text.endswith('1.752 bits/byte (xz 1.84, bigram 1.86, unigram 3.31)') and len(text) <= 102
     assert terminal.evaluation_line(RESULTS, {}).endswith('1.752 bits/byte')
@@ -295,7 +295,7 @@ def test_an_evaluation_stands_beside_what_others_need():
     assert '\x1b[' in terminal.evaluation(RESULTS, BASELINES, 'validation', colour=True)
 
 
-def test_a_note_of_the_header_fits_80_columns():
+def test_header_fits_80_columns():
     text = 'classes: ' + ', '.join(f'class-{i} {i}' for i in range(12))
     lines = terminal.note('rows', text).split('\n')
     assert len(lines) > 1 and max(map(len, lines)) <= 80

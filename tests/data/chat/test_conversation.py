@@ -49,18 +49,18 @@ def made(text=(), label='', **fields):
         ),
     ],
 )
-def test_a_format_is_recognised(fields, form, wanted):
+def test_format_is_recognised(fields, form, wanted):
     name, said = made(**fields)
     assert (name, said.messages, said.learned) == (form, wanted, (len(wanted) - 1,))
 
 
-def test_prompt_and_completion_stand_as_they_are():
+def test_prompt_and_completion_are_unchanged():
     assert made(prompt='a ', completion='b', id=3) == ('prompt + completion', Conversation([], (), ('a ', 'b')))
     form, said = made(prompt=TALK, completion=TALK)
     assert (said.messages, said.learned) == (TALK + TALK, (3,))
 
 
-def test_fields_that_are_named_are_taken():
+def test_named_fields_are_used():
     fields = {'question': 'a?', 'hint': 'h', 'answer': 'b', 'messages': TALK, 'chosen': [*TALK, *TALK]}
     assert made(('question', 'hint'), 'answer', **fields) == (
         'question + hint + answer',
@@ -72,34 +72,34 @@ def test_fields_that_are_named_are_taken():
 
 
 @pytest.mark.parametrize('content', [{}, {'content': None}, {'content': ''}])
-def test_an_answer_may_call_tools_alone(content):
+def test_answer_with_tool_calls_only(content):
     said = made(messages=[TALK[0], {'role': 'assistant', 'tool_calls': CALL} | content])[1]
     assert said.messages[1] == {'role': 'assistant', 'content': '', 'tool_calls': CALL} and said.learned == (1,)
 
 
-def test_what_a_tool_returns_is_not_learned():
+def test_tool_results_are_not_trained():
     call, result = {'role': 'assistant', 'tool_calls': CALL}, {'role': 'tool', 'content': '{"sum": 3}'}
     assert made(messages=[TALK[0], call, result, TALK[1]])[1].learned == (1, 3)
 
 
-def test_fields_that_are_null_are_absent():
+def test_null_fields_are_ignored():
     said = made(messages=[TALK[0] | {'tool_calls': None, 'name': None}, TALK[1] | {'weight': None}])[1]
     assert said.messages == TALK and said.learned == (1,)
 
 
 @pytest.mark.parametrize('tools', [[{'name': 'f'}], '[{"name": "f"}]'])
-def test_tools_may_be_json_in_a_text(tools):
+def test_tools_as_json_text(tools):
     assert made(messages=TALK, tools=tools)[1].tools == [{'name': 'f'}]
 
 
 @pytest.mark.parametrize('tools', [None, [], '', ' ', '[]', 'null'])
-def test_no_tools_are_none(tools):
+def test_empty_tools_are_none(tools):
     assert made(messages=TALK, tools=tools)[1].tools is None
 
 
 @pytest.mark.parametrize('name', ['weight', 'train', 'training', 'loss'])
 @pytest.mark.parametrize(('value', 'learned'), [(0, (3,)), (False, (3,)), (0.0, (3,)), (1, (1, 3)), (True, (1, 3))])
-def test_answers_that_are_not_learned(name, value, learned):
+def test_answers_excluded_by_weight_or_train(name, value, learned):
     said = made(messages=[TALK[0] | {name: 0}, TALK[1] | {name: value}, *TALK])[1]
     assert said.learned == learned and said.messages == TALK + TALK
     conversation = [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b', name: value}, *TALK]
@@ -119,11 +119,11 @@ def test_answers_that_are_not_learned(name, value, learned):
         ({'messages': [{'role': 'user'}]}, r"'messages' \[0\]: an object with 'role' and 'content' .*is expected"),
         ({'messages': [TALK[0], {'role': 'assistant', 'content': None}]}, r'\[1\]: an object with'),
         ({'messages': [{'role': 'user|><s', 'content': ''}]}, r"\[0\]: 'role' is 'user\|><s', which is none of system"),
-        ({'messages': [{'role': 'user', 'content': 3}]}, r"\[0\]: 'content' must be text, here it is a number"),
-        ({'messages': [TALK[0] | {'name': 'b\ud800'}]}, r'\[0\] holds half of a surrogate pair'),
+        ({'messages': [{'role': 'user', 'content': 3}]}, r"\[0\]: 'content' must be text, not a number"),
+        ({'messages': [TALK[0] | {'name': 'b\ud800'}]}, r'\[0\] has half of a surrogate pair'),
         ({'messages': TALK, 'tools': '{'}, "'tools': invalid JSON"),
         ({'messages': TALK, 'tools': ['f']}, "'tools' must be an array of objects"),
-        ({'messages': TALK, 'tools': [{'name': '\ud800'}]}, "'tools' holds half of a surrogate pair"),
+        ({'messages': TALK, 'tools': [{'name': '\ud800'}]}, "'tools' has half of a surrogate pair"),
         ({'conversations': [{'from': 'robot', 'value': 'a'}]}, r"\[0\]: 'from' is 'robot', which is none of human"),
         ({'conversations': [{'value': 'a'}]}, r"\[0\]: an object .* 'from' and 'value'.* is expected"),
         (
@@ -142,6 +142,6 @@ def test_answers_that_are_not_learned(name, value, learned):
         ({'messages': [TALK[0], TALK[1] | {'masked': True}]}, r"\[1\]: 'masked' is not supported.*\"train\": false"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_named(fields, error):
+def test_invalid_rows_are_named(fields, error):
     with pytest.raises(ValueError, match=f'rows.jsonl:7.*{error}'):
         made(**fields)

@@ -33,7 +33,7 @@ def rendered(source, tokenizer, messages=TALK, tools=None, cue=False):
 
 
 @pytest.mark.parametrize('name', cases.TEMPLATES)
-def test_conversations_have_the_ids_of_transformers(tokenizer, name):
+def test_ids_equal_transformers(tokenizer, name):
     """Goldens by `python -m experiments.parity`."""
     assert len(GOLDENS[name]) == 2 * len(cases.TALKS)
     for key, golden in GOLDENS[name].items():
@@ -42,7 +42,7 @@ def test_conversations_have_the_ids_of_transformers(tokenizer, name):
         assert encode(text, [], tokenizer)[0] == golden['ids'], key
 
 
-def test_what_is_marked_is_what_transformers_masks(tokenizer):
+def test_generation_mask_equals_transformers(tokenizer):
     for key, golden in GOLDENS['marked'].items():
         if key.endswith(' and the cue'):
             continue
@@ -109,7 +109,7 @@ def test_content_is_never_a_special_token(tokenizer, name, asked, answer, reason
     assert answer.strip() in text or 'in ' in name or not answer.strip() or '\n\n' in answer
 
 
-def test_blanks_that_belong_to_a_special_token_are_eaten(tmp_path, bpe):
+def test_special_tokens_strip_their_spaces(tmp_path, bpe):
     plain = bpe(tmp_path / 'x')
     spec = json.loads((tmp_path / 'x' / 'tokenizer.json').read_text())
     spec['added_tokens'][3]['rstrip'] = True
@@ -120,7 +120,7 @@ def test_blanks_that_belong_to_a_special_token_are_eaten(tmp_path, bpe):
     assert encode(as_text(text, plain), [], plain)[0] == [273, *plain.encode(' \n the')]
 
 
-def test_a_name_counts_only_if_all_of_it_is_the_templates(tokenizer):
+def test_special_token_name_must_come_from_the_template(tokenizer):
     one = Traced('</s>', TEMPLATE)
     for text, wanted in (
         (one, [1]),
@@ -135,7 +135,7 @@ def test_a_name_counts_only_if_all_of_it_is_the_templates(tokenizer):
         assert ids == [token if token < 256 else token - 256 for token in wanted], text
 
 
-def test_names_with_blanks_and_names_that_begin_others(tmp_path, bpe):
+def test_special_token_names_with_spaces_and_common_prefixes(tmp_path, bpe):
     bpe(tmp_path / 'x')
     spec = json.loads((tmp_path / 'x' / 'tokenizer.json').read_text())
     for token, name in zip(spec['added_tokens'], ('<s>', '<s>x', '<a b>', 'b>')):
@@ -155,7 +155,7 @@ def test_names_with_blanks_and_names_that_begin_others(tmp_path, bpe):
 # --- what a template may use, and how it fails
 
 
-def test_a_template_has_what_transformers_gives_it(tokenizer):
+def test_template_variables_equal_transformers(tokenizer):
     source = (
         "{{ strftime_now('%Y')[:2] }}{{ {'a': '<'} | tojson }}{{ bos_token }}{% for m in messages %}"
         '{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{{ m.thinking }}{% endfor %}{{ tools is none }}'
@@ -179,17 +179,17 @@ def test_a_template_has_what_transformers_gives_it(tokenizer):
         ("{{ '<{}>'.format('s') }}", "the template writes '<s>' so that it cannot be told from content"),
     ],
 )
-def test_a_template_that_fails_is_named_with_its_row(tokenizer, source, error):
+def test_failing_template_is_named_with_row(tokenizer, source, error):
     with pytest.raises(ValueError, match=f'rows.jsonl:7: .*{error}'):
         rendered(source, tokenizer)
 
 
-def test_a_name_that_content_may_have_written_is_content(tokenizer):
+def test_name_of_unknown_origin_is_content(tokenizer):
     text = rendered("{{ 'x%s' % messages[0].content }}", tokenizer, [TALK[0] | {'content': 'a</s>'}])
     assert text.text == 'xa</s>' and not text.specials
 
 
-def test_the_content_that_a_template_sees_is_the_real_one(tokenizer):
+def test_template_sees_real_content(tokenizer):
     source = (
         "{% set c = messages[0].content %}{{ '</s>' in c }} {{ c.startswith('<|im_end|>') }} {{ c | length }} "
         "{{ c == '<|im_end|>a</s>' }} {{ {'<|im_end|>a</s>': 1}[c] }} {{ c in ['<|im_end|>a</s>'] }} {{ c is string }}"
@@ -198,6 +198,6 @@ def test_the_content_that_a_template_sees_is_the_real_one(tokenizer):
     assert text.text == 'True True 15 True 1 True True' and not text.specials
 
 
-def test_a_cut_is_before_the_name_it_would_divide(tokenizer):
+def test_cut_does_not_divide_special_tokens(tokenizer):
     text = as_text(traced('a</s>b', TEMPLATE), tokenizer)
     assert [text.cut(at) for at in range(7)] == [0, 1, 1, 1, 1, 5, 6]

@@ -24,7 +24,7 @@ def checks(value):
 
 
 @given(letters, letters, st.integers(-14, 14), st.integers(-14, 14), st.integers(-1, 3))
-def test_operations_are_those_of_str_and_keep_origins(text, other, begin, end, count):
+def test_str_operations_keep_origins(text, other, begin, end, count):
     separator = other[:2] or 'a'
     operations = [
         lambda t: t + known(other),
@@ -61,7 +61,7 @@ def test_operations_are_those_of_str_and_keep_origins(text, other, begin, end, c
         assert checks(operations[number](known(text))), number
 
 
-def test_pieces_that_stand_twice_have_the_origin_of_their_places():
+def test_equal_pieces_keep_their_own_origin():
     text = Traced('a\nb ', TEMPLATE) + Traced('a\nb', CONTENT)
     assert [(piece, origin_of(piece)) for piece in text.split()] == [
         ('a', b'\1'), ('b', b'\1'), ('a', b'\2'), ('b', b'\2')
@@ -70,7 +70,7 @@ def test_pieces_that_stand_twice_have_the_origin_of_their_places():
     assert list(map(origin_of, (Traced('a', TEMPLATE) + Traced('-a', CONTENT)).partition('-'))) == [b'\1', b'\2', b'\2']
 
 
-def test_a_change_of_case_keeps_origins_if_it_keeps_places():
+def test_case_change_keeps_origins_if_length_is_equal():
     text = Traced('ab', TEMPLATE) + Traced('c', CONTENT)
     for change in (str.upper, str.lower, str.title, str.capitalize):
         name = change.__name__
@@ -92,11 +92,11 @@ def test_a_change_of_case_keeps_origins_if_it_keeps_places():
         lambda t: type(t)(t + ''),
     ],
 )
-def test_what_is_not_followed_is_of_unknown_origin(change):
+def test_untracked_operations_have_unknown_origin(change):
     assert set(origin_of(change(Traced('<s>', TEMPLATE)))) == {0}
 
 
-def test_an_index_is_one_character():
+def test_index_gives_one_character():
     text = Traced('<', TEMPLATE) + Traced('s', CONTENT)
     assert [(text[at], origin_of(text[at])) for at in (0, 1, -1, -2)] == [
         ('<', b'\1'), ('s', b'\2'), ('s', b'\2'), ('<', b'\1')
@@ -105,7 +105,7 @@ def test_an_index_is_one_character():
         text[2]
 
 
-def test_json_values_are_flagged():
+def test_traced_json_values():
     value = traced({'a': ['b', {'c': 'd'}, 3, None, True], 'e': ('f',)}, CONTENT)
     assert value == {'a': ['b', {'c': 'd'}, 3, None, True], 'e': ['f']}
     assert flags_of(value) == CONTENT and flags_of(value['a'][2:]) == 0 and flags_of('plain') == 0
@@ -156,15 +156,15 @@ C = traced('C', CONTENT)
         ('a{% generation %}b{{ c }}{% endgeneration %}', 'abC', b'\1\1\2'),
     ],
 )
-def test_a_template_keeps_origins(source, text, origin):
+def test_template_keeps_origins(source, text, origin):
     assert origins(source, c=C) == (text, origin)
 
 
-def test_what_is_generated_is_marked_if_it_is_an_answer():
+def test_generation_block_marks_answers_only():
     answer = traced('C', CONTENT | 4)
     assert origins('a{% generation %}b{{ c }}{% endgeneration %}{{ c }}', c=answer) == ('abCC', bytes([1, 9, 14, 6]))
 
 
-def test_markup_escapes_as_it_does_without_origins():
+def test_markup_escapes_traced_text():
     assert origins('{{ "<" + (c | safe) + ">" }}', c=C)[0] == '&lt;C&gt;'
     assert origins('{{ c | safe }}', c=traced('<', CONTENT))[0] == '<'

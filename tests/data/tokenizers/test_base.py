@@ -13,7 +13,7 @@ texts = st.text(st.characters(exclude_categories=['Cs']), max_size=60)
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(texts, min_size=1, max_size=5), st.booleans())
-def test_what_is_encoded_comes_back(documents, mask):
+def test_decode_inverts_encode(documents, mask):
     for kind in ('bytes', 'chars', 'whitespace'):
         tokenizer = learn(kind, documents, 0, mask)
         for text in documents:
@@ -30,13 +30,13 @@ def test_what_is_encoded_comes_back(documents, mask):
                 assert [len(piece) for piece in map(tokenizer.pieces.__getitem__, ids)] + [0] == sizes.tolist()
 
 
-def test_streaming_never_gives_half_a_character():
+def test_streamer_yields_whole_characters():
     tokenizer = Bytes()
     feed = tokenizer.streamer()
     assert [feed([token]) for token in tokenizer.encode('é🦙.')] == ['', 'é', '', '', '', '🦙', '.']
 
 
-def test_specials_come_last_and_have_names_but_no_bytes():
+def test_special_tokens_have_names_but_no_bytes():
     tokenizer = Bytes(mask=True)
     assert (tokenizer.end_id, tokenizer.mask_id, tokenizer.vocab_size) == (256, 257, 258)
     assert tokenizer.decode([256, 65]) == END + 'A'
@@ -46,14 +46,14 @@ def test_specials_come_last_and_have_names_but_no_bytes():
     assert Bytes().mask_id is None
 
 
-def test_a_literal_end_in_content_is_content():
+def test_literal_end_token_is_content():
     for tokenizer in (Bytes(), learn('chars', [END], 0, False), learn('whitespace', [END + ' b'], 0, False)):
         ids = tokenizer.encode(END)
         assert tokenizer.end_id not in ids
         assert tokenizer.decode_bytes(ids) == END.encode()
 
 
-def test_an_unknown_symbol_is_named():
+def test_unknown_symbol_is_named():
     with pytest.raises(ValueError, match="'z' is not among the 2 symbols of the 'chars' tokenizer"):
         learn('chars', ['abba'], 0, False).encode('abz')
     with pytest.raises(ValueError, match="'Qh5'"):
@@ -62,7 +62,7 @@ def test_an_unknown_symbol_is_named():
 
 @pytest.mark.parametrize('kind', ['bytes', 'chars', 'whitespace', 'bpe'])
 @pytest.mark.parametrize('mask', [False, True])
-def test_a_saved_tokenizer_is_the_same(kind, mask, tmp_path):
+def test_save_and_load(kind, mask, tmp_path):
     tokenizer = learn(kind, ['the cat sat on the mat', 'so it did'], 300, mask)
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
@@ -76,38 +76,38 @@ def test_a_saved_tokenizer_is_the_same(kind, mask, tmp_path):
     np.testing.assert_array_equal(again.token_bytes, tokenizer.token_bytes)
 
 
-def test_a_damaged_tokenizer_is_refused(tmp_path):
+def test_damaged_tokenizer_is_rejected(tmp_path):
     learn('chars', ['abc'], 0, False).save(tmp_path)
     (tmp_path / 'symbols.json').write_text(json.dumps(['a', 'b', 'd']))
     with pytest.raises(ValueError, match='damaged'):
         load_tokenizer(tmp_path)
 
 
-def test_hashes_tell_tokenizers_apart():
+def test_hash_depends_on_content():
     tokenizers = [Bytes(), Bytes(mask=True), Chars(b'["a"]'), Chars(b'["b"]'), Whitespace(b'["a"]')]
     assert len({tokenizer.hash for tokenizer in tokenizers}) == len(tokenizers)
 
 
-def test_no_byte_is_counted_twice_or_lost_where_offsets_go_back_or_stop_short():
+def test_bytes_between_decreasing_or_short_offsets():
     assert _bytes_between('aébcd', np.array([3, 2, 4])).tolist() == [4, 0, 1, 1]
     tokenizer = Bytes()
     assert tokenizer.bytes_behind('é', [0xC3, 0xA9]) == [1, 1] and tokenizer.bytes_behind('abc', [97]) == [3]
     assert tokenizer.bytes_behind('a', [97, 98, 99]) == [1, 0, 0] and tokenizer.bytes_behind('', []) == []
 
 
-def test_a_mask_of_ones_own_stands_before_those_of_others():
+def test_own_mask_token_has_priority():
     pieces, specials = [b''] * 4, {0: '[MASK]', 1: '<mask>', 2: '<|mask|>', 3: END}
     assert Tokenizer(pieces, specials, 3, mask=True).mask_id == 2
     assert Tokenizer(pieces, {0: '[MASK]', 1: '<mask>', 3: END}, 3, mask=True).mask_id == 1
 
 
-def test_a_prompt_stands_behind_the_begin_and_not_the_end():
+def test_encode_prompt_starts_with_begin_token():
     tokenizer = Bytes()
     tokenizer.begin_id = 7
     assert tokenizer.encode_prompt('ab') == [7, 97, 98] and tokenizer.encode_prompt('') == [7]
 
 
-def test_offsets_count_characters():
+def test_offsets_are_in_characters():
     ((ids, offsets),) = Bytes().encode_with_offsets(['é日a'])
     assert bytes(ids.tolist()) == 'é日a'.encode()
     assert offsets.tolist() == [[0, 1], [0, 1], [1, 2], [1, 2], [1, 2], [2, 3]]

@@ -13,7 +13,7 @@ def bert(tmp_path, words=WORDS):
     return open_tokenizer(tmp_path / 'vocab.txt', False)
 
 
-def test_a_vocabulary_of_bert(tmp_path):
+def test_bert_vocabulary(tmp_path):
     tokenizer = bert(tmp_path)
     assert [WORDS[token] for token in tokenizer.encode('The Cäts  sat under [SEP] zzz')] == (
         'the cat ##s sat un ##der [UNK] [UNK] [UNK] [UNK]'.split()
@@ -22,24 +22,24 @@ def test_a_vocabulary_of_bert(tmp_path):
     assert (tokenizer.begin_id, tokenizer.end_id) == (2, 3)
 
 
-def test_a_pair_has_the_types_of_bert():
+def test_bert_token_types_of_a_pair():
     """[CLS] A [SEP] are of type 0, B [SEP] of type 1 (Devlin et al., 2018, figure 2)."""
     tokenizers = pytest.importorskip('tokenizers')
     encoded = tokenizers.Tokenizer.from_str(wordpiece('\n'.join(WORDS).encode()).decode()).encode('the cat', 'sat')
     assert encoded.tokens == '[CLS] the cat [SEP] sat [SEP]'.split() and encoded.type_ids == [0, 0, 0, 0, 1, 1]
 
 
-def test_a_vocabulary_with_capitals_keeps_them(tmp_path):
+def test_cased_vocabulary_is_not_lowercased(tmp_path):
     words = [*WORDS, 'The']
     assert [words[token] for token in bert(tmp_path, words).encode('The the')] == ['The', 'the']
 
 
-def test_a_vocabulary_that_lacks_a_special_token_is_refused(tmp_path):
+def test_vocabulary_without_special_token_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=r'vocab\.txt: .*the vocabulary lacks \[SEP\]'):
         bert(tmp_path, [word for word in WORDS if word != '[SEP]'])
 
 
-def test_special_tokens_are_those_that_are_told(tmp_path, bpe):
+def test_special_tokens_from_config_files(tmp_path, bpe):
     plain = bpe(tmp_path / 'plain')
     assert plain.begin_id == plain.end_id == 271 and plain.about == b''
     told = bpe(
@@ -71,7 +71,7 @@ ADDED = {'id': 7, 'content': '<x>'} | dict.fromkeys(FLAGS, False)
         (False, {}, False),
     ],
 )
-def test_added_tokens_are_told_if_they_differ_in_what_matters(tmp_path, special, changed, told):
+def test_added_tokens_are_kept_if_their_flags_differ(tmp_path, special, changed, told):
     known = ADDED | {'special': special}
     flags = {name: value for name, value in (known | changed).items() if name != 'id'}
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'added_tokens_decoder': {'7': flags}}))
@@ -79,14 +79,14 @@ def test_added_tokens_are_told_if_they_differ_in_what_matters(tmp_path, special,
     assert found.get('added_tokens_decoder') == ({'7': flags} if told else None)
 
 
-def test_tokens_of_an_added_tokens_json_are_words(tmp_path):
+def test_added_tokens_json(tmp_path):
     (tmp_path / 'added_tokens.json').write_text('{"<x>": 7, "<y>": 8}')
     found = json.loads(about(tmp_path, {}, {'<x>': ADDED}))
     assert found['added_tokens_decoder'] == {'8': {'content': '<y>'} | dict.fromkeys(FLAGS, False)}
     assert about(tmp_path, {}, {'<x>': ADDED, '<y>': ADDED}) == b''
 
 
-def test_chat_templates_are_read_from_all_places(tmp_path, bpe):
+def test_chat_templates_from_all_files(tmp_path, bpe):
     """Those of transformers 5 (chat_template.jinja, additional_chat_templates) stand before those of the config."""
     several = [{'name': 'tool_use', 'template': 'b'}, {'name': 'default', 'template': 'a'}]
 
@@ -116,20 +116,20 @@ def test_chat_templates_are_read_from_all_places(tmp_path, bpe):
         ({'chat_template': {'a': 'b'}}, 'chat_template must be text'),
         ({'chat_template': [{'name': 'a'}]}, 'chat_template must be text, or a list'),
         ({'chat_template': [{'name': 'a', 'template': 3}]}, 'chat_template must be text, or a list'),
-        ([], 'an object .* is expected'),
+        ([], 'expected a JSON object .*'),
     ],
 )
-def test_what_is_told_wrongly_is_named(tmp_path, bpe, config, said):
+def test_invalid_fields_are_named(tmp_path, bpe, config, said):
     with pytest.raises(ValueError, match=said):
         bpe(tmp_path / 'x', tokenizer_config=config)
 
 
-def test_an_empty_directory_is_refused(tmp_path):
+def test_empty_directory_is_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match='holds no tokenizer.json, tokenizer.model or vocab.txt'):
         open_tokenizer(tmp_path, False)
 
 
-def test_the_layout_is_that_of_the_post_processor(shared):
+def test_layout_follows_post_processor(shared):
     llama = open_tokenizer(shared / 'models' / 'stories260K' / 'hf', False)
     newline = tuple(llama.encode_inside('\n'))
     assert llama.layout == ((1,), newline, (), 0)  # its own pair would begin twice
@@ -138,7 +138,7 @@ def test_the_layout_is_that_of_the_post_processor(shared):
     assert gpt2.layout == ((), (198,), (), 0)
 
 
-def test_berts_own_cases(shared):
+def test_cases_from_bert_repository(shared):
     folder = shared / 'tokenizers' / 'bert-uncased'
     tokenizer = open_tokenizer(folder / 'vocab.txt', False)
     texts = (folder / 'cases.inp').read_text().split('\n__ggml_vocab_test__\n')
@@ -147,7 +147,7 @@ def test_berts_own_cases(shared):
         assert wanted in (tokenizer.encode(text), [101, *tokenizer.encode(text), 102])
 
 
-def test_a_saved_tokenizer_hides_tokens_where_that_is_asked_for(tmp_path, bpe):
+def test_mask_token_is_added_to_saved_tokenizer(tmp_path, bpe):
     (tmp_path / 'bert').mkdir()
     for number, saved in enumerate((bert(tmp_path / 'bert'), bpe(tmp_path / 'bpe'))):
         saved.save(tmp_path / f'saved{number}')

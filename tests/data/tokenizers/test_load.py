@@ -11,14 +11,14 @@ TEXT = [f'the cat {number} sat on the mat and it sang of tea and {number * numbe
 
 
 @pytest.mark.parametrize('mask', [False, True])
-def test_special_tokens_are_among_the_entries_that_are_asked_for(mask):
+def test_vocab_size_includes_special_tokens(mask):
     tokenizer = learn('bpe', TEXT, 300, mask)
     assert tokenizer.vocab_size == 300 and len(tokenizer.specials) == 1 + mask
 
 
 @pytest.mark.parametrize(('limit', 'largest', 'needed'), [(None, 9, 0), (10, 9, 0), (9, 9, 10), (6, 5, 0), (5, 5, 6)])
 @pytest.mark.parametrize('mask_id', [None, 3])
-def test_only_entries_that_a_text_needs_must_have_a_row(limit, largest, needed, mask_id):
+def test_check_fits_counts_only_needed_entries(limit, largest, needed, mask_id):
     tokenizer = SimpleNamespace(
         vocab_size=10, begin_id=1, end_id=2, mask_id=mask_id, specials={}, decode=lambda ids: 'x'
     )
@@ -32,7 +32,7 @@ def test_only_entries_that_a_text_needs_must_have_a_row(limit, largest, needed, 
 
 
 @pytest.mark.parametrize(('name', 'token'), [('begin_id', 7), ('end_id', 8), ('mask_id', 9)])
-def test_marks_of_a_document_must_have_a_row(name, token):
+def test_check_fits_counts_begin_end_and_mask(name, token):
     marks = {'begin_id': 1, 'end_id': 2, 'mask_id': 3} | {name: token}
     tokenizer = SimpleNamespace(vocab_size=10, specials={token: '<m>'}, **marks)
     check_fits(tokenizer, 'a', token + 1, 4, 'a row')
@@ -40,7 +40,7 @@ def test_marks_of_a_document_must_have_a_row(name, token):
         check_fits(tokenizer, 'a', token, 4, 'a row')
 
 
-def test_what_a_run_saved_hides_tokens_if_that_is_asked_for(tmp_path):
+def test_mask_token_is_added_to_tokenizer_of_a_run(tmp_path):
     Bytes().save(tmp_path / 'plain')
     Bytes(mask=True).save(tmp_path / 'hiding')
     assert open_tokenizer(tmp_path / 'plain', False).mask_id is None

@@ -38,14 +38,14 @@ def test_sentencepiece(tmp_path, plain):
     assert load_tokenizer(tmp_path / 'saved').encode('the cat') == tokenizer.encode('the cat')
 
 
-def test_content_that_goes_on_has_no_blank_before_it(plain):
+def test_encode_inside_adds_no_space(plain):
     tokenizer = SentencePiece(plain)
     inside = tokenizer.encode_inside('cat sat')
     assert b''.join(tokenizer.pieces[token] for token in inside) == b'cat sat'
     assert tokenizer.encode('cat sat') != inside and tokenizer.encode_inside('') == []
 
 
-def test_bytes_and_characters_are_those_of_the_text():
+def test_bytes_and_offsets_cover_the_text():
     tokenizer = SentencePiece(learned())  # NFKC, and blanks are joined and taken off
     text = '  the  cat ﬁ 🦙 '
     ((ids, offsets),) = tokenizer.encode_with_offsets([text])
@@ -58,7 +58,7 @@ def test_bytes_and_characters_are_those_of_the_text():
     assert sizes.tolist() == [pieces[0] - 1, *pieces[1:], 0]  # the blank before a text is the model's own
 
 
-def test_what_stands_beside_a_model_is_read(tmp_path, plain):
+def test_files_beside_the_model_are_read(tmp_path, plain):
     (tmp_path / 'tokenizer.model').write_bytes(plain)
     bare = open_tokenizer(tmp_path, False)
     size = bare.vocab_size
@@ -93,7 +93,7 @@ def test_what_stands_beside_a_model_is_read(tmp_path, plain):
     assert again.encode(text) == tokenizer.encode(text) and again.hash == tokenizer.hash != bare.hash
 
 
-def test_the_longest_of_two_added_tokens_is_found(tmp_path, plain):
+def test_longest_added_token_matches(tmp_path, plain):
     (tmp_path / 'tokenizer.model').write_bytes(plain)
     size = open_tokenizer(tmp_path, False).vocab_size
     (tmp_path / 'added_tokens.json').write_text(json.dumps({'<think>': size, '<think>er': size + 1}))

@@ -25,7 +25,7 @@ SIZE = bpe.vocab_size - 1  # of its tokenizer.json
 
 @settings(max_examples=300, deadline=None)
 @given(texts)
-def test_bpe_gives_back_any_text_and_no_special(text):
+def test_bpe_round_trip_without_special_tokens(text):
     ids = bpe.encode(text)
     assert bpe.decode(ids) == text and bpe.decode_bytes(ids) == text.encode()
     assert bpe.token_bytes[ids].sum() == len(text.encode())
@@ -34,7 +34,7 @@ def test_bpe_gives_back_any_text_and_no_special(text):
     assert ''.join(feed([token]) for token in ids) == text
 
 
-def test_ids_that_a_file_skips_are_absent():
+def test_skipped_ids_are_absent():
     spec = json.loads(bpe.content)
     added = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': True}
     spec['added_tokens'] = [added | {'id': SIZE, 'content': '</s>'}]
@@ -45,7 +45,7 @@ def test_ids_that_a_file_skips_are_absent():
     assert gaps.absent == (SIZE - 1, SIZE + 1) and bpe.absent == ()
 
 
-def test_learning_twice_gives_the_same():
+def test_learn_bpe_is_deterministic():
     assert learn_bpe(TEXT, 320) == learn_bpe(TEXT, 320)
     assert bpe.vocab_size <= 321 and bpe.end_id == bpe.vocab_size - 1
 
@@ -56,7 +56,7 @@ def test_learning_twice_gives_the_same():
         st.sampled_from([' ', '\n', '\n\n', 'a', "'s", '9', ' (', '\t', '。', 'é', '\r\n', '\x1c', '\x85']), max_size=40
     )
 )
-def test_encoding_pieces_is_encoding_the_text(parts):
+def test_encoding_pieces_equals_encoding_the_text(parts):
     text = ''.join(parts)
     pieces = cut(text, 3)
     assert ''.join(pieces) == text
@@ -64,7 +64,7 @@ def test_encoding_pieces_is_encoding_the_text(parts):
     assert [token for ids in HuggingFace.encode_batch(bpe, pieces) for token in ids.tolist()] == whole
 
 
-def test_pieces_are_about_as_long_as_is_asked_for():
+def test_cut_sizes():
     sizes = [len(piece) for piece in cut('word\n' * 100, 32)]
     assert sum(sizes) == 500 and set(sizes[:-1]) == {34, 35}
 
@@ -75,13 +75,13 @@ pairs = Bpe(learn_bpe([' '.join(a + b for b in PARTS) for a in PARTS] * 2, 800))
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.text(max_size=3) | st.sampled_from(PARTS), max_size=30))
-def test_encoding_words_is_encoding_the_text(parts):
+def test_encoding_words_equals_encoding_the_text(parts):
     texts = [''.join(parts), ''.join(parts[::-1])]
     for ours, theirs in zip(pairs.encode_batch(texts), HuggingFace.encode_batch(pairs, texts), strict=True):
         assert ours.dtype == theirs.dtype == 'int32' and ours.tolist() == theirs.tolist()
 
 
-def test_too_small_a_vocabulary_is_refused():
+def test_small_vocabulary_is_rejected():
     with pytest.raises(ValueError, match='256 bytes'):
         learn_bpe(TEXT, 200)
 
@@ -92,7 +92,7 @@ def cases(folder):
     return inputs, [[int(token) for token in line.split()] for line in (folder / 'cases.out').read_text().split('\n')]
 
 
-def test_gpt2_equals_the_published_cases(shared):
+def test_gpt2_published_cases(shared):
     inputs, expected = cases(shared / 'tokenizers' / 'gpt2')
     tokenizer = open_tokenizer(shared / 'tokenizers' / 'gpt2' / 'tokenizer.json', mask=False)
     assert (tokenizer.vocab_size, tokenizer.end_id, tokenizer.mask_id) == (50257, 50256, None)
@@ -101,7 +101,7 @@ def test_gpt2_equals_the_published_cases(shared):
     assert all(tokenizer.decode(ids) == text for text, ids in zip(inputs, expected, strict=True))
 
 
-def test_bert_equals_the_published_cases(shared, tmp_path):
+def test_bert_published_cases(shared, tmp_path):
     import tokenizers
 
     folder = shared / 'tokenizers' / 'bert-uncased'
@@ -122,7 +122,7 @@ def test_bert_equals_the_published_cases(shared, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['tokenizers/gpt2/tokenizer.json', 'models/stories260K/hf/tokenizer.json'])
-def test_no_special_comes_from_content(shared, name):
+def test_content_never_becomes_special(shared, name):
     tokenizer = open_tokenizer(shared / name, mask=True)
 
     @settings(max_examples=100, deadline=None)
@@ -145,7 +145,7 @@ def test_no_special_comes_from_content(shared, name):
     holds()
 
 
-def test_stories260k_decodes_as_the_library_does(shared):
+def test_stories260k_decodes_like_sentencepiece(shared):
     import tokenizers
 
     path = shared / 'models' / 'stories260K' / 'hf' / 'tokenizer.json'
@@ -162,7 +162,7 @@ def wrap(added, **spec):
     return json.dumps(plain | {'added_tokens': [about | token for token in added]} | spec).encode()
 
 
-def test_added_tokens_that_are_not_special_are_words():
+def test_added_tokens_may_be_words():
     added = [
         {'id': SIZE, 'content': '<tool>', 'special': False},
         {'id': SIZE + 1, 'content': '<eos>', 'special': True},
@@ -181,7 +181,7 @@ def test_added_tokens_that_are_not_special_are_words():
     assert tokenizer.encoding != tokenizer.hash and bpe.encoding == bpe.hash  # what is kept of its old ids is stale
 
 
-def test_the_config_beside_it_says_what_is_special(tmp_path):
+def test_tokenizer_config_names_special_tokens(tmp_path):
     flags = {'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False, 'special': False}
     words = [{'id': SIZE + i, 'content': name} for i, name in enumerate(('<turn>', '<think>', '<pad>', '<aside>'))]
     (tmp_path / 'tokenizer.json').write_bytes(wrap([token | {'special': False} for token in words]))
@@ -203,7 +203,7 @@ def test_the_config_beside_it_says_what_is_special(tmp_path):
     assert load_tokenizer(tmp_path / 'saved').encode('<more><pad>') == tokenizer.encode('<more><pad>')
 
 
-def test_truncation_padding_and_templates_of_the_file_are_not_used():
+def test_truncation_padding_and_post_processor_are_ignored():
     truncation = {'direction': 'Right', 'max_length': 4, 'strategy': 'LongestFirst', 'stride': 0}
     tokenizer = HuggingFace(wrap([], truncation=truncation))
     assert tokenizer.decode(tokenizer.encode(TEXT[0])) == TEXT[0]
@@ -211,7 +211,7 @@ def test_truncation_padding_and_templates_of_the_file_are_not_used():
 
 
 @pytest.mark.parametrize('name', GOLDENS)
-def test_texts_full_of_added_tokens_have_the_ids_of_transformers(name, tmp_path):
+def test_added_tokens_equal_transformers(name, tmp_path):
     token_cases.write(name, tmp_path / name)
     tokenizer = open_tokenizer(tmp_path / name, False)
     texts = [golden['text'] for golden in GOLDENS[name]]
@@ -239,7 +239,7 @@ def spec_of(model, **more):
     return json.dumps({'version': '1.0', 'added_tokens': added, 'model': model} | rest | more).encode()
 
 
-def test_a_special_that_is_a_word_of_the_model_is_hidden_from_it():
+def test_special_token_in_model_vocabulary_is_hidden():
     words = HuggingFace(
         spec_of(
             {'type': 'WordLevel', 'vocab': {'<unk>': 0, '</s>': 1, 'a': 2}, 'unk_token': '<unk>'},
@@ -256,7 +256,7 @@ def test_a_special_that_is_a_word_of_the_model_is_hidden_from_it():
     assert pairs.encode('s</s>') == [4, 6, 7] and pairs.specials == {1: '</s>'}
 
 
-def test_an_unknown_token_that_pads_is_no_reserved_one(tmp_path):
+def test_unknown_token_may_be_pad(tmp_path):
     model = {'type': 'WordLevel', 'vocab': {'<unk>': 0, '</s>': 1, 'a': 2}, 'unk_token': '<unk>'}
     (tmp_path / 'tokenizer.json').write_bytes(spec_of(model, pre_tokenizer={'type': 'WhitespaceSplit'}))
     told = {'pad_token': '<unk>', 'unk_token': '<unk>', 'eos_token': '</s>'}
@@ -264,7 +264,7 @@ def test_an_unknown_token_that_pads_is_no_reserved_one(tmp_path):
     assert open_tokenizer(tmp_path, False).encode('a b') == [2, 0]
 
 
-def test_content_inside_of_a_row_begins_anew_behind_an_added_token():
+def test_encode_inside_after_added_token():
     vocab = {'<unk>': 0, '</s>': 1, '▁': 2, 'a': 3, '▁a': 4, '<t>': 5}
     spec = spec_of(
         {'type': 'BPE', 'vocab': vocab, 'merges': [['▁', 'a']], 'unk_token': '<unk>'},
@@ -285,7 +285,7 @@ def test_content_inside_of_a_row_begins_anew_behind_an_added_token():
 
 
 @pytest.mark.parametrize('content', [b'', b'{}', b'[]', b'{"model": 3}', b'\xff\xfe', b'{"model": {"type": "BPE"}}'])
-def test_what_is_no_tokenizer_is_named(content, tmp_path):
+def test_invalid_tokenizer_files_are_named(content, tmp_path):
     path = tmp_path / 'tokenizer.json'
     path.write_bytes(content)
     with pytest.raises(ValueError, match='tokenizer.json'):
@@ -295,12 +295,12 @@ def test_what_is_no_tokenizer_is_named(content, tmp_path):
         open_tokenizer(tmp_path / 'a.model', mask=False)
 
 
-def test_a_missing_tokenizer_says_what_there_is(tmp_path):
+def test_missing_tokenizer_lists_choices(tmp_path):
     with pytest.raises(FileNotFoundError, match="'bytes', 'chars', 'whitespace', 'bpe'"):
         open_tokenizer(tmp_path / 'bpee', mask=False)
 
 
-def test_begin_and_end_of_a_document_are_those_that_are_told():
+def test_begin_and_end_from_tokenizer_config():
     """Otherwise the first end that is known, in the order of KNOWN_ENDS, is both."""
     content = wrap(
         [{'id': SIZE + i, 'content': name, 'special': True} for i, name in enumerate(('<eos>', '</s>', '<s>'))]
@@ -311,7 +311,7 @@ def test_begin_and_end_of_a_document_are_those_that_are_told():
     assert [each.begin_id - SIZE for each in made] == [1, 0, 2, 2]
 
 
-def test_a_text_that_would_become_a_special_token_is_refused():
+def test_text_that_encodes_to_special_token_is_rejected():
     """The file says that its end token stands for whatever the vocabulary lacks."""
     model = {'type': 'WordLevel', 'vocab': {'<unk>': 0, '</s>': 1, 'a': 2}, 'unk_token': '</s>'}
     content = spec_of(model, pre_tokenizer={'type': 'WhitespaceSplit'})
@@ -321,6 +321,6 @@ def test_a_text_that_would_become_a_special_token_is_refused():
         tokenizer.encode('a b')
 
 
-def test_the_second_text_has_the_type_that_the_file_gives_it():
+def test_token_type_of_second_text():
     tokenizer = HuggingFace(wordpiece(b'[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na'))
     assert tokenizer.layout == ((2,), (3,), (3,), 1)

@@ -22,7 +22,7 @@ def written(tokenizer, directory, framed=False):
 
 @pytest.mark.parametrize('mask', [False, True])
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_learned_tokenizer_gives_the_ids_of_training(tmp_path, kind, mask):
+def test_learned_tokenizer_ids_in_transformers(tmp_path, kind, mask):
     tokenizer = learn(kind, TEXTS, 300, mask)
     library = written(tokenizer, tmp_path)
     config = json.loads((tmp_path / 'tokenizer_config.json').read_text(encoding='utf-8'))
@@ -43,7 +43,7 @@ def test_a_learned_tokenizer_gives_the_ids_of_training(tmp_path, kind, mask):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_texts_of_a_task_are_framed_as_in_its_rows(tmp_path, kind):
+def test_framed_texts_equal_task_rows(tmp_path, kind):
     tokenizer = learn(kind, TEXTS, 300, False)
     library = written(tokenizer, tmp_path, framed=True)
     (prefix, between, suffix, _), ids = tokenizer.layout, tokenizer.encode('the cat')
@@ -52,7 +52,7 @@ def test_texts_of_a_task_are_framed_as_in_its_rows(tmp_path, kind):
     assert open_tokenizer(tmp_path, False).layout == tokenizer.layout
 
 
-def test_a_symbol_that_nobody_learned_is_refused_and_named(tmp_path):
+def test_unknown_symbol_is_named_by_transformers(tmp_path):
     library = written(learn('chars', ['abc'], 0, False), tmp_path)
     with pytest.raises(Exception, match='UNK'):
         library.encode('abd')
@@ -60,7 +60,7 @@ def test_a_symbol_that_nobody_learned_is_refused_and_named(tmp_path):
         open_tokenizer(tmp_path, False).encode('abd')
 
 
-def test_a_published_tokenizer_stays_as_it_was(tmp_path):
+def test_published_tokenizer_is_unchanged(tmp_path):
     token_cases.write('qwen', tmp_path / 'qwen')
     tokenizer = open_tokenizer(tmp_path / 'qwen', False)
     files = tokenizer_files(tokenizer)
@@ -68,14 +68,14 @@ def test_a_published_tokenizer_stays_as_it_was(tmp_path):
     assert json.loads(files['tokenizer_config.json']) == json.loads(tokenizer.about)
 
 
-def test_begin_and_end_are_told_apart(bpe, tmp_path):
+def test_distinct_begin_and_end(bpe, tmp_path):
     """The file about a tokenizer may name its begin alone; its end is then the one that it is known by."""
     tokenizer = bpe(tmp_path / 'x', tokenizer_config={'bos_token': '<s>'})
     config = json.loads(tokenizer_files(tokenizer)['tokenizer_config.json'])
     assert (config['bos_token'], config['eos_token']) == ('<s>', '</s>')
 
 
-def test_a_file_without_an_end_gets_one(tmp_path):
+def test_end_token_is_added(tmp_path):
     spec = token_cases.byte_level({'COVID': {}})
     (tmp_path / 'tokenizer.json').write_text(json.dumps(spec), encoding='utf-8')
     tokenizer = open_tokenizer(tmp_path / 'tokenizer.json', True)
