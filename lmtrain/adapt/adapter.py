@@ -1,7 +1,6 @@
-"""What an adapter is, and which leaves the layers know: the two things every method shares."""
+"""An adapter adds leaves to a parameter tree; checks that a layer of the model reads each of them."""
 
 import contextlib
-import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,32 +8,18 @@ from typing import Any, NamedTuple
 import jax
 
 from lmtrain import tree
+from lmtrain.adapt import leaves
 from lmtrain.errors import InputError
 
-# A leaf that no layer reads would be ignored in silence, so these are all that `check` lets pass.
-BESIDE = {
-    r'lora_(a|b|scale)': ('kernel', 'embedding'),
-    r'lora_magnitude|ia3_(in|out)': ('kernel',),
-    r'prefix_(key|value)': ('key/kernel',),
-}
-ROOT = (
-    r'prompt/embedding',
-    r'prompt/mlp_\d+/(kernel|bias)',
-    r'prefix/embedding',
-    r'prefix/(up|down)/(kernel|bias)',
-    r'heads/\w+/(kernel|bias)',
-)
-OUTPUTS = ('hidden', 'logits', 'logprob', 'log_z', 'cache')  # names that an added head may not take
-# Kernels and tables that no Linear and no Embed reads.
-ELSEWHERE = r'head/.*|heads/.*|prompt/.*|prefix/.*'
+OUTPUTS = ('hidden', 'logits', 'logprob', 'log_z', 'cache')  # of every model: no added head may have such a name
 
 
 class Adapter(NamedTuple):
-    """A method of adaptation: leaves to add to a tree of parameters, and the way back.
+    """A pair of pure functions, as an optax.GradientTransformation is.
 
     Attributes:
-      extend: (rng, params) -> Params, only the new leaves. Raises ValueError where they would not fit.
-      fold: params -> params without the adapter's leaves, the same function of the batch where that has a closed form.
+      extend: (rng, params) -> Params, the new leaves alone. Raises InputError if they do not fit the model.
+      fold: params -> params without the adapter's leaves and with the same outputs, as far as a closed form exists.
     """
 
     extend: Callable[[jax.Array, tree.Params], tree.Params]
@@ -42,71 +27,73 @@ class Adapter(NamedTuple):
 
 
 def check(params: Mapping, new: Mapping) -> None:
-    """Raises ValueError where a new leaf exists already, or no layer of the model would read it."""
-    old, leaves = tree.flatten(params), tree.flatten(new)
-    for path in leaves:
+    """Raises InputError if a new leaf exists already, or if no layer of the model would read it."""
+    old = tree.flatten(params)
+    for path in tree.flatten(new):
         if path in old:
-            raise InputError(f'{path} is there already: an adapter of this kind has been added before')
-        parent, _, name = path.rpartition('/')
-        beside = next((siblings for pattern, siblings in BESIDE.items() if re.fullmatch(pattern, name)), ())
-        known = any(f'{parent}/{sibling}' in old for sibling in beside) and not re.fullmatch(ELSEWHERE, path)
-        if not known and not any(re.fullmatch(pattern, path) for pattern in ROOT):
+            raise InputError(f'{path} exists already: an adapter of this kind has been added before')
+        kind = leaves.kind_of(path)
+        # `apply` ignores leaves that no layer reads, so a misplaced leaf would go unnoticed.
+        if kind is None or not kind.fits(path, old):
             raise InputError(f'{path}: no layer reads a leaf of this name at this place, so it would change nothing')
-        if path.startswith('heads/') and parent.removeprefix('heads/') in OUTPUTS:
-            raise InputError(f'{path}: every model has an output of that name; name the head otherwise')
+        root, _, name = path.rpartition('/')[0].partition('/')
+        if root == 'heads' and name in OUTPUTS:
+            raise InputError(f'{path}: every model has an output of that name; choose another name for the head')
 
 
 def extend(adapter: Adapter, rng: jax.Array, params: tree.Params) -> tree.Params:
-    """`params` with the leaves of an adapter, checked."""
+    """`params` with the leaves of an adapter added. Raises InputError if one of them does not fit."""
     new = adapter.extend(rng, params)
     check(params, new)
     return tree.join(params, new)
 
 
 def combine(*adapters: Adapter) -> Adapter:
-    """Several adapters as one, their leaves side by side (a LoRA with a head). Folds in the order given."""
+    """One adapter with the leaves of several, such as a LoRA and a head. `fold` folds them in the given order."""
 
     def extend(rng, params):
         new: tree.Params = {}
-        for i, one in enumerate(adapters):
-            new = tree.join(new, one.extend(jax.random.fold_in(rng, i), params))
+        for i, adapter in enumerate(adapters):
+            new = tree.join(new, adapter.extend(jax.random.fold_in(rng, i), params))
         return new
 
     def fold(params):
-        for one in adapters:
-            params = one.fold(params)
+        for adapter in adapters:
+            params = adapter.fold(params)
         return params
 
     return Adapter(extend, fold)
 
 
 def key_of(rng: jax.Array, path: str) -> jax.Array:
-    """The key of a leaf, by its path: other leaves beside it change nothing."""
+    """The random key of a leaf. It depends on the leaf's path alone, not on the other leaves of the adapter."""
     return jax.random.fold_in(rng, zlib.crc32(path.encode()))
 
 
 def sites(params: Mapping, rules: tree.Rules, what: str) -> dict[str, Any]:
-    """{path of a kernel or embedding: value of the first rule that matches it}, where one does.
+    """{path: value of the first matching rule}, of the kernels and embeddings that a rule matches.
 
-    Raises ValueError naming `what` if a rule is not a pair, or a pattern matches none that an adapter may stand beside.
+    Raises InputError naming the field `what` if a rule is not a pair, or if a pattern matches no kernel or embedding
+    that an adapter may stand beside.
     """
-    leaves = list(tree.flatten(params))
-    kernels = [path for path in leaves if path.endswith(('/kernel', '/embedding'))]
-    places = [path for path in kernels if not re.fullmatch(rf'{ELSEWHERE}|task_head/.*', path)]  # that learns as it is
+    paths = list(tree.flatten(params))
+    # The head of a task is trained whole with every method, so it needs no adapter.
+    adaptable = [path for path in leaves.adaptable(paths) if not path.startswith('task_head/')]
     try:
-        found = tree.match(rules, places)
+        values = tree.match(rules, adaptable)
     except ValueError as error:
         others = []
-        with contextlib.suppress(ValueError):  # every pattern matches a leaf, though one that has no adapter
-            others = [path for path, value in tree.match(rules, leaves).items() if value is not None]
-            others = [path for path in others if path not in places]
-        problem = (
-            f'a pattern matches only leaves that no adapter can stand beside, such as {others[0]}; ' if others else ''
-        )
+        with contextlib.suppress(ValueError):  # the patterns match leaves, but those that no adapter can stand beside
+            others = [path for path, value in tree.match(rules, paths).items() if value is not None]
+            others = [path for path in others if path not in adaptable]
+        problem = ''
+        if others:
+            problem = f'a pattern matches only leaves that no adapter can stand beside, such as {others[0]}; '
         raise InputError(f'{what}: {problem}{error}') from None
-    if not found or all(value is None for value in found.values()):
+    values = {path: value for path, value in values.items() if value is not None}
+    if not values:
         raise InputError(f'{what}={rules!r} adapts no kernel')
-    return {path: value for path, value in found.items() if value is not None}
+    return values
 
 
 def none(rng, params) -> tree.Params:

@@ -1,7 +1,6 @@
-"""Several adapters of one base: taken apart, switched, laid side by side, and mixed within one batch."""
+"""Several adapters of one base: split off, switched, stacked, and mixed within one batch."""
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -9,80 +8,87 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain import tree
-from lmtrain.adapt.adapter import BESIDE, OUTPUTS, ROOT
+from lmtrain.adapt.adapter import OUTPUTS
+from lmtrain.adapt.leaves import kind_of
 from lmtrain.errors import InputError
-
-LEAVES = '|'.join([rf'.*/({name})' for name in BESIDE] + list(ROOT))
-NEUTRAL = {r'lora_(a|b|scale)': jnp.zeros, r'ia3_(in|out)': jnp.ones}  # what changes nothing
 
 
 def split_adapter(params: Mapping) -> tuple[tree.Params, tree.Params]:
-    """(base, adapter): the leaves of adapters apart from the others; `tree.join(base, other)` switches to another."""
+    """(base, adapter): the leaves of the model, and those of adapters and heads.
+
+    `tree.join(base, other)` switches to another adapter.
+    """
     leaves = tree.flatten(params)
-    added = {path: leaf for path, leaf in leaves.items() if re.fullmatch(LEAVES, path)}
+    added = {path: leaf for path, leaf in leaves.items() if kind_of(path)}
     return tree.unflatten({path: leaf for path, leaf in leaves.items() if path not in added}), tree.unflatten(added)
 
 
 def stack(adapters: Sequence[Mapping]) -> tree.Params:
-    """Adapters' own leaves (`separate`) as one tree, every leaf [A, ...] over the A adapters.
+    """The leaves of A adapters (`split_adapter`) as one tree, every leaf [A, ...]; {} is the base without adapter.
 
-    Lower ranks are filled with zeros, and a kernel that one of them leaves alone gets a LoRA or IA3 that changes
-    nothing; {} is the base itself. Raises ValueError where leaves of another kind are missing or differ in shape.
+    Lower ranks are padded with zeros, and an adapter that lacks a leaf gets its neutral value (`leaves.KINDS`).
+    Raises InputError if a leaf without neutral value is missing in one adapter, or if shapes differ in another
+    dimension than the rank.
     """
     if not adapters:
         raise InputError('there is no adapter to stack')
-    trees = [tree.flatten(one) for one in adapters]
+    trees = [tree.flatten(adapter) for adapter in adapters]
     return tree.unflatten({path: _stacked(path, trees) for path in sorted(set().union(*trees))})
 
 
 def _stacked(path, trees):
-    name = path.rpartition('/')[2]
-    shapes = [one[path].shape for one in trees if path in one]
-    largest = tuple(map(max, zip(*shapes, strict=True))) if len({len(s) for s in shapes}) == 1 else None
-    rank_axis = {'lora_a': -1, 'lora_b': -2}.get(name)
-    fill = next((make for pattern, make in NEUTRAL.items() if re.fullmatch(pattern, name)), None)
+    """[A, ...] of the leaf at `path` in each of A adapters {path: leaf}."""
+    kind = kind_of(path)
+    shapes = [adapter[path].shape for adapter in trees if path in adapter]
+    same_rank = len({len(shape) for shape in shapes}) == 1
+    largest = tuple(map(max, zip(*shapes, strict=True))) if same_rank else None
     leaves = []
-    for i, one in enumerate(trees):
-        if path not in one:
-            if fill is None:
-                raise InputError(f'adapter {i} has no {path}, which another of them has and nothing stands for')
-            leaves.append(fill(largest))
+    for i, adapter in enumerate(trees):
+        if path not in adapter:
+            if kind is None or kind.neutral is None:
+                raise InputError(
+                    f'adapter {i} has no {path}, which another adapter has, and no value is neutral for it'
+                )
+            leaves.append(jnp.full(largest, kind.neutral, jnp.float32))
             continue
-        short = [(0, most - n) for n, most in zip(one[path].shape, largest, strict=True)] if largest else [(0, 1)]
-        others = [gap for axis, gap in enumerate(short, -len(short)) if axis != rank_axis]
-        if any(after for _, after in others):
-            raise InputError(f'{path} is {one[path].shape} in adapter {i}, where others have {largest or shapes}')
-        leaves.append(jnp.pad(jnp.asarray(one[path]), short))
+        shape = adapter[path].shape
+        gaps = [most - n for n, most in zip(shape, largest, strict=True)] if largest else []
+        differs = [gap for axis, gap in enumerate(gaps, -len(gaps)) if kind is None or axis != kind.rank_axis]
+        if largest is None or any(differs):
+            raise InputError(f'{path} is {shape} in adapter {i}, but {largest or shapes} in others')
+        leaves.append(jnp.pad(jnp.asarray(adapter[path]), [(0, gap) for gap in gaps]))
     return jnp.stack(leaves)
 
 
 def mix(model, base: Mapping, adapters: Mapping, batch: Mapping, **options) -> dict:
-    """`model.apply` where each row uses the adapter that the column `adapter` int32 [B] names, of `stack`'s A.
+    """`model.apply` with one adapter per row: the column `adapter` int32 [B] is an index into the A stacked `adapters`.
 
-    The base is read once for all rows. Takes no cache. Raises ValueError where the column is missing, or known while
-    tracing and out of range.
+    The base is read once for all rows. Does not take a cache. Raises InputError if the column is missing, or if it is
+    out of range (not checked under jit).
     """
     if 'adapter' not in batch:
-        raise InputError('the batch has no column adapter, int32 [B], which says which adapter a row uses')
+        raise InputError('the batch has no column adapter, int32 [B], the index of the adapter of each row')
     A = jax.tree.leaves(adapters)[0].shape[0]
-    which = batch['adapter']
-    if not isinstance(which, jax.core.Tracer) and not 0 <= np.min(which) <= np.max(which) < A:
-        raise InputError(f'column adapter reaches from {np.min(which)} to {np.max(which)}, but there are {A} adapters')
+    index_B = batch['adapter']
+    if not isinstance(index_B, jax.core.Tracer) and not 0 <= np.min(index_B) <= np.max(index_B) < A:
+        raise InputError(
+            f'column adapter reaches from {np.min(index_B)} to {np.max(index_B)}, but there are {A} adapters'
+        )
     columns = {name: column for name, column in batch.items() if name != 'adapter'}
-    columns = {'row': np.arange(len(which), dtype=np.int32)} | columns
+    columns = {'row': np.arange(len(index_B), dtype=np.int32)} | columns
 
-    def row(index, one):
-        own = jax.tree.map(lambda leaf: leaf[index], adapters)
-        outputs = model.apply({'params': tree.join(base, own)}, jax.tree.map(lambda x: x[None], one), **options)
+    def one_row(index, row):
+        adapter = jax.tree.map(lambda leaf: leaf[index], adapters)
+        outputs = model.apply({'params': tree.join(base, adapter)}, jax.tree.map(lambda x: x[None], row), **options)
         return jax.tree.map(functools.partial(jnp.squeeze, axis=0), outputs)
 
-    return jax.vmap(row)(jnp.asarray(which), columns)
+    return jax.vmap(one_row)(jnp.asarray(index_B), columns)
 
 
 def largest_change(model, before: Mapping, after: Mapping, batch: Mapping) -> float:
-    """The largest absolute difference of an output between two trees of parameters, over the real tokens of a batch.
+    """The largest absolute difference of outputs between two parameter trees, over the tokens that are not padding.
 
-    Outputs are the logits of the model's head and of every added head; the hidden states of a model that has none.
+    Compares the logits of the model's head and of every added head, or the hidden states if there is no head.
     """
 
     @jax.jit

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from lmtrain import tree
+from lmtrain.adapt.leaves import excluding_kernel, virtual_tokens
 from lmtrain.models.hooks import ShardingHooks, VocabSharding
 from lmtrain.parallel import sharding
 
@@ -165,22 +166,21 @@ def vocabulary() -> VocabSharding:
     )
 
 
-def unsupported_reason(kernel: str, config, model, mesh) -> str:
-    """The reason that a step cannot attend by a kernel, or ''."""
+def unsupported_reason(kernel: str, seq_len: int, model, params, mesh) -> str:
+    """The reason that a step cannot use an attention kernel, or ''. `params` are arrays or shapes."""
     if sharding.kernel(mesh) != kernel:
         platform = next(platform for platform, name in sharding.KERNELS.items() if name == kernel)
         return f'needs a {platform.upper()}, and the mesh has {mesh.devices.flat[0].device_kind}'
-    return unfit(kernel, config, model, mesh, sharding.capability(mesh))
+    return unsupported_on(kernel, seq_len, model, params, mesh, sharding.capability(mesh))
 
 
-def unfit(kernel: str, config, model, mesh, capability: tuple[int, ...]) -> str:
-    """`obstacle` on devices that have the kernel, of a CUDA compute capability; nothing is asked of the devices."""
+def unsupported_on(kernel: str, seq_len: int, model, params, mesh, capability: tuple[int, ...]) -> str:
+    """`unsupported_reason` on devices of a CUDA compute capability that have the kernel; does not query the devices."""
     if mesh.shape['sequence'] > 1:
         return f'reads no keys of other devices, and mesh.sequence = {mesh.shape["sequence"]}'
-    if config.adapt.method == 'prefix':
-        return "takes no prefix, and adapt.method = 'prefix'"
-    ahead = config.adapt.prompt.length if config.adapt.method == 'prompt' else 0
-    return model.obstacle(kernel, ahead + config.data.seq_len, capability)
+    if path := excluding_kernel(params, kernel):
+        return f'cannot read {path}, a leaf of the adapter'
+    return model.obstacle(kernel, virtual_tokens(params) + seq_len, capability)
 
 
 def kept(primitive, *_: Any, axis_name: Any = (), jaxpr: Any = None, **__: Any) -> bool:

@@ -9,12 +9,14 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmtrain import tree
+from lmtrain.adapt import leaves
 from lmtrain.errors import InputError
 
 AXES = ('data', 'fsdp', 'tensor', 'sequence')
 
-# One list for every family, whose paths are alike. Dimensions of layers/ begin with N, the stacked layers. Of
-# several rules for a path the first counts whose axes divide the leaf: a rank may be smaller than the mesh.
+# One list for all families, which use the same paths; the leaves of adapters have theirs in adapt/leaves.py. The first
+# dimension of layers/ is N, the stacked layers. If several rules match a path, the first one counts whose axes divide
+# the leaf.
 RULES = (
     ('embed/embedding', ('tensor', 'fsdp')),
     ('positions/embedding', (None, 'fsdp')),
@@ -23,23 +25,6 @@ RULES = (
     ('layers[^/]*/mlp/(gate|up)/kernel', (None, 'fsdp', 'tensor')),
     ('layers[^/]*/mlp/down/kernel', (None, 'tensor', 'fsdp')),
     ('head/kernel', ('fsdp', 'tensor')),
-    # Low-rank leaves lie as the dimension of the kernel that they share.
-    ('layers[^/]*/(attention/(query|key|value)|mlp/(gate|up))/lora_a', (None, 'fsdp', None)),
-    ('layers[^/]*/(attention/(query|key|value)|mlp/(gate|up))/lora_b', (None, 'fsdp', 'tensor')),
-    ('layers[^/]*/(attention/(query|key|value)|mlp/(gate|up))/lora_b', (None, None, 'tensor')),
-    ('layers[^/]*/(attention/output|mlp/down)/lora_a', (None, 'tensor', 'fsdp')),
-    ('layers[^/]*/(attention/output|mlp/down)/lora_a', (None, 'tensor', None)),
-    ('layers[^/]*/(attention/output|mlp/down)/lora_b', (None, None, 'fsdp')),
-    ('embed/lora_a', (None, 'fsdp')),
-    ('embed/lora_a', (None, None)),
-    ('embed/lora_b', (None, 'fsdp')),
-    # The networks behind prefixes and prompts, and what they give.
-    ('prefix/up/kernel', ('fsdp', None)),
-    ('prefix/down/kernel', ('fsdp', None, None, None, None)),
-    ('prefix/down/kernel', (None, None, None, None, None)),
-    ('prompt/mlp_[0-9]+/kernel', ('fsdp', None)),
-    ('prompt/mlp_[0-9]+/kernel', (None, None)),
-    ('(prompt|prefix)/embedding', (None, 'fsdp')),
 )
 KERNELS = {'gpu': 'cudnn', 'tpu': 'splash'}  # fused attention by platform, of models.attend.KERNELS
 LOST = 0.02  # share of the parameters' bytes that may lie whole on every device of a mesh that divides them
@@ -105,12 +90,13 @@ def path_of(key_path) -> str:
     return '/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in key_path)
 
 
-def shardings(shapes, mesh: Mesh, rules=RULES):
+def shardings(shapes, mesh: Mesh):
     """Tree of NamedShardings for any tree whose paths end in parameter paths: parameters, moments, a whole state.
 
     A leaf that no rule covers, or whose rank is not the rule's (factored moments), is replicated.
     Raises ValueError where no rule for a leaf divides it, naming the dimension and the axis of the first of them.
     """
+    rules = [*RULES, *leaves.partition_rules()]
 
     def one(key_path, leaf):
         path, uneven = path_of(key_path), None
@@ -135,22 +121,22 @@ def shardings(shapes, mesh: Mesh, rules=RULES):
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def replicated(shapes, mesh: Mesh, rules=RULES) -> str:
+def replicated(shapes, mesh: Mesh) -> str:
     """What lies whole on each device though the mesh divides parameters, in words; '' where it divides none.
 
     Raises ValueError where that is more than `LOST` of the bytes of `shapes` (and than `FREE`).
     """
     if mesh.shape['fsdp'] * mesh.shape['tensor'] == 1:
         return ''
-    leaves, on = tree.flatten(shapes), tree.flatten(shardings(shapes, mesh, rules))
-    whole = {path: tree.size(leaf) for path, leaf in leaves.items() if not any(on[path].spec)}
-    size, total = sum(whole.values()), tree.size(leaves)
+    flat, on = tree.flatten(shapes), tree.flatten(shardings(shapes, mesh))
+    whole = {path: tree.size(leaf) for path, leaf in flat.items() if not any(on[path].spec)}
+    size, total = sum(whole.values()), tree.size(flat)
     largest = sorted(whole, key=lambda path: -whole[path])[:3]
     if size > max(LOST * total, FREE):
         raise InputError(
             f'{size / total:.1%} of the parameters ({size:,} bytes) lie whole on every device of the mesh, as no rule '
-            f'divides them: {", ".join(largest)}, ... Give them a rule in sharding.RULES, or set mesh.fsdp and '
-            f'mesh.tensor to 1; up to {LOST:.0%} may'
+            f'divides them: {", ".join(largest)}, ... Give them a rule in parallel/sharding.py '
+            f'(leaves of adapters: adapt/leaves.py), or set mesh.fsdp and mesh.tensor to 1; up to {LOST:.0%} may'
         )
     return (
         f'{len(whole)} leaves on every device, {size / total:.2%} of the bytes ({", ".join(largest)}, ...)'

@@ -17,6 +17,7 @@ from lmtrain.cost.hardware import Target
 from lmtrain.errors import InputError
 from lmtrain.parallel import collectives, sharding
 from lmtrain.report import terminal
+from lmtrain.training import sweep
 from lmtrain.training.build import build, stand_in
 from lmtrain.training.run import Run
 
@@ -69,10 +70,18 @@ def planned(config, target: Target) -> Iterator[Run]:
         memory = int(target.chip.memory) if target.chip else 0
         run = build(config, target.devices(), memory)
         if kernel == sharding.KERNELS['gpu']:
-            why = collectives.unfit(kernel, run.config, run.model, run.mesh, target.chip.capability)
+            why = unsupported(run, kernel, target)
             if why:
                 raise InputError(f"model.attention={kernel!r} {why}; choose model.attention='auto' or 'xla'")
         yield run
+
+
+def unsupported(run: Run, kernel: str, target: Target) -> str:
+    """The reason that the step cannot use an attention kernel of the target's GPUs, or ''."""
+    params = sweep.alone(run.shapes, run.members).params
+    return collectives.unsupported_on(
+        kernel, run.config.data.seq_len, run.model, params, run.mesh, target.chip.capability
+    )
 
 
 def compiled(run: Run) -> Compiled:
@@ -199,7 +208,7 @@ def heading(run: Run, target: Target, found: Compiled) -> str:
     where = "the TPU's compiler" if target.topology else f'the CPU compiler, {target.chips} simulated devices'
     rows.append(('  compiled', f'{where}; attention {run.attention!r}'))
     if target.chip and target.chip.capability and run.model.attention == 'auto':
-        why = collectives.unfit('cudnn', run.config, run.model, run.mesh, target.chip.capability)
+        why = unsupported(run, 'cudnn', target)
         rows.append(('  attention', f'on these GPUs by XLA: cudnn {why}' if why else 'on these GPUs by cudnn'))
     if found.too_large:
         verdict = f'no: {found.too_large}'

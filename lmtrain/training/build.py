@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from lmtrain import adapt, cost, data, optimizer, tree
+from lmtrain.adapt import leaves
 from lmtrain.errors import InputError
 from lmtrain.models import Transformer
 from lmtrain.parallel import collectives, redistribute, sharding, vocab_padding
@@ -41,10 +42,6 @@ def build(config: ml_collections.ConfigDict, devices=None, device_memory: int | 
     preflight.check_sizes(model, config.data.batch_size // jax.process_count(), config.data.seq_len)
     _check_task(config)
     _check_mesh(config, mesh)
-    if model.attention not in ('auto', 'xla') and (
-        why := collectives.unsupported_reason(model.attention, config, model, mesh)
-    ):
-        raise InputError(f"model.attention='{model.attention}' {why}; choose model.attention='auto' or 'xla'")
     if device_memory is None:
         device_memory = min(multihost.all_gather_object(preflight.device_memory(mesh.local_devices[0])))
     run = Run(config, mesh, model, tx, schedule, base, device_memory=device_memory)
@@ -179,6 +176,7 @@ def _planned(run: Run) -> Run:
         except ValueError as error:
             raise InputError(f'optimizer.decayed: {error}; optimizer.weight_decay = 0 decays nothing') from None
     run = run._replace(shapes=shapes)
+    _check_leaves(run)
     flops = flops_per_step(run)
     return run._replace(
         flops_per_step=flops,
@@ -246,16 +244,32 @@ def _check_mesh(config, mesh) -> None:
             f'{found}task.name = {config.task.name!r}, data.mask_rate = {config.data.mask_rate}: only whole text '
             "(task.name='text', data.mask_rate=0) is cut along its positions; set mesh.sequence=1"
         )
-    if config.adapt.method in ('prompt', 'prefix'):
-        raise InputError(
-            f'{found}adapt.method = {config.adapt.method!r}: what stands before a row is on one device alone; set '
-            'mesh.sequence=1'
-        )
     if model.dropout or config.adapt.dropout or len(sweep.orders(sweep.of(config))) > 1:
         raise InputError(
             f'{found}model.dropout = {model.dropout}, adapt.dropout = {config.adapt.dropout}, sweep.orders = '
             f'{tuple(config.sweep.orders)}: set them to 0, 0 and one order, or mesh.sequence=1'
         )
+
+
+def _check_leaves(run: Run) -> None:
+    """Raises InputError if the mesh, the rows or the attention kernel of the config exclude a leaf of the adapter."""
+    config, model, mesh = run.config, run.model, run.mesh
+    params, method = sweep.alone(run.shapes, run.members).params, f'adapt.method = {config.adapt.method!r}'
+    for axis, size in mesh.shape.items():
+        if size > 1 and (path := leaves.excluding_axis(params, axis)):
+            raise InputError(
+                f'mesh.{axis} = {size} with {method}: {path} cannot be divided over this axis; set mesh.{axis}=1'
+            )
+    packed = config.task.name == 'text' and not config.data.mask_rate and config.data.isolate or config.task.pack
+    if packed and leaves.virtual_tokens(params):
+        raise InputError(
+            f"{method} with several documents in a row: virtual tokens precede a row's first document alone. "
+            'Set data.isolate=False (and task.pack=False), or use another method'
+        )
+    if model.attention not in ('auto', 'xla') and (
+        why := collectives.unsupported_reason(model.attention, config.data.seq_len, model, params, mesh)
+    ):
+        raise InputError(f"model.attention='{model.attention}' {why}; choose model.attention='auto' or 'xla'")
 
 
 def _check_settings(config) -> None:
@@ -303,9 +317,3 @@ def _check_task(config) -> None:
         )
     if task in LANGUAGE and config.model.head != 'lm':
         raise InputError(f'task.name = {task!r}, but the base has the head {config.model.head!r} and no vocabulary')
-    packed = task == 'text' and not mask_rate and config.data.isolate or config.task.pack
-    if config.adapt.method == 'prompt' and packed:
-        raise InputError(
-            "adapt.method = 'prompt' with several documents in a row: a prompt stands before a row's first document. "
-            'Set data.isolate=False (and task.pack=False), or take another method'
-        )

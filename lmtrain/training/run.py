@@ -71,7 +71,10 @@ class Run(NamedTuple):
     def obstacle(self) -> str:
         """The reason that the devices' kernel of attention cannot attend in a step, or ''."""
         kernel = sharding.kernel(self.mesh)
-        return kernel and collectives.unsupported_reason(kernel, self.config, self.model, self.mesh)
+        params = sweep.alone(self.shapes, self.members).params
+        return kernel and collectives.unsupported_reason(
+            kernel, self.config.data.seq_len, self.model, params, self.mesh
+        )
 
     @property
     def peak(self) -> float | None:

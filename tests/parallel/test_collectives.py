@@ -162,7 +162,7 @@ def test_what_keeps_a_step_from_a_kernel(text, monkeypatch):
     assert run_of(text, sequence, whole).attention == 'xla'
     with pytest.raises(ValueError, match="attention='splash' reads no keys of other devices, and mesh.sequence = 2"):
         run_of(text, sequence, whole | {'model.attention': 'splash'})
-    with pytest.raises(ValueError, match="attention='splash' takes no prefix"):
+    with pytest.raises(ValueError, match="attention='splash' cannot read layers/attention/prefix_key"):
         run_of(text, (2, 2, 2, 1), whole | {'model.attention': 'splash', 'adapt.method': 'prefix'})
     with pytest.raises(ValueError, match="attention='splash' needs a length that 128 divides, not 32"):
         run_of(text, (2, 2, 2, 1), {'data.seq_len': 32, 'model.attention': 'splash'})

@@ -1,6 +1,5 @@
-"""The modules of a Hugging Face model that an adapter may stand beside, and the kernels of ours that each one holds."""
+"""The modules of a Hugging Face model that can have an adapter, and the kernels of ours that each one holds."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -8,20 +7,21 @@ import jax
 import numpy as np
 
 from lmtrain import tree
-from lmtrain.adapt.adapter import ELSEWHERE
+from lmtrain.adapt.leaves import adaptable, kind_of
 from lmtrain.errors import InputError
 from lmtrain.models import hf, hf_heads, pretrained
 
-QUESTIONS = 'transformer.'  # what some families' class for questions calls its body
+QUESTIONS = 'transformer.'  # the body's name in the question-answering class of some families
 
 
 class Module(NamedTuple):
-    """A module that holds a weight of Hugging Face's: one kernel or embedding of ours, or several joined by columns.
+    """A module with one weight of Hugging Face's: one kernel or embedding of ours, or several joined by columns.
 
     Attributes:
-      entry: its line in the family's map. layer: its number in the whole stack, None outside of it.
-      parents: our paths without /kernel, with the segment in which the layer lies; index: its place there.
-      shapes: of our kernels or embedding, (in, out).
+      entry: the weight's entry in the family's map.
+      parents: our paths without /kernel or /embedding; for a layer's module, in the segment that holds the layer.
+      index: the layer's index in that segment; None outside the layers.
+      shapes: (in, out) of each of our kernels, or of the embedding.
     """
 
     name: str
@@ -44,21 +44,21 @@ class Module(NamedTuple):
 
 
 def entries(model) -> list[hf.Entry]:
-    """The map of a model's family. Raises ValueError where it has none."""
+    """The weight map of a model's family. Raises InputError if the family has none."""
     if model.family not in pretrained.FAMILIES:
         raise InputError(f'model.family={model.family!r} has no Hugging Face form, so PEFT has no adapter of it')
     return pretrained.entries_of(model)
 
 
 def known_name(model, name: str, known: Mapping) -> str | None:
-    """The name among `known` of a module that another class of the family calls `name`; None where there is none."""
+    """The name in `known` of the module that another class of the family calls `name`; None if there is none."""
     prefix = pretrained.FAMILIES[model.family].PREFIX
     names = name, prefix + name, prefix + name.removeprefix(QUESTIONS)
     return next((name for name in names if name in known), None)
 
 
-def name_for(model, name: str, task_type: str) -> str:
-    """What the class for a task calls a module; undoes `known_name`."""
+def name_for(model, name: str, task_type: str | None) -> str:
+    """The name of a module in the class for a task; undoes `known_name`."""
     prefix = pretrained.FAMILIES[model.family].PREFIX
     if task_type == 'FEATURE_EXTRACTION':  # the bare model
         return name.removeprefix(prefix)
@@ -68,13 +68,12 @@ def name_for(model, name: str, task_type: str) -> str:
 
 
 def modules(model, params: Mapping) -> dict[str, Module]:
-    """{name: Module} of all that an adapter may stand beside, in a tree of arrays or shapes."""
+    """{name: Module} of all modules that can have an adapter, in a tree of arrays or shapes."""
     leaves, found = tree.flatten(params), {}
     places = layer_places(params)
     for entry in entries(model):
         name = entry.key.removesuffix('.weight')
-        targets = all(path.endswith(('/kernel', '/embedding')) for path in entry.paths)
-        if not targets or name == entry.key or any(re.fullmatch(ELSEWHERE, path) for path in entry.paths):
+        if name == entry.key or len(adaptable(entry.paths)) < len(entry.paths):
             continue
         layered = entry.paths[0].startswith('layers/')
         for layer, (segment, index) in enumerate(places) if layered else [(None, ('', None))]:
@@ -93,33 +92,36 @@ def modules(model, params: Mapping) -> dict[str, Module]:
 
 
 def layer_places(params: Mapping) -> list[tuple[str, int]]:
-    """(segment, index in it) of every layer, in order."""
+    """[(segment, index in the segment)] of every layer, in order."""
     sizes = {name: jax.tree.leaves(params[name])[0].shape[0] for name in tree.segments(params)}
     return [(name, i) for name, size in sizes.items() for i in range(size)]
 
 
-def own(params: Mapping, module: Module, name: str) -> list[np.ndarray | None]:
-    """The leaf `name` beside each kernel of a module, of its layer alone; None where there is none."""
-    leaves = tree.flatten(params)
-    found = [leaves.get(f'{parent}/{name}') for parent in module.parents]
-    return [None if x is None else np.asarray(x if module.index is None else x[module.index]) for x in found]
+def leaves_of(module: Module, name: str, leaves: Mapping[str, Any]) -> list[np.ndarray | None]:
+    """The leaf `name` next to each kernel of a module, in the module's layer; None for a kernel without it.
+
+    `leaves` is {path: leaf} of the whole tree: flattened once for all modules.
+    """
+    stacks = [leaves.get(f'{parent}/{name}') for parent in module.parents]
+    return [None if x is None else np.asarray(x if module.index is None else x[module.index]) for x in stacks]
 
 
-def stacked(found: Mapping[str, Mapping[int | None, Any]], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """{path: {index: leaf}} -> {path: leaf}, stacked over the layers of a segment.
+def stacked(rows_of: Mapping[str, Mapping[int | None, Any]], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """{path: {layer's index: leaf}} -> {path: leaf}, stacked over the layers of a segment.
 
-    Ranks are filled with zeros to the largest, and layers without an adapter get one that changes nothing.
+    Ranks are padded with zeros to the largest, and a layer without the leaf gets its neutral value (zeros if the kind
+    has none).
     """
     leaves = {}
-    for path, by_index in found.items():
+    for path, by_index in rows_of.items():
         if None in by_index:
             leaves[path] = by_index[None]
             continue
         shape = tuple(np.max([leaf.shape for leaf in by_index.values()], axis=0).astype(int))
-        neutral = np.ones if re.fullmatch(r'.*/ia3_(in|out)', path) else np.zeros
+        neutral = np.full(shape, kind_of(path).neutral or 0.0, np.float32)
         rows = []
         for i in range(sizes[path.partition('/')[0]]):
-            leaf = by_index.get(i, neutral(shape, np.float32))
+            leaf = by_index.get(i, neutral)
             gaps = [(0, most - n) for n, most in zip(leaf.shape, shape, strict=True)]
             rows.append(np.pad(leaf, gaps) if gaps else leaf)
         leaves[path] = np.stack(rows)

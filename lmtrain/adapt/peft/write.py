@@ -9,22 +9,23 @@ import numpy as np
 
 from lmtrain import tree
 from lmtrain.adapt.peft.lora import PREFIX, norm
-from lmtrain.adapt.peft.modules import Module, modules, name_for, own
+from lmtrain.adapt.peft.modules import Module, leaves_of, modules, name_for
 from lmtrain.errors import InputError
 
 AMBIGUOUS = {'dense'}  # names that also stand in parts of a model that its tree may lack (BERT's pooler)
 
 
 def write(model, params: Mapping, kind: str, task_type: str) -> tuple[dict, dict]:
-    """(fields, tensors) of the LoRA or IA3 in `params`. Raises ValueError where PEFT has no form for it."""
+    """(fields, tensors) of the LoRA or IA3 in `params`. Raises InputError if PEFT cannot represent it."""
+    leaves = tree.flatten(params)
     names = {name_for(model, name, task_type): module for name, module in modules(model, params).items()}
     tensors, about = {}, {}
     for name, module in names.items():
-        one = _write_ia3(params, module) if kind == 'IA3' else _write_lora(params, module)
-        if one is not None:
-            parts, about[name] = one
+        written = _write_ia3(leaves, module) if kind == 'IA3' else _write_lora(leaves, module)
+        if written is not None:
+            parts, about[name] = written
             tensors |= {f'{PREFIX}{name}.{part}': x for part, x in parts.items()}
-    beside = {path.rpartition('/')[0] for path in tree.flatten(params) if re.search(r'/(lora_b|ia3_\w+)$', path)}
+    beside = {path.rpartition('/')[0] for path in leaves if re.search(r'/(lora_b|ia3_\w+)$', path)}
     if strays := beside - {parent for name in about for parent in names[name].parents}:
         raise InputError(f'{min(strays)} has an adapter, but no module of a {model.family!r} holds it')
     linear = [names[name].entry.linear for name in about if not names[name].is_embedding]
@@ -56,9 +57,9 @@ def write(model, params: Mapping, kind: str, task_type: str) -> tuple[dict, dict
     }, tensors
 
 
-def _write_lora(params, module: Module):
-    """({name of a tensor: array}, (rank, alpha, whether it is DoRA)) of one module, or None where there is no LoRA."""
-    a, b, scales, magnitudes = (own(params, module, f'lora_{name}') for name in ('a', 'b', 'scale', 'magnitude'))
+def _write_lora(leaves, module: Module):
+    """({name of a tensor: array}, (rank, alpha, whether it is DoRA)) of one module; None without LoRA."""
+    a, b, scales, magnitudes = (leaves_of(module, f'lora_{name}', leaves) for name in ('a', 'b', 'scale', 'magnitude'))
     here = [i for i, scale in enumerate(scales) if scale is not None and scale != 0]
     if not here:
         return None
@@ -83,7 +84,7 @@ def _write_lora(params, module: Module):
     parts = dict(zip(kinds, (rows.T, module.join(columns).T), strict=True))
     dora = any(magnitude is not None for magnitude in magnitudes)
     if dora:
-        kernels = own(params, module, 'kernel')
+        kernels = leaves_of(module, 'kernel', leaves)
         scaled = [np.float32(0) if i not in here else scales[i] for i in range(len(kernels))]
         filled = [
             norm(kernel, np.zeros((kernel.shape[0], 1)), np.zeros((1, kernel.shape[1])), scaled[i]) if m is None else m
@@ -93,9 +94,9 @@ def _write_lora(params, module: Module):
     return parts, (r, alpha, dora)
 
 
-def _write_ia3(params, module: Module):
-    """({'ia3_l': array}, 'in' or 'out') of one module, or None. Raises ValueError where PEFT has no form for it."""
-    inward, outward = own(params, module, 'ia3_in'), own(params, module, 'ia3_out')
+def _write_ia3(leaves, module: Module):
+    """({'ia3_l': array}, 'in' or 'out') of one module; None without IA3. InputError: PEFT cannot represent it."""
+    inward, outward = leaves_of(module, 'ia3_in', leaves), leaves_of(module, 'ia3_out', leaves)
     has_in, has_out = (any(x is not None for x in found) for found in (inward, outward))
     if not has_in and not has_out:
         return None

@@ -1,0 +1,188 @@
+"""The table of leaf kinds: which leaves adapters may add to a model, where, and how other modules treat them.
+
+A layer uses the leaves that it finds next to its own, so a new kind of leaf is one row of `KINDS` and the layer that
+reads it. These modules read the table:
+
+    adapt/adapter.py             which leaves may be added, and where
+    adapt/multi.py, adapt/peft/  neutral values and ranks of stacked adapters, and which leaves belong to an adapter
+    parallel/sharding.py         partition rules
+    cost/flops.py                virtual tokens, extra keys and matrix products
+    parallel/collectives.py      attention kernels that cannot read a leaf
+    training/build.py            mesh axes and packed rows that exclude a leaf
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from lmtrain import tree
+
+FUSED_KERNELS = ('cudnn', 'splash')  # of models/attention_kernels.py: neither takes keys in front of the text's
+QKV_UP = r'layers[^/]*/(attention/(query|key|value)|mlp/(gate|up))'  # kernels with the axes ('fsdp', 'tensor')
+OUT_DOWN = r'layers[^/]*/(attention/output|mlp/down)'  # kernels with the axes ('tensor', 'fsdp')
+
+
+class LeafKind(NamedTuple):
+    """One kind of leaf.
+
+    Attributes:
+      pattern: regex of the whole path.
+      beside: the parent. Paths relative to the node that holds the leaf: one of them must be a leaf of the model, as
+        'kernel' for a leaf next to the kernel of a Linear. () if `pattern` is a place at the root of the tree.
+      neutral: the value with which the leaf changes nothing; None if there is none.
+      rank_axis: the dimension that is padded with zeros to stack adapters of different ranks; None pads none.
+      rules: partition rules (regex, mesh axis of every dimension). Several rules for one path are tried in order,
+        and the first one counts whose axes divide the leaf. A leaf without a rule is replicated.
+      kernels: the attention kernels that cannot read the leaf.
+      mesh_axes: the axes of the mesh that must have one device if the leaf is present.
+      is_matmul: whether every token is multiplied by the leaf [..., in, out]: 2 * in * out FLOPs each.
+      token_axis: the dimension that counts virtual tokens, which precede the first document of every row.
+      key_axis: the dimension that counts keys that every query attends to in addition.
+    """
+
+    pattern: str
+    beside: tuple[str, ...] = ()
+    neutral: float | None = None
+    rank_axis: int | None = None
+    rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+    kernels: tuple[str, ...] = ()
+    mesh_axes: tuple[str, ...] = ()
+    is_matmul: bool = False
+    token_axis: int | None = None
+    key_axis: int | None = None
+
+    def fits(self, path: str, paths: Iterable[str]) -> bool:
+        """Whether a layer reads this leaf at `path`, in a model that has the leaves `paths`."""
+        if not self.beside:
+            return True
+        parent = path.rpartition('/')[0]
+        return _is_adaptable(path) and any(f'{parent}/{sibling}' in paths for sibling in self.beside)
+
+
+# Low-rank leaves have the axes of the kernel dimension that they share. `fsdp` divides the rank only if it divides no
+# other dimension, and the next rule applies if the rank is not a multiple of the axis.
+KINDS = (
+    LeafKind(
+        r'.*/lora_a',  # [in, R]
+        beside=('kernel', 'embedding'),
+        neutral=0.0,
+        rank_axis=-1,
+        rules=(
+            (f'{QKV_UP}/lora_a', (None, 'fsdp', None)),
+            (f'{OUT_DOWN}/lora_a', (None, 'tensor', 'fsdp')),
+            (f'{OUT_DOWN}/lora_a', (None, 'tensor', None)),
+            ('embed/lora_a', (None, 'fsdp')),
+            ('embed/lora_a', (None, None)),
+        ),
+        is_matmul=True,
+    ),
+    LeafKind(
+        r'.*/lora_b',  # [R, out]
+        beside=('kernel', 'embedding'),
+        neutral=0.0,
+        rank_axis=-2,
+        rules=(
+            (f'{QKV_UP}/lora_b', (None, 'fsdp', 'tensor')),
+            (f'{QKV_UP}/lora_b', (None, None, 'tensor')),
+            (f'{OUT_DOWN}/lora_b', (None, None, 'fsdp')),
+            ('embed/lora_b', (None, 'fsdp')),
+        ),
+        is_matmul=True,
+    ),
+    LeafKind(r'.*/lora_scale', beside=('kernel', 'embedding'), neutral=0.0),  # []
+    LeafKind(r'.*/lora_magnitude', beside=('kernel',)),  # [out]; neutral is the norm of each column of the kernel
+    LeafKind(r'.*/ia3_(in|out)', beside=('kernel',), neutral=1.0),  # [in], [out]
+    LeafKind(  # [P, G, K]
+        r'.*/prefix_(key|value)',
+        beside=('key/kernel',),
+        kernels=FUSED_KERNELS,
+        mesh_axes=('sequence',),
+        key_axis=1,
+    ),
+    LeafKind(  # [P, D]; the network prefix/up, prefix/down computes the keys and values of every layer from it
+        r'prefix/embedding',
+        rules=(('prefix/embedding', (None, 'fsdp')),),
+        kernels=FUSED_KERNELS,
+        mesh_axes=('sequence',),
+    ),
+    LeafKind(
+        r'prefix/(up|down)/(kernel|bias)',
+        rules=(
+            ('prefix/up/kernel', ('fsdp', None)),
+            ('prefix/down/kernel', ('fsdp', None, None, None, None)),
+            ('prefix/down/kernel', (None, None, None, None, None)),
+        ),
+    ),
+    LeafKind(  # [P, D]
+        r'prompt/embedding',
+        rules=(('prompt/embedding', (None, 'fsdp')),),
+        mesh_axes=('sequence',),
+        token_axis=0,
+    ),
+    LeafKind(  # the network of P-tuning
+        r'prompt/mlp_\d+/(kernel|bias)',
+        rules=(
+            (r'prompt/mlp_\d+/kernel', ('fsdp', None)),
+            (r'prompt/mlp_\d+/kernel', (None, None)),
+        ),
+    ),
+    LeafKind(r'heads/\w+/(kernel|bias)'),  # [D, C], [C]
+)
+
+
+def kind_of(path: str) -> LeafKind | None:
+    """The kind of the leaf at a path; None if it belongs to the model.
+
+    >>> kind_of('layers/attention/query/lora_b').rank_axis
+    -2
+    >>> kind_of('layers/attention/query/kernel') is None
+    True
+    """
+    return next((kind for kind in KINDS if re.fullmatch(kind.pattern, path)), None)
+
+
+def adaptable(paths: Iterable[str]) -> list[str]:
+    """The kernels and embeddings among `paths` that a leaf may stand beside: those that a Linear or Embed reads."""
+    return [path for path in paths if path.endswith(('/kernel', '/embedding')) and _is_adaptable(path)]
+
+
+def _is_adaptable(path: str) -> bool:
+    # The head of a language model is no Linear, and neither is what adapters add at the root of the tree.
+    roots = {kind.pattern.partition('/')[0] for kind in KINDS if not kind.beside}
+    return path.partition('/')[0] not in {'head', *roots}
+
+
+def partition_rules() -> list[tuple[str, tuple[str | None, ...]]]:
+    """The partition rules of all kinds, in the order of the table."""
+    return [rule for kind in KINDS for rule in kind.rules]
+
+
+def matmuls(leaves: Mapping[str, Any], parent: str) -> list[str]:
+    """The paths of the leaves of `parent` that every token is multiplied by, in the order of the table."""
+    paths = [path for path in leaves if path.rpartition('/')[0] == parent]
+    return [path for kind in KINDS if kind.is_matmul for path in paths if re.fullmatch(kind.pattern, path)]
+
+
+def virtual_tokens(params: Mapping) -> int:
+    """The number of virtual tokens in front of a row's first document."""
+    return sum(leaf.shape[kind.token_axis] for kind, leaf in _added(params) if kind.token_axis is not None)
+
+
+def extra_keys(params: Mapping) -> int:
+    """The number of keys that every query attends to in addition to those of the row."""
+    return max((leaf.shape[kind.key_axis] for kind, leaf in _added(params) if kind.key_axis is not None), default=0)
+
+
+def excluding_kernel(params: Mapping, kernel: str) -> str:
+    """The path of the first leaf that an attention kernel cannot read; '' if it can read all of them."""
+    return next((path for path in tree.flatten(params) if (kind := kind_of(path)) and kernel in kind.kernels), '')
+
+
+def excluding_axis(params: Mapping, axis: str) -> str:
+    """The path of the first leaf with which a mesh axis must have one device; '' if there is none."""
+    return next((path for path in tree.flatten(params) if (kind := kind_of(path)) and axis in kind.mesh_axes), '')
+
+
+def _added(params: Mapping) -> list[tuple[LeafKind, Any]]:
+    kinds = ((kind_of(path), leaf) for path, leaf in tree.flatten(params).items())
+    return [(kind, leaf) for kind, leaf in kinds if kind]
