@@ -1,5 +1,6 @@
-"""A strict world: eight simulated devices, no implicit rank promotion, every warning an error."""
+"""Strict settings for every test: eight simulated devices, no implicit rank promotion, every warning an error."""
 
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -7,10 +8,15 @@ import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
-# Tests compile more than they compute: LLVM's own optimisations cost more time here than they save.
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'.strip()
+# Tests compile more than they compute, so LLVM's optimisations cost more time than they save. The fusion emitters of
+# XLA's CPU backend take a third of the compile time; since jaxlib 0.11 they cannot be switched off.
+flags = [os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0']
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+    flags.append('--xla_cpu_use_fusion_emitters=false')
+os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
 
-# All workers of one run, and the processes that they start, share one compilation cache.
+# The workers of one run, and the processes that tests start, share one compilation cache. It is new for each run, so
+# that no run reads what another one compiled; a developer may set the variable to keep it between runs.
 owns_cache = 'JAX_COMPILATION_CACHE_DIR' not in os.environ
 if owns_cache:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='lmtrain-compiled-')
@@ -20,6 +26,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -37,15 +44,17 @@ def pytest_unconfigure(config):
 
 @pytest.fixture
 def no_compilation_cache():
-    """Compiles anew: for tests that count compilations, or read what a program from the cache lacks."""
+    """Compiles anew: for tests that count compilations, or that read the HLO text or memory of a compiled program."""
     jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # JAX asks only once per process whether the cache is enabled
     yield
     jax.config.update('jax_enable_compilation_cache', True)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='session')
 def shared() -> pathlib.Path:
-    """Real data beside the repository; a test that wants it skips where it is missing."""
+    """The folder of real data beside the repository; tests that need it are skipped if it is missing."""
     root = pathlib.Path(os.environ.get('LMTRAIN_DATA', pathlib.Path(__file__).parents[2] / 'shared' / 'data'))
     if not root.is_dir():
         pytest.skip(f'no data at {root} (set LMTRAIN_DATA to the folder that holds it)')
@@ -54,7 +63,7 @@ def shared() -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def text(tmp_path_factory) -> pathlib.Path:
-    """A folder of small texts, with room for a cache and runs beside it."""
+    """A folder of 40 small texts, in a folder of its own, so that a test can put a cache and runs next to it."""
     folder = tmp_path_factory.mktemp('run') / 'text'
     folder.mkdir()
     for i in range(40):

@@ -13,6 +13,8 @@ from lmtrain.models import Transformer
 from lmtrain.tasks import token_loss
 from lmtrain.training import state, step
 
+pytestmark = pytest.mark.usefixtures('no_compilation_cache')
+
 ROWS, LENGTH, N = 8, 128, 8
 
 

@@ -83,6 +83,7 @@ def compiled(settings, learns, predicted=None):
     return program, trainable, frozen, model
 
 
+@pytest.mark.usefixtures('no_compilation_cache')
 @pytest.mark.parametrize(
     ('settings', 'learns', 'predicted'),
     [
@@ -250,6 +251,7 @@ def test_peaks(kind, dtype, peak):
     assert cost.peak_flops(kind, dtype) == peak
 
 
+@pytest.mark.usefixtures('no_compilation_cache')
 def test_memory_is_exact_but_for_activations():
     program, trainable, frozen, model = compiled(GPT2 | {'unroll': 1}, 'layers/.*')
     moments = {'mu': trainable, 'nu': trainable}

@@ -6,6 +6,8 @@ import pytest
 
 from lmtrain.cost import hlo
 
+pytestmark = pytest.mark.usefixtures('no_compilation_cache')
+
 
 def flops(function, *arguments):
     return hlo.compiled_flops(jax.jit(function).lower(*arguments).compile())

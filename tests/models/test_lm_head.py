@@ -58,6 +58,7 @@ def test_gradients_are_those_of_the_whole(monkeypatch, softcap):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, expected)
 
 
+@pytest.mark.usefixtures('no_compilation_cache')
 @pytest.mark.parametrize(('dtype', 'keep'), [('float32', False), ('bfloat16', False), ('float32', True)])
 def test_compiled_program_never_holds_all_logits(dtype, keep):
     """Whatever is asked for, of float32 logits."""

@@ -19,6 +19,7 @@ def config():
     return config
 
 
+@pytest.mark.usefixtures('no_compilation_cache')
 def test_what_a_step_needs_is_all_that_the_compiler_counts(config):
     config.mesh.data = 1
     with compiled.planned(config, hardware.Target('cpu:1', None, 1)) as run:

@@ -94,10 +94,10 @@ def test_full_line_fits_120_columns():
     assert line(119).endswith('4m 05s left')
 
 
-@pytest.mark.parametrize('width', range(1, 200))
-def test_line_fits_terminal(width):
-    assert len(line(width)) <= width
-    assert len(re.sub(r'\x1b\[\d*m', '', line(width, colour=True))) <= width
+def test_line_fits_terminal_of_every_width():
+    for width in range(1, 200):
+        assert len(line(width)) <= width, width
+        assert len(re.sub(r'\x1b\[\d*m', '', line(width, colour=True))) <= width, width
 
 
 def test_low_priority_fields_are_dropped_first():

@@ -34,6 +34,7 @@ def test_logits_are_kept_if_everything_takes_half_of_the_memory(text):
     assert build(kept.config, jax.devices()[:1]).keep_logits is False  # a CPU does not say what it has
 
 
+@pytest.mark.usefixtures('no_compilation_cache')
 def test_the_compiler_finds_what_the_arithmetic_says(text):
     """More memory and fewer products, and the same losses but for the rounding of the logits."""
     runs = {'kept': run_of(text, 10**12), 'twice': run_of(text, 0)}
