@@ -193,14 +193,14 @@ def main() -> None:
                 others.append((group, f'{point} in process {rank}', nothing, wanted, more))
         group = 'a bit of a step taken twice is turned: both 5, step and leaf named; then resumed: equal'
         faults = ['corrupt@40'] * 2
-        more = {'says': 'step 40, taken twice', 'faults': faults, 'sdc_check_every': 20}
+        more = {'says': 'step 40, run twice', 'faults': faults, 'sdc_check_every': 20}
         others.insert(0, (group, 'corrupt', nothing, [(5,), (5,)], more))
         full = 'the disk is full for one process: 4, and the other is down with it; with room again, resumed: equal'
         size = max(path.stat().st_size for path in (whole / 'checkpoints').rglob('*') if path.is_file())
         for rank in range(2):
             limits = [size // 4 if other == rank else None for other in range(2)]
             wanted = [(4,) if other == rank else (4, *gone) for other in range(2)]
-            more = {'says': 'Checkpoints that stand', 'limits': limits}
+            more = {'says': 'Intact checkpoints', 'limits': limits}
             others.insert(1, (full, f'disk full for process {rank}', nothing, wanted, more))
         # By turns, so that what the minutes do not suffice for is not all of one kind.
         turns = itertools.chain.from_iterable(itertools.zip_longest(others[::2] + others[1::2], kills))

@@ -19,11 +19,11 @@ import time
 from configs import tiny
 from experiments import cli, record
 from lmtrain import checkpoint
-from lmtrain.runtime import lifecycle
+from lmtrain.runtime import faults, lifecycle
 from lmtrain.training import build
 
 STEPS, SAVED = 24, 4  # steps of a run, and between two checkpoints
-POINTS = [(point, 16) for point in lifecycle.POINTS] + [('before_rename', STEPS), ('in_save', SAVED)]
+POINTS = [(point, 16) for point in faults.SAVE_POINTS] + [('before_rename', STEPS), ('in_save', SAVED)]
 DAMAGES = ('bit flip', 'truncated', 'page of zeros', 'deleted', 'swapped with another')
 LIMIT = 120  # seconds that a process may take
 

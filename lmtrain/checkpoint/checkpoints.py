@@ -1,10 +1,10 @@
-"""Save and restore a tree of arrays through Orbax: asynchronous, atomic, hashed, the last k and the best k kept.
+"""Saves and restores a tree of arrays through Orbax: asynchronous, atomic, hashed; keeps the last k and the best k.
 
 A checkpoint is the folder `<step>` with `state/` (Orbax's files, readable by Orbax alone as {path: array}) and
 `manifest.json` (step, metric, counters, shape and dtype of every leaf, size and SHA-256 of every file, and a hash of
-itself). It is written as `tmp.<step>`, flushed to the disk and renamed, so that under its final name it is whole.
-Orbax notices no flipped bit, no zeroed page without compression and no change of dtype; the manifest is checked, all
-of it, before anything is loaded.
+itself). It is written as `tmp.<step>`, flushed to the disk and renamed, so that it is complete under its final name.
+Orbax detects no flipped bit, no zeroed page without compression and no change of dtype; every hash of the manifest is
+checked before anything is loaded.
 """
 
 import contextlib
@@ -33,25 +33,25 @@ from lmtrain.checkpoint import manifest as manifests
 from lmtrain.checkpoint.manifest import Damaged, ranked, steps, verify
 from lmtrain.errors import InputError
 from lmtrain.files import sync_folder
-from lmtrain.runtime.lifecycle import STALL_IN_SAVE, fault
+from lmtrain.runtime import faults
 
-__all__ = ['Checkpoints', 'Damaged', 'SaveFailed', 'inspect', 'ranked', 'restore', 'steps', 'verify']
+__all__ = ['Checkpoints', 'Damaged', 'SaveFailed', 'inspect', 'load', 'ranked', 'restore', 'steps', 'verify']
 
 
 class SaveFailed(OSError):
-    """A checkpoint could not be written; the text says which, why, and that the older ones stand."""
+    """A checkpoint could not be written. The message says which, why, and which older ones are intact."""
 
 
 class Checkpoints:
     """The checkpoints of one run in `directory`; one process (or one job of several) may write there, see workdir.lock.
 
     Args:
-      directory: made if missing; what a killed process left half-written is removed.
+      directory: created if it is missing; incomplete checkpoints of a killed process are removed.
       every_steps: steps between saves, see `due`.
-      keep_last: newest checkpoints that are kept, >= 1.
-      keep_best: checkpoints with the lowest metric that are kept beside, >= 0.
+      keep_last: number of newest checkpoints to keep, >= 1.
+      keep_best: number of checkpoints with the lowest metric to keep in addition, >= 0.
 
-    Raises ValueError naming the field. Use it as a context manager, or `close` it.
+    Raises InputError naming the field. Use it as a context manager, or call `close`.
     """
 
     def __init__(self, directory: str | os.PathLike, every_steps: int, keep_last: int, keep_best: int):
@@ -73,21 +73,21 @@ class Checkpoints:
         self._plain = plain_name(self.directory)
 
     def due(self, step: int) -> bool:
-        """Whether the state after `step` updates is to be saved."""
+        """Whether to save the state after `step` updates."""
         return step > 0 and step % self.every_steps == 0
 
     def save(self, state: Any, step: int, extra: dict[str, Any], metric: float | None = None) -> bool:
-        """Start to save `state`, the result of `step` updates; False where that step is saved already.
+        """Starts to save `state`, the result of `step` updates. False if that step is saved already.
 
-        Waits for the save before it, then for one copy of the arrays to the host, and returns; files, hashes and the
-        rename follow on a thread. The arrays may be donated to the next step at once, which then reuses their buffers.
+        Waits for the previous save and for one copy of the arrays to the host, and returns; a thread writes the
+        files, hashes them and renames. The arrays may be donated to the next step at once, which reuses their buffers.
 
         Args:
           state: any pytree whose leaves are arrays (keys as key data).
-          extra: counters that JSON can hold (tokens, FLOPs, seconds); `restore` gives them back.
+          extra: counters that JSON can hold (tokens, FLOPs, seconds); `restore` returns them.
           metric: what `keep_best` ranks by, lower is better; None or not finite is never among the best.
 
-        Raises SaveFailed (of this save or the one before), TypeError and ValueError naming the leaf or counter.
+        Raises SaveFailed (of this save or the previous one), TypeError and ValueError naming the leaf or counter.
         """
         self.wait()
         if (self.directory / str(step)).exists():
@@ -101,13 +101,14 @@ class Checkpoints:
         }
         stored = {path: leaf for path, leaf in named.items() if math.prod(leaf.shape)}  # Orbax refuses empty arrays
         if not stored:
-            raise InputError('the state holds no number: there is nothing to save')
-        fault('before_save', step)
+            raise InputError('the state has no elements: there is nothing to save')
+        faults.inject('before_save', step)
         temporary = self.directory / f'tmp.{step}'
         orbax, checkpointer = _orbax()
         arguments = orbax.args.PyTreeSave(leaves.detach_host_copies(stored))
         begin = functools.partial(checkpointer.save, self._plain / temporary.name / 'state', args=arguments)
-        # Orbax copies a jax.Array, and meets the other processes, before it returns; the rest need not be waited for.
+        # For a jax.Array Orbax copies it and synchronises with the other processes before it returns: on this thread.
+        # With host arrays alone the whole save can run on the thread.
         if any(isinstance(leaf, jax.Array) for leaf in arguments.item.values()):
             try:
                 begin()
@@ -119,29 +120,29 @@ class Checkpoints:
         return True
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
-        """The newest checkpoint that is whole, as `restore` below has it; damaged ones are renamed `<step>.corrupt`."""
+        """`restore` of the newest intact checkpoint; damaged ones are renamed `<step>.corrupt`."""
         self.wait()
         return restore(self.directory, abstract_state, quarantine=True)
 
-    def rate(self, step: int, metric: float) -> None:
-        """Give the checkpoint of `step`, where there is one, the metric that it was saved without."""
+    def set_metric(self, step: int, metric: float) -> None:
+        """Adds a metric to the checkpoint of `step`, if there is one, that was saved without it."""
         if jax.process_index() == 0 and (self.directory / str(step)).exists():
-            manifests.rate(self.directory / str(step), float(metric))
+            manifests.set_metric(self.directory / str(step), float(metric))
 
     def check_for_errors(self) -> None:
-        """Raise SaveFailed where a save has failed since the last look. To be called each step; costs nothing."""
+        """Raises SaveFailed if a save has failed since the last call. Call it each step; it costs nothing."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def wait(self) -> None:
-        """Block until the save that is under way, if any, is committed. Raises SaveFailed."""
+        """Blocks until the save in progress, if any, is committed. Raises SaveFailed."""
         if self._commit is not None:
             self._commit.join()
             self._commit = None
-            self.check_for_errors()  # before the others are waited for: they may wait for a save that has failed here
+            self.check_for_errors()  # before the barrier: the others may wait there for a save that failed here
             if jax.process_count() > 1:
-                multihost_utils.sync_global_devices('lmtrain.checkpoint')  # the first process renames for all
+                multihost_utils.sync_global_devices('lmtrain.checkpoint')  # process 0 renames for all
         self.check_for_errors()
 
     def close(self) -> None:
@@ -155,58 +156,58 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or jax.process_count() == 1:
-            self.close()  # else the others may never come: this process ends, and they by that
+            self.close()  # else the other processes may never reach the barrier; they end when this one does
 
     def _finish(self, begin: Callable[[], None] | None, temporary: Path, facts: dict[str, Any]) -> None:
-        """On the thread: let Orbax write; then the first process hashes, flushes, renames, deletes what is too old."""
+        """On the thread: Orbax writes; then process 0 hashes, flushes, renames and deletes old checkpoints."""
         step = facts['step']
         try:
             if begin:
                 begin()
-            fault('in_save', step)
+            faults.inject('in_save', step)
             _orbax()[1].wait_until_finished()
             if jax.process_index() != 0:
                 return
-            fault('before_hash', step)
-            fault(STALL_IN_SAVE, step)
+            faults.inject('before_hash', step)
+            faults.inject(faults.STALL_IN_SAVE, step)
             stored = [path for path, leaf in facts['leaves'].items() if math.prod(leaf['shape'])]
             manifests.check_index(self._plain / temporary.name / 'state', stored)
             manifests.write_manifest(temporary, facts)
-            fault('before_rename', step)
+            faults.inject('before_rename', step)
             temporary.rename(self.directory / str(step))
             sync_folder(self.directory)
-            fault('after_rename', step)
+            faults.inject('after_rename', step)
             self._retire(step)
         except Exception as error:
             self._error = self._failed(step, temporary, error)
             self._error.__cause__ = error
 
     def _failed(self, step: int, temporary: Path, error: Exception) -> SaveFailed:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk is not to stay full
+        shutil.rmtree(temporary, ignore_errors=True)  # frees a full disk
         older = ', '.join(map(str, steps(self.directory))) or 'none'
-        # TensorStore names each of its layers before the reason, and its settings after it.
+        # TensorStore's message has its layers before the reason and its settings after it.
         reason = re.sub(r' \[\w+=.*', '', manifests.first_line(error)).rsplit('": ', 1)[-1]
         return SaveFailed(
-            f'saving the checkpoint of step {step} in {self.directory} failed: {reason}. Checkpoints that stand: '
-            f'{older}. See to the disk, then start again: the run goes on from the newest of them'
+            f'saving the checkpoint of step {step} in {self.directory} failed: {reason}. Intact checkpoints: '
+            f'{older}. Check the disk, then run the same command: it resumes from the newest of them'
         )
 
     def _retire(self, newest: int) -> None:
-        """Delete what is neither among the last k nor the best k. `newest` was just committed and always stays."""
-        kept = steps(self.directory)[-self.keep_last :] + ranked(self.directory)[: self.keep_best] + [newest]
-        for step in set(steps(self.directory)) - set(kept):
-            # Renamed first: killed half-way, a checkpoint is gone, not damaged.
-            aside = self.directory / f'tmp.{step}.retired'
-            (self.directory / str(step)).rename(aside)
-            fault('in_retention', newest)
-            shutil.rmtree(aside)
+        """Deletes checkpoints that are neither among the last k nor the best k; keeps `newest`, just committed."""
+        keep = steps(self.directory)[-self.keep_last :] + ranked(self.directory)[: self.keep_best] + [newest]
+        for step in set(steps(self.directory)) - set(keep):
+            # Renamed first: if the process is killed here, the checkpoint is gone and not damaged.
+            retired = self.directory / f'tmp.{step}.retired'
+            (self.directory / str(step)).rename(retired)
+            faults.inject('in_retention', newest)
+            shutil.rmtree(retired)
 
 
 def plain_name(directory: Path) -> Path:
-    """`directory`, or if Orbax cannot use its name, a link to it beside the first folder with such a name.
+    """`directory`, or if Orbax cannot use its name, a symbolic link to it beside the first folder with such a name.
 
-    Orbax merges what the processes wrote by a glob over the folder of the checkpoint, so that a name with '*', '?' or
-    '[' matches another folder or none. TensorStore takes names in UTF-8 alone. The link has the same path in all
+    Orbax merges the files of the processes by a glob over the folder of the checkpoint, so a name with '*', '?' or
+    '[' matches another folder or none. TensorStore accepts only names in UTF-8. The link has the same path in all
     processes. Raises OSError naming the folder and the way out.
     """
     parts = directory.parts
@@ -220,7 +221,7 @@ def plain_name(directory: Path) -> Path:
     except OSError as error:
         raise type(error)(
             error.errno,
-            f'{directory}: such a name needs a link in {link.parent}, which cannot be made '
+            f'{directory}: such a name needs a link in {link.parent}, which cannot be created '
             f'({error.strerror}): use another --workdir',
         ) from error
     return link
@@ -249,56 +250,67 @@ def restore(
     partial: bool = False,
     quarantine: bool = False,
 ) -> tuple[Any, dict[str, Any]] | None:
-    """(state, extra) of a checkpoint, every byte of it checked first; None where there has never been one.
+    """(state, extra) of a checkpoint after all its hashes were checked; None if there has never been a checkpoint.
 
-    Where a checkpoint is damaged, one line says which file and why, and the next one is used: the next older for
+    If a checkpoint is damaged, one line says which file and why, and the next one is used: the next older for
     'last', the next best for 'best'.
 
     Args:
-      directory: the folder of `<step>` folders; may belong to a run that is going on.
-      abstract_state: the tree with leaves that have shape, dtype and, where wanted, sharding (jax.ShapeDtypeStruct).
-      step: 'last', 'best' (the lowest metric; the last where none has one) or a number, which must be there and whole.
+      directory: the folder of `<step>` folders; may belong to a run in progress.
+      abstract_state: a tree whose leaves have shape, dtype and optionally sharding (jax.ShapeDtypeStruct).
+      step: 'last', 'best' (the lowest metric; the last if none has a metric) or a number, which must exist intact.
       partial: the checkpoint may hold leaves that `abstract_state` lacks; they are not read.
-      quarantine: rename what is damaged to `<step>.corrupt`; for the one process that writes there.
+      quarantine: rename damaged checkpoints to `<step>.corrupt`; only for the run that writes there.
 
     Returns:
-      state: fresh arrays on the shardings asked for, which may be donated; bitwise what was saved.
+      state: new arrays with the requested shardings, which may be donated; bitwise equal to the saved ones.
       extra: as saved, and 'step'.
 
-    Raises Damaged where no whole checkpoint is left, FileNotFoundError for a step that is not there, ValueError naming
-    the leaf where paths, shapes or dtypes differ.
+    Raises Damaged if no intact checkpoint is left, FileNotFoundError for a step that does not exist, InputError naming
+    the leaf if paths, shapes or dtypes differ.
     """
-    directory = Path(directory).absolute()
-    chosen = _choose(directory, step, quarantine)
-    if chosen < 0:
-        return None
-    manifest = manifests.read(directory / str(chosen))
-    wanted = leaves.named(abstract_state)
-    leaves.compare(manifest, leaves.signature(wanted), directory / str(chosen), partial)
+    chosen = _choose(Path(directory).absolute(), step, quarantine)
+    return None if chosen < 0 else load(directory, abstract_state, chosen, partial)
+
+
+def load(
+    directory: str | os.PathLike, abstract_state: Any, step: int, partial: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """`restore` of a step whose hashes `inspect` has checked: for 70B parameters they take 140 GB of reading.
+
+    Raises Damaged if the manifest is not readable, and InputError as `restore` does.
+    """
+    folder = Path(directory).absolute() / str(step)
+    manifest = manifests.read(folder)
+    requested = leaves.named(abstract_state)
+    leaves.compare(manifest, leaves.signature(requested), folder, partial)
 
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     item = {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, 'sharding', None) or default)
-        for path, leaf in wanted.items()
+        for path, leaf in requested.items()
     }
     stored = {path: leaf for path, leaf in item.items() if math.prod(leaf.shape)}
     orbax, checkpointer = _orbax()
     arguments = orbax.args.PyTreeRestore(
         stored, restore_args=orbax.checkpoint_utils.construct_restore_args(stored), partial_restore=partial
     )
-    with _readable(directory / str(chosen)) as folder:
-        loaded = checkpointer.restore(folder / 'state', args=arguments) if stored else {}
+    with _readable(folder) as readable:
+        loaded = checkpointer.restore(readable / 'state', args=arguments) if stored else {}
     restored = []
     for path, leaf in item.items():
         array = loaded.pop(path) if path in stored else jnp.zeros(leaf.shape, leaf.dtype)
-        # What Orbax hands back may alias its own host memory, and such a buffer is not reused when donated. A jitted
-        # copy would be compiled for each shape; this one is not.
+        # Orbax may return an alias of its own host memory, and such a buffer is not reused when it is donated. A
+        # jitted copy would be compiled for each shape; this one is not.
         restored.append(jax.device_put(array, leaf.sharding, may_alias=False))
-    return jax.tree.unflatten(jax.tree.structure(abstract_state), restored), manifest['extra'] | {'step': chosen}
+    return jax.tree.unflatten(jax.tree.structure(abstract_state), restored), manifest['extra'] | {'step': step}
 
 
 def inspect(directory: str | os.PathLike, step: int | str = 'last') -> tuple[int, dict[str, Any], dict] | None:
-    """(step, {path: jax.ShapeDtypeStruct}, extra) of the checkpoint that `restore` would use; None where none is."""
+    """(step, {path: jax.ShapeDtypeStruct}, extra) of the checkpoint that `restore` would use, its hashes checked.
+
+    None if there has never been a checkpoint. Raises as `restore`.
+    """
     directory = Path(directory).absolute()
     chosen = _choose(directory, step, quarantine=False)
     if chosen < 0:
@@ -310,10 +322,10 @@ def inspect(directory: str | os.PathLike, step: int | str = 'last') -> tuple[int
 
 
 def _choose(directory: Path, step: int | str, quarantine: bool) -> int:
-    """The step to restore, verified by the first process for all; -1 where there is nothing. Raises as `restore`."""
+    """The step to restore, verified by process 0 for all; -1 if there has never been a checkpoint."""
     chosen = -1
     if jax.process_index() == 0:
-        chosen = manifests.first_whole(directory, step, quarantine)
+        chosen = manifests.first_intact(directory, step, quarantine)
     if jax.process_count() > 1:
         chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
     return chosen
@@ -321,8 +333,8 @@ def _choose(directory: Path, step: int | str, quarantine: bool) -> int:
 
 @functools.cache
 def _orbax() -> tuple[Any, Any]:
-    """Orbax and its checkpointer, imported late: it takes half a second. Its chatter below WARNING is dropped, and so
-    are the traces that it logs of errors which it also raises.
+    """Orbax and its checkpointer, imported late: it takes half a second. Its log records below WARNING are dropped,
+    and so are the tracebacks that it logs of errors which it also raises.
     """
     logging.getLogger('absl').addFilter(
         lambda record: '/orbax/' not in record.pathname or (record.levelno >= logging.WARNING and not record.exc_info)

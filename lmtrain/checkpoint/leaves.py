@@ -1,4 +1,4 @@
-"""The leaves of a state as a checkpoint has them: by path, plain, and apart from what the next step takes."""
+"""The leaves of a state in a checkpoint: by path, as plain arrays, detached from buffers that the next step takes."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ def named(tree: Any) -> dict[str, Any]:
         if path in leaves:
             raise InputError(f'two leaves have the path {path!r}')
         if not hasattr(leaf, 'dtype') or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
-            raise TypeError(f'{path}: {type(leaf).__name__} is no plain array; save a key as jax.random.key_data(key)')
+            raise TypeError(
+                f'{path}: {type(leaf).__name__} is not a plain array; save a key as jax.random.key_data(key)'
+            )
         if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
             raise TypeError(f'{path}: {leaf.dtype} would be restored as {jax.dtypes.canonicalize_dtype(leaf.dtype)}')
         leaves[path] = leaf
@@ -25,10 +27,10 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def detach_host_copies(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The leaves with copies of what lies in the memory of the host itself; accelerators' arrays as they are.
+    """The leaves, with copies of the arrays in host memory; arrays of accelerators are returned unchanged.
 
-    Orbax writes such an array without a copy, and the step that it is donated to meanwhile would have to take new
-    memory for the whole state: that costs more than the copy, and comes later.
+    Orbax writes a host array without a copy. A step that meanwhile donates it could not reuse its buffer and would
+    allocate the whole state anew, which costs more than the copy.
     """
 
     def one(leaf):
@@ -36,25 +38,30 @@ def detach_host_copies(leaves: dict[str, Any]) -> dict[str, Any]:
             return leaf
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return jax.device_put(leaf, leaf.sharding, may_alias=False)
-        return np.array(leaf)  # on huge pages, where there are some: half the time of a copy by jax
+        return np.array(leaf)  # on huge pages if available: half the time of a copy by jax
 
     return jax.block_until_ready({path: one(leaf) for path, leaf in leaves.items()})
 
 
 def signature(leaves: dict[str, Any]) -> dict[str, Any]:
-    """{path: {'shape', 'dtype'}}, as the manifest holds them."""
+    """{path: {'shape', 'dtype'}}, the entries of the manifest."""
     return {path: {'shape': list(leaf.shape), 'dtype': str(np.dtype(leaf.dtype))} for path, leaf in leaves.items()}
 
 
 def compare(manifest: dict[str, Any], wanted: dict[str, Any], folder: Path, partial: bool) -> None:
-    """Raise ValueError naming every leaf in which a checkpoint and the tree to fill differ."""
+    """Raises InputError naming every leaf in which a checkpoint and the tree to fill differ.
+
+    Args:
+      wanted: `signature` of the tree.
+      partial: leaves of the checkpoint that the tree lacks are no difference.
+    """
     saved = manifest['leaves']
 
-    def say(leaf: dict[str, Any] | None) -> str:
+    def describe(leaf: dict[str, Any] | None) -> str:
         return f'{leaf["dtype"]}{leaf["shape"]}' if leaf else 'no such leaf'
 
     differences = [
-        f'{path}: saved {say(saved.get(path))}, this run has {say(wanted.get(path))}'
+        f'{path}: saved {describe(saved.get(path))}, this run has {describe(wanted.get(path))}'
         for path in sorted(saved.keys() | wanted.keys())
         if saved.get(path) != wanted.get(path) and not (partial and path not in wanted)
     ]

@@ -1,4 +1,4 @@
-"""What a checkpoint is on the disk: its manifest, whether it is whole, and which one of a directory to use."""
+"""The manifest of a checkpoint: hashes of its files, verification, quarantine, and the choice of a checkpoint."""
 
 import concurrent.futures
 import functools
@@ -19,11 +19,11 @@ NAME = 'manifest.json'
 
 
 class Damaged(InputError):
-    """A checkpoint is not what was written; the text names the file and what is wrong with it."""
+    """A checkpoint differs from what was written. The message names the file and the difference."""
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Write the manifest: `facts`, and size and hash of every file there; all of it flushed to the disk."""
+    """Writes the manifest: `facts`, and size and hash of every file in the folder; flushes all of it to the disk."""
     files = list_files(folder)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         digests = pool.map(functools.partial(_digest, flush=True), [folder / name for name in files])
@@ -34,7 +34,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def check_index(folder: Path, leaves: list[str]) -> None:
-    """Read back the index of what Orbax wrote in `folder`. Raises OSError if it lacks the header of an array."""
+    """Reads back the index that Orbax wrote in `folder`. Raises OSError if it lacks the header of an array."""
     import tensorstore  # late: comes with Orbax
 
     index = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{folder}/'}}).result()
@@ -46,8 +46,8 @@ def check_index(folder: Path, leaves: list[str]) -> None:
         raise OSError(f'{folder}: the index that Orbax wrote lacks {missing[0]!r}, {len(missing)} arrays in all')
 
 
-def rate(folder: Path, metric: float) -> None:
-    """Give a checkpoint the metric that it was saved without; killed at any moment, it is whole before or after."""
+def set_metric(folder: Path, metric: float) -> None:
+    """Adds a metric to a checkpoint that was saved without one; atomic, also if the process is killed."""
     temporary = folder.parent / f'.{folder.name}.{NAME}'
     _write(temporary, read(folder) | {'metric': metric})
     temporary.rename(folder / NAME)
@@ -55,12 +55,12 @@ def rate(folder: Path, metric: float) -> None:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint of which every byte is as it was written. Raises Damaged naming file and reason."""
+    """The manifest of a checkpoint after all hashes were checked. Raises Damaged naming the file and the reason."""
     manifest = read(folder)
-    expected, found = manifest['files'], set(list_files(folder)) - {NAME}
-    for name in sorted(expected.keys() - found):
+    expected, present = manifest['files'], set(list_files(folder)) - {NAME}
+    for name in sorted(expected.keys() - present):
         raise Damaged(f'{folder / name}: missing')
-    for name in sorted(found - expected.keys()):
+    for name in sorted(present - expected.keys()):
         raise Damaged(f'{folder / name}: not part of this checkpoint')
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for name, digest in zip(expected, pool.map(_digest, [folder / name for name in expected]), strict=True):
@@ -72,19 +72,19 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest, its own hash checked; its files are not looked at. Raises Damaged, PermissionError."""
+    """The manifest, its own hash checked; the files are not read. Raises Damaged, PermissionError."""
     path = folder / NAME
     if path.is_symlink():
-        raise Damaged(f'{path}: is no plain file')
+        raise Damaged(f'{path}: is not a regular file')
     try:
         content = path.read_bytes()
         manifest = json.loads(content)
-        whole = manifest['sha256'] == _self_hash(manifest) and content == _text(manifest).encode()
+        intact = manifest['sha256'] == _self_hash(manifest) and content == _text(manifest).encode()
     except PermissionError:
-        raise  # nothing is known of its content, and it is not to be set aside
+        raise  # its content is unknown: it must not be quarantined
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise Damaged(f'{path}: {type(error).__name__}: {first_line(error)}') from error
-    if not whole:
+    if not intact:
         raise Damaged(f'{path}: its content is not what was written (SHA-256 differs)')
     if manifest['format'] != FORMAT:
         raise InputError(f'{path}: format {manifest["format"]}, this lmtrain reads format {FORMAT}')
@@ -94,7 +94,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def steps(directory: str | os.PathLike) -> list[int]:
-    """Steps of the committed checkpoints, ascending; whether they are whole is not looked at."""
+    """Steps of the committed checkpoints, ascending; not verified."""
     return sorted(int(path.name) for path in Path(directory).glob('*') if re.fullmatch(r'0|[1-9][0-9]*', path.name))
 
 
@@ -109,8 +109,8 @@ def ranked(directory: str | os.PathLike) -> list[int]:
     return sorted((step for step in metrics if metrics[step] is not None), key=lambda step: (metrics[step], -step))
 
 
-def first_whole(directory: Path, step: int | str, quarantine: bool) -> int:
-    """The step that `checkpoint.restore` is to use, every byte of it checked; -1 where there has never been one."""
+def first_intact(directory: Path, step: int | str, quarantine: bool) -> int:
+    """The step that `checkpoint.restore` uses, its hashes checked; -1 if there has never been a checkpoint."""
     committed = steps(directory)
     if isinstance(step, int):
         if step not in committed:
@@ -128,34 +128,34 @@ def first_whole(directory: Path, step: int | str, quarantine: bool) -> int:
             verify(directory / str(candidate))
             return candidate
         except Damaged as error:
-            aside = _quarantine(directory / str(candidate)) if quarantine else None
+            quarantined = _quarantine(directory / str(candidate)) if quarantine else None
             logging.error(
                 'CHECKPOINT %d IS DAMAGED: %s. %s; trying the next one.',
                 candidate,
                 error,
-                f'Kept as {aside}' if aside else 'Left as it is',
+                f'Kept as {quarantined}' if quarantined else 'Left in place',
             )
     corrupt = sorted(path.name for path in directory.glob('*.corrupt*'))
     if order or corrupt:
         raise Damaged(
-            f'{directory}: no whole checkpoint is left ({", ".join(corrupt or map(str, order))} damaged). To begin '
-            f'anew on purpose, choose another workdir or move this folder away'
+            f'{directory}: no intact checkpoint is left ({", ".join(corrupt or map(str, order))} damaged). To start '
+            f'anew, choose another workdir or move this folder away'
         )
     return -1
 
 
 def _quarantine(folder: Path) -> Path:
     number = 0
-    while (aside := folder.with_name(f'{folder.name}.corrupt' + (f'.{number}' if number else ''))).exists():
+    while (renamed := folder.with_name(f'{folder.name}.corrupt' + (f'.{number}' if number else ''))).exists():
         number += 1
-    return folder.rename(aside)
+    return folder.rename(renamed)
 
 
 def _digest(path: Path, flush: bool = False) -> dict[str, Any]:
-    """{'bytes', 'sha256'} of a file, first flushed to the disk where asked. Raises Damaged where it cannot be read."""
+    """{'bytes', 'sha256'} of a file, flushed to the disk first if `flush`. Raises Damaged if it cannot be read."""
     try:
         if path.is_symlink() or not path.is_file():
-            raise Damaged(f'{path}: is no plain file')
+            raise Damaged(f'{path}: is not a regular file')
         if flush:
             with open(path, 'rb') as file:
                 os.fsync(file.fileno())
@@ -179,7 +179,7 @@ def _text(manifest: dict[str, Any]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line; of one of the system's the reason and the file, without its number."""
+    """The first line of an error's message; for an OSError the reason and the file, without the error number."""
     if isinstance(error, OSError) and error.strerror:
         return f'{error.strerror}: {error.filename}' if error.filename else error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,1 +1,1 @@
-"""One process and its peers: exit codes, signals, faults, agreement between processes, checks before a start."""
+"""Process lifecycle: exit codes, signals, injected faults, agreement between processes, checks before a start."""

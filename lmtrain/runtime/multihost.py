@@ -1,6 +1,6 @@
-"""What the processes of one run must know of each other: that they are of one mind, and when one of them wants to stop.
+"""Agreement between the processes of one run: gathered values, checked equality, an all-reduced maximum.
 
-With one process all of it is answered at once, without a device.
+With one process every function returns at once and uses no device.
 """
 
 import hashlib
@@ -16,19 +16,19 @@ from lmtrain.errors import InputError
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """`value` (of JSON) of every process, in order. All have to call it at the same place."""
+    """`value`, which JSON can hold, of every process in order. A collective: all processes must call it."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(text)))
-    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded = np.zeros(int(sizes.max()), np.uint8)  # a collective needs one shape in all processes
     padded[: len(text)] = text
     rows = multihost_utils.process_allgather(padded)
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.tolist(), strict=True)]
 
 
 def assert_same(facts: dict[str, Any]) -> None:
-    """Raises ValueError where a process has another value of a fact than process 0: who, which, and both values."""
+    """Raises InputError if a process has another value of a fact than process 0: which process, fact and values."""
     first, *others = all_gather_object({name: json.dumps(value, sort_keys=True) for name, value in facts.items()})
     differences = [
         f'  {name}: process 0 has {first.get(name)}, process {number} {other.get(name)}'
@@ -38,44 +38,44 @@ def assert_same(facts: dict[str, Any]) -> None:
     ]
     if differences:
         raise InputError(
-            'the processes of this run are not of one mind:\n'
+            'processes disagree about the run:\n'
             + '\n'.join(differences)
             + '\nStart them all with the same command, on the same code and data'
         )
 
 
 def source_hash() -> str:
-    """A hash of the sources of lmtrain."""
+    """A hash of the source files of lmtrain."""
     digest = hashlib.sha256()
-    root = pathlib.Path(__file__).parent
+    root = pathlib.Path(__file__).parents[1]
     for path in sorted(root.rglob('*.py')):
         digest.update(f'{path.relative_to(root)} {path.stat().st_size};'.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 class AsyncMax:
-    """The largest of what the processes say, known to all of them at the same call.
+    """Asynchronous all-reduce (max) over processes. Every process receives the result at the same call.
 
-    An answer is that to the call before: devices find it while they compute, and no host waits for another. Only the
-    first call waits, and one with `now`.
+    A call returns the maximum over the values of the call before: devices reduce while they compute, and no host
+    waits for another. Only the first call, and a call with `now`, waits for its own result.
     """
 
     def __init__(self) -> None:
         self._alone = jax.process_count() == 1
         if not self._alone:
-            mine = {device.process_index: device for device in reversed(jax.devices())}  # the first of each process
-            mesh = jax.sharding.Mesh(np.array([mine[i] for i in sorted(mine)]), ('process',))
-            self._each = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('process'))
-            whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-            self._most = jax.jit(lambda said: said.max(axis=0), out_shardings=whole)
-            self._asked = None
+            first = {device.process_index: device for device in reversed(jax.devices())}  # the first of each process
+            mesh = jax.sharding.Mesh(np.array([first[i] for i in sorted(first)]), ('process',))
+            self._by_process = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('process'))
+            replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            self._max = jax.jit(lambda rows: rows.max(axis=0), out_shardings=replicated)
+            self._pending = None
 
-    def __call__(self, *said: float, now: bool = False) -> tuple[float, ...]:
-        """`said` by this process -> the largest of each place; float32."""
+    def __call__(self, *values: float, now: bool = False) -> tuple[float, ...]:
+        """The maximum of each value over all processes, float32."""
         if self._alone:
-            return said
-        row = np.array([said], np.float32)
-        asked = self._most(jax.make_array_from_process_local_data(self._each, row))
-        before, self._asked = self._asked, asked
-        answer = asked if now or before is None else before
-        return tuple(np.asarray(answer).tolist())
+            return values
+        row = np.array([values], np.float32)
+        reduced = self._max(jax.make_array_from_process_local_data(self._by_process, row))
+        before, self._pending = self._pending, reduced
+        result = reduced if now or before is None else before
+        return tuple(np.asarray(result).tolist())

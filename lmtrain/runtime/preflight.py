@@ -1,4 +1,4 @@
-"""Whether the sizes of a run can be: refused by arithmetic, before an array of them is described or allocated."""
+"""Size checks before a run starts: too large models, batches and states are rejected by arithmetic alone."""
 
 import os
 from collections.abc import Mapping
@@ -13,8 +13,7 @@ COLUMNS = 5  # of a batch, at least: tokens, targets, positions, segment_ids, lo
 
 
 def check_sizes(model, rows: int, seq_len: int) -> None:
-    """Raises ValueError naming the fields where a model has more parameters than any machine holds, or a batch more
-    tokens than this one.
+    """Raises InputError if no machine holds the model, or this machine does not hold a batch; names the fields.
 
     Args:
       model: has the attributes of the config's model section.
@@ -31,34 +30,35 @@ def check_sizes(model, rows: int, seq_len: int) -> None:
             f'model.num_layers = {m.num_layers} make {parameters:.1e} parameters, more than any machine holds '
             f'({MAX_PARAMETERS:.1e}): lower one of them'
         )
-    wanted, there = 4 * COLUMNS * rows * seq_len, host_memory()
-    if wanted > there:
+    needed, available = 4 * COLUMNS * rows * seq_len, host_memory()
+    if needed > available:
         raise InputError(
-            f'data.batch_size = {rows} rows of data.seq_len = {seq_len} tokens are {_gigabytes(wanted)} a batch, and '
-            f'this machine has {_gigabytes(there)}: lower one of them'
+            f'data.batch_size = {rows} rows of data.seq_len = {seq_len} tokens are {_gigabytes(needed)} a batch, and '
+            f'this machine has {_gigabytes(available)}: lower one of them'
         )
 
 
 def check_memory(needed: Mapping[str, int], device: jax.Device) -> None:
-    """Raises ValueError where a device cannot hold the state of a training, activations left aside: those are an
-    estimate, and kernels of attention need far less.
+    """Raises InputError if a device cannot hold the state of the training.
+
+    Activations are not counted: their size is an estimate, and attention kernels need far less.
 
     Args:
-      needed: bytes on one device as `cost.memory` gives them.
-      device: one of this process; those of a CPU share its memory.
+      needed: bytes on one device as `cost.memory` returns them.
+      device: one of this process; the devices of a CPU share its memory.
     """
-    there = device_memory(device) or host_memory() // jax.local_device_count()
+    available = device_memory(device) or host_memory() // jax.local_device_count()
     exact = {part: needed[part] for part in ('parameters', 'gradients', 'moments')}
-    if sum(exact.values()) > there:
+    if sum(exact.values()) > available:
         parts = ', '.join(f'{part} {_gigabytes(size)}' for part, size in exact.items())
         raise InputError(
             f'training needs {_gigabytes(sum(exact.values()))} on each device ({parts}) and a device has '
-            f'{_gigabytes(there)}: lower model.width or model.num_layers, or raise mesh.fsdp, which shares them out'
+            f'{_gigabytes(available)}: lower model.width or model.num_layers, or raise mesh.fsdp, which shards them'
         )
 
 
 def device_memory(device: jax.Device) -> int:
-    """Bytes that this process may use of a device's own memory; 0 if it has none, or does not say."""
+    """Bytes of a device's own memory that this process may use; 0 if it has none or does not report it."""
     return (device.memory_stats() or {}).get('bytes_limit', 0)
 
 

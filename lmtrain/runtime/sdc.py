@@ -1,4 +1,4 @@
-"""A step that is taken twice, and copies that are compared, against hardware that is wrong and says nothing."""
+"""Detection of silent data corruption: a step is run twice and compared, and replicas of a leaf are compared."""
 
 import functools
 
@@ -6,86 +6,97 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lmtrain.runtime import lifecycle
+from lmtrain.runtime import faults, lifecycle
 
 
 def run_twice(train_step, step: int):
-    """`train_step` (which donates its state) taken twice; gives what it gives, and costs one more state in memory.
+    """A function that runs `train_step` twice from the same state and returns the result.
 
-    Raises survive.Ended (DIFFERS) naming the step and the leaves where the two results, or the copies of a leaf that
-    several devices hold, are not equal to the bit.
+    `train_step` donates its state, so the check needs the memory of one more state. The function raises
+    lifecycle.RunEnded (DIFFERS), naming the step and the leaves, if the two results, or the replicas of a leaf on
+    several devices, are not bitwise equal.
     """
 
-    def take(state, batch, progress):
-        kept = jax.tree.map(jnp.copy, state)
+    def run(state, batch, progress):
+        copy = jax.tree.map(jnp.copy, state)
         first = train_step(state, batch, progress)
-        if lifecycle.fault_requested(lifecycle.CORRUPT, step):
-            leaf, *rest = jax.tree.leaves(first[0].trainable)
-            flipped = jax.jit(_flip, out_shardings=leaf.sharding)(leaf)
-            structure = jax.tree.structure(first[0].trainable)
-            first = first[0].replace(trainable=jax.tree.unflatten(structure, [flipped, *rest])), first[1]
-        second = train_step(kept, batch, progress)
-        _end(step, 'taken twice from the same state, differs in', _unequal(_equal(first, second)))
-        _end(step, 'has copies on several devices that are not equal of', _unequal(equal_copies(second)))
+        if faults.fault_requested(faults.CORRUPT, step):
+            first = _flip_first_bit(first[0]), first[1]
+        second = train_step(copy, batch, progress)
+        _end_if(_unequal(_bitwise_equal(first, second)), step, 'run twice from the same state, differs in')
+        _end_if(_unequal(replicas_equal(second)), step, 'has unequal replicas on several devices of')
         return second
 
-    return take
+    return run
 
 
 def _unequal(equal) -> list[str]:
-    """The paths at which a tree, of which the first element is a state, says False."""
-    found = jax.tree_util.tree_leaves_with_path(jax.device_get(equal))
-    return [jax.tree_util.keystr(path[1:], simple=True, separator='/') for path, same in found if not same]
+    """The paths of False in a tree of bools whose first element is a state."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(equal))
+    return [jax.tree_util.keystr(path[1:], simple=True, separator='/') for path, same in leaves if not same]
 
 
-def _end(step: int, what: str, names: list[str]) -> None:
-    if names:
-        more = f' and {len(names) - 1} more' if len(names) > 1 else ''
+def _end_if(paths: list[str], step: int, what: str) -> None:
+    if paths:
+        more = f' and {len(paths) - 1} more' if len(paths) > 1 else ''
         raise lifecycle.RunEnded(
             lifecycle.DIFFERS,
-            f'step {step:,}, {what} {names[0]}{more}: a device computes or keeps what is wrong. Nothing of it is kept; '
-            'the same command goes on from the last checkpoint, on other devices',
+            f'step {step:,}, {what} {paths[0]}{more}: a device computes or stores wrong values. The step is discarded; '
+            'run the same command to resume from the last checkpoint, on other devices',
         )
 
 
-def equal_copies(tree):
-    """Whether all copies of a leaf, or of a piece of it, are equal to the bit, by the sum of their bits; tree of bools.
+def replicas_equal(tree):
+    """For each leaf, whether all replicas of it, or of each shard of it, are bitwise equal. A tree of bools.
 
-    What is computed from a copy that is wrong is wrong twice, so that two results do not show it.
+    A step computed from a wrong replica is wrong twice in the same way, so that its two results do not show it.
+    Replicas are compared by the sum of their bits.
     """
     leaves, structure = jax.tree.flatten(tree)
-    laid = [leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None for leaf in leaves]
-    return jax.tree.unflatten(structure, _compared(tuple(laid))(leaves))
+    shardings = tuple(leaf.sharding if isinstance(leaf.sharding, NamedSharding) else None for leaf in leaves)
+    return jax.tree.unflatten(structure, _compare_replicas(shardings)(leaves))
 
 
 @functools.cache
-def _compared(laid: tuple):
-    def one(leaf, on):
-        axes = on and tuple(axis for axis, size in on.mesh.shape.items() if size > 1)
+def _compare_replicas(shardings: tuple):
+    def compare(leaf, sharding):
+        axes = sharding and tuple(axis for axis, size in sharding.mesh.shape.items() if size > 1)
         if not axes:
             return jnp.bool_(True)
-        over = {axis for part in on.spec for axis in (part if isinstance(part, tuple) else (part,))}
-        copied = tuple(axis for axis in axes if axis not in over)
+        sharded = {axis for part in sharding.spec for axis in (part if isinstance(part, tuple) else (part,))}
+        replicated = tuple(axis for axis in axes if axis not in sharded)
 
-        def same(piece):
-            total = jnp.sum(_bits(piece).astype(jnp.uint32), dtype=jnp.uint32)
-            apart = jax.lax.pmax(total, copied) != jax.lax.pmin(total, copied) if copied else jnp.bool_(False)
-            return jax.lax.pmax(apart.astype(jnp.int32), axes) == 0
+        def same(shard):
+            total = jnp.sum(_bits(shard).astype(jnp.uint32), dtype=jnp.uint32)
+            differs = jnp.bool_(False)
+            if replicated:
+                differs = jax.lax.pmax(total, replicated) != jax.lax.pmin(total, replicated)
+            # Over all axes: every device, and so every process, gets the same answer.
+            return jax.lax.pmax(differs.astype(jnp.int32), axes) == 0
 
-        return jax.shard_map(same, mesh=on.mesh, in_specs=on.spec, out_specs=PartitionSpec(), check_vma=False)(leaf)
+        return jax.shard_map(
+            same, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=PartitionSpec(), check_vma=False
+        )(leaf)
 
-    return jax.jit(lambda leaves: [one(leaf, on) for leaf, on in zip(leaves, laid, strict=True)])
+    return jax.jit(lambda leaves: [compare(*pair) for pair in zip(leaves, shardings, strict=True)])
 
 
 def _bits(x):
     return jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * x.dtype.itemsize}')) if x.dtype != bool else x
 
 
-def _flip(x):
-    bits = _bits(x).reshape(-1)
-    return jax.lax.bitcast_convert_type(bits.at[0].set(bits[0] ^ 1), x.dtype).reshape(x.shape)
+def _flip_first_bit(state):
+    """The state with one bit of its first trainable leaf flipped."""
+
+    def flip(x):
+        bits = _bits(x).reshape(-1)
+        return jax.lax.bitcast_convert_type(bits.at[0].set(bits[0] ^ 1), x.dtype).reshape(x.shape)
+
+    leaf, *rest = jax.tree.leaves(state.trainable)
+    leaves = [jax.jit(flip, out_shardings=leaf.sharding)(leaf), *rest]
+    return state.replace(trainable=jax.tree.unflatten(jax.tree.structure(state.trainable), leaves))
 
 
 @jax.jit
-def _equal(one, other):
+def _bitwise_equal(one, other):
     return jax.tree.map(lambda a, b: jnp.array_equal(_bits(a), _bits(b)), one, other)

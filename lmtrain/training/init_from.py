@@ -16,8 +16,7 @@ from lmtrain.checkpoint import manifest
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, sha256
 from lmtrain.models import Transformer, generation
-from lmtrain.training import sweep
-from lmtrain.training import workdir as folder
+from lmtrain.training import sweep, workdir
 
 # How a model computes is the run's own choice; what it computes is the base's.
 COMPUTE = ('dropout', 'dtype', 'remat', 'unroll', 'attention')
@@ -77,7 +76,7 @@ def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> 
         adapter = local_path(adapter, 'init.adapter')
         base = _with_adapter(base, adapter, ignore)
         files.append(adapter / 'adapter_config.json')
-    known = {name for file in files for name in folder.read(file)}
+    known = {name for file in files for name in workdir.read(file)}
     if missing := [name for name in ignore if name not in known]:
         raise InputError(f'init.ignore has {missing[0]!r}, which {" and ".join(map(str, files))} do not have')
     return base
@@ -91,7 +90,7 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
     """
     if not (directory / 'config.json').is_file():
         raise FileNotFoundError(f'{directory} is no folder of a run: it holds no config.json')
-    config = ml_collections.ConfigDict(folder.read_config(directory))
+    config = ml_collections.ConfigDict(workdir.read_config(directory))
     try:
         model, members = Transformer(**config.model), sweep.of(config)
         init = config.init.to_dict()
@@ -110,7 +109,7 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
         return tree.unflatten({p.removeprefix(f'{name}/'): x for p, x in leaves.items() if p.startswith(f'{name}/')})
 
     trainable, frozen = kind('trainable'), kind('frozen')
-    inner, fingerprint = None, folder.read(directory / 'fingerprints.json').get('base')
+    inner, fingerprint = None, workdir.read(directory / 'fingerprints.json').get('base')
     if init['base']:
         inner = open_base(init['base'], init['adapter'], init['ignore'])
         inner = inner if inner.model.head == model.head else with_head(inner, model)
@@ -132,7 +131,7 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
 
     def load(place):
         wanted = {'trainable': trainable} | ({'frozen': frozen} if frozen else {})
-        parts, _ = checkpoint.restore(checkpoints, wanted, step, partial=True)
+        parts, _ = checkpoint.load(checkpoints, wanted, step, partial=True)
         if members:
             parts['trainable'] = jax.tree.map(lambda leaf: leaf[member], parts['trainable'])
         own = tree.join(*parts.values())

@@ -15,8 +15,7 @@ from lmtrain.errors import InputError
 from lmtrain.evaluation import predictions
 from lmtrain.models import Transformer, generation
 from lmtrain.parallel import sharding
-from lmtrain.training import evaluate, init_from
-from lmtrain.training import workdir as folder
+from lmtrain.training import evaluate, init_from, workdir
 from lmtrain.training.build import build
 
 
@@ -32,14 +31,14 @@ class LoadedModel(NamedTuple):
     template: Template | None  # that has written the conversations it was trained on
 
 
-def load_run(workdir, step: int | str = 'last', member: int = 0) -> LoadedModel:
+def load_run(directory, step: int | str = 'last', member: int = 0) -> LoadedModel:
     """The model in a run's folder, on the first device. `step`: 'last', 'best' (validation loss) or a number.
 
     Of a sweep `member`, with the config that it would have alone.
 
     Raises FileNotFoundError or ValueError naming what is missing, and checkpoint.Damaged.
     """
-    found = init_from.open_run(pathlib.Path(workdir), step, member)
+    found = init_from.open_run(pathlib.Path(directory), step, member)
     return _trained(found, data.load_tokenizer(found.tokenizer))
 
 
@@ -88,23 +87,24 @@ def with_chat_template(run: LoadedModel, name: str | None, chats: bool) -> Loade
     return run._replace(template=template, end_ids=list(ends))
 
 
-def evaluate_split(workdir, split: str, step: int | str = 'last', member: int = 0) -> dict[str, float]:
+def evaluate_split(directory, split: str, step: int | str = 'last', member: int = 0) -> dict[str, float]:
     """The loss in bits of a run's model on all of a split, 'train', 'validation' or 'test'.
 
     On as many devices as divide a batch. Those of a mixture as `evaluate.evaluate` gives them.
 
     Raises what `restore` and `assemble` raise, and ValueError where the data is no longer what it was.
     """
-    trained = load_run(workdir, step, member)
+    trained = load_run(directory, step, member)
     trained.config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}  # whatever it was trained on
     trained.config.optimizer.accumulate = 1
     size, devices = trained.config.data.batch_size, jax.devices()
     run = build(trained.config, devices[: max(n for n in range(1, len(devices) + 1) if size % n == 0)])
-    saved = folder.read(pathlib.Path(workdir) / 'fingerprints.json')
+    saved = workdir.read(pathlib.Path(directory) / 'fingerprints.json')
     for name, value in run.fingerprints().items():
         if saved.get(name) != value:
             raise InputError(
-                f'the {name} is not what {workdir} was trained with: {str(saved.get(name))[:12]} then, {value[:12]} now'
+                f'the {name} is not what {directory} was trained with: {str(saved.get(name))[:12]} then, '
+                f'{value[:12]} now'
             )
     params = jax.device_put(trained.params, sharding.shardings(trained.params, run.mesh))
     place = sharding.place(run.mesh)

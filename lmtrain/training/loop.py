@@ -9,7 +9,7 @@ import numpy as np
 from lmtrain import data, tree
 from lmtrain.parallel import sharding
 from lmtrain.report import metrics, terminal
-from lmtrain.runtime import lifecycle, multihost, sdc
+from lmtrain.runtime import faults, lifecycle, multihost, sdc
 from lmtrain.training import evaluate, sweep
 from lmtrain.training.run import Run
 
@@ -52,7 +52,7 @@ class Loop:
         if self.done and self.done % config.evaluate.every_steps == 0 and self.evaluated_at != self.done:
             self.evaluate(state)  # what a signal had cut short
             if self.evaluated_at == self.done:
-                self.checkpoints.rate(self.done, self.validation['loss'])
+                self.checkpoints.set_metric(self.done, self.validation['loss'])
         train_step = compiled()
         if self.agreed(now=True):
             self.stop()
@@ -69,7 +69,7 @@ class Loop:
             while progress < 1.0:
                 self.watchdog.expect('step')
                 step, (batch, digest) = next(batches)
-                lifecycle.fault_in_step(step + 1)
+                faults.inject_before_step(step + 1)
                 stopping = self.agreed()
                 progress = self.clock.spent(step + 1) if self.run.total_steps else self.spent_of_all
                 again = config.sdc_check_every and (step + 1) % config.sdc_check_every == 0

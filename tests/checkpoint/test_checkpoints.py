@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 from lmtrain import checkpoint
 from lmtrain.checkpoint import Checkpoints, Damaged, SaveFailed, manifest
 from lmtrain.checkpoint import checkpoints as checkpoint_module
-from lmtrain.runtime import lifecycle
+from lmtrain.runtime import faults
 from lmtrain.training import state
 
 
@@ -292,7 +292,7 @@ for step in (1, 2):
 """
 
 
-@pytest.mark.parametrize('point', lifecycle.POINTS)
+@pytest.mark.parametrize('point', faults.SAVE_POINTS)
 def test_killed_at_any_point_nothing_committed_is_lost(tmp_path, point):
     done = subprocess.run(
         [sys.executable, '-c', KILLED, str(tmp_path)],
@@ -327,7 +327,7 @@ def test_a_full_disk_is_loud_and_leaves_what_stands(tmp_path, caplog):
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
         try:
             kept.save(big, 2, {})
-            with pytest.raises(SaveFailed, match=r'step 2 in .*File too large.* Checkpoints that stand: 1\.') as caught:
+            with pytest.raises(SaveFailed, match=r'step 2 in .*File too large.* Intact checkpoints: 1\.') as caught:
                 kept.wait()
             assert caught.value.__cause__ is not None
         finally:
@@ -348,7 +348,7 @@ def test_a_failed_save_is_found_at_the_next_look(tmp_path, monkeypatch):
     kept = checkpoints(tmp_path)
     kept.save(small(1), 1, {})
     kept._commit.join()
-    with pytest.raises(SaveFailed, match='No space left on device.*stand: none'):
+    with pytest.raises(SaveFailed, match='No space left on device.*Intact checkpoints: none'):
         kept.check_for_errors()
 
 
@@ -362,7 +362,7 @@ def test_a_torn_first_save_is_a_fresh_start_but_damage_is_not(tmp_path, caplog):
         for _ in range(2):  # nor at the start after the one that set it aside
             with (
                 caplog.at_level(logging.ERROR),
-                pytest.raises(Damaged, match=r'no whole checkpoint is left \(1.corrupt'),
+                pytest.raises(Damaged, match=r'no intact checkpoint is left \(1.corrupt'),
             ):
                 kept.restore(shapes(small(0)))
     assert os.listdir(tmp_path) == ['1.corrupt']

@@ -125,7 +125,7 @@ def expect_fall_back(directory, caplog, word=''):
     """Checkpoint 2 is set aside, with one line that holds `word`, and 1 is what is restored."""
     caplog.clear()
     with caplog.at_level(logging.ERROR):
-        assert manifest.first_whole(directory, 'last', quarantine=True) == 1
+        assert manifest.first_intact(directory, 'last', quarantine=True) == 1
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 1 and 'CHECKPOINT 2 IS DAMAGED' in lines[0] and word in lines[0], lines
     assert sorted(path.name for path in directory.iterdir() if path.is_dir()) == ['1', '2.corrupt']
@@ -140,7 +140,7 @@ def test_the_older_one_is_really_loaded(whole, tmp_path, caplog):
         np.testing.assert_array_equal(restored['kernel'], state(1)['kernel'])
         kept.save(state(2), 2, {})  # the step may be saved again, and damaged again
     (tmp_path / '2' / 'manifest.json').unlink()
-    assert manifest.first_whole(tmp_path, 'last', quarantine=True) == 1
+    assert manifest.first_intact(tmp_path, 'last', quarantine=True) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '2.corrupt', '2.corrupt.1']
 
 
@@ -175,7 +175,7 @@ def test_the_best_falls_back_to_the_next_best(whole, tmp_path, caplog):
     (tmp_path / '2' / 'state' / '_METADATA').unlink()
     assert checkpoint.restore(tmp_path, SHAPES, step='best')[1]['step'] == 1
     (tmp_path / '1' / 'manifest.json').unlink()
-    with pytest.raises(Damaged, match='no whole checkpoint is left'):
+    with pytest.raises(Damaged, match='no intact checkpoint is left'):
         checkpoint.restore(tmp_path, SHAPES, step='best')
 
 
@@ -201,11 +201,11 @@ def test_what_may_not_be_read_is_not_called_damaged(whole, tmp_path, monkeypatch
     # Root reads through every permission.
     monkeypatch.setattr(manifest.Path, 'read_bytes', refused)
     with pytest.raises(PermissionError):
-        manifest.first_whole(tmp_path, 'last', quarantine=True)
+        manifest.first_intact(tmp_path, 'last', quarantine=True)
     monkeypatch.undo()
     monkeypatch.setattr(manifest.hashlib, 'file_digest', refused)
     with pytest.raises(PermissionError):
-        manifest.first_whole(tmp_path, 'last', quarantine=True)
+        manifest.first_intact(tmp_path, 'last', quarantine=True)
     assert checkpoint.steps(tmp_path) == [1, 2]
 
 

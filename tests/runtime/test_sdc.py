@@ -1,4 +1,4 @@
-"""A step that is taken twice is the step, and one bit between its two results ends the run."""
+"""A step that is run twice equals one step; one flipped bit, in a result or in a replica, ends the run."""
 
 import jax
 import jax.numpy as jnp
@@ -28,31 +28,29 @@ def train_step():
     return jax.jit(step, donate_argnums=0)
 
 
-def test_twice_is_once(state):
+def test_step_run_twice_equals_the_step(state):
     kept = jax.tree.map(jnp.copy, state)
     once, _ = train_step()(kept, np.float32(3.0), np.float32(0.5))
     twice, measured = sdc.run_twice(train_step(), 1)(state, np.float32(3.0), np.float32(0.5))
-    assert np.isnan(measured['loss'])  # equal to the bit, which NaN is not by value
+    assert np.isnan(measured['loss'])  # bitwise equal; by value NaN is not
     assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and jnp.array_equal(a, b), once, twice))
 
 
-def test_one_bit_ends_the_run(state, monkeypatch):
+def test_flipped_bit_of_a_result_ends_the_run(state, monkeypatch):
     monkeypatch.setenv('LMTRAIN_FAULT', 'corrupt@7')
     sdc.run_twice(train_step(), 6)(jax.tree.map(jnp.copy, state), np.float32(3.0), np.float32(0.5))
-    with pytest.raises(
-        lifecycle.RunEnded, match='step 7, taken twice .* differs in trainable/a/kernel: a device'
-    ) as ended:
+    with pytest.raises(lifecycle.RunEnded, match='step 7, run twice .* differs in trainable/a/kernel: a dev') as ended:
         sdc.run_twice(train_step(), 7)(state, np.float32(3.0), np.float32(0.5))
     assert ended.value.code == lifecycle.DIFFERS
 
 
 @pytest.mark.parametrize('spec', [P(), P('fsdp')], ids=str)
-def test_a_copy_that_is_wrong_ends_the_run(state, spec):
-    """One bit of what one device holds, which both results are computed from."""
+def test_flipped_bit_of_a_replica_ends_the_run(state, spec):
+    """Both results are computed from the wrong replica and are equal."""
     on = NamedSharding(sharding.mesh(2, 4, 1, 1), spec)
     state = jax.device_put(state, NamedSharding(on.mesh, P()))
     whole = jax.device_put(state.trainable['a']['kernel'], on)
-    assert jax.tree.all(sdc.equal_copies((state, whole)))
+    assert jax.tree.all(sdc.replicas_equal((state, whole)))
     pieces = [np.asarray(shard.data).copy() for shard in whole.addressable_shards]
     pieces[5].view(np.uint16)[0, 1] ^= 1 << 6
     placed = [jax.device_put(x, shard.device) for x, shard in zip(pieces, whole.addressable_shards, strict=True)]
@@ -60,7 +58,7 @@ def test_a_copy_that_is_wrong_ends_the_run(state, spec):
     state = state.replace(trainable=state.trainable | {'a': {'kernel': wrong}})
     step = jax.jit(lambda state, batch, progress: (state.replace(step=state.step + 1), {}), donate_argnums=0)
     with pytest.raises(
-        lifecycle.RunEnded, match='step 7, has copies on several .* of trainable/a/kernel: a dev'
+        lifecycle.RunEnded, match='step 7, has unequal replicas on several .* of trainable/a/kernel: a dev'
     ) as ended:
         sdc.run_twice(step, 7)(state, 0.0, 0.0)
     assert ended.value.code == lifecycle.DIFFERS

@@ -268,9 +268,9 @@ TRAIN = [
     ),
     ('of checkpoints alone', '--workdir=lost', checkpoints_without_config, ['holds checkpoints but no config.json']),
     ('in use', '', held_by_another, [f'process {os.getpid()} trains there', 'another --workdir']),
-    ('broken config.json', '', {'run/config.json': b'{"seed": 0,'}, ['run/config.json cannot be read', '--workdir']),
+    ('broken config.json', '', {'run/config.json': b'{"seed": 0,'}, ['run/config.json: invalid JSON', '--workdir']),
     ('other config.json', '', {'run/config.json': b'[]'}, ['run/config.json: expected a JSON object', '--workdir']),
-    ('binary config.json', '', {'run/config.json': b'\xff\xfe'}, ['run/config.json cannot be read', '--workdir']),
+    ('binary config.json', '', {'run/config.json': b'\xff\xfe'}, ['run/config.json: invalid JSON', '--workdir']),
     ('no fingerprints', '', remove('run/fingerprints.json'), ['run/fingerprints.json: No such file']),
     ('unknown field', 'model.wdth=3', {}, ['unknown field config.model.wdth', "did you mean 'config.model.width'?"]),
     ('field of words', 'model.width=x', {}, ['config.model.width wants an integer', "'x'"]),
@@ -297,14 +297,14 @@ OTHERS = [
         'evaluate a broken config',
         'evaluate --workdir=run',
         {'run/config.json': b'x'},
-        ['run/config.json cannot be read'],
+        ['run/config.json: invalid JSON'],
     ),
     ('evaluate another config', 'evaluate --workdir=run', {'run/config.json': b'{"a": 1}'}, ['run/config.json is not']),
     (
         'evaluate no fingerprints',
         'evaluate --workdir=run',
         remove('run/fingerprints.json'),
-        ['fingerprints.json cannot be read'],
+        ['fingerprints.json: No such file'],
     ),
     ('generate no folder', 'generate --workdir=nowhere', {}, ['nowhere is no folder of a run']),
     ('generate nothing trained', 'generate --workdir=lost', nothing_trained, ['holds no checkpoint', 'trained']),
@@ -389,8 +389,8 @@ def test_a_disk_that_fills_leaves_the_checkpoints_so_far(house, tmp_path, monkey
     monkeypatch.setattr(manifest, 'write_manifest', full_from_ten_on)
     assert cli.main(train_words(house, 'checkpoint.every_steps=5')) == lifecycle.DISK
     said = capsys.readouterr().err
-    assert 'checkpoint of step 10' in said and 'No space left on device' in said and 'start again' in said
-    assert 'that stand: 5.' in said and '[Errno' not in said
+    assert 'checkpoint of step 10' in said and 'No space left on device' in said and 'run the same command' in said
+    assert 'Intact checkpoints: 5.' in said and '[Errno' not in said
     assert [path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()] == ['5']
     manifest.verify(tmp_path / 'run' / 'checkpoints' / '5')
     monkeypatch.setattr(manifest, 'write_manifest', seal)

@@ -9,8 +9,7 @@ import pytest
 from configs.base import get_config
 from lmtrain.runtime import multihost
 from lmtrain.tasks import prepare
-from lmtrain.training import train
-from lmtrain.training import workdir as folder
+from lmtrain.training import train, workdir
 from lmtrain.training.build import build
 
 DATED = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
@@ -54,19 +53,19 @@ def test_a_resumed_run_writes_the_date_of_its_first_start(make, tmp_path, monkey
     first = build(config)
     assert first.config.task.date == '2031-02-03' and config.task.date == ''
     assert '03 Feb 2031 ' in first.corpus.tokenizer.decode(first.stream('train').batch(0)['tokens'][0].tolist())
-    folder.bind(tmp_path, train.resolved(first), first.fingerprints())
+    workdir.bind(tmp_path, train.resolved(first), first.fingerprints())
     on(monkeypatch, '2031-02-04')
     new = build(config)
     assert new.config.task.date == '2031-02-04' and new.fingerprints() != first.fingerprints()
     again = build(train.on_its_date(config, tmp_path))
     assert again.config.task.date == '2031-02-03'
-    assert folder.bind(tmp_path, train.resolved(again), again.fingerprints()) == []
+    assert workdir.bind(tmp_path, train.resolved(again), again.fingerprints()) == []
     assert build(again.config).fingerprints() == first.fingerprints()  # as an evaluation of the run does
     config.task.date = '2031-02-05'
     assert train.on_its_date(config, tmp_path).task.date == '2031-02-05'
-    with pytest.raises(folder.WrongRun, match='fingerprint of data'):
+    with pytest.raises(workdir.WrongRun, match='fingerprint of data'):
         other = build(train.on_its_date(config, tmp_path))
-        folder.bind(tmp_path, train.resolved(other), other.fingerprints())
+        workdir.bind(tmp_path, train.resolved(other), other.fingerprints())
 
 
 def test_all_processes_write_the_date_of_the_first(make, monkeypatch):
