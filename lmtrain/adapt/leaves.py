@@ -12,7 +12,7 @@ reads it. These modules read the table:
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lmtrain import tree
@@ -51,7 +51,7 @@ class LeafKind(NamedTuple):
     token_axis: int | None = None
     key_axis: int | None = None
 
-    def fits(self, path: str, paths: Iterable[str]) -> bool:
+    def fits(self, path: str, paths: Collection[str]) -> bool:
         """Whether a layer reads this leaf at `path`, in a model that has the leaves `paths`."""
         if not self.beside:
             return True
@@ -157,10 +157,14 @@ def partition_rules() -> list[tuple[str, tuple[str | None, ...]]]:
     return [rule for kind in KINDS for rule in kind.rules]
 
 
-def matmuls(leaves: Mapping[str, Any], parent: str) -> list[str]:
-    """The paths of the leaves of `parent` that every token is multiplied by, in the order of the table."""
-    paths = [path for path in leaves if path.rpartition('/')[0] == parent]
-    return [path for kind in KINDS if kind.is_matmul for path in paths if re.fullmatch(kind.pattern, path)]
+def matmuls(paths: Collection[str]) -> dict[str, list[str]]:
+    """{parent: paths of its leaves that every token is multiplied by, in the order of the table}."""
+    parents: dict[str, list[str]] = {}
+    for kind in KINDS:
+        for path in paths:
+            if kind.is_matmul and re.fullmatch(kind.pattern, path):
+                parents.setdefault(path.rpartition('/')[0], []).append(path)
+    return parents
 
 
 def virtual_tokens(params: Mapping) -> int:

@@ -51,6 +51,42 @@ CHIPS = {
 }
 
 
+# Dense peak of one JAX device in bfloat16 and in float32 as JAX multiplies it by default (TPU: bfloat16 passes; NVIDIA
+# from Ampere on: TF32), FLOP/s. First match of device_kind wins. Sources: jax._src.tpu_info and the data sheets of
+# Google and NVIDIA, without sparsity. A device of TPU v2, v3 and 7x is one core, half a chip.
+PEAKS = (
+    (r'TPU v2', 23e12, 23e12),
+    (r'TPU v3', 61.5e12, 61.5e12),
+    (r'TPU v4 lite', 137e12, 137e12),
+    (r'TPU v4', 275e12, 275e12),
+    (r'TPU (v5e|v5 lite)', 197e12, 197e12),
+    (r'TPU (v5p|v5)', 459e12, 459e12),
+    (r'TPU (v6e|v6 lite)', 918e12, 918e12),
+    (r'TPU ?(7x|v7x|v7)', 1153.5e12, 1153.5e12),
+    (r'.*\bGB200\b.*', 2500e12, 1250e12),
+    (r'.*\bGB300\b.*', 2500e12, 1250e12),
+    (r'.*\bB200\b.*', 2250e12, 1125e12),
+    (r'.*\bB300\b.*', 2250e12, 1125e12),
+    (r'.*\bGH200\b.*', 989.5e12, 494.7e12),
+    (r'.*\bH200 NVL\b.*', 835e12, 417e12),
+    (r'.*\bH200\b.*', 989.5e12, 494.7e12),
+    (r'.*\bH100 PCIe\b.*', 756e12, 378e12),
+    (r'.*\bH100 NVL\b.*', 835e12, 417e12),
+    (r'.*\bH100\b.*', 989.5e12, 494.7e12),
+    (r'.*\bA100\b.*', 312e12, 156e12),
+    (r'.*\bA10G\b.*', 70e12, 35e12),
+    (r'.*\bA40\b.*', 149.7e12, 74.8e12),
+    (r'.*\bA10\b.*', 125e12, 62.5e12),
+    (r'.*\bL40S\b.*', 362e12, 183e12),
+    (r'.*\bL4\b.*', 121e12, 60e12),
+    (r'.*RTX 5090\b.*', 209.5e12, 104.8e12),
+    (r'.*RTX 4090\b.*', 165.2e12, 82.6e12),
+    (r'.*RTX 4080\b.*', 97.5e12, 48.7e12),
+    (r'.*RTX 3090\b.*', 71e12, 35.6e12),
+    (r'.*RTX A6000\b.*', 154.8e12, 77.4e12),
+)
+
+
 class Target(NamedTuple):
     """`chips` devices of a kind: `chip` of CHIPS, None for the simulated devices of a CPU."""
 
@@ -107,3 +143,11 @@ def parse(text: str) -> Target:
         form = 'x'.join(['4'] * dimensions) if dimensions > 1 else '8'
         raise InputError(f'--target={text}: {name} wants its size after a colon, such as --target={name}:{form}')
     return Target(text, chip, math.prod(map(int, shape.split('x'))))
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """FLOP/s that one device of `jax.Device.device_kind` could reach in 'bfloat16' or 'float32'; None where unknown."""
+    for pattern, bfloat16, float32 in PEAKS:
+        if re.fullmatch(pattern, device_kind):
+            return {'bfloat16': bfloat16, 'float32': float32}.get(str(dtype))
+    return None

@@ -111,13 +111,13 @@ def compiled(run: Run) -> Compiled:
 def _held(leaves, on) -> int:
     """Bytes on one device of leaves that lie as a compiled program takes them."""
     laid = jax.tree.map(lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on), leaves, on)
-    return cost.bytes_here(laid)
+    return cost.shard_bytes(laid)
 
 
 def arguments(run: Run) -> int:
     """Bytes of state and batch on one device, from shapes and shardings."""
     *_, batch = run.batch_shapes().values()
-    return cost.bytes_here((run.shapes, batch))
+    return cost.shard_bytes((run.shapes, batch))
 
 
 def bound(run: Run, target: Target, exchanged: dict[tuple[str, str], float]) -> Bound | None:

@@ -115,7 +115,7 @@ def header(
       devices: all of them. steps: planned, or None under a budget of `hours`.
       epoch_tokens: rows x seq_len of the steps of an epoch, which of a mixture is a pass over its first source; None
         if it is not known.
-      flops_per_step: `cost.Flops.total`, all T keys counted. memory: `cost.memory`, bytes a device.
+      flops_per_step: `cost.Flops.total`, all T keys counted. memory: `cost.bytes_per_device`.
       replicas: devices that share the rows (mesh.data x mesh.fsdp); None is all of them.
     """
     tokens = rows * seq_len

@@ -44,7 +44,7 @@ def check_memory(needed: Mapping[str, int], device: jax.Device) -> None:
     Activations are not counted: their size is an estimate, and attention kernels need far less.
 
     Args:
-      needed: bytes on one device as `cost.memory` returns them.
+      needed: bytes on one device as `cost.bytes_per_device` returns them.
       device: one of this process; the devices of a CPU share its memory.
     """
     available = device_memory(device) or host_memory() // jax.local_device_count()

@@ -124,16 +124,16 @@ class Run(NamedTuple):
         return language and self._memory(keep_logits=True)['total'] <= self.device_memory / 2
 
     def memory(self) -> dict[str, int]:
-        """Bytes on one device, by parts, as `cost.memory` gives them."""
+        """Bytes on one device, by parts, as `cost.bytes_per_device` gives them."""
         return self._memory(self.keep_logits)
 
     def _memory(self, keep_logits: bool) -> dict[str, int]:
         config, shapes, replicas = self.config, self.shapes, self.mesh.shape['data'] * self.mesh.shape['fsdp']
         rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.members), 1)
-        state = shapes.trainable, shapes.frozen, shapes.opt_state
         more = {axis: self.mesh.shape[axis] for axis in ('tensor', 'sequence')}
         more |= {'predicted': self.predicted, 'keep_logits': keep_logits}
-        return cost.memory(*state, self.model, rows, config.data.seq_len, self.attention != 'xla', **more)
+        fused = self.attention != 'xla'
+        return cost.bytes_per_device(shapes, self.model, rows, config.data.seq_len, fused=fused, **more)
 
     def planned(self) -> dict[str, float]:
         """What was known before: 'peak_memory' of a device in bytes, and where they are, 'steps', 'tokens', 'seconds'.

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from configs import tiny
-from lmtrain import adapt, tree
+from lmtrain import adapt, cost, tree
 from lmtrain.adapt import leaves
 from lmtrain.models import Transformer
 from lmtrain.models.pretrained import shapes_of
@@ -57,7 +57,7 @@ def test_virtual_tokens_and_extra_keys_are_read_from_the_shapes():
     }
 
 
-@pytest.mark.parametrize('kernel', collectives.sharding.KERNELS.values())
+@pytest.mark.parametrize('kernel', sharding.KERNELS.values())
 def test_what_a_kernel_or_an_axis_excludes_is_named(kernel):
     prefix = 'layers/attention/prefix_key'
     blocked = {name: leaves.excluding_kernel(extended(name), kernel) for name in METHODS}
@@ -132,13 +132,20 @@ def test_a_new_kind_is_checked_split_stacked_and_mixed(with_side):
     assert not np.allclose(mixed[1], alone[0][1])
 
 
-def test_a_new_kind_is_sharded_and_excluded(with_side):
+def test_a_new_kind_is_sharded_counted_and_excluded(with_side):
     base = shapes_of(MODEL)
     kernel = base['layers']['mlp']['up']['kernel']
     params = tree.join(base, {'layers': {'mlp': {'up': {'side': kernel}}}})
     mesh = sharding.mesh(2, 4, 1, 1)
     on = sharding.shardings(params, mesh)['layers']['mlp']['up']
     assert on['side'].spec == PartitionSpec(None, 'fsdp', None)
+
+    plain, wide = (cost.flops_per_step(MODEL, 2, 8, params=p) for p in (base, params))
+    product = 2 * 2 * 8 * np.prod(kernel.shape)
+    assert wide.forward - plain.forward == product
+    assert wide.backward - plain.backward == 2 * product  # gradients of the leaf and of its input
+    frozen = cost.flops_per_step(MODEL, 2, 8, '.*/down/kernel', params=params)
+    assert frozen.backward < wide.backward
 
     assert leaves.excluding_axis(params, 'sequence') == 'layers/mlp/up/side'
     model = types.SimpleNamespace(obstacle=lambda *_: '')

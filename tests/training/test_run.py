@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from lmtrain import cost, tree
-from lmtrain.cost import hlo
+from lmtrain import tree
+from lmtrain.cost import hlo, memory
+from lmtrain.models import lm_head
 from lmtrain.training.build import build
 from lmtrain.training.run import Run
 
@@ -48,25 +49,11 @@ def test_the_compiler_finds_what_the_arithmetic_says(text):
         losses[name] = measured['loss'].item()
     assert flops['kept'] < flops['twice']
     elements = 8 * 64 * 64_000
-    assert elements > cost.HEAD_WHOLE
-    more = cost.logits_bytes(elements, 2, True) - cost.logits_bytes(elements, 2, False)
+    assert elements > lm_head.WHOLE
+    more = memory.logits_bytes(elements, 2, True) - memory.logits_bytes(elements, 2, False)
     # A CPU computes bfloat16 products in float32, from copies of their operands.
     assert 0.5 * more < temporaries['kept'] - temporaries['twice'] < 4 * more
     assert losses['kept'] == pytest.approx(losses['twice'], rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ('elements', 'keep', 'size'),
-    [
-        (2**22, False, 6 * 2**22),
-        (2**22, True, 6 * 2**22),
-        (2**24, False, 6 * 2**22),
-        (2**26, False, 6 * 2**23),
-        (2**26, True, 4 * 2**26),
-    ],
-)
-def test_bytes_of_logits(elements, keep, size):
-    assert cost.logits_bytes(elements, 2, keep) == size
 
 
 SMALL = {'model.vocab_size': 257, 'model.dtype': 'float32'}

@@ -1,0 +1,246 @@
+"""FLOPs of a train step, from shapes: which matrix products run forward and backward, given what is trainable.
+
+A product y = x W of activations x and a leaf W costs the same three times: forward, for the gradient of W (only if W is
+trainable), and for the gradient of x (only if a leaf upstream of x is trainable). So a trained matrix costs 6 FLOPs per
+parameter and token, a frozen one above a trainable embedding 4, and a frozen one below every trainable leaf 2.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lmtrain import tree
+from lmtrain.adapt import leaves as adapter_leaves
+from lmtrain.models import lm_head
+
+
+class Flops(NamedTuple):
+    """FLOPs of matrix products, over all devices. A multiplication and an addition are two.
+
+    Attributes:
+      forward, backward: of the model. MFU counts their sum (PaLM, arXiv 2204.02311, appendix B).
+      again: what the backward pass recomputes to save memory.
+      update: of the optimizer (Muon).
+    """
+
+    forward: float
+    backward: float
+    again: float
+    update: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Of the model, without recomputation and optimizer: for MFU, and for budgets in FLOPs."""
+        return self.forward + self.backward
+
+    @property
+    def executed(self) -> float:
+        """Of everything that the hardware executes."""
+        return self.total + self.again + self.update
+
+
+class Product(NamedTuple):
+    """A product of activations [rows, inner] and a kernel [inner, outer]."""
+
+    rows: int
+    inner: int
+    outer: int
+
+
+# What reads the same input, by path: a product with the kernel there, FLOPs of a product of activations (float), or
+# None: leaves without a matrix product. A model is a list of stages in the order of the forward pass.
+Stage = dict[str, Product | float | None]
+
+
+class _Leaves(NamedTuple):
+    """What is trainable, and the matrices of adapters.
+
+    Attributes:
+      paths: of the trainable leaves. parents: the same without the last name.
+      adapters: {path without /kernel: [(elements, whether trainable)] of the matrices next to it, in the order of use}.
+    """
+
+    paths: set[str]
+    parents: set[str]
+    adapters: Mapping[str, list[tuple[int, bool]]]
+
+    def is_trainable(self, stage: Stage) -> bool:
+        """Whether a trainable leaf reads the input of a stage."""
+        return not self.parents.isdisjoint(stage)
+
+
+def keys_per_query(model, seq_len: int, block: int | None) -> float:
+    """The mean number of keys that a query is multiplied by.
+
+    `block` queries in a row read the same range of keys: those that at least one of them attends to. None: all T keys.
+    """
+    if not model.causal:
+        return seq_len
+    block, window = block or seq_len, model.window or seq_len
+    full = len(getattr(model, 'global_layers', ())) / model.num_layers  # share of the layers without a window
+    cells = 0
+    for start in range(0, seq_len, block):
+        stop = min(start + block, seq_len)
+        first = max(0, start - window + 1)
+        cells += (stop - start) * (stop - (1 - full) * first)
+    return cells / seq_len
+
+
+def flops_per_step(
+    model,
+    batch_size: int,
+    seq_len: int,
+    trainable: str = '.*',
+    *,
+    params: Mapping | None = None,
+    classes: int | None = None,
+    predicted: int | None = None,
+    block: int | None = None,
+    shares: int = 1,
+    keep_logits: bool = False,
+) -> Flops:
+    """FLOPs of one train step, from the shapes of the model and of the leaves that adapters add.
+
+    Args:
+      model: has the attributes of the config's model section.
+      batch_size: rows B. seq_len: tokens per row T.
+      trainable: regex of the trainable paths.
+      params: arrays or shapes; needed if layers are in segments or an adapter has leaves. None: the plain model.
+      classes: outputs of an added head, which is used instead of the model's own.
+      predicted: positions per row that the head reads (masked language modelling); None: all T.
+      block: see `keys_per_query`. None counts all T keys, the convention of PaLM and nanoGPT, which our MFU uses; 1
+        counts the keys that are attended to ("causal"); 128 counts what the XLA attention computes.
+      shares: micro-batches times devices among which the logits are divided. The head recomputes a share of more than
+        `lm_head.WHOLE` logits in the backward pass,
+      keep_logits: unless it keeps them.
+    """
+    m, flat = model, tree.flatten(params or {})
+    length = seq_len + adapter_leaves.virtual_tokens(flat)
+    tokens = batch_size * length
+    keys = keys_per_query(m, length, block) + adapter_leaves.extra_keys(flat)
+    before: list[Stage] = [{'embed': None, 'positions': None, 'prompt': None}, {'embed_norm': None}]
+    layers = {name: _layer(m, name, tokens, keys) for name in _segments(m, params)}
+    after = _head(m, flat, batch_size, seq_len if predicted is None else predicted, classes)
+    leaves = _leaves(trainable, flat, [*before, *layers.get('layers', ()), *after])
+
+    _, flows = _backward(leaves, before, False)
+    forward, backward, again = 0.0, 0.0, 0.0
+    for name, size in _segments(m, params).items():
+        stages = layers[name]
+        # A scan carries gradients down to its first layer, even if only leaves of its last layer need them.
+        flows = flows or m.unroll < m.num_layers and any(leaves.is_trainable(stage) for stage in stages)
+        through, flows = _backward(leaves, stages * size, flows)
+        forward += size * _forward(leaves, stages)
+        backward += through
+        again += size * _recomputed(leaves, stages, m.remat) if through else 0.0
+    of_head, _ = _backward(leaves, after, flows)
+    (*_, (_, logits)) = after[-1].items()
+    if of_head and not keep_logits and logits.rows * logits.outer > lm_head.WHOLE * shares:
+        again += _forward(leaves, after[-1:])
+    return Flops(forward + _forward(leaves, after), backward + of_head, again)
+
+
+def _segments(model, params: Mapping | None) -> dict[str, int]:
+    """{segment: number of layers}."""
+    if not params:
+        return {'layers': model.num_layers}
+    return {name: next(iter(tree.flatten(params[name]).values())).shape[0] for name in tree.segments(params)}
+
+
+def _layer(model, name: str, tokens: int, keys: float) -> list[Stage]:
+    m, at = model, f'{name}/attention'
+    heads, kv_heads = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
+    up = ('gate', 'up') if 'glu' in m.activation else ('up',)
+    return [
+        {f'{at}_norm': None},
+        {
+            f'{at}/query': Product(tokens, m.width, heads),
+            f'{at}/key': Product(tokens, m.width, kv_heads),
+            f'{at}/value': Product(tokens, m.width, kv_heads),
+        },
+        {f'{at}/query_norm': None, f'{at}/key_norm': None, at: None},  # prefixes are leaves of `at`
+        {'scores': 4.0 * tokens * heads * keys},
+        {f'{at}/output': Product(tokens, heads, m.width)},
+        {f'{name}/mlp_norm': None},
+        {f'{name}/mlp/{kind}': Product(tokens, m.width, m.mlp_dim) for kind in up},
+        {f'{name}/mlp/down': Product(tokens, m.mlp_dim, m.width)},
+    ]
+
+
+def _head(model, leaves: Mapping, batch_size: int, positions: int, classes: int | None) -> list[Stage]:
+    """The stages after the layers; the last one is the product that gives the logits."""
+    m, rows = model, batch_size * positions
+    kernel = 'embed' if m.tied else 'head'
+    outputs = m.vocab_size if m.head == 'lm' else m.num_labels
+    if m.head != 'lm':
+        kernel, rows = 'task_head/out', batch_size if m.head == 'classify' else rows
+    if classes:
+        kernel = next((path.rpartition('/')[0] for path in leaves if path.startswith('heads/')), 'heads/added')
+    return [
+        {'final_norm': None},
+        {'mlm_head/dense': Product(rows, m.width, m.width)} if m.mlm_head and not classes else {},
+        {'mlm_head/norm': None},
+        {kernel: Product(rows, m.width, classes or outputs)},
+    ]
+
+
+def _leaves(trainable: str, leaves: Mapping[str, Any], stages: Sequence[Stage]) -> _Leaves:
+    """Of {path: array or shape}; if that is empty, of all leaves that a plain model may have."""
+    known = leaves or {f'{path}/{leaf}' for stage in stages for path in stage for leaf in _own_leaves(path)}
+    paths = {path for path in known if re.fullmatch(trainable, path)}
+    adapters = {
+        parent: [(leaves[path].shape[-2] * leaves[path].shape[-1], path in paths) for path in matrices]
+        for parent, matrices in adapter_leaves.matmuls(leaves).items()
+    }
+    return _Leaves(paths, {path.rpartition('/')[0] for path in paths}, adapters)
+
+
+def _own_leaves(path: str) -> tuple[str, ...]:
+    """The names of the leaves that a plain model may have at a path."""
+    if path.endswith('norm'):
+        return 'scale', 'bias'
+    return ('embedding',) if path in ('embed', 'positions') else ('kernel', 'bias')
+
+
+def _forward(leaves: _Leaves, stages: Sequence[Stage]) -> float:
+    total = 0.0
+    for path, product in (item for stage in stages for item in stage.items()):
+        if isinstance(product, Product):
+            elements = product.inner * product.outer + sum(size for size, _ in leaves.adapters.get(path, ()))
+            total += 2.0 * product.rows * elements
+        else:
+            total += product or 0.0
+    return total
+
+
+def _backward(leaves: _Leaves, stages: Sequence[Stage], flows: bool) -> tuple[float, bool]:
+    """(FLOPs of the backward pass, whether gradients flow out at the end).
+
+    `flows`: whether a leaf before the first stage is trainable, so that the gradient of its input is computed.
+    """
+    total = 0.0
+    for stage in stages:
+        for path, product in stage.items():
+            if isinstance(product, Product):
+                total += 2.0 * product.rows * _gradient_elements(leaves, path, product, flows)
+            elif product and flows:
+                total += 2 * product  # both operands are activations and have gradients
+        flows = flows or leaves.is_trainable(stage)
+    return total, flows
+
+
+def _gradient_elements(leaves: _Leaves, path: str, product: Product, flows: bool) -> int:
+    """Elements of the matrices at a path, each as often as a gradient is multiplied: of itself, and of its input."""
+    trained = not leaves.paths.isdisjoint((f'{path}/kernel', f'{path}/embedding'))
+    elements = product.inner * product.outer * (int(trained) + int(flows))
+    for size, own in leaves.adapters.get(path, ()):  # the second matrix of a LoRA reads what the first gives
+        elements += size * (int(own) + int(flows))
+        flows = flows or own
+    return elements
+
+
+def _recomputed(leaves: _Leaves, stages: Sequence[Stage], remat: str) -> float:
+    """FLOPs that a layer's backward pass recomputes."""
+    if remat == 'full':  # no stage of the layer reads the last product, so it is not needed again
+        return _forward(leaves, stages) - _forward(leaves, stages[-1:])
+    return _forward(leaves, stages[3:4]) if remat == 'dots' else 0.0  # 'dots' keeps all products but those of attention

@@ -1,0 +1,85 @@
+"""Bytes of one device: exact for parameters, gradients and moments, estimated for activations."""
+
+import math
+
+import jax
+
+from lmtrain import tree
+from lmtrain.cost.flops import keys_per_query
+from lmtrain.models import lm_head
+
+HEADS = ('final_norm/', 'head/', 'heads/', 'mlm_head/')  # paths after the layers
+
+
+def shard_bytes(leaves) -> int:
+    """Bytes of a tree on one device; of the whole tree if it has no sharding."""
+    total = 0
+    for leaf in jax.tree.leaves(leaves):
+        sharding = getattr(leaf, 'sharding', None)
+        shape = sharding.shard_shape(leaf.shape) if sharding else leaf.shape
+        total += math.prod(shape) * leaf.dtype.itemsize
+    return total
+
+
+def logits_bytes(elements: int, itemsize: int, keep: bool) -> int:
+    """Bytes of `elements` logits and their gradient on one device: of all if they are kept, else of one chunk."""
+    chunks = min(-(-elements // lm_head.WHOLE), lm_head.CHUNKS)
+    return 2 * itemsize * elements if keep and chunks > 1 else (4 + itemsize) * elements // max(chunks, 1)
+
+
+def bytes_per_device(
+    state,
+    model,
+    rows: int,
+    seq_len: int,
+    *,
+    fused: bool = False,
+    tensor: int = 1,
+    sequence: int = 1,
+    predicted: int | None = None,
+    keep_logits: bool = False,
+) -> dict[str, int]:
+    """Bytes on one device: {'parameters', 'gradients', 'moments', 'activations', 'total'}.
+
+    All are exact, from shapes and shardings, except the activations: an estimate of what the layers keep for the
+    backward pass, and of the logits: one float32 chunk and its gradient in the dtype of the computation, or with
+    `keep_logits` both for all logits in that dtype. A compiler may keep more: 0.8 to 1.6 times as much was measured on
+    CPU, and up to 3 times with remat and unrolled layers.
+
+    Args:
+      state: arrays or shapes in the attributes trainable, frozen and opt_state (`training.state.TrainState`).
+      model: has the attributes of the config's model section.
+      rows: of one micro-batch on one device.
+      fused: whether an attention kernel keeps no attention weights.
+      tensor: devices among which heads and columns are divided. sequence: the same for positions.
+      predicted: positions per row that the head reads; None: all.
+    """
+    m, tokens = model, rows * seq_len // sequence
+    deep = any(
+        not path.startswith(HEADS) for path in tree.flatten(state.trainable)
+    )  # else no layer has a backward pass
+    itemsize = 2 if m.dtype in ('bfloat16', 'float16') else 4
+    per_token = _activations_per_token(m, seq_len, fused, tensor, sequence)
+    vocab = (m.vocab_size + m.vocab_fill) // tensor
+    logits = logits_bytes(rows * (predicted or seq_len) // sequence * vocab, itemsize, keep_logits)
+    sizes = {
+        'parameters': shard_bytes(state.trainable) + shard_bytes(state.frozen),
+        'gradients': shard_bytes(state.trainable),
+        'moments': shard_bytes(state.opt_state),
+        'activations': int((tokens * per_token * itemsize if deep else 0) + logits),
+    }
+    return sizes | {'total': sum(sizes.values())}
+
+
+def _activations_per_token(model, seq_len: int, fused: bool, tensor: int, sequence: int) -> float:
+    """Elements per token that the layers keep for the backward pass."""
+    m = model
+    heads, kv_heads = m.num_heads * m.head_dim // tensor, m.num_kv_heads * m.head_dim // tensor
+    mlp = m.mlp_dim // tensor
+    products = 2 * heads + 2 * kv_heads * sequence + mlp * (2 if 'glu' in m.activation else 1) + m.width
+    weights = 0 if fused else m.num_heads // tensor * keys_per_query(m, seq_len, 128)
+    # The residual stream; with 'dots' also the products; without remat also outputs of norms, inputs of activations
+    # and attention weights.
+    whole = 4 * m.width + products + 2 * mlp + 2 * weights
+    per_layer = {'full': m.width, 'dots': m.width + products, 'none': whole}[m.remat]
+    return m.num_layers * per_layer + (0 if m.remat == 'none' else whole)  # remat recomputes one layer at a time

@@ -1,0 +1,71 @@
+"""Bytes of a device: exact but for activations, which are compared with a compiled step."""
+
+import dataclasses
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import base
+from lmtrain import cost, models, tree
+from lmtrain.cost import memory
+
+ROWS, LENGTH = 2, 256
+SMALL = {'vocab_size': 256, 'max_len': 256, 'num_layers': 2, 'width': 64, 'num_heads': 4, 'unroll': 1}
+GPT2 = base.get_config().model.to_dict() | SMALL | {'positions': 'learned', 'norm': 'layernorm', 'activation': 'gelu'}
+
+
+def state(trainable, frozen=None, opt_state=None):
+    return types.SimpleNamespace(trainable=trainable, frozen=frozen or {}, opt_state=opt_state or {})
+
+
+def test_bytes_are_exact_except_activations(compiled):
+    program, trainable, frozen, model = compiled(GPT2 | {'unroll': 1}, 'layers/.*')
+    moments = {'mu': trainable, 'nu': trainable}
+    sizes = cost.bytes_per_device(state(trainable, frozen, moments), model, ROWS, LENGTH)
+    assert sizes['parameters'] == tree.size(trainable) + tree.size(frozen)
+    assert sizes['gradients'] == tree.size(trainable)
+    assert sizes['moments'] == 2 * tree.size(trainable)
+    assert sizes['total'] == sum(size for name, size in sizes.items() if name != 'total')
+    temporary = program.memory_analysis().temp_size_in_bytes
+    assert 0.4 < sizes['activations'] / temporary < 2.5
+
+
+def test_remat_and_frozen_layers_keep_less():
+    shapes = {'layers': {'kernel': jax.ShapeDtypeStruct((4, 4), jnp.float32)}}
+    model = models.Transformer(**GPT2)
+
+    def activations(**changes):
+        return cost.bytes_per_device(state(shapes), dataclasses.replace(model, **changes), 8, 256)['activations']
+
+    assert activations(remat='full') < activations(remat='dots') < activations(remat='none')
+    assert activations(dtype='bfloat16') < activations()
+    only_head = {'head': {'kernel': jax.ShapeDtypeStruct((4, 4), jnp.float32)}}
+    assert cost.bytes_per_device(state(only_head, shapes), model, 8, 256)['activations'] < activations(remat='full')
+
+
+def test_bytes_follow_the_sharding():
+    mesh = jax.make_mesh((8,), ('fsdp',), axis_types=(jax.sharding.AxisType.Auto,))
+    cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('fsdp'))
+    leaf = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=cut)
+    sizes = cost.bytes_per_device(
+        state({'layers': {'kernel': leaf}}, {}, {'count': jnp.zeros((), jnp.int32)}), models.Transformer(**GPT2), 1, 8
+    )
+    assert sizes['parameters'] == 4 * math.prod(leaf.shape) // 8
+    assert sizes['moments'] == 4
+
+
+@pytest.mark.parametrize(
+    ('elements', 'keep', 'size'),
+    [
+        (2**22, False, 6 * 2**22),
+        (2**22, True, 6 * 2**22),
+        (2**24, False, 6 * 2**22),
+        (2**26, False, 6 * 2**23),
+        (2**26, True, 4 * 2**26),
+    ],
+)
+def test_bytes_of_logits(elements, keep, size):
+    assert memory.logits_bytes(elements, 2, keep) == size
