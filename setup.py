@@ -39,6 +39,7 @@ setup(
             'pytest-xdist>=3.6',
             'ruff>=0.9',
             'sentencepiece>=0.2',
+            'ty>=0.0.107,<0.0.108',  # a release may add rules
         ],
         'cuda': ['jax[cuda13]'],  # driver 580 or newer and compute capability 7.5 or newer
         'cuda12': ['jax[cuda12]'],  # older drivers and cards

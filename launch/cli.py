@@ -5,6 +5,7 @@ imported before a verb needs it.
 """
 
 import importlib
+import io
 import os
 import re
 import sys
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):  # a stream of a caller may be none of the system's
+        if isinstance(stream, io.TextIOWrapper):  # a caller may have put another stream in its place
             stream.reconfigure(errors='replace')  # what the terminal's encoding lacks is no reason to end a run
     if not argv or argv[0] in ('help', '-h', '-help', '--help'):
         bold, plain = style('bold', 'plain')

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 

@@ -102,7 +102,7 @@ class Target(NamedTuple):
     def environment(self) -> dict[str, str]:
         """Variables under which `devices` finds them; to be set before jax starts."""
         wanted = {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1' if self.topology else f'{self.chips}'}
-        if self.topology:
+        if self.chip and self.topology:
             accelerator = self.chip.accelerator.format(n=self.chips, cores=2 * self.chips)
             wanted |= {'TPU_ACCELERATOR_TYPE': accelerator, 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'}
             wanted |= {'TPU_SKIP_MDS_QUERY': '1', 'TPU_MIN_LOG_LEVEL': '3', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}

@@ -80,7 +80,7 @@ def text_flops(text: str) -> float:
         if i.opcode == 'convolution':
             # Every output is a sum over the kernel, but for the kernel's own output dimension 'o'.
             kernel = _sizes(_operand(i, 1, shapes))
-            features = re.search(r'dim_labels=\w+_(\w+)->', i.rest)[1].index('o')
+            features = re.findall(r'dim_labels=\w+_(\w+)->', i.rest)[0].index('o')
             return 2.0 * math.prod(_sizes(i.shape)) * math.prod(kernel) / kernel[features]
         if i.opcode == 'custom-call':
             return _custom_call(i, shapes)
@@ -143,7 +143,7 @@ def _operand(i: Instruction, which: int, shapes: Mapping[str, str]) -> str:
 
 def _sizes(shape: str) -> list[int]:
     """'f32[4,8]{1,0}' -> [4, 8]; of a tuple, the first."""
-    sizes = SHAPE.search(shape)[0].partition('[')[2].removesuffix(']')
+    sizes = SHAPE.findall(shape)[0].partition('[')[2].removesuffix(']')
     return [int(size) for size in sizes.split(',') if size]
 
 
@@ -188,7 +188,7 @@ def _trips(i: Instruction, computations: dict[str, list[Instruction]]) -> int:
 
 
 def _custom_call(i: Instruction, shapes: dict[str, str]) -> float:
-    target = re.search(r'custom_call_target="([^"]*)"', i.rest)[1]
+    target = re.findall(r'custom_call_target="([^"]*)"', i.rest)[0]
     dimensions = _config(i.rest).get('gemm_backend_config', {}).get('dot_dimension_numbers')
     if dimensions:  # cuBLAS
         contracted = [int(d) for d in dimensions['lhs_contracting_dimensions']]

@@ -8,7 +8,7 @@ twice that when it sums it for all.
 import itertools
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def audit(text: str, mesh) -> dict[tuple[str, str], float]:
 
     Raises ValueError where the devices of an exchange are no axes of the mesh, or a loop's turns are not known.
     """
-    found: Counter = Counter()
+    found: defaultdict[tuple[str, str], float] = defaultdict(float)
     for instruction, times in hlo.executed(text):
         kind = instruction.opcode.removesuffix('-start')
         if kind not in KINDS:
@@ -65,7 +65,7 @@ def minimum(run) -> dict[tuple[str, str], float]:
     config, model, mesh, specs = run.config, run.model, run.mesh, run.specs()
     sizes, dtype = mesh.shape, np.dtype(model.dtype)
     micro, members = config.optimizer.accumulate, max(len(run.members), 1)
-    found: Counter = Counter()
+    found: defaultdict[tuple[str, str], float] = defaultdict(float)
 
     def add(kind, axes, whole):
         n = math.prod(sizes[axis] for axis in axes)
@@ -125,7 +125,7 @@ def _groups(rest: str, devices: int) -> np.ndarray:
         ids = ids.reshape(list(sizes.values())).transpose(*outer, *inner)
         return ids.reshape(-1, math.prod(list(sizes.values())[i] for i in inner))
     if found := re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', rest):
-        shape, source, order = ([int(x) for x in part.split(',')] if part else None for part in found.groups())
+        shape, source, order = ([int(x) for x in part.split(',')] if part else [] for part in found.groups())
         ids = np.arange(math.prod(source)).reshape(source)
         return (ids.transpose(order) if order else ids).reshape(shape)
     if found := re.search(r'replica_groups=\{(\{.*?\})\}', rest):
@@ -153,7 +153,7 @@ def _axes(groups: np.ndarray, mesh) -> str:
 
 def _axes_of_pairs(rest: str, mesh) -> str:
     """The axes along which sources and targets of a permutation differ."""
-    pairs = re.search(r'source_target_pairs=\{(\{.*?\})\}', rest)[1]
+    pairs = re.findall(r'source_target_pairs=\{(\{.*?\})\}', rest)[0]
     pairs = np.array([[int(x) for x in pair.split(',')] for pair in re.findall(r'\{([\d,]+)\}', pairs)])
     names = list(mesh.axis_names)
     source, target = (np.array(np.unravel_index(pairs[:, i], list(mesh.shape.values()))) for i in range(2))

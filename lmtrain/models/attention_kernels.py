@@ -93,7 +93,9 @@ def _fused(share: ShardingHooks, operands, options):
     return (share.on_heads(function) if share.on_heads else function)(*operands, *traced.values())
 
 
-def unsupported_reason(kernel: str, length: int, *, head_dim: int, dtype, window, softcap: float, capability=()) -> str:
+def unsupported_reason(
+    kernel: str, length: int, *, head_dim: int, dtype, window, softcap: float, capability: tuple[int, ...] = ()
+) -> str:
     """The reason that a kernel cannot take rows of `length` positions, or ''.
 
     `capability` is the CUDA compute capability of the devices, such as (9, 0); () if they have none. Head sizes are

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from types import FrameType
+from typing import Any
 
 # Exit codes of a process; 0 is a finished run.
 NON_FINITE = 3  # too many updates in a row without a finite loss or gradient
@@ -103,7 +104,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> 'Signals':
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -8,6 +8,7 @@ import jinja2
 import jinja2.compiler
 import jinja2.ext
 import jinja2.filters
+import jinja2.nodes
 import jinja2.sandbox
 
 from lmtrain.data.chat.traced import ANSWER, CONTENT, GENERATION, TEMPLATE, Traced, concat, flags_of, origin_of
