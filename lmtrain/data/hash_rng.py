@@ -1,10 +1,25 @@
-"""Random numbers that are a pure function of what they are for, equal in every version of NumPy and on every host."""
+"""Random numbers as hashes of what they are for: equal in every version of NumPy, on every host and in any order."""
+
+from typing import Any
 
 import numpy as np
 
+# The purpose of a random number is a part of its hash, after the seed if it depends on one.
+SHUFFLE = 0  # the order of rows in an epoch
+MASK_ORDER = 1  # which tokens of a row are masked
+MASK_ACTION = 2  # whether a masked token becomes MASK, a random token or stays
+MASK_TOKEN = 3  # the random token
+BATCH_ORDER = 4  # the order of padded batches in an epoch
+SHIFT = 5  # by how much the rows of one text are shifted in an epoch
+SAMPLE = 6  # the rows of a limited evaluation
 
-def random_bits(*parts) -> np.ndarray:
-    """uint64 hash of the broadcast integers `parts`, in their order: splitmix64 (Steele, Lea, Flood 2014) chained."""
+
+def random_bits(*parts: Any) -> np.ndarray:
+    """uint64 hash of the broadcast integers `parts`, in their order: splitmix64 (Steele, Lea, Flood 2014) chained.
+
+    >>> hex(random_bits(0, SHUFFLE, [1])[0])
+    '0x2f32a78496c67c60'
+    """
     state = np.uint64(0)
     with np.errstate(over='ignore'):
         for part in parts:
@@ -15,6 +30,6 @@ def random_bits(*parts) -> np.ndarray:
     return state
 
 
-def permutation(size: int, *parts) -> np.ndarray:
-    """[size] int64: 0..size-1 in an order that `parts` decide."""
+def permutation(size: int, *parts: Any) -> np.ndarray:
+    """[size] int64: a permutation of 0..size-1 that is a function of `parts`."""
     return np.argsort(random_bits(*parts, np.arange(size)), kind='stable')

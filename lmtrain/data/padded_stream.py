@@ -3,11 +3,10 @@
 import numpy as np
 
 from lmtrain.data import hash_rng
+from lmtrain.data.hash_rng import BATCH_ORDER, SAMPLE, SHUFFLE
 from lmtrain.data.pack import gather
-from lmtrain.data.stream import SAMPLE, SHUFFLE, check_ids, own_rows
+from lmtrain.data.stream import check_ids, local_rows
 from lmtrain.errors import InputError
-
-ORDER = 4  # what a random number is for: the order of an epoch's batches
 
 
 class PaddedStream:
@@ -47,7 +46,7 @@ class PaddedStream:
             )
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(laid.length)])[laid.first]
         self.bucket = np.searchsorted(task.lengths, np.diff(ends))  # of each row
-        self.local = own_rows(batch_size, rows)
+        self.local = local_rows(batch_size, rows)
         self.steps_per_epoch = -(-len(self.bucket) // batch_size)
         self.repeated = -len(self.bucket) % batch_size if shuffle and len(self.bucket) > batch_size else 0
         self.sampled = not shuffle and 0 < limit < self.steps_per_epoch
@@ -124,7 +123,7 @@ class PaddedStream:
                 of_step.append(longest)
             rows, of_step = np.concatenate(batches), np.array(of_step)
             if self.shuffle or self.sampled:
-                mixed = hash_rng.permutation(len(rows), ORDER, epoch)[: self.steps_per_epoch]
+                mixed = hash_rng.permutation(len(rows), BATCH_ORDER, epoch)[: self.steps_per_epoch]
                 rows, of_step = rows[mixed], of_step[mixed]
             for old in sorted(self._epochs)[:-1]:
                 del self._epochs[old]

@@ -1,13 +1,13 @@
-"""The embedded corpus: the text that every Python carries, prepared once by a TFDS builder.
+"""The embedded corpus: text that is part of every Python, prepared once by a TFDS builder.
 
-Its format is ArrayRecord; TensorFlow takes no part.
+The format is ArrayRecord, which needs no TensorFlow.
 
-Three kinds of documents, each with the module it belongs to:
-* the language reference, one document a topic of `pydoc_data.topics`;
-* the source of the standard library, one document a file, without tests and without `encodings/` and the other
-  tables. The docstrings of these modules stand in it, so they are not given a second time;
-* the docstrings of the modules written in C, which have no source here: a page a module, from the imported objects.
-The sources are read as text: no module of the library is imported for them.
+Three kinds of documents, each with the name of its module:
+* the language reference, one document per topic of `pydoc_data.topics`;
+* the source of the standard library, one document per file, without tests, `encodings/` and other tables. It contains
+  the docstrings of these modules, so they are not separate documents;
+* the docstrings of modules written in C, which have no source here: one document per module, from the imported objects.
+The sources are read as text; no module of the library is imported for them.
 """
 
 import contextlib
@@ -26,16 +26,25 @@ from pathlib import Path
 
 from lmtrain.data.document import Document
 
-VERSION = '1.0.1'  # raised when the documents below change
+DATASET_VERSION = '1.0.1'  # increased if the documents below change
 TOPICS = 'pydoc_data.topics'
-LEFT_OUT = {'test', 'tests', 'idle_test', 'encodings', 'pydoc_data', 'site-packages', 'dist-packages', '__pycache__'}
-TABLES = re.compile(r'_sysconfigdata.*|_sysconfig_vars.*')  # this machine's build settings
-NOT_IMPORTED = re.compile(r'_?xx.*|_test.*|_ctypes_test|_tkinter|readline')  # tests, or acting on import
+EXCLUDED_FOLDERS = {
+    'test',
+    'tests',
+    'idle_test',
+    'encodings',
+    'pydoc_data',
+    'site-packages',
+    'dist-packages',
+    '__pycache__',
+}
+EXCLUDED_FILES = re.compile(r'_sysconfigdata.*|_sysconfig_vars.*')  # build settings of this machine
+NOT_IMPORTED = re.compile(r'_?xx.*|_test.*|_ctypes_test|_tkinter|readline')  # tests, or modules with side effects
 
 
 def directory_name() -> str:
-    """The corpus differs between Pythons, so its directory names the one that carries it."""
-    return f'python_docs-{VERSION}-{sys.implementation.name}-{platform.python_version()}'
+    """The corpus differs between versions of Python, so the name of its directory contains the version."""
+    return f'python_docs-{DATASET_VERSION}-{sys.implementation.name}-{platform.python_version()}'
 
 
 def documents() -> Iterator[tuple[str, str]]:
@@ -48,9 +57,9 @@ def documents() -> Iterator[tuple[str, str]]:
 
 
 def document(module: str, text: str) -> Document:
-    """A text of `module`, kept in one split with the texts of its twins: `_io` and `_pyio` are told as `io` is.
+    """A text of `module`, in one split with the texts of its private twins: `_io` and `_pyio` belong to `io`.
 
-    The language reference repeats itself from topic to topic, so it is not divided: all of it is to learn from.
+    The topics of the language reference repeat each other, so all of them are in the train split.
     """
     split = 'train' if module == TOPICS else ''
     return Document(text, re.sub('^_(py)?', '', module), split)
@@ -61,8 +70,8 @@ def prepare(directory: Path) -> None:
     import tensorflow_datasets as tfds
 
     class PythonDocs(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version(VERSION)
-        code_path = None  # where checksums of downloads would lie; there are none, and TFDS would import more to look
+        VERSION = tfds.core.Version(DATASET_VERSION)
+        code_path = None  # TFDS would look for checksums of downloads there, of which there are none
 
         def _info(self):
             text = tfds.features.Text()
@@ -77,32 +86,32 @@ def prepare(directory: Path) -> None:
                 yield f'{index:06d}', {'module': module, 'text': text}
 
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints what it does
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
         PythonDocs(data_dir=directory, file_format='array_record').download_and_prepare()
 
 
 def _sources(library: Path) -> Iterator[tuple[str, str]]:
     for path in sorted(library.rglob('*.py')):
         parts = path.relative_to(library).with_suffix('').parts
-        if LEFT_OUT & set(parts) or TABLES.fullmatch(parts[-1]) or parts[0].startswith('config-'):
+        if EXCLUDED_FOLDERS & set(parts) or EXCLUDED_FILES.fullmatch(parts[-1]) or parts[0].startswith('config-'):
             continue
-        with tokenize.open(path) as file:  # honours the coding line
+        with tokenize.open(path) as file:  # in the encoding of its coding line
             text = file.read()
         if text.strip():
             yield '.'.join(parts).removesuffix('.__init__'), text
 
 
 def _pages() -> Iterator[tuple[str, str]]:
-    seen: set[str] = set()  # 'Return repr(self).' and its like once, not a thousand times
+    seen: set[str] = set()  # 'Return repr(self).' and similar texts once, not a thousand times
     for name in sorted(sys.stdlib_module_names):
         spec = None if NOT_IMPORTED.fullmatch(name) else importlib.util.find_spec(name)
         if spec is None or spec.origin != 'built-in' and not (spec.origin or '').endswith(tuple(EXTENSION_SUFFIXES)):
             continue
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # of modules about to leave the library
+                warnings.simplefilter('ignore')  # about deprecated modules
                 module = importlib.import_module(name)
-        except ImportError:  # an extension whose own library is not on this machine
+        except ImportError:  # an extension whose C library is not on this machine
             continue
         text = _page(module, seen)
         if text.strip():
@@ -127,5 +136,5 @@ def _page(module, seen: set[str]) -> str:
 
 
 def _signature(value) -> str:
-    told = getattr(value, '__text_signature__', None) or ''  # as C code gives it: '($module, x, /)', '($self, x, /)'
-    return re.sub(r'\$(module|type)(, /)?(, )?', '', told).replace('$', '')
+    signature = getattr(value, '__text_signature__', None) or ''  # from C: '($module, x, /)', '($self, x, /)'
+    return re.sub(r'\$(module|type)(, /)?(, )?', '', signature).replace('$', '')

@@ -1,128 +1,173 @@
-"""What a source's text is: its hash, read again only where it may have changed, and its division into splits.
+"""Splits of a source: a hash of its text, and the division into train, validation and test.
 
-What is kept under such a hash cannot be stale in silence. Hashing the text again at every start is saved where every
-file of a source has the size, inode, modification and change time it had when it was hashed, and none of them was
-younger than two seconds then (the rule by which git trusts its index).
+Everything derived from a text is cached under the hash of the text, so it cannot be stale. The text is not hashed again
+at a start if every file has the size, inode, modification time and change time that it had, and none of the files was
+changed within SETTLED seconds before it was hashed (git trusts its index by the same rule).
 """
 
 import array
 import hashlib
 import json
 import os
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from lmtrain.data.cache import key, read_note, write_note
 from lmtrain.data.document import Document
+from lmtrain.data.progress import progress_bar
 from lmtrain.data.source import Source
 from lmtrain.data.tokenizers.subword import cut
 from lmtrain.errors import InputError
 
 SPLITS = ('train', 'validation', 'test')
-# Characters; a tokenizer is learned from a sample of about this size where there is more. Of Python's own 10.7 MB all
-# would save 1.1 % of the tokens, and twice as much a start 0.8 %.
-LEARNED_FROM = 4 << 20
-SETTLED = 2.0  # seconds after its last change from which on a file's times can be trusted
-# data.split = 'auto' keeps documents whole if each split comes NEAR its share of the bytes, and holds MANY documents or
-# the tails would be SHORT: a model that is evaluated on a few words has no context to predict them from.
+# Characters; a tokenizer is learned from a sample of about this size if there is more text. Learning from all 10.7 MB
+# of Python's text gives 1.1 % fewer tokens, from twice the sample 0.8 % fewer.
+LEARN_SAMPLE = 4 << 20
+SETTLED = 2.0  # seconds after its last change from which the times of a file are trusted
+# data.split = 'auto' keeps documents whole if every split is within NEAR of its share of the bytes, and has at least
+# MANY documents, or the tails would be shorter than SHORT bytes: then there is no context to predict a token from.
 NEAR, MANY, SHORT = 0.02, 10, 1 << 10
 
 
-def content_of(source: Source, reading: list[str], rule: dict, place: Path) -> dict:
-    """{'sha256', 'characters', 'bytes', 'documents', 'blank', 'split', 'borders', 'stamps'} of a source's text.
+class Content(NamedTuple):
+    """A summary of a source's text.
 
-    'blank' counts documents without text, which are skipped. 'split' is how `divide` divides the others: 'document',
-    'tail' or 'tails' (the tail of each document).
+    Attributes:
+      sha256: of the text of all documents, their groups and their fixed splits.
+      characters, num_bytes, documents: sizes of the documents with text.
+      blank: documents without text, which are skipped.
+      split: how `divide` divides the documents: 'document', 'tail', or 'tails' (the tail of each document).
+      boundaries: [2] where validation and test begin, in hashes ('document') or in characters ('tail').
+      stamps: name, size, inode and times of each file.
+    """
+
+    sha256: str
+    characters: int
+    num_bytes: int
+    documents: int
+    blank: int
+    split: str
+    boundaries: list[float]
+    stamps: list[list]
+
+
+class _Divisible(NamedTuple):
+    """The documents of a source that may be divided: hash in [0, 1), characters and bytes of each."""
+
+    hashes: array.array
+    characters: array.array
+    num_bytes: array.array
+
+
+def read_content(source: Source, settings: list[str], rule: dict, cache: Path) -> Content:
+    """Reads the text of a source, or the note about it in `cache` if no file has changed.
 
     Args:
-      reading: the settings it is read with.
+      settings: config fields that change what is read.
       rule: {'split', 'validation', 'test'} of config.data.
 
-    Raises ValueError where there is no text, and whatever the source raises.
+    Raises InputError if there is no text, and whatever the source raises.
     """
     stamps = _stamps(source)
-    note = place / 'seen' / f'{key(2, source.name, reading, rule, [stamp[0] for stamp in stamps])[:32]}.json'
+    note = cache / 'seen' / f'{key(3, source.name, settings, rule, [stamp[0] for stamp in stamps])[:32]}.json'
     known = read_note(note)
     if known is not None and known['stamps'] == stamps:
-        return known
-    begun, digest, characters, total, documents, blank = time.time(), hashlib.sha256(), 0, 0, 0, 0
-    # Of the documents that may be divided: the draw, characters and bytes of each.
-    draws, sizes, raw_sizes = array.array('d'), array.array('q'), array.array('q')
+        return Content(**known)
+    started, digest, characters, num_bytes, documents, blank = time.time(), hashlib.sha256(), 0, 0, 0, 0
+    divisible = _Divisible(array.array('d'), array.array('q'), array.array('q'))
     grouped = False
-    for text, group, split in bar(source.documents(), f'reading {source.name}'):
+    for text, group, split in progress_bar(source.documents(), f'reading {source.name}'):
         if not text.strip():
             blank += 1
             continue
         raw = text.encode()
         digest.update(json.dumps([len(raw), group, split]).encode() + raw)
-        characters, total, documents = characters + len(text), total + len(raw), documents + 1
+        characters, num_bytes, documents = characters + len(text), num_bytes + len(raw), documents + 1
         grouped = grouped or bool(group)
         if not split:
-            draws.append(hash_unit('split', group or text))
-            sizes.append(len(text))
-            raw_sizes.append(len(raw))
+            divisible.hashes.append(hash_unit('split', group or text))
+            divisible.characters.append(len(text))
+            divisible.num_bytes.append(len(raw))
     if not documents:
-        where = ', '.join(map(str, source.files[:3])) or source.name
-        raise InputError(f'{where}: nothing but blanks and empty lines, so there is no text to learn from')
+        names = ', '.join(map(str, source.files[:3])) or source.name
+        raise InputError(f'{names}: only spaces and empty lines, so there is no text to learn from')
     check_unchanged(source, stamps)
-    shares, how = [rule['validation'], rule['test']], rule['split']
-    borders = boundaries(np.array(draws), np.array(sizes), [share * characters for share in shares])
-    if how == 'auto':
-        whole = grouped or stays_whole(np.array(draws), np.array(raw_sizes), borders, shares, total)
-        how = 'document' if whole else 'tails'
-    if how == 'tail':
-        borders = [int(characters * (1 - sum(shares))), int(characters * (1 - rule['test']))]
-    content = {'sha256': digest.hexdigest(), 'characters': characters, 'bytes': total, 'documents': documents}
-    content |= {'blank': blank, 'split': how, 'borders': borders, 'stamps': stamps}
-    if all(begun - os.stat(file).st_ctime > SETTLED for file in source.files):
-        write_note(note, content)
+    split, bounds = _choose_division(divisible, rule, grouped, characters, num_bytes)
+    content = Content(digest.hexdigest(), characters, num_bytes, documents, blank, split, bounds, stamps)
+    if all(started - os.stat(file).st_ctime > SETTLED for file in source.files):
+        write_note(note, content._asdict())
     return content
 
 
-def boundaries(draws: np.ndarray, sizes: np.ndarray, wanted: list[float]) -> list[float]:
-    """[2] validation is the documents with draws below the first, test those from it to below the second.
+def _choose_division(
+    documents: _Divisible, rule: dict, grouped: bool, characters: int, num_bytes: int
+) -> tuple[str, list[float]]:
+    """(how the documents are divided, where validation and test begin)."""
+    shares, split = [rule['validation'], rule['test']], rule['split']
+    hashes = np.array(documents.hashes)
+    bounds = boundaries(hashes, np.array(documents.characters), [share * characters for share in shares])
+    if split == 'auto':
+        whole = grouped or keeps_documents_whole(hashes, np.array(documents.num_bytes), bounds, shares, num_bytes)
+        split = 'document' if whole else 'tails'
+    if split == 'tail':
+        bounds = [int(characters * (1 - sum(shares))), int(characters * (1 - rule['test']))]
+    return split, bounds
 
-    A split takes the groups, in the order of their draws, whose characters come nearest to what is wanted of it: one
-    at least where anything is. Borders at the wanted shares of draws would miss by half where few documents are of all
-    sizes.
+
+def boundaries(hashes: np.ndarray, sizes: np.ndarray, targets: list[float]) -> list[float]:
+    """[2] validation is the documents with hashes below the first, test those from it to below the second.
+
+    A split takes groups in the order of their hashes until its size is nearest to its target, and at least one if the
+    target is above 0. With boundaries at the target shares of the hashes instead, a few documents of very different
+    sizes would miss the target by half.
+
+    Args:
+      hashes, sizes: [D] hash and size of each document; equal hashes are one group.
+      targets: sizes of validation and test.
     """
-    draws, group = np.unique(draws, return_inverse=True)
-    reached = np.cumsum(np.bincount(group, sizes)) if len(draws) else np.zeros(0)
-    borders, first, before = [], 0, 0.0
-    for share in wanted:
-        if share > 0 and first < len(draws):
-            first += max(1, int(np.argmin(np.abs(np.append(before, reached[first:]) - before - share))))
-            before = reached[first - 1]
-        borders.append(float(draws[first]) if first < len(draws) else 1.0)
-    return borders
+    hashes, group = np.unique(hashes, return_inverse=True)
+    total = np.cumsum(np.bincount(group, sizes)) if len(hashes) else np.zeros(0)
+    bounds, first, before = [], 0, 0.0
+    for target in targets:
+        if target > 0 and first < len(hashes):
+            first += max(1, int(np.argmin(np.abs(np.append(before, total[first:]) - before - target))))
+            before = total[first - 1]
+        bounds.append(float(hashes[first]) if first < len(hashes) else 1.0)
+    return bounds
 
 
-def stays_whole(draws, sizes, borders: list[float], shares: list[float], total: int) -> bool:
+def keeps_documents_whole(hashes, sizes, bounds: list[float], shares: list[float], total: int) -> bool:
     """Whether data.split = 'auto' keeps documents whole. See NEAR, MANY and SHORT.
 
     Args:
-      draws, sizes: [D] draw and bytes of each document that may be divided.
-      borders: as `borders_of` gives them. shares: of validation and test. total: bytes of all documents.
+      hashes, sizes: [D] hash and bytes of each document that may be divided.
+      bounds: the result of `boundaries`.
+      shares: of validation and test.
+      total: bytes of all documents.
     """
-    split = np.searchsorted(borders, draws, side='right')  # 0 validation, 1 test, 2 train
+    split = np.searchsorted(bounds, hashes, side='right')  # 0 validation, 1 test, 2 train
     for index, share in enumerate(shares):
         miss = abs(sizes[split == index].sum() / total - share)
-        many = np.sum(split == index) >= MANY or share * total < SHORT * len(draws)
-        if share and (miss > min(NEAR, share / 2) or not many):
+        enough = np.sum(split == index) >= MANY or share * total < SHORT * len(hashes)
+        if share and (miss > min(NEAR, share / 2) or not enough):
             return False
     return True
 
 
-def tails(text: str, validation: float, test: float) -> list[str]:
-    """[train, validation, test] parts of one document, cut by shares of its bytes, between characters."""
+def split_tails(text: str, validation: float, test: float) -> list[str]:
+    """[train, validation, test] parts of one document: its beginning and two tails, by shares of its bytes.
+
+    >>> split_tails('0123456789', 0.2, 0.1)
+    ['0123456', '78', '9']
+    """
     raw, cuts = text.encode(), []
     for share in (1 - validation - test, 1 - test):
         cut = round(len(raw) * share)
-        while 0 < cut < len(raw) and raw[cut] & 0xC0 == 0x80:  # not within a character
+        while 0 < cut < len(raw) and raw[cut] & 0xC0 == 0x80:  # not inside a character
             cut -= 1
         cuts.append(cut)
     return [part.decode() for part in (raw[: cuts[0]], raw[cuts[0] : cuts[1]], raw[cuts[1] :])]
@@ -133,38 +178,38 @@ def _documents(source: Source) -> Iterator[Document]:
 
 
 def _stamps(source: Source) -> list[list]:
-    found = [(str(file), os.stat(file)) for file in source.files]
-    return [[name, at.st_size, at.st_ino, at.st_mtime_ns, at.st_ctime_ns] for name, at in found]
+    stats = [(str(file), os.stat(file)) for file in source.files]
+    return [[name, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]
 
 
 def check_unchanged(source: Source, stamps: list[list]) -> None:
-    """Raises ValueError where a file of the source is not as it was when `stamps` were taken."""
+    """Raises InputError if a file of the source has changed since `stamps` were taken."""
     if _stamps(source) != stamps:
         raise InputError(f'{source.name}: a file changed while it was read; start again when it is complete')
 
 
-def divide(source: Source, content: dict, rule: dict) -> Iterator[tuple[str, str]]:
-    """(split, text) of every document that has text.
+def divide(source: Source, content: Content, rule: dict) -> Iterator[tuple[str, str]]:
+    """(split, text) of every document that has text, divided by `content.split`.
 
-    How: content['split']. 'document': by a number that the document's group, or its text, decides. 'tail': by place in
-    the concatenated text; a document that stands across a border is cut there. 'tails': see `tails`.
+    'document': by the hash of the document's group or text. 'tail': by place in the concatenated text; a document
+    across a boundary is cut. 'tails': see `split_tails`.
     """
-    first, second = content['borders']
-    if content['split'] == 'document':
+    first, second = content.boundaries
+    if content.split == 'document':
         for text, group, split in _documents(source):
-            draw = hash_unit('split', group or text)
-            yield split or ('validation' if draw < first else 'test' if draw < second else 'train'), text
+            hashed = hash_unit('split', group or text)
+            yield split or ('validation' if hashed < first else 'test' if hashed < second else 'train'), text
         return
-    if content['split'] == 'tails':
+    if content.split == 'tails':
         for text, _, fixed in _documents(source):
-            parts = [(fixed, text)] if fixed else zip(SPLITS, tails(text, rule['validation'], rule['test']))
+            parts = [(fixed, text)] if fixed else zip(SPLITS, split_tails(text, rule['validation'], rule['test']))
             yield from ((split, part) for split, part in parts if part.strip())
         return
     position = 0
     for text, *_ in _documents(source):
         begin = 0
-        for split, border in zip(SPLITS, (first, second, content['characters']), strict=True):
-            end = min(len(text), max(begin, border - position))
+        for split, bound in zip(SPLITS, (first, second, content.characters), strict=True):
+            end = min(len(text), max(begin, bound - position))
             if text[begin:end].strip():
                 yield split, text[begin:end]
             begin = end
@@ -172,23 +217,14 @@ def divide(source: Source, content: dict, rule: dict) -> Iterator[tuple[str, str
 
 
 def hash_unit(purpose: str, text: str) -> float:
-    """A number in [0, 1) that the text decides, equal in every run; for another purpose another number."""
+    """A number in [0, 1), a hash of the text; independent for different purposes."""
     return int.from_bytes(hashlib.sha256(f'{purpose}:{text}'.encode()).digest()[:8], 'big') / 2**64
 
 
-def sample(pairs: list[tuple[Source, dict]], rule: dict) -> Iterator[str]:
-    """The train split, or about LEARNED_FROM characters of it, chosen by hash."""
-    share = LEARNED_FROM / sum(content['characters'] for _, content in pairs)
-    for source, content in pairs:
+def sample_train(sources: list[tuple[Source, Content]], rule: dict) -> Iterator[str]:
+    """The train split, or about LEARN_SAMPLE characters of it, selected by hash."""
+    share = LEARN_SAMPLE / sum(content.characters for _, content in sources)
+    for source, content in sources:
         for split, text in divide(source, content, rule):
             if split == 'train':
                 yield from (piece for piece in cut(text) if share >= 1 or hash_unit('sample', piece) < share)
-
-
-def bar(items: Iterable, label: str, total: int | None = None) -> Iterable:
-    """The items, with a progress bar where stderr is a terminal and they take more than a second."""
-    if not sys.stderr.isatty():
-        return items
-    import tqdm
-
-    return tqdm.tqdm(items, label, total, unit=' documents', delay=1.0, leave=False)

@@ -14,11 +14,11 @@ from lmtrain.data import examples
 from lmtrain.data.cache import build, cache_directory, key
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.template import UNWRITTEN
-from lmtrain.data.corpus import Split
 from lmtrain.data.example_store import Examples, PackedExamples, lengths, load, pack_examples, save
 from lmtrain.data.labels import choose, class_of, counted
 from lmtrain.data.rows import Row, place_of, read_rows, text_of, value_of
 from lmtrain.data.splits import SPLITS, boundaries, hash_unit
+from lmtrain.data.token_files import Split
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.data.tokenizers.load import LEARNED, check_fits, learn, open_tokenizer
 from lmtrain.errors import InputError

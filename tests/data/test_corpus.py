@@ -29,8 +29,8 @@ def test_splits_count_every_token_and_byte_once(prepare, poem):
 def test_second_prepare_reads_the_cache(prepare, monkeypatch):
     first = prepare(tokenizer='bpe', vocab_size=300)
     monkeypatch.setattr('lmtrain.data.corpus.learn', None)
-    monkeypatch.setattr('lmtrain.data.corpus.divide', None)
-    monkeypatch.setattr('lmtrain.data.corpus.pack', None)
+    monkeypatch.setattr('lmtrain.data.token_files.divide', None)
+    monkeypatch.setattr('lmtrain.data.token_files.pack', None)
     again = prepare(tokenizer='bpe', vocab_size=300)
     assert again.fingerprint == first.fingerprint
     assert batch_hash(Stream(again, 'train', 4, 0, True).batch(3)) == batch_hash(
@@ -48,7 +48,7 @@ def test_prepare_in_another_cache_gives_the_same_batches(prepare, tmp_path):
 
 
 def test_golden_batches_of_this_version(prepare):
-    """Where this fails, the same text and settings give other batches: raise VERSION in lmtrain/data/corpus.py."""
+    """If this fails, the same text and settings give other batches: increase BATCH_VERSION in token_files.py."""
     plain, masked = prepare(), prepare(mask_rate=0.15)
     assert batch_hash(Stream(plain, 'train', 4, 0, True).batch(7)) == '7eea1cc6c5154aca'
     assert batch_hash(Stream(masked, 'train', 4, 0, True).batch(7)) == 'e86ae716e72d464d'
@@ -107,14 +107,14 @@ BAD = [
     ({'batch_size': -1}, 'data.batch_size is -1'),
     ({'vocab_size': 0}, 'data.vocab_size is 0'),
     ({'mask_rate': 1.5}, 'data.mask_rate is 1.5'),
-    ({'whole_word': True}, 'data.whole_word is True; it must be False where data.mask_rate is 0'),
+    ({'whole_word': True}, 'data.whole_word is True; it must be False if data.mask_rate is 0'),
     ({'isolate': 1}, 'data.isolate is 1; it must be True or False'),
     ({'mix': (('a.txt', 0.0),)}, 'data.mix is'),
     ({'mix': ('a.txt',)}, 'data.mix is'),
-    ({'mix': (('text.jsonl', 0.5),)}, "text.jsonl stands in two sources, 'text.jsonl' and 'text.jsonl'"),
+    ({'mix': (('text.jsonl', 0.5),)}, "text.jsonl is in two sources, 'text.jsonl' and 'text.jsonl'"),
     ({'tokenizer': 'bpe', 'vocab_size': 100}, "'bpe' has 256 bytes and learns pairs"),
     ({'vocab_limit': 256}, "the tokenizer 'bytes' has 257 entries and model.vocab_size is 256: set model.vocab_size"),
-    ({'seq_len': 1 << 20}, 'not one full row of data.seq_len=1048576'),
+    ({'seq_len': 1 << 20}, 'less than one row of data.seq_len=1048576'),
 ]
 
 
@@ -125,9 +125,7 @@ def test_invalid_settings_are_named(over, message, prepare):
 
 
 def test_single_document_cannot_be_divided_by_document(prepare):
-    with pytest.raises(
-        ValueError, match="no text fell into the (train|validation|test) split, of 1 document. .*split='auto'"
-    ):
+    with pytest.raises(ValueError, match="the (train|validation|test) split is empty, of 1 document. .*split='auto'"):
         prepare(['one ' * 100], split='document')
     assert prepare(['one ' * 100], split='tail').splits['validation'].num_bytes == 40
 
@@ -187,7 +185,7 @@ def test_num_bytes_counts_utf8_bytes(prepare, tokenizer):
 
 def test_mixture_source_without_training_text_is_rejected(prepare, tmp_path):
     (tmp_path / 'more.txt').write_text('one text')
-    with pytest.raises(ValueError, match='more.txt: no text fell into the train split, of 1 document'):
+    with pytest.raises(ValueError, match='more.txt: the train split is empty, of 1 document'):
         prepare(mix=(('more.txt', 0.5),), split='document')
 
 

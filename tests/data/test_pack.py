@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data.pack import best_fit, earlier, gather, pack
+from lmtrain.data.pack import best_fit, gather, pack, shift_rows
 
 END = 999
 documents = st.lists(st.integers(1, 40), min_size=1, max_size=30)  # tokens of each
@@ -84,7 +84,7 @@ def test_shifted_rows_lose_less_than_one_row(size, seq_len, data):
     rows = pack(begins, seq_len, False)
     back = data.draw(st.integers(0, seq_len - 1))
     count = len(rows.start)
-    moved = earlier(rows, np.arange(count), np.full(count, back), seq_len, len(tokens) - 1)
+    moved = shift_rows(rows, np.arange(count), np.full(count, back), seq_len, len(tokens) - 1)
     batch = gather(tokens, moved, np.arange(count), seq_len)
     targets = batch['targets'][batch['loss_mask'] == 1]
     np.testing.assert_array_equal(targets, tokens[1 : 1 + len(targets)])  # each once, in order
@@ -95,7 +95,7 @@ def test_shifted_rows_lose_less_than_one_row(size, seq_len, data):
 
 def test_each_row_is_shifted_by_its_own_offset():
     tokens, begins = token_file([30])
-    moved = earlier(pack(begins, 8, False), np.array([1, 0, 2]), np.array([3, 2, 0]), 8, len(tokens) - 1)
+    moved = shift_rows(pack(begins, 8, False), np.array([1, 0, 2]), np.array([3, 2, 0]), 8, len(tokens) - 1)
     assert moved.start.tolist() == [5, 0, 16] and moved.length.tolist() == [8, 6, 8]
 
 

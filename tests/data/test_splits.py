@@ -33,7 +33,7 @@ def test_text_is_read_again_only_after_a_change(tmp_path, monkeypatch):
             reads.append(1)
             return source.documents()
 
-        return contents.content_of(source._replace(documents=documents), [], RULE, tmp_path / 'cache')
+        return contents.read_content(source._replace(documents=documents), [], RULE, tmp_path / 'cache')
 
     first = content()
     assert content() == first and len(reads) == 1
@@ -41,7 +41,7 @@ def test_text_is_read_again_only_after_a_change(tmp_path, monkeypatch):
     while os.stat(path).st_ctime_ns == times.st_ctime_ns:  # the clock of a file system ticks every few milliseconds
         path.write_text('two')
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # same size, same modification time
-    assert content()['sha256'] != first['sha256'] and len(reads) == 2
+    assert content().sha256 != first.sha256 and len(reads) == 2
 
 
 def test_any_changed_file_attribute_triggers_reading(tmp_path, monkeypatch):
@@ -63,7 +63,7 @@ def test_recently_written_files_are_always_read(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_text('one')
     source = open_source(str(path), '', tmp_path / 'cache', 'text', 'file')
-    contents.content_of(source, [], RULE, tmp_path / 'cache')
+    contents.read_content(source, [], RULE, tmp_path / 'cache')
     assert time.time() - os.stat(path).st_ctime > contents.SETTLED or not (tmp_path / 'cache').exists()
 
 
@@ -71,7 +71,7 @@ def test_recently_written_files_are_always_read(tmp_path):
 def test_blank_text_is_rejected(text, tmp_path, settings):
     (tmp_path / 'a.txt').write_text(text)
     for document in ('file', 'line', 'paragraph'):
-        with pytest.raises(ValueError, match=r'a\.txt: nothing but blanks'):
+        with pytest.raises(ValueError, match=r'a\.txt: only spaces and empty lines'):
             lmtrain.data.prepare(**settings(source='a.txt', document=document))
 
 
@@ -88,7 +88,7 @@ def test_file_that_changes_while_read_is_rejected(tmp_path):
             break
 
     with pytest.raises(ValueError, match='a file changed while it was read'):
-        contents.content_of(source._replace(documents=growing), [], RULE, tmp_path / 'cache')
+        contents.read_content(source._replace(documents=growing), [], RULE, tmp_path / 'cache')
 
 
 def divided(tmp_path, texts, **rule):
@@ -96,7 +96,7 @@ def divided(tmp_path, texts, **rule):
     path = tmp_path / 'a.txt'
     path.write_text('\n'.join(texts))
     source = open_source(str(path), '', tmp_path / 'cache', 'text', 'line')
-    content = contents.content_of(source, [], rule, tmp_path / 'cache')
+    content = contents.read_content(source, [], rule, tmp_path / 'cache')
     splits = {name: [] for name in contents.SPLITS}
     for name, text in contents.divide(source, content, rule):
         splits[name].append(text)
@@ -204,7 +204,7 @@ def test_auto_split_keeps_groups_whole(tmp_path):
     documents = [Document('first ' * 900, 'a'), Document('second ' * 900, 'a'), Document('third ' * 900, 'b')]
     source = source._replace(files=(), documents=lambda: iter(documents))
     rule = RULE | {'split': 'auto'}
-    splits = dict(contents.divide(source, contents.content_of(source, [], rule, tmp_path), rule))
+    splits = dict(contents.divide(source, contents.read_content(source, [], rule, tmp_path), rule))
     assert set(splits.values()) <= {document.text for document in documents}
 
 
@@ -224,12 +224,12 @@ def test_tinyshakespeare_split_equals_nanogpt(shared, settings):
 
 
 def test_sample_is_deterministic(tmp_path, monkeypatch):
-    monkeypatch.setattr(contents, 'LEARNED_FROM', 3000)
+    monkeypatch.setattr(contents, 'LEARN_SAMPLE', 3000)
     path = tmp_path / 'a.txt'
     path.write_text('\n'.join(f'line {number}' for number in range(2000)))
     source = open_source(str(path), '', tmp_path / 'cache', 'text', 'line')
-    pairs = [(source, contents.content_of(source, [], RULE, tmp_path / 'cache'))]
-    sample = list(contents.sample(pairs, RULE))
-    assert sample == list(contents.sample(pairs, RULE))
+    pairs = [(source, contents.read_content(source, [], RULE, tmp_path / 'cache'))]
+    sample = list(contents.sample_train(pairs, RULE))
+    assert sample == list(contents.sample_train(pairs, RULE))
     assert 1500 < sum(map(len, sample)) < 4500
     assert set(sample) <= set(divided(tmp_path, [f'line {number}' for number in range(2000)])['train'])

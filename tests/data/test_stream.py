@@ -251,9 +251,9 @@ def test_masks_change_in_training_only(corpora):
 @pytest.mark.parametrize(
     'over, message',
     [
-        ({'rows': [0, 8]}, r'batch_size is 8; \[0, 8\] ... are no ascending rows of it'),
+        ({'rows': [0, 8]}, r'batch_size is 8; \[0, 8\] ... are not ascending rows of it'),
         ({'batch_size': 0}, 'batch_size is 0'),
-        ({'rows': [1, 1]}, r'\[1, 1\] ... are no ascending rows'),
+        ({'rows': [1, 1]}, r'\[1, 1\] ... are not ascending rows'),
         ({'seed': -1}, 'seed is -1'),
     ],
 )

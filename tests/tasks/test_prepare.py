@@ -170,7 +170,7 @@ def test_what_a_stream_refuses(prepare):
     task = prepare(data={'test': 0.0})
     with pytest.raises(ValueError, match='the test split is empty: name its rows in config.task.test'):
         PaddedStream(task, 'test', 8, 0, False)
-    with pytest.raises(ValueError, match='are no ascending rows of it'):
+    with pytest.raises(ValueError, match='are not ascending rows of it'):
         PaddedStream(task, 'train', 8, 0, False, [3, 8])
     with pytest.raises(IndexError, match='step 99 of'):
         PaddedStream(task, 'train', 8, 0, False).batch(99)

@@ -128,7 +128,7 @@ ROWS = b'{"text": "abc"}\n'
 TEXT = [
     # id, (command, files), words
     ('empty file', source('a.txt', b''), ['a.txt is empty: there is no text']),
-    ('blank file', source('a.txt', b'\n \n\n'), ['a.txt: nothing but blanks']),
+    ('blank file', source('a.txt', b'\n \n\n'), ['a.txt: only spaces']),
     ('not UTF-8', source('a.txt', b'abc\xff'), ['a.txt:1: not UTF-8 at byte 3 (ff', 'iconv']),
     (
         'truncated gz',
@@ -151,7 +151,7 @@ TRAIN = [
     ('glob of nothing', 'data.source=q*.txt', {}, ['q*.txt: no file matches this glob']),
     ('folder of nothing', 'data.source=d', {'d/a.png': b'x'}, ['d: no file in this directory ends in .txt', '1 .png']),
     ('no source', 'data.source=', {}, ["data.source is ''", "'python'"]),
-    ('one document, three splits', 'data.document=file data.split=document', {}, ['no text fell into the train split']),
+    ('one document, three splits', 'data.document=file data.split=document', {}, ['the train split is empty']),
     ('unknown document', 'data.document=page', {}, ["data.document is 'page'", "'paragraph'"]),
     ('mix of nothing', "data.mix=(('b.txt',1.0),)", {}, ['b.txt: no such file']),
     ('mix of numbers', 'data.mix=(3,)', {}, ['data.mix is (3,)', 'pairs of a source and its weight']),

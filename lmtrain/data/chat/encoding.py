@@ -33,8 +33,8 @@ from lmtrain.data.chat.traced import (
 )
 from lmtrain.data.example_store import Examples
 from lmtrain.data.examples import Example, LengthPolicy
+from lmtrain.data.progress import progress_bar
 from lmtrain.data.rows import Row
-from lmtrain.data.splits import bar
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
 from lmtrain.files import local_path
@@ -182,7 +182,7 @@ def conversations(
     """
     examples, forms, beyond = [], collections.Counter(), []
     ways, unwritten, answers = collections.Counter(), collections.Counter(), 0
-    for number, row in enumerate(bar(rows, 'writing conversations', len(rows))):
+    for number, row in enumerate(progress_bar(rows, 'writing conversations', len(rows))):
         form, dialogue = read(row, text, label)
         forms[form, bool(dialogue.messages)] += 1
         how, each_tokens = tokens(dialogue, tokenizer, template, row.place)
