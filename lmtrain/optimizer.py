@@ -1,4 +1,4 @@
-"""The schedule and the optimizer of the config; directions come by path, the learning rate comes from the step."""
+"""Schedules and optimizers of the config. An optimizer gives directions; the step multiplies by the learning rate."""
 
 import math
 import re
@@ -12,14 +12,14 @@ import optax
 from lmtrain import tree
 from lmtrain.errors import InputError, did_you_mean
 
-# Every leaf under layers/ is a stack [N, ...] of layers; these paths of it are matrices [N, rows, columns].
-STACKED = 'layers[^/]*/.*'
-LAYER_MATRICES = 'layers[^/]*/.*kernel'
+STACKED = 'layers[^/]*/.*'  # paths of leaves [N, ...], stacked over layers
+LAYER_MATRICES = 'layers[^/]*/.*kernel'  # those of them that are matrices [N, rows, columns]
 SCHEDULES = ('cosine', 'linear', 'constant', 'wsd')
 OPTIMIZERS = ('adamw', 'muon', 'lion', 'adafactor', 'sgd')
-MUON_MOMENTUM = 0.95  # of every published run; b1 and b2 belong to the AdamW beside it
+MUON_MOMENTUM = 0.95  # of every published run; b1 and b2 are those of the AdamW on the other leaves
 Each = Callable[[Callable[[jax.Array], jax.Array], tree.Params], tree.Params]
-# Quintic Newton-Schulz, steepest at zero (Jordan et al., 2024, kellerjordan.github.io/posts/muon).
+# Coefficients of the quintic Newton-Schulz iteration with the largest slope at zero (Jordan et al., 2024,
+# kellerjordan.github.io/posts/muon), and the number of iterations.
 NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
 
 
@@ -30,24 +30,28 @@ def _check_name(field: str, name: str, known: tuple[str, ...]) -> None:
 
 
 def _check_range(field: str, value: float, low: float, high: float, open_above: bool = False) -> None:
-    """Raises ValueError where value is outside [low, high] (or [low, high)); nan is outside of everything."""
+    """Raises InputError if value is outside [low, high], or [low, high) with `open_above`; nan always is."""
     inside = low <= value < high if open_above else low <= value <= high
     if not inside:
         raise InputError(f'{field} = {value}: it must lie in [{low:g}, {high:g}{")" if open_above else "]"}')
 
 
 def schedule(name: str, warmup: float, start: float, decay: float, final: float) -> Callable[[jax.Array], jax.Array]:
-    """The factor of the learning rate as a function of the share of the budget that is spent.
+    """The learning rate's factor as a function of progress, the spent share of the budget.
 
-    The factor rises linearly from `start` to 1 over the first `warmup` of the budget, stays there, and falls over the
-    last share of it to exactly `final` at progress 1: the whole rest for 'cosine' and 'linear', `decay` for 'wsd'
-    (linear too; arXiv 2405.18392). 'constant' stays at 1 and reads neither `decay` nor `final`.
+    The factor rises linearly from `start` to 1 during the first `warmup` of the budget, stays at 1, and then falls to
+    exactly `final` at progress 1: after the warmup for 'cosine' and 'linear', during the last `decay` of the budget for
+    'wsd' (linearly; arXiv 2405.18392). 'constant' stays at 1 and ignores `decay` and `final`.
 
     Returns:
       f(progress float32 scalar in [0, 1], may be traced) -> float32 scalar in [0, 1].
 
     Raises:
-      ValueError: an unknown name, a number outside [0, 1], or no room for the fall after the warmup.
+      InputError: an unknown name, a number outside [0, 1], or warmup and decay that exceed the budget.
+
+    >>> factor = schedule('linear', warmup=0.5, start=0.0, decay=0.0, final=0.0)
+    >>> [float(factor(progress)) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     _check_name('schedule.name', name, SCHEDULES)
     for field, value in {'warmup': warmup, 'start': start, 'decay': decay, 'final': final}.items():
@@ -57,14 +61,14 @@ def schedule(name: str, warmup: float, start: float, decay: float, final: float)
         field = 'decay' if name == 'wsd' else 'warmup'
         value = decay if name == 'wsd' else warmup
         raise InputError(
-            f"schedule.{field} = {value} leaves {name!r} no share of the budget to fall in; 'constant' does not fall"
+            f"schedule.{field} = {value} leaves {name!r} no share of the budget to decay in; 'constant' does not decay"
         )
     if warmup + falling > 1.0 + 1e-9:
         raise InputError(f'schedule.warmup + schedule.decay = {warmup} + {decay} is more than the whole budget, 1')
 
     def factor(progress):
         progress = jnp.asarray(progress, jnp.float32)
-        # Counted from the end, so that nothing remains at progress 1 whatever the rounding of the shares.
+        # Counted from the end, so that the remainder is exactly 0 at progress 1 whatever the rounding of the shares.
         remaining = jnp.clip((1.0 - progress) / falling, 0.0, 1.0) if falling else jnp.ones_like(progress)
         if name == 'cosine':
             remaining = 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - remaining)))
@@ -91,34 +95,27 @@ def optimizer(
     accumulate: int = 1,
     each: Each | None = None,
 ) -> optax.GradientTransformation:
-    """The whole `config.optimizer` -> direction and decoupled decay, without any learning rate.
+    """The section `config.optimizer` -> direction and decoupled weight decay, without the learning rate.
 
-    `update` returns `direction + weight_decay * parameter`, the second term on paths that match `decayed` alone; the
+    `update` returns `direction + weight_decay * parameter`, the second term only on paths that match `decayed`. The
     step multiplies by `-learning_rate * schedule(progress) * factor of the path`. The state holds moments of the tree
-    handed to `init` and nothing else. Learning rates, clipping and micro-batches are the step's: they are arguments
-    only so that a section is checked in one place. `each` is for `scale_by_muon`, and not of the config.
+    given to `init` and nothing else. The step applies learning rates, clipping and accumulation; they are arguments
+    here so that the section is checked in one place. `each` is passed to `scale_by_muon`; it is not in the config.
 
-    | name | direction | reads |
+    | name | direction | uses |
     |---|---|---|
     | adamw | Adam with bias correction (arXiv 1711.05101) | b1, b2, eps |
     | muon | orthogonalised momentum on the matrices of layers (`scale_by_muon`), AdamW elsewhere | b1, b2, eps |
-    | lion | sign of interpolated momentum (arXiv 2302.06675); wants a 3 to 10 times smaller learning rate | b1, b2 |
+    | lion | sign of interpolated momentum (arXiv 2302.06675); needs a 3 to 10 times smaller learning rate | b1, b2 |
     | adafactor | factored second moment, clipped to RMS 1, no momentum (arXiv 1804.04235, 4, 6 and 7.2) | - |
     | sgd | momentum b1 | b1 |
 
     Raises:
-      ValueError: naming the field, its value and its range; at `init` where a layer's kernel is no matrix for muon.
+      InputError: names the field, its value and its range. At `init`, if a layer's kernel is not a matrix ('muon').
     """
     _check_name('optimizer.name', name, OPTIMIZERS)
     _check_range('optimizer.learning_rate', learning_rate, 0.0, math.inf, open_above=True)
-    for pair in learning_rates:
-        if not isinstance(pair, tuple | list) or [type(part) for part in pair] not in ([str, float], [str, int]):
-            raise InputError(
-                f"optimizer.learning_rates has {pair!r}: it is pairs of a path's regex and a factor, as in "
-                "(('.*embedding', 0.1),)"
-            )
-        pattern, rate = pair
-        _check_range(f'optimizer.learning_rates[{pattern!r}]', rate, 0.0, math.inf, open_above=True)
+    _check_learning_rates(learning_rates)
     _check_range('optimizer.weight_decay', weight_decay, 0.0, math.inf, open_above=True)
     _check_range('optimizer.b1', b1, 0.0, 1.0, open_above=True)
     _check_range('optimizer.b2', b2, 0.0, 1.0, open_above=True)
@@ -126,15 +123,31 @@ def optimizer(
     _check_range('optimizer.clip', clip, 0.0, math.inf, open_above=True)
     if accumulate < 1:
         raise InputError(f'optimizer.accumulate = {accumulate}: a step has at least 1 micro-batch')
-    adam = optax.scale_by_adam(b1, b2, eps)
-    direction = {
-        'adamw': lambda: adam,
-        'muon': lambda: by_path(LAYER_MATRICES, scale_by_muon(each), adam),
-        'lion': lambda: optax.scale_by_lion(b1, b2),
-        'adafactor': lambda: by_path(STACKED, per_layer(_adafactor()), _adafactor()),
-        'sgd': lambda: optax.trace(b1),
-    }[name]()
+    direction = _direction(name, b1, b2, eps, each)
     return optax.chain(direction, _decay(weight_decay, decayed)) if weight_decay else direction
+
+
+def _check_learning_rates(learning_rates) -> None:
+    for pair in learning_rates:
+        if not isinstance(pair, tuple | list) or [type(part) for part in pair] not in ([str, float], [str, int]):
+            raise InputError(
+                f'optimizer.learning_rates has {pair!r}: every entry is a pair (regex of paths, factor), such as '
+                "(('.*embedding', 0.1),)"
+            )
+        pattern, rate = pair
+        _check_range(f'optimizer.learning_rates[{pattern!r}]', rate, 0.0, math.inf, open_above=True)
+
+
+def _direction(name: str, b1: float, b2: float, eps: float, each: Each | None) -> optax.GradientTransformation:
+    """The update direction of an optimizer, without decay and learning rate."""
+    if name == 'lion':
+        return optax.scale_by_lion(b1, b2)
+    if name == 'adafactor':
+        return by_path(STACKED, per_layer(_adafactor()), _adafactor())
+    if name == 'sgd':
+        return optax.trace(b1)
+    adam = optax.scale_by_adam(b1, b2, eps)
+    return by_path(LAYER_MATRICES, scale_by_muon(each), adam) if name == 'muon' else adam
 
 
 def _adafactor() -> optax.GradientTransformation:
@@ -143,27 +156,19 @@ def _adafactor() -> optax.GradientTransformation:
 
 def _decay(weight_decay: float, decayed: str) -> optax.GradientTransformation:
     """Adds weight_decay * parameter on the paths that match."""
-
     try:
         pattern = re.compile(decayed)
     except re.error as error:
         raise InputError(f'optimizer.decayed: {decayed!r} is no regular expression: {error}') from error
 
-    def marks(params):
+    def mask(params):
         return tree.unflatten({path: bool(pattern.fullmatch(path)) for path in tree.flatten(params)})
 
-    def init(params):
-        return optax.EmptyState()
-
-    def update(updates, state, params):
-        add = jax.tree.map(lambda u, p, mark: u + weight_decay * p if mark else u, updates, params, marks(params))
-        return add, state
-
-    return optax.GradientTransformation(init, update)
+    return optax.add_decayed_weights(weight_decay, mask)
 
 
 def matrices(name: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Of {path: leaf}, the stacks of matrices that the optimizer orthogonalises."""
+    """Those of {path: leaf} that the optimizer `name` orthogonalises: stacks of matrices."""
     return {path: leaf for path, leaf in leaves.items() if name == 'muon' and re.fullmatch(LAYER_MATRICES, path)}
 
 
@@ -177,17 +182,15 @@ class ByPath(NamedTuple):
 def by_path(
     pattern: str, matched: optax.GradientTransformation, others: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """`matched` on the leaves whose path the regex matches in full, `others` on the rest. Either may be empty."""
+    """`matched` on the leaves whose whole path the regex matches, `others` on the rest. Either may be empty."""
 
     def cut(params):
         if params is None:
             return None, None
         leaves = tree.flatten(params)
-        inside = {path for path in leaves if re.fullmatch(pattern, path)}
-        return (
-            tree.unflatten({path: leaf for path, leaf in leaves.items() if path in inside}),
-            tree.unflatten({path: leaf for path, leaf in leaves.items() if path not in inside}),
-        )
+        inside = {path: leaf for path, leaf in leaves.items() if re.fullmatch(pattern, path)}
+        outside = {path: leaf for path, leaf in leaves.items() if path not in inside}
+        return tree.unflatten(inside), tree.unflatten(outside)
 
     def init(params):
         inside, outside = cut(params)
@@ -203,7 +206,7 @@ def by_path(
 
 
 def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx` applied to each layer of leaves stacked [N, ...] as if the layer stood alone."""
+    """`tx` on every layer of leaves [N, ...] separately."""
 
     def init(params):
         return jax.vmap(tx.init)(params) if params else optax.EmptyState()
@@ -215,37 +218,39 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
 
 
 def scale_by_muon(each: Each | None = None) -> optax.GradientTransformation:
-    """Nesterov momentum, orthogonalised, for a tree of stacks of matrices [N, rows, columns].
+    """Orthogonalised Nesterov momentum, for a tree of stacked matrices [N, rows, columns].
 
-    The result is scaled by 0.2 * sqrt(max(rows, columns)), which gives it the RMS that AdamW's updates have, so that
-    one learning rate and one decay serve both (Moonlight, arXiv 2502.16982, section 2.2).
+    The result is scaled by 0.2 * sqrt(max(rows, columns)), which gives it the RMS of AdamW's updates, so that both can
+    use one learning rate and one weight decay (Moonlight, arXiv 2502.16982, section 2.2).
 
-    `each`: (function of a matrix, stacks) -> the function of each of their matrices, where these may lie in pieces; who
-    cut them (lmtrain.parallel.redistribute) knows where the pieces are. None: all are whole.
+    `each`: (function of a matrix, tree of stacks) -> tree of the results, of sharded stacks
+    (`parallel.redistribute.for_each_matrix`). None: no stack is sharded.
     """
     each = each or (lambda function, stacks: jax.tree.map(jax.vmap(function), stacks))
 
     def init(params):
         for path, leaf in tree.flatten(params).items():
             if leaf.ndim != 3:
-                raise InputError(f'muon orthogonalises matrices; {path} of one layer has the shape {leaf.shape[1:]}')
+                raise InputError(
+                    f'muon orthogonalises matrices, but {path} of one layer has the shape {leaf.shape[1:]}'
+                )
         return optax.TraceState(jax.tree.map(jnp.zeros_like, params))
 
     def update(updates, state, params=None):
         del params
         trace = jax.tree.map(lambda g, m: g + MUON_MOMENTUM * m, updates, state.trace)
         ahead = jax.tree.map(lambda g, m: g + MUON_MOMENTUM * m, updates, trace)
-        made = each(orthogonalise, ahead)
-        return jax.tree.map(lambda m: 0.2 * math.sqrt(max(m.shape[1:])) * m, made), optax.TraceState(trace)
+        orthogonal = each(orthogonalise, ahead)
+        return jax.tree.map(lambda m: 0.2 * math.sqrt(max(m.shape[1:])) * m, orthogonal), optax.TraceState(trace)
 
     return optax.GradientTransformation(init, update)
 
 
 def orthogonalise(matrix: jax.Array) -> jax.Array:
-    """[rows, columns] float32 -> the same with singular values near 1 (0.7 to 1.2), zero for zero.
+    """[rows, columns] float32 -> the same with all singular values near 1 (0.7 to 1.2); zeros stay zeros.
 
-    Newton-Schulz on the smaller side (`newton_schulz_flops`). float32 throughout, at the platform's own
-    precision of products (a TPU multiplies in bfloat16, which the iteration bears).
+    Newton-Schulz iteration on the smaller side. All in float32, with the platform's default precision of products: a
+    TPU multiplies in bfloat16, which the iteration tolerates.
     """
     a, b, c = NEWTON_SCHULZ
     rows, columns = matrix.shape
@@ -258,6 +263,6 @@ def orthogonalise(matrix: jax.Array) -> jax.Array:
 
 
 def newton_schulz_flops(rows: int, columns: int) -> float:
-    """FLOPs of the matrix products of `orthogonalise`: three in each step, on the smaller side."""
+    """FLOPs of the matrix products of `orthogonalise`: three per iteration, on the smaller side."""
     m, n = sorted((rows, columns))
     return NEWTON_SCHULZ_STEPS * (4.0 * m * m * n + 2.0 * m**3)

@@ -1,7 +1,7 @@
-"""Paths, regex rules, split and join: a parameter's path is its name.
+"""Parameter paths, regex rules over them, split and join.
 
-Every list of rules in the house is `[(regex, value), ...]` over paths such as `layers/attention/query/kernel`; the
-first full match wins, and a pattern that matches no path is an error.
+A parameter's path is its name, for example `layers/attention/query/kernel`. Every list of rules is `[(regex, value),
+...]` over paths: the first regex that matches the whole path wins, and a regex that matches no path is an error.
 """
 
 import bisect
@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from lmtrain.errors import InputError
 
@@ -22,7 +20,11 @@ Rules = Iterable[tuple[str, Any]]
 
 
 def flatten(tree: Mapping, prefix: str = '') -> dict[str, Any]:
-    """Nested dict -> {path: leaf}, in sorted order of paths. Empty dicts vanish."""
+    """Nested dict -> {path: leaf}, sorted by path. Empty dicts are dropped.
+
+    >>> flatten({'mlp': {'up': 1, 'down': 2}, 'norm': 3})
+    {'mlp/down': 2, 'mlp/up': 1, 'norm': 3}
+    """
     leaves = {}
     for key in sorted(tree):
         path = f'{prefix}/{key}' if prefix else str(key)
@@ -34,7 +36,7 @@ def flatten(tree: Mapping, prefix: str = '') -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> Params:
-    """{path: leaf} -> nested dict; undoes `flatten`."""
+    """{path: leaf} -> nested dict; the inverse of `flatten`."""
     tree: Params = {}
     for path, leaf in leaves.items():
         *parents, name = path.split('/')
@@ -46,13 +48,17 @@ def unflatten(leaves: Mapping[str, Any]) -> Params:
 
 
 def match(rules: Rules, paths: Iterable[str], default: Any = None) -> dict[str, Any]:
-    """{path: value of the first rule whose regex matches the whole path}, `default` where none does.
+    """{path: value of the first rule whose regex matches the whole path}; `default` if none matches.
 
-    Raises ValueError naming a rule that is not a pair, and every pattern that matches no path at all (a typing error,
-    most often) or is no regex.
+    Raises InputError naming a rule that is not a pair, a pattern that is no regular expression, and every pattern that
+    matches no path: most often a typing error.
+
+    >>> match([('.*/bias', 0.0), ('mlp/.*', 0.1)], ['mlp/kernel', 'mlp/bias', 'norm/scale'])
+    {'mlp/kernel': 0.1, 'mlp/bias': 0.0, 'norm/scale': None}
     """
     paths, rules = list(paths), list(rules)
-    values, used = {}, set()
+    values: dict[str, Any] = {}
+    used: set[int] = set()
     for rule in rules:
         if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[0], str)):
             raise InputError(f"{rule!r} is not a pair (regex, value); a list of pairs looks like (('.*/kernel', 8),)")
@@ -91,29 +97,29 @@ def split(tree: Mapping, trainable: str) -> tuple[Params, Params]:
 
 
 def join(*trees: Mapping) -> Params:
-    """The union of trees with disjoint leaves; undoes `split`. Raises ValueError where a path stands in two."""
+    """The union of trees with disjoint leaves; the inverse of `split`. Raises ValueError if two trees share a path."""
     leaves: dict[str, Any] = {}
     for tree in trees:
         new = flatten(tree)
-        twice = leaves.keys() & new.keys()
-        if twice:
-            raise ValueError(f'{sorted(twice)[0]!r} stands in two of the trees to join')
+        shared = leaves.keys() & new.keys()
+        if shared:
+            raise ValueError(f'{min(shared)!r} is in two of the trees to join')
         leaves |= new
     return unflatten(leaves)
 
 
 def cut(params: Mapping, sizes: Sequence[int]) -> Params:
-    """The stack `layers` [N, ...] in consecutive segments `layers_0`, `layers_1`, ... of so many layers each.
+    """Cuts the stack `layers` [N, ...] into consecutive segments `layers_0`, `layers_1`, ... of `sizes` layers.
 
-    For layers that learn unlike or have other leaves: a model runs the segments that it finds, in order. Layers that
-    are in segments already are cut further. Raises ValueError where there is no stack, or the sizes are not positive,
-    do not add up to N, or join layers of two segments.
+    For layers that differ in what is trainable, or in their leaves. A model runs the segments that it finds, in order.
+    Segments can be cut further. Raises InputError if there is no stack, or if the sizes are not positive, do not add up
+    to N, or join layers of two segments.
     """
     if not any(re.fullmatch(r'layers(_0)?', name) for name in params):
         raise InputError(f'there is no stack `layers` to cut among {", ".join(sorted(params))}')
     names = segments(params)
     path, _ = next(iter(flatten(params[names[0]]).items()))
-    starts = [0, *itertools.accumulate(jax.tree.leaves(params[name])[0].shape[0] for name in names)]
+    starts = [0, *itertools.accumulate(segment_sizes(params).values())]
     if sum(sizes) != starts[-1] or min(sizes) < 1:
         raise InputError(f'segments of {list(sizes)} layers do not divide the {starts[-1]} of layers/{path}')
     stops = list(itertools.accumulate(sizes))
@@ -121,54 +127,36 @@ def cut(params: Mapping, sizes: Sequence[int]) -> Params:
         raise InputError(
             f'segments of {list(sizes)} layers join layers {min(joined) - 1} and {min(joined)}, which differ'
         )
-    found = {}
+    cut_segments = {}
     for i, (size, stop) in enumerate(zip(sizes, stops, strict=True)):
         which = bisect.bisect_right(starts, stop - size) - 1
         first = stop - size - starts[which]
-        found[f'layers_{i}'] = jax.tree.map(lambda x: x[first : first + size], params[names[which]])  # noqa: B023
-    return {name: value for name, value in params.items() if name not in names} | found
-
-
-def uncut(params: Mapping) -> Params:
-    """The segments `layers_0`, `layers_1`, ... as one stack `layers`; undoes `cut`, and leaves one stack as it is.
-
-    Raises ValueError where a leaf is not in every segment, or not in one shape and dtype.
-    """
-    names = segments(params)
-    if names == ['layers']:
-        return dict(params)
-    first, *others = (flatten(params[name]) for name in names)
-    for name, other in zip(names[1:], others, strict=True):
-        for path in first.keys() | other.keys():
-            pair = [(x[path].shape[1:], str(x[path].dtype)) if path in x else 'missing' for x in (first, other)]
-            if pair[0] != pair[1]:
-                raise ValueError(f'{names[0]}/{path} is {pair[0]}, {name}/{path} is {pair[1]}: they make no stack')
-
-    def concatenate(*leaves):
-        library = np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp
-        return library.concatenate(leaves)
-
-    stack = {path: concatenate(leaf, *(other[path] for other in others)) for path, leaf in first.items()}
-    return {name: value for name, value in params.items() if name not in names} | {'layers': unflatten(stack)}
+        cut_segments[f'layers_{i}'] = jax.tree.map(lambda x: x[first : first + size], params[names[which]])  # noqa: B023
+    return {name: value for name, value in params.items() if name not in names} | cut_segments
 
 
 def segments(params: Mapping) -> list[str]:
     """The names of the stacks of layers, in order: ['layers'], or ['layers_0', 'layers_1', ...].
 
-    Raises ValueError where neither is there, both are, or one of the row is missing.
+    Raises ValueError if there is neither, if there are both, or if a number is missing.
     """
-    found = {name for name in params if re.fullmatch(r'layers(_\d+)?', name)}
-    names = ['layers'] if 'layers' in found else [f'layers_{i}' for i in range(len(found))]
-    if not found or found != set(names):
-        raise ValueError(f'layers are one stack `layers` or a row from `layers_0` on, not {sorted(found)}')
+    stacks = {name for name in params if re.fullmatch(r'layers(_\d+)?', name)}
+    names = ['layers'] if 'layers' in stacks else [f'layers_{i}' for i in range(len(stacks))]
+    if not stacks or stacks != set(names):
+        raise ValueError(f'layers are one stack `layers` or consecutive ones from `layers_0` on, not {sorted(stacks)}')
     return names
 
 
+def segment_sizes(params: Mapping) -> dict[str, int]:
+    """{name of a stack of layers: number of layers}, in order; see `segments`."""
+    return {name: jax.tree.leaves(params[name])[0].shape[0] for name in segments(params)}
+
+
 def count(tree: Mapping) -> int:
-    """Number of scalars in a tree of arrays or shapes."""
+    """The number of parameters in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in flatten(tree).values())
 
 
 def size(tree: Any) -> int:
-    """Bytes of any pytree of arrays or shapes."""
+    """Bytes of any pytree of arrays or shapes, over all devices."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,4 +1,4 @@
-"""Schedules that end exactly, and optimizers that know their leaves by path."""
+"""Schedules, and optimizers against optax, published equations and their contract."""
 
 import functools
 import math
@@ -66,7 +66,7 @@ def make(name='cosine', warmup=0.1, start=0.25, decay=0.2, final=0.05):
 
 
 @pytest.mark.parametrize('name', optimizer.SCHEDULES)
-def test_a_schedule_at_its_corners(name):
+def test_schedule_at_its_corners(name):
     factor = make(name)
     assert factor(0.0) == 0.25
     np.testing.assert_allclose(factor(0.05), 0.625, rtol=1e-6)
@@ -74,13 +74,13 @@ def test_a_schedule_at_its_corners(name):
     assert factor(1.0) == np.float32(1.0 if name == 'constant' else 0.05)
 
 
-def test_the_shapes_of_the_falls():
+def test_shapes_of_the_decay():
     half = {name: float(make(name, warmup=0.0, final=0.0)(0.75)) for name in optimizer.SCHEDULES}
     assert half['constant'] == half['wsd'] == 1.0
     np.testing.assert_allclose(half['linear'], 0.25, rtol=1e-6)
     np.testing.assert_allclose(half['cosine'], 0.5 * (1 + math.cos(0.75 * math.pi)), rtol=1e-6)
     np.testing.assert_allclose(make('wsd', final=0.0)(0.9), 0.5, rtol=1e-5)
-    # Without a warmup the first step already has the peak, whatever `start` says.
+    # Without warmup the first step has the peak, whatever `start` is.
     assert make('linear', warmup=0.0)(0.0) == 1.0
 
 
@@ -89,7 +89,7 @@ shares = st.just(0.0) | st.floats(1e-3, 1.0)
 
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(optimizer.SCHEDULES), shares, shares, st.floats(0.01, 1.0), shares, shares)
-def test_any_schedule_is_between_zero_and_one_and_ends_exactly(name, warmup, start, decay, final, progress):
+def test_schedule_is_between_zero_and_one_and_ends_exactly(name, warmup, start, decay, final, progress):
     try:
         factor = make(name, warmup, start, decay, final)
     except ValueError as error:
@@ -100,7 +100,7 @@ def test_any_schedule_is_between_zero_and_one_and_ends_exactly(name, warmup, sta
     assert factor(np.float32(0.0)) == np.float32(start if warmup else 1.0)
 
 
-def test_progress_is_traced():
+def test_schedule_can_be_traced():
     factor = make('wsd')
     compiled = jax.jit(factor)
     for progress in np.linspace(0, 1, 11, dtype=np.float32):
@@ -109,7 +109,7 @@ def test_progress_is_traced():
 
 
 @pytest.mark.parametrize(
-    ('wrong', 'says'),
+    ('wrong', 'message'),
     [
         ({'name': 'cosinus'}, "schedule.name = 'cosinus' is none of .*did you mean 'cosine'"),
         ({'warmup': -0.1}, r'schedule.warmup = -0.1: it must lie in \[0, 1\]'),
@@ -121,8 +121,8 @@ def test_progress_is_traced():
         ({'name': 'wsd', 'warmup': 0.5, 'decay': 0.6}, r'0.5 \+ 0.6 is more than the whole budget'),
     ],
 )
-def test_a_wrong_schedule_is_named(wrong, says):
-    with pytest.raises(ValueError, match=says):
+def test_wrong_schedule_is_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
         make(**wrong)
 
 
@@ -130,7 +130,7 @@ def test_a_wrong_schedule_is_named(wrong, says):
 
 
 @pytest.mark.parametrize('name', optimizer.OPTIMIZERS)
-def test_every_optimizer_keeps_the_contract(name):
+def test_optimizer_contract(name):
     """Finite, one compilation, moments of the given tree alone, and down to the minimum of a toy."""
     target, first = params(1), params(0)
     tx = optimizer.optimizer(name, **PLAIN | {'weight_decay': 0.0})
@@ -184,11 +184,11 @@ def directions(name, grads, **settings):
     """The optimizer's directions {path: float64} for each of the gradients, without decay."""
     tx = optimizer.optimizer(name, **PLAIN | {'weight_decay': 0.0} | settings)
     zeros = jax.tree.map(jnp.zeros_like, grads[0])
-    state, found, update = tx.init(zeros), [], jax.jit(tx.update)
+    state, result, update = tx.init(zeros), [], jax.jit(tx.update)
     for grad in grads:
         direction, state = update(grad, state, zeros)
-        found.append({path: np.asarray(leaf, np.float64) for path, leaf in leaves(direction).items()})
-    return found
+        result.append({path: np.asarray(leaf, np.float64) for path, leaf in leaves(direction).items()})
+    return result
 
 
 def doubles(grads):
@@ -265,7 +265,7 @@ def test_three_steps_of_adafactor_by_hand():
 
 
 @pytest.mark.parametrize('name', optimizer.OPTIMIZERS)
-def test_decay_is_on_matrices_alone_and_decoupled(name):
+def test_decay_is_decoupled_and_on_matching_paths_only(name):
     first = params()
     grads = [params(3)]
     with_decay = leaves(run(optimizer.optimizer(name, **PLAIN), first, grads))
@@ -277,7 +277,7 @@ def test_decay_is_on_matrices_alone_and_decoupled(name):
 
 
 @pytest.mark.parametrize('name', ['muon', 'adafactor', 'adamw'])
-def test_a_stack_of_layers_is_so_many_layers(name):
+def test_layers_of_a_stack_are_independent(name):
     """What a layer gets does not depend on the layers stacked with it."""
     first, grads = params(), [params(seed) for seed in (3, 4)]
     stacked = leaves(run(optimizer.optimizer(name, **PLAIN), first, grads))
@@ -317,13 +317,13 @@ def test_muon_steps_have_the_size_of_adamw_steps():
 
 
 @pytest.mark.parametrize('scale', [0.0, 1e-12, 1.0, 1e12])
-def test_orthogonalisation_knows_no_scale(scale):
+def test_orthogonalisation_is_scale_invariant(scale):
     matrix = scale * jax.random.normal(jax.random.key(0), (8, 12))
     values = np.linalg.svd(jax.jit(optimizer.orthogonalise)(matrix), compute_uv=False)
     assert (values == 0).all() if scale == 0 else values.min() > 0.6 and values.max() < 1.3
 
 
-def test_muon_without_a_matrix_is_adamw():
+def test_muon_without_matrices_is_adamw():
     first = {'head': params()['head'], 'final_norm': params()['final_norm']}
     grads = [{'head': params(3)['head'], 'final_norm': params(3)['final_norm']}]
     muon, adamw = (leaves(run(optimizer.optimizer(name, **PLAIN), first, grads)) for name in ('muon', 'adamw'))
@@ -331,7 +331,7 @@ def test_muon_without_a_matrix_is_adamw():
         np.testing.assert_array_equal(muon[path], leaf)
 
 
-def test_the_whole_section_of_the_config_is_taken():
+def test_optimizer_takes_the_whole_config_section():
     from configs import base
 
     optimizer.optimizer(**base.get_config().optimizer).init(params())
@@ -339,7 +339,7 @@ def test_the_whole_section_of_the_config_is_taken():
 
 
 @pytest.mark.parametrize(
-    ('wrong', 'says'),
+    ('wrong', 'message'),
     [
         ({'name': 'adam'}, "optimizer.name = 'adam' is none of .*did you mean 'adamw'"),
         ({'learning_rate': -1.0}, r'optimizer.learning_rate = -1.0: it must lie in \[0, inf\)'),
@@ -354,12 +354,12 @@ def test_the_whole_section_of_the_config_is_taken():
         ({'accumulate': 0}, 'optimizer.accumulate = 0'),
     ],
 )
-def test_a_wrong_optimizer_is_named(wrong, says):
-    with pytest.raises(ValueError, match=says):
+def test_wrong_optimizer_is_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
         optimizer.optimizer(**{'name': 'adamw'} | PLAIN | wrong)
 
 
-def test_a_decay_that_is_no_regex_is_an_error_and_one_that_matches_nothing_decays_nothing():
+def test_decay_with_an_invalid_regex_or_without_a_match():
     with pytest.raises(ValueError, match="optimizer.decayed: '\\(' is no regular expression"):
         optimizer.optimizer('adamw', **PLAIN | {'decayed': '('})
     tx = optimizer.optimizer('sgd', **PLAIN | {'decayed': '.*/weight'})

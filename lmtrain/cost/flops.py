@@ -144,7 +144,7 @@ def _segments(model, params: Mapping | None) -> dict[str, int]:
     """{segment: number of layers}."""
     if not params:
         return {'layers': model.num_layers}
-    return {name: next(iter(tree.flatten(params[name]).values())).shape[0] for name in tree.segments(params)}
+    return tree.segment_sizes(params)
 
 
 def _layer(model, name: str, tokens: int, keys: float) -> list[Stage]:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from lmtrain import tree
@@ -93,8 +92,7 @@ def modules(model, params: Mapping) -> dict[str, Module]:
 
 def layer_places(params: Mapping) -> list[tuple[str, int]]:
     """[(segment, index in the segment)] of every layer, in order."""
-    sizes = {name: jax.tree.leaves(params[name])[0].shape[0] for name in tree.segments(params)}
-    return [(name, i) for name, size in sizes.items() for i in range(size)]
+    return [(name, i) for name, size in tree.segment_sizes(params).items() for i in range(size)]
 
 
 def leaves_of(module: Module, name: str, leaves: Mapping[str, Any]) -> list[np.ndarray | None]:
