@@ -351,20 +351,23 @@ class Run(NamedTuple):
     def lowered(self) -> dict[int, Any]:
         """{T: the train step for batches of that length, ready to be compiled}, its state donated."""
         optimizer = self.config.optimizer
-        make = functools.partial(
-            step.make_train_step,
+        gradient = step.make_gradient(
             self.model,
             self.objective,
-            self.tx,
-            self.schedule,
-            learning_rates=optimizer.learning_rates,
-            clip=optimizer.clip,
             accumulate=optimizer.accumulate,
-            trainable=self.shapes.trainable,
             adapter_dropout=self.config.adapt.dropout,
             keep_logits=self.keep_logits,
             mesh=self.mesh,
             specs=self.specs(),
+        )
+        make = functools.partial(
+            step.make_train_step,
+            gradient,
+            self.tx,
+            self.schedule,
+            trainable=self.shapes.trainable,
+            learning_rates=optimizer.learning_rates,
+            clip=optimizer.clip,
         )
         function = sweep.train_step(make, self.members, optimizer.learning_rate)
         on = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)

@@ -1,4 +1,23 @@
-"""One train step: bind, differentiate what learns, reduce, update; and its counterpart without the update."""
+"""The train step and the evaluation step: pure functions that `jax.jit` compiles.
+
+    state.trainable, state.frozen          batch: columns [B, ...]
+              |                                 |  A micro-batches of B/A rows (lax.scan)
+              +----------------+----------------+
+                               v
+              forward -> objective -> values, weights           float32, not reduced
+                               |
+              sums of values * weights, sum of weights, and d sums['loss'] / d trainable
+                               |  added over micro-batches; over devices by the collectives
+                               v
+              gradient / sum of weights -> clip by global norm -> tx.update (direction and decay)
+                               |
+              update = -learning_rate * schedule(progress) * factor(path) * direction
+                               v
+              all finite?  yes: trainable + update    no: the state as it was, `skipped` + 1
+
+Only sums cross a boundary (micro-batches, devices, batches of an evaluation), and one division follows at the end:
+how a batch was divided cannot change a mean. Frozen leaves are not differentiated.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,96 +29,95 @@ from lmtrain.parallel import collectives
 from lmtrain.training.state import TrainState
 
 
-def sums(objective, model, params, batch, *, key=None, adapter_dropout=0.0, share=None):
+def sums(objective, model, params, batch, *, key=None, adapter_dropout=0.0, hooks=None):
     """Weighted sums of an objective over a batch: ({name: sum(values * weights)}, sum(weights)), float32 scalars.
 
-    Sums and not means cross every boundary (micro-batches, devices, evaluation batches), so that how a batch was cut
-    cannot change a mean taken at the end. `key` binds dropout; without it the model evaluates. `share` goes to the
-    model where its leaves or rows lie in pieces.
+    Args:
+      key: of dropout; None evaluates.
+      adapter_dropout: share of its input that a low-rank path drops in training.
+      hooks: ShardingHooks for the model if its parameters or rows are sharded.
     """
 
     def forward(columns):
         rngs = None if key is None else {'dropout': key}
         options = {'adapter_dropout': adapter_dropout} if adapter_dropout else {}
-        options |= {'share': share} if share else {}
+        options |= {'share': hooks} if hooks else {}
         return model.apply({'params': params}, columns, train=key is not None, rngs=rngs, **options)
 
     values, weights = objective(forward, batch)
     return {name: jnp.sum(value * weights) for name, value in values.items()}, jnp.sum(weights)
 
 
+def make_gradient(model, objective, *, accumulate=1, adapter_dropout=0.0, keep_logits=False, mesh=None, specs=None):
+    """The function ((trainable, frozen), batch, key) -> (gradient, ({name: sum}, weight)).
+
+    The gradient is that of the summed loss with respect to `trainable`; the sums are those of `sums`.
+
+    Args:
+      model: a module; `apply({'params': params}, batch, train=, rngs=)` returns the outputs of its heads.
+      objective: (forward, batch) -> ({name: values}, weights); 'loss' is differentiated.
+      accumulate: number of micro-batches; the gradient is that of the whole batch for any masks.
+      adapter_dropout: see `sums`.
+      keep_logits: see `ShardingHooks.keep_logits`.
+      mesh, specs: the mesh, and {path: PartitionSpec} of all parameters. Without them nothing is sharded explicitly,
+        and attention uses no fused kernel.
+    """
+
+    def gradient(params, batch, key, hooks=None):
+        trainable, frozen = params
+        hooks = (hooks or NO_SHARDING)._replace(keep_logits=True) if keep_logits else hooks
+
+        def loss(trainable, micro_batch):
+            options = {'key': key, 'adapter_dropout': adapter_dropout, 'hooks': hooks}
+            values, weight = sums(objective, model, tree.join(frozen, trainable), micro_batch, **options)
+            return values['loss'], (values, weight)
+
+        return _accumulated(jax.grad(loss, has_aux=True), trainable, batch, accumulate)
+
+    return gradient if mesh is None else collectives.shard_step(mesh, specs, model.dtype, gradient)
+
+
+def _accumulated(gradient, trainable, batch, accumulate: int):
+    """The sum of gradient(trainable, micro_batch) over the micro-batches of a batch."""
+    if accumulate == 1:
+        return gradient(trainable, batch)
+
+    def add(total, micro_batch):
+        return jax.tree.map(jnp.add, total, gradient(trainable, micro_batch)), None
+
+    micro_batches = _micro_batches(batch, accumulate)
+    shapes = jax.eval_shape(gradient, trainable, jax.tree.map(lambda x: x[0], micro_batches))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, micro_batches)[0]
+
+
 def _micro_batches(batch, accumulate: int):
-    """[B, ...] -> [A, B/A, ...], each micro-batch taking every A-th row, so rows stay on the device that holds them."""
+    """[B, ...] -> [A, B/A, ...]. Micro-batch a has the rows a, a + A, ...: every row stays on its device."""
     return jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def make_train_step(
-    model,
-    objective,
-    tx,
-    schedule,
-    *,
-    learning_rate,
-    learning_rates=(),
-    clip=0.0,
-    accumulate=1,
-    trainable,
-    adapter_dropout=0.0,
-    keep_logits=False,
-    mesh=None,
-    specs=None,
-):
-    """The function (state, batch, progress) -> (state, metrics) that `jax.jit` compiles.
+def make_train_step(gradient, tx, schedule, *, learning_rate, trainable, learning_rates=(), clip=0.0):
+    """The function (state, batch, progress) -> (state, metrics).
 
     Args:
-      model: a module whose `apply({'params': p}, batch, train=, rngs=)` gives the heads.
-      objective: (forward, batch) -> ({name: values}, weights); `loss` is differentiated.
-      tx: optax transformation giving direction and decay, without the learning rate.
+      gradient: from `make_gradient`.
+      tx: optax transformation that returns direction and decay, without the learning rate.
       schedule: progress -> factor of the learning rate.
-      learning_rate: at the peak. learning_rates: [(path regex, factor)], first match wins, 1.0 elsewhere.
-      clip: limit of the gradient's global norm; 0 is none.
-      accumulate: micro-batches; the gradient is that of the whole batch whatever the masks.
-      trainable: tree of what learns (arrays or shapes), for its paths.
-      adapter_dropout: share of its input that a low-rank path loses in training.
-      keep_logits: see `Share.keep_logits`.
-      mesh, specs: the mesh, and {path: PartitionSpec} of all parameters; without them nothing is divided by hand, and
-        attention has no kernel.
+      learning_rate: the peak.
+      trainable: tree of the trainable leaves (arrays or shapes), for its paths.
+      learning_rates: [(path regex, factor)], first match wins; 1.0 if none matches.
+      clip: limit of the global norm of the gradient; 0 is no limit.
 
     Returns:
-      step(state, batch, progress float32 scalar in [0, 1]). Where the loss, the gradient or the update is not finite
-      the state stays as it was but for `step` and the counters. Metrics: float32 scalars.
+      step(state, batch, progress), progress a float32 scalar in [0, 1]. If the loss, the gradient or the update is
+      not finite, only `step` and the counters of the state change. Metrics: float32 scalars.
     """
-    factors = tree.match(learning_rates, tree.flatten(trainable), default=1.0)
-    factors = tree.unflatten(factors)
-
-    def gradient(params, batch, key, share=None):
-        trainable, frozen = params
-        share = (share or NO_SHARDING)._replace(keep_logits=True) if keep_logits else share
-        options = {'key': key, 'adapter_dropout': adapter_dropout, 'share': share}
-
-        def total(trainable, micro):
-            values, weight = sums(objective, model, tree.join(frozen, trainable), micro, **options)
-            return values['loss'], (values, weight)
-
-        grad = jax.grad(total, has_aux=True)
-        if accumulate == 1:
-            return grad(trainable, batch)
-
-        def add(carry, micro):
-            return jax.tree.map(jnp.add, carry, grad(trainable, micro)), None
-
-        micro_batches = _micro_batches(batch, accumulate)
-        shapes = jax.eval_shape(grad, trainable, jax.tree.map(lambda x: x[0], micro_batches))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, micro_batches)[0]
-
-    if mesh is not None:
-        gradient = collectives.shard_step(mesh, specs, model.dtype, gradient)
+    factors = tree.unflatten(tree.match(learning_rates, tree.flatten(trainable), default=1.0))
 
     def step(state: TrainState, batch, progress):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         grads, (values, weight) = gradient((state.trainable, state.frozen), batch, key)
-        # A batch without one learning token has the gradient zero, not 0/0.
+        # The gradient of a batch without a single target is 0, not 0/0.
         scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
         norm = optax.tree.norm(grads) * scale
         rate = learning_rate * schedule(progress)
@@ -111,15 +129,11 @@ def make_train_step(
         update_norm = optax.tree.norm(updates)
         finite = jnp.isfinite(values['loss']) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
 
-        def keep(new, old):
+        def if_finite(new, old):
             return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
-        trainable = keep(optax.apply_updates(state.trainable, updates), state.trainable)
-        bad = 1 - finite.astype(jnp.int32)
-        counters = {
-            'skipped': state.counters['skipped'] + bad,
-            'skipped_in_a_row': bad * (state.counters['skipped_in_a_row'] + 1),
-        }
+        trainable = if_finite(optax.apply_updates(state.trainable, updates), state.trainable)
+        counters = _count_skipped(state.counters, finite)
         metrics = {name: value * scale for name, value in values.items()} | {
             'targets': weight,
             'learning_rate': rate,
@@ -127,26 +141,36 @@ def make_train_step(
             'update_norm': update_norm,
             'param_norm': optax.tree.norm(trainable),
         }
-        state = state.replace(
-            step=state.step + 1, trainable=trainable, opt_state=keep(opt_state, state.opt_state), counters=counters
-        )
+        opt_state = if_finite(opt_state, state.opt_state)
+        state = state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state, counters=counters)
         return state, metrics | counters
 
     return step
 
 
+def _count_skipped(counters, finite):
+    """The counters after a step; see `TrainState.counters`."""
+    skipped = 1 - finite.astype(jnp.int32)
+    return {
+        'skipped': counters['skipped'] + skipped,
+        'skipped_in_a_row': skipped * (counters['skipped_in_a_row'] + 1),
+    }
+
+
 def make_eval_step(model, objective, mesh=None, specs=None):
-    """The function (params, batch) -> sums: those of the objective, `targets` (their weight), and of a language model
-    `bytes`, the column of the batch at the targets that count. `mesh`, `specs`: as in training.
+    """The function (params, batch) -> {name: sum}: the sums of the objective, and 'targets', the sum of its weights.
+
+    If the objective predicts tokens, 'bytes' is the sum of that column over the targets that count. `mesh`, `specs`:
+    see `make_gradient`.
     """
 
-    def total(params, batch, key=None, share=None):
-        values, weight = sums(objective, model, *params, batch, share=share)
-        if 'targets' not in batch:  # a task of labels
+    def evaluate(params, batch, key=None, hooks=None):
+        values, weight = sums(objective, model, *params, batch, hooks=hooks)
+        if 'targets' not in batch:  # labels of rows or words
             return None, values | {'targets': weight}
-        spelled = jnp.sum(batch['bytes'] * batch['loss_mask'])
-        return None, values | {'targets': weight, 'bytes': spelled}
+        num_bytes = jnp.sum(batch['bytes'] * batch['loss_mask'])
+        return None, values | {'targets': weight, 'bytes': num_bytes}
 
     if mesh is not None:
-        total = collectives.shard_step(mesh, specs, model.dtype, total)
-    return lambda params, batch: total((params,), batch, None)[1]
+        evaluate = collectives.shard_step(mesh, specs, model.dtype, evaluate)
+    return lambda params, batch: evaluate((params,), batch, None)[1]

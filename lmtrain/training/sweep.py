@@ -125,7 +125,7 @@ def train_step(make: Callable[..., Callable], members: Sequence[Member], learnin
     """The function (state, batch, progress) -> (state, metrics) over all members; without any, that of one run.
 
     Args:
-      make: `step.make_train_step` but for its argument `learning_rate`, which is the one given where nothing is swept.
+      make: `step.make_train_step` without its argument `learning_rate`, which is the one given if nothing is swept.
       members: W of them. Where their orders differ the batch is `Streams`', columns [B, W, ...], else one for all.
 
     Returns:

@@ -104,7 +104,7 @@ def train(model, learns, params, batch, steps=50):
     tx = optimizer.optimizer('adamw', **decay)
     before = state.create(jax.random.key(3), params, learns, tx)
     options = {'learning_rate': 3e-3, 'clip': 1.0, 'trainable': before.trainable}
-    one = step.make_train_step(model, loss, tx, lambda progress: 1.0 - 0 * progress, **options)
+    one = step.make_train_step(step.make_gradient(model, loss), tx, lambda progress: 1.0 - 0 * progress, **options)
     run = jax.jit(lambda state: jax.lax.fori_loop(0, steps, lambda i, s: one(s, batch, 0.0)[0], state))
     return before, run.lower(before).compile(compiler_options=QUICK)(before)
 

@@ -41,8 +41,9 @@ def lowered(model, name, accumulate=1, dtype=None, **settings):
         return state.create(jax.random.key(1), method.start(jax.random.key(0), params), method.trainable, tx)
 
     first = jax.eval_shape(create, params)
-    options = {'learning_rate': 1e-3, 'clip': 1.0, 'accumulate': accumulate, 'trainable': first.trainable}
-    function = step.make_train_step(model, token_loss.loss, tx, lambda progress: progress, **options)
+    options = {'learning_rate': 1e-3, 'clip': 1.0, 'trainable': first.trainable}
+    gradient = step.make_gradient(model, token_loss.loss, accumulate=accumulate)
+    function = step.make_train_step(gradient, tx, lambda progress: progress, **options)
     progress = jax.ShapeDtypeStruct((), jnp.float32)
     return jax.jit(function, donate_argnums=0).lower(first, batch, progress), first
 

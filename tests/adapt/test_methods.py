@@ -76,7 +76,7 @@ def test_a_method_learns_a_task_and_moves_nothing_else(name, task, kind):
     tx = optimizer.optimizer('adamw', weight_decay=0.1, decayed='.*', b1=0.9, b2=0.99, eps=1e-8)
     first = state.create(jax.random.key(1), found.start(jax.random.key(2), params), found.trainable, tx)
     options = {'learning_rate': 1e-2, 'clip': 1.0, 'trainable': first.trainable}
-    one = step.make_train_step(model, objective, tx, lambda progress: 1.0 + 0 * progress, **options)
+    one = step.make_train_step(step.make_gradient(model, objective), tx, lambda progress: 1.0 + 0 * progress, **options)
 
     def run(now):
         def steps(now, _):

@@ -67,12 +67,10 @@ def test_accumulation_changes_no_loss(model, params, batches):
         tx = optax.scale_by_adam()
         first = state.create(jax.random.key(1), params, '.*', tx)
         function = step.make_train_step(
-            model,
-            token_loss.loss,
+            step.make_gradient(model, token_loss.loss, accumulate=accumulate),
             tx,
             lambda progress: 1.0,
             learning_rate=0.1,
-            accumulate=accumulate,
             trainable=first.trainable,
         )
         losses.append(float(jax.jit(function)(first, batches[False], 0.5)[1]['loss']))

@@ -79,7 +79,12 @@ def test_the_train_step_of_a_bfloat16_model_multiplies_bfloat16(platform):
     first = jax.eval_shape(create)
     loss = functools.partial(token_loss.loss, z_loss=1e-4)
     one = step.make_train_step(
-        model, loss, tx, lambda progress: 1.0, learning_rate=1e-3, clip=1.0, trainable=first.trainable
+        step.make_gradient(model, loss),
+        tx,
+        lambda progress: 1.0,
+        learning_rate=1e-3,
+        clip=1.0,
+        trainable=first.trainable,
     )
     found = products(one, platform, first, batch, jax.ShapeDtypeStruct((), jnp.float32))
     assert len(found) >= 3 * (7 + 2 + 1)

@@ -34,13 +34,13 @@ def make_batch(seed=0, mask=None):
     return {'tokens': drawn[:, :-1], 'targets': drawn[:, 1:], 'loss_mask': mask.astype(np.float32)}
 
 
-def setup(learns='.*', tx=None, **options):
+def setup(trainable='.*', tx=None, **options):
     tx = optax.scale_by_adam() if tx is None else tx
-    first = state.create(jax.random.key(1), Table().init(jax.random.key(0)), learns, tx)
+    first = state.create(jax.random.key(1), Table().init(jax.random.key(0)), trainable, tx)
+    gradient_options = {name: options.pop(name) for name in ('accumulate', 'adapter_dropout') if name in options}
+    gradient = step.make_gradient(Table(), token_loss.loss, **gradient_options)
     options = {'learning_rate': 0.1, 'clip': 1.0} | options
-    function = step.make_train_step(
-        Table(), token_loss.loss, tx, lambda progress: 1.0 - progress, trainable=first.trainable, **options
-    )
+    function = step.make_train_step(gradient, tx, lambda progress: 1.0 - progress, trainable=first.trainable, **options)
     return first, jax.jit(function)
 
 
@@ -118,7 +118,7 @@ def test_a_batch_without_a_learning_token_is_zero_and_not_nan():
 
 
 def test_frozen_leaves_have_no_moments_and_do_not_move():
-    first, run = setup(learns='scale')
+    first, run = setup(trainable='scale')
     assert first.opt_state.mu.keys() == {'scale'}
     after = first
     for seed in range(5):
@@ -228,7 +228,9 @@ def test_the_key_of_dropout_is_another_at_every_step_and_for_every_seed():
         tx = optax.identity()
         now = state.create(jax.random.key(seed), Table().init(jax.random.key(0)), '.*', tx)
         options = {'learning_rate': 0.0, 'trainable': now.trainable}
-        run = jax.jit(step.make_train_step(Noisy(), token_loss.loss, tx, lambda progress: 1.0, **options))
+        run = jax.jit(
+            step.make_train_step(step.make_gradient(Noisy(), token_loss.loss), tx, lambda progress: 1.0, **options)
+        )
         found = []
         for _ in range(3):
             now, metrics = run(now, make_batch(mask=1.0), 0.0)

@@ -77,12 +77,10 @@ def parts(method='regex'):
     shapes = jax.eval_shape(create, jax.random.key(0))
     make = functools.partial(
         step.make_train_step,
-        model,
-        token_loss.loss,
+        step.make_gradient(model, token_loss.loss, accumulate=2),
         tx,
         optimizer.schedule(**config.schedule),
         clip=0.5,
-        accumulate=2,
         trainable=shapes.trainable,
     )
 
