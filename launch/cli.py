@@ -1,7 +1,7 @@
-"""`lmtrain VERB [flags]`: finds the verb, reads its flags, runs it, and says in one line what a person can mend.
+"""`lmtrain VERB [flags]`: finds the verb, parses its flags, runs it, and prints user errors as one line.
 
-A verb is a module of this folder: its docstring is its help, FLAGS its flags, `run(flags)` its work. Nothing heavy is
-imported before a verb needs it.
+A verb is a module of this folder: its docstring is its help, FLAGS are its flags, `run(flags)` does the work. jax is
+imported only by a verb that needs it.
 """
 
 import importlib
@@ -14,16 +14,16 @@ import textwrap
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.runtime import lifecycle
 
-# Flags whose values are local paths, of all verbs.
+# Flags of all verbs whose values are local paths.
 PATHS = {'config', 'workdir', 'base', 'adapter', 'to', 'prompts_file', 'rows', 'demonstrations', 'results'}
 VERBS = {
     'train': 'train a recipe: --config, --workdir, --dry_run',
-    'plan': 'what a run would need and cost on machines that are not here: --config, --target, --search',
-    'evaluate': 'the loss of a run on a split, or how many rows a prompted model answers: --workdir, --rows',
+    'plan': 'memory, time and cost of a run on machines that are not present: --config, --target, --search',
+    'evaluate': 'the loss of a run on a split, or the accuracy of a prompted model: --workdir, --rows',
     'generate': 'text from a trained run: --workdir, --prompt',
     'export': 'a trained run as a Hugging Face directory or a PEFT adapter: --workdir, --format, --to',
     'configs': 'the recipes, one line each',
-    'show': 'a recipe with every value resolved, or its first batch: --config, --batch',
+    'show': 'every value of a recipe, or its first batch: --config, --batch',
     'local': 'train in several processes on this machine: --processes, --devices -- train ...',
     'slurm': 'train on nodes of a SLURM cluster: --nodes, --time -- train ...',
     'tpu': 'train on a TPU pod slice of Google Cloud: --zone, --accelerator_type -- train ...',
@@ -39,28 +39,28 @@ HELP = """\
 {bold}Verbs{plain}
 {verbs}
 
-`lmtrain VERB --help` says what a verb takes. Any value of a recipe is changed
-on the command line:
+`lmtrain VERB --help` lists the flags of a verb. Any value of a recipe can be
+changed on the command line:
   lmtrain train --config=configs/quickstart.py --config.model.num_layers=6
 """
 
 
 def style(*names: str, stream=None) -> list[str]:
-    """Escape codes for a terminal that shows them, empty elsewhere (https://no-color.org)."""
+    """Escape codes if the stream is a terminal with colours, else empty strings (https://no-color.org)."""
     codes = {'plain': 0, 'bold': 1, 'dim': 2, 'red': 31, 'green': 32, 'cyan': 36}
     on = (stream or sys.stdout).isatty() and not os.environ.get('NO_COLOR') and os.environ.get('TERM') != 'dumb'
     return [f'\033[{codes[name]}m' if on else '' for name in names]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0, 2 for what a person can mend, 130 when interrupted, its own for a run that ended early.
+    """The exit code: 0, 2 for a user error, 130 if interrupted, or the code of a run that ended early.
 
-    A bug keeps its traceback.
+    Other exceptions keep their traceback.
     """
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a caller may have put another stream in its place
-            stream.reconfigure(errors='replace')  # what the terminal's encoding lacks is no reason to end a run
+        if isinstance(stream, io.TextIOWrapper):  # a caller may have replaced the stream
+            stream.reconfigure(errors='replace')  # a character missing from the encoding must not end a run
     if not argv or argv[0] in ('help', '-h', '-help', '--help'):
         bold, plain = style('bold', 'plain')
         verbs = '\n'.join(f'  {bold}{verb:10}{plain}{wrapped(line, " " * 12).lstrip()}' for verb, line in VERBS.items())
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         return report_error(
             'lmtrain', f'unknown verb {verb!r}: it is none of {", ".join(VERBS)}{did_you_mean(verb, VERBS)}'
         )
-    end = rest.index('--') if '--' in rest else len(rest)  # what follows is for another process
+    end = rest.index('--') if '--' in rest else len(rest)  # later words are for another process
     debug = '--debug' in rest[:end]
     try:
         module = importlib.import_module(f'launch.{verb}')
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         return report_error(f'lmtrain {verb}', 'interrupted', code=130)
     except BrokenPipeError:  # `lmtrain show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # what a shell calls the end by SIGPIPE
+        return 141  # 128 + SIGPIPE, as in a shell
     except Exception as error:
         if debug or not is_user_error(error):
             raise
@@ -95,29 +95,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report_error(who: str, message: str, code: int = 2) -> int:
-    """Says on stderr what went wrong; the exit code."""
+    """Prints an error on stderr and returns the exit code."""
     red, plain = style('red', 'plain', stream=sys.stderr)
     print(f'{red}{who}:{plain} {message}', file=sys.stderr)
     return code
 
 
 def message(error: Exception) -> str:
-    """The message of an error; of one of the system's the file and the reason, without its number."""
+    """The message of an error; of an OSError the file and the reason, without errno."""
     if isinstance(error, OSError) and error.strerror:
         return f'{error.filename}: {error.strerror}' if error.filename else error.strerror
     return str(error) or type(error).__name__
 
 
 def is_user_error(error: Exception) -> bool:
-    """Whether a person can fix what `error` says: an InputError, the system's refusal, or the end of a run."""
+    """Whether the user can fix `error`: an InputError, an OSError, or the end of a run."""
     return isinstance(error, (InputError, OSError, lifecycle.RunEnded))
 
 
 def parse(module, argv: list[str]):
-    """The verb's flags with their values; None where help was asked for. Raises ValueError for what is no flag of it.
+    """The verb's flags with their values; None if help is requested. Raises InputError for an unknown flag.
 
-    `--config.a.b=value` and `--config.a.b value` are handed on as `--override=a.b=value` (see recipe.py), words after a
-    bare `--` as `--command=word` each (see command.py).
+    `--config.a.b=value` and `--config.a.b value` become `--override=a.b=value` (recipe.py); each word after a bare `--`
+    becomes `--command=word` (launcher.py).
     """
     from absl import flags
 
@@ -135,12 +135,12 @@ def parse(module, argv: list[str]):
         if word.startswith('-') and name.startswith('config.') and 'override' in known:
             text = text if equals else next(words, '--')
             if not equals and text.startswith('--'):
-                raise InputError(f'--{name} lacks its value: --{name}=...')
+                raise InputError(f'--{name} has no value: --{name}=...')
             word = f'--override={name.removeprefix("config.")}={text}'
         rest.append(word)
     known.set_gnu_getopt(True)
     for name in known:
-        known[name].unparse()  # what an earlier call in this process left
+        known[name].unparse()  # clears the values of an earlier call in this process
     try:
         spare = known(['lmtrain', *rest, *command])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -150,15 +150,15 @@ def parse(module, argv: list[str]):
     except flags.Error as error:
         raise InputError(str(error)) from error
     for name in PATHS & set(known):
-        given = known[name].value
-        if isinstance(given, list):
-            known[name].value = [str(local_path(path, f'--{name}')) for path in given]
-        elif given:
-            known[name].value = str(local_path(given, f'--{name}'))
+        value = known[name].value
+        if isinstance(value, list):
+            known[name].value = [str(local_path(path, f'--{name}')) for path in value]
+        elif value:
+            known[name].value = str(local_path(value, f'--{name}'))
     if spare:
         hint = f'; did you mean --config={spare[0]}?' if 'config' in known else ''
-        hint = f'; what is run stands after a bare --: -- {spare[0]} ...' if 'command' in known else hint
-        raise InputError(f'{spare[0]!r} is no flag{hint}')
+        hint = f'; the command to run follows a bare --: -- {spare[0]} ...' if 'command' in known else hint
+        raise InputError(f'{spare[0]!r} is not a flag{hint}')
     return known
 
 
@@ -179,13 +179,13 @@ def describe(verb: str, module) -> str:
 
 
 def wrapped(text: str, indent: str) -> str:
-    """A text in lines of at most 80 columns, each behind `indent`."""
+    """A text in lines of at most 80 columns, each after `indent`."""
     options = {'break_long_words': False, 'break_on_hyphens': False}
     return textwrap.fill(text, 80, initial_indent=indent, subsequent_indent=indent, **options)
 
 
 def paragraph(text: str) -> str:
-    """A paragraph of a verb's docstring in 80 columns; of commands, each goes on behind a backslash."""
+    """A paragraph of a verb's docstring in 80 columns; commands are continued after a backslash."""
     text = text.strip()
     if not text.startswith('lmtrain '):
         return wrapped(text, '  ')

@@ -1,4 +1,4 @@
-"""the recipes, one line each: what a recipe claims stands first in its file.
+"""the recipes, one line each: the first line of a recipe's docstring.
 
 lmtrain configs
 """

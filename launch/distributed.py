@@ -1,4 +1,4 @@
-"""Several processes as one run: who is there, then jax.distributed; and an end that leaves no peer waiting."""
+"""Joins several processes into one run: roll call, jax.distributed, and an exit that leaves no peer waiting."""
 
 import contextlib
 import json
@@ -17,24 +17,24 @@ from absl import flags
 from lmtrain.errors import InputError
 from lmtrain.runtime import lifecycle
 
-HEARTBEAT = 10  # seconds after which a process that says nothing is taken for lost
-CALL = 2  # seconds that a caller of the roll call has to say who it is
-LAST = 1  # seconds by which process 0 leaves after the others where all may have the same to say
-SHUTDOWN = 20  # seconds that the last processes wait for each other at the end
+HEARTBEAT = 10  # seconds without a heartbeat after which a process is considered lost
+CALL = 2  # seconds that a caller of the roll call has to send its number
+LAST = 1  # seconds that process 0 waits for the others to print the same error
+SHUTDOWN = 20  # seconds of the shutdown barrier
 
 
 def define(values: flags.FlagValues) -> None:
     """The flags of a run over several processes."""
-    told = {
-        'coordinator': 'HOST:PORT of process 0, on the network that the processes share; with it the next two',
-        'num_processes': 'how many processes the run has',
-        'process_id': 'which of them this one is, from 0',
+    help = {
+        'coordinator': 'HOST:PORT of process 0 on the network of all processes; requires the next two flags',
+        'num_processes': 'number of processes of the run',
+        'process_id': 'number of this process, from 0',
     }
-    flags.DEFINE_string('coordinator', None, told['coordinator'], flag_values=values)
-    flags.DEFINE_integer('num_processes', None, told['num_processes'], lower_bound=1, flag_values=values)
-    flags.DEFINE_integer('process_id', None, told['process_id'], lower_bound=0, flag_values=values)
+    flags.DEFINE_string('coordinator', None, help['coordinator'], flag_values=values)
+    flags.DEFINE_integer('num_processes', None, help['num_processes'], lower_bound=1, flag_values=values)
+    flags.DEFINE_integer('process_id', None, help['process_id'], lower_bound=0, flag_values=values)
     flags.DEFINE_bool(
-        'distributed', False, 'finds the three by itself on SLURM, Open MPI, TPU pods and GKE', flag_values=values
+        'distributed', False, 'detects the three flags on SLURM, Open MPI, TPU pods and GKE', flag_values=values
     )
     flags.DEFINE_integer(
         'join_timeout', 300, 'seconds to wait for the other processes', lower_bound=1, flag_values=values
@@ -43,12 +43,12 @@ def define(values: flags.FlagValues) -> None:
 
 @contextlib.contextmanager
 def joined(values: flags.FlagValues) -> Iterator[None]:
-    """Within it this process is one of the run's; where none of the flags is given, nothing is done.
+    """Inside the context this process is part of the run; without the flags it does nothing.
 
-    An exception ends the process at once with its word and code: Python's own way out would wait for peers that wait
-    for this process.
+    An exception ends the process at once with its message and exit code: a normal exit of Python would wait for peers
+    that wait for this process.
 
-    Raises ValueError naming a flag, before anything of jax has started, and ConnectionError naming who is missing.
+    Raises InputError naming a flag, before jax has started, and ConnectionError naming the missing processes.
     """
     if not start(values):
         yield
@@ -64,19 +64,18 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
         if isinstance(error, lifecycle.RunEnded):
             code = cli.report_error(who, cli.message(error), error.code)
             if error.code in (lifecycle.REQUEUE, lifecycle.NON_FINITE):
-                # All have agreed on it: who leaves first would have jax abort the others.
+                # All processes raise it in the same step: without the barrier jax would abort the slower ones.
                 jax.distributed.shutdown()
         elif isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error):
-            said = str(error).partition('\n')[0]
-            code = cli.report_error(
-                who, f'an exchange with the others failed, as where one has ended: {said}', lifecycle.LOST
-            )
+            reason = str(error).partition('\n')[0]
+            text = f'communication with the other processes failed; one may have ended: {reason}'
+            code = cli.report_error(who, text, lifecycle.LOST)
         elif isinstance(error, KeyboardInterrupt):
             code = cli.report_error(who, 'interrupted', 130)
         elif isinstance(error, Exception) and cli.is_user_error(error):
             code = cli.report_error(who, cli.message(error))
             if jax.process_index() == 0:
-                time.sleep(LAST)  # with it the others lose the coordinator, and their own words
+                time.sleep(LAST)  # its end takes the coordinator, and the messages of the others, away
         else:
             traceback.print_exc()
             code = lifecycle.EXCEPTION
@@ -86,24 +85,24 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
 
 
 def start(values: flags.FlagValues) -> bool:
-    """Joins the processes of the run; False where the flags name none."""
+    """Joins the processes of the run; False if no flag is set."""
     names = ('coordinator', 'num_processes', 'process_id')
-    given = {name: values[name].value for name in names if values[name].value is not None}
-    if values.distributed and given:
-        raise InputError(f'--distributed finds by itself what --{", --".join(given)} would say: give one or the other')
-    if not values.distributed and not given:
+    chosen = {name: values[name].value for name in names if values[name].value is not None}
+    if values.distributed and chosen:
+        raise InputError(f'--distributed detects the value of --{", --".join(chosen)}: set one or the other')
+    if not values.distributed and not chosen:
         return False
-    if given and len(given) < len(names):
-        missing = ', '.join(f'--{name}' for name in names if name not in given)
+    if chosen and len(chosen) < len(names):
+        missing = ', '.join(f'--{name}' for name in names if name not in chosen)
         raise InputError(
-            f'{missing} is missing: a process of several needs --coordinator, --num_processes, --process_id'
+            f'{missing} is missing: a run of several processes needs --coordinator, --num_processes, --process_id'
         )
-    if given:
-        if given['process_id'] >= given['num_processes']:
+    if chosen:
+        if chosen['process_id'] >= chosen['num_processes']:
             raise InputError(
-                f'--process_id={given["process_id"]} with --num_processes={given["num_processes"]}: they count from 0'
+                f'--process_id={chosen["process_id"]} with --num_processes={chosen["num_processes"]}: they count from 0'
             )
-        coordinator, count, number, devices = *(given[name] for name in names), None
+        coordinator, count, number, devices = *(chosen[name] for name in names), None
         host, _, port = coordinator.rpartition(':')
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
             raise InputError(f'--coordinator={coordinator!r}: expected HOST:PORT, such as 10.0.0.1:8476')
@@ -113,17 +112,17 @@ def start(values: flags.FlagValues) -> bool:
     roll_call(host, int(port), count, number, values.join_timeout)
     import jax
 
-    # Its handler of SIGTERM would take the place of this house's, which agrees by itself on the step to stop at.
+    # JAX's handler of SIGTERM would replace lmtrain's, which agrees among processes on the step to stop at.
     jax.config.update('jax_enable_preemption_service', False)
-    with left_on_sigterm():
+    with exit_on_sigterm():
         jax.distributed.initialize(
             coordinator,
             count,
             number,
             local_device_ids=devices,
-            # Else JAX would still find SLURM or Open MPI around it, and leave one GPU to the process.
+            # Otherwise JAX detects SLURM or Open MPI, and leaves one GPU to the process.
             cluster_detection_method='deactivate',
-            # Only on the network that was named, not on all that the machine has.
+            # Only on the named network, not on all of the machine's.
             coordinator_bind_address=coordinator,
             initialization_timeout=values.join_timeout,
             heartbeat_timeout_seconds=HEARTBEAT,
@@ -133,13 +132,13 @@ def start(values: flags.FlagValues) -> bool:
 
 
 @contextlib.contextmanager
-def left_on_sigterm() -> Iterator[None]:
-    """Within it SIGTERM ends the process as `survive.leave` does, also where it waits and no handler of Python runs."""
-    over = threading.Event()
+def exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM calls `lifecycle.exit_requeue`, even while C++ code waits and no handler of Python runs."""
+    done = threading.Event()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait():
-        while not over.is_set():
+        while not done.is_set():
             if signal.sigtimedwait({signal.SIGTERM}, 0.1):
                 lifecycle.exit_requeue(signal.SIGTERM, None)
 
@@ -148,44 +147,44 @@ def left_on_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        done.set()
         waiting.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def detected(timeout: int) -> tuple[str, int, int, list[int] | None]:
-    """(HOST:PORT of process 0, how many processes, which one this is, its GPUs) as JAX finds them; None: all GPUs.
+    """(HOST:PORT of process 0, number of processes, number of this one, its GPUs) by JAX's detection; None: all GPUs.
 
-    Raises ValueError where it finds no cluster.
+    Raises InputError if there is no cluster.
     """
-    # What jax.distributed.initialize asks too, which would go on alone, and listen on every network.
+    # jax.distributed.initialize calls it too, but continues without a cluster, and listens on every network.
     from jax._src import clusters
 
     try:
-        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(*[None] * 5, timeout)
+        cluster = clusters.ClusterEnv.auto_detect_unset_distributed_params(*[None] * 5, timeout)
     except RuntimeError as error:
         raise ConnectionError(f'--distributed: {error}') from error
-    if None in found[:3]:
+    if None in cluster[:3]:
         raise InputError(
-            '--distributed: neither SLURM, Open MPI, a TPU pod nor GKE is around this process; name the others by '
+            '--distributed: this process does not run under SLURM, Open MPI, a TPU pod or GKE; set '
             '--coordinator, --num_processes and --process_id'
         )
-    return *found[:3], found[3] if found[3] and shares_its_gpus(os.environ) else None
+    return *cluster[:3], cluster[3] if cluster[3] and shares_its_gpus(os.environ) else None
 
 
 def shares_its_gpus(environment) -> bool:
-    """Whether this process sees GPUs of other processes of its node, and takes the one of its number, as JAX has it."""
+    """Whether this process sees the GPUs of others on its node, so that JAX assigns one by its local number."""
     alone = re.fullmatch(r'1(\(x\d+\))?', environment.get('SLURM_STEP_TASKS_PER_NODE', ''))
     alone = alone or environment.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'
     return not alone and not {'SLURM_GPUS_PER_TASK', 'SLURM_TRES_PER_TASK'} & environment.keys()
 
 
 def roll_call(host: str, port: int, count: int, number: int, timeout: float) -> None:
-    """Returns in every process once all `count` are there; jax itself would abort, and not say who is missing.
+    """Returns in every process when all `count` are connected; jax would abort without naming the missing ones.
 
-    Process 0 listens at host:port, the others tell it their numbers. Raises ConnectionError in process 0 naming those
-    that did not come, and in another the address that did not answer or what process 0 said; ValueError where two
-    processes have one number, or another count.
+    Process 0 listens at host:port, the others send it their numbers. Raises ConnectionError, in process 0 naming those
+    that are missing, in the others the address that did not answer or the answer of process 0; InputError if two
+    processes have the same number or different counts.
     """
     deadline = time.monotonic() + timeout
     if number == 0:
@@ -200,7 +199,7 @@ def roll_call(host: str, port: int, count: int, number: int, timeout: float) -> 
             if answer:
                 break
         except OSError:
-            pass  # not there yet
+            pass  # process 0 does not listen yet
         if time.monotonic() > deadline:
             raise ConnectionError(
                 f'process {number} of {count}: process 0 did not answer at {host}:{port} within {timeout:g} s. Is it '
@@ -208,7 +207,7 @@ def roll_call(host: str, port: int, count: int, number: int, timeout: float) -> 
             )
         time.sleep(0.2)
     if answer != 'go':
-        raise ConnectionError(f'process {number} of {count}: at {host}:{port} there answers: {answer[:200]}')
+        raise ConnectionError(f'process {number} of {count}: the answer at {host}:{port} is: {answer[:200]}')
 
 
 def _listen(host: str, port: int, count: int, deadline: float, timeout: float) -> None:
@@ -237,18 +236,16 @@ def _listen(host: str, port: int, count: int, deadline: float, timeout: float) -
                 end(word)
                 where = ':'.join(map(str, server.getsockname()[:2]))
                 raise ConnectionError(
-                    f'{word}, which did not come to {where}; see what their own words say, then start all again'
+                    f'{word}, which did not connect to {where}; see their own messages, then restart all processes'
                 ) from None
             caller = _caller(line)
             if caller is None:
-                line.close()  # somebody else knocked
+                line.close()  # not a process of the run
                 continue
             other, its_count = caller
             if its_count != count or not 0 < other < count or other in lines:
-                what = f'process {other} of {its_count} came' + (' twice' if other in lines else '')
-                word = (
-                    f'{what}, where processes 1 to {count - 1} of {count} are wanted: see --process_id, --num_processes'
-                )
+                what = f'process {other} of {its_count} connected' + (' twice' if other in lines else '')
+                word = f'{what}; expected are processes 1 to {count - 1} of {count}: see --process_id, --num_processes'
                 lines[-1] = line
                 end(word)
                 raise InputError(word)
@@ -257,11 +254,11 @@ def _listen(host: str, port: int, count: int, deadline: float, timeout: float) -
 
 
 def _caller(line: socket.socket) -> tuple[int, int] | None:
-    """(number, count) that a process says of itself; None where it says nothing soon, or anything else."""
+    """(number, count) sent by a process; None if it sends nothing in time, or anything else."""
     line.settimeout(CALL)
     try:
-        said = json.loads(line.makefile().readline(64))
+        message = json.loads(line.makefile().readline(64))
     except (OSError, ValueError):
         return None
-    well = isinstance(said, list) and [type(x) for x in said] == [int, int]
-    return tuple(said) if well else None
+    valid = isinstance(message, list) and [type(x) for x in message] == [int, int]
+    return tuple(message) if valid else None

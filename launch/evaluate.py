@@ -1,4 +1,4 @@
-"""the loss of a trained run on a split of its data; or how many rows a model answers when it is prompted.
+"""the loss of a run on a split of its data; or the accuracy of a prompted model on rows.
 
 lmtrain evaluate --workdir=runs/quickstart --split=test
 lmtrain evaluate --base=DIR --rows=copa.jsonl --template='{query} {gold}' --answer=gold --choices=choices
@@ -6,10 +6,10 @@ lmtrain evaluate --workdir=runs/lora --rows=test.csv --template='{text} => {cate
                  --choices=category --demonstrations=train.csv --shots=4
 lmtrain evaluate --workdir=runs/chat --rows=test.jsonl --max_tokens=100
 
-A run on conversations is asked by the chat template that it was trained with: a
-row is one user's turn, and demonstrations are turns before it. --chat_template
-says otherwise. Without --template and --answer, rows are conversations, of
-which the last answer is asked for.
+A run on conversations is prompted by the chat template that it was trained
+with: a row is one user's turn, after the turns of the demonstrations;
+--chat_template names another. Without --template and --answer, rows are
+conversations, whose last answer is compared.
 """
 
 import json
@@ -23,19 +23,21 @@ from lmtrain.errors import InputError
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS, base=True)
 flags.DEFINE_enum('split', 'validation', ['train', 'validation', 'test'], 'validation by default', flag_values=FLAGS)
-flags.DEFINE_multi_string('rows', [], 'rows to be answered: jsonl, csv, tsv; may be repeated', flag_values=FLAGS)
-flags.DEFINE_string('template', None, 'a row as text: {field} for its fields, that of --answer last', flag_values=FLAGS)
+flags.DEFINE_multi_string('rows', [], 'files of rows to answer: jsonl, csv, tsv; may be repeated', flag_values=FLAGS)
+flags.DEFINE_string(
+    'template', None, 'text of a row with {field} for its fields; the field of --answer is last', flag_values=FLAGS
+)
 flags.DEFINE_string('answer', None, 'field of the answer, or of the index of the right choice', flag_values=FLAGS)
-text = 'field of the choices, or the choices with commas between; none: the answer is generated'
+text = 'field of the choices, or the choices separated by commas; without it the answer is generated'
 flags.DEFINE_string('choices', '', text, flag_values=FLAGS)
 model_flags.define_prompts(FLAGS, 'chat_template')
 flags.DEFINE_integer('shots', 0, 'demonstrations before each row', flag_values=FLAGS)
-flags.DEFINE_multi_string('demonstrations', [], 'rows they are drawn from; by default --rows', flag_values=FLAGS)
-flags.DEFINE_integer('limit', 0, 'the first rows alone; 0 is all', flag_values=FLAGS)
-flags.DEFINE_integer('seed', 0, 'of the demonstrations', flag_values=FLAGS)
-flags.DEFINE_integer('max_tokens', 16, 'of a generated answer', flag_values=FLAGS)
-flags.DEFINE_integer('batch_size', 32, 'prompts computed together', flag_values=FLAGS)
-flags.DEFINE_string('results', None, 'a JSON file for the figures, and for each answer of --rows', flag_values=FLAGS)
+flags.DEFINE_multi_string('demonstrations', [], 'files of rows to draw them from; --rows by default', flag_values=FLAGS)
+flags.DEFINE_integer('limit', 0, 'number of rows to score; 0 is all', flag_values=FLAGS)
+flags.DEFINE_integer('seed', 0, 'seed of the demonstrations', flag_values=FLAGS)
+flags.DEFINE_integer('max_tokens', 16, 'tokens of a generated answer', flag_values=FLAGS)
+flags.DEFINE_integer('batch_size', 32, 'prompts per batch', flag_values=FLAGS)
+flags.DEFINE_string('results', None, 'a JSON file to write: the figures, and each answer of --rows', flag_values=FLAGS)
 
 
 def run(values: flags.FlagValues) -> None:
@@ -43,7 +45,7 @@ def run(values: flags.FlagValues) -> None:
         prompted(values)
         return
     if values.base:
-        raise InputError('--base without --rows: a split is of a run (--workdir); rows to be answered are --rows=FILE')
+        raise InputError('--base without --rows: a split belongs to a run (--workdir); rows to answer are --rows=FILE')
     workdir, step = model_flags.from_flags(values)
     check_results(values.results)
     process_setup.prepare()
@@ -59,7 +61,7 @@ def run(values: flags.FlagValues) -> None:
 
 
 def check_results(path: str | None) -> None:
-    """Raises FileNotFoundError or IsADirectoryError if the file of --results cannot be written into its folder."""
+    """Raises FileNotFoundError or IsADirectoryError if the file of --results cannot be written."""
     if not path:
         return
     file = pathlib.Path(path)
@@ -70,7 +72,7 @@ def check_results(path: str | None) -> None:
 
 
 def write_results(path: str | None, figures: dict) -> None:
-    """Writes the file of --results, if it is asked for, and says so."""
+    """Writes the file of --results if it is set."""
     if path:
         text = json.dumps(figures, indent=1, ensure_ascii=False) + '\n'
         pathlib.Path(path).write_text(text, encoding='utf-8')
@@ -78,10 +80,10 @@ def write_results(path: str | None, figures: dict) -> None:
 
 
 def prompted(values: flags.FlagValues) -> None:
-    """Scores the rows that --rows names."""
+    """Scores the rows of --rows."""
     for name, other in (('template', 'answer'), ('answer', 'template')):
         if values[other].value and not values[name].value:
-            raise InputError(f'--{name} is missing, which --{other} needs: see `lmtrain evaluate --help`')
+            raise InputError(f'--{other} requires --{name}, which is missing: see `lmtrain evaluate --help`')
     check_results(values.results)
     process_setup.prepare()
     from lmtrain import api

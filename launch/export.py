@@ -1,4 +1,4 @@
-"""a trained model in a format that others read: a Hugging Face directory, or PEFT's adapter.
+"""writes a trained model as a Hugging Face directory or a PEFT adapter.
 
 lmtrain export --workdir=runs/a --format=hf --to=exported
 lmtrain export --workdir=runs/lora --format=peft --to=adapter
@@ -13,8 +13,10 @@ from lmtrain.errors import InputError
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS)
 flags.DEFINE_enum('format', 'hf', ['hf', 'peft'], "'hf' or 'peft'", flag_values=FLAGS)
-flags.DEFINE_bool('merge', False, 'folds an adapter into the weights and says what that changed', flag_values=FLAGS)
-flags.DEFINE_string('to', None, 'the directory to write, which must be new or empty', flag_values=FLAGS)
+flags.DEFINE_bool(
+    'merge', False, 'merges an adapter into the weights and reports the largest change of an output', flag_values=FLAGS
+)
+flags.DEFINE_string('to', None, 'the directory to write; new or empty', flag_values=FLAGS)
 
 
 def run(values: flags.FlagValues) -> None:

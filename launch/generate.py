@@ -1,4 +1,4 @@
-"""text from a trained run, as it is made; prompts from the command line or a file.
+"""streams text from a trained run; prompts from the command line or a file.
 
 lmtrain generate --workdir=runs/quickstart --prompt='def '
 lmtrain generate --workdir=runs/quickstart --prompts_file=prompts.txt --temperature=0
@@ -6,9 +6,9 @@ lmtrain generate --workdir=runs/chat --prompt='What is a primer?' --system='Answ
 lmtrain generate --base=DIR --prompt='Once upon a time'
 
 A run on conversations is prompted by the chat template that it was trained
-with: a prompt is one user's turn. Other models continue a prompt as it stands.
---template says otherwise: 'none' leaves prompts as they stand, 'auto' takes the
-tokenizer's own. Lines of a .jsonl hold a prompt or messages.
+with: a prompt is one user's turn. Other models continue a prompt as it is.
+--template names another: 'none' leaves prompts as they are, 'auto' takes the
+tokenizer's own. A line of a .jsonl holds a prompt or messages.
 """
 
 import json
@@ -23,14 +23,22 @@ from lmtrain.errors import InputError
 
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS, base=True)
-flags.DEFINE_multi_string('prompt', [], 'what to continue; may be repeated; none starts a document', flag_values=FLAGS)
-text = 'one prompt a line, or .jsonl with the field "prompt" or "messages"'
+flags.DEFINE_multi_string(
+    'prompt', [], 'text to continue; may be repeated; without one, a new document starts', flag_values=FLAGS
+)
+text = 'one prompt per line, or .jsonl with the field "prompt" or "messages"'
 flags.DEFINE_string('prompts_file', None, text, flag_values=FLAGS)
 model_flags.define_prompts(FLAGS, 'template')
-flags.DEFINE_integer('max_tokens', None, "tokens to make; by default the recipe's sample.max_tokens", flag_values=FLAGS)
-flags.DEFINE_float('temperature', None, "0 takes the likeliest token; by default the recipe's", flag_values=FLAGS)
-flags.DEFINE_integer('top_k', None, "draws from the k likeliest; 0 is all; by default the recipe's", flag_values=FLAGS)
-flags.DEFINE_float('top_p', None, "draws from the likeliest of this mass; by default the recipe's", flag_values=FLAGS)
+flags.DEFINE_integer(
+    'max_tokens', None, "tokens to generate; the recipe's sample.max_tokens by default", flag_values=FLAGS
+)
+flags.DEFINE_float('temperature', None, "0 takes the most likely token; the recipe's by default", flag_values=FLAGS)
+flags.DEFINE_integer(
+    'top_k', None, "draws from the k most likely tokens; 0 is all; the recipe's by default", flag_values=FLAGS
+)
+flags.DEFINE_float(
+    'top_p', None, "draws from the most likely tokens of this mass; the recipe's by default", flag_values=FLAGS
+)
 flags.DEFINE_integer('seed', 0, 'the same seed gives the same text', flag_values=FLAGS)
 
 
@@ -48,9 +56,9 @@ def run(values: flags.FlagValues) -> None:
 
 
 def read_prompts(path: pathlib.Path) -> list:
-    """The prompts of a file, one a line; of a .jsonl `prompt_of` each line. Blank lines are none.
+    """The prompts of a file, one per line; for a .jsonl, `prompt_of` each line. Blank lines are skipped.
 
-    Raises OSError, or ValueError naming the line, if the file cannot be read or holds no prompt.
+    Raises OSError, or InputError naming the line, if the file cannot be read or contains no prompt.
     """
     try:
         lines = path.read_bytes().decode().split('\n')
@@ -72,32 +80,32 @@ def read_prompts(path: pathlib.Path) -> list:
         prompts.append(prompt_of(row, f'{path}, line {number}'))
     if not prompts:
         raise InputError(
-            f'{path} holds no prompt; it wants one a line, or .jsonl with the field "prompt" or "messages"'
+            f'{path} contains no prompt: write one per line, or .jsonl with the field "prompt" or "messages"'
         )
     return prompts
 
 
 def prompt_of(row, place: str):
-    """The text in the field 'prompt'; or the messages in it or in 'messages', up to the last that is not an answer.
+    """The text in the field 'prompt', or the messages in it or in 'messages', without final answers.
 
-    Raises ValueError naming the place if a row has neither or a message is wrong.
+    Raises InputError naming the place if a row has neither or a message is malformed.
     """
     fields = row if isinstance(row, dict) else {}
     name = next((name for name in ('messages', 'prompt') if fields.get(name) is not None), None)
     if name == 'prompt' and isinstance(fields['prompt'], str):
         return fields['prompt']
     if name is None or not isinstance(fields[name], list):
-        wants = '{"prompt": "text"} or {"messages": [{"role": "user", "content": "text"}]}'
-        raise InputError(f'{place}: wants {wants}, not {json.dumps(row)[:60]}')
+        expected = '{"prompt": "text"} or {"messages": [{"role": "user", "content": "text"}]}'
+        raise InputError(f'{place}: expected {expected}, not {json.dumps(row)[:60]}')
     from lmtrain import api
 
     return api.as_prompt(place, fields[name], fields.get('tools'))
 
 
 def show(model, prompts: list, system: str, settings: dict) -> None:
-    """Prints every prompt with its continuation, in order; the first that is not done appears as it is made.
+    """Prints every prompt with its continuation, in order; the first unfinished one is streamed.
 
-    Of messages the last one stands for all, and the answer is on a line of its own.
+    Of a conversation the last message is printed, and the answer on its own line.
     """
     from lmtrain import api
     from lmtrain.inference.prompts import encode, shown
@@ -142,8 +150,8 @@ def write(text: str) -> None:
 
 
 def clean(text: str) -> str:
-    """On a terminal, text without the characters that would steer it; elsewhere the text itself."""
-    return text.translate(STEERING) if sys.stdout.isatty() else text
+    """For a terminal, the text without control characters; else the text itself."""
+    return text.translate(CONTROL) if sys.stdout.isatty() else text
 
 
-STEERING = dict.fromkeys({*range(32), *range(127, 160)} - {*map(ord, '\n\t')}, '\ufffd')
+CONTROL = dict.fromkeys({*range(32), *range(127, 160)} - {*map(ord, '\n\t')}, '\ufffd')

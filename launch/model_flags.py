@@ -1,4 +1,4 @@
-"""The flags of verbs that read a model: a run's --workdir and --checkpoint, or a pretrained --base; its prompts."""
+"""Flags of verbs that load a model: --workdir and --checkpoint of a run, or a pretrained --base; its prompts."""
 
 import pathlib
 import sys
@@ -15,27 +15,27 @@ def define(flag_values: flags.FlagValues, base: bool = False) -> None:
     text = "'last', 'best' (by validation loss) or a step"
     flags.DEFINE_string('checkpoint', 'last', text, flag_values=flag_values)
     if base:
-        text = 'in place of a run, a pretrained model: a Hugging Face directory'
+        text = 'instead of a run, a pretrained model: a Hugging Face directory'
         flags.DEFINE_string('base', None, text, flag_values=flag_values)
         flags.DEFINE_string('adapter', '', 'with --base: a PEFT adapter for it', flag_values=flag_values)
-        text = 'with --base: unknown fields of its config.json or of the adapter that are skipped, comma-separated'
+        text = 'with --base: unknown fields of its config.json or of the adapter to skip, comma-separated'
         flags.DEFINE_list('ignore', [], text, flag_values=flag_values)
 
 
 def define_prompts(flag_values: flags.FlagValues, template: str) -> None:
-    """--system and the flag `template`, which names a chat template."""
-    text = 'text of the system, before prompts that begin with none'
+    """--system, and the flag `template`, which names a chat template."""
+    text = 'system message for prompts that have none'
     flags.DEFINE_string('system', '', text, flag_values=flag_values)
     text = "chat template: 'none', 'auto', 'plain', a name or file; else the run's"
     flags.DEFINE_string(template, None, text, flag_values=flag_values)
 
 
 def prompted(run, flag_values: flags.FlagValues, template: str, prompts: list):
-    """The trained.Trained with the chat template that `prompts` are written with; says which, and what looks wrong.
+    """The LoadedModel with the chat template of the prompts; prints which, and warnings about the prompts.
 
-    Raises FileNotFoundError or ValueError naming the flag if there is no such template.
+    Raises FileNotFoundError or InputError naming the flag if there is no such template.
     """
-    from lmtrain.inference import prompts as writing
+    from lmtrain.inference.prompts import special_names
     from lmtrain.training import load
 
     name, system = flag_values[template].value, flag_values.system
@@ -50,21 +50,21 @@ def prompted(run, flag_values: flags.FlagValues, template: str, prompts: list):
     if run.template:
         note(f'each prompt is a turn of a conversation, written by {run.template.name}')
     elif name is None and 'chat_template' in run.tokenizer.config:
-        note(f'prompts are continued as they stand; --{template}=auto writes them with the chat template')
-    if names := writing.special_names([*prompts, system], run.tokenizer):
+        note(f'prompts are continued as they are; --{template}=auto writes them with the chat template')
+    if names := special_names([*prompts, system], run.tokenizer):
         listed = ', '.join(map(repr, names[:3])) + ', ...' * (len(names) > 3)
         note(f'a prompt contains {listed}, the name of a special token: it is read as characters, never as the token')
     return run
 
 
 def note(text: str) -> None:
-    """A remark on standard error, which leaves standard output to the results."""
+    """Prints a remark on stderr; stdout is for results."""
     dim, plain = cli.style('dim', 'plain', stream=sys.stderr)
     print(f'{dim}{text}{plain}', file=sys.stderr)
 
 
 def from_flags(flag_values: flags.FlagValues) -> tuple[pathlib.Path, int | str]:
-    """(folder, 'last' or 'best' or a step). Raises ValueError where one is missing or neither of these."""
+    """(folder, 'last', 'best' or a step). Raises InputError if one is missing or malformed."""
     if not flag_values.workdir:
         raise InputError('--workdir is missing: the folder of a run, such as --workdir=runs/quickstart')
     step = int(flag_values.checkpoint) if flag_values.checkpoint.isdecimal() else flag_values.checkpoint
@@ -74,11 +74,11 @@ def from_flags(flag_values: flags.FlagValues) -> tuple[pathlib.Path, int | str]:
 
 
 def model(flag_values: flags.FlagValues):
-    """The trained.Trained that --workdir or --base names; imports jax. Raises ValueError where both or none does."""
+    """The LoadedModel of --workdir or --base; imports jax. Raises InputError if both or neither is set."""
     if not flag_values.base:
         if flag_values.adapter or flag_values.ignore:
             name = 'adapter' if flag_values.adapter else 'ignore'
-            raise InputError(f'--{name} without --base: what a run starts from is in its config')
+            raise InputError(f'--{name} without --base: the base of a run is in its config')
         workdir, step = from_flags(flag_values)
     elif flag_values.workdir:
         raise InputError('--workdir and --base at once: name the run or the pretrained model')

@@ -1,4 +1,4 @@
-"""what a run would need and cost on machines that are not here, or how a budget is best spent on them.
+"""memory, time and cost of a run on machines that are not present, or the best use of a budget on them.
 
 lmtrain plan --config=configs/pretrain_llama_8b.py --target=v5e:16x16
 lmtrain plan --config=configs/tiny.py --target=cpu:8 --config.mesh.fsdp=8 --config.mesh.data=1
@@ -17,9 +17,9 @@ from lmtrain.errors import InputError
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
 flags.DEFINE_string('target', None, 'chips: v5e:16x16, v5p:8x8x16, v6e:16x16, h100:8, cpu:8', flag_values=FLAGS)
-flags.DEFINE_bool('search', False, 'tries batch sizes, remat and meshes as well', flag_values=FLAGS)
-flags.DEFINE_float('flops', None, 'how so many FLOPs are best spent', flag_values=FLAGS)
-flags.DEFINE_float('hours', None, 'the same for hours of the target', flag_values=FLAGS)
+flags.DEFINE_bool('search', False, 'also tries batch sizes, remat policies and meshes', flag_values=FLAGS)
+flags.DEFINE_float('flops', None, 'the best model for a number of FLOPs', flag_values=FLAGS)
+flags.DEFINE_float('hours', None, 'the same for hours on the target', flag_values=FLAGS)
 flags.DEFINE_float('money', None, 'the same for money, at config.plan.price', flag_values=FLAGS)
 
 
@@ -36,7 +36,7 @@ def run(values: flags.FlagValues) -> None:
         values.config = values.config or 'pretrain_llama'
     if target:
         os.environ.update(target.environment())
-    os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # it keeps no text of a program, which is read here
+    os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # a cached program has no text, which is read here
     process_setup.prepare()
     config = recipe.from_flags(values)
     if budgets:
@@ -56,13 +56,13 @@ def run(values: flags.FlagValues) -> None:
 
 
 def flops(values: flags.FlagValues, config, target) -> float:
-    """The budget in FLOPs. Raises ValueError where price or peak are not known."""
+    """The budget in FLOPs. Raises InputError if the price or the peak is unknown."""
     if values.flops is not None:
         return values.flops
     from lmtrain import cost
 
     if not target.chip:
-        raise InputError(f'--target={target.name}: the peak of a CPU is not known; name chips, such as --target=h100:8')
+        raise InputError(f'--target={target.name}: the peak of a CPU is unknown; name chips, such as --target=h100:8')
     hours = values.hours
     if hours is None:
         if not config.plan.price > 0:

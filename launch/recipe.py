@@ -1,4 +1,4 @@
-"""From `--config=NAME` and `--config.section.field=value` to one locked ConfigDict whose every leaf has base.py's type.
+"""Turns `--config=NAME` and `--config.section.field=value` into a locked ConfigDict with the types of base.py.
 
 >>> config = load('configs/quickstart.py', {'model.num_layers': '6'})
 """
@@ -25,31 +25,33 @@ NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text
 
 
 def define(flag_values: flags.FlagValues) -> None:
-    """The flags of a verb that takes a recipe: --config, and override, which is what --config.a.b=... becomes."""
-    flags.DEFINE_string('config', None, 'a recipe: configs/NAME.py, or any file like it', flag_values=flag_values)
-    text = 'any value of the recipe; `lmtrain show` lists them'
+    """The flags of a verb that takes a recipe: --config, and override, the form of --config.a.b=... after parsing."""
+    flags.DEFINE_string(
+        'config', None, 'a recipe: configs/NAME.py, or another file with get_config()', flag_values=flag_values
+    )
+    text = 'a value of the recipe; `lmtrain show` lists them'
     flags.DEFINE_multi_string('override', [], text, flag_values=flag_values)
 
 
 def from_flags(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
-    """The config the flags ask for. Raises ValueError where --config is missing, and what `load` raises."""
+    """The config of the flags. Raises InputError if --config is missing, and what `load` raises."""
     if not flag_values.config:
         raise InputError('--config is missing, such as --config=configs/quickstart.py (`lmtrain configs` lists all)')
     return load(flag_values.config, dict(text.split('=', 1) for text in flag_values.override))
 
 
 def files() -> list[pathlib.Path]:
-    """The recipes that come with lmtrain."""
+    """The recipes of lmtrain."""
     return sorted(path for path in FOLDER.glob('*.py') if path.stem not in ('__init__', 'base'))
 
 
 def claim(path: pathlib.Path) -> str:
-    """The first line of a recipe's docstring, read without running it; '' where it has none."""
+    """The first line of a recipe's docstring, read without running the file; '' if it has none."""
     return (ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or '').partition('\n')[0]
 
 
 def find(name: str) -> tuple[pathlib.Path, str | None]:
-    """'configs/llama.py:8B' -> (file, '8B'); a bare name, or a file that is not here, is looked up in lmtrain's own.
+    """'configs/llama.py:8B' -> (file, '8B'); a bare name is looked up among lmtrain's recipes.
 
     Raises FileNotFoundError naming the nearest recipe.
     """
@@ -68,7 +70,7 @@ def find(name: str) -> tuple[pathlib.Path, str | None]:
 
 
 def stem(name: str) -> str:
-    """A recipe's name for a folder: 'configs/llama.py:8B' -> 'llama_8B'."""
+    """The name of a recipe's run folder: 'configs/llama.py:8B' -> 'llama_8B'."""
     path, argument = find(name)
     return f'{path.stem}_{argument}' if argument else path.stem
 
@@ -93,7 +95,7 @@ def load(name: str, overrides: dict[str, str] | None = None) -> ml_collections.C
 
 
 def run(path: pathlib.Path, argument: str | None) -> ml_collections.ConfigDict:
-    """What a recipe's `get_config` returns. Raises ValueError naming the line that failed."""
+    """The config that a recipe's `get_config` returns. Raises InputError naming the line that failed."""
     spec = importlib.util.spec_from_file_location(f'recipe_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -104,16 +106,16 @@ def run(path: pathlib.Path, argument: str | None) -> ml_collections.ConfigDict:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path.absolute())]
-        where = f'{path}, line {lines[-1]}' if lines else f'{path}'
+        place = f'{path}, line {lines[-1]}' if lines else f'{path}'
         if argument is not None and isinstance(error, KeyError) and error.args == (argument,):
             raise InputError(f'{path} knows no {argument!r}: {claim(path)}') from error
-        raise InputError(f'{where}: {_said(error)}') from error
+        raise InputError(f'{place}: {_message(error)}') from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(f'{path}: get_config returned {type(config).__name__}, not a ConfigDict')
     return config
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """The message of an error in a recipe; in place of ml_collections' list of a whole section, the nearest field."""
     unknown = re.search(r'Key ["\'](\w+)["\'] does not exist', str(error))
     if unknown:
@@ -164,9 +166,9 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     try:
         value = None if optional and text.lower() == 'none' else parse(text, kind)
     except ValueError as error:
-        wants = NAMES[kind] + (' or none' if optional else '')
-        given = repr(text if len(text) < 80 else f'{text[:80]}...')
-        raise InputError(f'config.{key} wants {wants}, not {given}{_reason(error)}') from None
+        expected = NAMES[kind] + (' or none' if optional else '')
+        value = repr(text if len(text) < 80 else f'{text[:80]}...')
+        raise InputError(f'config.{key} must be {expected}, not {value}{_reason(error)}') from None
     for name in section.split('.') if section else ():
         config = config[name]
     config[field] = value
@@ -199,7 +201,7 @@ def _no(reason: str | None = None):
 
 
 def tuples(value: Any) -> Any:
-    """Lists as tuples, however deep: a config holds no list."""
+    """Nested lists as tuples: a config contains no list."""
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
 
 
@@ -244,6 +246,6 @@ def check(config: ml_collections.ConfigDict, name: str) -> None:
         if value is None:
             raise InputError(f'{name}: config.{key} follows a field that is not set; set config.{key} as well')
         if type(value) is not standard[key]:
-            raise InputError(f'{name}: config.{key} wants {NAMES[standard[key]]}, not {value!r}')
+            raise InputError(f'{name}: config.{key} must be {NAMES[standard[key]]}, not {value!r}')
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f'{name}: config.{key} must be finite, not {value}')

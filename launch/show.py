@@ -1,4 +1,4 @@
-"""a recipe with every value resolved, what differs from base.py marked, and whether its model can be exported.
+"""every value of a recipe, what differs from base.py, and whether its model can be exported.
 
 lmtrain show --config=configs/quickstart.py
 lmtrain show --config=configs/pretrain_gpt2.py --config.model.num_layers=6
@@ -18,21 +18,21 @@ from launch import cli, process_setup, recipe
 
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
-flags.DEFINE_bool('batch', False, 'the first batch instead, decoded, what is learned marked', flag_values=FLAGS)
+flags.DEFINE_bool('batch', False, 'the first batch instead, decoded, with its targets marked', flag_values=FLAGS)
 
 
 def notes() -> dict[str, str]:
-    """{'section.field' or 'section': the comment base.py has for it}, in the order of the file."""
-    found, heading = {}, ''
+    """{'section.field' or 'section': its comment in base.py}, in the order of the file."""
+    comments, heading = {}, ''
     for line in pathlib.Path(base.__file__).read_text(encoding='utf-8').splitlines():
         if field := re.match(r' +config\.([\w.]+) = .*?(?:  # (.*))?$', line):
-            found[field[1]] = field[2] or heading
+            comments[field[1]] = field[2] or heading
         heading = line.strip().removeprefix('# ') if line.strip().startswith('#') else ''
-    return found
+    return comments
 
 
 def written(value) -> str:
-    """A value as a recipe would have it, long fractions shortened."""
+    """A value as in a recipe, with long fractions shortened."""
     text = repr(value)
     return f'{value:.6g}' if isinstance(value, float) and len(text) > 10 else text
 
@@ -43,7 +43,7 @@ def run(values: flags.FlagValues) -> None:
         return
     process_setup.prepare()
     config = recipe.from_flags(values)
-    from lmtrain.plan import dry_run  # late: the page of a recipe need not wait for jax
+    from lmtrain.plan import dry_run  # late: the values of a recipe need no jax
     from lmtrain.training import build
 
     print(dry_run.decoded(build.build(config)))
@@ -54,7 +54,7 @@ def page(values: flags.FlagValues) -> None:
     config, (path, argument) = recipe.from_flags(values), recipe.find(values.config)
     bold, dim, green, cyan, plain = cli.style('bold', 'dim', 'green', 'cyan', 'plain')
     resolved, standard = dict(recipe.leaves(config)), dict(recipe.leaves(base.get_config()))
-    given = {text.partition('=')[0] for text in values.override}
+    overridden = {text.partition('=')[0] for text in values.override}
     screen = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 
     cells = {key: written(value) for key, value in resolved.items()}
@@ -68,15 +68,15 @@ def page(values: flags.FlagValues) -> None:
             continue
         if '.' not in key:
             print()
-        mark, colour = ('>', cyan) if key in given else ('*', green) if key in origin else (' ', '')
+        mark, colour = ('>', cyan) if key in overridden else ('*', green) if key in origin else (' ', '')
         name, was = key.rpartition('.')[2], origin.get(key, '')
-        room = max(0, screen - 22 - max(width, len(cells[key]) + 1 + len(was)))
-        note = note if len(note) <= room else f'{note[: max(0, room - 2)]} …'
+        space = max(0, screen - 22 - max(width, len(cells[key]) + 1 + len(was)))
+        note = note if len(note) <= space else f'{note[: max(0, space - 2)]} …'
         blank = ' ' * (width - len(cells[key]) - 1 - len(was))
         print(f'{colour}{mark} {name:18}{cells[key]}{plain} {dim}{was}{blank}  {note}'.rstrip() + plain)
-    sys.stdout.flush()  # the rest waits for jax
-    from lmtrain.training import init_from as bases
+    sys.stdout.flush()  # the next lines need jax
+    from lmtrain.training import init_from
 
-    answer = textwrap.fill(f'export to transformers  {bases.exportable(config)}', screen, subsequent_indent='  ')
+    answer = textwrap.fill(f'export to transformers  {init_from.exportable(config)}', screen, subsequent_indent='  ')
     print(f'\n{answer}')
-    print(f'\n{green}*{plain} other than base.py    {cyan}>{plain} set on this command line')
+    print(f'\n{green}*{plain} differs from base.py    {cyan}>{plain} set on this command line')

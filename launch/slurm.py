@@ -1,6 +1,6 @@
-"""submits a run to SLURM: one process a node, saved before the time limit, back into the queue on exit code 42 or 75.
+"""submits a run to SLURM: one process per node, saved before the time limit, requeued on exit code 42 or 75.
 
-What no flag here says, sbatch takes from its own variables, such as SBATCH_QOS, SBATCH_EXCLUSIVE=1, SBATCH_CONSTRAINT.
+Options without a flag are taken from sbatch's own variables, such as SBATCH_QOS, SBATCH_EXCLUSIVE=1, SBATCH_CONSTRAINT.
 
 lmtrain slurm --nodes=4 --gpus_per_node=8 --time=24:00:00 -- train --config=configs/pretrain_gpt2.py --workdir=runs/gpt2
 lmtrain slurm --nodes=2 --time=1:00:00 --partition=a100 --interface=ib0 --print_only -- train --config=configs/tiny.py
@@ -19,32 +19,32 @@ from lmtrain.errors import InputError
 FLAGS = flags.FlagValues()
 launcher.define(FLAGS, retries=20)
 for name, help in {
-    'time': 'limit of one start, as sbatch has it: 24:00:00',
-    'account': 'who pays',
-    'partition': 'where',
+    'time': "limit of one start, in sbatch's format: 24:00:00",
+    'account': 'account that is charged',
+    'partition': 'partition of the cluster',
     'interface': "network interface of the coordinator, such as ib0; by default SLURM's address of the first node",
     'name': 'name of the job',
 }.items():
     flags.DEFINE_string(name, 'lmtrain' if name == 'name' else '', help, flag_values=FLAGS)
 for name, default, least, help in (
-    ('nodes', 1, 1, 'how many nodes'),
-    ('gpus_per_node', 0, 0, 'GPUs of a node'),
-    ('tasks_per_node', 1, 1, 'processes of a node; its GPUs are divided among them'),
-    ('cpus_per_task', 0, 0, 'cores of a process'),
+    ('nodes', 1, 1, 'number of nodes'),
+    ('gpus_per_node', 0, 0, 'GPUs per node'),
+    ('tasks_per_node', 1, 1, 'processes per node, which divide its GPUs'),
+    ('cpus_per_task', 0, 0, 'cores per process'),
     ('devices', 0, 0, 'simulated CPU devices of each process, for a rehearsal'),
-    ('save_seconds', 300, 1, 'how long before the limit SIGTERM comes, so that the step is saved'),
+    ('save_seconds', 300, 1, 'seconds before the limit at which SIGTERM is sent to save the step'),
 ):
     flags.DEFINE_integer(name, default, help, lower_bound=least, flag_values=FLAGS)
-text = 'runs a copy of the last commit, kept in .lmtrain-trees/: later edits do not reach what is queued'
+text = 'runs a copy of the last commit in .lmtrain-trees/, so that later edits do not affect queued jobs'
 flags.DEFINE_bool('copy', False, text, flag_values=FLAGS)
 
 
 def run(values: flags.FlagValues) -> None:
-    """Submits. Raises ValueError for what cannot be, also where sbatch refuses."""
+    """Submits the job. Raises InputError naming a flag, or the reason of sbatch."""
     words = launcher.train(values, 'slurm')
     if not values.time:
         raise InputError('--time is missing, such as --time=24:00:00: the step is saved before it')
-    steps, tree = copied() if values.copy else ([], launcher.ROOT)
+    steps, tree = commit_copy() if values.copy else ([], launcher.ROOT)
     text = script(values, words, tree, pathlib.Path.cwd())
     if values.print_only:
         quoted = [launcher.line(step) for step in steps]
@@ -61,7 +61,7 @@ def run(values: flags.FlagValues) -> None:
 
 
 def seconds(limit: str) -> int | None:
-    """The seconds of a time limit, as sbatch(1) has it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None of another form."""
+    """Seconds of a time limit of sbatch(1): M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None for any other."""
     if not re.fullmatch(r'(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})', limit):
         return None
     days, dash, clock = limit.rpartition('-')
@@ -70,19 +70,19 @@ def seconds(limit: str) -> int | None:
     return ((24 * int(days or 0) + hours) * 60 + minutes) * 60 + rest
 
 
-def copied() -> tuple[list[list[str]], pathlib.Path]:
-    """(commands that copy the last commit, the folder of the copy). Raises ValueError outside a git repository."""
-    asked = ['git', '-C', str(launcher.ROOT), 'rev-parse', 'HEAD']
-    done = subprocess.run(asked, capture_output=True, encoding='utf-8', errors='replace')
+def commit_copy() -> tuple[list[list[str]], pathlib.Path]:
+    """(commands that copy the last commit, the folder of the copy). Raises InputError outside a git repository."""
+    query = ['git', '-C', str(launcher.ROOT), 'rev-parse', 'HEAD']
+    done = subprocess.run(query, capture_output=True, encoding='utf-8', errors='replace')
     if done.returncode:
-        raise InputError(f'--copy wants the last commit, and {launcher.ROOT} is no git repository; leave --copy out')
+        raise InputError(f'--copy needs a git repository, and {launcher.ROOT} is none; leave --copy out')
     tree = pathlib.Path.cwd() / '.lmtrain-trees' / done.stdout[:12]
-    archive = f'{shlex.join([*asked[:3], "archive", "HEAD"])} | {shlex.join(["tar", "-x", "-C", str(tree)])}'
+    archive = f'{shlex.join([*query[:3], "archive", "HEAD"])} | {shlex.join(["tar", "-x", "-C", str(tree)])}'
     return [['mkdir', '-p', str(tree)], ['bash', '-c', f'set -o pipefail; {archive}']], tree
 
 
 def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folder: pathlib.Path) -> str:
-    """The job: #SBATCH lines, the values of launch/slurm.sh, and launch/slurm.sh. Raises ValueError naming a flag."""
+    """The job: #SBATCH lines, variables, and launch/slurm.sh. Raises InputError naming a flag."""
     tasks, gpus = values.tasks_per_node, values.gpus_per_node
     if gpus % tasks:
         raise InputError(f'--gpus_per_node={gpus} do not divide over --tasks_per_node={tasks}')
@@ -95,13 +95,13 @@ def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folde
         'account': values.account,
         'partition': values.partition,
         'cpus-per-task': values.cpus_per_task,
-        # Alone, a process sees all GPUs of its node.
+        # A single process sees all GPUs of its node.
         'gpus-per-node' if tasks == 1 else 'gpus-per-task': gpus // tasks,
         'signal': f'TERM@{values.save_seconds}',
         'output': 'slurm-%j.out',
         'open-mode': 'append',
     }
-    for option, text in options.items():  # sbatch has quoting rules of its own: nothing that needs them gets there
+    for option, text in options.items():  # sbatch has its own quoting rules: reject what needs them
         if not re.fullmatch(r'[\w.,:@%+-]*', str(text), re.ASCII):
             raise InputError(
                 f'--{"name" if option == "job-name" else option}={text!r}: letters, digits and . , : @ % + - only'
@@ -114,14 +114,14 @@ def script(values: flags.FlagValues, words: list[str], tree: pathlib.Path, folde
         )
     exported = {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(values.devices)} if values.devices else {}
     if values.cpus_per_task:
-        exported['SRUN_CPUS_PER_TASK'] = str(values.cpus_per_task)  # since SLURM 22.05 a step inherits it no more
-    given = {'folder': folder, 'tree': tree, 'interface': values.interface, 'retries': values.retries}
+        exported['SRUN_CPUS_PER_TASK'] = str(values.cpus_per_task)  # not inherited by a step since SLURM 22.05
+    variables = {'folder': folder, 'tree': tree, 'interface': values.interface, 'retries': values.retries}
     return '\n'.join(
         [
             '#!/bin/bash',
             *(f'#SBATCH --{option}={text}' for option, text in options.items() if text),
             '#SBATCH --requeue',
-            *(f'{name}={shlex.quote(str(text))}' for name, text in given.items()),
+            *(f'{name}={shlex.quote(str(text))}' for name, text in variables.items()),
             *(f'export {name}={shlex.quote(text)}' for name, text in exported.items()),
             f'train=({shlex.join(launcher.python(words))})',
             (launcher.ROOT / 'launch' / 'slurm.sh').read_text(encoding='utf-8'),

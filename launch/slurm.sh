@@ -1,17 +1,17 @@
-# What follows the #SBATCH lines of a job (launch/slurm.py fills in the variables above it).
+# The script after the #SBATCH lines of a job; launch/slurm.py sets the variables before it.
 set -uo pipefail
 cd -- "$folder" || exit 2
 export PYTHONPATH=$tree${PYTHONPATH:+:$PYTHONPATH} notes=$folder/.lmtrain-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
 mkdir -p "$notes" || exit 4
 
-# The coordinator listens on the first node, at the address that SLURM itself uses or that of the interface asked for.
+# The coordinator listens on the first node, at the address that SLURM uses or that of --interface.
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 if [[ $interface ]]; then
   address=$(ip -4 -o address show dev "$interface" | awk '{ sub("/.*", "", $4); print $4; exit }')
 else
   address=$(scontrol show node "$host" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
   address=$(getent ahostsv4 "$address" | awk '{ print $1; exit }')
-  # On Debian a node is 127.0.1.1 to itself, where no other one reaches it.
+  # On Debian a node resolves itself to 127.0.1.1, which other nodes cannot reach.
   if [[ $address == 127.* ]] && ((${SLURM_JOB_NUM_NODES:-1} > 1)); then
     other=$(hostname -I | awk '{ print $1 }')
     address=${other:-$address}
@@ -21,21 +21,21 @@ if [[ ! $address ]]; then
   echo "lmtrain slurm: no address of $host${interface:+ on $interface}; name an interface of it (ip address): --interface=NAME" >&2
   exit 2
 fi
-# Above the ports that systems hand out by themselves; another one after a restart.
+# Above the ephemeral ports; a different port after each restart.
 export coordinator=$address:$((61440 + (SLURM_JOB_ID * 8 + ${SLURM_RESTART_COUNT:-0}) % 4096))
 echo "lmtrain slurm: job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), coordinator $coordinator on $host, $SLURM_NTASKS processes"
 
 srun --export=ALL --kill-on-bad-exit=1 --label bash -c '
-  trap : TERM INT  # the signal is meant for the process below, whose exit code is wanted
+  trap : TERM INT  # the signal is for the process below, whose exit code is needed
   : >"$notes/started-$SLURM_PROCID"
   "$@" --coordinator="$coordinator" --num_processes="$SLURM_NTASKS" --process_id="$SLURM_PROCID"
   code=$?
   if ((code)); then echo "$code $SLURM_PROCID $SLURMD_NODENAME" >"$notes/code-$SLURM_PROCID"; fi
-  exit $((code == 42 ? 0 : code))  # a bad exit would have the others killed, which still save
+  exit $((code == 42 ? 0 : code))  # on a nonzero code srun would kill the others, which still save
 ' lmtrain "${train[@]}"
 code=$?
-# srun answers with the largest code, that of killed peers. To blame is the first that failed, but for those that only lost
-# a peer (74, or 134 where JAX ends them).
+# srun returns the largest code, that of killed peers. Report the first process that failed; those that only lost a peer
+# (74, or 134 if JAX aborts them) come last.
 while read -r file; do
   read -r found process node <"$file"
   [[ ${who:-} ]] && [[ $code != 74 && $code != 134 || $found == 74 || $found == 134 ]] && continue

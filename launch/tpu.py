@@ -1,9 +1,9 @@
-"""trains on a TPU slice of Google Cloud, or on several: creates it, copies the last commit, runs, and deletes it.
+"""trains on one or more TPU slices of Google Cloud: creates them, copies the last commit, runs, and deletes them.
 
-The run needs no connection: what worker 0 of the first slice writes is shown, and shown on after a connection was lost.
-Where the run asks for it, it is started again there; where a worker or a spot TPU is taken away, on a new TPU. Its
-folder must outlive the TPU: --setup mounts a file system on every worker. Ctrl-C deletes the TPU too. gcloud reaches
-several workers only with its key in an ssh-agent: ssh-add ~/.ssh/google_compute_engine
+The run does not depend on the connection: the log of worker 0 is printed, and resumes after a lost connection. If the
+run exits to be restarted, it is restarted there; if a worker or a spot TPU is taken away, on a new TPU. The run folder
+must outlive the TPU: --setup mounts a file system on every worker. Ctrl-C also deletes the TPU. gcloud reaches several
+workers only if its key is in an ssh-agent: ssh-add ~/.ssh/google_compute_engine
 
 lmtrain tpu --zone=us-west4-a --accelerator_type=v5litepod-256 --runtime_version=v2-alpha-tpuv5-lite --spot \\
             --setup='sudo mkdir /runs; sudo mount -t nfs 10.0.0.2:/runs /runs' \\
@@ -30,30 +30,30 @@ from lmtrain.runtime import lifecycle
 FLAGS = flags.FlagValues()
 launcher.define(FLAGS, retries=20)
 for name, default, help in (
-    ('name', 'lmtrain', 'of the queued resource and its nodes'),
-    ('zone', '', 'where, such as us-west4-a'),
-    ('project', '', "whose; by default gcloud's own setting"),
+    ('name', 'lmtrain', 'name of the queued resource and its nodes'),
+    ('zone', '', 'zone, such as us-west4-a'),
+    ('project', '', "project; by default gcloud's own setting"),
     ('accelerator_type', '', 'type and size of a slice, such as v5litepod-256'),
     ('runtime_version', '', 'software of the workers, such as v2-alpha-tpuv5-lite or tpu-ubuntu2204-base'),
-    ('setup', '', 'a shell command for every worker before the run, which mounts what outlives the TPU'),
+    ('setup', '', 'a shell command that mounts, on every worker, a file system that outlives the TPU'),
 ):
     flags.DEFINE_string(name, default, help, flag_values=FLAGS)
-flags.DEFINE_integer('node_count', 1, 'how many slices', lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_bool('spot', False, 'cheaper, and taken away at any time', flag_values=FLAGS)
-flags.DEFINE_bool('keep', False, 'leaves the TPU, and its cost, when the run ends', flag_values=FLAGS)
+flags.DEFINE_integer('node_count', 1, 'number of slices', lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_bool('spot', False, 'cheaper, but may be taken away at any time', flag_values=FLAGS)
+flags.DEFINE_bool('keep', False, 'keeps the TPU, and its cost, after the run ends', flag_values=FLAGS)
 
-POLL = 30.0  # seconds between two questions to gcloud
-TRIES = 10  # how often in a row workers may be silent while the queue says that the TPU is there
-PATIENCE = 120  # the same for the queue itself: an hour
-ENDING = 120  # seconds that the other workers have to end once worker 0 has
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last where the terminal is closed
-GONE = 255  # stands for the exit code where a worker, or its run, ended without one
+POLL = 30.0  # seconds between two gcloud queries
+TRIES = 10  # consecutive polls without an answer from the workers while the TPU is ACTIVE
+PATIENCE = 120  # consecutive polls without an answer from gcloud: an hour
+ENDING = 120  # seconds for the other workers to end after worker 0
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal is closed
+GONE = 255  # exit code of a worker, or run, that ended without one
 
-# The exit code of `gcloud compute tpus queued-resources ssh|scp` says nothing. gcloud 528 (tpus/tpu_vm/ssh.py) leaves
-# out a node that it cannot prepare, such as one that was taken away, and ends with 0; reaches 64 workers at once, and
-# the next when all of those have ended, or never where one failed; and runs a command again where its connection
-# breaks. So what all workers are told ends by itself and with 0, does no harm when it is told twice, and counts as done
-# where a worker says so: its name, how many workers its slice has (as jax counts them), and a word.
+# The exit code of `gcloud compute tpus queued-resources ssh|scp` means nothing. gcloud 528 (tpus/tpu_vm/ssh.py) skips a
+# node that it cannot prepare, such as one that was taken away, and exits with 0; connects to 64 workers at once, and to
+# the next only after all of those have ended, or never if one failed; and reruns a command if its connection breaks.
+# Commands for all workers therefore terminate with exit code 0 and are idempotent, and count as done when a worker
+# prints so: its name, the number of workers of its slice (as jax counts them), and a word.
 NETWORK = 'http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints'
 SAY = (
     f'say() {{ n=$(curl -sSf -H "Metadata-Flavor: Google" {NETWORK} | tr , "\\n" | grep -c .); '
@@ -63,11 +63,11 @@ SAID = re.compile(r'lmtrain tpu: (\S+) of (\d+): (.*)')
 
 
 class Unanswered(InputError):
-    """The queue does not answer: the TPU may be there, and the run may go on."""
+    """gcloud does not answer: the TPU may exist, and the run may continue."""
 
 
 def run(values: flags.FlagValues) -> None:
-    """Raises ValueError for what cannot be started or created, survive.Ended with the exit code of the run."""
+    """Raises InputError if the TPU or the run cannot be started, RunEnded with the exit code of the run."""
     words = launcher.train(values, 'tpu')
     archive = pathlib.Path(tempfile.gettempdir()) / f'{values.name}.tar.gz'
     steps = commands(values, words, archive)
@@ -75,11 +75,11 @@ def run(values: flags.FlagValues) -> None:
         print('\n'.join(launcher.line(step) for step in steps.values()))
         return
     launcher.need('gcloud', 'https://cloud.google.com/sdk/docs/install')
-    heard = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup has it
-    before = {number: signal.signal(number, _stop) for number in heard}
+    handled = [number for number in STOPS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, _stop) for number in handled}
     try:
         _do(steps['archive'])
-        print(f'lmtrain tpu: deletes it by hand: {launcher.line(steps["delete"])}', file=sys.stderr)
+        print(f'lmtrain tpu: to delete the TPU by hand: {launcher.line(steps["delete"])}', file=sys.stderr)
         who, word = _attempts(values, words, archive)
     finally:
         archive.unlink(missing_ok=True)
@@ -92,7 +92,41 @@ def run(values: flags.FlagValues) -> None:
 def commands(
     values: flags.FlagValues, words: list[str], archive: pathlib.Path, attempt: int = 0
 ) -> dict[str, list[str]]:
-    """{step: argv}, in the order in which they are run. Raises ValueError naming a flag."""
+    """{step: argv} in execution order. Raises InputError naming a flag."""
+    workdir = checked_workdir(values, words)
+    location = [f'--zone={values.zone}', *([f'--project={values.project}'] if values.project else [])]
+    nodes = [f'--node-id={values.name}']
+    if values.node_count > 1:
+        nodes = [f'--node-count={values.node_count}', f'--node-prefix={values.name}']
+    gcloud = ['gcloud', 'compute', 'tpus', 'queued-resources']
+    all_workers = ['--node=all', '--worker=all', *location]
+    # Without them, ssh waits forever for a worker that was taken away.
+    keepalive = ['--ssh-flag=-oConnectTimeout=30', '--ssh-flag=-oServerAliveInterval=30']
+
+    def ssh(lines: list[str], workers: list[str]) -> list[str]:
+        return [*gcloud, 'ssh', values.name, *workers, *keepalive, f'--command={"; ".join([SAY, *lines])}']
+
+    folder = f'run-{attempt}'  # in the tree: contains `log`, and `code` after the run has ended on this worker
+    report = f'say "$(cat {folder}/code || echo {GONE}): $(tail -n 1 {folder}/log | cut -c -300)"'
+    wait = ['cd lmtrain-tree || exit 0', f'flock -s -w {ENDING} .running true', report]
+    return {
+        'archive': ['git', '-C', str(launcher.ROOT), 'archive', '--format=tar.gz', f'--output={archive}', 'HEAD'],
+        'create': [
+            *(*gcloud, 'create', values.name, *nodes, f'--accelerator-type={values.accelerator_type}'),
+            *(f'--runtime-version={values.runtime_version}', *location, *(['--spot'] if values.spot else [])),
+        ],
+        'state': [*gcloud, 'describe', values.name, *location, '--format=value(state.state)'],
+        'copy': [*gcloud, 'scp', str(archive), f'{values.name}:', *all_workers],
+        'install': ssh(install_lines(values.setup, workdir, archive.name), all_workers),
+        'start': ssh(start_lines(folder, words), all_workers),
+        'follow': ssh(follow_lines(folder, report), ['--node=0', '--worker=0', *location]),
+        'codes': ssh(wait, all_workers),
+        'delete': [*gcloud, 'delete', values.name, *location, '--force', '--quiet'],
+    }
+
+
+def checked_workdir(values: flags.FlagValues, words: list[str]) -> str:
+    """The --workdir of the run. Raises InputError naming a flag that is missing or malformed."""
     for name in ('zone', 'accelerator_type', 'runtime_version', 'setup'):
         if not values[name].value:
             raise InputError(f'--{name} is missing: {values[name].help}')
@@ -104,77 +138,59 @@ def commands(
             f'--workdir={workdir!r} after --: an absolute path on a file system that '
             'outlives the TPU, such as --workdir=/mnt/runs/gpt2 with --setup mounting /mnt/runs'
         )
-    where = [f'--zone={values.zone}', *([f'--project={values.project}'] if values.project else [])]
-    many = values.node_count > 1
-    nodes = (
-        [f'--node-count={values.node_count}', f'--node-prefix={values.name}'] if many else [f'--node-id={values.name}']
-    )
-    gcloud = ['gcloud', 'compute', 'tpus', 'queued-resources']
-    everywhere = ['--node=all', '--worker=all', *where]
-    # Else ssh would wait for ever for a worker that was taken away.
-    alive = ['--ssh-flag=-oConnectTimeout=30', '--ssh-flag=-oServerAliveInterval=30']
+    return workdir
 
-    def ssh(lines: list[str], workers: list[str]) -> list[str]:
-        return [*gcloud, 'ssh', values.name, *workers, *alive, f'--command={"; ".join([SAY, *lines])}']
 
-    folder = f'run-{attempt}'  # in the tree: `log`, and `code` once the run has ended there
+def install_lines(setup: str, workdir: str, archive: str) -> list[str]:
+    """Shell lines that install lmtrain on a worker once, run `setup`, and check that `workdir` outlives the TPU."""
     apt = 'sudo apt-get -o DPkg::Lock::Timeout=300 -q'
-    mine = shlex.quote(workdir)
+    folder = shlex.quote(workdir)
     lost = shlex.quote(f'--workdir={workdir} is on the disk of the TPU and would be lost with it: --setup mounts none')
     install = [
-        # That timeout is not for the lock of `update`, which a machine that has just started may hold.
+        # The timeout does not cover the lock of `update`, which a machine that has just booted may hold.
         f'(command -v python3.11 || (for i in 1 2 3 4 5 6; do {apt} update && break; sleep 30; done; '
         f'{apt} -y install python3.11-venv)) >/dev/null',
         'mkdir -p lmtrain-tree',
-        f'tar -xzf {archive.name} -C lmtrain-tree',
+        f'tar -xzf {archive} -C lmtrain-tree',
         'bash lmtrain-tree/launch/run.sh configs >/dev/null',
-        "bash -c 'source lmtrain-tree/launch/venv.sh && install parquet'",  # the format of most texts
-        f'({values.setup}) 8>&-',  # what stays behind, such as gcsfuse, would keep the lock
-        f'mkdir -p {mine}',
-        f'([ "$(stat -c %d {mine})" != "$(stat -c %d /)" ] || (echo {lost} >&2; false))',
+        "bash -c 'source lmtrain-tree/launch/venv.sh && install parquet'",  # most corpora are parquet files
+        f'({setup}) 8>&-',  # a process that stays, such as gcsfuse, would keep the lock
+        f'mkdir -p {folder}',
+        f'([ "$(stat -c %d {folder})" != "$(stat -c %d /)" ] || (echo {lost} >&2; false))',
         'touch lmtrain-installed',
     ]
-    installed = [
+    return [
         'exec 8>lmtrain-installing; flock 8',
-        f'[ -e {archive.name} ] || exit 0',  # scp has left this worker out
+        f'[ -e {archive} ] || exit 0',  # scp skipped this worker
         f'if [ -e lmtrain-installed ] || ({" && ".join(install)}); then say installed; else say failed; fi',
     ]
-    # The lock is held as long as the run lives; what is left of an earlier attempt ends before this one begins.
-    started = [
+
+
+def start_lines(folder: str, words: list[str]) -> list[str]:
+    """Shell lines that start the run on a worker. It holds a lock while it lives, so an earlier attempt ends first."""
+    return [
         'cd lmtrain-tree || exit 0; exec 8>.running',
         f'if [ ! -e {folder} ] && flock -w 60 8 && mkdir {folder}; then : >{folder}/log; '
         """setsid sh -c 'bash launch/run.sh "$@" 8>&-; echo $? >$0/code.new && mv $0/code.new $0/code' """
         f'{folder} {shlex.join([*words, "--distributed"])} </dev/null >{folder}/log 2>&1 & fi',
         f'[ ! -e {folder} ] || say started',
     ]
-    code = f'say "$(cat {folder}/code || echo {GONE}): $(tail -n 1 {folder}/log | cut -c -300)"'
-    followed = [
+
+
+def follow_lines(folder: str, report: str) -> list[str]:
+    """Shell lines that print the log of a worker until its run ends, then run `report`."""
+    return [
         f'cd lmtrain-tree && [ -e {folder}/log ] || exit 0',
-        # flock ends with the run, and tail with flock; the lines are numbered, so that none is shown twice.
+        # flock ends with the run, and tail with flock. Lines are numbered so that none is printed twice.
         f"flock -s .running true & tail -n +1 -f --pid=$! {folder}/log | grep --line-buffered -an ''",
-        code,
+        report,
     ]
-    ended = ['cd lmtrain-tree || exit 0', f'flock -s -w {ENDING} .running true', code]
-    return {
-        'archive': ['git', '-C', str(launcher.ROOT), 'archive', '--format=tar.gz', f'--output={archive}', 'HEAD'],
-        'create': [
-            *(*gcloud, 'create', values.name, *nodes, f'--accelerator-type={values.accelerator_type}'),
-            *(f'--runtime-version={values.runtime_version}', *where, *(['--spot'] if values.spot else [])),
-        ],
-        'state': [*gcloud, 'describe', values.name, *where, '--format=value(state.state)'],
-        'copy': [*gcloud, 'scp', str(archive), f'{values.name}:', *everywhere],
-        'install': ssh(installed, everywhere),
-        'start': ssh(started, everywhere),
-        'follow': ssh(followed, ['--node=0', '--worker=0', *where]),
-        'codes': ssh(ended, everywhere),
-        'delete': [*gcloud, 'delete', values.name, *where, '--force', '--quiet'],
-    }
 
 
 def verdict(words: dict[str, str]) -> tuple[str, str]:
-    """(worker, its word) that stands for the run, of {worker: its exit code and last line}.
+    """(worker, its word) that decides the exit code of the run, from {worker: its exit code and last line}.
 
-    Who ended by itself stands before those that only lost a peer.
+    A worker that failed by itself precedes those that only lost a peer.
     """
 
     def weight(who: str) -> tuple[bool, ...]:
@@ -182,7 +198,7 @@ def verdict(words: dict[str, str]) -> tuple[str, str]:
         by_itself = 0 < code < 128 and code != lifecycle.LOST
         return code in gke.HOPELESS, code in launcher.AGAIN, by_itself, code == GONE, code != 0
 
-    # Who ends with 0 has met all the others at JAX's own end: that a worker is lost afterwards is no matter.
+    # A worker exits with 0 only after JAX's shutdown barrier: a worker that is lost afterwards does not matter.
     if {_code(word) for word in words.values()} == {0, GONE}:
         words = {who: word for who, word in words.items() if not _code(word)}
     who = max(words, key=weight)
@@ -194,15 +210,15 @@ def _code(word: str) -> int:
 
 
 def _attempts(values: flags.FlagValues, words: list[str], archive: pathlib.Path) -> tuple[str, str]:
-    """Runs on what is created, and on what replaces it, until the run ends for good; its `verdict`."""
-    made = ready = False
+    """Runs on the TPU, and on its replacements, until the run ends for good. Returns its `verdict`."""
+    created = ready = False
     try:
         for attempt in range(values.retries + 1):
             steps = commands(values, words, archive, attempt)
-            if not made:
-                with _undisturbed():
-                    _do(steps['create'])  # where it fails, what has this name is somebody else's, and not deleted
-                    made = True
+            if not created:
+                with _defer_signals():
+                    _do(steps['create'])  # if it fails, the TPU of this name is someone else's and is not deleted
+                    created = True
             ready = ready or _prepare(steps, values.node_count)
             ends = _ends(steps, values.node_count) if ready else {'the TPU': f'{GONE}: taken away'}
             who, word = verdict(ends)
@@ -215,63 +231,63 @@ def _attempts(values: flags.FlagValues, words: list[str], archive: pathlib.Path)
             again = 'again' if ready else 'again on a new TPU'
             print(f'lmtrain tpu: {who}: exit code {word}; {again}, {attempt + 1} of {values.retries}', file=sys.stderr)
             if not ready:
-                with _undisturbed():
-                    made = False
+                with _defer_signals():
+                    created = False
                     _delete(steps['delete'])
         return who, word
     except Unanswered:
-        made = False
+        created = False
         raise
     finally:
-        if made and not values.keep:
-            with _undisturbed():
+        if created and not values.keep:
+            with _defer_signals():
                 _delete(steps['delete'])
 
 
 def _prepare(steps: dict[str, list[str]], slices: int) -> bool:
-    """Waits for the TPU and installs; False where it is taken away. Raises ValueError where waiting is of no use."""
-    said = None
+    """Waits for the TPU and installs; False if it is taken away. Raises InputError if waiting is useless."""
+    printed = None
     while (state := _state(steps)) != 'ACTIVE':
         if state in ('SUSPENDING', 'SUSPENDED'):
             return False
         if state in ('FAILED', 'DELETING'):
             raise InputError(f'the queued resource is {state}; why: {launcher.line(steps["state"][:-1])}')
-        if state != said:
+        if state != printed:
             print(f'lmtrain tpu: {state}', file=sys.stderr)
-            said = state
+            printed = state
         time.sleep(POLL)
-    words, all_said = _ask(steps, ('copy', 'install'), slices)
+    words, complete = _ask(steps, ('copy', 'install'), slices)
     failed = ', '.join(sorted(who for who, word in words.items() if word == 'failed'))
     if failed:
         raise InputError(f'the installation or --setup failed on {failed}; the lines above say why')
-    if not all_said and _state(steps) == 'ACTIVE':
+    if not complete and _state(steps) == 'ACTIVE':
         raise InputError(
-            f'{len(words)} workers answered, and others not; the lines above say why. Several are reached only with '
+            f'{len(words)} workers answered and others did not; the lines above say why. Several are reached only with '
             "gcloud's key in an ssh-agent: ssh-add ~/.ssh/google_compute_engine"
         )
-    return all_said
+    return complete
 
 
 def _ends(steps: dict[str, list[str]], slices: int) -> dict[str, str]:
-    """Starts the run and shows it to its end; {worker: its exit code and last line}."""
+    """Starts the run and prints its log to the end. Returns {worker: its exit code and last line}."""
     if not _ask(steps, ('start',), slices)[1]:
         return {'a worker': f'{GONE}: could not be started'}
     words = _follow(steps)
     if not words:
         return {'worker 0': f'{GONE}: does not answer'}
-    others, all_said = _ask(steps, ('codes',), slices)
-    return words | others | ({} if all_said else {'a worker': f'{GONE}: does not answer'})
+    others, complete = _ask(steps, ('codes',), slices)
+    return words | others | ({} if complete else {'a worker': f'{GONE}: does not answer'})
 
 
 def _ask(steps: dict[str, list[str]], names: tuple[str, ...], slices: int) -> tuple[dict[str, str], bool]:
-    """({worker: its word}, whether all have said one), asked again while some are silent and the TPU is there."""
+    """({worker: its word}, whether all have answered). Repeats while some do not answer and the TPU is ACTIVE."""
     words, count = {}, 0
     for _ in range(TRIES):
         for name in names:
             for line in _lines(steps[name]):
-                if said := SAID.fullmatch(line):
-                    who, of, words[said[1]] = said.groups()
-                    count = slices * int(of)
+                if match := SAID.fullmatch(line):
+                    worker, workers, word = match.groups()
+                    words[worker], count = word, slices * int(workers)
                 else:
                     print(line, file=sys.stderr)
         if 0 < count == len(words):
@@ -283,15 +299,15 @@ def _ask(steps: dict[str, list[str]], names: tuple[str, ...], slices: int) -> tu
 
 
 def _follow(steps: dict[str, list[str]]) -> dict[str, str]:
-    """Shows what worker 0 writes until its run ends; {worker 0: its exit code and last line}, {} where it is lost."""
+    """Prints the log of worker 0 until its run ends; {worker 0: its exit code and last line}, {} if it is lost."""
     words, shown, silent = {}, 0, 0
     while silent < TRIES:
         silent += 1
         for line in _lines(steps['follow']):
             silent = 0
             number, _, text = line.partition(':')
-            if said := SAID.fullmatch(line):
-                words[said[1]] = said[3]
+            if match := SAID.fullmatch(line):
+                words[match[1]] = match[3]
             elif not number.isdecimal():
                 print(line, file=sys.stderr)
             elif int(number) > shown:
@@ -304,7 +320,7 @@ def _follow(steps: dict[str, list[str]]) -> dict[str, str]:
 
 
 def _state(steps: dict[str, list[str]]) -> str:
-    """What the queue says. Raises Unanswered where it says nothing for long: no answer is not that the TPU is gone."""
+    """The state of the queued resource. Raises Unanswered after an hour without one: the TPU may still exist."""
     for _ in range(PATIENCE):
         done = subprocess.run(
             steps['state'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding='utf-8', errors='replace'
@@ -319,7 +335,7 @@ def _state(steps: dict[str, list[str]]) -> str:
 
 
 def _lines(argv: list[str]) -> Iterator[str]:
-    """What a command writes, line by line; what it says on stderr is shown."""
+    """Lines of the stdout of a command; stderr is inherited."""
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         try:
             for line in process.stdout:
@@ -330,8 +346,8 @@ def _lines(argv: list[str]) -> Iterator[str]:
 
 
 def _do(argv: list[str]) -> None:
-    """Runs a command, then shows what it said. Raises ValueError where it fails."""
-    # Away from the terminal: Ctrl-C and its end do not reach the command, and writing to one that is closed not either.
+    """Runs a command, then prints its stderr. Raises InputError if it fails."""
+    # In a session of its own: neither Ctrl-C nor the end of the terminal interrupts it.
     done = subprocess.run(
         argv, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True, encoding='utf-8', errors='replace'
     )
@@ -342,7 +358,7 @@ def _do(argv: list[str]) -> None:
 
 
 def _delete(argv: list[str]) -> None:
-    """Deletes the TPU; where it fails it only says so, since an exception may be under way already."""
+    """Deletes the TPU. A failure is only printed: an exception may be propagating already."""
     with contextlib.suppress(OSError):
         print('lmtrain tpu: deletes the TPU ...', file=sys.stderr, flush=True)
     try:
@@ -353,26 +369,26 @@ def _delete(argv: list[str]) -> None:
 
 
 def _stop(number: int, frame) -> None:
-    """A handler of signals: ends the launcher by way of deleting the TPU, in which no further signal disturbs it."""
-    for other in _heard():  # a terminal that is closed may say so twice
+    """Signal handler: ends the launcher, which deletes the TPU; later signals are ignored."""
+    for other in _handled():  # a closed terminal may signal twice
         signal.signal(other, lambda *_: None)
     raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Signals wait until the end: after half a `create` nobody would know whether there is a TPU, and whose."""
-    waiting, heard = [], _heard()
-    for number in heard:
+def _defer_signals() -> Iterator[None]:
+    """Defers signals to the end of the block: an interrupted `create` leaves unknown whether a TPU exists."""
+    waiting, handled = [], _handled()
+    for number in handled:
         signal.signal(number, lambda *_: waiting.append(True))
     try:
         yield
     finally:
-        for number in heard:
+        for number in handled:
             signal.signal(number, _stop)
     if waiting:
         _stop(0, None)
 
 
-def _heard() -> list[int]:
+def _handled() -> list[int]:
     return [number for number in STOPS if signal.getsignal(number) == _stop]

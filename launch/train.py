@@ -1,4 +1,4 @@
-"""trains what a recipe says, evaluates it, samples from it, and writes a report; goes on where a run stopped.
+"""trains a recipe, evaluates it, samples from it and writes a report; resumes a run that was stopped.
 
 lmtrain train --config=configs/quickstart.py --workdir=runs/quickstart
 lmtrain train --config=configs/quickstart.py --config.model.num_layers=6 --config.budget.steps=2000
@@ -17,15 +17,15 @@ from launch import distributed, process_setup, recipe, show
 
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
-flags.DEFINE_string('workdir', None, 'where the run is kept and found again; runs/NAME by default', flag_values=FLAGS)
+flags.DEFINE_string('workdir', None, 'folder of the run; runs/NAME by default', flag_values=FLAGS)
 distributed.define(FLAGS)
-flags.DEFINE_bool('dry_run', False, 'shows what would be run and what it needs, then stops', flag_values=FLAGS)
+flags.DEFINE_bool('dry_run', False, 'prints the plan and the memory of the run, then stops', flag_values=FLAGS)
 
 
 def run(values: flags.FlagValues) -> None:
     process_setup.prepare()  # first: recipes of models import jax
     config = recipe.from_flags(values)
-    if values.dry_run:  # late imports: a mistyped field need not wait for jax
+    if values.dry_run:  # late imports: a mistyped field needs no jax
         from lmtrain.plan import dry_run
 
         page = dry_run.dry_run(config)
@@ -35,8 +35,8 @@ def run(values: flags.FlagValues) -> None:
         from lmtrain.runtime import lifecycle
 
         sys.excepthook = lifecycle.exit_on_exception
-        signal.signal(signal.SIGTERM, lifecycle.exit_requeue)  # until the run takes signals itself
-        # What a signal may stop is over when Python leaves: it takes nothing from the exit code.
+        signal.signal(signal.SIGTERM, lifecycle.exit_requeue)  # until the run installs its own handler
+        # After the run, a signal must not change the exit code.
         atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
         with distributed.joined(values):
             from lmtrain import api

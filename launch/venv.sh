@@ -1,5 +1,5 @@
-# Sourced by run.sh and test.sh: a virtual environment beside the repository, made once, checked at no cost afterwards.
-# $PYTHON chooses the interpreter, $VENV the folder.
+# Sourced by run.sh and test.sh: creates a virtual environment once; later calls only check it, at no cost.
+# $PYTHON selects the interpreter, $VENV the folder.
 
 root=$(cd -- "${BASH_SOURCE[0]%/*}/.." && pwd)
 VENV=${VENV:-$root/.venv}
@@ -19,7 +19,7 @@ pythons() {
   done
 }
 
-# is_python INTERPRETER CONDITION: runs, and CONDITION (Python, of the tuple v) holds.
+# is_python INTERPRETER CONDITION: it runs, and CONDITION (a Python expression of the tuple v) is true.
 is_python() { "$1" -c "import sys; v = sys.version_info[:2]; sys.exit(not ($2))" </dev/null >/dev/null 2>&1; }
 
 find_python() {
@@ -38,10 +38,10 @@ find_python() {
   return 1
 }
 
-# Which jax fits this machine: cuda, cuda12, tpu or nothing (CPU).
+# The extra of jax for this machine: cuda, cuda12, tpu or nothing (CPU).
 accelerator() {
   local card driver capability
-  # CUDA 13 wants driver 580 and compute capability 7.5; CUDA 12 serves what is older (JAX's installation page).
+  # CUDA 13 needs driver 580 and compute capability 7.5; CUDA 12 supports older ones (JAX's installation page).
   if card=$(nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader 2>/dev/null | head -n 1) && [[ $card ]]; then
     driver=${card%%.*} capability=${card##*, }
     if ((driver >= 580)) && [[ $capability == [0-9][0-9].* || $capability == [89].* || $capability == 7.[5-9] ]]; then
@@ -64,7 +64,7 @@ has_tpu() {
   return 1
 }
 
-# The virtual environment's maker: interpreter, place and kind of machine. Where it changes, all is made anew.
+# Interpreter, path and devices of the virtual environment. If they change, it is created anew.
 maker() {
   local device
   printf '%s\n%s\n' "$root" "${PYTHON:-any python}"
@@ -73,8 +73,8 @@ maker() {
   done
 }
 
-# install EXTRAS: lmtrain with these extras (comma-separated, may be empty) and the machine's jax is in $VENV afterwards.
-# What was installed is written down last, so an interrupted installation starts anew. Nothing is run where all is in place.
+# install EXTRAS: installs lmtrain with these extras (comma-separated, may be empty) and the machine's jax in $VENV.
+# The stamp is written last, so an interrupted installation is repeated. Does nothing if the stamp is current.
 install() {
   local extras=$1 made=$VENV/.made stamp=$VENV/.installed${1:+-$1} want made_by python started=$SECONDS found log
   want=$(<"$root/setup.py") made_by=$(maker)

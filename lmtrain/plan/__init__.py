@@ -1,1 +1,1 @@
-"""What a run would need and cost, here or on machines that are not present."""
+"""Memory, time and cost of a run that is not started: on this machine, or on machines that are not present."""

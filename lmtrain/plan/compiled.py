@@ -1,4 +1,4 @@
-"""What a run would need and cost on machines that are not here: its own train step, compiled ahead of time for them."""
+"""Memory, time and cost of a run on machines that are not present: its train step, compiled ahead of time."""
 
 import contextlib
 import dataclasses
@@ -23,10 +23,10 @@ from lmtrain.training.run import Run
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of the step of the longest batches, for one device. Bytes and FLOPs.
+    """The compiler's figures for the step of the longest batches on one device: bytes and FLOPs.
 
-    `parameters` and `moments` are parts of `arguments`, as the program takes them in pieces. `too_large`: the
-    compiler's word where the program does not fit; everything else is empty then.
+    `parameters` and `moments` are parts of `arguments`. `too_large` is the compiler's message if the program does not
+    fit; all other fields are empty then.
     """
 
     parameters: int = 0
@@ -40,7 +40,7 @@ class Compiled(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """Seconds a step takes at least, for what limits it. They overlap at best; at worst they follow each other."""
+    """Lower bounds of the seconds of a step. At best the three overlap; at worst they are sequential."""
 
     compute: float
     memory: float
@@ -53,11 +53,11 @@ class Bound(NamedTuple):
 
 @contextlib.contextmanager
 def planned(config, target: Target) -> Iterator[Run]:
-    """The run that `assemble` makes for the target's devices, with a stand-in for the text: only its shapes matter.
+    """The run for the target's devices, with placeholder text: only its shapes matter.
 
-    The rows of other tasks are read, since their lengths decide what is compiled. A GPU's kernel of attention is not
-    compiled: simulated devices attend by XLA in its place. Raises what `assemble` raises, and ValueError if the
-    target's GPUs cannot take the kernel.
+    The rows of other tasks are read, since their lengths determine the compiled programs. A GPU's attention kernel is
+    not compiled: simulated devices use XLA's attention instead. Raises what `build` raises, and InputError if the
+    target's GPUs do not support the kernel.
     """
     kernel = config.model.attention if target.chip and target.chip.capability else ''
     if kernel == sharding.KERNELS['gpu']:
@@ -109,9 +109,9 @@ def compiled(run: Run) -> Compiled:
 
 
 def _held(leaves, on) -> int:
-    """Bytes on one device of leaves that lie as a compiled program takes them."""
-    laid = jax.tree.map(lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on), leaves, on)
-    return cost.shard_bytes(laid)
+    """Bytes on one device of leaves with the shardings of a compiled program."""
+    sharded = jax.tree.map(lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on), leaves, on)
+    return cost.shard_bytes(sharded)
 
 
 def arguments(run: Run) -> int:
@@ -121,10 +121,10 @@ def arguments(run: Run) -> int:
 
 
 def bound(run: Run, target: Target, exchanged: dict[tuple[str, str], float]) -> Bound | None:
-    """The least time of a step by the target's data sheet; None for simulated devices.
+    """Lower bounds of the time of a step by the target's data sheet; None for simulated devices.
 
-    Memory: state and gradients are read and written once, weights read in every pass of every micro-batch, what the
-    backward pass needs written and read.
+    Memory traffic: state and gradients are read and written once, weights are read in every pass of every micro-batch,
+    activations for the backward pass are written and read.
     """
     if not target.chip:
         return None
@@ -141,17 +141,17 @@ def bound(run: Run, target: Target, exchanged: dict[tuple[str, str], float]) -> 
 
 
 def needed(run: Run, target: Target, found: Compiled) -> float:
-    """Bytes on a device: the target's own compiler knows; else theory's or another compiler's, whichever is more."""
+    """Bytes on a device by the target's own compiler; without one, the larger of theory and the CPU compiler."""
     if found.too_large:
         return math.inf
     return found.total if target.topology else max(run.memory()['total'], found.total)
 
 
 def way_out(run: Run, target: Target, found: Compiled) -> dict[str, Any]:
-    """{field: value} with which a run fits that does not: more micro-batches of the same batch, else remat='full' too.
+    """{field: value} that makes a run fit: more micro-batches of the same batch, then also remat='full'.
 
-    Candidates are compiled in order if they fit by theory, times the most by which a compiler was above it; 2 for each
-    time that a compiler gave up without a figure. {}: nothing fits at this batch size on this mesh.
+    Candidates are compiled in order if they fit by theory times a factor: the largest ratio of a compiler's figure to
+    theory so far, doubled when a compiler fails without a figure. {}: nothing fits at this batch size on this mesh.
     """
     above = 1.0 if found.too_large else needed(run, target, found) / run.memory()['total']
     parts = run.mesh.shape['data'] * run.mesh.shape['fsdp'] * run.config.optimizer.accumulate
@@ -175,9 +175,9 @@ def way_out(run: Run, target: Target, found: Compiled) -> dict[str, Any]:
 
 
 def page(config, target: Target, command: str = '') -> str:
-    """The page of `lmtrain plan`; it ends with the command that trains (`command`, with what makes it fit).
+    """The page of `lmtrain plan`. It ends with `command`, extended by the changes that make the run fit.
 
-    Raises what `assemble` raises.
+    Raises what `build` raises.
     """
     with planned(config, target) as run:
         found = compiled(run)
@@ -190,7 +190,7 @@ def page(config, target: Target, command: str = '') -> str:
             changes = way_out(run, target, found)
         words = [command, *(f'--config.{field}={value}' for field, value in changes.items())]
         if fits or changes:
-            title = 'to train it' if fits else 'what fits, with the same batch size'
+            title = 'to train it' if fits else 'a configuration that fits, with the same batch size'
             parts.append('\n'.join([title, '  ' + ' \\\n    '.join(words)]))
         else:
             parts.append(f'no number of micro-batches makes it fit: take more chips than {target.name}, or --search')
@@ -198,7 +198,7 @@ def page(config, target: Target, command: str = '') -> str:
 
 
 def heading(run: Run, target: Target, found: Compiled) -> str:
-    """What is planned, how it was compiled, and whether it fits."""
+    """The model, the machine, the compiler, and whether the run fits."""
     axes = ' x '.join(f'{axis}={size}' for axis, size in run.mesh.shape.items() if size > 1) or 'one device'
     parameters, batch = terminal.number(tree.count(run.shapes.params)), terminal.number(run.tokens_per_step)
     rows = [
@@ -218,8 +218,8 @@ def heading(run: Run, target: Target, found: Compiled) -> str:
     elif target.chip:
         total, theory = needed(run, target, found), run.memory()['total']
         answer = 'yes' if total <= target.chip.memory else 'no'
-        judge = 'by theory alone' if total == theory else f'by the CPU compiler; {_bytes(theory)} by theory'
-        verdict = f'{answer}: {_bytes(total)} of {_bytes(target.chip.memory)} a device, {judge}'
+        source = 'by theory alone' if total == theory else f'by the CPU compiler; {_bytes(theory)} by theory'
+        verdict = f'{answer}: {_bytes(total)} of {_bytes(target.chip.memory)} a device, {source}'
     else:
         verdict = f'{_bytes(found.total)} a device, {_bytes(found.total * target.chips)} of this machine in all'
     rows.append(('  fits', verdict))
@@ -231,20 +231,20 @@ def _bytes(size: float) -> str:
 
 
 def memory_table(run: Run, found: Compiled) -> str:
-    """Bytes on each device by kind, the compiler's beside theory."""
+    """Bytes on each device by kind: theory and compiler."""
     theory, held = run.memory(), arguments(run)
-    told = not found.too_large
+    fits = not found.too_large
     rows = [('', 'theory', 'compiler', 'ratio')]
     for part in ('parameters', 'moments'):
         size, by_compiler = theory[part], getattr(found, part)
-        ratio = f'{by_compiler / size:.3f}' if told and size else ''
-        rows.append((f'  {part}', _bytes(size), _bytes(by_compiler) if told else '', ratio))
-    ratio = f'{found.arguments / held:.3f}' if told else ''
-    rows.append(('  state and batch', _bytes(held), _bytes(found.arguments) if told else '', ratio))
+        ratio = f'{by_compiler / size:.3f}' if fits and size else ''
+        rows.append((f'  {part}', _bytes(size), _bytes(by_compiler) if fits else '', ratio))
+    ratio = f'{found.arguments / held:.3f}' if fits else ''
+    rows.append(('  state and batch', _bytes(held), _bytes(found.arguments) if fits else '', ratio))
     rows += [(f'  {part}', _bytes(theory[part]), '', '') for part in ('gradients', 'activations')]
-    made = theory['gradients'] + theory['activations']
-    ratio = f'{found.temporaries / made:.2f}' if told else ''
-    rows.append(('  temporaries', _bytes(made), _bytes(found.temporaries) if told else '', ratio))
+    temporaries = theory['gradients'] + theory['activations']
+    ratio = f'{found.temporaries / temporaries:.2f}' if fits else ''
+    rows.append(('  temporaries', _bytes(temporaries), _bytes(found.temporaries) if fits else '', ratio))
     return '\n'.join(['memory of each device', *terminal.table(rows, right=(1, 2, 3))])
 
 
@@ -257,7 +257,7 @@ def products(run: Run, found: Compiled) -> str:
 
 
 def exchanges(run: Run, found: Compiled) -> str:
-    """Bytes that each device receives in a step beside the least."""
+    """Bytes that each device receives in a step, and the minimum."""
     least = traffic.minimum(run)
     rows = [('', 'along', 'received', 'least')]
     for kind, axes in sorted(found.exchanged.keys() | least.keys()):
@@ -270,7 +270,7 @@ def exchanges(run: Run, found: Compiled) -> str:
 
 
 def outlook(run: Run, target: Target, exchanged: dict[tuple[str, str], float]) -> str:
-    """Step time, MFU, days and money; '' where the target has no data sheet."""
+    """Step time, MFU, duration and money; a note if the target has no data sheet."""
     step = bound(run, target, exchanged)
     if not step:
         return 'time and money: not modelled for simulated devices'

@@ -1,4 +1,4 @@
-"""What a run would do and need, with its step compiled and nothing trained."""
+"""The page of `--dry_run`: what a run would do and need, with its step compiled and nothing trained."""
 
 import pathlib
 import tempfile
@@ -11,14 +11,14 @@ from lmtrain.tasks.prepare import Task
 from lmtrain.training.build import build, stand_in
 from lmtrain.training.run import Run
 
-DECODED = 3  # rows of the first batch that are shown
+DECODED = 3  # rows of the first batch to print
 
 
 def dry_run(config) -> str:
-    """The page of `--dry_run`: parameters, arithmetic, the compiled step's own figures, the first batch decoded.
+    """Parameters, FLOPs by arithmetic, the figures of the compiled step, and the first batch decoded.
 
-    A text or tokenizer that is missing has a stand-in of its shape, and the page says so first.
-    Raises what `assemble` raises.
+    A text or tokenizer that is missing is replaced by a placeholder of the same shape; the page begins with a note.
+    Raises what `build` raises.
     """
     try:
         return _page(build(config), [])
@@ -27,8 +27,8 @@ def dry_run(config) -> str:
             raise
         missing = error
     with tempfile.TemporaryDirectory() as folder:
-        words = f'{missing.strerror}: {missing.filename}' if missing.filename else str(missing)
-        note = f'A stand-in takes the place of the data, of its shape alone: {words}'
+        reason = f'{missing.strerror}: {missing.filename}' if missing.filename else str(missing)
+        note = f'Placeholder data of the same shape replaces the data: {reason}'
         return _page(build(stand_in(config, pathlib.Path(folder))), textwrap.wrap(note, 80))
 
 
@@ -44,7 +44,7 @@ def _page(run: Run, notes: list[str]) -> str:
 
 
 def compiled_figures(run: Run) -> str:
-    """What the compiler says of the train step, beside the arithmetic."""
+    """The compiler's figures for the train step, and those by arithmetic."""
     compiled = list(run.train_steps().values())[-1]  # of the longest batches
     memory = compiled.memory_analysis()
     planned = run.flops_per_step.executed / run.mesh.size
@@ -52,7 +52,7 @@ def compiled_figures(run: Run) -> str:
     try:
         flops = hlo.compiled_flops(compiled)
         products = f'{terminal.unit(flops, "FLOP")}, {flops / planned:.3f} of the {by_arithmetic}'
-    except ValueError as error:  # a library's own kernel: the program does not say what it multiplies
+    except ValueError as error:  # a library's kernel: the program does not contain its matrix products
         products = f'{by_arithmetic}; {error}'
     arguments, temporaries, outputs, in_place = (
         terminal.unit(getattr(memory, f'{kind}_size_in_bytes'), 'B') for kind in ('argument', 'temp', 'output', 'alias')
@@ -67,7 +67,7 @@ def compiled_figures(run: Run) -> str:
 
 
 def decoded(run: Run) -> str:
-    """The first rows of the first batch as text, what is learned marked."""
+    """The first rows of the first batch as text, with targets marked."""
     batch = run.stream('train', shuffle=True).batch(0)
     corpus = run.corpus
     labels = corpus.labels if isinstance(corpus, Task) else ()

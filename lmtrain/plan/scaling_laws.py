@@ -1,4 +1,4 @@
-"""How large a model and how much text a number of FLOPs is best spent on (Chinchilla, arXiv 2203.15556)."""
+"""Compute-optimal model size and number of tokens for a budget in FLOPs (Chinchilla, arXiv 2203.15556)."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,12 @@ from lmtrain.report import terminal
 
 
 class Law(NamedTuple):
-    """loss(N, D) = E + A / N^alpha + B / D^beta, nats per token, of N parameters trained on D tokens."""
+    """loss(N, D) = E + A / N^alpha + B / D^beta in nats per token, for N parameters trained on D tokens.
+
+    >>> parameters, tokens = HOFFMANN.best(5.76e23)  # Gopher's budget
+    >>> f'{parameters:.2g} parameters, {tokens:.2g} tokens'
+    '4e+10 parameters, 2.4e+12 tokens'
+    """
 
     E: float
     A: float
@@ -21,21 +26,21 @@ class Law(NamedTuple):
         return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
 
     def best(self, flops: float) -> tuple[float, float]:
-        """(N, D) of the least loss where 6 N D = `flops`: the derivative along that curve is 0."""
+        """(N, D) that minimises the loss subject to 6 N D = `flops`: the derivative along that curve is 0."""
         ratio = self.alpha * self.A / (self.beta * self.B)
         parameters = (ratio * (flops / 6) ** self.beta) ** (1 / (self.alpha + self.beta))
         return parameters, flops / 6 / parameters
 
 
-# arXiv 2203.15556, approach 3, as its TeX source has it: arXiv 2404.10102 (version 2) says how far the digits that are
-# printed lead astray. With these, the budget of Gopher gives 40 billion parameters.
+# arXiv 2203.15556, approach 3, with the digits of its TeX source: arXiv 2404.10102 (version 2) shows the error of the
+# rounded ones. With these, Gopher's budget gives 40 billion parameters.
 HOFFMANN = Law(1.69337368, 406.401018, 410.722827, 0.33917084, 0.2849083)
-BESIROGLU = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # arXiv 2404.10102, the same runs fitted again
-RATIO = 20.0  # tokens a parameter, as the field rounds approaches 1 and 2
+BESIROGLU = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # arXiv 2404.10102, a new fit of the same runs
+RATIO = 20.0  # tokens per parameter, the usual rounding of approaches 1 and 2
 
 
 class Choice(NamedTuple):
-    """A way to spend a budget: parameters, tokens, and the loss that BESIROGLU predicts of them."""
+    """A way to spend a budget: parameters, tokens, and the loss that BESIROGLU predicts."""
 
     law: str
     parameters: float
@@ -44,20 +49,20 @@ class Choice(NamedTuple):
 
 
 def choices(flops: float) -> list[Choice]:
-    """The best size and tokens for a budget by each law. Raises ValueError where the budget is no positive number."""
+    """The best size and tokens for a budget by each law. Raises InputError unless the budget is a positive number."""
     if not 0 < flops < math.inf:
         raise InputError(f'a budget of {flops} FLOPs: it must be a positive, finite number')
     by_ratio = math.sqrt(flops / 6 / RATIO)
-    found = {
+    best = {
         'Hoffmann et al. 2022, approach 3': HOFFMANN.best(flops),
         'Besiroglu et al. 2024': BESIROGLU.best(flops),
         f'{RATIO:g} tokens a parameter': (by_ratio, RATIO * by_ratio),
     }
-    return [Choice(law, *best, BESIROGLU.loss(*best)) for law, best in found.items()]
+    return [Choice(law, *best, BESIROGLU.loss(*best)) for law, best in best.items()]
 
 
 def size(depth: int, vocab_size: int) -> int:
-    """Parameters of the rung of that depth (lmtrain.models.families.llama), norms left aside."""
+    """Parameters of the rung of that depth (lmtrain.models.families.llama), without norms."""
     m = rung(depth)
     return m['width'] * (vocab_size + depth * (4 * m['width'] + 3 * m['mlp_dim']))
 
@@ -71,7 +76,7 @@ def depth(parameters: float, vocab_size: int) -> int:
 
 
 def page(flops: float, vocab_size: int) -> str:
-    """The choices for a budget as a table, each with the nearest model of this house."""
+    """The choices for a budget as a table, each with the nearest model of lmtrain."""
     rows = [('', 'parameters', 'tokens', 'a parameter', 'loss', 'layers x width')]
     for choice in choices(flops):
         layers = depth(choice.parameters, vocab_size)
@@ -85,6 +90,6 @@ def page(flops: float, vocab_size: int) -> str:
                 f'{layers} x {rung(layers)["width"]}',
             )
         )
-    note = '  the loss is in nats per token of the text and tokenizer of Hoffmann et al., by the law of 2024'
+    note = '  the loss is in nats per token on the text and tokenizer of Hoffmann et al., by the law of 2024'
     title = f'where {terminal.unit(flops, "FLOP")} are best spent'
     return '\n'.join([title, *terminal.table(rows, right=(1, 2, 3, 4, 5)), note])

@@ -1,4 +1,4 @@
-"""Batch sizes, remat policies and meshes of a run on a target, ranked by arithmetic; the compiler judges the best."""
+"""Ranks batch sizes, remat policies and meshes of a run on a target by arithmetic, and compiles the best ones."""
 
 import dataclasses
 import itertools
@@ -15,16 +15,16 @@ from lmtrain.report import terminal
 from lmtrain.training import build
 from lmtrain.training.run import Run
 
-ROWS = (1, 2, 4, 8, 16)  # of each group of devices that share rows
+ROWS = (1, 2, 4, 8, 16)  # per group of devices that share rows
 REMAT = ('none', 'dots', 'full')
 TENSOR, DATA = (1, 2, 4, 8), (1, 2, 4, 8, 16)
-FOUND, TRIED = 3, 12  # compiled until so many are found that fit, or so many were tried
-SHOWN = 6  # where nothing is compiled
-ROOM = 0.9  # share of a device's memory that theory may fill
+FITTING, COMPILED = 3, 12  # stop after this many that fit, or this many compilations
+SHOWN = 6  # rows of the table if nothing is compiled
+SHARE = 0.9  # largest share of a device's memory by theory
 
 
 class Candidate(NamedTuple):
-    """One way to run a config; `speed` is tokens/s where all overlaps, `memory` bytes on a device, by arithmetic."""
+    """One way to run a config; by arithmetic `speed` (tokens/s if everything overlaps) and `memory` (bytes/device)."""
 
     mesh: tuple[int, int, int]  # data, fsdp, tensor
     remat: str
@@ -43,38 +43,38 @@ class Candidate(NamedTuple):
 
 
 def candidates(config, target: Target) -> list[Candidate]:
-    """All that fit by arithmetic, the fastest first; of equal ones that whose parts add up to less.
+    """All that fit by arithmetic, the fastest first; among equal ones, the smaller sum of bounds first.
 
-    Raises ValueError where no mesh can be planned at all.
+    Raises InputError if no mesh can be planned.
     """
-    rest = target.chips // max(config.mesh.sequence, 1)  # positions stay divided as the config has them
+    rest = target.chips // max(config.mesh.sequence, 1)  # the sequence axis of the config is kept
     sizes = [(data, tensor) for data in DATA for tensor in TENSOR if rest % (tensor * data) == 0]
-    found, refused = [], []
+    results, refused = [], []
     for data, tensor in sizes:
         try:
-            found += _on_mesh(config, target, (data, rest // tensor // data, tensor))
-        except ValueError as error:  # a mesh that does not divide the model is no candidate
+            results += _on_mesh(config, target, (data, rest // tensor // data, tensor))
+        except ValueError as error:  # this mesh does not divide the model
             refused.append(error)
     if len(refused) == len(sizes):
         raise refused[0]
-    return sorted(found, key=lambda one: (-one.speed, sum(one.bound) / one.batch_size))
+    return sorted(results, key=lambda one: (-one.speed, sum(one.bound) / one.batch_size))
 
 
 def _on_mesh(config, target: Target, mesh: tuple[int, int, int]) -> Iterator[Candidate]:
-    """The candidates of one mesh. Raises ValueError where the model does not divide over it."""
+    """The candidates of one mesh. Raises InputError if the model does not divide over it."""
     groups = mesh[0] * mesh[1]
     first = Candidate(mesh, config.model.remat, groups, 0.0, 0, None)
     with forecast.planned(first.of(config), target) as run:
         for remat, rows in itertools.product(REMAT, ROWS):
             one = _changed(run, remat, rows * groups)
             memory = one.memory()['total']
-            if memory <= ROOM * target.chip.memory:
+            if memory <= SHARE * target.chip.memory:
                 bound = forecast.bound(one, target, traffic.minimum(one))
                 yield Candidate(mesh, remat, rows * groups, one.tokens_per_step / max(bound), memory, bound)
 
 
 def _changed(run: Run, remat: str, batch_size: int) -> Run:
-    """The run with another policy and batch, nothing traced again."""
+    """The run with another policy and batch size, without tracing again."""
     config = run.config.copy_and_resolve_references()
     config.model.remat, config.data.batch_size = remat, batch_size
     run = run._replace(config=config, model=dataclasses.replace(run.model, remat=remat))
@@ -82,22 +82,22 @@ def _changed(run: Run, remat: str, batch_size: int) -> Run:
 
 
 def page(config, target: Target) -> str:
-    """The page of `lmtrain plan --search`. Raises ValueError where nothing fits, or there is nothing to rank by."""
+    """The page of `lmtrain plan --search`. Raises InputError if nothing fits, or the target has no data sheet."""
     if not target.chip or config.task.name != 'text':
         raise InputError(
-            '--search ranks by the data sheet of chips and by whole text: name chips, and a recipe of text'
+            '--search ranks by the data sheet of chips, for runs on text: name chips, and a recipe of text'
         )
     ranked = candidates(config, target)
     if not ranked:
         raise InputError(f'nothing fits on {target.name}: take more chips, or lower data.seq_len')
     rows = [('', 'data x fsdp x tensor', 'remat', 'rows', 'tokens/s', 'bound by', 'theory', 'compiler', 'fits')]
     title = f'the best of {len(ranked)} that fit by arithmetic, tokens/s where all overlaps'
-    told = dict.fromkeys(ranked[:SHOWN], ('', ''))
+    verdicts = dict.fromkeys(ranked[:SHOWN], ('', ''))
     if target.topology:
-        told = judged(config, target, ranked)
-        fit = sum(verdict == 'yes' for _, verdict in told.values())
-        title += f'; {len(told)} compiled, of which {fit} fit'
-    for one, verdict in told.items():
+        verdicts = compile_best(config, target, ranked)
+        fit = sum(verdict == 'yes' for _, verdict in verdicts.values())
+        title += f'; {len(verdicts)} compiled, of which {fit} fit'
+    for one, verdict in verdicts.items():
         cells = (
             ' x '.join(map(str, one.mesh)),
             one.remat,
@@ -110,24 +110,24 @@ def page(config, target: Target) -> str:
     return '\n'.join([title, *terminal.table(rows, right=(3, 4, 6, 7))])
 
 
-def judged(config, target: Target, ranked: list[Candidate]) -> dict[Candidate, tuple[str, str]]:
+def compile_best(config, target: Target, ranked: list[Candidate]) -> dict[Candidate, tuple[str, str]]:
     """{candidate: (bytes, 'yes' or 'no')} by the compiler, the fastest first.
 
-    Passed over is what by theory needs no less than another of its remat policy that did not fit.
+    Skips a candidate that by theory needs at least as much as one of its remat policy that did not fit.
     """
-    told, limits = {}, {}
+    verdicts, limits = {}, {}
     for one in ranked:
-        found = sum(verdict == 'yes' for _, verdict in told.values())
-        if found == FOUND or len(told) == TRIED:
+        fitting = sum(verdict == 'yes' for _, verdict in verdicts.values())
+        if fitting == FITTING or len(verdicts) == COMPILED:
             break
         if one.memory >= limits.get(one.remat, math.inf):
             continue
-        print(f'compiling {len(told) + 1}, {found} of {FOUND} found ...', file=sys.stderr, flush=True)
+        print(f'compiling {len(verdicts) + 1}, {fitting} of {FITTING} found ...', file=sys.stderr, flush=True)
         with forecast.planned(one.of(config), target) as run:
             compiled = forecast.compiled(run)
         if compiled.too_large or compiled.total > target.chip.memory:
             limits[one.remat] = one.memory
-            told[one] = ('too large', 'no')
+            verdicts[one] = ('too large', 'no')
         else:
-            told[one] = (terminal.unit(compiled.total, 'B'), 'yes')
-    return told
+            verdicts[one] = (terminal.unit(compiled.total, 'B'), 'yes')
+    return verdicts

@@ -38,7 +38,7 @@ def parsed(flags):
         (['--num_processes=2', '--process_id=0'], '--coordinator is missing'),
         (['--coordinator=127.0.0.1:1', '--num_processes=2', '--process_id=2'], 'they count from 0'),
         (['--coordinator=127.0.0.1', '--num_processes=2', '--process_id=1'], 'expected HOST:PORT'),
-        (['--distributed', '--process_id=1'], '--distributed finds by itself what --process_id would say'),
+        (['--distributed', '--process_id=1'], '--distributed detects the value of --process_id'),
     ],
 )
 def test_flags_that_name_no_run_are_refused_before_jax_starts(flags, message):
@@ -79,7 +79,7 @@ def test_process_0_is_missing():
 
 
 def test_two_processes_of_one_number_and_another_count_are_told():
-    assert 'process 1 of 3 came twice' in roll_call(3, [0, 1, 1])[0]
+    assert 'process 1 of 3 connected twice' in roll_call(3, [0, 1, 1])[0]
     assert 'process 1 of 3 came, where processes 1 to 1 of 2' in roll_call(2, [0, 1], counts={1: 3})[0]
 
 
@@ -235,7 +235,7 @@ def test_two_folders_of_one_run_are_told_before_anything_compiles(text):
 def test_a_process_that_waits_where_python_runs_no_handler_leaves_on_a_signal():
     code = (
         'import ctypes; from launch import distributed\n'
-        'with distributed.left_on_sigterm():\n'
+        'with distributed.exit_on_sigterm():\n'
         '    print("waits", flush=True); ctypes.CDLL(None).sleep(60)'
     )
     with subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as waiting:

@@ -89,7 +89,7 @@ def test_print_only_is_that_command(capsys):
         ([*TPUS, '--', 'train', '--config=tiny'], ['--workdir', '/runs/gpt2']),
         ([*TPUS, '--', 'train', '--config=tiny', '--workdir=/tmp/gpt2'], ["--workdir='/tmp/gpt2'", '/runs/gpt2']),
         ([*TPUS, '--', 'train', '--config=tiny', '--workdir=/runs2/gpt2'], ["--workdir='/runs2/gpt2'"]),
-        (TPUS, ['nothing stands after --', 'lmtrain gke']),
+        (TPUS, ['nothing after --', 'lmtrain gke']),
         ([*TPUS, *TRAIN], ['kubectl is not on PATH', 'https://']),
     ],
 )

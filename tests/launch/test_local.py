@@ -51,10 +51,10 @@ def test_gpus_are_divided(monkeypatch):
 @pytest.mark.parametrize(
     ('argv', 'parts'),
     [
-        (['--devices=4'], ['nothing stands after --', 'lmtrain local']),
-        (['--devices=4', '--', 'show'], ["'show' stands after --", 'train']),
-        (['--devices=4', 'train'], ["'train' is no flag", '-- train']),
-        (['--devices=4', '--', 'train', '--process_id=1'], ['--process_id is for the launcher']),
+        (['--devices=4'], ['nothing after --', 'lmtrain local']),
+        (['--devices=4', '--', 'show'], ["'show' after --", 'train']),
+        (['--devices=4', 'train'], ["'train' is not a flag", '-- train']),
+        (['--devices=4', '--', 'train', '--process_id=1'], ['--process_id is set by the launcher']),
         (['--processes=0', '--', 'train'], ['--processes']),
         (['--devices=4', '--', 'train', '--workdir=gs://b/run'], ["--workdir='gs://b/run' is a URL"]),
         (['--procesess=2', '--', 'train'], ['unknown flag --procesess', '--processes']),
@@ -125,7 +125,7 @@ def test_a_signal_is_passed_on_to_all_once(tmp_path, number):
     outside = signal.signal(number, signal.default_int_handler)  # nohup has SIGHUP ignored, and then it stays so
     threading.Thread(target=send).start()
     outcome = local.watch(starts(say, say))
-    assert (outcome.code, outcome.asked) == (42, True)
+    assert (outcome.code, outcome.signalled) == (42, True)
     assert [(tmp_path / name).read_text() for name in '01'] == ['x', 'x']
     assert signal.signal(number, outside) is signal.default_int_handler
 

@@ -92,7 +92,9 @@ def test_what_does_not_fit_has_a_way_out_that_fits(capsys, monkeypatch):
     memory = float(re.search(r'fits +yes: ([\d.]+) MB', page)[1]) * 1e6
     monkeypatch.setitem(hardware.CHIPS, 'h100', hardware.CHIPS['h100']._replace(memory=0.9 * memory))
     code, page = plan(capsys, *words)
-    assert code == 0 and re.search('  fits +no: ', page) and 'what fits, with the same batch size' in page
+    assert (
+        code == 0 and re.search('  fits +no: ', page) and 'a configuration that fits, with the same batch size' in page
+    )
     command = page[page.index('lmtrain train') :]
     changes = re.findall(r'--config\.(optimizer\.accumulate|model\.remat)=(\w+)', command)
     assert changes and int(dict(changes)['optimizer.accumulate']) in (1, 2, 4, 8)
@@ -157,7 +159,7 @@ def test_a_search_compiles_on_until_it_finds_what_fits(capsys, monkeypatch):
         (['--target=h100:8'], '--config is missing'),
         (['--flops=1e20', '--hours=1'], 'one of --flops, --hours, --money'),
         (['--money=100', '--target=h100:8'], '--config.plan.price'),
-        (['--hours=1', '--target=cpu:8'], 'not known'),
+        (['--hours=1', '--target=cpu:8'], 'unknown'),
         (['--hours=1'], '--target is missing'),
         (['--config=tiny', '--target=cpu:8', '--search'], '--search'),
         (['--config=tiny', '--target=h100:8', '--search', '--config.model.vocab_size=7'], 'set model.vocab_size'),

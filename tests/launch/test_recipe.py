@@ -137,7 +137,7 @@ def test_a_text_becomes_the_type_of_its_field(field, text, value):
     ],
 )
 def test_a_wrong_type_names_field_text_and_what_it_wants(field, text):
-    with pytest.raises(ValueError, match=rf'config\.{field} wants .*, not ') as error:
+    with pytest.raises(ValueError, match=rf'config\.{field} must be .*, not ') as error:
         recipe.load('tiny', {field: text})
     assert len(str(error.value)) < 300
 
@@ -147,7 +147,7 @@ def test_a_wrong_type_names_field_text_and_what_it_wants(field, text):
     [
         ('config.model.num_layer = 3', "line 4: unknown field 'num_layer', did you mean .*model.num_layers"),
         ('config.model.num_layers = "3"', 'line 4: .*int'),
-        ('config.model.num_layers = True', r'config\.model\.num_layers wants an integer, not True'),
+        ('config.model.num_layers = True', r'config\.model\.num_layers must be an integer, not True'),
         ('config.optimizer.learning_rate = float("nan")', r'config\.optimizer\.learning_rate must be finite'),
         ('undefined', "line 4: name 'undefined' is not defined"),
         ('config.model.num_layers = = 3', 'line 4: invalid syntax'),

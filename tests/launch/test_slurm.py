@@ -109,7 +109,7 @@ def test_what_bash_reads(tmp_path):
         (['--time=1', '--name=a\n#SBATCH --uid=0', *TRAIN], ['--name=', 'letters']),
         (['--time=1', '--gpus_per_node=8', '--tasks_per_node=3', *TRAIN], ['--gpus_per_node=8', '--tasks_per_node=3']),
         (['--time=1:30', '--save_seconds=90', *TRAIN], ['--time=1:30', '--save_seconds=90', 'before the first step']),
-        (['--time=1'], ['nothing stands after --', 'lmtrain slurm']),
+        (['--time=1'], ['nothing after --', 'lmtrain slurm']),
         (['--time=60', *TRAIN], ['sbatch is not on PATH', 'login node']),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_copy_is_that_of_the_last_commit(tmp_path, monkeypatch):
     (root / 'said').write_text('edited later')
     monkeypatch.setattr(slurm.launcher, 'ROOT', root)
     monkeypatch.chdir(tmp_path)
-    steps, tree = slurm.copied()
+    steps, tree = slurm.commit_copy()
     for step in steps:
         subprocess.run(step, check=True)
     assert (tree / 'said').read_text() == 'committed'

@@ -386,10 +386,10 @@ def test_the_first_signal_is_the_only_one():
     ('argv', 'parts'),
     [
         (TRAIN, ['--zone is missing', 'us-west4-a']),
-        ([*SLICE, *TRAIN], ['--setup is missing', 'mounts what outlives the TPU']),
+        ([*SLICE, *TRAIN], ['--setup is missing', 'outlives the TPU']),
         ([*SLICE, SETUP, '--name=A b', *TRAIN], ["--name='A b'", 'small letters']),
         ([*SLICE, SETUP, '--', 'train', '--workdir=runs/x'], ["--workdir='runs/x'", '--setup']),
-        (SLICE, ['nothing stands after --', 'lmtrain tpu']),
+        (SLICE, ['nothing after --', 'lmtrain tpu']),
         ([*SLICE, SETUP, *TRAIN], ['gcloud is not on PATH', 'https://']),
     ],
 )

@@ -81,7 +81,7 @@ def test_data_that_is_missing_has_a_stand_in_and_the_page_says_so(dry, capsys):
     """The recipe of GPT-2 names a text and a tokenizer that must be downloaded first."""
     assert dry('--config.data.source=fineweb/*.parquet', '--config.data.tokenizer=gpt2/tokenizer.json') == (0, False)
     page = ' '.join(capsys.readouterr().out.split())
-    assert 'A stand-in takes the place of the data, of its shape alone: fineweb/*.parquet' in page
+    assert 'Placeholder data of the same shape replaces the data: fineweb/*.parquet' in page
     assert ' epochs), ' not in page and 'is held out' not in page and 'tokens, 1 document' not in page
     assert 'a text of no matter' in page and '256 tokens a step' in page
     assert dry('--config.task.name=chat', "--config.task.train=('gone.jsonl',)") == (2, False)
