@@ -80,7 +80,7 @@ def test_process_0_is_missing():
 
 def test_two_processes_of_one_number_and_another_count_are_told():
     assert 'process 1 of 3 connected twice' in roll_call(3, [0, 1, 1])[0]
-    assert 'process 1 of 3 came, where processes 1 to 1 of 2' in roll_call(2, [0, 1], counts={1: 3})[0]
+    assert 'process 1 of 3 connected; expected are processes 1 to 1 of 2' in roll_call(2, [0, 1], counts={1: 3})[0]
 
 
 @pytest.mark.parametrize('said', [b'', b'5\n', b'["a", "b"]\n', b'{}\n', b'GET / HTTP/1.1\n', b'x' * 999])
