@@ -139,7 +139,7 @@ def test_jax_starts_where_all_have_met_and_takes_the_gpus_that_are_its_own(
 
 
 def test_no_cluster_around_is_an_error():
-    with pytest.raises(ValueError, match='--distributed: neither SLURM, .* name the others by --coordinator'):
+    with pytest.raises(ValueError, match='--distributed: this process does not run under SLURM, .* set --coordinator'):
         distributed.start(parsed(['--distributed']))
 
 
