@@ -161,8 +161,9 @@ def get_config():
     config.adapt.prefix.stddev = 0.02
     config.adapt.prefix.hidden = 0  # width of the network that makes them, folded on export; 0 is none
 
-    # Objective: lmtrain.objectives, the module that the task names
+    # Objective: a loss of the task, lmtrain/tasks/<task>.py
     config.objective = ml_collections.ConfigDict()
+    config.objective.name = ''  # another loss on the columns of the task, of those in its file; '' is the first of them
     config.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM, section 5); 'text' and 'chat'
     # The head of a task, unless the base has one. 'auto': that of transformers' class of the family (BERT's pooler, a
     # decoder's last token); 'first' | 'last' | 'mean' (of all tokens): an added projection, which is read there

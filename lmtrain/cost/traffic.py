@@ -89,7 +89,7 @@ def minimum(run) -> dict[tuple[str, str], float]:
     rows = config.data.batch_size / sizes['data'] / sizes['fsdp'] * members  # of all micro-batches
     tokens = rows * config.data.seq_len / sizes['sequence']
     again = model.remat != 'none'
-    if run.config.task.name in ('text', 'chat'):
+    if run.task.predicts_tokens:
         sums = model.num_layers * (5 if again else 4) + 2
         add('all-reduce', ('tensor',), sums * tokens * model.width * dtype.itemsize)
     heads = model.num_kv_heads * model.head_dim / sizes['tensor']

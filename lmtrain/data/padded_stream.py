@@ -10,7 +10,7 @@ from lmtrain.errors import InputError
 
 
 class PaddedStream:
-    """The batches of one split of a `Task`; the counterpart of `lmtrain.data.Stream`, with its arguments and names.
+    """The batches of one split of a `TaskData`; the counterpart of `lmtrain.data.Stream`, with its arguments and names.
 
     Every row once an epoch, in batches of one length T; what is left of a length goes with the next longer one. The
     lengths of the steps do not depend on the seed, so that streams of several seeds run side by side.
@@ -23,7 +23,7 @@ class PaddedStream:
 
     def __init__(
         self,
-        task,
+        data,
         split: str,
         batch_size: int,
         seed: int,
@@ -37,15 +37,15 @@ class PaddedStream:
         """
         if seed < 0:
             raise InputError(f'the seed is {seed}; it must not be negative')
-        self.task, self.split, self.batch_size, self.seed, self.shuffle = task, split, batch_size, seed, shuffle
-        self.examples_of, self.laid = task.examples[split], task.laid[split]
-        laid = self.laid.rows
-        if len(laid.first) < 2:
+        self.data, self.split, self.batch_size, self.seed, self.shuffle = data, split, batch_size, seed, shuffle
+        self.examples_of, self.packed = data.examples[split], data.packed[split]
+        rows_of = self.packed.rows
+        if len(rows_of.first) < 2:
             raise InputError(
                 f'the {split} split is empty: name its rows in config.task.{split}, or give data.{split} a share'
             )
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(laid.length)])[laid.first]
-        self.bucket = np.searchsorted(task.lengths, np.diff(ends))  # of each row
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows_of.length)])[rows_of.first]
+        self.bucket = np.searchsorted(data.lengths, np.diff(ends))  # of each row
         self.local = local_rows(batch_size, rows)
         self.steps_per_epoch = -(-len(self.bucket) // batch_size)
         self.repeated = -len(self.bucket) % batch_size if shuffle and len(self.bucket) > batch_size else 0
@@ -59,11 +59,12 @@ class PaddedStream:
         Raises IndexError after the last step where the stream is not shuffled.
         """
         chosen, length = self._rows(step)
-        examples, task = self.examples_of, self.task
-        wanted = [name for name in task.columns + ('bytes',) * (not self.shuffle) if name in examples.flat]
-        batch = gather(examples.tokens, self.laid.rows, chosen, length, {name: examples.flat[name] for name in wanted})
-        check_ids(batch['tokens'], task.tokenizer.vocab_size)
-        if task.name != 'chat':
+        examples, task = self.examples_of, self.data.task
+        columns = task.columns if self.shuffle else (*task.columns, 'bytes')
+        flat = {name: examples.flat[name] for name in columns if name in examples.flat}
+        batch = gather(examples.tokens, self.packed.rows, chosen, length, flat)
+        check_ids(batch['tokens'], self.data.tokenizer.vocab_size)
+        if not task.predicts_tokens:
             del batch['targets'], batch['loss_mask']
         for name, values in examples.values.items():
             at = self._examples(chosen)
@@ -92,8 +93,8 @@ class PaddedStream:
         return {length: of_step.index(length) for length in sorted(set(of_step))}
 
     def _examples(self, chosen: np.ndarray) -> np.ndarray:
-        first = self.laid.rows.first[np.maximum(chosen, 0)]
-        return np.where(chosen >= 0, self.laid.example[first], -1)
+        first = self.packed.rows.first[np.maximum(chosen, 0)]
+        return np.where(chosen >= 0, self.packed.example[first], -1)
 
     def _rows(self, step: int) -> tuple[np.ndarray, int]:
         """([B] rows of this process's batch, T)."""
@@ -110,7 +111,7 @@ class PaddedStream:
             order = hash_rng.permutation(count, self.seed, SHUFFLE, epoch) if self.shuffle else np.arange(count)
             order = hash_rng.permutation(count, SAMPLE) if self.sampled else order
             batches, of_step, left, longest = [], [], order[:0], 0
-            for bucket, length in enumerate(self.task.lengths):
+            for bucket, length in enumerate(self.data.lengths):
                 mine = np.concatenate([left, order[self.bucket[order] == bucket]])
                 whole = len(mine) // size
                 batches.append(mine[: whole * size].reshape(whole, size))

@@ -1,38 +1,39 @@
-"""A model's predictions on a split of a task, and what they are worth."""
+"""Predictions of a model on a split of a task, and their score."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from lmtrain import data
-from lmtrain.evaluation.scores import score
-from lmtrain.tasks import classify, span, tag
-
-PREDICT = {'classify': classify.predict, 'regress': classify.predict_number, 'tag': tag.predict, 'span': span.predict}
+from lmtrain.tasks.task import with_settings
 
 
-def predictions(model, predict, params, stream: data.PaddedStream, place=jax.device_put, **options) -> list[Any]:
-    """What `predict(forward, batch, **options)` gives for each example of the stream's split, in their order.
+def predictions(
+    model, predict: Callable, params, stream: data.PaddedStream, place=jax.device_put, **settings
+) -> list[Any]:
+    """The results of `predict(forward, batch, **settings)` for each example of the stream's split, in their order.
 
-    One pass; of one process. `place` puts a host batch on the devices.
+    One pass, in one process. `place` puts a host batch on the devices. Settings that `predict` does not have are
+    ignored.
     """
+    predict = with_settings(predict, settings)
 
     @jax.jit
     def run(params, batch):
-        return predict(lambda columns: model.apply({'params': params}, columns), batch, **options)
+        return predict(lambda columns: model.apply({'params': params}, columns), batch)
 
-    found: list[Any] = [None] * len(stream.examples_of.source)
+    results: list[Any] = [None] * len(stream.examples_of.source)
     for step in range(stream.steps_per_epoch):
         leaves, tree = jax.tree.flatten(jax.device_get(run(params, place(stream.batch(step)))))
         for row, example in enumerate(stream.examples(step).tolist()):
             if example >= 0:
-                found[example] = jax.tree.unflatten(tree, [np.asarray(leaf[row]) for leaf in leaves])
-    return found
+                results[example] = jax.tree.unflatten(tree, [np.asarray(leaf[row]) for leaf in leaves])
+    return results
 
 
-def score_split(model, params, stream: data.PaddedStream, place=jax.device_put, **options) -> dict[str, float]:
-    """The scores (`lmtrain.evaluation.scores`) of a model on the stream's split; `options`: of the task's objective."""
-    task = stream.task
-    found = predictions(model, PREDICT[task.name], params, stream, place, **options)
-    return score(task, stream.split, found)
+def score_split(model, params, stream: data.PaddedStream, place=jax.device_put, **settings) -> dict[str, float]:
+    """The score of a model on the stream's split, as its task defines it; `settings`: of `Task.predict`."""
+    task = stream.data.task
+    return task.score(stream.data, stream.split, predictions(model, task.predict, params, stream, place, **settings))

@@ -17,6 +17,7 @@ from lmtrain.cost.hardware import Target
 from lmtrain.errors import InputError
 from lmtrain.parallel import collectives, sharding
 from lmtrain.report import terminal
+from lmtrain.tasks import TASKS
 from lmtrain.training import sweep
 from lmtrain.training.build import build, stand_in
 from lmtrain.training.run import Run
@@ -65,7 +66,7 @@ def planned(config, target: Target) -> Iterator[Run]:
         config.model.attention = 'auto'
         config.lock()
     with tempfile.TemporaryDirectory() as folder:
-        if config.task.name == 'text' and not config.adapt.prompt.text:
+        if not TASKS[config.task.name].reads_rows and not config.adapt.prompt.text:
             config = stand_in(config, pathlib.Path(folder))
         memory = int(target.chip.memory) if target.chip else 0
         run = build(config, target.devices(), memory)

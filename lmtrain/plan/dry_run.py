@@ -7,7 +7,7 @@ import textwrap
 from lmtrain import data
 from lmtrain.cost import hlo
 from lmtrain.report import terminal
-from lmtrain.tasks.prepare import Task
+from lmtrain.tasks import TASKS
 from lmtrain.training.build import build, stand_in
 from lmtrain.training.run import Run
 
@@ -23,7 +23,7 @@ def dry_run(config) -> str:
     try:
         return _page(build(config), [])
     except FileNotFoundError as error:
-        if config.task.name != 'text' or config.adapt.prompt.text or config.init.base:
+        if TASKS[config.task.name].reads_rows or config.adapt.prompt.text or config.init.base:
             raise
         missing = error
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def decoded(run: Run) -> str:
     """The first rows of the first batch as text, with targets marked."""
     batch = run.stream('train', shuffle=True).batch(0)
     corpus = run.corpus
-    labels = corpus.labels if isinstance(corpus, Task) else ()
+    labels = corpus.labels if run.task.reads_rows else ()
     lines = [f'the first batch, {data.batch_hash(batch)}: {data.legend(batch)}']
     for row in range(min(DECODED, len(batch['tokens']))):
         lines.append(f'  row {row}  {data.render_row(corpus.tokenizer, batch, row, labels)}')

@@ -12,6 +12,7 @@ from lmtrain.cost.hardware import Target
 from lmtrain.errors import InputError
 from lmtrain.plan import compiled as forecast
 from lmtrain.report import terminal
+from lmtrain.tasks import TASKS
 from lmtrain.training import build
 from lmtrain.training.run import Run
 
@@ -83,7 +84,7 @@ def _changed(run: Run, remat: str, batch_size: int) -> Run:
 
 def page(config, target: Target) -> str:
     """The page of `lmtrain plan --search`. Raises InputError if nothing fits, or the target has no data sheet."""
-    if not target.chip or config.task.name != 'text':
+    if not target.chip or TASKS[config.task.name].reads_rows:
         raise InputError(
             '--search ranks by the data sheet of chips, for runs on text: name chips, and a recipe of text'
         )

@@ -1,9 +1,17 @@
-"""Sequence classification and regression: one vector a row, from a checkpoint's own head or from an added one."""
+"""Sequence classification: one class for each row, from a checkpoint's own head or from an added one."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lmtrain.errors import InputError
+from lmtrain.data.examples import LABEL, labelled_texts
+from lmtrain.data.labels import class_of
+from lmtrain.data.rows import Row, value_of
+from lmtrain.tasks.pooling import pool_outputs
+from lmtrain.tasks.task import Encoded, RowFormat, Task
 
 
 def loss(forward, batch, *, head: str = 'logits', pool: str = 'first'):
@@ -11,65 +19,58 @@ def loss(forward, batch, *, head: str = 'logits', pool: str = 'first'):
 
     Args:
       forward: Batch -> {head: Array}; reads `outputs[head]`: float32 [B, C], or [B, T, C], which is pooled.
-      batch: columns `labels`, `label_weights`, and where it is pooled `segment_ids` (0 is padding).
-      head: name of the output. pool: 'first' | 'last' | 'mean' of the row's real tokens.
+      batch: columns `labels`, `label_weights`, and for pooling `segment_ids` (0 is padding).
+      head: name of the output.
+      pool: 'first' | 'last' | 'mean' of the row's real tokens.
 
     Returns:
       ({'loss', 'accuracy'}, weights), each [B].
     """
-    logits = pooled(forward(batch)[head], batch, pool)
+    logits = pool_outputs(forward(batch)[head], batch, pool)
     log_p = jax.nn.log_softmax(logits, axis=-1)
     labels = batch['labels']
     nats = -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
-    right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-    return {'loss': nats, 'accuracy': right}, batch['label_weights']
-
-
-def regression(forward, batch, *, head: str = 'logits', pool: str = 'first'):
-    """Squared error of `batch['labels']` float32 [B]; `outputs[head]` as in `loss`, with C = 1.
-
-    Returns:
-      ({'loss', 'absolute_error'}, weights), each [B].
-    """
-    error = pooled(forward(batch)[head], batch, pool)[:, 0] - batch['labels']
-    return {'loss': error**2, 'absolute_error': jnp.abs(error)}, batch['label_weights']
+    correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return {'loss': nats, 'accuracy': correct}, batch['label_weights']
 
 
 def predict(forward, batch, *, head: str = 'logits', pool: str = 'first'):
-    """int32 [B]: the likeliest class of every row."""
-    return jnp.argmax(pooled(forward(batch)[head], batch, pool), axis=-1).astype(jnp.int32)
+    """int32 [B]: the most likely class of each row."""
+    return jnp.argmax(pool_outputs(forward(batch)[head], batch, pool), axis=-1).astype(jnp.int32)
 
 
-def predict_number(forward, batch, *, head: str = 'logits', pool: str = 'first'):
-    """float32 [B]: the number of every row."""
-    return pooled(forward(batch)[head], batch, pool)[:, 0]
+def row_labels(row: Row, text: tuple[str, ...], label: str) -> Iterator[tuple[str, Any]]:
+    """The label of a row."""
+    yield row.place, value_of(row, label, LABEL)
 
 
-def pooled(outputs, batch, pool: str):
-    """[B, C] of outputs [B, C] (as they are) or [B, T, C]: the first or last real token of each row, or their mean."""
-    if outputs.ndim == 2:
-        return outputs
-    if pool not in POOLS:
-        raise InputError(f'pool={pool!r} is none of {", ".join(POOLS)}')
-    real = batch['segment_ids'] > 0
-    return POOLS[pool](outputs, real)
+def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
+    """Columns: `labels` int32, the id of the class, and `label_weights` float32 of each row."""
+
+    def class_id(row: Row) -> np.int32:
+        return np.int32(class_of(value_of(row, form.label, LABEL), form.labels, row.place))
+
+    return Encoded(labelled_texts(rows, form.text, form.tokenizer, form.length, class_id))
 
 
-def _at(outputs, index):
-    return jnp.take_along_axis(outputs, index[:, None, None], axis=1)[:, 0]
+def score(data, split: str, predicted: Sequence) -> dict[str, float]:
+    """{'macro_f1'}: the mean of the F1 scores of all classes that are a label or a prediction, as in scikit-learn."""
+    labels, predicted = np.asarray(data.examples[split].values['labels']), np.array(predicted)
+    scores = []
+    for label in np.unique(np.concatenate([labels, predicted])):
+        correct = np.sum((labels == label) & (predicted == label))
+        scores.append(2 * correct / (np.sum(labels == label) + np.sum(predicted == label)))
+    return {'macro_f1': float(np.mean(scores))}
 
 
-def _first(outputs, real):
-    return _at(outputs, jnp.argmax(real, axis=1))
-
-
-def _last(outputs, real):
-    return _at(outputs, real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1))
-
-
-def _mean(outputs, real):
-    total = jnp.sum(jnp.where(real[..., None], outputs, 0.0), axis=1)
-    return total / jnp.maximum(jnp.sum(real, axis=1), 1)[:, None]
-
-
-POOLS = {'first': _first, 'last': _last, 'mean': _mean}
+TASK = Task(
+    name='classify',
+    head='classify',
+    columns=('labels', 'label_weights', 'token_types'),
+    losses={'cross_entropy': loss},
+    peft_type='SEQ_CLS',
+    encode=encode,
+    row_labels=row_labels,
+    predict=predict,
+    score=score,
+)

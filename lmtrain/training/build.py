@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Any
 
 import jax
 import ml_collections
@@ -15,11 +14,13 @@ from lmtrain.errors import InputError
 from lmtrain.models import Transformer
 from lmtrain.parallel import collectives, redistribute, sharding, vocab_padding
 from lmtrain.runtime import multihost, preflight
-from lmtrain.tasks import classify, span, tag, token_loss
-from lmtrain.tasks.prepare import Task, prepare_task
+from lmtrain.tasks import TASKS
+from lmtrain.tasks.pooling import POOLS
+from lmtrain.tasks.prepare import TaskData, prepare_task
+from lmtrain.tasks.task import has_setting, with_settings
 from lmtrain.training import samples, sweep
-from lmtrain.training.init_from import HEADS, Base, no_form, open_base, settings, with_head
-from lmtrain.training.run import LANGUAGE, Run
+from lmtrain.training.init_from import Base, no_form, open_base, settings, with_head
+from lmtrain.training.run import Run
 
 
 def build(config: ml_collections.ConfigDict, devices=None, device_memory: int | None = None) -> Run:
@@ -46,12 +47,12 @@ def build(config: ml_collections.ConfigDict, devices=None, device_memory: int | 
         device_memory = min(multihost.all_gather_object(preflight.device_memory(mesh.local_devices[0])))
     run = Run(config, mesh, model, tx, schedule, base, device_memory=device_memory)
     # A large text takes long to cut into tokens: where nothing of it is needed, the rest is checked first.
-    early = config.task.name == 'text' and not config.adapt.prompt.text
+    early = not run.task.reads_rows and not config.adapt.prompt.text
     run = _planned(run) if early else run
     run = _settled(run._replace(corpus=_corpus(config, base)))
     config = run.config
     run = run if early else _planned(_headed(run))
-    if config.task.name in LANGUAGE:
+    if run.task.predicts_tokens:
         samples.check(run)
     for split in ('train', 'validation'):
         run.stream(split)  # raises where the split is empty
@@ -88,16 +89,16 @@ def _on_base(config) -> tuple[ml_collections.ConfigDict, Base | None]:
     return config.lock(), base
 
 
-def _corpus(config, base: Base | None) -> data.Corpus | Task:
+def _corpus(config, base: Base | None) -> data.Corpus | TaskData:
     """The data of the task."""
     wanted = config.data.to_dict()
     if wanted['tokenizer'] == 'base':
         wanted['tokenizer'] = str(base.tokenizer.absolute())
-    if config.task.name == 'text':
+    task = TASKS[config.task.name]
+    if not task.reads_rows:
         return data.prepare(**wanted, vocab_limit=config.model.vocab_size)
-    task = config.task.name
-    goes_on = base and (base.model.head == HEADS.get(task) or task in base.shapes.get('heads', ()))
-    known = base.labels if goes_on else ()
+    has_head = base and (base.model.head == task.head or task.name in base.shapes.get('heads', ()))
+    known = base.labels if has_head else ()
     return prepare_task(wanted, **config.task, vocab_limit=config.model.vocab_size, base_labels=known)
 
 
@@ -106,22 +107,22 @@ def _headed(run: Run) -> Run:
 
     If config.objective.pool is not 'auto', `_planned` adds a projection that is read there.
     """
-    config, model, base, task = run.config, run.model, run.base, run.config.task.name
-    if task in LANGUAGE:
+    config, model, base, task = run.config, run.model, run.base, run.task
+    if task.predicts_tokens:
         return run
     from lmtrain.models import pretrained  # late: a run of text has no need of it
 
-    count, pool = _classes(task, run.corpus.labels), config.objective.pool
-    kept = run.corpus.kept or task not in ('classify', 'tag')
+    count, pool = task.output_size(run.corpus.labels), config.objective.pool
+    same_outputs = run.corpus.base_labels or not task.has_classes
     config = config.copy_and_resolve_references()
     config.task.labels = run.corpus.labels
-    if base and kept and (model.head, model.num_labels) == (HEADS[task], count):
+    if base and same_outputs and (model.head, model.num_labels) == (task.head, count):
         return run._replace(config=config.lock(), notes=pretrained.no_class(model))
     if pool != 'auto':
-        base = with_head(base, base.model) if base and 'heads' in base.shapes and not kept else base
-        notes = () if pretrained.as_class(model, HEADS[task], count, pool) else (no_form(pool),)
-        return run._replace(config=config.lock(), base=base, output=task, notes=notes)
-    wanted = pretrained.headed(model, HEADS[task], count)
+        base = with_head(base, base.model) if base and 'heads' in base.shapes and not same_outputs else base
+        notes = () if pretrained.as_class(model, task.head, count, pool) else (no_form(pool),)
+        return run._replace(config=config.lock(), base=base, output=task.name, notes=notes)
+    wanted = pretrained.headed(model, task.head, count)
     config.model.update({name: value for name, value in dataclasses.asdict(wanted).items() if name in config.model})
     base = with_head(base, dataclasses.replace(wanted, vocab_fill=0)) if base else None
     return run._replace(config=config.lock(), model=wanted, base=base, notes=pretrained.no_class(wanted))
@@ -132,7 +133,7 @@ def _settled(run: Run) -> Run:
 
     So what the run is continued with, or asked, is written in the same way on another day.
     """
-    if run.config.task.name != 'chat':
+    if not run.task.conversations:
         return run
     config = run.config.copy_and_resolve_references()
     template = run.corpus.template
@@ -143,12 +144,12 @@ def _settled(run: Run) -> Run:
 
 def _planned(run: Run) -> Run:
     """The run with its method, objective, shapes and arithmetic."""
-    config, model, task = run.config, run.model, run.config.task.name
+    config, model, task = run.config, run.model, run.task
     key = jax.random.key(0)
     params = jax.eval_shape(run.whole, key, run.base.shapes if run.base else None)
     own = run.output == 'logits'
-    bias = not model.causal or task not in ('classify', 'regress')  # as in transformers' classes of decoders
-    head = None if own else {'name': task, 'classes': _classes(task, run.corpus.labels), 'bias': bias}
+    bias = not model.causal or not task.pools_rows  # as in transformers' classes of decoders
+    head = None if own else {'name': task.name, 'classes': task.output_size(run.corpus.labels), 'bias': bias}
     name, wanted = config.adapt.method, config.adapt.get(config.adapt.method)
     wanted = wanted.to_dict() if wanted else {}
     if name == 'prompt':
@@ -156,7 +157,7 @@ def _planned(run: Run) -> Run:
         wanted['ids'] = run.corpus.tokenizer.encode(text) if text else ()
     run = run._replace(
         method=adapt.method(name, model, params, head=head, cut=config.adapt.cut, **wanted),
-        objective=_objective(config, task, run.output),
+        objective=_objective(config, run.output),
     )
     start = [key, *([run.base.shapes] if run.base else [])]
     shapes = jax.eval_shape(run.create, *start)
@@ -186,14 +187,14 @@ def _planned(run: Run) -> Run:
 
 def flops_per_step(run: Run) -> cost.Flops:
     """Of a step of all members, over all devices, from the parts of a run."""
-    config, shapes, task = run.config, run.shapes, run.config.task.name
+    config, shapes = run.config, run.shapes
     flops = cost.flops_per_step(
         run.model,
         config.data.batch_size,
         run.tokens_per_step // config.data.batch_size,
         run.trainable,
         params=tree.join(sweep.alone(shapes, run.members).trainable, shapes.frozen),
-        classes=None if run.output == 'logits' else _classes(task, run.corpus.labels),
+        classes=None if run.output == 'logits' else run.task.output_size(run.corpus.labels),
         predicted=run.predicted,
         shares=run.mesh.size * config.optimizer.accumulate,
         keep_logits=run.keep_logits,
@@ -205,24 +206,14 @@ def flops_per_step(run: Run) -> cost.Flops:
     return cost.Flops(*(max(len(run.members), 1) * part for part in flops._replace(update=update)))
 
 
-def _classes(task: str, labels: tuple[str, ...]) -> int:
-    """Outputs of a head for a task."""
-    return {'regress': 1, 'span': 2}.get(task) or len(labels)
-
-
-def _objective(config, task: str, head: str) -> Any:
-    """The objective of a task on the output `head`."""
-    z_loss, pool = config.objective.z_loss, config.objective.pool
-    if z_loss and task not in LANGUAGE:
-        raise InputError(f'objective.z_loss = {z_loss} with task.name = {task!r}: its loss has no vocabulary')
-    return {
-        'text': functools.partial(token_loss.loss, z_loss=z_loss),
-        'chat': functools.partial(token_loss.loss, z_loss=z_loss),
-        'classify': functools.partial(classify.loss, head=head, pool=pool),
-        'regress': functools.partial(classify.regression, head=head, pool=pool),
-        'tag': functools.partial(tag.loss, head=head),
-        'span': functools.partial(span.loss, head=head),
-    }[task]
+def _objective(config, head: str) -> functools.partial:
+    """The loss that config.objective selects, which reads the output `head`."""
+    loss, z_loss = TASKS[config.task.name].loss(config.objective.name), config.objective.z_loss
+    if z_loss and not has_setting(loss, 'z_loss'):
+        raise InputError(
+            f'objective.z_loss = {z_loss} with task.name = {config.task.name!r}: its loss has no vocabulary'
+        )
+    return with_settings(loss, config.objective.to_dict() | {'head': head})
 
 
 def _check_mesh(config, mesh) -> None:
@@ -239,7 +230,7 @@ def _check_mesh(config, mesh) -> None:
     found = f'mesh.sequence = {sequence} with '
     if config.data.seq_len % sequence:
         raise InputError(f'{found}data.seq_len = {config.data.seq_len}: it must be a multiple of {sequence}')
-    if config.task.name != 'text' or config.data.mask_rate:
+    if TASKS[config.task.name].reads_rows or config.data.mask_rate:
         raise InputError(
             f'{found}task.name = {config.task.name!r}, data.mask_rate = {config.data.mask_rate}: only whole text '
             "(task.name='text', data.mask_rate=0) is cut along its positions; set mesh.sequence=1"
@@ -260,7 +251,8 @@ def _check_leaves(run: Run) -> None:
             raise InputError(
                 f'mesh.{axis} = {size} with {method}: {path} cannot be divided over this axis; set mesh.{axis}=1'
             )
-    packed = config.task.name == 'text' and not config.data.mask_rate and config.data.isolate or config.task.pack
+    rows = TASKS[config.task.name].reads_rows
+    packed = config.task.pack if rows else config.data.isolate and not config.data.mask_rate
     if packed and leaves.virtual_tokens(params):
         raise InputError(
             f"{method} with several documents in a row: virtual tokens precede a row's first document alone. "
@@ -290,30 +282,34 @@ def _check_settings(config) -> None:
         raise InputError(f'adapt.dropout = {config.adapt.dropout}: it must lie in [0, 1)')
     if (dtype := config.init.frozen_dtype) not in ('float32', 'bfloat16'):
         raise InputError(f"init.frozen_dtype = {dtype!r}: it is 'float32' or 'bfloat16'")
-    if config.task.name not in (*LANGUAGE, *HEADS):
-        raise InputError(f'task.name = {config.task.name!r} is none of {", ".join((*LANGUAGE, *HEADS))}')
+    if config.task.name not in TASKS:
+        raise InputError(f'task.name = {config.task.name!r} is none of {", ".join(TASKS)}')
+    TASKS[config.task.name].loss(config.objective.name)  # raises if it is unknown
 
 
 def _check_task(config) -> None:
     """Raises ValueError where task, data and model are at odds."""
-    mask_rate, causal, task = config.data.mask_rate, config.model.causal, config.task.name
-    if task == 'text' and causal == bool(mask_rate):
+    mask_rate, causal, task = config.data.mask_rate, config.model.causal, TASKS[config.task.name]
+    if not task.reads_rows and causal == bool(mask_rate):
         raise InputError(
             f'data.mask_rate = {mask_rate} with model.causal = {causal}: a causal model predicts the next token of '
             'unmasked text (data.mask_rate=0), an encoder (model.causal=False) the masked tokens (data.mask_rate=0.15)'
         )
-    if task != 'text' and mask_rate:
-        raise InputError(f"data.mask_rate = {mask_rate} with task.name = {task!r}: tokens are hidden in 'text' alone")
-    if task == 'chat' and not causal:
-        raise InputError("task.name = 'chat' with model.causal = False: answers are written by a causal model")
-    if config.evaluate.sources and task != 'text':
-        raise InputError(f"evaluate.sources with task.name = {task!r}: other texts are measured in 'text' alone")
-    if config.objective.pool not in ('auto', *classify.POOLS):
-        raise InputError(f'objective.pool = {config.objective.pool!r} is none of auto, {", ".join(classify.POOLS)}')
-    if HEADS.get(task) == 'classify' != config.model.head and causal and config.objective.pool == 'first':
+    if task.reads_rows and mask_rate:
+        raise InputError(f"data.mask_rate = {mask_rate} with task.name = {task.name!r}: only 'text' masks tokens")
+    if task.conversations and not causal:
+        raise InputError(f'task.name = {task.name!r} with model.causal = False: answers are written by a causal model')
+    if config.evaluate.sources and task.reads_rows:
+        raise InputError(f"evaluate.sources with task.name = {task.name!r}: other texts are measured in 'text' alone")
+    if config.objective.pool not in ('auto', *POOLS):
+        raise InputError(f'objective.pool = {config.objective.pool!r} is none of auto, {", ".join(POOLS)}')
+    new_head = task.pools_rows and config.model.head != task.head
+    if new_head and causal and config.objective.pool == 'first':
         raise InputError(
             "objective.pool = 'first' with model.causal = True: the first token of a row has read nothing of it. Take "
             "'auto', 'last' or 'mean'"
         )
-    if task in LANGUAGE and config.model.head != 'lm':
-        raise InputError(f'task.name = {task!r}, but the base has the head {config.model.head!r} and no vocabulary')
+    if task.predicts_tokens and config.model.head != task.head:
+        raise InputError(
+            f'task.name = {task.name!r}, but the base has the head {config.model.head!r} and no vocabulary'
+        )

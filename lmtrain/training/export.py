@@ -10,10 +10,10 @@ from lmtrain.data.tokenizers.to_transformers import tokenizer_files
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, read_json, write_json
 from lmtrain.models import Transformer, generation, pretrained
+from lmtrain.tasks import TASKS
 from lmtrain.training import init_from
 
 FORMATS = ('hf', 'peft')
-TASKS = {'classify': 'SEQ_CLS', 'regress': 'SEQ_CLS', 'tag': 'TOKEN_CLS', 'span': 'QUESTION_ANS'}  # PEFT's names
 
 
 def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last', member: int = 0) -> list[str]:
@@ -34,7 +34,7 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
     model = init_from.with_hf_family(found.model)
     tokenizer = data.load_tokenizer(found.tokenizer)
     params, left = _without_other_heads(found.config, found.load(lambda path, array: jax.device_put(array)))
-    source = found.config.init.base
+    source, task = found.config.init.base, TASKS[found.config.task.name]
     lines = [f'step {found.step:,} of {workdir}', *left]
     if form == 'peft':
         if merge:
@@ -46,7 +46,7 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
                 f'{workdir} has no adapter, since adapt.method={found.config.adapt.method!r} changes the model itself: '
                 'take --format=hf'
             )
-        kind = TASKS.get(found.config.task.name, 'CAUSAL_LM' if model.causal else 'FEATURE_EXTRACTION')
+        kind = task.peft_type if model.causal or not task.predicts_tokens else 'FEATURE_EXTRACTION'
         _as_class(found.config, model, params)
         adapt.save_adapter(to, model, params, base=source, task_type=kind, labels=found.config.task.labels)
     else:
@@ -66,7 +66,7 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
         pretrained.save_pretrained(to, model, params, like=like, labels=found.config.task.labels)
         if model.causal and model.head == 'lm':
             generation.write(to, generation.fields_of(found.generation, tokenizer, model.vocab_size))
-    lines += _tokenizer(tokenizer, to, framed=found.config.task.name in TASKS)
+    lines += _tokenizer(tokenizer, to, framed=not task.predicts_tokens)
     return [*lines, f'written: {to}']
 
 
@@ -75,14 +75,14 @@ def _as_class(config, model: Transformer, params: tree.Params) -> tuple[Transfor
 
     Raises ValueError if the class does not.
     """
-    task, pool = config.task.name, config.objective.pool
-    if task not in TASKS or task not in params.get('heads', {}):
+    task, pool = TASKS[config.task.name], config.objective.pool
+    if task.name not in params.get('heads', {}):
         return model, params
-    leaves = dict(params['heads'][task])
-    found = pretrained.as_class(model, init_from.HEADS[task], leaves['kernel'].shape[1], pool)
+    leaves = dict(params['heads'][task.name])
+    found = pretrained.as_class(model, task.head, leaves['kernel'].shape[1], pool)
     if found is None or ('bias' in leaves and not found.head_bias):
         raise InputError(
-            f'{init_from.no_form(pool)}; {TASKS[task]} of a {model.family} reads '
+            f'{init_from.no_form(pool)}; {task.peft_type} of a {model.family} reads '
             + ("a decoder's last token" if model.causal else 'rows through layers of its own')
         )
     if found.head_bias:

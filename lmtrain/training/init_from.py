@@ -16,11 +16,11 @@ from lmtrain.checkpoint import manifest
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, sha256
 from lmtrain.models import Transformer, generation
+from lmtrain.tasks import TASKS
 from lmtrain.training import sweep, workdir
 
 # How a model computes is the run's own choice; what it computes is the base's.
 COMPUTE = ('dropout', 'dtype', 'remat', 'unroll', 'attention')
-HEADS = {'classify': 'classify', 'regress': 'classify', 'tag': 'tag', 'span': 'span'}  # task -> a model's head
 OF_HEADS = {'head', 'mlm_head', 'task_head', 'heads'}  # where the leaves of heads are
 
 
@@ -144,7 +144,7 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
     parts = f'{manifest.read(checkpoints / str(step))["sha256"]} {fingerprint} {member}'
     fields = generation.read(directory) or (inner.generation if inner else {})
     digest = hashlib.sha256(parts.encode()).hexdigest()
-    labels = tuple(config.task.labels) if config.task.name in ('classify', 'tag') else ()
+    labels = tuple(config.task.labels) if TASKS[config.task.name].has_classes else ()
     return Base(digest, model, directory / 'tokenizer', shapes, load, config, step, fields, labels)
 
 
@@ -273,12 +273,13 @@ def exportable(config) -> str:
         return 'as the base that config.init.base will name'
     try:
         model = open_base(init.base, init.adapter, init.ignore).model if init.base else Transformer(**config.model)
-        if head := HEADS.get(config.task.name):
+        task = TASKS[config.task.name]
+        if not task.predicts_tokens:
             from lmtrain.models import pretrained
 
             pool, count = config.objective.pool, model.num_labels or 2
-            if model.head != head:
-                model = (pretrained.headed if pool == 'auto' else pretrained.as_class)(model, head, count, pool)
+            if model.head != task.head:
+                model = (pretrained.headed if pool == 'auto' else pretrained.as_class)(model, task.head, count, pool)
             if model is None:
                 return f'no: {no_form(pool)}'
         return f'yes, as {with_hf_family(model).family}'

@@ -15,6 +15,7 @@ from lmtrain.errors import InputError
 from lmtrain.evaluation import predictions
 from lmtrain.models import Transformer, generation
 from lmtrain.parallel import sharding
+from lmtrain.tasks import TASKS
 from lmtrain.training import evaluate, init_from, workdir
 from lmtrain.training.build import build
 
@@ -56,7 +57,9 @@ def load_directory(directory: str, adapter: str = '', ignore: Sequence[str] = ()
 def _trained(found: init_from.Base, tokenizer: data.Tokenizer) -> LoadedModel:
     ends = generation.fields_of(found.generation, tokenizer, found.model.vocab_size)['eos_token_id']
     params = found.load(lambda path, array: jax.device_put(array))
-    template = encoding.trained_template(found.config.task, tokenizer) if found.config else None
+    template = None
+    if found.config and TASKS[found.config.task.name].conversations:
+        template = encoding.trained_template(found.config.task, tokenizer)
     return LoadedModel(found.config, found.model, tokenizer, params, found.step or 0, ends, template)
 
 
@@ -109,6 +112,7 @@ def evaluate_split(directory, split: str, step: int | str = 'last', member: int 
     params = jax.device_put(trained.params, sharding.shardings(trained.params, run.mesh))
     place = sharding.place(run.mesh)
     result = evaluate.evaluate(run.eval_step(), params, run.passes(split), place)
-    if run.config.task.name in predictions.PREDICT:
-        result |= predictions.score_split(run.model, params, run.stream(split), place, **run.objective.keywords)
+    if run.task.score:
+        settings = run.config.objective.to_dict() | {'head': run.output}
+        result |= predictions.score_split(run.model, params, run.stream(split), place, **settings)
     return result

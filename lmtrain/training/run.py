@@ -16,11 +16,10 @@ from lmtrain.errors import InputError
 from lmtrain.models import Transformer, generation
 from lmtrain.parallel import collectives, sharding, vocab_padding
 from lmtrain.report import terminal
-from lmtrain.tasks.prepare import Task
+from lmtrain.tasks import TASKS, Task
+from lmtrain.tasks.prepare import TaskData
 from lmtrain.training import state, step, sweep
 from lmtrain.training.init_from import Base
-
-LANGUAGE = ('text', 'chat')  # tasks whose targets are tokens
 
 
 class Run(NamedTuple):
@@ -32,7 +31,7 @@ class Run(NamedTuple):
     tx: Any
     schedule: Any
     base: Base | None  # whose parameters it starts from; None draws them
-    corpus: data.Corpus | Task | None = None
+    corpus: data.Corpus | TaskData | None = None
     method: adapt.Method | None = None
     objective: Any = None
     shapes: state.TrainState | None = None  # of jax.ShapeDtypeStruct, with shardings
@@ -44,6 +43,11 @@ class Run(NamedTuple):
     notes: tuple[str, ...] = ()  # about the head of the task
 
     @property
+    def task(self) -> Task:
+        """The record of its task."""
+        return TASKS[self.config.task.name]
+
+    @property
     def members(self) -> tuple[sweep.Member, ...]:
         """The members of a sweep; none where this is one run."""
         return sweep.of(self.config)
@@ -51,14 +55,14 @@ class Run(NamedTuple):
     @property
     def tokens_per_step(self) -> int:
         """Positions a step, padding included, on average over an epoch; in a sweep those of each member."""
-        text = self.config.task.name == 'text'
-        length = self.config.data.seq_len if text else self.stream('train', shuffle=True).mean_length
-        return round(self.config.data.batch_size * length)
+        if not self.task.reads_rows:
+            return self.config.data.batch_size * self.config.data.seq_len
+        return round(self.config.data.batch_size * self.stream('train', shuffle=True).mean_length)
 
     def in_bits(self, values) -> dict[str, float]:
         """Bits per byte of a step's measures, by the bytes behind a target of the training split; {} of other tasks."""
         split = self.corpus.splits['train']
-        text = self.config.task.name in LANGUAGE and split.num_bytes
+        text = self.task.predicts_tokens and split.num_bytes
         return {'bits_per_byte': values['nats'] / math.log(2) * split.num_tokens / split.num_bytes} if text else {}
 
     @property
@@ -100,7 +104,7 @@ class Run(NamedTuple):
     @property
     def template(self) -> Template | None:
         """The chat template that has written rows of the task; None if they stand as they are."""
-        return self.corpus.template if self.config.task.name == 'chat' else None
+        return self.corpus.template if self.task.conversations else None
 
     def baselines(self) -> dict[str, float]:
         """Bits per byte of the validation text under simpler models; none where the objective is not the text's."""
@@ -120,7 +124,7 @@ class Run(NamedTuple):
         It does if what a device then holds by theory is at most half of its memory: theory does not know all that a
         compiler keeps.
         """
-        language = self.config.task.name in LANGUAGE and self.config.model.dtype == 'bfloat16'
+        language = self.task.predicts_tokens and self.config.model.dtype == 'bfloat16'
         return language and self._memory(keep_logits=True)['total'] <= self.device_memory / 2
 
     def memory(self) -> dict[str, int]:
@@ -149,10 +153,7 @@ class Run(NamedTuple):
         return found
 
     def header(self, stand_in: bool = False) -> str:
-        """What is about to be run, for a person.
-
-        stand_in: the text is `assemble.stand_in`, of which sizes and epochs say nothing.
-        """
+        """The header of a run. `stand_in`: its text is `build.stand_in`, whose sizes and epochs have no meaning."""
         config, shapes, stream = self.config, self.shapes, self.stream('train', shuffle=True)
         epoch = stream.steps_per_epoch * config.data.batch_size * config.data.seq_len
         about = terminal.header(
@@ -172,7 +173,7 @@ class Run(NamedTuple):
             memory=self.memory(),
         )
         notes = [terminal.note('rows', text) for text in getattr(self.corpus, 'notes', ())]  # of a task
-        if config.task.name == 'text' and not stand_in:
+        if not self.task.reads_rows and not stand_in:
             notes.append(terminal.text(self.corpus.facts()))
         notes += [terminal.note('head', text) for text in self.notes]
         if repeated := getattr(stream, 'repeated', 0):
@@ -204,7 +205,7 @@ class Run(NamedTuple):
 
         limit: batches of a pass at most, a random sample; 0 is all.
         """
-        make = data.Stream if self.config.task.name == 'text' else data.PaddedStream
+        make = data.PaddedStream if self.task.reads_rows else data.Stream
         return make(
             self.corpus,
             split,

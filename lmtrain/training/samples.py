@@ -8,7 +8,7 @@ from lmtrain.data import Tokenizer
 from lmtrain.data.chat import conversation
 from lmtrain.errors import InputError
 from lmtrain.inference import prompts, sample
-from lmtrain.training.run import LANGUAGE, Run
+from lmtrain.training.run import Run
 
 ROWS = 3  # validation rows of 'chat' that are prompted if config.sample.prompts names none
 TRIED = 100  # of them, until as many leave room for an answer
@@ -16,7 +16,7 @@ TRIED = 100  # of them, until as many leave room for an answer
 
 def makes_text(run: Run) -> bool:
     """Whether the run's model continues a text."""
-    return run.model.causal and run.config.task.name in LANGUAGE
+    return run.model.causal and run.task.predicts_tokens
 
 
 def prompts_of(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
@@ -26,7 +26,7 @@ def prompts_of(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
     Raises ValueError if a prompt cannot be encoded.
     """
     tokenizer, wanted = run.corpus.tokenizer, run.config.sample.prompts
-    if run.config.task.name == 'chat' and tuple(wanted) == ('',):
+    if run.task.conversations and tuple(wanted) == ('',):
         return _of_rows(run)
     return [(prompt, prompts.encode(prompt, tokenizer, run.template)) for prompt in wanted]
 

@@ -83,7 +83,7 @@ def train(config, workdir) -> dict[str, Any]:
         watchdog.expect('save')
         checkpoints.wait()  # while signals and the watchdog still stand
         results = loop.results(state) | evaluate.change(before, loop.domains(state))
-        results |= {'data': run.corpus.facts()} if config.task.name == 'text' else {}
+        results |= {'data': run.corpus.facts()} if not run.task.reads_rows else {}
         if finished and (workdir / 'results.json').exists():  # the cost of this start is not that of the training
             results['cost'] = folder.read(workdir / 'results.json').get('cost', results['cost'])
         watchdog.expect('evaluate')

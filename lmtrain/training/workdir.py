@@ -23,6 +23,8 @@ from lmtrain.checkpoint import SaveFailed
 from lmtrain.errors import InputError
 from lmtrain.files import flatten_fields, read_json_object, write_json
 from lmtrain.runtime import lifecycle, multihost
+from lmtrain.tasks import TASKS
+from lmtrain.tasks.task import has_setting
 
 # What a resumed run may change; the first match wins, and every other field is 'fixed': it decides what is learnt.
 #   free      does not touch what is learnt
@@ -30,7 +32,7 @@ from lmtrain.runtime import lifecycle, multihost
 #   constant  free where schedule.name is 'constant' before and after. Elsewhere the learning rate is a function of the
 #             share of the budget that is spent: with another budget the steps already taken would have been others.
 #             (A warmup is a share of the budget too; the one that has been done stays as it was.)
-#   pooled    free unless task.name, before or after, is one of POOLED: no other task reads it.
+#   pooled    free unless the loss, before or after, pools the outputs of a row: no other one reads it.
 MAY_CHANGE = (
     (r'log\..*', 'free'),
     (r'evaluate\..*', 'free'),
@@ -47,7 +49,6 @@ MAY_CHANGE = (
     (r'budget\..*', 'constant'),
     (r'objective\.pool', 'pooled'),
 )
-POOLED = ('classify', 'regress')
 ABSENT = '(absent)'
 SEEN = 15.0  # seconds in which a file of one process must be seen by the others
 
@@ -196,7 +197,7 @@ def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
     """The fields (dotted paths) in which two nested configs differ, each with its kind by MAY_CHANGE."""
     before, after = flatten_fields(_normal(saved)), flatten_fields(_normal(current))
     constant = before.get('schedule.name') == after.get('schedule.name') == 'constant'
-    pooled = before.get('task.name') in POOLED or after.get('task.name') in POOLED
+    pooled = _pools(before) or _pools(after)
     differences = []
     for field in sorted(before.keys() | after.keys()):
         one, other = before.get(field, ABSENT), after.get(field, ABSENT)
@@ -206,6 +207,13 @@ def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
                 kind = 'free' if (constant if kind == 'constant' else not pooled) else 'fixed'
             differences.append(Difference(field, one, other, kind))
     return differences
+
+
+def _pools(config: dict[str, Any]) -> bool:
+    """Whether the loss of a run reads config.objective.pool; `config` is flat."""
+    task = TASKS.get(config.get('task.name'))
+    loss = task and task.losses.get(config.get('objective.name') or next(iter(task.losses)))
+    return loss is not None and has_setting(loss, 'pool')
 
 
 def load_or_create(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 from configs.base import get_config
 from lmtrain.data import PaddedStream
 from lmtrain.evaluation import predictions
+from lmtrain.tasks import classify
 from lmtrain.tasks.prepare import prepare_task
 
 
@@ -35,7 +36,7 @@ def test_every_example_is_predicted_once(tmp_path, batch_size):
     }
     task = prepare_task(data | {'validation': 0.0, 'test': 0.0}, **config)
     stream = PaddedStream(task, 'train', batch_size, 0, False)
-    found = predictions.predictions(Reader(), predictions.PREDICT['classify'], {}, stream)
+    found = predictions.predictions(Reader(), classify.predict, {}, stream)
     assert [task.labels[label] for label in found] == [row['text'][0] for row in rows]
     assert (
         0.9 < predictions.score_split(Reader(), {}, stream, head='logits', pool='first')['macro_f1'] < 1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmtrain.tasks import classify, span, tag, token_loss
+from lmtrain.tasks import classify, regress, span, tag, token_loss
 from lmtrain.training import step
 
 V, C, B, T = 11, 3, 6, 8
@@ -21,7 +21,7 @@ OBJECTIVES = {
     'classify last': functools.partial(classify.loss, head='classes', pool='last'),
     'classify mean': functools.partial(classify.loss, head='classes', pool='mean'),
     'classify own head': functools.partial(classify.loss, head='row'),
-    'regress': functools.partial(classify.regression, head='number', pool='last'),
+    'regress': functools.partial(regress.loss, head='number', pool='last'),
     'tag': functools.partial(tag.loss, head='classes'),
     'span': functools.partial(span.loss, head='ends'),
 }

@@ -217,7 +217,7 @@ def test_the_notes_count_classes_and_tell_what_was_skipped(prepare, tmp_path):
 
 def test_the_order_of_the_base_is_part_of_the_fingerprint(prepare):
     task = prepare(base_labels=('odd', 'even'))
-    assert task.labels == ('odd', 'even') and task.kept and not prepare().kept
+    assert task.labels == ('odd', 'even') and task.base_labels and not prepare().base_labels
     assert task.fingerprint != prepare().fingerprint
     stream = PaddedStream(task, 'train', 4, 0, False)
     wanted = [('odd', 'even').index(task.rows['train'][i].fields['label']) for i in stream.examples(0)]
@@ -287,7 +287,7 @@ def test_a_row_of_another_split_is_another_task(prepare):
 
 def test_what_is_kept_is_found_again(prepare, monkeypatch):
     first = prepare()
-    monkeypatch.setattr('lmtrain.tasks.prepare._encode', None)
+    monkeypatch.setattr('lmtrain.tasks.classify.labelled_texts', None)
     again = prepare()
     for split in first.examples:
         np.testing.assert_array_equal(first.examples[split].tokens, again.examples[split].tokens)
@@ -359,7 +359,7 @@ def test_packed_conversations_are_those_that_stand_alone(prepare):
                     yield tuple(tuple(batch[name][row][here].tolist()) for name in ('tokens', 'targets', 'loss_mask'))
 
     assert sorted(pieces(packed)) == sorted(pieces(alone))
-    assert len(packed.laid['train'].rows.first) < len(alone.laid['train'].rows.first) / 2
+    assert len(packed.packed['train'].rows.first) < len(alone.packed['train'].rows.first) / 2
     split, batches = packed.splits['train'], list(pieces(packed))
     assert split.num_tokens == sum(sum(mask) for *_, mask in batches)
     assert split.num_bytes == sum(len(row.fields['answer']) for row in packed.rows['train'])

@@ -1,6 +1,9 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from lmtrain.data.rows import Row
+from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.tasks import tag
 
 
@@ -11,3 +14,87 @@ def test_loss_by_hand_at_the_labelled_tokens():
     np.testing.assert_allclose(values['loss'][0, :2], [np.log1p(np.exp(-1)), np.log1p(np.exp(3))], rtol=1e-6)
     assert values['accuracy'].tolist() == [[1, 0, 0]] and weights.tolist() == [[1, 1, 0]]
     assert tag.predict(lambda batch: {'tags': logits}, batch, head='tags').tolist() == [[0, 1, 0]]
+
+
+# --- rows -> examples
+
+
+def test_a_word_is_labelled_at_its_first_token(bert, form, row, words_of):
+    tagged = row(words=['The', 'cats', 'under', 'zzz'], tags=['O', 'B', 'O', 'B'])
+    (example,) = tag.encode([tagged], form(bert, ('words',), 'tags', ('B', 'O'))).examples
+    assert words_of(example.tokens) == '[CLS] the cat ##s un ##der [UNK] [SEP]'
+    assert example.flat['word'].tolist() == [-1, 0, 1, -1, 2, -1, 3, -1]
+    assert example.flat['label_weights'].tolist() == [0, 1, 1, 0, 1, 0, 1, 0]
+    assert example.flat['labels'].tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
+
+
+def test_words_of_bytes_begin_behind_their_blank(form, row):
+    tagged = row(words=['é', 'ab'], tags=[0, 1])
+    (example,) = tag.encode([tagged], form(Bytes(), ('words',), 'tags', ('0', '1'))).examples
+    assert example.flat['word'].tolist() == [-1, 0, -1, -1, 1, -1, -1]
+
+
+def test_a_word_without_a_token_is_not_labelled(bert, form, row):
+    tagged = row(words=['cat', '\x00', 'sat'], tags=['a', 'b', 'a'])
+    (example,) = tag.encode([tagged], form(bert, ('words',), 'tags', ('a', 'b'))).examples
+    assert example.flat['word'].tolist() == [-1, 0, 2, -1]
+
+
+def test_tags_of_a_cut_row(bert, form, row, words_of):
+    tagged = row(words=['cats'] * 3, tags=['a'] * 3)
+    (example,) = tag.encode([tagged], form(bert, ('words',), 'tags', ('a', 'b'), 5, 'cut')).examples
+    assert words_of(example.tokens) == '[CLS] cat ##s cat [SEP]' and example.flat['word'].tolist() == [-1, 0, -1, 1, -1]
+
+
+@pytest.mark.parametrize(
+    ('words', 'tags', 'said'),
+    [
+        (['a', 'b'], ['O'], "rows.jsonl:7: 2 words in 'words' and 1 tags in 'tags'"),
+        ('a b', ['O'], "rows.jsonl:7: 'words' must be an array"),
+        ([], [], "rows.jsonl:7: no word in 'words'"),
+        (['a', 3], ['O', 'O'], r"'words' \[1\] must be text, not a number"),
+    ],
+)
+def test_words_without_their_tags_are_named(words, tags, said, bert, form, row):
+    with pytest.raises(ValueError, match=said):
+        tag.encode([row(words=words, tags=tags)], form(bert, ('words',), 'tags', ('O', 'B')))
+
+
+def test_a_tag_outside_the_classes_is_named_by_its_line(bert, form):
+    tagged = Row('a.conll:4', {'tokens': ['cat', 'sat'], 'tags': ['O', 'B']}, ('a.conll:4', 'a.conll:5'))
+    with pytest.raises(ValueError, match="a.conll:5: the label 'B' is none of the 2 classes: 'O', 'I'"):
+        tag.encode([tagged], form(bert, ('tokens',), 'tags', ('O', 'I')))
+
+
+# --- score
+
+
+@pytest.mark.parametrize(
+    ('tags', 'wanted'),
+    [
+        ('O B-a I-a O', [('a', 1, 3)]),
+        ('B-a B-a I-b', [('a', 0, 1), ('a', 1, 2), ('b', 2, 3)]),
+        ('I-a I-a O I-a', [('a', 0, 2), ('a', 3, 4)]),
+        ('O O', []),
+        ('B-a', [('a', 0, 1)]),
+    ],
+)
+def test_entities(tags, wanted):
+    assert tag.entities(tags.split()) == wanted
+
+
+def test_only_a_whole_entity_counts():
+    wanted = [['B-a', 'I-a', 'O', 'B-b'], ['O', 'B-a']]
+    found = [['B-a', 'O', 'O', 'B-b'], ['B-b', 'B-a']]
+    scores = tag.entity_scores(wanted, found)
+    assert scores == {'entity_f1': 2 * 2 / 7, 'entity_precision': 2 / 4, 'entity_recall': 2 / 3}
+    assert tag.entity_scores(wanted, wanted)['entity_f1'] == 1
+    assert tag.entity_scores([['O']], [['O']])['entity_f1'] == 0
+
+
+def test_tags_of_words_that_were_cut_off_are_outside(task_data):
+    rows = [{'words': ['a', 'b', 'c'], 'tags': ['B-x', 'O', 'B-x']}]
+    flat = {'word': np.array([-1, 0, -1, 1])}  # the third word is not there
+    one = task_data(rows, [0, 4], [0], flat, label='tags', labels=('B-x', 'O'))
+    scores = tag.score(one, 'test', [np.array([1, 0, 0, 1])])
+    assert scores == {'entity_f1': 2 / 3, 'entity_precision': 1, 'entity_recall': 1 / 2}

@@ -167,7 +167,7 @@ def test_a_low_rank_classifier_is_exported_for_peft_if_the_pooling_is_that_of_it
     export.export(tmp_path / 'run', tmp_path / 'hf', 'hf', merge=True)
     was = load.load_run(tmp_path / 'run')
     run, params = start(recipe(folder, 'masked', init__adapter=str(tmp_path / 'peft')))
-    assert run.corpus.labels == ('negative', 'positive') and run.corpus.kept
+    assert run.corpus.labels == ('negative', 'positive') and run.corpus.base_labels
     for path, leaf in flat(was.params).items():
         np.testing.assert_allclose(params[path], leaf, atol=1e-6, err_msg=path)
     np.testing.assert_allclose(outputs(*load_pretrained(tmp_path / 'hf')), outputs(was.model, was.params), atol=1e-5)
@@ -208,7 +208,7 @@ def test_a_classifier_with_another_pooling_is_refused_and_goes_on(folder, tmp_pa
 
 def test_an_added_head_of_another_task_is_left_out(folder, tmp_path):
     train.train(recipe(folder, 'masked', adapt__method='head', objective__pool='mean'), tmp_path / 'classes')
-    text = {'task__name': 'text', 'data__corrupt': 0.15, 'data__source': 'rows.csv', 'data__split': 'tail'}
+    text = {'task__name': 'text', 'data__mask_rate': 0.15, 'data__source': 'rows.csv', 'data__split': 'tail'}
     train.train(recipe(folder, tmp_path / 'classes', **text), tmp_path / 'run')
     assert 'heads' in load.load_run(tmp_path / 'run').params
     lines = export.export(tmp_path / 'run', tmp_path / 'hf', 'hf')

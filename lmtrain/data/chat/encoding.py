@@ -96,10 +96,10 @@ def trained_template(task, tokenizer: Tokenizer) -> Template | None:
     """The template that a run was trained with; None if its rows stood as they are.
 
     Args:
-      task: config.task of the run.
+      task: config.task of a run on conversations.
       tokenizer: of the run, which carries the template.
     """
-    if task.name != 'chat' or task.template == 'none':
+    if task.template == 'none':
         return None
     return template_of('auto', tokenizer, '', task.date)
 

@@ -325,8 +325,6 @@ def test_run_without_template(tokenizer):
     assert encoding.trained_template(task, tokenizer) == encoding.template_of('auto', tokenizer, '')
     dated = encoding.carrying(tokenizer, Template("{{ strftime_now('%Y') }}", ''))
     assert encoding.trained_template(task, dated).date == '2031-02-03'
-    task.name = 'text'
-    assert encoding.trained_template(task, tokenizer) is None
     with pytest.raises(ValueError, match="rows.jsonl:7: a conversation, and config.task.template is 'none'"):
         encoding.conversations([row(messages=TALK)], (), '', tokenizer, None, examples.LengthPolicy('error', 99))
 

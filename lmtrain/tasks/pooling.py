@@ -1,0 +1,18 @@
+"""One output for each row: the model's own, or pooled from those of an added head."""
+
+from lmtrain.errors import InputError
+from lmtrain.models import task_head
+
+POOLS = ('first', 'last', 'mean')
+
+
+def pool_outputs(outputs, batch, pool: str):
+    """[B, C] of outputs [B, C] (unchanged) or [B, T, C]: of the first or last real token of each row, or their mean.
+
+    `batch['segment_ids']` int32 [B, T] is 0 at padding; it is read only if outputs are pooled.
+    """
+    if outputs.ndim == 2:
+        return outputs
+    if pool not in POOLS:
+        raise InputError(f'pool={pool!r} is none of {", ".join(POOLS)}')
+    return task_head.pool(outputs, batch['segment_ids'], pool)

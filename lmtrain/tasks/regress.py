@@ -1,0 +1,73 @@
+"""Sequence regression: one number for each row, from a checkpoint's own head or from an added one."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lmtrain.data.examples import LABEL, labelled_texts
+from lmtrain.data.rows import Row, value_of
+from lmtrain.errors import InputError
+from lmtrain.tasks.pooling import pool_outputs
+from lmtrain.tasks.task import Encoded, RowFormat, Task
+
+
+def loss(forward, batch, *, head: str = 'logits', pool: str = 'first'):
+    """Squared error of `batch['labels']` float32 [B], weighted by `batch['label_weights']` float32 [B].
+
+    `outputs[head]`, `pool` and the columns are those of `classify.loss`, with C = 1.
+
+    Returns:
+      ({'loss', 'absolute_error'}, weights), each [B].
+    """
+    error = pool_outputs(forward(batch)[head], batch, pool)[:, 0] - batch['labels']
+    return {'loss': error**2, 'absolute_error': jnp.abs(error)}, batch['label_weights']
+
+
+def predict(forward, batch, *, head: str = 'logits', pool: str = 'first'):
+    """float32 [B]: the number of each row."""
+    return pool_outputs(forward(batch)[head], batch, pool)[:, 0]
+
+
+def number_of(value: Any, place: str) -> float:
+    """The label of a row as a number. Raises InputError if it is not a finite number."""
+    try:
+        number = float(value) if type(value) in (int, float, str) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f'{place}: the label of a regression is a finite number, here it is {value!r}')
+    return number
+
+
+def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
+    """Columns: `labels` float32 and `label_weights` float32 of each row."""
+
+    def number(row: Row) -> np.float32:
+        return np.float32(number_of(value_of(row, form.label, LABEL), row.place))
+
+    return Encoded(labelled_texts(rows, form.text, form.tokenizer, form.length, number))
+
+
+def score(data, split: str, predicted: Sequence) -> dict[str, float]:
+    """{'pearson'}: the correlation of labels and predictions; 0 if either is constant."""
+    labels = np.asarray(data.examples[split].values['labels'], np.float64)
+    predicted = np.array(predicted, np.float64)
+    spread = labels.std() * predicted.std()
+    covariance = np.mean((labels - labels.mean()) * (predicted - predicted.mean()))
+    return {'pearson': float(covariance / spread) if spread else 0.0}
+
+
+TASK = Task(
+    name='regress',
+    head='classify',
+    columns=('labels', 'label_weights', 'token_types'),
+    losses={'squared_error': loss},
+    peft_type='SEQ_CLS',
+    encode=encode,
+    num_outputs=1,
+    predict=predict,
+    score=score,
+)

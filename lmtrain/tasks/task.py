@@ -1,0 +1,132 @@
+"""The record of a task. All that other modules know of a task, they read from it."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lmtrain.data.chat.template import Template
+from lmtrain.data.examples import Example, LengthPolicy
+from lmtrain.data.rows import Row
+from lmtrain.data.tokenizers.base import Tokenizer
+from lmtrain.errors import InputError
+
+
+class RowFormat(NamedTuple):
+    """How the rows of one split become examples.
+
+    Attributes:
+      text: the fields that are read.
+      label: the field of the label.
+      labels: names of the classes in the order of their ids; () if the task has no classes.
+      template: chat template that writes conversations, or None.
+      length: the limit, and what happens to rows beyond it.
+      training: whether the rows belong to the training split.
+    """
+
+    text: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    tokenizer: Tokenizer
+    template: Template | None
+    length: LengthPolicy
+    training: bool
+
+
+class Encoded(NamedTuple):
+    """Examples of one split, lines that describe them, and whether a chat template wrote any of them."""
+
+    examples: list[Example]
+    notes: Sequence[str] = ()
+    templated: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: data columns, loss, predictions and score.
+
+    Attributes:
+      name: value of config.task.name.
+      head: the head that the model needs, a value of config.model.head.
+      columns: of a batch (`lmtrain.data.COLUMNS`), besides tokens, segment_ids, positions and row.
+      losses: {name: loss} over these columns; config.objective.name selects one, the first is the default. A loss is
+        `loss(forward, batch, **settings) -> ({name: values}, weights)`. Its settings are those fields of
+        config.objective that it has as keyword arguments; `head` is the name of the output that it reads.
+      peft_type: PEFT's `task_type` for a model with this head.
+      encode: (rows, RowFormat) -> Encoded. None: the task reads a text corpus (config.data) and not rows.
+      row_labels: (row, text fields, label field) -> [(place, label)] of the row, from which classes are collected.
+        None: the task has no classes.
+      num_outputs: outputs of the head; 0 is one for each class.
+      predict: predict(forward, batch, **settings), one prediction for each row. None: it has no predictions.
+      score: (TaskData, split, predictions in the order of the examples) -> {name: value}.
+      conversations: rows may be conversations, which a chat template writes.
+      version: increased if the same rows and settings give other examples.
+    """
+
+    name: str
+    head: str
+    columns: tuple[str, ...]
+    losses: Mapping[str, Callable]
+    peft_type: str
+    encode: Callable[[Sequence[Row], RowFormat], Encoded] | None = None
+    row_labels: Callable[[Row, tuple[str, ...], str], Iterable[tuple[str, Any]]] | None = None
+    num_outputs: int = 0
+    predict: Callable | None = None
+    score: Callable[[Any, str, Sequence], dict[str, float]] | None = None
+    conversations: bool = False
+    version: int = 1
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether it reads rows (config.task) and not a text corpus (config.data)."""
+        return self.encode is not None
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether its targets are tokens, read from the vocabulary of the model."""
+        return 'targets' in self.columns
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether its labels are classes."""
+        return self.row_labels is not None
+
+    @property
+    def pools_rows(self) -> bool:
+        """Whether there is one output for each row, and not one for each token."""
+        return self.head == 'classify'
+
+    @property
+    def labels_words(self) -> bool:
+        """Whether there is a class for each word: a row holds lists of words and of labels."""
+        return self.has_classes and not self.pools_rows
+
+    def output_size(self, labels: Sequence[str]) -> int:
+        """Outputs of the head for these classes."""
+        return self.num_outputs or len(labels)
+
+    def loss(self, name: str = '') -> Callable:
+        """The loss that config.objective.name selects. Raises InputError if it is unknown."""
+        if name and name not in self.losses:
+            raise InputError(
+                f'objective.name = {name!r} with task.name = {self.name!r}: it is one of {", ".join(self.losses)}, '
+                "or '' for the first"
+            )
+        return self.losses[name or next(iter(self.losses))]
+
+
+def has_setting(function: Callable, name: str) -> bool:
+    """Whether a loss or prediction reads this setting of config.objective."""
+    return name in inspect.signature(function).parameters
+
+
+def with_settings(function: Callable, settings: Mapping[str, Any]) -> functools.partial:
+    """A loss or prediction with those of `settings` that it reads.
+
+    Example:
+      >>> def loss(forward, batch, *, head='logits'): ...
+      >>> with_settings(loss, {'head': 'classify', 'z_loss': 0.0}).keywords
+      {'head': 'classify'}
+    """
+    return functools.partial(function, **{name: x for name, x in settings.items() if has_setting(function, name)})

@@ -1,0 +1,12 @@
+"""Language modelling on a text corpus: causal, or masked if data.mask_rate is set."""
+
+from lmtrain.tasks import token_loss
+from lmtrain.tasks.task import Task
+
+TASK = Task(
+    name='text',
+    head='lm',
+    columns=('targets', 'loss_mask'),
+    losses={'cross_entropy': token_loss.loss},
+    peft_type='CAUSAL_LM',
+)
