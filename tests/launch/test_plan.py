@@ -15,7 +15,7 @@ from lmtrain.cost import hardware
 from lmtrain.plan import compiled as forecast
 
 ROOT = pathlib.Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures('here')
+pytestmark = pytest.mark.usefixtures('here', 'no_compilation_cache')
 
 
 @pytest.fixture
