@@ -1,11 +1,12 @@
-"""What an experiment leaves behind: results.json, and the block of figures that READMEs show from it.
+"""Writes results.json of an experiment, and renders every table of figures from the results.json files.
 
-    python -m experiments.record        # renders every README's figures again from the results.json files
+    python -m experiments.record        # renders all tables again
 
-A README shows the figures of an experiment between `<!-- results: NAME -->` and `<!-- end -->`. The text between is
-never written by hand; a test renders it again and compares.
+README.md shows the rows of HEADLINES, README.md of each folder its own table, experiments/README.md all tables. None of
+them is edited by hand; a test renders them again and compares.
 """
 
+import ast
 import datetime
 import importlib.metadata
 import json
@@ -20,6 +21,18 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = tuple('jax jaxlib flax optax orbax-checkpoint tokenizers numpy torch transformers peft'.split())
 BLOCK = re.compile(r'(<!-- results: ([a-z0-9_]+) -->\n).*?(<!-- end -->)', re.DOTALL)
+HEADLINE_BLOCK = re.compile(r'(<!-- headlines -->\n).*?(<!-- end -->)', re.DOTALL)
+# (experiment, beginning of the row's text): the eight rows of README.md.
+HEADLINES = (
+    ('quickstart', 'validation, bits per byte'),
+    ('shakespeare', 'validation loss after 2,000 steps'),
+    ('parity', 'llama: logits, 9 models'),
+    ('bench', 'CPU, float32, 4 layers, 128 wide, T 64, B 12: tokens/s'),
+    ('bench_adapters', '6 layers, 384 wide, T 256, B 12: tokens/s of LoRA over PEFT'),
+    ('reliability', 'kill -9 at a random moment'),
+    ('sharding', 'loss of 20 AdamW steps'),
+    ('plans', 'pretrain_llama_70b on v5p:8x8x16: does it fit'),
+)
 
 
 def _git(*arguments: str) -> str:
@@ -29,7 +42,7 @@ def _git(*arguments: str) -> str:
 
 
 def machine() -> dict:
-    """The processor, its cores and memory, and what of its speed matters here."""
+    """Processor, cores, memory, and whether it has AMX (which decides the speed of bfloat16)."""
     cpu = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8') if sys.platform == 'linux' else ''
     model = re.search(r'model name\s*: (.*)', cpu)
     return {
@@ -43,14 +56,14 @@ def machine() -> dict:
 
 
 def versions() -> dict:
-    """Installed versions of what the figures rest on; absent packages are left out."""
-    found = {}
+    """Installed versions of PACKAGES, without those that are missing."""
+    result = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            result[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def write(
@@ -59,13 +72,13 @@ def write(
     """Writes experiments/NAME/results.json and renders the READMEs.
 
     Args:
-      command: what was typed, from the root of the repository.
-      figures: rows {'what', 'figure', 'target', 'reached'}: texts as shown, and True, False or None (none asked).
+      command: the command, from the root of the repository.
+      figures: rows {'what', 'figure', 'target', 'reached'}: texts, and True, False or None (no target).
       trials: raw measurements, one dict each.
       not_shown: what was skipped, simulated or never run.
-      more: anything else worth keeping beside the trials.
+      more: further entries of results.json.
     """
-    # The result files themselves do not make a tree dirty: they are what this run is about to rewrite.
+    # Files that this function rewrites do not make the tree dirty.
     own = ('results.json', 'README.md', '.png')
     changed = [line for line in _git('status', '--porcelain').splitlines() if not line.endswith(own)]
     results = {
@@ -81,12 +94,11 @@ def write(
     } | more
     path = ROOT / 'experiments' / name / 'results.json'
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-    for readme in readmes():
-        readme.write_text(render(readme.read_text(encoding='utf-8')), encoding='utf-8')
+    write_readmes()
 
 
 def write_text(folder: pathlib.Path, files: int = 60, words: int = 60) -> None:
-    """Makes folder/text: so many files of so many words, the same every time, for runs whose text does not matter."""
+    """Writes folder/text, a number of files with a number of random words each: the same text in every call."""
     known = 'the cat sat on a mat and saw that dog run to his red ball in our park'.split()
     (folder / 'text').mkdir()
     for number in range(files):
@@ -94,42 +106,84 @@ def write_text(folder: pathlib.Path, files: int = 60, words: int = 60) -> None:
         (folder / 'text' / f'{number}.txt').write_text(' '.join(drawn), encoding='utf-8')
 
 
-def block(results: dict) -> str:
-    """The figures of one experiment as markdown."""
+def load(name: str) -> dict | None:
+    """results.json of an experiment; None if it was never run."""
+    path = ROOT / 'experiments' / name / 'results.json'
+    return json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows of figures as a markdown table."""
+    header = ['| what | measured | asked for | reached |', '|---|---|---|---|']
+    return '\n'.join([*header, *(f'| {" | ".join(row)} |' for row in rows)]) + '\n'
+
+
+def cells(row: dict) -> list[str]:
+    """The cells of a figure."""
     verdict = {True: 'yes', False: '**no**', None: ''}
+    return [row['what'], row['figure'], row['target'], verdict[row['reached']]]
+
+
+def block(results: dict) -> str:
+    """The figures of one experiment as markdown, with the command, the machine and what was not measured."""
     here, using = results['machine'], results['versions']
-    lines = ['| what | measured | asked for | reached |', '|---|---|---|---|']
-    lines += [
-        f'| {row["what"]} | {row["figure"]} | {row["target"]} | {verdict[row["reached"]]} |'
-        for row in results['figures']
-    ]
-    lines += [
-        '',
+    about = (
         f'`{results["command"]}`, {results["date"]}, commit {results["commit"][:10]}; {here["processor"]}, '
         f'{here["cores"]} cores, {here["memory_gib"]} GiB; Python {here["python"]}, '
         + ', '.join(f'{package} {using[package]}' for package in PACKAGES if package in using)
-        + '.',
-    ]
-    lines += [f'* Not shown: {what}' for what in results['not_shown']]
-    return '\n'.join(lines) + '\n'
+    )
+    notes = ''.join(f'* Not shown: {what}\n' for what in results['not_shown'])
+    return f'{table([cells(row) for row in results["figures"]])}\n{about}.\n{notes}'
+
+
+def headlines() -> str:
+    """The rows of HEADLINES as a table, each with a link to its experiment."""
+    rows = []
+    for name, beginning in HEADLINES:
+        (row,) = (row for row in load(name)['figures'] if row['what'].startswith(beginning))
+        what, *others = cells(row)
+        rows.append([f'[{name}](experiments/{name}): {what}', *others])
+    return table(rows)
 
 
 def render(text: str) -> str:
-    """Markdown with every block of figures rendered from its results.json, or the word that there is none."""
+    """Markdown with every block of figures rendered from results.json."""
 
-    def fill(found: re.Match) -> str:
-        path = ROOT / 'experiments' / found[2] / 'results.json'
-        shown = block(json.loads(path.read_text(encoding='utf-8'))) if path.exists() else 'Not measured yet.\n'
-        return found[1] + shown + found[3]
+    def fill(match: re.Match) -> str:
+        results = load(match[2])
+        return match[1] + (block(results) if results else 'Not measured yet.\n') + match[3]
 
+    text = HEADLINE_BLOCK.sub(lambda match: match[1] + headlines() + match[2], text)
     return BLOCK.sub(fill, text)
 
 
-def readmes() -> list[pathlib.Path]:
-    """Every README that shows figures."""
-    return [ROOT / 'README.md', *sorted((ROOT / 'experiments').glob('*/README.md'))]
+def overview() -> str:
+    """experiments/README.md: the question and the figures of every experiment."""
+    parts = ['# Experiments\n', 'Generated by `python -m experiments.record`. One folder per question: its README']
+    parts[-1] += (
+        ' explains the measurement, `python -m experiments.NAME` repeats it, `results.json` holds every trial.\n'
+    )
+    for path in sorted((ROOT / 'experiments').glob('*/__main__.py')):
+        name = path.parent.name
+        question = (ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or '').partition('\n')[0]
+        results = load(name)
+        parts.append(f'## [{name}]({name})\n\n{question}\n')
+        parts.append(block(results) if results else 'Not measured yet.\n')
+    return '\n'.join(parts)
+
+
+def readmes() -> dict[pathlib.Path, str]:
+    """{file: its text with all figures rendered} of every README with figures."""
+    files = [ROOT / 'README.md', *sorted((ROOT / 'experiments').glob('*/README.md'))]
+    texts = {file: render(file.read_text(encoding='utf-8')) for file in files}
+    return texts | {ROOT / 'experiments' / 'README.md': overview()}
+
+
+def write_readmes() -> None:
+    """Renders every table again."""
+    for file, text in readmes().items():
+        file.write_text(text, encoding='utf-8')
 
 
 if __name__ == '__main__':
-    for readme in readmes():
-        readme.write_text(render(readme.read_text(encoding='utf-8')), encoding='utf-8')
+    write_readmes()

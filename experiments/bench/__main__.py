@@ -1,4 +1,9 @@
-"""lmtrain beside PyTorch: `bash experiments/bench/run.sh [--gpu FILE] [--dry]`; with --worker, one side of it."""
+"""How fast is lmtrain compared with a plain PyTorch GPT, and does it compute the same losses?
+
+    bash experiments/bench/run.sh [--gpu FILE] [--dry]
+
+With --worker, this process is one of the two sides.
+"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""LoRA's tokens per second beside PEFT's, and a soft prompt's step beside LoRA's.
+"""How fast is LoRA compared with PEFT, and a step of a soft prompt compared with one of LoRA?
 
     bash experiments/bench_adapters/run.sh [--dry]
 

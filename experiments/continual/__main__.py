@@ -1,4 +1,4 @@
-"""What a model gains on new text and forgets of the old: with and without replay, all of it and by LoRA.
+"""How much does a model gain on new text and forget of the old: with and without replay, full and LoRA?
 
 python -m experiments.continual --root=DIR
     # DIR holds models/stories260K/hf, corpora/recipes/*.txt and corpora/tinystories/*.txt

@@ -1,4 +1,4 @@
-"""A real pretrained encoder, adapted in every way to two classification tasks, to tagging and to questions.
+"""How well does each method adapt a real pretrained encoder to classification, tagging and question answering?
 
 The learning rate of each part is the best of RATES on rows held out of the training file; the test rows are read once,
 by the runs that are reported.

@@ -1,4 +1,4 @@
-"""What share of its time a run waits for data.
+"""What share of its time does a run wait for data?
 
 python -m experiments.input
 """

@@ -1,4 +1,4 @@
-"""Instruction tuning of a small story teller, all of it beside LoRA: what the answers cost before and after.
+"""Instruction tuning of a small model, fully and by LoRA: how far does the loss of the answers fall?
 
 python -m experiments.instruct --root=DIR
     # DIR holds models/stories260K/hf and instruct/dolly_hhrlhf_train_small.jsonl

@@ -1,4 +1,4 @@
-"""The launchers met by what they launch: processes of this machine, and a real SLURM of two nodes on it.
+"""Do the launchers work with real processes on this machine, and with a real SLURM of two nodes on it?
 
     apt-get install slurmctld slurmd slurm-client munge      # as root, on Debian
     python -m experiments.launchers [--only=local|slurm]

@@ -1,4 +1,4 @@
-"""How many small plausible faults do the tests detect: see run.py."""
+"""How many small plausible faults do the tests detect that mirror the faulty file? See run.py."""
 
 from experiments.mutants.run import main
 

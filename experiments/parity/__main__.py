@@ -1,4 +1,4 @@
-"""Compares lmtrain with transformers and PEFT on tiny random models of every family.
+"""Does lmtrain compute the same as transformers and PEFT, on tiny random models of every family?
 
     bash launch/parity.sh [--only NAME] [--dry]
 

@@ -1,4 +1,4 @@
-"""What planning a large run takes on this machine, and what the plans say.
+"""How long does it take to plan a large run on a small machine, and what do the plans say?
 
     python -m experiments.plans [--tpu=FOLDER]
 

@@ -1,4 +1,4 @@
-"""What a run of two processes with four devices each loses where one of them is hurt.
+"""What does a run of two processes lose if one of them is killed, stopped or stalled, or its disk is full?
 
     python -m experiments.processes [--trials=12] [--minutes=25]
 

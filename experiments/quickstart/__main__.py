@@ -1,4 +1,4 @@
-"""The README's first command on a machine that has never run it: how long, and how good.
+"""How long does the README's first command take on a new machine, and how good is its model?
 
 python -m experiments.quickstart
 """

@@ -1,4 +1,4 @@
-"""What is lost where a run is killed, asked to stop, stalled, or its checkpoint damaged.
+"""What does a run lose if it is killed, stopped or stalled, or if its checkpoint is damaged?
 
     python -m experiments.reliability [--trials=12] [--damages=240]
 

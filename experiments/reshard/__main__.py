@@ -1,4 +1,4 @@
-"""What is kept where a run moves to another number of devices or processes.
+"""Does a run continue exactly if it moves to another number of devices or processes?
 
     python -m experiments.reshard
 

@@ -1,4 +1,4 @@
-"""How long a checkpoint keeps the loop from its next step.
+"""How long does saving a checkpoint block the training loop?
 
 python -m experiments.saving
 """

@@ -1,4 +1,4 @@
-"""nanoGPT's CPU setting on tinyshakespeare, three seeds: what a character of the last tenth costs.
+"""Does nanoGPT's CPU setting on tinyshakespeare reach nanoGPT's loss, over three seeds?
 
 python -m experiments.shakespeare --root=DIR      # DIR holds tinyshakespeare/input.txt
 """

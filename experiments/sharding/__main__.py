@@ -1,4 +1,4 @@
-"""What a mesh moves and holds beside the least that it must, and whether a run on it is the run on one device.
+"""How much more than the minimum does each mesh exchange and hold, and is its loss that of one device?
 
     python -m experiments.sharding [--tpu=FOLDER]
 

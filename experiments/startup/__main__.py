@@ -1,4 +1,4 @@
-"""How long a person waits: for help, for the list of recipes, and for the first step of a second start.
+"""How long do `lmtrain --help`, the list of recipes, and the first step of a second start take?
 
 python -m experiments.startup
 """
