@@ -1,1 +1,1 @@
-"""What a person reads: metrics, the terminal, plots and the page of a run."""
+"""Output for the user: metrics, terminal, plots, and the report of a run."""

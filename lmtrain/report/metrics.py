@@ -1,4 +1,4 @@
-"""What a run writes, metrics.jsonl, timings.jsonl and TensorBoard events, and the speed it writes about."""
+"""The metrics of a run: metrics.jsonl, timings.jsonl, TensorBoard events, means over steps, and speed."""
 
 import dataclasses
 import math
@@ -18,9 +18,9 @@ from lmtrain.files import JsonLinesWriter
 
 
 def plain(value: Any) -> int | float | str | list:
-    """A number as JSON keeps it to the bit: float32 as the shortest decimal of its float64, 'nan' and 'inf' as text.
+    """A number as JSON stores it exactly: float32 as the shortest decimal of its float64, 'nan' and 'inf' as text.
 
-    Lists of numbers (of the members of a sweep) stay lists.
+    Lists of numbers (one per member of a sweep) stay lists.
     """
     if isinstance(value, list):
         return [plain(each) for each in value]
@@ -29,7 +29,7 @@ def plain(value: Any) -> int | float | str | list:
 
 
 class Events:
-    """TensorBoard scalars, written at once and by this thread: a writer's thread that dies would block the run."""
+    """TensorBoard scalars, written synchronously: a writer thread that dies would block the run."""
 
     def __init__(self, folder: pathlib.Path, start: int):
         from tensorboardX.event_file_writer import EventsWriter  # late: protobuf
@@ -39,7 +39,7 @@ class Events:
         folder.mkdir(parents=True, exist_ok=True)
         self._event, self._summary = Event, Summary
         self._writer = EventsWriter(str(folder / 'events'), f'.{time.time_ns()}')
-        # TensorBoard then drops the points of earlier starts at this step and later: those at `start` itself stand.
+        # TensorBoard then drops the points of earlier starts after `start`.
         self._writer.write_event(
             Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START))
         )
@@ -59,25 +59,26 @@ class Events:
 
 
 class Writers:
-    """The files of one run. A context manager; one process of a run holds it.
+    """The files of one run, a context manager; only one process of a run may open them.
 
-    metrics.jsonl holds what another run of the same config repeats to the bit, and no times; timings.jsonl the times;
-    tensorboard/ both. Files are appended to: cut them to the step of the checkpoint before a resumed run opens them.
+    metrics.jsonl has what another run of the same config reproduces exactly, without times; timings.jsonl has times;
+    tensorboard/ has both. Lines are appended: truncate the files to the step of the checkpoint before a resumed run
+    opens them.
 
-    A write that fails is told through `say` once per file, and the run goes on without that line; a file that
-    cannot be opened raises OSError.
+    If a write fails, `warn` is called once per file, and the run continues without that line. OSError if a file cannot
+    be opened.
 
     Args:
-      workdir: the folder of the run, which is there.
+      workdir: the existing folder of the run.
       tensorboard: whether to write events too.
       start: the step that the run starts from.
-      say: tells a person one line of text.
+      warn: receives one line of text for the user.
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, tensorboard: bool, start: int = 0, say: Callable[[str], Any] = print
+        self, workdir: str | os.PathLike, tensorboard: bool, start: int = 0, warn: Callable[[str], Any] = print
     ):
-        self._folder, self._say, self._broken = pathlib.Path(workdir), say, set()
+        self._folder, self._warn, self._broken = pathlib.Path(workdir), warn, set()
         self._files = {name: JsonLinesWriter(self._folder / name) for name in ('metrics.jsonl', 'timings.jsonl')}
         self._events = Events(self._folder / 'tensorboard', start) if tensorboard else None
 
@@ -92,7 +93,7 @@ class Writers:
         self._write('metrics.jsonl', step, {'batch': batch} | dict(values), 'train/')
 
     def validation(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line {'step', 'validation_...'} of metrics.jsonl; of a source of a mixture 'validation_.../NAME'."""
+        """One line {'step', 'validation_...'} of metrics.jsonl; for a source of a mixture 'validation_.../NAME'."""
         line = {f'validation_{name}': value for name, value in values.items() if name != 'sources'}
         for source, own in values.get('sources', {}).items():
             line |= {f'validation_{name}/{source}': value for name, value in own.items()}
@@ -114,44 +115,44 @@ class Writers:
             write()
         except OSError as error:
             if name not in self._broken:
-                self._say(
+                self._warn(
                     f'{self._folder / name} cannot be written at step {step}: {error.strerror or error}. '
-                    'The run goes on without its lines; free space there, and they come again'
+                    'The run continues without its lines; they continue when there is free space'
                 )
             self._broken.add(name)
         else:
             if name in self._broken:
-                self._say(f'{self._folder / name} can be written again from step {step} on')
+                self._warn(f'{self._folder / name} can be written again from step {step} on')
                 self._broken.remove(name)
 
     def close(self) -> None:
-        """Closes the files; says what could not be flushed."""
+        """Closes the files; warns if one could not be flushed."""
         closers = dict(self._files) | ({'tensorboard': self._events} if self._events else {})
         for name, file in closers.items():
             try:
                 file.close()
             except OSError as error:
-                self._say(f'{self._folder / name} may lack its last lines: {error.strerror or error}')
+                self._warn(f'{self._folder / name} may lack its last lines: {error.strerror or error}')
 
 
 class Means:
-    """What the objective gave, on average over the targets of the steps since the last line of metrics.jsonl.
+    """Means of the objective's values over the targets of all steps since the last line of metrics.jsonl.
 
-    Steps whose value is not finite (their update was dropped and counted) are left out, unless all are. Sums are Python
-    floats, and `state` goes into the checkpoint, so that a resumed run writes the same lines to the bit.
+    Steps with a value that is not finite (their update was skipped and counted) are left out, unless all are. Sums are
+    Python floats, and `state` is part of the checkpoint, so that a resumed run writes exactly the same lines.
 
     Args:
-      state: {name: (sum of value x targets, sum of targets)}, numbers or, of the members of a sweep, lists.
+      state: {name: (sum of value x targets, sum of targets)}, numbers or, for the members of a sweep, lists.
     """
 
-    # Of the last step alone: what is no mean over targets.
+    # Values of the last step alone, which are not means over targets.
     LATEST = {'targets', 'learning_rate', 'grad_norm', 'update_norm', 'param_norm', 'skipped', 'skipped_in_a_row'}
 
     def __init__(self, state: Mapping[str, Any] = types.MappingProxyType({})):
         self.state = dict(state)
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """Adds the measures of one step, as `step.make_train_step` gives them."""
+        """Adds the metrics of one step, the result of `step.make_train_step`."""
         for name, value in values.items():
             base, members, _ = name.partition('_members')
             if base in self.LATEST:
@@ -163,7 +164,7 @@ class Means:
             self.state[name] = tuple((np.asarray(a) + b).tolist() for a, b in zip(old, new, strict=True))
 
     def take(self) -> dict[str, Any]:
-        """{name: mean} of all that were added since the last call; nan without a finite one."""
+        """{name: mean} of the values since the last call; nan if none is finite."""
         state, self.state = self.state, {}
         totals = {name: np.asarray(pair) for name, pair in state.items()}
         return {
@@ -173,12 +174,12 @@ class Means:
 
 
 class Meter:
-    """Speed from one log point to the next, and the time that is left.
+    """Speed from one log point to the next, and the remaining time.
 
     Args:
       tokens_per_step: positions of a global batch.
       flops_per_step: `cost.Flops.total`, over all devices.
-      peak: FLOP/s of all devices together; None where unknown, and then there is no MFU.
+      peak: FLOP/s of all devices together; None if unknown, then there is no MFU.
       clock: monotonic seconds.
     """
 
@@ -193,19 +194,21 @@ class Meter:
         self._first = None
 
     def restart(self, step: int, progress: float, waited: float) -> None:
-        """Begins a window: before the first step, and after what is not training (an evaluation, a compilation).
+        """Starts a window: before the first step, and after an evaluation or a compilation.
 
-        `progress` is the share of the budget that is spent, `waited` the seconds spent so far in waiting for data.
+        Args:
+          progress: share of the budget that is spent.
+          waited: seconds spent so far in waiting for data.
         """
         self._window = self._clock(), step, waited
         self._first = self._first or (self._window[0], progress)
 
     def read(self, step: int, progress: float, waited: float) -> dict[str, float]:
-        """Ends the window and begins the next one. Call it when the step has been computed, not when it was sent.
+        """Ends the window and starts the next one. Call it after the step has been computed, not after its dispatch.
 
         Returns:
-          {'seconds_per_step', 'tokens_per_second', 'flops_per_second', 'mfu' (share; known chips alone), 'data_wait'
-          (share of the time), 'seconds_left' (evaluations so far counted in), 'memory' (bytes, `peak_memory`)}.
+          {'seconds_per_step', 'tokens_per_second', 'flops_per_second', 'mfu' (share; only known chips), 'data_wait'
+          (share of the time), 'seconds_left' (with evaluations at the rate so far), 'memory' (bytes, `peak_memory`)}.
         """
         now = self._clock()
         begun, first_step, waited_before = self._window
@@ -228,15 +231,15 @@ class Meter:
 
 @dataclasses.dataclass
 class Clock:
-    """What is spent of the budget: of its steps, or of its hours over all starts of the run."""
+    """The share of the budget that is spent: of its steps, or of its hours over all starts of the run."""
 
     total_steps: int | None
     hours: float | None
     before: float  # seconds of earlier starts
-    begun: float | None = None  # when the loop of this start began: compiling is not training
+    begun: float | None = None  # when the loop of this start began: compilation does not count
 
     def start(self) -> None:
-        """The loop begins."""
+        """Starts the clock when the loop begins."""
         self.begun = time.monotonic()
 
     @property
@@ -245,12 +248,12 @@ class Clock:
         return self.before + (time.monotonic() - self.begun if self.begun else 0.0)
 
     def spent(self, step: int) -> float:
-        """Share of the budget that `step` updates take; 1 is its end."""
+        """Share of the budget after `step` updates; 1 is its end."""
         return step / self.total_steps if self.total_steps else min(self.elapsed / (3600 * self.hours), 1.0)
 
 
 def peak_memory() -> int:
-    """Bytes at the peak of this process: on the fullest of its devices, or of the process itself on CPU."""
+    """Peak memory in bytes: the maximum over the devices of this process, or of the process itself on CPU."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [stat['peak_bytes_in_use'] for stat in stats if stat and 'peak_bytes_in_use' in stat]
     if peaks:

@@ -1,4 +1,4 @@
-"""The page that says what a run did: report.md and loss.png, from nothing but the files in its folder."""
+"""The report of a run, report.md and loss.png, from the files in its folder alone."""
 
 import json
 import math
@@ -13,57 +13,52 @@ from lmtrain.files import flatten_fields, read_json, read_json_lines
 from lmtrain.report import plot, terminal
 
 LN2 = math.log(2)
-# What results.json and timings.jsonl may say about cost: (key, label, how it is shown).
+CURVE = '![loss over steps, with the baselines](loss.png)'
+# Costs in results.json and timings.jsonl: (key, label, format).
 COST = (
     ('steps', 'steps', lambda x: f'{x:,}'),
     ('tokens', 'tokens', terminal.number),
     ('flops', 'FLOPs of the model', lambda x: terminal.unit(x, 'FLOP')),
-    ('seconds', 'wall time, evaluation and saving included', terminal.duration),
+    ('seconds', 'wall time with evaluation and saving', terminal.duration),
     ('tokens_per_second', 'tokens per second, median', lambda x: f'{x:,.0f}'),
     ('flops_per_second', 'FLOP/s, median', lambda x: terminal.unit(x, 'FLOP/s')),
     ('mfu', 'model FLOPs utilisation, median', terminal.percent),
-    ('data_wait', 'time spent in waiting for data', terminal.percent),
-    ('peak_memory', 'memory at the peak', lambda x: terminal.unit(x, 'B')),
-    ('skipped', 'updates skipped for a non-finite gradient', lambda x: f'{x:,}'),
+    ('data_wait', 'time spent waiting for data', terminal.percent),
+    ('peak_memory', 'peak memory', lambda x: terminal.unit(x, 'B')),
+    ('skipped', 'updates skipped because of a non-finite gradient', lambda x: f'{x:,}'),
     ('parameters', 'parameters', lambda x: f'{x:,}'),
-    ('trainable', 'parameters that learn', lambda x: f'{x:,}'),
+    ('trainable', 'trainable parameters', lambda x: f'{x:,}'),
 )
 
 
 def write(workdir: str | os.PathLike) -> pathlib.Path:
-    """Writes loss.png and report.md into the folder of a run; the path of the latter. May be called again at any time.
+    """Writes loss.png and report.md into the folder of a run, and returns the path of report.md. May be called again.
 
-    Reads, of that folder, config.json, metrics.jsonl, timings.jsonl, lineage.jsonl (each start's 'command',
-    'machine' and 'versions'), samples.txt and results.json: {'validation', 'test': as `evaluate.in_bits` gives them;
-    'baselines': {name: bits per byte of the validation split}; 'data': as `data.Corpus.facts` gives it; 'cost' and
-    'plan' (what was known before): {any key of `COST`: number}}. What is missing, config.json excepted, is said on the
-    page.
+    Reads config.json, metrics.jsonl, timings.jsonl, lineage.jsonl (the 'command', 'machine' and 'versions' of each
+    start), samples.txt and results.json: {'validation', 'test': the results of `evaluate.in_bits`; 'baselines': {name:
+    bits per byte of the validation split}; 'data': the result of `data.Corpus.facts`; 'cost' and 'plan' (the prediction
+    of the cost): {any key of `COST`: number}}. The report states which of them are missing; config.json must exist.
 
-    Raises FileNotFoundError where there is no config.json, ValueError naming file and line of what is broken.
+    Raises FileNotFoundError if there is no config.json, InputError naming file and line of a broken file.
     """
     folder = pathlib.Path(workdir)
     if not (folder / 'config.json').exists():
-        raise FileNotFoundError(f'{folder} holds no config.json: it is not the folder of a run')
+        raise FileNotFoundError(f'{folder} has no config.json: it is not the folder of a run')
     config = read_json(folder / 'config.json')
     results = read_json(folder / 'results.json') if (folder / 'results.json').exists() else {}
     lines, timings, starts = (read_json_lines(folder / f'{name}.jsonl') for name in ('metrics', 'timings', 'lineage'))
     baselines = results.get('baselines') or {}
-    drawn = plot.plot(lines, baselines, folder / 'loss.png')
+    plotted = plot.plot(lines, baselines, folder / 'loss.png')
     batches = config.get('evaluate', {}).get('max_batches')  # 0 is all
-    read = f'a random sample of at most {batches:,} batches of ' if batches else ''
+    sample = f'a random sample of at most {batches:,} batches of ' if batches else ''
     page = [
         f'# {folder.resolve().name}\n',
-        _verdict(results, baselines, read),
-        '## Result\n\n' + _results(results, baselines, read),
+        _verdict(results, baselines, sample),
+        '## Result\n\n' + _results(results, baselines, sample),
         *(['## Members\n\n' + _members(results['sweep'])] if 'sweep' in results else []),
         *(['## Gained and forgotten\n\n' + _domains(results['domains'])] if 'domains' in results else []),
         *(['## Data\n\n' + _data(results['data'])] if 'data' in results else []),
-        '## Curve\n\n'
-        + (
-            '![loss over steps, beside the baselines](loss.png)'
-            if drawn
-            else 'metrics.jsonl has no loss of two steps: no curve.'
-        ),
+        '## Curve\n\n' + (CURVE if plotted else 'metrics.jsonl has fewer than two steps with a loss: no curve.'),
         '## Cost\n\n' + _cost(results, timings),
         *(['## Plan and actual\n\n' + _plan(results['plan'], results['cost'])] if 'plan' in results else []),
         '## What was run\n\n' + _config(config, starts),
@@ -71,7 +66,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         '## Machine\n\n' + _machine(starts),
     ]
     text = '\n\n'.join(part.strip() for part in page) + '\n'
-    # The name of a file may be no UTF-8: Python then has it with surrogates, which cannot be written.
+    # The name of a file that is not UTF-8 has surrogates, which cannot be encoded.
     (folder / 'report.md').write_text(text, encoding='utf-8', errors='backslashreplace')
     return folder / 'report.md'
 
@@ -81,45 +76,35 @@ def _table(rows: list[tuple[str, ...]]) -> str:
     return '\n'.join([head, '|' + '---|' * len(rows[0]), *body])
 
 
-def _verdict(results: Mapping[str, Any], baselines: Mapping[str, float], read: str) -> str:
-    """The score in a sentence; `read` is how much of the validation text it is from, '' for all."""
+def _verdict(results: Mapping[str, Any], baselines: Mapping[str, float], sample: str) -> str:
+    """The score in a sentence; `sample` is the part of the validation text that was evaluated, '' for all."""
     if not results.get('validation'):
         return 'This run has no final evaluation.'
     if 'bits_per_byte' not in results['validation']:
         return f'**{terminal.evaluation_line(results["validation"], {})}** on the validation rows.'
     bits = results['validation']['bits_per_byte']
-    under = [
-        f'{name} ({value:.3f})' for name, value in sorted(baselines.items(), key=lambda item: item[1]) if bits < value
-    ]
-    over = [
-        f'{name} ({value:.3f})' for name, value in sorted(baselines.items(), key=lambda item: item[1]) if bits >= value
-    ]
-    text = f'**{bits:.3f} bits per byte** on {read}validation text'
-    if under:
-        text += ', less than ' + ', '.join(under)
-    if over:
-        text += f'{";" if under else ","} not less than ' + ', '.join(over)
+    ordered = sorted(baselines.items(), key=lambda item: item[1])
+    worse = [f'{name} ({value:.3f})' for name, value in ordered if bits < value]
+    better = [f'{name} ({value:.3f})' for name, value in ordered if bits >= value]
+    text = f'**{bits:.3f} bits per byte** on {sample}validation text'
+    if worse:
+        text += ', less than ' + ', '.join(worse)
+    if better:
+        text += f'{";" if worse else ","} not less than ' + ', '.join(better)
     return text + '.'
 
 
-def _results(results: Mapping[str, Any], baselines: Mapping[str, float], read: str) -> str:
+def _results(results: Mapping[str, Any], baselines: Mapping[str, float], sample: str) -> str:
     if results.get('validation') and 'bits_per_byte' not in results['validation']:
-        found = {split: results[split] for split in ('validation', 'test') if results.get(split)}
+        splits = {split: results[split] for split in ('validation', 'test') if results.get(split)}
         names = terminal.measures(results['validation'])
         rows = [('', *(name.replace('_', ' ') for name in names))]
-        return _table(rows + [(split, *(f'{of[name]:.4f}' for name in names)) for split, of in found.items()])
+        return _table(rows + [(split, *(f'{of[name]:.4f}' for name in names)) for split, of in splits.items()])
     rows = [('', 'bits per byte', 'loss, nats per token', 'perplexity', 'bits per token')]
     for split in ('validation', 'test'):
-        if found := results.get(split):
-            rows.append(
-                (
-                    f'**this model**, {split}',
-                    f'**{found["bits_per_byte"]:.4f}**',
-                    f'{found["loss"]:.4f}',
-                    f'{found["perplexity"]:.4g}',
-                    f'{found["loss"] / LN2:.4f}',
-                )
-            )
+        if scores := results.get(split):
+            _, *cells = _scores('', scores)
+            rows.append((f'**this model**, {split}', f'**{scores["bits_per_byte"]:.4f}**', *cells[1:]))
     rows += [(name, f'{value:.4f}', '', '', '') for name, value in sorted(baselines.items(), key=lambda item: item[1])]
     if len(rows) == 1:
         return 'The run was not evaluated: results.json has neither `validation` nor `baselines`.'
@@ -127,54 +112,53 @@ def _results(results: Mapping[str, Any], baselines: Mapping[str, float], read: s
     if sources:
         weights = {source['name']: source['weight'] for source in results['data']['sources']}
         rows += [
-            (
-                f'this model, `{name}` alone (weight {weights[name]:g})',
-                f'{own["bits_per_byte"]:.4f}',
-                f'{own["loss"]:.4f}',
-            )
-            + (f'{own["perplexity"]:.4g}', f'{own["loss"] / LN2:.4f}')
-            for name, own in sources.items()
+            _scores(f'this model, `{name}` alone (weight {weights[name]:g})', own) for name, own in sources.items()
         ]
-    same = f'on all of the validation text, this model on {read}it' if read else 'on the same validation text'
-    return _table(rows) + (f'\n\nThe others are measured {same}.' if baselines else '')
+    text = f'on all of the validation text, this model on {sample}it' if sample else 'on the same validation text'
+    return _table(rows) + (f'\n\nThe others are measured {text}.' if baselines else '')
+
+
+def _scores(name: str, scores: Mapping[str, float]) -> tuple[str, ...]:
+    loss = scores['loss']
+    return name, f'{scores["bits_per_byte"]:.4f}', f'{loss:.4f}', f'{scores["perplexity"]:.4g}', f'{loss / LN2:.4f}'
 
 
 def _members(swept: Mapping[str, Any]) -> str:
-    """The members of a sweep, and what those of one learning rate have in common."""
+    """The members of a sweep, and the mean and interval of each learning rate."""
     first = swept['members'][0]
-    unit = next(name for name in ('bits_per_byte', 'accuracy', 'loss') if name in first)  # what a task is judged by
+    unit = next(name for name in ('bits_per_byte', 'accuracy', 'loss') if name in first)  # the score of the task
     names = list(dict.fromkeys((unit, 'loss')))
     rows = [('seed', 'learning rate', 'order of the data', *(name.replace('_', ' ') for name in names))]
     for row in swept['members']:
-        measured = (f'{row[name]:.4f}' for name in names)
-        rows.append((f'{row["seed"]}', f'{row["learning_rate"]:g}', f'{row["order"]}', *measured))
+        scores = (f'{row[name]:.4f}' for name in names)
+        rows.append((f'{row["seed"]}', f'{row["learning_rate"]:g}', f'{row["order"]}', *scores))
     means, name = [], unit.replace('_', ' ')
     for group in swept['intervals']:
         mean, low, high = group[unit]
         span = 'one member: no interval' if low is None else f'95 % interval {low:.4f} to {high:.4f}'
         means.append(f'* learning rate {group["learning_rate"]:g}, {group["members"]}: **{mean:.4f}** {name} ({span})')
-    told = 'The figures above are means over the members, which read the same validation split.'
-    return '\n\n'.join([told, _table(rows), '\n'.join(means)])
+    note = 'The figures above are means over the members, which read the same validation split.'
+    return '\n\n'.join([note, _table(rows), '\n'.join(means)])
 
 
 def _domains(domains: Mapping[str, Any]) -> str:
     """Bits per byte of each text before and after."""
     rows = [('validation text of', 'before', 'after', 'change')]
-    for name, found in domains.items():
-        before, after = (found[when]['bits_per_byte'] for when in ('before', 'after'))
+    for name, scores in domains.items():
+        before, after = (scores[when]['bits_per_byte'] for when in ('before', 'after'))
         rows.append((name, f'{before:.4f}', f'{after:.4f}', f'{100 * (after / before - 1):+.1f} %'))
     return 'Bits per byte.\n\n' + _table(rows)
 
 
 def _data(facts: Mapping[str, Any]) -> str:
-    """Sources, splits, and what was left out."""
+    """Sources, splits, and skipped files."""
     total = sum(split['bytes'] for split in facts['splits'].values())
     rows = [('', 'documents', 'bytes', 'share', 'tokens')]
     for name, split in facts['splits'].items():
         share = f'{100 * split["bytes"] / total:.1f} %'
         rows.append((name, f'{split["documents"]:,}', f'{split["bytes"]:,}', share, f'{split["tokens"]:,}'))
     lines = [f'* `{name}`: {line}.' for name, line in terminal.sources(facts)]
-    lines += [f'* `{name}`: left out {line}.' for name, line in terminal.left_out(facts)]
+    lines += [f'* `{name}`: skipped {line}.' for name, line in terminal.skipped(facts)]
     return '\n'.join(lines) + '\n\n' + _table(rows)
 
 
@@ -185,16 +169,16 @@ def _cost(results: Mapping[str, Any], timings: list[dict[str, Any]]) -> str:
         if name not in known and values:
             known[name] = statistics.median(values)
     rows = [(label, show(known[key])) for key, label, show in COST if known.get(key) is not None]
-    return _table([('', ''), *rows]) if rows else 'Neither results.json nor timings.jsonl says what the run cost.'
+    return _table([('', ''), *rows]) if rows else 'Neither results.json nor timings.jsonl has the cost of the run.'
 
 
 def _plan(planned: Mapping[str, float], actual: Mapping[str, float]) -> str:
-    """What was planned of a run beside what it took."""
+    """The predicted and the actual cost."""
     rows = [('', 'planned', 'actual', 'actual / planned')]
     for key, label, show in COST:
         if planned.get(key) and actual.get(key) is not None:
             rows.append((label, show(planned[key]), show(actual[key]), f'{actual[key] / planned[key]:.2f}'))
-    note = 'Memory is planned for one device by arithmetic; on a CPU the actual is that of the whole process.'
+    note = 'Planned memory is computed for one device; on a CPU the actual memory is that of the whole process.'
     return f'{_table(rows)}\n\n{note}'
 
 
@@ -212,11 +196,11 @@ def _config(config: Mapping[str, Any], starts: list[dict[str, Any]]) -> str:
     parts = [_fenced(command, 'bash') if command else 'The command was not recorded.']
     if len(starts) > 1:
         resumed = ', '.join(f'{start.get("resumed_from") or 0:,}' for start in starts[1:])
-        parts.append(f'The run was started {len(starts)} times; the later starts went on from step {resumed}.')
+        parts.append(f'The run was started {len(starts)} times; the later starts resumed from step {resumed}.')
     parts.append(
-        'What differs from configs/base.py:\n\n' + _table([('field', 'this run', 'base'), *rows])
+        'Differences from configs/base.py:\n\n' + _table([('field', 'this run', 'base'), *rows])
         if rows
-        else 'Nothing differs from configs/base.py.'
+        else 'There is no difference from configs/base.py.'
     )
     parts.append(
         '<details><summary>The whole config</summary>\n\n'
@@ -228,7 +212,7 @@ def _config(config: Mapping[str, Any], starts: list[dict[str, Any]]) -> str:
 
 def _samples(path: pathlib.Path) -> str:
     text = path.read_text(encoding='utf-8').strip('\n') if path.exists() else ''
-    return _fenced(text, 'text') if text.strip() else 'The run drew no samples.'
+    return _fenced(text, 'text') if text.strip() else 'The run has no samples.'
 
 
 def _fenced(text: str, language: str) -> str:

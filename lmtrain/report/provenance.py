@@ -27,5 +27,4 @@ def provenance(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """{package: version} of Python and of the packages that determine the results."""
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {'python': platform.python_version()} | found
+    return {'python': platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

@@ -45,7 +45,7 @@ class Loop:
         self.agreed(now=True)
         progress = self.clock.spent(self.done)
         if progress >= 1.0:
-            self.live.say(f'  finished   the budget is spent after step {self.done:,}: nothing is left to train')
+            self.live.print(f'  finished   the budget is spent after step {self.done:,}: nothing is left to train')
             if self.evaluated_at != self.done:
                 self.evaluate(state)
             return state
@@ -129,9 +129,9 @@ class Loop:
         self.validation, self.evaluated_at = validation, self.done
         if self.writers:
             self.writers.validation(self.done, self.validation)
-        self.live.say(terminal.note(f'{self.done:,}', terminal.evaluation_line(self.validation, self.baselines)))
+        self.live.print(terminal.note(f'{self.done:,}', terminal.evaluation_line(self.validation, self.baselines)))
         for name, own in self.validation.get('sources', {}).items():
-            self.live.say(terminal.note('', f'{name}: {terminal.evaluation_line(own, {})}'))
+            self.live.print(terminal.note('', f'{name}: {terminal.evaluation_line(own, {})}'))
         if not math.isfinite(self.validation['loss']):
             self.give_up(f'the validation loss after step {self.done:,} is {self.validation["loss"]}')
 

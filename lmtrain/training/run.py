@@ -157,17 +157,11 @@ class Run(NamedTuple):
         config, shapes, stream = self.config, self.shapes, self.stream('train', shuffle=True)
         epoch = stream.steps_per_epoch * config.data.batch_size * config.data.seq_len
         about = terminal.header(
+            config,
+            self.mesh,
             trainable=tree.count(shapes.trainable),
             total=tree.count(shapes.params),
-            rows=config.data.batch_size,
-            seq_len=config.data.seq_len,
-            accumulate=config.optimizer.accumulate,
-            devices=self.mesh.size,
-            replicas=self.mesh.shape['data'] * self.mesh.shape['fsdp'],
-            device_kind=self.mesh.devices.flat[0].device_kind,
-            dtype=config.model.dtype,
-            steps=self.total_steps,
-            hours=config.budget.hours,
+            total_steps=self.total_steps,
             epoch_tokens=None if stand_in else epoch,
             flops_per_step=self.flops_per_step.total,
             memory=self.memory(),

@@ -14,6 +14,7 @@ from lmtrain.files import local_path, write_json
 from lmtrain.models import generation
 from lmtrain.parallel import vocab_padding
 from lmtrain.report import metrics, page, terminal
+from lmtrain.report.live import Live
 from lmtrain.report.provenance import provenance, versions
 from lmtrain.runtime import lifecycle, multihost, preflight
 from lmtrain.training import evaluate, samples
@@ -56,8 +57,8 @@ def train(config, workdir) -> dict[str, Any]:
         state = run.complete(saved) if saved else run.initial_state()
         # One process speaks for all.
         out = None if first else stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
-        live = stack.enter_context(contextlib.closing(terminal.Live(run.total_steps, out)))
-        live.say(run.header())
+        live = stack.enter_context(contextlib.closing(Live(run.total_steps, out)))
+        live.print(run.header())
         if first:
             for name in ('metrics.jsonl', 'timings.jsonl'):
                 folder.truncate_jsonl(workdir / name, extra['step'])
@@ -65,14 +66,14 @@ def train(config, workdir) -> dict[str, Any]:
             run.corpus.tokenizer.save(workdir / 'tokenizer')
             generation.write(workdir, run.generation)
         if saved:
-            live.say(f'  resumed    after step {extra["step"]:,}, {terminal.duration(extra["elapsed"])} in')
+            live.print(f'  resumed    after step {extra["step"]:,}, {terminal.duration(extra["elapsed"])} in')
         for difference in changed:
             rounding = ' (the same sums in another order: no longer equal to the bit)' * (difference.kind == 'rounding')
-            live.say(terminal.note('changed', f'{difference}{rounding}'))
+            live.print(terminal.note('changed', f'{difference}{rounding}'))
         del saved
         writers = None  # one process writes for all
         if first:
-            writers = stack.enter_context(metrics.Writers(workdir, config.log.tensorboard, extra['step'], live.say))
+            writers = stack.enter_context(metrics.Writers(workdir, config.log.tensorboard, extra['step'], live.print))
         loop = Loop(run, checkpoints, signals, watchdog, writers, live, extra)
         before = {}
         if config.evaluate.sources:
@@ -93,8 +94,8 @@ def train(config, workdir) -> dict[str, Any]:
             (workdir / 'samples.txt').write_text(text, encoding='utf-8', errors='backslashreplace')
             page.write(workdir)
     if first:
-        live.say(terminal.evaluation(results['validation'], results['baselines'], 'validation'))
-        live.say(f'report and samples: {workdir / "report.md"}')
+        live.print(terminal.evaluation(results['validation'], results['baselines'], 'validation'))
+        live.print(f'report and samples: {workdir / "report.md"}')
     return results
 
 

@@ -83,7 +83,7 @@ def test_data_that_is_missing_has_a_stand_in_and_the_page_says_so(dry, capsys):
     page = ' '.join(capsys.readouterr().out.split())
     assert 'Placeholder data of the same shape replaces the data: fineweb/*.parquet' in page
     assert ' epochs), ' not in page and 'is held out' not in page and 'tokens, 1 document' not in page
-    assert 'a text of no matter' in page and '256 tokens a step' in page
+    assert 'a text of no matter' in page and '256 tokens per step' in page
     assert dry('--config.task.name=chat', "--config.task.train=('gone.jsonl',)") == (2, False)
     assert 'gone.jsonl' in ''.join(capsys.readouterr())
 

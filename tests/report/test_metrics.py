@@ -108,18 +108,18 @@ def test_metrics_are_deterministic(tmp_path):
 
 
 def test_full_disk_skips_lines(tmp_path):
-    said = []
-    with metrics.Writers(tmp_path, tensorboard=True, say=said.append) as log:
+    warnings = []
+    with metrics.Writers(tmp_path, tensorboard=True, warn=warnings.append) as log:
         log.metrics(1, {'loss': 1.0}, batch='a')
         size = os.path.getsize(tmp_path / 'metrics.jsonl')
         with a_full_disk(size + 10):
             log.metrics(2, {'loss': 1.0}, batch='b')
             log.metrics(3, {'loss': 1.0}, batch='c')
         assert os.path.getsize(tmp_path / 'metrics.jsonl') == size
-        assert sum('metrics.jsonl cannot be written at step 2: No space left' in text for text in said) == 1
-        assert sum('tensorboard cannot be written at step 2' in text for text in said) == 1
+        assert sum('metrics.jsonl cannot be written at step 2: No space left' in text for text in warnings) == 1
+        assert sum('tensorboard cannot be written at step 2' in text for text in warnings) == 1
         log.metrics(4, {'loss': 1.0}, batch='d')
-    assert any('metrics.jsonl can be written again from step 4' in text for text in said)
+    assert any('metrics.jsonl can be written again from step 4' in text for text in warnings)
     assert [line['step'] for line in lines(tmp_path / 'metrics.jsonl')] == [1, 4]
 
 

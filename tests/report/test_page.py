@@ -71,14 +71,14 @@ def test_complete_run(tmp_path):
         '| steps | 300 |',
         '| tokens | 2.46M |',
         '| FLOPs of the model | 130 TFLOP |',
-        '| wall time, evaluation and saving included | 4m 05s |',
+        '| wall time with evaluation and saving | 4m 05s |',
         '| tokens per second, median | 15,500 |',
-        '| memory at the peak | 1.10 GB |',
+        '| peak memory | 1.10 GB |',
         '| `model.width` | `192` | `256` |',
         '| `data.source` | `"a&#124;b.txt"` | `"python"` |',
         'lmtrain train --config=x',
-        'started 2 times; the later starts went on from step 200',
-        '![loss over steps, beside the baselines](loss.png)',
+        'started 2 times; the later starts resumed from step 200',
+        '![loss over steps, with the baselines](loss.png)',
         '| device | 8 x cpu |\n| cores | 2 |\n| jax | 1.2.3 |',
     ):
         assert expected in page, expected
@@ -131,7 +131,7 @@ def test_data_section_of_a_mixture(tmp_path):
     for expected in (
         '| this model, `b/` alone (weight 0.25) | 1.7500 | 2.5000 | 12.18 | 3.6067 |',
         '* `a.txt`: weight 1: 1 file, 1 document, 9.00 kB; the tail of each document is held out.',
-        '* `b/`: left out 3 .png, 1 empty.',
+        '* `b/`: skipped 3 .png, 1 empty.',
         '| train | 2 | 15,000 | 75.0 % | 5,000 |',
         '--workdir=caf\\udce9',
     ):
@@ -157,7 +157,7 @@ def test_page_is_reproducible(tmp_path):
 
 def test_run_without_evaluation_and_samples(tmp_path):
     page = report.write(a_run(tmp_path / 'run', evaluated=False, sampled=False)).read_text()
-    for expected in ('no final evaluation', 'The run was not evaluated', 'The run drew no samples'):
+    for expected in ('no final evaluation', 'The run was not evaluated', 'The run has no samples'):
         assert expected in page
     assert (tmp_path / 'run/loss.png').exists()
 
@@ -170,8 +170,8 @@ def test_run_that_has_just_started(tmp_path):
     page = report.write(folder).read_text()
     assert 'no curve' in page and not (folder / 'loss.png').exists()
     for expected in (
-        'says what the run cost',
-        'Nothing differs',
+        'has the cost of the run',
+        'There is no difference',
         'command was not recorded',
         'versions were not recorded',
     ):
@@ -179,7 +179,7 @@ def test_run_that_has_just_started(tmp_path):
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='holds no config.json'):
+    with pytest.raises(FileNotFoundError, match='has no config.json'):
         report.write(tmp_path)
     folder = a_run(tmp_path / 'run')
     (folder / 'metrics.jsonl').write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
@@ -197,8 +197,8 @@ def test_plot_needs_no_display(tmp_path):
 
 def test_plan_and_actual_cost(tmp_path):
     page = report.write(a_run(tmp_path / 'quick')).read_text()
-    assert '| memory at the peak | 1.00 GB | 1.10 GB | 1.10 |' in page
-    assert '| wall time, evaluation and saving included | 1m 40s | 4m 05s | 2.45 |' in page
+    assert '| peak memory | 1.00 GB | 1.10 GB | 1.10 |' in page
+    assert '| wall time with evaluation and saving | 1m 40s | 4m 05s | 2.45 |' in page
     assert '| tokens |' in page.partition('## Plan and actual')[0]
     assert '| tokens |' not in page.partition('## Plan and actual')[2]  # of which nothing was planned
 
@@ -232,7 +232,7 @@ def test_medians_and_last_command(tmp_path):
     page = report.write(folder).read_text()
     assert cells(page, 'tokens per second, median') == ['2']
     assert 'lmtrain train --config=y' in page and '--config=x' not in page
-    assert 'started 3 times; the later starts went on from step 200, 250' in page
+    assert 'started 3 times; the later starts resumed from step 200, 250' in page
 
 
 def test_member_and_domain_cells(tmp_path):
