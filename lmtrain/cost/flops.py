@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from lmtrain import tree
 from lmtrain.adapt import leaves as adapter_leaves
 from lmtrain.models import lm_head
+from lmtrain.models.settings import HEAD_KINDS
 
 
 class Flops(NamedTuple):
@@ -173,7 +174,7 @@ def _head(model, leaves: Mapping, batch_size: int, positions: int, classes: int 
     kernel = 'embed' if m.tied else 'head'
     outputs = m.vocab_size if m.head == 'lm' else m.num_labels
     if m.head != 'lm':
-        kernel, rows = 'task_head/out', batch_size if m.head == 'classify' else rows
+        kernel, rows = 'task_head/out', rows if HEAD_KINDS[m.head].per_token else batch_size
     if classes:
         kernel = next((path.rpartition('/')[0] for path in leaves if path.startswith('heads/')), 'heads/added')
     return [

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.models.hf import Entry, Fields
+from lmtrain.models.settings import HEAD_KINDS
 
 # A decoder reads the last token of a row, or every token, by one projection.
 DECODER = {'none': {}, 'classify': {'head_pool': 'last', 'head_bias': False}, 'tag': {}, 'span': {}}
@@ -28,7 +29,7 @@ LACKING = {
     'olmo2': ('tag', 'span'),
 }
 # Question answering whose body transformers calls `transformer`, as it did once.
-RENAMED = ('llama', 'qwen2', 'qwen3')
+RENAMED = {('llama', 'span'), ('qwen2', 'span'), ('qwen3', 'span')}
 
 
 def architectures(module, kind: str) -> dict[str, str]:
@@ -71,10 +72,10 @@ def headed(model, module, head: str, num_labels: int, pool: str = 'auto'):
     settings = getattr(module, 'HEADS', DECODER)[head]
     pools = getattr(module, 'POOLS', {})  # if config.json has a choice
     own = settings.get('head_pool', model.head_pool if pools else 'first')
-    if head == 'classify' and pool not in ('auto', own, *pools.values()):
+    if HEAD_KINDS[head].per_row and pool not in ('auto', own, *pools.values()):
         return None
     plain = {'mlm_head': False, 'head_activation': '', 'head_bias': True, 'head_pool': own}
-    plain |= {'head_pool': pool} if head == 'classify' and pool != 'auto' else {}
+    plain |= {'head_pool': pool} if HEAD_KINDS[head].per_row and pool != 'auto' else {}
     return dataclasses.replace(model, **plain | settings | {'head': head, 'num_labels': num_labels})
 
 
@@ -95,9 +96,10 @@ def labels(config: Mapping) -> tuple[str, ...]:
 
 def named(model, names: Sequence[str]) -> dict:
     """The fields of config.json for the names of the classes and what the outputs are; a number has no name."""
-    if model.head not in ('classify', 'tag') or not names:
-        return {'problem_type': 'regression'} if model.head == 'classify' and model.num_labels == 1 else {}
-    kind = {'problem_type': 'single_label_classification'} if model.head == 'classify' else {}
+    head = HEAD_KINDS[model.head]
+    if not head.classes or not names:
+        return {'problem_type': 'regression'} if head.per_row and model.num_labels == 1 else {}
+    kind = {'problem_type': 'single_label_classification'} if head.per_row else {}
     return kind | {
         'id2label': {str(number): name for number, name in enumerate(names)},
         'label2id': {name: number for number, name in enumerate(names)},
@@ -114,7 +116,7 @@ def fields(model, module) -> dict:
             f'transformers has no {architectures(module, model.family)[model.head]}: a {model.family} with the head '
             f'of {model.head!r} has no Hugging Face form'
         )
-    labels = {'num_labels': model.num_labels} if model.head in ('classify', 'tag') else {}
+    labels = {'num_labels': model.num_labels} if HEAD_KINDS[model.head].classes else {}
     return {'architectures': [architectures(module, model.family)[model.head]]} | labels
 
 
@@ -129,7 +131,7 @@ def entries(model, module) -> list[Entry]:
         found.append(Entry(('task_head/out/kernel',), f'{key}.weight', linear=True))
     if key and model.head_bias:
         found.append(Entry(('task_head/out/bias',), f'{key}.bias'))
-    if model.head == 'span' and model.family in RENAMED:
+    if (model.family, model.head) in RENAMED:
         new = {entry.key: re.sub(rf'^{re.escape(module.PREFIX)}', 'transformer.', entry.key) for entry in found}
         found = [entry._replace(key=new[entry.key], also=(entry.key, *entry.also)) for entry in found]
     return found

@@ -1,7 +1,7 @@
 """The settings of a transformer, and what contradicts what among them."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -10,6 +10,31 @@ from lmtrain.models.attention_kernels import KERNELS, unsupported_reason
 from lmtrain.models.layers import GATED, PLAIN
 from lmtrain.models.rotary import check_scaling
 
+
+class HeadKind(NamedTuple):
+    """The outputs of a head for a task: for each row or for each token (neither: no such head), and what they mean.
+
+    classes: the outputs are classes, whose names are in config.json.
+    """
+
+    per_row: bool = False
+    per_token: bool = False
+    classes: bool = False
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether there are model.num_labels outputs."""
+        return self.per_row or self.per_token
+
+
+# Values of model.head: the language-model head, those of transformers' classes for tasks, and the body alone.
+HEAD_KINDS = {
+    'lm': HeadKind(),
+    'classify': HeadKind(per_row=True, classes=True),
+    'tag': HeadKind(per_token=True, classes=True),
+    'span': HeadKind(per_token=True),
+    'none': HeadKind(),
+}
 CHOICES = {
     'positions': ('rotary', 'learned', 'sinusoidal', 'none'),
     'norm': ('rmsnorm', 'layernorm', 'rmsnorm1p'),
@@ -19,7 +44,7 @@ CHOICES = {
     'dtype': ('float32', 'bfloat16'),
     'remat': ('none', 'dots', 'full'),
     'attention': ('auto', 'xla', *KERNELS),
-    'head': ('lm', 'classify', 'tag', 'span', 'none'),
+    'head': tuple(HEAD_KINDS),
     'head_pool': ('first', 'last', 'mean'),
     'head_activation': ('', 'tanh', *PLAIN),
 }
@@ -143,7 +168,7 @@ class Settings:
             raise InputError(f'model.{name}={getattr(self, name)} means nothing where model.window is 0')
         if not self.first_norm and (self.norm_place != 'pre' or self.num_layers < 2):
             raise InputError("model.first_norm=False needs norm_place='pre' and two layers or more")
-        if self.head in ('classify', 'tag', 'span') and self.num_labels < 1:
+        if HEAD_KINDS[self.head].has_outputs and self.num_labels < 1:
             raise InputError(f'model.head={self.head!r} needs model.num_labels, not {self.num_labels}')
         if self.parallel and self.norm_place != 'pre':
             raise InputError(f"model.parallel needs norm_place='pre', not {self.norm_place!r}")

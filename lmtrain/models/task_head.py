@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lmtrain.models.layers import PLAIN, Norm
 from lmtrain.models.linear import Linear, stddev
+from lmtrain.models.settings import HEAD_KINDS
 
 ACTIVATIONS = PLAIN | {'tanh': jnp.tanh}
 
@@ -33,7 +34,7 @@ class TaskHead(nn.Module):
         m = self.model
         if m.head == 'none' and not m.head_activation:
             return {}
-        x = pool(x_BTD, segment_ids, m.head_pool) if m.head in ('classify', 'none') else x_BTD
+        x = x_BTD if HEAD_KINDS[m.head].per_token else pool(x_BTD, segment_ids, m.head_pool)
         if m.head_activation:
             x = Linear(m.width, m.has_bias('head'), stddev(m.width), name='dense')(x)
             x = ACTIVATIONS[m.head_activation](x)

@@ -11,6 +11,7 @@ from lmtrain.data.examples import Example, LengthPolicy
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
+from lmtrain.models.settings import HEAD_KINDS
 
 
 class RowFormat(NamedTuple):
@@ -95,7 +96,7 @@ class Task:
     @property
     def pools_rows(self) -> bool:
         """Whether there is one output for each row, and not one for each token."""
-        return self.head == 'classify'
+        return HEAD_KINDS[self.head].per_row
 
     @property
     def labels_words(self) -> bool:

@@ -10,6 +10,7 @@ from lmtrain.data.tokenizers.to_transformers import tokenizer_files
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, read_json, write_json
 from lmtrain.models import Transformer, generation, pretrained
+from lmtrain.models.settings import HEAD_KINDS
 from lmtrain.tasks import TASKS
 from lmtrain.training import init_from
 
@@ -59,7 +60,7 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
         ends = {'bos_token_id': tokenizer.begin_id, 'eos_token_id': tokenizer.end_id}
         ends = {name: token for name, token in ends.items() if token < model.vocab_size}
         like = ends | {name: value for name, value in (like or {}).items() if value is not None}
-        if model.head == 'classify' and model.causal:
+        if HEAD_KINDS[model.head].per_row and model.causal:
             like['pad_token_id'] = _padding(tokenizer, like)
             if like['pad_token_id'] is None:
                 lines.append('no token is left for padding: transformers takes one row at a time of this classifier')

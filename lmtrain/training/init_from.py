@@ -16,6 +16,7 @@ from lmtrain.checkpoint import manifest
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, sha256
 from lmtrain.models import Transformer, generation
+from lmtrain.models.settings import HEAD_KINDS
 from lmtrain.tasks import TASKS
 from lmtrain.training import sweep, workdir
 
@@ -154,7 +155,7 @@ def _pretrained(path: Path, ignore: Sequence[str]) -> Base:
 
     config = pretrained.read_config(path)
     model = pretrained.model_of(config, ignore)
-    labels = hf_heads.labels(config) if model.head in ('classify', 'tag') else ()
+    labels = hf_heads.labels(config) if HEAD_KINDS[model.head].classes else ()
     shapes = pretrained.shapes_of(model)
     files = sorted(file for file in path.iterdir() if file.name == 'config.json' or file.suffix == '.safetensors')
 
@@ -232,7 +233,7 @@ def _with_room(base: Base, labels: tuple[str, ...]) -> Base:
     held = tree.flatten(base.shapes)
     head = {p: x for p, x in tree.flatten(pretrained.shapes_of(base.model)).items() if p.startswith('task_head/')}
     shapes = tree.unflatten(held | {path: leaf for path, leaf in head.items() if path not in held})
-    return base._replace(shapes=shapes, labels=labels if base.model.head != 'span' else ())
+    return base._replace(shapes=shapes, labels=labels if HEAD_KINDS[base.model.head].classes else ())
 
 
 def with_hf_family(model: Transformer) -> Transformer:

@@ -2,6 +2,7 @@
 
 from lmtrain.errors import InputError
 from lmtrain.models.hf import Entry, Fields, layer_types, rope_of, size_fields, windows
+from lmtrain.models.settings import HEAD_KINDS
 
 ARCHITECTURES = {'modernbert': 'ModernBertForMaskedLM'}
 PREFIX = 'model.'
@@ -126,7 +127,7 @@ def entries(model) -> list[Entry]:
     if model.head != 'none':
         head = 'mlm_head' if model.head == 'lm' else 'task_head'
         names |= {'head.dense': (f'{head}/dense',), 'head.norm': (f'{head}/norm',)}
-    if model.head in ('classify', 'tag', 'span'):
+    if HEAD_KINDS[model.head].has_outputs:
         names['classifier'] = ('task_head/out',)
     found = [Entry(('embed/embedding',), 'model.embeddings.tok_embeddings.weight')]
     for theirs, ours in names.items():
