@@ -131,7 +131,7 @@ def _check_learning_rates(learning_rates) -> None:
     for pair in learning_rates:
         if not isinstance(pair, tuple | list) or [type(part) for part in pair] not in ([str, float], [str, int]):
             raise InputError(
-                f'optimizer.learning_rates has {pair!r}: every entry is a pair (regex of paths, factor), such as '
+                f'optimizer.learning_rates has {pair!r}: it consists of pairs of a regex and a factor, such as '
                 "(('.*embedding', 0.1),)"
             )
         pattern, rate = pair

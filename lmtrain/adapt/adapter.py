@@ -96,6 +96,6 @@ def sites(params: Mapping, rules: tree.Rules, what: str) -> dict[str, Any]:
     return values
 
 
-def none(rng, params) -> tree.Params:
+def no_leaves(rng, params) -> tree.Params:
     """The `extend` of a method that adds no leaf."""
     return {}

@@ -1,4 +1,4 @@
-"""IA3 (arXiv 2205.05638): learned factors of keys, values and of what enters the feed-forward's last product."""
+"""IA3 (arXiv 2205.05638): trained factors of keys, values and the input of the feed-forward's last product."""
 
 from collections.abc import Mapping
 
@@ -13,9 +13,9 @@ INPUTS = r'.*/mlp/down/kernel'
 
 
 def adapter(*, outputs: str = OUTPUTS, inputs: str = INPUTS) -> Adapter:
-    """Factors of 1 beside kernels [in, out]: ia3_out [out] where `outputs` matches, ia3_in [in] where `inputs` does.
+    """Factors next to kernels [in, out], 1 at first: ia3_out [out] if `outputs` matches, ia3_in [in] if `inputs` does.
 
-    '' is none. Raises ValueError at `extend` where a regex matches nothing.
+    '' matches none. `extend` raises InputError if a regex matches nothing.
     """
 
     def extend(rng, params):
@@ -30,7 +30,7 @@ def adapter(*, outputs: str = OUTPUTS, inputs: str = INPUTS) -> Adapter:
 
 
 def fold(params: Mapping) -> tree.Params:
-    """`params` with every factor in its kernel (and bias), in float32 and then in their own dtype."""
+    """`params` with every factor merged into its kernel and bias: products in float32, dtypes unchanged."""
     leaves = tree.flatten(params)
     for path in [path for path in leaves if path.endswith(('/ia3_in', '/ia3_out'))]:
         parent, _, name = path.rpartition('/')
@@ -39,6 +39,6 @@ def fold(params: Mapping) -> tree.Params:
         if name == 'ia3_out' and f'{parent}/bias' in leaves:
             factors['bias'] = factor
         for target, factor in factors.items():
-            old = leaves[f'{parent}/{target}']
-            leaves[f'{parent}/{target}'] = (old.astype(jnp.float32) * factor).astype(old.dtype)
+            leaf = leaves[f'{parent}/{target}']
+            leaves[f'{parent}/{target}'] = (leaf.astype(jnp.float32) * factor).astype(leaf.dtype)
     return tree.unflatten(leaves)

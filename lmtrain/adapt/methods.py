@@ -1,4 +1,4 @@
-"""From a name in the config to a method: leaves to add, segments of layers, and the regex of what learns."""
+"""From the method's name in the config to its leaves, its segments of layers and the regex of trainable paths."""
 
 import itertools
 import re
@@ -10,22 +10,22 @@ import jax
 from lmtrain import tree
 from lmtrain.adapt import head as heads
 from lmtrain.adapt import ia3, lora, prefix, prompt
-from lmtrain.adapt.adapter import Adapter, combine, extend, none
+from lmtrain.adapt.adapter import Adapter, combine, extend, no_leaves
 from lmtrain.errors import InputError
 
-NAMES = ('full', 'layers', 'bitfit', 'norms', 'lora', 'ia3', 'prompt', 'prefix', 'head')
-BIASES = r'.*/bias'
-NORMS = r'.*norm/(scale|bias)'
-TASKS, OWN_HEAD = ('classify', 'tag', 'span'), r'task_head/.*'
+METHODS = ('full', 'layers', 'bitfit', 'norms', 'lora', 'ia3', 'prompt', 'prefix', 'head')
+PATTERNS = {'full': '.*', 'bitfit': r'.*/bias', 'norms': r'.*norm/(scale|bias)', 'head': ''}  # methods that add no leaf
+ADAPTERS = {'lora': lora, 'ia3': ia3, 'prompt': prompt, 'prefix': prefix}
+TASK_HEAD = r'task_head/.*'  # the checkpoint's own head for a task
 
 
 class Method(NamedTuple):
     """A way of adapting one model.
 
     Attributes:
-      adapter: the leaves to add, and the way back.
+      adapter: adds the leaves, and folds them.
       trainable: regex of the trainable paths of the extended tree.
-      cut: layers in each segment of the stack; () leaves it whole.
+      cut: the number of layers in each segment of the stack; () does not cut it.
     """
 
     adapter: Adapter
@@ -33,7 +33,7 @@ class Method(NamedTuple):
     cut: tuple[int, ...] = ()
 
     def start(self, rng: jax.Array, params: tree.Params) -> tree.Params:
-        """The base's parameters cut into segments and with the adapter's leaves, all checked; may be traced."""
+        """The base's parameters, cut into segments and extended by the adapter's leaves; can be traced."""
         return extend(self.adapter, rng, tree.cut(params, self.cut) if self.cut else params)
 
 
@@ -41,82 +41,86 @@ def method(name: str, model, params: Mapping, *, head: Mapping | None = None, cu
     """The Method of a name, for a model and its parameters (arrays or shapes).
 
     Args:
-      name: one of NAMES. 'layers' takes `trainable`, a regex over paths with the layer's number
-        (layers/11/mlp/up/kernel), or `last`, how many of the last layers are trained; 'lora', 'ia3', 'prompt' and
-        'prefix' the arguments of their `adapter`; the others none.
-      head: {'name', 'classes'} of a head that is added, unless `params` has it, and learns, with 'head' alone; None or
-        the name '' adds none.
-      cut: layers in each segment layers_0, layers_1, ...; patterns then are over those. For adapters of some layers.
+      name: one of METHODS. 'layers' takes the arguments of `layers`; 'lora', 'ia3', 'prompt' and 'prefix' those of
+        their `adapter`; the others none.
+      head: {'name', 'classes'} of a head that is added, unless `params` has it, and trained ('head' trains nothing
+        else); None or the name '' adds none.
+      cut: the number of layers in each segment layers_0, layers_1, ...; patterns are over those paths then. For
+        adapters of some of the layers.
 
-    Raises ValueError where the name is unknown or nothing would learn; TypeError for an argument it does not take.
+    Raises InputError if the name is unknown or nothing is trainable, TypeError for an argument that it does not take.
     """
-    if name not in NAMES:
-        raise InputError(f'adapt.method={name!r} is none of {", ".join(NAMES)}')
-    settings, cut = dict(settings), tuple(cut)
-    if name == 'prompt':
-        settings |= {'scale': getattr(model, 'embed_scale', 1.0)}
-    if name == 'prefix':
-        settings |= {'num_kv_heads': model.num_kv_heads, 'head_dim': model.head_dim}
-    if name == 'layers':
-        if cut:
-            raise InputError("adapt.cut with adapt.method='layers', which cuts where layers learn alike")
-        cut, trainable = layers(params, **settings)
-        found = Method(Adapter(none, dict), trainable, cut)
-    elif name in PATTERNS:
-        found = Method(Adapter(none, dict), PATTERNS[name](**settings), cut)
-    else:
-        module = {'lora': lora, 'ia3': ia3, 'prompt': prompt, 'prefix': prefix}[name]
-        found = Method(module.adapter(**settings), module.TRAINABLE, cut)
-    if model.head in TASKS and name != 'full':  # of the checkpoint: it learns with every method, as PEFT has it
-        found = found._replace(trainable='|'.join(filter(None, [found.trainable, OWN_HEAD])))
+    if name not in METHODS:
+        raise InputError(f'adapt.method={name!r} is none of {", ".join(METHODS)}')
+    chosen = _without_head(name, model, params, tuple(cut), settings)
+    patterns = [chosen.trainable]
+    if model.head not in ('lm', 'none') and name != 'full':  # trained with every method, as in PEFT
+        patterns.append(TASK_HEAD)
     if head and head['name']:
-        there = head['name'] in params.get('heads', {})  # the base's, which goes on
-        adapter = found.adapter if there else combine(found.adapter, heads.adapter(**head))
-        found = found._replace(adapter=adapter, trainable='|'.join(filter(None, [found.trainable, heads.TRAINABLE])))
-    elif not found.trainable:
+        if head['name'] not in params.get('heads', {}):  # else the base has it, and its training continues
+            chosen = chosen._replace(adapter=combine(chosen.adapter, heads.adapter(**head)))
+        patterns.append(heads.TRAINABLE)
+    chosen = chosen._replace(trainable='|'.join(filter(None, patterns)))
+    if not chosen.trainable:
         raise InputError(f'adapt.method={name!r}: no head is added, and the base has none of its own for a task')
-    shapes = jax.eval_shape(found.start, jax.random.key(0), params)
+    shapes = jax.eval_shape(chosen.start, jax.random.key(0), params)
     try:
-        tree.split(shapes, found.trainable)
+        tree.split(shapes, chosen.trainable)
     except ValueError as error:
         raise InputError(f'adapt.method={name!r}: {error}') from None
-    return found
+    return chosen
 
 
-# Methods that are a regex of the base's own leaves; called with their settings, of which they take none.
-PATTERNS = {'full': lambda: '.*', 'bitfit': lambda: BIASES, 'norms': lambda: NORMS, 'head': lambda: ''}
+def _without_head(name: str, model, params: Mapping, cut: tuple[int, ...], settings: dict) -> Method:
+    if name == 'layers':
+        if cut:
+            raise InputError("adapt.cut with adapt.method='layers', which cuts layers itself")
+        cut, trainable = layers(params, **settings)
+        return Method(Adapter(no_leaves, dict), trainable, cut)
+    if name in PATTERNS:
+        if settings:
+            raise TypeError(f'adapt.method={name!r} takes no settings, but {", ".join(settings)} is set')
+        return Method(Adapter(no_leaves, dict), PATTERNS[name], cut)
+    if name == 'prompt':
+        settings = settings | {'scale': getattr(model, 'embed_scale', 1.0)}
+    if name == 'prefix':
+        settings = settings | {'num_kv_heads': model.num_kv_heads, 'head_dim': model.head_dim}
+    return Method(ADAPTERS[name].adapter(**settings), ADAPTERS[name].TRAINABLE, cut)
 
 
 def layers(params: Mapping, *, trainable: str = '', last: int = 0) -> tuple[tuple[int, ...], str]:
-    """(cut, regex of the cut tree's paths) where the layers that `trainable` names, or the `last` n, learn.
+    """(cut, regex of the trainable paths of the cut tree), so that all layers of a segment train the same leaves.
 
-    Raises ValueError where both or neither is given, `last` is out of range, or the regex matches nothing.
+    Args:
+      trainable: regex over paths with the layer's number, such as layers/11/mlp/up/kernel.
+      last: trains the last so many layers instead.
+
+    Raises InputError if both or neither are set, if `last` is out of range, or if the regex matches nothing.
     """
     if bool(trainable) == bool(last):
-        raise InputError(f'layers.trainable={trainable!r} and layers.last={last}: exactly one says what learns')
-    leaves, names = tree.flatten(params), tree.segments(params)
-    inner = []  # of each layer: (its segment, the paths of its leaves there)
-    for name in names:
-        own = tree.flatten(params[name])
-        inner += [(name, list(own))] * next(iter(own.values())).shape[0]
-    N = len(inner)
+        raise InputError(f'layers.trainable={trainable!r} and layers.last={last}: set exactly one of them')
+    segments = [name for name, size in tree.segment_sizes(params).items() for _ in range(size)]  # of every layer
+    N = len(segments)
     if not 0 <= last <= N:
         raise InputError(f'layers.last={last}, but the model has {N} layers')
     if last:
         trainable = rf'layers/({"|".join(map(str, range(N - last, N)))})/.*'
-    others = [path for path in leaves if path.partition('/')[0] not in names]
-    numbered = [[f'layers/{i}/{path}' for path in paths] for i, (_, paths) in enumerate(inner)]
+    others = [path for path in tree.flatten(params) if path.partition('/')[0] not in segments]
+    paths = {name: list(tree.flatten(params[name])) for name in segments}
+    numbered = [{path: f'layers/{i}/{path}' for path in paths[name]} for i, name in enumerate(segments)]
+    every_path = [*others, *(path for layer in numbered for path in layer.values())]
     try:
-        chosen = tree.match([(trainable, True)], others + list(itertools.chain(*numbered)), default=False)
+        is_trainable = tree.match([(trainable, True)], every_path, default=False)
     except ValueError as error:
         raise InputError(f'layers.trainable: {error}') from None
-    rows = [
-        (name, [path for path, n in zip(paths, row, strict=True) if chosen[n]])
-        for (name, paths), row in zip(inner, numbered, strict=True)
+    per_layer = [
+        (name, [path for path, number in layer.items() if is_trainable[number]])
+        for name, layer in zip(segments, numbered, strict=True)
     ]
-    alike = [(len(list(group)), which) for (_, which), group in itertools.groupby(rows)]
-    names = ['layers'] if len(alike) == 1 else [f'layers_{i}' for i in range(len(alike))]
-    learning = [path for path in others if chosen[path]]
-    for name, (_, paths) in zip(names, alike, strict=True):
-        learning += [f'{name}/{path}' for path in paths]
-    return tuple(n for n, _ in alike) if len(alike) > 1 else (), '|'.join(map(re.escape, learning))
+    # Neighbours of one segment that train the same leaves stay together: (layers, trainable paths) of each new segment.
+    groups = [(len(list(group)), layer) for (_, layer), group in itertools.groupby(per_layer)]
+    names = ['layers'] if len(groups) == 1 else [f'layers_{i}' for i in range(len(groups))]
+    chosen = [path for path in others if is_trainable[path]]
+    for name, (_, layer) in zip(names, groups, strict=True):
+        chosen += [f'{name}/{path}' for path in layer]
+    return tuple(size for size, _ in groups) if len(groups) > 1 else (), '|'.join(map(re.escape, chosen))

@@ -1,4 +1,4 @@
-"""Prefix tuning (arXiv 2101.00190): P learned keys and values before the text's, in every layer."""
+"""Prefix tuning (arXiv 2101.00190): P trained keys and values before the text's, in every layer."""
 
 import jax
 
@@ -8,21 +8,22 @@ from lmtrain.errors import InputError
 from lmtrain.models.virtual_tokens import materialise
 
 TRAINABLE = r'(.*/prefix_(key|value)|prefix/.*)'
+LEAVES = ('prefix_key', 'prefix_value')
 
 
 def adapter(*, length: int, num_kv_heads: int, head_dim: int, stddev: float = 0.02, hidden: int = 0) -> Adapter:
     """`prefix_key`, `prefix_value` float32 [N, P, G, K] in the attention of every layer, P = `length`.
 
-    Keys are read as they are, after the rotation of the text's. They precede every document, which begins at position
-    P, and count towards its window (attend.attend).
+    The keys are not rotated. They precede every document, which begins at position P, and count towards its window
+    (`models.attention_kernels.attend`).
 
     Args:
-      num_kv_heads, head_dim: G and K, the model's.
-      stddev: of the initial values, normal; 1 is PEFT's.
-      hidden: width of the network that makes them from `prefix/embedding` [P, D], a tanh deep, which `fold` replaces by
-        its output; 0 is none.
+      num_kv_heads, head_dim: G and K of the model.
+      stddev: of the initial values, which are normal; PEFT's is 1.
+      hidden: width of the network with one tanh layer that computes them from `prefix/embedding` [P, D]; `fold`
+        replaces it by its output. 0: no network.
 
-    Raises ValueError where a number is out of range.
+    Raises InputError if a number is out of range.
     """
     if length < 1 or hidden < 0 or not stddev >= 0:
         raise InputError(
@@ -30,17 +31,17 @@ def adapter(*, length: int, num_kv_heads: int, head_dim: int, stddev: float = 0.
         )
 
     def extend(rng, params):
-        names = tree.segments(params)
-        sizes = {name: jax.tree.leaves(params[name])[0].shape[0] for name in names}
+        sizes = tree.segment_sizes(params)
         if hidden:
             return {'prefix': network(rng, params['embed']['embedding'].shape[1], sum(sizes.values()))}
 
-        def one(name):
-            shape = sizes[name], length, num_kv_heads, head_dim
-            leaves = (f'prefix_{kind}' for kind in ('key', 'value'))
-            return {leaf: stddev * jax.random.normal(key_of(rng, f'{name}/{leaf}'), shape) for leaf in leaves}
+        def leaf(path, layers):
+            return stddev * jax.random.normal(key_of(rng, path), (layers, length, num_kv_heads, head_dim))
 
-        return {name: {'attention': one(name)} for name in names}
+        return {
+            name: {'attention': {leaf_name: leaf(f'{name}/{leaf_name}', layers) for leaf_name in LEAVES}}
+            for name, layers in sizes.items()
+        }
 
     def network(rng, width, layers):
         shapes = {

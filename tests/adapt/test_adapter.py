@@ -1,4 +1,4 @@
-"""Leaves that layers find: their equations, what stands ahead of a text, several adapters in a batch, bad input."""
+"""Adapters: the equations of their layers, virtual tokens, several adapters in one batch, and wrong settings."""
 
 import dataclasses
 import functools
@@ -74,7 +74,7 @@ def adapted(name, method, key=3, **settings):
 LORA = {'rank': [('.*/(query|up)/kernel', 3)], 'alpha': [('.*', 6.0)]}
 
 
-def test_linear_is_its_equations():
+def test_linear_and_embed_equal_their_equations():
     random = np.random.default_rng(0)
     x, w, a, b = (random.normal(size=s).astype(np.float32) for s in ((2, 5), (5, 7), (5, 3), (3, 7)))
     bias, m, out = (random.normal(size=7).astype(np.float32) for _ in range(3))
@@ -100,7 +100,7 @@ def test_linear_is_its_equations():
     np.testing.assert_array_equal(Embed(9, 7).apply({'params': leaves}), table)
 
 
-def test_the_norm_of_dora_is_held_constant():
+def test_dora_norm_has_no_gradient():
     random = np.random.default_rng(0)
     w, a, b, x = (random.normal(size=s).astype(np.float32) for s in ((5, 7), (5, 3), (3, 7), (2, 5)))
     m = np.linalg.norm(w, axis=0)
@@ -114,7 +114,7 @@ def test_the_norm_of_dora_is_held_constant():
     np.testing.assert_allclose(jax.grad(total)(a), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_lora_starts_as_it_should():
+def test_initial_values_of_lora():
     params = base_of('rotary')
     rank = [('layers/attention/query/kernel', (1, 3)), ('.*/down/kernel', 2), ('embed/embedding', 2)]
     new = lora.adapter(rank=rank, alpha=[('.*query.*', 6.0), ('.*', 8.0)], rslora=True).extend(
@@ -136,7 +136,7 @@ def test_lora_starts_as_it_should():
 
 @pytest.mark.parametrize('method', ['prompt', 'prefix'])
 @pytest.mark.parametrize('name', ['rotary', 'learned', 'window', 'alternating'])
-def test_cached_decoding_under_what_stands_ahead(name, method):
+def test_cached_decoding_with_virtual_tokens(name, method):
     params, whole = adapted(name, method, length=P), batch()
     full = forward(name, params, whole)['logits']
     assert full.shape == (B, T, V)
@@ -153,7 +153,7 @@ def test_cached_decoding_under_what_stands_ahead(name, method):
 
 
 @pytest.mark.parametrize('name', ['rotary', 'learned', 'encoder'])
-def test_a_prompt_of_embeddings_is_those_tokens_in_front(name):
+def test_prompt_of_token_embeddings_equals_those_tokens(name):
     ids = [5, 9, 30, 2]
     params, found = base_of(name), batch()
     one = prompt.adapter(length=P, init='text', ids=ids)
@@ -166,7 +166,7 @@ def test_a_prompt_of_embeddings_is_those_tokens_in_front(name):
 
 @pytest.mark.parametrize('method', ['prompt', 'prefix'])
 @pytest.mark.parametrize('name', ['learned', 'encoder'])
-def test_a_padded_row_is_the_row_alone(name, method):
+def test_padded_row_equals_the_row_alone(name, method):
     params, found = adapted(name, method, length=P), batch()
     real = (np.arange(T)[None] < np.array([T, 5, 8])[:, None]).astype(np.int32)
     positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))  # said or not, they are those of the text
@@ -175,7 +175,7 @@ def test_a_padded_row_is_the_row_alone(name, method):
     np.testing.assert_allclose(together[1, :5], alone[0], atol=1e-5)
 
 
-def test_a_prefix_serves_every_document_of_a_row():
+def test_prefix_precedes_every_document_of_a_row():
     params, found = adapted('window', 'prefix', length=P), batch()
     segments = np.tile(np.array([1] * 7 + [2] * 5, np.int32), (B, 1))
     positions = np.tile(np.concatenate([np.arange(7), np.arange(5)]).astype(np.int32), (B, 1))
@@ -184,13 +184,7 @@ def test_a_prefix_serves_every_document_of_a_row():
     np.testing.assert_allclose(together[:, 7:], alone, atol=1e-5)
 
 
-def test_a_prompt_is_refused_for_rows_of_several_documents():
-    prompt.check_rows(np.array([[1, 1, 0], [3, 3, 3]]))
-    with pytest.raises(ValueError, match='row 1 holds several documents'):
-        prompt.check_rows(np.array([[1, 1, 0], [1, 2, 2]]))
-
-
-def test_generation_reads_the_prompt():
+def test_generation_uses_the_prompt():
     model = MODELS['rotary']
     settings = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'vocab_size': V, 'max_tokens': 6}
     settings['end_ids'] = [0]
@@ -204,7 +198,7 @@ def test_generation_reads_the_prompt():
         sample.generate(model, prompted, [[1] * 31], **settings)
 
 
-def test_dropout_of_low_rank_paths_follows_the_row_and_the_layer():
+def test_adapter_dropout_depends_on_row_and_layer():
     params = adapted('rotary', 'lora', **LORA)
     found = batch() | {'row': np.arange(B, dtype=np.int32)}
     whole = forward('rotary', params, found, key=jax.random.key(0))['logits']
@@ -217,7 +211,7 @@ def test_dropout_of_low_rank_paths_follows_the_row_and_the_layer():
     np.testing.assert_array_equal(forward('rotary', base_of('rotary'), found, key=jax.random.key(0))['logits'], bare)
 
 
-def test_several_adapters_are_switched_and_mixed_in_one_batch():
+def test_adapters_are_switched_and_mixed_in_one_batch():
     model, found = MODELS['rotary'], batch()
     small = {'rank': [('.*/value/kernel', 1)], 'alpha': [('.*', 2.0)]}
     every = [adapted('rotary', 'lora', **LORA), adapted('rotary', 'lora', key=4, **small), base_of('rotary')]
@@ -237,7 +231,7 @@ def test_several_adapters_are_switched_and_mixed_in_one_batch():
         adapt.mix(model, parts[0][0], stacked, found | {'adapter': np.array([1, 3, 2])})
 
 
-def test_adapters_that_do_not_fit_are_not_stacked():
+def test_adapters_of_different_shapes_are_not_stacked():
     params = base_of('rotary')
     prompts = [{'prompt': {'embedding': np.zeros((n, D))}} for n in (2, 3)]
     with pytest.raises(ValueError, match=r'prompt/embedding is \(2, 16\) in adapter 0, but \(3, 16\) in others'):
@@ -259,7 +253,7 @@ LEAVES = [
 
 
 @pytest.mark.parametrize(('new', 'message'), LEAVES)
-def test_a_leaf_that_nobody_reads_is_refused(new, message):
+def test_leaf_that_no_layer_reads_is_refused(new, message):
     adapter = adapt.Adapter(lambda rng, params: new, dict)
     with pytest.raises(ValueError, match=message):
         adapt.extend(adapter, jax.random.key(0), base_of('rotary'))
@@ -277,24 +271,24 @@ BAD = [
     ('ia3', {'inputs': '.*/dwon/kernel'}, "ia3.inputs: '.*/dwon/kernel' matches no parameter"),
     ('prompt', {'length': 0}, 'prompt.length=0'),
     ('prompt', {'length': 2, 'init': 'word'}, "prompt.init='word'"),
-    ('prompt', {'length': 2, 'init': 'text'}, "'text' and the text come together"),
+    ('prompt', {'length': 2, 'init': 'text'}, "init='text' and a text require each other"),
     (
         'prompt',
         {'length': 2, 'init': 'text', 'ids': [3, 31]},
-        'prompt.ids reach from 3 to 31, but the embedding has 31',
+        'prompt.ids range from 3 to 31, but the embedding has 31',
     ),
     ('prefix', {'length': 0}, 'prefix.length=0'),
-    ('layers', {}, 'exactly one says what learns'),
+    ('layers', {}, 'set exactly one of them'),
     ('layers', {'last': 3}, 'layers.last=3, but the model has 2 layers'),
     ('layers', {'trainable': 'layers/2/.*'}, "layers.trainable: 'layers/2/.*' matches no parameter"),
     ('bitfit', {}, "adapt.method='bitfit': trainable: '.*/bias' matches no parameter"),
     ('head', {}, 'no head is added'),
-    ('head', {'head': {'name': 'my head', 'classes': 2}}, "head.name='my head' must be a word"),
+    ('head', {'head': {'name': 'my head', 'classes': 2}}, "head.name='my head' must be an identifier"),
 ]
 
 
 @pytest.mark.parametrize(('method', 'settings', 'message'), BAD, ids=range(len(BAD)))
-def test_refuses(method, settings, message):
+def test_wrong_settings_are_refused(method, settings, message):
     with pytest.raises(ValueError, match=message):
         adapt.method(method, MODELS['rotary'], base_of('rotary'), **settings)
 
@@ -311,7 +305,7 @@ def test_random_prompts_have_the_scale_of_embeddings():
     assert all(np.any(np.all(np.isclose(table * 2.0, row), axis=1)) for row in rows)
 
 
-def test_the_largest_change_is_that_of_real_tokens():
+def test_largest_change_ignores_padding():
     params = adapted('rotary', 'lora', **LORA)
     found = batch() | {'segment_ids': np.ones((B, T), np.int32)}
     change = adapt.largest_change(MODELS['rotary'], base_of('rotary'), params, found)
@@ -322,7 +316,7 @@ def test_the_largest_change_is_that_of_real_tokens():
     assert adapt.largest_change(MODELS['rotary'], params, adapt.fold(params), found) < 1e-4
 
 
-def test_the_largest_change_of_a_model_without_logits():
+def test_largest_change_of_a_model_without_logits():
     """Its hidden states are compared, or its added head, as in a classifier on a bare encoder."""
     bare = dataclasses.replace(MODELS['rotary'], head='none')
     before, after = base_of('rotary'), adapted('rotary', 'lora', **LORA)

@@ -1,4 +1,4 @@
-"""What every method of adaptation keeps, over a list of them crossed with both objectives: one line adds a method."""
+"""The contract of every method, for causal and masked language modelling: one line adds a method."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What freezing saves, read from compiled steps: products, temporary memory and the bytes that are held."""
+"""What freezing saves, from compiled steps: FLOPs, temporary memory and bytes of the state."""
 
 import functools
 
@@ -60,14 +60,14 @@ def compiled(name, remat, accumulate):
 # Eight layers at their real proportions, since it is these that decide the ratio: seconds of compiling.
 @pytest.mark.parametrize('accumulate', [1, 2])
 @pytest.mark.parametrize(('remat', 'limit'), [('none', 0.72), ('full', 0.78)])
-def test_a_lora_step_costs_two_thirds_of_a_full_one(remat, limit, accumulate):
+def test_lora_step_costs_two_thirds_of_a_full_step(remat, limit, accumulate):
     lora, full = (compiled(name, remat, accumulate) for name in ('lora', 'full'))
     assert hlo.compiled_flops(lora) / hlo.compiled_flops(full) <= limit
     temporary = [program.memory_analysis().temp_size_in_bytes for program in (lora, full)]
     assert temporary[0] < temporary[1]
 
 
-def test_a_frozen_parameter_is_two_bytes():
+def test_frozen_parameter_takes_two_bytes():
     program, first = lowered(build(dtype='bfloat16'), 'lora', dtype=jnp.bfloat16, **LORA)
     scales = [path for path in tree.flatten(first.frozen) if path.endswith('lora_scale')]
     frozen = tree.size(first.frozen) - 4 * N * len(scales)

@@ -1,4 +1,4 @@
-"""Which settings of LoRA are refused: one line that names the field, before anything is compiled."""
+"""Settings of LoRA: which leaves are adapted, and wrong values, which are refused naming the field."""
 
 import dataclasses
 
@@ -50,19 +50,19 @@ def extended(model, **settings):
         ),
     ],
 )
-def test_a_setting_that_means_nothing_is_named(settings, message):
+def test_wrong_setting_is_named(settings, message):
     with pytest.raises(ValueError, match=message) as error:
         extended(UNTIED, **settings)
     assert '\n' not in str(error.value)
 
 
-def test_a_pattern_of_all_adapts_kernels_and_embeddings_and_no_norm_or_head():
+def test_pattern_of_everything_adapts_kernels_and_embeddings_only():
     beside = {path.rpartition('/')[0] for path in extended(UNTIED, rank=(('.*', 16),)) if path.endswith('/lora_a')}
     layers = {f'layers/attention/{name}' for name in ('query', 'key', 'value', 'output')}
     assert beside == layers | {f'layers/mlp/{name}' for name in ('up', 'gate', 'down')} | {'embed'}
 
 
-def test_the_first_pattern_that_matches_gives_the_rank_of_each_layer():
+def test_first_matching_pattern_gives_the_rank_of_each_layer():
     leaves = extended(MODEL, rank=(('.*/query/kernel', (2, 5)), ('.*/(query|value)/kernel', 3)))
     shapes = {path: leaf.shape for path, leaf in leaves.items() if path.endswith('/lora_a')}
     width = MODEL.width

@@ -1,4 +1,4 @@
-"""Every learning method with every task of labels, on a decoder and on an encoder: one line adds either."""
+"""Every method with every task that has labels, on a decoder and an encoder: one line adds either."""
 
 import functools
 
@@ -69,7 +69,7 @@ def batch_of(task):
 @pytest.mark.parametrize('kind', MODELS)
 @pytest.mark.parametrize('task', TASKS)
 @pytest.mark.parametrize('name', METHODS)
-def test_a_method_learns_a_task_and_moves_nothing_else(name, task, kind):
+def test_method_trains_a_task_and_changes_trainable_leaves_only(name, task, kind):
     model, params, batch = MODELS[kind], base_of(kind)['params'], batch_of(task)
     objective, classes = TASKS[task]
     found = adapt.method(name, model, params, head={'name': task, 'classes': classes}, **METHODS[name])

@@ -1,4 +1,4 @@
-"""Layers that learn in a model whose stack is in segments already (ModernBERT's first layer lacks a norm)."""
+"""Training some layers of a model that has segments already (ModernBERT's first layer lacks a norm)."""
 
 import functools
 
@@ -30,7 +30,7 @@ def modernbert():
         ({'trainable': 'layers/[01]/mlp/.*'}, (1, 1, 2), {'layers_0', 'layers_1'}),
     ],
 )
-def test_what_learns_lies_in_its_segments(settings, cut, learning):
+def test_trainable_layers_are_in_segments_of_their_own(settings, cut, learning):
     model, params = modernbert()
     method = adapt.method('layers', model, params, **settings)
     assert method.cut == cut
