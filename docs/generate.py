@@ -41,8 +41,8 @@ def config() -> str:
     lines = [
         '# Configuration',
         '',
-        'Generated from [configs/base.py](../configs/base.py) by `python -m docs.generate`. A field is set in a',
-        'recipe or with `--config.SECTION.FIELD=VALUE`; `lmtrain show --config=NAME` prints all values. Lists are tuples.',
+        'Generated from [configs/base.py](../configs/base.py) by `python -m docs.generate`. Set a field in a recipe or',
+        'with `--config.SECTION.FIELD=VALUE`. `lmtrain show --config=NAME` prints all values.',
     ]
     for key, comment in show.notes().items():
         if key not in values:
