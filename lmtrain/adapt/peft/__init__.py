@@ -1,1 +1,1 @@
-"""Adapters in the file format of the PEFT library."""
+"""Adapters in the file format of the PEFT library (huggingface/peft)."""

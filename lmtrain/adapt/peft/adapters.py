@@ -1,9 +1,9 @@
-"""PEFT's directories, read and written exactly: adapter_config.json and adapter_model.safetensors.
+"""Reads and writes PEFT's directories: adapter_config.json and adapter_model.safetensors.
 
 LoRA (with rsLoRA and DoRA), IA3, prompt tuning, P-tuning and prefix tuning, each with heads. Our kernels are [in, out]:
-lora_a is PEFT's A transposed, lora_b its B. Where one module of theirs holds several kernels of ours (GPT-2's c_attn),
-each kernel gets the module's A and its own columns of B; written back, equal As become one again, and different ones
-stand side by side in an A of their summed rank, beside a block-diagonal B.
+lora_a is PEFT's A transposed, and lora_b its B transposed. If one module in PEFT holds several of our kernels (GPT-2's
+c_attn), each kernel gets the module's A and its own columns of B. When written, equal As become one again; different
+ones are concatenated to an A of their summed rank, with a block-diagonal B.
 """
 
 import hashlib
@@ -27,19 +27,19 @@ from lmtrain.files import read_json, write_json
 from lmtrain.models import safetensors
 from lmtrain.models.virtual_tokens import materialise
 
-BASE = 'lmtrain.json'  # beside PEFT's two files: the fingerprint of the base
-SAMPLES = 64  # values of every leaf that a fingerprint reads
+BASE = 'lmtrain.json'  # next to PEFT's two files: the fingerprint of the base
+SAMPLES = 64  # values of every leaf in a fingerprint
 
 
 def load_adapter(model, params: Mapping, directory, ignore: Sequence[str] = ()) -> tree.Params:
-    """`params` with the leaves of the adapter in a directory, float32, and its heads.
+    """`params` with the float32 leaves of the adapter in a directory, and its heads.
 
-    A head of the checkpoint itself takes the adapter's values, any other becomes `heads/<name>`. `params` may be
-    shapes: then the adapter's leaves alone are arrays, and the base is not compared with the one it was made on.
-    Unknown fields of adapter_config.json that are in `ignore` are skipped.
+    A head of the checkpoint takes the adapter's values, any other one becomes `heads/<name>`. `params` may be shapes:
+    then only the adapter's leaves are arrays, and the base is not compared with the one the adapter was trained on.
+    Unknown fields of adapter_config.json are skipped if they are in `ignore`.
 
-    Raises FileNotFoundError, or ValueError naming the field, tensor, shape or value: a field that is unknown, missing
-    or not implemented, a tensor too many or too few, and an adapter of another base.
+    Raises FileNotFoundError, or InputError naming the field, tensor, shape or value: for a field that is unknown,
+    missing or not supported, a superfluous or missing tensor, and an adapter of another base.
     """
     directory = Path(directory)
     fields = config.read(directory, ignore)
@@ -70,7 +70,7 @@ def load_adapter(model, params: Mapping, directory, ignore: Sequence[str] = ()) 
 
 
 def _without_adapter_name(key: str) -> str:
-    """A key of a module's own state dict, which still has the adapter's name 'default', as PEFT saves it."""
+    """A key of a module's state dict, which contains the adapter's name 'default', as PEFT would save it."""
     key = re.sub(r'\.(lora_\w+|ia3_l|modules_to_save)\.default(?=\.|$)', r'.\1', key)
     return key.replace('.modules_to_save.', '.')
 
@@ -85,32 +85,28 @@ def save_adapter(
     modules_to_save: Sequence[str] = (),
     labels: Sequence[str] = (),
 ) -> None:
-    """Writes the adapter's leaves in `params` as PEFT's directory.
+    """Writes the adapter's leaves in `params` as a directory of PEFT.
 
     Args:
-      base: the name or folder of the base, as its users will write it.
+      base: the name or folder of the base, for base_model_name_or_path.
       task_type: 'CAUSAL_LM' | 'SEQ_CLS' | 'TOKEN_CLS' | 'QUESTION_ANS' | 'FEATURE_EXTRACTION' (the model without
-        its head), or None, of a masked language model.
-      modules_to_save: modules of the base, by Hugging Face's names ('lm_head'), that have learnt and go along whole.
-        Added heads and the checkpoint's own head always do.
-      labels: names of the classes, which PEFT's files do not hold: they are for `labels_of` alone.
+        its head), or None for a masked language model.
+      modules_to_save: modules of the base, by Hugging Face's names ('lm_head'), that were trained and are saved whole.
+        Added heads and the checkpoint's head always are.
+      labels: names of the classes. PEFT's files do not hold them; `labels_of` reads them.
 
-    Raises ValueError where there is no such leaf, or PEFT has no form for what is there.
+    Raises InputError if there is no adapter, or if PEFT cannot represent it.
     """
     network = 'P_TUNING' if 'mlp_0' in params.get('prompt', {}) else 'PROMPT_TUNING'
     params = materialise(params)
     own, added = split_adapter(params)
     names = {path.rpartition('/')[2] for path in tree.flatten(added) if not path.startswith('heads/')}
     kinds = {'LORA': 'lora_', 'IA3': 'ia3_', 'PREFIX_TUNING': 'prefix_', network: 'embedding'}
-    found = [kind for kind, word in kinds.items() if any(name.startswith(word) for name in names)]
-    if len(found) != 1:
-        told = (
-            f'{" and ".join(found)} at once'
-            if found
-            else 'no adapter: BitFit, norms and layers are no leaves of its own'
-        )
-        raise InputError(f'the parameters hold {told}; a directory of PEFT holds exactly one kind')
-    kind = found[0]
+    present = [kind for kind, word in kinds.items() if any(name.startswith(word) for name in names)]
+    if len(present) != 1:
+        problem = f'{" and ".join(present)} at once' if present else 'no adapter: BitFit and norms add no leaves'
+        raise InputError(f'the parameters hold {problem}; a directory of PEFT holds exactly one kind')
+    kind = present[0]
     prefix = 'base_model.model.' if kind in ('LORA', 'IA3') else 'base_model.'
     heads, saved = peft_heads.write(model, params, task_type, modules_to_save, prefix)
     fields = config.common(kind, base, task_type, saved)
@@ -128,30 +124,30 @@ def save_adapter(
 
 
 def labels_of(directory, count: int) -> tuple[str, ...]:
-    """The names of an adapter's `count` classes; LABEL_0, ... as in transformers if it was not written here."""
+    """The names of an adapter's `count` classes; LABEL_0, ... as in transformers if lmtrain did not write it."""
     path = Path(directory) / BASE
     names = read_json(path).get('labels') if path.is_file() else ()
     return tuple(names or (f'LABEL_{i}' for i in range(count)))
 
 
 def check_base(directory, params: Mapping) -> None:
-    """Raises ValueError where the adapter in a directory says that it was made on another base than `params`.
+    """Raises InputError if the adapter in a directory was trained on another base than `params`.
 
-    Only adapters written here say so. Shapes in place of arrays, and arrays of several processes, are not compared.
+    Only adapters that lmtrain wrote record their base. Shapes, and arrays of several processes, are not compared.
     """
     path, leaves = Path(directory) / BASE, jax.tree.leaves(dict(params))
     known = all(not isinstance(x, jax.ShapeDtypeStruct) and getattr(x, 'is_fully_addressable', True) for x in leaves)
     if not path.is_file() or not known:
         return
-    wanted, got = read_json(path).get('base'), fingerprint(split_adapter(params)[0])
-    if wanted != got:
-        raise InputError(f'{directory} was made on another base: {path.name} says {wanted}, and this one is {got}')
+    recorded, actual = read_json(path).get('base'), fingerprint(split_adapter(params)[0])
+    if recorded != actual:
+        raise InputError(f'{directory} was made on another base: {path.name} says {recorded}, but this one is {actual}')
 
 
 def fingerprint(params: Mapping) -> str:
-    """16 hex digits of a base's paths, shapes and some values of each leaf, rounded to bfloat16; segments count as one.
+    """16 hex digits: a hash of a base's paths, shapes and `SAMPLES` values of each leaf, rounded to bfloat16.
 
-    The heads of a checkpoint are left out: they learn with the adapter.
+    It does not depend on segments. The heads of a checkpoint are left out: they are trained with the adapter.
     """
     total = hashlib.sha256()
     lines = []
@@ -182,10 +178,10 @@ def _read_prompt(model, params, fields, tensors):
     expected = {'token_dim': G * K, 'num_attention_heads': G, 'num_layers': N} if prefix else {'token_dim': model.width}
     for name, value in expected.items():
         if fields[name] != value:
-            raise InputError(f'{CONFIG} has {name}={fields[name]}, but the base has {value}: it is of another base')
+            raise InputError(f'{CONFIG} has {name}={fields[name]}, but the base has {value}')
     shape = (P, 2 * N * G * K) if prefix else (P, model.width)
     if x.shape != shape:
-        raise InputError(f'prompt_embeddings is {x.shape}, where {shape} is wanted')
+        raise InputError(f'prompt_embeddings is {x.shape}, but {shape} is expected')
     if not prefix:
         return {'prompt/embedding': x}, tensors
     both_PNGK = x.reshape(P, N, 2, G, K)

@@ -1,6 +1,6 @@
-"""adapter_config.json of PEFT, from 0.2 on: which fields an adapter of a kind has, and what each may say.
+"""adapter_config.json of PEFT since 0.2: the fields of every kind of adapter, and their supported values.
 
-A field that a later version added has its default if it is absent (DEFAULTS).
+A field that a later version of PEFT added gets its default if it is absent (DEFAULTS).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,11 @@ from lmtrain.files import read_json
 
 VERSION = '0.21.2'
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
-TASKS = ('CAUSAL_LM', 'SEQ_CLS', 'TOKEN_CLS', 'QUESTION_ANS', 'FEATURE_EXTRACTION')
-AUTOMATIC = (
-    'classifier',
-    'score',
-)  # modules_to_save that PEFT adds for classification, whether a model has them or not
+TASK_TYPES = ('CAUSAL_LM', 'SEQ_CLS', 'TOKEN_CLS', 'QUESTION_ANS', 'FEATURE_EXTRACTION')
+# modules_to_save that PEFT adds for classification, whether the model has them or not.
+AUTOMATIC = ('classifier', 'score')
 
-# Fields that every kind must have; those with another value than one of OFF change the function, unless they are read.
+# Fields that every kind must have.
 COMMON = ('peft_type', 'base_model_name_or_path')
 REQUIRED = {
     'LORA': ('r', 'lora_alpha', 'target_modules'),
@@ -27,13 +25,13 @@ REQUIRED = {
     'P_TUNING': ('num_virtual_tokens', 'token_dim'),
     'PREFIX_TUNING': ('num_virtual_tokens', 'token_dim', 'num_attention_heads', 'num_layers'),
 }
-OFF = (None, False, {}, [], '', 'none')
-# Fields that are read and that PEFT 0.2 (feedforward_modules: 0.3) did not have yet.
+OFF = (None, False, {}, [], '', 'none')  # values that turn a feature off
+# Fields that are read, and that PEFT 0.2 (feedforward_modules: 0.3) did not have yet.
 DEFAULTS = {
     'LORA': {'bias': 'none', 'use_rslora': False, 'use_dora': False, 'rank_pattern': {}, 'alpha_pattern': {}},
     'IA3': {'feedforward_modules': []},
 }
-# Read by nobody: names, versions, the state of training, and how the values came to be.
+# Fields that do not change the adapter's function: names, versions, the training, and initial values.
 HARMLESS = {
     'auto_mapping', 'inference_mode', 'modules_to_save', 'peft_version', 'revision', 'task_type', 'lora_dropout',
     'fan_in_fan_out', 'init_ia3_weights', 'init_weights', 'prompt_tuning_init', 'prompt_tuning_init_text',
@@ -42,26 +40,27 @@ HARMLESS = {
     'num_attention_heads', 'num_layers', 'megatron_core', 'qalora_group_size', 'loftq_config', 'layers_pattern',
     'layers_to_transform', 'exclude_modules', 'ensure_weight_tying', 'merge_weights',
 }  # fmt: skip
-# Features that are refused unless they are off.
+# Features that are not implemented: refused unless they are off.
 FOREIGN = {
     'alora_invocation_tokens', 'arrow_config', 'corda_config', 'eva_config', 'kasa_config', 'layer_replication',
     'lora_bias', 'lora_ga_config', 'megatron_config', 'monteclora_config', 'target_parameters',
     'trainable_token_indices', 'use_bdlora', 'use_qalora', 'velora_config',
 }  # fmt: skip
-# LoRA that starts from a changed base weight: without that base the adapter means nothing.
+# Supported values of init_lora_weights. The others (pissa, olora, ...) change the base's weights, which the adapter's
+# files do not contain.
 INITS = (None, True, False, 'gaussian', 'orthogonal', 'eva')
 
 
 def read(directory: Path, ignore: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of adapter_config.json, with the defaults of those that its version of PEFT did not have.
+    """The fields of adapter_config.json, with defaults for those that its version of PEFT did not have.
 
-    Unknown fields that are off (null, false, empty) are skipped, and those of `ignore`.
+    Unknown fields are skipped if they are off (null, false, empty) or in `ignore`.
 
-    Raises FileNotFoundError, or ValueError naming the field that is unknown, missing or has a value not implemented.
+    Raises FileNotFoundError, or InputError naming a field that is unknown, missing or has an unsupported value.
     """
     path = directory / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f'{directory} is no adapter: it holds no {CONFIG}')
+        raise FileNotFoundError(f'{directory} is not an adapter: it holds no {CONFIG}')
     fields = read_json(path)
     if not isinstance(fields, dict) or fields.get('peft_type') not in REQUIRED:
         kind = fields.get('peft_type') if isinstance(fields, dict) else fields
@@ -86,7 +85,7 @@ def read(directory: Path, ignore: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _check(path: Path, fields: Mapping[str, Any]) -> None:
-    """Raises ValueError where a field that is read has a value that is not implemented."""
+    """Raises InputError if a field that is read has an unsupported value or a wrong type."""
     supported = {'bias': OFF, 'num_transformer_submodules': (None, 1), 'init_lora_weights': INITS}
     for name, values in supported.items():
         if name in fields and fields[name] not in values:
@@ -101,9 +100,9 @@ def _check(path: Path, fields: Mapping[str, Any]) -> None:
 
 
 def common(kind: str, base: str, task_type: str | None, saved: list[str]) -> dict[str, Any]:
-    """Fields that every kind of adapter writes. Raises ValueError where the task is none of PEFT's."""
-    if task_type not in (*TASKS, None):
-        raise InputError(f'task_type={task_type!r} is none of {", ".join(TASKS)} and None')
+    """Fields that every kind of adapter writes. Raises InputError for a task type that PEFT does not have."""
+    if task_type not in (*TASK_TYPES, None):
+        raise InputError(f'task_type={task_type!r} is none of {", ".join(TASK_TYPES)} and None')
     return {
         'auto_mapping': None,
         'base_model_name_or_path': base,

@@ -1,4 +1,4 @@
-"""LoRA and IA3 out of PEFT's directories: the leaves beside kernels, module by module."""
+"""Reads LoRA and IA3 from PEFT's directories, module by module."""
 
 import collections
 import re
@@ -22,51 +22,52 @@ TENSOR = re.compile(
 def read(model, params: Mapping, fields: Mapping, tensors: Mapping) -> tuple[dict, dict]:
     """({path: leaf}, the other tensors) of a LoRA or an IA3.
 
-    Raises ValueError naming the tensor or field: of a module the base does not have, of another shape, one too few.
+    Raises InputError naming a tensor or field: of a module that the base does not have, of another shape, or missing.
     """
     known, rest = modules(model, params), {}
-    found: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
+    flat = tree.flatten(params)
+    by_module: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
     for key, tensor in tensors.items():
         if match := TENSOR.fullmatch(key):
-            found[match[1]][match[2].removesuffix('.weight')] = tensor
+            by_module[match[1]][match[2].removesuffix('.weight')] = tensor
         elif key.endswith('.base_layer.weight'):
-            _check_base_layer(params, known, key, tensor)
+            _check_base_layer(flat, known, key, tensor)
         else:
             rest[key] = tensor
-    if not found:
+    if not by_module:
         raise InputError('there is no tensor of an adapter')
     by_path: dict[str, dict[int | None, Any]] = collections.defaultdict(dict)
     named = {}
-    for name, parts in found.items():
+    for name, parts in by_module.items():
         ours = known_name(model, name, known)
         if ours is None:
             raise InputError(f'{name!r} is no module that an adapter of this base can have{did_you_mean(name, known)}')
         module, named[ours] = known[ours], name
         reader = _read_ia3 if fields['peft_type'] == 'IA3' else _read_lora
-        for path, leaf in reader(params, fields, module, name, parts):
+        for path, leaf in reader(fields, module, name, parts):
             by_path[path][module.index] = leaf
     _check_targets(model, fields, named, known)
     sizes = collections.Counter(segment for segment, _ in layer_places(params))
     leaves = stacked(by_path, sizes)
     for path in [path for path in leaves if path.endswith('/lora_magnitude')]:
-        _fill_magnitude(params, leaves, path, by_path[path])
+        _fill_magnitude(flat, leaves, path, by_path[path])
     return leaves, rest
 
 
-def _read_lora(params, fields, module: Module, name: str, parts: Mapping):
-    """(path, leaf) of one module's kernels."""
+def _read_lora(fields, module: Module, name: str, parts: Mapping):
+    """(path, leaf) for every kernel of one module."""
     kind = 'lora_embedding_' if module.is_embedding else 'lora_'
     dora = ['lora_magnitude_vector'] if fields['use_dora'] else []
     if parts.keys() != {f'{kind}A', f'{kind}B', *dora}:
         raise InputError(
-            f'{name!r} has the tensors {sorted(parts)}, where {[f"{kind}A", f"{kind}B", *dora]} are wanted'
+            f'{name!r} has the tensors {sorted(parts)}, but {[f"{kind}A", f"{kind}B", *dora]} are expected'
         )
     a, b = parts[f'{kind}A'], parts[f'{kind}B']
     r = _of_pattern(fields['rank_pattern'], name, fields['r'])
     rows, columns = module.shapes[0][0], sum(out for _, out in module.shapes)
     if a.shape != (r, rows) or b.shape != (columns, r):
         raise InputError(
-            f'{name!r} has A {a.shape} and B {b.shape}, where ({r}, {rows}) and ({columns}, {r}) are wanted'
+            f'{name!r} has A {a.shape} and B {b.shape}, but ({r}, {rows}) and ({columns}, {r}) are expected'
         )
     alpha = _of_pattern(fields['alpha_pattern'], name, fields['lora_alpha'])
     scale = np.float32(alpha / (r**0.5 if fields['use_rslora'] else r))
@@ -78,27 +79,27 @@ def _read_lora(params, fields, module: Module, name: str, parts: Mapping):
         vector = parts[magnitude]
         if vector.shape != (columns,) or module.is_embedding:
             raise InputError(
-                f'{name!r} has {magnitude} {vector.shape}, where ({columns},) beside a projection is wanted'
+                f'{name!r} has {magnitude} {vector.shape}, but ({columns},) next to a projection is expected'
             )
         for parent, part in zip(module.parents, module.split(vector), strict=True):
             yield f'{parent}/lora_magnitude', part
 
 
-def _read_ia3(params, fields, module: Module, name: str, parts: Mapping):
-    """(path, leaf) of one module's kernels."""
+def _read_ia3(fields, module: Module, name: str, parts: Mapping):
+    """(path, leaf) for every kernel of one module."""
     factor = parts.get('ia3_l')
     rows, columns = module.shapes[0][0], sum(out for _, out in module.shapes)
     inward = _matches(fields['feedforward_modules'] or [], name)
     shape = (1, rows) if inward else (columns, 1)
     if len(parts) > 1 or factor is None or factor.shape != shape:
-        raise InputError(f'{name!r} has { ({k: v.shape for k, v in parts.items()}) }, where ia3_l {shape} is wanted')
+        raise InputError(f'{name!r} has { ({k: v.shape for k, v in parts.items()}) }, but ia3_l {shape} is expected')
     values = [factor[0]] * len(module.parents) if inward else module.split(factor[:, 0])
     for parent, value in zip(module.parents, values, strict=True):
         yield f'{parent}/ia3_{"in" if inward else "out"}', value
 
 
 def _of_pattern(pattern: Mapping, name: str, default):
-    """PEFT's rule: the first key that is the end of the module's name, from a dot on, as a regex."""
+    """The value of the first key that matches the end of the module's name, after a dot, as a regex (PEFT's rule)."""
     return next((value for key, value in pattern.items() if re.match(rf'(.*\.)?({key})$', name)), default)
 
 
@@ -109,9 +110,9 @@ def _matches(targets, name: str) -> bool:
 
 
 def _check_targets(model, fields, named: Mapping[str, str], known: Mapping[str, Module]) -> None:
-    """Raises ValueError where the config's target_modules and the tensors are not the same modules.
+    """Raises InputError if target_modules in the config and the tensors are of different modules.
 
-    `named` is {our name of a module that the tensors have: the file's}.
+    `named`: {our name of a module that the tensors have: its name in the file}.
     """
     targets, layers = fields['target_modules'] or [], fields.get('layers_to_transform')
     layers = [layers] if isinstance(layers, int) else layers
@@ -119,22 +120,22 @@ def _check_targets(model, fields, named: Mapping[str, str], known: Mapping[str, 
     for name, module in known.items():
         theirs = named.get(name) or name_for(model, name, fields.get('task_type'))
         if targets == 'all-linear':
-            wanted = not module.is_embedding
+            is_target = not module.is_embedding
         else:
-            wanted = _matches(targets, theirs) and not _matches(skipped, theirs)
+            is_target = _matches(targets, theirs) and not _matches(skipped, theirs)
         number = re.search(r'\.(\d+)\.', f'.{name}.')
-        wanted = wanted and (not layers or (number is not None and int(number[1]) in layers))
-        if wanted != (name in named):
-            problem = 'there is no tensor of it' if wanted else 'the tensors have it'
+        is_target = is_target and (not layers or (number is not None and int(number[1]) in layers))
+        if is_target != (name in named):
+            problem = 'there is no tensor of it' if is_target else 'the tensors have it'
             raise InputError(f'target_modules={targets} and the tensors differ in {theirs!r}: {problem}')
 
 
-def _check_base_layer(params, known, key, tensor) -> None:
-    """PEFT writes the embedding beside a LoRA of it; raises ValueError where that is not the base's."""
+def _check_base_layer(flat, known, key, tensor) -> None:
+    """PEFT writes the embedding next to a LoRA of it. Raises InputError if it is not the base's."""
     module = known.get(key.removeprefix(PREFIX).removesuffix('.base_layer.weight'))
     if module is None or not module.is_embedding:
-        raise InputError(f'the tensor {key!r} is a weight of the base, which an adapter here leaves as it is')
-    table = tree.flatten(params)[module.entry.paths[0]]
+        raise InputError(f'the tensor {key!r} is a weight of the base, which an adapter does not change')
+    table = flat[module.entry.paths[0]]
     if tensor.shape != table.shape:
         raise InputError(f'{key!r} is {tensor.shape}, but the base has {table.shape}: it is of another base')
     if not isinstance(table, jax.ShapeDtypeStruct) and not np.allclose(
@@ -143,17 +144,17 @@ def _check_base_layer(params, known, key, tensor) -> None:
         raise InputError(f"{key!r} is not the base's embedding: the adapter is of another base")
 
 
-def _fill_magnitude(params, leaves, path, by_index) -> None:
-    """Layers that have no DoRA get the norms of their kernel, which change nothing."""
+def _fill_magnitude(flat, leaves, path, by_index) -> None:
+    """Layers without DoRA get the norms of their kernel, which change nothing."""
     parent = path.rpartition('/')[0]
     magnitude = leaves[path]
     if magnitude.ndim == 1:
         return
     for i in set(range(len(magnitude))) - by_index.keys():
-        kernel = tree.flatten(params)[f'{parent}/kernel']
+        kernel = flat[f'{parent}/kernel']
         if isinstance(kernel, jax.ShapeDtypeStruct):
             raise InputError(
-                f'DoRA of some layers alone ({path}) needs the values of the base, of which this is the shape'
+                f'DoRA in some layers only ({path}) needs the values of the base, but only its shapes are known'
             )
         magnitude[i] = norm(kernel[i], *(leaves[f'{parent}/lora_{name}'][i] for name in ('a', 'b', 'scale')))
 

@@ -1,4 +1,4 @@
-"""LoRA and IA3 into PEFT's directories, module by module."""
+"""Writes LoRA and IA3 in the format of PEFT, module by module."""
 
 import collections
 import re
@@ -12,10 +12,10 @@ from lmtrain.adapt.peft.lora import PREFIX, norm
 from lmtrain.adapt.peft.modules import Module, leaves_of, modules, name_for
 from lmtrain.errors import InputError
 
-AMBIGUOUS = {'dense'}  # names that also stand in parts of a model that its tree may lack (BERT's pooler)
+AMBIGUOUS = {'dense'}  # also the name of modules that our tree may lack (BERT's pooler)
 
 
-def write(model, params: Mapping, kind: str, task_type: str) -> tuple[dict, dict]:
+def write(model, params: Mapping, kind: str, task_type: str | None) -> tuple[dict, dict]:
     """(fields, tensors) of the LoRA or IA3 in `params`. Raises InputError if PEFT cannot represent it."""
     leaves = tree.flatten(params)
     names = {name_for(model, name, task_type): module for name, module in modules(model, params).items()}
@@ -27,7 +27,7 @@ def write(model, params: Mapping, kind: str, task_type: str) -> tuple[dict, dict
             tensors |= {f'{PREFIX}{name}.{part}': x for part, x in parts.items()}
     beside = {path.rpartition('/')[0] for path in leaves if re.search(r'/(lora_b|ia3_\w+)$', path)}
     if strays := beside - {parent for name in about for parent in names[name].parents}:
-        raise InputError(f'{min(strays)} has an adapter, but no module of a {model.family!r} holds it')
+        raise InputError(f'{min(strays)} has an adapter, but no module of the family {model.family!r} holds it')
     linear = [names[name].entry.linear for name in about if not names[name].is_embedding]
     fields: dict[str, Any] = {
         'target_modules': _targets(about, names),
@@ -64,14 +64,14 @@ def _write_lora(leaves, module: Module):
     if not here:
         return None
     used = {i: np.flatnonzero(np.any(a[i] != 0, axis=0) | np.any(b[i] != 0, axis=1)) for i in here}
-    ranks = {i: max(1, int(used[i].max(initial=0)) + 1) for i in here}  # the rest fills up the stack
+    ranks = {i: max(1, int(used[i].max(initial=0)) + 1) for i in here}  # the others pad the stack
     scale, r = scales[here[0]], max(ranks.values())
     alike = len(here) == len(module.parents) and all(
         np.array_equal(a[i][:, :r], a[here[0]][:, :r]) and scales[i] == scale for i in here
     )
     if alike:
         rows, columns = a[here[0]][:, :r], [b[i][:r] for i in here]
-    else:  # side by side: rows of one kernel's B meet that kernel's columns alone
+    else:  # A of the summed rank, B block diagonal: the rows of one kernel's B change that kernel's columns only
         r, start = sum(ranks.values()), 0
         rows = np.concatenate([a[i][:, : ranks[i]] for i in here], axis=1)
         columns = [np.zeros((r, out), np.float32) for _, out in module.shapes]
@@ -97,13 +97,13 @@ def _write_lora(leaves, module: Module):
 def _write_ia3(leaves, module: Module):
     """({'ia3_l': array}, 'in' or 'out') of one module; None without IA3. InputError: PEFT cannot represent it."""
     inward, outward = leaves_of(module, 'ia3_in', leaves), leaves_of(module, 'ia3_out', leaves)
-    has_in, has_out = (any(x is not None for x in found) for found in (inward, outward))
+    has_in, has_out = (any(x is not None for x in factors) for factors in (inward, outward))
     if not has_in and not has_out:
         return None
     alike = all(x is not None and np.array_equal(x, inward[0]) for x in inward)
     if has_in and (has_out or not alike):
         raise InputError(
-            f'{module.name} has factors of its input that differ by kernel or stand beside others of its output'
+            f'{module.name} has factors of its input that differ between its kernels, or factors of its output as well'
         )
     if has_in:
         return {'ia3_l': inward[0][None]}, 'in'
@@ -114,13 +114,13 @@ def _write_ia3(leaves, module: Module):
 
 
 def _targets(adapted: Iterable[str], names: Iterable[str]) -> list[str]:
-    """target_modules that match `adapted` among `names` and nothing else: last words where they suffice."""
+    """target_modules that match `adapted` and no other of `names`: last parts of names if they suffice."""
     adapted = set(adapted)
     words = collections.defaultdict(set)
     for name in names:
         words[name.rpartition('.')[2]].add(name)
-    found = set()
+    targets = set()
     for word, same in words.items():
         if same & adapted:
-            found |= {word} if same <= adapted and word not in AMBIGUOUS else same & adapted
-    return sorted(found)
+            targets |= {word} if same <= adapted and word not in AMBIGUOUS else same & adapted
+    return sorted(targets)

@@ -1,4 +1,4 @@
-"""PEFT's directories against what peft gave (experiments/parity), written and read again, and bad ones."""
+"""Directories of PEFT: outputs against those of peft (experiments/parity), a round trip, and invalid directories."""
 
 import functools
 import json
@@ -80,7 +80,7 @@ def output(model, params, batch, task=None):
 
 
 @pytest.mark.parametrize('name', GOLDENS)
-def test_read_as_peft_reads_it_and_written_as_it_was(tmp_path, base, name):
+def test_read_adapter_gives_the_outputs_of_peft_and_is_written_back(tmp_path, base, name):
     golden = GOLDENS[name]
     model, bare = base(golden['base'])
     params = adapt.load_adapter(model, bare, adapter(tmp_path / 'in', name))
@@ -100,7 +100,7 @@ def test_read_as_peft_reads_it_and_written_as_it_was(tmp_path, base, name):
     assert all(key.removeprefix('base_model.') in golden['base_shapes'] for key in ours.keys() - theirs.keys())
 
 
-def test_an_abstract_base_takes_the_same_leaves(tmp_path, base):
+def test_abstract_base_gets_the_same_leaves(tmp_path, base):
     model, params = base('llama')
     directory = adapter(tmp_path / 'in', LLAMA)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
@@ -112,7 +112,7 @@ def test_an_abstract_base_takes_the_same_leaves(tmp_path, base):
             assert isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def test_kernels_of_one_module_that_differ_are_written_side_by_side(tmp_path, base):
+def test_different_kernels_of_one_module_are_concatenated(tmp_path, base):
     model, bare = base('gpt_neox')
     params = adapt.load_adapter(model, bare, adapter(tmp_path / 'in', 'lora of gpt_neox'))
     leaves = tree.flatten(params)
@@ -126,7 +126,7 @@ def test_kernels_of_one_module_that_differ_are_written_side_by_side(tmp_path, ba
     np.testing.assert_allclose(output(model, again, batch), output(model, params, batch), atol=1e-5)
 
 
-def test_a_lora_of_segments_and_layers_is_written_layer_by_layer(tmp_path, base):
+def test_lora_of_segments_is_written_layer_by_layer(tmp_path, base):
     model, params = base('llama')
     settings = {'rank': [('layers_1/attention/query/kernel', 3)], 'alpha': [('.*', 6.0)], 'cut': (1, 1)}
     found = adapt.method('lora', model, params, **settings)
@@ -138,7 +138,7 @@ def test_a_lora_of_segments_and_layers_is_written_layer_by_layer(tmp_path, base)
     assert json.loads((tmp_path / adapters.CONFIG).read_text())['target_modules'] == ['model.layers.1.self_attn.q_proj']
 
 
-def test_another_base_is_refused(tmp_path, base):
+def test_adapter_of_another_base_is_refused(tmp_path, base):
     model, bare = base('llama')
     params = adapt.load_adapter(model, bare, adapter(tmp_path / 'in', LLAMA))
     adapt.save_adapter(tmp_path / 'out', model, params, base='here', task_type='CAUSAL_LM')
@@ -155,6 +155,24 @@ def test_another_base_is_refused(tmp_path, base):
         adapt.load_adapter(pretrained.Transformer(**vars(model) | {'family': ''}), bare, tmp_path / 'in')
 
 
+def test_passes_over_the_tree_do_not_grow_with_the_modules(tmp_path, base, monkeypatch):
+    model, bare = base('llama')
+    passes, flatten = [], tree.flatten
+
+    def count(leaves, prefix=''):
+        if not prefix and 'embed' in leaves:  # the whole tree, not a part of it in the recursion
+            passes.append(leaves)
+        return flatten(leaves, prefix)
+
+    directory = adapter(tmp_path / 'in', LLAMA)
+    monkeypatch.setattr(tree, 'flatten', count)
+    params = adapt.load_adapter(model, bare, directory)
+    assert 0 < len(passes) < 14  # 14 projections, each with several leaves
+    passes.clear()
+    adapt.save_adapter(tmp_path / 'out', model, params, base='here', task_type='CAUSAL_LM')
+    assert 0 < len(passes) < 14
+
+
 # The fields of adapter_config.json that each release of PEFT added to LoRA.
 FIELDS = {
     '0.2': 'base_model_name_or_path bias fan_in_fan_out inference_mode lora_alpha lora_dropout modules_to_save '
@@ -169,7 +187,7 @@ DROPPED = {'0.2': {'enable_lora': None, 'merge_weights': False}}  # which 0.3 re
 
 
 @pytest.mark.parametrize('version', FIELDS)
-def test_adapters_of_older_releases_are_read_with_the_defaults_of_later_fields(tmp_path, base, version):
+def test_older_releases_are_read_with_defaults_of_later_fields(tmp_path, base, version):
     golden = GOLDENS['lora of gpt_neox']
     known = {name for release, names in FIELDS.items() if release <= version for name in names.split()}
 
@@ -196,7 +214,7 @@ def test_unknown_fields_that_are_off_or_ignored_are_skipped(tmp_path, base):
 
 
 @pytest.mark.parametrize('name', ['lora of llama, spans', 'dora of gpt2', 'ia3 of phi3', 'lora of embeddings of llama'])
-def test_keys_that_name_the_adapter_are_those_of_the_saved_file(tmp_path, base, name):
+def test_keys_may_contain_the_adapter_name(tmp_path, base, name):
     """As in state dicts that other trainers save: lora_A.default.weight, qa_outputs.modules_to_save.default.weight."""
     model, bare = base(GOLDENS[name]['base'])
     wanted = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', name)))
@@ -253,8 +271,8 @@ BAD = [
     (LLAMA, put(init_lora_weights='pissa'), "init_lora_weights='pissa' is not implemented"),
     (LLAMA, put(peft_type='LOHA'), "peft_type='LOHA' is none of LORA"),
     (LLAMA, put(r='4'), "r='4' is of the wrong type"),
-    (LLAMA, put(r=5), r'has A \(4, 32\) and B \(.*\), where \(5, 32\)'),
-    (LLAMA, put(use_dora=True), "'lora_magnitude_vector'.* are wanted"),
+    (LLAMA, put(r=5), r'has A \(4, 32\) and B \(.*\), but \(5, 32\)'),
+    (LLAMA, put(use_dora=True), "'lora_magnitude_vector'.* are expected"),
     (LLAMA, put(target_modules=['q_proj', 'o_proj', 'up_proj', 'k_proj']), 'k_proj.: there is no tensor of it'),
     (LLAMA, put(target_modules=['q_proj', 'o_proj']), 'up_proj.: the tensors have it'),
     (LLAMA, reshape(Q), r"'model.layers.0.self_attn.q_proj' has the tensors \['lora_B'\]"),
@@ -265,21 +283,21 @@ BAD = [
     ('lora of llama, spans', put(modules_to_save=None), 'is neither of the adapter nor of modules_to_save'),
     ('lora of llama, spans', reshape('qa_outputs.weight', shape=(2, 31)), 'reads 31 numbers'),
     ('lora of embeddings of llama', reshape('base_layer.weight', shape=(61, 32)), "is not the base's embedding"),
-    ('ia3 of phi3', reshape('ia3_l', shape=(7, 1)), r'ia3_l \(.*\) is wanted'),
+    ('ia3 of phi3', reshape('ia3_l', shape=(7, 1)), r'ia3_l \(.*\) is expected'),
     ('prompt of gemma', put(token_dim=64), 'token_dim=64, but the base has 32'),
-    ('prompt of gemma', put(num_virtual_tokens=6), r'prompt_embeddings is \(5, 32\), where \(6, 32\) is wanted'),
+    ('prompt of gemma', put(num_virtual_tokens=6), r'prompt_embeddings is \(5, 32\), but \(6, 32\) is expected'),
     ('prompt of gemma', reshape('prompt_embeddings'), 'lacks the tensor prompt_embeddings'),
     ('prefix of llama', put(num_attention_heads=4), 'num_attention_heads=4, but the base has 2'),
 ]
 
 
 @pytest.mark.parametrize(('name', 'change', 'message'), BAD, ids=range(len(BAD)))
-def test_refuses(tmp_path, base, name, change, message):
+def test_invalid_directory_is_refused(tmp_path, base, name, change, message):
     with pytest.raises(ValueError, match=message):
         adapt.load_adapter(*base(GOLDENS[name]['base']), adapter(tmp_path / 'in', name, change))
 
 
-def test_refuses_what_is_no_adapter(tmp_path, base):
+def test_directory_without_an_adapter_is_refused(tmp_path, base):
     model, params = base('llama')
     with pytest.raises(FileNotFoundError, match='holds no adapter_config.json'):
         adapt.load_adapter(model, params, tmp_path)
