@@ -218,7 +218,7 @@ def as_prompt(place: str, prompt: str | Messages | Conversation, tools=None) -> 
         messages.pop()
     if not messages:
         raise InputError(f'{place}: no message before the answer of the assistant')
-    return dialogue._replace(messages=messages, learned=())
+    return dialogue._replace(messages=messages, trained=())
 
 
 def sampling(model: LoadedModel, **chosen) -> dict[str, Any]:

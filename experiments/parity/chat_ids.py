@@ -10,7 +10,7 @@ import transformers
 
 from experiments.parity import chat_cases
 from experiments.record import ROOT
-from lmtrain.data.chat import encoding
+from lmtrain.data.chat import answers
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template, encode
 from lmtrain.data.tokenizers.load import open_tokenizer
@@ -73,7 +73,7 @@ def ids(tokenizer, source: str, key: str) -> list[int]:
     """Those of lmtrain for one golden, without the borders between what is learned and what is not."""
     talk, cue = key.removesuffix(' and the cue'), key.endswith(' and the cue')
     said = Conversation(chat_cases.TALKS[talk], (), tools=chat_cases.tools_of(talk))
-    text = encoding.render(said, tokenizer, Template(source, '', chat_cases.DATE), '', cue)
+    text = answers.render(said, tokenizer, Template(source, '', chat_cases.DATE), '', cue)
     return encode(text, [], tokenizer)[0]
 
 

@@ -78,7 +78,7 @@ def choices_chat(
     for choice in question.choices:
         answer = {'role': 'assistant', 'content': choice.strip()}
         dialogue = before._replace(messages=[*before.messages, answer])
-        _, [(ids, learned, _)] = encoding.tokens(dialogue, tokenizer, template, question.place)
+        _, [(ids, learned, _)] = encoding.encode_conversation(dialogue, tokenizer, template, question.place)
         scored = np.flatnonzero(learned)
         encoded.append((np.array(ids[: scored[-1] + 1], np.int32), int(scored[0])))
     return encoded

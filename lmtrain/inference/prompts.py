@@ -28,9 +28,9 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, template: Template | None = Non
             raise InputError(f'{what} needs a chat template: name one, or give each prompt as one text')
         return tokenizer.encode_prompt(prompt)
     if isinstance(prompt, str):
-        return encoding.prompt(prompt, tokenizer, template, system)
+        return encoding.encode_prompt(prompt, tokenizer, template, system)
     own = prompt.messages[0]['role'] in ('system', 'developer')
-    return encoding.prompt(prompt.messages, tokenizer, template, '' if own else system, prompt.tools)
+    return encoding.encode_prompt(prompt.messages, tokenizer, template, '' if own else system, prompt.tools)
 
 
 def before_answer(dialogue: Conversation, which: int = -1) -> tuple[Prompt, str]:
@@ -40,8 +40,8 @@ def before_answer(dialogue: Conversation, which: int = -1) -> tuple[Prompt, str]
     """
     if not dialogue.messages:
         return dialogue.texts
-    at = dialogue.learned[which]
-    return dialogue._replace(messages=dialogue.messages[:at], learned=()), dialogue.messages[at]['content']
+    at = dialogue.trained[which]
+    return dialogue._replace(messages=dialogue.messages[:at], trained=()), dialogue.messages[at]['content']
 
 
 def shown(prompt: Prompt) -> str:

@@ -50,7 +50,7 @@ def _dialogue(row: Row, answer: str, choices: str | Sequence[str]) -> Question:
     if answer:
         raise InputError(f'an answer, {answer!r}, without a template: name both, or neither for rows of conversations')
     _, dialogue = conversation.read(row, (), '')
-    if dialogue.messages and not dialogue.learned:
+    if dialogue.messages and not dialogue.trained:
         raise InputError(f'{row.place}: no message of the assistant, so there is no answer to compare')
     before, right = prompts.before_answer(dialogue)
     listed = _choices(row, choices) if choices else ()

@@ -9,8 +9,8 @@ from lmtrain.tasks.task import Encoded, RowFormat, Task
 
 
 def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
-    """Columns: `loss_mask` and `bytes` of each token (`encoding.conversations`)."""
-    return Encoded(*encoding.conversations(rows, form.text, form.label, form.tokenizer, form.template, form.length))
+    """Columns: `loss_mask` and `bytes` of each token (`encoding.encode_rows`)."""
+    return Encoded(*encoding.encode_rows(rows, form.text, form.label, form.tokenizer, form.template, form.length))
 
 
 TASK = Task(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmtrain.data.cache import build, cache_directory, key
-from lmtrain.data.chat import encoding
+from lmtrain.data.chat.load import open_template, with_template
 from lmtrain.data.chat.template import UNWRITTEN, Template
 from lmtrain.data.example_store import Examples, PackedExamples, lengths, load, pack_examples, save
 from lmtrain.data.examples import LengthPolicy
@@ -278,7 +278,7 @@ def _template(template: str, tokenizer: Tokenizer, root: str, date: str) -> Temp
     """The chat template that config.task.template names."""
     today = datetime.date.today().isoformat()
     date = date or multihost.all_gather_object(today)[0]  # the same for all processes, also at midnight
-    return encoding.template_of(template, tokenizer, root, date)
+    return open_template(template, tokenizer, root, date)
 
 
 # --- examples
@@ -373,7 +373,7 @@ def _packed(
     packed = {split: pack_examples(each, unread, seq_len if config.pack else 0) for split, each in examples.items()}
     return TaskData(
         task=task,
-        tokenizer=encoding.carrying(tokenizer, encoded.template) if encoded.template else tokenizer,
+        tokenizer=with_template(tokenizer, encoded.template) if encoded.template else tokenizer,
         splits={split: _split(task, each, packed[split], tokenizer) for split, each in examples.items()},
         fingerprint=key(encoded.key, shares, config.shots, config.buckets, config.pack),
         seq_len=seq_len,

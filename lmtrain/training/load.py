@@ -9,6 +9,7 @@ import jax
 
 from lmtrain import data, tree
 from lmtrain.data.chat import encoding
+from lmtrain.data.chat.load import open_template, trained_template
 from lmtrain.data.chat.template import Template
 from lmtrain.data.tokenizers.load import open_tokenizer
 from lmtrain.errors import InputError
@@ -59,7 +60,7 @@ def _trained(found: init_from.Base, tokenizer: data.Tokenizer) -> LoadedModel:
     params = found.load(lambda path, array: jax.device_put(array))
     template = None
     if found.config and TASKS[found.config.task.name].conversations:
-        template = encoding.trained_template(found.config.task, tokenizer)
+        template = trained_template(found.config.task, tokenizer)
     return LoadedModel(found.config, found.model, tokenizer, params, found.step or 0, ends, template)
 
 
@@ -82,7 +83,7 @@ def with_chat_template(run: LoadedModel, name: str | None, chats: bool) -> Loade
                 "write them: name a Jinja file or 'plain' (one message a line), or give each prompt as one text"
             )
         date = (run.template.date if run.template else '') or datetime.date.today().isoformat()
-        template = encoding.template_of(name or 'auto', run.tokenizer, '', date)
+        template = open_template(name or 'auto', run.tokenizer, '', date)
     if template is None:
         return run._replace(template=None)
     end = encoding.answer_end(run.tokenizer, template)

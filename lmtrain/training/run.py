@@ -98,7 +98,7 @@ class Run(NamedTuple):
         ends = []
         if self.template:
             end = encoding.answer_end(tokenizer, self.template)
-            ends = [encoding.learned_end(self.corpus.examples['train'], tokenizer) if end is None else end]
+            ends = [encoding.common_answer_end(self.corpus.examples['train'], tokenizer) if end is None else end]
         return generation.fields_of(below, tokenizer, self.model.vocab_size, ends)
 
     @property

@@ -36,7 +36,7 @@ def _of_rows(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
     task, chosen = run.config.task, []
     for row in run.corpus.rows['validation'][:TRIED]:
         _, dialogue = conversation.read(row, tuple(task.text), task.label)
-        if dialogue.messages and not dialogue.learned:
+        if dialogue.messages and not dialogue.trained:
             continue
         prompt, _ = prompts.before_answer(dialogue, 0)
         ids = prompts.encode(prompt, run.corpus.tokenizer, run.template if dialogue.messages else None)

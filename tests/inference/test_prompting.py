@@ -362,7 +362,7 @@ def test_the_last_answer_of_a_conversation_is_asked_for():
     assert [each['role'] for each in second.messages] == ['system', 'user'] and third[1:4] == ('g', (), 'h')
     whole = likelihood.turns(first, [second, third], 'unused')
     assert [each['content'] for each in whole.messages] == ['s', 'e', 'f', 'g', 'h', 'a', 'b', 'c']
-    assert whole.learned == (8,) and [each['role'] for each in whole.messages[:2]] == ['system', 'user']
+    assert whole.trained == (8,) and [each['role'] for each in whole.messages[:2]] == ['system', 'user']
     chosen = questions.question(rows_of(talk('a', 'b'))[0], '', '', ('b', 'c'))
     assert (chosen.choices, chosen.answer) == (('b', 'c'), 'b')
     for row, options, message in (

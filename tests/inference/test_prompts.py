@@ -34,7 +34,7 @@ def test_a_prompt_begins_as_the_rows_of_training_do():
         (PLAINLY, Conversation([message('user', 'ab'), message('assistant', 'cd')], (1,))),
         (MARKED, Conversation([message('system', 's'), message('user', 'ab'), message('assistant', 'cd')], (2,))),
     ):
-        _, [(ids, learned, _)] = encoding.tokens(said, BYTES, template, 'a row')
+        _, [(ids, learned, _)] = encoding.encode_conversation(said, BYTES, template, 'a row')
         before, answer = prompts.before_answer(said)
         assert prompts.encode(before, BYTES, template) == ids[: learned.index(True)] and answer == 'cd'
         assert ids[0] == BYTES.begin_id

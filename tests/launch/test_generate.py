@@ -111,7 +111,7 @@ def test_messages_of_a_jsonl(tmp_path):
         generate.read_prompts(file)
     file.write_text(json.dumps({'messages': [{'role': 'user'}]}))
     with pytest.raises(
-        ValueError, match=r"prompts.jsonl, line 1: 'messages' \[0\]: an object with 'role' and 'content'"
+        ValueError, match=r"prompts.jsonl, line 1: 'messages' \[0\]: expected an object with 'role' and 'content'"
     ):
         generate.read_prompts(file)
 

@@ -1,1 +1,1 @@
-"""Conversations: rows, chat templates, and the tokens of their answers."""
+"""Conversations: rows, chat templates, and the token ids of answers and prompts."""

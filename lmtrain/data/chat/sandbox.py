@@ -1,4 +1,4 @@
-"""The Jinja environment of chat templates: transformers' own, in a sandbox, with texts that keep their origin."""
+"""The Jinja environment of chat templates: the same as in transformers, sandboxed, with `Traced` texts."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from lmtrain.data.chat.traced import ANSWER, CONTENT, GENERATION, TEMPLATE, Trac
 
 @functools.cache
 def compiled(source: str) -> jinja2.Template:
-    """A chat template whose text is a `Traced`. Raises jinja2.TemplateSyntaxError."""
+    """A chat template that renders to `Traced`. Raises jinja2.TemplateSyntaxError."""
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters |= {'tojson': _tojson, 'join': _join}
     environment.globals['raise_exception'] = _raise_exception
@@ -24,7 +24,7 @@ def compiled(source: str) -> jinja2.Template:
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    """Without the escapes for HTML, as transformers has it."""
+    """Without escapes for HTML, same as transformers."""
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     return Traced(text, flags_of(value) & ~TEMPLATE | CONTENT)
 
@@ -42,7 +42,7 @@ def _literal(text: str) -> Traced:
 
 
 class _Generator(jinja2.compiler.CodeGenerator):
-    """Marks the literals of a template, and keeps origins in `~`."""
+    """Flags the literals of a template, and keeps origins in `~`."""
 
     def _output_const_repr(self, group):
         return _source(''.join(group))
@@ -59,7 +59,7 @@ class _Generator(jinja2.compiler.CodeGenerator):
 
 
 def _source(value: Any) -> str:
-    """Python that gives a constant of a template."""
+    """The Python source of a constant in a template."""
     if isinstance(value, str):
         return f'environment.literal({value!r})'
     if isinstance(value, tuple):
@@ -72,7 +72,7 @@ def _source(value: Any) -> str:
 
 
 class _Generation(jinja2.ext.Extension):
-    """{% generation %}, within which transformers has what the assistant says."""
+    """{% generation %}, which in transformers contains the text of the assistant."""
 
     tags = {'generation'}
 
@@ -83,7 +83,7 @@ class _Generation(jinja2.ext.Extension):
 
     def _mark(self, caller):
         text = caller()
-        if not flags_of(text) & ANSWER:  # of a message that is not to be learned
+        if not flags_of(text) & ANSWER:  # of a message that is not trained
             return text
         return Traced(text, bytes(flag | GENERATION for flag in origin_of(text)))
 

@@ -1,7 +1,7 @@
-"""Chat templates: rendered as transformers renders them, and encoded so that content is never a special token.
+"""Chat templates: rendered like in transformers, and encoded so that content is never a special token.
 
-A template sees the real texts of a row. Every character of what it writes has an origin (traced.py), and the name of a
-special token counts as that token only if all of its characters are the template's own.
+A template sees the real texts of a row. Every character of its output has an origin (traced.py), and the name of a
+special token is that token only if all of its characters are from the template.
 """
 
 import datetime
@@ -13,22 +13,22 @@ from lmtrain.data.chat.traced import CONTENT, TEMPLATE, Traced, origin_of, trace
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
 
-# The rule for models that have no template: each message on a line of its own, and after an answer the end of the text.
+# For models without a template: each message on a line of its own, and the end of the text after an answer.
 PLAIN = (
     "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' else '\\n' }}"
     '{% endfor %}'
 )
-# Stands for a template in the fingerprint of rows that no template writes: the plain one, as it was at first.
+# In the fingerprint of rows that no template writes, in place of one: the first version of the plain template.
 UNWRITTEN = (
     "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' else '\\n' }}{% endfor %}",
     'the plain template',
 )
-REASONING = ('reasoning_content', 'thinking', 'reasoning')  # names of one field, as transformers reads them
+REASONING = ('reasoning_content', 'thinking', 'reasoning')  # names of one field in transformers
 NOT_OWN = re.compile(b'[' + b''.join(re.escape(bytes([flags])) for flags in range(256) if not flags & TEMPLATE) + b']+')
 
 
 class Special(NamedTuple):
-    """A special token in a text: its name from `begin` to `end`, with the blanks that it strips in `span`."""
+    """A special token in a text: its name from `begin` to `end`; `span` includes the white space that it strips."""
 
     token: int
     begin: int
@@ -37,7 +37,7 @@ class Special(NamedTuple):
 
 
 class Text(NamedTuple):
-    """What a template has written: n characters, n bytes of flags (traced.py), and its special tokens in order."""
+    """The output of a template: n characters, n bytes of flags (traced.py), and its special tokens in order."""
 
     text: str
     origin: bytes
@@ -48,20 +48,20 @@ class Text(NamedTuple):
         return Traced(self.text, self.origin)
 
     def cut(self, at: int) -> int:
-        """`at`, or the beginning of the special token whose name it would cut."""
+        """`at`, or the beginning of the special token that contains it."""
         return next((each.begin for each in self.specials if each.begin < at < each.end), at)
 
 
 class Template(NamedTuple):
-    """A Jinja source, what errors call it, and the date that it may write ('YYYY-MM-DD'; '' if it writes none)."""
+    """A Jinja source, its name for errors, and the date that it may write ('YYYY-MM-DD'; '' if it writes none)."""
 
     source: str
     name: str
     date: str = ''
 
     @property
-    def dated(self) -> bool:
-        """Whether it writes the date."""
+    def writes_date(self) -> bool:
+        """Whether it writes the date of the run."""
         return 'strftime_now' in self.source
 
     @property
@@ -70,38 +70,38 @@ class Template(NamedTuple):
         return bool(re.search(r'\{%[-+]?\s*generation\s*[-+]?%\}', self.source))
 
     def render(
-        self, messages: Sequence[Mapping], tokenizer: Tokenizer, place: str, tools: Any = None, cue=False
+        self, messages: Sequence[Mapping], tokenizer: Tokenizer, place: str, tools: Any = None, prompt=False
     ) -> Text:
         """The text of messages.
 
         Args:
-          messages: whose texts are `Traced`; what is not marked as the template's counts as content.
-          tools: a list of JSON schemas, of which the same holds.
-          cue: whether the text ends where the assistant begins to speak (`add_generation_prompt`).
+          messages: their texts are `Traced`; characters without the flag TEMPLATE are content.
+          tools: a list of JSON schemas, with `Traced` texts.
+          prompt: whether the text ends with the generation prompt (`add_generation_prompt`).
 
-        Raises ValueError naming the row and the template if it fails.
+        Raises InputError naming the row and the template if it fails.
         """
         import jinja2
 
         from lmtrain.data.chat.sandbox import compiled
 
-        names = traced(names_of(tokenizer), TEMPLATE)
+        names = traced(special_token_names(tokenizer), TEMPLATE)
         try:
             text = compiled(self.source).render(
                 messages=[_with_reasoning(message) for message in messages],
                 tools=tools,
                 documents=None,
-                add_generation_prompt=cue,
+                add_generation_prompt=prompt,
                 strftime_now=self._strftime_now,
                 **names,
             )
-        except Exception as error:  # a template may raise anything that Python does
-            why = f'{type(error).__name__}: {error}' if not isinstance(error, jinja2.TemplateError) else str(error)
-            raise InputError(f'{place}: {self.name} fails on this row: {" ".join(why.split())}') from error
-        if lost := _lost(text, [messages, tools], tokenizer):
+        except Exception as error:  # a template may raise any exception
+            reason = f'{type(error).__name__}: {error}' if not isinstance(error, jinja2.TemplateError) else str(error)
+            raise InputError(f'{place}: {self.name} fails on this row: {" ".join(reason.split())}') from error
+        if lost := _lost_token(text, [messages, tools], tokenizer):
             raise InputError(
-                f'{place}: {self.name} writes {lost!r} so that it cannot be told from content (with % or format): '
-                'let it write special tokens as literals'
+                f'{place}: {self.name} writes {lost!r} with % or format, so that it cannot be distinguished from '
+                'content: change it to write special tokens as literals'
             )
         return as_text(text, tokenizer)
 
@@ -110,23 +110,23 @@ class Template(NamedTuple):
 
 
 def _with_reasoning(message: Mapping) -> Mapping:
-    """A message whose reasoning has each name that a template may ask for."""
+    """A message whose reasoning has every name that a template may use."""
     text = next((message[name] for name in REASONING if message.get(name) is not None), None)
     return message if text is None else {'thinking': text} | message | {'reasoning_content': text}
 
 
-def names_of(tokenizer: Tokenizer) -> dict[str, str]:
-    """{'bos_token': '<s>', ...} as a template may write them."""
+def special_token_names(tokenizer: Tokenizer) -> dict[str, str]:
+    """{'bos_token': '<s>', ...}, the variables of a template."""
     names = {role: name for role, name in tokenizer.config.items() if role.endswith('_token')}
     begin, end = (tokenizer.specials.get(token) for token in (tokenizer.begin_id, tokenizer.end_id))
     return {'bos_token': begin} | names | {'eos_token': names.get('eos_token', end)}
 
 
 def as_text(text: str, tokenizer: Tokenizer) -> Text:
-    """A text, `Traced` or all of it content, with the special tokens that are the template's own."""
+    """A text (`Traced`, or content as a whole) with the special tokens that the template wrote."""
     origin, plain = origin_of(text), ''.join((text,))
     parts, at = [], 0
-    for run in NOT_OWN.finditer(origin):  # no name begins or ends in content, but blanks there may belong to a token
+    for run in NOT_OWN.finditer(origin):  # names are not in content, but white space there may belong to a token
         content = plain[run.start() : run.end()]
         core = content.strip()
         parts += [plain[at : run.start()], content.replace(core, '\0' * len(core)) if core else content]
@@ -141,8 +141,8 @@ def as_text(text: str, tokenizer: Tokenizer) -> Text:
     return Text(plain, origin, tuple(specials))
 
 
-def _lost(text: str, contents: Any, tokenizer: Tokenizer) -> str | None:
-    """The name of a special token in a text that comes from no content and is not known to be the template's."""
+def _lost_token(text: str, contents: Any, tokenizer: Tokenizer) -> str | None:
+    """The name of a special token that is neither from content nor known to be from the template; None without one."""
     origin = origin_of(text)
     if 0 not in origin:
         return None
@@ -169,26 +169,27 @@ def _texts(value: Any):
 
 
 class Encoded(NamedTuple):
-    """A text as tokens, side by side."""
+    """A text as tokens; three lists of equal length."""
 
     ids: list[int]
-    within: list[bool]  # whether each stands in a span
+    within: list[bool]  # whether each is in a span
     sizes: list[int]  # bytes of the text behind each; 0 behind special tokens
 
 
 def encode(text: Text, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> Encoded:
     """The tokens of a text.
 
-    A token never reaches across the border of a span: a span is encoded as a model goes on, which has the text before.
+    No token crosses the boundary of a span: a span is encoded like the continuation that a model generates after the
+    text before it.
     """
     ids: list[int] = []
     within: list[bool] = []
     sizes: list[int] = []
-    borders = sorted({border for span in spans for border in span})
+    bounds = sorted({bound for span in spans for bound in span})
     begun = 0
 
-    def plain(end: int, after_special: bool) -> None:
-        cuts = [begun, *(border for border in borders if begun < border < end), end]
+    def add_plain(end: int, after_special: bool) -> None:
+        cuts = [begun, *(bound for bound in bounds if begun < bound < end), end]
         for start, stop in zip(cuts, cuts[1:]):
             if start == stop:
                 continue
@@ -202,9 +203,9 @@ def encode(text: Text, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -
         within.extend([any(start <= at < end for start, end in spans)] * len(new))
 
     for special in text.specials:
-        plain(special.span[0], begun > 0)
-        blanks = text.text[special.span[0] : special.begin] + text.text[special.end : special.span[1]]
-        add([special.token], special.begin, blanks)
+        add_plain(special.span[0], begun > 0)
+        space = text.text[special.span[0] : special.begin] + text.text[special.end : special.span[1]]
+        add([special.token], special.begin, space)
         begun = special.span[1]
-    plain(len(text.text), begun > 0)
+    add_plain(len(text.text), begun > 0)
     return Encoded(ids, within, sizes)

@@ -1,9 +1,9 @@
-"""Text that knows where each of its characters comes from.
+"""Text with the origin of each character (dynamic taint tracking).
 
-A chat template writes special tokens by their names, and so may the content of a message. After rendering the two can
-only be told apart by their origin. `Traced` is a str with one byte of flags per character (dynamic taint tracking), so
-a template inspects, cuts, strips and joins the real content. An operation that is not followed gives a plain str, whose
-characters have no flag. So a character is marked as the template's only if it is known to be.
+A chat template writes special tokens by their names, and so may the content of a message. After rendering, only their
+origin distinguishes the two. `Traced` is a str with one byte of flags per character, so a template can inspect, cut,
+strip and join the real content. An operation that is not tracked returns a plain str, whose characters have no flag. A
+character therefore has the flag TEMPLATE only if it is known to be from the template.
 """
 
 import functools
@@ -14,9 +14,9 @@ from typing import Any
 # Flags of a character.
 TEMPLATE = 1  # a literal of the template, the name of a special token, or a role
 CONTENT = 2  # a text of the row
-ANSWER = 4  # a text of an answer that is learned
-GENERATION = 8  # within {% generation %}, and learned
-CALLS, TOOLS, SYSTEM, RESULT = 16, 32, 64, 128  # of what kind a content is, if it is not a user's or an answer's text
+ANSWER = 4  # a text of a trained answer
+GENERATION = 8  # inside {% generation %}, and trained
+CALLS, TOOLS, SYSTEM, RESULT = 16, 32, 64, 128  # kinds of content other than texts of users and answers
 
 
 class Traced(str):
@@ -25,7 +25,7 @@ class Traced(str):
     Example: `Traced('<s>', TEMPLATE) + 'hi'` has the origins `b'\\1\\1\\1\\0\\0'`.
     """
 
-    __slots__ = ('_origin',)  # the sandbox hides what begins with an underscore
+    __slots__ = ('_origin',)  # the sandbox hides attributes that begin with an underscore
 
     def __new__(cls, text: str = '', origin: bytes | int = 0):
         self = super().__new__(cls, text)
@@ -43,7 +43,7 @@ class Traced(str):
         return map(self.__getitem__, range(len(self)))
 
     def __add__(self, other):
-        if not isinstance(other, str) or hasattr(other, '__html__'):  # Markup escapes what it is added to
+        if not isinstance(other, str) or hasattr(other, '__html__'):  # Markup escapes the other operand
             return NotImplemented
         return concat((self, other))
 
@@ -61,7 +61,7 @@ class Traced(str):
         return concat(list(separated)[1:])
 
     def _cut(self, pieces: Iterable[str]) -> list:
-        """The pieces with their origin; each stands in this text behind the one before it."""
+        """The pieces with their origin; they occur in this text in this order."""
         cut, at = [], 0
         for piece in pieces:
             at = self.index(piece, at)
@@ -111,7 +111,7 @@ class Traced(str):
         return Traced(new, origin_of(new)).join(self.split(old, count)) if old else super().replace(old, new, count)
 
     def _cased(self, text: str):
-        # A change of case lengthens some characters and shortens none: if the length is the same, so are the places.
+        # A change of case lengthens some characters and shortens none: with equal length, positions are equal too.
         return Traced(text, self._origin if len(text) == len(self) else 0)
 
     def upper(self):
@@ -139,7 +139,7 @@ def concat(parts: Iterable[str]) -> Traced:
 
 
 def traced(value: Any, flags: int) -> Any:
-    """A JSON value with `flags` on the characters of its texts; keys stay as they are."""
+    """A JSON value with `flags` on the characters of its texts; keys are unchanged."""
     if isinstance(value, Mapping):
         return {key: traced(each, flags) for key, each in value.items()}
     if isinstance(value, list | tuple):

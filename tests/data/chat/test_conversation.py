@@ -35,10 +35,10 @@ def made(text=(), label='', **fields):
         ({'messages': [{'from': 'user', 'value': 'a'}, TALK[1]]}, 'messages', TALK),
         ({'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]}, TALK[1]]}, 'messages', TALK),
         # UltraChat and No Robots repeat the prompt beside the messages.
-        ({'prompt': 'a', 'prompt_id': '1', 'messages': TALK}, "messages (beside 'prompt', not read)", TALK),
+        ({'prompt': 'a', 'prompt_id': '1', 'messages': TALK}, "messages (ignoring 'prompt')", TALK),
         (
             {'prompt': 'a', 'completion': 'b', 'output': 'c', 'messages': TALK},
-            "messages (beside 'prompt', 'completion', 'output', not read)",
+            "messages (ignoring 'prompt', 'completion', 'output')",
             TALK,
         ),
         ({'system': 'be', 'messages': TALK}, 'messages', [{'role': 'system', 'content': 'be'}, *TALK]),
@@ -51,13 +51,13 @@ def made(text=(), label='', **fields):
 )
 def test_format_is_recognised(fields, form, wanted):
     name, said = made(**fields)
-    assert (name, said.messages, said.learned) == (form, wanted, (len(wanted) - 1,))
+    assert (name, said.messages, said.trained) == (form, wanted, (len(wanted) - 1,))
 
 
 def test_prompt_and_completion_are_unchanged():
     assert made(prompt='a ', completion='b', id=3) == ('prompt + completion', Conversation([], (), ('a ', 'b')))
     form, said = made(prompt=TALK, completion=TALK)
-    assert (said.messages, said.learned) == (TALK + TALK, (3,))
+    assert (said.messages, said.trained) == (TALK + TALK, (3,))
 
 
 def test_named_fields_are_used():
@@ -74,17 +74,17 @@ def test_named_fields_are_used():
 @pytest.mark.parametrize('content', [{}, {'content': None}, {'content': ''}])
 def test_answer_with_tool_calls_only(content):
     said = made(messages=[TALK[0], {'role': 'assistant', 'tool_calls': CALL} | content])[1]
-    assert said.messages[1] == {'role': 'assistant', 'content': '', 'tool_calls': CALL} and said.learned == (1,)
+    assert said.messages[1] == {'role': 'assistant', 'content': '', 'tool_calls': CALL} and said.trained == (1,)
 
 
 def test_tool_results_are_not_trained():
     call, result = {'role': 'assistant', 'tool_calls': CALL}, {'role': 'tool', 'content': '{"sum": 3}'}
-    assert made(messages=[TALK[0], call, result, TALK[1]])[1].learned == (1, 3)
+    assert made(messages=[TALK[0], call, result, TALK[1]])[1].trained == (1, 3)
 
 
 def test_null_fields_are_ignored():
     said = made(messages=[TALK[0] | {'tool_calls': None, 'name': None}, TALK[1] | {'weight': None}])[1]
-    assert said.messages == TALK and said.learned == (1,)
+    assert said.messages == TALK and said.trained == (1,)
 
 
 @pytest.mark.parametrize('tools', [[{'name': 'f'}], '[{"name": "f"}]'])
@@ -101,7 +101,7 @@ def test_empty_tools_are_none(tools):
 @pytest.mark.parametrize(('value', 'learned'), [(0, (3,)), (False, (3,)), (0.0, (3,)), (1, (1, 3)), (True, (1, 3))])
 def test_answers_excluded_by_weight_or_train(name, value, learned):
     said = made(messages=[TALK[0] | {name: 0}, TALK[1] | {name: value}, *TALK])[1]
-    assert said.learned == learned and said.messages == TALK + TALK
+    assert said.trained == learned and said.messages == TALK + TALK
     conversation = [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b', name: value}, *TALK]
     assert made(conversations=conversation)[1] == said
 
@@ -112,12 +112,12 @@ def test_answers_excluded_by_weight_or_train(name, value, learned):
         ({'prompt': 'a', 'output': 'b'}, "two formats: 'prompt' of prompt \\+ completion, 'output' of alpaca"),
         ({'messages': TALK, 'conversations': TALK}, "two formats: 'messages' of messages, 'conversations' of sharegpt"),
         ({'prompt': 'a'}, "prompt \\+ completion needs the field 'completion'"),
-        ({'question': 'a'}, "the fields 'question' are of no format that is known .*config.task.text"),
-        ({'messages': []}, "'messages' must be an array of messages"),
-        ({'messages': 'hi'}, "'messages' must be an array of messages, here it is 'text'"),
-        ({'messages': ['hi']}, r"'messages' \[0\]: an object is expected, here is 'hi'"),
-        ({'messages': [{'role': 'user'}]}, r"'messages' \[0\]: an object with 'role' and 'content' .*is expected"),
-        ({'messages': [TALK[0], {'role': 'assistant', 'content': None}]}, r'\[1\]: an object with'),
+        ({'question': 'a'}, "the fields 'question' belong to no known format .*config.task.text"),
+        ({'messages': []}, "'messages' must be a non-empty array of messages"),
+        ({'messages': 'hi'}, "'messages' must be a non-empty array of messages, not text"),
+        ({'messages': ['hi']}, r"'messages' \[0\]: expected an object, not 'hi'"),
+        ({'messages': [{'role': 'user'}]}, r"'messages' \[0\]: expected an object with 'role' and 'content'"),
+        ({'messages': [TALK[0], {'role': 'assistant', 'content': None}]}, r'\[1\]: expected an object with'),
         ({'messages': [{'role': 'user|><s', 'content': ''}]}, r"\[0\]: 'role' is 'user\|><s', which is none of system"),
         ({'messages': [{'role': 'user', 'content': 3}]}, r"\[0\]: 'content' must be text, not a number"),
         ({'messages': [TALK[0] | {'name': 'b\ud800'}]}, r'\[0\] has half of a surrogate pair'),
@@ -125,7 +125,7 @@ def test_answers_excluded_by_weight_or_train(name, value, learned):
         ({'messages': TALK, 'tools': ['f']}, "'tools' must be an array of objects"),
         ({'messages': TALK, 'tools': [{'name': '\ud800'}]}, "'tools' has half of a surrogate pair"),
         ({'conversations': [{'from': 'robot', 'value': 'a'}]}, r"\[0\]: 'from' is 'robot', which is none of human"),
-        ({'conversations': [{'value': 'a'}]}, r"\[0\]: an object .* 'from' and 'value'.* is expected"),
+        ({'conversations': [{'value': 'a'}]}, r"\[0\]: expected an object .* 'from' and 'value'"),
         (
             {'conversations': [{'from': 'function_call', 'value': 'f(1)'}]},
             r"\[0\]: 'value' of a function_call: invalid JSON",

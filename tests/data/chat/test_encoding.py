@@ -1,6 +1,5 @@
 import json
 
-import ml_collections
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -10,6 +9,7 @@ from experiments.parity import token_cases
 from lmtrain.data import example_store, examples
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.conversation import Conversation
+from lmtrain.data.chat.load import open_template
 from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Bytes
@@ -39,9 +39,9 @@ def row(**fields):
 
 
 def made(rows, tokenizer, source=None, text=(), label='', seq_len=256, too_long='error'):
-    template = Template(source, 'the template') if source else encoding.template_of('auto', tokenizer, '')
+    template = Template(source, 'the template') if source else open_template('auto', tokenizer, '')
     limit = examples.LengthPolicy(too_long, seq_len)
-    return encoding.conversations(rows, text, label, tokenizer, template, limit)[:2]
+    return encoding.encode_rows(rows, text, label, tokenizer, template, limit)[:2]
 
 
 def shown(example, tokenizer):
@@ -147,7 +147,7 @@ def test_rewritten_answers_are_separate_texts(tokenizer):
     )
     assert (first.source, second.source) == (0, 0)
     notes = made([row(messages=talk), row(messages=TALK)], tokenizer, THINKING)[1]
-    assert notes[1] == '1 rows as 2 texts, one an answer: the template rewrites earlier answers'
+    assert notes[1] == '1 rows as 2 texts, one per answer: the template rewrites earlier answers'
 
 
 def test_answer_whose_only_end_is_after_the_last_message(tokenizer):
@@ -198,7 +198,7 @@ def test_generation_blocks_are_trained(tokenizer):
     assert 'assistant\nthe mat<|im_end|>' in shown(found, tokenizer) and '[the cat<|im_end|>]' in shown(
         found, tokenizer
     )
-    assert notes[1] == '1 rows: learned is what the template marks with {% generation %}'
+    assert notes[1] == '1 rows: trained is what the template marks with {% generation %}'
 
 
 @pytest.mark.parametrize('source', [CHATML, PHI, THINKING])
@@ -207,7 +207,7 @@ def test_untrained_answer_has_zero_mask(tokenizer, source, field):
     talk = [TALK[0], TALK[1] | field, TALK[2], TALK[3] | {'weight': 1, 'train': True}]
     (found,), _ = made([row(messages=talk)], tokenizer, source)
     assert '[the cat<|im_end|>' in shown(found, tokenizer) and shown(found, tokenizer).count('[') == 1
-    with pytest.raises(ValueError, match='not a single token to learn'):
+    with pytest.raises(ValueError, match='no token to train'):
         made([row(messages=talk[:2])], tokenizer, source)
 
 
@@ -215,20 +215,20 @@ def test_untrained_answer_has_zero_mask(tokenizer, source, field):
 
 
 def test_prompt_is_prefix_of_training_row(tokenizer):
-    template = encoding.template_of('auto', tokenizer, '')
+    template = open_template('auto', tokenizer, '')
     (found,), _ = made([row(messages=[{'role': 'system', 'content': 'be'}, *TALK[:2]])], tokenizer)
     first = int(found.flat['loss_mask'].argmax()) + 1
-    assert encoding.prompt('sat on?', tokenizer, template, 'be') == found.tokens[:first].tolist()
-    assert encoding.prompt(TALK[:1], tokenizer, template, 'be') == found.tokens[:first].tolist()
-    hostile = encoding.prompt('<|im_end|>', tokenizer, template)
+    assert encoding.encode_prompt('sat on?', tokenizer, template, 'be') == found.tokens[:first].tolist()
+    assert encoding.encode_prompt(TALK[:1], tokenizer, template, 'be') == found.tokens[:first].tolist()
+    hostile = encoding.encode_prompt('<|im_end|>', tokenizer, template)
     assert [token for token in hostile if token in tokenizer.specials] == [272, 273, 272]
     with pytest.raises(ValueError, match=r"the prompt \[0\]: 'role' is 'robot'"):
-        encoding.prompt([{'role': 'robot', 'content': 'a'}], tokenizer, template)
+        encoding.encode_prompt([{'role': 'robot', 'content': 'a'}], tokenizer, template)
 
 
 def test_plain_template_prompt_begins_like_a_row():
-    template = encoding.template_of('auto', Bytes(), '')
-    assert encoding.prompt('hi', Bytes(), template) == [256, *b'hi\n']
+    template = open_template('auto', Bytes(), '')
+    assert encoding.encode_prompt('hi', Bytes(), template) == [256, *b'hi\n']
 
 
 @pytest.mark.parametrize(
@@ -253,18 +253,11 @@ def test_answer_end_from_rows_if_template_rejects_a_plain_pair(tokenizer):
         {'loss_mask': np.concatenate([each.flat['loss_mask'] for each in task[0]])},
         {},
     )
-    assert encoding.learned_end(spelled, tokenizer) == 273
-    assert encoding.learned_end(spelled._replace(flat={'loss_mask': 0 * spelled.flat['loss_mask']}), tokenizer) == 271
-
-
-def test_with_template_stores_the_template(tokenizer, tmp_path):
-    for number, plain in enumerate((tokenizer, Bytes())):
-        before = plain.hash  # is known by now, and must not be that of the copy
-        carrying = encoding.carrying(plain, Template(PHI, ''))
-        carrying.save(tmp_path / str(number))
-        again = open_tokenizer(tmp_path / str(number), False)
-        assert encoding.template_of('auto', again, '').source == PHI
-        assert again.hash == carrying.hash != before and again.specials == plain.specials
+    assert encoding.common_answer_end(spelled, tokenizer) == 273
+    assert (
+        encoding.common_answer_end(spelled._replace(flat={'loss_mask': 0 * spelled.flat['loss_mask']}), tokenizer)
+        == 271
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,16 +269,21 @@ def test_with_template_stores_the_template(tokenizer, tmp_path):
     ],
 )
 def test_row_without_trained_token_is_named(tokenizer, fields):
-    with pytest.raises(ValueError, match='rows.jsonl:7: not a single token to learn'):
+    with pytest.raises(ValueError, match='rows.jsonl:7: no token to train'):
         made([row(**fields)], tokenizer)
+
+
+def test_conversation_without_template_is_rejected(tokenizer):
+    with pytest.raises(ValueError, match="rows.jsonl:7: a conversation, and config.task.template is 'none'"):
+        encoding.encode_rows([row(messages=TALK)], (), '', tokenizer, None, examples.LengthPolicy('error', 99))
 
 
 def test_notes_name_formats(tokenizer):
     rows = [row(prompt='a ', completion='cat'), row(messages=TALK), row(prompt='a', messages=TALK)]
     assert made(rows, tokenizer)[1] == [
-        '1 rows of prompt + completion, as they stand',
+        '1 rows of prompt + completion, unchanged',
         "1 rows of messages, written by the tokenizer's chat template",
-        "1 rows of messages (beside 'prompt', not read), written by the tokenizer's chat template",
+        "1 rows of messages (ignoring 'prompt'), written by the tokenizer's chat template",
     ]
 
 
@@ -299,34 +297,6 @@ def test_long_conversation(tokenizer):
 
 
 # --- which template
-
-
-def test_template_by_name_or_file(tokenizer, tmp_path, bpe):
-    (tmp_path / 'mine.jinja').write_text("{{ 3 }}{{ strftime_now('%Y') }}")
-    mine = encoding.template_of('mine.jinja', tokenizer, str(tmp_path), '2031-02-03')
-    assert (mine.source, mine.date) == ("{{ 3 }}{{ strftime_now('%Y') }}", '2031-02-03')
-    assert encoding.template_of('plain', tokenizer, '', '2031-02-03') == Template(PLAIN, 'the plain template')
-    assert encoding.template_of('none', tokenizer, '') is None
-    with pytest.raises(FileNotFoundError, match='config.task.template: no file .*chatml; it is .auto., .plain., or'):
-        encoding.template_of('chatml', tokenizer, str(tmp_path))
-    several = [{'name': 'rag', 'template': 'a'}, {'name': 'tool_use', 'template': 'b'}]
-    named = bpe(tmp_path / 'named', tokenizer_config=MARKS | {'chat_template': several})
-    assert encoding.template_of('tool_use', named, '').source == 'b'
-    with pytest.raises(ValueError, match="none of them called 'default': name one of 'rag', 'tool_use'"):
-        encoding.template_of('auto', named, '')
-    with pytest.raises(FileNotFoundError, match="'auto', 'plain', 'rag', 'tool_use', or"):
-        encoding.template_of('tools', named, '')
-
-
-def test_run_without_template(tokenizer):
-    task = ml_collections.ConfigDict({'name': 'chat', 'template': 'none', 'date': ''})
-    assert encoding.trained_template(task, tokenizer) is None
-    task.update(template='mine.jinja', date='2031-02-03')
-    assert encoding.trained_template(task, tokenizer) == encoding.template_of('auto', tokenizer, '')
-    dated = encoding.carrying(tokenizer, Template("{{ strftime_now('%Y') }}", ''))
-    assert encoding.trained_template(task, dated).date == '2031-02-03'
-    with pytest.raises(ValueError, match="rows.jsonl:7: a conversation, and config.task.template is 'none'"):
-        encoding.conversations([row(messages=TALK)], (), '', tokenizer, None, examples.LengthPolicy('error', 99))
 
 
 def test_system_text_moved_to_last_question(tokenizer):
@@ -352,7 +322,7 @@ def test_unwritten_parts_are_counted(tokenizer):
     assert notes[1:] == [
         f'1 rows: the template does not write their {what}' for what in ('tools', 'tool_calls', 'messages of tools')
     ]
-    with pytest.raises(ValueError, match='not a single token to learn.*; the template does not write the tool_calls'):
+    with pytest.raises(ValueError, match='no token to train.*; the template does not write the tool_calls'):
         made([row(messages=talk[:2])], tokenizer, source)
     writing = CHATML.replace('m.content +', "m.content + (m.tool_calls | tojson if m.tool_calls else '') +")
     (found,), notes = made([row(messages=talk)], tokenizer, writing)
@@ -384,7 +354,9 @@ WRAPS = [
 def test_content_is_never_a_special_token(hostile_tokenizer, said, answer, source):
     def specials(user, assistant):
         messages = [{'role': 'user', 'content': user}, {'role': 'assistant', 'content': assistant + '.'}]
-        _, ((ids, _, _),) = encoding.tokens(Conversation(messages, (1,)), hostile_tokenizer, Template(source, ''), '')
+        _, ((ids, _, _),) = encoding.encode_conversation(
+            Conversation(messages, (1,)), hostile_tokenizer, Template(source, ''), ''
+        )
         return [token for token in ids if token in hostile_tokenizer.specials], hostile_tokenizer.decode(ids)
 
     found, text = specials(said, answer)

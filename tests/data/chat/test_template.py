@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from experiments.parity import chat_cases as cases
-from lmtrain.data.chat import encoding
+from lmtrain.data.chat import answers
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template, as_text, encode
 from lmtrain.data.chat.traced import CONTENT, GENERATION, TEMPLATE, Traced, traced
@@ -26,7 +26,7 @@ def tokenizer(tmp_path_factory):
 
 def rendered(source, tokenizer, messages=TALK, tools=None, cue=False):
     said = Conversation(messages, (1,), tools=tools)
-    return encoding.render(said, tokenizer, Template(source, 'the template', cases.DATE), 'rows.jsonl:7', cue)
+    return answers.render(said, tokenizer, Template(source, 'the template', cases.DATE), 'rows.jsonl:7', cue)
 
 
 # --- the ids of transformers
@@ -49,8 +49,8 @@ def test_generation_mask_equals_transformers(tokenizer):
         messages = cases.TALKS[key]
         learned = tuple(at for at, message in enumerate(messages) if message['role'] == 'assistant')
         said = Conversation(messages, learned)
-        text = encoding.render(said, tokenizer, Template(cases.TEMPLATES['marked'], ''), '', False)
-        within = encode(text, encoding._runs(text.origin, GENERATION), tokenizer)[1]
+        text = answers.render(said, tokenizer, Template(cases.TEMPLATES['marked'], ''), '', False)
+        within = encode(text, answers.flagged_spans(text.origin, GENERATION), tokenizer)[1]
         if key != 'tools':  # an answer of which nothing is written is not learned
             assert [int(each) for each in within] == golden['mask']
 
@@ -162,7 +162,7 @@ def test_template_variables_equal_transformers(tokenizer):
     )
     text = rendered(source, tokenizer, [TALK[0], TALK[1] | {'reasoning': ' so'}])
     assert text.text == '20{"a": "<"}<s>the mat soTrue'
-    assert Template(source, '').dated and not Template('', '').dated
+    assert Template(source, '').writes_date and not Template('', '').writes_date
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,14 @@ def test_template_variables_equal_transformers(tokenizer):
         ('{{ messages[0].content._origin[0] }}', 'fails on this row: .*unsafe'),
         ('{{ messages.append(1) }}', 'fails on this row: .*not safely callable|unsafe'),
         ('{{ 1 // 0 }}', 'fails on this row: ZeroDivisionError'),
-        ("{{ '<|%s|>' % messages[0].role }}", "the template writes '<.user.>' so that it cannot be told from content"),
-        ("{{ '<{}>'.format('s') }}", "the template writes '<s>' so that it cannot be told from content"),
+        (
+            "{{ '<|%s|>' % messages[0].role }}",
+            "the template writes '<.user.>' with % or format, so that it cannot be distinguished from content",
+        ),
+        (
+            "{{ '<{}>'.format('s') }}",
+            "the template writes '<s>' with % or format, so that it cannot be distinguished from content",
+        ),
     ],
 )
 def test_failing_template_is_named_with_row(tokenizer, source, error):
