@@ -30,7 +30,6 @@ Bits per byte is the sum of -log2 p(target), divided by the bytes of UTF-8 behin
 
 from lmtrain.data.corpus import Corpus, prepare
 from lmtrain.data.padded_stream import PaddedStream
-from lmtrain.data.preview import legend, render_row
 from lmtrain.data.stream import Stream, batch_hash, check_ids, prefetch
 from lmtrain.data.token_files import Split
 from lmtrain.data.tokenizers.base import Tokenizer
@@ -42,6 +41,6 @@ COLUMNS = (
 )  # fmt: skip
 
 __all__ = [
-    'COLUMNS', 'Corpus', 'PaddedStream', 'Split', 'Stream', 'Tokenizer', 'batch_hash', 'check_ids', 'legend',
-    'load_tokenizer', 'prefetch', 'prepare', 'render_row',
+    'COLUMNS', 'Corpus', 'PaddedStream', 'Split', 'Stream', 'Tokenizer', 'batch_hash', 'check_ids',
+    'load_tokenizer', 'prefetch', 'prepare',
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A batch as a person reads it: its texts, and in them what is learned."""
+"""Rows of a batch as text, with the marks that a task inserts (`Task.render`); long stretches are shortened."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,107 +6,68 @@ import numpy as np
 
 from lmtrain.data.tokenizers.base import Tokenizer
 
-RUN, ROW = 240, 1200  # characters shown of a stretch that is learned or not, and of a row
+STRETCH, ROW = 240, 1200  # characters shown of a stretch between two marks, and of a row
+
+Batch = Mapping[str, np.ndarray]
 
 
-def legend(batch: Mapping[str, np.ndarray]) -> str:
-    """What the markers of `row_text` mean for this batch."""
-    if 'select' in batch:
-        return '[hidden>wanted] is predicted'
-    if 'spans' in batch:
-        return '[...] is the answer (the first token without one), {...} the context, ~ is padding'
-    if 'labels' in batch and batch['labels'].ndim == 2:
-        return '{...} is the tag of the word that begins before it, ~ is padding'
-    if 'labels' in batch:
-        return 'the label stands behind =>, ~ is padding'
-    if learns_all(batch):
-        return '| begins a document, ~ is padding, and every token predicts the next'
-    return '| begins a document, ~ is padding, and what stands in [...] is learned'
+def render_row(
+    tokenizer: Tokenizer,
+    batch: Batch,
+    row: int,
+    before: Mapping[int, str] | None = None,
+    after: Mapping[int, str] | None = None,
+    end: str = '',
+) -> str:
+    """One row of a batch as text.
+
+    Args:
+      before, after: {position of a token: text that is inserted there}.
+      end: text behind the row; left out if the row is empty.
+    """
+    before, after = before or {}, after or {}
+    pieces: list[str] = []
+    stretch: list[int] = []
+
+    def flush():
+        pieces.append(shorten(decode(tokenizer, stretch)))
+        stretch.clear()
+
+    real = real_tokens(batch, row)
+    for position, token in enumerate(batch['tokens'][row][real].tolist()):
+        if position in before:
+            flush()
+            pieces.append(before[position])
+        stretch.append(token)
+        if position in after:
+            flush()
+            pieces.append(after[position])
+    flush()
+    return join(pieces, real, end)
 
 
-def learns_all(batch: Mapping[str, np.ndarray]) -> bool:
-    """Whether the loss is that of every real token."""
-    mask = batch['loss_mask'] > 0
-    return bool(mask[batch['segment_ids'] > 0].all()) if 'segment_ids' in batch else True
+def real_tokens(batch: Batch, row: int) -> np.ndarray:
+    """bool [T]: which tokens of a row are not padding."""
+    if 'segment_ids' in batch:
+        return batch['segment_ids'][row] > 0
+    return batch['loss_mask'][row] > 0 if 'select' not in batch else np.ones(batch['tokens'].shape[1], bool)
 
 
-def render_row(tokenizer: Tokenizer, batch: Mapping[str, np.ndarray], row: int, labels: Sequence[str] = ()) -> str:
-    """One row of a batch, what is learned marked as `marks` says; long stretches are shortened in their middle."""
-    one = {name: values[row] for name, values in batch.items()}
-    real = one['segment_ids'] > 0 if 'segment_ids' in batch else np.ones(len(one['tokens']), bool)
-    real = one['loss_mask'] > 0 if 'segment_ids' not in batch and 'select' not in batch else real
-    if 'targets' in one and 'select' not in one:
-        pieces = _predicted(tokenizer, one, real, learns_all(batch))
-    else:
-        pieces = _marked(tokenizer, one, real, labels)
-    pieces.append('~' * min(int((~real).sum()), 3))
-    if 'labels' in one and one['labels'].ndim == 0 and real.any():
-        label = one['labels'].item()
-        pieces.append(f' => {labels[label] if labels else f"{label:g}"}')
-    text = ''.join(pieces).replace('\n', '\\n').strip()
+def join(pieces: Sequence[str], real: np.ndarray, end: str = '') -> str:
+    """The pieces of a row in one line, with ~ for its padding and `end` behind it."""
+    padding = '~' * min(int((~real).sum()), 3)
+    text = ''.join([*pieces, padding, end if real.any() else '']).replace('\n', '\\n').strip()
     return text if len(text) <= ROW else f'{text[:ROW]} ...'
 
 
-def _predicted(tokenizer: Tokenizer, one: dict, real: np.ndarray, every: bool) -> list[str]:
-    """Documents with what is predicted in brackets, the last target of each, which no row reads, among it."""
-    pieces: list[str] = []
-    begins = np.flatnonzero(real & (one['positions'] == 0)).tolist()
-    for begin, end in zip(begins, [*begins[1:], int(real.sum())]):
-        ids = [*one['tokens'][begin:end].tolist(), one['targets'][end - 1].item()]
-        learned = np.concatenate([[False], one['loss_mask'][begin:end] > 0])
-        pieces.append('|')
-        if every:
-            pieces.append(_short(_text(tokenizer, ids[:-1])))
-            continue
-        cuts = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(ids) - (not learned[-1])]
-        for start, stop in zip(cuts, cuts[1:]):
-            text = _short(_text(tokenizer, ids[start:stop]))
-            pieces.append(f'[{text}]' if learned[start] else text)
-    return pieces
-
-
-def _marked(tokenizer: Tokenizer, one: dict, real: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """The tokens with what stands before or behind each of them."""
-    before: dict[int, str] = {}
-    behind: dict[int, str] = {}
-    if 'select' in one:
-        for at, wanted, counts in zip(one['select'].tolist(), one['targets'].tolist(), one['loss_mask']):
-            if counts:
-                before[at], behind[at] = '[', f'>{_text(tokenizer, [wanted])}]'
-    elif 'spans' in one:
-        context = np.flatnonzero(one['label_weights'])
-        first, last = one['spans'].tolist()
-        if len(context):
-            before[int(context[0])], behind[int(context[-1])] = '{', '}'
-        if first >= 0:
-            before[first], behind[last] = before.get(first, '') + '[', ']' + behind.get(last, '')
-    elif one['labels'].ndim:
-        behind = {at: f'{{{labels[one["labels"][at]]}}}' for at in np.flatnonzero(one['label_weights']).tolist()}
-    pieces, run = [], []
-
-    def flush():
-        pieces.append(_short(_text(tokenizer, run)))
-        run.clear()
-
-    for at, token in enumerate(one['tokens'][real].tolist()):
-        if at in before:
-            flush()
-            pieces.append(before[at])
-        run.append(token)
-        if at in behind:
-            flush()
-            pieces.append(behind[at])
-    flush()
-    return pieces
-
-
-def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids inside a row: specials by their names, and no blank taken off."""
-    named = (
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of ids inside a row: special tokens by their names, and all blanks."""
+    pieces = (
         tokenizer.specials[token].encode() if token in tokenizer.specials else tokenizer.pieces[token] for token in ids
     )
-    return b''.join(named).decode('utf-8', 'replace')
+    return b''.join(pieces).decode('utf-8', 'replace')
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= RUN else f'{text[: RUN // 2]} ... {text[-RUN // 2 :]}'
+def shorten(text: str) -> str:
+    """The text without its middle if it is long."""
+    return text if len(text) <= STRETCH else f'{text[: STRETCH // 2]} ... {text[-STRETCH // 2 :]}'

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lmtrain.data.chat import encoding
 from lmtrain.data.rows import Row
-from lmtrain.tasks import token_loss
+from lmtrain.tasks import token_loss, token_preview
 from lmtrain.tasks.task import Encoded, RowFormat, Task
 
 
@@ -19,6 +19,8 @@ TASK = Task(
     columns=('targets', 'loss_mask'),
     losses={'cross_entropy': token_loss.loss},
     peft_type='CAUSAL_LM',
+    legend=token_preview.legend,
+    render=token_preview.render,
     encode=encode,
     conversations=True,
 )

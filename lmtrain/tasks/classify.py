@@ -9,7 +9,9 @@ import numpy as np
 
 from lmtrain.data.examples import LABEL, labelled_texts
 from lmtrain.data.labels import class_of
+from lmtrain.data.preview import Batch, render_row
 from lmtrain.data.rows import Row, value_of
+from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.tasks.pooling import pool_outputs
 from lmtrain.tasks.task import Encoded, RowFormat, Task
 
@@ -53,6 +55,16 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
     return Encoded(labelled_texts(rows, form.text, form.tokenizer, form.length, class_id))
 
 
+def legend(batch: Batch) -> str:
+    """The meaning of the marks in the rows of a batch."""
+    return 'the label follows =>, ~ is padding'
+
+
+def render(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...]) -> str:
+    """One row of a batch, its class at the end."""
+    return render_row(tokenizer, batch, row, end=f' => {labels[batch["labels"][row]]}')
+
+
 def score(data, split: str, predicted: Sequence) -> dict[str, float]:
     """{'macro_f1'}: the mean of the F1 scores of all classes that are a label or a prediction, as in scikit-learn."""
     labels, predicted = np.asarray(data.examples[split].values['labels']), np.array(predicted)
@@ -69,6 +81,8 @@ TASK = Task(
     columns=('labels', 'label_weights', 'token_types'),
     losses={'cross_entropy': loss},
     peft_type='SEQ_CLS',
+    legend=legend,
+    render=render,
     encode=encode,
     row_labels=row_labels,
     predict=predict,

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.data.examples import LABEL, labelled_texts
+from lmtrain.data.preview import Batch, render_row
 from lmtrain.data.rows import Row, value_of
+from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
+from lmtrain.tasks.classify import legend
 from lmtrain.tasks.pooling import pool_outputs
 from lmtrain.tasks.task import Encoded, RowFormat, Task
 
@@ -51,6 +54,11 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
     return Encoded(labelled_texts(rows, form.text, form.tokenizer, form.length, number))
 
 
+def render(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...] = ()) -> str:
+    """One row of a batch, its number at the end."""
+    return render_row(tokenizer, batch, row, end=f' => {batch["labels"][row]:g}')
+
+
 def score(data, split: str, predicted: Sequence) -> dict[str, float]:
     """{'pearson'}: the correlation of labels and predictions; 0 if either is constant."""
     labels = np.asarray(data.examples[split].values['labels'], np.float64)
@@ -66,6 +74,8 @@ TASK = Task(
     columns=('labels', 'label_weights', 'token_types'),
     losses={'squared_error': loss},
     peft_type='SEQ_CLS',
+    legend=legend,
+    render=render,
     encode=encode,
     num_outputs=1,
     predict=predict,

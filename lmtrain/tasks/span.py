@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.data.examples import LABEL, Example, token_types, trim_offsets
+from lmtrain.data.preview import Batch, render_row
 from lmtrain.data.rows import Row, check_text, text_of, value_of
+from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
 from lmtrain.tasks.task import Encoded, RowFormat, Task
 
@@ -182,6 +184,23 @@ def _tokens_of(answer: tuple[int, str], offsets: np.ndarray, place: str) -> tupl
     return int(inside[0]), int(inside[-1])
 
 
+def legend(batch: Batch) -> str:
+    """The meaning of the marks in the rows of a batch."""
+    return '[...] is the answer (the first token without one), {...} the context, ~ is padding'
+
+
+def render(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...] = ()) -> str:
+    """One row of a batch, with marks around the context and the answer."""
+    before, after = {}, {}
+    context = np.flatnonzero(batch['label_weights'][row]).tolist()
+    if context:
+        before[context[0]], after[context[-1]] = '{', '}'
+    first, last = batch['spans'][row].tolist()
+    if first >= 0:
+        before[first], after[last] = before.get(first, '') + '[', ']' + after.get(last, '')
+    return render_row(tokenizer, batch, row, before, after)
+
+
 # --- score
 
 
@@ -238,6 +257,8 @@ TASK = Task(
     columns=('spans', 'label_weights', 'token_types'),
     losses={'cross_entropy': loss},
     peft_type='QUESTION_ANS',
+    legend=legend,
+    render=render,
     encode=encode,
     num_outputs=2,
     predict=predict,

@@ -9,7 +9,9 @@ import numpy as np
 
 from lmtrain.data.examples import LABEL, Example, trim_offsets
 from lmtrain.data.labels import class_of
+from lmtrain.data.preview import Batch, render_row
 from lmtrain.data.rows import Row, check_text, place_of, value_of
+from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
 from lmtrain.files import json_type
 from lmtrain.tasks.task import Encoded, RowFormat, Task
@@ -105,6 +107,18 @@ def first_tokens(words: Sequence[str], ids: np.ndarray, offsets: np.ndarray) -> 
     return word
 
 
+def legend(batch: Batch) -> str:
+    """The meaning of the marks in the rows of a batch."""
+    return '{...} is the tag of the word that begins before it, ~ is padding'
+
+
+def render(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...]) -> str:
+    """One row of a batch, with the tag behind the first token of each word."""
+    words = np.flatnonzero(batch['label_weights'][row]).tolist()
+    tags = {position: f'{{{labels[batch["labels"][row, position]]}}}' for position in words}
+    return render_row(tokenizer, batch, row, after=tags)
+
+
 # --- score
 
 
@@ -162,6 +176,8 @@ TASK = Task(
     columns=('labels', 'label_weights'),
     losses={'cross_entropy': loss},
     peft_type='TOKEN_CLS',
+    legend=legend,
+    render=render,
     encode=encode,
     row_labels=row_labels,
     predict=predict,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example, LengthPolicy
+from lmtrain.data.preview import Batch
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
@@ -55,6 +56,8 @@ class Task:
         `loss(forward, batch, **settings) -> ({name: values}, weights)`. Its settings are those fields of
         config.objective that it has as keyword arguments; `head` is the name of the output that it reads.
       peft_type: PEFT's `task_type` for a model with this head.
+      legend: batch -> the meaning of the marks in its rows as text.
+      render: (tokenizer, batch, row, names of the classes) -> one row as text, with marks (`data.preview.render_row`).
       encode: (rows, RowFormat) -> Encoded. None: the task reads a text corpus (config.data) and not rows.
       row_labels: (row, text fields, label field) -> [(place, label)] of the row, from which classes are collected.
         None: the task has no classes.
@@ -70,6 +73,8 @@ class Task:
     columns: tuple[str, ...]
     losses: Mapping[str, Callable]
     peft_type: str
+    legend: Callable[[Batch], str]
+    render: Callable[[Tokenizer, Batch, int, tuple[str, ...]], str]
     encode: Callable[[Sequence[Row], RowFormat], Encoded] | None = None
     row_labels: Callable[[Row, tuple[str, ...], str], Iterable[tuple[str, Any]]] | None = None
     num_outputs: int = 0

@@ -1,6 +1,6 @@
 """Language modelling on a text corpus: causal, or masked if data.mask_rate is set."""
 
-from lmtrain.tasks import token_loss
+from lmtrain.tasks import token_loss, token_preview
 from lmtrain.tasks.task import Task
 
 TASK = Task(
@@ -9,4 +9,6 @@ TASK = Task(
     columns=('targets', 'loss_mask'),
     losses={'cross_entropy': token_loss.loss},
     peft_type='CAUSAL_LM',
+    legend=token_preview.legend,
+    render=token_preview.render,
 )

@@ -53,3 +53,10 @@ def task_data():
         return SimpleNamespace(rows=rows, examples={'test': examples}, **fields)
 
     return make
+
+
+@pytest.fixture
+def cat():
+    """A batch of one row, the bytes of 'cat' between two end tokens, and three tokens of padding."""
+    tokens = np.array([[256, *b'cat', 256, 0, 0, 0]])
+    return {'tokens': tokens, 'segment_ids': np.array([[1] * 5 + [0] * 3])}

@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.tasks import classify
 
 
@@ -20,3 +21,9 @@ def test_classes_have_equal_weight_in_macro_f1(task_data):
     assert classify.score(one, 'test', [0, 0, 0, 1])['macro_f1'] == 1
     # A class that is predicted alone has an F1 of 0, as scikit-learn counts it.
     assert classify.score(one, 'test', [0, 0, 2, 1])['macro_f1'] == pytest.approx((4 / 5 + 1 + 0) / 3)
+
+
+def test_preview_has_the_class_at_the_end(cat):
+    batch = cat | {'labels': np.array([1]), 'label_weights': np.ones(1, np.float32)}
+    assert classify.render(Bytes(), batch, 0, ('bad', 'good')) == '<|endoftext|>cat<|endoftext|>~~~ => good'
+    assert '=>' in classify.legend(batch)

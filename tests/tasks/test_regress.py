@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.tasks import regress
 
 
@@ -23,3 +24,8 @@ def test_correlation(task_data):
     one = task_data([], [0], [], values={'labels': np.array([1.0, 2.0, 3.0])})
     assert regress.score(one, 'test', [10.0, 20.0, 30.0])['pearson'] == pytest.approx(1)
     assert regress.score(one, 'test', [5.0, 5.0, 5.0])['pearson'] == 0
+
+
+def test_preview_has_the_number_at_the_end(cat):
+    batch = cat | {'labels': np.array([2.5], np.float32), 'label_weights': np.ones(1, np.float32)}
+    assert regress.render(Bytes(), batch, 0) == '<|endoftext|>cat<|endoftext|>~~~ => 2.5'

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.data.tokenizers.hf_files import wordpiece
 from lmtrain.data.tokenizers.load import open_tokenizer
 from lmtrain.tasks import span
@@ -218,3 +219,14 @@ def test_questions_without_an_answer_as_in_squad_2(task_data):
     assert span.score(one, 'test', [(at, 3.0, 9.0), (at, 5.0, 5.5), (at, 2.0, 1.0)])['exact_match'] == 1
     assert span.score(one, 'test', [(at, 3.0, 9.0), (at, 5.0, 4.5), (at, 2.0, 1.0)])['exact_match'] == 0.5
     assert span.score(one, 'test', [(at, 3.0, 9.0), (at, 5.0, 5.5), (at, 2.0, 3.0)])['answer_f1'] == 0.5
+
+
+# --- preview
+
+
+def test_preview_marks_the_context_and_the_answer(cat):
+    batch = cat | {'label_weights': np.array([[0, 1, 1, 1, 0, 0, 0, 0]]), 'spans': np.array([[2, 3]])}
+    assert span.render(Bytes(), batch, 0) == '<|endoftext|>{c[at]}<|endoftext|>~~~'
+    assert span.render(Bytes(), batch | {'spans': np.array([[0, 0]])}, 0) == '[<|endoftext|>]{cat}<|endoftext|>~~~'
+    assert span.render(Bytes(), batch | {'spans': np.array([[-1, -1]])}, 0) == '<|endoftext|>{cat}<|endoftext|>~~~'
+    assert '[...]' in span.legend(batch)

@@ -98,3 +98,13 @@ def test_tags_of_words_that_were_cut_off_are_outside(task_data):
     one = task_data(rows, [0, 4], [0], flat, label='tags', labels=('B-x', 'O'))
     scores = tag.score(one, 'test', [np.array([1, 0, 0, 1])])
     assert scores == {'entity_f1': 2 / 3, 'entity_precision': 1, 'entity_recall': 1 / 2}
+
+
+# --- preview
+
+
+def test_preview_has_the_tag_behind_the_first_token(cat):
+    batch = cat | {'labels': np.ones((1, 8), int), 'label_weights': np.eye(1, 8, 1)}
+    assert tag.render(Bytes(), batch, 0, ('O', 'B')) == '<|endoftext|>c{B}at<|endoftext|>~~~' and '{...}' in tag.legend(
+        batch
+    )

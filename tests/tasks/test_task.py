@@ -16,7 +16,7 @@ from lmtrain.data.examples import labelled_texts
 from lmtrain.data.rows import value_of
 from lmtrain.errors import InputError
 from lmtrain.models.settings import HEAD_KINDS
-from lmtrain.tasks import TASKS, classify, token_loss
+from lmtrain.tasks import TASKS, classify, regress, token_loss
 from lmtrain.tasks.pooling import pool_outputs
 from lmtrain.tasks.task import Encoded, Task, has_setting, with_settings
 
@@ -85,6 +85,8 @@ COUNT = Task(
     columns=('labels', 'label_weights'),
     losses={'absolute_error': count_loss},
     peft_type='SEQ_CLS',
+    legend=regress.legend,
+    render=regress.render,
     encode=count_encode,
     num_outputs=1,
     predict=count_predict,
