@@ -16,6 +16,7 @@ import jax
 from lmtrain.errors import InputError
 
 Params = dict[str, Any]  # nested dict of arrays
+STACK = 'layers'  # the leaves of all layers, stacked [N, ...]
 Rules = Iterable[tuple[str, Any]]
 
 
@@ -140,8 +141,8 @@ def segments(params: Mapping) -> list[str]:
 
     Raises ValueError if there is neither, if there are both, or if a number is missing.
     """
-    stacks = {name for name in params if re.fullmatch(r'layers(_\d+)?', name)}
-    names = ['layers'] if 'layers' in stacks else [f'layers_{i}' for i in range(len(stacks))]
+    stacks = {name for name in params if re.fullmatch(rf'{STACK}(_\d+)?', name)}
+    names = [STACK] if STACK in stacks else [f'{STACK}_{i}' for i in range(len(stacks))]
     if not stacks or stacks != set(names):
         raise ValueError(f'layers are one stack `layers` or consecutive ones from `layers_0` on, not {sorted(stacks)}')
     return names

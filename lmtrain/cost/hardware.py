@@ -1,6 +1,6 @@
-"""Machines that a run may be planned for: chips by their data sheets, and devices to compile for where there are none.
+"""Chips by their data sheets: peaks, memory and links; and targets: devices to compile for without having them.
 
-Nothing heavy is imported before devices are asked for: what `environment` says must stand before jax starts.
+Jax is imported late, in `Target.devices`: the variables of `Target.environment` must be set before.
 """
 
 import math
@@ -11,16 +11,16 @@ from lmtrain.errors import InputError
 
 
 class Chip(NamedTuple):
-    """What one device can do at most.
+    """Peaks of one device.
 
     Attributes:
-      kind: `jax.Device.device_kind`, by which `cost.peak_flops` knows it.
+      kind: `jax.Device.device_kind`, the key of `peak_flops`.
       memory: bytes. bandwidth: of that memory, bytes/s.
-      link: bytes/s that it receives from others of its slice or machine, over all its links together.
-      accelerator: the name of a slice of so many chips, {n} of them, for libtpu; '' where it is no TPU.
-      dimensions: of the torus that a topology names.
-      capability: CUDA compute capability; () if it is no GPU of NVIDIA.
-      compiled: whether its compiler runs without it.
+      link: bytes/s that it receives from other devices of its slice or machine, over all its links together.
+      accelerator: libtpu's name of a slice of {n} chips or {cores} cores; '' if it is not a TPU.
+      dimensions: of the torus, in the name of a topology.
+      capability: CUDA compute capability; () if it is not a GPU of NVIDIA.
+      compiled: whether its compiler runs on machines without the device.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Chip(NamedTuple):
 
 # TPU: cloud.google.com/tpu/docs, system architecture, HBM capacity and bandwidth; interconnect in one direction, links
 # times bandwidth of a link (jax-ml.github.io/scaling-book/tpus): v4 6 x 45, v5e 4 x 45, v5p 6 x 90, v6e 4 x 90 GB/s.
-# NVIDIA: data sheets of the SXM modules (A100 80 GB, H100, H200, B200); NVLink in one direction, half of what they say.
+# NVIDIA: data sheets of the SXM modules (A100 80 GB, H100, H200, B200); NVLink in one direction, half of their figure.
 CHIPS = {
     'v4': Chip('TPU v4', 32 * 2**30, 1228e9, 270e9, 'v4-{cores}', 3),
     'v5e': Chip('TPU v5 lite', 16 * 2**30, 800e9, 180e9, 'v5litepod-{n}', 2),
@@ -51,9 +51,9 @@ CHIPS = {
 }
 
 
-# Dense peak of one JAX device in bfloat16 and in float32 as JAX multiplies it by default (TPU: bfloat16 passes; NVIDIA
-# from Ampere on: TF32), FLOP/s. First match of device_kind wins. Sources: jax._src.tpu_info and the data sheets of
-# Google and NVIDIA, without sparsity. A device of TPU v2, v3 and 7x is one core, half a chip.
+# (regex of device_kind, FLOP/s in bfloat16, FLOP/s in float32) of one JAX device, without sparsity. First match wins.
+# float32 is JAX's default precision of products: bfloat16 passes on TPU, TF32 on NVIDIA since Ampere. Sources:
+# jax._src.tpu_info and the data sheets of Google and NVIDIA. A device of TPU v2, v3 and 7x is one core, half a chip.
 PEAKS = (
     (r'TPU v2', 23e12, 23e12),
     (r'TPU v3', 61.5e12, 61.5e12),
@@ -88,7 +88,7 @@ PEAKS = (
 
 
 class Target(NamedTuple):
-    """`chips` devices of a kind: `chip` of CHIPS, None for the simulated devices of a CPU."""
+    """`chips` devices of the kind `chip`; None: simulated devices of a CPU."""
 
     name: str
     chip: Chip | None
@@ -96,22 +96,26 @@ class Target(NamedTuple):
 
     @property
     def topology(self) -> str:
-        """What the TPU's compiler is asked for; '' where it is not."""
+        """The topology for the TPU's compiler; '' if the target is not a TPU."""
         return self.name if self.chip and self.chip.compiled else ''
 
     def environment(self) -> dict[str, str]:
-        """Variables under which `devices` finds them; to be set before jax starts."""
-        wanted = {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1' if self.topology else f'{self.chips}'}
+        """Environment variables for `devices`; to be set before jax is imported."""
+        variables = {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '1' if self.topology else f'{self.chips}'}
         if self.chip and self.topology:
             accelerator = self.chip.accelerator.format(n=self.chips, cores=2 * self.chips)
-            wanted |= {'TPU_ACCELERATOR_TYPE': accelerator, 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'}
-            wanted |= {'TPU_SKIP_MDS_QUERY': '1', 'TPU_MIN_LOG_LEVEL': '3', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
-        return wanted
+            variables |= {
+                'TPU_ACCELERATOR_TYPE': accelerator,
+                'TPU_WORKER_HOSTNAMES': 'localhost',
+                'TPU_WORKER_ID': '0',
+            }
+            variables |= {'TPU_SKIP_MDS_QUERY': '1', 'TPU_MIN_LOG_LEVEL': '3', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+        return variables
 
     def devices(self) -> list:
-        """Devices to compile for: those of the topology, or simulated ones in their place.
+        """Devices to compile for: those of the topology, or simulated devices.
 
-        Raises ValueError where libtpu is missing, or fewer devices are simulated.
+        Raises InputError if libtpu is missing, or if fewer devices are simulated.
         """
         import jax
 
@@ -123,17 +127,17 @@ class Target(NamedTuple):
             if not find_spec('libtpu'):
                 raise InputError(f"--target={self.name}: the TPU's compiler is missing; pip install -e '.[plan]'")
             return list(topologies.get_topology_desc(self.name, platform='tpu').devices)
-        found = jax.devices('cpu')
-        if len(found) < self.chips:
+        devices = jax.devices('cpu')
+        if len(devices) < self.chips:
             raise InputError(
-                f'--target={self.name}: {self.chips} devices are to be simulated, but this process has {len(found)}; '
+                f'--target={self.name}: needs {self.chips} simulated devices, but this process has {len(devices)}; '
                 f'set JAX_NUM_CPU_DEVICES={self.chips} before it starts'
             )
-        return found[: self.chips]
+        return devices[: self.chips]
 
 
 def parse(text: str) -> Target:
-    """'v5e:16x16', 'h100:8' or 'cpu:8' as a Target. Raises ValueError naming the form or the machines there are."""
+    """'v5e:16x16', 'h100:8' or 'cpu:8' as a Target. Raises InputError naming the known chips, or the right form."""
     name, _, shape = text.partition(':')
     if name != 'cpu' and name not in CHIPS:
         raise InputError(f'--target={text}: no machine {name!r}; known are cpu, {", ".join(CHIPS)}')
@@ -141,12 +145,16 @@ def parse(text: str) -> Target:
     dimensions = chip.dimensions if chip else 1
     if not re.fullmatch(r'[1-9]\d{0,4}(x[1-9]\d{0,4})*', shape) or shape.count('x') + 1 != dimensions:
         form = 'x'.join(['4'] * dimensions) if dimensions > 1 else '8'
-        raise InputError(f'--target={text}: {name} wants its size after a colon, such as --target={name}:{form}')
+        raise InputError(f'--target={text}: {name} needs its size after a colon, such as --target={name}:{form}')
     return Target(text, chip, math.prod(map(int, shape.split('x'))))
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """FLOP/s that one device of `jax.Device.device_kind` could reach in 'bfloat16' or 'float32'; None where unknown."""
+    """Peak FLOP/s of one device of a `jax.Device.device_kind` in 'bfloat16' or 'float32'; None if unknown.
+
+    >>> peak_flops('NVIDIA H100 80GB HBM3', 'bfloat16')
+    989500000000000.0
+    """
     for pattern, bfloat16, float32 in PEAKS:
         if re.fullmatch(pattern, device_kind):
             return {'bfloat16': bfloat16, 'float32': float32}.get(str(dtype))

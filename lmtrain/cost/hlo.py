@@ -1,4 +1,4 @@
-"""FLOPs of a compiled program, read from its HLO: matrix products, those in loops as often as the loops turn."""
+"""FLOPs of a compiled program, from the matrix products in its HLO; a loop's body counts once per iteration."""
 
 import json
 import math
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 COMPUTATION = re.compile(r'^(?:ENTRY )?%?(\S+) \(.*\) -> .* \{$')
 INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$')
 SHAPE = re.compile(r'\w+\[[\d,]*\]')
-# Libraries that multiply matrices behind a custom call, of which the HLO says too little to count.
-AFTER = r'after_[a-z-]*spmd-partitioning\.'  # the compiler's name for what it wrote after it divided the program
+AFTER = r'after_[a-z-]*spmd-partitioning\.'  # in the name of the dump after the SPMD partitioner
 CALLS = ('body', 'calls', 'branch_computations', 'true_computation', 'false_computation', 'called_computations')
+# Custom calls of libraries that multiply matrices, whose FLOPs the HLO does not tell.
 OPAQUE = re.compile(r'matmul|gemm|conv|fmha|attention', re.IGNORECASE)
 
 
@@ -27,39 +27,38 @@ class Instruction(NamedTuple):
 
     @property
     def operands(self) -> list[str]:
-        """Names; 'name#3' is element 3 of a tuple, as jax 0.12 prints it without a get-tuple-element."""
+        """Names of the operands; 'name#3' is element 3 of a tuple, printed so by jax 0.12."""
         return re.findall(r'%?([\w.-]+(?:#\d+)?)(?=[,)])', self.rest.split('), ')[0] + ')')
 
 
 def compiled_flops(compiled) -> float:
     """FLOPs of the matrix products of a `jax.stages.Compiled`, on one device. A multiplication and an addition are two.
 
-    XLA's own `cost_analysis` counts the body of a loop once. Here a body counts as often as its known trip count says,
-    and a conditional as its dearest branch. cuDNN's attention counts all keys, though it skips what no query sees.
+    XLA's own `cost_analysis` counts the body of a loop once. Here it is multiplied by the loop's trip count, and a
+    conditional counts as its most expensive branch. cuDNN's attention counts all keys, though it skips masked blocks.
 
-    Raises ValueError at a loop with products inside whose trip count the compiler does not know, and at a call of a
-    library whose products cannot be read.
+    Raises ValueError for a loop with products inside whose trip count is unknown, and for a custom call of a library
+    whose products cannot be read.
     """
     return text_flops(compiled.as_text())
 
 
 def partitioned(lowered) -> tuple[Any, str]:
-    """(the compiled program, its text as one device has it before the backend's own passes) of a `jax.stages.Lowered`.
+    """(compiled program, its HLO for one device right after the SPMD partitioner) of a `jax.stages.Lowered`.
 
-    There every exchange has its own line and dtype: later a TPU's compiler fuses them, and a CPU's widens bfloat16. A
-    program of one device is not divided: its text is the compiled one.
+    There every collective has its own line and dtype: later the TPU's compiler fuses them, and the CPU's widens
+    bfloat16. A program of one device is not partitioned: the compiled text is returned.
 
-    Raises ValueError where the program came out of a compilation cache, which keeps no text.
+    Raises ValueError if the program came from the compilation cache, which keeps no text.
     """
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile({'xla_dump_to': folder, 'xla_dump_hlo_pass_re': 'spmd-partitioning'})
-        # Small programs that the compiler makes on its way may lie there as well: the step is the largest.
-        found = [path for path in pathlib.Path(folder).iterdir() if re.search(AFTER, path.name)]
-        if found:
-            return compiled, max((path.read_text(encoding='utf-8') for path in found), key=len)
+        dumps = [path for path in pathlib.Path(folder).iterdir() if re.search(AFTER, path.name)]
+        if dumps:  # the compiler dumps small auxiliary programs as well: the step is the largest
+            return compiled, max((path.read_text(encoding='utf-8') for path in dumps), key=len)
     text = compiled.as_text()
     if 'num_partitions=' in text.partition('\n')[0]:
-        raise ValueError('the program came out of the compilation cache: set JAX_ENABLE_COMPILATION_CACHE=false')
+        raise ValueError('the program came from the compilation cache: set JAX_ENABLE_COMPILATION_CACHE=false')
     return compiled, text
 
 
@@ -99,21 +98,21 @@ def text_flops(text: str) -> float:
 
 
 def executed(text: str) -> Iterator[tuple[Instruction, int]]:
-    """(instruction, times) of an HLO module's text: those in loops as often as the loops turn, every branch once.
+    """(instruction, times executed) of an HLO module's text; every branch of a conditional counts as executed once.
 
-    Raises ValueError at a loop whose trip count the compiler does not know.
+    Raises ValueError for a loop whose trip count is unknown.
     """
     computations, entry = _parse(text)
 
     def walk(computation: str, times: int) -> Iterator[tuple[Instruction, int]]:
         for i in computations[computation]:
             yield i, times
-            turns = 1
+            trips = 1
             if i.opcode == 'while':
-                turns = _trips(i, computations)
+                trips = _trips(i, computations)
             for key in (*CALLS, 'to_apply') if i.opcode == 'call' else CALLS:  # a sum's to_apply is one addition
                 for name in _called(i.rest, key):
-                    yield from walk(name, times * turns)
+                    yield from walk(name, times * trips)
 
     return walk(entry, 1)
 
@@ -128,8 +127,8 @@ def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
             computations[name] = []
             if line.startswith('ENTRY'):
                 entry = name
-        elif computations and (found := INSTRUCTION.match(line)):
-            computations[name].append(Instruction(*found.groups()))
+        elif computations and (match := INSTRUCTION.match(line)):
+            computations[name].append(Instruction(*match.groups()))
     if not entry:
         raise ValueError('the text holds no HLO module with an ENTRY computation')
     return computations, entry
@@ -153,14 +152,14 @@ def _dot(out: str, left: str, contracted: list[int]) -> float:
 
 
 def _dimensions(rest: str, name: str) -> list[int]:
-    found = re.search(name + r'=\{([\d,]*)\}', rest)
-    return [int(d) for d in found[1].split(',') if d] if found else []
+    match = re.search(name + r'=\{([\d,]*)\}', rest)
+    return [int(d) for d in match[1].split(',') if d] if match else []
 
 
 def _called(rest: str, name: str) -> list[str]:
     """Computations behind an attribute: `body=%b` or `branch_computations={%a, %b}`."""
-    found = re.search(name + r'=(?:\{([^}]*)\}|%?([\w.-]+))', rest)
-    return re.findall(r'[\w.-]+', found[1] or found[2]) if found else []
+    match = re.search(name + r'=(?:\{([^}]*)\}|%?([\w.-]+))', rest)
+    return re.findall(r'[\w.-]+', match[1] or match[2]) if match else []
 
 
 def _config(rest: str) -> dict:
@@ -170,7 +169,7 @@ def _config(rest: str) -> dict:
 
 
 def _trips(i: Instruction, computations: dict[str, list[Instruction]]) -> int:
-    """Turns of a loop: what the compiler knows, or, where it has only divided the program, the end that `scan` set."""
+    """Iterations of a loop: the known trip count, or right after the partitioner, the bound of `scan`'s counter."""
     trips = _config(i.rest).get('known_trip_count', {}).get('n')
     if trips is not None:
         return int(trips)
@@ -183,7 +182,7 @@ def _trips(i: Instruction, computations: dict[str, list[Instruction]]) -> int:
         if name in condition and condition[name].opcode == 'constant':
             ends.append(int(condition[name].rest.split(')')[0]))
     if len(ends) != 1:
-        raise ValueError(f'the trip count of the loop {i.name} is not known, so what its body does cannot be counted')
+        raise ValueError(f'the trip count of the loop {i.name} is unknown, so its body cannot be counted')
     return ends[0]
 
 

@@ -31,14 +31,14 @@ def scanned(x, kernels, unroll=1):
 
 
 @pytest.mark.parametrize('unroll', [1, 3, 6])
-def test_a_loop_counts_as_often_as_it_turns(unroll):
+def test_loop_body_counts_once_per_iteration(unroll):
     x, kernels, one = ones(16, 32), ones(6, 32, 32), 2 * 16 * 32 * 32
     assert flops(lambda x, k: scanned(x, k, unroll), x, kernels) == 6 * one
     # Every product has two gradients.
     assert flops(jax.grad(lambda x, k: scanned(x, k, unroll), (0, 1)), x, kernels) == 18 * one
 
 
-def test_an_operand_may_be_an_element_of_a_tuple():
+def test_operand_may_be_an_element_of_a_tuple():
     """As jax 0.12 prints a program that is divided and not yet compiled."""
     text = """HloModule jit_f
 
@@ -52,7 +52,7 @@ ENTRY %main (a: f32[4,5], b: f32[5,7]) -> f32[4,7] {
     assert hlo.text_flops(text) == 2 * 4 * 5 * 7
 
 
-def test_loops_in_loops_and_branches():
+def test_nested_loops_and_branches():
     def loops(x):
         return jax.lax.fori_loop(0, 3, lambda i, x: jax.lax.fori_loop(0, 5, lambda j, x: jnp.tanh(x @ x), x), x)
 
@@ -70,7 +70,7 @@ def test_convolutions():
     assert flops(convolve, ones(2, 4, 16, 16), ones(8, 4, 3, 3)) == 2 * (2 * 8 * 16 * 16) * (4 * 3 * 3)
 
 
-def test_a_sharded_program_is_counted_per_device():
+def test_sharded_program_is_counted_per_device():
     mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
     x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=rows)
@@ -78,11 +78,11 @@ def test_a_sharded_program_is_counted_per_device():
     assert hlo.compiled_flops(compiled) == 2 * 64 * 32 * 16 / 8
 
 
-def test_a_loop_without_a_known_end_is_refused():
+def test_loop_of_unknown_trip_count_is_refused():
     def loop(x, n):
         return jax.lax.while_loop(lambda carry: carry[0] < n, lambda carry: (carry[0] + 1, carry[1] @ carry[1]), (0, x))
 
-    with pytest.raises(ValueError, match='trip count of the loop .* is not known'):
+    with pytest.raises(ValueError, match='trip count of the loop .* is unknown'):
         flops(loop, ones(8, 8), 3)
 
 

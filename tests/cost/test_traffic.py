@@ -42,13 +42,13 @@ FORMS = (
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_exchanges_count_as_often_as_loops_turn_by_the_axis_of_their_devices(form):
+def test_collectives_count_once_per_iteration_and_by_mesh_axis(form):
     found = traffic.audit(HLO.replace('GROUPS', form), sharding.mesh(2, 4, 1, 1))
     # A ring gathers 3 of 4 parts of 64 bytes, three times; it sums 16 bytes over two devices.
     assert found == {('all-gather', 'fsdp'): 3 * 64 * 3 / 4, ('all-reduce', 'data'): 16 * 2 * 1 / 2}
 
 
-def test_transposed_groups_are_those_of_the_outer_axis():
+def test_transposed_groups_are_along_the_outer_axis():
     found = traffic.audit(HLO.replace('GROUPS', 'replica_groups=[4,2]<=[2,4]T(1,0)'), sharding.mesh(2, 4, 1, 1))
     assert found['all-gather', 'data'] == 3 * 64 / 2
 
@@ -60,17 +60,17 @@ def test_transposed_groups_are_those_of_the_outer_axis():
         ('replica_groups=unheard_of', 'cannot be read'),
     ],
 )
-def test_what_cannot_be_read_is_no_silent_nothing(form, message):
+def test_unreadable_groups_are_refused(form, message):
     with pytest.raises(ValueError, match=message):
         traffic.audit(HLO.replace('GROUPS', form), sharding.mesh(2, 4, 1, 1))
 
 
-def test_a_loop_of_unknown_length_is_refused():
-    with pytest.raises(ValueError, match='trip count of the loop loop is not known'):
+def test_loop_of_unknown_trip_count_is_refused():
+    with pytest.raises(ValueError, match='trip count of the loop loop is unknown'):
         list(hlo.executed(HLO.replace('known_trip_count', 'other')))
 
 
-def test_a_permutation_is_along_the_axis_on_which_its_ends_differ():
+def test_permutation_is_along_the_axis_of_its_pairs():
     text = HLO.replace(
         'all-gather(%x), GROUPS, dimensions={0}',
         'collective-permute(%x), source_target_pairs={{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}}',
