@@ -14,7 +14,7 @@ from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.errors import InputError
 from lmtrain.inference import prompting, sample
-from lmtrain.inference.prompts import encode
+from lmtrain.inference.prompts import before_answer, encode
 from lmtrain.training import export as exporting
 from lmtrain.training import init_from
 from lmtrain.training import load as loading
@@ -213,12 +213,10 @@ def as_prompt(place: str, prompt: str | Messages | Conversation, tools=None) -> 
     if isinstance(prompt, str | Conversation):
         return prompt
     _, dialogue = conversation.read(Row(place, {'messages': prompt, 'tools': tools}), (), '')
-    messages = list(dialogue.messages)
-    while messages and messages[-1]['role'] == 'assistant':
-        messages.pop()
-    if not messages:
+    before, _ = before_answer(dialogue, which=None)
+    if not before.messages:
         raise InputError(f'{place}: no message before the answer of the assistant')
-    return dialogue._replace(messages=messages, trained=())
+    return before
 
 
 def sampling(model: LoadedModel, **chosen) -> dict[str, Any]:
@@ -242,9 +240,9 @@ def evaluate(
       split: 'train', 'validation' or 'test'.
       step, member: of the run, as in `load`.
       rows: a file (jsonl, csv, tsv), several of them, or dicts.
-      settings: with `rows`, keywords of `lmtrain.inference.prompting.score`: `template` (the text of a row, which ends
-        in the field of the answer), `answer`, `choices`, `shots`, `demonstrations`, ... Without a template, rows are
-        conversations and the last answer is compared. `chat_template` is a name, as in `generate`.
+      settings: with `rows`, fields of `lmtrain.inference.prompting.PromptSettings`: `template` (the text of a row,
+        which ends in the field of the answer), `answer`, `choices`, `shots`, ..., and `demonstrations`. Without a
+        template, rows are conversations and the last answer is compared. `chat_template` is a name, as in `generate`.
 
     Returns:
       Of a split: 'loss' in nats per target, 'bits_per_token', 'bits_per_byte', 'targets', 'bytes', and the scores of
@@ -282,10 +280,9 @@ def evaluate(
         model.params,
         model.tokenizer,
         listed,
+        prompting.PromptSettings(chat_template=model.template, **settings),
         demonstrations=others,
         end_ids=model.end_ids,
-        chat_template=model.template,
-        **settings,
     )
     return scores.results | {'answers': scores.rows}
 

@@ -15,7 +15,7 @@ def adapter(*, length: int, num_kv_heads: int, head_dim: int, stddev: float = 0.
     """`prefix_key`, `prefix_value` float32 [N, P, G, K] in the attention of every layer, P = `length`.
 
     The keys are not rotated. They precede every document, which begins at position P, and count towards its window
-    (`models.attention_kernels.attend`).
+    (`models.attention_kernels.AttentionMask`).
 
     Args:
       num_kv_heads, head_dim: G and K of the model.

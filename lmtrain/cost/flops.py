@@ -112,7 +112,7 @@ def flops_per_step(
       block: see `keys_per_query`. None counts all T keys, the convention of PaLM and nanoGPT, which our MFU uses; 1
         counts the keys that are attended to ("causal"); 128 counts what the XLA attention computes.
       shares: micro-batches times devices among which the logits are divided. The head recomputes a share of more than
-        `lm_head.WHOLE` logits in the backward pass,
+        `lm_head.MAX_SAVED_LOGITS` logits in the backward pass,
       keep_logits: unless it keeps them.
     """
     m, flat = model, tree.flatten(params or {})
@@ -136,7 +136,7 @@ def flops_per_step(
         again += size * _recomputed(leaves, stages, m.remat) if through else 0.0
     of_head, _ = _backward(leaves, after, flows)
     (*_, (_, logits)) = after[-1].items()
-    if of_head and not keep_logits and logits.rows * logits.outer > lm_head.WHOLE * shares:
+    if of_head and not keep_logits and logits.rows * logits.outer > lm_head.MAX_SAVED_LOGITS * shares:
         again += _forward(leaves, after[-1:])
     return Flops(forward + _forward(leaves, after), backward + of_head, again)
 

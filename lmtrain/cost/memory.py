@@ -23,7 +23,7 @@ def shard_bytes(leaves) -> int:
 
 def logits_bytes(elements: int, itemsize: int, keep: bool) -> int:
     """Bytes of `elements` logits and their gradient on one device: of all if they are kept, else of one chunk."""
-    chunks = min(-(-elements // lm_head.WHOLE), lm_head.CHUNKS)
+    chunks = min(-(-elements // lm_head.MAX_SAVED_LOGITS), lm_head.MAX_CHUNKS)
     return 2 * itemsize * elements if keep and chunks > 1 else (4 + itemsize) * elements // max(chunks, 1)
 
 

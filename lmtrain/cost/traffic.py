@@ -97,10 +97,10 @@ def minimum(run) -> dict[tuple[str, str], float]:
     add('all-gather', ('sequence',), both * (2 if again else 1))
     add('reduce-scatter', ('sequence',), both)
 
-    for hand in redistribute.matrix_groups(optimizer.matrices(config.optimizer.name, learning), specs, mesh):
-        shared = [axis for axis in hand.cut if axis not in hand.dealt]
-        whole = members * hand.each * hand.rows * hand.columns * 4
-        add('all-to-all', hand.dealt, 2 * whole / math.prod(sizes[axis] for axis in shared))
+    for group in redistribute.matrix_groups(optimizer.matrices(config.optimizer.name, learning), specs, mesh):
+        shared = [axis for axis in group.shard_axes if axis not in group.spread_axes]
+        whole = members * group.per_device * group.rows * group.columns * 4
+        add('all-to-all', group.spread_axes, 2 * whole / math.prod(sizes[axis] for axis in shared))
         add('all-gather', shared, whole)
     return dict(found)
 

@@ -1,1 +1,1 @@
-"""A model in use: sampling, prompting, likelihoods of choices."""
+"""Inference: sampling with a key-value cache, prompting, and log-likelihoods of choices."""

@@ -1,4 +1,4 @@
-"""Text as tokens, and tokens as log-likelihoods, the same whatever is computed beside them."""
+"""Log-likelihoods of texts after prompts, independent of the other texts of a batch."""
 
 import collections
 import functools
@@ -18,15 +18,15 @@ from lmtrain.inference import prompts, sample
 from lmtrain.inference.questions import Question
 from lmtrain.tree import Params
 
-SHORTEST = 16  # tokens; rows are padded to powers of two from here on, so that few programs exist
-SHORTEST_CHOICE = 4
+SHORTEST = 16  # tokens; rows are padded to powers of two from here on, so that few programs are compiled
+SHORTEST_CHOICE = 4  # the same for the scored part of a row
 
 
-Encoded = list[tuple[np.ndarray, int]]  # (ids of a prompt and what is scored, where that starts), for each choice
+Encoded = list[tuple[np.ndarray, int]]  # (ids of a prompt and a choice, index at which scoring starts), per choice
 
 
 def text_before(question: Question, demonstrations: Sequence[Question], separator: str) -> str:
-    """The text up to the answer, the demonstrations before it. Raises ValueError if one of them is a conversation."""
+    """The demonstrations and the text up to the answer. InputError: one of them is a conversation."""
     for each in (question, *demonstrations):
         if each.messages:
             raise InputError(
@@ -35,16 +35,16 @@ def text_before(question: Question, demonstrations: Sequence[Question], separato
     return separator.join([*(each.context + each.answer for each in demonstrations), question.context])
 
 
-def begun(tokenizer: Tokenizer, separator: str, question: Question, demonstrations: Sequence[Question]) -> Encoded:
-    """[(BEGIN and the prompt, where it ends)]. A blank at its end belongs to the word that comes next."""
+def prompt(tokenizer: Tokenizer, separator: str, question: Question, demonstrations: Sequence[Question]) -> Encoded:
+    """[(BEGIN and the prompt, its length)]. A space at its end is removed: it is part of the next word's token."""
     ids = np.array(prompts.encode(text_before(question, demonstrations, separator).rstrip(' '), tokenizer), np.int32)
     return [(ids, len(ids))]
 
 
 def turns(question: Question, demonstrations: Sequence[Question], system: str) -> Conversation:
-    """The messages up to the answer: each demonstration is turns before it, and only the first message is a system's.
+    """The messages up to the answer: turns of the demonstrations, then of the question; one system message, first.
 
-    A question in one text is one user's turn; blanks at its end separate it from an answer in the same text.
+    A question in one text is one turn of the user, without the whitespace at its end that would precede the answer.
     """
     first = [{'role': 'system', 'content': system}] if system else []
     messages: list[dict] = []
@@ -58,10 +58,10 @@ def turns(question: Question, demonstrations: Sequence[Question], system: str) -
     return Conversation(first + messages, (len(first + messages),), tools=question.tools)
 
 
-def begun_chat(
+def prompt_chat(
     tokenizer: Tokenizer, template: Template, system: str, question: Question, demonstrations: Sequence[Question]
 ) -> Encoded:
-    """[(the conversation up to where the assistant begins to speak, where it ends)]."""
+    """[(the conversation up to the answer of the assistant, its length)]."""
     ids = np.array(prompts.encode(turns(question, demonstrations, system), tokenizer, template), np.int32)
     return [(ids, len(ids))]
 
@@ -69,9 +69,9 @@ def begun_chat(
 def choices_chat(
     tokenizer: Tokenizer, template: Template, system: str, question: Question, demonstrations: Sequence[Question]
 ) -> Encoded:
-    """(a conversation that a choice ends, as it stands in training; where what is learned of it starts), for each.
+    """(the conversation with a choice as its answer, rendered as in training; index of the answer), for each choice.
 
-    The token that ends the answer is scored too: it tells 'no' from the beginning of 'not'.
+    The token that ends the answer is scored too: it distinguishes 'no' from the beginning of 'not'.
     """
     before = turns(question, demonstrations, system)
     encoded = []
@@ -85,12 +85,12 @@ def choices_chat(
 
 
 def choices(tokenizer: Tokenizer, separator: str, question: Question, demonstrations: Sequence[Question]) -> Encoded:
-    """(BEGIN, the prompt and a choice; the place where what is scored starts), for each choice.
+    """(BEGIN, the prompt and a choice; index at which scoring starts), for each choice.
 
-    Prompt and choice are encoded as one text, since a token may span their join (' ' + 'yes', or ':' + ')'), where the
-    prompt alone is cut otherwise. All choices are scored from the first place on where one of their encodings, or that
-    of the prompt alone, differs from another: before it all have the same tokens, and after it all say the same
-    text and then a choice.
+    Prompt and choice are encoded as one text, because a token may contain the end of one and the beginning of the other
+    (' ' + 'yes', or ':' + ')'). All choices are scored from the first index at which one of their encodings, or that of
+    the prompt alone, differs from another. Before it all have the same tokens, and after it all have the same rest of
+    the prompt and then a choice, so their log-likelihoods are comparable.
     """
     text = text_before(question, demonstrations, separator)
     alone, *wholes = tokenizer.encode_batch([text, *(text + choice for choice in question.choices)])
@@ -99,28 +99,33 @@ def choices(tokenizer: Tokenizer, separator: str, question: Question, demonstrat
         differ = np.flatnonzero(whole[:common] != alone[: min(common, len(whole))])
         common = int(differ[0]) if len(differ) else min(common, len(whole))
     if any(len(whole) == common for whole in wholes):
-        raise InputError(f'{question.place}: to this tokenizer a choice of {question.choices} is no text of its own')
+        raise InputError(f'{question.place}: a choice of {question.choices} adds no token to the prompt')
     return [(np.insert(whole, 0, tokenizer.begin_id), 1 + common) for whole in wholes]
 
 
 def log_likelihoods(
-    model, params: Params, prompts: Sequence[Sequence[tuple[np.ndarray, int]]], room: int, batch_size: int, place=dict
+    model,
+    params: Params,
+    prompts: Sequence[Sequence[tuple[np.ndarray, int]]],
+    context: int,
+    batch_size: int,
+    place=dict,
 ) -> list[list[float]]:
-    """log p(ids[start:] | ids[:start]) in nats of every (ids, start), nested as `prompts` are.
+    """log p(ids[start:] | ids[:start]) in nats of every (ids, start), nested the same as `prompts`.
 
-    Rows of like length are computed together, padded to a power of two (at most `room`) by which the program is chosen:
-    what a row gets depends on its own length alone. Equal rows are computed once.
+    Rows of similar length are computed together, padded to a power of two (at most `context`). A row's program depends
+    only on its own length, and so does its result. Equal rows are computed once.
     """
     groups = collections.defaultdict(dict)
     for ids, start in (each for encoded in prompts for each in encoded):
-        T = sample.bucket(len(ids) - 1, SHORTEST, room)
+        T = sample.bucket(len(ids) - 1, SHORTEST, context)
         groups[T, sample.bucket(len(ids) - start, SHORTEST_CHOICE, T)][ids.tobytes(), start] = ids, start
     known = {}
     for (T, M), members in sorted(groups.items()):
         names, members = list(members), list(members.values())
         for first in range(0, len(members), batch_size):
             some = members[first : first + batch_size]
-            batch = _batch(some + some[-1:] * (batch_size - len(some)), T, M)  # filled with what is there already
+            batch = _batch(some + some[-1:] * (batch_size - len(some)), T, M)  # filled with copies of the last row
             nats = np.asarray(_nats(model, params, place(batch)), np.float64)
             known |= zip(names[first : first + batch_size], nats.tolist())
     if not all(map(math.isfinite, known.values())):

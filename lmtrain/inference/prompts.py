@@ -1,4 +1,4 @@
-"""How a model is prompted: a text as it stands behind the begin token, or turns written by a chat template."""
+"""Prompts as token ids: a text after the begin token, or the turns that a chat template renders."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,14 +13,14 @@ Prompt = str | Conversation
 
 
 def encode(prompt: Prompt, tokenizer: Tokenizer, template: Template | None = None, system: str = '') -> list[int]:
-    """Ids of a prompt, int; training rows, scoring and generation begin in the same way.
+    """Token ids of a prompt; training rows, scoring and generation begin with the same ids.
 
     Args:
-      prompt: a text, which with a template is one user's turn; or the messages before an answer.
-      template: of chats; None leaves a text as it stands.
-      system: a text of the system for prompts that begin with none; '' is none.
+      prompt: a text, which with a template is one turn of the user; or the messages before an answer.
+      template: chat template; None leaves a text unchanged.
+      system: system text for prompts that begin with none; '' is none.
 
-    Raises ValueError if there are messages or a system text but no template, or if the template fails.
+    InputError: messages or a system text without a template, or the template fails.
     """
     if template is None:
         if system or not isinstance(prompt, str):
@@ -33,24 +33,37 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, template: Template | None = Non
     return encoding.encode_prompt(prompt.messages, tokenizer, template, '' if own else system, prompt.tools)
 
 
-def before_answer(dialogue: Conversation, which: int = -1) -> tuple[Prompt, str]:
-    """(what stands before an answer, the answer) of a conversation; `which` of those that are learned, the last one.
+def before_answer(dialogue: Conversation, which: int | None = -1) -> tuple[Prompt, str]:
+    """(the part of a conversation before an answer, the answer).
 
-    Raises IndexError if it has no answer.
+    Args:
+      which: index of the answer among those that training learns. None: all messages of the assistant at the end, of
+        which there may be none; the answer is then the first of them, or ''.
+
+    IndexError: it has no such answer.
+
+    >>> messages = [{'role': 'user', 'content': '1 + 1?'}, {'role': 'assistant', 'content': '2'}]
+    >>> before_answer(Conversation(messages, trained=(1,)))[1]
+    '2'
     """
-    if not dialogue.messages:
+    messages = dialogue.messages
+    if not messages:
         return dialogue.texts
-    at = dialogue.trained[which]
-    return dialogue._replace(messages=dialogue.messages[:at], trained=()), dialogue.messages[at]['content']
+    if which is None:
+        end = max((i + 1 for i, message in enumerate(messages) if message['role'] != 'assistant'), default=0)
+    else:
+        end = dialogue.trained[which]
+    answer = messages[end]['content'] if end < len(messages) else ''
+    return dialogue._replace(messages=messages[:end], trained=()), answer
 
 
 def shown(prompt: Prompt) -> str:
-    """What a person reads of a prompt: the text, or the last of the messages."""
+    """The text of a prompt that a report shows: the text itself, or the last of the messages."""
     return prompt if isinstance(prompt, str) else prompt.messages[-1]['content']
 
 
 def special_names(prompts: Iterable[Prompt], tokenizer: Tokenizer) -> list[str]:
-    """The names of special tokens that prompts contain; they are read as characters."""
+    """The names of special tokens that prompts contain as text; they are encoded as characters."""
     pattern = tokenizer.special_pattern
     matches = (match for prompt in prompts for text in _texts(prompt) for match in pattern.finditer(text))
     return list(dict.fromkeys(match[match.lastindex] for match in matches))

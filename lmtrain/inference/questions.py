@@ -1,4 +1,4 @@
-"""Rows as questions: a template with fields, its choices and answer, and the demonstrations drawn for it."""
+"""Questions: rows rendered by a template, their choices and answers, and the demonstrations drawn for them."""
 
 import collections
 import hashlib
@@ -19,7 +19,7 @@ class Question(NamedTuple):
     """A row as a question."""
 
     place: str  # of the row, for errors
-    context: str  # its text up to the answer; of messages their JSON
+    context: str  # its text up to the answer; JSON of its messages
     choices: tuple[str, ...]  # () if the answer is generated
     answer: str  # the right one
     messages: tuple[dict[str, Any], ...] = ()  # up to the answer, of a row that holds a conversation
@@ -27,16 +27,15 @@ class Question(NamedTuple):
 
 
 def question(row: Row, template: str, answer: str, choices: str | Sequence[str]) -> Question:
-    """A row as a question. Raises ValueError naming what is wrong with the template or with the row.
+    """A row as a question. InputError: the template or the row is invalid.
 
-    Without a template the row is a conversation (`lmtrain.data.chat.conversation`); its last answer is the one asked
-    for.
+    Without a template the row is a conversation (`lmtrain.data.chat.conversation`), and its last answer is compared.
     """
     if not template:
         return _dialogue(row, answer, choices)
     *pieces, (literal, last) = _parse(template)
     if last != answer or answer in [field for _, field in pieces]:
-        raise InputError(f'template {template!r} must end in {{{answer}}}, the answer, and have it nowhere else')
+        raise InputError(f'template {template!r} must end in {{{answer}}}, the answer, and contain it only once')
     texts = [literal + text_of(row, field, value_of(row, field, 'template')) for literal, field in pieces]
     context = ''.join([*texts, literal])
     right = value_of(row, answer, 'answer')
@@ -48,7 +47,7 @@ def question(row: Row, template: str, answer: str, choices: str | Sequence[str])
 
 def _dialogue(row: Row, answer: str, choices: str | Sequence[str]) -> Question:
     if answer:
-        raise InputError(f'an answer, {answer!r}, without a template: name both, or neither for rows of conversations')
+        raise InputError(f'answer {answer!r} without a template: set both, or neither for rows of conversations')
     _, dialogue = conversation.read(row, (), '')
     if dialogue.messages and not dialogue.trained:
         raise InputError(f'{row.place}: no message of the assistant, so there is no answer to compare')
@@ -62,10 +61,10 @@ def _dialogue(row: Row, answer: str, choices: str | Sequence[str]) -> Question:
 
 
 def _choices(row: Row, choices: str | Sequence[str]) -> tuple[str, ...]:
-    """The texts that are compared, of the field `choices` or as they are given."""
+    """The texts that are compared: `choices`, or those in the field of that name."""
     listed = value_of(row, choices, 'choices') if isinstance(choices, str) else choices
     if not isinstance(listed, list | tuple) or not listed:
-        raise InputError(f'{row.place}: {choices!r} must hold a list of choices, here it is {listed!r}')
+        raise InputError(f'{row.place}: {choices!r} must hold a list of choices, not {listed!r}')
     listed = tuple(check_text(choice, f'{row.place}: a choice') for choice in listed)
     if '' in listed:
         raise InputError(f'{row.place}: an empty choice has no likelihood: {list(listed)}')
@@ -73,14 +72,14 @@ def _choices(row: Row, choices: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _right(row: Row, field: str, value: Any, choices: tuple[str, ...]) -> str:
-    """The choice that `value` names: by its text, or by its index, which csv has as digits."""
+    """The choice that `value` names by its text or by its index, which is a string of digits in csv."""
     if value in choices:
         return value
     index = int(value) if isinstance(value, str) and value.isdecimal() else value
     if type(index) is not int or not 0 <= index < len(choices):
         raise InputError(
             f'{row.place}: {field!r} is {value!r}, neither a choice nor the index of one of {len(choices)}: '
-            f'{", ".join(map(repr, choices[:5]))}{", ..." * (len(choices) > 5)}'
+            f'{", ".join(map(repr, choices[:5]))}{", ..." if len(choices) > 5 else ""}'
         )
     return choices[index]
 
@@ -93,7 +92,7 @@ def _parse(template: str) -> list[tuple[str, str]]:
         raise InputError(f'template {template!r}: {error}') from None
     for _, field, spec, conversion in parts:
         if field is None or not field or spec or conversion:
-            what = 'ends in text' if field is None else 'has a field with no plain name'
+            what = 'ends in text' if field is None else 'has a field without a plain name'
             raise InputError(f'template {template!r} {what}: it is text and {{field}}s, the last of them the answer')
     return [(text, field) for text, field, _, _ in parts]
 
@@ -104,27 +103,27 @@ def text_of(row: Row, field: str, value: Any) -> str:
 
 
 class Pool:
-    """What demonstrations are drawn from."""
+    """Questions from which demonstrations are drawn."""
 
     def __init__(self, questions: Iterable[Question], shots: int, seed: int):
         self.questions = sorted({(q.context, q.answer): q for q in questions}.values(), key=lambda q: (q[1], q[3]))
-        self.alike = collections.Counter(q.context for q in self.questions)
+        self.same_context = collections.Counter(q.context for q in self.questions)
         self.shots, self.seed = shots, seed
 
     def draw(self, question: Question) -> list[Question]:
-        """`shots` others for a question: not one with its context, which would tell the answer.
+        """`shots` others for a question, none with its own context, which would contain the answer.
 
-        Raises ValueError where there are not so many.
+        InputError: the pool has fewer.
         """
         if not self.shots:
             return []
-        others = len(self.questions) - self.alike[question.context]
+        others = len(self.questions) - self.same_context[question.context]
         if self.shots > others:
             raise InputError(
-                f'{question.place}: {self.shots} demonstrations are wanted, and there are only {others} others'
+                f'{question.place}: shots={self.shots} demonstrations, but there are only {others} other rows'
             )
         digest = np.frombuffer(hashlib.sha256(question.context.encode()).digest(), np.uint32)
         rng = np.random.default_rng([self.seed, *digest.tolist()])
-        drawn = rng.choice(len(self.questions), self.shots + self.alike[question.context], replace=False)
+        drawn = rng.choice(len(self.questions), self.shots + self.same_context[question.context], replace=False)
         others = [self.questions[i] for i in drawn if self.questions[i].context != question.context]
         return others[: self.shots]

@@ -1,11 +1,11 @@
-"""Attention: the module and its cache."""
+"""Multi-head attention with grouped keys and values, and its key-value cache."""
 
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lmtrain.models.attention_kernels import attend, attend_chunked
+from lmtrain.models.attention_kernels import AttentionMask, attend, attend_chunked
 from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
 from lmtrain.models.layers import Norm
 from lmtrain.models.linear import Linear, shared_input_matmul
@@ -13,18 +13,19 @@ from lmtrain.models.rotary import rotate
 
 
 class AttentionInputs(NamedTuple):
-    """Where the tokens of a forward pass stand; every layer reads the same one.
+    """What the attention of every layer reads beside its input: positions, segments, cache slots and hooks.
 
     Attributes:
       rotary: (cos, sin) of the positions, or None.
-      local_rotary: the same for the layers that see a window, if their angles differ; else None.
-      positions: int32 [B, T], of the tokens in their documents, without what is ahead of them.
-      window: keys a query sees, itself included, 0 for all; int32 [] if one program serves layers that differ.
+      local_rotary: the same for layers with a sliding window, if their angles differ; else None.
+      positions: int32 [B, T], of the tokens in their documents, without virtual tokens.
+      window: number of keys that a query sees, itself included, 0 for all; int32 [] if one compiled program serves
+        layers with different windows.
       query_segments, key_segments: int32 [B, T] and [B, S]; a query sees keys of its segment. None: one segment.
-      query_index: int32 [B, T], the key index at which a query stands; None: its own index in the row.
-      slots: int32 [B, T], the cache slots that the tokens fill (out of range: none); None without a cache.
-      row: int32 [B], global rows of the batch (dropout).
-      share: what brings the keys of other positions, multiplies by kernels that lie in pieces, and offers a fused one.
+      query_index: int32 [B, T], index of each query among the keys; None: its own index in the row.
+      cache_slots: int32 [B, T], cache slots that the tokens fill (out of range: none); None without a cache.
+      row_ids: int32 [B], index of each row in the global batch (dropout).
+      hooks: collectives if parameters or positions are sharded, and the fused kernel of the devices.
     """
 
     rotary: Any
@@ -34,9 +35,9 @@ class AttentionInputs(NamedTuple):
     query_segments: Any
     key_segments: Any
     query_index: Any
-    slots: Any
-    row: Any
-    share: ShardingHooks = NO_SHARDING
+    cache_slots: Any
+    row_ids: Any
+    hooks: ShardingHooks = NO_SHARDING
 
 
 class Attention(nn.Module):
@@ -47,70 +48,81 @@ class Attention(nn.Module):
     output_stddev: float
 
     @nn.compact
-    def __call__(self, x_BTD, places: AttentionInputs, cache=None, drop=None):
-        """([B, T, D], cache). `cache` is (key [N,B,S,G,K], value, layer index): the whole stack, written in place.
+    def __call__(self, x_BTD, inputs: AttentionInputs, cache=None, drop=None):
+        """([B, T, D], cache). `cache` is (key [N, B, S, G, K], value, layer index): all layers, updated in place.
 
-        Read if they are beside the projections: prefix_key and prefix_value [P, G, K] (prefix tuning, arXiv
+        Optional leaves next to the projections: prefix_key and prefix_value [P, G, K] (prefix tuning, arXiv
         2101.00190). They precede every document and count towards its window.
         """
+        m = self.model
+        query_BTHK, key_BSGK, value_BSGK = self._project(x_BTD, inputs, drop)
+        if cache is not None:
+            key_BSGK, value_BSGK, cache = _update_cache(cache, key_BSGK, value_BSGK, inputs.cache_slots)
+        gather = inputs.hooks.all_gather_sequence
+        if gather:
+            key_BSGK, value_BSGK = gather(key_BSGK), gather(value_BSGK)
+        prefix = self.get_variable('params', 'prefix_key')
+        if prefix is not None:
+            key_BSGK = _prepend(prefix, key_BSGK)
+            value_BSGK = _prepend(self.get_variable('params', 'prefix_value'), value_BSGK)
+        mask = AttentionMask(
+            causal=m.causal,
+            window=inputs.window,
+            query_segments=inputs.query_segments,
+            key_segments=inputs.key_segments,
+            query_index=inputs.query_index,
+            prefix=0 if prefix is None else prefix.shape[0],
+            positions=None if prefix is None else inputs.positions,
+        )
+        out_BTHK = (attend_chunked if gather else attend)(
+            query_BTHK,
+            key_BSGK,
+            value_BSGK,
+            mask,
+            softcap=m.attention_softcap,
+            scale=m.attention_scale or m.head_dim**-0.5,
+            backend=m.attention,
+            hooks=inputs.hooks,
+        )
+        out_BTD = out_BTHK.reshape(*x_BTD.shape[:2], m.num_heads * m.head_dim)
+        return Linear(m.width, m.has_bias('output'), self.output_stddev, name='output')(out_BTD, drop), cache
+
+    def _project(self, x_BTD, inputs: AttentionInputs, drop):
+        """(query [B, T, H, K], key, value [B, T, G, K]), normalised and rotated."""
         m = self.model
 
         def norm(name):
             kind = 'rmsnorm1p' if m.norm == 'rmsnorm1p' else 'rmsnorm'
             return Norm(kind, m.norm_eps, False, name=f'{name}_norm')
 
-        made = shared_input_matmul(self, ('query', 'key', 'value'), x_BTD, places.share.columns)
+        products = shared_input_matmul(self, ('query', 'key', 'value'), x_BTD, inputs.hooks.column_parallel)
 
         def project(name, heads):
-            y = Linear(heads * m.head_dim, m.has_bias(name), self.stddev, name=name)(x_BTD, drop, made.get(name))
+            y = Linear(heads * m.head_dim, m.has_bias(name), self.stddev, name=name)(x_BTD, drop, products.get(name))
             if m.qk_norm and m.qk_norm_over == 'projection' and name != 'value':  # OLMo 2, arXiv 2501.00656
                 y = norm(name)(y)
             return y.reshape(*x_BTD.shape[:2], heads, m.head_dim)
 
         query_BTHK = project('query', m.num_heads)
-        key_BSGK = project('key', m.num_kv_heads)
-        value_BSGK = project('value', m.num_kv_heads)
+        key_BTGK = project('key', m.num_kv_heads)
+        value_BTGK = project('value', m.num_kv_heads)
         if m.qk_norm and m.qk_norm_over == 'head':  # arXiv 2302.05442
-            query_BTHK, key_BSGK = norm('query')(query_BTHK), norm('key')(key_BSGK)
-        if places.rotary is not None:
-            query_BTHK, key_BSGK = rotate(query_BTHK, *places.rotary), rotate(key_BSGK, *places.rotary)
+            query_BTHK, key_BTGK = norm('query')(query_BTHK), norm('key')(key_BTGK)
+        if inputs.rotary is not None:
+            query_BTHK, key_BTGK = rotate(query_BTHK, *inputs.rotary), rotate(key_BTGK, *inputs.rotary)
+        return query_BTHK, key_BTGK, value_BTGK
 
-        if cache is not None:
-            key_NBSGK, value_NBSGK, layer = cache
-            rows_B1 = jnp.arange(x_BTD.shape[0])[:, None]
-            key_NBSGK = key_NBSGK.at[layer, rows_B1, places.slots].set(key_BSGK.astype(key_NBSGK.dtype), mode='drop')
-            value_NBSGK = value_NBSGK.at[layer, rows_B1, places.slots].set(
-                value_BSGK.astype(value_NBSGK.dtype), mode='drop'
-            )
-            key_BSGK, value_BSGK = key_NBSGK[layer].astype(x_BTD.dtype), value_NBSGK[layer].astype(x_BTD.dtype)
-            cache = key_NBSGK, value_NBSGK, layer
 
-        everywhere = places.share.everywhere
-        if everywhere:
-            key_BSGK, value_BSGK = everywhere(key_BSGK), everywhere(value_BSGK)
-        prefix = self.get_variable('params', 'prefix_key')
-        if prefix is not None:
-            rows = x_BTD.shape[0], *prefix.shape
-            values = self.get_variable('params', 'prefix_value')
-            key_BSGK, value_BSGK = (
-                jnp.concatenate([jnp.broadcast_to(front[None].astype(x_BTD.dtype), rows), own], axis=1)
-                for front, own in ((prefix, key_BSGK), (values, value_BSGK))
-            )
-        out_BTHK = (attend_chunked if everywhere else attend)(
-            query_BTHK,
-            key_BSGK,
-            value_BSGK,
-            places.query_segments,
-            places.key_segments,
-            places.query_index,
-            causal=m.causal,
-            window=places.window,
-            softcap=m.attention_softcap,
-            scale=m.attention_scale or m.head_dim**-0.5,
-            backend=m.attention,
-            prefix=0 if prefix is None else prefix.shape[0],
-            positions=None if prefix is None else places.positions,
-            share=places.share,
-        )
-        out_BTD = out_BTHK.reshape(*x_BTD.shape[:2], m.num_heads * m.head_dim)
-        return Linear(m.width, m.has_bias('output'), self.output_stddev, name='output')(out_BTD, drop), cache
+def _update_cache(cache, key_BTGK, value_BTGK, slots_BT):
+    """(key, value [B, S, G, K] of the layer in the dtype of the new ones, cache) with the new ones in their slots."""
+    key_NBSGK, value_NBSGK, layer = cache
+    dtype, rows_B1 = key_BTGK.dtype, jnp.arange(key_BTGK.shape[0])[:, None]
+    key_NBSGK = key_NBSGK.at[layer, rows_B1, slots_BT].set(key_BTGK.astype(key_NBSGK.dtype), mode='drop')
+    value_NBSGK = value_NBSGK.at[layer, rows_B1, slots_BT].set(value_BTGK.astype(value_NBSGK.dtype), mode='drop')
+    return key_NBSGK[layer].astype(dtype), value_NBSGK[layer].astype(dtype), (key_NBSGK, value_NBSGK, layer)
+
+
+def _prepend(prefix_PGK, own_BSGK):
+    """[B, P + S, G, K]: the prefix before the keys or values of every row."""
+    prefix_BPGK = jnp.broadcast_to(prefix_PGK[None].astype(own_BSGK.dtype), (own_BSGK.shape[0], *prefix_PGK.shape))
+    return jnp.concatenate([prefix_BPGK, own_BSGK], axis=1)

@@ -1,6 +1,7 @@
-"""Attention itself, softmax(query . key) . value, and the backends behind it."""
+"""softmax(query . key) . value and its backends: plain XLA, cuDNN's fused kernel, and splash attention on TPUs."""
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,25 +9,54 @@ import jax.numpy as jnp
 from lmtrain.errors import InputError
 from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
 
-BLOCK = 128  # queries a causal block holds on the XLA path
+BLOCK = 128  # queries of one block of causal attention by XLA
 
 
-def attend_chunked(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_index, **options):
-    """`attend` for one block of queries after the other; the backward pass recomputes their weights [BLOCK, S]."""
+class AttentionMask(NamedTuple):
+    """Which keys a query sees.
+
+    A query at key index i sees index j if both are of one segment, j <= i if `causal`, and |i - j| < `window` if that
+    is not 0. Padding is a segment like any other: its rows are finite and never read.
+
+    Attributes:
+      causal: whether a query sees no later keys.
+      window: number of keys that a query sees, itself included, 0 for all; a traced window is never 0.
+      query_segments, key_segments: int32 [B, T] and [B, S], or None for one segment.
+      query_index: int32 [B, T], index of each query among the keys; None if T == S and each stands at its own index.
+      prefix: P, number of keys that precede index 0 and belong to no segment. Every document sees them as if they were
+        before its first token: all of them without a window, else prefix key p is at the distance P + position - p,
+        the same as transformers' cache of past keys.
+      positions: int32 [B, T], of the queries in their documents; used only with both `prefix` and a window.
+    """
+
+    causal: bool
+    window: int | jax.Array = 0
+    query_segments: Any = None
+    key_segments: Any = None
+    query_index: Any = None
+    prefix: int = 0
+    positions: Any = None
+
+
+def attend_chunked(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, **options):
+    """`attend` for one block of queries after the other; the backward pass recomputes their weights [BLOCK, S].
+
+    `mask.query_index` must be given.
+    """
     T = query_BTHK.shape[1]
     if T <= BLOCK or T % BLOCK:
-        return attend(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, query_index, **options)
+        return attend(query_BTHK, key_BSGK, value_BSGK, mask, **options)
 
-    def cut(x):
+    def chunk(x):
         return x.reshape(x.shape[0], T // BLOCK, BLOCK, *x.shape[2:]).swapaxes(0, 1)
 
     def block(queries):
         query, index, *segments = queries
-        segments = segments[0] if segments else None
-        return attend(query, key_BSGK, value_BSGK, segments, key_segments, index, **options)
+        own = mask._replace(query_index=index, query_segments=segments[0] if segments else None)
+        return attend(query, key_BSGK, value_BSGK, own, **options)
 
-    queries = [query_BTHK, query_index] + ([] if query_segments is None else [query_segments])
-    out = jax.lax.map(jax.checkpoint(block, prevent_cse=False), tuple(map(cut, queries)))
+    queries = [query_BTHK, mask.query_index] + ([] if mask.query_segments is None else [mask.query_segments])
+    out = jax.lax.map(jax.checkpoint(block, prevent_cse=False), tuple(map(chunk, queries)))
     return out.swapaxes(0, 1).reshape(query_BTHK.shape)
 
 
@@ -34,69 +64,65 @@ def attend(
     query_BTHK,
     key_BSGK,
     value_BSGK,
-    query_segments=None,
-    key_segments=None,
-    query_index=None,
+    mask: AttentionMask,
     *,
-    causal: bool,
-    window: int | jax.Array = 0,
     softcap: float = 0.0,
     scale: float | None = None,
     backend: str = 'auto',
-    prefix: int = 0,
-    positions: jax.Array | None = None,
-    share: ShardingHooks = NO_SHARDING,
+    hooks: ShardingHooks = NO_SHARDING,
 ):
-    """softmax(scale * query . key) . value over the keys that a query sees, in the dtype of `query`; [B, T, H, K].
+    """softmax(scale * query . key) . value over the keys that `mask` allows, in the dtype of `query`; [B, T, H, K].
 
-    A query at key index i sees index j if both are of one segment, j <= i if `causal`, and |i - j| < `window` if that
-    is not 0 (a traced window is never 0). Padding is a segment like any other: its rows are finite and never read.
-    Products take operands in the dtype of `query`, backward too, and accumulate in float32; the scale, the cap and the
-    softmax are float32.
+    Products take operands in the dtype of `query`, also in the backward pass, and accumulate in float32; the scale, the
+    softcap and the softmax are float32.
 
     Args:
       query_BTHK, key_BSGK, value_BSGK: H is a multiple of G, and head h reads key-value head h // (H / G).
-      query_segments, key_segments: int32 [B, T] and [B, S], or None for one segment.
-      query_index: int32 [B, T]; None if T == S and every query stands at its own index.
       softcap: scores become softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118); 0 is off.
       scale: factor of the scores; None is 1 / sqrt(K).
-      prefix: P, the number of keys that precede index 0 and belong to no segment. Every document sees them as if they
-        stood before its first token: all of them without a window, else prefix key p is at the distance
-        P + position - p, as in transformers' cache of past keys.
-      positions: int32 [B, T], of the queries in their documents; used with `prefix` and a window alone.
-      backend: 'xla' | 'cudnn' | 'splash', or 'auto': the kernel that `share` offers if it takes these arguments.
-      share: if it has no kernel, all is 'xla'.
+      backend: 'xla' | 'cudnn' | 'splash', or 'auto': the kernel of `hooks` if it supports these arguments, else XLA.
+      hooks: names the kernel of the devices. Without a kernel every backend is XLA.
 
-    Raises ValueError if `backend` names the kernel that is offered, which cannot take these arguments.
+    InputError: `backend` is requested explicitly, the devices have it, and it does not support these arguments.
+
+    >>> query, key, value = jnp.ones((1, 5, 4, 8)), jnp.ones((1, 5, 2, 8)), jnp.ones((1, 5, 2, 8))
+    >>> attend(query, key, value, AttentionMask(causal=True)).shape
+    (1, 5, 4, 8)
     """
-    operands = query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments
     T, K = query_BTHK.shape[1], query_BTHK.shape[3]
-    options = {'causal': causal, 'window': window, 'softcap': softcap, 'scale': K**-0.5 if scale is None else scale}
-    if share.kernel and backend in ('auto', share.kernel) and not prefix:
-        about = {'head_dim': K, 'dtype': query_BTHK.dtype, 'window': window, 'softcap': softcap}
-        about['capability'] = share.capability
-        why = 'takes no cache' if query_index is not None else unsupported_reason(share.kernel, T, **about)
-        if not why:
-            return _fused(share, operands, options)
+    options = {'softcap': softcap, 'scale': K**-0.5 if scale is None else scale}
+    kernel = hooks.attention_kernel
+    if kernel and backend in ('auto', kernel) and not mask.prefix:
+        properties = {'head_dim': K, 'dtype': query_BTHK.dtype, 'window': mask.window, 'softcap': softcap}
+        properties['capability'] = hooks.capability
+        reason = (
+            'does not support a cache' if mask.query_index is not None else unsupported_reason(kernel, T, **properties)
+        )
+        if not reason:
+            return _attend_fused(query_BTHK, key_BSGK, value_BSGK, mask, hooks, options)
         if backend != 'auto':
-            raise InputError(f"attention='{backend}' {why}; choose attention='auto' or 'xla'")
-    return xla(*operands, query_index, **options, prefix=prefix, positions=positions)
+            raise InputError(f"attention='{backend}' {reason}; choose attention='auto' or 'xla'")
+    return xla(query_BTHK, key_BSGK, value_BSGK, mask, **options)
 
 
-def _fused(share: ShardingHooks, operands, options):
-    """`attend` by the kernel of `share`; a traced window is an operand, since on_heads passes in nothing else."""
-    traced = {} if isinstance(options['window'], int) else {'window': options['window']}
+def _attend_fused(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, hooks: ShardingHooks, options):
+    """`attend` by the kernel of `hooks`. All arrays are explicit operands: shard_heads passes no others."""
+    arrays = {'query_segments': mask.query_segments, 'key_segments': mask.key_segments}
+    if not isinstance(mask.window, int):
+        arrays['window'] = mask.window
 
-    def function(*operands):
-        return KERNELS[share.kernel](*operands[:5], **options | dict(zip(traced, operands[5:], strict=True)))
+    def kernel(query, key, value, *operands):
+        own = mask._replace(**dict(zip(arrays, operands, strict=True)))
+        return KERNELS[hooks.attention_kernel](query, key, value, own, **options)
 
-    return (share.on_heads(function) if share.on_heads else function)(*operands, *traced.values())
+    kernel = hooks.shard_heads(kernel) if hooks.shard_heads else kernel
+    return kernel(query_BTHK, key_BSGK, value_BSGK, *arrays.values())
 
 
 def unsupported_reason(
     kernel: str, length: int, *, head_dim: int, dtype, window, softcap: float, capability: tuple[int, ...] = ()
 ) -> str:
-    """The reason that a kernel cannot take rows of `length` positions, or ''.
+    """The reason that a kernel does not support rows of `length` positions, or ''.
 
     `capability` is the CUDA compute capability of the devices, such as (9, 0); () if they have none. Head sizes are
     those of cuDNN's backward pass: 256 on Hopper, 128 on Ampere, Ada and Blackwell (docs.nvidia.com/deeplearning/cudnn,
@@ -104,20 +130,20 @@ def unsupported_reason(
     """
     if kernel == 'splash':
         if not isinstance(window, int):
-            return 'needs a window that is known when it is compiled (model.unroll must hold all layers)'
-        return '' if length % 128 == 0 else f'needs a length that 128 divides, not {length}'
+            return 'needs a window that is known at compile time (set model.unroll to model.num_layers)'
+        return '' if length % 128 == 0 else f'needs a multiple of 128 positions, not {length}'
     if capability < (8, 0):
-        have = f'this GPU has {".".join(map(str, capability))}' if capability else 'this device has none'
-        return f'needs CUDA compute capability 8.0, and {have}'
+        own = f'this GPU has {".".join(map(str, capability))}' if capability else 'this device has none'
+        return f'needs CUDA compute capability 8.0, and {own}'
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"needs dtype 'bfloat16' or 'float16', not '{dtype}'"
     if softcap:
-        return 'knows no softcap'
+        return 'does not support softcap'
     if length % 2:
-        return f'needs an even length, not {length}'
-    most = 256 if capability[0] == 9 else 128
-    fits = head_dim % 8 == 0 and head_dim <= most
-    return '' if fits else f'needs heads of at most {most} and a multiple of 8 on this GPU, not {head_dim}'
+        return f'needs an even number of positions, not {length}'
+    largest = 256 if capability[0] == 9 else 128
+    fits = head_dim % 8 == 0 and head_dim <= largest
+    return '' if fits else f'needs a head_dim that is a multiple of 8 and at most {largest} on this GPU, not {head_dim}'
 
 
 def multiply(equation: str, a, b):
@@ -125,9 +151,10 @@ def multiply(equation: str, a, b):
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-# The two products have derivatives of their own since jax's would multiply a float32 cotangent by a bfloat16 operand,
-# which no matrix unit does. The cotangent is rounded to the dtype of the operands first, as in FlashAttention-2 (arXiv
-# 2307.08691, algorithm 2): of the scores' it is the only rounding, and that of the output is in that dtype anyway.
+# The two products have custom derivatives, because jax's own would multiply a float32 cotangent by a bfloat16 operand,
+# which no matrix unit supports. The cotangent is rounded to the dtype of the operands first, as in FlashAttention-2
+# (arXiv 2307.08691, algorithm 2). For the scores this is the only rounding; the cotangent of the output has that dtype
+# already.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -164,151 +191,149 @@ def average(weights_BGTS, value_BGSK):
 def _average_vjp(weights_BGTS, value_BGSK):
     weights_BGTS = weights_BGTS.astype(value_BGSK.dtype)
     # The sum is of the rounded weights, so that the average of equal values is that value.
-    share_BGT1 = 1 / jnp.sum(weights_BGTS, axis=-1, keepdims=True, dtype=jnp.float32)
-    out_BGTK = multiply('BGTS,BGSK->BGTK', weights_BGTS, value_BGSK) * share_BGT1
-    return out_BGTK, (weights_BGTS, value_BGSK, share_BGT1, out_BGTK)
+    inverse_BGT1 = 1 / jnp.sum(weights_BGTS, axis=-1, keepdims=True, dtype=jnp.float32)
+    out_BGTK = multiply('BGTS,BGSK->BGTK', weights_BGTS, value_BGSK) * inverse_BGT1
+    return out_BGTK, (weights_BGTS, value_BGSK, inverse_BGT1, out_BGTK)
 
 
-def _average_backward(kept, g_BGTK):
-    weights_BGTS, value_BGSK, share_BGT1, out_BGTK = kept
+def _average_backward(residuals, g_BGTK):
+    weights_BGTS, value_BGSK, inverse_BGT1, out_BGTK = residuals
     dtype = value_BGSK.dtype
     g_BGTK = g_BGTK.astype(dtype)
-    to_value = multiply('BGTS,BGTK->BGSK', weights_BGTS, (g_BGTK * share_BGT1).astype(dtype))
+    to_value = multiply('BGTS,BGTK->BGSK', weights_BGTS, (g_BGTK * inverse_BGT1).astype(dtype))
     mean_BGT1 = jnp.sum(g_BGTK * out_BGTK, axis=-1, keepdims=True)
-    to_weights = (multiply('BGTK,BGSK->BGTS', g_BGTK, value_BGSK) - mean_BGT1) * share_BGT1
+    to_weights = (multiply('BGTK,BGSK->BGTS', g_BGTK, value_BGSK) - mean_BGT1) * inverse_BGT1
     return to_weights, to_value.astype(dtype)
 
 
 average.defvjp(_average_vjp, _average_backward)
 
 
-def visible(query_index, key_index, query_segments, key_segments, *, causal: bool, window: int):
-    """bool [B or 1, T, S], or None if every query sees every key. Indices are [B or 1, T] and [1, S]."""
+def visible(query_index, key_index, mask: AttentionMask):
+    """bool [B or 1, T, S], or None if every query sees every key; the prefix is not included.
+
+    Indices are [B or 1, T] and [1, S], and the segments of `mask` those of the same queries and keys.
+    """
     distance = query_index[:, :, None] - key_index[:, None, :]
-    masks = []
-    if causal:
-        masks.append(distance >= 0)
-    if not isinstance(window, int) or window:
-        masks.append(jnp.abs(distance) < window)
-    if query_segments is not None:
-        masks.append(query_segments[:, :, None] == key_segments[:, None, :])
-    return functools.reduce(jnp.logical_and, masks) if masks else None
+    conditions = []
+    if mask.causal:
+        conditions.append(distance >= 0)
+    if not isinstance(mask.window, int) or mask.window:
+        conditions.append(jnp.abs(distance) < mask.window)
+    if mask.query_segments is not None:
+        conditions.append(mask.query_segments[:, :, None] == mask.key_segments[:, None, :])
+    return functools.reduce(jnp.logical_and, conditions) if conditions else None
 
 
-def with_prefix(mask, positions, prefix: int, window):
-    """bool [B, T, P + S]: which of P = `prefix` keys before those of `mask` [B or 1, T, S] are seen; see `attend`."""
-    if isinstance(window, int) and not window or not prefix:
-        return jnp.pad(mask, ((0, 0), (0, 0), (prefix, 0)), constant_values=True)
-    near_BTP = prefix + positions[:, :, None] - jnp.arange(prefix)[None, None] < window
-    return jnp.concatenate([near_BTP, jnp.broadcast_to(mask, (len(near_BTP), *mask.shape[1:]))], axis=-1)
+def with_prefix(visible_BTS, mask: AttentionMask):
+    """bool [B or 1, T, P + S]: `visible_BTS` with the keys of the prefix before the others; see AttentionMask."""
+    P = mask.prefix
+    if isinstance(mask.window, int) and not mask.window or not P:
+        return jnp.pad(visible_BTS, ((0, 0), (0, 0), (P, 0)), constant_values=True)
+    near_BTP = P + mask.positions[:, :, None] - jnp.arange(P)[None, None] < mask.window
+    visible_BTS = jnp.broadcast_to(visible_BTS, (len(near_BTP), *visible_BTS.shape[1:]))
+    return jnp.concatenate([near_BTP, visible_BTS], axis=-1)
 
 
-def xla(
-    query_BTHK,
-    key_BSGK,
-    value_BSGK,
-    query_segments,
-    key_segments,
-    query_index,
-    *,
-    causal,
-    window,
-    softcap,
-    scale,
-    prefix=0,
-    positions=None,
-):
-    """Plain products and a float32 softmax; causal queries in blocks, each reading only the keys it can see.
+def xla(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, *, softcap, scale):
+    """Plain products and a float32 softmax; causal queries in blocks, each reading only the keys that it can see.
 
     The queries that share a key-value head are rows of one product, so keys are never repeated.
     """
     B, T, H, K = query_BTHK.shape
-    S, G = key_BSGK.shape[1] - prefix, key_BSGK.shape[2]
+    S, G = key_BSGK.shape[1] - mask.prefix, key_BSGK.shape[2]
     R = H // G
-    dtype = query_BTHK.dtype
     query_BGRTK = query_BTHK.reshape(B, T, G, R, K).transpose(0, 2, 3, 1, 4)
     key_BGSK, value_BGSK = key_BSGK.transpose(0, 2, 1, 3), value_BSGK.transpose(0, 2, 1, 3)
 
     def block(start, stop, first, last):
-        """Queries [start, stop) over keys [first, last)."""
+        """[B, G, R, C, K] of queries [start, stop) over the prefix and keys [first, last)."""
         C = stop - start
 
-        def read(x_BGSK):
-            if first and prefix:
-                return jnp.concatenate([x_BGSK[:, :, :prefix], x_BGSK[:, :, prefix + first : prefix + last]], axis=2)
-            return x_BGSK[:, :, first : prefix + last]
+        def own_keys(x_BGSK):
+            if first and mask.prefix:
+                prefix, rest = x_BGSK[:, :, : mask.prefix], x_BGSK[:, :, mask.prefix + first : mask.prefix + last]
+                return jnp.concatenate([prefix, rest], axis=2)
+            return x_BGSK[:, :, first : mask.prefix + last]
 
-        mask = visible(
-            jnp.arange(start, stop)[None] if query_index is None else query_index,
-            jnp.arange(first, last)[None],
-            None if query_segments is None else query_segments[:, start:stop],
-            None if key_segments is None else key_segments[:, first:last],
-            causal=causal,
-            window=window,
-        )
+        visible_BTS = _block_mask(mask, start, stop, first, last)
         query_BGTK = query_BGRTK[:, :, :, start:stop].reshape(B, G, R * C, K)
-        score_BGTS = scores(query_BGTK, read(key_BGSK), scale)
+        score_BGTS = scores(query_BGTK, own_keys(key_BGSK), scale)
         if softcap:
             score_BGTS = softcap * jnp.tanh(score_BGTS / softcap)
-        if mask is not None:
-            mask = with_prefix(mask, None if positions is None else positions[:, start:stop], prefix, window)
-            score_BGTS = jnp.where(jnp.tile(mask[:, None], (1, 1, R, 1)), score_BGTS, jnp.finfo(jnp.float32).min)
+        if visible_BTS is not None:
+            visible_BGTS = jnp.tile(visible_BTS[:, None], (1, 1, R, 1))
+            score_BGTS = jnp.where(visible_BGTS, score_BGTS, jnp.finfo(jnp.float32).min)
         weights = jnp.exp(score_BGTS - jax.lax.stop_gradient(jnp.max(score_BGTS, axis=-1, keepdims=True)))
-        return average(weights, read(value_BGSK)).astype(dtype).reshape(B, G, R, C, K)
+        return average(weights, own_keys(value_BGSK)).astype(query_BTHK.dtype).reshape(B, G, R, C, K)
 
-    if causal and query_index is None:
+    if mask.causal and mask.query_index is None:
         blocks = [(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)]
-        reach = window if isinstance(window, int) else 0
-        out = [block(start, stop, max(0, start - reach + 1) if reach else 0, stop) for start, stop in blocks]
+        window = mask.window if isinstance(mask.window, int) else 0
+        out = [block(start, stop, max(0, start - window + 1) if window else 0, stop) for start, stop in blocks]
         out_BGRTK = jnp.concatenate(out, axis=3)
     else:
         out_BGRTK = block(0, T, 0, S)
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
-def cudnn(query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, *, causal, window, softcap, scale):
-    """cuDNN's fused attention. It has a window of its own only on the left of a causal query and of a known size.
+def _block_mask(mask: AttentionMask, start: int, stop: int, first: int, last: int):
+    """bool [B or 1, stop - start, P + last - first], or None if every query of the block sees every key of it."""
 
-    Segments and every other window become a mask, which it reads as a bias.
+    def part(x_BT, begin, end):
+        return None if x_BT is None else x_BT[:, begin:end]
+
+    own = mask._replace(
+        query_segments=part(mask.query_segments, start, stop),
+        key_segments=part(mask.key_segments, first, last),
+        positions=part(mask.positions, start, stop),
+    )
+    query_index = jnp.arange(start, stop)[None] if mask.query_index is None else mask.query_index
+    visible_BTS = visible(query_index, jnp.arange(first, last)[None], own)
+    return None if visible_BTS is None else with_prefix(visible_BTS, own)
+
+
+def cudnn(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, *, softcap, scale):
+    """cuDNN's fused attention. Its own window must be causal and known at compile time.
+
+    Segments and every other window are passed as a mask, which it reads as a bias. It has no softcap.
     """
     index = jnp.arange(query_BTHK.shape[1])[None]
-    own = causal and isinstance(window, int)
-    mask = visible(index, index, query_segments, key_segments, causal=False, window=0 if own else window)
+    own_window = mask.causal and isinstance(mask.window, int)
+    visible_BTS = visible(index, index, mask._replace(causal=False, window=0 if own_window else mask.window))
     return jax.nn.dot_product_attention(
         query_BTHK,
         key_BSGK,
         value_BSGK,
-        mask=None if mask is None else mask[:, None],
+        mask=None if visible_BTS is None else visible_BTS[:, None],
         scale=scale,
-        is_causal=causal,
-        local_window_size=(window - 1, 0) if own and window else None,
+        is_causal=mask.causal,
+        local_window_size=(mask.window - 1, 0) if own_window and mask.window else None,
         implementation='cudnn',
     )
 
 
-def splash(
-    query_BTHK, key_BSGK, value_BSGK, query_segments, key_segments, *, causal, window, softcap, scale, interpret=False
-):
-    """The splash kernel of jax.experimental.pallas, which skips the blocks that no query sees.
+def splash(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, *, softcap, scale, interpret=False):
+    """The splash kernel of jax.experimental.pallas, which skips blocks in which no query sees a key.
 
-    It takes no scale, so the query is multiplied, in float32, and rounded once more if the scale is no power of two.
+    It has no scale, so the query is multiplied in float32 and rounded, exactly only if the scale is a power of two.
     `interpret` runs it without a TPU, slowly.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
     T, H = query_BTHK.shape[1:3]
-    if window:
-        mask = kernels.LocalMask((T, T), (window - 1, 0 if causal else window - 1), 0)
+    if mask.window:
+        head_mask = kernels.LocalMask((T, T), (mask.window - 1, 0 if mask.causal else mask.window - 1), 0)
     else:
-        mask = kernels.CausalMask((T, T)) if causal else kernels.FullMask((T, T))
+        head_mask = kernels.CausalMask((T, T)) if mask.causal else kernels.FullMask((T, T))
     kernel = kernels.make_splash_mha(
-        kernels.MultiHeadMask([mask] * H),
+        kernels.MultiHeadMask([head_mask] * H),
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=softcap or None,
         interpret=interpret,
     )
-    segments = None if query_segments is None else kernels.SegmentIds(query_segments, key_segments)
+    segments = None if mask.query_segments is None else kernels.SegmentIds(mask.query_segments, mask.key_segments)
     scaled_BTHK = (query_BTHK.astype(jnp.float32) * scale).astype(query_BTHK.dtype)
     heads_first = (x.transpose(0, 2, 1, 3) for x in (scaled_BTHK, key_BSGK, value_BSGK))
     return jax.vmap(kernel)(*heads_first, segments).transpose(0, 2, 1, 3)

@@ -40,8 +40,8 @@ BUFFERS = (
     r'(.*\.)?(attn|attention)\.(bias|masked_bias)|(.*\.)?rotary_emb\w*\.(\w*inv_freq|cos_cached|sin_cached)'
     r'|(.*\.)?embeddings\.(position|token_type)_ids'
 )
-GATED = {'silu': 'swiglu', 'swish': 'swiglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu'}
-PLAIN = {
+GATED_NAMES = {'silu': 'swiglu', 'swish': 'swiglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu'}
+UNGATED_NAMES = {
     'gelu': 'gelu_exact',
     'gelu_new': 'gelu',
     'gelu_fast': 'gelu',
@@ -54,9 +54,9 @@ REQUIRED = object()
 
 
 def activation_name(activation: str, names: Mapping[str, str]) -> str:
-    """Hugging Face's name of an activation among `names` (PLAIN or GATED); the first name if there is none.
+    """Hugging Face's name of an activation among `names`, UNGATED_NAMES or GATED_NAMES.
 
-    The caller compares what it reads as with the model (pretrained.config_of).
+    The first name if there is none: pretrained.config_of reads the result back and reports the difference.
     """
     return next((theirs for theirs, ours in names.items() if ours == activation), next(iter(names)))
 

@@ -1,89 +1,111 @@
-"""Which head a checkpoint has, by the name of its architecture, and where the heads of decoders lie in the files.
-
-A family that has heads of its own says in `HEADS` which settings each has, and in its `entries` where they lie; older
-names of its architectures are in `ALIASES`.
-"""
+"""The heads of checkpoints: the head that an architecture of config.json names, its settings, and its tensors."""
 
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.models.hf import Entry, Fields
 from lmtrain.models.settings import HEAD_KINDS
 
-# A decoder reads the last token of a row, or every token, by one projection.
-DECODER = {'none': {}, 'classify': {'head_pool': 'last', 'head_bias': False}, 'tag': {}, 'span': {}}
+
+class Heads(NamedTuple):
+    """The heads of a family beside its language model's, and transformers' classes for them.
+
+    Attributes:
+      settings: {head: settings of the model that it changes}.
+      projections: {head: module of its last projection in the files, '' if it has none}; {} if the family's `entries`
+        contain the heads.
+      aliases: {older name of a class: its head}.
+      pools: {value of classifier_pooling in config.json: model.head_pool}; {} if the class decides.
+      prefixes: {head: prefix that the files of its class have instead of the family's PREFIX}.
+      stems: {model_type: first part of the names of its classes}, if the language model's class begins differently.
+      missing: {model_type: heads for which transformers has no class}.
+    """
+
+    settings: Mapping[str, Mapping[str, Any]]
+    projections: Mapping[str, str] = {}
+    aliases: Mapping[str, str] = {}
+    pools: Mapping[str, str] = {}
+    prefixes: Mapping[str, str] = {}
+    stems: Mapping[str, str] = {}
+    missing: Mapping[str, tuple[str, ...]] = {}
+
+
+# One projection of the last token of a row, or of every token.
+DECODER_HEADS = Heads(
+    settings={'none': {}, 'classify': {'head_pool': 'last', 'head_bias': False}, 'tag': {}, 'span': {}},
+    projections={'none': '', 'classify': 'score', 'tag': 'score', 'span': 'qa_outputs'},
+)
 SUFFIXES = {
     'none': 'Model',
     'classify': 'ForSequenceClassification',
     'tag': 'ForTokenClassification',
     'span': 'ForQuestionAnswering',
 }
-# The tasks for which transformers has no class, by model_type.
-LACKING = {
-    'gemma': ('span',),
-    'gemma2': ('span',),
-    'gemma3_text': ('tag', 'span'),
-    'phi3': ('span',),
-    'olmo2': ('tag', 'span'),
-}
-# Question answering whose body transformers calls `transformer`, as it did once.
-RENAMED = {('llama', 'span'), ('qwen2', 'span'), ('qwen3', 'span')}
 
 
 def architectures(module, kind: str) -> dict[str, str]:
-    """{head: the architecture that has it} of a model_type."""
-    whole = module.ARCHITECTURES[kind]
-    stem = re.sub('(For|LMHead).*', '', whole) + ('Text' if kind == 'gemma3_text' else '')
-    return {'lm': whole} | {head: stem + suffix for head, suffix in SUFFIXES.items()}
+    """{head: transformers' class} of a model_type of the family `module`.
+
+    >>> from lmtrain.models.families import llama
+    >>> architectures(llama, 'llama')['tag']
+    'LlamaForTokenClassification'
+    """
+    language_model = module.ARCHITECTURES[kind]
+    stem = module.HEADS.stems.get(kind) or re.sub('(For|LMHead).*', '', language_model)
+    return {'lm': language_model} | {head: stem + suffix for head, suffix in SUFFIXES.items()}
 
 
 def head_of(config: Mapping, module) -> str:
-    """The head of a config.json. Raises ValueError where its architecture is none of the family's."""
+    """The head of a config.json. InputError: its architecture is unknown to the family `module`."""
     kind = config['model_type']
-    known = {name: head for head, name in architectures(module, kind).items()}
-    known |= getattr(module, 'ALIASES', {})
-    found = config.get('architectures') or [module.ARCHITECTURES[kind]]
-    if len(found) != 1 or found[0] not in known:
-        near = did_you_mean(str(found[0]), known)
-        raise InputError(f'config.json: architectures={found} of a {kind} is none of {", ".join(sorted(known))}{near}')
-    return known[found[0]]
+    known = {name: head for head, name in architectures(module, kind).items()} | module.HEADS.aliases
+    names = config.get('architectures') or [module.ARCHITECTURES[kind]]
+    if len(names) != 1 or names[0] not in known:
+        hint = did_you_mean(str(names[0]), known)
+        raise InputError(f'config.json: architectures={names} of a {kind} is none of {", ".join(sorted(known))}{hint}')
+    return known[names[0]]
 
 
 def settings(head: str, fields: Fields, module) -> dict:
-    """The settings that a head changes, of the number of its labels too."""
+    """The settings that a head changes, including the number of its outputs."""
     names, count = fields.take('id2label', None), fields.take('num_labels', None)
     if head == 'lm':
         return {}
-    labels = {'classify': len(names) if names else count or 2, 'span': 2, 'none': 0}
-    labels['tag'] = labels['classify']
-    return {'head': head, 'mlm_head': False, 'num_labels': labels[head]} | getattr(module, 'HEADS', DECODER)[head]
+    unnamed = 2 if HEAD_KINDS[head].has_outputs else 0  # start and end of a span
+    num_labels = (len(names) if names else count or 2) if HEAD_KINDS[head].classes else unnamed
+    return {'head': head, 'mlm_head': False, 'num_labels': num_labels} | module.HEADS.settings[head]
 
 
 def headed(model, module, head: str, num_labels: int, pool: str = 'auto'):
-    """`model` with the head that transformers' class for a task has in place of its own; None if it pools otherwise.
+    """`model` with the head of transformers' class for a task instead of its own; None if that class pools differently.
 
     Args:
       module: the family's.
       head: 'classify' | 'tag' | 'span'. num_labels: its outputs.
-      pool: how rows are pooled for 'classify': 'first' | 'last' | 'mean', or 'auto': as the class does.
+      pool: how rows are pooled for 'classify': 'first' | 'last' | 'mean', or 'auto': the same as the class.
     """
-    settings = getattr(module, 'HEADS', DECODER)[head]
-    pools = getattr(module, 'POOLS', {})  # if config.json has a choice
-    own = settings.get('head_pool', model.head_pool if pools else 'first')
-    if HEAD_KINDS[head].per_row and pool not in ('auto', own, *pools.values()):
-        return None
-    plain = {'mlm_head': False, 'head_activation': '', 'head_bias': True, 'head_pool': own}
-    plain |= {'head_pool': pool} if HEAD_KINDS[head].per_row and pool != 'auto' else {}
-    return dataclasses.replace(model, **plain | settings | {'head': head, 'num_labels': num_labels})
+    own = module.HEADS.settings[head]
+    pools = module.HEADS.pools
+    own_pool = own.get('head_pool', model.head_pool if pools else 'first')
+    changes = {'mlm_head': False, 'head_activation': '', 'head_bias': True, 'head_pool': own_pool}
+    if HEAD_KINDS[head].per_row and pool != 'auto':
+        if pool not in (own_pool, *pools.values()):
+            return None
+        changes['head_pool'] = pool
+    return dataclasses.replace(model, **changes | own | {'head': head, 'num_labels': num_labels})
 
 
 def labels(config: Mapping) -> tuple[str, ...]:
-    """The names of the classes in a config.json, in the order of their numbers; () without any.
+    """The names of the classes in a config.json, in the order of their numbers.
 
-    transformers names them LABEL_0, LABEL_1, ... if the file has only their number. Raises ValueError if the numbers
-    are not 0, 1, ...
+    LABEL_0, LABEL_1, ... if the file has only the number of classes, same as transformers. InputError: the numbers are
+    not 0, 1, ...
+
+    >>> labels({'id2label': {'1': 'negative', '0': 'positive'}})
+    ('positive', 'negative')
     """
     names = config.get('id2label')
     if not names:
@@ -94,44 +116,47 @@ def labels(config: Mapping) -> tuple[str, ...]:
     return tuple(by_number[number] for number in range(len(by_number)))
 
 
-def named(model, names: Sequence[str]) -> dict:
-    """The fields of config.json for the names of the classes and what the outputs are; a number has no name."""
-    head = HEAD_KINDS[model.head]
-    if not head.classes or not names:
-        return {'problem_type': 'regression'} if head.per_row and model.num_labels == 1 else {}
-    kind = {'problem_type': 'single_label_classification'} if head.per_row else {}
-    return kind | {
+def label_fields(model, names: Sequence[str]) -> dict:
+    """The fields of config.json for the names of the classes and the type of the problem; a number has no name."""
+    kind = HEAD_KINDS[model.head]
+    if not names or not kind.classes:
+        return {'problem_type': 'regression'} if kind.per_row and model.num_labels == 1 else {}
+    return ({'problem_type': 'single_label_classification'} if kind.per_row else {}) | {
         'id2label': {str(number): name for number, name in enumerate(names)},
         'label2id': {name: number for number, name in enumerate(names)},
     }
 
 
 def fields(model, module) -> dict:
-    """The fields of config.json that the head decides; undoes `settings`.
+    """The fields of config.json that the head decides; the inverse of `settings`.
 
-    Raises ValueError if transformers has no class for it.
+    InputError: transformers has no class for the head.
     """
-    if model.head in LACKING.get(model.family, ()):
+    name = architectures(module, model.family)[model.head]
+    if is_missing(model, module):
         raise InputError(
-            f'transformers has no {architectures(module, model.family)[model.head]}: a {model.family} with the head '
-            f'of {model.head!r} has no Hugging Face form'
+            f'transformers has no {name}: a {model.family} with the head of {model.head!r} has no Hugging Face form'
         )
     labels = {'num_labels': model.num_labels} if HEAD_KINDS[model.head].classes else {}
-    return {'architectures': [architectures(module, model.family)[model.head]]} | labels
+    return {'architectures': [name]} | labels
+
+
+def is_missing(model, module) -> bool:
+    """Whether transformers has no class for the head of a model."""
+    return model.head in module.HEADS.missing.get(model.family, ())
 
 
 def entries(model, module) -> list[Entry]:
-    """Where each leaf of a model lies in the files of its family, those of its head with them."""
-    found = module.entries(model)
-    if model.head == 'lm' or hasattr(module, 'HEADS'):
-        return found
-    found = [entry for entry in found if entry.paths != ('head/kernel',)]
-    key = {'none': '', 'classify': 'score', 'tag': getattr(module, 'TAG', 'score'), 'span': 'qa_outputs'}[model.head]
-    if key:
-        found.append(Entry(('task_head/out/kernel',), f'{key}.weight', linear=True))
-    if key and model.head_bias:
-        found.append(Entry(('task_head/out/bias',), f'{key}.bias'))
-    if (model.family, model.head) in RENAMED:
-        new = {entry.key: re.sub(rf'^{re.escape(module.PREFIX)}', 'transformer.', entry.key) for entry in found}
-        found = [entry._replace(key=new[entry.key], also=(entry.key, *entry.also)) for entry in found]
-    return found
+    """The tensors in the files of a model, including those of its head, and the leaves that each holds."""
+    own, heads = module.entries(model), module.HEADS
+    if model.head == 'lm' or not heads.projections:
+        return own
+    own = [entry for entry in own if entry.paths != ('head/kernel',)]
+    if projection := heads.projections[model.head]:
+        own.append(Entry(('task_head/out/kernel',), f'{projection}.weight', linear=True))
+        if model.head_bias:
+            own.append(Entry(('task_head/out/bias',), f'{projection}.bias'))
+    if prefix := heads.prefixes.get(model.head):
+        keys = [re.sub(rf'^{re.escape(module.PREFIX)}', prefix, entry.key) for entry in own]
+        own = [entry._replace(key=key, also=(entry.key, *entry.also)) for entry, key in zip(own, keys, strict=True)]
+    return own

@@ -1,4 +1,8 @@
-"""What a model is told where it computes a share of a batch, with leaves and rows that lie in pieces."""
+"""Hooks through which sharding enters a model; the defaults compute on one device.
+
+A model knows no mesh. Where it uses a parameter or the keys of other positions, it calls a hook; the explicit
+collectives behind the hooks are in `lmtrain.parallel.collectives`.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,57 +11,59 @@ from lmtrain import tree
 
 
 class VocabSharding(NamedTuple):
-    """How a function computes on a piece of the vocabulary's columns; the defaults are those of one whole piece.
+    """How the loss is computed if the vocabulary is sharded; the defaults are those of an unsharded vocabulary.
 
     Attributes:
-      on: (function, {name: divided dimension of that argument or None}, tuple of the same for results) -> the function,
-        of a dict {name: array}, run on the pieces. A result that is not divided must be equal on all of them.
-      first: V -> id of the first of the V columns here.
-      total, most: x -> the sum, and the largest, over the pieces.
+      per_shard: (function, {argument: its sharded dimension or None}, tuple of the same for the results) -> the
+        function, of a dict {argument: array}, executed once per shard. A result without a sharded dimension must be
+        equal on all shards.
+      first_id: V, the columns of this shard -> the id of the first one.
+      all_sum, all_max: x -> the sum and the maximum over the shards.
     """
 
-    on: Callable[..., Callable] = lambda function, ins, outs: function
-    first: Callable[[int], Any] = lambda V: 0
-    total: Callable[[Any], Any] = lambda x: x
-    most: Callable[[Any], Any] = lambda x: x
+    per_shard: Callable[..., Callable] = lambda function, ins, outs: function
+    first_id: Callable[[int], Any] = lambda V: 0
+    all_sum: Callable[[Any], Any] = lambda x: x
+    all_max: Callable[[Any], Any] = lambda x: x
 
 
 class ShardingHooks(NamedTuple):
-    """How what lies in pieces becomes whole; who cut it (lmtrain.parallel.collectives) knows where the pieces are.
+    """The hooks of one forward pass. None: nothing is sharded in that way.
 
     Attributes:
-      fetch: (stack, leaves) -> leaves, whole: of one layer of the stack `layers`, `layers_0`, ..., or, where `stack` is
-        '', of all that is outside the layers. Called where they are used, so that few are whole at once; None: all are.
-      kept: policy of jax.checkpoint under which all is kept for the backward pass but what `fetch` has brought.
-      first: T -> int32 [], the index in its row of the first of the T positions here; None: the rows are whole.
-      everywhere: [B, T, ...] -> [B, S, ...], the positions that are here and all others of their rows.
-      columns: (x [..., D], kernels [D, F], dtype or None, which is that of x) -> products [..., F] in it, of kernels
-        whose columns lie in pieces: the gradient of x is summed once over the pieces, not for each kernel, and in the
-        dtype of x. None: they are whole.
-      vocabulary: how the loss head computes on the columns of the vocabulary that are here.
-      keep_logits: the loss head of a bfloat16 model keeps all logits for the backward pass, rounded to bfloat16, and
-        computes none twice.
-      rows: (table [V, D], index [...]) -> table[index], of a table whose rows lie in pieces. None: it is whole.
-      pinned: x -> x, held to lie as the rows of the batch do and in no smaller pieces; None: it does anyway. Else a
-        compiler may divide what runs between two layers, and exchange it at every product.
-      kernel: the fused attention that can be compiled here, of attend.KERNELS; '': none.
-      capability: CUDA compute capability of the devices here, such as (9, 0); (): they have none.
-      on_heads: a function (queries, keys, values [B, T, H, K], whole operands ...) -> [B, T, H, K] as the same function
-        on the heads that are here, for what no compiler can divide. None: all are here.
+      gather_params: (stack, leaves) -> the same leaves, all-gathered: those of one layer of the stack `layers`,
+        `layers_0`, ..., or, if `stack` is '', all that belong to no layer. It is called right before the leaves are
+        used, so that only one layer is unsharded at a time.
+      remat_policy: policy of jax.checkpoint that saves everything for the backward pass except gathered parameters.
+      position_offset: T -> int32 [], the index in the whole row of the first of the T positions on this device.
+      all_gather_sequence: [B, T, ...] -> [B, S, ...], the positions of this device -> all positions of the same rows.
+      column_parallel: (x [..., D], kernels [D, F], dtype or None for that of x) -> the products [..., F] in that dtype,
+        of kernels whose columns are sharded. The gradient of x is summed over the shards once, not once per kernel,
+        and in the dtype of x.
+      vocabulary: how the loss is computed on the columns of this shard.
+      keep_logits: the loss of a bfloat16 model saves all logits for the backward pass, rounded to bfloat16, instead of
+        computing them twice.
+      vocab_parallel_lookup: (table [V, D], index [...]) -> table[index], of a table whose rows are sharded.
+      constrain_activations: x -> x, constrained to the sharding of the batch. Without the constraint a compiler may
+        shard what is between two layers further, and exchange it at every product.
+      attention_kernel: the fused attention of these devices, a key of attention_kernels.KERNELS; '' if there is none.
+      capability: CUDA compute capability of these devices, such as (9, 0); () if they have none.
+      shard_heads: a function of (query, key, value [B, T, H, K], unsharded operands ...) -> [B, T, H, K] -> the same
+        function, executed on the heads of each device; for kernels that no compiler can partition.
     """
 
-    fetch: Callable[[str, tree.Params], tree.Params] | None = None
-    kept: Callable[..., bool] | None = None
-    first: Callable[[int], Any] | None = None
-    everywhere: Callable[[Any], Any] | None = None
-    columns: Callable[..., list] | None = None
+    gather_params: Callable[[str, tree.Params], tree.Params] | None = None
+    remat_policy: Callable[..., bool] | None = None
+    position_offset: Callable[[int], Any] | None = None
+    all_gather_sequence: Callable[[Any], Any] | None = None
+    column_parallel: Callable[..., list] | None = None
     vocabulary: VocabSharding = VocabSharding()
     keep_logits: bool = False
-    rows: Callable[[Any, Any], Any] | None = None
-    pinned: Callable[[Any], Any] | None = None
-    kernel: str = ''
+    vocab_parallel_lookup: Callable[[Any, Any], Any] | None = None
+    constrain_activations: Callable[[Any], Any] | None = None
+    attention_kernel: str = ''
     capability: tuple[int, ...] = ()
-    on_heads: Callable[[Callable], Callable] | None = None
+    shard_heads: Callable[[Callable], Callable] | None = None
 
 
 NO_SHARDING = ShardingHooks()

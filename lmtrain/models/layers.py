@@ -1,4 +1,4 @@
-"""What every layer is made of beside Linear: norms, the feed-forward and dropout."""
+"""Norms, the feed-forward network, activations and dropout."""
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ GATED = {
     'geglu': lambda x: jax.nn.gelu(x, approximate=True),
     'geglu_exact': lambda x: jax.nn.gelu(x, approximate=False),
 }
-PLAIN = {
+UNGATED = {
     'gelu': lambda x: jax.nn.gelu(x, approximate=True),
     'gelu_exact': lambda x: jax.nn.gelu(x, approximate=False),
     'relu': jax.nn.relu,
@@ -55,23 +55,23 @@ class FeedForward(nn.Module):
     output_stddev: float
 
     @nn.compact
-    def __call__(self, x, drop=None, columns=None):
+    def __call__(self, x, drop=None, column_parallel=None):
         gated = self.activation in GATED
-        made = shared_input_matmul(self, ('up', 'gate') if gated else ('up',), x, columns)
-        up = Linear(self.hidden, self.bias, self.stddev, name='up')(x, drop, made.get('up'))
+        products = shared_input_matmul(self, ('up', 'gate') if gated else ('up',), x, column_parallel)
+        up = Linear(self.hidden, self.bias, self.stddev, name='up')(x, drop, products.get('up'))
         if gated:
-            gate = Linear(self.hidden, self.bias, self.stddev, name='gate')(x, drop, made.get('gate'))
+            gate = Linear(self.hidden, self.bias, self.stddev, name='gate')(x, drop, products.get('gate'))
             up = GATED[self.activation](gate) * up
         else:
-            up = PLAIN[self.activation](up)
+            up = UNGATED[self.activation](up)
         return Linear(self.width, self.bias, self.output_stddev, name='down')(up, drop)
 
 
 def dropout(x_BTD, rate: float, key, row_B):
-    """Drops elements at `rate`; nothing where `key` is None.
+    """Sets elements to zero with probability `rate` and scales the others by 1 / (1 - rate); identity if `key` is None.
 
-    Every row has a key of its own, folded from its index in the global batch: how the batch is cut over devices or
-    micro-batches cannot change the mask.
+    The key of a row is folded from its index `row_B` in the global batch, so the mask does not depend on how the batch
+    is divided over devices or micro-batches.
     """
     if key is None or rate == 0:
         return x_BTD

@@ -1,4 +1,10 @@
-"""The one Linear and the one Embed: each uses the leaves of an adapter that it finds beside its own."""
+"""Linear and Embed, the only layers with kernels. Each also applies the adapter leaves that are next to its own.
+
+LoRA next to a kernel [D, F]; without the leaves lora_*, only the left path exists:
+
+    x [..., D] ──┬── kernel [D, F] ─────────────────────────────────┐
+                 └── lora_a [D, R] ── * lora_scale ── lora_b [R, F] ─┴─ + ── y [..., F]
+"""
 
 import math
 
@@ -10,7 +16,10 @@ import jax.numpy as jnp
 def stddev(width: int) -> float:
     """Standard deviation of initial weights: GPT-2's 0.02, less in models wider than 1,000.
 
-    There sqrt(2 / 5D) is smaller (SmallInit, Nguyen and Salazar, arXiv 1910.05895): the first loss stays near ln V.
+    In those sqrt(2 / 5D) is smaller (SmallInit, Nguyen and Salazar, arXiv 1910.05895): the first loss stays near ln V.
+
+    >>> stddev(768), round(stddev(4096), 4)
+    (0.02, 0.0099)
     """
     return min(0.02, math.sqrt(0.4 / width))
 
@@ -18,10 +27,10 @@ def stddev(width: int) -> float:
 class Linear(nn.Module):
     """[..., D] -> [..., features]; the kernel is float32 [D, features], the product in the input's dtype.
 
-    Found beside the kernel, each a leaf that `init` never makes:
+    Optional leaves next to the kernel, which `init` never creates:
       lora_a [D, R], lora_b [R, features], lora_scale []: adds scale (x a) b (LoRA, arXiv 2106.09685).
-      lora_magnitude [features]: with them, the length of every column of kernel + scale a b (DoRA, arXiv 2402.09353);
-        the norm it is divided by is held constant in the gradient (section 4.3 there).
+      lora_magnitude [features]: together with them, the norm of every column of kernel + scale a b (DoRA, arXiv
+        2402.09353); the norm that it is divided by is constant in the gradient (section 4.3 of the paper).
       ia3_in [D], ia3_out [features]: factors of the input, and of the output with its bias (IA3, arXiv 2205.05638).
     """
 
@@ -31,16 +40,18 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x, drop=None, product=None):
-        """`drop` (x, name of this layer) -> x drops out what enters the low-rank path; None in evaluation.
+        """[..., features].
 
-        `product`: x . kernel [..., features], where `together` has made it; else it is made here.
+        Args:
+          drop: (x, name of this layer) -> x, dropout of the input of the low-rank path; None in evaluation.
+          product: x . kernel [..., features] from `shared_input_matmul`; None computes it here.
         """
         kernel = self.param('kernel', nn.initializers.normal(self.stddev), (x.shape[-1], self.features), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32) if self.bias else None
         a, ia3_in, ia3_out = (self.get_variable('params', name) for name in ('lora_a', 'ia3_in', 'ia3_out'))
 
         def flat(x):
-            # One product of two matrices: XLA:CPU is twice as slow, forward and backward, on more dimensions.
+            # A product of two matrices: XLA:CPU takes twice as long, forward and backward, if x has more dimensions.
             return x.reshape(-1, x.shape[-1])
 
         if ia3_in is not None:
@@ -60,44 +71,45 @@ class Linear(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
 
-def shared_input_matmul(module: nn.Module, names: tuple[str, ...], x, columns) -> dict:
-    """{name: x . kernel, [..., F]} of the Linears `names` inside `module`, which all read x; {} where each is alone.
+def shared_input_matmul(module: nn.Module, names: tuple[str, ...], x, column_parallel) -> dict:
+    """{name: x . kernel, [..., F]} of the Linears `names` in `module`, which all read x; {} if each computes its own.
 
-    `columns` is Share.columns or None. A factor of the input (IA3) is one of each, so their inputs differ.
+    `column_parallel` is ShardingHooks.column_parallel or None. With IA3 every Linear scales its input by itself, so
+    the inputs differ.
     """
-    leaves = {} if columns is None else {name: module.get_variable('params', name) for name in names}
-    if not leaves or any('ia3_in' in found for found in leaves.values()):
+    leaves = {} if column_parallel is None else {name: module.get_variable('params', name) for name in names}
+    if not leaves or any('ia3_in' in own for own in leaves.values()):
         return {}
-    kernels = [found['kernel'].astype(x.dtype) for found in leaves.values()]
-    return dict(zip(names, columns(x, kernels), strict=True))
+    kernels = [own['kernel'].astype(x.dtype) for own in leaves.values()]
+    return dict(zip(names, column_parallel(x, kernels), strict=True))
 
 
 def column_norm(kernel, a, b, scale):
     """float32 [..., features]: the norms of the columns of kernel + scale a b."""
     merged = kernel.astype(jnp.float32) + scale[..., None, None] * (a.astype(jnp.float32) @ b.astype(jnp.float32))
-    # Under vmap, XLA:CPU of jax 0.10.2 to 0.12 fuses the product with the sum and reads what was never written
-    # (github.com/jax-ml/jax/issues/39103 is of that kind); the barrier keeps them apart.
+    # Under vmap, XLA:CPU of jax 0.10.2 to 0.12 fuses the product with the sum and reads uninitialised memory
+    # (a bug like github.com/jax-ml/jax/issues/39103); the barrier prevents the fusion.
     return jnp.sqrt(jnp.sum(jnp.square(jax.lax.optimization_barrier(merged)), axis=-2))
 
 
 class Embed(nn.Module):
     """Integers [...] -> rows [..., D] of a float32 table [rows, D]; called without integers, the table itself.
 
-    Found beside the table: lora_a [rows, R], lora_b [R, D], lora_scale [], which add scale a[index] b. They are no part
-    of the table itself, so a head that is tied to it stays as it was (as PEFT has it).
+    Optional leaves next to the table: lora_a [rows, R], lora_b [R, D], lora_scale [], which add scale a[index] b. They
+    do not change the table itself, so a tied head does not see them (same as PEFT).
     """
 
     rows: int
     width: int
 
     @nn.compact
-    def __call__(self, index=None, rows=None):
-        """`rows` is Share.rows or None."""
+    def __call__(self, index=None, lookup=None):
+        """`lookup` is ShardingHooks.vocab_parallel_lookup or None."""
         init = nn.initializers.normal(stddev(self.width))
         table = self.param('embedding', init, (self.rows, self.width), jnp.float32)
         if index is None:
             return table
-        x, a = (rows(table, index) if rows else table[index]), self.get_variable('params', 'lora_a')
+        x, a = (lookup(table, index) if lookup else table[index]), self.get_variable('params', 'lora_a')
         if a is None:
             return x
         b, scale = (self.get_variable('params', name) for name in ('lora_b', 'lora_scale'))

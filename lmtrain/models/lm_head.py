@@ -1,4 +1,4 @@
-"""The language-model head: logits, and log-probabilities whose gradient multiplies in the dtype of the computation."""
+"""The language-model head: logits, and log-probabilities whose custom gradient needs no float32 [B, T, V]."""
 
 import functools
 from typing import Any
@@ -9,20 +9,20 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
-from lmtrain.models.layers import GATED, PLAIN, Norm
+from lmtrain.models.layers import GATED, UNGATED, Norm
 from lmtrain.models.linear import Linear, stddev
 
-WHOLE = 2**22  # elements of logits up to which they are kept in float32 for the backward pass
-CHUNKS = 8  # parts, at most, in which more logits are computed, unless they are kept in bfloat16
-DIVIDED = {'kernel': 1, 'bias': 0, 'kept': 2}  # dimensions that lie in pieces of the vocabulary
+MAX_SAVED_LOGITS = 2**22  # elements up to which float32 logits are saved for the backward pass
+MAX_CHUNKS = 8  # parts, at most, in which more logits are computed, unless they are saved in bfloat16
+SHARDED_DIMENSION = {'kernel': 1, 'bias': 0, 'saved': 2}  # over the vocabulary
 
 
 @jax.custom_vjp
 def product(x, kernel_DF):
     """float32 [..., F], x . kernel, of two operands of one dtype.
 
-    Its cotangent is cast to the dtype of x. Without that, both products of the backward pass would have a float32
-    operand, and XLA would widen the other one: several times slower on a GPU for a bfloat16 model.
+    Its cotangent is cast to the dtype of x. Otherwise both products of the backward pass would have a float32 operand,
+    and XLA would widen the other one, which is several times slower on a GPU for a bfloat16 model.
     """
     return jnp.dot(x, kernel_DF, preferred_element_type=jnp.float32)
 
@@ -37,14 +37,14 @@ def _product_backward(operands, g):
 product.defvjp(lambda x, kernel_DF: (product(x, kernel_DF), (x, kernel_DF)), _product_backward)
 
 
-def logits(hidden, kernel_DV, bias_V=None, softcap: float = 0.0, columns=None):
-    """float32 [..., V] from hidden [..., D]: hidden . kernel + bias, then capped (0 is off).
+def logits(hidden, kernel_DV, bias_V=None, softcap: float = 0.0, column_parallel=None):
+    """float32 [..., V] from hidden [..., D]: hidden . kernel + bias, then the softcap (0 is off).
 
-    `columns` is Share.columns or None.
+    `column_parallel` is ShardingHooks.column_parallel or None.
     """
     kernel_DV = kernel_DV.astype(hidden.dtype)
-    if columns:
-        (out,) = columns(hidden, [kernel_DV], jnp.float32)
+    if column_parallel:
+        (out,) = column_parallel(hidden, [kernel_DV], jnp.float32)
     else:
         flat = hidden.reshape(-1, hidden.shape[-1])
         out = product(flat, kernel_DV).reshape(*hidden.shape[:-1], -1)
@@ -64,78 +64,77 @@ def log_likelihood(
     bias_V=None,
     softcap: float = 0.0,
     size: int = 0,
-    share: ShardingHooks = NO_SHARDING,
+    hooks: ShardingHooks = NO_SHARDING,
 ):
     """(logprob, log_z), float32 [B, T]: log p(target) and the log of the softmax's normaliser.
 
-    The gradient is written by hand: the cotangent of the logits is cast to the dtype of `hidden`, so that no product of
-    a bfloat16 model has a float32 operand, and the gradient of the kernel is summed in float32. What the backward pass
-    has of the logits:
+    The gradient is custom: the cotangent of the logits is cast to the dtype of `hidden`, so that no product of a
+    bfloat16 model has a float32 operand, and the gradient of the kernel is summed in float32. The backward pass reads
 
-      * up to `WHOLE` of them on a device: all, in float32.
-      * beyond, with `share.keep_logits` and a bfloat16 `hidden`: all, rounded once to bfloat16. Values and gradient are
-        those of the rounded logits, as under PyTorch's autocast.
-      * else: none. They are computed for a chunk of positions at a time, again in the backward pass.
+      * up to `MAX_SAVED_LOGITS` logits on a device: all of them, saved in float32.
+      * beyond, with `hooks.keep_logits` and a bfloat16 `hidden`: all of them, rounded to bfloat16 once. Values and
+        gradient are those of the rounded logits, the same as under PyTorch's autocast.
+      * otherwise: none. They are computed again, for one chunk of positions at a time.
 
     A value without a gradient (evaluation) is always that of float32 logits.
 
     Args:
       hidden_BTD: compute dtype. targets_BT: int32 ids.
       kernel_DV: float32, or bfloat16 if frozen. bias_V: float32 or None. softcap: as in `logits`.
-      size: ids that exist; columns from there on fill the vocabulary up and have probability 0. 0: all exist.
-      share: `vocabulary`, if the columns of kernel and bias lie in pieces, and `keep_logits`.
+      size: number of ids; columns from there on are padding of the vocabulary with probability 0. 0: no padding.
+      hooks: `vocabulary`, if the columns of kernel and bias are sharded, and `keep_logits`.
     """
     operands = {'hidden': hidden_BTD, 'targets': targets_BT, 'kernel': kernel_DV}
     operands |= {} if bias_V is None else {'bias': bias_V}
     size = size if size < kernel_DV.shape[1] else 0
-    about = {'softcap': softcap, 'size': size, 'vocabulary': share.vocabulary}
+    settings = {'softcap': softcap, 'size': size, 'vocabulary': hooks.vocabulary}
+    save = {'round_logits': hooks.keep_logits and hidden_BTD.dtype != jnp.float32, 'max_saved': MAX_SAVED_LOGITS}
 
     def run(function, operands, outs, **more):
-        """`function` of the operands, on the pieces of the vocabulary."""
-        function = functools.partial(function, **about, **more)
-        ins = {name: DIVIDED.get(name) for name in operands}
-        return share.vocabulary.on(function, ins, tuple(map(DIVIDED.get, outs)))(operands)
+        """`function` of the operands, on every shard of the vocabulary."""
+        ins, outs = {name: SHARDED_DIMENSION.get(name) for name in operands}, tuple(map(SHARDED_DIMENSION.get, outs))
+        return hooks.vocabulary.per_shard(functools.partial(function, **settings, **more), ins, outs)(operands)
 
     @jax.custom_vjp
     def values(operands):
-        return run(_forward, operands, ('logprob', 'log_z', 'kept'), keep=False, whole=0)[:2]
+        return run(_forward, operands, ('logprob', 'log_z', 'saved'), round_logits=False, max_saved=0)[:2]
 
+    # symbolic_zeros: the backward pass computes no gradient of a frozen kernel, and uses no cotangent that is zero.
     def forward(primals):
         operands = {name: primal.value for name, primal in primals.items()}
-        wanted = tuple(name for name, primal in primals.items() if primal.perturbed)
-        how = {'keep': share.keep_logits and hidden_BTD.dtype != jnp.float32, 'whole': WHOLE}
-        logprob, log_z, kept = run(_forward, operands, ('logprob', 'log_z', 'kept'), **how)
-        kept = {} if kept is None else {'kept': kept}
-        return (logprob, log_z), (operands | kept | {'log_z': log_z}, dict.fromkeys(wanted, ()))
+        differentiated = tuple(name for name, primal in primals.items() if primal.perturbed)
+        logprob, log_z, saved = run(_forward, operands, ('logprob', 'log_z', 'saved'), **save)
+        saved = {} if saved is None else {'saved': saved}
+        return (logprob, log_z), (operands | saved | {'log_z': log_z}, dict.fromkeys(differentiated, ()))
 
     def backward(residuals, cotangents):
-        operands, wanted = residuals
+        operands, differentiated = residuals
         named = dict(zip(('g_logprob', 'g_log_z'), cotangents, strict=True))
         operands = operands | {name: g for name, g in named.items() if not isinstance(g, SymbolicZero)}
-        wanted = tuple(name for name in ('hidden', 'kernel', 'bias') if name in wanted)
-        grads = dict(zip(wanted, run(_backward, operands, wanted, wanted=wanted), strict=True))
+        names = tuple(name for name in ('hidden', 'kernel', 'bias') if name in differentiated)
+        grads = dict(zip(names, run(_backward, operands, names, names=names), strict=True))
         return ({name: grads.get(name) for name in ('hidden', 'targets', 'kernel', 'bias') if name in operands},)
 
     values.defvjp(forward, backward, symbolic_zeros=True)
     return values(operands)
 
 
-def _chunks(elements: int, positions: int) -> int:
-    """How many chunks so many logits are computed in."""
-    return min(-(-elements // WHOLE), CHUNKS, positions)
+def _num_chunks(elements: int, positions: int) -> int:
+    """Number of chunks in which so many logits are computed."""
+    return min(-(-elements // MAX_SAVED_LOGITS), MAX_CHUNKS, positions)
 
 
-def _over(chunks: int, function, carry, columns):
-    """function(carry, columns) -> (carry, outputs), over parts of the positions of columns {name: [B, T, ...]}.
+def _scan_chunks(chunks: int, function, carry, columns):
+    """function(carry, columns) -> (carry, outputs), over chunks of the positions of columns {name: [B, T, ...]}.
 
-    Chunks run along T and leave B alone. The last one is filled up with zeros.
+    Chunks divide T and not B, whose rows are on different devices. The last chunk is padded with zeros.
     """
     if chunks == 1:
         return function(carry, columns)
     B, T = next(iter(columns.values())).shape[:2]
     C = -(-T // chunks)
 
-    def cut(x):
+    def split(x):
         """[B, T, ...] -> [chunks, B, C, ...]"""
         x = jnp.pad(x, [(0, 0), (0, chunks * C - T)] + [(0, 0)] * (x.ndim - 2))
         return x.reshape(B, chunks, C, *x.shape[2:]).swapaxes(0, 1)
@@ -143,48 +142,48 @@ def _over(chunks: int, function, carry, columns):
     def join(x):
         return x.swapaxes(0, 1).reshape(B, chunks * C, *x.shape[3:])[:, :T]
 
-    carry, outputs = jax.lax.scan(function, carry, jax.tree.map(cut, columns))
+    carry, outputs = jax.lax.scan(function, carry, jax.tree.map(split, columns))
     return carry, jax.tree.map(join, outputs)
 
 
-def _forward(operands, *, softcap, size, vocabulary, keep, whole):
-    """(logprob, log_z, logits for the backward pass or None) on the columns that are here."""
+def _forward(operands, *, softcap, size, vocabulary, round_logits, max_saved):
+    """(logprob, log_z, logits saved for the backward pass or None) on the columns of this shard."""
     hidden_BTD = operands['hidden']
     kernel_DV = operands['kernel'].astype(hidden_BTD.dtype)  # once, not in every chunk
     (B, T, _), V = hidden_BTD.shape, kernel_DV.shape[1]
-    kept = jnp.float32 if B * T * V <= whole else hidden_BTD.dtype if keep else None
+    saved_dtype = jnp.float32 if B * T * V <= max_saved else hidden_BTD.dtype if round_logits else None
 
     def chunk(_, rows):
         out = logits(rows['hidden'], kernel_DV, operands.get('bias'), softcap)
-        out = out if kept is None else out.astype(kept)
-        first = vocabulary.first(V)
+        out = out if saved_dtype is None else out.astype(saved_dtype)
+        first = vocabulary.first_id(V)
         logits_BCV = out.astype(jnp.float32)
         if size:
             logits_BCV = jnp.where((first + jnp.arange(V) < size)[None, None], logits_BCV, -jnp.inf)
-        top = vocabulary.most(jnp.max(logits_BCV, axis=-1))
+        top = vocabulary.all_max(jnp.max(logits_BCV, axis=-1))
         total = jnp.sum(jnp.exp(logits_BCV - top[..., None]), axis=-1)
         column = rows['targets'][..., None] - first
         picked = jnp.take_along_axis(logits_BCV, jnp.clip(column, 0, V - 1), axis=-1)
-        picked = jnp.where((column >= 0) & (column < V), picked, 0.0)[..., 0]  # on the piece that has it
-        total, picked = vocabulary.total((total, picked))
+        picked = jnp.where((column >= 0) & (column < V), picked, 0.0)[..., 0]  # 0 on all shards but the target's
+        total, picked = vocabulary.all_sum((total, picked))
         log_z = jnp.log(total) + top
-        return None, (picked - log_z, log_z, None if kept is None else out)
+        return None, (picked - log_z, log_z, None if saved_dtype is None else out)
 
-    chunks = 1 if kept is not None else _chunks(B * T * V, T)
-    return _over(chunks, chunk, None, {name: operands[name] for name in ('hidden', 'targets')})[1]
+    chunks = 1 if saved_dtype is not None else _num_chunks(B * T * V, T)
+    return _scan_chunks(chunks, chunk, None, {name: operands[name] for name in ('hidden', 'targets')})[1]
 
 
-def _backward(operands, *, softcap, size, vocabulary, wanted):
-    """The gradients of `wanted`, on the columns that are here."""
-    hidden_BTD, kept = operands['hidden'], operands.get('kept')
+def _backward(operands, *, softcap, size, vocabulary, names):
+    """The gradients of the operands `names`, on the columns of this shard."""
+    hidden_BTD, saved = operands['hidden'], operands.get('saved')
     dtype = hidden_BTD.dtype
     kernel_DV = operands['kernel'].astype(dtype)
     (B, T, D), V = hidden_BTD.shape, kernel_DV.shape[1]
 
     def chunk(sums, rows):
-        out = rows['kept'].astype(jnp.float32) if 'kept' in rows else None
+        out = rows['saved'].astype(jnp.float32) if 'saved' in rows else None
         out = logits(rows['hidden'], kernel_DV, operands.get('bias'), softcap) if out is None else out
-        ids_V = vocabulary.first(V) + jnp.arange(V, dtype=jnp.int32)
+        ids_V = vocabulary.first_id(V) + jnp.arange(V, dtype=jnp.int32)
         g_picked, g_log_z = (rows.get(name, jnp.zeros(1)[None]) for name in ('g_logprob', 'g_log_z'))
         # log p = logit of the target - log_z, and the gradient of log_z is the softmax.
         g = (g_log_z - g_picked)[..., None] * jnp.exp(out - rows['log_z'][..., None])
@@ -194,28 +193,26 @@ def _backward(operands, *, softcap, size, vocabulary, wanted):
         if size:
             g = jnp.where((ids_V < size)[None, None], g, 0.0)
         flat = g.astype(dtype).reshape(-1, V)
-        new = {
-            'kernel': lambda: jnp.dot(rows['hidden'].reshape(-1, D).T, flat, preferred_element_type=jnp.float32),
-            'bias': lambda: jnp.sum(g, axis=(0, 1)),
-        }
-        sums = {name: total + new[name]() for name, total in sums.items()}
-        return sums, jnp.dot(flat, kernel_DV.T).reshape(rows['hidden'].shape) if 'hidden' in wanted else None
+        new = {}
+        if 'kernel' in sums:
+            new['kernel'] = jnp.dot(rows['hidden'].reshape(-1, D).T, flat, preferred_element_type=jnp.float32)
+        if 'bias' in sums:
+            new['bias'] = jnp.sum(g, axis=(0, 1))
+        sums = {name: total + new[name] for name, total in sums.items()}
+        return sums, jnp.dot(flat, kernel_DV.T).reshape(rows['hidden'].shape) if 'hidden' in names else None
 
-    rows = {
-        name: operands[name]
-        for name in ('hidden', 'targets', 'log_z', 'kept', 'g_logprob', 'g_log_z')
-        if name in operands
-    }
+    per_position = ('hidden', 'targets', 'log_z', 'saved', 'g_logprob', 'g_log_z')
+    rows = {name: operands[name] for name in per_position if name in operands}
     shapes = {'kernel': (D, V), 'bias': (V,)}
-    zeros = {name: jnp.zeros(shapes[name], jnp.float32) for name in wanted if name != 'hidden'}
-    sums, hidden = _over(1 if kept is not None else _chunks(B * T * V, T), chunk, zeros, rows)
-    grads = {} if hidden is None else {'hidden': vocabulary.total(hidden)}
+    zeros = {name: jnp.zeros(shapes[name], jnp.float32) for name in names if name != 'hidden'}
+    sums, hidden = _scan_chunks(1 if saved is not None else _num_chunks(B * T * V, T), chunk, zeros, rows)
+    grads = {} if hidden is None else {'hidden': vocabulary.all_sum(hidden)}
     grads |= {name: total.astype(operands[name].dtype) for name, total in sums.items()}
-    return tuple(grads[name] for name in wanted)
+    return tuple(grads[name] for name in names)
 
 
 class Kernel(nn.Module):
-    """The head's own kernel, float32 [D, V], where it is not the embedding."""
+    """The kernel of an untied head, float32 [D, V]."""
 
     model: Any
 
@@ -234,6 +231,6 @@ class MaskedHead(nn.Module):
     def __call__(self, x):
         m = self.model
         x = Linear(m.width, m.has_bias('head'), stddev(m.width), name='dense')(x)
-        x = (GATED | PLAIN)[m.activation](x)
+        x = (GATED | UNGATED)[m.activation](x)
         x = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='norm')(x)
         return x, self.param('bias', nn.initializers.zeros, (m.vocab_size,), jnp.float32)

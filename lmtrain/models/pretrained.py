@@ -1,5 +1,6 @@
 """Models in and out of Hugging Face directories: config.json and safetensors, with neither torch nor transformers."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,21 +15,10 @@ from lmtrain import tree
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.files import read_json, write_json
 from lmtrain.models import hf, hf_heads, safetensors
-from lmtrain.models.families import bert, gemma, gpt2, gpt_neox, llama, mistral, modernbert, olmo2, phi3, qwen, roberta
-from lmtrain.models.hf import BUFFERS, HARMLESS, Entry, Fields
+from lmtrain.models.families.family import FAMILIES
+from lmtrain.models.hf import HARMLESS, Entry, Fields
 from lmtrain.models.transformer import Transformer
 
-MODULES = (gpt2, llama, mistral, qwen, gemma, phi3, olmo2, gpt_neox, bert, roberta, modernbert)
-FAMILIES = {kind: module for module in MODULES for kind in module.ARCHITECTURES}  # by model_type
-
-# The head's weight, where a file repeats the embedding's.
-HEADS = (
-    'lm_head.weight',
-    'embed_out.weight',
-    'cls.predictions.decoder.weight',
-    'lm_head.decoder.weight',
-    'decoder.weight',
-)
 # What a config.json does not say, and what a family leaves out.
 DEFAULTS = {
     'norm_place': 'pre',
@@ -131,7 +121,7 @@ def save_pretrained(
     those of the model: adapters are folded first.
     """
     directory = Path(directory)
-    config = config_of(model, like) | hf_heads.named(model, labels)
+    config = config_of(model, like) | hf_heads.label_fields(model, labels)
     leaves = _pieces(params)
     shapes = {path: _joined(found) for path, found in _pieces(shapes_of(model)).items()}
     for path in leaves.keys() ^ shapes.keys():
@@ -264,7 +254,8 @@ def as_class(model: Transformer, head: str, num_labels: int, pool: str) -> Trans
 
 def no_class(model: Transformer) -> tuple[str, ...]:
     """A line that says that transformers has no class for the head of a model, if it has none."""
-    if model.head not in hf_heads.LACKING.get(model.family, ()):
+    family = FAMILIES.get(model.family)
+    if family is None or not hf_heads.is_missing(model, family):
         return ()
     return (f'transformers has no class for {model.head!r} of a {model.family}: such a run cannot be exported',)
 
@@ -356,13 +347,19 @@ def _in_files(model, tensors: Mapping, params: tree.Params, partial: bool = Fals
     return plan
 
 
+def _tied_keys(model) -> list[str]:
+    """Keys under which the files of a tied model may repeat the embedding as the weight of its head."""
+    untied = dataclasses.replace(model, tied=False, head='lm')
+    heads = [entry for entry in FAMILIES[model.family].entries(untied) if entry.paths == ('head/kernel',)]
+    return [key for entry in heads for key in (entry.key, *entry.also)] if model.tied else []
+
+
 def _plan(model, tensors: Mapping, params: tree.Params) -> list[tuple[Entry, list[str]]]:
     """What `_in_files` finds, which must be all of the model and all of the files."""
     module, plan = FAMILIES[model.family], _in_files(model, tensors, params)
     left = set(tensors) - {key for _, keys in plan for key in keys}
-    unused = f'{BUFFERS}|{module.IGNORED}' if hasattr(module, 'IGNORED') else BUFFERS
-    left = {key for key in left if not re.fullmatch(unused, key.removeprefix(module.PREFIX))}
-    head = next((key for key in HEADS if model.tied and key in left), None)
+    left = {key for key in left if not re.fullmatch(module.IGNORED, key.removeprefix(module.PREFIX))}
+    head = next((key for key in _tied_keys(model) if key in left), None)
     if head:
         embedding = next(keys[0] for entry, keys in plan if entry.paths == ('embed/embedding',))
         if not np.array_equal(tensors[head].read(), tensors[embedding].read()):

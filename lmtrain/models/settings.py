@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.models.attention_kernels import KERNELS, unsupported_reason
-from lmtrain.models.layers import GATED, PLAIN
+from lmtrain.models.layers import GATED, UNGATED
 from lmtrain.models.rotary import check_scaling
 
 
@@ -40,13 +40,13 @@ CHOICES = {
     'norm': ('rmsnorm', 'layernorm', 'rmsnorm1p'),
     'norm_place': ('pre', 'post', 'branch', 'sandwich'),
     'qk_norm_over': ('head', 'projection'),
-    'activation': (*GATED, *PLAIN),
+    'activation': (*GATED, *UNGATED),
     'dtype': ('float32', 'bfloat16'),
     'remat': ('none', 'dots', 'full'),
     'attention': ('auto', 'xla', *KERNELS),
     'head': tuple(HEAD_KINDS),
     'head_pool': ('first', 'last', 'mean'),
-    'head_activation': ('', 'tanh', *PLAIN),
+    'head_activation': ('', 'tanh', *UNGATED),
 }
 
 
@@ -120,12 +120,12 @@ class Settings:
         """Whether a layer sees a window alone."""
         return bool(self.window) and layer not in self.global_layers
 
-    def obstacle(self, kernel: str, length: int, capability: tuple[int, ...] = ()) -> str:
-        """The reason that a kernel of attention cannot take rows of `length` positions, or ''; see attend.obstacle."""
+    def unsupported_reason(self, kernel: str, length: int, capability: tuple[int, ...] = ()) -> str:
+        """The reason that an attention kernel does not support rows of `length` positions, or ''."""
         window = None if self.global_layers and self.unroll != self.num_layers else self.window
-        about = {'head_dim': self.head_dim, 'window': window, 'softcap': self.attention_softcap}
-        about['capability'] = capability
-        return unsupported_reason(kernel, length, dtype=jnp.dtype(self.dtype), **about)
+        properties = {'head_dim': self.head_dim, 'window': window, 'softcap': self.attention_softcap}
+        properties |= {'dtype': jnp.dtype(self.dtype), 'capability': capability}
+        return unsupported_reason(kernel, length, **properties)
 
     def check(self):
         """Raises ValueError where a setting is unknown, out of range or at odds with another."""

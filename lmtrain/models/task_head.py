@@ -6,11 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmtrain.models.layers import PLAIN, Norm
+from lmtrain.models.layers import UNGATED, Norm
 from lmtrain.models.linear import Linear, stddev
 from lmtrain.models.settings import HEAD_KINDS
 
-ACTIVATIONS = PLAIN | {'tanh': jnp.tanh}
+ACTIVATIONS = UNGATED | {'tanh': jnp.tanh}
 
 
 class TaskHead(nn.Module):

@@ -1,4 +1,4 @@
-"""One transformer: GPT-2, LLaMA, BERT and what lies between them are its settings."""
+"""The transformer. GPT-2, LLaMA, BERT and their relatives differ only in its settings."""
 
 import dataclasses
 from typing import Any
@@ -25,12 +25,12 @@ class Transformer(Settings):
     """Settings of a model and its two functions, `init` and `apply`.
 
     A batch is a dict of columns: `tokens` int32 [B, T], and, each optional, `segment_ids` and `positions` int32 [B, T]
-    (absent: every row is one unpadded document), `row` int32 [B] (absent: 0 .. B-1), `select` int32 [B, M] (the
-    positions whose predictions are wanted), `targets` int32 [B, T] ([B, M] under `select`).
+    (absent: every row is one unpadded document), `row` int32 [B] (absent: 0 .. B-1), `select` int32 [B, M] (positions
+    to predict; absent: all), `targets` int32 [B, T] ([B, M] with `select`).
     """
 
     def init(self, key: jax.Array, batch) -> dict:
-        """{'params': float32 tree}, every leaf under `layers` stacked [N, ...]. Under jit the forward costs nothing."""
+        """{'params': float32 tree}, leaves under `layers` stacked [N, ...]; jit eliminates the forward pass."""
         return Network(self).init(key, batch)
 
     def apply(
@@ -42,35 +42,35 @@ class Transformer(Settings):
         cache=None,
         rngs=None,
         adapter_dropout: float = 0.0,
-        share: ShardingHooks = NO_SHARDING,
+        hooks: ShardingHooks = NO_SHARDING,
     ) -> dict[str, Any]:
-        """Heads of a batch; what nobody reads the compiler does not compute.
+        """Outputs of all heads; under jit the compiler eliminates those that are not read.
 
         Args:
-          variables: {'params': params}. train: drops out, by the key rngs['dropout'].
-          adapter_dropout: share of its input that a low-rank path loses in training.
-          share: what makes whole the leaves and rows that lie in pieces.
-          cache: from `init_cache` or an earlier call. The tokens of a row whose `segment_ids` are not 0 (all, where the
-            column is absent) stand first in it and follow what the cache holds of that row.
+          variables: {'params': params}. train: enables dropout, with the key rngs['dropout'].
+          adapter_dropout: dropout rate of the inputs of low-rank paths.
+          hooks: collectives for sharded parameters and positions.
+          cache: from `init_cache` or an earlier call. The real tokens of a row (`segment_ids` not 0; all if the column
+            is absent) come first in it, and continue the text that the cache holds of that row.
 
         Returns:
           'hidden' [B, T, D] compute dtype, 'logits' float32 [B, T, V]; with `targets` in the batch 'logprob' and
           'log_z', float32 [B, T], in nats; with a cache 'cache'. An added head `heads/NAME` gives NAME, float32
-          [B, T, C]. Under `select` all but 'hidden' have M for T.
+          [B, T, C]. With `select`, M replaces T in all but 'hidden'.
         """
-        options = {'train': train, 'cache': cache, 'adapter_dropout': adapter_dropout, 'share': share}
+        options = {'train': train, 'cache': cache, 'adapter_dropout': adapter_dropout, 'hooks': hooks}
         params = variables['params']
-        if share.fetch:
+        if hooks.gather_params:
             stacks = tree.segments(params)
             outside = {name: leaves for name, leaves in params.items() if name not in stacks}
-            params = params | share.fetch('', outside)
+            params = params | hooks.gather_params('', outside)
         variables = variables | {'params': virtual_tokens.materialise(params)}
         return Network(self).apply(variables, batch, rngs=rngs, **options)
 
     def init_cache(self, batch_size: int, length: int, dtype=None) -> dict[str, jax.Array]:
         """An empty cache of `length` tokens a row: {'key', 'value': [N, B, S, G, K], 'length': int32 [B]}."""
         if not self.causal:
-            raise InputError('model.causal is False: an encoder has no use for a cache')
+            raise InputError('model.causal is False: an encoder has no cache')
         self.check_length(length, 'a cache of')
         shape = self.num_layers, batch_size, length, self.num_kv_heads, self.head_dim
         dtype = dtype or self.dtype
@@ -84,36 +84,37 @@ class Network(nn.Module):
     model: Transformer
 
     @nn.compact
-    def __call__(self, batch, train=False, cache=None, adapter_dropout=0.0, share=NO_SHARDING):
+    def __call__(self, batch, train=False, cache=None, adapter_dropout=0.0, hooks=NO_SHARDING):
         m = self.model
         text, prompt_PD, shift = batch, None, 0
         if not self.is_initializing():
             batch, cache, prompt_PD, shift = virtual_tokens.prepend(self.variables['params'], batch, cache)
-        places, positions_BT = self.places(batch, cache, shift, share)
+        inputs, positions_BT = self.attention_inputs(batch, cache, shift, hooks)
         key = self.make_rng('dropout') if train and (m.dropout or adapter_dropout) else None
 
         embed = Embed(m.vocab_size + m.vocab_fill, m.width, name='embed')
-        x_BTD = embed(text['tokens'], share.rows)
+        x_BTD = embed(text['tokens'], hooks.vocab_parallel_lookup)
         x_BTD = x_BTD.astype(jnp.promote_types(x_BTD.dtype, m.dtype))  # frozen tables may be bfloat16
         if m.embed_scale != 1:
             x_BTD *= jnp.asarray(m.embed_scale, x_BTD.dtype)
         if prompt_PD is not None:
-            rows_BPD = jnp.broadcast_to(prompt_PD[None].astype(x_BTD.dtype), (len(x_BTD), *prompt_PD.shape))
-            x_BTD = jnp.concatenate([rows_BPD, x_BTD], axis=1)
+            prompt_BPD = jnp.broadcast_to(prompt_PD[None].astype(x_BTD.dtype), (len(x_BTD), *prompt_PD.shape))
+            x_BTD = jnp.concatenate([prompt_BPD, x_BTD], axis=1)
         if m.positions == 'learned':
             x_BTD += Embed(m.max_len, m.width, name='positions')(positions_BT + m.position_offset)
         elif m.positions == 'sinusoidal':
             x_BTD += sinusoids(positions_BT, m.width)
         if m.token_types:
             types_BT = text.get('token_types', jnp.zeros_like(text['tokens']))
-            ahead = x_BTD.shape[1] - types_BT.shape[1]  # a prompt is of type 0
-            x_BTD += Embed(m.token_types, m.width, name='token_types')(jnp.pad(types_BT, ((0, 0), (ahead, 0))))
+            P = x_BTD.shape[1] - types_BT.shape[1]  # a soft prompt has type 0
+            x_BTD += Embed(m.token_types, m.width, name='token_types')(jnp.pad(types_BT, ((0, 0), (P, 0))))
         x_BTD = x_BTD.astype(m.dtype)
         if m.embed_norm:
             x_BTD = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='embed_norm')(x_BTD)
-        x_BTD = dropout(x_BTD, m.dropout, None if key is None else jax.random.fold_in(key, m.num_layers), places.row)
+        embed_key = None if key is None else jax.random.fold_in(key, m.num_layers)
+        x_BTD = dropout(x_BTD, m.dropout, embed_key, inputs.row_ids)
 
-        x_BTD, cache = self.layers(x_BTD, places, key, cache, adapter_dropout)
+        x_BTD, cache = self.layers(x_BTD, inputs, key, cache, adapter_dropout)
         if m.norm_place != 'post':
             x_BTD = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='final_norm')(x_BTD)
         own = {} if m.head == 'lm' else TaskHead(m, name='task_head')(x_BTD, batch.get('segment_ids'))
@@ -121,11 +122,11 @@ class Network(nn.Module):
             P = prompt_PD.shape[0]
             x_BTD = x_BTD[:, P:]
             own = {name: x[:, P:] if x.ndim == 3 else x for name, x in own.items()}
-        outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed, share) | own
+        outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed, hooks) | own
         return outputs if cache is None else outputs | {'cache': cache}
 
-    def places(self, batch, cache, shift, share):
-        """(Places, positions [B, T]); `shift` is added to every position."""
+    def attention_inputs(self, batch, cache, shift, hooks):
+        """(AttentionInputs, positions int32 [B, T]); `shift` is added to every position."""
         m = self.model
         B, T = batch['tokens'].shape
         m.check_length(T + shift, 'a row of')
@@ -134,10 +135,10 @@ class Network(nn.Module):
         segments = key_segments = batch.get('segment_ids')
         index = slots = None
         start_B1 = jnp.zeros((1, 1), jnp.int32)
-        if share.first:
-            start_B1 = start_B1 + share.first(T)
+        if hooks.position_offset:
+            start_B1 = start_B1 + hooks.position_offset(T)
             index = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
-            key_segments = None if segments is None else share.everywhere(segments)
+            key_segments = None if segments is None else hooks.all_gather_sequence(segments)
         if cache is not None:
             S = cache['key'].shape[2]
             real = jnp.ones((B, T), bool) if segments is None else segments > 0
@@ -152,94 +153,67 @@ class Network(nn.Module):
             positions = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         rotary = local_rotary = None
         if m.positions == 'rotary':
-            turned = {'rotary_dim': m.rotary_dim or m.head_dim}
+            angles = {'rotary_dim': m.rotary_dim or m.head_dim}
             if by_length(m.rope_scaling) and cache is not None:
-                turned['length'] = length_B1 + shift
+                angles['length'] = length_B1 + shift
             elif by_length(m.rope_scaling):
-                everywhere = share.everywhere or (lambda x: x)
-                turned['length'] = shift + lengths(segments, everywhere(positions), key_segments)
-            rotary = rotary_angles(positions + shift, theta=m.rope_theta, scaling=m.rope_scaling, **turned)
+                gather = hooks.all_gather_sequence or (lambda x: x)
+                angles['length'] = shift + lengths(segments, gather(positions), key_segments)
+            rotary = rotary_angles(positions + shift, theta=m.rope_theta, scaling=m.rope_scaling, **angles)
             if m.local_rope_theta:
-                local_rotary = rotary_angles(positions + shift, theta=m.local_rope_theta, **turned)
-        row = batch.get('row', jnp.arange(B, dtype=jnp.int32))
-        places = AttentionInputs(
-            rotary, local_rotary, positions, m.window, segments, key_segments, index, slots, row, share
+                local_rotary = rotary_angles(positions + shift, theta=m.local_rope_theta, **angles)
+        row_ids = batch.get('row', jnp.arange(B, dtype=jnp.int32))
+        inputs = AttentionInputs(
+            rotary, local_rotary, positions, m.window, segments, key_segments, index, slots, row_ids, hooks
         )
-        return places, positions + shift
+        return inputs, positions + shift
 
-    def places_of(self, places, layer):
-        """What one layer sees of `places`; `layer` is a number, or traced where a scan runs layers that differ."""
+    def for_layer(self, inputs, layer):
+        """The AttentionInputs of one layer: its window and angles. In a scan, `layer` is traced."""
         m = self.model
         if not m.global_layers:
-            return places if places.local_rotary is None else places._replace(rotary=places.local_rotary)
+            return inputs if inputs.local_rotary is None else inputs._replace(rotary=inputs.local_rotary)
         if isinstance(layer, int):
             if not m.local(layer):
-                return places._replace(window=0)
-            return places if places.local_rotary is None else places._replace(rotary=places.local_rotary)
+                return inputs._replace(window=0)
+            return inputs if inputs.local_rotary is None else inputs._replace(rotary=inputs.local_rotary)
         local = jnp.array([m.local(i) for i in range(m.num_layers)])[layer]
-        rotary = places.rotary
-        if places.local_rotary is not None:
-            rotary = tuple(jnp.where(local, *pair) for pair in zip(places.local_rotary, rotary, strict=True))
-        return places._replace(rotary=rotary, window=jnp.where(local, m.window, jnp.iinfo(jnp.int32).max))
+        rotary = inputs.rotary
+        if inputs.local_rotary is not None:
+            rotary = tuple(jnp.where(local, *pair) for pair in zip(inputs.local_rotary, rotary, strict=True))
+        return inputs._replace(rotary=rotary, window=jnp.where(local, m.window, jnp.iinfo(jnp.int32).max))
 
-    def layers(self, x_BTD, places, key, cache, adapter_dropout=0.0):
-        """All blocks: a straight line where `unroll` holds them all, else a scan over each segment of the stack."""
+    def layers(self, x_BTD, inputs, key, cache, adapter_dropout=0.0):
+        """(output of the last block [B, T, D], cache): unrolled if `unroll` is the number of layers, else scanned.
+
+        The layers are one stack `layers` or consecutive segments `layers_0`, `layers_1`, ..., of which some are frozen:
+        each is a scan of its own, so that the backward pass ends at the first layer with trainable leaves.
+        """
         m = self.model
         block = Block(m, parent=None)
-        if self.is_initializing():
+        stacks = self._init_stacks(block, x_BTD, inputs) if self.is_initializing() else self._read_stacks()
+        unrolled = m.unroll == m.num_layers and not self.is_initializing()
 
-            def init(key):
-                one = lambda key: block.init(key, x_BTD, self.places_of(places, 0))['params']  # noqa: E731
-                return jax.vmap(one)(jax.random.split(key, m.num_layers))
-
-            if m.first_norm:
-                names, stacks = ['layers'], [self.param('layers', init)]
-            else:
-                parts = tree.cut({'layers': init(self.make_rng('params'))}, (1, m.num_layers - 1))
-                del parts['layers_0']['attention_norm']
-                names = list(parts)
-                stacks = [self.param(name, lambda key, part=part: part) for name, part in parts.items()]
-        else:
-            params = self.variables['params']
-            names = tree.segments(params)
-            stacks = [params[name] for name in names]
-        fetch = places.share.fetch
-        sizes = [jax.tree.leaves(stack)[0].shape[0] for stack in stacks]
-        if sum(sizes) != m.num_layers:
-            raise InputError(f'the parameters hold {sum(sizes)} layers, but model.num_layers={m.num_layers}')
-
-        straight = m.unroll == m.num_layers and not self.is_initializing()
-
-        def layer_of(stack):
-            """(carry, params, i) -> carry, of one layer of a stack."""
-
-            def layer(carry, params, i):
-                x, cached = carry
-                params = fetch(stack, params) if fetch else params
-                layer_key = None if key is None else jax.random.fold_in(key, i)
-                own, cached = self.places_of(places, i), cached and (*cached, i)
-                x, cached = block.apply({'params': params}, x, own, layer_key, cached, adapter_dropout)
-                return x, cached and cached[:2]
-
-            if m.remat == 'none' and not fetch:
-                return layer
-            policies = jax.checkpoint_policies
-            kept = {'dots': policies.dots_with_no_batch_dims_saveable, 'full': policies.nothing_saveable}
-            policy = kept[m.remat] if m.remat != 'none' else places.share.kept
-            known = (2,) if straight else ()  # the layer's number, which may decide what it sees
-            return jax.checkpoint(layer, policy=policy, prevent_cse=straight, static_argnums=known)
+        def apply_block(carry, params, i):
+            x, cached = carry
+            layer_key = None if key is None else jax.random.fold_in(key, i)
+            cached = cached and (*cached, i)
+            own = self.for_layer(inputs, i)
+            x, cached = block.apply({'params': params}, x, own, layer_key, cached, adapter_dropout)
+            return x, cached and cached[:2]
 
         carry = x_BTD, cache and (cache['key'], cache['value'])
         first = 0
-        for name, stack, size in zip(names, stacks, sizes, strict=True):
-            layer = layer_of(name)
-            if straight:
-                # Split and not indexed: the gradient of a split is one concatenation.
+        for name, stack in stacks.items():
+            size = _num_layers(stack)
+            layer = self._rematerialised(apply_block, name, inputs.hooks, unrolled)
+            if unrolled:
+                # Split and not indexed: the gradient of a split is one concatenation, that of N indexings a sum of N
+                # arrays of the whole stack, each zero but for one layer.
                 leaves, treedef = jax.tree.flatten(stack)
                 slices = zip(*(jax.lax.split(leaf, [1] * size) for leaf in leaves), strict=True)
                 for i, leaves in enumerate(slices, first):
-                    params = treedef.unflatten([leaf.squeeze(0) for leaf in leaves])
-                    carry = layer(carry, params, i)
+                    carry = layer(carry, treedef.unflatten([leaf.squeeze(0) for leaf in leaves]), i)
             else:
                 indices = jnp.arange(first, first + size)
                 step = lambda carry, xs: (layer(carry, *xs), None)  # noqa: B023, E731
@@ -247,32 +221,82 @@ class Network(nn.Module):
             first += size
         x_BTD, cached = carry
         if cache is not None:
-            grown = jnp.sum(places.query_segments, axis=1)
-            cache = cache | {'key': cached[0], 'value': cached[1], 'length': cache['length'] + grown}
+            added_B = jnp.sum(inputs.query_segments, axis=1)
+            cache = cache | {'key': cached[0], 'value': cached[1], 'length': cache['length'] + added_B}
         return x_BTD, cache
 
-    def heads(self, x_BTD, batch, embed, share=NO_SHARDING):
+    def _init_stacks(self, block, x_BTD, inputs) -> dict:
+        """{'layers': initial parameters, stacked [N, ...]}; two segments if the first layer lacks a norm."""
+        m = self.model
+
+        def init(key):
+            one = lambda key: block.init(key, x_BTD, self.for_layer(inputs, 0))['params']  # noqa: E731
+            return jax.vmap(one)(jax.random.split(key, m.num_layers))
+
+        if m.first_norm:
+            return {'layers': self.param('layers', init)}
+        segments = tree.cut({'layers': init(self.make_rng('params'))}, (1, m.num_layers - 1))
+        del segments['layers_0']['attention_norm']
+        return {name: self.param(name, lambda key, leaves=leaves: leaves) for name, leaves in segments.items()}
+
+    def _read_stacks(self) -> dict:
+        """{name: parameters stacked [n, ...]} of all segments of the layers, in order."""
+        params = self.variables['params']
+        stacks = {name: params[name] for name in tree.segments(params)}
+        total = sum(map(_num_layers, stacks.values()))
+        if total != self.model.num_layers:
+            raise InputError(f'the parameters hold {total} layers, but model.num_layers={self.model.num_layers}')
+        return stacks
+
+    def _rematerialised(self, apply_block, stack: str, hooks, unrolled: bool):
+        """`apply_block` on gathered parameters, under jax.checkpoint with the policy that `model.remat` names.
+
+        The all-gather is inside of the checkpoint: otherwise the gathered parameters of every layer would be residuals
+        of the backward pass, and FSDP would save no memory. They are gathered again instead (ZeRO-3).
+        """
+        m, gather = self.model, hooks.gather_params
+        if m.remat == 'none' and not gather:
+            return apply_block
+
+        def layer(carry, params, i):
+            return apply_block(carry, gather(stack, params) if gather else params, i)
+
+        policies = {
+            'none': hooks.remat_policy,
+            'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            'full': jax.checkpoint_policies.nothing_saveable,
+        }
+        # Unrolled, the index is a Python int, since it may decide the window of the layer. A scan prevents common
+        # subexpression elimination by itself; unrolled, XLA would merge the two all-gathers without prevent_cse.
+        static = (2,) if unrolled else ()
+        return jax.checkpoint(layer, policy=policies[m.remat], prevent_cse=unrolled, static_argnums=static)
+
+    def heads(self, x_BTD, batch, embed, hooks=NO_SHARDING):
         """Added heads, and of a language model 'logits', with targets also 'logprob' and 'log_z'; see `apply`."""
         m = self.model
         if 'select' in batch:
             x_BTD = jnp.take_along_axis(x_BTD, batch['select'][..., None], axis=1)
-        found = {} if self.is_initializing() else self.variables['params'].get('heads', {})
-        added = {name: lm_head.logits(x_BTD, leaves['kernel'], leaves.get('bias')) for name, leaves in found.items()}
+        added = {} if self.is_initializing() else self.variables['params'].get('heads', {})
+        outputs = {name: lm_head.logits(x_BTD, leaves['kernel'], leaves.get('bias')) for name, leaves in added.items()}
         if m.head != 'lm':
-            return added
+            return outputs
         bias_V = None
         if m.mlm_head:
             x_BTD, bias_V = lm_head.MaskedHead(m, name='mlm_head')(x_BTD)
         kernel_DV = embed().T if m.tied else lm_head.Kernel(m, name='head')()
         bias_V = bias_V if bias_V is None else jnp.pad(bias_V, (0, m.vocab_fill))
         options = {'bias_V': bias_V, 'softcap': m.logit_softcap}
-        all_logits = lm_head.logits(x_BTD, kernel_DV, **options, columns=share.columns)
-        outputs = added | {'logits': all_logits[..., : m.vocab_size]}
+        all_logits = lm_head.logits(x_BTD, kernel_DV, **options, column_parallel=hooks.column_parallel)
+        outputs |= {'logits': all_logits[..., : m.vocab_size]}
         if 'targets' in batch:
             if batch['targets'].shape != x_BTD.shape[:2]:
                 shapes = f'{batch["targets"].shape}, but the predictions are {x_BTD.shape[:2]}'
                 raise InputError(f'column targets is {shapes}')
             outputs['logprob'], outputs['log_z'] = lm_head.log_likelihood(
-                x_BTD, batch['targets'], kernel_DV, **options, size=m.vocab_size, share=share
+                x_BTD, batch['targets'], kernel_DV, **options, size=m.vocab_size, hooks=hooks
             )
         return outputs
+
+
+def _num_layers(stack) -> int:
+    return jax.tree.leaves(stack)[0].shape[0]

@@ -1,7 +1,11 @@
-"""What stands ahead of a row's text: a soft prompt's embeddings, and prefixes of keys and values in every layer.
+"""Virtual tokens before the text: a soft prompt's embeddings, and prefixes of keys and values in every layer.
 
-Both shift the positions of the text by their length, as PEFT has it. A prompt's P embeddings take places in the row
-(and in the cache) before the first token; a prefix takes none: its keys are not rotated, and precede every document.
+Both shift the positions of the text by their length, same as PEFT. The P embeddings of a soft prompt are in the row
+(and in the cache) before its first token. A prefix is not in the row: its keys are not rotated, and precede every
+document.
+
+    soft prompt   embeddings       p0 p1 │ t0 t1 t2        positions 0 1 │ 2 3 4
+    prefix        keys, values     k0 k1 │ t0 t1 t2        positions     │ 2 3 4
 """
 
 import jax
@@ -12,11 +16,12 @@ from lmtrain.errors import InputError
 
 
 def materialise(params):
-    """Parameters whose prompt and prefixes are leaves of their own, no longer the output of a network.
+    """Parameters with `prompt/embedding` and `prefix_key`, `prefix_value` instead of the networks that compute them.
 
-    Found: `prompt/mlp_0`, `prompt/mlp_1`, ... {kernel, bias}, through which `prompt/embedding` [P, D] goes with a ReLU
-    between (P-tuning, arXiv 2103.10385); and at the root `prefix` {embedding [P, D], up {kernel [D, F], bias}, down
-    {kernel [F, N, 2, G, K], bias}}, a tanh between, which gives keys and values of every layer (arXiv 2101.00190).
+    The network of P-tuning (arXiv 2103.10385): `prompt/mlp_0`, `prompt/mlp_1`, ... {kernel, bias}, applied to
+    `prompt/embedding` [P, D] with a ReLU between two of them. The network of prefix tuning (arXiv 2101.00190): `prefix`
+    {embedding [P, D], up {kernel [D, F], bias}, down {kernel [F, N, 2, G, K], bias}} at the root, with a tanh between,
+    computes keys and values of every layer.
     """
     params = dict(params)
     if 'mlp_0' in params.get('prompt', {}):
@@ -26,8 +31,7 @@ def materialise(params):
             layer = network[f'mlp_{i}']
             x_PD = (jax.nn.relu(x_PD) if i else x_PD) @ layer['kernel'] + layer['bias'][None]
         params['prompt'] = {'embedding': x_PD}
-    if 'prefix' in params:
-        network = params.pop('prefix')
+    if network := params.pop('prefix', None):
         x_PF = jnp.tanh(network['embedding'] @ network['up']['kernel'] + network['up']['bias'][None])
         flat_PNGK = jnp.tensordot(x_PF, network['down']['kernel'], 1) + network['down']['bias'][None]
         first = 0
@@ -46,43 +50,43 @@ def prompt(params):
 
 
 def prefix(params) -> int:
-    """Positions that the prefixes of the layers [n, P, G, K] take.
+    """Length P of the prefixes [n, P, G, K] of the layers; 0 without prefixes.
 
-    Raises ValueError where layers have prefixes of several lengths, or some have none.
+    InputError: the lengths differ, or only some layers have a prefix.
     """
     layers = [params[name].get('attention', {}).get('prefix_key') for name in tree.segments(params)]
     lengths = {0 if leaf is None else leaf.shape[1] for leaf in layers}
     if len(lengths) > 1:
-        raise InputError(f'the prefixes of the layers have the lengths {sorted(lengths)}, where one is wanted')
+        raise InputError(f'the prefixes of the layers have different lengths: {sorted(lengths)}')
     return lengths.pop()
 
 
 def num_virtual_tokens(params) -> int:
-    """Positions before the first token of a text: those of a soft prompt and of prefixes."""
-    found = [prompt(params), params.get('prefix', {}).get('embedding')]
-    return prefix(params) + sum(len(leaf) for leaf in found if leaf is not None)
+    """Number of positions before the first token of a text: those of a soft prompt and of prefixes."""
+    leaves = [prompt(params), params.get('prefix', {}).get('embedding')]
+    return prefix(params) + sum(len(leaf) for leaf in leaves if leaf is not None)
 
 
 def prepend(params, batch, cache):
-    """(batch, cache, the prompt [P, D] to put before every row or None, positions of the prefixes).
+    """(batch, cache, the prompt [P, D] to prepend to every row or None, number of positions of the prefixes).
 
-    The columns that say where tokens stand get P more in front, of the row's first document. A cache grows by as many,
-    and says under 'prompted' from then on that the prompt is in it.
+    The columns of the batch get P positions in front, which belong to the row's first document. A cache grows by P, and
+    its entry 'prompted' records that it contains the prompt: later calls do not prepend it again.
     """
-    found, shift = prompt(params), prefix(params)
-    if found is None:
+    own, shift = prompt(params), prefix(params)
+    if own is None:
         return batch, cache, None, shift
     if 'positions' in batch:
-        batch = batch | {'positions': batch['positions'] + found.shape[0]}
+        batch = batch | {'positions': batch['positions'] + own.shape[0]}
     if cache is not None and 'prompted' in cache:
         return batch, cache, None, shift
-    return *_lengthen(batch, cache, found.shape[0]), found, shift
+    return *_lengthen(batch, cache, own.shape[0]), own, shift
 
 
 def _lengthen(batch, cache, size: int):
     if cache is not None:
-        room = [(0, 0), (0, 0), (0, size), (0, 0), (0, 0)]
-        grown = {name: jnp.pad(cache[name], room) for name in ('key', 'value')}
+        padding = [(0, 0), (0, 0), (0, size), (0, 0), (0, 0)]
+        grown = {name: jnp.pad(cache[name], padding) for name in ('key', 'value')}
         cache = cache | grown | {'prompted': jnp.int32(size)}
     front = [(0, 0), (size, 0)]
     longer = {'tokens': jnp.pad(batch['tokens'], front)}

@@ -1,1 +1,1 @@
-"""The mesh: partition rules, placement, and the collectives of a train step."""
+"""Sharding: the mesh, partition rules, placement of batches, and the collectives of a train step."""

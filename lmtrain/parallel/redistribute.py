@@ -1,9 +1,17 @@
-"""Layers dealt out to devices: stacks of matrices that lie in pieces, as whole matrices of some layers, and back.
+"""Redistributes sharded matrices so that each device holds whole ones (all-to-all), applies a function such as Muon's
+orthogonalisation, and shards the results again.
 
-A function of whole matrices, such as Muon's, would be exchanged at each of its products where a matrix lies in pieces.
-So each device is sent all pieces of its share of the matrices, which is one all-to-all, and sends back what the
-function made of them, which is another: on n devices n / 2 times less than to gather every matrix everywhere. Matrices
-of one shape are dealt out together, whatever their layer and their name, so that few devices wait while others work.
+A function of whole matrices would communicate at each of its products if they were sharded. Instead each device
+receives all shards of some of the matrices, which is one all-to-all, and returns shards of the results, which is
+another: on n devices n / 2 times less communication than all-gathering every matrix on every device.
+
+                 sharded                      whole
+    device 0     a0 b0 c0 d0                  a0 a1 a2 a3
+    device 1     a1 b1 c1 d1    all-to-all    b0 b1 b2 b3
+    device 2     a2 b2 c2 d2   <---------->   c0 c1 c2 c3
+    device 3     a3 b3 c3 d3                  d0 d1 d2 d3
+
+Matrices of one shape are grouped, whatever their layer and name, so that few devices are idle.
 """
 
 import itertools
@@ -18,133 +26,141 @@ from jax.sharding import Mesh, PartitionSpec
 from lmtrain import tree
 from lmtrain.parallel import sharding
 
-SHARD_AXES = ('fsdp', 'tensor')  # axes over which matrices lie in pieces: dealt out, their rows over the first of them
+SHARD_AXES = ('fsdp', 'tensor')  # axes that shard matrices: rows over the first, columns over the second
 
 
 class MatrixGroup(NamedTuple):
-    """Matrices that are dealt out together.
+    """Matrices that are redistributed together.
 
     Attributes:
-      paths: of their stacks [N, rows, columns], or [N, columns, rows] where CUT would be the wrong way round.
-      matrices: in all of those stacks. rows, columns: of one.
-      cut: the axes over which each lies in pieces.
-      dealt: those of them along which devices have different matrices; along the others they have the same.
-      each: matrices of one device, zeros among them where they do not come out even.
+      paths: of their stacks [N, rows, columns], or [N, columns, rows] if a spec has SHARD_AXES in the other order.
+      matrices: number of matrices in all of those stacks. rows, columns: of one matrix.
+      shard_axes: mesh axes over which each matrix is sharded.
+      spread_axes: those of them along which devices receive different matrices; along the others they receive the same.
+      per_device: matrices of one device, including zero padding if the number of matrices is not a multiple.
     """
 
     paths: tuple[str, ...]
     matrices: int
     rows: int
     columns: int
-    cut: tuple[str, ...]
-    dealt: tuple[str, ...]
-    each: int
+    shard_axes: tuple[str, ...]
+    spread_axes: tuple[str, ...]
+    per_device: int
 
 
 def matrix_groups(stacks: Mapping, specs: Mapping[str, PartitionSpec], mesh: Mesh) -> list[MatrixGroup]:
-    """How {path: stack, an array or its shape} that lies as `specs` is dealt out: so that least is exchanged.
+    """Groups {path: stack, an array or its shape} with the given specs such that least is communicated.
 
     Axes before the three of a stack, such as that over the members of a sweep, are not counted.
     """
-    alike: dict[tuple, list[str]] = {}
+    similar: dict[tuple, list[str]] = {}
     for path, stack in stacks.items():
-        cut = tuple(axis for axis in SHARD_AXES if axis in specs[path])
+        shard_axes = tuple(axis for axis in SHARD_AXES if axis in specs[path])
         rows, columns = stack.shape[-2:]
-        shape = (columns, rows) if _turned(specs[path]) else (rows, columns)
-        alike.setdefault((shape, cut), []).append(path)
+        shape = (columns, rows) if _is_transposed(specs[path]) else (rows, columns)
+        similar.setdefault((shape, shard_axes), []).append(path)
 
-    def hand(shape, cut, paths, dealt):
+    def group(shape, shard_axes, paths, spread_axes):
         matrices = sum(stacks[path].shape[-3] for path in paths)
-        return MatrixGroup(tuple(paths), matrices, *shape, cut, dealt, -(-matrices // _devices(dealt, mesh)))
+        per_device = -(-matrices // _num_devices(spread_axes, mesh))
+        return MatrixGroup(tuple(paths), matrices, *shape, shard_axes, spread_axes, per_device)
 
-    def received(one: MatrixGroup) -> int:
-        """Pieces of a matrix that a device receives: of its own from all that have others, there and back, and of
-        those that it shares."""
-        ways = _devices(one.dealt, mesh)
-        return one.each * (2 * (ways - 1) + _devices(one.cut, mesh) - ways)
+    def received(group: MatrixGroup) -> int:
+        """Shards that a device receives: of its own matrices from the devices that have others, there and back, and of
+        the matrices that it computes together with other devices."""
+        spread = _num_devices(group.spread_axes, mesh)
+        return group.per_device * (2 * (spread - 1) + _num_devices(group.shard_axes, mesh) - spread)
 
-    found = []
-    for (shape, cut), paths in alike.items():
-        # Of equals the first, in which fewest devices do the same.
-        choices = (axes for n in range(len(cut), -1, -1) for axes in itertools.combinations(cut, n))
-        found.append(min((hand(shape, cut, paths, dealt) for dealt in choices), key=received))
-    return found
+    groups = []
+    for (shape, shard_axes), paths in similar.items():
+        # The first of equal minima: with it, fewest devices compute the same matrix.
+        choices = (axes for n in range(len(shard_axes), -1, -1) for axes in itertools.combinations(shard_axes, n))
+        groups.append(min((group(shape, shard_axes, paths, axes) for axes in choices), key=received))
+    return groups
 
 
 def for_each_matrix(mesh: Mesh) -> Callable[[Callable, tree.Params], tree.Params] | None:
-    """(function of a matrix, tree of stacks) -> tree of what it makes of each matrix, lying as the parameters do.
+    """(function of one matrix, tree of stacks) -> tree of its results, with the shardings of the parameters.
 
-    None where no matrix lies in pieces.
+    None if the mesh does not shard matrices.
     """
-    if _devices(SHARD_AXES, mesh) == 1:
+    if _num_devices(SHARD_AXES, mesh) == 1:
         return None
 
-    def dealt(function, stacks):
+    def apply(function, stacks):
         leaves = tree.flatten(stacks)
         specs = {path: on.spec for path, on in tree.flatten(sharding.shardings(stacks, mesh)).items()}
-        made = {}
-        for hand in matrix_groups(leaves, specs, mesh):
-            at = [specs[path] for path in hand.paths]
-            on = {'mesh': mesh, 'in_specs': (at,), 'out_specs': at, 'check_vma': False}
-            given = [leaves[path] for path in hand.paths]
-            made |= zip(hand.paths, jax.shard_map(on_device(function, hand, at), **on)(given), strict=True)
-        return tree.unflatten(made)
+        results = {}
+        for group in matrix_groups(leaves, specs, mesh):
+            in_specs = [specs[path] for path in group.paths]
+            on_shards = jax.shard_map(
+                on_device(function, group, in_specs),
+                mesh=mesh,
+                in_specs=(in_specs,),
+                out_specs=in_specs,
+                check_vma=False,
+            )
+            results |= zip(group.paths, on_shards([leaves[path] for path in group.paths]), strict=True)
+        return tree.unflatten(results)
 
-    def on_device(function, hand, at):
-        def turn(pieces):
-            return [x.mT if _turned(spec) else x for x, spec in zip(pieces, at, strict=True)]
+    def on_device(function, group, specs):
+        def orient(shards):
+            return [x.mT if _is_transposed(spec) else x for x, spec in zip(shards, specs, strict=True)]
 
-        def on_pieces(stacks):
-            stacks = turn(stacks)
+        def on_shards(stacks):
+            stacks = orient(stacks)
             ends = list(itertools.accumulate(len(x) for x in stacks))[:-1]
-            missing = hand.each * _devices(hand.dealt, mesh) - hand.matrices
-            pieces = jnp.pad(jnp.concatenate(stacks), ((0, missing), (0, 0), (0, 0)))
-            pieces = _parted(jax.vmap(function)(_whole(pieces, hand, mesh)), hand, mesh)
-            return turn(jnp.split(pieces[: hand.matrices], ends))
+            padding = group.per_device * _num_devices(group.spread_axes, mesh) - group.matrices
+            shards = jnp.pad(jnp.concatenate(stacks), ((0, padding), (0, 0), (0, 0)))
+            shards = _to_shards(jax.vmap(function)(_to_whole(shards, group, mesh)), group, mesh)
+            return orient(jnp.split(shards[: group.matrices], ends))
 
-        return on_pieces
+        return on_shards
 
-    return dealt
+    return apply
 
 
-def _whole(pieces, hand: MatrixGroup, mesh: Mesh):
-    """A piece of every matrix [M, r, c] -> this device's matrices [each, rows, columns]."""
-    # One axis for each of CUT: of the devices to which matrices go, and then of those from which pieces come.
-    x = _sent(pieces.reshape(*_sizes(hand.dealt, mesh), hand.each, *pieces.shape[1:]), hand)
-    for axis in hand.cut:
-        if axis not in hand.dealt:
+def _to_whole(shards, group: MatrixGroup, mesh: Mesh):
+    """A shard of every matrix [M, r, c] -> whole matrices of this device [per_device, rows, columns]."""
+    # One leading axis for each of SHARD_AXES. Before the all-to-all it counts the devices to which matrices are sent,
+    # after it the devices from which shards came, in the order of the rows and columns that the shards have.
+    x = shards.reshape(*_axis_sizes(group.spread_axes, mesh), group.per_device, *shards.shape[1:])
+    x = _all_to_all(x, group)
+    for axis in group.shard_axes:
+        if axis not in group.spread_axes:
             x = jax.lax.all_gather(x, axis, axis=SHARD_AXES.index(axis), tiled=True)
-    return jnp.einsum('ftnrc->nfrtc', x).reshape(hand.each, hand.rows, hand.columns)
+    return jnp.einsum('ftnrc->nfrtc', x).reshape(group.per_device, group.rows, group.columns)
 
 
-def _parted(whole, hand: MatrixGroup, mesh: Mesh):
-    """Undoes `_whole`."""
-    rows, columns = _sizes(hand.cut, mesh)
-    x = whole.reshape(hand.each, rows, hand.rows // rows, columns, hand.columns // columns)
+def _to_shards(whole, group: MatrixGroup, mesh: Mesh):
+    """The inverse of `_to_whole`."""
+    f, t = _axis_sizes(group.shard_axes, mesh)
+    x = whole.reshape(group.per_device, f, group.rows // f, t, group.columns // t)
     x = jnp.einsum('nfrtc->ftnrc', x)
-    for axis in hand.cut:
-        if axis not in hand.dealt:
+    for axis in group.shard_axes:
+        if axis not in group.spread_axes:  # these devices have computed the same: each keeps its own shard
             x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis), 1, SHARD_AXES.index(axis))
-    return _sent(x, hand).reshape(-1, *x.shape[3:])
+    return _all_to_all(x, group).reshape(-1, *x.shape[3:])
 
 
-def _sent(x, hand: MatrixGroup):
-    """x [fsdp, tensor, ...], what each device has for every other -> the same shape, what every other had for it."""
-    if not hand.dealt:
+def _all_to_all(x, group: MatrixGroup):
+    """x [fsdp, tensor, ...], by receiving device -> the same shape, by sending device."""
+    if not group.spread_axes:
         return x
     flat = x.reshape(-1, *x.shape[2:])
-    return jax.lax.all_to_all(flat, hand.dealt, 0, 0).reshape(x.shape)
+    return jax.lax.all_to_all(flat, group.spread_axes, 0, 0).reshape(x.shape)
 
 
-def _sizes(axes: tuple[str, ...], mesh: Mesh) -> tuple[int, ...]:
-    """Devices along each of CUT; 1 where it is none of `axes`."""
+def _axis_sizes(axes: tuple[str, ...], mesh: Mesh) -> tuple[int, ...]:
+    """Devices along each of SHARD_AXES; 1 for those that are not in `axes`."""
     return tuple(mesh.shape[axis] if axis in axes else 1 for axis in SHARD_AXES)
 
 
-def _devices(axes: tuple[str, ...], mesh: Mesh) -> int:
+def _num_devices(axes: tuple[str, ...], mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def _turned(spec: PartitionSpec) -> bool:
-    """Whether a stack's rows do not lie over the first of CUT, or its columns not over the second."""
+def _is_transposed(spec: PartitionSpec) -> bool:
+    """Whether the first of SHARD_AXES does not shard the rows of a stack, or the second not its columns."""
     return any(axis in spec and spec.index(axis) != 1 + i for i, axis in enumerate(SHARD_AXES))

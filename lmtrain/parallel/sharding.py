@@ -1,4 +1,24 @@
-"""The mesh from the config, and path rules that say how any tree lies on it."""
+"""The device mesh, and the path rules that shard parameters, optimizer states and batches over it.
+
+    axis        divides                         communication in each step (parallel/collectives.py)
+    ─────────   ─────────────────────────────   ────────────────────────────────────────────────────────────────────
+    data        rows of the batch               all-reduce of gradients, once
+    fsdp        rows of the batch, parameters   all-gather of a layer's parameters, reduce-scatter of their gradients
+    tensor      heads, columns, vocabulary      all-reduce of activations, twice per layer and direction
+    sequence    positions of a row              all-gather of keys and values, once per layer and direction
+
+Neighbouring devices differ in the last axis, so the axes with the most communication have the fastest links. A mesh of
+data=2, fsdp=2, tensor=2 on two slices (data-centre network between slices, fast links within):
+
+                 slice 0, data=0                     slice 1, data=1
+              tensor=0    tensor=1                tensor=0    tensor=1
+    fsdp=0   device 0 ── device 1       fsdp=0   device 4 ── device 5
+                │           │        <──────>       │           │
+    fsdp=1   device 2 ── device 3       fsdp=1   device 6 ── device 7
+
+A query kernel [D, F] is sharded ('fsdp', 'tensor'): device 3 stores its lower right quarter, and so does device 7. A
+batch is sharded by rows over data x fsdp: devices 2 and 3 compute the same quarter of the rows.
+"""
 
 import math
 import re
@@ -26,41 +46,44 @@ RULES = (
     ('layers[^/]*/mlp/down/kernel', (None, 'tensor', 'fsdp')),
     ('head/kernel', ('fsdp', 'tensor')),
 )
-KERNELS = {'gpu': 'cudnn', 'tpu': 'splash'}  # fused attention by platform, of models.attend.KERNELS
-LOST = 0.02  # share of the parameters' bytes that may lie whole on every device of a mesh that divides them
-FREE = 2**20  # bytes that may in any case
+PLATFORM_KERNELS = {'gpu': 'cudnn', 'tpu': 'splash'}  # fused attention of a platform, in attention_kernels.KERNELS
+MAX_REPLICATED = 0.02  # fraction of the parameters' bytes that may be replicated on a mesh that shards parameters
+ALWAYS_REPLICATED = 2**20  # bytes that may be replicated in any case
 
 
 def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh:
-    """A mesh with the axes `AXES` over all devices (or those given); -1 fills what the others leave.
+    """A mesh with the axes `AXES` over `devices` (None: all); an axis of -1 has the remaining devices.
 
-    Where the devices are of several slices, `data` goes across them, outermost, and every other axis stays within one;
-    over machines of GPUs so does `data` where it can.
-    Raises ValueError where the product of the axes is not the number of devices.
+    If the devices belong to several slices, `data` is the outermost axis and the only one across slices. The same for
+    machines with GPUs, if `data` is a multiple of their number.
+
+    InputError: the product of the axes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
     for name, size in sizes.items():
         if size != -1 and size < 1:
-            raise InputError(f'mesh.{name} = {size}: an axis has at least 1 device, or -1 to fill')
+            raise InputError(f'mesh.{name} = {size}: an axis has at least 1 device, or -1 for all remaining ones')
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
-        raise InputError(f'mesh.{" and mesh.".join(open_axes)} are both -1: only one axis can fill the mesh')
-    asked = ' x '.join(f'{name}={size}' for name, size in sizes.items())
+        raise InputError(
+            f'mesh.{" and mesh.".join(open_axes)} are both -1: only one axis can have the remaining devices'
+        )
+    axes = ' x '.join(f'{name}={size}' for name, size in sizes.items())
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if open_axes:
         sizes[open_axes[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
         raise InputError(
-            f'the mesh {asked} wants '
+            f'the mesh {axes} needs '
             f'{fixed if open_axes else math.prod(sizes.values())} devices{" or a multiple" if open_axes else ""}, '
-            f'{len(devices)} are there: set config.mesh so that its product is {len(devices)}, or one axis to -1'
+            f'but there are {len(devices)}: set config.mesh so that its product is {len(devices)}, or one axis to -1'
         )
     slices: dict[int, list] = {}
     for device in devices:
         slices.setdefault(getattr(device, 'slice_index', 0), []).append(device)
     if devices[0].platform == 'gpu' and sizes['data'] % len(slices):
-        slices = {0: list(devices)}  # XLA takes each machine for a slice, and any axis may go across machines
+        slices = {0: list(devices)}  # XLA treats each machine as a slice, and every axis may go across machines
     if sizes['data'] % len(slices):
         raise InputError(
             f'mesh.data = {sizes["data"]} does not divide over {len(slices)} slices: only data goes across slices, '
@@ -70,19 +93,19 @@ def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh
     grids = [
         mesh_utils.create_device_mesh(within, slices[index], allow_split_physical_axes=True) for index in sorted(slices)
     ]
-    # Auto axes: an embedding sharded by fsdp cannot be gathered under explicit ones.
+    # Auto axes: with explicit ones, rows of an embedding sharded over fsdp cannot be gathered.
     return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def kernel(mesh: Mesh) -> str:
-    """The fused attention that the mesh's devices have; '' where they have none."""
-    return KERNELS.get(mesh.devices.flat[0].platform, '')
+    """The fused attention kernel of the mesh's devices; '' if they have none."""
+    return PLATFORM_KERNELS.get(mesh.devices.flat[0].platform, '')
 
 
 def capability(mesh: Mesh) -> tuple[int, ...]:
     """The lowest CUDA compute capability of the mesh's devices, such as (9, 0); () if one of them has none."""
-    words = [getattr(device, 'compute_capability', '') for device in mesh.devices.flat]
-    return min(tuple(map(int, word.split('.'))) if re.fullmatch(r'\d+\.\d+', word) else () for word in words)
+    versions = [getattr(device, 'compute_capability', '') for device in mesh.devices.flat]
+    return min(tuple(map(int, v.split('.'))) if re.fullmatch(r'\d+\.\d+', v) else () for v in versions)
 
 
 def path_of(key_path) -> str:
@@ -93,8 +116,9 @@ def path_of(key_path) -> str:
 def shardings(shapes, mesh: Mesh):
     """Tree of NamedShardings for any tree whose paths end in parameter paths: parameters, moments, a whole state.
 
-    A leaf that no rule covers, or whose rank is not the rule's (factored moments), is replicated.
-    Raises ValueError where no rule for a leaf divides it, naming the dimension and the axis of the first of them.
+    A leaf that no rule matches, or whose rank differs from the rule's (factored moments), is replicated.
+
+    InputError: rules match a leaf, but the axes of none of them divide its dimensions.
     """
     rules = [*RULES, *leaves.partition_rules()]
 
@@ -106,7 +130,7 @@ def shardings(shapes, mesh: Mesh):
             pairs = [(size, axis) for size, axis in zip(leaf.shape, axes, strict=True) if axis]
             left = [(size, axis) for size, axis in pairs if size % mesh.shape[axis]]
             if not left:
-                # An axis of one device shards nothing; unnamed, it is not shown as if it did.
+                # An axis of one device shards nothing and is omitted.
                 named = (axis if axis and mesh.shape[axis] > 1 else None for axis in axes)
                 return NamedSharding(mesh, PartitionSpec(*named))
             uneven = uneven or left[0]
@@ -122,9 +146,9 @@ def shardings(shapes, mesh: Mesh):
 
 
 def replicated(shapes, mesh: Mesh) -> str:
-    """What lies whole on each device though the mesh divides parameters, in words; '' where it divides none.
+    """A message about the leaves that are replicated on a mesh that shards parameters; '' if there are none.
 
-    Raises ValueError where that is more than `LOST` of the bytes of `shapes` (and than `FREE`).
+    InputError: they are more than `MAX_REPLICATED` of the bytes of `shapes`, and more than `ALWAYS_REPLICATED`.
     """
     if mesh.shape['fsdp'] * mesh.shape['tensor'] == 1:
         return ''
@@ -132,27 +156,27 @@ def replicated(shapes, mesh: Mesh) -> str:
     whole = {path: tree.size(leaf) for path, leaf in flat.items() if not any(on[path].spec)}
     size, total = sum(whole.values()), tree.size(flat)
     largest = sorted(whole, key=lambda path: -whole[path])[:3]
-    if size > max(LOST * total, FREE):
+    if size > max(MAX_REPLICATED * total, ALWAYS_REPLICATED):
         raise InputError(
-            f'{size / total:.1%} of the parameters ({size:,} bytes) lie whole on every device of the mesh, as no rule '
-            f'divides them: {", ".join(largest)}, ... Give them a rule in parallel/sharding.py '
-            f'(leaves of adapters: adapt/leaves.py), or set mesh.fsdp and mesh.tensor to 1; up to {LOST:.0%} may'
+            f'{size / total:.1%} of the parameters ({size:,} bytes) are replicated on every device, because no '
+            f'rule shards them: {", ".join(largest)}, ... Add a rule to parallel/sharding.py (leaves of adapters: '
+            f'adapt/leaves.py), or set mesh.fsdp and mesh.tensor to 1; at most {MAX_REPLICATED:.0%} may be replicated'
         )
     return (
-        f'{len(whole)} leaves on every device, {size / total:.2%} of the bytes ({", ".join(largest)}, ...)'
+        f'{len(whole)} leaves are replicated, {size / total:.2%} of the bytes ({", ".join(largest)}, ...)'
         if whole
         else ''
     )
 
 
 def column(mesh: Mesh, ndim: int) -> NamedSharding:
-    """A column of a batch: rows over `data` x `fsdp`, and positions, the last dimension of several, over `sequence`."""
+    """The sharding of a batch column: rows over `data` x `fsdp`, positions (the last dimension) over `sequence`."""
     positions = [None] * (ndim - 2) + ['sequence'] if ndim > 1 and mesh.shape['sequence'] > 1 else []
     return NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), *positions))
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
-    """Raises ValueError where a micro-batch does not divide over the mesh."""
+    """InputError: a micro-batch does not divide over the mesh."""
     if batch_size < 1 or accumulate < 1:
         raise InputError(f'data.batch_size = {batch_size}, optimizer.accumulate = {accumulate}: both are at least 1')
     devices = mesh.shape['data'] * mesh.shape['fsdp']
@@ -164,9 +188,9 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
 
 
 def rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """int [b]: the rows of a global batch that this process reads, ascending: those of its devices.
+    """int [b], ascending: the rows of a global batch that the devices of this process compute, and that it reads.
 
-    Processes whose devices hold the same rows, since `tensor` or `sequence` goes across them, read the same.
+    They are not contiguous in general. Processes read the same rows if `tensor` or `sequence` goes across processes.
     """
     parts = mesh.shape['data'] * mesh.shape['fsdp']
     grid = mesh.devices.reshape(parts, -1)
@@ -175,22 +199,22 @@ def rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def place(mesh: Mesh):
-    """The function that puts this process's rows of a batch (numpy columns) on its devices, as one global batch."""
+    """A function (the rows of a batch that this process reads, numpy columns) -> the global batch on the devices."""
 
     def array(local):
         parts = mesh.shape['data'] * mesh.shape['fsdp']
-        on, mine = column(mesh, local.ndim), len(rows(mesh, parts))  # parts of the batch that are here
+        on, mine = column(mesh, local.ndim), len(rows(mesh, parts))  # parts of the batch on this process
         batch_size = len(local) // mine * parts
-        held = rows(mesh, batch_size)
+        own_rows = rows(mesh, batch_size)
         if mine == parts and mesh.shape['sequence'] == 1:
             return jax.device_put(local, on)
 
-        def piece(where):
-            first, stop, _ = where[0].indices(batch_size)
-            here = np.searchsorted(held, first)
-            return local[(slice(here, here + stop - first), *where[1:])]
+        def shard(index):
+            first, stop, _ = index[0].indices(batch_size)
+            start = np.searchsorted(own_rows, first)
+            return local[(slice(start, start + stop - first), *index[1:])]
 
-        return jax.make_array_from_callback((batch_size, *local.shape[1:]), on, piece)
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), on, shard)
 
     def put(batch: dict[str, np.ndarray]):
         return {name: array(local) for name, local in batch.items()}

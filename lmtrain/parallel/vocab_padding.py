@@ -1,8 +1,8 @@
-"""Rows that fill a vocabulary up, so that the mesh divides it. No token has one, and no file or checkpoint holds them.
+"""Padding of the vocabulary to a multiple of mesh.tensor. No token uses the padding, and no file contains it.
 
-The tables of a model have them only in the memory of a run with mesh.tensor > 1. They are zeros, the head gives their
-ids the probability 0, and no optimizer moves them. So the parameters are the same on every mesh, and a run goes on from
-its checkpoint on another one.
+The tables of a model have these rows only in the memory of a run with mesh.tensor > 1. They are zeros, the head gives
+their ids probability 0, and no optimizer updates them. So the parameters are the same on every mesh, and a run can
+resume from its checkpoint on another mesh.
 """
 
 import functools

@@ -61,7 +61,7 @@ def planned(config, target: Target) -> Iterator[Run]:
     target's GPUs do not support the kernel.
     """
     kernel = config.model.attention if target.chip and target.chip.capability else ''
-    if kernel == sharding.KERNELS['gpu']:
+    if kernel == sharding.PLATFORM_KERNELS['gpu']:
         config = config.copy_and_resolve_references()
         config.model.attention = 'auto'
         config.lock()
@@ -70,7 +70,7 @@ def planned(config, target: Target) -> Iterator[Run]:
             config = stand_in(config, pathlib.Path(folder))
         memory = int(target.chip.memory) if target.chip else 0
         run = build(config, target.devices(), memory)
-        if kernel == sharding.KERNELS['gpu']:
+        if kernel == sharding.PLATFORM_KERNELS['gpu']:
             why = unsupported(run, kernel, target)
             if why:
                 raise InputError(f"model.attention={kernel!r} {why}; choose model.attention='auto' or 'xla'")

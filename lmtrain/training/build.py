@@ -200,9 +200,9 @@ def flops_per_step(run: Run) -> cost.Flops:
         keep_logits=run.keep_logits,
     )
     matrices = optimizer.matrices(config.optimizer.name, tree.flatten(shapes.trainable))
-    hands = redistribute.matrix_groups(matrices, run.specs(), run.mesh)
-    # Devices that differ in rows alone, or share a matrix, do the same.
-    update = run.mesh.size * sum(hand.each * optimizer.newton_schulz_flops(hand.rows, hand.columns) for hand in hands)
+    groups = redistribute.matrix_groups(matrices, run.specs(), run.mesh)
+    # Devices that differ only in rows, or compute the same matrices, execute the same operations.
+    update = run.mesh.size * sum(g.per_device * optimizer.newton_schulz_flops(g.rows, g.columns) for g in groups)
     return cost.Flops(*(max(len(run.members), 1) * part for part in flops._replace(update=update)))
 
 

@@ -119,7 +119,7 @@ class Run(NamedTuple):
 
     @property
     def keep_logits(self) -> bool:
-        """Whether a step keeps all logits in bfloat16 for its backward pass, which is faster (`Share.keep_logits`).
+        """Whether a step saves all logits in bfloat16 for the backward pass (ShardingHooks.keep_logits): it is faster.
 
         It does if what a device then holds by theory is at most half of its memory: theory does not know all that a
         compiler keeps.

@@ -41,7 +41,7 @@ def sums(objective, model, params, batch, *, key=None, adapter_dropout=0.0, hook
     def forward(columns):
         rngs = None if key is None else {'dropout': key}
         options = {'adapter_dropout': adapter_dropout} if adapter_dropout else {}
-        options |= {'share': hooks} if hooks else {}
+        options |= {'hooks': hooks} if hooks else {}
         return model.apply({'params': params}, columns, train=key is not None, rngs=rngs, **options)
 
     values, weights = objective(forward, batch)

@@ -57,7 +57,7 @@ def test_virtual_tokens_and_extra_keys_are_read_from_the_shapes():
     }
 
 
-@pytest.mark.parametrize('kernel', sharding.KERNELS.values())
+@pytest.mark.parametrize('kernel', sharding.PLATFORM_KERNELS.values())
 def test_what_a_kernel_or_an_axis_excludes_is_named(kernel):
     prefix = 'layers/attention/prefix_key'
     blocked = {name: leaves.excluding_kernel(extended(name), kernel) for name in METHODS}
@@ -148,6 +148,6 @@ def test_a_new_kind_is_sharded_counted_and_excluded(with_side):
     assert frozen.backward < wide.backward
 
     assert leaves.excluding_axis(params, 'sequence') == 'layers/mlp/up/side'
-    model = types.SimpleNamespace(obstacle=lambda *_: '')
+    model = types.SimpleNamespace(unsupported_reason=lambda *_: '')
     reasons = [collectives.unsupported_on(kernel, 128, model, params, mesh, ()) for kernel in ('splash', 'cudnn')]
     assert reasons == ['cannot read layers/mlp/up/side, a leaf of the adapter', '']

@@ -51,9 +51,15 @@ QUIZ = rows_of(
 FORM = {'template': '{query} {gold}', 'choices': 'choices', 'answer': 'gold'}
 
 
+def score(model, params, tokenizer, rows, demonstrations=(), end_ids=(), **settings):
+    """`prompting.score` with the fields of its settings as keywords."""
+    settings = prompting.PromptSettings(**settings)
+    return prompting.score(model, params, tokenizer, rows, settings, demonstrations=demonstrations, end_ids=end_ids)
+
+
 def test_choices_by_hand():
     params, logp = bigram()
-    scores = prompting.score(Bigram(), params, BYTES, QUIZ, **FORM)
+    scores = score(Bigram(), params, BYTES, QUIZ, **FORM)
     right, per_byte, chance = [], [], []
     for row, found in zip(QUIZ, scores.rows, strict=True):
         options, nats = row.fields['choices'], []
@@ -82,13 +88,13 @@ def test_choices_by_hand():
 
 
 def shot(rows=QUIZ, **options):
-    return prompting.score(Bigram(), bigram()[0], BYTES, rows, **FORM | options)
+    return score(Bigram(), bigram()[0], BYTES, rows, **FORM | options)
 
 
 def test_a_token_without_a_row_in_the_embedding_is_named():
     small = dataclasses.replace(transformer(), vocab_size=257 - 1)
-    with pytest.raises(ValueError, match=r"rows:1: it needs '<\|endoftext\|>', id 256, and the model knows 256 tokens"):
-        prompting.score(small, parameters(), BYTES, QUIZ, **FORM)
+    with pytest.raises(ValueError, match=r"rows:1: it needs '<\|endoftext\|>', id 256, and the model has 256 tokens"):
+        score(small, parameters(), BYTES, QUIZ, **FORM)
 
 
 def test_every_choice_is_what_is_asked_where_all_are_equal():
@@ -126,7 +132,7 @@ SUMS = {'template': '{a} and {b} are {sum}', 'choices': 'options', 'answer': 'su
 
 def test_the_size_of_a_batch_changes_nothing():
     found = [
-        prompting.score(transformer(), parameters(), BYTES, arithmetic(9), shots=2, batch_size=size, **SUMS)
+        score(transformer(), parameters(), BYTES, arithmetic(9), shots=2, batch_size=size, **SUMS)
         for size in (1, 5, 32)
     ]
     for other in found[1:]:
@@ -142,7 +148,7 @@ def test_the_order_of_rows_changes_nothing():
     mixed = [rows[i] for i in np.random.default_rng(1).permutation(len(rows))]
     scores = {}
     for some in (rows, mixed):
-        found = prompting.score(transformer(), parameters(), BYTES, some, shots=3, seed=5, **SUMS).rows
+        found = score(transformer(), parameters(), BYTES, some, shots=3, seed=5, **SUMS).rows
         scores[some is rows] = {row['place']: row['nats'] for row in found}
     for place, nats in scores[True].items():
         np.testing.assert_allclose(scores[False][place], nats, rtol=1e-5)
@@ -162,8 +168,8 @@ def test_what_was_learnt_is_scored_as_the_model_finds_it(leaves):
         query = params['layers']['attention']['query']
         query |= {'lora_a': draw(2, 16, 2), 'lora_b': draw(2, 2, 16), 'lora_scale': jnp.ones(2)}
     (row,) = arithmetic(1)
-    (found,) = prompting.score(model, params, BYTES, [row], **SUMS).rows
-    (plain,) = prompting.score(model, parameters(), BYTES, [row], **SUMS).rows
+    (found,) = score(model, params, BYTES, [row], **SUMS).rows
+    (plain,) = score(model, parameters(), BYTES, [row], **SUMS).rows
     texts = [f'{row.fields["a"]} and {row.fields["b"]} are {choice}'.encode() for choice in row.fields['options']]
     ids = np.zeros((3, 41), np.int32)  # longer than the rows that are scored, so that nothing is read beyond them
     for each, text in zip(ids, texts, strict=True):
@@ -185,7 +191,7 @@ def test_a_generation_must_equal_the_answer():
     rows[0].fields['sum'] = texts[0].strip().split(cut)[0]
     rows[1].fields['sum'] = texts[1].strip() + '!'
     options = SUMS | {'choices': (), 'max_tokens': 8}
-    scores = prompting.score(transformer(), parameters(), BYTES, rows, stop=(cut,), **options)
+    scores = score(transformer(), parameters(), BYTES, rows, stop=(cut,), **options)
     assert [row['right'] for row in scores.rows] == [True, False, False, False]
     assert scores.results['exact_match'] == 0.25
     assert scores.results['exact_match_stderr'] == pytest.approx((0.25 * 0.75 / 3) ** 0.5)
@@ -216,7 +222,7 @@ def test_no_demonstration_tells_the_answer():
     assert [[x.answer for x in reversed_pool.draw(q)] for q in asked(pool)] == [
         [x.answer for x in drawn_from.draw(q)] for q in asked(pool)
     ]
-    with pytest.raises(ValueError, match='rows:1: 13 demonstrations are wanted, and there are only 12 others'):
+    with pytest.raises(ValueError, match='rows:1: shots=13 demonstrations, but there are only 12 other rows'):
         questions.Pool(asked(pool), shots=13, seed=0).draw(asked(pool)[0])
 
 
@@ -236,7 +242,7 @@ def test_demonstrations_are_rows_rendered_whole():
     spy = Spy()
     train = rows_of({'query': 'A b', 'gold': 'c'}, {'query': 'D e', 'gold': 'f'})
     form = {'template': 'Q: {query}\nA: {gold}', 'answer': 'gold', 'choices': 'gold', 'separator': '\n--\n'}
-    prompting.score(Bigram(), bigram()[0], spy, QUIZ[:0] + rows_of({'query': 'x', 'gold': 'c'}), shots=2,
+    score(Bigram(), bigram()[0], spy, QUIZ[:0] + rows_of({'query': 'x', 'gold': 'c'}), shots=2,
                     demonstrations=train, **form)  # fmt: skip
     ((alone, *wholes),) = spy.seen
     assert alone in ('Q: A b\nA: c\n--\nQ: D e\nA: f\n--\nQ: x\nA: ', 'Q: D e\nA: f\n--\nQ: A b\nA: c\n--\nQ: x\nA: ')
@@ -249,28 +255,28 @@ def test_demonstrations_are_dropped_until_the_prompt_fits():
     model.max_len = 37
     rows = rows_of({'query': 'a' * 10, 'gold': 'x'}, {'query': 'b' * 10, 'gold': 'y'}, {'query': 'c' * 10, 'gold': 'x'})
     form = FORM | {'choices': 'gold', 'shots': 2, 'separator': '\n'}
-    scores = prompting.score(model, bigram()[0], spy, rows, **form)
+    scores = score(model, bigram()[0], spy, rows, **form)
     assert scores.results['dropped'] == 3  # one before each: BEGIN and 37 of 38 tokens would be read
     first, second = spy.seen[0][0], spy.seen[1][0]
     assert second == first.split('\n', 1)[1]  # the first of them
-    assert 'left out for want of room' in prompting.line(scores.results)
+    assert 'dropped to fit the context' in prompting.line(scores.results)
     model.max_len = 11
     with pytest.raises(ValueError, match='rows:1: the prompt has 12 tokens even without.* room for 11'):
-        prompting.score(model, bigram()[0], BYTES, rows, **form | {'shots': 0})
-    whole = prompting.score(Bigram(), bigram()[0], BYTES, rows, **form | {'shots': 0})
-    part = prompting.score(model, bigram()[0], BYTES, rows, **form | {'cut': True, 'shots': 1})
+        score(model, bigram()[0], BYTES, rows, **form | {'shots': 0})
+    whole = score(Bigram(), bigram()[0], BYTES, rows, **form | {'shots': 0})
+    part = score(model, bigram()[0], BYTES, rows, **form | {'cut': True, 'shots': 1})
     assert part.results['cut'] == part.results['dropped'] == 3  # and to a bigram the end of the prompt is all of it
     assert [row['nats'] for row in part.rows] == [row['nats'] for row in whole.rows]
     assert '3 prompts without their beginning' in prompting.line(part.results)
     model.max_len = 0
     with pytest.raises(ValueError, match='rows:1: the prompt has 12 tokens'):
-        prompting.score(model, bigram()[0], BYTES, rows, **form | {'cut': True, 'shots': 0})
+        score(model, bigram()[0], BYTES, rows, **form | {'cut': True, 'shots': 0})
 
 
 def test_a_soft_prompt_takes_room():
     params = parameters() | {'prompt': {'embedding': jnp.zeros((120, 16))}}
     with pytest.raises(ValueError, match='room for 8'):
-        prompting.score(transformer(), params, BYTES, arithmetic(1), **SUMS)
+        score(transformer(), params, BYTES, arithmetic(1), **SUMS)
 
 
 # --- tokens
@@ -303,7 +309,7 @@ def test_choices_are_scored_from_the_same_place_on(context):
 
 def test_a_prompt_begins_once_and_ends_without_a_blank():
     (row,) = rows_of({'query': 'a b', 'gold': 'c'})
-    ((ids, start),) = likelihood.begun(BYTES, '', questions.question(row, '{query} {gold}', 'gold', ()), ())
+    ((ids, start),) = likelihood.prompt(BYTES, '', questions.question(row, '{query} {gold}', 'gold', ()), ())
     assert (ids.tolist(), start) == ([BYTES.begin_id, *b'a b'], 4)
 
 
@@ -337,7 +343,7 @@ def test_choices_of_a_chat_by_hand():
     """A row is one user's turn, a demonstration turns before it; a choice is scored with the token that ends it."""
     params, logp = bigram()
     rows = rows_of({'query': 'One', 'choices': ['one', ' two'], 'gold': 1})
-    scores = prompting.score(Bigram(), params, BYTES, rows, **FORM, chat_template=MARKED, system='s')
+    scores = score(Bigram(), params, BYTES, rows, **FORM, chat_template=MARKED, system='s')
     for choice, nats in zip(['one', 'two'], scores.rows[0]['nats'], strict=True):
         answer = turn('assistant', choice)
         pairs = list(zip([ord('>'), *answer[11:-1]], answer[11:], strict=True))
@@ -351,7 +357,7 @@ def test_choices_of_a_chat_by_hand():
     assert [(ids.tolist(), start) for ids, start in encoded] == [
         (before + turn('assistant', choice), len(before) + len('<assistant>')) for choice in ('one', 'two')
     ]
-    ((ids, start),) = likelihood.begun_chat(BYTES, MARKED, 's', asked, [shown])
+    ((ids, start),) = likelihood.prompt_chat(BYTES, MARKED, 's', asked, [shown])
     assert ids.tolist() == [*before, *b'<assistant>'] and start == len(ids)
 
 
@@ -368,7 +374,7 @@ def test_the_last_answer_of_a_conversation_is_asked_for():
     for row, options, message in (
         (talk('a', 'b'), {'choices': ('c', 'd')}, "rows:1: 'the answer' is 'b', neither a choice"),
         (talk('a'), {}, 'rows:1: no message of the assistant'),
-        (talk('a', 'b'), {'answer': 'x'}, "an answer, 'x', without a template"),
+        (talk('a', 'b'), {'answer': 'x'}, "answer 'x' without a template"),
     ):
         with pytest.raises(ValueError, match=message):
             questions.question(rows_of(row)[0], **{'template': '', 'answer': '', 'choices': ()} | options)
@@ -380,7 +386,7 @@ def test_conversations_and_a_system_text_need_a_chat_template():
         (rows_of({'prompt': 'a', 'completion': 'b'}), {'system': 's'}),
     ):
         with pytest.raises(ValueError, match='needs a chat template: name one'):
-            prompting.score(Bigram(), bigram()[0], BYTES, rows, template='', answer='', choices=('b', 'c'), **options)
+            score(Bigram(), bigram()[0], BYTES, rows, template='', answer='', choices=('b', 'c'), **options)
 
 
 def test_generations_of_a_chat_go_over_lines_and_end_at_any_end_token(monkeypatch):
@@ -393,7 +399,7 @@ def test_generations_of_a_chat_go_over_lines_and_end_at_any_end_token(monkeypatc
     monkeypatch.setattr(sample, 'generate', generate)
     rows = rows_of(talk('a', 'two\nlines'), talk('b', 'c'))
     form = {'template': '', 'answer': '', 'chat_template': MARKED, 'end_ids': [7, BYTES.end_id], 'shots': 1}
-    scores = prompting.score(Bigram(), bigram()[0], BYTES, rows, **form)
+    scores = score(Bigram(), bigram()[0], BYTES, rows, **form)
     ((prompts, settings),) = calls
     assert prompts[0] == BEGIN + turn('user', 'b') + turn('assistant', 'c') + turn('user', 'a') + [*b'<assistant>']
     assert settings['end_ids'] == [BYTES.end_id, 7]
@@ -409,7 +415,7 @@ def test_no_row_is_among_its_own_demonstrations():
     rows = rows_of(*[{'query': f'q{i}.', 'choices': ['x', 'y'], 'gold': 0} for i in (0, 1, 2, 3, 3)])
     others = rows_of(*[{'query': f'q{i}.', 'choices': ['x', 'y'], 'gold': 1} for i in range(5)])
     for demonstrations in ((), others):
-        prompting.score(Bigram(), bigram()[0], spy, rows, shots=3, demonstrations=demonstrations, **FORM)
+        score(Bigram(), bigram()[0], spy, rows, shots=3, demonstrations=demonstrations, **FORM)
     prompts = [texts[0] for texts in spy.seen]
     assert len(prompts) == 10
     for prompt in prompts:
@@ -424,19 +430,19 @@ def test_no_row_is_among_its_own_demonstrations():
     ('changes', 'message'),
     [
         ({'template': '{query}'}, r"template '{query}' must end in {gold}"),
-        ({'template': '{gold} {query} {gold}'}, 'and have it nowhere else'),
+        ({'template': '{gold} {query} {gold}'}, 'and contain it only once'),
         ({'template': '{query} {gold}.'}, 'ends in text'),
         ({'template': '{query'}, "template '{query': "),
-        ({'template': '{query!r} {gold}'}, 'no plain name'),
-        ({'template': '{} {gold}'}, 'no plain name'),
-        ({'template': ''}, "an answer, 'gold', without a template"),
+        ({'template': '{query!r} {gold}'}, 'without a plain name'),
+        ({'template': '{} {gold}'}, 'without a plain name'),
+        ({'template': ''}, "answer 'gold' without a template"),
         ({'template': '{query.__class__} {gold}'}, r"rows:1: no field 'query.__class__'"),
         ({'template': '{question} {gold}'}, r"rows:1: no field 'question'.*'query'.*Set template"),
         ({'choices': 'options'}, "rows:1: no field 'options'"),
         ({'choices': 'query'}, "rows:1: 'query' must hold a list"),
         ({'choices': ('no', 'yes')}, "rows:2: 'gold' is 2, neither a choice nor the index of one of 2: 'no', 'yes'"),
         ({'choices': ('no', '')}, 'an empty choice'),
-        ({'shots': 2}, 'rows:1: 2 demonstrations are wanted, and there are only 1 others'),
+        ({'shots': 2}, 'rows:1: shots=2 demonstrations, but there are only 1 other rows'),
         ({'shots': -1}, 'shots=-1'),
         ({'choices': (), 'stop': '\n'}, 'it is a tuple of texts'),
         ({'rows': []}, 'there is no row'),
@@ -460,13 +466,13 @@ def test_an_encoder_cannot_be_prompted():
     model = Bigram()
     model.causal = False
     with pytest.raises(ValueError, match='cannot be prompted'):
-        prompting.score(model, {}, BYTES, QUIZ, **FORM)
+        score(model, {}, BYTES, QUIZ, **FORM)
 
 
 def test_broken_parameters_are_said():
     params = jax.tree.map(lambda leaf: leaf * jnp.nan, bigram()[0])
     with pytest.raises(FloatingPointError, match='not finite'):
-        prompting.score(Bigram(), params, BYTES, QUIZ, **FORM)
+        score(Bigram(), params, BYTES, QUIZ, **FORM)
 
 
 # --- real rows
@@ -494,6 +500,6 @@ def test_the_files_of_the_field_are_questions(shared, name):
 def test_classes_of_a_csv_are_choices(shared):
     rows = {split: read_rows(f'{split}.csv', str(shared / 'tasks' / 'banking77')) for split in ('train', 'test')}
     form = {'template': '{text} Intent: {category}', 'choices': 'category', 'answer': 'category', 'shots': 1}
-    scores = prompting.score(Bigram(), bigram()[0], BYTES, rows['test'][:3], demonstrations=rows['train'], **form)
+    scores = score(Bigram(), bigram()[0], BYTES, rows['test'][:3], demonstrations=rows['train'], **form)
     assert scores.results['chance'] == pytest.approx(1 / 77)
     assert [len(row['nats']) for row in scores.rows] == [77] * 3

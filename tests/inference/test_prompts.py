@@ -22,29 +22,29 @@ def message(role, content):
     return {'role': role, 'content': content}
 
 
-def test_a_text_stands_behind_the_begin_token_also_if_that_is_the_end_token():
+def test_a_text_follows_the_begin_token_even_if_that_is_the_end_token():
     assert prompts.encode('ab', BYTES) == [256, 97, 98]
     assert prompts.encode('', BYTES) == [256]
 
 
-def test_a_prompt_begins_as_the_rows_of_training_do():
+def test_a_prompt_has_the_first_ids_of_a_training_row():
     """Of texts that stand as they are, of the plain template and of one with marks."""
-    for template, said in (
+    for template, dialogue in (
         (None, Conversation([], (), ('ab', 'cd'))),
         (PLAINLY, Conversation([message('user', 'ab'), message('assistant', 'cd')], (1,))),
         (MARKED, Conversation([message('system', 's'), message('user', 'ab'), message('assistant', 'cd')], (2,))),
     ):
-        _, [(ids, learned, _)] = encoding.encode_conversation(said, BYTES, template, 'a row')
-        before, answer = prompts.before_answer(said)
+        _, [(ids, learned, _)] = encoding.encode_conversation(dialogue, BYTES, template, 'a row')
+        before, answer = prompts.before_answer(dialogue)
         assert prompts.encode(before, BYTES, template) == ids[: learned.index(True)] and answer == 'cd'
         assert ids[0] == BYTES.begin_id
 
 
-def test_a_text_is_one_users_turn_and_the_system_speaks_before_it():
-    wanted = [256, *b'[system]be brief', 256, *b'[user]ab', 256, *b'[assistant]']
-    assert prompts.encode('ab', BYTES, MARKED, 'be brief') == wanted
-    said = Conversation([message('user', 'ab')])
-    assert prompts.encode(said, BYTES, MARKED, 'be brief') == wanted
+def test_a_text_is_one_turn_of_the_user_after_the_system_message():
+    expected = [256, *b'[system]be brief', 256, *b'[user]ab', 256, *b'[assistant]']
+    assert prompts.encode('ab', BYTES, MARKED, 'be brief') == expected
+    dialogue = Conversation([message('user', 'ab')])
+    assert prompts.encode(dialogue, BYTES, MARKED, 'be brief') == expected
     own = Conversation([message('system', 'own'), message('user', 'ab')])
     assert prompts.encode(own, BYTES, MARKED, 'be brief') == prompts.encode(own, BYTES, MARKED)
     assert bytes(prompts.encode(own, BYTES, MARKED)[1:12]) == b'[system]own'
@@ -52,25 +52,33 @@ def test_a_text_is_one_users_turn_and_the_system_speaks_before_it():
     assert prompts.encode(own, BYTES, MARKED, 'be brief') == prompts.encode(own, BYTES, MARKED)
 
 
-def test_a_template_is_told_the_tools():
+def test_a_template_receives_the_tools():
     source = '{% for tool in tools or [] %}{{ tool.name }}{% endfor %}: {{ messages[0].content }}'
     source += "{{ messages[1].content ~ eos_token if messages | length > 1 else '' }}"
-    said = Conversation([message('user', 'ab')], tools=[{'name': 'f'}, {'name': 'g'}])
-    assert BYTES.decode(prompts.encode(said, BYTES, Template(source, 'tools'))).removeprefix(END) == 'fg: ab'
+    dialogue = Conversation([message('user', 'ab')], tools=[{'name': 'f'}, {'name': 'g'}])
+    assert BYTES.decode(prompts.encode(dialogue, BYTES, Template(source, 'tools'))).removeprefix(END) == 'fg: ab'
 
 
 @pytest.mark.parametrize(('prompt', 'system'), [('ab', 'be brief'), (Conversation([message('user', 'ab')]), '')])
-def test_turns_without_a_template_are_refused(prompt, system):
+def test_messages_without_a_template_are_rejected(prompt, system):
     with pytest.raises(ValueError, match='needs a chat template: name one'):
         prompts.encode(prompt, BYTES, None, system)
 
 
+def test_final_answers_of_the_assistant_are_removed_if_there_are_any():
+    user, answers = [message('user', 'a')], [message('assistant', 'b'), message('assistant', 'c')]
+    for dialogue, answer in ((Conversation(user + answers, (2,)), 'b'), (Conversation(user), '')):
+        prompt, removed = prompts.before_answer(dialogue, None)
+        assert (prompt.messages, prompt.trained, removed) == (user, (), answer)
+    assert prompts.before_answer(Conversation(answers), None)[0].messages == []
+
+
 def test_the_part_before_an_answer():
     turns = [message(role, text) for role, text in zip(['user', 'assistant'] * 2, 'abcd')]
-    _, said = read(Row('r:1', {'messages': turns, 'tools': [{'name': 'f'}]}), (), '')
-    last, answer = prompts.before_answer(said)
+    _, dialogue = read(Row('r:1', {'messages': turns, 'tools': [{'name': 'f'}]}), (), '')
+    last, answer = prompts.before_answer(dialogue)
     assert (last.messages, last.tools, answer) == (turns[:3], [{'name': 'f'}], 'd')
-    first, answer = prompts.before_answer(said, 0)
+    first, answer = prompts.before_answer(dialogue, 0)
     assert (first.messages, answer, prompts.shown(first), prompts.shown('x')) == (turns[:1], 'b', 'a', 'x')
     assert prompts.shown(last) == 'c'
     with pytest.raises(IndexError):
@@ -78,7 +86,7 @@ def test_the_part_before_an_answer():
 
 
 def test_special_names_in_prompts_are_listed_once():
-    said = Conversation([message('system', f'a{END}'), message('user', 'b')])
-    assert prompts.special_names([f'x{END}y{END}', said], BYTES) == [END]
+    dialogue = Conversation([message('system', f'a{END}'), message('user', 'b')])
+    assert prompts.special_names([f'x{END}y{END}', dialogue], BYTES) == [END]
     assert prompts.special_names(['x', Conversation([message('user', '<|end')])], BYTES) == []
     assert prompts.encode(END, BYTES) == [256, *END.encode()]

@@ -303,19 +303,19 @@ WRONG = {
 
 
 @pytest.mark.parametrize('name', WRONG)
-def test_a_wish_out_of_range(name):
+def test_arguments_out_of_range_are_rejected(name):
     value, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
         generate(transformer(), [[1]], **{'max_tokens': 4} | GREEDY | {name: value})
 
 
 @pytest.mark.parametrize('name', ['temperature', 'top_p'])
-def test_nan_is_no_wish(name):
+def test_nan_is_out_of_range(name):
     with pytest.raises(ValueError, match=name):
         generate(transformer(), [[1]], **GREEDY | {name: float('nan')})
 
 
-def test_what_cannot_be_continued():
+def test_invalid_prompts_are_rejected():
     with pytest.raises(ValueError, match=r'prompt 1 has 49 tokens.*max_len=48: shorten it'):
         generate(transformer(), [[1], [1] * 49], **GREEDY)
     with pytest.raises(ValueError, match='prompt 0 has the token 41, .*has 41 entries and the embedding 64 rows'):
@@ -324,7 +324,7 @@ def test_what_cannot_be_continued():
         generate(transformer(), [[63, 64]], **GREEDY | {'vocab_size': 70})
     with pytest.raises(ValueError, match='prompt 1 is empty: begin it'):
         generate(transformer(), [[1], []], **GREEDY)
-    with pytest.raises(ValueError, match='end_ids has 17 tokens, and .* 16 at most'):
+    with pytest.raises(ValueError, match='end_ids has 17 tokens, but at most 16 are supported'):
         generate(transformer(), [[1]], **GREEDY | {'end_ids': range(17)})
     with pytest.raises(ValueError, match='no prompt'):
         generate(transformer(), [], **GREEDY)

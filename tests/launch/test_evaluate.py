@@ -19,8 +19,8 @@ def house(monkeypatch, tmp_path):
     """Pretends that there is a run and that rows are scored; the calls of both functions."""
     calls = {}
 
-    def score(model, params, tokenizer, rows, **settings):
-        calls['score'] = [row.fields for row in rows], settings
+    def score(model, params, tokenizer, rows, settings, **others):
+        calls['score'] = [row.fields for row in rows], settings._asdict() | others
         return prompting.Scores(
             {'rows': len(rows), 'shots': 0, 'dropped': 0, 'cut': 0, 'accuracy': 0.5}, [{'right': 1}]
         )

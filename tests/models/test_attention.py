@@ -1,4 +1,4 @@
-"""The module of attention against its equations in float64, over what families add to it; one line adds a case."""
+"""The attention module equals its equations in float64, for every option of the families; a case is one line."""
 
 import functools
 
@@ -33,16 +33,18 @@ def build(prefix=False, **settings):
     return Transformer(**config.model)
 
 
-def places(model, start=0, length=T):
+def attention_inputs(model, start=0, length=T):
     positions = jnp.broadcast_to(start + jnp.arange(length)[None], (B, length))
     rotary = rotary_angles(positions, model.rotary_dim, model.rope_theta)
     return AttentionInputs(rotary, None, positions, model.window, None, None, None, None, jnp.arange(B))
 
 
-def drawn(model, prefix):
+def random_params(model, prefix):
     """Parameters, every one random: the scales of norms around 1, projections large enough for uneven weights."""
     module = Attention(model, 0.02, 0.02)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((B, T, D)), places(model)))['params']
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((B, T, D)), attention_inputs(model)))[
+        'params'
+    ]
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: random.normal(0.6, 0.5, leaf.shape), shapes)
     if prefix:
@@ -97,28 +99,30 @@ def reference(model, params, x):
 
 @functools.cache
 def compiled(model):
-    return jax.jit(lambda params, x: Attention(model, 0.02, 0.02).apply({'params': params}, x, places(model))[0])
+    return jax.jit(
+        lambda params, x: Attention(model, 0.02, 0.02).apply({'params': params}, x, attention_inputs(model))[0]
+    )
 
 
 @pytest.mark.parametrize('settings', CASES.values(), ids=CASES)
 def test_equals_its_equations(settings):
     model = build(**settings)
-    params = drawn(model, settings.get('prefix', False))
+    params = random_params(model, settings.get('prefix', False))
     norms = {name for name in params if name.endswith('_norm')}
     assert norms == ({'query_norm', 'key_norm'} if model.qk_norm else set())
     x = np.random.default_rng(1).normal(size=(B, T, D))
-    found = compiled(model)(jax.tree.map(jnp.float32, params), jnp.float32(x))
-    np.testing.assert_allclose(found, reference(model, params, x), rtol=1e-4, atol=1e-4)
+    actual = compiled(model)(jax.tree.map(jnp.float32, params), jnp.float32(x))
+    np.testing.assert_allclose(actual, reference(model, params, x), rtol=1e-4, atol=1e-4)
 
 
-def test_a_cache_takes_the_tokens_of_one_layer_and_leaves_the_others():
-    """Layer 1 of 3, tokens at slots 2, 3 and none; what it reads from the cache is what it wrote."""
+def test_a_cache_update_changes_the_slots_of_one_layer_only():
+    """Layer 1 of 3, tokens in slots 2, 3 and none."""
     model = build(num_kv_heads=2)
-    params = jax.tree.map(jnp.float32, drawn(model, False))
+    params = jax.tree.map(jnp.float32, random_params(model, False))
     x = jax.random.normal(jax.random.key(0), (B, 3, D))
     empty = jnp.full((3, B, 6, 2, K), 7.0)
-    at = places(model, start=2, length=3)._replace(
-        slots=jnp.array([[2, 3, 6], [0, 6, 6]]),
+    at = attention_inputs(model, start=2, length=3)._replace(
+        cache_slots=jnp.array([[2, 3, 6], [0, 6, 6]]),
         query_segments=jnp.ones((B, 3), jnp.int32),
         key_segments=jnp.ones((B, 6), jnp.int32),
         query_index=jnp.array([[2, 3, 4], [0, 1, 2]]),
@@ -131,6 +135,6 @@ def test_a_cache_takes_the_tokens_of_one_layer_and_leaves_the_others():
         untouched[1, 0, 2:4] = untouched[1, 1, 0] = False
         changed = np.any(np.asarray(new) != 7, axis=(-1, -2))
         np.testing.assert_array_equal(changed, ~untouched)
-    wanted = (x @ params['value']['kernel']).reshape(B, 3, 2, K)
-    np.testing.assert_allclose(value[1, 0, 2:4], wanted[0, :2], atol=1e-5)
-    np.testing.assert_allclose(value[1, 1, 0], wanted[1, 0], atol=1e-5)
+    expected = (x @ params['value']['kernel']).reshape(B, 3, 2, K)
+    np.testing.assert_allclose(value[1, 0, 2:4], expected[0, :2], atol=1e-5)
+    np.testing.assert_allclose(value[1, 1, 0], expected[1, 0], atol=1e-5)

@@ -1,4 +1,4 @@
-"""Attention against its formula, in every backend that this machine can run."""
+"""Every attention backend that this machine can run equals the formula."""
 
 import functools
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lmtrain.models import attention_kernels
+from lmtrain.models.attention_kernels import AttentionMask, attend
 from lmtrain.models.hooks import ShardingHooks
 
 CASES = {
@@ -44,11 +45,18 @@ def formula(query, key, value, segments, causal=True, window=0, softcap=0.0, sca
     return np.einsum('BHTS,BSHK->BTHK', weights / weights.sum(-1, keepdims=True), value)
 
 
+def masked_attention(
+    query, key, value, segments=None, causal=True, window=0, query_index=None, prefix=0, positions=None, **options
+):
+    """`attend` with the fields of the mask as arguments."""
+    mask = AttentionMask(causal, window, segments, segments, query_index, prefix, positions)
+    return attend(query, key, value, mask, **options)
+
+
 @pytest.mark.parametrize('case', CASES.values(), ids=CASES)
 def test_equals_the_formula(case):
     query, key, value, segments = inputs()
-    function = jax.jit(functools.partial(attention_kernels.attend, **{'causal': True} | case))
-    out = function(query, key, value, segments, segments)
+    out = jax.jit(functools.partial(masked_attention, **{'causal': True} | case))(query, key, value, segments)
     np.testing.assert_allclose(out, formula(query, key, value, segments, **case), atol=1e-5)
 
 
@@ -57,7 +65,7 @@ def test_rows_of_padding_are_finite_and_without_gradient():
     segments = jnp.zeros_like(segments).at[0, :5].set(1)
 
     def total(query, key, value):
-        out = attention_kernels.attend(query, key, value, segments, segments, causal=True)
+        out = masked_attention(query, key, value, segments)
         return jnp.sum(jnp.where((segments > 0)[..., None, None], out, 0) ** 2)
 
     for grad in jax.jit(jax.grad(total, argnums=(0, 1, 2)))(query, key, value):
@@ -67,36 +75,38 @@ def test_rows_of_padding_are_finite_and_without_gradient():
 
 
 HOPPER, AMPERE, BLACKWELL, TURING = (9, 0), (8, 0), (10, 0), (7, 5)
-OBSTACLES = {
-    'length': ('splash', (), {'T': 12}, {}, '128 divides, not 12'),
+UNSUPPORTED = {
+    'length': ('splash', (), {'T': 12}, {}, 'a multiple of 128 positions, not 12'),
     'dtype': ('cudnn', HOPPER, {}, {}, "needs dtype 'bfloat16' or 'float16', not 'float32'"),
-    'softcap': ('cudnn', HOPPER, {'dtype': 'bfloat16'}, {'softcap': 2.0}, 'no softcap'),
-    'odd length': ('cudnn', HOPPER, {'dtype': 'bfloat16', 'T': 13}, {}, 'an even length, not 13'),
-    'heads': ('cudnn', HOPPER, {'dtype': 'bfloat16', 'K': 12}, {}, 'multiple of 8 on this GPU, not 12'),
-    'wide heads': ('cudnn', HOPPER, {'dtype': 'bfloat16', 'K': 264}, {}, 'at most 256 and .* not 264'),
-    'wide heads on ampere': ('cudnn', AMPERE, {'dtype': 'bfloat16', 'K': 136}, {}, 'at most 128 and .* not 136'),
+    'softcap': ('cudnn', HOPPER, {'dtype': 'bfloat16'}, {'softcap': 2.0}, 'does not support softcap'),
+    'odd length': ('cudnn', HOPPER, {'dtype': 'bfloat16', 'T': 13}, {}, 'an even number of positions, not 13'),
+    'heads': ('cudnn', HOPPER, {'dtype': 'bfloat16', 'K': 12}, {}, 'multiple of 8 and at most 256 on this GPU, not 12'),
+    'wide heads': ('cudnn', HOPPER, {'dtype': 'bfloat16', 'K': 264}, {}, 'at most 256 on this GPU, not 264'),
+    'wide heads on ampere': ('cudnn', AMPERE, {'dtype': 'bfloat16', 'K': 136}, {}, 'at most 128 on this GPU, not 136'),
     'wide heads on blackwell': ('cudnn', BLACKWELL, {'dtype': 'bfloat16', 'K': 136}, {}, 'at most 128'),
     'an old gpu': ('cudnn', TURING, {'dtype': 'bfloat16'}, {}, 'compute capability 8.0, and this GPU has 7.5'),
-    'no gpu of nvidia': ('cudnn', (), {'dtype': 'bfloat16'}, {}, 'this device has none'),
-    'window': ('splash', (), {'T': 128}, {'window': np.int32(9)}, 'window that is known'),
-    'cache': ('splash', (), {'T': 128}, {'query_index': np.zeros((2, 128), np.int32)}, 'no cache'),
+    'no nvidia gpu': ('cudnn', (), {'dtype': 'bfloat16'}, {}, 'this device has none'),
+    'window': ('splash', (), {'T': 128}, {'window': np.int32(9)}, 'window that is known at compile time'),
+    'cache': ('splash', (), {'T': 128}, {'query_index': np.zeros((2, 128), np.int32)}, 'does not support a cache'),
 }
 
 
-@pytest.mark.parametrize(('kernel', 'capability', 'of', 'options', 'words'), OBSTACLES.values(), ids=OBSTACLES)
-def test_a_named_kernel_says_what_it_cannot_do_and_auto_takes_xla(kernel, capability, of, options, words):
-    query, key, value, _ = inputs(**of)
-    options |= {'causal': True, 'share': ShardingHooks(kernel=kernel, capability=capability)}
-    with pytest.raises(ValueError, match=f"attention='{kernel}' .*{words}.*'auto' or 'xla'"):
-        attention_kernels.attend(query, key, value, **options, backend=kernel)
-    found = attention_kernels.attend(query, key, value, **options, backend='auto')
-    np.testing.assert_array_equal(found, attention_kernels.attend(query, key, value, **options, backend='xla'))
+@pytest.mark.parametrize(('kernel', 'capability', 'shape', 'options', 'message'), UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_an_explicit_kernel_reports_what_it_does_not_support_and_auto_falls_back_to_xla(
+    kernel, capability, shape, options, message
+):
+    query, key, value, _ = inputs(**shape)
+    options |= {'hooks': ShardingHooks(attention_kernel=kernel, capability=capability)}
+    with pytest.raises(ValueError, match=f"attention='{kernel}' .*{message}.*'auto' or 'xla'"):
+        masked_attention(query, key, value, **options, backend=kernel)
+    actual = masked_attention(query, key, value, **options, backend='auto')
+    np.testing.assert_array_equal(actual, masked_attention(query, key, value, **options, backend='xla'))
 
 
-def test_nobody_offers_a_kernel_where_nobody_says_so():
+def test_without_a_kernel_of_the_devices_every_backend_is_xla():
     query, key, value, _ = inputs(T=128)
-    found = attention_kernels.attend(query, key, value, causal=True, backend='splash')
-    np.testing.assert_array_equal(found, attention_kernels.attend(query, key, value, causal=True))
+    actual = masked_attention(query, key, value, causal=True, backend='splash')
+    np.testing.assert_array_equal(actual, masked_attention(query, key, value, causal=True))
 
 
 def test_splash_equals_xla_with_gradients(monkeypatch):
@@ -105,11 +115,11 @@ def test_splash_equals_xla_with_gradients(monkeypatch):
         attention_kernels.KERNELS, 'splash', functools.partial(attention_kernels.splash, interpret=True)
     )
     query, key, value, segments = inputs(T=128)
-    options = {'causal': True, 'window': 9, 'softcap': 2.0, 'share': ShardingHooks(kernel='splash')}
+    options = {'causal': True, 'window': 9, 'softcap': 2.0, 'hooks': ShardingHooks(attention_kernel='splash')}
 
     def run(backend):
         def total(*operands):
-            out = attention_kernels.attend(*operands, segments, segments, **options, backend=backend)
+            out = masked_attention(*operands, segments, **options, backend=backend)
             return jnp.sum(out**2)
 
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(query, key, value)
@@ -123,8 +133,8 @@ del CUDNN['softcap']
 
 @pytest.mark.parametrize('case', CUDNN.values(), ids=CUDNN)
 @pytest.mark.parametrize('segmented', [True, False], ids=['segments', 'one segment'])
-def test_what_cudnn_is_asked_for_is_the_formula(monkeypatch, case, segmented):
-    """The call, carried out by XLA. cuDNN refuses a window on the right, so none may be asked for."""
+def test_the_call_of_cudnn_computes_the_formula(monkeypatch, case, segmented):
+    """The call, executed by XLA. cuDNN supports no window to the right of a query, so none may be requested."""
     calls = []
     by_xla = jax.nn.dot_product_attention
 
@@ -137,8 +147,8 @@ def test_what_cudnn_is_asked_for_is_the_formula(monkeypatch, case, segmented):
     monkeypatch.setattr(attention_kernels, 'unsupported_reason', lambda *_, **__: '')  # it takes no float32
     query, key, value, segments = inputs()
     segments = segments if segmented else None
-    options = {'causal': True} | case | {'share': ShardingHooks(kernel='cudnn', capability=HOPPER)}
-    out = attention_kernels.attend(query, key, value, segments, segments, **options)
+    options = {'causal': True} | case | {'hooks': ShardingHooks(attention_kernel='cudnn', capability=HOPPER)}
+    out = masked_attention(query, key, value, segments, **options)
     whole = jnp.ones(query.shape[:2], jnp.int32) if segments is None else segments
     np.testing.assert_allclose(out, formula(query, key, value, whole, **case), atol=1e-5)
     (call,) = calls
@@ -152,16 +162,16 @@ def test_heads_that_fit_reach_cudnn(monkeypatch):
     monkeypatch.setitem(attention_kernels.KERNELS, 'cudnn', lambda query, *_, **options: calls.append(options) or query)
     for K, capability in ((256, HOPPER), (128, AMPERE), (64, (8, 9)), (128, BLACKWELL)):
         query, key, value, _ = inputs(T=12, K=K, dtype='bfloat16')
-        share = ShardingHooks(kernel='cudnn', capability=capability)
-        attention_kernels.attend(query, key, value, causal=False, window=3, share=share, backend='cudnn')
+        hooks = ShardingHooks(attention_kernel='cudnn', capability=capability)
+        masked_attention(query, key, value, causal=False, window=3, hooks=hooks, backend='cudnn')
     assert [call['scale'] for call in calls] == [1 / 16, 128**-0.5, 1 / 8, 128**-0.5]
 
 
-def attended(operands, weight, segments, **options):
+def output_and_gradients(operands, weight, segments, **options):
     """(out, the gradients of sum(out * weight))."""
 
     def total(*operands):
-        out = attention_kernels.attend(*operands, segments, segments, **options)
+        out = masked_attention(*operands, segments, **options)
         return jnp.sum(out.astype(jnp.float32) * weight.astype(jnp.float32)), out
 
     gradients, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*operands)
@@ -170,15 +180,15 @@ def attended(operands, weight, segments, **options):
 
 @pytest.mark.parametrize('options', [{'causal': True}, {'causal': False, 'softcap': 9.0}], ids=['causal', 'soft-cap'])
 def test_in_bfloat16_only_operands_and_results_are_rounded(options):
-    """Against float32 attention of the rounded operands. Large scores and values with a common part make whatever is
-    added up, scaled or subtracted in bfloat16 show: errors are then up to 25 times the bound."""
+    """Against float32 attention of the rounded operands. Scores are large and values have a common offset, so that any
+    sum, scale or difference in bfloat16 causes an error of up to 25 times the bound."""
     *operands, segments = inputs(T=140, K=24, dtype='bfloat16')
     weight = jax.random.normal(jax.random.key(1), operands[0].shape, 'bfloat16')
     operands[0] *= 3
     operands[2] += 20
-    found = attended(operands, weight, segments, **options)
-    wanted = attended([x.astype(jnp.float32) for x in operands], weight, segments, **options)
-    for ours, exact in zip(found, wanted, strict=True):
+    actual = output_and_gradients(operands, weight, segments, **options)
+    expected = output_and_gradients([x.astype(jnp.float32) for x in operands], weight, segments, **options)
+    for ours, exact in zip(actual, expected, strict=True):
         assert ours.dtype == jnp.bfloat16
         assert jnp.linalg.norm(ours.astype(jnp.float32) - exact) < 0.0035 * jnp.linalg.norm(exact)
 
@@ -188,7 +198,7 @@ def test_gradients_in_float32_are_those_of_the_formula():
     query, key, value, segments = inputs(T=12)
     weight = np.random.default_rng(0).normal(size=query.shape)
     options = {'window': 5, 'softcap': 2.0, 'scale': 0.6}
-    _, *gradients = attended((query, key, value), jnp.asarray(weight), segments, causal=True, **options)
+    _, *gradients = output_and_gradients((query, key, value), jnp.asarray(weight), segments, causal=True, **options)
     operands = [np.asarray(x, np.float64) for x in (query, key, value)]
     random = np.random.default_rng(1)
     for i, gradient in enumerate(gradients):
@@ -204,8 +214,8 @@ def test_gradients_in_float32_are_those_of_the_formula():
 
 @pytest.mark.parametrize('window', [0, 6, np.int32(6)], ids=['whole', 'window', 'traced'])
 @pytest.mark.parametrize('causal', [True, False])
-def test_a_prefix_stands_before_every_document_and_counts_towards_its_window(window, causal):
-    """Each document is read alone, with the prefix as its first keys; one begins within the second block of queries."""
+def test_a_prefix_precedes_every_document_and_counts_towards_its_window(window, causal):
+    """Equals each document alone, with the prefix as its first keys; one begins in the second block of queries."""
     P, T, cut = 4, 140, 131
     query, key, value, _ = inputs(T=T)
     front_key, front_value = inputs(T=P)[1:3]
@@ -213,7 +223,7 @@ def test_a_prefix_stands_before_every_document_and_counts_towards_its_window(win
     positions = jnp.concatenate([jnp.arange(cut), jnp.arange(T - cut)])[None].repeat(2, 0)
     longer = [jnp.concatenate(pair, axis=1) for pair in ((front_key, key), (front_value, value))]
     options = {'causal': causal, 'prefix': P, 'positions': positions}
-    out = attention_kernels.attend(query, *longer, segments, segments, window=window, **options)
+    out = masked_attention(query, *longer, segments, window=window, **options)
     for start, stop in ((0, cut), (cut, T)):
         alone = [
             jnp.concatenate([front, x[:, start:stop]], axis=1)

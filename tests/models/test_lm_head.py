@@ -29,7 +29,7 @@ def dense(hidden, targets, kernel, bias, softcap):
 @pytest.mark.parametrize('whole', [2**22, 64, 1], ids=['whole', 'some chunks', 'most chunks'])
 @pytest.mark.parametrize('softcap', [0.0, 3.0])
 def test_equals_the_dense_formula(monkeypatch, whole, softcap):
-    monkeypatch.setattr(lm_head, 'WHOLE', whole)
+    monkeypatch.setattr(lm_head, 'MAX_SAVED_LOGITS', whole)
     hidden, targets, kernel, bias = inputs(2, 7, 8, 11)
     outputs = lm_head.log_likelihood(hidden, targets, kernel, bias, softcap)
     for ours, exact in zip(outputs, dense(hidden, targets, kernel, bias, softcap), strict=True):
@@ -53,7 +53,7 @@ def test_gradients_are_those_of_the_whole(monkeypatch, softcap):
 
     expected = jax.grad(plain, argnums=(0, 1, 2))(hidden, kernel, bias)
     for whole in (2**22, 40):
-        monkeypatch.setattr(lm_head, 'WHOLE', whole)
+        monkeypatch.setattr(lm_head, 'MAX_SAVED_LOGITS', whole)
         grads = jax.grad(total, argnums=(0, 1, 2))(hidden, kernel, bias)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, expected)
 
@@ -68,16 +68,16 @@ def test_compiled_program_never_holds_all_logits(dtype, keep):
     step = jax.jit(
         jax.grad(
             lambda h, k, t: sum(
-                x.sum() for x in lm_head.log_likelihood(h, t, k, share=ShardingHooks(keep_logits=keep))
+                x.sum() for x in lm_head.log_likelihood(h, t, k, hooks=ShardingHooks(keep_logits=keep))
             ),
             argnums=(0, 1),
         )
     )
     compiled = step.lower(hidden, kernel, targets).compile()
     shapes = re.findall(r'(?:f32|bf16)\[([\d,]+)\]', compiled.as_text())
-    assert max(np.prod([int(n) for n in shape.split(',')]) for shape in shapes) <= lm_head.WHOLE < B * T * V
+    assert max(np.prod([int(n) for n in shape.split(',')]) for shape in shapes) <= lm_head.MAX_SAVED_LOGITS < B * T * V
     # A CPU widens bfloat16 operands, the cotangent's chunk with them.
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * lm_head.WHOLE * 3
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * lm_head.MAX_SAVED_LOGITS * 3
 
 
 def exact(hidden, targets, kernel, bias, softcap, size, weights, z_loss, rounded=None):
@@ -121,7 +121,7 @@ def test_gradients_are_those_of_a_float64_reference(monkeypatch, dtype, keep, wh
     Rounding the kernel's gradient of a chunk to bfloat16 has an error of 2e-3 of the largest entry.
     """
     tolerances = {'hidden': 8e-3, 'kernel': 5e-4, 'bias': 1e-6}
-    monkeypatch.setattr(lm_head, 'WHOLE', whole)
+    monkeypatch.setattr(lm_head, 'MAX_SAVED_LOGITS', whole)
     B, T, D, V, size, z_loss = 4, 256, 8, 24, 21, 0.01
     keys = jax.random.split(jax.random.key(1), 4)
     hidden = (jax.random.normal(keys[0], (B, T, D)) + 1).astype(dtype)
@@ -170,12 +170,12 @@ def test_a_product_of_bfloat16_is_summed_in_float32():
 
 
 def test_a_value_without_a_gradient_is_that_of_float32_logits(monkeypatch):
-    monkeypatch.setattr(lm_head, 'WHOLE', 1)
+    monkeypatch.setattr(lm_head, 'MAX_SAVED_LOGITS', 1)
     hidden, targets, kernel, bias = inputs(2, 7, 8, 11)
     hidden, kernel = hidden.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16).astype(jnp.float32)
 
     def value(hidden):
-        return lm_head.log_likelihood(hidden, targets, kernel, bias, share=ShardingHooks(keep_logits=True))[1]
+        return lm_head.log_likelihood(hidden, targets, kernel, bias, hooks=ShardingHooks(keep_logits=True))[1]
 
     _, log_z = dense(hidden, targets, kernel, bias, 0.0)
     np.testing.assert_allclose(value(hidden), log_z, rtol=1e-6)

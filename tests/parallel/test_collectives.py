@@ -1,4 +1,4 @@
-"""A step over many devices is the step over one, whatever the mesh, and its exchanges are few and written down."""
+"""A step on many devices equals the step on one device, for every mesh, and communicates no more than necessary."""
 
 import functools
 import math
@@ -102,19 +102,19 @@ def test_cudnn_runs_on_the_heads_that_are_here_with_windows_that_a_scan_carries(
 
     monkeypatch.setattr(jax.nn, 'dot_product_attention', attention)
     monkeypatch.setattr(attention_kernels, 'unsupported_reason', lambda *_, **__: '')
-    monkeypatch.setitem(sharding.KERNELS, 'cpu', 'cudnn')
+    monkeypatch.setitem(sharding.PLATFORM_KERNELS, 'cpu', 'cudnn')
     found = losses(run_of(text, (2, 2, 2, 1), more))
     np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-5)
     assert {shape[2] for shape in shapes} == {4}
 
 
 def test_an_old_gpu_attends_by_xla_and_the_header_says_so(text, monkeypatch):
-    monkeypatch.setitem(sharding.KERNELS, 'cpu', 'cudnn')
+    monkeypatch.setitem(sharding.PLATFORM_KERNELS, 'cpu', 'cudnn')
     half = {'model.dtype': 'bfloat16'}
     window = BERT | half | {'model.window': 9}
     for capability, more, attention, note in (
         ((7, 5), half, 'xla', 'attention  by XLA: cudnn needs CUDA compute capability 8.0, and this GPU has 7.5'),
-        ((9, 0), half | {'model.attention_softcap': 9.0}, 'xla', 'attention  by XLA: cudnn knows no softcap'),
+        ((9, 0), half | {'model.attention_softcap': 9.0}, 'xla', 'attention  by XLA: cudnn does not support softcap'),
         ((9, 0), window, 'cudnn', ''),
     ):
         monkeypatch.setattr(sharding, 'capability', lambda mesh, capability=capability: capability)
@@ -143,7 +143,7 @@ def test_a_kernel_of_attention_runs_on_the_heads_that_are_here(text, mesh, more,
         return interpreted(query, *operands, **options)
 
     monkeypatch.setitem(attention_kernels.KERNELS, 'splash', splash)
-    monkeypatch.setitem(sharding.KERNELS, 'cpu', 'splash')
+    monkeypatch.setitem(sharding.PLATFORM_KERNELS, 'cpu', 'splash')
     run = run_of(text, mesh, more)
     assert run.attention == 'splash'
     np.testing.assert_allclose(np.hstack(losses(run)), np.hstack(expected), rtol=1e-5)
@@ -153,18 +153,20 @@ def test_a_kernel_of_attention_runs_on_the_heads_that_are_here(text, mesh, more,
 
 def test_what_keeps_a_step_from_a_kernel(text, monkeypatch):
     assert run_of(text, (2, 2, 2, 1), {}).attention == 'xla'  # the CPU has none
-    monkeypatch.setitem(sharding.KERNELS, 'cpu', 'splash')
+    monkeypatch.setitem(sharding.PLATFORM_KERNELS, 'cpu', 'splash')
     whole = {'data.seq_len': 128}
     plain, fused = (run_of(text, (2, 2, 2, 1), whole | {'model.attention': name}) for name in ('xla', 'splash'))
     assert (plain.attention, fused.attention) == ('xla', 'splash')
     assert fused.memory()['activations'] < plain.memory()['activations']
     sequence = (2, 2, 1, 2)
     assert run_of(text, sequence, whole).attention == 'xla'
-    with pytest.raises(ValueError, match="attention='splash' reads no keys of other devices, and mesh.sequence = 2"):
+    with pytest.raises(
+        ValueError, match="attention='splash' does not read keys of other devices, and mesh.sequence = 2"
+    ):
         run_of(text, sequence, whole | {'model.attention': 'splash'})
     with pytest.raises(ValueError, match="attention='splash' cannot read layers/attention/prefix_key"):
         run_of(text, (2, 2, 2, 1), whole | {'model.attention': 'splash', 'adapt.method': 'prefix'})
-    with pytest.raises(ValueError, match="attention='splash' needs a length that 128 divides, not 32"):
+    with pytest.raises(ValueError, match="attention='splash' needs a multiple of 128 positions, not 32"):
         run_of(text, (2, 2, 2, 1), {'data.seq_len': 32, 'model.attention': 'splash'})
     with pytest.raises(ValueError, match="attention='cudnn' needs a GPU, and the mesh has cpu; choose"):
         run_of(text, (2, 2, 2, 1), {'model.attention': 'cudnn'})

@@ -37,20 +37,20 @@ def test_mesh_fills(sizes, shape):
 @pytest.mark.parametrize(
     ('sizes', 'message'),
     [
-        ((3, 1, 1, 1), '3 devices, 8 are there'),
-        ((16, 1, 1, 1), '16 devices, 8 are there'),
-        ((-1, 3, 1, 1), '3 devices or a multiple, 8 are there'),
+        ((3, 1, 1, 1), '3 devices, but there are 8'),
+        ((16, 1, 1, 1), '16 devices, but there are 8'),
+        ((-1, 3, 1, 1), '3 devices or a multiple, but there are 8'),
         ((-1, -1, 1, 1), 'mesh.data and mesh.fsdp are both -1'),
         ((0, 1, 1, 1), 'mesh.data = 0'),
-        ((1, 1, 1, 3), '3 devices, 8 are there'),
+        ((1, 1, 1, 3), '3 devices, but there are 8'),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_refused_with_both_numbers(sizes, message):
+def test_a_mesh_of_another_size_is_rejected_with_both_numbers(sizes, message):
     with pytest.raises(ValueError, match=message):
         sharding.mesh(*sizes)
 
 
-def test_moments_lie_as_their_parameters_do():
+def test_moments_have_the_shardings_of_their_parameters():
     mesh = sharding.mesh(2, 2, 2, 1)
     params = sharding.shardings(SHAPES, mesh)
     state = sharding.shardings(jax.eval_shape(optax.adam(1e-3).init, SHAPES), mesh)
@@ -97,7 +97,7 @@ class Chip:
     process_index: int = 0
 
 
-def test_data_goes_across_slices_and_nothing_else_does():
+def test_only_data_goes_across_slices():
     chips = [Chip(i, slice_index=i % 2) for i in range(8)]
     grid = sharding.mesh(2, 4, 1, 1, devices=chips).devices
     assert [{chip.slice_index for chip in row.flat} for row in grid] == [{0}, {1}]
@@ -105,14 +105,14 @@ def test_data_goes_across_slices_and_nothing_else_does():
         sharding.mesh(1, 8, 1, 1, devices=chips)
 
 
-def test_machines_of_gpus_are_no_slices_that_bind():
+def test_every_axis_may_go_across_machines_of_gpus():
     chips = [Chip(i, slice_index=i // 4, platform='gpu') for i in range(8)]
     assert sharding.mesh(1, 8, 1, 1, devices=chips).shape['fsdp'] == 8
     grid = sharding.mesh(2, 4, 1, 1, devices=chips).devices
     assert [{chip.slice_index for chip in row.flat} for row in grid] == [{0}, {1}]
 
 
-def test_a_rank_that_the_mesh_does_not_divide_is_laid_by_the_next_rule():
+def test_a_rank_that_the_mesh_does_not_divide_is_sharded_by_the_next_rule():
     mesh = sharding.mesh(1, 4, 2, 1)
     for rank, spec in ((8, P(None, 'fsdp', 'tensor')), (6, P(None, None, 'tensor'))):
         leaf = {'layers': {'mlp': {'up': {'lora_b': jax.ShapeDtypeStruct((2, rank, 16), jnp.float32)}}}}
@@ -129,7 +129,7 @@ def test_a_rank_that_the_mesh_does_not_divide_is_laid_by_the_next_rule():
     ],
     ids=['lora', 'embedding', 'prefix', 'prompt'],
 )
-def test_adapters_of_a_model_of_a_usual_size_are_divided(adapter, tmp_path):
+def test_adapters_of_a_model_of_common_size_are_sharded(adapter, tmp_path):
     (tmp_path / 'text.txt').write_text('a text of no matter ' * 999)
     config = pretrain_gpt2.get_config()
     config.data.update({'source': str(tmp_path / 'text.txt'), 'cache': str(tmp_path), 'tokenizer': 'bytes'})
@@ -139,18 +139,18 @@ def test_adapters_of_a_model_of_a_usual_size_are_divided(adapter, tmp_path):
     assert float(re.search(r'([\d.]+)%', sharding.replicated(run.shapes.params, run.mesh))[1]) < 2
 
 
-def test_what_no_rule_divides_is_named_and_limited():
+def test_replicated_leaves_are_reported_and_limited():
     mesh = sharding.mesh(2, 2, 2, 1)
-    said = sharding.replicated(SHAPES, mesh)
-    assert said.startswith('1 leaves on every device, 2.')
-    assert 'layers/attention_norm/scale' in said
+    message = sharding.replicated(SHAPES, mesh)
+    assert message.startswith('1 leaves are replicated, 2.')
+    assert 'layers/attention_norm/scale' in message
     assert sharding.replicated(SHAPES, sharding.mesh(8, 1, 1, 1)) == ''
-    large = SHAPES | {'unheard': {'kernel': jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}}
-    with pytest.raises(ValueError, match=r'unheard/kernel.*parallel.sharding.py'):
+    large = SHAPES | {'unknown': {'kernel': jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}}
+    with pytest.raises(ValueError, match=r'unknown/kernel.*parallel.sharding.py'):
         sharding.replicated(large, mesh)
 
 
-def test_the_lowest_compute_capability_of_the_devices_counts():
+def test_the_capability_is_the_lowest_of_the_devices():
     def of(*capabilities):
         devices = [types.SimpleNamespace(compute_capability=x) if x else types.SimpleNamespace() for x in capabilities]
         return sharding.capability(types.SimpleNamespace(devices=np.array(devices, object)))

@@ -193,7 +193,7 @@ TRAIN = [
     ('batch and mesh', 'data.batch_size=9', {}, ['data.batch_size = 9', '8 devices', 'a multiple of 8']),
     ('batch and accumulation', 'optimizer.accumulate=3', {}, ['optimizer.accumulate', 'a multiple of 24']),
     ('no batch', 'data.batch_size=0', {}, ['data.batch_size = 0', 'at least 1']),
-    ('mesh over the devices', 'mesh.data=16', {}, ['wants 16 devices, 8 are there', 'config.mesh']),
+    ('mesh over the devices', 'mesh.data=16', {}, ['needs 16 devices, but there are 8', 'config.mesh']),
     ('mesh of nothing', 'mesh.data=0', {}, ['mesh.data = 0', 'at least 1 device, or -1']),
     ('mesh twice open', 'mesh.fsdp=-1', {}, ['mesh.data and mesh.fsdp are both -1']),
     ('mesh and width', 'mesh.fsdp=8 model.width=36', {}, ['embed/embedding', '36', 'mesh.fsdp = 8']),

@@ -50,8 +50,8 @@ def test_the_loss_head_of_a_bfloat16_model_multiplies_bfloat16(platform, keep):
     B, T, D, V = 4, 64, 32, 40_000  # more logits than are kept in float32
 
     def total(hidden, kernel, bias, targets):
-        share = ShardingHooks(keep_logits=keep)
-        logprob, log_z = lm_head.log_likelihood(hidden, targets, kernel, bias, softcap=3.0, size=39_999, share=share)
+        hooks = ShardingHooks(keep_logits=keep)
+        logprob, log_z = lm_head.log_likelihood(hidden, targets, kernel, bias, softcap=3.0, size=39_999, hooks=hooks)
         return jnp.sum(1e-4 * log_z**2 - logprob)
 
     floats = [((B, T, D), jnp.bfloat16), ((D, V), jnp.float32), ((V,), jnp.float32)]

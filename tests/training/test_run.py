@@ -49,7 +49,7 @@ def test_the_compiler_finds_what_the_arithmetic_says(text):
         losses[name] = measured['loss'].item()
     assert flops['kept'] < flops['twice']
     elements = 8 * 64 * 64_000
-    assert elements > lm_head.WHOLE
+    assert elements > lm_head.MAX_SAVED_LOGITS
     more = memory.logits_bytes(elements, 2, True) - memory.logits_bytes(elements, 2, False)
     # A CPU computes bfloat16 products in float32, from copies of their operands.
     assert 0.5 * more < temporaries['kept'] - temporaries['twice'] < 4 * more

@@ -11,7 +11,7 @@ from lmtrain.adapt.peft import config
 from lmtrain.adapt.peft.config import AUTOMATIC
 from lmtrain.adapt.peft.modules import entries, name_for
 from lmtrain.errors import InputError
-from lmtrain.models import hf, hf_heads, pretrained, safetensors
+from lmtrain.models import hf, pretrained, safetensors
 
 HEADS = ('lm_head', 'score', 'classifier', 'qa_outputs')
 TASKS = {'SEQ_CLS': 'classify', 'TOKEN_CLS': 'tag', 'QUESTION_ANS': 'span'}
@@ -102,7 +102,7 @@ def _module(model, name: str, leaves: Mapping, task_type: str | None) -> tuple[s
     """(module, its leaves) of the class for a task that computes what an added head does. Raises ValueError."""
     if task_type not in TASKS:
         raise InputError(f'heads/{name} with task_type={task_type!r}: a head goes with one of {", ".join(TASKS)}')
-    own = getattr(pretrained.FAMILIES[model.family], 'HEADS', hf_heads.DECODER)[TASKS[task_type]]
+    own = pretrained.FAMILIES[model.family].HEADS.settings[TASKS[task_type]]
     headed = {'mlm_head': False, 'head': TASKS[task_type], 'num_labels': leaves['kernel'].shape[1]} | own
     found = [e for e in entries(dataclasses.replace(model, **headed)) if e.paths[0].startswith('task_head/')]
     kinds = {path.removeprefix('task_head/out/') for entry in found for path in entry.paths}

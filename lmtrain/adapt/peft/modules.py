@@ -8,7 +8,7 @@ import numpy as np
 from lmtrain import tree
 from lmtrain.adapt.leaves import adaptable, kind_of
 from lmtrain.errors import InputError
-from lmtrain.models import hf, hf_heads, pretrained
+from lmtrain.models import hf, pretrained
 
 QUESTIONS = 'transformer.'  # the body's name in the question-answering class of some families
 
@@ -58,10 +58,11 @@ def known_name(model, name: str, known: Mapping) -> str | None:
 
 def name_for(model, name: str, task_type: str | None) -> str:
     """The name of a module in the class for a task; undoes `known_name`."""
-    prefix = pretrained.FAMILIES[model.family].PREFIX
+    family = pretrained.FAMILIES[model.family]
+    prefix = family.PREFIX
     if task_type == 'FEATURE_EXTRACTION':  # the bare model
         return name.removeprefix(prefix)
-    if task_type == 'QUESTION_ANS' and model.family in hf_heads.RENAMED and name.startswith(prefix):
+    if task_type == 'QUESTION_ANS' and family.HEADS.prefixes and name.startswith(prefix):
         return QUESTIONS + name.removeprefix(prefix)
     return name
 

@@ -1,6 +1,7 @@
 """BERT (arXiv 1810.04805) and crammed BERT (arXiv 2212.14034): sizes, as updates of `model` in a config, and files."""
 
-from lmtrain.models.hf import PLAIN, Entry, Fields, activation_name, size_fields
+from lmtrain.models.hf import BUFFERS, UNGATED_NAMES, Entry, Fields, activation_name, size_fields
+from lmtrain.models.hf_heads import Heads
 
 ENCODER = {'norm': 'layernorm', 'norm_eps': 1e-12, 'embed_norm': True, 'tied': True, 'causal': False}
 # The embedding of sentence types is left out here: it is a constant where one sentence is given, and part of the
@@ -35,15 +36,19 @@ SIZES = {
 
 ARCHITECTURES = {'bert': 'BertForMaskedLM'}
 PREFIX = 'bert.'
-# Files of BERT's own pretraining hold a pooler and a second head, whatever they are read as.
-IGNORED = r'pooler\.dense\.(weight|bias)|cls\.(seq_relationship\.(weight|bias)|predictions\.(decoder\.)?bias)'
-ALIASES = {'BertForPreTraining': 'lm'}
-# What the heads of this family are made of: the first token through the pooler, or every token as it is.
-HEADS = {'none': {'head_activation': 'tanh'}, 'classify': {'head_activation': 'tanh'}, 'tag': {}, 'span': {}}
+# Files of BERT's own pretraining have a pooler and a second head, whatever head they are opened with.
+IGNORED = (
+    rf'{BUFFERS}|pooler\.dense\.(weight|bias)|cls\.(seq_relationship\.(weight|bias)|predictions\.(decoder\.)?bias)'
+)
+# The first token through the pooler, or every token as it is.
+HEADS = Heads(
+    {'none': {'head_activation': 'tanh'}, 'classify': {'head_activation': 'tanh'}, 'tag': {}, 'span': {}},
+    aliases={'BertForPreTraining': 'lm'},
+)
 
 
 def settings(fields: Fields) -> dict:
-    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    """The settings of a config.json. InputError: a field that this family does not support."""
     width, num_heads = fields.take('hidden_size'), fields.take('num_attention_heads')
     fields.only('position_embedding_type', 'absolute')
     for name in ('is_decoder', 'add_cross_attention'):
@@ -59,17 +64,17 @@ def settings(fields: Fields) -> dict:
         'head_dim': width // num_heads,
         'mlp_dim': fields.take('intermediate_size'),
         'norm_eps': fields.take('layer_norm_eps', 1e-12),
-        'activation': fields.choose('hidden_act', PLAIN, 'gelu'),
+        'activation': fields.choose('hidden_act', UNGATED_NAMES, 'gelu'),
         'tied': fields.take('tie_word_embeddings', True),
     }
 
 
 def fields(model) -> dict:
-    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    """The fields of config.json that a model's settings decide; the inverse of `settings`."""
     return size_fields(model) | {
         'type_vocab_size': model.token_types,
         'layer_norm_eps': model.norm_eps,
-        'hidden_act': activation_name(model.activation, PLAIN),
+        'hidden_act': activation_name(model.activation, UNGATED_NAMES),
         'tie_word_embeddings': model.tied,
     }
 
@@ -84,8 +89,7 @@ LAYER = {
     'output.dense': 'mlp/down',
     'output.LayerNorm': 'mlp_norm',
 }
-# By the head; what is not said of `none` lies in the body.
-HEAD = {
+HEAD_NAMES = {  # by head
     'lm': {'cls.predictions.transform.dense': 'mlm_head/dense', 'cls.predictions.transform.LayerNorm': 'mlm_head/norm'},
     'none': {'bert.pooler.dense': 'task_head/dense'},
     'classify': {'bert.pooler.dense': 'task_head/dense', 'classifier': 'task_head/out'},
@@ -94,11 +98,11 @@ HEAD = {
 }
 
 
-def entries(model, prefix=PREFIX, heads=HEAD, predictions='cls.predictions') -> list[Entry]:
-    """Where each leaf lies in the files; a relative has other names for the body and the heads."""
+def entries(model, prefix=PREFIX, head_names=HEAD_NAMES, predictions='cls.predictions') -> list[Entry]:
+    """The tensors in the files and the leaves that each holds; the arguments are the names that RoBERTa changes."""
     names = {f'{prefix}embeddings.LayerNorm': 'embed_norm'}
     names |= {f'{prefix}encoder.layer.{{layer}}.{theirs}': f'layers/{ours}' for theirs, ours in LAYER.items()}
-    names |= heads[model.head]
+    names |= head_names[model.head]
     found = [
         Entry((f'{ours}/embedding',), f'{prefix}embeddings.{theirs}_embeddings.weight')
         for ours, theirs in (('embed', 'word'), ('positions', 'position'), ('token_types', 'token_type'))

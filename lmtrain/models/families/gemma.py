@@ -6,16 +6,21 @@ every other layer; Gemma 3 has norms of queries and keys for the caps, and other
 
 from lmtrain.errors import InputError
 from lmtrain.models.families import llama
-from lmtrain.models.families.llama import PREFIX
+from lmtrain.models.families.llama import IGNORED, PREFIX
 from lmtrain.models.hf import Entry, Fields, layer_types, rope, rope_fields, rope_of, windows
+from lmtrain.models.hf_heads import DECODER_HEADS
 
-__all__ = ['ARCHITECTURES', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
+__all__ = ['ARCHITECTURES', 'HEADS', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
 
 ARCHITECTURES = {
     'gemma': 'GemmaForCausalLM',
     'gemma2': 'Gemma2ForCausalLM',
     'gemma3_text': 'Gemma3ForCausalLM',
 }
+HEADS = DECODER_HEADS._replace(
+    stems={'gemma3_text': 'Gemma3Text'},
+    missing={'gemma': ('span',), 'gemma2': ('span',), 'gemma3_text': ('tag', 'span')},
+)
 EVERY = {'gemma2': 2, 'gemma3_text': 6}  # layers of which the last sees all, the others a window
 GEMMA = llama.LLAMA | {
     'rope_theta': 10_000.0,
@@ -65,7 +70,7 @@ SIZES = {
 
 
 def settings(fields: Fields) -> dict:
-    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    """The settings of a config.json. InputError: a field that this family does not support."""
     # Published files say 'gelu' or nothing in one field and mean the tanh form, which the other names.
     for name in ('hidden_act', 'hidden_activation'):
         fields.only(name, None, 'gelu_pytorch_tanh', *(('gelu',) if fields.family == 'gemma' else ()))
@@ -113,7 +118,7 @@ def two_ropes(fields: Fields, sizes: dict) -> dict:
 
 
 def fields(model) -> dict:
-    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    """The fields of config.json that a model's settings decide; the inverse of `settings`."""
     found = llama.common_fields(model) | rope_fields(model)
     found |= {'attention_bias': model.has_bias('output'), 'hidden_act': 'gelu_pytorch_tanh'}
     if model.family == 'gemma':
@@ -136,7 +141,7 @@ def whole(value: float) -> float | int:
     return round(value) if abs(value - round(value)) < 1e-6 * value else value
 
 
-NORMS = llama.NORMS | {
+SANDWICH_NORMS = llama.PRE_NORMS | {
     'attention_post_norm': 'post_attention_layernorm',
     'mlp_norm': 'pre_feedforward_layernorm',
     'mlp_post_norm': 'post_feedforward_layernorm',
@@ -144,5 +149,5 @@ NORMS = llama.NORMS | {
 
 
 def entries(model) -> list[Entry]:
-    """Where each leaf lies in the files."""
-    return llama.entries(model, llama.NORMS if model.norm_place == 'pre' else NORMS)
+    """The tensors in the files and the leaves that each holds."""
+    return llama.entries(model, llama.PRE_NORMS if model.norm_place == 'pre' else SANDWICH_NORMS)

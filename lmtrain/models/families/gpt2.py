@@ -1,6 +1,7 @@
 """GPT-2 (Radford et al., 2019): the published sizes, as updates of a config's `model` section, and its files."""
 
-from lmtrain.models.hf import PLAIN, Entry, Fields, activation_name
+from lmtrain.models.hf import BUFFERS, UNGATED_NAMES, Entry, Fields, activation_name
+from lmtrain.models.hf_heads import DECODER_HEADS
 
 GPT2 = {
     'family': 'gpt2',
@@ -21,12 +22,13 @@ SIZES = {
 }
 
 ARCHITECTURES = {'gpt2': 'GPT2LMHeadModel'}
-TAG = 'classifier'
+HEADS = DECODER_HEADS._replace(projections=DECODER_HEADS.projections | {'tag': 'classifier'})
 PREFIX = 'transformer.'
+IGNORED = BUFFERS
 
 
 def settings(fields: Fields) -> dict:
-    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    """The settings of a config.json. InputError: a field that this family does not support."""
     width, num_heads = fields.take('n_embd'), fields.take('n_head')
     fields.only('scale_attn_by_inverse_layer_idx', False)
     return GPT2 | {
@@ -39,14 +41,14 @@ def settings(fields: Fields) -> dict:
         'head_dim': width // num_heads,
         'mlp_dim': fields.take('n_inner', None) or 4 * width,
         'norm_eps': fields.take('layer_norm_epsilon', 1e-5),
-        'activation': fields.choose('activation_function', PLAIN, 'gelu_new'),
+        'activation': fields.choose('activation_function', UNGATED_NAMES, 'gelu_new'),
         'attention_scale': 0.0 if fields.take('scale_attn_weights', True) else 1.0,
         'tied': fields.take('tie_word_embeddings', True),
     }
 
 
 def fields(model) -> dict:
-    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    """The fields of config.json that a model's settings decide; the inverse of `settings`."""
     return {
         'vocab_size': model.vocab_size,
         'n_positions': model.max_len,
@@ -55,14 +57,14 @@ def fields(model) -> dict:
         'n_head': model.num_heads,
         'n_inner': model.mlp_dim,
         'layer_norm_epsilon': model.norm_eps,
-        'activation_function': activation_name(model.activation, PLAIN),
+        'activation_function': activation_name(model.activation, UNGATED_NAMES),
         'scale_attn_weights': not model.attention_scale,
         'tie_word_embeddings': model.tied,
     }
 
 
 def entries(model) -> list[Entry]:
-    """Where each leaf lies in the files. Their kernels are [in, out], as ours are."""
+    """The tensors in the files and the leaves that each holds. Their kernels are [in, out], as ours are."""
     layers = {
         'ln_1.{}': ['attention_norm/{}'],
         'attn.c_attn.{}': [f'attention/{name}/{{}}' for name in ('query', 'key', 'value')],

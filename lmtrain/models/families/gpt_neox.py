@@ -1,10 +1,12 @@
 """GPT-NeoX (arXiv 2204.06745) and Pythia (arXiv 2304.01373): sizes and files."""
 
-from lmtrain.models.hf import PLAIN, Entry, Fields, activation_name, rope, rope_fields, size_fields
+from lmtrain.models.hf import BUFFERS, UNGATED_NAMES, Entry, Fields, activation_name, rope, rope_fields, size_fields
+from lmtrain.models.hf_heads import DECODER_HEADS
 
 ARCHITECTURES = {'gpt_neox': 'GPTNeoXForCausalLM'}
-TAG = 'classifier'
+HEADS = DECODER_HEADS._replace(projections=DECODER_HEADS.projections | {'tag': 'classifier'})
 PREFIX = 'gpt_neox.'
+IGNORED = BUFFERS
 NEOX = {
     'family': 'gpt_neox',
     'positions': 'rotary',
@@ -26,7 +28,7 @@ SIZES = {
 
 
 def settings(fields: Fields) -> dict:
-    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    """The settings of a config.json. InputError: a field that this family does not support."""
     width, num_heads = fields.take('hidden_size'), fields.take('num_attention_heads')
     max_len, head_dim = fields.take('max_position_embeddings'), width // num_heads
     theta, partial = fields.take('rotary_emb_base', 10_000), fields.take('rotary_pct', 0.25)
@@ -41,7 +43,7 @@ def settings(fields: Fields) -> dict:
         'head_dim': head_dim,
         'mlp_dim': fields.take('intermediate_size'),
         'norm_eps': fields.take('layer_norm_eps', 1e-5),
-        'activation': fields.choose('hidden_act', PLAIN, 'gelu'),
+        'activation': fields.choose('hidden_act', UNGATED_NAMES, 'gelu'),
         'parallel': fields.take('use_parallel_residual', True),
         'tied': fields.take('tie_word_embeddings', False),
     }
@@ -49,11 +51,11 @@ def settings(fields: Fields) -> dict:
 
 
 def fields(model) -> dict:
-    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    """The fields of config.json that a model's settings decide; the inverse of `settings`."""
     found = rope_fields(model)
     return size_fields(model) | {
         'layer_norm_eps': model.norm_eps,
-        'hidden_act': activation_name(model.activation, PLAIN),
+        'hidden_act': activation_name(model.activation, UNGATED_NAMES),
         'rotary_emb_base': found['rope_theta'],
         'rotary_pct': (model.rotary_dim or model.head_dim) / model.head_dim,
         'rope_scaling': found['rope_scaling'],
@@ -64,7 +66,7 @@ def fields(model) -> dict:
 
 
 def entries(model) -> list[Entry]:
-    """Where each leaf lies in the files; queries, keys and values are interleaved head by head."""
+    """The tensors in the files and the leaves that each holds; queries, keys and values are interleaved by head."""
     layers = {
         'input_layernorm': ('attention_norm',),
         'attention.query_key_value': ('attention/query', 'attention/key', 'attention/value'),

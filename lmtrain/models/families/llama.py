@@ -6,7 +6,18 @@ files of LLaMA 2 and 3 become settings and leaves, which most families take over
 
 from typing import Any
 
-from lmtrain.models.hf import GATED, REQUIRED, Entry, Fields, activation_name, rope, rope_fields, size_fields
+from lmtrain.models.hf import (
+    BUFFERS,
+    GATED_NAMES,
+    REQUIRED,
+    Entry,
+    Fields,
+    activation_name,
+    rope,
+    rope_fields,
+    size_fields,
+)
+from lmtrain.models.hf_heads import DECODER_HEADS
 
 LLAMA = {
     'family': 'llama',
@@ -50,12 +61,14 @@ LADDER = {
 }
 
 ARCHITECTURES = {'llama': 'LlamaForCausalLM'}
-ALIASES = {'LLaMAForCausalLM': 'lm'}  # LLaMA 1
+SPAN_PREFIX = {'span': 'transformer.'}  # transformers' older name of the body, which question answering still has
+HEADS = DECODER_HEADS._replace(aliases={'LLaMAForCausalLM': 'lm'}, prefixes=SPAN_PREFIX)  # the alias is LLaMA 1's
 PREFIX = 'model.'
+IGNORED = BUFFERS
 
 
 def settings(fields: Fields) -> dict:
-    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    """The settings of a config.json. InputError: a field that this family does not support."""
     sizes = common(fields, max_len=2048)  # the files of LLaMA 1 do not say it
     attention, mlp = fields.take('attention_bias', False), fields.take('mlp_bias', False)
     biased = (('query', 'key', 'value', 'output') if attention else ()) + (('mlp',) if mlp else ())
@@ -63,7 +76,7 @@ def settings(fields: Fields) -> dict:
 
 
 def fields(model) -> dict:
-    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    """The fields of config.json that a model's settings decide; the inverse of `settings`."""
     biases = {'attention_bias': model.has_bias('output'), 'mlp_bias': model.has_bias('mlp')}
     return common_fields(model) | rope_fields(model) | biases
 
@@ -91,7 +104,7 @@ def common(
         'head_dim': fields.take('head_dim', head_dim) or width // num_heads,
         'mlp_dim': fields.take('intermediate_size'),
         'norm_eps': fields.take('rms_norm_eps', eps),
-        'activation': fields.choose('hidden_act', GATED, 'silu'),
+        'activation': fields.choose('hidden_act', GATED_NAMES, 'silu'),
         'tied': fields.take('tie_word_embeddings', tied),
     }
 
@@ -102,12 +115,12 @@ def common_fields(model) -> dict:
         'num_key_value_heads': model.num_kv_heads,
         'head_dim': model.head_dim,
         'rms_norm_eps': model.norm_eps,
-        'hidden_act': activation_name(model.activation, GATED),
+        'hidden_act': activation_name(model.activation, GATED_NAMES),
         'tie_word_embeddings': model.tied,
     }
 
 
-NORMS = {'attention_norm': 'input_layernorm', 'mlp_norm': 'post_attention_layernorm'}
+PRE_NORMS = {'attention_norm': 'input_layernorm', 'mlp_norm': 'post_attention_layernorm'}
 PROJECTIONS = {
     'self_attn.q_proj': ('attention/query',),
     'self_attn.k_proj': ('attention/key',),
@@ -119,8 +132,8 @@ PROJECTIONS = {
 }
 
 
-def entries(model, norms=NORMS, projections=PROJECTIONS) -> list[Entry]:
-    """Where each leaf lies in the files; relatives have other `norms` {ours: theirs} and `projections`."""
+def entries(model, norms=PRE_NORMS, projections=PROJECTIONS) -> list[Entry]:
+    """The tensors in the files and the leaves that each holds; `norms` is {path: key}, `projections` {key: paths}."""
     found = [
         Entry(('embed/embedding',), 'model.embed_tokens.weight'),
         Entry(('final_norm/scale',), 'model.norm.weight'),
@@ -132,7 +145,7 @@ def entries(model, norms=NORMS, projections=PROJECTIONS) -> list[Entry]:
     for theirs, ours in projections.items():
         kernels, biases = (tuple(f'layers/{name}/{leaf}' for name in ours) for leaf in ('kernel', 'bias'))
         found.append(Entry(kernels, f'model.layers.{{layer}}.{theirs}.weight', linear=True))
-        room, name = ours[0].split('/')
-        if model.has_bias('mlp' if room == 'mlp' else name):
+        parent, name = ours[0].split('/')
+        if model.has_bias('mlp' if parent == 'mlp' else name):
             found.append(Entry(biases, f'model.layers.{{layer}}.{theirs}.bias'))
     return found + ([] if model.tied else [Entry(('head/kernel',), 'lm_head.weight', linear=True)])

@@ -2,12 +2,14 @@
 
 from lmtrain.errors import InputError
 from lmtrain.models.families import llama
-from lmtrain.models.families.llama import PREFIX, entries
+from lmtrain.models.families.llama import IGNORED, PREFIX, entries
 from lmtrain.models.hf import Fields, layer_types, rope, rope_fields, windows
+from lmtrain.models.hf_heads import DECODER_HEADS
 
-__all__ = ['ARCHITECTURES', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
+__all__ = ['ARCHITECTURES', 'HEADS', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
 
 ARCHITECTURES = {'mistral': 'MistralForCausalLM'}
+HEADS = DECODER_HEADS
 MISTRAL = llama.LLAMA | {
     'family': 'mistral',
     'num_layers': 32,
@@ -23,7 +25,7 @@ SIZES = {
 
 
 def settings(fields: Fields) -> dict:
-    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    """The settings of a config.json. InputError: a field that this family does not support."""
     sizes = llama.common(fields)
     window, count = fields.take('sliding_window', 4096), sizes['num_layers']
     every = ['sliding_attention' if window else 'full_attention'] * count
@@ -33,7 +35,7 @@ def settings(fields: Fields) -> dict:
 
 
 def fields(model) -> dict:
-    """The fields of config.json that a model's settings decide; undoes `settings`.
+    """The fields of config.json that a model's settings decide; the inverse of `settings`.
 
     Raises ValueError where some layers see all: a Mistral has one window.
     """

@@ -1,11 +1,13 @@
 """ModernBERT (arXiv 2412.13663): rotary, gated, without biases, a window in two layers of three; sizes and files."""
 
 from lmtrain.errors import InputError
-from lmtrain.models.hf import Entry, Fields, layer_types, rope_of, size_fields, windows
+from lmtrain.models.hf import BUFFERS, Entry, Fields, layer_types, rope_of, size_fields, windows
+from lmtrain.models.hf_heads import Heads
 from lmtrain.models.settings import HEAD_KINDS
 
 ARCHITECTURES = {'modernbert': 'ModernBertForMaskedLM'}
 PREFIX = 'model.'
+IGNORED = BUFFERS
 MODERNBERT = {
     'vocab_size': 50_368,
     'max_len': 8192,
@@ -30,8 +32,8 @@ SIZES = {
     for name, sizes in {'base': (22, 768, 12, 1152), 'large': (28, 1024, 16, 2624)}.items()
 }
 PREDICTION = {'head_activation': 'gelu_exact'}
-HEADS = {'none': {}, 'classify': PREDICTION, 'tag': PREDICTION, 'span': PREDICTION}
 POOLS = {'cls': 'first', 'mean': 'mean'}
+HEADS = Heads({'none': {}, 'classify': PREDICTION, 'tag': PREDICTION, 'span': PREDICTION}, pools=POOLS)
 BIASED = {
     'attention_bias': ('query', 'key', 'value', 'output'),
     'mlp_bias': ('mlp',),
@@ -46,7 +48,7 @@ UNREAD = """
 
 
 def settings(fields: Fields) -> dict:
-    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    """The settings of a config.json. InputError: a field that this family does not support."""
     width, num_heads, num_layers = (
         fields.take(name) for name in ('hidden_size', 'num_attention_heads', 'num_hidden_layers')
     )
@@ -95,7 +97,7 @@ def _ropes(fields: Fields, head_dim: int, max_len: int, window: int) -> dict:
 
 
 def fields(model) -> dict:
-    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    """The fields of config.json that a model's settings decide; the inverse of `settings`."""
     return (
         size_fields(model)
         | {
@@ -113,7 +115,7 @@ def fields(model) -> dict:
 
 
 def entries(model) -> list[Entry]:
-    """Where each leaf lies in the files; the gate stands before what it gates."""
+    """The tensors in the files and the leaves that each holds; the gate stands before what it gates."""
     layers = {
         'attn_norm': ('attention_norm',),
         'attn.Wqkv': ('attention/query', 'attention/key', 'attention/value'),

@@ -2,12 +2,14 @@
 
 from lmtrain.errors import InputError
 from lmtrain.models.families import llama
-from lmtrain.models.families.llama import PREFIX
+from lmtrain.models.families.llama import IGNORED, PREFIX
 from lmtrain.models.hf import Entry, Fields, layer_types, rope, rope_fields, windows
+from lmtrain.models.hf_heads import DECODER_HEADS
 
-__all__ = ['ARCHITECTURES', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
+__all__ = ['ARCHITECTURES', 'HEADS', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
 
 ARCHITECTURES = {'phi3': 'Phi3ForCausalLM'}
+HEADS = DECODER_HEADS._replace(missing={'phi3': ('span',)})
 PHI3 = llama.LLAMA | {'family': 'phi3', 'vocab_size': 32_064, 'max_len': 4096, 'rope_theta': 10_000.0, 'window': 2047}
 SIZES = {'mini': PHI3 | {'num_layers': 32, 'width': 3072, 'num_heads': 32, 'mlp_dim': 8192}}
 PROJECTIONS = {
@@ -19,7 +21,7 @@ PROJECTIONS = {
 
 
 def settings(fields: Fields) -> dict:
-    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    """The settings of a config.json. InputError: a field that this family does not support."""
     sizes = llama.common(fields, eps=1e-5)
     window, count = fields.take('sliding_window', None), sizes['num_layers']
     sizes |= windows(window, ['sliding_attention' if window else 'full_attention'] * count, count)
@@ -37,7 +39,7 @@ def settings(fields: Fields) -> dict:
 
 
 def fields(model) -> dict:
-    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    """The fields of config.json that a model's settings decide; the inverse of `settings`."""
     if len(set(layer_types(model))) > 1:
         raise InputError(f'a phi3 has one window, not model.global_layers={model.global_layers}')
     found = llama.common_fields(model) | rope_fields(model) | {'sliding_window': model.window or None}
@@ -52,5 +54,5 @@ def fields(model) -> dict:
 
 
 def entries(model) -> list[Entry]:
-    """Where each leaf lies in the files."""
+    """The tensors in the files and the leaves that each holds."""
     return llama.entries(model, projections=PROJECTIONS)

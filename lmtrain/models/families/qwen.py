@@ -1,12 +1,14 @@
 """Qwen 2 (arXiv 2407.10671), with biases on queries, keys and values, and Qwen 3 (arXiv 2505.09388), with norms."""
 
 from lmtrain.models.families import llama
-from lmtrain.models.families.llama import PREFIX, entries
+from lmtrain.models.families.llama import IGNORED, PREFIX, SPAN_PREFIX, entries
 from lmtrain.models.hf import Fields, layer_types, rope, rope_fields, windows
+from lmtrain.models.hf_heads import DECODER_HEADS
 
-__all__ = ['ARCHITECTURES', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
+__all__ = ['ARCHITECTURES', 'HEADS', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
 
 ARCHITECTURES = {'qwen2': 'Qwen2ForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
+HEADS = DECODER_HEADS._replace(prefixes=SPAN_PREFIX)
 QWEN = llama.LLAMA | {'vocab_size': 151_936, 'max_len': 32_768, 'rope_theta': 1_000_000.0, 'norm_eps': 1e-6}
 QWEN2 = QWEN | {'family': 'qwen2', 'biased': ('query', 'key', 'value')}
 QWEN3 = QWEN | {'family': 'qwen3', 'qk_norm': True, 'head_dim': 128, 'num_kv_heads': 8}
@@ -22,7 +24,7 @@ SIZES = {
 
 
 def settings(fields: Fields) -> dict:
-    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    """The settings of a config.json. InputError: a field that this family does not support."""
     third = fields.family == 'qwen3'
     sizes = llama.common(fields, head_dim=128 if third else None)
     sizes |= rope(fields, sizes['head_dim'], sizes['max_len'])
@@ -40,7 +42,7 @@ def settings(fields: Fields) -> dict:
 
 
 def fields(model) -> dict:
-    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    """The fields of config.json that a model's settings decide; the inverse of `settings`."""
     return (
         llama.common_fields(model)
         | rope_fields(model)

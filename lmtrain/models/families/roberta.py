@@ -2,20 +2,18 @@
 
 from lmtrain.errors import InputError
 from lmtrain.models.families import bert
-from lmtrain.models.families.bert import HEADS
-from lmtrain.models.hf import Entry, Fields
-
-__all__ = ['ARCHITECTURES', 'HEADS', 'IGNORED', 'PREFIX', 'SIZES', 'entries', 'fields', 'settings']
+from lmtrain.models.hf import BUFFERS, Entry, Fields
 
 ARCHITECTURES = {'roberta': 'RobertaForMaskedLM'}
 PREFIX = 'roberta.'
-IGNORED = r'pooler\.dense\.(weight|bias)|lm_head\.(decoder\.)?bias'
+HEADS = bert.HEADS._replace(aliases={})
+IGNORED = rf'{BUFFERS}|pooler\.dense\.(weight|bias)|lm_head\.(decoder\.)?bias'
 ROBERTA = bert.BERT | {'vocab_size': 50_265, 'max_len': 514, 'norm_eps': 1e-5, 'token_types': 1, 'position_offset': 2}
 SIZES = {
     'base': ROBERTA | {'num_layers': 12, 'width': 768, 'num_heads': 12},
     'large': ROBERTA | {'num_layers': 24, 'width': 1024, 'num_heads': 16},
 }
-HEAD = {
+HEAD_NAMES = {  # by head
     'lm': {'lm_head.dense': 'mlm_head/dense', 'lm_head.layer_norm': 'mlm_head/norm'},
     'none': {'roberta.pooler.dense': 'task_head/dense'},
     'classify': {'classifier.dense': 'task_head/dense', 'classifier.out_proj': 'task_head/out'},
@@ -25,7 +23,7 @@ HEAD = {
 
 
 def settings(fields: Fields) -> dict:
-    """The settings of a config.json. Raises ValueError naming the field that this model does not have."""
+    """The settings of a config.json. InputError: a field that this family does not support."""
     padding = fields.take('pad_token_id', 1)
     found = bert.settings(fields)
     if found['activation'] != 'gelu_exact':
@@ -34,10 +32,10 @@ def settings(fields: Fields) -> dict:
 
 
 def fields(model) -> dict:
-    """The fields of config.json that a model's settings decide; undoes `settings`."""
+    """The fields of config.json that a model's settings decide; the inverse of `settings`."""
     return bert.fields(model) | {'pad_token_id': model.position_offset - 1}
 
 
 def entries(model) -> list[Entry]:
-    """Where each leaf lies in the files."""
-    return bert.entries(model, PREFIX, HEAD, 'lm_head')
+    """The tensors in the files and the leaves that each holds."""
+    return bert.entries(model, PREFIX, HEAD_NAMES, 'lm_head')
