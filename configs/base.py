@@ -1,8 +1,8 @@
-"""Every knob lmtrain has, with its unit, in the order of the main path. A recipe says only what differs from this.
+"""Every field of a config with its default and unit, in the order of the main path. A recipe states what differs.
 
-Each section is the keyword arguments of one constructor, named beside its heading. A number that follows from another
-is a field reference, so an override on the command line (`--config.a.b=...`) carries through to what depends on it.
-(`get_oneway_ref`, because what is set through a plain `get_ref` would change the field it refers to as well.)
+A section holds the keyword arguments of one constructor, named in its comment. A number that depends on another one is
+a field reference, so an override (`--config.a.b=...`) also changes what depends on it. (`get_oneway_ref`, because
+setting a plain `get_ref` would change the field that it refers to.)
 """
 
 import warnings
@@ -39,217 +39,214 @@ class Section(ml_collections.ConfigDict):
 
 def get_config():
     config = Section()
-    config.seed = 0  # of the parameters, the order of the data and dropout
+    config.seed = 0  # seed of the parameters, the order of the data and dropout
 
     # Data: lmtrain.data.prepare(**config.data)
     config.data = Section()
-    config.data.source = 'python'  # 'python' (embedded) | 'tfds:NAME' | file, folder or glob of text or rows of text
-    config.data.mix = ()  # further sources, weighted against the first one's 1.0: (('more/*.txt', 0.25),)
-    config.data.root = ''  # where relative paths of sources start; '' is the current directory
-    config.data.cache = ''  # where tokenised text is kept; '' is $XDG_CACHE_HOME/lmtrain or ~/.cache/lmtrain
-    config.data.text_field = 'text'  # the column of jsonl, parquet and TFDS rows that holds the document
-    config.data.document = 'file'  # in text files: 'file' (one document each) | 'line' | 'paragraph' (at blank lines)
-    config.data.split = 'auto'  # 'document' (whole, by hash) | 'tail' (of the text) | 'auto' (whole, or tails of few)
+    config.data.source = 'python'  # 'python' (embedded) | 'tfds:NAME' | file, folder or glob of text or rows
+    config.data.mix = ()  # further sources, with weights relative to the first one's 1.0: (('more/*.txt', 0.25),)
+    config.data.root = ''  # directory for relative paths of sources; '' is the current directory
+    config.data.cache = ''  # directory of tokenized text; '' is $XDG_CACHE_HOME/lmtrain or ~/.cache/lmtrain
+    config.data.text_field = 'text'  # column of jsonl, parquet and TFDS rows that holds the document
+    config.data.document = 'file'  # documents of a text file: 'file' (one) | 'line' | 'paragraph' (after blank lines)
+    config.data.split = 'auto'  # 'document' (whole, by hash) | 'tail' (of each) | 'auto' (whole, or tails of few)
     config.data.validation = 0.05  # fraction of the text
     config.data.test = 0.05  # fraction of the text
-    config.data.tokenizer = 'bpe'  # 'bytes' | 'chars' | 'whitespace' | 'bpe' (learnt) | 'base' (init.base's) | a file
-    config.data.vocab_size = 4096  # entries that 'bpe' learns, special tokens included; unused by the others
-    config.data.seq_len = 256  # tokens a row
-    config.data.batch_size = 32  # rows a step, over all devices and micro-batches
-    config.data.isolate = True  # attention does not cross documents packed into one row
-    config.data.mask_rate = 0.0  # share of tokens hidden for masked language modelling; 0 is causal
-    config.data.whole_word = False  # hide whole words at once
+    config.data.tokenizer = 'bpe'  # 'bytes' | 'chars' | 'whitespace' | 'bpe' (trained) | 'base' (of init.base) | a file
+    config.data.vocab_size = 4096  # entries of 'bpe', special tokens included; unused by the others
+    config.data.seq_len = 256  # tokens per row
+    config.data.batch_size = 32  # rows per step, over all devices and micro-batches
+    config.data.isolate = True  # no attention between documents that are packed into one row
+    config.data.mask_rate = 0.0  # fraction of tokens hidden for masked language modelling; 0 is causal
+    config.data.whole_word = False  # hides whole words
 
     # Task: 'text' is language modelling; the others read rows: lmtrain.data.prepare_task(config.data, **config.task)
     config.task = ml_collections.ConfigDict()
     config.task.name = 'text'  # 'text' | 'chat' | 'classify' | 'regress' | 'tag' | 'span'
     config.task.train = ()  # files of rows (jsonl, json, csv, tsv, parquet, conll), each a path or (path, label)
-    config.task.validation = ()  # () takes data.validation of the training rows
-    config.task.test = ()  # () takes data.test of them
-    config.task.text = ()  # fields that are read; 'chat': () recognises four formats, one without label: conversation
-    config.task.label = ''  # field of the class, number, tags, answers; the completion where it is 'chat'
-    config.task.labels = ()  # classes by number; () is those of the training rows, as a base's head has them, or sorted
-    config.task.shots = 0  # training rows kept of each class; 0 is all
-    config.task.buckets = 4  # lengths that batches come in at most, one compiled program each
-    config.task.pack = False  # several conversations in a row, isolated ('chat' alone)
-    config.task.too_long = 'error'  # rows beyond data.seq_len: 'error' | 'cut' | 'drop'
+    config.task.validation = ()  # the same; () splits data.validation off the training rows
+    config.task.test = ()  # the same; () splits data.test off the training rows
+    config.task.text = ()  # fields of the text; for 'chat' () recognises four formats, one without label is a dialogue
+    config.task.label = ''  # field of the class, number, tags or answers; of the completion for 'chat'
+    config.task.labels = ()  # classes in the order of their ids; () is the base's order, or sorted
+    config.task.shots = 0  # training rows per class; 0 is all
+    config.task.buckets = 4  # maximum number of row lengths, each with its own compiled program
+    config.task.pack = False  # packs several conversations into a row, isolated ('chat' only)
+    config.task.too_long = 'error'  # rows longer than data.seq_len: 'error' | 'cut' | 'drop'
     config.task.template = 'auto'  # 'chat': 'auto' (tokenizer's, or 'plain') | 'plain' | 'none' | a name | a Jinja file
-    config.task.date = ''  # that a template with strftime_now writes, 'YYYY-MM-DD'; '' is today, kept when resumed
+    config.task.date = ''  # date of templates with strftime_now, 'YYYY-MM-DD'; '' is that of the first start
 
-    # Start: lmtrain.training.init_from.open_base(**config.init without frozen_dtype); with a base, the model
-    # section is the base's except for dropout, dtype, remat, unroll and attention
+    # Start: lmtrain.training.init_from.open_base. With a base, the model section is the base's except for dropout,
+    # dtype, remat, unroll and attention.
     config.init = ml_collections.ConfigDict()
-    config.init.base = ''  # folder of a run or a Hugging Face directory; '' draws parameters anew
-    config.init.adapter = ''  # PEFT directory whose leaves are joined to the base's
-    config.init.ignore = ()  # unknown fields of the base's config.json or adapter_config.json that are skipped
-    config.init.frozen_dtype = 'float32'  # of the base's leaves that do not learn: 'float32' | 'bfloat16'
+    config.init.base = ''  # folder of a run or a Hugging Face directory; '' is random initialisation
+    config.init.adapter = ''  # PEFT directory whose leaves are added to the base
+    config.init.ignore = ()  # unknown fields of the base's config.json or adapter_config.json to skip
+    config.init.frozen_dtype = 'float32'  # dtype of the base's frozen leaves: 'float32' | 'bfloat16'
 
     # Model: lmtrain.models.Transformer(**config.model)
     config.model = ml_collections.ConfigDict()
-    config.model.vocab_size = config.data.get_oneway_ref('vocab_size')  # embedding rows; at least the tokenizer's size
+    config.model.vocab_size = config.data.get_oneway_ref('vocab_size')  # rows of the embedding, >= the tokenizer's
     config.model.max_len = config.data.get_oneway_ref('seq_len')  # tokens of context; rows of learned positions
-    config.model.num_layers = 4
+    config.model.num_layers = 4  # N
     config.model.width = 256  # D
     config.model.num_heads = 4  # H
     config.model.num_kv_heads = config.model.get_oneway_ref('num_heads')  # fewer: grouped-query attention
     config.model.head_dim = config.model.get_ref('width') // config.model.get_ref('num_heads')  # K
     config.model.mlp_dim = 4 * config.model.get_ref('width')  # F
     config.model.positions = 'rotary'  # 'rotary' | 'learned' | 'sinusoidal' | 'none'
-    config.model.rope_theta = 10_000.0
+    config.model.rope_theta = 10_000.0  # base of the rotary frequencies
     config.model.norm = 'rmsnorm'  # 'rmsnorm' | 'layernorm' | 'rmsnorm1p' (times 1 + scale)
-    config.model.norm_eps = 1e-5
-    config.model.norm_place = (
-        'pre'  # 'pre' | 'post' (BERT) | 'branch' (after each, OLMo 2) | 'sandwich' (both, Gemma 2)
-    )
+    config.model.norm_eps = 1e-5  # added to the variance
+    config.model.norm_place = 'pre'  # 'pre' | 'post' (BERT) | 'branch' (after, OLMo 2) | 'sandwich' (both, Gemma 2)
     config.model.embed_norm = False  # a norm after the embeddings (BERT, crammed BERT)
     config.model.activation = 'swiglu'  # 'swiglu' | 'geglu' | 'gelu' (tanh form) | 'gelu_exact' | 'relu' | 'relu2'
-    config.model.bias = False  # in every projection and norm
-    config.model.tied = True  # the head is the embedding, transposed
+    config.model.bias = False  # of all projections and norms
+    config.model.tied = True  # the head is the transposed embedding
     config.model.causal = True  # False: a bidirectional encoder
-    config.model.mlm_head = False  # BERT's dense, activation, norm and bias before the tied head
+    config.model.mlm_head = False  # BERT's dense layer, activation, norm and bias before the tied head
     config.model.qk_norm = False  # RMSNorm of queries and keys, per head
     config.model.logit_softcap = 0.0  # cap * tanh(logits / cap); 0 is off
-    config.model.attention_softcap = 0.0  # the same on attention scores; 0 is off
-    config.model.window = 0  # keys a query sees, itself included; 0 is all
+    config.model.attention_softcap = 0.0  # the same for attention scores; 0 is off
+    config.model.window = 0  # keys that a query attends to, including its own; 0 is all
     config.model.dropout = 0.0  # of embeddings, attention outputs and feed-forward outputs
     config.model.dtype = 'float32'  # of activations and matrix products; parameters are float32
-    config.model.remat = 'none'  # kept for backward: 'none' (all) | 'dots' (matrix products) | 'full' (layer inputs)
-    config.model.unroll = config.model.get_oneway_ref('num_layers')  # layers a scan iteration holds; 1 compiles fastest
-    config.model.attention = 'auto'  # 'auto' (the devices' kernel where it takes the rows) | 'xla' | 'cudnn' | 'splash'
-    # What single families add (lmtrain/models/<family>.py)
-    config.model.family = ''  # Hugging Face's model_type, under which the model is exported; '' is none
-    config.model.biased = ()  # of 'query', 'key', 'value', 'output', 'mlp', 'norm': have a bias where bias=False
+    config.model.remat = 'none'  # saved for the backward pass: 'none' (all) | 'dots' (products) | 'full' (layer inputs)
+    config.model.unroll = config.model.get_oneway_ref('num_layers')  # layers per scan iteration; 1 compiles fastest
+    config.model.attention = 'auto'  # 'auto' (the device's kernel if it supports the rows) | 'xla' | 'cudnn' | 'splash'
+    # Settings of single families (lmtrain/models/families)
+    config.model.family = ''  # Hugging Face's model_type for export; '' is none
+    config.model.biased = ()  # parts with a bias although bias=False: 'query', 'key', 'value', 'output', 'mlp', 'norm'
     config.model.parallel = False  # attention and feed-forward read the same input (GPT-NeoX)
     config.model.qk_norm_over = 'head'  # 'head' | 'projection' (all heads at once, OLMo 2)
-    config.model.embed_scale = 1.0  # factor of the embeddings; Gemma's is sqrt(width)
+    config.model.embed_scale = 1.0  # factor of the embeddings; sqrt(width) for Gemma
     config.model.attention_scale = 0.0  # factor of the scores; 0 is 1/sqrt(head_dim)
-    config.model.rotary_dim = 0  # dimensions of a head that are turned; 0 is all
+    config.model.rotary_dim = 0  # rotated dimensions per head; 0 is all
     config.model.rope_scaling = ()  # (('rope_type', 'llama3'), ('factor', 8.0), ...): lmtrain.models.rotary.SCALINGS
-    config.model.global_layers = ()  # layers, from 0 on, that see all where the others see a window
-    config.model.local_rope_theta = 0.0  # of the layers that see a window; 0 is rope_theta
-    config.model.first_norm = True  # the first layer has a norm before its attention (ModernBERT's has none)
-    config.model.token_types = 0  # rows of BERT's table of sentence types
-    config.model.position_offset = 0  # of learned positions (RoBERTa)
-    config.model.head = 'lm'  # of the checkpoint: 'lm' | 'classify' | 'tag' | 'span' | 'none'
-    config.model.num_labels = 0  # its outputs, where it is none of 'lm', 'none'
-    config.model.head_pool = 'first'  # what 'classify' reads: 'first' | 'last' | 'mean'
-    config.model.head_activation = ''  # of the dense layer before it; '' is none
-    config.model.head_bias = True
+    config.model.global_layers = ()  # layers, from 0, with full attention if the others have a window
+    config.model.local_rope_theta = 0.0  # rope_theta of the layers with a window; 0 is rope_theta
+    config.model.first_norm = True  # norm before the first layer's attention (ModernBERT has none)
+    config.model.token_types = 0  # rows of BERT's table of token types
+    config.model.position_offset = 0  # offset of learned positions (RoBERTa)
+    config.model.head = 'lm'  # head of the checkpoint: 'lm' | 'classify' | 'tag' | 'span' | 'none'
+    config.model.num_labels = 0  # outputs of a head other than 'lm' and 'none'
+    config.model.head_pool = 'first'  # input of 'classify': 'first' | 'last' | 'mean'
+    config.model.head_activation = ''  # of the dense layer before the output; '' is no dense layer
+    config.model.head_bias = True  # of the output layer
 
-    # Adaptation: lmtrain.adapt.method(config.adapt.method, model, params, **config.adapt[method]); the head of a task
-    # (task_head/..., or heads/<task> unless objective.pool is auto) learns with any method
-    config.trainable = ''  # regex of the paths that learn, the others are frozen; '' is what the method says
+    config.trainable = ''  # regex of trainable paths, all others are frozen; '' is that of the method
+
+    # Adaptation: lmtrain.adapt.method(config.adapt.method, model, params, **config.adapt[method]). The head of a task
+    # (task_head/..., or heads/<task> unless objective.pool is auto) is trained with every method.
     config.adapt = ml_collections.ConfigDict()
     config.adapt.method = 'full'  # 'full', 'layers', 'bitfit', 'norms', 'lora', 'ia3', 'prompt', 'prefix', 'head'
-    config.adapt.cut = ()  # layers in each segment layers_0, layers_1, ... for adapters of some layers; () is one stack
-    config.adapt.dropout = 0.0  # of what enters a low-rank path
+    config.adapt.cut = ()  # layers per segment layers_0, layers_1, ... for adapters of some layers; () is one stack
+    config.adapt.dropout = 0.0  # of the input of low-rank paths
     config.adapt.layers = Section()
-    config.adapt.layers.last = 0  # how many of the last layers learn; or
-    config.adapt.layers.trainable = ''  # a regex over paths with the layer's number: layers/11/mlp/up/kernel
+    config.adapt.layers.last = 0  # trains this many last layers; or
+    config.adapt.layers.trainable = ''  # regex over paths with the layer's number: layers/11/mlp/up/kernel
     config.adapt.lora = ml_collections.ConfigDict()
     config.adapt.lora.rank = (('.*/attention/(query|value)/kernel', 8),)  # first match wins; no match, no LoRA
     config.adapt.lora.alpha = (('.*', 16.0),)  # the scale is alpha / rank
-    config.adapt.lora.rslora = False  # alpha / sqrt(rank)
-    config.adapt.lora.dora = False  # learns the lengths of the kernel's columns apart from their directions
+    config.adapt.lora.rslora = False  # the scale is alpha / sqrt(rank)
+    config.adapt.lora.dora = False  # trains magnitude and direction of the kernel's columns separately
     config.adapt.prompt = ml_collections.ConfigDict()
-    config.adapt.prompt.length = 20  # P embeddings ahead of every row
+    config.adapt.prompt.length = 20  # P embeddings before every row
     config.adapt.prompt.init = 'vocab'  # 'random' | 'vocab' (rows of the embedding) | 'text'
-    config.adapt.prompt.text = ''  # of 'text'
-    config.adapt.prompt.hidden = 0  # width of the network that makes them (P-tuning), folded on export; 0 is none
+    config.adapt.prompt.text = ''  # text for init='text'
+    config.adapt.prompt.hidden = 0  # width of the network that computes them (P-tuning), merged on export; 0 is none
     config.adapt.prefix = ml_collections.ConfigDict()
-    config.adapt.prefix.length = 20  # P keys and values ahead of every row, in every layer
-    config.adapt.prefix.stddev = 0.02
-    config.adapt.prefix.hidden = 0  # width of the network that makes them, folded on export; 0 is none
+    config.adapt.prefix.length = 20  # P keys and values before every row, in every layer
+    config.adapt.prefix.stddev = 0.02  # standard deviation of the initial values
+    config.adapt.prefix.hidden = 0  # width of the network that computes them, merged on export; 0 is none
 
     # Objective: a loss of the task, lmtrain/tasks/<task>.py
     config.objective = ml_collections.ConfigDict()
-    config.objective.name = ''  # another loss on the columns of the task, of those in its file; '' is the first of them
-    config.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM, section 5); 'text' and 'chat'
+    config.objective.name = ''  # a loss in the file of the task; '' is the first
+    config.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM, section 5); for 'text' and 'chat'
     # The head of a task, unless the base has one. 'auto': that of transformers' class of the family (BERT's pooler, a
-    # decoder's last token); 'first' | 'last' | 'mean' (of all tokens): an added projection, which is read there
+    # decoder's last token); 'first' | 'last' | 'mean' (of all tokens): an added projection of that token
     config.objective.pool = 'auto'  # of a new head: 'auto' (as transformers' class) | 'first' | 'last' | 'mean'
 
-    # Budget: exactly one is set, and the schedule ends on it; one from the command line replaces the recipe's
+    # Budget: exactly one is set, and the schedule ends with it; one on the command line replaces the recipe's
     config.budget = ml_collections.ConfigDict()
-    config.budget.steps = config_dict.placeholder(int)
-    config.budget.tokens = config_dict.placeholder(float)
-    config.budget.flops = config_dict.placeholder(float)
-    config.budget.hours = config_dict.placeholder(float)  # wall clock; such a run is not repeatable to the bit
+    config.budget.steps = config_dict.placeholder(int)  # optimizer steps
+    config.budget.tokens = config_dict.placeholder(float)  # positions, padding included
+    config.budget.flops = config_dict.placeholder(float)  # FLOPs of the model
+    config.budget.hours = config_dict.placeholder(float)  # wall clock; such a run is not reproducible to the bit
 
     # Optimizer: lmtrain.optimizer.optimizer(**config.optimizer)
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = 'adamw'  # 'adamw' | 'muon' | 'lion' | 'adafactor' | 'sgd'
-    config.optimizer.learning_rate = 1e-3  # at the peak
-    config.optimizer.learning_rates = ()  # ((path regex, factor), ...), first match wins, the rest 1.0
-    config.optimizer.weight_decay = 0.1  # times the learning rate
-    config.optimizer.decayed = '.*/(kernel|embedding|lora_[ab])'  # paths that decay: matrices only
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.95
-    config.optimizer.eps = 1e-8
-    config.optimizer.clip = 1.0  # global norm; 0 is off
-    config.optimizer.accumulate = 1  # micro-batches a step
+    config.optimizer.learning_rate = 1e-3  # peak
+    config.optimizer.learning_rates = ()  # ((path regex, factor), ...), first match wins, others have 1.0
+    config.optimizer.weight_decay = 0.1  # multiplied by the learning rate
+    config.optimizer.decayed = '.*/(kernel|embedding|lora_[ab])'  # paths with weight decay: matrices only
+    config.optimizer.b1 = 0.9  # decay of the first moment; momentum
+    config.optimizer.b2 = 0.95  # decay of the second moment
+    config.optimizer.eps = 1e-8  # added to the root of the second moment
+    config.optimizer.clip = 1.0  # maximum global norm of the gradients; 0 is off
+    config.optimizer.accumulate = 1  # micro-batches per step
 
-    # Schedule: lmtrain.optimizer.schedule(**config.schedule), a function of the share of the budget that is spent
+    # Schedule: lmtrain.optimizer.schedule(**config.schedule), a function of the spent fraction of the budget
     config.schedule = ml_collections.ConfigDict()
     config.schedule.name = 'cosine'  # 'cosine' | 'linear' | 'constant' | 'wsd' (warmup, stable, decay)
-    config.schedule.warmup = 0.02  # share of the budget
-    config.schedule.start = 0.0  # learning rate at the beginning of warmup, over the peak
-    config.schedule.decay = 0.2  # 'wsd' alone: the last share of the budget, falling linearly
-    config.schedule.final = 0.1  # learning rate at the end, over the peak
+    config.schedule.warmup = 0.02  # fraction of the budget
+    config.schedule.start = 0.0  # learning rate at the start of warmup, relative to the peak
+    config.schedule.decay = 0.2  # for 'wsd': the last fraction of the budget, with a linear decay
+    config.schedule.final = 0.1  # learning rate at the end, relative to the peak
 
-    # Sweep: training.sweep.members(**config.sweep), runs on one base that train together as one program. The lists run
-    # side by side, each with one entry a member, or one for all, or none (then all have what the run would have)
+    # Sweep: lmtrain.training.sweep.members(**config.sweep), runs on one base that are trained as one program. Each list
+    # has one entry per member, or one for all, or none (then the run's own value is used).
     config.sweep = ml_collections.ConfigDict()
-    config.sweep.seeds = ()  # each in place of config.seed: of what learns, of dropout and of the order of the data
-    config.sweep.learning_rates = ()  # each in place of config.optimizer.learning_rate
-    config.sweep.orders = ()  # seeds of the order of the data alone; (0,) gives all members the same batches
+    config.sweep.seeds = ()  # replaces config.seed of each member: trainable leaves, dropout, order of the data
+    config.sweep.learning_rates = ()  # replaces config.optimizer.learning_rate of each member
+    config.sweep.orders = ()  # seeds of the order of the data only; (0,) gives all members the same batches
 
     # Mesh: lmtrain.parallel.sharding.mesh(**config.mesh); the product is the number of devices, -1 fills
     config.mesh = ml_collections.ConfigDict()
-    config.mesh.data = -1
-    config.mesh.fsdp = 1
-    config.mesh.tensor = 1
-    config.mesh.sequence = 1
+    config.mesh.data = -1  # devices with different rows; over TPU slices if there are several
+    config.mesh.fsdp = 1  # devices that divide rows, parameters and moments
+    config.mesh.tensor = 1  # devices that divide heads, feed-forward columns and the vocabulary
+    config.mesh.sequence = 1  # devices that divide the positions of a row
 
     # Evaluation: lmtrain.training.evaluate
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.every_steps = 500  # and at the end
-    config.evaluate.max_batches = 0  # of the validation split, a fixed random sample; 0 is all of it
+    config.evaluate.max_batches = 0  # of the validation split, a fixed random sample; 0 is all
     config.evaluate.sources = ()  # further texts whose validation loss is measured before and after: ('python',)
 
     # Checkpoints: lmtrain.checkpoint.Checkpoints(**config.checkpoint)
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_steps = 500  # and at the end
-    config.checkpoint.keep_last = 2
-    config.checkpoint.keep_best = 1  # by validation loss, of those whose step was evaluated
+    config.checkpoint.keep_last = 2  # number of latest checkpoints to keep
+    config.checkpoint.keep_best = 1  # number of best ones by validation loss, among evaluated steps
 
-    # Watchdog: runtime.lifecycle.Watchdog(**config.watchdog); seconds after which a phase is taken for stalled and the
-    # process ends with the stacks of its threads and exit code 75; 0 is never
+    # Watchdog: runtime.lifecycle.Watchdog(**config.watchdog); a phase that takes longer than this many seconds has
+    # stalled: the process prints the stacks of its threads and ends with exit code 75; 0 is never
     config.watchdog = ml_collections.ConfigDict()
     config.watchdog.start = 7200.0  # restore or load, and compile
-    config.watchdog.step = 3600.0
-    config.watchdog.evaluate = 14400.0
-    config.watchdog.save = 3600.0
+    config.watchdog.step = 3600.0  # one step
+    config.watchdog.evaluate = 14400.0  # one evaluation
+    config.watchdog.save = 3600.0  # one save
 
-    config.sdc_check_every = (
-        0  # steps between two that are taken twice and compared to the bit, as are copies; 0 is never
-    )
+    config.sdc_check_every = 0  # steps between two steps that are executed twice and compared bitwise; 0 is never
 
-    # What is shown and written
+    # Logs: lmtrain.report.metrics and lmtrain.report.terminal
     config.log = ml_collections.ConfigDict()
-    config.log.every_steps = 10  # a line of metrics.jsonl, and the live line
-    config.log.tensorboard = True
+    config.log.every_steps = 10  # steps between lines of metrics.jsonl and of the terminal
+    config.log.tensorboard = True  # writes TensorBoard files too
 
     # Plans: `lmtrain plan`
     config.plan = ml_collections.ConfigDict()
-    config.plan.price = 0.0  # of one chip for an hour, in any currency; 0 is not known
-    config.plan.mfu = 0.4  # share of the peak that a budget in hours or money is taken to reach
+    config.plan.price = 0.0  # of one chip per hour, in any currency; 0 is unknown
+    config.plan.mfu = 0.4  # model FLOPs utilisation assumed for a budget in hours or money
 
     # Samples of the report: lmtrain.inference.sample.generate(**config.sample)
     config.sample = ml_collections.ConfigDict()
-    config.sample.prompts = ('',)
-    config.sample.max_tokens = 128
+    config.sample.prompts = ('',)  # texts to continue; '' starts a document
+    config.sample.max_tokens = 128  # tokens per text
     config.sample.temperature = 0.8  # 0 is greedy
-    config.sample.top_k = 0  # 0 is all
-    config.sample.top_p = 1.0
+    config.sample.top_k = 0  # most likely tokens to draw from; 0 is all
+    config.sample.top_p = 1.0  # probability mass to draw from; 1 is all
     return config.lock()  # a recipe may change values, not add names

@@ -1,4 +1,4 @@
-"""The smallest run that passes through every room, for tests: seconds on one core.
+"""The smallest run that executes every module, for tests: seconds on one core.
 
 Command: lmtrain train --config=configs/tiny.py --workdir=runs/tiny
 Cost:    seconds, once the text is cut into tokens

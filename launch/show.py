@@ -25,9 +25,10 @@ def notes() -> dict[str, str]:
     """{'section.field' or 'section': its comment in base.py}, in the order of the file."""
     comments, heading = {}, ''
     for line in pathlib.Path(base.__file__).read_text(encoding='utf-8').splitlines():
-        if field := re.match(r' +config\.([\w.]+) = .*?(?:  # (.*))?$', line):
+        text = line.strip()
+        if field := re.match(r'config\.([\w.]+) = .*?(?:  # (.*))?$', text):
             comments[field[1]] = field[2] or heading
-        heading = line.strip().removeprefix('# ') if line.strip().startswith('#') else ''
+        heading = f'{heading} {text.removeprefix("# ")}'.strip() if text.startswith('#') else ''
     return comments
 
 
@@ -64,7 +65,7 @@ def page(values: flags.FlagValues) -> None:
     print(f'{bold}{path.stem}{f":{argument}" if argument else ""}{plain}  {recipe.claim(path)}')
     for key, note in notes().items():
         if key not in resolved:  # a section
-            print(f'\n{bold}{key}{plain}  {dim}{note.rpartition(": ")[2]}{plain}')
+            print(f'\n{bold}{key}{plain}  {dim}{note.partition(": ")[2].partition(". ")[0]}{plain}')
             continue
         if '.' not in key:
             print()

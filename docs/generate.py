@@ -1,0 +1,70 @@
+"""Renders the generated parts of the documentation: docs/config.md and the module tree of README.md.
+
+    python -m docs.generate
+
+A test fails if one of them is outdated.
+"""
+
+import pathlib
+import re
+
+import lmtrain
+from configs import base
+from launch import recipe, show
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TREE = re.compile(r'(<!-- tree -->\n).*?(<!-- end -->)', re.DOTALL)
+OTHERS = (
+    ('configs/', 'base.py has every field; one file per recipe'),
+    ('launch/', 'one file per verb and per launcher; no machine learning'),
+    ('experiments/', 'one folder per question: claim, command, cost, result'),
+    ('tests/', 'mirrors lmtrain/'),
+    ('docs/', 'design, methods, data, config, scale'),
+)
+
+
+def tree() -> str:
+    """The modules of lmtrain in import order, from its docstring, and the other folders."""
+    modules = re.findall(r'^    (\w+(?:\.py|/)) +(.+)$', lmtrain.__doc__, re.MULTILINE)
+    lines = ['lmtrain/', *(f'  {name:14} {text}' for name, text in modules)]
+    return '\n'.join(['```', *lines, *(f'{name:16} {text}' for name, text in OTHERS), '```']) + '\n'
+
+
+def readme(text: str) -> str:
+    """README.md with its tree rendered."""
+    return TREE.sub(lambda match: match[1] + tree() + match[2], text)
+
+
+def config() -> str:
+    """docs/config.md: every field of configs/base.py with its default and its comment."""
+    values, types = dict(recipe.leaves(base.get_config())), recipe.types(base.get_config())
+    lines = [
+        '# Configuration',
+        '',
+        'Generated from [configs/base.py](../configs/base.py) by `python -m docs.generate`. Set a field in a recipe or',
+        'with `--config.SECTION.FIELD=VALUE`. `lmtrain show --config=NAME` prints all values.',
+    ]
+    for key, comment in show.notes().items():
+        if key not in values:
+            lines += ['', f'## {key}', '', comment.replace('|', '\\|'), '', *HEADER]
+            continue
+        if '.' not in key:
+            lines += ['', f'## {key}', '', *HEADER]
+        value, kind = values[key], types[key].__name__
+        default = 'not set' if value is None else f'`{show.written(value)}`'.replace('|', '\\|')
+        lines.append(f'| `{key}` | {kind} | {default} | {comment.replace("|", chr(92) + "|")} |')
+    return '\n'.join(lines) + '\n'
+
+
+HEADER = ('| field | type | default | meaning |', '|---|---|---|---|')
+
+
+def files() -> dict[pathlib.Path, str]:
+    """{file: its text with the generated parts}."""
+    path = ROOT / 'README.md'
+    return {ROOT / 'docs' / 'config.md': config(), path: readme(path.read_text(encoding='utf-8'))}
+
+
+if __name__ == '__main__':
+    for file, text in files().items():
+        file.write_text(text, encoding='utf-8')
