@@ -3,7 +3,7 @@
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +15,9 @@ from lmtrain.data.chat.load import open_template, with_template
 from lmtrain.data.chat.template import UNWRITTEN, Template
 from lmtrain.data.example_store import Examples, PackedExamples, lengths, load, pack_examples, save
 from lmtrain.data.examples import LengthPolicy
-from lmtrain.data.labels import Classes, choose, class_of, counted
-from lmtrain.data.rows import Row, read_rows, text_of
-from lmtrain.data.splits import SPLITS, boundaries, hash_unit
+from lmtrain.data.labels import counted
+from lmtrain.data.rows import Row, text_of
+from lmtrain.data.splits import SPLITS
 from lmtrain.data.token_files import Split
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.data.tokenizers.load import LEARNED, check_fits, learn, open_tokenizer
@@ -26,8 +26,8 @@ from lmtrain.files import local_path, read_json, write_json
 from lmtrain.runtime import multihost
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import Encoded, RowFormat, Task
+from lmtrain.tasks.task_rows import Settings, classes_of, few_shots, read_splits, require
 
-TOO_LONG = ('error', 'cut', 'drop')
 TEMPLATE_VERSION = 3  # increased if a template and the same rows give other examples; the others are `Task.version`
 
 
@@ -87,53 +87,32 @@ def prepare_task(
     vocab_limit: int | None = None,
     base_labels: Sequence[str] = (),
 ) -> TaskData:
-    """The rows of config.task, encoded: `prepare_task(config.data, **config.task, vocab_limit=...)`.
+    """Reads, encodes and packs the rows of config.task: `prepare_task(config.data, **config.task, vocab_limit=...)`.
 
     Args:
       data: config.data, of which `root`, `cache`, `tokenizer`, `vocab_size`, `seq_len`, and the shares `validation` and
         `test` are read. A share is taken from the training rows, by hash, if the split has no files of its own.
-      name: of a task that reads rows.
-      train, validation, test: files of rows (jsonl(.gz), json, csv, tsv, parquet, conll; SQuAD's json), each a path
-        from data.root or (path, label): then the file's lines are texts of that label.
-      text: fields that are read, in their order: one text or a pair; ('question', 'context') for 'span'; the words
-        for 'tag'; the prompt for 'chat' (() there recognises messages, prompt + completion, alpaca, sharegpt).
-      label: field of the label: class, number, tags, answers; the completion for 'chat'.
-      labels: the classes in the order of their ids; () is those of the training rows, in the order of the base if
-        they are the classes of its head, else sorted.
-      shots: training rows of each class (of all rows if a row does not have one class), chosen by hash; 0 is all.
-      buckets: how many lengths T batches have at most; 1 is data.seq_len alone.
-      pack: several examples in a row, isolated; only if the targets are tokens.
-      too_long: of rows longer than data.seq_len: 'error' | 'cut' (at the end; contexts of 'span' in windows that
-        overlap) | 'drop'.
+      name, ..., too_long: the fields of `Settings`.
       template: 'auto' (the tokenizer's own, else 'plain') | 'plain' | 'none' | the name of one of the tokenizer's
-        several templates | file of a Jinja chat template; 'chat' only.
+        several templates | file of a Jinja chat template. Only conversations read it.
       date: that a template with `strftime_now` writes, 'YYYY-MM-DD'; '' is today, by the clock of process 0.
       vocab_limit: rows of the model's embedding; no text may need a token beyond them.
       base_labels: the classes of the base's own head for this task, in the order of their ids.
 
     Raises InputError, FileNotFoundError or ImportError naming the file and line, the field, and the way out.
     """
-    config = Settings(
-        name=name,
-        files={'train': _tuple(train), 'validation': _tuple(validation), 'test': _tuple(test)},
-        text=_tuple(text),
-        label=label,
-        labels=tuple(labels),
-        shots=shots,
-        buckets=buckets,
-        pack=pack,
-        too_long=too_long,
-    )
+    files = {'train': _tuple(train), 'validation': _tuple(validation), 'test': _tuple(test)}
+    config = Settings(name, files, _tuple(text), label, tuple(labels), shots, buckets, pack, too_long)
     config.check()
     _check_date(date)
-    task, notes = TASKS[name], []
-    rows = _read_splits(config, data, notes)
-    classes = _classes(task, rows['train'], config, base_labels)
+    notes: list[str] = []
+    rows = read_splits(config, data, notes)
+    classes = classes_of(rows['train'], config, base_labels)
     config = config._replace(labels=classes.names)
     if shots:
-        rows['train'] = _few_shots(rows['train'], config)
+        rows['train'] = few_shots(rows['train'], config)
     tokenizer = _tokenizer(data, rows['train'], config)
-    jinja = _template(template, tokenizer, data['root'], date) if task.conversations else None
+    jinja = _template(template, tokenizer, data['root'], date) if config.task.conversations else None
     encoded = _encode_splits(config, data, rows, tokenizer, jinja)
     for split, examples in encoded.examples.items():
         largest = int(examples.tokens[:-1].max(initial=-1))
@@ -141,50 +120,7 @@ def prepare_task(
     notes += [*classes.notes, *encoded.notes]
     if not len(encoded.examples['train'].source):
         raise InputError(f'no training row is left of {len(rows["train"])}: {"; ".join(notes)}')
-    if task.has_classes:
-        notes += counted(config.labels, _class_ids(encoded.examples['train']))
     return _packed(config, data, rows, tokenizer, encoded, classes.kept, notes)
-
-
-class Settings(NamedTuple):
-    """The fields of config.task that decide which examples there are, and how they are packed."""
-
-    name: str
-    files: dict[str, tuple]  # {split: files of rows}
-    text: tuple[str, ...]
-    label: str
-    labels: tuple[str, ...]
-    shots: int
-    buckets: int
-    pack: bool
-    too_long: str
-
-    def check(self) -> None:
-        """Raises InputError naming a field, its value and what it must be."""
-        known = [name for name, task in TASKS.items() if task.reads_rows]
-        _require('name', self.name, self.name in known, f'one of {", ".join(map(repr, known))}')
-        task = TASKS[self.name]
-        _require('train', self.files['train'], bool(self.files['train']), "files of rows, such as ('train.csv',)")
-        for split, files in self.files.items():
-            for file in files:
-                pair = isinstance(file, tuple | list) and len(file) == 2 and all(type(part) is str for part in file)
-                _require(split, file, type(file) is str or pair, 'a path, or (path, label)')
-        named = all(type(name) is str and name for name in self.text) and (bool(self.text) or task.conversations)
-        _require('text', self.text, named, 'the names of the fields that are read')
-        # () recognises the format of a conversation, and one field may hold a conversation
-        unlabelled = task.conversations and len(self.text) < 2
-        _require('label', self.label, type(self.label) is str and (self.label or unlabelled), 'the name of a field')
-        _require('too_long', self.too_long, self.too_long in TOO_LONG, f'one of {", ".join(map(repr, TOO_LONG))}')
-        right = type(self.shots) is int and self.shots >= 0
-        _require('shots', self.shots, right, 'a number of rows, or 0 for all')
-        _require('buckets', self.buckets, type(self.buckets) is int and self.buckets >= 1, 'at least 1 length')
-        may_pack = task.predicts_tokens or not self.pack
-        _require('pack', self.pack, may_pack, f"False: rows of '{self.name}' stand alone")
-
-
-def _require(name: str, value: Any, right: Any, expected: str) -> None:
-    if not right:
-        raise InputError(f'config.task.{name} is {value!r}; it must be {expected}')
 
 
 def _check_date(date: str) -> None:
@@ -192,71 +128,11 @@ def _check_date(date: str) -> None:
         right = not date or datetime.date.fromisoformat(date).isoformat() == date
     except (TypeError, ValueError):
         right = False
-    _require('date', date, right, "a day such as '2026-01-31', or '' for today")
+    require('date', date, right, "a day such as '2026-01-31', or '' for today")
 
 
 def _tuple(value: Iterable | str) -> tuple:
     return (value,) if isinstance(value, str) else tuple(value)
-
-
-# --- rows
-
-
-def _read_splits(config: Settings, data: Mapping, notes: list[str]) -> dict[str, list[Row]]:
-    """{split: its rows}. What was recognised or skipped is added to `notes`."""
-    fields = config.text[0] if config.text else 'text', config.label
-    rows = {
-        split: [row for file in files for row in read_rows(file, data['root'], *fields, notes)]
-        for split, files in config.files.items()
-    }
-    shares = {split: float(data[split]) for split in SPLITS[1:] if not config.files[split]}
-    if any(shares.values()):
-        _divide(rows, shares)
-    return rows
-
-
-def _divide(rows: dict[str, list[Row]], shares: dict[str, float]) -> None:
-    """Moves `shares` of the training rows to the other splits, by the hash of a row's fields: equal rows together."""
-    train, draws = rows['train'], _draws('split', rows['train'])
-    sizes = [shares.get(split, 0.0) * len(draws) for split in SPLITS[1:]]
-    first, second = boundaries(draws, np.ones(len(draws)), sizes)
-    rows['train'] = [row for draw, row in zip(draws, train) if draw >= second]
-    for split, (low, high) in zip(SPLITS[1:], ((0.0, first), (first, second))):
-        if shares.get(split):
-            rows[split] = [row for draw, row in zip(draws, train) if low <= draw < high]
-    if not rows['train']:
-        raise InputError(f'no training row is left of {len(train)}: set data.validation and data.test lower')
-
-
-def _draws(purpose: str, rows: list[Row]) -> np.ndarray:
-    """[rows] float64 in [0, 1), a hash of the fields of each row."""
-    return np.array([hash_unit(purpose, json.dumps(row.fields, sort_keys=True, default=str)) for row in rows])
-
-
-def _classes(task: Task, rows: list[Row], config: Settings, base: Sequence[str]) -> Classes:
-    """The classes of the training rows; config.task.labels if the task has no classes."""
-    if not task.has_classes:
-        return Classes(config.labels, False, ())
-    labels = (pair for row in rows for pair in task.row_labels(row, config.text, config.label))
-    classes = choose(labels, config.labels, base)
-    if len(classes.names) < 2:
-        raise InputError(
-            f'the training rows have one class alone, {classes.names[0]!r}: there is nothing to tell apart'
-        )
-    return classes
-
-
-def _few_shots(rows: list[Row], config: Settings) -> list[Row]:
-    """`config.shots` rows of each class, or of all rows if a row does not have one class, in the order of the file."""
-    task = TASKS[config.name]
-    chosen: dict[Hashable, list[int]] = {}
-    for index in np.argsort(_draws('shots', rows), kind='stable').tolist():
-        group = None
-        if task.has_classes and not task.labels_words:
-            (place, label), *_ = task.row_labels(rows[index], config.text, config.label)
-            group = class_of(label, config.labels, place)
-        chosen.setdefault(group, []).append(index)
-    return [rows[index] for index in sorted(index for group in chosen.values() for index in group[: config.shots])]
 
 
 def _tokenizer(data: Mapping, rows: list[Row], config: Settings) -> Tokenizer:
@@ -266,7 +142,7 @@ def _tokenizer(data: Mapping, rows: list[Row], config: Settings) -> Tokenizer:
         return open_tokenizer(local_path(kind, 'data.tokenizer', data['root']), False)
     if kind == 'bytes':
         return learn(kind, (), data['vocab_size'], False)
-    if not text or TASKS[config.name].labels_words:
+    if not text or config.task.labels_words:
         raise InputError(
             f"data.tokenizer is {kind!r}, which is learned from texts: with task.name={config.name!r} take 'bytes', or "
             'the tokenizer of a model or a run'
@@ -300,7 +176,7 @@ def _encode_splits(
     config: Settings, data: Mapping, rows: dict[str, list[Row]], tokenizer: Tokenizer, template: Template | None
 ) -> EncodedSplits:
     """The rows of all splits as examples, from the cache if they were encoded before."""
-    task, seq_len = TASKS[config.name], data['seq_len']
+    task, seq_len = config.task, data['seq_len']
     settings = [config.name, config.text, config.label, config.labels, config.too_long, seq_len]
     content = _digest(rows), tokenizer.encoding
 
@@ -366,8 +242,9 @@ def _packed(
     notes: list[str],
 ) -> TaskData:
     """The examples in rows of batches, with the lengths of the batches."""
-    task, seq_len, examples = TASKS[config.name], data['seq_len'], encoded.examples
+    task, seq_len, examples = config.task, data['seq_len'], encoded.examples
     shares = {split: float(data[split]) for split in SPLITS[1:]}
+    counts = counted(config.labels, _class_ids(examples['train'])) if task.has_classes else []
     unread = int(task.predicts_tokens)  # the last token of an example is a target only
     sizes = np.concatenate([np.diff(each.begins) for each in examples.values()]) - unread
     packed = {split: pack_examples(each, unread, seq_len if config.pack else 0) for split, each in examples.items()}
@@ -382,7 +259,7 @@ def _packed(
         label=config.label,
         labels=config.labels,
         base_labels=base_labels,
-        notes=tuple(notes),
+        notes=(*notes, *counts),
         template=encoded.template,
         rows=rows,
         examples=examples,

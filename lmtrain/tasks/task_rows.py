@@ -1,0 +1,136 @@
+"""The rows of a task: read from files, divided into splits, with their classes and few shots of each."""
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmtrain.data.labels import Classes, choose, class_of
+from lmtrain.data.rows import Row, read_rows
+from lmtrain.data.splits import SPLITS, boundaries, hash_unit
+from lmtrain.errors import InputError
+from lmtrain.tasks import TASKS
+from lmtrain.tasks.task import Task
+
+TOO_LONG = ('error', 'cut', 'drop')
+
+
+class Settings(NamedTuple):
+    """The fields of config.task that decide which examples there are, and how they are packed.
+
+    Attributes:
+      name: of a task that reads rows.
+      files: {split: files of rows} (jsonl(.gz), json, csv, tsv, parquet, conll; SQuAD's json), each a path from
+        data.root or (path, label): then the lines of the file are texts of that label.
+      text: fields that are read, in their order: one text or a pair; ('question', 'context') for 'span'; the words
+        for 'tag'; the prompt for 'chat' (() there recognises messages, prompt + completion, alpaca, sharegpt).
+      label: field of the label: class, number, tags, answers; the completion for 'chat'.
+      labels: the classes in the order of their ids; () is those of the training rows, in the order of the base if
+        they are the classes of its head, else sorted.
+      shots: training rows of each class (of all rows if a row does not have one class), chosen by hash; 0 is all.
+      buckets: how many lengths T batches have at most; 1 is data.seq_len alone.
+      pack: several examples in a row, isolated; only if the targets are tokens.
+      too_long: of rows longer than data.seq_len: 'error' | 'cut' (at the end; contexts of 'span' in windows that
+        overlap) | 'drop'.
+    """
+
+    name: str
+    files: dict[str, tuple]
+    text: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...]
+    shots: int
+    buckets: int
+    pack: bool
+    too_long: str
+
+    @property
+    def task(self) -> Task:
+        """The record of the task."""
+        return TASKS[self.name]
+
+    def check(self) -> None:
+        """Raises InputError naming a field, its value and what it must be."""
+        known = [name for name, task in TASKS.items() if task.reads_rows]
+        require('name', self.name, self.name in known, f'one of {", ".join(map(repr, known))}')
+        require('train', self.files['train'], bool(self.files['train']), "files of rows, such as ('train.csv',)")
+        for split, files in self.files.items():
+            for file in files:
+                pair = isinstance(file, tuple | list) and len(file) == 2 and all(type(part) is str for part in file)
+                require(split, file, type(file) is str or pair, 'a path, or (path, label)')
+        chats = self.task.conversations  # () recognises their formats, and one field may hold a conversation
+        named = all(type(name) is str and name for name in self.text) and (bool(self.text) or chats)
+        require('text', self.text, named, 'the names of the fields that are read')
+        labelled = type(self.label) is str and (bool(self.label) or chats and len(self.text) < 2)
+        require('label', self.label, labelled, 'the name of a field')
+        require('too_long', self.too_long, self.too_long in TOO_LONG, f'one of {", ".join(map(repr, TOO_LONG))}')
+        is_count = type(self.shots) is int and self.shots >= 0
+        require('shots', self.shots, is_count, 'a number of rows, or 0 for all')
+        require('buckets', self.buckets, type(self.buckets) is int and self.buckets >= 1, 'at least 1 length')
+        may_pack = self.task.predicts_tokens or not self.pack
+        require('pack', self.pack, may_pack, f"False: rows of '{self.name}' stand alone")
+
+
+def require(name: str, value: Any, right: bool, expected: str) -> None:
+    """Raises InputError naming a field of config.task, its value and what it must be."""
+    if not right:
+        raise InputError(f'config.task.{name} is {value!r}; it must be {expected}')
+
+
+def read_splits(config: Settings, data: Mapping, notes: list[str]) -> dict[str, list[Row]]:
+    """{split: its rows}. What was recognised or skipped is added to `notes`."""
+    fields = config.text[0] if config.text else 'text', config.label
+    rows = {
+        split: [row for file in files for row in read_rows(file, data['root'], *fields, notes)]
+        for split, files in config.files.items()
+    }
+    shares = {split: float(data[split]) for split in SPLITS[1:] if not config.files[split]}
+    if any(shares.values()):
+        _divide(rows, shares)
+    return rows
+
+
+def _divide(rows: dict[str, list[Row]], shares: dict[str, float]) -> None:
+    """Moves `shares` of the training rows to the other splits, by the hash of a row's fields: equal rows together."""
+    train, draws = rows['train'], _draws('split', rows['train'])
+    sizes = [shares.get(split, 0.0) * len(draws) for split in SPLITS[1:]]
+    first, second = boundaries(draws, np.ones(len(draws)), sizes)
+    rows['train'] = [row for draw, row in zip(draws, train) if draw >= second]
+    for split, (low, high) in zip(SPLITS[1:], ((0.0, first), (first, second))):
+        if shares.get(split):
+            rows[split] = [row for draw, row in zip(draws, train) if low <= draw < high]
+    if not rows['train']:
+        raise InputError(f'no training row is left of {len(train)}: set data.validation and data.test lower')
+
+
+def _draws(purpose: str, rows: list[Row]) -> np.ndarray:
+    """[rows] float64 in [0, 1), a hash of the fields of each row."""
+    return np.array([hash_unit(purpose, json.dumps(row.fields, sort_keys=True, default=str)) for row in rows])
+
+
+def classes_of(rows: list[Row], config: Settings, base: Sequence[str]) -> Classes:
+    """The classes of the training rows; config.task.labels if the task has no classes."""
+    task = config.task
+    if not task.has_classes:
+        return Classes(config.labels, False, ())
+    labels = (pair for row in rows for pair in task.row_labels(row, config.text, config.label))
+    classes = choose(labels, config.labels, base)
+    if len(classes.names) < 2:
+        raise InputError(
+            f'the training rows have one class alone, {classes.names[0]!r}: there is nothing to tell apart'
+        )
+    return classes
+
+
+def few_shots(rows: list[Row], config: Settings) -> list[Row]:
+    """`config.shots` rows of each class, or of all rows if a row does not have one class, in the order of the file."""
+    task = config.task
+    chosen: dict[Hashable, list[int]] = {}
+    for index in np.argsort(_draws('shots', rows), kind='stable').tolist():
+        group = None
+        if task.has_classes and not task.labels_words:
+            (place, label), *_ = task.row_labels(rows[index], config.text, config.label)
+            group = class_of(label, config.labels, place)
+        chosen.setdefault(group, []).append(index)
+    return [rows[index] for index in sorted(index for group in chosen.values() for index in group[: config.shots])]
