@@ -121,7 +121,7 @@ def flops_per_step(
     keys = keys_per_query(m, length, block) + adapter_leaves.extra_keys(flat)
     before: list[Stage] = [{'embed': None, 'positions': None, 'prompt': None}, {'embed_norm': None}]
     layers = {name: _layer(m, name, tokens, keys) for name in _segments(m, params)}
-    after = _head(m, flat, batch_size, seq_len if predicted is None else predicted, classes)
+    after, logits = _head(m, flat, batch_size, seq_len if predicted is None else predicted, classes)
     leaves = _leaves(trainable, flat, [*before, *layers.get('layers', ()), *after])
 
     _, flows = _backward(leaves, before, False)
@@ -135,7 +135,6 @@ def flops_per_step(
         backward += through
         again += size * _recomputed(leaves, stages, m.remat) if through else 0.0
     of_head, _ = _backward(leaves, after, flows)
-    (*_, (_, logits)) = after[-1].items()
     if of_head and not keep_logits and logits.rows * logits.outer > lm_head.MAX_SAVED_LOGITS * shares:
         again += _forward(leaves, after[-1:])
     return Flops(forward + _forward(leaves, after), backward + of_head, again)
@@ -168,8 +167,8 @@ def _layer(model, name: str, tokens: int, keys: float) -> list[Stage]:
     ]
 
 
-def _head(model, leaves: Mapping, batch_size: int, positions: int, classes: int | None) -> list[Stage]:
-    """The stages after the layers; the last one is the product that gives the logits."""
+def _head(model, leaves: Mapping, batch_size: int, positions: int, classes: int | None) -> tuple[list[Stage], Product]:
+    """(the stages after the layers, the product of the last one, which computes the logits)."""
     m, rows = model, batch_size * positions
     kernel = 'embed' if m.tied else 'head'
     outputs = m.vocab_size if m.head == 'lm' else m.num_labels
@@ -177,12 +176,14 @@ def _head(model, leaves: Mapping, batch_size: int, positions: int, classes: int 
         kernel, rows = 'task_head/out', rows if HEAD_KINDS[m.head].per_token else batch_size
     if classes:
         kernel = next((path.rpartition('/')[0] for path in leaves if path.startswith('heads/')), 'heads/added')
-    return [
+    logits = Product(rows, m.width, classes or outputs)
+    stages: list[Stage] = [
         {'final_norm': None},
         {'mlm_head/dense': Product(rows, m.width, m.width)} if m.mlm_head and not classes else {},
         {'mlm_head/norm': None},
-        {kernel: Product(rows, m.width, classes or outputs)},
+        {kernel: logits},
     ]
+    return stages, logits
 
 
 def _leaves(trainable: str, leaves: Mapping[str, Any], stages: Sequence[Stage]) -> _Leaves:
