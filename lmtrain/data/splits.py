@@ -20,7 +20,7 @@ from lmtrain.data.cache import key, read_note, write_note
 from lmtrain.data.document import Document
 from lmtrain.data.progress import progress_bar
 from lmtrain.data.source import Source
-from lmtrain.data.tokenizers.subword import cut
+from lmtrain.data.tokenizers.subword import cut_text
 from lmtrain.errors import InputError
 
 SPLITS = ('train', 'validation', 'test')
@@ -227,4 +227,4 @@ def sample_train(sources: list[tuple[Source, Content]], rule: dict) -> Iterator[
     for source, content in sources:
         for split, text in divide(source, content, rule):
             if split == 'train':
-                yield from (piece for piece in cut(text) if share >= 1 or hash_unit('sample', piece) < share)
+                yield from (piece for piece in cut_text(text) if share >= 1 or hash_unit('sample', piece) < share)

@@ -66,7 +66,7 @@ def test_the_fields_of_a_model_on_a_base():
     assert generation.fields_of({}, Bytes(), 257) == {'bos_token_id': 256, 'eos_token_id': [256]}
     assert generation.fields_of({}, Bytes(), 256) == {'eos_token_id': []}  # END has no row
     padded = Bytes()
-    padded.about = b'{"pad_token": "<|endoftext|>"}'
+    padded.config_json = b'{"pad_token": "<|endoftext|>"}'
     assert generation.fields_of({}, padded, 257)['pad_token_id'] == 256
 
 

@@ -95,13 +95,13 @@ def test_rows_that_stand_as_they_are_have_no_template(make):
     config = make([{'prompt': 'a', 'completion': 'b'}] * 8, template='dated.jinja')
     run = build(config)
     assert (run.config.task.template, run.config.task.date, run.corpus.template) == ('none', '', None)
-    assert run.corpus.tokenizer.about == b''
+    assert run.corpus.tokenizer.config_json == b''
     assert build(run.config).fingerprints() == run.fingerprints()
 
 
 def test_the_tokenizer_of_a_run_carries_its_template(make):
     run = build(make([{'messages': TALK}] * 8, template='dated.jinja', date='2031-02-03'))
-    assert json.loads(run.corpus.tokenizer.about)['chat_template'] == DATED
+    assert json.loads(run.corpus.tokenizer.config_json)['chat_template'] == DATED
     assert run.corpus.template.date == '2031-02-03'
 
 

@@ -61,5 +61,5 @@ def with_template(tokenizer: Tokenizer, template: Template) -> Tokenizer:
     changed = copy.copy(tokenizer)
     for cached in ('hash', 'encoding'):
         changed.__dict__.pop(cached, None)
-    changed.about = json.dumps(fields | {'chat_template': template.source}, sort_keys=True).encode()
+    changed.config_json = json.dumps(fields | {'chat_template': template.source}, sort_keys=True).encode()
     return changed

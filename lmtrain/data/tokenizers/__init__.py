@@ -1,1 +1,1 @@
-"""Tokenizers: bytes, learned BPE, tokenizer.json and SentencePiece files."""
+"""Tokenizers: bytes, symbols, learned BPE, tokenizer.json and SentencePiece files."""

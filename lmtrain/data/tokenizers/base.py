@@ -1,10 +1,10 @@
-"""What a tokenizer is; bytes, characters and symbols between blanks. subword.py has those with parts of words.
+"""The interface of a tokenizer; tokenizers of bytes, characters and symbols between spaces.
 
-Every tokenizer is its list of pieces, the bytes each id stands for, and an encode. Special tokens have no bytes: END
-begins and ends a document, MASK hides a token from a masked language model. Content never becomes a special token:
-a literal '<|endoftext|>' in somebody's text is encoded as the thirteen characters it is. `Tokenizer.specials` and
-`special_ids` name these tokens; every other entry of the vocabulary, an added token that is not special included, is
-a word that `encode` finds in content.
+A tokenizer has a list of pieces, the bytes of each id, and a method `encode`. Special tokens have no bytes: END begins
+and ends a document, MASK replaces a token for a masked language model. Content never becomes a special token: a literal
+'<|endoftext|>' in a text is encoded as thirteen characters. `Tokenizer.specials` and `special_ids` name the special
+tokens; every other entry of the vocabulary, including an added token that is not special, is a word that `encode` finds
+in content.
 """
 
 import codecs
@@ -25,42 +25,51 @@ KNOWN_MASKS = (MASK, '<mask>', '[MASK]')
 
 
 class SpecialTokenLayout(NamedTuple):
-    """Ids of the special tokens around one text and between two: prefix a suffix, prefix a between b suffix."""
+    """Ids of the special tokens around one text and between two: prefix a suffix, prefix a between b suffix.
+
+    Attributes:
+      second: token type of the second text and its suffix (BERT's sentence B); that of the first text is 0.
+    """
 
     prefix: tuple[int, ...]
     between: tuple[int, ...]
     suffix: tuple[int, ...]
-    second: int = (
-        0  # the type of the second text and the suffix behind it, of the first it is 0 (BERT's sentence A and B)
-    )
+    second: int = 0
 
 
 class Tokenizer:
-    """What all tokenizers have. `pieces` [V]: the bytes of each id; specials have none and are named in `specials`.
+    """The base class.
 
-    `leading`: pieces of words begin with the blank before them, and the very first blank of a text is not written.
+    Attributes:
+      pieces: [V] the bytes of each id; b'' for special tokens.
+      specials: {id: name} of the special tokens.
+      leading: pieces of words begin with the space before them; the first space of a text is not part of it.
+      begin_id, end_id: of a document; equal unless a pretrained tokenizer has two tokens.
+      mask_id: None without one.
+      absent: ids below vocab_size without a token.
+      config_json: a tokenizer_config.json, with names of special tokens and chat template.
     """
 
-    kind: str
-    file: str  # its name where the tokenizer is saved
-    about: bytes = b''  # a tokenizer_config.json: names of special tokens, chat template
+    kind: str  # the name in lmtrain_tokenizer.json
+    file: str  # the name of the file that `save` writes
+    config_json: bytes = b''
 
     def __init__(
         self, pieces: Sequence[bytes], specials: dict[int, str], end_id: int, mask: bool, leading: bool = False
     ):
         self.pieces, self.specials, self.leading = list(pieces), dict(specials), leading
-        self.begin_id = self.end_id = end_id  # of a document; a pretrained model may know another token for its begin
+        self.begin_id = self.end_id = end_id
         self.mask_id = None
         if mask:
             known = [token for name in KNOWN_MASKS for token, special in self.specials.items() if special == name]
             self.mask_id = known[0] if known else self._add(MASK)
         self.vocab_size = len(self.pieces)
-        self.absent: tuple[int, ...] = ()  # ids below vocab_size that stand for nothing
+        self.absent: tuple[int, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:
-        """The fields of `about`, {} without any."""
-        return json.loads(self.about or b'{}')
+        """The fields of `config_json`."""
+        return json.loads(self.config_json or b'{}')
 
     def _add(self, special: str) -> int:
         self.specials[len(self.pieces)] = special
@@ -68,33 +77,33 @@ class Tokenizer:
         return len(self.pieces) - 1
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the content `text`; no END, never a special token."""
+        """Ids of the content `text`, without END and special tokens."""
         return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array of ids a text."""
+        """One int32 array of ids per text."""
         raise NotImplementedError
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text to be continued, behind the token that begins a document, as in every row of training.
+        """Ids of a text to be continued, after the token that begins a document, same as in every row of training.
 
-        Training, scoring and generation build their prompts with this function. The empty text is that token alone.
+        Training, scoring and generation encode their prompts with this function. The empty text is that token alone.
         """
         return [self.begin_id, *self.encode(text)]
 
     def encode_inside(self, text: str) -> list[int]:
-        """Ids of content that goes on where other content ends: no blank is put before it."""
+        """Ids of content that follows other content: no space is added before it."""
         return self.encode(text)
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(ids [n], offsets [n, 2]) of each text, int32: the characters of the text that a token stands for.
+        """(ids [n], offsets [n, 2]) of each text, int32: the range of characters of each token.
 
-        Raises ValueError if the ids do not spell the text.
+        Raises InputError if the ids do not decode to the text.
         """
         encoded = []
         for text, ids in zip(texts, self.encode_batch(texts), strict=True):
             if self.decode_bytes(ids.tolist()) != text.encode():
-                raise InputError(f'the {self.kind!r} tokenizer does not spell the text {text[:60]!r}: take another one')
+                raise InputError(f'the {self.kind!r} tokenizer does not decode to {text[:60]!r}: use another one')
             sizes = [len(self.pieces[token]) for token in ids.tolist()]
             ends = np.maximum(np.cumsum(sizes, dtype=np.int64) - (sum(sizes) - len(text.encode())), 0)
             begins = np.concatenate([np.zeros(1, np.int64), ends])[: len(ids)]
@@ -104,31 +113,32 @@ class Tokenizer:
         return encoded
 
     def encode_with_bytes(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(ids int32 [n], sizes int32 [n + 1]) of each text: the bytes of its UTF-8 behind each token, and after them.
+        """(ids int32 [n], sizes int32 [n + 1]) of each text: the bytes of UTF-8 of each token, and of the rest.
 
-        They sum to the bytes of the text, whatever the tokenizer keeps of it: a token counts the bytes from the end of
-        the one before it to its own end, so blanks and characters that no token spells are counted with the next token,
-        and those after the last token with END (the last of `sizes`).
+        They sum to the bytes of the text, even if the tokenizer drops a part of it: a token counts the bytes from the
+        end of the token before it to its own end, so spaces and characters without a token are counted with the next
+        token, and those after the last token with END (the last of `sizes`).
         """
-        encoded, other = [], []
+        encoded, inexact = [], []
         for at, (text, ids) in enumerate(zip(texts, self.encode_batch(texts), strict=True)):
             raw, sizes = text.encode(), np.append(self.token_bytes[ids], np.int32(0))
-            extra = int(sizes.sum()) - len(raw)  # the blank that `leading` puts before a text
+            extra = int(sizes.sum()) - len(raw)  # the space that `leading` adds before a text
             if extra not in (0, 1) or self.decode_bytes(ids.tolist()) != raw:
-                other.append(at)
+                inexact.append(at)
             elif extra:
                 sizes[0] -= 1
             encoded.append((ids, sizes))
-        if other:
-            for at, (ids, offsets) in zip(other, self.encode_with_offsets([texts[at] for at in other]), strict=True):
+        if inexact:
+            offsets_of = self.encode_with_offsets([texts[at] for at in inexact])
+            for at, (ids, offsets) in zip(inexact, offsets_of, strict=True):
                 encoded[at] = ids, _bytes_between(texts[at], offsets[:, 1])
         return encoded
 
     def bytes_behind(self, text: str, ids: Sequence[int]) -> list[int]:
-        """Bytes of the UTF-8 of a stretch of text behind each of its ids [n]: those of their pieces, as far as they go.
+        """Bytes of UTF-8 of each id [n] of a text inside a row: those of its piece, while bytes are left.
 
-        They sum to the bytes of the stretch: what is over belongs to the last id. (`encode_with_bytes` knows where each
-        token ends, but not of a stretch inside of a row.)
+        They sum to the bytes of the text; the rest is counted with the last id. (`encode_with_bytes` is exact, but only
+        for whole texts.)
         """
         if not len(ids):
             return []
@@ -149,10 +159,10 @@ class Tokenizer:
 
     @functools.cached_property
     def special_pattern(self) -> re.Pattern:
-        """Finds the name of a special token, its last group, with the blanks that belong to it."""
-        return re.compile(f'({any_of(self.special_ids)})')
+        """Matches the name of a special token (the last group) and the white space that belongs to it."""
+        return re.compile(f'({regex_any_of(self.special_ids)})')
 
-    blank_after_special = True  # whether content behind a special token begins as at the beginning of a text
+    blank_after_special = True  # whether content after a special token is encoded like the beginning of a text
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the ids; specials have none."""
@@ -160,13 +170,13 @@ class Tokenizer:
         return text.removeprefix(b' ') if self.leading else text
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids, specials by their names; a half character at an end shows as U+FFFD."""
+        """Text of the ids, with special tokens as their names; an incomplete character is U+FFFD."""
         named = (self.specials[token].encode() if token in self.specials else self.pieces[token] for token in ids)
         text = b''.join(named)
         return (text.removeprefix(b' ') if self.leading else text).decode('utf-8', 'replace')
 
     def streamer(self) -> Callable[[Iterable[int]], str]:
-        """A function from the next ids to the text that is complete by now: never half a character."""
+        """A function from the next ids to the text that they complete, without incomplete characters."""
         decoder, first = codecs.getincrementaldecoder('utf-8')('replace'), self.leading
 
         def feed(ids: Iterable[int]) -> str:
@@ -180,7 +190,7 @@ class Tokenizer:
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
-        """[V] int32: bytes of each id's piece, 0 for specials. Of a text, `encode_with_bytes` gives the true ones."""
+        """[V] int32: bytes of each id's piece, 0 for special tokens. `encode_with_bytes` is exact for a given text."""
         return np.array([len(piece) for piece in self.pieces], np.int32)
 
     @functools.cached_property
@@ -190,20 +200,20 @@ class Tokenizer:
 
     @functools.cached_property
     def word_edges(self) -> tuple[np.ndarray, np.ndarray]:
-        """([V], [V]) bool: the id begins, ends inside a word: with a letter, a digit or part of a longer character."""
+        """([V], [V]) bool: whether the id starts, ends with a letter, a digit or a byte of a non-ASCII character."""
         inside = [byte >= 128 or chr(byte).isalnum() for byte in range(256)]
         first = np.array([bool(piece) and inside[piece[0]] for piece in self.pieces])
         return first, np.array([bool(piece) and inside[piece[-1]] for piece in self.pieces])
 
     @functools.cached_property
     def hash(self) -> str:
-        """Hex sha256 of all that decides what `encode` gives."""
-        whole = self.kind.encode() + bytes([self.mask_id is not None]) + self._content() + self.about
-        return hashlib.sha256(whole).hexdigest()
+        """Hex SHA-256 of everything that determines `encode`."""
+        content = self.kind.encode() + bytes([self.mask_id is not None]) + self._content() + self.config_json
+        return hashlib.sha256(content).hexdigest()
 
     @property
     def encoding(self) -> str:
-        """Hex sha256 of what decides the ids of a text, the rules of this version included: what caches depend on."""
+        """Hex SHA-256 of everything that determines the ids of a text, including the code version: a cache key."""
         return self.hash
 
     def save(self, directory: Path) -> None:
@@ -211,22 +221,22 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / self.file).write_bytes(self._content())
-        if self.about:
-            (directory / 'tokenizer_config.json').write_bytes(self.about)
-        about = {'kind': self.kind, 'mask': self.mask_id is not None, 'hash': self.hash}
-        (directory / 'lmtrain_tokenizer.json').write_text(json.dumps(about), encoding='utf-8')
+        if self.config_json:
+            (directory / 'tokenizer_config.json').write_bytes(self.config_json)
+        facts = {'kind': self.kind, 'mask': self.mask_id is not None, 'hash': self.hash}
+        (directory / 'lmtrain_tokenizer.json').write_text(json.dumps(facts), encoding='utf-8')
 
     def _content(self) -> bytes:
         raise NotImplementedError
 
 
-def any_of(names: Iterable[str]) -> str:
-    """A regex for one of `names`, the longest that fits."""
+def regex_any_of(names: Iterable[str]) -> str:
+    """A regex for one of `names`; longer ones match first."""
     return '|'.join(map(re.escape, sorted(names, key=len, reverse=True)))
 
 
 def _bytes_between(text: str, ends: np.ndarray) -> np.ndarray:
-    """int32 [n + 1]: bytes of a text from each of `ends` [n] (characters, never going back) to the next one."""
+    """int32 [n + 1]: bytes of a text between successive `ends` [n] (in characters), and after the last one."""
     code = np.frombuffer(text.encode('utf-32-le'), np.uint32)
     sizes = 1 + (code >= 0x80).astype(np.int64) + (code >= 0x800) + (code >= 0x10000)  # of UTF-8
     reached = np.concatenate([[0], np.cumsum(sizes)])
@@ -250,7 +260,7 @@ class Bytes(Tokenizer):
 
 
 class Symbols(Tokenizer):
-    """A closed alphabet in sorted order, then END: that of the whole corpus, as nanoGPT has it."""
+    """The alphabet of the corpus in sorted order, then END, same as nanoGPT."""
 
     file = 'symbols.json'
 
@@ -267,7 +277,7 @@ class Symbols(Tokenizer):
         except KeyError as error:
             raise InputError(
                 f'{error.args[0]!r} is not among the {len(self.symbols)} symbols of the {self.kind!r} tokenizer, which '
-                "are those of its corpus: leave it out, or take tokenizer='bytes' or 'bpe'"
+                "are those of its corpus: remove it, or use tokenizer='bytes' or 'bpe'"
             ) from None
 
     def _content(self):
@@ -282,7 +292,7 @@ class Chars(Symbols):
 
 
 class Whitespace(Symbols):
-    """Every run of characters between blanks is a symbol; decoding puts one space between two."""
+    """Every run of characters between white space is a symbol; decoding joins them with one space."""
 
     kind, blank = 'whitespace', ' '
     symbols_of = staticmethod(str.split)

@@ -1,4 +1,4 @@
-"""What stands beside a tokenizer.json or in its place: names of special tokens, a chat template, BERT's vocab.txt."""
+"""Files beside a tokenizer.json or instead of one: special tokens, chat template, BERT's vocab.txt."""
 
 import json
 from collections.abc import Mapping
@@ -8,51 +8,60 @@ from typing import Any
 from lmtrain.errors import InputError
 from lmtrain.files import read_json_object
 
-ROLES = tuple(f'{role}_token' for role in ('bos', 'eos', 'cls', 'sep', 'pad', 'unk', 'mask'))
-FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # of an added token
-BERT = {'cls_token': '[CLS]', 'sep_token': '[SEP]', 'pad_token': '[PAD]', 'unk_token': '[UNK]', 'mask_token': '[MASK]'}
+TOKEN_ROLES = tuple(f'{role}_token' for role in ('bos', 'eos', 'cls', 'sep', 'pad', 'unk', 'mask'))
+TOKEN_FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')  # of an added token
+BERT_TOKENS = {
+    'cls_token': '[CLS]',
+    'sep_token': '[SEP]',
+    'pad_token': '[PAD]',
+    'unk_token': '[UNK]',
+    'mask_token': '[MASK]',
+}
 
 
-def about(directory: Path, known: Mapping[str, str], added: Mapping[str, Mapping]) -> bytes:
-    """A tokenizer_config.json of what lmtrain reads of the files beside a tokenizer; b'' if there is nothing.
+def read_config(directory: Path, known: Mapping[str, str], added: Mapping[str, Mapping]) -> bytes:
+    """A tokenizer_config.json with the fields that lmtrain reads from the files beside a tokenizer; b'' without any.
 
-    The names of special tokens: from special_tokens_map.json and tokenizer_config.json of `directory`, later ones
-    first, and last of all from `known`. `chat_template`: from tokenizer_config.json, chat_template.jinja and the
-    folder additional_chat_templates, later ones first; a text or, if there are several or one without the name
-    'default', a list of {'name', 'template'}, as transformers writes them. `added_tokens_decoder` and
-    `extra_special_tokens`: only what says something else than `added`, the added tokens of the tokenizer.json by name.
+    Names of special tokens: from tokenizer_config.json, else special_tokens_map.json, else `known`. `chat_template`:
+    from the folder additional_chat_templates, else chat_template.jinja, else tokenizer_config.json; a text or, if there
+    are several or one without the name 'default', a list of {'name', 'template'}, the format of transformers.
+    `added_tokens_decoder` and `extra_special_tokens`: only tokens that differ from `added`.
 
-    Raises ValueError naming the file and the key.
+    Args:
+      known: {role: name} of special tokens.
+      added: {name: token} of the added tokens of the tokenizer.json.
+
+    Raises InputError naming the file and the key.
     """
-    told, templates = dict(known), {}
+    merged, templates = dict(known), {}
     for name in ('special_tokens_map.json', 'tokenizer_config.json'):
         path = directory / name
         if not path.is_file():
             continue
         config = read_json_object(path)
-        for role in ROLES:
+        for role in TOKEN_ROLES:
             value = config.get(role)
             value = value.get('content') if isinstance(value, dict) else value
             if value is not None and not isinstance(value, str):
-                raise InputError(f'{path}: {role} is {value!r}; the text of a token is expected')
-            told |= {role: value} if value else {}
+                raise InputError(f'{path}: {role} is {value!r}; it must be the text of a token')
+            merged |= {role: value} if value else {}
         templates |= _templates(config.get('chat_template'), path)
-        told |= _added(config, added, path)
-    told |= _of_older_files(directory / 'added_tokens.json', added, told.get('added_tokens_decoder', {}))
+        merged |= _changed_tokens(config, added, path)
+    merged |= _older_tokens(directory / 'added_tokens.json', added, merged.get('added_tokens_decoder', {}))
     files = [('default', directory / 'chat_template.jinja')]
     files += [(path.stem, path) for path in sorted((directory / 'additional_chat_templates').glob('*.jinja'))]
     templates |= {name: path.read_text(encoding='utf-8') for name, path in files if path.is_file()}
     if templates.keys() == {'default'}:
-        told['chat_template'] = templates['default']
+        merged['chat_template'] = templates['default']
     elif templates:
-        told['chat_template'] = [{'name': name, 'template': text} for name, text in templates.items()]
-    if not told:
+        merged['chat_template'] = [{'name': name, 'template': text} for name, text in templates.items()]
+    if not merged:
         return b''
-    return json.dumps(told | {'tokenizer_class': 'PreTrainedTokenizerFast'}, sort_keys=True).encode()
+    return json.dumps(merged | {'tokenizer_class': 'PreTrainedTokenizerFast'}, sort_keys=True).encode()
 
 
-def _added(config: Mapping, added: Mapping[str, Mapping], path: Path) -> dict:
-    """What a tokenizer_config.json says of added tokens that `added` does not."""
+def _changed_tokens(config: Mapping, added: Mapping[str, Mapping], path: Path) -> dict:
+    """The fields of a tokenizer_config.json about added tokens that differ from `added`."""
     decoder = config.get('added_tokens_decoder') or {}
     if not isinstance(decoder, dict) or not all(
         token.isdecimal() and isinstance(flags, dict) and isinstance(flags.get('content'), str)
@@ -60,7 +69,7 @@ def _added(config: Mapping, added: Mapping[str, Mapping], path: Path) -> dict:
     ):
         raise InputError(f"{path}: added_tokens_decoder must be {{id: {{'content': text, flags}}}}")
     entries = {
-        token: {name: flags.get(name, False) for name in ('content', *FLAGS)} for token, flags in decoder.items()
+        token: {name: flags.get(name, False) for name in ('content', *TOKEN_FLAGS)} for token, flags in decoder.items()
     }
     other = {token: flags for token, flags in entries.items() if not _same(int(token), flags, added)}
     listed = [*(config.get('additional_special_tokens') or ()), *(config.get('extra_special_tokens') or ())]
@@ -70,22 +79,22 @@ def _added(config: Mapping, added: Mapping[str, Mapping], path: Path) -> dict:
     return {name: value for name, value in fields.items() if value}
 
 
-def _of_older_files(path: Path, added: Mapping[str, Mapping], decoder: Mapping[str, Mapping]) -> dict:
-    """The added_tokens_decoder with the tokens of an added_tokens.json, {name: id}, that neither of both has."""
+def _older_tokens(path: Path, added: Mapping[str, Mapping], decoder: Mapping[str, Mapping]) -> dict:
+    """`decoder` with the tokens of an added_tokens.json, {name: id}, that are neither in it nor in `added`."""
     if not path.is_file():
         return {}
-    further, flags = read_json_object(path), dict.fromkeys(FLAGS, False)
-    named = added.keys() | {token['content'] for token in decoder.values()}
-    entries = {str(token): {'content': name} | flags for name, token in further.items() if name not in named}
+    tokens, flags = read_json_object(path), dict.fromkeys(TOKEN_FLAGS, False)
+    names = added.keys() | {token['content'] for token in decoder.values()}
+    entries = {str(token): {'content': name} | flags for name, token in tokens.items() if name not in names}
     return {'added_tokens_decoder': decoder | entries} if entries else {}
 
 
 def _same(token: int, flags: Mapping, added: Mapping[str, Mapping]) -> bool:
-    """Whether an added token is in `added` with the flags that matter: a special one is not looked for in content."""
+    """Whether an added token is in `added` with equal relevant flags: content is not searched for special tokens."""
     known = added.get(flags['content'])
     if known is None or known['id'] != token or known['special'] != flags['special']:
         return False
-    return all(known[name] == flags[name] for name in (('lstrip', 'rstrip') if flags['special'] else FLAGS))
+    return all(known[name] == flags[name] for name in (('lstrip', 'rstrip') if flags['special'] else TOKEN_FLAGS))
 
 
 def _templates(value: Any, path: Path) -> dict[str, str]:
@@ -103,14 +112,14 @@ def _templates(value: Any, path: Path) -> dict[str, str]:
 
 
 def wordpiece(vocabulary: bytes) -> bytes:
-    """The tokenizer.json of BERT's vocab.txt, a token a line.
+    """The tokenizer.json of BERT's vocab.txt, one token per line.
 
-    Text is lower-cased, and its accents are taken off, where no word of the vocabulary has a capital letter.
-    Raises ValueError where BERT's special tokens are not in it.
+    Text is lower-cased and accents are removed if no word of the vocabulary has a capital letter. Raises InputError if
+    the vocabulary lacks BERT's special tokens.
     """
     names = vocabulary.decode().splitlines()
     ids = {name: token for token, name in enumerate(names)}
-    missing = [name for name in BERT.values() if name not in ids]
+    missing = [name for name in BERT_TOKENS.values() if name not in ids]
     if missing:
         raise InputError(f'the vocabulary lacks {", ".join(missing)}')
     plain = [name for name in names if not (name.startswith('[') and name.endswith(']'))]
@@ -123,7 +132,9 @@ def wordpiece(vocabulary: bytes) -> bytes:
         'version': '1.0',
         'truncation': None,
         'padding': None,
-        'added_tokens': [{'id': ids[name], 'content': name} | flags for name in sorted(BERT.values(), key=ids.get)],
+        'added_tokens': [
+            {'id': ids[name], 'content': name} | flags for name in sorted(BERT_TOKENS.values(), key=ids.get)
+        ],
         'normalizer': {
             'type': 'BertNormalizer',
             'clean_text': True,

@@ -1,4 +1,4 @@
-"""SentencePiece models: a .model file and the added tokens that a tokenizer_config.json names beside it."""
+"""SentencePiece models: a .model file, with the added tokens of a tokenizer_config.json."""
 
 import functools
 import re
@@ -6,22 +6,23 @@ import re
 import numpy as np
 
 from lmtrain.data.tokenizers.base import END, Tokenizer
-from lmtrain.data.tokenizers.hf_files import FLAGS, ROLES
+from lmtrain.data.tokenizers.hf_files import TOKEN_FLAGS, TOKEN_ROLES
 from lmtrain.errors import InputError, MissingPackage
 
 
 class SentencePiece(Tokenizer):
-    """A .model file; needs the package `sentencepiece`.
+    """A .model file; requires the package `sentencepiece`.
 
-    about: a tokenizer_config.json, whose bos token begins a document and whose eos token ends it. The added tokens of
-    its `added_tokens_decoder` that are not special are found in the text before the model sees it, as transformers has
-    it, and each stretch between two of them is encoded like a text of its own.
+    Args:
+      config_json: a tokenizer_config.json, whose bos token begins a document and whose eos token ends it. The added
+        tokens of its `added_tokens_decoder` that are not special are matched before the model runs, same as in
+        transformers, and the text between two of them is encoded like a text of its own.
     """
 
     kind, file = 'sentencepiece', 'tokenizer.model'
 
-    def __init__(self, content: bytes, mask: bool = False, about: bytes = b''):
-        self.content, self.about = content, about
+    def __init__(self, content: bytes, mask: bool = False, config_json: bytes = b''):
+        self.content, self.config_json = content, config_json
         self.processor = model = _processor(content)
         specials, pieces = {}, []
         for token in range(model.get_piece_size()):
@@ -33,20 +34,20 @@ class SentencePiece(Tokenizer):
                 pieces.append(bytes([int(name[3:5], 16)]))
             else:
                 pieces.append(name.replace('▁', ' ').encode())
-        told = self.config
-        named = {told.get(role) for role in ROLES if role != 'unk_token'}
+        config = self.config
+        names = {config.get(role) for role in TOKEN_ROLES if role != 'unk_token'}
         self._words = {}
-        for token, flags in sorted(told.get('added_tokens_decoder', {}).items(), key=lambda item: int(item[0])):
+        for token, flags in sorted(config.get('added_tokens_decoder', {}).items(), key=lambda item: int(item[0])):
             token, name = int(token), flags['content']
             pieces += [b''] * (token + 1 - len(pieces))
-            if flags['special'] or name in named:
+            if flags['special'] or name in names:
                 specials[token], pieces[token] = name, b''
             else:
                 self._words[name], pieces[token] = (token, flags), name.encode()
-        written = {int(token) for token in told.get('added_tokens_decoder', {})}
-        absent = tuple(token for token in range(model.get_piece_size(), len(pieces)) if token not in written)
+        defined = {int(token) for token in config.get('added_tokens_decoder', {})}
+        absent = tuple(token for token in range(model.get_piece_size(), len(pieces)) if token not in defined)
         by_name = {name: token for token, name in specials.items()}
-        begin, end = (by_name.get(told.get(role)) for role in ('bos_token', 'eos_token'))
+        begin, end = (by_name.get(config.get(role)) for role in ('bos_token', 'eos_token'))
         ends = [token for token in (end, model.eos_id(), model.bos_id()) if token is not None and token >= 0]
         if not ends:
             specials[len(pieces)], ends = END, [len(pieces)]
@@ -63,9 +64,12 @@ class SentencePiece(Tokenizer):
         return [np.array(ids, np.int32) for ids in self.processor.encode(list(texts), out_type=int)]
 
     def encode_inside(self, text):
-        before, ids = self.encode('\n'), self.encode('\n' + text)  # which takes the blank that is put before a text
-        kept = before and self.pieces[before[-1]] == b'\n' and ids[: len(before)] == before
-        return ids[len(before) :] if kept else self.encode(text)
+        before, ids = (
+            self.encode('\n'),
+            self.encode('\n' + text),
+        )  # the newline takes the space that is added before a text
+        separate = before and self.pieces[before[-1]] == b'\n' and ids[: len(before)] == before
+        return ids[len(before) :] if separate else self.encode(text)
 
     def encode_with_offsets(self, texts):
         return [self._with_offsets(text) for text in texts]
@@ -73,8 +77,8 @@ class SentencePiece(Tokenizer):
     def _with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         ids, offsets, at = [], [], 0
         for match in [*self._pattern.finditer(text), None] if self._words else [None]:
-            stretch = text[at : match.start() if match else len(text)]
-            for token, begin, end in self._pieces(stretch) if stretch else ():
+            between = text[at : match.start() if match else len(text)]
+            for token, begin, end in self._pieces(between) if between else ():
                 ids.append(token)
                 offsets.append((at + begin, at + end))
             if match:
@@ -84,25 +88,25 @@ class SentencePiece(Tokenizer):
         return np.array(ids, np.int32), np.array(offsets, np.int32).reshape(-1, 2)
 
     def _pieces(self, text: str):
-        """(id, first character, last) of each piece.
+        """(id, first character, end) of each piece.
 
-        By the surfaces of the pieces: whether their own offsets count bytes or characters depends on the version.
+        From the surfaces of the pieces: whether their offsets count bytes or characters depends on the version.
         """
         encode = getattr(self.processor, 'encode_as_proto', None) or self.processor.encode_as_immutable_proto
         end = 0
         for piece in encode(text).pieces:
-            begin = text.index(piece.surface, end)  # blanks at the beginning of a text may have no piece
+            begin = text.index(piece.surface, end)  # spaces at the beginning of a text may have no piece
             end = begin + len(piece.surface)
             yield piece.id, begin, end
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern:
-        """Finds an added token that is a word, the longest that fits; its name is the last group."""
+        """Matches an added token that is a word, longer ones first; its name is the last group."""
 
         def one(name, flags):
             word = (r'(?<!\w)', r'(?!\w)') if flags['single_word'] else ('', '')
-            strip = [r'\s*' * bool(flags[side]) for side in ('lstrip', 'rstrip')]
-            return f'{strip[0]}{word[0]}({re.escape(name)}){word[1]}{strip[1]}'
+            left, right = (r'\s*' if flags[side] else '' for side in ('lstrip', 'rstrip'))
+            return f'{left}{word[0]}({re.escape(name)}){word[1]}{right}'
 
         return re.compile('|'.join(one(name, self._words[name][1]) for name in sorted(self._words, key=len)[::-1]))
 
@@ -111,8 +115,8 @@ class SentencePiece(Tokenizer):
 
 
 def known_tokens(content: bytes) -> dict[str, dict]:
-    """{name: flags} of the pieces of a model that are no parts of words, like the added tokens of a tokenizer.json."""
-    model, flags = _processor(content), dict.fromkeys(FLAGS, False)
+    """{name: token} of the pieces of a model, in the format of the added tokens of a tokenizer.json."""
+    model, flags = _processor(content), dict.fromkeys(TOKEN_FLAGS, False)
     ids = {model.id_to_piece(token): token for token in range(model.get_piece_size())}
     return {
         name: {'id': token, 'content': name} | flags | {'special': model.is_control(token) or model.is_unknown(token)}

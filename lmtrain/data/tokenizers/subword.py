@@ -1,4 +1,4 @@
-"""Tokenizers with learned parts of words: a BPE learned here, and any tokenizer.json."""
+"""Subword tokenizers: a BPE that is learned here, and any tokenizer.json."""
 
 import functools
 import hashlib
@@ -9,47 +9,48 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from lmtrain.data.tokenizers.base import END, SpecialTokenLayout, Tokenizer, any_of
-from lmtrain.data.tokenizers.hf_files import ROLES
+from lmtrain.data.tokenizers.base import END, SpecialTokenLayout, Tokenizer, regex_any_of
+from lmtrain.data.tokenizers.hf_files import TOKEN_ROLES
 from lmtrain.errors import InputError
 
-KNOWN_ENDS = (END, '<|end_of_text|>', '</s>', '<eos>', '[SEP]', '<s>')  # in a tokenizer.json, the first of these is END
-CUT = 1 << 18  # characters: a long document is encoded in pieces of about this many, in parallel
+KNOWN_ENDS = (END, '<|end_of_text|>', '</s>', '<eos>', '[SEP]', '<s>')  # the first of these in a tokenizer.json is END
+PIECE_SIZE = 1 << 18  # characters: a long document is learned from in pieces of about this size
 BREAK = re.compile(r'(?<=\w|[!-~])\n')
-# Where GPT-2's rule always begins a new word: behind ASCII letters and digits before a blank or a sign, behind signs
-# but the apostrophe before a blank, a letter or a digit.
-EDGE = re.compile(r'(?<=[A-Za-z0-9])(?=[ \t\n\r\f\v!-/:-@[-`{-~])|(?<=[!-&(-/:-@[-`{-~])(?=[ \t\n\r\f\v]|[^\W_])')
+# Where GPT-2's regex always begins a new word: between an ASCII letter or digit and white space or punctuation, and
+# between punctuation except the apostrophe and white space, a letter or a digit.
+WORD_EDGE = re.compile(r'(?<=[A-Za-z0-9])(?=[ \t\n\r\f\v!-/:-@[-`{-~])|(?<=[!-&(-/:-@[-`{-~])(?=[ \t\n\r\f\v]|[^\W_])')
 
 
 class HuggingFace(Tokenizer):
-    """A tokenizer.json as the `tokenizers` library runs it, on content alone.
+    """A tokenizer.json run by the `tokenizers` library, on content alone.
 
-    Truncation, padding and the post-processor (which adds special tokens) are taken out. An added token that is not
-    special is an ordinary word: the library finds it in content by its flags (normalized, lstrip, rstrip,
-    single_word). Special tokens are never found in content: those whose flag says so, and those that
-    tokenizer_config.json names (transformers adds both as special ones). The ids of content are those of transformers
-    with `split_special_tokens=True`, except that a special token which is a word of the model (Unigram, WordLevel) is
-    hidden from the model as well. Pieces are bytes: byte-level characters are mapped back, and a word's mark ('▁' at
-    its start, no '##') is a blank.
+    Truncation, padding and the post-processor (which adds special tokens) are removed. An added token that is not
+    special is an ordinary word: the library finds it in content by its flags (normalized, lstrip, rstrip, single_word).
+    Special tokens are never found in content: those with the flag `special`, and those that tokenizer_config.json names
+    (both are special in transformers). The ids of content equal those of transformers with `split_special_tokens=True`,
+    except that a special token that is a word of the model (Unigram, WordLevel) is hidden from the model as well.
+    Pieces are bytes: byte-level characters are mapped back, and the mark of a word ('▁', no '##') is a space.
 
-    about: a tokenizer_config.json, whose bos (or cls) token begins a document and whose eos (or sep) token ends it.
+    Args:
+      config_json: a tokenizer_config.json, whose bos (or cls) token begins a document and whose eos (or sep) token ends
+        it.
     """
 
     kind, file = 'huggingface', 'tokenizer.json'
 
-    def __init__(self, content: bytes, mask: bool = False, about: bytes = b''):
-        self.content, self.about = content, about
+    def __init__(self, content: bytes, mask: bool = False, config_json: bytes = b''):
+        self.content, self.config_json = content, config_json
         spec = json.loads(content)
         if not isinstance(spec, dict) or not isinstance(spec.get('model'), dict):
-            raise InputError("it holds no object with a 'model'")
-        told = self.config
-        unknown = unknown_of(spec['model'])
-        self.added = added_tokens(spec, told)
+            raise InputError("it has no object 'model'")
+        config = self.config
+        unknown = unknown_token(spec['model'])
+        self.added = added_tokens(spec, config)
         reserved = {token['content'] for token in self.added if token['special']}
-        if unknown not in {told.get(role) for role in ('bos_token', 'eos_token', 'cls_token', 'sep_token')}:
-            reserved -= {unknown}  # which content has wherever the vocabulary lacks something
+        if unknown not in {config.get(role) for role in ('bos_token', 'eos_token', 'cls_token', 'sep_token')}:
+            reserved -= {unknown}  # content has it for what the vocabulary lacks
         spec |= {'added_tokens': self.added, 'truncation': None, 'padding': None, 'post_processor': None}
-        hidden = hide(spec, reserved - {unknown})
+        hidden = hide_special_tokens(spec, reserved - {unknown})
         self._spec, self.tokenizer = spec, _library(spec)
         ids = {token: hidden.get(name, name) for name, token in self.tokenizer.get_vocab().items()}
         if not ids:
@@ -58,18 +59,18 @@ class HuggingFace(Tokenizer):
         size = max(ids) + 1
         pieces = [b''] * size
         to_bytes, leading = _piece_reader(spec)
-        as_written = {token['content'] for token in self.added} | {unknown}
+        literal = {token['content'] for token in self.added} | {unknown}
         for token, name in ids.items():
             if token not in specials:
-                pieces[token] = to_bytes(name, name in as_written)
-        names = [told[role] for role in ('eos_token', 'sep_token') if role in told]
+                pieces[token] = to_bytes(name, name in literal)
+        names = [config[role] for role in ('eos_token', 'sep_token') if role in config]
         ends = [token for name in (*names, *KNOWN_ENDS) for token, known in specials.items() if known == name]
         if not ends:
             specials[size], ends = END, [size]
             pieces.append(b'')
         super().__init__(pieces, specials, ends[0], mask, leading)
         self.absent = tuple(sorted(set(range(size)) - ids.keys()))
-        begins = [told[role] for role in ('bos_token', 'cls_token') if role in told]
+        begins = [config[role] for role in ('bos_token', 'cls_token') if role in config]
         for name in (*names, *begins):
             if name not in self.special_ids:
                 raise InputError(f'tokenizer_config.json names {name!r}, which is none of its added tokens')
@@ -96,7 +97,7 @@ class HuggingFace(Tokenizer):
         middle = [token for token, which in zip(encoded.ids[first:last], of[first:last]) if which is None]
         if self.begin_id != self.end_id and self.begin_id in middle:  # a document begins once
             middle = []
-        newline = tuple(self.encode_inside('\n'))  # what stands between two texts where the model has no mark for it
+        newline = tuple(self.encode_inside('\n'))  # the separator if the model has no special token for it
         second = encoded.type_ids[of.index(1)] if middle else 0
         return SpecialTokenLayout(
             tuple(encoded.ids[:first]), tuple(middle) or newline, tuple(encoded.ids[last:]), second
@@ -107,9 +108,11 @@ class HuggingFace(Tokenizer):
         flags = {token['content']: token for token in json.loads(self.content).get('added_tokens') or []}
         by_sides: dict[tuple[str, str], list[str]] = {}
         for name in self.special_ids:
-            sides = [r'\s*' * bool(flags.get(name, {}).get(side)) for side in ('lstrip', 'rstrip')]
-            by_sides.setdefault(tuple(sides), []).append(name)
-        return re.compile('|'.join(f'{left}({any_of(names)}){right}' for (left, right), names in by_sides.items()))
+            sides = tuple(r'\s*' if flags.get(name, {}).get(side) else '' for side in ('lstrip', 'rstrip'))
+            by_sides.setdefault(sides, []).append(name)
+        return re.compile(
+            '|'.join(f'{left}({regex_any_of(names)}){right}' for (left, right), names in by_sides.items())
+        )
 
     @functools.cached_property
     def blank_after_special(self):
@@ -117,7 +120,7 @@ class HuggingFace(Tokenizer):
 
     @functools.cached_property
     def _inside(self):
-        """The tokenizer that puts no blank before its text."""
+        """The tokenizer without a space before its text."""
 
         def without(part):
             if isinstance(part, list):
@@ -126,8 +129,8 @@ class HuggingFace(Tokenizer):
                 ]
             if not isinstance(part, dict):
                 return part
-            told = {'Metaspace': {'prepend_scheme': 'never'}, 'ByteLevel': {'add_prefix_space': False}}
-            return {name: without(value) for name, value in part.items()} | told.get(part.get('type'), {})
+            changes = {'Metaspace': {'prepend_scheme': 'never'}, 'ByteLevel': {'add_prefix_space': False}}
+            return {name: without(value) for name, value in part.items()} | changes.get(part.get('type'), {})
 
         changed = {name: without([self._spec.get(name)])[:1] for name in ('normalizer', 'pre_tokenizer')}
         return _library(self._spec | {name: parts[0] if parts else None for name, parts in changed.items()})
@@ -139,37 +142,37 @@ class HuggingFace(Tokenizer):
 
     def encode_inside(self, text):
         encoded = self._inside.encode(text, add_special_tokens=False)
-        ids = self._content_alone([text], [np.array(encoded.ids, np.int32)])[0].tolist()
+        ids = self._reject_special_ids([text], [np.array(encoded.ids, np.int32)])[0].tolist()
         first = next((at for at, token in enumerate(ids) if token in self._words), len(ids) - 1) + 1
         if first >= len(ids) or not self.blank_after_special:
             return ids
-        return ids[:first] + self.encode(text[encoded.offsets[first - 1][1] :])  # after an added token a text begins
+        return ids[:first] + self.encode(text[encoded.offsets[first - 1][1] :])  # a text begins after an added token
 
     def encode_with_offsets(self, texts):
         encoded = self._run(self.tokenizer.encode_batch, texts)
-        ids = self._content_alone(texts, [np.array(e.ids, np.int32) for e in encoded])
+        ids = self._reject_special_ids(texts, [np.array(e.ids, np.int32) for e in encoded])
         return [(i, np.array(e.offsets, np.int32).reshape(-1, 2)) for i, e in zip(ids, encoded, strict=True)]
 
     def encode_batch(self, texts):
         ids = [np.array(e.ids, np.int32) for e in self._run(self.tokenizer.encode_batch_fast, texts)]
-        return self._content_alone(texts, ids)
+        return self._reject_special_ids(texts, ids)
 
     def _run(self, encode, texts):
         try:
             return encode(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises bare Exception, for a model without an unknown token
-            raise InputError(f'this tokenizer.json cannot encode the text ({error}): take another one') from error
+            raise InputError(f'this tokenizer.json cannot encode the text ({error}): use another one') from error
 
-    def _content_alone(self, texts, ids):
-        """`ids`. Raises ValueError if a special token is among them."""
+    def _reject_special_ids(self, texts, ids):
+        """`ids`. Raises InputError if a special token is among them."""
         reserved = np.array(list(self.specials), np.int32)
         for text, tokens in zip(texts, ids, strict=True):
             hits = tokens[np.isin(tokens, reserved)]
             if len(hits):
                 raise InputError(
                     f'this tokenizer.json gives content the special token {self.specials[int(hits[0])]!r} '
-                    f'(id {hits[0]}) in the text {text[:40]!r}...: no text may become one; mark the token as not '
-                    'special in the file if it is a word'
+                    f'(id {hits[0]}) in the text {text[:40]!r}...: content must not contain special tokens. If it is a '
+                    'word, set "special": false in the file'
                 )
         return ids
 
@@ -178,24 +181,24 @@ class HuggingFace(Tokenizer):
 
 
 class Bpe(HuggingFace):
-    """A byte-level BPE with GPT-2's rule for what a word is (Radford et al., 2019, section 2.2), then END."""
+    """A byte-level BPE with the word regex of GPT-2 (Radford et al., 2019, section 2.2), then END."""
 
     kind = 'bpe'
 
     def encode_batch(self, texts):
-        # A word's ids do not depend on what surrounds it, so each different word is encoded once: a tenth of Python's
-        # own text. (Given it all, the library's threads wait for each other's allocations where malloc has one arena.)
-        words = [EDGE.split(text) for text in texts]
+        # The ids of a word do not depend on its context, so each different word is encoded once: a tenth of Python's
+        # own text. (With the whole text, the library's threads wait for each other if malloc has one arena.)
+        words = [WORD_EDGE.split(text) for text in texts]
         different = list(dict.fromkeys(itertools.chain.from_iterable(words)))
         encoded = self.tokenizer.encode_batch_fast(different, add_special_tokens=False)
         ids = {word: each.ids for word, each in zip(different, encoded, strict=True)}
         return [np.fromiter(itertools.chain.from_iterable(map(ids.__getitem__, each)), np.int32) for each in words]
 
 
-def cut(text: str, size: int = CUT) -> list[str]:
-    """`text` in pieces of about `size` characters, cut before a newline that follows a letter or sign.
+def cut_text(text: str, size: int = PIECE_SIZE) -> list[str]:
+    """`text` in pieces of about `size` characters, cut before a newline that follows a letter or punctuation.
 
-    There GPT-2's rule always begins a new word, so that encoding the pieces is encoding the text.
+    GPT-2's regex always begins a new word there, so that encoding the pieces equals encoding the text.
     """
     pieces, start = [], 0
     for match in BREAK.finditer(text):
@@ -206,7 +209,7 @@ def cut(text: str, size: int = CUT) -> list[str]:
 
 
 def learn_bpe(texts: Iterable[str], size: int) -> bytes:
-    """The tokenizer.json of a byte-level BPE with `size` entries, the same for the same texts."""
+    """The tokenizer.json of a byte-level BPE with `size` entries; deterministic."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -217,37 +220,37 @@ def learn_bpe(texts: Iterable[str], size: int) -> bytes:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator((piece for text in texts for piece in cut(text)), trainer)
+    tokenizer.train_from_iterator((piece for text in texts for piece in cut_text(text)), trainer)
     return tokenizer.to_str().encode()
 
 
-def unknown_of(model: dict) -> str | None:
-    """The token that stands for what a model's vocabulary lacks; a Unigram names it by its index."""
+def unknown_token(model: dict) -> str | None:
+    """The token for what a model's vocabulary lacks; a Unigram has its index."""
     if model.get('type') == 'Unigram' or isinstance(model.get('vocab'), list):
         index = model.get('unk_id')
         return None if index is None else model['vocab'][index][0]
     return model.get('unk_token')
 
 
-def added_tokens(spec: dict, told: dict) -> list[dict]:
-    """The added tokens of a tokenizer.json `spec`, as transformers has them once it has read tokenizer_config.json.
+def added_tokens(spec: dict, config: dict) -> list[dict]:
+    """The added tokens of a tokenizer.json `spec` and a tokenizer_config.json `config`, same as in transformers.
 
-    `told`, the latter, overrides their flags and may add tokens, and what it names is special.
+    `config` overrides flags and may add tokens, and the tokens that it names are special.
     """
     added = {token['content']: token for token in spec.get('added_tokens') or []}
-    for token, flags in told.get('added_tokens_decoder', {}).items():
+    for token, flags in config.get('added_tokens_decoder', {}).items():
         added[flags['content']] = {'id': int(token)} | flags
-    named = {told.get(role) for role in ROLES} | set(told.get('extra_special_tokens', ()))
+    names = {config.get(role) for role in TOKEN_ROLES} | set(config.get('extra_special_tokens', ()))
     return [
-        token | {'special': token['special'] or token['content'] in named}
+        token | {'special': token['special'] or token['content'] in names}
         for token in sorted(added.values(), key=lambda token: token['id'])
     ]
 
 
-def hide(spec: dict, special: Iterable[str]) -> dict[str, str]:
-    """Renames in `spec` the special tokens that the model holds as words; {the new name: the special token}.
+def hide_special_tokens(spec: dict, special: Iterable[str]) -> dict[str, str]:
+    """Renames in `spec` the special tokens that are words of the model; {new name: special token}.
 
-    A Unigram or WordLevel model would give content such a word, and a BPE could merge it.
+    Without this, a Unigram or WordLevel model would find such a word in content, and a BPE could merge it.
     """
     model = spec['model']
     vocabulary = model.get('vocab') or {}
@@ -272,57 +275,57 @@ def hide(spec: dict, special: Iterable[str]) -> dict[str, str]:
 
 
 def _library(spec: dict):
-    """The tokenizer of the library, which finds no special token in a text."""
+    """The tokenizer of the library, set to find no special token in a text."""
     import tokenizers
 
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        tokenizer.encode_special_tokens = True  # as the characters they are written with
+        tokenizer.encode_special_tokens = True  # encodes them as ordinary characters
     except Exception as error:  # the library raises bare Exception
         raise InputError(f'not a tokenizer.json that tokenizers {tokenizers.__version__} reads: {error}') from error
     return tokenizer
 
 
 def _piece_reader(spec: dict) -> tuple[Callable[[str, bool], bytes], bool]:
-    """((name of a vocabulary entry, whether it is an added token) -> its bytes, whether a text's first blank is added).
+    """((name of a vocabulary entry, whether it is literal) -> its bytes, whether a space is added before a text).
 
-    An added token is written as it is read; a word of the model may be written with stand-ins for bytes.
+    Added tokens are literal; the name of a word of the model may contain substitutes for bytes.
     """
-    told = json.dumps([spec.get('normalizer'), spec.get('pre_tokenizer'), spec.get('decoder')])
-    if '"ByteLevel"' in told:
-        table = byte_level()
+    parts = json.dumps([spec.get('normalizer'), spec.get('pre_tokenizer'), spec.get('decoder')])
+    if '"ByteLevel"' in parts:
+        table = byte_level_alphabet()
         prefix = '"add_prefix_space": true' in json.dumps(spec.get('pre_tokenizer'))
 
-        def level(name: str, added: bool) -> bytes:
-            return name.encode() if added else b''.join(table.get(c) or c.encode() for c in name)
+        def level(name: str, literal: bool) -> bytes:
+            return name.encode() if literal else b''.join(table.get(c) or c.encode() for c in name)
 
         return level, prefix
     if spec['model']['type'] == 'WordPiece':
         mark = spec['model'].get('continuing_subword_prefix') or '##'
 
-        def wordpiece(name: str, added: bool) -> bytes:
+        def wordpiece(name: str, literal: bool) -> bytes:
             return name.removeprefix(mark).encode() if name.startswith(mark) else b' ' + name.encode()
 
         return wordpiece, True
-    if '\\u2581' in told or '"Metaspace"' in told:
+    if '\\u2581' in parts or '"Metaspace"' in parts:
         hexadecimal = re.compile('<0x([0-9A-F]{2})>')
         fallback = spec['model'].get('byte_fallback')
-        prefix = '"Prepend"' in told or '"Metaspace"' in told and '"never"' not in told
+        prefix = '"Prepend"' in parts or '"Metaspace"' in parts and '"never"' not in parts
 
-        def metaspace(name: str, added: bool) -> bytes:
-            byte = hexadecimal.fullmatch(name) if fallback and not added else None
+        def metaspace(name: str, literal: bool) -> bytes:
+            byte = hexadecimal.fullmatch(name) if fallback and not literal else None
             return bytes([int(byte[1], 16)]) if byte else name.replace('▁', ' ').encode()
 
         return metaspace, prefix
-    if spec['model']['type'] == 'WordLevel' and not spec.get('decoder'):  # the library puts a blank between two words
-        return lambda name, added: b' ' + name.encode(), True
-    return lambda name, added: name.encode(), False
+    if spec['model']['type'] == 'WordLevel' and not spec.get('decoder'):  # the library joins words with spaces
+        return lambda name, literal: b' ' + name.encode(), True
+    return lambda name, literal: name.encode(), False
 
 
 @functools.cache
-def byte_level() -> dict[str, bytes]:
-    """GPT-2's printable stand-ins: the bytes that print stand for themselves, the others follow from U+0100 on."""
+def byte_level_alphabet() -> dict[str, bytes]:
+    """GPT-2's printable characters for bytes: printable bytes are themselves, the others follow from U+0100."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = [byte for byte in range(256) if byte not in printable]
-    stand_ins = {chr(byte): bytes([byte]) for byte in printable}
-    return stand_ins | {chr(256 + index): bytes([byte]) for index, byte in enumerate(others)}
+    characters = {chr(byte): bytes([byte]) for byte in printable}
+    return characters | {chr(256 + index): bytes([byte]) for index, byte in enumerate(others)}

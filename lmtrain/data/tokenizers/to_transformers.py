@@ -1,38 +1,37 @@
-"""A tokenizer as the files that transformers reads: tokenizer.json and tokenizer_config.json."""
+"""Writes a tokenizer for transformers: tokenizer.json and tokenizer_config.json."""
 
 import json
 
 from lmtrain.data.tokenizers.base import Bytes, Chars, SpecialTokenLayout, Symbols, Tokenizer
-from lmtrain.data.tokenizers.hf_files import FLAGS
-from lmtrain.data.tokenizers.subword import HuggingFace, byte_level, hide
+from lmtrain.data.tokenizers.hf_files import TOKEN_FLAGS
+from lmtrain.data.tokenizers.subword import HuggingFace, byte_level_alphabet, hide_special_tokens
 
 EMPTY = dict.fromkeys(('truncation', 'padding', 'normalizer', 'pre_tokenizer', 'post_processor', 'decoder'))
-BLANKS = ''.join(chr(code) for code in range(0x3001) if chr(code).isspace())  # where str.split divides a text
+WHITE_SPACE = ''.join(chr(code) for code in range(0x3001) if chr(code).isspace())  # the separators of str.split
 
 
 def tokenizer_files(tokenizer: Tokenizer, framed: bool = False) -> dict[str, bytes]:
-    """{name: content} of the files; {} if it has no such form (a SentencePiece .model is read as it is).
+    """{name: content} of the files; {} for a SentencePiece .model, which transformers reads unchanged.
 
     The special tokens are added tokens of the tokenizer.json, and tokenizer_config.json names those that begin and end
-    a document, so that a text ends where the model says so. A tokenizer that was learned here, or whose file lacks an
-    end token, puts the begin token before a text, as every row of training has it; other files stay as they were
-    published.
+    a document, so that generation stops at the end token. A tokenizer that was learned here, or whose file lacks an end
+    token, adds the begin token before a text, as in every row of training; other files are unchanged.
 
     Args:
-      framed: whether a text stands between the tokens of `tokenizer.layout`, as in the rows of classification and
-        similar tasks, and not behind the begin token alone.
+      framed: whether a text is between the tokens of `tokenizer.layout`, as in the rows of classification and similar
+        tasks, instead of after the begin token alone.
     """
     if isinstance(tokenizer, HuggingFace):
         spec = json.loads(tokenizer.content)
     elif isinstance(tokenizer, Bytes):
-        ids = {name: byte[0] for name, byte in byte_level().items()}
+        ids = {name: byte[0] for name, byte in byte_level_alphabet().items()}
         level = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': False, 'use_regex': False}
         spec = {'pre_tokenizer': level, 'decoder': level, 'model': _model('BPE', ids, merges=[])}
     elif isinstance(tokenizer, Symbols):
-        # No unknown token: the library, too, refuses a symbol that the corpus did not have.
+        # Without an unknown token, the library rejects symbols that the corpus did not have, same as `Symbols`.
         spec = {'model': _model('WordLevel', tokenizer.ids, unk_token='[UNK]')}
         chars = isinstance(tokenizer, Chars)
-        split = {'Regex': r'[\s\S]' if chars else f'[{BLANKS}]+'}
+        split = {'Regex': r'[\s\S]' if chars else f'[{WHITE_SPACE}]+'}
         behaviour = 'Isolated' if chars else 'Removed'
         spec |= {'pre_tokenizer': {'type': 'Split', 'pattern': split, 'behavior': behaviour, 'invert': False}}
         spec |= {'decoder': {'type': 'Fuse'} if chars else None}
@@ -43,8 +42,8 @@ def tokenizer_files(tokenizer: Tokenizer, framed: bool = False) -> dict[str, byt
     known = {token['content'] for token in added}
     missing = [(token, name) for token, name in sorted(tokenizer.specials.items()) if name not in known]
     if missing:
-        hide(spec, dict(missing).values())  # a word of the text that is spelled like one
-        flags = dict.fromkeys(FLAGS, False) | {'special': True}
+        hide_special_tokens(spec, dict(missing).values())  # a word of the text with the same characters
+        flags = dict.fromkeys(TOKEN_FLAGS, False) | {'special': True}
         added = [*added, *({'id': token, 'content': name} | flags for token, name in missing)]
     spec['added_tokens'] = added
     if tokenizer.end_id in dict(missing):
@@ -52,12 +51,12 @@ def tokenizer_files(tokenizer: Tokenizer, framed: bool = False) -> dict[str, byt
         spec['post_processor'] = _around(
             tokenizer.layout if framed else SpecialTokenLayout(begin, begin, ()), tokenizer.specials
         )
-    whole = json.dumps(spec, ensure_ascii=False).encode() if missing else tokenizer.content
-    return {'tokenizer.json': whole, 'tokenizer_config.json': json.dumps(_config(tokenizer), indent=2).encode()}
+    content = json.dumps(spec, ensure_ascii=False).encode() if missing else tokenizer.content
+    return {'tokenizer.json': content, 'tokenizer_config.json': json.dumps(_config(tokenizer), indent=2).encode()}
 
 
 def _config(tokenizer: Tokenizer) -> dict:
-    """The tokenizer_config.json: what the tokenizer came with, and if that names no end token, its own."""
+    """The tokenizer_config.json: that of the tokenizer's files, with its special tokens if that has no end token."""
     config = tokenizer.config
     if {'eos_token', 'sep_token'} & config.keys():
         return config
@@ -72,7 +71,7 @@ def _model(kind: str, vocabulary: dict[str, int], **more) -> dict:
 
 
 def _around(layout: SpecialTokenLayout, names: dict[int, str]) -> dict:
-    """The post-processor that puts the tokens of a layout around a text and between two."""
+    """The post-processor that adds the tokens of a layout around a text and between two."""
     prefix, between, suffix = (
         [{'SpecialToken': {'id': names.get(token, str(token)), 'type_id': 0}} for token in tokens]
         for tokens in layout[:3]

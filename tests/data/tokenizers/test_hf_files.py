@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lmtrain.data.tokenizers.hf_files import FLAGS, about, wordpiece
+from lmtrain.data.tokenizers.hf_files import TOKEN_FLAGS, read_config, wordpiece
 from lmtrain.data.tokenizers.load import load_tokenizer, open_tokenizer
 
 WORDS = '[PAD] [UNK] [CLS] [SEP] [MASK] the cat ##s sat on un ##der'.split()
@@ -41,27 +41,27 @@ def test_vocabulary_without_special_token_is_rejected(tmp_path):
 
 def test_special_tokens_from_config_files(tmp_path, bpe):
     plain = bpe(tmp_path / 'plain')
-    assert plain.begin_id == plain.end_id == 271 and plain.about == b''
-    told = bpe(
-        tmp_path / 'told',
+    assert plain.begin_id == plain.end_id == 271 and plain.config_json == b''
+    tokenizer = bpe(
+        tmp_path / 'named',
         special_tokens_map={'bos_token': '</s>', 'eos_token': {'content': '</s>'}},
         tokenizer_config={'bos_token': '<s>', 'eos_token': '<|im_end|>', 'chat_template': '{{ messages }}'},
     )
-    assert (told.begin_id, told.end_id) == (270, 273)
-    assert told.encode('the<s>') == plain.encode('the<s>') and 270 not in told.encode('<s>')
-    told.save(tmp_path / 'saved')
+    assert (tokenizer.begin_id, tokenizer.end_id) == (270, 273)
+    assert tokenizer.encode('the<s>') == plain.encode('the<s>') and 270 not in tokenizer.encode('<s>')
+    tokenizer.save(tmp_path / 'saved')
     again = load_tokenizer(tmp_path / 'saved')
-    assert (again.begin_id, again.end_id, again.hash) == (270, 273, told.hash)
-    assert json.loads(again.about)['chat_template'] == '{{ messages }}'
-    assert told.hash != plain.hash
-    assert open_tokenizer(tmp_path / 'saved', False).hash == told.hash
+    assert (again.begin_id, again.end_id, again.hash) == (270, 273, tokenizer.hash)
+    assert json.loads(again.config_json)['chat_template'] == '{{ messages }}'
+    assert tokenizer.hash != plain.hash
+    assert open_tokenizer(tmp_path / 'saved', False).hash == tokenizer.hash
 
 
-ADDED = {'id': 7, 'content': '<x>'} | dict.fromkeys(FLAGS, False)
+ADDED = {'id': 7, 'content': '<x>'} | dict.fromkeys(TOKEN_FLAGS, False)
 
 
 @pytest.mark.parametrize(
-    ('special', 'changed', 'told'),
+    ('special', 'changed', 'kept'),
     [
         (True, {}, False),
         (True, {'normalized': True, 'single_word': True}, False),  # a special token is not looked for in content
@@ -71,48 +71,49 @@ ADDED = {'id': 7, 'content': '<x>'} | dict.fromkeys(FLAGS, False)
         (False, {}, False),
     ],
 )
-def test_added_tokens_are_kept_if_their_flags_differ(tmp_path, special, changed, told):
+def test_added_tokens_are_kept_if_their_flags_differ(tmp_path, special, changed, kept):
     known = ADDED | {'special': special}
     flags = {name: value for name, value in (known | changed).items() if name != 'id'}
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'added_tokens_decoder': {'7': flags}}))
-    found = json.loads(about(tmp_path, {}, {'<x>': known}) or b'{}')
-    assert found.get('added_tokens_decoder') == ({'7': flags} if told else None)
+    config = json.loads(read_config(tmp_path, {}, {'<x>': known}) or b'{}')
+    assert config.get('added_tokens_decoder') == ({'7': flags} if kept else None)
 
 
 def test_added_tokens_json(tmp_path):
     (tmp_path / 'added_tokens.json').write_text('{"<x>": 7, "<y>": 8}')
-    found = json.loads(about(tmp_path, {}, {'<x>': ADDED}))
-    assert found['added_tokens_decoder'] == {'8': {'content': '<y>'} | dict.fromkeys(FLAGS, False)}
-    assert about(tmp_path, {}, {'<x>': ADDED, '<y>': ADDED}) == b''
+    config = json.loads(read_config(tmp_path, {}, {'<x>': ADDED}))
+    assert config['added_tokens_decoder'] == {'8': {'content': '<y>'} | dict.fromkeys(TOKEN_FLAGS, False)}
+    assert read_config(tmp_path, {}, {'<x>': ADDED, '<y>': ADDED}) == b''
 
 
 def test_chat_templates_from_all_files(tmp_path, bpe):
     """Those of transformers 5 (chat_template.jinja, additional_chat_templates) stand before those of the config."""
     several = [{'name': 'tool_use', 'template': 'b'}, {'name': 'default', 'template': 'a'}]
 
-    def told():
-        return json.loads(open_tokenizer(tmp_path / 'x', False).about)['chat_template']
+    def templates():
+        return json.loads(open_tokenizer(tmp_path / 'x', False).config_json)['chat_template']
 
     assert (
-        json.loads(bpe(tmp_path / 'x', tokenizer_config={'chat_template': several}).about)['chat_template'] == several
+        json.loads(bpe(tmp_path / 'x', tokenizer_config={'chat_template': several}).config_json)['chat_template']
+        == several
     )
     (tmp_path / 'x' / 'chat_template.jinja').write_text('c é', encoding='utf-8')
-    assert told() == [several[0], {'name': 'default', 'template': 'c é'}]
+    assert templates() == [several[0], {'name': 'default', 'template': 'c é'}]
     bpe(tmp_path / 'x', tokenizer_config={'chat_template': 'a'})
-    assert told() == 'c é'
+    assert templates() == 'c é'
     (tmp_path / 'x' / 'additional_chat_templates').mkdir()
     (tmp_path / 'x' / 'additional_chat_templates' / 'rag.jinja').write_text('d')
-    assert told() == [{'name': 'default', 'template': 'c é'}, {'name': 'rag', 'template': 'd'}]
+    assert templates() == [{'name': 'default', 'template': 'c é'}, {'name': 'rag', 'template': 'd'}]
     (tmp_path / 'x' / 'chat_template.jinja').unlink()
     bpe(tmp_path / 'x', tokenizer_config={})
-    assert told() == [{'name': 'rag', 'template': 'd'}]
+    assert templates() == [{'name': 'rag', 'template': 'd'}]
 
 
 @pytest.mark.parametrize(
     ('config', 'said'),
     [
         ({'bos_token': '<bos>'}, "names '<bos>', which is none of its added tokens"),
-        ({'eos_token': 3}, 'eos_token is 3; the text of a token is expected'),
+        ({'eos_token': 3}, 'eos_token is 3; it must be the text of a token'),
         ({'chat_template': {'a': 'b'}}, 'chat_template must be text'),
         ({'chat_template': [{'name': 'a'}]}, 'chat_template must be text, or a list'),
         ({'chat_template': [{'name': 'a', 'template': 3}]}, 'chat_template must be text, or a list'),
@@ -125,7 +126,7 @@ def test_invalid_fields_are_named(tmp_path, bpe, config, said):
 
 
 def test_empty_directory_is_rejected(tmp_path):
-    with pytest.raises(FileNotFoundError, match='holds no tokenizer.json, tokenizer.model or vocab.txt'):
+    with pytest.raises(FileNotFoundError, match='has no tokenizer.json, tokenizer.model or vocab.txt'):
         open_tokenizer(tmp_path, False)
 
 

@@ -26,7 +26,7 @@ def test_check_fits_counts_only_needed_entries(limit, largest, needed, mask_id):
         check_fits(tokenizer, 'a', limit, largest, 'a row')
         return
     with pytest.raises(
-        ValueError, match=f"set model.vocab_size to at least {needed}, since a row holds 'x', id {largest}"
+        ValueError, match=f"set model.vocab_size to at least {needed}, since a row has 'x', id {largest}"
     ):
         check_fits(tokenizer, 'a', limit, largest, 'a row')
 

@@ -79,7 +79,7 @@ def test_files_beside_the_model_are_read(tmp_path, plain):
     (tmp_path / 'added_tokens.json').write_text(json.dumps({'<think>': size + 1, '<tool>': size + 3}))
     tokenizer = open_tokenizer(tmp_path, False)
     assert (tokenizer.begin_id, tokenizer.end_id, tokenizer.vocab_size) == (bare.special_ids['<s>'], size, size + 4)
-    assert json.loads(tokenizer.about)['chat_template'] == '{{ messages }}'
+    assert json.loads(tokenizer.config_json)['chat_template'] == '{{ messages }}'
     text = 'the<think> \ncat mats mat<tool><|im_end|>'
     a, b, end = (bare.encode(part) for part in ('the', 'cat mats ', '<|im_end|>'))
     assert tokenizer.encode(text) == [*a, size + 1, *b, size + 2, size + 3, *end]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from experiments.parity import token_cases
 from lmtrain.data.tokenizers.hf_files import wordpiece
 from lmtrain.data.tokenizers.load import load_tokenizer, open_tokenizer
-from lmtrain.data.tokenizers.subword import Bpe, HuggingFace, cut, learn_bpe
+from lmtrain.data.tokenizers.subword import Bpe, HuggingFace, cut_text, learn_bpe
 
 PLACE = pathlib.Path(__file__)
 GOLDENS = json.loads((PLACE.parent / 'goldens_tokens.json').read_text(encoding='utf-8'))
@@ -58,14 +58,14 @@ def test_learn_bpe_is_deterministic():
 )
 def test_encoding_pieces_equals_encoding_the_text(parts):
     text = ''.join(parts)
-    pieces = cut(text, 3)
+    pieces = cut_text(text, 3)
     assert ''.join(pieces) == text
     whole = HuggingFace.encode_batch(bpe, [text])[0].tolist()
     assert [token for ids in HuggingFace.encode_batch(bpe, pieces) for token in ids.tolist()] == whole
 
 
 def test_cut_sizes():
-    sizes = [len(piece) for piece in cut('word\n' * 100, 32)]
+    sizes = [len(piece) for piece in cut_text('word\n' * 100, 32)]
     assert sum(sizes) == 500 and set(sizes[:-1]) == {34, 35}
 
 
@@ -306,7 +306,7 @@ def test_begin_and_end_from_tokenizer_config():
         [{'id': SIZE + i, 'content': name, 'special': True} for i, name in enumerate(('<eos>', '</s>', '<s>'))]
     )
     ends = [{}, {'eos_token': '<eos>'}, {'eos_token': '<eos>', 'bos_token': '<s>'}, {'cls_token': '<s>'}]
-    made = [HuggingFace(content, about=json.dumps(told).encode()) for told in ends]
+    made = [HuggingFace(content, config_json=json.dumps(told).encode()) for told in ends]
     assert [each.end_id - SIZE for each in made] == [1, 0, 0, 1]
     assert [each.begin_id - SIZE for each in made] == [1, 0, 2, 2]
 
@@ -315,7 +315,7 @@ def test_text_that_encodes_to_special_token_is_rejected():
     """The file says that its end token stands for whatever the vocabulary lacks."""
     model = {'type': 'WordLevel', 'vocab': {'<unk>': 0, '</s>': 1, 'a': 2}, 'unk_token': '</s>'}
     content = spec_of(model, pre_tokenizer={'type': 'WhitespaceSplit'})
-    tokenizer = HuggingFace(content, about=b'{"eos_token": "</s>"}')
+    tokenizer = HuggingFace(content, config_json=b'{"eos_token": "</s>"}')
     assert tokenizer.encode('a a') == [2, 2]
     with pytest.raises(ValueError, match=r"gives content the special token '</s>' \(id 1\) in the text 'a b'"):
         tokenizer.encode('a b')

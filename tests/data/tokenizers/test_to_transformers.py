@@ -65,7 +65,7 @@ def test_published_tokenizer_is_unchanged(tmp_path):
     tokenizer = open_tokenizer(tmp_path / 'qwen', False)
     files = tokenizer_files(tokenizer)
     assert files['tokenizer.json'] == (tmp_path / 'qwen' / 'tokenizer.json').read_bytes()
-    assert json.loads(files['tokenizer_config.json']) == json.loads(tokenizer.about)
+    assert json.loads(files['tokenizer_config.json']) == json.loads(tokenizer.config_json)
 
 
 def test_distinct_begin_and_end(bpe, tmp_path):
