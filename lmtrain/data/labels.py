@@ -1,4 +1,4 @@
-"""Names of classes: from the labels of rows to the numbers that a head predicts, and how often each occurs."""
+"""Names of classes: from the labels of rows to the ids that a head predicts, and how often each occurs."""
 
 import collections
 import functools
@@ -9,84 +9,93 @@ from typing import Any, NamedTuple
 
 from lmtrain.errors import InputError
 
-NUMBER = r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|true|false'  # JSON's truth values are numbers in csv and parquet
+NUMBER = r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|true|false'  # csv and parquet write truth values as numbers too
 SHOWN = 12  # classes that are listed with their counts
 
 
 class Classes(NamedTuple):
-    """The classes of a task in the order of their numbers.
+    """The classes of a task in the order of their ids.
 
     Attributes:
-      kept: whether they are the classes of the base in its order, so that its head goes on.
-      notes: what a person should know about the choice.
+      of_base: whether they are the classes of the base in its order, so that its head is kept.
+      notes: lines for the user about this choice.
     """
 
     names: tuple[str, ...]
-    kept: bool
+    of_base: bool
     notes: tuple[str, ...]
 
 
-def choose(values: Iterable[tuple[str, Any]], wanted: Sequence[str], base: Sequence[str]) -> Classes:
-    """The classes of training rows, given as (place, label).
+def resolve_classes(labels: Iterable[tuple[str, Any]], names: Sequence[str], base: Sequence[str]) -> Classes:
+    """The classes of training rows.
 
-    The order is `wanted` if it is given; else that of `base` if it has the same names (letter case and blanks at the
-    ends aside), or if the rows number its classes from 0; else sorted.
+    The order is `names` if it is not empty; else that of `base` if it has the same names (up to letter case and blanks
+    at the ends), or if the labels are class ids of the base; else sorted.
 
     Args:
-      wanted: config.task.labels, or ().
+      labels: (place, label) of each row.
+      names: config.task.labels, or ().
       base: the classes of the base's own head, or (). transformers calls them LABEL_0, LABEL_1, ... if nobody named
-        them: the names of numbered classes 0, 1, ..., and of those that `wanted` names in that order.
+        them: then they stand for the ids 0, 1, ..., or for as many `names` in their order.
 
-    Raises ValueError naming the place of a label that is neither a name nor a number.
+    Raises InputError naming the place of a label that is neither a name nor a number.
     """
-    wanted, base = tuple(wanted), tuple(base)
+    names, base = tuple(names), tuple(base)
     unnamed = base == tuple(f'LABEL_{i}' for i in range(len(base)))
-    if wanted:
-        kept = len(wanted) == len(base) if unnamed else [*map(_folded, wanted)] == [*map(_folded, base)]
-        return Classes(wanted, bool(base) and kept, () if kept or not base else (_anew(wanted, base, unnamed),))
-    names = classes(values)
+    if names:
+        same = len(names) == len(base) if unnamed else [*map(_folded, names)] == [*map(_folded, base)]
+        return Classes(names, bool(base) and same, () if same or not base else (_new_head(names, base, unnamed),))
+    names = class_names(labels)
     if not base:
         return Classes(names, False, ())
-    numbers = {str(i) for i in range(len(base))}
-    if set(names) <= numbers and (unnamed or not _numbered(base)):
+    ids = {str(i) for i in range(len(base))}
+    if set(names) <= ids and (unnamed or not _numbered(base)):
         if unnamed:
             return Classes(tuple(map(str, range(len(base)))), True, ())
         meanings = ', '.join(f'{i} is {name!r}' for i, name in enumerate(base[:SHOWN]))
-        return Classes(base, True, (f'labels are numbers of the classes of the base: {meanings}',))
+        return Classes(base, True, (f'labels are class ids of the base: {meanings}',))
     folded = {_folded(name): name for name in names}
     if len(folded) == len(names) == len(base) and folded.keys() == set(map(_folded, base)):
         return Classes(tuple(folded[_folded(name)] for name in base), True, ())
-    return Classes(names, False, (_anew(names, base, unnamed),))
+    return Classes(names, False, (_new_head(names, base, unnamed),))
 
 
-def _anew(names: Sequence[str], base: Sequence[str], unnamed: bool) -> str:
-    same = sorted(map(_folded, names)) == sorted(map(_folded, base))
-    what = 'in another order' if same else 'others'
-    way = 'leave task.labels empty' if same else f'task.labels = {tuple(base[:SHOWN])} keeps it'
+def _new_head(names: Sequence[str], base: Sequence[str], unnamed: bool) -> str:
+    """The note that the head of the base is not used, and how it would be."""
+    reordered = sorted(map(_folded, names)) == sorted(map(_folded, base))
+    difference = 'are in another order' if reordered else 'differ'
+    way = 'leave task.labels empty' if reordered else f'task.labels = {tuple(base[:SHOWN])} keeps it'
     if unnamed:
         way = f'task.labels names its {len(base)} classes in their order' if len(names) == len(base) else ''
     elif len(base) > SHOWN:
         way = ''
-    return f'the classes of the base are {what}: its head is drawn anew' + (f' ({way})' if way else '')
+    return f'the classes of the base {difference}: its head is replaced by a new one' + (f' ({way})' if way else '')
 
 
 def _folded(name: str) -> str:
     return name.strip().casefold()
 
 
-def classes(values: Iterable[tuple[str, Any]]) -> tuple[str, ...]:
-    """The names of the classes among (place, label): whole numbers in their order (1.0 is 1), else sorted."""
-    names = {_name(value, place) for place, value in values}
+def class_names(labels: Iterable[tuple[str, Any]]) -> tuple[str, ...]:
+    """The names of the classes among (place, label): integers in their order (1.0 is 1), else sorted.
+
+    >>> class_names([('a.csv:2', 10), ('a.csv:3', 9.0), ('a.csv:4', '10')])
+    ('9', '10')
+    """
+    names = {_name(value, place) for place, value in labels}
     whole = {_whole(name) for name in names}
     return tuple(sorted(names)) if '' in whole else tuple(sorted(whole, key=int))
 
 
-def class_of(value: Any, names: tuple[str, ...], place: str) -> int:
-    """The number of a class, given by its name, or by its number if no name is a number or a truth value.
+def class_id(value: Any, names: tuple[str, ...], place: str) -> int:
+    """The id of a class, given by its name, or by its id if no name is a number or a truth value.
 
     A label has the same meaning in all formats: 1, 1.0 and '1' name one class, and so do true and 'True'.
 
-    Raises ValueError naming the place, the label and the classes.
+    Raises InputError naming the place, the label and the classes.
+
+    >>> class_id('good', ('bad', 'good'), ''), class_id(1.0, ('bad', 'good'), ''), class_id('1', ('3', '1'), '')
+    (1, 1, 1)
     """
     name = _name(value, place)
     if name in names:
@@ -110,13 +119,13 @@ def _name(value: Any, place: str) -> str:
 
 
 def _whole(name: str) -> str:
-    """'1' for '1' and '1.0'; '' for all else, '01' too, which is a name."""
+    """'1' for '1' and '1.0'; else ''. '01' is a name."""
     match = re.fullmatch(r'(-?[1-9]\d*|0)(\.0+)?', name, re.ASCII)
     return match[1] if match else ''
 
 
 def _truth(name: str) -> str:
-    """'true' for 'True', 'false' for 'FALSE'; '' for all else."""
+    """'true' for 'True', 'false' for 'FALSE'; else ''."""
     return name.lower() if name.lower() in ('true', 'false') else ''
 
 
@@ -125,9 +134,13 @@ def _numbered(names: tuple[str, ...]) -> bool:
     return any(re.fullmatch(NUMBER, name.strip(), re.ASCII | re.IGNORECASE) for name in names)
 
 
-def counted(names: Sequence[str], numbers: Iterable[int]) -> list[str]:
-    """Lines for a person: how often each class occurs, and which classes differ only in blanks or case."""
-    counts = collections.Counter(numbers)
+def count_notes(names: Sequence[str], ids: Iterable[int]) -> list[str]:
+    """Lines for the user: how often each class occurs, and which classes differ only in blanks or case.
+
+    >>> count_notes(('b', 'a', 'c'), [0, 0, 1])
+    ['classes: b 2, a 1, c 0']
+    """
+    counts = collections.Counter(ids)
     if len(names) <= SHOWN:
         text = ', '.join(f'{_shown(name)} {counts[i]:,}' for i, name in enumerate(names))
     else:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.data.examples import LABEL, labelled_texts
-from lmtrain.data.labels import class_of
+from lmtrain.data.labels import class_id
 from lmtrain.data.preview import Batch, render_row
 from lmtrain.data.rows import Row, value_of
 from lmtrain.data.tokenizers.base import Tokenizer
@@ -49,10 +49,10 @@ def row_labels(row: Row, text: tuple[str, ...], label: str) -> Iterator[tuple[st
 def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
     """Columns: `labels` int32, the id of the class, and `label_weights` float32 of each row."""
 
-    def class_id(row: Row) -> np.int32:
-        return np.int32(class_of(value_of(row, form.label, LABEL), form.labels, row.place))
+    def id_of(row: Row) -> np.int32:
+        return np.int32(class_id(value_of(row, form.label, LABEL), form.labels, row.place))
 
-    return Encoded(labelled_texts(rows, form.text, form.tokenizer, form.length, class_id))
+    return Encoded(labelled_texts(rows, form.text, form.tokenizer, form.length, id_of))
 
 
 def legend(batch: Batch) -> str:

@@ -15,7 +15,7 @@ from lmtrain.data.chat.load import open_template, with_template
 from lmtrain.data.chat.template import UNWRITTEN, Template
 from lmtrain.data.example_store import Examples, PackedExamples, lengths, load, pack_examples, save
 from lmtrain.data.examples import LengthPolicy
-from lmtrain.data.labels import counted
+from lmtrain.data.labels import count_notes
 from lmtrain.data.rows import Row, text_of
 from lmtrain.data.splits import SPLITS
 from lmtrain.data.token_files import Split
@@ -120,7 +120,7 @@ def prepare_task(
     notes += [*classes.notes, *encoded.notes]
     if not len(encoded.examples['train'].source):
         raise InputError(f'no training row is left of {len(rows["train"])}: {"; ".join(notes)}')
-    return _packed(config, data, rows, tokenizer, encoded, classes.kept, notes)
+    return _packed(config, data, rows, tokenizer, encoded, classes.of_base, notes)
 
 
 def _check_date(date: str) -> None:
@@ -244,7 +244,7 @@ def _packed(
     """The examples in rows of batches, with the lengths of the batches."""
     task, seq_len, examples = config.task, data['seq_len'], encoded.examples
     shares = {split: float(data[split]) for split in SPLITS[1:]}
-    counts = counted(config.labels, _class_ids(examples['train'])) if task.has_classes else []
+    counts = count_notes(config.labels, _class_ids(examples['train'])) if task.has_classes else []
     unread = int(task.predicts_tokens)  # the last token of an example is a target only
     sizes = np.concatenate([np.diff(each.begins) for each in examples.values()]) - unread
     packed = {split: pack_examples(each, unread, seq_len if config.pack else 0) for split, each in examples.items()}

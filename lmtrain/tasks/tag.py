@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.data.examples import LABEL, Example, trim_offsets
-from lmtrain.data.labels import class_of
+from lmtrain.data.labels import class_id
 from lmtrain.data.preview import Batch, render_row
 from lmtrain.data.rows import Row, check_text, place_of, value_of
 from lmtrain.data.tokenizers.base import Tokenizer
@@ -79,7 +79,7 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
     encoded = form.tokenizer.encode_with_offsets([' '.join(words) for words, _ in tagged])
     examples = []
     for index, (row, (words, tags), (ids, offsets)) in enumerate(zip(rows, tagged, encoded, strict=True)):
-        labels = [class_of(tag, form.labels, place_of(row, i)) for i, tag in enumerate(tags)]
+        labels = [class_id(tag, form.labels, place_of(row, i)) for i, tag in enumerate(tags)]
         word = first_tokens(words, ids, offsets)
         if not form.length.fits(row, len(prefix) + len(ids) + len(suffix)):
             continue
@@ -133,7 +133,7 @@ def score(data, split: str, predicted: Sequence) -> dict[str, float]:
         begin, end = examples.begins[example : example + 2]
         words = examples.flat['word'][begin:end]
         tags = data.rows[split][source].fields[data.label]
-        all_tags.append([data.labels[class_of(tag, data.labels, '')] for tag in tags])
+        all_tags.append([data.labels[class_id(tag, data.labels, '')] for tag in tags])
         of_words = [OUTSIDE] * len(tags)
         for token in np.flatnonzero(words >= 0):
             of_words[words[token]] = data.labels[predicted[example][token]]

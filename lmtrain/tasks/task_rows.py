@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmtrain.data.labels import Classes, choose, class_of
+from lmtrain.data.labels import Classes, class_id, resolve_classes
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.splits import SPLITS, boundaries, hash_unit
 from lmtrain.errors import InputError
@@ -115,11 +115,9 @@ def classes_of(rows: list[Row], config: Settings, base: Sequence[str]) -> Classe
     if not task.has_classes:
         return Classes(config.labels, False, ())
     labels = (pair for row in rows for pair in task.row_labels(row, config.text, config.label))
-    classes = choose(labels, config.labels, base)
+    classes = resolve_classes(labels, config.labels, base)
     if len(classes.names) < 2:
-        raise InputError(
-            f'the training rows have one class alone, {classes.names[0]!r}: there is nothing to tell apart'
-        )
+        raise InputError(f'the training rows have only one class, {classes.names[0]!r}: there is nothing to classify')
     return classes
 
 
@@ -131,6 +129,6 @@ def few_shots(rows: list[Row], config: Settings) -> list[Row]:
         group = None
         if task.has_classes and not task.labels_words:
             (place, label), *_ = task.row_labels(rows[index], config.text, config.label)
-            group = class_of(label, config.labels, place)
+            group = class_id(label, config.labels, place)
         chosen.setdefault(group, []).append(index)
     return [rows[index] for index in sorted(index for group in chosen.values() for index in group[: config.shots])]

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from lmtrain.data.labels import choose, class_of, classes, counted
+from lmtrain.data.labels import class_id, class_names, count_notes, resolve_classes
 
 
 def of(*values):
@@ -13,17 +13,17 @@ def of(*values):
 
 
 def test_classes_are_sorted_numbers_as_numbers():
-    assert classes(of(10, 9, '10', 9.0)) == ('9', '10')
-    assert classes(of('1.0', '2.0')) == classes(of(1, 2)) == classes(of('1', 2.0)) == ('1', '2')
-    assert classes(of('b', 'a', 1)) == ('1', 'a', 'b')
-    assert classes(of(1.5, 3.0, '3.10')) == ('1.5', '3.0', '3.10')
-    assert classes(of('01', '1')) == ('01', '1')
-    assert classes(of(1, 0, -1)) == ('-1', '0', '1')
-    assert classes(of(True, False)) == ('false', 'true')
+    assert class_names(of(10, 9, '10', 9.0)) == ('9', '10')
+    assert class_names(of('1.0', '2.0')) == class_names(of(1, 2)) == class_names(of('1', 2.0)) == ('1', '2')
+    assert class_names(of('b', 'a', 1)) == ('1', 'a', 'b')
+    assert class_names(of(1.5, 3.0, '3.10')) == ('1.5', '3.0', '3.10')
+    assert class_names(of('01', '1')) == ('01', '1')
+    assert class_names(of(1, 0, -1)) == ('-1', '0', '1')
+    assert class_names(of(True, False)) == ('false', 'true')
 
 
 @pytest.mark.parametrize(
-    ('value', 'names', 'wanted'),
+    ('value', 'names', 'expected'),
     [
         (True, ('false', 'true'), 1),
         ('FALSE', ('true', 'false'), 1),
@@ -37,8 +37,8 @@ def test_classes_are_sorted_numbers_as_numbers():
         (-1, ('-1', '0', '1'), 0),
     ],
 )
-def test_a_class_by_its_name_or_number(value, names, wanted):
-    assert class_of(value, names, '') == wanted
+def test_class_by_name_or_id(value, names, expected):
+    assert class_id(value, names, '') == expected
 
 
 @pytest.mark.parametrize(
@@ -59,15 +59,15 @@ def test_a_class_by_its_name_or_number(value, names, wanted):
         ('01', ('bad', 'good')),
     ],
 )
-def test_a_label_outside_the_classes_is_named(value, names):
+def test_unknown_label_is_named_with_the_classes(value, names):
     with pytest.raises(ValueError, match=f"x:3: the label {value!r} is none of the {len(names)} classes: '{names[0]}'"):
-        class_of(value, names, 'x:3')
+        class_id(value, names, 'x:3')
 
 
 @pytest.mark.parametrize('value', [' ', None, float('nan'), ['a']])
-def test_what_is_no_label_is_named(value):
+def test_label_of_another_type_is_named(value):
     with pytest.raises(ValueError, match='x:3: a label is a name or a number, here it is'):
-        class_of(value, ('a', 'b'), 'x:3')
+        class_id(value, ('a', 'b'), 'x:3')
 
 
 # --- the order
@@ -77,7 +77,7 @@ SENTIMENT = ('positive', 'negative')
 
 
 @pytest.mark.parametrize(
-    ('values', 'wanted', 'base', 'names'),
+    ('values', 'expected', 'base', 'names'),
     [
         (('negative', 'positive'), (), SENTIMENT, SENTIMENT),
         (('NEGATIVE', 'POSITIVE '), (), SENTIMENT, ('POSITIVE ', 'NEGATIVE')),
@@ -90,44 +90,44 @@ SENTIMENT = ('positive', 'negative')
         (('x',), SENTIMENT, SENTIMENT, SENTIMENT),
     ],
 )
-def test_the_order_of_the_base(values, wanted, base, names):
-    found = choose(of(*values), wanted, base)
-    assert found.names == names and found.kept and not any('anew' in note for note in found.notes)
+def test_order_of_the_base_is_kept(values, expected, base, names):
+    classes = resolve_classes(of(*values), expected, base)
+    assert classes.names == names and classes.of_base and not any('new one' in note for note in classes.notes)
 
 
 @pytest.mark.parametrize(
-    ('values', 'wanted', 'base', 'names', 'note'),
+    ('values', 'expected', 'base', 'names', 'note'),
     [
         (('b', 'a'), (), (), ('a', 'b'), None),
         (('bad', 'good'), (), SENTIMENT, ('bad', 'good'), "task.labels = \\('positive', 'negative'\\) keeps it"),
-        (('positive',), (), SENTIMENT, ('positive',), 'others: its head is drawn anew'),
-        (('Positive', 'positive', 'negative'), (), SENTIMENT, ('Positive', 'negative', 'positive'), 'others'),
+        (('positive',), (), SENTIMENT, ('positive',), 'differ: its head is replaced by a new one'),
+        (('Positive', 'positive', 'negative'), (), SENTIMENT, ('Positive', 'negative', 'positive'), 'differ'),
         (('b', 'a'), (), ('LABEL_0', 'LABEL_1'), ('a', 'b'), 'task.labels names its 2 classes in their order'),
-        (('b', 'a', 'c'), (), ('LABEL_0', 'LABEL_1'), ('a', 'b', 'c'), 'others: its head is drawn anew$'),
-        ((1, 2), (), SENTIMENT, ('1', '2'), 'others'),
-        ((1, 0), (), ('0', '1', '2'), ('0', '1'), 'others'),
+        (('b', 'a', 'c'), (), ('LABEL_0', 'LABEL_1'), ('a', 'b', 'c'), 'differ: its head is replaced by a new one$'),
+        ((1, 2), (), SENTIMENT, ('1', '2'), 'differ'),
+        ((1, 0), (), ('0', '1', '2'), ('0', '1'), 'differ'),
         (('x',), ('negative', 'positive'), SENTIMENT, ('negative', 'positive'), 'another order.*leave task.labels'),
     ],
 )
-def test_other_classes_than_those_of_the_base(values, wanted, base, names, note):
-    found = choose(of(*values), wanted, base)
-    assert found.names == names and not found.kept
-    assert len(found.notes) == (note is not None)
+def test_classes_that_differ_from_the_base(values, expected, base, names, note):
+    classes = resolve_classes(of(*values), expected, base)
+    assert classes.names == names and not classes.of_base
+    assert len(classes.notes) == (note is not None)
     if note:
-        assert re.search(note, found.notes[0])
+        assert re.search(note, classes.notes[0])
 
 
 # --- counts
 
 
 def test_classes_are_counted_in_their_order():
-    assert counted(('b', 'a', 'c'), [0, 0, 1]) == ['classes: b 2, a 1, c 0']
-    many = counted([f'class {i}' for i in range(77)], [i for i in range(76) for _ in range(i)])
+    assert count_notes(('b', 'a', 'c'), [0, 0, 1]) == ['classes: b 2, a 1, c 0']
+    many = count_notes([f'class {i}' for i in range(77)], [i for i in range(76) for _ in range(i)])
     assert many == ['classes: 77, from class 75 75, class 74 74, class 73 73 to class 1 1, class 0 0, class 76 0']
 
 
-def test_classes_that_differ_only_in_blanks_or_case_are_told():
-    lines = counted(('pos', ' pos', 'pos ', 'Neg', 'neg', 'a  b', 'a c'), [0, 1, 2])
+def test_classes_that_differ_only_in_blanks_or_case_give_a_warning():
+    lines = count_notes(('pos', ' pos', 'pos ', 'Neg', 'neg', 'a  b', 'a c'), [0, 1, 2])
     assert lines[0] == "classes: pos 1, ' pos' 1, 'pos ' 1, Neg 0, neg 0, 'a  b' 0, a c 0"
     assert lines[1:] == [
         "WARNING: 3 classes differ only in blanks or case: 'pos', ' pos', 'pos '",

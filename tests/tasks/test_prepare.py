@@ -199,7 +199,7 @@ def test_labels_are_those_of_the_training_rows_and_others_are_named(prepare, tmp
     (tmp_path / 'more.jsonl').write_text('{"text": "a", "label": "even"}\n{"text": "a", "label": "evn"}\n')
     with pytest.raises(ValueError, match=r"more.jsonl:2: the label 'evn' is none of the 2 classes: 'even', 'odd'"):
         prepare(validation=('more.jsonl',))
-    with pytest.raises(ValueError, match="one class alone, 'even'"):
+    with pytest.raises(ValueError, match="only one class, 'even'"):
         prepare([row for row in ROWS if row['label'] == 'even'])
     with pytest.raises(ValueError, match=r"1?\d.jsonl:1: no field 'lable'; .* Set config.task.label to one of them"):
         prepare(label='lable')

@@ -28,7 +28,7 @@ def test_record_is_complete(name):
     task = TASKS[name]
     assert task.name == name
     assert set(task.columns) <= set(COLUMNS) and not set(task.columns) & {'tokens', 'segment_ids', 'positions', 'row'}
-    assert task.head in HEAD_KINDS and task.peft_type in peft.TASKS
+    assert task.head in HEAD_KINDS and task.peft_type in peft.TASK_TYPES
     assert task.predicts_tokens == (task.head == 'lm')
     assert all(has_setting(loss, 'forward') and has_setting(loss, 'batch') for loss in task.losses.values())
     assert task.loss() is task.loss(next(iter(task.losses)))

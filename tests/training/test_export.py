@@ -86,14 +86,14 @@ def test_a_head_with_the_same_classes_goes_on_in_its_order(folder, on, names):
     assert params.keys() == wanted.keys()
     for path, leaf in wanted.items():
         np.testing.assert_array_equal(params[path], leaf, err_msg=path)
-    assert 'anew' not in run.header() and f'classes: {names[0]}' in run.header()
+    assert 'new one' not in run.header() and f'classes: {names[0]}' in run.header()
 
 
-def test_a_head_for_other_classes_is_drawn_anew_and_the_header_tells(folder):
+def test_head_for_other_classes_is_new_and_the_header_says_so(folder):
     write(folder / 'other.csv', {'good': 'good fine', 'bad': 'bad awful'})
     run, params = start(recipe(folder, 'classes', 'other.csv'))
     assert run.corpus.labels == ('bad', 'good')
-    assert 'the classes of the base are others: its head is drawn anew' in ' '.join(run.header().split())
+    assert 'the classes of the base differ: its head is replaced by a new one' in ' '.join(run.header().split())
     for path, leaf in flat(load_pretrained(folder / 'classes')[1]).items():
         assert np.array_equal(params[path], leaf) != path.startswith('task_head/out/'), path
     assert np.any(params['task_head/out/kernel'])
@@ -149,7 +149,7 @@ def test_a_classifier_is_exported_and_goes_on(folder, tmp_path):
     np.testing.assert_allclose(outputs(model, params), outputs(was.model, was.params), atol=1e-6)
     for on in ('run', 'hf'):
         run, params = start(recipe(folder, tmp_path / on))
-        assert run.corpus.labels == ('negative', 'positive') and 'anew' not in run.header()
+        assert run.corpus.labels == ('negative', 'positive') and 'new one' not in run.header()
         for path, leaf in flat(was.params).items():
             np.testing.assert_array_equal(params[path], leaf, err_msg=path)
     run, params = start(tags(folder, tmp_path / 'run'))  # another task takes the body alone
