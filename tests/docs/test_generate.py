@@ -1,0 +1,26 @@
+"""docs/config.md and the tree of README.md are those of the code."""
+
+import re
+
+import lmtrain
+from configs import base
+from docs import generate
+from launch import recipe
+
+
+def test_generated_parts_are_up_to_date():
+    outdated = [str(file) for file, text in generate.files().items() if file.read_text(encoding='utf-8') != text]
+    assert not outdated, 'run python -m docs.generate'
+
+
+def test_every_field_is_documented_with_its_default():
+    text, values = generate.config(), dict(recipe.leaves(base.get_config()))
+    rows = dict(re.findall(r'^\| `([\w.]+)` \| \w+ \| (.*?) \| .+ \|$', text, re.MULTILINE))
+    assert rows.keys() == values.keys()
+    assert rows['data.seq_len'] == '`256`' and rows['budget.steps'] == 'not set'
+
+
+def test_the_tree_has_every_module_in_import_order():
+    names = re.findall(r'^  (\w+)(?:\.py|/) ', generate.tree(), re.MULTILINE)
+    assert names == re.findall(r'^    (\w+)(?:\.py|/) ', lmtrain.__doc__, re.MULTILINE)
+    assert len(names) > 10 and names[-1] == 'api'
