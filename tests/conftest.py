@@ -69,3 +69,19 @@ def text(tmp_path_factory) -> pathlib.Path:
     for i in range(40):
         (folder / f'{i}.txt').write_text(f'{i} cats sat on {i * i} mats. ' * (i % 7 + 3))
     return folder
+
+
+@pytest.fixture(scope='module')
+def small_recipe(text):
+    """Makes configs.tiny fast for the examples of the documentation: small texts."""
+    from configs import tiny
+
+    def get_config(original=tiny.get_config):
+        config = original()
+        config.data.source, config.data.cache = str(text), str(text.parent / 'cache')
+        config.data.validation = config.data.test = 0.2
+        return config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, 'get_config', get_config)
+        yield

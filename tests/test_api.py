@@ -14,15 +14,13 @@ from lmtrain.errors import InputError
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, small_recipe):
     """The current directory, with the run that the example of `train` makes in runs/tiny."""
-    patch = pytest.MonkeyPatch()
     folder = tmp_path_factory.mktemp('examples')
-    patch.chdir(folder)
-    patch.setenv('XDG_CACHE_HOME', str(folder / 'cache'))
-    run_examples('train')
-    yield folder
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_examples('train')
+        yield folder
 
 
 def run_examples(name: str) -> None:

@@ -107,16 +107,14 @@ def test_a_diff_that_does_not_fit_is_an_error(tmp_path):
         apply('--- a/a.py\n+++ b/a.py\n@@\n-x = 1\n+x = 2\n', tmp_path)
 
 
-def test_examples_run(tmp_path, monkeypatch, capsys):
+def test_examples_run(tmp_path, monkeypatch, capsys, small_recipe):
     """All of them, in order, as one program; each has at most five lines."""
     examples = blocks('python')
     assert all(len(example.strip().splitlines()) <= 5 for example in examples)
     names = {'load', 'generate', 'evaluate', 'train', 'export', 'load_adapter'}
     assert names == {name for example in examples for name in re.findall(r'lmtrain\.(\w+)\(', example)}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    code = '\n'.join(examples).replace('tiny.get_config()\n', 'tiny.get_config()\nconfig.budget.steps = 4\n')
-    exec(compile(code, 'README.md', 'exec'), {})
+    exec(compile('\n'.join(examples), 'README.md', 'exec'), {})
     assert (tmp_path / 'adapter' / 'adapter_config.json').is_file()
     assert 'report and samples: runs/lora' in capsys.readouterr().out
 
