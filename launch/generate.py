@@ -20,6 +20,7 @@ from absl import flags
 
 from launch import cli, model_flags, process_setup
 from lmtrain.errors import InputError
+from lmtrain.files import parse_json
 
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS, base=True)
@@ -73,11 +74,8 @@ def read_prompts(path: pathlib.Path) -> list:
         if path.suffix != '.jsonl':
             prompts.append(line)
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f'{path}, line {number}: not JSON ({error.msg} at column {error.colno})') from error
-        prompts.append(prompt_of(row, f'{path}, line {number}'))
+        place = f'{path}, line {number}'
+        prompts.append(prompt_of(parse_json(line, place), place))
     if not prompts:
         raise InputError(
             f'{path} contains no prompt: write one per line, or .jsonl with the field "prompt" or "messages"'

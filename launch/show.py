@@ -60,21 +60,32 @@ def page(values: flags.FlagValues) -> None:
 
     cells = {key: written(value) for key, value in resolved.items()}
     origin = {key: f'(base {written(standard[key])})' for key in cells if resolved[key] != standard[key]}
-    width = min(36, max(len(f'{cell} {origin.get(key, "")}') for key, cell in cells.items()))
+    widest = max(len(f'{cell} {origin.get(key, "")}') for key, cell in cells.items())
+    width = min(36 if screen > 120 else 16, widest)  # of the values
 
-    print(f'{bold}{path.stem}{f":{argument}" if argument else ""}{plain}  {recipe.claim(path)}')
+    name = path.stem + (f':{argument}' if argument else '')
+    title = textwrap.fill(f'{name}  {recipe.claim(path)}', screen, subsequent_indent='  ')
+    print(title.replace(name, f'{bold}{name}{plain}', 1))
     for key, note in notes().items():
         if key not in resolved:  # a section
-            print(f'\n{bold}{key}{plain}  {dim}{note.partition(": ")[2].partition(". ")[0]}{plain}')
+            text = textwrap.fill(
+                f'{key}  {note.partition(": ")[2].partition(". ")[0]}', screen, subsequent_indent=' ' * (len(key) + 2)
+            )
+            print(f'\n{bold}{key}{plain}{dim}{text.removeprefix(key)}{plain}')
             continue
         if '.' not in key:
             print()
         mark, colour = ('>', cyan) if key in overridden else ('*', green) if key in origin else (' ', '')
         name, was = key.rpartition('.')[2], origin.get(key, '')
-        space = max(0, screen - 22 - max(width, len(cells[key]) + 1 + len(was)))
-        note = note if len(note) <= space else f'{note[: max(0, space - 2)]} …'
-        blank = ' ' * (width - len(cells[key]) - 1 - len(was))
-        print(f'{colour}{mark} {name:18}{cells[key]}{plain} {dim}{was}{blank}  {note}'.rstrip() + plain)
+        cell = f'{cells[key]} {was}'.rstrip()
+        comment = textwrap.wrap(note, screen - 22 - width, break_on_hyphens=False)
+        if len(cell) > width:  # the comment starts on the next line
+            comment.insert(0, '')
+        first, *rest = comment or ['']
+        blank = ' ' * (width - len(cell) + 2) if first else ''
+        print(f'{colour}{mark} {name:18}{cells[key]}{plain}{dim}{cell.removeprefix(cells[key])}{blank}{first}{plain}')
+        for line in rest:
+            print(f'{dim}{" " * (22 + width)}{line}{plain}')
     sys.stdout.flush()  # the next lines need jax
     from lmtrain.training import init_from
 

@@ -137,7 +137,7 @@ def test_the_name_of_a_special_token_in_a_prompt_is_said(lmtrain, house):
 
 
 BAD = {
-    'a.jsonl': (b'{"prompt": "x"}\n{"prompt": ', 'line 2: not JSON'),
+    'a.jsonl': (b'{"prompt": "x"}\n{"prompt": ', 'line 2: invalid JSON'),
     'b.jsonl': (b'{"text": "x"}\n', r'line 1: expected \{"prompt": "text"\} or \{"messages"'),
     'c.txt': (b'one\ntw\xffo\n', 'line 2: not UTF-8'),
     'd.txt': (b' \n\n', 'contains no prompt'),

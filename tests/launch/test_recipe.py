@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+import sys
 import warnings
 
 import jax
@@ -243,6 +244,17 @@ def test_show_marks_what_differs(capsys):
     assert rows['num_kv_heads'].startswith('  num_kv_heads') or '(base ' in rows['num_kv_heads']
     assert rows['norm'].startswith('  norm')
     assert 'rows per step' in rows['batch_size']
+
+
+def test_show_fits_80_columns_of_a_terminal(capsys, monkeypatch):
+    assert cli.main(['show', '--config=cramming_bert']) == 0
+    wide = capsys.readouterr().out.split()
+    monkeypatch.setenv('COLUMNS', '80')
+    monkeypatch.setenv('NO_COLOR', '1')
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    assert cli.main(['show', '--config=cramming_bert']) == 0
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.splitlines())) <= 80 and narrow.split() == wide  # nothing is left out
 
 
 def test_show_has_every_field_once(capsys):
