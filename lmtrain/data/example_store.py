@@ -1,4 +1,4 @@
-"""A task's examples side by side, kept in a directory, and the rows and lengths of the batches they come in."""
+"""The examples of a split as flat arrays on disk, and how they are packed into rows of batches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,78 +9,92 @@ import numpy as np
 from lmtrain.data.examples import Example
 from lmtrain.data.pack import Rows, best_fit
 
-ROUND = 8  # lengths are multiples of this
+ROUND = 8  # lengths of batches are multiples of this
 
 
 class Examples(NamedTuple):
-    """The examples of a split, side by side."""
+    """E examples of a split with N tokens in total, concatenated.
 
-    tokens: np.ndarray  # [N + 1] int32, one more than there are, so that each has a token after it
-    begins: np.ndarray  # [E + 1] int64
-    source: np.ndarray  # [E] the row of the file that each was made from
-    flat: dict[str, np.ndarray]  # columns with an entry a token, [N, ...]
-    values: dict[str, np.ndarray]  # columns with an entry an example, [E, ...]
+    Attributes:
+      tokens: [N + 1] int32; the last one is padding, so that each token has a next one.
+      begins: [E + 1] int64, the first token of each example, and N.
+      source: [E] int64, the index of the row that each was encoded from.
+      flat: columns with an entry for each token, [N, ...].
+      values: columns with an entry for each example, [E, ...].
+    """
+
+    tokens: np.ndarray
+    begins: np.ndarray
+    source: np.ndarray
+    flat: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
 
 
 class PackedExamples(NamedTuple):
-    """Examples in rows of batches: piece p of `rows` is example `example[p]`."""
+    """Examples in rows of batches: piece p of `rows` is the example with index `example[p]`."""
 
     rows: Rows
-    example: np.ndarray  # [P]
+    example: np.ndarray  # [P] int64
 
 
-def pack_examples(examples: Examples, shorter: int, pack: int) -> PackedExamples:
-    """Rows of one example each, or of several, best fit first, up to `pack` tokens (0 is one each).
+def pack_examples(examples: Examples, unread: int, row_size: int) -> PackedExamples:
+    """Rows of one example each, or of several of up to `row_size` tokens together, by best fit (0 is one each).
 
-    shorter: tokens of an example that no row reads: 1 where the last one is a target alone.
+    unread: last tokens of an example that no row contains: 1 if the last token is only a target.
     """
-    start, length = examples.begins[:-1], (np.diff(examples.begins) - shorter).astype(np.int32)
-    row = best_fit(length, pack) if pack else np.arange(len(length))
+    start, length = examples.begins[:-1], (np.diff(examples.begins) - unread).astype(np.int32)
+    row = best_fit(length, row_size) if row_size else np.arange(len(length))
     order = np.argsort(row, kind='stable')
     count = int(row.max()) + 1 if len(row) else 0
     return PackedExamples(Rows(np.searchsorted(row[order], np.arange(count + 1)), start[order], length[order]), order)
 
 
-def lengths(sizes: np.ndarray, buckets: int, seq_len: int) -> tuple[int, ...]:
-    """At most `buckets` lengths, ascending, that hold all `sizes` with the least padding; with one, `seq_len` alone."""
+def batch_lengths(sizes: np.ndarray, buckets: int, seq_len: int) -> tuple[int, ...]:
+    """At most `buckets` lengths, ascending, that hold all `sizes` with the least padding; with one, only `seq_len`.
+
+    By dynamic programming over the sorted sizes, each rounded up to a multiple of ROUND.
+
+    >>> batch_lengths(np.array([5, 7, 30, 31]), buckets=2, seq_len=64)
+    (8, 32)
+    """
     if buckets == 1:
         return (seq_len,)
-    found, counts = np.unique(np.minimum(-(-sizes // ROUND) * ROUND, seq_len), return_counts=True)
+    rounded, counts = np.unique(np.minimum(-(-sizes // ROUND) * ROUND, seq_len), return_counts=True)
     up_to = np.concatenate([[0], np.cumsum(counts)])
-    # cost[i]: tokens of the rows of the i shortest lengths; chosen[k][i]: how many are left to k fewer buckets
-    cost, chosen = np.where(up_to > 0, np.inf, 0.0), []
-    for _ in range(min(buckets, len(found))):
-        each = [cost[:i] + found[i - 1] * (up_to[i] - up_to[:i]) for i in range(1, len(up_to))]
-        chosen.append([0, *(int(np.argmin(ways)) for ways in each)])
-        cost = np.array([0.0, *(ways.min() for ways in each)])
-    kept, left = [], len(found)
-    for ways in reversed(chosen):
-        kept, left = [int(found[left - 1]), *kept] if left else kept, ways[left]
-    return tuple(kept)
+    # cost[i]: tokens of the rows of the i shortest lengths. splits[k][i]: how many of them the k shorter buckets take,
+    # the others have the length rounded[i - 1].
+    cost, splits = np.where(up_to > 0, np.inf, 0.0), []
+    for _ in range(min(buckets, len(rounded))):
+        costs = [cost[:i] + rounded[i - 1] * (up_to[i] - up_to[:i]) for i in range(1, len(up_to))]
+        splits.append([0, *(int(np.argmin(each)) for each in costs)])
+        cost = np.array([0.0, *(each.min() for each in costs)])
+    chosen, left = [], len(rounded)
+    for split in reversed(splits):
+        chosen, left = [int(rounded[left - 1]), *chosen] if left else chosen, split[left]
+    return tuple(chosen)
 
 
-def save(directory: Path, made: Sequence[Example]) -> None:
-    """Writes examples into a new directory; `load` reads them back."""
+def save(directory: Path, examples: Sequence[Example]) -> None:
+    """Writes examples into a new directory; `load` reads them."""
     directory.mkdir()
-    empty = [np.zeros(0, np.int32)]
     arrays = {
-        'tokens': np.concatenate([each.tokens for each in made] + [np.zeros(1, np.int32)]),
-        'begins': np.cumsum([0, *(len(each.tokens) for each in made)]),
-        'source': np.array([each.source for each in made], np.int64),
+        'tokens': np.concatenate([each.tokens for each in examples] + [np.zeros(1, np.int32)]),
+        'begins': np.cumsum([0, *(len(each.tokens) for each in examples)]),
+        'source': np.array([each.source for each in examples], np.int64),
     }
-    for column in made[0].flat if made else ():
-        arrays[f'flat.{column}'] = np.concatenate([each.flat[column] for each in made] or empty)
-    for column in made[0].values if made else ():
-        arrays[f'value.{column}'] = np.stack([each.values[column] for each in made])
+    for column in examples[0].flat if examples else ():
+        arrays[f'flat.{column}'] = np.concatenate([each.flat[column] for each in examples])
+    for column in examples[0].values if examples else ():
+        arrays[f'value.{column}'] = np.stack([each.values[column] for each in examples])
     for column, values in arrays.items():
         np.save(directory / f'{column}.npy', values)
 
 
 def load(directory: Path) -> Examples:
-    """What `save` wrote, left on disk."""
+    """The examples that `save` wrote, memory-mapped."""
     arrays = {path.name.removesuffix('.npy'): np.load(path, mmap_mode='r') for path in sorted(directory.glob('*.npy'))}
 
-    def under(kind: str) -> dict[str, np.ndarray]:
+    def columns(kind: str) -> dict[str, np.ndarray]:
         return {name.partition('.')[2]: values for name, values in arrays.items() if name.startswith(f'{kind}.')}
 
-    return Examples(arrays['tokens'], arrays['begins'], arrays['source'], under('flat'), under('value'))
+    return Examples(arrays['tokens'], arrays['begins'], arrays['source'], columns('flat'), columns('value'))

@@ -1,4 +1,4 @@
-"""Batches of a task: whole examples, padded to a few lengths; which rows a step has is a function of the step alone."""
+"""Batches of a task: whole examples, padded to a few lengths. The rows of a step are a function of the step."""
 
 import numpy as np
 
@@ -12,13 +12,15 @@ from lmtrain.errors import InputError
 class PaddedStream:
     """The batches of one split of a `TaskData`; the counterpart of `lmtrain.data.Stream`, with its arguments and names.
 
-    Every row once an epoch, in batches of one length T; what is left of a length goes with the next longer one. The
-    lengths of the steps do not depend on the seed, so that streams of several seeds run side by side.
-    shuffle: a new order every epoch, without end. What is left of all lengths is filled up with `repeated` rows of the
-      same epoch, others in each: a whole step is taken, so few rows must not stand for a batch.
-    Otherwise: one pass, in the order of the rows within a length; what is left is filled with empty rows (segment_ids
-      0, weights 0). So it is in training if all rows are fewer than a batch: then every step has all of them. With a
-      `limit` below the batches of a pass, a random sample of so many batches, the same for every seed.
+    Every row once per epoch, in batches of one length T; the remaining rows of a length are added to those of the next
+    longer one. The lengths of the steps do not depend on the seed, so that streams of several seeds run side by side.
+
+    With `shuffle`, each epoch has a new order, without end. The last batch is completed with `repeated` rows of the
+    same epoch, others in each epoch: the optimizer takes a whole step, so a few rows must not stand for a batch. If all
+    rows are fewer than a batch, every step has all of them, and empty rows (segment_ids 0, weights 0).
+
+    Without `shuffle` it is one pass, in the order of the rows within a length; the last batch is completed with empty
+    rows. With a `limit` below the batches of a pass it is a random sample of so many batches, the same for every seed.
     """
 
     def __init__(
@@ -31,9 +33,9 @@ class PaddedStream:
         rows: np.ndarray | None = None,
         limit: int = 0,
     ):
-        """batch_size: rows a step over all processes; this one reads `rows` of them, ascending (None: all).
+        """batch_size: rows of a step over all processes; this one reads `rows` of them, ascending (None: all).
 
-        Raises ValueError where they are no rows of a batch, or the split is empty.
+        Raises InputError if they are not rows of a batch, or the split is empty.
         """
         if seed < 0:
             raise InputError(f'the seed is {seed}; it must not be negative')
@@ -56,7 +58,7 @@ class PaddedStream:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's rows of the global batch of `step` (from 0), columns as in lmtrain.data.
 
-        Raises IndexError after the last step where the stream is not shuffled.
+        Raises IndexError after the last step if the stream is not shuffled.
         """
         chosen, length = self._rows(step)
         examples, task = self.examples_of, self.data.task
@@ -67,19 +69,20 @@ class PaddedStream:
         if not task.predicts_tokens:
             del batch['targets'], batch['loss_mask']
         for name, values in examples.values.items():
-            at = self._examples(chosen)
-            some = values[np.maximum(at, 0)]
+            example = self._examples(chosen)
+            column = values[np.maximum(example, 0)]
             empty = -1 if name == 'spans' else 0
-            batch[name] = np.where((at >= 0).reshape(-1, *[1] * (some.ndim - 1)), some, empty).astype(values.dtype)
+            real = (example >= 0).reshape(-1, *[1] * (column.ndim - 1))
+            batch[name] = np.where(real, column, empty).astype(values.dtype)
         return batch | {'row': self.local.astype(np.int32)}
 
     def examples(self, step: int) -> np.ndarray:
-        """[B] the example of the split that stands in each row of this process's batch; -1 is an empty row."""
+        """[B] the index of the example in each row of this process's batch; -1 for an empty row."""
         return self._examples(self._rows(step)[0])
 
     @property
     def num_rows(self) -> int:
-        """Rows of a pass that are not empty."""
+        """Rows of a pass, without empty ones."""
         return int(np.sum(self._epoch(0)[0] >= 0))
 
     @property
@@ -88,45 +91,55 @@ class PaddedStream:
         return float(np.mean(self._epoch(0)[1]))
 
     def steps_of_lengths(self) -> dict[int, int]:
-        """{T: the first step with batches of that length}: what is to be compiled."""
-        of_step = self._epoch(0)[1].tolist()
-        return {length: of_step.index(length) for length in sorted(set(of_step))}
+        """{T: the first step with a batch of that length}; each length is a program of its own."""
+        lengths = self._epoch(0)[1].tolist()
+        return {length: lengths.index(length) for length in sorted(set(lengths))}
 
     def _examples(self, chosen: np.ndarray) -> np.ndarray:
         first = self.packed.rows.first[np.maximum(chosen, 0)]
         return np.where(chosen >= 0, self.packed.example[first], -1)
 
     def _rows(self, step: int) -> tuple[np.ndarray, int]:
-        """([B] rows of this process's batch, T)."""
+        """(indices of the rows of this process's batch, -1 if empty, T)."""
         if step < 0 or not self.shuffle and step >= self.steps_per_epoch:
             raise IndexError(f'step {step} of {self.steps_per_epoch}')
         epoch, place = divmod(step, self.steps_per_epoch)
-        rows, of_step = self._epoch(epoch)
-        return rows[place][self.local], int(of_step[place])
+        rows, lengths = self._epoch(epoch)
+        return rows[place][self.local], int(lengths[place])
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """([steps, B] rows, -1 where there is none, [steps] lengths) of an epoch; the last two epochs are kept."""
+        """(rows [steps, B], -1 if empty, lengths [steps]) of an epoch; the last two epochs are cached."""
         if epoch not in self._epochs:
-            size, count = self.batch_size, len(self.bucket)
-            order = hash_rng.permutation(count, self.seed, SHUFFLE, epoch) if self.shuffle else np.arange(count)
-            order = hash_rng.permutation(count, SAMPLE) if self.sampled else order
-            batches, of_step, left, longest = [], [], order[:0], 0
-            for bucket, length in enumerate(self.data.lengths):
-                mine = np.concatenate([left, order[self.bucket[order] == bucket]])
-                whole = len(mine) // size
-                batches.append(mine[: whole * size].reshape(whole, size))
-                longest = length if len(mine) > len(left) else longest
-                of_step += [length] * whole
-                left = mine[whole * size :]
-            if len(left):
-                again = order[~np.isin(order, left)][: self.repeated]
-                batches.append(np.concatenate([left, again, np.full(size - len(left) - len(again), -1)])[None])
-                of_step.append(longest)
-            rows, of_step = np.concatenate(batches), np.array(of_step)
-            if self.shuffle or self.sampled:
-                mixed = hash_rng.permutation(len(rows), BATCH_ORDER, epoch)[: self.steps_per_epoch]
-                rows, of_step = rows[mixed], of_step[mixed]
             for old in sorted(self._epochs)[:-1]:
                 del self._epochs[old]
-            self._epochs[epoch] = rows, of_step
+            rows, lengths = self._batches(self._order(epoch))
+            if self.shuffle or self.sampled:
+                order = hash_rng.permutation(len(rows), BATCH_ORDER, epoch)[: self.steps_per_epoch]
+                rows, lengths = rows[order], lengths[order]
+            self._epochs[epoch] = rows, lengths
         return self._epochs[epoch]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The rows in the order in which batches take them."""
+        count = len(self.bucket)
+        if self.shuffle:
+            return hash_rng.permutation(count, self.seed, SHUFFLE, epoch)
+        return hash_rng.permutation(count, SAMPLE) if self.sampled else np.arange(count)
+
+    def _batches(self, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(rows [batches, B], -1 if empty, lengths [batches]), by ascending length."""
+        size = self.batch_size
+        batches, lengths, left, longest = [], [], order[:0], 0
+        for bucket, length in enumerate(self.data.lengths):
+            rows = np.concatenate([left, order[self.bucket[order] == bucket]])
+            full = len(rows) // size
+            batches.append(rows[: full * size].reshape(full, size))
+            longest = length if len(rows) > len(left) else longest  # of the rows that are left, the longest
+            lengths += [length] * full
+            left = rows[full * size :]
+        if len(left):
+            again = order[~np.isin(order, left)][: self.repeated]
+            empty = np.full(size - len(left) - len(again), -1)
+            batches.append(np.concatenate([left, again, empty])[None])
+            lengths.append(longest)
+        return np.concatenate(batches), np.array(lengths)

@@ -13,7 +13,7 @@ import numpy as np
 from lmtrain.data.cache import build, cache_directory, key
 from lmtrain.data.chat.load import open_template, with_template
 from lmtrain.data.chat.template import UNWRITTEN, Template
-from lmtrain.data.example_store import Examples, PackedExamples, lengths, load, pack_examples, save
+from lmtrain.data.example_store import Examples, PackedExamples, batch_lengths, load, pack_examples, save
 from lmtrain.data.examples import LengthPolicy
 from lmtrain.data.labels import count_notes
 from lmtrain.data.rows import Row, text_of
@@ -254,7 +254,7 @@ def _packed(
         splits={split: _split(task, each, packed[split], tokenizer) for split, each in examples.items()},
         fingerprint=key(encoded.key, shares, config.shots, config.buckets, config.pack),
         seq_len=seq_len,
-        lengths=lengths(sizes, 1 if config.pack else config.buckets, seq_len),
+        lengths=batch_lengths(sizes, 1 if config.pack else config.buckets, seq_len),
         text=config.text,
         label=config.label,
         labels=config.labels,

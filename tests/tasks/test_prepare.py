@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 
 from lmtrain.data import PaddedStream, batch_hash
-from lmtrain.data.example_store import lengths
+from lmtrain.data.example_store import batch_lengths
 from lmtrain.tasks.prepare import prepare_task
 
 WORDS = 'the cat sat on a mat and looked at the moon over seven hills while it sang of tea'.split()
@@ -178,16 +178,16 @@ def test_what_a_stream_refuses(prepare):
 
 def test_lengths_waste_least():
     sizes = np.array([3, 5, 8, 9, 30, 31, 64])
-    assert lengths(sizes, 1, 100) == (100,)
-    assert lengths(sizes, 9, 100) == (8, 16, 32, 64)
-    assert lengths(sizes, 2, 100) == (16, 64) or lengths(sizes, 2, 100) == (32, 64)
-    assert lengths(np.array([3, 90]), 2, 50) == (8, 50)
+    assert batch_lengths(sizes, 1, 100) == (100,)
+    assert batch_lengths(sizes, 9, 100) == (8, 16, 32, 64)
+    assert batch_lengths(sizes, 2, 100) == (16, 64) or batch_lengths(sizes, 2, 100) == (32, 64)
+    assert batch_lengths(np.array([3, 90]), 2, 50) == (8, 50)
 
     def waste(found):
         return sum(min(length for length in found if length >= size) for size in sizes)
 
     pairs = [(first, 64) for first in (8, 16, 32)]
-    assert waste(lengths(sizes, 2, 100)) == min(map(waste, pairs))
+    assert waste(batch_lengths(sizes, 2, 100)) == min(map(waste, pairs))
 
 
 # --- rows
