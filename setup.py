@@ -1,11 +1,11 @@
-"""Installs lmtrain: `pip install -e .`, or let launch/run.sh do it. Ranges are what the tests have passed on."""
+"""Installs lmtrain: `pip install -e .`; launch/run.sh does it. The tests have passed on the ranges of versions."""
 
 from setuptools import find_packages, setup
 
 setup(
     name='lmtrain',
     version='0.1.0',
-    description='Pretrain a language model end to end on real text, with two commands',
+    description='A JAX/Flax research framework for pretraining and adapting language models',
     python_requires='>=3.11',
     packages=find_packages(include=['lmtrain', 'lmtrain.*', 'configs', 'launch']),
     package_data={'lmtrain': ['py.typed'], 'launch': ['*.sh']},
@@ -14,9 +14,9 @@ setup(
         'absl-py>=2.5,<3',
         'array_record>=0.8,<0.9',  # the file format in which TFDS prepares without TensorFlow
         'flax>=0.12.8,<0.13',
-        'importlib_resources>=6.5,<8',  # what TFDS imports for the datasets that it builds, and does not ask for
+        'importlib_resources>=6.5,<8',  # imported by TFDS for datasets that it builds, but not required by it
         'jax>=0.10.2,<0.13',  # 0.10 is the last for Python 3.11
-        'jinja2>=3.1.6,<4',  # chat templates; older ones let a template out of the sandbox
+        'jinja2>=3.1.6,<4',  # chat templates; older versions do not confine a template to the sandbox
         'matplotlib>=3.11,<4',
         'ml-collections>=1.1,<2',
         'ml-dtypes>=0.5.4,<0.7',
@@ -26,7 +26,7 @@ setup(
         'scipy>=1.17,<2',
         'tensorboardX>=2.6.5,<3',
         'tensorflow-datasets>=4.9.10,<5',
-        'tensorstore>=0.1.86,<0.2',  # what Orbax writes with: a checkpoint's index is read back before it is sealed
+        'tensorstore>=0.1.86,<0.2',  # Orbax writes with it; reads the index of a checkpoint back
         'tokenizers>=0.23,<0.24',
         'tqdm>=4.70,<5',
     ],

@@ -89,15 +89,16 @@ def prompt_of(row, place: str):
     Raises InputError naming the place if a row has neither or a message is malformed.
     """
     fields = row if isinstance(row, dict) else {}
-    name = next((name for name in ('messages', 'prompt') if fields.get(name) is not None), None)
-    if name == 'prompt' and isinstance(fields['prompt'], str):
-        return fields['prompt']
-    if name is None or not isinstance(fields[name], list):
+    text, messages, tools = (fields.get(name) for name in ('prompt', 'messages', 'tools'))
+    if messages is None and isinstance(text, str):
+        return text
+    messages = text if messages is None else messages
+    if not isinstance(messages, list):
         expected = '{"prompt": "text"} or {"messages": [{"role": "user", "content": "text"}]}'
         raise InputError(f'{place}: expected {expected}, not {json.dumps(row)[:60]}')
     from lmtrain import api
 
-    return api.as_prompt(place, fields[name], fields.get('tools'))
+    return api.as_prompt(place, messages, tools)
 
 
 def show(model, prompts: list, system: str, settings: dict) -> None:

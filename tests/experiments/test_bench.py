@@ -13,7 +13,7 @@ def test_a_ratio_is_the_median_over_paired_blocks():
     assert found == {'median': 0.5, 'best': 0.4}
 
 
-def test_every_block_has_its_pair():
+def test_blocks_are_paired():
     with pytest.raises(ValueError):
         bench.ratios([1.0, 1.0], [1.0])
 

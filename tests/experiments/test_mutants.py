@@ -1,4 +1,4 @@
-"""The list of faults fits the sources: each one can be applied, and is of a module that tests mirror."""
+"""Every fault can be applied to the sources, and its module has tests that mirror it."""
 
 import pathlib
 
@@ -29,7 +29,7 @@ def test_the_list_is_long_and_names_each_fault_once():
     assert EQUIVALENT.keys() <= set(names)
 
 
-def test_a_fault_is_applied_judged_and_taken_back(tmp_path):
+def test_fault_is_applied_tested_and_reverted(tmp_path):
     """A small repository with one test, one fault that it sees and one that it does not."""
     (tmp_path / 'lmtrain').mkdir()
     (tmp_path / 'tests').mkdir()

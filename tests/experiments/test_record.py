@@ -32,7 +32,7 @@ def test_results_state_where_they_come_from():
         assert f'<!-- results: {results["name"]} -->' in readme
 
 
-def test_a_figure_changed_by_hand_is_seen():
+def test_edited_figure_is_detected():
     name = RESULTS[0].parent.name
     text = record.render(f'<!-- results: {name} -->\n<!-- end -->')
     forged = text.replace('| what |', '| what changed |')

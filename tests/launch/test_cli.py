@@ -1,4 +1,4 @@
-"""The front door: quick answers, errors a person can act on, and flags that reach the verb."""
+"""The command line: quick help, user errors in one line, and flags that reach the verb."""
 
 import os
 import pathlib
@@ -24,16 +24,16 @@ def imported(*argv, watched):
     return done.stdout.rpartition('|')[2].split()
 
 
-def test_help_imports_next_to_nothing():
+def test_help_imports_no_library():
     assert imported('--help', watched=(*HEAVY, 'absl', 'ml_collections', 'configs')) == []
 
 
 @pytest.mark.parametrize('argv', [('configs',), ('train', '--help'), ('show', '--help')])
-def test_quick_verbs_import_nothing_heavy(argv):
+def test_quick_verbs_do_not_import_jax(argv):
     assert imported(*argv, watched=HEAVY) == []
 
 
-def test_a_recipe_that_imports_models_finds_the_cache_made():
+def test_recipe_that_imports_models_uses_the_compilation_cache():
     """jax reads its variables once, where it is first imported."""
     code = (
         'from launch import cli; cli.main(["train", "--config=pretrain_gpt2", "--process_id=0"]); '
@@ -56,7 +56,7 @@ def test_help_names_every_verb(capsys):
 
 
 @pytest.mark.parametrize('verb', cli.VERBS)
-def test_the_help_of_a_verb_has_an_example_and_its_flags_alone(verb, capsys):
+def test_help_of_a_verb_has_an_example_and_only_its_flags(verb, capsys):
     assert cli.main([verb, '--help']) == 0
     said = capsys.readouterr().out
     assert f'\n  lmtrain {verb}' in said
@@ -90,7 +90,7 @@ def test_the_help_of_a_verb_has_an_example_and_its_flags_alone(verb, capsys):
         (['evaluate'], ['--workdir is missing']),
     ],
 )
-def test_what_a_person_can_mend_is_one_line(argv, parts, capsys):
+def test_user_error_is_one_line(argv, parts, capsys):
     assert cli.main(argv) == 2
     out, said = capsys.readouterr()
     assert out == ''
@@ -113,7 +113,7 @@ def test_debug_keeps_the_traceback():
         (lifecycle.RunEnded(lifecycle.REQUEUE, 'step 7 is saved'), lifecycle.REQUEUE, 'step 7 is saved'),
     ],
 )
-def test_an_error_of_a_verb_is_presented(error, code, shown, monkeypatch, capsys):
+def test_error_of_a_verb_has_message_and_exit_code(error, code, shown, monkeypatch, capsys):
     def run(values):
         raise error
 
@@ -139,20 +139,20 @@ def test_an_error_of_another_library_keeps_its_traceback(monkeypatch):
         cli.main(['train', '--config=tiny'])
 
 
-def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, tmp_path):
+def test_os_error_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(train, 'run', lambda values: (tmp_path / 'missing' / 'file').read_text())
     assert cli.main(['train', '--config=tiny']) == 2
     assert str(tmp_path / 'missing' / 'file') in capsys.readouterr().err
 
 
-def test_a_closed_pipe_ends_without_a_word():
+def test_closed_pipe_ends_silently():
     command = f'"{sys.executable}" -m launch.cli show --config=tiny | true; echo "${{PIPESTATUS[0]}}"'
     done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
     assert done.stderr == ''
     assert done.stdout == '141\n'
 
 
-def test_colours_are_for_terminals_alone(monkeypatch):
+def test_colours_only_on_terminals(monkeypatch):
     class Terminal:
         isatty = staticmethod(lambda: True)
 
@@ -164,7 +164,7 @@ def test_colours_are_for_terminals_alone(monkeypatch):
     assert cli.style('red', 'plain', stream=Terminal) == ['', '']
 
 
-def test_the_compilation_cache_is_private_and_a_setting_of_the_user_wins(monkeypatch, tmp_path):
+def test_compilation_cache_is_private_and_user_settings_take_precedence(monkeypatch, tmp_path):
     for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', 'TF_CPP_MIN_LOG_LEVEL'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('HOME', str(tmp_path))
@@ -178,7 +178,7 @@ def test_the_compilation_cache_is_private_and_a_setting_of_the_user_wins(monkeyp
 
 
 @pytest.mark.parametrize('caches', [None, pathlib.Path('/proc')])
-def test_without_a_folder_of_caches_programs_are_not_kept(caches, monkeypatch, capsys):
+def test_no_compilation_cache_without_a_cache_directory(caches, monkeypatch, capsys):
     for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_ENABLE_COMPILATION_CACHE'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(process_setup, 'user_cache', lambda: caches)
@@ -190,7 +190,7 @@ def test_without_a_folder_of_caches_programs_are_not_kept(caches, monkeypatch, c
     assert capsys.readouterr().err == ''
 
 
-def test_paths_of_flags_are_expanded_and_urls_refused_before_anything_is_made(monkeypatch, tmp_path, capsys):
+def test_paths_of_flags_are_expanded_and_urls_rejected(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(tmp_path)
     values = cli.parse(train, ['--config=tiny', '--workdir=~/runs/a'])
@@ -204,7 +204,7 @@ def test_paths_of_flags_are_expanded_and_urls_refused_before_anything_is_made(mo
     assert not list(tmp_path.iterdir())
 
 
-def test_text_that_the_terminal_cannot_show_ends_no_run(monkeypatch):
+def test_characters_missing_from_the_encoding_do_not_end_a_run(monkeypatch):
     command = [sys.executable, '-c', 'from launch import cli; cli.main(["configs"]); print("\u2501 \u6f22")']
     environment = os.environ | {'PYTHONIOENCODING': 'ascii', 'PYTHONUTF8': '0'}
     done = subprocess.run(command, capture_output=True, env=environment)

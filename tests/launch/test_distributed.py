@@ -1,4 +1,4 @@
-"""Several processes as one run: who is missing, who differs, who wants to stop, and who has died."""
+"""Several processes as one run: missing, different, stopped and dead processes."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ def parsed(flags):
         (['--distributed', '--process_id=1'], '--distributed detects the value of --process_id'),
     ],
 )
-def test_flags_that_name_no_run_are_refused_before_jax_starts(flags, message):
+def test_invalid_flags_are_rejected_before_jax_starts(flags, message):
     with pytest.raises(ValueError, match=message):
         distributed.start(parsed(flags))
 
@@ -65,11 +65,11 @@ def roll_call(count, numbers, timeout=2.0, counts=None):
     return found
 
 
-def test_everybody_is_there():
+def test_roll_call_of_all_processes():
     assert roll_call(3, [2, 0, 1]) == {0: None, 1: None, 2: None}
 
 
-def test_who_is_missing_is_named_to_all_who_came():
+def test_missing_processes_are_named_to_all_others():
     found = roll_call(4, [0, 2], timeout=0.5)
     assert all('missing after 0.5 s: process 1, 3 of 4' in word for word in found.values())
 
@@ -78,13 +78,13 @@ def test_process_0_is_missing():
     assert 'process 0 did not answer at 127.0.0.1:' in roll_call(2, [1], timeout=0.3)[0]
 
 
-def test_two_processes_of_one_number_and_another_count_are_told():
+def test_duplicate_number_and_different_count_are_errors():
     assert 'process 1 of 3 connected twice' in roll_call(3, [0, 1, 1])[0]
     assert 'process 1 of 3 connected; expected are processes 1 to 1 of 2' in roll_call(2, [0, 1], counts={1: 3})[0]
 
 
 @pytest.mark.parametrize('said', [b'', b'5\n', b'["a", "b"]\n', b'{}\n', b'GET / HTTP/1.1\n', b'x' * 999])
-def test_a_stranger_at_the_door_is_nobody(said, monkeypatch):
+def test_other_connections_are_ignored(said, monkeypatch):
     monkeypatch.setattr(distributed, 'CALL', 0.2)
     port, found = free_port(), []
 
@@ -121,9 +121,7 @@ TOLD = ['--coordinator=127.0.0.1:9', '--num_processes=8', '--process_id=5']
     ],
     ids=['told', 'one GPU of its node', 'alone on its node', 'GPUs of its own'],
 )
-def test_jax_starts_where_all_have_met_and_takes_the_gpus_that_are_its_own(
-    flags, environment, address, gpus, monkeypatch
-):
+def test_jax_starts_after_the_roll_call_with_its_own_gpus(flags, environment, address, gpus, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     called, given = [], {}
@@ -138,12 +136,12 @@ def test_jax_starts_where_all_have_met_and_takes_the_gpus_that_are_its_own(
     assert given['local_device_ids'] == gpus
 
 
-def test_no_cluster_around_is_an_error():
+def test_no_cluster_is_an_error():
     with pytest.raises(ValueError, match='--distributed: this process does not run under SLURM, .* set --coordinator'):
         distributed.start(parsed(['--distributed']))
 
 
-def test_one_process_agrees_with_itself_without_a_device():
+def test_one_process_agrees_without_a_device():
     assert multihost.all_gather_object({'a': 1}) == [{'a': 1}]
     multihost.assert_same({'a': 1})
     assert multihost.AsyncMax()(1.0, 0.5) == (1.0, 0.5)
@@ -200,7 +198,7 @@ def ended(started):
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_stop_as_one_and_the_resumed_run_is_the_uninterrupted_one(text):
+def test_two_processes_stop_together_and_resume_bitwise(text):
     whole, cut = text.parent / 'whole', text.parent / 'cut'
     assert ended(start(whole, text)) == [0, 0]
     started = start(cut, text)
@@ -219,12 +217,12 @@ def test_two_processes_stop_as_one_and_the_resumed_run_is_the_uninterrupted_one(
 
 
 @pytest.mark.timeout(300)
-def test_tensor_across_processes_where_evaluations_and_votes_meet(text):
+def test_tensor_axis_across_processes(text):
     across = {'mesh.fsdp': 1, 'mesh.tensor': 2, 'mesh.sequence': 2, 'evaluate.every_steps': 2}
     assert ended(start(text.parent / 'across', text, **across)) == [0, 0]
 
 
-def test_two_folders_of_one_run_are_told_before_anything_compiles(text):
+def test_different_run_folders_are_an_error_before_compilation(text):
     one, other = text.parent / 'one', text.parent / 'other'
     assert ended(start(one, text, elsewhere=other)) == [2, 2]
     for number in (0, 1):
@@ -232,7 +230,7 @@ def test_two_folders_of_one_run_are_told_before_anything_compiles(text):
         assert f'process 1 does not see in {other} what process 0 writes in {one}' in said
 
 
-def test_a_process_that_waits_where_python_runs_no_handler_leaves_on_a_signal():
+def test_sigterm_ends_a_process_that_waits_in_native_code():
     code = (
         'import ctypes; from launch import distributed\n'
         'with distributed.exit_on_sigterm():\n'
@@ -244,7 +242,7 @@ def test_a_process_that_waits_where_python_runs_no_handler_leaves_on_a_signal():
         assert waiting.wait(30) == lifecycle.REQUEUE
 
 
-def test_a_signal_before_anything_has_begun_asks_for_another_start(text):
+def test_signal_before_the_first_step_requeues(text):
     port, workdir = free_port(), text.parent / 'early'
     command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--workdir={workdir}']
     command += [f'--coordinator=127.0.0.1:{port}', '--num_processes=2', '--process_id=0']
@@ -257,7 +255,7 @@ def test_a_signal_before_anything_has_begun_asks_for_another_start(text):
 
 
 @pytest.mark.timeout(300)
-def test_one_process_that_raises_or_differs_ends_both(text):
+def test_exception_or_disagreement_ends_both_processes(text):
     assert set(ended(start(text.parent / 'raised', text, fault='raise@3'))) <= {lifecycle.EXCEPTION, lifecycle.LOST}
     assert ended(start(text.parent / 'differing', text, differing=0.5)) == [2, 2]
     word = (text.parent / 'differing.0.log').read_text()

@@ -1,4 +1,4 @@
-"""The verb evaluate hands its flags on: to `load.evaluate_split`, or with --rows to `prompting.score`."""
+"""The verb evaluate passes its flags on: to `load.evaluate_split`, or with --rows to `prompting.score`."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ CHATS = Template(PLAIN, 'plain')
 
 
 @pytest.fixture
-def house(monkeypatch, tmp_path):
+def stub(monkeypatch, tmp_path):
     """Pretends that there is a run and that rows are scored; the calls of both functions."""
     calls = {}
 
@@ -44,10 +44,10 @@ def house(monkeypatch, tmp_path):
 ASKED = ['evaluate', '--workdir=w', '--rows=rows.csv', '--template={q}: {a}', '--answer=a']
 
 
-def test_rows_and_settings_reach_the_function(house, capsys):
+def test_rows_and_settings_reach_the_function(stub, capsys):
     words = ['--limit=3', '--system=Be brief.', '--seed=5', '--max_tokens=9', '--batch_size=4', '--results=out.json']
     assert cli.main([*ASKED, *words]) == 0
-    rows, settings = house['score']
+    rows, settings = stub['score']
     assert [row['q'] for row in rows] == ['0', '1', '2']
     wanted = {'template': '{q}: {a}', 'answer': 'a', 'choices': (), 'shots': 0, 'demonstrations': [], 'seed': 5}
     wanted |= {'max_tokens': 9, 'batch_size': 4, 'system': 'Be brief.', 'chat_template': CHATS}
@@ -67,24 +67,24 @@ def test_rows_and_settings_reach_the_function(house, capsys):
         (['--demonstrations=few.csv'], ['7']),  # without shots they still say which answers there are
     ],
 )
-def test_demonstrations(house, words, drawn):
+def test_demonstrations(stub, words, drawn):
     assert cli.main([*ASKED, *words]) == 0
-    assert [row.fields['q'] for row in house['score'][1]['demonstrations']] == drawn
+    assert [row.fields['q'] for row in stub['score'][1]['demonstrations']] == drawn
 
 
 @pytest.mark.parametrize(('text', 'choices'), [('yes,no, maybe', ['yes', 'no', ' maybe']), ('options', 'options')])
-def test_choices_are_a_list_or_a_field(house, text, choices):
+def test_choices_are_a_list_or_a_field(stub, text, choices):
     assert cli.main([*ASKED, f'--choices={text}']) == 0
-    assert house['score'][1]['choices'] == choices
+    assert stub['score'][1]['choices'] == choices
 
 
-def test_a_split_is_that_of_the_checkpoint(house, capsys):
+def test_split_is_evaluated_at_the_checkpoint(stub, capsys):
     assert cli.main(['evaluate', '--workdir=w', '--split=test', '--checkpoint=30']) == 0
-    assert house['split'] == (pathlib.Path('w'), 'test', 30, 0)
+    assert stub['split'] == (pathlib.Path('w'), 'test', 30, 0)
     assert capsys.readouterr().out.startswith('test: ')
 
 
-def test_a_place_for_results_that_is_not_there_is_refused_first(house, capsys):
+def test_invalid_results_path_is_rejected_first(stub, capsys):
     for words, error in ((['--results=no/f.json'], 'there is no directory no'), (['--results=.'], 'is a directory')):
         assert cli.main(['evaluate', '--workdir=w', *words]) == 2
-        assert error in capsys.readouterr().err and not house
+        assert error in capsys.readouterr().err and not stub

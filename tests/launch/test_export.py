@@ -1,4 +1,4 @@
-"""The verb export hands its flags on; tests/training/test_export.py has what it writes."""
+"""The verb export passes its flags on; tests/training/test_export.py has what it writes."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""The verb generate: which prompts it reads, what it prints where, and what it says of bad input."""
+"""The verb generate: its prompts, its output on stdout and stderr, and errors of its input."""
 
 import json
 import types
@@ -14,8 +14,8 @@ from lmtrain.training import load
 
 
 @pytest.fixture
-def house(monkeypatch):
-    """Pretends a run is restored, and that its model continues with the pieces of `house.pieces`."""
+def stub(monkeypatch):
+    """Pretends a run is restored, and that its model continues with the pieces of `stub.pieces`."""
     config = base.get_config()
     config.sample.update(max_tokens=77, temperature=0.6, top_p=0.9)  # other than base.py has them
     model = types.SimpleNamespace(max_len=12)
@@ -36,7 +36,7 @@ def house(monkeypatch):
 
 
 @pytest.fixture
-def lmtrain(house, capsys):
+def lmtrain(stub, capsys):
     """lmtrain(words) -> (exit code, stdout, stderr) of `lmtrain generate --workdir=w words`."""
 
     def call(*words):
@@ -49,17 +49,17 @@ def lmtrain(house, capsys):
     return call
 
 
-def test_one_prompt_then_its_continuation(lmtrain, house):
+def test_one_prompt_then_its_continuation(lmtrain, stub):
     euro = '€'.encode()
-    house.pieces = [(0, b' old', ''), (0, euro[:1], ''), (0, euro[1:] + b'!', 'stop')]
+    stub.pieces = [(0, b' old', ''), (0, euro[:1], ''), (0, euro[1:] + b'!', 'stop')]
     code, out, err = lmtrain('--workdir=w', '--prompt=good')
     assert (code, out) == (0, 'good old€!\n')
     assert err.startswith('8 tokens, ') and 'tokens/s' in err and '\033' not in err
     assert err.endswith('1 of 1 texts ended with an end token\n')
-    assert house.prompts == ['good'] and house.step == 'last'
+    assert stub.prompts == ['good'] and stub.step == 'last'
 
 
-def test_the_recipe_says_what_the_flags_do_not(lmtrain, house):
+def test_settings_without_a_flag_are_those_of_the_recipe(lmtrain, stub):
     lmtrain('--workdir=w', '--top_k=3', '--temperature=0', '--seed=5', '--checkpoint=200')
     wanted = {
         'max_tokens': 77,
@@ -71,17 +71,17 @@ def test_the_recipe_says_what_the_flags_do_not(lmtrain, house):
         'vocab_size': 257,
         'absent': (),
     }
-    assert house.settings == wanted
-    assert house.prompts == [''] and house.step == 200
+    assert stub.settings == wanted
+    assert stub.prompts == [''] and stub.step == 200
 
 
-def test_several_prompts_stand_in_order_under_rules(lmtrain, house, tmp_path):
+def test_several_prompts_are_printed_in_order_with_rules(lmtrain, stub, tmp_path):
     file = tmp_path / 'prompts.txt'
     file.write_text('b \n\nc\r\n')
-    house.pieces = [(2, b'3', 'length'), (0, b'1', ''), (1, b'2', 'context'), (0, b'1', 'stop')]
+    stub.pieces = [(2, b'3', 'length'), (0, b'1', ''), (1, b'2', 'context'), (0, b'1', 'stop')]
     code, out, err = lmtrain('--workdir=w', '--prompt=a', f'--prompts_file={file}')
     lines = out.splitlines()
-    assert house.prompts == ['a', 'b ', 'c']
+    assert stub.prompts == ['a', 'b ', 'c']
     assert [lines[0][:9], *lines[1:2]] == ['── 1 of 3', 'a11']
     assert [lines[2][:9], *lines[3:4]] == ['── 2 of 3', 'b 2']
     assert [lines[4][:9], *lines[5:]] == ['── 3 of 3', 'c3']
@@ -116,24 +116,24 @@ def test_messages_of_a_jsonl(tmp_path):
         generate.read_prompts(file)
 
 
-def test_a_template_writes_the_turns_and_the_answer_has_its_own_line(lmtrain, house, tmp_path):
-    house.template = Template(PLAIN, 'the plain template')
+def test_template_writes_turns_and_answer_has_its_own_line(lmtrain, stub, tmp_path):
+    stub.template = Template(PLAIN, 'the plain template')
     code, out, err = lmtrain('--workdir=w', '--prompt=good', '--system=be kind')
-    assert (code, out, house.prompts) == (0, 'good\n!\n', ['be kind\ngood\n'])
+    assert (code, out, stub.prompts) == (0, 'good\n!\n', ['be kind\ngood\n'])
     assert 'written by the plain template' in err
-    assert house.settings['end_ids'] == [256, 7]
+    assert stub.settings['end_ids'] == [256, 7]
     *_, err = lmtrain('--workdir=w', '--prompt=good', '--template=none')
-    assert house.prompts == ['good'] and 'template' not in err
+    assert stub.prompts == ['good'] and 'template' not in err
     file = tmp_path / 'p.jsonl'
     file.write_text('{"prompt": [{"role": "user", "content": "a"}]}\n')
     code, _, err = lmtrain('--workdir=w', f'--prompts_file={file}', '--template=none')
     assert code == 2 and 'messages with --template=none: leave --template out' in err
 
 
-def test_the_name_of_a_special_token_in_a_prompt_is_said(lmtrain, house):
+def test_special_token_name_in_a_prompt_is_noted(lmtrain, stub):
     *_, err = lmtrain('--workdir=w', '--prompt=a<|endoftext|>')
     assert "a prompt contains '<|endoftext|>', the name of a special token: it is read as characters" in err
-    assert house.prompts == ['a<|endoftext|>']
+    assert stub.prompts == ['a<|endoftext|>']
 
 
 BAD = {
@@ -152,7 +152,7 @@ def test_a_file_without_prompts(tmp_path, name):
         generate.read_prompts(tmp_path / name)
 
 
-def test_what_is_missing_is_said_in_one_line(lmtrain):
+def test_missing_flag_is_one_line(lmtrain):
     assert lmtrain()[::2] == (
         2, 'lmtrain generate: --workdir is missing: the folder of a run, such as --workdir=runs/quickstart\n'
     )  # fmt: skip
@@ -162,7 +162,7 @@ def test_what_is_missing_is_said_in_one_line(lmtrain):
     assert code == 2 and "neither 'last' nor 'best'" in err
 
 
-def test_a_terminal_is_not_steered(monkeypatch):
+def test_control_characters_are_replaced_on_a_terminal(monkeypatch):
     text = 'a\x1b[31mb\x07\tc\n'
     assert generate.clean(text) == text
     monkeypatch.setattr('sys.stdout.isatty', lambda: True, raising=False)

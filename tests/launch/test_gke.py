@@ -1,4 +1,4 @@
-"""The JobSet of a run, and what kubectl is handed."""
+"""The JobSet of a run, and the input of kubectl."""
 
 import json
 import stat
@@ -17,7 +17,7 @@ def manifest(*argv):
     return gke.manifest(values, values.command)
 
 
-def test_one_pod_a_host_and_all_start_again():
+def test_one_pod_per_host_and_common_restart():
     found = manifest('--slices=2', '--retries=7', '--spot')
     assert (found['apiVersion'], found['kind']) == ('jobset.x-k8s.io/v1alpha2', 'JobSet')
     (jobs,) = found['spec']['replicatedJobs']
@@ -36,12 +36,12 @@ def test_one_pod_a_host_and_all_start_again():
     assert pod['restartPolicy'] == 'Never'  # what podFailurePolicy asks for
 
 
-def test_a_pod_is_promised_the_time_that_gke_gives_it():
+def test_termination_grace_period():
     pods = [manifest(*argv)['spec']['replicatedJobs'][0]['template']['spec']['template'] for argv in ([], ['--spot'])]
     assert [pod['spec']['terminationGracePeriodSeconds'] for pod in pods] == [300, 15]
 
 
-def test_42_starts_again_and_what_a_start_does_not_mend_fails():
+def test_42_restarts_and_hopeless_codes_fail():
     spec = manifest('--retries=7')['spec']
     (rule,) = spec['replicatedJobs'][0]['template']['spec']['podFailurePolicy']['rules']
     assert rule == {'action': 'FailJob', 'onExitCodes': {'operator': 'In', 'values': [2, 3, 4]}}
@@ -51,7 +51,7 @@ def test_42_starts_again_and_what_a_start_does_not_mend_fails():
     }
 
 
-def test_kubectl_is_handed_the_manifest(tmp_path, monkeypatch, capsys):
+def test_kubectl_receives_the_manifest(tmp_path, monkeypatch, capsys):
     (tmp_path / 'kubectl').write_text(f'#!/bin/sh\necho "$*"\nexec cat >{tmp_path}/manifest\n')
     (tmp_path / 'kubectl').chmod(stat.S_IRWXU)
     monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
@@ -60,7 +60,7 @@ def test_kubectl_is_handed_the_manifest(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / 'manifest').read_text()) == manifest()
 
 
-def test_what_is_there_is_refused_with_the_way_out(tmp_path, monkeypatch, capsys):
+def test_existing_jobset_is_an_error_with_a_way_out(tmp_path, monkeypatch, capsys):
     """`apply` would call a JobSet that has ended "unchanged", and start nothing."""
     there = 'Error from server (AlreadyExists): error when creating "STDIN": jobsets.jobset.x-k8s.io "x" already exists'
     (tmp_path / 'kubectl').write_text(f"#!/bin/sh\n[ $1 = create ] || exit 0\necho '{there}' >&2\nexit 1\n")
@@ -72,7 +72,7 @@ def test_what_is_there_is_refused_with_the_way_out(tmp_path, monkeypatch, capsys
     assert said.endswith('kubectl delete jobset x --namespace=me\n')
 
 
-def test_print_only_is_that_command(capsys):
+def test_print_only_prints_the_command(capsys):
     assert cli.main(['gke', *TPUS, '--print_only', *TRAIN]) == 0
     first, *text, last = capsys.readouterr().out.splitlines()
     assert (first, last) == ("kubectl create -f - <<'END_OF_MANIFEST'", 'END_OF_MANIFEST')
@@ -93,7 +93,7 @@ def test_print_only_is_that_command(capsys):
         ([*TPUS, *TRAIN], ['kubectl is not on PATH', 'https://']),
     ],
 )
-def test_what_cannot_be_applied_is_one_line(argv, parts, capsys, monkeypatch, tmp_path):
+def test_invalid_flags_are_one_line(argv, parts, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv('PATH', str(tmp_path))
     assert cli.main(['gke', *argv]) == 2
     out, said = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Several processes on one machine: who is told what, whose exit code counts, and that none is left behind."""
+"""Several processes on one machine: their environments, the exit code, and that all end."""
 
 import os
 import shlex
@@ -25,7 +25,7 @@ def starts(*codes):
     return [([sys.executable, '-c', code], {'NUMBER': str(i)}) for i, code in enumerate(codes)]
 
 
-def test_each_process_is_told_the_others_and_its_devices(capsys):
+def test_each_process_has_coordinator_and_devices(capsys):
     argv = ['local', '--processes=2', '--devices=4', '--print_only', '--', 'train', '--config=tiny']
     assert cli.main([*argv, f'--workdir={NASTY}']) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -60,7 +60,7 @@ def test_gpus_are_divided(monkeypatch):
         (['--procesess=2', '--', 'train'], ['unknown flag --procesess', '--processes']),
     ],
 )
-def test_what_cannot_be_started_is_one_line(argv, parts, capsys):
+def test_invalid_flags_are_one_line(argv, parts, capsys):
     assert cli.main(['local', *argv]) == 2
     out, said = capsys.readouterr()
     assert out == ''
@@ -68,19 +68,19 @@ def test_what_cannot_be_started_is_one_line(argv, parts, capsys):
     assert all(part in said for part in parts)
 
 
-def test_debug_and_help_after_the_dashes_are_not_the_launchers(capsys):
+def test_debug_and_help_after_the_dashes_belong_to_the_command(capsys):
     assert flags('--', 'train', '--help').command == ['train', '--help']
     assert cli.main(['local', '--devices=1', '--print_only', '--', 'train', '--debug']) == 0
     assert '--debug' in capsys.readouterr().out
 
 
-def test_others_are_shown_by_number_and_each_has_its_environment(capfd):
+def test_output_of_others_is_prefixed_and_environments_differ(capfd):
     say = 'import os; print("I am", os.environ["NUMBER"])'
     assert local.watch(starts(say, say, say)) == (0, 0, False)
     assert sorted(capfd.readouterr().out.splitlines()) == ['I am 0', '[1] I am 1', '[2] I am 2']
 
 
-def test_the_first_to_fail_ends_the_others_and_gives_the_code():
+def test_first_failure_ends_the_others_and_decides_the_code():
     wait = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)'
     began = time.monotonic()
     outcome = local.watch(starts(wait, 'import sys; sys.exit(70)', wait), grace=0.2)
@@ -98,7 +98,7 @@ def test_the_first_to_fail_ends_the_others_and_gives_the_code():
         (('os._exit(0)', 'os._exit(0)'), None),
     ],
 )
-def test_a_peer_that_is_lost_at_the_same_moment_is_not_to_blame(ends, blamed):
+def test_process_that_lost_a_peer_does_not_decide_the_code(ends, blamed):
     children = [subprocess.Popen([sys.executable, '-c', f'import os; {end}']) for end in ends]
     for child in children:
         child.wait()
@@ -106,7 +106,7 @@ def test_a_peer_that_is_lost_at_the_same_moment_is_not_to_blame(ends, blamed):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_is_passed_on_to_all_once(tmp_path, number):
+def test_signal_is_forwarded_once_to_all(tmp_path, number):
     say = (
         'import os, signal, sys, time\n'
         'def stop(*_):\n'
@@ -134,7 +134,7 @@ def test_a_signal_is_passed_on_to_all_once(tmp_path, number):
     ('codes', 'asked', 'retries', 'ended'),
     [([42, 75, 0], False, 2, None), ([42, 42], False, 1, 42), ([70], False, 5, 70), ([42], True, 5, 42)],
 )
-def test_starts_again_where_the_run_asks_for_it(codes, asked, retries, ended, monkeypatch):
+def test_restarts_on_42_and_75(codes, asked, retries, ended, monkeypatch):
     ports = []
 
     def watch(begun):
@@ -152,7 +152,7 @@ def test_starts_again_where_the_run_asks_for_it(codes, asked, retries, ended, mo
     assert len(ports) == len(codes)
 
 
-def test_values_among_words():
+def test_value_of_a_flag_in_a_command():
     assert launcher.value(['train', '--workdir', 'a', '--workdir=b'], 'workdir') == 'b'
     assert launcher.value(['train', '--workdir', 'a'], 'workdir') == 'a'
     assert launcher.value(['train'], 'workdir') is None

@@ -18,13 +18,13 @@ def parsed(*words):
 
 
 @pytest.mark.parametrize(('text', 'step'), [('last', 'last'), ('best', 'best'), ('30', 30), ('0', 0)])
-def test_a_checkpoint_is_a_word_or_a_number(text, step):
+def test_checkpoint_is_last_best_or_a_step(text, step):
     assert model_flags.from_flags(parsed('--workdir=w', f'--checkpoint={text}'))[1] == step
     with pytest.raises(ValueError, match='--checkpoint=latest is neither'):
         model_flags.from_flags(parsed('--workdir=w', '--checkpoint=latest'))
 
 
-def test_one_model_is_named(monkeypatch):
+def test_exactly_one_model_is_named(monkeypatch):
     monkeypatch.setattr(load, 'load_directory', lambda *words: words)
     monkeypatch.setattr(load, 'load_run', lambda *words: words)
     assert model_flags.model(parsed('--base=b', '--adapter=a', '--ignore=x,y')) == ('b', 'a', ['x', 'y'])
@@ -37,7 +37,7 @@ def test_one_model_is_named(monkeypatch):
         model_flags.model(parsed())
 
 
-def test_remarks_go_to_standard_error(capsys):
+def test_notes_go_to_stderr(capsys):
     model_flags.note('a remark')
     assert capsys.readouterr() == ('', 'a remark\n')
 
@@ -46,7 +46,7 @@ def run(template=None):
     return load.LoadedModel(None, None, Bytes(), {}, 0, [256], template)
 
 
-def test_names_of_special_tokens_are_told_wherever_they_stand(capsys):
+def test_special_token_names_are_noted(capsys):
     chats = Template(PLAIN, 'plain')
     for prompts, system in ((['a<|endoftext|>'], ''), (['a'], 'b <|endoftext|>')):
         assert model_flags.prompted(run(chats), parsed(f'--system={system}'), 'template', prompts).template == chats
@@ -55,7 +55,7 @@ def test_names_of_special_tokens_are_told_wherever_they_stand(capsys):
     assert 'special' not in capsys.readouterr().err
 
 
-def test_a_system_text_needs_a_template(capsys):
+def test_system_message_needs_a_template(capsys):
     with pytest.raises(ValueError, match='--system with --template=none: leave --template out'):
         model_flags.prompted(run(Template(PLAIN, 'plain')), parsed('--system=b', '--template=none'), 'template', ['a'])
     with pytest.raises(ValueError, match='neither the run nor its tokenizer has a chat template'):

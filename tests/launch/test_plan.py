@@ -1,4 +1,4 @@
-"""`lmtrain plan`: one page of what a run would need, from its own train step, with no data read."""
+"""`lmtrain plan`: the needs of a run from its own compiled train step, without reading data."""
 
 import importlib.util
 import os
@@ -50,7 +50,7 @@ def test_one_device_exchanges_nothing(capsys):
     assert float(re.search(r'([\d.]+) of it', page)[1]) == pytest.approx(1, abs=0.01)
 
 
-def test_a_plan_is_made_again_by_a_process_that_finds_a_warm_cache(tmp_path):
+def test_plan_is_unchanged_with_warm_compilation_cache(tmp_path):
     """With a recipe that imports models, and jax with them, before it is known for how many devices."""
     command = [sys.executable, '-m', 'launch.cli', 'plan', '--config=pretrain_gpt2', '--target=cpu:2']
     sizes = {'num_layers': 1, 'width': 32, 'num_heads': 2, 'num_kv_heads': 2, 'head_dim': 16, 'mlp_dim': 64}
@@ -67,7 +67,7 @@ def test_a_plan_is_made_again_by_a_process_that_finds_a_warm_cache(tmp_path):
     assert pages[0] == pages[1] and 'cpu:2, 2 devices' in pages[0]
 
 
-def test_a_gpu_is_judged_by_theory_and_its_data_sheet(capsys):
+def test_gpu_plan_uses_theory_and_data_sheet(capsys):
     code, page = plan(capsys, '--config=tiny', '--target=h100:8', '--config.plan.price=2.5')
     assert "on these GPUs by XLA: cudnn needs dtype 'bfloat16' or 'float16', not 'float32'" in page
     assert code == 0
@@ -82,7 +82,7 @@ def test_a_gpu_is_judged_by_theory_and_its_data_sheet(capsys):
     assert code == 2 and "model.attention='cudnn' needs dtype 'bfloat16' or 'float16', not 'float32'; choose" in page
 
 
-def test_what_does_not_fit_has_a_way_out_that_fits(capsys, monkeypatch):
+def test_way_out_of_a_run_that_does_not_fit(capsys, monkeypatch):
     """At the same batch size; judged by the compiler if that finds more than theory."""
     words = ['--config=tiny', '--target=h100:1', "--config.data.source=it's.txt"]
     code, page = plan(capsys, *words)
@@ -106,7 +106,7 @@ def test_what_does_not_fit_has_a_way_out_that_fits(capsys, monkeypatch):
     assert page.splitlines()[-1].startswith('no number of micro-batches makes it fit: take more chips than h100:1')
 
 
-def test_a_way_out_is_sought_further_if_a_compiler_gives_up_again(capsys, monkeypatch):
+def test_way_out_continues_after_a_compiler_failure(capsys, monkeypatch):
     monkeypatch.setattr(hardware.Target, 'devices', lambda self: jax.devices()[: self.chips])
 
     def compiled(run):
@@ -119,13 +119,13 @@ def test_a_way_out_is_sought_further_if_a_compiler_gives_up_again(capsys, monkey
     assert page.splitlines()[-1].split() == ['--config.optimizer.accumulate=4']
 
 
-def test_the_verdict_is_no_estimate_below_the_compilers(capsys, monkeypatch):
+def test_verdict_is_not_below_the_compilers_figure(capsys, monkeypatch):
     monkeypatch.setattr(forecast, 'compiled', lambda run: forecast.Compiled(total=int(90e9), flops=1.0))
     _, page = plan(capsys, '--config=tiny', '--target=h100:8')
     assert re.search(r'fits +no: 90.0 GB of 80.0 GB a device, by the CPU compiler; [\d.]+ [kM]B by theory', page)
 
 
-def test_a_search_ranks_what_fits(capsys):
+def test_search_ranks_candidates_that_fit(capsys):
     code, page = plan(capsys, '--config=tiny', '--target=h100:8', '--search')
     assert code == 0
     rows = re.findall(r'^  (\d)  +(\d) x (\d) x (\d) ', page, re.MULTILINE)
@@ -133,7 +133,7 @@ def test_a_search_ranks_what_fits(capsys):
     assert all(int(data) * int(fsdp) * int(tensor) == 8 for _, data, fsdp, tensor in rows)
 
 
-def test_a_search_compiles_on_until_it_finds_what_fits(capsys, monkeypatch):
+def test_search_compiles_until_candidates_fit(capsys, monkeypatch):
     """Of what did not fit, nothing of the same remat policy that needs as much is compiled again."""
     monkeypatch.setattr(hardware.Target, 'devices', lambda self: jax.devices()[: self.chips])
     asked = []
@@ -166,12 +166,12 @@ def test_a_search_compiles_on_until_it_finds_what_fits(capsys, monkeypatch):
         (['--config=tiny', '--target=cpu:8', '--config.mesh.fsdp=3'], 'mesh'),
     ],
 )
-def test_what_is_wrong_is_told(capsys, words, said):
+def test_invalid_flags_are_errors(capsys, words, said):
     code, page = plan(capsys, *words)
     assert code == 2 and said in page
 
 
-def test_hours_and_money_are_flops(capsys):
+def test_hours_and_money_are_converted_to_flops(capsys):
     hours, money = ['--hours=8'], ['--money=160', '--config.plan.price=2.5']
     by_hours, by_money = (plan(capsys, '--target=h100:8', *words) for words in (hours, money))
     assert by_hours == by_money and by_hours[0] == 0

@@ -1,4 +1,4 @@
-"""Recipes and overrides: what is said arrives, what follows from it follows, what is wrong is named."""
+"""Recipes and overrides: values, derived fields and errors."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def test_a_recipe_is_found_by_name_and_by_path(tmp_path, monkeypatch):
         recipe.find('elsewhere/tiny.py')
 
 
-def test_an_override_carries_through_to_what_follows_from_it():
+def test_override_changes_derived_fields():
     config = recipe.load(
         'tiny', {'budget.steps': '80', 'model.width': '64', 'data.seq_len': '48', 'data.vocab_size': '300'}
     )
@@ -60,7 +60,7 @@ def test_an_override_carries_through_to_what_follows_from_it():
         ('evaluate.every_steps', 'budget.steps'),
     ],
 )
-def test_what_follows_does_not_change_what_it_follows(field, source):
+def test_derived_field_does_not_change_its_source(field, source):
     plain, changed = dict(recipe.leaves(recipe.load('tiny'))), dict(recipe.leaves(recipe.load('tiny', {field: '1'})))
     assert changed[field] == 1
     assert changed[source] == plain[source] != 1
@@ -92,7 +92,7 @@ def test_former_names_of_fields_work_and_the_new_ones_are_named(tmp_path, capsys
         recipe.load('tiny', {'data.learns': 'x'})
 
 
-def test_a_budget_takes_the_place_of_the_recipes():
+def test_budget_override_replaces_the_recipes():
     config = recipe.load('quickstart', {'budget.steps': '7'})
     assert (config.budget.steps, config.budget.hours) == (7, None)
     assert recipe.load('quickstart').budget.hours > 0
@@ -116,7 +116,7 @@ def test_a_budget_takes_the_place_of_the_recipes():
         ('data.mix', "[['x.txt', 0.5]]", (('x.txt', 0.5),)),
     ],
 )
-def test_a_text_becomes_the_type_of_its_field(field, text, value):
+def test_text_is_parsed_as_the_type_of_its_field(field, text, value):
     found = dict(recipe.leaves(recipe.load('quickstart', {field: text})))[field]
     assert found == value
     assert type(found) is type(value)
@@ -137,7 +137,7 @@ def test_a_text_becomes_the_type_of_its_field(field, text, value):
         ('data.mix', '3'),
     ],
 )
-def test_a_wrong_type_names_field_text_and_what_it_wants(field, text):
+def test_wrong_type_names_field_text_and_type(field, text):
     with pytest.raises(ValueError, match=rf'config\.{field} must be .*, not ') as error:
         recipe.load('tiny', {field: text})
     assert len(str(error.value)) < 300
@@ -165,7 +165,7 @@ def test_an_error_in_a_recipe_names_its_line(body, said, tmp_path):
         recipe.load(str(path))
 
 
-def test_a_recipe_from_scratch_is_told_where_to_start(tmp_path):
+def test_recipe_without_base_config_is_an_error(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text('import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({"seed": 1})\n')
     with pytest.raises(ValueError, match=r'config\..* is missing; a recipe starts from configs.base'):
@@ -195,7 +195,7 @@ def test_every_recipe_can_run_for_one_step():
         Transformer(**config.model)
 
 
-def test_every_command_that_is_told_is_one_that_works():
+def test_documented_commands_work():
     told = [cli.HELP, (recipe.FOLDER.parent / 'README.md').read_text()]
     told += [
         path.read_text() for folder in ('configs', 'launch') for path in (recipe.FOLDER.parent / folder).glob('*.py')
@@ -316,7 +316,7 @@ def shapes_of(config):
 
 
 @pytest.mark.parametrize(('name', 'answer'), [('tiny', 'yes, as llama'), ('modern', "no: .* model.activation='relu2'")])
-def test_show_says_whether_the_model_can_be_exported(capsys, name, answer):
+def test_show_reports_whether_the_model_can_be_exported(capsys, name, answer):
     cli.main(['show', f'--config={name}'])
     shown = ' '.join(capsys.readouterr().out.split())
     assert re.search(f'export to transformers {answer}', shown)
@@ -340,7 +340,7 @@ def test_a_derived_field_that_divides_by_zero_is_named(name, overrides, failed, 
 
 
 @pytest.mark.parametrize('order', [1, -1])
-def test_a_division_by_zero_that_a_further_override_prevents_is_no_error(order):
+def test_division_by_zero_prevented_by_a_later_override_is_no_error(order):
     overrides = [('model.width', '64'), ('model.num_heads', '1')][::order]
     model = recipe.load('modern', dict(overrides)).model
     assert (model.num_heads, model.num_kv_heads, model.head_dim) == (1, 1, 64)

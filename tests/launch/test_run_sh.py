@@ -1,4 +1,4 @@
-"""run.sh against a pretended Python and pip: what it installs, when, and what it says where it cannot."""
+"""run.sh with a fake Python and pip: what it installs, when, and its error messages."""
 
 import os
 import pathlib
@@ -79,7 +79,7 @@ def test_installs_once_and_passes_arguments_on(machine, tmp_path):
     assert len(machine.log()) == 2
 
 
-def test_trains_the_quickstart_where_nothing_is_said(machine, tmp_path):
+def test_quickstart_is_the_default(machine, tmp_path):
     machine('configs')
     told = machine().stdout.removeprefix(f'{tmp_path}|')
     assert told == 'train|--config=configs/quickstart.py|--workdir=runs/quickstart|'
@@ -92,7 +92,7 @@ def test_a_changed_setup_is_installed_into_the_same_environment(machine):
     assert [line.split()[0] for line in machine.log()] == ['venv', 'pip', 'pip']
 
 
-def test_a_broken_installation_is_shown_and_made_anew(machine):
+def test_failed_installation_is_printed_and_repeated(machine):
     broken = machine('configs', BROKEN='yes')
     assert broken.returncode != 0
     assert 'no matching distribution' in broken.stderr
@@ -100,7 +100,7 @@ def test_a_broken_installation_is_shown_and_made_anew(machine):
     assert [line.split()[0] for line in machine.log()] == ['venv', 'pip', 'venv', 'pip']
 
 
-def test_an_update_that_breaks_is_made_anew(machine):
+def test_failed_update_is_repeated(machine):
     machine('configs')
     (machine.home / 'setup.py').write_text('# other')
     assert machine('configs', BROKEN='yes').returncode != 0
@@ -108,7 +108,7 @@ def test_an_update_that_breaks_is_made_anew(machine):
     assert [line.split()[0] for line in machine.log()] == ['venv', 'pip', 'pip', 'venv', 'pip']
 
 
-def test_a_moved_folder_and_another_python_are_made_anew(machine):
+def test_moved_folder_or_other_python_recreates_the_environment(machine):
     machine('configs')
     moved = machine.home.with_name('moved')
     machine.home.rename(moved)
@@ -119,7 +119,7 @@ def test_a_moved_folder_and_another_python_are_made_anew(machine):
     assert [line.split()[0] for line in machine.log()] == ['venv', 'pip'] * 3
 
 
-def test_two_at_once_install_once(machine):
+def test_two_concurrent_calls_install_once(machine):
     both = [machine('configs', start=subprocess.Popen, SLOW='0.5') for _ in range(2)]
     assert [process.communicate(timeout=250)[0].split('|')[1] for process in both] == ['configs', 'configs']
     assert len(machine.log()) == 2
@@ -148,7 +148,7 @@ def test_an_nvidia_smi_without_a_card_is_a_cpu(machine):
     assert machine.log()[-1] == f'pip {machine.home}'
 
 
-def test_no_python_says_what_to_install(machine):
+def test_missing_python_message(machine):
     old = machine('configs', OLD='1')
     assert old.returncode != 0
     assert '3.11 or newer' in old.stderr
@@ -159,7 +159,7 @@ def test_no_python_says_what_to_install(machine):
     assert 'PYTHON=python3' in named.stderr
 
 
-def test_no_venv_module_says_what_to_install(machine):
+def test_missing_venv_module_message(machine):
     bare = machine('configs', NO_VENV='1')
     assert bare.returncode != 0
     assert 'sudo apt install python3-venv' in bare.stderr

@@ -1,4 +1,4 @@
-"""docs/scale.md: its commands are commands."""
+"""The commands in docs/scale.md are valid."""
 
 import pathlib
 import re
@@ -31,6 +31,6 @@ def takes_the_rest(words):
     assert recipe.from_flags(cli.parse(train, words))
 
 
-def test_links_lead_somewhere():
+def test_links_exist():
     root = pathlib.Path(__file__).parents[2] / 'docs'
     assert all((root / link).exists() for link in re.findall(r'\]\((\.\./[^)]*)\)', PAGE))

@@ -1,4 +1,4 @@
-"""setup.py asks for what the code imports, all of it and nothing else, and for versions that are here."""
+"""setup.py requires exactly the packages that the code imports, in ranges with the installed versions."""
 
 import ast
 import importlib.metadata
@@ -38,7 +38,7 @@ def plain(name: str) -> str:
     return name.lower().replace('_', '-')
 
 
-def test_what_is_imported_is_asked_for_and_the_reverse():
+def test_requirements_are_the_imported_packages():
     needs = asked()
     optional = {plain(need.name) for extra in ('parquet', 'sentencepiece') for need in needs[extra]}
     required = {plain(need.name) for need in needs['']}

@@ -67,7 +67,7 @@ def job(tmp_path):
     return run
 
 
-def test_what_sbatch_reads(tmp_path):
+def test_sbatch_options(tmp_path):
     text = script(tmp_path, '--nodes=4', '--gpus_per_node=8', '--account=me', '--partition=a100', '--save_seconds=60')
     options = dict(re.findall('^#SBATCH --(.*?)=(.*)$', text, re.MULTILINE))
     assert options == {
@@ -89,7 +89,7 @@ def test_what_sbatch_reads(tmp_path):
     assert '#SBATCH --cpus-per-task=6\n' in text and 'export SRUN_CPUS_PER_TASK=6\n' in text
 
 
-def test_what_bash_reads(tmp_path):
+def test_variables_of_the_script(tmp_path):
     text = script(tmp_path, '--interface=ib0; touch pwned', '--devices=2')
     assert subprocess.run(['bash', '-n'], input=text, text=True).returncode == 0
     head = text[: text.index('set -uo')]
@@ -113,7 +113,7 @@ def test_what_bash_reads(tmp_path):
         (['--time=60', *TRAIN], ['sbatch is not on PATH', 'login node']),
     ],
 )
-def test_what_cannot_be_submitted_is_one_line(argv, parts, capsys, monkeypatch, tmp_path):
+def test_invalid_flags_are_one_line(argv, parts, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv('PATH', str(tmp_path))
     assert cli.main(['slurm', *argv]) == 2
     out, said = capsys.readouterr()
@@ -122,14 +122,14 @@ def test_what_cannot_be_submitted_is_one_line(argv, parts, capsys, monkeypatch, 
     assert all(part in said for part in parts)
 
 
-def test_print_only_is_what_sbatch_would_get(capsys):
+def test_print_only_prints_the_job(capsys):
     assert cli.main(['slurm', '--time=1:00:00', '--print_only', *TRAIN]) == 0
     said = capsys.readouterr().out
     assert said.startswith("sbatch --parsable <<'END_OF_JOB'\n#!/bin/bash\n")
     assert said.endswith('END_OF_JOB\n')
 
 
-def test_every_process_is_told_the_others(job):
+def test_every_process_has_the_coordinator(job):
     code, said, asked = job(0, 0)
     assert (code, 'requeue' in asked) == (0, False)
     for i in range(2):
@@ -139,7 +139,7 @@ def test_every_process_is_told_the_others(job):
 @pytest.mark.parametrize(
     ('codes', 'restarts', 'requeued'), [((42, 42), 0, True), ((0, 75), 2, True), ((42, 42), 3, False)]
 )
-def test_goes_back_into_the_queue(codes, restarts, requeued, job):
+def test_requeue(codes, restarts, requeued, job):
     code, said, asked = job(*codes, restarts=restarts)
     assert ('requeue 7' in asked) == requeued
     if not requeued:
@@ -147,7 +147,7 @@ def test_goes_back_into_the_queue(codes, restarts, requeued, job):
 
 
 @pytest.mark.parametrize('codes', [(0, 70), (74, 70), (134, 70)], ids=str)
-def test_another_exit_code_is_told_with_the_process_that_caused_it(codes, job):
+def test_other_exit_codes_name_the_first_process(codes, job):
     code, said, asked = job(*codes)
     assert (code, 'requeue' in asked) == (70, False)
     assert 'process 1 on n0 ended first, with exit code 70' in said
@@ -165,7 +165,7 @@ def test_another_exit_code_is_told_with_the_process_that_caused_it(codes, job):
         ('UNLIMITED', None),
     ],
 )
-def test_time_limits_as_sbatch_reads_them(limit, seconds):
+def test_time_limits_of_sbatch(limit, seconds):
     assert slurm.seconds(limit) == seconds
 
 
@@ -186,7 +186,7 @@ def test_a_copy_is_that_of_the_last_commit(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif('LMTRAIN_SLURM' not in os.environ, reason='starts the daemons of SLURM, as root: set LMTRAIN_SLURM')
-def test_a_real_slurm_takes_a_job_back_and_to_its_end(tmp_path, monkeypatch):
+def test_real_slurm_requeues_and_finishes_a_job(tmp_path, monkeypatch):
     path = pathlib.Path(__file__).parents[2] / 'experiments' / 'launchers' / 'run.py'
     spec = importlib.util.spec_from_file_location('launchers', path)
     launchers = importlib.util.module_from_spec(spec)

@@ -173,7 +173,7 @@ def said(process):
     return out
 
 
-def test_a_worker_installs_once_and_refuses_a_folder_that_would_be_lost(worker, tmp_path, bin):
+def test_worker_installs_once_and_rejects_a_local_workdir(worker, tmp_path, bin):
     home, workdir = tmp_path / 'home', tmp_path / NASTY[1:]
     assert said(worker('install')) == ''  # the archive has not come
     tree = tmp_path / 'tree' / 'launch'
@@ -196,7 +196,7 @@ def test_a_worker_installs_once_and_refuses_a_folder_that_would_be_lost(worker, 
     assert not (home / 'pwned').exists()
 
 
-def test_a_run_outlives_its_connection_and_is_shown_from_any_other(worker, tmp_path):
+def test_run_survives_its_connection_and_is_followed_by_another(worker, tmp_path):
     """Both shells, ours and the worker's, take the words of the user as they are."""
     tree = tmp_path / 'home' / 'lmtrain-tree'
     os.mkfifo(tmp_path / 'go')
@@ -226,7 +226,7 @@ printf "%s\\n" "$@"; read line <{tmp_path}/go; printf end; exit 42""")
     (tmp_path / 'over').write_text('')
 
 
-def test_the_next_run_waits_for_the_one_before(worker, tmp_path):
+def test_next_run_waits_for_the_previous_one(worker, tmp_path):
     (tmp_path / 'home' / 'lmtrain-tree' / 'launch' / 'run.sh').write_text(
         f'exec >>{tmp_path}/events; echo begin; while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; echo end'
     )
@@ -267,11 +267,11 @@ def test_a_run_without_an_exit_code_is_gone(worker, tmp_path, monkeypatch):
         ([134, 74, 0], 0),
     ],
 )
-def test_who_ended_by_itself_stands_for_the_run(codes, who):
+def test_worker_that_failed_by_itself_decides_the_code(codes, who):
     assert tpu.verdict({i: f'{code}: words' for i, code in enumerate(codes)}) == (who, f'{codes[who]}: words')
 
 
-def test_starts_again_where_it_is(launch):
+def test_restarts_on_the_same_tpu(launch):
     """Every worker's code counts, not only that of the first to fail."""
     code, verbs, shown = launch(ends=('134 0', '75 0'))
     assert (code, verbs) == (0, [*FIRST, 'start', 'follow', 'codes', 'delete'])
@@ -294,7 +294,7 @@ def test_ends_with_the_code_of_the_run(argv, ends, silent, code, verbs, launch):
     assert f'w-{int(code == 70)} ended with exit code {code}: lmtrain tpu: w-9' in shown.err.splitlines()[-1]
 
 
-def test_a_lost_connection_is_no_end(launch):
+def test_lost_connection_is_followed_again(launch):
     """Broken off, answered by nobody, and the network down for both ssh and the queue: shown on, once each line."""
     code, verbs, shown = launch(follow=['breaks', 'dropped', 'fails'], describe=['', 'fails', 'fails'])
     assert (code, verbs) == (0, [*FIRST[:4], *['follow'] * 4, 'codes', 'delete'])
@@ -303,7 +303,7 @@ def test_a_lost_connection_is_no_end(launch):
 
 
 @pytest.mark.parametrize('verb', ['install', 'start', 'follow', 'codes'])
-def test_rc_0_of_gcloud_is_no_success(verb, launch):
+def test_exit_code_0_of_gcloud_is_not_success(verb, launch):
     """The TPU is taken away before the verb, of which gcloud says nothing; the run is that of the next one."""
     states = ['ACTIVE', *['SUSPENDED'] * (2 if verb == 'install' else 1)]
     begun = '42 ' * (verb in ('follow', 'codes'))
@@ -311,26 +311,26 @@ def test_rc_0_of_gcloud_is_no_success(verb, launch):
     assert (code, verbs) == (0, [*FIRST[: FIRST.index(verb) + 1], 'delete', *FIRST, 'delete'])
 
 
-def test_workers_that_gcloud_left_out_are_told_again(launch):
+def test_commands_are_repeated_for_skipped_workers(launch):
     hurt = {'install': ['all but one'], 'start': ['dropped'], 'codes': ['all but one']}
     code, verbs, _ = launch('--node_count=3', ends=('0', '0', '0'), **hurt)
     assert code == 0
     assert verbs == ['create', *['scp', 'install'] * 2, 'start', 'start', 'follow', 'codes', 'codes', 'delete']
 
 
-def test_a_worker_that_stays_silent_is_not_trusted_again(launch):
+def test_tpu_with_a_silent_worker_is_replaced(launch):
     code, verbs, shown = launch(ends=('134 0', '42 0'), codes=['all but one'] * 3)
     assert (code, verbs) == (0, [*FIRST, *['codes'] * 2, 'delete', *FIRST, 'delete'])
     assert 'a worker: exit code 255: does not answer; again on a new TPU, 1 of 20' in shown.err
 
 
-def test_gcloud_that_reaches_nobody_is_an_end(launch):
+def test_no_reachable_worker_is_an_error(launch):
     code, verbs, shown = launch(install=['dropped'] * 3)
     assert (code, verbs) == (2, ['create', *['scp', 'install'] * 3, 'delete'])
     assert 'ssh-add' in shown.err
 
 
-def test_an_installation_that_fails_is_an_end(launch):
+def test_failed_installation_is_an_error(launch):
     code, verbs, shown = launch(scp=['garbles'])
     assert (code, verbs) == (2, ['create', 'scp', 'install', 'delete'])
     assert 'failed on w-0, w-1;' in shown.err.splitlines()[-1]
@@ -343,17 +343,17 @@ def test_the_queue(launch):
     assert 'lmtrain tpu: PROVISIONING' in shown.err
 
 
-def test_a_tpu_that_will_not_come_is_deleted(launch):
+def test_failed_queued_resource_is_deleted(launch):
     assert launch(states=['FAILED'])[:2] == (2, ['create', 'delete'])
 
 
-def test_a_queue_that_does_not_answer_leaves_the_tpu_alone(launch):
+def test_tpu_is_kept_if_the_queue_does_not_answer(launch):
     code, verbs, shown = launch(describe=['', *['fails'] * 3], follow=['breaks'])
     assert (code, verbs) == (2, FIRST[:5])
     assert 'the TPU is left as it is' in shown.err and 'delete lmtrain --zone=us-west4-a' in shown.err.splitlines()[-1]
 
 
-def test_what_it_has_not_made_it_does_not_delete(launch):
+def test_only_a_created_tpu_is_deleted(launch):
     assert launch(create=['fails'])[:2] == (2, ['create'])
 
 
@@ -367,14 +367,14 @@ def test_a_signal_deletes_the_tpu(verb, launch, tmp_path):
     assert [signal.getsignal(number) for number in tpu.STOPS] == before
 
 
-def test_a_failed_delete_says_so_and_hides_nothing(launch):
+def test_failed_delete_is_printed_and_hides_no_error(launch):
     code, verbs, shown = launch(ends=('70', '134'), delete=['fails'])
     assert (code, verbs) == (70, [*FIRST, 'delete'])
     assert 'may be there still, and cost: exit code 1 of: gcloud compute tpus' in shown.err
     assert 'w-0 ended with exit code 70' in shown.err.splitlines()[-1]
 
 
-def test_the_first_signal_is_the_only_one():
+def test_later_signals_are_ignored():
     before = signal.signal(signal.SIGTERM, tpu._stop)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
@@ -393,7 +393,7 @@ def test_the_first_signal_is_the_only_one():
         ([*SLICE, SETUP, *TRAIN], ['gcloud is not on PATH', 'https://']),
     ],
 )
-def test_what_cannot_be_started_is_one_line(argv, parts, capsys, monkeypatch, tmp_path):
+def test_invalid_flags_are_one_line(argv, parts, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv('PATH', str(tmp_path))
     assert cli.main(['tpu', *argv]) == 2
     out, said = capsys.readouterr()
@@ -402,7 +402,7 @@ def test_what_cannot_be_started_is_one_line(argv, parts, capsys, monkeypatch, tm
     assert all(part in said for part in parts)
 
 
-def test_print_only_is_a_script(capsys):
+def test_print_only_prints_a_script(capsys):
     assert cli.main(['tpu', *SLICE, SETUP, '--print_only', *TRAIN]) == 0
     said = capsys.readouterr().out
     assert subprocess.run(['bash', '-n'], input=said, text=True).returncode == 0

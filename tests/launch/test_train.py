@@ -30,7 +30,7 @@ def dry(tmp_path, monkeypatch):
     return run
 
 
-def test_the_page_has_every_part(dry, capsys):
+def test_page_of_a_dry_run_has_every_part(dry, capsys):
     assert dry('--config.trainable=.*kernel', '--config.mesh.fsdp=2') == (0, False)
     page = capsys.readouterr().out
     order = [
@@ -53,14 +53,14 @@ def test_the_page_has_every_part(dry, capsys):
 
 
 @pytest.mark.parametrize(('evaluated', 'meet'), [(4, True), (6, True), (7, False), (20, False)])
-def test_checkpoints_that_no_evaluation_ranks_are_told(dry, capsys, monkeypatch, evaluated, meet):
+def test_checkpoints_without_evaluation_are_noted(dry, capsys, monkeypatch, evaluated, meet):
     monkeypatch.setattr(dry_run, 'compiled_figures', lambda run: '')
     assert dry('--config.checkpoint.every_steps=4', f'--config.evaluate.every_steps={evaluated}')[0] == 0
     said = 'best       is the last one' in capsys.readouterr().out
     assert said is not meet
 
 
-def test_what_is_hidden_stands_beside_what_is_wanted(dry, capsys):
+def test_masked_tokens_are_shown_with_their_targets(dry, capsys):
     encoder = ['--config.model.causal=false', '--config.data.mask_rate=0.2', '--config.data.vocab_size=258']
     assert dry(*encoder) == (0, False)
     page = capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_the_first_batch_of_a_task_is_shown_with_its_labels(dry, tmp_path, capsy
     assert 'the first batch' in page and '=> a' in page and '=> b' in page and ' the cat<|endoftext|>~' in page
 
 
-def test_data_that_is_missing_has_a_stand_in_and_the_page_says_so(dry, capsys):
+def test_missing_data_is_replaced_by_a_placeholder(dry, capsys):
     """The recipe of GPT-2 names a text and a tokenizer that must be downloaded first."""
     assert dry('--config.data.source=fineweb/*.parquet', '--config.data.tokenizer=gpt2/tokenizer.json') == (0, False)
     page = ' '.join(capsys.readouterr().out.split())
@@ -89,7 +89,7 @@ def test_data_that_is_missing_has_a_stand_in_and_the_page_says_so(dry, capsys):
 
 
 @pytest.mark.parametrize(('words', 'folder'), [([], 'runs/tiny'), (['--workdir=a/b'], 'a/b')])
-def test_a_run_has_a_folder_and_is_left_in_order(monkeypatch, words, folder):
+def test_folder_and_handlers_of_a_run(monkeypatch, words, folder):
     """Its folder has the recipe's name; exceptions and SIGTERM end it with survive's exit codes from the beginning."""
     seen = []
     monkeypatch.setattr(process_setup, 'prepare', lambda: None)

@@ -1,4 +1,4 @@
-"""What a plan says of memory, time and money, by hand."""
+"""Memory, time and money of a plan against values computed by hand."""
 
 import jax
 import pytest
@@ -20,7 +20,7 @@ def config():
 
 
 @pytest.mark.usefixtures('no_compilation_cache')
-def test_what_a_step_needs_is_all_that_the_compiler_counts(config):
+def test_memory_of_a_step_is_the_compilers_total(config):
     config.mesh.data = 1
     with compiled.planned(config, hardware.Target('cpu:1', None, 1)) as run:
         found = compiled.compiled(run)
@@ -32,7 +32,7 @@ def test_what_a_step_needs_is_all_that_the_compiler_counts(config):
 
 
 @pytest.mark.parametrize(('remat', 'accumulate', 'passes'), [('none', 1, 2), ('none', 4, 8), ('full', 4, 12)])
-def test_bytes_that_a_step_moves(config, remat, accumulate, passes):
+def test_memory_traffic_of_a_step(config, remat, accumulate, passes):
     """Weights are read in every pass of every micro-batch, state is read and written once."""
     config.mesh.data, config.data.batch_size = 1, 8
     config.model.remat, config.optimizer.accumulate = remat, accumulate

@@ -1,4 +1,4 @@
-"""How a budget is spent: the closed form is the optimum, and the published sizes come out."""
+"""Scaling laws: the closed form is the optimum and gives the published sizes."""
 
 import re
 
@@ -10,14 +10,14 @@ from lmtrain.plan import scaling_laws
 
 @pytest.mark.parametrize('law', [scaling_laws.HOFFMANN, scaling_laws.BESIROGLU])
 @pytest.mark.parametrize('flops', [1e17, 1e21, 5.76e23])
-def test_the_closed_form_is_the_least_loss(law, flops):
+def test_closed_form_minimises_the_loss(law, flops):
     parameters, tokens = law.best(flops)
     assert 6 * parameters * tokens == pytest.approx(flops)
     around = parameters * np.geomspace(0.1, 10, 20_001)
     assert around[np.argmin(law.loss(around, flops / 6 / around))] == pytest.approx(parameters, rel=1e-3)
 
 
-def test_chinchillas_neighbourhood():
+def test_budget_of_chinchilla():
     by_law = {choice.law: choice for choice in scaling_laws.choices(6 * 70e9 * 1.4e12)}
     ratio = by_law['20 tokens a parameter']
     assert (ratio.parameters, ratio.tokens) == pytest.approx((70e9, 1.4e12))
@@ -35,6 +35,6 @@ def test_the_suggested_depth_is_the_nearest():
 
 
 @pytest.mark.parametrize('flops', [0, -1.0, float('inf'), float('nan')])
-def test_no_budget_is_refused(flops):
+def test_invalid_budget_is_an_error(flops):
     with pytest.raises(ValueError, match='positive'):
         scaling_laws.choices(flops)

@@ -1,4 +1,4 @@
-"""A candidate of a search is the run that it stands for."""
+"""A candidate of the search has the arithmetic of the run that it describes."""
 
 import pytest
 
@@ -16,7 +16,7 @@ CASES = {
 
 
 @pytest.mark.parametrize('more', CASES.values(), ids=CASES)
-def test_arithmetic_is_that_of_the_run(text, more):
+def test_candidate_has_the_arithmetic_of_its_run(text, more):
     config = tiny.get_config()
     wanted = {'data.source': str(text), 'data.cache': str(text.parent / 'cache'), 'data.validation': 0.2}
     config.update_from_flattened_dict(wanted | {'model.vocab_size': 258} | more)
