@@ -75,13 +75,11 @@ def golden_step() -> dict[str, float]:
     now = state.create(jax.random.key(0), params, '.*', tx)
     train_step = jax.jit(
         step.make_train_step(
-            model,
-            token_loss.loss,
+            step.make_gradient(model, token_loss.loss, accumulate=2),
             tx,
             optimizer.schedule('cosine', warmup=0.1, start=0.0, final=0.1, decay=0.0),
             learning_rate=0.01,
             clip=1.0,
-            accumulate=2,
             trainable=now.trainable,
         )
     )
