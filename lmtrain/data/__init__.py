@@ -17,14 +17,14 @@ COLUMNS
   spans        [B, 2] int32    first and last token of the answer; 0 without one, -1 in rows of padding
   token_types  [B, T] int32    0 in the first of two texts, 1 in the second, if the tokenizer distinguishes them
   adapter      [B]    int32    which of several adapters the row uses
-  bytes        [B, T] int32    bytes of text behind each target, only in evaluation; with `select`, [B, M]
+  bytes        [B, T] int32    bytes of text of each target, only in evaluation; with `select`, [B, M]
 
 A document d1..dn is the sequence END d1..dn END (BOS d1..dn EOS if the tokenizer of a pretrained model has both), cut
 into pieces of T targets: tokens x[kT : kT + T], targets x[kT + 1 : kT + T + 1], every target once. With
 data.isolate=False all documents are one text, which is shifted by another offset in every epoch of training (its last
 targets, fewer than T, may be left out) and not shifted in evaluation.
 
-Bits per byte is the sum of -log2 p(target), divided by the bytes of UTF-8 behind the targets, to which
+Bits per byte is the sum of -log2 p(target), divided by the bytes of UTF-8 of the targets, to which
 `Tokenizer.encode_with_bytes` assigns every byte of the text: by `Split.num_bytes` if every target counts.
 """
 

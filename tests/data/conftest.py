@@ -1,4 +1,4 @@
-"""A corpus in two lines: `prepare(text)` with the settings of configs/base.py but for those that are given."""
+"""Small corpora: `prepare(documents, **changes)` with the settings of configs/base.py."""
 
 import json
 import random
@@ -20,13 +20,13 @@ def _poem(number: int) -> str:
 
 @pytest.fixture(scope='session')
 def poem():
-    """A function from a number to a short text, different for every number."""
+    """poem(number): a short text, different for every number."""
     return _poem
 
 
 @pytest.fixture
 def settings(tmp_path):
-    """A function from what differs to the keyword arguments of lmtrain.data.prepare."""
+    """settings(**changes): the keyword arguments of lmtrain.data.prepare."""
 
     def make(**over):
         data = get_config().data.to_dict()
@@ -38,7 +38,7 @@ def settings(tmp_path):
 
 @pytest.fixture
 def prepare(tmp_path, settings):
-    """A function from documents and what differs to a Corpus of them, one line of a .jsonl each."""
+    """prepare(documents, **changes): the Corpus of some documents, one line of a .jsonl each."""
 
     def make(documents=None, **over):
         documents = [f'{number}: {_poem(number)}' for number in range(200)] if documents is None else documents
@@ -51,7 +51,7 @@ def prepare(tmp_path, settings):
 
 @pytest.fixture
 def bpe():
-    """A function from a directory and what stands in it to its tokenizer: a byte-level BPE with four special tokens."""
+    """bpe(directory, **files): a byte-level BPE with four special tokens, after writing NAME.json with each content."""
 
     def make(directory, **files):
         spec = json.loads(learn_bpe([*['the cat sat on the mat '] * 4, 'qq zz'], 270))  # as many as there are ids

@@ -224,14 +224,14 @@ def test_chess_moves_are_whitespace_symbols(shared, settings):
 def test_data_imports_no_heavy_module(prepare):
     import subprocess
 
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, '-c', 'import sys, lmtrain.data; print(*sys.modules)'],
         capture_output=True,
         text=True,
         check=True,
     )
     heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'tokenizers', 'pyarrow', 'torch', 'grain', 'sentencepiece'}
-    assert not heavy & set(told.stdout.split())
+    assert not heavy & set(process.stdout.split())
 
 
 @pytest.mark.parametrize('isolate', [True, False])
@@ -302,8 +302,8 @@ def test_byte_column_sums_to_text_bytes_for_every_tokenizer(prepare, tmp_path, k
             whole += split.num_bytes
         assert whole == sum(len(each.encode()) for each in [text, *documents])
         assert 'bytes' not in Stream(corpus, 'train', 4, seed=0, shuffle=True).batch(0)
-    ((ids, found),) = corpus.tokenizer.encode_with_bytes([text])
-    assert found.tolist() == sizes and len(ids) + 1 == len(sizes)
+    ((ids, token_sizes),) = corpus.tokenizer.encode_with_bytes([text])
+    assert token_sizes.tolist() == sizes and len(ids) + 1 == len(sizes)
 
 
 def test_byte_column_of_masked_tokens(prepare, tmp_path):
@@ -328,22 +328,22 @@ def larger(tmp_path, **added):
 
 def test_token_beyond_embedding_is_rejected_if_the_text_needs_it(prepare, tmp_path):
     rows = larger(tmp_path, **{'[PAD]': {'special': True}, '<image>': {}})
-    wanted = {'tokenizer': 'tokenizer', 'vocab_limit': rows, 'validation': 0, 'test': 0, 'seq_len': 8}
-    corpus = prepare(['the cat [PAD]'] * 4, **wanted)
+    options = {'tokenizer': 'tokenizer', 'vocab_limit': rows, 'validation': 0, 'test': 0, 'seq_len': 8}
+    corpus = prepare(['the cat [PAD]'] * 4, **options)
     assert corpus.tokenizer.vocab_size == rows + 2
     assert Stream(corpus, 'train', 2, 0, True).batch(0)['tokens'].max() < rows
-    with pytest.raises(ValueError, match=f"at least {rows + 2}, since text.jsonl holds '<image>', id {rows + 1}"):
-        prepare(['the cat', 'a <image>'], **wanted)
+    with pytest.raises(ValueError, match=f"at least {rows + 2}, since text.jsonl has '<image>', id {rows + 1}"):
+        prepare(['the cat', 'a <image>'], **options)
     (tmp_path / 'text.jsonl').unlink()
     with pytest.raises(ValueError, match=f"at least {rows + 1}, since every document needs '\\[PAD\\]', id {rows}"):
         config = token_cases.config('qwen') | {'eos_token': '[PAD]'}
         (tmp_path / 'tokenizer' / 'tokenizer_config.json').write_text(json.dumps(config), encoding='utf-8')
-        prepare(['the cat'], **wanted)
+        prepare(['the cat'], **options)
 
 
 def test_random_replacements_are_within_the_embedding(prepare, tmp_path):
     rows = larger(tmp_path, **{'<mask>': {'special': True}} | {f'<{number}>': {} for number in range(400)})
-    wanted = {'tokenizer': 'tokenizer', 'vocab_limit': rows + 1, 'validation': 0, 'test': 0, 'mask_rate': 0.9}
-    corpus = prepare(['the cat ' * 200], **wanted)
+    options = {'tokenizer': 'tokenizer', 'vocab_limit': rows + 1, 'validation': 0, 'test': 0, 'mask_rate': 0.9}
+    corpus = prepare(['the cat ' * 200], **options)
     stream = Stream(corpus, 'train', 2, 0, True)
     assert max(stream.batch(step)['tokens'].max() for step in range(4)) == rows  # <mask>

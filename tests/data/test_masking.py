@@ -41,9 +41,9 @@ def test_only_content_is_masked_and_targets_restore_it(texts, seq_len, rate, who
         chosen = batch['select'][row][batch['loss_mask'][row] == 1]
         content = (plain['segment_ids'][row] > 0) & (plain['tokens'][row] != TOKENIZER.end_id)
         assert len(set(chosen)) == len(chosen) and content[chosen].all()
-        wanted = min(width, max(round(rate * content.sum()), 1)) if content.any() else 0
-        assert len(chosen) <= wanted and (len(chosen) > 0) == (wanted > 0)
-        assert whole_word or len(chosen) == wanted
+        expected = min(width, max(round(rate * content.sum()), 1)) if content.any() else 0
+        assert len(chosen) <= expected and (len(chosen) > 0) == (expected > 0)
+        assert whole_word or len(chosen) == expected
         np.testing.assert_array_equal(batch['targets'][row][: len(chosen)], plain['tokens'][row][chosen])
         untouched = np.setdiff1d(np.arange(seq_len), chosen)
         np.testing.assert_array_equal(batch['tokens'][row][untouched], plain['tokens'][row][untouched])

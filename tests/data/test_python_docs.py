@@ -29,10 +29,10 @@ def test_documents_come_from_this_python(documents):
 def test_documents_are_deterministic(documents):
     command = 'import hashlib; from lmtrain.data.python_docs import documents; '
     command += 'print(hashlib.sha256(repr(list(documents())).encode()).hexdigest())'
-    told = subprocess.run([sys.executable, '-c', command], capture_output=True, text=True, check=True)
+    process = subprocess.run([sys.executable, '-c', command], capture_output=True, text=True, check=True)
     import hashlib
 
-    assert told.stdout.strip() == hashlib.sha256(repr(documents).encode()).hexdigest()
+    assert process.stdout.strip() == hashlib.sha256(repr(documents).encode()).hexdigest()
 
 
 def test_documents_are_unique(documents):
@@ -53,10 +53,10 @@ def test_prepare_needs_no_tensorflow(tmp_path):
         'corpus = lmtrain.data.prepare(**data); print(corpus.fingerprint); '
         'print(sorted({"tensorflow", "torch", "jax"} & set(sys.modules)))'
     )
-    told = subprocess.run([sys.executable, '-W', 'error', '-c', command], capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines()[1] == '[]'
+    process = subprocess.run([sys.executable, '-W', 'error', '-c', command], capture_output=True, text=True, check=True)
+    assert process.stdout.splitlines()[1] == '[]'
     corpus = lmtrain.data.prepare(**get_config().data.to_dict() | {'cache': str(tmp_path), 'tokenizer': 'bytes'})
-    assert corpus.fingerprint == told.stdout.splitlines()[0]
+    assert corpus.fingerprint == process.stdout.splitlines()[0]
     sizes = {name: split.num_bytes for name, split in corpus.splits.items()}
     assert abs(sizes['validation'] / sum(sizes.values()) - 0.05) < 0.02
     text = corpus.tokenizer.decode(Stream(corpus, 'train', 8, 0, True).batch(0)['tokens'].ravel().tolist())

@@ -28,7 +28,7 @@ def rows(tmp_path, name, content):
 
 
 @pytest.mark.parametrize(
-    ('name', 'content', 'wanted', 'line'),
+    ('name', 'content', 'expected', 'line'),
     [
         ('a.csv', 'text,label\n"two\nlines, quoted",x\nlast,y\n', {'text': 'last', 'label': 'y'}, ':4'),
         ('a.csv', '\ufefftext,label\r\nlast,y\r\n\r\n', {'text': 'last', 'label': 'y'}, ':2'),
@@ -46,9 +46,9 @@ def rows(tmp_path, name, content):
         ('a.conll', 'New\xa0York B\n\xa0 O\n', {'tokens': ['New\xa0York', '\xa0'], 'tags': ['B', 'O']}, ':1'),
     ],
 )
-def test_last_row_has_its_line_number(tmp_path, name, content, wanted, line):
+def test_last_row_has_its_line_number(tmp_path, name, content, expected, line):
     last = rows(tmp_path, name, content)[-1]
-    assert last.fields == wanted
+    assert last.fields == expected
     assert last.place == str(tmp_path / name) + line
 
 
@@ -94,9 +94,9 @@ def test_utf16_tables_with_byte_order_mark(tmp_path, name):
 def test_conll_comments_are_skipped_and_counted(tmp_path, content, comments):
     (tmp_path / 'a.conll').write_text(content)
     notes = []
-    found = read_rows('a.conll', str(tmp_path), notes=notes)
-    assert [row.fields['tokens'] for row in found] == [['a', '#'], ['b']]
-    assert found[0].fields['tags'] == ['O', 'B']
+    result = read_rows('a.conll', str(tmp_path), notes=notes)
+    assert [row.fields['tokens'] for row in result] == [['a', '#'], ['b']]
+    assert result[0].fields['tags'] == ['O', 'B']
     assert notes == [f'{tmp_path / "a.conll"}: {comments} comment lines (# ...) skipped']
 
 
@@ -116,27 +116,27 @@ def test_parquet(tmp_path):
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pa.table({'text': ['a', 'b'], 'label': [1, 0]}), tmp_path / 'a.parquet')
-    found = read_rows('a.parquet', str(tmp_path))
-    assert [row.fields for row in found] == [{'text': 'a', 'label': 1}, {'text': 'b', 'label': 0}]
-    assert found[1].place.endswith('a.parquet: row 2')
+    result = read_rows('a.parquet', str(tmp_path))
+    assert [row.fields for row in result] == [{'text': 'a', 'label': 1}, {'text': 'b', 'label': 0}]
+    assert result[1].place.endswith('a.parquet: row 2')
 
 
 def test_squad_has_one_row_per_question(tmp_path):
-    found = rows(tmp_path, 'a.json', json.dumps(SQUAD))
-    assert [row.fields['id'] for row in found] == ['1', '2']
-    assert found[1].fields['context'] == 'Bees make honey.'
-    assert found[1].place.endswith('a.json: data[0].paragraphs[0].qas[1]')
+    result = rows(tmp_path, 'a.json', json.dumps(SQUAD))
+    assert [row.fields['id'] for row in result] == ['1', '2']
+    assert result[1].fields['context'] == 'Bees make honey.'
+    assert result[1].place.endswith('a.json: data[0].paragraphs[0].qas[1]')
 
 
 def test_path_with_label_reads_lines(tmp_path):
     (tmp_path / 'a.neg').write_text('bad film\n\nworse film\n')
-    found = read_rows(('a.neg', 'negative'), str(tmp_path), 'said', 'mood')
-    assert [row.fields for row in found] == [{'said': text, 'mood': 'negative'} for text in ('bad film', 'worse film')]
-    assert found[1].place.endswith('a.neg:3')
+    result = read_rows(('a.neg', 'negative'), str(tmp_path), 'said', 'mood')
+    assert [row.fields for row in result] == [{'said': text, 'mood': 'negative'} for text in ('bad film', 'worse film')]
+    assert result[1].place.endswith('a.neg:3')
 
 
 @pytest.mark.parametrize(
-    ('name', 'content', 'said'),
+    ('name', 'content', 'message'),
     [
         ('a.csv', 'text,label\na,b,c\n', r'a\.csv:2: 3 fields, but the first line names 2'),
         ('a.csv', 'text,label\na,b\nc\n', r'a\.csv:3: 1 fields, but the first line names 2'),
@@ -160,8 +160,8 @@ def test_path_with_label_reads_lines(tmp_path):
         ('a.xml', '<a/>', r'a\.xml: expected a name that ends in \.jsonl'),
     ],
 )
-def test_broken_files_are_named(tmp_path, name, content, said):
-    with pytest.raises(ValueError, match=said):
+def test_broken_files_are_named(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
         rows(tmp_path, name, content)
 
 

@@ -143,9 +143,9 @@ def test_missing_files_are_named(tmp_path):
         read(tmp_path / '*.txt')
     (tmp_path / 'a.txt').unlink()
     (tmp_path / 'link.txt').symlink_to(tmp_path / 'gone.txt')
-    for asked in ('link.txt', '*.txt', ''):
+    for source in ('link.txt', '*.txt', ''):
         with pytest.raises(FileNotFoundError, match=r'link\.txt is a link to .*gone\.txt, which does not exist'):
-            read(tmp_path / asked)
+            read(tmp_path / source)
 
 
 def test_linked_file_is_read_once(tmp_path):
@@ -156,13 +156,13 @@ def test_linked_file_is_read_once(tmp_path):
     assert source.skipped == {'second name of a file': 1}
 
 
-@pytest.mark.parametrize('asked', ['', '**/*.txt'])
-def test_files_in_the_cache_are_rejected(tmp_path, asked):
+@pytest.mark.parametrize('source', ['', '**/*.txt'])
+def test_files_in_the_cache_are_rejected(tmp_path, source):
     (tmp_path / 'kept').mkdir()
     for name in ('a.txt', 'kept/b.txt'):
         (tmp_path / name).write_text(name)
     with pytest.raises(ValueError, match=r'kept/b\.txt is in data\.cache=.*: put data\.cache outside'):
-        open_source(asked or '.', str(tmp_path), tmp_path / 'kept', 'text', 'file')
+        open_source(source or '.', str(tmp_path), tmp_path / 'kept', 'text', 'file')
 
 
 def test_pipe_is_rejected(tmp_path):

@@ -1,5 +1,3 @@
-"""The report is made from the folder of a run, whole or not."""
-
 import json
 import math
 import sys
@@ -272,10 +270,10 @@ def test_plot_content(tmp_path, monkeypatch):
     write_lines(folder / 'metrics.jsonl', lines)
     report.write(folder)
     training, _, validation, *_ = figures[0].axes[0].lines
-    kept = [line for line in lines if 'loss' in line and line.get('nats') != 'nan']
-    assert list(training.get_xdata()) == [line['step'] for line in kept]
+    finite = [line for line in lines if 'loss' in line and line.get('nats') != 'nan']
+    assert list(training.get_xdata()) == [line['step'] for line in finite]
     # In bits per byte: the last evaluation has two nats a token for each of them.
-    assert list(training.get_ydata()) == pytest.approx([line['nats'] / 2 for line in kept])
+    assert list(training.get_ydata()) == pytest.approx([line['nats'] / 2 for line in finite])
     assert list(validation.get_xdata()) == [100, 200, 300]
     assert list(validation.get_ydata()) == pytest.approx(
         [(3 + 5 * math.exp(-step / 60)) / 2 for step in (100, 200, 300)]

@@ -8,12 +8,12 @@ CALL = [{'type': 'function', 'function': {'name': 'f', 'arguments': '{}'}}]
 CALL = {'type': 'function', 'function': {'name': 'f', 'arguments': {'x': 1}}}
 
 
-def made(text=(), label='', **fields):
+def read_fields(text=(), label='', **fields):
     return read(Row('rows.jsonl:7', fields), text, label)
 
 
 @pytest.mark.parametrize(
-    ('fields', 'form', 'wanted'),
+    ('fields', 'form', 'messages'),
     [
         ({'messages': TALK}, 'messages', TALK),
         ({'instruction': 'a', 'input': '', 'output': 'b'}, 'alpaca', TALK),
@@ -49,61 +49,62 @@ def made(text=(), label='', **fields):
         ),
     ],
 )
-def test_format_is_recognised(fields, form, wanted):
-    name, said = made(**fields)
-    assert (name, said.messages, said.trained) == (form, wanted, (len(wanted) - 1,))
+def test_format_is_recognised(fields, form, messages):
+    name, conversation = read_fields(**fields)
+    assert (name, conversation.messages, conversation.trained) == (form, messages, (len(messages) - 1,))
 
 
 def test_prompt_and_completion_are_unchanged():
-    assert made(prompt='a ', completion='b', id=3) == ('prompt + completion', Conversation([], (), ('a ', 'b')))
-    form, said = made(prompt=TALK, completion=TALK)
-    assert (said.messages, said.trained) == (TALK + TALK, (3,))
+    assert read_fields(prompt='a ', completion='b', id=3) == ('prompt + completion', Conversation([], (), ('a ', 'b')))
+    form, conversation = read_fields(prompt=TALK, completion=TALK)
+    assert (conversation.messages, conversation.trained) == (TALK + TALK, (3,))
 
 
 def test_named_fields_are_used():
     fields = {'question': 'a?', 'hint': 'h', 'answer': 'b', 'messages': TALK, 'chosen': [*TALK, *TALK]}
-    assert made(('question', 'hint'), 'answer', **fields) == (
+    assert read_fields(('question', 'hint'), 'answer', **fields) == (
         'question + hint + answer',
         Conversation([], (), ('a?\n\nh', 'b')),
     )
-    assert made(('chosen',), '', **fields)[1].messages == TALK + TALK
+    assert read_fields(('chosen',), '', **fields)[1].messages == TALK + TALK
     with pytest.raises(ValueError, match="rows.jsonl:7: no field 'rejected'"):
-        made(('rejected',), '', **fields)
+        read_fields(('rejected',), '', **fields)
 
 
 @pytest.mark.parametrize('content', [{}, {'content': None}, {'content': ''}])
 def test_answer_with_tool_calls_only(content):
-    said = made(messages=[TALK[0], {'role': 'assistant', 'tool_calls': CALL} | content])[1]
-    assert said.messages[1] == {'role': 'assistant', 'content': '', 'tool_calls': CALL} and said.trained == (1,)
+    conversation = read_fields(messages=[TALK[0], {'role': 'assistant', 'tool_calls': CALL} | content])[1]
+    assert conversation.messages[1] == {'role': 'assistant', 'content': '', 'tool_calls': CALL}
+    assert conversation.trained == (1,)
 
 
 def test_tool_results_are_not_trained():
     call, result = {'role': 'assistant', 'tool_calls': CALL}, {'role': 'tool', 'content': '{"sum": 3}'}
-    assert made(messages=[TALK[0], call, result, TALK[1]])[1].trained == (1, 3)
+    assert read_fields(messages=[TALK[0], call, result, TALK[1]])[1].trained == (1, 3)
 
 
 def test_null_fields_are_ignored():
-    said = made(messages=[TALK[0] | {'tool_calls': None, 'name': None}, TALK[1] | {'weight': None}])[1]
-    assert said.messages == TALK and said.trained == (1,)
+    conversation = read_fields(messages=[TALK[0] | {'tool_calls': None, 'name': None}, TALK[1] | {'weight': None}])[1]
+    assert conversation.messages == TALK and conversation.trained == (1,)
 
 
 @pytest.mark.parametrize('tools', [[{'name': 'f'}], '[{"name": "f"}]'])
 def test_tools_as_json_text(tools):
-    assert made(messages=TALK, tools=tools)[1].tools == [{'name': 'f'}]
+    assert read_fields(messages=TALK, tools=tools)[1].tools == [{'name': 'f'}]
 
 
 @pytest.mark.parametrize('tools', [None, [], '', ' ', '[]', 'null'])
 def test_empty_tools_are_none(tools):
-    assert made(messages=TALK, tools=tools)[1].tools is None
+    assert read_fields(messages=TALK, tools=tools)[1].tools is None
 
 
 @pytest.mark.parametrize('name', ['weight', 'train', 'training', 'loss'])
-@pytest.mark.parametrize(('value', 'learned'), [(0, (3,)), (False, (3,)), (0.0, (3,)), (1, (1, 3)), (True, (1, 3))])
-def test_answers_excluded_by_weight_or_train(name, value, learned):
-    said = made(messages=[TALK[0] | {name: 0}, TALK[1] | {name: value}, *TALK])[1]
-    assert said.trained == learned and said.messages == TALK + TALK
-    conversation = [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b', name: value}, *TALK]
-    assert made(conversations=conversation)[1] == said
+@pytest.mark.parametrize(('value', 'trained'), [(0, (3,)), (False, (3,)), (0.0, (3,)), (1, (1, 3)), (True, (1, 3))])
+def test_answers_excluded_by_weight_or_train(name, value, trained):
+    conversation = read_fields(messages=[TALK[0] | {name: 0}, TALK[1] | {name: value}, *TALK])[1]
+    assert conversation.trained == trained and conversation.messages == TALK + TALK
+    turns = [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b', name: value}, *TALK]
+    assert read_fields(conversations=turns)[1] == conversation
 
 
 @pytest.mark.parametrize(
@@ -144,4 +145,4 @@ def test_answers_excluded_by_weight_or_train(name, value, learned):
 )
 def test_invalid_rows_are_named(fields, error):
     with pytest.raises(ValueError, match=f'rows.jsonl:7.*{error}'):
-        made(**fields)
+        read_fields(**fields)

@@ -38,13 +38,13 @@ def row(**fields):
     return Row('rows.jsonl:7', fields)
 
 
-def made(rows, tokenizer, source=None, text=(), label='', seq_len=256, too_long='error'):
+def encode(rows, tokenizer, source=None, text=(), label='', seq_len=256, too_long='error'):
     template = Template(source, 'the template') if source else open_template('auto', tokenizer, '')
     limit = examples.LengthPolicy(too_long, seq_len)
     return encoding.encode_rows(rows, text, label, tokenizer, template, limit)[:2]
 
 
-def shown(example, tokenizer):
+def marked_text(example, tokenizer):
     """The text of an example with what is learned in brackets."""
     learned = np.concatenate([[False], example.flat['loss_mask'][:-1] > 0])
     pieces = []
@@ -61,28 +61,28 @@ def shown(example, tokenizer):
 
 
 def test_answer_and_its_end_are_trained(tokenizer):
-    (found,), notes = made([row(messages=TALK)], tokenizer)
-    assert shown(found, tokenizer) == (
+    (example,), notes = encode([row(messages=TALK)], tokenizer)
+    assert marked_text(example, tokenizer) == (
         '<|im_start|>user\nsat on?<|im_end|>\n<|im_start|>assistant\n[the mat<|im_end|>]\n'
         '<|im_start|>user\nwho?<|im_end|>\n<|im_start|>assistant\n[the cat<|im_end|>]\n'
     )
     assert notes == ["1 rows of messages, written by the tokenizer's chat template"]
-    assert found.flat['loss_mask'][-1] == 0  # nothing comes after the last token
+    assert example.flat['loss_mask'][-1] == 0  # nothing comes after the last token
 
 
 def test_end_token_is_added_if_the_template_writes_none(tokenizer):
-    (found,), _ = made([row(messages=TALK[:2])], tokenizer, '{% for m in messages %}{{ m.content }} {% endfor %}')
-    assert shown(found, tokenizer) == 'sat on? [the mat </s>]'
+    (example,), _ = encode([row(messages=TALK[:2])], tokenizer, '{% for m in messages %}{{ m.content }} {% endfor %}')
+    assert marked_text(example, tokenizer) == 'sat on? [the mat </s>]'
 
 
 def test_begin_token_occurs_once(tokenizer, tmp_path, bpe):
     begun = '{{ bos_token }}' + CHATML
-    (found,), _ = made([row(messages=TALK)], tokenizer, begun)
-    assert found.tokens.tolist().count(tokenizer.begin_id) == 1 and found.tokens[0] == tokenizer.begin_id
-    (plain,), _ = made([row(prompt='the cat', completion=' sat')], tokenizer)
-    assert shown(plain, tokenizer) == '<s>the cat[ sat</s>]'
+    (example,), _ = encode([row(messages=TALK)], tokenizer, begun)
+    assert example.tokens.tolist().count(tokenizer.begin_id) == 1 and example.tokens[0] == tokenizer.begin_id
+    (plain,), _ = encode([row(prompt='the cat', completion=' sat')], tokenizer)
+    assert marked_text(plain, tokenizer) == '<s>the cat[ sat</s>]'
     with pytest.raises(ValueError, match="rows.jsonl:7: the template begins with '<s>' twice"):
-        made([row(messages=TALK)], tokenizer, '{{ bos_token }}' + begun)
+        encode([row(messages=TALK)], tokenizer, '{{ bos_token }}' + begun)
     # A tokenizer whose own rule puts it there, and a template that writes it or does not.
     spec = json.loads((tmp_path / 'model' / 'tokenizer.json').read_text())
     mark = {'SpecialToken': {'id': '<s>', 'type_id': 0}}
@@ -95,20 +95,20 @@ def test_begin_token_occurs_once(tokenizer, tmp_path, bpe):
     (tmp_path / 'model' / 'tokenizer.json').write_text(json.dumps(spec))
     own = open_tokenizer(tmp_path / 'model', False)
     for source in (CHATML, begun):
-        (found,), _ = made([row(messages=TALK)], own, source)
-        assert found.tokens[:2].tolist() == [270, 272] and found.tokens.tolist().count(270) == 1
+        (example,), _ = encode([row(messages=TALK)], own, source)
+        assert example.tokens[:2].tolist() == [270, 272] and example.tokens.tolist().count(270) == 1
 
 
 def test_plain_template_ends_answers():
-    (found,), notes = made([row(messages=TALK)], Bytes())
+    (example,), notes = encode([row(messages=TALK)], Bytes())
     end = '<|endoftext|>'
-    assert shown(found, Bytes()) == f'{end}sat on?\n[the mat{end}]who?\n[the cat{end}]'
+    assert marked_text(example, Bytes()) == f'{end}sat on?\n[the mat{end}]who?\n[the cat{end}]'
     assert notes == ['1 rows of messages, written by the plain template']
 
 
 def test_only_completion_messages_are_trained(tokenizer):
-    (found,), _ = made([row(prompt=TALK[:3], completion=TALK[3:])], tokenizer)
-    assert shown(found, tokenizer).count('[') == 1 and '[the cat<|im_end|>]' in shown(found, tokenizer)
+    (example,), _ = encode([row(prompt=TALK[:3], completion=TALK[3:])], tokenizer)
+    assert marked_text(example, tokenizer).count('[') == 1 and '[the cat<|im_end|>]' in marked_text(example, tokenizer)
 
 
 # --- templates that write a conversation otherwise once more is said
@@ -127,8 +127,8 @@ THINKING = (
 
 
 def test_end_that_only_the_last_message_has(tokenizer):
-    (found,), notes = made([row(messages=TALK)], tokenizer, PHI)
-    assert shown(found, tokenizer) == (
+    (example,), notes = encode([row(messages=TALK)], tokenizer, PHI)
+    assert marked_text(example, tokenizer) == (
         '<|im_start|>user\nsat on?<|im_end|>\n<|im_start|>assistant\n[the mat<|im_end|>]\n'
         '<|im_start|>user\nwho?<|im_end|>\n<|im_start|>assistant\n[the cat<|im_end|>\n</s>]'
     )
@@ -137,16 +137,16 @@ def test_end_that_only_the_last_message_has(tokenizer):
 
 def test_rewritten_answers_are_separate_texts(tokenizer):
     talk = [TALK[0], {'role': 'assistant', 'content': 'sat /think the mat'}, *TALK[2:]]
-    first, second = made([row(messages=talk)], tokenizer, THINKING)[0]
-    assert shown(first, tokenizer) == (
+    first, second = encode([row(messages=talk)], tokenizer, THINKING)[0]
+    assert marked_text(first, tokenizer) == (
         '<|im_start|>user\nsat on?<|im_end|>\n<|im_start|>assistant\n[sat /think the mat<|im_end|>]\n'
     )
-    assert shown(second, tokenizer) == (
+    assert marked_text(second, tokenizer) == (
         '<|im_start|>user\nsat on?<|im_end|>\n<|im_start|>assistant\nthe mat<|im_end|>\n'
         '<|im_start|>user\nwho?<|im_end|>\n<|im_start|>assistant\n[the cat<|im_end|>]\n'
     )
     assert (first.source, second.source) == (0, 0)
-    notes = made([row(messages=talk), row(messages=TALK)], tokenizer, THINKING)[1]
+    notes = encode([row(messages=talk), row(messages=TALK)], tokenizer, THINKING)[1]
     assert notes[1] == '1 rows as 2 texts, one per answer: the template rewrites earlier answers'
 
 
@@ -155,30 +155,30 @@ def test_answer_whose_only_end_is_after_the_last_message(tokenizer):
         "{% for m in messages %}{{ m.role + ' ' + m.content + '\\n' }}{% endfor %}"
         "{{ 'assistant ' if add_generation_prompt else eos_token }}"
     )
-    first, second = made([row(messages=TALK)], tokenizer, source)[0]
-    assert shown(first, tokenizer) == 'user sat on?\nassistant [the mat\n</s>]'
-    assert shown(second, tokenizer) == 'user sat on?\nassistant the mat\nuser who?\nassistant [the cat\n</s>]'
+    first, second = encode([row(messages=TALK)], tokenizer, source)[0]
+    assert marked_text(first, tokenizer) == 'user sat on?\nassistant [the mat\n</s>]'
+    assert marked_text(second, tokenizer) == 'user sat on?\nassistant the mat\nuser who?\nassistant [the cat\n</s>]'
 
 
 def test_answer_with_common_prefix_when_rewritten(tokenizer):
     talk = [TALK[0], {'role': 'assistant', 'content': 'the cat /think the mat'}, *TALK[2:]]
     lines = THINKING.replace('<|im_start|>', '').replace("'<|im_end|>\\n'", "'\\n'")
-    first, second = made([row(messages=talk)], tokenizer, lines)[0]
-    assert shown(first, tokenizer) == 'user\nsat on?\nassistant\n[the cat /think the mat\n</s>]'
-    assert shown(second, tokenizer) == 'user\nsat on?\nassistant\nthe mat\nuser\nwho?\nassistant\n[the cat\n</s>]'
+    first, second = encode([row(messages=talk)], tokenizer, lines)[0]
+    assert marked_text(first, tokenizer) == 'user\nsat on?\nassistant\n[the cat /think the mat\n</s>]'
+    assert marked_text(second, tokenizer) == 'user\nsat on?\nassistant\nthe mat\nuser\nwho?\nassistant\n[the cat\n</s>]'
 
 
 def test_generation_prompt_that_the_answer_lacks(tokenizer):
     cue = CHATML.replace("'<|im_start|>assistant\\n' }}{% endif", "'<|im_start|>assistant\\nthe cat' }}{% endif")
-    (found,), _ = made([row(messages=TALK)], tokenizer, cue)
-    assert '<|im_start|>assistant\n[the mat<|im_end|>]\n' in shown(found, tokenizer)
+    (example,), _ = encode([row(messages=TALK)], tokenizer, cue)
+    assert '<|im_start|>assistant\n[the mat<|im_end|>]\n' in marked_text(example, tokenizer)
 
 
 def test_answer_before_any_question(tokenizer):
     """ShareGPT has conversations that the assistant begins."""
     asking = "{{ messages[0].role and '' }}" + CHATML
-    (found,), _ = made([row(messages=[TALK[1], *TALK[2:]])], tokenizer, asking)
-    assert shown(found, tokenizer) == (
+    (example,), _ = encode([row(messages=[TALK[1], *TALK[2:]])], tokenizer, asking)
+    assert marked_text(example, tokenizer) == (
         '<|im_start|>assistant\n[the mat<|im_end|>]\n'
         '<|im_start|>user\nwho?<|im_end|>\n<|im_start|>assistant\n[the cat<|im_end|>]\n'
     )
@@ -190,13 +190,13 @@ def test_generation_blocks_are_trained(tokenizer):
         "{{ m.content }}{{ '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}{% else %}{{ m.content + '<|im_end|>\\n' }}"
         '{% endif %}{% endfor %}'
     )
-    (plain,), (marked,) = (made([row(messages=TALK)], tokenizer, source)[0] for source in (CHATML, tagged))
+    (plain,), (marked,) = (encode([row(messages=TALK)], tokenizer, source)[0] for source in (CHATML, tagged))
     np.testing.assert_array_equal(plain.tokens, marked.tokens)
     np.testing.assert_array_equal(plain.flat['loss_mask'], marked.flat['loss_mask'])
     talk = [TALK[0], TALK[1] | {'weight': 0}, *TALK[2:]]
-    (found,), notes = made([row(messages=talk)], tokenizer, tagged)
-    assert 'assistant\nthe mat<|im_end|>' in shown(found, tokenizer) and '[the cat<|im_end|>]' in shown(
-        found, tokenizer
+    (example,), notes = encode([row(messages=talk)], tokenizer, tagged)
+    assert 'assistant\nthe mat<|im_end|>' in marked_text(example, tokenizer) and '[the cat<|im_end|>]' in marked_text(
+        example, tokenizer
     )
     assert notes[1] == '1 rows: trained is what the template marks with {% generation %}'
 
@@ -205,10 +205,10 @@ def test_generation_blocks_are_trained(tokenizer):
 @pytest.mark.parametrize('field', [{'weight': 0}, {'train': False}, {'training': False}, {'loss': 0.0}])
 def test_untrained_answer_has_zero_mask(tokenizer, source, field):
     talk = [TALK[0], TALK[1] | field, TALK[2], TALK[3] | {'weight': 1, 'train': True}]
-    (found,), _ = made([row(messages=talk)], tokenizer, source)
-    assert '[the cat<|im_end|>' in shown(found, tokenizer) and shown(found, tokenizer).count('[') == 1
+    (example,), _ = encode([row(messages=talk)], tokenizer, source)
+    assert '[the cat<|im_end|>' in marked_text(example, tokenizer) and marked_text(example, tokenizer).count('[') == 1
     with pytest.raises(ValueError, match='no token to train'):
-        made([row(messages=talk[:2])], tokenizer, source)
+        encode([row(messages=talk[:2])], tokenizer, source)
 
 
 # --- prompts
@@ -216,10 +216,10 @@ def test_untrained_answer_has_zero_mask(tokenizer, source, field):
 
 def test_prompt_is_prefix_of_training_row(tokenizer):
     template = open_template('auto', tokenizer, '')
-    (found,), _ = made([row(messages=[{'role': 'system', 'content': 'be'}, *TALK[:2]])], tokenizer)
-    first = int(found.flat['loss_mask'].argmax()) + 1
-    assert encoding.encode_prompt('sat on?', tokenizer, template, 'be') == found.tokens[:first].tolist()
-    assert encoding.encode_prompt(TALK[:1], tokenizer, template, 'be') == found.tokens[:first].tolist()
+    (example,), _ = encode([row(messages=[{'role': 'system', 'content': 'be'}, *TALK[:2]])], tokenizer)
+    first = int(example.flat['loss_mask'].argmax()) + 1
+    assert encoding.encode_prompt('sat on?', tokenizer, template, 'be') == example.tokens[:first].tolist()
+    assert encoding.encode_prompt(TALK[:1], tokenizer, template, 'be') == example.tokens[:first].tolist()
     hostile = encoding.encode_prompt('<|im_end|>', tokenizer, template)
     assert [token for token in hostile if token in tokenizer.specials] == [272, 273, 272]
     with pytest.raises(ValueError, match=r"the prompt \[0\]: 'role' is 'robot'"):
@@ -245,7 +245,7 @@ def test_answer_end_from_rows_if_template_rejects_a_plain_pair(tokenizer):
     assert encoding.answer_end(tokenizer, Template(asks + CHATML, 'the template')) == 273
     source = '{% if messages | length < 4 %}{{ raise_exception("too few") }}{% endif %}' + PHI
     assert encoding.answer_end(tokenizer, Template(source, 'the template')) is None
-    task = made([row(messages=[*TALK, *TALK][:4])], tokenizer, PHI)
+    task = encode([row(messages=[*TALK, *TALK][:4])], tokenizer, PHI)
     spelled = example_store.Examples(
         np.append(np.concatenate([each.tokens for each in task[0]]), np.int32(0)),
         np.array([0, sum(len(each.tokens) for each in task[0])]),
@@ -270,7 +270,7 @@ def test_answer_end_from_rows_if_template_rejects_a_plain_pair(tokenizer):
 )
 def test_row_without_trained_token_is_named(tokenizer, fields):
     with pytest.raises(ValueError, match='rows.jsonl:7: no token to train'):
-        made([row(**fields)], tokenizer)
+        encode([row(**fields)], tokenizer)
 
 
 def test_conversation_without_template_is_rejected(tokenizer):
@@ -280,7 +280,7 @@ def test_conversation_without_template_is_rejected(tokenizer):
 
 def test_notes_name_formats(tokenizer):
     rows = [row(prompt='a ', completion='cat'), row(messages=TALK), row(prompt='a', messages=TALK)]
-    assert made(rows, tokenizer)[1] == [
+    assert encode(rows, tokenizer)[1] == [
         '1 rows of prompt + completion, unchanged',
         "1 rows of messages, written by the tokenizer's chat template",
         "1 rows of messages (ignoring 'prompt'), written by the tokenizer's chat template",
@@ -290,10 +290,10 @@ def test_notes_name_formats(tokenizer):
 def test_long_conversation(tokenizer):
     rows = [row(prompt='the cat ' * 9, completion='sat'), row(prompt='the ', completion='cat sat on the mat')]
     with pytest.raises(ValueError, match='rows.jsonl:7: .* tokens, and data.seq_len is 6'):
-        made(rows, tokenizer, seq_len=6)
-    (found,), notes = made(rows, tokenizer, seq_len=6, too_long='cut')
-    assert len(found.tokens) == 7 and found.source == 1 and '1 of the cut rows are left out' in notes[1]
-    assert made(rows, tokenizer, seq_len=6, too_long='drop')[0] == []
+        encode(rows, tokenizer, seq_len=6)
+    (example,), notes = encode(rows, tokenizer, seq_len=6, too_long='cut')
+    assert len(example.tokens) == 7 and example.source == 1 and '1 of the cut rows are left out' in notes[1]
+    assert encode(rows, tokenizer, seq_len=6, too_long='drop')[0] == []
 
 
 # --- which template
@@ -306,9 +306,9 @@ def test_system_text_moved_to_last_question(tokenizer):
         "{{ '<|im_start|>' + (messages[0].content + ' ' if loop.last and messages[0].role == 'system' else '') + "
         "m.content + '<|im_end|>' if m.role == 'user' else m.content + eos_token }}{% endfor %}"
     )
-    first, second = made([row(messages=[{'role': 'system', 'content': 'be'}, *TALK])], tokenizer, source)[0]
-    assert shown(first, tokenizer) == '<|im_start|>be sat on?<|im_end|>[the mat</s>]'
-    assert shown(second, tokenizer) == (
+    first, second = encode([row(messages=[{'role': 'system', 'content': 'be'}, *TALK])], tokenizer, source)[0]
+    assert marked_text(first, tokenizer) == '<|im_start|>be sat on?<|im_end|>[the mat</s>]'
+    assert marked_text(second, tokenizer) == (
         '<|im_start|>sat on?<|im_end|>the mat</s><|im_start|>be who?<|im_end|>[the cat</s>]'
     )
 
@@ -317,16 +317,16 @@ def test_unwritten_parts_are_counted(tokenizer):
     call = {'role': 'assistant', 'tool_calls': [{'function': {'name': 'f', 'arguments': {'a': 'b'}}}]}
     talk = [TALK[0], call, {'role': 'tool', 'content': '3'}, TALK[1]]
     source = CHATML.replace('for m in messages', "for m in messages if m.role != 'tool'")
-    (found,), notes = made([row(messages=talk, tools=[{'name': 'f'}])], tokenizer, source)
-    assert shown(found, tokenizer).count('[') == 1 and '[the mat<|im_end|>]' in shown(found, tokenizer)
+    (example,), notes = encode([row(messages=talk, tools=[{'name': 'f'}])], tokenizer, source)
+    assert marked_text(example, tokenizer).count('[') == 1 and '[the mat<|im_end|>]' in marked_text(example, tokenizer)
     assert notes[1:] == [
         f'1 rows: the template does not write their {what}' for what in ('tools', 'tool_calls', 'messages of tools')
     ]
     with pytest.raises(ValueError, match='no token to train.*; the template does not write the tool_calls'):
-        made([row(messages=talk[:2])], tokenizer, source)
+        encode([row(messages=talk[:2])], tokenizer, source)
     writing = CHATML.replace('m.content +', "m.content + (m.tool_calls | tojson if m.tool_calls else '') +")
-    (found,), notes = made([row(messages=talk)], tokenizer, writing)
-    assert '[[{"function": {"name": "f", "arguments": {"a": "b"}}}]<|im_end|>]' in shown(found, tokenizer)
+    (example,), notes = encode([row(messages=talk)], tokenizer, writing)
+    assert '[[{"function": {"name": "f", "arguments": {"a": "b"}}}]<|im_end|>]' in marked_text(example, tokenizer)
     assert len(notes) == 1
 
 
@@ -351,7 +351,7 @@ WRAPS = [
 @given(hostile, hostile, st.sampled_from(WRAPS))
 @example(' im_end ', 'cat', WRAPS[2])
 @example('s', 'cat', WRAPS[1])
-def test_content_is_never_a_special_token(hostile_tokenizer, said, answer, source):
+def test_content_is_never_a_special_token(hostile_tokenizer, question, answer, source):
     def specials(user, assistant):
         messages = [{'role': 'user', 'content': user}, {'role': 'assistant', 'content': assistant + '.'}]
         _, ((ids, _, _),) = encoding.encode_conversation(
@@ -359,9 +359,9 @@ def test_content_is_never_a_special_token(hostile_tokenizer, said, answer, sourc
         )
         return [token for token in ids if token in hostile_tokenizer.specials], hostile_tokenizer.decode(ids)
 
-    found, text = specials(said, answer)
-    assert found == specials('a', 'a')[0]
-    assert answer.strip() in text and said.strip() in text
+    ids, text = specials(question, answer)
+    assert ids == specials('a', 'a')[0]
+    assert answer.strip() in text and question.strip() in text
 
 
 @pytest.fixture(scope='module')
@@ -382,16 +382,16 @@ def test_literal_special_token_in_content_is_text(tokenizer):
         {'instruction': evil, 'output': evil},
         {'conversations': [{'from': 'human', 'value': evil}, {'from': 'gpt', 'value': evil}]},
     ):
-        (found,), _ = made([row(**fields)], tokenizer)
-        assert evil in shown(found, tokenizer).replace('[', '')
-        assert found.tokens.tolist().count(273) == (0 if 'prompt' in fields else 2)
+        (example,), _ = encode([row(**fields)], tokenizer)
+        assert evil in marked_text(example, tokenizer).replace('[', '')
+        assert example.tokens.tolist().count(273) == (0 if 'prompt' in fields else 2)
 
 
 def test_span_is_encoded_like_a_continuation(shared):
     llama = open_tokenizer(shared / 'models' / 'stories260K' / 'hf', False)
-    (found,), _ = made([row(prompt='Once upon', completion=' a time')], llama)
-    assert found.tokens.tolist() == [1, *llama.encode('Once upon a time'), 2]
-    assert found.flat['loss_mask'].sum() == len(llama.encode('a time')) + 1
+    (example,), _ = encode([row(prompt='Once upon', completion=' a time')], llama)
+    assert example.tokens.tolist() == [1, *llama.encode('Once upon a time'), 2]
+    assert example.flat['loss_mask'].sum() == len(llama.encode('a time')) + 1
 
 
 @pytest.mark.parametrize('name', ['bert', 'unigram', 'llama', 'gemma'])
@@ -402,7 +402,7 @@ def test_byte_column_covers_answers_for_every_tokenizer(tmp_path, name):
     talk = [*TALK[:1], {'role': 'assistant', 'content': '日本 The  CAT é\n'}, *TALK[2:]]
     end = tokenizer.specials[tokenizer.end_id]
     template = f"{{% for m in messages %}}{{{{ m.content }}}}{{{{ '{end}' if m.role == 'assistant' }}}}{{% endfor %}}"
-    (example,), _ = made([row(messages=talk)], tokenizer, template)
+    (example,), _ = encode([row(messages=talk)], tokenizer, template)
     learned = example.flat['loss_mask'] > 0
     answers = '日本 The  CAT é\n' + TALK[3]['content']
     assert example.flat['bytes'][learned].sum() == len(answers.encode())

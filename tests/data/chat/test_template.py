@@ -25,8 +25,8 @@ def tokenizer(tmp_path_factory):
 
 
 def rendered(source, tokenizer, messages=TALK, tools=None, cue=False):
-    said = Conversation(messages, (1,), tools=tools)
-    return answers.render(said, tokenizer, Template(source, 'the template', cases.DATE), 'rows.jsonl:7', cue)
+    dialogue = Conversation(messages, (1,), tools=tools)
+    return answers.render(dialogue, tokenizer, Template(source, 'the template', cases.DATE), 'rows.jsonl:7', cue)
 
 
 # --- the ids of transformers
@@ -48,8 +48,8 @@ def test_generation_mask_equals_transformers(tokenizer):
             continue
         messages = cases.TALKS[key]
         learned = tuple(at for at, message in enumerate(messages) if message['role'] == 'assistant')
-        said = Conversation(messages, learned)
-        text = answers.render(said, tokenizer, Template(cases.TEMPLATES['marked'], ''), '', False)
+        dialogue = Conversation(messages, learned)
+        text = answers.render(dialogue, tokenizer, Template(cases.TEMPLATES['marked'], ''), '', False)
         within = encode(text, answers.flagged_spans(text.origin, GENERATION), tokenizer)[1]
         if key != 'tools':  # an answer of which nothing is written is not learned
             assert [int(each) for each in within] == golden['mask']
@@ -84,22 +84,22 @@ def harmless(value):
 @example('in bars', ' im_end ', 's', '', '')
 @example('in angles', 's', '/s', '', '')
 @example('phi', '<|end|>\n<|assistant|>\n', '</s>', '', '')
-def test_content_is_never_a_special_token(tokenizer, name, asked, answer, reasoning, argument):
+def test_content_is_never_a_special_token(tokenizer, name, question, answer, reasoning, argument):
     """The special tokens are those of a conversation of the same shape whose texts cannot write one."""
 
     def specials(of):
         arguments = of({'a': argument, 'b': [argument]})
-        call = [{'function': {'name': of(asked), 'arguments': arguments}}]
+        call = [{'function': {'name': of(question), 'arguments': arguments}}]
         messages = [
             {'role': 'system', 'content': of(reasoning)},
-            {'role': 'user', 'content': of(asked)},
+            {'role': 'user', 'content': of(question)},
             {'role': 'assistant', 'content': of(answer), 'reasoning_content': of(reasoning)},
             {'role': 'user', 'content': of(argument)},
             {'role': 'assistant', 'content': of(answer), 'tool_calls': call},
             {'role': 'tool', 'content': of(argument)},
         ]
-        parameters = {'properties': {'a': {'type': of(asked), 'enum': [of(answer)]}}, 'required': [of(asked)]}
-        tools = [{'function': {'name': of(asked), 'description': of(argument), 'parameters': parameters}}]
+        parameters = {'properties': {'a': {'type': of(question), 'enum': [of(answer)]}}, 'required': [of(question)]}
+        tools = [{'function': {'name': of(question), 'description': of(argument), 'parameters': parameters}}]
         text = rendered((cases.TEMPLATES | WRAPPED)[name], tokenizer, messages, tools)
         ids = encode(text, [], tokenizer)[0]
         return [token for token in ids if token in tokenizer.specials], text.text
@@ -122,7 +122,7 @@ def test_special_tokens_strip_their_spaces(tmp_path, bpe):
 
 def test_special_token_name_must_come_from_the_template(tokenizer):
     one = Traced('</s>', TEMPLATE)
-    for text, wanted in (
+    for text, expected in (
         (one, [1]),
         ('</s>', []),
         (Traced('</s', TEMPLATE) + '>', []),
@@ -132,7 +132,7 @@ def test_special_token_name_must_come_from_the_template(tokenizer):
         (Traced('[/', CONTENT) + Traced('[INST]', TEMPLATE), [tokenizer.special_ids['[INST]']]),
     ):
         ids = [special.token - 256 for special in as_text(text, tokenizer).specials]
-        assert ids == [token if token < 256 else token - 256 for token in wanted], text
+        assert ids == [token if token < 256 else token - 256 for token in expected], text
 
 
 def test_special_token_names_with_spaces_and_common_prefixes(tmp_path, bpe):
@@ -144,12 +144,12 @@ def test_special_token_names_with_spaces_and_common_prefixes(tmp_path, bpe):
     tokenizer = open_tokenizer(tmp_path / 'x', False)
     a, b, c, d = (tokenizer.special_ids[name] for name in ('<s>', '<s>x', '<a b>', 'b>'))
     own, content = (lambda text: Traced(text, TEMPLATE)), (lambda text: Traced(text, CONTENT))
-    for text, wanted in (
+    for text, expected in (
         (own('<s>x<a b>'), [b, c]),
         (own('<s>') + content('x'), [a]),
         (own('<a') + content(' ') + own('b>'), [d]),
     ):
-        assert [special.token for special in as_text(text, tokenizer).specials] == wanted, text
+        assert [special.token for special in as_text(text, tokenizer).specials] == expected, text
 
 
 # --- what a template may use, and how it fails

@@ -110,7 +110,7 @@ def test_chat_templates_from_all_files(tmp_path, bpe):
 
 
 @pytest.mark.parametrize(
-    ('config', 'said'),
+    ('config', 'message'),
     [
         ({'bos_token': '<bos>'}, "names '<bos>', which is none of its added tokens"),
         ({'eos_token': 3}, 'eos_token is 3; it must be the text of a token'),
@@ -120,8 +120,8 @@ def test_chat_templates_from_all_files(tmp_path, bpe):
         ([], 'expected a JSON object .*'),
     ],
 )
-def test_invalid_fields_are_named(tmp_path, bpe, config, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_fields_are_named(tmp_path, bpe, config, message):
+    with pytest.raises(ValueError, match=message):
         bpe(tmp_path / 'x', tokenizer_config=config)
 
 
@@ -144,8 +144,8 @@ def test_cases_from_bert_repository(shared):
     tokenizer = open_tokenizer(folder / 'vocab.txt', False)
     texts = (folder / 'cases.inp').read_text().split('\n__ggml_vocab_test__\n')
     ids = [list(map(int, line.split())) for line in (folder / 'cases.out').read_text().splitlines()]
-    for text, wanted in zip(texts, ids):
-        assert wanted in (tokenizer.encode(text), [101, *tokenizer.encode(text), 102])
+    for text, expected in zip(texts, ids):
+        assert expected in (tokenizer.encode(text), [101, *tokenizer.encode(text), 102])
 
 
 def test_mask_token_is_added_to_saved_tokenizer(tmp_path, bpe):

@@ -216,13 +216,13 @@ def test_added_tokens_equal_transformers(name, tmp_path):
     tokenizer = open_tokenizer(tmp_path / name, False)
     texts = [golden['text'] for golden in GOLDENS[name]]
     assert token_cases.texts(name, len(texts)) == texts and len(texts) >= 50
-    wanted = [golden['ids'] for golden in GOLDENS[name]]
-    assert [tokenizer.encode(text) for text in texts] == wanted
-    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == wanted
-    assert [ids.tolist() for ids, _ in tokenizer.encode_with_offsets(texts)] == wanted
+    expected = [golden['ids'] for golden in GOLDENS[name]]
+    assert [tokenizer.encode(text) for text in texts] == expected
+    assert [ids.tolist() for ids in tokenizer.encode_batch(texts)] == expected
+    assert [ids.tolist() for ids, _ in tokenizer.encode_with_offsets(texts)] == expected
     words = {token['id'] for token in token_cases.CASES[name]['added_tokens'] if not token['special']}
-    assert words & {token for ids in wanted for token in ids}
-    for text, ids in zip(texts, wanted):
+    assert words & {token for ids in expected for token in ids}
+    for text, ids in zip(texts, expected):
         feed = tokenizer.streamer()
         assert ''.join(feed([token]) for token in ids) == tokenizer.decode(ids).rstrip('\ufffd')
         if name == 'qwen':  # others drop blanks beside a token, or put one before a text
@@ -259,8 +259,8 @@ def test_special_token_in_model_vocabulary_is_hidden():
 def test_unknown_token_may_be_pad(tmp_path):
     model = {'type': 'WordLevel', 'vocab': {'<unk>': 0, '</s>': 1, 'a': 2}, 'unk_token': '<unk>'}
     (tmp_path / 'tokenizer.json').write_bytes(spec_of(model, pre_tokenizer={'type': 'WhitespaceSplit'}))
-    told = {'pad_token': '<unk>', 'unk_token': '<unk>', 'eos_token': '</s>'}
-    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(told))
+    config = {'pad_token': '<unk>', 'unk_token': '<unk>', 'eos_token': '</s>'}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
     assert open_tokenizer(tmp_path, False).encode('a b') == [2, 0]
 
 
@@ -306,9 +306,9 @@ def test_begin_and_end_from_tokenizer_config():
         [{'id': SIZE + i, 'content': name, 'special': True} for i, name in enumerate(('<eos>', '</s>', '<s>'))]
     )
     ends = [{}, {'eos_token': '<eos>'}, {'eos_token': '<eos>', 'bos_token': '<s>'}, {'cls_token': '<s>'}]
-    made = [HuggingFace(content, config_json=json.dumps(told).encode()) for told in ends]
-    assert [each.end_id - SIZE for each in made] == [1, 0, 0, 1]
-    assert [each.begin_id - SIZE for each in made] == [1, 0, 2, 2]
+    tokenizers = [HuggingFace(content, config_json=json.dumps(config).encode()) for config in ends]
+    assert [each.end_id - SIZE for each in tokenizers] == [1, 0, 0, 1]
+    assert [each.begin_id - SIZE for each in tokenizers] == [1, 0, 2, 2]
 
 
 def test_text_that_encodes_to_special_token_is_rejected():
