@@ -45,9 +45,10 @@ def run(values: flags.FlagValues) -> None:
     process_setup.prepare()
     config = recipe.from_flags(values)
     from lmtrain.plan import dry_run  # late: the values of a recipe need no jax
-    from lmtrain.training import build
+    from lmtrain.training.build import build
+    from lmtrain.training.resolve import resolve
 
-    print(dry_run.decoded(build.build(config)))
+    print(dry_run.decoded(build(*resolve(config))))
 
 
 def page(values: flags.FlagValues) -> None:

@@ -152,7 +152,7 @@ class Ours:
         from lmtrain import cost, tree
 
         run = self.assemble(shape, dtype, folder, **start)
-        self.compiled, self.state = run.train_step(), run.initial_state()
+        self.compiled, self.state = run.train_step(), run.initial.on_mesh()
         stream = run.train_stream()
         batches = [stream.batch(step) for step in range(BATCHES)]
         self.batches = [jax.device_put(batch) for batch in batches]

@@ -20,7 +20,7 @@ from configs import tiny
 from experiments import cli, record
 from lmtrain import checkpoint
 from lmtrain.runtime import faults, lifecycle
-from lmtrain.training import build
+from lmtrain.training import build, resolve
 
 STEPS, SAVED = 24, 4  # steps of a run, and between two checkpoints
 POINTS = [(point, 16) for point in faults.SAVE_POINTS] + [('before_rename', STEPS), ('in_save', SAVED)]
@@ -54,7 +54,7 @@ def read(workdir: pathlib.Path):
 
     run = assembled(workdir.parent)
     with checkpoint.Checkpoints(workdir / 'checkpoints', **run.config.checkpoint) as checkpoints:
-        state, extra = checkpoints.restore(run.stored(run.shapes))
+        state, extra = checkpoints.restore(run.initial.stored(run.shapes))
     leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
     return {jax.tree_util.keystr(path): np.ascontiguousarray(leaf) for path, leaf in leaves}, extra
 
@@ -64,7 +64,7 @@ def assembled(folder: pathlib.Path):
     for name, value in settings(folder).items():
         section, _, field = name.partition('.')
         config[section][field] = str(value) if isinstance(value, pathlib.Path) else value
-    return build.build(config)
+    return build.build(*resolve.resolve(config))
 
 
 def interrupted(folder, whole, name: str, hurt, wanted: tuple[int, ...], **more) -> dict:
@@ -126,7 +126,7 @@ def damage(file: pathlib.Path, other: pathlib.Path, kind: str, draw: random.Rand
 def damages(folder: pathlib.Path, workdir: pathlib.Path, count: int, draw: random.Random) -> list[dict]:
     """Trials that damage one file of the newest checkpoint, every file and kind in turn, and open it."""
     run = assembled(folder)
-    shapes, kept = run.stored(run.shapes), workdir / 'checkpoints'
+    shapes, kept = run.initial.stored(run.shapes), workdir / 'checkpoints'
     files = sorted(path.relative_to(kept) for path in (kept / str(STEPS)).rglob('*') if path.is_file())
     trials, turn = [], 0
     while len(trials) < count:

@@ -39,14 +39,14 @@ class Trainer:
     def __init__(self, folder: pathlib.Path, topology: str):
         from configs import tiny
         from lmtrain.parallel import sharding
-        from lmtrain.training import build
+        from lmtrain.training import build, resolve
 
         config = tiny.get_config()
         config.data.source, config.data.cache = str(folder / 'text'), str(folder / 'cache')
         config.data.validation = 0.2
         config.model.vocab_size = 384  # bytes, padded to what every mesh divides
         config.mesh.update({'data': 1} | TOPOLOGIES[topology][2])
-        self.run = build.build(config)
+        self.run = build.build(*resolve.resolve(config))
         self.step, self.stream = self.run.train_step(), self.run.train_stream()
         self.put = sharding.place(self.run.mesh)
 
@@ -123,13 +123,13 @@ def work(folder: pathlib.Path, topology: str, index: int, port: int, phase: str)
     for source in TOPOLOGIES if phase == 'restore' else [topology]:
         with checkpoint.Checkpoints(folder / 'kept' / source, 1, 1, 0) as checkpoints:
             if phase == 'save':
-                state, *_, kept = trainer.go(trainer.run.initial_state(), 0, TRAINED)
+                state, *_, kept = trainer.go(trainer.run.initial.on_mesh(), 0, TRAINED)
                 at = hashes(state)
-                checkpoints.save(trainer.run.stored(state), TRAINED, {})
+                checkpoints.save(trainer.run.initial.stored(state), TRAINED, {})
                 checkpoints.wait()
                 begun = TRAINED
             else:
-                state, extra = checkpoints.restore(trainer.run.stored(trainer.run.shapes))
+                state, extra = checkpoints.restore(trainer.run.initial.stored(trainer.run.shapes))
                 at, begun = hashes(state), extra['step']
         last, batches, losses, again = trainer.go(state, begun, AFTER)
         result = {'from': source, 'to': topology, 'state': at, 'batches': batches, 'losses': losses}

@@ -97,7 +97,7 @@ def losses(mesh, devices) -> list[float]:
     from lmtrain.parallel import sharding
 
     run = run_of(mesh, TINY | {'budget.steps': STEPS}, devices[: math.prod(mesh)])
-    state, step, stream, put = run.initial_state(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
+    state, step, stream, put = run.initial.on_mesh(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
     found = []
     for i in range(STEPS):
         state, measured = step(state, put(stream.batch(i)), np.float32(i / STEPS))

@@ -62,7 +62,7 @@ def minimum(run) -> dict[tuple[str, str], float]:
     what the embedding reads and the head gives back. `sequence` gathers keys and values and scatters their gradients.
     What is orthogonalised, in float32, goes to the devices that do it and comes back (`lmtrain.parallel.redistribute`).
     """
-    config, model, mesh, specs = run.config, run.model, run.mesh, run.specs()
+    config, model, mesh, specs = run.config, run.model, run.mesh, run.specs
     sizes, dtype = mesh.shape, np.dtype(model.dtype)
     micro, members = config.optimizer.accumulate, max(len(run.members), 1)
     found: defaultdict[tuple[str, str], float] = defaultdict(float)

@@ -19,7 +19,8 @@ from lmtrain.parallel import collectives, sharding
 from lmtrain.report import terminal
 from lmtrain.tasks import TASKS
 from lmtrain.training import sweep
-from lmtrain.training.build import build, stand_in
+from lmtrain.training.build import build
+from lmtrain.training.resolve import resolve, with_stand_in_text
 from lmtrain.training.run import Run
 
 
@@ -67,9 +68,9 @@ def planned(config, target: Target) -> Iterator[Run]:
         config.lock()
     with tempfile.TemporaryDirectory() as folder:
         if not TASKS[config.task.name].reads_rows and not config.adapt.prompt.text:
-            config = stand_in(config, pathlib.Path(folder))
+            config = with_stand_in_text(config, pathlib.Path(folder))
         memory = int(target.chip.memory) if target.chip else 0
-        run = build(config, target.devices(), memory)
+        run = build(*resolve(config), target.devices(), memory)
         if kernel == sharding.PLATFORM_KERNELS['gpu']:
             why = unsupported(run, kernel, target)
             if why:
@@ -164,7 +165,7 @@ def way_out(run: Run, target: Target, found: Compiled) -> dict[str, Any]:
         config = run.config.copy_and_resolve_references()
         config.optimizer.accumulate, config.model.remat = micro, remat
         model = dataclasses.replace(run.model, remat=remat)
-        one = run._replace(config=config.lock(), model=model)
+        one = dataclasses.replace(run, config=config.lock(), model=model)
         if above * one.memory()['total'] > target.chip.memory:
             continue
         again = compiled(one)

@@ -6,9 +6,10 @@ import textwrap
 
 from lmtrain import data
 from lmtrain.cost import hlo
-from lmtrain.report import terminal
+from lmtrain.report import summary, terminal
 from lmtrain.tasks import TASKS
-from lmtrain.training.build import build, stand_in
+from lmtrain.training.build import build
+from lmtrain.training.resolve import resolve, with_stand_in_text
 from lmtrain.training.run import Run
 
 DECODED = 3  # rows of the first batch to print
@@ -21,7 +22,7 @@ def dry_run(config) -> str:
     Raises what `build` raises.
     """
     try:
-        return _page(build(config), [])
+        return _page(build(*resolve(config)), [])
     except FileNotFoundError as error:
         if TASKS[config.task.name].reads_rows or config.adapt.prompt.text or config.init.base:
             raise
@@ -29,13 +30,13 @@ def dry_run(config) -> str:
     with tempfile.TemporaryDirectory() as folder:
         reason = f'{missing.strerror}: {missing.filename}' if missing.filename else str(missing)
         note = f'Placeholder data of the same shape replaces the data: {reason}'
-        return _page(build(stand_in(config, pathlib.Path(folder))), textwrap.wrap(note, 80))
+        return _page(build(*resolve(with_stand_in_text(config, pathlib.Path(folder)))), textwrap.wrap(note, 80))
 
 
 def _page(run: Run, notes: list[str]) -> str:
     parts = [
         *(['\n'.join(notes)] if notes else []),
-        run.header(stand_in=bool(notes)),
+        summary.header(run, stand_in=bool(notes)),
         terminal.parameters(run.shapes.trainable, run.shapes.frozen),
         compiled_figures(run),
         decoded(run),

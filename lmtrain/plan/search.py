@@ -13,7 +13,6 @@ from lmtrain.errors import InputError
 from lmtrain.plan import compiled as forecast
 from lmtrain.report import terminal
 from lmtrain.tasks import TASKS
-from lmtrain.training import build
 from lmtrain.training.run import Run
 
 ROWS = (1, 2, 4, 8, 16)  # per group of devices that share rows
@@ -78,8 +77,7 @@ def _changed(run: Run, remat: str, batch_size: int) -> Run:
     """The run with another policy and batch size, without tracing again."""
     config = run.config.copy_and_resolve_references()
     config.model.remat, config.data.batch_size = remat, batch_size
-    run = run._replace(config=config, model=dataclasses.replace(run.model, remat=remat))
-    return run._replace(flops_per_step=build.flops_per_step(run))
+    return dataclasses.replace(run, config=config, model=dataclasses.replace(run.model, remat=remat))
 
 
 def page(config, target: Target) -> str:

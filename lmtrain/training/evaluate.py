@@ -1,13 +1,16 @@
-"""Evaluation of a language model: its loss on a split, in units that can be compared between tokenizers."""
+"""Evaluation: the loss of a model on a split, in units that can be compared between tokenizers."""
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
 import numpy as np
 
+from lmtrain import data
 from lmtrain.errors import InputError
 from lmtrain.training import sweep
+from lmtrain.training.run import Run
 
 LN2 = math.log(2)
 
@@ -15,14 +18,14 @@ LN2 = math.log(2)
 def in_bits(sums: dict[str, float]) -> dict[str, float]:
     """Sums of an evaluation -> {'loss' (nats), 'perplexity', 'bits_per_token', 'bits_per_byte', 'targets', 'bytes'}.
 
-    If no text is predicted (no 'bytes'), the means of what the objective gives: 'loss', 'accuracy', ..., 'targets'.
+    If no tokens are predicted (no 'bytes'), the means of the objective's values: 'loss', 'accuracy', ..., 'targets'.
 
-    Bits per byte divides all nats spent, those on end-of-text included, by the UTF-8 bytes of the text behind the
-    targets (`Tokenizer.encode_with_bytes`), so it does not depend on the tokenizer. It is absent if there are none:
-    targets that are special tokens alone. Raises ValueError if nothing was predicted.
+    Bits per byte divides all nats, those of end-of-text included, by the UTF-8 bytes of the targets
+    (`Tokenizer.encode_with_bytes`), so it does not depend on the tokenizer. It is absent if all targets are special
+    tokens, which have no bytes. Raises InputError if there are no targets.
     """
     if not sums['targets']:
-        raise InputError('an evaluation over 0 targets says nothing')
+        raise InputError('there are no targets to evaluate')
     if 'bytes' not in sums:
         return {name: value / sums['targets'] for name, value in sums.items()} | {'targets': sums['targets']}
     loss = sums['nats'] / sums['targets']
@@ -38,22 +41,60 @@ def in_bits(sums: dict[str, float]) -> dict[str, float]:
 
 
 def change(before: dict[str, dict], after: dict[str, dict]) -> dict[str, Any]:
-    """{'domains': {name of a text: {'before', 'after'}}}, what a run gained and forgot; {} where none was measured."""
+    """{'domains': {source: {'before', 'after'}}}, the evaluations before and after a run; {} if there are none."""
     return {'domains': {name: {'before': before[name], 'after': after[name]} for name in after}} if after else {}
 
 
+def passes(run: Run, split: str, max_batches: int = 0) -> dict[str, tuple[float, Any]]:
+    """{source: (its share of the rows of a training batch, one pass over its rows of `split`)}.
+
+    Args:
+      max_batches: limit for all sources together, divided by their shares, at least one batch each; 0 is no limit.
+    """
+    names = getattr(run.corpus, 'names', ('',))  # the rows of a task have one source
+    if len(names) == 1:
+        return {names[0]: (1.0, run.stream(split, limit=max_batches))}
+    parts = {}
+    for index, (name, share) in enumerate(zip(names, run.corpus.shares(split), strict=True)):
+        if share:
+            limit = max(1, round(max_batches * share)) if max_batches else 0
+            alone = dataclasses.replace(run, corpus=run.corpus.alone(index))
+            parts[name] = share, alone.stream(split, limit=limit)
+    return parts
+
+
+def domains(run: Run) -> dict[str, Any]:
+    """{source: its validation stream} of data.source and each of config.evaluate.sources, without a mixture.
+
+    {} if config.evaluate.sources is empty. Raises InputError if a source would train a tokenizer of its own.
+    """
+    settings, streams = run.config.data.to_dict() | {'mix': ()}, {}
+    if run.base and settings['tokenizer'] == 'base':
+        settings['tokenizer'] = str(run.base.tokenizer.absolute())
+    sources = run.config.evaluate.sources
+    for source in (run.config.data.source, *sources) if sources else ():
+        corpus = data.prepare(**settings | {'source': source}, vocab_limit=run.config.model.vocab_size)
+        if corpus.tokenizer.hash != run.corpus.tokenizer.hash:
+            raise InputError(
+                f'evaluate.sources has {source!r}, for which data.tokenizer = {settings["tokenizer"]!r} is learnt '
+                "anew: take the base's ('base') or a file"
+            )
+        streams[source] = dataclasses.replace(run, corpus=corpus).stream('validation')
+    return streams
+
+
 def evaluate(eval_step, params, streams, place, stopped=lambda: None) -> dict[str, Any] | None:
-    """`in_bits` of one pass over the text of each source, weighted as in a batch of training.
+    """`in_bits` of one pass over each source, weighted as in a training batch.
 
     Args:
       eval_step: compiled (params, batch) -> sums.
-      streams: {name of a source: (its share of the rows of a batch, its stream)}.
+      streams: {source: (its share of the rows of a batch, its stream)}, see `passes`.
       place: puts a host batch on the devices.
-      stopped: asked before each batch; as soon as it is true, None is returned.
+      stopped: called before each batch; the evaluation returns None if it returns True.
 
     Returns:
-      `in_bits`; with several sources the means over rows drawn with the shares, the counts of what was measured, and
-      'sources': {name: its `in_bits`}. If sums have an axis [W] over the members of a sweep, `sweep.summary` of each.
+      `in_bits`. With several sources: the means over rows drawn with the shares, the counts over all sources, and
+      'sources': {source: its `in_bits`}. If sums have an axis [W] over the members of a sweep: `sweep.summary`.
     """
     shares, rows, sums = {}, {}, {}
     for name, (share, stream) in streams.items():
@@ -61,7 +102,7 @@ def evaluate(eval_step, params, streams, place, stopped=lambda: None) -> dict[st
         if total is None:
             return None
         shares[name], rows[name], sums[name] = share, stream.num_rows, total
-    result = _in_bits_of_members(_mixed(list(shares.values()), list(rows.values()), list(sums.values())))
+    result = _in_bits_of_members(_mix(list(shares.values()), list(rows.values()), list(sums.values())))
     if len(sums) > 1:
         counts = {name: sum(float(np.mean(own[name])) for own in sums.values()) for name in ('targets', 'bytes')}
         result |= counts | {'sources': {name: _in_bits_of_members(own) for name, own in sums.items()}}
@@ -69,25 +110,25 @@ def evaluate(eval_step, params, streams, place, stopped=lambda: None) -> dict[st
 
 
 def _totals(eval_step, params, stream, place, stopped) -> dict[str, np.ndarray] | None:
-    """The sums over a pass, added in float64 on the host."""
+    """The sums over a pass, added in float64 on the host; None if it was stopped."""
     totals: dict[str, float] = {}
-    waiting = None
+    previous = None
     for index in range(stream.steps_per_epoch + 1):
         if stopped():
             return None
-        # The next batch is under way while the host waits for the last one.
+        # The devices compute this batch while the host reads the sums of the previous one.
         running = eval_step(params, place(stream.batch(index))) if index < stream.steps_per_epoch else None
         if jax.default_backend() == 'cpu':
-            jax.block_until_ready(running)  # Gloo may take what `stopped` exchanges for a part of it
-        if waiting is not None:
-            for name, value in jax.device_get(waiting).items():
+            jax.block_until_ready(running)  # Gloo may confuse its collectives with the one in `stopped`
+        if previous is not None:
+            for name, value in jax.device_get(previous).items():
                 totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
-        waiting = running
+        previous = running
     return totals
 
 
-def _mixed(shares: list[float], rows: list[int], sums: list[dict]) -> dict[str, np.ndarray]:
-    """The sums that a row drawn from the mixture is expected to have; of one source the sums themselves.
+def _mix(shares: list[float], rows: list[int], sums: list[dict]) -> dict[str, np.ndarray]:
+    """The expected sums of a row drawn from the mixture; of one source the sums themselves.
 
     sum_i share_i / rows_i * sums_i, whose ratios are the means over a long stream of the mixture.
     """
@@ -98,7 +139,7 @@ def _mixed(shares: list[float], rows: list[int], sums: list[dict]) -> dict[str, 
 
 
 def _in_bits_of_members(sums: dict[str, np.ndarray]) -> dict[str, Any]:
-    """`in_bits` of one run, or `sweep.summary` of that of each member."""
+    """`in_bits` of one run, or `sweep.summary` over the members of a sweep."""
     if np.ndim(sums['targets']):
         each = zip(*(values.tolist() for values in sums.values()), strict=True)
         return sweep.summary([in_bits(dict(zip(sums, values, strict=True))) for values in each])

@@ -1,4 +1,4 @@
-"""A base: parameters that stand on a disk already, of a Hugging Face directory or of an earlier run."""
+"""Initial parameters: a Hugging Face directory or the checkpoint of an earlier run."""
 
 import dataclasses
 import functools
@@ -20,25 +20,27 @@ from lmtrain.models.settings import HEAD_KINDS
 from lmtrain.tasks import TASKS
 from lmtrain.training import sweep, workdir
 
-# How a model computes is the run's own choice; what it computes is the base's.
+# Fields of the model section that a run chooses itself: how a model computes. The others, what it computes, are those
+# of the base.
 COMPUTE = ('dropout', 'dtype', 'remat', 'unroll', 'attention')
-OF_HEADS = {'head', 'mlm_head', 'task_head', 'heads'}  # where the leaves of heads are
+OF_HEADS = {'head', 'mlm_head', 'task_head', 'heads'}  # top-level names of the leaves of heads
 
 
 class Base(NamedTuple):
-    """Parameters on a disk; of the files nothing but names, shapes and hashes has been read.
+    """Parameters on a disk. Names, shapes and hashes were read from the files, no arrays yet.
 
     Attributes:
-      hash: hex sha256 of what holds the parameters.
-      model: its settings.
+      hash: hex SHA-256 that identifies the parameters.
+      model: the model of the parameters.
       tokenizer: the folder of its tokenizer.
       shapes: Params of jax.ShapeDtypeStruct.
-      load: place -> Params; place(path, array) puts a leaf where it belongs.
-      config: of the run that made it; None for a Hugging Face directory.
-      step: of that run.
-      generation: the fields of its generation_config.json, as `generation.read` gives them.
-      labels: the classes of its head for 'classify' or 'tag', in the order of their numbers; () without such a head.
-      reread: Transformer -> (shapes, load) of the files of a Hugging Face directory under another head.
+      load: place -> Params; place(path, array) puts a leaf on devices.
+      config: of the run that trained it; None for a Hugging Face directory.
+      step: of the checkpoint; None for a Hugging Face directory.
+      generation: the fields of its generation_config.json, see `generation.read`.
+      labels: the class names of its head for 'classify' or 'tag', in the order of their ids; () without such a head.
+      reread: Transformer -> (shapes, load) of the files of a Hugging Face directory with another head; None for a run.
+      base: the base that the run started from; None if there is none.
     """
 
     hash: str
@@ -51,6 +53,7 @@ class Base(NamedTuple):
     generation: Mapping[str, Any] = MappingProxyType({})
     labels: tuple[str, ...] = ()
     reread: Callable[[Transformer], tuple[tree.Params, Callable]] | None = None
+    base: 'Base | None' = None
 
 
 def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> Base:
@@ -84,69 +87,93 @@ def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> 
 
 
 def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base:
-    """The model in a run's folder, of a sweep its `member`. `step`: 'last', 'best' (validation loss) or a number.
+    """The model of a run, from its folder; for a sweep, that of one member.
 
-    What a run took from a base of its own is read from there, and refused where that is no longer what it was.
-    Raises FileNotFoundError or ValueError naming what is missing or differs, and checkpoint.Damaged.
+    Leaves that the run took from its own base are read from there.
+
+    Args:
+      step: 'last', 'best' (lowest validation loss) or the number of a checkpoint. Its hashes are checked here, once.
+
+    Raises FileNotFoundError or InputError naming what is missing or differs, and checkpoint.Damaged.
     """
-    if not (directory / 'config.json').is_file():
-        raise FileNotFoundError(f'{directory} is no folder of a run: it holds no config.json')
-    config = ml_collections.ConfigDict(workdir.read_config(directory))
-    try:
-        model, members = Transformer(**config.model), sweep.of(config)
-        init = config.init.to_dict()
-    except (AttributeError, TypeError) as error:
-        raise InputError(f'{directory / "config.json"} is not the config of a run of this lmtrain: {error}') from error
+    config, model, members = _read_run(directory)
     if not 0 <= member < max(len(members), 1):
-        there = f'the sweep has the members 0 to {len(members) - 1}' if members else f'{directory} is no sweep'
-        raise InputError(f'member {member}: {there}')
+        range_ = f'the sweep has the members 0 to {len(members) - 1}' if members else f'{directory} is no sweep'
+        raise InputError(f'member {member}: {range_}')
     checkpoints = (directory / 'checkpoints').absolute()
-    held = checkpoint.inspect(checkpoints, step)
-    if held is None:
+    inspected = checkpoint.inspect(checkpoints, step)
+    if inspected is None:
         raise FileNotFoundError(f'{checkpoints} holds no checkpoint: nothing has been trained there yet')
-    step, leaves, extra = held
+    step, leaves, extra = inspected
+    stored = tree.unflatten(leaves)
+    stored = {name: stored[name] for name in ('trainable', 'frozen') if name in stored}
+    fingerprint = workdir.read(directory / 'fingerprints.json').get('base')
+    base = _base_of_run(directory, config, fingerprint)
+    inner = base and (base if base.model.head == model.head else with_head(base, model))
 
-    def kind(name: str) -> tree.Params:
-        return tree.unflatten({p.removeprefix(f'{name}/'): x for p, x in leaves.items() if p.startswith(f'{name}/')})
-
-    trainable, frozen = kind('trainable'), kind('frozen')
-    inner, fingerprint = None, workdir.read(directory / 'fingerprints.json').get('base')
-    if init['base']:
-        inner = open_base(init['base'], init['adapter'], init['ignore'])
-        inner = inner if inner.model.head == model.head else with_head(inner, model)
-        if inner.hash != fingerprint:
-            raise InputError(
-                f'{directory} was trained on another base than {init["base"]} holds now: its hash is '
-                f'{inner.hash[:12]}, it was {str(fingerprint)[:12]}'
-            )
-
-    def under(own: tree.Params, below: tree.Params) -> tree.Params:
-        """A run's own leaves, and of its base's those that it lacks."""
-        below = tree.flatten(tree.cut(below, extra['cut']) if extra['cut'] else below)
+    def complete(own: tree.Params, base_params: tree.Params) -> tree.Params:
+        """The leaves of the run, and those of its base that the run does not store."""
+        base_params = tree.flatten(tree.cut(base_params, extra['cut']) if extra['cut'] else base_params)
         own = tree.flatten(own)
-        return tree.unflatten(own | {path: leaf for path, leaf in below.items() if path not in own})
-
-    alone = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), trainable) if members else trainable
-    shapes = tree.join(alone, frozen)
-    shapes = under(shapes, inner.shapes) if inner else shapes
+        return tree.unflatten(own | {path: leaf for path, leaf in base_params.items() if path not in own})
 
     def load(place):
-        wanted = {'trainable': trainable} | ({'frozen': frozen} if frozen else {})
-        parts, _ = checkpoint.load(checkpoints, wanted, step, partial=True)
+        parts, _ = checkpoint.load(checkpoints, stored, step, partial=True)
         if members:
             parts['trainable'] = jax.tree.map(lambda leaf: leaf[member], parts['trainable'])
         own = tree.join(*parts.values())
         own = tree.unflatten({path: place(path, leaf) for path, leaf in tree.flatten(own).items()})
-        return under(own, inner.load(place)) if inner else own
+        return complete(own, inner.load(place)) if inner else own
 
+    shapes = dict(stored)
     if members:
+        one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)  # noqa: E731
+        shapes['trainable'] = jax.tree.map(one, shapes['trainable'])
         config.seed, config.optimizer.learning_rate = members[member].seed, members[member].learning_rate
         config.sweep = dict.fromkeys(config.sweep, ())
-    parts = f'{manifest.read(checkpoints / str(step))["sha256"]} {fingerprint} {member}'
-    fields = generation.read(directory) or (inner.generation if inner else {})
-    digest = hashlib.sha256(parts.encode()).hexdigest()
-    labels = tuple(config.task.labels) if TASKS[config.task.name].has_classes else ()
-    return Base(digest, model, directory / 'tokenizer', shapes, load, config, step, fields, labels)
+    shapes = tree.join(*shapes.values())
+    identity = f'{manifest.read(checkpoints / str(step))["sha256"]} {fingerprint} {member}'
+    return Base(
+        hash=hashlib.sha256(identity.encode()).hexdigest(),
+        model=model,
+        tokenizer=directory / 'tokenizer',
+        shapes=complete(shapes, inner.shapes) if inner else shapes,
+        load=load,
+        config=config,
+        step=step,
+        generation=generation.read(directory) or (inner.generation if inner else {}),
+        labels=tuple(config.task.labels) if TASKS[config.task.name].has_classes else (),
+        base=base,
+    )
+
+
+def _read_run(directory: Path) -> tuple[ml_collections.ConfigDict, Transformer, tuple[sweep.Member, ...]]:
+    """(config, model, members of the sweep) of the run in a folder."""
+    if not (directory / 'config.json').is_file():
+        raise FileNotFoundError(f'{directory} is no folder of a run: it holds no config.json')
+    config = ml_collections.ConfigDict(workdir.read_config(directory))
+    try:
+        _ = config.init.base
+        return config, Transformer(**config.model), sweep.of(config)
+    except (AttributeError, TypeError) as error:
+        raise InputError(f'{directory / "config.json"} is not the config of a run of this lmtrain: {error}') from error
+
+
+def _base_of_run(directory: Path, config, fingerprint: str | None) -> Base | None:
+    """The base of a run, opened; None if it started from random parameters.
+
+    Raises InputError if its hash is not `fingerprint`, the hash that the run recorded.
+    """
+    init = config.init
+    if not init.base:
+        return None
+    base = open_base(init.base, init.adapter, init.ignore)
+    if base.hash != fingerprint:
+        raise InputError(
+            f'{directory} was trained on another base than {init.base} holds now: its hash is {base.hash[:12]}, it was '
+            f'{str(fingerprint)[:12]}'
+        )
+    return base
 
 
 def _pretrained(path: Path, ignore: Sequence[str]) -> Base:

@@ -19,6 +19,7 @@ from lmtrain.parallel import sharding
 from lmtrain.tasks import TASKS
 from lmtrain.training import evaluate, init_from, workdir
 from lmtrain.training.build import build
+from lmtrain.training.resolve import resolve
 
 
 class LoadedModel(NamedTuple):
@@ -92,19 +93,22 @@ def with_chat_template(run: LoadedModel, name: str | None, chats: bool) -> Loade
 
 
 def evaluate_split(directory, split: str, step: int | str = 'last', member: int = 0) -> dict[str, float]:
-    """The loss in bits of a run's model on all of a split, 'train', 'validation' or 'test'.
+    """`evaluate.evaluate` of the model of a run on a whole split: 'train', 'validation' or 'test'.
 
-    On as many devices as divide a batch. Those of a mixture as `evaluate.evaluate` gives them.
+    Uses as many devices as divide a batch. If the task has a score, it is among the results.
 
-    Raises what `restore` and `assemble` raise, and ValueError where the data is no longer what it was.
+    Raises what `load_run` and `build` raise, and InputError if the data or the tokenizer is not that of the training.
     """
-    trained = load_run(directory, step, member)
+    base = init_from.open_run(pathlib.Path(directory), step, member)
+    trained = _trained(base, data.load_tokenizer(base.tokenizer))
     trained.config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}  # whatever it was trained on
     trained.config.optimizer.accumulate = 1
     size, devices = trained.config.data.batch_size, jax.devices()
-    run = build(trained.config, devices[: max(n for n in range(1, len(devices) + 1) if size % n == 0)])
+    # The base of the run is open already: its hashes are not checked again.
+    resolved = resolve(trained.config, base=base.base)
+    run = build(*resolved, devices[: max(n for n in range(1, len(devices) + 1) if size % n == 0)])
     saved = workdir.read(pathlib.Path(directory) / 'fingerprints.json')
-    for name, value in run.fingerprints().items():
+    for name, value in run.fingerprints.items():
         if saved.get(name) != value:
             raise InputError(
                 f'the {name} is not what {directory} was trained with: {str(saved.get(name))[:12]} then, '
@@ -112,7 +116,7 @@ def evaluate_split(directory, split: str, step: int | str = 'last', member: int 
             )
     params = jax.device_put(trained.params, sharding.shardings(trained.params, run.mesh))
     place = sharding.place(run.mesh)
-    result = evaluate.evaluate(run.eval_step(), params, run.passes(split), place)
+    result = evaluate.evaluate(run.eval_step(), params, evaluate.passes(run, split), place)
     if run.task.score:
         settings = run.config.objective.to_dict() | {'head': run.output}
         result |= predictions.score_split(run.model, params, run.stream(split), place, **settings)

@@ -1,4 +1,4 @@
-"""Step after step: read what the step before measured, evaluate, save, and only then take the next batch."""
+"""The training loop: read the metrics of the previous step, evaluate, save, and only then take the next batch."""
 
 import math
 from typing import Any
@@ -8,160 +8,191 @@ import numpy as np
 
 from lmtrain import data, tree
 from lmtrain.parallel import sharding
-from lmtrain.report import metrics, terminal
+from lmtrain.report import metrics, summary, terminal
 from lmtrain.runtime import faults, lifecycle, multihost, sdc
 from lmtrain.training import evaluate, sweep
 from lmtrain.training.run import Run
 
-SKIPPED_IN_A_ROW = 5  # updates dropped one after another before the run ends
+MAX_SKIPPED_IN_A_ROW = 5  # consecutive updates that were not finite; then the run ends
 
 
 class Loop:
-    """The loop and what it carries from step to step; the state itself is handed on, since it is donated."""
+    """The loop and its own state from step to step. The train state is an argument of its methods: it is donated.
 
-    # `writers` is None in all processes but the first.
+    Args:
+      writers: of metrics.jsonl and timings.jsonl; None in all processes but the first.
+      extra: counters of the checkpoint that the run resumes from, see `save`; of a new run {'step': 0, 'elapsed': 0.0}.
+    """
+
     def __init__(self, run: Run, checkpoints, signals, watchdog, writers, live, extra):
-        self.run, self.checkpoints, self.signals, self.watchdog = run, checkpoints, signals, watchdog
-        self.writers, self.live, self.done, self.saved_at = writers, live, extra['step'], extra['step']
-        self.validation, self.evaluated_at = extra.get('validation'), extra.get('evaluated_at')  # the last one
+        self.parts, self.checkpoints, self.signals, self.watchdog = run, checkpoints, signals, watchdog
+        self.writers, self.live = writers, live
+        self.step = self.saved_at = extra['step']  # steps taken, and those that the last checkpoint has
+        self.validation, self.evaluated_at = extra.get('validation'), extra.get('evaluated_at')  # the last evaluation
         self.clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
-        self.meter = metrics.Meter(run.tokens_per_step, run.flops_per_step.total, run.peak)
-        self.put, self.on_cpu = sharding.place(run.mesh), jax.default_backend() == 'cpu'
+        self.meter = metrics.Meter(run.tokens_per_step, run.flops_per_step.total, run.peak_flops)
+        self.to_devices, self.on_cpu = sharding.place(run.mesh), jax.default_backend() == 'cpu'
         self.eval_step = run.eval_step()
-        self.eval_streams = run.passes('validation', run.config.evaluate.max_batches)
+        self.eval_streams = evaluate.passes(run, 'validation', run.config.evaluate.max_batches)
         self.baselines = run.baselines()
         self.means = metrics.Means(extra.get('means', {}))
-        self.vote, self.stopping, self.spent_of_all = multihost.AsyncMax(), False, 0.0
+        self.all_max, self.stopping, self.spent_by_all = multihost.AsyncMax(), False, 0.0
 
-    def agreed(self, now: bool = False) -> bool:
-        """Whether some process was asked to stop, in all of them at the same call; and then for good."""
-        asked, spent = self.vote(float(bool(self.signals.received)), self.clock.spent(self.done + 1), now=now)
-        self.stopping, self.spent_of_all = self.stopping or bool(asked), spent
+    def should_stop(self, now: bool = False) -> bool:
+        """Whether a process received a signal to stop. All processes return True at the same call, and from then on.
+
+        A collective, whose result is that of the previous call unless `now` (see AsyncMax).
+        """
+        signalled = float(bool(self.signals.received))
+        any_signalled, self.spent_by_all = self.all_max(signalled, self.clock.spent(self.step + 1), now=now)
+        self.stopping = self.stopping or bool(any_signalled)
         return self.stopping
 
-    def go(self, state, compiled):
-        """Trains to the end of the budget; `compiled()` is the train step, which a finished run does not need."""
-        config = self.run.config
-        self.agreed(now=True)
-        progress = self.clock.spent(self.done)
+    def run(self, state, compiled):
+        """Trains to the end of the budget and returns the state.
+
+        Args:
+          compiled: () -> the compiled train step. Not called if the budget is already spent.
+        """
+        config = self.parts.config
+        self.should_stop(now=True)
+        progress = self.clock.spent(self.step)
         if progress >= 1.0:
-            self.live.print(f'  finished   the budget is spent after step {self.done:,}: nothing is left to train')
-            if self.evaluated_at != self.done:
+            self.live.print(f'  finished   the budget is spent after step {self.step:,}: nothing is left to train')
+            if self.evaluated_at != self.step:
                 self.evaluate(state)
             return state
-        if self.done and self.done % config.evaluate.every_steps == 0 and self.evaluated_at != self.done:
-            self.evaluate(state)  # what a signal had cut short
-            if self.evaluated_at == self.done:
-                self.checkpoints.set_metric(self.done, self.validation['loss'])
+        if self.step and self.step % config.evaluate.every_steps == 0 and self.evaluated_at != self.step:
+            self.evaluate(state)  # a signal interrupted it in the previous start
+            if self.evaluated_at == self.step:
+                self.checkpoints.set_metric(self.step, self.validation['loss'])
         train_step = compiled()
-        if self.agreed(now=True):
+        if self.should_stop(now=True):
             self.stop()
-
-        def place(batch):
-            return self.put(batch), data.batch_hash(batch)
-
-        with data.prefetch(self.run.train_stream(), self.done, place) as batches:
+        with data.prefetch(self.parts.train_stream(), self.step, self._place) as batches:
             self.clock.start()
-            self.meter.restart(self.done, progress, 0.0)
-            # The step before is read while the device computes this one; not on a CPU, where many steps in flight can
-            # deadlock simulated devices.
-            pending = []
-            while progress < 1.0:
-                self.watchdog.expect('step')
-                step, (batch, digest) = next(batches)
-                faults.inject_before_step(step + 1)
-                stopping = self.agreed()
-                progress = self.clock.spent(step + 1) if self.run.total_steps else self.spent_of_all
-                again = config.sdc_check_every and (step + 1) % config.sdc_check_every == 0
-                take = sdc.run_twice(train_step, step + 1) if again else train_step
-                state, measured = take(state, batch, np.float32(progress))
-                self.done = step + 1
-                pending.append((self.done, progress, measured, digest, batches.waited))
-                evaluated = progress >= 1.0 or self.done % config.evaluate.every_steps == 0
-                due = evaluated or stopping or self.checkpoints.due(self.done)
-                while len(pending) > (not due and not self.on_cpu):
-                    self.say(*pending.pop(0))
-                if due:
-                    if evaluated:
-                        self.evaluate(state)
-                    if progress >= 1.0 or self.stopping or self.checkpoints.due(self.done):
-                        self.save(state)
-                    self.meter.restart(self.done, progress, batches.waited)
-                self.checkpoints.check_for_errors()
-                if self.saved_at == self.done and self.stopping:
-                    self.stop()
+            self.meter.restart(self.step, progress, 0.0)
+            return self._steps(state, train_step, batches, progress)
+
+    def _place(self, batch):
+        return self.to_devices(batch), data.batch_hash(batch)
+
+    def _steps(self, state, train_step, batches, progress):
+        """The steps until the budget is spent.
+
+        Metrics of a step are read while the device computes the next one, so the host never waits for the device. On
+        a CPU they are read at once: many steps in flight can deadlock simulated devices.
+        """
+        pending = []
+        while progress < 1.0:
+            self.watchdog.expect('step')
+            step, (batch, digest) = next(batches)
+            faults.inject_before_step(step + 1)
+            stopping = self.should_stop()
+            # Processes must agree on the progress: under a budget in hours it is the largest of their clocks.
+            progress = self.clock.spent(step + 1) if self.parts.total_steps else self.spent_by_all
+            state, measured = self._checked(train_step, step + 1)(state, batch, np.float32(progress))
+            self.step = step + 1
+            pending.append((self.step, progress, measured, digest, batches.waited))
+            evaluate_now = progress >= 1.0 or self.step % self.parts.config.evaluate.every_steps == 0
+            due = evaluate_now or stopping or self.checkpoints.due(self.step)
+            while len(pending) > (not due and not self.on_cpu):
+                self.log(*pending.pop(0))
+            if due:
+                if evaluate_now:
+                    self.evaluate(state)
+                if progress >= 1.0 or self.stopping or self.checkpoints.due(self.step):
+                    self.save(state)
+                self.meter.restart(self.step, progress, batches.waited)
+            self.checkpoints.check_for_errors()
+            if self.saved_at == self.step and self.stopping:
+                self.stop()
         return state
 
-    def stop(self):
-        """Ends a run that was asked to, with what is saved on the disk."""
-        self.checkpoints.wait()
-        standing = f'step {self.saved_at:,} is saved' if self.saved_at else 'no step had been taken'
-        asked = self.signals.received or 'another process was asked to stop'
-        raise lifecycle.RunEnded(lifecycle.REQUEUE, f'{asked}: {standing}; the same command goes on')
+    def _checked(self, train_step, step: int):
+        """The train step; every config.sdc_check_every steps it is run twice and compared."""
+        every = self.parts.config.sdc_check_every
+        return sdc.run_twice(train_step, step) if every and step % every == 0 else train_step
 
-    def say(self, step, progress, measured, digest, waited):
-        """Reads what a step measured, writes it where it is due, and ends a run that has gone wrong."""
+    def stop(self):
+        """Ends a run that received a signal, after the last checkpoint is on the disk. Raises RunEnded."""
+        self.checkpoints.wait()
+        saved = f'step {self.saved_at:,} is saved' if self.saved_at else 'no step was taken'
+        cause = self.signals.received or 'another process received a signal'
+        raise lifecycle.RunEnded(lifecycle.REQUEUE, f'{cause}: {saved}, run the same command to resume')
+
+    def log(self, step, progress, measured, digest, waited):
+        """Reads the metrics of a step, writes them if they are due, and ends a run that diverged."""
         values = {name: value.tolist() for name, value in jax.device_get(measured).items()}
-        if values['skipped_in_a_row'] >= SKIPPED_IN_A_ROW:
-            self.give_up(f'no finite loss or gradient in {SKIPPED_IN_A_ROW} steps, to step {step:,} on batch {digest}')
+        if values['skipped_in_a_row'] >= MAX_SKIPPED_IN_A_ROW:
+            self.abort(
+                f'no finite loss or gradient in {MAX_SKIPPED_IN_A_ROW} steps, to step {step:,} on batch {digest}'
+            )
         self.means.add(values)
-        if step % self.run.config.log.every_steps and 1 < step and progress < 1.0:
+        if step % self.parts.config.log.every_steps and 1 < step and progress < 1.0:
             return
         values |= self.means.take()
         speed = self.meter.read(step, progress, waited)
         if self.writers:
             self.writers.metrics(step, values, digest)
             self.writers.timings(step, speed)
-        self.live.update(step, progress, values | speed | self.run.in_bits(values))
+        self.live.update(step, progress, values | speed | self.parts.in_bits(values))
 
-    def give_up(self, why: str):
-        """Ends a run that cannot recover."""
-        standing = f'the last checkpoint is of step {self.saved_at:,}' if self.saved_at else 'nothing has been saved'
+    def abort(self, reason: str):
+        """Ends a run that cannot recover. Raises RunEnded."""
+        saved = f'the last checkpoint is of step {self.saved_at:,}' if self.saved_at else 'nothing has been saved'
         way_out = 'Lower optimizer.learning_rate or lengthen schedule.warmup'
-        raise lifecycle.RunEnded(lifecycle.NON_FINITE, f'{why}: none of it is kept, {standing}. {way_out}')
+        raise lifecycle.RunEnded(lifecycle.NON_FINITE, f'{reason}: these steps are discarded, {saved}. {way_out}')
 
     def evaluate(self, state):
-        """The validation loss of the state."""
+        """Measures the validation loss of the state, unless a signal interrupts it."""
         self.watchdog.expect('evaluate')
-        validation = evaluate.evaluate(self.eval_step, state.params, self.eval_streams, self.put, self.agreed)
+        validation = evaluate.evaluate(
+            self.eval_step, state.params, self.eval_streams, self.to_devices, self.should_stop
+        )
         if validation is None:
             return
-        self.validation, self.evaluated_at = validation, self.done
+        self.validation, self.evaluated_at = validation, self.step
         if self.writers:
-            self.writers.validation(self.done, self.validation)
-        self.live.print(terminal.note(f'{self.done:,}', terminal.evaluation_line(self.validation, self.baselines)))
+            self.writers.validation(self.step, self.validation)
+        self.live.print(terminal.note(f'{self.step:,}', terminal.evaluation_line(self.validation, self.baselines)))
         for name, own in self.validation.get('sources', {}).items():
             self.live.print(terminal.note('', f'{name}: {terminal.evaluation_line(own, {})}'))
         if not math.isfinite(self.validation['loss']):
-            self.give_up(f'the validation loss after step {self.done:,} is {self.validation["loss"]}')
+            self.abort(f'the validation loss after step {self.step:,} is {self.validation["loss"]}')
 
     def domains(self, state) -> dict[str, Any]:
-        """The validation loss on this data and on each of config.evaluate.sources; {} where none is named."""
+        """The validation loss on this data and on each of config.evaluate.sources; {} if there are none."""
         self.watchdog.expect('evaluate')
-        streams = self.run.domains()
+        streams = evaluate.domains(self.parts)
         return {
-            name: evaluate.evaluate(self.eval_step, state.params, {name: (1.0, stream)}, self.put)
+            name: evaluate.evaluate(self.eval_step, state.params, {name: (1.0, stream)}, self.to_devices)
             for name, stream in streams.items()
         }
 
     def save(self, state):
-        """Begins to save the state with all that a resumed run must know."""
+        """Starts to save the state and all counters that a resumed run needs."""
         self.watchdog.expect('save')
         extra = {'elapsed': self.clock.elapsed, 'validation': self.validation, 'evaluated_at': self.evaluated_at}
         extra |= {'means': self.means.state}  # of the steps since the last line
-        extra |= self.spent() | {'cut': list(self.run.method.cut)}
-        metric = self.validation['loss'] if self.evaluated_at == self.done else None  # never an older state's
-        self.checkpoints.save(self.run.stored(state), self.done, extra, metric)
-        self.saved_at = self.done
+        extra |= self.spent() | {'cut': list(self.parts.method.cut)}
+        metric = self.validation['loss'] if self.evaluated_at == self.step else None  # never that of an older state
+        self.checkpoints.save(self.parts.initial.stored(state), self.step, extra, metric)
+        self.saved_at = self.step
 
     def spent(self) -> dict[str, float]:
         """Tokens and FLOPs so far: functions of the step."""
-        tokens, flops = self.run.tokens_per_step, self.run.flops_per_step.total
-        return {'tokens': self.done * tokens, 'flops': self.done * flops}
+        tokens, flops = self.parts.tokens_per_step, self.parts.flops_per_step.total
+        return {'tokens': self.step * tokens, 'flops': self.step * flops}
 
     def results(self, state) -> dict[str, Any]:
-        """What results.json holds."""
-        cost = {'steps': self.done, 'seconds': self.clock.elapsed, 'peak_memory': metrics.peak_memory()} | self.spent()
+        """The content of results.json."""
+        cost = {'steps': self.step, 'seconds': self.clock.elapsed, 'peak_memory': metrics.peak_memory()} | self.spent()
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
-        found = {'validation': self.validation, 'baselines': self.baselines, 'cost': cost, 'plan': self.run.planned()}
-        return found | sweep.results(self.run.members, self.validation)
+        results = {
+            'validation': self.validation,
+            'baselines': self.baselines,
+            'cost': cost,
+            'plan': summary.planned(self.parts),
+        }
+        return results | sweep.results(self.parts.members, self.validation)

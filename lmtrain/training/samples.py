@@ -1,4 +1,4 @@
-"""The texts of a run's report: what is prompted, with which settings, and how many of the texts came to an end."""
+"""Sampled texts in the report of a run: the prompts, the settings, and how many texts ended."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from lmtrain.errors import InputError
 from lmtrain.inference import prompts, sample
 from lmtrain.training.run import Run
 
-ROWS = 3  # validation rows of 'chat' that are prompted if config.sample.prompts names none
-TRIED = 100  # of them, until as many leave room for an answer
+ROWS = 3  # validation rows of 'chat' that are prompts if config.sample.prompts has none
+TRIED = 100  # rows that are tried, until ROWS of them leave room for an answer
 
 
 def makes_text(run: Run) -> bool:
@@ -22,17 +22,18 @@ def makes_text(run: Run) -> bool:
 def prompts_of(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
     """[(prompt, its ids)] of the report: config.sample.prompts, each a user's turn if a template writes the rows.
 
-    For 'chat', in which nobody says nothing, the default (the empty text) means the first turns of validation rows.
+    For 'chat', where an empty turn makes no sense, the default (an empty text) stands for the first turns of validation
+    rows.
     Raises ValueError if a prompt cannot be encoded.
     """
-    tokenizer, wanted = run.corpus.tokenizer, run.config.sample.prompts
-    if run.task.conversations and tuple(wanted) == ('',):
+    tokenizer, texts = run.corpus.tokenizer, run.config.sample.prompts
+    if run.task.conversations and tuple(texts) == ('',):
         return _of_rows(run)
-    return [(prompt, prompts.encode(prompt, tokenizer, run.template)) for prompt in wanted]
+    return [(prompt, prompts.encode(prompt, tokenizer, run.template)) for prompt in texts]
 
 
 def _of_rows(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
-    """The first validation rows up to their first answer, those that leave room for one."""
+    """The first validation rows up to their first answer, of those that leave room for it."""
     task, chosen = run.config.task, []
     for row in run.corpus.rows['validation'][:TRIED]:
         _, dialogue = conversation.read(row, tuple(task.text), task.label)
@@ -48,14 +49,14 @@ def _of_rows(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
 
 
 def settings(run: Run, ids: Sequence[list[int]]) -> dict[str, Any]:
-    """The arguments of `sample.generate` by config.sample, for prompts of these ids."""
+    """The arguments of `sample.generate` from config.sample, for prompts of these ids."""
     ends = {'end_ids': run.generation['eos_token_id'], 'vocab_size': run.corpus.tokenizer.vocab_size}
     ends |= {'absent': run.corpus.tokenizer.absent}
     return run.config.sample.to_dict() | {'seed': run.config.seed, 'prompts': ids} | ends
 
 
 def check(run: Run) -> None:
-    """Raises ValueError if the texts of the report could not be made."""
+    """Raises InputError if the texts of the report cannot be sampled."""
     for prompt in run.config.sample.prompts:
         if not isinstance(prompt, str):
             raise InputError(f'sample.prompts has {prompt!r}: a prompt is text')
@@ -68,7 +69,7 @@ def check(run: Run) -> None:
 
 
 def texts(run: Run, params: tree.Params) -> str:
-    """The texts that config.sample asks for and how many ended, or the word that there are none."""
+    """The content of samples.txt: the texts of config.sample and how many ended, or why there are none."""
     if not makes_text(run):
         return 'This model makes no text.\n'
     if not run.config.sample.prompts:
@@ -76,13 +77,13 @@ def texts(run: Run, params: tree.Params) -> str:
     chosen = prompts_of(run)
     if not chosen:
         return 'No validation row leaves room for an answer, and config.sample.prompts names no prompt.\n'
-    wanted = settings(run, [ids for _, ids in chosen])
-    generated = sample.generate(run.model, params, **wanted)
+    options = settings(run, [ids for _, ids in chosen])
+    generated = sample.generate(run.model, params, **options)
     parts = [
         f'--- {prompts.shown(prompt)!r}\n{continuation(run.corpus.tokenizer, ids, text.ids, run.template is not None)}'
         for (prompt, ids), text in zip(chosen, generated, strict=True)
     ]
-    return '\n\n'.join([*parts, ended([text.finish_reason for text in generated], wanted['max_tokens'])]) + '\n'
+    return '\n\n'.join([*parts, ended([text.finish_reason for text in generated], options['max_tokens'])]) + '\n'
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int], chats: bool) -> str:

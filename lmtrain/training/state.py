@@ -1,4 +1,4 @@
-"""The train state: what a run is at one moment, and all that a checkpoint of it must hold."""
+"""The train state: everything that changes from step to step, and that a checkpoint stores."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from lmtrain import tree
 
 
 class TrainState(struct.PyTreeNode):
-    """Two trees of parameters and what moves them. Frozen leaves have no gradient, moment or float32 copy.
+    """Two trees of parameters, and the state of their optimizer. Frozen leaves have no gradients, moments or copies.
 
     Attributes:
-      step: int32 scalar, updates asked for so far (skipped ones included).
+      step: int32 scalar, the number of steps taken, skipped updates included.
       trainable: Params that are differentiated.
-      frozen: Params that are not.
-      opt_state: the optimizer's state over `trainable`.
+      frozen: all other Params.
+      opt_state: of the optimizer, for `trainable`.
       rng: uint32 key data; the key of a step is `fold_in(rng, step)`.
-      counters: int32 scalars {'skipped', 'skipped_in_a_row'}: updates dropped for a non-finite loss or gradient.
+      counters: int32 scalars {'skipped', 'skipped_in_a_row'}: updates that were skipped because a value was not finite.
     """
 
     step: Any
@@ -30,14 +30,14 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def params(self) -> tree.Params:
-        """All parameters, as the model takes them."""
+        """All parameters: the argument of the model."""
         return tree.join(self.frozen, self.trainable)
 
 
 def create(rng: jax.Array, params: tree.Params, trainable: str, tx) -> TrainState:
     """The state before the first step. `trainable` is the regex of trainable paths; `tx` an optax transformation."""
     trained, frozen = tree.split(params, trainable)
-    # One buffer each: a donated state may not hold the same array twice.
+    # One array for each field: a donated state may not hold the same buffer twice.
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trained,

@@ -1,8 +1,8 @@
-"""Sweeps: runs that differ in seed, learning rate or order of the data, trained together on one base as one program.
+"""Sweeps: runs that differ in seed, learning rate or order of the data, trained together in one program.
 
-The state of a sweep is a TrainState in which what a run changes has a leading axis [W] over its W members: `trainable`,
-`opt_state`, `rng` and `counters`. The frozen base and `step` are there once. A step is `jax.vmap` of the step of one
-run over that axis, so the base is read once for all, and each member follows the losses it would have had alone.
+The state of a sweep is a TrainState in which `trainable`, `opt_state`, `rng` and `counters` have a leading axis [W]
+over its W members. The frozen base and `step` are shared. A step is `jax.vmap` of the step of one run over that axis:
+the base is read once for all members, and each member has the losses that it would have alone.
 """
 
 import math
@@ -21,24 +21,24 @@ from lmtrain.training.state import TrainState
 
 AXES = TrainState(step=None, trainable=0, frozen=None, opt_state=0, rng=0, counters=0)
 CONFIDENCE = 0.95
-SUFFIX = '_members'  # of the lists that stand beside means
+SUFFIX = '_members'  # of the names of lists beside their means
 
 
 class Member(NamedTuple):
-    """What a member would have as config.seed and config.optimizer.learning_rate alone, on the same base."""
+    """The settings of one member. As a run of its own it would have them as config.seed and learning_rate."""
 
-    seed: int  # of the leaves that learn and of dropout
+    seed: int  # of the trainable leaves and of dropout
     learning_rate: float  # at the peak
     order: int  # seed of the order of the data
 
 
 def members(seeds: Sequence[int], learning_rates: Sequence[float], orders: Sequence[int], *, seed, learning_rate):
-    """`config.sweep` -> tuple of Member, () where nothing is swept.
+    """The members of `config.sweep`; () if all its lists are empty.
 
-    The lists run side by side (they are not crossed): each has one entry a member, or one for all, or none, and then
-    all have the run's own `seed` and `learning_rate`; without `orders` a member reads the data in its own seed's order.
+    The lists are zipped, not crossed. Each has one entry per member, or one for all. If a list is empty, all members
+    have the `seed` or `learning_rate` of the run, and read the data in the order of their own seed.
 
-    Raises ValueError where lists differ in length, a value is out of range, or two members are the same.
+    Raises InputError if lists differ in length, a value is out of range, or two members are equal.
     """
     lists = {'seeds': tuple(seeds), 'learning_rates': tuple(learning_rates), 'orders': tuple(orders)}
     sizes = {f'sweep.{name}': len(values) for name, values in lists.items() if values}
@@ -46,8 +46,8 @@ def members(seeds: Sequence[int], learning_rates: Sequence[float], orders: Seque
         return ()
     count = max(sizes.values())
     if any(size not in (1, count) for size in sizes.values()):
-        told = ', '.join(f'{name} has {size}' for name, size in sizes.items())
-        raise InputError(f'{told}: the lists run side by side, so each has one entry a member, or one for all')
+        lengths = ', '.join(f'{name} has {size}' for name, size in sizes.items())
+        raise InputError(f'{lengths}: the lists are zipped, so each has one entry per member, or one for all')
     for name in ('seeds', 'orders'):
         for value in lists[name]:
             if type(value) is not int or not 0 <= value < 2**32:
@@ -58,12 +58,12 @@ def members(seeds: Sequence[int], learning_rates: Sequence[float], orders: Seque
     own = {name: values * count if len(values) == 1 else values for name, values in lists.items()}
     own['seeds'] = own['seeds'] or (seed,) * count
     own['learning_rates'] = own['learning_rates'] or (learning_rate,) * count
-    found = tuple(map(Member, own['seeds'], own['learning_rates'], own['orders'] or own['seeds']))
+    result = tuple(map(Member, own['seeds'], own['learning_rates'], own['orders'] or own['seeds']))
     if count == 1:
-        raise InputError(f'config.sweep has one member, {found[0]}: set config.seed, config.optimizer.learning_rate')
-    if twice := [member for member in found if found.count(member) > 1]:
-        raise InputError(f'config.sweep has {twice[0]} twice: the interval would be too narrow')
-    return found
+        raise InputError(f'config.sweep has one member, {result[0]}: set config.seed, config.optimizer.learning_rate')
+    if equal := [member for member in result if result.count(member) > 1]:
+        raise InputError(f'config.sweep has {equal[0]} twice: the interval would be too narrow')
+    return result
 
 
 def of(config) -> tuple[Member, ...]:
@@ -72,12 +72,17 @@ def of(config) -> tuple[Member, ...]:
 
 
 def create(create: Callable[[jax.Array], TrainState], base: jax.Array, members: Sequence[Member]) -> TrainState:
-    """The state before the first step; `create` makes that of one run from its key, and `base` the frozen leaves."""
+    """The state of all members before the first step.
+
+    Args:
+      create: key -> the state of one run.
+      base: the key of the frozen leaves, and of a run without members.
+    """
     if not members:
         return create(base)
     keys = jax.vmap(jax.random.key)(jnp.array([member.seed for member in members], jnp.uint32))
-    alone, together = create(base), jax.vmap(create)(keys)
-    return together.replace(step=alone.step, frozen=alone.frozen)
+    one, all_members = create(base), jax.vmap(create)(keys)
+    return all_members.replace(step=one.step, frozen=one.frozen)
 
 
 def member(state: TrainState, index: int) -> TrainState:
@@ -90,13 +95,13 @@ def member(state: TrainState, index: int) -> TrainState:
 
 
 def stacked(shapes: tree.Params, members: Sequence[Member]) -> tree.Params:
-    """The shapes of what learns in one run, as the members have it together."""
+    """The shapes of the trainable leaves of one run, with the axis over members."""
     lead = (len(members),) if members else ()
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), shapes)
 
 
 def alone(shapes: TrainState, members: Sequence[Member]) -> TrainState:
-    """The shapes of one member's state from those of all."""
+    """The shapes of the state of one member from those of all."""
     return _by_axis(_without_axis, shapes) if members else shapes
 
 
@@ -105,7 +110,7 @@ def _without_axis(axis, part):
 
 
 def shardings(shapes: TrainState, mesh, members: Sequence[Member]) -> TrainState:
-    """`sharding.shardings`, every member lying on the mesh as it would alone; the axis over members is not divided."""
+    """`sharding.shardings`: every member is sharded as it would be alone; the axis over members is not sharded."""
     if not members:
         return sharding.shardings(shapes, mesh)
 
@@ -125,12 +130,13 @@ def train_step(make: Callable[..., Callable], members: Sequence[Member], learnin
     """The function (state, batch, progress) -> (state, metrics) over all members; without any, that of one run.
 
     Args:
-      make: `step.make_train_step` without its argument `learning_rate`, which is the one given if nothing is swept.
-      members: W of them. Where their orders differ the batch is `Streams`', columns [B, W, ...], else one for all.
+      make: `step.make_train_step` without its argument `learning_rate`.
+      learning_rate: of a run without members.
+      members: W of them. If their orders differ, columns of the batch are [B, W, ...], see `Streams`; else [B, ...].
 
     Returns:
-      The step. Metrics: means over the members under their names, and beside each its `<name>_members` [W]. Of the
-      counters `skipped` is the sum, and `skipped_in_a_row` the least: a sweep goes on while one member does.
+      The step. Metrics: means over the members, and beside each the list `<name>_members` [W]. 'skipped' is the sum,
+      and 'skipped_in_a_row' the minimum: a sweep continues while one member does.
     """
     if not members:
         return make(learning_rate=learning_rate)
@@ -141,8 +147,7 @@ def train_step(make: Callable[..., Callable], members: Sequence[Member], learnin
         def one(state, batch, rate):
             return make(learning_rate=rate)(state, batch, progress)
 
-        together = jax.vmap(one, in_axes=(AXES, rows, 0), out_axes=(AXES, 0))
-        state, measured = together(state, batch, rates)
+        state, measured = jax.vmap(one, in_axes=(AXES, rows, 0), out_axes=(AXES, 0))(state, batch, rates)
         reduced = {name: jnp.mean(values) for name, values in measured.items()}
         reduced['skipped'] = jnp.sum(measured['skipped'])
         reduced['skipped_in_a_row'] = jnp.min(measured['skipped_in_a_row'])
@@ -152,7 +157,7 @@ def train_step(make: Callable[..., Callable], members: Sequence[Member], learnin
 
 
 def eval_step(alone: Callable, members: Sequence[Member], trainable: tree.Params) -> Callable:
-    """The function (params, batch) -> sums [W] from that of one run; the paths of `trainable` have the axis."""
+    """The function (params, batch) -> sums [W] from that of one run. The paths of `trainable` have the axis [W]."""
     if not members:
         return alone
     learning = tree.flatten(trainable)
@@ -165,13 +170,13 @@ def eval_step(alone: Callable, members: Sequence[Member], trainable: tree.Params
 
 
 def orders(members: Sequence[Member]) -> list[int]:
-    """The seeds of the orders in which members read the data: one for each, or one in all."""
-    found = [member.order for member in members]
-    return found if len(set(found)) > 1 else found[:1]
+    """The seeds of the orders in which members read the data: one each, or a single one if they are equal."""
+    seeds = [member.order for member in members]
+    return seeds if len(set(seeds)) > 1 else seeds[:1]
 
 
 class Streams:
-    """The shuffled streams of all members as one: columns [B, W, ...], rows first as on any mesh."""
+    """The shuffled streams of all members as one: columns [B, W, ...]; rows come first, since the mesh divides them."""
 
     shuffle = True
 
@@ -189,7 +194,7 @@ class Streams:
 
 
 def summary(evaluations: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """One evaluation of each member -> means under their names, and beside each its `<name>_members` list."""
+    """The means over one evaluation of each member, and beside each the list `<name>_members`."""
     columns = {name: [each[name] for each in evaluations] for name in evaluations[0]}
     return {name: float(np.mean(values)) for name, values in columns.items()} | {
         name + SUFFIX: values for name, values in columns.items()
@@ -197,12 +202,12 @@ def summary(evaluations: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def results(members: Sequence[Member], evaluation: dict[str, Any]) -> dict[str, Any]:
-    """What results.json says of a sweep, from a `summary`; nothing where there are no members.
+    """The part of results.json on a sweep, from a `summary`; {} if there are no members.
 
     Returns:
       {'sweep': {'members': [{'seed', 'learning_rate', 'order', 'loss', ...}], 'intervals': [{'learning_rate', 'members'
-      (how many), 'loss': [mean, low, high], ...}]}}, of every number that the evaluation has. Members of one learning
-      rate are repetitions of one experiment; those of different ones are not, and each rate has its own interval.
+      (how many), 'loss': [mean, low, high], ...}]}}, for every number of the evaluation. Members with one learning rate
+      are repetitions of one experiment, so each learning rate has its own interval.
     """
     if not members:
         return {}
@@ -220,7 +225,7 @@ def results(members: Sequence[Member], evaluation: dict[str, Any]) -> dict[str, 
 
 
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float | None, float | None]:
-    """(mean, low, high): Student's t interval of the mean of independent repetitions; of one value no ends (None)."""
+    """(mean, low, high): Student's t interval of the mean of independent repetitions; no interval for one."""
     from scipy.special import stdtrit  # late, and what jax itself depends on
 
     mean = float(np.mean(values))

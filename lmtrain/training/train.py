@@ -1,140 +1,147 @@
-"""A run from its config to its report; resumed, it is the uninterrupted run."""
+"""Trains a run from its config to its report. A resumed run equals the uninterrupted one."""
 
 import contextlib
 import os
-import pathlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from lmtrain import tree
+from lmtrain import files, tree
 from lmtrain.checkpoint import Checkpoints
-from lmtrain.files import local_path, write_json
 from lmtrain.models import generation
-from lmtrain.parallel import vocab_padding
-from lmtrain.report import metrics, page, terminal
+from lmtrain.report import metrics, page, summary, terminal
 from lmtrain.report.live import Live
 from lmtrain.report.provenance import provenance, versions
 from lmtrain.runtime import lifecycle, multihost, preflight
-from lmtrain.training import evaluate, samples
-from lmtrain.training import workdir as folder
+from lmtrain.training import evaluate, samples, sweep, workdir
 from lmtrain.training.build import build
 from lmtrain.training.loop import Loop
+from lmtrain.training.resolve import resolve
+from lmtrain.training.run import Run
+
+NEW = {'step': 0, 'elapsed': 0.0}  # the counters of a run without a checkpoint
 
 
-def train(config, workdir) -> dict[str, Any]:
-    """Trains what `config` says in the folder `workdir`, going on where an earlier start of it stopped.
+def train(config, directory) -> dict[str, Any]:
+    """Trains `config` in the folder `directory`, or resumes the run that is there.
+
+    The training starts from the first of these that exists:
+      1. the newest intact checkpoint of this run;
+      2. the one before it, if the newest is damaged, and so on: damaged ones are renamed to `<step>.corrupt`;
+      3. the base, config.init.base; what it lacks (adapter, head) is drawn from config.seed;
+      4. a random initialisation from config.seed.
 
     Returns:
-      What results.json holds: the last evaluation beside the baselines, and the cost.
+      The content of results.json: the last evaluation, the baselines and the cost.
 
     Raises:
-      ValueError, OSError: config, data or folder are wrong; nothing has been compiled then.
-      survive.Ended: asked to stop (the step is saved) or not worth going on; carries the exit code.
+      InputError, OSError: config, data or folder are wrong; nothing was compiled.
+      lifecycle.RunEnded: a signal requested a stop (the step is saved), or the run cannot continue; has the exit code.
     """
-    workdir, first = local_path(workdir, '--workdir'), jax.process_index() == 0
-    run = build(on_its_date(on_its_vocabulary(config, workdir), workdir))
+    directory = files.local_path(directory, '--workdir')
+    run = build(*resolve(config, directory))
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(lifecycle.Watchdog(**config.watchdog))
-        multihost.assert_same(
-            tree.flatten({'config': resolved(run), 'code': multihost.source_hash()} | versions() | run.fingerprints())
-        )
-        folder.check(workdir, tree.size(run.shapes), config.checkpoint.keep_last + config.checkpoint.keep_best)
-        folder.check_shared(workdir)
-        preflight.check_memory(run.memory(), run.mesh.local_devices[0])
-        stack.enter_context(folder.exit_on_disk_full(workdir))
-        changed = []
-        if first:
-            stack.enter_context(folder.lock(workdir))
-            changed = folder.bind(workdir, resolved(run), run.fingerprints())
-        checkpoints = stack.enter_context(Checkpoints(workdir / 'checkpoints', **config.checkpoint))
+        changed = _claim(stack, run, directory)
+        checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', **config.checkpoint))
         signals = stack.enter_context(lifecycle.Signals())
-        saved, extra = checkpoints.restore(run.stored(run.shapes)) or (None, {'step': 0, 'elapsed': 0.0})
-        finished = metrics.Clock(run.total_steps, config.budget.hours, extra['elapsed']).spent(extra['step']) >= 1.0
-        # Compiles while the initial state is made.
+        saved, extra = checkpoints.restore(run.initial.stored(run.shapes)) or (None, NEW)
+        clock = metrics.Clock(run.total_steps, config.budget.hours, extra['elapsed'])
+        finished = clock.spent(extra['step']) >= 1.0
+        # The step compiles on a thread while the first state is created or completed.
         compiling = None if finished else stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_step)
-        state = run.complete(saved) if saved else run.initial_state()
-        # One process speaks for all.
-        out = None if first else stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
-        live = stack.enter_context(contextlib.closing(Live(run.total_steps, out)))
-        live.print(run.header())
-        if first:
-            for name in ('metrics.jsonl', 'timings.jsonl'):
-                folder.truncate_jsonl(workdir / name, extra['step'])
-            folder.record(workdir, extra['step'] if saved else None, changed, **provenance(run.mesh))
-            run.corpus.tokenizer.save(workdir / 'tokenizer')
-            generation.write(workdir, run.generation)
-        if saved:
-            live.print(f'  resumed    after step {extra["step"]:,}, {terminal.duration(extra["elapsed"])} in')
-        for difference in changed:
-            rounding = ' (the same sums in another order: no longer equal to the bit)' * (difference.kind == 'rounding')
-            live.print(terminal.note('changed', f'{difference}{rounding}'))
-        del saved
-        writers = None  # one process writes for all
-        if first:
-            writers = stack.enter_context(metrics.Writers(workdir, config.log.tensorboard, extra['step'], live.print))
+        state = run.initial.complete(saved) if saved else run.initial.on_mesh()
+        resumed_from = extra['step'] if saved else None
+        del saved  # its arrays are part of the state
+        live = _announce(stack, run, resumed_from, extra['elapsed'], changed)
+        writers = None  # only process 0 writes
+        if jax.process_index() == 0:
+            _record_start(run, directory, resumed_from, changed)
+            writers = stack.enter_context(metrics.Writers(directory, config.log.tensorboard, extra['step'], live.print))
         loop = Loop(run, checkpoints, signals, watchdog, writers, live, extra)
-        before = {}
-        if config.evaluate.sources:
-            kept = workdir / 'before.json'
-            measured = {} if multihost.all_gather_object(kept.exists())[0] else loop.domains(state)
-            before = multihost.all_gather_object(folder.load_or_create(kept, lambda: measured) if first else None)[0]
-        state = loop.go(state, compiling and compiling.result)
+        before = _evaluate_before(loop, state, directory)
+        state = loop.run(state, compiling and compiling.result)
         watchdog.expect('save')
-        checkpoints.wait()  # while signals and the watchdog still stand
+        checkpoints.wait()  # under the watchdog and the signal handlers
         results = loop.results(state) | evaluate.change(before, loop.domains(state))
-        results |= {'data': run.corpus.facts()} if not run.task.reads_rows else {}
-        if finished and (workdir / 'results.json').exists():  # the cost of this start is not that of the training
-            results['cost'] = folder.read(workdir / 'results.json').get('cost', results['cost'])
+        results |= {} if run.task.reads_rows else {'data': run.corpus.facts()}
         watchdog.expect('evaluate')
-        if first:
-            write_json(workdir / 'results.json', results, indent=1)
-            text = texts(run, state, workdir)
-            (workdir / 'samples.txt').write_text(text, encoding='utf-8', errors='backslashreplace')
-            page.write(workdir)
-    if first:
+        if jax.process_index() == 0:
+            _write_results(run, state, directory, results, finished)
+    if jax.process_index() == 0:
         live.print(terminal.evaluation(results['validation'], results['baselines'], 'validation'))
-        live.print(f'report and samples: {workdir / "report.md"}')
+        live.print(f'report and samples: {directory / "report.md"}')
     return results
 
 
-def resolved(run) -> dict[str, Any]:
-    """The config as a folder is bound to it: nested dict, the mesh as it is here."""
-    return run.config.to_dict() | {'mesh': dict(run.mesh.shape)}
+def _claim(stack: contextlib.ExitStack, run: Run, directory: Path) -> list[workdir.Difference]:
+    """Checks that all processes run the same and that the folder and the devices hold it; locks the folder.
+
+    Returns the fields of the config that differ from the saved ones and may. Raises InputError, OSError.
+    """
+    config = run.config
+    facts = {'config': run.resolved, 'code': multihost.source_hash()} | versions() | run.fingerprints
+    multihost.assert_same(tree.flatten(facts))
+    workdir.check(directory, tree.size(run.shapes), config.checkpoint.keep_last + config.checkpoint.keep_best)
+    workdir.check_shared(directory)
+    preflight.check_memory(run.memory(), run.mesh.local_devices[0])
+    stack.enter_context(workdir.exit_on_disk_full(directory))
+    if jax.process_index():
+        return []
+    stack.enter_context(workdir.lock(directory))
+    return workdir.bind(directory, run.resolved, run.fingerprints)
 
 
-def on_its_vocabulary(config, workdir: pathlib.Path):
-    """The config with as many ids as the run in the folder has, if an earlier version filled them up for its mesh."""
-    if config.init.base or not (workdir / 'config.json').exists():
-        return config
-    saved = folder.read_config(workdir)
-    size = saved['model']['vocab_size']
-    asked = config.model.vocab_size
-    if size != asked + vocab_padding.missing(asked, saved['mesh']['tensor']):
-        return config
-    config = config.copy_and_resolve_references()
-    config.model.vocab_size = size
-    return config.lock()
+def _announce(stack: contextlib.ExitStack, run: Run, resumed_from: int | None, elapsed: float, changed) -> Live:
+    """Prints the header of a start, on process 0."""
+    output = None if jax.process_index() == 0 else stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
+    live = stack.enter_context(contextlib.closing(Live(run.total_steps, output)))
+    live.print(summary.header(run))
+    if resumed_from is not None:
+        live.print(f'  resumed    after step {resumed_from:,}, {terminal.duration(elapsed)} in')
+    for difference in changed:
+        live.print(terminal.note('changed', f'{difference}{workdir.CONSEQUENCES.get(difference.kind, "")}'))
+    return live
 
 
-def on_its_date(config, workdir: pathlib.Path):
-    """The config with the date that the run in the folder writes in its conversations, if none is asked for."""
-    if config.task.date or not (workdir / 'config.json').exists():
-        return config
-    date = folder.read_config(workdir)['task']['date']
-    if not date:
-        return config
-    config = config.copy_and_resolve_references()
-    config.task.date = date
-    return config.lock()
+def _record_start(run: Run, directory: Path, resumed_from: int | None, changed) -> None:
+    """Writes what the folder records of a start, and removes metrics of steps that were not saved."""
+    for name in ('metrics.jsonl', 'timings.jsonl'):
+        workdir.truncate_jsonl(directory / name, resumed_from or 0)
+    workdir.record(directory, resumed_from, changed, **provenance(run.mesh))
+    run.corpus.tokenizer.save(directory / 'tokenizer')
+    generation.write(directory, run.generation)
 
 
-def texts(run, state, workdir) -> str:
-    """What samples.txt holds; parameters that are divided over several processes make no text here."""
+def _evaluate_before(loop: Loop, state, directory: Path) -> dict[str, Any]:
+    """The evaluation of each of config.evaluate.sources before the first step, kept in before.json; {} if none."""
+    if not loop.parts.config.evaluate.sources:
+        return {}
+    path = directory / 'before.json'
+    # Process 0 alone reads the folder: what it finds decides for all whether they evaluate.
+    measured = {} if multihost.all_gather_object(path.exists())[0] else loop.domains(state)
+    first = jax.process_index() == 0
+    return multihost.all_gather_object(workdir.load_or_create(path, lambda: measured) if first else None)[0]
+
+
+def _write_results(run: Run, state, directory: Path, results: dict[str, Any], finished: bool) -> None:
+    """Writes results.json, samples.txt and the report."""
+    path = directory / 'results.json'
+    if finished and path.exists():  # the cost of this start is not that of the training
+        results['cost'] = workdir.read(path).get('cost', results['cost'])
+    files.write_json(path, results, indent=1)
+    text = _sample_texts(run, state, directory)
+    (directory / 'samples.txt').write_text(text, encoding='utf-8', errors='backslashreplace')
+    page.write(directory)
+
+
+def _sample_texts(run: Run, state, directory: Path) -> str:
+    """The content of samples.txt. Parameters that are sharded over several processes are not sampled from here."""
     if jax.process_count() > 1 and samples.makes_text(run) and run.config.sample.prompts:
         if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params)):
-            word = 'The parameters of this run are divided over several processes'
-            return f'{word}: lmtrain generate --workdir={workdir} makes texts of them in one.\n'
+            reason = 'The parameters of this run are divided over several processes'
+            return f'{reason}: lmtrain generate --workdir={directory} makes texts of them in one.\n'
         state = jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
-    return samples.texts(run, run.one(state).params)
+    return samples.texts(run, sweep.member(state, 0).params if run.members else state.params)

@@ -1,7 +1,7 @@
-"""The folder of one run: who may write there, whether it fits, which config it belongs to, and each start of it.
+"""The folder of a run: its lock, its free space, the config that it belongs to, and a record of each start.
 
 config.json        the resolved config           fingerprints.json  hashes of data and tokenizer
-lineage.jsonl      one line a start              .lock              held while a process trains there
+lineage.jsonl      one line for each start       .lock              locked while a process trains there
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from lmtrain.runtime import lifecycle, multihost
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import has_setting
 
-# What a resumed run may change; the first match wins, and every other field is 'fixed': it decides what is learnt.
-#   free      does not touch what is learnt
-#   rounding  the same sums in another order: the run goes on, but no longer equals the uninterrupted one to the bit
-#   constant  free where schedule.name is 'constant' before and after. Elsewhere the learning rate is a function of the
-#             share of the budget that is spent: with another budget the steps already taken would have been others.
-#             (A warmup is a share of the budget too; the one that has been done stays as it was.)
+# Which fields a resumed run may change; the first match wins. Every other field is 'fixed': it changes the result.
+#   free      does not change the result
+#   rounding  the same sums in another order: the run resumes, but is not bitwise equal to the uninterrupted one
+#   constant  free if schedule.name is 'constant' before and after. Otherwise the learning rate depends on the share of
+#             the budget that is spent: with another budget, the steps already taken would have been different.
+#             (A warmup is a share of the budget too; a warmup that is over is not changed.)
 #   pooled    free unless the loss, before or after, pools the outputs of a row: no other one reads it.
 MAY_CHANGE = (
     (r'log\..*', 'free'),
@@ -41,7 +41,7 @@ MAY_CHANGE = (
     (r'plan\..*', 'free'),
     (r'watchdog\..*', 'free'),
     (r'sdc_check_every', 'free'),
-    # Where the data lies, how it is divided and written: that it is the same is checked by its fingerprint.
+    # Where the data is, and how it is split and written: its fingerprint shows whether it is the same.
     (r'data\.(cache|root|split)|task\.(template|date|labels)', 'free'),
     (r'mesh\..*', 'rounding'),
     (r'model\.(attention|remat|unroll)', 'rounding'),
@@ -49,8 +49,9 @@ MAY_CHANGE = (
     (r'budget\..*', 'constant'),
     (r'objective\.pool', 'pooled'),
 )
+CONSEQUENCES = {'rounding': ' (the same sums in another order: no longer bitwise equal)'}
 ABSENT = '(absent)'
-SEEN = 15.0  # seconds in which a file of one process must be seen by the others
+VISIBLE = 15.0  # seconds after which a file that one process wrote must be visible to the others
 
 
 class WrongRun(InputError):
@@ -58,7 +59,7 @@ class WrongRun(InputError):
 
 
 class Difference(NamedTuple):
-    """A field that a resumed run has otherwise than the saved one. `kind` is 'free', 'rounding' or 'fixed'."""
+    """A field whose value in a resumed run differs from the saved one. `kind` is 'free', 'rounding' or 'fixed'."""
 
     field: str
     saved: Any
@@ -70,10 +71,10 @@ class Difference(NamedTuple):
 
 
 def check(workdir: str | os.PathLike, state_bytes: int = 0, keep: int = 0) -> None:
-    """Make the folder and see that it can be written and will hold `keep` + 1.2 checkpoints of `state_bytes`.
+    """Creates the folder, and checks that it is writable and has space for `keep` + 1.2 checkpoints of `state_bytes`.
 
-    `keep` is keep_last + keep_best; one more is there while it is written. Checkpoints already there count as room,
-    damaged ones that were set aside do not.
+    `keep` is keep_last + keep_best; one more exists while it is written. Existing checkpoints count as free space,
+    quarantined ones do not.
 
     Raises NotADirectoryError, PermissionError or OSError (ENOSPC) naming the folder and the way out.
     """
@@ -84,12 +85,12 @@ def check(workdir: str | os.PathLike, state_bytes: int = 0, keep: int = 0) -> No
         with tempfile.TemporaryFile(dir=path):
             pass
     except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(f'workdir {path}: {error.filename or path} is no directory; {way_out}') from error
+        raise NotADirectoryError(f'workdir {path}: {error.filename or path} is not a directory; {way_out}') from error
     except OSError as error:
         raise PermissionError(f'workdir {path} cannot be written: {error.strerror}; {way_out}') from error
     folders = [folder for folder in (path / 'checkpoints').glob('*') if '.corrupt' not in folder.name]
-    there = sum(file.stat().st_size for folder in folders for file in folder.rglob('*') if file.is_file())
-    needed, free = (keep + 1.2) * state_bytes - there, shutil.disk_usage(path).free
+    existing = sum(file.stat().st_size for folder in folders for file in folder.rglob('*') if file.is_file())
+    needed, free = (keep + 1.2) * state_bytes - existing, shutil.disk_usage(path).free
     if state_bytes and needed > free:
         raise OSError(
             errno.ENOSPC,
@@ -100,18 +101,18 @@ def check(workdir: str | os.PathLike, state_bytes: int = 0, keep: int = 0) -> No
 
 
 def check_shared(workdir: str | os.PathLike) -> None:
-    """See that all processes of the run write into one folder: what the first one writes there, the others see.
+    """Checks that all processes of the run see one folder: a file that process 0 writes must be visible to all.
 
-    Raises ValueError naming who does not, and the folders.
+    Raises InputError naming a process that does not see it, and the folders.
     """
     mark = Path(workdir).absolute() / multihost.all_gather_object(f'.met-{time.time_ns()}')[0]
     if jax.process_index() == 0:
         mark.touch()
     folders = multihost.all_gather_object(str(mark.parent))
-    until = time.monotonic() + SEEN
-    while not (seen := mark.exists()) and time.monotonic() < until:
+    until = time.monotonic() + VISIBLE
+    while not (visible := mark.exists()) and time.monotonic() < until:
         time.sleep(0.2)
-    blind = [number for number, sees in enumerate(multihost.all_gather_object(seen)) if not sees]
+    blind = [number for number, sees in enumerate(multihost.all_gather_object(visible)) if not sees]
     if jax.process_index() == 0:
         mark.unlink()
     if blind:
@@ -123,7 +124,7 @@ def check_shared(workdir: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def exit_on_disk_full(workdir: str | os.PathLike) -> Iterator[None]:
-    """Within it, a checkpoint that could not be written, or a full disk, ends the run with an exit code of its own."""
+    """A context in which a failed save or a full disk ends the run with the exit code DISK."""
     try:
         yield
     except SaveFailed as error:
@@ -131,14 +132,14 @@ def exit_on_disk_full(workdir: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        said = f'workdir {workdir}: {error.strerror}; make room, then the same command goes on from the last checkpoint'
-        raise lifecycle.RunEnded(lifecycle.DISK, said) from error
+        message = f'workdir {workdir}: {error.strerror}; make room, then run the same command to resume'
+        raise lifecycle.RunEnded(lifecycle.DISK, message) from error
 
 
 def lock(workdir: str | os.PathLike) -> TextIO:
-    """Claim the folder for this process until the file returned is closed or the process ends, however it ends.
+    """Locks the folder until the returned file is closed or the process ends, also if it is killed.
 
-    Raises BlockingIOError naming the process that trains there already.
+    Raises BlockingIOError naming the process that holds the lock.
     """
     file = open(Path(workdir) / '.lock', 'a+', encoding='utf-8')
     try:
@@ -149,7 +150,7 @@ def lock(workdir: str | os.PathLike) -> TextIO:
         file.close()
         raise BlockingIOError(
             error.errno,
-            f'workdir {workdir}: process {holder} trains there; wait for it, end it, or use another --workdir',
+            f'workdir {workdir}: process {holder} trains there; wait for it, stop it, or use another --workdir',
         ) from error
     file.truncate(0)
     file.write(f'{os.getpid()}\n')
@@ -158,11 +159,14 @@ def lock(workdir: str | os.PathLike) -> TextIO:
 
 
 def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[str, str]) -> list[Difference]:
-    """Bind the folder to a config, or see that it is bound to this one; the fields that have changed and may.
+    """Writes config.json into a new folder, or compares it with the one that is there.
 
     Args:
-      config: nested dict, the resolved config; tuples equal lists.
-      fingerprints: {'data': ..., 'tokenizer': ...}; all of it is fixed.
+      config: the resolved config as a nested dict; tuples equal lists.
+      fingerprints: {'data': ..., 'tokenizer': ...}; all of them are fixed.
+
+    Returns:
+      The fields that differ and may. config.json then has the new values.
 
     Raises WrongRun naming each field that differs and may not, with both values.
     """
@@ -171,7 +175,7 @@ def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[
         if any((path / 'checkpoints').glob('[0-9]*')):
             raise WrongRun(f'workdir {path} holds checkpoints but no config.json; use another --workdir')
         write_json(path / 'fingerprints.json', fingerprints, indent=1)
-        write_json(path / 'config.json', config, indent=1)  # last: where it is, the folder is bound
+        write_json(path / 'config.json', config, indent=1)  # last: the folder belongs to a run if it exists
         return []
     saved, current = read_config(path), _normal(config)
     differences = compare(saved, current)
@@ -181,12 +185,12 @@ def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[
     ]
     fixed = [difference for difference in differences if difference.kind == 'fixed']
     if fixed:
+        budget = any(difference.field.startswith('budget.') for difference in fixed)
         raise WrongRun(
             f'workdir {path} belongs to another run:\n  '
             + '\n  '.join(map(str, fixed))
-            + '\nUse another --workdir for a new run, or the saved values to go on with this one'
-            + any(difference.field.startswith('budget.') for difference in fixed)
-            * " (the budget may change where schedule.name is 'constant')"
+            + '\nUse another --workdir for a new run, or the saved values to resume this one'
+            + (" (the budget may change if schedule.name is 'constant')" if budget else '')
         )
     if differences:
         write_json(path / 'config.json', config, indent=1)
@@ -194,7 +198,7 @@ def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[
 
 
 def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
-    """The fields (dotted paths) in which two nested configs differ, each with its kind by MAY_CHANGE."""
+    """The fields (dotted paths) in which two nested configs differ, each with its kind from MAY_CHANGE."""
     before, after = flatten_fields(_normal(saved)), flatten_fields(_normal(current))
     constant = before.get('schedule.name') == after.get('schedule.name') == 'constant'
     pooled = _pools(before) or _pools(after)
@@ -217,14 +221,14 @@ def _pools(config: dict[str, Any]) -> bool:
 
 
 def load_or_create(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` gave when the run began, kept in a file of its folder for later starts."""
+    """The object in a JSON file; if there is no file, `make()`, which is written there for later starts."""
     if not path.exists():
         write_json(path, make(), indent=1)
     return read(path)
 
 
 def record(workdir: str | os.PathLike, resumed_from: int | None, changed: list[Difference], **facts: Any) -> None:
-    """Append a line on this start to lineage.jsonl: time (UTC), the step it resumed from, what changed, `facts`."""
+    """Appends this start to lineage.jsonl: time (UTC), the step that it resumed from, changed fields, `facts`."""
     line = {
         'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
         'resumed_from': resumed_from,
@@ -233,15 +237,15 @@ def record(workdir: str | os.PathLike, resumed_from: int | None, changed: list[D
     }
     with open(Path(workdir) / 'lineage.jsonl', 'ab+') as file:
         file.seek(0)
-        file.truncate(file.read().rfind(b'\n') + 1)  # a line half-written by a start that was killed
+        file.truncate(file.read().rfind(b'\n') + 1)  # an incomplete line of a start that was killed
         file.write(json.dumps(line).encode() + b'\n')
 
 
 def truncate_jsonl(path: str | os.PathLike, step: int) -> int:
-    """Cut what a file of JSON lines says beyond `step`, and a last line half-written; the number of lines cut.
+    """Removes lines after `step` and an incomplete last line from a file of JSON lines; returns how many.
 
-    The lines are in the order of their 'step'. A file that is not there is left so.
-    Raises ValueError naming the line where one that is not the last is broken.
+    The lines are in the order of their 'step'. Does nothing if there is no file.
+    Raises InputError naming a broken line that is not the last one.
     """
     path = Path(path)
     if not path.exists():
@@ -265,12 +269,12 @@ def truncate_jsonl(path: str | os.PathLike, step: int) -> int:
 
 
 def _normal(tree: Any) -> Any:
-    """As JSON gives it back: tuples are lists, keys are strings."""
+    """The value after writing and reading it as JSON: tuples are lists, keys are strings."""
     return json.loads(json.dumps(tree))
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-    """The config of a run's folder: a nested dict as JSON gives it back.
+    """The config of the run in a folder, as a nested dict from JSON.
 
     A field under a former name gets its present one. A field that the lmtrain of that run did not have takes its
     default. (A new field whose default changes what older runs did needs its old value here.) Raises WrongRun.
@@ -303,7 +307,7 @@ def _filled(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a run's folder. Raises WrongRun naming the file where there is none."""
+    """The object in a JSON file of a run's folder. Raises WrongRun naming the file if it cannot be read."""
     try:
         return read_json_object(path)
     except (OSError, InputError) as error:

@@ -11,6 +11,7 @@ from configs import tiny
 from lmtrain.cost import hlo, traffic
 from lmtrain.models import attention_kernels
 from lmtrain.parallel import sharding
+from lmtrain.report import summary
 from lmtrain.training.build import build
 
 LLAMA = {'model.num_heads': 8, 'model.num_kv_heads': 8, 'model.head_dim': 8, 'model.vocab_size': 384, 'budget.steps': 4}
@@ -37,7 +38,7 @@ def run_of(text, mesh, more):
 
 
 def losses(run):
-    state, step, stream, put = run.initial_state(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
+    state, step, stream, put = run.initial.on_mesh(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
     found = []
     for i in range(3):
         state, measured = step(state, put(stream.batch(i)), np.float32(i / 4))
@@ -120,7 +121,7 @@ def test_an_old_gpu_attends_by_xla_and_the_header_says_so(text, monkeypatch):
         monkeypatch.setattr(sharding, 'capability', lambda mesh, capability=capability: capability)
         run = run_of(text, (1, 1, 1, 1), more)
         assert run.attention == attention
-        header = ' '.join(run.header().split())
+        header = ' '.join(summary.header(run).split())
         assert ' '.join(note.split()) in header and ('by XLA' in header) == bool(note)
     monkeypatch.setattr(sharding, 'capability', lambda mesh: (7, 5))
     with pytest.raises(

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import pretrain_gpt2
 from lmtrain.parallel import sharding
-from lmtrain.training import build
+from lmtrain.training import build, resolve
 
 SHAPES = {
     'embed': {'embedding': jax.ShapeDtypeStruct((64, 16), jnp.float32)},
@@ -135,7 +135,7 @@ def test_adapters_of_a_model_of_common_size_are_sharded(adapter, tmp_path):
     config.data.update({'source': str(tmp_path / 'text.txt'), 'cache': str(tmp_path), 'tokenizer': 'bytes'})
     config.data.update({'document': 'file', 'split': 'tail', 'validation': 0.2, 'test': 0.2})
     config.update_from_flattened_dict({'mesh.data': 1, 'mesh.fsdp': 8, 'sample.prompts': ()} | adapter)
-    run = build.build(config)
+    run = build.build(*resolve.resolve(config))
     assert float(re.search(r'([\d.]+)%', sharding.replicated(run.shapes.params, run.mesh))[1]) < 2
 
 

@@ -28,7 +28,7 @@ def config_of(text, mesh, **more):
 def measured(text, mesh, steps=3, **more):
     """(metrics of the first steps, sums of an evaluation, run, state) on a mesh."""
     run = build(config_of(text, mesh, **more), devices=jax.devices()[: math.prod(mesh)])
-    state, step, stream, put = run.initial_state(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
+    state, step, stream, put = run.initial.on_mesh(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
     found = []
     for i in range(steps):
         state, values = step(state, put(stream.batch(i)), np.float32(i / 4))
@@ -67,7 +67,7 @@ def test_the_first_parameters_are_those_of_one_device(text):
     one, filled = (
         build(config_of(text, mesh), devices=jax.devices()[: math.prod(mesh)]) for mesh in ((1,) * 4, (1, 1, 2, 1))
     )
-    ours, stored = one.initial_state(), filled.stored(filled.initial_state())
+    ours, stored = one.initial.on_mesh(), filled.initial.stored(filled.initial.on_mesh())
     assert jax.tree.map(np.shape, stored) == jax.tree.map(np.shape, ours)
     jax.tree.map(np.testing.assert_array_equal, ours.params, stored.params)
     whole = filled.complete(stored)
@@ -109,7 +109,7 @@ def test_the_vocabulary_of_a_base_is_filled_up_too(text, base_run, method):
     assert run.model.vocab_fill == 384 - ODD
     np.testing.assert_allclose(found, expected, rtol=2e-5)
     np.testing.assert_allclose(filled_sums['loss'], sums['loss'], rtol=1e-5)
-    kept = tree.flatten(run.stored(state).trainable)
+    kept = tree.flatten(run.initial.stored(state).trainable)
     assert all(ODD in leaf.shape for path, leaf in kept.items() if path.startswith('embed/emb'))
 
 

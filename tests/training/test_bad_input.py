@@ -21,8 +21,8 @@ from launch import cli, process_setup
 from lmtrain import checkpoint
 from lmtrain.checkpoint import manifest
 from lmtrain.runtime import lifecycle, preflight
-from lmtrain.training import run as run_file
-from lmtrain.training import train, workdir
+from lmtrain.training import initial, train, workdir
+from lmtrain.training.run import Run
 
 GOOD = '\n'.join(f'the cat sat on mat {number} and saw the dog run {number * 7}' for number in range(200))
 compiled = []  # one entry for every compilation of this process
@@ -43,7 +43,7 @@ def count_compilations():
 def pretend(patch, calls=20):
     """Runs train with steps that compute nothing and end in Ctrl-C after so many calls."""
 
-    def initial_state(self):
+    def on_mesh(self):
         return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), self.shapes)
 
     def train_step(self):
@@ -58,9 +58,9 @@ def pretend(patch, calls=20):
         return step
 
     sums = {name: np.float32(8) for name in ('loss', 'nats', 'targets', 'bytes')}
-    patch.setattr(run_file.Run, 'initial_state', initial_state)
-    patch.setattr(run_file.Run, 'train_step', train_step)
-    patch.setattr(run_file.Run, 'eval_step', lambda self: lambda params, batch: sums)
+    patch.setattr(initial.InitialState, 'on_mesh', on_mesh)
+    patch.setattr(Run, 'train_step', train_step)
+    patch.setattr(Run, 'eval_step', lambda self: lambda params, batch: sums)
     patch.setattr(process_setup, 'prepare', lambda: None)
 
 
@@ -248,7 +248,7 @@ TRAIN = [
     ('samples of no token', 'sample.max_tokens=0', {}, ['config.sample', 'max_tokens=0']),
     ('negative temperature', 'sample.temperature=-1', {}, ['config.sample', 'temperature=-1']),
     ('top_p over all', 'sample.top_p=2', {}, ['config.sample', 'top_p=2']),
-    ('file in the way', '--workdir=f', {'f': b'x'}, ['f is no directory', 'choose another --workdir']),
+    ('file in the way', '--workdir=f', {'f': b'x'}, ['f is not a directory', 'choose another --workdir']),
     (
         'folder that takes no file',
         '--workdir=/proc/run',
@@ -281,9 +281,9 @@ TRAIN = [
     ('field of words', 'model.width=x', {}, ['config.model.width must be an integer', "'x'"]),
     ('truth of words', 'model.tied=yes', {}, ['config.model.tied must be true or false', "'yes'"]),
     ('section as a field', 'model=3', {}, ['config.model is a section', 'model.width']),
-    ('no value', '--config.model.width', {}, ['--config.model.width lacks its value']),
+    ('no value', '--config.model.width', {}, ['--config.model.width has no value']),
     ('unknown flag', '--wrokdir=x', {}, ['unknown flag --wrokdir', '--workdir']),
-    ('word that is no flag', 'quickstart', {}, ["'quickstart' is no flag", '--config=quickstart']),
+    ('word that is no flag', 'quickstart', {}, ["'quickstart' is not a flag", '--config=quickstart']),
     ('unknown recipe', '--config=quikstart', {}, ["unknown recipe 'quikstart'", "did you mean 'quickstart'?"]),
     ('recipe that is broken', '--config=r.py', {'r.py': b'def get_config(:\n'}, ['r.py, line 1: invalid syntax']),
     ('recipe that imports nothing', '--config=r.py', {'r.py': b'import no_such\n'}, ['r.py, line 1', "'no_such'"]),
@@ -340,7 +340,7 @@ OTHERS = [
         {'p.txt': b'a\n\xff'},
         ['p.txt, line 2: not UTF-8'],
     ),
-    ('prompts of none', 'generate --workdir=run --prompts_file=p.txt', {'p.txt': b'\n'}, ['p.txt holds no prompt']),
+    ('prompts of none', 'generate --workdir=run --prompts_file=p.txt', {'p.txt': b'\n'}, ['p.txt contains no prompt']),
 ]
 CASES = [(name, *given, words) for name, given, words in TEXT]
 CASES += [(name, f'train {rest}', done, words) for name, rest, done, words in TRAIN] + OTHERS

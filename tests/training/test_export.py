@@ -10,7 +10,8 @@ import pytest
 from configs import classify
 from lmtrain import adapt, tree
 from lmtrain.models import load_pretrained, pretrained, safetensors, save_pretrained
-from lmtrain.training import build, export, init_from, load, train
+from lmtrain.report import summary
+from lmtrain.training import build, export, init_from, load, resolve, train
 
 WORDS = '[PAD] [UNK] [CLS] [SEP] [MASK] good fine bad awful number one two three four'.split()
 BERT = {'model_type': 'bert', 'vocab_size': len(WORDS), 'hidden_size': 16, 'num_hidden_layers': 2}
@@ -71,8 +72,8 @@ def flat(params):
 
 def start(config):
     """(the run, its parameters before the first step)."""
-    run = build.build(config)
-    return run, flat(run.initial_state().params)
+    run = build.build(*resolve.resolve(config))
+    return run, flat(run.initial.on_mesh().params)
 
 
 # --- the head of a base
@@ -81,19 +82,19 @@ def start(config):
 @pytest.mark.parametrize(('on', 'names'), [('classes', SENTIMENT), ('tags', TAGS)])
 def test_a_head_with_the_same_classes_goes_on_in_its_order(folder, on, names):
     run, params = start((tags if on == 'tags' else recipe)(folder, on))
-    assert run.corpus.labels == tuple(run.config.task.labels) == names
+    assert run.corpus.labels == tuple(run.resolved['task']['labels']) == names
     wanted = flat(load_pretrained(folder / on)[1])
     assert params.keys() == wanted.keys()
     for path, leaf in wanted.items():
         np.testing.assert_array_equal(params[path], leaf, err_msg=path)
-    assert 'new one' not in run.header() and f'classes: {names[0]}' in run.header()
+    assert 'new one' not in summary.header(run) and f'classes: {names[0]}' in summary.header(run)
 
 
 def test_head_for_other_classes_is_new_and_the_header_says_so(folder):
     write(folder / 'other.csv', {'good': 'good fine', 'bad': 'bad awful'})
     run, params = start(recipe(folder, 'classes', 'other.csv'))
     assert run.corpus.labels == ('bad', 'good')
-    assert 'the classes of the base differ: its head is replaced by a new one' in ' '.join(run.header().split())
+    assert 'the classes of the base differ: its head is replaced by a new one' in ' '.join(summary.header(run).split())
     for path, leaf in flat(load_pretrained(folder / 'classes')[1]).items():
         assert np.array_equal(params[path], leaf) != path.startswith('task_head/out/'), path
     assert np.any(params['task_head/out/kernel'])
@@ -107,18 +108,20 @@ def test_a_language_model_gets_the_head_of_the_class_of_its_family(folder):
     assert params.keys() - drawn == {path for path in body if not path.startswith('mlm_head/')}
     assert tree.flatten(run.shapes.trainable).keys() == drawn
     assert run.objective.keywords == {'head': 'logits', 'pool': 'auto'}
-    run = build.build(recipe(folder, 'masked', adapt__method='ia3'))
+    run = build.build(*resolve.resolve(recipe(folder, 'masked', adapt__method='ia3')))
     assert not any('ia3' in path for path in tree.flatten(run.shapes.params['task_head']))
     config = recipe(folder, 'masked', adapt__method='lora')
     config.adapt.lora.rank = (('.*/kernel', 4),)
-    added = [path for path in tree.flatten(build.build(config).shapes.params) if path.endswith('lora_a')]
+    added = [
+        path for path in tree.flatten(build.build(*resolve.resolve(config)).shapes.params) if path.endswith('lora_a')
+    ]
     assert added and not any(path.startswith('task_head/') for path in added)  # which learns as it is
 
 
 def test_a_pooling_without_a_class_of_transformers_is_told_before_training(folder):
     config = recipe(folder, 'masked', objective__pool='mean')
-    run = build.build(config)
-    assert "objective.pool='mean' has no form in transformers" in ' '.join(run.header().split())
+    run = build.build(*resolve.resolve(config))
+    assert "objective.pool='mean' has no form in transformers" in ' '.join(summary.header(run).split())
     assert init_from.exportable(config).startswith(
         "no: objective.pool='mean' has no form in transformers; 'auto' gives"
     )
@@ -149,7 +152,7 @@ def test_a_classifier_is_exported_and_goes_on(folder, tmp_path):
     np.testing.assert_allclose(outputs(model, params), outputs(was.model, was.params), atol=1e-6)
     for on in ('run', 'hf'):
         run, params = start(recipe(folder, tmp_path / on))
-        assert run.corpus.labels == ('negative', 'positive') and 'new one' not in run.header()
+        assert run.corpus.labels == ('negative', 'positive') and 'new one' not in summary.header(run)
         for path, leaf in flat(was.params).items():
             np.testing.assert_array_equal(params[path], leaf, err_msg=path)
     run, params = start(tags(folder, tmp_path / 'run'))  # another task takes the body alone

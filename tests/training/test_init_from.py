@@ -14,7 +14,7 @@ import tokenizers
 from configs import tiny
 from lmtrain import tree
 from lmtrain.models import generation, load_pretrained, pretrained
-from lmtrain.training import build, export, init_from, load, train
+from lmtrain.training import build, export, init_from, load, resolve, train
 
 STEPS = 4
 
@@ -64,8 +64,8 @@ def assert_equal(one, other):
 
 @pytest.mark.parametrize('kind', ['first', 'hf'])
 def test_a_run_starts_from_the_parameters_of_its_base(folder, kind):
-    run = build.build(on_base(folder, kind))
-    assert_equal(flat(run.initial_state().params), flat(load.load_run(folder / 'first').params))
+    run = build.build(*resolve.resolve(on_base(folder, kind)))
+    assert_equal(flat(run.initial.on_mesh().params), flat(load.load_run(folder / 'first').params))
 
 
 def test_the_end_tokens_of_a_base_are_handed_on(folder, tmp_path):
@@ -77,7 +77,7 @@ def test_the_end_tokens_of_a_base_are_handed_on(folder, tmp_path):
     assert load.load_directory(str(base_of)).end_ids == [256, 9]
     wanted = {'bos_token_id': 256, 'eos_token_id': [256, 9], 'pad_token_id': 3, 'temperature': 0.25}
     config = on_base(folder, 'hf', init__base=str(base_of))
-    assert build.build(config).generation == wanted
+    assert build.build(*resolve.resolve(config)).generation == wanted
     train.train(config, tmp_path / 'run')
     assert generation.read(tmp_path / 'run') == wanted
     assert load.load_run(tmp_path / 'run').end_ids == [256, 9]
@@ -127,15 +127,15 @@ def test_a_checkpoint_holds_what_the_base_lacks_and_is_refused_on_another(folder
     said = export.export(work, tmp_path / 'merged', 'hf', merge=True)
     assert any('largest change of an output' in line for line in said)
     export.export(work, tmp_path / 'peft', 'peft')
-    run = build.build(on_base(folder, init__adapter=str(tmp_path / 'peft')))
-    again = flat(run.initial_state().params)
+    run = build.build(*resolve.resolve(on_base(folder, init__adapter=str(tmp_path / 'peft'))))
+    again = flat(run.initial.on_mesh().params)
     for path, leaf in found.items():
         np.testing.assert_allclose(again[path], leaf, atol=1e-6, err_msg=path)
 
 
 def test_frozen_leaves_are_held_in_two_bytes_and_without_moments(folder):
-    run = build.build(on_base(folder, adapt__method='lora', init__frozen_dtype='bfloat16'))
-    state = run.initial_state()
+    run = build.build(*resolve.resolve(on_base(folder, adapt__method='lora', init__frozen_dtype='bfloat16')))
+    state = run.initial.on_mesh()
     base_leaves = {path: x for path, x in tree.flatten(state.frozen).items() if 'lora_' not in path}
     assert {str(leaf.dtype) for leaf in base_leaves.values()} == {'bfloat16'}
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.trainable)} == {'float32'}
@@ -155,14 +155,14 @@ def test_a_resumed_run_on_a_base_is_the_uninterrupted_one(folder, tmp_path):
 
 def test_what_a_checkpoint_holds_whole_needs_no_base_to_go_on(folder, tmp_path, monkeypatch):
     """All of a model learnt: a second state, or the base, beside the restored one would be for nothing."""
-    run = build.build(on_base(folder, adapt__method='full'))
-    kept = jax.tree.map(jax.numpy.copy, run.initial_state())
+    run = build.build(*resolve.resolve(on_base(folder, adapt__method='full')))
+    kept = jax.tree.map(jax.numpy.copy, run.initial.on_mesh())
     monkeypatch.setattr(type(run.base), 'load', lambda *_: pytest.fail('the base was loaded'))
-    assert run.complete(kept) is kept
+    assert run.initial.complete(kept) is kept
 
 
 def test_a_run_of_no_family_is_told_so_when_it_is_exported(folder, tmp_path):
-    config = recipe(folder, data__corrupt=0.15, model__causal=False, model__vocab_size=258)
+    config = recipe(folder, data__mask_rate=0.15, model__causal=False, model__vocab_size=258)
     train.train(config, tmp_path / 'masked')
     reason = r'the nearest, llama, has no model.causal=False \(only True\)'
     with pytest.raises(ValueError, match=f'no family of transformers has this model; {reason}'):
@@ -173,7 +173,7 @@ def test_a_run_of_no_family_is_told_so_when_it_is_exported(folder, tmp_path):
 def test_a_model_that_no_family_can_say_is_told_so(folder, monkeypatch):
     monkeypatch.setattr(pretrained, 'FAMILIES', {})
     with pytest.raises(ValueError, match='no family of transformers has this model: config.json of none can say'):
-        init_from.with_hf_family(build.build(recipe(folder)).model)
+        init_from.with_hf_family(build.build(*resolve.resolve(recipe(folder))).model)
 
 
 def test_fields_that_the_user_ignores_are_skipped_by_every_run_on_the_base(folder, tmp_path):
@@ -183,11 +183,11 @@ def test_fields_that_the_user_ignores_are_skipped_by_every_run_on_the_base(folde
     (other / 'config.json').write_text(json.dumps(fields | {'residual_multiplier': 0.5}))
     settings = {'init__base': str(other), 'data__tokenizer': 'bytes', 'adapt__method': 'lora'}
     with pytest.raises(ValueError, match='residual_multiplier=0.5 is unknown'):
-        build.build(recipe(folder, **settings))
+        build.build(*resolve.resolve(recipe(folder, **settings)))
     with pytest.raises(ValueError, match="init.ignore has 'vocab_size', which a llama reads"):
-        build.build(recipe(folder, init__ignore=('residual_multiplier', 'vocab_size'), **settings))
+        build.build(*resolve.resolve(recipe(folder, init__ignore=('residual_multiplier', 'vocab_size'), **settings)))
     with pytest.raises(ValueError, match="init.ignore has 'residual', which .*config.json do not have"):
-        build.build(recipe(folder, init__ignore=('residual_multiplier', 'residual'), **settings))
+        build.build(*resolve.resolve(recipe(folder, init__ignore=('residual_multiplier', 'residual'), **settings)))
     train.train(recipe(folder, init__ignore=('residual_multiplier',), **settings), tmp_path / 'run')
     found = load.load_run(tmp_path / 'run')
     np.testing.assert_array_equal(
@@ -259,7 +259,7 @@ def test_every_text_is_measured_apart_before_and_after(folder, tmp_path):
 )
 def test_what_contradicts_is_named_before_anything_compiles(folder, settings, said):
     with pytest.raises((ValueError, OSError), match=said):
-        build.build(recipe(folder, **settings))
+        build.build(*resolve.resolve(recipe(folder, **settings)))
 
 
 def test_a_folder_that_is_no_base_is_named(tmp_path):

@@ -51,7 +51,7 @@ def test_a_run_seen_from_outside(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lifecycle.Watchdog, 'expect', expected)
     monkeypatch.setattr(evaluate, 'evaluate', evaluated)
     monkeypatch.setattr(checkpoint.Checkpoints, 'save', saving)
-    monkeypatch.setattr(loop.Loop, 'say', spied(loop.Loop.say, lambda: during.append(('step', phases[-1]))))
+    monkeypatch.setattr(loop.Loop, 'log', spied(loop.Loop.log, lambda: during.append(('step', phases[-1]))))
     results = train.train(config, tmp_path / 'run')
     assert (results['cost']['steps'], results['cost']['tokens']) == (STEPS, STEPS * 8 * config.data.seq_len)
     shown = [line for line in capsys.readouterr().out.splitlines() if 'tok/s' not in line and str(tmp_path) not in line]

@@ -1,17 +1,16 @@
-"""Whether a step keeps its logits: by the memory of a device, and as the compiler finds it. Measures of a run."""
+"""Figures of a run: whether a step keeps its logits, bits per byte, FLOPs of a sweep, and passes over a mixture."""
 
 import math
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import tiny
-from lmtrain import tree
 from lmtrain.cost import hlo, memory
 from lmtrain.models import lm_head
+from lmtrain.training import evaluate
 from lmtrain.training.build import build
 from lmtrain.training.run import Run
 
@@ -21,7 +20,7 @@ def run_of(text, device_memory, **more):
     base = {'data.source': str(text), 'data.cache': str(text.parent / 'cache'), 'data.validation': 0.2}
     base |= {'model.dtype': 'bfloat16', 'model.vocab_size': 64_000, 'data.seq_len': 64, 'model.unroll': 1}
     config.update_from_flattened_dict(base | {'mesh.data': 1} | more)
-    return build(config, jax.devices()[:1], device_memory)
+    return build(config, devices=jax.devices()[:1], device_memory=device_memory)
 
 
 def test_logits_are_kept_if_everything_takes_half_of_the_memory(text):
@@ -32,7 +31,7 @@ def test_logits_are_kept_if_everything_takes_half_of_the_memory(text):
         assert not less.keep_logits
         assert less.memory()['activations'] < kept.memory()['activations']
     assert not run_of(text, 10**12, **{'model.dtype': 'float32'}).keep_logits
-    assert build(kept.config, jax.devices()[:1]).keep_logits is False  # a CPU does not say what it has
+    assert build(kept.config, devices=jax.devices()[:1]).keep_logits is False  # a CPU does not say what it has
 
 
 @pytest.mark.usefixtures('no_compilation_cache')
@@ -45,7 +44,7 @@ def test_the_compiler_finds_what_the_arithmetic_says(text):
         flops[name] = hlo.compiled_flops(compiled)
         np.testing.assert_allclose(flops[name], run.flops_per_step.executed, rtol=0.01)
         temporaries[name] = compiled.memory_analysis().temp_size_in_bytes
-        _, measured = compiled(run.initial_state(), run.train_stream().batch(0), np.float32(0.5))
+        _, measured = compiled(run.initial.on_mesh(), run.train_stream().batch(0), np.float32(0.5))
         losses[name] = measured['loss'].item()
     assert flops['kept'] < flops['twice']
     elements = 8 * 64 * 64_000
@@ -71,7 +70,7 @@ def test_bits_are_per_byte_and_not_per_token(text):
 def test_as_many_positions_are_predicted_as_a_batch_hides(text, rate, length, hidden):
     over = {'model.causal': False, 'data.mask_rate': rate, 'data.seq_len': length, 'model.vocab_size': 258}
     run = run_of(text, 0, **SMALL | over)
-    assert run.predicted == hidden == run.stream('train').batch(0)['select'].shape[1]
+    assert run.num_predicted == hidden == run.stream('train').batch(0)['select'].shape[1]
 
 
 def test_rows_that_accumulate_are_not_in_memory_at_once(text):
@@ -82,33 +81,16 @@ def test_rows_that_accumulate_are_not_in_memory_at_once(text):
 def test_a_pass_over_a_mixture_is_divided_by_its_shares(text, tmp_path):
     (tmp_path / 'more.txt').write_text('more text to learn from ' * 2000)
     run = run_of(text, 0, **SMALL | {'data.mix': ((str(tmp_path / 'more.txt'), 0.25),), 'data.seq_len': 16})
-    passes = run.passes('validation', 5)
+    passes = evaluate.passes(run, 'validation', 5)
     assert [(share, stream.steps_per_epoch) for share, stream in passes.values()] == [(0.8, 4), (0.2, 1)]
-    assert [stream.steps_per_epoch for _, stream in run.passes('validation', 1).values()] == [1, 1]
-    assert all(stream.steps_per_epoch > 4 for _, stream in run.passes('validation').values())
+    assert [stream.steps_per_epoch for _, stream in evaluate.passes(run, 'validation', 1).values()] == [1, 1]
+    assert all(stream.steps_per_epoch > 4 for _, stream in evaluate.passes(run, 'validation').values())
 
 
 def test_a_step_of_a_sweep_is_that_of_each_member(text):
     alone = run_of(text, 0, **SMALL).flops_per_step
     three = run_of(text, 0, **SMALL | {'sweep.seeds': (1, 2, 3)}).flops_per_step
     assert three == tuple(3 * part for part in alone)
-
-
-def test_what_the_base_gave_is_frozen_in_its_dtype_and_in_no_checkpoint(text):
-    run = run_of(text, 0, **SMALL | {'trainable': '.*norm.*'})
-    assert 'base' not in run.fingerprints() and tree.flatten(run.stored(run.shapes).frozen)
-    config = run.config.copy_and_resolve_references()
-    config.init.frozen_dtype = 'bfloat16'
-    shapes = tree.unflatten({path: leaf for path, leaf in tree.flatten(run.shapes.params).items() if 'mlp' not in path})
-    run = run._replace(config=config, base=SimpleNamespace(hash='abc', shapes=shapes))
-    assert run.fingerprints()['base'] == 'abc'
-    stored = tree.flatten(run.stored(run.shapes).frozen)
-    assert stored and all('mlp' in path for path in stored)  # which the base lacks
-    half = jax.tree.map(lambda leaf: jnp.zeros((1,), jnp.float16), (run.shapes.trainable, run.shapes.frozen))
-    made = run._typed(run.shapes.replace(trainable=half[0], frozen=half[1]))
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(made.trainable)} == {'float32'}
-    for path, leaf in tree.flatten(made.frozen).items():
-        assert leaf.dtype == ('float16' if 'mlp' in path else 'bfloat16'), path
 
 
 def test_a_batch_is_taken_by_the_step_of_its_length():

@@ -14,7 +14,7 @@ from lmtrain.adapt import lora
 from lmtrain.models import Transformer
 from lmtrain.parallel import sharding
 from lmtrain.tasks import token_loss
-from lmtrain.training import build, load, state, step, sweep, train
+from lmtrain.training import build, load, resolve, state, step, sweep, train
 
 LEARNS = 'layers/(mlp|attention_norm)/.*|final_norm/.*'
 STEPS, ROWS, LENGTH, VOCAB = 20, 8, 12, 32
@@ -250,4 +250,4 @@ def test_a_whole_run(config, tmp_path):
 def test_bad_lists_are_found_before_anything_compiles(config):
     config.sweep.seeds = (1, 1)
     with pytest.raises(ValueError, match='config.sweep has .*twice'):
-        build.build(config)
+        build.build(*resolve.resolve(config))

@@ -20,7 +20,7 @@ from lmtrain.models import Transformer
 from lmtrain.parallel import sharding
 from lmtrain.report import metrics
 from lmtrain.runtime import lifecycle
-from lmtrain.training import build, evaluate, load, train
+from lmtrain.training import build, evaluate, load, resolve, train
 from lmtrain.training.run import Run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -325,7 +325,7 @@ def test_sharded_equals_unsharded(config):
         config.data.batch_size = 8
         config.model.vocab_size = 264
         parts = build.build(config, devices=devices)
-        state, step, put = parts.initial_state(), parts.train_step(), sharding.place(parts.mesh)
+        state, step, put = parts.initial.on_mesh(), parts.train_step(), sharding.place(parts.mesh)
         stream, seen = parts.stream('train', shuffle=True), []
         for index in range(20):
             state, measured = step(state, put(stream.batch(index)), np.float32((index + 1) / 20))
@@ -343,7 +343,7 @@ def test_a_start_traces_the_model_once_for_its_parameters(config, monkeypatch):
     traced, init = [], Transformer.init
     monkeypatch.setattr(Transformer, 'init', lambda self, *inputs: traced.append(self) or init(self, *inputs))
     config.data.seq_len = 26  # of no other test, whose trace would be found again
-    state = build.build(config).initial_state()
+    state = build.build(*resolve.resolve(config)).initial.on_mesh()
     assert len(traced) == 1 and int(state.step) == 0
 
 

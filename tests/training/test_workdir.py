@@ -94,7 +94,7 @@ def test_more_budget_is_for_the_constant_schedule(before, after, kind):
 
 def test_a_refused_budget_says_where_it_may_change(tmp_path):
     workdir.bind(tmp_path, CONFIG, PRINTS)
-    with pytest.raises(WrongRun, match="the budget may change where schedule.name is 'constant'"):
+    with pytest.raises(WrongRun, match="the budget may change if schedule.name is 'constant'"):
         workdir.bind(tmp_path, changed('budget.steps', value=7), PRINTS)
 
 
@@ -179,7 +179,7 @@ def test_a_good_folder_is_made(tmp_path):
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / 'file').write_text('')
     for path in (tmp_path / 'file', tmp_path / 'file' / 'deeper'):
-        with pytest.raises(NotADirectoryError, match=r'is no directory; choose another --workdir'):
+        with pytest.raises(NotADirectoryError, match=r'is not a directory; choose another --workdir'):
             workdir.check(path)
 
 

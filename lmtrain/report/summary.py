@@ -1,0 +1,68 @@
+"""A run before its first step: the header that is printed, and the plan that results.json records.
+
+Functions take a `training.run.Run`, which this package may not import.
+"""
+
+import math
+
+from lmtrain import tree
+from lmtrain.parallel import sharding
+from lmtrain.report import terminal
+
+
+def header(run, stand_in: bool = False) -> str:
+    """The header of a run. `stand_in`: its text is a stand-in, whose sizes and epochs have no meaning."""
+    config, shapes, stream = run.config, run.shapes, run.stream('train', shuffle=True)
+    epoch = stream.steps_per_epoch * config.data.batch_size * config.data.seq_len
+    figures = terminal.header(
+        config,
+        run.mesh,
+        trainable=tree.count(shapes.trainable),
+        total=tree.count(shapes.params),
+        total_steps=run.total_steps,
+        epoch_tokens=None if stand_in else epoch,
+        flops_per_step=run.flops_per_step.total,
+        memory=run.memory(),
+    )
+    notes = [terminal.note('rows', text) for text in getattr(run.corpus, 'notes', ())]  # of a task
+    if not run.task.reads_rows and not stand_in:
+        notes.append(terminal.text(run.corpus.facts()))
+    notes += [terminal.note('head', text) for text in run.notes]
+    if repeated := getattr(stream, 'repeated', 0):
+        notes.append(terminal.note('rows', f'{repeated} come twice in an epoch, to fill up its last batch'))
+    return '\n'.join([figures, *notes, *_remarks(run)])
+
+
+def _remarks(run) -> list[str]:
+    """Notes on what may surprise: padding, attention without its kernel, replicated leaves, checkpoints not ranked."""
+    config, notes = run.config, []
+    if fill := run.model.vocab_fill:
+        text = f'{config.model.vocab_size:,} ids, and {fill} rows that mesh.tensor needs'
+        notes.append(terminal.note('vocabulary', text))
+    if run.model.attention == 'auto' and run.unsupported_reason:
+        text = f'by XLA: {sharding.kernel(run.mesh)} {run.unsupported_reason}'
+        notes.append(terminal.note('attention', text))
+    if replicated := sharding.replicated(run.initial.member_shapes.params, run.mesh):
+        notes.append(terminal.note('replicated', replicated))
+    evaluated, saved = config.evaluate.every_steps, config.checkpoint.every_steps
+    if config.checkpoint.keep_best and saved < (run.total_steps or 0) <= math.lcm(evaluated, saved):
+        text = (
+            'is the last one: no checkpoint before it has a validation loss, since '
+            f'checkpoint.every_steps = {saved} and evaluate.every_steps = {evaluated} never meet'
+        )
+        notes.append(terminal.note('best', text))
+    return notes
+
+
+def planned(run) -> dict[str, float]:
+    """Figures known before the run: 'peak_memory' of a device in bytes and, if known, 'steps', 'tokens', 'seconds'.
+
+    Seconds are those at the share config.plan.mfu of the peak of the devices.
+    """
+    figures = {'peak_memory': run.memory()['total']}
+    if run.total_steps:
+        figures |= {'steps': run.total_steps, 'tokens': run.total_steps * run.tokens_per_step}
+    if run.total_steps and run.peak_flops:
+        flops = run.total_steps * run.flops_per_step.total
+        figures |= {'seconds': flops / run.peak_flops / run.config.plan.mfu}
+    return figures

@@ -1,0 +1,127 @@
+"""Checks of settings that no constructor makes, and of the sections of a config against each other."""
+
+import numpy as np
+
+from lmtrain import cost, optimizer, tree
+from lmtrain.adapt import leaves
+from lmtrain.errors import InputError
+from lmtrain.parallel import collectives
+from lmtrain.tasks import TASKS
+from lmtrain.tasks.pooling import POOLS
+from lmtrain.training import sweep
+
+
+def check_settings(config) -> None:
+    """Raises InputError if a number is out of range or a name is unknown. Needs no base, data or device."""
+    cost.total_steps(config.budget, np.inf, np.inf)  # first: other numbers may follow from it
+    optimizer.schedule(**config.schedule)
+    optimizer.optimizer(**config.optimizer)
+    least = {'log.every_steps': 1, 'evaluate.every_steps': 1, 'evaluate.max_batches': 0}
+    least |= {'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1, 'checkpoint.keep_best': 0}
+    least |= {f'watchdog.{phase}': 0 for phase in config.watchdog}
+    for field, low in (least | {'objective.z_loss': 0}).items():
+        section, name = field.split('.')
+        if not config[section][name] >= low:
+            raise InputError(f'{field} = {config[section][name]}: it must be at least {low}')
+    if config.sdc_check_every < 0:
+        raise InputError(f'sdc_check_every = {config.sdc_check_every}: it must be at least 0, which is never')
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f'seed = {config.seed}: it must lie in [0, 2^32)')
+    if not 0 <= config.adapt.dropout < 1:
+        raise InputError(f'adapt.dropout = {config.adapt.dropout}: it must lie in [0, 1)')
+    if (dtype := config.init.frozen_dtype) not in ('float32', 'bfloat16'):
+        raise InputError(f"init.frozen_dtype = {dtype!r}: it is 'float32' or 'bfloat16'")
+    if config.task.name not in TASKS:
+        raise InputError(f'task.name = {config.task.name!r} is none of {", ".join(TASKS)}')
+    TASKS[config.task.name].loss(config.objective.name)  # raises if it is unknown
+    if config.objective.pool not in ('auto', *POOLS):
+        raise InputError(f'objective.pool = {config.objective.pool!r} is none of auto, {", ".join(POOLS)}')
+
+
+def check_task(config) -> None:
+    """Raises InputError if task, data and model contradict each other."""
+    mask_rate, causal, task = config.data.mask_rate, config.model.causal, TASKS[config.task.name]
+    if not task.reads_rows and causal == bool(mask_rate):
+        raise InputError(
+            f'data.mask_rate = {mask_rate} with model.causal = {causal}: a causal model predicts the next token of '
+            'unmasked text (data.mask_rate=0), an encoder (model.causal=False) the masked tokens (data.mask_rate=0.15)'
+        )
+    if task.reads_rows and mask_rate:
+        raise InputError(f"data.mask_rate = {mask_rate} with task.name = {task.name!r}: only 'text' masks tokens")
+    if task.conversations and not causal:
+        raise InputError(f'task.name = {task.name!r} with model.causal = False: answers are written by a causal model')
+    if config.evaluate.sources and task.reads_rows:
+        raise InputError(f"evaluate.sources with task.name = {task.name!r}: other texts are measured in 'text' alone")
+    new_head = task.pools_rows and config.model.head != task.head
+    if new_head and causal and config.objective.pool == 'first':
+        raise InputError(
+            "objective.pool = 'first' with model.causal = True: the first token of a row has read nothing of it. Take "
+            "'auto', 'last' or 'mean'"
+        )
+    if task.predicts_tokens and config.model.head != task.head:
+        raise InputError(
+            f'task.name = {task.name!r}, but the base has the head {config.model.head!r} and no vocabulary'
+        )
+
+
+def check_mesh(config, mesh) -> None:
+    """Raises InputError if heads or positions do not divide over the mesh, or dropout or orders exclude an axis."""
+    model, tensor, sequence = config.model, mesh.shape['tensor'], mesh.shape['sequence']
+    for field in ('num_heads', 'num_kv_heads'):
+        if model[field] % tensor:
+            raise InputError(
+                f'model.{field} = {model[field]} does not divide over mesh.tensor = {tensor}: each device takes whole '
+                'heads; lower mesh.tensor'
+            )
+    if sequence == 1:
+        return
+    prefix = f'mesh.sequence = {sequence} with '
+    if config.data.seq_len % sequence:
+        raise InputError(f'{prefix}data.seq_len = {config.data.seq_len}: it must be a multiple of {sequence}')
+    if TASKS[config.task.name].reads_rows or config.data.mask_rate:
+        raise InputError(
+            f'{prefix}task.name = {config.task.name!r}, data.mask_rate = {config.data.mask_rate}: only whole text '
+            "(task.name='text', data.mask_rate=0) is cut along its positions; set mesh.sequence=1"
+        )
+    if model.dropout or config.adapt.dropout or len(sweep.orders(sweep.of(config))) > 1:
+        raise InputError(
+            f'{prefix}model.dropout = {model.dropout}, adapt.dropout = {config.adapt.dropout}, sweep.orders = '
+            f'{tuple(config.sweep.orders)}: set them to 0, 0 and one order, or mesh.sequence=1'
+        )
+
+
+def check_leaves(config, model, params: tree.Params, mesh) -> None:
+    """Raises InputError if the mesh, the rows or the attention kernel of the config exclude a leaf of the adapter."""
+    method = f'adapt.method = {config.adapt.method!r}'
+    for axis, size in mesh.shape.items():
+        if size > 1 and (path := leaves.excluding_axis(params, axis)):
+            raise InputError(
+                f'mesh.{axis} = {size} with {method}: {path} cannot be divided over this axis; set mesh.{axis}=1'
+            )
+    rows = TASKS[config.task.name].reads_rows
+    packed = config.task.pack if rows else config.data.isolate and not config.data.mask_rate
+    if packed and leaves.virtual_tokens(params):
+        raise InputError(
+            f"{method} with several documents in a row: virtual tokens precede a row's first document alone. "
+            'Set data.isolate=False (and task.pack=False), or use another method'
+        )
+    if model.attention not in ('auto', 'xla') and (
+        reason := collectives.unsupported_reason(model.attention, config.data.seq_len, model, params, mesh)
+    ):
+        raise InputError(f"model.attention='{model.attention}' {reason}; choose model.attention='auto' or 'xla'")
+
+
+def check_paths(config, trainable: tree.Params, params: tree.Params) -> None:
+    """Raises InputError if a pattern of the optimizer section matches no parameter.
+
+    Patterns of weight decay may match frozen parameters alone: that a method decays nothing is no mistake.
+    """
+    try:
+        tree.match(config.optimizer.learning_rates, tree.flatten(trainable))
+    except ValueError as error:
+        raise InputError(f'optimizer.learning_rates: {error}') from None
+    if config.optimizer.weight_decay:
+        try:
+            tree.match([(config.optimizer.decayed, True)], tree.flatten(params))
+        except ValueError as error:
+            raise InputError(f'optimizer.decayed: {error}; optimizer.weight_decay = 0 decays nothing') from None

@@ -1,0 +1,146 @@
+"""The state before the first step, and the part of a state that a checkpoint stores."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from lmtrain import adapt, tree
+from lmtrain.models import Transformer
+from lmtrain.parallel import sharding, vocab_padding
+from lmtrain.training import state, sweep
+from lmtrain.training.init_from import Base
+from lmtrain.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialState:
+    """Creates the state before the first step: the base or drawn parameters, extended, split, sharded.
+
+    Attributes:
+      base: whose parameters the run starts from; None draws them.
+      tx: optax transformation, see `optimizer.optimizer`.
+    """
+
+    config: ml_collections.ConfigDict
+    mesh: jax.sharding.Mesh
+    model: Transformer
+    base: Base | None
+    method: adapt.Method
+    tx: Any
+
+    @functools.cached_property
+    def members(self) -> tuple[sweep.Member, ...]:
+        """The members of a sweep; () for one run."""
+        return sweep.of(self.config)
+
+    @property
+    def trainable(self) -> str:
+        """Regex of the trainable paths."""
+        return self.config.trainable or self.method.trainable
+
+    @functools.cached_property
+    def shapes(self) -> TrainState:
+        """The state as jax.ShapeDtypeStruct, with shardings."""
+        shapes = self._abstract()
+        shardings = sweep.shardings(shapes, self.mesh, self.members)
+        add = lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on)  # noqa: E731
+        return jax.tree.map(add, shapes, shardings)
+
+    @functools.cached_property
+    def member_shapes(self) -> TrainState:
+        """The shapes of one run; in a sweep those of one member."""
+        return sweep.alone(self.shapes, self.members)
+
+    @functools.cached_property
+    def unpadded(self) -> TrainState | None:
+        """The shapes without the rows that pad the vocabulary for the mesh; None if there are none."""
+        if not self.model.vocab_fill:
+            return None
+        model = dataclasses.replace(self.model, vocab_fill=0)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+        return vocab_padding.laid(dataclasses.replace(self, model=model)._abstract(), shardings)
+
+    def _abstract(self) -> TrainState:
+        return jax.eval_shape(self.create, jax.random.key(0), *([self.base.shapes] if self.base else []))
+
+    def create(self, key: jax.Array, base_params: tree.Params | None = None) -> TrainState:
+        """The state before the first step, from the parameters of the base if there are any. To be traced."""
+
+        def one(key):
+            params = with_task_head(self.model, key, base_params, self.config.data.seq_len)
+            params = self.method.start(jax.random.fold_in(key, 2), params)
+            params = vocab_padding.fill(params, self.model.vocab_fill)
+            params = params if base_params is None else self.cast(params)
+            return state.create(jax.random.fold_in(key, 1), params, self.trainable, self.tx)
+
+        return sweep.create(one, key, self.members)
+
+    def cast(self, params: tree.Params) -> tree.Params:
+        """Trainable leaves in float32; frozen leaves of the base in config.init.frozen_dtype."""
+        trainable, frozen = tree.split(params, self.trainable)
+        trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable)
+        of_base, dtype = self.of_base(frozen), self.config.init.frozen_dtype
+        frozen = {path: x.astype(dtype) if path in of_base else x for path, x in tree.flatten(frozen).items()}
+        return tree.join(tree.unflatten(frozen), trainable)
+
+    def of_base(self, params: tree.Params) -> set[str]:
+        """The paths of `params` that the base has."""
+        if not self.base:
+            return set()
+        shapes = jax.eval_shape(lambda x: tree.cut(x, self.method.cut) if self.method.cut else x, self.base.shapes)
+        return tree.flatten(params).keys() & tree.flatten(shapes).keys()
+
+    def on_mesh(self) -> TrainState:
+        """The state before the first step, on the devices."""
+        return self._part_on_mesh(lambda state: state)
+
+    def _part_on_mesh(self, part):
+        """`part` of the state before the first step. The rest is never allocated."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, part(self.shapes))
+        key = jax.random.key(self.config.seed)
+        if not self.base:
+            return jax.jit(lambda: part(self.create(key)), out_shardings=shardings)()
+        padded = jax.eval_shape(lambda x: vocab_padding.fill(x, self.model.vocab_fill), self.base.shapes)
+        shapes = vocab_padding.laid(self.base.shapes, sharding.shardings(padded, self.mesh))
+        places = {path: leaf.sharding for path, leaf in tree.flatten(shapes).items()}
+        # Through the host: an array on one device of this process cannot be put on devices of other processes.
+        params = self.base.load(lambda path, array: jax.device_put(np.asarray(array), places[path]))
+        return jax.jit(lambda params: part(self.create(key, params)), out_shardings=shardings)(params)
+
+    def stored(self, whole: TrainState) -> TrainState:
+        """The part of a state (or of its shapes) that a checkpoint stores: all but frozen leaves of the base."""
+        whole = vocab_padding.resized(whole, self.unpadded) if self.unpadded else whole
+        of_base = self.of_base(whole.frozen)
+        own = {path: leaf for path, leaf in tree.flatten(whole.frozen).items() if path not in of_base}
+        return whole.replace(frozen=tree.unflatten(own))
+
+    def complete(self, stored: TrainState) -> TrainState:
+        """The whole state from the stored part; the inverse of `stored`."""
+        stored = vocab_padding.resized(stored, self.shapes) if self.unpadded else stored
+        if not self.of_base(self.shapes.frozen):
+            return stored
+        frozen = tree.flatten(self._part_on_mesh(lambda state: state.frozen))
+        return stored.replace(frozen=tree.unflatten(frozen | tree.flatten(stored.frozen)))
+
+
+def with_task_head(model: Transformer, key: jax.Array, base_params: tree.Params | None, seq_len: int) -> tree.Params:
+    """The parameters of the model: those of the base, and drawn ones that it lacks, which are of the task's head."""
+    if base_params is not None and model.head == 'lm':
+        return base_params
+    drawn = draw(dataclasses.replace(model, vocab_fill=0), key, seq_len)  # unpadded: the same draws on every mesh
+    if base_params is None:
+        return drawn
+    present = tree.flatten(base_params)
+    head = {p: x for p, x in tree.flatten(drawn).items() if p.startswith('task_head/') and p not in present}
+    return tree.join(base_params, tree.unflatten(head))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def draw(model, key: jax.Array, seq_len: int) -> tree.Params:
+    """Random parameters of a model. Jitted, so that a start traces the model once for them."""
+    return model.init(key, {'tokens': np.zeros((1, seq_len), np.int32)})['params']

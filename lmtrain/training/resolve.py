@@ -1,0 +1,84 @@
+"""Resolves a config: every change to it is made here, before anything is built.
+
+Four things that config.json records are known only after the data was read: the names of the classes, the head of the
+task with one output for each, whether a chat template wrote the rows, and the date that it wrote. They change nothing
+that `build` reads from the config, so the config stays as it is resolved here, and `Run.resolved` adds them.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+
+from lmtrain.errors import InputError
+from lmtrain.parallel import vocab_padding
+from lmtrain.runtime import multihost
+from lmtrain.training import workdir
+from lmtrain.training.checks import check_settings
+from lmtrain.training.init_from import Base, open_base, settings
+
+
+def resolve(
+    config: ml_collections.ConfigDict, directory: pathlib.Path | None = None, base: Base | None = None
+) -> tuple[ml_collections.ConfigDict, Base | None]:
+    """The config with all its values decided, and the base that it starts from.
+
+    Args:
+      directory: the folder of the run. If it holds a run already, its vocabulary and date are kept.
+      base: that of config.init if it is open already. None opens it, which checks every hash of its files.
+
+    Raises InputError or OSError naming the field or file, what was expected and the way out.
+    """
+    check_settings(config)
+    saved = _saved_config(directory) if directory else None
+    config = config.copy_and_resolve_references()
+    if saved:
+        _keep_vocabulary(config, saved)
+        config.task.date = config.task.date or saved['task']['date']
+    base = base or _open(config)
+    if base:
+        config.model = ml_collections.ConfigDict(settings(config, base.model))
+    return config.lock(), base
+
+
+def with_stand_in_text(config, folder: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config with a generated text in `folder`, tokenised into bytes, in place of its data.
+
+    For the task of text: its batches have the same shapes. For other tasks the rows decide what is compiled.
+    """
+    config = config.copy_and_resolve_references()
+    text = folder / 'text.txt'
+    text.write_text('a text of no matter ' * (1 + config.data.seq_len // 2), encoding='utf-8')
+    own = {'source': str(text), 'mix': (), 'document': 'file', 'split': 'tail', 'tokenizer': 'bytes'}
+    config.data.update(own | {'cache': str(folder), 'validation': 0.2, 'test': 0.2})
+    config.evaluate.sources, config.sample.prompts = (), ()
+    return config.lock()
+
+
+def _saved_config(directory: pathlib.Path) -> dict[str, Any] | None:
+    """The config of the run in a folder; None if there is none. Process 0 reads it for all."""
+    saved = None
+    if jax.process_index() == 0 and (directory / 'config.json').exists():
+        saved = workdir.read_config(directory)
+    return multihost.all_gather_object(saved)[0]
+
+
+def _keep_vocabulary(config, saved: dict[str, Any]) -> None:
+    """Keeps the vocabulary of a run whose config.json has it padded for its mesh, as earlier versions wrote it."""
+    size, padded = config.model.vocab_size, saved['model']['vocab_size']
+    if not config.init.base and padded == size + vocab_padding.missing(size, saved['mesh']['tensor']):
+        config.model.vocab_size = padded
+
+
+def _open(config) -> Base | None:
+    """The base of config.init; None if parameters are drawn."""
+    if config.init.base:
+        return open_base(config.init.base, config.init.adapter, config.init.ignore)
+    fields = [name for name in ('adapter', 'ignore') if config.init[name]]
+    if config.init.frozen_dtype != 'float32':
+        fields.append('frozen_dtype')
+    if fields or config.data.tokenizer == 'base':
+        field = f'init.{fields[0]} = {config.init[fields[0]]!r}' if fields else "data.tokenizer = 'base'"
+        raise InputError(f'{field} without init.base: name the folder of a run or a Hugging Face directory')
+    return None

@@ -1,0 +1,27 @@
+"""Settings that contradict each other are refused by name, before anything is read or compiled."""
+
+import pytest
+
+from configs.base import get_config
+from lmtrain.training.build import build
+
+
+@pytest.mark.parametrize(
+    ('changed', 'error'),
+    [
+        ({'seed': 2**32}, r'seed = 4294967296: it must lie in \[0, 2\^32\)'),
+        ({'mesh.tensor': 4, 'mesh.data': 2}, r'model.num_heads = 6 does not divide over mesh.tensor = 4'),
+        ({'model.causal': True, 'data.mask_rate': 0.15}, 'data.mask_rate = 0.15 with model.causal = True'),
+        ({'model.causal': False, 'data.mask_rate': 0.0}, 'data.mask_rate = 0.0 with model.causal = False'),
+        ({'adapt.method': 'prompt', 'data.isolate': True}, "adapt.method = 'prompt' with several documents in a row"),
+        ({'adapt.dropout': 1.0}, r'adapt.dropout = 1.0: it must lie in \[0, 1\)'),
+        ({'watchdog.step': -1}, 'watchdog.step = -1.0: it must be at least 0'),
+    ],
+)
+def test_contradicting_settings_are_refused_by_name(changed, error):
+    config = get_config()
+    config.model.update(width=48, num_heads=6, num_layers=1, vocab_size=258)
+    config.budget.steps, config.data.batch_size = 4, 8
+    config.update_from_flattened_dict(changed)
+    with pytest.raises(ValueError, match=error):
+        build(config)
