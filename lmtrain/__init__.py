@@ -17,7 +17,7 @@ Modules in import order: each imports only from those above it.
     report/        metrics, terminal, plots, the page of a run, provenance
     inference/     sampling with a KV cache, prompting, likelihoods of choices
     evaluation/    predictions of a task on a split, and their scores
-    training/      from a config to a trained model: init_from, build, run, step, loop; load and export
+    training/      from a config to a trained model: resolve, build, run, step, loop; load and export
     plan/          what a run would need and cost, here or on machines that are not present
     api.py         the public functions
 """

@@ -112,7 +112,7 @@ def serve(side) -> None:
 
 
 class Ours:
-    """lmtrain's side: the run that `lmtrain train` would assemble from the same config."""
+    """lmtrain's side: the run that `lmtrain train` would build from the same config."""
 
     def __init__(self, platform: str, threads: int):
         # XLA takes as many threads as there are cores and cannot be told another number; so does the other side.
@@ -122,7 +122,8 @@ class Ours:
 
     def assemble(self, shape, dtype, folder, unroll=0, base_model='', adapt=None):
         from configs import base
-        from lmtrain.training.build import build as assemble
+        from lmtrain.training.build import build
+        from lmtrain.training.resolve import resolve
 
         config = base.get_config()
         config.data.source = f'{folder}/text.txt'
@@ -143,7 +144,7 @@ class Ours:
             config.adapt.update(adapt)
         config.schedule.update(name='constant', warmup=0.0)
         config.budget.steps = 1000
-        return assemble(config)
+        return build(*resolve(config))
 
     def build(self, shape, dtype, folder, **start):
         """A compiled step and its first state; parameters and batches are left in `folder` for the other side."""

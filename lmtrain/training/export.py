@@ -1,4 +1,4 @@
-"""A trained model handed back in the formats that everyone reads: a Hugging Face directory, or PEFT's adapter."""
+"""Exports the model of a run as a Hugging Face directory or as a PEFT adapter."""
 
 from pathlib import Path
 
@@ -18,45 +18,45 @@ FORMATS = ('hf', 'peft')
 
 
 def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last', member: int = 0) -> list[str]:
-    """Writes the model of a run's folder into the directory `to`; lines that say what was written.
+    """Writes the model of the run in `workdir` into the directory `to`; returns lines that describe the export.
 
     Args:
-      form: 'hf' (config.json, generation_config.json, model.safetensors, tokenizer files) or 'peft' (the adapter and
-        added heads alone).
-      merge: an adapter is folded into the weights before; the largest change of an output is among the lines.
+      form: 'hf' (config.json, generation_config.json, model.safetensors, tokenizer files) or 'peft' (only the adapter
+        and added heads).
+      merge: merge the adapter into the weights first; the largest change of an output is among the lines.
 
-    Raises ValueError where the model has no such form, naming the leaf or setting and the way out; what
-    `base.open_run` raises; FileExistsError where `to` holds something else already.
+    Raises InputError if the format cannot hold the model, naming the leaf or setting and the way out; what
+    `init_from.open_run` raises; FileExistsError if `to` is not empty.
     """
     to = Path(to)
     if to.is_dir() and any(to.iterdir()):
         raise FileExistsError(f'{to} is not empty: export into a new directory')
-    found = init_from.open_run(Path(workdir), step, member)
-    model = init_from.with_hf_family(found.model)
-    tokenizer = data.load_tokenizer(found.tokenizer)
-    params, left = _without_other_heads(found.config, found.load(lambda path, array: jax.device_put(array)))
-    source, task = found.config.init.base, TASKS[found.config.task.name]
-    lines = [f'step {found.step:,} of {workdir}', *left]
+    opened = init_from.open_run(Path(workdir), step, member)
+    model = init_from.with_hf_family(opened.model)
+    tokenizer = data.load_tokenizer(opened.tokenizer)
+    params, omitted = _without_other_heads(opened.config, opened.load(lambda path, array: jax.device_put(array)))
+    source, task = opened.config.init.base, TASKS[opened.config.task.name]
+    lines = [f'step {opened.step:,} of {workdir}', *omitted]
     if form == 'peft':
         if merge:
-            raise InputError('--merge with --format=peft: a merged adapter is no adapter; take --format=hf')
+            raise InputError('--merge with --format=peft: a merged adapter is no adapter; use --format=hf')
         if not source:
             raise InputError(f'{workdir} was trained from scratch: without a base there is no adapter to export')
         if not _added(params):
             raise InputError(
-                f'{workdir} has no adapter, since adapt.method={found.config.adapt.method!r} changes the model itself: '
-                'take --format=hf'
+                f'{workdir} has no adapter, since adapt.method={opened.config.adapt.method!r} changes the model '
+                'itself: take --format=hf'
             )
         kind = task.peft_type if model.causal or not task.predicts_tokens else 'FEATURE_EXTRACTION'
-        _as_class(found.config, model, params)
-        adapt.save_adapter(to, model, params, base=source, task_type=kind, labels=found.config.task.labels)
+        _as_class(opened.config, model, params)
+        adapt.save_adapter(to, model, params, base=source, task_type=kind, labels=opened.config.task.labels)
     else:
-        params, said = _plain(model, params, merge)
-        lines += said
+        params, notes = _without_adapter(model, params, merge)
+        lines += notes
         below = local_path(source, 'init.base') / 'config.json'
         like = read_json(below) if source and below.is_file() else None
-        like = like if like and 'model_type' in like else None  # a run's own config.json is none of theirs
-        model, params = _as_class(found.config, model, params)
+        like = like if like and 'model_type' in like else None  # a run has a config.json of another kind
+        model, params = _as_class(opened.config, model, params)
         ends = {'bos_token_id': tokenizer.begin_id, 'eos_token_id': tokenizer.end_id}
         ends = {name: token for name, token in ends.items() if token < model.vocab_size}
         like = ends | {name: value for name, value in (like or {}).items() if value is not None}
@@ -64,17 +64,17 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
             like['pad_token_id'] = _padding(tokenizer, like)
             if like['pad_token_id'] is None:
                 lines.append('no token is left for padding: transformers takes one row at a time of this classifier')
-        pretrained.save_pretrained(to, model, params, like=like, labels=found.config.task.labels)
+        pretrained.save_pretrained(to, model, params, like=like, labels=opened.config.task.labels)
         if model.causal and model.head == 'lm':
-            generation.write(to, generation.fields_of(found.generation, tokenizer, model.vocab_size))
+            generation.write(to, generation.fields_of(opened.generation, tokenizer, model.vocab_size))
     lines += _tokenizer(tokenizer, to, framed=not task.predicts_tokens)
     return [*lines, f'written: {to}']
 
 
 def _as_class(config, model: Transformer, params: tree.Params) -> tuple[Transformer, tree.Params]:
-    """(model, params) with an added head as that of transformers' class for the task, which computes the same.
+    """(model, params) with an added head turned into the head of transformers' class for the task.
 
-    Raises ValueError if the class does not.
+    Raises InputError if that class computes something else.
     """
     task, pool = TASKS[config.task.name], config.objective.pool
     if task.name not in params.get('heads', {}):
@@ -108,8 +108,10 @@ def _without_other_heads(config, params: tree.Params) -> tuple[tree.Params, list
     others = sorted(params.get('heads', {}).keys() - {config.task.name})
     if not others:
         return params, []
-    kept = {name: head for name, head in params['heads'].items() if name not in others}
-    params = {name: part for name, part in params.items() if name != 'heads'} | ({'heads': kept} if kept else {})
+    remaining = {name: head for name, head in params['heads'].items() if name not in others}
+    params = {name: part for name, part in params.items() if name != 'heads'} | (
+        {'heads': remaining} if remaining else {}
+    )
     return params, [f'left out: the head {name!r} of the base, which is of another task' for name in others]
 
 
@@ -119,7 +121,7 @@ def _added(params: tree.Params) -> set[str]:
     return {path for path in tree.flatten(added) if not path.startswith('heads/')}
 
 
-def _plain(model: Transformer, params: tree.Params, merge: bool) -> tuple[tree.Params, list[str]]:
+def _without_adapter(model: Transformer, params: tree.Params, merge: bool) -> tuple[tree.Params, list[str]]:
     """(the parameters without adapters, what was folded)."""
     added = _added(params)
     if not added:

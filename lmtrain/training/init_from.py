@@ -57,13 +57,13 @@ class Base(NamedTuple):
 
 
 def open_base(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> Base:
-    """The base that `config.init` names: a run's folder (its last checkpoint) or a Hugging Face directory.
+    """The base of config.init: the last checkpoint of a run, or a Hugging Face directory. Checks all hashes of a run.
 
     Args:
-      adapter: folder of a PEFT adapter for it, whose leaves are joined to its own; '' is none.
-      ignore: unknown fields of the base's config.json or of adapter_config.json that are skipped.
+      adapter: a PEFT directory whose leaves are added to those of the base; '' is none.
+      ignore: unknown fields of config.json or adapter_config.json to skip.
 
-    Raises FileNotFoundError, ValueError naming the file or key.
+    Raises FileNotFoundError or InputError naming the file or key.
     """
     path = local_path(directory, 'init.base')
     if (path / 'checkpoints').is_dir():
@@ -178,7 +178,7 @@ def _base_of_run(directory: Path, config, fingerprint: str | None) -> Base | Non
 
 def _pretrained(path: Path, ignore: Sequence[str]) -> Base:
     """A Hugging Face directory."""
-    from lmtrain.models import hf_heads, pretrained  # late: a run that begins at random has no need of it
+    from lmtrain.models import hf_heads, pretrained  # late: a run with random parameters does not need it
 
     config = pretrained.read_config(path)
     model = pretrained.model_of(config, ignore)
@@ -197,10 +197,10 @@ def _pretrained(path: Path, ignore: Sequence[str]) -> Base:
 
 
 def with_head(base: Base, model: Transformer) -> Base:
-    """The base without its own head, for `model`, which is the same but for the head (`pretrained.headed`).
+    """The base with the head of `model`, which differs from the base's model only in its head (`pretrained.headed`).
 
-    Of the new head it has the leaves that transformers finds in the files of another one (BERT's pooler, the prediction
-    head of ModernBERT), and not the last projection: the run draws what is missing.
+    It has those leaves of the new head that transformers finds in the files of another one (BERT's pooler, the
+    prediction head of ModernBERT), and not the last projection: the run draws the missing leaves.
     """
     from lmtrain.models import pretrained
 
@@ -208,38 +208,38 @@ def with_head(base: Base, model: Transformer) -> Base:
         shapes, load = base.reread(model)
         return base._replace(model=model, shapes=shapes, load=load)
     renamed = pretrained.shared_head(base.model, model)
-    left = OF_HEADS - (pretrained.shapes_of(model).keys() - {'task_head'})
+    dropped = OF_HEADS - (pretrained.shapes_of(model).keys() - {'task_head'})
 
-    def of(params: tree.Params) -> tree.Params:
+    def convert(params: tree.Params) -> tree.Params:
         leaves = tree.flatten(params)
-        body = {path: leaf for path, leaf in leaves.items() if path.partition('/')[0] not in left}
+        body = {path: leaf for path, leaf in leaves.items() if path.partition('/')[0] not in dropped}
         return tree.unflatten(body | {new: leaves[old] for old, new in renamed.items() if old in leaves})
 
-    shapes = of(base.shapes)
-    kept = tree.flatten(shapes).keys()
+    shapes = convert(base.shapes)
+    paths = tree.flatten(shapes).keys()
 
     def load(place):
         def put(path, leaf):
             path = renamed.get(path, path)
-            return place(path, leaf) if path in kept else leaf
+            return place(path, leaf) if path in paths else leaf
 
-        return of(base.load(put))
+        return convert(base.load(put))
 
     return base._replace(model=model, shapes=shapes, load=load)
 
 
 def _with_adapter(base: Base, path: Path, ignore: Sequence[str]) -> Base:
-    """A base with the leaves of a PEFT directory."""
-    model, lacking = adapt.under_class(with_hf_family(base.model), path, ignore), set()
+    """A base with the adapter of a PEFT directory."""
+    model, missing = adapt.under_class(with_hf_family(base.model), path, ignore), set()
     if model.head != base.model.head:
         bare = with_head(base, model)
-        base = _with_room(bare, adapt.labels_of(path, model.num_labels))
-        lacking = tree.flatten(base.shapes).keys() - tree.flatten(bare.shapes).keys()
-    # On an abstract base, the arrays are the adapter's own leaves.
+        base = _with_head_shapes(bare, adapt.labels_of(path, model.num_labels))
+        missing = tree.flatten(base.shapes).keys() - tree.flatten(bare.shapes).keys()
+    # Added to shapes: the arrays in the result are the leaves of the adapter.
     new = adapt.load_adapter(with_hf_family(base.model), base.shapes, path, ignore)
     own = {p: leaf for p, leaf in tree.flatten(new).items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
-    if lacking := lacking - own.keys():
-        raise InputError(f'{path} lacks {min(lacking)} of the head for its task_type, and so does its base')
+    if missing := missing - own.keys():
+        raise InputError(f'{path} lacks {min(missing)} of the head for its task_type, and so does its base')
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), new)
 
     def load(place):
@@ -253,8 +253,8 @@ def _with_adapter(base: Base, path: Path, ignore: Sequence[str]) -> Base:
     return base._replace(hash=both, shapes=shapes, load=load, reread=None)
 
 
-def _with_room(base: Base, labels: tuple[str, ...]) -> Base:
-    """A base with the shapes of all leaves of its head, of which an adapter has those that the base lacks."""
+def _with_head_shapes(base: Base, labels: tuple[str, ...]) -> Base:
+    """A base with the shapes of all leaves of its head: an adapter has those that the base lacks."""
     from lmtrain.models import pretrained
 
     held = tree.flatten(base.shapes)
@@ -264,9 +264,9 @@ def _with_room(base: Base, labels: tuple[str, ...]) -> Base:
 
 
 def with_hf_family(model: Transformer) -> Transformer:
-    """The model under the Hugging Face family that has its settings: its own if it names one, or the first of all.
+    """The model with a Hugging Face family that supports its settings: its own family if it has one, else the first.
 
-    Raises ValueError naming the nearest family and the settings that it does not have.
+    Raises InputError naming the nearest family and the settings that it does not support.
     """
     from lmtrain.models import pretrained
 
@@ -275,7 +275,7 @@ def with_hf_family(model: Transformer) -> Transformer:
         named = dataclasses.replace(model, family=family)
         try:
             others = pretrained.differences(named, pretrained.read_as(named))
-        except ValueError:  # the family cannot write or read one of these settings at all
+        except ValueError:  # the family has no way to express one of these settings
             continue
         if not others:
             return named
@@ -290,7 +290,7 @@ def with_hf_family(model: Transformer) -> Transformer:
 
 
 def no_form(pool: str) -> str:
-    """What to tell about an added head that no class of transformers computes."""
+    """The message on an added head that no class of transformers computes."""
     return f"objective.pool={pool!r} has no form in transformers; 'auto' gives a head that can be exported"
 
 
@@ -324,10 +324,10 @@ def _hash(files: list[Path]) -> str:
 
 
 def settings(config, model: Transformer) -> dict[str, Any]:
-    """The model section of a run on a base: the base's settings, but for how they are computed."""
+    """The model section of a run on a base: that of the base, except for the fields of COMPUTE."""
     own = {name: config.model[name] for name in COMPUTE}
     if own['unroll'] == config.model.num_layers:
-        own['unroll'] = model.num_layers  # all of them, as in base.py
+        own['unroll'] = model.num_layers  # the default of base.py: all layers
     of_base = dataclasses.asdict(model)
-    del of_base['vocab_fill']  # of a mesh, and no setting of a config
+    del of_base['vocab_fill']  # follows from the mesh; the config has no such field
     return of_base | own

@@ -1,4 +1,4 @@
-"""The folder of a run as a model: restored, and evaluated on a split."""
+"""Loads the model of a run or a Hugging Face directory, and evaluates a run on a split."""
 
 import datetime
 import pathlib
@@ -23,56 +23,68 @@ from lmtrain.training.resolve import resolve
 
 
 class LoadedModel(NamedTuple):
-    """A model that has been trained, with what is needed to use it."""
+    """A trained model on the first device.
+
+    Attributes:
+      config: of the run; None for a Hugging Face directory.
+      step: of the checkpoint; 0 for a Hugging Face directory.
+      end_ids: tokens that end a text.
+      template: chat template of the conversations that it was trained on; None if there is none.
+    """
 
     config: Any
     model: Transformer
     tokenizer: data.Tokenizer
     params: tree.Params
     step: int
-    end_ids: list[int]  # its texts end at any of these tokens
-    template: Template | None  # that has written the conversations it was trained on
+    end_ids: list[int]
+    template: Template | None
 
 
 def load_run(directory, step: int | str = 'last', member: int = 0) -> LoadedModel:
-    """The model in a run's folder, on the first device. `step`: 'last', 'best' (validation loss) or a number.
+    """The model of the run in a folder.
 
-    Of a sweep `member`, with the config that it would have alone.
+    Args:
+      step: 'last', 'best' (lowest validation loss) or the number of a checkpoint.
+      member: of a sweep; the config is the one that it would have alone.
 
-    Raises FileNotFoundError or ValueError naming what is missing, and checkpoint.Damaged.
+    Raises FileNotFoundError or InputError naming what is missing, and checkpoint.Damaged.
     """
-    found = init_from.open_run(pathlib.Path(directory), step, member)
-    return _trained(found, data.load_tokenizer(found.tokenizer))
+    base = init_from.open_run(pathlib.Path(directory), step, member)
+    return _load(base, data.load_tokenizer(base.tokenizer))
 
 
 def load_directory(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> LoadedModel:
-    """The model of a Hugging Face directory (or a run's folder), with a PEFT adapter if named; of no config, step 0.
+    """The model of a Hugging Face directory or of the last checkpoint of a run.
 
-    Unknown fields of config.json or adapter_config.json that are in `ignore` are skipped.
+    Args:
+      adapter: a PEFT directory whose adapter is added; '' is none.
+      ignore: unknown fields of config.json or adapter_config.json to skip.
 
-    Raises what `base.open_base` raises, and ValueError where the directory holds no tokenizer.
+    Raises what `init_from.open_base` raises, and InputError if the directory has no tokenizer.
     """
-    found = init_from.open_base(directory, adapter, ignore)
-    return _trained(found, open_tokenizer(found.tokenizer, mask=False))
+    base = init_from.open_base(directory, adapter, ignore)
+    return _load(base, open_tokenizer(base.tokenizer, mask=False))
 
 
-def _trained(found: init_from.Base, tokenizer: data.Tokenizer) -> LoadedModel:
-    ends = generation.fields_of(found.generation, tokenizer, found.model.vocab_size)['eos_token_id']
-    params = found.load(lambda path, array: jax.device_put(array))
+def _load(base: init_from.Base, tokenizer: data.Tokenizer) -> LoadedModel:
+    ends = generation.fields_of(base.generation, tokenizer, base.model.vocab_size)['eos_token_id']
+    params = base.load(lambda path, array: jax.device_put(array))
     template = None
-    if found.config and TASKS[found.config.task.name].conversations:
-        template = trained_template(found.config.task, tokenizer)
-    return LoadedModel(found.config, found.model, tokenizer, params, found.step or 0, ends, template)
+    if base.config and TASKS[base.config.task.name].conversations:
+        template = trained_template(base.config.task, tokenizer)
+    return LoadedModel(base.config, base.model, tokenizer, params, base.step or 0, ends, template)
 
 
 def with_chat_template(run: LoadedModel, name: str | None, chats: bool) -> LoadedModel:
-    """The model with the chat template that writes its prompts, and the tokens that end an answer in it.
+    """The model with the chat template for its prompts, and with the tokens that end an answer.
 
     Args:
-      name: of a template as in config.task.template ('none' leaves prompts as they stand); None is the one that the
-        run was trained with. A model that was trained with none continues a text as it stands, also if its tokenizer
-        has a chat template, as transformers' text-generation pipeline does.
-      chats: there are messages or a system text, which only a template can write: None is then the tokenizer's own.
+      name: of a template as in config.task.template ('none' uses prompts unchanged). None is the template of the
+        training. A model that was trained without one continues texts unchanged, also if its tokenizer has a chat
+        template, as transformers' text-generation pipeline does.
+      chats: whether there are messages or a system text, which only a template can write. None then is the template
+        of the tokenizer.
 
     Raises FileNotFoundError or ValueError if there is no such template.
     """
@@ -100,7 +112,7 @@ def evaluate_split(directory, split: str, step: int | str = 'last', member: int 
     Raises what `load_run` and `build` raise, and InputError if the data or the tokenizer is not that of the training.
     """
     base = init_from.open_run(pathlib.Path(directory), step, member)
-    trained = _trained(base, data.load_tokenizer(base.tokenizer))
+    trained = _load(base, data.load_tokenizer(base.tokenizer))
     trained.config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}  # whatever it was trained on
     trained.config.optimizer.accumulate = 1
     size, devices = trained.config.data.batch_size, jax.devices()

@@ -411,7 +411,7 @@ def test_a_disk_that_is_full_at_the_end_says_so(house, tmp_path, monkeypatch, ca
 
     monkeypatch.chdir(tmp_path)
     pretend(monkeypatch)
-    monkeypatch.setattr(train, 'texts', full)
+    monkeypatch.setattr(train, '_sample_texts', full)
     assert cli.main(train_words(house)) == lifecycle.DISK
     assert 'workdir run: No space left on device; make room' in capsys.readouterr().err
     assert checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1] == 20
