@@ -1,4 +1,4 @@
-"""Language models. The shape letters of the whole house, written once:
+"""Language models. Shape letters in names such as `query_BTHK`:
 
 B batch, T query position, S key position, D model width, H heads, G key-value heads, K per-head, F feed-forward,
 V vocabulary, N layers, M selected positions, R rank, P prompt length, C chunk.

@@ -1,4 +1,4 @@
-"""generation_config.json: the tokens that begin, end and pad a text, beside the settings that its makers sample with.
+"""generation_config.json: the tokens that begin, end and pad a text, and the sampling settings of the model's authors.
 
 https://huggingface.co/docs/transformers/main_classes/text_generation describes the fields.
 """
@@ -17,14 +17,14 @@ END = 'eos_token_id'
 def read(directory: str | Path) -> dict[str, Any]:
     """The fields of a directory's generation_config.json, {} without one.
 
-    `bos_token_id` and `pad_token_id` are those of config.json if it lacks them. `eos_token_id` is a list of the ids in
-    both files, each of which may hold a number, a list or null; negative ids, which stand for none, are left out.
+    If it lacks `bos_token_id` or `pad_token_id`, they are those of config.json. `eos_token_id` is a list of the ids in
+    both files, in each of which it may be a number, a list or null; negative ids, which mean none, are omitted.
 
-    Raises ValueError naming the file and the field if one is no JSON object or an id is no whole number.
+    InputError: a file is not a JSON object, or an id is not an integer.
     """
     directory = Path(directory)
     own, model = (_object(directory / name) for name in (FILE, 'config.json'))
-    fields = {name: value for name, value in own.items() if name != '_from_model_config'}  # it is a file of its own now
+    fields = {name: value for name, value in own.items() if name != '_from_model_config'}  # it is a separate file now
     for name in ('bos_token_id', 'pad_token_id'):
         ids = _ids(own, name, directory / FILE) or _ids(model, name, directory / 'config.json')
         fields.pop(name, None)
@@ -35,12 +35,12 @@ def read(directory: str | Path) -> dict[str, Any]:
 
 
 def fields_of(base: Mapping[str, Any], tokenizer, size: int, ends: Iterable[int] = ()) -> dict[str, Any]:
-    """The fields for a model trained on a base that has the fields `base` (`read`), {} for none.
+    """The fields for a model trained from a base with the fields `base` (`read`), or {}.
 
     Args:
-      tokenizer: a `data.Tokenizer`, whose begin and pad tokens are named if the base names none.
-      size: rows of the embedding; an id beyond them cannot be drawn and is left out.
-      ends: further tokens that end a text, beside the tokenizer's and the base's.
+      tokenizer: a `data.Tokenizer`; its begin and pad tokens are used if the base has none.
+      size: rows of the embedding; larger ids cannot be drawn and are omitted.
+      ends: further tokens that end a text, beside those of the tokenizer and the base.
     """
     pad = tokenizer.special_ids.get(tokenizer.config.get('pad_token'))
     roles = {'bos_token_id': tokenizer.begin_id} | ({} if pad is None else {'pad_token_id': pad})
@@ -59,7 +59,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _ids(fields: Mapping[str, Any], name: str, path: Path) -> list[int]:
-    """The ids that a field holds."""
+    """The ids in a field."""
     value = fields.get(name)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:

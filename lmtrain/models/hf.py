@@ -1,4 +1,4 @@
-"""What the families share: config.json read field by field, and the map between our paths and Hugging Face's keys."""
+"""Shared by the families: config.json read field by field, and the map between paths of leaves and keys of tensors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 from lmtrain.errors import InputError
 
-# Fields that change no output in evaluation, nor what is trained: other programs' defaults, names and versions.
+# Fields that change neither outputs nor training: defaults, names and versions of other programs.
 HARMLESS = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
@@ -25,7 +25,7 @@ HARMLESS = frozenset(
     xla_device
     """.split()
 )
-# Settings of text generation, which older files and many fine-tuned models repeat in config.json.
+# Settings of text generation, which older files and many fine-tuned models have in config.json.
 GENERATION = frozenset(
     """
     bad_words_ids begin_suppress_tokens chunk_size_feed_forward diversity_penalty do_sample early_stopping
@@ -35,7 +35,7 @@ GENERATION = frozenset(
     renormalize_logits repetition_penalty suppress_tokens temperature tie_encoder_decoder top_k top_p typical_p
     """.split()
 )
-# Tensors of older files that are no parameters: causal masks, rotary frequencies and position ids (buffers of modules).
+# Tensors of older files that are not parameters: causal masks, rotary frequencies and position ids (module buffers).
 BUFFERS = (
     r'(.*\.)?(attn|attention)\.(bias|masked_bias)|(.*\.)?rotary_emb\w*\.(\w*inv_freq|cos_cached|sin_cached)'
     r'|(.*\.)?embeddings\.(position|token_type)_ids'
@@ -62,31 +62,39 @@ def activation_name(activation: str, names: Mapping[str, str]) -> str:
 
 
 class Fields:
-    """The fields of a config.json. Every field must be read, because an unread one could change the function.
+    """The fields of a config.json. Every field must be read, because an unread one could change the outputs.
 
-    `ignore` are fields that the user declares to be without effect (config.init.ignore).
+    `ignore` are fields that the user declares to have no effect (config.init.ignore).
+
+    >>> fields = Fields({'model_type': 'llama', 'hidden_size': 64, 'new_field': 1})
+    >>> fields.take('hidden_size')
+    64
+    >>> fields.done()
+    Traceback (most recent call last):
+    ...
+    lmtrain.errors.InputError: config.json: new_field=1 is unknown for a llama and may change ...
     """
 
     def __init__(self, fields: Mapping[str, Any], ignore: Sequence[str] = ()):
-        self.left = dict(fields)
-        self.given = frozenset(fields)
+        self.unread = dict(fields)
+        self.names = frozenset(fields)
         self.ignore = tuple(ignore)
         self.family = fields['model_type']
 
     def take(self, name: str, default: Any = REQUIRED) -> Any:
-        """The value of a field; one without a default is a size. Raises ValueError where it is missing or no such."""
-        if name not in self.left and default is REQUIRED:
+        """The value of a field; without a default it must be a size. InputError: it is missing or has a wrong type."""
+        if name not in self.unread and default is REQUIRED:
             raise InputError(f'config.json of a {self.family} lacks {name}')
-        value = self.left.pop(name, default)
+        value = self.unread.pop(name, default)
         kinds = {bool: bool, int: int | float, float: int | float}.get(type(default), object)
         if default is REQUIRED and (type(value) is not int or value < 1):
-            raise InputError(f'config.json: {name}={value!r} of a {self.family} is no positive integer')
+            raise InputError(f'config.json: {name}={value!r} of a {self.family} is not a positive integer')
         if value is not None and not isinstance(value, kinds):
-            raise InputError(f'config.json: {name}={value!r} of a {self.family} must be like {default!r}')
+            raise InputError(f'config.json: {name}={value!r} of a {self.family} must have the type of {default!r}')
         return value
 
     def only(self, name: str, *values: Any) -> None:
-        """Raises ValueError where a field is there and has another value than those this model can have."""
+        """InputError: a field has another value than those that this family supports."""
         if (value := self.take(name, values[0])) not in values:
             raise InputError(
                 f'config.json: {name}={value!r} of a {self.family} is not supported, only '
@@ -94,19 +102,19 @@ class Fields:
             )
 
     def choose(self, name: str, choices: Mapping[str, str], default: Any = REQUIRED) -> str:
-        """Our word for a field's. Raises ValueError where there is none."""
+        """The name in `choices` for the value of a field. InputError: there is none."""
         if (value := self.take(name, default)) not in choices:
             raise InputError(f'config.json: {name}={value!r} of a {self.family} is none of {", ".join(choices)}')
         return choices[value]
 
     def done(self) -> None:
-        """Raises ValueError naming a field that nobody has read, or one of `ignore` that the family does read."""
-        if read := [name for name in self.ignore if name in self.given and name not in self.left]:
+        """InputError: a field has not been read, or one of `ignore` has."""
+        if read := [name for name in self.ignore if name in self.names and name not in self.unread]:
             raise InputError(
-                f'init.ignore has {read[0]!r}, which a {self.family} reads: it decides what the model computes'
+                f'init.ignore has {read[0]!r}, which a {self.family} reads: it changes what the model computes'
             )
-        for name, value in self.left.items():
-            # What is off in older files: output_scores: false, pruned_heads: {}, prefix: null.
+        for name, value in self.unread.items():
+            # Older files have fields that are off: output_scores: false, pruned_heads: {}, prefix: null.
             if name not in HARMLESS | GENERATION | {*self.ignore} and value not in (None, False, {}, []):
                 raise InputError(
                     f'config.json: {name}={value!r} is unknown for a {self.family} and may change what the model '
@@ -116,9 +124,9 @@ class Fields:
 
 
 def rope(fields: Fields, head_dim: int, max_len: int, *, theta: float = 10_000.0, partial: float | None = None) -> dict:
-    """{'rope_theta', 'rope_scaling', 'rotary_dim'} of rope_theta and rope_scaling, or of the newer rope_parameters.
+    """{'rope_theta', 'rope_scaling', 'rotary_dim'} from rope_theta and rope_scaling, or from the newer rope_parameters.
 
-    `partial` is the default of the share of a head that is turned, None where the family turns all of it.
+    `partial` is the default fraction of a head that is rotated; None if the family always rotates all of it.
     """
     old, new = fields.take('rope_scaling', None), fields.take('rope_parameters', None)
     top_theta, top_partial = fields.take('rope_theta', theta), fields.take('partial_rotary_factor', partial)
@@ -126,10 +134,10 @@ def rope(fields: Fields, head_dim: int, max_len: int, *, theta: float = 10_000.0
     return rope_of(old or new or {}, head_dim, max_len, top_theta, top_partial, original, partial is not None)
 
 
-def rope_of(found: Mapping, head_dim, max_len, theta, partial=None, original=None, may_be_partial=False) -> dict:
-    """The settings of one dict of rope parameters and of what stands beside it."""
-    # `finetuned` of the YaRN models' files: whether the model was trained with the scaling, which it always has here.
-    scaling = {name: value for name, value in found.items() if value is not None and name != 'finetuned'}
+def rope_of(parameters: Mapping, head_dim, max_len, theta, partial=None, original=None, may_be_partial=False) -> dict:
+    """The settings of one dict of rope parameters; the arguments are the fields outside of it."""
+    # `finetuned` in files of YaRN models: whether the model was trained with the scaling. It changes no output.
+    scaling = {name: value for name, value in parameters.items() if value is not None and name != 'finetuned'}
     kinds = {scaling.pop(name) for name in ('rope_type', 'type') if name in scaling}
     if len(kinds) > 1:
         raise InputError(f'config.json: rope_type and type of the rope parameters differ: {sorted(kinds)}')
@@ -159,7 +167,7 @@ def rope_of(found: Mapping, head_dim, max_len, theta, partial=None, original=Non
 
 
 def rope_fields(model) -> dict:
-    """{'rope_theta', 'rope_scaling'} as transformers 4 names them, which 5 reads too; undoes `rope`."""
+    """{'rope_theta', 'rope_scaling'}, the names of transformers 4, which 5 reads too; the inverse of `rope`."""
     scaling = {name: list(v) if isinstance(v, tuple) else v for name, v in model.rope_scaling}
     if scaling.get('rope_type') == 'dynamic':
         del scaling['original_max_position_embeddings']  # it is max_position_embeddings
@@ -171,7 +179,7 @@ def _tuple(value):
 
 
 def windows(window: int | None, layer_types: Sequence[str], num_layers: int) -> dict:
-    """{'window', 'global_layers'} of the kinds of the layers."""
+    """{'window', 'global_layers'} from the field layer_types."""
     kinds = ('sliding_attention', 'full_attention')
     if len(layer_types) != num_layers or set(layer_types) - set(kinds):
         raise InputError(f'config.json: layer_types={layer_types} are not {num_layers} of {" and ".join(kinds)}')
@@ -184,16 +192,20 @@ def windows(window: int | None, layer_types: Sequence[str], num_layers: int) -> 
 
 
 def layer_types(model) -> list[str]:
-    """Undoes `windows`."""
+    """The field layer_types; the inverse of `windows`."""
     return ['sliding_attention' if model.local(i) else 'full_attention' for i in range(model.num_layers)]
 
 
 class Entry(NamedTuple):
-    """One tensor of Hugging Face's and the leaves of ours that it holds, joined along their last dimension.
+    """One tensor in the files and the leaves that it holds, concatenated along their last dimension.
 
-    `key` has {layer} where `paths` lie in the stack, which begins at layer `first` (ModernBERT's first layer lacks a
-    norm). A `linear` weight is [out, in], ours is [in, out]. With `heads`, the leaves are interleaved head by head.
-    `also` are other keys under which files have the tensor.
+    Attributes:
+      paths: of the leaves.
+      key: of the tensor, with {layer} if the leaves are stacked over layers.
+      linear: the tensor is [out, in], while the leaves are [in, out].
+      heads: number of heads by which the leaves are interleaved; 0 if they are not.
+      also: other keys that files may have instead.
+      first: first layer with this tensor (ModernBERT's first layer lacks a norm).
     """
 
     paths: tuple[str, ...]
@@ -205,7 +217,7 @@ class Entry(NamedTuple):
 
 
 def size_fields(model) -> dict:
-    """The fields of config.json for sizes, under the names that most families share."""
+    """The fields of config.json for sizes, with the names that most families use."""
     return {
         'vocab_size': model.vocab_size,
         'max_position_embeddings': model.max_len,
@@ -217,7 +229,7 @@ def size_fields(model) -> dict:
 
 
 def split(entry: Entry, array: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
-    """Their tensor as our leaves, whose last dimensions are `widths`."""
+    """The leaves in a tensor; their last dimensions are `widths`."""
     x = array.T if entry.linear else array
     if entry.heads:
         x = x.reshape(*x.shape[:-1], entry.heads, len(widths), -1)
@@ -226,7 +238,7 @@ def split(entry: Entry, array: np.ndarray, widths: Sequence[int]) -> list[np.nda
 
 
 def join(entry: Entry, leaves: Sequence[np.ndarray]) -> np.ndarray:
-    """Our leaves as their tensor; undoes `split`."""
+    """The tensor of leaves; the inverse of `split`."""
     if entry.heads:
         x = np.stack([leaf.reshape(*leaf.shape[:-1], entry.heads, -1) for leaf in leaves], axis=-2)
         x = x.reshape(*x.shape[:-3], -1)
@@ -236,6 +248,6 @@ def join(entry: Entry, leaves: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def joined_shape(entry: Entry, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of what `join` makes of leaves of these shapes."""
+    """The shape of `join` of leaves with these shapes."""
     shape = *shapes[0][:-1], sum(shape[-1] for shape in shapes)
     return shape[::-1] if entry.linear else shape

@@ -1,4 +1,4 @@
-"""Models in and out of Hugging Face directories: config.json and safetensors, with neither torch nor transformers."""
+"""Reads and writes models in Hugging Face directories: config.json and safetensors, without torch or transformers."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from lmtrain.models.families.family import FAMILIES
 from lmtrain.models.hf import HARMLESS, Entry, Fields
 from lmtrain.models.transformer import Transformer
 
-# What a config.json does not say, and what a family leaves out.
+# Settings that a family need not give.
 DEFAULTS = {
     'norm_place': 'pre',
     'embed_norm': False,
@@ -35,11 +35,11 @@ DEFAULTS = {
     'remat': 'none',
     'attention': 'auto',
 }
-HOW = {'dropout', 'dtype', 'remat', 'unroll', 'attention'}  # settings that no file holds
+NOT_IN_FILES = {'dropout', 'dtype', 'remat', 'unroll', 'attention'}  # settings of a run, which no config.json has
 
 
 def put(path: str, array: np.ndarray) -> jax.Array:
-    """What `load_pretrained` makes of a leaf unless told otherwise."""
+    """The leaf on the default device."""
     return jnp.asarray(array)
 
 
@@ -52,29 +52,31 @@ def load_pretrained(
 ) -> tuple[Transformer, tree.Params]:
     """(model, params) of a directory with config.json and model.safetensors, or several files and their index.
 
-    A leaf is read, layer by layer, into one array of the host, and given to `place` before the next one is read.
+    A leaf is read, layer by layer, into one host array, and passed to `place` before the next one is read.
 
     Args:
-      place: (path, numpy array) -> what stands at that path of params; on a mesh, the array as the mesh holds it.
-      dtype: of the leaves; None leaves each as the file has it, the widest of its layers.
-      ignore: fields of config.json that are skipped although they are unknown.
-      model: what config.json says, but with a new head (`headed`): its leaves are read as far as the files have
-        them, without its last projection, whose outputs are other ones.
+      place: (path, numpy array) -> the leaf at that path, such as the array sharded over a mesh.
+      dtype: of the leaves; None keeps that of the file, for a stack the widest of its layers.
+      ignore: unknown fields of config.json that are skipped.
+      model: the model of config.json with a new head (`headed`). The leaves of the head are read if the files have
+        them, except those of its last projection, whose outputs differ.
 
-    Raises FileNotFoundError; ValueError naming the field of config.json that is missing, unknown or not supported, the
-    tensor that is missing, left over, or of another shape than the model's (both shapes), or what is wrong with a file.
+    Raises:
+      FileNotFoundError: no config.json or no weights.
+      InputError: a field of config.json is missing, unknown or not supported; a tensor is missing, superfluous or has
+        another shape than the model's (both shapes are named); or a file is malformed.
     """
     directory = Path(directory)
     own, tensors = model_of(read_config(directory), ignore), safetensors.find(directory)
-    plan = _plan(own, tensors, shapes_of(own))
+    plan = _match_all(own, tensors, shapes_of(own))
     if model:
-        plan = _in_files(model, tensors, shapes_of(model), partial=True)
+        plan = _match_tensors(model, tensors, shapes_of(model), partial=True)
     model = model or own
     pieces = _pieces(shapes_of(model))
-    shapes = {path: _joined(found) for path, found in pieces.items()}
+    shapes = {path: _stacked_shape(own) for path, own in pieces.items()}
     leaves = {}
     for entry, keys in plan:
-        # Layers may have different dtypes (some kept in float32 on purpose); one stack has one, in which each fits.
+        # Layers may have different dtypes (some models keep some in float32); a stack has one that represents all.
         kind = jnp.dtype(dtype or functools.reduce(jnp.promote_types, [tensors[key].dtype for key in keys]))
         widths = [shapes[path][-1] for path in entry.paths]
         if '{layer}' not in entry.key:
@@ -91,12 +93,12 @@ def load_pretrained(
 
 
 def shapes_in(directory, model: Transformer) -> tree.Params:
-    """The shapes of what `load_pretrained` reads for a model with a new head."""
+    """The shapes of the leaves that `load_pretrained` reads for a model with a new head."""
     shapes = shapes_of(model)
-    plan = _in_files(model, safetensors.find(Path(directory)), shapes, partial=True)
-    held = {path for entry, _ in plan for path in entry.paths}
-    pieces = {path: found for path, found in _pieces(shapes).items() if path in held}
-    return tree.unflatten({own: leaf for found in pieces.values() for own, leaf in found})
+    plan = _match_tensors(model, safetensors.find(Path(directory)), shapes, partial=True)
+    paths = {path for entry, _ in plan for path in entry.paths}
+    pieces = [own for path, own in _pieces(shapes).items() if path in paths]
+    return tree.unflatten({path: leaf for own in pieces for path, leaf in own})
 
 
 def save_pretrained(
@@ -108,72 +110,72 @@ def save_pretrained(
     like: Mapping | None = None,
     labels: Sequence[str] = (),
 ) -> None:
-    """Writes config.json and the weights, in one file or above 5 GB in several, that transformers opens alike.
+    """Writes config.json and the weights, above 5 GB in several files, for transformers and `load_pretrained`.
 
-    Tied weights stay tied. Weights that the directory held are replaced; every file appears whole or not at all.
+    Tied weights stay tied. Weights in the directory are replaced; every file is written atomically.
 
     Args:
-      dtype: of the tensors; None leaves each as it is.
-      like: a config.json, of the base, whose names, token ids and labels are kept.
-      labels: names of the classes, in the order of their numbers; () keeps those of `like` if there are as many.
+      dtype: of the tensors; None keeps that of each leaf.
+      like: config.json of the base, whose names, token ids and labels are copied.
+      labels: names of the classes, in the order of their numbers; () copies those of `like` if their number matches.
 
-    Raises ValueError where the model's settings cannot be said in its family's config.json, or where the leaves are not
-    those of the model: adapters are folded first.
+    InputError: the family's config.json cannot express the model's settings, or the leaves are not those of the model
+    (adapters must be folded first).
     """
     directory = Path(directory)
     config = config_of(model, like) | hf_heads.label_fields(model, labels)
     leaves = _pieces(params)
-    shapes = {path: _joined(found) for path, found in _pieces(shapes_of(model)).items()}
+    shapes = {path: _stacked_shape(own) for path, own in _pieces(shapes_of(model)).items()}
     for path in leaves.keys() ^ shapes.keys():
-        what = f'is missing, {shapes[path]}' if path in shapes else 'has no place in the files of its family'
+        what = f'is missing, {shapes[path]}' if path in shapes else 'is not in the files of its family'
         raise InputError(f'{path} {what}: a model is exported without added leaves (fold adapters first)')
-    for path, found in leaves.items():
-        if _joined(found) != shapes[path]:
-            raise InputError(f'{path} is {_joined(found)}, but {shapes[path]} by the settings of the model')
+    for path, own in leaves.items():
+        if _stacked_shape(own) != shapes[path]:
+            raise InputError(f'{path} is {_stacked_shape(own)}, but {shapes[path]} by the settings of the model')
     entries = entries_of(model)
     bare = FAMILIES[model.family].PREFIX if model.head == 'none' else ''
-    places = {}  # {key: (entry, layer)}
+    tensors = {}  # {key: (entry, layer)}
     for entry in entries:
         key = entry.key.removeprefix(bare)
         layers = range(entry.first, model.num_layers) if '{layer}' in key else [None]
-        places |= {key.format(layer=i): (entry, None if i is None else i - entry.first) for i in layers}
+        tensors |= {key.format(layer=i): (entry, None if i is None else i - entry.first) for i in layers}
 
-    def described(entry: Entry):
-        shape = hf.joined_shape(entry, [_one(shapes[path], entry) for path in entry.paths])
+    def shape_and_dtype(entry: Entry):
+        shape = hf.joined_shape(entry, [_layer_shape(shapes[path], entry) for path in entry.paths])
         return shape, np.dtype(jnp.dtype(dtype or leaves[entry.paths[0]][0][1].dtype))
 
-    @functools.lru_cache(maxsize=1)  # of the device's arrays, one entry is brought at a time
-    def fetched(entry: Entry):
+    @functools.lru_cache(maxsize=1)  # only the leaves of one entry are on the host at a time
+    def fetch(entry: Entry):
         parts = [[np.asarray(leaf) for _, leaf in leaves[path]] for path in entry.paths]
         return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
 
     def read(key: str):
-        entry, layer = places[key]
-        arrays = fetched(entry) if layer is None else [array[layer] for array in fetched(entry)]
-        return hf.join(entry, arrays).astype(described(entry)[1])
+        entry, layer = tensors[key]
+        arrays = fetch(entry) if layer is None else [array[layer] for array in fetch(entry)]
+        return hf.join(entry, arrays).astype(shape_and_dtype(entry)[1])
 
     directory.mkdir(parents=True, exist_ok=True)
-    safetensors.write(directory, {key: described(entry) for key, (entry, _) in places.items()}, read)
+    safetensors.write(directory, {key: shape_and_dtype(entry) for key, (entry, _) in tensors.items()}, read)
     # transformers 4 reads torch_dtype, 5 prefers dtype.
     config['dtype'] = config['torch_dtype'] = str(jnp.dtype(dtype or params['embed']['embedding'].dtype))
     write_json(directory / 'config.json', config, indent=2)
 
 
 def read_config(directory) -> dict:
-    """The config.json of a directory. Raises FileNotFoundError; ValueError where it is no JSON object."""
+    """The config.json of a directory. FileNotFoundError: there is none. InputError: it is not that of a model."""
     path = Path(directory) / 'config.json'
     if not path.is_file():
-        raise FileNotFoundError(f'{directory} holds no config.json: it is no directory of a Hugging Face model')
+        raise FileNotFoundError(f'{directory} has no config.json: it is not a directory of a Hugging Face model')
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get('model_type'), str):
-        raise InputError(f'{path} has no model_type: it is no config.json of a Hugging Face model')
+        raise InputError(f'{path} has no model_type: it is not the config.json of a Hugging Face model')
     return config
 
 
 def model_of(config: Mapping, ignore: Sequence[str] = ()) -> Transformer:
-    """The model of a config.json, without reading the unknown fields of `ignore`.
+    """The model of a config.json; unknown fields in `ignore` are skipped.
 
-    Raises ValueError naming the field that is missing, unknown or not supported.
+    InputError: a field is missing, unknown or not supported.
     """
     kind = config['model_type']
     if kind not in FAMILIES:
@@ -188,13 +190,11 @@ def model_of(config: Mapping, ignore: Sequence[str] = ()) -> Transformer:
         fields.done()
         return Transformer(**settings | {'family': kind, 'unroll': settings['num_layers']})
     except (TypeError, AttributeError) as error:
-        raise InputError(
-            f'config.json of a {kind} has a value of another kind than its field takes: {error}'
-        ) from error
+        raise InputError(f'config.json of a {kind} has a value of a wrong type: {error}') from error
 
 
 def config_of(model: Transformer, like: Mapping | None = None) -> dict:
-    """The config.json of a model; undoes `model_of`. Raises ValueError naming a setting that it cannot say."""
+    """The config.json of a model; the inverse of `model_of`. InputError: it cannot express a setting."""
     if model.family not in FAMILIES:
         raise InputError(
             f'model.family={model.family!r} is none of {", ".join(FAMILIES)}: only a model of one of these has '
@@ -204,32 +204,32 @@ def config_of(model: Transformer, like: Mapping | None = None) -> dict:
     if others := differences(model, read_as(model)):
         raise InputError(f'the config.json of a {model.family} has no {" and no ".join(others)}')
     tokens = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'))
-    kept = {name: value for name, value in (like or {}).items() if name in HARMLESS and name not in config}
-    if len(kept.get('id2label') or ()) != model.num_labels:  # the names of another head's labels
-        kept.pop('id2label', None), kept.pop('label2id', None)
-    return tokens | config | kept
+    copied = {name: value for name, value in (like or {}).items() if name in HARMLESS and name not in config}
+    if len(copied.get('id2label') or ()) != model.num_labels:  # the names of another head's labels
+        copied.pop('id2label', None), copied.pop('label2id', None)
+    return tokens | config | copied
 
 
 def _fields(model: Transformer) -> dict:
-    """The fields of config.json that a model decides."""
+    """The fields of config.json that the settings of a model decide."""
     module = FAMILIES[model.family]
     return {'model_type': model.family} | module.fields(model) | hf_heads.fields(model, module)
 
 
 def read_as(model: Transformer) -> Transformer:
-    """The model that the config.json of a model's family makes of its settings; `differences` compares the two."""
+    """A model after a round trip through the config.json of its family; `differences` compares the two."""
     return model_of(_fields(model))
 
 
 def differences(model: Transformer, other: Transformer) -> list[str]:
-    """The settings of `model` that `other` has not, each as "model.NAME=VALUE (only OTHER)"."""
+    """The settings that differ, each as "model.NAME=VALUE (only OTHER)"."""
 
     def value(settings: Transformer, name: str):
         if name == 'attention_scale' and not settings.attention_scale:
             return settings.head_dim**-0.5
         return getattr(settings, name)
 
-    names = [name for name in Transformer.__dataclass_fields__ if name not in (*HOW, 'family')]
+    names = [name for name in Transformer.__dataclass_fields__ if name not in (*NOT_IN_FILES, 'family')]
     return [
         f'model.{name}={getattr(model, name)!r} (only {getattr(other, name)!r})'
         for name in names
@@ -238,22 +238,22 @@ def differences(model: Transformer, other: Transformer) -> list[str]:
 
 
 def headed(model: Transformer, head: str, num_labels: int, pool: str = 'auto') -> Transformer | None:
-    """`model` with the head of transformers' class for a task, as `checkpoint_head.headed` has it.
+    """`model` with the head of transformers' class for a task; see hf_heads.headed.
 
-    A model without a family is treated as a decoder, whose classes have one form, or as BERT.
+    A model without a family is treated as LLaMA if it is causal, else as BERT.
     """
     module = FAMILIES[model.family or ('llama' if model.causal else 'bert')]
     return hf_heads.headed(model, module, head, num_labels, pool)
 
 
 def as_class(model: Transformer, head: str, num_labels: int, pool: str) -> Transformer | None:
-    """`headed` if that class computes no more than a projection at `pool`, as an added head does; else None."""
-    found = headed(model, head, num_labels, pool)
-    return found if found and not found.head_activation else None
+    """`headed` if the head of that class is one projection after `pool`, the same as an added head; else None."""
+    changed = headed(model, head, num_labels, pool)
+    return changed if changed and not changed.head_activation else None
 
 
 def no_class(model: Transformer) -> tuple[str, ...]:
-    """A line that says that transformers has no class for the head of a model, if it has none."""
+    """A note if transformers has no class for the head of a model."""
     family = FAMILIES.get(model.family)
     if family is None or not hf_heads.is_missing(model, family):
         return ()
@@ -261,22 +261,24 @@ def no_class(model: Transformer) -> tuple[str, ...]:
 
 
 def shared_head(old: Transformer, new: Transformer) -> dict[str, str]:
-    """{path in `old`: path in `new`} of the leaves of heads that have one key in the files of their family.
+    """{path in `old`: path in `new`} of the leaves of two heads that have the same key in the files of the family.
 
-    The last projection is none of them: its outputs are other ones.
+    Without those of the last projection, whose outputs differ.
     """
-    was = {entry.key: entry.paths for entry in entries_of(old)} if new.family else {}
-    shared = [(was[entry.key], entry.paths) for entry in entries_of(new) if entry.key in was] if was else []
+    if not new.family:
+        return {}
+    old_paths = {entry.key: entry.paths for entry in entries_of(old)}
+    shared = [(old_paths[entry.key], entry.paths) for entry in entries_of(new) if entry.key in old_paths]
     pairs = [pair for both in shared for pair in zip(*both, strict=True)]
     return {
-        ours: theirs
-        for ours, theirs in pairs
-        if theirs.startswith('task_head/') and not theirs.startswith('task_head/out/')
+        before: after
+        for before, after in pairs
+        if after.startswith('task_head/') and not after.startswith('task_head/out/')
     }
 
 
 def entries_of(model: Transformer) -> list[Entry]:
-    """Where each leaf of a model lies in its files."""
+    """The tensors in the files of a model and the leaves that each holds."""
     return hf_heads.entries(model, FAMILIES[model.family])
 
 
@@ -288,41 +290,43 @@ def shapes_of(model: Transformer) -> tree.Params:
 
 
 def _pieces(params) -> dict[str, list[tuple[str, Any]]]:
-    """{path in one whole stack: [(path, leaf) in every segment of the layers that has it]}."""
-    names, found = tree.segments(params), {}
+    """{path in one stack of all layers: [(path, leaf) in each segment of the layers, in order]}."""
+    names, pieces = tree.segments(params), {}
     for path, leaf in tree.flatten(params).items():
         head, _, rest = path.partition('/')
-        found.setdefault(f'layers/{rest}' if head in names else path, []).append((path, leaf))
+        pieces.setdefault(f'layers/{rest}' if head in names else path, []).append((path, leaf))
     return {
-        path: sorted(each, key=lambda piece: names.index(piece[0].split('/')[0])) if len(each) > 1 else each
-        for path, each in found.items()
+        path: sorted(own, key=lambda piece: names.index(piece[0].split('/')[0])) if len(own) > 1 else own
+        for path, own in pieces.items()
     }
 
 
-def _joined(pieces) -> tuple:
-    """The shape of the pieces of a stack, one behind the other."""
+def _stacked_shape(pieces) -> tuple:
+    """The shape of the concatenated pieces of a stack."""
     shapes = [leaf.shape for _, leaf in pieces]
     return shapes[0] if len(shapes) == 1 else (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
-def _one(shape: tuple, entry: Entry) -> tuple:
+def _layer_shape(shape: tuple, entry: Entry) -> tuple:
     """The shape of one layer."""
     return shape[1:] if '{layer}' in entry.key else shape
 
 
-def _in_files(model, tensors: Mapping, params: tree.Params, partial: bool = False) -> list[tuple[Entry, list[str]]]:
-    """Each entry of the family's map with the keys of its tensors, layer by layer.
+def _match_tensors(
+    model, tensors: Mapping, params: tree.Params, partial: bool = False
+) -> list[tuple[Entry, list[str]]]:
+    """Each entry of the family with the keys of its tensors, layer by layer.
 
-    partial: leaves of a task's head may be missing, and those of its last projection are left out.
+    partial: leaves of a task's head may be missing, and those of its last projection are skipped.
     """
     module = FAMILIES[model.family]
-    shapes = {path: _joined(found) for path, found in _pieces(params).items()}
-    # Files of the bare model, without a head, lack the name of its module.
+    shapes = {path: _stacked_shape(own) for path, own in _pieces(params).items()}
+    # Files of the bare model, without a head, lack the prefix.
     bare = not any(key.startswith(module.PREFIX) for key in tensors)
     plan, left = [], set(tensors)
     for entry in entries_of(model):
         layers = range(entry.first, model.num_layers) if '{layer}' in entry.key else [None]
-        wanted = hf.joined_shape(entry, [_one(shapes[path], entry) for path in entry.paths])
+        shape = hf.joined_shape(entry, [_layer_shape(shapes[path], entry) for path in entry.paths])
         if partial and entry.paths[0].startswith('task_head/out/'):
             continue
         keys = []
@@ -333,16 +337,17 @@ def _in_files(model, tensors: Mapping, params: tree.Params, partial: bool = Fals
             if key is None and partial and entry.paths[0].startswith('task_head/'):
                 break
             if key is None:
-                raise InputError(f'the weights lack {names[0]!r}, {wanted}{did_you_mean(names[0], left)}')
-            if tensors[key].shape != wanted:
-                raise InputError(f'{tensors[key].path}: {key!r} is {tensors[key].shape}, but {wanted} by config.json')
+                raise InputError(f'the weights lack {names[0]!r}, {shape}{did_you_mean(names[0], left)}')
+            if tensors[key].shape != shape:
+                raise InputError(f'{tensors[key].path}: {key!r} is {tensors[key].shape}, but {shape} by config.json')
             if not jnp.issubdtype(tensors[key].dtype, jnp.floating):
                 raise InputError(
-                    f'{tensors[key].path}: {key!r} is {tensors[key].dtype}: quantized weights are not read; take a '
-                    'directory with the weights in float32, bfloat16 or float16'
+                    f'{tensors[key].path}: {key!r} is {tensors[key].dtype}: quantized weights are not supported; use a '
+                    'directory with weights in float32, bfloat16 or float16'
                 )
             keys.append(key)
-        plan += [(entry, keys)] * bool(keys)
+        if keys:
+            plan.append((entry, keys))
         left -= set(keys)
     return plan
 
@@ -354,9 +359,9 @@ def _tied_keys(model) -> list[str]:
     return [key for entry in heads for key in (entry.key, *entry.also)] if model.tied else []
 
 
-def _plan(model, tensors: Mapping, params: tree.Params) -> list[tuple[Entry, list[str]]]:
-    """What `_in_files` finds, which must be all of the model and all of the files."""
-    module, plan = FAMILIES[model.family], _in_files(model, tensors, params)
+def _match_all(model, tensors: Mapping, params: tree.Params) -> list[tuple[Entry, list[str]]]:
+    """`_match_tensors` of a whole model. InputError: the files hold other tensors too."""
+    module, plan = FAMILIES[model.family], _match_tensors(model, tensors, params)
     left = set(tensors) - {key for _, keys in plan for key in keys}
     left = {key for key in left if not re.fullmatch(module.IGNORED, key.removeprefix(module.PREFIX))}
     head = next((key for key in _tied_keys(model) if key in left), None)
@@ -365,13 +370,13 @@ def _plan(model, tensors: Mapping, params: tree.Params) -> list[tuple[Entry, lis
         if not np.array_equal(tensors[head].read(), tensors[embedding].read()):
             raise InputError(
                 f'{head!r} is not {embedding!r}, though config.json ties them: set tie_word_embeddings to false there '
-                'if the model was trained with a head of its own'
+                'if the model was trained with an untied head'
             )
         left.remove(head)
     if left:
         key = min(left)
         raise InputError(
-            f'{tensors[key].path}: {key!r} {tensors[key].shape} has no place in a {model.family} of this config.json'
-            + (f' ({len(left)} tensors are left over)' if len(left) > 1 else '')
+            f'{tensors[key].path}: {key!r} {tensors[key].shape} is not part of a {model.family} with this config.json'
+            + (f' ({len(left)} tensors are superfluous)' if len(left) > 1 else '')
         )
     return plan

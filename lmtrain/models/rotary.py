@@ -1,4 +1,4 @@
-"""Positions as angles: rotary embeddings with the ways of stretching them, and fixed sinusoids."""
+"""Rotary position embeddings with their scalings for longer contexts, and fixed sinusoidal embeddings."""
 
 import math
 
@@ -8,10 +8,10 @@ import numpy as np
 
 from lmtrain.errors import InputError
 
-# Fields of each way of stretching, as Hugging Face's rope_scaling names them: those it must have, those it may have.
+# Required and optional fields of each scaling, with the names in Hugging Face's rope_scaling.
 SCALINGS = {
     'linear': ({'factor'}, set()),  # arXiv 2306.15595
-    'dynamic': ({'factor', 'original_max_position_embeddings'}, set()),  # NTK-aware, by the length of the row
+    'dynamic': ({'factor', 'original_max_position_embeddings'}, set()),  # NTK-aware, by the length of the document
     'llama3': ({'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'}, set()),
     'yarn': (  # arXiv 2309.00071
         {'factor', 'original_max_position_embeddings'},
@@ -25,18 +25,18 @@ SCALINGS = {
 
 
 def by_length(scaling) -> bool:
-    """Whether the angles of a position depend on the length of its row."""
+    """Whether the angles of a position depend on the length of its document."""
     return dict(scaling).get('rope_type') in ('dynamic', 'longrope')
 
 
 def reread_after(scaling) -> int:
-    """The number of positions beyond which the angles of all positions of a row change at once; 0 is none."""
+    """Number of positions after which the angles of all positions of a text change at once; 0: never."""
     fields = dict(scaling)
     return fields['original_max_position_embeddings'] if fields.get('rope_type') == 'longrope' else 0
 
 
 def check_scaling(scaling, rotary_dim: int) -> None:
-    """Raises ValueError naming the field where `scaling`, pairs of names and values, is not one of SCALINGS."""
+    """InputError: `scaling`, pairs of names and values, is none of SCALINGS."""
     fields = dict(scaling)
     kind = fields.pop('rope_type', None)
     if kind not in SCALINGS:
@@ -58,18 +58,21 @@ def check_scaling(scaling, rotary_dim: int) -> None:
 def rotary_angles(positions_BT, rotary_dim: int, theta: float, scaling=(), length=None):
     """(cos, sin), float32 [B, T, R/2], of position / theta^(2i/R) (RoFormer, arXiv 2104.09864), R = rotary_dim.
 
-    `scaling` stretches the angles (SCALINGS). 'dynamic' and 'longrope' depend on the number of positions of the row,
-    `length` int32 [B, T] or [B, 1]: the row of a position is its own document, so padding, neighbours in a batch or in
-    a packed row, micro-batches and devices change nothing. transformers takes the longest row of a batch instead; the
-    two agree on a row alone.
+    `scaling` changes the angles (SCALINGS). 'dynamic' and 'longrope' depend on the length of the document of each
+    position, `length` int32 [B, T] or [B, 1]. So padding, the rest of a batch or of a packed row, micro-batches and
+    devices change nothing. transformers uses the longest row of a batch instead; both agree for a single row.
 
-    With a cache, `length` is the length so far, and what is stored keeps the angles of the length that it was stored
-    at. For 'longrope' they change once, after `reread_after` positions; there inference.sample reads the whole text
-    again, as transformers does for Phi-3, so that a text is continued as training reads it. For 'dynamic' they change
-    with every token beyond the original length: what is stored then differs from what training on the whole text would
-    compute, as in transformers.
+    With a cache, `length` is the current length, and cached keys keep the angles of the length at which they were
+    computed. For 'longrope' the angles change once, after `reread_after` positions; then inference.sample prefills the
+    whole text again, same as transformers for Phi-3, so that generation agrees with training. For 'dynamic' they change
+    with every token beyond the original length: cached keys then differ from those that training on the whole text
+    computes, same as transformers.
+
+    >>> cos, sin = rotary_angles(jnp.arange(3)[None], rotary_dim=4, theta=10_000.0)
+    >>> cos.shape, bool(jnp.allclose(sin[0, :, 0], jnp.sin(jnp.arange(3))))
+    ((1, 3, 2), True)
     """
-    frequencies, factor = stretched(rotary_dim, theta, dict(scaling), length)
+    frequencies, factor = scaled_frequencies(rotary_dim, theta, dict(scaling), length)
     frequencies = jnp.expand_dims(frequencies, range(3 - frequencies.ndim))
     angles = positions_BT.astype(jnp.float32)[..., None] * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -77,22 +80,23 @@ def rotary_angles(positions_BT, rotary_dim: int, theta: float, scaling=(), lengt
 
 
 def lengths(segments_BT, all_positions_BS, all_segments_BS):
-    """int32 [B, T], or [B, 1] without segments: the positions of each token's document, 1 + the largest of its segment.
+    """int32 [B, T], or [B, 1] without segments: the length of each token's document, 1 + the largest position in it.
 
-    The last two are those of the whole rows, of which T tokens are here.
+    The last two arguments are those of whole rows, of which `segments_BT` may be a part.
     """
     if segments_BT is None:
         return 1 + jnp.max(all_positions_BS, axis=1, keepdims=True)
 
     def of_row(segments_T, positions_S, all_segments_S):
-        known_S = jnp.sort(all_segments_S)  # the first place of an id is its slot: ids may be any numbers
-        longest_S = jnp.zeros_like(positions_S).at[jnp.searchsorted(known_S, all_segments_S)].max(positions_S)
-        return 1 + longest_S[jnp.searchsorted(known_S, segments_T)]
+        # Ids may be any numbers: the index of an id's first occurrence in the sorted ids is its slot.
+        sorted_S = jnp.sort(all_segments_S)
+        longest_S = jnp.zeros_like(positions_S).at[jnp.searchsorted(sorted_S, all_segments_S)].max(positions_S)
+        return 1 + longest_S[jnp.searchsorted(sorted_S, segments_T)]
 
     return jax.vmap(of_row)(segments_BT, all_positions_BS, all_segments_BS)
 
 
-def stretched(rotary_dim: int, theta: float, scaling: dict, length=None):
+def scaled_frequencies(rotary_dim: int, theta: float, scaling: dict, length=None):
     """(frequencies float32, [R/2] or [B, T, R/2], the factor of cos and sin); `length` as in rotary_angles."""
     exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)
     plain = 1 / np.float32(theta) ** exponents
@@ -108,7 +112,7 @@ def stretched(rotary_dim: int, theta: float, scaling: dict, length=None):
         return 1 / base ** exponents[None, None], 1
     if kind == 'llama3':
         low, high = scaling['low_freq_factor'], scaling['high_freq_factor']
-        turns = original * plain / (2 * math.pi)  # that a frequency makes within the original length
+        turns = original * plain / (2 * math.pi)  # rotations within the original length
         smooth = np.clip((turns - low) / (high - low), 0, 1)
         return ((1 - smooth) * plain / factor + smooth * plain).astype(np.float32), 1
     if kind == 'longrope':
@@ -140,7 +144,7 @@ def yarn(
         return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
     def dimension(turns):
-        """The dimension that makes so many turns within the original length."""
+        """The dimension with this number of rotations within the original length."""
         return len(plain) * math.log(original_max_position_embeddings / (turns * 2 * math.pi)) / math.log(theta)
 
     low, high = dimension(beta_fast), dimension(beta_slow)
@@ -154,7 +158,7 @@ def yarn(
 
 
 def rotate(x_BTHK, cos, sin):
-    """Turns the pairs (x[i], x[i + R/2]) of the first R of K by their angles: LLaMA's layout of the pairs."""
+    """Rotates the pairs (x[i], x[i + R/2]) of the first R of K dimensions by their angles (LLaMA's layout)."""
     half = cos.shape[-1]
     x = x_BTHK.astype(jnp.float32)
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -163,6 +167,6 @@ def rotate(x_BTHK, cos, sin):
 
 
 def sinusoids(positions_BT, width: int):
-    """Fixed positions, float32 [B, T, D] (arXiv 1706.03762, section 3.5), over sqrt(D) lest they drown tokens."""
+    """Fixed embeddings float32 [B, T, D] (arXiv 1706.03762, section 3.5), divided by sqrt(D), the scale of tokens."""
     cos, sin = rotary_angles(positions_BT, width, 10_000.0)
     return jnp.concatenate([sin, cos], axis=-1)[..., :width] * width**-0.5

@@ -1,4 +1,4 @@
-"""Weights of a directory, tensor by tensor: one safetensors file, or several with an index. No pickle is ever read."""
+"""Weights of a directory, tensor by tensor: one safetensors file, or several with an index. Pickles are never read."""
 
 import json
 import math
@@ -25,18 +25,18 @@ DTYPES = {
     'U8': np.uint8,
     'BOOL': np.bool_,
 }
-NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-SHARD = 5 * 10**9  # bytes of a file, as Hugging Face cuts them
-WHOLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+MAX_FILE_SIZE = 5 * 10**9  # bytes, the same as transformers
+SINGLE_FILE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies; `read` brings it."""
+    """The place of a tensor in a file."""
 
     path: Path
     dtype: np.dtype
     shape: tuple[int, ...]
-    start: int  # of its bytes in the file
+    start: int  # offset of its first byte in the file
 
     def read(self) -> np.ndarray:
         raw = np.fromfile(self.path, np.uint8, math.prod(self.shape) * self.dtype.itemsize, offset=self.start)
@@ -46,67 +46,65 @@ class Tensor(NamedTuple):
 def find(directory: Path) -> dict[str, Tensor]:
     """{key: Tensor} of model.safetensors, or of the files that model.safetensors.index.json names.
 
-    Raises FileNotFoundError where there are no weights, ValueError where they are pickled, or where headers or index
-    do not tell the truth.
+    FileNotFoundError: there are no weights. InputError: they are pickled, or headers and index contradict the files.
     """
     files = {path.name: path for path in sorted(directory.glob('*.safetensors'))}
-    if WHOLE in files:
-        return header(files[WHOLE])
+    if SINGLE_FILE in files:
+        return header(files[SINGLE_FILE])
     index = directory / INDEX
     if not index.is_file():
         pickled = [path.name for path in sorted(directory.iterdir()) if path.suffix in ('.bin', '.pt', '.pth', '.ckpt')]
         if pickled:
             raise InputError(
-                f'{directory / pickled[0]} is a pickle, which can run any code when it is opened: it is not read. '
-                'Have its publisher, or transformers in a sandbox, save it as safetensors'
+                f'{directory / pickled[0]} is a pickle, which can execute any code when it is opened: it is not read. '
+                'Convert it to safetensors with transformers in a sandbox, or ask its publisher to'
             )
-        raise FileNotFoundError(f'{directory} holds neither {WHOLE} nor {INDEX}')
-    places = _json(index.read_bytes(), index).get('weight_map')
-    if not isinstance(places, dict) or not places:
+        raise FileNotFoundError(f'{directory} has neither {SINGLE_FILE} nor {INDEX}')
+    files_by_key = _json(index.read_bytes(), index).get('weight_map')
+    if not isinstance(files_by_key, dict) or not files_by_key:
         raise InputError(f'{index}: "weight_map" is missing or empty')
     tensors: dict[str, Tensor] = {}
-    for name in sorted({str(name) for name in places.values()}):
-        if name not in files:  # compared, never made into a path
-            raise FileNotFoundError(f'{index} names {name!r}, which is no .safetensors file of {directory}')
-        found = header(files[name])
-        for key in found:
-            if places.get(key) != name:
-                raise InputError(f'{files[name]} holds {key!r}, which {index.name} puts in {places.get(key)!r}')
-        tensors |= found
-    if missing := places.keys() - tensors.keys():
+    for name in sorted({str(name) for name in files_by_key.values()}):
+        if name not in files:  # compared with names of files, never used as a path
+            raise FileNotFoundError(f'{index} names {name!r}, which is not a .safetensors file in {directory}')
+        own = header(files[name])
+        for key in own:
+            if files_by_key.get(key) != name:
+                raise InputError(
+                    f'{files[name]} contains {key!r}, which {index.name} assigns to {files_by_key.get(key)!r}'
+                )
+        tensors |= own
+    if missing := files_by_key.keys() - tensors.keys():
         key = min(missing)
-        raise InputError(f'{index} puts {key!r} in {places[key]}, which does not hold it')
+        raise InputError(f'{index} assigns {key!r} to {files_by_key[key]}, which does not contain it')
     return tensors
 
 
 def header(path: Path) -> dict[str, Tensor]:
-    """{key: Tensor} of one file, after 8 bytes of length and a JSON header (github.com/huggingface/safetensors).
+    """{key: Tensor} of one file: 8 bytes of length, a JSON header, the data (github.com/huggingface/safetensors).
 
-    Raises ValueError naming the file and the key where the header is cut short, where a dtype is unknown, or where the
-    tensors do not fill the rest of the file one after the other.
+    InputError, with file and key: the header is truncated, a dtype is unknown, or the tensors do not fill the data.
     """
     size = path.stat().st_size
     with path.open('rb') as file:
         length = int.from_bytes(file.read(8), 'little')
         if size < 8 or length > size - 8:
-            raise InputError(
-                f'{path} is truncated or no safetensors: {size} bytes, and a header of {length} is promised'
-            )
-        about = _json(file.read(length), path)
-    about.pop('__metadata__', None)
+            raise InputError(f'{path} is truncated or not a safetensors file: {size} bytes, but a header of {length}')
+        entries = _json(file.read(length), path)
+    entries.pop('__metadata__', None)
     tensors, spans = {}, []
-    for key, entry in about.items():
+    for key, entry in entries.items():
         if not isinstance(entry, dict) or entry.keys() != {'dtype', 'shape', 'data_offsets'}:
-            raise InputError(f'{path}: {key!r} is described by {str(entry)[:80]}, not by dtype, shape and data_offsets')
+            raise InputError(f'{path}: {key!r} has the entry {str(entry)[:80]}, not dtype, shape and data_offsets')
         if entry['dtype'] not in DTYPES:
-            raise InputError(f'{path}: {key!r} has dtype {entry["dtype"]!r}, which is none of {", ".join(DTYPES)}')
+            raise InputError(f'{path}: {key!r} has dtype {entry["dtype"]!r}, not one of {", ".join(DTYPES)}')
         numbers = [entry['shape'], entry['data_offsets']]
         if not all(isinstance(n, list) and all(type(i) is int and i >= 0 for i in n) for n in numbers):
             raise InputError(f'{path}: {key!r} has shape {entry["shape"]} and data_offsets {entry["data_offsets"]}')
         dtype, shape, offsets = np.dtype(DTYPES[entry['dtype']]), tuple(entry['shape']), entry['data_offsets']
         if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
             raise InputError(
-                f'{path}: {key!r} lies at {offsets}, but {list(shape)} of {dtype} are '
+                f'{path}: {key!r} has data_offsets {offsets}, but {list(shape)} of {dtype} are '
                 f'{math.prod(shape) * dtype.itemsize} bytes'
             )
         tensors[key] = Tensor(path, dtype, shape, 8 + length + offsets[0])
@@ -114,48 +112,51 @@ def header(path: Path) -> dict[str, Tensor]:
     end = 0
     for start, stop, key in sorted(spans):
         if start != end:
-            raise InputError(f'{path}: {key!r} begins at byte {start} of the data, but what comes before ends at {end}')
+            raise InputError(
+                f'{path}: {key!r} begins at byte {start} of the data, but the tensor before it ends at {end}'
+            )
         end = stop
     if end != size - 8 - length:
-        raise InputError(
-            f'{path} is truncated or too long: {size - 8 - length} bytes of data, the header tells of {end}'
-        )
+        raise InputError(f'{path} is truncated or too long: {size - 8 - length} bytes of data, but {end} in the header')
     return tensors
 
 
-def write(directory: Path, tensors: Mapping[str, tuple[tuple, np.dtype]], read: Callable, shard: int = SHARD) -> None:
-    """Writes `tensors` {key: (shape, dtype)}, asking read(key) for one at a time; files appear whole or not at all.
+def write(
+    directory: Path, tensors: Mapping[str, tuple[tuple, np.dtype]], read: Callable, max_size: int = MAX_FILE_SIZE
+) -> None:
+    """Writes `tensors` {key: (shape, dtype)}, one read(key) at a time, atomically.
 
-    Above `shard` bytes the file is cut in several with an index. Weights of an earlier write are removed.
+    Above `max_size` bytes the weights are divided into several files with an index. Weights of an earlier write are
+    removed.
     """
     files: list[list[str]] = [[]]
     sizes = {key: math.prod(shape) * np.dtype(dtype).itemsize for key, (shape, dtype) in tensors.items()}
     for key in tensors:
-        if files[-1] and sum(sizes[k] for k in files[-1]) + sizes[key] > shard:
+        if files[-1] and sum(sizes[k] for k in files[-1]) + sizes[key] > max_size:
             files.append([])
         files[-1].append(key)
     names = [f'model-{i:05}-of-{len(files):05}.safetensors' for i in range(1, len(files) + 1)]
     if len(files) == 1:
-        names = [WHOLE]
+        names = [SINGLE_FILE]
     for name, keys in zip(names, files, strict=True):
         write_file(directory / name, {key: tensors[key] for key in keys}, read)
     if len(files) > 1:
-        places = {key: name for name, keys in zip(names, files, strict=True) for key in keys}
-        index = {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': places}
+        files_by_key = {key: name for name, keys in zip(names, files, strict=True) for key in keys}
+        index = {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': files_by_key}
         write_json(directory / INDEX, index, indent=2)
     for path in directory.iterdir():
-        ours = re.fullmatch(r'model(-\d{5}-of-\d{5})?\.safetensors', path.name)
-        if ours and path.name not in names or path.name == INDEX and len(files) == 1:
+        is_weights = re.fullmatch(r'model(-\d{5}-of-\d{5})?\.safetensors', path.name)
+        if is_weights and path.name not in names or path.name == INDEX and len(files) == 1:
             path.unlink()
 
 
 def write_file(path: Path, tensors: Mapping[str, tuple[tuple, np.dtype]], read: Callable) -> None:
-    """One file of `tensors` {key: (shape, dtype)}, asking read(key) for one at a time."""
-    about, end = {'__metadata__': {'format': 'pt'}}, 0
+    """Writes one file of `tensors` {key: (shape, dtype)}, one read(key) at a time."""
+    entries, end = {'__metadata__': {'format': 'pt'}}, 0
     for key, (shape, dtype) in tensors.items():
         offsets = [end, end := end + math.prod(shape) * np.dtype(dtype).itemsize]
-        about[key] = {'dtype': NAMES[np.dtype(dtype)], 'shape': list(shape), 'data_offsets': offsets}
-    raw = json.dumps(about).encode()
+        entries[key] = {'dtype': DTYPE_NAMES[np.dtype(dtype)], 'shape': list(shape), 'data_offsets': offsets}
+    raw = json.dumps(entries).encode()
     raw += b' ' * (-len(raw) % 8)  # so that tensors are aligned
 
     def chunks():

@@ -1,4 +1,4 @@
-"""The settings of a transformer, and what contradicts what among them."""
+"""The settings of a transformer, and the checks of their consistency."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -52,9 +52,9 @@ CHOICES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings of a model; configs/base.py says what each means.
+    """Settings of a model; configs/base.py describes each.
 
-    Raises ValueError, naming the field, where settings contradict each other.
+    InputError, with the field: a setting is out of range or contradicts another.
     """
 
     vocab_size: int
@@ -85,7 +85,7 @@ class Settings:
     remat: str
     unroll: int
     attention: str
-    # What single families add, all of it off by default.
+    # Options of single families, all off by default.
     family: str = ''
     biased: tuple[str, ...] = ()
     parallel: bool = False
@@ -99,7 +99,7 @@ class Settings:
     first_norm: bool = True
     token_types: int = 0
     position_offset: int = 0
-    vocab_fill: int = 0  # rows of the tables beyond vocab_size that stand for no token (lmtrain.parallel.vocab_padding)
+    vocab_fill: int = 0  # padding rows of the tables (lmtrain.parallel.vocab_padding)
     # The head of a checkpoint that was trained for a task (task_head.py).
     head: str = 'lm'
     num_labels: int = 0
@@ -109,7 +109,7 @@ class Settings:
 
     def __post_init__(self):
         for name in ('biased', 'rope_scaling', 'global_layers'):
-            object.__setattr__(self, name, tuples(getattr(self, name)))  # lists, where they come from JSON
+            object.__setattr__(self, name, tuples(getattr(self, name)))  # JSON has lists
         self.check()
 
     def has_bias(self, name: str) -> bool:
@@ -117,7 +117,7 @@ class Settings:
         return self.bias or name in self.biased
 
     def local(self, layer: int) -> bool:
-        """Whether a layer sees a window alone."""
+        """Whether a layer has a sliding window."""
         return bool(self.window) and layer not in self.global_layers
 
     def unsupported_reason(self, kernel: str, length: int, capability: tuple[int, ...] = ()) -> str:
@@ -128,7 +128,7 @@ class Settings:
         return unsupported_reason(kernel, length, **properties)
 
     def check(self):
-        """Raises ValueError where a setting is unknown, out of range or at odds with another."""
+        """InputError: a setting is unknown, out of range or contradicts another."""
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 hint = did_you_mean(str(value), choices)
@@ -150,9 +150,11 @@ class Settings:
                 raise InputError(
                     f'model.{part}={getattr(self, part)} does not divide model.{whole}={getattr(self, whole)}'
                 )
-        turned = 'rotary_dim' if self.rotary_dim else 'head_dim'
-        if self.positions == 'rotary' and getattr(self, turned) % 2:
-            raise InputError(f"model.{turned}={getattr(self, turned)} is odd, but positions='rotary' turns pairs")
+        dimension = 'rotary_dim' if self.rotary_dim else 'head_dim'
+        if self.positions == 'rotary' and getattr(self, dimension) % 2:
+            raise InputError(
+                f"model.{dimension}={getattr(self, dimension)} is odd, but positions='rotary' rotates pairs"
+            )
         if self.rotary_dim > self.head_dim:
             raise InputError(f'model.rotary_dim={self.rotary_dim} is more than model.head_dim={self.head_dim}')
         if self.rope_scaling:
@@ -165,7 +167,7 @@ class Settings:
             raise InputError(f'model.global_layers={self.global_layers} are not all of {self.num_layers} layers')
         if not self.window and (self.global_layers or self.local_rope_theta):
             name = 'global_layers' if self.global_layers else 'local_rope_theta'
-            raise InputError(f'model.{name}={getattr(self, name)} means nothing where model.window is 0')
+            raise InputError(f'model.{name}={getattr(self, name)} has no effect if model.window is 0')
         if not self.first_norm and (self.norm_place != 'pre' or self.num_layers < 2):
             raise InputError("model.first_norm=False needs norm_place='pre' and two layers or more")
         if HEAD_KINDS[self.head].has_outputs and self.num_labels < 1:
@@ -183,5 +185,5 @@ class Settings:
 
 
 def tuples(value):
-    """Lists as tuples, however deep: settings are keys of compiled programs, so they must hash."""
+    """Nested lists as nested tuples: settings are static arguments of compiled programs, so they must be hashable."""
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""The head of a checkpoint that was trained for a task: classes of a row, tags of its tokens, or ends of a span."""
+"""The head of a checkpoint for a task: classes of a row, tags of its tokens, or start and end of a span."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ ACTIVATIONS = UNGATED | {'tanh': jnp.tanh}
 class TaskHead(nn.Module):
     """{'logits': float32}, [B, C] under model.head='classify', [B, T, C] under 'tag' and 'span' (C = 2: start and end).
 
-    Under 'none' there are no scores, but BERT's pooler may be there: {'pooled': [B, D]}.
+    Under 'none' there are no scores, but BERT may have a pooler: {'pooled': [B, D]}.
 
-    Where `model.head_activation` is set, a transform comes before them: BERT's pooler and RoBERTa's head are 'tanh' of
-    a projection; ModernBERT's prediction head is another activation and a norm.
+    With `model.head_activation`, a transform precedes the scores: BERT's pooler and RoBERTa's head are 'tanh' of a
+    projection; ModernBERT's prediction head is another activation and a norm.
     """
 
     model: Any
@@ -29,7 +29,7 @@ class TaskHead(nn.Module):
         """`segment_ids` int32 [B, T], 0 at padding; None: every token is real.
 
         A soft prompt is part of x and counts as real: the pooling 'first' reads its first embedding, and 'mean'
-        includes it, as in PEFT, which passes the embeddings of the prompt and the text to the class of the task.
+        includes it, same as PEFT, which passes the embeddings of prompt and text to the class of the task.
         """
         m = self.model
         if m.head == 'none' and not m.head_activation:

@@ -56,7 +56,7 @@ def test_every_field_that_a_family_reads_has_a_case_that_is_not_its_default(monk
     class Recorder(hf.Fields):
         def take(self, name, default=hf.REQUIRED):
             given = super().take(name, default)
-            read[self.family, name] |= {given not in (default, None) and name in self.given}
+            read[self.family, name] |= {given not in (default, None) and name in self.names}
             return given
 
         def only(self, name, *values):

@@ -134,7 +134,7 @@ def test_weights_in_several_files(tmp_path):
     folder = directory(tmp_path, 'gpt2')
     whole = read(folder)
     _, expected = load_pretrained(folder)
-    write(folder, whole, shard=20_000)
+    write(folder, whole, max_size=20_000)
     names = sorted(path.name for path in folder.glob('*.safetensors*'))
     assert names[0] == f'model-00001-of-{len(names) - 1:05}.safetensors' and len(names) > 3, names
     assert all((folder / name).stat().st_size < 30_000 for name in names)
@@ -142,15 +142,15 @@ def test_weights_in_several_files(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_pretrained(folder)[1], expected)
 
     index = folder / 'model.safetensors.index.json'
-    told = json.loads(index.read_text())
-    places = told['weight_map']
-    key = next(iter(places))
+    content = json.loads(index.read_text())
+    files_by_key = content['weight_map']
+    key = next(iter(files_by_key))
     for change, message in (
-        ({key: f'../{names[0]}'}, 'is no .safetensors file of'),
-        ({key: names[-2]}, f"puts '{key}' in {names[-2]}, which does not hold it"),
-        ({'lost': names[0]}, "puts 'lost' in"),
+        ({key: f'../{names[0]}'}, 'is not a .safetensors file in'),
+        ({key: names[-2]}, f"assigns '{key}' to {names[-2]}, which does not contain it"),
+        ({'lost': names[0]}, "assigns 'lost' to"),
     ):
-        index.write_text(json.dumps({'weight_map': places | change}))
+        index.write_text(json.dumps({'weight_map': files_by_key | change}))
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             load_pretrained(folder)
     write(folder, whole)
@@ -179,11 +179,11 @@ def test_a_tied_head_in_the_file_is_the_embedding(tmp_path):
 CONFIGS = [
     ({'model_type': 'llamma'}, "model_type='llamma' is none of .*did you mean 'llama'"),
     ({'architectures': ['LlamaForSomething']}, 'LlamaForSomething'),
-    ({'hidden_size': '32'}, "hidden_size='32' of a llama is no positive integer"),
-    ({'num_attention_heads': 0}, 'num_attention_heads=0 of a llama is no positive integer'),
-    ({'rms_norm_eps': '1e-5'}, "rms_norm_eps='1e-5' of a llama must be like 1e-06"),
-    ({'tie_word_embeddings': 'no'}, "tie_word_embeddings='no' of a llama must be like False"),
-    ({'num_key_value_heads': '2'}, 'a llama has a value of another kind than its field takes'),
+    ({'hidden_size': '32'}, "hidden_size='32' of a llama is not a positive integer"),
+    ({'num_attention_heads': 0}, 'num_attention_heads=0 of a llama is not a positive integer'),
+    ({'rms_norm_eps': '1e-5'}, "rms_norm_eps='1e-5' of a llama must have the type of 1e-06"),
+    ({'tie_word_embeddings': 'no'}, "tie_word_embeddings='no' of a llama must have the type of False"),
+    ({'num_key_value_heads': '2'}, 'a llama has a value of a wrong type'),
     ({'hidden_size': None}, 'a llama lacks hidden_size'),
     ({'hidden_act': 'gelu_quick'}, "hidden_act='gelu_quick' of a llama is none of"),
     ({'rope_scaling': {'rope_type': 'proportional', 'factor': 2.0}}, "rope_type='proportional' is none of"),
@@ -285,7 +285,7 @@ TENSORS = [
         lambda x: x.update({'model.layers.2.mlp.up_proj.weight': x[NORM]}),
         "'model.layers.2.mlp.up_proj.weight' .32,. has no",
     ),
-    (lambda x: x.update({NORM: x[NORM].astype(np.int8)}), f"'{NORM}' is int8: quantized weights are not read"),
+    (lambda x: x.update({NORM: x[NORM].astype(np.int8)}), f"'{NORM}' is int8: quantized weights are not supported"),
 ]
 
 
@@ -309,27 +309,30 @@ def tensor(start, stop, shape=(2,), dtype='F32', **more):
 
 
 FILES = {
-    'empty': (b'', 'truncated or no safetensors: 0 bytes'),
-    'no header': (struct.pack('<Q', 100) + b'{}', 'a header of 100 is promised'),
-    'huge header': (b'\xff' * 16, 'is promised'),
+    'empty': (b'', 'truncated or not a safetensors file: 0 bytes'),
+    'no header': (struct.pack('<Q', 100) + b'{}', 'but a header of 100'),
+    'huge header': (b'\xff' * 16, 'but a header of'),
     'no json': (struct.pack('<Q', 4) + b'{]}}', 'invalid JSON'),
     'a list': (struct.pack('<Q', 2) + b'[]', 'expected a JSON object'),
     'twice': (struct.pack('<Q', 13) + b'{"a":1,"a":2}', 'twice'),
-    'truncated data': (header(a=tensor(0, 8)) + b'\0' * 4, '4 bytes of data, the header tells of 8'),
-    'more data': (header(a=tensor(0, 8)) + b'\0' * 12, '12 bytes of data, the header tells of 8'),
+    'truncated data': (header(a=tensor(0, 8)) + b'\0' * 4, '4 bytes of data, but 8 in the header'),
+    'more data': (header(a=tensor(0, 8)) + b'\0' * 12, '12 bytes of data, but 8 in the header'),
     'a hole': (header(a=tensor(0, 8), b=tensor(12, 20)) + b'\0' * 20, "'b' begins at byte 12 .* ends at 8"),
     'overlap': (header(a=tensor(0, 8), b=tensor(4, 12)) + b'\0' * 12, "'b' begins at byte 4 .* ends at 8"),
-    'wrong size': (header(a=tensor(0, 8, (3,))) + b'\0' * 8, "'a' lies at .0, 8., but .3. of float32 are 12 bytes"),
+    'wrong size': (
+        header(a=tensor(0, 8, (3,))) + b'\0' * 8,
+        "'a' has data_offsets .0, 8., but .3. of float32 are 12 bytes",
+    ),
     'negative': (header(a=tensor(-8, 0)), "'a' has shape"),
     'true': (header(a=tensor(0, 4, (True,))) + b'\0' * 4, "'a' has shape"),
     'unknown dtype': (header(a=tensor(0, 8, dtype='F8_E4M3')) + b'\0' * 8, "'a' has dtype 'F8_E4M3'"),
-    'no shape': (header(a={'dtype': 'F32', 'data_offsets': [0, 8]}) + b'\0' * 8, "'a' is described by"),
-    'more said': (header(a=tensor(0, 8, strides=[4])) + b'\0' * 8, "'a' is described by"),
+    'no shape': (header(a={'dtype': 'F32', 'data_offsets': [0, 8]}) + b'\0' * 8, "'a' has the entry"),
+    'superfluous field': (header(a=tensor(0, 8, strides=[4])) + b'\0' * 8, "'a' has the entry"),
 }
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_a_header_that_lies_is_refused(tmp_path, name):
+def test_a_malformed_header_is_rejected(tmp_path, name):
     content, message = FILES[name]
     (tmp_path / 'model.safetensors').write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
@@ -337,8 +340,8 @@ def test_a_header_that_lies_is_refused(tmp_path, name):
     assert 'model.safetensors' in str(error.value)
 
 
-def test_pickles_and_empty_directories_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match='holds no config.json'):
+def test_pickles_and_empty_directories_are_rejected(tmp_path):
+    with pytest.raises(FileNotFoundError, match='has no config.json'):
         load_pretrained(tmp_path)
     folder = directory(tmp_path, 'llama')
     (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
@@ -359,7 +362,7 @@ def test_what_has_no_hugging_face_form_is_not_written(tmp_path):
         save_pretrained(out, dataclasses.replace(model, norm='layernorm'), params)
     with pytest.raises(ValueError, match="model.family='' is none of"):
         save_pretrained(out, dataclasses.replace(model, family=''), params)
-    with pytest.raises(ValueError, match='prompt/embedding has no place .*fold adapters first'):
+    with pytest.raises(ValueError, match='prompt/embedding is not in the files of its family.*fold adapters first'):
         save_pretrained(out, model, params | {'prompt': {'embedding': jnp.ones((2, 32))}})
     with pytest.raises(ValueError, match=r'head/kernel is \(32, 60\), but \(32, 61\)'):
         save_pretrained(out, model, params | {'head': {'kernel': jnp.ones((32, 60))}})

@@ -32,7 +32,9 @@ both = pytest.mark.parametrize('kind', STRETCHED)
 def test_frequencies_are_those_of_transformers(golden):
     scaling = {k: tuple(v) if isinstance(v, list) else v for k, v in golden['scaling'].items()}
     rotary.check_scaling(tuple(scaling.items()), GOLDENS['dim'])
-    found, factor = rotary.stretched(GOLDENS['dim'], GOLDENS['theta'], scaling, jnp.array([[golden['length']]]))
+    found, factor = rotary.scaled_frequencies(
+        GOLDENS['dim'], GOLDENS['theta'], scaling, jnp.array([[golden['length']]])
+    )
     np.testing.assert_allclose(jnp.ravel(found), golden['frequencies'], rtol=2e-6)
     assert factor == pytest.approx(golden['factor'], rel=1e-6)
 

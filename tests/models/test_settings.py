@@ -36,13 +36,13 @@ def test_learned_positions_end_where_their_table_does(offset, longest):
 @pytest.mark.parametrize(
     ('changed', 'error'),
     [
-        ({'rotary_dim': 7}, "model.rotary_dim=7 is odd, but positions='rotary' turns pairs"),
-        ({'head_dim': 15}, "model.head_dim=15 is odd, but positions='rotary' turns pairs"),
+        ({'rotary_dim': 7}, "model.rotary_dim=7 is odd, but positions='rotary' rotates pairs"),
+        ({'head_dim': 15}, "model.head_dim=15 is odd, but positions='rotary' rotates pairs"),
         ({'rotary_dim': 18}, 'model.rotary_dim=18 is more than model.head_dim=16'),
         ({'dropout': 1.0}, r'model.dropout=1.0 must lie in \[0, 1\)'),
         ({'dropout': -0.1}, 'model.dropout=-0.1 must lie in'),
         ({'global_layers': (4,), 'window': 8}, r'model.global_layers=\(4,\) are not all of 4 layers'),
-        ({'global_layers': (1,)}, 'model.global_layers=.* means nothing where model.window is 0'),
+        ({'global_layers': (1,)}, 'model.global_layers=.* has no effect if model.window is 0'),
         ({'unroll': 5}, 'model.unroll=5 is more than model.num_layers=4'),
         ({'norm': 'rmsnrm'}, "model.norm='rmsnrm' is none of .*, did you mean 'rmsnorm'"),
         ({'rope_theta': 0.0}, 'model.rope_theta=0.0 must be above 0'),

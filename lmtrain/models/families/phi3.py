@@ -30,8 +30,8 @@ def settings(fields: Fields) -> dict:
     fields.only('interpolate_factor', 1)
     for name in ('rope_scaling', 'rope_parameters'):  # older names of LongRoPE
         for word in ('type', 'rope_type'):
-            if (fields.left.get(name) or {}).get(word) in ('su', 'yarn'):
-                fields.left[name] = fields.left[name] | {word: 'longrope'}
+            if (fields.unread.get(name) or {}).get(word) in ('su', 'yarn'):
+                fields.unread[name] = fields.unread[name] | {word: 'longrope'}
     sizes |= rope(fields, sizes['head_dim'], sizes['max_len'], partial=1.0)
     if (kind := dict(sizes['rope_scaling']).get('rope_type', 'longrope')) != 'longrope':
         raise InputError(f"config.json: rope_type={kind!r} of a phi3 is not supported, only 'longrope'")
