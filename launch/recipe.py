@@ -205,15 +205,15 @@ def tuples(value: Any) -> Any:
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def check_derived(config: ml_collections.ConfigDict, name: str, given: Iterable[str], prefix: str = '') -> None:
+def check_derived(config: ml_collections.ConfigDict, name: str, overridden: Iterable[str], prefix: str = '') -> None:
     """Raises ValueError naming a field that is computed by a division by zero, and a field of its section that is 0.
 
-    `given` are the fields of the command line, which are named first.
+    `overridden` are the fields of the command line, which are named first.
     """
     failed, zeros = [], []
     for key, field in config.items(preserve_field_references=True):
         if isinstance(field, ml_collections.ConfigDict):
-            check_derived(field, name, given, f'{prefix}{key}.')
+            check_derived(field, name, overridden, f'{prefix}{key}.')
             continue
         try:
             value = config[key]
@@ -224,7 +224,7 @@ def check_derived(config: ml_collections.ConfigDict, name: str, given: Iterable[
             zeros.append(f'{prefix}{key}')
     if failed:
         standard = dict(leaves(base.get_config()))
-        zeros = sorted((key for key in zeros if standard.get(key) != 0), key=lambda key: key not in given)
+        zeros = sorted((key for key in zeros if standard.get(key) != 0), key=lambda key: key not in overridden)
         divisor = f'config.{zeros[0]} = 0' if zeros else '0'
         raise InputError(f'{name}: {failed[0]} is computed by a division by zero ({divisor}); set either to 1 or more')
 

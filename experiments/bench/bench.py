@@ -41,7 +41,7 @@ def ratios(ours: list[float], theirs: list[float]) -> dict[str, float]:
 
 
 def verdict(value: float, least: float | None = None, most: float | None = None) -> bool | None:
-    """Whether a figure is what was asked for; None where nothing was."""
+    """Whether a figure reaches its target; None without a target."""
     if least is None and most is None:
         return None
     return (least is None or value >= least) and (most is None or value <= most)
@@ -227,13 +227,13 @@ def place(folder: str, shape: dict) -> str:
 def build(workers: dict, shapes: dict, dtype: str, folder: str, options: dict) -> dict:
     """Builds lmtrain's side and then, from what that leaves behind, PyTorch's; what each says of itself."""
     where = place(folder, shapes['lmtrain'])
-    said = {'lmtrain': workers['lmtrain'].ask('build', shape=shapes['lmtrain'], dtype=dtype, folder=where)}
+    built = {'lmtrain': workers['lmtrain'].ask('build', shape=shapes['lmtrain'], dtype=dtype, folder=where)}
     if 'torch' in workers:
-        options = options | {'optimizer': said['lmtrain']['optimizer'], 'folder': place(folder, shapes['torch'])}
-        said['torch'] = workers['torch'].ask('build', shape=shapes['torch'], dtype=dtype, **options)
-        assert said['torch']['parameters'] == said['lmtrain']['parameters'], said
-        assert said['torch']['threads'] == said['lmtrain']['threads'], said
-    return said
+        options = options | {'optimizer': built['lmtrain']['optimizer'], 'folder': place(folder, shapes['torch'])}
+        built['torch'] = workers['torch'].ask('build', shape=shapes['torch'], dtype=dtype, **options)
+        assert built['torch']['parameters'] == built['lmtrain']['parameters'], built
+        assert built['torch']['threads'] == built['lmtrain']['threads'], built
+    return built
 
 
 def interleave(workers: dict, shapes: dict, blocks: int, steps: int) -> tuple[dict, dict]:
@@ -266,14 +266,14 @@ def cpu(folder: str, dry: bool) -> tuple[list, list]:
         for dtype in ('float32', 'bfloat16'):
             for shape, blocks, steps in plan:
                 shapes = dict.fromkeys(workers, shape)
-                said = build(workers, shapes, dtype, folder, {})
+                built = build(workers, shapes, dtype, folder, {})
                 losses = {side: worker.ask('steps', count=CHECKED)['losses'] for side, worker in workers.items()}
                 seconds, ratio = interleave(workers, shapes, blocks, steps)
                 if dtype == 'float32':
                     flops[named(shape)] = ours.ask('compiled_over_counted')
                 trials.append(
                     {'what': 'speed', 'platform': 'cpu', 'shape': shape, 'dtype': dtype, 'steps_per_block': steps}
-                    | {'sides': said, 'seconds_per_token': seconds, 'ratio': ratio, 'losses': losses}
+                    | {'sides': built, 'seconds_per_token': seconds, 'ratio': ratio, 'losses': losses}
                 )
                 what = f'CPU, {dtype}, {named(shape)}'
                 figures.append(speed_row(what, seconds, ratio, 0.6 if dtype == 'float32' else None))

@@ -1,7 +1,7 @@
-"""GPT-2 124M in bfloat16 beside PyTorch compiled, on a GPU that is there for minutes.
+"""GPT-2 124M in bfloat16 compared with compiled PyTorch, on a GPU that is available for minutes.
 
-Every figure is written as soon as it is known, 32 rows first. At `SECONDS` the workers are ended, whatever they do, so
-that what is left is said to be missing and the file is whole.
+Every figure is written as soon as it is measured, 32 rows first. After `SECONDS` the workers are ended, and the rest is
+listed as missing, so that the file is complete.
 """
 
 import threading
@@ -69,13 +69,13 @@ class limited:
 def pair(workers: dict, shape: dict, folder: str, dry: bool):
     """Yields (figures, trials) of one shape: of each side alone, then of both in turn."""
     steps, shapes = 2 if dry else STEPS, dict.fromkeys(workers, shape)
-    losses, said, options = {}, {}, {'attention': 'flash', 'compiled': not dry}
+    losses, built, options = {}, {}, {'attention': 'flash', 'compiled': not dry}
     for side in workers:
         if side == 'lmtrain':
-            said |= build({'lmtrain': workers['lmtrain']}, shapes, 'bfloat16', folder, {})
+            built |= build({'lmtrain': workers['lmtrain']}, shapes, 'bfloat16', folder, {})
         else:
-            said |= {'torch': beside(workers['torch'], said['lmtrain'], shape, folder, options)}
-        about = said['lmtrain']
+            built |= {'torch': beside(workers['torch'], built['lmtrain'], shape, folder, options)}
+        about = built['lmtrain']
         losses[side] = workers[side].ask('steps', count=CHECKED)['losses']
         per_token = workers[side].ask('steps', count=steps)['seconds'] / (
             steps * shape['batch_size'] * shape['seq_len']
@@ -87,7 +87,7 @@ def pair(workers: dict, shape: dict, folder: str, dry: bool):
             figure += [f'MFU {rate * flops:.1%} ({keys})' for keys, flops in about['flops_per_token'].items()]
         figure += [f'peak memory {peak / 2**30:.1f} GiB'] if peak else []
         what = f'{about["device"]}, GPT-2 124M, bfloat16, B {shape["batch_size"]}'
-        trial = {'what': 'alone', 'side': side, 'shape': shape, 'options': options, 'said': said[side]}
+        trial = {'what': 'alone', 'side': side, 'shape': shape, 'options': options, 'said': built[side]}
         trial |= {'losses': losses[side], 'seconds_per_token': per_token, 'peak_bytes': peak}
         print(what, side, *figure, flush=True)
         yield [row(f'{what}: {side}', ', '.join(figure))], [trial]
@@ -105,6 +105,6 @@ def pair(workers: dict, shape: dict, folder: str, dry: bool):
 def beside(worker: Worker, ours: dict, shape: dict, folder: str, options: dict) -> dict:
     """Builds PyTorch's side from what lmtrain's has left behind; what it says of itself."""
     options = options | {'optimizer': ours['optimizer'], 'folder': place(folder, shape)}
-    said = worker.ask('build', shape=shape, dtype='bfloat16', **options)
-    assert said['parameters'] == ours['parameters'], (said, ours)
-    return said
+    built = worker.ask('build', shape=shape, dtype='bfloat16', **options)
+    assert built['parameters'] == ours['parameters'], (built, ours)
+    return built

@@ -37,12 +37,12 @@ def measured(folder: str, dry: bool) -> tuple[list, list]:
     try:
         peft = workers['peft']
         peft.ask('write', shape=shape, directory=base, room=PROMPT)
-        said = {
+        built = {
             side: workers[side].ask('build', shape=shape, dtype='float32', folder=where, base_model=base, adapt=adapt)
             for side, adapt in SIDES.items()
         }
-        options = {'optimizer': said['lmtrain']['optimizer'], 'rank': RANK, 'alpha': ALPHA}
-        said['peft'] = peft.ask('build', directory=base, folder=where, **options)
+        options = {'optimizer': built['lmtrain']['optimizer'], 'rank': RANK, 'alpha': ALPHA}
+        built['peft'] = peft.ask('build', directory=base, folder=where, **options)
         losses = {side: workers[side].ask('steps', count=bench.CHECKED)['losses'] for side in sides}
         seconds = {side: [] for side in sides}
         for _ in range(blocks):
@@ -54,7 +54,7 @@ def measured(folder: str, dry: bool) -> tuple[list, list]:
             worker.__exit__()
     speed = bench.ratios(seconds['lmtrain'], seconds['peft'])
     over = {side: bench.ratios(seconds[side], seconds['prompt']) for side in ('lmtrain', 'query_value')}
-    trial = {'shape': shape, 'adapters': SIDES, 'steps_per_block': steps, 'sides': said, 'losses': losses}
+    trial = {'shape': shape, 'adapters': SIDES, 'steps_per_block': steps, 'sides': built, 'losses': losses}
     trial |= {'seconds_per_token': seconds, 'lora_over_peft': speed, 'prompt_over_lora': over}
     rate = {side: 1 / statistics.median(seconds[side]) for side in sides}
     apart = abs(losses['lmtrain'][0] - losses['peft'][0])

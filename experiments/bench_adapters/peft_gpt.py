@@ -40,8 +40,8 @@ class Side:
         """The model of `directory` with an adapter, its optimizer, and the batches of `folder`."""
         base = GPT2LMHeadModel.from_pretrained(directory, attn_implementation='sdpa')
         targets = ['c_attn', 'c_proj', 'c_fc']
-        wanted = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, fan_in_fan_out=True)
-        self.model = get_peft_model(base, wanted).train()
+        settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, fan_in_fan_out=True)
+        self.model = get_peft_model(base, settings).train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters,

@@ -12,7 +12,7 @@ from experiments import cli, record
 
 NEW = 'corpora/recipes/based_cooking.txt'
 OLD = 'corpora/tinystories/tinystories_sample_2MiB.txt'
-ASKED = 0.30  # of the new text's bits per byte, at 10 % replay
+TARGET = 0.30  # of the new text's bits per byte, at 10 % replay
 REPLAY = {'data.mix': ((OLD, round(1 / 9, 6)),)}  # a tenth of all windows
 LORA = {
     'adapt.method': 'lora',
@@ -42,13 +42,13 @@ def main() -> None:
         for text in (NEW, OLD):
             before, after = (each['domains'][text][when]['bits_per_byte'] for when in ('before', 'after'))
             change[text] = after / before - 1, f'{before:.3f} to {after:.3f} ({100 * (after / before - 1):+.1f} %)'
-        asked = each['name'] == 'full, 10 % replay'
+        has_target = each['name'] == 'full, 10 % replay'
         figures += [
             {
                 'what': f'{each["name"]}: bits per byte of the new text (recipes)',
                 'figure': change[NEW][1],
-                'target': f'-{100 * ASKED:.0f} % or more' if asked else '',
-                'reached': change[NEW][0] <= -ASKED if asked else None,
+                'target': f'-{100 * TARGET:.0f} % or more' if has_target else '',
+                'reached': change[NEW][0] <= -TARGET if has_target else None,
             },
             {
                 'what': f'{each["name"]}: of the old text (stories)',

@@ -128,8 +128,8 @@ def chosen(recipe: str, task: str, base, root, workdir, settings: dict) -> dict:
     measure, scores = MEASURES.get(task), {}
     for number, (rate, member) in enumerate(zip(rates, members, strict=True)):
         # F1 and exact match are measured of one member at a time.
-        found = load.evaluate_split(workdir / 'rates', 'validation', member=number) if measure else member
-        scores[rate] = found[measure or 'accuracy']
+        measures = load.evaluate_split(workdir / 'rates', 'validation', member=number) if measure else member
+        scores[rate] = measures[measure or 'accuracy']
     return {'learning_rate': max(scores, key=scores.get), 'rates': {str(rate): score for rate, score in scores.items()}}
 
 
@@ -176,24 +176,25 @@ def figures(trials: list[dict]) -> list[dict]:
 def notes(trials: list[dict], missing: list[str]) -> list[str]:
     """What has not been run, and whose learning rates were not chosen as `chosen` does."""
     older = [trial['part'] for trial in trials if 'rates' not in trial]
-    found = [f'not run yet: {", ".join(missing)}.'] if missing else []
+    lines = [f'not run yet: {", ".join(missing)}.'] if missing else []
     if older:
         parts = 'all parts' if len(older) == len(trials) else ', '.join(older)
-        found.append(
+        lines.append(
             f'an unbiased estimate ({parts}): learning rates were tried on one seed against the reported test rows, so '
             'these figures may be too high, and none counts as reached. run.py now chooses rates on rows held out of '
             'the training file; it has not been run since.'
         )
-    return found
+    return lines
 
 
 def write(trial: dict) -> None:
     """results.json and the README, with this trial and what was there already."""
-    kept = {t['part']: t for t in json.loads(RESULTS.read_text(encoding='utf-8'))['trials']} if RESULTS.exists() else {}
-    kept[trial['part']] = trial
+    previous = json.loads(RESULTS.read_text(encoding='utf-8'))['trials'] if RESULTS.exists() else []
+    by_part = {each['part']: each for each in previous}
+    by_part[trial['part']] = trial
     order = [f'{task}/{method}' for task in TASKS for method in METHODS] + list(ONE)
-    trials = [kept[part] for part in order if part in kept]
-    missing = [part for part in order if part not in kept]
+    trials = [by_part[part] for part in order if part in by_part]
+    missing = [part for part in order if part not in by_part]
     record.write(
         'finetune',
         command='python -m experiments.finetune --base=DIR --root=DIR',

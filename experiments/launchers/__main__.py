@@ -131,8 +131,8 @@ def cluster(folder: pathlib.Path):
             ports.append(tried.getsockname()[1])
     (folder / 'state').mkdir()
     host = socket.gethostname().partition('.')[0]
-    given = dict(zip(('port', 'n0', 'n1'), ports, strict=True)) | {'host': host, 'cores': os.cpu_count()}
-    (folder / 'slurm.conf').write_text(CONFIGURATION.format(folder=folder, **given), encoding='utf-8')
+    values = dict(zip(('port', 'n0', 'n1'), ports, strict=True)) | {'host': host, 'cores': os.cpu_count()}
+    (folder / 'slurm.conf').write_text(CONFIGURATION.format(folder=folder, **values), encoding='utf-8')
     environment = os.environ | {'SLURM_CONF': str(folder / 'slurm.conf')}
     key = folder / 'munge.key'
     key.write_bytes(os.urandom(128))
@@ -148,8 +148,8 @@ def cluster(folder: pathlib.Path):
     running = []
     try:
         for argv in daemons:
-            with open(folder / f'{len(running)}-{argv[0]}.txt', 'w', encoding='utf-8') as said:
-                running.append(subprocess.Popen(argv, env=environment, stdout=said, stderr=subprocess.STDOUT))
+            with open(folder / f'{len(running)}-{argv[0]}.txt', 'w', encoding='utf-8') as output:
+                running.append(subprocess.Popen(argv, env=environment, stdout=output, stderr=subprocess.STDOUT))
             time.sleep(1)
         deadline = time.monotonic() + 60
         while slurm(environment, 'sinfo', '-h', '-o', '%D %t') != '2 idle':
@@ -186,7 +186,7 @@ def slurm_jobs(folder: pathlib.Path, signalled: tuple[int, ...] = (5, 120), hurt
         def submit(name: str, *more: str, limit: str = '1:00:00', steps: int = 0) -> str:
             words = ['slurm', '--nodes=2', '--devices=2', f'--time={limit}', f'--name={name}', *more]
             command = cli.command(*words, '--', *settings(folder, steps), f'--workdir={folder / name}')
-            # The job runs where it is submitted; its output is found there.
+            # The job runs where it is submitted; its output is written there.
             done = subprocess.run(
                 command,
                 cwd=folder,
@@ -208,47 +208,47 @@ def slurm_jobs(folder: pathlib.Path, signalled: tuple[int, ...] = (5, 120), hurt
                 if time.monotonic() > deadline:
                     raise TimeoutError(f'job {job} is {state}; {folder}/slurm-{job}.out')
                 time.sleep(0.5)
-            said = (folder / f'slurm-{job}.out').read_text(encoding='utf-8')
+            output = (folder / f'slurm-{job}.out').read_text(encoding='utf-8')
             return {
                 'state': state,
                 'code': field(environment, job, 'ExitCode'),
-                'starts': said.count('lmtrain slurm: job '),
-                'requeued': said.count('lmtrain slurm: back into the queue'),
+                'starts': output.count('lmtrain slurm: job '),
+                'requeued': output.count('lmtrain slurm: back into the queue'),
             }
 
         def same(name: str) -> bool:
             return (folder / name / 'metrics.jsonl').read_bytes() == (folder / 'whole' / 'metrics.jsonl').read_bytes()
 
         began = time.monotonic()
-        found = ended(submit('whole'))
+        outcome = ended(submit('whole'))
         trials.append(
-            {'what': 'whole', **found, 'seconds': time.monotonic() - began, 'metrics': whole(folder / 'whole')}
+            {'what': 'whole', **outcome, 'seconds': time.monotonic() - began, 'metrics': whole(folder / 'whole')}
         )
         for step in signalled:
             job = submit(f'asked{step}')
             reached(folder / f'asked{step}', step)
             slurm(environment, 'scancel', '--signal=TERM', job)
-            found = ended(job)
-            trials.append({'what': 'signal', 'step': step, **found, 'same': same(f'asked{step}')})
+            outcome = ended(job)
+            trials.append({'what': 'signal', 'step': step, **outcome, 'same': same(f'asked{step}')})
         if hurt:
             # SLURM looks once a minute: the signal comes 60 to 120 s before the limit of two minutes, and the steps
             # take longer than that.
             steps = 12 * STEPS
             for name in ('limited', 'limited-again'):
-                found = ended(submit(name, '--save_seconds=60', limit='2', steps=steps))
+                outcome = ended(submit(name, '--save_seconds=60', limit='2', steps=steps))
                 once = whole(folder / name, steps)
-                trials.append({'what': 'limit', **found, 'steps': steps, 'metrics': once})
+                trials.append({'what': 'limit', **outcome, 'steps': steps, 'metrics': once})
             job = submit('killed')
             reached(folder / 'killed', 5)
             _kill_one(folder / 'killed')
             began = time.monotonic()
-            found = ended(job)
-            trials.append({'what': 'killed', **found, 'seconds': time.monotonic() - began})
+            outcome = ended(job)
+            trials.append({'what': 'killed', **outcome, 'seconds': time.monotonic() - began})
     return [{'launcher': 'slurm'} | trial for trial in trials]
 
 
 def _kill_one(workdir: pathlib.Path) -> None:
-    """kill -9 of process 1 of a run on this machine, found by its own command line."""
+    """kill -9 of process 1 of a run on this machine, identified by its command line."""
     for entry in pathlib.Path('/proc').iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
@@ -262,7 +262,7 @@ def _kill_one(workdir: pathlib.Path) -> None:
 
 def figures(trials: list[dict]) -> list[dict]:
     def counted(good):
-        return lambda found: f'{sum(map(good, found))} of {len(found)}'
+        return lambda group: f'{sum(map(good, group))} of {len(group)}'
 
     def to_the_end(trial):
         return trial['code'] in (0, '0:0') and trial['metrics']
@@ -273,21 +273,21 @@ def figures(trials: list[dict]) -> list[dict]:
     def limited(trial):
         return trial['code'] == '0:0' and trial['requeued'] >= 1 and trial['metrics']
 
-    def slowest(found):
-        return f'{max(trial["seconds"] for trial in found):.1f} s, exit codes {[trial["code"] for trial in found]}'
+    def slowest(group):
+        return f'{max(trial["seconds"] for trial in group):.1f} s, exit codes {[trial["code"] for trial in group]}'
 
-    def requeued(found):
-        return f'{counted(limited)(found)}, requeued {" and ".join(str(trial["requeued"]) for trial in found)} times'
+    def requeued(group):
+        return f'{counted(limited)(group)}, requeued {" and ".join(str(trial["requeued"]) for trial in group)} times'
 
     words = f'{STEPS} steps of the tiny recipe, every step in metrics.jsonl once'
     unbroken = 'metrics.jsonl that of the unbroken run'
     rows = []
 
     def show(launcher, name, what, good, figure=None, target='all'):
-        found = [trial for trial in trials if (trial['launcher'], trial['what']) == (launcher, name)]
-        if found:
-            shown = (figure or counted(good))(found)
-            rows.append({'what': what, 'figure': shown, 'target': target, 'reached': all(map(good, found))})
+        group = [trial for trial in trials if (trial['launcher'], trial['what']) == (launcher, name)]
+        if group:
+            shown = (figure or counted(good))(group)
+            rows.append({'what': what, 'figure': shown, 'target': target, 'reached': all(map(good, group))})
 
     show('local', 'whole', f'local, 2 processes of 4 devices: {words}', to_the_end)
     what = 'local: from the kill -9 of a process (0, then 1) to the end of all'
@@ -310,8 +310,8 @@ def main() -> None:
     path = record.ROOT / 'experiments' / 'launchers' / 'results.json'
     commit = {'commit': record._git('rev-parse', '--short=10', 'HEAD')}
     # What is not measured again keeps its trials, and each says of which commit it is.
-    kept = json.loads(path.read_text(encoding='utf-8'))['trials'] if only else []
-    trials = [trial for trial in kept if trial['launcher'] != only]
+    previous = json.loads(path.read_text(encoding='utf-8'))['trials'] if only else []
+    trials = [trial for trial in previous if trial['launcher'] != only]
     not_shown = ['several machines: both nodes of the cluster are this one, and its devices are simulated']
     for name, measure in (('local', local), ('slurm', slurm_jobs)):
         if only in (None, name):

@@ -3,8 +3,8 @@
 python -m experiments.mutants [--only=lmtrain/optimizer.py] [--root=FOLDER] [--jobs=2] [--dry]
 
 Each fault of faults.py is applied to a copy of the repository, in which the tests of the module then run (MIRRORS).
-A fault is detected if a test fails or does not end. What has been judged is kept in --root and not judged again, as
-long as neither the module nor its tests change.
+A fault is detected if a test fails or does not end. Outcomes are stored in --root and reused as long as neither the
+module nor its tests change.
 """
 
 import argparse
@@ -162,15 +162,15 @@ def judged(chosen: list[tuple[str, tuple]], root: pathlib.Path, jobs: int) -> li
             trees.put(copy(pathlib.Path(folder) / str(number)))
 
         def one(module: str, fault: tuple | None) -> dict:
-            kept = root / f'{key(module, fault or ("none",))}.json'
-            if kept.exists():
-                return json.loads(kept.read_text(encoding='utf-8'))
+            stored = root / f'{key(module, fault or ("none",))}.json'
+            if stored.exists():
+                return json.loads(stored.read_text(encoding='utf-8'))
             tree = trees.get()
             try:
                 outcome = judge(tree, module, fault)
             finally:
                 trees.put(tree)
-            kept.write_text(json.dumps(outcome), encoding='utf-8')
+            stored.write_text(json.dumps(outcome), encoding='utf-8')
             verdict = 'detected' if outcome['code'] else 'passes'
             print(f'{outcome["seconds"]:6.1f} s  {verdict:8}  {module}: {fault and fault[0]}', flush=True)
             return outcome
@@ -195,14 +195,14 @@ def figures(trials: list[dict]) -> list[dict]:
         groups.setdefault('/'.join(pathlib.PurePath(trial['module']).parts[:-1]), []).append(trial)
     rows = []
     for name, group in groups.items():
-        found = sum(trial['detected'] for trial in group)
+        detected = sum(trial['detected'] for trial in group)
         whole = name == 'all modules'
         rows.append(
             {
                 'what': f'{name}: faults detected by the tests that mirror the file',
-                'figure': f'{found} of {len(group)}, {100 * found / len(group):.1f} %',
+                'figure': f'{detected} of {len(group)}, {100 * detected / len(group):.1f} %',
                 'target': '>= 95 % of at least 150' if whole else '',
-                'reached': (found >= TARGET * len(group) and len(group) >= 150) if whole else None,
+                'reached': (detected >= TARGET * len(group) and len(group) >= 150) if whole else None,
             }
         )
     return rows
@@ -211,8 +211,8 @@ def figures(trials: list[dict]) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--only', default='*', help='modules, as a glob')
-    parser.add_argument('--root', default='', help='keeps what has been judged; by default nothing is kept')
-    parser.add_argument('--jobs', type=int, default=2, help='modules judged at once')
+    parser.add_argument('--root', default='', help='directory of outcomes for later runs; none by default')
+    parser.add_argument('--jobs', type=int, default=2, help='modules tested at once')
     parser.add_argument('--dry', action='store_true', help='judges, and writes no results')
     flags = parser.parse_args()
     chosen = [

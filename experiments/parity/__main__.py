@@ -177,15 +177,15 @@ def replaced(name: str, config: dict, task: str) -> tuple[dict, dict]:
         _, params = load_pretrained(f'{folder}/theirs', model=ours)
         params, drawn = new_heads.filled(ours, params)
         assert drawn == missing, (name, drawn, missing)
-        found = jax.jit(ours.apply)({'params': params}, batch)['logits']
-        trial = {'case': name, 'family': f'{ours.family}, new head', 'logits': distance(found, expected, batch)}
+        logits = jax.jit(ours.apply)({'params': params}, batch)['logits']
+        trial = {'case': name, 'family': f'{ours.family}, new head', 'logits': distance(logits, expected, batch)}
         labels = new_heads.NAMES if task != 'span' else ()
         like = pretrained.read_config(f'{folder}/theirs')
         save_pretrained(f'{folder}/ours', ours, params, like=like, labels=labels)
         again, info = kind.from_pretrained(f'{folder}/ours', attn_implementation='eager', output_loading_info=True)
         assert not any(info.values()), (name, info)
         assert task == 'span' or again.config.id2label == dict(enumerate(labels)), again.config.id2label
-        trial['exported'] = distance(found, their_outputs(again.eval(), batch), batch)
+        trial['exported'] = distance(logits, their_outputs(again.eval(), batch), batch)
     sampled = [float(f'{x:.7g}') for x in heads.sampled(expected)]
     return trial, {'shapes': shapes, 'missing': missing, 'logits': sampled}
 
@@ -205,15 +205,15 @@ def headed(name: str, config: dict) -> tuple[dict, dict]:
         model.save_pretrained(f'{folder}/theirs')
         ours, params = load_pretrained(f'{folder}/theirs')
         expected, outputs = theirs(model), jax.jit(ours.apply)({'params': params}, batch)
-        found = outputs['hidden' if ours.head == 'none' else 'logits']
-        trial = {'case': name, 'family': settings.model_type, 'head': ours.head, 'logits': gap(found, expected)}
+        logits = outputs['hidden' if ours.head == 'none' else 'logits']
+        trial = {'case': name, 'family': settings.model_type, 'head': ours.head, 'logits': gap(logits, expected)}
         trial['largest_logit'] = float(np.abs(expected).max())
         save_pretrained(f'{folder}/ours', ours, params, like=pretrained.read_config(f'{folder}/theirs'))
         again, info = kind.from_pretrained(f'{folder}/ours', attn_implementation='eager', output_loading_info=True)
         # A head that is not tied has a bias of its own; transformers then does not read the other one.
         unread = set() if ours.tied else {'cls.predictions.bias', 'lm_head.bias'}
         assert not any(set(keys) - unread for keys in info.values()), (name, info)
-        trial['exported'] = gap(found, theirs(again.eval()))
+        trial['exported'] = gap(logits, theirs(again.eval()))
     shapes = {key: list(parameter.shape) for key, parameter in model.named_parameters()}
     return trial, {'shapes': shapes, 'logits': [float(f'{x:.7g}') for x in heads.sampled(expected)]}
 
@@ -229,12 +229,12 @@ def published(directory: str) -> dict:
             return model(**tensors(batch)).last_hidden_state.numpy()
 
     expected, (model, params) = theirs(directory), load_pretrained(directory)
-    found = jax.jit(model.apply)({'params': params}, batch)['hidden']
+    logits = jax.jit(model.apply)({'params': params}, batch)['hidden']
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(folder, model, params, like=pretrained.read_config(directory))
-        exported = difference(found, theirs(folder), batch)
+        exported = difference(logits, theirs(folder), batch)
     name = f'{model.family}, published'
-    return {'case': name, 'family': name, 'logits': difference(found, expected, batch), 'exported': exported}
+    return {'case': name, 'family': name, 'logits': difference(logits, expected, batch), 'exported': exported}
 
 
 def main():
@@ -278,10 +278,10 @@ def main():
         ('gradients', 'gradients', GRADIENTS),
     ):
         for family in dict.fromkeys(trial['family'] for trial in trials):
-            found = [trial[key] for trial in trials if trial['family'] == family and key in trial]
-            if found:
-                row = {'what': f'{family}: {what}, {len(found)} models', 'figure': f'{max(found):.1e}'}
-                figures.append(row | {'target': f'<= {bound:.0e}', 'reached': max(found) <= bound})
+            gaps = [trial[key] for trial in trials if trial['family'] == family and key in trial]
+            if gaps:
+                row = {'what': f'{family}: {what}, {len(gaps)} models', 'figure': f'{max(gaps):.1e}'}
+                figures.append(row | {'target': f'<= {bound:.0e}', 'reached': max(gaps) <= bound})
     more, rows, of_adapters = adapters.compare(arguments.only)
     trials, figures = trials + more, figures + rows
     more, rows, of_tokens = token_ids.compare(arguments.only)
@@ -292,16 +292,16 @@ def main():
     trials, figures = trials + more, figures + rows
     more, rows = scratch.compare(arguments.only)
     trials, figures = trials + more, figures + rows
-    if arguments.only in 'stories260K' and (found := stories.trial()):
-        print(json.dumps(found), flush=True)
-        trials, figures = [*trials, found], figures + stories.figures(found)
+    if arguments.only in 'stories260K' and (trial := stories.trial()):
+        print(json.dumps(trial), flush=True)
+        trials, figures = [*trials, trial], figures + stories.figures(trial)
     if not (arguments.only or arguments.dry):
         adapters.write(of_adapters)
         token_ids.write(of_tokens)
         chat_ids.write(of_chats)
         more = {'goldens_heads': of_heads, 'goldens_new_heads': of_new_heads, 'goldens_fields': of_fields}
-        for file, found in ({'goldens': goldens} | more).items():
-            text = json.dumps(found, separators=(',', ':')).replace('},"', '},\n"') + '\n'
+        for file, content in ({'goldens': goldens} | more).items():
+            text = json.dumps(content, separators=(',', ':')).replace('},"', '},\n"') + '\n'
             (record.ROOT / 'tests' / 'models' / f'{file}.json').write_text(text, encoding='utf-8')
         record.write(
             'parity',

@@ -335,29 +335,29 @@ def trial(name: str) -> tuple[dict, dict]:
         unadapted = None if HEADED.get(task, 'lm') != model.head else ours_of(model, params, batch, task)
         params = adapt.load_adapter(model, params, f'{folder}/adapter')
         got = ours_of(model, params, batch, task)
-        found = {'case': name, 'base': base, 'kind': kind, 'task': task, 'imported': difference(got, expected, batch)}
+        row = {'case': name, 'base': base, 'kind': kind, 'task': task, 'imported': difference(got, expected, batch)}
         if unadapted is not None:
-            found['moved'] = difference(unadapted, expected, batch)
+            row['moved'] = difference(unadapted, expected, batch)
 
         saved = settings.get('modules_to_save', ())
         adapt.save_adapter(f'{folder}/ours', model, params, base=directory, task_type=task, modules_to_save=saved)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
             again = peft.PeftModel.from_pretrained(open_base(directory, task), f'{folder}/ours').eval()
-        lost = [str(w.message) for w in told if 'missing' in str(w.message) or 'unexpected' in str(w.message)]
+        lost = [str(w.message) for w in caught if 'missing' in str(w.message) or 'unexpected' in str(w.message)]
         assert not lost, (name, lost)
-        found['exported'] = difference(got, outputs_of(again, task, batch), batch)
+        row['exported'] = difference(got, outputs_of(again, task, batch), batch)
         if kind in ('LORA', 'IA3') and not (model.tied and 'embeddings' in name):
             folded = adapt.fold(params)
-            found['merged'] = difference(ours_of(model, folded, batch, task), expected, batch)
+            row['merged'] = difference(ours_of(model, folded, batch, task), expected, batch)
             if task in ('CAUSAL_LM', None):
                 save_pretrained(f'{folder}/merged', model, folded)
                 whole = outputs_of(open_base(f'{folder}/merged', task), task, batch)
-                found['merged'] = max(found['merged'], difference(expected, whole, batch))
+                row['merged'] = max(row['merged'], difference(expected, whole, batch))
         config = json.loads(pathlib.Path(f'{folder}/adapter/adapter_config.json').read_text(encoding='utf-8'))
     golden = {'base': base, 'task': task, 'config': config | {'base_model_name_or_path': base}, 'shapes': shapes}
     golden['base_shapes'] = base_shapes
-    return found, golden | {'outputs': [float(f'{x:.7g}') for x in heads.sampled(expected).ravel()]}
+    return row, golden | {'outputs': [float(f'{x:.7g}') for x in heads.sampled(expected).ravel()]}
 
 
 def compare(only: str = '') -> tuple[list[dict], list[dict], dict]:
@@ -365,9 +365,9 @@ def compare(only: str = '') -> tuple[list[dict], list[dict], dict]:
     trials, goldens = [], {}
     for name in CASES:
         if only in name:
-            found, goldens[name] = trial(name)
-            trials.append(found)
-            print(json.dumps(found), flush=True)
+            row, goldens[name] = trial(name)
+            trials.append(row)
+            print(json.dumps(row), flush=True)
     figures = []
     for what, key, bound in (
         ('read', 'imported', OUTPUTS),
@@ -375,18 +375,18 @@ def compare(only: str = '') -> tuple[list[dict], list[dict], dict]:
         ('folded', 'merged', MERGED),
     ):
         for kind in dict.fromkeys(trial['kind'] for trial in trials):
-            found = [trial[key] for trial in trials if trial['kind'] == kind and key in trial]
-            if found:
-                row = {'what': f'PEFT {kind}: {what}, {len(found)} adapters', 'figure': f'{max(found):.1e}'}
-                figures.append(row | {'target': f'<= {bound:.0e}', 'reached': max(found) <= bound})
+            gaps = [trial[key] for trial in trials if trial['kind'] == kind and key in trial]
+            if gaps:
+                row = {'what': f'PEFT {kind}: {what}, {len(gaps)} adapters', 'figure': f'{max(gaps):.1e}'}
+                figures.append(row | {'target': f'<= {bound:.0e}', 'reached': max(gaps) <= bound})
     return trials, figures, goldens
 
 
 def write(goldens: dict) -> None:
     """The goldens of the default tests: some cases, that each way of lying in a file is among them."""
-    kept = {name: goldens[name] for name in KEPT}
+    selected = {name: goldens[name] for name in KEPT}
     path = ROOT / 'tests' / 'adapt' / 'peft' / 'goldens.json'
-    path.write_text(json.dumps(kept, separators=(',', ':')).replace('},"', '},\n"') + '\n', encoding='utf-8')
+    path.write_text(json.dumps(selected, separators=(',', ':')).replace('},"', '},\n"') + '\n', encoding='utf-8')
 
 
 def main():

@@ -57,7 +57,7 @@ def reference(tokenizer, source: str, talk: str, cue: bool) -> dict:
     """{'ids'} of transformers, and 'mask' where the template marks what the assistant says."""
     marks = {'return_assistant_tokens_mask': True} if 'endgeneration' in source else {}
     with mock.patch('transformers.utils.chat_template_utils.datetime', Day):
-        found = tokenizer.apply_chat_template(
+        encoded = tokenizer.apply_chat_template(
             chat_cases.TALKS[talk],
             tools=chat_cases.tools_of(talk),
             chat_template=source,
@@ -66,14 +66,14 @@ def reference(tokenizer, source: str, talk: str, cue: bool) -> dict:
             return_dict=True,
             **marks,
         )
-    return {'ids': found['input_ids']} | ({'mask': found['assistant_masks']} if marks else {})
+    return {'ids': encoded['input_ids']} | ({'mask': encoded['assistant_masks']} if marks else {})
 
 
 def ids(tokenizer, source: str, key: str) -> list[int]:
     """Those of lmtrain for one golden, without the borders between what is learned and what is not."""
     talk, cue = key.removesuffix(' and the cue'), key.endswith(' and the cue')
-    said = Conversation(chat_cases.TALKS[talk], (), tools=chat_cases.tools_of(talk))
-    text = answers.render(said, tokenizer, Template(source, '', chat_cases.DATE), '', cue)
+    dialogue = Conversation(chat_cases.TALKS[talk], (), tools=chat_cases.tools_of(talk))
+    text = answers.render(dialogue, tokenizer, Template(source, '', chat_cases.DATE), '', cue)
     return encode(text, [], tokenizer)[0]
 
 

@@ -70,12 +70,12 @@ KEPT = (
 
 def batch(config: dict) -> dict[str, np.ndarray]:
     """A ragged batch; no real token is the padding's, by which transformers finds positions and the last token."""
-    found, padding = cases.batch(), config['pad_token_id']
-    tokens = np.where(found['segment_ids'] > 0, np.maximum(found['tokens'], 2), padding).astype(np.int32)
-    found = found | {'tokens': tokens}
+    columns, padding = cases.batch(), config['pad_token_id']
+    tokens = np.where(columns['segment_ids'] > 0, np.maximum(columns['tokens'], 2), padding).astype(np.int32)
+    columns = columns | {'tokens': tokens}
     if config['model_type'] == 'bert':
-        found['token_types'] = np.random.RandomState(1).randint(0, 2, tokens.shape).astype(np.int32)
-    return found
+        columns['token_types'] = np.random.RandomState(1).randint(0, 2, tokens.shape).astype(np.int32)
+    return columns
 
 
 def sampled(outputs: np.ndarray) -> np.ndarray:

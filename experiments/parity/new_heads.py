@@ -45,8 +45,8 @@ def filled(model, params) -> tuple[dict, list[str]]:
         if entry.paths[0] in held or '{layer}' in entry.key:
             continue
         missing.append(entry.key)
-        wanted = [shapes[path].shape for path in entry.paths]
-        tensor = cases.weights(entry.key, hf.joined_shape(entry, wanted))
-        parts = hf.split(entry, tensor, [shape[-1] for shape in wanted])
+        leaf_shapes = [shapes[path].shape for path in entry.paths]
+        tensor = cases.weights(entry.key, hf.joined_shape(entry, leaf_shapes))
+        parts = hf.split(entry, tensor, [shape[-1] for shape in leaf_shapes])
         held |= {path: np.ascontiguousarray(part) for path, part in zip(entry.paths, parts, strict=True)}
     return tree.unflatten(held), sorted(missing)

@@ -22,13 +22,13 @@ BOUND = 2e-5
 
 def exportable() -> dict[str, Transformer]:
     """{name: small model} of the recipes that begin from scratch and can be exported."""
-    found = {}
+    models = {}
     for path in recipe.files():
         config = importlib.import_module(f'configs.{path.stem}').get_config()
         if init_from.exportable(config).startswith('yes') and config.data.tokenizer != 'base':
             sizes = SMALL | ({'num_kv_heads': 4} if config.model.family == 'gpt2' else {})
-            found[path.stem] = init_from.with_hf_family(Transformer(**config.model.to_dict() | sizes))
-    return found
+            models[path.stem] = init_from.with_hf_family(Transformer(**config.model.to_dict() | sizes))
+    return models
 
 
 def trial(name: str, model: Transformer) -> dict:

@@ -37,26 +37,26 @@ def trial(kind: str) -> dict:
         folder = pathlib.Path(name)
         train.train(recipe(folder, kind), folder / 'run')
         export.export(folder / 'run', folder / 'hf', 'hf')
-        found = load.load_run(folder / 'run')
-        end = found.tokenizer.end_id
-        prompts = [[end, *found.tokenizer.encode(prompt)] for prompt in PROMPTS]  # as in every row of training
+        loaded = load.load_run(folder / 'run')
+        end = loaded.tokenizer.end_id
+        prompts = [[end, *loaded.tokenizer.encode(prompt)] for prompt in PROMPTS]  # as in every row of training
         greedy = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'max_tokens': LENGTH // 2}
-        greedy |= {'end_ids': (end,), 'vocab_size': found.tokenizer.vocab_size}
-        mine = [list(each.ids) for each in sample.generate(found.model, found.params, prompts, **greedy)]
+        greedy |= {'end_ids': (end,), 'vocab_size': loaded.tokenizer.vocab_size}
+        mine = [list(each.ids) for each in sample.generate(loaded.model, loaded.params, prompts, **greedy)]
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder / 'hf')
         model = transformers.AutoModelForCausalLM.from_pretrained(folder / 'hf', attn_implementation='eager').eval()
         theirs, ended = [], 0
         for prompt in PROMPTS:
             ids = torch.tensor([tokenizer(prompt)['input_ids']])
             with torch.no_grad():
-                made = model.generate(ids, do_sample=False, max_new_tokens=LENGTH // 2, pad_token_id=0)
-            new = made[0, ids.shape[1] :].tolist()
+                generated = model.generate(ids, do_sample=False, max_new_tokens=LENGTH // 2, pad_token_id=0)
+            new = generated[0, ids.shape[1] :].tolist()
             ended += tokenizer.eos_token_id in new
             theirs.append(new[: new.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in new else new)
         same = [tokenizer(prompt)['input_ids'] for prompt in PROMPTS] == prompts
-        texts = [tokenizer.decode(ids) for ids in theirs] == [found.tokenizer.decode(ids) for ids in mine]
-        found = {'case': f'from scratch, {kind}', 'same_ids': same, 'same_continuations': mine == theirs}
-        return found | {
+        texts = [tokenizer.decode(ids) for ids in theirs] == [loaded.tokenizer.decode(ids) for ids in mine]
+        row = {'case': f'from scratch, {kind}', 'same_ids': same, 'same_continuations': mine == theirs}
+        return row | {
             'same_texts': texts,
             'ended': ended,
             'prompts': len(PROMPTS),

@@ -57,19 +57,19 @@ def trial() -> dict | None:
     }
 
 
-def figures(found: dict) -> list[dict]:
+def figures(measured: dict) -> list[dict]:
     """The rows of the table."""
-    same, loss = found['greedy_equals_published'], found['nats_per_token']
+    same, loss = measured['greedy_equals_published'], measured['nats_per_token']
     text = 'every character as published' if same else 'another text than published'
     return [
         {
-            'what': f'stories260K: greedy, {found["greedy_tokens"]} tokens',
+            'what': f'stories260K: greedy, {measured["greedy_tokens"]} tokens',
             'figure': text,
             'target': 'the published text',
             'reached': same,
         },
         {
-            'what': f'stories260K: nats a token, 150 stories, {found["tokens"]:,} tokens',
+            'what': f'stories260K: nats a token, 150 stories, {measured["tokens"]:,} tokens',
             'figure': f'{loss:.4f}',
             'target': f'{PUBLISHED} published',
             'reached': abs(loss - PUBLISHED) < 1e-4,

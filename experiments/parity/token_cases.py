@@ -158,8 +158,8 @@ CONFIG = {
 
 
 def config(name: str) -> dict:
-    kept = CONFIG.get(name.split(',')[0], {'eos_token': '<|endoftext|>'})
-    return kept | {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False}
+    fields = CONFIG.get(name.split(',')[0], {'eos_token': '<|endoftext|>'})
+    return fields | {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False}
 
 
 def write(name: str, directory: pathlib.Path) -> None:

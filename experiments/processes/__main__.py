@@ -84,11 +84,11 @@ def state(workdir) -> dict[str, str]:
 
     from lmtrain import checkpoint
 
-    kept = workdir / 'checkpoints'
-    leaves = json.loads((kept / str(STEPS) / 'manifest.json').read_text(encoding='utf-8'))['leaves']
+    directory = workdir / 'checkpoints'
+    leaves = json.loads((directory / str(STEPS) / 'manifest.json').read_text(encoding='utf-8'))['leaves']
     shapes = {path: jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype']) for path, leaf in leaves.items()}
-    found, _ = checkpoint.restore(kept, shapes, STEPS)
-    hashed = {path: hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for path, leaf in found.items()}
+    leaves, _ = checkpoint.restore(directory, shapes, STEPS)
+    hashed = {path: hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for path, leaf in leaves.items()}
     return hashed | {'metrics': hashlib.sha256((workdir / 'metrics.jsonl').read_bytes()).hexdigest()}
 
 
@@ -109,12 +109,12 @@ def after_step(rank, number, step, delay=0.0):
     return hurt
 
 
-def after_words(rank, number, said):
-    """Sends a signal to one process as soon as the run has said something, or a file is there."""
+def after_words(rank, number, text):
+    """Sends a signal to one process as soon as the run has printed a text, or a file exists."""
 
     def hurt(processes, workdir):
         def there():
-            return list(workdir.glob(said)) if '/' in said else said in words(workdir, 0)
+            return list(workdir.glob(text)) if '/' in text else text in words(workdir, 0)
 
         while not there() and all(process.poll() is None for process in processes):
             time.sleep(0.002)
@@ -143,8 +143,8 @@ def main() -> None:
         assert codes == [0, 0], words(whole, 0) + words(whole, 1)
         expected = state(whole)
 
-        def trial(group, name, hurt, wanted, says='', **more):
-            """One run that is hurt, and the same command until it has ended; `wanted`: sets of exit codes by rank."""
+        def trial(group, name, hurt, exit_codes, says='', **more):
+            """One run that is hurt, and the same command until it has ended; `exit_codes`: sets of codes by rank."""
             if time.monotonic() - begun > 60 * arguments.minutes:
                 left_out.append(name)
                 return
@@ -153,14 +153,14 @@ def main() -> None:
             with contextlib.suppress(FileNotFoundError):
                 hurt(processes, workdir)
             codes, apart = wait(processes)
-            said = words(workdir, 0) + words(workdir, 1)
-            good = all(code in them for code, them in zip(codes, wanted, strict=True)) and says in said
+            output = words(workdir, 0) + words(workdir, 1)
+            good = all(code in them for code, them in zip(codes, exit_codes, strict=True)) and says in output
             done = {'what': name, 'exit': ' '.join(map(str, codes)), 'seconds_from_first_to_last_end': round(apart, 2)}
             again, _ = wait(start(folder, workdir))
             done |= {'resumed_exit': again, 'equal': again == [0, 0] and state(workdir) == expected}
             done['as_wanted'] = good and apart < DOWN and done['equal']
             if not done['as_wanted']:
-                done['said'] = said[-3000:]
+                done['said'] = output[-3000:]
             shutil.rmtree(workdir, ignore_errors=True)
             print(json.dumps(done), flush=True)
             groups.setdefault(group, []).append(done)
@@ -173,7 +173,7 @@ def main() -> None:
             rank, step, delay = draw.randrange(2), draw.randrange(STEPS), draw.uniform(0, 0.3)
             name, hurt = f'kill {index}, process {rank}, step {step}', after_step(rank, signal.SIGKILL, step, delay)
             kills.append((killed, name, hurt, [(-9,) if other == rank else gone for other in range(2)], {}))
-        asked = (
+        group = (
             'SIGTERM to one process in a step, in compiling, in an evaluation, in a save: both 42, then resumed: equal'
         )
         for rank in range(2):
@@ -183,14 +183,14 @@ def main() -> None:
                 ('an evaluation', after_step(rank, signal.SIGTERM, 25)),
                 ('a save', after_words(rank, signal.SIGTERM, 'checkpoints/tmp.*')),
             ):
-                others.append((asked, f'SIGTERM to process {rank} in {where}', hurt, [(42,), (42,)], {}))
+                others.append((group, f'SIGTERM to process {rank} in {where}', hurt, [(42,), (42,)], {}))
         for rank in range(2):
             for what, point, code in (('stalls', 'stall', 75), ('raises', 'raise', 70)):
                 faults = [f'{point}@33' if other == rank else None for other in range(2)]
                 more = {'faults': faults} | ({'watchdog.step': 10.0} if point == 'stall' else {})
-                wanted = [(code,) if other == rank else (code, *gone) for other in range(2)]
+                exit_codes = [(code,) if other == rank else (code, *gone) for other in range(2)]
                 group = f'a process that {what}: {code}, and the other is down with it; then resumed: equal'
-                others.append((group, f'{point} in process {rank}', nothing, wanted, more))
+                others.append((group, f'{point} in process {rank}', nothing, exit_codes, more))
         group = 'a bit of a step taken twice is turned: both 5, step and leaf named; then resumed: equal'
         faults = ['corrupt@40'] * 2
         more = {'says': 'step 40, run twice', 'faults': faults, 'sdc_check_every': 20}
@@ -199,13 +199,13 @@ def main() -> None:
         size = max(path.stat().st_size for path in (whole / 'checkpoints').rglob('*') if path.is_file())
         for rank in range(2):
             limits = [size // 4 if other == rank else None for other in range(2)]
-            wanted = [(4,) if other == rank else (4, *gone) for other in range(2)]
+            exit_codes = [(4,) if other == rank else (4, *gone) for other in range(2)]
             more = {'says': 'Intact checkpoints', 'limits': limits}
-            others.insert(1, (full, f'disk full for process {rank}', nothing, wanted, more))
+            others.insert(1, (full, f'disk full for process {rank}', nothing, exit_codes, more))
         # By turns, so that what the minutes do not suffice for is not all of one kind.
         turns = itertools.chain.from_iterable(itertools.zip_longest(others[::2] + others[1::2], kills))
-        for *given, more in filter(None, turns):
-            trial(*given, **more)
+        for *values, more in filter(None, turns):
+            trial(*values, **more)
     worst = max(trial['seconds_from_first_to_last_end'] for group in groups.values() for trial in group)
     record.write(
         'processes',

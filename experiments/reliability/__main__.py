@@ -44,8 +44,8 @@ def start(folder: pathlib.Path, workdir: pathlib.Path, fault: str = '', **more) 
 def whole_state(workdir: pathlib.Path) -> dict[str, bytes]:
     """All that the last checkpoint holds, and metrics.jsonl."""
     state, extra = read(workdir)
-    found = {path: bytes(memoryview(leaf).cast('B')) if leaf.ndim else leaf.tobytes() for path, leaf in state.items()}
-    return found | {'step': str(extra['step']).encode(), 'metrics': (workdir / 'metrics.jsonl').read_bytes()}
+    content = {path: bytes(memoryview(leaf).cast('B')) if leaf.ndim else leaf.tobytes() for path, leaf in state.items()}
+    return content | {'step': str(extra['step']).encode(), 'metrics': (workdir / 'metrics.jsonl').read_bytes()}
 
 
 def read(workdir: pathlib.Path):
@@ -67,7 +67,7 @@ def assembled(folder: pathlib.Path):
     return build.build(*resolve.resolve(config))
 
 
-def interrupted(folder, whole, name: str, hurt, wanted: tuple[int, ...], **more) -> dict:
+def interrupted(folder, whole, name: str, hurt, expected: tuple[int, ...], **more) -> dict:
     """One trial: a run that `hurt(process, workdir)` disturbs, and the same command until it has ended."""
     workdir = folder / name.replace(' ', '-').replace('@', '-')
     begun = time.monotonic()
@@ -81,7 +81,7 @@ def interrupted(folder, whole, name: str, hurt, wanted: tuple[int, ...], **more)
     equal = resumed == 0 and whole_state(workdir) == whole
     shutil.rmtree(workdir)
     trial = {'what': name, 'disturbed': disturbed, 'exit': code, 'resumed_exit': resumed, 'equal': equal}
-    return trial | {'seconds_to_the_end': round(ended, 2), 'as_wanted': equal and code in wanted}
+    return trial | {'seconds_to_the_end': round(ended, 2), 'as_wanted': equal and code in expected}
 
 
 def nothing(process, workdir):
@@ -89,7 +89,7 @@ def nothing(process, workdir):
 
 
 def at_random(number: signal.Signals, draw: random.Random):
-    """Sends a signal some time after the run has said what it is about to do."""
+    """Sends a signal at a random time after the run has printed its header."""
 
     def hurt(process, workdir):
         words, delay = pathlib.Path(f'{workdir}.txt'), draw.uniform(0, 0.8)
@@ -126,18 +126,18 @@ def damage(file: pathlib.Path, other: pathlib.Path, kind: str, draw: random.Rand
 def damages(folder: pathlib.Path, workdir: pathlib.Path, count: int, draw: random.Random) -> list[dict]:
     """Trials that damage one file of the newest checkpoint, every file and kind in turn, and open it."""
     run = assembled(folder)
-    shapes, kept = run.initial.stored(run.shapes), workdir / 'checkpoints'
-    files = sorted(path.relative_to(kept) for path in (kept / str(STEPS)).rglob('*') if path.is_file())
+    shapes, directory = run.initial.stored(run.shapes), workdir / 'checkpoints'
+    files = sorted(path.relative_to(directory) for path in (directory / str(STEPS)).rglob('*') if path.is_file())
     trials, turn = [], 0
     while len(trials) < count:
         kind, name = DAMAGES[turn % len(DAMAGES)], files[turn // len(DAMAGES) % len(files)]
         turn += 1
         copy = folder / 'damaged'
-        shutil.copytree(kept, copy)
+        shutil.copytree(directory, copy)
         if damage(copy / name, copy / draw.choice([file for file in files if file != name]), kind, draw):
             with checkpoint.Checkpoints(copy, **run.config.checkpoint) as checkpoints:
-                found = checkpoints.restore(shapes)
-            step = found and found[1]['step']
+                restored = checkpoints.restore(shapes)
+            step = restored and restored[1]['step']
             aside = (copy / f'{STEPS}.corrupt').is_dir()
             trials.append({'what': kind, 'file': str(name), 'restored_step': step, 'set_aside': aside})
             trials[-1]['as_wanted'] = aside and step is not None and step < STEPS
@@ -158,19 +158,19 @@ def main() -> None:
         whole = whole_state(folder / 'whole')
         groups: dict[str, list[dict]] = {}
 
-        def trial(group: str, *given, **more):
-            done = interrupted(folder, whole, *given, **more)
+        def trial(group: str, *values, **more):
+            done = interrupted(folder, whole, *values, **more)
             print(json.dumps(done), flush=True)
             groups.setdefault(group, []).append(done)
 
         killed = 'killed (kill -9) at a named point of a save, then resumed: equal to the bit, metrics without a hole'
         for point, step in POINTS:
             trial(killed, f'{point}@{step}', nothing, (-signal.SIGKILL,), fault=f'{point}@{step}')
-        for number, name, wanted in ((signal.SIGKILL, 'kill -9', (-9, 0)), (signal.SIGTERM, 'SIGTERM', (42, 0))):
+        for number, name, expected in ((signal.SIGKILL, 'kill -9', (-9, 0)), (signal.SIGTERM, 'SIGTERM', (42, 0))):
             group = f'{name} at a random moment after the header, then resumed: the same'
             group += ', exit 42, or 0 after the last step' if name == 'SIGTERM' else ''
             for index in range(arguments.trials):
-                trial(group, f'{name} {index}', at_random(number, draw), wanted)
+                trial(group, f'{name} {index}', at_random(number, draw), expected)
         group = 'a step that never ends: exit 75 after its limit with all stacks, then resumed: the same'
         trial(group, 'stall@10', nothing, (lifecycle.STALLED,), fault='stall@10', **{'watchdog.step': 5.0})
         trial('an exception in a step: exit 70, then resumed: the same', 'raise@10', nothing, (70,), fault='raise@10')

@@ -57,21 +57,21 @@ class Trainer:
 
         from lmtrain import data
 
-        batches, losses, kept = [], [], None
+        batches, losses, donated = [], [], None
         for number in range(first, first + count):
             batch = self.put(self.stream.batch(number))
             batches.append(data.batch_hash(whole(batch)))
-            given, before = state, places(state)
+            previous, before = state, places(state)
             state, measured = self.step(state, batch, np.float32(number / 20))
             losses.append(float(jax.block_until_ready(measured)['loss']))
-            if kept is None:
+            if donated is None:
                 # A buffer may be handed to another leaf of the same shape, and is reused no less.
                 after = places(state)
-                kept = {
-                    'deleted': all(leaf.is_deleted() for leaf in jax.tree.leaves(given)),
+                donated = {
+                    'deleted': all(leaf.is_deleted() for leaf in jax.tree.leaves(previous)),
                     'reused': sum(after[place] for place in after if place in before) / sum(after.values()),
                 }
-        return state, batches, losses, kept
+        return state, batches, losses, donated
 
 
 def places(tree) -> dict[int, int]:
@@ -119,11 +119,11 @@ def work(folder: pathlib.Path, topology: str, index: int, port: int, phase: str)
             address, processes, index, coordinator_bind_address=address, initialization_timeout=60
         )
     trainer = Trainer(folder, topology)
-    found = []
+    results = []
     for source in TOPOLOGIES if phase == 'restore' else [topology]:
         with checkpoint.Checkpoints(folder / 'kept' / source, 1, 1, 0) as checkpoints:
             if phase == 'save':
-                state, *_, kept = trainer.go(trainer.run.initial.on_mesh(), 0, TRAINED)
+                state, *_, fresh = trainer.go(trainer.run.initial.on_mesh(), 0, TRAINED)
                 at = hashes(state)
                 checkpoints.save(trainer.run.initial.stored(state), TRAINED, {})
                 checkpoints.wait()
@@ -133,15 +133,17 @@ def work(folder: pathlib.Path, topology: str, index: int, port: int, phase: str)
                 at, begun = hashes(state), extra['step']
         last, batches, losses, again = trainer.go(state, begun, AFTER)
         result = {'from': source, 'to': topology, 'state': at, 'batches': batches, 'losses': losses}
-        found.append(result | {'last': hashes(last), 'donated': again} | ({'fresh': kept} if phase == 'save' else {}))
+        results.append(
+            result | {'last': hashes(last), 'donated': again} | ({'fresh': fresh} if phase == 'save' else {})
+        )
     if index == 0:
-        (folder / f'{phase}-{topology}.json').write_text(json.dumps(found), encoding='utf-8')
+        (folder / f'{phase}-{topology}.json').write_text(json.dumps(results), encoding='utf-8')
     if processes > 1:
         jax.distributed.shutdown()
 
 
 def started(folder: pathlib.Path, topology: str, phase: str) -> list[dict]:
-    """What the processes of a topology found. Raises RuntimeError with their words where one fails."""
+    """The results of the processes of a topology. Raises RuntimeError with the output of a process that fails."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]

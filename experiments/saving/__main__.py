@@ -48,19 +48,19 @@ def measure(changes: dict, trials: int) -> list[dict]:
     whole = trained(changes)
     # Stands for the train step: it takes the state's buffers and touches every number, in a fraction of the time.
     update = jax.jit(lambda tree: jax.tree.map(lambda x: x - x // 3, tree), donate_argnums=0)
-    whole, found = update(whole), []
+    whole, rows = update(whole), []
     with tempfile.TemporaryDirectory() as folder, checkpoint.Checkpoints(folder, 1, 1, 0) as checkpoints:
         for step in range(trials + 1):
-            usual, whole = seconds(lambda given=whole: update(given))
-            copy, copied = seconds(lambda given=whole: [np.array(leaf) for leaf in jax.tree.leaves(given)])
+            usual, whole = seconds(lambda value=whole: update(value))
+            copy, copied = seconds(lambda value=whole: [np.array(leaf) for leaf in jax.tree.leaves(value)])
             del copied
-            save, _ = seconds(lambda given=whole, at=step: checkpoints.save(given, at, {}))
-            after, whole = seconds(lambda given=whole: update(given))
+            save, _ = seconds(lambda value=whole, at=step: checkpoints.save(value, at, {}))
+            after, whole = seconds(lambda value=whole: update(value))
             rest, _ = seconds(checkpoints.wait)
             one = {'copy': copy, 'save': save, 'usual_update': usual, 'update_after_save': after, 'rest': rest}
-            found.append(one | {'bytes': sum(leaf.nbytes for leaf in jax.tree.leaves(whole))})
-            print({name: round(value, 4) for name, value in found[-1].items()}, flush=True)
-    return found
+            rows.append(one | {'bytes': sum(leaf.nbytes for leaf in jax.tree.leaves(whole))})
+            print({name: round(value, 4) for name, value in rows[-1].items()}, flush=True)
+    return rows
 
 
 def main() -> None:

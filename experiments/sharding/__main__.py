@@ -68,7 +68,7 @@ def audit(kind, mesh, devices) -> dict:
     run = run_of(mesh, SHAPE | more, devices)
     (lowered,) = run.lowered().values()
     compiled, text = hlo.partitioned(lowered)
-    found, least = traffic.audit(text, run.mesh), traffic.minimum(run)
+    result, least = traffic.audit(text, run.mesh), traffic.minimum(run)
     (batch,) = run.batch_shapes().values()
     held = sum(
         tree.size(leaf) / leaf.size * math.prod(leaf.sharding.shard_shape(leaf.shape))
@@ -76,9 +76,9 @@ def audit(kind, mesh, devices) -> dict:
     )
     return {
         'mesh': mesh,
-        'moved': {f'{kind} {axes}': size for (kind, axes), size in found.items()},
+        'moved': {f'{kind} {axes}': size for (kind, axes), size in result.items()},
         'least': {f'{kind} {axes}': size for (kind, axes), size in least.items()},
-        'ratio': sum(found.values()) / sum(least.values()),
+        'ratio': sum(result.values()) / sum(least.values()),
         'arguments': compiled.memory_analysis().argument_size_in_bytes,
         'arguments_in_theory': held,
     }
@@ -98,45 +98,45 @@ def losses(mesh, devices) -> list[float]:
 
     run = run_of(mesh, TINY | {'budget.steps': STEPS}, devices[: math.prod(mesh)])
     state, step, stream, put = run.initial.on_mesh(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
-    found = []
+    result = []
     for i in range(STEPS):
         state, measured = step(state, put(stream.batch(i)), np.float32(i / STEPS))
-        found.append(measured['loss'].item())
+        result.append(measured['loss'].item())
     sums = run.eval_step()(state.params, put(run.stream('validation').batch(0)))
-    return [*found, sums['loss'].item() / sums['targets'].item()]
+    return [*result, sums['loss'].item() / sums['targets'].item()]
 
 
-def work(asked: dict) -> dict:
-    """In a process of its own: what `asked` names."""
+def work(request: dict) -> dict:
+    """In a process of its own: what `request` names."""
     import jax
 
-    if asked['what'] == 'losses':
-        return {'mesh': asked['mesh'], 'losses': losses(asked['mesh'], jax.devices())}
+    if request['what'] == 'losses':
+        return {'mesh': request['mesh'], 'losses': losses(request['mesh'], jax.devices())}
     devices = jax.devices()
-    if 'topology' in asked:
+    if 'topology' in request:
         from jax.experimental import topologies
 
-        slices = {'num_slices': asked['slices']} if asked['slices'] > 1 else {}
-        devices = topologies.get_topology_desc(asked['topology'], platform='tpu', **slices).devices
-    return audit(asked['kind'], asked['mesh'], devices)
+        slices = {'num_slices': request['slices']} if request['slices'] > 1 else {}
+        devices = topologies.get_topology_desc(request['topology'], platform='tpu', **slices).devices
+    return audit(request['kind'], request['mesh'], devices)
 
 
-def in_a_process(asked: dict, count: int, tpu: str = '') -> dict:
+def in_a_process(request: dict, count: int, tpu: str = '') -> dict:
     """`work` in a new process with so many simulated devices; its stderr is searched for XLA's complaint."""
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(count), 'TF_CPP_MIN_LOG_LEVEL': '0'}
-    if 'topology' in asked:
-        environment |= {'TPU_ACCELERATOR_TYPE': asked['type'], 'TPU_WORKER_HOSTNAMES': 'localhost'}
+    if 'topology' in request:
+        environment |= {'TPU_ACCELERATOR_TYPE': request['type'], 'TPU_WORKER_HOSTNAMES': 'localhost'}
         environment |= {'TPU_WORKER_ID': '0', 'TPU_SKIP_MDS_QUERY': '1'}
         environment['PYTHONPATH'] = tpu
-    command = [sys.executable, '-m', 'experiments.sharding', f'--work={json.dumps(asked)}']
+    command = [sys.executable, '-m', 'experiments.sharding', f'--work={json.dumps(request)}']
     done = subprocess.run(command, cwd=record.ROOT, env=environment, capture_output=True, encoding='utf-8')
     if done.returncode:
-        raise SystemExit(f'{asked} failed:\n{done.stderr[-3000:]}')
-    found = json.loads(done.stdout.splitlines()[-1])
-    found['rematerialization'] = 'Involuntary full rematerialization' in done.stderr
+        raise SystemExit(f'{request} failed:\n{done.stderr[-3000:]}')
+    result = json.loads(done.stdout.splitlines()[-1])
+    result['rematerialization'] = 'Involuntary full rematerialization' in done.stderr
     shown = ('kind', 'mesh', 'topology', 'ratio')
-    print({name: value for name, value in (asked | found).items() if name in shown}, flush=True)
-    return asked | found
+    print({name: value for name, value in (request | result).items() if name in shown}, flush=True)
+    return request | result
 
 
 def main() -> None:
@@ -156,8 +156,8 @@ def main() -> None:
     for topology, accelerator, slices, kinds in CHIPS:
         n = slices * math.prod(map(int, topology.partition(':')[2].split('x')))
         for kind in kinds:
-            asked = {'what': 'audit', 'kind': kind, 'mesh': KINDS[kind](n), 'topology': topology}
-            chips.append(in_a_process(asked | {'type': accelerator, 'slices': slices}, 1, arguments.tpu))
+            request = {'what': 'audit', 'kind': kind, 'mesh': KINDS[kind](n), 'topology': topology}
+            chips.append(in_a_process(request | {'type': accelerator, 'slices': slices}, 1, arguments.tpu))
     meshes = [mesh for mesh in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(mesh) == 8]
     one, *others = (in_a_process({'what': 'losses', 'mesh': mesh}, 8) for mesh in [(1, 1, 1, 1), *meshes])
     apart = {
@@ -175,14 +175,14 @@ def main() -> None:
         }
 
     figures = [
-        ratio(f'bytes exchanged over the least: {kind}, at 8, 64 and 256 simulated devices', found)
+        ratio(f'bytes exchanged over the least: {kind}, at 8, 64 and 256 simulated devices', result)
         for kind in KINDS
-        if (found := [trial for trial in simulated if trial['kind'] == kind])
+        if (result := [trial for trial in simulated if trial['kind'] == kind])
     ]
     figures += [
-        ratio(f'the same with the TPU compiler, {topology}: {", ".join(sorted({t["kind"] for t in found}))}', found)
+        ratio(f'the same with the TPU compiler, {topology}: {", ".join(sorted({t["kind"] for t in result}))}', result)
         for topology in dict.fromkeys(trial['topology'] for trial in chips)
-        if (found := [trial for trial in chips if trial['topology'] == topology])
+        if (result := [trial for trial in chips if trial['topology'] == topology])
     ]
     warned = sum(trial['rematerialization'] for trial in simulated + chips)
     held = ratio(

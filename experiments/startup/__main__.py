@@ -41,13 +41,13 @@ def main() -> None:
     trials = [{'cold_first_step': starts[0]}] + [
         {'help': command('--help'), 'configs': command('configs'), 'warm_first_step': warm} for warm in starts[1:]
     ]
-    asked = {
+    targets = {
         'help': ('`lmtrain --help`', 0.5),
         'configs': ('`lmtrain configs`', 1.0),
         'warm_first_step': ('second start, tiny recipe, process start to first step', 2.5),
     }
     figures = []
-    for name, (what, limit) in asked.items():
+    for name, (what, limit) in targets.items():
         seconds = [each[name] for each in trials[1:]]
         middle = statistics.median(seconds)
         figures.append(

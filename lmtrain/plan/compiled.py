@@ -142,20 +142,20 @@ def bound(run: Run, target: Target, exchanged: dict[tuple[str, str], float]) -> 
     )
 
 
-def needed(run: Run, target: Target, found: Compiled) -> float:
+def needed(run: Run, target: Target, figures: Compiled) -> float:
     """Bytes on a device by the target's own compiler; without one, the larger of theory and the CPU compiler."""
-    if found.too_large:
+    if figures.too_large:
         return math.inf
-    return found.total if target.topology else max(run.memory()['total'], found.total)
+    return figures.total if target.topology else max(run.memory()['total'], figures.total)
 
 
-def way_out(run: Run, target: Target, found: Compiled) -> dict[str, Any]:
+def way_out(run: Run, target: Target, figures: Compiled) -> dict[str, Any]:
     """{field: value} that makes a run fit: more micro-batches of the same batch, then also remat='full'.
 
     Candidates are compiled in order if they fit by theory times a factor: the largest ratio of a compiler's figure to
     theory so far, doubled when a compiler fails without a figure. {}: nothing fits at this batch size on this mesh.
     """
-    above = 1.0 if found.too_large else needed(run, target, found) / run.memory()['total']
+    above = 1.0 if figures.too_large else needed(run, target, figures) / run.memory()['total']
     parts = run.mesh.shape['data'] * run.mesh.shape['fsdp'] * run.config.optimizer.accumulate
     policies = dict.fromkeys((run.config.model.remat, 'full'))
     for remat, more in itertools.product(policies, range(1, run.config.data.batch_size // parts + 1)):
@@ -182,14 +182,14 @@ def page(config, target: Target, command: str = '') -> str:
     Raises what `build` raises.
     """
     with planned(config, target) as run:
-        found = compiled(run)
-        parts = [heading(run, target, found), memory_table(run, found)]
-        if not found.too_large:
-            parts += [products(run, found), exchanges(run, found)]
-        parts.append(outlook(run, target, found.exchanged or traffic.minimum(run)))
-        changes, fits = {}, not target.chip or needed(run, target, found) <= target.chip.memory
+        figures = compiled(run)
+        parts = [heading(run, target, figures), memory_table(run, figures)]
+        if not figures.too_large:
+            parts += [products(run, figures), exchanges(run, figures)]
+        parts.append(outlook(run, target, figures.exchanged or traffic.minimum(run)))
+        changes, fits = {}, not target.chip or needed(run, target, figures) <= target.chip.memory
         if not fits:
-            changes = way_out(run, target, found)
+            changes = way_out(run, target, figures)
         words = [command, *(f'--config.{field}={value}' for field, value in changes.items())]
         if fits or changes:
             title = 'to train it' if fits else 'a configuration that fits, with the same batch size'
@@ -199,7 +199,7 @@ def page(config, target: Target, command: str = '') -> str:
         return '\n\n'.join(parts)
 
 
-def heading(run: Run, target: Target, found: Compiled) -> str:
+def heading(run: Run, target: Target, figures: Compiled) -> str:
     """The model, the machine, the compiler, and whether the run fits."""
     axes = ' x '.join(f'{axis}={size}' for axis, size in run.mesh.shape.items() if size > 1) or 'one device'
     parameters, batch = terminal.number(tree.count(run.shapes.params)), terminal.number(run.tokens_per_step)
@@ -212,18 +212,18 @@ def heading(run: Run, target: Target, found: Compiled) -> str:
     if target.chip and target.chip.capability and run.model.attention == 'auto':
         why = unsupported(run, 'cudnn', target)
         rows.append(('  attention', f'on these GPUs by XLA: cudnn {why}' if why else 'on these GPUs by cudnn'))
-    if found.too_large:
-        verdict = f'no: {found.too_large}'
+    if figures.too_large:
+        verdict = f'no: {figures.too_large}'
     elif target.topology:
-        share = found.total / target.chip.memory
-        verdict = f'yes: {_bytes(found.total)} of {_bytes(target.chip.memory)} a device, {terminal.percent(share)}'
+        share = figures.total / target.chip.memory
+        verdict = f'yes: {_bytes(figures.total)} of {_bytes(target.chip.memory)} a device, {terminal.percent(share)}'
     elif target.chip:
-        total, theory = needed(run, target, found), run.memory()['total']
+        total, theory = needed(run, target, figures), run.memory()['total']
         answer = 'yes' if total <= target.chip.memory else 'no'
         source = 'by theory alone' if total == theory else f'by the CPU compiler; {_bytes(theory)} by theory'
         verdict = f'{answer}: {_bytes(total)} of {_bytes(target.chip.memory)} a device, {source}'
     else:
-        verdict = f'{_bytes(found.total)} a device, {_bytes(found.total * target.chips)} of this machine in all'
+        verdict = f'{_bytes(figures.total)} a device, {_bytes(figures.total * target.chips)} of this machine in all'
     rows.append(('  fits', verdict))
     return '\n'.join(['the plan', *terminal.table(rows)])
 
@@ -232,41 +232,41 @@ def _bytes(size: float) -> str:
     return terminal.unit(size, 'B')
 
 
-def memory_table(run: Run, found: Compiled) -> str:
+def memory_table(run: Run, figures: Compiled) -> str:
     """Bytes on each device by kind: theory and compiler."""
     theory, held = run.memory(), arguments(run)
-    fits = not found.too_large
+    fits = not figures.too_large
     rows = [('', 'theory', 'compiler', 'ratio')]
     for part in ('parameters', 'moments'):
-        size, by_compiler = theory[part], getattr(found, part)
+        size, by_compiler = theory[part], getattr(figures, part)
         ratio = f'{by_compiler / size:.3f}' if fits and size else ''
         rows.append((f'  {part}', _bytes(size), _bytes(by_compiler) if fits else '', ratio))
-    ratio = f'{found.arguments / held:.3f}' if fits else ''
-    rows.append(('  state and batch', _bytes(held), _bytes(found.arguments) if fits else '', ratio))
+    ratio = f'{figures.arguments / held:.3f}' if fits else ''
+    rows.append(('  state and batch', _bytes(held), _bytes(figures.arguments) if fits else '', ratio))
     rows += [(f'  {part}', _bytes(theory[part]), '', '') for part in ('gradients', 'activations')]
     temporaries = theory['gradients'] + theory['activations']
-    ratio = f'{found.temporaries / temporaries:.2f}' if fits else ''
-    rows.append(('  temporaries', _bytes(temporaries), _bytes(found.temporaries) if fits else '', ratio))
+    ratio = f'{figures.temporaries / temporaries:.2f}' if fits else ''
+    rows.append(('  temporaries', _bytes(temporaries), _bytes(figures.temporaries) if fits else '', ratio))
     return '\n'.join(['memory of each device', *terminal.table(rows, right=(1, 2, 3))])
 
 
-def products(run: Run, found: Compiled) -> str:
+def products(run: Run, figures: Compiled) -> str:
     """FLOPs of a step on each device."""
     planned = run.flops_per_step.executed / run.mesh.size
-    figures = f'  {terminal.unit(planned, "FLOP")} by arithmetic, {terminal.unit(found.flops, "FLOP")} compiled'
+    line = f'  {terminal.unit(planned, "FLOP")} by arithmetic, {terminal.unit(figures.flops, "FLOP")} compiled'
     apart = '' if run.attention == 'xla' else f", without those of attention's kernel ({run.attention})"
-    return f'products of a step, on each device\n{figures}, {found.flops / planned:.3f} of it{apart}'
+    return f'products of a step, on each device\n{line}, {figures.flops / planned:.3f} of it{apart}'
 
 
-def exchanges(run: Run, found: Compiled) -> str:
+def exchanges(run: Run, figures: Compiled) -> str:
     """Bytes that each device receives in a step, and the minimum."""
     least = traffic.minimum(run)
     rows = [('', 'along', 'received', 'least')]
-    for kind, axes in sorted(found.exchanged.keys() | least.keys()):
-        pair = (found.exchanged.get((kind, axes), 0), least.get((kind, axes), 0))
+    for kind, axes in sorted(figures.exchanged.keys() | least.keys()):
+        pair = (figures.exchanged.get((kind, axes), 0), least.get((kind, axes), 0))
         rows.append((f'  {kind}', axes, *map(_bytes, pair)))
     if least:
-        both = sum(found.exchanged.values()), sum(least.values())
+        both = sum(figures.exchanged.values()), sum(least.values())
         rows.append(('  in all', f'{both[0] / both[1]:.3f} of the least', *map(_bytes, both)))
     return '\n'.join(['bytes that each device receives in a step', *terminal.table(rows, right=(2, 3))])
 
