@@ -21,7 +21,7 @@ from lmtrain.files import (
 
 @pytest.fixture
 def homeless(monkeypatch):
-    """No HOME, and no entry of the user in passwd: a container that runs as `docker run -u 12345`."""
+    """No HOME and no user in passwd, same as in a container of `docker run -u 12345`."""
 
     def missing(uid):
         raise KeyError(f'getpwuid(): uid not found: {uid}')

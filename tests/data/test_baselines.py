@@ -8,7 +8,7 @@ from lmtrain.data.baselines import bits_per_byte
 
 
 def naive_bigram(train, validation, size, text):
-    """Witten-Bell by the book, one token at a time."""
+    """Witten-Bell by its definition, one token at a time."""
     counts = {}
     for context, token in zip(train[:-1], train[1:], strict=True):
         counts.setdefault(context, {})
@@ -26,7 +26,7 @@ def naive_bigram(train, validation, size, text):
 def test_unigram_and_bigram_match_their_formulas():
     rng = np.random.default_rng(0)
     train = rng.integers(0, 9, 400).astype(np.uint16) ** 2 % 11
-    validation = rng.integers(0, 12, 60).astype(np.uint16)  # 11 was never seen
+    validation = rng.integers(0, 12, 60).astype(np.uint16)  # 11 is not in the train split
     text = b'some text of sixty bytes or so, which stands for these tokens'
     got = bits_per_byte([train], [validation], text, 12)
     bigram, unigram = naive_bigram(train.tolist(), validation.tolist(), 12, text)
@@ -43,7 +43,7 @@ def test_xz_uses_highest_level(poem):
 
 def test_bigram_probabilities_sum_to_one():
     train = np.array([0, 1, 2, 1, 0, 0, 2, 1], np.uint16)
-    for context in (0, 3):  # seen, and not
+    for context in (0, 3):  # in the train split, and not
         files = [[np.array([context, token], np.uint16)] for token in range(4)]
         assert sum(2 ** -bits_per_byte([train], file, b'x', 4)['bigram'] for file in files) == pytest.approx(1)
 

@@ -156,14 +156,14 @@ def test_mixture_follows_weights(prepare, tmp_path, poem):
         bits_per_byte([p.tokens for p in corpus.splits['train'].parts], [part.parts[0].tokens], text, 257)
         for part, text in zip(parts, [(d / 'validation.txt').read_bytes() for d in corpus._directories])
     ]
-    sizes = [weight * part.num_bytes / part.num_rows for weight, part in zip((1.0, 0.5), parts)]  # bytes a row
+    sizes = [weight * part.num_bytes / part.num_rows for weight, part in zip((1.0, 0.5), parts)]  # bytes per row
     expected = {name: np.average([values[name] for values in own], weights=sizes) for name in own[0]}
     assert corpus.baselines() == pytest.approx(expected) and set(expected) == {'unigram', 'bigram', 'xz'}
     assert own[0]['unigram'] != pytest.approx(own[1]['unigram'], rel=1e-3)
 
 
 def test_source_without_rows_in_a_split_has_share_zero(prepare, tmp_path, poem):
-    """As a TFDS source that has no validation split of its own."""
+    """Same as a TFDS source without a validation split."""
     (tmp_path / 'more.jsonl').write_text(''.join(json.dumps({'text': poem(n)}) + '\n' for n in range(20)))
     corpus = prepare(mix=(('more.jsonl', 0.25),), test=0.0)
     assert corpus.shares('train') == corpus.shares('validation') == [0.8, 0.2] and corpus.shares('test') == [0, 0]
@@ -270,19 +270,19 @@ def test_masked_rows_contain_document_end(prepare, bpe, tmp_path):
     assert sum(map(len, read)) == corpus.splits['train'].num_tokens
 
 
-# Of every kind, with text that its pieces do not spell: (files of the tokenizer, or its name, a text, the bytes behind
-# each of its tokens and behind END).
+# Every kind of tokenizer, with texts that its pieces do not spell exactly: (files of the tokenizer or its name, a text,
+# the bytes of each token and of END).
 CODE = 'if x:\n\n    y = "é"  # naïve\n'
 ODD = [
     ('bytes', 'é\n', [1, 1, 1, 0]),
     ('chars', 'é\n', [2, 1, 0]),
-    ('whitespace', CODE, [2, 3, 7, 2, 5, 3, 7, 1]),  # blanks with the word behind them, the last line break with END
+    ('whitespace', CODE, [2, 3, 7, 2, 5, 3, 7, 1]),  # spaces count with the next word, the last line break with END
     ('bpe', 'é\n', [2, 1, 0]),
-    ('bert', '  The CAT\n日本 é.', [5, 4, 4, 3, 3, 1, 0]),  # lower case, accents off, an unknown 日 and 本
+    ('bert', '  The CAT\n日本 é.', [5, 4, 4, 3, 3, 1, 0]),  # lower case, no accents, unknown 日 and 本
     ('unigram', 'the  日本cat', [3, 1, 1, 6, 3, 0]),  # one token for both unknown characters
     ('gemma', 'the  🦙\n', [3, 2, 1, 1, 1, 1, 1, 0]),  # a character in four tokens
-    ('llama', 'the a<tool>é', [3, 2, 6, 2, 0, 0, 0]),  # behind a token a blank is put, which is in no text
-    ('gpt2 with domain words', 'a  <a>É  the', [1, 5, 2, 1, 4, 0]),  # '<a>' takes the blanks before it
+    ('llama', 'the a<tool>é', [3, 2, 6, 2, 0, 0, 0]),  # a space that is not in the text is added after a token
+    ('gpt2 with domain words', 'a  <a>É  the', [1, 5, 2, 1, 4, 0]),  # '<a>' strips the spaces before it
 ]
 
 
@@ -317,7 +317,7 @@ def test_byte_column_of_masked_tokens(prepare, tmp_path):
 
 
 def larger(tmp_path, **added):
-    """The 'qwen' tokenizer with further added tokens; the entries that its model has an embedding for."""
+    """Writes the 'qwen' tokenizer with further added tokens; returns the rows of its model's embedding."""
     token_cases.write('qwen', tmp_path / 'tokenizer')
     spec = token_cases.CASES['qwen']
     rows = max(token['id'] for token in spec['added_tokens']) + 1

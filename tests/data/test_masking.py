@@ -36,7 +36,7 @@ def test_only_content_is_masked_and_targets_restore_it(texts, seq_len, rate, who
     alone = mask_tokens({name: values[:1] for name, values in plain.items()}, TOKENIZER, rate, whole_word, 3, draw[:1])
     for name in batch:
         np.testing.assert_array_equal(batch[name], again[name])
-        np.testing.assert_array_equal(batch[name][:1], alone[name])  # no row depends on its neighbours
+        np.testing.assert_array_equal(batch[name][:1], alone[name])  # rows are independent
     for row in range(len(draw)):
         chosen = batch['select'][row][batch['loss_mask'][row] == 1]
         content = (plain['segment_ids'][row] > 0) & (plain['tokens'][row] != TOKENIZER.end_id)
@@ -61,7 +61,7 @@ def test_mask_random_keep_fractions_are_80_10_10():
     random = shown[(shown != TOKENIZER.mask_id) & (shown != target)]
     assert len(set(random.tolist())) > 200 and random.max() < 256
     places = np.bincount(batch['select'][batch['loss_mask'] == 1], minlength=128)
-    assert places[1:].min() > 0.5 * places[1:].mean()  # every place has its turn
+    assert places[1:].min() > 0.5 * places[1:].mean()  # every position is masked sometimes
 
 
 def test_masking_depends_on_seed_and_stream_index():
@@ -88,7 +88,7 @@ def test_whole_word_masking():
 
 
 def test_words_do_not_cross_documents():
-    """A row may hold the end of one document behind which the middle of another begins, inside of a word."""
+    """In a row, the end of one document may be followed by a piece of another that begins inside a word."""
     tokens, segments = np.frombuffer(b'abcdefgh', np.uint8).astype(np.int32), np.repeat(np.int32([1, 2]), 4)
     plain = {'tokens': np.tile(tokens, (20, 1)), 'segment_ids': np.tile(segments, (20, 1))}
     batch = mask_tokens(plain, TOKENIZER, 0.5, True, 0, np.arange(20))

@@ -9,7 +9,7 @@ documents = st.lists(st.integers(1, 40), min_size=1, max_size=30)  # tokens of e
 
 
 def token_file(sizes):
-    """Tokens all different, so that a place in a row tells the place in the file."""
+    """Tokens that are all different, so that a token identifies its place in the file."""
     tokens, begins, counter = [END], [0], 1000
     for size in sizes:
         tokens += [*range(counter, counter + size), END]
@@ -27,9 +27,9 @@ def test_every_target_is_in_exactly_one_row(sizes, seq_len, isolate):
     batch = gather(tokens, rows, np.arange(len(rows.first) - 1), seq_len)
     real = batch['loss_mask'] == 1
     np.testing.assert_array_equal(real, batch['segment_ids'] > 0)
-    assert sorted(batch['targets'][real].tolist()) == sorted(tokens[1:].tolist())  # every one, once
+    assert sorted(batch['targets'][real].tolist()) == sorted(tokens[1:].tolist())  # each target once
     place = {token: index for index, token in enumerate(tokens.tolist()) if token != END}
-    document_of = np.searchsorted(begins, np.arange(len(tokens)), side='left')  # of each place as a target
+    document_of = np.searchsorted(begins, np.arange(len(tokens)), side='left')  # of each target
     for row in range(len(real)):
         segments = batch['segment_ids'][row]
         assert segments.max() == len(set(segments[segments > 0]))
@@ -40,7 +40,7 @@ def test_every_target_is_in_exactly_one_row(sizes, seq_len, isolate):
             inputs, targets = batch['tokens'][row, at], batch['targets'][row, at]
             np.testing.assert_array_equal(inputs[1:], targets[:-1])  # in order
             where = [place[token] for token in targets.tolist() if token != END]
-            assert not isolate or len({document_of[each] for each in where}) <= 1  # nothing crosses
+            assert not isolate or len({document_of[each] for each in where}) <= 1  # no piece crosses a document
     padding = batch['segment_ids'] == 0
     for name in ('tokens', 'targets', 'positions'):
         assert not batch[name][padding].any()
@@ -57,14 +57,14 @@ def test_packing_short_documents_leaves_little_padding(sizes):
 
 @given(st.lists(st.integers(1, 16), min_size=1, max_size=40))
 def test_best_fit_takes_tightest_row(sizes):
-    left = []  # in each row, by the definition of best fit decreasing
+    spaces = []  # of each row, by the definition of best fit decreasing
     for size in sorted(sizes, reverse=True):
-        fitting = [room for room in left if room >= size]
+        fitting = [space for space in spaces if space >= size]
         if fitting:
-            left.remove(min(fitting))
-        left.append((min(fitting) if fitting else 16) - size)
+            spaces.remove(min(fitting))
+        spaces.append((min(fitting) if fitting else 16) - size)
     rows = best_fit(np.array(sizes), 16)
-    assert sorted(16 - np.bincount(rows, weights=sizes)) == sorted(left)
+    assert sorted(16 - np.bincount(rows, weights=sizes)) == sorted(spaces)
 
 
 def test_without_isolation_rows_are_consecutive():
@@ -116,7 +116,7 @@ def test_best_fit_padding_is_below_one_percent():
 
 
 def test_documents_with_separate_begin_and_end_tokens():
-    """BEGIN a b END BEGIN c END: the END is read by nobody, and no BEGIN is a target."""
+    """BEGIN a b END BEGIN c END: END is not an input, and BEGIN is not a target."""
     tokens, begins = np.array([9, 1, 2, 8, 9, 3, 8]), np.array([0, 4, 7])
     batch = gather(tokens, pack(begins, 8, True, gap=1), np.array([0]), 8)
     assert batch['tokens'].tolist() == [[9, 1, 2, 9, 3, 0, 0, 0]]

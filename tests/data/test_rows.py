@@ -82,7 +82,7 @@ TABLES = {
 
 @pytest.mark.parametrize('name', TABLES)
 def test_utf16_tables_with_byte_order_mark(tmp_path, name):
-    """As Excel and PowerShell write them."""
+    """The encoding of Excel and PowerShell."""
     for encoding in ('utf-16', 'utf-8-sig', 'utf-8'):
         (row,) = rows(tmp_path, name, TABLES[name].encode(encoding))
         assert row.fields == {'text': 'é,漢', 'label': 'b'}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lmtrain.data.source import open_source
 
-CACHE = Path('of', 'these', 'tests')  # of config.data: nothing is read from it
+CACHE = Path('of', 'these', 'tests')  # config.data.cache; nothing is read from it
 
 
 def read(path, text_field='text', document='file', root=''):
@@ -62,7 +62,7 @@ def test_documents_of_one_file(name, content, document, expected, tmp_path):
 
 
 BAD = [
-    # name, content, document, the error names
+    # name, content, document, error message
     ('a.txt', b'', 'file', 'a.txt is empty'),
     ('a.txt', b'abc\xc0', 'file', 'not UTF-8 at byte 3'),
     ('a.txt', b'abc\xe0\x80\x80', 'file', 'not UTF-8 at byte 3'),  # overlong
@@ -175,7 +175,7 @@ def test_directories_and_globs_are_read_in_order(tmp_path):
     (tmp_path / 'deep').mkdir()
     for name, text in {'b.txt': 'b', 'a.jsonl': '{"text": "a"}', 'deep/c d ü.txt': 'c', 'x.md': 'no'}.items():
         (tmp_path / name).write_text(text)
-    (tmp_path / 'around').symlink_to(tmp_path)  # in circles
+    (tmp_path / 'around').symlink_to(tmp_path)  # a cycle
     assert read(tmp_path) == ['a', 'b', 'c']
     assert read('*.txt', root=str(tmp_path)) == ['b']
     assert read('deep/../b.txt', root=str(tmp_path)) == ['b']
@@ -197,7 +197,7 @@ def test_skipped_files_are_counted(tmp_path):
     assert opened('*') == (['m', 'a', 'd'], {'directories': 2, 'empty': 1})
     assert opened('**/*.png') == (['d', 'e'], {'second name of a file': 1})
     assert opened('a.md') == (['a'], {})
-    (tmp_path / 'f.txt').write_text('f')  # data in a known form, and a README beside it
+    (tmp_path / 'f.txt').write_text('f')  # data in a known format, and a README
     skipped = {'.md': 1, '.png': 2, '.py': 1, '.rst': 1, 'links to directories': 1, 'no ending': 1}
     assert opened('.') == (['f'], skipped)
 
@@ -232,7 +232,7 @@ LINES = st.lists(st.binary(max_size=30) | JSON.map(lambda value: json.dumps(valu
 )
 def test_any_bytes_give_text_or_input_error(content, name, document, tmp_path):
     (tmp_path / name).write_bytes(content)
-    begun = time.thread_time()  # what others do meanwhile is not counted
+    begun = time.thread_time()  # CPU time of this thread
     try:
         assert all(
             isinstance(text, str) and text.encode() is not None for text in read(tmp_path / name, document=document)
@@ -266,7 +266,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 
 
 def test_tfds_dataset_prepared_by_tfds(tmp_path):
-    """Its builder wants modules that one of ours does not, which setup.py must ask for."""
+    """Its builder needs modules that the embedded corpus does not, which setup.py must require."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder('lm1b', data_dir=tmp_path, file_format='array_record')

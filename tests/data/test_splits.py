@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import lmtrain.data
-from lmtrain.data import splits as contents
+from lmtrain.data import splits as module
 from lmtrain.data.document import Document
 from lmtrain.data.source import open_source
 
@@ -15,7 +15,7 @@ RULE = {'split': 'document', 'validation': 0.1, 'test': 0.1}
 
 
 def aged(path, seconds=60):
-    """As if the file had been written a while ago: its times are real, the clock that reads them is ahead."""
+    """A time `seconds` after the last change of the file, for a clock that is ahead of the file system."""
     return os.stat(path).st_ctime + seconds
 
 
@@ -23,7 +23,7 @@ def test_text_is_read_again_only_after_a_change(tmp_path, monkeypatch):
     path = tmp_path / 'a.txt'
     path.write_text('one')
     now = [aged(path)]
-    monkeypatch.setattr(contents.time, 'time', lambda: now[0])
+    monkeypatch.setattr(module.time, 'time', lambda: now[0])
     reads = []
 
     def content():
@@ -33,7 +33,7 @@ def test_text_is_read_again_only_after_a_change(tmp_path, monkeypatch):
             reads.append(1)
             return source.documents()
 
-        return contents.read_content(source._replace(documents=documents), [], RULE, tmp_path / 'cache')
+        return module.read_content(source._replace(documents=documents), [], RULE, tmp_path / 'cache')
 
     first = content()
     assert content() == first and len(reads) == 1
@@ -45,7 +45,7 @@ def test_text_is_read_again_only_after_a_change(tmp_path, monkeypatch):
 
 
 def test_any_changed_file_attribute_triggers_reading(tmp_path, monkeypatch):
-    """Size, inode, modification and change time, each alone."""
+    """Changes size, inode, modification time and change time one at a time."""
     path = tmp_path / 'a.txt'
     path.write_text('one')
     source = open_source(str(path), '', tmp_path / 'cache', 'text', 'file')
@@ -53,8 +53,8 @@ def test_any_changed_file_attribute_triggers_reading(tmp_path, monkeypatch):
     stamps = []
     for changed in (None, *at):
         marks = SimpleNamespace(**at | ({changed: 8} if changed else {}))
-        monkeypatch.setattr(contents.os, 'stat', lambda file, marks=marks: marks)
-        stamps.append(str(contents._stamps(source)))
+        monkeypatch.setattr(module.os, 'stat', lambda file, marks=marks: marks)
+        stamps.append(str(module._stamps(source)))
     monkeypatch.undo()
     assert len(set(stamps)) == 5
 
@@ -63,8 +63,8 @@ def test_recently_written_files_are_always_read(tmp_path):
     path = tmp_path / 'a.txt'
     path.write_text('one')
     source = open_source(str(path), '', tmp_path / 'cache', 'text', 'file')
-    contents.read_content(source, [], RULE, tmp_path / 'cache')
-    assert time.time() - os.stat(path).st_ctime > contents.SETTLED or not (tmp_path / 'cache').exists()
+    module.read_content(source, [], RULE, tmp_path / 'cache')
+    assert time.time() - os.stat(path).st_ctime > module.SETTLED or not (tmp_path / 'cache').exists()
 
 
 @pytest.mark.parametrize('text', ['\n' * 10, ' \t\r\n', '\ufeff\n'])
@@ -88,7 +88,7 @@ def test_file_that_changes_while_read_is_rejected(tmp_path):
             break
 
     with pytest.raises(ValueError, match='a file changed while it was read'):
-        contents.read_content(source._replace(documents=growing), [], RULE, tmp_path / 'cache')
+        module.read_content(source._replace(documents=growing), [], RULE, tmp_path / 'cache')
 
 
 def divided(tmp_path, texts, **rule):
@@ -96,9 +96,9 @@ def divided(tmp_path, texts, **rule):
     path = tmp_path / 'a.txt'
     path.write_text('\n'.join(texts))
     source = open_source(str(path), '', tmp_path / 'cache', 'text', 'line')
-    content = contents.read_content(source, [], rule, tmp_path / 'cache')
-    splits = {name: [] for name in contents.SPLITS}
-    for name, text in contents.divide(source, content, rule):
+    content = module.read_content(source, [], rule, tmp_path / 'cache')
+    splits = {name: [] for name in module.SPLITS}
+    for name, text in module.divide(source, content, rule):
         splits[name].append(text)
     return splits
 
@@ -110,7 +110,7 @@ def test_split_is_decided_by_content(tmp_path):
     total = sum(map(len, texts))
     for name in ('validation', 'test'):
         assert abs(sum(map(len, splits[name])) / total - 0.1) < 0.001
-    backwards = divided(tmp_path, texts[::-1] + texts)  # order and duplicates move nothing across
+    backwards = divided(tmp_path, texts[::-1] + texts)  # independent of order and duplicates
     assert {name: set(texts) for name, texts in backwards.items()} == {
         name: set(texts) for name, texts in splits.items()
     }
@@ -154,7 +154,7 @@ def test_auto_split_reaches_shares(tmp_path, script, count, shares):
         raw = {name: sum(len(part.encode()) for part in parts) for name, parts in splits.items()}
         total = sum(len(text.encode()) for text in texts)
         assert sum(raw.values()) == total
-        for name, share in zip(contents.SPLITS, (1 - sum(shares), *shares)):
+        for name, share in zip(module.SPLITS, (1 - sum(shares), *shares)):
             assert abs(raw[name] / total - share) < 0.05, (name, raw[name] / total)
             assert bool(raw[name]) == bool(share)
 
@@ -167,9 +167,9 @@ def test_auto_split_uses_tails_for_few_documents(tmp_path):
 
 
 def test_auto_split_counts_bytes(tmp_path):
-    """Documents that the hash would hold out are in Chinese: a tenth of the characters, a quarter of the bytes."""
+    """The held-out documents are in Chinese: a tenth of the characters, a quarter of the bytes."""
     texts = [f'{number} ' + letter * 800 for number in range(400) for letter in 'a漢']
-    texts = [text for text in texts if (contents.hash_unit('split', text) < 0.2) == ('漢' in text)]
+    texts = [text for text in texts if (module.hash_unit('split', text) < 0.2) == ('漢' in text)]
     splits = divided(tmp_path, texts, split='auto')
     total = sum(len(text.encode()) for text in texts)
     for name in ('validation', 'test'):
@@ -177,7 +177,7 @@ def test_auto_split_counts_bytes(tmp_path):
 
 
 def test_auto_split_needs_several_documents(tmp_path):
-    """Twenty chapters of one size: one of them would be 5 % to the byte, and say little of the others."""
+    """Twenty chapters of equal size: one of them is exactly 5 %, but not representative of the others."""
     texts = [f'{number:2} ' + 'chapter ' * 5000 for number in range(20)]
     splits = divided(tmp_path, texts, split='auto', validation=0.05, test=0.05)
     assert [len(parts) for parts in splits.values()] == [20, 20, 20]
@@ -192,19 +192,19 @@ def test_auto_split_keeps_many_or_short_documents_whole(tmp_path):
 
 def test_auto_split_with_one_long_document(tmp_path):
     texts = [f'{number} short' for number in range(500)] + ['long ' * 20_000]
-    for at in range(0, 500, 100):  # wherever the hash puts it
+    for at in range(0, 500, 100):  # for any hash of the long document
         splits = divided(tmp_path, [*texts[:-1], f'{at} {texts[-1]}'], split='auto')
         total = sum(len(part) for parts in splits.values() for part in parts)
         assert all(abs(sum(map(len, splits[name])) / total - 0.1) < 0.05 for name in ('validation', 'test'))
 
 
 def test_auto_split_keeps_groups_whole(tmp_path):
-    """The modules of 'python': a file and its docstrings stay in one split, whatever the shares."""
+    """Modules of 'python': a file and its docstrings are in the same split for all shares."""
     source = open_source('python', '', tmp_path, 'text', 'file')
     documents = [Document('first ' * 900, 'a'), Document('second ' * 900, 'a'), Document('third ' * 900, 'b')]
     source = source._replace(files=(), documents=lambda: iter(documents))
     rule = RULE | {'split': 'auto'}
-    splits = dict(contents.divide(source, contents.read_content(source, [], rule, tmp_path), rule))
+    splits = dict(module.divide(source, module.read_content(source, [], rule, tmp_path), rule))
     assert set(splits.values()) <= {document.text for document in documents}
 
 
@@ -224,12 +224,12 @@ def test_tinyshakespeare_split_equals_nanogpt(shared, settings):
 
 
 def test_sample_is_deterministic(tmp_path, monkeypatch):
-    monkeypatch.setattr(contents, 'LEARN_SAMPLE', 3000)
+    monkeypatch.setattr(module, 'LEARN_SAMPLE', 3000)
     path = tmp_path / 'a.txt'
     path.write_text('\n'.join(f'line {number}' for number in range(2000)))
     source = open_source(str(path), '', tmp_path / 'cache', 'text', 'line')
-    pairs = [(source, contents.read_content(source, [], RULE, tmp_path / 'cache'))]
-    sample = list(contents.sample_train(pairs, RULE))
-    assert sample == list(contents.sample_train(pairs, RULE))
+    pairs = [(source, module.read_content(source, [], RULE, tmp_path / 'cache'))]
+    sample = list(module.sample_train(pairs, RULE))
+    assert sample == list(module.sample_train(pairs, RULE))
     assert 1500 < sum(map(len, sample)) < 4500
     assert set(sample) <= set(divided(tmp_path, [f'line {number}' for number in range(2000)])['train'])

@@ -88,7 +88,7 @@ def test_epoch_has_every_row_once_in_new_order(corpora):
     assert in_order != epochs[0] != epochs[1] != epochs[2]
     assert rows_of(Stream(corpus, 'train', 1, 1, shuffle=True), range(count)) != epochs[0]
     wide = rows_of(Stream(corpus, 'train', 7, 0, shuffle=True), range(3 * count // 7))
-    assert wide == sum(epochs, [])[: len(wide)]  # batches run across the ends of epochs
+    assert wide == sum(epochs, [])[: len(wide)]  # batches cross the ends of epochs
 
 
 def test_unisolated_text_is_shifted_in_every_epoch(prepare):
@@ -100,7 +100,7 @@ def test_unisolated_text_is_shifted_in_every_epoch(prepare):
         batches = [stream.batch(step) for step in range(epoch * count, (epoch + 1) * count)]
         sizes = [int(batch['loss_mask'].sum()) for batch in batches]
         assert total - 32 < sum(sizes) <= total and min(sizes) > 0
-        assert sorted(sizes)[2:] == [32] * (count - 2)  # all but the first of the text and its last
+        assert sorted(sizes)[2:] == [32] * (count - 2)  # all but the first and the last of the text
         cuts.append({batch['targets'].tobytes() for batch in batches})
     assert not cuts[0] & cuts[1] and not cuts[1] & cuts[2] and not cuts[2] & cuts[3]
     across = Stream(corpus, 'train', 7, 0, shuffle=True)  # two passes in one batch
@@ -120,10 +120,10 @@ def test_mixture_weights_hold_over_steps(corpora):
     epoch = rows_of(stream, range(stream.steps_per_epoch))
     from_first = [row in first for row in epoch]
     assert sum(from_first) == sizes[0] and len(epoch) - sum(from_first) == round(1.7 * sizes[0])
-    assert 0 < sum(from_first[: len(epoch) // 2]) < sizes[0]  # not one after the other
+    assert 0 < sum(from_first[: len(epoch) // 2]) < sizes[0]  # not one source after the other
     others = [row for row in epoch if row not in first]
     counts = np.unique([others.count(row) for row in set(others)])
-    assert counts.max() - counts.min() <= 1  # its rows come round in turn
+    assert counts.max() - counts.min() <= 1  # every row equally often
 
 
 def test_evaluation_reads_every_row_once(corpora):
@@ -184,7 +184,7 @@ def test_mixture_sources_alone(corpora):
 
 
 def reference_order(sizes, quotas, seed, epoch):
-    """Rows of an epoch of a mixture, [(source, row)], written out: each source's rows come round in turn."""
+    """Rows of an epoch of a mixture, [(source, row)], by a loop: the rows of each source in turn."""
     rows = []
     for source, (size, quota) in enumerate(zip(sizes, quotas)):
         turn, endless = 0, []
@@ -208,7 +208,7 @@ def test_mixture_order_changes_every_epoch(corpora, weight):
         of_source.append(rows_of(alone, range(alone.steps_per_epoch)))
     sizes = [len(rows) for rows in of_source]
     quotas = [sizes[0], round(weight * sizes[0])]
-    assert quotas[1] % sizes[1]  # so that epochs end within a turn of the second source
+    assert quotas[1] % sizes[1]  # so that epochs end inside a pass over the second source
     count, second = stream.steps_per_epoch, collections.Counter()
     for epoch in range(3):
         expected = [of_source[source][row] for source, row in reference_order(sizes, quotas, 5, epoch)]
@@ -234,16 +234,16 @@ def test_masks_change_in_training_only(corpora):
     count = corpus.splits['train'].num_rows
     stream = Stream(corpus, 'train', count, 0, shuffle=True)
     first, second = stream.batch(0), stream.batch(1)
-    hidden = []
+    masked_at = []
     for batch in (first, second):
         real = batch['loss_mask'] == 1
         whole = batch['tokens'].copy()
-        for row in range(count):  # the text before it was hidden
+        for row in range(count):  # the text before masking
             whole[row, batch['select'][row][real[row]]] = batch['targets'][row][real[row]]
         places = [tuple(sorted(places[keep].tolist())) for places, keep in zip(batch['select'], real)]
-        hidden.append(dict(zip((row.tobytes() for row in whole), places)))
-    assert hidden[0].keys() == hidden[1].keys()  # each row once an epoch
-    assert sum(hidden[0][row] == hidden[1][row] for row in hidden[0]) < count // 20
+        masked_at.append(dict(zip((row.tobytes() for row in whole), places)))
+    assert masked_at[0].keys() == masked_at[1].keys()  # each row once per epoch
+    assert sum(masked_at[0][row] == masked_at[1][row] for row in masked_at[0]) < count // 20
     fixed = [Stream(corpus, 'validation', 4, seed, shuffle=False).batch(0) for seed in (0, 7)]
     assert batch_hash(fixed[0]) == batch_hash(fixed[1])
 
@@ -325,14 +325,14 @@ def test_prefetch_depth_is_bounded(corpora):
         until = time.monotonic() + 100
         while len(placed) < 2 and time.monotonic() < until:
             time.sleep(0.01)
-        time.sleep(0.1)  # long enough to go too far
+        time.sleep(0.1)  # long enough to exceed the depth
         assert 2 <= len(placed) <= 4
 
 
 def test_batches_are_faster_than_training(corpora):
     stream = Stream(corpora['causal'], 'train', 256, 0, True)
     stream.batch(0)
-    begun = time.thread_time()  # what others do meanwhile is not counted
+    begun = time.thread_time()  # CPU time of this thread
     for step in range(1, 21):
         stream.batch(step)
     assert 20 * 256 * 32 / (time.thread_time() - begun) > 1e6

@@ -66,7 +66,7 @@ def test_last_column_stays_free(monkeypatch):
     monkeypatch.setenv('NO_COLOR', '1')
     stream = Terminal()
     live_line.Live(5000, stream).update(1240, 0.248, VALUES)
-    assert stream.getvalue() == f'\r{line(89)}\x1b[K'  # some terminals wrap when the last column is filled
+    assert stream.getvalue() == f'\r{line(89)}\x1b[K'  # some terminals wrap if the last column is filled
 
 
 def test_terminal_line_is_rewritten(monkeypatch):

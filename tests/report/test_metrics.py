@@ -1,5 +1,3 @@
-"""What a run writes: whole lines, equal to the bit, on disks that fill; and speeds from a clock."""
-
 import contextlib
 import json
 import math
@@ -21,7 +19,7 @@ def lines(path):
 
 
 def events(folder):
-    """({(tag, step): value}, [step of each START]): what TensorBoard shows of the event files.
+    """({(tag, step): value}, [step of each START]): what TensorBoard reads from the event files.
 
     A START drops the points at its step and later (EventAccumulator, purge_orphaned_data).
     """
@@ -43,7 +41,7 @@ def events(folder):
 
 @contextlib.contextmanager
 def a_full_disk(size):
-    """No file of this process grows beyond `size` bytes: the write that would is cut short, as on a full disk."""
+    """Limits the files of this process to `size` bytes: a longer write is truncated, same as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -86,7 +84,7 @@ def test_lines_are_flushed(tmp_path):
 
 
 def test_second_start_appends(tmp_path):
-    """Points up to the checkpoint stand, those beyond it are replaced, and a start with nothing to do drops none."""
+    """Points up to the checkpoint stay, later ones are replaced, and a start without steps drops none."""
     for start, steps in ((0, range(1, 8)), (5, range(6, 9)), (8, ())):
         with metrics.Writers(tmp_path, tensorboard=True, start=start) as log:
             for step in steps:
@@ -148,7 +146,7 @@ def test_meter_speeds():
     assert speed['data_wait'] == 0.1
     assert speed['seconds_left'] == 40.0
     assert 1e7 < speed['memory'] < 1e13
-    # Half as fast from here on, and an evaluation between: the window knows no pause, what is left does.
+    # Half the speed from here, after an evaluation, which counts in seconds_left but not in the window.
     clock.now += 100.0
     meter.restart(20, 0.2, 1.0)
     clock.now += 20.0
@@ -174,14 +172,14 @@ def test_clock_counts_earlier_starts(monkeypatch):
     seconds = Clock()
     monkeypatch.setattr(metrics.time, 'monotonic', seconds)
     clock = metrics.Clock(total_steps=None, hours=0.5, before=300.0)
-    assert clock.elapsed == 300.0  # compiling is not training
+    assert clock.elapsed == 300.0  # compilation does not count
     assert clock.spent(step=7) == 300 / 1800
     clock.start()
     seconds.now += 600.0
     assert clock.elapsed == 900.0
     assert clock.spent(step=8) == 0.5
     seconds.now += 3600.0
-    assert clock.spent(step=9) == 1.0  # and not more
+    assert clock.spent(step=9) == 1.0  # at most
     assert metrics.Clock(total_steps=40, hours=None, before=300.0).spent(step=10) == 0.25
 
 
@@ -202,7 +200,7 @@ def test_means_are_weighted_by_targets_and_resume():
     means = metrics.Means()
     for step in steps[:2]:
         means.add(step)
-    means = metrics.Means(json.loads(json.dumps(means.state)))  # what a checkpoint holds
+    means = metrics.Means(json.loads(json.dumps(means.state)))  # the state in a checkpoint
     means.add(steps[2])
     assert means.take() == {'loss': (2.0 * 10 + 4.0 * 30) / 40, 'nats': (15.0 + 10.0 + 90.0) / 50}
     means.add(steps[0])

@@ -13,7 +13,7 @@ def write_lines(path, lines):
 
 
 def a_run(folder, *, evaluated=True, sampled=True):
-    """A folder as a run of 300 steps leaves it."""
+    """Writes the folder of a run of 300 steps."""
     config = json.loads(base.get_config().to_json())
     config['model']['width'] = 192
     config['data']['source'] = 'a|b.txt'
@@ -86,7 +86,7 @@ def test_complete_run(tmp_path):
         if '|' in line
     ]
     assert rows[2:] == ['**this model**, validation', 'xz', 'bigram', 'unigram']
-    # The sample holds a fence, so its own is longer.
+    # The sample contains a fence, so the fence around it is longer.
     assert "````text\n--- 'def '" in page and page.count('````') == 2
     picture = (tmp_path / 'quick/loss.png').read_bytes()
     assert picture.startswith(b'\x89PNG') and len(picture) > 10_000
@@ -123,7 +123,7 @@ def test_data_section_of_a_mixture(tmp_path):
     results['data'] = {'sources': [source, other], 'splits': {'train': split, 'test': split | {'bytes': 5000}}}
     (folder / 'results.json').write_text(json.dumps(results))
     starts = [json.loads(line) for line in (folder / 'lineage.jsonl').read_text().splitlines()]
-    starts[0]['command'] = 'lmtrain train --workdir=caf\udce9'  # a name that is no UTF-8, as Python has it
+    starts[0]['command'] = 'lmtrain train --workdir=caf\udce9'  # a name that is not UTF-8, in Python
     write_lines(folder / 'lineage.jsonl', starts)
     page = report.write(folder).read_text(encoding='utf-8')
     for expected in (
@@ -198,7 +198,7 @@ def test_plan_and_actual_cost(tmp_path):
     assert '| peak memory | 1.00 GB | 1.10 GB | 1.10 |' in page
     assert '| wall time with evaluation and saving | 1m 40s | 4m 05s | 2.45 |' in page
     assert '| tokens |' in page.partition('## Plan and actual')[0]
-    assert '| tokens |' not in page.partition('## Plan and actual')[2]  # of which nothing was planned
+    assert '| tokens |' not in page.partition('## Plan and actual')[2]  # tokens have no plan
 
 
 def cells(page, row):
@@ -211,7 +211,7 @@ def test_result_cells(tmp_path):
     loss = 3.0 + 5.0 * math.exp(-5)
     folder = a_run(tmp_path / 'run')
     results = json.loads((folder / 'results.json').read_text())
-    results['baselines']['tie'] = loss / 2  # as good as this model: not less than it
+    results['baselines']['tie'] = loss / 2  # equal to this model: not less
     (folder / 'results.json').write_text(json.dumps(results))
     page = report.write(folder).read_text()
     figures = [f'**{loss / 2:.4f}**', f'{loss:.4f}', f'{math.exp(loss):.4g}', f'{loss / math.log(2):.4f}']
@@ -266,13 +266,13 @@ def test_plot_content(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, 'savefig', lambda figure, path: figures.append(figure))
     folder = a_run(tmp_path / 'run')
     lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
-    lines[7]['nats'] = 'nan'  # a step whose loss was not finite is left out
+    lines[7]['nats'] = 'nan'  # a step with a non-finite loss is left out
     write_lines(folder / 'metrics.jsonl', lines)
     report.write(folder)
     training, _, validation, *_ = figures[0].axes[0].lines
     finite = [line for line in lines if 'loss' in line and line.get('nats') != 'nan']
     assert list(training.get_xdata()) == [line['step'] for line in finite]
-    # In bits per byte: the last evaluation has two nats a token for each of them.
+    # In bits per byte: the last evaluation has two nats per token for each bit per byte.
     assert list(training.get_ydata()) == pytest.approx([line['nats'] / 2 for line in finite])
     assert list(validation.get_xdata()) == [100, 200, 300]
     assert list(validation.get_ydata()) == pytest.approx(
@@ -280,14 +280,14 @@ def test_plot_content(tmp_path, monkeypatch):
     )
     assert figures[0].axes[0].get_ylabel() == 'bits per byte'
     low, high = figures[0].axes[0].get_ylim()
-    assert low < 1.3 and high > 3.312  # the baselines are in sight
+    assert low < 1.3 and high > 3.312  # the baselines are in the plot
 
 
 def test_plot_range_includes_validation(tmp_path):
-    """Points outside of the axes would take the whole picture."""
+    """Points outside of the axes would shrink the plot."""
     folder = a_run(tmp_path / 'run')
     lines = [{'step': step, 'loss': 5.5 + 1e-4 * step, 'nats': 5.5} for step in range(1, 9)]
     lines += [{'step': 8, 'validation_loss': 9.0, 'validation_bits_per_byte': 4.5}]
     write_lines(folder / 'metrics.jsonl', lines)
-    report.write(folder)  # matplotlib would warn
+    report.write(folder)  # warnings of matplotlib are errors
     assert (folder / 'loss.png').stat().st_size > 10_000

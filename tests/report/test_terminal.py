@@ -85,9 +85,6 @@ def test_colour_only_on_terminals(monkeypatch):
     assert not terminal.has_colour(Terminal())
 
 
-# Blocks
-
-
 def header(fields=None, mesh=(1, 8), **changes):
     """The header of a run with config `fields` on a mesh of data x fsdp devices, in one line."""
     config = get_config()

@@ -34,7 +34,7 @@ def read_fields(text=(), label='', **fields):
         ),
         ({'messages': [{'from': 'user', 'value': 'a'}, TALK[1]]}, 'messages', TALK),
         ({'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]}, TALK[1]]}, 'messages', TALK),
-        # UltraChat and No Robots repeat the prompt beside the messages.
+        # UltraChat and No Robots have a field `prompt` besides the messages.
         ({'prompt': 'a', 'prompt_id': '1', 'messages': TALK}, "messages (ignoring 'prompt')", TALK),
         (
             {'prompt': 'a', 'completion': 'b', 'output': 'c', 'messages': TALK},

@@ -45,19 +45,20 @@ def encode(rows, tokenizer, source=None, text=(), label='', seq_len=256, too_lon
 
 
 def marked_text(example, tokenizer):
-    """The text of an example with what is learned in brackets."""
+    """The text of an example with the trained part in brackets."""
     learned = np.concatenate([[False], example.flat['loss_mask'][:-1] > 0])
     pieces = []
     for token, learn in zip(example.tokens.tolist(), learned.tolist()):
         pieces.append((learn, tokenizer.decode([token])))
     text, within = '', False
     for learn, piece in [*pieces, (False, '')]:
-        text += '[' * (learn and not within) + ']' * (within and not learn) + piece
+        text += ('[' if learn else ']') if learn != within else ''
+        text += piece
         within = learn
     return text
 
 
-# --- what is learned
+# --- trained tokens
 
 
 def test_answer_and_its_end_are_trained(tokenizer):
@@ -67,7 +68,7 @@ def test_answer_and_its_end_are_trained(tokenizer):
         '<|im_start|>user\nwho?<|im_end|>\n<|im_start|>assistant\n[the cat<|im_end|>]\n'
     )
     assert notes == ["1 rows of messages, written by the tokenizer's chat template"]
-    assert example.flat['loss_mask'][-1] == 0  # nothing comes after the last token
+    assert example.flat['loss_mask'][-1] == 0  # the last token has no target
 
 
 def test_end_token_is_added_if_the_template_writes_none(tokenizer):
@@ -83,7 +84,7 @@ def test_begin_token_occurs_once(tokenizer, tmp_path, bpe):
     assert marked_text(plain, tokenizer) == '<s>the cat[ sat</s>]'
     with pytest.raises(ValueError, match="rows.jsonl:7: the template begins with '<s>' twice"):
         encode([row(messages=TALK)], tokenizer, '{{ bos_token }}' + begun)
-    # A tokenizer whose own rule puts it there, and a template that writes it or does not.
+    # A tokenizer whose post-processor adds BOS, with a template that writes it or not.
     spec = json.loads((tmp_path / 'model' / 'tokenizer.json').read_text())
     mark = {'SpecialToken': {'id': '<s>', 'type_id': 0}}
     spec['post_processor'] = {
@@ -111,9 +112,9 @@ def test_only_completion_messages_are_trained(tokenizer):
     assert marked_text(example, tokenizer).count('[') == 1 and '[the cat<|im_end|>]' in marked_text(example, tokenizer)
 
 
-# --- templates that write a conversation otherwise once more is said
+# --- templates that rewrite earlier messages
 
-# In the manner of Phi-3.5 (an end behind the last message alone) and of Qwen 3 (what was thought is left out later).
+# Like Phi-3.5 (an end token only after the last message) and Qwen 3 (earlier reasoning is removed).
 PHI = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
     "{{ '<|im_start|>assistant\\n' if add_generation_prompt else eos_token }}"
@@ -296,11 +297,11 @@ def test_long_conversation(tokenizer):
     assert encode(rows, tokenizer, seq_len=6, too_long='drop')[0] == []
 
 
-# --- which template
+# --- system texts and tools
 
 
 def test_system_text_moved_to_last_question(tokenizer):
-    """As Mistral's templates have it; the answer is learned behind the prompt that generation gives."""
+    """Like Mistral's templates; the answer is trained after the prompt that generation uses."""
     source = (
         "{% set ask = messages | rejectattr('role', 'equalto', 'system') | list %}{% for m in ask %}"
         "{{ '<|im_start|>' + (messages[0].content + ' ' if loop.last and messages[0].role == 'system' else '') + "
@@ -330,7 +331,7 @@ def test_unwritten_parts_are_counted(tokenizer):
     assert len(notes) == 1
 
 
-# --- content cannot write a special token
+# --- special tokens in content
 
 
 NAMES = ['<s>', '</s>', '<|im_start|>', '<|im_end|>']
@@ -396,7 +397,7 @@ def test_span_is_encoded_like_a_continuation(shared):
 
 @pytest.mark.parametrize('name', ['bert', 'unigram', 'llama', 'gemma'])
 def test_byte_column_covers_answers_for_every_tokenizer(tmp_path, name):
-    """Also where pieces do not spell the text: lower case, unknown characters, blanks that are put or dropped."""
+    """Also if pieces do not spell the text: lower case, unknown characters, added or dropped spaces."""
     token_cases.write(name, tmp_path / name)
     tokenizer = open_tokenizer(tmp_path / name, False)
     talk = [*TALK[:1], {'role': 'assistant', 'content': '日本 The  CAT é\n'}, *TALK[2:]]

@@ -21,7 +21,7 @@ def tokenizer(tmp_path, bpe):
 
 def test_with_template_stores_the_template(tokenizer, tmp_path):
     for number, plain in enumerate((tokenizer, Bytes())):
-        before = plain.hash  # is known by now, and must not be that of the copy
+        before = plain.hash  # cached now; the copy must not keep it
         changed = with_template(plain, Template(OTHER, ''))
         changed.save(tmp_path / str(number))
         again = open_tokenizer(tmp_path / str(number), False)

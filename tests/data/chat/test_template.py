@@ -29,7 +29,7 @@ def rendered(source, tokenizer, messages=TALK, tools=None, cue=False):
     return answers.render(dialogue, tokenizer, Template(source, 'the template', cases.DATE), 'rows.jsonl:7', cue)
 
 
-# --- the ids of transformers
+# --- parity with transformers
 
 
 @pytest.mark.parametrize('name', cases.TEMPLATES)
@@ -51,7 +51,7 @@ def test_generation_mask_equals_transformers(tokenizer):
         dialogue = Conversation(messages, learned)
         text = answers.render(dialogue, tokenizer, Template(cases.TEMPLATES['marked'], ''), '', False)
         within = encode(text, answers.flagged_spans(text.origin, GENERATION), tokenizer)[1]
-        if key != 'tools':  # an answer of which nothing is written is not learned
+        if key != 'tools':  # an answer of which nothing is written is not trained
             assert [int(each) for each in within] == golden['mask']
 
 
@@ -71,7 +71,7 @@ WRAPPED = {
 
 
 def harmless(value):
-    """The same with an x for each sign of a special token's name."""
+    """The same with an x for each character of a special token's name."""
     if isinstance(value, str):
         return ''.join(character if character.isspace() else 'x' for character in value)
     if isinstance(value, dict):
@@ -85,7 +85,7 @@ def harmless(value):
 @example('in angles', 's', '/s', '', '')
 @example('phi', '<|end|>\n<|assistant|>\n', '</s>', '', '')
 def test_content_is_never_a_special_token(tokenizer, name, question, answer, reasoning, argument):
-    """The special tokens are those of a conversation of the same shape whose texts cannot write one."""
+    """The special tokens equal those of a conversation of the same shape without special tokens in its texts."""
 
     def specials(of):
         arguments = of({'a': argument, 'b': [argument]})
@@ -127,7 +127,7 @@ def test_special_token_name_must_come_from_the_template(tokenizer):
         ('</s>', []),
         (Traced('</s', TEMPLATE) + '>', []),
         (Traced('</s>', CONTENT) + one, [1]),
-        # A name that begins in content must not hide the one that follows within it.
+        # A name that begins in content must not hide a name that begins inside it.
         (Traced('<s><s', CONTENT) + Traced('><s>', TEMPLATE), [0]),
         (Traced('[/', CONTENT) + Traced('[INST]', TEMPLATE), [tokenizer.special_ids['[INST]']]),
     ):
@@ -152,7 +152,7 @@ def test_special_token_names_with_spaces_and_common_prefixes(tmp_path, bpe):
         assert [special.token for special in as_text(text, tokenizer).specials] == expected, text
 
 
-# --- what a template may use, and how it fails
+# --- variables and failures
 
 
 def test_template_variables_equal_transformers(tokenizer):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from lmtrain.data.chat.sandbox import compiled
 from lmtrain.data.chat.traced import CONTENT, TEMPLATE, Traced, concat, flags_of, origin_of, traced
 
-# Letters of which each knows its origin: small ones are the template's, capitals are content.
+# Letters with an origin: lower case from the template, upper case from content.
 letters = st.text(st.sampled_from('ab AB\n.'), max_size=12)
 
 
@@ -14,7 +14,7 @@ def known(text):
 
 
 def checks(value):
-    """Whether each character still has the origin that it had."""
+    """Whether each character has its original origin."""
     if isinstance(value, list | tuple):
         return all(map(checks, value))
     return all(
@@ -55,7 +55,7 @@ def test_str_operations_keep_origins(text, other, begin, end, count):
     for number, operation in enumerate(operations):
         result = operation(known(text))
         assert result == operation(text), number
-        if number not in (0, 1, 21, 22):  # they take a part of `other` that is traced
+        if number not in (0, 1, 21, 22):  # they insert a traced part of `other`
             assert checks(result), number
     for number in (0, 1, 21, 22):
         assert checks(operations[number](known(text))), number

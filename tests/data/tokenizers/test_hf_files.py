@@ -64,7 +64,7 @@ ADDED = {'id': 7, 'content': '<x>'} | dict.fromkeys(TOKEN_FLAGS, False)
     ('special', 'changed', 'kept'),
     [
         (True, {}, False),
-        (True, {'normalized': True, 'single_word': True}, False),  # a special token is not looked for in content
+        (True, {'normalized': True, 'single_word': True}, False),  # content is not searched for special tokens
         (True, {'rstrip': True}, True),
         (False, {'normalized': True}, True),
         (False, {'single_word': True}, True),
@@ -87,7 +87,7 @@ def test_added_tokens_json(tmp_path):
 
 
 def test_chat_templates_from_all_files(tmp_path, bpe):
-    """Those of transformers 5 (chat_template.jinja, additional_chat_templates) stand before those of the config."""
+    """Files of transformers 5 (chat_template.jinja, additional_chat_templates) have priority over the config."""
     several = [{'name': 'tool_use', 'template': 'b'}, {'name': 'default', 'template': 'a'}]
 
     def templates():
@@ -133,7 +133,7 @@ def test_empty_directory_is_rejected(tmp_path):
 def test_layout_follows_post_processor(shared):
     llama = open_tokenizer(shared / 'models' / 'stories260K' / 'hf', False)
     newline = tuple(llama.encode_inside('\n'))
-    assert llama.layout == ((1,), newline, (), 0)  # its own pair would begin twice
+    assert llama.layout == ((1,), newline, (), 0)  # its post-processor would begin a pair twice
     assert llama.encode_inside('time') != llama.encode('time') == llama.encode_inside(' time')
     gpt2 = open_tokenizer(shared / 'tokenizers' / 'gpt2' / 'tokenizer.json', False)
     assert gpt2.layout == ((), (198,), (), 0)

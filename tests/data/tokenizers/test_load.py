@@ -1,5 +1,3 @@
-"""Which tokenizer data.tokenizer names, and whether a model has a row for each token that a text needs."""
-
 from types import SimpleNamespace
 
 import pytest

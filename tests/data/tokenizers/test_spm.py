@@ -46,7 +46,7 @@ def test_encode_inside_adds_no_space(plain):
 
 
 def test_bytes_and_offsets_cover_the_text():
-    tokenizer = SentencePiece(learned())  # NFKC, and blanks are joined and taken off
+    tokenizer = SentencePiece(learned())  # NFKC; spaces are merged and stripped
     text = '  the  cat ﬁ 🦙 '
     ((ids, offsets),) = tokenizer.encode_with_offsets([text])
     assert ids.tolist() == tokenizer.encode(text) and tokenizer.decode(ids.tolist()) == 'the cat fi 🦙'
@@ -55,7 +55,7 @@ def test_bytes_and_offsets_cover_the_text():
     assert sizes.sum() == len(text.encode()) and (sizes >= 0).all() and sizes[-1] == 1
     ((ids, sizes),) = tokenizer.encode_with_bytes(['the cat'])
     pieces = [len(tokenizer.pieces[token]) for token in ids]
-    assert sizes.tolist() == [pieces[0] - 1, *pieces[1:], 0]  # the blank before a text is the model's own
+    assert sizes.tolist() == [pieces[0] - 1, *pieces[1:], 0]  # the model adds the space before a text
 
 
 def test_files_beside_the_model_are_read(tmp_path, plain):
@@ -86,8 +86,8 @@ def test_files_beside_the_model_are_read(tmp_path, plain):
     ((_, sizes),) = tokenizer.encode_with_bytes([text])
     assert sizes.sum() == len(text.encode()) and sizes[len(a)] == len('<think> \n')
     ((_, offsets),) = tokenizer.encode_with_offsets([text])
-    assert ''.join(text[begin:end] for begin, end in offsets) == text  # each behind the one before it
-    assert tokenizer.specials == bare.specials | {size: '<|im_end|>'}  # the unknown token is none: content may have it
+    assert ''.join(text[begin:end] for begin, end in offsets) == text  # in order
+    assert tokenizer.specials == bare.specials | {size: '<|im_end|>'}  # content may have the unknown token
     tokenizer.save(tmp_path / 'saved')
     again = load_tokenizer(tmp_path / 'saved')
     assert again.encode(text) == tokenizer.encode(text) and again.hash == tokenizer.hash != bare.hash

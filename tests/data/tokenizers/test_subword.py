@@ -70,7 +70,7 @@ def test_cut_sizes():
 
 
 PARTS = [*' \n\t\'"_-.(0a\x1c\x85\xa0é²。', "'s", "'re", "''", 'the', '\r\n', '    ']
-pairs = Bpe(learn_bpe([' '.join(a + b for b in PARTS) for a in PARTS] * 2, 800))  # would join any two that are one word
+pairs = Bpe(learn_bpe([' '.join(a + b for b in PARTS) for a in PARTS] * 2, 800))  # merges any two parts of one word
 
 
 @settings(max_examples=300, deadline=None)
@@ -137,7 +137,7 @@ def test_content_never_becomes_special(shared, name):
         ((again, sizes),) = tokenizer.encode_with_bytes([text])
         assert again.tolist() == ids and sizes.sum() == len(text.encode()) and (sizes >= 0).all()
         pieces = [len(tokenizer.pieces[token]) for token in ids]
-        pieces[:1] = [size - tokenizer.leading for size in pieces[:1]]  # the blank that is put before a text
+        pieces[:1] = [size - tokenizer.leading for size in pieces[:1]]  # the space that is added before a text
         assert sizes.tolist() == [*pieces, 0]
         feed = tokenizer.streamer()
         assert ''.join(feed([token]) for token in ids) == text
@@ -167,7 +167,7 @@ def test_added_tokens_may_be_words():
         {'id': SIZE, 'content': '<tool>', 'special': False},
         {'id': SIZE + 1, 'content': '<eos>', 'special': True},
         {'id': SIZE + 2, 'content': ' ' * 9, 'special': False},
-        {'id': SIZE + 3, 'content': 'café', 'special': False},  # 'é' is the stand-in of a byte in words of the model
+        {'id': SIZE + 3, 'content': 'café', 'special': False},  # 'é' represents a byte in words of the model
         {'id': SIZE + 4, 'content': '<tool>s', 'special': False},
     ]
     tokenizer = HuggingFace(wrap(added))
@@ -178,7 +178,7 @@ def test_added_tokens_may_be_words():
     assert tokenizer.decode(ids) == text and tokenizer.encode_inside(text) == ids
     feed = tokenizer.streamer()
     assert ''.join(feed([token]) for token in ids) == text
-    assert tokenizer.encoding != tokenizer.hash and bpe.encoding == bpe.hash  # what is kept of its old ids is stale
+    assert tokenizer.encoding != tokenizer.hash and bpe.encoding == bpe.hash  # caches of its old ids are stale
 
 
 def test_tokenizer_config_names_special_tokens(tmp_path):
@@ -225,7 +225,7 @@ def test_added_tokens_equal_transformers(name, tmp_path):
     for text, ids in zip(texts, expected):
         feed = tokenizer.streamer()
         assert ''.join(feed([token]) for token in ids) == tokenizer.decode(ids).rstrip('\ufffd')
-        if name == 'qwen':  # others drop blanks beside a token, or put one before a text
+        if name == 'qwen':  # others strip or add spaces
             assert tokenizer.decode(ids) == text
 
 
@@ -301,7 +301,7 @@ def test_missing_tokenizer_lists_choices(tmp_path):
 
 
 def test_begin_and_end_from_tokenizer_config():
-    """Otherwise the first end that is known, in the order of KNOWN_ENDS, is both."""
+    """Without fields, the first special token of KNOWN_ENDS is both."""
     content = wrap(
         [{'id': SIZE + i, 'content': name, 'special': True} for i, name in enumerate(('<eos>', '</s>', '<s>'))]
     )
@@ -312,7 +312,7 @@ def test_begin_and_end_from_tokenizer_config():
 
 
 def test_text_that_encodes_to_special_token_is_rejected():
-    """The file says that its end token stands for whatever the vocabulary lacks."""
+    """The end token of the file is also its unknown token."""
     model = {'type': 'WordLevel', 'vocab': {'<unk>': 0, '</s>': 1, 'a': 2}, 'unk_token': '</s>'}
     content = spec_of(model, pre_tokenizer={'type': 'WhitespaceSplit'})
     tokenizer = HuggingFace(content, config_json=b'{"eos_token": "</s>"}')

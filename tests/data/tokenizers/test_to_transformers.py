@@ -1,5 +1,3 @@
-"""The files of a tokenizer against the library that transformers runs them with."""
-
 import json
 
 import pytest
@@ -10,7 +8,7 @@ from lmtrain.data.tokenizers.base import END
 from lmtrain.data.tokenizers.load import learn, open_tokenizer
 from lmtrain.data.tokenizers.to_transformers import tokenizer_files
 
-TEXTS = [f'the cat {END} sat\non é日 mat', 'a\x1cb  c\x85d']  # two blanks of str.split that are none to a regex
+TEXTS = [f'the cat {END} sat\non é日 mat', 'a\x1cb  c\x85d']  # two separators of str.split that \s does not match
 KINDS = ('bytes', 'chars', 'whitespace', 'bpe')
 
 
@@ -69,7 +67,7 @@ def test_published_tokenizer_is_unchanged(tmp_path):
 
 
 def test_distinct_begin_and_end(bpe, tmp_path):
-    """The file about a tokenizer may name its begin alone; its end is then the one that it is known by."""
+    """A tokenizer_config.json may name only the begin token; the end token is then one of KNOWN_ENDS."""
     tokenizer = bpe(tmp_path / 'x', tokenizer_config={'bos_token': '<s>'})
     config = json.loads(tokenizer_files(tokenizer)['tokenizer_config.json'])
     assert (config['bos_token'], config['eos_token']) == ('<s>', '</s>')
