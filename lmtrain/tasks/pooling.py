@@ -2,8 +2,9 @@
 
 from lmtrain.errors import InputError
 from lmtrain.models import task_head
+from lmtrain.models.settings import CHOICES
 
-POOLS = ('first', 'last', 'mean')
+POOLS = CHOICES['head_pool']
 
 
 def pool_outputs(outputs, batch, pool: str):

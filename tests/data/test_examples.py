@@ -24,7 +24,7 @@ def words_of(tokens):
     return ' '.join(WORDS[token] for token in tokens)
 
 
-def test_texts_are_framed_as_the_tokenizer_has_it(tmp_path):
+def test_texts_have_the_special_tokens_of_the_tokenizer(tmp_path):
     tokenizer = bert(tmp_path)
     (one,) = examples.texts([row(a='The cat')], ('a',), tokenizer, long())
     assert words_of(one.tokens) == '[CLS] the cat [SEP]' and one.flat == {}
@@ -34,23 +34,23 @@ def test_texts_are_framed_as_the_tokenizer_has_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('a', 'b', 'kept'),
+    ('a', 'b', 'expected'),
     [
         ('cat ' * 9, 'sat', '[CLS] cat cat cat cat [SEP] sat [SEP]'),
         ('sat', 'cat ' * 9, '[CLS] sat [SEP] cat cat cat cat [SEP]'),
         ('sat ' * 9, 'cat ' * 9, '[CLS] sat sat [SEP] cat cat cat [SEP]'),
     ],
 )
-def test_of_two_texts_the_longer_is_cut_first(tmp_path, a, b, kept):
+def test_longer_of_two_texts_is_cut_first(tmp_path, a, b, expected):
     limit = long(8, 'cut')
-    (found,) = examples.texts([row(a=a, b=b)], ('a', 'b'), bert(tmp_path), limit)
-    assert words_of(found.tokens) == kept
+    (example,) = examples.texts([row(a=a, b=b)], ('a', 'b'), bert(tmp_path), limit)
+    assert words_of(example.tokens) == expected
     assert limit.note() == ['1 rows of more than 8 tokens cut']
 
 
-def test_too_long_is_refused_or_dropped(tmp_path):
+def test_long_rows_are_rejected_or_dropped(tmp_path):
     with pytest.raises(ValueError, match=r'rows.jsonl:7: 11 tokens, and data.seq_len is 8: .*config.task.too_long'):
         examples.texts([row(a='cat ' * 9)], ('a',), bert(tmp_path), long(8))
     limit = long(8, 'drop')
-    kept = examples.texts([row(a='cat ' * 9), row(a='cat')], ('a',), bert(tmp_path), limit)
-    assert [each.source for each in kept] == [1] and limit.note() == ['1 rows of more than 8 tokens left out']
+    short = examples.texts([row(a='cat ' * 9), row(a='cat')], ('a',), bert(tmp_path), limit)
+    assert [each.source for each in short] == [1] and limit.note() == ['1 rows of more than 8 tokens left out']

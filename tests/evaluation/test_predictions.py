@@ -21,7 +21,7 @@ class Reader:
 
 
 @pytest.mark.parametrize('batch_size', [3, 8])
-def test_every_example_is_predicted_once(tmp_path, batch_size):
+def test_each_example_is_predicted_once(tmp_path, batch_size):
     rows = [
         {'text': 'ab'[number % 2] * (1 + number % 7), 'label': 'ab'[number % 2 if number else 1]}
         for number in range(20)
@@ -36,8 +36,8 @@ def test_every_example_is_predicted_once(tmp_path, batch_size):
     }
     task = prepare_task(data | {'validation': 0.0, 'test': 0.0}, **config)
     stream = PaddedStream(task, 'train', batch_size, 0, False)
-    found = predictions.predictions(Reader(), classify.predict, {}, stream)
-    assert [task.labels[label] for label in found] == [row['text'][0] for row in rows]
+    labels = predictions.predictions(Reader(), classify.predict, {}, stream)
+    assert [task.labels[label] for label in labels] == [row['text'][0] for row in rows]
     assert (
         0.9 < predictions.score_split(Reader(), {}, stream, head='logits', pool='first')['macro_f1'] < 1
     )  # the first row lies

@@ -10,8 +10,8 @@ def test_loss_and_accuracy_by_hand():
     logits = jnp.array([[2.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
     batch = {'labels': jnp.array([0, 2]), 'label_weights': jnp.array([1.0, 1.0])}
     values, weights = classify.loss(lambda batch: {'logits': logits}, batch)
-    wanted = [np.log(np.exp(2) + 1 + np.e) - 2, np.log(3)]
-    np.testing.assert_allclose(values['loss'], wanted, rtol=1e-6)
+    expected = [np.log(np.exp(2) + 1 + np.e) - 2, np.log(3)]
+    np.testing.assert_allclose(values['loss'], expected, rtol=1e-6)
     assert values['accuracy'].tolist() == [1, 0] and weights.tolist() == [1, 1]
 
 

@@ -81,7 +81,7 @@ def sums(name, batch, table=TABLE):
 
 
 @pytest.mark.parametrize('name', OBJECTIVES)
-def test_padding_changes_nothing(name):
+def test_padding_changes_no_sum(name):
     narrow, wide = sums(name, batch_of(name)), sums(name, batch_of(name, T + 5))
     for key in narrow:
         np.testing.assert_allclose(narrow[key], wide[key], rtol=1e-6)
@@ -89,7 +89,7 @@ def test_padding_changes_nothing(name):
 
 
 @pytest.mark.parametrize('name', OBJECTIVES)
-def test_how_a_batch_is_split_changes_nothing(name):
+def test_splitting_a_batch_changes_no_sum(name):
     batch = batch_of(name)
     whole = sums(name, batch)
     for parts in (2, 3):
@@ -100,7 +100,7 @@ def test_how_a_batch_is_split_changes_nothing(name):
 
 
 @pytest.mark.parametrize('name', OBJECTIVES)
-def test_empty_rows_weigh_nothing_and_have_a_finite_gradient(name):
+def test_empty_rows_have_weight_zero_and_a_finite_gradient(name):
     batch = batch_of(name)
     empty = {key: np.zeros_like(x) for key, x in batch.items()}
     if name == 'span':

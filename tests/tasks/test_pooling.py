@@ -9,15 +9,15 @@ REAL = {'segment_ids': jnp.array([[1, 1, 1, 0], [1, 0, 0, 0]])}
 
 
 @pytest.mark.parametrize(
-    ('pool', 'wanted'),
+    ('pool', 'expected'),
     [
         ('first', OUTPUTS[:, 0]),
         ('last', jnp.stack([OUTPUTS[0, 2], OUTPUTS[1, 0]])),
         ('mean', jnp.stack([OUTPUTS[0, :3].mean(0), OUTPUTS[1, 0]])),
     ],
 )
-def test_pooling_reads_real_tokens_only(pool, wanted):
-    np.testing.assert_allclose(pool_outputs(OUTPUTS, REAL, pool), wanted, rtol=1e-6)
+def test_pooling_reads_real_tokens_only(pool, expected):
+    np.testing.assert_allclose(pool_outputs(OUTPUTS, REAL, pool), expected, rtol=1e-6)
 
 
 def test_padding_may_come_first():

@@ -16,7 +16,7 @@ ROWS = [row | {'text': f'{number} {row["text"]}', 'answer': WORDS[number % 5]} f
 
 @pytest.fixture
 def prepare(tmp_path):
-    """A function from what differs to a Task of ROWS, or of `rows`."""
+    """A function from what differs to the TaskData of ROWS, or of `rows`."""
     calls = []
 
     def make(rows=ROWS, **over):
@@ -37,12 +37,12 @@ def prepare(tmp_path):
 
 def texts(task, split, batch, stream, step):
     """[(text, label)] of the rows of a batch that are not empty."""
-    found = []
+    result = []
     for row, example in enumerate(stream.examples(step)):
         if example >= 0:
             size = int((batch['segment_ids'][row] > 0).sum())
-            found.append((task.tokenizer.decode(batch['tokens'][row, :size]), int(batch['labels'][row])))
-    return found
+            result.append((task.tokenizer.decode(batch['tokens'][row, :size]), int(batch['labels'][row])))
+    return result
 
 
 # --- streams
@@ -66,24 +66,24 @@ def empty_rows(batches):
     return sum(int((batch['segment_ids'].sum(1) == 0).sum()) for batch in batches)
 
 
-def test_a_pass_has_every_row_once_with_its_label(prepare):
+def test_pass_has_every_row_once_with_its_label(prepare):
     task = prepare()
-    wanted = rows_of(task)
+    expected = rows_of(task)
     ((seen, batches),) = passes(task, PaddedStream(task, 'train', 8, 3, shuffle=False), 1)
-    assert seen == dict.fromkeys(wanted, 1)
+    assert seen == dict.fromkeys(expected, 1)
     assert all(batch['tokens'].shape[1] in task.lengths for batch in batches)
     assert len({batch['tokens'].shape for batch in batches}) > 1
-    assert empty_rows(batches) == 8 * len(batches) - len(wanted) > 0
-    assert sum(batch['label_weights'].sum() for batch in batches) == len(wanted)
+    assert empty_rows(batches) == 8 * len(batches) - len(expected) > 0
+    assert sum(batch['label_weights'].sum() for batch in batches) == len(expected)
 
 
-def test_the_last_batch_of_an_epoch_is_filled_with_rows_that_differ_from_epoch_to_epoch(prepare):
+def test_last_batch_is_completed_with_other_rows_in_each_epoch(prepare):
     task = prepare()
-    wanted, stream = rows_of(task), PaddedStream(task, 'train', 8, 3, shuffle=True)
-    assert stream.repeated == 8 * stream.steps_per_epoch - len(wanted) > 0
+    expected, stream = rows_of(task), PaddedStream(task, 'train', 8, 3, shuffle=True)
+    assert stream.repeated == 8 * stream.steps_per_epoch - len(expected) > 0
     repeated = []
     for seen, batches in passes(task, stream, 3):
-        assert set(seen) == wanted and set(seen.values()) == {1, 2}
+        assert set(seen) == expected and set(seen.values()) == {1, 2}
         assert empty_rows(batches) == 0
         assert all(batch['label_weights'].sum() == 8 for batch in batches)
         repeated.append(frozenset(pair for pair, times in seen.items() if times == 2))
@@ -91,7 +91,7 @@ def test_the_last_batch_of_an_epoch_is_filled_with_rows_that_differ_from_epoch_t
     assert len(set(repeated)) == 3
 
 
-def test_rows_that_are_fewer_than_a_batch_come_once_in_each_step(prepare):
+def test_fewer_rows_than_a_batch_are_in_every_step_once(prepare):
     task = prepare()
     count = len(rows_of(task))
     stream = PaddedStream(task, 'train', count + 3, 3, shuffle=True)
@@ -101,7 +101,7 @@ def test_rows_that_are_fewer_than_a_batch_come_once_in_each_step(prepare):
     assert PaddedStream(task, 'train', count, 3, shuffle=True).repeated == 0
 
 
-def test_a_limit_takes_a_random_sample_that_no_seed_changes(prepare):
+def test_limit_takes_the_same_random_sample_for_every_seed(prepare):
     task = prepare()
     whole = PaddedStream(task, 'train', 8, 0, False)
     sample, other = (PaddedStream(task, 'train', 8, seed, False, limit=4) for seed in (1, 2))
@@ -119,7 +119,7 @@ def test_a_limit_takes_a_random_sample_that_no_seed_changes(prepare):
         sample.batch(4)
 
 
-def test_each_epoch_has_an_order_of_its_own(prepare):
+def test_each_epoch_has_another_order(prepare):
     task = prepare()
     stream = PaddedStream(task, 'train', 8, 3, True)
     rows, sizes = [], []
@@ -133,7 +133,7 @@ def test_each_epoch_has_an_order_of_its_own(prepare):
     assert not rows[0] & rows[1] and not rows[1] & rows[2]  # and rows in other company
 
 
-def test_a_batch_is_a_function_of_the_step(prepare):
+def test_batch_is_a_function_of_the_step(prepare):
     task = prepare()
     one, other = (PaddedStream(task, 'train', 8, 3, True) for _ in range(2))
     later = batch_hash(other.batch(29))
@@ -166,7 +166,7 @@ def test_processes_share_a_batch(prepare, shuffle):
             np.testing.assert_array_equal(np.concatenate([part.batch(step)[name] for part in parts]), values)
 
 
-def test_what_a_stream_refuses(prepare):
+def test_stream_rejects_wrong_rows_steps_and_empty_splits(prepare):
     task = prepare(data={'test': 0.0})
     with pytest.raises(ValueError, match='the test split is empty: name its rows in config.task.test'):
         PaddedStream(task, 'test', 8, 0, False)
@@ -176,15 +176,15 @@ def test_what_a_stream_refuses(prepare):
         PaddedStream(task, 'train', 8, 0, False).batch(99)
 
 
-def test_lengths_waste_least():
+def test_batch_lengths_have_the_least_padding():
     sizes = np.array([3, 5, 8, 9, 30, 31, 64])
     assert batch_lengths(sizes, 1, 100) == (100,)
     assert batch_lengths(sizes, 9, 100) == (8, 16, 32, 64)
     assert batch_lengths(sizes, 2, 100) == (16, 64) or batch_lengths(sizes, 2, 100) == (32, 64)
     assert batch_lengths(np.array([3, 90]), 2, 50) == (8, 50)
 
-    def waste(found):
-        return sum(min(length for length in found if length >= size) for size in sizes)
+    def waste(result):
+        return sum(min(length for length in result if length >= size) for size in sizes)
 
     pairs = [(first, 64) for first in (8, 16, 32)]
     assert waste(batch_lengths(sizes, 2, 100)) == min(map(waste, pairs))
@@ -193,7 +193,7 @@ def test_lengths_waste_least():
 # --- rows
 
 
-def test_labels_are_those_of_the_training_rows_and_others_are_named(prepare, tmp_path):
+def test_classes_are_those_of_the_training_rows_and_others_are_rejected(prepare, tmp_path):
     assert prepare().labels == ('even', 'odd')
     assert prepare(labels=('odd', 'even', 'none')).labels == ('odd', 'even', 'none')
     (tmp_path / 'more.jsonl').write_text('{"text": "a", "label": "even"}\n{"text": "a", "label": "evn"}\n')
@@ -205,7 +205,7 @@ def test_labels_are_those_of_the_training_rows_and_others_are_named(prepare, tmp
         prepare(label='lable')
 
 
-def test_the_notes_count_classes_and_tell_what_was_skipped(prepare, tmp_path):
+def test_notes_count_classes_and_skipped_lines(prepare, tmp_path):
     first = prepare(data={'validation': 0.0, 'test': 0.0})
     assert first.notes == prepare(data={'validation': 0.0, 'test': 0.0}).notes == ('classes: even 30, odd 30',)
     assert prepare(shots=7).notes == ('classes: even 7, odd 7',)
@@ -215,17 +215,17 @@ def test_the_notes_count_classes_and_tell_what_was_skipped(prepare, tmp_path):
     assert tags.notes == (f'{tmp_path / "a.conll"}: 1 comment lines (# ...) skipped', 'classes: B 2, O 1')
 
 
-def test_the_order_of_the_base_is_part_of_the_fingerprint(prepare):
+def test_class_order_of_the_base_is_part_of_the_fingerprint(prepare):
     task = prepare(base_labels=('odd', 'even'))
     assert task.labels == ('odd', 'even') and task.base_labels and not prepare().base_labels
     assert task.fingerprint != prepare().fingerprint
     stream = PaddedStream(task, 'train', 4, 0, False)
-    wanted = [('odd', 'even').index(task.rows['train'][i].fields['label']) for i in stream.examples(0)]
-    assert stream.batch(0)['labels'].tolist() == wanted
+    expected = [('odd', 'even').index(task.rows['train'][i].fields['label']) for i in stream.examples(0)]
+    assert stream.batch(0)['labels'].tolist() == expected
 
 
 @pytest.mark.parametrize('ending', ['jsonl', 'json', 'csv', 'tsv', 'parquet'])
-def test_numbers_outside_the_classes_are_named_in_every_format(prepare, tmp_path, ending):
+def test_ids_beyond_the_classes_are_rejected_in_every_format(prepare, tmp_path, ending):
     """Training rows 1 to 4, validation rows 0 to 3: 0 is no class, and not the first one."""
     for name, labels in (('train', (1, 2, 3, 4)), ('valid', (0, 1, 2, 3))):
         rows = [{'text': f'{name} {label}', 'label': label} for label in labels]
@@ -251,17 +251,17 @@ def test_shares_are_taken_by_hash_and_equal_rows_stay_together(prepare):
     assert len(own.rows['validation']) == 120 and len(own.rows['train']) == 54
 
 
-def test_shots_are_of_each_class_and_the_same_every_time(prepare):
+def test_shots_are_of_each_class_and_deterministic(prepare):
     task = prepare(shots=5)
-    kept = [row.fields['label'] for row in task.rows['train']]
-    assert kept.count('odd') == kept.count('even') == 5
+    chosen = [row.fields['label'] for row in task.rows['train']]
+    assert chosen.count('odd') == chosen.count('even') == 5
     assert [row.fields for row in prepare(shots=5).rows['train']] == [row.fields for row in task.rows['train']]
     backward = prepare(ROWS[::-1], shots=5).rows['train']  # chosen by what they say and not by their places
     assert [row.fields for row in backward][::-1] == [row.fields for row in task.rows['train']]
     assert len(prepare(shots=5, name='regress', label='n', rows=[row | {'n': 1} for row in ROWS]).rows['train']) == 5
 
 
-def test_the_fingerprint_follows_what_decides_a_batch(prepare):
+def test_fingerprint_depends_on_all_that_decides_a_batch(prepare):
     marks = {
         prepare().fingerprint,
         prepare(ROWS[:-1]).fingerprint,
@@ -275,7 +275,7 @@ def test_the_fingerprint_follows_what_decides_a_batch(prepare):
     assert len(marks) == 8 and prepare().fingerprint in marks
 
 
-def test_a_row_of_another_split_is_another_task(prepare):
+def test_moving_a_row_to_another_split_changes_the_fingerprint(prepare):
     prepare(ROWS[:30]), prepare(ROWS[30:]), prepare(ROWS[:40]), prepare(ROWS[40:])  # write 1.jsonl to 4.jsonl
     whole = {'data': {'validation': 0.0, 'test': 0.0}}
     one = prepare(train=('1.jsonl',), validation=('2.jsonl',), **whole)
@@ -285,7 +285,7 @@ def test_a_row_of_another_split_is_another_task(prepare):
     assert [task.splits['train'].num_rows for task in (one, other)] == [30, 40]
 
 
-def test_what_is_kept_is_found_again(prepare, monkeypatch):
+def test_examples_are_read_from_the_cache(prepare, monkeypatch):
     first = prepare()
     monkeypatch.setattr('lmtrain.tasks.classify.labelled_texts', None)
     again = prepare()
@@ -294,7 +294,7 @@ def test_what_is_kept_is_found_again(prepare, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('over', 'said'),
+    ('over', 'message'),
     [
         ({'name': 'clasify'}, "config.task.name is 'clasify'; it must be one of"),
         ({'train': ()}, 'config.task.train is \\(\\); it must be files of rows'),
@@ -315,8 +315,8 @@ def test_what_is_kept_is_found_again(prepare, monkeypatch):
         ({'seq_len': 10}, 'tokens, and data.seq_len is 10'),
     ],
 )
-def test_what_cannot_be_is_named(prepare, over, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_fields_are_named(prepare, over, message):
+    with pytest.raises(ValueError, match=message):
         prepare(**over)
 
 
@@ -330,21 +330,21 @@ def test_columns_of_each_task(prepare):
         task = prepare(**over)
         return PaddedStream(task, 'train', 4, 0, True).batch(0)
 
-    found = batch()
-    assert found.keys() == common | {'labels', 'label_weights'} and found['labels'].dtype == np.int32
-    found = batch(name='regress', label='n', rows=[row | {'n': number / 3} for number, row in enumerate(ROWS)])
-    assert found['labels'].dtype == np.float32 and found['labels'].shape == (4,)
+    result = batch()
+    assert result.keys() == common | {'labels', 'label_weights'} and result['labels'].dtype == np.int32
+    result = batch(name='regress', label='n', rows=[row | {'n': number / 3} for number, row in enumerate(ROWS)])
+    assert result['labels'].dtype == np.float32 and result['labels'].shape == (4,)
     rows = [{'words': row['text'].split(), 'tags': ['O'] * (len(row['text'].split()) - 1) + ['B']} for row in ROWS]
-    found = batch(name='tag', text=('words',), label='tags', rows=rows)
-    assert found['labels'].shape == found['label_weights'].shape == found['tokens'].shape
+    result = batch(name='tag', text=('words',), label='tags', rows=rows)
+    assert result['labels'].shape == result['label_weights'].shape == result['tokens'].shape
     rows = [{'q': 'where', 'c': row['text'], 'a': {'answer_start': [0], 'text': [row['text'][0]]}} for row in ROWS]
-    found = batch(name='span', text=('q', 'c'), label='a', rows=rows)
-    assert found.keys() == common | {'spans', 'label_weights'} and found['spans'].shape == (4, 2)
-    found = batch(name='chat', text=('text',), label='answer')
-    assert found.keys() == common | {'targets', 'loss_mask'}
+    result = batch(name='span', text=('q', 'c'), label='a', rows=rows)
+    assert result.keys() == common | {'spans', 'label_weights'} and result['spans'].shape == (4, 2)
+    result = batch(name='chat', text=('text',), label='answer')
+    assert result.keys() == common | {'targets', 'loss_mask'}
 
 
-def test_packed_conversations_are_those_that_stand_alone(prepare):
+def test_packed_conversations_equal_unpacked_ones(prepare):
     """Every conversation is one piece of a packed row, with positions from 0 and the same targets learned."""
     alone, packed = (prepare(name='chat', text=('text',), label='answer', pack=pack) for pack in (False, True))
 

@@ -20,7 +20,7 @@ def forward(batch):
     return {'logits': SCORES}
 
 
-def test_loss_by_hand_over_the_context_alone():
+def test_loss_by_hand_over_the_context():
     batch = {'spans': jnp.array([[1, 2]]), 'label_weights': INSIDE}  # of which the first token is a part
     values, weights = span.loss(forward, batch)
     start = np.log(np.exp([1, 2, 0]).sum()) - 2
@@ -31,7 +31,7 @@ def test_loss_by_hand_over_the_context_alone():
     assert values['accuracy'].tolist() == [1]
 
 
-def test_a_window_without_the_answer_is_trained_on_the_first_token():
+def test_window_without_the_answer_is_trained_on_the_first_token():
     """As BERT's authors do for SQuAD 2: the first token competes with the context, in the loss alone."""
     batch = {'spans': jnp.array([[0, 0]]), 'label_weights': jnp.array([[0.0, 1.0, 1.0, 0.0]])}
     values, weights = span.loss(forward, batch)
@@ -42,12 +42,12 @@ def test_a_window_without_the_answer_is_trained_on_the_first_token():
     assert spans.tolist() == [[1, 1]] and score.tolist() == [7] and null.tolist() == [1]
 
 
-def test_a_row_of_padding_weighs_nothing():
+def test_row_of_padding_has_weight_zero():
     values, weights = span.loss(forward, {'spans': jnp.array([[-1, -1]]), 'label_weights': INSIDE})
     assert weights.tolist() == [0] and np.isfinite(values['loss']).all()
 
 
-def test_what_is_predicted_starts_before_it_ends():
+def test_predicted_span_starts_before_it_ends():
     scores = jnp.array([[[0.0, 9.0], [9.0, 0.0], [0.0, 1.0]]])
     batch = {'label_weights': jnp.ones((1, 3))}
     predict = jax.jit(functools.partial(span.predict, lambda batch: {'logits': scores}), static_argnames='longest')
@@ -80,28 +80,28 @@ def spans(bert, form):
     return lambda rows, **over: span.encode(rows, form(bert, *FIELDS, policy='cut', **over)).examples
 
 
-def test_an_answer_becomes_its_tokens(words_of, question, spans):
-    (found,) = spans([question(15, 'the cat')])
-    assert words_of(found.tokens) == '[CLS] the [SEP] the cat sat on the cat [SEP]'
-    assert found.values['spans'].tolist() == [7, 8]
-    assert found.flat['label_weights'].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 0]
-    assert found.flat['offsets'][7].tolist() == [15, 18]
-    assert found.flat['token_types'].tolist() == [0] * 3 + [1] * 7
+def test_answer_is_aligned_to_tokens(words_of, question, spans):
+    (example,) = spans([question(15, 'the cat')])
+    assert words_of(example.tokens) == '[CLS] the [SEP] the cat sat on the cat [SEP]'
+    assert example.values['spans'].tolist() == [7, 8]
+    assert example.flat['label_weights'].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 0]
+    assert example.flat['offsets'][7].tolist() == [15, 18]
+    assert example.flat['token_types'].tolist() == [0] * 3 + [1] * 7
     (part,) = spans([question(16, 'he c')])  # an answer that cuts words takes them whole
     assert part.values['spans'].tolist() == [7, 8]
 
 
-def test_a_long_context_comes_in_windows_that_overlap(words_of, question, spans):
+def test_long_context_is_cut_into_overlapping_windows(words_of, question, spans):
     rows = [question(15, 'the cat')]
     every = spans(rows, seq_len=8, training=False)
     assert [words_of(each.tokens)[16:] for each in every] == ['the cat sat on [SEP]', 'sat on the cat [SEP]']
-    for made in (every, spans(rows, seq_len=8)):
-        assert [each.values['spans'].tolist() for each in made] == [[0, 0], [5, 6]]
+    for windows in (every, spans(rows, seq_len=8)):
+        assert [each.values['spans'].tolist() for each in windows] == [[0, 0], [5, 6]]
     at = every[1].flat['offsets'][5:7]
     assert CONTEXT[at[0, 0] : at[1, 1]] == 'the cat'
 
 
-def test_windows_and_spans_are_those_of_run_qa(tmp_path, row, question, spans):
+def test_windows_and_spans_equal_run_qa(tmp_path, row, question, spans):
     """transformers' examples/pytorch/question-answering/run_qa.py, prepare_train_features, on `tokenizers` alone."""
     context = ' '.join(np.random.RandomState(0).choice(['the', 'cat', 'cats', 'sat', 'on', 'under'], 60))
     starts = [0, *np.flatnonzero(np.array(list(context)) == ' ') + 1]
@@ -111,7 +111,7 @@ def test_windows_and_spans_are_those_of_run_qa(tmp_path, row, question, spans):
     room = 17 - 4
     theirs = Tokenizer.from_str(wordpiece((tmp_path / 'vocab.txt').read_bytes()).decode())
     theirs.enable_truncation(17, stride=room - room // 2, strategy='only_second')
-    wanted = []
+    expected = []
     for number, each in enumerate(rows):
         encoding = theirs.encode(each.fields['question'], context)
         for window in (encoding, *encoding.overflowing):
@@ -124,18 +124,18 @@ def test_windows_and_spans_are_those_of_run_qa(tmp_path, row, question, spans):
             if answers and first <= start and last >= end:
                 ends = [max(i for i in inside if window.offsets[i][0] <= start)]
                 ends.append(min(i for i in inside if window.offsets[i][1] >= end))
-            wanted.append((number, window.ids, ends))
-    found = [(each.source, each.tokens.tolist(), each.values['spans'].tolist()) for each in ours]
-    assert sorted(found) == sorted(wanted) and len({tuple(ends) for *_, ends in found}) > 5
+            expected.append((number, window.ids, ends))
+    result = [(each.source, each.tokens.tolist(), each.values['spans'].tolist()) for each in ours]
+    assert sorted(result) == sorted(expected) and len({tuple(ends) for *_, ends in result}) > 5
 
 
 def test_answers_as_an_object_of_arrays(row, spans):
-    said = row(question='the', context=CONTEXT, answers={'text': ['sat'], 'answer_start': [8]})
-    assert spans([said])[0].values['spans'].tolist() == [5, 5]
+    one = row(question='the', context=CONTEXT, answers={'text': ['sat'], 'answer_start': [8]})
+    assert spans([one])[0].values['spans'].tolist() == [5, 5]
 
 
 @pytest.mark.parametrize(
-    ('start', 'text', 'said'),
+    ('start', 'text', 'message'),
     [
         (20, 'cat', r"rows.jsonl:7: the answer 'cat' at 20 lies outside the text of 22 characters"),
         (-1, 'cat', 'lies outside the text'),
@@ -145,12 +145,12 @@ def test_answers_as_an_object_of_arrays(row, spans):
         (7, ' ', 'has no token of its own'),
     ],
 )
-def test_an_answer_outside_the_text_is_named(start, text, said, question, spans):
-    with pytest.raises(ValueError, match=said):
+def test_answer_outside_the_text_is_rejected(start, text, message, question, spans):
+    with pytest.raises(ValueError, match=message):
         spans([question(start, text)])
 
 
-def test_an_answer_that_no_window_holds_is_named(question, spans):
+def test_answer_that_no_window_holds_is_rejected_in_training(question, spans):
     with pytest.raises(
         ValueError, match="rows.jsonl:7: no window of 4 tokens holds the whole answer 'cat sat on the c"
     ):
@@ -158,34 +158,34 @@ def test_an_answer_that_no_window_holds_is_named(question, spans):
     assert len(spans([question(4, 'cat sat on the cat')], seq_len=8, training=False)) == 2
 
 
-def test_answers_of_another_form_are_named(row, spans):
+def test_answers_of_another_form_are_rejected(row, spans):
     with pytest.raises(ValueError, match="rows.jsonl:7: 'answers' must be"):
         spans([row(question='the', context=CONTEXT, answers=['the'])])
 
 
-def test_every_answer_of_xquad_is_found_again(shared, form):
+def test_spans_of_xquad_give_its_answers(shared, form):
     from lmtrain.data.rows import read_rows
 
     rows = read_rows('xquad.en.json', str(shared / 'tasks' / 'xquad'))[:200]
     tokenizer = open_tokenizer(shared / 'tokenizers' / 'bert-uncased' / 'vocab.txt', False)
     windows = span.encode(rows, form(tokenizer, *FIELDS, seq_len=384, policy='cut')).examples
-    found = [each for each in windows if each.values['spans'].any()]
+    answered = [each for each in windows if each.values['spans'].any()]
     exact = 0
-    for each in found:
+    for each in answered:
         at, (first, last) = each.flat['offsets'], each.values['spans']
         fields = rows[each.source].fields
         text = fields['context'][at[first, 0] : at[last, 1]]
         assert fields['answers'][0]['text'] in text
         exact += fields['answers'][0]['text'] == text
-    assert exact > 0.95 * len(found)
-    assert {each.source for each in found} == set(range(200))
-    assert all(each.tokens.dtype == np.int32 and len(each.tokens) <= 384 for each in found)
+    assert exact > 0.95 * len(answered)
+    assert {each.source for each in answered} == set(range(200))
+    assert all(each.tokens.dtype == np.int32 and len(each.tokens) <= 384 for each in answered)
 
 
 # --- score
 
 
-def test_answers_as_squad_compares_them():
+def test_answers_are_compared_as_in_squad():
     assert span.normal(' The  Cat-sat, on a mat! ') == 'catsat on mat'
     assert (
         span.word_f1('the black cat', 'a cat') == 2 / 3
@@ -197,7 +197,7 @@ def test_answers_as_squad_compares_them():
     )  # a word counts as often
 
 
-def test_the_best_window_answers(task_data):
+def test_window_with_the_best_score_answers(task_data):
     context = 'bees make honey'
     rows = [{'q': '?', 'c': context, 'a': {'text': ['the honey', 'x'], 'answer_start': [0, 0]}}]
     offsets = np.array([[0, 0], [0, 4], [5, 9], [0, 0], [5, 9], [10, 15]])

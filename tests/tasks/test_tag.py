@@ -19,7 +19,7 @@ def test_loss_by_hand_at_the_labelled_tokens():
 # --- rows -> examples
 
 
-def test_a_word_is_labelled_at_its_first_token(bert, form, row, words_of):
+def test_word_is_labelled_at_its_first_token(bert, form, row, words_of):
     tagged = row(words=['The', 'cats', 'under', 'zzz'], tags=['O', 'B', 'O', 'B'])
     (example,) = tag.encode([tagged], form(bert, ('words',), 'tags', ('B', 'O'))).examples
     assert words_of(example.tokens) == '[CLS] the cat ##s un ##der [UNK] [SEP]'
@@ -28,13 +28,13 @@ def test_a_word_is_labelled_at_its_first_token(bert, form, row, words_of):
     assert example.flat['labels'].tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
 
 
-def test_words_of_bytes_begin_behind_their_blank(form, row):
+def test_words_of_bytes_begin_after_their_blank(form, row):
     tagged = row(words=['é', 'ab'], tags=[0, 1])
     (example,) = tag.encode([tagged], form(Bytes(), ('words',), 'tags', ('0', '1'))).examples
     assert example.flat['word'].tolist() == [-1, 0, -1, -1, 1, -1, -1]
 
 
-def test_a_word_without_a_token_is_not_labelled(bert, form, row):
+def test_word_without_a_token_has_no_label(bert, form, row):
     tagged = row(words=['cat', '\x00', 'sat'], tags=['a', 'b', 'a'])
     (example,) = tag.encode([tagged], form(bert, ('words',), 'tags', ('a', 'b'))).examples
     assert example.flat['word'].tolist() == [-1, 0, 2, -1]
@@ -47,7 +47,7 @@ def test_tags_of_a_cut_row(bert, form, row, words_of):
 
 
 @pytest.mark.parametrize(
-    ('words', 'tags', 'said'),
+    ('words', 'tags', 'message'),
     [
         (['a', 'b'], ['O'], "rows.jsonl:7: 2 words in 'words' and 1 tags in 'tags'"),
         ('a b', ['O'], "rows.jsonl:7: 'words' must be an array"),
@@ -55,12 +55,12 @@ def test_tags_of_a_cut_row(bert, form, row, words_of):
         (['a', 3], ['O', 'O'], r"'words' \[1\] must be text, not a number"),
     ],
 )
-def test_words_without_their_tags_are_named(words, tags, said, bert, form, row):
-    with pytest.raises(ValueError, match=said):
+def test_words_and_tags_that_do_not_match_are_rejected(words, tags, message, bert, form, row):
+    with pytest.raises(ValueError, match=message):
         tag.encode([row(words=words, tags=tags)], form(bert, ('words',), 'tags', ('O', 'B')))
 
 
-def test_a_tag_outside_the_classes_is_named_by_its_line(bert, form):
+def test_unknown_tag_is_rejected_with_its_line(bert, form):
     tagged = Row('a.conll:4', {'tokens': ['cat', 'sat'], 'tags': ['O', 'B']}, ('a.conll:4', 'a.conll:5'))
     with pytest.raises(ValueError, match="a.conll:5: the label 'B' is none of the 2 classes: 'O', 'I'"):
         tag.encode([tagged], form(bert, ('tokens',), 'tags', ('O', 'I')))
@@ -70,7 +70,7 @@ def test_a_tag_outside_the_classes_is_named_by_its_line(bert, form):
 
 
 @pytest.mark.parametrize(
-    ('tags', 'wanted'),
+    ('tags', 'expected'),
     [
         ('O B-a I-a O', [('a', 1, 3)]),
         ('B-a B-a I-b', [('a', 0, 1), ('a', 1, 2), ('b', 2, 3)]),
@@ -79,20 +79,20 @@ def test_a_tag_outside_the_classes_is_named_by_its_line(bert, form):
         ('B-a', [('a', 0, 1)]),
     ],
 )
-def test_entities(tags, wanted):
-    assert tag.entities(tags.split()) == wanted
+def test_entities(tags, expected):
+    assert tag.entities(tags.split()) == expected
 
 
 def test_only_a_whole_entity_counts():
-    wanted = [['B-a', 'I-a', 'O', 'B-b'], ['O', 'B-a']]
-    found = [['B-a', 'O', 'O', 'B-b'], ['B-b', 'B-a']]
-    scores = tag.entity_scores(wanted, found)
+    expected = [['B-a', 'I-a', 'O', 'B-b'], ['O', 'B-a']]
+    predicted = [['B-a', 'O', 'O', 'B-b'], ['B-b', 'B-a']]
+    scores = tag.entity_scores(expected, predicted)
     assert scores == {'entity_f1': 2 * 2 / 7, 'entity_precision': 2 / 4, 'entity_recall': 2 / 3}
-    assert tag.entity_scores(wanted, wanted)['entity_f1'] == 1
+    assert tag.entity_scores(expected, expected)['entity_f1'] == 1
     assert tag.entity_scores([['O']], [['O']])['entity_f1'] == 0
 
 
-def test_tags_of_words_that_were_cut_off_are_outside(task_data):
+def test_words_that_were_cut_off_count_as_outside(task_data):
     rows = [{'words': ['a', 'b', 'c'], 'tags': ['B-x', 'O', 'B-x']}]
     flat = {'word': np.array([-1, 0, -1, 1])}  # the third word is not there
     one = task_data(rows, [0, 4], [0], flat, label='tags', labels=('B-x', 'O'))
