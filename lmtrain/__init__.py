@@ -2,23 +2,23 @@
 
 Modules in import order: each imports only from those above it.
 
-    errors.py      InputError, for what a user can fix
-    tree.py        parameter paths, regex rules, split and join, segments of layers
-    files.py       local paths that a user names, and the cache directory
-    runtime/       exit codes, signals, watchdog, fault points, agreement between processes, checks before a start
-    optimizer.py   schedules and optimizers, by path
-    data/          sources, tokenizers, splits, packing, streams; rows, conversations, padded batches
-    models/        one Transformer and its layers; families/ maps it to Hugging Face's files
+    errors.py      InputError: errors that a user can fix
+    tree.py        parameter paths, regex rules, split and join of trees, segments of layers
+    files.py       local paths, atomic writes, digests, JSON
+    runtime/       exit codes, signals, watchdog, fault injection, agreement between processes, checks before a start
+    optimizer.py   schedules and optimizers
+    data/          text and rows, tokenizers, conversations, splits, packing, streams of batches
+    models/        one Transformer and its layers; families/ reads and writes Hugging Face's files
     checkpoint/    asynchronous atomic saves through Orbax, with a manifest of hashes
-    adapt/         leaves that a method adds, and the regex of trainable paths; peft/ reads and writes PEFT's files
-    tasks/         one file per task: columns, loss, predictions, score; prepare.py reads and encodes the rows
+    adapt/         methods: leaves that they add, and regexes of trainable paths; peft/ reads and writes PEFT's files
+    tasks/         one file per task: batch columns, losses, predictions, score; prepare.py reads and encodes the rows
     parallel/      mesh, partition rules, placement, collectives of a train step
-    cost/          FLOPs, memory, budget, hardware, compiled programs, exchanged bytes
-    report/        metrics, terminal, plots, the page of a run, provenance
-    inference/     sampling with a KV cache, prompting, likelihoods of choices
-    evaluation/    predictions of a task on a split, and their scores
+    cost/          FLOPs, memory, budgets, hardware, compiled programs, exchanged bytes
+    report/        metrics, terminal, plots, report.md, provenance
+    inference/     sampling with a KV cache, prompting, likelihood of choices
+    evaluation/    predictions of a model on a split, and their score
     training/      from a config to a trained model: resolve, build, run, step, loop; load and export
-    plan/          what a run would need and cost, here or on machines that are not present
+    plan/          memory, time and cost of a run that is not started, here or on machines that are not present
     api.py         the public functions
 """
 

@@ -35,6 +35,9 @@ class Completion(NamedTuple):
 def train(config, workdir) -> dict[str, Any]:
     """Trains a config in the folder `workdir`. The same call resumes a run that was stopped.
 
+    It starts from the newest intact checkpoint of the run, the one before it, the base (`config.init.base`), or a
+    random initialisation: the first of these that exists.
+
     Args:
       config: ConfigDict, from `get_config()` of a recipe in configs/ or of a file like it. Exactly one field of
         `config.budget` is set.
