@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,15 @@ def list_files(folder: Path) -> list[str]:
     """Relative paths of the files in a folder and below, sorted; symbolic links are files."""
     files = (path for path in folder.rglob('*') if path.is_symlink() or not path.is_dir())
     return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+def describe_files(folder: Path, names: Iterable[str], describe: Callable[[Path], Any]) -> dict[str, Any]:
+    """{name: describe(folder / name)}, the body of a manifest; by 8 threads, since hashing releases the global lock."""
+    import concurrent.futures  # late: the command line imports this module
+
+    names = list(names)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return dict(zip(names, pool.map(describe, [folder / name for name in names]), strict=True))
 
 
 def parse_json(text: str | bytes, place: str | os.PathLike, **options: Any) -> Any:

@@ -6,6 +6,7 @@ import pytest
 from lmtrain.errors import InputError
 from lmtrain.files import (
     JsonLinesWriter,
+    describe_files,
     flatten_fields,
     list_files,
     local_path,
@@ -90,6 +91,12 @@ def test_write_atomic_keeps_old_file_if_writing_fails(tmp_path):
     write_atomic(path, [b'ne', b'w'])
     assert path.read_bytes() == b'new'
     assert list_files(tmp_path) == ['a.bin']  # the temporary file of the failed attempt was reused
+
+
+def test_describe_files(tmp_path):
+    (tmp_path / 'a').write_bytes(b'1')
+    (tmp_path / 'b').write_bytes(b'22')
+    assert describe_files(tmp_path, ['b', 'a'], lambda path: path.stat().st_size) == {'b': 2, 'a': 1}
 
 
 def test_sha256_and_list_files(tmp_path):

@@ -1,6 +1,5 @@
 """The manifest of a checkpoint: hashes of its files, verification, quarantine, and the choice of a checkpoint."""
 
-import concurrent.futures
 import functools
 import hashlib
 import json
@@ -12,7 +11,7 @@ from typing import Any
 from absl import logging
 
 from lmtrain.errors import InputError
-from lmtrain.files import list_files, sha256, sync_folder, write_atomic
+from lmtrain.files import describe_files, list_files, sha256, sync_folder, write_atomic
 
 FORMAT = 1
 NAME = 'manifest.json'
@@ -24,11 +23,8 @@ class Damaged(InputError):
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     """Writes the manifest: `facts`, and size and hash of every file in the folder; flushes all of it to the disk."""
-    files = list_files(folder)
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        digests = pool.map(functools.partial(_digest, flush=True), [folder / name for name in files])
-        manifest = {'format': FORMAT, **facts, 'files': dict(zip(files, digests, strict=True))}
-    _write(folder / NAME, manifest)
+    files = describe_files(folder, list_files(folder), functools.partial(_digest, flush=True))
+    _write(folder / NAME, {'format': FORMAT, **facts, 'files': files})
     for inner in [path for path in folder.rglob('*') if path.is_dir()] + [folder]:
         sync_folder(inner)
 
@@ -62,12 +58,11 @@ def verify(folder: Path) -> dict[str, Any]:
         raise Damaged(f'{folder / name}: missing')
     for name in sorted(present - expected.keys()):
         raise Damaged(f'{folder / name}: not part of this checkpoint')
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for name, digest in zip(expected, pool.map(_digest, [folder / name for name in expected]), strict=True):
-            if digest['bytes'] != expected[name]['bytes']:
-                raise Damaged(f'{folder / name}: {digest["bytes"]} bytes, {expected[name]["bytes"]} were written')
-            if digest != expected[name]:
-                raise Damaged(f'{folder / name}: its content is not what was written (SHA-256 differs)')
+    for name, digest in describe_files(folder, expected, _digest).items():
+        if digest['bytes'] != expected[name]['bytes']:
+            raise Damaged(f'{folder / name}: {digest["bytes"]} bytes, {expected[name]["bytes"]} were written')
+        if digest != expected[name]:
+            raise Damaged(f'{folder / name}: its content is not what was written (SHA-256 differs)')
     return manifest
 
 

@@ -113,22 +113,22 @@ def _is_intact(directory: Path) -> bool:
 
 
 def _describe(directory: Path) -> dict[str, list]:
-    """{relative path: [bytes, digest]}."""
+    """{relative path: [bytes, digest]} of the files of a directory."""
     names = [name for name in files.list_files(directory) if name != MANIFEST]
-    return {name: [(directory / name).stat().st_size, _digest(directory / name)] for name in names}
+    return files.describe_files(directory, names, _size_and_digest)
 
 
-def _digest(path: Path) -> str:
-    """Hex SHA-256 of a file, or of windows of a large one: a start must not read gigabytes of tokens."""
+def _size_and_digest(path: Path) -> list:
+    """[bytes, hex SHA-256]. Of a large file, windows are hashed: a start must not read gigabytes of tokens."""
     size = path.stat().st_size
     if size <= FULL_HASH_LIMIT:
-        return files.sha256(path)
+        return [size, files.sha256(path)]
     digest = hashlib.sha256()
     with path.open('rb') as file:
         for window in range(WINDOWS):
             file.seek((size - WINDOW) * window // (WINDOWS - 1))
             digest.update(file.read(WINDOW))
-    return digest.hexdigest()
+    return [size, digest.hexdigest()]
 
 
 @contextlib.contextmanager

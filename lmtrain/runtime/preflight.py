@@ -9,7 +9,7 @@ from lmtrain.errors import InputError
 
 MAX_LAYERS = 2**16
 MAX_PARAMETERS = 2**43  # with gradients and moments 140 TB, more than any machine holds
-COLUMNS = 5  # of a batch, at least: tokens, targets, positions, segment_ids, loss_mask
+MIN_COLUMNS = 5  # of a batch: tokens, targets, positions, segment_ids, loss_mask
 
 
 def check_sizes(model, rows: int, seq_len: int) -> None:
@@ -30,7 +30,7 @@ def check_sizes(model, rows: int, seq_len: int) -> None:
             f'model.num_layers = {m.num_layers} make {parameters:.1e} parameters, more than any machine holds '
             f'({MAX_PARAMETERS:.1e}): lower one of them'
         )
-    needed, available = 4 * COLUMNS * rows * seq_len, host_memory()
+    needed, available = 4 * MIN_COLUMNS * rows * seq_len, host_memory()
     if needed > available:
         raise InputError(
             f'data.batch_size = {rows} rows of data.seq_len = {seq_len} tokens are {_gigabytes(needed)} a batch, and '

@@ -10,7 +10,7 @@ from typing import Any
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.files import read_json
 
-VERSION = '0.21.2'
+PEFT_VERSION = '0.21.2'  # written into adapter_config.json
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 TASK_TYPES = ('CAUSAL_LM', 'SEQ_CLS', 'TOKEN_CLS', 'QUESTION_ANS', 'FEATURE_EXTRACTION')
 # modules_to_save that PEFT adds for classification, whether the model has them or not.
@@ -109,7 +109,7 @@ def common(kind: str, base: str, task_type: str | None, saved: list[str]) -> dic
         'inference_mode': True,
         'modules_to_save': saved or None,
         'peft_type': kind,
-        'peft_version': VERSION,
+        'peft_version': PEFT_VERSION,
         'revision': None,
         'task_type': task_type,
     }
