@@ -35,7 +35,7 @@ HEADLINES = (
 )
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
     return subprocess.run(
         ('git', '-C', ROOT, *arguments), capture_output=True, check=True, encoding='utf-8'
     ).stdout.strip()
@@ -80,10 +80,10 @@ def write(
     """
     # Files that this function rewrites do not make the tree dirty.
     own = ('results.json', 'README.md', '.png')
-    changed = [line for line in _git('status', '--porcelain').splitlines() if not line.endswith(own)]
+    changed = [line for line in git('status', '--porcelain').splitlines() if not line.endswith(own)]
     results = {
         'name': name,
-        'commit': _git('rev-parse', 'HEAD') + (' + uncommitted changes' if changed else ''),
+        'commit': git('rev-parse', 'HEAD') + (' + uncommitted changes' if changed else ''),
         'date': datetime.date.today().isoformat(),
         'command': command,
         'machine': machine(),

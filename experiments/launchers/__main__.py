@@ -308,7 +308,7 @@ def main() -> None:
     only = parser.parse_args().only
     folder = pathlib.Path(tempfile.mkdtemp(prefix='launchers-'))
     path = record.ROOT / 'experiments' / 'launchers' / 'results.json'
-    commit = {'commit': record._git('rev-parse', '--short=10', 'HEAD')}
+    commit = {'commit': record.git('rev-parse', '--short=10', 'HEAD')}
     # What is not measured again keeps its trials, and each says of which commit it is.
     previous = json.loads(path.read_text(encoding='utf-8'))['trials'] if only else []
     trials = [trial for trial in previous if trial['launcher'] != only]

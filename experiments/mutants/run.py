@@ -112,7 +112,7 @@ def mirror(module: str) -> list[str]:
 def copy(folder: pathlib.Path) -> pathlib.Path:
     """A copy of the files that git knows, and a link to the data beside the repository."""
     tree = folder / 'tree'
-    for name in record._git('ls-files').splitlines():
+    for name in record.git('ls-files').splitlines():
         if (source := record.ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, tree / name)
