@@ -1,4 +1,4 @@
-"""A state comes back to the bit from any moment of a save, onto any devices, or the reason is named."""
+"""A state is restored bitwise on any devices, after a kill at any point of a save, or the reason is named."""
 
 import errno
 import json
@@ -66,7 +66,7 @@ def checkpoints(directory, **changes) -> Checkpoints:
     return Checkpoints(directory, **({'every_steps': 1, 'keep_last': 2, 'keep_best': 0} | changes))
 
 
-def test_a_fresh_directory_restores_nothing(tmp_path):
+def test_new_directory_restores_nothing(tmp_path):
     with checkpoints(tmp_path / 'a' / 'b') as kept:
         assert kept.restore(shapes(small(0))) is None
 
@@ -99,7 +99,7 @@ TREES = st.recursive(
 
 @hypothesis.settings(max_examples=15)
 @hypothesis.given(tree=TREES, on_device=st.booleans())
-def test_any_tree_comes_back_as_it_was(tmp_path, tree, on_device):
+def test_any_tree_is_restored_unchanged(tmp_path, tree, on_device):
     hypothesis.assume(any(leaf.size for leaf in jax.tree.leaves(tree)))
     shutil.rmtree(tmp_path)
     tree = jax.tree.map(jnp.asarray, tree) if on_device else tree
@@ -113,7 +113,7 @@ def test_any_tree_comes_back_as_it_was(tmp_path, tree, on_device):
 
 
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')  # of the plain reading below
-def test_a_train_state_comes_back_and_orbax_alone_can_read_it(tmp_path):
+def test_train_state_is_restored_and_readable_by_orbax_alone(tmp_path):
     params = {
         'layers': {'attention': {'query': {'kernel': jnp.ones((2, 4, 4))}}},
         'embed': {'embedding': jnp.ones((5, 4))},
@@ -141,7 +141,7 @@ def test_a_train_state_comes_back_and_orbax_alone_can_read_it(tmp_path):
         ({'a': {'b': np.zeros(2, np.int32)}, 'a/b': np.zeros(2, np.int32)}, "two leaves have the path 'a/b'"),
     ],
 )
-def test_a_leaf_that_would_not_come_back_is_refused(tmp_path, tree, word):
+def test_leaf_that_cannot_be_restored_is_refused(tmp_path, tree, word):
     with checkpoints(tmp_path) as kept, pytest.raises((TypeError, ValueError), match=word):
         kept.save(tree, 1, {})
 
@@ -162,7 +162,7 @@ def test_settings_are_checked(tmp_path, field, value):
         checkpoints(tmp_path, **{field: value})
 
 
-def test_the_next_step_may_take_the_buffers_while_they_are_saved(tmp_path):
+def test_next_step_may_reuse_buffers_during_a_save(tmp_path):
     advance = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0.5 - 7, tree), donate_argnums=0)
     numbers = np.random.default_rng(0).standard_normal((4, 512, 512), np.float32)
     host = numbers[0].copy()
@@ -178,7 +178,7 @@ def test_the_next_step_may_take_the_buffers_while_they_are_saved(tmp_path):
             assert bits(restored) == before
 
 
-def test_restored_arrays_are_given_up_to_the_next_step(tmp_path):
+def test_restored_arrays_can_be_donated(tmp_path):
     mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
     tree = {
         'w': jax.device_put(jnp.arange(1024.0), NamedSharding(mesh, P('data'))),
@@ -194,7 +194,7 @@ def test_restored_arrays_are_given_up_to_the_next_step(tmp_path):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(restored))
 
 
-def test_a_state_moves_to_other_devices_bit_by_bit(tmp_path):
+def test_state_is_restored_bitwise_on_other_devices(tmp_path):
     def on(devices, shape, names, spec):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]).reshape(shape), names)
         return NamedSharding(mesh, spec)
@@ -250,7 +250,7 @@ def test_due():
     assert kept == [5, 10]
 
 
-def test_a_part_of_the_state_is_read_alone(tmp_path):
+def test_part_of_the_state_is_read_alone(tmp_path):
     with checkpoints(tmp_path) as kept:
         kept.save(small(4), 4, {})
     part = {'trainable': shapes(small(0))['trainable']}
@@ -318,7 +318,7 @@ def test_killed_at_any_point_nothing_committed_is_lost(tmp_path, point):
     assert checkpoint.steps(tmp_path) == [step + 1]
 
 
-def test_a_full_disk_is_loud_and_leaves_what_stands(tmp_path, caplog):
+def test_full_disk_is_reported_and_leaves_older_checkpoints(tmp_path, caplog):
     big = {'w': jnp.asarray(np.random.default_rng(0).standard_normal(1_000_000, np.float32))}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with checkpoints(tmp_path) as kept:
@@ -340,7 +340,7 @@ def test_a_full_disk_is_loud_and_leaves_what_stands(tmp_path, caplog):
         assert checkpoint.steps(tmp_path) == [1, 3]
 
 
-def test_a_failed_save_is_found_at_the_next_look(tmp_path, monkeypatch):
+def test_failed_save_is_raised_at_the_next_check(tmp_path, monkeypatch):
     def full(folder, facts):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
@@ -352,7 +352,7 @@ def test_a_failed_save_is_found_at_the_next_look(tmp_path, monkeypatch):
         kept.check_for_errors()
 
 
-def test_a_torn_first_save_is_a_fresh_start_but_damage_is_not(tmp_path, caplog):
+def test_incomplete_first_save_is_a_new_start_but_damage_is_not(tmp_path, caplog):
     (tmp_path / 'tmp.5').mkdir()
     with checkpoints(tmp_path) as kept:
         assert kept.restore(shapes(small(0))) is None
@@ -368,7 +368,7 @@ def test_a_torn_first_save_is_a_fresh_start_but_damage_is_not(tmp_path, caplog):
     assert os.listdir(tmp_path) == ['1.corrupt']
 
 
-def test_a_reader_leaves_a_damaged_checkpoint_where_it_is(tmp_path, caplog):
+def test_reader_does_not_quarantine_a_damaged_checkpoint(tmp_path, caplog):
     with checkpoints(tmp_path) as kept:
         for step in (1, 2):
             kept.save(small(step), step, {}, metric=step)
@@ -380,7 +380,7 @@ def test_a_reader_leaves_a_damaged_checkpoint_where_it_is(tmp_path, caplog):
         checkpoint.restore(tmp_path, shapes(small(0)), step=2)
 
 
-def test_orbax_is_quiet(tmp_path, caplog, capfd):
+def test_orbax_logs_nothing(tmp_path, caplog, capfd):
     with caplog.at_level(logging.DEBUG), checkpoints(tmp_path) as kept:
         kept.save(small(1), 1, {})
         kept.restore(shapes(small(0)))
@@ -402,7 +402,7 @@ NAMES += [os.fsdecode(b'latin \xe9'), os.fsdecode(b'[\xff]/a')]
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_any_name_of_a_folder_holds_checkpoints(name, tmp_path):
+def test_folder_may_have_any_name(name, tmp_path):
     with Checkpoints(tmp_path / name, 1, keep_last=2, keep_best=0) as checkpoints:
         for step in (1, 2):
             assert checkpoints.save(small(step), step, {})
@@ -411,7 +411,7 @@ def test_any_name_of_a_folder_holds_checkpoints(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [name.split('/')[0]]
 
 
-def test_a_folder_that_is_a_link_or_relative(tmp_path, monkeypatch):
+def test_folder_may_be_a_link_or_relative(tmp_path, monkeypatch):
     (tmp_path / 'real').mkdir()
     (tmp_path / 'link').symlink_to('real')
     monkeypatch.chdir(tmp_path)
@@ -422,7 +422,7 @@ def test_a_folder_that_is_a_link_or_relative(tmp_path, monkeypatch):
     assert bits(checkpoint.restore('link', shapes(small(0)))[0]) == bits(small(3))
 
 
-def test_a_link_that_is_left_or_that_cannot_be_made(tmp_path, monkeypatch):
+def test_link_of_a_killed_process_and_link_that_cannot_be_created(tmp_path, monkeypatch):
     folder = tmp_path / 'lr[1e-3]'
     with Checkpoints(folder, 1, 1, 0) as checkpoints:
         assert checkpoint_module.plain_name(folder) == checkpoint_module.plain_name(
@@ -434,7 +434,7 @@ def test_a_link_that_is_left_or_that_cannot_be_made(tmp_path, monkeypatch):
         Checkpoints(folder, 1, 1, 0)
 
 
-def test_a_checkpoint_is_sealed_only_if_its_index_is_there(tmp_path, monkeypatch):
+def test_checkpoint_without_index_is_not_committed(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_module, 'plain_name', lambda directory: directory)  # then Orbax merges nothing
     folder = tmp_path / 'lr[1e-3]'
     checkpoints = Checkpoints(folder, 1, 1, 0)
@@ -444,7 +444,7 @@ def test_a_checkpoint_is_sealed_only_if_its_index_is_there(tmp_path, monkeypatch
     assert list(folder.iterdir()) == []
 
 
-def test_an_index_that_lacks_an_array(tmp_path):
+def test_index_without_an_array_is_an_error(tmp_path):
     with Checkpoints(tmp_path, 1, 1, 0) as checkpoints:
         checkpoints.save(small(1), 1, {})
     manifest.check_index(tmp_path / '1' / 'state', ['step', 'trainable/kernel', 'opt_state/0/mu'])

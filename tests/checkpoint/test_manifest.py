@@ -1,4 +1,4 @@
-"""Whatever happens to whichever file of a checkpoint: it is noticed, named, set aside, and the older one is used."""
+"""Any damage to any file of a checkpoint is detected and named; it is quarantined, and the older one is used."""
 
 import logging
 import os
@@ -77,7 +77,7 @@ def link(path, rng):
 
 
 @pytest.mark.parametrize('damage', [flip, truncate, zero_page, delete, empty, append, link])
-def test_damage_to_any_file_is_noticed(whole, files, tmp_path, caplog, damage):
+def test_damage_to_any_file_is_detected(whole, files, tmp_path, caplog, damage):
     rng = np.random.default_rng(0)
     for number, name in enumerate(files):
         directory = tmp_path / str(number)
@@ -86,7 +86,7 @@ def test_damage_to_any_file_is_noticed(whole, files, tmp_path, caplog, damage):
         expect_fall_back(directory, caplog, str(name))
 
 
-def test_two_files_swapped_are_noticed(whole, files, tmp_path, caplog):
+def test_swapped_files_are_detected(whole, files, tmp_path, caplog):
     for number, (one, other) in enumerate(zip(files, files[1:] + files[:1], strict=True)):
         directory = tmp_path / str(number)
         shutil.copytree(whole, directory)
@@ -96,7 +96,7 @@ def test_two_files_swapped_are_noticed(whole, files, tmp_path, caplog):
         expect_fall_back(directory, caplog)
 
 
-def test_a_file_of_another_step_is_noticed(whole, files, tmp_path, caplog):
+def test_file_of_another_step_is_detected(whole, files, tmp_path, caplog):
     older = {path.name: path for path in (whole / '1').rglob('*') if path.is_file()}
     stale = [name for name in files if name.name in older]
     assert len(stale) >= 5
@@ -108,14 +108,14 @@ def test_a_file_of_another_step_is_noticed(whole, files, tmp_path, caplog):
             expect_fall_back(directory, caplog, str(name))
 
 
-def test_a_whole_checkpoint_of_another_step_is_noticed(whole, tmp_path, caplog):
+def test_checkpoint_of_another_step_is_detected(whole, tmp_path, caplog):
     shutil.copytree(whole / '1', tmp_path / '1')
     shutil.copytree(whole / '1', tmp_path / '2')
     expect_fall_back(tmp_path, caplog, 'is of step 1')
 
 
 @pytest.mark.parametrize('folder', ['.', 'state', 'state/d'])
-def test_a_file_too_many_is_noticed(whole, tmp_path, caplog, folder):
+def test_additional_file_is_detected(whole, tmp_path, caplog, folder):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     (tmp_path / '2' / folder / 'stray').write_bytes(b'')
     expect_fall_back(tmp_path, caplog, 'stray: not part of this checkpoint')
@@ -131,7 +131,7 @@ def expect_fall_back(directory, caplog, word=''):
     assert sorted(path.name for path in directory.iterdir() if path.is_dir()) == ['1', '2.corrupt']
 
 
-def test_the_older_one_is_really_loaded(whole, tmp_path, caplog):
+def test_older_checkpoint_is_loaded_if_the_newest_is_damaged(whole, tmp_path, caplog):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     (tmp_path / '2' / 'state' / '_METADATA').unlink()
     with Checkpoints(tmp_path, every_steps=1, keep_last=2, keep_best=0) as kept:
@@ -146,7 +146,7 @@ def test_the_older_one_is_really_loaded(whole, tmp_path, caplog):
 
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(data=st.data())
-def test_no_other_byte_passes(whole, files, tmp_path, data):
+def test_any_changed_byte_is_detected(whole, files, tmp_path, data):
     folder = tmp_path / '2'
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(whole / '2', folder)
@@ -162,14 +162,14 @@ def test_no_other_byte_passes(whole, files, tmp_path, data):
 @pytest.mark.parametrize(
     'content', [b'', b'{}', b'[]', b'null', b'\xff', b'{"sha256": 1}', b'[' * 100_000, b'{"sha256": "", "files": {}}']
 )
-def test_any_manifest_is_damage_or_itself(whole, tmp_path, content):
+def test_changed_manifest_is_damaged_or_equal(whole, tmp_path, content):
     shutil.copytree(whole / '2', tmp_path / '2')
     (tmp_path / '2' / 'manifest.json').write_bytes(content)
     with pytest.raises(Damaged, match=r'manifest\.json'):
         manifest.verify(tmp_path / '2')
 
 
-def test_the_best_falls_back_to_the_next_best(whole, tmp_path, caplog):
+def test_best_falls_back_to_the_next_best(whole, tmp_path, caplog):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     assert checkpoint.ranked(tmp_path) == [2, 1]
     (tmp_path / '2' / 'state' / '_METADATA').unlink()
@@ -179,7 +179,7 @@ def test_the_best_falls_back_to_the_next_best(whole, tmp_path, caplog):
         checkpoint.restore(tmp_path, SHAPES, step='best')
 
 
-def test_of_two_equal_ones_the_newer_is_the_better(tmp_path):
+def test_newer_of_two_equal_metrics_is_better(tmp_path):
     with Checkpoints(tmp_path, every_steps=1, keep_last=3, keep_best=0) as kept:
         for step, metric in ((1, 0.5), (2, 0.25), (3, 0.25)):
             kept.save(state(step), step, {}, metric=metric)
@@ -192,7 +192,7 @@ def test_every_array_must_be_in_the_index(whole):
         manifest.check_index(whole / '2' / 'state', ['kernel', 'bias', 'step'])
 
 
-def test_what_may_not_be_read_is_not_called_damaged(whole, tmp_path, monkeypatch):
+def test_unreadable_checkpoint_is_not_damaged(whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
 
     def refused(*args, **kwargs):
@@ -209,7 +209,7 @@ def test_what_may_not_be_read_is_not_called_damaged(whole, tmp_path, monkeypatch
     assert checkpoint.steps(tmp_path) == [1, 2]
 
 
-def test_names_that_are_no_step_are_left_alone(tmp_path):
+def test_names_that_are_no_step_are_ignored(tmp_path):
     for name in ('007', 'tmp.3', '4.corrupt', 'x', '-1', '5'):
         (tmp_path / name).mkdir()
     assert checkpoint.steps(tmp_path) == [5]

@@ -18,7 +18,7 @@ def run(code: str, **environment: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_a_flag(number, capfd):
+def test_first_signal_sets_a_flag(number, capfd):
     before = signal.getsignal(number)
     with lifecycle.Signals() as signals:
         assert signals.received is None
@@ -28,7 +28,7 @@ def test_the_first_signal_is_a_flag(number, capfd):
     assert signal.getsignal(number) is before
 
 
-def test_the_second_signal_ends_the_process():
+def test_second_signal_ends_the_process():
     process = run("""
 import time
 with lifecycle.Signals():
@@ -61,7 +61,7 @@ print('through')
 """
 
 
-def test_a_stalled_phase_ends_the_process_with_its_stacks():
+def test_stalled_phase_ends_the_process_and_prints_stacks():
     process = run(STALL.format(phase='step'))
     said, error = process.communicate(timeout=250)
     assert (process.returncode, said) == (lifecycle.STALLED, ''), error
@@ -69,13 +69,13 @@ def test_a_stalled_phase_ends_the_process_with_its_stacks():
     assert 'File "<string>"' in error.partition('most recent call first')[2]
 
 
-def test_a_phase_without_a_limit_or_within_it_goes_on():
+def test_phase_within_its_limit_continues():
     process = run(STALL.format(phase='save'))
     said, error = process.communicate(timeout=250)
     assert (process.returncode, said, error) == (0, 'through\n', '')
 
 
-def test_an_exception_ends_the_process_at_once():
+def test_exception_ends_the_process_at_once():
     process = run(
         """
 import atexit, sys, time

@@ -1,4 +1,4 @@
-"""Sizes that no machine holds, and memory that this one has not, are refused in a word."""
+"""Models, batches and states that are too large are refused by name."""
 
 import types
 
@@ -26,18 +26,18 @@ def model(**fields):
         ({'num_layers': 10**9}, r'model\.num_layers = 1000000000: it must be at most 65,536'),
     ],
 )
-def test_a_model_of_no_machine(fields, word):
+def test_too_large_model_is_refused(fields, word):
     with pytest.raises(ValueError, match=word):
         preflight.check_sizes(model(**fields), 8, 32)
 
 
 @pytest.mark.parametrize('size', ['pretrain_llama:70B', 'pretrain_gpt2:1558M'])
-def test_the_largest_recipes_can_be(size):
+def test_largest_recipes_pass(size):
     config = recipe.load(size)
     preflight.check_sizes(Transformer(**config.model), config.data.batch_size, config.data.seq_len)
 
 
-def test_a_batch_that_this_machine_cannot_hold(monkeypatch):
+def test_too_large_batch_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r'data\.batch_size = 1000000000000 rows of data\.seq_len = 32 tokens are'):
         preflight.check_sizes(model(), 10**12, 32)
     monkeypatch.setattr(preflight, 'host_memory', lambda: 8 * 32 * 20)
@@ -47,7 +47,7 @@ def test_a_batch_that_this_machine_cannot_hold(monkeypatch):
 
 
 @pytest.mark.parametrize(('there', 'enough'), [(30e9, True), (16e9, True), (15.9e9, False)])
-def test_memory_is_that_of_a_device(there, enough):
+def test_state_is_compared_with_the_memory_of_a_device(there, enough):
     device = types.SimpleNamespace(memory_stats=lambda: {'bytes_limit': there})
     if enough:
         preflight.check_memory(NEEDED, device)

@@ -1,4 +1,4 @@
-"""What a person can get wrong is refused before anything compiles: exit code 2, one clear word, nothing lost.
+"""Every mistake of a user is refused before anything compiles: exit code 2, one line, and no file is changed.
 
 Every case stands in a folder of its own, the current directory, beside a run (`run`) that was interrupted after its
 second checkpoint.
@@ -347,7 +347,9 @@ CASES += [(name, f'train {rest}', done, words) for name, rest, done, words in TR
 
 
 @pytest.mark.parametrize(('command', 'done', 'words'), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_is_refused_in_a_word_before_anything_compiles(command, done, words, house, tmp_path, monkeypatch, capsys):
+def test_invalid_input_is_refused_in_one_line_before_compilation(
+    command, done, words, house, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(process_setup, 'prepare', lambda: None)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(house / 'run', tmp_path / 'run')
@@ -372,7 +374,7 @@ def test_is_refused_in_a_word_before_anything_compiles(command, done, words, hou
     assert snapshot(tmp_path) == before
 
 
-def test_the_same_command_without_a_mistake_goes_on(house, tmp_path, monkeypatch, capsys):
+def test_command_without_mistake_trains(house, tmp_path, monkeypatch, capsys):
     """So the cases above are refused for what their words say."""
     shutil.copytree(house / 'run', tmp_path / 'run')
     monkeypatch.chdir(tmp_path)
@@ -381,7 +383,7 @@ def test_the_same_command_without_a_mistake_goes_on(house, tmp_path, monkeypatch
     assert 'after step 10' in capsys.readouterr().out
 
 
-def test_a_disk_that_fills_leaves_the_checkpoints_so_far(house, tmp_path, monkeypatch, capsys):
+def test_full_disk_in_a_save_leaves_older_checkpoints(house, tmp_path, monkeypatch, capsys):
     seal = manifest.write_manifest
 
     def full_from_ten_on(folder, facts):
@@ -405,7 +407,7 @@ def test_a_disk_that_fills_leaves_the_checkpoints_so_far(house, tmp_path, monkey
     assert json.loads((tmp_path / 'run' / 'lineage.jsonl').read_text().splitlines()[1])['resumed_from'] == 5
 
 
-def test_a_disk_that_is_full_at_the_end_says_so(house, tmp_path, monkeypatch, capsys):
+def test_full_disk_at_the_end_is_reported(house, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -46,7 +46,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(('task', 'row', 'words', 'said'), CASES.values(), ids=CASES)
-def test_is_refused_in_one_line(task, row, words, said, tmp_path, monkeypatch, capsys):
+def test_invalid_rows_are_refused_in_one_line(task, row, words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(process_setup, 'prepare', lambda: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'rows.jsonl').write_text(json.dumps(row) + '\n')

@@ -49,7 +49,7 @@ def on(monkeypatch, day):
     monkeypatch.setattr(prepare, 'datetime', types.SimpleNamespace(date=Date))
 
 
-def test_a_resumed_run_writes_the_date_of_its_first_start(make, tmp_path, monkeypatch):
+def test_resumed_run_uses_the_date_of_its_first_start(make, tmp_path, monkeypatch):
     config = make([{'messages': TALK}] * 8, template='dated.jinja')
     on(monkeypatch, '2031-02-03')
     first = build(*resolve(config))
@@ -71,7 +71,7 @@ def test_a_resumed_run_writes_the_date_of_its_first_start(make, tmp_path, monkey
         workdir.bind(tmp_path, other.resolved, other.fingerprints)
 
 
-def test_all_processes_write_the_date_of_the_first(make, monkeypatch):
+def test_all_processes_use_the_date_of_process_0(make, monkeypatch):
     on(monkeypatch, '2031-02-04')  # here; elsewhere it is not yet midnight
     everyone = multihost.all_gather_object
     monkeypatch.setattr(
@@ -83,7 +83,7 @@ def test_all_processes_write_the_date_of_the_first(make, monkeypatch):
     assert run.resolved['task']['date'] == run.corpus.template.date == '2031-02-03'
 
 
-def test_a_template_without_a_date_is_the_same_every_day(make, monkeypatch):
+def test_template_without_date_does_not_depend_on_the_day(make, monkeypatch):
     config = make([{'messages': TALK}] * 8, date='2031-02-03')
     prints = []
     for day in ('2031-02-03', '2031-02-04'):
@@ -94,7 +94,7 @@ def test_a_template_without_a_date_is_the_same_every_day(make, monkeypatch):
     assert prints[0] == prints[1]
 
 
-def test_rows_that_stand_as_they_are_have_no_template(make):
+def test_rows_of_plain_text_have_no_template(make):
     config = make([{'prompt': 'a', 'completion': 'b'}] * 8, template='dated.jinja')
     run = build(config)
     assert (run.resolved['task']['template'], run.resolved['task']['date'], run.corpus.template) == ('none', '', None)
@@ -102,14 +102,14 @@ def test_rows_that_stand_as_they_are_have_no_template(make):
     assert build(ml_collections.ConfigDict(run.resolved)).fingerprints == run.fingerprints
 
 
-def test_the_tokenizer_of_a_run_carries_its_template(make):
+def test_tokenizer_of_a_run_contains_its_template(make):
     run = build(make([{'messages': TALK}] * 8, template='dated.jinja', date='2031-02-03'))
     assert json.loads(run.corpus.tokenizer.config_json)['chat_template'] == DATED
     assert run.corpus.template.date == '2031-02-03'
 
 
 @pytest.mark.parametrize('date', ['3 Feb 2031', '2031-2-3', '20310203', 20310203])
-def test_a_date_that_is_none_is_named(make, date):
+def test_invalid_date_is_named(make, date):
     config = make([{'messages': TALK}] * 8)
     with config.ignore_type():
         config.task.date = date

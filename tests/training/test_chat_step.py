@@ -1,4 +1,4 @@
-"""The first step on conversations: the same loss packed and alone, and however it is accumulated."""
+"""The first step on conversations: packing and accumulation do not change the loss."""
 
 import json
 
@@ -43,7 +43,7 @@ def params(model, batches):
     return jax.jit(model.init)(jax.random.key(0), batches[False])['params']
 
 
-def test_packed_and_alone_have_one_loss_and_gradient(model, params, batches):
+def test_packed_conversations_have_the_loss_and_gradient_of_single_ones(model, params, batches):
     @jax.jit
     def loss_and_gradient(params, batch):
         def mean(params):
@@ -61,7 +61,7 @@ def test_packed_and_alone_have_one_loss_and_gradient(model, params, batches):
         np.testing.assert_allclose(other, one, atol=1e-5)
 
 
-def test_accumulation_changes_no_loss(model, params, batches):
+def test_loss_does_not_depend_on_accumulation(model, params, batches):
     losses = []
     for accumulate in (1, 2, 4):
         tx = optax.scale_by_adam()

@@ -18,20 +18,20 @@ class Rows:
         return {'index': np.float32(index)}
 
 
-def test_in_bits():
+def test_in_bits_of_known_sums():
     result = evaluate.in_bits(SUMS)
     assert result['bits_per_token'] == pytest.approx(2.0)
     assert result['perplexity'] == pytest.approx(4.0)
     assert result['bits_per_byte'] == pytest.approx(0.5)
 
 
-def test_without_a_byte_of_text_there_are_no_bits_per_byte():
+def test_no_bits_per_byte_without_bytes():
     result = evaluate.in_bits(SUMS | {'bytes': 0.0})
     assert 'bits_per_byte' not in result and result['bits_per_token'] == pytest.approx(2.0)
     assert terminal.evaluation_line(result, {'xz': 2.0}) == 'loss 1.3863, perplexity 4.0000, bits per token 2.0000'
 
 
-def test_an_evaluation_of_nothing_is_an_error_and_a_huge_loss_is_not():
+def test_no_targets_is_an_error_and_a_huge_loss_is_not():
     with pytest.raises(ValueError, match='0 targets'):
         evaluate.in_bits(SUMS | {'targets': 0.0})
     assert evaluate.in_bits(SUMS | {'nats': 1e9})['perplexity'] > 1e300
@@ -47,7 +47,7 @@ def counted(seen):
     return step
 
 
-def test_one_pass_over_every_batch():
+def test_evaluation_reads_every_batch_once():
     seen = []
     result = evaluate.evaluate(counted(seen), None, {'a': (1.0, Rows())}, lambda batch: batch)
     assert seen == [0, 1, 2, 3]
@@ -64,7 +64,7 @@ def test_sums_are_added_in_float64():
     assert evaluate.evaluate(step, None, {'a': (1.0, Rows())}, lambda batch: batch)['loss'] == (2**24 + 3) / 4
 
 
-def test_stopped_between_two_batches():
+def test_evaluation_stops_between_two_batches():
     seen, asked = [], iter([False, False, True])
     assert evaluate.evaluate(counted(seen), None, {'a': (1.0, Rows())}, lambda x: x, lambda: next(asked)) is None
     assert len(seen) == 2
@@ -81,7 +81,7 @@ class Source(Rows):
         return self.of
 
 
-def test_a_mixture_is_weighted_as_its_batches():
+def test_mixture_is_weighted_like_its_training_batches():
     """Against a long stream: 3 of 4 rows are of `a`, and a row of `a` has 2 targets, one of `b` 5."""
     a = Source(8, 4, nats=6.0, targets=4.0, bytes=10.0)  # 2 rows a batch
     b = Source(9, 3, nats=45.0, targets=15.0, bytes=30.0)  # 3 rows a batch
@@ -96,7 +96,7 @@ def test_a_mixture_is_weighted_as_its_batches():
     assert result['sources']['b']['bits_per_byte'] == pytest.approx(1.5 / math.log(2))
 
 
-def test_a_mixture_of_the_members_of_a_sweep():
+def test_mixture_with_members_of_a_sweep():
     a = Source(2, 1, nats=[2.0, 4.0], targets=[2.0, 2.0], bytes=[4.0, 4.0])
     b = Source(2, 1, nats=[6.0, 6.0], targets=[2.0, 2.0], bytes=[4.0, 4.0])
     for source in (a, b):

@@ -1,4 +1,4 @@
-"""Classifiers, taggers and span models: the head that goes on from a base, and what is exported of a run."""
+"""Heads of tasks: reused from a base or new, and exported to Hugging Face and PEFT."""
 
 import csv
 import json
@@ -80,7 +80,7 @@ def start(config):
 
 
 @pytest.mark.parametrize(('on', 'names'), [('classes', SENTIMENT), ('tags', TAGS)])
-def test_a_head_with_the_same_classes_goes_on_in_its_order(folder, on, names):
+def test_head_of_the_base_with_the_same_classes_is_reused(folder, on, names):
     run, params = start((tags if on == 'tags' else recipe)(folder, on))
     assert run.corpus.labels == tuple(run.resolved['task']['labels']) == names
     wanted = flat(load_pretrained(folder / on)[1])
@@ -100,7 +100,7 @@ def test_head_for_other_classes_is_new_and_the_header_says_so(folder):
     assert np.any(params['task_head/out/kernel'])
 
 
-def test_a_language_model_gets_the_head_of_the_class_of_its_family(folder):
+def test_language_model_gets_the_head_of_transformers_class(folder):
     run, params = start(recipe(folder, 'masked', adapt__method='head'))
     assert (run.model.head, run.model.num_labels, run.model.head_activation) == ('classify', 2, 'tanh')
     body = flat(load_pretrained(folder / 'masked')[1])
@@ -118,7 +118,7 @@ def test_a_language_model_gets_the_head_of_the_class_of_its_family(folder):
     assert added and not any(path.startswith('task_head/') for path in added)  # which learns as it is
 
 
-def test_a_pooling_without_a_class_of_transformers_is_told_before_training(folder):
+def test_pooling_without_transformers_class_is_reported_before_training(folder):
     config = recipe(folder, 'masked', objective__pool='mean')
     run = build.build(*resolve.resolve(config))
     assert "objective.pool='mean' has no form in transformers" in ' '.join(summary.header(run).split())
@@ -138,7 +138,7 @@ def outputs(model, params, name='logits'):
     return np.asarray(jax.jit(model.apply)({'params': params}, batch)[name])
 
 
-def test_a_classifier_is_exported_and_goes_on(folder, tmp_path):
+def test_classifier_is_exported_and_trained_further(folder, tmp_path):
     """As a Hugging Face directory with its names; from it and from the folder of the run the head goes on."""
     config = recipe(folder, 'masked', optimizer__learning_rate=1e-2)
     train.train(config, tmp_path / 'run')
@@ -161,7 +161,7 @@ def test_a_classifier_is_exported_and_goes_on(folder, tmp_path):
     assert 0 <= load.evaluate_split(tmp_path / 'run', 'validation')['macro_f1'] <= 1
 
 
-def test_a_low_rank_classifier_is_exported_for_peft_if_the_pooling_is_that_of_its_class(folder, tmp_path):
+def test_lora_classifier_is_exported_for_peft_if_transformers_pools_alike(folder, tmp_path):
     config = recipe(folder, 'masked', adapt__method='lora')
     train.train(config, tmp_path / 'run')
     export.export(tmp_path / 'run', tmp_path / 'peft', 'peft')
@@ -176,7 +176,7 @@ def test_a_low_rank_classifier_is_exported_for_peft_if_the_pooling_is_that_of_it
     np.testing.assert_allclose(outputs(*load_pretrained(tmp_path / 'hf')), outputs(was.model, was.params), atol=1e-5)
 
 
-def test_an_adapter_without_all_of_its_head_is_named(folder, tmp_path):
+def test_adapter_with_incomplete_head_is_named(folder, tmp_path):
     model, params = load_pretrained(folder / 'masked')
     head = pretrained.headed(model, 'classify', 2)
     random = np.random.default_rng(0)
@@ -196,7 +196,7 @@ def test_an_adapter_without_all_of_its_head_is_named(folder, tmp_path):
         init_from.open_base(str(folder / 'masked'), str(tmp_path))
 
 
-def test_a_classifier_with_another_pooling_is_refused_and_goes_on(folder, tmp_path):
+def test_classifier_with_another_pooling_is_not_exported_but_trains_further(folder, tmp_path):
     train.train(recipe(folder, 'masked', adapt__method='lora', objective__pool='mean'), tmp_path / 'run')
     for form in ('peft', 'hf'):
         with pytest.raises(
@@ -209,7 +209,7 @@ def test_a_classifier_with_another_pooling_is_refused_and_goes_on(folder, tmp_pa
     assert tree.flatten(run.shapes.trainable).keys() == {'heads/classify/kernel', 'heads/classify/bias'}
 
 
-def test_an_added_head_of_another_task_is_left_out(folder, tmp_path):
+def test_added_head_of_another_task_is_not_exported(folder, tmp_path):
     train.train(recipe(folder, 'masked', adapt__method='head', objective__pool='mean'), tmp_path / 'classes')
     text = {'task__name': 'text', 'data__mask_rate': 0.15, 'data__source': 'rows.csv', 'data__split': 'tail'}
     train.train(recipe(folder, tmp_path / 'classes', **text), tmp_path / 'run')
@@ -223,7 +223,7 @@ def test_an_added_head_of_another_task_is_left_out(folder, tmp_path):
 
 
 @pytest.mark.parametrize('pool', ['auto', 'last'])
-def test_a_classifier_from_scratch_is_exported_as_a_decoder_that_pools_its_last_token(folder, tmp_path, pool):
+def test_classifier_from_scratch_is_exported_as_decoder_with_last_token_pooling(folder, tmp_path, pool):
     config = recipe(folder, '', data__tokenizer='bytes', data__seq_len=32, objective__pool=pool)
     config.model.update(vocab_size=257, num_layers=1, width=16, num_heads=2, max_len=32)
     train.train(config, tmp_path / 'run')

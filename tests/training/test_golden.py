@@ -101,11 +101,11 @@ def check(values: dict[str, float]):
     np.testing.assert_allclose(actual, stored, rtol=TOLERANCE, atol=1e-5, err_msg=message)
 
 
-def test_a_train_step_computes_the_stored_values():
+def test_train_step_computes_the_stored_values():
     check(golden_step())
 
 
-def test_a_changed_value_is_reported_with_what_to_do():
+def test_changed_value_is_reported_with_what_to_do():
     with pytest.raises(AssertionError, match='If the change is intended') as error:
         check(GOLDEN | {'step 2: grad_norm': 4.276})
     assert "'step 2: grad_norm': 4.276," in str(error.value)

@@ -1,4 +1,4 @@
-"""A run on a base: what it starts from, what its checkpoint holds, what it refuses, and the way back out."""
+"""A run on a base: its initial parameters, the content of its checkpoints, refused bases, and its export."""
 
 import importlib
 import json
@@ -63,12 +63,12 @@ def assert_equal(one, other):
 
 
 @pytest.mark.parametrize('kind', ['first', 'hf'])
-def test_a_run_starts_from_the_parameters_of_its_base(folder, kind):
+def test_run_starts_from_the_parameters_of_its_base(folder, kind):
     run = build.build(*resolve.resolve(on_base(folder, kind)))
     assert_equal(flat(run.initial.on_mesh().params), flat(load.load_run(folder / 'first').params))
 
 
-def test_the_end_tokens_of_a_base_are_handed_on(folder, tmp_path):
+def test_end_tokens_of_the_base_are_kept(folder, tmp_path):
     """To the run in its folder, to a run on that run, and with the base's other fields to what is exported."""
     base_of = tmp_path / 'base'
     shutil.copytree(folder / 'hf', base_of)
@@ -86,7 +86,7 @@ def test_the_end_tokens_of_a_base_are_handed_on(folder, tmp_path):
     assert generation.read(tmp_path / 'hf') == wanted
 
 
-def test_an_exported_run_opens_as_it_was(folder):
+def test_exported_run_loads_unchanged(folder):
     model, params = load_pretrained(folder / 'hf')
     was = load.load_run(folder / 'first')
     tokens = {'tokens': np.arange(24, dtype=np.int32).reshape(2, 12)}
@@ -102,7 +102,7 @@ def test_an_exported_run_opens_as_it_was(folder):
     assert library.encode('a naïve cat').ids == [end, *was.tokenizer.encode('a naïve cat')]
 
 
-def test_a_checkpoint_holds_what_the_base_lacks_and_is_refused_on_another(folder, tmp_path):
+def test_checkpoint_stores_what_the_base_lacks_and_needs_the_same_base(folder, tmp_path):
     config = on_base(folder, adapt__method='lora', init__frozen_dtype='bfloat16')
     work = folder / 'lora'
     train.train(config, work)
@@ -133,7 +133,7 @@ def test_a_checkpoint_holds_what_the_base_lacks_and_is_refused_on_another(folder
         np.testing.assert_allclose(again[path], leaf, atol=1e-6, err_msg=path)
 
 
-def test_frozen_leaves_are_held_in_two_bytes_and_without_moments(folder):
+def test_frozen_leaves_are_bfloat16_and_have_no_moments(folder):
     run = build.build(*resolve.resolve(on_base(folder, adapt__method='lora', init__frozen_dtype='bfloat16')))
     state = run.initial.on_mesh()
     base_leaves = {path: x for path, x in tree.flatten(state.frozen).items() if 'lora_' not in path}
@@ -142,7 +142,7 @@ def test_frozen_leaves_are_held_in_two_bytes_and_without_moments(folder):
     assert tree.flatten(state.opt_state[0].mu).keys() == tree.flatten(state.trainable).keys()
 
 
-def test_a_resumed_run_on_a_base_is_the_uninterrupted_one(folder, tmp_path):
+def test_resumed_run_on_a_base_equals_the_uninterrupted_one(folder, tmp_path):
     config = on_base(folder, adapt__method='lora', checkpoint__every_steps=2, schedule__name='constant')
     train.train(config, tmp_path / 'whole')
     config.budget.steps = 2
@@ -153,7 +153,7 @@ def test_a_resumed_run_on_a_base_is_the_uninterrupted_one(folder, tmp_path):
     assert_equal(one, other)
 
 
-def test_what_a_checkpoint_holds_whole_needs_no_base_to_go_on(folder, tmp_path, monkeypatch):
+def test_complete_checkpoint_needs_no_base_to_resume(folder, tmp_path, monkeypatch):
     """All of a model learnt: a second state, or the base, beside the restored one would be for nothing."""
     run = build.build(*resolve.resolve(on_base(folder, adapt__method='full')))
     kept = jax.tree.map(jax.numpy.copy, run.initial.on_mesh())
@@ -161,7 +161,7 @@ def test_what_a_checkpoint_holds_whole_needs_no_base_to_go_on(folder, tmp_path, 
     assert run.initial.complete(kept) is kept
 
 
-def test_a_run_of_no_family_is_told_so_when_it_is_exported(folder, tmp_path):
+def test_export_without_matching_family_is_refused(folder, tmp_path):
     config = recipe(folder, data__mask_rate=0.15, model__causal=False, model__vocab_size=258)
     train.train(config, tmp_path / 'masked')
     reason = r'the nearest, llama, has no model.causal=False \(only True\)'
@@ -170,13 +170,13 @@ def test_a_run_of_no_family_is_told_so_when_it_is_exported(folder, tmp_path):
     assert re.search(reason, init_from.exportable(config))
 
 
-def test_a_model_that_no_family_can_say_is_told_so(folder, monkeypatch):
+def test_model_without_matching_family_is_named(folder, monkeypatch):
     monkeypatch.setattr(pretrained, 'FAMILIES', {})
     with pytest.raises(ValueError, match='no family of transformers has this model: config.json of none can say'):
         init_from.with_hf_family(build.build(*resolve.resolve(recipe(folder))).model)
 
 
-def test_fields_that_the_user_ignores_are_skipped_by_every_run_on_the_base(folder, tmp_path):
+def test_ignored_fields_are_skipped_by_every_run_on_the_base(folder, tmp_path):
     other = tmp_path / 'base'
     shutil.copytree(folder / 'hf', other)
     fields = json.loads((other / 'config.json').read_text())
@@ -207,18 +207,18 @@ def test_fields_that_the_user_ignores_are_skipped_by_every_run_on_the_base(folde
         ('modern', "no: .*model.activation='relu2' .only 'swiglu'. and no model.logit_softcap=30.0 .only 0.0."),
     ],
 )
-def test_whether_a_recipe_can_be_exported_is_known_before_it_runs(name, answer):
+def test_exportable_is_known_before_the_run(name, answer):
     config = importlib.import_module(f'configs.{name}').get_config()
     assert re.match(answer, init_from.exportable(config))
 
 
-def test_a_base_that_is_not_here_cannot_be_exported():
+def test_missing_base_is_not_exportable():
     config = tiny.get_config()
     config.init.base = 'nowhere'
     assert init_from.exportable(config).startswith(f'no: init.base: {pathlib.Path.cwd() / "nowhere"} is neither')
 
 
-def test_a_split_is_evaluated_on_as_many_devices_as_divide_a_batch(folder, tmp_path):
+def test_split_is_evaluated_on_as_many_devices_as_divide_a_batch(folder, tmp_path):
     config = recipe(folder, data__batch_size=4, optimizer__accumulate=2)
     config.mesh.data, config.mesh.sequence = 2, 4
     found = train.train(config, tmp_path / 'run')['validation']
@@ -226,7 +226,7 @@ def test_a_split_is_evaluated_on_as_many_devices_as_divide_a_batch(folder, tmp_p
     assert again['loss'] == pytest.approx(found['loss'], rel=1e-2)
 
 
-def test_every_text_is_measured_apart_before_and_after(folder, tmp_path):
+def test_every_source_is_evaluated_before_and_after(folder, tmp_path):
     other = tmp_path / 'other'
     other.mkdir()
     for number in range(40):
@@ -257,11 +257,11 @@ def test_every_text_is_measured_apart_before_and_after(folder, tmp_path):
         ({'evaluate__sources': ('python',), 'task__name': 'tag'}, "evaluate.sources with task.name = 'tag'"),
     ],
 )
-def test_what_contradicts_is_named_before_anything_compiles(folder, settings, said):
+def test_contradictions_with_the_base_are_named_before_compilation(folder, settings, said):
     with pytest.raises((ValueError, OSError), match=said):
         build.build(*resolve.resolve(recipe(folder, **settings)))
 
 
-def test_a_folder_that_is_no_base_is_named(tmp_path):
+def test_folder_that_is_no_base_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='neither the folder of a run nor a Hugging Face directory'):
         init_from.open_base(str(tmp_path))

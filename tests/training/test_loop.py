@@ -1,4 +1,4 @@
-"""What the loop does when, seen from outside: the phases of the watchdog, the rates, the metrics of checkpoints."""
+"""The loop, observed from outside: phases of the watchdog, learning rates, metrics of checkpoints."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
 
 
-def test_a_run_seen_from_outside(config, tmp_path, monkeypatch, capsys):
+def test_phases_rates_and_metrics_of_a_run(config, tmp_path, monkeypatch, capsys):
     config.optimizer.learning_rate = 0.02
     config.schedule.update({'name': 'cosine', 'warmup': 0.4, 'start': 0.1, 'final': 0.2})
     phases, during, saved = [], [], []
@@ -84,7 +84,7 @@ def spied(function, before):
     return call
 
 
-def test_a_line_has_the_means_since_the_last_one(config, tmp_path):
+def test_logged_line_has_the_means_since_the_previous_one(config, tmp_path):
     config.data.isolate = True
     train.train(config, tmp_path / 'each')
     config.log.every_steps = 3
@@ -100,7 +100,7 @@ def test_a_line_has_the_means_since_the_last_one(config, tmp_path):
         assert line['grad_norm'] == each[stop]['grad_norm'] and line['batch'] == each[stop]['batch']
 
 
-def test_a_budget_of_hours_counts_what_earlier_starts_spent(config, tmp_path):
+def test_budget_in_hours_includes_earlier_starts(config, tmp_path):
     config.budget.steps, config.budget.hours = None, 1.5 / 3600
     config.evaluate.every_steps = config.checkpoint.every_steps = 1000
     first = train.train(config, tmp_path / 'run')

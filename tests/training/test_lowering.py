@@ -1,4 +1,4 @@
-"""What a bfloat16 model asks of an accelerator: programs lowered for CUDA and TPU, which needs no such device."""
+"""A bfloat16 model multiplies bfloat16, in programs lowered for CUDA and TPU, which needs no such device."""
 
 import functools
 import re
@@ -25,7 +25,7 @@ def products(function, platform, *shapes):
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 @pytest.mark.parametrize('causal', [True, False])
-def test_the_layers_of_a_bfloat16_model_multiply_bfloat16(platform, causal):
+def test_layers_of_a_bfloat16_model_multiply_bfloat16(platform, causal):
     """Forward and backward; a causal row is cut into blocks of queries, which have products of their own."""
     config = base.get_config()
     config.model.update({'vocab_size': 31, 'max_len': 256, 'num_layers': 2, 'width': 32, 'num_heads': 4, 'unroll': 1})
@@ -46,7 +46,7 @@ def test_the_layers_of_a_bfloat16_model_multiply_bfloat16(platform, causal):
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 @pytest.mark.parametrize('keep', [False, True])
-def test_the_loss_head_of_a_bfloat16_model_multiplies_bfloat16(platform, keep):
+def test_head_of_a_bfloat16_model_multiplies_bfloat16(platform, keep):
     B, T, D, V = 4, 64, 32, 40_000  # more logits than are kept in float32
 
     def total(hidden, kernel, bias, targets):
@@ -63,7 +63,7 @@ def test_the_loss_head_of_a_bfloat16_model_multiplies_bfloat16(platform, keep):
 
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
-def test_the_train_step_of_a_bfloat16_model_multiplies_bfloat16(platform):
+def test_train_step_of_a_bfloat16_model_multiplies_bfloat16(platform):
     config = base.get_config()
     config.model.update({'vocab_size': 384, 'max_len': 64, 'num_layers': 1, 'width': 32, 'num_heads': 4, 'unroll': 1})
     config.model.update({'dtype': 'bfloat16', 'logit_softcap': 9.0, 'window': 9})
@@ -91,7 +91,7 @@ def test_the_train_step_of_a_bfloat16_model_multiplies_bfloat16(platform):
     assert not [each for each in found if 'f32' in each[0] + each[1]]
 
 
-def test_products_are_seen_at_all():
+def test_float32_products_are_detected():
     x = jax.ShapeDtypeStruct((8, 8), jnp.bfloat16)
     plain = jax.grad(lambda x, w: jnp.sum(jnp.dot(x, w, preferred_element_type=jnp.float32) ** 2))
     assert [each for each in products(plain, 'cuda', x, x) if 'f32' in each[0] + each[1]]

@@ -1,4 +1,4 @@
-"""Folders of runs that commit 482a9c5 made still open, evaluate, resume and export.
+"""Folders of runs that commit 482a9c5 wrote still load, evaluate, resume and export.
 
 old_runs/saved holds three runs of 4 steps of SGD, on the files of old_runs/data: `text` from scratch, and
 `chat` and `classes`, LoRA on it. Their base is named `runs/text`, so a test works in a folder with `runs` in it.
@@ -77,7 +77,7 @@ def metrics_of(name):
 
 
 @pytest.mark.parametrize('name', COMMANDS)
-def test_an_old_run_opens_and_evaluates_as_it_did(name):
+def test_old_run_loads_and_evaluates_as_before(name):
     before = json.loads(pathlib.Path('runs', name, 'results.json').read_text(encoding='utf-8'))['validation']
     after = load.evaluate_split(pathlib.Path('runs', name), 'validation')
     assert after['loss'] == pytest.approx(before['loss'], rel=1e-5)
@@ -87,7 +87,7 @@ def test_an_old_run_opens_and_evaluates_as_it_did(name):
 
 
 @pytest.mark.parametrize('name', COMMANDS)
-def test_an_old_run_resumes(name):
+def test_old_run_resumes(name):
     before = metrics_of(name)
     train.train(config_of(name, **{'budget.steps': 6, 'log.every_steps': 1}), pathlib.Path('runs', name))
     after = metrics_of(name)
@@ -95,7 +95,7 @@ def test_an_old_run_resumes(name):
     assert [line['step'] for line in after[len(before) :] if 'loss' in line] == [5, 6]
 
 
-def test_an_old_run_exports(tmp_path):
+def test_old_run_exports(tmp_path):
     export.export('runs/text', tmp_path / 'hf', 'hf')
     export.export('runs/chat', tmp_path / 'peft', 'peft')
     export.export('runs/chat', tmp_path / 'merged', 'hf', merge=True)
@@ -103,6 +103,6 @@ def test_an_old_run_exports(tmp_path):
         assert (tmp_path / made).is_file()
 
 
-def test_an_old_run_generates(capfd):
+def test_old_run_generates(capfd):
     assert cli.main(['generate', '--workdir=runs/chat', '--prompt=cat on a', '--max_tokens=3', '--temperature=0']) == 0
     assert 'cat on a' in capfd.readouterr().out

@@ -92,7 +92,7 @@ def test_process_0_reads_the_saved_config_for_all(folder, text, monkeypatch):
     assert resolve(small(text), folder / 'elsewhere')[0].task.date == '2031-02-03'
 
 
-def test_a_vocabulary_padded_by_an_earlier_version_is_kept(folder, text, tmp_path):
+def test_vocabulary_padded_by_an_earlier_version_is_kept(folder, text, tmp_path):
     saved = workdir.read_config(folder / 'base')
     saved['mesh']['tensor'] = 4
     saved['model']['vocab_size'] = padded = 257 + vocab_padding.missing(257, 4)

@@ -23,7 +23,7 @@ def run_of(text, device_memory, **more):
     return build(config, devices=jax.devices()[:1], device_memory=device_memory)
 
 
-def test_logits_are_kept_if_everything_takes_half_of_the_memory(text):
+def test_logits_are_kept_if_all_fits_in_half_of_the_memory(text):
     kept = run_of(text, 10**12)
     size = kept.memory()['total']
     assert kept.keep_logits and run_of(text, 2 * size).keep_logits
@@ -35,7 +35,7 @@ def test_logits_are_kept_if_everything_takes_half_of_the_memory(text):
 
 
 @pytest.mark.usefixtures('no_compilation_cache')
-def test_the_compiler_finds_what_the_arithmetic_says(text):
+def test_compiled_memory_and_flops_are_the_computed_ones(text):
     """More memory and fewer products, and the same losses but for the rounding of the logits."""
     runs = {'kept': run_of(text, 10**12), 'twice': run_of(text, 0)}
     temporaries, flops, losses = {}, {}, {}
@@ -67,18 +67,18 @@ def test_bits_are_per_byte_and_not_per_token(text):
 
 
 @pytest.mark.parametrize(('rate', 'length', 'hidden'), [(0.15, 52, 8), (0.15, 58, 9), (0.2, 64, 13)])
-def test_as_many_positions_are_predicted_as_a_batch_hides(text, rate, length, hidden):
+def test_num_predicted_is_the_number_of_masked_positions(text, rate, length, hidden):
     over = {'model.causal': False, 'data.mask_rate': rate, 'data.seq_len': length, 'model.vocab_size': 258}
     run = run_of(text, 0, **SMALL | over)
     assert run.num_predicted == hidden == run.stream('train').batch(0)['select'].shape[1]
 
 
-def test_rows_that_accumulate_are_not_in_memory_at_once(text):
+def test_only_one_micro_batch_is_in_memory(text):
     once, four = (run_of(text, 0, **SMALL | {'optimizer.accumulate': count}).memory() for count in (1, 4))
     assert once['activations'] == pytest.approx(4 * four['activations'], rel=0.3)
 
 
-def test_a_pass_over_a_mixture_is_divided_by_its_shares(text, tmp_path):
+def test_pass_over_a_mixture_is_divided_by_its_shares(text, tmp_path):
     (tmp_path / 'more.txt').write_text('more text to learn from ' * 2000)
     run = run_of(text, 0, **SMALL | {'data.mix': ((str(tmp_path / 'more.txt'), 0.25),), 'data.seq_len': 16})
     passes = evaluate.passes(run, 'validation', 5)
@@ -87,13 +87,13 @@ def test_a_pass_over_a_mixture_is_divided_by_its_shares(text, tmp_path):
     assert all(stream.steps_per_epoch > 4 for _, stream in evaluate.passes(run, 'validation').values())
 
 
-def test_a_step_of_a_sweep_is_that_of_each_member(text):
+def test_flops_of_a_sweep_are_those_of_all_members(text):
     alone = run_of(text, 0, **SMALL).flops_per_step
     three = run_of(text, 0, **SMALL | {'sweep.seeds': (1, 2, 3)}).flops_per_step
     assert three == tuple(3 * part for part in alone)
 
 
-def test_a_batch_is_taken_by_the_step_of_its_length():
+def test_batch_uses_the_step_of_its_length():
     steps = {4: lambda *call: 'short', 16: lambda *call: 'long'}
     step = Run.train_step(SimpleNamespace(train_steps=lambda: steps))
     assert [step(None, {'tokens': np.zeros((2, length))}, 0.0) for length in (16, 4)] == ['long', 'short']

@@ -1,4 +1,4 @@
-"""A run on conversations, from its rows to its report, `generate` and `evaluate`: prompted as it was trained.
+"""A run on conversations, from its rows to its report, `generate` and `evaluate`: all use the same template.
 
 A model with learned positions that maps a letter to the next one answers nothing right if its prompts begin otherwise.
 """
@@ -53,13 +53,13 @@ def lmtrain(capsys, *words):
     return code, *capsys.readouterr()
 
 
-def test_the_report_asks_what_the_validation_rows_ask(folder):
+def test_report_prompts_with_validation_rows(folder):
     text = (folder / 'run' / 'samples.txt').read_text(encoding='utf-8')
     assert text == "--- 'a'\nbb\n\n--- 'b'\ncc\n\n--- 'c'\ndd\n\n3 of 3 texts ended with an end token\n"
     assert '3 of 3 texts ended' in (folder / 'run' / 'report.md').read_text(encoding='utf-8')
 
 
-def test_generate_asks_as_the_run_was_trained(folder, capsys):
+def test_generate_uses_the_template_of_the_training(folder, capsys):
     greedy = '--temperature=0', f'--workdir={folder / "run"}'
     code, out, err = lmtrain(capsys, 'generate', *greedy, *(f'--prompt={letter}' for letter in ALPHABET))
     answers = [line for line in out.splitlines() if not line.startswith('──')][1::2]
@@ -71,7 +71,7 @@ def test_generate_asks_as_the_run_was_trained(folder, capsys):
     assert raw[:2] == (0, 'a\nbb\n') and 'written by' not in raw[2]  # what the plain template writes, by hand
 
 
-def test_evaluate_compares_the_answers_of_conversations(folder, capsys):
+def test_evaluate_compares_answers_of_conversations(folder, capsys):
     words = 'evaluate', f'--workdir={folder / "run"}', f'--rows={folder / "rows.jsonl"}', '--max_tokens=4'
     code, out, _ = lmtrain(capsys, *words, f'--results={folder / "rows.json"}')
     assert code == 0 and out.startswith('exact match 100.0') and 'ended with an end token 100.0 %' in out
@@ -85,7 +85,7 @@ def test_evaluate_compares_the_answers_of_conversations(folder, capsys):
     assert code == 0 and out.startswith('accuracy 100.0') and 'chance 33.3 %' in out
 
 
-def test_the_figures_of_a_split_are_written(folder, capsys):
+def test_results_of_a_split_are_written(folder, capsys):
     file = folder / 'split.json'
     code, out, _ = lmtrain(capsys, 'evaluate', f'--workdir={folder / "run"}', f'--results={file}')
     figures = json.loads(file.read_text(encoding='utf-8'))['results']
@@ -95,7 +95,7 @@ def test_the_figures_of_a_split_are_written(folder, capsys):
     assert code == 2 and f'there is no directory {folder / "no"}' in err
 
 
-def test_turns_of_a_model_without_a_template_need_one(folder, capsys, tmp_path):
+def test_messages_need_a_template(folder, capsys, tmp_path):
     """What is exported carries the template; without it, messages are refused and a text is continued as it stands."""
     export.export(folder / 'run', tmp_path / 'hf', 'hf')
     assert generation.read(tmp_path / 'hf')['eos_token_id'] == [256]
@@ -116,13 +116,13 @@ def test_turns_of_a_model_without_a_template_need_one(folder, capsys, tmp_path):
     assert code == 2 and '--template: no file nowhere.jinja' in err
 
 
-def test_a_special_name_in_a_prompt_is_said(folder, capsys):
+def test_special_token_in_a_prompt_is_reported(folder, capsys):
     code, _, err = lmtrain(capsys, 'generate', f'--workdir={folder / "run"}', '--prompt=<|endoftext|>')
     assert code == 2 and 'context' in err  # 13 characters are too long for this model; it was said before
     assert "a prompt contains '<|endoftext|>', the name of a special token" in err
 
 
-def test_how_many_ended_is_counted():
+def test_ended_texts_are_counted():
     assert samples.ended(['stop', 'stop'], 9) == '2 of 2 texts ended with an end token'
     assert samples.ended(['stop', 'length', 'context', 'length'], 9) == (
         "1 of 4 texts ended with an end token; cut: 2 after max_tokens=9, 1 at the end of the model's context"

@@ -6,7 +6,7 @@ from lmtrain import tree
 from lmtrain.training import state
 
 
-def test_a_state_begins_at_0_with_moments_of_what_learns_alone():
+def test_new_state_has_step_0_and_moments_of_trainable_leaves_only():
     params = {'a': {'kernel': jnp.full((2, 3), 5.0), 'bias': jnp.full(3, 7.0)}, 'b': {'kernel': jnp.full(4, 9.0)}}
     made = state.create(jax.random.key(3), params, '.*kernel', optax.scale_by_adam())
     assert made.step == 0 and made.counters == {'skipped': 0, 'skipped_in_a_row': 0}
@@ -18,6 +18,6 @@ def test_a_state_begins_at_0_with_moments_of_what_learns_alone():
     assert jnp.array_equal(made.rng, jax.random.key_data(jax.random.key(3)))
 
 
-def test_what_is_frozen_hides_nothing_that_learns():
+def test_params_join_trainable_and_frozen():
     made = state.create(jax.random.key(0), {'a': jnp.ones(2), 'b': jnp.ones(3)}, 'a', optax.sgd(0.1))
     assert made.replace(trainable={'a': jnp.zeros(2)}).params['a'].sum() == 0

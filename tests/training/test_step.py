@@ -1,4 +1,4 @@
-"""The step, on a model small enough to check by hand: one table that predicts the next token."""
+"""The train step on a model that can be checked by hand: one table that predicts the next token."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize('accumulate', [2, 4, 8])
-def test_accumulation_under_uneven_masks_is_the_whole_batch(accumulate):
+def test_accumulation_with_uneven_masks_equals_the_whole_batch(accumulate):
     batch = make_batch()
     batch['loss_mask'][:3] = 0.0  # some micro-batches hold far fewer targets than others
     batch['loss_mask'][7] = 1.0
@@ -63,7 +63,7 @@ def test_accumulation_under_uneven_masks_is_the_whole_batch(accumulate):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_the_gradient_is_that_of_the_mean_over_learning_tokens():
+def test_gradient_is_that_of_the_mean_over_targets():
     batch, rate = make_batch(), 0.1
     first, run = setup(tx=optax.identity(), clip=0.0, learning_rate=rate)
 
@@ -91,7 +91,7 @@ def test_clipping_limits_the_norm_and_reports_it_unclipped():
 
 
 @pytest.mark.parametrize('poison', [np.nan, np.inf])
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(poison):
+def test_non_finite_step_changes_nothing_and_is_counted(poison):
     first, run = setup()
     batch = make_batch()
     state_1, _ = run(first, batch, 0.0)
@@ -108,7 +108,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(poison):
     assert (int(metrics['skipped']), int(metrics['skipped_in_a_row'])) == (2, 0)
 
 
-def test_a_batch_without_a_learning_token_is_zero_and_not_nan():
+def test_batch_without_targets_has_zero_gradient():
     first, run = setup(tx=optax.identity())
     after, metrics = run(first, make_batch(mask=0.0), 0.0)
     assert float(metrics['loss']) == 0.0
@@ -149,7 +149,7 @@ def test_sharded_rows_give_the_same_step():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_evaluation_sums_add_over_any_cut_of_the_rows():
+def test_evaluation_sums_add_over_any_partition_of_the_rows():
     batch = make_batch()
     params = Table().init(jax.random.key(0))
     batch['bytes'] = batch['targets'] % 5
@@ -162,7 +162,7 @@ def test_evaluation_sums_add_over_any_cut_of_the_rows():
 
 
 @pytest.mark.parametrize('accumulate', [1, 4])
-def test_weights_are_any_numbers(accumulate):
+def test_weights_may_be_any_numbers(accumulate):
     """The loss and its gradient are those of the weighted mean, by optax's cross-entropy."""
     batch = make_batch()
     batch['loss_mask'] = np.random.default_rng(3).choice([0.0, 0.25, 1.0, 2.5], (BATCH, LENGTH)).astype(np.float32)
@@ -182,7 +182,7 @@ def test_weights_are_any_numbers(accumulate):
 
 
 @pytest.mark.parametrize('limit', [0.5, 2.0], ids=['below the norm', 'above the norm'])
-def test_a_clip_is_that_of_optax(limit):
+def test_clipping_equals_optax(limit):
     """`limit` times the norm of the gradient; above it nothing changes."""
     batch = make_batch()
     first, free = setup(tx=optax.identity(), clip=0.0, learning_rate=1.0)
@@ -198,7 +198,7 @@ def test_a_clip_is_that_of_optax(limit):
 
 
 @pytest.mark.parametrize('weight', [0.01, 1.0])
-def test_weights_that_add_up_to_less_than_one_are_a_mean_all_the_same(weight):
+def test_weights_with_a_sum_below_one_give_a_mean(weight):
     first, run = setup(tx=optax.identity(), clip=0.0)
     _, metrics = run(first, make_batch(mask=weight), 0.0)
     _, whole = run(first, make_batch(mask=1.0), 0.0)
@@ -206,7 +206,7 @@ def test_weights_that_add_up_to_less_than_one_are_a_mean_all_the_same(weight):
         np.testing.assert_allclose(metrics[name], whole[name], rtol=1e-5)
 
 
-def test_norms_are_those_of_the_new_parameters_and_of_their_change():
+def test_norms_are_of_the_new_parameters_and_their_change():
     first, run = setup()
     after, metrics = run(first, make_batch(), 0.25)
     np.testing.assert_allclose(metrics['param_norm'], optax.tree.norm(after.trainable), rtol=1e-6)
@@ -223,7 +223,7 @@ class Noisy(Table):
         return outputs | {'logprob': outputs['logprob'] - jax.random.uniform(rngs['dropout'], (1, 1))}
 
 
-def test_the_key_of_dropout_is_another_at_every_step_and_for_every_seed():
+def test_dropout_key_differs_for_every_step_and_seed():
     def losses(seed):
         tx = optax.identity()
         now = state.create(jax.random.key(seed), Table().init(jax.random.key(0)), '.*', tx)

@@ -1,4 +1,4 @@
-"""A sweep is its members: each follows the losses it would have had alone, on one base that is there once."""
+"""Each member of a sweep has the losses of its run alone, and the base exists once."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ def members(seeds=(), learning_rates=(), orders=()):
     return sweep.members(seeds, learning_rates, orders, **OWN)
 
 
-def test_lists_run_side_by_side():
+def test_lists_are_zipped():
     assert members() == ()
     assert members(seeds=(1, 2)) == (sweep.Member(1, 1e-2, 1), sweep.Member(2, 1e-2, 2))
     assert members(learning_rates=(0.1, 0.2)) == (sweep.Member(3, 0.1, 3), sweep.Member(3, 0.2, 3))
@@ -45,7 +45,7 @@ def test_lists_run_side_by_side():
         ({'seeds': (1, 2, 1)}, r'Member\(seed=1, .*twice'),
     ],
 )
-def test_what_is_no_sweep_is_said(lists, message):
+def test_invalid_sweep_is_named(lists, message):
     with pytest.raises(ValueError, match=message):
         members(**lists)
 
@@ -127,7 +127,7 @@ def follow(function, start, stream):
     ],
     ids=['seeds and learning rates', 'one batch for all'],
 )
-def test_each_member_follows_what_it_would_have_been_alone(lists):
+def test_each_member_equals_its_run_alone(lists):
     chosen = members(**lists)
     _, make, alone_step = parts('dora')
     start = first(chosen, 'dora')
@@ -153,7 +153,7 @@ def test_each_member_follows_what_it_would_have_been_alone(lists):
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(last.trainable))
 
 
-def test_members_have_their_own_leaves_on_one_base():
+def test_members_have_own_trainable_leaves_and_one_base():
     create, _, _ = parts()
     chosen = members(seeds=(0, 1))
     start = first(chosen)
@@ -169,7 +169,7 @@ def test_members_have_their_own_leaves_on_one_base():
     assert start.step.shape == () and start.counters['skipped'].shape == (2,)
 
 
-def test_members_lie_on_the_mesh_as_they_would_alone():
+def test_members_are_sharded_as_alone():
     create, _, _ = parts()
     mesh = sharding.mesh(2, 2, 2, 1)
     alone = sharding.shardings(jax.eval_shape(create, jax.random.key(0)), mesh)
@@ -181,7 +181,7 @@ def test_members_lie_on_the_mesh_as_they_would_alone():
     assert on.frozen == alone.frozen
 
 
-def test_the_interval_is_students():
+def test_interval_is_students_t():
     mean, low, high = sweep.interval([1.0, 2.0, 3.0])
     assert mean == 2.0
     assert high - mean == pytest.approx(4.302653 / 3**0.5, rel=1e-6)  # t of 2 degrees at 97.5 %; deviation 1
@@ -223,7 +223,7 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
-def test_a_whole_run(config, tmp_path):
+def test_sweep_trains_and_reports_all_members(config, tmp_path):
     rates = (1e-3, 3e-3)
     config.sweep.seeds, config.sweep.learning_rates = (4, 5), rates
     results = train.train(config, tmp_path / 'sweep')
@@ -247,7 +247,7 @@ def test_a_whole_run(config, tmp_path):
         load.load_run(tmp_path / 'alone', member=1)
 
 
-def test_bad_lists_are_found_before_anything_compiles(config):
+def test_invalid_lists_are_refused_before_compilation(config):
     config.sweep.seeds = (1, 1)
     with pytest.raises(ValueError, match='config.sweep has .*twice'):
         build.build(*resolve.resolve(config))

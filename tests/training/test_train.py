@@ -1,4 +1,4 @@
-"""Whole runs of the tiny recipe: resumed is uninterrupted, sharded is unsharded, and what goes wrong is said."""
+"""Whole runs of the tiny recipe: resumed equals uninterrupted, sharded equals unsharded, failures are reported."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def assert_same_run(workdir, other, message=''):
     assert final_state(workdir) == final_state(other), message
 
 
-def test_stopped_by_sigterm_and_resumed_is_the_uninterrupted_run(config, tmp_path, monkeypatch):
+def test_run_stopped_by_sigterm_and_resumed_equals_the_uninterrupted_one(config, tmp_path, monkeypatch):
     """With lines that no checkpoint is aligned to: their means are over steps of both starts."""
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     config.log.every_steps = 3
@@ -113,7 +113,7 @@ def test_stopped_by_sigterm_and_resumed_is_the_uninterrupted_run(config, tmp_pat
         train.train(config, parts)
 
 
-def test_a_finished_run_says_so_and_is_left_as_it_is(config, tmp_path, monkeypatch, capsys):
+def test_finished_run_is_not_changed(config, tmp_path, monkeypatch, capsys):
     config.log.tensorboard, config.checkpoint.keep_last = True, 9
     first = train.train(config, tmp_path / 'run')
     capsys.readouterr()
@@ -133,7 +133,7 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(config, tmp_path, monkeypat
     assert len(kept) == 2 and all(path.read_bytes() == content for path, content in kept.items())
 
 
-def test_asked_to_stop_in_an_evaluation_and_in_compiling(config, tmp_path, monkeypatch):
+def test_signal_during_evaluation_and_during_compilation(config, tmp_path, monkeypatch):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     train.train(config, whole)
     made, tried = evaluate.evaluate, []
@@ -165,7 +165,7 @@ def test_asked_to_stop_in_an_evaluation_and_in_compiling(config, tmp_path, monke
     assert_same_run(whole, parts)
 
 
-def test_a_checkpoint_gets_the_metric_of_the_evaluation_that_a_signal_cut_short(config, tmp_path, monkeypatch):
+def test_checkpoint_gets_the_metric_of_an_interrupted_evaluation(config, tmp_path, monkeypatch):
     config.checkpoint.every_steps, config.checkpoint.keep_last = 5, 5
     train.train(config, tmp_path / 'whole')
     made = evaluate.evaluate
@@ -185,7 +185,7 @@ def test_a_checkpoint_gets_the_metric_of_the_evaluation_that_a_signal_cut_short(
     checkpoint.verify(tmp_path / 'parts' / 'checkpoints' / '5')
 
 
-def test_a_mixture_is_ranked_by_its_own_loss_on_a_fixed_sample(config, tmp_path):
+def test_mixture_is_ranked_by_its_weighted_loss_on_a_fixed_sample(config, tmp_path):
     """Its validation loss weights the sources as a batch does, whatever their sizes, and is the same after a resume."""
     other = tmp_path / 'other'
     other.mkdir()
@@ -215,14 +215,14 @@ def test_a_mixture_is_ranked_by_its_own_loss_on_a_fixed_sample(config, tmp_path)
     assert train.train(config, tmp_path / 'run')['validation'] == validation
 
 
-def test_a_save_that_never_ends_is_watched_to_the_last(start, tmp_path):
+def test_watchdog_covers_the_last_save(start, tmp_path):
     workdir = tmp_path / 'run'
     stalled = start(workdir, ['--config.watchdog.save=12'], LMTRAIN_FAULT=f'stall_in_save@{STEPS}')
     assert stalled.wait(LONG) == lifecycle.STALLED, words(workdir)
     assert 'config.watchdog.save = 12 s' in words(workdir) and 'in _finish' in words(workdir)
 
 
-def test_a_vocabulary_that_was_filled_up_stays_so_on_another_mesh(config, tmp_path):
+def test_padded_vocabulary_resumes_on_another_mesh(config, tmp_path):
     config.evaluate.every_steps = config.checkpoint.every_steps = 4
     config.budget.steps, config.schedule.name = 4, 'constant'
     config.mesh.data, config.mesh.tensor = 4, 2
@@ -264,7 +264,7 @@ def words(workdir):
     return workdir.with_name(f'{workdir.name}.txt').read_text()
 
 
-def test_killed_at_a_save_and_resumed_is_the_uninterrupted_run(start, whole, tmp_path):
+def test_run_killed_at_a_save_and_resumed_equals_the_uninterrupted_one(start, whole, tmp_path):
     parts = tmp_path / 'parts'
     assert start(parts, LMTRAIN_FAULT='before_rename@8').wait(LONG) == -signal.SIGKILL, words(parts)
     assert start(parts).wait(LONG) == 0, words(parts)
@@ -272,7 +272,7 @@ def test_killed_at_a_save_and_resumed_is_the_uninterrupted_run(start, whole, tmp
     assert_same_run(whole, parts)
 
 
-def test_a_locale_without_utf8_and_a_folder_whose_name_is_a_pattern(start, tmp_path):
+def test_locale_without_utf8_and_folder_named_like_a_glob(start, tmp_path):
     """The C locale encodes nothing but ASCII; text, prompts and folder have more."""
     workdir = tmp_path / 'lr[1e-3] é'
     ascii_only = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONWARNDEFAULTENCODING': '1'}
@@ -292,7 +292,7 @@ def test_a_locale_without_utf8_and_a_folder_whose_name_is_a_pattern(start, tmp_p
     assert 'finished' in words(workdir)
 
 
-def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(start, whole, tmp_path):
+def test_run_killed_at_any_moment_and_resumed_equals_the_uninterrupted_one(start, whole, tmp_path):
     parts = tmp_path / 'parts'
     draw = random.SystemRandom()  # another moment each time: so many lines of metrics.jsonl, and so many seconds after
     written, later = draw.randrange(len(lines(whole)) + 1), draw.uniform(0, 0.2)
@@ -339,7 +339,7 @@ def test_sharded_equals_unsharded(config):
         np.testing.assert_allclose(losses(None, mesh), alone, rtol=1e-5, err_msg=str(mesh))
 
 
-def test_a_start_traces_the_model_once_for_its_parameters(config, monkeypatch):
+def test_start_traces_the_model_once_for_its_parameters(config, monkeypatch):
     traced, init = [], Transformer.init
     monkeypatch.setattr(Transformer, 'init', lambda self, *inputs: traced.append(self) or init(self, *inputs))
     config.data.seq_len = 26  # of no other test, whose trace would be found again
@@ -347,7 +347,7 @@ def test_a_start_traces_the_model_once_for_its_parameters(config, monkeypatch):
     assert len(traced) == 1 and int(state.step) == 0
 
 
-def test_a_run_that_has_gone_wrong_ends_with_a_word(config, tmp_path):
+def test_diverged_run_ends_with_a_message(config, tmp_path):
     config.optimizer.learning_rate = 1e37
     with pytest.raises(lifecycle.RunEnded, match='no finite loss or gradient in 5 steps.*Lower opt') as ended:
         train.train(config, tmp_path / 'run')
@@ -356,7 +356,7 @@ def test_a_run_that_has_gone_wrong_ends_with_a_word(config, tmp_path):
     assert skipped[-1] >= 4
 
 
-def test_a_budget_of_hours_ends_where_its_schedule_does(config, tmp_path):
+def test_budget_in_hours_ends_with_its_schedule(config, tmp_path):
     config.budget.steps = None
     config.budget.hours = 2 / 3600
     config.evaluate.every_steps = 1000

@@ -1,4 +1,4 @@
-"""A folder belongs to one run and one process; what may change when it goes on is written down field by field."""
+"""A folder belongs to one run and one process. Every field of the config has a rule for resumed runs."""
 
 import copy
 import json
@@ -71,12 +71,12 @@ def test_folder_with_former_names_of_fields_is_the_same_run(tmp_path):
     assert workdir.bind(tmp_path, CONFIG, PRINTS) == []
 
 
-def test_no_rule_is_idle():
+def test_every_rule_matches_a_field():
     for pattern, _ in workdir.MAY_CHANGE:
         assert any(re.fullmatch(pattern, field) for field in FIELDS), pattern
 
 
-def test_pooling_may_change_unless_a_row_is_classified():
+def test_pooling_may_change_unless_the_loss_pools():
     for name, kind in {'text': 'free', 'chat': 'free', 'tag': 'free', 'classify': 'fixed', 'regress': 'fixed'}.items():
         saved = changed('task.name', value=name)
         found = workdir.compare(saved, changed('objective.pool', saved, 'mean'))
@@ -86,19 +86,19 @@ def test_pooling_may_change_unless_a_row_is_classified():
 @pytest.mark.parametrize(
     'before, after, kind', [('constant', 'constant', 'free'), ('cosine', 'cosine', 'fixed'), ('wsd', 'wsd', 'fixed')]
 )
-def test_more_budget_is_for_the_constant_schedule(before, after, kind):
+def test_budget_may_change_with_a_constant_schedule(before, after, kind):
     saved = changed('budget.steps', changed('schedule.name', value=before), 100)
     current = changed('budget.steps', changed('schedule.name', value=after), 200)
     assert workdir.compare(saved, current) == [('budget.steps', 100, 200, kind)]
 
 
-def test_a_refused_budget_says_where_it_may_change(tmp_path):
+def test_refused_budget_names_the_condition(tmp_path):
     workdir.bind(tmp_path, CONFIG, PRINTS)
     with pytest.raises(WrongRun, match="the budget may change if schedule.name is 'constant'"):
         workdir.bind(tmp_path, changed('budget.steps', value=7), PRINTS)
 
 
-def test_a_change_of_schedule_does_not_open_the_budget():
+def test_budget_is_fixed_if_the_schedule_changes():
     saved = changed('budget.steps', changed('schedule.name', value='cosine'), 100)
     current = changed('budget.steps', changed('schedule.name', value='constant'), 200)
     assert {difference.kind for difference in workdir.compare(saved, current)} == {'fixed'}
@@ -116,11 +116,11 @@ def test_a_change_of_schedule_does_not_open_the_budget():
         ({'a': {}}, {'a': {'b': 1}}, ['a', 'a.b']),
     ],
 )
-def test_values_are_compared_as_json_has_them(saved, current, fields):
+def test_values_are_compared_as_json(saved, current, fields):
     assert [difference.field for difference in workdir.compare(saved, current)] == fields
 
 
-def test_a_folder_is_bound_to_its_config(tmp_path):
+def test_folder_belongs_to_its_config(tmp_path):
     assert workdir.bind(tmp_path, CONFIG, PRINTS) == []
     assert json.loads((tmp_path / 'config.json').read_text()) == CONFIG
     assert workdir.bind(tmp_path, base.get_config().to_dict(), PRINTS) == []  # with its tuples
@@ -134,7 +134,7 @@ def test_a_folder_is_bound_to_its_config(tmp_path):
     assert json.loads((tmp_path / 'config.json').read_text()) == CONFIG  # refused: untouched
 
 
-def test_a_change_that_may_be_is_taken_over_and_told(tmp_path):
+def test_allowed_change_is_saved_and_returned(tmp_path):
     workdir.bind(tmp_path, CONFIG, PRINTS)
     workdir.record(tmp_path, None, [], commit='abc')
     now = changed('log.every_steps', value=3)
@@ -149,14 +149,14 @@ def test_a_change_that_may_be_is_taken_over_and_told(tmp_path):
     assert re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ', second['time'])
 
 
-def test_a_torn_line_of_the_lineage_is_dropped(tmp_path):
+def test_incomplete_line_of_the_lineage_is_dropped(tmp_path):
     (tmp_path / 'lineage.jsonl').write_text('{"resumed_from": 4}\n{"time": "20')
     workdir.record(tmp_path, 5, [])
     lines = (tmp_path / 'lineage.jsonl').read_text().splitlines()
     assert [json.loads(line)['resumed_from'] for line in lines] == [4, 5]
 
 
-def test_checkpoints_without_a_config_are_no_fresh_start(tmp_path):
+def test_checkpoints_without_config_are_refused(tmp_path):
     (tmp_path / 'checkpoints' / '10').mkdir(parents=True)
     with pytest.raises(WrongRun, match=r'holds checkpoints but no config\.json'):
         workdir.bind(tmp_path, CONFIG, PRINTS)
@@ -164,26 +164,26 @@ def test_checkpoints_without_a_config_are_no_fresh_start(tmp_path):
 
 @pytest.mark.parametrize('name', ['config.json', 'fingerprints.json'])
 @pytest.mark.parametrize('content', [b'', b'{"a": ', b'\xff'])
-def test_a_broken_file_of_the_folder_is_named(tmp_path, name, content):
+def test_broken_file_of_the_folder_is_named(tmp_path, name, content):
     workdir.bind(tmp_path, CONFIG, PRINTS)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WrongRun, match=name):
         workdir.bind(tmp_path, CONFIG, PRINTS)
 
 
-def test_a_good_folder_is_made(tmp_path):
+def test_folder_is_created(tmp_path):
     workdir.check(tmp_path / 'a' / 'b', state_bytes=1000, keep=3)
     assert os.listdir(tmp_path / 'a' / 'b') == []
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / 'file').write_text('')
     for path in (tmp_path / 'file', tmp_path / 'file' / 'deeper'):
         with pytest.raises(NotADirectoryError, match=r'is not a directory; choose another --workdir'):
             workdir.check(path)
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+def test_read_only_folder_is_refused(tmp_path, monkeypatch):
     def refused(*args, **kwargs):
         raise OSError(30, 'Read-only file system')
 
@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
         workdir.check(tmp_path)
 
 
-def test_room_is_counted_before_the_run(tmp_path, monkeypatch):
+def test_free_space_is_checked_before_the_run(tmp_path, monkeypatch):
     usage = namedtuple('usage', 'total used free')
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(10**12, 0, 4 * 10**9))
     workdir.check(tmp_path, state_bytes=10**9, keep=2)  # 3.2 GB of 4
@@ -215,7 +215,7 @@ time.sleep(600)
 """
 
 
-def test_one_process_a_folder_until_it_is_killed(tmp_path):
+def test_folder_is_locked_until_the_process_is_killed(tmp_path):
     other = subprocess.Popen([sys.executable, '-c', LOCKED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == 'locked\n'
@@ -235,7 +235,7 @@ LINES = [f'{{"step": {step}, "loss": {10 - step}}}\n' for step in (0, 1, 2, 2, 4
     'step, torn, kept',
     [(9, '', 5), (4, '', 5), (3, '', 4), (2, '{"step": 5, "lo', 4), (9, '{"step": 5}', 5), (-1, '', 0)],
 )
-def test_lines_beyond_a_step_are_cut(tmp_path, step, torn, kept):
+def test_lines_after_a_step_are_removed(tmp_path, step, torn, kept):
     path = tmp_path / 'metrics.jsonl'
     path.write_text(''.join(LINES) + torn)
     assert workdir.truncate_jsonl(path, step) == 5 - kept + bool(torn)
@@ -243,7 +243,7 @@ def test_lines_beyond_a_step_are_cut(tmp_path, step, torn, kept):
     assert workdir.truncate_jsonl(path, step) == 0
 
 
-def test_a_broken_line_in_the_middle_is_no_torn_one(tmp_path):
+def test_broken_line_in_the_middle_is_an_error(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     path.write_text(LINES[0] + '{"loss": 3}\n' + LINES[2])
     with pytest.raises(ValueError, match=r'metrics\.jsonl, line 2: no JSON object with a step'):
