@@ -67,8 +67,8 @@ def checkpoints(directory, **changes) -> Checkpoints:
 
 
 def test_new_directory_restores_nothing(tmp_path):
-    with checkpoints(tmp_path / 'a' / 'b') as kept:
-        assert kept.restore(shapes(small(0))) is None
+    with checkpoints(tmp_path / 'a' / 'b') as manager:
+        assert manager.restore(shapes(small(0))) is None
 
 
 def noise(shape, dtype, seed):
@@ -103,9 +103,9 @@ def test_any_tree_is_restored_unchanged(tmp_path, tree, on_device):
     hypothesis.assume(any(leaf.size for leaf in jax.tree.leaves(tree)))
     shutil.rmtree(tmp_path)
     tree = jax.tree.map(jnp.asarray, tree) if on_device else tree
-    with checkpoints(tmp_path) as kept:
-        assert kept.save(tree, 3, {'tokens': 12, 'flops': 1e21})
-        restored, extra = kept.restore(shapes(tree))
+    with checkpoints(tmp_path) as manager:
+        assert manager.save(tree, 3, {'tokens': 12, 'flops': 1e21})
+        restored, extra = manager.restore(shapes(tree))
     assert jax.tree.structure(restored) == jax.tree.structure(tree)
     assert bits(restored) == bits(tree)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))
@@ -119,9 +119,9 @@ def test_train_state_is_restored_and_readable_by_orbax_alone(tmp_path):
         'embed': {'embedding': jnp.ones((5, 4))},
     }
     saved = state.create(jax.random.key(1), params, '.*', optax.adamw(1e-3))
-    with checkpoints(tmp_path) as kept:
-        kept.save(saved, 7, {})
-        restored, _ = kept.restore(jax.eval_shape(lambda: saved))
+    with checkpoints(tmp_path) as manager:
+        manager.save(saved, 7, {})
+        restored, _ = manager.restore(jax.eval_shape(lambda: saved))
     assert isinstance(restored, state.TrainState)
     assert bits(restored) == bits(saved)
 
@@ -142,16 +142,16 @@ def test_train_state_is_restored_and_readable_by_orbax_alone(tmp_path):
     ],
 )
 def test_leaf_that_cannot_be_restored_is_refused(tmp_path, tree, word):
-    with checkpoints(tmp_path) as kept, pytest.raises((TypeError, ValueError), match=word):
-        kept.save(tree, 1, {})
+    with checkpoints(tmp_path) as manager, pytest.raises((TypeError, ValueError), match=word):
+        manager.save(tree, 1, {})
 
 
 def test_counters_must_be_json(tmp_path):
-    with checkpoints(tmp_path) as kept:
+    with checkpoints(tmp_path) as manager:
         with pytest.raises(ValueError, match='JSON'):
-            kept.save(small(1), 1, {'tokens': float('nan')})
+            manager.save(small(1), 1, {'tokens': float('nan')})
         with pytest.raises(TypeError, match='JSON'):
-            kept.save(small(1), 1, {'tokens': np.int32(1)})
+            manager.save(small(1), 1, {'tokens': np.int32(1)})
 
 
 @pytest.mark.parametrize(
@@ -166,15 +166,15 @@ def test_next_step_may_reuse_buffers_during_a_save(tmp_path):
     advance = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0.5 - 7, tree), donate_argnums=0)
     numbers = np.random.default_rng(0).standard_normal((4, 512, 512), np.float32)
     host = numbers[0].copy()
-    with checkpoints(tmp_path) as kept:
+    with checkpoints(tmp_path) as manager:
         for step in (1, 2, 3):
             tree = {f'w{i}': jnp.asarray(numbers[i]) + step for i in range(4)}
             before = bits(tree | {'host': host})
             taken = places(tree)
-            kept.save(tree | {'host': host}, step, {})
+            manager.save(tree | {'host': host}, step, {})
             assert places(jax.block_until_ready(advance(tree))) == taken
             host += 1
-            restored, _ = kept.restore(shapes(tree | {'host': host}))
+            restored, _ = manager.restore(shapes(tree | {'host': host}))
             assert bits(restored) == before
 
 
@@ -184,9 +184,9 @@ def test_restored_arrays_can_be_donated(tmp_path):
         'w': jax.device_put(jnp.arange(1024.0), NamedSharding(mesh, P('data'))),
         'b': jax.device_put(jnp.ones((64, 64)), NamedSharding(mesh, P())),
     }
-    with checkpoints(tmp_path) as kept:
-        kept.save(tree, 1, {})
-        restored, _ = kept.restore(shapes(tree))
+    with checkpoints(tmp_path) as manager:
+        manager.save(tree, 1, {})
+        restored, _ = manager.restore(shapes(tree))
 
     before = places(restored)
     after = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(restored)
@@ -209,11 +209,11 @@ def test_state_is_restored_bitwise_on_other_devices(tmp_path):
     tree = {'w': jax.random.normal(jax.random.key(0), (16, 8)), 'm': jax.random.bits(jax.random.key(1), (8, 4))}
     expected = bits(tree)
     for step, place in enumerate(places[devices] for devices in way):
-        with checkpoints(tmp_path) as kept:
+        with checkpoints(tmp_path) as manager:
             tree = jax.device_put(tree, place) if step == 0 else tree
-            kept.save(tree, step, {})
+            manager.save(tree, step, {})
             target = jax.tree.map(lambda x, at=place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)
-            tree, _ = kept.restore(target)
+            tree, _ = manager.restore(target)
         assert all(leaf.sharding == place for leaf in jax.tree.leaves(tree))
         assert bits(tree) == expected
 
@@ -221,12 +221,12 @@ def test_state_is_restored_bitwise_on_other_devices(tmp_path):
 def test_last_and_best_are_kept(tmp_path):
     losses = {1: 5.0, 2: 3.0, 3: 4.0, 4: None, 5: float('nan'), 6: 3.0, 7: 9.0, 8: float('inf')}
     left = {}
-    with checkpoints(tmp_path, keep_last=2, keep_best=2) as kept:
+    with checkpoints(tmp_path, keep_last=2, keep_best=2) as manager:
         for step, loss in losses.items():
-            kept.save(small(step), step, {}, metric=loss)
-            kept.wait()
+            manager.save(small(step), step, {}, metric=loss)
+            manager.wait()
             left[step] = checkpoint.steps(tmp_path)
-        assert not kept.save(small(8), 8, {})  # there already
+        assert not manager.save(small(8), 8, {})  # there already
     assert left == {
         1: [1],
         2: [1, 2],
@@ -246,13 +246,13 @@ def test_last_and_best_are_kept(tmp_path):
 
 
 def test_due():
-    kept = [step for step in range(0, 11) if Checkpoints.due(type('', (), {'every_steps': 5}), step)]
-    assert kept == [5, 10]
+    manager = [step for step in range(0, 11) if Checkpoints.due(type('', (), {'every_steps': 5}), step)]
+    assert manager == [5, 10]
 
 
 def test_part_of_the_state_is_read_alone(tmp_path):
-    with checkpoints(tmp_path) as kept:
-        kept.save(small(4), 4, {})
+    with checkpoints(tmp_path) as manager:
+        manager.save(small(4), 4, {})
     part = {'trainable': shapes(small(0))['trainable']}
     restored, _ = checkpoint.restore(tmp_path, part, partial=True)
     assert bits(restored) == bits(small(4)['trainable'])
@@ -261,15 +261,15 @@ def test_part_of_the_state_is_read_alone(tmp_path):
 
 
 def test_differences_are_named_and_nothing_is_cast(tmp_path):
-    with checkpoints(tmp_path) as kept:
-        kept.save(small(4), 4, {})
+    with checkpoints(tmp_path) as manager:
+        manager.save(small(4), 4, {})
         target = shapes(small(0))
         target['trainable']['kernel'] = jax.ShapeDtypeStruct((8, 5), jnp.float32)
         target['trainable']['scale'] = jax.ShapeDtypeStruct((3,), jnp.float32)
         target['trainable']['bias'] = jax.ShapeDtypeStruct((3,), jnp.float32)
         del target['step']
         with pytest.raises(ValueError) as caught:
-            kept.restore(target)
+            manager.restore(target)
     lines = str(caught.value).splitlines()[1:]
     assert [line.strip() for line in lines] == [
         'step: saved int32[], this run has no such leaf',
@@ -285,10 +285,10 @@ KILLED = """
 import sys
 import jax.numpy as jnp
 from lmtrain.checkpoint import Checkpoints
-kept = Checkpoints(sys.argv[1], every_steps=1, keep_last=1, keep_best=0)
+manager = Checkpoints(sys.argv[1], every_steps=1, keep_last=1, keep_best=0)
 for step in (1, 2):
-    kept.save({'w': jnp.arange(100_000.) * step}, step, {'tokens': 10 * step})
-    kept.wait()
+    manager.save({'w': jnp.arange(100_000.) * step}, step, {'tokens': 10 * step})
+    manager.wait()
 """
 
 
@@ -309,34 +309,34 @@ def test_killed_at_any_point_nothing_committed_is_lost(tmp_path, point):
         left = {'before_save': [], 'after_rename': [], 'in_retention': ['tmp.1.retired']}.get(point, ['tmp.2'])
         assert leftovers == left
     step = 2 if committed else 1
-    with checkpoints(tmp_path, keep_last=1) as kept:
+    with checkpoints(tmp_path, keep_last=1) as manager:
         assert not list(tmp_path.glob('tmp.*'))
-        restored, extra = kept.restore({'w': jax.ShapeDtypeStruct((100_000,), jnp.float32)})
+        restored, extra = manager.restore({'w': jax.ShapeDtypeStruct((100_000,), jnp.float32)})
         assert extra == {'tokens': 10 * step, 'step': step}
         assert bits(restored) == bits({'w': jnp.arange(100_000.0) * step})
-        assert kept.save(restored, step + 1, {})
+        assert manager.save(restored, step + 1, {})
     assert checkpoint.steps(tmp_path) == [step + 1]
 
 
 def test_full_disk_is_reported_and_leaves_older_checkpoints(tmp_path, caplog):
     big = {'w': jnp.asarray(np.random.default_rng(0).standard_normal(1_000_000, np.float32))}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with checkpoints(tmp_path) as kept:
-        kept.save(big, 1, {})
-        kept.wait()
+    with checkpoints(tmp_path) as manager:
+        manager.save(big, 1, {})
+        manager.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
         try:
-            kept.save(big, 2, {})
+            manager.save(big, 2, {})
             with pytest.raises(SaveFailed, match=r'step 2 in .*File too large.* Intact checkpoints: 1\.') as caught:
-                kept.wait()
+                manager.wait()
             assert caught.value.__cause__ is not None
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert os.listdir(tmp_path) == ['1']  # what was half-written no longer fills the disk
-        kept.check_for_errors()  # said once
+        manager.check_for_errors()  # said once
         assert caplog.text == ''  # and by nobody else
-        assert kept.save(big, 3, {})
-        kept.wait()
+        assert manager.save(big, 3, {})
+        manager.wait()
         assert checkpoint.steps(tmp_path) == [1, 3]
 
 
@@ -345,33 +345,33 @@ def test_failed_save_is_raised_at_the_next_check(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     monkeypatch.setattr(manifest, 'write_manifest', full)
-    kept = checkpoints(tmp_path)
-    kept.save(small(1), 1, {})
-    kept._commit.join()
+    manager = checkpoints(tmp_path)
+    manager.save(small(1), 1, {})
+    manager._commit.join()
     with pytest.raises(SaveFailed, match='No space left on device.*Intact checkpoints: none'):
-        kept.check_for_errors()
+        manager.check_for_errors()
 
 
 def test_incomplete_first_save_is_a_new_start_but_damage_is_not(tmp_path, caplog):
     (tmp_path / 'tmp.5').mkdir()
-    with checkpoints(tmp_path) as kept:
-        assert kept.restore(shapes(small(0))) is None
-        kept.save(small(1), 1, {})
-        kept.wait()
+    with checkpoints(tmp_path) as manager:
+        assert manager.restore(shapes(small(0))) is None
+        manager.save(small(1), 1, {})
+        manager.wait()
         (tmp_path / '1' / 'manifest.json').write_bytes(b'')
         for _ in range(2):  # nor at the start after the one that set it aside
             with (
                 caplog.at_level(logging.ERROR),
                 pytest.raises(Damaged, match=r'no intact checkpoint is left \(1.corrupt'),
             ):
-                kept.restore(shapes(small(0)))
+                manager.restore(shapes(small(0)))
     assert os.listdir(tmp_path) == ['1.corrupt']
 
 
 def test_reader_does_not_quarantine_a_damaged_checkpoint(tmp_path, caplog):
-    with checkpoints(tmp_path) as kept:
+    with checkpoints(tmp_path) as manager:
         for step in (1, 2):
-            kept.save(small(step), step, {}, metric=step)
+            manager.save(small(step), step, {}, metric=step)
     (tmp_path / '2' / 'state' / 'stray').write_bytes(b'')
     assert checkpoint.restore(tmp_path, shapes(small(0)))[1]['step'] == 1
     assert 'CHECKPOINT 2 IS DAMAGED' in caplog.text
@@ -381,16 +381,16 @@ def test_reader_does_not_quarantine_a_damaged_checkpoint(tmp_path, caplog):
 
 
 def test_orbax_logs_nothing(tmp_path, caplog, capfd):
-    with caplog.at_level(logging.DEBUG), checkpoints(tmp_path) as kept:
-        kept.save(small(1), 1, {})
-        kept.restore(shapes(small(0)))
+    with caplog.at_level(logging.DEBUG), checkpoints(tmp_path) as manager:
+        manager.save(small(1), 1, {})
+        manager.restore(shapes(small(0)))
     assert [record.message for record in caplog.records if record.name == 'absl'] == []
     assert capfd.readouterr() == ('', '')
 
 
 def test_the_manifest_is_plain_json(tmp_path):
-    with checkpoints(tmp_path) as kept:
-        kept.save(small(1), 1, {'tokens': 5}, metric=2.5)
+    with checkpoints(tmp_path) as manager:
+        manager.save(small(1), 1, {'tokens': 5}, metric=2.5)
     read = json.loads((tmp_path / '1' / 'manifest.json').read_text())
     assert (read['step'], read['metric'], read['extra']) == (1, 2.5, {'tokens': 5})
     assert read['leaves']['trainable/scale'] == {'shape': [3], 'dtype': 'bfloat16'}

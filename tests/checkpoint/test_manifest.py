@@ -26,18 +26,18 @@ def state(step: int) -> dict:
 def whole(tmp_path_factory):
     """A directory with the checkpoints 1 and 2."""
     directory = tmp_path_factory.mktemp('whole')
-    with Checkpoints(directory, every_steps=1, keep_last=2, keep_best=0) as kept:
+    with Checkpoints(directory, every_steps=1, keep_last=2, keep_best=0) as manager:
         for step in (1, 2):
-            kept.save(state(step), step, {'tokens': step}, metric=1.0 / step)
+            manager.save(state(step), step, {'tokens': step}, metric=1.0 / step)
     return directory
 
 
 @pytest.fixture(scope='module')
 def files(whole):
     """Every file of checkpoint 2, but the empty ones, which only some kinds of damage can touch."""
-    found = sorted(path.relative_to(whole / '2') for path in (whole / '2').rglob('*') if path.is_file())
-    assert len(found) >= 10
-    return [path for path in found if (whole / '2' / path).stat().st_size]
+    files = sorted(path.relative_to(whole / '2') for path in (whole / '2').rglob('*') if path.is_file())
+    assert len(files) >= 10
+    return [path for path in files if (whole / '2' / path).stat().st_size]
 
 
 def flip(path, rng):
@@ -70,7 +70,7 @@ def append(path, rng):
 
 
 def link(path, rng):
-    """The same bytes, but kept elsewhere, where nobody guards them."""
+    """The same bytes through a symbolic link to another place, which the checkpoint does not protect."""
     elsewhere = next(parent for parent in path.parents if parent.name == '2').with_name('elsewhere')
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
@@ -134,11 +134,11 @@ def expect_fall_back(directory, caplog, word=''):
 def test_older_checkpoint_is_loaded_if_the_newest_is_damaged(whole, tmp_path, caplog):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     (tmp_path / '2' / 'state' / '_METADATA').unlink()
-    with Checkpoints(tmp_path, every_steps=1, keep_last=2, keep_best=0) as kept:
-        restored, extra = kept.restore(SHAPES)
+    with Checkpoints(tmp_path, every_steps=1, keep_last=2, keep_best=0) as manager:
+        restored, extra = manager.restore(SHAPES)
         assert extra == {'tokens': 1, 'step': 1}
         np.testing.assert_array_equal(restored['kernel'], state(1)['kernel'])
-        kept.save(state(2), 2, {})  # the step may be saved again, and damaged again
+        manager.save(state(2), 2, {})  # the step may be saved again, and damaged again
     (tmp_path / '2' / 'manifest.json').unlink()
     assert manifest.first_intact(tmp_path, 'last', quarantine=True) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '2.corrupt', '2.corrupt.1']
@@ -180,9 +180,9 @@ def test_best_falls_back_to_the_next_best(whole, tmp_path, caplog):
 
 
 def test_newer_of_two_equal_metrics_is_better(tmp_path):
-    with Checkpoints(tmp_path, every_steps=1, keep_last=3, keep_best=0) as kept:
+    with Checkpoints(tmp_path, every_steps=1, keep_last=3, keep_best=0) as manager:
         for step, metric in ((1, 0.5), (2, 0.25), (3, 0.25)):
-            kept.save(state(step), step, {}, metric=metric)
+            manager.save(state(step), step, {}, metric=metric)
     assert manifest.ranked(tmp_path) == [3, 2, 1]
 
 

@@ -34,8 +34,8 @@ def test_nothing_happens_without_the_variable(monkeypatch):
     faults.inject('before_save', 1)
 
 
-@pytest.mark.parametrize('wanted', ['before_sav@1', 'before_save', 'before_save@', 'before_save@x', '@1'])
-def test_misspelt_fault_is_an_error(monkeypatch, wanted):
-    monkeypatch.setenv('LMTRAIN_FAULT', wanted)
+@pytest.mark.parametrize('fault', ['before_sav@1', 'before_save', 'before_save@', 'before_save@x', '@1'])
+def test_misspelt_fault_is_an_error(monkeypatch, fault):
+    monkeypatch.setenv('LMTRAIN_FAULT', fault)
     with pytest.raises(ValueError, match='expected point@step, point one of before_save'):
         faults.inject('after_rename', 9)

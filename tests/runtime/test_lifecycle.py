@@ -38,8 +38,8 @@ with lifecycle.Signals():
 """)
     assert process.stdout.readline() == 'ready\n'
     process.send_signal(signal.SIGTERM)
-    said = process.stderr.readline() + process.stderr.readline()  # the handler is through: no second may come before
-    assert 'SIGTERM: the run saves this step' in said
+    output = process.stderr.readline() + process.stderr.readline()  # the handler is through: no second may come before
+    assert 'SIGTERM: the run saves this step' in output
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=250)
@@ -63,16 +63,16 @@ print('through')
 
 def test_stalled_phase_ends_the_process_and_prints_stacks():
     process = run(STALL.format(phase='step'))
-    said, error = process.communicate(timeout=250)
-    assert (process.returncode, said) == (lifecycle.STALLED, ''), error
+    output, error = process.communicate(timeout=250)
+    assert (process.returncode, output) == (lifecycle.STALLED, ''), error
     assert 'config.watchdog.step = 0.2 s' in error
     assert 'File "<string>"' in error.partition('most recent call first')[2]
 
 
 def test_phase_within_its_limit_continues():
     process = run(STALL.format(phase='save'))
-    said, error = process.communicate(timeout=250)
-    assert (process.returncode, said, error) == (0, 'through\n', '')
+    output, error = process.communicate(timeout=250)
+    assert (process.returncode, output, error) == (0, 'through\n', '')
 
 
 def test_exception_ends_the_process_at_once():

@@ -16,8 +16,8 @@ from lmtrain.training import state as states
 def state():
     params = {'a': {'kernel': jnp.ones((4, 2), jnp.bfloat16)}, 'b': jnp.float32(2.0)}
     counters = {'skipped': jnp.int32(0), 'skipped_in_a_row': jnp.int32(0)}
-    made = states.TrainState(jnp.int32(0), params, {}, (), jax.random.key_data(jax.random.key(0)), counters)
-    return jax.tree.map(jnp.copy, made)
+    state = states.TrainState(jnp.int32(0), params, {}, (), jax.random.key_data(jax.random.key(0)), counters)
+    return jax.tree.map(jnp.copy, state)
 
 
 def train_step():
@@ -29,8 +29,8 @@ def train_step():
 
 
 def test_step_run_twice_equals_the_step(state):
-    kept = jax.tree.map(jnp.copy, state)
-    once, _ = train_step()(kept, np.float32(3.0), np.float32(0.5))
+    copy = jax.tree.map(jnp.copy, state)
+    once, _ = train_step()(copy, np.float32(3.0), np.float32(0.5))
     twice, measured = sdc.run_twice(train_step(), 1)(state, np.float32(3.0), np.float32(0.5))
     assert np.isnan(measured['loss'])  # bitwise equal; by value NaN is not
     assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and jnp.array_equal(a, b), once, twice))

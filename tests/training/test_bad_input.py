@@ -65,9 +65,9 @@ def pretend(patch, calls=20):
 
 
 @pytest.fixture(scope='module')
-def house(tmp_path_factory):
+def workspace(tmp_path_factory):
     """A folder with a good text, a cache, and an interrupted run."""
-    folder = tmp_path_factory.mktemp('house')
+    folder = tmp_path_factory.mktemp('workspace')
     (folder / 'good.txt').write_text(GOOD)
     with pytest.MonkeyPatch.context() as patch:
         pretend(patch, calls=11)
@@ -77,9 +77,9 @@ def house(tmp_path_factory):
     return folder
 
 
-def train_words(house, words=''):
+def train_words(workspace, words=''):
     """The command line of a good run, then `words`; `a.b=` is short for `--config.a.b=`."""
-    settings = {'source': house / 'good.txt', 'document': 'line', 'validation': 0.2, 'cache': house / 'cache'}
+    settings = {'source': workspace / 'good.txt', 'document': 'line', 'validation': 0.2, 'cache': workspace / 'cache'}
     standard = ['train', '--config=tiny', '--workdir=run', '--config.log.tensorboard=false']
     return [
         *standard,
@@ -145,7 +145,7 @@ TEXT = [
     ('a text too short', source('a.txt', b'ab\ncd\nef\ngh\nij\nkl'), ['tokens in all', 'data.seq_len=32', 'more text']),
 ]
 TRAIN = [
-    # id, words of the command line, what is done before (files, or a function), words of the error
+    # id, words of the command line, what is changed before (files, or a function), words of the error
     ('missing file', 'data.source=no.txt', {}, ['no.txt: no such file', 'data.root, the current directory']),
     ('missing in root', 'data.source=no.txt data.root=r', {}, ['r/no.txt: no such file', "'r'"]),
     ('glob of nothing', 'data.source=q*.txt', {}, ['q*.txt: no file matches this glob']),
@@ -290,7 +290,7 @@ TRAIN = [
     ('recipe without get_config', '--config=r.py', {'r.py': b'x = 1\n'}, ['r.py', "no attribute 'get_config'"]),
 ]
 OTHERS = [
-    # id, command line, what is done before, words of the error
+    # id, command line, what is changed before, words of the error
     ('unknown verb', 'trian', {}, ["unknown verb 'trian'", "'train'"]),
     ('flag of a verb without flags', 'configs --x', {}, ['unknown flag --x']),
     ('evaluate no folder', 'evaluate --workdir=nowhere', {}, ['nowhere is no folder of a run', 'config.json']),
@@ -342,48 +342,48 @@ OTHERS = [
     ),
     ('prompts of none', 'generate --workdir=run --prompts_file=p.txt', {'p.txt': b'\n'}, ['p.txt contains no prompt']),
 ]
-CASES = [(name, *given, words) for name, given, words in TEXT]
-CASES += [(name, f'train {rest}', done, words) for name, rest, done, words in TRAIN] + OTHERS
+CASES = [(name, *case, words) for name, case, words in TEXT]
+CASES += [(name, f'train {rest}', change, words) for name, rest, change, words in TRAIN] + OTHERS
 
 
-@pytest.mark.parametrize(('command', 'done', 'words'), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(('command', 'change', 'words'), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_invalid_input_is_refused_in_one_line_before_compilation(
-    command, done, words, house, tmp_path, monkeypatch, capsys
+    command, change, words, workspace, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(process_setup, 'prepare', lambda: None)
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(house / 'run', tmp_path / 'run')
-    for name, content in ({} if callable(done) else done).items():
+    shutil.copytree(workspace / 'run', tmp_path / 'run')
+    for name, content in ({} if callable(change) else change).items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
     verb, _, rest = command.partition(' ')
-    argv = train_words(house, rest) if verb == 'train' else [verb, *rest.split()]
-    with (done(monkeypatch) if callable(done) else None) or contextlib.nullcontext():
+    argv = train_words(workspace, rest) if verb == 'train' else [verb, *rest.split()]
+    with (change(monkeypatch) if callable(change) else None) or contextlib.nullcontext():
         before = snapshot(tmp_path)
         compiled.clear()
         capsys.readouterr()
         code = cli.main(argv)
-    out, said = capsys.readouterr()
-    assert (code, out) == (2, ''), said
-    assert said.startswith('lmtrain') and '[Errno' not in said and 'Traceback' not in said
-    assert len(said.splitlines()) <= (4 if 'belongs to another run' in said else 1), said
+    out, error = capsys.readouterr()
+    assert (code, out) == (2, ''), error
+    assert error.startswith('lmtrain') and '[Errno' not in error and 'Traceback' not in error
+    assert len(error.splitlines()) <= (4 if 'belongs to another run' in error else 1), error
     for word in words:
-        assert word in said
+        assert word in error
     assert not compiled
     assert snapshot(tmp_path) == before
 
 
-def test_command_without_mistake_trains(house, tmp_path, monkeypatch, capsys):
+def test_command_without_mistake_trains(workspace, tmp_path, monkeypatch, capsys):
     """So the cases above are refused for what their words say."""
-    shutil.copytree(house / 'run', tmp_path / 'run')
+    shutil.copytree(workspace / 'run', tmp_path / 'run')
     monkeypatch.chdir(tmp_path)
     pretend(monkeypatch, calls=1)
-    assert cli.main(train_words(house)) == 130
+    assert cli.main(train_words(workspace)) == 130
     assert 'after step 10' in capsys.readouterr().out
 
 
-def test_full_disk_in_a_save_leaves_older_checkpoints(house, tmp_path, monkeypatch, capsys):
+def test_full_disk_in_a_save_leaves_older_checkpoints(workspace, tmp_path, monkeypatch, capsys):
     seal = manifest.write_manifest
 
     def full_from_ten_on(folder, facts):
@@ -394,26 +394,26 @@ def test_full_disk_in_a_save_leaves_older_checkpoints(house, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     pretend(monkeypatch)
     monkeypatch.setattr(manifest, 'write_manifest', full_from_ten_on)
-    assert cli.main(train_words(house, 'checkpoint.every_steps=5')) == lifecycle.DISK
-    said = capsys.readouterr().err
-    assert 'checkpoint of step 10' in said and 'No space left on device' in said and 'run the same command' in said
-    assert 'Intact checkpoints: 5.' in said and '[Errno' not in said
+    assert cli.main(train_words(workspace, 'checkpoint.every_steps=5')) == lifecycle.DISK
+    error = capsys.readouterr().err
+    assert 'checkpoint of step 10' in error and 'No space left on device' in error and 'run the same command' in error
+    assert 'Intact checkpoints: 5.' in error and '[Errno' not in error
     assert [path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()] == ['5']
     manifest.verify(tmp_path / 'run' / 'checkpoints' / '5')
     monkeypatch.setattr(manifest, 'write_manifest', seal)
     pretend(monkeypatch, calls=6)
-    assert cli.main(train_words(house, 'checkpoint.every_steps=5')) == 130
+    assert cli.main(train_words(workspace, 'checkpoint.every_steps=5')) == 130
     assert 'after step 5' in capsys.readouterr().out
     assert json.loads((tmp_path / 'run' / 'lineage.jsonl').read_text().splitlines()[1])['resumed_from'] == 5
 
 
-def test_full_disk_at_the_end_is_reported(house, tmp_path, monkeypatch, capsys):
+def test_full_disk_at_the_end_is_reported(workspace, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.chdir(tmp_path)
     pretend(monkeypatch)
     monkeypatch.setattr(train, '_sample_texts', full)
-    assert cli.main(train_words(house)) == lifecycle.DISK
+    assert cli.main(train_words(workspace)) == lifecycle.DISK
     assert 'workdir run: No space left on device; make room' in capsys.readouterr().err
     assert checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1] == 20

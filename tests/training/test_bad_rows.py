@@ -45,8 +45,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(('task', 'row', 'words', 'said'), CASES.values(), ids=CASES)
-def test_invalid_rows_are_refused_in_one_line(task, row, words, said, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(('task', 'row', 'words', 'message'), CASES.values(), ids=CASES)
+def test_invalid_rows_are_refused_in_one_line(task, row, words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(process_setup, 'prepare', lambda: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'rows.jsonl').write_text(json.dumps(row) + '\n')
@@ -58,4 +58,4 @@ def test_invalid_rows_are_refused_in_one_line(task, row, words, said, tmp_path, 
     argv += [f'--config.{word}' if word.startswith('objective.') else f'--config.task.{word}' for word in words.split()]
     assert cli.main(argv) == 2
     out, error = capsys.readouterr()
-    assert said in error and error.count('\n') == 1 and 'Traceback' not in error and not out
+    assert message in error and error.count('\n') == 1 and 'Traceback' not in error and not out

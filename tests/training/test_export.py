@@ -83,9 +83,9 @@ def start(config):
 def test_head_of_the_base_with_the_same_classes_is_reused(folder, on, names):
     run, params = start((tags if on == 'tags' else recipe)(folder, on))
     assert run.corpus.labels == tuple(run.resolved['task']['labels']) == names
-    wanted = flat(load_pretrained(folder / on)[1])
-    assert params.keys() == wanted.keys()
-    for path, leaf in wanted.items():
+    expected = flat(load_pretrained(folder / on)[1])
+    assert params.keys() == expected.keys()
+    for path, leaf in expected.items():
         np.testing.assert_array_equal(params[path], leaf, err_msg=path)
     assert 'new one' not in summary.header(run) and f'classes: {names[0]}' in summary.header(run)
 
@@ -234,5 +234,7 @@ def test_classifier_from_scratch_is_exported_as_decoder_with_last_token_pooling(
     model, params = load_pretrained(tmp_path / 'hf')
     assert (model.head_pool, model.head_bias) == ('last', False)
     was = load.load_run(tmp_path / 'run')
-    found = outputs(was.model, was.params, 'logits' if pool == 'auto' else 'classify')
-    np.testing.assert_allclose(outputs(model, params), found if pool == 'auto' else found[[0, 1], [3, 5]], atol=1e-5)
+    original = outputs(was.model, was.params, 'logits' if pool == 'auto' else 'classify')
+    np.testing.assert_allclose(
+        outputs(model, params), original if pool == 'auto' else original[[0, 1], [3, 5]], atol=1e-5
+    )

@@ -48,8 +48,8 @@ def recipe(folder, **settings):
 
 
 def on_base(folder, kind='first', **settings):
-    wanted = {'init__base': str(folder / kind), 'data__tokenizer': 'bytes' if kind == 'hf' else 'base'}
-    return recipe(folder, **wanted | settings)
+    defaults = {'init__base': str(folder / kind), 'data__tokenizer': 'bytes' if kind == 'hf' else 'base'}
+    return recipe(folder, **defaults | settings)
 
 
 def flat(params):
@@ -75,15 +75,15 @@ def test_end_tokens_of_the_base_are_kept(folder, tmp_path):
     own = {'eos_token_id': [9, 256], 'pad_token_id': 3, 'temperature': 0.25}
     (base_of / 'generation_config.json').write_text(json.dumps(own), encoding='utf-8')
     assert load.load_directory(str(base_of)).end_ids == [256, 9]
-    wanted = {'bos_token_id': 256, 'eos_token_id': [256, 9], 'pad_token_id': 3, 'temperature': 0.25}
+    expected = {'bos_token_id': 256, 'eos_token_id': [256, 9], 'pad_token_id': 3, 'temperature': 0.25}
     config = on_base(folder, 'hf', init__base=str(base_of))
-    assert build.build(*resolve.resolve(config)).generation == wanted
+    assert build.build(*resolve.resolve(config)).generation == expected
     train.train(config, tmp_path / 'run')
-    assert generation.read(tmp_path / 'run') == wanted
+    assert generation.read(tmp_path / 'run') == expected
     assert load.load_run(tmp_path / 'run').end_ids == [256, 9]
-    assert init_from.open_base(str(tmp_path / 'run')).generation == wanted
+    assert init_from.open_base(str(tmp_path / 'run')).generation == expected
     export.export(tmp_path / 'run', tmp_path / 'hf', 'hf')
-    assert generation.read(tmp_path / 'hf') == wanted
+    assert generation.read(tmp_path / 'hf') == expected
 
 
 def test_exported_run_loads_unchanged(folder):
@@ -110,9 +110,9 @@ def test_checkpoint_stores_what_the_base_lacks_and_needs_the_same_base(folder, t
     held = {path for path in leaves if path.startswith(('trainable/', 'frozen/'))}
     assert held and all('lora_' in path for path in held)
 
-    found, start = flat(load.load_run(work).params), flat(load.load_run(folder / 'first').params)
-    assert_equal({path: leaf for path, leaf in found.items() if 'lora_' not in path}, start)
-    assert any(np.any(leaf) for path, leaf in found.items() if path.endswith('lora_b'))
+    loaded, start = flat(load.load_run(work).params), flat(load.load_run(folder / 'first').params)
+    assert_equal({path: leaf for path, leaf in loaded.items() if 'lora_' not in path}, start)
+    assert any(np.any(leaf) for path, leaf in loaded.items() if path.endswith('lora_b'))
 
     saved = json.loads((work / 'fingerprints.json').read_text())
     (work / 'fingerprints.json').write_text(json.dumps(saved | {'base': '0' * 64}))
@@ -124,12 +124,12 @@ def test_checkpoint_stores_what_the_base_lacks_and_needs_the_same_base(folder, t
 
     with pytest.raises(ValueError, match='--merge'):
         export.export(work, tmp_path / 'a', 'hf')
-    said = export.export(work, tmp_path / 'merged', 'hf', merge=True)
-    assert any('largest change of an output' in line for line in said)
+    lines = export.export(work, tmp_path / 'merged', 'hf', merge=True)
+    assert any('largest change of an output' in line for line in lines)
     export.export(work, tmp_path / 'peft', 'peft')
     run = build.build(*resolve.resolve(on_base(folder, init__adapter=str(tmp_path / 'peft'))))
     again = flat(run.initial.on_mesh().params)
-    for path, leaf in found.items():
+    for path, leaf in loaded.items():
         np.testing.assert_allclose(again[path], leaf, atol=1e-6, err_msg=path)
 
 
@@ -156,9 +156,9 @@ def test_resumed_run_on_a_base_equals_the_uninterrupted_one(folder, tmp_path):
 def test_complete_checkpoint_needs_no_base_to_resume(folder, tmp_path, monkeypatch):
     """All of a model learnt: a second state, or the base, beside the restored one would be for nothing."""
     run = build.build(*resolve.resolve(on_base(folder, adapt__method='full')))
-    kept = jax.tree.map(jax.numpy.copy, run.initial.on_mesh())
+    copy = jax.tree.map(jax.numpy.copy, run.initial.on_mesh())
     monkeypatch.setattr(type(run.base), 'load', lambda *_: pytest.fail('the base was loaded'))
-    assert run.initial.complete(kept) is kept
+    assert run.initial.complete(copy) is copy
 
 
 def test_export_without_matching_family_is_refused(folder, tmp_path):
@@ -189,9 +189,9 @@ def test_ignored_fields_are_skipped_by_every_run_on_the_base(folder, tmp_path):
     with pytest.raises(ValueError, match="init.ignore has 'residual', which .*config.json do not have"):
         build.build(*resolve.resolve(recipe(folder, init__ignore=('residual_multiplier', 'residual'), **settings)))
     train.train(recipe(folder, init__ignore=('residual_multiplier',), **settings), tmp_path / 'run')
-    found = load.load_run(tmp_path / 'run')
+    loaded = load.load_run(tmp_path / 'run')
     np.testing.assert_array_equal(
-        found.params['embed']['embedding'], load.load_run(folder / 'first').params['embed']['embedding']
+        loaded.params['embed']['embedding'], load.load_run(folder / 'first').params['embed']['embedding']
     )
 
 
@@ -221,9 +221,9 @@ def test_missing_base_is_not_exportable():
 def test_split_is_evaluated_on_as_many_devices_as_divide_a_batch(folder, tmp_path):
     config = recipe(folder, data__batch_size=4, optimizer__accumulate=2)
     config.mesh.data, config.mesh.sequence = 2, 4
-    found = train.train(config, tmp_path / 'run')['validation']
+    validation = train.train(config, tmp_path / 'run')['validation']
     again = load.evaluate_split(tmp_path / 'run', 'validation')
-    assert again['loss'] == pytest.approx(found['loss'], rel=1e-2)
+    assert again['loss'] == pytest.approx(validation['loss'], rel=1e-2)
 
 
 def test_every_source_is_evaluated_before_and_after(folder, tmp_path):
@@ -243,7 +243,7 @@ def test_every_source_is_evaluated_before_and_after(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('settings', 'said'),
+    ('settings', 'message'),
     [
         ({'init__adapter': 'x'}, "init.adapter = 'x' without init.base"),
         ({'init__ignore': ('x',)}, r"init.ignore = \('x',\) without init.base"),
@@ -257,8 +257,8 @@ def test_every_source_is_evaluated_before_and_after(folder, tmp_path):
         ({'evaluate__sources': ('python',), 'task__name': 'tag'}, "evaluate.sources with task.name = 'tag'"),
     ],
 )
-def test_contradictions_with_the_base_are_named_before_compilation(folder, settings, said):
-    with pytest.raises((ValueError, OSError), match=said):
+def test_contradictions_with_the_base_are_named_before_compilation(folder, settings, message):
+    with pytest.raises((ValueError, OSError), match=message):
         build.build(*resolve.resolve(recipe(folder, **settings)))
 
 

@@ -37,11 +37,11 @@ def test_layers_of_a_bfloat16_model_multiply_bfloat16(platform, causal):
     def total(params, ids):
         return jnp.sum(model.apply({'params': params}, {'tokens': ids})['hidden'].astype(jnp.float32))
 
-    found = products(jax.grad(total), platform, params, ids)
+    lowered = products(jax.grad(total), platform, params, ids)
     in_a_layer = 7 + (4 if causal else 2)  # kernels, and two products a block of queries
-    assert len(found) == 3 * in_a_layer
-    assert not [each for each in found if 'f32' in each[0] + each[1]]
-    assert len([each for each in found if 'f32' in each[2]]) == 3 * (in_a_layer - 7)
+    assert len(lowered) == 3 * in_a_layer
+    assert not [each for each in lowered if 'f32' in each[0] + each[1]]
+    assert len([each for each in lowered if 'f32' in each[2]]) == 3 * (in_a_layer - 7)
 
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
@@ -56,10 +56,10 @@ def test_head_of_a_bfloat16_model_multiplies_bfloat16(platform, keep):
 
     floats = [((B, T, D), jnp.bfloat16), ((D, V), jnp.float32), ((V,), jnp.float32)]
     shapes = [jax.ShapeDtypeStruct(*each) for each in floats] + [jax.ShapeDtypeStruct((B, T), jnp.int32)]
-    found = products(jax.grad(total, argnums=(0, 1, 2)), platform, *shapes)
-    assert len(found) == (3 if keep else 4)  # logits, perhaps again, and the gradients of hidden and kernel
-    assert not [each for each in found if 'f32' in each[0] + each[1]]
-    assert [each[2] for each in found if each[2].startswith(f'tensor<{D}x{V}')] == [f'tensor<{D}x{V}xf32>']
+    lowered = products(jax.grad(total, argnums=(0, 1, 2)), platform, *shapes)
+    assert len(lowered) == (3 if keep else 4)  # logits, perhaps again, and the gradients of hidden and kernel
+    assert not [each for each in lowered if 'f32' in each[0] + each[1]]
+    assert [each[2] for each in lowered if each[2].startswith(f'tensor<{D}x{V}')] == [f'tensor<{D}x{V}xf32>']
 
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
@@ -86,9 +86,9 @@ def test_train_step_of_a_bfloat16_model_multiplies_bfloat16(platform):
         clip=1.0,
         trainable=first.trainable,
     )
-    found = products(one, platform, first, batch, jax.ShapeDtypeStruct((), jnp.float32))
-    assert len(found) >= 3 * (7 + 2 + 1)
-    assert not [each for each in found if 'f32' in each[0] + each[1]]
+    lowered = products(one, platform, first, batch, jax.ShapeDtypeStruct((), jnp.float32))
+    assert len(lowered) >= 3 * (7 + 2 + 1)
+    assert not [each for each in lowered if 'f32' in each[0] + each[1]]
 
 
 def test_float32_products_are_detected():

@@ -99,8 +99,8 @@ def test_old_run_exports(tmp_path):
     export.export('runs/text', tmp_path / 'hf', 'hf')
     export.export('runs/chat', tmp_path / 'peft', 'peft')
     export.export('runs/chat', tmp_path / 'merged', 'hf', merge=True)
-    for made in ('hf/model.safetensors', 'peft/adapter_model.safetensors', 'merged/config.json'):
-        assert (tmp_path / made).is_file()
+    for file in ('hf/model.safetensors', 'peft/adapter_model.safetensors', 'merged/config.json'):
+        assert (tmp_path / file).is_file()
 
 
 def test_old_run_generates(capfd):

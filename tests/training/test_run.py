@@ -24,14 +24,14 @@ def run_of(text, device_memory, **more):
 
 
 def test_logits_are_kept_if_all_fits_in_half_of_the_memory(text):
-    kept = run_of(text, 10**12)
-    size = kept.memory()['total']
-    assert kept.keep_logits and run_of(text, 2 * size).keep_logits
+    large = run_of(text, 10**12)
+    size = large.memory()['total']
+    assert large.keep_logits and run_of(text, 2 * size).keep_logits
     for less in (run_of(text, 2 * size - 2), run_of(text, 0)):
         assert not less.keep_logits
-        assert less.memory()['activations'] < kept.memory()['activations']
+        assert less.memory()['activations'] < large.memory()['activations']
     assert not run_of(text, 10**12, **{'model.dtype': 'float32'}).keep_logits
-    assert build(kept.config, devices=jax.devices()[:1]).keep_logits is False  # a CPU does not say what it has
+    assert build(large.config, devices=jax.devices()[:1]).keep_logits is False  # a CPU does not say what it has
 
 
 @pytest.mark.usefixtures('no_compilation_cache')

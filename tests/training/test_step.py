@@ -231,11 +231,11 @@ def test_dropout_key_differs_for_every_step_and_seed():
         run = jax.jit(
             step.make_train_step(step.make_gradient(Noisy(), token_loss.loss), tx, lambda progress: 1.0, **options)
         )
-        found = []
+        results = []
         for _ in range(3):
             now, metrics = run(now, make_batch(mask=1.0), 0.0)
-            found.append(float(metrics['loss']))
-        return found
+            results.append(float(metrics['loss']))
+        return results
 
     assert len(set(losses(1) + losses(2))) == 6
     assert losses(1) == losses(1)

@@ -194,9 +194,9 @@ def test_only_members_of_one_learning_rate_are_repetitions():
     chosen = members((0, 1, 0), (0.1, 0.1, 0.2), (0,))
     evaluation = sweep.summary([{'loss': 1.0}, {'loss': 2.0}, {'loss': 6.0}])
     assert evaluation == {'loss': 3.0, 'loss_members': [1.0, 2.0, 6.0]}
-    found = sweep.results(chosen, evaluation)['sweep']
-    assert found['members'][2] == {'seed': 0, 'learning_rate': 0.2, 'order': 0, 'loss': 6.0}
-    same, other = found['intervals']
+    result = sweep.results(chosen, evaluation)['sweep']
+    assert result['members'][2] == {'seed': 0, 'learning_rate': 0.2, 'order': 0, 'loss': 6.0}
+    same, other = result['intervals']
     assert (same['learning_rate'], same['members'], same['loss'][0]) == (0.1, 2, 1.5)
     assert same['loss'][1] < 1.0 and same['loss'][2] > 2.0
     assert other == {'learning_rate': 0.2, 'members': 1, 'loss': (6.0, None, None)}

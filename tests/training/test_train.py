@@ -107,7 +107,7 @@ def test_run_stopped_by_sigterm_and_resumed_equals_the_uninterrupted_one(config,
     assert_same_run(whole, parts)
     assert (parts / 'checkpoints' / f'{STEPS}.corrupt').is_dir()
 
-    # Another run may not go on there, and is told why.
+    # A run with another config is refused, and the message names the field.
     config.optimizer.learning_rate = 0.5
     with pytest.raises(ValueError, match='optimizer.learning_rate: saved 0.001, now 0.5'):
         train.train(config, parts)
@@ -122,7 +122,7 @@ def test_finished_run_is_not_changed(config, tmp_path, monkeypatch, capsys):
     manifests = [json.loads(path.read_text()) for path in tmp_path.glob('run/checkpoints/*/manifest.json')]
     metrics_of = {manifest['step']: manifest['metric'] for manifest in manifests}
     assert losses.keys() == {5, 10, 12} and metrics_of == {4: None, 8: None, 12: losses[12]}
-    kept = {
+    contents = {
         path: path.read_bytes()
         for path in (tmp_path / 'run').glob('*')
         if path.name in ('metrics.jsonl', 'samples.txt')
@@ -130,18 +130,18 @@ def test_finished_run_is_not_changed(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Run, 'train_step', None)  # nothing is compiled
     assert train.train(config, tmp_path / 'run') == first
     assert f'finished   the budget is spent after step {STEPS}: nothing is left' in capsys.readouterr().out
-    assert len(kept) == 2 and all(path.read_bytes() == content for path, content in kept.items())
+    assert len(contents) == 2 and all(path.read_bytes() == content for path, content in contents.items())
 
 
 def test_signal_during_evaluation_and_during_compilation(config, tmp_path, monkeypatch):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     train.train(config, whole)
-    made, tried = evaluate.evaluate, []
+    run_evaluation, tried = evaluate.evaluate, []
 
     def interrupted(*arguments):
         tried.append(arguments)
         os.kill(os.getpid(), signal.SIGTERM)
-        return made(*arguments)
+        return run_evaluation(*arguments)
 
     monkeypatch.setattr(evaluate, 'evaluate', interrupted)
     with pytest.raises(lifecycle.RunEnded, match='SIGTERM: step 5 is saved') as ended:
@@ -152,11 +152,11 @@ def test_signal_during_evaluation_and_during_compilation(config, tmp_path, monke
 
     compiled = Run.train_step
 
-    def asked(self):
+    def interrupted_compilation(self):
         os.kill(os.getpid(), signal.SIGTERM)
         return compiled(self)
 
-    monkeypatch.setattr(Run, 'train_step', asked)
+    monkeypatch.setattr(Run, 'train_step', interrupted_compilation)
     with pytest.raises(lifecycle.RunEnded, match='SIGTERM: step 5 is saved') as ended:
         train.train(config, parts)
     assert ended.value.code == lifecycle.REQUEUE
@@ -168,11 +168,11 @@ def test_signal_during_evaluation_and_during_compilation(config, tmp_path, monke
 def test_checkpoint_gets_the_metric_of_an_interrupted_evaluation(config, tmp_path, monkeypatch):
     config.checkpoint.every_steps, config.checkpoint.keep_last = 5, 5
     train.train(config, tmp_path / 'whole')
-    made = evaluate.evaluate
+    run_evaluation = evaluate.evaluate
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return made(*arguments)
+        return run_evaluation(*arguments)
 
     monkeypatch.setattr(evaluate, 'evaluate', interrupted)
     with pytest.raises(lifecycle.RunEnded, match='step 5 is saved'):
@@ -180,8 +180,8 @@ def test_checkpoint_gets_the_metric_of_an_interrupted_evaluation(config, tmp_pat
     assert checkpoint.ranked(tmp_path / 'parts' / 'checkpoints') == []
     monkeypatch.undo()
     train.train(config, tmp_path / 'parts')
-    found = [checkpoint.ranked(tmp_path / name / 'checkpoints') for name in ('whole', 'parts')]
-    assert found[0] == found[1] and 5 in found[0]
+    rankings = [checkpoint.ranked(tmp_path / name / 'checkpoints') for name in ('whole', 'parts')]
+    assert rankings[0] == rankings[1] and 5 in rankings[0]
     checkpoint.verify(tmp_path / 'parts' / 'checkpoints' / '5')
 
 
@@ -246,8 +246,8 @@ def start(text):
 
     def start(workdir, flags=(), **more):
         with open(f'{workdir}.txt', 'w') as words:
-            asked = [*command, f'--workdir={workdir}', *flags]
-            return subprocess.Popen(asked, cwd=ROOT, env=environment | more, stdout=words, stderr=subprocess.STDOUT)
+            argv = [*command, f'--workdir={workdir}', *flags]
+            return subprocess.Popen(argv, cwd=ROOT, env=environment | more, stdout=words, stderr=subprocess.STDOUT)
 
     return start
 
@@ -342,7 +342,7 @@ def test_sharded_equals_unsharded(config):
 def test_start_traces_the_model_once_for_its_parameters(config, monkeypatch):
     traced, init = [], Transformer.init
     monkeypatch.setattr(Transformer, 'init', lambda self, *inputs: traced.append(self) or init(self, *inputs))
-    config.data.seq_len = 26  # of no other test, whose trace would be found again
+    config.data.seq_len = 26  # of no other test, whose trace would be cached
     state = build.build(*resolve.resolve(config)).initial.on_mesh()
     assert len(traced) == 1 and int(state.step) == 0
 

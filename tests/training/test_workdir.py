@@ -79,8 +79,8 @@ def test_every_rule_matches_a_field():
 def test_pooling_may_change_unless_the_loss_pools():
     for name, kind in {'text': 'free', 'chat': 'free', 'tag': 'free', 'classify': 'fixed', 'regress': 'fixed'}.items():
         saved = changed('task.name', value=name)
-        found = workdir.compare(saved, changed('objective.pool', saved, 'mean'))
-        assert [(difference.field, difference.kind) for difference in found] == [('objective.pool', kind)], name
+        differences = workdir.compare(saved, changed('objective.pool', saved, 'mean'))
+        assert [(difference.field, difference.kind) for difference in differences] == [('objective.pool', kind)], name
 
 
 @pytest.mark.parametrize(
@@ -232,14 +232,14 @@ LINES = [f'{{"step": {step}, "loss": {10 - step}}}\n' for step in (0, 1, 2, 2, 4
 
 
 @pytest.mark.parametrize(
-    'step, torn, kept',
+    'step, torn, count',
     [(9, '', 5), (4, '', 5), (3, '', 4), (2, '{"step": 5, "lo', 4), (9, '{"step": 5}', 5), (-1, '', 0)],
 )
-def test_lines_after_a_step_are_removed(tmp_path, step, torn, kept):
+def test_lines_after_a_step_are_removed(tmp_path, step, torn, count):
     path = tmp_path / 'metrics.jsonl'
     path.write_text(''.join(LINES) + torn)
-    assert workdir.truncate_jsonl(path, step) == 5 - kept + bool(torn)
-    assert path.read_text() == ''.join(LINES[:kept])
+    assert workdir.truncate_jsonl(path, step) == 5 - count + bool(torn)
+    assert path.read_text() == ''.join(LINES[:count])
     assert workdir.truncate_jsonl(path, step) == 0
 
 
