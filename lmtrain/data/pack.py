@@ -98,6 +98,12 @@ def gather(
 
     Args:
       extra: further columns, or replacements, with an entry for every token of the file; 0 at padding.
+
+    >>> tokens = np.array([9, 1, 2, 9, 3, 9])  # END 1 2 END 3 END
+    >>> rows = pack([0, 3, 5], 6, isolate=True)
+    >>> batch = gather(tokens, rows, np.array([0]), 6)
+    >>> batch['tokens'].tolist(), batch['targets'].tolist(), batch['segment_ids'].tolist()
+    ([[9, 1, 2, 9, 3, 0]], [[1, 2, 9, 3, 9, 0]], [[1, 1, 1, 2, 2, 0]])
     """
     existing = np.where(chosen >= 0, chosen, 0)
     first = rows.first[existing]

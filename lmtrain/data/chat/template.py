@@ -193,7 +193,7 @@ def encode(text: Text, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -
         for start, stop in zip(cuts, cuts[1:]):
             if start == stop:
                 continue
-            whole = start == begun and (not ids or after_special and tokenizer.blank_after_special)
+            whole = start == begun and (not ids or after_special and tokenizer.restarts_after_special)
             content = text.text[start:stop]
             add(tokenizer.encode(content) if whole else tokenizer.encode_inside(content), start, content)
 

@@ -162,7 +162,7 @@ class Tokenizer:
         """Matches the name of a special token (the last group) and the white space that belongs to it."""
         return re.compile(f'({regex_any_of(self.special_ids)})')
 
-    blank_after_special = True  # whether content after a special token is encoded like the beginning of a text
+    restarts_after_special = True  # whether content after a special token is encoded like the beginning of a text
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the ids; specials have none."""
@@ -245,7 +245,11 @@ def _bytes_between(text: str, ends: np.ndarray) -> np.ndarray:
 
 
 class Bytes(Tokenizer):
-    """256 bytes of UTF-8, then END."""
+    """256 bytes of UTF-8, then END.
+
+    >>> Bytes().encode_prompt('é')
+    [256, 195, 169]
+    """
 
     kind, file = 'bytes', 'bytes.json'
 
@@ -268,8 +272,8 @@ class Symbols(Tokenizer):
         self.symbols = json.loads(content)
         self.ids = {symbol: token for token, symbol in enumerate(self.symbols)}
         end_id = len(self.symbols)
-        pieces = [(self.blank + symbol).encode() for symbol in self.symbols] + [b'']
-        super().__init__(pieces, {end_id: END}, end_id, mask, leading=bool(self.blank))
+        pieces = [(self.prefix + symbol).encode() for symbol in self.symbols] + [b'']
+        super().__init__(pieces, {end_id: END}, end_id, mask, leading=bool(self.prefix))
 
     def encode_batch(self, texts):
         try:
@@ -287,14 +291,14 @@ class Symbols(Tokenizer):
 class Chars(Symbols):
     """Every character is a symbol."""
 
-    kind, blank = 'chars', ''
+    kind, prefix = 'chars', ''
     symbols_of = staticmethod(iter)
 
 
 class Whitespace(Symbols):
     """Every run of characters between white space is a symbol; decoding joins them with one space."""
 
-    kind, blank = 'whitespace', ' '
+    kind, prefix = 'whitespace', ' '
     symbols_of = staticmethod(str.split)
 
     def encode_with_offsets(self, texts):

@@ -36,7 +36,11 @@ def _create(kind: type[Tokenizer], content: bytes, mask: bool, config_json: byte
 
 
 def learn(kind: str, texts: Iterable[str], vocab_size: int, mask: bool) -> Tokenizer:
-    """A tokenizer learned from `texts`: one of LEARNED. 'bpe' has `vocab_size` entries, including special tokens."""
+    """A tokenizer learned from `texts`: one of LEARNED. 'bpe' has `vocab_size` entries, including special tokens.
+
+    >>> learn('chars', ['abba', 'c'], 0, mask=False).encode('cab')
+    [2, 0, 1]
+    """
     if kind == 'bytes':
         return Bytes(mask=mask)
     if kind == 'bpe':

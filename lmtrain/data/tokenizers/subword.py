@@ -115,7 +115,7 @@ class HuggingFace(Tokenizer):
         )
 
     @functools.cached_property
-    def blank_after_special(self):
+    def restarts_after_special(self):
         return '"prepend_scheme": "first"' not in json.dumps(self._spec)
 
     @functools.cached_property
@@ -144,7 +144,7 @@ class HuggingFace(Tokenizer):
         encoded = self._inside.encode(text, add_special_tokens=False)
         ids = self._reject_special_ids([text], [np.array(encoded.ids, np.int32)])[0].tolist()
         first = next((at for at, token in enumerate(ids) if token in self._words), len(ids) - 1) + 1
-        if first >= len(ids) or not self.blank_after_special:
+        if first >= len(ids) or not self.restarts_after_special:
             return ids
         return ids[:first] + self.encode(text[encoded.offsets[first - 1][1] :])  # a text begins after an added token
 
