@@ -6,6 +6,7 @@ reads it. These modules read the table:
     adapt/adapter.py             which leaves may be added, and where
     adapt/multi.py, adapt/peft/  neutral values and ranks of stacked adapters, and which leaves belong to an adapter
     parallel/sharding.py         partition rules
+    parallel/vocab_padding.py    the dimension over the vocabulary
     cost/flops.py                virtual tokens, extra keys and matrix products
     parallel/collectives.py      attention kernels that cannot read a leaf
     training/build.py            mesh axes and packed rows that exclude a leaf
@@ -38,6 +39,7 @@ class LeafKind(NamedTuple):
       is_matmul: whether every token is multiplied by the leaf [..., in, out]: 2 * in * out FLOPs each.
       token_axis: the dimension that counts virtual tokens, which precede the first document of every row.
       key_axis: the dimension that counts keys that every query attends to in addition.
+      vocab_axis: the dimension over the vocabulary, if the leaf is next to the token embedding.
     """
 
     pattern: str
@@ -50,6 +52,7 @@ class LeafKind(NamedTuple):
     is_matmul: bool = False
     token_axis: int | None = None
     key_axis: int | None = None
+    vocab_axis: int | None = None
 
     def fits(self, path: str, paths: Collection[str]) -> bool:
         """Whether a layer reads this leaf at `path`, in a model that has the leaves `paths`."""
@@ -75,6 +78,7 @@ KINDS = (
             ('embed/lora_a', (None, None)),
         ),
         is_matmul=True,
+        vocab_axis=0,
     ),
     LeafKind(
         r'.*/lora_b',  # [R, out]
@@ -155,6 +159,12 @@ def _is_adaptable(path: str) -> bool:
 def partition_rules() -> list[tuple[str, tuple[str | None, ...]]]:
     """The partition rules of all kinds, in the order of the table."""
     return [rule for kind in KINDS for rule in kind.rules]
+
+
+def vocab_axis(path: str) -> int | None:
+    """The dimension over the vocabulary of an adapter's leaf; None for other leaves."""
+    kind = kind_of(path) if path.startswith('embed/') else None
+    return kind.vocab_axis if kind else None
 
 
 def matmuls(paths: Collection[str]) -> dict[str, list[str]]:

@@ -7,7 +7,6 @@ resume from its checkpoint on another mesh.
 
 import functools
 import math
-import re
 from typing import Any
 
 import jax
@@ -15,8 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmtrain import tree
+from lmtrain.adapt.leaves import vocab_axis
 
-TABLES = (('embed/(embedding|lora_a)', 0), ('head/kernel', 1))  # (path, its dimension over the vocabulary)
+TABLES = {'embed/embedding': 0, 'head/kernel': 1}  # {path: its dimension over the vocabulary}
 
 
 def missing(size: int, tensor: int) -> int:
@@ -28,9 +28,9 @@ def fill(params: tree.Params, rows: int) -> tree.Params:
     """The parameters (arrays, perhaps traced) of a model with `rows` more in its tables."""
     leaves = tree.flatten(params)
     for path, leaf in leaves.items() if rows else ():
-        for pattern, axis in TABLES:
-            if re.fullmatch(pattern, path):
-                leaves[path] = jnp.pad(leaf, [(0, rows if i == axis else 0) for i in range(leaf.ndim)])
+        axis = TABLES.get(path, vocab_axis(path))
+        if axis is not None:
+            leaves[path] = jnp.pad(leaf, [(0, rows if i == axis else 0) for i in range(leaf.ndim)])
     return tree.unflatten(leaves)
 
 

@@ -151,3 +151,8 @@ def test_a_new_kind_is_sharded_counted_and_excluded(with_side):
     model = types.SimpleNamespace(unsupported_reason=lambda *_: '')
     reasons = [collectives.unsupported_on(kernel, 128, model, params, mesh, ()) for kernel in ('splash', 'cudnn')]
     assert reasons == ['cannot read layers/mlp/up/side, a leaf of the adapter', '']
+
+
+def test_only_low_rank_leaves_of_the_token_embedding_have_a_vocabulary_dimension():
+    axes = {path: leaves.vocab_axis(path) for name in METHODS for path in tree.flatten(extended(name))}
+    assert {path: axis for path, axis in axes.items() if axis is not None} == {'embed/lora_a': 0}

@@ -1,4 +1,4 @@
-"""Heads in PEFT's directories: modules_to_save, which are whole layers and no adapters."""
+"""Heads in PEFT's directories: modules_to_save, which are whole layers of the model."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from lmtrain.adapt.peft.modules import entries, name_for
 from lmtrain.errors import InputError
 from lmtrain.models import hf, pretrained, safetensors
 
-HEADS = ('lm_head', 'score', 'classifier', 'qa_outputs')
-TASKS = {'SEQ_CLS': 'classify', 'TOKEN_CLS': 'tag', 'QUESTION_ANS': 'span'}
+HEAD_MODULES = ('lm_head', 'score', 'classifier', 'qa_outputs')
+HEAD_OF_TASK_TYPE = {'SEQ_CLS': 'classify', 'TOKEN_CLS': 'tag', 'QUESTION_ANS': 'span'}
 
 
 def under_class(model, directory: Path, ignore: Sequence[str] = ()):
-    """`model` with the head of transformers' class that the task_type of an adapter names, if the adapter holds one."""
-    head = TASKS.get(config.read(directory, ignore).get('task_type'))
+    """`model` with the head of transformers' class for the task_type of an adapter, if the adapter holds that head."""
+    head = HEAD_OF_TASK_TYPE.get(config.read(directory, ignore).get('task_type'))
     if head is None or head == model.head or not (directory / config.WEIGHTS).is_file():
         return model
     out = next(e.key for e in entries(pretrained.headed(model, head, 1)) if e.paths == ('task_head/out/kernel',))
@@ -29,9 +29,9 @@ def under_class(model, directory: Path, ignore: Sequence[str] = ()):
 
 
 def read(model, params: Mapping, fields: Mapping, tensors: Mapping, prefix: str) -> tuple[dict, dict]:
-    """({path: leaf} of the base's own head, {path: leaf} of added heads) of the tensors that no adapter read.
+    """({path: leaf} of the base's head, {path: leaf} of added heads) from the tensors that belong to no adapter.
 
-    Raises ValueError where modules_to_save and the tensors differ, or a shape is not the base's.
+    Raises InputError if modules_to_save and the tensors differ, or if a shape is not that of the base.
     """
     saved = fields.get('modules_to_save') or []
     known = {key: entry for entry in entries(model) for key in (entry.key, *entry.also)}
@@ -50,31 +50,31 @@ def read(model, params: Mapping, fields: Mapping, tensors: Mapping, prefix: str)
             if paths != list(entry.paths) or tensor.shape != hf.joined_shape(entry, shapes):
                 raise InputError(f'the tensor {key!r} is {tensor.shape}, but the base has {shapes or "none such"}')
             parts = hf.split(entry, tensor, [shape[-1] for shape in shapes])
-            # An abstract base stays so but for these leaves.
+            # If the base is shapes, only these leaves become arrays.
             own |= {path: np.ascontiguousarray(part) for path, part in zip(paths, parts, strict=True)}
         elif module == 'lm_head':
-            raise InputError(f'{key!r} is a head of its own, but the base ties its head to the embedding')
+            raise InputError(f'{key!r} is a separate head, but the base ties its head to the embedding')
         elif '.' in module or kind not in ('weight', 'bias') or tensor.ndim != (2 if kind == 'weight' else 1):
-            raise InputError(f'{key!r} is no projection of the hidden states, nor a head that the base has')
+            raise InputError(f'{key!r} is neither a projection of the hidden states nor a head of the base')
         else:
             added[f'heads/{module}/{"kernel" if kind == "weight" else "bias"}'] = tensor.T
     missing = [name for name in saved if name not in seen and name not in AUTOMATIC]
     if missing or (saved and not seen):
-        raise InputError(f'modules_to_save has {(missing or saved)[0]!r}, of which there is no tensor')
+        raise InputError(f'modules_to_save has {(missing or saved)[0]!r}, but there is no tensor of it')
     for path, leaf in added.items():
         if path.endswith('/kernel') and leaf.shape[0] != model.width:
             raise InputError(
-                f'{path} reads {leaf.shape[0]} numbers, but the hidden states of the base are {model.width}'
+                f'{path} reads vectors of {leaf.shape[0]}, but the hidden states of the base have {model.width}'
             )
     return own, added
 
 
 def write(model, params: Mapping, task_type: str | None, modules: Sequence[str], prefix: str) -> tuple[dict, list[str]]:
-    """({key: tensor}, modules_to_save): the added heads, the base's own head for a task, and `modules` of the base.
+    """({key: tensor}, modules_to_save): the added heads, the base's head for a task, and `modules` of the base.
 
-    Raises ValueError where one of `modules` is not there or lies in the layers, or transformers has no such head.
+    Raises InputError if one of `modules` is missing or is in the layers, or if transformers has no such head.
     """
-    tensors, saved, held = {}, list(modules), tree.flatten(params)
+    tensors, saved, flat = {}, list(modules), tree.flatten(params)
     for name, leaves in params.get('heads', {}).items():
         module, kinds = _module(model, name, leaves, task_type)
         saved.append(module)
@@ -82,37 +82,39 @@ def write(model, params: Mapping, task_type: str | None, modules: Sequence[str],
             tensors[f'{prefix}{module}.{"weight" if kind == "kernel" else kind}'] = np.asarray(leaves[kind]).T
     for entry in entries(model):
         module = entry.key.rpartition('.')[0]
-        asked = [name for name in modules if f'.{module}.'.endswith(f'.{name}.')]
-        if entry.paths[0].startswith('task_head/') and model.head in TASKS.values():
+        requested = [name for name in modules if f'.{module}.'.endswith(f'.{name}.')]
+        if entry.paths[0].startswith('task_head/') and model.head in HEAD_OF_TASK_TYPE.values():
             parts = entry.key.split('.')
-            saved.append(next((part for part in parts if part in HEADS), parts[-3 if len(parts) > 2 else -2]))
-        elif not asked:
+            saved.append(next((part for part in parts if part in HEAD_MODULES), parts[-3 if len(parts) > 2 else -2]))
+        elif not requested:
             continue
         if '{layer}' in entry.key:
-            raise InputError(f'modules_to_save has {asked[0]!r}, which lies in every layer: that is no head')
+            raise InputError(f'modules_to_save has {requested[0]!r}, a module of every layer: only heads can be saved')
         tensors[prefix + name_for(model, entry.key, task_type)] = hf.join(
-            entry, [np.asarray(held[path]) for path in entry.paths]
+            entry, [np.asarray(flat[path]) for path in entry.paths]
         )
     if missing := [name for name in modules if not any(f'.{name}.' in f'.{key}' for key in tensors)]:
-        raise InputError(f'modules_to_save has {missing[0]!r}, which is no module of a {model.family}')
+        raise InputError(f'modules_to_save has {missing[0]!r}, which is not a module of the family {model.family}')
     return tensors, sorted(set(saved))
 
 
 def _module(model, name: str, leaves: Mapping, task_type: str | None) -> tuple[str, set[str]]:
-    """(module, its leaves) of the class for a task that computes what an added head does. Raises ValueError."""
-    if task_type not in TASKS:
-        raise InputError(f'heads/{name} with task_type={task_type!r}: a head goes with one of {", ".join(TASKS)}')
-    own = pretrained.FAMILIES[model.family].HEADS.settings[TASKS[task_type]]
-    headed = {'mlm_head': False, 'head': TASKS[task_type], 'num_labels': leaves['kernel'].shape[1]} | own
-    found = [e for e in entries(dataclasses.replace(model, **headed)) if e.paths[0].startswith('task_head/')]
-    kinds = {path.removeprefix('task_head/out/') for entry in found for path in entry.paths}
+    """(module, its leaves) in transformers' class for a task. InputError if that does not compute an added head."""
+    if task_type not in HEAD_OF_TASK_TYPE:
+        known = ', '.join(HEAD_OF_TASK_TYPE)
+        raise InputError(f'heads/{name} with task_type={task_type!r}: a head needs one of {known}')
+    head = HEAD_OF_TASK_TYPE[task_type]
+    own = pretrained.FAMILIES[model.family].HEADS.settings[head]
+    headed = {'mlm_head': False, 'head': head, 'num_labels': leaves['kernel'].shape[1]} | own
+    own_entries = [e for e in entries(dataclasses.replace(model, **headed)) if e.paths[0].startswith('task_head/')]
+    kinds = {path.removeprefix('task_head/out/') for entry in own_entries for path in entry.paths}
     if extra := kinds - leaves.keys():
         problem = f'has {min(extra)} as well'
     elif 'bias' in leaves and 'bias' not in kinds and np.any(leaves['bias']):
         problem = 'has no bias'
     else:
-        return found[0].key.rpartition('.')[0], kinds
+        return own_entries[0].key.rpartition('.')[0], kinds
     raise InputError(
         f"heads/{name}: the head of transformers' class for {task_type} of a {model.family} {problem}; start from a "
-        'checkpoint that has that head, and it learns with the adapter'
+        'checkpoint that has that head, which is trained with the adapter'
     )

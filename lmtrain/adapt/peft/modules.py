@@ -69,7 +69,8 @@ def name_for(model, name: str, task_type: str | None) -> str:
 
 def modules(model, params: Mapping) -> dict[str, Module]:
     """{name: Module} of all modules that can have an adapter, in a tree of arrays or shapes."""
-    leaves, found = tree.flatten(params), {}
+    leaves: dict[str, Any] = tree.flatten(params)
+    by_name = {}
     places = layer_places(params)
     for entry in entries(model):
         name = entry.key.removesuffix('.weight')
@@ -80,15 +81,15 @@ def modules(model, params: Mapping) -> dict[str, Module]:
             paths = [path.replace('layers/', f'{segment}/', 1) if layered else path for path in entry.paths]
             if not all(path in leaves for path in paths):
                 continue
-            one = Module(
+            module = Module(
                 name.format(layer=layer) if layered else name,
                 entry,
                 tuple(path.rpartition('/')[0] for path in paths),
                 index,
                 tuple(leaves[path].shape[-2:] for path in paths),
             )
-            found[one.name] = one
-    return found
+            by_name[module.name] = module
+    return by_name
 
 
 def layer_places(params: Mapping) -> list[tuple[str, int]]:
