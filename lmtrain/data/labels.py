@@ -106,7 +106,7 @@ def class_id(value: Any, names: tuple[str, ...], place: str) -> int:
             return alike[0]
     if (whole := _whole(name)) and not _numbered(names) and 0 <= int(whole) < len(names):
         return int(whole)
-    known = ', '.join(map(repr, names[:SHOWN])) + ', ...' * (len(names) > SHOWN)
+    known = ', '.join(map(repr, names[:SHOWN])) + (', ...' if len(names) > SHOWN else '')
     raise InputError(f'{place}: the label {value!r} is none of the {len(names)} classes: {known}')
 
 

@@ -151,40 +151,6 @@ def test_rewritten_answers_are_separate_texts(tokenizer):
     assert notes[1] == '1 rows as 2 texts, one per answer: the template rewrites earlier answers'
 
 
-def test_answer_whose_only_end_is_after_the_last_message(tokenizer):
-    source = (
-        "{% for m in messages %}{{ m.role + ' ' + m.content + '\\n' }}{% endfor %}"
-        "{{ 'assistant ' if add_generation_prompt else eos_token }}"
-    )
-    first, second = encode([row(messages=TALK)], tokenizer, source)[0]
-    assert marked_text(first, tokenizer) == 'user sat on?\nassistant [the mat\n</s>]'
-    assert marked_text(second, tokenizer) == 'user sat on?\nassistant the mat\nuser who?\nassistant [the cat\n</s>]'
-
-
-def test_answer_with_common_prefix_when_rewritten(tokenizer):
-    talk = [TALK[0], {'role': 'assistant', 'content': 'the cat /think the mat'}, *TALK[2:]]
-    lines = THINKING.replace('<|im_start|>', '').replace("'<|im_end|>\\n'", "'\\n'")
-    first, second = encode([row(messages=talk)], tokenizer, lines)[0]
-    assert marked_text(first, tokenizer) == 'user\nsat on?\nassistant\n[the cat /think the mat\n</s>]'
-    assert marked_text(second, tokenizer) == 'user\nsat on?\nassistant\nthe mat\nuser\nwho?\nassistant\n[the cat\n</s>]'
-
-
-def test_generation_prompt_that_the_answer_lacks(tokenizer):
-    cue = CHATML.replace("'<|im_start|>assistant\\n' }}{% endif", "'<|im_start|>assistant\\nthe cat' }}{% endif")
-    (example,), _ = encode([row(messages=TALK)], tokenizer, cue)
-    assert '<|im_start|>assistant\n[the mat<|im_end|>]\n' in marked_text(example, tokenizer)
-
-
-def test_answer_before_any_question(tokenizer):
-    """ShareGPT has conversations that the assistant begins."""
-    asking = "{{ messages[0].role and '' }}" + CHATML
-    (example,), _ = encode([row(messages=[TALK[1], *TALK[2:]])], tokenizer, asking)
-    assert marked_text(example, tokenizer) == (
-        '<|im_start|>assistant\n[the mat<|im_end|>]\n'
-        '<|im_start|>user\nwho?<|im_end|>\n<|im_start|>assistant\n[the cat<|im_end|>]\n'
-    )
-
-
 def test_generation_blocks_are_trained(tokenizer):
     tagged = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}{% generation %}"
@@ -298,20 +264,6 @@ def test_long_conversation(tokenizer):
 
 
 # --- system texts and tools
-
-
-def test_system_text_moved_to_last_question(tokenizer):
-    """Like Mistral's templates; the answer is trained after the prompt that generation uses."""
-    source = (
-        "{% set ask = messages | rejectattr('role', 'equalto', 'system') | list %}{% for m in ask %}"
-        "{{ '<|im_start|>' + (messages[0].content + ' ' if loop.last and messages[0].role == 'system' else '') + "
-        "m.content + '<|im_end|>' if m.role == 'user' else m.content + eos_token }}{% endfor %}"
-    )
-    first, second = encode([row(messages=[{'role': 'system', 'content': 'be'}, *TALK])], tokenizer, source)[0]
-    assert marked_text(first, tokenizer) == '<|im_start|>be sat on?<|im_end|>[the mat</s>]'
-    assert marked_text(second, tokenizer) == (
-        '<|im_start|>sat on?<|im_end|>the mat</s><|im_start|>be who?<|im_end|>[the cat</s>]'
-    )
 
 
 def test_unwritten_parts_are_counted(tokenizer):

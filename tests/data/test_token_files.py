@@ -1,0 +1,26 @@
+import numpy as np
+
+from lmtrain.data.pack import Rows
+from lmtrain.data.token_files import ByteColumn, Part, Split, join_splits
+
+ROWS = Rows(np.array([0, 1]), np.array([0]), np.array([3], np.int32))
+TOKENS = np.array([2, 0, 1, 2], np.uint16)  # END a b END
+
+
+def test_byte_column_adds_the_irregular_bytes():
+    part = Part(TOKENS, ROWS, 1.0, np.array([1, 3]), np.array([4, -1], np.int32))
+    token_bytes = np.array([1, 2, 0], np.int32)
+    assert ByteColumn(part, token_bytes, 0)[np.arange(4)].tolist() == [0, 5, 2, -1]
+    assert ByteColumn(part, token_bytes, 1)[np.arange(4)].tolist() == [5, 2, -1, -1]  # the last token has no target
+
+
+def test_byte_column_without_irregular_tokens():
+    part = Part(TOKENS, ROWS, 1.0, np.zeros(0, np.int64), np.zeros(0, np.int32))
+    assert ByteColumn(part, np.array([1, 2, 0], np.int32), 0)[np.arange(4)].tolist() == [0, 1, 2, 0]
+
+
+def test_join_splits_sums_sizes_and_keeps_parts():
+    part = Part(TOKENS, ROWS, 0.5, np.zeros(0, np.int64), np.zeros(0, np.int32))
+    joined = join_splits([Split((part,), 1, 2, 3, 4), Split((part, part), 10, 20, 30, 40)])
+    assert len(joined.parts) == 3
+    assert (joined.num_documents, joined.num_tokens, joined.num_bytes, joined.num_rows) == (11, 22, 33, 44)
