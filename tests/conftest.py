@@ -1,5 +1,6 @@
 """Strict settings for every test: eight simulated devices, no implicit rank promotion, every warning an error."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -11,6 +12,7 @@ os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
 # Tests compile more than they compute, so LLVM's optimisations cost more time than they save. The fusion emitters of
 # XLA's CPU backend take a third of the compile time; since jaxlib 0.11 they cannot be switched off.
 flags = [os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0']
+flags.append('--xla_cpu_parallel_codegen_split_count=1')  # the workers occupy the cores already
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
     flags.append('--xla_cpu_use_fusion_emitters=false')
 os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
@@ -29,6 +31,10 @@ import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Tracing allocates many objects, and a collection visits all that are alive: by default it takes a tenth of the time.
+gc.freeze()
+gc.set_threshold(200_000, 20, 100)
 
 # The same examples on every machine, however slow it is; `pytest --hypothesis-profile=search` draws new ones.
 slow = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]

@@ -280,42 +280,57 @@ def test_differences_are_named_and_nothing_is_cast(tmp_path):
     assert checkpoint.steps(tmp_path) == [4]  # it is whole: not set aside
 
 
-# Killed: one process saves 1 and 2, keeps one, and dies at a point of the second save.
+# A process imports JAX once and forks a child for each point. The child saves steps 1 and 2, keeps one checkpoint, and
+# is killed at the point of the second save. The exit codes are printed.
 KILLED = """
-import sys
+import os, sys
 import jax.numpy as jnp
 from lmtrain.checkpoint import Checkpoints
-manager = Checkpoints(sys.argv[1], every_steps=1, keep_last=1, keep_best=0)
-for step in (1, 2):
-    manager.save({'w': jnp.arange(100_000.) * step}, step, {'tokens': 10 * step})
-    manager.wait()
+for point in sys.argv[2:]:
+    if not os.fork():
+        os.environ['LMTRAIN_FAULT'] = f'{point}@2'
+        manager = Checkpoints(f'{sys.argv[1]}/{point}', every_steps=1, keep_last=1, keep_best=0)
+        for step in (1, 2):
+            manager.save({'w': jnp.arange(100_000.) * step}, step, {'tokens': 10 * step})
+            manager.wait()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
-@pytest.mark.parametrize('point', faults.SAVE_POINTS)
-def test_killed_at_any_point_nothing_committed_is_lost(tmp_path, point):
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory):
+    """A folder with the checkpoints of every killed process, by the name of the point."""
+    folder = tmp_path_factory.mktemp('killed')
     done = subprocess.run(
-        [sys.executable, '-c', KILLED, str(tmp_path)],
-        env=os.environ | {'LMTRAIN_FAULT': f'{point}@2', 'JAX_NUM_CPU_DEVICES': '1'},
+        [sys.executable, '-c', KILLED, str(folder), *faults.SAVE_POINTS],
+        env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'},
         capture_output=True,
+        text=True,
         timeout=250,
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * len(faults.SAVE_POINTS), done.stderr
+    return folder
+
+
+@pytest.mark.parametrize('point', faults.SAVE_POINTS)
+def test_killed_at_any_point_nothing_committed_is_lost(killed, point):
+    folder = killed / point
     committed = point in ('after_rename', 'in_retention')
-    leftovers = [path.name for path in tmp_path.glob('tmp.*')]
+    leftovers = [path.name for path in folder.glob('tmp.*')]
     if point == 'in_save':  # Orbax makes its folder on a thread of its own: it may be there already, or not yet
         assert leftovers in ([], ['tmp.2'])
     else:
         left = {'before_save': [], 'after_rename': [], 'in_retention': ['tmp.1.retired']}.get(point, ['tmp.2'])
         assert leftovers == left
     step = 2 if committed else 1
-    with checkpoints(tmp_path, keep_last=1) as manager:
-        assert not list(tmp_path.glob('tmp.*'))
+    with checkpoints(folder, keep_last=1) as manager:
+        assert not list(folder.glob('tmp.*'))
         restored, extra = manager.restore({'w': jax.ShapeDtypeStruct((100_000,), jnp.float32)})
         assert extra == {'tokens': 10 * step, 'step': step}
         assert bits(restored) == bits({'w': jnp.arange(100_000.0) * step})
         assert manager.save(restored, step + 1, {})
-    assert checkpoint.steps(tmp_path) == [step + 1]
+    assert checkpoint.steps(folder) == [step + 1]
 
 
 def test_full_disk_is_reported_and_leaves_older_checkpoints(tmp_path, caplog):

@@ -37,13 +37,31 @@ def run_of(text, mesh, more):
     return build(config, devices=jax.devices()[: math.prod(mesh)])
 
 
-def losses(run):
-    state, step, stream, put = run.initial.on_mesh(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
-    found = []
+def losses(run, start):
+    """[loss and gradient norm of three steps from the state `start`], and the summed loss of an evaluation batch."""
+    place = sharding.place(run.mesh)
+    state = jax.tree.map(lambda leaf, shape: jax.device_put(leaf, shape.sharding), start, run.shapes)
+    step, stream, metrics = run.train_step(), run.train_stream(), []
     for i in range(3):
-        state, measured = step(state, put(stream.batch(i)), np.float32(i / 4))
-        found += [measured['loss'].item(), measured['grad_norm'].item()]
-    return found, np.sum(run.eval_step()(state.params, put(run.stream('validation').batch(0)))['loss'])
+        state, measured = step(state, place(stream.batch(i)), np.float32(i / 4))
+        metrics += [measured['loss'].item(), measured['grad_norm'].item()]
+    return metrics, np.sum(run.eval_step()(state.params, place(run.stream('validation').batch(0)))['loss'])
+
+
+@functools.cache
+def reference(text, more):
+    """(initial state on the host, `losses` from it) on one device; `more` are the items of a dict of settings."""
+    run = run_of(text, (1, 1, 1, 1), dict(more))
+    start = jax.device_get(run.initial.on_mesh())
+    return start, losses(run, start)
+
+
+@pytest.mark.parametrize('more', [{}, LORA | {'sweep.seeds': (1, 2)}], ids=['llama', 'lora sweep'])
+def test_the_initial_state_over_eight_devices_is_that_over_one(text, more):
+    start, _ = reference(text, tuple(more.items()))
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(run_of(text, (2, 2, 2, 1), more).initial.on_mesh()), start
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +73,7 @@ def losses(run):
         ([(2, 2, 2, 1)], LORA | {'sweep.seeds': (1, 2)}),
         ([(1, 4, 2, 1)], {'adapt.method': 'prompt', 'data.isolate': False, 'model.dropout': 0.1}),
         ([(1, 4, 2, 1)], {'adapt.method': 'prefix', 'adapt.prefix.hidden': 64}),
-        ([(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (2, 2, 2, 1)], MUON),
+        ([(1, 8, 1, 1), (2, 2, 2, 1)], MUON),  # test_redistribute has the other meshes
         ([(1, 4, 2, 1)], MUON | {'sweep.seeds': (1, 2), 'adapt.cut': (1, 2)}),
         ([(1, 1, 1, 8), (1, 2, 2, 2)], DYNAMIC),
         ([(1, 4, 1, 2)], {'data.isolate': False, 'data.seq_len': 256, 'model.positions': 'learned'}),
@@ -74,26 +92,24 @@ def losses(run):
     ],
 )
 def test_a_step_over_eight_devices_is_that_over_one(text, meshes, more):
-    expected = losses(run_of(text, (1, 1, 1, 1), more))
+    start, expected = reference(text, tuple(more.items()))
     for mesh in meshes:
-        found = losses(run_of(text, mesh, more))
+        found = losses(run_of(text, mesh, more), start)
         np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-5, err_msg=str(mesh))
 
 
 def test_angles_by_the_length_of_a_row_are_the_same_in_micro_batches(text):
     """Rows of several documents, whose lengths lie on both sides of the original context."""
-    one, *others = (
-        losses(run_of(text, (1, 1, 1, 1), DYNAMIC | {'data.batch_size': 16, 'optimizer.accumulate': accumulate}))
-        for accumulate in (1, 4, 16)
-    )
-    for found in others:
+    settings = (DYNAMIC | {'data.batch_size': 16, 'optimizer.accumulate': accumulate} for accumulate in (1, 4, 16))
+    (_, one), *others = (reference(text, tuple(more.items())) for more in settings)
+    for _, found in others:
         np.testing.assert_allclose(np.hstack(found), np.hstack(one), rtol=1e-5)
 
 
 def test_cudnn_runs_on_the_heads_that_are_here_with_windows_that_a_scan_carries(text, monkeypatch):
     """Its call, carried out by XLA in float32."""
     more = {'model.window': 9, 'model.global_layers': (1,), 'model.num_layers': 2, 'model.unroll': 1}
-    expected = losses(run_of(text, (1, 1, 1, 1), more))
+    start, expected = reference(text, tuple(more.items()))
     by_xla, shapes = jax.nn.dot_product_attention, []
 
     def attention(query, *operands, implementation, **options):
@@ -104,7 +120,7 @@ def test_cudnn_runs_on_the_heads_that_are_here_with_windows_that_a_scan_carries(
     monkeypatch.setattr(jax.nn, 'dot_product_attention', attention)
     monkeypatch.setattr(attention_kernels, 'unsupported_reason', lambda *_, **__: '')
     monkeypatch.setitem(sharding.PLATFORM_KERNELS, 'cpu', 'cudnn')
-    found = losses(run_of(text, (2, 2, 2, 1), more))
+    found = losses(run_of(text, (2, 2, 2, 1), more), start)
     np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-5)
     assert {shape[2] for shape in shapes} == {4}
 
@@ -130,12 +146,19 @@ def test_an_old_gpu_attends_by_xla_and_the_header_says_so(text, monkeypatch):
         run_of(text, (1, 1, 1, 1), half | {'model.attention': 'cudnn'})
 
 
-@pytest.mark.parametrize('mesh', [(1, 1, 1, 1), (2, 2, 2, 1), (1, 8, 1, 1)], ids=lambda x: 'x'.join(map(str, x)))
-@pytest.mark.parametrize('more', [{}, MICRO], ids=['straight', 'micro-batches'])
+@pytest.mark.parametrize(
+    ('mesh', 'more'),
+    [
+        pytest.param((1, 1, 1, 1), {}, id='one device'),
+        pytest.param((2, 2, 2, 1), {}, id='data x fsdp x tensor'),
+        pytest.param((1, 8, 1, 1), MICRO, id='fsdp, micro-batches'),
+        pytest.param((2, 2, 2, 1), MICRO, id='data x fsdp x tensor, micro-batches'),
+    ],
+)
 def test_a_kernel_of_attention_runs_on_the_heads_that_are_here(text, mesh, more, monkeypatch):
     """The TPU's, interpreted."""
     more = {'data.seq_len': 128} | more
-    expected = losses(run_of(text, (1, 1, 1, 1), more))
+    start, expected = reference(text, tuple(more.items()))
     interpreted = functools.partial(attention_kernels.splash, interpret=True)
     shapes = []
 
@@ -147,7 +170,7 @@ def test_a_kernel_of_attention_runs_on_the_heads_that_are_here(text, mesh, more,
     monkeypatch.setitem(sharding.PLATFORM_KERNELS, 'cpu', 'splash')
     run = run_of(text, mesh, more)
     assert run.attention == 'splash'
-    np.testing.assert_allclose(np.hstack(losses(run)), np.hstack(expected), rtol=1e-5)
+    np.testing.assert_allclose(np.hstack(losses(run, start)), np.hstack(expected), rtol=1e-5)
     rows = run.config.data.batch_size // run.config.optimizer.accumulate // mesh[0] // mesh[1]
     assert (rows, 128, 8 // mesh[2], 8) in shapes
 

@@ -9,8 +9,9 @@ import pytest
 from configs import tiny
 from lmtrain import tree
 from lmtrain.parallel import sharding, vocab_padding
-from lmtrain.training import train
 from lmtrain.training.build import build
+from lmtrain.training.resolve import resolve
+from lmtrain.training.train import train
 
 ODD = 261  # of which the tokenizer has 257
 
@@ -19,6 +20,7 @@ def config_of(text, mesh, **more):
     config = tiny.get_config()
     base = {'data.source': str(text), 'data.cache': str(text.parent / 'cache'), 'data.validation': 0.2}
     base |= {'model.vocab_size': ODD, 'objective.z_loss': 1e-3, 'budget.steps': 4, 'schedule.warmup': 0.0}
+    base |= {'model.num_layers': 1, 'sample.prompts': ()}
     config.update_from_flattened_dict(
         base | more | {f'mesh.{axis}': size for axis, size in zip(sharding.AXES, mesh, strict=True)}
     )
@@ -27,7 +29,7 @@ def config_of(text, mesh, **more):
 
 def measured(text, mesh, steps=3, **more):
     """(metrics of the first steps, sums of an evaluation, run, state) on a mesh."""
-    run = build(config_of(text, mesh, **more), devices=jax.devices()[: math.prod(mesh)])
+    run = build(*resolve(config_of(text, mesh, **more)), devices=jax.devices()[: math.prod(mesh)])
     state, step, stream, put = run.initial.on_mesh(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
     found = []
     for i in range(steps):
@@ -116,5 +118,14 @@ def test_the_vocabulary_of_a_base_is_filled_up_too(text, base_run, method):
 @pytest.fixture(scope='module')
 def base_run(text, tmp_path_factory):
     folder = tmp_path_factory.mktemp('base') / 'run'
-    train(config_of(text, (8, 1, 1, 1), **{'budget.steps': 1, 'sample.prompts': ()}), folder)
+    train(
+        config_of(
+            text,
+            (8, 1, 1, 1),
+            **{
+                'budget.steps': 1,
+            },
+        ),
+        folder,
+    )
     return folder

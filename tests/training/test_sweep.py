@@ -213,6 +213,7 @@ def config(tmp_path):
     config.data.source, config.data.cache = str(tmp_path / 'text'), str(tmp_path / 'cache')
     config.data.validation = 0.2
     config.budget.steps = 8
+    config.model.num_layers = 1
     config.log.every_steps = 1
     config.log.tensorboard = False
     config.sample.max_tokens = 4

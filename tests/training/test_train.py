@@ -46,6 +46,7 @@ def config(text, tmp_path):
     config.data.cache = str(text.parent / 'cache')
     config.data.validation = 0.2
     config.budget.steps = STEPS
+    config.model.num_layers = 1
     config.log.every_steps = 1
     config.log.tensorboard = False
     config.evaluate.every_steps = 5
@@ -316,7 +317,7 @@ MESHES = [(8, 1, 1, 1), (2, 2, 2, 1)]
 
 
 def test_sharded_equals_unsharded(config):
-    config.optimizer.accumulate = 1
+    config.optimizer.accumulate, config.model.num_layers = 1, 2
     config.model.dropout = 0.1  # keyed by the global row
 
     def losses(devices, mesh):
