@@ -26,7 +26,7 @@ from lmtrain.files import local_path, read_json, write_json
 from lmtrain.runtime import multihost
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import Encoded, RowFormat, Task
-from lmtrain.tasks.task_rows import Settings, classes_of, few_shots, read_splits, require
+from lmtrain.tasks.task_rows import TaskConfig, classes_of, few_shots, read_splits, require
 
 TEMPLATE_VERSION = 3  # increased if a template and the same rows give other examples; the others are `Task.version`
 
@@ -41,7 +41,7 @@ class TaskData:
       lengths: T of the batches, ascending; one compiled program each.
       text, label: fields that are read.
       labels: names of the classes in the order of their ids; () without classes.
-      base_labels: whether `labels` are those of the base in its order.
+      labels_of_base: whether `labels` are those of the base in its order.
       notes: lines for the header of a run: what was recognised, counted, cut or left out.
       template: that wrote rows; None if none did.
       rows, examples, packed: of each split.
@@ -56,7 +56,7 @@ class TaskData:
     text: tuple[str, ...]
     label: str
     labels: tuple[str, ...]
-    base_labels: bool
+    labels_of_base: bool
     notes: tuple[str, ...]
     template: Template | None
     rows: dict[str, list[Row]] = field(repr=False)
@@ -92,7 +92,7 @@ def prepare_task(
     Args:
       data: config.data, of which `root`, `cache`, `tokenizer`, `vocab_size`, `seq_len`, and the shares `validation` and
         `test` are read. A share is taken from the training rows, by hash, if the split has no files of its own.
-      name, ..., too_long: the fields of `Settings`.
+      name, ..., too_long: the fields of `TaskConfig`.
       template: 'auto' (the tokenizer's own, else 'plain') | 'plain' | 'none' | the name of one of the tokenizer's
         several templates | file of a Jinja chat template. Only conversations read it.
       date: that a template with `strftime_now` writes, 'YYYY-MM-DD'; '' is today, by the clock of process 0.
@@ -102,7 +102,7 @@ def prepare_task(
     Raises InputError, FileNotFoundError or ImportError naming the file and line, the field, and the way out.
     """
     files = {'train': _tuple(train), 'validation': _tuple(validation), 'test': _tuple(test)}
-    config = Settings(name, files, _tuple(text), label, tuple(labels), shots, buckets, pack, too_long)
+    config = TaskConfig(name, files, _tuple(text), label, tuple(labels), shots, buckets, pack, too_long)
     config.check()
     _check_date(date)
     notes: list[str] = []
@@ -135,7 +135,7 @@ def _tuple(value: Iterable | str) -> tuple:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _tokenizer(data: Mapping, rows: list[Row], config: Settings) -> Tokenizer:
+def _tokenizer(data: Mapping, rows: list[Row], config: TaskConfig) -> Tokenizer:
     """The tokenizer that data.tokenizer names, or one learned from the texts of the training rows."""
     kind, text = data['tokenizer'], config.text
     if kind not in LEARNED:
@@ -173,7 +173,7 @@ class EncodedSplits(NamedTuple):
 
 
 def _encode_splits(
-    config: Settings, data: Mapping, rows: dict[str, list[Row]], tokenizer: Tokenizer, template: Template | None
+    config: TaskConfig, data: Mapping, rows: dict[str, list[Row]], tokenizer: Tokenizer, template: Template | None
 ) -> EncodedSplits:
     """The rows of all splits as examples, from the cache if they were encoded before."""
     task, seq_len = config.task, data['seq_len']
@@ -233,12 +233,12 @@ def _class_ids(examples: Examples) -> Iterator[int]:
 
 
 def _packed(
-    config: Settings,
+    config: TaskConfig,
     data: Mapping,
     rows: dict[str, list[Row]],
     tokenizer: Tokenizer,
     encoded: EncodedSplits,
-    base_labels: bool,
+    labels_of_base: bool,
     notes: list[str],
 ) -> TaskData:
     """The examples in rows of batches, with the lengths of the batches."""
@@ -258,7 +258,7 @@ def _packed(
         text=config.text,
         label=config.label,
         labels=config.labels,
-        base_labels=base_labels,
+        labels_of_base=labels_of_base,
         notes=(*notes, *counts),
         template=encoded.template,
         rows=rows,

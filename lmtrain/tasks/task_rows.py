@@ -16,7 +16,7 @@ from lmtrain.tasks.task import Task
 TOO_LONG = ('error', 'cut', 'drop')
 
 
-class Settings(NamedTuple):
+class TaskConfig(NamedTuple):
     """The fields of config.task that decide which examples there are, and how they are packed.
 
     Attributes:
@@ -78,7 +78,7 @@ def require(name: str, value: Any, right: bool, expected: str) -> None:
         raise InputError(f'config.task.{name} is {value!r}; it must be {expected}')
 
 
-def read_splits(config: Settings, data: Mapping, notes: list[str]) -> dict[str, list[Row]]:
+def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str, list[Row]]:
     """{split: its rows}. What was recognised or skipped is added to `notes`."""
     fields = config.text[0] if config.text else 'text', config.label
     rows = {
@@ -109,7 +109,7 @@ def _draws(purpose: str, rows: list[Row]) -> np.ndarray:
     return np.array([hash_unit(purpose, json.dumps(row.fields, sort_keys=True, default=str)) for row in rows])
 
 
-def classes_of(rows: list[Row], config: Settings, base: Sequence[str]) -> Classes:
+def classes_of(rows: list[Row], config: TaskConfig, base: Sequence[str]) -> Classes:
     """The classes of the training rows; config.task.labels if the task has no classes."""
     task = config.task
     if not task.has_classes:
@@ -121,7 +121,7 @@ def classes_of(rows: list[Row], config: Settings, base: Sequence[str]) -> Classe
     return classes
 
 
-def few_shots(rows: list[Row], config: Settings) -> list[Row]:
+def few_shots(rows: list[Row], config: TaskConfig) -> list[Row]:
     """`config.shots` rows of each class, or of all rows if a row does not have one class, in the order of the file."""
     task = config.task
     chosen: dict[Hashable, list[int]] = {}

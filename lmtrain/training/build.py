@@ -123,7 +123,7 @@ def _task_head(config, model: Transformer, base: Base | None, corpus) -> TaskHea
     from lmtrain.models import pretrained  # late: a run of text does not need it
 
     count, pool = task.output_size(corpus.labels), config.objective.pool
-    same_outputs = corpus.base_labels or not task.has_classes
+    same_outputs = corpus.labels_of_base or not task.has_classes
     if base and same_outputs and (model.head, model.num_labels) == (task.head, count):
         return TaskHead(model, base, notes=pretrained.no_class(model))
     if pool != 'auto':

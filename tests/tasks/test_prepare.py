@@ -217,7 +217,7 @@ def test_notes_count_classes_and_skipped_lines(prepare, tmp_path):
 
 def test_class_order_of_the_base_is_part_of_the_fingerprint(prepare):
     task = prepare(base_labels=('odd', 'even'))
-    assert task.labels == ('odd', 'even') and task.base_labels and not prepare().base_labels
+    assert task.labels == ('odd', 'even') and task.labels_of_base and not prepare().labels_of_base
     assert task.fingerprint != prepare().fingerprint
     stream = PaddedStream(task, 'train', 4, 0, False)
     expected = [('odd', 'even').index(task.rows['train'][i].fields['label']) for i in stream.examples(0)]

@@ -170,7 +170,7 @@ def test_lora_classifier_is_exported_for_peft_if_transformers_pools_alike(folder
     export.export(tmp_path / 'run', tmp_path / 'hf', 'hf', merge=True)
     was = load.load_run(tmp_path / 'run')
     run, params = start(recipe(folder, 'masked', init__adapter=str(tmp_path / 'peft')))
-    assert run.corpus.labels == ('negative', 'positive') and run.corpus.base_labels
+    assert run.corpus.labels == ('negative', 'positive') and run.corpus.labels_of_base
     for path, leaf in flat(was.params).items():
         np.testing.assert_allclose(params[path], leaf, atol=1e-6, err_msg=path)
     np.testing.assert_allclose(outputs(*load_pretrained(tmp_path / 'hf')), outputs(was.model, was.params), atol=1e-5)
