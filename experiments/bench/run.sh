@@ -5,5 +5,4 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../../launch/venv.sh"
 export PIP_CONSTRAINT=$here/constraints.txt
 install bench
-cd -- "$root"
-exec "$VENV/bin/python" -m experiments.bench "$@"
+PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$VENV/bin/python" -m experiments.bench "$@"

@@ -4,5 +4,4 @@ set -euo pipefail
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../../launch/venv.sh"
 install parity
-cd -- "$root"
-exec "$VENV/bin/python" -m experiments.bench_adapters "$@"
+PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} exec "$VENV/bin/python" -m experiments.bench_adapters "$@"
