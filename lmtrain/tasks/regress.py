@@ -62,9 +62,9 @@ def render(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...]
 def score(data, split: str, predicted: Sequence) -> dict[str, float]:
     """{'pearson'}: the correlation of labels and predictions; 0 if either is constant."""
     labels = np.asarray(data.examples[split].values['labels'], np.float64)
-    predicted = np.array(predicted, np.float64)
-    spread = labels.std() * predicted.std()
-    covariance = np.mean((labels - labels.mean()) * (predicted - predicted.mean()))
+    predictions = np.array(predicted, np.float64)
+    spread = labels.std() * predictions.std()
+    covariance = np.mean((labels - labels.mean()) * (predictions - predictions.mean()))
     return {'pearson': float(covariance / spread) if spread else 0.0}
 
 
