@@ -50,7 +50,7 @@ class Corpus:
         weights = [part.weight if len(part.rows.first) > 1 else 0.0 for part in self.splits[split].parts]
         return [weight / (sum(weights) or 1.0) for weight in weights]
 
-    def alone(self, index: int) -> 'Corpus':
+    def single_source(self, index: int) -> 'Corpus':
         """The corpus of source number `index` alone."""
         own = self.source_splits[index]
         one = slice(index, index + 1)

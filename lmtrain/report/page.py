@@ -1,5 +1,6 @@
 """The report of a run, report.md and loss.png, from the files in its folder alone."""
 
+import functools
 import json
 import math
 import os
@@ -16,18 +17,18 @@ LN2 = math.log(2)
 CURVE = '![loss over steps, with the baselines](loss.png)'
 # Costs in results.json and timings.jsonl: (key, label, format).
 COST = (
-    ('steps', 'steps', lambda x: f'{x:,}'),
+    ('steps', 'steps', '{:,}'.format),
     ('tokens', 'tokens', terminal.number),
-    ('flops', 'FLOPs of the model', lambda x: terminal.unit(x, 'FLOP')),
+    ('flops', 'FLOPs of the model', functools.partial(terminal.unit, name='FLOP')),
     ('seconds', 'wall time with evaluation and saving', terminal.duration),
-    ('tokens_per_second', 'tokens per second, median', lambda x: f'{x:,.0f}'),
-    ('flops_per_second', 'FLOP/s, median', lambda x: terminal.unit(x, 'FLOP/s')),
+    ('tokens_per_second', 'tokens per second, median', '{:,.0f}'.format),
+    ('flops_per_second', 'FLOP/s, median', functools.partial(terminal.unit, name='FLOP/s')),
     ('mfu', 'model FLOPs utilisation, median', terminal.percent),
     ('data_wait', 'time spent waiting for data', terminal.percent),
-    ('peak_memory', 'peak memory', lambda x: terminal.unit(x, 'B')),
-    ('skipped', 'updates skipped because of a non-finite gradient', lambda x: f'{x:,}'),
-    ('parameters', 'parameters', lambda x: f'{x:,}'),
-    ('trainable', 'trainable parameters', lambda x: f'{x:,}'),
+    ('peak_memory', 'peak memory', functools.partial(terminal.unit, name='B')),
+    ('skipped', 'updates skipped because of a non-finite gradient', '{:,}'.format),
+    ('parameters', 'parameters', '{:,}'.format),
+    ('trainable', 'trainable parameters', '{:,}'.format),
 )
 
 

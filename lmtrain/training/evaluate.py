@@ -58,7 +58,7 @@ def passes(run: Run, split: str, max_batches: int = 0) -> dict[str, tuple[float,
     for index, (name, share) in enumerate(zip(names, run.corpus.shares(split), strict=True)):
         if share:
             limit = max(1, round(max_batches * share)) if max_batches else 0
-            alone = dataclasses.replace(run, corpus=run.corpus.alone(index))
+            alone = dataclasses.replace(run, corpus=run.corpus.single_source(index))
             parts[name] = share, alone.stream(split, limit=limit)
     return parts
 

@@ -151,7 +151,7 @@ def test_mixture_follows_weights(prepare, tmp_path, poem):
     validation = Stream(corpus, 'validation', 8, 0, False)
     real = sum(validation.batch(step)['loss_mask'].sum() for step in range(validation.steps_per_epoch))
     assert real == corpus.splits['validation'].num_tokens
-    parts = [corpus.alone(index).splits['validation'] for index in (0, 1)]
+    parts = [corpus.single_source(index).splits['validation'] for index in (0, 1)]
     own = [
         bits_per_byte([p.tokens for p in corpus.splits['train'].parts], [part.parts[0].tokens], text, 257)
         for part, text in zip(parts, [(d / 'validation.txt').read_bytes() for d in corpus._directories])

@@ -170,7 +170,7 @@ def test_large_limit_reads_all_rows_in_order(corpora):
 def test_mixture_sources_alone(corpora):
     mixed = corpora['mixed']
     assert mixed.shares('train') == pytest.approx([1 / 2.7, 1.7 / 2.7])
-    first, second = mixed.alone(0), mixed.alone(1)
+    first, second = mixed.single_source(0), mixed.single_source(1)
     whole = Stream(mixed, 'validation', 1, 0, shuffle=False)
     rows = [
         rows_of(Stream(each, 'validation', 1, 0, False), range(each.splits['validation'].num_rows))
@@ -204,7 +204,7 @@ def test_mixture_order_changes_every_epoch(corpora, weight):
     stream = Stream(corpus, 'train', 1, 5, shuffle=True)
     of_source = []
     for index in (0, 1):
-        alone = Stream(mixed.alone(index), 'train', 1, 0, shuffle=False)
+        alone = Stream(mixed.single_source(index), 'train', 1, 0, shuffle=False)
         of_source.append(rows_of(alone, range(alone.steps_per_epoch)))
     sizes = [len(rows) for rows in of_source]
     quotas = [sizes[0], round(weight * sizes[0])]
