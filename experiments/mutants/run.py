@@ -87,11 +87,12 @@ MIRRORS = (
             'tests/models/test_pretrained.py',
         ),
     ),
-    ('lmtrain/cost/__init__.py', ('tests/cost/test_cost.py',)),
+    ('lmtrain/report/summary.py', ('tests/launch/test_train.py', 'tests/training/test_train.py')),
     ('lmtrain/tasks/[!p]*.py', ('tests/tasks/test_{name}.py', 'tests/tasks/test_objectives.py')),
     ('lmtrain/inference/[lq]*.py', ('tests/inference/test_prompting.py',)),
     ('launch/launcher.py', ('tests/launch/test_local.py', 'tests/launch/test_slurm.py')),
     ('launch/distributed.py', ('tests/launch/test_distributed.py',)),
+    ('launch/configs.py', ('tests/launch/test_recipe.py',)),
     ('launch/show.py', ('tests/launch/test_recipe.py', 'tests/launch/test_train.py')),
     ('launch/process_setup.py', ('tests/launch/test_cli.py',)),
 )
