@@ -159,8 +159,8 @@ def test_optimizer_contract(name):
 def test_moments_are_of_the_trainable_tree_alone(name):
     whole, part = params(), {'layers': {'mlp': params()['layers']['mlp']}}
     size = {
-        learns: sum(math.prod(shape) for shape in names(optimizer.optimizer(name, **PLAIN).init(values)))
-        for learns, values in {'all': whole, 'mlp': part}.items()
+        part_name: sum(math.prod(shape) for shape in names(optimizer.optimizer(name, **PLAIN).init(values)))
+        for part_name, values in {'all': whole, 'mlp': part}.items()
     }
     assert 0 < size['mlp'] < size['all']
     count = tree.count(part)

@@ -8,7 +8,7 @@ from lmtrain import tree
 from lmtrain.cost.flops import keys_per_query
 from lmtrain.models import lm_head
 
-HEADS = ('final_norm/', 'head/', 'heads/', 'mlm_head/')  # paths after the layers
+AFTER_LAYERS = ('final_norm/', 'head/', 'heads/', 'mlm_head/')  # paths after the layers
 
 
 def shard_bytes(leaves) -> int:
@@ -56,7 +56,7 @@ def bytes_per_device(
     """
     m, tokens = model, rows * seq_len // sequence
     deep = any(
-        not path.startswith(HEADS) for path in tree.flatten(state.trainable)
+        not path.startswith(AFTER_LAYERS) for path in tree.flatten(state.trainable)
     )  # else no layer has a backward pass
     itemsize = 2 if m.dtype in ('bfloat16', 'float16') else 4
     per_token = _activations_per_token(m, seq_len, fused, tensor, sequence)

@@ -37,7 +37,7 @@ MODELS = {
 
 @functools.cache
 def base_of(name):
-    params = jax.jit(MODELS[name].init, compiler_options=QUICK)(jax.random.key(0), batch())['params']
+    params = jax.jit(MODELS[name].init, compiler_options=QUICK)(jax.random.key(0), make_batch())['params']
     random = np.random.default_rng(1)
     return jax.tree.map(lambda x: 3 * x + 0.1 * random.normal(size=x.shape).astype(np.float32), params)
 
@@ -55,15 +55,15 @@ def forward(name, params, batch, cache=None, key=None):
     return compiled(MODELS[name])(params, batch, cache, key)
 
 
-def batch():
+def make_batch():
     return {'tokens': np.random.default_rng(2).integers(0, V, (B, T), dtype=np.int32)}
 
 
 def adapted(name, method, key=3, **settings):
     """Parameters with an adapter whose every leaf matters."""
     params = base_of(name)
-    found = adapt.method(method, MODELS[name], params, **settings)
-    leaves, random = tree.flatten(found.start(jax.random.key(key), params)), np.random.default_rng(key)
+    chosen = adapt.method(method, MODELS[name], params, **settings)
+    leaves, random = tree.flatten(chosen.start(jax.random.key(key), params)), np.random.default_rng(key)
     old = tree.flatten(params)
     for path in leaves.keys() - old.keys():
         if not path.endswith('lora_scale'):
@@ -137,7 +137,7 @@ def test_initial_values_of_lora():
 @pytest.mark.parametrize('method', ['prompt', 'prefix'])
 @pytest.mark.parametrize('name', ['rotary', 'learned', 'window', 'alternating'])
 def test_cached_decoding_with_virtual_tokens(name, method):
-    params, whole = adapted(name, method, length=P), batch()
+    params, whole = adapted(name, method, length=P), make_batch()
     full = forward(name, params, whole)['logits']
     assert full.shape == (B, T, V)
     assert np.abs(full - forward(name, base_of(name), whole)['logits']).max() > 0.1
@@ -155,11 +155,11 @@ def test_cached_decoding_with_virtual_tokens(name, method):
 @pytest.mark.parametrize('name', ['rotary', 'learned', 'encoder'])
 def test_prompt_of_token_embeddings_equals_those_tokens(name):
     ids = [5, 9, 30, 2]
-    params, found = base_of(name), batch()
+    params, batch = base_of(name), make_batch()
     one = prompt.adapter(length=P, init='text', ids=ids)
-    prompted = forward(name, adapt.extend(one, jax.random.key(0), params), found)
+    prompted = forward(name, adapt.extend(one, jax.random.key(0), params), batch)
     front = np.tile(np.array(ids, np.int32), (B, 1))
-    longer = forward(name, params, {'tokens': np.concatenate([front, found['tokens']], axis=1)})
+    longer = forward(name, params, {'tokens': np.concatenate([front, batch['tokens']], axis=1)})
     for head in ('hidden', 'logits'):
         np.testing.assert_allclose(prompted[head], longer[head][:, P:], atol=1e-5)
 
@@ -167,20 +167,20 @@ def test_prompt_of_token_embeddings_equals_those_tokens(name):
 @pytest.mark.parametrize('method', ['prompt', 'prefix'])
 @pytest.mark.parametrize('name', ['learned', 'encoder'])
 def test_padded_row_equals_the_row_alone(name, method):
-    params, found = adapted(name, method, length=P), batch()
+    params, batch = adapted(name, method, length=P), make_batch()
     real = (np.arange(T)[None] < np.array([T, 5, 8])[:, None]).astype(np.int32)
-    positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))  # said or not, they are those of the text
-    together = forward(name, params, found | {'segment_ids': real, 'positions': positions})['logits']
-    alone = forward(name, params, {'tokens': found['tokens'][1:2, :5]})['logits']
+    positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))  # the default, given explicitly
+    together = forward(name, params, batch | {'segment_ids': real, 'positions': positions})['logits']
+    alone = forward(name, params, {'tokens': batch['tokens'][1:2, :5]})['logits']
     np.testing.assert_allclose(together[1, :5], alone[0], atol=1e-5)
 
 
 def test_prefix_precedes_every_document_of_a_row():
-    params, found = adapted('window', 'prefix', length=P), batch()
+    params, batch = adapted('window', 'prefix', length=P), make_batch()
     segments = np.tile(np.array([1] * 7 + [2] * 5, np.int32), (B, 1))
     positions = np.tile(np.concatenate([np.arange(7), np.arange(5)]).astype(np.int32), (B, 1))
-    together = forward('window', params, found | {'segment_ids': segments, 'positions': positions})['logits']
-    alone = forward('window', params, {'tokens': found['tokens'][:, 7:]})['logits']
+    together = forward('window', params, batch | {'segment_ids': segments, 'positions': positions})['logits']
+    alone = forward('window', params, {'tokens': batch['tokens'][:, 7:]})['logits']
     np.testing.assert_allclose(together[:, 7:], alone, atol=1e-5)
 
 
@@ -200,19 +200,19 @@ def test_generation_uses_the_prompt():
 
 def test_adapter_dropout_depends_on_row_and_layer():
     params = adapted('rotary', 'lora', **LORA)
-    found = batch() | {'row': np.arange(B, dtype=np.int32)}
-    whole = forward('rotary', params, found, key=jax.random.key(0))['logits']
-    part = jax.tree.map(lambda x: x[np.array([2, 0])], found)
+    batch = make_batch() | {'row': np.arange(B, dtype=np.int32)}
+    whole = forward('rotary', params, batch, key=jax.random.key(0))['logits']
+    part = jax.tree.map(lambda x: x[np.array([2, 0])], batch)
     np.testing.assert_allclose(
         forward('rotary', params, part, key=jax.random.key(0))['logits'], whole[np.array([2, 0])], atol=1e-5
     )
-    assert np.abs(forward('rotary', params, found)['logits'] - whole).max() > 1e-2
-    bare = forward('rotary', base_of('rotary'), found)['logits']  # without a low-rank path nothing drops out
-    np.testing.assert_array_equal(forward('rotary', base_of('rotary'), found, key=jax.random.key(0))['logits'], bare)
+    assert np.abs(forward('rotary', params, batch)['logits'] - whole).max() > 1e-2
+    bare = forward('rotary', base_of('rotary'), batch)['logits']  # without a low-rank path nothing drops out
+    np.testing.assert_array_equal(forward('rotary', base_of('rotary'), batch, key=jax.random.key(0))['logits'], bare)
 
 
 def test_adapters_are_switched_and_mixed_in_one_batch():
-    model, found = MODELS['rotary'], batch()
+    model, batch = MODELS['rotary'], make_batch()
     small = {'rank': [('.*/value/kernel', 1)], 'alpha': [('.*', 2.0)]}
     every = [adapted('rotary', 'lora', **LORA), adapted('rotary', 'lora', key=4, **small), base_of('rotary')]
     parts = [adapt.split_adapter(params) for params in every]
@@ -221,14 +221,14 @@ def test_adapters_are_switched_and_mixed_in_one_batch():
         assert tree.flatten(tree.join(plain, own)).keys() <= set(tree.flatten(every[0])) | set(tree.flatten(every[1]))
     stacked = adapt.stack([own for _, own in parts])
     which = np.array([1, 2, 0], np.int32)
-    mixed = jax.jit(lambda batch: adapt.mix(model, parts[0][0], stacked, batch))(found | {'adapter': which})
+    mixed = jax.jit(lambda batch: adapt.mix(model, parts[0][0], stacked, batch))(batch | {'adapter': which})
     for row, index in enumerate(which):
-        alone = forward('rotary', every[index], found)['logits'][row]
+        alone = forward('rotary', every[index], batch)['logits'][row]
         np.testing.assert_allclose(mixed['logits'][row], alone, atol=1e-5)
     with pytest.raises(ValueError, match='no column adapter'):
-        adapt.mix(model, parts[0][0], stacked, found)
+        adapt.mix(model, parts[0][0], stacked, batch)
     with pytest.raises(ValueError, match='reaches from 1 to 3, but there are 3 adapters'):
-        adapt.mix(model, parts[0][0], stacked, found | {'adapter': np.array([1, 3, 2])})
+        adapt.mix(model, parts[0][0], stacked, batch | {'adapter': np.array([1, 3, 2])})
 
 
 def test_adapters_of_different_shapes_are_not_stacked():
@@ -298,31 +298,32 @@ def test_random_prompts_have_the_scale_of_embeddings():
     table = np.asarray(params['embed']['embedding'])
     for settings in ({}, {'hidden': 32}):
         one = prompt.adapter(length=200, init='random', **settings)
-        found = one.fold(adapt.extend(one, jax.random.key(0), params))['prompt']
-        assert found.keys() == {'embedding'}
-        assert 0.6 < np.std(found['embedding']) / np.std(table) < 1.6
+        folded = one.fold(adapt.extend(one, jax.random.key(0), params))['prompt']
+        assert folded.keys() == {'embedding'}
+        assert 0.6 < np.std(folded['embedding']) / np.std(table) < 1.6
     rows = prompt.adapter(length=5, init='vocab', scale=2.0).extend(jax.random.key(0), params)['prompt']['embedding']
     assert all(np.any(np.all(np.isclose(table * 2.0, row), axis=1)) for row in rows)
 
 
 def test_largest_change_ignores_padding():
     params = adapted('rotary', 'lora', **LORA)
-    found = batch() | {'segment_ids': np.ones((B, T), np.int32)}
-    change = adapt.largest_change(MODELS['rotary'], base_of('rotary'), params, found)
-    gap = forward('rotary', base_of('rotary'), found)['logits'] - forward('rotary', params, found)['logits']
+    batch = make_batch() | {'segment_ids': np.ones((B, T), np.int32)}
+    change = adapt.largest_change(MODELS['rotary'], base_of('rotary'), params, batch)
+    gap = forward('rotary', base_of('rotary'), batch)['logits'] - forward('rotary', params, batch)['logits']
     assert change == pytest.approx(float(jnp.abs(gap).max()), rel=1e-3)
-    none = found | {'segment_ids': np.zeros((B, T), np.int32)}
-    assert adapt.largest_change(MODELS['rotary'], base_of('rotary'), params, none) == 0
-    assert adapt.largest_change(MODELS['rotary'], params, adapt.fold(params), found) < 1e-4
+    padding = batch | {'segment_ids': np.zeros((B, T), np.int32)}
+    assert adapt.largest_change(MODELS['rotary'], base_of('rotary'), params, padding) == 0
+    assert adapt.largest_change(MODELS['rotary'], params, adapt.fold(params), batch) < 1e-4
 
 
 def test_largest_change_of_a_model_without_logits():
     """Its hidden states are compared, or its added head, as in a classifier on a bare encoder."""
     bare = dataclasses.replace(MODELS['rotary'], head='none')
     before, after = base_of('rotary'), adapted('rotary', 'lora', **LORA)
-    outputs = [bare.apply({'params': params}, batch())['hidden'] for params in (before, after)]
-    wanted = float(jnp.abs(outputs[0] - outputs[1]).max())
-    assert adapt.largest_change(bare, before, after, batch()) == pytest.approx(wanted, rel=1e-3) and wanted > 0.1
+    outputs = [bare.apply({'params': params}, make_batch())['hidden'] for params in (before, after)]
+    expected = float(jnp.abs(outputs[0] - outputs[1]).max())
+    assert expected > 0.1
+    assert adapt.largest_change(bare, before, after, make_batch()) == pytest.approx(expected, rel=1e-3)
     head = {'heads': {'classify': {'kernel': jnp.full((outputs[0].shape[-1], 2), 10.0)}}}
     gap = jnp.abs(jnp.sum(outputs[0] - outputs[1], axis=-1)).max() * 10
-    assert adapt.largest_change(bare, before | head, after | head, batch()) == pytest.approx(float(gap), rel=1e-3)
+    assert adapt.largest_change(bare, before | head, after | head, make_batch()) == pytest.approx(float(gap), rel=1e-3)

@@ -90,7 +90,7 @@ def compiled(model):
 
 
 def loss(forward, batch):
-    """Cross-entropy of tokens, and the size of an added head's output so that it learns too."""
+    """Cross-entropy of tokens, and a term that trains the added head."""
     outputs = forward(batch)
     values, weights = token_loss.loss(lambda _: outputs, batch)
     if 'probe' in outputs:
@@ -98,11 +98,11 @@ def loss(forward, batch):
     return values, weights
 
 
-def train(model, learns, params, batch, steps=50):
-    """(state before, state after) some steps with weight decay on everything that learns."""
+def train(model, trainable, params, batch, steps=50):
+    """(state before, state after) some steps, with weight decay on all trainable leaves."""
     decay = dict.fromkeys(['weight_decay'], 0.1) | {'decayed': '.*', 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8}
     tx = optimizer.optimizer('adamw', **decay)
-    before = state.create(jax.random.key(3), params, learns, tx)
+    before = state.create(jax.random.key(3), params, trainable, tx)
     options = {'learning_rate': 3e-3, 'clip': 1.0, 'trainable': before.trainable}
     one = step.make_train_step(step.make_gradient(model, loss), tx, lambda progress: 1.0 - 0 * progress, **options)
     run = jax.jit(lambda state: jax.lax.fori_loop(0, steps, lambda i, s: one(s, batch, 0.0)[0], state))
@@ -112,8 +112,8 @@ def train(model, learns, params, batch, steps=50):
 @every_method
 @both_objectives
 def test_method(name, objective):
-    model, batch, found = MODELS[objective], make_batch(objective), method(name, objective)
-    params = found.start(jax.random.key(5), base_of(objective))
+    model, batch, chosen = MODELS[objective], make_batch(objective), method(name, objective)
+    params = chosen.start(jax.random.key(5), base_of(objective))
     at_first = compiled(model)(base_of(objective), batch)
     extended = compiled(model)(params, batch)
     real = np.nonzero(batch['loss_mask'])
@@ -122,7 +122,7 @@ def test_method(name, objective):
     for head in ('logprob', 'logits'):  # outputs are those of the text alone
         assert extended[head].shape == at_first[head].shape
 
-    before, after = train(model, found.trainable, params, batch)
+    before, after = train(model, chosen.trainable, params, batch)
     assert int(after.counters['skipped']) == 0
     for path, leaf in tree.flatten(before.frozen).items():
         np.testing.assert_array_equal(tree.flatten(after.frozen)[path], leaf, err_msg=path)
@@ -131,15 +131,15 @@ def test_method(name, objective):
     assert old.keys() == tree.flatten(moments.mu).keys() == tree.flatten(moments.nu).keys()
     still = [path for path in old if np.array_equal(old[path], new[path])]
     assert not still, still
-    learnt = compiled(model)(after.params, batch)
-    assert np.mean(learnt['logprob'][real]) > np.mean(extended['logprob'][real]) or name == 'head'
+    trained = compiled(model)(after.params, batch)
+    assert np.mean(trained['logprob'][real]) > np.mean(extended['logprob'][real]) or name == 'head'
 
     if 'embed/lora_a' in old and model.tied:  # merged, it would change the head as well
         with pytest.raises(ValueError, match='the head is tied to embed/embedding'):
-            found.adapter.fold(after.params)
+            chosen.adapter.fold(after.params)
         return
-    folded = found.adapter.fold(after.params)
-    np.testing.assert_allclose(compiled(model)(folded, batch)['logits'][real], learnt['logits'][real], atol=1e-4)
+    folded = chosen.adapter.fold(after.params)
+    np.testing.assert_allclose(compiled(model)(folded, batch)['logits'][real], trained['logits'][real], atol=1e-4)
     if not MOVES_AT_ONCE & {name} and 'head' not in name:  # a closed form leaves the base's own leaves
-        plain = tree.cut(base_of(objective), found.cut) if found.cut else base_of(objective)
+        plain = tree.cut(base_of(objective), chosen.cut) if chosen.cut else base_of(objective)
         assert tree.flatten(folded).keys() == tree.flatten(plain).keys()

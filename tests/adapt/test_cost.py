@@ -73,7 +73,7 @@ def test_frozen_parameter_takes_two_bytes():
     frozen = tree.size(first.frozen) - 4 * N * len(scales)
     assert frozen == 2 * (tree.count(first.frozen) - N * len(scales))
     assert {leaf.dtype for leaf in tree.flatten(first.trainable).values()} == {jnp.dtype('float32')}
-    # Two moments of what learns and a counter, and nothing besides.
+    # Two moments of the trainable leaves and a counter.
     assert tree.size(first.opt_state) == 2 * tree.size(first.trainable) + 4
     largest = tree.flatten(first.frozen)['layers/mlp/up/kernel'].shape
     assert f'tensor<{"x".join(map(str, largest))}xbf16>' in program.as_text()

@@ -69,6 +69,6 @@ def test_first_matching_pattern_gives_the_rank_of_each_layer():
     assert shapes == {'layers/attention/query/lora_a': (2, width, 5), 'layers/attention/value/lora_a': (2, width, 3)}
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes_of(MODEL))
     method = adapt.method('lora', MODEL, params, rank=(('.*/query/kernel', (2, 5)),), alpha=(('.*', 10.0),))
-    found = method.start(jax.random.key(0), params)['layers']['attention']['query']
-    np.testing.assert_allclose(found['lora_scale'], [5.0, 2.0])  # alpha / rank
-    np.testing.assert_array_equal(np.any(np.asarray(found['lora_a'][0]), axis=0), [True, True, False, False, False])
+    leaves = method.start(jax.random.key(0), params)['layers']['attention']['query']
+    np.testing.assert_allclose(leaves['lora_scale'], [5.0, 2.0])  # alpha / rank
+    np.testing.assert_array_equal(np.any(np.asarray(leaves['lora_a'][0]), axis=0), [True, True, False, False, False])

@@ -72,9 +72,9 @@ def batch_of(task):
 def test_method_trains_a_task_and_changes_trainable_leaves_only(name, task, kind):
     model, params, batch = MODELS[kind], base_of(kind)['params'], batch_of(task)
     objective, classes = TASKS[task]
-    found = adapt.method(name, model, params, head={'name': task, 'classes': classes}, **METHODS[name])
+    method = adapt.method(name, model, params, head={'name': task, 'classes': classes}, **METHODS[name])
     tx = optimizer.optimizer('adamw', weight_decay=0.1, decayed='.*', b1=0.9, b2=0.99, eps=1e-8)
-    first = state.create(jax.random.key(1), found.start(jax.random.key(2), params), found.trainable, tx)
+    first = state.create(jax.random.key(1), method.start(jax.random.key(2), params), method.trainable, tx)
     options = {'learning_rate': 1e-2, 'clip': 1.0, 'trainable': first.trainable}
     one = step.make_train_step(step.make_gradient(model, objective), tx, lambda progress: 1.0 + 0 * progress, **options)
 

@@ -22,7 +22,7 @@ def modernbert():
 
 
 @pytest.mark.parametrize(
-    ('settings', 'cut', 'learning'),
+    ('settings', 'cut', 'trained'),
     [
         ({'last': 1}, (1, 2, 1), {'layers_2'}),
         ({'last': 3}, (1, 3), {'layers_1'}),
@@ -30,13 +30,13 @@ def modernbert():
         ({'trainable': 'layers/[01]/mlp/.*'}, (1, 1, 2), {'layers_0', 'layers_1'}),
     ],
 )
-def test_trainable_layers_are_in_segments_of_their_own(settings, cut, learning):
+def test_trainable_layers_are_in_segments_of_their_own(settings, cut, trained):
     model, params = modernbert()
     method = adapt.method('layers', model, params, **settings)
     assert method.cut == cut
     started = method.start(jax.random.key(1), params)
     trainable, _ = tree.split(started, method.trainable)
-    assert set(trainable) == learning
+    assert set(trainable) == trained
     batch = {'tokens': jnp.arange(8, dtype=jnp.int32)[None]}
     whole, pieces = (jax.jit(model.apply)({'params': x}, batch)['logits'] for x in (params, started))
     np.testing.assert_allclose(whole, pieces, atol=1e-6)

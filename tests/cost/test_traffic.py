@@ -43,14 +43,14 @@ FORMS = (
 
 @pytest.mark.parametrize('form', FORMS)
 def test_collectives_count_once_per_iteration_and_by_mesh_axis(form):
-    found = traffic.audit(HLO.replace('GROUPS', form), sharding.mesh(2, 4, 1, 1))
+    received = traffic.audit(HLO.replace('GROUPS', form), sharding.mesh(2, 4, 1, 1))
     # A ring gathers 3 of 4 parts of 64 bytes, three times; it sums 16 bytes over two devices.
-    assert found == {('all-gather', 'fsdp'): 3 * 64 * 3 / 4, ('all-reduce', 'data'): 16 * 2 * 1 / 2}
+    assert received == {('all-gather', 'fsdp'): 3 * 64 * 3 / 4, ('all-reduce', 'data'): 16 * 2 * 1 / 2}
 
 
 def test_transposed_groups_are_along_the_outer_axis():
-    found = traffic.audit(HLO.replace('GROUPS', 'replica_groups=[4,2]<=[2,4]T(1,0)'), sharding.mesh(2, 4, 1, 1))
-    assert found['all-gather', 'data'] == 3 * 64 / 2
+    received = traffic.audit(HLO.replace('GROUPS', 'replica_groups=[4,2]<=[2,4]T(1,0)'), sharding.mesh(2, 4, 1, 1))
+    assert received['all-gather', 'data'] == 3 * 64 / 2
 
 
 @pytest.mark.parametrize(
@@ -75,5 +75,5 @@ def test_permutation_is_along_the_axis_of_its_pairs():
         'all-gather(%x), GROUPS, dimensions={0}',
         'collective-permute(%x), source_target_pairs={{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}}',
     )
-    found = traffic.audit(text, sharding.mesh(2, 4, 1, 1))
-    np.testing.assert_equal(found['collective-permute', 'fsdp'], 3 * 64)
+    received = traffic.audit(text, sharding.mesh(2, 4, 1, 1))
+    np.testing.assert_equal(received['collective-permute', 'fsdp'], 3 * 64)

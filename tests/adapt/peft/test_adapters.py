@@ -63,10 +63,10 @@ def adapter(folder, name, change=lambda config, tensors: None):
 
 
 def batch_of(name):
-    found = cases.batch()
+    batch = cases.batch()
     padding = 1 if name.startswith('roberta') else 0
-    tokens = np.where(found['segment_ids'] > 0, np.maximum(found['tokens'], 2), padding)
-    return found | {'tokens': tokens.astype(np.int32)}
+    tokens = np.where(batch['segment_ids'] > 0, np.maximum(batch['tokens'], 2), padding)
+    return batch | {'tokens': tokens.astype(np.int32)}
 
 
 @functools.partial(jax.jit, static_argnames='model', compiler_options=QUICK)
@@ -85,8 +85,8 @@ def test_read_adapter_gives_the_outputs_of_peft_and_is_written_back(tmp_path, ba
     model, bare = base(golden['base'])
     params = adapt.load_adapter(model, bare, adapter(tmp_path / 'in', name))
     batch = batch_of(golden['base'])
-    found = heads.sampled(output(model, params, batch, golden['task'])).ravel()
-    np.testing.assert_allclose(found, np.array(golden['outputs'], np.float32), atol=2e-5)
+    outputs = heads.sampled(output(model, params, batch, golden['task'])).ravel()
+    np.testing.assert_allclose(outputs, np.array(golden['outputs'], np.float32), atol=2e-5)
 
     adapt.save_adapter(tmp_path / 'out', model, params, base='here', task_type=golden['task'])
     again = tree.flatten(adapt.load_adapter(model, bare, tmp_path / 'out'))
@@ -104,10 +104,10 @@ def test_abstract_base_gets_the_same_leaves(tmp_path, base):
     model, params = base('llama')
     directory = adapter(tmp_path / 'in', LLAMA)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-    wanted = tree.flatten(adapt.load_adapter(model, params, directory))
+    expected = tree.flatten(adapt.load_adapter(model, params, directory))
     for path, leaf in tree.flatten(adapt.load_adapter(model, shapes, directory)).items():
         if 'lora' in path:
-            np.testing.assert_array_equal(leaf, wanted[path])
+            np.testing.assert_array_equal(leaf, expected[path])
         else:
             assert isinstance(leaf, jax.ShapeDtypeStruct)
 
@@ -129,8 +129,8 @@ def test_different_kernels_of_one_module_are_concatenated(tmp_path, base):
 def test_lora_of_segments_is_written_layer_by_layer(tmp_path, base):
     model, params = base('llama')
     settings = {'rank': [('layers_1/attention/query/kernel', 3)], 'alpha': [('.*', 6.0)], 'cut': (1, 1)}
-    found = adapt.method('lora', model, params, **settings)
-    extended = found.start(jax.random.key(0), params)
+    method = adapt.method('lora', model, params, **settings)
+    extended = method.start(jax.random.key(0), params)
     adapt.save_adapter(tmp_path, model, extended, base='here', task_type='CAUSAL_LM')
     assert list(safetensors.header(tmp_path / adapters.WEIGHTS)) == [
         f'base_model.model.model.layers.1.self_attn.q_proj.lora_{side}.weight' for side in 'AB'
@@ -199,25 +199,25 @@ def test_older_releases_are_read_with_defaults_of_later_fields(tmp_path, base, v
 
     model, bare = base('gpt_neox')
     params = adapt.load_adapter(model, bare, adapter(tmp_path / 'in', 'lora of gpt_neox', as_written_then))
-    found = heads.sampled(output(model, params, batch_of('gpt_neox'), golden['task'])).ravel()
-    np.testing.assert_allclose(found, np.array(golden['outputs'], np.float32), atol=2e-5)
+    outputs = heads.sampled(output(model, params, batch_of('gpt_neox'), golden['task'])).ravel()
+    np.testing.assert_allclose(outputs, np.array(golden['outputs'], np.float32), atol=2e-5)
 
 
 def test_unknown_fields_that_are_off_or_ignored_are_skipped(tmp_path, base):
     model, bare = base('llama')
-    wanted = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', LLAMA)))
+    expected = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', LLAMA)))
     change = put(later_feature=False, another=None, more={}, use_rslora=True, comment='mine')
-    found = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', LLAMA, change), ['comment']))
-    assert found.keys() == wanted.keys()
-    for path, leaf in wanted.items():
-        np.testing.assert_array_equal(found[path], leaf)
+    leaves = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', LLAMA, change), ['comment']))
+    assert leaves.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(leaves[path], leaf)
 
 
 @pytest.mark.parametrize('name', ['lora of llama, spans', 'dora of gpt2', 'ia3 of phi3', 'lora of embeddings of llama'])
 def test_keys_may_contain_the_adapter_name(tmp_path, base, name):
     """As in state dicts that other trainers save: lora_A.default.weight, qa_outputs.modules_to_save.default.weight."""
     model, bare = base(GOLDENS[name]['base'])
-    wanted = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', name)))
+    expected = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', name)))
 
     def named(config, tensors):
         for key in list(tensors):
@@ -227,10 +227,10 @@ def test_keys_may_contain_the_adapter_name(tmp_path, base, name):
             if 'qa_outputs.' in key:
                 tensors[key.replace('qa_outputs.', 'qa_outputs.modules_to_save.default.')] = tensors.pop(key)
 
-    found = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', name, named)))
-    assert found.keys() == wanted.keys()
-    for path, leaf in wanted.items():
-        np.testing.assert_array_equal(found[path], leaf)
+    leaves = tree.flatten(adapt.load_adapter(model, bare, adapter(tmp_path / 'in', name, named)))
+    assert leaves.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(leaves[path], leaf)
 
 
 def put(**fields):
