@@ -4,6 +4,7 @@
 """
 
 import ast
+import contextlib
 import importlib.util
 import math
 import pathlib
@@ -79,7 +80,7 @@ def load(name: str, overrides: dict[str, str] | None = None) -> ml_collections.C
     """The config of a recipe with overrides applied in order; locked.
 
     A budget among the overrides takes the place of the recipe's own, since exactly one is set.
-    Raises FileNotFoundError or ValueError naming the recipe's line, or the field, its type and the nearest name.
+    Raises FileNotFoundError, or InputError naming the recipe's line, or the field, its type and the nearest name.
     """
     overrides = overrides or {}
     path, argument = find(name)
@@ -149,7 +150,7 @@ def _unresolved(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     """Sets one field from the text of a command line.
 
-    Raises ValueError naming the nearest field where there is none, or the field, the text and the type it wants.
+    Raises InputError naming the nearest field if there is none of that name, or the field, its type and the text.
     """
     known = types(config)
     section, _, field = key.rpartition('.')
@@ -168,36 +169,40 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     except ValueError as error:
         expected = NAMES[kind] + (' or none' if optional else '')
         value = repr(text if len(text) < 80 else f'{text[:80]}...')
-        raise InputError(f'config.{key} must be {expected}, not {value}{_reason(error)}') from None
+        reason = f' ({error})' if isinstance(error, Unparsable) and str(error) else ''
+        raise InputError(f'config.{key} must be {expected}, not {value}{reason}') from None
     for name in section.split('.') if section else ():
         config = config[name]
     config[field] = value
 
 
-def _reason(error: ValueError) -> str:
-    return f' ({error.args[1]})' if len(error.args) > 1 else ''
+class Unparsable(ValueError):
+    """A text that is not a value of a type; the message is the reason, '' if the type is reason enough."""
 
 
 def parse(text: str, kind: type) -> Any:
-    """The text of a command line as a value of a type. Raises ValueError."""
-    if kind is bool:
-        return {'true': True, 'false': False}[text.lower()] if text.lower() in ('true', 'false') else _no()
-    if kind is int:
-        return int(text) if re.fullmatch(r'[+-]?\d+(_\d+)*', text) and len(text) < 20 else _no()
+    """The text of a command line as a value of a type. Raises ValueError or Unparsable.
+
+    >>> parse('2_000', int), parse('true', bool), parse("[('.*', 8)]", tuple)
+    (2000, True, (('.*', 8),))
+    """
+    if kind is bool and text.lower() in ('true', 'false'):
+        return text.lower() == 'true'
+    if kind is int and re.fullmatch(r'[+-]?\d+(_\d+)*', text) and len(text) < 20:
+        return int(text)
     if kind is float:
         value = float(text)
-        return value if math.isfinite(value) else _no('it must be finite')
+        if not math.isfinite(value):
+            raise Unparsable('it must be finite')
+        return value
     if kind is tuple:
-        try:
+        with contextlib.suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
             value = tuples(ast.literal_eval(text))
-        except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
-            _no()
-        return value if isinstance(value, tuple) else _no()
-    return text
-
-
-def _no(reason: str | None = None):
-    raise InputError(None, reason) if reason else ValueError()
+            if isinstance(value, tuple):
+                return value
+    if kind is str:
+        return text
+    raise Unparsable
 
 
 def tuples(value: Any) -> Any:
@@ -206,7 +211,7 @@ def tuples(value: Any) -> Any:
 
 
 def check_derived(config: ml_collections.ConfigDict, name: str, overridden: Iterable[str], prefix: str = '') -> None:
-    """Raises ValueError naming a field that is computed by a division by zero, and a field of its section that is 0.
+    """Raises InputError naming a field that is computed by a division by zero, and a field of its section that is 0.
 
     `overridden` are the fields of the command line, which are named first.
     """
@@ -230,7 +235,7 @@ def check_derived(config: ml_collections.ConfigDict, name: str, overridden: Iter
 
 
 def check(config: ml_collections.ConfigDict, name: str) -> None:
-    """Raises ValueError where a config's fields or their types are not base.py's, or a number is not finite."""
+    """Raises InputError if a config's fields or their types are not those of base.py, or a number is not finite."""
     standard, own = types(base.get_config()), types(config)
     unset = {key for key, value in leaves(base.get_config()) if value is None}
     for key in standard.keys() - own.keys():

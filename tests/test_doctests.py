@@ -9,7 +9,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = [
     '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
-    for path in sorted((ROOT / 'lmtrain').rglob('*.py'))
+    for folder in ('lmtrain', 'launch', 'configs')
+    for path in sorted((ROOT / folder).rglob('*.py'))
     if path.name != 'api.py' and '>>>' in path.read_text(encoding='utf-8')
 ]
 
