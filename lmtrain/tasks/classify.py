@@ -67,11 +67,11 @@ def render(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...]
 
 def score(data, split: str, predicted: Sequence) -> dict[str, float]:
     """{'macro_f1'}: the mean of the F1 scores of all classes that are a label or a prediction, as in scikit-learn."""
-    labels, predicted = np.asarray(data.examples[split].values['labels']), np.array(predicted)
+    labels, guesses = np.asarray(data.examples[split].values['labels']), np.array(predicted)
     scores = []
-    for label in np.unique(np.concatenate([labels, predicted])):
-        correct = np.sum((labels == label) & (predicted == label))
-        scores.append(2 * correct / (np.sum(labels == label) + np.sum(predicted == label)))
+    for label in np.unique(np.concatenate([labels, guesses])):
+        correct = np.sum((labels == label) & (guesses == label))
+        scores.append(2 * correct / (np.sum(labels == label) + np.sum(guesses == label)))
     return {'macro_f1': float(np.mean(scores))}
 
 

@@ -177,13 +177,15 @@ def _encode_splits(
 ) -> EncodedSplits:
     """The rows of all splits as examples, from the cache if they were encoded before."""
     task, seq_len = config.task, data['seq_len']
+    encode_rows = task.encode
+    assert encode_rows, f'{task.name} reads a corpus'  # TaskConfig.check raises before
     settings = [config.name, config.text, config.label, config.labels, config.too_long, seq_len]
     content = _digest(rows), tokenizer.encoding
 
     def encode(split: str) -> Encoded:
         length = LengthPolicy(config.too_long, seq_len)
         form = RowFormat(config.text, config.label, config.labels, tokenizer, template, length, split == 'train')
-        encoded = task.encode(rows[split], form) if rows[split] else Encoded([])
+        encoded = encode_rows(rows[split], form) if rows[split] else Encoded([])
         return encoded._replace(notes=[*encoded.notes, *length.note()])
 
     versions = {'template': TEMPLATE_VERSION} | {name: each.version for name, each in TASKS.items() if each.version > 1}

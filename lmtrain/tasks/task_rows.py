@@ -111,10 +111,10 @@ def _draws(purpose: str, rows: list[Row]) -> np.ndarray:
 
 def classes_of(rows: list[Row], config: TaskConfig, base: Sequence[str]) -> Classes:
     """The classes of the training rows; config.task.labels if the task has no classes."""
-    task = config.task
-    if not task.has_classes:
+    row_labels = config.task.row_labels
+    if row_labels is None:
         return Classes(config.labels, False, ())
-    labels = (pair for row in rows for pair in task.row_labels(row, config.text, config.label))
+    labels = (pair for row in rows for pair in row_labels(row, config.text, config.label))
     classes = resolve_classes(labels, config.labels, base)
     if len(classes.names) < 2:
         raise InputError(f'the training rows have only one class, {classes.names[0]!r}: there is nothing to classify')
@@ -123,12 +123,12 @@ def classes_of(rows: list[Row], config: TaskConfig, base: Sequence[str]) -> Clas
 
 def few_shots(rows: list[Row], config: TaskConfig) -> list[Row]:
     """`config.shots` rows of each class, or of all rows if a row does not have one class, in the order of the file."""
-    task = config.task
+    row_labels = None if config.task.labels_words else config.task.row_labels
     chosen: dict[Hashable, list[int]] = {}
     for index in np.argsort(_draws('shots', rows), kind='stable').tolist():
         group = None
-        if task.has_classes and not task.labels_words:
-            (place, label), *_ = task.row_labels(rows[index], config.text, config.label)
+        if row_labels:
+            (place, label), *_ = row_labels(rows[index], config.text, config.label)
             group = class_id(label, config.labels, place)
         chosen.setdefault(group, []).append(index)
     return [rows[index] for index in sorted(index for group in chosen.values() for index in group[: config.shots])]
