@@ -18,7 +18,7 @@ class Section(ml_collections.ConfigDict):
     """A ConfigDict that also takes a field under its former name, with a warning that gives the new one.
 
     >>> config = get_config()
-    >>> with warnings.catch_warnings(record=True) as notes:
+    >>> with warnings.catch_warnings(record=True, action='always') as notes:
     ...     config.data.corrupt = 0.15
     >>> config.data.mask_rate, str(notes[0].message)
     (0.15, "config field 'corrupt' is now called 'mask_rate'")
