@@ -29,7 +29,7 @@ HEADLINES = (
     ('parity', 'llama: logits, 9 models'),
     ('bench', 'CPU, float32, 4 layers, 128 wide, T 64, B 12: tokens/s'),
     ('bench_adapters', '6 layers, 384 wide, T 256, B 12: tokens/s of LoRA over PEFT'),
-    ('reliability', 'kill -9 at a random moment'),
+    ('reliability', 'killed (kill -9) at a named point'),
     ('sharding', 'loss of 20 AdamW steps'),
     ('plans', 'pretrain_llama_70b on v5p:8x8x16: does it fit'),
 )
