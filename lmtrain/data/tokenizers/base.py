@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmtrain.errors import InputError
+from lmtrain.files import write_json
 
 END, MASK = '<|endoftext|>', '<|mask|>'
 KNOWN_MASKS = (MASK, '<mask>', '[MASK]')
@@ -224,7 +225,7 @@ class Tokenizer:
         if self.config_json:
             (directory / 'tokenizer_config.json').write_bytes(self.config_json)
         facts = {'kind': self.kind, 'mask': self.mask_id is not None, 'hash': self.hash}
-        (directory / 'lmtrain_tokenizer.json').write_text(json.dumps(facts), encoding='utf-8')
+        write_json(directory / 'lmtrain_tokenizer.json', facts)
 
     def _content(self) -> bytes:
         raise NotImplementedError
