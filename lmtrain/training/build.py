@@ -43,13 +43,12 @@ def build(
     """The run of a resolved config: mesh, data, model, method, objective and shapes. Does not change the config.
 
     Args:
-      config, base: from `resolve`. A config without init.base may be one that is not resolved.
+      config, base: from `resolve`, which has checked the settings of each section alone.
       devices: of the mesh; None is those of this machine.
       device_memory: bytes of each of `devices`; None asks them.
 
     Raises InputError or OSError naming the field or file, what was expected and the way out.
     """
-    checks.check_settings(config)
     mesh = sharding.mesh(**config.mesh, devices=devices)
     sharding.check_batch(config.data.batch_size, config.optimizer.accumulate, mesh)
     model = Transformer(**config.model)

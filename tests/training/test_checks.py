@@ -4,6 +4,7 @@ import pytest
 
 from configs.base import get_config
 from lmtrain.training.build import build
+from lmtrain.training.resolve import resolve
 
 
 @pytest.mark.parametrize(
@@ -24,4 +25,4 @@ def test_contradicting_settings_are_refused_by_name(changed, error):
     config.budget.steps, config.data.batch_size = 4, 8
     config.update_from_flattened_dict(changed)
     with pytest.raises(ValueError, match=error):
-        build(config)
+        build(*resolve(config))
