@@ -1,0 +1,38 @@
+"""The header and the plan of a run before its first step."""
+
+import jax
+import pytest
+
+from configs import tiny
+from lmtrain.report import summary
+from lmtrain.training.build import build
+
+
+def run_of(text, **changes):
+    config = tiny.get_config()
+    config.data.source, config.data.cache, config.data.validation = str(text), str(text.parent / 'cache'), 0.2
+    config.mesh.data = 1
+    config.update_from_flattened_dict(changes)
+    return build(config, devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize(('saved', 'evaluated', 'noted'), [(4, 5, True), (5, 5, False), (4, 6, False), (30, 7, False)])
+def test_header_says_if_no_checkpoint_can_be_ranked(text, saved, evaluated, noted):
+    run = run_of(text, **{'checkpoint.every_steps': saved, 'evaluate.every_steps': evaluated})
+    header = ' '.join(summary.header(run).split())
+    message = f'checkpoint.every_steps = {saved} and evaluate.every_steps = {evaluated} never meet'
+    assert (message in header) == noted
+
+
+def test_header_of_a_stand_in_text_has_no_sizes(text):
+    run = run_of(text)
+    assert 'held out' in summary.header(run) and 'epochs' in summary.header(run)
+    assert 'held out' not in summary.header(run, stand_in=True) and 'epochs' not in summary.header(run, stand_in=True)
+
+
+def test_planned_figures_are_those_of_the_budget(text):
+    run = run_of(text, **{'budget.steps': 30})
+    figures = summary.planned(run)
+    assert figures == {'peak_memory': run.memory()['total'], 'steps': 30, 'tokens': 30 * 8 * 32}  # no peak of a CPU
+    hours = run_of(text, **{'budget.steps': None, 'budget.hours': 1.0})
+    assert summary.planned(hours).keys() == {'peak_memory'}
