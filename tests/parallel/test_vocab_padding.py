@@ -72,7 +72,7 @@ def test_the_first_parameters_are_those_of_one_device(text):
     ours, stored = one.initial.on_mesh(), filled.initial.stored(filled.initial.on_mesh())
     assert jax.tree.map(np.shape, stored) == jax.tree.map(np.shape, ours)
     jax.tree.map(np.testing.assert_array_equal, ours.params, stored.params)
-    whole = filled.complete(stored)
+    whole = filled.initial.complete(stored)
     assert jax.tree.map(lambda x: (x.shape, x.sharding.spec), whole) == jax.tree.map(
         lambda x: (x.shape, x.sharding.spec), filled.shapes
     )
