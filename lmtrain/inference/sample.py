@@ -86,12 +86,12 @@ def stream(
     allowed[[token for token in settings.get('absent', ()) if token < vocab_size]] = False
     model = dataclasses.replace(model, attention='xla', remat='none')  # kernels take no cache, and no gradient is taken
     longest = max(map(len, prompts))
-    taken = num_virtual_tokens(params)  # positions of a soft prompt or a prefix
-    context = model.max_len - taken
+    virtual = num_virtual_tokens(params)  # positions of a soft prompt or a prefix
+    context = model.max_len - virtual
     if longest > context:
         raise InputError(
-            f'a prompt has {longest} tokens, but model.max_len={model.max_len} leaves {context} beside the {taken} '
-            'positions that are learnt: shorten it'
+            f'a prompt has {longest} tokens, but model.max_len={model.max_len} leaves {context} after {virtual} '
+            'virtual tokens: shorten it'
         )
     prompt_length = bucket(longest, SHORTEST, context)
     cache_length = bucket(longest + max_tokens, SHORTEST, context)
@@ -103,14 +103,14 @@ def stream(
     seen = collections.Counter()
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-        limits[row] = min(max_tokens, room(model, prompt) - taken)
+        limits[row] = min(max_tokens, room(model, prompt) - virtual)
         tags[row] = zlib.crc32(np.array([seen[tuple(prompt)], *prompt], np.int32).tobytes())
         seen[tuple(prompt)] += 1
 
     def batches():
         for start in range(0, len(tokens), batch_size):
             some = slice(start, start + batch_size)
-            asked = Settings(
+            sampling = Settings(
                 seed=np.uint32(settings['seed']),
                 tag=tags[some],
                 limit=limits[some],
@@ -120,7 +120,7 @@ def stream(
                 allowed=allowed,
                 end_ids=np.array([*end_ids, *[-1] * (MAX_END_IDS - len(end_ids))], np.int32),
             )
-            for row, ids, reason in _batch(model, params, tokens[some], lengths[some], asked, cache_length, every):
+            for row, ids, reason in _batch(model, params, tokens[some], lengths[some], sampling, cache_length, every):
                 full = reason == 'length' and limits[start + row] < max_tokens
                 yield start + row, ids, 'context' if full else reason
 
@@ -247,7 +247,7 @@ def prefill(model, params, tokens_BT, lengths_B, cache_length: int):
 
 @functools.partial(jax.jit, static_argnames='model', donate_argnames=('cache', 'logits_BV'))
 def decode(model, params, cache, logits_BV, progress: Progress, settings: Settings, steps):
-    """(cache, logits, Progress) after `steps` more tokens a row, fewer where all rows are done; steps is traced."""
+    """(cache, logits, Progress) after `steps` more tokens per row, fewer if all rows are done; `steps` is traced."""
 
     def going(carry):
         step, _, _, progress = carry

@@ -172,7 +172,7 @@ def write_file(path: Path, tensors: Mapping[str, tuple[tuple, np.dtype]], read: 
 def _json(raw: bytes, path: Path) -> dict:
     def unique(pairs):
         if len(dict(pairs)) != len(pairs):
-            raise InputError('a key stands in it twice')
+            raise InputError('it has a key twice')
         return dict(pairs)
 
     return parse_json_object(raw, f'{path}: its header', object_pairs_hook=unique)

@@ -19,13 +19,17 @@ from lmtrain.adapt.leaves import vocab_axis
 TABLES = {'embed/embedding': 0, 'head/kernel': 1}  # {path: its dimension over the vocabulary}
 
 
-def missing(size: int, tensor: int) -> int:
-    """Rows to add to a vocabulary of `size` so that `tensor` divides it; a multiple of 128 is fast on accelerators."""
+def num_padding_rows(size: int, tensor: int) -> int:
+    """Rows to add to a vocabulary of `size` so that `tensor` divides it; multiples of 128 are fast on accelerators.
+
+    >>> num_padding_rows(50_257, 4), num_padding_rows(50_304, 4)
+    (47, 0)
+    """
     return 0 if size % tensor == 0 else -size % math.lcm(128, tensor)
 
 
-def fill(params: tree.Params, rows: int) -> tree.Params:
-    """The parameters (arrays, perhaps traced) of a model with `rows` more in its tables."""
+def pad(params: tree.Params, rows: int) -> tree.Params:
+    """The parameters (arrays, may be traced) with `rows` more rows in the tables of the vocabulary."""
     leaves = tree.flatten(params)
     for path, leaf in leaves.items() if rows else ():
         axis = TABLES.get(path, vocab_axis(path))
@@ -34,37 +38,37 @@ def fill(params: tree.Params, rows: int) -> tree.Params:
     return tree.unflatten(leaves)
 
 
-def laid(shapes: Any, on: Any) -> Any:
-    """Shapes, laid as `on` has the filled leaves, but whole along a dimension that the mesh does not divide."""
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """Unpadded shapes with the `shardings` of padded leaves, except for dimensions that the mesh does not divide."""
 
     def one(leaf, on):
         pairs = zip(leaf.shape, (*on.spec, *[None] * leaf.ndim), strict=False)
         even = (axis if axis and size % on.mesh.shape[axis] == 0 else None for size, axis in pairs)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(on.mesh, PartitionSpec(*even)))
 
-    return jax.tree.map(one, shapes, on)
+    return jax.tree.map(one, shapes, shardings)
 
 
-def resized(state: Any, shapes: Any) -> Any:
-    """A state (of arrays, or of shapes) with the rows that `shapes` have: the last ones are dropped, or zeros added.
+def resize(state: Any, shapes: Any) -> Any:
+    """A state of arrays or shapes with the shapes and shardings of `shapes`: last rows are dropped, or zeros added.
 
-    `shapes` has every path of the state, and says how the result lies on the mesh.
+    `shapes` has every path of the state.
     """
-    wanted = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    targets = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
 
     def one(path, leaf):
-        target = wanted[jax.tree_util.keystr(path)]
+        target = targets[jax.tree_util.keystr(path)]
         if leaf.shape == target.shape:
             return leaf
-        return target if isinstance(leaf, jax.ShapeDtypeStruct) else _resize(target.shape, target.sharding)(leaf)
+        return target if isinstance(leaf, jax.ShapeDtypeStruct) else _resize_on(target.shape, target.sharding)(leaf)
 
     return jax.tree_util.tree_map_with_path(one, state)
 
 
 @functools.cache
-def _resize(shape: tuple[int, ...], on: NamedSharding):
-    def resize(leaf):
-        kept = leaf[tuple(slice(0, size) for size in shape)]
-        return jnp.pad(kept, [(0, size - there) for size, there in zip(shape, kept.shape, strict=True)])
+def _resize_on(shape: tuple[int, ...], on: NamedSharding):
+    def cut_or_pad(leaf):
+        part = leaf[tuple(slice(0, size) for size in shape)]
+        return jnp.pad(part, [(0, size - own) for size, own in zip(shape, part.shape, strict=True)])
 
-    return jax.jit(resize, out_shardings=on)
+    return jax.jit(cut_or_pad, out_shardings=on)

@@ -52,7 +52,9 @@ def build(
     mesh = sharding.mesh(**config.mesh, devices=devices)
     sharding.check_batch(config.data.batch_size, config.optimizer.accumulate, mesh)
     model = Transformer(**config.model)
-    model = dataclasses.replace(model, vocab_fill=vocab_padding.missing(model.vocab_size, mesh.shape['tensor']))
+    model = dataclasses.replace(
+        model, vocab_fill=vocab_padding.num_padding_rows(model.vocab_size, mesh.shape['tensor'])
+    )
     preflight.check_sizes(model, config.data.batch_size // jax.process_count(), config.data.seq_len)
     checks.check_task(config)
     checks.check_mesh(config, mesh)

@@ -63,7 +63,7 @@ class InitialState:
             return None
         model = dataclasses.replace(self.model, vocab_fill=0)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
-        return vocab_padding.laid(dataclasses.replace(self, model=model)._abstract(), shardings)
+        return vocab_padding.with_shardings(dataclasses.replace(self, model=model)._abstract(), shardings)
 
     def _abstract(self) -> TrainState:
         return jax.eval_shape(self.create, jax.random.key(0), *([self.base.shapes] if self.base else []))
@@ -74,7 +74,7 @@ class InitialState:
         def one(key):
             params = with_task_head(self.model, key, base_params, self.config.data.seq_len)
             params = self.method.start(jax.random.fold_in(key, 2), params)
-            params = vocab_padding.fill(params, self.model.vocab_fill)
+            params = vocab_padding.pad(params, self.model.vocab_fill)
             params = params if base_params is None else self.cast(params)
             return state.create(jax.random.fold_in(key, 1), params, self.trainable, self.tx)
 
@@ -105,8 +105,8 @@ class InitialState:
         key = jax.random.key(self.config.seed)
         if not self.base:
             return jax.jit(lambda: part(self.create(key)), out_shardings=shardings)()
-        padded = jax.eval_shape(lambda x: vocab_padding.fill(x, self.model.vocab_fill), self.base.shapes)
-        shapes = vocab_padding.laid(self.base.shapes, sharding.shardings(padded, self.mesh))
+        padded = jax.eval_shape(lambda x: vocab_padding.pad(x, self.model.vocab_fill), self.base.shapes)
+        shapes = vocab_padding.with_shardings(self.base.shapes, sharding.shardings(padded, self.mesh))
         places = {path: leaf.sharding for path, leaf in tree.flatten(shapes).items()}
         # Through the host: an array on one device of this process cannot be put on devices of other processes.
         params = self.base.load(lambda path, array: jax.device_put(np.asarray(array), places[path]))
@@ -114,14 +114,14 @@ class InitialState:
 
     def stored(self, whole: TrainState) -> TrainState:
         """The part of a state (or of its shapes) that a checkpoint stores: all but frozen leaves of the base."""
-        whole = vocab_padding.resized(whole, self.unpadded) if self.unpadded else whole
+        whole = vocab_padding.resize(whole, self.unpadded) if self.unpadded else whole
         of_base = self.of_base(whole.frozen)
         own = {path: leaf for path, leaf in tree.flatten(whole.frozen).items() if path not in of_base}
         return whole.replace(frozen=tree.unflatten(own))
 
     def complete(self, stored: TrainState) -> TrainState:
         """The whole state from the stored part; the inverse of `stored`."""
-        stored = vocab_padding.resized(stored, self.shapes) if self.unpadded else stored
+        stored = vocab_padding.resize(stored, self.shapes) if self.unpadded else stored
         if not self.of_base(self.shapes.frozen):
             return stored
         frozen = tree.flatten(self._part_on_mesh(lambda state: state.frozen))

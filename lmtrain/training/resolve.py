@@ -67,7 +67,7 @@ def _saved_config(directory: pathlib.Path) -> dict[str, Any] | None:
 def _keep_vocabulary(config, saved: dict[str, Any]) -> None:
     """Keeps the vocabulary of a run whose config.json has it padded for its mesh, as earlier versions wrote it."""
     size, padded = config.model.vocab_size, saved['model']['vocab_size']
-    if not config.init.base and padded == size + vocab_padding.missing(size, saved['mesh']['tensor']):
+    if not config.init.base and padded == size + vocab_padding.num_padding_rows(size, saved['mesh']['tensor']):
         config.model.vocab_size = padded
 
 

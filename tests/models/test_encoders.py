@@ -136,7 +136,7 @@ def test_old_names_of_norms_and_what_pretraining_left_are_read(tmp_path):
         ('roberta, lm', {'hidden_act': 'relu'}, "must be 'gelu'"),
         ('modernbert, lm', {'hidden_activation': 'silu'}, "hidden_activation='silu'"),
         ('modernbert, lm', {'decoder_bias': False}, 'decoder_bias=False'),
-        ('modernbert, lm', {'rope_parameters': {'rope_type': 'default'}}, 'not one dict a kind of layer'),
+        ('modernbert, lm', {'rope_parameters': {'rope_type': 'default'}}, 'not one dict per kind of layer'),
         ('modernbert, lm', {'layer_types': ['full_attention']}, 'are not 5 of'),
     ],
 )

@@ -208,7 +208,7 @@ def test_a_field_that_is_not_understood_is_named(change, message):
 def test_windows_that_a_config_cannot_mean():
     with pytest.raises(ValueError, match='layer_types=.* are not 2 of'):
         pretrained.model_of(cases.DECODERS['qwen2'] | {'layer_types': ['full_attention']})
-    with pytest.raises(ValueError, match='sliding_attention of a gemma3_text is stretched'):
+    with pytest.raises(ValueError, match='sliding_attention of a gemma3_text has a scaling'):
         scaling = {'sliding_attention': {'rope_type': 'linear', 'factor': 2.0}}
         pretrained.model_of(cases.DECODERS['gemma3'] | {'rope_parameters': scaling})
 

@@ -97,7 +97,7 @@ def test_a_run_goes_on_over_tensor_and_back(text, tmp_path, more):
     ('size', 'tensor', 'rows'), [(384, 2, 0), (385, 1, 0), (385, 2, 127), (50257, 4, 47), (5, 3, 379)]
 )
 def test_rows_that_are_missing(size, tensor, rows):
-    assert vocab_padding.missing(size, tensor) == rows
+    assert vocab_padding.num_padding_rows(size, tensor) == rows
     assert (size + rows) % tensor == 0
 
 

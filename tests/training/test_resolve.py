@@ -95,7 +95,7 @@ def test_process_0_reads_the_saved_config_for_all(folder, text, monkeypatch):
 def test_vocabulary_padded_by_an_earlier_version_is_kept(folder, text, tmp_path):
     saved = workdir.read_config(folder / 'base')
     saved['mesh']['tensor'] = 4
-    saved['model']['vocab_size'] = padded = 257 + vocab_padding.missing(257, 4)
+    saved['model']['vocab_size'] = padded = 257 + vocab_padding.num_padding_rows(257, 4)
     assert padded > 257
     (tmp_path / 'config.json').write_text(json.dumps(saved), encoding='utf-8')
     assert resolve(small(text), tmp_path)[0].model.vocab_size == padded

@@ -1,1 +1,1 @@
-"""One file per model family: its settings, and its names of tensors in Hugging Face's files."""
+"""One file per model family: its settings in config.json, and its names of tensors; family.py describes them."""

@@ -4,8 +4,8 @@ from lmtrain.models.hf import BUFFERS, UNGATED_NAMES, Entry, Fields, activation_
 from lmtrain.models.hf_heads import Heads
 
 ENCODER = {'norm': 'layernorm', 'norm_eps': 1e-12, 'embed_norm': True, 'tied': True, 'causal': False}
-# The embedding of sentence types is left out here: it is a constant where one sentence is given, and part of the
-# positions. Files have it (`token_types`).
+# Without the embedding of sentence types: for one sentence it is a constant that the positions can learn. Models from
+# files have it (`token_types`).
 BERT = ENCODER | {
     'vocab_size': 30_522,
     'max_len': 512,
@@ -103,21 +103,21 @@ def entries(model, prefix=PREFIX, head_names=HEAD_NAMES, predictions='cls.predic
     names = {f'{prefix}embeddings.LayerNorm': 'embed_norm'}
     names |= {f'{prefix}encoder.layer.{{layer}}.{theirs}': f'layers/{ours}' for theirs, ours in LAYER.items()}
     names |= head_names[model.head]
-    found = [
+    tensors = [
         Entry((f'{ours}/embedding',), f'{prefix}embeddings.{theirs}_embeddings.weight')
         for ours, theirs in (('embed', 'word'), ('positions', 'position'), ('token_types', 'token_type'))
     ]
     for theirs, ours in names.items():
         norm = ours.endswith('norm')
         kernel, bias = (f'{ours}/{leaf}' for leaf in ('scale' if norm else 'kernel', 'bias'))
-        # The oldest files have TensorFlow's names of norms.
+        # The oldest files have TensorFlow's names of the parameters of norms.
         also = [(f'{theirs}.{name}',) if norm else () for name in ('gamma', 'beta')]
-        found += [Entry((kernel,), f'{theirs}.weight', not norm, also=also[0])]
-        found += [Entry((bias,), f'{theirs}.bias', also=also[1])]
+        tensors += [Entry((kernel,), f'{theirs}.weight', not norm, also=also[0])]
+        tensors += [Entry((bias,), f'{theirs}.bias', also=also[1])]
     if model.head == 'lm':
         biases = [f'{predictions}.bias', f'{predictions}.decoder.bias']  # one, unless the weights are untied
         key, other = biases if model.tied else reversed(biases)
-        found.append(Entry(('mlm_head/bias',), key, also=(other,)))
+        tensors.append(Entry(('mlm_head/bias',), key, also=(other,)))
         if not model.tied:
-            found.append(Entry(('head/kernel',), f'{predictions}.decoder.weight', linear=True))
-    return found
+            tensors.append(Entry(('head/kernel',), f'{predictions}.decoder.weight', linear=True))
+    return tensors

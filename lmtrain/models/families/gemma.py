@@ -1,7 +1,8 @@
 """Gemma 1 to 3, text alone (arXiv 2403.08295, 2408.00118, 2503.19786): sizes and files.
 
-All multiply embeddings by sqrt(D) and norms by 1 + scale. Gemma 2 adds norms behind each branch, caps, and a window in
-every other layer; Gemma 3 has norms of queries and keys for the caps, and other rotary angles under the window.
+All multiply embeddings by sqrt(D) and norms by 1 + scale. Gemma 2 adds norms after each branch, softcaps, and a sliding
+window in every other layer. Gemma 3 replaces the softcaps by norms of queries and keys, and has other rotary angles in
+layers with a window.
 """
 
 from lmtrain.errors import InputError
@@ -21,7 +22,7 @@ HEADS = DECODER_HEADS._replace(
     stems={'gemma3_text': 'Gemma3Text'},
     missing={'gemma': ('span',), 'gemma2': ('span',), 'gemma3_text': ('tag', 'span')},
 )
-EVERY = {'gemma2': 2, 'gemma3_text': 6}  # layers of which the last sees all, the others a window
+EVERY = {'gemma2': 2, 'gemma3_text': 6}  # of so many layers the last has full attention, the others a window
 GEMMA = llama.LLAMA | {
     'rope_theta': 10_000.0,
     'norm': 'rmsnorm1p',
@@ -52,7 +53,7 @@ GEMMA3 = GEMMA | {
 
 
 def sized(base: dict, num_layers: int, width: int, num_heads: int, num_kv_heads: int, mlp_dim: int, **more) -> dict:
-    """A size of a generation; `every` layers, the last sees all."""
+    """A published size; of `every` layers, the last has full attention."""
     every = more.pop('every', None)
     full = {'global_layers': tuple(range(every - 1, num_layers, every))} if every else {}
     sizes = {'num_layers': num_layers, 'width': width, 'num_heads': num_heads, 'num_kv_heads': num_kv_heads}
@@ -71,7 +72,7 @@ SIZES = {
 
 def settings(fields: Fields) -> dict:
     """The settings of a config.json. InputError: a field that this family does not support."""
-    # Published files say 'gelu' or nothing in one field and mean the tanh form, which the other names.
+    # In one of the two fields, published files have 'gelu' or nothing and mean the tanh form, which the other names.
     for name in ('hidden_act', 'hidden_activation'):
         fields.only(name, None, 'gelu_pytorch_tanh', *(('gelu',) if fields.family == 'gemma' else ()))
     sizes = llama.common(fields, head_dim=256, tied=True)
@@ -82,12 +83,12 @@ def settings(fields: Fields) -> dict:
         return sizes | rope(fields, sizes['head_dim'], sizes['max_len'])
     third, count = fields.family == 'gemma3_text', sizes['num_layers']
     every = EVERY[fields.family]
-    if third:  # the second is how transformers 5 writes the first, beside layer_types
+    if third:  # transformers 5 writes the first as the second, together with layer_types
         every = fields.take('sliding_window_pattern', fields.take('_sliding_window_pattern', every))
     kinds = fields.take('layer_types', None) or [
         'sliding_attention' if (i + 1) % every else 'full_attention' for i in range(count)
     ]
-    if third:  # transformers reads this field and does not apply it
+    if third:  # transformers reads this field but does not apply it
         fields.only('attn_logit_softcapping', None)
     sizes |= {
         'norm_place': 'sandwich',
@@ -101,30 +102,32 @@ def settings(fields: Fields) -> dict:
 
 
 def two_ropes(fields: Fields, sizes: dict) -> dict:
-    """The rotary settings of Gemma 3: the layers that see all stretch their angles, those of a window do not."""
+    """The rotary settings of Gemma 3: layers with full attention scale their angles, those with a window do not."""
     head_dim, max_len = sizes['head_dim'], sizes['max_len']
     new = fields.take('rope_parameters', None) or {}
     full = {**(new.get('full_attention') or {}), **(fields.take('rope_scaling', None) or {})}
     thetas = fields.take('rope_theta', 1_000_000.0), fields.take('rope_local_base_freq', 10_000.0)
     if stray := new.keys() - {'full_attention', 'sliding_attention'}:
         raise InputError(
-            f'config.json: rope_parameters of a {fields.family} has {min(stray)}, not one dict a kind of layer'
+            f'config.json: rope_parameters of a {fields.family} has {min(stray)}, not one dict per kind of layer'
         )
     local = rope_of(new.get('sliding_attention') or {}, head_dim, max_len, thetas[1])
     if local['rope_scaling']:
-        raise InputError('config.json: rope_parameters.sliding_attention of a gemma3_text is stretched: not supported')
+        raise InputError(
+            'config.json: rope_parameters.sliding_attention of a gemma3_text has a scaling, which is not supported'
+        )
     theta = {'local_rope_theta': local['rope_theta'] if sizes['window'] else 0.0}
     return rope_of(full, head_dim, max_len, thetas[0]) | theta
 
 
 def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; the inverse of `settings`."""
-    found = llama.common_fields(model) | rope_fields(model)
-    found |= {'attention_bias': model.has_bias('output'), 'hidden_act': 'gelu_pytorch_tanh'}
+    config = llama.common_fields(model) | rope_fields(model)
+    config |= {'attention_bias': model.has_bias('output'), 'hidden_act': 'gelu_pytorch_tanh'}
     if model.family == 'gemma':
-        return found
-    found['hidden_activation'] = found.pop('hidden_act')
-    found |= {
+        return config
+    config['hidden_activation'] = config.pop('hidden_act')
+    config |= {
         'query_pre_attn_scalar': whole(model.attention_scale**-2) if model.attention_scale else model.head_dim,
         'attn_logit_softcapping': model.family == 'gemma2' and model.attention_softcap or None,
         'final_logit_softcapping': model.logit_softcap or None,
@@ -132,12 +135,12 @@ def fields(model) -> dict:
         'layer_types': layer_types(model),
     }
     if model.family == 'gemma3_text':
-        found['rope_local_base_freq'] = model.local_rope_theta or model.rope_theta
-    return found
+        config['rope_local_base_freq'] = model.local_rope_theta or model.rope_theta
+    return config
 
 
 def whole(value: float) -> float | int:
-    """An integer again, where only rounding keeps it from being one."""
+    """The nearest integer, if the difference is only rounding."""
     return round(value) if abs(value - round(value)) < 1e-6 * value else value
 
 

@@ -64,7 +64,7 @@ def fields(model) -> dict:
 
 
 def entries(model) -> list[Entry]:
-    """The tensors in the files and the leaves that each holds. Their kernels are [in, out], as ours are."""
+    """The tensors in the files and the leaves that each holds. Kernels are [in, out], the same as the leaves."""
     layers = {
         'ln_1.{}': ['attention_norm/{}'],
         'attn.c_attn.{}': [f'attention/{name}/{{}}' for name in ('query', 'key', 'value')],
@@ -73,7 +73,7 @@ def entries(model) -> list[Entry]:
         'mlp.c_fc.{}': ['mlp/up/{}'],
         'mlp.c_proj.{}': ['mlp/down/{}'],
     }
-    found = [
+    tensors = [
         Entry(('embed/embedding',), 'transformer.wte.weight'),
         Entry(('positions/embedding',), 'transformer.wpe.weight'),
         Entry(('final_norm/scale',), 'transformer.ln_f.weight'),
@@ -82,5 +82,5 @@ def entries(model) -> list[Entry]:
     for key, paths in layers.items():
         for theirs, ours in (('weight', 'scale' if '.ln' in f'.{key}' else 'kernel'), ('bias', 'bias')):
             names = tuple(f'layers/{path.format(ours)}' for path in paths)
-            found.append(Entry(names, f'transformer.h.{{layer}}.{key.format(theirs)}'))
-    return found + ([] if model.tied else [Entry(('head/kernel',), 'lm_head.weight', linear=True)])
+            tensors.append(Entry(names, f'transformer.h.{{layer}}.{key.format(theirs)}'))
+    return tensors + ([] if model.tied else [Entry(('head/kernel',), 'lm_head.weight', linear=True)])

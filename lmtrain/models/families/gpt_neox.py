@@ -52,13 +52,13 @@ def settings(fields: Fields) -> dict:
 
 def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; the inverse of `settings`."""
-    found = rope_fields(model)
+    rotary = rope_fields(model)
     return size_fields(model) | {
         'layer_norm_eps': model.norm_eps,
         'hidden_act': activation_name(model.activation, UNGATED_NAMES),
-        'rotary_emb_base': found['rope_theta'],
+        'rotary_emb_base': rotary['rope_theta'],
         'rotary_pct': (model.rotary_dim or model.head_dim) / model.head_dim,
-        'rope_scaling': found['rope_scaling'],
+        'rope_scaling': rotary['rope_scaling'],
         'use_parallel_residual': model.parallel,
         'attention_bias': model.has_bias('query'),
         'tie_word_embeddings': model.tied,
@@ -75,7 +75,7 @@ def entries(model) -> list[Entry]:
         'mlp.dense_h_to_4h': ('mlp/up',),
         'mlp.dense_4h_to_h': ('mlp/down',),
     }
-    found = [
+    tensors = [
         Entry(('embed/embedding',), 'gpt_neox.embed_in.weight'),
         Entry(('final_norm/scale',), 'gpt_neox.final_layer_norm.weight'),
         Entry(('final_norm/bias',), 'gpt_neox.final_layer_norm.bias'),
@@ -85,9 +85,9 @@ def entries(model) -> list[Entry]:
         kernels, biases = (
             tuple(f'layers/{n}/{leaf}' for n in names) for leaf in ('scale' if norm else 'kernel', 'bias')
         )
-        found.append(Entry(kernels, f'gpt_neox.layers.{{layer}}.{key}.weight', not norm, heads))
+        tensors.append(Entry(kernels, f'gpt_neox.layers.{{layer}}.{key}.weight', not norm, heads))
         if norm or model.has_bias(names[0].split('/')[0].replace('attention', 'query')):
-            found.append(Entry(biases, f'gpt_neox.layers.{{layer}}.{key}.bias', False, heads))
+            tensors.append(Entry(biases, f'gpt_neox.layers.{{layer}}.{key}.bias', False, heads))
     # transformers 5 calls embed_out lm_head, and reads both.
     head = Entry(('head/kernel',), 'embed_out.weight', linear=True, also=('lm_head.weight',))
-    return found + ([] if model.tied else [head])
+    return tensors + ([] if model.tied else [head])

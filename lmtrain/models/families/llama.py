@@ -1,7 +1,7 @@
 """LLaMA 3 (arXiv 2407.21783): published sizes and a ladder of small ones, as updates of a config's `model` section.
 
-The 1B and 3B are LLaMA 3.2's; their stretching of rotary angles beyond 8,192 tokens is left out. The second half is how
-files of LLaMA 2 and 3 become settings and leaves, which most families take over with few changes.
+The 1B and 3B are those of LLaMA 3.2, without the scaling of rotary angles beyond 8,192 tokens. The second half reads
+files of LLaMA 2 and 3; most families use it with few changes.
 """
 
 from typing import Any
@@ -41,14 +41,18 @@ SIZES = {
 def rung(depth: int) -> dict:
     """A tied decoder of `depth` layers, 64 depth wide, heads of 64: about 49,152 depth^3 parameters in its layers.
 
-    Vocabulary and length stay the config's. The one dial is nanochat's (github.com/karpathy/nanochat).
+    Vocabulary and length remain those of the config. One number sets all sizes, same as nanochat
+    (github.com/karpathy/nanochat).
+
+    >>> rung(12)['width'], rung(12)['mlp_dim']
+    (768, 2048)
     """
     width = 64 * depth
-    mlp_dim = 64 * round(width * 8 / 3 / 64)  # three matrices that weigh as much as the usual two of 4 D
+    mlp_dim = 64 * round(width * 8 / 3 / 64)  # three matrices with as many parameters as the usual two of width 4 D
     return LLAMA | {'num_layers': depth, 'width': width, 'num_heads': depth, 'mlp_dim': mlp_dim, 'tied': True}
 
 
-# Named by the parameters in the layers.
+# Names are the number of parameters in the layers.
 LADDER = {
     '1M': rung(3),
     '3M': rung(4),
@@ -69,7 +73,7 @@ IGNORED = BUFFERS
 
 def settings(fields: Fields) -> dict:
     """The settings of a config.json. InputError: a field that this family does not support."""
-    sizes = common(fields, max_len=2048)  # the files of LLaMA 1 do not say it
+    sizes = common(fields, max_len=2048)  # files of LLaMA 1 lack it
     attention, mlp = fields.take('attention_bias', False), fields.take('mlp_bias', False)
     biased = (('query', 'key', 'value', 'output') if attention else ()) + (('mlp',) if mlp else ())
     return sizes | rope(fields, sizes['head_dim'], sizes['max_len']) | {'biased': biased}
@@ -89,9 +93,9 @@ def common(
     tied: bool = False,
     max_len: Any = REQUIRED,
 ) -> dict:
-    """The settings that all relatives of LLaMA read alike; the arguments are a family's defaults.
+    """The settings that all relatives of LLaMA have in common; the arguments are a family's defaults.
 
-    `head_dim` None: the width over the heads.
+    `head_dim` None: width / num_heads.
     """
     width, num_heads = fields.take('hidden_size'), fields.take('num_attention_heads')
     return LLAMA | {
@@ -110,7 +114,7 @@ def common(
 
 
 def common_fields(model) -> dict:
-    """Undoes `common`."""
+    """The inverse of `common`."""
     return size_fields(model) | {
         'num_key_value_heads': model.num_kv_heads,
         'head_dim': model.head_dim,
@@ -134,18 +138,18 @@ PROJECTIONS = {
 
 def entries(model, norms=PRE_NORMS, projections=PROJECTIONS) -> list[Entry]:
     """The tensors in the files and the leaves that each holds; `norms` is {path: key}, `projections` {key: paths}."""
-    found = [
+    tensors = [
         Entry(('embed/embedding',), 'model.embed_tokens.weight'),
         Entry(('final_norm/scale',), 'model.norm.weight'),
     ]
     if model.qk_norm:
         norms = norms | {'attention/query_norm': 'self_attn.q_norm', 'attention/key_norm': 'self_attn.k_norm'}
     for ours, theirs in norms.items():
-        found.append(Entry((f'layers/{ours}/scale',), f'model.layers.{{layer}}.{theirs}.weight'))
+        tensors.append(Entry((f'layers/{ours}/scale',), f'model.layers.{{layer}}.{theirs}.weight'))
     for theirs, ours in projections.items():
         kernels, biases = (tuple(f'layers/{name}/{leaf}' for name in ours) for leaf in ('kernel', 'bias'))
-        found.append(Entry(kernels, f'model.layers.{{layer}}.{theirs}.weight', linear=True))
+        tensors.append(Entry(kernels, f'model.layers.{{layer}}.{theirs}.weight', linear=True))
         parent, name = ours[0].split('/')
         if model.has_bias('mlp' if parent == 'mlp' else name):
-            found.append(Entry(biases, f'model.layers.{{layer}}.{theirs}.bias'))
-    return found + ([] if model.tied else [Entry(('head/kernel',), 'lm_head.weight', linear=True)])
+            tensors.append(Entry(biases, f'model.layers.{{layer}}.{theirs}.bias'))
+    return tensors + ([] if model.tied else [Entry(('head/kernel',), 'lm_head.weight', linear=True)])

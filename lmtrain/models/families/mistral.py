@@ -1,4 +1,4 @@
-"""Mistral (arXiv 2310.06825): LLaMA with a window in every layer; the 7B of both versions, and its files."""
+"""Mistral (arXiv 2310.06825): LLaMA with a sliding window in every layer; the 7B of both versions, and its files."""
 
 from lmtrain.errors import InputError
 from lmtrain.models.families import llama
@@ -29,7 +29,7 @@ def settings(fields: Fields) -> dict:
     sizes = llama.common(fields)
     window, count = fields.take('sliding_window', 4096), sizes['num_layers']
     every = ['sliding_attention' if window else 'full_attention'] * count
-    # transformers reads layer_types in no Mistral: it may repeat what the window says, no more.
+    # transformers ignores layer_types of a Mistral, so it may only agree with sliding_window.
     fields.only('layer_types', None, every)
     return sizes | rope(fields, sizes['head_dim'], sizes['max_len']) | windows(window, every, count)
 
@@ -37,7 +37,7 @@ def settings(fields: Fields) -> dict:
 def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; the inverse of `settings`.
 
-    Raises ValueError where some layers see all: a Mistral has one window.
+    InputError: some layers have full attention and others a window.
     """
     if len(set(layer_types(model))) > 1:
         raise InputError(f'a mistral has one window, not model.global_layers={model.global_layers}')

@@ -1,4 +1,4 @@
-"""ModernBERT (arXiv 2412.13663): rotary, gated, without biases, a window in two layers of three; sizes and files."""
+"""ModernBERT (arXiv 2412.13663): rotary, gated, without biases, a window in two of three layers; sizes and files."""
 
 from lmtrain.errors import InputError
 from lmtrain.models.hf import BUFFERS, Entry, Fields, layer_types, rope_of, size_fields, windows
@@ -40,7 +40,7 @@ BIASED = {
     'norm_bias': ('norm',),
     'classifier_bias': ('head',),
 }
-# What the published file says and transformers does not read, or what changes no output.
+# Fields of the published file that transformers ignores or that change no output.
 UNREAD = """
     deterministic_flash_attn embedding_dropout initializer_cutoff_factor layer_norm_eps mlp_dropout
     position_embedding_type reference_compile repad_logits_with_grad sparse_pred_ignore_index sparse_prediction
@@ -83,7 +83,9 @@ def settings(fields: Fields) -> dict:
 def _ropes(fields: Fields, head_dim: int, max_len: int, window: int) -> dict:
     new = fields.take('rope_parameters', None) or {}
     if stray := new.keys() - {'full_attention', 'sliding_attention'}:
-        raise InputError(f'config.json: rope_parameters of a modernbert has {min(stray)}, not one dict a kind of layer')
+        raise InputError(
+            f'config.json: rope_parameters of a modernbert has {min(stray)}, not one dict per kind of layer'
+        )
     full, local = (
         rope_of(new.get(kind) or {}, head_dim, max_len, fields.take(name, theta))
         for kind, name, theta in (
@@ -92,7 +94,7 @@ def _ropes(fields: Fields, head_dim: int, max_len: int, window: int) -> dict:
         )
     )
     if full['rope_scaling'] or local['rope_scaling']:
-        raise InputError('config.json: rope_parameters of a modernbert are stretched: not supported')
+        raise InputError('config.json: rope_parameters of a modernbert have a scaling, which is not supported')
     return full | {'local_rope_theta': local['rope_theta'] if window else 0.0}
 
 
@@ -115,7 +117,7 @@ def fields(model) -> dict:
 
 
 def entries(model) -> list[Entry]:
-    """The tensors in the files and the leaves that each holds; the gate stands before what it gates."""
+    """The tensors in the files and the leaves that each holds; of a gated activation, the gate comes first."""
     layers = {
         'attn_norm': ('attention_norm',),
         'attn.Wqkv': ('attention/query', 'attention/key', 'attention/value'),
@@ -131,23 +133,23 @@ def entries(model) -> list[Entry]:
         names |= {'head.dense': (f'{head}/dense',), 'head.norm': (f'{head}/norm',)}
     if HEAD_KINDS[model.head].has_outputs:
         names['classifier'] = ('task_head/out',)
-    found = [Entry(('embed/embedding',), 'model.embeddings.tok_embeddings.weight')]
+    tensors = [Entry(('embed/embedding',), 'model.embeddings.tok_embeddings.weight')]
     for theirs, ours in names.items():
         norm = ours[0].endswith('norm')
         kernels, biases = (tuple(f'{o}/{leaf}' for o in ours) for leaf in ('scale' if norm else 'kernel', 'bias'))
         first = int(theirs.endswith('attn_norm'))
-        found.append(Entry(kernels, f'{theirs}.weight', not norm, first=first))
+        tensors.append(Entry(kernels, f'{theirs}.weight', not norm, first=first))
         if _biased(model, ours[0], norm):
-            found.append(Entry(biases, f'{theirs}.bias', first=first))
+            tensors.append(Entry(biases, f'{theirs}.bias', first=first))
     if model.head == 'lm':
-        found.append(Entry(('mlm_head/bias',), 'decoder.bias'))
+        tensors.append(Entry(('mlm_head/bias',), 'decoder.bias'))
         if not model.tied:
-            found.append(Entry(('head/kernel',), 'decoder.weight', linear=True))
-    return found
+            tensors.append(Entry(('head/kernel',), 'decoder.weight', linear=True))
+    return tensors
 
 
 def _biased(model, path: str, norm: bool) -> bool:
     if path == 'task_head/out':
         return True
-    room, _, name = path.removeprefix('layers/').partition('/')
-    return model.has_bias('norm' if norm else {'attention': name, 'mlp': 'mlp'}.get(room, 'head'))
+    parent, _, name = path.removeprefix('layers/').partition('/')
+    return model.has_bias('norm' if norm else {'attention': name, 'mlp': 'mlp'}.get(parent, 'head'))

@@ -1,4 +1,4 @@
-"""Phi-3 (arXiv 2404.14219): LLaMA with fused projections in its files, partly turned heads and LongRoPE."""
+"""Phi-3 (arXiv 2404.14219): LLaMA with fused projections in its files, partly rotated heads and LongRoPE."""
 
 from lmtrain.errors import InputError
 from lmtrain.models.families import llama
@@ -26,7 +26,7 @@ def settings(fields: Fields) -> dict:
     window, count = fields.take('sliding_window', None), sizes['num_layers']
     sizes |= windows(window, ['sliding_attention' if window else 'full_attention'] * count, count)
     fields.only('attention_bias', False)
-    fields.only('full_attn_mod', 1)  # Phi-4-mini says these two
+    fields.only('full_attn_mod', 1)  # Phi-4-mini has these two fields
     fields.only('interpolate_factor', 1)
     for name in ('rope_scaling', 'rope_parameters'):  # older names of LongRoPE
         for word in ('type', 'rope_type'):
@@ -42,15 +42,15 @@ def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; the inverse of `settings`."""
     if len(set(layer_types(model))) > 1:
         raise InputError(f'a phi3 has one window, not model.global_layers={model.global_layers}')
-    found = llama.common_fields(model) | rope_fields(model) | {'sliding_window': model.window or None}
-    found['partial_rotary_factor'] = (model.rotary_dim or model.head_dim) / model.head_dim
-    found['original_max_position_embeddings'] = model.max_len
-    if scaling := found['rope_scaling']:
-        scaling['type'] = scaling.pop('rope_type')  # the name that every version of transformers reads
-        found['original_max_position_embeddings'] = scaling.pop('original_max_position_embeddings')
-        if scaling['factor'] == model.max_len / found['original_max_position_embeddings']:
+    config = llama.common_fields(model) | rope_fields(model) | {'sliding_window': model.window or None}
+    config['partial_rotary_factor'] = (model.rotary_dim or model.head_dim) / model.head_dim
+    config['original_max_position_embeddings'] = model.max_len
+    if scaling := config['rope_scaling']:
+        scaling['type'] = scaling.pop('rope_type')  # the name that all versions of transformers read
+        config['original_max_position_embeddings'] = scaling.pop('original_max_position_embeddings')
+        if scaling['factor'] == model.max_len / config['original_max_position_embeddings']:
             del scaling['factor']
-    return found
+    return config
 
 
 def entries(model) -> list[Entry]:

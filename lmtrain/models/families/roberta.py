@@ -1,4 +1,4 @@
-"""RoBERTa (arXiv 1907.11692): BERT with byte pairs, positions that begin behind the padding's, and its own heads."""
+"""RoBERTa (arXiv 1907.11692): BERT with byte-pair encoding, positions after that of padding, and its own heads."""
 
 from lmtrain.errors import InputError
 from lmtrain.models.families import bert
@@ -25,10 +25,10 @@ HEAD_NAMES = {  # by head
 def settings(fields: Fields) -> dict:
     """The settings of a config.json. InputError: a field that this family does not support."""
     padding = fields.take('pad_token_id', 1)
-    found = bert.settings(fields)
-    if found['activation'] != 'gelu_exact':
+    sizes = bert.settings(fields)
+    if sizes['activation'] != 'gelu_exact':
         raise InputError("config.json: hidden_act of a roberta must be 'gelu', which its masked-LM head always has")
-    return found | {'position_offset': padding + 1}
+    return sizes | {'position_offset': padding + 1}
 
 
 def fields(model) -> dict:
