@@ -1,4 +1,4 @@
-"""Prompting: scores that can be computed by hand, the same whatever stands beside a row, and no answer given away."""
+"""Prompting: scores equal sums by hand, do not depend on other rows, and no demonstration contains the answer."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ BYTES = Bytes()
 
 
 class Bigram:
-    """logits = table[token]: what a choice gets can be added up by hand."""
+    """logits = table[token]: the log-likelihood of a choice is a sum by hand."""
 
     causal, max_len, vocab_size = True, 256, BYTES.vocab_size
 
@@ -57,7 +57,7 @@ def score(model, params, tokenizer, rows, demonstrations=(), end_ids=(), **setti
     return prompting.score(model, params, tokenizer, rows, settings, demonstrations=demonstrations, end_ids=end_ids)
 
 
-def test_choices_by_hand():
+def test_scores_of_choices_equal_sums_by_hand():
     params, logp = bigram()
     scores = score(Bigram(), params, BYTES, QUIZ, **FORM)
     right, per_byte, chance = [], [], []
@@ -97,7 +97,7 @@ def test_a_token_without_a_row_in_the_embedding_is_named():
         score(small, parameters(), BYTES, QUIZ, **FORM)
 
 
-def test_every_choice_is_what_is_asked_where_all_are_equal():
+def test_equal_choices_are_one_answer():
     scores = shot(rows_of({'query': '', 'choices': ['same', 'same'], 'gold': 1}))
     assert scores.results['accuracy'] == 1.0  # a text that stands twice is one answer
     assert scores.results['accuracy_stderr'] is None
@@ -113,7 +113,7 @@ def transformer(**changes):
 
 @functools.cache
 def parameters():
-    """Wide enough that what stands before a choice decides it."""
+    """Large enough that the prompt decides the choice."""
     batch = {'tokens': np.zeros((1, 4), np.int32)}
     shapes = jax.eval_shape(lambda: transformer().init(jax.random.key(0), batch)['params'])
     rng = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def arithmetic(count, seed=0):
 SUMS = {'template': '{a} and {b} are {sum}', 'choices': 'options', 'answer': 'sum', 'separator': '\n'}
 
 
-def test_the_size_of_a_batch_changes_nothing():
+def test_scores_do_not_depend_on_the_batch_size():
     found = [
         score(transformer(), parameters(), BYTES, arithmetic(9), shots=2, batch_size=size, **SUMS)
         for size in (1, 5, 32)
@@ -143,7 +143,7 @@ def test_the_size_of_a_batch_changes_nothing():
     assert len({np.argmax(row['nats']) for row in found[0].rows}) > 1
 
 
-def test_the_order_of_rows_changes_nothing():
+def test_scores_do_not_depend_on_the_order_of_rows():
     rows = arithmetic(12)
     mixed = [rows[i] for i in np.random.default_rng(1).permutation(len(rows))]
     scores = {}
@@ -155,7 +155,7 @@ def test_the_order_of_rows_changes_nothing():
 
 
 @pytest.mark.parametrize('leaves', ['prompt', 'lora'])
-def test_what_was_learnt_is_scored_as_the_model_finds_it(leaves):
+def test_adapters_are_scored(leaves):
     model, params = transformer(), jax.tree.map(lambda x: x, parameters())
     rng = np.random.default_rng(3)
 
@@ -208,7 +208,7 @@ def asked(rows, **form):
     ]
 
 
-def test_no_demonstration_tells_the_answer():
+def test_demonstrations_do_not_contain_the_answer():
     pool = rows_of(*({'query': f'q{number % 7}', 'gold': f'{number}'} for number in range(14)))  # each text twice
     drawn_from = questions.Pool(asked(pool), shots=4, seed=0)
     drawn = {q.context: drawn_from.draw(q) for q in asked(pool)}
@@ -227,7 +227,7 @@ def test_no_demonstration_tells_the_answer():
 
 
 class Spy(Bytes):
-    """A tokenizer that remembers what it was given."""
+    """A tokenizer that records the texts that it encodes."""
 
     def __init__(self):
         super().__init__()
@@ -238,7 +238,7 @@ class Spy(Bytes):
         return super().encode_batch(texts)
 
 
-def test_demonstrations_are_rows_rendered_whole():
+def test_demonstrations_are_whole_rendered_rows():
     spy = Spy()
     train = rows_of({'query': 'A b', 'gold': 'c'}, {'query': 'D e', 'gold': 'f'})
     form = {'template': 'Q: {query}\nA: {gold}', 'answer': 'gold', 'choices': 'gold', 'separator': '\n--\n'}
@@ -273,7 +273,7 @@ def test_demonstrations_are_dropped_until_the_prompt_fits():
         score(model, bigram()[0], BYTES, rows, **form | {'cut': True, 'shots': 0})
 
 
-def test_a_soft_prompt_takes_room():
+def test_a_soft_prompt_shortens_the_context():
     params = parameters() | {'prompt': {'embedding': jnp.zeros((120, 16))}}
     with pytest.raises(ValueError, match='room for 8'):
         score(transformer(), params, BYTES, arithmetic(1), **SUMS)
@@ -284,12 +284,12 @@ def test_a_soft_prompt_takes_room():
 
 @functools.cache
 def merged():
-    """A tokenizer whose words run over the join of prompt and choice."""
+    """A tokenizer with tokens that contain the end of a prompt and the beginning of a choice."""
     return Bpe(learn_bpe(['answer: (c) ' * 50, 'yes: no ' * 30], 300))
 
 
 @pytest.mark.parametrize('context', ['it is the ans', 'it is: ', 'it is:', '', 'answer: ('])
-def test_choices_are_scored_from_the_same_place_on(context):
+def test_choices_are_scored_from_the_same_index(context):
     tokenizer, options = merged(), ('wer', 'c) no', 'werwolf', 'yes')
     asked = questions.Question('here', context, options, 'wer')
     found = likelihood.choices(tokenizer, '\n\n', asked, ())
@@ -307,7 +307,7 @@ def test_choices_are_scored_from_the_same_place_on(context):
         assert tokenizer.decode_bytes(found[0][0][found[0][1] :]).decode() == ' answer'
 
 
-def test_a_prompt_begins_once_and_ends_without_a_blank():
+def test_a_prompt_has_one_begin_token_and_no_space_at_its_end():
     (row,) = rows_of({'query': 'a b', 'gold': 'c'})
     ((ids, start),) = likelihood.prompt(BYTES, '', questions.question(row, '{query} {gold}', 'gold', ()), ())
     assert (ids.tolist(), start) == ([BYTES.begin_id, *b'a b'], 4)
@@ -339,8 +339,8 @@ def talk(*texts):
     return {'messages': [{'role': role, 'content': text} for role, text in zip(roles, texts, strict=False)]}
 
 
-def test_choices_of_a_chat_by_hand():
-    """A row is one user's turn, a demonstration turns before it; a choice is scored with the token that ends it."""
+def test_scores_of_choices_in_a_chat_equal_sums_by_hand():
+    """A row is one turn of the user, after the turns of demonstrations; a choice is scored with its end token."""
     params, logp = bigram()
     rows = rows_of({'query': 'One', 'choices': ['one', ' two'], 'gold': 1})
     scores = score(Bigram(), params, BYTES, rows, **FORM, chat_template=MARKED, system='s')
@@ -361,7 +361,7 @@ def test_choices_of_a_chat_by_hand():
     assert ids.tolist() == [*before, *b'<assistant>'] and start == len(ids)
 
 
-def test_the_last_answer_of_a_conversation_is_asked_for():
+def test_the_last_answer_of_a_conversation_is_compared():
     rows = rows_of(talk('a', 'b', 'c', ' d\n'), {'system': 's', **talk('e', 'f')}, {'prompt': 'g', 'completion': 'h'})
     first, second, third = (questions.question(row, '', '', ()) for row in rows)
     assert [len(first.messages), first.answer] == [3, ' d\n']
@@ -389,7 +389,7 @@ def test_conversations_and_a_system_text_need_a_chat_template():
             score(Bigram(), bigram()[0], BYTES, rows, template='', answer='', choices=('b', 'c'), **options)
 
 
-def test_generations_of_a_chat_go_over_lines_and_end_at_any_end_token(monkeypatch):
+def test_generations_of_a_chat_contain_newlines_and_end_at_any_end_token(monkeypatch):
     calls = []
 
     def generate(model, params, prompts, **settings):
@@ -410,7 +410,7 @@ def test_generations_of_a_chat_go_over_lines_and_end_at_any_end_token(monkeypatc
 
 
 def test_no_row_is_among_its_own_demonstrations():
-    """Also if it stands twice in the rows, or with another answer in the file of demonstrations."""
+    """Also if it occurs twice in the rows, or with another answer in the file of demonstrations."""
     spy = Spy()
     rows = rows_of(*[{'query': f'q{i}.', 'choices': ['x', 'y'], 'gold': 0} for i in (0, 1, 2, 3, 3)])
     others = rows_of(*[{'query': f'q{i}.', 'choices': ['x', 'y'], 'gold': 1} for i in range(5)])
@@ -457,7 +457,7 @@ def test_bad_input_is_named(changes, message):
 
 
 @pytest.mark.parametrize('gold', [True, 1.0, None, [0], '3', -1])
-def test_an_answer_that_names_no_choice_is_an_error(gold):
+def test_an_answer_that_is_not_a_choice_is_rejected(gold):
     with pytest.raises(ValueError, match='rows:1: .*gold'):
         shot(rows_of({'query': 'a', 'choices': ['x', 'y'], 'gold': gold}))
 
@@ -469,7 +469,7 @@ def test_an_encoder_cannot_be_prompted():
         score(model, {}, BYTES, QUIZ, **FORM)
 
 
-def test_broken_parameters_are_said():
+def test_nan_parameters_are_reported():
     params = jax.tree.map(lambda leaf: leaf * jnp.nan, bigram()[0])
     with pytest.raises(FloatingPointError, match='not finite'):
         score(Bigram(), params, BYTES, QUIZ, **FORM)
@@ -487,7 +487,7 @@ FILES = {
 
 
 @pytest.mark.parametrize('name', FILES)
-def test_the_files_of_the_field_are_questions(shared, name):
+def test_public_files_are_questions(shared, name):
     form, count = FILES[name]
     rows = read_rows(name, str(shared / 'fewshot'))
     asked = [questions.question(row, **{'choices': ()} | form) for row in rows]

@@ -1,4 +1,4 @@
-"""Prompts: as training rows begin, by a template if there is one, and special names in them are only characters."""
+"""Prompts begin with the same ids as training rows; names of special tokens in them are encoded as characters."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_a_text_follows_the_begin_token_even_if_that_is_the_end_token():
 
 
 def test_a_prompt_has_the_first_ids_of_a_training_row():
-    """Of texts that stand as they are, of the plain template and of one with marks."""
+    """For texts without a template, the plain template, and a template with markers."""
     for template, dialogue in (
         (None, Conversation([], (), ('ab', 'cd'))),
         (PLAINLY, Conversation([message('user', 'ab'), message('assistant', 'cd')], (1,))),

@@ -1,4 +1,4 @@
-"""Generation: the cache changes nothing, neighbours change nothing, and what is drawn is what was asked for."""
+"""Generation equals full forward passes, does not depend on other prompts, and has the requested distribution."""
 
 import functools
 
@@ -30,16 +30,16 @@ def transformer(**changes) -> Transformer:
 
 @functools.cache
 def parameters(model: Transformer):
-    """Wide enough that the likeliest token is not always the same one."""
+    """Large enough that the most likely token is not always the same."""
     batch = {'tokens': np.zeros((1, 4), np.int32)}
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), batch)['params'])
     random = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(random.normal(0, 0.7, leaf.shape), leaf.dtype), shapes)
 
 
-def generate(model, prompts, max_tokens=20, params=None, **wishes):
+def generate(model, prompts, max_tokens=20, params=None, **settings):
     params = parameters(model) if params is None else params
-    return [text.ids for text in sample.generate(model, params, prompts, max_tokens=max_tokens, **wishes)]
+    return [text.ids for text in sample.generate(model, params, prompts, max_tokens=max_tokens, **settings)]
 
 
 @functools.partial(jax.jit, static_argnames='model')
@@ -62,8 +62,8 @@ def recomputed(model, prompt, max_tokens, params=None):
 
 
 @pytest.mark.parametrize('every', [8, 3])
-def test_a_text_that_grows_beyond_the_original_context_of_longrope_is_read_again(every):
-    """Prompts within it, at its edge and beyond; the new angles change every position that was read before."""
+def test_a_text_longer_than_the_original_context_of_longrope_is_prefilled_again(every):
+    """Prompts shorter than it, as long, and longer; the new angles change all previous positions."""
     longrope = {'rope_type': 'longrope', 'factor': 4.0, 'original_max_position_embeddings': 12}
     longrope |= {'short_factor': (1.0, 1.1), 'long_factor': (6.0, 9.0)}
     model = transformer(rope_scaling=tuple(longrope.items()), window=0)
@@ -88,28 +88,30 @@ SHAPES = {
 
 
 @pytest.mark.parametrize('changes', SHAPES.values(), ids=SHAPES)
-def test_the_cache_changes_nothing(changes):
+def test_cached_generation_equals_full_forward_passes(changes):
     model = transformer(**changes)
     texts = generate(model, PROMPTS, **GREEDY)
     assert texts == [recomputed(model, prompt, 20) for prompt in PROMPTS]
     assert len(set(map(tuple, texts))) > 1 and len(set(sum(texts, []))) > 2
 
 
-def test_a_kernel_that_takes_no_cache_is_set_aside():
+def test_generation_does_not_use_a_kernel_without_cache():
     splash = transformer(attention='splash')
     assert generate(splash, PROMPTS, params=parameters(transformer()), **GREEDY) == generate(
         transformer(), PROMPTS, **GREEDY
     )
 
 
-@pytest.mark.parametrize('wishes', [GREEDY, DRAWN, DRAWN | {'top_k': 9, 'top_p': 0.9}], ids=['greedy', 'drawn', 'cut'])
-def test_neighbours_change_nothing(wishes):
-    together = generate(transformer(), PROMPTS, **wishes)
-    assert together == [generate(transformer(), [prompt], **wishes)[0] for prompt in PROMPTS]
-    assert together == generate(transformer(), PROMPTS[::-1], **wishes)[::-1]
+@pytest.mark.parametrize(
+    'settings', [GREEDY, DRAWN, DRAWN | {'top_k': 9, 'top_p': 0.9}], ids=['greedy', 'drawn', 'cut']
+)
+def test_a_text_does_not_depend_on_other_prompts(settings):
+    together = generate(transformer(), PROMPTS, **settings)
+    assert together == [generate(transformer(), [prompt], **settings)[0] for prompt in PROMPTS]
+    assert together == generate(transformer(), PROMPTS[::-1], **settings)[::-1]
 
 
-def test_more_prompts_than_a_batch_holds(monkeypatch):
+def test_more_prompts_than_one_batch(monkeypatch):
     texts = generate(transformer(), PROMPTS, **DRAWN)
     monkeypatch.setattr(sample, 'ROWS', 1)
     assert generate(transformer(), PROMPTS, **DRAWN) == texts
@@ -124,7 +126,7 @@ def test_equal_prompts_get_different_texts_and_equal_seeds_equal_ones():
 
 
 @pytest.mark.parametrize('every', [1, 3, 50])
-def test_a_stream_is_the_text_in_pieces(every):
+def test_a_stream_yields_the_text_in_pieces(every):
     pieces = list(sample.stream(transformer(), parameters(transformer()), PROMPTS, max_tokens=20, every=every, **DRAWN))
     texts = [sum((ids for row, ids, _ in pieces if row == wanted), []) for wanted in range(len(PROMPTS))]
     assert texts == generate(transformer(), PROMPTS, **DRAWN)
@@ -134,17 +136,17 @@ def test_a_stream_is_the_text_in_pieces(every):
         assert all(count <= every for count, _ in mine)
 
 
-def test_one_prefill_and_one_decode_serve_all_wishes():
+def test_one_prefill_and_one_decode_serve_all_settings():
     def sizes():
         return sample.prefill._cache_size(), sample.decode._cache_size()
 
     model = transformer()
     generate(model, [[1]], **GREEDY)
     before = sizes()
-    for wishes in (GREEDY, DRAWN, DRAWN | {'temperature': 0.3, 'top_k': 5, 'top_p': 0.5, 'seed': 9}):
+    for options in (GREEDY, DRAWN, DRAWN | {'temperature': 0.3, 'top_k': 5, 'top_p': 0.5, 'seed': 9}):
         for prompt, max_tokens in (([1, 2, 3, 4], 17), ([END], 31), (list(range(16)), 1)):
-            generate(model, [prompt], max_tokens, **wishes | {'end_ids': [END, *prompt][:5]})
-            list(sample.stream(model, parameters(model), [prompt], max_tokens=max_tokens, **wishes))
+            generate(model, [prompt], max_tokens, **options | {'end_ids': [END, *prompt][:5]})
+            list(sample.stream(model, parameters(model), [prompt], max_tokens=max_tokens, **options))
     assert sizes() == before
     generate(model, [[1]] * 4, **GREEDY)
     assert max(np.subtract(sizes(), before)) <= 1
@@ -159,7 +161,7 @@ def test_the_cache_is_in_the_compute_dtype():
     assert cache['key'].shape == (2, 2, 32, 2, 4) and logits_BV.dtype == jnp.float32
 
 
-def test_the_cache_is_given_on(monkeypatch):
+def test_the_cache_is_donated(monkeypatch):
     decode, caches = sample.decode, []
     monkeypatch.setattr(sample, 'decode', lambda *args: caches.append(args[2]) or decode(*args))
     generate(transformer(), PROMPTS, **GREEDY)
@@ -167,7 +169,7 @@ def test_the_cache_is_given_on(monkeypatch):
 
 
 def steered(model, order):
-    """Parameters under which the likeliest token after any text is the first of `order`, then the second, ..."""
+    """Parameters with which the most likely token after any text is the first of `order`, then the second, ..."""
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), parameters(model))
     params['embed']['embedding'][:, 0] = 1
     params['final_norm']['scale'][:] = 1
@@ -206,7 +208,7 @@ def test_ids_that_a_tokenizer_skips_are_never_drawn():
 
 @pytest.mark.parametrize('ends', [[END], [9, END], [END, 3, 9]], ids=str)
 def test_a_text_ends_at_the_first_of_several_end_tokens(ends):
-    """As cut from the text without end tokens; the reason says which texts ended."""
+    """Equals the text without end tokens, cut; finish_reason tells which texts ended."""
     free = {'max_tokens': 20} | DRAWN
     whole = sample.generate(transformer(), parameters(transformer()), PROMPTS * 8, **free | {'end_ids': []})
     texts = sample.generate(transformer(), parameters(transformer()), PROMPTS * 8, **free | {'end_ids': ends})
@@ -217,7 +219,7 @@ def test_a_text_ends_at_the_first_of_several_end_tokens(ends):
     assert {text.finish_reason for text in texts} == {'stop', 'length'}
 
 
-def test_a_text_ends_at_end_which_is_not_given_out():
+def test_a_text_ends_before_the_end_token():
     model = transformer(tied=False)
     params = steered(model, [END, *range(END), *range(VOCAB, 64)])
     assert generate(model, [[1], [END], [END, 2]], 40, params, **GREEDY) == [[], [], []]
@@ -226,7 +228,7 @@ def test_a_text_ends_at_end_which_is_not_given_out():
     assert min(map(len, texts)) < 20  # some drew it
 
 
-def test_a_text_ends_where_the_context_does():
+def test_a_text_ends_at_the_end_of_the_context():
     model = transformer(tied=False)
     params = steered(model, [5, *range(5), *range(6, 64)])
     prompts = [[1] * 48, [1] * 47, [END], [1]]
@@ -251,7 +253,7 @@ LOGITS = hnp.arrays(
 
 @given(LOGITS, st.integers(0, 12), st.floats(0.01, 1.0))
 @settings(max_examples=150, deadline=None)
-def test_what_is_kept_is_the_smallest_set_of_the_mass(logits, top_k, top_p):
+def test_truncation_leaves_the_smallest_set_with_the_mass(logits, top_k, top_p):
     kept = np.isfinite(TRUNCATE(logits, top_k, top_p))
     for row, keep in zip(logits.astype(np.float64), kept, strict=True):
         order = np.argsort(-row, kind='stable')
@@ -265,12 +267,12 @@ def test_what_is_kept_is_the_smallest_set_of_the_mass(logits, top_k, top_p):
         assert top_p < 1 or count == len(few)
 
 
-@pytest.mark.parametrize('wishes', [(0.5, 0, 1.0), (1.0, 0, 1.0), (2.0, 4, 1.0), (1.0, 0, 0.8)])
-def test_draws_follow_the_distribution(wishes):
-    temperature, top_k, top_p = wishes
+@pytest.mark.parametrize('settings', [(0.5, 0, 1.0), (1.0, 0, 1.0), (2.0, 4, 1.0), (1.0, 0, 0.8)])
+def test_draws_follow_the_distribution(settings):
+    temperature, top_k, top_p = settings
     n, logits = 20_000, np.array([0.0, 1.0, -1.0, 2.0, 0.5, -np.inf], np.float32)
     keys = jax.random.split(jax.random.key(0), n)
-    drawn = np.bincount(DRAW(keys, np.tile(logits, (n, 1)), *wishes), minlength=6)
+    drawn = np.bincount(DRAW(keys, np.tile(logits, (n, 1)), *settings), minlength=6)
     wanted = np.exp(logits / temperature)
     order = np.argsort(-wanted)
     count = top_k or 6
@@ -334,7 +336,7 @@ def test_invalid_prompts_are_rejected():
         sample.generate(transformer(causal=False), {}, [[1]], max_tokens=4, **GREEDY)
 
 
-def test_broken_parameters_make_no_text():
+def test_nan_parameters_generate_no_text():
     model = transformer()
     params = jax.tree.map(lambda leaf: leaf * jnp.nan, parameters(model))
     with pytest.raises(FloatingPointError, match='broken'):

@@ -105,7 +105,7 @@ def compiled(model):
 
 
 @pytest.mark.parametrize('settings', CASES.values(), ids=CASES)
-def test_equals_its_equations(settings):
+def test_attention_equals_its_equations(settings):
     model = build(**settings)
     params = random_params(model, settings.get('prefix', False))
     norms = {name for name in params if name.endswith('_norm')}

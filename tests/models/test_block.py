@@ -1,4 +1,4 @@
-"""A layer against its equations for every place of the norms, its dropout keys, and the scale that it begins with."""
+"""A block equals its equations for every placement of the norms; its dropout keys and initial scales."""
 
 import functools
 
@@ -37,8 +37,8 @@ def initial(model):
 
 
 @pytest.mark.parametrize('place', PLACES)
-def test_layers_equal_their_equations(place, monkeypatch):
-    """Of the first two layers, with a stand-in x @ kernel + 1 for attention and feed-forward."""
+def test_blocks_equal_their_equations(place, monkeypatch):
+    """The first two layers, with x @ kernel + 1 in place of attention and feed-forward."""
     model = build(**PLACES[place])
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda x: np.asarray(x + 0.3 * random.normal(size=x.shape), np.float32), initial(model))
@@ -49,11 +49,11 @@ def test_layers_equal_their_equations(place, monkeypatch):
         return x @ leaves['kernel'][:D] + 1
 
     monkeypatch.setattr(
-        Attention, '__call__', lambda self, x, places, cache=None, drop=None: (projected(self, x), cache)
+        Attention, '__call__', lambda self, x, inputs, cache=None, drop=None: (projected(self, x), cache)
     )
     monkeypatch.setattr(FeedForward, '__call__', projected)
     tokens = random.integers(0, V, (2, T))
-    found = model.apply({'params': params}, {'tokens': jnp.asarray(tokens)})['hidden']
+    actual = model.apply({'params': params}, {'tokens': jnp.asarray(tokens)})['hidden']
 
     def norm(x, scale):
         return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + model.norm_eps) * scale
@@ -79,11 +79,11 @@ def test_layers_equal_their_equations(place, monkeypatch):
         for name in ('attention', 'mlp'):
             x = x + branch(x, name)
             x = norm(x, scales[f'{name}_norm']) if place == 'post' else x
-    wanted = x if place == 'post' else norm(x, params['final_norm']['scale'])
-    np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4)
+    expected = x if place == 'post' else norm(x, params['final_norm']['scale'])
+    np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-4)
 
 
-def test_every_dropout_of_a_model_has_a_key_of_its_own(monkeypatch):
+def test_every_dropout_has_its_own_key(monkeypatch):
     """Each layer's two branches, the embeddings, and the inputs of low-rank paths; all the same rows."""
     seen = []
 
@@ -109,15 +109,15 @@ def test_every_dropout_of_a_model_has_a_key_of_its_own(monkeypatch):
 
 
 @pytest.mark.parametrize(('place', 'shrunk'), [('pre', (2 * N) ** -0.5), ('post', 1.0)])
-def test_weights_begin_at_their_scales(place, shrunk):
-    """0.02, and what is added to the residual 2N times less by sqrt(2N) (GPT-2), but under BERT's norms."""
+def test_initial_standard_deviations(place, shrunk):
+    """0.02, smaller by sqrt(2N) for the 2N outputs added to the residual (GPT-2), except with norm_place='post'."""
     for path, leaf in tree.flatten(initial(build(norm_place=place))).items():
         if path.endswith('kernel') or path == 'embed/embedding':
             scale = 0.02 * (shrunk if 'output' in path or 'down' in path else 1)
             np.testing.assert_allclose(np.std(leaf, axis=tuple(range(leaf.ndim))[-2:]), scale, rtol=0.08, err_msg=path)
 
 
-def test_wide_models_begin_smaller():
-    """SmallInit, sqrt(2 / 5D), below 0.02 from 1,000 on."""
+def test_initial_weights_of_wide_models_are_smaller():
+    """SmallInit, sqrt(2 / 5D), which is below 0.02 for D > 1,000."""
     assert stddev(64) == stddev(1000) == 0.02
     assert stddev(4096) == pytest.approx((2 / (5 * 4096)) ** 0.5)

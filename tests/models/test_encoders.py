@@ -1,4 +1,4 @@
-"""Encoders, and checkpoints with the head of a task, against what transformers gave (experiments/parity/heads.py)."""
+"""Encoders and checkpoints with the head of a task equal outputs of transformers (experiments/parity/heads.py)."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ every_case = pytest.mark.parametrize('name', heads.KEPT)
 
 
 def directory(folder: pathlib.Path, name: str, tensors=None, **changes) -> pathlib.Path:
-    """The Hugging Face directory of a case; `changes` of its config.json, None takes a field out."""
+    """The Hugging Face directory of a case; `changes` of its config.json, None removes a field."""
     config = {key: value for key, value in (heads.CASES[name] | changes).items() if value is not None}
     folder.mkdir()
     (folder / 'config.json').write_text(json.dumps(config))
@@ -39,15 +39,15 @@ def apply(model, params, batch):
 
 
 @every_case
-def test_outputs_are_those_of_transformers(tmp_path, name):
+def test_outputs_equal_those_of_transformers(tmp_path, name):
     model, params = load_pretrained(directory(tmp_path / 'in', name))
-    found = heads.sampled(apply(dataclasses.replace(model, unroll=1), params, heads.batch(heads.CASES[name])))
-    np.testing.assert_allclose(found, np.array(GOLDENS[name]['logits'], np.float32), atol=2e-5)
+    actual = heads.sampled(apply(dataclasses.replace(model, unroll=1), params, heads.batch(heads.CASES[name])))
+    np.testing.assert_allclose(actual, np.array(GOLDENS[name]['logits'], np.float32), atol=2e-5)
 
 
 @every_case
-def test_what_is_written_is_what_was_read(tmp_path, name):
-    """Tensor by tensor, and the labels' names with them; no tensor is made of nothing."""
+def test_directories_are_written_as_they_were_read(tmp_path, name):
+    """Tensor by tensor, with the names of the labels, and no other tensors."""
     labels = {str(i): f'label {i}' for i in range(heads.CASES[name].get('num_labels', 0))}
     source = directory(tmp_path / 'in', name, **({'id2label': labels} if labels else {}))
     model, params = load_pretrained(source)
@@ -62,7 +62,7 @@ def test_what_is_written_is_what_was_read(tmp_path, name):
     assert pretrained.model_of(config) == model
 
 
-def test_the_first_layer_of_a_modernbert_stays_a_segment_of_its_own(tmp_path):
+def test_the_first_layer_of_a_modernbert_is_a_separate_segment(tmp_path):
     model, params = load_pretrained(directory(tmp_path / 'in', 'modernbert, lm'))
     assert tree.segments(params) == ['layers_0', 'layers_1']
     assert 'attention_norm' not in params['layers_0']
@@ -71,7 +71,7 @@ def test_the_first_layer_of_a_modernbert_stays_a_segment_of_its_own(tmp_path):
     np.testing.assert_array_equal(params['layers_1']['attention_norm']['scale'][0], first)
 
 
-def test_a_modernbert_cut_further_is_written_whole(tmp_path):
+def test_a_modernbert_in_more_segments_is_written_as_one_stack(tmp_path):
     source = directory(tmp_path / 'in', 'modernbert, lm')
     model, params = load_pretrained(source)
     rest = tree.cut({'layers': params.pop('layers_1')}, (1, 3))
@@ -83,8 +83,8 @@ def test_a_modernbert_cut_further_is_written_whole(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['bert, lm', 'roberta, lm', 'modernbert, lm'])
-def test_packed_rows_equal_rows_of_their_own(tmp_path, name):
-    """Two texts in a row, with padding behind them; positions begin anew, wherever a family's table begins."""
+def test_packed_documents_equal_separate_rows(tmp_path, name):
+    """Two texts in a row, followed by padding; positions start again, with the offset of the family."""
     model, params = load_pretrained(directory(tmp_path / 'in', name))
     model = dataclasses.replace(model, unroll=1)
     tokens = np.random.RandomState(0).randint(4, cases.VOCAB, (2, 30)).astype(np.int32)
@@ -96,15 +96,15 @@ def test_packed_rows_equal_rows_of_their_own(tmp_path, name):
         'segment_ids': np.concatenate([0 * first + 1, 0 * second + 2, padding], axis=1),
         'positions': np.concatenate([count(30), count(21), padding], axis=1),
     }
-    found = np.asarray(apply(model, params, packed))
+    actual = np.asarray(apply(model, params, packed))
     for text, place in ((first, slice(0, 30)), (second, slice(30, 51))):
         alone = apply(model, params, {'tokens': text})
-        np.testing.assert_allclose(found[:, place], alone, atol=1e-5)
-    assert np.isfinite(found).all()
+        np.testing.assert_allclose(actual[:, place], alone, atol=1e-5)
+    assert np.isfinite(actual).all()
 
 
-def test_old_names_of_norms_and_what_pretraining_left_are_read(tmp_path):
-    """bert-base-uncased has gamma and beta, positions, a pooler and a head of the next sentence."""
+def test_old_names_of_norms_are_read_and_heads_of_pretraining_ignored(tmp_path):
+    """bert-base-uncased has gamma and beta, position ids, a pooler and a next-sentence head."""
     tensors = weights('bert, lm')
     old = {
         key.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'): x
@@ -119,11 +119,11 @@ def test_old_names_of_norms_and_what_pretraining_left_are_read(tmp_path):
         'cls.predictions.decoder.weight': tensors['bert.embeddings.word_embeddings.weight'],
     }
     _, params = load_pretrained(directory(tmp_path / 'new', 'bert, lm'))
-    model, found = load_pretrained(
+    model, actual = load_pretrained(
         directory(tmp_path / 'old', 'bert, lm', tensors=old, architectures=['BertForPreTraining'])
     )
     assert model.head == 'lm'
-    jax.tree.map(np.testing.assert_array_equal, params, found)
+    jax.tree.map(np.testing.assert_array_equal, params, actual)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,6 @@ def test_old_names_of_norms_and_what_pretraining_left_are_read(tmp_path):
         ('modernbert, lm', {'layer_types': ['full_attention']}, 'are not 5 of'),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, name, changes, match):
+def test_unsupported_configs_are_named(tmp_path, name, changes, match):
     with pytest.raises(ValueError, match=match):
         load_pretrained(directory(tmp_path / 'in', name, **changes))

@@ -59,7 +59,7 @@ def shapes(settings):
 
 
 @pytest.mark.parametrize(('settings', 'parameters'), PUBLISHED, ids=[f'{n:,}' for _, n in PUBLISHED])
-def test_published_sizes_count(settings, parameters):
+def test_published_sizes_have_the_published_numbers_of_parameters(settings, parameters):
     assert tree.count(shapes(settings)) == parameters
 
 
@@ -73,7 +73,7 @@ def test_published_sizes_can_be_exported(module):
 
 
 @pytest.mark.parametrize('name', llama.LADDER)
-def test_ladder_counts_what_its_names_say(name):
+def test_names_of_the_ladder_are_numbers_of_parameters(name):
     named = float(name.removesuffix('M')) * 1e6
     assert tree.count(shapes(llama.LADDER[name])['layers']) == pytest.approx(named, rel=0.4)
 
@@ -191,5 +191,5 @@ FILES += [
 @pytest.mark.parametrize(
     ('config', 'settings'), FILES, ids=[f'{i} {file[0]["model_type"]}' for i, file in enumerate(FILES)]
 )
-def test_published_files_are_the_published_sizes(config, settings):
+def test_published_config_files_equal_the_published_sizes(config, settings):
     assert pretrained.model_of(config) == build(settings)

@@ -1,4 +1,4 @@
-"""generation_config.json: the tokens that end a text, from both files that name them, and what is handed on."""
+"""generation_config.json: the tokens that end a text, from both files, and the fields of a trained model."""
 
 import json
 
@@ -35,20 +35,20 @@ READ = {
 
 
 @pytest.mark.parametrize('name', READ)
-def test_what_is_read(tmp_path, name):
+def test_fields_are_read_from_both_files(tmp_path, name):
     own, model, expected = READ[name]
     assert generation.read(directory(tmp_path, own, model)) == expected
 
 
 @pytest.mark.parametrize('value', ['</s>', [2, '</s>'], 2.0, True, {'id': 2}], ids=repr)
-def test_an_id_that_is_none_is_named(tmp_path, value):
+def test_an_invalid_id_is_named(tmp_path, value):
     with pytest.raises(ValueError, match=r'generation_config.json: eos_token_id is .*; the id of a token is expected'):
         generation.read(directory(tmp_path, {'eos_token_id': value}))
     with pytest.raises(ValueError, match=r'[/\\]config.json: bos_token_id is'):
         generation.read(directory(tmp_path, {}, {'bos_token_id': value if not isinstance(value, list) else 'x'}))
 
 
-def test_a_file_that_is_no_object_is_named(tmp_path):
+def test_a_file_that_is_not_an_object_is_named(tmp_path):
     (tmp_path / 'generation_config.json').write_text('{"eos', encoding='utf-8')
     with pytest.raises(ValueError, match='generation_config.json: invalid JSON'):
         generation.read(tmp_path)
@@ -57,8 +57,8 @@ def test_a_file_that_is_no_object_is_named(tmp_path):
         generation.read(tmp_path)
 
 
-def test_the_fields_of_a_model_on_a_base():
-    """The tokenizer's end comes first, then the base's, then the template's; what has no row is left out."""
+def test_fields_of_a_model_trained_from_a_base():
+    """The tokenizer's end token comes first, then the base's, then the template's; ids without a row are omitted."""
     base = {'eos_token_id': [2, 513, 256], 'bos_token_id': 1, 'temperature': 0.7}
     assert generation.fields_of(base, Bytes(), 300, ends=[260, 2, 301]) == {
         'bos_token_id': 1, 'eos_token_id': [256, 2, 260], 'temperature': 0.7,
@@ -70,7 +70,7 @@ def test_the_fields_of_a_model_on_a_base():
     assert generation.fields_of({}, padded, 257)['pad_token_id'] == 256
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_written_fields_are_read_back(tmp_path):
     fields = {'bos_token_id': 1, 'eos_token_id': [2, 513], 'stop_strings': ['é']}
     generation.write(tmp_path, fields)
     assert generation.read(tmp_path) == fields

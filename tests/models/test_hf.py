@@ -1,4 +1,4 @@
-"""Every field of config.json that a family reads, with values other than its default, against transformers."""
+"""Every field of config.json that a family reads has the effect that it has in transformers."""
 
 import collections
 import dataclasses
@@ -25,7 +25,7 @@ def logits(model, params, batch):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_logits_are_those_of_transformers(tmp_path, name):
+def test_logits_equal_those_of_transformers(tmp_path, name):
     (tmp_path / 'config.json').write_text(json.dumps(CONFIGS[name]), encoding='utf-8')
     tensors = {key: cases.weights(key, tuple(shape)) for key, shape in GOLDENS[name]['shapes'].items()}
     safetensors.write(tmp_path, {key: (x.shape, x.dtype) for key, x in tensors.items()}, tensors.__getitem__)
@@ -34,8 +34,8 @@ def test_logits_are_those_of_transformers(tmp_path, name):
     batch, sampled = cases.batch(), cases.sampled
     if name in fields.ENCODERS:
         batch, sampled = heads.batch(CONFIGS[name]), heads.sampled
-    found = np.asarray(sampled(logits(model, params, batch)))
-    np.testing.assert_allclose(found.ravel(), np.array(GOLDENS[name]['logits'], np.float32), atol=2e-5)
+    actual = np.asarray(sampled(logits(model, params, batch)))
+    np.testing.assert_allclose(actual.ravel(), np.array(GOLDENS[name]['logits'], np.float32), atol=2e-5)
 
 
 # Fields that say the same as others (which are covered), or of which a file has only one of two.
@@ -49,7 +49,7 @@ ALIASES = {
 }
 
 
-def test_every_field_that_a_family_reads_has_a_case_that_is_not_its_default(monkeypatch):
+def test_every_field_that_a_family_reads_has_a_case_with_another_value_than_its_default(monkeypatch):
     """Compared with transformers: in goldens.json, goldens_heads.json or goldens_fields.json."""
     read, fixed = collections.defaultdict(set), set()
 
@@ -73,7 +73,7 @@ def test_every_field_that_a_family_reads_has_a_case_that_is_not_its_default(monk
     assert {key for key in missing if key[1] not in {*ALIASES, *unread}} == set()
 
 
-def test_a_window_is_the_default_of_mistral_and_none_of_qwen():
+def test_defaults_of_sliding_windows():
     config = {name: value for name, value in fields.DECODERS['mistral fields'].items() if name != 'sliding_window'}
     assert pretrained.model_of(config).window == 4096
     config = fields.DECODERS['qwen2 fields'] | {'use_sliding_window': False}
@@ -81,7 +81,7 @@ def test_a_window_is_the_default_of_mistral_and_none_of_qwen():
     assert pretrained.model_of(config).window == 0
 
 
-def test_a_gemma_3_with_a_cap_that_transformers_does_not_apply_is_refused():
+def test_a_softcap_that_transformers_does_not_apply_is_rejected():
     config = fields.DECODERS['gemma3 fields'] | {'attn_logit_softcapping': 1.5}
     with pytest.raises(ValueError, match='attn_logit_softcapping=1.5 of a gemma3_text is not supported'):
         pretrained.model_of(config)
@@ -92,7 +92,7 @@ def test_a_gemma_3_with_a_cap_that_transformers_does_not_apply_is_refused():
 
 @pytest.mark.parametrize('name', ['gemma2 fields', 'llama fields', 'qwen3 fields', 'gpt_neox fields'])
 @pytest.mark.parametrize('activation', ['relu2', 'geglu_exact'])
-def test_an_activation_that_the_family_does_not_have_is_named(name, activation):
+def test_an_unsupported_activation_is_named(name, activation):
     model = dataclasses.replace(pretrained.model_of(CONFIGS[name]), activation=activation)
     if name == 'gpt_neox fields' and activation == 'relu2':
         assert pretrained.config_of(model)['hidden_act'] == 'relu2'
@@ -101,8 +101,8 @@ def test_an_activation_that_the_family_does_not_have_is_named(name, activation):
         pretrained.config_of(model)
 
 
-def test_scores_that_are_scaled_as_usual_need_no_scale_of_their_own():
-    """attention_scale 0 is 1 / sqrt(head_dim), which query_pre_attn_scalar says as head_dim."""
+def test_the_default_attention_scale_is_written_as_head_dim():
+    """attention_scale 0 is 1 / sqrt(head_dim), which is query_pre_attn_scalar = head_dim."""
     model = dataclasses.replace(pretrained.model_of(fields.DECODERS['gemma2 fields']), attention_scale=0.0)
     config = pretrained.config_of(model)
     assert config['query_pre_attn_scalar'] == model.head_dim == 12

@@ -1,4 +1,4 @@
-"""Norms, feed-forwards and dropout against closed forms in float64; bfloat16 against float32 of the rounded input."""
+"""Norms, feed-forward networks and dropout equal closed forms in float64; bfloat16 rounds only once."""
 
 import math
 
@@ -29,19 +29,19 @@ def test_norms_equal_their_formula(kind, bias):
     params = {'scale': scale.astype(np.float32)} | ({'bias': shift.astype(np.float32)} if bias else {})
     for dtype in ('float32', 'bfloat16'):
         rounded = jnp.asarray(x, dtype)
-        found = Norm(kind, 0.5, bias).apply({'params': params}, rounded)
-        assert found.dtype == dtype
-        wanted = norm(kind, rounded.astype(jnp.float32), scale, shift if bias else None, 0.5)
+        actual = Norm(kind, 0.5, bias).apply({'params': params}, rounded)
+        assert actual.dtype == dtype
+        expected = norm(kind, rounded.astype(jnp.float32), scale, shift if bias else None, 0.5)
         np.testing.assert_allclose(
-            found.astype(jnp.float32), wanted, rtol=2**-8 if dtype == 'bfloat16' else 1e-5, atol=1e-5
+            actual.astype(jnp.float32), expected, rtol=2**-8 if dtype == 'bfloat16' else 1e-5, atol=1e-5
         )
 
 
-def test_norms_begin_neutral():
+def test_initial_norms_do_not_scale():
     x = jnp.array([[3.0, -1.0]])
     for kind in ('rmsnorm', 'rmsnorm1p'):
-        found, _ = Norm(kind, 1e-6, False).init_with_output(jax.random.key(0), x)
-        np.testing.assert_allclose(found, x / math.sqrt(5), rtol=1e-5)
+        actual, _ = Norm(kind, 1e-6, False).init_with_output(jax.random.key(0), x)
+        np.testing.assert_allclose(actual, x / math.sqrt(5), rtol=1e-5)
 
 
 def erf(x):
@@ -71,13 +71,13 @@ def test_feed_forwards_equal_their_formula(activation):
         return x @ params[name]['kernel'] + params[name]['bias']
 
     act = ACTIVATIONS[activation]
-    wanted = linear('down', act(linear('gate', x)) * linear('up', x) if gated else act(linear('up', x)))
+    expected = linear('down', act(linear('gate', x)) * linear('up', x) if gated else act(linear('up', x)))
     one = FeedForward(4, 6, activation, True, 0.1, 0.1)
-    found = one.apply({'params': jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)}, jnp.asarray(x))
-    np.testing.assert_allclose(found, wanted, atol=3e-5)
+    actual = one.apply({'params': jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)}, jnp.asarray(x))
+    np.testing.assert_allclose(actual, expected, atol=3e-5)
 
 
-def test_dropout_keeps_the_mean_at_its_rate():
+def test_dropout_has_its_rate_and_keeps_the_mean():
     x = jnp.full((3, 400, 50), 2.0)
     dropped = dropout(x, 0.3, jax.random.key(0), jnp.array([4, 9, 4]))
     assert set(np.unique(dropped)) == {0.0, np.float32(2 / 0.7)}

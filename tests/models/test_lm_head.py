@@ -1,4 +1,4 @@
-"""The chunked head against the dense formula, and what its compiled program holds."""
+"""The chunked head equals the dense formula, and its compiled program contains no array of all logits."""
 
 import re
 
@@ -38,7 +38,7 @@ def test_equals_the_dense_formula(monkeypatch, whole, softcap):
 
 
 @pytest.mark.parametrize('softcap', [0.0, 3.0])
-def test_gradients_are_those_of_the_whole(monkeypatch, softcap):
+def test_gradients_of_chunks_equal_those_of_all_logits(monkeypatch, softcap):
     hidden, targets, kernel, bias = inputs(2, 7, 8, 11)
 
     def total(hidden, kernel, bias):
@@ -60,8 +60,8 @@ def test_gradients_are_those_of_the_whole(monkeypatch, softcap):
 
 @pytest.mark.usefixtures('no_compilation_cache')
 @pytest.mark.parametrize(('dtype', 'keep'), [('float32', False), ('bfloat16', False), ('float32', True)])
-def test_compiled_program_never_holds_all_logits(dtype, keep):
-    """Whatever is asked for, of float32 logits."""
+def test_the_compiled_program_contains_no_array_of_all_logits(dtype, keep):
+    """For every dtype and setting, no float32 logits."""
     B, T, D, V = 8, 1024, 32, 4096  # 8 chunks
     hidden, targets, kernel, _ = jax.eval_shape(lambda: inputs(B, T, D, V))
     hidden = jax.ShapeDtypeStruct(hidden.shape, dtype)
@@ -115,7 +115,7 @@ def to_bfloat16(x):
         ('bfloat16', True, 1),
     ],
 )
-def test_gradients_are_those_of_a_float64_reference(monkeypatch, dtype, keep, whole, softcap):
+def test_gradients_equal_a_float64_reference(monkeypatch, dtype, keep, whole, softcap):
     """The operands are rounded once and so is each logit's cotangent; sums over positions are float32.
 
     Rounding the kernel's gradient of a chunk to bfloat16 has an error of 2e-3 of the largest entry.
@@ -147,7 +147,7 @@ def test_gradients_are_those_of_a_float64_reference(monkeypatch, dtype, keep, wh
     assert not np.any(grads[1][:, size:]) and not np.any(grads[2][size:])
 
 
-def test_what_is_frozen_has_no_gradient_and_no_product():
+def test_frozen_operands_have_no_gradient_and_no_product():
     hidden, targets, kernel, bias = inputs(2, 7, 8, 11)
     frozen = jax.make_jaxpr(jax.grad(lambda h: lm_head.log_likelihood(h, targets, kernel, bias)[0].sum()))(hidden)
     assert str(frozen).count('dot_general') == 2
@@ -162,14 +162,14 @@ def test_only_log_z_or_only_logprob():
     np.testing.assert_allclose(both[0] + both[1], one_hot, atol=1e-5)
 
 
-def test_a_product_of_bfloat16_is_summed_in_float32():
+def test_bfloat16_products_are_summed_in_float32():
     """With the operands rounded, the result is exact in float32; a sum in bfloat16 would end at 256."""
     x, kernel = jnp.ones((1, 600), jnp.bfloat16), jnp.ones((600, 1), jnp.bfloat16)
     assert lm_head.product(x, kernel)[0, 0] == 600
     assert lm_head.logits(x, kernel.astype(jnp.float32))[0, 0] == 600
 
 
-def test_a_value_without_a_gradient_is_that_of_float32_logits(monkeypatch):
+def test_values_without_gradient_are_those_of_float32_logits(monkeypatch):
     monkeypatch.setattr(lm_head, 'MAX_SAVED_LOGITS', 1)
     hidden, targets, kernel, bias = inputs(2, 7, 8, 11)
     hidden, kernel = hidden.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16).astype(jnp.float32)

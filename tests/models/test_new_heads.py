@@ -1,4 +1,4 @@
-"""A base under the head of another task, against transformers' from_pretrained (experiments/parity/new_heads.py)."""
+"""A base with the head of another task equals transformers' from_pretrained (experiments/parity/new_heads.py)."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def directory(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 @pytest.mark.parametrize('name', new_heads.KEPT)
-def test_the_base_under_a_new_head_is_that_of_transformers(tmp_path, name):
+def test_a_base_with_a_new_head_equals_transformers(tmp_path, name):
     config, task = new_heads.CASES[name]
     source = directory(tmp_path / 'base', name)
     own = pretrained.model_of(pretrained.read_config(source))
@@ -42,8 +42,8 @@ def test_the_base_under_a_new_head_is_that_of_transformers(tmp_path, name):
     params, drawn = new_heads.filled(model, params)
     assert drawn == GOLDENS[name]['missing']
     apply = jax.jit(dataclasses.replace(model, unroll=1).apply, compiler_options=QUICK)
-    found = heads.sampled(apply({'params': params}, heads.batch(config))['logits'])
-    np.testing.assert_allclose(found, np.array(GOLDENS[name]['logits'], np.float32), atol=2e-5)
+    actual = heads.sampled(apply({'params': params}, heads.batch(config))['logits'])
+    np.testing.assert_allclose(actual, np.array(GOLDENS[name]['logits'], np.float32), atol=2e-5)
 
     labels = new_heads.NAMES if task == 'classify' else ()
     like = {'id2label': {str(i): 'stale' for i in range(heads.LABELS)}}
@@ -56,12 +56,12 @@ def test_the_base_under_a_new_head_is_that_of_transformers(tmp_path, name):
         assert written['label2id'] == {name: i for i, name in enumerate(labels)}
 
 
-def test_pools_that_a_class_of_transformers_has():
+def test_pooling_of_transformers_classes():
     def pools(name):
         config = new_heads.CASES[name][0]
         model = pretrained.model_of(config)
-        found = {pool: pretrained.headed(model, 'classify', 3, pool) for pool in ('auto', 'first', 'last', 'mean')}
-        return {pool: each.head_pool for pool, each in found.items() if each}
+        actual = {pool: pretrained.headed(model, 'classify', 3, pool) for pool in ('auto', 'first', 'last', 'mean')}
+        return {pool: each.head_pool for pool, each in actual.items() if each}
 
     assert pools('bert with a pooler, classify') == {'auto': 'first', 'first': 'first'}
     assert pools('gpt2, classify') == {'auto': 'last', 'last': 'last'}
@@ -69,14 +69,14 @@ def test_pools_that_a_class_of_transformers_has():
     assert pools('modernbert, mean, classify') == {'auto': 'mean', 'first': 'first', 'mean': 'mean'}
 
 
-def test_a_head_that_transformers_has_no_class_for_is_named():
+def test_a_head_without_a_class_of_transformers_is_named():
     model = pretrained.headed(pretrained.model_of(new_heads.CASES['gemma2, classify'][0]), 'span', 2)
     assert "no class for 'span' of a gemma2" in pretrained.no_class(model)[0]
     with pytest.raises(ValueError, match='transformers has no Gemma2ForQuestionAnswering'):
         pretrained.config_of(model)
 
 
-def test_numbers_of_labels_that_are_not_0_1_2_are_named(tmp_path):
+def test_labels_with_other_numbers_than_0_1_2_are_rejected(tmp_path):
     from lmtrain.models import hf_heads
 
     assert hf_heads.labels({'id2label': {'1': 'b', '0': 'a'}}) == ('a', 'b')

@@ -1,4 +1,4 @@
-"""Directories of the decoder families against what transformers gave (experiments/parity), and bad directories."""
+"""Directories of the decoder families equal outputs of transformers (experiments/parity); invalid directories."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ QUICK = {'xla_backend_optimization_level': 0}
 
 
 def directory(folder: pathlib.Path, name: str, **changes) -> pathlib.Path:
-    """The Hugging Face directory of a case; `changes` of its config.json, None takes a field out."""
+    """The Hugging Face directory of a case; `changes` of its config.json, None removes a field."""
     folder.mkdir(exist_ok=True)
     config = {key: value for key, value in (cases.DECODERS[name] | changes).items() if value is not None}
     (folder / 'config.json').write_text(json.dumps(config))
@@ -46,11 +46,11 @@ def logits(model, params, batch):
 
 
 @pytest.mark.parametrize('name', cases.DECODERS)
-def test_in_and_out_as_transformers_has_it(tmp_path, name):
+def test_logits_and_written_directories_equal_those_of_transformers(tmp_path, name):
     model, params = load_pretrained(directory(tmp_path / 'in', name))
-    found = cases.sampled(logits(dataclasses.replace(model, unroll=1), params, cases.batch()))
-    wanted = np.array(GOLDENS[name]['logits'], np.float32).reshape(found.shape)
-    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    actual = cases.sampled(logits(dataclasses.replace(model, unroll=1), params, cases.batch()))
+    wanted = np.array(GOLDENS[name]['logits'], np.float32).reshape(actual.shape)
+    np.testing.assert_allclose(actual, wanted, atol=2e-5)
 
     # What is written is what was read, whether or not the stack is cut.
     like = cases.DECODERS[name] | {'bos_token_id': 7, 'dtype': 'float16'}
@@ -74,8 +74,8 @@ def test_every_family_has_a_case():
     assert covered == {kind for kind in pretrained.FAMILIES if 'bert' not in kind}
 
 
-def test_stories_go_on_as_published(shared):
-    """The text of reference_stories260K.md, from the begin of a document, character for character."""
+def test_stories_continue_as_published(shared):
+    """The text of reference_stories260K.md, from the begin token, character for character."""
     folder = shared / 'models' / 'stories260K'
     if not folder.is_dir():
         pytest.skip(f'no {folder}')
@@ -89,7 +89,7 @@ def test_stories_go_on_as_published(shared):
     assert tokenizer.decode(ids) == published
 
 
-def test_leaves_are_placed_one_by_one_in_the_dtype_that_is_asked_for(tmp_path):
+def test_leaves_are_placed_one_by_one_in_the_requested_dtype(tmp_path):
     folder = directory(tmp_path / 'in', 'llama')
     write(folder, {key: x.astype(ml_dtypes.bfloat16) for key, x in read(folder).items()})
     seen = []
@@ -111,7 +111,7 @@ def test_leaves_are_placed_one_by_one_in_the_dtype_that_is_asked_for(tmp_path):
     assert pretrained.read_config(tmp_path / 'out')['torch_dtype'] == 'float16'
 
 
-def test_leaves_go_straight_onto_a_mesh(tmp_path):
+def test_leaves_are_placed_directly_on_a_mesh(tmp_path):
     folder = directory(tmp_path / 'in', 'llama')
     mesh = sharding.mesh(data=1, fsdp=4, tensor=1, sequence=1, devices=jax.devices()[:4])
 
@@ -122,9 +122,9 @@ def test_leaves_go_straight_onto_a_mesh(tmp_path):
     model, params = load_pretrained(folder, place)
     kernel = params['layers']['mlp']['up']['kernel']
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 8, 48)}
-    found = cases.sampled(logits(dataclasses.replace(model, unroll=1), params, cases.batch()))
-    wanted = np.array(GOLDENS['llama']['logits'], np.float32).reshape(found.shape)
-    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    actual = cases.sampled(logits(dataclasses.replace(model, unroll=1), params, cases.batch()))
+    wanted = np.array(GOLDENS['llama']['logits'], np.float32).reshape(actual.shape)
+    np.testing.assert_allclose(actual, wanted, atol=2e-5)
     save_pretrained(tmp_path / 'out', model, params)
     for key, array in read(folder).items():
         np.testing.assert_array_equal(read(tmp_path / 'out')[key], array, err_msg=key)
@@ -157,8 +157,8 @@ def test_weights_in_several_files(tmp_path):
     assert [path.name for path in folder.glob('*.safetensors*')] == ['model.safetensors']
 
 
-def test_the_name_of_the_module_may_be_missing(tmp_path):
-    """As in the files of openai-community/gpt2, which also hold the masks."""
+def test_keys_may_lack_the_prefix(tmp_path):
+    """The same as the files of openai-community/gpt2, which also contain the masks."""
     folder = directory(tmp_path, 'gpt2')
     _, expected = load_pretrained(folder)
     masks = {'h.0.attn.bias': np.ones((1, 1, 96, 96), np.float32)}
@@ -166,7 +166,7 @@ def test_the_name_of_the_module_may_be_missing(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_pretrained(folder)[1], expected)
 
 
-def test_a_tied_head_in_the_file_is_the_embedding(tmp_path):
+def test_a_tied_head_in_the_file_must_equal_the_embedding(tmp_path):
     folder = directory(tmp_path, 'gpt2')
     whole = read(folder)
     write(folder, whole | {'lm_head.weight': whole['transformer.wte.weight']})
@@ -199,13 +199,13 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize(('change', 'message'), CONFIGS, ids=[str(change)[:60] for change, _ in CONFIGS])
-def test_a_field_that_is_not_understood_is_named(change, message):
+def test_an_unsupported_field_is_named(change, message):
     config = {name: value for name, value in (cases.DECODERS['llama'] | change).items() if value is not None}
     with pytest.raises(ValueError, match=message):
         pretrained.model_of(config)
 
 
-def test_windows_that_a_config_cannot_mean():
+def test_contradictory_windows_are_rejected():
     with pytest.raises(ValueError, match='layer_types=.* are not 2 of'):
         pretrained.model_of(cases.DECODERS['qwen2'] | {'layer_types': ['full_attention']})
     with pytest.raises(ValueError, match='sliding_attention of a gemma3_text has a scaling'):
@@ -213,7 +213,7 @@ def test_windows_that_a_config_cannot_mean():
         pretrained.model_of(cases.DECODERS['gemma3'] | {'rope_parameters': scaling})
 
 
-def test_off_fields_and_names_of_other_programs_are_passed_over():
+def test_fields_that_are_off_and_names_of_other_programs_are_skipped():
     more = {
         'output_scores': False,
         'pruned_heads': {},
@@ -234,7 +234,7 @@ def test_ignored_fields_are_skipped_unless_the_family_reads_them():
         pretrained.model_of(cases.DECODERS['llama'], ignore=('rope_theta',))
 
 
-def test_layers_of_several_dtypes_become_the_widest(tmp_path):
+def test_a_stack_has_the_widest_dtype_of_its_layers(tmp_path):
     folder = directory(tmp_path, 'llama')
     whole = read(folder)
     half, brain = NORM, NORM.replace('layers.1', 'layers.0')
@@ -268,7 +268,7 @@ def test_buffers_of_older_files_are_skipped(tmp_path, name):
 
 
 @pytest.mark.parametrize('name', ['llama', 'gpt_neox'])
-def test_sharded_files_without_the_name_of_the_module(tmp_path, name):
+def test_several_files_may_lack_the_prefix(tmp_path, name):
     folder = directory(tmp_path, name)
     prefix = pretrained.FAMILIES[cases.DECODERS[name]['model_type']].PREFIX
     _, expected = load_pretrained(folder)
@@ -290,7 +290,7 @@ TENSORS = [
 
 
 @pytest.mark.parametrize(('change', 'message'), TENSORS, ids=['missing', 'misshapen', 'extra', 'quantized'])
-def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, message):
+def test_a_tensor_that_differs_from_the_model_is_named(tmp_path, change, message):
     folder = directory(tmp_path, 'llama')
     arrays = read(folder)
     change(arrays)
@@ -355,7 +355,7 @@ def test_pickles_and_empty_directories_are_rejected(tmp_path):
         load_pretrained(folder)
 
 
-def test_what_has_no_hugging_face_form_is_not_written(tmp_path):
+def test_models_without_a_hugging_face_form_are_not_written(tmp_path):
     model, params = load_pretrained(directory(tmp_path / 'in', 'llama'))
     out = tmp_path / 'out'
     with pytest.raises(ValueError, match=r"config.json of a llama has no model.norm='layernorm' \(only 'rmsnorm'\)"):

@@ -1,4 +1,4 @@
-"""Angles against transformers' (experiments/parity/rotary.py) and closed forms; those of a row depend on it alone."""
+"""Angles equal those of transformers (experiments/parity/rotary.py) and depend only on their document."""
 
 import functools
 import json
@@ -29,26 +29,26 @@ both = pytest.mark.parametrize('kind', STRETCHED)
 
 
 @pytest.mark.parametrize('golden', GOLDENS['cases'], ids=lambda golden: f'{golden["scaling"]["rope_type"]}')
-def test_frequencies_are_those_of_transformers(golden):
+def test_frequencies_equal_those_of_transformers(golden):
     scaling = {k: tuple(v) if isinstance(v, list) else v for k, v in golden['scaling'].items()}
     rotary.check_scaling(tuple(scaling.items()), GOLDENS['dim'])
-    found, factor = rotary.scaled_frequencies(
+    actual, factor = rotary.scaled_frequencies(
         GOLDENS['dim'], GOLDENS['theta'], scaling, jnp.array([[golden['length']]])
     )
-    np.testing.assert_allclose(jnp.ravel(found), golden['frequencies'], rtol=2e-6)
+    np.testing.assert_allclose(jnp.ravel(actual), golden['frequencies'], rtol=2e-6)
     assert factor == pytest.approx(golden['factor'], rel=1e-6)
 
 
-def test_pairs_are_turned_by_position_times_frequency():
-    """(x + iy) e^(i t / theta^(2j/R)) in the layout of LLaMA, of the first R of K; the rest stays."""
+def test_pairs_are_rotated_by_position_times_frequency():
+    """(x + iy) e^(i t / theta^(2j/R)) in the layout of LLaMA, of the first R of K dimensions; the rest is unchanged."""
     R, theta = 4, 100.0
     positions = np.array([[0, 3, 1000]], np.int32)
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 6)).astype(np.float32)
-    found = rotary.rotate(jnp.asarray(x), *rotary.rotary_angles(jnp.asarray(positions), R, theta))
+    actual = rotary.rotate(jnp.asarray(x), *rotary.rotary_angles(jnp.asarray(positions), R, theta))
     pairs = x[..., :2] + 1j * x[..., 2:4]
     turned = pairs * np.exp(1j * positions[:, :, None, None] * theta ** (-np.arange(0, R, 2) / R))
-    np.testing.assert_allclose(found[..., :2] + 1j * found[..., 2:4], turned, atol=2e-4)
-    np.testing.assert_array_equal(found[..., 4:], x[..., 4:])
+    np.testing.assert_allclose(actual[..., :2] + 1j * actual[..., 2:4], turned, atol=2e-4)
+    np.testing.assert_array_equal(actual[..., 4:], x[..., 4:])
 
 
 def test_bfloat16_is_rounded_once():
@@ -66,19 +66,19 @@ def test_the_factor_multiplies_cos_and_sin():
     np.testing.assert_allclose(jnp.hypot(cos, sin), np.full((1, 9, 4), factor), rtol=1e-5)
 
 
-def test_sinusoids_are_those_of_the_paper():
+def test_sinusoids_equal_the_formula_of_the_paper():
     """Sines before cosines, of position / 10000^(2i/D), divided by sqrt(D)."""
     angle = np.array([0, 5, 77])[:, None] / 10_000 ** (np.arange(0, 8, 2) / 8)
     wanted = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1) / math.sqrt(8)
     np.testing.assert_allclose(rotary.sinusoids(jnp.array([[0, 5, 77]]), 8)[0], wanted, atol=1e-5)
 
 
-def test_lengths_are_those_of_documents_of_any_number():
-    """Of the tokens that are here, among all of their rows; documents need not be in one piece."""
+def test_lengths_of_documents_with_any_segment_ids():
+    """Of the tokens on this device, from whole rows; documents need not be contiguous."""
     segments = np.array([[900, 900, 7, 7, 7, 0], [-3, 5, -3, -3, 5, 5]], np.int32)
     positions = np.array([[4, 5, 0, 1, 2, 0], [0, 1, 5, 2, 3, 0]], np.int32)
-    found = rotary.lengths(jnp.asarray(segments[:, 1:4]), jnp.asarray(positions), jnp.asarray(segments))
-    np.testing.assert_array_equal(found, [[6, 3, 3], [4, 6, 6]])
+    actual = rotary.lengths(jnp.asarray(segments[:, 1:4]), jnp.asarray(positions), jnp.asarray(segments))
+    np.testing.assert_array_equal(actual, [[6, 3, 3], [4, 6, 6]])
     np.testing.assert_array_equal(rotary.lengths(None, jnp.asarray(positions), None), [[6], [6]])
 
 
@@ -102,8 +102,8 @@ def run(kind, batch, cache=None):
 
 
 @both
-def test_padding_and_neighbours_change_nothing(kind):
-    """One row is within the original context and one beyond; both stand beside padding, and packed in one row."""
+def test_angles_do_not_depend_on_padding_or_other_documents(kind):
+    """One document is within the original context and one beyond; both with padding, and packed in one row."""
     tokens = np.random.default_rng(0).integers(0, V, (2, 14), dtype=np.int32)
     real = (np.arange(14)[None] < np.array([[5], [9]])).astype(np.int32)
     wanted = [
@@ -116,17 +116,17 @@ def test_padding_and_neighbours_change_nothing(kind):
         'positions': np.concatenate([np.arange(5), np.arange(9)]).astype(np.int32)[None],
     }
     together = run(kind, packed)['logits'][0]
-    for found in (padded[0, :5], together[:5]):
-        np.testing.assert_allclose(found, wanted[0], atol=1e-5)
-    for found in (padded[1, :9], together[5:]):
-        np.testing.assert_allclose(found, wanted[1], atol=1e-5)
+    for actual in (padded[0, :5], together[:5]):
+        np.testing.assert_allclose(actual, wanted[0], atol=1e-5)
+    for actual in (padded[1, :9], together[5:]):
+        np.testing.assert_allclose(actual, wanted[1], atol=1e-5)
     shorter = run(kind, {'tokens': tokens[1:, :5]})['logits'][0]
     assert np.max(np.abs(wanted[1][:5] - shorter)) > 1e-2  # the length of the row itself does matter
 
 
 @both
-def test_a_cache_keeps_angles_of_the_length_so_far(kind):
-    """Within the original context they are those of the whole text; beyond it, tokens read at once are."""
+def test_a_cache_keeps_the_angles_of_the_length_at_which_it_was_filled(kind):
+    """Within the original context they equal those of the whole text; beyond it, only those read together do."""
     tokens = np.random.default_rng(1).integers(0, V, (2, 12), dtype=np.int32)
     model, _ = model_of(kind)
     for lengths in (np.array([3, 5]), np.array([8, 10])):

@@ -1,4 +1,4 @@
-"""What the settings of a model say, and what contradicts what; no model is made."""
+"""The settings of a model and the checks of their consistency; no model is built."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ def settings(**changed):
     return Transformer(**config.model.to_dict() | changed)
 
 
-def test_global_layers_see_all_and_the_others_a_window():
+def test_all_layers_but_global_ones_have_a_window():
     model = settings(window=8, global_layers=[1, 3])
     assert [model.local(layer) for layer in range(4)] == [True, False, True, False]
     assert not any(settings().local(layer) for layer in range(4))
@@ -25,7 +25,7 @@ def test_global_layers_see_all_and_the_others_a_window():
 
 
 @pytest.mark.parametrize(('offset', 'longest'), [(0, 48), (2, 46)])
-def test_learned_positions_end_where_their_table_does(offset, longest):
+def test_rows_longer_than_the_table_of_positions_are_rejected(offset, longest):
     model = settings(positions='learned', position_offset=offset)
     model.check_length(longest, 'a row of')
     with pytest.raises(ValueError, match=f'a row of {longest + 1} tokens is longer than model.max_len=48'):
@@ -48,16 +48,16 @@ def test_learned_positions_end_where_their_table_does(offset, longest):
         ({'rope_theta': 0.0}, 'model.rope_theta=0.0 must be above 0'),
     ],
 )
-def test_settings_at_odds_are_named(changed, error):
+def test_contradictory_settings_are_named(changed, error):
     with pytest.raises(ValueError, match=error):
         settings(**changed)
 
 
-def test_an_odd_head_may_turn_an_even_part():
+def test_an_odd_head_may_rotate_an_even_part():
     assert settings(head_dim=15, rotary_dim=6).rotary_dim == 6 and settings(dropout=0.99).dropout == 0.99
 
 
-def test_a_kernel_must_know_the_window_of_a_layer():
+def test_a_kernel_needs_the_window_of_a_layer_at_compile_time():
     """In a scan over layers of both kinds the window is unknown at compile time; unrolled it is known."""
     some = {'window': 8, 'global_layers': (1,), 'dtype': 'bfloat16'}
     reasons = [settings(**some | {'unroll': unroll}).unsupported_reason('splash', 128) for unroll in (1, 2, 4)]
@@ -65,5 +65,5 @@ def test_a_kernel_must_know_the_window_of_a_layer():
     assert settings(window=8, dtype='bfloat16').unsupported_reason('splash', 128) == ''
 
 
-def test_lists_of_a_file_are_tuples():
+def test_lists_become_tuples():
     assert tuples([1, [2, [3]], 'a']) == (1, (2, (3,)), 'a')

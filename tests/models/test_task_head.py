@@ -1,4 +1,4 @@
-"""Heads of checkpoints: what they give, which token they read, and that padding and neighbours change nothing."""
+"""Heads of checkpoints: their outputs, the token that they read, and independence of padding."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def batch(T=9, lengths=(9, 5)):
 
 
 @pytest.mark.parametrize(('settings', 'shape'), HEADS.values(), ids=HEADS)
-def test_logits_have_their_shape_and_padding_changes_nothing(settings, shape):
+def test_logits_have_their_shape_and_do_not_depend_on_padding(settings, shape):
     model, params = build(causal=settings.get('head_pool') == 'last', **settings)
     full = batch()
     logits = apply(model, params, full)['logits']
@@ -63,7 +63,7 @@ def test_logits_have_their_shape_and_padding_changes_nothing(settings, shape):
     np.testing.assert_allclose(logits[1:] if logits.ndim == 2 else logits[1:, :5], alone, atol=1e-5)
 
 
-def test_a_row_without_segments_is_all_real():
+def test_without_segment_ids_all_tokens_are_real():
     model, params = build(causal=True, **HEADS['decoder classify'][0])
     whole = batch(lengths=(9, 9))
     bare = {'tokens': whole['tokens']}
@@ -71,7 +71,7 @@ def test_a_row_without_segments_is_all_real():
 
 
 @pytest.mark.parametrize('segments', [[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]], ids=['left padding', 'right padding'])
-def test_pooling_reads_real_tokens_alone(segments):
+def test_pooling_ignores_padding(segments):
     x = jnp.arange(5.0)[None, :, None]
     real = np.flatnonzero(segments)
     segments = jnp.array([segments])
@@ -84,7 +84,7 @@ def test_mean_of_an_empty_row_is_finite():
     assert pool(jnp.ones((1, 3, 2)), jnp.zeros((1, 3), jnp.int32), 'mean').tolist() == [[0.0, 0.0]]
 
 
-def test_a_body_without_head_offers_hidden_states_and_the_pooler():
+def test_a_model_without_head_returns_hidden_states_and_the_pooler():
     model, params = build(causal=False, head='none', head_activation='tanh', bias=True)
     outputs = apply(model, params, batch() | {'targets': jnp.ones((2, 9), jnp.int32)})
     assert outputs.keys() == {'hidden', 'pooled'}
@@ -94,7 +94,7 @@ def test_a_body_without_head_offers_hidden_states_and_the_pooler():
     )
 
 
-def test_sentence_types_are_a_column_and_zero_without_it():
+def test_token_types_default_to_zero():
     model, params = build(causal=False, token_types=2)
     plain = batch()
     first, second = (plain | {'token_types': jnp.full((2, 9), kind, jnp.int32)} for kind in (0, 1))
@@ -103,19 +103,19 @@ def test_sentence_types_are_a_column_and_zero_without_it():
     assert jnp.max(jnp.abs(logits[1] - logits[2])) > 0.1
 
 
-def test_positions_are_offset():
+def test_learned_positions_have_an_offset():
     """RoBERTa counts from padding_idx + 1."""
     model, params = build(causal=False, positions='learned', position_offset=2)
     plain, _ = build(causal=False, positions='learned')
     shifted = batch() | {'positions': jnp.broadcast_to(jnp.arange(9)[None] + 2, (2, 9))}
-    ours, wanted = apply(model, params, batch())['logits'], apply(plain, params, shifted)['logits']
-    np.testing.assert_array_equal(ours, wanted)
+    ours, expected = apply(model, params, batch())['logits'], apply(plain, params, shifted)['logits']
+    np.testing.assert_array_equal(ours, expected)
     with pytest.raises(ValueError, match='longer than model.max_len=16'):
         model.apply({'params': params}, {'tokens': jnp.ones((1, 15), jnp.int32)})
 
 
 def test_the_first_layer_may_lack_its_norm():
-    """ModernBERT; a tree that has the norm there runs it, so nothing is left out in silence."""
+    """ModernBERT; a tree with the norm there applies it, so no leaf is ignored silently."""
     model, params = build(causal=False, first_norm=False)
     assert 'attention_norm' not in params['layers_0'] and 'attention_norm' in params['layers_1']
     bare = apply(model, params, batch())['logits']
@@ -133,13 +133,13 @@ def test_the_first_layer_may_lack_its_norm():
         ({'first_norm': False, 'num_layers': 1}, 'two layers or more'),
     ],
 )
-def test_settings_at_odds_are_named(settings, match):
+def test_contradictory_settings_are_named(settings, match):
     with pytest.raises(ValueError, match=match):
         build(**settings)
 
 
 @pytest.mark.parametrize('how', ['first', 'mean', 'last'])
-def test_a_soft_prompt_is_pooled_as_the_tokens_that_it_stands_for(how):
+def test_a_soft_prompt_is_pooled_like_tokens(how):
     """PEFT passes the embeddings of prompt and text to the class of the task: position 0 is a virtual token."""
     model, params = build(causal=False, head='classify', num_labels=3, head_activation='tanh', head_pool=how)
     text, ids = batch(), jnp.array([7, 3])

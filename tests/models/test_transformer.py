@@ -1,4 +1,4 @@
-"""The physics of the transformer, over a list of variants: adding one adds one line."""
+"""Properties that every transformer has, for a list of variants; a variant is one line."""
 
 import dataclasses
 import functools
@@ -57,7 +57,7 @@ def initial(model):
 
 @functools.cache
 def params_of(model):
-    """Initial parameters, all moved so that every bias and scale matters."""
+    """Initial parameters plus noise, so that every bias and scale has an effect."""
     random = np.random.default_rng(1)
     return jax.tree.map(lambda x: 3 * x + 0.1 * random.normal(size=x.shape).astype(np.float32), initial(model))
 
@@ -76,7 +76,7 @@ def forward(model, batch, cache=None, key=None):
 
 
 def example(rows=B, length=T):
-    """One document a row."""
+    """One document per row."""
     tokens, targets = np.random.default_rng(2).integers(0, V, (2, rows, length), dtype=np.int32)
     positions = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
     return {'tokens': tokens, 'targets': targets, 'segment_ids': np.ones_like(tokens), 'positions': positions}
@@ -90,7 +90,7 @@ def packed():
 
 
 def influence(model, batch):
-    """[T, T]: how far the output at t moves with the embedded input at s."""
+    """[T, T]: how much the output at t depends on the embedded input at s."""
     params = params_of(model)
 
     # A table of one row per token of the batch makes inputs differentiable one by one.
@@ -110,7 +110,7 @@ def influence(model, batch):
 
 
 @every_model
-def test_sees_exactly_what_it_should(model):
+def test_outputs_depend_on_exactly_the_visible_tokens(model):
     batch = packed()
     t, s = np.arange(T)[:, None], np.arange(T)[None]
     segments = np.asarray(batch['segment_ids'][0])
@@ -126,7 +126,7 @@ def test_sees_exactly_what_it_should(model):
 
 
 @every_model
-def test_packed_equals_alone_and_padding_changes_nothing(model):
+def test_packed_documents_equal_separate_ones_and_padding_has_no_effect(model):
     batch = packed()
     together = forward(model, batch)['logprob']
     for start, stop in ((0, 5), (5, 9)):
@@ -161,7 +161,7 @@ def loss_and_gradient(model, batch, params):
     ('change', 'dropout'),
     [({'unroll': N}, 0.0), ({'remat': 'dots'}, 0.0), ({'unroll': N, 'remat': 'full'}, 0.2)],
 )
-def test_how_it_is_computed_changes_nothing(change, dropout):
+def test_outputs_do_not_depend_on_remat_unroll_or_accumulation(change, dropout):
     batch = packed() | {'row': np.array([3, 1], np.int32)}
     settings = VARIANTS['gpt2'] | {'dropout': dropout}
     plain = build(**settings)
@@ -171,7 +171,7 @@ def test_how_it_is_computed_changes_nothing(change, dropout):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-5), changed, grads)
 
 
-def test_layers_that_differ_are_the_same_scanned_and_straight():
+def test_scanned_and_unrolled_layers_with_different_windows_are_equal():
     batch = packed()
     one, all_ = (build(unroll=unroll, remat='dots', **ALTERNATING) for unroll in (1, N))
     expected, grads = loss_and_gradient(one, batch, params_of(one))
@@ -183,7 +183,7 @@ def test_layers_that_differ_are_the_same_scanned_and_straight():
 
 
 @pytest.mark.parametrize('unroll', [1, 3])
-def test_segments_of_the_stack_are_the_stack(unroll):
+def test_segments_equal_the_whole_stack(unroll):
     model = build(num_layers=3, unroll=unroll, dropout=0.2, remat='full')
     params, batch = params_of(model), packed()
     expected, grads = loss_and_gradient(model, batch, params)
@@ -197,12 +197,12 @@ def test_segments_of_the_stack_are_the_stack(unroll):
     np.testing.assert_allclose(cached, full, atol=1e-5)
 
 
-def test_refuses_parameters_of_another_number_of_layers():
+def test_parameters_with_another_number_of_layers_are_rejected():
     with pytest.raises(ValueError, match='hold 3 layers, but model.num_layers=2'):
         build().apply({'params': initial(build(num_layers=3))}, example())
 
 
-def test_parameters_are_the_same_whatever_the_unrolling():
+def test_initial_parameters_do_not_depend_on_unroll():
     one, all_ = (initial(build(unroll=n)) for n in (1, N))
     jax.tree.map(np.testing.assert_array_equal, one, all_)
     assert tree.flatten(one)['layers/attention/query/kernel'].shape == (N, 32, 32)
@@ -211,7 +211,7 @@ def test_parameters_are_the_same_whatever_the_unrolling():
 
 
 @every_model
-def test_first_loss_is_near_that_of_guessing(model):
+def test_the_first_loss_is_near_the_log_of_the_vocabulary(model):
     value = -np.mean(compiled(model)(initial(model), example(), None, None)['logprob'])
     assert value == pytest.approx(np.log(V), rel=0.05)
 
@@ -226,7 +226,7 @@ def test_bfloat16_is_close_to_float32():
     np.testing.assert_allclose(outputs['logprob'], expected, atol=0.03)
 
 
-def test_dropout_does_not_depend_on_how_the_batch_is_cut():
+def test_dropout_does_not_depend_on_the_division_of_the_batch():
     model = build(dropout=0.3)
     batch = example(rows=4) | {'row': np.arange(4, dtype=np.int32)}
 
@@ -242,7 +242,7 @@ def test_dropout_does_not_depend_on_how_the_batch_is_cut():
 
 
 @pytest.mark.parametrize('name', ['gpt2', 'bert'])
-def test_select_is_a_column_of_the_full_output(name):
+def test_selected_outputs_equal_those_of_all_positions(name):
     batch, select = example(), np.array([[4, 1, 1], [0, 2, 11]], np.int32)
     targets = np.take_along_axis(batch['targets'], select, axis=1)
     chosen = forward(MODELS[name], batch | {'targets': targets, 'select': select})
@@ -305,12 +305,12 @@ INVALID = [
 
 
 @pytest.mark.parametrize(('settings', 'message'), INVALID)
-def test_refuses(settings, message):
+def test_invalid_settings_are_rejected(settings, message):
     with pytest.raises(ValueError, match=message):
         build(**settings)
 
 
-def test_refuses_rows_longer_than_learned_positions():
+def test_rows_longer_than_learned_positions_are_rejected():
     model = build(positions='learned', max_len=8)
     with pytest.raises(ValueError, match='12 tokens is longer than model.max_len=8'):
         jax.eval_shape(model.init, jax.random.key(0), example())
@@ -320,6 +320,6 @@ def test_refuses_rows_longer_than_learned_positions():
         MODELS['bert'].init_cache(1, 4)
 
 
-def test_refuses_targets_that_are_not_of_the_predictions():
+def test_targets_of_another_shape_are_rejected():
     with pytest.raises(ValueError, match='targets'):
         forward(MODELS['llama'], example() | {'targets': np.zeros((B, 3), np.int32)})

@@ -91,14 +91,14 @@ def test_the_initial_state_over_eight_devices_is_that_over_one(text, more):
         'blocks of queries',
     ],
 )
-def test_a_step_over_eight_devices_is_that_over_one(text, meshes, more):
+def test_a_step_on_eight_devices_equals_that_on_one(text, meshes, more):
     start, expected = reference(text, tuple(more.items()))
     for mesh in meshes:
         found = losses(run_of(text, mesh, more), start)
         np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-5, err_msg=str(mesh))
 
 
-def test_angles_by_the_length_of_a_row_are_the_same_in_micro_batches(text):
+def test_angles_by_document_length_do_not_depend_on_micro_batches(text):
     """Rows of several documents, whose lengths lie on both sides of the original context."""
     settings = (DYNAMIC | {'data.batch_size': 16, 'optimizer.accumulate': accumulate} for accumulate in (1, 4, 16))
     (_, one), *others = (reference(text, tuple(more.items())) for more in settings)
@@ -106,8 +106,8 @@ def test_angles_by_the_length_of_a_row_are_the_same_in_micro_batches(text):
         np.testing.assert_allclose(np.hstack(found), np.hstack(one), rtol=1e-5)
 
 
-def test_cudnn_runs_on_the_heads_that_are_here_with_windows_that_a_scan_carries(text, monkeypatch):
-    """Its call, carried out by XLA in float32."""
+def test_cudnn_runs_on_the_heads_of_each_device_with_traced_windows(text, monkeypatch):
+    """Its call, executed by XLA in float32."""
     more = {'model.window': 9, 'model.global_layers': (1,), 'model.num_layers': 2, 'model.unroll': 1}
     start, expected = reference(text, tuple(more.items()))
     by_xla, shapes = jax.nn.dot_product_attention, []
@@ -125,7 +125,7 @@ def test_cudnn_runs_on_the_heads_that_are_here_with_windows_that_a_scan_carries(
     assert {shape[2] for shape in shapes} == {4}
 
 
-def test_an_old_gpu_attends_by_xla_and_the_header_says_so(text, monkeypatch):
+def test_an_old_gpu_uses_xla_and_the_header_gives_the_reason(text, monkeypatch):
     monkeypatch.setitem(sharding.PLATFORM_KERNELS, 'cpu', 'cudnn')
     half = {'model.dtype': 'bfloat16'}
     window = BERT | half | {'model.window': 9}
@@ -155,7 +155,7 @@ def test_an_old_gpu_attends_by_xla_and_the_header_says_so(text, monkeypatch):
         pytest.param((2, 2, 2, 1), MICRO, id='data x fsdp x tensor, micro-batches'),
     ],
 )
-def test_a_kernel_of_attention_runs_on_the_heads_that_are_here(text, mesh, more, monkeypatch):
+def test_splash_runs_on_the_heads_of_each_device(text, mesh, more, monkeypatch):
     """The TPU's, interpreted."""
     more = {'data.seq_len': 128} | more
     start, expected = reference(text, tuple(more.items()))
@@ -175,7 +175,7 @@ def test_a_kernel_of_attention_runs_on_the_heads_that_are_here(text, mesh, more,
     assert (rows, 128, 8 // mesh[2], 8) in shapes
 
 
-def test_what_keeps_a_step_from_a_kernel(text, monkeypatch):
+def test_steps_that_a_kernel_does_not_support(text, monkeypatch):
     assert run_of(text, (2, 2, 2, 1), {}).attention == 'xla'  # the CPU has none
     monkeypatch.setitem(sharding.PLATFORM_KERNELS, 'cpu', 'splash')
     whole = {'data.seq_len': 128}
@@ -208,19 +208,19 @@ def test_what_keeps_a_step_from_a_kernel(text, monkeypatch):
         pytest.param((2, 2, 2, 1), MUON, id='data x fsdp x tensor, muon'),
     ],
 )
-def test_little_more_is_exchanged_than_the_mesh_needs(text, mesh, more, capfd):
+def test_communication_is_near_the_minimum(text, mesh, more, capfd):
     more = {'data.seq_len': 128, 'model.width': 64, 'data.batch_size': 32} | more
     run = run_of(text, mesh, more | {'adapt.dropout': 0.0})
     (compiled,) = run.train_steps().values()
-    found, least = traffic.audit(compiled.as_text(), run.mesh), traffic.minimum(run)
-    assert sum(found.values()) <= 1.05 * sum(least.values()), (found, least)
-    assert {kind for kind, _ in found} <= {kind for kind, _ in least} | {'all-reduce'}
+    actual, least = traffic.audit(compiled.as_text(), run.mesh), traffic.minimum(run)
+    assert sum(actual.values()) <= 1.05 * sum(least.values()), (actual, least)
+    assert {kind for kind, _ in actual} <= {kind for kind, _ in least} | {'all-reduce'}
     assert 'rematerialization' not in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures('no_compilation_cache')
 @pytest.mark.parametrize('mesh', [(1, 1, 1, 1), (2, 2, 2, 1)], ids=str)
-def test_what_the_optimizer_multiplies_is_in_the_arithmetic(text, mesh):
+def test_products_of_the_optimizer_are_in_the_planned_flops(text, mesh):
     def flops(more):
         run = run_of(text, mesh, MUON | more)
         (compiled,) = run.train_steps().values()
@@ -232,8 +232,8 @@ def test_what_the_optimizer_multiplies_is_in_the_arithmetic(text, mesh):
 
 @pytest.mark.usefixtures('no_compilation_cache')
 @pytest.mark.parametrize('mesh', [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8)], ids=str)
-def test_what_a_device_keeps_is_near_the_theory(text, mesh):
-    """Whatever axis divides it; a compiler keeps what the theory does not know, and frees what it does."""
+def test_memory_of_a_device_is_near_the_estimate(text, mesh):
+    """For every axis. The compiler keeps arrays that the estimate does not count, and frees some that it does."""
     more = {'data.seq_len': 256, 'model.width': 128, 'model.mlp_dim': 512, 'model.num_layers': 4, 'model.unroll': 1}
     run = run_of(text, mesh, more | {'model.head_dim': 16})
     (compiled,) = run.train_steps().values()
@@ -244,13 +244,13 @@ def test_what_a_device_keeps_is_near_the_theory(text, mesh):
 
 @pytest.mark.usefixtures('no_compilation_cache')
 @pytest.mark.parametrize('tied', [True, False])
-def test_in_bfloat16_both_ends_of_the_model_are_summed_in_it(text, tied):
-    """What the embedding reads, and the gradient that the head gives back: each as much as a sum of a layer."""
+def test_embedding_and_head_communicate_in_bfloat16(text, tied):
+    """The looked-up embeddings and the gradient of the hidden states: each is one all-reduce as in a layer."""
     more = {'data.seq_len': 128, 'model.dtype': 'bfloat16', 'model.remat': 'full', 'model.unroll': 1}
     run = run_of(text, (1, 2, 4, 1), more | {'model.width': 128, 'model.tied': tied})
     (lowered,) = run.lowered().values()
-    found, least = traffic.audit(hlo.partitioned(lowered)[1], run.mesh), traffic.minimum(run)
-    assert sum(found.values()) <= 1.03 * sum(least.values()), (found, least)
+    actual, least = traffic.audit(hlo.partitioned(lowered)[1], run.mesh), traffic.minimum(run)
+    assert sum(actual.values()) <= 1.03 * sum(least.values()), (actual, least)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +263,6 @@ def test_in_bfloat16_both_ends_of_the_model_are_summed_in_it(text, tied):
         ((1, 1, 1, 8), {'model.dropout': 0.1}, 'model.dropout = 0.1'),
     ],
 )
-def test_what_a_mesh_cannot_divide_is_refused(text, mesh, more, message):
+def test_sizes_that_a_mesh_cannot_divide_are_rejected(text, mesh, more, message):
     with pytest.raises(ValueError, match=message):
         run_of(text, mesh, more)

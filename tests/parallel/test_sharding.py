@@ -30,7 +30,7 @@ SHAPES = {
         ((1, -1, 2, 1), (1, 4, 2, 1)),
     ],
 )
-def test_mesh_fills(sizes, shape):
+def test_one_axis_has_the_remaining_devices(sizes, shape):
     assert tuple(sharding.mesh(*sizes).shape.values()) == shape
 
 
@@ -61,7 +61,7 @@ def test_moments_have_the_shardings_of_their_parameters():
     assert state[0].count.spec == P()
 
 
-def test_a_dimension_that_does_not_divide_is_refused_by_path():
+def test_a_dimension_that_does_not_divide_is_named_by_path():
     shapes = {'embed': {'embedding': jax.ShapeDtypeStruct((65, 16), jnp.float32)}}
     with pytest.raises(ValueError, match='embed/embedding: a dimension of 65 does not divide over mesh.tensor = 2'):
         sharding.shardings(shapes, sharding.mesh(2, 2, 2, 1))
@@ -70,7 +70,7 @@ def test_a_dimension_that_does_not_divide_is_refused_by_path():
 @pytest.mark.parametrize(
     ('batch', 'accumulate', 'ok'), [(8, 1, True), (16, 2, True), (12, 1, False), (8, 2, False), (0, 1, False)]
 )
-def test_a_batch_divides_over_micro_batches_and_devices(batch, accumulate, ok):
+def test_a_batch_must_divide_over_micro_batches_and_devices(batch, accumulate, ok):
     mesh = sharding.mesh(4, 2, 1, 1)
     if ok:
         sharding.check_batch(batch, accumulate, mesh)
@@ -79,7 +79,7 @@ def test_a_batch_divides_over_micro_batches_and_devices(batch, accumulate, ok):
             sharding.check_batch(batch, accumulate, mesh)
 
 
-def test_place_lays_rows_over_data_and_fsdp():
+def test_rows_of_a_batch_are_sharded_over_data_and_fsdp():
     rows = np.arange(16, dtype=np.int32).reshape(8, 2)
     placed = sharding.place(sharding.mesh(2, 2, 2, 1))({'tokens': rows})['tokens']
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 2)}
@@ -88,7 +88,7 @@ def test_place_lays_rows_over_data_and_fsdp():
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A device of a slice, as far as a mesh looks at it."""
+    """The attributes of a device that a mesh reads."""
 
     id: int
     slice_index: int

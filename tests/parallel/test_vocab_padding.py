@@ -1,4 +1,4 @@
-"""A vocabulary that the mesh does not divide: filled up in memory, and nowhere to be seen."""
+"""A vocabulary that the mesh does not divide is padded in memory, without effect on numbers and files."""
 
 import math
 
@@ -31,12 +31,12 @@ def measured(text, mesh, steps=3, **more):
     """(metrics of the first steps, sums of an evaluation, run, state) on a mesh."""
     run = build(*resolve(config_of(text, mesh, **more)), devices=jax.devices()[: math.prod(mesh)])
     state, step, stream, put = run.initial.on_mesh(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
-    found = []
+    actual = []
     for i in range(steps):
         state, values = step(state, put(stream.batch(i)), np.float32(i / 4))
-        found.append([values[name].item() for name in ('loss', 'nats', 'grad_norm', 'update_norm', 'param_norm')])
+        actual.append([values[name].item() for name in ('loss', 'nats', 'grad_norm', 'update_norm', 'param_norm')])
     sums = run.eval_step()(state.params, put(run.stream('validation').batch(0)))
-    return found, jax.device_get(sums), run, state
+    return actual, jax.device_get(sums), run, state
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def measured(text, mesh, steps=3, **more):
     ],
     ids=['tied', 'untied', 'masked'],
 )
-def test_a_filled_vocabulary_changes_no_number(text, more):
+def test_padding_of_the_vocabulary_changes_no_number(text, more):
     expected, sums, *_ = measured(text, (1, 1, 1, 1), **more)
-    found, filled_sums, run, state = measured(text, (1, 2, 2, 1), **more)
+    actual, filled_sums, run, state = measured(text, (1, 2, 2, 1), **more)
     assert run.model.vocab_fill == 384 - ODD
     assert state.params['embed']['embedding'].shape[0] == 384
-    np.testing.assert_allclose(found, expected, rtol=2e-5)
+    np.testing.assert_allclose(actual, expected, rtol=2e-5)
     for name in sums:
         np.testing.assert_allclose(filled_sums[name], sums[name], rtol=1e-5)
     for path, leaf in tree.flatten(state.params).items():
@@ -65,7 +65,7 @@ def test_a_filled_vocabulary_changes_no_number(text, more):
     assert logits.shape[-1] == ODD
 
 
-def test_the_first_parameters_are_those_of_one_device(text):
+def test_initial_parameters_do_not_depend_on_the_mesh(text):
     one, filled = (
         build(config_of(text, mesh), devices=jax.devices()[: math.prod(mesh)]) for mesh in ((1,) * 4, (1, 1, 2, 1))
     )
@@ -79,8 +79,8 @@ def test_the_first_parameters_are_those_of_one_device(text):
 
 
 @pytest.mark.parametrize('more', [{}, {'sweep.seeds': (1, 2)}, {'optimizer.name': 'adafactor'}], ids=str)
-def test_a_run_goes_on_over_tensor_and_back(text, tmp_path, more):
-    """Two steps on one device, one over tensor, one on one device again, beside a run on one device."""
+def test_a_run_resumes_on_a_tensor_mesh_and_back(text, tmp_path, more):
+    """Two steps on one device, one on a tensor mesh, one on one device again; compared with a run on one device."""
     devices = jax.device_count()
     last = {}
     for name, stops in (('alone', [4]), ('moved', [2, 3, 4])):
@@ -96,20 +96,20 @@ def test_a_run_goes_on_over_tensor_and_back(text, tmp_path, more):
 @pytest.mark.parametrize(
     ('size', 'tensor', 'rows'), [(384, 2, 0), (385, 1, 0), (385, 2, 127), (50257, 4, 47), (5, 3, 379)]
 )
-def test_rows_that_are_missing(size, tensor, rows):
+def test_the_number_of_padding_rows(size, tensor, rows):
     assert vocab_padding.num_padding_rows(size, tensor) == rows
     assert (size + rows) % tensor == 0
 
 
 @pytest.mark.parametrize('method', ['full', 'lora', 'prompt'])
-def test_the_vocabulary_of_a_base_is_filled_up_too(text, base_run, method):
+def test_the_vocabulary_of_a_base_is_padded_too(text, base_run, method):
     more = {'init.base': str(base_run), 'data.isolate': False, 'data.tokenizer': 'base', 'adapt.method': method}
     more |= {'adapt.prompt.length': 3} if method == 'prompt' else {}
     more |= {'adapt.lora.rank': (('embed/embedding|.*/query/kernel', 2),)} if method == 'lora' else {}
     expected, sums, *_ = measured(text, (1, 1, 1, 1), **more)
-    found, filled_sums, run, state = measured(text, (1, 1, 2, 1), **more)
+    actual, filled_sums, run, state = measured(text, (1, 1, 2, 1), **more)
     assert run.model.vocab_fill == 384 - ODD
-    np.testing.assert_allclose(found, expected, rtol=2e-5)
+    np.testing.assert_allclose(actual, expected, rtol=2e-5)
     np.testing.assert_allclose(filled_sums['loss'], sums['loss'], rtol=1e-5)
     kept = tree.flatten(run.initial.stored(state).trainable)
     assert all(ODD in leaf.shape for path, leaf in kept.items() if path.startswith('embed/emb'))

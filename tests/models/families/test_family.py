@@ -14,7 +14,7 @@ from lmtrain.models.families.family import FAMILIES, MODULES, Family
 from lmtrain.models.hf import BUFFERS, Entry, size_fields
 from lmtrain.models.hf_heads import DECODER_HEADS
 
-# What the file lmtrain/models/families/toy.py would contain: GPT-2's layers with other names, a head of its own key.
+# What the file lmtrain/models/families/toy.py would contain: GPT-2's layers with other names.
 ARCHITECTURES = {'toy': 'ToyForCausalLM'}
 HEADS = DECODER_HEADS._replace(missing={'toy': ('span',)})
 PREFIX = 'body.'
@@ -74,7 +74,7 @@ def entries(model):
 
 @pytest.fixture
 def toy(monkeypatch) -> Family:
-    """The family as a module of its own would offer it, in the table."""
+    """The family as a separate module, in the table."""
     module = types.ModuleType('toy')
     for name in ('ARCHITECTURES', 'HEADS', 'PREFIX', 'IGNORED', 'SIZES', 'settings', 'fields', 'entries'):
         setattr(module, name, getattr(sys.modules[__name__], name))
@@ -124,7 +124,7 @@ def test_files_of_a_tied_model_may_repeat_the_embedding_and_ignored_tensors(toy,
         load({'steps': np.zeros(1, np.float32)})
 
 
-def test_a_head_without_a_class_of_transformers_is_refused(toy):
+def test_a_head_without_a_class_of_transformers_is_rejected(toy):
     with pytest.raises(ValueError, match='transformers has no ToyForQuestionAnswering'):
         pretrained.config_of(model_of(head='span', num_labels=2))
 

@@ -1,4 +1,4 @@
-"""What a config.json of OLMo 2 means without its optional fields; tests of families compare outputs."""
+"""The defaults of optional fields in a config.json of OLMo 2; tests of families compare outputs."""
 
 import pytest
 
