@@ -159,7 +159,7 @@ def replaced(name: str, config: dict, task: str) -> tuple[dict, dict]:
     shapes = {key: list(parameter.shape) for key, parameter in model.named_parameters()}
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(f'{folder}/theirs')
-        ours = pretrained.headed(pretrained.model_of(pretrained.read_config(f'{folder}/theirs')), task, count)
+        ours = pretrained.with_task_head(pretrained.model_of(pretrained.read_config(f'{folder}/theirs')), task, count)
         kind = getattr(transformers, pretrained.config_of(ours)['architectures'][0])
         other, info = kind.from_pretrained(
             f'{folder}/theirs',

@@ -79,7 +79,7 @@ def settings(head: str, fields: Fields, module) -> dict:
     return {'head': head, 'mlm_head': False, 'num_labels': num_labels} | module.HEADS.settings[head]
 
 
-def headed(model, module, head: str, num_labels: int, pool: str = 'auto'):
+def with_task_head(model, module, head: str, num_labels: int, pool: str = 'auto'):
     """`model` with the head of transformers' class for a task instead of its own; None if that class pools differently.
 
     Args:

@@ -58,8 +58,8 @@ def load_pretrained(
       place: (path, numpy array) -> the leaf at that path, such as the array sharded over a mesh.
       dtype: of the leaves; None keeps that of the file, for a stack the widest of its layers.
       ignore: unknown fields of config.json that are skipped.
-      model: the model of config.json with a new head (`headed`). The leaves of the head are read if the files have
-        them, except those of its last projection, whose outputs differ.
+      model: the model of config.json `with_task_head`. The leaves of the head are read if the files have them, except
+        those of its last projection, whose outputs differ.
 
     Raises:
       FileNotFoundError: no config.json or no weights.
@@ -201,7 +201,7 @@ def config_of(model: Transformer, like: Mapping | None = None) -> dict:
             'a Hugging Face form'
         )
     config = _fields(model)
-    if others := differences(model, read_as(model)):
+    if others := differences(model, round_trip(model)):
         raise InputError(f'the config.json of a {model.family} has no {" and no ".join(others)}')
     tokens = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'))
     copied = {name: value for name, value in (like or {}).items() if name in HARMLESS and name not in config}
@@ -216,7 +216,7 @@ def _fields(model: Transformer) -> dict:
     return {'model_type': model.family} | module.fields(model) | hf_heads.fields(model, module)
 
 
-def read_as(model: Transformer) -> Transformer:
+def round_trip(model: Transformer) -> Transformer:
     """A model after a round trip through the config.json of its family; `differences` compares the two."""
     return model_of(_fields(model))
 
@@ -237,22 +237,22 @@ def differences(model: Transformer, other: Transformer) -> list[str]:
     ]
 
 
-def headed(model: Transformer, head: str, num_labels: int, pool: str = 'auto') -> Transformer | None:
-    """`model` with the head of transformers' class for a task; see hf_heads.headed.
+def with_task_head(model: Transformer, head: str, num_labels: int, pool: str = 'auto') -> Transformer | None:
+    """`model` with the head of transformers' class for a task; see hf_heads.with_task_head.
 
     A model without a family is treated as LLaMA if it is causal, else as BERT.
     """
     module = FAMILIES[model.family or ('llama' if model.causal else 'bert')]
-    return hf_heads.headed(model, module, head, num_labels, pool)
+    return hf_heads.with_task_head(model, module, head, num_labels, pool)
 
 
-def as_class(model: Transformer, head: str, num_labels: int, pool: str) -> Transformer | None:
-    """`headed` if the head of that class is one projection after `pool`, the same as an added head; else None."""
-    changed = headed(model, head, num_labels, pool)
+def with_linear_head(model: Transformer, head: str, num_labels: int, pool: str) -> Transformer | None:
+    """`with_task_head` if that head is one projection after `pool`, the same as an added head; else None."""
+    changed = with_task_head(model, head, num_labels, pool)
     return changed if changed and not changed.head_activation else None
 
 
-def no_class(model: Transformer) -> tuple[str, ...]:
+def missing_class_note(model: Transformer) -> tuple[str, ...]:
     """A note if transformers has no class for the head of a model."""
     family = FAMILIES.get(model.family)
     if family is None or not hf_heads.is_missing(model, family):
@@ -260,7 +260,7 @@ def no_class(model: Transformer) -> tuple[str, ...]:
     return (f'transformers has no class for {model.head!r} of a {model.family}: such a run cannot be exported',)
 
 
-def shared_head(old: Transformer, new: Transformer) -> dict[str, str]:
+def shared_head_paths(old: Transformer, new: Transformer) -> dict[str, str]:
     """{path in `old`: path in `new`} of the leaves of two heads that have the same key in the files of the family.
 
     Without those of the last projection, whose outputs differ.

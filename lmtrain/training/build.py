@@ -126,14 +126,14 @@ def _task_head(config, model: Transformer, base: Base | None, corpus) -> TaskHea
     count, pool = task.output_size(corpus.labels), config.objective.pool
     same_outputs = corpus.labels_of_base or not task.has_classes
     if base and same_outputs and (model.head, model.num_labels) == (task.head, count):
-        return TaskHead(model, base, notes=pretrained.no_class(model))
+        return TaskHead(model, base, notes=pretrained.missing_class_note(model))
     if pool != 'auto':
         base = with_head(base, base.model) if base and 'heads' in base.shapes and not same_outputs else base
-        notes = () if pretrained.as_class(model, task.head, count, pool) else (no_form(pool),)
+        notes = () if pretrained.with_linear_head(model, task.head, count, pool) else (no_form(pool),)
         return TaskHead(model, base, task.name, notes)
-    headed = pretrained.headed(model, task.head, count)
+    headed = pretrained.with_task_head(model, task.head, count)
     base = with_head(base, dataclasses.replace(headed, vocab_fill=0)) if base else None
-    return TaskHead(headed, base, notes=pretrained.no_class(headed))
+    return TaskHead(headed, base, notes=pretrained.missing_class_note(headed))
 
 
 def _method(config, head: TaskHead, corpus) -> adapt.Method:

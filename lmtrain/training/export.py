@@ -80,7 +80,7 @@ def _as_class(config, model: Transformer, params: tree.Params) -> tuple[Transfor
     if task.name not in params.get('heads', {}):
         return model, params
     leaves = dict(params['heads'][task.name])
-    found = pretrained.as_class(model, task.head, leaves['kernel'].shape[1], pool)
+    found = pretrained.with_linear_head(model, task.head, leaves['kernel'].shape[1], pool)
     if found is None or ('bias' in leaves and not found.head_bias):
         raise InputError(
             f'{init_from.no_form(pool)}; {task.peft_type} of a {model.family} reads '

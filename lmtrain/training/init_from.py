@@ -197,7 +197,7 @@ def _pretrained(path: Path, ignore: Sequence[str]) -> Base:
 
 
 def with_head(base: Base, model: Transformer) -> Base:
-    """The base with the head of `model`, which differs from the base's model only in its head (`pretrained.headed`).
+    """The base with the head of `model`, which differs from the base's model only in its head.
 
     It has those leaves of the new head that transformers finds in the files of another one (BERT's pooler, the
     prediction head of ModernBERT), and not the last projection: the run draws the missing leaves.
@@ -207,7 +207,7 @@ def with_head(base: Base, model: Transformer) -> Base:
     if base.reread:
         shapes, load = base.reread(model)
         return base._replace(model=model, shapes=shapes, load=load)
-    renamed = pretrained.shared_head(base.model, model)
+    renamed = pretrained.shared_head_paths(base.model, model)
     dropped = OF_HEADS - (pretrained.shapes_of(model).keys() - {'task_head'})
 
     def convert(params: tree.Params) -> tree.Params:
@@ -274,7 +274,7 @@ def with_hf_family(model: Transformer) -> Transformer:
     for family in sorted(pretrained.FAMILIES, key=lambda family: family != model.family):
         named = dataclasses.replace(model, family=family)
         try:
-            others = pretrained.differences(named, pretrained.read_as(named))
+            others = pretrained.differences(named, pretrained.round_trip(named))
         except ValueError:  # the family has no way to express one of these settings
             continue
         if not others:
@@ -307,7 +307,9 @@ def exportable(config) -> str:
 
             pool, count = config.objective.pool, model.num_labels or 2
             if model.head != task.head:
-                model = (pretrained.headed if pool == 'auto' else pretrained.as_class)(model, task.head, count, pool)
+                model = (pretrained.with_task_head if pool == 'auto' else pretrained.with_linear_head)(
+                    model, task.head, count, pool
+                )
             if model is None:
                 return f'no: {no_form(pool)}'
         return f'yes, as {with_hf_family(model).family}'

@@ -33,7 +33,7 @@ def test_a_base_with_a_new_head_equals_transformers(tmp_path, name):
     config, task = new_heads.CASES[name]
     source = directory(tmp_path / 'base', name)
     own = pretrained.model_of(pretrained.read_config(source))
-    model = pretrained.headed(own, task, new_heads.outputs_of(task))
+    model = pretrained.with_task_head(own, task, new_heads.outputs_of(task))
     _, params = load_pretrained(source, model=model)
     shapes = pretrained.shapes_in(source, model)
     assert {p: x.shape for p, x in tree.flatten(params).items()} == {
@@ -60,7 +60,9 @@ def test_pooling_of_transformers_classes():
     def pools(name):
         config = new_heads.CASES[name][0]
         model = pretrained.model_of(config)
-        actual = {pool: pretrained.headed(model, 'classify', 3, pool) for pool in ('auto', 'first', 'last', 'mean')}
+        actual = {
+            pool: pretrained.with_task_head(model, 'classify', 3, pool) for pool in ('auto', 'first', 'last', 'mean')
+        }
         return {pool: each.head_pool for pool, each in actual.items() if each}
 
     assert pools('bert with a pooler, classify') == {'auto': 'first', 'first': 'first'}
@@ -70,8 +72,8 @@ def test_pooling_of_transformers_classes():
 
 
 def test_a_head_without_a_class_of_transformers_is_named():
-    model = pretrained.headed(pretrained.model_of(new_heads.CASES['gemma2, classify'][0]), 'span', 2)
-    assert "no class for 'span' of a gemma2" in pretrained.no_class(model)[0]
+    model = pretrained.with_task_head(pretrained.model_of(new_heads.CASES['gemma2, classify'][0]), 'span', 2)
+    assert "no class for 'span' of a gemma2" in pretrained.missing_class_note(model)[0]
     with pytest.raises(ValueError, match='transformers has no Gemma2ForQuestionAnswering'):
         pretrained.config_of(model)
 

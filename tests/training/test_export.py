@@ -27,8 +27,8 @@ def folder(tmp_path_factory):
     masked = pretrained.model_of(BERT)
     for name, model, labels in (
         ('masked', masked, ()),
-        ('classes', pretrained.headed(masked, 'classify', 2), SENTIMENT),
-        ('tags', pretrained.headed(masked, 'tag', 3), TAGS),
+        ('classes', pretrained.with_task_head(masked, 'classify', 2), SENTIMENT),
+        ('tags', pretrained.with_task_head(masked, 'tag', 3), TAGS),
     ):
         leaves = tree.flatten(pretrained.shapes_of(model))
         random = np.random.default_rng(0)
@@ -178,7 +178,7 @@ def test_lora_classifier_is_exported_for_peft_if_transformers_pools_alike(folder
 
 def test_adapter_with_incomplete_head_is_named(folder, tmp_path):
     model, params = load_pretrained(folder / 'masked')
-    head = pretrained.headed(model, 'classify', 2)
+    head = pretrained.with_task_head(model, 'classify', 2)
     random = np.random.default_rng(0)
     params = adapt.extend(
         adapt.lora.adapter(rank=(('.*query/kernel', 2),), alpha=(('.*', 2.0),)), jax.random.key(0), params

@@ -22,10 +22,12 @@ def under_class(model, directory: Path, ignore: Sequence[str] = ()):
     head = HEAD_OF_TASK_TYPE.get(config.read(directory, ignore).get('task_type'))
     if head is None or head == model.head or not (directory / config.WEIGHTS).is_file():
         return model
-    out = next(e.key for e in entries(pretrained.headed(model, head, 1)) if e.paths == ('task_head/out/kernel',))
+    out = next(
+        e.key for e in entries(pretrained.with_task_head(model, head, 1)) if e.paths == ('task_head/out/kernel',)
+    )
     tensors = safetensors.header(directory / config.WEIGHTS)
     labels = [tensor.shape[0] for key, tensor in tensors.items() if key.endswith(f'.{out}')]
-    return pretrained.headed(model, head, labels[0]) if labels else model
+    return pretrained.with_task_head(model, head, labels[0]) if labels else model
 
 
 def read(model, params: Mapping, fields: Mapping, tensors: Mapping, prefix: str) -> tuple[dict, dict]:
