@@ -1,9 +1,6 @@
-"""Linear and Embed, the only layers with kernels. Each also applies the adapter leaves that are next to its own.
+"""Linear and Embed. Each also applies the adapter leaves that are next to its own, such as those of LoRA.
 
-LoRA next to a kernel [D, F]; without the leaves lora_*, only the left path exists:
-
-    x [..., D] ──┬── kernel [D, F] ─────────────────────────────────┐
-                 └── lora_a [D, R] ── * lora_scale ── lora_b [R, F] ─┴─ + ── y [..., F]
+adapt/lora.py draws LoRA next to a kernel.
 """
 
 import math

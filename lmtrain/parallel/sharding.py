@@ -2,10 +2,10 @@
 
     axis        divides                         communication in each step (parallel/collectives.py)
     ─────────   ─────────────────────────────   ────────────────────────────────────────────────────────────────────
-    data        rows of the batch               all-reduce of gradients, once
+    data        rows of the batch               all-reduce of gradients, once per step
     fsdp        rows of the batch, parameters   all-gather of a layer's parameters, reduce-scatter of their gradients
     tensor      heads, columns, vocabulary      all-reduce of activations, twice per layer and direction
-    sequence    positions of a row              all-gather of keys and values, once per layer and direction
+    sequence    positions of a row              all-gather of keys and values, reduce-scatter of their gradients
 
 Neighbouring devices differ in the last axis, so the axes with the most communication have the fastest links. A mesh of
 data=2, fsdp=2, tensor=2 on two slices (data-centre network between slices, fast links within):
