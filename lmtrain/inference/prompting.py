@@ -243,7 +243,7 @@ def _fit(questions: Sequence[Question], pool: Pool, encode: Callable, context: i
 
 
 def _check_ids(questions: Sequence[Question], prompts, tokenizer: Tokenizer, size: int) -> None:
-    """Raises ValueError if a prompt needs a token that has no row in an embedding of `size` rows."""
+    """InputError: a prompt has a token without a row in an embedding of `size` rows."""
     for scored, encoded in zip(questions, prompts, strict=True):
         largest = max(int(ids.max()) for ids, _ in encoded)
         if largest >= size:

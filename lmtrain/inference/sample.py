@@ -71,8 +71,9 @@ def stream(
     """Yields (row, its new ids, its `Generated.finish_reason` or '' while it continues) during generation.
 
     A text ends at any of `end_ids` (which is not part of it), after `max_tokens`, or when the model has read `max_len`
-    tokens including the prompt (`room`). The text of a prompt depends on `seed`, on the prompt, and on the number of
-    equal prompts before it; not on the rest of the batch, nor on `every`, the number of tokens between two yields.
+    tokens including the prompt (`max_new_tokens`). The text of a prompt depends on `seed`, on the prompt, and on the
+    number of equal prompts before it; not on the rest of the batch, nor on `every`, the number of tokens between two
+    yields.
 
     The other arguments are those of `check`, which is called before anything compiles. NonFiniteOutput: a logit is nan
     or infinite.
@@ -103,7 +104,7 @@ def stream(
     seen = collections.Counter()
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-        limits[row] = min(max_tokens, room(model, prompt) - virtual)
+        limits[row] = min(max_tokens, max_new_tokens(model, prompt) - virtual)
         tags[row] = zlib.crc32(np.array([seen[tuple(prompt)], *prompt], np.int32).tobytes())
         seen[tuple(prompt)] += 1
 
@@ -182,7 +183,7 @@ def check(
             raise InputError(f'prompt {row} has the token {strays[0]}, but {sizes}')
 
 
-def room(model: Transformer, prompt: Sequence[int]) -> int:
+def max_new_tokens(model: Transformer, prompt: Sequence[int]) -> int:
     """Number of tokens that can follow a prompt: the last is predicted from a full context of `max_len`."""
     return model.max_len + 1 - len(prompt)
 

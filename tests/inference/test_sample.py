@@ -233,7 +233,7 @@ def test_a_text_ends_at_the_end_of_the_context():
     params = steered(model, [5, *range(5), *range(6, 64)])
     prompts = [[1] * 48, [1] * 47, [END], [1]]
     assert list(map(len, generate(model, prompts, 100, params, **GREEDY))) == [1, 2, 48, 48]
-    assert [sample.room(model, prompt) for prompt in prompts] == [1, 2, 48, 48]
+    assert [sample.max_new_tokens(model, prompt) for prompt in prompts] == [1, 2, 48, 48]
     texts = sample.generate(model, params, prompts[1:3], max_tokens=48, **GREEDY)
     assert [text.finish_reason for text in texts] == ['context', 'length']
 
