@@ -14,7 +14,7 @@ import numpy as np
 
 from lmtrain.errors import InputError, NonFiniteOutput
 from lmtrain.models import Transformer
-from lmtrain.models.rotary import reread_after
+from lmtrain.models.rotary import angles_change_after
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.tree import Params
 
@@ -23,7 +23,7 @@ MAX_END_IDS = 16  # end tokens are padded to this number, so that every set of t
 SHORTEST = 16  # lengths are padded to powers of two from here on, so that few programs are compiled
 
 
-class Settings(NamedTuple):
+class SamplingSettings(NamedTuple):
     """Sampling settings of a batch. All are traced, so that other values use the same program."""
 
     seed: jax.Array  # uint32
@@ -40,7 +40,7 @@ class Progress(NamedTuple):
     """State of a batch while it is decoded."""
 
     text: jax.Array  # int32 [B, S], the generated tokens
-    count: jax.Array  # int32 [B], their number
+    num_tokens: jax.Array  # int32 [B], their number
     done: jax.Array  # bool [B]
     stopped: jax.Array  # bool [B], done because an end token was drawn
     finite: jax.Array  # bool, of every logit that was read
@@ -111,7 +111,7 @@ def stream(
     def batches():
         for start in range(0, len(tokens), batch_size):
             some = slice(start, start + batch_size)
-            sampling = Settings(
+            sampling = SamplingSettings(
                 seed=np.uint32(settings['seed']),
                 tag=tags[some],
                 limit=limits[some],
@@ -198,36 +198,36 @@ def bucket(n: int, least: int, most: int) -> int:
 
 
 def _batch(model, params, tokens_BT, lengths_B, settings, cache_length, every):
-    """`stream` for one padded batch; a text that grows beyond `reread_after` positions is prefilled again, once."""
+    """`stream` for one padded batch; a text that grows beyond `angles_change_after` positions is prefilled again, once."""
     B = len(tokens_BT)
     cache, logits_BV = prefill(model, params, tokens_BT, lengths_B, cache_length)
     progress = Progress(
         text=np.zeros((B, cache_length), np.int32),
-        count=np.zeros(B, np.int32),
+        num_tokens=np.zeros(B, np.int32),
         done=settings.limit == 0,
         stopped=np.zeros(B, bool),
         finite=np.bool_(True),
     )
     edge = max(
-        0, reread_after(model.rope_scaling) - num_virtual_tokens(params)
+        0, angles_change_after(model.rope_scaling) - num_virtual_tokens(params)
     )  # tokens; 0: no text is prefilled again
     steps = 1  # the first token alone, so that it appears soon
     while not np.all(progress.done):
-        before, active_rows = progress.count, np.flatnonzero(~progress.done)
+        before, active_rows = progress.num_tokens, np.flatnonzero(~progress.done)
         cache, logits_BV, progress = decode(model, params, cache, logits_BV, progress, settings, np.int32(steps))
         progress = jax.device_get(progress)
         if not progress.finite:
             raise NonFiniteOutput('the model gives logits that are nan or infinite: its parameters are broken')
         for row in active_rows:
-            new = progress.text[row, before[row] : progress.count[row]]
+            new = progress.text[row, before[row] : progress.num_tokens[row]]
             reason = 'stop' if progress.stopped[row] else 'length' if progress.done[row] else ''
             yield int(row), new.tolist(), reason
-        read_B = lengths_B + progress.count
+        read_B = lengths_B + progress.num_tokens
         if edge and np.any(read_B[~progress.done] == edge + 1):
             whole_BT = np.zeros((B, cache_length), np.int32)
             for row, length in enumerate(lengths_B):
                 whole_BT[row, :length] = tokens_BT[row, :length]
-                whole_BT[row, length : read_B[row]] = progress.text[row, : progress.count[row]]
+                whole_BT[row, length : read_B[row]] = progress.text[row, : progress.num_tokens[row]]
             cache, logits_BV = prefill(model, params, whole_BT, read_B, cache_length)
         left = edge + 1 - read_B[~progress.done]
         steps = min([every, *left[left > 0].tolist()])
@@ -247,7 +247,7 @@ def prefill(model, params, tokens_BT, lengths_B, cache_length: int):
 
 
 @functools.partial(jax.jit, static_argnames='model', donate_argnames=('cache', 'logits_BV'))
-def decode(model, params, cache, logits_BV, progress: Progress, settings: Settings, steps):
+def decode(model, params, cache, logits_BV, progress: Progress, settings: SamplingSettings, steps):
     """(cache, logits, Progress) after `steps` more tokens per row, fewer if all rows are done; `steps` is traced."""
 
     def going(carry):
@@ -264,23 +264,23 @@ def decode(model, params, cache, logits_BV, progress: Progress, settings: Settin
     return jax.lax.while_loop(going, body, (jnp.int32(0), cache, logits_BV, progress))[1:]
 
 
-def advance(progress: Progress, logits_BV, settings: Settings) -> tuple[Progress, jax.Array]:
+def advance(progress: Progress, logits_BV, settings: SamplingSettings) -> tuple[Progress, jax.Array]:
     """(Progress, int32 [B]): one token drawn per row. Texts that are not done gain it, except for end tokens."""
     B, V = logits_BV.shape
     allowed_V = jnp.pad(settings.allowed, (0, V - len(settings.allowed)))
     finite = jnp.isfinite(logits_BV) | ~allowed_V[None] | progress.done[:, None]
     key = jax.random.key(settings.seed)
-    keys_B = jax.vmap(lambda *row: functools.reduce(jax.random.fold_in, row, key))(settings.tag, progress.count)
+    keys_B = jax.vmap(lambda *row: functools.reduce(jax.random.fold_in, row, key))(settings.tag, progress.num_tokens)
     logits_BV = jnp.where(allowed_V[None], logits_BV, -jnp.inf)
     token_B = draw(keys_B, logits_BV, settings.temperature, settings.top_k, settings.top_p)
 
     stopped_B = progress.stopped | ~progress.done & jnp.any(token_B[:, None] == settings.end_ids[None], axis=1)
     ended_B = progress.done | stopped_B
-    slot_B = jnp.where(ended_B, progress.text.shape[1], progress.count)  # out of range: not stored
-    count_B = progress.count + ~ended_B
+    slot_B = jnp.where(ended_B, progress.text.shape[1], progress.num_tokens)  # out of range: not stored
+    count_B = progress.num_tokens + ~ended_B
     progress = Progress(
         text=progress.text.at[jnp.arange(B), slot_B].set(token_B, mode='drop'),
-        count=count_B,
+        num_tokens=count_B,
         done=ended_B | (count_B >= settings.limit),
         stopped=stopped_B,
         finite=progress.finite & jnp.all(finite),

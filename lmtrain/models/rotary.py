@@ -29,7 +29,7 @@ def by_length(scaling) -> bool:
     return dict(scaling).get('rope_type') in ('dynamic', 'longrope')
 
 
-def reread_after(scaling) -> int:
+def angles_change_after(scaling) -> int:
     """Number of positions after which the angles of all positions of a text change at once; 0: never."""
     fields = dict(scaling)
     return fields['original_max_position_embeddings'] if fields.get('rope_type') == 'longrope' else 0
@@ -63,7 +63,7 @@ def rotary_angles(positions_BT, rotary_dim: int, theta: float, scaling=(), lengt
     devices change nothing. transformers uses the longest row of a batch instead; both agree for a single row.
 
     With a cache, `length` is the current length, and cached keys keep the angles of the length at which they were
-    computed. For 'longrope' the angles change once, after `reread_after` positions; then inference.sample prefills the
+    computed. For 'longrope' the angles change once, after `angles_change_after` positions; then inference.sample prefills the
     whole text again, same as transformers for Phi-3, so that generation agrees with training. For 'dynamic' they change
     with every token beyond the original length: cached keys then differ from those that training on the whole text
     computes, same as transformers.
