@@ -198,7 +198,7 @@ def bucket(n: int, least: int, most: int) -> int:
 
 
 def _batch(model, params, tokens_BT, lengths_B, settings, cache_length, every):
-    """`stream` for one padded batch; a text that grows beyond `angles_change_after` positions is prefilled again, once."""
+    """`stream` for one padded batch; a text longer than `angles_change_after` positions is prefilled again, once."""
     B = len(tokens_BT)
     cache, logits_BV = prefill(model, params, tokens_BT, lengths_B, cache_length)
     progress = Progress(

@@ -63,10 +63,10 @@ def rotary_angles(positions_BT, rotary_dim: int, theta: float, scaling=(), lengt
     devices change nothing. transformers uses the longest row of a batch instead; both agree for a single row.
 
     With a cache, `length` is the current length, and cached keys keep the angles of the length at which they were
-    computed. For 'longrope' the angles change once, after `angles_change_after` positions; then inference.sample prefills the
-    whole text again, same as transformers for Phi-3, so that generation agrees with training. For 'dynamic' they change
-    with every token beyond the original length: cached keys then differ from those that training on the whole text
-    computes, same as transformers.
+    computed. For 'longrope' the angles change once, after `angles_change_after` positions; then inference.sample
+    prefills the whole text again, same as transformers for Phi-3, so that generation agrees with training. For
+    'dynamic' they change with every token beyond the original length: cached keys then differ from those that training
+    on the whole text computes, same as transformers.
 
     >>> cos, sin = rotary_angles(jnp.arange(3)[None], rotary_dim=4, theta=10_000.0)
     >>> cos.shape, bool(jnp.allclose(sin[0, :, 0], jnp.sin(jnp.arange(3))))
