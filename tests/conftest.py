@@ -22,7 +22,7 @@ os.environ['XLA_FLAGS'] = ' '.join(flags).strip()
 owns_cache = 'JAX_COMPILATION_CACHE_DIR' not in os.environ
 if owns_cache:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='lmtrain-compiled-')
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 import hypothesis  # noqa: E402

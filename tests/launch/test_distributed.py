@@ -177,7 +177,13 @@ def start(workdir, text, fault=None, differing=None, elsewhere=None, **more):
         command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--workdir={where}']
         command += [f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={number}']
         changed = {'data.source': text, 'data.cache': text.parent / 'cache', 'data.validation': 0.2}
-        changed |= {'budget.steps': 24, 'log.every_steps': 1, 'log.tensorboard': False, 'checkpoint.every_steps': 6}
+        changed |= {
+            'model.num_layers': 1,
+            'budget.steps': 24,
+            'log.every_steps': 1,
+            'log.tensorboard': False,
+            'checkpoint.every_steps': 6,
+        }
         changed |= {'mesh.fsdp': 2, 'optimizer.learning_rate': differing} if number and differing else {'mesh.fsdp': 2}
         command += [f'--config.{name}={value}' for name, value in (changed | more).items()]
         environment = os.environ | {'JAX_NUM_CPU_DEVICES': '2'}

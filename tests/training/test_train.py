@@ -241,7 +241,12 @@ def start(text):
     """A function that starts `lmtrain train` on the text in a process of its own; its words go to `<workdir>.txt`."""
     command = [sys.executable, '-m', 'launch.cli', 'train', '--config=configs/tiny.py', f'--config.data.source={text}']
     command += [f'--config.data.cache={text.parent / "cache"}', '--config.data.validation=0.2']
-    command += [f'--config.budget.steps={STEPS}', '--config.log.every_steps=1', '--config.log.tensorboard=false']
+    command += [
+        f'--config.budget.steps={STEPS}',
+        '--config.model.num_layers=1',
+        '--config.log.every_steps=1',
+        '--config.log.tensorboard=false',
+    ]
     command += ['--config.evaluate.every_steps=5', '--config.checkpoint.every_steps=4', '--config.sample.max_tokens=4']
     environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '1', 'HOME': str(text.parent)}
 
