@@ -139,7 +139,7 @@ def outputs(model, params, name='logits'):
 
 
 def test_classifier_is_exported_and_trained_further(folder, tmp_path):
-    """As a Hugging Face directory with its names; from it and from the folder of the run the head goes on."""
+    """The directory has the class names; a run on it, or on the folder of the run, trains the head further."""
     config = recipe(folder, 'masked', optimizer__learning_rate=1e-2)
     train.train(config, tmp_path / 'run')
     was = load.load_run(tmp_path / 'run')

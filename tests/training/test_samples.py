@@ -96,7 +96,7 @@ def test_results_of_a_split_are_written(folder, capsys):
 
 
 def test_messages_need_a_template(folder, capsys, tmp_path):
-    """What is exported carries the template; without it, messages are refused and a text is continued as it stands."""
+    """An export contains the template. Without one, messages are refused and a text is continued unchanged."""
     export.export(folder / 'run', tmp_path / 'hf', 'hf')
     assert generation.read(tmp_path / 'hf')['eos_token_id'] == [256]
     own = load.load_directory(str(tmp_path / 'hf'))
@@ -118,7 +118,7 @@ def test_messages_need_a_template(folder, capsys, tmp_path):
 
 def test_special_token_in_a_prompt_is_reported(folder, capsys):
     code, _, err = lmtrain(capsys, 'generate', f'--workdir={folder / "run"}', '--prompt=<|endoftext|>')
-    assert code == 2 and 'context' in err  # 13 characters are too long for this model; it was said before
+    assert code == 2 and 'context' in err  # 13 characters are too long for this model; the run reported it
     assert "a prompt contains '<|endoftext|>', the name of a special token" in err
 
 

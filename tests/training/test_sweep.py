@@ -148,7 +148,7 @@ def test_each_member_equals_its_run_alone(lists):
     np.testing.assert_allclose([measured['loss'] for measured in together], means, rtol=1e-6)
     assert np.all(np.isfinite(means)) and together[-1]['loss_members'][0] < together[0]['loss_members'][0]
     assert len({round(float(x), 3) for x in together[-1]['loss_members']}) == len(chosen)  # they are not one run
-    if 'orders' in lists:  # the sweep goes on while one member does, and says what the other lost
+    if 'orders' in lists:  # the sweep continues while one member does, and counts the skipped steps of the other
         assert together[-1]['skipped'] > 5 and together[-1]['skipped_in_a_row'] == 0
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(last.trainable))
 
