@@ -113,7 +113,7 @@ def test_a_text_does_not_depend_on_other_prompts(settings):
 
 def test_more_prompts_than_one_batch(monkeypatch):
     texts = generate(transformer(), PROMPTS, **DRAWN)
-    monkeypatch.setattr(sample, 'ROWS', 1)
+    monkeypatch.setattr(sample, 'MAX_BATCH', 1)
     assert generate(transformer(), PROMPTS, **DRAWN) == texts
 
 
