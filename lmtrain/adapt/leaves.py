@@ -9,7 +9,7 @@ reads it. These modules read the table:
     parallel/vocab_padding.py    the dimension over the vocabulary
     cost/flops.py                virtual tokens, extra keys and matrix products
     parallel/collectives.py      attention kernels that cannot read a leaf
-    training/build.py            mesh axes and packed rows that exclude a leaf
+    training/checks.py           mesh axes and packed rows that exclude a leaf
 """
 
 import re
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from lmtrain import tree
 
-FUSED_KERNELS = ('cudnn', 'splash')  # of models/attention_kernels.py: neither takes keys in front of the text's
+FUSED_KERNELS = ('cudnn', 'splash')  # of models/attention_kernels.py: they require as many keys as queries
 QKV_UP = r'layers[^/]*/(attention/(query|key|value)|mlp/(gate|up))'  # kernels with the axes ('fsdp', 'tensor')
 OUT_DOWN = r'layers[^/]*/(attention/output|mlp/down)'  # kernels with the axes ('tensor', 'fsdp')
 
