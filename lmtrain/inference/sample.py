@@ -98,15 +98,9 @@ def stream(
     cache_length = bucket(longest + max_tokens, SHORTEST, context)
     batch_size = bucket(len(prompts), 1, MAX_BATCH)
 
-    tokens = np.zeros((-(-len(prompts) // batch_size) * batch_size, prompt_length), np.int32)
-    lengths, limits = np.zeros((2, len(tokens)), np.int32)
-    tags = np.zeros(len(tokens), np.uint32)
-    seen = collections.Counter()
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-        limits[row] = min(max_tokens, max_new_tokens(model, prompt) - virtual)
-        tags[row] = zlib.crc32(np.array([seen[tuple(prompt)], *prompt], np.int32).tobytes())
-        seen[tuple(prompt)] += 1
+    tokens, lengths, tags = _pad(prompts, -(-len(prompts) // batch_size) * batch_size, prompt_length)
+    limits = np.zeros(len(tokens), np.int32)
+    limits[: len(prompts)] = [min(max_tokens, max_new_tokens(model, prompt) - virtual) for prompt in prompts]
 
     def batches():
         for start in range(0, len(tokens), batch_size):
@@ -126,6 +120,17 @@ def stream(
                 yield start + row, ids, 'context' if full else reason
 
     return batches()
+
+
+def _pad(prompts: Sequence[Sequence[int]], rows: int, length: int):
+    """(tokens int32 [rows, length], lengths int32 [rows], tags uint32 [rows]); equal prompts have different tags."""
+    tokens, lengths, tags = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.uint32)
+    seen = collections.Counter()
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+        tags[row] = zlib.crc32(np.array([seen[tuple(prompt)], *prompt], np.int32).tobytes())
+        seen[tuple(prompt)] += 1
+    return tokens, lengths, tags
 
 
 def check(
