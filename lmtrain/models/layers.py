@@ -1,22 +1,24 @@
 """Norms, the feed-forward network, activations and dropout."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lmtrain.models.linear import Linear, shared_input_matmul
 
-GATED = {
-    'swiglu': jax.nn.silu,
-    'geglu': lambda x: jax.nn.gelu(x, approximate=True),
-    'geglu_exact': lambda x: jax.nn.gelu(x, approximate=False),
-}
-UNGATED = {
-    'gelu': lambda x: jax.nn.gelu(x, approximate=True),
-    'gelu_exact': lambda x: jax.nn.gelu(x, approximate=False),
-    'relu': jax.nn.relu,
-    'relu2': lambda x: jnp.square(jax.nn.relu(x)),  # Primer, arXiv 2109.08668
-}
+
+def squared_relu(x):
+    """relu(x)^2 (Primer, arXiv 2109.08668)."""
+    return jnp.square(jax.nn.relu(x))
+
+
+gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
+gelu_exact = functools.partial(jax.nn.gelu, approximate=False)
+# Activations of the gate, and those of feed-forward networks without a gate.
+GATED = {'swiglu': jax.nn.silu, 'geglu': gelu_tanh, 'geglu_exact': gelu_exact}
+UNGATED = {'gelu': gelu_tanh, 'gelu_exact': gelu_exact, 'relu': jax.nn.relu, 'relu2': squared_relu}
 
 
 class Norm(nn.Module):
