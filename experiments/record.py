@@ -17,6 +17,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = tuple('jax jaxlib flax optax orbax-checkpoint tokenizers numpy torch transformers peft'.split())
@@ -67,7 +68,7 @@ def versions() -> dict:
 
 
 def write(
-    name: str, *, command: str, figures: list[dict], trials: list[dict], not_shown: list[str] = (), **more
+    name: str, *, command: str, figures: list[dict], trials: list[dict], not_shown: Sequence[str] = (), **more
 ) -> None:
     """Writes experiments/NAME/results.json and renders the READMEs.
 
