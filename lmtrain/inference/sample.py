@@ -20,7 +20,7 @@ from lmtrain.tree import Params
 
 MAX_BATCH = 64  # prompts decoded together
 MAX_END_IDS = 16  # end tokens are padded to this number, so that every set of them uses the same program
-SHORTEST = 16  # lengths are padded to powers of two from here on, so that few programs are compiled
+SHORTEST = 16  # minimum padded length; longer ones are rounded up to powers of two, so that few programs are compiled
 
 
 class SamplingSettings(NamedTuple):
@@ -36,7 +36,7 @@ class SamplingSettings(NamedTuple):
     end_ids: jax.Array  # int32 [MAX_END_IDS], a text ends at any of them; -1 if there are fewer
 
 
-class Progress(NamedTuple):
+class DecodeState(NamedTuple):
     """State of a batch while it is decoded."""
 
     text: jax.Array  # int32 [B, S], the generated tokens
@@ -60,8 +60,9 @@ def generate(
     texts: list[list[int]] = [[] for _ in prompts]
     reasons = [''] * len(prompts)
     settings |= {'max_tokens': max_tokens, 'every': max_tokens}
-    for row, ids, reasons[row] in stream(model, params, prompts, **settings):
+    for row, ids, reason in stream(model, params, prompts, **settings):
         texts[row] += ids
+        reasons[row] = reason
     return [Generated(*each) for each in zip(texts, reasons, strict=True)]
 
 
@@ -206,7 +207,7 @@ def _batch(model, params, tokens_BT, lengths_B, settings, cache_length, every):
     """`stream` for one padded batch; a text longer than `angles_change_after` positions is prefilled again, once."""
     B = len(tokens_BT)
     cache, logits_BV = prefill(model, params, tokens_BT, lengths_B, cache_length)
-    progress = Progress(
+    state = DecodeState(
         text=np.zeros((B, cache_length), np.int32),
         num_tokens=np.zeros(B, np.int32),
         done=settings.limit == 0,
@@ -217,24 +218,25 @@ def _batch(model, params, tokens_BT, lengths_B, settings, cache_length, every):
         0, angles_change_after(model.rope_scaling) - num_virtual_tokens(params)
     )  # tokens; 0: no text is prefilled again
     steps = 1  # the first token alone, so that it appears soon
-    while not np.all(progress.done):
-        before, active_rows = progress.num_tokens, np.flatnonzero(~progress.done)
-        cache, logits_BV, progress = decode(model, params, cache, logits_BV, progress, settings, np.int32(steps))
-        progress = jax.device_get(progress)
-        if not progress.finite:
+    while not np.all(state.done):
+        before, active_rows = state.num_tokens, np.flatnonzero(~state.done)
+        cache, logits_BV, state = decode(model, params, cache, logits_BV, state, settings, np.int32(steps))
+        state = jax.device_get(state)
+        if not state.finite:
             raise NonFiniteOutput('the model gives logits that are nan or infinite: its parameters are broken')
         for row in active_rows:
-            new = progress.text[row, before[row] : progress.num_tokens[row]]
-            reason = 'stop' if progress.stopped[row] else 'length' if progress.done[row] else ''
+            new = state.text[row, before[row] : state.num_tokens[row]]
+            reason = 'stop' if state.stopped[row] else 'length' if state.done[row] else ''
             yield int(row), new.tolist(), reason
-        read_B = lengths_B + progress.num_tokens
-        if edge and np.any(read_B[~progress.done] == edge + 1):
+        # A row that is done because the context is full has one token more than the cache.
+        read_B = np.minimum(lengths_B + state.num_tokens, cache_length)
+        if edge and np.any(read_B[~state.done] == edge + 1):
             whole_BT = np.zeros((B, cache_length), np.int32)
             for row, length in enumerate(lengths_B):
                 whole_BT[row, :length] = tokens_BT[row, :length]
-                whole_BT[row, length : read_B[row]] = progress.text[row, : progress.num_tokens[row]]
+                whole_BT[row, length : read_B[row]] = state.text[row, : read_B[row] - length]
             cache, logits_BV = prefill(model, params, whole_BT, read_B, cache_length)
-        left = edge + 1 - read_B[~progress.done]
+        left = edge + 1 - read_B[~state.done]
         steps = min([every, *left[left > 0].tolist()])
 
 
@@ -252,45 +254,45 @@ def prefill(model, params, tokens_BT, lengths_B, cache_length: int):
 
 
 @functools.partial(jax.jit, static_argnames='model', donate_argnames=('cache', 'logits_BV'))
-def decode(model, params, cache, logits_BV, progress: Progress, settings: SamplingSettings, steps):
-    """(cache, logits, Progress) after `steps` more tokens per row, fewer if all rows are done; `steps` is traced."""
+def decode(model, params, cache, logits_BV, state: DecodeState, settings: SamplingSettings, steps):
+    """(cache, logits, DecodeState) after `steps` more tokens per row, fewer if all rows are done; `steps` is traced."""
 
     def going(carry):
-        step, _, _, progress = carry
-        return (step < steps) & ~jnp.all(progress.done)
+        step, _, _, state = carry
+        return (step < steps) & ~jnp.all(state.done)
 
     def body(carry):
-        step, cache, logits_BV, progress = carry
-        progress, token_B = advance(progress, logits_BV, settings)
-        batch = {'tokens': token_B[:, None], 'segment_ids': (~progress.done).astype(jnp.int32)[:, None]}
+        step, cache, logits_BV, state = carry
+        state, token_B = advance(state, logits_BV, settings)
+        batch = {'tokens': token_B[:, None], 'segment_ids': (~state.done).astype(jnp.int32)[:, None]}
         outputs = model.apply({'params': params}, batch, cache=cache)
-        return step + 1, outputs['cache'], outputs['logits'][:, 0], progress
+        return step + 1, outputs['cache'], outputs['logits'][:, 0], state
 
-    return jax.lax.while_loop(going, body, (jnp.int32(0), cache, logits_BV, progress))[1:]
+    return jax.lax.while_loop(going, body, (jnp.int32(0), cache, logits_BV, state))[1:]
 
 
-def advance(progress: Progress, logits_BV, settings: SamplingSettings) -> tuple[Progress, jax.Array]:
-    """(Progress, int32 [B]): one token drawn per row. Texts that are not done gain it, except for end tokens."""
+def advance(state: DecodeState, logits_BV, settings: SamplingSettings) -> tuple[DecodeState, jax.Array]:
+    """(DecodeState, int32 [B]): one token drawn per row. Texts that are not done gain it, except for end tokens."""
     B, V = logits_BV.shape
     allowed_V = jnp.pad(settings.allowed, (0, V - len(settings.allowed)))
-    finite = jnp.isfinite(logits_BV) | ~allowed_V[None] | progress.done[:, None]
+    finite = jnp.isfinite(logits_BV) | ~allowed_V[None] | state.done[:, None]
     key = jax.random.key(settings.seed)
-    keys_B = jax.vmap(lambda *row: functools.reduce(jax.random.fold_in, row, key))(settings.tag, progress.num_tokens)
+    keys_B = jax.vmap(lambda *row: functools.reduce(jax.random.fold_in, row, key))(settings.tag, state.num_tokens)
     logits_BV = jnp.where(allowed_V[None], logits_BV, -jnp.inf)
     token_B = draw(keys_B, logits_BV, settings.temperature, settings.top_k, settings.top_p)
 
-    stopped_B = progress.stopped | ~progress.done & jnp.any(token_B[:, None] == settings.end_ids[None], axis=1)
-    ended_B = progress.done | stopped_B
-    slot_B = jnp.where(ended_B, progress.text.shape[1], progress.num_tokens)  # out of range: not stored
-    count_B = progress.num_tokens + ~ended_B
-    progress = Progress(
-        text=progress.text.at[jnp.arange(B), slot_B].set(token_B, mode='drop'),
+    stopped_B = state.stopped | ~state.done & jnp.any(token_B[:, None] == settings.end_ids[None], axis=1)
+    ended_B = state.done | stopped_B
+    slot_B = jnp.where(ended_B, state.text.shape[1], state.num_tokens)  # out of range: not stored
+    count_B = state.num_tokens + ~ended_B
+    state = DecodeState(
+        text=state.text.at[jnp.arange(B), slot_B].set(token_B, mode='drop'),
         num_tokens=count_B,
         done=ended_B | (count_B >= settings.limit),
         stopped=stopped_B,
-        finite=progress.finite & jnp.all(finite),
+        finite=state.finite & jnp.all(finite),
     )
-    return progress, token_B
+    return state, token_B
 
 
 def draw(keys_B, logits_BV, temperature, top_k, top_p) -> jax.Array:

@@ -77,6 +77,8 @@ def test_a_text_longer_than_the_original_context_of_longrope_is_prefilled_again(
         texts[row] += ids
     assert texts == expected
     assert min(map(len, expected)) == 20
+    # A row of 46 tokens runs out of context before another one is prefilled again.
+    assert generate(model, [[7] * 46, prompts[0]], params=params, **GREEDY)[1] == expected[0]
 
 
 LEARNED = {'positions': 'learned', 'norm': 'layernorm', 'activation': 'gelu', 'bias': True}
