@@ -1126,7 +1126,7 @@ FAULTS = {
         ('UTF-16 without a mark is text', 'even + odd > 0.4 * len(head)', 'even + odd > len(head)'),
     ],
     'lmtrain/data/source.py': [
-        ('comments of games are moves', "r'\\{[^}]*\\}|\\b\\d+\\.+|\\$\\d+'", "r'\\b\\d+\\.+|\\$\\d+'"),
+        ('comments of games are moves', "r'\\{[^}]*\\}|;.*'", "r';.*'"),
         ('the same file counts twice', 'if file.resolve() in seen:', 'if file in seen:'),
         (
             'a README is text beside the data',
@@ -1567,7 +1567,7 @@ FAULTS = {
             'tokenizer.decode([*prompt[1:], *ids])',
             'tokenizer.decode([*prompt, *ids])',
         ),
-        ('a prompt fills the row', 'if len(ids) < run.config.data.seq_len:', 'if len(ids) <= run.config.data.seq_len:'),
+        ('a prompt fills the row', 'if len(ids) < context:', 'if len(ids) <= context:'),
         ('the last answer is asked for', 'prompts.before_answer(dialogue, 0)', 'prompts.before_answer(dialogue, -1)'),
         (
             'texts that were cut at the context ended',

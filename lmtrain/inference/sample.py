@@ -79,7 +79,8 @@ def stream(
     The other arguments are those of `check`, which is called before anything compiles. NonFiniteOutput: a logit is nan
     or infinite.
     """
-    check(model, prompts, **settings)
+    virtual = num_virtual_tokens(params)  # positions of a soft prompt or a prefix
+    check(model, prompts, virtual=virtual, **settings)
     if every < 1:
         raise InputError(f'every={every} must be at least 1')
     max_tokens, vocab_size = settings['max_tokens'], min(settings['vocab_size'], model.vocab_size)
@@ -88,13 +89,7 @@ def stream(
     allowed[[token for token in settings.get('absent', ()) if token < vocab_size]] = False
     model = dataclasses.replace(model, attention='xla', remat='none')  # kernels take no cache, and no gradient is taken
     longest = max(map(len, prompts))
-    virtual = num_virtual_tokens(params)  # positions of a soft prompt or a prefix
     context = model.max_len - virtual
-    if longest > context:
-        raise InputError(
-            f'a prompt has {longest} tokens, but model.max_len={model.max_len} leaves {context} after {virtual} '
-            'virtual tokens: shorten it'
-        )
     prompt_length = bucket(longest, SHORTEST, context)
     cache_length = bucket(longest + max_tokens, SHORTEST, context)
     batch_size = bucket(len(prompts), 1, MAX_BATCH)
@@ -146,6 +141,7 @@ def check(
     end_ids: Sequence[int],
     vocab_size: int,
     absent: Sequence[int] = (),
+    virtual: int = 0,
 ) -> None:
     """InputError: an argument is out of range, there is no prompt, a prompt is empty or longer than the context, or the
     model is not causal.
@@ -159,6 +155,7 @@ def check(
       vocab_size: the tokenizer's. Rows of the embedding beyond it are never drawn, nor are entries of the tokenizer
         that have no row in the embedding.
       absent: ids below `vocab_size` that the tokenizer does not use (`Tokenizer.absent`). They are not drawn either.
+      virtual: positions before each prompt, `virtual_tokens.num_virtual_tokens`.
     """
     numbers = {'max_tokens': (max_tokens, 1, 2**31 - 1), 'seed': (seed, 0, 2**32 - 1)}
     numbers |= {'temperature': (temperature, 0, math.inf), 'top_k': (top_k, 0, 2**31 - 1), 'top_p': (top_p, 0, 1)}
@@ -178,10 +175,11 @@ def check(
     for row, prompt in enumerate(prompts):
         if not len(prompt):
             raise InputError(f'prompt {row} is empty: begin it with the begin token')
-        if len(prompt) > model.max_len:
+        if len(prompt) > model.max_len - virtual:
+            less = f' minus {virtual} virtual tokens' if virtual else ''
             raise InputError(
                 f'prompt {row} has {len(prompt)} tokens, but the context of the model holds '
-                f'model.max_len={model.max_len}: shorten it'
+                f'model.max_len={model.max_len}{less}: shorten it'
             )
         size = min(vocab_size, model.vocab_size)
         if strays := [token for token in prompt if not 0 <= token < size]:

@@ -8,6 +8,7 @@ from lmtrain.data import Tokenizer
 from lmtrain.data.chat import conversation
 from lmtrain.errors import InputError
 from lmtrain.inference import prompts, sample
+from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.training.run import Run
 
 ROWS = 3  # validation rows of 'chat' that are prompts if config.sample.prompts has none
@@ -35,17 +36,22 @@ def prompts_of(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
 def _of_rows(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
     """The first validation rows up to their first answer, of those that leave room for it."""
     task, chosen = run.config.task, []
+    context = min(run.config.data.seq_len, run.model.max_len - _num_virtual_tokens(run))
     for row in run.corpus.rows['validation'][:TRIED]:
         _, dialogue = conversation.read(row, tuple(task.text), task.label)
         if dialogue.messages and not dialogue.trained:
             continue
         prompt, _ = prompts.before_answer(dialogue, 0)
         ids = prompts.encode(prompt, run.corpus.tokenizer, run.template if dialogue.messages else None)
-        if len(ids) < run.config.data.seq_len:
+        if len(ids) < context:
             chosen.append((prompt, ids))
         if len(chosen) == ROWS:
             break
     return chosen
+
+
+def _num_virtual_tokens(run: Run) -> int:
+    return num_virtual_tokens(run.initial.member_shapes.params)
 
 
 def settings(run: Run, ids: Sequence[list[int]]) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def check(run: Run) -> None:
     try:
         ids = [each for _, each in prompts_of(run)]
         if run.model.causal and ids:
-            sample.check(run.model, **settings(run, ids))
+            sample.check(run.model, virtual=_num_virtual_tokens(run), **settings(run, ids))
     except ValueError as error:
         raise InputError(f'config.sample: {error}') from None
 

@@ -110,7 +110,8 @@ def make_train_step(gradient, tx, schedule, *, learning_rate, trainable, learnin
 
     Returns:
       step(state, batch, progress), progress a float32 scalar in [0, 1]. If the loss, the gradient or the update is
-      not finite, only `step` and the counters of the state change. Metrics: float32 scalars.
+      not finite, only `step` and the counters of the state change. Metrics: float32 scalars, and
+      the counters (int32).
     """
     factors = tree.unflatten(tree.match(learning_rates, tree.flatten(trainable), default=1.0))
 

@@ -194,7 +194,7 @@ def test_generation_uses_the_prompt():
     texts = [[3, 4, 5], [6]]
     expected = sample.generate(model, params, [ids + text for text in texts], **settings)
     assert sample.generate(model, prompted, texts, **settings) == expected
-    with pytest.raises(ValueError, match='a prompt has 31 tokens, but model.max_len=32 leaves 30 after 2 virtual'):
+    with pytest.raises(ValueError, match='prompt 0 has 31 tokens, but .* model.max_len=32 minus 2 virtual tokens'):
         sample.generate(model, prompted, [[1] * 31], **settings)
 
 

@@ -335,7 +335,7 @@ def test_invalid_prompts_are_rejected():
     with pytest.raises(ValueError, match='top_p=0 leaves no token'):
         generate(transformer(), [[1]], **GREEDY | {'top_p': 0.0})
     with pytest.raises(ValueError, match='masked language model'):
-        sample.generate(transformer(causal=False), {}, [[1]], max_tokens=4, **GREEDY)
+        sample.generate(transformer(causal=False), parameters(transformer()), [[1]], max_tokens=4, **GREEDY)
 
 
 def test_nan_parameters_generate_no_text():

@@ -245,6 +245,12 @@ TRAIN = [
         {},
         ['config.sample', '100 tokens', 'model.max_len=32'],
     ),
+    (
+        'prompt over the context after virtual tokens',
+        f"sample.prompts=('{'a' * 20}',) adapt.method=prompt data.isolate=False",
+        {},
+        ['config.sample', '21 tokens', 'model.max_len=32 minus 20 virtual tokens'],
+    ),
     ('samples of no token', 'sample.max_tokens=0', {}, ['config.sample', 'max_tokens=0']),
     ('negative temperature', 'sample.temperature=-1', {}, ['config.sample', 'temperature=-1']),
     ('top_p over all', 'sample.top_p=2', {}, ['config.sample', 'top_p=2']),
