@@ -49,7 +49,7 @@ def get_config():
     config.data.cache = ''  # directory of tokenized text; '' is $XDG_CACHE_HOME/lmtrain or ~/.cache/lmtrain
     config.data.text_field = 'text'  # column of jsonl, parquet and TFDS rows that holds the document
     config.data.document = 'file'  # documents of a text file: 'file' (one) | 'line' | 'paragraph' (after blank lines)
-    config.data.split = 'auto'  # 'document' (whole, by hash) | 'tail' (of each) | 'auto' (whole, or tails of few)
+    config.data.split = 'auto'  # 'document' (by hash) | 'tail' (of the concatenated text) | 'auto' (hash, or tails)
     config.data.validation = 0.05  # fraction of the text
     config.data.test = 0.05  # fraction of the text
     config.data.tokenizer = 'bpe'  # 'bytes' | 'chars' | 'whitespace' | 'bpe' (trained) | 'base' (of init.base) | a file
@@ -60,13 +60,14 @@ def get_config():
     config.data.mask_rate = 0.0  # fraction of tokens hidden for masked language modelling; 0 is causal
     config.data.whole_word = False  # hides whole words
 
-    # Task: 'text' is language modelling; the others read rows: lmtrain.data.prepare_task(config.data, **config.task)
+    # Task: 'text' is language modelling; the others read rows:
+    # lmtrain.tasks.prepare.prepare_task(config.data, **config.task)
     config.task = ml_collections.ConfigDict()
     config.task.name = 'text'  # 'text' | 'chat' | 'classify' | 'regress' | 'tag' | 'span'
     config.task.train = ()  # files of rows (jsonl, json, csv, tsv, parquet, conll), each a path or (path, label)
     config.task.validation = ()  # the same; () splits data.validation off the training rows
     config.task.test = ()  # the same; () splits data.test off the training rows
-    config.task.text = ()  # fields of the text; for 'chat' () recognises four formats, one without label is a dialogue
+    config.task.text = ()  # fields of the text; 'chat': () detects one of 4 formats; one without label is a dialogue
     config.task.label = ''  # field of the class, number, tags or answers; of the completion for 'chat'
     config.task.labels = ()  # classes in the order of their ids; () is the base's order, or sorted
     config.task.shots = 0  # training rows per class; 0 is all

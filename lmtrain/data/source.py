@@ -33,7 +33,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
     Args:
       source: 'python', 'tfds:NAME', or a file, directory or glob; relative paths start at `root`. A file is text unless
         TEXT_READERS names its ending. In a directory, files with those endings are read, else those of TEXT_ENDINGS.
-      directory: data.cache, where TFDS datasets are prepared; no other directory or glob may contain it.
+      directory: data.cache, where TFDS datasets are prepared; data.source must not contain it.
       text_field: the column of jsonl, parquet and TFDS rows.
       document: 'file', 'line' or 'paragraph', for text.
 
@@ -60,7 +60,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
 # --- finding files
 
 
-def _find_files(source: str, root: str, cache: Path) -> tuple[tuple[Path, ...], dict[str, int]]:
+def _find_files(source: str, root: str, directory: Path) -> tuple[tuple[Path, ...], dict[str, int]]:
     """(files to read, {reason: number of files that are skipped})."""
     if not source.strip():
         raise InputError(f"data.source is {source!r}; it is 'python', 'tfds:NAME', or a file, directory or glob")
@@ -77,9 +77,9 @@ def _find_files(source: str, root: str, cache: Path) -> tuple[tuple[Path, ...], 
     seen: set[Path] = set()
     for file in candidates:
         # A file that is named explicitly may be in the cache.
-        if file != path and file.resolve().is_relative_to(cache.resolve()):
+        if file != path and file.resolve().is_relative_to(directory.resolve()):
             raise InputError(
-                f'{file} is in data.cache={str(cache)!r}, where tokenised text is stored, and '
+                f'{file} is in data.cache={str(directory)!r}, where tokenised text is stored, and '
                 f'data.source={source!r} would read it as text: put data.cache outside of data.source'
             )
         _check_regular(file)
@@ -180,10 +180,12 @@ def _read_parquet(path: Path, text_field: str, document: str) -> Iterator[str]:
 
 
 def _read_pgn(path: Path, text_field: str, document: str) -> Iterator[str]:
-    """The moves of each game and its result; tags, move numbers, comments and annotations are left out."""
+    """The moves of each game and its result, without tags, move numbers, comments, annotations and variations."""
     moves: list[str] = []
     for _, text in text_lines(path):
-        if not re.match(r'\[\w+ "|%', text):
+        if text.startswith('%'):  # a line for other programs
+            continue
+        if not re.match(r'\[\w+ "', text):
             moves.append(text)
         elif moves:
             yield _moves(moves)
@@ -192,7 +194,11 @@ def _read_pgn(path: Path, text_field: str, document: str) -> Iterator[str]:
 
 
 def _moves(lines: list[str]) -> str:
-    return ' '.join(re.sub(r'\{[^}]*\}|\b\d+\.+|\$\d+', ' ', ' '.join(lines)).split())
+    text = re.sub(r'\{[^}]*\}|;.*', ' ', '\n'.join(lines))  # comments
+    variations = 1
+    while variations:  # the innermost ones first
+        text, variations = re.subn(r'\([^()]*\)', ' ', text)
+    return ' '.join(re.sub(r'\b\d+\.+|\$\d+|[!?]+', ' ', text).split())
 
 
 def _text_of(row: Row, field: str) -> str:
@@ -231,7 +237,7 @@ def _prepare_tfds(name: str, directory: Path) -> Path:
 
 
 def _tfds_source(name: str, directory: Path, text_field: str, embedded: bool = False) -> Source:
-    """Every example of a prepared dataset. Its validation and test splits are kept, the others are divided."""
+    """Every example of a prepared dataset. Its validation and test splits are kept (which data.split='tail' cannot)."""
 
     def documents() -> Iterator[Document]:
         import tensorflow_datasets as tfds

@@ -70,10 +70,11 @@ def read_content(source: Source, settings: list[str], rule: dict, cache: Path) -
       settings: config fields that change what is read.
       rule: {'split', 'validation', 'test'} of config.data.
 
-    Raises InputError if there is no text, and whatever the source raises.
+    Raises InputError if there is no text, or if a rule of 'tail' would divide the source's own validation and test
+    splits, and whatever the source raises.
     """
     stamps = _stamps(source)
-    note = cache / 'seen' / f'{key(3, source.name, settings, rule, [stamp[0] for stamp in stamps])[:32]}.json'
+    note = cache / 'seen' / f'{key(4, source.name, settings, rule, [stamp[0] for stamp in stamps])[:32]}.json'
     known = read_note(note)
     if known is not None and known['stamps'] == stamps:
         return Content(**known)
@@ -84,6 +85,10 @@ def read_content(source: Source, settings: list[str], rule: dict, cache: Path) -
         if not text.strip():
             blank += 1
             continue
+        if split in SPLITS[1:] and rule['split'] == 'tail':
+            raise InputError(
+                f"data.split='tail' would train on the {split} split of {source.name}: choose 'document' or 'auto'"
+            )
         raw = text.encode()
         digest.update(json.dumps([len(raw), group, split]).encode() + raw)
         characters, num_bytes, documents = characters + len(text), num_bytes + len(raw), documents + 1

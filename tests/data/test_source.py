@@ -54,6 +54,13 @@ def rows(*texts):
             'file',
             ['e4 e5 Nf3 Nc6 1-0', 'd4 d5 1/2-1/2'],
         ),
+        (
+            'a.pgn',
+            b'[Event "x"]\n\n1. e4! e5?? ; 1... c5 (best) {\n% 2. a3\n(2. f4 {no :) } exf4 (2... d5) 3. Nf3) 2. Nf3!?'
+            b' Nc6 {; (} 3. Bb5+ *\n',
+            'file',
+            ['e4 e5 Nf3 Nc6 Bb5+ *'],
+        ),
     ],
 )
 def test_documents_of_one_file(name, content, document, expected, tmp_path):

@@ -103,6 +103,16 @@ def divided(tmp_path, texts, **rule):
     return splits
 
 
+@pytest.mark.parametrize('split', ['validation', 'test'])
+def test_tail_does_not_train_on_a_split_that_the_source_decides(split, tmp_path):
+    path = tmp_path / 'a.txt'
+    path.write_text('a text')
+    source = open_source(str(path), '', tmp_path / 'cache', 'text', 'line')
+    source = source._replace(documents=lambda: iter([Document('held out', '', split), Document('a text')]))
+    with pytest.raises(ValueError, match=f"'tail' would train on the {split} split of .*'document' or 'auto'"):
+        module.read_content(source, [], RULE | {'split': 'tail'}, tmp_path / 'cache')
+
+
 def test_split_is_decided_by_content(tmp_path):
     texts = [f'line {number}' for number in range(2000)]
     splits = divided(tmp_path, texts)
