@@ -28,7 +28,7 @@ from lmtrain.models import safetensors
 from lmtrain.models.virtual_tokens import materialise
 
 BASE = 'lmtrain.json'  # next to PEFT's two files: the fingerprint of the base
-SAMPLES = 64  # values of every leaf in a fingerprint
+SAMPLES = 64  # values of every leaf in a fingerprint, at least; all of a smaller leaf
 
 
 def load_adapter(model, params: Mapping, directory, ignore: Sequence[str] = ()) -> tree.Params:
@@ -53,10 +53,10 @@ def load_adapter(model, params: Mapping, directory, ignore: Sequence[str] = ()) 
         _without_adapter_name(key): np.asarray(tensor.read(), np.float32)
         for key, tensor in safetensors.header(path).items()
     }
-    beside = fields['peft_type'] in ('LORA', 'IA3')
-    prefix = 'base_model.model.' if beside else 'base_model.'
+    in_layers = fields['peft_type'] in ('LORA', 'IA3')
+    prefix = 'base_model.model.' if in_layers else 'base_model.'
     try:
-        if beside:
+        if in_layers:
             new, rest = lora.read(model, params, fields, tensors)
         else:
             new, rest = _read_prompt(model, params, fields, tensors)
@@ -104,7 +104,8 @@ def save_adapter(
     kinds = {'LORA': 'lora_', 'IA3': 'ia3_', 'PREFIX_TUNING': 'prefix_', network: 'embedding'}
     present = [kind for kind, word in kinds.items() if any(name.startswith(word) for name in names)]
     if len(present) != 1:
-        problem = f'{" and ".join(present)} at once' if present else 'no adapter: BitFit and norms add no leaves'
+        none = 'no adapter: the methods full, layers, head, bitfit and norms add no leaves'
+        problem = f'{" and ".join(present)} at once' if present else none
         raise InputError(f'the parameters hold {problem}; a directory of PEFT holds exactly one kind')
     kind = present[0]
     prefix = 'base_model.model.' if kind in ('LORA', 'IA3') else 'base_model.'
@@ -145,22 +146,24 @@ def check_base(directory, params: Mapping) -> None:
 
 
 def fingerprint(params: Mapping) -> str:
-    """16 hex digits: a hash of a base's paths, shapes and `SAMPLES` values of each leaf, rounded to bfloat16.
+    """16 hex digits: a hash of a base's paths, shapes and values, rounded to bfloat16.
+
+    At least `SAMPLES` equally spaced values of each leaf are read, or all of them.
 
     It does not depend on segments. The heads of a checkpoint are left out: they are trained with the adapter.
     """
     total = hashlib.sha256()
-    lines = []
+    leaves = []  # (path, leaf of one layer)
     first = {name: i for i, (name, place) in reversed(list(enumerate(layer_places(params)))) if place == 0}
     for path, leaf in tree.flatten(params).items():
         head, _, rest = path.partition('/')
         if head in ('task_head', 'head'):
             continue
-        rows = (
-            [(f'layers/{first[head] + i}/{rest}', x) for i, x in enumerate(leaf)] if head in first else [(path, leaf)]
-        )
-        lines += rows
-    for path, leaf in sorted(lines, key=lambda pair: pair[0]):
+        if head in first:
+            leaves += [(f'layers/{first[head] + i}/{rest}', x) for i, x in enumerate(leaf)]
+        else:
+            leaves.append((path, leaf))
+    for path, leaf in sorted(leaves, key=lambda pair: pair[0]):
         flat = jnp.ravel(leaf)
         some = np.asarray(flat[:: max(1, flat.size // SAMPLES)], jnp.bfloat16)
         total.update(f'{path} {leaf.shape} '.encode() + some.tobytes())

@@ -122,7 +122,8 @@ def _check_targets(model, fields, named: Mapping[str, str], known: Mapping[str, 
         if targets == 'all-linear':
             is_target = not module.is_embedding
         else:
-            is_target = _matches(targets, theirs) and not _matches(skipped, theirs)
+            is_target = _matches(targets, theirs)
+        is_target = is_target and not _matches(skipped, theirs)
         number = re.search(r'\.(\d+)\.', f'.{name}.')
         is_target = is_target and (not layers or (number is not None and int(number[1]) in layers))
         if is_target != (name in named):
@@ -160,4 +161,5 @@ def _fill_magnitude(flat, leaves, path, by_index) -> None:
 
 
 def norm(kernel, a, b, scale) -> np.ndarray:
+    """[out] the norms of the columns of a kernel with its LoRA, on the host: the magnitude of DoRA."""
     return np.asarray(column_norm(np.asarray(kernel), np.asarray(a), np.asarray(b), np.asarray(scale)))

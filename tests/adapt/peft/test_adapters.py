@@ -112,6 +112,16 @@ def test_abstract_base_gets_the_same_leaves(tmp_path, base):
             assert isinstance(leaf, jax.ShapeDtypeStruct)
 
 
+def test_excluded_modules_are_no_target(tmp_path, base):
+    others = ['k_proj', 'v_proj', 'gate_proj', 'down_proj', 'lm_head']
+    change = put(target_modules='all-linear', exclude_modules=others)
+    expected = tree.flatten(adapt.load_adapter(*base('llama'), adapter(tmp_path / 'named', LLAMA)))
+    params = tree.flatten(adapt.load_adapter(*base('llama'), adapter(tmp_path / 'excluded', LLAMA, change)))
+    assert params.keys() == expected.keys()
+    with pytest.raises(ValueError, match='k_proj.: there is no tensor of it'):
+        adapt.load_adapter(*base('llama'), adapter(tmp_path / 'all', LLAMA, put(target_modules='all-linear')))
+
+
 def test_different_kernels_of_one_module_are_concatenated(tmp_path, base):
     model, bare = base('gpt_neox')
     params = adapt.load_adapter(model, bare, adapter(tmp_path / 'in', 'lora of gpt_neox'))
@@ -306,7 +316,7 @@ def test_directory_without_an_adapter_is_refused(tmp_path, base):
     (directory / 'adapter_model.bin').touch()
     with pytest.raises(FileNotFoundError, match='pickled weights are not read'):
         adapt.load_adapter(model, params, directory)
-    with pytest.raises(ValueError, match='hold no adapter: BitFit'):
+    with pytest.raises(ValueError, match='hold no adapter: the methods full, '):
         adapt.save_adapter(tmp_path / 'out', model, params, base='here', task_type='CAUSAL_LM')
     both = [adapt.method(name, model, params) for name in ('ia3',)]
     params = both[0].start(jax.random.key(0), params) | {'prompt': {'embedding': jnp.zeros((2, 32))}}
