@@ -66,9 +66,7 @@ def mesh(data: int, fsdp: int, tensor: int, sequence: int, devices=None) -> Mesh
             raise InputError(f'mesh.{name} = {size}: an axis has at least 1 device, or -1 for all remaining ones')
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
-        raise InputError(
-            f'mesh.{" and mesh.".join(open_axes)} are both -1: only one axis can have the remaining devices'
-        )
+        raise InputError(f'mesh.{" and mesh.".join(open_axes)} are -1: only one axis can have the remaining devices')
     axes = ' x '.join(f'{name}={size}' for name, size in sizes.items())
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if open_axes:
@@ -159,8 +157,9 @@ def replicated(shapes, mesh: Mesh) -> str:
     if size > max(MAX_REPLICATED * total, ALWAYS_REPLICATED):
         raise InputError(
             f'{size / total:.1%} of the parameters ({size:,} bytes) are replicated on every device, because no '
-            f'rule shards them: {", ".join(largest)}, ... Add a rule to parallel/sharding.py (leaves of adapters: '
-            f'adapt/leaves.py), or set mesh.fsdp and mesh.tensor to 1; at most {MAX_REPLICATED:.0%} may be replicated'
+            f'rule shards them, or only over axes of 1 device: {", ".join(largest)}, ... Divide the devices otherwise '
+            '(mesh.fsdp, mesh.tensor), set both to 1, or add a rule to parallel/sharding.py (leaves of adapters: '
+            f'adapt/leaves.py); at most {MAX_REPLICATED:.0%} may be replicated'
         )
     return (
         f'{len(whole)} leaves are replicated, {size / total:.2%} of the bytes ({", ".join(largest)}, ...)'

@@ -16,8 +16,8 @@ def fields(step: int, total: int | None, progress: float, values: Mapping[str, A
     """The live line as (rank, label, value); on a narrow terminal, the highest rank is dropped first.
 
     Args:
-      values: what `Writers.metrics` and `Meter.read` have, any of: loss, bits_per_byte, learning_rate, grad_norm,
-        tokens_per_second, mfu or flops_per_second, memory, data_wait, seconds_left, skipped.
+      values: what `Writers.metrics` and `Meter.read` have, any of: loss, bits_per_byte, accuracy, learning_rate,
+        grad_norm, tokens_per_second, mfu or flops_per_second, memory, data_wait, seconds_left, skipped.
     """
     steps = f'{step:,}'.rjust(len(f'{total:,}')) + f'/{total:,}' if total else f'step {step:,}'
     known = {name: float(value) for name, value in values.items() if not isinstance(value, list)}

@@ -40,7 +40,8 @@ def test_one_axis_has_the_remaining_devices(sizes, shape):
         ((3, 1, 1, 1), '3 devices, but there are 8'),
         ((16, 1, 1, 1), '16 devices, but there are 8'),
         ((-1, 3, 1, 1), '3 devices or a multiple, but there are 8'),
-        ((-1, -1, 1, 1), 'mesh.data and mesh.fsdp are both -1'),
+        ((-1, -1, 1, 1), 'mesh.data and mesh.fsdp are -1'),
+        ((-1, -1, -1, 1), 'mesh.data and mesh.fsdp and mesh.tensor are -1'),
         ((0, 1, 1, 1), 'mesh.data = 0'),
         ((1, 1, 1, 3), '3 devices, but there are 8'),
     ],
@@ -148,6 +149,9 @@ def test_replicated_leaves_are_reported_and_limited():
     large = SHAPES | {'unknown': {'kernel': jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}}
     with pytest.raises(ValueError, match=r'unknown/kernel.*parallel.sharding.py'):
         sharding.replicated(large, mesh)
+    narrow = SHAPES | {'positions': {'embedding': jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}}
+    with pytest.raises(ValueError, match=r'or only over axes of 1 device: positions/embedding'):
+        sharding.replicated(narrow, sharding.mesh(4, 1, 2, 1))
 
 
 def test_the_capability_is_the_lowest_of_the_devices():
