@@ -72,3 +72,15 @@ def test_first_matching_pattern_gives_the_rank_of_each_layer():
     leaves = method.start(jax.random.key(0), params)['layers']['attention']['query']
     np.testing.assert_allclose(leaves['lora_scale'], [5.0, 2.0])  # alpha / rank
     np.testing.assert_array_equal(np.any(np.asarray(leaves['lora_a'][0]), axis=0), [True, True, False, False, False])
+
+
+def test_a_is_drawn_as_in_peft():
+    """Uniform within 1 / sqrt(in), as kaiming_uniform_(a=sqrt(5)) of PEFT's reset_lora_parameters; B is zero."""
+    wide = dataclasses.replace(MODEL, width=256)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes_of(wide))
+    method = adapt.method('lora', wide, params, rank=(('.*/query/kernel', 32),), alpha=(('.*', 16.0),))
+    drawn = tree.flatten(method.start(jax.random.key(0), params))
+    a = np.asarray(drawn['layers/attention/query/lora_a'])
+    assert 0.99 / 16 < np.abs(a).max() <= 1 / 16
+    np.testing.assert_allclose(a.std(), 1 / 16 / np.sqrt(3), rtol=0.02)
+    assert not np.any(drawn['layers/attention/query/lora_b'])

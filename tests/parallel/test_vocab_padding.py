@@ -16,6 +16,15 @@ from lmtrain.training.train import train
 ODD = 261  # of which the tokenizer has 257
 
 
+def test_tables_of_an_adapter_are_padded_along_the_vocabulary():
+    leaves = {'embed/embedding': (5, 4), 'embed/lora_a': (5, 2), 'embed/lora_b': (2, 4), 'head/kernel': (4, 5)}
+    params = tree.unflatten({path: np.ones(shape, np.float32) for path, shape in leaves.items()})
+    padded = tree.flatten(vocab_padding.pad(params, 3))
+    shapes = {'embed/embedding': (8, 4), 'embed/lora_a': (8, 2), 'embed/lora_b': (2, 4), 'head/kernel': (4, 8)}
+    assert {path: leaf.shape for path, leaf in padded.items()} == shapes
+    assert not np.any(padded['embed/lora_a'][5:]) and np.all(padded['embed/lora_a'][:5] == 1)
+
+
 def config_of(text, mesh, **more):
     config = tiny.get_config()
     base = {'data.source': str(text), 'data.cache': str(text.parent / 'cache'), 'data.validation': 0.2}

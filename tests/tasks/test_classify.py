@@ -27,3 +27,5 @@ def test_preview_has_the_class_at_the_end(cat):
     batch = cat | {'labels': np.array([1]), 'label_weights': np.ones(1, np.float32)}
     assert classify.render(Bytes(), batch, 0, ('bad', 'good')) == '<|endoftext|>cat<|endoftext|>~~~ => good'
     assert '=>' in classify.legend(batch)
+    two = {name: np.concatenate([column, column]) for name, column in batch.items()} | {'labels': np.array([1, 0])}
+    assert classify.render(Bytes(), two, 1, ('bad', 'good')).endswith(' => bad')
