@@ -1,8 +1,8 @@
-"""Every field of a config with its default and unit, in the order of the main path. A recipe states what differs.
+"""Every field of a config with its default and unit. A recipe (a config file) states what differs.
 
-A section holds the keyword arguments of one constructor, named in its comment. A number that depends on another one is
-a field reference, so an override (`--config.a.b=...`) also changes what depends on it. (`get_oneway_ref`, because
-setting a plain `get_ref` would change the field that it refers to.)
+Sections are in the order in which a run uses them. Most hold the keyword arguments of one function, named in their
+comment. A number that depends on another one is a field reference, so an override (`--config.a.b=...`) also changes
+what depends on it. (`get_oneway_ref`, because setting a plain `get_ref` would change the field that it refers to.)
 """
 
 import warnings
@@ -174,7 +174,7 @@ def get_config():
     config.budget.steps = config_dict.placeholder(int)  # optimizer steps
     config.budget.tokens = config_dict.placeholder(float)  # positions, padding included
     config.budget.flops = config_dict.placeholder(float)  # FLOPs of the model
-    config.budget.hours = config_dict.placeholder(float)  # wall clock; such a run is not reproducible to the bit
+    config.budget.hours = config_dict.placeholder(float)  # wall clock; such a run is not bitwise reproducible
 
     # Optimizer: lmtrain.optimizer.optimizer(**config.optimizer)
     config.optimizer = ml_collections.ConfigDict()

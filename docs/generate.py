@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 TREE = re.compile(r'(<!-- tree -->\n).*?(<!-- end -->)', re.DOTALL)
 OTHERS = (
     ('configs/', 'base.py has every field; one file per recipe'),
-    ('launch/', 'one file per verb and per launcher; no machine learning'),
+    ('launch/', 'one file per subcommand and per launcher; no machine learning'),
     ('experiments/', 'one folder per question: claim, command, cost, result'),
     ('tests/', 'mirrors lmtrain/'),
     ('docs/', 'design, methods, data, config, scale'),

@@ -379,8 +379,8 @@ FAULTS = {
         ('a misspelt leaf passes', 'if kind is None or not kind.fits', 'if kind is not None and not kind.fits'),
         (
             'two adapters share their random numbers',
-            'adapter.extend(jax.random.fold_in(rng, i), params)',
-            'adapter.extend(rng, params)',
+            'adapter.new_leaves(jax.random.fold_in(rng, i), params)',
+            'adapter.new_leaves(rng, params)',
         ),
         ('a head may take the name of an output', 'in OUTPUTS:', "in ('hidden',):"),
     ],

@@ -15,14 +15,15 @@ OUTPUTS = ('hidden', 'logits', 'logprob', 'log_z', 'cache')  # of every model: n
 
 
 class Adapter(NamedTuple):
-    """A pair of pure functions, as an optax.GradientTransformation is.
+    """A pair of pure functions, like optax.GradientTransformation.
 
     Attributes:
-      extend: (rng, params) -> Params, the new leaves alone. Raises InputError if they do not fit the model.
+      new_leaves: (rng, params) -> Params, only the leaves that it adds. Raises InputError if they do not fit the
+        model.
       fold: params -> params without the adapter's leaves and with the same outputs, as far as a closed form exists.
     """
 
-    extend: Callable[[jax.Array, tree.Params], tree.Params]
+    new_leaves: Callable[[jax.Array, tree.Params], tree.Params]
     fold: Callable[[tree.Params], tree.Params]
 
 
@@ -43,7 +44,7 @@ def check(params: Mapping, new: Mapping) -> None:
 
 def extend(adapter: Adapter, rng: jax.Array, params: tree.Params) -> tree.Params:
     """`params` with the leaves of an adapter added. Raises InputError if one of them does not fit."""
-    new = adapter.extend(rng, params)
+    new = adapter.new_leaves(rng, params)
     check(params, new)
     return tree.join(params, new)
 
@@ -51,10 +52,10 @@ def extend(adapter: Adapter, rng: jax.Array, params: tree.Params) -> tree.Params
 def combine(*adapters: Adapter) -> Adapter:
     """One adapter with the leaves of several, such as a LoRA and a head. `fold` folds them in the given order."""
 
-    def extend(rng, params):
+    def new_leaves(rng, params):
         new: tree.Params = {}
         for i, adapter in enumerate(adapters):
-            new = tree.join(new, adapter.extend(jax.random.fold_in(rng, i), params))
+            new = tree.join(new, adapter.new_leaves(jax.random.fold_in(rng, i), params))
         return new
 
     def fold(params):
@@ -62,7 +63,7 @@ def combine(*adapters: Adapter) -> Adapter:
             params = adapter.fold(params)
         return params
 
-    return Adapter(extend, fold)
+    return Adapter(new_leaves, fold)
 
 
 def key_of(rng: jax.Array, path: str) -> jax.Array:
@@ -97,5 +98,5 @@ def sites(params: Mapping, rules: tree.Rules, what: str) -> dict[str, Any]:
 
 
 def no_leaves(rng, params) -> tree.Params:
-    """The `extend` of a method that adds no leaf."""
+    """The `new_leaves` of a method that adds no leaf."""
     return {}

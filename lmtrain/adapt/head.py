@@ -18,10 +18,10 @@ def adapter(*, name: str, classes: int, bias: bool = True) -> Adapter:
     if not name.isidentifier() or classes < 1:
         raise InputError(f'head.name={name!r} must be an identifier, and head.classes={classes} at least 1')
 
-    def extend(rng, params):
+    def new_leaves(rng, params):
         width = params['embed']['embedding'].shape[1]
         kernel = stddev(width) * jax.random.normal(key_of(rng, f'heads/{name}'), (width, classes))
         leaves = {'kernel': kernel, 'bias': jnp.zeros(classes)} if bias else {'kernel': kernel}
         return {'heads': {name: leaves}}
 
-    return Adapter(extend, dict)
+    return Adapter(new_leaves, dict)

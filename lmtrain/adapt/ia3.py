@@ -15,10 +15,10 @@ INPUTS = r'.*/mlp/down/kernel'
 def adapter(*, outputs: str = OUTPUTS, inputs: str = INPUTS) -> Adapter:
     """Factors next to kernels [in, out], 1 at first: ia3_out [out] if `outputs` matches, ia3_in [in] if `inputs` does.
 
-    '' matches none. `extend` raises InputError if a regex matches nothing.
+    '' matches none. `new_leaves` raises InputError if a regex matches nothing.
     """
 
-    def extend(rng, params):
+    def new_leaves(rng, params):
         new, leaves = {}, tree.flatten(params)
         for regex, name, axis in ((outputs, 'out', -1), (inputs, 'in', -2)):
             for path in sites(params, [(regex, True)], f'ia3.{name}puts') if regex else ():
@@ -26,7 +26,7 @@ def adapter(*, outputs: str = OUTPUTS, inputs: str = INPUTS) -> Adapter:
                 new[f'{path.rpartition("/")[0]}/ia3_{name}'] = jnp.ones((*shape[:-2], shape[axis]))
         return tree.unflatten(new)
 
-    return Adapter(extend, fold)
+    return Adapter(new_leaves, fold)
 
 
 def fold(params: Mapping) -> tree.Params:

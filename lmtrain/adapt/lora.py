@@ -42,11 +42,11 @@ def adapter(
       rslora: the scale is alpha / sqrt(rank) (arXiv 2312.03732).
       dora: adds lora_magnitude [out], the norms of the kernel's columns (arXiv 2402.09353).
 
-    `extend` raises InputError for a pattern that matches nothing, a matched path without alpha, and a rank that is out
-    of range.
+    `new_leaves` raises InputError for a pattern that matches nothing, a matched path without alpha, and a rank that is
+    out of range.
     """
 
-    def extend(rng, params):
+    def new_leaves(rng, params):
         leaves, ranks = tree.flatten(params), sites(params, rank, 'adapt.lora.rank')
         try:
             alphas = tree.match(alpha, ranks)
@@ -62,7 +62,7 @@ def adapter(
             new |= _initial(rng, path, leaves[path], r, scale, dora)
         return tree.unflatten(new)
 
-    return Adapter(extend, fold)
+    return Adapter(new_leaves, fold)
 
 
 def _per_layer(path: str, stack: tuple[int, ...], rank, alpha, dora: bool) -> tuple[np.ndarray, np.ndarray]:

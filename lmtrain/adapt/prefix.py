@@ -30,7 +30,7 @@ def adapter(*, length: int, num_kv_heads: int, head_dim: int, stddev: float = 0.
             f'prefix.length={length} must be at least 1, prefix.hidden={hidden} and prefix.stddev={stddev} at least 0'
         )
 
-    def extend(rng, params):
+    def new_leaves(rng, params):
         sizes = tree.segment_sizes(params)
         if hidden:
             return {'prefix': network(rng, params['embed']['embedding'].shape[1], sum(sizes.values()))}
@@ -55,4 +55,4 @@ def adapter(*, length: int, num_kv_heads: int, head_dim: int, stddev: float = 0.
             {path: std * jax.random.normal(key_of(rng, path), shape) for path, (shape, std) in shapes.items()}
         )
 
-    return Adapter(extend, materialise)
+    return Adapter(new_leaves, materialise)

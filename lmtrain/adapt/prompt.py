@@ -27,7 +27,8 @@ def adapter(
       scale: the factor by which the model multiplies its embeddings (Gemma). The prompt is used after that product, so
         its initial values are multiplied here.
 
-    Raises InputError if an argument is out of range or contradicts another; `extend` does for an id beyond the table.
+    Raises InputError if an argument is out of range or contradicts another; `new_leaves` does for an id beyond the
+    table.
     """
     if length < 1 or hidden < 0:
         raise InputError(f'prompt.length={length} must be at least 1, and prompt.hidden={hidden} at least 0')
@@ -42,7 +43,7 @@ def adapter(
             "prompt.hidden with prompt.init='text': a network does not output the text's embeddings at first"
         )
 
-    def extend(rng, params):
+    def new_leaves(rng, params):
         table_VD = params['embed']['embedding']
         V, D = table_VD.shape
         key = key_of(rng, 'prompt')
@@ -62,4 +63,4 @@ def adapter(
             new[f'mlp_{i}'] = {'kernel': kernel, 'bias': jnp.zeros(columns)}
         return {'prompt': new}
 
-    return Adapter(extend, materialise)
+    return Adapter(new_leaves, materialise)

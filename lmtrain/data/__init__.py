@@ -1,6 +1,6 @@
 """From text to batches: sources, tokenizers, splits, packing, masking, and streams that are functions of the step.
 
-The columns of a batch (B rows, T = data.seq_len tokens, M = round(data.mask_rate * T) predicted positions):
+The columns of a batch: B rows, T <= data.seq_len tokens, M = max(1, round(data.mask_rate * T)) predicted positions.
 
 COLUMNS
   tokens       [B, T] int32    input of the model
@@ -9,15 +9,26 @@ COLUMNS
   positions    [B, T] int32    from 0 in every piece of a document
   targets      [B, T] int32    the next token; with `select`, [B, M]: the masked token
   loss_mask    [B, T] float32  1 if the target counts, else 0; with `select`, [B, M]
-  row          [B]    int32    the row's number in the global batch of the step; key of dropout
+  row          [B]    int32    the row's number in the global batch of the step; folded into the dropout PRNG key
   select       [B, M] int32    only masked language modelling: the positions that are predicted
   labels       [B] int32 classes, [B] float32 regression targets, or [B, T] int32 tags
   label_weights  float32 of the shape of labels: 1 if the label counts; with `spans`, [B, T]: 1 at the tokens that
                                an answer may contain
   spans        [B, 2] int32    first and last token of the answer; 0 without one, -1 in rows of padding
   token_types  [B, T] int32    0 in the first of two texts, 1 in the second, if the tokenizer distinguishes them
-  adapter      [B]    int32    which of several adapters the row uses
+  adapter      [B]    int32    index of the adapter of the row; only read by `lmtrain.adapt.mix`, no stream has it
   bytes        [B, T] int32    bytes of text of each target, only in evaluation; with `select`, [B, M]
+
+TASK                 COLUMNS besides tokens, positions, row, segment_ids
+  text               targets, loss_mask [B, T]; without segment_ids if data.isolate=False
+  text, mask_rate>0  targets, loss_mask, select [B, M]
+  chat               targets, loss_mask [B, T]
+  classify           labels int32 [B], label_weights [B], token_types if a row has two texts
+  regress            labels float32 [B], label_weights [B], token_types if a row has two texts
+  tag                labels int32 [B, T], label_weights [B, T]
+  span               spans [B, 2], label_weights [B, T], token_types
+
+In evaluation, text and chat also have bytes. token_types is absent if the tokenizer does not distinguish the two texts.
 
 A document d1..dn is the sequence END d1..dn END (BOS d1..dn EOS if the tokenizer of a pretrained model has both), cut
 into pieces of T targets: tokens x[kT : kT + T], targets x[kT + 1 : kT + T + 1], every target once. With

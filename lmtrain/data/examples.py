@@ -82,9 +82,9 @@ def labelled_texts(
     fields: tuple[str, ...],
     tokenizer: Tokenizer,
     length: LengthPolicy,
-    label_of: Callable[[Row], np.generic],
+    label_of: Callable[[Row], np.generic | np.ndarray],
 ) -> list[Example]:
-    """`texts` with the columns `labels` [], the result of `label_of`, and `label_weights` float32 [], which is 1."""
+    """`texts` with the columns `labels`, the result of `label_of` (a scalar or an array), and `label_weights`, 1.0."""
     examples = texts(rows, fields, tokenizer, length)
     labels = [label_of(row) for row in rows]  # of dropped rows too, so that a wrong label is always an error
     for example in examples:

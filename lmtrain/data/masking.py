@@ -8,10 +8,11 @@ from lmtrain.data.tokenizers.base import Tokenizer
 
 
 def mask_tokens(batch: dict, tokenizer: Tokenizer, rate: float, whole_word: bool, seed: int, index: np.ndarray) -> dict:
-    """The batch with M = round(rate * T) positions of each row to be predicted.
+    """The batch with M = max(1, round(rate * T)) positions of each row to be predicted.
 
-    Of a row's n content tokens (END and padding are never masked), round(rate * n) are selected: 80 % become MASK, 10 %
-    a random content token, 10 % stay. The selection is a function of `seed`, `index` and the position.
+    Of a row's n > 0 content tokens (END and padding are never masked), max(1, round(rate * n)) are selected, at most M:
+    80 % become MASK, 10 % a random content token, 10 % stay. The selection is a function of `seed`, `index` and the
+    position.
 
     Args:
       batch: columns tokens and segment_ids [B, T], bytes [B, T] if present.

@@ -1,4 +1,4 @@
-"""Rows of a batch as text, with the marks that a task inserts (`Task.render`); long stretches are shortened."""
+"""Rows of a batch as text, with the annotations that a task inserts (`Task.render`); long stretches are shortened."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from lmtrain.data.tokenizers.base import Tokenizer
 
-STRETCH, ROW = 240, 1200  # characters shown of a stretch between two marks, and of a row
+STRETCH, ROW = 240, 1200  # characters shown of a stretch between two annotations, and of a row
 
 Batch = Mapping[str, np.ndarray]
 

@@ -99,7 +99,8 @@ def log_likelihood(
     def values(operands):
         return run(_forward, operands, ('logprob', 'log_z', 'saved'), round_logits=False, max_saved=0)[:2]
 
-    # symbolic_zeros: the backward pass computes no gradient of a frozen kernel, and uses no cotangent that is zero.
+    # symbolic_zeros: without it, the backward pass would also compute the gradient of a frozen kernel. `perturbed` is
+    # True for the operands that are differentiated. A cotangent that is zero is not used.
     def forward(primals):
         operands = {name: primal.value for name, primal in primals.items()}
         differentiated = tuple(name for name, primal in primals.items() if primal.perturbed)

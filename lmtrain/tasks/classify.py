@@ -56,7 +56,7 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
 
 
 def legend(batch: Batch) -> str:
-    """The meaning of the marks in the rows of a batch."""
+    """Explanation of the annotations in the preview of a batch."""
     return 'the label follows =>, ~ is padding'
 
 

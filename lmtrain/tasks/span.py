@@ -185,12 +185,12 @@ def _tokens_of(answer: tuple[int, str], offsets: np.ndarray, place: str) -> tupl
 
 
 def legend(batch: Batch) -> str:
-    """The meaning of the marks in the rows of a batch."""
+    """Explanation of the annotations in the preview of a batch."""
     return '[...] is the answer (the first token without one), {...} the context, ~ is padding'
 
 
 def render(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...] = ()) -> str:
-    """One row of a batch, with marks around the context and the answer."""
+    """One row of a batch, with annotations around the context and the answer."""
     before, after = {}, {}
     context = np.flatnonzero(batch['label_weights'][row]).tolist()
     if context:

@@ -108,7 +108,7 @@ def first_tokens(words: Sequence[str], ids: np.ndarray, offsets: np.ndarray) -> 
 
 
 def legend(batch: Batch) -> str:
-    """The meaning of the marks in the rows of a batch."""
+    """Explanation of the annotations in the preview of a batch."""
     return '{...} is the tag of the word that begins before it, ~ is padding'
 
 

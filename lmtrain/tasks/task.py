@@ -1,4 +1,4 @@
-"""The record of a task. All that other modules know of a task, they read from it."""
+"""The record of a task. Other modules read this record and the names of columns, and never compare names of tasks."""
 
 import functools
 import inspect
@@ -22,6 +22,7 @@ class RowFormat(NamedTuple):
       text: the fields that are read.
       label: the field of the label.
       labels: names of the classes in the order of their ids; () if the task has no classes.
+      tokenizer: encodes the texts; its `layout` has the special tokens of a row.
       template: chat template that writes conversations, or None.
       length: the limit, and what happens to rows beyond it.
       training: whether the rows belong to the training split.
@@ -51,21 +52,25 @@ class Task:
     Attributes:
       name: value of config.task.name.
       head: the head that the model needs, a value of config.model.head.
-      columns: of a batch (`lmtrain.data.COLUMNS`), besides tokens, segment_ids, positions and row.
-      losses: {name: loss} over these columns; config.objective.name selects one, the first is the default. A loss is
-        `loss(forward, batch, **settings) -> ({name: values}, weights)`. Its settings are those fields of
-        config.objective that it has as keyword arguments; `head` is the name of the output that it reads.
+      columns: those of `lmtrain.data.COLUMNS` that the model, losses and predictions read, besides tokens, segment_ids,
+        positions and row. A batch has only these of the examples' columns per token (`Example.flat`), and bytes in
+        evaluation, but all columns per example (`Example.values`). With 'targets' the task predicts tokens.
+      losses: {name: loss}, the objectives; config.objective.name selects one, the first is the default. A loss is
+        `loss(forward, batch, **settings) -> ({name: values}, weights)`, with 'loss' among the names. Its settings are
+        the fields of config.objective that it has as keyword arguments; `head` is the name of the output that it reads.
       peft_type: PEFT's `task_type` for a model with this head.
-      legend: batch -> the meaning of the marks in its rows as text.
-      render: (tokenizer, batch, row, names of the classes) -> one row as text, with marks (`data.preview.render_row`).
+      legend: batch -> explanation of the annotations in the preview of its rows.
+      render: (tokenizer, batch, row, names of the classes) -> annotated preview of one row (`data.preview.render_row`).
       encode: (rows, RowFormat) -> Encoded. None: the task reads a text corpus (config.data) and not rows.
       row_labels: (row, text fields, label field) -> [(place, label)] of the row, from which classes are collected.
-        None: the task has no classes.
-      num_outputs: outputs of the head; 0 is one for each class.
+        A head that pools rows needs exactly one pair per row, and `labels` [B]. None: the task has no classes.
+      num_outputs: outputs of the head; 0 is one for each class. Without 'targets', exactly one of `row_labels` and
+        `num_outputs` is set.
       predict: predict(forward, batch, **settings), one prediction for each row. None: it has no predictions.
-      score: (TaskData, split, predictions in the order of the examples) -> {name: value}.
+      score: (TaskData, split, predictions in the order of the examples) -> {name: value}, metrics of the whole split.
+        `encode`, `predict` and `score` are required without 'targets'.
       conversations: rows may be conversations, which a chat template writes.
-      version: increased if the same rows and settings give other examples.
+      version: increment it when the same rows and settings give other examples.
     """
 
     name: str

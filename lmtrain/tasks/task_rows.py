@@ -28,7 +28,8 @@ class TaskConfig(NamedTuple):
       label: field of the label: class, number, tags, answers; the completion for 'chat'.
       labels: the classes in the order of their ids; () is those of the training rows, in the order of the base if
         they are the classes of its head, else sorted.
-      shots: training rows of each class (of all rows if a row does not have one class), chosen by hash; 0 is all.
+      shots: training rows of each class, or of all rows if the task has no classes or classes of words, chosen by hash;
+        0 is all.
       buckets: how many lengths T batches have at most; 1 is data.seq_len alone.
       pack: several examples in a row, isolated; only if the targets are tokens.
       too_long: of rows longer than data.seq_len: 'error' | 'cut' (at the end; contexts of 'span' in windows that
@@ -122,7 +123,10 @@ def classes_of(rows: list[Row], config: TaskConfig, base: Sequence[str]) -> Clas
 
 
 def few_shots(rows: list[Row], config: TaskConfig) -> list[Row]:
-    """`config.shots` rows of each class, or of all rows if a row does not have one class, in the order of the file."""
+    """`config.shots` rows of each class, in the order of the file; of all rows if the task has no classes, or of words.
+
+    A row of a task with classes of rows has exactly one (`Task.row_labels`).
+    """
     row_labels = None if config.task.labels_words else config.task.row_labels
     chosen: dict[Hashable, list[int]] = {}
     for index in np.argsort(_draws('shots', rows), kind='stable').tolist():

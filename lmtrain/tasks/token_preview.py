@@ -7,7 +7,7 @@ from lmtrain.data.tokenizers.base import Tokenizer
 
 
 def legend(batch: Batch) -> str:
-    """The meaning of the marks in the rows of this batch."""
+    """Explanation of the annotations in the preview of this batch."""
     if 'select' in batch:
         return '[masked>target] is predicted'
     if _learns_all(batch):

@@ -10,11 +10,14 @@ from lmtrain import tree
 
 
 class TrainState(struct.PyTreeNode):
-    """Two trees of parameters, and the state of their optimizer. Frozen leaves have no gradients, moments or copies.
+    """Two trees of parameters, and the optimizer state of the trainable one.
+
+    A frozen leaf has no gradient, no gradient accumulator and no optimizer state. The step differentiates with respect
+    to `trainable` only (`training.step.make_gradient`).
 
     Attributes:
       step: int32 scalar, the number of steps taken, skipped updates included.
-      trainable: Params that are differentiated.
+      trainable: Params that are differentiated, in float32.
       frozen: all other Params.
       opt_state: of the optimizer, for `trainable`.
       rng: uint32 key data; the key of a step is `fold_in(rng, step)`.
@@ -35,7 +38,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def create(rng: jax.Array, params: tree.Params, trainable: str, tx) -> TrainState:
-    """The state before the first step. `trainable` is the regex of trainable paths; `tx` an optax transformation."""
+    """The state before the first step. The regex `trainable` of paths splits `params`; `tx`: optax transformation."""
     trained, frozen = tree.split(params, trainable)
     # One array for each field: a donated state may not hold the same buffer twice.
     return TrainState(

@@ -15,8 +15,12 @@
                                v
               all finite?  yes: trainable + update    no: the state as it was, `skipped` + 1
 
-Only sums cross a boundary (micro-batches, devices, batches of an evaluation), and one division follows at the end:
-how a batch was divided cannot change a mean. Frozen leaves are not differentiated.
+Only sums cross a boundary (micro-batches, devices, batches of an evaluation), and one division follows at the end, so
+the division of a batch changes a mean by float32 rounding only.
+
+The state is already split into trainable and frozen leaves (training/state.py). A frozen leaf costs no weight gradient
+and has no optimizer state. In a frozen layer above a trainable one (closer to the output) the backward pass still
+computes the gradient of the activations, and FSDP gathers its parameters again.
 """
 
 import jax
@@ -34,7 +38,7 @@ def sums(objective, model, params, batch, *, key=None, adapter_dropout=0.0, hook
 
     Args:
       key: of dropout; None evaluates.
-      adapter_dropout: share of its input that a low-rank path drops in training.
+      adapter_dropout: dropout rate on the LoRA input in training.
       hooks: ShardingHooks for the model if its parameters or rows are sharded.
     """
 

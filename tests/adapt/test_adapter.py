@@ -117,7 +117,7 @@ def test_dora_norm_has_no_gradient():
 def test_initial_values_of_lora():
     params = base_of('rotary')
     rank = [('layers/attention/query/kernel', (1, 3)), ('.*/down/kernel', 2), ('embed/embedding', 2)]
-    new = lora.adapter(rank=rank, alpha=[('.*query.*', 6.0), ('.*', 8.0)], rslora=True).extend(
+    new = lora.adapter(rank=rank, alpha=[('.*query.*', 6.0), ('.*', 8.0)], rslora=True).new_leaves(
         jax.random.key(0), params
     )
     query, down = new['layers']['attention']['query'], new['layers']['mlp']['down']
@@ -301,7 +301,8 @@ def test_random_prompts_have_the_scale_of_embeddings():
         folded = one.fold(adapt.extend(one, jax.random.key(0), params))['prompt']
         assert folded.keys() == {'embedding'}
         assert 0.6 < np.std(folded['embedding']) / np.std(table) < 1.6
-    rows = prompt.adapter(length=5, init='vocab', scale=2.0).extend(jax.random.key(0), params)['prompt']['embedding']
+    new = prompt.adapter(length=5, init='vocab', scale=2.0).new_leaves(jax.random.key(0), params)
+    rows = new['prompt']['embedding']
     assert all(np.any(np.all(np.isclose(table * 2.0, row), axis=1)) for row in rows)
 
 
