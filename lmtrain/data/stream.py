@@ -34,14 +34,15 @@ class Stream:
     """The batches of one split.
 
     With `shuffle`, the stream is endless and each epoch has a new order of rows. An epoch is one pass over the first
-    source; rows of another source with weight w occur w times as often, and its own order is shuffled again after each
-    pass over it. Batches run across the ends of epochs. One text (data.isolate=False) is shifted by another offset in
-    each pass, so that a token is not always predicted from the same context; `shift_rows` says which targets a pass
-    leaves out.
+    source; another source with weight w contributes w times as many rows as the first, and its own order is shuffled
+    again after each pass over it. Batches run across the ends of epochs. One text (data.isolate=False) is shifted by
+    another offset in each pass, so that a token is not always predicted from the same context; `shift_rows` says which
+    targets a pass leaves out.
 
     Without `shuffle`, every row of every source occurs once, in order; the last batch is filled with empty rows
     (loss_mask 0, segment_ids 0), and no batch follows it. Masked language modelling masks the same tokens every time.
-    With a `limit` below the number of batches, a random sample of so many batches of rows, equal for every seed.
+    With a `limit` below the number of batches, yields `limit` batches of randomly sampled rows, the same sample for
+    every seed.
     """
 
     def __init__(

@@ -46,13 +46,13 @@ class ByteColumn:
         self.part, self.token_bytes, self.ahead = part, token_bytes, ahead
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
-        tokens, irregular, extra = self.part.tokens, self.part.irregular, self.part.extra_bytes
+        tokens, irregular, extra_bytes = self.part.tokens, self.part.irregular, self.part.extra_bytes
         index = np.minimum(index + self.ahead, len(tokens) - 1)
         sizes = self.token_bytes[tokens[index]]
         if not len(irregular):
             return sizes
         at = np.minimum(np.searchsorted(irregular, index), len(irregular) - 1)
-        return sizes + np.where(irregular[at] == index, extra[at], 0)
+        return sizes + np.where(irregular[at] == index, extra_bytes[at], 0)
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class _SplitWriter:
     def add(self, text: bytes, ids: np.ndarray, sizes: np.ndarray) -> None:
         """Appends a document; ids [n] and sizes [n + 1] are those of `Tokenizer.encode_with_bytes`."""
         self._file.write(self._begin + ids.astype(self._dtype).tobytes() + self._end)
-        extra = sizes - np.append(self._token_bytes[ids], np.int32(0))
-        at = np.flatnonzero(extra)
+        extra_bytes = sizes - np.append(self._token_bytes[ids], np.int32(0))
+        at = np.flatnonzero(extra_bytes)
         self._irregular.append(self._begins[-1] + 1 + at)
-        self._extra_bytes.append(extra[at])
+        self._extra_bytes.append(extra_bytes[at])
         self._begins.append(self._begins[-1] + len(ids) + self._special_tokens)
         self.num_bytes += len(text)
         self.largest = max(self.largest, int(ids.max(initial=-1)))
@@ -99,8 +99,8 @@ class _SplitWriter:
         empty = np.zeros(0)
         columns = {
             'begins': np.array(self._begins, np.int64),
-            'odd': np.concatenate([empty, *self._irregular]).astype(np.int64),
-            'extra': np.concatenate([empty, *self._extra_bytes]).astype(np.int32),
+            'irregular': np.concatenate([empty, *self._irregular]).astype(np.int64),
+            'extra_bytes': np.concatenate([empty, *self._extra_bytes]).astype(np.int32),
         }
         for column, values in columns.items():
             np.save(self._directory / f'{self._name}.{column}.npy', values)
@@ -109,8 +109,8 @@ class _SplitWriter:
 def write_tokens(source: Source, content: Content, tokenizer: Tokenizer, rule: dict, cache: Path) -> Path:
     """The directory with the tokens of a source, written at the first call.
 
-    Of each split NAME.tokens, NAME.begins.npy (of its documents), NAME.odd.npy and NAME.extra.npy (`Part.irregular` and
-    `extra_bytes`); validation.txt, the text; about.json, see `token_facts`.
+    Per split: NAME.tokens, NAME.begins.npy (document starts), NAME.irregular.npy and NAME.extra_bytes.npy (see `Part`).
+    Also validation.txt, the text of that split, and about.json, see `token_facts`.
     """
 
     def write(directory: Path) -> None:
@@ -133,7 +133,7 @@ def write_tokens(source: Source, content: Content, tokenizer: Tokenizer, rule: d
         write_json(directory / 'about.json', facts)
 
     own_begin = ['begin'] if tokenizer.begin_id != tokenizer.end_id else []
-    name = key(BATCH_VERSION, 'bytes', content.sha256, tokenizer.encoding, rule, *own_begin)
+    name = key(BATCH_VERSION, 'extra_bytes', content.sha256, tokenizer.encoding, rule, *own_begin)
     return build(cache / f'tokens-{name[:32]}', write)
 
 
@@ -156,7 +156,11 @@ def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, s
 
 
 def pack_tokens(tokens: Path, seq_len: int, isolate: bool, gap: int, cache: Path) -> Path:
-    """The directory with the rows of each split, packed at the first call. See `pack.pack`."""
+    """The directory with the rows of each split, packed at the first call. See `pack.pack`.
+
+    gap: 1 if every document has its own begin and end token and nothing is predicted from the end; 0 if neighbours
+    share one token, or if a masked model reads both.
+    """
 
     def write(directory: Path) -> None:
         for name in SPLITS:
@@ -176,8 +180,9 @@ def load_splits(tokens: Path, packed: Path, weight: float) -> dict[str, Split]:
         ids = np.memmap(file, facts['dtype'], 'r') if file.stat().st_size else np.zeros(0, facts['dtype'])
         rows = Rows(*(np.load(packed / f'{name}.{column}.npy', mmap_mode='r') for column in Rows._fields))
         documents = len(np.load(tokens / f'{name}.begins.npy', mmap_mode='r')) - 1
-        irregular, extra = (np.load(tokens / f'{name}.{column}.npy', mmap_mode='r') for column in ('odd', 'extra'))
-        part = Part(ids, rows, weight, irregular, extra)
+        columns = ('irregular', 'extra_bytes')
+        irregular, extra_bytes = (np.load(tokens / f'{name}.{column}.npy', mmap_mode='r') for column in columns)
+        part = Part(ids, rows, weight, irregular, extra_bytes)
         splits[name] = Split((part,), documents, int(rows.length.sum()), facts['bytes'][name], len(rows.first) - 1)
     return splits
 
