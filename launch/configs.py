@@ -17,4 +17,5 @@ def run(values: flags.FlagValues) -> None:
     for name, claim in claims.items():
         print(f'  {bold}{name:{width}}{plain}{cli.wrapped(claim, " " * (width + 2)).lstrip()}')
     print(f'\n{dim}lmtrain show --config=configs/NAME.py    every value of one')
-    print(f'lmtrain train --config=configs/NAME.py   trains it{plain}')
+    print('lmtrain train --config=configs/NAME.py   trains it')
+    print(f'--config=configs/ladder.py:10M           selects a variant{plain}')

@@ -24,11 +24,11 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
 
     Of dotted names the last part counts as much as the whole: a user who omits the section finds the field.
 
-    >>> did_you_mean('corrput', ['corrupt', 'isolate'])
-    ", did you mean 'corrupt'?"
+    >>> did_you_mean('isloate', ['mask_rate', 'isolate'])
+    ", did you mean 'isolate'?"
     >>> did_you_mean('config.wdth', ['config.data.width_limit', 'config.model.width'])
     ", did you mean 'config.model.width'?"
-    >>> did_you_mean('zebra', ['corrupt', 'isolate'])
+    >>> did_you_mean('zebra', ['mask_rate', 'isolate'])
     ''
     """
 

@@ -569,7 +569,7 @@ FAULTS = {
             'shared = sum((collections.Counter(one) & collections.Counter(other)).values())',
             'shared = len(set(one) & set(other))',
         ),
-        ('windows do not overlap', 'begin += max(room // 2, 1)', 'begin += room'),
+        ('windows do not overlap', 'begin += max(capacity // 2, 1)', 'begin += capacity'),
     ],
     'lmtrain/tasks/regress.py': [
         ('half of the squared error', "{'loss': error**2", "{'loss': error**2 / 2"),

@@ -37,10 +37,10 @@ def before_answer(dialogue: Conversation, which: int | None = -1) -> tuple[Promp
     """(the part of a conversation before an answer, the answer).
 
     Args:
-      which: index of the answer among those that training learns. None: all messages of the assistant at the end, of
-        which there may be none; the answer is then the first of them, or ''.
+      which: index into `dialogue.trained`, the messages that the loss covers. None: all messages of the assistant at
+        the end, of which there may be none; the answer is then the first of them, or ''.
 
-    IndexError: it has no such answer.
+    IndexError: the conversation has no such answer.
 
     >>> messages = [{'role': 'user', 'content': '1 + 1?'}, {'role': 'assistant', 'content': '2'}]
     >>> before_answer(Conversation(messages, trained=(1,)))[1]

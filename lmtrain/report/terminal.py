@@ -96,8 +96,8 @@ def parameters(trainable: tree.Params, frozen: tree.Params) -> str:
         spec = getattr(getattr(leaf, 'sharding', None), 'spec', ())
         axes = ', '.join('-' if axis is None else str(axis) for axis in spec) if any(spec) else 'replicated'
         shape = ' x '.join(map(str, leaf.shape)) or 'scalar'
-        learns = 'yes' if path in trainable_leaves else 'no'
-        rows.append((path, shape, str(leaf.dtype), axes, learns, f'{math.prod(leaf.shape):,}'))
+        is_trainable = 'yes' if path in trainable_leaves else 'no'
+        rows.append((path, shape, str(leaf.dtype), axes, is_trainable, f'{math.prod(leaf.shape):,}'))
     rows.append(('total', '', '', '', '', f'{tree.count(trainable) + tree.count(frozen):,}'))
     lines = table(rows, right=(5,))
     if max(map(len, lines)) > shutil.get_terminal_size().columns:

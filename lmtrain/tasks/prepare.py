@@ -243,7 +243,7 @@ def _packed(
     labels_of_base: bool,
     notes: list[str],
 ) -> TaskData:
-    """The examples in rows of batches, with the lengths of the batches."""
+    """TaskData: examples packed into batch rows, and the bucket lengths."""
     task, seq_len, examples = config.task, data['seq_len'], encoded.examples
     shares = {split: float(data[split]) for split in SPLITS[1:]}
     counts = count_notes(config.labels, _class_ids(examples['train'])) if task.has_classes else []

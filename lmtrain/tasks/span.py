@@ -118,58 +118,60 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
         answers = answers_of(row, form.label, contexts[index])
         answer = _tokens_of(answers[0], offsets, row.place) if answers else None
         head = np.concatenate([prefix, question, between]).astype(np.int32)
-        room = _room(row, head, len(question), len(ids), form)
-        if room is None:
+        capacity = _capacity(row, head, len(question), len(ids), form)
+        if capacity is None:
             continue
-        begins = list(_begins(len(ids), room))
-        if form.training and answer and not any(_holds(begin, room, answer) for begin in begins):
-            raise InputError(f'{row.place}: no window of {room} tokens holds the whole answer {answers[0][1][:60]!r}')
-        examples += [_window(index, head, ids, offsets, answer, begin, room, form) for begin in begins]
+        begins = list(_begins(len(ids), capacity))
+        if form.training and answer and not any(_holds(begin, capacity, answer) for begin in begins):
+            raise InputError(
+                f'{row.place}: no window of {capacity} tokens holds the whole answer {answers[0][1][:60]!r}'
+            )
+        examples += [_window(index, head, ids, offsets, answer, begin, capacity, form) for begin in begins]
     null = sum(tuple(each.values['spans']) == NULL_SPAN for each in examples)
     return Encoded(examples, [f'{null:,} of {len(examples):,} windows hold no answer'] if null else [])
 
 
-def _room(row: Row, head: np.ndarray, question: int, context: int, form: RowFormat) -> int | None:
+def _capacity(row: Row, head: np.ndarray, question: int, context: int, form: RowFormat) -> int | None:
     """Tokens of the context that a window holds; None if the row is dropped.
 
     question, context: their numbers of tokens. Raises InputError if the question leaves too few.
     """
     suffix = form.tokenizer.layout.suffix
-    room = form.length.seq_len - len(head) - len(suffix)
+    capacity = form.length.seq_len - len(head) - len(suffix)
     if not form.length.fits(row, len(head) + context + len(suffix)):
         return None
-    if room < context and room < form.length.seq_len // 4:
+    if capacity < context and capacity < form.length.seq_len // 4:
         raise InputError(
-            f'{row.place}: the question of {question} tokens leaves {room} of data.seq_len={form.length.seq_len} to '
-            'its context: set it higher'
+            f'{row.place}: the question of {question} tokens leaves {capacity} tokens for '
+            f'the context: increase data.seq_len={form.length.seq_len}'
         )
-    return room
+    return capacity
 
 
-def _begins(size: int, room: int) -> Iterator[int]:
+def _begins(size: int, capacity: int) -> Iterator[int]:
     """The first token of each window of a context of `size` tokens."""
     begin = 0
     yield begin
-    while begin + room < size:
-        begin += max(room // 2, 1)
+    while begin + capacity < size:
+        begin += max(capacity // 2, 1)
         yield begin
 
 
-def _holds(begin: int, room: int, answer: tuple[int, int] | None) -> bool:
+def _holds(begin: int, capacity: int, answer: tuple[int, int] | None) -> bool:
     """Whether a window holds the whole answer, given by its first and last token."""
-    return answer is not None and begin <= answer[0] and answer[1] < begin + room
+    return answer is not None and begin <= answer[0] and answer[1] < begin + capacity
 
 
-def _window(index, head, ids, offsets, answer, begin: int, room: int, form: RowFormat) -> Example:
+def _window(index, head, ids, offsets, answer, begin: int, capacity: int, form: RowFormat) -> Example:
     """The example of row `index` with the tokens of the context from `begin` on; `answer`: (first, last) or None."""
     suffix = form.tokenizer.layout.suffix
-    tokens = np.concatenate([head, ids[begin : begin + room], suffix]).astype(np.int32)
+    tokens = np.concatenate([head, ids[begin : begin + capacity], suffix]).astype(np.int32)
     context = slice(len(head), len(tokens) - len(suffix))
     weights = np.zeros(len(tokens), np.float32)
     weights[context] = 1
     characters = np.zeros((len(tokens), 2), np.int32)
-    characters[context] = offsets[begin : begin + room]
-    span = np.array(answer) + len(head) - begin if _holds(begin, room, answer) else np.array(NULL_SPAN)
+    characters[context] = offsets[begin : begin + capacity]
+    span = np.array(answer) + len(head) - begin if _holds(begin, capacity, answer) else np.array(NULL_SPAN)
     flat = {'label_weights': weights, 'offsets': characters}
     flat |= token_types(form.tokenizer, len(tokens), len(tokens) - len(head))
     return Example(index, tokens, flat, {'spans': span.astype(np.int32)})

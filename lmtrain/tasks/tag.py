@@ -74,7 +74,7 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
     if len(form.text) != 1:
         raise InputError(f"config.task.text is {form.text!r}; one field is expected, such as ('tokens',)")
     prefix, _, suffix, _ = form.tokenizer.layout
-    room = form.length.seq_len - len(prefix) - len(suffix)
+    capacity = form.length.seq_len - len(prefix) - len(suffix)
     tagged = [tags_of(row, form.text[0], form.label) for row in rows]
     encoded = form.tokenizer.encode_with_offsets([' '.join(words) for words, _ in tagged])
     examples = []
@@ -83,7 +83,7 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
         word = first_tokens(words, ids, offsets)
         if not form.length.fits(row, len(prefix) + len(ids) + len(suffix)):
             continue
-        ids, word = ids[:room], word[:room]
+        ids, word = ids[:capacity], word[:capacity]
         word = np.concatenate([np.full(len(prefix), -1), word, np.full(len(suffix), -1)]).astype(np.int32)
         begins = word >= 0
         aligned = np.where(begins, np.array(labels, np.int32)[np.maximum(word, 0)], 0).astype(np.int32)

@@ -34,7 +34,8 @@ def train(config, directory) -> dict[str, Any]:
       4. a random initialisation from config.seed.
 
     Returns:
-      The content of results.json: the last evaluation, the baselines and the cost.
+      The content of results.json: the last evaluation, the baselines and the cost. If the run was finished before,
+      the cost is that of its training on process 0 alone; the other processes return that of this start.
 
     Raises:
       InputError, OSError: config, data or folder are wrong; nothing was compiled.
@@ -77,7 +78,7 @@ def train(config, directory) -> dict[str, Any]:
 
 
 def _claim(stack: contextlib.ExitStack, run: Run, directory: Path) -> list[workdir.Difference]:
-    """Checks that all processes run the same and that the folder and the devices hold it; locks the folder.
+    """Checks that all processes run the same and that the run fits on disk and in device memory; locks the folder.
 
     Returns the fields of the config that differ from the saved ones and may. Raises InputError, OSError.
     """

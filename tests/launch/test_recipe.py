@@ -231,6 +231,7 @@ def test_the_list_has_every_recipe_and_its_claim(capsys):
     for name in NAMES:
         assert f'  {name} ' in said
         assert recipe.claim(recipe.FOLDER / f'{name}.py') in ' '.join(said.split())  # it may go on in the next line
+    assert '--config=configs/ladder.py:10M ' in said  # how to select a variant
 
 
 def test_show_marks_what_differs(capsys):

@@ -28,7 +28,7 @@ def tokenizer_files(tokenizer: Tokenizer, framed: bool = False) -> dict[str, byt
         level = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': False, 'use_regex': False}
         spec = {'pre_tokenizer': level, 'decoder': level, 'model': _model('BPE', ids, merges=[])}
     elif isinstance(tokenizer, Symbols):
-        # Without an unknown token, the library rejects symbols that the corpus did not have, same as `Symbols`.
+        # [UNK] is not in the vocabulary, so the library rejects unseen symbols, as `Symbols` does.
         spec = {'model': _model('WordLevel', tokenizer.ids, unk_token='[UNK]')}
         chars = isinstance(tokenizer, Chars)
         split = {'Regex': r'[\s\S]' if chars else f'[{WHITE_SPACE}]+'}
