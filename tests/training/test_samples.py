@@ -11,6 +11,8 @@ from configs import tiny
 from launch import cli
 from lmtrain.models import generation
 from lmtrain.training import export, load, samples, train
+from lmtrain.training.build import build
+from lmtrain.training.resolve import resolve
 
 ALPHABET = 'abcdefghijklmnop'
 
@@ -57,6 +59,16 @@ def test_report_prompts_with_validation_rows(folder):
     text = (folder / 'run' / 'samples.txt').read_text(encoding='utf-8')
     assert text == "--- 'a'\nbb\n\n--- 'b'\ncc\n\n--- 'c'\ndd\n\n3 of 3 texts ended with an end token\n"
     assert '3 of 3 texts ended' in (folder / 'run' / 'report.md').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('method', ['prompt', 'prefix'])
+@pytest.mark.parametrize(('length', 'count'), [(4, 3), (6, 0)])
+def test_rows_leave_room_for_virtual_tokens_and_an_answer(method, length, count, folder):
+    config = recipe(folder)
+    config.adapt.method, config.adapt[method].length = method, length
+    config.data.isolate, config.model.positions = False, 'rotary'
+    prompts = samples.prompts_of(build(*resolve(config)))
+    assert [len(ids) for _, ids in prompts] == [3] * count  # of 8 positions
 
 
 def test_generate_uses_the_template_of_the_training(folder, capsys):
