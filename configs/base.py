@@ -67,7 +67,7 @@ def get_config():
     config.task.train = ()  # files of rows (jsonl, json, csv, tsv, parquet, conll), each a path or (path, label)
     config.task.validation = ()  # the same; () splits data.validation off the training rows
     config.task.test = ()  # the same; () splits data.test off the training rows
-    config.task.text = ()  # fields of the text; 'chat': () detects one of 4 formats; one without label is a dialogue
+    config.task.text = ()  # fields of the text; 'chat': () detects 4 formats, one field without label is a dialogue
     config.task.label = ''  # field of the class, number, tags or answers; of the completion for 'chat'
     config.task.labels = ()  # classes in the order of their ids; () is the base's order, or sorted
     config.task.shots = 0  # training rows per class; 0 is all
