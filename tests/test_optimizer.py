@@ -366,3 +366,11 @@ def test_decay_with_an_invalid_regex_or_without_a_match():
     grads = jax.tree.map(jnp.zeros_like, params())
     directions, _ = tx.update(grads, tx.init(params()), params())
     assert all(not leaf.any() for leaf in jax.tree.leaves(directions))
+
+
+def test_decay_needs_a_match_of_the_whole_path():
+    tx = optimizer.optimizer('sgd', **PLAIN | {'decayed': 'head|.*/kernel'})
+    params = tree.unflatten({path: jnp.ones(2) for path in ('head/bias', 'ahead/kernel_2', 'head/kernel')})
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    moved = {path: bool(np.any(update)) for path, update in tree.flatten(updates).items()}
+    assert moved == {'head/bias': False, 'ahead/kernel_2': False, 'head/kernel': True}

@@ -38,7 +38,7 @@ MIRRORS = (
     ),
     (
         'lmtrain/adapt/*.py',
-        ('tests/adapt/test_leaves.py', 'tests/adapt/test_contract.py', 'tests/adapt/test_segments.py'),
+        ('tests/adapt/test_adapter.py', 'tests/adapt/test_contract.py', 'tests/adapt/test_segments.py'),
     ),
     ('lmtrain/runtime/multihost.py', ('tests/launch/test_distributed.py',)),
     ('lmtrain/checkpoint/leaves.py', ('tests/checkpoint/test_checkpoints.py',)),

@@ -10,7 +10,7 @@ import pytest
 from configs import tiny
 from lmtrain.cost import hlo, traffic
 from lmtrain.models import attention_kernels
-from lmtrain.parallel import sharding
+from lmtrain.parallel import collectives, sharding
 from lmtrain.report import summary
 from lmtrain.training.build import build
 
@@ -266,3 +266,15 @@ def test_embedding_and_head_communicate_in_bfloat16(text, tied):
 def test_sizes_that_a_mesh_cannot_divide_are_rejected(text, mesh, more, message):
     with pytest.raises(ValueError, match=message):
         run_of(text, mesh, more)
+
+
+def test_remat_saves_gathered_keys_and_no_gathered_parameters():
+    class Primitive:
+        def __init__(self, name):
+            self.name = name
+
+    gather = Primitive('all_gather')
+    assert not collectives.remat_policy(gather, axis_name=('fsdp',))
+    assert collectives.remat_policy(gather, axis_name=('sequence',))
+    assert not collectives.remat_policy(Primitive('custom_vjp_call'))
+    assert collectives.remat_policy(Primitive('dot_general'))
