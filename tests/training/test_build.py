@@ -11,6 +11,7 @@ from configs.base import get_config
 from lmtrain.runtime import multihost
 from lmtrain.tasks import prepare
 from lmtrain.training import workdir
+from lmtrain.training.build import _read_data as read_data
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
@@ -117,3 +118,11 @@ def test_invalid_date_is_named(make, date):
         ValueError, match="config.task.date is .*; it must be a day such as '2026-01-31', or '' for today"
     ):
         build(config)
+
+
+@pytest.mark.parametrize(('head', 'labels'), [('classify', ('good', 'bad')), ('tag', ('bad', 'good'))])
+def test_order_of_classes_is_that_of_a_base_with_a_head_for_the_task(make, head, labels):
+    config = make([{'words': 'a', 'class': name} for name in ('good', 'bad') * 4], text=('words',), label='class')
+    config.task.name = 'classify'
+    base = types.SimpleNamespace(model=types.SimpleNamespace(head=head), shapes={}, labels=('good', 'bad'))
+    assert read_data(config, base).labels == labels
