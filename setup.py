@@ -48,6 +48,6 @@ setup(
         'parquet': ['pyarrow>=18'],
         'sentencepiece': ['sentencepiece>=0.2'],
         'bench': ['torch>=2.6'],
-        'parity': ['peft>=0.21', 'torch>=2.6', 'transformers>=5.23'],
+        'parity': ['peft>=0.21', 'torch>=2.6', 'transformers>=5.23,<5.24'],
     },
 )
