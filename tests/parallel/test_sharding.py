@@ -163,3 +163,11 @@ def test_the_capability_is_the_lowest_of_the_devices():
     assert of('10.0', '9.0') == (9, 0)
     assert of('gfx942') == of('9.0', None) == of(None) == ()
     assert sharding.capability(sharding.mesh(1, 1, 1, 1, devices=jax.devices()[:1])) == ()
+
+
+def test_columns_are_divided_by_rows_and_positions():
+    mesh = sharding.mesh(1, 2, 1, 2, devices=jax.devices()[:4])
+    assert sharding.column(mesh, 1).spec == P(('data', 'fsdp'))
+    assert sharding.column(mesh, 2).spec == P(('data', 'fsdp'), 'sequence')
+    assert sharding.column(mesh, 3).spec == P(('data', 'fsdp'), None, 'sequence')
+    assert sharding.column(sharding.mesh(2, 2, 2, 1), 2).spec == P(('data', 'fsdp'))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -110,3 +111,23 @@ def test_budget_in_hours_includes_earlier_starts(config, tmp_path):
     assert clock.spent(1) == 0.5
     clock.start()
     assert 0.5 < clock.spent(1) < 0.51
+
+
+def test_run_ends_at_the_fifth_skipped_step_in_a_row():
+    class Aborted(Exception):
+        pass
+
+    def abort(reason):
+        raise Aborted(reason)
+
+    def logged(skipped):
+        one = loop.Loop.__new__(loop.Loop)
+        one.abort, values = abort, []
+        one.means = types.SimpleNamespace(add=values.append)
+        one.parts = types.SimpleNamespace(config=types.SimpleNamespace(log=types.SimpleNamespace(every_steps=100)))
+        one.log(7, 0.5, {'skipped_in_a_row': np.int32(skipped)}, 'digest', 0.0)
+        return values
+
+    assert logged(4) == [{'skipped_in_a_row': 4}]
+    with pytest.raises(Aborted, match='no finite loss or gradient in 5 steps, to step 7 on batch digest'):
+        logged(5)
