@@ -27,7 +27,7 @@ HEADLINE_BLOCK = re.compile(r'(<!-- headlines -->\n).*?(<!-- end -->)', re.DOTAL
 HEADLINES = (
     ('quickstart', 'validation, bits per byte'),
     ('shakespeare', 'validation loss after 2,000 steps'),
-    ('parity', 'llama: logits, 9 models'),
+    ('parity', 'llama: logits, 12 models'),
     ('bench', 'CPU, float32, 4 layers, 128 wide, T 64, B 12: tokens/s'),
     ('bench_adapters', '6 layers, 384 wide, T 256, B 12: tokens/s of LoRA over PEFT'),
     ('reliability', 'killed (kill -9) at a named point'),
