@@ -200,7 +200,7 @@ TRAIN = [
     ('no batch', 'data.batch_size=0', {}, ['data.batch_size = 0', 'at least 1']),
     ('mesh over the devices', 'mesh.data=16', {}, ['needs 16 devices, but there are 8', 'config.mesh']),
     ('mesh of nothing', 'mesh.data=0', {}, ['mesh.data = 0', 'at least 1 device, or -1']),
-    ('mesh twice open', 'mesh.fsdp=-1', {}, ['mesh.data and mesh.fsdp are both -1']),
+    ('mesh twice open', 'mesh.fsdp=-1', {}, ['mesh.data and mesh.fsdp are -1']),
     ('mesh and width', 'mesh.fsdp=8 model.width=36', {}, ['embed/embedding', '36', 'mesh.fsdp = 8']),
     ('learning rate nan', 'optimizer.learning_rate=nan', {}, ['optimizer.learning_rate', 'finite', "'nan'"]),
     ('learning rate inf', 'optimizer.learning_rate=inf', {}, ['optimizer.learning_rate', 'finite', "'inf'"]),
