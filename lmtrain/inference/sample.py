@@ -76,11 +76,13 @@ def stream(
     number of equal prompts before it; not on the rest of the batch, nor on `every`, the number of tokens between two
     yields.
 
-    The other arguments are those of `check`, which is called before anything compiles. NonFiniteOutput: a logit is nan
-    or infinite.
+    The other arguments are those of `check_settings`, which is called before anything compiles.
+
+    Raises InputError, and NonFiniteOutput if a logit is nan or infinite.
     """
     virtual = num_virtual_tokens(params)  # positions of a soft prompt or a prefix
-    check(model, prompts, virtual=virtual, **settings)
+    check_settings(**settings)
+    check_prompts(model, prompts, settings['vocab_size'], virtual)
     if every < 1:
         raise InputError(f'every={every} must be at least 1')
     max_tokens, vocab_size = settings['max_tokens'], min(settings['vocab_size'], model.vocab_size)
@@ -129,9 +131,7 @@ def _pad(prompts: Sequence[Sequence[int]], rows: int, length: int):
     return tokens, lengths, tags
 
 
-def check(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
+def check_settings(
     *,
     max_tokens: int,
     temperature: float,
@@ -141,13 +141,10 @@ def check(
     end_ids: Sequence[int],
     vocab_size: int,
     absent: Sequence[int] = (),
-    virtual: int = 0,
 ) -> None:
-    """InputError: an argument is out of range, there is no prompt, a prompt is empty or longer than the context, or the
-    model is not causal.
+    """Raises InputError if a setting of the sampling is out of range.
 
     Args:
-      prompts: ids, at least one each: that of the begin token (`Tokenizer.encode_prompt`).
       temperature: divides the logits; 0 takes the most likely token.
       top_k: draws from this number of most likely tokens; 0 is all.
       top_p: draws from the fewest tokens whose probability, after `top_k`, is at least this (arXiv 1904.09751).
@@ -155,7 +152,6 @@ def check(
       vocab_size: the tokenizer's. Rows of the embedding beyond it are never drawn, nor are entries of the tokenizer
         that have no row in the embedding.
       absent: ids below `vocab_size` that the tokenizer does not use (`Tokenizer.absent`). They are not drawn either.
-      virtual: positions before each prompt, `virtual_tokens.num_virtual_tokens`.
     """
     numbers = {'max_tokens': (max_tokens, 1, 2**31 - 1), 'seed': (seed, 0, 2**32 - 1)}
     numbers |= {'temperature': (temperature, 0, math.inf), 'top_k': (top_k, 0, 2**31 - 1), 'top_p': (top_p, 0, 1)}
@@ -166,12 +162,22 @@ def check(
             raise InputError(f'{name}={value} must lie in [{least}, {most}]')
     if not top_p:
         raise InputError('top_p=0 leaves no token to draw; temperature=0 takes the most likely one')
+    if len(end_ids) > MAX_END_IDS:
+        raise InputError(f'end_ids has {len(end_ids)} tokens, but at most {MAX_END_IDS} are supported')
+
+
+def check_prompts(model: Transformer, prompts: Sequence[Sequence[int]], vocab_size: int, virtual: int = 0) -> None:
+    """Raises InputError if the model cannot continue these prompts.
+
+    Args:
+      prompts: ids, at least one each: that of the begin token (`Tokenizer.encode_prompt`).
+      vocab_size: the tokenizer's.
+      virtual: positions before each prompt, `virtual_tokens.num_virtual_tokens`.
+    """
     if not model.causal:
         raise InputError('a masked language model (model.causal=False) fills gaps; it cannot continue a text')
     if not prompts:
         raise InputError('there is no prompt; for an empty text, give the begin token')
-    if len(end_ids) > MAX_END_IDS:
-        raise InputError(f'end_ids has {len(end_ids)} tokens, but at most {MAX_END_IDS} are supported')
     for row, prompt in enumerate(prompts):
         if not len(prompt):
             raise InputError(f'prompt {row} is empty: begin it with the begin token')

@@ -86,8 +86,7 @@ def log_likelihood(
     """
     operands = {'hidden': hidden_BTD, 'targets': targets_BT, 'kernel': kernel_DV}
     operands |= {} if bias_V is None else {'bias': bias_V}
-    size = size if size < kernel_DV.shape[1] else 0
-    settings = {'softcap': softcap, 'size': size, 'vocabulary': hooks.vocabulary}
+    settings = {'softcap': softcap, 'size': size if size < kernel_DV.shape[1] else 0, 'vocabulary': hooks.vocabulary}
     save = {'round_logits': hooks.keep_logits and hidden_BTD.dtype != jnp.float32, 'max_saved': MAX_SAVED_LOGITS}
 
     def run(function, operands, outs, **more):

@@ -69,7 +69,10 @@ def check(run: Run) -> None:
     try:
         ids = [each for _, each in prompts_of(run)]
         if run.model.causal and ids:
-            sample.check(run.model, virtual=_num_virtual_tokens(run), **settings(run, ids))
+            options = settings(run, ids)
+            prompts_ids = options.pop('prompts')
+            sample.check_settings(**options)
+            sample.check_prompts(run.model, prompts_ids, options['vocab_size'], _num_virtual_tokens(run))
     except ValueError as error:
         raise InputError(f'config.sample: {error}') from None
 
