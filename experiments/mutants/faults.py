@@ -1581,7 +1581,11 @@ FAULTS = {
             "'eos_token_id': tokenizer.end_id}",
             "'eos_token_id': tokenizer.begin_id + 1}",
         ),
-        ('a file is written over', 'if to.is_dir() and any(to.iterdir()):', 'if to.is_file():'),
+        (
+            'a file is written over',
+            'if to.is_dir() and any(entry != partial for entry in to.iterdir()):',
+            'if to.is_file():',
+        ),
         ('heads are no part of the model', "if not path.startswith('heads/')}", '}'),
         (
             'padding is in the text',

@@ -1,5 +1,6 @@
 """Exports the model of a run as a Hugging Face directory or as a PEFT adapter."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from lmtrain.tasks import TASKS
 from lmtrain.training import init_from
 
 FORMATS = ('hf', 'peft')
+PARTIAL = '.partial'  # directory in which an export is written
 
 
 def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last', member: int = 0) -> list[str]:
@@ -29,8 +31,20 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
     `init_from.open_run` raises; FileExistsError if `to` is not empty.
     """
     to = Path(to)
-    if to.is_dir() and any(to.iterdir()):
+    # Files move into `to` once all are written: an export that is killed leaves nothing that looks like a model.
+    partial = to / PARTIAL
+    if to.is_dir() and any(entry != partial for entry in to.iterdir()):
         raise FileExistsError(f'{to} is not empty: export into a new directory')
+    shutil.rmtree(partial, ignore_errors=True)
+    lines = _write(workdir, partial, form, merge, step, member)
+    for file in partial.iterdir():
+        file.replace(to / file.name)
+    partial.rmdir()
+    return [*lines, f'written: {to}']
+
+
+def _write(workdir, to: Path, form: str, merge: bool, step: int | str, member: int) -> list[str]:
+    """Writes the files of an export into the directory `to`; returns lines that describe it."""
     opened = init_from.open_run(Path(workdir), step, member)
     model = init_from.with_hf_family(opened.model)
     tokenizer = data.load_tokenizer(opened.tokenizer)
@@ -67,8 +81,7 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
         pretrained.save_pretrained(to, model, params, like=like, labels=opened.config.task.labels)
         if model.causal and model.head == 'lm':
             generation.write(to, generation.fields_of(opened.generation, tokenizer, model.vocab_size))
-    lines += _tokenizer(tokenizer, to, framed=not task.predicts_tokens)
-    return [*lines, f'written: {to}']
+    return lines + _tokenizer(tokenizer, to, framed=not task.predicts_tokens)
 
 
 def _as_class(config, model: Transformer, params: tree.Params) -> tuple[Transformer, tree.Params]:

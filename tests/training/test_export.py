@@ -138,12 +138,20 @@ def outputs(model, params, name='logits'):
     return np.asarray(jax.jit(model.apply)({'params': params}, batch)[name])
 
 
-def test_classifier_is_exported_and_trained_further(folder, tmp_path):
+def test_classifier_is_exported_and_trained_further(folder, tmp_path, monkeypatch):
     """The directory has the class names; a run on it, or on the folder of the run, trains the head further."""
     config = recipe(folder, 'masked', optimizer__learning_rate=1e-2)
     train.train(config, tmp_path / 'run')
     was = load.load_run(tmp_path / 'run')
+    with monkeypatch.context() as patch:  # an export that ends before its last file leaves nothing at the final place
+        patch.setattr(export, '_tokenizer', lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            export.export(tmp_path / 'run', tmp_path / 'hf', 'hf')
+    assert [path.name for path in (tmp_path / 'hf').iterdir()] == [export.PARTIAL]
     export.export(tmp_path / 'run', tmp_path / 'hf', 'hf')
+    with pytest.raises(FileExistsError, match='is not empty'):
+        export.export(tmp_path / 'run', tmp_path / 'hf', 'hf')
+    assert not (tmp_path / 'hf' / export.PARTIAL).exists()
     written = pretrained.read_config(tmp_path / 'hf')
     assert written['architectures'] == ['BertForSequenceClassification']
     assert written['id2label'] == {'0': 'negative', '1': 'positive'}
