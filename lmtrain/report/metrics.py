@@ -247,6 +247,11 @@ class Clock:
         """Seconds of training with its evaluations, earlier starts included."""
         return self.before + (time.monotonic() - self.begun if self.begun else 0.0)
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds of the budget that are left; None for a budget of steps, whose time `Meter` estimates."""
+        return max(3600 * self.hours - self.elapsed, 0.0) if self.hours else None
+
     def spent(self, step: int) -> float:
         """Share of the budget after `step` updates; 1 is its end."""
         return step / self.total_steps if self.total_steps else min(self.elapsed / (3600 * self.hours), 1.0)

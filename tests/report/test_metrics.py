@@ -177,10 +177,11 @@ def test_clock_counts_earlier_starts(monkeypatch):
     clock.start()
     seconds.now += 600.0
     assert clock.elapsed == 900.0
-    assert clock.spent(step=8) == 0.5
+    assert clock.spent(step=8) == 0.5 and clock.seconds_left == 900.0
     seconds.now += 3600.0
-    assert clock.spent(step=9) == 1.0  # at most
-    assert metrics.Clock(total_steps=40, hours=None, before=300.0).spent(step=10) == 0.25
+    assert clock.spent(step=9) == 1.0 and clock.seconds_left == 0.0  # at most, and at least
+    steps = metrics.Clock(total_steps=40, hours=None, before=300.0)
+    assert steps.spent(step=10) == 0.25 and steps.seconds_left is None
 
 
 def metrics_left_at_start():
