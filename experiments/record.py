@@ -79,9 +79,9 @@ def write(
       not_shown: what was skipped, simulated or never run.
       more: further entries of results.json.
     """
-    # Files that this function rewrites do not make the tree dirty.
-    own = ('results.json', 'README.md', '.png')
-    changed = [line for line in git('status', '--porcelain').splitlines() if not line.endswith(own)]
+    # Files that this function or an experiment rewrites do not make the tree dirty.
+    own = re.compile(r'README\.md$|results\.json$|\.png$|/goldens\w*\.json$')
+    changed = [line for line in git('status', '--porcelain').splitlines() if not own.search(line)]
     results = {
         'name': name,
         'commit': git('rev-parse', 'HEAD') + (' + uncommitted changes' if changed else ''),

@@ -1,11 +1,12 @@
 """Conversations and prompts with completions: language modelling on the tokens that the assistant says."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from lmtrain.data.chat import encoding
 from lmtrain.data.rows import Row
-from lmtrain.tasks import token_loss, token_preview
-from lmtrain.tasks.task import Encoded, RowFormat, Task
+from lmtrain.tasks import text
+from lmtrain.tasks.task import Encoded, RowFormat
 
 
 def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
@@ -13,14 +14,4 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
     return Encoded(*encoding.encode_rows(rows, form.text, form.label, form.tokenizer, form.template, form.length))
 
 
-TASK = Task(
-    name='chat',
-    head='lm',
-    columns=('targets', 'loss_mask'),
-    losses={'cross_entropy': token_loss.loss},
-    peft_type='CAUSAL_LM',
-    legend=token_preview.legend,
-    render=token_preview.render,
-    encode=encode,
-    conversations=True,
-)
+TASK = dataclasses.replace(text.TASK, name='chat', encode=encode, conversations=True)

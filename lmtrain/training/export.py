@@ -93,16 +93,16 @@ def _as_class(config, model: Transformer, params: tree.Params) -> tuple[Transfor
     if task.name not in params.get('heads', {}):
         return model, params
     leaves = dict(params['heads'][task.name])
-    found = pretrained.with_linear_head(model, task.head, leaves['kernel'].shape[1], pool)
-    if found is None or ('bias' in leaves and not found.head_bias):
+    headed = pretrained.with_linear_head(model, task.head, leaves['kernel'].shape[1], pool)
+    if headed is None or ('bias' in leaves and not headed.head_bias):
         raise InputError(
             f'{init_from.no_form(pool)}; {task.peft_type} of a {model.family} reads '
             + ("a decoder's last token" if model.causal else 'rows through layers of its own')
         )
-    if found.head_bias:
+    if headed.head_bias:
         leaves.setdefault('bias', np.zeros(leaves['kernel'].shape[1], np.float32))
     body = {name: part for name, part in params.items() if name not in init_from.OF_HEADS}
-    return found, body | {'task_head': {'out': leaves}}
+    return headed, body | {'task_head': {'out': leaves}}
 
 
 def _padding(tokenizer: data.Tokenizer, like: dict | None) -> int | None:
