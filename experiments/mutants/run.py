@@ -246,7 +246,7 @@ def main() -> None:
         not_shown.append(f'{left} of {len(chosen)} faults: those tested are a random sample')
     record.write(
         'mutants',
-        command='python -m experiments.mutants',
+        command='python -m experiments.mutants' + (f' --minutes={flags.minutes:g}' if flags.minutes < math.inf else ''),
         figures=figures(trials),
         trials=trials,
         not_shown=not_shown,

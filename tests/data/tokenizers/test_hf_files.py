@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import tokenizers
 
 from lmtrain.data.tokenizers.hf_files import TOKEN_FLAGS, read_config, wordpiece
 from lmtrain.data.tokenizers.load import load_tokenizer, open_tokenizer
@@ -24,7 +25,6 @@ def test_bert_vocabulary(tmp_path):
 
 def test_bert_token_types_of_a_pair():
     """[CLS] A [SEP] are of type 0, B [SEP] of type 1 (Devlin et al., 2018, figure 2)."""
-    tokenizers = pytest.importorskip('tokenizers')
     encoded = tokenizers.Tokenizer.from_str(wordpiece('\n'.join(WORDS).encode()).decode()).encode('the cat', 'sat')
     assert encoded.tokens == '[CLS] the cat [SEP] sat [SEP]'.split() and encoded.type_ids == [0, 0, 0, 0, 1, 1]
 
