@@ -674,13 +674,16 @@ FAULTS = {
             'common = common',
         ),
     ],
-    'lmtrain/inference/questions.py': [
-        ('a row may be its own demonstration', 'if self.questions[i].context != question.context]', ']'),
+    'lmtrain/inference/demonstrations.py': [
+        ('a row may be its own demonstration', 'drawn = drawn[~np.isin(drawn, own)]', 'pass'),
+        ('the most similar row is first', 'drawn if how in', 'drawn if how not in'),
         (
             'draws do not depend on the row',
-            'np.random.default_rng([self.seed, *digest.tolist()])',
-            'np.random.default_rng([self.seed])',
+            'np.random.default_rng([seed, *digest.tolist()])',
+            'np.random.default_rng([seed])',
         ),
+    ],
+    'lmtrain/inference/questions.py': [
         ('an index counts from 1', 'return choices[index]', 'return choices[index - 1]'),
     ],
     'lmtrain/models/linear.py': [

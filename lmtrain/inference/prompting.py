@@ -9,7 +9,7 @@ scores them.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,8 @@ from lmtrain.data.chat.template import Template
 from lmtrain.data.rows import Row, value_of
 from lmtrain.errors import InputError
 from lmtrain.inference import likelihood, sample
-from lmtrain.inference.questions import Pool, Question, question, text_of
+from lmtrain.inference.demonstrations import ALL, embeddings, most_that_fit, select
+from lmtrain.inference.questions import Question, question, text_of
 from lmtrain.models import virtual_tokens
 from lmtrain.tree import Params
 
@@ -33,7 +34,8 @@ class PromptSettings(NamedTuple):
       answer: field of the answer: its text, or with choices the index of the right one.
       choices: texts that are compared; or the field with each row's own list of them; or the field `answer`, for all
         answers of the demonstrations (without any, of the rows). () generates.
-      shots: demonstrations before each row.
+      shots: demonstrations before each row; -1 is as many as fit into the context.
+      select: how they are selected, one of `demonstrations.SELECTORS`.
       separator: text after each demonstration.
       seed: of the draws of demonstrations, which also depend on the row's text and on the pool, but not on any order.
       max_tokens, stop: a generation ends after so many tokens, or before the first of these texts in it. None is a
@@ -48,6 +50,7 @@ class PromptSettings(NamedTuple):
     answer: str
     choices: str | Sequence[str] = ()
     shots: int = 0
+    select: str = 'random'
     separator: str = '\n\n'
     seed: int = 0
     max_tokens: int = 16
@@ -88,12 +91,13 @@ def score(
       place: puts a batch (numpy columns) on devices, such as `sharding.place`; the default leaves that to the compiler.
 
     A prompt that is longer than `model.max_len` loses its first demonstrations until it fits; `results['dropped']` is
-    the number of all demonstrations lost, `results['cut']` that of prompts without their beginning.
+    the number of all demonstrations lost, `results['shots_mean']` the mean number that a prompt has, `results['cut']`
+    the number of prompts without their beginning.
 
     Returns:
-      Scores; `results` holds 'rows', 'shots', 'dropped', 'cut', and of choices 'accuracy', 'accuracy_per_byte' and
-      'chance', else 'exact_match' and 'stopped' (with an end token). These are fractions, with '<name>_stderr'
-      sqrt(p (1 - p) / (rows - 1)), None for one row.
+      Scores; `results` holds 'rows', 'shots', 'shots_mean', 'dropped', 'cut', and of choices 'accuracy',
+      'accuracy_per_byte' and 'chance', else 'exact_match' and 'stopped' (with an end token). These are fractions, with
+      '<name>_stderr' sqrt(p (1 - p) / (rows - 1)), None for one row.
 
     Raises:
       InputError: before anything compiles, with the place of the row, if a field is missing or a prompt without
@@ -105,9 +109,11 @@ def score(
     if settings.choices and settings.choices == settings.answer:
         form['choices'] = _classes(demonstrations or rows, settings.answer)
     questions = [question(row, **form) for row in rows]
-    pool = Pool([question(row, **form) for row in demonstrations] or questions, settings.shots, settings.seed)
+    pool = [question(row, **form) for row in demonstrations] or questions
+    embed = functools.partial(embeddings, model, params, tokenizer, batch_size=settings.batch_size)
+    drawn = select(questions, pool, settings.shots, settings.select, seed=settings.seed, embed=embed)
     compare = _compare_choices if settings.choices else _compare_generations
-    answers, lost = compare(model, params, tokenizer, questions, pool, settings, end_ids=end_ids, place=place)
+    answers, lost = compare(model, params, tokenizer, questions, drawn, settings, end_ids=end_ids, place=place)
 
     results = {'rows': len(questions), 'shots': settings.shots} | lost
     names = {'accuracy': 'right', 'accuracy_per_byte': 'per_byte'} if settings.choices else {'exact_match': 'right'}
@@ -125,8 +131,8 @@ def _check(model, rows: Sequence[Row], settings: PromptSettings) -> None:
     if not model.causal:
         raise InputError('a masked language model (model.causal=False) fills gaps; it cannot be prompted')
     shots, batch_size, max_tokens, stop = settings.shots, settings.batch_size, settings.max_tokens, settings.stop
-    if shots < 0 or batch_size < 1 or max_tokens < 1:
-        raise InputError(f'shots={shots}, batch_size={batch_size}, max_tokens={max_tokens}: at least 0, 1 and 1')
+    if shots < ALL or batch_size < 1 or max_tokens < 1:
+        raise InputError(f'shots={shots}, batch_size={batch_size}, max_tokens={max_tokens}: at least -1, 1 and 1')
     if stop is not None and (isinstance(stop, str) or '' in stop):
         raise InputError(f'stop={stop!r}: it is a tuple of texts, none of them empty')
     if settings.system and not settings.chat_template:
@@ -140,23 +146,23 @@ def _classes(rows: Sequence[Row], answer: str) -> list[str]:
     return sorted({text_of(row, answer, value_of(row, answer, 'answer')) for row in rows})
 
 
-def _compare_choices(model, params, tokenizer, questions, pool, settings: PromptSettings, *, end_ids, place):
+def _compare_choices(model, params, tokenizer, questions, drawn, settings: PromptSettings, *, end_ids, place):
     """(what `Scores.rows` holds of choices, what prompts lost)."""
     encode = likelihood.choices_chat if settings.chat_template else likelihood.choices
     encode = functools.partial(encode, tokenizer, *_rendering(settings))
     context = model.max_len - _num_virtual_tokens(params)
-    prompts, lost = _fit(questions, pool, encode, context, settings.cut)
+    prompts, lost = _fit(questions, drawn, encode, context, settings.cut)
     _check_ids(questions, prompts, tokenizer, model.vocab_size)
     nats = likelihood.log_likelihoods(model, params, prompts, context, settings.batch_size, place)
     return _most_likely(questions, nats), lost
 
 
-def _compare_generations(model, params, tokenizer, questions, pool, settings: PromptSettings, *, end_ids, place):
+def _compare_generations(model, params, tokenizer, questions, drawn, settings: PromptSettings, *, end_ids, place):
     """(what `Scores.rows` holds of generations, what prompts lost)."""
     encode = likelihood.prompt_chat if settings.chat_template else likelihood.prompt
     encode = functools.partial(encode, tokenizer, *_rendering(settings))
     context = model.max_len - _num_virtual_tokens(params)
-    prompts, lost = _fit(questions, pool, encode, context + 1 - settings.max_tokens, settings.cut)
+    prompts, lost = _fit(questions, drawn, encode, context + 1 - settings.max_tokens, settings.cut)
     _check_ids(questions, prompts, tokenizer, model.vocab_size)
     generated = sample.generate(
         model,
@@ -196,7 +202,8 @@ def line(results: dict[str, Any]) -> str:
         parts.append(f'ended with an end token {100 * results["stopped"]:.1f} %')
     if 'chance' in results:
         parts.append(f'chance {100 * results["chance"]:.1f} %')
-    counts = [f'{results["rows"]:,} rows, {results["shots"]} shots']
+    number = f'{results["shots_mean"]:.1f}' if results['shots'] == ALL else results['shots']
+    counts = [f'{results["rows"]:,} rows, {number} shots']
     if results['dropped']:
         counts.append(f'{results["dropped"]:,} demonstrations dropped to fit the context')
     if results['cut']:
@@ -214,14 +221,22 @@ def proportion(name: str, hits: Sequence[bool]) -> dict[str, float | None]:
     return {name: p, f'{name}_stderr': math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None}
 
 
-def _fit(questions: Sequence[Question], pool: Pool, encode: Callable, context: int, cut: bool):
+def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callable, context: int, cut: bool):
     """(the encodings of every question's prompt, at most `context` tokens to read; how many were 'dropped', 'cut')."""
-    prompts, lost = [], {'dropped': 0, 'cut': 0}
-    for scored in questions:
-        drawn = pool.draw(scored)
+    prompts, lost = [], {'shots_mean': 0.0, 'dropped': 0, 'cut': 0}
+
+    def length(encoded) -> int:
+        return max(len(ids) - (len(ids) > start) for ids, start in encoded)  # the last token of all is not read
+
+    for scored, drawn in zip(questions, demonstrations, strict=True):
+        # A prompt holds no more demonstrations than before one of its choices alone.
+        one = scored._replace(choices=(max(scored.choices, key=len),) if scored.choices else ())
+        most = most_that_fit(drawn, lambda some, one=one: length(encode(one, some)) <= context)
+        lost['dropped'] += len(drawn) - most
+        drawn = drawn[len(drawn) - most :]
         while True:
             encoded = encode(scored, drawn)
-            longest = max(len(ids) - (len(ids) > start) for ids, start in encoded)  # the last token of all is not read
+            longest = length(encoded)
             if longest <= context:
                 break
             if drawn:
@@ -239,6 +254,7 @@ def _fit(questions: Sequence[Question], pool: Pool, encode: Callable, context: i
             lost['cut'] += 1
             break
         prompts.append(encoded)
+        lost['shots_mean'] += len(drawn) / len(questions)
     return prompts, lost
 
 

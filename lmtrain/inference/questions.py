@@ -1,13 +1,9 @@
-"""Questions: rows rendered by a template, their choices and answers, and the demonstrations drawn for them."""
+"""Questions: rows rendered by a template, their choices and answers."""
 
-import collections
-import hashlib
 import json
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from lmtrain.data.chat import conversation
 from lmtrain.data.rows import Row, check_text, value_of
@@ -100,30 +96,3 @@ def _parse(template: str) -> list[tuple[str, str]]:
 def text_of(row: Row, field: str, value: Any) -> str:
     value = str(value) if type(value) in (int, float) else value
     return check_text(value, f'{row.place}: {field!r}')
-
-
-class Pool:
-    """Questions from which demonstrations are drawn."""
-
-    def __init__(self, questions: Iterable[Question], shots: int, seed: int):
-        self.questions = sorted({(q.context, q.answer): q for q in questions}.values(), key=lambda q: (q[1], q[3]))
-        self.same_context = collections.Counter(q.context for q in self.questions)
-        self.shots, self.seed = shots, seed
-
-    def draw(self, question: Question) -> list[Question]:
-        """`shots` others for a question, none with its own context, which would contain the answer.
-
-        InputError: the pool has fewer.
-        """
-        if not self.shots:
-            return []
-        others = len(self.questions) - self.same_context[question.context]
-        if self.shots > others:
-            raise InputError(
-                f'{question.place}: shots={self.shots} demonstrations, but there are only {others} other rows'
-            )
-        digest = np.frombuffer(hashlib.sha256(question.context.encode()).digest(), np.uint32)
-        rng = np.random.default_rng([self.seed, *digest.tolist()])
-        drawn = rng.choice(len(self.questions), self.shots + self.same_context[question.context], replace=False)
-        others = [self.questions[i] for i in drawn if self.questions[i].context != question.context]
-        return others[: self.shots]

@@ -1,0 +1,179 @@
+"""Demonstrations: never the row itself, the same for every order, and ranked as the formulas say."""
+
+import collections
+import functools
+import math
+import random
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.inference.demonstrations import ALL, SELECTORS, bm25, embeddings, most_that_fit, select
+from lmtrain.inference.questions import Question
+from lmtrain.models import Transformer
+
+TEXTS = ['the cat sat on the mat', 'a dog sat', 'cats and dogs', 'the bank is closed', 'open a bank account now please',
+         'the the the', 'is my card here', 'card lost']  # fmt: skip
+
+
+def question(context: str, answer: str = 'x') -> Question:
+    return Question(f'row {context}', context, (), answer)
+
+
+def letters(texts) -> np.ndarray:
+    """An embedding: the counts of letters, as unit vectors."""
+    counts = np.array([[text.count(letter) for letter in 'abcdeghiklmnoprstuy'] for text in texts], np.float64)
+    return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+def pool_of(size: int = 24) -> list[Question]:
+    """Texts of which each occurs under two answers."""
+    return [question(f'{TEXTS[number % 12 % 8]} {number % 12}', f'{number % 5}') for number in range(size)]
+
+
+@pytest.mark.parametrize('how', SELECTORS)
+@pytest.mark.parametrize('shots', [4, ALL])
+def test_no_row_is_a_demonstration_of_itself(how, shots):
+    pool = pool_of()
+    for query, drawn in zip(pool, select(pool, pool, shots, how, embed=letters), strict=True):
+        assert query.context not in [each.context for each in drawn]
+        assert len(set(drawn)) == len(drawn) == (4 if shots == 4 else 22)
+
+
+@pytest.mark.parametrize('how', sorted({*SELECTORS} - {'first'}))
+def test_demonstrations_depend_on_the_row_and_the_seed_alone(how):
+    pool = pool_of()
+    mixed = random.Random(0).sample(pool, len(pool))
+
+    def drawn(queries, pool, seed):
+        chosen = select(queries, pool, 3, how, seed=seed, embed=letters)
+        return {query: [each[1:] for each in own] for query, own in zip(queries, chosen, strict=True)}
+
+    first = drawn(pool, pool, 0)
+    assert first == drawn(mixed, mixed, 0)
+    assert {**drawn(pool[:1], mixed, 0)} == {pool[0]: first[pool[0]]}
+    if how in ('random', 'balanced'):
+        assert first != drawn(pool, pool, 1)
+        assert len({tuple(own) for own in first.values()}) > 5
+
+
+def test_random_draws_are_those_of_numpy_with_the_digest_of_the_text():
+    pool = [question(f'q{number:02}') for number in range(14)]
+    (drawn,) = select([question('été')], pool, 4, seed=3)
+    assert [each.context for each in drawn] == ['q06', 'q08', 'q03', 'q11']
+
+
+def test_balanced_has_every_answer_equally_often():
+    answers = 'a' * 9 + 'b' * 9 + 'c' * 2
+    pool = [question(f'{number}', answer) for number, answer in enumerate(answers)]
+    for shots, counts in ((3, [1, 1, 1]), (6, [2, 2, 2]), (8, [2, 3, 3]), (5, [1, 2, 2]), (ALL, [2, 9, 9])):
+        (drawn,) = select([question('here')], pool, shots, 'balanced')
+        assert sorted(collections.Counter(each.answer for each in drawn).values()) == counts
+    for number in range(6):  # the end of a prompt that loses its first demonstrations is balanced too
+        assert {each.answer for each in drawn[len(drawn) - 3 :]} == {*'abc'}, number
+    own = list(select([question('0', 'a')], pool[:1] + pool[8:11], 3, 'balanced'))[0]
+    assert sorted(each.context for each in own) == ['10', '8', '9']
+
+
+def test_first_is_the_same_for_all_rows():
+    pool = pool_of()
+    drawn = list(select([question('new'), question('newer'), pool[1]], pool, 3, 'first'))
+    assert drawn == [pool[:3], pool[:3], [pool[0], *pool[2:4]]]
+
+
+def okapi(query: str, texts, k1=1.2, b=0.75) -> list[float]:
+    """BM25, word by word."""
+    words = [re.findall(r'\w+', text.lower()) for text in texts]
+    mean = sum(map(len, words)) / len(words)
+    scores = []
+    for own in words:
+        score = 0.0
+        for word in re.findall(r'\w+', query.lower()):
+            n = sum(word in each for each in words)
+            f, idf = own.count(word), math.log(1 + (len(texts) - n + 0.5) / (n + 0.5))
+            score += idf * f * (k1 + 1) / (f + k1 * (1 - b + b * len(own) / mean))
+        scores.append(score)
+    return scores
+
+
+def test_bm25_is_the_formula():
+    queries = ['The cat, the dog', 'BANK account', 'zebra', '']
+    scores = bm25(queries, TEXTS)
+    for number, query in enumerate(queries):
+        np.testing.assert_allclose(scores(number), okapi(query, TEXTS), rtol=1e-12)
+
+
+@pytest.mark.parametrize('how', ['bm25', 'nearest'])
+def test_the_most_similar_rows_are_last(how):
+    query, pool = question('is the cat on my card'), [question(text) for text in TEXTS]
+    (drawn,) = select([query], pool, 5, how, embed=letters)
+    values = okapi(query.context, TEXTS) if how == 'bm25' else (letters(TEXTS) @ letters([query.context])[0]).tolist()
+    order = sorted(range(len(TEXTS)), key=lambda i: values[i])[-5:]
+    assert [each.context for each in drawn] == [TEXTS[i] for i in order]
+
+
+def test_equally_similar_rows_are_in_random_order():
+    pool = [question(f'word{number}') for number in range(40)]
+    (drawn,) = select([question('unknown')], pool, 10, 'bm25')
+    assert sorted(each.context for each in drawn) != sorted(each.context for each in pool)[:10]
+
+
+def test_as_many_demonstrations_as_fit():
+    tried = []
+
+    def fits(some):
+        tried.append(len(some))
+        return sum(some) <= 5000
+
+    sizes = [1 + number % 7 for number in range(4000)]
+    most = most_that_fit(sizes, fits)
+    assert sum(sizes[-most:]) <= 5000 < sum(sizes[-most - 1 :])
+    assert max(tried) <= 2 * most and len(tried) < 20
+
+
+@pytest.mark.parametrize(
+    'shots, how, message',
+    [
+        (13, 'random', 'row q0: shots=13 demonstrations, but there are only 12 other rows'),
+        (-2, 'random', 'shots=-2: a number of demonstrations, or -1'),
+        (2, 'nearst', "select='nearst' is none of .*did you mean 'nearest'"),
+    ],
+)
+def test_what_is_refused(shots, how, message):
+    pool = [question(f'q{number % 7}', f'{number}') for number in range(14)]
+    with pytest.raises(ValueError, match=message):
+        select(pool, pool, shots, how)
+    with pytest.raises(ValueError, match='there is no row to take them from'):
+        select(pool, [], 1)
+
+
+# --- embeddings
+
+
+@functools.cache
+def model_of(**settings):
+    model = base.get_config().model.to_dict() | {'num_layers': 1, 'width': 16, 'num_heads': 4}
+    model = Transformer(**model | {'vocab_size': Bytes().vocab_size, 'max_len': 24} | settings)
+    return model, model.init(jax.random.key(0), {'tokens': jnp.zeros((1, 8), jnp.int32)})['params']
+
+
+@pytest.mark.parametrize('settings', [{}, {'causal': False}, {'head': 'none', 'causal': False}])
+def test_embeddings_are_means_of_hidden_states(settings):
+    model, params = model_of(**settings)
+    texts = ['ab', 'été', 'abcdefgh' * 5, 'ba', '']
+    vectors = embeddings(model, params, Bytes(), texts, batch_size=4)
+    assert vectors.dtype == np.float32
+    begin, end = Bytes().begin_id, Bytes().end_id
+    for text, vector in zip(texts[:4], vectors[:4], strict=True):
+        total, raw = 0, text.encode()
+        for first in range(0, len(raw), 22):  # of 24 positions, two are those of BEGIN and END
+            ids = np.array([[begin, *raw[first : first + 22], end]], np.int32)
+            total += np.asarray(model.apply({'params': params}, {'tokens': ids})['hidden'])[0, 1:-1].sum(0)
+        np.testing.assert_allclose(vector, total / np.linalg.norm(total), atol=2e-6)
+    assert not vectors[4].any()
+    np.testing.assert_allclose(embeddings(model, params, Bytes(), texts[1:2], batch_size=4)[0], vectors[1], atol=1e-6)
