@@ -157,8 +157,12 @@ def test_what_is_refused(shots, how, message):
 
 @functools.cache
 def model_of(**settings):
-    model = base.get_config().model.to_dict() | {'num_layers': 1, 'width': 16, 'num_heads': 4}
-    model = Transformer(**model | {'vocab_size': Bytes().vocab_size, 'max_len': 24} | settings)
+    model = base.get_config().model.to_dict() | {'num_layers': 2, 'width': 16, 'num_heads': 4}
+    model = Transformer(
+        **model
+        | {'vocab_size': Bytes().vocab_size, 'max_len': 24, 'head_dim': 4, 'mlp_dim': 32, 'unroll': 2}
+        | settings
+    )
     return model, model.init(jax.random.key(0), {'tokens': jnp.zeros((1, 8), jnp.int32)})['params']
 
 
