@@ -648,9 +648,9 @@ FAULTS = {
     ],
     'lmtrain/inference/prompting.py': [
         ('the standard error over n', 'p * (1 - p) / (n - 1)', 'p * (1 - p) / n'),
-        ('likelihood per character', 'value / len(choice.encode())', 'value / len(choice)'),
+        ('likelihood per character', '[len(choice.encode()) for', '[len(choice) for'),
         ('the last demonstration is dropped', 'drawn = drawn[1:]', 'drawn = drawn[:-1]'),
-        ('the least likely choice', 'int(np.argmax(values))', 'int(np.argmin(values))'),
+        ('the least likely choice', 'int(np.argmax(each))', 'int(np.argmin(each))'),
         (
             'the chance of the first row',
             'sum(1 / len(q.choices) for q in questions) / len(questions)',
@@ -670,8 +670,8 @@ FAULTS = {
         ),
         (
             'the prompt is encoded alone',
-            'common = int(differ[0]) if len(differ) else min(common, len(whole))',
-            'common = common',
+            'common = min(common_length(alone, whole) for whole in wholes)',
+            'common = len(alone)',
         ),
     ],
     'lmtrain/inference/demonstrations.py': [

@@ -4,6 +4,7 @@ import collections
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,39 @@ from lmtrain.data.chat.template import Template
 from lmtrain.errors import InputError, NonFiniteOutput
 from lmtrain.inference import prompts, sample
 from lmtrain.inference.questions import Question
+from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.tree import Params
 
 SHORTEST = 16  # tokens; rows are padded to powers of two from here on, so that few programs are compiled
 SHORTEST_CHOICE = 4  # the same for the scored part of a row
 
 
-Encoded = list[tuple[np.ndarray, int]]  # (ids of a prompt and a choice, index at which scoring starts), per choice
+class Prompt(NamedTuple):
+    """A text as token ids, and the continuations whose likelihoods are compared, or () to generate one.
+
+    Attributes:
+      context_ids: int32 [C], C >= 1: the text that all continuations follow, with the begin token.
+      continuations: int32 [L] each, L >= 1. A token that contains the end of the text and the beginning of a choice is
+        part of the continuation, and so is whatever else is not the same in all of them.
+    """
+
+    context_ids: np.ndarray
+    continuations: tuple[np.ndarray, ...] = ()
+
+
+class Likelihoods(NamedTuple):
+    """What `log_likelihoods` returns, in the order of the prompts and of their continuations.
+
+    Attributes:
+      nats: for each prompt float64 [continuations], the log-likelihood of each continuation after the context.
+      tokens: for each prompt int64 [continuations], the number of tokens of each continuation.
+      computed_tokens: number of tokens that the model has read to compute them, without padding. A context counts once
+        for all of its continuations, and a common beginning of several prompts once for all of them.
+    """
+
+    nats: list[np.ndarray]
+    tokens: list[np.ndarray]
+    computed_tokens: int
 
 
 def text_before(question: Question, demonstrations: Sequence[Question], separator: str) -> str:
@@ -35,10 +62,13 @@ def text_before(question: Question, demonstrations: Sequence[Question], separato
     return separator.join([*(each.context + each.answer for each in demonstrations), question.context])
 
 
-def prompt(tokenizer: Tokenizer, separator: str, question: Question, demonstrations: Sequence[Question]) -> Encoded:
-    """[(BEGIN and the prompt, its length)]. A space at its end is removed: it is part of the next word's token."""
-    ids = np.array(prompts.encode(text_before(question, demonstrations, separator).rstrip(' '), tokenizer), np.int32)
-    return [(ids, len(ids))]
+def prompt(tokenizer: Tokenizer, separator: str, question: Question, demonstrations: Sequence[Question]) -> Prompt:
+    """BEGIN and the prompt, without continuations.
+
+    A space at its end is removed: it is part of the next word's token.
+    """
+    ids = prompts.encode(text_before(question, demonstrations, separator).rstrip(' '), tokenizer)
+    return Prompt(np.array(ids, np.int32))
 
 
 def turns(question: Question, demonstrations: Sequence[Question], system: str) -> Conversation:
@@ -60,32 +90,32 @@ def turns(question: Question, demonstrations: Sequence[Question], system: str) -
 
 def prompt_chat(
     tokenizer: Tokenizer, template: Template, system: str, question: Question, demonstrations: Sequence[Question]
-) -> Encoded:
-    """[(the conversation up to the answer of the assistant, its length)]."""
-    ids = np.array(prompts.encode(turns(question, demonstrations, system), tokenizer, template), np.int32)
-    return [(ids, len(ids))]
+) -> Prompt:
+    """The conversation up to the answer of the assistant, without continuations."""
+    return Prompt(np.array(prompts.encode(turns(question, demonstrations, system), tokenizer, template), np.int32))
 
 
 def choices_chat(
     tokenizer: Tokenizer, template: Template, system: str, question: Question, demonstrations: Sequence[Question]
-) -> Encoded:
-    """(the conversation with a choice as its answer, rendered as in training; index of the answer), for each choice.
+) -> Prompt:
+    """The conversation up to the answer, rendered as in training, and each choice as its answer.
 
     The token that ends the answer is scored too: it distinguishes 'no' from the beginning of 'not'.
     """
     before = turns(question, demonstrations, system)
-    encoded = []
+    wholes, start = [], None
     for choice in question.choices:
         answer = {'role': 'assistant', 'content': choice.strip()}
         dialogue = before._replace(messages=[*before.messages, answer])
         _, [(ids, learned, _)] = encoding.encode_conversation(dialogue, tokenizer, template, question.place)
         scored = np.flatnonzero(learned)
-        encoded.append((np.array(ids[: scored[-1] + 1], np.int32), int(scored[0])))
-    return encoded
+        wholes.append(np.array(ids[: scored[-1] + 1], np.int32))
+        start = int(scored[0]) if start is None else min(start, int(scored[0]))
+    return _split(wholes, min(start, *map(len, wholes)))
 
 
-def choices(tokenizer: Tokenizer, separator: str, question: Question, demonstrations: Sequence[Question]) -> Encoded:
-    """(BEGIN, the prompt and a choice; index at which scoring starts), for each choice.
+def choices(tokenizer: Tokenizer, separator: str, question: Question, demonstrations: Sequence[Question]) -> Prompt:
+    """BEGIN and the prompt, and the choices as continuations.
 
     Prompt and choice are encoded as one text, because a token may contain the end of one and the beginning of the other
     (' ' + 'yes', or ':' + ')'). All choices are scored from the first index at which one of their encodings, or that of
@@ -94,43 +124,61 @@ def choices(tokenizer: Tokenizer, separator: str, question: Question, demonstrat
     """
     text = text_before(question, demonstrations, separator)
     alone, *wholes = tokenizer.encode_batch([text, *(text + choice for choice in question.choices)])
-    common = len(alone)
-    for whole in wholes:
-        differ = np.flatnonzero(whole[:common] != alone[: min(common, len(whole))])
-        common = int(differ[0]) if len(differ) else min(common, len(whole))
+    common = min(common_length(alone, whole) for whole in wholes)
     if any(len(whole) == common for whole in wholes):
         raise InputError(f'{question.place}: a choice of {question.choices} adds no token to the prompt')
-    return [(np.insert(whole, 0, tokenizer.begin_id), 1 + common) for whole in wholes]
+    return _split([np.insert(whole, 0, tokenizer.begin_id) for whole in wholes], 1 + common)
 
 
-def log_likelihoods(
-    model,
-    params: Params,
-    prompts: Sequence[Sequence[tuple[np.ndarray, int]]],
-    context: int,
-    batch_size: int,
-    place=dict,
-) -> list[list[float]]:
-    """log p(ids[start:] | ids[:start]) in nats of every (ids, start), nested the same as `prompts`.
+def common_length(a: np.ndarray, b: np.ndarray) -> int:
+    """Number of equal elements at the beginning.
 
-    Rows of similar length are computed together, padded to a power of two (at most `context`). A row's program depends
-    only on its own length, and so does its result. Equal rows are computed once.
+    >>> common_length(np.array([1, 2, 3, 4]), np.array([1, 2, 5]))
+    2
+    """
+    shorter = min(len(a), len(b))
+    differ = np.flatnonzero(a[:shorter] != b[:shorter])
+    return int(differ[0]) if len(differ) else shorter
+
+
+def _split(wholes: Sequence[np.ndarray], start: int) -> Prompt:
+    """Texts that are equal before `start`, or before an earlier index, as a context and its continuations."""
+    start = min(start, *(common_length(wholes[0], whole) for whole in wholes))
+    return Prompt(wholes[0][:start].astype(np.int32), tuple(whole[start:].astype(np.int32) for whole in wholes))
+
+
+def log_likelihoods(model, params: Params, prompts: Sequence[Prompt], batch_size: int) -> Likelihoods:
+    """log p(continuation | context) in nats of every continuation of every prompt.
+
+    A context and a continuation together have at most as many tokens as the model's context, without the last, which
+    is not read (`sample.max_new_tokens`). Up to `batch_size` contexts are computed together.
+    The results do not depend on the batch size, nor on the other prompts, beyond rounding in float32.
+
+    Raises NonFiniteOutput if a log-likelihood is not finite.
     """
     groups = collections.defaultdict(dict)
-    for ids, start in (each for encoded in prompts for each in encoded):
+    context = model.max_len - num_virtual_tokens(params)
+    rows = [
+        [(np.append(each.context_ids, ids), len(each.context_ids)) for ids in each.continuations] for each in prompts
+    ]
+    for ids, start in (row for each in rows for row in each):
         T = sample.bucket(len(ids) - 1, SHORTEST, context)
         groups[T, sample.bucket(len(ids) - start, SHORTEST_CHOICE, T)][ids.tobytes(), start] = ids, start
     known = {}
+    computed = 0
     for (T, M), members in sorted(groups.items()):
         names, members = list(members), list(members.values())
+        computed += sum(len(ids) - 1 for ids, _ in members)
         for first in range(0, len(members), batch_size):
             some = members[first : first + batch_size]
             batch = _batch(some + some[-1:] * (batch_size - len(some)), T, M)  # filled with copies of the last row
-            nats = np.asarray(_nats(model, params, place(batch)), np.float64)
+            nats = np.asarray(_nats(model, params, batch), np.float64)
             known |= zip(names[first : first + batch_size], nats.tolist())
     if not all(map(math.isfinite, known.values())):
         raise NonFiniteOutput('the model gives log-likelihoods that are not finite: its parameters are broken')
-    return [[known[ids.tobytes(), start] for ids, start in encoded] for encoded in prompts]
+    nats = [np.array([known[ids.tobytes(), start] for ids, start in each]) for each in rows]
+    tokens = [np.array([len(ids) for ids in each.continuations]) for each in prompts]
+    return Likelihoods(nats, tokens, computed)
 
 
 def _batch(rows: Sequence[tuple[np.ndarray, int]], T: int, M: int) -> dict[str, np.ndarray]:

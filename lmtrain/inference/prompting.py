@@ -2,7 +2,7 @@
 
 A row is rendered by one template that ends in its answer, such as '{query}\\nAnswer: {gold}'. The prompt is BEGIN once,
 `shots` rendered rows, each followed by the separator, and the row up to its answer. Choices are compared by their
-log-likelihood after the prompt, summed and summed per byte of the choice. Without choices the answer is generated
+log-likelihood after the prompt: summed, per token, and per byte of the choice. Without choices the answer is generated
 greedily and compared as text. Adapters, soft prompts and heads are leaves of the parameters, so the same function
 scores them.
 """
@@ -20,9 +20,17 @@ from lmtrain.data.rows import Row, value_of
 from lmtrain.errors import InputError
 from lmtrain.inference import likelihood, sample
 from lmtrain.inference.demonstrations import ALL, embeddings, most_that_fit, select
+from lmtrain.inference.likelihood import Prompt
 from lmtrain.inference.questions import Question, question, text_of
-from lmtrain.models import virtual_tokens
+from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.tree import Params
+
+# {accuracy of choices: the column of `Scores.rows` with its hits}
+ACCURACIES = {
+    'accuracy': 'right',
+    'accuracy_per_token': 'right_per_token',
+    'accuracy_per_byte': 'right_per_byte',
+}
 
 
 class PromptSettings(NamedTuple):
@@ -62,12 +70,36 @@ class PromptSettings(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """`results` of all rows, and for each row {'place', 'answer', 'right'}; of choices also 'nats', the list of their
-    log-likelihoods, and 'per_byte', whether the choice with the most nats per byte is right; of generations also 'text'
-    and 'finish_reason' (`sample.Generated`)."""
+    """What `score` returns.
+
+    Attributes:
+      results: of all rows; see `score`.
+      rows: for each row {'place', 'answer', 'predicted', 'right'}. Of choices also 'nats' and 'tokens', lists with the
+        log-likelihood and the number of tokens of each choice, and 'right_per_token' and 'right_per_byte', whether the
+        choice with the most nats per token, or per byte of UTF-8, is right. Of generations also 'finish_reason'
+        (`sample.Generated`).
+    """
 
     results: dict[str, Any]
     rows: list[dict[str, Any]]
+
+
+class ChoiceScores(NamedTuple):
+    """What `score_choices` returns, in the order of the questions and of their choices.
+
+    Attributes:
+      nats, tokens, computed_tokens: see `likelihood.Likelihoods`.
+      shots_mean: mean number of demonstrations of a prompt.
+      dropped: number of demonstrations, of all questions together, that did not fit into the context.
+      cut: number of prompts without their beginning, because they do not fit even without demonstrations.
+    """
+
+    nats: list[np.ndarray]
+    tokens: list[np.ndarray]
+    computed_tokens: int
+    shots_mean: float
+    dropped: int
+    cut: int
 
 
 def score(
@@ -79,7 +111,6 @@ def score(
     *,
     demonstrations: Sequence[Row] = (),
     end_ids: Sequence[int] = (),
-    place: Callable = dict,
 ) -> Scores:
     """How many rows a model answers correctly.
 
@@ -88,16 +119,19 @@ def score(
       demonstrations: rows from which demonstrations are drawn; without any, `rows`, but never one with the scored row's
         text.
       end_ids: tokens that end a generation beside the tokenizer's.
-      place: puts a batch (numpy columns) on devices, such as `sharding.place`; the default leaves that to the compiler.
 
     A prompt that is longer than `model.max_len` loses its first demonstrations until it fits; `results['dropped']` is
     the number of all demonstrations lost, `results['shots_mean']` the mean number that a prompt has, `results['cut']`
     the number of prompts without their beginning.
 
     Returns:
-      Scores; `results` holds 'rows', 'shots', 'shots_mean', 'dropped', 'cut', and of choices 'accuracy',
-      'accuracy_per_byte' and 'chance', else 'exact_match' and 'stopped' (with an end token). These are fractions, with
-      '<name>_stderr' sqrt(p (1 - p) / (rows - 1)), None for one row.
+      Scores; `results` holds 'rows', 'shots', 'shots_mean', 'dropped', 'cut'; of choices 'accuracy',
+      'accuracy_per_token' and 'accuracy_per_byte' (the choice with the most nats, nats per token, nats per byte is
+      right), 'chance' and 'computed_tokens' (`likelihood.Likelihoods`); else 'exact_match' and 'stopped' (with an end
+      token). Accuracies, 'exact_match' and 'stopped' are fractions, with '<name>_stderr' sqrt(p (1 - p) / (rows - 1)),
+      None for one row.
+      What else decides the last digits is also recorded: 'engine' ('lmtrain'), 'dtype', 'attention' (the kernel) and
+      'batch_size'.
 
     Raises:
       InputError: before anything compiles, with the place of the row, if a field is missing or a prompt without
@@ -112,18 +146,53 @@ def score(
     pool = [question(row, **form) for row in demonstrations] or questions
     embed = functools.partial(embeddings, model, params, tokenizer, batch_size=settings.batch_size)
     drawn = select(questions, pool, settings.shots, settings.select, seed=settings.seed, embed=embed)
-    compare = _compare_choices if settings.choices else _compare_generations
-    answers, lost = compare(model, params, tokenizer, questions, drawn, settings, end_ids=end_ids, place=place)
-
-    results = {'rows': len(questions), 'shots': settings.shots} | lost
-    names = {'accuracy': 'right', 'accuracy_per_byte': 'per_byte'} if settings.choices else {'exact_match': 'right'}
-    for name, column in names.items():
-        results |= proportion(name, [row[column] for row in answers])
+    results = {'rows': len(questions), 'shots': settings.shots}
     if settings.choices:
+        scores = score_choices(model, params, tokenizer, questions, drawn, settings)
+        answers = [_compared(*each) for each in zip(questions, scores.nats, scores.tokens, strict=True)]
+        results |= {name: getattr(scores, name) for name in ('shots_mean', 'dropped', 'cut', 'computed_tokens')}
+        for name, column in ACCURACIES.items():
+            results |= proportion(name, [row[column] for row in answers])
         results['chance'] = sum(1 / len(q.choices) for q in questions) / len(questions)
     else:
+        answers, lost = _generate(model, params, tokenizer, questions, drawn, settings, end_ids)
+        results |= lost | proportion('exact_match', [row['right'] for row in answers])
         results |= proportion('stopped', [row['finish_reason'] == 'stop' for row in answers])
-    return Scores(results, answers)
+    engine = {'engine': 'lmtrain', 'dtype': model.dtype, 'attention': 'xla', 'batch_size': settings.batch_size}
+    return Scores(results | engine, answers)
+
+
+def score_choices(
+    model,
+    params: Params,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    demonstrations: Iterable[Sequence[Question]],
+    settings: PromptSettings,
+) -> ChoiceScores:
+    """The log-likelihood of every choice of every question in nats, after its own demonstrations.
+
+    A question's prompt is encoded once for all of its choices, and the beginning that prompts have in common, such as
+    the same demonstrations, once for all questions.
+
+    Args:
+      questions: with choices, which may differ in number and length.
+      demonstrations: for each question those before it, in their order.
+      settings: of these are read `separator`, `chat_template`, `system`, `cut` and `batch_size`.
+
+    A prompt that is longer than `model.max_len` loses its first demonstrations until it fits.
+
+    Raises:
+      InputError: before anything compiles, with the place of the question, if a prompt without demonstrations is too
+        long, or a choice adds no token to the prompt.
+      NonFiniteOutput: a log-likelihood is not finite.
+    """
+    encode = likelihood.choices_chat if settings.chat_template else likelihood.choices
+    encode = functools.partial(encode, tokenizer, *_rendering(settings))
+    context = model.max_len - num_virtual_tokens(params)
+    prompts, lost = _fit(questions, demonstrations, encode, context, settings.cut)
+    _check_ids(questions, prompts, tokenizer, model.vocab_size)
+    return ChoiceScores(*likelihood.log_likelihoods(model, params, prompts, settings.batch_size), **lost)
 
 
 def _check(model, rows: Sequence[Row], settings: PromptSettings) -> None:
@@ -146,28 +215,17 @@ def _classes(rows: Sequence[Row], answer: str) -> list[str]:
     return sorted({text_of(row, answer, value_of(row, answer, 'answer')) for row in rows})
 
 
-def _compare_choices(model, params, tokenizer, questions, drawn, settings: PromptSettings, *, end_ids, place):
-    """(what `Scores.rows` holds of choices, what prompts lost)."""
-    encode = likelihood.choices_chat if settings.chat_template else likelihood.choices
-    encode = functools.partial(encode, tokenizer, *_rendering(settings))
-    context = model.max_len - _num_virtual_tokens(params)
-    prompts, lost = _fit(questions, drawn, encode, context, settings.cut)
-    _check_ids(questions, prompts, tokenizer, model.vocab_size)
-    nats = likelihood.log_likelihoods(model, params, prompts, context, settings.batch_size, place)
-    return _most_likely(questions, nats), lost
-
-
-def _compare_generations(model, params, tokenizer, questions, drawn, settings: PromptSettings, *, end_ids, place):
+def _generate(model, params, tokenizer, questions, demonstrations, settings: PromptSettings, end_ids):
     """(what `Scores.rows` holds of generations, what prompts lost)."""
     encode = likelihood.prompt_chat if settings.chat_template else likelihood.prompt
     encode = functools.partial(encode, tokenizer, *_rendering(settings))
-    context = model.max_len - _num_virtual_tokens(params)
-    prompts, lost = _fit(questions, drawn, encode, context + 1 - settings.max_tokens, settings.cut)
+    context = model.max_len - num_virtual_tokens(params)
+    prompts, lost = _fit(questions, demonstrations, encode, context + 1 - settings.max_tokens, settings.cut)
     _check_ids(questions, prompts, tokenizer, model.vocab_size)
     generated = sample.generate(
         model,
         params,
-        [ids.tolist() for ((ids, _),) in prompts],
+        [each.context_ids.tolist() for each in prompts],
         max_tokens=settings.max_tokens,
         temperature=0.0,
         top_k=0,
@@ -186,14 +244,10 @@ def _rendering(settings: PromptSettings) -> tuple:
     return (settings.chat_template, settings.system) if settings.chat_template else (settings.separator,)
 
 
-def _num_virtual_tokens(params: Params) -> int:
-    return virtual_tokens.num_virtual_tokens(virtual_tokens.materialise(params))
-
-
 def line(results: dict[str, Any]) -> str:
     """The results as a line of text."""
     parts = []
-    for name in ('accuracy', 'accuracy_per_byte', 'exact_match'):
+    for name in (*ACCURACIES, 'exact_match'):
         if name in results:
             error = results[f'{name}_stderr']
             margin = '' if error is None else f' +- {100 * error:.1f}'
@@ -222,11 +276,12 @@ def proportion(name: str, hits: Sequence[bool]) -> dict[str, float | None]:
 
 
 def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callable, context: int, cut: bool):
-    """(the encodings of every question's prompt, at most `context` tokens to read; how many were 'dropped', 'cut')."""
+    """(the prompt of every question, at most `context` tokens to read; how many were 'dropped', 'cut')."""
     prompts, lost = [], {'shots_mean': 0.0, 'dropped': 0, 'cut': 0}
 
-    def length(encoded) -> int:
-        return max(len(ids) - (len(ids) > start) for ids, start in encoded)  # the last token of all is not read
+    def length(prompt: Prompt) -> int:
+        longest = max(map(len, prompt.continuations), default=1)
+        return len(prompt.context_ids) + longest - 1  # the last token is not read
 
     for scored, drawn in zip(questions, demonstrations, strict=True):
         # A prompt holds no more demonstrations than before one of its choices alone.
@@ -235,8 +290,8 @@ def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callab
         lost['dropped'] += len(drawn) - most
         drawn = drawn[len(drawn) - most :]
         while True:
-            encoded = encode(scored, drawn)
-            longest = length(encoded)
+            prompt = encode(scored, drawn)
+            longest = length(prompt)
             if longest <= context:
                 break
             if drawn:
@@ -244,37 +299,36 @@ def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callab
                 lost['dropped'] += 1
                 continue
             over = longest - context
-            if not cut or over >= min(start for _, start in encoded):
+            if not cut or over >= len(prompt.context_ids):
                 raise InputError(
                     f'{scored.place}: the prompt has {longest} tokens even without demonstrations, and the model '
                     f'has room for {max(context, 0)}: omit the row, use a model with a longer context, or remove '
                     'the beginning of such prompts (cut=True)'
                 )
-            encoded = [(np.delete(ids, slice(1, 1 + over)), start - over) for ids, start in encoded]
+            prompt = prompt._replace(context_ids=np.delete(prompt.context_ids, slice(1, 1 + over)))
             lost['cut'] += 1
             break
-        prompts.append(encoded)
+        prompts.append(prompt)
         lost['shots_mean'] += len(drawn) / len(questions)
     return prompts, lost
 
 
-def _check_ids(questions: Sequence[Question], prompts, tokenizer: Tokenizer, size: int) -> None:
+def _check_ids(questions: Sequence[Question], prompts: Sequence[Prompt], tokenizer: Tokenizer, size: int) -> None:
     """InputError: a prompt has a token without a row in an embedding of `size` rows."""
-    for scored, encoded in zip(questions, prompts, strict=True):
-        largest = max(int(ids.max()) for ids, _ in encoded)
+    for scored, prompt in zip(questions, prompts, strict=True):
+        largest = max(int(ids.max()) for ids in (prompt.context_ids, *prompt.continuations))
         if largest >= size:
             token = tokenizer.specials.get(largest) or tokenizer.decode([largest])
             raise InputError(f'{scored.place}: it needs {token!r}, id {largest}, and the model has {size} tokens')
 
 
-def _most_likely(questions: Sequence[Question], nats: Sequence[list[float]]) -> list[dict[str, Any]]:
-    rows = []
-    for scored, own in zip(questions, nats, strict=True):
-        per_byte = [value / len(choice.encode()) for value, choice in zip(own, scored.choices, strict=True)]
-        best, best_per_byte = (scored.choices[int(np.argmax(values))] for values in (own, per_byte))
-        right = {'right': best == scored.answer, 'per_byte': best_per_byte == scored.answer}
-        rows.append({'place': scored.place, 'answer': scored.answer, 'nats': own} | right)
-    return rows
+def _compared(scored: Question, nats: np.ndarray, tokens: np.ndarray) -> dict[str, Any]:
+    """What `Scores.rows` holds of a question with choices."""
+    num_bytes = [len(choice.encode()) for choice in scored.choices]
+    best, *others = (scored.choices[int(np.argmax(each))] for each in (nats, nats / tokens, nats / num_bytes))
+    row = {'place': scored.place, 'answer': scored.answer, 'predicted': best, 'right': best == scored.answer}
+    row |= zip(('right_per_token', 'right_per_byte'), (choice == scored.answer for choice in others), strict=True)
+    return row | {'nats': nats.tolist(), 'tokens': tokens.tolist()}
 
 
 def _exact_matches(
@@ -285,6 +339,6 @@ def _exact_matches(
         text = tokenizer.decode_bytes(ids).decode('utf-8', 'replace').lstrip()
         text = text[: min((at for at in map(text.find, stop) if at >= 0), default=None)].rstrip()
         right = text == scored.answer.strip()
-        row = {'place': scored.place, 'answer': scored.answer, 'text': text, 'right': right}
+        row = {'place': scored.place, 'answer': scored.answer, 'predicted': text, 'right': right}
         rows.append(row | {'finish_reason': reason})
     return rows

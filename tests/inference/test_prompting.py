@@ -23,7 +23,7 @@ BYTES = Bytes()
 class Bigram:
     """logits = table[token]: the log-likelihood of a choice is a sum by hand."""
 
-    causal, max_len, vocab_size = True, 256, BYTES.vocab_size
+    causal, max_len, vocab_size, dtype = True, 256, BYTES.vocab_size, 'float32'
 
     def apply(self, variables, batch):
         tokens_BM = jnp.take_along_axis(batch['tokens'], batch['select'], axis=1)
@@ -60,7 +60,7 @@ def score(model, params, tokenizer, rows, demonstrations=(), end_ids=(), **setti
 def test_scores_of_choices_equal_sums_by_hand():
     params, logp = bigram()
     scores = score(Bigram(), params, BYTES, QUIZ, **FORM)
-    right, per_byte, chance = [], [], []
+    right, per_token, per_byte, chance = [], [], [], []
     for row, found in zip(QUIZ, scores.rows, strict=True):
         options, nats = row.fields['choices'], []
         for choice in options:
@@ -71,12 +71,19 @@ def test_scores_of_choices_equal_sums_by_hand():
         gold = row.fields['gold']
         gold = options.index(gold) if gold in options else int(gold)
         right.append(np.argmax(nats) == gold)
+        per_token.append(np.argmax([x / n for x, n in zip(nats, found['tokens'], strict=True)]) == gold)
         per_byte.append(np.argmax([x / len(c.encode()) for x, c in zip(nats, options, strict=True)]) == gold)
         chance.append(1 / len(options))
-        assert (found['right'], found['per_byte'], found['answer']) == (right[-1], per_byte[-1], options[gold])
+        assert found['tokens'] == [len(choice.encode()) for choice in options]
+        assert (found['right'], found['answer']) == (right[-1], options[gold])
+        assert found['predicted'] == options[np.argmax(nats)]
+        assert (found['right_per_token'], found['right_per_byte']) == (per_token[-1], per_byte[-1])
     results = scores.results
     p = np.mean(right)
     assert results['accuracy'] == p and results['accuracy_per_byte'] == np.mean(per_byte)
+    assert results['accuracy_per_token'] == np.mean(per_token)
+    about = {'engine': 'lmtrain', 'dtype': 'float32', 'attention': 'xla', 'batch_size': 32}
+    assert {name: results[name] for name in about} == about
     assert results['accuracy_stderr'] == pytest.approx(np.std(right, ddof=1) / len(right) ** 0.5)
     assert results['chance'] == pytest.approx(np.mean(chance))
     assert {name: results[name] for name in ('rows', 'shots', 'dropped', 'cut')} == {'rows': 5} | dict.fromkeys(
@@ -139,7 +146,7 @@ def test_scores_do_not_depend_on_the_batch_size():
         for one, same in zip(found[0].rows, other.rows, strict=True):
             np.testing.assert_allclose(one['nats'], same['nats'], rtol=1e-5)
             assert np.argsort(one['nats']).tolist() == np.argsort(same['nats']).tolist()
-        assert other.results == found[0].results
+        assert other.results | {'batch_size': 1} == found[0].results
     assert len({np.argmax(row['nats']) for row in found[0].rows}) > 1
 
 
@@ -195,7 +202,7 @@ def test_a_generation_must_equal_the_answer():
     assert [row['right'] for row in scores.rows] == [True, False, False, False]
     assert scores.results['exact_match'] == 0.25
     assert scores.results['exact_match_stderr'] == pytest.approx((0.25 * 0.75 / 3) ** 0.5)
-    assert all(cut not in row['text'] for row in scores.rows)
+    assert all(cut not in row['predicted'] for row in scores.rows)
 
 
 # --- demonstrations
@@ -268,31 +275,28 @@ def test_choices_are_scored_from_the_same_index(context):
     tokenizer, options = merged(), ('wer', 'c) no', 'werwolf', 'yes')
     asked = questions.Question('here', context, options, 'wer')
     found = likelihood.choices(tokenizer, '\n\n', asked, ())
-    found = [(ids.tolist(), start) for ids, start in found]
-    heads = {tuple(ids[:start]) for ids, start in found}
-    assert len(heads) == 1
-    (head,) = heads
+    head = found.context_ids.tolist()
     assert head[0] == tokenizer.begin_id and tokenizer.begin_id not in head[1:]
     assert context.startswith(tokenizer.decode_bytes(head[1:]).decode())
-    for (ids, start), choice in zip(found, options, strict=True):
-        assert tokenizer.decode_bytes(ids[1:]).decode() == context + choice
-        assert ids[1:] == tokenizer.encode(context + choice)
-        assert len(ids) > start
+    for ids, choice in zip(found.continuations, options, strict=True):
+        assert head[1:] + ids.tolist() == tokenizer.encode(context + choice)
+        assert len(ids)
     if context == 'it is the ans':  # 'answer' is one token: the choice alone would be scored by tokens nobody makes
-        assert tokenizer.decode_bytes(found[0][0][found[0][1] :]).decode() == ' answer'
+        assert tokenizer.decode_bytes(found.continuations[0]).decode() == ' answer'
 
 
 def test_a_prompt_has_one_begin_token_and_no_space_at_its_end():
     (row,) = rows_of({'query': 'a b', 'gold': 'c'})
-    ((ids, start),) = likelihood.prompt(BYTES, '', questions.question(row, '{query} {gold}', 'gold', ()), ())
-    assert (ids.tolist(), start) == ([BYTES.begin_id, *b'a b'], 4)
+    ids, continuations = likelihood.prompt(BYTES, '', questions.question(row, '{query} {gold}', 'gold', ()), ())
+    assert (ids.tolist(), continuations) == ([BYTES.begin_id, *b'a b'], ())
 
 
 def test_a_literal_begin_is_text():
     (row,) = rows_of({'query': '<|endoftext|>', 'choices': ['<|endoftext|>', 'b'], 'gold': 0})
     asked = questions.question(row, **FORM)
-    for ids, _ in likelihood.choices(merged(), '', asked, ()):
-        assert ids.tolist().count(merged().begin_id) == 1
+    context, continuations = likelihood.choices(merged(), '', asked, ())
+    for ids in continuations:
+        assert [*context, *ids].count(merged().begin_id) == 1
 
 
 # --- conversations
@@ -329,11 +333,10 @@ def test_scores_of_choices_in_a_chat_equal_sums_by_hand():
     asked, shown = (questions.question(each[0], **FORM) for each in (rows, train))
     encoded = likelihood.choices_chat(BYTES, MARKED, 's', asked, [shown])
     before = BEGIN + turn('system', 's') + turn('user', 'A') + turn('assistant', 'x') + turn('user', 'One')
-    assert [(ids.tolist(), start) for ids, start in encoded] == [
-        (before + turn('assistant', choice), len(before) + len('<assistant>')) for choice in ('one', 'two')
-    ]
-    ((ids, start),) = likelihood.prompt_chat(BYTES, MARKED, 's', asked, [shown])
-    assert ids.tolist() == [*before, *b'<assistant>'] and start == len(ids)
+    assert encoded.context_ids.tolist() == [*before, *b'<assistant>']
+    assert [ids.tolist() for ids in encoded.continuations] == [[*b'one', BYTES.end_id], [*b'two', BYTES.end_id]]
+    alone = likelihood.prompt_chat(BYTES, MARKED, 's', asked, [shown])
+    assert alone.context_ids.tolist() == encoded.context_ids.tolist() and not alone.continuations
 
 
 def test_the_last_answer_of_a_conversation_is_compared():
