@@ -19,6 +19,7 @@ Modules in import order: each imports only from those above it.
     evaluation/    predictions of a model on a split, and their score
     training/      from a config to a trained model: resolve, build, run, step, loop; load and export
     plan/          memory, time and cost of a run that is not started, here or on machines that are not present
+    compare/       prompting and training on the same rows: arms, trials, selection, test stage, report
     api.py         the public functions
 """
 

@@ -1,0 +1,1 @@
+"""`lmtrain compare`: prompting and training on the same rows, with intervals and costs."""

@@ -1,0 +1,167 @@
+"""Values of results.json of a comparison, by arm and number of training rows, and their texts.
+
+A value that was not measured is None.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from lmtrain.report import terminal
+
+NOT_MEASURED = 'not measured'
+Results = Mapping[str, Any]
+
+
+def sizes(results: Results) -> list[int]:
+    """The numbers of training rows for which there are accuracies, ascending."""
+    scored = (entry for entry in results.get('summary') or [] if entry.get('accuracy') is not None)
+    return sorted({entry['size'] for entry in scored if entry.get('size') is not None})
+
+
+def summary(results: Results, arm: str, size: int) -> dict[str, Any] | None:
+    """The accuracy of an arm over rows and seeds; None if there is none.
+
+    The entry of 0 rows holds for every size: such an arm reads no training rows.
+    """
+    scored = {
+        entry['size']: entry
+        for entry in results.get('summary') or []
+        if entry['arm'] == arm and entry.get('accuracy') is not None
+    }
+    return scored.get(size, scored.get(0))
+
+
+def scored(results: Results, size: int) -> list[str]:
+    """The arms with an accuracy at a size, the most accurate first."""
+    entries = {name: summary(results, name, size) for name in results.get('arms') or {}}
+    return sorted((name for name, entry in entries.items() if entry), key=lambda name: -entries[name]['accuracy'])
+
+
+def pair(results: Results, one: str, other: str, size: int) -> dict[str, Any] | None:
+    """The test of the difference accuracy(one) - accuracy(other) at a size; None if the pair was not tested."""
+    for tested in results.get('pairs') or []:
+        if tested.get('size') == size and set(tested['arms']) == {one, other} and tested.get('difference') is not None:
+            if tested['arms'][0] == one:
+                return dict(tested)
+            low, high = tested.get('interval') or (None, None)
+            flipped = None if low is None else [-high, -low]
+            return tested | {'arms': [one, other], 'difference': -tested['difference'], 'interval': flipped}
+    return None
+
+
+def trials(results: Results, arm: str, size: int) -> list[dict[str, Any]]:
+    """The finished trials of an arm at a size; those of 0 rows hold for every size."""
+    own = [trial for trial in results.get('trials') or [] if trial['arm'] == arm and trial.get('status') == 'done']
+    return [trial for trial in own if trial['size'] == size] or [trial for trial in own if trial['size'] == 0]
+
+
+def cost(results: Results, arm: str, size: int, field: str) -> float | None:
+    """The mean over the seeds of a field of the ledger, or of 'create_flops', see `creation`."""
+    read = creation if field == 'create_flops' else lambda trial: (trial.get('ledger') or {}).get(field)
+    numbers = [value for trial in trials(results, arm, size) if (value := read(trial)) is not None]
+    return statistics.fmean(numbers) if numbers else None
+
+
+def creation(trial: Mapping[str, Any]) -> float | None:
+    """FLOPs that a trial needs before its first query: of training, and of the selection with its grid and search."""
+    ledger = trial.get('ledger') or {}
+    trained = ledger.get('train_flops', None)
+    if trained is None and trial.get('kind') == 'prompt':
+        trained = 0.0
+    selected = ledger.get('selection_flops')
+    if selected is None and not (trial.get('selection') or {}).get('candidates'):
+        selected = 0.0
+    return None if trained is None or selected is None else trained + selected
+
+
+def forgotten(results: Results, arm: str) -> float | None:
+    """By how many bits per byte an arm predicts the base's own text worse than the base does."""
+    entry = (results.get('forgetting') or {}).get(arm) or {}
+    before, after = entry.get('bits_per_byte_before'), entry.get('bits_per_byte_after')
+    return None if before is None or after is None else after - before
+
+
+def percent(share: float | None) -> str:
+    """
+    >>> percent(0.8421), percent(None)
+    ('84.2 %', 'not measured')
+    """
+    return NOT_MEASURED if share is None else f'{100 * share:.1f} %'
+
+
+def points(difference: float | None) -> str:
+    """A difference of accuracies, in percentage points.
+
+    >>> points(0.0312), points(-0.004)
+    ('+3.1', '−0.4')
+    """
+    return NOT_MEASURED if difference is None else f'{100 * difference:+.1f}'.replace('-', '−')
+
+
+def interval(limits: list[float] | None, scale=percent) -> str:
+    """
+    >>> interval([0.81, 0.8712]), interval([-0.01, 0.02], points)
+    ('81.0 to 87.1 %', '−1.0 to +2.0')
+    """
+    if not limits or None in limits:
+        return NOT_MEASURED
+    low, high = map(scale, limits)
+    return f'{low.removesuffix(" %")} to {high}'
+
+
+def probability(p: float | None) -> str:
+    """
+    >>> probability(0.0123), probability(1e-9), probability(1.0)
+    ('0.012', '< 0.001', '1.0')
+    """
+    if p is None:
+        return NOT_MEASURED
+    return '< 0.001' if p < 0.001 else f'{p:.3f}' if p < 0.0995 else f'{min(p, 1.0):.2f}' if p < 0.995 else '1.0'
+
+
+def seconds(value: float | None) -> str:
+    """
+    >>> seconds(0), seconds(0.0204), seconds(2.5), seconds(245)
+    ('0 s', '20.4 ms', '2.50 s', '4m 05s')
+    """
+    if value is None or not value or value >= 60:
+        return NOT_MEASURED if value is None else terminal.duration(value) if value else '0 s'
+    return f'{terminal.number(1000 * value)} ms' if value < 1 else f'{terminal.number(value)} s'
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """
+    >>> quantity(1.5e12, 'FLOP'), quantity(0, 'B'), quantity(None, 'B')
+    ('1.50 TFLOP', '0 B', 'not measured')
+    """
+    return NOT_MEASURED if value is None else terminal.unit(value, unit)
+
+
+def count(value: float | None) -> str:
+    """
+    >>> count(12_345), count(0), count(None)
+    ('12.3k', '0', 'not measured')
+    """
+    return NOT_MEASURED if value is None else terminal.number(value)
+
+
+def money(value: float | None, currency: str) -> str:
+    """Two significant digits.
+
+    >>> money(0.00123, 'EUR'), money(12.3, 'EUR'), money(0, 'EUR')
+    ('0.0012 EUR', '12 EUR', '0 EUR')
+    """
+    if value is None:
+        return NOT_MEASURED
+    digits = 0 if not value else max(0, 1 - math.floor(math.log10(abs(value))))
+    return f'{value:,.{digits}f} {currency}'
+
+
+def listed(names: list[str]) -> str:
+    """
+    >>> listed(['a']), listed(['a', 'b', 'c'])
+    ('a', 'a, b and c')
+    """
+    return ' and '.join(filter(None, [', '.join(names[:-1]), *names[-1:]]))

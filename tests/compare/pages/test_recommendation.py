@@ -1,0 +1,133 @@
+import itertools
+import random
+
+import pytest
+
+from lmtrain.compare.pages import recommendation
+from lmtrain.compare.pages.recommendation import recommend
+
+PROMPT = ('prompt', 0.6, 0.6, 0, 1e9, 9e10)
+TRAIN = ('train', 0.4, 0.9, 1000, 1e15, 4e9)
+
+
+def test_clear_winner(comparison):
+    advice = recommend(comparison(arms={'prompt': PROMPT, 'lora': TRAIN}))
+    assert advice.choice.outcome == 'best' and advice.choice.arm == 'lora'
+    claim = 'with 512 training rows it is more accurate than every other arm of this comparison.'
+    assert advice.headline == f'Use lora: {claim}'
+    evidence = dict(advice.evidence)
+    assert evidence['Accuracy'] == '90.0 % (95 % interval 85.8 to 94.2 %), mean over 3 seeds, 200 test rows'
+    assert evidence['Difference'] == '+30.0 points against prompt (95 % interval +26.4 to +33.6)'
+    assert evidence['p value'] == "< 0.001; after Holm's correction over all pairs < 0.001"
+    assert evidence['Smallest detectable difference'].startswith('5.1 points between lora and prompt')
+    # (5e15 - 1e9) / (9e10 - 4e9)
+    assert any(
+        'below about 58k queries, prompt costs less in total, at −30.0 points' in line for line in advice.changes
+    )
+
+
+def test_prompt_wins_with_few_rows(comparison):
+    results = comparison(arms={'prompt': PROMPT, 'lora': TRAIN}, sizes=(8,))
+    advice = recommend(results)
+    assert advice.choice.outcome == 'best' and advice.choice.arm == 'prompt' and '8 training rows' in advice.headline
+    more = recommend(comparison(arms={'prompt': PROMPT, 'lora': TRAIN}))
+    assert 'Fewer rows: the same rules recommend prompt with 8 and 32 training rows.' in more.changes
+
+
+def test_cheapest_of_arms_that_cannot_be_told_apart(comparison):
+    arms = {'lora': TRAIN, 'head': ('train', 0.4, 0.89, 10, 1e13, 4e9), 'prompt': PROMPT}
+    advice = recommend(comparison(arms=arms))
+    assert advice.choice.outcome == 'cheapest'
+    assert advice.choice.leader == 'lora' and advice.choice.arm == 'head' and advice.choice.ties == ('head',)
+    assert 'cheapest of 2 arms whose accuracies this test set cannot tell apart' in advice.headline
+    assert 'lora is the most accurate' in advice.headline
+    evidence = dict(advice.evidence)
+    assert evidence['Difference'].startswith('−1.0 points against lora (95 % interval −3.7 to +1.7)')
+    assert 'does not show that they are equal' in evidence['Not distinguishable']
+    assert any(line.startswith('More test rows') for line in advice.changes)
+
+
+def test_cheapest_depends_on_the_number_of_queries(comparison):
+    arms = {'prompt': ('prompt', 0.9, 0.9, 0, 0.0, 9e10), 'head': ('train', 0.4, 0.89, 10, 1e13, 4e9)}
+    advice = recommend(comparison(arms=arms))
+    assert [arm for _, arm in advice.choice.plan] == ['prompt', 'head']
+    assert advice.choice.plan[1][0] == pytest.approx(5e13 / 8.6e10)
+    assert 'head from about 580 queries on' in advice.headline
+
+
+def test_large_difference_that_is_not_significant_is_no_tie(comparison):
+    results = comparison(arms={'lora': TRAIN, 'head': ('train', 0.4, 0.8, 10, 1e13, 4e9)}, sizes=(512,))
+    results['pairs'][0] |= {'p': 0.2, 'p_holm': 0.2, 'detectable': 0.05}
+    advice = recommend(results)
+    assert advice.choice.outcome == 'undecided' and advice.choice.arm == 'lora'
+    assert 'its lead over head is unproven' in advice.headline
+
+
+def test_difference_that_only_the_correction_hides_is_no_tie(comparison):
+    results = comparison(arms={'lora': TRAIN, 'head': ('train', 0.4, 0.85, 10, 1e13, 4e9)}, sizes=(512,))
+    results['pairs'][0] |= {'p': 0.02, 'p_holm': 0.2, 'detectable': 0.06}
+    assert recommend(results).choice.undecided == ('head',)
+
+
+def test_nothing_beats_the_majority_class(comparison):
+    advice = recommend(comparison(arms={'prompt': PROMPT, 'lora': TRAIN}, majority=0.87))
+    assert advice.choice.outcome == 'majority' and advice.choice.arm is None
+    assert 'none is shown to be better than always answering the most frequent class (87.0 %)' in advice.headline
+    assert dict(advice.evidence)['Highest accuracy'].startswith('lora: 90.0 %')
+
+
+def test_tie_that_does_not_beat_the_majority_class_is_not_recommended(comparison):
+    arms = {'lora': ('train', 0.5, 0.60, 10, 1e15, 4e9), 'zero': ('prompt', 0.58, 0.58, 0, 0.0, 1e9)}
+    results = comparison(arms=arms, sizes=(512,), majority=0.52)
+    assert results['pairs'][0]['p'] > 0.05 and results['summary'][1]['interval'][0] < 0.52 < 0.58
+    advice = recommend(results)
+    assert advice.choice.ties == ('zero',) and advice.choice.arm == 'lora'
+
+
+def test_failed_arms_are_named_as_a_limit(comparison):
+    results = comparison(arms={'prompt': PROMPT, 'lora': TRAIN})
+    results['arms']['full'] = {'kind': 'train', 'status': 'failed', 'reason': 'out of memory'}
+    assert 'Arms without a result (full): the recommendation does not cover them.' in recommend(results).changes
+
+
+def test_one_arm_and_no_arm(comparison):
+    assert recommend(comparison(arms={'lora': TRAIN})).choice.outcome == 'alone'
+    assert recommend({}).headline == 'No recommendation: no arm has a result.'
+    empty = comparison() | {'summary': [], 'trials': [], 'pairs': []}
+    assert recommend(empty).choice.outcome == 'nothing'
+
+
+def test_arm_without_rows_takes_part_at_every_size(comparison):
+    results = comparison(arms={'lora': TRAIN})
+    entry = {'arm': 'zero', 'size': 0, 'seeds': 1, 'accuracy': 0.3, 'interval': [0.25, 0.35]}
+    results['summary'].append(entry)
+    results['arms']['zero'] = {'kind': 'prompt', 'status': 'done'}
+    advice = recommend(results)
+    assert advice.choice.size == 512 and advice.choice.undecided == ('zero',)  # not tested against it
+
+
+@pytest.mark.parametrize('field', ['p', 'p_holm', 'detectable', 'interval'])
+def test_missing_statistics_allow_no_claim(comparison, field):
+    results = comparison(arms={'lora': TRAIN, 'head': ('train', 0.4, 0.89, 10, 1e13, 4e9)}, sizes=(512,))
+    del results['pairs'][0][field]
+    advice = recommend(results)
+    assert advice.choice.outcome == ('cheapest' if field == 'interval' else 'undecided')
+
+
+def test_costs_that_were_not_measured(comparison):
+    results = comparison(arms={'lora': TRAIN, 'head': ('train', 0.4, 0.89, 10, 1e13, 4e9)}, sizes=(512,))
+    for trial in results['trials']:
+        del trial['ledger']
+    advice = recommend(results)
+    assert advice.choice.arm == 'lora' and 'their costs were not measured' in advice.headline
+
+
+def test_cheapest_is_the_minimum_at_every_number_of_queries():
+    for case in range(20):
+        drawn = random.Random(case)
+        costs = {name: (drawn.uniform(0, 1e6), drawn.uniform(1, 100)) for name in 'abcdef'}
+        plan = recommendation.cheapest(costs)
+        for (start, arm), (end, _) in itertools.pairwise([*plan, (2 * plan[-1][0] + 10, None)]):
+            middle = (start + end) / 2
+            totals = {name: create + middle * query for name, (create, query) in costs.items()}
+            assert min(totals, key=totals.get) == arm
