@@ -119,7 +119,7 @@ FAULTS = {
             "self.checkpoints.set_metric(self.step, self.validation['loss'])",
             'pass',
         ),
-        ('tokens are those of the next step', "'tokens': self.step * tokens", "'tokens': (self.step + 1) * tokens"),
+        ('tokens are those of the next step', "'tokens': self.step * run", "'tokens': (self.step + 1) * run"),
         (
             'the learning rate is one step late',
             'progress = self.clock.spent(step + 1) if',

@@ -108,6 +108,7 @@ KINDS = (
         rules=(('prefix/embedding', (None, 'fsdp')),),
         kernels=FUSED_KERNELS,
         mesh_axes=('sequence',),
+        key_axis=0,
     ),
     LeafKind(
         r'prefix/(up|down)/(kernel|bias)',

@@ -5,6 +5,7 @@ trainable), and for the gradient of x (only if a leaf upstream of x is trainable
 parameter and token, a frozen one above a trainable embedding 4, and a frozen one below every trainable leaf 2.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from lmtrain import tree
 from lmtrain.adapt import leaves as adapter_leaves
 from lmtrain.models import lm_head
 from lmtrain.models.settings import HEAD_KINDS
+
+PREFIX_NETWORK = ('prefix', 'prefix/up', 'prefix/down')  # parents of its leaves, in the order of its stages
 
 
 class Flops(NamedTuple):
@@ -43,7 +46,7 @@ class Flops(NamedTuple):
 class Product(NamedTuple):
     """A product of activations [rows, inner] and a kernel [inner, outer]."""
 
-    rows: int
+    rows: float
     inner: int
     outer: int
 
@@ -119,13 +122,15 @@ def flops_per_step(
     length = seq_len + adapter_leaves.virtual_tokens(flat)
     tokens = batch_size * length
     keys = keys_per_query(m, length, block) + adapter_leaves.extra_keys(flat)
-    before: list[Stage] = [{'embed': None, 'positions': None, 'prompt': None}, {'embed_norm': None}]
+    prompt, prefix = _networks(flat)
+    before: list[Stage] = [*prompt, {'embed': None, 'positions': None}, {'embed_norm': None}]
     layers = {name: _layer(m, name, tokens, keys) for name in _segments(m, params)}
     after, logits = _head(m, flat, batch_size, seq_len if predicted is None else predicted, classes)
     leaves = _leaves(trainable, flat, [*before, *layers.get('layers', ()), *after])
 
-    _, flows = _backward(leaves, before, False)
-    forward, backward, again = 0.0, 0.0, 0.0
+    of_prefix, _ = _backward(leaves, prefix, False)
+    backward, flows = _backward(leaves, before, False)
+    forward, backward, again = _forward(leaves, [*prefix, *before]), backward + of_prefix, 0.0
     for name, size in _segments(m, params).items():
         stages = layers[name]
         # A scan carries gradients down to its first layer, even if only leaves of its last layer need them.
@@ -140,6 +145,27 @@ def flops_per_step(
     return Flops(forward + _forward(leaves, after), backward + of_head, again)
 
 
+def forward_flops(
+    model, tokens: float, keys: float, outputs: float, *, params: Mapping | None = None, classes: int | None = None
+) -> float:
+    """FLOPs of a forward pass over positions of one row, in a plain model or with the leaves that adapters add.
+
+    Networks that compute virtual tokens are not counted: an exported model has their output instead.
+
+    Args:
+      tokens: positions, virtual tokens included.
+      keys: keys that each of them is multiplied by, without prefixes.
+      outputs: positions that the head reads. A head that pools the row runs unless this is 0.
+      params, classes: as in `flops_per_step`.
+    """
+    flat = tree.flatten(params or {})
+    leaves, segments = _leaves('', flat, []), _segments(model, params)
+    keys += adapter_leaves.extra_keys(flat)
+    layers = sum(size * _forward(leaves, _layer(model, name, tokens, keys)) for name, size in segments.items())
+    after, _ = _head(model, flat, min(outputs, 1), max(outputs, 1), classes)
+    return layers + _forward(leaves, after)
+
+
 def _segments(model, params: Mapping | None) -> dict[str, int]:
     """{segment: number of layers}."""
     if not params:
@@ -147,7 +173,7 @@ def _segments(model, params: Mapping | None) -> dict[str, int]:
     return tree.segment_sizes(params)
 
 
-def _layer(model, name: str, tokens: int, keys: float) -> list[Stage]:
+def _layer(model, name: str, tokens: float, keys: float) -> list[Stage]:
     m, at = model, f'{name}/attention'
     heads, kv_heads = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
     up = ('gate', 'up') if 'glu' in m.activation else ('up',)
@@ -158,7 +184,8 @@ def _layer(model, name: str, tokens: int, keys: float) -> list[Stage]:
             f'{at}/key': Product(tokens, m.width, kv_heads),
             f'{at}/value': Product(tokens, m.width, kv_heads),
         },
-        {f'{at}/query_norm': None, f'{at}/key_norm': None, at: None},  # prefixes are leaves of `at`
+        # Prefixes are leaves of `at`, or the output of a network.
+        {f'{at}/query_norm': None, f'{at}/key_norm': None, at: None} | dict.fromkeys(PREFIX_NETWORK),
         {'scores': 4.0 * tokens * heads * keys},
         {f'{at}/output': Product(tokens, heads, m.width)},
         {f'{name}/mlp_norm': None},
@@ -167,7 +194,23 @@ def _layer(model, name: str, tokens: int, keys: float) -> list[Stage]:
     ]
 
 
-def _head(model, leaves: Mapping, batch_size: int, positions: int, classes: int | None) -> tuple[list[Stage], Product]:
+def _networks(leaves: Mapping[str, Any]) -> tuple[list[Stage], list[Stage]]:
+    """The networks that compute a soft prompt and prefixes (`virtual_tokens.materialise`), as stages."""
+
+    def stage(parent: str) -> Stage:
+        kernel = leaves.get(f'{parent}/kernel')
+        if kernel is None:
+            return {parent: None}
+        rows = leaves[f'{parent.partition("/")[0]}/embedding'].shape[0]
+        return {parent: Product(rows, kernel.shape[0], math.prod(kernel.shape[1:]))}
+
+    layers = sorted(path.rpartition('/')[0] for path in leaves if re.fullmatch(r'prompt/mlp_\d+/kernel', path))
+    return [stage(parent) for parent in ('prompt', *layers)], [stage(parent) for parent in PREFIX_NETWORK]
+
+
+def _head(
+    model, leaves: Mapping, batch_size: float, positions: float, classes: int | None
+) -> tuple[list[Stage], Product]:
     """(the stages after the layers, the product of the last one, which computes the logits)."""
     m, rows = model, batch_size * positions
     kernel = 'embed' if m.tied else 'head'

@@ -26,7 +26,7 @@ class Loop:
 
     def __init__(self, run: Run, checkpoints, signals, watchdog, writers, live, extra):
         self.parts, self.checkpoints, self.signals, self.watchdog = run, checkpoints, signals, watchdog
-        self.writers, self.live = writers, live
+        self.writers, self.live, self.before = writers, live, extra
         self.step = self.saved_at = extra['step']  # steps taken, and those that the last checkpoint has
         self.validation, self.evaluated_at = extra.get('validation'), extra.get('evaluated_at')  # the last evaluation
         self.clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
@@ -183,13 +183,24 @@ class Loop:
         self.saved_at = self.step
 
     def spent(self) -> dict[str, float]:
-        """Tokens and FLOPs so far: functions of the step."""
-        tokens, flops = self.parts.tokens_per_step, self.parts.flops_per_step.total
-        return {'tokens': self.step * tokens, 'flops': self.step * flops}
+        """Tokens, FLOPs, device-seconds and peak memory so far, over all starts.
+
+        Steps after the checkpoint that a start resumed from are counted once, though they were computed twice.
+        """
+        run, peak = self.parts, max(self.before.get('peak_memory', 0), metrics.peak_memory())
+        now = self.clock.elapsed - self.clock.before
+        return {
+            'tokens': self.step * run.tokens_per_step,
+            'flops': self.step * run.flops_per_step.total,
+            'executed_flops': self.step * run.executed_flops_per_step,
+            'device_seconds': self.before.get('device_seconds', run.mesh.size * self.clock.before)
+            + run.mesh.size * now,
+            'peak_memory': peak,
+        }
 
     def results(self, state) -> dict[str, Any]:
         """The content of results.json."""
-        cost = {'steps': self.step, 'seconds': self.clock.elapsed, 'peak_memory': metrics.peak_memory()} | self.spent()
+        cost = {'steps': self.step, 'seconds': self.clock.elapsed} | self.spent()
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
         results = {
             'validation': self.validation,

@@ -12,7 +12,7 @@ import ml_collections
 from lmtrain import adapt, cost, data, optimizer, tree
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.template import Template
-from lmtrain.models import Transformer, generation
+from lmtrain.models import Transformer, attention_kernels, generation
 from lmtrain.parallel import collectives, redistribute, sharding
 from lmtrain.tasks import TASKS, Task
 from lmtrain.tasks.prepare import TaskData
@@ -135,7 +135,15 @@ class Run:
 
     @functools.cached_property
     def flops_per_step(self) -> cost.Flops:
-        """FLOPs of a step of all members, over all devices."""
+        """FLOPs of a step of all members, over all devices, with all keys of a row: of budgets and MFU."""
+        return self._flops(block=None)
+
+    @functools.cached_property
+    def executed_flops_per_step(self) -> float:
+        """FLOPs that the devices execute: recomputed products and the optimizer too, without blocks of masked keys."""
+        return self._flops(block=None if self.mesh.shape['sequence'] > 1 else attention_kernels.BLOCK).executed
+
+    def _flops(self, block: int | None) -> cost.Flops:
         config, shapes = self.config, self.shapes
         flops = cost.flops_per_step(
             self.model,
@@ -145,6 +153,7 @@ class Run:
             params=tree.join(self.initial.member_shapes.trainable, shapes.frozen),
             classes=None if self.output == 'logits' else self.task.output_size(self.corpus.labels),
             predicted=self.num_predicted,
+            block=block,
             shares=self.mesh.size * config.optimizer.accumulate,
             keep_logits=self.keep_logits,
         )

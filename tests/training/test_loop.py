@@ -4,6 +4,7 @@ import json
 import math
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -111,6 +112,28 @@ def test_budget_in_hours_includes_earlier_starts(config, tmp_path):
     assert clock.spent(1) == 0.5
     clock.start()
     assert 0.5 < clock.spent(1) < 0.51
+
+
+def test_cost_is_the_sum_over_starts(config, tmp_path, monkeypatch):
+    """A run that continues on fewer devices, in a process that needs less memory."""
+    config.budget.steps, config.schedule.name = 4, 'constant'
+    config.mesh.data = 8
+    monkeypatch.setattr(metrics, 'peak_memory', lambda: 5000)
+    first = train.train(config, tmp_path / 'run')['cost']
+    _, _, saved = checkpoint.inspect(tmp_path / 'run' / 'checkpoints', 'last')
+    assert saved['device_seconds'] == pytest.approx(8 * saved['elapsed'], rel=0.01)
+
+    half = jax.devices()[:4]
+    monkeypatch.setattr(jax, 'devices', lambda: half)
+    monkeypatch.setattr(metrics, 'peak_memory', lambda: 3000)
+    config.mesh.data, config.budget.steps = 4, STEPS
+    cost = train.train(config, tmp_path / 'run')['cost']
+    assert cost['seconds'] > first['seconds'] and cost['peak_memory'] == 5000
+    own = cost['device_seconds'] - saved['device_seconds']
+    assert own == pytest.approx(4 * (cost['seconds'] - saved['elapsed']), rel=0.01)
+    for name in ('tokens', 'flops', 'executed_flops'):
+        assert cost[name] == pytest.approx(STEPS / 4 * first[name])
+    assert cost['executed_flops'] >= cost['flops']
 
 
 def test_run_ends_at_the_fifth_skipped_step_in_a_row():
