@@ -665,14 +665,18 @@ FAULTS = {
         ),
         (
             'a blank before a generated answer stays',
-            "text_before(question, demonstrations, separator).rstrip(' ')",
-            'text_before(question, demonstrations, separator)',
+            "text_before(question, demonstrations, separator, instruction).rstrip(' ')",
+            'text_before(question, demonstrations, separator, instruction)',
         ),
         (
             'the prompt is encoded alone',
             'common = min(common_length(alone, whole) for whole in wholes)',
             'common = len(alone)',
         ),
+    ],
+    'lmtrain/inference/calibration.py': [
+        ('the prior multiplies', '- np.logaddexp.reduce(prior, axis=0)', '+ np.logaddexp.reduce(prior, axis=0)'),
+        ('the prior is a mean of logarithms', 'np.logaddexp.reduce(prior, axis=0)', 'np.mean(prior, axis=0)'),
     ],
     'lmtrain/inference/demonstrations.py': [
         ('a row may be its own demonstration', 'drawn = drawn[~np.isin(drawn, own)]', 'pass'),

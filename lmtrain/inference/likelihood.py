@@ -52,22 +52,30 @@ class Likelihoods(NamedTuple):
     computed_tokens: int
 
 
-def text_before(question: Question, demonstrations: Sequence[Question], separator: str) -> str:
-    """The demonstrations and the text up to the answer. InputError: one of them is a conversation."""
+def text_before(question: Question, demonstrations: Sequence[Question], separator: str, instruction: str = '') -> str:
+    """Instruction, demonstrations and the text up to the answer. InputError: one of them is a conversation."""
     for each in (question, *demonstrations):
         if each.messages:
             raise InputError(
                 f'{each.place}: a conversation needs a chat template: name one, or a template with fields of the row'
             )
-    return separator.join([*(each.context + each.answer for each in demonstrations), question.context])
+    first = [instruction] if instruction else []
+    return separator.join([*first, *(each.context + each.answer for each in demonstrations), question.context])
 
 
-def prompt(tokenizer: Tokenizer, separator: str, question: Question, demonstrations: Sequence[Question]) -> Prompt:
+def prompt(
+    tokenizer: Tokenizer,
+    separator: str,
+    question: Question,
+    demonstrations: Sequence[Question],
+    instruction: str = '',
+) -> Prompt:
     """BEGIN and the prompt, without continuations.
 
     A space at its end is removed: it is part of the next word's token.
     """
-    ids = prompts.encode(text_before(question, demonstrations, separator).rstrip(' '), tokenizer)
+    text = text_before(question, demonstrations, separator, instruction).rstrip(' ')
+    ids = prompts.encode(text, tokenizer)
     return Prompt(np.array(ids, np.int32))
 
 
@@ -114,7 +122,13 @@ def choices_chat(
     return _split(wholes, min(start, *map(len, wholes)))
 
 
-def choices(tokenizer: Tokenizer, separator: str, question: Question, demonstrations: Sequence[Question]) -> Prompt:
+def choices(
+    tokenizer: Tokenizer,
+    separator: str,
+    question: Question,
+    demonstrations: Sequence[Question],
+    instruction: str = '',
+) -> Prompt:
     """BEGIN and the prompt, and the choices as continuations.
 
     Prompt and choice are encoded as one text, because a token may contain the end of one and the beginning of the other
@@ -122,7 +136,7 @@ def choices(tokenizer: Tokenizer, separator: str, question: Question, demonstrat
     the prompt alone, differs from another. Before it all have the same tokens, and after it all have the same rest of
     the prompt and then a choice, so their log-likelihoods are comparable.
     """
-    text = text_before(question, demonstrations, separator)
+    text = text_before(question, demonstrations, separator, instruction)
     alone, *wholes = tokenizer.encode_batch([text, *(text + choice for choice in question.choices)])
     common = min(common_length(alone, whole) for whole in wholes)
     if any(len(whole) == common for whole in wholes):

@@ -1,10 +1,10 @@
 """Prompting: scores rows by a model's answers to text prompts with demonstrations; no parameter is trained.
 
 A row is rendered by one template that ends in its answer, such as '{query}\\nAnswer: {gold}'. The prompt is BEGIN once,
-`shots` rendered rows, each followed by the separator, and the row up to its answer. Choices are compared by their
-log-likelihood after the prompt: summed, per token, and per byte of the choice. Without choices the answer is generated
-greedily and compared as text. Adapters, soft prompts and heads are leaves of the parameters, so the same function
-scores them.
+an instruction, `shots` rendered rows, each followed by the separator, and the row up to its answer. Choices are
+compared by their log-likelihood after the prompt: summed, per token, and per byte of the choice. Without choices the
+answer is generated greedily and compared as text. Adapters, soft prompts and heads are leaves of the parameters, so the
+same function scores them.
 """
 
 import functools
@@ -18,7 +18,7 @@ from lmtrain.data import Tokenizer
 from lmtrain.data.chat.template import Template
 from lmtrain.data.rows import Row, value_of
 from lmtrain.errors import InputError
-from lmtrain.inference import likelihood, sample
+from lmtrain.inference import calibration, likelihood, sample
 from lmtrain.inference.demonstrations import ALL, embeddings, most_that_fit, select
 from lmtrain.inference.likelihood import Prompt
 from lmtrain.inference.questions import Question, question, text_of
@@ -30,6 +30,7 @@ ACCURACIES = {
     'accuracy': 'right',
     'accuracy_per_token': 'right_per_token',
     'accuracy_per_byte': 'right_per_byte',
+    'accuracy_calibrated': 'right_calibrated',
 }
 
 
@@ -44,12 +45,15 @@ class PromptSettings(NamedTuple):
         answers of the demonstrations (without any, of the rows). () generates.
       shots: demonstrations before each row; -1 is as many as fit into the context.
       select: how they are selected, one of `demonstrations.SELECTORS`.
-      separator: text after each demonstration.
+      instruction: text before the demonstrations, '' is none; with a chat template the system message.
+      separator: text after the instruction and after each demonstration.
       seed: of the draws of demonstrations, which also depend on the row's text and on the pool, but not on any order.
       max_tokens, stop: a generation ends after so many tokens, or before the first of these texts in it. None is a
         newline, with a chat template no text. Whitespace around the generation is removed.
       chat_template: renders each row as a turn of the user, after demonstrations as turns; None leaves texts unchanged.
       system: system text for conversations that begin with none; '' is none.
+      calibrated: content-free inputs, such as `calibration.CONTENT_FREE`, for a second score of choices that is
+        divided by the answers' probabilities after these inputs (`calibration`); () is off.
       cut: a prompt that is too long even without demonstrations loses its beginning (except BEGIN); False: an error.
       batch_size: prompts computed together; it changes no score beyond rounding.
     """
@@ -59,12 +63,14 @@ class PromptSettings(NamedTuple):
     choices: str | Sequence[str] = ()
     shots: int = 0
     select: str = 'random'
+    instruction: str = ''
     separator: str = '\n\n'
     seed: int = 0
     max_tokens: int = 16
     stop: Sequence[str] | None = None
     chat_template: Template | None = None
     system: str = ''
+    calibrated: Sequence[str] = ()
     cut: bool = False
     batch_size: int = 32
 
@@ -76,7 +82,8 @@ class Scores(NamedTuple):
       results: of all rows; see `score`.
       rows: for each row {'place', 'answer', 'predicted', 'right'}. Of choices also 'nats' and 'tokens', lists with the
         log-likelihood and the number of tokens of each choice, and 'right_per_token' and 'right_per_byte', whether the
-        choice with the most nats per token, or per byte of UTF-8, is right. Of generations also 'finish_reason'
+        choice with the most nats per token, or per byte of UTF-8, is right; with `calibrated` also 'calibrated_nats'
+        and 'right_calibrated' (`calibration.calibrate`). Of generations also 'finish_reason'
         (`sample.Generated`).
     """
 
@@ -127,9 +134,9 @@ def score(
     Returns:
       Scores; `results` holds 'rows', 'shots', 'shots_mean', 'dropped', 'cut'; of choices 'accuracy',
       'accuracy_per_token' and 'accuracy_per_byte' (the choice with the most nats, nats per token, nats per byte is
-      right), 'chance' and 'computed_tokens' (`likelihood.Likelihoods`); else 'exact_match' and 'stopped' (with an end
-      token). Accuracies, 'exact_match' and 'stopped' are fractions, with '<name>_stderr' sqrt(p (1 - p) / (rows - 1)),
-      None for one row.
+      right), with `calibrated` 'accuracy_calibrated', 'chance' and 'computed_tokens' (`likelihood.Likelihoods`); else
+      'exact_match' and 'stopped' (with an end token). Accuracies, 'exact_match' and 'stopped' are fractions, with
+      '<name>_stderr' sqrt(p (1 - p) / (rows - 1)), None for one row.
       What else decides the last digits is also recorded: 'engine' ('lmtrain'), 'dtype', 'attention' (the kernel) and
       'batch_size'.
 
@@ -139,20 +146,20 @@ def score(
       NonFiniteOutput: a log-likelihood is not finite.
     """
     _check(model, rows, settings)
-    form = {'template': settings.template, 'answer': settings.answer, 'choices': settings.choices}
-    if settings.choices and settings.choices == settings.answer:
-        form['choices'] = _classes(demonstrations or rows, settings.answer)
-    questions = [question(row, **form) for row in rows]
-    pool = [question(row, **form) for row in demonstrations] or questions
+    questions, pool = ask(rows, settings, demonstrations)
     embed = functools.partial(embeddings, model, params, tokenizer, batch_size=settings.batch_size)
-    drawn = select(questions, pool, settings.shots, settings.select, seed=settings.seed, embed=embed)
+    drawn = select(questions, pool or questions, settings.shots, settings.select, seed=settings.seed, embed=embed)
     results = {'rows': len(questions), 'shots': settings.shots}
     if settings.choices:
+        drawn = list(drawn) if settings.calibrated else drawn
         scores = score_choices(model, params, tokenizer, questions, drawn, settings)
         answers = [_compared(*each) for each in zip(questions, scores.nats, scores.tokens, strict=True)]
         results |= {name: getattr(scores, name) for name in ('shots_mean', 'dropped', 'cut', 'computed_tokens')}
+        if settings.calibrated:
+            results['computed_tokens'] += _calibrate(model, params, tokenizer, questions, drawn, settings, answers)
         for name, column in ACCURACIES.items():
-            results |= proportion(name, [row[column] for row in answers])
+            if column in answers[0]:
+                results |= proportion(name, [row[column] for row in answers])
         results['chance'] = sum(1 / len(q.choices) for q in questions) / len(questions)
     else:
         answers, lost = _generate(model, params, tokenizer, questions, drawn, settings, end_ids)
@@ -178,7 +185,7 @@ def score_choices(
     Args:
       questions: with choices, which may differ in number and length.
       demonstrations: for each question those before it, in their order.
-      settings: of these are read `separator`, `chat_template`, `system`, `cut` and `batch_size`.
+      settings: of these are read `instruction`, `separator`, `chat_template`, `system`, `cut` and `batch_size`.
 
     A prompt that is longer than `model.max_len` loses its first demonstrations until it fits.
 
@@ -187,8 +194,7 @@ def score_choices(
         long, or a choice adds no token to the prompt.
       NonFiniteOutput: a log-likelihood is not finite.
     """
-    encode = likelihood.choices_chat if settings.chat_template else likelihood.choices
-    encode = functools.partial(encode, tokenizer, *_rendering(settings))
+    encode = _rendering(tokenizer, settings, likelihood.choices, likelihood.choices_chat)
     context = model.max_len - num_virtual_tokens(params)
     prompts, lost = _fit(questions, demonstrations, encode, context, settings.cut)
     _check_ids(questions, prompts, tokenizer, model.vocab_size)
@@ -206,8 +212,22 @@ def _check(model, rows: Sequence[Row], settings: PromptSettings) -> None:
         raise InputError(f'stop={stop!r}: it is a tuple of texts, none of them empty')
     if settings.system and not settings.chat_template:
         raise InputError('a system text needs a chat template: name one, or omit the system text')
+    if settings.system and settings.instruction:
+        raise InputError('with a chat template the instruction is the system text, and both are set: set one')
+    if settings.calibrated and not settings.choices:
+        raise InputError('calibration compares choices: name them, or set calibrated=()')
     if not rows:
         raise InputError('there is no row to score')
+
+
+def ask(
+    rows: Sequence[Row], settings: PromptSettings, demonstrations: Sequence[Row] = ()
+) -> tuple[list[Question], list[Question]]:
+    """(the rows as questions, the demonstrations as questions). InputError: a row lacks a field or its answer."""
+    form = {'template': settings.template, 'answer': settings.answer, 'choices': settings.choices}
+    if settings.choices and settings.choices == settings.answer:
+        form['choices'] = _classes(demonstrations or rows, settings.answer)
+    return [question(row, **form) for row in rows], [question(row, **form) for row in demonstrations]
 
 
 def _classes(rows: Sequence[Row], answer: str) -> list[str]:
@@ -217,8 +237,7 @@ def _classes(rows: Sequence[Row], answer: str) -> list[str]:
 
 def _generate(model, params, tokenizer, questions, demonstrations, settings: PromptSettings, end_ids):
     """(what `Scores.rows` holds of generations, what prompts lost)."""
-    encode = likelihood.prompt_chat if settings.chat_template else likelihood.prompt
-    encode = functools.partial(encode, tokenizer, *_rendering(settings))
+    encode = _rendering(tokenizer, settings, likelihood.prompt, likelihood.prompt_chat)
     context = model.max_len - num_virtual_tokens(params)
     prompts, lost = _fit(questions, demonstrations, encode, context + 1 - settings.max_tokens, settings.cut)
     _check_ids(questions, prompts, tokenizer, model.vocab_size)
@@ -239,9 +258,11 @@ def _generate(model, params, tokenizer, questions, demonstrations, settings: Pro
     return _exact_matches(questions, generated, tokenizer, stop), lost
 
 
-def _rendering(settings: PromptSettings) -> tuple:
-    """The arguments of likelihood's functions that render a question."""
-    return (settings.chat_template, settings.system) if settings.chat_template else (settings.separator,)
+def _rendering(tokenizer: Tokenizer, settings: PromptSettings, of_text: Callable, of_chat: Callable) -> Callable:
+    """(question, its demonstrations) -> Prompt, by one of two functions of `likelihood`."""
+    if settings.chat_template:
+        return functools.partial(of_chat, tokenizer, settings.chat_template, settings.system or settings.instruction)
+    return functools.partial(of_text, tokenizer, settings.separator, instruction=settings.instruction)
 
 
 def line(results: dict[str, Any]) -> str:
@@ -329,6 +350,20 @@ def _compared(scored: Question, nats: np.ndarray, tokens: np.ndarray) -> dict[st
     row = {'place': scored.place, 'answer': scored.answer, 'predicted': best, 'right': best == scored.answer}
     row |= zip(('right_per_token', 'right_per_byte'), (choice == scored.answer for choice in others), strict=True)
     return row | {'nats': nats.tolist(), 'tokens': tokens.tolist()}
+
+
+def _calibrate(model, params, tokenizer, questions, demonstrations, settings: PromptSettings, answers) -> int:
+    """Adds 'calibrated_nats' and 'right_calibrated' to the rows; returns the number of computed tokens."""
+    texts = settings.calibrated
+    free = [calibration.content_free(each, settings.template, text) for each in questions for text in texts]
+    repeated = (drawn for drawn in demonstrations for _ in texts)
+    scores = score_choices(model, params, tokenizer, free, repeated, settings)
+    for number, (scored, row) in enumerate(zip(questions, answers, strict=True)):
+        own = scores.nats[number * len(texts) : (number + 1) * len(texts)]
+        nats = calibration.calibrate(np.array(row['nats']), own)
+        right = scored.choices[int(np.argmax(nats))] == scored.answer
+        row |= {'calibrated_nats': nats.tolist(), 'right_calibrated': right}
+    return scores.computed_tokens
 
 
 def _exact_matches(

@@ -29,7 +29,7 @@ def question(row: Row, template: str, answer: str, choices: str | Sequence[str])
     """
     if not template:
         return _dialogue(row, answer, choices)
-    *pieces, (literal, last) = _parse(template)
+    *pieces, (literal, last) = parse_template(template)
     if last != answer or answer in [field for _, field in pieces]:
         raise InputError(f'template {template!r} must end in {{{answer}}}, the answer, and contain it only once')
     texts = [literal + text_of(row, field, value_of(row, field, 'template')) for literal, field in pieces]
@@ -80,17 +80,31 @@ def _right(row: Row, field: str, value: Any, choices: tuple[str, ...]) -> str:
     return choices[index]
 
 
-def _parse(template: str) -> list[tuple[str, str]]:
-    """(text, the field after it) in order; '{{' and '}}' are braces."""
+def parse_template(template: str) -> list[tuple[str, str]]:
+    """(text, the field after it) in order; '{{' and '}}' are braces.
+
+    >>> parse_template('{{"name": {name}}}: {gold}')
+    [('{"name": ', 'name'), ('}: ', 'gold')]
+    """
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise InputError(f'template {template!r}: {error}') from None
-    for _, field, spec, conversion in parts:
-        if field is None or not field or spec or conversion:
-            what = 'ends in text' if field is None else 'has a field without a plain name'
-            raise InputError(f'template {template!r} {what}: it is text and {{field}}s, the last of them the answer')
-    return [(text, field) for text, field, _, _ in parts]
+    pieces, text = [], ''
+    for literal, field, spec, conversion in parts:
+        text += literal
+        if field is None:  # the literal ends in a brace that was written twice, or the template ends
+            continue
+        if not field or spec or conversion:
+            raise InputError(
+                f'template {template!r} has a field without a plain name: it is text and {{field}}s, the last of them '
+                'the answer'
+            )
+        pieces.append((text, field))
+        text = ''
+    if text or not pieces:
+        raise InputError(f'template {template!r} ends in text: it is text and {{field}}s, the last of them the answer')
+    return pieces
 
 
 def text_of(row: Row, field: str, value: Any) -> str:
