@@ -758,8 +758,8 @@ FAULTS = {
         ('a scan exchanges local and global angles', 'jnp.where(local, *pair)', 'jnp.where(~local, *pair)'),
         (
             'the cache grows by padding',
-            'added_B = jnp.sum(inputs.query_segments, axis=1)',
-            'added_B = inputs.query_segments.shape[1]',
+            'jnp.sum((segments > 0).astype(jnp.int32), axis=1)',
+            'segments.shape[1]',
         ),
         (
             'positions of a cached row start at 0',

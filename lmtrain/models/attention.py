@@ -9,6 +9,7 @@ from lmtrain.models.attention_kernels import AttentionMask, attend, attend_chunk
 from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
 from lmtrain.models.layers import Norm
 from lmtrain.models.linear import Linear, shared_input_matmul
+from lmtrain.models.past import Past, attend_past
 from lmtrain.models.rotary import rotate
 
 
@@ -26,6 +27,7 @@ class AttentionInputs(NamedTuple):
       cache_slots: int32 [B, T], cache slots that the tokens fill (out of range: none); None without a cache.
       row_ids: int32 [B], index of each row in the global batch (dropout).
       hooks: collectives if parameters or positions are sharded, and the fused kernel of the devices.
+      pasts: texts before the rows (lmtrain.models.past).
     """
 
     rotary: Any
@@ -38,6 +40,7 @@ class AttentionInputs(NamedTuple):
     cache_slots: Any
     row_ids: Any
     hooks: ShardingHooks = NO_SHARDING
+    pasts: tuple[Past, ...] = ()
 
 
 class Attention(nn.Module):
@@ -51,12 +54,16 @@ class Attention(nn.Module):
     def __call__(self, x_BTD, inputs: AttentionInputs, cache=None, drop=None):
         """([B, T, D], cache). `cache` is (key [N, B, S, G, K], value, layer index): all layers, updated in place.
 
+        Without cache slots the cache is only written: S is T, and the keys of the tokens are those of the rows.
+
         Optional leaves next to the projections: prefix_key and prefix_value [P, G, K] (prefix tuning, arXiv
         2101.00190). They precede every document and count towards its window.
         """
         m = self.model
         query_BTHK, key_BSGK, value_BSGK = self._project(x_BTD, inputs, drop)
-        if cache is not None:
+        if cache is not None and inputs.cache_slots is None:
+            cache = _store(cache, key_BSGK, value_BSGK)
+        elif cache is not None:
             key_BSGK, value_BSGK, cache = _update_cache(cache, key_BSGK, value_BSGK, inputs.cache_slots)
         gather = inputs.hooks.all_gather_sequence
         if gather:
@@ -72,18 +79,15 @@ class Attention(nn.Module):
             key_segments=inputs.key_segments,
             query_index=inputs.query_index,
             prefix=0 if prefix is None else prefix.shape[0],
-            positions=None if prefix is None else inputs.positions,
+            positions=None if prefix is None and not inputs.pasts else inputs.positions,
         )
-        out_BTHK = (attend_chunked if gather else attend)(
-            query_BTHK,
-            key_BSGK,
-            value_BSGK,
-            mask,
-            softcap=m.attention_softcap,
-            scale=m.attention_scale or m.head_dim**-0.5,
-            backend=m.attention,
-            hooks=inputs.hooks,
-        )
+        operands = query_BTHK, key_BSGK, value_BSGK, mask
+        options = {'softcap': m.attention_softcap, 'scale': m.attention_scale or m.head_dim**-0.5}
+        if inputs.pasts:
+            out_BTHK = attend_past(*operands, inputs.pasts, **options)
+        else:
+            own_keys = attend_chunked if gather else attend
+            out_BTHK = own_keys(*operands, **options, backend=m.attention, hooks=inputs.hooks)
         out_BTD = out_BTHK.reshape(*x_BTD.shape[:2], m.num_heads * m.head_dim)
         return Linear(m.width, m.has_bias('output'), self.output_stddev, name='output')(out_BTD, drop), cache
 
@@ -120,6 +124,13 @@ def _update_cache(cache, key_BTGK, value_BTGK, slots_BT):
     key_NBSGK = key_NBSGK.at[layer, rows_B1, slots_BT].set(key_BTGK.astype(key_NBSGK.dtype), mode='drop')
     value_NBSGK = value_NBSGK.at[layer, rows_B1, slots_BT].set(value_BTGK.astype(value_NBSGK.dtype), mode='drop')
     return key_NBSGK[layer].astype(dtype), value_NBSGK[layer].astype(dtype), (key_NBSGK, value_NBSGK, layer)
+
+
+def _store(cache, key_BTGK, value_BTGK):
+    """The cache with the keys and values of one layer."""
+    *stacks, layer = cache
+    new = (key_BTGK, value_BTGK)
+    return *(stack.at[layer].set(x.astype(stack.dtype)) for stack, x in zip(stacks, new, strict=True)), layer
 
 
 def _prepend(prefix_PGK, own_BSGK):

@@ -256,7 +256,7 @@ def xla(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, *, softcap, scale
                 return jnp.concatenate([prefix, rest], axis=2)
             return x_BGSK[:, :, first : mask.prefix + last]
 
-        visible_BTS = _block_mask(mask, start, stop, first, last)
+        visible_BTS = block_mask(mask, start, stop, first, last)
         query_BGTK = query_BGRTK[:, :, :, start:stop].reshape(B, G, R * C, K)
         score_BGTS = scores(query_BGTK, own_keys(key_BGSK), scale)
         if softcap:
@@ -277,7 +277,7 @@ def xla(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, *, softcap, scale
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
-def _block_mask(mask: AttentionMask, start: int, stop: int, first: int, last: int):
+def block_mask(mask: AttentionMask, start: int, stop: int, first: int, last: int):
     """bool [B or 1, stop - start, P + last - first], or None if every query of the block sees every key of it."""
 
     def part(x_BT, begin, end):

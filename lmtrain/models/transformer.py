@@ -1,6 +1,7 @@
 """The transformer. GPT-2, LLaMA, BERT and their relatives differ only in its settings."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ from lmtrain.models.block import Block
 from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
 from lmtrain.models.layers import Norm, dropout
 from lmtrain.models.linear import Embed
+from lmtrain.models.past import chain
 from lmtrain.models.rotary import by_length, lengths, rotary_angles, sinusoids
 from lmtrain.models.settings import Settings
 from lmtrain.models.task_head import TaskHead
@@ -40,6 +42,8 @@ class Transformer(Settings):
         *,
         train: bool = False,
         cache=None,
+        past: Sequence[dict[str, Any]] = (),
+        store: bool = False,
         rngs=None,
         adapter_dropout: float = 0.0,
         hooks: ShardingHooks = NO_SHARDING,
@@ -52,13 +56,19 @@ class Transformer(Settings):
           hooks: collectives for sharded parameters and positions.
           cache: from `init_cache` or an earlier call. The real tokens of a row (`segment_ids` not 0; all if the column
             is absent) come first in it, and continue the text that the cache holds of that row.
+          past: caches of consecutive texts that precede the rows, read only: of B rows each, or of one row that all
+            share (lmtrain.models.past). All segments of a row continue them; `positions` count from their end. It
+            excludes `cache`.
+          store: returns keys and values of the T tokens as a cache that may be the `past` of later calls. It excludes
+            `cache`. The real tokens of a row come first in it, and are one text.
 
         Returns:
           'hidden' [B, T, D] compute dtype, 'logits' float32 [B, T, V]; with `targets` in the batch 'logprob' and
-          'log_z', float32 [B, T], in nats; with a cache 'cache'. An added head `heads/NAME` gives NAME, float32
-          [B, T, C]. With `select`, M replaces T in all but 'hidden'.
+          'log_z', float32 [B, T], in nats; with `cache` or `store` 'cache'. An added head `heads/NAME` gives NAME,
+          float32 [B, T, C]. With `select`, M replaces T in all but 'hidden'.
         """
-        options = {'train': train, 'cache': cache, 'adapter_dropout': adapter_dropout, 'hooks': hooks}
+        options = {'train': train, 'cache': cache, 'past': past, 'store': store}
+        options |= {'adapter_dropout': adapter_dropout, 'hooks': hooks}
         params = variables['params']
         if hooks.gather_params:
             stacks = tree.segments(params)
@@ -84,12 +94,14 @@ class Network(nn.Module):
     model: Transformer
 
     @nn.compact
-    def __call__(self, batch, train=False, cache=None, adapter_dropout=0.0, hooks=NO_SHARDING):
+    def __call__(self, batch, train=False, cache=None, past=(), store=False, adapter_dropout=0.0, hooks=NO_SHARDING):
         m = self.model
         text, prompt_PD, shift = batch, None, 0
         if not self.is_initializing():
-            batch, cache, prompt_PD, shift = virtual_tokens.prepend(self.variables['params'], batch, cache)
-        inputs, positions_BT = self.attention_inputs(batch, cache, shift, hooks)
+            batch, cache, prompt_PD, shift = virtual_tokens.prepend(self.variables['params'], batch, cache, past)
+        inputs, positions_BT = self.attention_inputs(batch, cache, past, shift, hooks)
+        if store:
+            cache = m.init_cache(*batch['tokens'].shape)
         key = self.make_rng('dropout') if train and (m.dropout or adapter_dropout) else None
 
         embed = Embed(m.vocab_size + m.vocab_fill, m.width, name='embed')
@@ -125,15 +137,17 @@ class Network(nn.Module):
         outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed, hooks) | own
         return outputs if cache is None else outputs | {'cache': cache}
 
-    def attention_inputs(self, batch, cache, shift, hooks):
+    def attention_inputs(self, batch, cache, past, shift, hooks):
         """(AttentionInputs, positions int32 [B, T]); `shift` is added to every position."""
         m = self.model
         B, T = batch['tokens'].shape
-        m.check_length(T + shift, 'a row of')
+        if not past:
+            m.check_length(T + shift, 'a row of')
         if not jnp.issubdtype(batch['tokens'].dtype, jnp.integer):
             raise InputError(f'column tokens has dtype {batch["tokens"].dtype}, not an integer')
         segments = key_segments = batch.get('segment_ids')
         index = slots = None
+        pasts, before_B = chain(past)
         start_B1 = jnp.zeros((1, 1), jnp.int32)
         if hooks.position_offset:
             start_B1 = start_B1 + hooks.position_offset(T)
@@ -151,6 +165,8 @@ class Network(nn.Module):
         positions = batch.get('positions')
         if positions is None:
             positions = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+        if pasts:
+            positions = positions + before_B[:, None]
         rotary = local_rotary = None
         if m.positions == 'rotary':
             angles = {'rotary_dim': m.rotary_dim or m.head_dim}
@@ -164,13 +180,15 @@ class Network(nn.Module):
                 local_rotary = rotary_angles(positions + shift, theta=m.local_rope_theta, **angles)
         row_ids = batch.get('row', jnp.arange(B, dtype=jnp.int32))
         inputs = AttentionInputs(
-            rotary, local_rotary, positions, m.window, segments, key_segments, index, slots, row_ids, hooks
+            rotary, local_rotary, positions, m.window, segments, key_segments, index, slots, row_ids, hooks, pasts
         )
         return inputs, positions + shift
 
     def for_layer(self, inputs, layer):
-        """The AttentionInputs of one layer: its window and angles. In a scan, `layer` is traced."""
+        """The AttentionInputs of one layer: its pasts, window and angles. In a scan, `layer` is traced."""
         m = self.model
+        pasts = (past._replace(key=past.key[layer], value=past.value[layer]) for past in inputs.pasts)
+        inputs = inputs._replace(pasts=tuple(pasts))
         if not m.global_layers:
             return inputs if inputs.local_rotary is None else inputs._replace(rotary=inputs.local_rotary)
         if isinstance(layer, int):
@@ -221,7 +239,8 @@ class Network(nn.Module):
             first += size
         x_BTD, cached = carry
         if cache is not None:
-            added_B = jnp.sum(inputs.query_segments, axis=1)
+            segments = inputs.query_segments
+            added_B = x_BTD.shape[1] if segments is None else jnp.sum((segments > 0).astype(jnp.int32), axis=1)
             cache = cache | {'key': cached[0], 'value': cached[1], 'length': cache['length'] + added_B}
         return x_BTD, cache
 

@@ -67,14 +67,15 @@ def num_virtual_tokens(params) -> int:
     return prefix(params) + sum(len(leaf) for leaf in leaves if leaf is not None)
 
 
-def prepend(params, batch, cache):
+def prepend(params, batch, cache, past=()):
     """(batch, cache, the prompt [P, D] to prepend to every row or None, number of positions of the prefixes).
 
     The columns of the batch get P positions in front, which belong to the row's first document. A cache grows by P, and
-    its entry 'prompted' records that it contains the prompt: later calls do not prepend it again.
+    its entry 'prompted' records that it contains the prompt: later calls do not prepend it again. A text before the
+    rows, `past`, contains the prompt.
     """
     own, shift = prompt(params), prefix(params)
-    if own is None:
+    if own is None or past:
         return batch, cache, None, shift
     if 'positions' in batch:
         batch = batch | {'positions': batch['positions'] + own.shape[0]}
