@@ -678,6 +678,15 @@ FAULTS = {
         ('the prior multiplies', '- np.logaddexp.reduce(prior, axis=0)', '+ np.logaddexp.reduce(prior, axis=0)'),
         ('the prior is a mean of logarithms', 'np.logaddexp.reduce(prior, axis=0)', 'np.mean(prior, axis=0)'),
     ],
+    'lmtrain/inference/prompt_search.py': [
+        ('answers are not divided by those of all choices', 'nats[right] - np.logaddexp.reduce(nats)', 'nats[right]'),
+        (
+            'a change that is not better is taken',
+            'evaluate(changed) > evaluate(best)',
+            'evaluate(changed) < evaluate(best)',
+        ),
+        ('prompts that do not fit are eligible', "if entry['fits'] else -math.inf", "if entry['fits'] else 0.0"),
+    ],
     'lmtrain/inference/demonstrations.py': [
         ('a row may be its own demonstration', 'drawn = drawn[~np.isin(drawn, own)]', 'pass'),
         ('the most similar row is first', 'drawn if how in', 'drawn if how not in'),
