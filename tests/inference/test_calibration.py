@@ -1,29 +1,12 @@
-"""Calibration: the formula, the content-free prompt, and a preference of the model that it removes."""
+"""Calibration: the formula, and content-free prompts after the same demonstrations."""
 
-import functools
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
 from lmtrain.data.rows import Row
-from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.inference import prompting
 from lmtrain.inference.calibration import CONTENT_FREE, calibrate, content_free
 from lmtrain.inference.questions import Question, question
-from lmtrain.models import Transformer
-
-BYTES = Bytes()
-
-
-@functools.cache
-def model_and_params():
-    model = base.get_config().model.to_dict() | {'num_layers': 2, 'width': 16, 'num_heads': 4, 'max_len': 128}
-    model = Transformer(**model | {'vocab_size': 320, 'head_dim': 4, 'mlp_dim': 32, 'unroll': 2})
-    params = model.init(jax.random.key(0), {'tokens': jnp.zeros((1, 8), jnp.int32)})['params']
-    return model, jax.tree.map(lambda leaf: 5 * leaf, params)
 
 
 def softmax(x):
@@ -52,20 +35,20 @@ ROWS = [Row(f'rows:{i}', {'text': text, 'gold': 'ab'[i % 2]}) for i, text in enu
 FORM = {'template': '{text} is {gold}', 'answer': 'gold', 'choices': ('a', 'b'), 'batch_size': 8}
 
 
-def test_scores_are_calibrated_after_the_same_demonstrations():
+def test_scores_are_calibrated_after_the_same_demonstrations(computes):
     settings = prompting.PromptSettings(**FORM, shots=2, instruction='Say it', calibrated=CONTENT_FREE)
-    scores = prompting.score(*model_and_params(), BYTES, ROWS, settings)
+    scores = prompting.score(*computes, ROWS, settings)
     right = []
     for row, scored in zip(ROWS, scores.rows, strict=True):
         asked, pool = prompting.ask([row], settings, ROWS)
         (drawn,) = prompting.select(asked, pool, 2)
         free = [content_free(asked[0], settings.template, text) for text in CONTENT_FREE]
-        by_hand = prompting.score_choices(*model_and_params(), BYTES, free, [drawn] * 3, settings)
+        by_hand = prompting.score_choices(*computes, free, [drawn] * 3, settings)
         np.testing.assert_allclose(scored['calibrated_nats'], calibrate(scored['nats'], by_hand.nats), atol=1e-5)
         right.append('ab'[int(np.argmax(scored['calibrated_nats']))] == row.fields['gold'])
     assert scores.results['accuracy_calibrated'] == np.mean(right)
     assert 'accuracy calibrated' in prompting.line(scores.results)
-    without = prompting.score(*model_and_params(), BYTES, ROWS, settings._replace(calibrated=()))
+    without = prompting.score(*computes, ROWS, settings._replace(calibrated=()))
     assert 'accuracy_calibrated' not in without.results
     assert without.results['computed_tokens'] < scores.results['computed_tokens']
 
@@ -77,7 +60,7 @@ def test_scores_are_calibrated_after_the_same_demonstrations():
         ({'instruction': 'a', 'system': 'b'}, 'a system text needs a chat template'),
     ],
 )
-def test_what_is_refused(changes, message):
+def test_what_is_refused(computes, changes, message):
     settings = prompting.PromptSettings(**FORM | changes)
     with pytest.raises(ValueError, match=message):
-        prompting.score(*model_and_params(), BYTES, ROWS, settings)
+        prompting.score(*computes, ROWS, settings)

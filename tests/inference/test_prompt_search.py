@@ -2,29 +2,17 @@
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.inference import prompt_search, prompting
 from lmtrain.inference.prompt_search import answer_nats, search
-from lmtrain.models import Transformer
 
 BYTES = Bytes()
 FORM = {'template': '{text} is {gold}', 'answer': 'gold', 'choices': ('a', 'b'), 'batch_size': 8}
 VARIANTS = [prompting.PromptSettings(**FORM, instruction=each, separator='\n') for each in ('', 'Say it', 'a or b?')]
-
-
-@functools.cache
-def computes():
-    model = base.get_config().model.to_dict() | {'num_layers': 2, 'width': 16, 'num_heads': 4, 'max_len': 64}
-    model = Transformer(**model | {'vocab_size': 320, 'head_dim': 4, 'mlp_dim': 32, 'unroll': 2})
-    params = model.init(jax.random.key(0), {'tokens': jnp.zeros((1, 8), jnp.int32)})['params']
-    return model, jax.tree.map(lambda leaf: 5 * leaf, params), BYTES
 
 
 def rows_of(texts, place='rows'):
@@ -35,14 +23,14 @@ ROWS, POOL = rows_of(['cat', 'dog', 'hen', 'owl']), rows_of(['cow', 'pig', 'cat'
 
 
 @pytest.mark.parametrize('how', ['greedy', 'random'])
-def test_the_best_prompt_is_that_with_the_highest_likelihood(how):
-    result = search(*computes(), ROWS, VARIANTS, POOL, shots=2, budget=20_000, how=how, seed=1)
+def test_the_best_prompt_is_that_with_the_highest_likelihood(computes, how):
+    result = search(*computes, ROWS, VARIANTS, POOL, shots=2, budget=20_000, how=how, seed=1)
     assert result.computed_tokens == sum(each['computed_tokens'] for each in result.candidates) <= 20_000
     assert len(result.candidates) > 20
     best = result.candidates[result.best]
     assert best['log_likelihood'] == max(each['log_likelihood'] for each in result.candidates)
     assert [row.place for row in result.demonstrations] == best['demonstrations']
-    scores = prompting.score(*computes(), ROWS, result.settings, demonstrations=result.demonstrations)
+    scores = prompting.score(*computes, ROWS, result.settings, demonstrations=result.demonstrations)
     assert scores.results['accuracy'] == best['accuracy']
     nats = [answer_nats(np.array(row['nats']), 'ab'.index(row['answer'])) for row in scores.rows]
     assert np.mean(nats) == pytest.approx(best['log_likelihood'], abs=1e-5)
@@ -51,8 +39,8 @@ def test_the_best_prompt_is_that_with_the_highest_likelihood(how):
 
 
 @pytest.mark.parametrize('how', ['greedy', 'random'])
-def test_a_search_depends_on_its_seed_and_stays_within_its_budget(how):
-    run = functools.partial(search, *computes(), ROWS, VARIANTS, POOL, shots=2, how=how)
+def test_a_search_depends_on_its_seed_and_stays_within_its_budget(computes, how):
+    run = functools.partial(search, *computes, ROWS, VARIANTS, POOL, shots=2, how=how)
     assert run(budget=3000, seed=1) == run(budget=3000, seed=1)
     assert run(budget=3000, seed=1).candidates != run(budget=3000, seed=2).candidates
     for budget in (200, 500, 1100):
@@ -86,25 +74,25 @@ def test_a_planted_prompt_is_found(how):
     assert max(seen)[1] == prompt_search.Candidate(1, (3, 1))
 
 
-def test_generated_answers_are_scored_by_their_likelihood():
+def test_generated_answers_are_scored_by_their_likelihood(computes):
     variants = [each._replace(choices=()) for each in VARIANTS[:2]]
-    result = search(*computes(), ROWS, variants, POOL, shots=1, budget=1500)
+    result = search(*computes, ROWS, variants, POOL, shots=1, budget=1500)
     assert result.settings.choices == () and result.candidates[0]['accuracy'] is None
     one = variants[result.candidates[0]['variant']]
     asked = [q._replace(choices=(q.answer,)) for q in prompting.ask(ROWS, one)[0]]
-    nats = prompting.score_choices(*computes(), asked, [[]] * 4, one).nats
+    nats = prompting.score_choices(*computes, asked, [[]] * 4, one).nats
     assert result.candidates[0]['log_likelihood'] == pytest.approx(np.mean(nats), abs=1e-5)
 
 
-def test_choices_of_the_answers_stay_complete():
+def test_choices_of_the_answers_stay_complete(computes):
     variants = [each._replace(choices='gold') for each in VARIANTS[:1]]
-    result = search(*computes(), ROWS, variants, POOL, shots=1, budget=2000)
+    result = search(*computes, ROWS, variants, POOL, shots=1, budget=2000)
     assert result.settings.choices == ('a', 'b')
 
 
-def test_prompts_that_do_not_fit_are_not_chosen():
+def test_prompts_that_do_not_fit_are_not_chosen(computes):
     pool = rows_of(['x' * 60, 'y' * 60])
-    result = search(*computes(), ROWS, VARIANTS[:1], pool, shots=2, budget=5000)
+    result = search(*computes, ROWS, VARIANTS[:1], pool, shots=2, budget=5000)
     assert result.demonstrations == [] and [each['fits'] for each in result.candidates[:3]] == [True, False, False]
 
 
@@ -116,7 +104,7 @@ def test_prompts_that_do_not_fit_are_not_chosen():
         ({'rows': []}, 'needs variants and selection rows, not 3 and 0'),
     ],
 )
-def test_what_is_refused(changes, message):
+def test_what_is_refused(computes, changes, message):
     arguments = {'rows': ROWS, 'variants': VARIANTS, 'pool': POOL, 'shots': 1, 'budget': 1000} | changes
     with pytest.raises(ValueError, match=message):
-        search(*computes(), **arguments)
+        search(*computes, **arguments)
