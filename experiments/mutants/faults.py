@@ -658,11 +658,25 @@ FAULTS = {
         ),
     ],
     'lmtrain/inference/likelihood.py': [
+        ('the first token after the context is not counted', 'first_BC[row, : len(ends)] + np.diff', 'np.diff'),
         (
-            'scored from one token later',
-            'np.arange(start - 1, length), ids[start:]',
-            'np.arange(start - 1, length), ids[start:][::-1]',
+            'the targets of continuations are their own tokens',
+            "batch['targets'][row, span] = ids[:-1], ids[1:]",
+            "batch['targets'][row, span] = ids[:-1], ids[:-1]",
         ),
+        (
+            'continuations of a row see each other',
+            '= number, np.arange(len(ids) - 1)',
+            '= 1, np.arange(len(ids) - 1)',
+        ),
+        (
+            'a common beginning is the longest of two',
+            'int(common[start + 1 : j].min())',
+            'int(common[start + 1 : j].max())',
+        ),
+        ('a text is encoded with the angles of a shorter one', '> _fixed_angles(model, context)', '> np.inf'),
+    ],
+    'lmtrain/inference/rendering.py': [
         (
             'a blank before a generated answer stays',
             "text_before(question, demonstrations, separator, instruction).rstrip(' ')",
@@ -672,6 +686,16 @@ FAULTS = {
             'the prompt is encoded alone',
             'common = min(common_length(alone, whole) for whole in wholes)',
             'common = len(alone)',
+        ),
+    ],
+    'lmtrain/models/past.py': [
+        ('keys behind the end of a past are read', 'index_S[None] < past.length[:, None]', 'index_S[None] >= 0'),
+        ('a window counts from the end of the past', 'past.start[:, None] + index_S[None]', 'index_S[None]'),
+        ('parts are averaged without their maxima', 'jnp.exp(each - top) for each', 'jnp.exp(0 * each) for each'),
+        (
+            'the second text begins where the first does',
+            "start = start + cache['length']",
+            "start = 0 * cache['length']",
         ),
     ],
     'lmtrain/inference/calibration.py': [

@@ -1,4 +1,10 @@
-"""Log-likelihoods of texts after prompts, independent of the other texts of a batch."""
+"""Log-likelihoods of continuations of texts; what texts have in common is encoded once.
+
+    beginning of several texts    rest of each text    its continuations, packed in one row
+    [1, S]                        [B, T]               [B, M]
+
+Each part attends to the keys and values of those before it (`lmtrain.models.past`).
+"""
 
 import collections
 import functools
@@ -10,18 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmtrain.data import Tokenizer
-from lmtrain.data.chat import encoding
-from lmtrain.data.chat.conversation import Conversation
-from lmtrain.data.chat.template import Template
-from lmtrain.errors import InputError, NonFiniteOutput
-from lmtrain.inference import prompts, sample
-from lmtrain.inference.questions import Question
+from lmtrain.errors import NonFiniteOutput
+from lmtrain.inference.sample import bucket
+from lmtrain.models.rotary import by_length
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.tree import Params
 
 SHORTEST = 16  # tokens; rows are padded to powers of two from here on, so that few programs are compiled
-SHORTEST_CHOICE = 4  # the same for the scored part of a row
+SHORTEST_CHOICE = 4  # the same for continuations and their number
+MAX_TOKENS = 2**13  # of a batch
+# A common beginning is encoded by itself if that saves so many tokens: it is a program of its own, and divides batches.
+LEAST_SAVED = 256
 
 
 class Prompt(NamedTuple):
@@ -52,96 +57,196 @@ class Likelihoods(NamedTuple):
     computed_tokens: int
 
 
-def text_before(question: Question, demonstrations: Sequence[Question], separator: str, instruction: str = '') -> str:
-    """Instruction, demonstrations and the text up to the answer. InputError: one of them is a conversation."""
-    for each in (question, *demonstrations):
-        if each.messages:
-            raise InputError(
-                f'{each.place}: a conversation needs a chat template: name one, or a template with fields of the row'
-            )
-    first = [instruction] if instruction else []
-    return separator.join([*first, *(each.context + each.answer for each in demonstrations), question.context])
+def log_likelihoods(model, params: Params, prompts: Sequence[Prompt], batch_size: int) -> Likelihoods:
+    """log p(continuation | context) in nats of every continuation of every prompt.
 
+    A context and a continuation together have at most as many tokens as the model's context, without the last, which
+    is not read (`sample.max_new_tokens`). Up to `batch_size` contexts are computed together. The results do not depend
+    on the batch size, nor on the other prompts, beyond rounding in float32.
 
-def prompt(
-    tokenizer: Tokenizer,
-    separator: str,
-    question: Question,
-    demonstrations: Sequence[Question],
-    instruction: str = '',
-) -> Prompt:
-    """BEGIN and the prompt, without continuations.
+    Lengths are padded to powers of two, so that few programs are compiled, and equal prompts are computed once.
 
-    A space at its end is removed: it is part of the next word's token.
+    Raises NonFiniteOutput if a log-likelihood is not finite.
     """
-    text = text_before(question, demonstrations, separator, instruction).rstrip(' ')
-    ids = prompts.encode(text, tokenizer)
-    return Prompt(np.array(ids, np.int32))
+    context = model.max_len - num_virtual_tokens(params)
+    distinct = {_key(each): each for each in prompts if each.continuations}
+    # The angles of such a text depend on its length: the keys of its beginning are those of no other text.
+    whole = {key for key, each in distinct.items() if _length(each) > _fixed_angles(model, context)}
+    results, computed = _score_whole(model, params, {key: distinct.pop(key) for key in whole}, context, batch_size)
+    keys = list(distinct)
+    for length, members in shared_beginnings([each.context_ids for each in distinct.values()]):
+        group = {keys[i]: distinct[keys[i]] for i in members}
+        nats, tokens = _score_group(model, params, group, length, context, batch_size)
+        results |= nats
+        computed += tokens
+    if not all(np.all(np.isfinite(nats)) for nats in results.values()):
+        raise NonFiniteOutput('the model gives log-likelihoods that are not finite: its parameters are broken')
+    nats = [results[_key(each)] if each.continuations else np.zeros(0) for each in prompts]
+    tokens = [np.array([len(ids) for ids in each.continuations], np.int64) for each in prompts]
+    return Likelihoods(nats, tokens, computed)
 
 
-def turns(question: Question, demonstrations: Sequence[Question], system: str) -> Conversation:
-    """The messages up to the answer: turns of the demonstrations, then of the question; one system message, first.
+def _key(prompt: Prompt) -> tuple[bytes, ...]:
+    return prompt.context_ids.tobytes(), *(ids.tobytes() for ids in prompt.continuations)
 
-    A question in one text is one turn of the user, without the whitespace at its end that would precede the answer.
+
+def _length(prompt: Prompt) -> int:
+    """Number of tokens that are read of the context and its longest continuation."""
+    return len(prompt.context_ids) + max(map(len, prompt.continuations)) - 1
+
+
+def _fixed_angles(model, context: int) -> float:
+    """Number of tokens up to which the angles of a text do not depend on its length."""
+    original = dict(model.rope_scaling).get('original_max_position_embeddings', 0)
+    return original - (model.max_len - context) if by_length(model.rope_scaling) else math.inf
+
+
+def shared_beginnings(texts: Sequence[np.ndarray]) -> list[tuple[int, list[int]]]:
+    """Groups of texts with a common beginning that is encoded once: [(its length, indices into `texts`)].
+
+    The length is 0 for texts that share nothing worthwhile, and shorter than every text of the group. The groups save
+    the most tokens of all groups of neighbours in the sorted order; each group must save `LEAST_SAVED`.
+
+    >>> texts = [np.array([*range(200), n]) for n in (7, 8, 9)] + [np.array([5, 6])]
+    >>> shared_beginnings(texts)
+    [(200, [0, 1, 2]), (0, [3])]
     """
-    first = [{'role': 'system', 'content': system}] if system else []
-    messages: list[dict] = []
-    for each in (*demonstrations, question):
-        own = list(each.messages) or [{'role': 'user', 'content': each.context.rstrip()}]
-        if own[0]['role'] in ('system', 'developer'):
-            own, first = own[1:], [own[0]]
-        messages += own
-        if each is not question:
-            messages.append({'role': 'assistant', 'content': each.answer.strip()})
-    return Conversation(first + messages, (len(first + messages),), tools=question.tools)
+    order = sorted(range(len(texts)), key=lambda i: texts[i].tobytes())
+    common = np.zeros(len(texts), np.int64)  # of each text and the one before it
+    for at in range(1, len(order)):
+        one, other = texts[order[at - 1]], texts[order[at]]
+        common[at] = min(common_length(one, other), len(one) - 1, len(other) - 1)
+    # best[j]: tokens saved among the first j texts of the order; first[j]: start of the group that ends there.
+    best, first = np.zeros(len(texts) + 1, np.int64), np.arange(-1, len(texts))
+    shortest = np.zeros(0, np.int64)  # of each start: the common length of the texts from it to the one at j
+    for j in range(1, len(texts) + 1):
+        shortest = np.append(np.minimum(shortest, common[j - 1]), np.iinfo(np.int64).max)
+        best[j] = best[j - 1]
+        if j > 1:
+            saved = shortest[:-1] * np.arange(j - 1, 0, -1)
+            total = np.where(saved >= LEAST_SAVED, best[: j - 1] + saved - LEAST_SAVED, -1)
+            start = int(np.argmax(total))
+            if total[start] > best[j]:
+                best[j], first[j] = total[start], start
+    groups, alone, j = [], [], len(texts)
+    while j:
+        start = int(first[j])
+        if j - start > 1:
+            groups.append((int(common[start + 1 : j].min()), sorted(order[start:j])))
+        else:
+            alone.append(order[start])
+        j = start
+    return [*groups[::-1], *([(0, sorted(alone))] if alone else [])]
 
 
-def prompt_chat(
-    tokenizer: Tokenizer, template: Template, system: str, question: Question, demonstrations: Sequence[Question]
-) -> Prompt:
-    """The conversation up to the answer of the assistant, without continuations."""
-    return Prompt(np.array(prompts.encode(turns(question, demonstrations, system), tokenizer, template), np.int32))
+def _score_group(model, params, group: dict, shared: int, context: int, batch_size: int):
+    """({key: float64 [continuations]}, number of tokens read) of prompts {key: Prompt} with a common beginning."""
+    past, computed = (), 0
+    if shared:
+        beginning = next(iter(group.values())).context_ids[:shared]
+        batch = padded([beginning], 1, bucket(shared, SHORTEST, context))
+        past, computed = (_encode(model, params, batch),), shared
+    shapes = collections.defaultdict(list)  # (T, M, C) -> keys
+    for key, (ids, continuations) in group.items():
+        rest = sum(map(len, continuations)) - len(continuations)
+        computed += len(ids) - shared + rest
+        T = bucket(len(ids) - shared, SHORTEST, context)
+        C = bucket(len(continuations), SHORTEST_CHOICE, len(continuations) * SHORTEST_CHOICE)
+        shapes[T, rest and bucket(rest, SHORTEST, rest * SHORTEST), C].append(key)
+    pending = []
+    for (T, M, C), keys in sorted(shapes.items()):
+        B = min(batch_size, bucket(len(keys), 1, len(keys) * 2), max(1, MAX_TOKENS // max(T, M)))
+        for first in range(0, len(keys), B):
+            some = keys[first : first + B]
+            prompts = [group[key] for key in some]
+            own = padded([each.context_ids[shared:] for each in prompts], B, T)
+            own['select'] = np.maximum(own['segment_ids'].sum(axis=1, keepdims=True) - 1, 0)
+            pending.append((some, _nats(model, params, past, own, _first(prompts, B, C), _packed(prompts, B, M))))
+    results = {}
+    for keys, columns in pending:
+        first_BC, rest_BM = (np.asarray(x, np.float64) for x in columns)
+        for row, key in enumerate(keys):
+            ends = np.cumsum([len(ids) - 1 for ids in group[key].continuations])
+            sums = np.append(0, np.cumsum(rest_BM[row]))[np.append(0, ends)]
+            results[key] = first_BC[row, : len(ends)] + np.diff(sums)
+    return results, computed
 
 
-def choices_chat(
-    tokenizer: Tokenizer, template: Template, system: str, question: Question, demonstrations: Sequence[Question]
-) -> Prompt:
-    """The conversation up to the answer, rendered as in training, and each choice as its answer.
-
-    The token that ends the answer is scored too: it distinguishes 'no' from the beginning of 'not'.
-    """
-    before = turns(question, demonstrations, system)
-    wholes, start = [], None
-    for choice in question.choices:
-        answer = {'role': 'assistant', 'content': choice.strip()}
-        dialogue = before._replace(messages=[*before.messages, answer])
-        _, [(ids, learned, _)] = encoding.encode_conversation(dialogue, tokenizer, template, question.place)
-        scored = np.flatnonzero(learned)
-        wholes.append(np.array(ids[: scored[-1] + 1], np.int32))
-        start = int(scored[0]) if start is None else min(start, int(scored[0]))
-    return _split(wholes, min(start, *map(len, wholes)))
+def padded(texts: Sequence[np.ndarray], B: int, T: int) -> dict[str, np.ndarray]:
+    """{'tokens', 'segment_ids' int32 [B, T]} of at most B texts of at most T tokens."""
+    batch = {name: np.zeros((B, T), np.int32) for name in ('tokens', 'segment_ids')}
+    for row, ids in enumerate(texts):
+        batch['tokens'][row, : len(ids)], batch['segment_ids'][row, : len(ids)] = ids, 1
+    return batch
 
 
-def choices(
-    tokenizer: Tokenizer,
-    separator: str,
-    question: Question,
-    demonstrations: Sequence[Question],
-    instruction: str = '',
-) -> Prompt:
-    """BEGIN and the prompt, and the choices as continuations.
+def _first(prompts: Sequence[Prompt], B: int, C: int) -> np.ndarray:
+    """int32 [B, C]: the first token of each continuation."""
+    first = np.zeros((B, C), np.int32)
+    for row, prompt in enumerate(prompts):
+        first[row, : len(prompt.continuations)] = [ids[0] for ids in prompt.continuations]
+    return first
 
-    Prompt and choice are encoded as one text, because a token may contain the end of one and the beginning of the other
-    (' ' + 'yes', or ':' + ')'). All choices are scored from the first index at which one of their encodings, or that of
-    the prompt alone, differs from another. Before it all have the same tokens, and after it all have the same rest of
-    the prompt and then a choice, so their log-likelihoods are comparable.
-    """
-    text = text_before(question, demonstrations, separator, instruction)
-    alone, *wholes = tokenizer.encode_batch([text, *(text + choice for choice in question.choices)])
-    common = min(common_length(alone, whole) for whole in wholes)
-    if any(len(whole) == common for whole in wholes):
-        raise InputError(f'{question.place}: a choice of {question.choices} adds no token to the prompt')
-    return _split([np.insert(whole, 0, tokenizer.begin_id) for whole in wholes], 1 + common)
+
+def _packed(prompts: Sequence[Prompt], B: int, M: int) -> dict[str, np.ndarray]:
+    """Columns int32 [B, M] of all continuations of a row, each a segment; their last tokens are only targets."""
+    batch = {name: np.zeros((B, M), np.int32) for name in ('tokens', 'segment_ids', 'positions', 'targets')}
+    for row, prompt in enumerate(prompts):
+        at = 0
+        for number, ids in enumerate(prompt.continuations, 1):
+            span = slice(at, at := at + len(ids) - 1)
+            batch['tokens'][row, span], batch['targets'][row, span] = ids[:-1], ids[1:]
+            batch['segment_ids'][row, span], batch['positions'][row, span] = number, np.arange(len(ids) - 1)
+    return batch
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _encode(model, params, batch):
+    """The cache of a text."""
+    return model.apply({'params': params}, batch, store=True)['cache']
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _nats(model, params, past, own, first_BC, packed):
+    """(log p of the first tokens float32 [B, C], of the targets of `packed` float32 [B, M])."""
+    outputs = model.apply({'params': params}, own, past=past, store=True)
+    logp_BV = jax.nn.log_softmax(outputs['logits'][:, 0])
+    first = jnp.take_along_axis(logp_BV, first_BC, axis=1)
+    if not packed['tokens'].shape[1]:
+        return first, jnp.zeros((len(first), 0))
+    return first, model.apply({'params': params}, packed, past=(*past, outputs['cache']))['logprob']
+
+
+def _score_whole(model, params, prompts: dict, context: int, batch_size: int):
+    """`_score_group` without anything shared: every continuation is read with its context."""
+    shapes = collections.defaultdict(list)
+    results = {key: np.zeros(len(each.continuations)) for key, each in prompts.items()}
+    for key, (start, continuations) in prompts.items():
+        for index, ids in enumerate(continuations):
+            whole = np.append(start, ids)
+            T = bucket(len(whole) - 1, SHORTEST, context)
+            shapes[T, bucket(len(ids), SHORTEST_CHOICE, T)].append((key, index, whole, len(start)))
+    computed = 0
+    for (T, M), rows in sorted(shapes.items()):
+        B = min(batch_size, max(1, MAX_TOKENS // T))
+        for some in (rows[first : first + B] for first in range(0, len(rows), B)):
+            batch = padded([ids[:-1] for _, _, ids, _ in some], B, T)
+            batch |= {name: np.zeros((B, M), np.int32) for name in ('select', 'targets')}
+            for row, (_, _, ids, start) in enumerate(some):
+                count = len(ids) - start
+                batch['select'][row, :count] = np.arange(start - 1, len(ids) - 1)
+                batch['targets'][row, :count] = ids[start:]
+            nats = np.asarray(_selected(model, params, batch), np.float64)
+            for (key, index, ids, start), own in zip(some, nats, strict=False):
+                results[key][index] = own[: len(ids) - start].sum()
+                computed += len(ids) - 1
+    return results, computed
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _selected(model, params, batch):
+    """float32 [B, M]."""
+    return model.apply({'params': params}, batch)['logprob']
 
 
 def common_length(a: np.ndarray, b: np.ndarray) -> int:
@@ -153,63 +258,3 @@ def common_length(a: np.ndarray, b: np.ndarray) -> int:
     shorter = min(len(a), len(b))
     differ = np.flatnonzero(a[:shorter] != b[:shorter])
     return int(differ[0]) if len(differ) else shorter
-
-
-def _split(wholes: Sequence[np.ndarray], start: int) -> Prompt:
-    """Texts that are equal before `start`, or before an earlier index, as a context and its continuations."""
-    start = min(start, *(common_length(wholes[0], whole) for whole in wholes))
-    return Prompt(wholes[0][:start].astype(np.int32), tuple(whole[start:].astype(np.int32) for whole in wholes))
-
-
-def log_likelihoods(model, params: Params, prompts: Sequence[Prompt], batch_size: int) -> Likelihoods:
-    """log p(continuation | context) in nats of every continuation of every prompt.
-
-    A context and a continuation together have at most as many tokens as the model's context, without the last, which
-    is not read (`sample.max_new_tokens`). Up to `batch_size` contexts are computed together.
-    The results do not depend on the batch size, nor on the other prompts, beyond rounding in float32.
-
-    Raises NonFiniteOutput if a log-likelihood is not finite.
-    """
-    groups = collections.defaultdict(dict)
-    context = model.max_len - num_virtual_tokens(params)
-    rows = [
-        [(np.append(each.context_ids, ids), len(each.context_ids)) for ids in each.continuations] for each in prompts
-    ]
-    for ids, start in (row for each in rows for row in each):
-        T = sample.bucket(len(ids) - 1, SHORTEST, context)
-        groups[T, sample.bucket(len(ids) - start, SHORTEST_CHOICE, T)][ids.tobytes(), start] = ids, start
-    known = {}
-    computed = 0
-    for (T, M), members in sorted(groups.items()):
-        names, members = list(members), list(members.values())
-        computed += sum(len(ids) - 1 for ids, _ in members)
-        for first in range(0, len(members), batch_size):
-            some = members[first : first + batch_size]
-            batch = _batch(some + some[-1:] * (batch_size - len(some)), T, M)  # filled with copies of the last row
-            nats = np.asarray(_nats(model, params, batch), np.float64)
-            known |= zip(names[first : first + batch_size], nats.tolist())
-    if not all(map(math.isfinite, known.values())):
-        raise NonFiniteOutput('the model gives log-likelihoods that are not finite: its parameters are broken')
-    nats = [np.array([known[ids.tobytes(), start] for ids, start in each]) for each in rows]
-    tokens = [np.array([len(ids) for ids in each.continuations]) for each in prompts]
-    return Likelihoods(nats, tokens, computed)
-
-
-def _batch(rows: Sequence[tuple[np.ndarray, int]], T: int, M: int) -> dict[str, np.ndarray]:
-    """Columns of (ids, start): M positions are selected, of which `loss_mask` marks those that count."""
-    shapes = {'tokens': T, 'segment_ids': T, 'select': M, 'targets': M, 'loss_mask': M}
-    batch = {name: np.zeros((len(rows), size), np.int32) for name, size in shapes.items()}
-    batch['loss_mask'] = batch['loss_mask'].astype(np.float32)
-    for row, (ids, start) in enumerate(rows):
-        length, count = len(ids) - 1, len(ids) - start
-        batch['tokens'][row, :length], batch['segment_ids'][row, :length] = ids[:-1], 1
-        batch['select'][row, :count], batch['targets'][row, :count] = np.arange(start - 1, length), ids[start:]
-        batch['loss_mask'][row, :count] = 1
-    return batch
-
-
-@functools.partial(jax.jit, static_argnames='model')
-def _nats(model, params, batch):
-    """float32 [B]."""
-    outputs = model.apply({'params': params}, batch)
-    return jnp.sum(outputs['logprob'] * batch['loss_mask'], axis=1)

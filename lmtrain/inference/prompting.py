@@ -18,7 +18,7 @@ from lmtrain.data import Tokenizer
 from lmtrain.data.chat.template import Template
 from lmtrain.data.rows import Row, value_of
 from lmtrain.errors import InputError
-from lmtrain.inference import calibration, likelihood, sample
+from lmtrain.inference import calibration, likelihood, rendering, sample
 from lmtrain.inference.demonstrations import ALL, embeddings, most_that_fit, select
 from lmtrain.inference.likelihood import Prompt
 from lmtrain.inference.questions import Question, question, text_of
@@ -194,7 +194,7 @@ def score_choices(
         long, or a choice adds no token to the prompt.
       NonFiniteOutput: a log-likelihood is not finite.
     """
-    encode = _rendering(tokenizer, settings, likelihood.choices, likelihood.choices_chat)
+    encode = _rendering(tokenizer, settings, rendering.choices, rendering.choices_chat)
     context = model.max_len - num_virtual_tokens(params)
     prompts, lost = _fit(questions, demonstrations, encode, context, settings.cut)
     _check_ids(questions, prompts, tokenizer, model.vocab_size)
@@ -237,7 +237,7 @@ def _classes(rows: Sequence[Row], answer: str) -> list[str]:
 
 def _generate(model, params, tokenizer, questions, demonstrations, settings: PromptSettings, end_ids):
     """(what `Scores.rows` holds of generations, what prompts lost)."""
-    encode = _rendering(tokenizer, settings, likelihood.prompt, likelihood.prompt_chat)
+    encode = _rendering(tokenizer, settings, rendering.prompt, rendering.prompt_chat)
     context = model.max_len - num_virtual_tokens(params)
     prompts, lost = _fit(questions, demonstrations, encode, context + 1 - settings.max_tokens, settings.cut)
     _check_ids(questions, prompts, tokenizer, model.vocab_size)
@@ -259,7 +259,7 @@ def _generate(model, params, tokenizer, questions, demonstrations, settings: Pro
 
 
 def _rendering(tokenizer: Tokenizer, settings: PromptSettings, of_text: Callable, of_chat: Callable) -> Callable:
-    """(question, its demonstrations) -> Prompt, by one of two functions of `likelihood`."""
+    """(question, its demonstrations) -> Prompt, by one of two functions of `rendering`."""
     if settings.chat_template:
         return functools.partial(of_chat, tokenizer, settings.chat_template, settings.system or settings.instruction)
     return functools.partial(of_text, tokenizer, settings.separator, instruction=settings.instruction)

@@ -14,7 +14,7 @@ from lmtrain.data.chat.template import Template
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.data.tokenizers.subword import Bpe, learn_bpe
-from lmtrain.inference import likelihood, prompting, questions, sample
+from lmtrain.inference import prompting, questions, rendering, sample
 from lmtrain.models import Transformer
 
 BYTES = Bytes()
@@ -25,10 +25,18 @@ class Bigram:
 
     causal, max_len, vocab_size, dtype = True, 256, BYTES.vocab_size, 'float32'
 
-    def apply(self, variables, batch):
-        tokens_BM = jnp.take_along_axis(batch['tokens'], batch['select'], axis=1)
-        logp = jax.nn.log_softmax(variables['params']['table'][tokens_BM])
-        return {'logprob': jnp.take_along_axis(logp, batch['targets'][..., None], axis=-1)[..., 0]}
+    rope_scaling = ()
+
+    def apply(self, variables, batch, past=(), store=False):
+        tokens = batch['tokens']
+        if 'select' in batch:
+            tokens = jnp.take_along_axis(tokens, batch['select'], axis=1)
+        logits = variables['params']['table'][tokens]
+        outputs = {'logits': logits, 'cache': None}
+        if 'targets' in batch:
+            logp = jax.nn.log_softmax(logits)
+            outputs['logprob'] = jnp.take_along_axis(logp, batch['targets'][..., None], axis=-1)[..., 0]
+        return outputs
 
 
 def bigram(seed=0):
@@ -274,7 +282,7 @@ def merged():
 def test_choices_are_scored_from_the_same_index(context):
     tokenizer, options = merged(), ('wer', 'c) no', 'werwolf', 'yes')
     asked = questions.Question('here', context, options, 'wer')
-    found = likelihood.choices(tokenizer, '\n\n', asked, ())
+    found = rendering.choices(tokenizer, '\n\n', asked, ())
     head = found.context_ids.tolist()
     assert head[0] == tokenizer.begin_id and tokenizer.begin_id not in head[1:]
     assert context.startswith(tokenizer.decode_bytes(head[1:]).decode())
@@ -287,14 +295,14 @@ def test_choices_are_scored_from_the_same_index(context):
 
 def test_a_prompt_has_one_begin_token_and_no_space_at_its_end():
     (row,) = rows_of({'query': 'a b', 'gold': 'c'})
-    ids, continuations = likelihood.prompt(BYTES, '', questions.question(row, '{query} {gold}', 'gold', ()), ())
+    ids, continuations = rendering.prompt(BYTES, '', questions.question(row, '{query} {gold}', 'gold', ()), ())
     assert (ids.tolist(), continuations) == ([BYTES.begin_id, *b'a b'], ())
 
 
 def test_a_literal_begin_is_text():
     (row,) = rows_of({'query': '<|endoftext|>', 'choices': ['<|endoftext|>', 'b'], 'gold': 0})
     asked = questions.question(row, **FORM)
-    context, continuations = likelihood.choices(merged(), '', asked, ())
+    context, continuations = rendering.choices(merged(), '', asked, ())
     for ids in continuations:
         assert [*context, *ids].count(merged().begin_id) == 1
 
@@ -331,11 +339,11 @@ def test_scores_of_choices_in_a_chat_equal_sums_by_hand():
 
     train = rows_of({'query': 'A', 'choices': ['x', 'y'], 'gold': 0})
     asked, shown = (questions.question(each[0], **FORM) for each in (rows, train))
-    encoded = likelihood.choices_chat(BYTES, MARKED, 's', asked, [shown])
+    encoded = rendering.choices_chat(BYTES, MARKED, 's', asked, [shown])
     before = BEGIN + turn('system', 's') + turn('user', 'A') + turn('assistant', 'x') + turn('user', 'One')
     assert encoded.context_ids.tolist() == [*before, *b'<assistant>']
     assert [ids.tolist() for ids in encoded.continuations] == [[*b'one', BYTES.end_id], [*b'two', BYTES.end_id]]
-    alone = likelihood.prompt_chat(BYTES, MARKED, 's', asked, [shown])
+    alone = rendering.prompt_chat(BYTES, MARKED, 's', asked, [shown])
     assert alone.context_ids.tolist() == encoded.context_ids.tolist() and not alone.continuations
 
 
@@ -344,7 +352,7 @@ def test_the_last_answer_of_a_conversation_is_compared():
     first, second, third = (questions.question(row, '', '', ()) for row in rows)
     assert [len(first.messages), first.answer] == [3, ' d\n']
     assert [each['role'] for each in second.messages] == ['system', 'user'] and third[1:4] == ('g', (), 'h')
-    whole = likelihood.turns(first, [second, third], 'unused')
+    whole = rendering.turns(first, [second, third], 'unused')
     assert [each['content'] for each in whole.messages] == ['s', 'e', 'f', 'g', 'h', 'a', 'b', 'c']
     assert whole.trained == (8,) and [each['role'] for each in whole.messages[:2]] == ['system', 'user']
     chosen = questions.question(rows_of(talk('a', 'b'))[0], '', '', ('b', 'c'))

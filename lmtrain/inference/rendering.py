@@ -1,0 +1,112 @@
+"""Questions as token ids: the text or the turns before an answer, and the choices that may follow."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmtrain.data import Tokenizer
+from lmtrain.data.chat import encoding
+from lmtrain.data.chat.conversation import Conversation
+from lmtrain.data.chat.template import Template
+from lmtrain.errors import InputError
+from lmtrain.inference import prompts
+from lmtrain.inference.likelihood import Prompt, common_length
+from lmtrain.inference.questions import Question
+
+
+def text_before(question: Question, demonstrations: Sequence[Question], separator: str, instruction: str = '') -> str:
+    """Instruction, demonstrations and the text up to the answer. InputError: one of them is a conversation."""
+    for each in (question, *demonstrations):
+        if each.messages:
+            raise InputError(
+                f'{each.place}: a conversation needs a chat template: name one, or a template with fields of the row'
+            )
+    first = [instruction] if instruction else []
+    return separator.join([*first, *(each.context + each.answer for each in demonstrations), question.context])
+
+
+def prompt(
+    tokenizer: Tokenizer,
+    separator: str,
+    question: Question,
+    demonstrations: Sequence[Question],
+    instruction: str = '',
+) -> Prompt:
+    """BEGIN and the prompt, without continuations.
+
+    A space at its end is removed: it is part of the next word's token.
+    """
+    text = text_before(question, demonstrations, separator, instruction).rstrip(' ')
+    ids = prompts.encode(text, tokenizer)
+    return Prompt(np.array(ids, np.int32))
+
+
+def turns(question: Question, demonstrations: Sequence[Question], system: str) -> Conversation:
+    """The messages up to the answer: turns of the demonstrations, then of the question; one system message, first.
+
+    A question in one text is one turn of the user, without the whitespace at its end that would precede the answer.
+    """
+    first = [{'role': 'system', 'content': system}] if system else []
+    messages: list[dict] = []
+    for each in (*demonstrations, question):
+        own = list(each.messages) or [{'role': 'user', 'content': each.context.rstrip()}]
+        if own[0]['role'] in ('system', 'developer'):
+            own, first = own[1:], [own[0]]
+        messages += own
+        if each is not question:
+            messages.append({'role': 'assistant', 'content': each.answer.strip()})
+    return Conversation(first + messages, (len(first + messages),), tools=question.tools)
+
+
+def prompt_chat(
+    tokenizer: Tokenizer, template: Template, system: str, question: Question, demonstrations: Sequence[Question]
+) -> Prompt:
+    """The conversation up to the answer of the assistant, without continuations."""
+    return Prompt(np.array(prompts.encode(turns(question, demonstrations, system), tokenizer, template), np.int32))
+
+
+def choices_chat(
+    tokenizer: Tokenizer, template: Template, system: str, question: Question, demonstrations: Sequence[Question]
+) -> Prompt:
+    """The conversation up to the answer, rendered as in training, and each choice as its answer.
+
+    The token that ends the answer is scored too: it distinguishes 'no' from the beginning of 'not'.
+    """
+    before = turns(question, demonstrations, system)
+    wholes, start = [], None
+    for choice in question.choices:
+        answer = {'role': 'assistant', 'content': choice.strip()}
+        dialogue = before._replace(messages=[*before.messages, answer])
+        _, [(ids, learned, _)] = encoding.encode_conversation(dialogue, tokenizer, template, question.place)
+        scored = np.flatnonzero(learned)
+        wholes.append(np.array(ids[: scored[-1] + 1], np.int32))
+        start = int(scored[0]) if start is None else min(start, int(scored[0]))
+    return _split(wholes, min(start, *map(len, wholes)))
+
+
+def choices(
+    tokenizer: Tokenizer,
+    separator: str,
+    question: Question,
+    demonstrations: Sequence[Question],
+    instruction: str = '',
+) -> Prompt:
+    """BEGIN and the prompt, and the choices as continuations.
+
+    Prompt and choice are encoded as one text, because a token may contain the end of one and the beginning of the other
+    (' ' + 'yes', or ':' + ')'). All choices are scored from the first index at which one of their encodings, or that of
+    the prompt alone, differs from another. Before it all have the same tokens, and after it all have the same rest of
+    the prompt and then a choice, so their log-likelihoods are comparable.
+    """
+    text = text_before(question, demonstrations, separator, instruction)
+    alone, *wholes = tokenizer.encode_batch([text, *(text + choice for choice in question.choices)])
+    common = min(common_length(alone, whole) for whole in wholes)
+    if any(len(whole) == common for whole in wholes):
+        raise InputError(f'{question.place}: a choice of {question.choices} adds no token to the prompt')
+    return _split([np.insert(whole, 0, tokenizer.begin_id) for whole in wholes], 1 + common)
+
+
+def _split(wholes: Sequence[np.ndarray], start: int) -> Prompt:
+    """Texts that are equal before `start`, or before an earlier index, as a context and its continuations."""
+    start = min(start, *(common_length(wholes[0], whole) for whole in wholes))
+    return Prompt(wholes[0][:start].astype(np.int32), tuple(whole[start:].astype(np.int32) for whole in wholes))

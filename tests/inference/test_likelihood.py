@@ -1,0 +1,185 @@
+"""Log-likelihoods of continuations equal those of whole texts, and what texts have in common is read once."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from lmtrain.inference import likelihood
+from lmtrain.inference.likelihood import Prompt
+from lmtrain.models import Transformer
+
+VOCAB, CONTEXT = 61, 96
+LONGROPE = (
+    ('rope_type', 'longrope'),
+    ('factor', 4.0),
+    ('original_max_position_embeddings', 40),
+    ('short_factor', (1.0, 1.0)),
+    ('long_factor', (2.0, 5.0)),
+)
+CASES = {
+    'rotary': {},
+    'window': {'window': 6, 'num_kv_heads': 2},
+    'learned': {'positions': 'learned'},
+    'soft prompt': {'leaves': 'prompt', 'positions': 'learned'},
+    'prefix in a window': {'leaves': 'prefix', 'window': 20},
+    'lora': {'leaves': 'lora'},
+    'angles that depend on the length': {'rope_scaling': LONGROPE},
+}
+
+
+@functools.cache
+def build(name):
+    """(model, random parameters)."""
+    settings = {name: value for name, value in CASES[name].items() if name != 'leaves'}
+    leaves, config = CASES[name].get('leaves', ''), base.get_config()
+    small = {'vocab_size': VOCAB, 'max_len': CONTEXT, 'num_layers': 2, 'width': 16, 'num_heads': 4, 'num_kv_heads': 4}
+    config.model.update(small | {'head_dim': 4, 'mlp_dim': 24, 'unroll': 1} | settings)
+    model = Transformer(**config.model)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), {'tokens': jnp.zeros((1, 4), jnp.int32)})['params'])
+    random = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(random.normal(0.0, 0.5, shape), jnp.float32)
+
+    params = jax.tree.map(lambda leaf: draw(*leaf.shape), shapes)
+    if leaves == 'prompt':
+        params['prompt'] = {'embedding': draw(5, 16)}
+    elif leaves == 'prefix':
+        params['layers']['attention'] |= {f'prefix_{part}': draw(2, 3, 4, 4) for part in ('key', 'value')}
+    elif leaves == 'lora':
+        params['layers']['attention']['value'] |= {'lora_a': draw(2, 16, 2), 'lora_b': draw(2, 2, 16)}
+        params['layers']['attention']['value'] |= {'lora_scale': jnp.ones(2)}
+    return model, params
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def logprob(model, params, tokens):
+    return model.apply({'params': params}, {'tokens': tokens[:, :-1], 'targets': tokens[:, 1:]})['logprob']
+
+
+def of_whole_texts(model, params, prompts):
+    """The same by a forward pass over every text."""
+    texts = [(each.context_ids, ids) for each in prompts for ids in each.continuations]
+    wholes = [np.concatenate(text) for text in texts]
+    if model.rope_scaling:  # padding would change the angles
+        values = [np.asarray(logprob(model, params, whole[None]))[0] for whole in wholes]
+    else:
+        tokens = np.zeros((len(wholes), CONTEXT - 10), np.int32)
+        for row, whole in enumerate(wholes):
+            tokens[row, : len(whole)] = whole
+        values = np.asarray(logprob(model, params, tokens))
+    sums = [v[len(context) - 1 : len(context) - 1 + len(ids)].sum() for v, (context, ids) in zip(values, texts)]
+    return np.split(np.array(sums), np.cumsum([len(each.continuations) for each in prompts])[:-1])
+
+
+def texts(shared=50, seed=1):
+    """Contexts with a common beginning, and continuations of 1 to 7 tokens; some begin like the context ends."""
+    random = np.random.default_rng(seed)
+    first, prompts = random.integers(0, VOCAB, shared), []
+    for length, counts in ((3, (1, 1)), (1, (4, 1, 7)), (8, (2,)), (17, (3, 3, 2, 1, 5)), (2, (1,)), (4, (1, 2))):
+        context = np.append(first, random.integers(0, VOCAB, length)).astype(np.int32)
+        ends = [random.integers(0, VOCAB, count).astype(np.int32) for count in counts]
+        ends[0][0] = context[-1]
+        prompts.append(Prompt(context, tuple(ends)))
+    return prompts
+
+
+@pytest.fixture(autouse=True)
+def _share_short_beginnings(monkeypatch):
+    monkeypatch.setattr(likelihood, 'LEAST_SAVED', 64)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_likelihoods_equal_those_of_whole_texts(name):
+    model, params = build(name)
+    prompts = texts()
+    values = likelihood.log_likelihoods(model, params, prompts, batch_size=4)
+    expected = of_whole_texts(model, params, prompts)
+    for own, other, prompt in zip(values.nats, expected, prompts, strict=True):
+        np.testing.assert_allclose(own, other, rtol=2e-5, atol=2e-5)
+        assert own.shape == (len(prompt.continuations),)
+    assert [tokens.tolist() for tokens in values.tokens] == [[len(ids) for ids in p.continuations] for p in prompts]
+    assert np.ptp(np.concatenate(expected)) > 1
+
+
+def test_what_texts_have_in_common_is_read_once():
+    model, params = build('rotary')
+    prompts = texts()
+    values = likelihood.log_likelihoods(model, params, prompts, batch_size=4)
+    rests = [len(ids) - 1 for each in prompts for ids in each.continuations]
+    assert values.computed_tokens == 50 + sum(len(each.context_ids) - 50 for each in prompts) + sum(rests)
+    apart = likelihood.log_likelihoods(model, params, texts(shared=0), batch_size=4)
+    assert apart.computed_tokens == sum(len(each.context_ids) for each in texts(shared=0)) + sum(rests)
+    twice = likelihood.log_likelihoods(model, params, [*prompts, *prompts], batch_size=4)
+    assert twice.computed_tokens == values.computed_tokens and len(twice.nats) == 2 * len(prompts)
+
+
+@pytest.mark.parametrize('shared', [50, 0])
+def test_likelihoods_do_not_depend_on_batch_and_other_prompts(shared):
+    model, params = build('rotary')
+    prompts = texts(shared)
+    all_together = likelihood.log_likelihoods(model, params, prompts, batch_size=8).nats
+    for batch_size in (1, 3):
+        for own, other in zip(
+            likelihood.log_likelihoods(model, params, prompts[::-1], batch_size).nats[::-1], all_together, strict=True
+        ):
+            np.testing.assert_allclose(own, other, rtol=1e-5)
+    for prompt, other in zip(prompts, all_together, strict=True):
+        (own,) = likelihood.log_likelihoods(model, params, [prompt], 8).nats
+        np.testing.assert_allclose(own, other, rtol=1e-5)
+
+
+def test_many_choices_are_one_program():
+    model, params = build('rotary')
+    random = np.random.default_rng(2)
+    rows = [random.integers(0, VOCAB, length).astype(np.int32) for length in (40, 45, 50)]
+    choices = tuple(random.integers(0, VOCAB, 1 + number % 3).astype(np.int32) for number in range(77))
+    programs = likelihood._nats, likelihood._encode, likelihood._selected
+    sizes = [program._cache_size() for program in programs]
+    values = likelihood.log_likelihoods(model, params, [Prompt(row, choices) for row in rows], 32)
+    sizes = [program._cache_size() - n for program, n in zip(programs, sizes, strict=True)]
+    assert sizes == [1, 0, 0]
+    assert values.computed_tokens == 40 + 45 + 50 + 3 * sum(len(ids) - 1 for ids in choices)
+
+    for own, other in zip(values.nats, of_whole_texts(model, params, [Prompt(r, choices) for r in rows]), strict=True):
+        np.testing.assert_allclose(own, other, rtol=2e-5, atol=2e-5)
+
+
+def test_a_prompt_without_continuations_has_no_likelihood():
+    model, params = build('rotary')
+    values = likelihood.log_likelihoods(model, params, [Prompt(np.arange(3, dtype=np.int32))], 4)
+    assert [x.tolist() for x in (*values.nats, *values.tokens)] == [[], []] and values.computed_tokens == 0
+
+
+def saved(texts, groups):
+    return sum((len(members) - 1) * length - likelihood.LEAST_SAVED for length, members in groups if length)
+
+
+def test_groups_save_the_most_tokens():
+    random = np.random.default_rng(3)
+    for _ in range(30):
+        texts = [np.repeat(random.integers(0, 2, 6), 30)[: random.integers(20, 181)] for _ in range(6)]
+        groups = likelihood.shared_beginnings(texts)
+        assert sorted(itertools.chain(*(members for _, members in groups))) == list(range(6))
+        for length, members in groups:
+            assert all(
+                len(texts[i]) > length and np.array_equal(texts[i][:length], texts[members[0]][:length])
+                for i in members
+            )
+        order = sorted(range(6), key=lambda i: texts[i].tobytes())
+        best = 0
+        for cuts in itertools.product([False, True], repeat=5):
+            parts = np.split(order, [at + 1 for at in range(5) if cuts[at]])
+            gains = []
+            for part in parts:
+                stacked = [texts[i] for i in part]
+                length = min(likelihood.common_length(stacked[0], text) for text in stacked)
+                length = min(length, *(len(text) - 1 for text in stacked))
+                gains.append(max(0, (len(part) - 1) * length - likelihood.LEAST_SAVED))
+            best = max(best, sum(gains))
+        assert saved(texts, groups) == best
