@@ -31,7 +31,14 @@ flags.DEFINE_string('answer', None, 'field of the answer, or of the index of the
 text = 'field of the choices, or the choices separated by commas; without it the answer is generated'
 flags.DEFINE_string('choices', '', text, flag_values=FLAGS)
 model_flags.define_prompts(FLAGS, 'chat_template')
-flags.DEFINE_integer('shots', 0, 'demonstrations before each row', flag_values=FLAGS)
+text = "demonstrations before each row; 'max' is as many as fit into the context"
+flags.DEFINE_string('shots', '0', text, flag_values=FLAGS)
+text = "how they are selected: 'random', 'balanced', 'first', 'bm25' (words), 'nearest' (the model's embeddings)"
+flags.DEFINE_string('select', 'random', text, flag_values=FLAGS)
+text = 'text before the demonstrations; with a chat template the system message'
+flags.DEFINE_string('instruction', '', text, flag_values=FLAGS)
+text = 'also divide the probabilities of choices by those after content-free inputs (N/A)'
+flags.DEFINE_bool('calibrated', False, text, flag_values=FLAGS)
 flags.DEFINE_multi_string('demonstrations', [], 'files of rows to draw them from; --rows by default', flag_values=FLAGS)
 flags.DEFINE_integer('limit', 0, 'number of rows to score; 0 is all', flag_values=FLAGS)
 flags.DEFINE_integer('seed', 0, 'seed of the demonstrations', flag_values=FLAGS)
@@ -85,10 +92,13 @@ def prompted(values: flags.FlagValues) -> None:
         if values[other].value and not values[name].value:
             raise InputError(f'--{other} requires --{name}, which is missing: see `lmtrain evaluate --help`')
     check_results(values.results)
+    shots = values.shots.replace('max', '-1')
+    if not shots.removeprefix('-').isdecimal():
+        raise InputError(f"--shots={values.shots} is neither a number nor 'max'")
     process_setup.prepare()
     from lmtrain import api
     from lmtrain.data.chat import conversation
-    from lmtrain.inference import prompting
+    from lmtrain.inference import calibration, prompting
 
     rows = api.as_rows(values.rows)
     demonstrations = api.as_rows(values.demonstrations)
@@ -103,8 +113,11 @@ def prompted(values: flags.FlagValues) -> None:
         template=values.template or '',
         answer=values.answer or '',
         choices=values.choices.split(',') if ',' in values.choices else values.choices or (),
-        shots=values.shots,
-        demonstrations=demonstrations or (rows if values.shots else ()),
+        shots=int(shots),
+        select=values.select,
+        instruction=values.instruction,
+        calibrated=calibration.CONTENT_FREE if values.calibrated else (),
+        demonstrations=demonstrations or (rows if int(shots) else ()),
         seed=values.seed,
         max_tokens=values.max_tokens,
         batch_size=values.batch_size,

@@ -205,6 +205,8 @@ def _check(model, rows: Sequence[Row], settings: PromptSettings) -> None:
     """InputError: the model cannot be prompted, there is no row, or a setting is out of range."""
     if not model.causal:
         raise InputError('a masked language model (model.causal=False) fills gaps; it cannot be prompted')
+    if model.head != 'lm':
+        raise InputError(f'a model with model.head={model.head!r} has no language-model head; it cannot be prompted')
     shots, batch_size, max_tokens, stop = settings.shots, settings.batch_size, settings.max_tokens, settings.stop
     if shots < ALL or batch_size < 1 or max_tokens < 1:
         raise InputError(f'shots={shots}, batch_size={batch_size}, max_tokens={max_tokens}: at least -1, 1 and 1')
@@ -298,7 +300,7 @@ def proportion(name: str, hits: Sequence[bool]) -> dict[str, float | None]:
 
 def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callable, context: int, cut: bool):
     """(the prompt of every question, at most `context` tokens to read; how many were 'dropped', 'cut')."""
-    prompts, lost = [], {'shots_mean': 0.0, 'dropped': 0, 'cut': 0}
+    prompts, lost, too_long = [], {'shots_mean': 0.0, 'dropped': 0, 'cut': 0}, []
 
     def length(prompt: Prompt) -> int:
         longest = max(map(len, prompt.continuations), default=1)
@@ -321,16 +323,21 @@ def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callab
                 continue
             over = longest - context
             if not cut or over >= len(prompt.context_ids):
-                raise InputError(
-                    f'{scored.place}: the prompt has {longest} tokens even without demonstrations, and the model '
-                    f'has room for {max(context, 0)}: omit the row, use a model with a longer context, or remove '
-                    'the beginning of such prompts (cut=True)'
-                )
+                too_long.append((scored.place, longest))
+                break
             prompt = prompt._replace(context_ids=np.delete(prompt.context_ids, slice(1, 1 + over)))
             lost['cut'] += 1
             break
         prompts.append(prompt)
         lost['shots_mean'] += len(drawn) / len(questions)
+    if too_long:
+        place, longest = too_long[0]
+        others = f' (the first of {len(too_long):,} such rows of {len(questions):,})' if len(too_long) > 1 else ''
+        raise InputError(
+            f'{place}: the prompt has {longest} tokens even without demonstrations, and the model has room for '
+            f'{max(context, 0)}{others}: omit the row, use a model with a longer context, or remove the beginning of '
+            'such prompts (cut=True)'
+        )
     return prompts, lost
 
 

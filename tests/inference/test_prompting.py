@@ -23,7 +23,7 @@ BYTES = Bytes()
 class Bigram:
     """logits = table[token]: the log-likelihood of a choice is a sum by hand."""
 
-    causal, max_len, vocab_size, dtype = True, 256, BYTES.vocab_size, 'float32'
+    causal, head, max_len, vocab_size, dtype = True, 'lm', 256, BYTES.vocab_size, 'float32'
 
     rope_scaling = ()
 
@@ -251,7 +251,9 @@ def test_demonstrations_are_dropped_until_the_prompt_fits():
     assert second == first.split('\n', 1)[1]  # the first of them
     assert 'dropped to fit the context' in prompting.line(scores.results)
     model.max_len = 11
-    with pytest.raises(ValueError, match='rows:1: the prompt has 12 tokens even without.* room for 11'):
+    with pytest.raises(
+        ValueError, match='rows:1: the prompt has 12 tokens even without.* room for 11 .* 3 such rows of 3'
+    ):
         score(model, bigram()[0], BYTES, rows, **form | {'shots': 0})
     whole = score(Bigram(), bigram()[0], BYTES, rows, **form | {'shots': 0})
     part = score(model, bigram()[0], BYTES, rows, **form | {'cut': True, 'shots': 1})

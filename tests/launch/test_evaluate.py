@@ -57,6 +57,15 @@ def test_rows_and_settings_reach_the_function(stub, capsys):
     assert json.loads(pathlib.Path('out.json').read_text(encoding='utf-8'))['rows'] == [{'right': 1}]
 
 
+def test_settings_of_demonstrations_reach_the_function(stub, capsys):
+    words = ['--shots=max', '--select=bm25', '--instruction=Square it.', '--choices=49,4', '--calibrated']
+    assert cli.main([*ASKED, *words]) == 0
+    wanted = {'shots': -1, 'select': 'bm25', 'instruction': 'Square it.', 'calibrated': ('N/A', '[MASK]', '')}
+    assert {name: stub['score'][1][name] for name in wanted} == wanted
+    assert cli.main([*ASKED, '--shots=many']) == 2
+    assert "--shots=many is neither a number nor 'max'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ('words', 'drawn'),
     [
