@@ -126,10 +126,18 @@ FAULTS = {
             'progress = self.clock.spent(step) if',
         ),
     ],
+    'lmtrain/evaluation/statistics.py': [
+        ('deviation over n', 'np.std(values, ddof=1)', 'np.std(values, ddof=0)'),
+        ('a one-sided interval', '0.5 + confidence / 2', 'confidence'),
+        ('seeds are not random', 'signs = seeds > residual, rows', 'signs = False, rows'),
+        ('seeds are not drawn', 'has_effect * math.sqrt(seeds / values.size)', '0.0'),
+        ('McNemar reads all rows', 'int(np.sum(first < second))', 'int(np.sum(first <= second))'),
+        ("Bonferroni in place of Holm's", 'len(order) - np.arange(len(order))', 'len(order)'),
+        ('adjusted p values are not monotonic', 'np.maximum.accumulate(', '('),
+        ('a power of p <= alpha on one side', 'stats.binom.ppf(alpha / 2, count', 'stats.binom.ppf(alpha, count'),
+    ],
     'lmtrain/training/sweep.py': [
         ('the median in place of the mean', 'float(np.mean(values)) for name', 'float(np.median(values)) for name'),
-        ('deviation over n', 'ddof=1', 'ddof=0'),
-        ('a one-sided interval', '0.5 + confidence / 2', 'confidence'),
         (
             'a sweep ends where one member fails',
             "jnp.min(measured['skipped_in_a_row'])",

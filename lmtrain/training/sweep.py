@@ -16,11 +16,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmtrain import tree
 from lmtrain.errors import InputError
+from lmtrain.evaluation.statistics import t_interval
 from lmtrain.parallel import sharding
 from lmtrain.training.state import TrainState
 
 AXES = TrainState(step=None, trainable=0, frozen=None, opt_state=0, rng=0, counters=0)
-CONFIDENCE = 0.95
 SUFFIX = '_members'  # of the names of lists beside their means
 
 
@@ -219,18 +219,7 @@ def results(members: Sequence[Member], evaluation: dict[str, Any]) -> dict[str, 
     intervals = []
     for rate in dict.fromkeys(member.learning_rate for member in members):
         alike = [row for row in rows if row['learning_rate'] == rate]
-        spans = {name: interval([row[name] for row in alike]) for name in names}
+        estimates = {name: t_interval([row[name] for row in alike]) for name in names}
+        spans = {name: (estimate.mean, estimate.low, estimate.high) for name, estimate in estimates.items()}
         intervals.append({'learning_rate': rate, 'members': len(alike)} | spans)
     return {'sweep': {'members': rows, 'intervals': intervals}}
-
-
-def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float | None, float | None]:
-    """(mean, low, high): Student's t interval of the mean of independent repetitions; no interval for one."""
-    from scipy.special import stdtrit  # late, and what jax itself depends on
-
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, None, None
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = float(stdtrit(len(values) - 1, 0.5 + confidence / 2)) * error
-    return mean, mean - half, mean + half
