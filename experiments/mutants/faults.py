@@ -1342,7 +1342,11 @@ FAULTS = {
         ('every GPU has a kernel', 'if capability < (8, 0):', 'if not capability:'),
     ],
     'lmtrain/models/attention.py': [
-        ('the scale of the model is ignored', 'scale=m.attention_scale or m.head_dim**-0.5', 'scale=m.head_dim**-0.5'),
+        (
+            'the scale of the model is ignored',
+            "'scale': m.attention_scale or m.head_dim**-0.5",
+            "'scale': m.head_dim**-0.5",
+        ),
         ('keys are not rotated', 'rotate(key_BTGK, *inputs.rotary)', 'key_BTGK'),
         ('values get the norm of keys', "name != 'value'", "name != 'values'"),
     ],

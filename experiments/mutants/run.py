@@ -97,7 +97,7 @@ MIRRORS = (
     ),
     ('lmtrain/tasks/task_rows.py', ('tests/tasks/test_prepare.py',)),
     ('lmtrain/tasks/[!p]*.py', ('tests/tasks/test_{name}.py', 'tests/tasks/test_objectives.py')),
-    ('lmtrain/inference/[lq]*.py', ('tests/inference/test_prompting.py',)),
+    ('lmtrain/inference/[lqr]*.py', ('tests/inference/test_{name}.py', 'tests/inference/test_prompting.py')),
     ('launch/launcher.py', ('tests/launch/test_local.py', 'tests/launch/test_slurm.py')),
     ('launch/distributed.py', ('tests/launch/test_distributed.py',)),
     ('launch/show.py', ('tests/launch/test_recipe.py', 'tests/launch/test_train.py')),
