@@ -8,7 +8,7 @@ setup(
     description='A JAX/Flax research framework for pretraining and adapting language models',
     python_requires='>=3.11',
     packages=find_packages(include=['lmtrain', 'lmtrain.*', 'configs', 'launch']),
-    package_data={'lmtrain': ['py.typed'], 'launch': ['*.sh']},
+    package_data={'lmtrain': ['py.typed', 'compare/pages/*.j2'], 'launch': ['*.sh']},
     entry_points={'console_scripts': ['lmtrain = launch.cli:main']},
     install_requires=[
         'absl-py>=2.5,<3',

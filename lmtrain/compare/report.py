@@ -1,12 +1,73 @@
-"""Texts about a comparison, from results.json alone: the answer table and the summary for a terminal."""
+"""The report of a comparison, from results.json alone: report.html, report.md, texts for a README and a terminal."""
 
+import importlib.resources
+import os
+import pathlib
+import re
 import textwrap
 
-from lmtrain.compare.pages import recommendation, values
+from lmtrain.compare.pages import drawing, recommendation, sections, values
+from lmtrain.compare.pages.blocks import Figures
 from lmtrain.compare.pages.values import Results, interval, percent
+from lmtrain.files import read_json, write_atomic
 from lmtrain.report import terminal
 
 WIDTH = 80  # columns of a terminal
+
+
+def write(workdir: str | os.PathLike) -> pathlib.Path:
+    """Writes report.html, which needs no other file, and report.md with its figures/; returns the path of the first.
+
+    Reads results.json. What it lacks is reported as not measured. May be called again.
+
+    Raises FileNotFoundError if there is no results.json, InputError if it is broken.
+    """
+    folder = pathlib.Path(workdir)
+    if not (folder / 'results.json').exists():
+        raise FileNotFoundError(f'{folder} has no results.json: it is not the folder of a comparison')
+    results = read_json(folder / 'results.json')
+    advice = recommendation.recommend(results)
+    with drawing.settings():
+        parts = sections.sections(results, advice)
+    content = {'title': _title(results), 'advice': advice, 'sections': parts}
+    (folder / 'figures').mkdir(exist_ok=True)
+    for part in parts:
+        for panel in (panel for block in part.blocks if isinstance(block, Figures) for panel in block.panels):
+            write_atomic(folder / 'figures' / f'{panel.name}.svg', drawing.standalone(panel.svg).encode())
+    for name in ('report.md', 'report.html'):
+        template = 'page' + pathlib.Path(name).suffix + '.j2'
+        write_atomic(folder / name, _render(template, content).encode('utf-8', 'backslashreplace'))
+    return folder / 'report.html'
+
+
+def _title(results: Results) -> str:
+    task = results.get('task') or {}
+    label, text = (
+        value if isinstance(value, str) else ', '.join(value or []) for value in map(task.get, ('label', 'text'))
+    )
+    return 'Prompt or train? ' + (f'{label} from {text}' if label and text else str(task.get('name') or ''))
+
+
+def _render(template: str, content: dict) -> str:
+    import jinja2  # late: only the report needs it
+
+    source = importlib.resources.files('lmtrain.compare.pages').joinpath(template).read_text(encoding='utf-8')
+    environment = jinja2.Environment(
+        autoescape=template.endswith('.html.j2'), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters['plain'] = _plain
+    schemes = {'light': drawing.variables(dark=False), 'dark': drawing.variables(dark=True)}
+    return environment.from_string(source).render(content, **schemes, absent=values.NOT_MEASURED)
+
+
+def _plain(text: str) -> str:
+    """Text in markdown that stays as it is: no markup, no end of a line or of a cell of a table.
+
+    >>> _plain('a_b | <i>*c*')
+    'a\\\\_b &#124; &lt;i>\\\\*c\\\\*'
+    """
+    escaped = ' '.join(text.split()).replace('&', '&amp;').replace('<', '&lt;')
+    return re.sub(r'([\\`*_\[\]$~])', r'\\\1', escaped).replace('|', '&#124;')
 
 
 def answer_table(results: Results) -> str:

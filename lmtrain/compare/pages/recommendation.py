@@ -63,31 +63,28 @@ def choose(results: Results, size: int) -> Choice:
     arms = values.scored(results, size)
     if not arms:
         return Choice('nothing', size)
-    leader, above = arms[0], _above_majority(results, arms, size)
-    if leader not in above:
+    leader = arms[0]
+    if not _above_majority(results, leader, size):
         return Choice('majority', size, leader=leader)
     relations = {other: _relation(results, leader, other, size) for other in arms[1:]}
-    ties = tuple(other for other, relation in relations.items() if relation == 'tie')
-    undecided = tuple(other for other, relation in relations.items() if relation == 'undecided')
-    plan = cheapest(
-        {
-            arm: (create, query)
-            for arm in (leader, *(other for other in ties if other in above))
-            if (create := values.cost(results, arm, size, 'create_flops')) is not None
-            and (query := values.cost(results, arm, size, 'query_flops')) is not None
-        }
-    )
-    if not ties or not plan:
-        plan = ((0.0, leader),)
+    ties, undecided = (tuple(arm for arm in relations if relations[arm] == name) for name in ('tie', 'undecided'))
+    costs = {arm: own for arm in (leader, *ties) if (own := _costs(results, arm, size))}
+    plan = cheapest(costs) if len(costs) == 1 + len(ties) else ((0.0, leader),)
     outcome = 'alone' if not relations else 'cheapest' if ties else 'undecided' if undecided else 'best'
     return Choice(outcome, size, plan[0][1], plan, leader, ties, undecided)
+
+
+def _costs(results: Results, arm: str, size: int) -> tuple[float, float] | None:
+    """FLOPs to create an arm, and of a query; None if one of them is not known."""
+    create, query = (values.cost(results, arm, size, field) for field in ('create_flops', 'query_flops'))
+    return None if create is None or query is None else (create, query)
 
 
 def cheapest(costs: dict[str, tuple[float, float]]) -> tuple[tuple[float, str], ...]:
     """The arm of the lowest total cost over the number of queries.
 
     Args:
-      costs: {arm: (cost to create, cost of a query)}.
+      costs: {arm: (cost to create, cost of a query)}, not empty.
 
     Returns [(number of queries, the cheapest arm from there on)], the first from 0. An arm that is the cheapest for
     less than one query is left out.
@@ -95,8 +92,6 @@ def cheapest(costs: dict[str, tuple[float, float]]) -> tuple[tuple[float, str], 
     >>> cheapest({'prompt': (0, 10), 'train': (1000, 2), 'waste': (2000, 3)})
     ((0.0, 'prompt'), (125.0, 'train'))
     """
-    if not costs:
-        return ()
     queries, arm = 0.0, min(costs, key=lambda name: costs[name])
     plan = []
     while arm is not None:
@@ -113,13 +108,10 @@ def cheapest(costs: dict[str, tuple[float, float]]) -> tuple[tuple[float, str], 
     return tuple(plan)
 
 
-def _above_majority(results: Results, arms: list[str], size: int) -> list[str]:
-    """The arms whose interval lies above the accuracy of always answering the most frequent class."""
-    floor = baseline(results)
-    if floor is None:
-        return arms
-    entries = {arm: values.summary(results, arm, size) for arm in arms}
-    return [arm for arm, entry in entries.items() if (entry.get('interval') or [entry['accuracy']])[0] > floor]
+def _above_majority(results: Results, arm: str, size: int) -> bool:
+    """Whether the interval of an arm lies above the accuracy of always answering the most frequent class."""
+    floor, entry = baseline(results), values.summary(results, arm, size)
+    return floor is None or values.ends(entry)[0] > floor
 
 
 def baseline(results: Results) -> float | None:
@@ -131,14 +123,12 @@ def baseline(results: Results) -> float | None:
 def _relation(results: Results, leader: str, other: str, size: int) -> str:
     """'worse', 'tie' or 'undecided', see the docstring of the module."""
     tested = values.pair(results, leader, other, size) or {}
-    if tested.get('p_holm') is None:
-        return 'undecided'
-    if tested['p_holm'] < LEVEL:
+    p, adjusted, detectable = (tested.get(name) for name in ('p', 'p_holm', 'detectable'))
+    if adjusted is not None and adjusted < LEVEL:
         return 'worse'
-    p, detectable = tested.get('p'), tested.get('detectable')
-    if p is None or p < LEVEL or detectable is None:
+    if p is None or p < LEVEL or detectable is None or abs(tested['difference']) > detectable:
         return 'undecided'
-    return 'tie' if abs(tested['difference']) <= detectable else 'undecided'
+    return 'tie' if _above_majority(results, other, size) else 'undecided'
 
 
 def _rows(size: int) -> str:
@@ -159,22 +149,35 @@ def _headline(results: Results, choice: Choice) -> str:
     if choice.outcome == 'best':
         return f'Use {arm}: {rows} it is more accurate than every other arm of this comparison.'
     if choice.outcome == 'undecided':
-        others = listed(list(choice.undecided))
-        return f'Use {arm}, with reservations: it is the most accurate {rows}, but its lead over {others} is unproven.'
-    names = f'{len(choice.ties) + 1} arms whose accuracies this test set cannot tell apart'
-    if choice.plan[0][1] == choice.leader and len(choice.plan) == 1 and _priced(results, choice):
-        return f'Use {arm}: {rows} it is the most accurate arm, and the cheapest of {names}.'
-    if not _priced(results, choice):
-        return f'Use {arm}: {rows} it is the most accurate of {names}; their costs were not measured.'
-    text = f'Use {arm}: {rows} it is the cheapest of {names}'
-    if arm != choice.leader:
-        text += f' ({choice.leader} is the most accurate)'
-    later = [f'{other} from about {_queries(count)} on' for count, other in choice.plan[1:]]
-    return f'{text}; {listed(later)}.' if later else f'{text}.'
+        others = _some(choice.undecided)
+        return (
+            f'Use {arm}, with reservations: {rows} it is the most accurate arm, but its lead over {others} is unproven.'
+        )
+    return _cheapest_in_words(results, choice)
 
 
-def _priced(results: Results, choice: Choice) -> bool:
-    return values.cost(results, choice.arm, choice.size, 'query_flops') is not None
+def _cheapest_in_words(results: Results, choice: Choice) -> str:
+    arm, several = choice.arm, len(choice.ties) > 1
+    text = f'Use {arm}: {_rows(choice.size)} '
+    costs = {tie: _costs(results, tie, choice.size) for tie in (choice.leader, *choice.ties)}
+    if unknown := [tie for tie, cost in costs.items() if cost is None]:
+        text += f'it is the most accurate arm. This test set cannot tell it apart from {_some(choice.ties)}, and the '
+        return f'{text}costs of {listed(unknown)} were not measured.'
+    if arm == choice.leader:
+        text += f'it is the most accurate arm. This test set cannot tell it apart from {_some(choice.ties)}, '
+        dearer = all(costs[tie][0] > costs[arm][0] for tie in choice.ties)
+        verb = ('cost more' if several else 'costs more') if dearer else 'cost no less' if several else 'costs no less'
+        text += f'which {verb} to create'
+    else:
+        text += f'this test set cannot tell it apart from {choice.leader}, the most accurate arm, and it costs '
+        text += f'the least of {len(choice.ties) + 1} such arms to create' if several else 'less to create'
+    later = [f'from about {_queries(count)} on, {other} costs less in total' for count, other in choice.plan[1:]]
+    return '; '.join([text, *later]) + '.'
+
+
+def _some(arms: tuple[str, ...]) -> str:
+    """Up to four names."""
+    return listed(list(arms)) if len(arms) <= 4 else f'{", ".join(arms[:3])} and {len(arms) - 3} others'
 
 
 def _queries(number: float) -> str:
@@ -211,7 +214,7 @@ def _evidence(results: Results, choice: Choice) -> list[tuple[str, str]]:
     if tested:
         sentence = f'{points(tested["difference"])} points against {rival}'
         evidence.append(('Difference', f'{sentence} (95 % interval {interval(tested.get("interval"), points)})'))
-        holm = f"after Holm's correction over all pairs {values.probability(tested.get('p_holm'))}"
+        holm = f"{values.probability(tested.get('p_holm'))} after Holm's correction over all pairs"
         evidence.append(('p value', f'{values.probability(tested.get("p"))}; {holm}'))
         if tested.get('detectable') is not None:
             text = f'{100 * tested["detectable"]:.1f} points between {arm} and {rival}, with these rows and seeds'
@@ -222,13 +225,21 @@ def _evidence(results: Results, choice: Choice) -> list[tuple[str, str]]:
         text += f': the intervals allow differences of up to {100 * max(widest):.1f} points' if widest else ''
         evidence.append(('Not distinguishable', f'{text}.'))
     if choice.undecided and choice.outcome != 'undecided':
-        evidence.append(('Undecided', f'{listed(list(choice.undecided))}: neither shown to be worse nor within reach.'))
-    create, query = (values.cost(results, arm, size, field) for field in ('create_flops', 'query_flops'))
-    text = f'{values.quantity(create, "FLOP")} to create, {values.quantity(query, "FLOP")} for each query'
-    evidence.append(('Cost', text))
+        text = 'neither shown to be less accurate nor close enough to count as equal'
+        evidence.append(('Undecided', f'{_some(choice.undecided)}: {text}.'))
+    create = _cost(results, choice, ('create_flops', 'FLOP'), ('device_seconds', 's'), ('price', 'money'))
+    query = _cost(results, choice, ('query_flops', 'FLOP'), ('query_seconds', 's'))
+    evidence.append(('Cost', f'to create {create}; of a query {query}'))
     if (floor := baseline(results)) is not None:
         evidence.append(('Most frequent class', f'{percent(floor)} without any model'))
     return evidence
+
+
+def _cost(results: Results, choice: Choice, *fields: tuple[str, str]) -> str:
+    """The measured ones of (field of the ledger, unit) of the recommended arm."""
+    numbers = [(values.cost(results, choice.arm, choice.size, field), unit) for field, unit in fields]
+    texts = [values.amount(results, number, unit) for number, unit in numbers if number is not None]
+    return ', '.join(texts) or values.NOT_MEASURED
 
 
 def _limits(results: Results, one: str, other: str, size: int) -> list[float]:
@@ -311,6 +322,6 @@ def _price(entry) -> list[str]:
         return []
     (low, few), (high, many) = min(curve), max(curve)
     return [
-        f'Price: if training costs {low:g} to {high:g} times as much per FLOP as a query, that number is '
+        f'Price: if a FLOP of creation costs {low:g} to {high:g} times as much as one of a query, that number is '
         f'{_queries(few).removesuffix(" queries")} to {_queries(many)}.'
     ]

@@ -43,12 +43,19 @@ def pair(results: Results, one: str, other: str, size: int) -> dict[str, Any] | 
     """The test of the difference accuracy(one) - accuracy(other) at a size; None if the pair was not tested."""
     for tested in results.get('pairs') or []:
         if tested.get('size') == size and set(tested['arms']) == {one, other} and tested.get('difference') is not None:
-            if tested['arms'][0] == one:
-                return dict(tested)
-            low, high = tested.get('interval') or (None, None)
-            flipped = None if low is None else [-high, -low]
-            return tested | {'arms': [one, other], 'difference': -tested['difference'], 'interval': flipped}
+            return dict(tested) if tested['arms'][0] == one else _reversed(tested)
     return None
+
+
+def positive(tested: Mapping[str, Any]) -> dict[str, Any]:
+    """The test with the more accurate arm first."""
+    return dict(tested) if tested['difference'] >= 0 else _reversed(tested)
+
+
+def _reversed(tested: Mapping[str, Any]) -> dict[str, Any]:
+    limits = tested.get('interval')
+    turned = {'arms': tested['arms'][::-1], 'difference': -tested['difference']}
+    return dict(tested) | turned | {'interval': [-limits[1], -limits[0]] if limits else None}
 
 
 def trials(results: Results, arm: str, size: int) -> list[dict[str, Any]]:
@@ -76,11 +83,43 @@ def creation(trial: Mapping[str, Any]) -> float | None:
     return None if trained is None or selected is None else trained + selected
 
 
+def kind(results: Results, arm: str) -> str:
+    """'prompt' or 'train'."""
+    return ((results.get('arms') or {}).get(arm) or {}).get('kind') or 'train'
+
+
 def forgotten(results: Results, arm: str) -> float | None:
     """By how many bits per byte an arm predicts the base's own text worse than the base does."""
     entry = (results.get('forgetting') or {}).get(arm) or {}
     before, after = entry.get('bits_per_byte_before'), entry.get('bits_per_byte_after')
     return None if before is None or after is None else after - before
+
+
+def ends(entry: Mapping[str, Any]) -> tuple[float, float]:
+    """The interval of an accuracy; without one, the accuracy itself at both ends."""
+    low, high = entry.get('interval') or [entry['accuracy']] * 2
+    return low, high
+
+
+def accuracy(entry: Mapping[str, Any]) -> str:
+    """
+    >>> accuracy({'accuracy': 0.84, 'interval': [0.81, 0.87]}), accuracy({'accuracy': 0.84})
+    ('84.0 % (81.0 to 87.0)', '84.0 %')
+    """
+    limits = entry.get('interval')
+    return (
+        f'{percent(entry["accuracy"])} ({interval(limits).removesuffix(" %")})'
+        if limits
+        else percent(entry['accuracy'])
+    )
+
+
+def change(bits: float | None) -> str:
+    """
+    >>> change(0.0123), change(-0.5)
+    ('+0.012', '−0.500')
+    """
+    return NOT_MEASURED if bits is None else f'{bits:+.3f}'.replace('-', '−')
 
 
 def percent(share: float | None) -> str:
@@ -150,13 +189,22 @@ def count(value: float | None) -> str:
 def money(value: float | None, currency: str) -> str:
     """Two significant digits.
 
-    >>> money(0.00123, 'EUR'), money(12.3, 'EUR'), money(0, 'EUR')
-    ('0.0012 EUR', '12 EUR', '0 EUR')
+    >>> money(0.00123, 'EUR'), money(12.3, 'EUR'), money(1e-7, 'EUR'), money(0, 'EUR')
+    ('0.0012 EUR', '12 EUR', '< 0.0001 EUR', '0 EUR')
     """
-    if value is None:
-        return NOT_MEASURED
+    if value is None or 0 < value < 1e-4:
+        return NOT_MEASURED if value is None else f'< 0.0001 {currency}'
     digits = 0 if not value else max(0, 1 - math.floor(math.log10(abs(value))))
     return f'{value:,.{digits}f} {currency}'
+
+
+def amount(results: Results, value: float | None, unit: str) -> str:
+    """A cost as text; `unit` is 's', 'money', '' for a count, or takes an SI prefix."""
+    if unit == 's':
+        return seconds(value)
+    if unit == 'money':
+        return money(value, (results.get('prices') or {}).get('currency') or '')
+    return quantity(value, unit) if unit else count(value)
 
 
 def listed(names: list[str]) -> str:

@@ -1,0 +1,155 @@
+"""Sections about prompts, description length, forgetting, break-even, and the tests of all pairs of arms."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmtrain.compare.pages import plots, values
+from lmtrain.compare.pages.blocks import LOWER, Cell, Column, Figures, Table, Text, arm_cell, lowest, table
+from lmtrain.compare.pages.recommendation import LEVEL, Recommendation
+from lmtrain.compare.pages.values import NOT_MEASURED, Results, interval, percent, points
+from lmtrain.report import terminal
+
+
+def sensitivity(results: Results) -> list:
+    """The spread of accuracy over orders, demonstration sets and templates."""
+    spreads = {arm: own for arm, own in (results.get('sensitivity') or {}).items() if own.get('mean') is not None}
+    if not spreads:
+        return [Text(f'The spread over orders, demonstration sets and templates: {NOT_MEASURED}.')]
+    text = (
+        'Each arm was repeated with other orders, demonstrations or templates. Dots are means, thick bars the middle '
+    )
+    text += 'half, thin bars 5 to 95 %, lines the worst and the best.'
+    arms = sorted(spreads, key=lambda arm: -spreads[arm]['mean'])
+    quantiles = {arm: spreads[arm].get('quantiles') or {} for arm in arms}
+    means = [values.accuracy(spreads[arm] | {'accuracy': spreads[arm]['mean']}) for arm in arms]
+    deviations = [spreads[arm].get('stdev') for arm in arms]
+    columns = [
+        ('prompts', [Cell(values.count(spreads[arm].get('n'))) for arm in arms]),
+        ('mean (95 % interval)', [Cell(text) for text in means]),
+        ('standard deviation', [Cell(_points(deviation)) for deviation in deviations]),
+        ('worst', [Cell(percent(spreads[arm].get('worst'))) for arm in arms]),
+        *((title, [Cell(percent(quantiles[arm].get(name))) for arm in arms]) for name, title in QUANTILES),
+        ('best', [Cell(percent(spreads[arm].get('best'))) for arm in arms]),
+    ]
+    return [Text(text), Figures(plots.sensitivity(results, spreads)), table(results, arms, columns)]
+
+
+QUANTILES = (('0.05', '5 %'), ('0.5', 'median'), ('0.95', '95 %'))
+
+
+def _points(difference: float | None) -> str:
+    """A difference without a sign."""
+    return NOT_MEASURED if difference is None else f'{100 * difference:.1f} points'
+
+
+def description_length(results: Results) -> list:
+    """Bits of the labels."""
+    every = results.get('description_length') or {}
+    lengths = {arm: own for arm, own in every.items() if own.get('bits') is not None}
+    if not lengths:
+        return [Text(f'Description length: {NOT_MEASURED}.')]
+    text = 'The prequential code length of the labels: each block of rows is coded by the arm that was trained on, or '
+    text += 'prompted with, the blocks before it. An arm that needs fewer rows needs fewer bits. No test set is used.'
+    arms = sorted(lengths, key=lambda arm: lengths[arm]['bits'])
+    bits, uniform = ([lengths[arm].get(name) for arm in arms] for name in ('bits', 'uniform_bits'))
+    cells = [cell._replace(bar=100 * own / max(bits)) for cell, own in zip(_bits(bits), bits)]
+    shares = [Cell(f'{100 * own / whole:.0f} %' if whole else NOT_MEASURED) for own, whole in zip(bits, uniform)]
+    columns = [('bits' + LOWER, cells), ('of a uniform code', shares)]
+    blocks = {arm: dict(map(tuple, lengths[arm].get('blocks') or [])) for arm in arms}
+    for end in sorted({end for own in blocks.values() for end in own}):
+        columns.append((f'bits to row {end:,}', _bits([blocks[arm].get(end) for arm in arms])))
+    return [Text(text), table(results, arms, columns)]
+
+
+def _bits(numbers: Sequence[float | None]) -> list[Cell]:
+    return lowest([(number, '–' if number is None else f'{number:,.0f}') for number in numbers])
+
+
+def forgetting(results: Results) -> list:
+    """Bits per byte on the base's own text, and the divergence from the base."""
+    own = results.get('forgetting') or {}
+    if not own:
+        return [Text(f"Bits per byte on the base's own text, and KL to the base: {NOT_MEASURED}.")]
+    text = "Bits per byte on the base's own text before and after, and the KL divergence of the predictions from those "
+    text += 'of the base. A prompt changes no parameter.'
+    known = {arm: change for arm in own if (change := values.forgotten(results, arm)) is not None}
+    arms = sorted(own, key=lambda arm: known.get(arm, float('inf')))
+    widest = max(map(abs, known.values()), default=0.0) or 1.0
+    bars = [Cell(values.change(known.get(arm)), bar=100 * max(0.0, known.get(arm, 0.0)) / widest) for arm in arms]
+    ends = [
+        (when, [Cell(_decimal(own[arm].get(f'bits_per_byte_{when}'), 3)) for arm in arms])
+        for when in ('before', 'after')
+    ]
+    divergences = [(own[arm].get('kl'), _decimal(own[arm].get('kl'), 4)) for arm in arms]
+    columns = [*ends, ('change' + LOWER, bars), ('KL to the base, nats' + LOWER, lowest(divergences))]
+    return [Text(text), table(results, arms, columns)]
+
+
+def _decimal(value: float | None, digits: int) -> str:
+    return NOT_MEASURED if value is None else f'{value:.{digits}f}'
+
+
+def break_even(results: Results, advice: Recommendation) -> list:
+    """The number of queries from which a trained arm costs less than a prompt."""
+    size = advice.choice.size
+    entries = [entry for entry in results.get('break_even') or [] if entry.get('size') in (size, None)]
+    if not entries:
+        return [Text(f'The number of queries after which training costs less than prompting: {NOT_MEASURED}.')]
+    text = 'The number of queries after which a trained arm has cost less than a prompt, creation included, if a FLOP '
+    text += 'of creation costs as much as a FLOP of a query. The quality is equal only if the accuracies do not differ.'
+    names = {name for entry in entries for name in (entry['prompt'], entry['trained'])}
+    ranked = [advice.choice.arm, *values.scored(results, size), *names]
+    anchor = next(arm for arm in ranked if arm in names)
+    own = [entry for entry in entries if anchor in (entry['prompt'], entry['trained'])]
+    trained = own[0]['trained'] == anchor
+    title = f'Queries until {anchor} costs less than each prompt'
+    title = title if trained else f'Queries until each trained arm costs less than {anchor}'
+    order = sorted(entries, key=lambda entry: anchor not in (entry['prompt'], entry['trained']))
+    columns = [Column(name, numeric=False) for name in ('trained arm', 'prompt')]
+    columns += [Column('difference in accuracy, points'), Column('queries')]
+    columns += [Column(f'creation at {ratio} the price') for ratio in ('a tenth of', 'ten times')]
+    rows = [_even(results, entry, size) for entry in order]
+    folded = Table(columns, rows, summary='All pairs of a prompt and a trained arm')
+    return [Text(text), Figures(plots.break_even(results, own, anchor, title)), folded]
+
+
+def _even(results: Results, entry: Mapping[str, Any], size: int) -> list[Cell]:
+    tested = values.pair(results, entry['trained'], entry['prompt'], size)
+    difference = (
+        f'{points(tested["difference"])} ({interval(tested.get("interval"), points)})' if tested else NOT_MEASURED
+    )
+    curve = dict(map(tuple, entry.get('curve') or []))
+    counts = [entry.get('queries'), *(curve.get(ratio, NOT_MEASURED) for ratio in (0.1, 10))]
+    texts = [count if isinstance(count, str) else 'never' if count is None else values.count(count) for count in counts]
+    return [*(arm_cell(results, entry[name]) for name in ('trained', 'prompt')), Cell(difference), *map(Cell, texts)]
+
+
+def pairs(results: Results, size: int) -> list:
+    """The tests of all pairs, a table for each size."""
+    tested = [pair for pair in results.get('pairs') or [] if pair.get('difference') is not None]
+    if not tested:
+        return [Text(f'Differences between arms: {NOT_MEASURED}.')]
+    text = "Differences on the same test rows, the largest first. Bold: significant at 5 % after Holm's correction. "
+    text += 'The last column is the smallest difference that such a test finds in 80 % of cases: it says little about '
+    text += 'smaller ones.'
+    columns = [Column('arms', numeric=False), Column('difference, points'), Column('95 % interval')]
+    columns += [Column(title) for title in ('p', 'p after Holm', 'detectable')]
+    blocks: list = [Text(text)]
+    for own in sorted({pair['size'] for pair in tested}, key=lambda other: (other != size, -other)):
+        ranked = sorted((pair for pair in tested if pair['size'] == own), key=lambda pair: -abs(pair['difference']))
+        summary = f'{terminal.counted(own, "training row")}: {terminal.counted(len(ranked), "pair")}'
+        blocks.append(Table(columns, [_pair(values.positive(pair)) for pair in ranked], summary=summary))
+    return blocks
+
+
+def _pair(pair: Mapping[str, Any]) -> list[Cell]:
+    holm = pair.get('p_holm')
+    significant = holm is not None and holm < LEVEL
+    return [
+        Cell(' − '.join(pair['arms']), significant),
+        Cell(points(pair['difference']), significant),
+        Cell(interval(pair.get('interval'), points)),
+        Cell(values.probability(pair.get('p'))),
+        Cell(values.probability(holm), significant),
+        Cell(_points(pair.get('detectable'))),
+    ]
