@@ -1,6 +1,6 @@
 """Does the crammed recipe beat plain BERT's at the same budget, after fine-tuning?
 
-python -m experiments.cramming [--flops=3e12 | --hours=H]
+python -m experiments.cramming [--flops=1.5e12 | --hours=H]
     # a day on a GPU: --hours=24 --layers=0 --source='fineweb/*.parquet' --root=DIR --vocab=32768 --length=128
     #                 --batch_size=8192 --accumulate=16 --dtype=bfloat16 --rates=1e-3
 """
@@ -35,7 +35,7 @@ PILOT = 0.25  # share of the budget that each learning rate is tried with
 
 def flags(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--flops', type=float, default=3e12, help='FLOPs of a pretraining')
+    parser.add_argument('--flops', type=float, default=1.5e12, help='FLOPs of a pretraining')
     parser.add_argument('--hours', type=float, default=0.0, help='wall clock of a pretraining instead; 0 is --flops')
     parser.add_argument('--rates', default='5e-4,1.5e-3,4.5e-3', help='learning rates of the pretraining')
     parser.add_argument('--finetune_rates', default='3e-4,1e-3,3e-3')

@@ -1,6 +1,6 @@
 """Does a transformer predict in context as the Bayes-optimal predictor of its training distribution?
 
-python -m experiments.in_context [--tasks=4,64,4096] [--regression_steps=N] [--ginc_steps=N] [--only=regression|ginc]
+python -m experiments.in_context [--tasks=4,4096] [--regression_steps=N] [--ginc_steps=N] [--only=regression|ginc]
 """
 
 import argparse
@@ -18,19 +18,19 @@ FOLDER = pathlib.Path(__file__).parent
 
 def flags(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--tasks', default='4,64,4096', help='tasks of the prior; 0 draws a new task in each prompt')
+    parser.add_argument('--tasks', default='4,4096', help='tasks of the prior; 0 draws a new task in each prompt')
     parser.add_argument('--dimensions', type=int, default=4)
     parser.add_argument('--points', type=int, default=8)
     parser.add_argument('--noise', type=float, default=0.5, help='standard deviation')
     parser.add_argument('--layers', type=int, default=4)
     parser.add_argument('--width', type=int, default=64)
     parser.add_argument('--batch_size', type=int, default=64, help='prompts of a step')
-    parser.add_argument('--regression_steps', type=int, default=5000)
+    parser.add_argument('--regression_steps', type=int, default=3500)
     parser.add_argument('--learning_rate', type=float, default=2e-3, help='of the regression')
     parser.add_argument('--prompts', type=int, default=8192, help='test prompts of the regression')
-    parser.add_argument('--documents', type=int, default=20_000, help='of GINC')
+    parser.add_argument('--documents', type=int, default=16_000, help='of GINC')
     parser.add_argument('--length', type=int, default=127, help='symbols of a document')
-    parser.add_argument('--ginc_steps', type=int, default=1500)
+    parser.add_argument('--ginc_steps', type=int, default=1000)
     parser.add_argument('--test', type=int, default=500, help='test documents, and test prompts for each k, of GINC')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--only', default='', choices=('', 'regression', 'ginc'), help='keeps the other part')
@@ -134,7 +134,7 @@ def main() -> None:
     if options.only != 'regression':
         with tempfile.TemporaryDirectory() as folder:
             sizes = {'documents': options.documents, 'length': options.length, 'test': options.test}
-            sizes |= {'num_layers': options.layers, 'width': options.width, 'batch_size': 32}
+            sizes |= {'num_layers': options.layers, 'width': options.width, 'batch_size': 16}
             trials.append(ginc.trial(pathlib.Path(folder), **sizes, steps=options.ginc_steps, seed=options.seed))
     write(sorted(trials, key=lambda trial: trial['part'], reverse=True))
 
