@@ -1,4 +1,4 @@
-"""Renders the generated parts of the documentation: docs/config.md and the module tree of README.md.
+"""Renders the generated parts of the documentation: docs/config.md, the tree of README.md, a table of docs/methods.md.
 
     python -m docs.generate
 
@@ -13,6 +13,7 @@ from configs import base
 from launch import recipe, show
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+COSTS = re.compile(r'(<!-- costs -->\n).*?(<!-- end -->)', re.DOTALL)
 TREE = re.compile(r'(<!-- tree -->\n).*?(<!-- end -->)', re.DOTALL)
 OTHERS = (
     ('configs/', 'base.py has every field; one file per recipe'),
@@ -33,6 +34,16 @@ def tree() -> str:
 def readme(text: str) -> str:
     """README.md with its tree rendered."""
     return TREE.sub(lambda match: match[1] + tree() + match[2], text)
+
+
+def methods(text: str) -> str:
+    """docs/methods.md with the page of `lmtrain cost`."""
+    from lmtrain.cost import hardware  # late: the other parts need no jax
+    from lmtrain.plan import costs, costs_page
+
+    recipe_of_page = recipe.load('pretrain_gpt2', {'plan.price': '2.5'})
+    page = costs_page.page(recipe_of_page, costs.Workload(), hardware.parse('h100:1'))
+    return COSTS.sub(lambda match: f'{match[1]}```text\n{page}\n```\n{match[2]}', text)
 
 
 def config() -> str:
@@ -61,8 +72,9 @@ HEADER = ('| field | type | default | meaning |', '|---|---|---|---|')
 
 def files() -> dict[pathlib.Path, str]:
     """{file: its text with the generated parts}."""
-    path = ROOT / 'README.md'
-    return {ROOT / 'docs' / 'config.md': config(), path: readme(path.read_text(encoding='utf-8'))}
+    parts = {ROOT / 'README.md': readme, ROOT / 'docs' / 'methods.md': methods}
+    rendered = {path: render(path.read_text(encoding='utf-8')) for path, render in parts.items()}
+    return {ROOT / 'docs' / 'config.md': config()} | rendered
 
 
 if __name__ == '__main__':

@@ -19,6 +19,7 @@ PATHS = {'config', 'workdir', 'base', 'adapter', 'to', 'prompts_file', 'rows', '
 VERBS = {
     'train': 'train a recipe: --config, --workdir, --dry_run',
     'plan': 'memory, time and cost of a run on machines that are not present: --config, --target, --search',
+    'cost': 'what each way costs, from one text to pretraining: --config, --target',
     'evaluate': 'the loss of a run on a split, or the accuracy of a prompted model: --workdir, --rows',
     'generate': 'text from a trained run: --workdir, --prompt',
     'export': 'a trained run as a Hugging Face directory or a PEFT adapter: --workdir, --format, --to',

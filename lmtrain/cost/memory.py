@@ -6,6 +6,7 @@ import jax
 
 from lmtrain import tree
 from lmtrain.cost.flops import keys_per_query
+from lmtrain.cost.query import cache_bytes
 from lmtrain.models import lm_head
 
 AFTER_LAYERS = ('final_norm/', 'head/', 'heads/', 'mlm_head/')  # paths after the layers
@@ -71,8 +72,28 @@ def bytes_per_device(
     return sizes | {'total': sum(sizes.values())}
 
 
+def bytes_of_query(params, model, query) -> int:
+    """Bytes on one device for a `cost.query.Query`: parameters, cache, activations of one layer, outputs.
+
+    An estimate for what is cached and computed, without copies that a compiler makes.
+    """
+    tokens = query.shared + query.row
+    itemsize = 2 if model.dtype in ('bfloat16', 'float16') else 4
+    layer = tokens * itemsize * _elements(model, round(tokens), False, 1, 1)['none']
+    cached = cache_bytes(model, query.tokens) if model.causal else 0
+    answers = max(len(query.choices) * max(query.choices, default=0), 1)
+    return round(tree.size(params) + cached + layer + 4 * answers * (query.classes or model.vocab_size))
+
+
 def _activations_per_token(model, seq_len: int, fused: bool, tensor: int, sequence: int) -> float:
     """Elements per token that the layers keep for the backward pass."""
+    elements = _elements(model, seq_len, fused, tensor, sequence)
+    again = 0 if model.remat == 'none' else elements['none']  # remat recomputes one layer at a time
+    return model.num_layers * elements[model.remat] + again
+
+
+def _elements(model, seq_len: int, fused: bool, tensor: int, sequence: int) -> dict[str, float]:
+    """{remat policy: elements per token that one layer keeps for its backward pass}."""
     m = model
     heads, kv_heads = m.num_heads * m.head_dim // tensor, m.num_kv_heads * m.head_dim // tensor
     mlp = m.mlp_dim // tensor
@@ -81,5 +102,4 @@ def _activations_per_token(model, seq_len: int, fused: bool, tensor: int, sequen
     # The residual stream; with 'dots' also the products; without remat also outputs of norms, inputs of activations
     # and attention weights.
     whole = 4 * m.width + products + 2 * mlp + 2 * weights
-    per_layer = {'full': m.width, 'dots': m.width + products, 'none': whole}[m.remat]
-    return m.num_layers * per_layer + (0 if m.remat == 'none' else whole)  # remat recomputes one layer at a time
+    return {'full': m.width, 'dots': m.width + products, 'none': whole}

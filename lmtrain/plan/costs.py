@@ -1,0 +1,310 @@
+"""What each way of using a model costs, from one generated text to pretraining, by arithmetic: nothing is run."""
+
+import functools
+import math
+import pathlib
+import time
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lmtrain import adapt, cost, optimizer, tree
+from lmtrain.cost import hardware, ledger, memory
+from lmtrain.cost.query import Query, cache_bytes, query_flops
+from lmtrain.errors import InputError
+from lmtrain.models import Transformer, attention_kernels
+from lmtrain.plan import scaling_laws
+from lmtrain.tasks import TASKS
+from lmtrain.training import workdir
+from lmtrain.training.checks import check_settings
+from lmtrain.training.initial import with_task_head
+from lmtrain.training.resolve import resolve
+
+TEXT = 256  # tokens of a generated text
+ANSWER = 2  # tokens of an answer
+BATCH = 8  # rows of a step, if the recipe has no rows of its own
+CONTINUAL = 0.01  # tokens of continual pretraining, of those of the base, if the recipe has no text of its own
+BYTES = 4  # of a token of English text
+HEAD = 'label'  # name of an added head
+SIDE = 1024  # of the matrices that measure an unknown device
+
+
+class Workload(NamedTuple):
+    """The task whose cost is compared.
+
+    Attributes:
+      row_tokens: of a row without its answer; None is 64, or a quarter of a shorter context.
+      classes: answers that are compared.
+      shots: demonstrations of a prompt; fewer if the context is too short.
+      train_rows, epochs: of the training.
+      candidates, selection: prompts that a search compares, on so many rows.
+    """
+
+    row_tokens: int | None = None
+    classes: int = 10
+    shots: int = 16
+    train_rows: int = 1000
+    epochs: int = 3
+    candidates: int = 64
+    selection: int = 100
+
+
+class Machine(NamedTuple):
+    """Devices, and the speed of each.
+
+    Attributes:
+      peak: FLOP/s. bandwidth: bytes/s of its memory, inf if unknown. memory: bytes, inf if unknown.
+      measured: whether `peak` was measured here.
+    """
+
+    name: str
+    chips: int
+    peak: float
+    bandwidth: float = math.inf
+    memory: float = math.inf
+    measured: bool = False
+
+
+class Way(NamedTuple):
+    """One row of the table; None is a number that it does not have."""
+
+    name: str
+    trained: int
+    create: float  # FLOPs
+    query: float | None  # FLOPs
+    stored: float  # bytes
+    memory: float  # bytes of one device
+    seconds: float  # to create it; of a prompt, of one query
+    devices: int = 1  # that are paid for these seconds
+
+
+class Method(NamedTuple):
+    """A method of `adapt`, its settings, and whether it adds a head to any model."""
+
+    title: str
+    name: str
+    settings: dict[str, Any]
+    adds_head: bool = False
+
+
+class Training(NamedTuple):
+    """Tokens, and rows and length of a micro-batch."""
+
+    tokens: float
+    rows: int
+    length: int
+
+
+def machine(target: hardware.Target | None, dtype: str) -> Machine:
+    """The target, or the devices of this process. A device of unknown peak is measured by one product.
+
+    Raises InputError for simulated devices.
+    """
+    if target and not target.chip:
+        raise InputError(f'--target={target.name}: simulated devices have no speed; omit it to measure this machine')
+    if target:
+        chip = target.chip
+        return Machine(target.name, target.chips, cost.peak_flops(chip.kind, dtype), chip.bandwidth, chip.memory)
+    device = jax.devices()[0]
+    known = cost.peak_flops(device.device_kind, dtype)
+    peak = known or _measured_peak(dtype)
+    return Machine(device.device_kind, jax.device_count(), peak, measured=not known)
+
+
+def _measured_peak(dtype: str) -> float:
+    """FLOP/s of a product of two matrices: the fastest of three."""
+    matrix = jnp.ones((SIDE, SIDE), dtype)
+    multiply = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+    seconds = []
+    for _ in range(4):  # the first one warms up
+        begun = time.perf_counter()
+        jax.block_until_ready(multiply(matrix, matrix))
+        seconds.append(time.perf_counter() - begun)
+    return 2 * SIDE**3 / min(seconds[1:])
+
+
+class Costs:
+    """The ways of a config, on a machine.
+
+    Raises what `resolve` raises, and InputError if a row does not fit in the context.
+    """
+
+    def __init__(self, config, workload: Workload, on: Machine):
+        check_settings(config)
+        self.config, base = resolve(config) if config.init.base else (config.copy_and_resolve_references(), None)
+        self.model = Transformer(**self.config.model)
+        self.machine, self.base = on, base
+        shapes = base.shapes if base else None
+        draw = functools.partial(with_task_head, self.model, seq_len=self.config.data.seq_len)
+        self.params = jax.eval_shape(lambda key, shapes: draw(key, shapes), jax.random.key(0), shapes)
+        self.row = workload.row_tokens or min(64, self.model.max_len // 4)
+        whole = self.row + ANSWER
+        if whole > self.model.max_len:
+            raise InputError(f'--row_tokens={self.row}: with an answer it exceeds model.max_len={self.model.max_len}')
+        shots = min(workload.shots, (self.model.max_len - whole) // whole)
+        self.workload = workload._replace(shots=shots)
+        self.notes = [] if self.model.causal else ['prompts: an encoder has no text to continue; a head answers']
+        if self.model.causal and shots < workload.shots:
+            self.notes.append(f'more than {shots} shots, which do not fit in the context')
+
+    # How much is read
+
+    @functools.cached_property
+    def question(self) -> Query:
+        """A query without demonstrations: its choices are compared, by an encoder with a head."""
+        if not self.model.causal:
+            return Query(self.row, classes=self.workload.classes)
+        return Query(self.row, choices=(ANSWER,) * self.workload.classes)
+
+    @property
+    def demonstrated(self) -> Query:
+        return self.question._replace(shared=self.workload.shots * (self.row + ANSWER))
+
+    def budget(self) -> Training:
+        """That of the config."""
+        rows, length = self.config.data.batch_size, self.config.data.seq_len
+        flops = cost.flops_per_step(self.model, rows, length).total
+        steps = cost.total_steps(self.config.budget, rows * length, flops)
+        if steps is None:  # hours
+            speed = self.machine.peak * self.machine.chips * self.config.plan.mfu
+            steps = 3600 * self.config.budget.hours * speed / flops
+        micro = max(1, rows // self.config.optimizer.accumulate // self.machine.chips)
+        return Training(steps * rows * length, micro, length)
+
+    def adaptation(self) -> Training:
+        """The budget of a recipe that reads rows, else that of the workload."""
+        if TASKS[self.config.task.name].reads_rows:
+            return self.budget()
+        length = self.row + ANSWER
+        return Training(self.workload.epochs * self.workload.train_rows * length, BATCH, length)
+
+    def pretraining(self) -> Training:
+        """What the base has read; if that is unknown, 20 tokens for each parameter."""
+        rows, length = self.config.data.batch_size, self.config.data.seq_len
+        tokens = scaling_laws.RATIO * tree.count(self.params)
+        results = pathlib.Path(self.config.init.base) / 'results.json'
+        if self.base and self.base.config and not self.base.base and results.exists():
+            tokens = workdir.read(results)['cost']['tokens']
+        elif not self.base and not TASKS[self.config.task.name].reads_rows:
+            return self.budget()
+        return Training(tokens, max(1, rows // self.config.optimizer.accumulate), length)
+
+    def continual(self) -> Training:
+        """The budget of a recipe that reads a text from a base on, else a share of that of the base."""
+        if self.base and not TASKS[self.config.task.name].reads_rows:
+            return self.budget()
+        training = self.pretraining()
+        return training._replace(tokens=CONTINUAL * training.tokens)
+
+    # Rows of the table
+
+    def queries(self) -> Iterator[Way]:
+        """Without any change of the model, the most frequent use first."""
+        if not self.model.causal:
+            return
+        text = min(TEXT, self.model.max_len - 1)
+        yield self._query(f'generate {text} tokens', Query(1, generated=text))
+        yield self._query('zero-shot query', self.question)
+        if not self.workload.shots:
+            return
+        shots = f'{self.workload.shots} shots'
+        yield self._query(shots, self.demonstrated)
+        flops = query_flops(self.model, self.params, self.demonstrated)
+        cached = cache_bytes(self.model, self.demonstrated.shared)
+        way = self._query(f'{shots}, cached', self.demonstrated, cached=True)
+        yield way._replace(create=flops.shared, stored=cached)
+
+    def created(self) -> Iterator[Way]:
+        """What is made for a task, then the base itself."""
+        w = self.workload
+        if self.model.causal and w.shots:
+            search = ledger.scoring(self.model, self.params, self.demonstrated, w.selection)
+            way = self._query('prompt search', self.demonstrated)
+            create = w.candidates * search.flops
+            yield way._replace(create=create, seconds=create / self._speed, devices=self.machine.chips)
+        for method in self._methods():
+            try:
+                yield self._trained(method.title, self.adaptation(), method)
+            except InputError as error:
+                self.notes.append(f'{method.title}: {str(error).partition(". ")[0]}')
+        yield self._trained('continual pretraining', self.continual())
+        yield self._trained('pretraining', self.pretraining())
+
+    def _methods(self) -> list[Method]:
+        """Those of adapt.METHODS with the settings of the config, by number of trainable parameters."""
+        own, last = self.config.adapt, self.config.adapt.layers.last or max(1, self.model.num_layers // 4)
+        prompt = {name: value for name, value in own.prompt.items() if name != 'text'}  # a text needs its tokenizer
+        return [
+            Method(f'soft prompt of {own.prompt.length}', 'prompt', prompt | {'init': 'vocab'}),
+            Method(f'prefix of {own.prefix.length}', 'prefix', dict(own.prefix)),
+            Method('LoRA', 'lora', dict(own.lora)),
+            Method('head', 'head', {}, adds_head=True),
+            Method('last layer' if last == 1 else f'last {last} layers', 'layers', {'last': last}),
+            Method('BitFit', 'bitfit', {}),
+            Method('full fine-tuning', 'full', {}),
+        ]
+
+    @property
+    def _speed(self) -> float:
+        """FLOP/s of all devices at the assumed utilisation."""
+        return self.machine.peak * self.machine.chips * self.config.plan.mfu
+
+    def _query(self, name: str, query: Query, cached: bool = False, params: Mapping | None = None) -> Way:
+        """A way that trains nothing. Its time is that of one query on one device.
+
+        A query is at best limited by its products or by reading all parameters, once for each generated token.
+        """
+        params = params or self.params
+        flops = query_flops(self.model, params, query)
+        weights, steps = tree.size(params), max(query.generated - 1, 0)
+        speed, bandwidth = self.machine.peak * self.config.plan.mfu, self.machine.bandwidth
+        read = flops.row if cached else flops.whole - flops.decode
+        seconds = max(read / speed, (1 + bool(query.choices)) * weights / bandwidth)
+        seconds += max(flops.decode / speed, steps * weights / bandwidth)
+        size = memory.bytes_of_query(params, self.model, query)
+        return Way(name, 0, 0.0, flops.cached if cached else flops.whole, BYTES * query.shared, size, seconds)
+
+    def _trained(self, title: str, training: Training, method: Method | None = None) -> Way:
+        """A method, or without one all parameters on text. Raises InputError if the method is impossible."""
+        model, params, trainable, classes = self.model, self.params, '.*', None
+        if method:
+            lacks_head = model.head in ('lm', 'none') and (method.adds_head or not model.causal)
+            classes = self.workload.classes if lacks_head else None
+            head = {'name': HEAD, 'classes': classes} if classes else None
+            chosen = adapt.method(method.name, model, params, head=head, **method.settings)
+            params, trainable = jax.eval_shape(chosen.start, jax.random.key(0), params), chosen.trainable
+        rate = self.config.data.mask_rate
+        predicted = max(1, round(rate * training.length)) if rate and not method else None
+        step = cost.flops_per_step(
+            model,
+            training.rows,
+            training.length,
+            trainable,
+            params=params,
+            classes=classes,
+            predicted=predicted,
+            block=attention_kernels.BLOCK,
+        )
+        create = training.tokens / (training.rows * training.length) * step.executed
+        own, frozen = tree.split(params, trainable)
+        if set(own) == {'heads'} and not method.adds_head:
+            raise InputError('it trains no parameter of the model')
+        moments = jax.eval_shape(optimizer.optimizer(**self.config.optimizer).init, own)
+        state = types.SimpleNamespace(trainable=own, frozen=frozen, opt_state=moments)
+        size = cost.bytes_per_device(state, model, training.rows, training.length, predicted=predicted)
+        query = self.question
+        if classes:
+            query = Query(self.row, classes=classes)
+        return Way(
+            title,
+            tree.count(own),
+            create,
+            query_flops(model, params, query).whole,
+            tree.size(ledger.stored_leaves(params, trainable)),
+            size['total'],
+            create / self._speed,
+            self.machine.chips,
+        )
