@@ -1,0 +1,228 @@
+"""The rows of a comparison: training, selection and test rows, and nested subsets of the training rows.
+
+    rows/rows.json        classes, counts and notes; written last
+    rows/train.jsonl      labelled rows that trials draw from
+    rows/selection.jsonl  rows on which rate, step and prompt are chosen; in no subset
+    rows/n32-seed1.jsonl  a subset: n8-seed1 is its beginning
+    rows/test.jsonl       opened by the test stage only (testing.py)
+
+A line has `text` (and `text2` of a pair), `label` (the class), `prompt` and `completion` (the row as text, up to its
+answer, and the answer) and `place` (of the row in its file).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from lmtrain.data.labels import class_id
+from lmtrain.data.rows import Row, jsonl_rows, text_of
+from lmtrain.data.splits import hash_unit
+from lmtrain.errors import InputError
+from lmtrain.files import read_json_object, write_atomic, write_json
+from lmtrain.inference.questions import question
+from lmtrain.tasks.task_rows import TaskConfig, classes_of, read_splits
+
+ALL = 0  # a size: all training rows
+
+
+class TaskRows(NamedTuple):
+    """The rows that trials may see, and facts about all of them.
+
+    Attributes:
+      folder: of the files.
+      classes: names in the order of their ids.
+      train, selection: rows.
+      facts: content of rows.json.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    train: list[Row]
+    selection: list[Row]
+    facts: dict[str, Any]
+
+    @property
+    def completions(self) -> list[str]:
+        """The text of each class after a prompt, in the order of the ids."""
+        return self.facts['completions']
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """The fields of a line that a head reads."""
+        return ('text', 'text2')[: len(self.facts['text'])]
+
+
+def prepare(config: ml_collections.ConfigDict, folder: Path) -> TaskRows:
+    """Reads the task's files and writes the rows; a second call reads what the first one wrote.
+
+    Raises InputError if the rows there are of other settings, or what the readers of a task raise.
+    """
+    settings = _settings(config)
+    about = folder / 'rows.json'
+    if not about.exists():
+        _write(config, folder, settings)
+    facts = read_json_object(about)
+    if facts['settings'] != json.loads(json.dumps(settings)):
+        changed = [name for name in settings if json.loads(json.dumps(settings[name])) != facts['settings'].get(name)]
+        raise InputError(
+            f'{folder}: these rows were divided with other settings of {", ".join(changed)}; use another --workdir'
+        )
+    train, selection = (read(folder / f'{part}.jsonl') for part in ('train', 'selection'))
+    return TaskRows(folder, tuple(facts['classes']), train, selection, facts)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of one of the files."""
+    return list(jsonl_rows(path, []))
+
+
+def sizes(config: ml_collections.ConfigDict, available: int) -> tuple[list[int], list[str]]:
+    """(the sizes of subsets, ascending; notes about those left out). Raises InputError if none is left."""
+    requested = sorted({available if size == ALL else size for size in config.compare.sizes})
+    usable = [size for size in requested if 0 < size <= available]
+    if not usable:
+        raise InputError(
+            f'config.compare.sizes = {tuple(config.compare.sizes)}, but only {available} training rows are left: name '
+            'smaller sizes, or 0 for all'
+        )
+    notes = [f'size {size} is left out: there are {available} training rows' for size in requested if size > available]
+    return usable, notes
+
+
+def order(rows: Sequence[Row], classes: Sequence[str], seed: int) -> list[Row]:
+    """The rows in the order of a seed, whose beginnings are the subsets.
+
+    First one row of each class, so that a subset of C rows or more has every class; then the others at random, so
+    that larger subsets have the distribution of the task.
+    """
+    draws = [(hash_unit(f'subset {seed}', row.fields['text'] + row.fields.get('text2', '')), row) for row in rows]
+    shuffled = [row for _, row in sorted(draws, key=lambda draw: draw[0])]
+    first = {row.fields['label']: row for row in reversed(shuffled)}
+    chosen = {id(row) for row in first.values()}
+    beginning = [row for row in shuffled if id(row) in chosen]
+    return beginning + [row for row in shuffled if id(row) not in chosen]
+
+
+def name(size: int, seed: int) -> str:
+    """The name of a subset and of the trials on it."""
+    return f'n{size}-seed{seed}'
+
+
+def write_subsets(task: TaskRows, sizes: Iterable[int], seeds: int) -> None:
+    """Writes the files of the subsets that do not exist."""
+    for seed in range(1, seeds + 1):
+        ordered = order(task.train, task.classes, seed)
+        for size in sizes:
+            path = task.folder / f'{name(size, seed)}.jsonl'
+            if not path.exists():
+                _write_rows(path, [row.fields for row in ordered[:size]])
+
+
+def _settings(config) -> dict[str, Any]:
+    """What decides which rows there are."""
+    task = {f'task.{name}': config.task[name] for name in ('train', 'validation', 'test', 'text', 'label', 'labels')}
+    return task | {
+        'data.test': config.data.test,
+        'compare.selection': config.compare.selection,
+        'compare.test': config.compare.test,
+        'compare.template': config.compare.template,
+    }
+
+
+def _write(config, folder: Path, settings: dict[str, Any]) -> None:
+    notes: list[str] = []
+    task = _task(config)
+    parts = _divide(config, read_splits(task, {**config.data, 'validation': 0.0}, notes), task, notes)
+    classes = classes_of(parts['train'], task, ()).names
+    template = config.compare.template or '\n'.join(f'{{{field}}}' for field in task.text) + f'\nLabel: {{{task.label}}}'
+    lines = {part: [_line(row, task, template, classes) for row in rows] for part, rows in parts.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, fields in lines.items():
+        _write_rows(folder / f'{part}.jsonl', fields)
+    digest = hashlib.sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()
+    completions = [_split_answer(template, task.label, label)[1] for label in classes]
+    facts = {'settings': settings, 'digest': digest, 'classes': classes, 'completions': completions}
+    facts |= {'text': task.text, 'label': task.label, 'template': template, 'notes': notes}
+    write_json(folder / 'rows.json', facts | {'rows': {part: len(rows) for part, rows in lines.items()}}, indent=1)
+
+
+def _task(config) -> TaskConfig:
+    """The fields of config.task; the task itself is one with a class for each row."""
+    fields = config.task
+    files = {split: (files,) if isinstance(files := fields[split], str) else tuple(files) for split in SPLITS}
+    text = (fields.text,) if isinstance(fields.text, str) else tuple(fields.text)
+    task = TaskConfig(fields.name, files, text, fields.label, tuple(fields.labels), 0, 1, False, fields.too_long)
+    task.check()
+    if not (task.task.has_classes and task.task.pools_rows):
+        raise InputError(f'config.task.name is {task.name!r}: a comparison needs a task with one class for each row')
+    if len(text) > 2:
+        raise InputError(f'config.task.text is {text}: one field, or a pair')
+    return task
+
+
+SPLITS = ('train', 'validation', 'test')
+
+
+def _divide(config, splits: dict[str, list[Row]], task: TaskConfig, notes: list[str]) -> dict[str, list[Row]]:
+    """Training, selection and test rows; no text is in two of them, or twice in one."""
+    seen: set[tuple[str, ...]] = set()
+
+    def new(rows: list[Row], part: str) -> list[Row]:
+        first = []
+        for row in rows:
+            key = tuple(text_of(row, field) for field in task.text)
+            if key not in seen:
+                seen.add(key)
+                first.append(row)
+        if len(first) < len(rows):
+            notes.append(f'{len(rows) - len(first)} {part} rows are left out: their text occurs before')
+        return first
+
+    def drawn(rows: list[Row], purpose: str) -> list[Row]:
+        return sorted(rows, key=lambda row: hash_unit(purpose, ' '.join(text_of(row, field) for field in task.text)))
+
+    test = drawn(new(splits['test'], 'test'), 'test')
+    test = test[: config.compare.test] if config.compare.test else test
+    if not test:
+        raise InputError('there are no test rows: name files in config.task.test, or set config.data.test to a share')
+    held_out, count = new(splits['validation'], 'validation'), config.compare.selection
+    train = new(splits['train'], 'training')
+    if count < 1:
+        raise InputError(f'config.compare.selection = {count}: rates, steps and prompts are chosen on at least 1 row')
+    if held_out:
+        selection = drawn(held_out, 'selection')[:count]
+    else:
+        ordered = drawn(train, 'selection')
+        selection, train = ordered[:count], ordered[count:]
+    if not train:
+        raise InputError(f'no training row is left after config.compare.selection = {count} rows: set it lower')
+    return {'train': train, 'selection': selection, 'test': test}
+
+
+def _line(row: Row, task: TaskConfig, template: str, classes: Sequence[str]) -> dict[str, Any]:
+    """The fields of a written row."""
+    value = row.fields.get(task.label)
+    label = classes[class_id(value, tuple(classes), row.place)]
+    context = question(row, template, task.label, ()).context
+    prompt, completion = _split_context(context, label)
+    texts = {name: text_of(row, field) for name, field in zip(('text', 'text2'), task.text)}
+    return texts | {'label': label, 'prompt': prompt, 'completion': completion, 'place': row.place}
+
+
+def _split_context(context: str, label: str) -> tuple[str, str]:
+    """(the text up to the answer, the answer): a space before the answer is part of it, as of a word's token."""
+    prompt = context.rstrip(' ')
+    return prompt, context[len(prompt) :] + label
+
+
+def _split_answer(template: str, field: str, label: str) -> tuple[str, str]:
+    return _split_context(template.removesuffix(f'{{{field}}}'), label)
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    lines = (json.dumps(fields, ensure_ascii=False) + '\n' for fields in rows)
+    write_atomic(path, ''.join(lines).encode())
