@@ -72,20 +72,21 @@ def get_config():
     config.budget.steps = 100
     config.evaluate.every_steps = 25
     config.log.tensorboard = False
-    compare = ml_collections.ConfigDict()
-    compare.sizes = (8, 32, 128, 512)  # numbers of training rows; those above the available rows are left out; 0: all
-    compare.seeds = 3  # trials per arm and size; each seed has other rows
-    compare.selection = 64  # rows held out of the training rows, on which rate, step and prompt are chosen
-    compare.test = 0  # rows of the test split; 0 is all
-    compare.template = ''  # text of a row, ending in {label field}; '' is the text fields, a newline and 'Label: '
-    compare.only = ()  # names of the arms to run; () is all
-    compare.currency = 'EUR'  # of the prices below
-    compare.device_hour = 0.0  # price of one device for an hour
-    compare.kwh = 0.0  # price of a kilowatt-hour
-    compare.watts = 0.0  # power of one device
-    compare.arms = arms()
     with config.unlocked():
-        config.compare = compare
-    compare.lock()
-    compare.arms.unlock()  # a recipe may add arms
+        # Comparison: lmtrain.compare.comparison.run
+        config.compare = ml_collections.ConfigDict()
+        config.compare.sizes = (8, 32, 128, 512)  # training rows; sizes above the available rows are left out; 0 is all
+        config.compare.seeds = 3  # trials per arm and size; each seed has other rows
+        config.compare.selection = 64  # rows held out of the training rows, on which rate, step and prompt are chosen
+        config.compare.test = 0  # rows of the test split; 0 is all
+        config.compare.template = ''  # a row as text, ending in {label}; '' is '{text}\\nLabel: {label}'
+        config.compare.only = ()  # names of the arms to run; () is all
+        config.compare.currency = 'EUR'  # of the prices below
+        config.compare.device_hour = 0.0  # price of one device for an hour
+        config.compare.kwh = 0.0  # price of a kilowatt-hour
+        config.compare.watts = 0.0  # power of one device
+        # Arms: configs.compare.arm(...) or prompt(...) for each name
+        config.compare.arms = arms()
+    config.lock()
+    config.compare.arms.unlock()  # a recipe may add arms
     return config

@@ -9,7 +9,7 @@ import pathlib
 import re
 
 import lmtrain
-from configs import base
+from configs import base, compare
 from launch import recipe, show
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -47,17 +47,22 @@ def methods(text: str) -> str:
 
 
 def config() -> str:
-    """docs/config.md: every field of configs/base.py with its default and its comment."""
-    values, types = dict(recipe.leaves(base.get_config())), recipe.types(base.get_config())
+    """docs/config.md: every field of configs/base.py, and of a comparison, with its default and its comment."""
+    configs = compare.get_config(), base.get_config()
+    values = {key: value for each in configs for key, value in recipe.leaves(each)}
+    types = {key: kind for each in configs for key, kind in recipe.types(each).items()}
     lines = [
         '# Configuration',
         '',
-        'Generated from [configs/base.py](../configs/base.py) by `python -m docs.generate`. Set a field in a recipe or',
-        'with `--config.SECTION.FIELD=VALUE`. `lmtrain show --config=NAME` prints all values.',
+        'Generated from [configs/base.py](../configs/base.py) and, for the section `compare`,',
+        '[configs/compare.py](../configs/compare.py) by `python -m docs.generate`. Set a field in a recipe or with',
+        '`--config.SECTION.FIELD=VALUE`. `lmtrain show --config=NAME` prints all values.',
     ]
-    for key, comment in show.notes().items():
+    notes = show.notes()
+    for key, comment in notes.items():
         if key not in values:
-            lines += ['', f'## {key}', '', comment.replace('|', '\\|'), '', *HEADER]
+            has_fields = any(other.startswith(f'{key}.') for other in notes)
+            lines += ['', f'## {key}', '', comment.replace('|', '\\|'), *(('', *HEADER) if has_fields else ())]
             continue
         if '.' not in key:
             lines += ['', f'## {key}', '', *HEADER]

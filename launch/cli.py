@@ -18,6 +18,7 @@ from lmtrain.runtime import lifecycle
 PATHS = {'config', 'workdir', 'base', 'adapter', 'to', 'prompts_file', 'rows', 'demonstrations', 'results'}
 VERBS = {
     'train': 'train a recipe: --config, --workdir, --dry_run',
+    'compare': 'prompting and training on the same rows: --config, --workdir',
     'plan': 'memory, time and cost of a run on machines that are not present: --config, --target, --search',
     'cost': 'what each way costs, from one text to pretraining: --config, --target',
     'evaluate': 'the loss of a run on a split, or the accuracy of a prompted model: --workdir, --rows',

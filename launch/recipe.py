@@ -22,6 +22,7 @@ from lmtrain.errors import InputError, did_you_mean
 from lmtrain.files import flatten_fields, local_path
 
 FOLDER = pathlib.Path(base.__file__).parent
+ARMS = 'compare.arms.'  # fields that a comparison may add
 NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text', tuple: "a tuple, such as ('a', 'b')"}
 
 
@@ -234,9 +235,20 @@ def check_derived(config: ml_collections.ConfigDict, name: str, overridden: Iter
         raise InputError(f'{name}: {failed[0]} is computed by a division by zero ({divisor}); set either to 1 or more')
 
 
+def standard_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config whose fields and types a config must have: that of compare.py for a comparison, else base.py."""
+    if 'compare' not in config:
+        return base.get_config()
+    from configs import compare  # late: other recipes have no such section
+
+    return compare.get_config()
+
+
 def check(config: ml_collections.ConfigDict, name: str) -> None:
     """Raises InputError if a config's fields or their types are not those of base.py, or a number is not finite."""
-    standard, own = types(base.get_config()), types(config)
+    standard, own = types(standard_of(config)), types(config)
+    own = {key: kind for key, kind in own.items() if not key.startswith(ARMS)}
+    standard = {key: kind for key, kind in standard.items() if not key.startswith(ARMS)}
     unset = {key for key, value in leaves(base.get_config()) if value is None}
     for key in standard.keys() - own.keys():
         raise InputError(f'{name}: config.{key} is missing; a recipe starts from configs.base.get_config()')
@@ -244,6 +256,8 @@ def check(config: ml_collections.ConfigDict, name: str) -> None:
         fields = ', '.join(f'config.budget.{field}' for field in base.get_config().budget)
         raise InputError(f'{name}: no budget is set; set one of {fields}')
     for key, value in leaves(config):
+        if key.startswith(ARMS):
+            continue  # lmtrain.compare.arms reads them
         if key not in standard:
             raise InputError(f'{name}: unknown field config.{key}{_similar_field(key, standard)}')
         if value is None and key in unset:

@@ -13,7 +13,7 @@ import textwrap
 
 from absl import flags
 
-from configs import base
+from configs import base, compare
 from launch import cli, process_setup, recipe
 
 FLAGS = flags.FlagValues()
@@ -22,12 +22,13 @@ flags.DEFINE_bool('batch', False, 'the first batch instead, decoded, with its ta
 
 
 def notes() -> dict[str, str]:
-    """{'section.field' or 'section': its comment in base.py}, in the order of the file."""
+    """{'section.field' or 'section': its comment in base.py or compare.py}, in the order of the files."""
     comments, heading = {}, ''
-    for line in pathlib.Path(base.__file__).read_text(encoding='utf-8').splitlines():
+    lines = [line for file in (base, compare) for line in pathlib.Path(file.__file__).read_text('utf-8').splitlines()]
+    for line in lines:
         text = line.strip()
         if field := re.match(r'config\.([\w.]+) = .*?(?:  # (.*))?$', text):
-            comments[field[1]] = field[2] or heading
+            comments.setdefault(field[1], field[2] or heading)
         heading = f'{heading} {text.removeprefix("# ")}'.strip() if text.startswith('#') else ''
     return comments
 
@@ -55,12 +56,13 @@ def page(values: flags.FlagValues) -> None:
     """Prints the recipe with every value resolved."""
     config, (path, argument) = recipe.from_flags(values), recipe.find(values.config)
     bold, dim, green, cyan, plain = cli.style('bold', 'dim', 'green', 'cyan', 'plain')
-    resolved, standard = dict(recipe.leaves(config)), dict(recipe.leaves(base.get_config()))
+    resolved, standard = dict(recipe.leaves(config)), dict(recipe.leaves(recipe.standard_of(config)))
     overridden = {text.partition('=')[0] for text in values.override}
     screen = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
 
     cells = {key: written(value) for key, value in resolved.items()}
-    origin = {key: f'(base {written(standard[key])})' for key in cells if resolved[key] != standard[key]}
+    changed = [key for key in cells if key in standard and resolved[key] != standard[key]]
+    origin = {key: f'(base {written(standard[key])})' for key in changed}
     widest = max(len(f'{cell} {origin.get(key, "")}') for key, cell in cells.items())
     width = min(36 if screen > 120 else 16, widest)  # of the values
 

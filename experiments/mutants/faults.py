@@ -144,11 +144,6 @@ FAULTS = {
             "jnp.max(measured['skipped_in_a_row'])",
         ),
         ('skipped steps are averaged', "reduced['skipped'] = jnp.sum", "reduced['skipped'] = jnp.mean"),
-        (
-            "members' own seeds are ignored",
-            'jnp.array([member.seed for member in members]',
-            'jnp.array([index for index, member in enumerate(members)]',
-        ),
         ('one interval over all learning rates', "if row['learning_rate'] == rate]", 'if row]'),
         ('all members read one order', "own['orders'] or own['seeds']", "own['orders'] or (seed,) * count"),
         ('two equal members pass', 'result.count(member) > 1', 'result.count(member) > 2'),
@@ -1678,6 +1673,11 @@ FAULTS = {
     ],
     'lmtrain/training/initial.py': [
         (
+            "members' own seeds are ignored",
+            '*(member.seed for member in self.members)',
+            '*(index for index, member in enumerate(self.members))',
+        ),
+        (
             'the adapter draws what the model draws',
             'self.method.start(jax.random.fold_in(key, 2), params)',
             'self.method.start(key, params)',
@@ -1869,8 +1869,8 @@ FAULTS = {
     'launch/show.py': [
         (
             'the mark of a field that is as it was',
-            'if resolved[key] != standard[key]}',
-            'if resolved[key] == standard[key]}',
+            'in standard and resolved[key] != standard[key]]',
+            'in standard and resolved[key] == standard[key]]',
         ),
         (
             'what was typed is not marked',
@@ -1879,8 +1879,8 @@ FAULTS = {
         ),
         (
             'the note of the field before',
-            'comments[field[1]] = field[2] or heading',
-            'comments[field[1]] = heading or field[2]',
+            'field[2] or heading)',
+            'heading or field[2])',
         ),
         ('fractions of ten digits are cut', 'value:.6g', 'value:.2g'),
     ],

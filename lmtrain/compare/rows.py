@@ -138,7 +138,9 @@ def _write(config, folder: Path, settings: dict[str, Any]) -> None:
     task = _task(config)
     parts = _divide(config, read_splits(task, {**config.data, 'validation': 0.0}, notes), task, notes)
     classes = classes_of(parts['train'], task, ()).names
-    template = config.compare.template or '\n'.join(f'{{{field}}}' for field in task.text) + f'\nLabel: {{{task.label}}}'
+    template = (
+        config.compare.template or '\n'.join(f'{{{field}}}' for field in task.text) + f'\nLabel: {{{task.label}}}'
+    )
     lines = {part: [_line(row, task, template, classes) for row in rows] for part, rows in parts.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for part, fields in lines.items():

@@ -66,10 +66,15 @@ class InitialState:
         return vocab_padding.with_shardings(dataclasses.replace(self, model=model)._abstract(), shardings)
 
     def _abstract(self) -> TrainState:
-        return jax.eval_shape(self.create, jax.random.key(0), *([self.base.shapes] if self.base else []))
+        seeds = jax.ShapeDtypeStruct((1 + len(self.members),), jnp.uint32)
+        return jax.eval_shape(self.create, seeds, *([self.base.shapes] if self.base else []))
 
-    def create(self, key: jax.Array, base_params: tree.Params | None = None) -> TrainState:
-        """The state before the first step, from the parameters of the base if there are any. To be traced."""
+    def create(self, seeds: jax.Array, base_params: tree.Params | None = None) -> TrainState:
+        """The state before the first step, from the parameters of the base if there are any. To be traced.
+
+        Args:
+          seeds: uint32 [1 + W], of the run and of the members of its sweep.
+        """
 
         def one(key):
             params = with_task_head(self.model, key, base_params, self.config.data.seq_len)
@@ -78,7 +83,8 @@ class InitialState:
             params = params if base_params is None else self.cast(params)
             return state.create(jax.random.fold_in(key, 1), params, self.trainable, self.tx)
 
-        return sweep.create(one, key, self.members)
+        keys = jax.vmap(jax.random.key)(seeds)
+        return sweep.create(one, keys[0], keys[1:])
 
     def cast(self, params: tree.Params) -> tree.Params:
         """Trainable leaves in float32; frozen leaves of the base in config.init.frozen_dtype."""
@@ -102,15 +108,16 @@ class InitialState:
     def _part_on_mesh(self, part):
         """`part` of the state before the first step. The rest is never allocated."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, part(self.shapes))
-        key = jax.random.key(self.config.seed)
+        # The seeds are arguments: runs that differ in their seed alone share a compiled program.
+        seeds = np.array([self.config.seed, *(member.seed for member in self.members)], np.uint32)
         if not self.base:
-            return jax.jit(lambda: part(self.create(key)), out_shardings=shardings)()
+            return jax.jit(lambda seeds: part(self.create(seeds)), out_shardings=shardings)(seeds)
         padded = jax.eval_shape(lambda x: vocab_padding.pad(x, self.model.vocab_fill), self.base.shapes)
         shapes = vocab_padding.with_shardings(self.base.shapes, sharding.shardings(padded, self.mesh))
         places = {path: leaf.sharding for path, leaf in tree.flatten(shapes).items()}
         # Through the host: an array on one device of this process cannot be put on devices of other processes.
         params = self.base.load(lambda path, array: jax.device_put(np.asarray(array), places[path]))
-        return jax.jit(lambda params: part(self.create(key, params)), out_shardings=shardings)(params)
+        return jax.jit(lambda seeds, params: part(self.create(seeds, params)), out_shardings=shardings)(seeds, params)
 
     def stored(self, whole: TrainState) -> TrainState:
         """The part of a state (or of its shapes) that a checkpoint stores: all but frozen leaves of the base."""

@@ -30,6 +30,8 @@ def resolve(
 
     Raises InputError or OSError naming the field or file, what was expected and the way out.
     """
+    if 'compare' in config:
+        raise InputError('config.compare is the section of a comparison: run it with `lmtrain compare`')
     check_settings(config)
     saved = _saved_config(directory) if directory else None
     config = config.copy_and_resolve_references()

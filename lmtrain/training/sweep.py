@@ -71,17 +71,17 @@ def of(config) -> tuple[Member, ...]:
     return members(**config.sweep, seed=config.seed, learning_rate=config.optimizer.learning_rate)
 
 
-def create(create: Callable[[jax.Array], TrainState], base: jax.Array, members: Sequence[Member]) -> TrainState:
+def create(create: Callable[[jax.Array], TrainState], base: jax.Array, members: jax.Array) -> TrainState:
     """The state of all members before the first step.
 
     Args:
       create: key -> the state of one run.
       base: the key of the frozen leaves, and of a run without members.
+      members: [W], the keys of the members.
     """
-    if not members:
+    if not len(members):
         return create(base)
-    keys = jax.vmap(jax.random.key)(jnp.array([member.seed for member in members], jnp.uint32))
-    one, all_members = create(base), jax.vmap(create)(keys)
+    one, all_members = create(base), jax.vmap(create)(members)
     return all_members.replace(step=one.step, frozen=one.frozen)
 
 

@@ -4,6 +4,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -106,7 +107,8 @@ class Drawn:
 
 def first(members, method='regex'):
     create, _, _ = parts(method)
-    return jax.jit(lambda: sweep.create(create, jax.random.key(OWN['seed']), members))()
+    keys = jax.vmap(jax.random.key)(jnp.array([member.seed for member in members], jnp.uint32))
+    return jax.jit(lambda: sweep.create(create, jax.random.key(OWN['seed']), keys))()
 
 
 def follow(function, start, stream):

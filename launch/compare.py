@@ -1,0 +1,30 @@
+"""prompting and training on the same rows: which is better for a task, a base and a budget, with its costs.
+
+lmtrain compare --config=configs/compare.py --config.init.base=DIR --config.task.train="('train.csv',)" \\
+                --config.task.text="('text',)" --config.task.label=category --workdir=runs/which
+
+The same command continues a comparison that was stopped; finished trials are
+not run again. An arm is one line of the config: config.compare.arms.NAME.
+"""
+
+import pathlib
+
+from absl import flags
+
+from launch import process_setup, recipe
+from lmtrain.errors import InputError
+
+FLAGS = flags.FlagValues()
+recipe.define(FLAGS)
+flags.DEFINE_string('workdir', None, 'folder of the comparison; runs/NAME by default', flag_values=FLAGS)
+
+
+def run(values: flags.FlagValues) -> None:
+    process_setup.prepare()
+    values.config = values.config or 'configs/compare.py'
+    config = recipe.from_flags(values)
+    if 'compare' not in config:
+        raise InputError(f'{values.config} has no section compare: start from configs.compare.get_config()')
+    from lmtrain.compare import comparison
+
+    comparison.run(config, pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}'))

@@ -1,0 +1,127 @@
+"""Predictors: the probability of each class for rows, from a trained head or from the likelihood of answers."""
+
+import collections
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lmtrain.compare.rows import TaskRows
+from lmtrain.data.examples import Example, LengthPolicy
+from lmtrain.data.rows import Row
+from lmtrain.errors import InputError, NonFiniteOutput
+from lmtrain.inference import prompting, sample
+from lmtrain.tasks import TASKS
+from lmtrain.tasks.pooling import pool_outputs
+from lmtrain.tasks.task import RowFormat
+from lmtrain.training.load import LoadedModel
+
+BATCH_SIZE = 32  # rows scored together; it changes no score beyond rounding
+SHORTEST = 16  # tokens; rows are padded to powers of two from here on
+
+Predict = Callable[[Sequence[Row]], np.ndarray]  # rows -> log p float64 [rows, C], normalised over the classes
+
+
+class Scores(NamedTuple):
+    """How a predictor does on rows with labels.
+
+    Attributes:
+      predicted: class ids [rows].
+      nats: -log p of each row's class [rows].
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    nats: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of rows whose most likely class is theirs."""
+        return float(np.mean(self.labels == self.predicted))
+
+    @property
+    def loss(self) -> float:
+        """Mean nats of the right class."""
+        return float(np.mean(self.nats))
+
+
+def score(predict: Predict, rows: Sequence[Row], classes: Sequence[str]) -> Scores:
+    """The scores of a predictor. Raises NonFiniteOutput if a probability is nan."""
+    labels = np.array([classes.index(row.fields['label']) for row in rows])
+    log_p = predict(rows)
+    if np.isnan(log_p).any():
+        raise NonFiniteOutput('the model gives probabilities that are nan: its parameters are broken')
+    return Scores(labels, np.argmax(log_p, axis=1), -log_p[np.arange(len(rows)), labels])
+
+
+def by_head(loaded: LoadedModel, task: TaskRows) -> Predict:
+    """The predictor of a run of the task, which has a head with one output for each class."""
+    record, config = TASKS[loaded.config.task.name], loaded.config
+    output = 'logits' if loaded.model.head == record.head else record.name
+    policy = 'error' if config.task.too_long == 'error' else 'cut'  # a row that is left out has no prediction
+
+    def predict(rows: Sequence[Row]) -> np.ndarray:
+        length = LengthPolicy(policy, config.data.seq_len)
+        form = RowFormat(task.text_fields, 'label', task.classes, loaded.tokenizer, None, length, training=False)
+        examples = record.encode(rows, form).examples
+        groups = collections.defaultdict(list)
+        for example in examples:
+            groups[sample.bucket(len(example.tokens), SHORTEST, config.data.seq_len)].append(example)
+        log_p = np.zeros((len(rows), len(task.classes)))
+        for T, members in sorted(groups.items()):
+            for first in range(0, len(members), BATCH_SIZE):
+                some = members[first : first + BATCH_SIZE]
+                batch = _padded(some, T)
+                values = _log_p(loaded.model, output, config.objective.pool, loaded.params, batch)
+                log_p[[example.source for example in some]] = np.asarray(values, np.float64)[: len(some)]
+        return log_p
+
+    return predict
+
+
+def _padded(examples: Sequence[Example], T: int) -> dict[str, np.ndarray]:
+    """A batch of BATCH_SIZE rows of T tokens; rows beyond the examples are copies of the first."""
+    names = ['tokens', 'segment_ids', *examples[0].flat]
+    batch = {name: np.zeros((BATCH_SIZE, T), np.int32) for name in names}
+    for row in range(BATCH_SIZE):
+        example = examples[row if row < len(examples) else 0]
+        for name, values in {'tokens': example.tokens, 'segment_ids': 1, **example.flat}.items():
+            batch[name][row, : len(example.tokens)] = values
+    return batch
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'output', 'pool'))
+def _log_p(model, output: str, pool: str, params, batch) -> jax.Array:
+    """float32 [B, C]."""
+    logits = pool_outputs(model.apply({'params': params}, batch)[output], batch, pool)
+    return jax.nn.log_softmax(logits.astype(np.float32), axis=-1)
+
+
+def by_likelihood(loaded: LoadedModel, task: TaskRows, pool: Sequence[Row], **settings: Any) -> Predict:
+    """The predictor of a causal model: the likelihood of the classes' texts after the prompt, normalised over them.
+
+    Args:
+      pool: rows from which demonstrations are taken.
+      settings: of `prompting.PromptSettings`: shots, select, seed, ...
+    """
+    if not loaded.model.causal:
+        raise InputError('a masked language model (model.causal=False) fills gaps; it cannot be prompted')
+    if loaded.model.head != 'lm':
+        raise InputError(f'the model has the head {loaded.model.head!r} and no vocabulary: it cannot be prompted')
+    form = prompting.PromptSettings(
+        '{prompt}{completion}', 'completion', task.completions, **settings, batch_size=BATCH_SIZE
+    )
+
+    def predict(rows: Sequence[Row]) -> np.ndarray:
+        scores = prompting.score(loaded.model, loaded.params, loaded.tokenizer, rows, form, demonstrations=pool)
+        return log_softmax(np.array([row['nats'] for row in scores.rows]))
+
+    return predict
+
+
+def log_softmax(values: np.ndarray) -> np.ndarray:
+    """Log probabilities over the last axis, from scores that differ from them by a constant."""
+    values = values - values.max(axis=-1, keepdims=True)
+    return values - np.log(np.exp(values).sum(axis=-1, keepdims=True))

@@ -1,0 +1,62 @@
+"""The test stage: the only code that opens rows/test.jsonl, once every trial has chosen."""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmtrain.compare import predictors, rows, trials
+from lmtrain.compare.trials import Comparison, Trial
+from lmtrain.data.rows import Row
+from lmtrain.files import read_json_object, write_atomic, write_json
+
+
+def run(comparison: Comparison, finished: list[tuple[Trial, dict[str, Any]]]) -> None:
+    """Writes test.json and predictions.jsonl of each trial that is done and has none."""
+    open_rows: list[Row] = []
+    for trial, record in finished:
+        folder = comparison.folder / trial.folder
+        if record['status'] != 'done' or (folder / 'test.json').exists():
+            continue
+        open_rows = open_rows or rows.read(comparison.task.folder / 'test.jsonl')
+        predict = trials.predictor(comparison, trial, record['chosen'])
+        scores = predictors.score(predict, open_rows, comparison.task.classes)
+        lines = (json.dumps(line, ensure_ascii=False) + '\n' for line in _lines(scores, comparison.task.classes))
+        write_atomic(folder / 'predictions.jsonl', ''.join(lines).encode())
+        write_json(folder / 'test.json', _summary(comparison, scores), indent=1)  # last: the trial is tested
+
+
+def read(comparison: Comparison, trial: Trial) -> dict[str, Any] | None:
+    """The content of a trial's test.json; None if it has none."""
+    path = comparison.folder / trial.folder / 'test.json'
+    return read_json_object(path) if path.exists() else None
+
+
+def _lines(scores: predictors.Scores, classes) -> list[dict[str, Any]]:
+    return [
+        {
+            'row': row,
+            'answer': classes[label],
+            'predicted': classes[predicted],
+            'right': bool(label == predicted),
+            'nats': float(nats),
+        }
+        for row, (label, predicted, nats) in enumerate(zip(scores.labels, scores.predicted, scores.nats, strict=True))
+    ]
+
+
+def _summary(comparison: Comparison, scores: predictors.Scores) -> dict[str, Any]:
+    count, accuracy = len(scores.labels), scores.accuracy
+    return {
+        'rows': count,
+        'accuracy': accuracy,
+        'stderr': float(np.sqrt(accuracy * (1 - accuracy) / (count - 1))) if count > 1 else None,
+        'loss': scores.loss,
+        'engine': 'lmtrain',
+        'device': jax.devices()[0].device_kind,
+        'dtype': comparison.model.model.dtype,
+        'attention': 'xla',
+        'batch_size': predictors.BATCH_SIZE,
+        'stopped': None,
+    }
