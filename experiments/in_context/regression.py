@@ -102,7 +102,8 @@ class RegressionNetwork(Network):
         # Tokens 2k and 2k + 1 are (0, x_k) and (y_k, 0): x_k sees the pairs before it, but not its own y_k.
         first, second = jnp.zeros((B, K, D + 1)).at[..., 1:].set(batch['x']), jnp.zeros((B, K, D + 1))
         points = jnp.stack([first, second.at[..., 0].set(batch['y'])], axis=2).reshape(B, 2 * K, D + 1)
-        inputs, positions = self.attention_inputs({'tokens': jnp.zeros((B, 2 * K), jnp.int32)}, None, 0, NO_SHARDING)
+        tokens = {'tokens': jnp.zeros((B, 2 * K), jnp.int32)}  # for their shape
+        inputs, positions = self.attention_inputs(tokens, cache=None, past=(), shift=0, hooks=NO_SHARDING)
         x_BTD = Linear(m.width, False, 1.0 / (D + 1) ** 0.5, name='read')(points)
         x_BTD += Embed(m.max_len, m.width, name='positions')(positions)
         x_BTD, _ = self.layers(x_BTD, inputs, None, None)
