@@ -95,23 +95,21 @@ def terminal_summary(results: Results) -> str:
     """The recommendation, and a line for each arm with its accuracy and costs; at most 80 columns."""
     advice = recommendation.recommend(results)
     blocks = [textwrap.fill(advice.headline, WIDTH)]
-    size = advice.choice.size
-    if arms := values.scored(results, size):
-        rows = [('arm', 'accuracy', '95 % interval', 'to create', 'for a query')]
-        rows += [(textwrap.shorten(arm, 24, placeholder='...'), *_row(results, arm, size)) for arm in arms]
-        blocks.append('\n'.join(terminal.table(rows, right=(1, 2, 3, 4))))
-    blocks += [
-        textwrap.fill(line, WIDTH, initial_indent='* ', subsequent_indent='  ')
-        for line in [f'{label}: {text}' for label, text in advice.evidence] + advice.changes
-    ]
-    return '\n\n'.join(blocks[:2]) + '\n\n' + '\n'.join(blocks[2:])
+    if arms := values.scored(results, advice.choice.size):
+        rows = [
+            (name if len(name) <= 24 else f'{name[:21]}...', *_row(results, name, advice.choice.size)) for name in arms
+        ]
+        columns = list(zip(('arm', 'accuracy', '95 % interval', 'to create', 'for a query'), *rows))
+        measured = [column for column in columns if set(column[1:]) != {values.NOT_MEASURED}]
+        blocks.append('\n'.join(terminal.table(list(zip(*measured)), right=tuple(range(1, len(measured))))))
+    lines = [f'{label}: {text}' for label, text in advice.evidence] + advice.changes
+    points = [textwrap.fill(line, WIDTH, initial_indent='* ', subsequent_indent='  ') for line in lines]
+    return '\n\n'.join([*blocks, *(['\n'.join(points)] if points else [])])
 
 
 def _row(results: Results, arm: str, size: int) -> tuple[str, ...]:
+    """Accuracy, interval, cost to create, cost of a query."""
     entry = values.summary(results, arm, size)
     costs = [values.cost(results, arm, size, field) for field in ('create_flops', 'query_flops')]
-    return (
-        percent(entry['accuracy']),
-        interval(entry.get('interval')),
-        *(values.quantity(flops, 'FLOP') for flops in costs),
-    )
+    texts = [values.quantity(flops, 'FLOP') for flops in costs]
+    return percent(entry['accuracy']), interval(entry.get('interval')), *texts

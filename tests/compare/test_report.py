@@ -1,4 +1,196 @@
+import copy
+import html.parser
+import json
+import re
+import sys
+
+import pytest
+
 from lmtrain.compare import report
+from lmtrain.compare.pages import plots, recommendation, sections
+from lmtrain.errors import InputError
+
+
+def write(folder, results):
+    (folder / 'results.json').write_text(json.dumps(results))
+    path = report.write(folder)
+    return path.read_text(encoding='utf-8'), (folder / 'report.md').read_text(encoding='utf-8')
+
+
+@pytest.fixture(scope='module')
+def pages(comparison, tmp_path_factory):
+    """(folder, HTML, markdown) of the report of a whole comparison."""
+    folder = tmp_path_factory.mktemp('comparison')
+    return folder, *write(folder, comparison())
+
+
+class Elements(html.parser.HTMLParser):
+    """The attributes of every element, and the texts."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.elements, self.texts, self.open = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ('meta', 'link', 'br'):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != 'style':
+            self.texts.append(data.strip())
+
+
+def test_page_is_one_file_without_scripts(pages):
+    _, page, _ = pages
+    own = Elements(page)
+    assert not own.open, 'every element is closed'
+    tags = {tag for tag, _ in own.elements}
+    assert not tags & {'script', 'img', 'iframe', 'object', 'embed', 'image'} and {'svg', 'table', 'details'} <= tags
+    attributes = [(name, value) for _, attributes in own.elements for name, value in attributes.items()]
+    assert not [name for name, _ in attributes if name.startswith('on')]
+    links = [value for name, value in attributes if name in ('src', 'href', 'xlink:href')]
+    assert all(link.startswith('#') or link == 'data:,' for link in links)
+    assert not re.findall(r'@import|url\((?!#)', page)
+    ids = [value for name, value in attributes if name == 'id']
+    assert len(ids) == len(set(ids)), 'ids are unique'
+    assert {link[1:] for link in links if link.startswith('#')} <= set(ids)
+    assert "default-src 'none'" in page and 'prefers-color-scheme: dark' in page
+
+
+def test_sections_are_in_order_in_both_formats(pages):
+    _, page, markdown = pages
+    headings = re.findall(r'^## (.*)$', markdown, re.MULTILINE)
+    assert headings[:3] == ['All arms', 'What is missing', 'What accuracy costs'] and headings[-1] == 'Trials'
+    assert len(headings) == 12
+    assert re.findall(r'<section id="[^"]*">\s*<h2>(.*?)</h2>', page) == headings
+    assert markdown.index('Use lora') < markdown.index('What it rests on') < markdown.index('What would change it')
+
+
+def test_formats_have_the_same_cells(pages):
+    _, page, markdown = pages
+    texts = set(Elements(page).texts)
+    rows = [line.strip('|').split('|') for line in markdown.splitlines() if re.match(r'\| [^-]', line)]
+    cells = [
+        re.sub(r'\\(.)', r'\1', cell.strip().removeprefix('**').removesuffix('**')) for row in rows for cell in row
+    ]
+    assert len(cells) > 1000
+    assert {cell.replace('&lt;', '<').replace('&amp;', '&') for cell in cells} <= texts
+
+
+def test_figures_of_the_markdown_exist(pages):
+    folder, _, markdown = pages
+    names = re.findall(r'!\[[^]]*\]\((.*?)\)', markdown)
+    assert len(names) == 6 + 10 + 2  # costs, arms, sensitivity and break-even
+    for name in names:
+        assert (folder / name).read_text(encoding='utf-8').startswith('<?xml version="1.0" encoding="utf-8"?>\n<svg')
+    assert len(names) == len(list((folder / 'figures').iterdir()))
+
+
+def test_report_is_reproducible(pages, comparison, tmp_path):
+    assert write(tmp_path, comparison()) == pages[1:]
+
+
+def test_text_of_a_config_is_no_markup(comparison, tmp_path):
+    name = '<img src=x onerror=alert(1)>|`a_b`*'
+    results = comparison(arms={name: ('train', 0.4, 0.9, 9, 1e12, 1e9), 'b': ('prompt', 0.5, 0.5, 0, 0.0, 1e10)})
+    results['task']['classes'] = ['</style><script>alert(1)</script>']
+    results['arms'][name]['description'] = '"><svg onload=alert(1)>'
+    results['provenance']['command'] = 'lmtrain --workdir=caf\udce9'  # a name that is not UTF-8, in Python
+    page, markdown = write(tmp_path, results)
+    own = Elements(page)
+    assert not {tag for tag, _ in own.elements} & {'img', 'script'}
+    assert not [name for _, attributes in own.elements for name in attributes if name.startswith('on')]
+    assert name in own.texts and '</style><script>alert(1)</script>' in ''.join(own.texts)
+    assert '<img' not in markdown and '<script' not in markdown and '\\`a\\_b\\`\\*' in markdown
+    assert 'caf\\udce9' in page
+
+
+SECTIONS = 'task base arms trials summary pairs description_length sensitivity forgetting break_even prices provenance'
+FIELDS = {
+    'task': 'rows classes majority chance name label text',
+    'base': 'directory parameters context',
+    'arms.*': 'kind overrides reason description status',
+    'summary.*': 'interval stderr seeds loss',
+    'trials.*': 'ledger test selection chosen folder reason',
+    'trials.*.ledger': 'train_flops selection_flops query_flops query_seconds price',
+    'trials.*.test': 'interval loss engine accuracy',
+    'pairs.*': 'interval p p_holm detectable difference',
+    'description_length.*': 'bits uniform_bits blocks',
+    'sensitivity.*': 'n mean stdev quantiles worst best interval',
+    'forgetting.*': 'kl bits_per_byte_before',
+    'break_even.*': 'size curve queries',
+    'prices': 'currency device_hour kwh watts',
+}
+PATHS = SECTIONS.split() + [f'{place}.{name}' for place, names in FIELDS.items() for name in names.split()]
+
+
+def nulled(value, path):
+    """A copy with None at `path`."""
+    value = copy.deepcopy(value)
+    places = [value]
+    *sections, last = path.split('.')
+    for name in sections:
+        places = [
+            child
+            for place in places
+            for child in ((place.values() if isinstance(place, dict) else place) if name == '*' else [place[name]])
+        ]
+    for place in places:
+        place[last] = None
+    return value
+
+
+@pytest.fixture(scope='module')
+def small(comparison):
+    """Results of three arms."""
+    arms = {'k-shot': ('prompt', 0.6, 0.66, 0, 0.0, 9e10), 'lora': ('train', 0.5, 0.84, 10, 5e15, 4e9)}
+    return comparison(arms=arms | {'full': ('train', 0.5, 0.83, 99, 7e15, 4e9)}, sizes=(8, 512))
+
+
+@pytest.mark.parametrize('path', PATHS)
+def test_field_may_be_null(small, path, monkeypatch):
+    for name in ('fronts', 'efficiency', 'sensitivity', 'break_even'):
+        monkeypatch.setattr(plots, name, lambda *_: [])
+    results = nulled(small, path)
+    content = sections.sections(results, recommendation.recommend(results))
+    texts = [str(block) for section in content for block in section.blocks]
+    assert not [text for text in texts if re.search(r"\bnan\b|\bNone %|text=None|text='None", text)]
+    assert report.terminal_summary(results) and report.answer_table(results)
+
+
+@pytest.mark.parametrize('names', ['interval p_holm query_seconds curve quantiles', 'detectable train_flops worst'])
+def test_figures_without_some_fields(small, names, tmp_path):
+    for path in PATHS:
+        if path.split('.')[-1] in names.split():
+            small = nulled(small, path)
+    page, _ = write(tmp_path, small)
+    assert 'not measured' in page and '<svg' in page
+
+
+def test_everything_may_be_missing(tmp_path):
+    page, markdown = write(tmp_path, {})
+    assert 'No recommendation: no arm has a result.' in page
+    assert markdown.count('not measured') >= 5 and 'No arm was recorded.' in markdown
+
+
+def test_broken_and_missing_results_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='has no results.json'):
+        report.write(tmp_path)
+    (tmp_path / 'results.json').write_text('{')
+    with pytest.raises(InputError, match='results.json: invalid JSON'):
+        report.write(tmp_path)
+
+
+def test_report_needs_no_display(pages):
+    assert 'matplotlib.pyplot' not in sys.modules, 'pyplot looks for a display and keeps figures'
 
 
 def test_answer_table(comparison):
@@ -16,4 +208,12 @@ def test_terminal_summary_fits_80_columns(comparison):
         entry['arm'] = entry['arm'].replace('lora', 'an-arm-with-a-name-that-is-far-too-long-for-a-terminal')
     text = report.terminal_summary(results)
     assert max(map(len, text.splitlines())) <= 80
-    assert text.startswith('Use ') and '\nfull ' in text
+    assert text.startswith('Use ') and '\nfull ' in text and '\nan-arm-with-a-name-th...  ' in text
+
+
+def test_terminal_summary_has_only_measured_columns(comparison):
+    results = comparison()
+    for trial in results['trials']:
+        trial['ledger'] = {}
+    header = report.terminal_summary(results).split('\n\n')[1].splitlines()[0]
+    assert header.split() == 'arm accuracy 95 % interval'.split()

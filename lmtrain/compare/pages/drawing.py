@@ -20,6 +20,7 @@ COLOURS = {
 }
 INK, DIM, FAINT, GRID, SURFACE = (COLOURS[name][0] for name in ('ink', 'dim', 'faint', 'grid', 'surface'))
 MARKERS = {'prompt': 'o', 'train': 's'}
+NAME = 16  # characters
 FONT = 11  # CSS pixels at the natural size of a figure
 
 
@@ -33,14 +34,14 @@ def variables(dark: bool) -> str:
     return ' '.join(f'--{name}: {pair[dark]};' for name, pair in COLOURS.items())
 
 
-def axes(width: float, height: float):
-    """Axes without a frame, of a figure of `width` x `height` CSS pixels."""
+def axes(width: float, height: float, *, left: float = 40, right: float = 8, top: float = 22, bottom: float = 34):
+    """Axes without a frame, of a figure of `width` x `height` CSS pixels with margins in pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: half a second
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout='constrained')
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=2 / 72, h_pad=3 / 72)
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
     figure.patch.set_visible(False)
     result = figure.add_subplot()
     result.patch.set_visible(False)
@@ -54,9 +55,19 @@ def axes(width: float, height: float):
     return result
 
 
-def caption(ax, text: str, bold: bool = True) -> None:
-    """A title at the left, above the labels of the axis."""
-    ax.set_title(text, loc='left', fontsize=FONT + 0.5, color=INK, fontweight='bold' if bold else 'normal', x=0)
+def caption(ax, text: str) -> None:
+    """A title at the left."""
+    ax.set_title(text, loc='left', fontsize=FONT + 0.5, color=INK, fontweight='bold', x=0)
+
+
+def note(ax, text: str, loc: str = 'left') -> None:
+    """A label of the x axis."""
+    ax.set_xlabel(text, color=DIM, fontsize=FONT - 1, loc=loc, labelpad=2)
+
+
+def short(name: str) -> str:
+    """The name of an arm in a plot; the tables have the whole one."""
+    return name if len(name) <= NAME else f'{name[: NAME - 1]}…'
 
 
 def label(ax, x: float, y: float, text: str, shade: str = INK, offset=(0.0, 0.0), **place) -> None:
@@ -76,7 +87,6 @@ def place_labels(ax, labels: Sequence[tuple[float, float, str, str, bool]], poin
       points: (x, y) of all points.
       lines: (x, y) of both ends of horizontal and vertical lines.
     """
-    ax.figure.draw_without_rendering()  # fixes the layout and the limits of the axes
     renderer = ax.figure.canvas.get_renderer()
     inside = ax.get_window_extent(renderer)
     taken = [(x - 3, y - 4, x + 3, y + 4) for x, y in ax.transData.transform(list(points))]

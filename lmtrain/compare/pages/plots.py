@@ -59,10 +59,16 @@ def _front(results: Results, points: list[pareto.Point], field: str, title: str,
         marker = MARKERS[values.kind(results, point.arm)]
         ax.plot(place(point.cost), 100 * point.accuracy, marker=marker, zorder=3, clip_on=False, **style)
     _accuracy_axis(ax, [*itertools.chain(*spans.values()), *(100 * point.accuracy for point in points)])
-    ax.set_xlabel('← less is better', color=DIM, fontsize=drawing.FONT - 1, loc='left')
-    named = [*best[::-1], *(point for point in shown if ranks[point] == pareto.CLOSE)]
+    drawing.note(ax, '← less is better')
+    first = [point for before, point in zip([None, *best], best) if before is None or before.arm != point.arm]
+    named = first[::-1] + [point for point in shown if ranks[point] == pareto.CLOSE]
     labels = [
-        (place(point.cost), 100 * point.accuracy, point.arm, *((INK, True) if point in best else (DIM, False)))
+        (
+            place(point.cost),
+            100 * point.accuracy,
+            drawing.short(point.arm),
+            *((INK, True) if point in best else (DIM, False)),
+        )
         for point in named
     ]
     lines = [[(place(point.cost), end) for end in span] for point, span in spans.items()]
@@ -136,8 +142,8 @@ def efficiency(results: Results) -> list[Panel]:
 
 
 def _curve(results: Results, arm: str, curves: dict[str, list[dict]], sizes: list[int], heights: list[float]) -> Panel:
-    ax = drawing.axes(*SMALL)
-    drawing.caption(ax, arm)
+    ax = drawing.axes(*SMALL, bottom=20)
+    drawing.caption(ax, drawing.short(arm))
     shade, texts = colour(values.kind(results, arm)), []
     for name in sorted(curves, key=lambda name: name == arm):
         curve = sorted(curves[name], key=lambda entry: entry['size'])
@@ -169,7 +175,7 @@ def sensitivity(results: Results, arms: Mapping[str, Mapping]) -> list[Panel]:
     Args:
       arms: of results['sensitivity'], with a mean.
     """
-    ax = drawing.axes(WIDE, 56 + 34 * len(arms))
+    ax = drawing.axes(WIDE, 44 + 34 * len(arms), left=16 + 6 * max(len(drawing.short(arm)) for arm in arms), top=6)
     ax.grid(axis='y', visible=False)
     ax.grid(axis='x', color=drawing.GRID, linewidth=0.8)
     order, texts = sorted(arms, key=lambda arm: arms[arm]['mean']), []
@@ -184,12 +190,12 @@ def sensitivity(results: Results, arms: Mapping[str, Mapping]) -> list[Panel]:
                 span = [quantiles[outer][1], quantiles[-1 - outer][1]]
                 ax.plot(span, [height] * 2, color=shade, linewidth=width, alpha=0.35, solid_capstyle='butt', zorder=2)
         ax.plot(100 * spread['mean'], height, marker='o', markersize=6.5, color=shade, zorder=4)
-    ax.set_yticks(range(len(order)), order)
+    ax.set_yticks(range(len(order)), map(drawing.short, order))
     ax.tick_params(axis='y', labelcolor=INK)
     ax.set_ylim(-0.6, len(order) - 0.4)
     ax.xaxis.set_major_locator(_locator(6))
     ax.xaxis.set_major_formatter(lambda value, _: f'{value:g} %')
-    ax.set_xlabel('accuracy, more is better →', color=DIM, fontsize=drawing.FONT - 1, loc='right')
+    drawing.note(ax, 'accuracy, more is better →', loc='right')
     return [Panel('sensitivity', drawing.svg(ax, 'sensitivity'), f'Spread of accuracy: {"; ".join(texts)}.')]
 
 
@@ -206,7 +212,7 @@ def break_even(results: Results, entries: Sequence[dict], anchor: str, title: st
             lines[entry['prompt'] if entry['trained'] == anchor else entry['trained']] = curve
     if not lines:
         return []
-    ax = drawing.axes(WIDE, PANEL[1])
+    ax = drawing.axes(WIDE, PANEL[1], right=18 + 6 * max(len(drawing.short(name)) for name in lines))
     drawing.caption(ax, title)
     ends, texts = [], []
     for name, curve in lines.items():
@@ -220,9 +226,8 @@ def break_even(results: Results, entries: Sequence[dict], anchor: str, title: st
     low, high = (math.log10(limit) for limit in ax.get_ylim())
     heights = drawing.spread_out(ends, 14 * (high - low) / (PANEL[1] - 70))
     for name, height, curve in zip(lines, heights, lines.values()):
-        drawing.label(ax, curve[-1][0], 10**height, name, offset=(6, 0))
+        drawing.label(ax, curve[-1][0], 10**height, drawing.short(name), offset=(6, 0))
     ax.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
     ax.yaxis.set_major_formatter(lambda value, _: terminal.number(value, significant=1))
-    label = 'price of a FLOP of creation, in FLOPs of queries'
-    ax.set_xlabel(label, color=DIM, fontsize=drawing.FONT - 1, loc='left')
+    drawing.note(ax, 'price of a FLOP of creation, in FLOPs of queries')
     return [Panel('break-even', drawing.svg(ax, 'break-even'), f'{title}: {"; ".join(texts)}.')]

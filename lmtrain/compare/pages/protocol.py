@@ -30,7 +30,7 @@ TRIAL = (
 def protocol(results: Results) -> list:
     """Task, rows, seeds, what was selected on which rows, and the arms."""
     facts = [*_task(results), *_rows(results), *_evaluation(results)]
-    return [Facts([(label, text) for label, text in facts if text]), _arms(results)]
+    return [Facts([(label, text) for label, text in facts if text]), *([_arms(results)] if results.get('arms') else [])]
 
 
 def _task(results: Results) -> list[tuple[str, str]]:
@@ -39,12 +39,13 @@ def _task(results: Results) -> list[tuple[str, str]]:
     named = ', '.join(classes[:CLASSES]) + (', ...' if len(classes) > CLASSES else '')
     parts = [base.get('directory'), base.get('parameters') and f'{terminal.number(base["parameters"])} parameters']
     parts += [base.get('context') and f'a context of {base["context"]:,} tokens']
-    floor = f'{percent(task.get("majority"))} by the most frequent class, {percent(task.get("chance"))} by chance'
+    floors = (('majority', 'the most frequent class'), ('chance', 'chance'))
+    known = [f'{percent(task[name])} by {text}' for name, text in floors if task.get(name) is not None]
     return [
         ('Task', task.get('name') or NOT_MEASURED),
         ('Template', task.get('template') or ''),
         ('Classes', f'{len(classes)}: {named}' if classes else ''),
-        ('Without a model', floor),
+        ('Without a model', ', '.join(known)),
         ('Base', ', '.join(map(str, filter(None, parts)))),
     ]
 

@@ -120,6 +120,11 @@ def baseline(results: Results) -> float | None:
     return task['majority'] if task.get('majority') is not None else task.get('chance')
 
 
+def _baseline_in_words(results: Results) -> str:
+    known = (results.get('task') or {}).get('majority') is not None
+    return 'always answering the most frequent class' if known else 'chance'
+
+
 def _relation(results: Results, leader: str, other: str, size: int) -> str:
     """'worse', 'tie' or 'undecided', see the docstring of the module."""
     tested = values.pair(results, leader, other, size) or {}
@@ -141,13 +146,14 @@ def _headline(results: Results, choice: Choice) -> str:
         return 'No recommendation: no arm has a result.'
     if choice.outcome == 'majority':
         return (
-            f'No arm is recommended: {rows}, none is shown to be better than always answering the most frequent class '
+            f'No arm is recommended: {rows}, none is shown to be better than {_baseline_in_words(results)} '
             f'({percent(baseline(results))}).'
         )
     if choice.outcome == 'alone':
         return f'{arm} is the only arm with a result {rows}: there is nothing to compare it with.'
     if choice.outcome == 'best':
-        return f'Use {arm}: {rows} it is more accurate than every other arm of this comparison.'
+        others = 'with a result' if _without_result(results, choice) else 'of this comparison'
+        return f'Use {arm}: {rows} it is more accurate than every other arm {others}.'
     if choice.outcome == 'undecided':
         others = _some(choice.undecided)
         return (
@@ -229,9 +235,9 @@ def _evidence(results: Results, choice: Choice) -> list[tuple[str, str]]:
         evidence.append(('Undecided', f'{_some(choice.undecided)}: {text}.'))
     create = _cost(results, choice, ('create_flops', 'FLOP'), ('device_seconds', 's'), ('price', 'money'))
     query = _cost(results, choice, ('query_flops', 'FLOP'), ('query_seconds', 's'))
-    evidence.append(('Cost', f'to create {create}; of a query {query}'))
+    evidence.append(('Cost', f'to create: {create}; of a query: {query}'))
     if (floor := baseline(results)) is not None:
-        evidence.append(('Most frequent class', f'{percent(floor)} without any model'))
+        evidence.append(('Without a model', f'{percent(floor)} by {_baseline_in_words(results)}'))
     return evidence
 
 
@@ -256,10 +262,15 @@ def _changes(results: Results, choice: Choice) -> list[str]:
             f'More test rows: differences below {100 * max(detectable):.1f} points are not reliably detected here. '
             'Half of that takes about four times as many rows.'
         )
-    missing = [name for name in results.get('arms') or {} if name not in values.scored(results, choice.size)]
+    missing = _without_result(results, choice)
     if missing and choice.outcome != 'nothing':
         lines.append(f'Arms without a result ({listed(missing)}): the recommendation does not cover them.')
     return lines
+
+
+def _without_result(results: Results, choice: Choice) -> list[str]:
+    scored = values.scored(results, choice.size)
+    return [arm for arm in results.get('arms') or {} if arm not in scored]
 
 
 def _other_sizes(results: Results, choice: Choice) -> list[str]:
@@ -269,7 +280,7 @@ def _other_sizes(results: Results, choice: Choice) -> list[str]:
         if size != choice.size and size and (other := choose(results, size)).arm != choice.arm:
             others.setdefault(other.arm or 'no arm', []).append(f'{size:,}')
     texts = [f'{name} with {listed(sizes)}' for name, sizes in others.items()]
-    return [f'Fewer rows: the same rules recommend {listed(texts)} training rows.'] if texts else []
+    return [f'Fewer rows: the same rules recommend {"; ".join(texts)} training rows.'] if texts else []
 
 
 def _more_rows(results: Results, choice: Choice) -> list[str]:

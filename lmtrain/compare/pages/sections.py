@@ -115,6 +115,8 @@ def missing(results: Results, size: int) -> list:
     blocks = [Table([Column(title, numeric=False) for title in titles], rows)] if rows else []
     if lines := _not_measured(results, values.scored(results, size), size):
         blocks.append(Bullets(lines))
+    if not results.get('arms'):
+        return [Text('No arm was recorded.')]
     return blocks or [Text('Nothing: every trial of every arm finished, and every cost was measured.')]
 
 

@@ -1,0 +1,50 @@
+import random
+
+from lmtrain.compare.pages import pareto
+
+
+def test_front_is_the_set_that_nothing_dominates():
+    drawn = random.Random(3)
+    costs = {name: (drawn.randint(0, 9), drawn.randint(0, 9)) for name in range(40)}
+    best = pareto.front(costs)
+    for name, (cost, accuracy) in costs.items():
+        better = [
+            other for other, own in costs.items() if own != (cost, accuracy) and own[0] <= cost and own[1] >= accuracy
+        ]
+        assert (name in best) == (not better)
+
+
+def test_classes_follow_the_tests_of_the_pairs(comparison):
+    arms = {
+        'cheap': ('prompt', 0.6, 0.6, 0, 1e9, 1e9),
+        'best': ('train', 0.5, 0.80, 10, 1e12, 1e9),
+        'close': ('train', 0.5, 0.79, 10, 1e13, 1e9),
+        'waste': ('train', 0.5, 0.55, 10, 1e14, 1e9),
+    }
+    results = comparison(arms=arms, sizes=(512,))
+    ranks = {
+        point.arm: rank for point, rank in pareto.classes(results, pareto.points(results, 512, 'create_flops')).items()
+    }
+    assert ranks == {'cheap': 'front', 'best': 'front', 'close': 'close', 'waste': 'dominated'}
+    for tested in results['pairs']:
+        tested['p_holm'] = 0.5
+    ranks = pareto.classes(results, pareto.points(results, 512, 'create_flops'))
+    assert sorted(ranks.values()) == ['close', 'close', 'front', 'front']
+
+
+def test_points_of_rows_are_of_all_sizes(comparison):
+    arms = {'prompt': ('prompt', 0.6, 0.6, 0, 0.0, 1e9), 'lora': ('train', 0.3, 0.9, 10, 1e12, 1e9)}
+    results = comparison(arms=arms, sizes=(8, 512))
+    points = pareto.points(results, 512, 'rows')
+    assert [(point.arm, point.cost) for point in points] == [('prompt', 8), ('lora', 8), ('prompt', 512), ('lora', 512)]
+    ranks = {(point.arm, point.size): rank for point, rank in pareto.classes(results, points).items()}
+    assert ranks[('lora', 8)] == 'dominated' and ranks[('prompt', 8)] == ranks[('lora', 512)] == 'front'
+    assert ranks[('prompt', 512)] == 'dominated'
+
+
+def test_arm_without_a_cost_has_no_point(comparison):
+    results = comparison()
+    for trial in results['trials']:
+        if trial['arm'] == 'head':
+            del trial['ledger']['query_seconds']
+    assert 'head' not in [point.arm for point in pareto.points(results, 512, 'query_seconds')]

@@ -1,0 +1,45 @@
+import pytest
+
+from lmtrain.compare.pages import values
+
+
+def test_pair_is_turned_to_the_order_of_the_question(comparison):
+    results = comparison()
+    straight, turned = (values.pair(results, *arms, 512) for arms in (('lora', 'head'), ('head', 'lora')))
+    assert straight['difference'] == pytest.approx(0.1) and turned['difference'] == pytest.approx(-0.1)
+    assert turned['interval'] == [-end for end in straight['interval'][::-1]] and turned['p'] == straight['p']
+    assert values.positive(turned)['arms'] == ['lora', 'head'] and values.positive(straight) == straight
+    assert values.pair(results, 'lora', 'head', 7) is None and values.pair(results, 'lora', 'nobody', 512) is None
+
+
+def test_costs_are_means_over_seeds(comparison):
+    results = comparison()
+    own = [trial for trial in results['trials'] if trial['arm'] == 'lora' and trial['size'] == 512]
+    for trial, seconds in zip(own, (1.0, 2.0, None)):
+        trial['ledger']['query_seconds'] = seconds
+    assert values.cost(results, 'lora', 512, 'query_seconds') == 1.5
+    assert values.cost(results, 'lora', 512, 'create_flops') == pytest.approx(5e15 + 4 * 5e15)
+    assert values.cost(results, 'lora', 7, 'query_seconds') is None
+    own[0]['status'] = 'failed'
+    assert values.cost(results, 'lora', 512, 'query_seconds') == 2.0
+
+
+def test_creation_is_unknown_if_a_part_of_it_is():
+    candidates = {'candidates': [{'learning_rate': 0.1}]}
+    known = {'train_flops': 5.0, 'selection_flops': 2.0}
+    assert values.creation({'kind': 'train', 'ledger': known}) == 7.0
+    assert values.creation({'kind': 'train', 'ledger': known | {'train_flops': None}}) is None
+    assert values.creation({'kind': 'prompt', 'ledger': known | {'train_flops': None}}) == 2.0  # trains nothing
+    assert values.creation({'kind': 'train', 'ledger': {'train_flops': 5.0}, 'selection': candidates}) is None
+    assert values.creation({'kind': 'train', 'ledger': {'train_flops': 5.0}}) == 5.0  # nothing was selected
+
+
+def test_arm_without_rows_has_one_entry_for_every_size():
+    results = {'summary': [{'arm': 'zero', 'size': 0, 'accuracy': 0.5}, {'arm': 'lora', 'size': 8, 'accuracy': 0.6}]}
+    results |= {
+        'arms': {'zero': {'kind': 'prompt'}, 'lora': {}},
+        'trials': [{'arm': 'zero', 'size': 0, 'status': 'done'}],
+    }
+    assert values.sizes(results) == [0, 8]
+    assert values.scored(results, 8) == ['lora', 'zero'] and values.scored(results, 0) == ['zero']
+    assert values.trials(results, 'zero', 8) == results['trials'] and values.trials(results, 'lora', 8) == []
