@@ -5,6 +5,7 @@ lmtrain compare --config=configs/compare.py --config.init.base=DIR --config.task
 
 The same command continues a comparison that was stopped; finished trials are
 not run again. An arm is one line of the config: config.compare.arms.NAME.
+--report writes report.html again from results.json, and runs nothing.
 """
 
 import pathlib
@@ -17,14 +18,21 @@ from lmtrain.errors import InputError
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
 flags.DEFINE_string('workdir', None, 'folder of the comparison; runs/NAME by default', flag_values=FLAGS)
+flags.DEFINE_bool('report', False, 'only write report.html and report.md again', flag_values=FLAGS)
 
 
 def run(values: flags.FlagValues) -> None:
     process_setup.prepare()
     values.config = values.config or 'configs/compare.py'
+    folder = pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}')
+    if values.report:
+        from lmtrain.compare import report
+
+        print(f'{report.terminal_summary(report.read(folder))}\n\n{report.write(folder)}')
+        return
     config = recipe.from_flags(values)
     if 'compare' not in config:
         raise InputError(f'{values.config} has no section compare: start from configs.compare.get_config()')
     from lmtrain.compare import comparison
 
-    comparison.run(config, pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}'))
+    comparison.run(config, folder)

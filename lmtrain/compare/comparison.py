@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lmtrain.compare import arms, results, rows, testing, trials
+from lmtrain.compare import arms, report, results, rows, testing, trials
 from lmtrain.compare.trials import Comparison
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, write_json
@@ -36,7 +36,8 @@ def run(config, directory) -> dict[str, Any]:
         testing.run(comparison, finished)
         content = results.collect(comparison, selected, finished)
         write_json(directory / 'results.json', content, indent=1)
-    print(results.table(content))
+        page = report.write(directory)
+    print(f'{results.table(content)}\n\n{report.terminal_summary(content)}\n\n{page}')
     return content
 
 

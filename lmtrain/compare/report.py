@@ -9,23 +9,27 @@ import textwrap
 from lmtrain.compare.pages import drawing, recommendation, sections, values
 from lmtrain.compare.pages.blocks import Figures
 from lmtrain.compare.pages.values import Results, interval, percent
+from lmtrain.errors import InputError
 from lmtrain.files import read_json, write_atomic
 from lmtrain.report import terminal
 
 WIDTH = 80  # columns of a terminal
 
 
+def read(workdir: str | os.PathLike) -> Results:
+    """The results of a comparison. Raises InputError if they are missing or broken."""
+    path = pathlib.Path(workdir) / 'results.json'
+    if not path.exists():
+        raise InputError(f'{path} does not exist: `lmtrain compare --workdir={workdir}` writes it at its end')
+    return read_json(path)
+
+
 def write(workdir: str | os.PathLike) -> pathlib.Path:
     """Writes report.html, which needs no other file, and report.md with its figures/; returns the path of the first.
 
-    Reads results.json. What it lacks is reported as not measured. May be called again.
-
-    Raises FileNotFoundError if there is no results.json, InputError if it is broken.
+    Reads results.json. What it lacks is reported as not measured. May be called again. Raises as `read`.
     """
-    folder = pathlib.Path(workdir)
-    if not (folder / 'results.json').exists():
-        raise FileNotFoundError(f'{folder} has no results.json: it is not the folder of a comparison')
-    results = read_json(folder / 'results.json')
+    folder, results = pathlib.Path(workdir), read(workdir)
     advice = recommendation.recommend(results)
     with drawing.settings():
         parts = sections.sections(results, advice)

@@ -1,4 +1,4 @@
-"""Sections about prompts, description length, forgetting, break-even, and the tests of all pairs of arms."""
+"""Sections about prompts, description length, forgetting, break-even, and all pairs; [] for what was not measured."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ def sensitivity(results: Results) -> list:
     """The spread of accuracy over orders, demonstration sets and templates."""
     spreads = {arm: own for arm, own in (results.get('sensitivity') or {}).items() if own.get('mean') is not None}
     if not spreads:
-        return [Text(f'The spread over orders, demonstration sets and templates: {NOT_MEASURED}.')]
+        return []
     text = (
         'Each arm was repeated with other orders, demonstrations or templates. Dots are means, thick bars the middle '
     )
@@ -47,7 +47,7 @@ def description_length(results: Results) -> list:
     every = results.get('description_length') or {}
     lengths = {arm: own for arm, own in every.items() if own.get('bits') is not None}
     if not lengths:
-        return [Text(f'Description length: {NOT_MEASURED}.')]
+        return []
     text = 'The prequential code length of the labels: each block of rows is coded by the arm that was trained on, or '
     text += 'prompted with, the blocks before it. An arm that needs fewer rows needs fewer bits. No test set is used.'
     arms = sorted(lengths, key=lambda arm: lengths[arm]['bits'])
@@ -69,7 +69,7 @@ def forgetting(results: Results) -> list:
     """Bits per byte on the base's own text, and the divergence from the base."""
     own = results.get('forgetting') or {}
     if not own:
-        return [Text(f"Bits per byte on the base's own text, and KL to the base: {NOT_MEASURED}.")]
+        return []
     text = "Bits per byte on the base's own text before and after, and the KL divergence of the predictions from those "
     text += 'of the base. A prompt changes no parameter.'
     known = {arm: change for arm in own if (change := values.forgotten(results, arm)) is not None}
@@ -94,7 +94,7 @@ def break_even(results: Results, advice: Recommendation) -> list:
     size = advice.choice.size
     entries = [entry for entry in results.get('break_even') or [] if entry.get('size') in (size, None)]
     if not entries:
-        return [Text(f'The number of queries after which training costs less than prompting: {NOT_MEASURED}.')]
+        return []
     text = 'The number of queries after which a trained arm has cost less than a prompt, creation included, if a FLOP '
     text += 'of creation costs as much as a FLOP of a query. The quality is equal only if the accuracies do not differ.'
     names = {name for entry in entries for name in (entry['prompt'], entry['trained'])}
@@ -128,7 +128,7 @@ def pairs(results: Results, size: int) -> list:
     """The tests of all pairs, a table for each size."""
     tested = [pair for pair in results.get('pairs') or [] if pair.get('difference') is not None]
     if not tested:
-        return [Text(f'Differences between arms: {NOT_MEASURED}.')]
+        return []
     text = "Differences on the same test rows, the largest first. Bold: significant at 5 % after Holm's correction. "
     text += 'The last column is the smallest difference that such a test finds in 80 % of cases: it says little about '
     text += 'smaller ones.'

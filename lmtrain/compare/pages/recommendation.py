@@ -6,7 +6,7 @@ The most accurate arm is compared with every other one. Another arm is
     rows can detect,
   * undecided otherwise, and if the difference was not tested.
 Of the arms that are not distinguishable from the most accurate one, the cheapest in FLOPs is recommended. No arm is
-recommended whose interval reaches down to the accuracy of always answering the most frequent class.
+recommended whose interval reaches down to the accuracy of chance or of always answering the most frequent class.
 """
 
 from typing import NamedTuple
@@ -109,20 +109,16 @@ def cheapest(costs: dict[str, tuple[float, float]]) -> tuple[tuple[float, str], 
 
 
 def _above_majority(results: Results, arm: str, size: int) -> bool:
-    """Whether the interval of an arm lies above the accuracy of always answering the most frequent class."""
+    """Whether the interval of an arm lies above `baseline`."""
     floor, entry = baseline(results), values.summary(results, arm, size)
-    return floor is None or values.ends(entry)[0] > floor
+    return floor is None or values.ends(entry)[0] > floor[0]
 
 
-def baseline(results: Results) -> float | None:
-    """The accuracy without any model: of the most frequent class or, if that is not known, of chance."""
+def baseline(results: Results) -> tuple[float, str] | None:
+    """The accuracy without any model and its name: the most frequent class or chance, whichever is higher."""
     task = results.get('task') or {}
-    return task['majority'] if task.get('majority') is not None else task.get('chance')
-
-
-def _baseline_in_words(results: Results) -> str:
-    known = (results.get('task') or {}).get('majority') is not None
-    return 'always answering the most frequent class' if known else 'chance'
+    names = (('majority', 'always answering the most frequent class'), ('chance', 'chance'))
+    return max(((task[name], text) for name, text in names if task.get(name) is not None), default=None)
 
 
 def _relation(results: Results, leader: str, other: str, size: int) -> str:
@@ -145,10 +141,8 @@ def _headline(results: Results, choice: Choice) -> str:
     if choice.outcome == 'nothing':
         return 'No recommendation: no arm has a result.'
     if choice.outcome == 'majority':
-        return (
-            f'No arm is recommended: {rows}, none is shown to be better than {_baseline_in_words(results)} '
-            f'({percent(baseline(results))}).'
-        )
+        floor, name = baseline(results)
+        return f'No arm is recommended: {rows}, none is shown to be better than {name} ({percent(floor)}).'
     if choice.outcome == 'alone':
         return f'{arm} is the only arm with a result {rows}: there is nothing to compare it with.'
     if choice.outcome == 'best':
@@ -236,8 +230,8 @@ def _evidence(results: Results, choice: Choice) -> list[tuple[str, str]]:
     create = _cost(results, choice, ('create_flops', 'FLOP'), ('device_seconds', 's'), ('price', 'money'))
     query = _cost(results, choice, ('query_flops', 'FLOP'), ('query_seconds', 's'))
     evidence.append(('Cost', f'to create: {create}; of a query: {query}'))
-    if (floor := baseline(results)) is not None:
-        evidence.append(('Without a model', f'{percent(floor)} by {_baseline_in_words(results)}'))
+    if floor := baseline(results):
+        evidence.append(('Without a model', f'{percent(floor[0])} by {floor[1]}'))
     return evidence
 
 

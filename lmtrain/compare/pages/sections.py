@@ -44,18 +44,22 @@ FRONTS = (
 
 
 def sections(results: Results, advice: Recommendation) -> list[Section]:
-    """The sections after the recommendation, in their order. One without results says so."""
+    """The sections after the recommendation, in their order. Those without results are listed as missing."""
     size = advice.choice.size
-    return [
-        Section('trade-offs', 'All arms', trade_offs(results, advice)),
-        Section('missing', 'What is missing', missing(results, size)),
+    measured = [
         Section('fronts', 'What accuracy costs', fronts(results, size)),
         Section('rows', 'How many rows it takes', efficiency(results)),
         Section('sensitivity', 'How much the prompt matters', analyses.sensitivity(results)),
         Section('description-length', 'Description length of the labels', analyses.description_length(results)),
         Section('forgetting', 'What the base forgets', analyses.forgetting(results)),
         Section('break-even', 'Break-even', analyses.break_even(results, advice)),
-        Section('pairs', 'All pairs', analyses.pairs(results, size)),
+        Section('pairs', 'Differences of all pairs', analyses.pairs(results, size)),
+    ]
+    empty = [section.title for section in measured if not section.blocks]
+    return [
+        Section('trade-offs', 'All arms', trade_offs(results, advice)),
+        Section('missing', 'What is missing', missing(results, size, empty)),
+        *(section for section in measured if section.blocks),
         Section('protocol', 'Protocol', protocol.protocol(results)),
         Section('provenance', 'Provenance', protocol.provenance(results)),
         Section('trials', 'Trials', protocol.trials(results)),
@@ -98,8 +102,12 @@ def _accuracies(results: Results, arms: list[str], size: int) -> list[Cell]:
     return cells
 
 
-def missing(results: Results, size: int) -> list:
-    """Arms and trials without a result, with the reason, and costs that were not measured."""
+def missing(results: Results, size: int, empty: list[str]) -> list:
+    """Arms and trials without a result, with the reason, and what was not measured.
+
+    Args:
+      empty: titles of sections that have no content.
+    """
     rows = []
     for name, arm in (results.get('arms') or {}).items():
         trials = [trial for trial in results.get('trials') or [] if trial['arm'] == name]
@@ -113,16 +121,16 @@ def missing(results: Results, size: int) -> list:
         rows.append([arm_cell(results, name), *map(Cell, texts)])
     titles = ('arm', 'status', 'trials', 'reason')
     blocks = [Table([Column(title, numeric=False) for title in titles], rows)] if rows else []
-    if lines := _not_measured(results, values.scored(results, size), size):
+    lines = _not_measured(results, values.scored(results, size), size)
+    lines += [f'Not measured for any arm, so that the section is left out: {title}.' for title in empty]
+    if lines:
         blocks.append(Bullets(lines))
-    if not results.get('arms'):
-        return [Text('No arm was recorded.')]
     return blocks or [Text('Nothing: every trial of every arm finished, and every cost was measured.')]
 
 
 def _not_measured(results: Results, arms: list[str], size: int) -> list[str]:
     fields = {title: [values.cost(results, arm, size, field) for arm in arms] for field, title, _ in COSTS}
-    fields['forgetting'] = [values.forgotten(results, arm) for arm in arms]
+    fields['forgetting, bits per byte'] = [values.forgotten(results, arm) for arm in arms]
     gaps = {title: [arm for arm, number in zip(arms, numbers) if number is None] for title, numbers in fields.items()}
     absent = [title for title, own in gaps.items() if own and own == arms]
     lines = [f'Not measured for any arm: {listed(absent)}.'] if absent else []
@@ -133,7 +141,7 @@ def fronts(results: Results, size: int) -> list:
     """Pareto fronts as panels and as a table."""
     panels = plots.fronts(results, size, FRONTS)
     if not panels:
-        return [Text(f'Costs: {NOT_MEASURED}.')]
+        return []
     text = 'Better is up and to the left. Circles are prompts, squares are trained arms, lines are 95 % intervals. '
     text += 'Filled: no other arm is as cheap and as accurate. Open: there is one, but its lead in accuracy is not '
     text += f'significant. Grey: there is one that is significantly more accurate. Costs are those with {size:,} '
@@ -151,8 +159,9 @@ def fronts(results: Results, size: int) -> list:
 def efficiency(results: Results) -> list:
     """Accuracy over the number of training rows."""
     sizes = values.sizes(results)
+    sizes = [size for size in sizes if size] or sizes  # an arm without rows is shown at every size
     if not sizes:
-        return [Text('No arm has a result.')]
+        return []
     text = 'Accuracy over the number of training rows, with 95 % intervals; the other arms are grey. Smaller sets are '
     text += 'parts of the larger ones.'
     panels = plots.efficiency(results)

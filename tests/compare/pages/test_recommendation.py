@@ -76,6 +76,14 @@ def test_nothing_beats_the_majority_class(comparison):
     assert dict(advice.evidence)['Highest accuracy'].startswith('lora: 90.0 %')
 
 
+def test_chance_counts_if_it_is_above_the_most_frequent_class(comparison):
+    results = comparison(arms={'prompt': PROMPT, 'lora': TRAIN}, majority=0.2)
+    results['task']['chance'] = 0.87
+    assert recommend(results).headline.endswith('none is shown to be better than chance (87.0 %).')
+    results['task'] = {}
+    assert recommend(results).choice.arm == 'lora'  # nothing to compare with
+
+
 def test_tie_that_does_not_beat_the_majority_class_is_not_recommended(comparison):
     arms = {'lora': ('train', 0.5, 0.60, 10, 1e15, 4e9), 'zero': ('prompt', 0.58, 0.58, 0, 0.0, 1e9)}
     results = comparison(arms=arms, sizes=(512,), majority=0.52)

@@ -56,7 +56,7 @@ def test_interval_plots_share_an_axis(content):
 
 def test_missing_names_arms_trials_and_costs(comparison):
     results = comparison()
-    assert 'Nothing' in sections.missing(results, 512)[0].text
+    assert 'Nothing' in sections.missing(results, 512, [])[0].text
     results['arms']['full'] |= {'status': 'partial', 'reason': 'diverged'}
     results['arms']['few'] = {'kind': 'prompt', 'status': 'skipped', 'reason': 'an encoder without a head'}
     for trial in results['trials']:
@@ -65,7 +65,7 @@ def test_missing_names_arms_trials_and_costs(comparison):
         del trial['ledger']['update_seconds']
         if trial['arm'] == 'head':
             trial['ledger']['peak_bytes'] = None
-    rows = table(blocks := sections.missing(results, 512))
+    rows = table(blocks := sections.missing(results, 512, ['Break-even']))
     assert rows['full'] == {
         'arm': 'full',
         'status': 'partial',
@@ -76,6 +76,7 @@ def test_missing_names_arms_trials_and_costs(comparison):
     assert blocks[-1].lines == [
         'Not measured for any arm: time to update.',
         'Not measured, peak memory to create: head.',
+        'Not measured for any arm, so that the section is left out: Break-even.',
     ]
 
 
