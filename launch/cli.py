@@ -16,12 +16,13 @@ from lmtrain.runtime import lifecycle
 
 # Flags of all verbs whose values are local paths.
 PATHS = {'config', 'workdir', 'base', 'adapter', 'to', 'prompts_file', 'rows', 'demonstrations', 'results'}
+PATHS |= {'task', 'outputs'}
 VERBS = {
     'train': 'train a recipe: --config, --workdir, --dry_run',
     'compare': 'prompting and training on the same rows: --config, --workdir',
     'plan': 'memory, time and cost of a run on machines that are not present: --config, --target, --search',
     'cost': 'what each way costs, from one text to pretraining: --config, --target',
-    'evaluate': 'the loss of a run on a split, or the accuracy of a prompted model: --workdir, --rows',
+    'evaluate': 'the loss of a run on a split, or the score of a model on a task: --workdir, --task',
     'generate': 'text from a trained run: --workdir, --prompt',
     'export': 'a trained run as a Hugging Face directory or a PEFT adapter: --workdir, --format, --to',
     'configs': 'the recipes, one line each',

@@ -1,6 +1,7 @@
-"""the loss of a run on a split of its data; or the accuracy of a prompted model on rows.
+"""the loss of a run on a split of its data; the score of a model on a task file; or that of a prompted model on rows.
 
 lmtrain evaluate --workdir=runs/quickstart --split=test
+lmtrain evaluate --base=DIR --task=copa.toml --outputs=copa.jsonl
 lmtrain evaluate --base=DIR --rows=copa.jsonl --template='{query} {gold}' --answer=gold --choices=choices
 lmtrain evaluate --workdir=runs/lora --rows=test.csv --template='{text} => {category}' --answer=category \\
                  --choices=category --demonstrations=train.csv --shots=4
@@ -23,6 +24,10 @@ from lmtrain.errors import InputError
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS, base=True)
 flags.DEFINE_enum('split', 'validation', ['train', 'validation', 'test'], 'validation by default', flag_values=FLAGS)
+text = 'a task file (TOML): rows, prompt and scoring; see docs/data.md'
+flags.DEFINE_string('task', None, text, flag_values=FLAGS)
+text = 'with --task, a file to write: one JSON line for each row'
+flags.DEFINE_string('outputs', None, text, flag_values=FLAGS)
 flags.DEFINE_multi_string('rows', [], 'files of rows to answer: jsonl, csv, tsv; may be repeated', flag_values=FLAGS)
 flags.DEFINE_string(
     'template', None, 'text of a row with {field} for its fields; the field of --answer is last', flag_values=FLAGS
@@ -44,15 +49,24 @@ flags.DEFINE_integer('limit', 0, 'number of rows to score; 0 is all', flag_value
 flags.DEFINE_integer('seed', 0, 'seed of the demonstrations', flag_values=FLAGS)
 flags.DEFINE_integer('max_tokens', 16, 'tokens of a generated answer', flag_values=FLAGS)
 flags.DEFINE_integer('batch_size', 32, 'prompts per batch', flag_values=FLAGS)
+PROMPT_FLAGS = 'rows template answer choices system chat_template shots select instruction calibrated'.split()
+PROMPT_FLAGS += 'demonstrations limit seed max_tokens split'.split()
 flags.DEFINE_string('results', None, 'a JSON file to write: the figures, and each answer of --rows', flag_values=FLAGS)
 
 
 def run(values: flags.FlagValues) -> None:
+    if values.outputs and not values.task:
+        raise InputError('--outputs without --task: the rows of --rows are among --results')
+    if values.task:
+        on_task(values)
+        return
     if values.rows:
         prompted(values)
         return
     if values.base:
-        raise InputError('--base without --rows: a split belongs to a run (--workdir); rows to answer are --rows=FILE')
+        raise InputError(
+            '--base without --rows or --task: a split belongs to a run (--workdir); rows to answer are --rows=FILE'
+        )
     workdir, step = model_flags.from_flags(values)
     check_results(values.results)
     process_setup.prepare()
@@ -67,15 +81,15 @@ def run(values: flags.FlagValues) -> None:
     write_results(values.results, {'results': {'split': values.split, 'checkpoint': step} | sums})
 
 
-def check_results(path: str | None) -> None:
+def check_results(path: str | None, flag: str = 'results') -> None:
     """Raises FileNotFoundError or IsADirectoryError if the file of --results cannot be written."""
     if not path:
         return
     file = pathlib.Path(path)
     if file.is_dir():
-        raise IsADirectoryError(f'--results={path} is a directory: name a file in it, such as {file / "results.json"}')
+        raise IsADirectoryError(f'--{flag}={path} is a directory: name a file in it, such as {file / "results.json"}')
     if not file.parent.is_dir():
-        raise FileNotFoundError(f'--results={path}: there is no directory {file.parent}: create it, or name another')
+        raise FileNotFoundError(f'--{flag}={path}: there is no directory {file.parent}: create it, or name another')
 
 
 def write_results(path: str | None, figures: dict) -> None:
@@ -84,6 +98,28 @@ def write_results(path: str | None, figures: dict) -> None:
         text = json.dumps(figures, indent=1, ensure_ascii=False) + '\n'
         pathlib.Path(path).write_text(text, encoding='utf-8')
         print(f'written: {path}')
+
+
+def on_task(values: flags.FlagValues) -> None:
+    """Scores the model on the task of --task."""
+    for name in PROMPT_FLAGS:
+        if values[name].present:
+            raise InputError(f'--{name} with --task: {values.task} holds the rows and the settings of the prompts')
+    check_results(values.results)
+    check_results(values.outputs, 'outputs')
+    process_setup.prepare()
+    from lmtrain import api
+    from lmtrain.evaluation import task_file, task_run
+
+    task = task_file.read(values.task)  # its errors, before the model is loaded
+    results = api.evaluate(model_flags.model(values), task=task, batch_size=values.batch_size)
+    rows = results.pop('answers')
+    print(task_run.line(results))
+    if values.outputs:
+        text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+        pathlib.Path(values.outputs).write_text(text, encoding='utf-8')
+        print(f'written: {values.outputs}')
+    write_results(values.results, {'results': results})
 
 
 def prompted(values: flags.FlagValues) -> None:

@@ -13,6 +13,8 @@ from lmtrain.data.chat import conversation
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.errors import InputError
+from lmtrain.evaluation import task_file, task_run
+from lmtrain.evaluation.heads import Head
 from lmtrain.inference import prompting, sample
 from lmtrain.inference.prompts import before_answer, encode
 from lmtrain.training import export as exporting
@@ -234,23 +236,25 @@ def sampling(model: LoadedModel, **chosen) -> dict[str, Any]:
 
 
 def evaluate(
-    model, split: str = 'validation', *, step: int | str = 'last', member: int = 0, rows=(), **settings
+    model, split: str = 'validation', *, step: int | str = 'last', member: int = 0, rows=(), task=None, **settings
 ) -> dict[str, Any]:
-    """Evaluates a run on a split of its data; or, with `rows`, how many rows a prompted model answers correctly.
+    """Evaluates a run on a split of its data, a prompted model on `rows`, or a model on the task of a file.
 
     Args:
-      model: the folder of a run; with `rows` also a LoadedModel.
+      model: the folder of a run; with `rows` or `task` also a Hugging Face directory or a LoadedModel.
       split: 'train', 'validation' or 'test'.
       step, member: of the run, as in `load`.
       rows: a file (jsonl, csv, tsv), several of them, or dicts.
       settings: with `rows`, fields of `lmtrain.inference.prompting.PromptSettings`: `template` (the text of a row,
         which ends in the field of the answer), `answer`, `choices`, `shots`, ..., and `demonstrations`. Without a
         template, rows are conversations and the last answer is compared. `chat_template` is a name, as in `generate`.
+      task: a task file (docs/data.md, "Evaluation tasks"), or what `evaluation.task_file.read` returns; of the
+        settings, only `batch_size` is then read.
 
     Returns:
       Of a split: 'loss' in nats per target, 'bits_per_token', 'bits_per_byte', 'targets', 'bytes', and the scores of
       the task. Of rows: 'rows', 'accuracy' (of choices) or 'exact_match', their standard errors '..._stderr', and
-      'answers', one dict for each row.
+      'answers', one dict for each row. Of a task: `evaluation.task_run.Evaluation.results`, and 'answers'.
 
     Raises:
       InputError: data that differs from the run's, a row without a field, or a prompt longer than the context.
@@ -266,13 +270,14 @@ def evaluate(
     >>> result['rows'], result['chance']
     (2, 0.5)
     """
+    if task is not None:
+        return _evaluate_task(model, task, step, member, rows, **settings)
     if not rows:
         if isinstance(model, LoadedModel) or settings:
             word = sorted(settings)[0] if settings else 'a LoadedModel'
             raise InputError(f'{word} without rows: a split is evaluated from the folder of a run')
         return loading.evaluate_split(model, split, step, member)
-    if not isinstance(model, LoadedModel):
-        model = load(model, step=step, member=member)
+    model = _loaded(model, step, member)
     listed, settings = as_rows(rows), {'template': '', 'answer': ''} | settings
     others = as_rows(settings.pop('demonstrations', ()))
     name, system = settings.pop('chat_template', None), settings.get('system', '')
@@ -288,6 +293,36 @@ def evaluate(
         end_ids=model.end_ids,
     )
     return scores.results | {'answers': scores.rows}
+
+
+def _loaded(model, step: int | str, member: int) -> LoadedModel:
+    """A model, loaded if it is the folder of a run or a Hugging Face directory."""
+    if isinstance(model, LoadedModel):
+        return model
+    return load(model, step=None if step == 'last' else step, member=member)
+
+
+def _evaluate_task(model, file, step: int | str, member: int, rows=(), *, batch_size: int = 32, **others):
+    """`task_run.evaluate` of a task file; the file is read and checked before the model is loaded."""
+    if others or rows:
+        name = 'rows' if rows else sorted(others)[0]
+        raise InputError(f'{name} with task: the task file holds the rows and the settings of the prompts')
+    task = file if isinstance(file, task_file.EvaluationTask) else task_file.read(file)
+    model = _loaded(model, step, member)
+    if task.settings:
+        model = loading.with_chat_template(model, task.chat_template, bool(task.settings.system))
+    pool = model.config.objective.pool if model.config else 'auto'
+    evaluation = task_run.evaluate(
+        task,
+        model.model,
+        model.params,
+        model.tokenizer,
+        template=model.template,
+        end_ids=model.end_ids,
+        head=Head(model.labels, pool),
+        batch_size=batch_size,
+    )
+    return evaluation.results | {'answers': evaluation.rows}
 
 
 def as_rows(rows) -> list[Row]:

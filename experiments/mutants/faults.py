@@ -1896,7 +1896,7 @@ FAULTS = {
     'launch/evaluate.py': [
         (
             'demonstrations are drawn though none is asked for',
-            'demonstrations or (rows if values.shots else ())',
+            'demonstrations or (rows if int(shots) else ())',
             'rows',
         ),
         (

@@ -74,18 +74,29 @@ def batch_lengths(sizes: np.ndarray, buckets: int, seq_len: int) -> tuple[int, .
     return tuple(chosen)
 
 
+def collect(examples: Sequence[Example]) -> Examples:
+    """Examples as flat arrays in memory."""
+
+    def columns(kind: str, join) -> dict[str, np.ndarray]:
+        names = getattr(examples[0], kind) if examples else ()
+        return {name: join([getattr(each, kind)[name] for each in examples]) for name in names}
+
+    return Examples(
+        np.concatenate([each.tokens for each in examples] + [np.zeros(1, np.int32)]),
+        np.cumsum([0, *(len(each.tokens) for each in examples)]),
+        np.array([each.source for each in examples], np.int64),
+        columns('flat', np.concatenate),
+        columns('values', np.stack),
+    )
+
+
 def save(directory: Path, examples: Sequence[Example]) -> None:
     """Writes examples into a new directory; `load` reads them."""
     directory.mkdir()
-    arrays = {
-        'tokens': np.concatenate([each.tokens for each in examples] + [np.zeros(1, np.int32)]),
-        'begins': np.cumsum([0, *(len(each.tokens) for each in examples)]),
-        'source': np.array([each.source for each in examples], np.int64),
-    }
-    for column in examples[0].flat if examples else ():
-        arrays[f'flat.{column}'] = np.concatenate([each.flat[column] for each in examples])
-    for column in examples[0].values if examples else ():
-        arrays[f'value.{column}'] = np.stack([each.values[column] for each in examples])
+    whole = collect(examples)
+    arrays = {'tokens': whole.tokens, 'begins': whole.begins, 'source': whole.source}
+    arrays |= {f'flat.{name}': column for name, column in whole.flat.items()}
+    arrays |= {f'value.{name}': column for name, column in whole.values.items()}
     for column, values in arrays.items():
         np.save(directory / f'{column}.npy', values)
 

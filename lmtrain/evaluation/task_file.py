@@ -46,6 +46,7 @@ FIELDS = {
         'text': TEXTS,
         'label': str,
         'labels': list,
+        'too_long': str,
     },
 }
 WORDS = {str: 'text', list: 'an array', dict: 'a table', int: 'a whole number', bool: 'true or false'}
@@ -73,6 +74,7 @@ class EvaluationTask(NamedTuple):
       settings: of choices and generations; None for other kinds. `chat_template` and `batch_size` are not yet set.
       chat_template: name of a chat template as in `lmtrain.generate`; None is that of the training.
       accepted: of generations, all right answers of each row; else ().
+      metric: of generations, the score of a text.
       scoring: the section of the file.
     """
 
@@ -84,6 +86,7 @@ class EvaluationTask(NamedTuple):
     settings: PromptSettings | None
     chat_template: str | None
     accepted: tuple[tuple[str, ...], ...]
+    metric: scoring.Metric | None
     scoring: Mapping[str, Any]
 
 
@@ -110,16 +113,18 @@ def read(file: str | Path) -> EvaluationTask:
         settings = _settings(prompt, score, path)
         _check_labels(rows + demonstrations, settings, path)
         ask(rows, settings, demonstrations)  # raises if a row lacks a field
+    by = score.get('by', {'choices': 'raw', 'generation': 'exact'}.get(kind, ''))
     limit = data.get('limit') or len(rows)
     return EvaluationTask(
         sections.get('name', path.stem),
         kind,
-        score.get('by', {'choices': 'raw', 'generation': 'exact'}.get(kind, '')),
+        by,
         rows[:limit],
         demonstrations or (rows if settings and settings.shots else []),
         settings,
         prompt.get('chat_template'),
         accepted[:limit] if kind == 'generation' else (),
+        _metric(by, score, path) if kind == 'generation' else None,
         score,
     )
 
@@ -152,7 +157,8 @@ def _check_kind(sections: Mapping[str, Any], path: Path) -> None:
     score = sections.get('scoring', {})
     kind = score.get('kind')
     if kind not in KINDS:
-        raise InputError(f'{path}: scoring.kind = {kind!r} is none of {", ".join(KINDS)}{did_you_mean(str(kind), KINDS)}')
+        hint = did_you_mean(str(kind), KINDS)
+        raise InputError(f'{path}: scoring.kind = {kind!r} is none of {", ".join(KINDS)}{hint}')
     prompted = ['prompt.template', 'prompt.answer']
     needed = {'choices': [*prompted, 'prompt.choices'], 'generation': prompted, 'perplexity': []}
     read = {'choices': ['by'], 'generation': ['by', 'pattern', 'schema', 'max_tokens', 'stop'], 'perplexity': ['text']}
@@ -163,8 +169,10 @@ def _check_kind(sections: Mapping[str, Any], path: Path) -> None:
         if not sections.get(section, {}).get(name):
             raise InputError(f'{path}: {dotted} is missing; scoring.kind = {kind!r} needs it')
     for name in score:
-        if name not in ('kind', *read.get(kind, ['text', 'label', 'labels'])):
+        if name not in ('kind', *read.get(kind, ['text', 'label', 'labels', 'too_long'])):
             raise InputError(f'{path}: scoring.{name} has no effect with scoring.kind = {kind!r}: leave it out')
+    if score.get('too_long', 'error') not in ('error', 'cut'):
+        raise InputError(f"{path}: scoring.too_long = {score['too_long']!r} is neither 'error' nor 'cut'")
     values = {'choices': tuple(CHOICES), 'generation': GENERATION}.get(kind, ())
     if 'by' in score and score['by'] not in values:
         raise InputError(f'{path}: scoring.by = {score["by"]!r} is none of {", ".join(values)}')
@@ -252,13 +260,16 @@ def _check_labels(rows: Sequence[Row], settings: PromptSettings, path: Path) -> 
         raise InputError(f'{path}: no row has the answer {unused[0]!r}; the answers are {sorted(answers)[:10]}')
 
 
-def metric(task: EvaluationTask, path: str = 'scoring') -> scoring.Metric:
-    """The function that scores a generated text. Raises InputError if its pattern or schema is missing or invalid."""
-    needed = {'regex': 'pattern', 'json': 'schema'}.get(task.by)
-    if needed and needed not in task.scoring:
-        raise InputError(f'{path}.{needed} is missing; scoring.by = {task.by!r} needs it')
-    if task.by == 'regex':
-        return scoring.regex(task.scoring['pattern'], f'{path}.pattern')
-    if task.by == 'json':
-        return scoring.json_answer(task.scoring['schema'], f'{path}.schema')
-    return {'exact': scoring.exact, 'normalised': scoring.normalised}[task.by]
+def _metric(by: str, score: Mapping[str, Any], path: Path) -> scoring.Metric:
+    """The score of generated texts. Raises InputError if its pattern or schema is missing or invalid."""
+    needed = {'regex': 'pattern', 'json': 'schema'}.get(by)
+    for name in ('pattern', 'schema'):
+        if name in score and name != needed:
+            raise InputError(f'{path}: scoring.{name} has no effect with scoring.by = {by!r}: leave it out')
+    if needed and needed not in score:
+        raise InputError(f'{path}: scoring.{needed} is missing; scoring.by = {by!r} needs it')
+    if by == 'regex':
+        return scoring.regex(score['pattern'], f'{path}: scoring.pattern')
+    if by == 'json':
+        return scoring.json_answer(score['schema'], f'{path}: scoring.schema')
+    return {'exact': scoring.exact, 'normalised': scoring.normalised}[by]

@@ -165,8 +165,12 @@ def score(
         answers, lost = _generate(model, params, tokenizer, questions, drawn, settings, end_ids)
         results |= lost | proportion('exact_match', [row['right'] for row in answers])
         results |= proportion('stopped', [row['finish_reason'] == 'stop' for row in answers])
-    engine = {'engine': 'lmtrain', 'dtype': model.dtype, 'attention': 'xla', 'batch_size': settings.batch_size}
-    return Scores(results | engine, answers)
+    return Scores(results | engine(model, settings.batch_size), answers)
+
+
+def engine(model, batch_size: int) -> dict[str, Any]:
+    """What decides the last digits of a score, to be recorded with it."""
+    return {'engine': 'lmtrain', 'dtype': model.dtype, 'attention': 'xla', 'batch_size': batch_size}
 
 
 def score_choices(

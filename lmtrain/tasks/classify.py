@@ -65,14 +65,28 @@ def render(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...]
     return render_row(tokenizer, batch, row, end=f' => {labels[batch["labels"][row]]}')
 
 
-def score(data, split: str, predicted: Sequence) -> dict[str, float]:
-    """{'macro_f1'}: the mean of the F1 scores of all classes that are a label or a prediction, as in scikit-learn."""
-    labels, guesses = np.asarray(data.examples[split].values['labels']), np.array(predicted)
+def answers(data, split: str, predicted: Sequence) -> list[tuple[str, str]]:
+    """[(label, predicted class)] of the examples."""
+    labels = data.examples[split].values['labels']
+    return [(data.labels[label], data.labels[guess]) for label, guess in zip(labels, predicted, strict=True)]
+
+
+def rate(answers: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """{'accuracy', 'macro_f1'}.
+
+    macro_f1: the mean of the F1 scores of all classes that are a label or a prediction, as in scikit-learn.
+    """
+    labels, guesses = (np.array(column) for column in zip(*answers, strict=True))
     scores = []
     for label in np.unique(np.concatenate([labels, guesses])):
         correct = np.sum((labels == label) & (guesses == label))
         scores.append(2 * correct / (np.sum(labels == label) + np.sum(guesses == label)))
-    return {'macro_f1': float(np.mean(scores))}
+    return {'accuracy': float(np.mean(labels == guesses)), 'macro_f1': float(np.mean(scores))}
+
+
+def score(data, split: str, predicted: Sequence) -> dict[str, float]:
+    """{'macro_f1'} of a split (`rate`)."""
+    return {'macro_f1': rate(answers(data, split, predicted))['macro_f1']}
 
 
 TASK = Task(
@@ -87,4 +101,6 @@ TASK = Task(
     row_labels=row_labels,
     predict=predict,
     score=score,
+    answers=answers,
+    rate=rate,
 )

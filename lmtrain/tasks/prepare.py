@@ -13,7 +13,7 @@ import numpy as np
 from lmtrain.data.cache import build, cache_directory, key
 from lmtrain.data.chat.load import open_template, with_template
 from lmtrain.data.chat.template import UNWRITTEN, Template
-from lmtrain.data.example_store import Examples, PackedExamples, batch_lengths, load, pack_examples, save
+from lmtrain.data.example_store import Examples, PackedExamples, batch_lengths, collect, load, pack_examples, save
 from lmtrain.data.examples import LengthPolicy
 from lmtrain.data.labels import count_notes
 from lmtrain.data.rows import Row, text_of
@@ -28,6 +28,7 @@ from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import Encoded, RowFormat, Task
 from lmtrain.tasks.task_rows import TaskConfig, classes_of, few_shots, read_splits, require
 
+EVALUATION_BUCKETS = 4  # lengths of batches of rows without a config
 TEMPLATE_VERSION = 3  # increased if a template and the same rows give other examples; the others are `Task.version`
 
 
@@ -267,6 +268,42 @@ def _packed(
         examples=examples,
         packed=packed,
     )
+
+
+def encode_rows(
+    rows: Sequence[Row],
+    task: Task,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    *,
+    text: Sequence[str],
+    label: str,
+    labels: Sequence[str],
+    too_long: str,
+) -> tuple[TaskData, int]:
+    """(the rows as the split 'test' of a TaskData, the number of rows of more than `seq_len` tokens)."""
+    length, encode = LengthPolicy(too_long, seq_len), task.encode
+    assert encode, f'{task.name} reads a corpus'
+    form = RowFormat(tuple(text), label, tuple(labels), tokenizer, None, length, training=False)
+    examples = collect(encode(rows, form).examples)
+    packed = pack_examples(examples, int(task.predicts_tokens), 0)
+    return TaskData(
+        task=task,
+        tokenizer=tokenizer,
+        splits={},
+        fingerprint='',
+        seq_len=seq_len,
+        lengths=batch_lengths(np.diff(examples.begins), EVALUATION_BUCKETS, seq_len),
+        text=form.text,
+        label=label,
+        labels=form.labels,
+        labels_of_base=False,
+        notes=tuple(length.note()),
+        template=None,
+        rows={'test': list(rows)},
+        examples={'test': examples},
+        packed={'test': packed},
+    ), length.count
 
 
 def _split(task: Task, examples: Examples, packed: PackedExamples, tokenizer: Tokenizer) -> Split:

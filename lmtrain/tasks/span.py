@@ -206,11 +206,12 @@ def render(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...]
 # --- score
 
 
-def score(data, split: str, predicted: Sequence) -> dict[str, float]:
-    """{'exact_match', 'answer_f1'} as in SQuAD. The window with the best score answers for its context.
+def answers(data, split: str, predicted: Sequence) -> list[tuple[list[str], str]]:
+    """[(accepted answers, predicted answer)] of the rows that have examples; '' is no answer.
 
-    If some question of the task has no answer, as in SQuAD 2, a context has none if the lowest score of its null spans
-    is above the best score (transformers' run_qa.py with version_2_with_negative).
+    The window with the best score answers for its context. If some question of the task has no answer, as in SQuAD 2, a
+    context has none if the lowest score of its null spans is above the best score (transformers' run_qa.py with
+    version_2_with_negative).
     """
     examples = data.examples[split]
     best: dict[int, tuple[float, str]] = {}
@@ -221,17 +222,32 @@ def score(data, split: str, predicted: Sequence) -> dict[str, float]:
         text = data.rows[split][source].fields[data.text[1]][offsets[first, 0] : offsets[last, 1]]
         best[source] = max(best.get(source, (-np.inf, '')), (float(span_score), text))
         null[source] = min(null.get(source, np.inf), float(null_score))
-    may_lack = not all(_texts(row.fields[data.label]) for rows in data.rows.values() for row in rows)
-    exact, f1 = [], []
-    for source, (span_score, text) in best.items():
-        text = '' if may_lack and null[source] > span_score else text
-        answers = _texts(data.rows[split][source].fields[data.label]) or ['']
-        exact.append(max(normal(text) == normal(answer) for answer in answers))
-        f1.append(max(word_f1(text, answer) for answer in answers))
+    may_lack = not all(answer_texts(row.fields[data.label]) for rows in data.rows.values() for row in rows)
+    return [
+        (
+            answer_texts(data.rows[split][source].fields[data.label]) or [''],
+            '' if may_lack and null[source] > span_score else text,
+        )
+        for source, (span_score, text) in best.items()
+    ]
+
+
+def rate(answers: Sequence[tuple[list[str], str]]) -> dict[str, float]:
+    """{'exact_match', 'answer_f1'} as in SQuAD, of (accepted answers, predicted answer)."""
+    exact = [max(normal(text) == normal(each) for each in accepted) for accepted, text in answers]
+    f1 = [max(word_f1(text, each) for each in accepted) for accepted, text in answers]
     return {'exact_match': float(np.mean(exact)), 'answer_f1': float(np.mean(f1))}
 
 
-def _texts(answers) -> list[str]:
+def score(data, split: str, predicted: Sequence) -> dict[str, float]:
+    """{'exact_match', 'answer_f1'} of a split (`answers`, `rate`)."""
+    return rate(answers(data, split, predicted))
+
+
+def answer_texts(answers) -> list[str]:
+    """The texts of SQuAD's answers, an array of objects or an object of arrays; or those of an array of texts."""
+    if isinstance(answers, list) and all(isinstance(answer, str) for answer in answers):
+        return answers
     return answers['text'] if isinstance(answers, dict) else [answer['text'] for answer in answers]
 
 
@@ -265,5 +281,7 @@ TASK = Task(
     num_outputs=2,
     predict=predict,
     score=score,
+    answers=answers,
+    rate=rate,
     version=2,
 )

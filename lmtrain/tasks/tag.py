@@ -122,23 +122,31 @@ def render(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...]
 # --- score
 
 
-def score(data, split: str, predicted: Sequence) -> dict[str, float]:
-    """{'entity_f1', 'entity_precision', 'entity_recall'} over all words of a split.
+def answers(data, split: str, predicted: Sequence) -> list[tuple[list[str], list[str]]]:
+    """[(tags of all words, predicted tags)] of the examples.
 
     A word that was cut off, or at which no token begins, is predicted as outside of every entity.
     """
-    examples = data.examples[split]
-    all_tags, all_predicted = [], []
+    examples, pairs = data.examples[split], []
     for example, source in enumerate(examples.source.tolist()):
         begin, end = examples.begins[example : example + 2]
         words = examples.flat['word'][begin:end]
         tags = data.rows[split][source].fields[data.label]
-        all_tags.append([data.labels[class_id(tag, data.labels, '')] for tag in tags])
         of_words = [OUTSIDE] * len(tags)
         for token in np.flatnonzero(words >= 0):
             of_words[words[token]] = data.labels[predicted[example][token]]
-        all_predicted.append(of_words)
-    return entity_scores(all_tags, all_predicted)
+        pairs.append(([data.labels[class_id(tag, data.labels, '')] for tag in tags], of_words))
+    return pairs
+
+
+def rate(answers: Sequence[tuple[list[str], list[str]]]) -> dict[str, float]:
+    """{'entity_f1', 'entity_precision', 'entity_recall'} of (tags, predicted tags)."""
+    return entity_scores(*zip(*answers, strict=True))
+
+
+def score(data, split: str, predicted: Sequence) -> dict[str, float]:
+    """{'entity_f1', 'entity_precision', 'entity_recall'} over all words of a split."""
+    return rate(answers(data, split, predicted))
 
 
 def entity_scores(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -182,4 +190,6 @@ TASK = Task(
     row_labels=row_labels,
     predict=predict,
     score=score,
+    answers=answers,
+    rate=rate,
 )

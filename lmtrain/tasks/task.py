@@ -69,6 +69,8 @@ class Task:
       predict: predict(forward, batch, **settings), one prediction for each row. None: it has no predictions.
       score: (TaskData, split, predictions in the order of the examples) -> {name: value}, metrics of the whole split.
         `encode`, `predict` and `score` are required without 'targets'.
+      answers: (TaskData, split, predictions in the order of the examples) -> [(label, prediction)] of the rows, JSON
+        values; `rate`: (answers) -> {name: value}, the main score first. None: the task has no evaluation file.
       conversations: rows may be conversations, which a chat template writes.
       version: increment it when the same rows and settings give other examples.
     """
@@ -85,6 +87,8 @@ class Task:
     num_outputs: int = 0
     predict: Callable | None = None
     score: Callable[[Any, str, Sequence], dict[str, float]] | None = None
+    answers: Callable[[Any, str, Sequence], list[tuple[Any, Any]]] | None = None
+    rate: Callable[[Sequence[tuple[Any, Any]]], dict[str, float]] | None = None
     conversations: bool = False
     version: int = 1
 

@@ -30,6 +30,7 @@ class LoadedModel(NamedTuple):
       step: of the checkpoint; 0 for a Hugging Face directory.
       end_ids: tokens that end a text.
       template: chat template of the conversations that it was trained on; None if there is none.
+      labels: the class names of its head, in the order of their ids; () if it has none, or they are not known.
     """
 
     config: Any
@@ -39,6 +40,7 @@ class LoadedModel(NamedTuple):
     step: int
     end_ids: list[int]
     template: Template | None
+    labels: tuple[str, ...] = ()
 
 
 def load_run(directory, step: int | str = 'last', member: int = 0) -> LoadedModel:
@@ -73,7 +75,7 @@ def _load(base: init_from.Base, tokenizer: data.Tokenizer) -> LoadedModel:
     template = None
     if base.config and TASKS[base.config.task.name].conversations:
         template = trained_template(base.config.task, tokenizer)
-    return LoadedModel(base.config, base.model, tokenizer, params, base.step or 0, ends, template)
+    return LoadedModel(base.config, base.model, tokenizer, params, base.step or 0, ends, template, base.labels)
 
 
 def with_chat_template(run: LoadedModel, name: str | None, chats: bool) -> LoadedModel:

@@ -16,7 +16,7 @@ def test_loss_and_accuracy_by_hand():
 
 
 def test_classes_have_equal_weight_in_macro_f1(task_data):
-    one = task_data([], [0], [], values={'labels': np.array([0, 0, 0, 1])})
+    one = task_data([], [0], [], values={'labels': np.array([0, 0, 0, 1])}, labels='abc')
     assert classify.score(one, 'test', [0, 0, 0, 0])['macro_f1'] == pytest.approx((6 / 7 + 0) / 2)
     assert classify.score(one, 'test', [0, 0, 0, 1])['macro_f1'] == 1
     # A class that is predicted alone has an F1 of 0, as scikit-learn counts it.

@@ -1,0 +1,100 @@
+"""Scores of a model's head on labelled rows: classes, tags of words, or answers in a context."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmtrain.data import PaddedStream, Tokenizer
+from lmtrain.data.rows import Row
+from lmtrain.errors import InputError
+from lmtrain.evaluation.predictions import predictions
+from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.tasks.prepare import encode_rows
+from lmtrain.tasks.task import Task
+from lmtrain.tree import Params
+
+RESAMPLES = 300  # of rows, for the standard error of a score that is no mean over rows
+
+
+class Head(NamedTuple):
+    """The head of a loaded model.
+
+    Attributes:
+      labels: the names of its classes in the order of their ids; () if they are not known.
+      pool: of an added head on a task with one label for each row: 'first', 'last' or 'mean'.
+    """
+
+    labels: tuple[str, ...] = ()
+    pool: str = 'first'
+
+
+def score_rows(
+    model,
+    params: Params,
+    tokenizer: Tokenizer,
+    task: Task,
+    rows: Sequence[Row],
+    head: Head,
+    *,
+    text: Sequence[str],
+    label: str,
+    too_long: str = 'error',
+    batch_size: int = 32,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(the scores of `task.rate` with '<name>_stderr', {'answer', 'predicted', 'right'} of each row).
+
+    Args:
+      text, label: fields of the rows, as in config.task.
+      too_long: 'error', or 'cut' for rows that are longer than the context (a context of 'span' in windows);
+        `results['too_long']` counts them.
+
+    Raises InputError before anything compiles if the model has no such head, or a row lacks a field or a class.
+    """
+    output = output_of(model, params, task)
+    labels = head.labels if task.has_classes else ()
+    if task.has_classes and len(labels) != (size := _num_outputs(model, params, output)):
+        known = f'{len(labels)} are named: {", ".join(labels[:10])}' if labels else 'their names are not known'
+        raise InputError(f'the head has {size} classes, and {known}: set scoring.labels to all of them, in their order')
+    context = model.max_len - num_virtual_tokens(params)
+    data, count = encode_rows(rows, task, tokenizer, context, text=text, label=label, labels=labels, too_long=too_long)
+    stream = PaddedStream(data, 'test', batch_size, 0, False)
+    predicted = predictions(model, task.predict, params, stream, head=output, pool=head.pool)
+    pairs = task.answers(data, 'test', predicted)
+    results = rates(task, pairs) | {'too_long': count}
+    main = next(iter(results))
+    lines = [
+        {'answer': answer, 'predicted': guess, 'right': 1.0 if answer == guess else task.rate([(answer, guess)])[main]}
+        for answer, guess in pairs
+    ]
+    return results, lines
+
+
+def rates(task: Task, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    """`task.rate` with the standard error of each score, by the bootstrap over rows; None for one row."""
+    scores = task.rate(pairs)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(pairs), size=(RESAMPLES, len(pairs))) if len(pairs) > 1 else ()
+    resampled = [task.rate([pairs[index] for index in each]) for each in drawn]
+    results = {}
+    for name, value in scores.items():
+        error = float(np.std([each[name] for each in resampled], ddof=1)) if resampled else None
+        results |= {name: value, f'{name}_stderr': error}
+    return results
+
+
+def output_of(model, params: Params, task: Task) -> str:
+    """The name of the output that the head of a task gives. Raises InputError if the model has no such head."""
+    if task.name in params.get('heads', {}):
+        return task.name
+    if model.head == task.head:
+        return 'logits'
+    added = ', '.join(params.get('heads', {})) or 'none'
+    raise InputError(
+        f'scoring.kind = {task.name!r} needs a head for it; the model has model.head={model.head!r}, and added heads: '
+        f'{added}'
+    )
+
+
+def _num_outputs(model, params: Params, output: str) -> int:
+    return model.num_labels if output == 'logits' else params['heads'][output]['kernel'].shape[-1]

@@ -1,0 +1,128 @@
+"""Task files: what is read, and what is refused in one line."""
+
+import json
+
+import pytest
+
+from lmtrain.evaluation import task_file
+
+ROWS = [{'text': text, 'label': index % 2, 'options': ['a', 'b']} for index, text in enumerate(['cat', 'dog', 'hen'])]
+FILE = """
+[data]
+files = "rows.jsonl"
+
+[prompt]
+template = "{text}: {label}"
+answer = "label"
+choices = ["no", "yes"]
+
+[scoring]
+kind = "choices"
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a task file, with replaced texts, beside rows; its path."""
+
+    def function(*changes, rows=ROWS, text=FILE):
+        for old, new in changes:
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+        (tmp_path / 'text.txt').write_text('a whole text\n', encoding='utf-8')
+        path = tmp_path / 'quiz.toml'
+        path.write_text(text, encoding='utf-8')
+        return path
+
+    return function
+
+
+def test_a_file_is_read(write):
+    task = task_file.read(write())
+    assert (task.name, task.kind, task.by, len(task.rows)) == ('quiz', 'choices', 'raw', 3)
+    assert task.settings.template == '{text}: {label}' and task.settings.choices == ['no', 'yes']
+    assert task.demonstrations == [] and task.chat_template is None and task.accepted == ()
+
+
+def test_settings_of_the_prompt(write):
+    more = 'answer = "label"\nshots = "max"\nselect = "bm25"\ninstruction = "Say no."\n'
+    more += 'separator = "\\n"\nseed = 3\ncut = true'
+    changes = [('answer = "label"', more), ('kind = "choices"', 'kind = "choices"\nby = "calibrated"')]
+    task = task_file.read(write(*changes, ('files =', 'limit = 2\nfiles =')))
+    settings = task.settings
+    assert (settings.shots, settings.select, settings.instruction) == (-1, 'bm25', 'Say no.')
+    assert (settings.separator, settings.seed, settings.cut) == ('\n', 3, True)
+    assert settings.calibrated == ('N/A', '[MASK]', '')
+    assert len(task.rows) == 2 and len(task.demonstrations) == 3
+
+
+def test_words_stand_for_labels(write):
+    names = 'names = { 0 = "bad", 1 = "good" }'
+    task = task_file.read(write(('choices = ["no", "yes"]', names)))
+    assert task.settings.choices == ['bad', 'good']
+    assert [row.fields['label'] for row in task.rows] == ['bad', 'good', 'bad']
+    with pytest.raises(ValueError, match=r'rows.jsonl:2: .*quiz.toml: prompt.names has no word for the label 1'):
+        task_file.read(write(('choices = ["no", "yes"]', 'names = { 0 = "bad", 2 = "good" }')))
+
+
+def test_generated_answers_may_be_several(write):
+    rows = [{'text': 'a', 'label': ['x', 'y']}, {'text': 'b', 'label': [{'text': 'z', 'answer_start': 1}]}]
+    changes = [('choices = ["no", "yes"]\n', ''), ('kind = "choices"', 'kind = "generation"\nby = "normalised"')]
+    task = task_file.read(write(*changes, rows=rows))
+    assert task.accepted == (('x', 'y'), ('z',)) and task.metric('The X', task.accepted[0])['normalised_match'] == 1
+    assert [row.fields['label'] for row in task.rows] == ['x', 'z'] and task.settings.choices == ()
+
+
+def test_texts_for_perplexity(write):
+    text = '[data]\nfiles = ["rows.jsonl", "text.txt"]\n[scoring]\nkind = "perplexity"\ntext = "text"\n'
+    task = task_file.read(write(text=text))
+    assert [row.fields['text'] for row in task.rows] == ['cat', 'dog', 'hen', 'a whole text\n']
+
+
+CHOICES = 'choices = ["no", "yes"]'
+KIND = 'kind = "choices"'
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ([('[data]', '[dat]')], "'dat' is none of the fields name, data, prompt, scoring, did you mean 'data'"),
+        ([('files', 'file')], "'data.file' is none of the fields files, .* did you mean 'files'"),
+        ([('"rows.jsonl"', '3')], 'data.files = 3; it must be text or an array'),
+        ([('"rows.jsonl"', '[3]')], r'data.files = \[3\]; it must be text or an array'),
+        ([('files = "rows.jsonl"', '')], "data.files is missing; scoring.kind = 'choices' needs it"),
+        ([('answer = "label"', '')], 'prompt.answer is missing'),
+        ([(CHOICES, '')], 'prompt.choices is missing'),
+        ([(KIND, '')], 'scoring.kind = None is none of choices, generation, perplexity, classify'),
+        ([(KIND, 'kind = "choice"')], "'choice' is none of .*did you mean 'choices'"),
+        ([(KIND, f'{KIND}\nby = "bytes"')], "scoring.by = 'bytes' is none of raw, per_token, per_byte, calibrated"),
+        ([(KIND, f'{KIND}\npattern = "a"')], "scoring.pattern has no effect with scoring.kind = 'choices'"),
+        ([(KIND, 'kind = "generation"\nby = "regex"')], "scoring.pattern is missing; scoring.by = 'regex' needs it"),
+        ([(KIND, 'kind = "generation"\npattern = "a"')], "scoring.pattern has no effect with scoring.by = 'exact'"),
+        ([(KIND, 'kind = "generation"\nby = "json"\nschema = {kind = 3}')], "scoring.schema: 'kind' is none of"),
+        ([(KIND, 'kind = "tag"\ntext = "a"\nlabel = "b"\ntoo_long = "drop"')], "too_long = 'drop' is neither"),
+        ([('{text}: {label}', '{txet}: {label}')], "rows.jsonl:1: no field 'txet'.*'text'.* Set prompt.template"),
+        ([('{text}: {label}', 'Label: {label}')], "template names no field but the answer 'label'"),
+        ([('{text}: {label}', '{text}: {label}.')], 'ends in text'),
+        ([('"no", "yes"', '"no", "yes", "maybe"')], "no row has the answer 'maybe'; the answers are .'no', 'yes'"),
+        ([('"no", "yes"', '"no", "yes", "no"')], 'a choice occurs twice'),
+        ([(CHOICES, 'choices = "choices"')], "rows.jsonl:1: no field 'choices'"),
+        ([('answer =', 'shots = "all"\nanswer =')], "prompt.shots = 'all' is neither a number nor 'max'"),
+        ([('answer =', 'select = "near"\nanswer =')], "prompt.select = 'near' is none of random"),
+        ([('[data]', '[data')], 'invalid TOML'),
+    ],
+)
+def test_what_is_refused(write, changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        task_file.read(write(*changes))
+    assert '\n' not in str(error.value)
+
+
+def test_files_that_are_empty_or_missing(write):
+    with pytest.raises(ValueError, match='rows.jsonl: it has no rows'):
+        task_file.read(write(rows=[]))
+    with pytest.raises(FileNotFoundError, match='other.jsonl: no such file'):
+        task_file.read(write(('rows.jsonl', 'other.jsonl')))
+    with pytest.raises(FileNotFoundError, match='none.toml'):
+        task_file.read('none.toml')
