@@ -6,7 +6,7 @@ import pathlib
 import re
 import textwrap
 
-from lmtrain.compare.pages import drawing, recommendation, sections, values
+from lmtrain.compare.pages import choice, drawing, recommendation, sections, values
 from lmtrain.compare.pages.blocks import Figures
 from lmtrain.compare.pages.values import Results, interval, percent
 from lmtrain.errors import InputError
@@ -80,7 +80,7 @@ def answer_table(results: Results) -> str:
     if not sizes:
         return 'No arm has a result.'
     size = sizes[-1]
-    advised = recommendation.choose(results, size).arm
+    advised = choice.choose(results, size).arm
     lines = [
         f'| arm, {size:,} training rows | accuracy (95 % interval) | to create | for a query |',
         '|---|---|---|---|',

@@ -5,7 +5,8 @@ from typing import Any
 
 from lmtrain.compare.pages import plots, values
 from lmtrain.compare.pages.blocks import LOWER, Cell, Column, Figures, Table, Text, arm_cell, lowest, table
-from lmtrain.compare.pages.recommendation import LEVEL, Recommendation
+from lmtrain.compare.pages.choice import LEVEL
+from lmtrain.compare.pages.recommendation import Recommendation
 from lmtrain.compare.pages.values import NOT_MEASURED, Results, interval, percent, points
 from lmtrain.report import terminal
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from lmtrain.compare.pages import values
-from lmtrain.compare.pages.recommendation import LEVEL
+from lmtrain.compare.pages.choice import LEVEL
 from lmtrain.compare.pages.values import Results
 
 FRONT, CLOSE, DOMINATED = 'front', 'close', 'dominated'

@@ -70,7 +70,7 @@ def _evaluation(results: Results) -> list[tuple[str, str]]:
     tests = [trial['test'] for trial in results.get('trials') or [] if trial.get('test')]
     fields = ('engine', 'dtype', 'attention', 'batch_size')
     engines = {', '.join(f'{name.replace("_", " ")} {test.get(name)}' for name in fields) for test in tests}
-    prices, price = results.get('prices') or {}, ''
+    prices, price = results.get('prices') or {}, 'not configured: costs are counted in FLOPs'
     if prices.get('device_hour') or prices.get('kwh'):
         unit = prices.get('currency') or ''
         price = f'{prices.get("device_hour") or 0:g} {unit} for an hour of a device, {prices.get("kwh") or 0:g} {unit} '

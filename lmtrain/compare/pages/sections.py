@@ -1,6 +1,6 @@
 """The sections of the report of a comparison. Here: all arms, what is missing, Pareto fronts, accuracy over rows."""
 
-from lmtrain.compare.pages import analyses, pareto, plots, protocol, recommendation, values
+from lmtrain.compare.pages import analyses, choice, pareto, plots, protocol, values
 from lmtrain.compare.pages.blocks import (
     HIGHER,
     LOWER,
@@ -27,11 +27,13 @@ COSTS = (
     ('price', 'price to create', 'money'),
     ('query_flops', 'compute of a query', 'FLOP'),
     ('query_flops_cached', 'the same, shared tokens cached', 'FLOP'),
+    ('decode_flops', 'of it, decoding', 'FLOP'),
     ('query_tokens', 'tokens of a query', ''),
     ('update_seconds', 'time to update', 's'),
     ('stored_bytes', 'stored', 'B'),
     ('trainable_parameters', 'trained parameters', ''),
     ('peak_bytes', 'peak memory to create', 'B'),
+    ('joules', 'energy to create', 'J'),
 )
 FRONTS = (
     ('rows', 'training rows', ''),
@@ -75,7 +77,7 @@ def trade_offs(results: Results, advice: Recommendation) -> list:
     columns = [('accuracy (95 % interval)' + HIGHER, _accuracies(results, arms, size))]
     for field, title, unit in COSTS:
         numbers = [values.cost(results, arm, size, field) for arm in arms]
-        if any(number is not None for number in numbers):
+        if any(numbers):  # a cost that is 0 for every arm has no column
             cells = lowest([(number, values.amount(results, number, unit)) for number in numbers])
             columns.append((title + LOWER, cells))
     changes = [values.forgotten(results, arm) for arm in arms]
@@ -170,7 +172,7 @@ def efficiency(results: Results) -> list:
     for arm in arms:
         entries = [values.summary(results, arm, size) for size in sizes]
         rows.append([arm_cell(results, arm), *(Cell(values.accuracy(entry) if entry else '–') for entry in entries)])
-    advised = [recommendation.choose(results, size).arm or 'none' for size in sizes]
+    advised = [choice.choose(results, size).arm or 'none' for size in sizes]
     rows.append([Cell('recommended', True), *(Cell(arm, True) for arm in advised)])
     columns = [Column('arm', numeric=False), *(Column(terminal.counted(size, 'row')) for size in sizes)]
     return [*([Text(text), Figures(panels, small=True)] if panels else []), Table(columns, rows)]

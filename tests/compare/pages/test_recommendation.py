@@ -1,9 +1,5 @@
-import itertools
-import random
-
 import pytest
 
-from lmtrain.compare.pages import recommendation
 from lmtrain.compare.pages.recommendation import recommend
 
 PROMPT = ('prompt', 0.6, 0.6, 0, 1e9, 9e10)
@@ -128,14 +124,3 @@ def test_costs_that_were_not_measured(comparison):
         del trial['ledger']
     advice = recommend(results)
     assert advice.choice.arm == 'lora' and 'the costs of lora and head were not measured' in advice.headline
-
-
-def test_cheapest_is_the_minimum_at_every_number_of_queries():
-    for case in range(20):
-        drawn = random.Random(case)
-        costs = {name: (drawn.uniform(0, 1e6), drawn.uniform(1, 100)) for name in 'abcdef'}
-        plan = recommendation.cheapest(costs)
-        for (start, arm), (end, _) in itertools.pairwise([*plan, (2 * plan[-1][0] + 10, None)]):
-            middle = (start + end) / 2
-            totals = {name: create + middle * query for name, (create, query) in costs.items()}
-            assert min(totals, key=totals.get) == arm

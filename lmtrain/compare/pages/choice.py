@@ -1,0 +1,112 @@
+"""Which arm a comparison recommends: a pure function of results.json.
+
+The most accurate arm is compared with every other one. Another arm is
+  * less accurate, if the difference is significant after Holm's correction,
+  * not distinguishable, if the difference is not significant without any correction, and smaller than what the test
+    rows can detect,
+  * undecided otherwise, and if the difference was not tested.
+Of the arms that are not distinguishable from the most accurate one, the cheapest in FLOPs is recommended. No arm is
+recommended whose interval reaches down to the accuracy of chance or of always answering the most frequent class.
+"""
+
+from typing import NamedTuple
+
+from lmtrain.compare.pages import values
+from lmtrain.compare.pages.values import Results
+
+LEVEL = 0.05  # of the tests; the intervals are 95 %
+
+
+class Choice(NamedTuple):
+    """The arm to use with `size` training rows.
+
+    outcome: 'best' (significantly more accurate than every other arm), 'cheapest' (of several arms that are not
+      distinguishable), 'undecided', 'alone' (no other arm has a result), 'majority' (no arm is shown to be better than
+      the most frequent class) or 'nothing' (no arm has a result).
+    plan: [(number of queries, the cheapest arm from there on)]; the first is `arm`, from 0 queries.
+    leader: the most accurate arm.
+    ties: arms not distinguishable from the leader, without it, the most accurate first.
+    undecided: likewise.
+    """
+
+    outcome: str
+    size: int
+    arm: str | None = None
+    plan: tuple[tuple[float, str], ...] = ()
+    leader: str | None = None
+    ties: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+
+
+def choose(results: Results, size: int) -> Choice:
+    """The choice for one number of training rows."""
+    arms = values.scored(results, size)
+    if not arms:
+        return Choice('nothing', size)
+    leader = arms[0]
+    if not _above_majority(results, leader, size):
+        return Choice('majority', size, leader=leader)
+    relations = {other: _relation(results, leader, other, size) for other in arms[1:]}
+    ties, undecided = (tuple(arm for arm in relations if relations[arm] == name) for name in ('tie', 'undecided'))
+    costs = {arm: own for arm in (leader, *ties) if (own := costs_of(results, arm, size))}
+    plan = cheapest(costs) if len(costs) == 1 + len(ties) else ((0.0, leader),)
+    outcome = 'alone' if not relations else 'cheapest' if ties else 'undecided' if undecided else 'best'
+    return Choice(outcome, size, plan[0][1], plan, leader, ties, undecided)
+
+
+def costs_of(results: Results, arm: str, size: int) -> tuple[float, float] | None:
+    """FLOPs to create an arm, and of a query; None if one of them is not known."""
+    create, query = (values.cost(results, arm, size, field) for field in ('create_flops', 'query_flops'))
+    return None if create is None or query is None else (create, query)
+
+
+def cheapest(costs: dict[str, tuple[float, float]]) -> tuple[tuple[float, str], ...]:
+    """The arm of the lowest total cost over the number of queries.
+
+    Args:
+      costs: {arm: (cost to create, cost of a query)}, not empty.
+
+    Returns [(number of queries, the cheapest arm from there on)], the first from 0. An arm that is the cheapest for
+    less than one query is left out.
+
+    >>> cheapest({'prompt': (0, 10), 'train': (1000, 2), 'waste': (2000, 3)})
+    ((0.0, 'prompt'), (125.0, 'train'))
+    """
+    queries, arm = 0.0, min(costs, key=lambda name: costs[name])
+    plan = []
+    while arm is not None:
+        plan.append((queries, arm))
+        create, query = costs[arm]
+        crossings = [
+            ((other_create - create) / (query - other_query), other_query, other)
+            for other, (other_create, other_query) in costs.items()
+            if other_query < query
+        ]
+        queries, _, arm = min(crossings, default=(0.0, 0.0, None))
+    while len(plan) > 1 and plan[1][0] < 1:
+        plan = [(0.0, plan[1][1]), *plan[2:]]
+    return tuple(plan)
+
+
+def _above_majority(results: Results, arm: str, size: int) -> bool:
+    """Whether the interval of an arm lies above `baseline`."""
+    floor, entry = baseline(results), values.summary(results, arm, size)
+    return floor is None or values.ends(entry)[0] > floor[0]
+
+
+def baseline(results: Results) -> tuple[float, str] | None:
+    """The accuracy without any model and its name: the most frequent class or chance, whichever is higher."""
+    task = results.get('task') or {}
+    names = (('majority', 'always answering the most frequent class'), ('chance', 'chance'))
+    return max(((task[name], text) for name, text in names if task.get(name) is not None), default=None)
+
+
+def _relation(results: Results, leader: str, other: str, size: int) -> str:
+    """'worse', 'tie' or 'undecided', see the docstring of the module."""
+    tested = values.pair(results, leader, other, size) or {}
+    p, adjusted, detectable = (tested.get(name) for name in ('p', 'p_holm', 'detectable'))
+    if adjusted is not None and adjusted < LEVEL:
+        return 'worse'
+    if p is None or p < LEVEL or detectable is None or abs(tested['difference']) > detectable:
+        return 'undecided'
+    return 'tie' if _above_majority(results, other, size) else 'undecided'
