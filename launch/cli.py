@@ -16,7 +16,7 @@ from lmtrain.runtime import lifecycle
 
 # Flags of all verbs whose values are local paths.
 PATHS = {'config', 'workdir', 'base', 'adapter', 'to', 'prompts_file', 'rows', 'demonstrations', 'results'}
-PATHS |= {'task', 'outputs'}
+PATHS |= {'task', 'outputs', 'folders', 'plot'}
 VERBS = {
     'train': 'train a recipe: --config, --workdir, --dry_run',
     'compare': 'prompting and training on the same rows: --config, --workdir',
@@ -25,6 +25,7 @@ VERBS = {
     'evaluate': 'the loss of a run on a split, or the score of a model on a task: --workdir, --task',
     'generate': 'text from a trained run: --workdir, --prompt',
     'export': 'a trained run as a Hugging Face directory or a PEFT adapter: --workdir, --format, --to',
+    'runs': 'a table of runs, and a plot of their validation curves: FOLDER... --sort, --filter, --plot',
     'configs': 'the recipes, one line each',
     'show': 'every value of a recipe, or its first batch: --config, --batch',
     'local': 'train in several processes on this machine: --processes, --devices -- train ...',
@@ -120,7 +121,7 @@ def parse(module, argv: list[str]):
     """The verb's flags with their values; None if help is requested. Raises InputError for an unknown flag.
 
     `--config.a.b=value` and `--config.a.b value` become `--override=a.b=value` (recipe.py); each word after a bare `--`
-    becomes `--command=word` (launcher.py).
+    becomes `--command=word` (launcher.py). Words that are no flags are the folders of a verb that has `--folders`.
     """
     from absl import flags
 
@@ -152,6 +153,8 @@ def parse(module, argv: list[str]):
         raise InputError(f'unknown flag --{error.flagname}{hint}') from error
     except flags.Error as error:
         raise InputError(str(error)) from error
+    if spare and 'folders' in known:
+        known['folders'].value, spare = spare, []
     for name in PATHS & set(known):
         value = known[name].value
         if isinstance(value, list):
@@ -174,6 +177,8 @@ def describe(verb: str, module) -> str:
         rows['--config.A.B=...'] = rows.pop('--override')
     if '--command' in rows:
         rows['-- train ...'] = rows.pop('--command')
+    if '--folders' in rows:
+        rows['FOLDER ...'] = rows.pop('--folders')
     rows['--debug'] = 'errors with their traceback'
     title = wrapped(f'lmtrain {verb}: {first}', '').replace(f'lmtrain {verb}', f'{bold}lmtrain {verb}{plain}', 1)
     parts = [title, *(paragraph(part) for part in examples.strip().split('\n\n'))]

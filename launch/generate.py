@@ -21,6 +21,7 @@ from absl import flags
 from launch import cli, model_flags, process_setup
 from lmtrain.errors import InputError
 from lmtrain.files import parse_json
+from lmtrain.report import terminal
 
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS, base=True)
@@ -150,7 +151,4 @@ def write(text: str) -> None:
 
 def clean(text: str) -> str:
     """For a terminal, the text without control characters; else the text itself."""
-    return text.translate(CONTROL) if sys.stdout.isatty() else text
-
-
-CONTROL = dict.fromkeys({*range(32), *range(127, 160)} - {*map(ord, '\n\t')}, '\ufffd')
+    return terminal.printable(text) if sys.stdout.isatty() else text

@@ -5,14 +5,16 @@ import os
 import shutil
 import textwrap
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from lmtrain import tree
+if TYPE_CHECKING:
+    from lmtrain.tree import Params
 
 COUNTS = ('', 'k', 'M', 'B', 'T')
 SI = ('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z', 'Y')
 STYLES = {'bold': '1', 'dim': '2', 'accent': '36', 'bad': '31'}
 GAP = '  '
+CONTROL = dict.fromkeys({*range(32), *range(127, 160)} - {*map(ord, '\n\t')}, '\ufffd')
 
 
 def number(value: float, prefixes: tuple[str, ...] = COUNTS, significant: int = 3) -> str:
@@ -61,6 +63,15 @@ def percent(share: float) -> str:
     return f'{100 * share:.0f}%' if share >= 0.0995 or share == 0 else f'{100 * share:.1f}%'
 
 
+def printable(text: str) -> str:
+    """`text` without control characters, which would act on a terminal: U+FFFD stands for each.
+
+    >>> printable('a\\x1b[2Jb')
+    'a\ufffd[2Jb'
+    """
+    return text.translate(CONTROL)
+
+
 def style(text: str, name: str, on: bool = True) -> str:
     """`text` in an ANSI style if `on`."""
     return f'\x1b[{STYLES[name]}m{text}\x1b[0m' if on else text
@@ -82,7 +93,7 @@ def table(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> list[str]
     ]
 
 
-def parameters(trainable: tree.Params, frozen: tree.Params) -> str:
+def parameters(trainable: 'Params', frozen: 'Params') -> str:
     """The table of parameters: path, shape, dtype, sharding, whether it is trainable, count.
 
     If the terminal is too narrow for one line per parameter, the path has a line of its own.
@@ -90,6 +101,8 @@ def parameters(trainable: tree.Params, frozen: tree.Params) -> str:
     Args:
       trainable, frozen: trees of arrays or shapes.
     """
+    from lmtrain import tree  # late: the other functions need no jax
+
     rows = [('path', 'shape', 'dtype', 'sharding', 'train', 'count')]
     trainable_leaves, frozen_leaves = tree.flatten(trainable), tree.flatten(frozen)
     for path, leaf in sorted((trainable_leaves | frozen_leaves).items()):

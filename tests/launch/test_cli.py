@@ -28,7 +28,7 @@ def test_help_imports_no_library():
     assert imported('--help', watched=(*HEAVY, 'absl', 'ml_collections', 'configs')) == []
 
 
-@pytest.mark.parametrize('argv', [('configs',), ('train', '--help'), ('show', '--help')])
+@pytest.mark.parametrize('argv', [('configs',), ('train', '--help'), ('show', '--help'), ('runs', '--help')])
 def test_quick_verbs_do_not_import_jax(argv):
     assert imported(*argv, watched=HEAVY) == []
 
@@ -68,6 +68,7 @@ def test_help_of_a_verb_has_an_example_and_only_its_flags(verb, capsys):
         'cost',
         'compare',
         'evaluate',
+        'runs',
         'generate',
         'local',
         'slurm',

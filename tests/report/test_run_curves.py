@@ -1,0 +1,79 @@
+"""The plot of validation curves."""
+
+import json
+import re
+
+import matplotlib.image
+import pytest
+
+from lmtrain.errors import InputError
+from lmtrain.report import run_curves
+
+
+def run(folder, name, losses, bits=True, timed=True):
+    """The record of a run whose evaluations are ten steps apart."""
+    path = folder / name
+    path.mkdir(parents=True)
+    lines = [{'step': 10 * (index + 1), 'validation_loss': loss} for index, loss in enumerate(losses)]
+    lines = [line | ({'validation_bits_per_byte': line['validation_loss'] / 2} if bits else {}) for line in lines]
+    (path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+    timings = [{'step': 10 * step, 'seconds_per_step': 0.5, 'flops_per_second': 4e9} for step in range(1, 4)]
+    if timed:
+        text = ''.join(json.dumps(line) + '\n' for line in timings)
+        (path / 'timings.jsonl').write_text(text, encoding='utf-8')
+    return {'name': name, 'folder': str(path)}
+
+
+def drawn(monkeypatch, records, path, x='step'):
+    """(names without a curve, {name: points}, the labels of the axes)."""
+    seen = []
+    monkeypatch.setattr(run_curves, '_draw', lambda *arguments: seen.append(arguments))
+    absent = run_curves.plot(records, path, x)
+    (curves, _, *labels), *_ = seen
+    return absent, curves, labels
+
+
+def test_unit_is_that_of_all_curves(tmp_path, monkeypatch):
+    first, second = run(tmp_path, 'a', [4.0, 2.0]), run(tmp_path, 'b', [3.0, 2.5])
+    _, curves, labels = drawn(monkeypatch, [first, second], tmp_path / 'a.png')
+    assert curves == {'a': [(10, 2.0), (20, 1.0)], 'b': [(10, 1.5), (20, 1.25)]}
+    assert labels == ['step', 'bits per byte']
+    other = run(tmp_path, 'c', [0.7, float('nan'), 0.6], bits=False)
+    _, curves, labels = drawn(monkeypatch, [first, other], tmp_path / 'a.png')
+    assert curves == {'a': [(10, 4.0), (20, 2.0)], 'c': [(10, 0.7), (30, 0.6)]}
+    assert labels == ['step', 'validation loss, nats']
+
+
+def test_costs_on_the_axis(tmp_path, monkeypatch):
+    records = [run(tmp_path, 'a', [4.0, 2.0, 1.0]), run(tmp_path, 'b', [4.0], timed=False)]
+    absent, curves, _ = drawn(monkeypatch, records, tmp_path / 'a.png', 'seconds')
+    assert absent == ['b'] and [x for x, _ in curves['a']] == [5.0, 10.0, 15.0]
+    _, curves, labels = drawn(monkeypatch, records, tmp_path / 'a.png', 'flops')
+    assert [x for x, _ in curves['a']] == [2e10, 4e10, 6e10] and labels[0] == 'FLOPs of the model'
+
+
+def test_broken_and_empty_runs_are_left_out(tmp_path, monkeypatch):
+    broken = run(tmp_path, 'broken', [1.0])
+    (tmp_path / 'broken' / 'metrics.jsonl').write_text('x\n', encoding='utf-8')
+    records = [run(tmp_path, 'a', [2.0]), broken, {'name': 'gone', 'folder': str(tmp_path / 'gone')}]
+    absent, curves, labels = drawn(monkeypatch, records, tmp_path / 'a.png')
+    assert absent == ['broken', 'gone'] and list(curves) == ['a']
+    assert labels[1] == 'bits per byte'  # of the runs that are drawn
+    with pytest.raises(InputError, match='no run has a validation curve'):
+        run_curves.plot([broken], tmp_path / 'a.png')
+
+
+def test_too_many_curves(tmp_path):
+    one = run(tmp_path, 'a', [2.0])
+    with pytest.raises(InputError, match='33 curves cannot be told apart'):
+        run_curves.plot([one | {'name': str(number)} for number in range(33)], tmp_path / 'a.png')
+
+
+def test_files(tmp_path):
+    records = [run(tmp_path, '_$a$ <b>\x1b', [4.0, 2.0, 1.0]), run(tmp_path, 'b', [3.0])]
+    run_curves.plot(records, tmp_path / 'a.png')
+    height, width, _ = matplotlib.image.imread(tmp_path / 'a.png').shape
+    assert width == 1500 and height >= 600
+    run_curves.plot(records, tmp_path / 'a.svg', 'flops')
+    text = (tmp_path / 'a.svg').read_text(encoding='utf-8')
+    assert text.startswith('<?xml') and '\x1b' not in text and not re.search('<b>', text)
