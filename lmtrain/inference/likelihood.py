@@ -7,7 +7,9 @@ Each part attends to the keys and values of those before it (`lmtrain.models.pas
 """
 
 import collections
+import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,6 +27,7 @@ from lmtrain.tree import Params
 SHORTEST = 16  # tokens; rows are padded to powers of two from here on, so that few programs are compiled
 SHORTEST_CHOICE = 4  # the same for continuations and their number
 MAX_TOKENS = 2**13  # of a batch
+MAX_LOGITS = 2**26  # of a batch, if they are materialised
 # A common beginning is encoded by itself if that saves so many tokens: it is a program of its own, and divides batches.
 LEAST_SAVED = 256
 
@@ -48,16 +51,21 @@ class Likelihoods(NamedTuple):
     Attributes:
       nats: for each prompt float64 [continuations], the log-likelihood of each continuation after the context.
       tokens: for each prompt int64 [continuations], the number of tokens of each continuation.
+      greedy: for each prompt bool [continuations], whether every token of the continuation is the most likely one after
+        those before it; [] unless requested.
       computed_tokens: number of tokens that the model has read to compute them, without padding. A context counts once
         for all of its continuations, and a common beginning of several prompts once for all of them.
     """
 
     nats: list[np.ndarray]
     tokens: list[np.ndarray]
+    greedy: list[np.ndarray]
     computed_tokens: int
 
 
-def log_likelihoods(model, params: Params, prompts: Sequence[Prompt], batch_size: int) -> Likelihoods:
+def log_likelihoods(
+    model, params: Params, prompts: Sequence[Prompt], batch_size: int, *, greedy: bool = False
+) -> Likelihoods:
     """log p(continuation | context) in nats of every continuation of every prompt.
 
     A context and a continuation together have at most as many tokens as the model's context, without the last, which
@@ -68,22 +76,24 @@ def log_likelihoods(model, params: Params, prompts: Sequence[Prompt], batch_size
 
     Raises NonFiniteOutput if a log-likelihood is not finite.
     """
+    model = dataclasses.replace(model, unroll=1, remat='none')  # one layer is compiled: faster, and as fast to run
     context = model.max_len - num_virtual_tokens(params)
     distinct = {_key(each): each for each in prompts if each.continuations}
+    options = {'context': context, 'batch_size': batch_size, 'greedy': greedy}
     # The angles of such a text depend on its length: the keys of its beginning are those of no other text.
     whole = {key for key, each in distinct.items() if _length(each) > _fixed_angles(model, context)}
-    results, computed = _score_whole(model, params, {key: distinct.pop(key) for key in whole}, context, batch_size)
+    results, computed = _score_whole(model, params, {key: distinct.pop(key) for key in whole}, **options)
     keys = list(distinct)
     for length, members in shared_beginnings([each.context_ids for each in distinct.values()]):
         group = {keys[i]: distinct[keys[i]] for i in members}
-        nats, tokens = _score_group(model, params, group, length, context, batch_size)
-        results |= nats
+        values, tokens = _score_group(model, params, group, length, **options)
+        results |= values
         computed += tokens
-    if not all(np.all(np.isfinite(nats)) for nats in results.values()):
+    if not all(np.all(np.isfinite(nats)) for nats, _ in results.values()):
         raise NonFiniteOutput('the model gives log-likelihoods that are not finite: its parameters are broken')
-    nats = [results[_key(each)] if each.continuations else np.zeros(0) for each in prompts]
+    values = [results[_key(each)] if each.continuations else (np.zeros(0), np.zeros(0, bool)) for each in prompts]
     tokens = [np.array([len(ids) for ids in each.continuations], np.int64) for each in prompts]
-    return Likelihoods(nats, tokens, computed)
+    return Likelihoods([nats for nats, _ in values], tokens, [top for _, top in values if greedy], computed)
 
 
 def _key(prompt: Prompt) -> tuple[bytes, ...]:
@@ -139,8 +149,13 @@ def shared_beginnings(texts: Sequence[np.ndarray]) -> list[tuple[int, list[int]]
     return [*groups[::-1], *([(0, sorted(alone))] if alone else [])]
 
 
-def _score_group(model, params, group: dict, shared: int, context: int, batch_size: int):
-    """({key: float64 [continuations]}, number of tokens read) of prompts {key: Prompt} with a common beginning."""
+def _score_group(
+    model, params, group: dict, shared: int, *, context: int, batch_size: int, greedy: bool
+) -> tuple[dict, int]:
+    """({key: (nats float64 [continuations], greedy bool [continuations])}, number of tokens read) of {key: Prompt}.
+
+    All contexts begin with the same `shared` tokens.
+    """
     past, computed = (), 0
     if shared:
         beginning = next(iter(group.values())).context_ids[:shared]
@@ -155,20 +170,24 @@ def _score_group(model, params, group: dict, shared: int, context: int, batch_si
         shapes[T, rest and bucket(rest, SHORTEST, rest * SHORTEST), C].append(key)
     pending = []
     for (T, M, C), keys in sorted(shapes.items()):
-        B = min(batch_size, bucket(len(keys), 1, len(keys) * 2), max(1, MAX_TOKENS // max(T, M)))
+        most = min(MAX_TOKENS // max(T, M), MAX_LOGITS // (model.vocab_size * max(M, 1)) if greedy else MAX_TOKENS)
+        B = min(batch_size, bucket(len(keys), 1, 2 * len(keys)), max(1, most))
         for first in range(0, len(keys), B):
             some = keys[first : first + B]
             prompts = [group[key] for key in some]
             own = padded([each.context_ids[shared:] for each in prompts], B, T)
             own['select'] = np.maximum(own['segment_ids'].sum(axis=1, keepdims=True) - 1, 0)
-            pending.append((some, _nats(model, params, past, own, _first(prompts, B, C), _packed(prompts, B, M))))
+            batches = own, _first(prompts, B, C), _packed(prompts, B, M)
+            pending.append((some, _nats(model, params, past, *batches, greedy)))
     results = {}
     for keys, columns in pending:
-        first_BC, rest_BM = (np.asarray(x, np.float64) for x in columns)
+        first, rest = (jax.device_get(each) for each in columns)
         for row, key in enumerate(keys):
-            ends = np.cumsum([len(ids) - 1 for ids in group[key].continuations])
-            sums = np.append(0, np.cumsum(rest_BM[row]))[np.append(0, ends)]
-            results[key] = first_BC[row, : len(ends)] + np.diff(sums)
+            ends = np.cumsum([0, *(len(ids) - 1 for ids in group[key].continuations)])
+            spans = [slice(*pair) for pair in itertools.pairwise(ends)]
+            nats = [x + np.sum(rest[0][row, span], dtype=np.float64) for x, span in zip(first[0][row], spans)]
+            top = [x and np.all(rest[1][row, span]) for x, span in zip(first[1][row], spans)]
+            results[key] = np.array(nats, np.float64), np.array(top, bool)
     return results, computed
 
 
@@ -206,26 +225,42 @@ def _encode(model, params, batch):
     return model.apply({'params': params}, batch, store=True)['cache']
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def _nats(model, params, past, own, first_BC, packed):
-    """(log p of the first tokens float32 [B, C], of the targets of `packed` float32 [B, M])."""
+@functools.partial(jax.jit, static_argnames=('model', 'greedy'))
+def _nats(model, params, past, own, first_BC, packed, greedy: bool):
+    """(log p float32, whether it is the largest) of the first tokens [B, C], and of the targets of `packed` [B, M]."""
     outputs = model.apply({'params': params}, own, past=past, store=True)
-    logp_BV = jax.nn.log_softmax(outputs['logits'][:, 0])
-    first = jnp.take_along_axis(logp_BV, first_BC, axis=1)
+    first = _picked(outputs['logits'][:, 0], first_BC)
     if not packed['tokens'].shape[1]:
-        return first, jnp.zeros((len(first), 0))
-    return first, model.apply({'params': params}, packed, past=(*past, outputs['cache']))['logprob']
+        return first, (jnp.zeros((len(first_BC), 0)), jnp.zeros((len(first_BC), 0), bool))
+    outputs = model.apply({'params': params}, packed, past=(*past, outputs['cache']))
+    return first, _values(outputs, packed['targets'], greedy)
 
 
-def _score_whole(model, params, prompts: dict, context: int, batch_size: int):
+def _values(outputs, targets_BM, greedy: bool):
+    """(log p float32 [B, M], bool [B, M]) of targets; without `greedy` the logits are not materialised."""
+    if not greedy:
+        return outputs['logprob'], jnp.zeros(targets_BM.shape, bool)
+    B, M = targets_BM.shape
+    picked = _picked(outputs['logits'].reshape(B * M, -1), targets_BM.reshape(B * M, 1))
+    return tuple(x.reshape(B, M) for x in picked)
+
+
+def _picked(logits_BV, ids_BC):
+    """(log p, whether it is the largest) of tokens, [B, C]."""
+    logits_BC = jnp.take_along_axis(logits_BV, ids_BC, axis=1)
+    top_B1 = jnp.max(logits_BV, axis=1, keepdims=True)
+    log_z_B1 = jax.nn.logsumexp(logits_BV, axis=1, keepdims=True)
+    return logits_BC - log_z_B1, logits_BC >= top_B1
+
+
+def _score_whole(model, params, prompts: dict, *, context: int, batch_size: int, greedy: bool) -> tuple[dict, int]:
     """`_score_group` without anything shared: every continuation is read with its context."""
     shapes = collections.defaultdict(list)
-    results = {key: np.zeros(len(each.continuations)) for key, each in prompts.items()}
+    results = {key: (np.zeros(n := len(each.continuations)), np.zeros(n, bool)) for key, each in prompts.items()}
     for key, (start, continuations) in prompts.items():
         for index, ids in enumerate(continuations):
-            whole = np.append(start, ids)
-            T = bucket(len(whole) - 1, SHORTEST, context)
-            shapes[T, bucket(len(ids), SHORTEST_CHOICE, T)].append((key, index, whole, len(start)))
+            T = bucket(len(start) + len(ids) - 1, SHORTEST, context)
+            shapes[T, bucket(len(ids), SHORTEST_CHOICE, T)].append((key, index, np.append(start, ids), len(start)))
     computed = 0
     for (T, M), rows in sorted(shapes.items()):
         B = min(batch_size, max(1, MAX_TOKENS // T))
@@ -236,17 +271,17 @@ def _score_whole(model, params, prompts: dict, context: int, batch_size: int):
                 count = len(ids) - start
                 batch['select'][row, :count] = np.arange(start - 1, len(ids) - 1)
                 batch['targets'][row, :count] = ids[start:]
-            nats = np.asarray(_selected(model, params, batch), np.float64)
-            for (key, index, ids, start), own in zip(some, nats, strict=False):
-                results[key][index] = own[: len(ids) - start].sum()
+            columns = jax.device_get(_selected(model, params, batch, greedy))
+            for (key, index, ids, start), nats, top in zip(some, *columns, strict=False):
+                results[key][0][index] = np.sum(nats[: len(ids) - start], dtype=np.float64)
+                results[key][1][index] = np.all(top[: len(ids) - start])
                 computed += len(ids) - 1
     return results, computed
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def _selected(model, params, batch):
-    """float32 [B, M]."""
-    return model.apply({'params': params}, batch)['logprob']
+@functools.partial(jax.jit, static_argnames=('model', 'greedy'))
+def _selected(model, params, batch, greedy: bool):
+    return _values(model.apply({'params': params}, batch), batch['targets'], greedy)
 
 
 def common_length(a: np.ndarray, b: np.ndarray) -> int:

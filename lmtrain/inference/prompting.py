@@ -202,7 +202,8 @@ def score_choices(
     context = model.max_len - num_virtual_tokens(params)
     prompts, lost = _fit(questions, demonstrations, encode, context, settings.cut)
     _check_ids(questions, prompts, tokenizer, model.vocab_size)
-    return ChoiceScores(*likelihood.log_likelihoods(model, params, prompts, settings.batch_size), **lost)
+    values = likelihood.log_likelihoods(model, params, prompts, settings.batch_size)
+    return ChoiceScores(values.nats, values.tokens, values.computed_tokens, **lost)
 
 
 def _check(model, rows: Sequence[Row], settings: PromptSettings) -> None:

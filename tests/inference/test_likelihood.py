@@ -21,6 +21,7 @@ LONGROPE = (
     ('short_factor', (1.0, 1.0)),
     ('long_factor', (2.0, 5.0)),
 )
+LENGTHS = 'angles that depend on the length'
 CASES = {
     'rotary': {},
     'window': {'window': 6, 'num_kv_heads': 2},
@@ -28,7 +29,7 @@ CASES = {
     'soft prompt': {'leaves': 'prompt', 'positions': 'learned'},
     'prefix in a window': {'leaves': 'prefix', 'window': 20},
     'lora': {'leaves': 'lora'},
-    'angles that depend on the length': {'rope_scaling': LONGROPE},
+    LENGTHS: {'rope_scaling': LONGROPE},
 }
 
 
@@ -59,22 +60,25 @@ def build(name):
 
 @functools.partial(jax.jit, static_argnames='model')
 def logprob(model, params, tokens):
-    return model.apply({'params': params}, {'tokens': tokens[:, :-1], 'targets': tokens[:, 1:]})['logprob']
+    return jax.nn.log_softmax(model.apply({'params': params}, {'tokens': tokens})['logits'])
 
 
 def of_whole_texts(model, params, prompts):
-    """The same by a forward pass over every text."""
-    texts = [(each.context_ids, ids) for each in prompts for ids in each.continuations]
-    wholes = [np.concatenate(text) for text in texts]
-    if model.rope_scaling:  # padding would change the angles
-        values = [np.asarray(logprob(model, params, whole[None]))[0] for whole in wholes]
-    else:
-        tokens = np.zeros((len(wholes), CONTEXT - 10), np.int32)
-        for row, whole in enumerate(wholes):
-            tokens[row, : len(whole)] = whole
-        values = np.asarray(logprob(model, params, tokens))
-    sums = [v[len(context) - 1 : len(context) - 1 + len(ids)].sum() for v, (context, ids) in zip(values, texts)]
-    return np.split(np.array(sums), np.cumsum([len(each.continuations) for each in prompts])[:-1])
+    """(nats, greedy) by a forward pass over every text."""
+    nats, greedy = [], []
+    for context, ends in prompts:
+        values = []
+        for ids in ends:
+            whole, count = np.append(context, ids)[:-1], len(context) + len(ids) - 1
+            padded = np.zeros(
+                count if model.rope_scaling else CONTEXT - 10, np.int32
+            )  # padding would change the angles
+            padded[:count] = whole
+            logp = np.asarray(logprob(model, params, padded[None]))[0, len(context) - 1 : count]
+            values.append((logp[np.arange(len(ids)), ids].sum(), np.array_equal(logp.argmax(axis=1), ids)))
+        nats.append([value for value, _ in values])
+        greedy.append([top for _, top in values])
+    return nats, greedy
 
 
 def texts(shared=50, seed=1):
@@ -94,12 +98,19 @@ def _share_short_beginnings(monkeypatch):
     monkeypatch.setattr(likelihood, 'LEAST_SAVED', 64)
 
 
-@pytest.mark.parametrize('name', CASES)
-def test_likelihoods_equal_those_of_whole_texts(name):
+@pytest.mark.parametrize(('name', 'greedy'), [*((name, False) for name in CASES), ('rotary', True), (LENGTHS, True)])
+def test_likelihoods_equal_those_of_whole_texts(name, greedy):
     model, params = build(name)
     prompts = texts()
-    values = likelihood.log_likelihoods(model, params, prompts, batch_size=4)
-    expected = of_whole_texts(model, params, prompts)
+    last = prompts[-1].context_ids
+    for _ in range(2):  # a continuation that is greedy
+        most_likely = np.asarray(logprob(model, params, last[None]))[0, -1].argmax()
+        last = np.append(last, most_likely).astype(np.int32)
+    prompts[-1] = prompts[-1]._replace(continuations=(*prompts[-1].continuations, last[-2:]))
+    values = likelihood.log_likelihoods(model, params, prompts, batch_size=4, greedy=greedy)
+    expected, top = of_whole_texts(model, params, prompts)
+    assert [each.tolist() for each in values.greedy] == (top if greedy else [])
+    assert top[-1][-1] and not all(map(any, top))
     for own, other, prompt in zip(values.nats, expected, prompts, strict=True):
         np.testing.assert_allclose(own, other, rtol=2e-5, atol=2e-5)
         assert own.shape == (len(prompt.continuations),)
@@ -146,8 +157,8 @@ def test_many_choices_are_one_program():
     assert sizes == [1, 0, 0]
     assert values.computed_tokens == 40 + 45 + 50 + 3 * sum(len(ids) - 1 for ids in choices)
 
-    for own, other in zip(values.nats, of_whole_texts(model, params, [Prompt(r, choices) for r in rows]), strict=True):
-        np.testing.assert_allclose(own, other, rtol=2e-5, atol=2e-5)
+    for own, other in zip(values.nats, of_whole_texts(model, params, [Prompt(row, choices[:5]) for row in rows])[0]):
+        np.testing.assert_allclose(own[:5], other, rtol=2e-5, atol=2e-5)
 
 
 def test_a_prompt_without_continuations_has_no_likelihood():

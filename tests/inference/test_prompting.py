@@ -19,12 +19,18 @@ from lmtrain.models import Transformer
 BYTES = Bytes()
 
 
+@dataclasses.dataclass(frozen=True)
 class Bigram:
     """logits = table[token]: the log-likelihood of a choice is a sum by hand."""
 
-    causal, head, max_len, vocab_size, dtype = True, 'lm', 256, BYTES.vocab_size, 'float32'
-
-    rope_scaling = ()
+    causal: bool = True
+    head: str = 'lm'
+    max_len: int = 256
+    vocab_size: int = BYTES.vocab_size
+    dtype: str = 'float32'
+    rope_scaling: tuple = ()
+    unroll: int = 1
+    remat: str = 'none'
 
     def apply(self, variables, batch, past=(), store=False):
         tokens = batch['tokens']
@@ -240,8 +246,7 @@ def test_demonstrations_are_whole_rendered_rows():
 
 def test_demonstrations_are_dropped_until_the_prompt_fits():
     spy = Spy()
-    model = Bigram()
-    model.max_len = 37
+    model = Bigram(max_len=37)
     rows = rows_of({'query': 'a' * 10, 'gold': 'x'}, {'query': 'b' * 10, 'gold': 'y'}, {'query': 'c' * 10, 'gold': 'x'})
     form = FORM | {'choices': 'gold', 'shots': 2, 'separator': '\n'}
     scores = score(model, bigram()[0], spy, rows, **form)
@@ -249,7 +254,7 @@ def test_demonstrations_are_dropped_until_the_prompt_fits():
     first, second = spy.seen[0][0], spy.seen[1][0]
     assert second == first.split('\n', 1)[1]  # the first of them
     assert 'dropped to fit the context' in prompting.line(scores.results)
-    model.max_len = 11
+    model = Bigram(max_len=11)
     with pytest.raises(
         ValueError, match='rows:1: the prompt has 12 tokens even without.* room for 11 .* 3 such rows of 3'
     ):
@@ -259,7 +264,7 @@ def test_demonstrations_are_dropped_until_the_prompt_fits():
     assert part.results['cut'] == part.results['dropped'] == 3  # and to a bigram the end of the prompt is all of it
     assert [row['nats'] for row in part.rows] == [row['nats'] for row in whole.rows]
     assert '3 prompts without their beginning' in prompting.line(part.results)
-    model.max_len = 0
+    model = Bigram(max_len=0)
     with pytest.raises(ValueError, match='rows:1: the prompt has 12 tokens'):
         score(model, bigram()[0], BYTES, rows, **form | {'cut': True, 'shots': 0})
 
@@ -412,8 +417,7 @@ def test_an_answer_that_is_not_a_choice_is_rejected(gold):
 
 
 def test_an_encoder_cannot_be_prompted():
-    model = Bigram()
-    model.causal = False
+    model = Bigram(causal=False)
     with pytest.raises(ValueError, match='cannot be prompted'):
         score(model, {}, BYTES, QUIZ, **FORM)
 
