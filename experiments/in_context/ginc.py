@@ -10,9 +10,9 @@ from configs import base
 from experiments.in_context.hidden_markov import Mixture
 from lmtrain.training.load import LoadedModel
 
-MIXTURE = {'concepts': 8, 'entities': 8, 'properties': 8, 'symbols': 24}
+MIXTURE = {'concepts': 8, 'entities': 4, 'properties': 6, 'symbols': 16}
 LENGTH = 4  # symbols of an example, its answer included
-EXAMPLES = (0, 1, 2, 4, 8, 16)  # k
+EXAMPLES = (0, 1, 2, 4, 8)  # k
 
 
 def config_of(
@@ -27,7 +27,7 @@ def config_of(
     config.data.seq_len, config.data.batch_size = length + 1, batch_size  # the end of the text is a target too
     config.model.update({'num_layers': num_layers, 'width': width, 'num_heads': 4})
     config.budget.steps = steps
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.name, config.optimizer.learning_rate = 'muon', 6e-3  # many short steps, as in the quickstart
     config.evaluate.every_steps = config.checkpoint.every_steps = max(1, steps // 4)
     config.log.every_steps, config.log.tensorboard = max(1, steps // 40), False
     config.sample.prompts = ()

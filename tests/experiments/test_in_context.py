@@ -99,7 +99,7 @@ def test_both_parts_run_at_a_tiny_size(tmp_path):
     assert min(errors, key=lambda name: sum(errors[name])) == 'dMMSE', (
         'the Bayes-optimal predictor has the lowest error'
     )
-    sizes = {'documents': 400, 'length': 31, 'test': 4, 'num_layers': 1, 'width': 8, 'batch_size': 8, 'steps': 4}
+    sizes = {'documents': 400, 'length': 15, 'test': 4, 'num_layers': 1, 'width': 8, 'batch_size': 8, 'steps': 4}
     trials.append(ginc.trial(tmp_path, **sizes, seed=0))
     rows = main.figures(trials)
     assert len(rows) == 3 + 2 + len(ginc.EXAMPLES) and all(row['figure'] for row in rows)
