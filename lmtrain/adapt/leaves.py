@@ -101,14 +101,14 @@ KINDS = (
         beside=('key/kernel',),
         kernels=FUSED_KERNELS,
         mesh_axes=('sequence',),
-        key_axis=1,
+        key_axis=-3,
     ),
     LeafKind(  # [P, D]; the network prefix/up, prefix/down computes the keys and values of every layer from it
         r'prefix/embedding',
         rules=(('prefix/embedding', (None, 'fsdp')),),
         kernels=FUSED_KERNELS,
         mesh_axes=('sequence',),
-        key_axis=0,
+        key_axis=-2,
     ),
     LeafKind(
         r'prefix/(up|down)/(kernel|bias)',
@@ -122,7 +122,7 @@ KINDS = (
         r'prompt/embedding',
         rules=(('prompt/embedding', (None, 'fsdp')),),
         mesh_axes=('sequence',),
-        token_axis=0,
+        token_axis=-2,
     ),
     LeafKind(  # the network of P-tuning
         r'prompt/mlp_\d+/(kernel|bias)',

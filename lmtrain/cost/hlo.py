@@ -43,6 +43,15 @@ def compiled_flops(compiled) -> float:
     return text_flops(compiled.as_text())
 
 
+def compiled_bytes(compiled) -> int:
+    """Bytes of the arguments and temporaries of a `jax.stages.Compiled` on one device; 0 if the backend has no figure.
+
+    Results that are no donated arguments are not counted.
+    """
+    memory = compiled.memory_analysis()
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
+
+
 def partitioned(lowered) -> tuple[Any, str]:
     """(compiled program, its HLO for one device right after the SPMD partitioner) of a `jax.stages.Lowered`.
 

@@ -11,7 +11,7 @@ measured, or has no meaning for the arm, is None.
     selection_flops        of everything that chose it: other members of a grid, evaluation, search, calibration
     tokens                 positions read to create it
     device_seconds         to create it, selection included
-    peak_bytes             of one device
+    peak_bytes             of one device: arguments and temporaries of the compiled train step
     query_tokens           of one query
     query_flops            if the whole prompt is read for every query
     query_flops_cached     if the shared tokens were encoded once before
@@ -105,7 +105,7 @@ def of_training(
         'selection_flops': (members - 1) * flops + selection.flops,
         'tokens': members * cost['tokens'] + selection.tokens,
         'device_seconds': seconds,
-        'peak_bytes': cost['peak_memory'],
+        'peak_bytes': cost.get('step_memory') or cost['peak_memory'],
         **_of_query(model, params, query),
         'query_seconds': query_seconds,
         'update_seconds': cost['seconds'] if update_seconds is None else update_seconds,

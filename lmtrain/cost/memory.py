@@ -1,15 +1,17 @@
 """Bytes of one device: exact for parameters, gradients and moments, estimated for activations."""
 
 import math
+import re
 
 import jax
 
 from lmtrain import tree
+from lmtrain.adapt import leaves as adapter_leaves
 from lmtrain.cost.flops import keys_per_query
 from lmtrain.cost.query import cache_bytes
 from lmtrain.models import lm_head
 
-AFTER_LAYERS = ('final_norm/', 'head/', 'heads/', 'mlm_head/')  # paths after the layers
+AFTER_LAYERS = ('final_norm/', 'head/', 'heads/', 'mlm_head/', 'task_head/')  # paths after the layers
 
 
 def shard_bytes(leaves) -> int:
@@ -44,8 +46,9 @@ def bytes_per_device(
 
     All are exact, from shapes and shardings, except the activations: an estimate of what the layers keep for the
     backward pass, and of the logits: one float32 chunk and its gradient in the dtype of the computation, or with
-    `keep_logits` both for all logits in that dtype. A compiler may keep more: 0.8 to 1.6 times as much was measured on
-    CPU, and up to 3 times with remat and unrolled layers.
+    `keep_logits` both for all logits in that dtype. Layers below every trainable leaf keep nothing. The CPU's compiler
+    needs within 15 % of the total for unrolled layers in float32, 1.2 to 1.6 times as much for scanned ones, and up to
+    3 times with remat and unrolled layers.
 
     Args:
       state: arrays or shapes in the attributes trainable, frozen and opt_state (`training.state.TrainState`).
@@ -55,19 +58,18 @@ def bytes_per_device(
       tensor: devices among which heads and columns are divided. sequence: the same for positions.
       predicted: positions per row that the head reads; None: all.
     """
-    m, tokens = model, rows * seq_len // sequence
-    deep = any(
-        not path.startswith(AFTER_LAYERS) for path in tree.flatten(state.trainable)
-    )  # else no layer has a backward pass
+    m, trainable = model, tree.flatten(state.trainable)
+    leaves = trainable | tree.flatten(state.frozen)
+    tokens = rows * (seq_len + adapter_leaves.virtual_tokens(leaves)) // sequence
     itemsize = 2 if m.dtype in ('bfloat16', 'float16') else 4
-    per_token = _activations_per_token(m, seq_len, fused, tensor, sequence)
+    per_token = _activations_per_token(m, leaves, trainable, seq_len, fused, tensor, sequence)
     vocab = (m.vocab_size + m.vocab_fill) // tensor
     logits = logits_bytes(rows * (predicted or seq_len) // sequence * vocab, itemsize, keep_logits)
     sizes = {
         'parameters': shard_bytes(state.trainable) + shard_bytes(state.frozen),
         'gradients': shard_bytes(state.trainable),
         'moments': shard_bytes(state.opt_state),
-        'activations': int((tokens * per_token * itemsize if deep else 0) + logits),
+        'activations': int(tokens * per_token * itemsize + logits),
     }
     return sizes | {'total': sum(sizes.values())}
 
@@ -85,15 +87,33 @@ def bytes_of_query(params, model, query) -> int:
     return round(tree.size(params) + cached + layer + 4 * answers * (query.classes or model.vocab_size))
 
 
-def _activations_per_token(model, seq_len: int, fused: bool, tensor: int, sequence: int) -> float:
-    """Elements per token that the layers keep for the backward pass."""
+def _activations_per_token(model, leaves, trainable, seq_len: int, fused: bool, tensor: int, sequence: int) -> float:
+    """Elements per token that the layers keep for the backward pass.
+
+    A layer keeps nothing if no trainable leaf is in it or before it. One with frozen matrices keeps no input of its
+    last product, and the weights of attention once.
+    """
     elements = _elements(model, seq_len, fused, tensor, sequence)
+    flows = any(not path.startswith((*AFTER_LAYERS, 'layers')) for path in trainable)
+    total = 0.0
+    for name, size in _segment_sizes(model, leaves).items():
+        own = [path for path in trainable if path.startswith(f'{name}/')]
+        flows = flows or bool(own)
+        frozen = not any(re.fullmatch(rf'{name}/mlp/down/(kernel|lora_a|ia3_in)', path) for path in own)
+        policy = 'frozen' if frozen and model.remat == 'none' else model.remat
+        total += size * elements[policy] if flows else 0.0
     again = 0 if model.remat == 'none' else elements['none']  # remat recomputes one layer at a time
-    return model.num_layers * elements[model.remat] + again
+    return total + again if flows else 0.0
+
+
+def _segment_sizes(model, leaves) -> dict[str, int]:
+    """{name of a stack: number of layers}, in order. In a sweep, trainable leaves have one more dimension in front."""
+    up = {path.partition('/')[0]: leaf.shape[-3] for path, leaf in leaves.items() if path.endswith('/mlp/up/kernel')}
+    return {name: up[name] for name in tree.segments(up)} if up else {'layers': model.num_layers}
 
 
 def _elements(model, seq_len: int, fused: bool, tensor: int, sequence: int) -> dict[str, float]:
-    """{remat policy: elements per token that one layer keeps for its backward pass}."""
+    """{remat policy: elements per token that one layer keeps for its backward pass}; 'frozen': without remat."""
     m = model
     heads, kv_heads = m.num_heads * m.head_dim // tensor, m.num_kv_heads * m.head_dim // tensor
     mlp = m.mlp_dim // tensor
@@ -102,4 +122,6 @@ def _elements(model, seq_len: int, fused: bool, tensor: int, sequence: int) -> d
     # The residual stream; with 'dots' also the products; without remat also outputs of norms, inputs of activations
     # and attention weights.
     whole = 4 * m.width + products + 2 * mlp + 2 * weights
-    return {'full': m.width, 'dots': m.width + products, 'none': whole}
+    # Measured on CPU: a gated activation keeps its factors if the product after it is frozen, gelu and relu nothing.
+    frozen = whole - 0.75 * weights - (0 if 'glu' in m.activation else mlp)
+    return {'full': m.width, 'dots': m.width + products, 'none': whole, 'frozen': frozen}

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 
 from lmtrain import data, tree
+from lmtrain.cost import hlo
 from lmtrain.parallel import sharding
 from lmtrain.report import metrics, summary, terminal
 from lmtrain.runtime import faults, lifecycle, multihost, sdc
 from lmtrain.training import evaluate, sweep
-from lmtrain.training.run import Run
+from lmtrain.training.run import Run, by_length
 
 MAX_SKIPPED_IN_A_ROW = 5  # consecutive updates that were not finite; then the run ends
 
@@ -26,7 +27,8 @@ class Loop:
 
     def __init__(self, run: Run, checkpoints, signals, watchdog, writers, live, extra):
         self.parts, self.checkpoints, self.signals, self.watchdog = run, checkpoints, signals, watchdog
-        self.writers, self.live, self.before = writers, live, extra
+        self.writers, self.live, self.before = writers, live, extra.get('measured', {})
+        self.step_memory = self.before.get('step_memory', 0)
         self.step = self.saved_at = extra['step']  # steps taken, and those that the last checkpoint has
         self.validation, self.evaluated_at = extra.get('validation'), extra.get('evaluated_at')  # the last evaluation
         self.clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
@@ -52,7 +54,7 @@ class Loop:
         """Trains to the end of the budget and returns the state.
 
         Args:
-          compiled: () -> the compiled train step. Not called if the budget is already spent.
+          compiled: () -> `Run.train_steps()`. Not called if the budget is already spent.
         """
         config = self.parts.config
         self.should_stop(now=True)
@@ -66,7 +68,9 @@ class Loop:
             self.evaluate(state)  # a signal interrupted it in the previous start
             if self.evaluated_at == self.step:
                 self.checkpoints.set_metric(self.step, self.validation['loss'])
-        train_step = compiled()
+        programs = compiled()
+        train_step = by_length(programs)
+        self.step_memory = max(self.step_memory, *map(hlo.compiled_bytes, programs.values()))
         if self.should_stop(now=True):
             self.stop()
         with data.prefetch(self.parts.train_stream(), self.step, self._place) as batches:
@@ -177,30 +181,34 @@ class Loop:
         self.watchdog.expect('save')
         extra = {'elapsed': self.clock.elapsed, 'validation': self.validation, 'evaluated_at': self.evaluated_at}
         extra |= {'means': self.means.state}  # of the steps since the last line
-        extra |= self.spent() | {'cut': list(self.parts.method.cut)}
+        extra |= self.spent() | {'measured': self.measured(), 'cut': list(self.parts.method.cut)}
         metric = self.validation['loss'] if self.evaluated_at == self.step else None  # never that of an older state
         self.checkpoints.save(self.parts.initial.stored(state), self.step, extra, metric)
         self.saved_at = self.step
 
     def spent(self) -> dict[str, float]:
-        """Tokens, FLOPs, device-seconds and peak memory so far, over all starts.
+        """Tokens and FLOPs so far: functions of the step."""
+        run = self.parts
+        flops = {'flops': run.flops_per_step.total, 'executed_flops': run.executed_flops_per_step}
+        return {'tokens': self.step * run.tokens_per_step} | {name: self.step * each for name, each in flops.items()}
 
-        Steps after the checkpoint that a start resumed from are counted once, though they were computed twice.
+    def measured(self) -> dict[str, float]:
+        """Device-seconds and bytes of memory so far, over all starts.
+
+        'peak_memory' is that of `metrics.peak_memory`, 'step_memory' that of the compiled train step. Seconds after the
+        checkpoint that a start resumed from are lost.
         """
-        run, peak = self.parts, max(self.before.get('peak_memory', 0), metrics.peak_memory())
+        before, devices, peak = self.before, self.parts.mesh.size, metrics.peak_memory()
         now = self.clock.elapsed - self.clock.before
         return {
-            'tokens': self.step * run.tokens_per_step,
-            'flops': self.step * run.flops_per_step.total,
-            'executed_flops': self.step * run.executed_flops_per_step,
-            'device_seconds': self.before.get('device_seconds', run.mesh.size * self.clock.before)
-            + run.mesh.size * now,
-            'peak_memory': peak,
+            'device_seconds': before.get('device_seconds', devices * self.clock.before) + devices * now,
+            'peak_memory': max(before.get('peak_memory', 0), peak),
+            'step_memory': self.step_memory,
         }
 
     def results(self, state) -> dict[str, Any]:
         """The content of results.json."""
-        cost = {'steps': self.step, 'seconds': self.clock.elapsed} | self.spent()
+        cost = {'steps': self.step, 'seconds': self.clock.elapsed} | self.spent() | self.measured()
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
         results = {
             'validation': self.validation,

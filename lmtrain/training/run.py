@@ -296,12 +296,16 @@ class Run:
 
     def train_step(self):
         """The compiled function (state, batch, progress) -> (state, metrics), for batches of every length."""
-        compiled = self.train_steps()
-        if len(compiled) == 1:
-            return next(iter(compiled.values()))
-        return lambda state, batch, progress: compiled[batch['tokens'].shape[-1]](state, batch, progress)
+        return by_length(self.train_steps())
 
     def eval_step(self):
         """The jitted function (params, batch) -> sums."""
         function = step.make_eval_step(self.model, self.objective, self.mesh, self.specs)
         return jax.jit(sweep.eval_step(function, self.members, self.shapes.trainable))
+
+
+def by_length(compiled: dict[int, Any]):
+    """The function (state, batch, progress) -> (state, metrics) of compiled train steps {T: program}."""
+    if len(compiled) == 1:
+        return next(iter(compiled.values()))
+    return lambda state, batch, progress: compiled[batch['tokens'].shape[-1]](state, batch, progress)

@@ -52,7 +52,7 @@ def train(config, directory) -> dict[str, Any]:
         clock = metrics.Clock(run.total_steps, config.budget.hours, extra['elapsed'])
         finished = clock.spent(extra['step']) >= 1.0
         # The step compiles on a thread while the first state is created or completed.
-        compiling = None if finished else stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_step)
+        compiling = None if finished else stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_steps)
         state = run.initial.complete(saved) if saved else run.initial.on_mesh()
         resumed_from = extra['step'] if saved else None
         del saved  # its arrays are part of the state

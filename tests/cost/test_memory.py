@@ -34,14 +34,22 @@ def test_bytes_are_exact_except_activations(compiled):
 
 
 def test_remat_and_frozen_layers_keep_less():
-    shapes = {'layers': {'kernel': jax.ShapeDtypeStruct((4, 4), jnp.float32)}}
-    model = models.Transformer(**GPT2)
+    def layers(name, count):
+        kernel = jax.ShapeDtypeStruct((count, 4, 4), jnp.float32)
+        return {name: {'mlp': {'up': {'kernel': kernel}, 'down': {'kernel': kernel}}}}
 
-    def activations(**changes):
-        return cost.bytes_per_device(state(shapes), dataclasses.replace(model, **changes), 8, 256)['activations']
+    shapes, model = layers('layers', 2), models.Transformer(**GPT2)
+
+    def activations(trainable=shapes, frozen=None, **changes):
+        changed = dataclasses.replace(model, **changes)
+        return cost.bytes_per_device(state(trainable, frozen), changed, 8, 256)['activations']
 
     assert activations(remat='full') < activations(remat='dots') < activations(remat='none')
     assert activations(dtype='bfloat16') < activations()
+    biases = {'layers': {'mlp': {'up': {'bias': jax.ShapeDtypeStruct((2, 4), jnp.float32)}}}}
+    assert activations(biases, shapes) < activations()
+    last = activations(layers('layers_1', 1), layers('layers_0', 1))
+    assert last < activations(biases, shapes) and activations(layers('layers_0', 1), layers('layers_1', 1)) > last
     only_head = {'head': {'kernel': jax.ShapeDtypeStruct((4, 4), jnp.float32)}}
     assert cost.bytes_per_device(state(only_head, shapes), model, 8, 256)['activations'] < activations(remat='full')
 

@@ -97,3 +97,16 @@ def test_batch_uses_the_step_of_its_length():
     steps = {4: lambda *call: 'short', 16: lambda *call: 'long'}
     step = Run.train_step(SimpleNamespace(train_steps=lambda: steps))
     assert [step(None, {'tokens': np.zeros((2, length))}, 0.0) for length in (16, 4)] == ['long', 'short']
+
+
+@pytest.mark.usefixtures('no_compilation_cache')
+@pytest.mark.parametrize('method', ['full', 'lora', 'prompt', 'layers'])
+def test_memory_of_a_step_is_within_15_percent(text, method):
+    """Arguments and temporaries of unrolled layers in float32. Scanned layers keep more."""
+    sizes = {'model.vocab_size': 512, 'model.width': 64, 'model.mlp_dim': 256, 'model.num_layers': 4, 'model.unroll': 4}
+    more = {'model.dtype': 'float32', 'data.seq_len': 128, 'model.max_len': 160, 'data.isolate': False}
+    more |= {'adapt.method': method, 'adapt.layers.last': 1 if method == 'layers' else 0}
+    run = run_of(text, 0, **sizes, **more)
+    (compiled,) = run.train_steps().values()
+    assert run.memory()['total'] == pytest.approx(hlo.compiled_bytes(compiled), rel=0.15)
+    assert run.executed_flops_per_step == pytest.approx(hlo.compiled_flops(compiled), rel=0.05)

@@ -66,7 +66,7 @@ def final_state(workdir):
     leaves = json.loads((folder / str(step) / 'manifest.json').read_text())['leaves']
     shapes = {path: jax.ShapeDtypeStruct(leaf['shape'], leaf['dtype']) for path, leaf in leaves.items()}
     state, counters = checkpoint.restore(folder, shapes, step)
-    del counters['elapsed']
+    del counters['elapsed'], counters['measured']
     return {path: np.asarray(leaf).tobytes() for path, leaf in state.items()}, counters
 
 
@@ -128,7 +128,7 @@ def test_finished_run_is_not_changed(config, tmp_path, monkeypatch, capsys):
         for path in (tmp_path / 'run').glob('*')
         if path.name in ('metrics.jsonl', 'samples.txt')
     }
-    monkeypatch.setattr(Run, 'train_step', None)  # nothing is compiled
+    monkeypatch.setattr(Run, 'train_steps', None)  # nothing is compiled
     assert train.train(config, tmp_path / 'run') == first
     assert f'finished   the budget is spent after step {STEPS}: nothing is left' in capsys.readouterr().out
     assert len(contents) == 2 and all(path.read_bytes() == content for path, content in contents.items())
@@ -151,13 +151,13 @@ def test_signal_during_evaluation_and_during_compilation(config, tmp_path, monke
     assert not [line for line in lines(parts) if 'validation_loss' in line]
     monkeypatch.undo()
 
-    compiled = Run.train_step
+    compiled = Run.train_steps
 
     def interrupted_compilation(self):
         os.kill(os.getpid(), signal.SIGTERM)
         return compiled(self)
 
-    monkeypatch.setattr(Run, 'train_step', interrupted_compilation)
+    monkeypatch.setattr(Run, 'train_steps', interrupted_compilation)
     with pytest.raises(lifecycle.RunEnded, match='SIGTERM: step 5 is saved') as ended:
         train.train(config, parts)
     assert ended.value.code == lifecycle.REQUEUE
