@@ -154,7 +154,8 @@ def extras(arms, size):
                 if prompt == 'prompt' and query_other > query:
                     queries = (5 * creation - creation_other) / (query_other - query)
                     curve = [[ratio, ratio * queries] for ratio in (0.1, 0.3, 1, 3, 10)]
-                    even.append({'prompt': other, 'trained': name, 'size': size, 'queries': queries, 'curve': curve})
+                    about = {'prompt': other, 'trained': name, 'size': size, 'queries': queries}
+                    even.append(about | {'queries_cached': 40 * queries, 'curve': curve})
     return {
         'description_length': lengths,
         'sensitivity': sensitivity,

@@ -97,7 +97,10 @@ def break_even(results: Results, advice: Recommendation) -> list:
     if not entries:
         return []
     text = 'The number of queries after which a trained arm has cost less than a prompt, creation included, if a FLOP '
-    text += 'of creation costs as much as a FLOP of a query. The quality is equal only if the accuracies do not differ.'
+    text += (
+        'of creation costs as much as a FLOP of a query, and every query reads the whole prompt. The quality is equal '
+    )
+    text += 'only if the accuracies do not differ.'
     names = {name for entry in entries for name in (entry['prompt'], entry['trained'])}
     ranked = [advice.choice.arm, *values.scored(results, size), *names]
     anchor = next(arm for arm in ranked if arm in names)
@@ -107,7 +110,7 @@ def break_even(results: Results, advice: Recommendation) -> list:
     title = title if trained else f'Queries until each trained arm costs less than {anchor}'
     order = sorted(entries, key=lambda entry: anchor not in (entry['prompt'], entry['trained']))
     columns = [Column(name, numeric=False) for name in ('trained arm', 'prompt')]
-    columns += [Column('difference in accuracy, points'), Column('queries')]
+    columns += [Column('difference in accuracy, points'), Column('queries'), Column('shared tokens cached')]
     columns += [Column(f'creation at {ratio} the price') for ratio in ('a tenth of', 'ten times')]
     rows = [_even(results, entry, size) for entry in order]
     folded = Table(columns, rows, summary='All pairs of a prompt and a trained arm')
@@ -120,7 +123,8 @@ def _even(results: Results, entry: Mapping[str, Any], size: int) -> list[Cell]:
         f'{points(tested["difference"])} ({interval(tested.get("interval"), points)})' if tested else NOT_MEASURED
     )
     curve = dict(map(tuple, entry.get('curve') or []))
-    counts = [entry.get('queries'), *(curve.get(ratio, NOT_MEASURED) for ratio in (0.1, 10))]
+    counts = [entry.get('queries'), entry.get('queries_cached', NOT_MEASURED)]
+    counts += [curve.get(ratio, NOT_MEASURED) for ratio in (0.1, 10)]
     texts = [count if isinstance(count, str) else 'never' if count is None else values.count(count) for count in counts]
     return [*(arm_cell(results, entry[name]) for name in ('trained', 'prompt')), Cell(difference), *map(Cell, texts)]
 

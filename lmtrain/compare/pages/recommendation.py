@@ -147,6 +147,10 @@ def _limits(results: Results, one: str, other: str, size: int) -> list[float]:
 def _changes(results: Results, choice: Choice) -> list[str]:
     """What would change the recommendation."""
     lines = [*_other_sizes(results, choice), *_more_rows(results, choice), *_other_queries(results, choice)]
+    if choice.arm and choice.arm != choice.leader:
+        accuracies = [values.summary(results, arm, choice.size)['accuracy'] for arm in (choice.leader, choice.arm)]
+        difference = points(accuracies[0] - accuracies[1])
+        lines.append(f'Accuracy above cost: {choice.leader} has {difference} points on these test rows.')
     differences = [values.pair(results, choice.leader, other, choice.size) for other in choice.ties + choice.undecided]
     detectable = [tested['detectable'] for tested in differences if tested and tested.get('detectable') is not None]
     if detectable:

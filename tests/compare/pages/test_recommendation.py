@@ -41,6 +41,7 @@ def test_cheapest_of_arms_that_cannot_be_told_apart(comparison):
     assert evidence['Difference'].startswith('−1.0 points against lora (95 % interval −3.7 to +1.7)')
     assert 'does not show that they are equal' in evidence['Not distinguishable']
     assert any(line.startswith('More test rows') for line in advice.changes)
+    assert 'Accuracy above cost: lora has +1.0 points on these test rows.' in advice.changes
 
 
 def test_cheapest_depends_on_the_number_of_queries(comparison):
@@ -124,3 +125,29 @@ def test_costs_that_were_not_measured(comparison):
         del trial['ledger']
     advice = recommend(results)
     assert advice.choice.arm == 'lora' and 'the costs of lora and head were not measured' in advice.headline
+
+
+def test_cost_of_one_arm_that_was_not_measured(comparison):
+    results = comparison(arms={'lora': TRAIN, 'head': ('train', 0.4, 0.89, 10, 1e13, 4e9)}, sizes=(512,))
+    for trial in results['trials']:
+        if trial['arm'] == 'lora':
+            del trial['ledger']['query_flops']
+    advice = recommend(results)
+    assert advice.choice.arm == 'lora' and 'the costs of lora were not measured' in advice.headline
+
+
+def test_break_even_is_that_with_the_best_prompt(comparison):
+    poor = ('prompt', 0.3, 0.3, 0, 0.0, 4e10)
+    changes = recommend(comparison(arms={'poor': poor, 'prompt': PROMPT, 'lora': TRAIN})).changes
+    (line,) = [line for line in changes if line.startswith('Number of queries')]
+    assert ', prompt costs less in total' in line
+
+
+def test_arms_that_rise_faster_are_named(comparison):
+    arms = {'lora': TRAIN, 'slow': ('train', 0.7, 0.75, 9, 1e12, 1e9), 'fast': ('train', 0.1, 0.7, 9, 1e12, 1e9)}
+    changes = recommend(comparison(arms=arms)).changes
+    text = 'from 128 to 512 rows, the accuracy of lora changed by +16.7 points, that of fast by +20.0.'
+    assert f'More rows: {text} More than 512 rows were not tried.' in changes
+    results = comparison(arms=arms)
+    results['summary'] = [own for own in results['summary'] if own['size'] != 128 or own['arm'] != 'lora']
+    assert 'More rows: more than 512 rows were not tried.' in recommend(results).changes

@@ -109,7 +109,7 @@ def test_break_even_by_hand(content):
     (own,) = [block for block in content['break-even'].blocks if isinstance(block, Table)]
     row = next([cell.text for cell in row] for row in own.rows if [c.text for c in row[:2]] == ['lora', 'k-shot'])
     # 5 x 5e15 / (9e10 - 4e9) = 291 k
-    assert row == ['lora', 'k-shot', '+18.0 (+14.3 to +21.7)', '291k', '29.1k', '2.91M']
+    assert row == ['lora', 'k-shot', '+18.0 (+14.3 to +21.7)', '291k', '11.6M', '29.1k', '2.91M']
     assert own.rows[0][0].text == 'lora'  # pairs with the recommended arm come first
 
 
@@ -119,7 +119,9 @@ def test_break_even_without_a_crossing(comparison):
     results['break_even'] = [even]
     with drawing.settings():
         blocks = analyses.break_even(results, recommendation.recommend(results))
-    assert [cell.text for cell in blocks[-1].rows[0]][3:] == ['never'] * 3 and blocks[1].panels == []
+    assert [cell.text for cell in blocks[-1].rows[0]][3:] == ['never', 'not measured', 'never', 'never'] and blocks[
+        1
+    ].panels == []
 
 
 def test_pairs_are_turned_and_ordered(content):
