@@ -1,10 +1,17 @@
 """Installs lmtrain: `pip install -e .`; launch/run.sh does it. The tests have passed on the ranges of versions."""
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
 
 setup(
     name='lmtrain',
-    version='0.1.0',
+    version=re.search(r"^__version__ = '(.*)'", (ROOT / 'lmtrain' / '__init__.py').read_text('utf-8'), re.MULTILINE)[1],
+    license='Apache-2.0',
+    license_files=['LICENSE'],
     description='A JAX/Flax research framework for pretraining and adapting language models',
     python_requires='>=3.11',
     packages=find_packages(include=['lmtrain', 'lmtrain.*', 'configs', 'launch']),

@@ -16,7 +16,7 @@ from lmtrain.runtime import lifecycle
 
 # Flags of all verbs whose values are local paths.
 PATHS = {'config', 'workdir', 'base', 'adapter', 'to', 'prompts_file', 'rows', 'demonstrations', 'results'}
-PATHS |= {'task', 'outputs', 'folders', 'plot'}
+PATHS |= {'task', 'outputs', 'folders', 'plot', 'cache'}
 VERBS = {
     'train': 'train a recipe: --config, --workdir, --dry_run',
     'compare': 'prompting and training on the same rows: --config, --workdir',
@@ -26,6 +26,7 @@ VERBS = {
     'generate': 'text from a trained run: --workdir, --prompt',
     'export': 'a trained run as a Hugging Face directory or a PEFT adapter: --workdir, --format, --to',
     'runs': 'a table of runs, and a plot of their validation curves: FOLDER... --sort, --filter, --plot',
+    'cache': 'what the caches of texts and compiled programs hold: --prune',
     'configs': 'the recipes, one line each',
     'show': 'every value of a recipe, or its first batch: --config, --batch',
     'local': 'train in several processes on this machine: --processes, --devices -- train ...',
@@ -70,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         verbs = '\n'.join(f'  {bold}{verb:10}{plain}{wrapped(line, " " * 12).lstrip()}' for verb, line in VERBS.items())
         print(HELP.format(verbs=verbs, bold=bold, plain=plain), end='')
         return 0
+    if argv[0] in ('--version', '-version', 'version'):
+        print(version())
+        return 0
     verb, *rest = argv
     if verb not in VERBS:
         return report_error(
@@ -96,6 +100,16 @@ def main(argv: list[str] | None = None) -> int:
             raise
         code = error.code if isinstance(error, lifecycle.RunEnded) else 2
         return report_error(f'lmtrain {verb}', message(error), code)
+
+
+def version() -> str:
+    """The versions of lmtrain and of what its results depend on most; no library is imported for them."""
+    import importlib.metadata
+    import platform
+
+    import lmtrain
+
+    return f'lmtrain {lmtrain.__version__}, Python {platform.python_version()}, jax {importlib.metadata.version("jax")}'
 
 
 def report_error(who: str, message: str, code: int = 2) -> int:

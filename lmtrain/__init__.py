@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lmtrain.api import evaluate, export, generate, load, load_adapter, train
 
+__version__ = '0.1.0'
 __all__ = ['evaluate', 'export', 'generate', 'load', 'load_adapter', 'train']
 
 

@@ -35,6 +35,8 @@ COST = (
 def write(workdir: str | os.PathLike) -> pathlib.Path:
     """Writes loss.png and report.md into the folder of a run, and returns the path of report.md. May be called again.
 
+    Control characters, such as those in samples of a model of bytes, are replaced by U+FFFD.
+
     Reads config.json, metrics.jsonl, timings.jsonl, lineage.jsonl (the 'command', 'machine' and 'versions' of each
     start), samples.txt and results.json: {'validation', 'test': the results of `evaluate.in_bits`; 'baselines': {name:
     bits per byte of the validation split}; 'data': the result of `data.Corpus.facts`; 'cost' and 'plan' (the prediction
@@ -66,7 +68,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         '## Samples\n\n' + _samples(folder / 'samples.txt'),
         '## Machine\n\n' + _machine(starts),
     ]
-    text = '\n\n'.join(part.strip() for part in page) + '\n'
+    text = terminal.printable('\n\n'.join(part.strip() for part in page) + '\n')
     # The name of a file that is not UTF-8 has surrogates, which cannot be encoded.
     (folder / 'report.md').write_text(text, encoding='utf-8', errors='backslashreplace')
     return folder / 'report.md'

@@ -134,18 +134,23 @@ def speeds(folder: pathlib.Path) -> list[tuple[int, float, float]]:
 def curve(folder: pathlib.Path, unit: str) -> list[tuple[int, float]]:
     """[(step, validation 'loss' or 'bits_per_byte')] from metrics.jsonl, of the finite ones."""
     name = f'validation_{unit}'
-    points = [(line['step'], float(line[name])) for line in _lines(folder / 'metrics.jsonl', 'step', name)]
+    points = [(line['step'], line[name]) for line in _lines(folder / 'metrics.jsonl', 'step', name)]
     return [(step, value) for step, value in points if math.isfinite(value)]
 
 
 def _lines(path: pathlib.Path, *names: str) -> list[dict[str, Any]]:
     """The lines of a file of JSON lines that have all of `names`. Raises InputError if one of these is no number."""
-    lines = [line for line in read_json_lines(path) if {*names} <= line.keys()]
+    lines = [_with_numbers(line) for line in read_json_lines(path) if {*names} <= line.keys()]
     for line in lines:
         for name in names:
             if type(line[name]) not in (int, float):
                 raise InputError(f'{path}: {name} is {json_type(line[name])}: {str(line)[:60]}')
     return lines
+
+
+def _with_numbers(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl, in which numbers that are not finite are texts (`metrics.plain`)."""
+    return {name: float(value) if value in ('nan', 'inf', '-inf') else value for name, value in line.items()}
 
 
 def is_locked(path: pathlib.Path) -> bool:

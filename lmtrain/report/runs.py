@@ -100,11 +100,13 @@ def _is_number(value: Any) -> bool:
 
 
 def order(records: Sequence[Record], by: str) -> list[Record]:
-    """The records in ascending order of a field, '-FIELD' descending; those without it are last."""
+    """The records in ascending order of a field, '-FIELD' descending; those without it, or with nan, are last."""
     name = field(by.removeprefix('-'), records)
-    having = [record for record in records if name in record]
+    is_known = [record.get(name) is not None and record[name] == record[name] for record in records]  # nan != nan
+    having = [record for record, known in zip(records, is_known, strict=True) if known]
+    others = [record for record, known in zip(records, is_known, strict=True) if not known]
     key = (lambda record: record[name]) if all(_is_number(record[name]) for record in having) else _natural(name)
-    return sorted(having, key=key, reverse=by.startswith('-')) + [record for record in records if name not in record]
+    return sorted(having, key=key, reverse=by.startswith('-')) + others
 
 
 def _natural(name: str):

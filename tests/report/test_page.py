@@ -149,8 +149,8 @@ def test_page_is_reproducible(tmp_path):
     folder = a_run(tmp_path / 'run')
     first = report.write(folder).read_text()
     assert report.write(folder).read_text() == first
-    (folder / 'samples.txt').write_text('other words')
-    assert 'other words' in report.write(folder).read_text()
+    (folder / 'samples.txt').write_text('other words\x1b[2J', encoding='utf-8')
+    assert 'other words\ufffd[2J' in report.write(folder).read_text(encoding='utf-8')
 
 
 def test_run_without_evaluation_and_samples(tmp_path):

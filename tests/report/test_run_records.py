@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import pathlib
 
 import pytest
@@ -63,6 +64,14 @@ def test_stopped_run_has_the_cost_until_then(tmp_path):
     assert (record['state'], record['step'], record['loss']) == ('stopped', 20, 2.5)
     assert record['seconds'] == 2.0 + 19 * 0.5
     assert record['flops'] == 20 * 100.0
+
+
+def test_loss_that_is_not_finite(tmp_path):
+    lines = [*METRICS, {'step': 20, 'validation_loss': 'nan'}]
+    folder = write(tmp_path / 'one', CONFIG, metrics=lines)
+    record = run_records.read(folder)
+    assert record['state'] == 'stopped' and math.isnan(record['loss'])
+    assert run_records.curve(folder, 'loss') == [(10, 2.5)]
 
 
 def test_running_run_holds_its_lock(tmp_path):

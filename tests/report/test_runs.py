@@ -61,6 +61,13 @@ def test_order(records, by, expected):
     assert names(runs.order(records, by)) == expected
 
 
+def test_nan_is_last(records):
+    records[0]['loss'] = float('nan')
+    assert names(runs.order(records, 'loss')) == ['n8', 'n32', 'n128']
+    assert names(runs.order(records, '-loss')) == ['n8', 'n32', 'n128']
+    assert 'nan' in runs.table(records)[1]
+
+
 @pytest.mark.parametrize(
     ('conditions', 'expected'),
     [
