@@ -305,7 +305,8 @@ def proportion(name: str, hits: Sequence[bool]) -> dict[str, float | None]:
 
 def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callable, context: int, cut: bool):
     """(the prompt of every question, at most `context` tokens to read; how many were 'dropped', 'cut')."""
-    prompts, lost, too_long = [], {'shots_mean': 0.0, 'dropped': 0, 'cut': 0}, []
+    prompts, lost, too_long = [], {'dropped': 0, 'cut': 0}, []
+    shots = 0
 
     def length(prompt: Prompt) -> int:
         longest = max(map(len, prompt.continuations), default=1)
@@ -334,7 +335,7 @@ def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callab
             lost['cut'] += 1
             break
         prompts.append(prompt)
-        lost['shots_mean'] += len(drawn) / len(questions)
+        shots += len(drawn)
     if too_long:
         place, longest = too_long[0]
         others = f' (the first of {len(too_long):,} such rows of {len(questions):,})' if len(too_long) > 1 else ''
@@ -343,7 +344,7 @@ def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callab
             f'{max(context, 0)}{others}: omit the row, use a model with a longer context, or remove the beginning of '
             'such prompts (cut=True)'
         )
-    return prompts, lost
+    return prompts, lost | {'shots_mean': shots / len(questions)}
 
 
 def _check_ids(questions: Sequence[Question], prompts: Sequence[Prompt], tokenizer: Tokenizer, size: int) -> None:

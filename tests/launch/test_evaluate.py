@@ -8,6 +8,7 @@ import pytest
 from launch import cli, process_setup
 from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.evaluation import task_run
 from lmtrain.inference import prompting
 from lmtrain.training import load
 
@@ -97,3 +98,54 @@ def test_invalid_results_path_is_rejected_first(stub, capsys):
     for words, error in ((['--results=no/f.json'], 'there is no directory no'), (['--results=.'], 'is a directory')):
         assert cli.main(['evaluate', '--workdir=w', *words]) == 2
         assert error in capsys.readouterr().err and not stub
+
+
+TASK = """
+[data]
+files = "rows.csv"
+[prompt]
+template = "{q}: {a}"
+answer = "a"
+[scoring]
+kind = "generation"
+"""
+
+
+def test_a_task_is_scored_and_written(stub, monkeypatch, capsys):
+    calls = {}
+
+    def evaluate(task, *model, **settings):
+        calls.update(settings, name=task.name)
+        results = {'task': 'squares', 'kind': 'generation', 'metric': 'exact_match', 'value': 0.5, 'stderr': 0.1}
+        return task_run.Evaluation(results | {'rows': 2}, [{'row': 0, 'answer': 'é'}, {'row': 1, 'answer': 'b'}])
+
+    monkeypatch.setattr(task_run, 'evaluate', evaluate)
+    pathlib.Path('squares.toml').write_text(TASK, encoding='utf-8')
+    words = ['evaluate', '--workdir=w', '--task=squares.toml', '--outputs=out.jsonl', '--results=out.json']
+    assert cli.main([*words, '--batch_size=3']) == 0
+    assert (calls['name'], calls['batch_size'], calls['template'], calls['end_ids'][:2]) == (
+        'squares',
+        3,
+        CHATS,
+        [256, 7],
+    )
+    expected = 'squares: exact match 50.0 +- 10.0 %  (2 rows)\nwritten: out.jsonl\nwritten: out.json\n'
+    assert capsys.readouterr().out == expected
+    lines = pathlib.Path('out.jsonl').read_text(encoding='utf-8').splitlines()
+    assert [json.loads(line)['answer'] for line in lines] == ['é', 'b']
+    assert json.loads(pathlib.Path('out.json').read_text(encoding='utf-8'))['results']['value'] == 0.5
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['--task=squares.toml', '--shots=2'], '--shots with --task: squares.toml holds the rows and the settings'),
+        (['--task=squares.toml', '--outputs=no/o.jsonl'], '--outputs=no/o.jsonl: there is no directory no'),
+        (['--outputs=o.jsonl', '--rows=rows.csv'], '--outputs without --task'),
+        (['--task=other.toml'], 'other.toml: No such file'),
+    ],
+)
+def test_invalid_use_of_a_task_is_refused(stub, capsys, words, message):
+    pathlib.Path('squares.toml').write_text(TASK, encoding='utf-8')
+    assert cli.main(['evaluate', '--workdir=w', *words]) == 2
+    assert message in capsys.readouterr().err
