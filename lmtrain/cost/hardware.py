@@ -1,10 +1,11 @@
 """Chips by their data sheets: peaks, memory and links; and targets: devices to compile for without having them.
 
-Jax is imported late, in `Target.devices`: the variables of `Target.environment` must be set before.
+Jax is imported late, by functions: the variables of `Target.environment` must be set before.
 """
 
 import math
 import re
+import time
 from typing import NamedTuple
 
 from lmtrain.errors import InputError
@@ -159,3 +160,20 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
         if re.fullmatch(pattern, device_kind):
             return {'bfloat16': bfloat16, 'float32': float32}.get(str(dtype))
     return None
+
+
+def measured_peak(dtype: str, side: int = 1024) -> float:
+    """FLOP/s of one product of two square matrices on the first device, for a device without a data sheet.
+
+    The fastest of three, so that another process that uses the device counts little.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    matrix, seconds = jnp.ones((side, side), dtype), []
+    multiply = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+    for _ in range(4):  # the first one warms up
+        begun = time.perf_counter()
+        jax.block_until_ready(multiply(matrix, matrix))
+        seconds.append(time.perf_counter() - begun)
+    return 2 * side**3 / min(seconds[1:])

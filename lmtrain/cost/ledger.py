@@ -109,7 +109,7 @@ def of_training(
         **_of_query(model, params, query),
         'query_seconds': query_seconds,
         'update_seconds': cost['seconds'] if update_seconds is None else update_seconds,
-        **_money(seconds, prices),
+        **money(seconds, prices),
     }
 
 
@@ -145,7 +145,7 @@ def of_prompt(
         **_of_query(model, params, query),
         'query_seconds': query_seconds,
         'update_seconds': update_seconds,
-        **_money(selection.seconds, prices),
+        **money(selection.seconds, prices),
     }
 
 
@@ -220,7 +220,7 @@ def _of_query(model, params: Mapping, query: Query) -> dict[str, float]:
     }
 
 
-def _money(device_seconds: float, prices: Prices) -> dict[str, float | None]:
+def money(device_seconds: float, prices: Prices) -> dict[str, float | None]:
     """{'joules', 'price'}, each None if its prices are unknown."""
     joules = device_seconds * prices.watts if prices.watts else None
     energy = joules / 3.6e6 * prices.kwh if joules and prices.kwh else 0.0

@@ -3,13 +3,11 @@
 import functools
 import math
 import pathlib
-import time
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from lmtrain import adapt, cost, optimizer, tree
 from lmtrain.cost import hardware, ledger, memory
@@ -29,7 +27,6 @@ BATCH = 8  # rows of a step, if the recipe has no rows of its own
 CONTINUAL = 0.01  # tokens of continual pretraining, of those of the base, if the recipe has no text of its own
 BYTES = 4  # of a token of English text
 HEAD = 'label'  # name of an added head
-SIDE = 1024  # of the matrices that measure an unknown device
 
 
 class Workload(NamedTuple):
@@ -110,20 +107,8 @@ def machine(target: hardware.Target | None, dtype: str) -> Machine:
         return Machine(target.name, target.chips, cost.peak_flops(chip.kind, dtype), chip.bandwidth, chip.memory)
     device = jax.devices()[0]
     known = cost.peak_flops(device.device_kind, dtype)
-    peak = known or _measured_peak(dtype)
+    peak = known or hardware.measured_peak(dtype)
     return Machine(device.device_kind, jax.device_count(), peak, measured=not known)
-
-
-def _measured_peak(dtype: str) -> float:
-    """FLOP/s of a product of two matrices: the fastest of three."""
-    matrix = jnp.ones((SIDE, SIDE), dtype)
-    multiply = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
-    seconds = []
-    for _ in range(4):  # the first one warms up
-        begun = time.perf_counter()
-        jax.block_until_ready(multiply(matrix, matrix))
-        seconds.append(time.perf_counter() - begun)
-    return 2 * SIDE**3 / min(seconds[1:])
 
 
 class Costs:

@@ -99,3 +99,8 @@ def test_hardware_is_imported_without_jax():
     """The variables of `Target.environment` have no effect on a jax that is imported already."""
     code = "import sys; from lmtrain.cost import hardware; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, '-c', code], check=True, timeout=60)
+
+
+def test_measured_peak_is_that_of_a_product():
+    """Between a slow and an impossible processor."""
+    assert 1e8 < hardware.measured_peak('float32', side=256) < 1e14
