@@ -67,6 +67,11 @@ def versions() -> dict:
     return result
 
 
+def row(what: str, figure: str, target: str = '', reached: bool | None = None) -> dict:
+    """A row of figures for `write`."""
+    return {'what': what, 'figure': figure, 'target': target, 'reached': reached}
+
+
 def write(
     name: str, *, command: str, figures: list[dict], trials: list[dict], not_shown: Sequence[str] = (), **more
 ) -> None:
@@ -74,7 +79,7 @@ def write(
 
     Args:
       command: the command, from the root of the repository.
-      figures: rows {'what', 'figure', 'target', 'reached'}: texts, and True, False or None (no target).
+      figures: rows {'what', 'figure', 'target', 'reached'}: texts, and True, False or None (no target); see `row`.
       trials: raw measurements, one dict each.
       not_shown: what was skipped, simulated or never run.
       more: further entries of results.json.

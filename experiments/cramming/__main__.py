@@ -9,9 +9,7 @@ import argparse
 import pathlib
 import tempfile
 
-import lmtrain
-from configs import classify, cramming_bert
-from experiments import record
+from experiments import cli, record
 from experiments.cramming import docstrings
 from lmtrain.models.families import bert
 
@@ -58,13 +56,6 @@ def flags(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def train(recipe, workdir: pathlib.Path, settings: dict) -> dict:
-    """results.json of a run of a recipe with overrides {'section.field': value}."""
-    config = recipe.get_config()
-    config.update_from_flattened_dict(settings)
-    return lmtrain.train(config, workdir)
-
-
 def common(options) -> dict:
     """Overrides of every run."""
     return {
@@ -104,11 +95,11 @@ def pretrained(options, arm: str, folder: pathlib.Path) -> dict:
     if len(rates) > 1:
         # A sweep is one program, whose budget is that of all its members.
         settings = pretraining(options, arm, PILOT * len(rates)) | {'sweep.learning_rates': rates}
-        members = train(cramming_bert, folder / 'pilot', settings)['sweep']['members']
+        members = cli.train_here('cramming_bert', folder / 'pilot', settings)['sweep']['members']
         pilot = {rate: member['loss'] for rate, member in zip(rates, members, strict=True)}
     rate = min(pilot, key=pilot.get) if pilot else rates[0]
     settings = pretraining(options, arm, 1.0) | {'optimizer.learning_rate': rate}
-    results = train(cramming_bert, folder / 'run', settings)
+    results = cli.train_here('cramming_bert', folder / 'run', settings)
     tried = {str(rate): loss for rate, loss in pilot.items()}
     return {'learning_rate': rate, 'pilot': tried, 'validation': results['validation'], 'cost': results['cost']}
 
@@ -116,7 +107,7 @@ def pretrained(options, arm: str, folder: pathlib.Path) -> dict:
 def untrained(options, folder: pathlib.Path) -> dict:
     """The crammed model before its first step: one step with learning rate 0."""
     settings = pretraining(options, 'crammed', 1.0) | {'budget.hours': None, 'budget.flops': None, 'budget.steps': 1}
-    results = train(cramming_bert, folder / 'run', settings | {'optimizer.learning_rate': 0.0})
+    results = cli.train_here('cramming_bert', folder / 'run', settings | {'optimizer.learning_rate': 0.0})
     return {'learning_rate': 0.0, 'pilot': {}, 'validation': results['validation'], 'cost': results['cost']}
 
 
@@ -133,12 +124,12 @@ def finetuned(options, base: pathlib.Path, rows: pathlib.Path, folder: pathlib.P
     }
     rates = numbers(options.finetune_rates)
     held_out = {'data.validation': 0.2, 'data.test': 0.0, 'sweep.learning_rates': rates}
-    members = train(classify, folder / 'rates', settings | held_out)['sweep']['members']
+    members = cli.train_here('classify', folder / 'rates', settings | held_out)['sweep']['members']
     scores = {rate: member['accuracy'] for rate, member in zip(rates, members, strict=True)}
     rate = max(scores, key=scores.get)
     test = {'task.validation': (str(rows / 'test.jsonl'),), 'task.test': (str(rows / 'test.jsonl'),)}
     test |= {'optimizer.learning_rate': rate, 'sweep.seeds': tuple(range(options.seeds))}
-    results = train(classify, folder / 'test', settings | test)
+    results = cli.train_here('classify', folder / 'test', settings | test)
     return {
         'learning_rate': rate,
         'rates': {str(rate): score for rate, score in scores.items()},
@@ -148,10 +139,6 @@ def finetuned(options, base: pathlib.Path, rows: pathlib.Path, folder: pathlib.P
     }
 
 
-def row(what: str, figure: str, target: str = '', reached: bool | None = None) -> dict:
-    return {'what': what, 'figure': figure, 'target': target, 'reached': reached}
-
-
 def figures(trials: list[dict], task: dict) -> list[dict]:
     rows = []
     for trial in trials:
@@ -159,18 +146,20 @@ def figures(trials: list[dict], task: dict) -> list[dict]:
         if arm != 'untrained':
             cost = pre['cost']
             size = f'{cost["parameters"]:,} parameters, {cost["steps"]:,} steps, {cost["tokens"]:,} tokens'
-            rows.append(row(f'{arm}: pretraining', f'{size}, {cost["seconds"]:.0f} s, rate {pre["learning_rate"]:g}'))
+            rows.append(
+                record.row(f'{arm}: pretraining', f'{size}, {cost["seconds"]:.0f} s, rate {pre["learning_rate"]:g}')
+            )
             masked = f'{pre["validation"]["loss"]:.3f} nats'
-            rows.append(row(f'{arm}: masked loss of the validation text, at its own mask rate', masked))
+            rows.append(record.row(f'{arm}: masked loss of the validation text, at its own mask rate', masked))
         mean, low, high = (100 * x for x in tuned['accuracy'])
         what = f'{arm}: accuracy after fine-tuning, {len(tuned["members"])} seeds (95 % interval)'
-        rows.append(row(what, f'{mean:.1f} % ({low:.1f} to {high:.1f}), rate {tuned["learning_rate"]:g}'))
+        rows.append(record.row(what, f'{mean:.1f} % ({low:.1f} to {high:.1f}), rate {tuned["learning_rate"]:g}'))
     crammed, plain = (
         next(trial['finetuning']['accuracy'][0] for trial in trials if trial['arm'] == arm) for arm in ARMS
     )
-    rows.append(row('crammed - bert', f'{100 * (crammed - plain):+.1f} points', '> 0', crammed > plain))
+    rows.append(record.row('crammed - bert', f'{100 * (crammed - plain):+.1f} points', '> 0', crammed > plain))
     sizes = f'{task["train"]:,} and {task["test"]:,}; {len(task["classes"])} classes, the largest has'
-    rows.append(row('rows of training and test', f'{sizes} {100 * task["majority"]:.1f} % of the test rows'))
+    rows.append(record.row('rows of training and test', f'{sizes} {100 * task["majority"]:.1f} % of the test rows'))
     return rows
 
 

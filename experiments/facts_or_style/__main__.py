@@ -11,8 +11,7 @@ import statistics
 import tempfile
 
 import lmtrain
-from configs import instruct, quickstart
-from experiments import record
+from experiments import cli, record
 from experiments.facts_or_style import questions
 from experiments.facts_or_style.questions import Fact
 
@@ -104,12 +103,6 @@ def prompted(options, model, names: Names) -> list[dict]:
 # --- training
 
 
-def train(recipe, workdir: pathlib.Path, settings: dict) -> dict:
-    config = recipe.get_config()
-    config.update_from_flattened_dict(settings)
-    return lmtrain.train(config, workdir)
-
-
 def trained(options, base: str, method: str, taught: str, names: Names, folder: pathlib.Path) -> dict:
     """One method that was taught facts or the format: the rate is chosen on other wordings or other names."""
     overrides, rates = METHODS[method]
@@ -131,7 +124,7 @@ def trained(options, base: str, method: str, taught: str, names: Names, folder: 
         'log.tensorboard': False,
         'sample.prompts': (),
     }
-    results = train(instruct, folder / 'run', settings)
+    results = cli.train_here('instruct', folder / 'run', settings)
     models = [lmtrain.load(folder / 'run', step='last', member=index) for index in range(len(rates))]
     if taught == 'facts':
         scores = [facts_accuracy(model, questions.SELECTION, names.known) for model in models]
@@ -154,7 +147,7 @@ def experiment(options, folder: pathlib.Path) -> tuple[list[dict], str]:
     """(trials, the name of the base)."""
     if not options.base:
         settings = {'budget.hours': None, 'budget.steps': options.base_steps, 'sample.prompts': ()}
-        train(quickstart, folder / 'base', settings)
+        cli.train_here('quickstart', folder / 'base', settings)
     base = options.base or str(folder / 'base')
     names = Names(options)
     trials = prompted(options, lmtrain.load(base), names)
@@ -182,7 +175,7 @@ def figures(trials: list[dict], options) -> list[dict]:
         what = trial['arm'] if trial['taught'] == 'context' else f'{trial["arm"]}, trained on {trial["taught"]}'
         if 'trainable' in trial:
             what += f' ({trial["trainable"]:,} parameters, rate {trial["learning_rate"]:g})'
-        rows.append({'what': what, 'figure': ', '.join(parts), 'target': '', 'reached': None})
+        rows.append(record.row(what, ', '.join(parts)))
     return rows
 
 

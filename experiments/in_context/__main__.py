@@ -63,10 +63,6 @@ def regression_trial(options, tasks: int) -> dict:
     )
 
 
-def row(what: str, figure: str, target: str = '', reached: bool | None = None) -> dict:
-    return {'what': what, 'figure': figure, 'target': target, 'reached': reached}
-
-
 def regression_figures(trials: list[dict]) -> list[dict]:
     rows = []
     for trial in trials:
@@ -76,11 +72,11 @@ def regression_figures(trials: list[dict]) -> list[dict]:
             best = 'dMMSE' if kind == 'pool' else 'ridge'
             figure = ', '.join(f'{name} {value:.3f}' for name, value in sorted(mean.items(), key=lambda item: item[1]))
             where = 'tasks of the pool' if kind == 'pool' else 'new tasks'
-            rows.append(row(f'regression, {tasks}, error on {where} (Bayes-optimal: {best})', figure))
+            rows.append(record.row(f'regression, {tasks}, error on {where} (Bayes-optimal: {best})', figure))
         if trial['tasks']:
             distance = trial['results']['new']['distance']
             figure = f'{distance["dMMSE"]:.3f} from dMMSE, {distance["ridge"]:.3f} from ridge'
-            rows.append(row(f'regression, {tasks}: distance of the model on new tasks', figure))
+            rows.append(record.row(f'regression, {tasks}: distance of the model on new tasks', figure))
     return rows
 
 
@@ -88,13 +84,13 @@ def ginc_figures(trial: dict) -> list[dict]:
     positions = trial['positions']
     model, exact, kl = (sum(positions[name]) / trial['length'] for name in ('model', 'exact', 'kl'))
     rows = [
-        row('GINC: cross-entropy of new documents, nats a token', f'model {model:.4f}, exact {exact:.4f}'),
-        row('GINC: KL(exact || model), nats a token', f'{kl:.4f}'),
+        record.row('GINC: cross-entropy of new documents, nats a token', f'model {model:.4f}, exact {exact:.4f}'),
+        record.row('GINC: KL(exact || model), nats a token', f'{kl:.4f}'),
     ]
     for prompts in trial['prompts']:
         figure = f'model {100 * prompts["model"]:.1f} %, exact {100 * prompts["exact"]:.1f} %, the same answer in '
         figure += f'{100 * prompts["agreement"]:.1f} %'
-        rows.append(row(f'GINC, k = {prompts["examples"]}: accuracy on {prompts["prompts"]} prompts', figure))
+        rows.append(record.row(f'GINC, k = {prompts["examples"]}: accuracy on {prompts["prompts"]} prompts', figure))
     return rows
 
 

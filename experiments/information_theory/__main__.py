@@ -16,10 +16,6 @@ from experiments.information_theory import run_notebook
 NOTEBOOK = pathlib.Path(__file__).parent / 'notebook.ipynb'
 
 
-def row(what: str, figure: str) -> dict:
-    return {'what': what, 'figure': figure, 'target': '', 'reached': None}
-
-
 def figures(values: dict) -> list[dict]:
     """The rows of the README, from the variables of the notebook."""
     text = f'{values["H"]:.3f} without context, {values["conditional"]:.3f} given the previous token'
@@ -28,12 +24,12 @@ def figures(values: dict) -> list[dict]:
     games = f'{values["H_move"]:.2f} bits, perplexity {2 ** values["H_move"]:.0f}'
     divergence = f'{values["kl_black_white"]:.2f} and {values["kl_white_black"]:.2f} bits a move'
     return [
-        row('entropy of the next token of the training text, bits', text),
-        row('KL(validation || training) of token frequencies', f'{values["KL"]:.3f} bits a token'),
-        row('bits per byte of the validation text', per_byte),
-        row('the same of the transformer by `lmtrain evaluate`', f'{values["evaluated"]["bits_per_byte"]:.3f}'),
-        row(f'entropy of a move in {len(values["games"])} chess games', games),
-        row('KL(Black || White) and KL(White || Black) of moves', divergence),
+        record.row('entropy of the next token of the training text, bits', text),
+        record.row('KL(validation || training) of token frequencies', f'{values["KL"]:.3f} bits a token'),
+        record.row('bits per byte of the validation text', per_byte),
+        record.row('the same of the transformer by `lmtrain evaluate`', f'{values["evaluated"]["bits_per_byte"]:.3f}'),
+        record.row(f'entropy of a move in {len(values["games"])} chess games', games),
+        record.row('KL(Black || White) and KL(White || Black) of moves', divergence),
     ]
 
 
