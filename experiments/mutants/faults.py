@@ -331,6 +331,51 @@ FAULTS = {
         ),
         ('a source has the same share of batches', 'max(1, round(max_batches * share))', 'max(1, max_batches)'),
     ],
+    'lmtrain/evaluation/heads.py': [
+        (
+            'rows are drawn without repetition',
+            'rng.integers(len(pairs), size=(RESAMPLES, len(pairs)))',
+            '[range(len(pairs))] * RESAMPLES',
+        ),
+        ('the own head is preferred', "if task.name in params.get('heads', {}):", 'if False:'),
+    ],
+    'lmtrain/evaluation/json_schema.py': [
+        ('true is a number', "and not isinstance(value, bool),\n    'integer'", ",\n    'integer'"),
+        ('true is 1', 'a == b and isinstance(a, bool) == isinstance(b, bool)', 'a == b'),
+        ('only the first type counts', 'any(TYPES[name](value) for name in types)', 'TYPES[types[0]](value)'),
+        ('items are not checked', "value if isinstance(value, list) and 'items' in schema else ()", '()'),
+    ],
+    'lmtrain/evaluation/perplexity.py': [
+        ('windows overlap', 'whole[max(0, end - 1 - context) : first]', 'whole[max(0, end - context) : first]'),
+        ('the first token is not predicted', 'range(1, len(whole), context)', 'range(2, len(whole), context)'),
+        ('bits are nats', "/ math.log(2), np.array([row['bytes']", ", np.array([row['bytes']"),
+        ('characters are counted', 'len(text.encode())', 'len(text)'),
+        ('the error of independent sizes', 'bits - ratio * sizes', 'bits - bits.mean()'),
+    ],
+    'lmtrain/evaluation/scoring.py': [
+        (
+            'the last answer counts',
+            'max(span.normal(text) == span.normal(answer) for answer in answers)',
+            'span.normal(text) == span.normal(answers[-1])',
+        ),
+        ('the whole match is compared', 'match[1] if compiled.groups else match[0]', 'match[0]'),
+        ('invalid answers match', 'value is not ... and any(', 'any('),
+    ],
+    'lmtrain/evaluation/sensitivity.py': [
+        ('the worst is the best', '(accuracies.argmax())', '(accuracies.argmin())'),
+        ('orders repeat', 'if len(seen) == count:', 'if True:'),
+    ],
+    'lmtrain/evaluation/task_file.py': [
+        ('paths start at the current folder', 'read_rows(name, str(path.parent))', "read_rows(name, '')"),
+        ('unknown fields are ignored', 'if name not in fields:', 'if False:'),
+        ('demonstrations are limited as well', 'demonstrations or (rows if', 'demonstrations or (rows[:limit] if'),
+        ('a choice without a row passes', 'if choice not in answers]', 'if False]'),
+    ],
+    'lmtrain/evaluation/task_run.py': [
+        ('the raw choice is shown', 'np.argmax(nats / np.array(lengths.get(task.by, 1)))', 'np.argmax(nats)'),
+        ('nats of the first choice', 'question.choices.index(question.answer)', '0'),
+        ('choices with the same tokens pass', '!= choice or choices.count(choice) > 1:', '!= choice and False:'),
+    ],
     'lmtrain/evaluation/predictions.py': [
         ('the fill of the last batch is scored', 'if example >= 0:', 'if True:'),
     ],
