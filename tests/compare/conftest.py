@@ -152,7 +152,7 @@ def extras(arms, size):
             forgetting[name] = {'bits_per_byte_before': 0.98, 'bits_per_byte_after': 0.98 + few / 5, 'kl': few / 2}
             for other, (prompt, _, _, _, creation_other, query_other) in arms.items():
                 if prompt == 'prompt' and query_other > query:
-                    queries = (5 * creation - creation_other) / (query_other - query)
+                    queries = max(0.0, (5 * creation - creation_other) / (query_other - query))
                     curve = [[ratio, ratio * queries] for ratio in (0.1, 0.3, 1, 3, 10)]
                     about = {'prompt': other, 'trained': name, 'size': size, 'queries': queries}
                     even.append(about | {'queries_cached': 40 * queries, 'curve': curve})

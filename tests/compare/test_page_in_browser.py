@@ -106,15 +106,25 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def page(comparison, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('comparison')
-    (folder / 'results.json').write_text(json.dumps(comparison()))
-    return report.write(folder)
+def pages(comparison, tmp_path_factory):
+    """{name: report.html}: of ten arms, and of twenty with similar results and long names."""
+    prompts = {f'prompt {i}': ('prompt', 0.4 + i / 90, 0.5 + i / 70, 0, i * 1e11, 1e9 + i * 1e9) for i in range(9)}
+    trained = {f'adapter {i}': ('train', 0.2 + i / 90, 0.5 + i / 60, 10**i, 2e13 + i * 1e12, 1e9) for i in range(9)}
+    names = {'an adapter with a name that no plot has room for': ('train', 0.5, 0.8, 10**9, 1e14, 1e9)}
+    names |= {'a prompt with <b>a name</b> that no plot has room for': ('prompt', 0.6, 0.75, 0, 1e13, 1e11)}
+    paths = {}
+    for name, results in {'plain': comparison(), 'crowded': comparison(arms=prompts | trained | names)}.items():
+        folder = tmp_path_factory.mktemp(name)
+        (folder / 'results.json').write_text(json.dumps(results))
+        paths[name] = report.write(folder)
+    return paths
 
 
 @pytest.mark.parametrize('dark', [False, True])
 @pytest.mark.parametrize('width', [1200, 400])
-def test_page_renders(browser, page, width, dark):
+@pytest.mark.parametrize('name', ['plain', 'crowded'])
+def test_page_renders(browser, pages, name, width, dark):
+    page = pages[name]
     events = browser.open(page, width, dark)
     requests = [event['params']['request']['url'] for event in events if event['method'] == EVENTS[0]]
     assert [url for url in requests if not url.startswith('data:')] == [page.as_uri()]

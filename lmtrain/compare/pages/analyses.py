@@ -105,16 +105,13 @@ def break_even(results: Results, advice: Recommendation) -> list:
     ranked = [advice.choice.arm, *values.scored(results, size), *names]
     anchor = next(arm for arm in ranked if arm in names)
     own = [entry for entry in entries if anchor in (entry['prompt'], entry['trained'])]
-    trained = own[0]['trained'] == anchor
-    title = f'Queries until {anchor} costs less than each prompt'
-    title = title if trained else f'Queries until each trained arm costs less than {anchor}'
     order = sorted(entries, key=lambda entry: anchor not in (entry['prompt'], entry['trained']))
     columns = [Column(name, numeric=False) for name in ('trained arm', 'prompt')]
     columns += [Column('difference in accuracy, points'), Column('queries'), Column('shared tokens cached')]
     columns += [Column(f'creation at {ratio} the price') for ratio in ('a tenth of', 'ten times')]
     rows = [_even(results, entry, size) for entry in order]
     folded = Table(columns, rows, summary='All pairs of a prompt and a trained arm')
-    return [Text(text), Figures(plots.break_even(results, own, anchor, title)), folded]
+    return [Text(text), Figures(plots.break_even(results, own, anchor)), folded]
 
 
 def _even(results: Results, entry: Mapping[str, Any], size: int) -> list[Cell]:

@@ -76,6 +76,13 @@ def label(ax, x: float, y: float, text: str, shade: str = INK, offset=(0.0, 0.0)
     ax.annotate(text, (x, y), offset, textcoords='offset points', color=shade, annotation_clip=False, **place)
 
 
+def point_at(ax, x: float, y: float, text: str, offset: tuple[float, float]) -> None:
+    """A text at the right of a point of the data, with a thin line to it."""
+    line = {'arrowstyle': '-', 'color': FAINT, 'linewidth': 0.8, 'shrinkA': 1, 'shrinkB': 2}
+    style = {'textcoords': 'offset points', 'va': 'center', 'fontsize': FONT - 1, 'color': INK}
+    ax.annotate(text, (x, y), offset, arrowprops=line, annotation_clip=False, **style)
+
+
 def place_labels(ax, labels: Sequence[tuple[float, float, str, str, bool]], points: Sequence, lines: Sequence) -> None:
     """Writes labels beside their points so that none covers another, a point or the frame, nor a line if possible.
 

@@ -199,7 +199,7 @@ def sensitivity(results: Results, arms: Mapping[str, Mapping]) -> list[Panel]:
     return [Panel('sensitivity', drawing.svg(ax, 'sensitivity'), f'Spread of accuracy: {"; ".join(texts)}.')]
 
 
-def break_even(results: Results, entries: Sequence[dict], anchor: str, title: str) -> list[Panel]:
+def break_even(results: Results, entries: Sequence[dict], anchor: str) -> list[Panel]:
     """The number of queries at which two arms cost the same, over the ratio of prices.
 
     Args:
@@ -207,12 +207,16 @@ def break_even(results: Results, entries: Sequence[dict], anchor: str, title: st
     """
     lines = {}
     for entry in entries:
-        curve = sorted((ratio, count) for ratio, count in entry.get('curve') or [] if count and ratio > 0)
+        curve = sorted((ratio, count) for ratio, count in entry.get('curve') or [] if min(ratio, count or 0) > 0)
         if len(curve) > 1:
             lines[entry['prompt'] if entry['trained'] == anchor else entry['trained']] = curve
     if not lines:
         return []
-    ax = drawing.axes(WIDE, PANEL[1], right=18 + 6 * max(len(drawing.short(name)) for name in lines))
+    ax = drawing.axes(WIDE, PANEL[1], right=24 + 6 * max(len(drawing.short(name)) for name in lines))
+    name = drawing.short(anchor)
+    title = f'Queries until {name} is cheaper than'
+    if values.kind(results, anchor) == 'prompt':
+        title = f'Queries until it is cheaper than {name}'
     drawing.caption(ax, title)
     ends, texts = [], []
     for name, curve in lines.items():
@@ -224,9 +228,10 @@ def break_even(results: Results, entries: Sequence[dict], anchor: str, title: st
     ax.minorticks_off()
     ax.axvline(1, color=FAINT, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
     low, high = (math.log10(limit) for limit in ax.get_ylim())
-    heights = drawing.spread_out(ends, 14 * (high - low) / (PANEL[1] - 70))
-    for name, height, curve in zip(lines, heights, lines.values()):
-        drawing.label(ax, curve[-1][0], 10**height, drawing.short(name), offset=(6, 0))
+    pixels = ax.get_window_extent().height / (high - low)
+    heights = drawing.spread_out([end * pixels for end in ends], 14)
+    for (name, curve), height, end in zip(lines.items(), heights, ends):
+        drawing.point_at(ax, *curve[-1], drawing.short(name), (14, height - end * pixels))
     ax.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
     ax.yaxis.set_major_formatter(lambda value, _: terminal.number(value, significant=1))
     drawing.note(ax, 'price of a FLOP of creation, in FLOPs of queries')

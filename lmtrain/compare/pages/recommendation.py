@@ -79,8 +79,13 @@ def _some(arms: tuple[str, ...]) -> str:
 
 
 def _queries(number: float) -> str:
-    """About how many queries, in two digits."""
-    return f'{terminal.number(float(f"{number:.2g}"), significant=2)} queries'
+    """About how many queries, in two digits.
+
+    >>> _queries(581.4), _queries(58_140.0), _queries(2.94e6)
+    ('580 queries', '58,000 queries', '2.9M queries')
+    """
+    rounded = float(f'{number:.2g}')
+    return f'{rounded:,.0f} queries' if rounded < 1e6 else f'{terminal.number(rounded, significant=2)} queries'
 
 
 def _accuracy(results: Results, arm: str, choice: Choice) -> str:

@@ -124,7 +124,8 @@ def missing(results: Results, size: int, empty: list[str]) -> list:
     titles = ('arm', 'status', 'trials', 'reason')
     blocks = [Table([Column(title, numeric=False) for title in titles], rows)] if rows else []
     lines = _not_measured(results, values.scored(results, size), size)
-    lines += [f'Not measured for any arm, so that the section is left out: {title}.' for title in empty]
+    if empty:
+        lines.append(f'Not measured, so that the section is left out: {"; ".join(empty)}.')
     if lines:
         blocks.append(Bullets(lines))
     return blocks or [Text('Nothing: every trial of every arm finished, and every cost was measured.')]

@@ -51,11 +51,12 @@ def test_sensitivity_and_break_even(comparison):
     (panel,) = plots.sensitivity(results, results['sensitivity'])
     assert {'zero-shot', 'k-shot', 'retrieval', 'prompt-search'} <= set(texts(panel.svg))
     own = [entry for entry in results['break_even'] if entry['trained'] == 'lora']
-    (panel,) = plots.break_even(results, own, 'lora', 'Queries')
+    (panel,) = plots.break_even(results, own, 'lora')
     assert {'k-shot', 'retrieval', 'prompt-search', '0.1', '10'} <= set(texts(panel.svg))
+    assert 'Queries until lora is cheaper than' in texts(panel.svg)
     queries = {entry['prompt']: values.count(entry['curve'][-1][1]) for entry in own}
     assert f'k-shot {values.count(own[0]["curve"][0][1])} to {queries["k-shot"]} queries' in panel.text
-    assert plots.break_even(results, [entry | {'curve': [[1, None]]} for entry in own], 'lora', '') == []
+    assert plots.break_even(results, [entry | {'curve': [[1, None]]} for entry in own], 'lora') == []
 
 
 def test_figures_have_variables_for_colours_and_their_own_ids(comparison):

@@ -76,7 +76,7 @@ def test_missing_names_arms_trials_and_costs(comparison):
     assert blocks[-1].lines == [
         'Not measured for any arm: time to update.',
         'Not measured, peak memory to create: head.',
-        'Not measured for any arm, so that the section is left out: Break-even.',
+        'Not measured, so that the section is left out: Break-even.',
     ]
 
 
