@@ -290,7 +290,9 @@ def mcnemar_power(rows: int, discordance: float, difference: float, alpha: float
         raise InputError(f'difference={difference}, discordance={discordance}: 0 <= difference <= discordance <= 1')
     from scipy import stats  # late: a second
 
-    count = np.arange(rows + 1)
+    # Numbers of discordant rows, without those more than 10 standard deviations from their mean.
+    mean, margin = rows * discordance, 10 * math.sqrt(rows * discordance * (1 - discordance)) + 1
+    count = np.arange(max(0, math.floor(mean - margin)), min(rows, math.ceil(mean + margin)) + 1)
     # The largest k with P(X <= k) < alpha / 2: p < alpha if and only if an arm has at most k of the m rows.
     critical = stats.binom.ppf(alpha / 2, count, 0.5) - 1
     critical -= 2 * stats.binom.cdf(critical, count, 0.5) >= alpha
