@@ -136,6 +136,51 @@ FAULTS = {
         ('adjusted p values are not monotonic', 'np.maximum.accumulate(', '('),
         ('a power of p <= alpha on one side', 'stats.binom.ppf(alpha / 2, count', 'stats.binom.ppf(alpha, count'),
     ],
+    'lmtrain/compare/description_length.py': [
+        ('the first block is coded by a model', 'lengths = [ends[0] * row_bits,', 'lengths = [0.0,'),
+        ('nats are bits', 'loss / math.log(2) for', 'loss for'),
+        ('a loss that is infinite passes', '0 <= loss < math.inf]', '0 <= loss]'),
+    ],
+    'lmtrain/report/run_records.py': [
+        ('every run without results has stopped', "record['state'] = 'running'", "record['state'] = 'stopped'"),
+        ('the selection rows of a trial are ignored', "if 'selection.loss' in record else", 'if False else'),
+        ('a comparison is a run', "is_comparison = 'trials' in folders", "is_comparison = 'other' in folders"),
+        ('the first evaluation is the last', 'evaluated[-1][name] for name', 'evaluated[0][name] for name'),
+        (
+            'seconds of the last step alone',
+            "line['seconds_per_step'] * (line['step'] - before)",
+            "line['seconds_per_step']",
+        ),
+    ],
+    'lmtrain/report/runs.py': [
+        (
+            'fields that differ alike are all shown',
+            'result.setdefault(tuple(numbers.get(value) for value in values), name)',
+            'result.setdefault(name, name)',
+        ),
+        ('a run without the field fulfils a condition', "absent = operator == '!='", 'absent = True'),
+        ('texts are compared by order', "ordered = operator not in ('=', '!=')", 'ordered = False'),
+        ('a column may be too wide', 'if needed <= room:', 'if True:'),
+        ('the usual value is written too', 'return value if 2 * count > total else None', 'return None'),
+        ('formulas reach a spreadsheet', "startswith(('=', '+', '-', '@'))", 'startswith(())'),
+        (
+            'the end of a long text is lost',
+            "if '/' in text else f'{text[: width - 1]}…'",
+            "if False else f'{text[: width - 1]}…'",
+        ),
+    ],
+    'lmtrain/report/run_curves.py': [
+        (
+            'bits per byte of some runs are drawn beside the loss of others',
+            "unit = 'bits_per_byte' if bits ==",
+            "unit = 'bits_per_byte' if bits <=",
+        ),
+    ],
+    'lmtrain/data/cache_contents.py': [
+        ('what is being written is removed', 'fcntl.LOCK_EX | fcntl.LOCK_NB', '0 | fcntl.LOCK_UN'),
+        ('links are entries', 'if kind and not path.is_symlink():', 'if kind:'),
+        ('every entry is due', "entry.kind == 'incomplete' or entry.used <= limit", 'True'),
+    ],
     'lmtrain/training/sweep.py': [
         ('the median in place of the mean', 'float(np.mean(values)) for name', 'float(np.median(values)) for name'),
         (

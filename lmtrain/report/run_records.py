@@ -13,7 +13,6 @@ from lmtrain.files import flatten_fields, json_type, read_json_lines, read_json_
 
 Record = dict[str, Any]
 COUNTS = {'loss', 'perplexity', 'bits_per_token', 'targets', 'bytes'}  # of an evaluation, beside its scores
-NOT_ENTERED = {'checkpoints', 'tokenizer', 'tensorboard'}
 
 
 def find(folders: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
@@ -32,7 +31,7 @@ def find(folders: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
 
 def _find(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     for directory, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name not in NOT_ENTERED and not name.startswith('.')]
+        folders[:] = [name for name in folders if not name.startswith('.')]
         is_comparison = 'trials' in folders and 'config.json' in files
         run = {'metrics.jsonl', 'lineage.jsonl'} & {*files} or {'config.json', 'results.json'} <= {*files}
         if not is_comparison and (run or 'trial.json' in files):
