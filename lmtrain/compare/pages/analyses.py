@@ -126,20 +126,24 @@ def _even(results: Results, entry: Mapping[str, Any], size: int) -> list[Cell]:
     return [*(arm_cell(results, entry[name]) for name in ('trained', 'prompt')), Cell(difference), *map(Cell, texts)]
 
 
-def pairs(results: Results, size: int) -> list:
-    """The tests of all pairs, a table for each size."""
+def pairs(results: Results, advice: Recommendation) -> list:
+    """The recommended arm against every other one; folded, all pairs of each size."""
     tested = [pair for pair in results.get('pairs') or [] if pair.get('difference') is not None]
     if not tested:
         return []
-    text = "Differences on the same test rows, the largest first. Bold: significant at 5 % after Holm's correction. "
+    text = (
+        "Differences on the same test rows. Bold: significant at 5 % after Holm's correction over all pairs of a size. "
+    )
     text += 'The last column is the smallest difference that such a test finds in 80 % of cases: it says little about '
     text += 'smaller ones.'
     columns = [Column('arms', numeric=False), Column('difference, points'), Column('95 % interval')]
     columns += [Column(title) for title in ('p', 'p after Holm', 'detectable')]
-    blocks: list = [Text(text)]
-    for own in sorted({pair['size'] for pair in tested}, key=lambda other: (other != size, -other)):
-        ranked = sorted((pair for pair in tested if pair['size'] == own), key=lambda pair: -abs(pair['difference']))
-        summary = f'{terminal.counted(own, "training row")}: {terminal.counted(len(ranked), "pair")}'
+    size, arm = advice.choice.size, advice.choice.arm or advice.choice.leader
+    own = [values.pair(results, arm, other, size) for other in values.scored(results, size)]
+    blocks: list = [Text(text), Table(columns, [_pair(pair) for pair in own if pair])]
+    for rows in sorted({pair['size'] for pair in tested}, reverse=True):
+        ranked = sorted((pair for pair in tested if pair['size'] == rows), key=lambda pair: -abs(pair['difference']))
+        summary = f'{terminal.counted(rows, "training row")}: {terminal.counted(len(ranked), "pair")}'
         blocks.append(Table(columns, [_pair(values.positive(pair)) for pair in ranked], summary=summary))
     return blocks
 

@@ -55,7 +55,7 @@ def sections(results: Results, advice: Recommendation) -> list[Section]:
         Section('description-length', 'Description length of the labels', analyses.description_length(results)),
         Section('forgetting', 'What the base forgets', analyses.forgetting(results)),
         Section('break-even', 'Break-even', analyses.break_even(results, advice)),
-        Section('pairs', 'Differences of all pairs', analyses.pairs(results, size)),
+        Section('pairs', 'Differences between arms', analyses.pairs(results, advice)),
     ]
     empty = [section.title for section in measured if not section.blocks]
     return [

@@ -125,7 +125,8 @@ def test_break_even_without_a_crossing(comparison):
 
 
 def test_pairs_are_turned_and_ordered(content):
-    tables = [block for block in content['pairs'].blocks if isinstance(block, Table)]
+    own, *tables = [block for block in content['pairs'].blocks if isinstance(block, Table)]
+    assert [row[0].text for row in own.rows[:2]] == ['lora − full', 'lora − last-layers'] and len(own.rows) == 9
     assert [own.summary for own in tables][:2] == ['512 training rows: 45 pairs', '128 training rows: 45 pairs']
     first, last = tables[0].rows[0], tables[0].rows[-1]
     assert first[0].text == 'lora − zero-shot' and first[0].strong and first[1].text == '+32.0'
