@@ -13,58 +13,126 @@ import ml_collections
 from configs import classify
 
 
-def arm(overrides: dict[str, Any], *, learning_rates: tuple[float, ...], description: str, vectorised: bool = True):
+def arm(
+    overrides: dict[str, Any],
+    *,
+    learning_rates: tuple[float, ...],
+    description: str,
+    shots: int = 0,
+    select: str = 'random',
+    vectorised: bool = True,
+) -> ml_collections.ConfigDict:
     """An arm that trains.
 
     Args:
       overrides: {'section.field': value} of the recipe.
       learning_rates: the grid. The rate is chosen on the selection rows, in every trial anew.
-      vectorised: the rates are members of one program; False trains them one after another (less memory).
+      shots, select: demonstrations before a row, of an arm that answers as text (`prompt`).
+      vectorised: the rates are members of one program; False trains them one after another, with less memory.
     """
-    return ml_collections.ConfigDict(
-        {
-            'kind': 'train',
-            'description': description,
-            'overrides': tuple(overrides.items()),
-            'learning_rates': learning_rates,
-            'vectorised': vectorised,
-        }
-    )
+    own = {'kind': 'train', 'description': description, 'overrides': tuple(overrides.items())}
+    own |= {'learning_rates': learning_rates, 'vectorised': vectorised, 'shots': shots, 'select': select}
+    return ml_collections.ConfigDict(own)
 
 
-def prompt(*, shots: int, select: str, description: str):
+def prompt(
+    *,
+    shots: int,
+    description: str,
+    select: str = 'random',
+    instructions: tuple[str, ...] = (),
+    calibrated: bool = False,
+    search: str = '',
+    budget: int = 0,
+) -> ml_collections.ConfigDict:
     """An arm that writes a prompt and trains nothing.
 
     Args:
-      shots: demonstrations before each row, at most the rows of the trial.
-      select: how they are chosen from the rows of the trial: 'random'.
+      shots: demonstrations before each row, at most the rows of the trial; -1 is as many as fit into the context.
+      select: how they are selected from the rows of the trial: 'random' | 'balanced' | 'first' | 'bm25' | 'nearest'.
+      instructions: texts before the demonstrations, of which one is chosen on the selection rows; () is none.
+      calibrated: answers are calibrated by content-free inputs.
+      search: 'greedy' | 'random': instruction, demonstrations and their order are searched on the selection rows.
+      budget: tokens of the search.
     """
-    return ml_collections.ConfigDict({'kind': 'prompt', 'description': description, 'shots': shots, 'select': select})
+    own = {'kind': 'prompt', 'description': description, 'shots': shots, 'select': select}
+    own |= {'instructions': instructions, 'calibrated': calibrated, 'search': search, 'budget': budget}
+    return ml_collections.ConfigDict(own)
 
 
-def arms():
+def arms() -> ml_collections.ConfigDict:
     """The arms of the default comparison. The grids lie around each method's usual rate."""
-    return ml_collections.ConfigDict(
-        {
-            'zero_shot': prompt(shots=0, select='random', description='the instruction alone'),
-            'few_shot': prompt(shots=8, select='random', description='8 random demonstrations'),
-            'head': arm(
-                {'adapt.method': 'head'},
-                learning_rates=(1e-3, 1e-2, 1e-1),
-                description='a linear layer on the last hidden state',
-            ),
-            'lora': arm(
-                {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)},
-                learning_rates=(1e-3, 3e-3, 1e-2),
-                description='LoRA of rank 8 on all layers, and a head',
-            ),
-            'full': arm(
-                {'adapt.method': 'full'},
-                learning_rates=(1e-4, 3e-4, 1e-3),
-                description='all parameters, and a head',
-            ),
-        }
-    )
+    as_text = {'task.name': 'chat'}
+    prompts = {
+        'zero_shot': prompt(shots=0, description='no demonstration'),
+        'few_shot': prompt(shots=8, description='8 random demonstrations'),
+        'balanced': prompt(shots=8, select='balanced', description='8 demonstrations, balanced over the classes'),
+        'calibrated': prompt(shots=8, calibrated=True, description='8 random demonstrations, calibrated'),
+        'bm25': prompt(shots=8, select='bm25', description='8 demonstrations retrieved by BM25'),
+        'nearest': prompt(shots=8, select='nearest', description="8 demonstrations nearest by the base's embeddings"),
+        'many_shot': prompt(shots=-1, description='as many random demonstrations as fit'),
+        'search': prompt(shots=8, search='greedy', budget=50_000, description='searched demonstrations'),
+    }
+    trained = {
+        'head': arm(
+            {'adapt.method': 'head'},
+            learning_rates=(3e-3, 1e-2, 3e-2),
+            description='a linear layer on the last hidden state',
+        ),
+        'bitfit': arm(
+            {'adapt.method': 'norms'},
+            learning_rates=(3e-3, 1e-2, 3e-2),
+            description='the scales of all norms, and a head',
+        ),
+        'last_layer': arm(
+            {'adapt.method': 'layers', 'adapt.layers.last': 1},
+            learning_rates=(3e-4, 1e-3, 3e-3),
+            description='the last layer, and a head',
+        ),
+        'lora': arm(
+            {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)},
+            learning_rates=(1e-3, 3e-3, 1e-2),
+            description='LoRA of rank 8 on all matrices, and a head',
+        ),
+        'prefix': arm(
+            {'adapt.method': 'prefix', 'adapt.prefix.length': 8},
+            learning_rates=(1e-2, 3e-2, 1e-1),
+            description='8 trained keys and values in every layer, and a head',
+        ),
+        'soft_prompt': arm(
+            {'adapt.method': 'prompt', 'adapt.prompt.length': 8},
+            learning_rates=(1e-2, 3e-2, 1e-1),
+            description='8 trained embeddings before each row, and a head',
+        ),
+        'full': arm(
+            {'adapt.method': 'full'},
+            learning_rates=(1e-4, 3e-4, 1e-3),
+            description='all parameters, and a head',
+        ),
+        'scratch': arm(
+            {'adapt.method': 'full', 'init.base': ''},
+            learning_rates=(3e-4, 1e-3, 3e-3),
+            description='the same model without pretraining',
+        ),
+        'lora_text': arm(
+            as_text | {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)},
+            learning_rates=(1e-3, 3e-3, 1e-2),
+            description='LoRA of rank 8; the answer is learned as text',
+        ),
+        'full_text': arm(
+            as_text | {'adapt.method': 'full'},
+            learning_rates=(1e-4, 3e-4, 1e-3),
+            description='all parameters; the answer is learned as text',
+        ),
+        'continued': arm(
+            {'task.name': 'text', 'adapt.method': 'full'},
+            learning_rates=(1e-4, 1e-3),
+            shots=8,
+            select='bm25',
+            description="pretraining continued on the rows' texts, then 8 demonstrations by BM25",
+        ),
+    }
+    return ml_collections.ConfigDict(prompts | trained)
 
 
 def get_config():

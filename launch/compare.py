@@ -20,6 +20,8 @@ recipe.define(FLAGS)
 flags.DEFINE_string('workdir', None, 'folder of the comparison; runs/NAME by default', flag_values=FLAGS)
 flags.DEFINE_bool('report', False, 'only write report.html and report.md again', flag_values=FLAGS)
 
+flags.DEFINE_bool('dry_run', False, 'prints FLOPs, memory, time and money of every arm, then stops', flag_values=FLAGS)
+
 
 def run(values: flags.FlagValues) -> None:
     process_setup.prepare()
@@ -35,4 +37,7 @@ def run(values: flags.FlagValues) -> None:
         raise InputError(f'{values.config} has no section compare: start from configs.compare.get_config()')
     from lmtrain.compare import comparison
 
-    comparison.run(config, folder)
+    if values.dry_run:
+        print(comparison.dry_run(config, folder))
+    else:
+        comparison.run(config, folder)

@@ -1,14 +1,20 @@
 """Arms of a comparison: ways to give a base a behaviour, each a few lines of the config."""
 
+import re
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.files import flatten_fields
-from lmtrain.tasks import TASKS
+from lmtrain.inference.demonstrations import ALL, SELECTORS
+from lmtrain.inference.prompt_search import SEARCHES
 
-KINDS = ('train', 'prompt')
+# The fields of each kind of arm in the config, beside kind and description.
+FIELDS = {
+    'train': ('overrides', 'learning_rates', 'vectorised', 'shots', 'select'),
+    'prompt': ('shots', 'select', 'instructions', 'calibrated', 'search', 'budget'),
+}
 
 
 class Arm(NamedTuple):
@@ -16,8 +22,7 @@ class Arm(NamedTuple):
 
     Attributes:
       kind: 'train' or 'prompt'.
-      settings: of the config, without kind and description. 'train': `overrides` ((field, value), ...) of the recipe,
-        `learning_rates` (the grid), `vectorised`. 'prompt': `shots`, `select`.
+      settings: FIELDS of the kind, see configs/compare.py.
     """
 
     name: str
@@ -28,7 +33,7 @@ class Arm(NamedTuple):
     @property
     def uses_rows(self) -> bool:
         """Whether trials of several sizes and seeds differ: zero-shot prompting reads no labelled row."""
-        return self.kind == 'train' or self.settings['shots'] > 0
+        return self.kind == 'train' or self.settings['shots'] != 0
 
 
 def read(compare: ml_collections.ConfigDict) -> list[Arm]:
@@ -45,18 +50,23 @@ def read(compare: ml_collections.ConfigDict) -> list[Arm]:
 
 def _arm(name: str, section: dict[str, Any]) -> Arm:
     place = f'config.compare.arms.{name}'
-    fields = {'train': ('overrides', 'learning_rates', 'vectorised'), 'prompt': ('shots', 'select')}
+    if not re.fullmatch(r'\w[\w.-]*', name):
+        raise InputError(f'{place}: the name of an arm is the name of its folder: letters, digits, _, - and .')
     kind = section.get('kind') if isinstance(section, dict) else None
-    if kind not in fields:
+    if kind not in FIELDS:
         raise InputError(f'{place}: an arm is configs.compare.arm(...) or prompt(...), not {section!r}')
     settings = {field: value for field, value in section.items() if field not in ('kind', 'description')}
-    if settings.keys() != set(fields[kind]):
-        odd = sorted(settings.keys() ^ set(fields[kind]))[0]
-        raise InputError(f'{place}.{odd}: the fields of this kind of arm are {", ".join(fields[kind])}')
+    if odd := sorted(settings.keys() ^ set(FIELDS[kind])):
+        raise InputError(f'{place}.{odd[0]}: the fields of this kind of arm are {", ".join(FIELDS[kind])}')
     if kind == 'train' and not settings['learning_rates']:
         raise InputError(f'{place}.learning_rates is empty: give at least one rate')
-    if kind == 'prompt' and settings['shots'] < 0:
-        raise InputError(f'{place}.shots is {settings["shots"]}: it must be at least 0')
+    if settings['select'] not in SELECTORS:
+        hint = did_you_mean(settings['select'], SELECTORS)
+        raise InputError(f'{place}.select = {settings["select"]!r} is none of {", ".join(SELECTORS)}{hint}')
+    if settings['shots'] < ALL:
+        raise InputError(f'{place}.shots = {settings["shots"]}: at least 0, or {ALL} for as many as fit')
+    if kind == 'prompt' and settings['search'] not in ('', *SEARCHES):
+        raise InputError(f"{place}.search = {settings['search']!r} is none of '', {', '.join(SEARCHES)}")
     return Arm(name, kind, section['description'], settings)
 
 
@@ -78,8 +88,3 @@ def recipe(config: ml_collections.ConfigDict, arm: Arm) -> ml_collections.Config
         except TypeError as error:
             raise InputError(f'{place}: {field} = {value!r}: {error}') from None
     return own
-
-
-def as_text(recipe: ml_collections.ConfigDict) -> bool:
-    """Whether a trained arm learns the answer as text, so that its classes are scored by their likelihood."""
-    return TASKS[recipe.task.name].predicts_tokens

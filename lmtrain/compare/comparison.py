@@ -1,53 +1,105 @@
-"""A comparison from its config to results.json: rows, trials, test stage, report."""
+"""A comparison from its config to its report: rows, trials, test stage, results.json."""
 
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmtrain.compare import arms, report, results, rows, testing, trials
+from lmtrain.compare import arms, planning, progress, prompted, report, results, rows, testing, trained, trials
+from lmtrain.compare.arms import Arm
 from lmtrain.compare.trials import Comparison
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, write_json
+from lmtrain.runtime import lifecycle
 from lmtrain.training import load as loading
 from lmtrain.training import workdir
 from lmtrain.training.init_from import open_base
 
+EXECUTE = {'train': trained.run, 'prompt': prompted.run}
+
 
 def run(config, directory) -> dict[str, Any]:
     """Runs a comparison in the folder `directory`, or what is missing of one that was stopped.
+
+    Every arm is tried with every number of rows and every seed. What a trial leaves open, such as the learning rate, is
+    chosen on the selection rows. When all trials have chosen, the test stage reads the test rows once.
+
+    Args:
+      config: ConfigDict, from `get_config()` of configs/compare.py or of a file that starts from it.
 
     Returns:
       The content of results.json.
 
     Raises:
       InputError, OSError: config, rows, base or folder are wrong; nothing was trained.
-      lifecycle.RunEnded: a signal requested a stop; has the exit code.
+      lifecycle.RunEnded: a signal requested a stop; finished trials are saved. Has the exit code.
     """
     directory = local_path(directory, '--workdir')
     selected = arms.read(config.compare)
     workdir.check(directory)
-    with workdir.lock(directory):
-        write_json(directory / 'config.json', config.to_dict(), indent=1)
-        comparison = prepare(config, directory)
-        finished = []
-        for trial in trials.listed(comparison, selected):
-            record = trials.run(comparison, trial)
-            print(f'{trial.folder}: {record["status"]} {record["reason"]}', record.get('selection', {}).get('accuracy'))
-            finished.append((trial, record))
+    with workdir.lock(directory), stop_on_signal():
+        comparison, notes = prepare(config, directory, selected)
+        write_json(directory / 'config.json', comparison.config.to_dict(), indent=1)
+        finished = _run_trials(comparison, selected, notes)
         testing.run(comparison, finished)
-        content = results.collect(comparison, selected, finished)
+        content = results.collect(comparison, selected, finished, notes)
         write_json(directory / 'results.json', content, indent=1)
         page = report.write(directory)
-    print(f'{results.table(content)}\n\n{report.terminal_summary(content)}\n\n{page}')
+    print(f'\n{report.terminal_summary(content)}\n\n{page}')
     return content
 
 
-def prepare(config, directory: Path) -> Comparison:
-    """The rows and the base."""
+def dry_run(config, directory) -> str:
+    """The page of `--dry_run`: what every arm would need. Divides the rows; trains nothing."""
+    directory = local_path(directory, '--workdir')
+    selected = arms.read(config.compare)
+    comparison, notes = prepare(config, directory, selected)
+    return '\n'.join([*notes, planning.page(comparison, selected)])
+
+
+def prepare(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparison, list[str]]:
+    """(rows, base and plans of a comparison; notes about sizes that are left out)."""
     if not config.init.base:
         raise InputError('config.init.base is empty: name the folder of a run or a Hugging Face directory')
     task = rows.prepare(config, directory / 'rows')
-    sizes, _ = rows.sizes(config, len(task.train))
+    sizes, notes = rows.sizes(config, len(task.train))
     rows.write_subsets(task, sizes, config.compare.seeds)
     base = open_base(config.init.base, config.init.adapter, config.init.ignore)
     model = loading.load_directory(config.init.base, config.init.adapter, config.init.ignore)
-    return Comparison(config, directory, task, base, model, sizes)
+    comparison = Comparison(config, directory, task, base, model, sizes)
+    return comparison._replace(plans={arm.name: planning.plan(comparison, arm) for arm in selected}), notes
+
+
+def _run_trials(comparison: Comparison, selected: Sequence[Arm], notes: Sequence[str]) -> results.Finished:
+    """All trials with their trial.json; those that are finished are not run again. Arms that cannot run have none."""
+    able = [arm for arm in selected if not comparison.plans[arm.name].reason]
+    listed = trials.listed(comparison, able)
+    display, finished = progress.Display(comparison, selected, len(listed), notes), []
+    for trial in listed:
+        record = trials.finished(comparison, trial)
+        if record is None:
+            display.begin(trial)
+            record = trials.run(comparison, trial, EXECUTE[trial.arm.kind])
+        finished.append((trial, record))
+        display.end(trial, record)
+    display.close()
+    return finished
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[None]:
+    """A context in which SIGTERM and SIGINT raise RunEnded(REQUEUE). A training run has its own handlers: it saves."""
+
+    def stop(number, frame):
+        name = signal.Signals(number).name
+        raise lifecycle.RunEnded(
+            lifecycle.REQUEUE, f'{name}: finished trials are saved, run the same command to continue'
+        )
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

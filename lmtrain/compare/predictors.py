@@ -28,7 +28,7 @@ class Scores(NamedTuple):
     """How a predictor does on rows with labels.
 
     Attributes:
-      predicted: class ids [rows].
+      labels, predicted: class ids [rows].
       nats: -log p of each row's class [rows].
     """
 
@@ -47,10 +47,9 @@ class Scores(NamedTuple):
         return float(np.mean(self.nats))
 
 
-def score(predict: Predict, rows: Sequence[Row], classes: Sequence[str]) -> Scores:
-    """The scores of a predictor. Raises NonFiniteOutput if a probability is nan."""
+def score(log_p: np.ndarray, rows: Sequence[Row], classes: Sequence[str]) -> Scores:
+    """The scores of predictions [rows, C]. Raises NonFiniteOutput if a probability is nan."""
     labels = np.array([classes.index(row.fields['label']) for row in rows])
-    log_p = predict(rows)
     if np.isnan(log_p).any():
         raise NonFiniteOutput('the model gives probabilities that are nan: its parameters are broken')
     return Scores(labels, np.argmax(log_p, axis=1), -log_p[np.arange(len(rows)), labels])
@@ -60,32 +59,36 @@ def by_head(loaded: LoadedModel, task: TaskRows) -> Predict:
     """The predictor of a run of the task, which has a head with one output for each class."""
     record, config = TASKS[loaded.config.task.name], loaded.config
     output = 'logits' if loaded.model.head == record.head else record.name
-    policy = 'error' if config.task.too_long == 'error' else 'cut'  # a row that is left out has no prediction
 
     def predict(rows: Sequence[Row]) -> np.ndarray:
-        length = LengthPolicy(policy, config.data.seq_len)
-        form = RowFormat(task.text_fields, 'label', task.classes, loaded.tokenizer, None, length, training=False)
-        examples = record.encode(rows, form).examples
         groups = collections.defaultdict(list)
-        for example in examples:
+        for example in encode(rows, loaded, task):
             groups[sample.bucket(len(example.tokens), SHORTEST, config.data.seq_len)].append(example)
         log_p = np.zeros((len(rows), len(task.classes)))
         for T, members in sorted(groups.items()):
-            for first in range(0, len(members), BATCH_SIZE):
-                some = members[first : first + BATCH_SIZE]
-                batch = _padded(some, T)
-                values = _log_p(loaded.model, output, config.objective.pool, loaded.params, batch)
+            size = sample.bucket(len(members), 1, BATCH_SIZE)
+            for first in range(0, len(members), size):
+                some = members[first : first + size]
+                values = _log_p(loaded.model, output, config.objective.pool, loaded.params, _padded(some, size, T))
                 log_p[[example.source for example in some]] = np.asarray(values, np.float64)[: len(some)]
         return log_p
 
     return predict
 
 
-def _padded(examples: Sequence[Example], T: int) -> dict[str, np.ndarray]:
-    """A batch of BATCH_SIZE rows of T tokens; rows beyond the examples are copies of the first."""
+def encode(rows: Sequence[Row], loaded: LoadedModel, task: TaskRows) -> list[Example]:
+    """The rows as a head reads them. If training leaves out long rows, they are cut here: every row has an answer."""
+    config = loaded.config
+    length = LengthPolicy('error' if config.task.too_long == 'error' else 'cut', config.data.seq_len)
+    form = RowFormat(task.text_fields, 'label', task.classes, loaded.tokenizer, None, length, training=False)
+    return TASKS[config.task.name].encode(rows, form).examples
+
+
+def _padded(examples: Sequence[Example], size: int, T: int) -> dict[str, np.ndarray]:
+    """A batch of `size` rows of T tokens; rows beyond the examples are copies of the first."""
     names = ['tokens', 'segment_ids', *examples[0].flat]
-    batch = {name: np.zeros((BATCH_SIZE, T), np.int32) for name in names}
-    for row in range(BATCH_SIZE):
+    batch = {name: np.zeros((size, T), np.int32) for name in names}
+    for row in range(size):
         example = examples[row if row < len(examples) else 0]
         for name, values in {'tokens': example.tokens, 'segment_ids': 1, **example.flat}.items():
             batch[name][row, : len(example.tokens)] = values
@@ -99,26 +102,46 @@ def _log_p(model, output: str, pool: str, params, batch) -> jax.Array:
     return jax.nn.log_softmax(logits.astype(np.float32), axis=-1)
 
 
-def by_likelihood(loaded: LoadedModel, task: TaskRows, pool: Sequence[Row], **settings: Any) -> Predict:
-    """The predictor of a causal model: the likelihood of the classes' texts after the prompt, normalised over them.
+# Scores of a choice that are compared: nats of its text; per byte of it; after calibration by content-free inputs.
+CHOICE_SCORES = ('sum', 'per_byte', 'calibrated')
+
+
+def check_promptable(model) -> None:
+    """Raises InputError if a model cannot be prompted."""
+    if not model.causal:
+        raise InputError('a masked language model (model.causal=False) fills gaps; it cannot be prompted')
+    if model.head != 'lm':
+        raise InputError(f'the model has the head {model.head!r} and no vocabulary: it cannot be prompted')
+
+
+def settings(task: TaskRows, **options: Any) -> prompting.PromptSettings:
+    """How the rows of a comparison become prompts."""
+    return prompting.PromptSettings(
+        '{prompt}{completion}', 'completion', task.completions, batch_size=BATCH_SIZE, **options
+    )
+
+
+def choice_scores(
+    loaded: LoadedModel, pool: Sequence[Row], form: prompting.PromptSettings, rows: Sequence[Row]
+) -> dict[str, np.ndarray]:
+    """{score of a choice: log p [rows, C]}, those of CHOICE_SCORES that the settings give."""
+    form = form._replace(batch_size=min(form.batch_size, len(rows)))
+    scored = prompting.score(loaded.model, loaded.params, loaded.tokenizer, rows, form, demonstrations=pool).rows
+    nats = np.array([row['nats'] for row in scored])
+    sizes = np.array([len(choice.encode()) for choice in form.choices])
+    result = {'sum': log_softmax(nats), 'per_byte': log_softmax(nats / sizes)}
+    return result | ({'calibrated': np.array([row['calibrated_nats'] for row in scored])} if form.calibrated else {})
+
+
+def by_likelihood(loaded: LoadedModel, pool: Sequence[Row], form: prompting.PromptSettings, chosen: str) -> Predict:
+    """The predictor of a causal model: the likelihood of the classes' texts after the prompt.
 
     Args:
       pool: rows from which demonstrations are taken.
-      settings: of `prompting.PromptSettings`: shots, select, seed, ...
+      chosen: one of CHOICE_SCORES.
     """
-    if not loaded.model.causal:
-        raise InputError('a masked language model (model.causal=False) fills gaps; it cannot be prompted')
-    if loaded.model.head != 'lm':
-        raise InputError(f'the model has the head {loaded.model.head!r} and no vocabulary: it cannot be prompted')
-    form = prompting.PromptSettings(
-        '{prompt}{completion}', 'completion', task.completions, **settings, batch_size=BATCH_SIZE
-    )
-
-    def predict(rows: Sequence[Row]) -> np.ndarray:
-        scores = prompting.score(loaded.model, loaded.params, loaded.tokenizer, rows, form, demonstrations=pool)
-        return log_softmax(np.array([row['nats'] for row in scores.rows]))
-
-    return predict
+    check_promptable(loaded.model)
+    return lambda rows: choice_scores(loaded, pool, form, rows)[chosen]
 
 
 def log_softmax(values: np.ndarray) -> np.ndarray:

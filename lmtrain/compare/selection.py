@@ -1,6 +1,7 @@
-"""What is chosen on the selection rows: learning rate and step of a trained arm."""
+"""What is chosen on the selection rows, and by what: the lowest loss."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +10,31 @@ from lmtrain.errors import NonFiniteOutput
 from lmtrain.files import read_json_lines
 
 
-def candidates(folder: Path, learning_rates: list[float]) -> list[dict[str, Any]]:
-    """{'learning_rate', 'member', 'step', 'loss', 'accuracy'} of each member of a run at each evaluated step."""
-    listed = []
+def evaluated(folder: Path, learning_rates: Sequence[float]) -> list[dict[str, Any]]:
+    """{'learning_rate', 'member', 'step', 'loss', 'accuracy'} of each member of a run at each evaluated step.
+
+    Only steps with a checkpoint, which alone can be chosen.
+    """
+    saved, candidates = set(checkpoint.steps(folder / 'checkpoints')), []
     for line in read_json_lines(folder / 'metrics.jsonl'):
-        if 'validation_loss' not in line:
+        if 'validation_loss' not in line or line['step'] not in saved:
             continue
         losses = line.get('validation_loss_members', [line['validation_loss']])
         accuracies = line.get('validation_accuracy_members', [line.get('validation_accuracy')] * len(losses))
         for member, (rate, loss, accuracy) in enumerate(zip(learning_rates, losses, accuracies, strict=True)):
             about = {'learning_rate': rate, 'member': member, 'step': line['step']}
-            listed.append(about | {'loss': loss, 'accuracy': accuracy})
-    return listed
+            candidates.append(about | {'loss': loss, 'accuracy': accuracy})
+    return candidates
 
 
-def choose(folder: Path, listed: list[dict[str, Any]]) -> dict[str, Any]:
-    """The candidate with the lowest loss on the selection rows, among steps with a checkpoint.
+def choose(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The candidate with the lowest loss on the selection rows; of equal ones the first.
 
-    By loss and not by accuracy: of a few rows, many candidates have the same accuracy.
+    By loss and not by accuracy: on a few rows, many candidates have the same accuracy.
 
     Raises NonFiniteOutput if no loss is finite.
     """
-    saved = set(checkpoint.steps(folder / 'checkpoints'))
-    usable = [each for each in listed if each['step'] in saved and math.isfinite(each['loss'])]
+    usable = [each for each in candidates if each['loss'] is not None and math.isfinite(each['loss'])]
     if not usable:
-        raise NonFiniteOutput('no learning rate of the grid has a finite loss on the selection rows')
+        raise NonFiniteOutput('no candidate has a finite loss on the selection rows')
     return min(usable, key=lambda each: each['loss'])

@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import jax
-import numpy as np
 
-from lmtrain.compare import predictors, rows, trials
+from lmtrain.compare import predictors, prompted, rows, trained
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.data.rows import Row
+from lmtrain.evaluation import statistics
 from lmtrain.files import read_json_object, write_atomic, write_json
 
 
@@ -20,11 +20,17 @@ def run(comparison: Comparison, finished: list[tuple[Trial, dict[str, Any]]]) ->
         if record['status'] != 'done' or (folder / 'test.json').exists():
             continue
         open_rows = open_rows or rows.read(comparison.task.folder / 'test.jsonl')
-        predict = trials.predictor(comparison, trial, record['chosen'])
-        scores = predictors.score(predict, open_rows, comparison.task.classes)
+        predict = _predictor(comparison, trial, record['chosen'])
+        scores = predictors.score(predict(open_rows), open_rows, comparison.task.classes)
         lines = (json.dumps(line, ensure_ascii=False) + '\n' for line in _lines(scores, comparison.task.classes))
         write_atomic(folder / 'predictions.jsonl', ''.join(lines).encode())
         write_json(folder / 'test.json', _summary(comparison, scores), indent=1)  # last: the trial is tested
+
+
+def _predictor(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> predictors.Predict:
+    if trial.arm.kind == 'prompt':
+        return prompted.predictor(comparison, trial, chosen)
+    return trained.predictor(comparison, trial, trained.load(comparison, trial, chosen))
 
 
 def read(comparison: Comparison, trial: Trial) -> dict[str, Any] | None:
@@ -47,11 +53,12 @@ def _lines(scores: predictors.Scores, classes) -> list[dict[str, Any]]:
 
 
 def _summary(comparison: Comparison, scores: predictors.Scores) -> dict[str, Any]:
-    count, accuracy = len(scores.labels), scores.accuracy
+    estimate = statistics.proportion(scores.labels == scores.predicted)
     return {
-        'rows': count,
-        'accuracy': accuracy,
-        'stderr': float(np.sqrt(accuracy * (1 - accuracy) / (count - 1))) if count > 1 else None,
+        'rows': len(scores.labels),
+        'accuracy': estimate.mean,
+        'stderr': estimate.stderr,
+        'interval': [estimate.low, estimate.high],
         'loss': scores.loss,
         'engine': 'lmtrain',
         'device': jax.devices()[0].device_kind,

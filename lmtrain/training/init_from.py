@@ -137,7 +137,7 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
         hash=hashlib.sha256(identity.encode()).hexdigest(),
         model=model,
         tokenizer=directory / 'tokenizer',
-        shapes=complete(shapes, inner.shapes) if inner else shapes,
+        shapes=jax.eval_shape(complete, shapes, inner.shapes) if inner else shapes,
         load=load,
         config=config,
         step=step,

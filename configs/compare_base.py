@@ -1,0 +1,19 @@
+"""The base of the default comparison: the quickstart's model with a longer context, for a fixed number of steps.
+
+Command: lmtrain compare --workdir=runs/compare (its first step; alone: lmtrain train --config=configs/compare_base.py)
+Cost:    six minutes on two CPU cores
+Score:   bits per byte of held-out modules in WORKDIR/base/report.md; the arms are in WORKDIR/report.html
+"""
+
+from configs import quickstart
+
+
+def get_config():
+    config = quickstart.get_config()
+    config.data.seq_len = 512  # demonstrations need context
+    config.data.batch_size = 4
+    config.budget.hours = None
+    config.budget.steps = 1200  # and not hours: every machine compares on the same base
+    config.evaluate.every_steps = 400
+    config.log.tensorboard = False
+    return config

@@ -1,0 +1,137 @@
+"""What follows from the trials: accuracies with intervals, differences between arms, code lengths, break-even."""
+
+import itertools
+import statistics as python_statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmtrain.compare import description_length
+from lmtrain.cost import ledger
+from lmtrain.evaluation import statistics
+from lmtrain.files import read_json_lines
+
+Records = Sequence[dict[str, Any]]  # of trials, as in results.json
+
+
+class Hits:
+    """Which test rows each arm has right at each size: {(arm, size): float64 [W, N]}, seeds in their order."""
+
+    def __init__(self, folder: Path, records: Records):
+        self.of, self.losses = {}, {}
+        tested = sorted((each for each in records if each['test']), key=lambda each: each['seed'])
+        for record in tested:
+            lines = read_json_lines(folder / record['folder'] / 'predictions.jsonl')
+            cell = record['arm'], record['size']
+            self.of.setdefault(cell, {})[record['seed']] = np.array([line['right'] for line in lines], np.float64)
+            self.losses.setdefault(cell, []).append(record['test']['loss'])
+
+    def sizes(self) -> list[int]:
+        """The sizes with trials, ascending, without 0."""
+        return sorted({size for _, size in self.of if size})
+
+    def at(self, arm: str, size: int) -> dict[int, np.ndarray]:
+        """{seed: hits [N]} of an arm; those of size 0 hold for every size, under seed 0."""
+        if (arm, size) in self.of:
+            return self.of[arm, size]
+        return dict(enumerate(self.of.get((arm, 0), {}).values()))  # it has one seed
+
+
+def summary(hits: Hits) -> list[dict[str, Any]]:
+    """The accuracy of every arm and size over rows and seeds, with its interval (`statistics.proportion`)."""
+    lines = []
+    for (arm, size), by_seed in hits.of.items():
+        estimate = statistics.proportion(np.stack(list(by_seed.values())))
+        lines.append(
+            {
+                'arm': arm,
+                'size': size,
+                'seeds': len(by_seed),
+                'accuracy': estimate.mean,
+                'interval': [estimate.low, estimate.high],
+                'stderr': estimate.stderr,
+                'loss': float(np.mean(hits.losses[arm, size])),
+            }
+        )
+    return lines
+
+
+def pairs(hits: Hits, arms: Sequence[str]) -> list[dict[str, Any]]:
+    """The difference of every two arms at every size, over common seeds; Holm's correction is over those of a size."""
+    lines = []
+    for size in hits.sizes():
+        tested = []
+        for one, other in itertools.combinations(arms, 2):
+            values = _common(hits.at(one, size), hits.at(other, size))
+            if values is None:
+                continue
+            difference = statistics.compare(*values)
+            interval = None if difference.low is None else [difference.low, difference.high]
+            about = {'size': size, 'arms': [one, other], 'difference': difference.mean, 'interval': interval}
+            tested.append(about | {'p': difference.p, 'detectable': difference.detectable})
+        usable = [each for each in tested if each['p'] is not None]
+        adjusted = statistics.holm([each['p'] for each in usable]) if usable else []
+        for each, p in zip(usable, adjusted, strict=True):
+            each['p_holm'] = p
+        lines += tested
+    return lines
+
+
+def _common(one: dict[int, np.ndarray], other: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Hits [W, N] of both arms under the seeds that both have; an arm without seeds [N] is compared with every seed."""
+    if not one or not other:
+        return None
+    if 0 in one and 0 in other:
+        return one[0][None], other[0][None]
+    if 0 in one or 0 in other:
+        own = other if 0 in one else one
+        stacked = np.stack(list(own.values()))
+        single = np.broadcast_to((one if 0 in one else other)[0], stacked.shape)
+        return (single, stacked) if 0 in one else (stacked, single)
+    seeds = sorted(one.keys() & other.keys())
+    return (np.stack([one[seed] for seed in seeds]), np.stack([other[seed] for seed in seeds])) if seeds else None
+
+
+def code_lengths(records: Records, sizes: Sequence[int], num_classes: int) -> dict[str, dict[str, Any]]:
+    """{arm: its prequential code length, the mean over seeds}, of the arms that have scored every block."""
+    nats: dict[str, dict[int, dict[int, float]]] = {}
+    for record in records:
+        for block in record.get('blocks') or ():
+            nats.setdefault(record['arm'], {}).setdefault(block['seed'], {})[block['begin']] = block['nats']
+    lengths = {}
+    for arm, by_seed in nats.items():
+        complete = [own for own in by_seed.values() if all(size in own for size in sizes[:-1])]
+        if not complete or len(sizes) < 2:
+            continue
+        codes = [description_length.code_length(sizes, [own[n] for n in sizes[:-1]], num_classes) for own in complete]
+        blocks = [[end, python_statistics.fmean(code.blocks[i][1] for code in codes)] for i, end in enumerate(sizes)]
+        bits = python_statistics.fmean(code.bits for code in codes)
+        lengths[arm] = {'bits': bits, 'uniform_bits': codes[0].uniform_bits, 'blocks': blocks, 'seeds': len(codes)}
+    return lengths
+
+
+def break_even(records: Records, kinds: dict[str, str], size: int) -> list[dict[str, Any]]:
+    """The queries after which each trained arm has cost less than each prompt, at a size."""
+    ledgers = {arm: _mean_ledger(records, arm, size) for arm in kinds}
+    lines = []
+    for prompt, trained in itertools.product(kinds, kinds):
+        own, other = ledgers[prompt], ledgers[trained]
+        if kinds[prompt] == 'prompt' and kinds[trained] == 'train' and own and other:
+            queries = ledger.break_even(own, other)
+            about = {'prompt': prompt, 'trained': trained, 'size': size, 'queries': queries}
+            about['queries_cached'] = ledger.break_even(own, other, cached=True)
+            lines.append(about | {'curve': ledger.curve(own, other)})
+    return lines
+
+
+def _mean_ledger(records: Records, arm: str, size: int) -> dict[str, float] | None:
+    """The means over the seeds of the fields that `break_even` reads; None without a finished trial."""
+    own = [
+        each['ledger']
+        for each in records
+        if each['arm'] == arm and each['status'] == 'done' and each['size'] in (size, 0)
+    ]
+    fields = ('train_flops', 'selection_flops', 'query_flops', 'query_flops_cached')
+    return {field: python_statistics.fmean(each[field] for each in own) for field in fields} if own else None

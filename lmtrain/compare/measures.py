@@ -1,0 +1,88 @@
+"""What is measured of a finished trial beside its test: selection rows, later blocks of rows, latency, query tokens."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lmtrain.compare import predictors
+from lmtrain.compare.predictors import Predict
+from lmtrain.compare.trials import Comparison, Trial
+from lmtrain.cost.ledger import Prices
+from lmtrain.cost.query import Query
+from lmtrain.data.rows import Row
+from lmtrain.inference.prompting import PromptSettings
+from lmtrain.training.load import LoadedModel
+
+LATENCY_QUERIES = 3  # timed one after another; the fastest counts
+SAMPLED = 64  # rows whose tokens are counted
+
+
+def on_selection(
+    comparison: Comparison, predict: Predict, chosen: dict[str, Any], candidates: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """{'chosen', 'selection'} of trial.json, with the scores of the choice on the selection rows."""
+    rows = comparison.task.selection
+    scores = predictors.score(predict(rows), rows, comparison.task.classes)
+    record = {'rows': len(rows), 'accuracy': scores.accuracy, 'loss': scores.loss, 'candidates': list(candidates)}
+    return {'chosen': chosen, 'selection': record}
+
+
+def blocks(comparison: Comparison, trial: Trial, predict: Predict) -> list[dict[str, Any]]:
+    """{'seed', 'begin', 'end', 'nats'} of the rows that the trial's subset lacks of the next larger one.
+
+    They are rows of the training set, which the trial has not seen. A trial of size 0 scores all blocks of all seeds.
+    """
+    pairs = zip(comparison.sizes, comparison.sizes[1:])
+    spans = [(trial.size, trial.next_size)] if trial.size else list(pairs)
+    seeds = [trial.seed] if trial.size else range(1, comparison.config.compare.seeds + 1)
+    lines = []
+    for seed in seeds:
+        for begin, end in spans if trial.next_size else ():
+            rows = comparison.subset(end, seed)[begin:]
+            nats = predictors.score(predict(rows), rows, comparison.task.classes).nats
+            lines.append({'seed': seed, 'begin': begin, 'end': end, 'nats': float(nats.sum())})
+    return lines
+
+
+def latency(comparison: Comparison, predict: Predict) -> float:
+    """Seconds of one query on a compiled program, batch 1."""
+    row, seconds = comparison.task.selection[:1], []
+    for _ in range(1 + LATENCY_QUERIES):
+        start = time.perf_counter()
+        predict(row)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def prices(comparison: Comparison) -> Prices:
+    """Those of the config."""
+    compare = comparison.config.compare
+    return Prices(compare.device_hour, compare.kwh, compare.watts)
+
+
+def query_of_head(comparison: Comparison, loaded: LoadedModel) -> Query:
+    """The tokens of a query that a head answers."""
+    examples = predictors.encode(comparison.task.selection[:SAMPLED], loaded, comparison.task)
+    added = loaded.model.head == 'lm'  # the head reads the outputs of a language model
+    classes = len(comparison.task.classes) if added else None
+    return Query(row=float(np.mean([len(example.tokens) for example in examples])), classes=classes)
+
+
+def query_of_prompt(comparison: Comparison, loaded: LoadedModel, pool: Sequence[Row], form: PromptSettings) -> Query:
+    """The tokens of a prompted query, means over rows; demonstrations beyond the context are not read."""
+    task, tokenizer = comparison.task, loaded.tokenizer
+
+    def mean_tokens(texts: Sequence[str]) -> float:
+        return float(np.mean([len(ids) for ids in tokenizer.encode_batch(list(texts))])) if texts else 0.0
+
+    row = mean_tokens([row.fields['prompt'] for row in task.selection[:SAMPLED]])
+    choices = [float(len(ids)) for ids in tokenizer.encode_batch(list(task.completions))]
+    instruction = mean_tokens([form.instruction + form.separator]) if form.instruction else 0.0
+    texts = [row.fields['prompt'] + row.fields['completion'] + form.separator for row in pool[:SAMPLED]]
+    room = loaded.model.max_len - 1 - instruction - row - max(choices)
+    shots = len(pool) if form.shots < 0 else form.shots
+    demonstrations = min(shots * mean_tokens(texts), room)
+    shared = 1 + instruction + (demonstrations if form.select == 'first' else 0.0)
+    return Query(row + (0.0 if form.select == 'first' else demonstrations), shared, choices)

@@ -1,0 +1,118 @@
+"""What each arm will need, before anything runs, and which arms cannot run on this base."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lmtrain import cost, tree
+from lmtrain.compare import measures, predictors, prompted, trained
+from lmtrain.compare.arms import Arm
+from lmtrain.compare.trials import Comparison, Trial, listed
+from lmtrain.cost import ledger
+from lmtrain.cost.query import cache_bytes
+from lmtrain.errors import InputError
+from lmtrain.report import terminal
+from lmtrain.training.build import build
+from lmtrain.training.resolve import resolve
+
+
+class Plan(NamedTuple):
+    """What a trial of an arm needs.
+
+    Attributes:
+      reason: why the arm cannot run on this base; '' if it can.
+      trainable: regex of the trained paths; '' of a prompt.
+      flops: of a trial of the largest size, with its selection.
+      memory: bytes of one device.
+    """
+
+    reason: str = ''
+    trainable: str = ''
+    flops: float = 0.0
+    memory: int = 0
+
+
+def plan(comparison: Comparison, arm: Arm) -> Plan:
+    """The plan of an arm; it builds what a trial would build, and compiles nothing."""
+    trial = Trial(arm, comparison.sizes[-1] if arm.uses_rows else 0, 1, 0)
+    try:
+        return (_trained if arm.kind == 'train' else _prompted)(comparison, trial)
+    except InputError as error:
+        return Plan(str(error))
+
+
+def _trained(comparison: Comparison, trial: Trial) -> Plan:
+    config = trained.recipe(comparison, trial)
+    same = config.init.base == comparison.config.init.base
+    run = build(*resolve(config, base=comparison.base if same else None))
+    steps = run.total_steps or 0
+    evaluations = -(-steps // config.evaluate.every_steps) * max(len(run.members), 1) * len(comparison.task.selection)
+    forward = run.flops_per_step.total / (3 * config.data.batch_size * max(len(run.members), 1))
+    return Plan(
+        '', run.initial.trainable, steps * run.flops_per_step.executed + evaluations * forward, run.memory()['total']
+    )
+
+
+def _prompted(comparison: Comparison, trial: Trial) -> Plan:
+    model = comparison.model
+    predictors.check_promptable(model.model)
+    instructions = trial.arm.settings['instructions'] or ('',)
+    chosen = {'instruction': instructions[0], 'shots': min(trial.arm.settings['shots'], trial.size)}
+    pool, form = prompted.prompt(comparison, trial, chosen | {'select': trial.arm.settings['select']})
+    query = measures.query_of_prompt(comparison, model, pool, form)
+    rows = len(instructions) * len(comparison.task.selection)
+    flops = ledger.scoring(model.model, model.params, query, rows).flops
+    if trial.arm.settings['search']:
+        flops = prompted.spent(comparison, trial.arm.settings['budget']).flops
+    cached = predictors.BATCH_SIZE * cache_bytes(model.model, query.tokens)
+    return Plan('', '', flops, tree.size(model.params) + cached)
+
+
+def page(comparison: Comparison, arms: list[Arm]) -> str:
+    """The table of `--dry_run`: trials, FLOPs, memory, time and money of every arm."""
+    speed, prices = _speed(comparison), measures.prices(comparison)
+    rows = [('arm', 'trials', 'FLOPs each', 'memory', 'time', 'price')]
+    total = 0.0
+    for arm in arms:
+        own = comparison.plans[arm.name]
+        count = sum(trial.arm == arm for trial in listed(comparison, arms))
+        if own.reason:
+            rows.append((arm.name, 'skipped', '', '', '', ''))
+            continue
+        seconds = count * own.flops / speed
+        total += seconds
+        price = ledger.money(seconds, prices)['price']
+        cells = [
+            f'{count}',
+            terminal.unit(own.flops, 'FLOP'),
+            terminal.unit(own.memory, 'B'),
+            terminal.duration(seconds),
+        ]
+        rows.append((arm.name, *cells, '-' if price is None else f'{price:.2f} {comparison.config.compare.currency}'))
+    lines = terminal.table(rows, right=(1, 2, 3, 4, 5))
+    notes = [terminal.note(arm.name, comparison.plans[arm.name].reason) for arm in arms]
+    notes = [note for arm, note in zip(arms, notes) if comparison.plans[arm.name].reason]
+    about = f'at {terminal.unit(speed, "FLOP/s")}; compilation, evaluation and the test stage come on top'
+    return '\n'.join(
+        [lines[0], '-' * max(map(len, lines)), *lines[1:], f'total {terminal.duration(total)} {about}', *notes]
+    )
+
+
+def _speed(comparison: Comparison) -> float:
+    """FLOP/s of this machine that a trial reaches: config.plan.mfu of the peak, or of a measured matrix product."""
+    device = jax.devices()[0]
+    peak = cost.peak_flops(device.device_kind, comparison.model.model.dtype)
+    if not peak:
+        n = 512
+        product = jax.jit(jnp.dot).lower(jnp.ones((n, n)), jnp.ones((n, n))).compile()
+        matrix = jnp.ones((n, n))
+        product(matrix, matrix).block_until_ready()
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            product(matrix, matrix).block_until_ready()
+            seconds.append(time.perf_counter() - start)
+        peak = 2 * n**3 / min(seconds)
+    return comparison.config.plan.mfu * peak

@@ -1,0 +1,124 @@
+"""Trials that prompt: instruction, scoring and, by a search, demonstrations are chosen on the selection rows."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lmtrain.compare import measures, predictors, selection
+from lmtrain.compare.predictors import Predict
+from lmtrain.compare.trials import Comparison, Trial
+from lmtrain.cost import ledger
+from lmtrain.cost.flops import forward_flops
+from lmtrain.data.rows import Row
+from lmtrain.inference import calibration, prompt_search
+from lmtrain.inference.prompting import PromptSettings
+
+
+def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
+    """Chooses a prompt and measures it; the content of trial.json."""
+    predictors.check_promptable(comparison.model.model)
+    start, settings = time.perf_counter(), trial.arm.settings
+    spent = ledger.NOTHING
+    if settings['search']:
+        chosen, tried, spent = _search(comparison, trial)
+    else:
+        tried = _candidates(comparison, trial)
+        best = selection.choose(tried)
+        chosen = {name: best[name] for name in ('instruction', 'score', 'shots', 'select')}
+    pool, form = prompt(comparison, trial, chosen)
+    seconds = time.perf_counter() - start
+    predict = predictors.by_likelihood(comparison.model, pool, form, chosen['score'])
+    result = measures.on_selection(comparison, predict, chosen, tried)
+    result['blocks'] = measures.blocks(comparison, trial, predict)
+    model = comparison.model
+    query = measures.query_of_prompt(comparison, model, pool, form)
+    if not settings['search']:
+        prompts = len({(each['instruction'], each['select']) for each in tried})
+        spent = ledger.scoring(model.model, model.params, query, prompts * len(comparison.task.selection))
+    text = form.instruction + ''.join(row.fields['prompt'] + row.fields['completion'] for row in pool)
+    result['ledger'] = ledger.of_prompt(
+        model.model,
+        model.params,
+        query,
+        text_bytes=len(text.encode()),
+        selection=spent._replace(seconds=seconds),
+        query_seconds=measures.latency(comparison, predict),
+        update_seconds=seconds if settings['search'] else 0.0,
+        prices=measures.prices(comparison),
+    )
+    return result
+
+
+def predictor(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> Predict:
+    """The predictor of a finished trial, from what it chose."""
+    return predictors.by_likelihood(comparison.model, *prompt(comparison, trial, chosen), chosen['score'])
+
+
+def prompt(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> tuple[list[Row], PromptSettings]:
+    """(the rows that may be demonstrations, the settings) of a choice."""
+    pool = comparison.subset(trial.size, trial.seed)
+    if 'places' in chosen:  # of a search: these rows in this order
+        by_place = {row.fields['place']: row for row in pool}
+        pool = [by_place[place] for place in chosen['places']]
+    form = _form(comparison, trial, chosen['instruction'])
+    return pool, form._replace(shots=chosen['shots'], select=chosen['select'])
+
+
+def _form(comparison: Comparison, trial: Trial, instruction: str) -> PromptSettings:
+    settings = trial.arm.settings
+    shots = min(settings['shots'], trial.size)  # ALL is negative
+    calibrated = calibration.CONTENT_FREE if settings['calibrated'] else ()
+    options = {'shots': shots, 'select': settings['select'], 'seed': trial.seed, 'calibrated': calibrated}
+    return predictors.settings(comparison.task, instruction=instruction, **options)
+
+
+def _candidates(comparison: Comparison, trial: Trial) -> list[dict[str, Any]]:
+    """Every instruction of the arm with every score of choices, on the selection rows."""
+    task, pool, tried = comparison.task, comparison.subset(trial.size, trial.seed), []
+    for instruction in trial.arm.settings['instructions'] or ('',):
+        form = _form(comparison, trial, instruction)
+        scored = predictors.choice_scores(comparison.model, pool, form, task.selection)
+        for name in ['calibrated'] if form.calibrated else scored:
+            scores = predictors.score(scored[name], task.selection, task.classes)
+            about = {'instruction': instruction, 'score': name, 'shots': form.shots, 'select': form.select}
+            tried.append(about | {'accuracy': scores.accuracy, 'loss': scores.loss})
+    return tried
+
+
+def _search(comparison: Comparison, trial: Trial) -> tuple[dict[str, Any], list[dict[str, Any]], ledger.Spent]:
+    """(the choice, all candidates, what they cost) of a search over instructions, demonstrations and their order."""
+    settings, model = trial.arm.settings, comparison.model
+    instructions: Sequence[str] = settings['instructions'] or ('',)
+    pool = comparison.subset(trial.size, trial.seed)
+    result = prompt_search.search(
+        model.model,
+        model.params,
+        model.tokenizer,
+        comparison.task.selection,
+        [_form(comparison, trial, instruction) for instruction in instructions],
+        pool,
+        shots=min(settings['shots'], trial.size),
+        budget=settings['budget'],
+        how=settings['search'],
+        seed=trial.seed,
+    )
+    places = [row.fields['place'] for row in result.demonstrations]
+    chosen = {'instruction': result.settings.instruction, 'score': 'sum', 'shots': result.settings.shots}
+    chosen |= {'select': result.settings.select, 'places': places}
+    tried = [
+        {
+            'instruction': instructions[each['variant']],
+            'demonstrations': len(each['demonstrations']),
+            'accuracy': each['accuracy'],
+            'loss': -each['log_likelihood'],
+        }
+        for each in result.candidates
+    ]
+    return chosen, tried, spent(comparison, result.computed_tokens)
+
+
+def spent(comparison: Comparison, tokens: int) -> ledger.Spent:
+    """What a number of computed tokens costs; every token is multiplied by half a context of keys."""
+    model, params = comparison.model.model, comparison.model.params
+    return ledger.Spent(forward_flops(model, tokens, model.max_len / 2, 0, params=params), tokens)

@@ -1,0 +1,141 @@
+"""Trials that train: an ordinary run in the trial's folder, whose rate and step are chosen on the selection rows."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from lmtrain.compare import arms, measures, predictors, selection
+from lmtrain.compare.predictors import Predict
+from lmtrain.compare.trials import Comparison, Trial
+from lmtrain.cost import ledger
+from lmtrain.cost.query import Query
+from lmtrain.data.rows import Row
+from lmtrain.inference.prompting import PromptSettings
+from lmtrain.tasks import TASKS
+from lmtrain.training import init_from
+from lmtrain.training import load as loading
+from lmtrain.training import train as training
+from lmtrain.training.load import LoadedModel
+
+MAX_EVALUATIONS = 10  # of a budget that is not in steps
+
+
+def recipe(comparison: Comparison, trial: Trial) -> ml_collections.ConfigDict:
+    """The config of the trial's run: an ordinary recipe, which names no test rows."""
+    own, task = arms.recipe(comparison.config, trial.arm), comparison.task
+    own.seed = trial.seed
+    _name_rows(own, comparison, trial)
+    if not own.init.base:  # from scratch
+        own.model = ml_collections.ConfigDict(init_from.settings(own, comparison.model.model))
+        own.data.tokenizer = str(comparison.base.tokenizer.absolute())
+    rates = tuple(trial.arm.settings['learning_rates'])
+    own.optimizer.learning_rate, own.sweep.learning_rates = rates[0], rates if len(rates) > 1 else ()
+    own.evaluate.max_batches, own.evaluate.sources = 0, ()
+    every = own.evaluate.every_steps
+    steps = own.budget.steps or every * MAX_EVALUATIONS
+    own.checkpoint.every_steps = every  # every evaluated step can be chosen
+    own.checkpoint.keep_last, own.checkpoint.keep_best = -(-steps // every), 0
+    own.sample.prompts = ()
+    if TASKS[own.task.name].has_classes:
+        own.task.labels = task.classes
+    return own.lock()
+
+
+def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
+    """The files and fields of the task, and no share of the rows for other splits."""
+    subset, selected = comparison.subset_path(trial.size, trial.seed), comparison.task.folder / 'selection.jsonl'
+    own.task.train, own.task.validation, own.task.test = (str(subset),), (str(selected.absolute()),), ()
+    own.task.shots, own.task.buckets, own.data.root = 0, 1, ''  # one length: all sizes and seeds run one program
+    own.data.validation = own.data.test = 0.0
+    task = TASKS[own.task.name]
+    if not task.reads_rows:  # continued pretraining on the texts of the rows; a tail of them is its validation text
+        own.data.source, own.data.text_field, own.data.mix = str(subset), 'text', ()
+        own.data.split, own.data.validation = 'tail', 0.1
+    elif task.predicts_tokens:
+        own.task.text, own.task.label, own.task.template = ('prompt',), 'completion', 'none'
+        own.task.labels = ()
+    else:
+        own.task.text, own.task.label = comparison.task.text_fields, 'label'
+
+
+def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
+    """Trains the grid, chooses rate and step, and measures the choice; the content of trial.json."""
+    config = recipe(comparison, trial)
+    results = training.train(config, folder)
+    tried = candidates(comparison, trial, config, folder)
+    best = selection.choose(tried)
+    chosen = {name: best[name] for name in ('learning_rate', 'member', 'step')}
+    _keep_checkpoint(folder, best['step'])
+    loaded = load(comparison, trial, chosen)
+    predict = predictor(comparison, trial, loaded)
+    result = measures.on_selection(comparison, predict, chosen, tried)
+    result['blocks'] = measures.blocks(comparison, trial, predict)
+    members = len(trial.arm.settings['learning_rates'])
+    query = _query(comparison, trial, loaded)
+    evaluated = len({each['step'] for each in tried}) * members * len(comparison.task.selection)
+    result['ledger'] = ledger.of_training(
+        loaded.model,
+        loaded.params,
+        comparison.plans[trial.arm.name].trainable,
+        results['cost'],
+        query,
+        members=members,
+        selection=ledger.scoring(loaded.model, loaded.params, query, evaluated),
+        query_seconds=measures.latency(comparison, predict),
+        prices=measures.prices(comparison),
+    )
+    return result
+
+
+def candidates(comparison: Comparison, trial: Trial, config, folder: Path) -> list[dict[str, Any]]:
+    """The rates and steps of a finished run with their loss on the selection rows.
+
+    The run has measured it at every step that it evaluated, unless its task reads no rows: then the last step of each
+    rate is prompted with the selection rows.
+    """
+    rates = trial.arm.settings['learning_rates']
+    tried = selection.evaluated(folder, rates)
+    if TASKS[config.task.name].reads_rows:
+        return tried
+    last = [each for each in tried if each['step'] == tried[-1]['step']]
+    for each in last:
+        rows = comparison.task.selection
+        log_p = predictor(comparison, trial, load(comparison, trial, each))(rows)
+        scores = predictors.score(log_p, rows, comparison.task.classes)
+        each.update(loss=scores.loss, accuracy=scores.accuracy)
+    return last
+
+
+def load(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> LoadedModel:
+    """The model of a trial's choice."""
+    return loading.load_run(comparison.folder / trial.folder, chosen['step'], chosen['member'])
+
+
+def predictor(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> Predict:
+    """The predictor of a trained model: its head, or the likelihood of the answers after the arm's prompt."""
+    if TASKS[loaded.config.task.name].has_classes:
+        return predictors.by_head(loaded, comparison.task)
+    return predictors.by_likelihood(loaded, *prompt(comparison, trial), 'sum')
+
+
+def prompt(comparison: Comparison, trial: Trial) -> tuple[list[Row], PromptSettings]:
+    """(the rows that may be demonstrations, the settings) of an arm that answers as text."""
+    settings = trial.arm.settings
+    shots = min(settings['shots'], trial.size)
+    form = predictors.settings(comparison.task, shots=shots, select=settings['select'], seed=trial.seed)
+    return comparison.subset(trial.size, trial.seed), form
+
+
+def _query(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> Query:
+    if TASKS[loaded.config.task.name].has_classes:
+        return measures.query_of_head(comparison, loaded)
+    return measures.query_of_prompt(comparison, loaded, *prompt(comparison, trial))
+
+
+def _keep_checkpoint(folder: Path, step: int) -> None:
+    """Removes the checkpoints of other steps: those of all trials would fill a disk."""
+    for path in (folder / 'checkpoints').iterdir():
+        if path.name.isdecimal() and int(path.name) != step:
+            shutil.rmtree(path)
