@@ -1,4 +1,4 @@
-"""The base of the default comparison: the quickstart's model with a longer context, for a fixed number of steps.
+"""The base of the default comparison: a smaller model than the quickstart's, with a longer context.
 
 Command: lmtrain compare --workdir=runs/compare (its first step; alone: lmtrain train --config=configs/compare_base.py)
 Cost:    six minutes on two CPU cores
@@ -12,8 +12,10 @@ def get_config():
     config = quickstart.get_config()
     config.data.seq_len = 512  # demonstrations need context
     config.data.batch_size = 4
+    config.model.width = 128
+    config.model.num_heads = 4
     config.budget.hours = None
-    config.budget.steps = 1200  # and not hours: every machine compares on the same base
-    config.evaluate.every_steps = 400
+    config.budget.steps = 2000  # and not hours: every machine compares on the same base
+    config.evaluate.every_steps = 500
     config.log.tensorboard = False
     return config

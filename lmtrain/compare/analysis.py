@@ -112,6 +112,26 @@ def code_lengths(records: Records, sizes: Sequence[int], num_classes: int) -> di
     return lengths
 
 
+def sensitivity(records: Records) -> dict[str, dict[str, Any]]:
+    """{arm: `statistics.spread` of its accuracies over sets and orders of demonstrations, on the selection rows}."""
+    draws: dict[str, list[float]] = {}
+    for record in records:
+        draws.setdefault(record['arm'], []).extend(record.get('draws') or ())
+    return {arm: statistics.spread(values) for arm, values in draws.items() if values}
+
+
+def forgetting(records: Records) -> dict[str, dict[str, float]]:
+    """{arm: the means over seeds of what its trials measured on the base's own text}."""
+    measured: dict[str, list[dict[str, float]]] = {}
+    for record in records:
+        if record.get('forgetting'):
+            measured.setdefault(record['arm'], []).append(record['forgetting'])
+    return {
+        arm: {name: python_statistics.fmean(each[name] for each in own) for name in own[0]}
+        for arm, own in measured.items()
+    }
+
+
 def break_even(records: Records, kinds: dict[str, str], size: int) -> list[dict[str, Any]]:
     """The queries after which each trained arm has cost less than each prompt, at a size."""
     ledgers = {arm: _mean_ledger(records, arm, size) for arm in kinds}

@@ -6,7 +6,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmtrain.compare import arms, planning, progress, prompted, report, results, rows, testing, trained, trials
+from lmtrain.compare import (
+    arms,
+    default,
+    forgetting,
+    planning,
+    progress,
+    prompted,
+    report,
+    results,
+    rows,
+    testing,
+    trained,
+    trials,
+)
 from lmtrain.compare.arms import Arm
 from lmtrain.compare.trials import Comparison
 from lmtrain.errors import InputError
@@ -39,6 +52,7 @@ def run(config, directory) -> dict[str, Any]:
     selected = arms.read(config.compare)
     workdir.check(directory)
     with workdir.lock(directory), stop_on_signal():
+        config = default.prepare(config, directory)
         comparison, notes = prepare(config, directory, selected)
         write_json(directory / 'config.json', comparison.config.to_dict(), indent=1)
         finished = _run_trials(comparison, selected, notes)
@@ -54,6 +68,7 @@ def dry_run(config, directory) -> str:
     """The page of `--dry_run`: what every arm would need. Divides the rows; trains nothing."""
     directory = local_path(directory, '--workdir')
     selected = arms.read(config.compare)
+    config = default.prepare(config, directory)
     comparison, notes = prepare(config, directory, selected)
     return '\n'.join([*notes, planning.page(comparison, selected)])
 
@@ -61,13 +76,19 @@ def dry_run(config, directory) -> str:
 def prepare(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparison, list[str]]:
     """(rows, base and plans of a comparison; notes about sizes that are left out)."""
     if not config.init.base:
-        raise InputError('config.init.base is empty: name the folder of a run or a Hugging Face directory')
+        raise InputError(
+            'config.init.base is empty: name the folder of a run or a Hugging Face directory; only without '
+            'config.task.train, a base is pretrained first'
+        )
     task = rows.prepare(config, directory / 'rows')
     sizes, notes = rows.sizes(config, len(task.train))
     rows.write_subsets(task, sizes, config.compare.seeds)
     base = open_base(config.init.base, config.init.adapter, config.init.ignore)
     model = loading.load_directory(config.init.base, config.init.adapter, config.init.ignore)
     comparison = Comparison(config, directory, task, base, model, sizes)
+    text, reason = forgetting.own_text(comparison)
+    notes += [f'forgetting is not measured: {reason}'] if reason else []
+    comparison = comparison._replace(own_text=text)
     return comparison._replace(plans={arm.name: planning.plan(comparison, arm) for arm in selected}), notes
 
 
@@ -81,6 +102,8 @@ def _run_trials(comparison: Comparison, selected: Sequence[Arm], notes: Sequence
         if record is None:
             display.begin(trial)
             record = trials.run(comparison, trial, EXECUTE[trial.arm.kind])
+        if trial.arm.kind == 'train' and record['status'] == 'done':
+            trained.remove_others(comparison.folder / trial.folder, record['chosen'])
         finished.append((trial, record))
         display.end(trial, record)
     display.close()

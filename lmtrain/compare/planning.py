@@ -17,6 +17,8 @@ from lmtrain.report import terminal
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
+MEMORY_SHARE = 0.8  # of a device's memory, above which a grid is not trained as one program
+
 
 class Plan(NamedTuple):
     """What a trial of an arm needs.
@@ -24,14 +26,16 @@ class Plan(NamedTuple):
     Attributes:
       reason: why the arm cannot run on this base; '' if it can.
       trainable: regex of the trained paths; '' of a prompt.
-      flops: of a trial of the largest size, with its selection.
+      flops: of a trial of the largest size, with its grid or search.
       memory: bytes of one device.
+      sequential: whether the rates of the grid are trained one after another.
     """
 
     reason: str = ''
     trainable: str = ''
     flops: float = 0.0
     memory: int = 0
+    sequential: bool = False
 
 
 def plan(comparison: Comparison, arm: Arm) -> Plan:
@@ -47,12 +51,11 @@ def _trained(comparison: Comparison, trial: Trial) -> Plan:
     config = trained.recipe(comparison, trial)
     same = config.init.base == comparison.config.init.base
     run = build(*resolve(config, base=comparison.base if same else None))
-    steps = run.total_steps or 0
-    evaluations = -(-steps // config.evaluate.every_steps) * max(len(run.members), 1) * len(comparison.task.selection)
-    forward = run.flops_per_step.total / (3 * config.data.batch_size * max(len(run.members), 1))
-    return Plan(
-        '', run.initial.trainable, steps * run.flops_per_step.executed + evaluations * forward, run.memory()['total']
-    )
+    memory = run.memory()['total']
+    sequential = not trial.arm.settings['vectorised'] or 0 < MEMORY_SHARE * run.device_memory < memory
+    if sequential:
+        memory //= max(len(run.members), 1)  # at most: members share the frozen leaves
+    return Plan('', run.initial.trainable, (run.total_steps or 0) * run.executed_flops_per_step, memory, sequential)
 
 
 def _prompted(comparison: Comparison, trial: Trial) -> Plan:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lmtrain.compare import measures, predictors, selection
 from lmtrain.compare.predictors import Predict
 from lmtrain.compare.trials import Comparison, Trial
@@ -31,6 +33,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     predict = predictors.by_likelihood(comparison.model, pool, form, chosen['score'])
     result = measures.on_selection(comparison, predict, chosen, tried)
     result['blocks'] = measures.blocks(comparison, trial, predict)
+    result['draws'] = _draws(comparison, trial, form, chosen['score'])
     model = comparison.model
     query = measures.query_of_prompt(comparison, model, pool, form)
     if not settings['search']:
@@ -48,6 +51,22 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
         prices=measures.prices(comparison),
     )
     return result
+
+
+def _draws(comparison: Comparison, trial: Trial, form: PromptSettings, score: str) -> list[float]:
+    """Accuracies on the selection rows with other sets and orders of demonstrations, the same for all rows.
+
+    Of arms that draw demonstrations, at the largest size: how much the prompt depends on the draw.
+    """
+    if trial.size != comparison.sizes[-1] or form.select not in ('random', 'balanced') or not form.shots:
+        return []
+    pool, task, accuracies = comparison.subset(trial.size, trial.seed), comparison.task, []
+    rng = np.random.default_rng(trial.seed)
+    for _ in range(comparison.config.compare.draws):
+        order = [pool[index] for index in rng.permutation(len(pool)).tolist()]
+        predict = predictors.by_likelihood(comparison.model, order, form._replace(select='first'), score)
+        accuracies.append(predictors.score(predict(task.selection), task.selection, task.classes).accuracy)
+    return accuracies
 
 
 def predictor(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> Predict:

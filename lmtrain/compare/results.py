@@ -32,6 +32,8 @@ def collect(comparison: Comparison, arms: Sequence[Arm], finished: Finished, not
         'summary': analysis.summary(hits),
         'pairs': analysis.pairs(hits, list(kinds)),
         'description_length': analysis.code_lengths(records, comparison.sizes, len(comparison.task.classes)),
+        'sensitivity': analysis.sensitivity(records),
+        'forgetting': analysis.forgetting(records),
         'break_even': analysis.break_even(records, kinds, comparison.sizes[-1]),
         'prices': {name: compare[name] for name in ('currency', 'device_hour', 'kwh', 'watts')},
         'provenance': versions(),

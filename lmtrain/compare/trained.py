@@ -1,12 +1,13 @@
 """Trials that train: an ordinary run in the trial's folder, whose rate and step are chosen on the selection rows."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from lmtrain.compare import arms, measures, predictors, selection
+from lmtrain.compare import arms, forgetting, measures, predictors, selection
 from lmtrain.compare.predictors import Predict
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.cost import ledger
@@ -63,30 +64,50 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
 def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     """Trains the grid, chooses rate and step, and measures the choice; the content of trial.json."""
     config = recipe(comparison, trial)
-    results = training.train(config, folder)
-    tried = candidates(comparison, trial, config, folder)
+    costs, tried = [], []
+    for name, own in runs(comparison, trial, config):
+        costs.append(training.train(own, folder / name)['cost'])
+        tried += [each | {'run': name} for each in candidates(comparison, trial, own, folder / name)]
     best = selection.choose(tried)
-    chosen = {name: best[name] for name in ('learning_rate', 'member', 'step')}
-    _keep_checkpoint(folder, best['step'])
+    chosen = {field: best[field] for field in ('learning_rate', 'run', 'member', 'step')}
     loaded = load(comparison, trial, chosen)
     predict = predictor(comparison, trial, loaded)
     result = measures.on_selection(comparison, predict, chosen, tried)
     result['blocks'] = measures.blocks(comparison, trial, predict)
-    members = len(trial.arm.settings['learning_rates'])
+    result['forgetting'] = forgetting.measure(comparison, loaded) if trial.size == comparison.sizes[-1] else None
     query = _query(comparison, trial, loaded)
-    evaluated = len({each['step'] for each in tried}) * members * len(comparison.task.selection)
+    scored = len(tried) * len(comparison.task.selection)
     result['ledger'] = ledger.of_training(
         loaded.model,
         loaded.params,
         comparison.plans[trial.arm.name].trainable,
-        results['cost'],
+        _sum(costs),
         query,
-        members=members,
-        selection=ledger.scoring(loaded.model, loaded.params, query, evaluated),
+        members=len(trial.arm.settings['learning_rates']),
+        selection=ledger.scoring(loaded.model, loaded.params, query, scored),
         query_seconds=measures.latency(comparison, predict),
         prices=measures.prices(comparison),
     )
     return result
+
+
+def runs(comparison: Comparison, trial: Trial, config) -> list[tuple[str, Any]]:
+    """[(folder in that of the trial, config)]: one sweep over the grid, or a run for each rate if that needs less."""
+    rates = trial.arm.settings['learning_rates']
+    if len(rates) == 1 or not comparison.plans[trial.arm.name].sequential:
+        return [('', config)]
+    each = []
+    for index, rate in enumerate(rates):
+        own = config.copy_and_resolve_references().unlock()
+        own.optimizer.learning_rate, own.sweep.learning_rates = rate, ()
+        each.append((f'rate{index}', own.lock()))
+    return each
+
+
+def _sum(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The cost of all runs of a trial; tokens are those of one of them; memory is that of a step."""
+    total = {name: sum(cost[name] for cost in costs) for name in ('executed_flops', 'seconds', 'device_seconds')}
+    return costs[0] | total | {'peak_memory': max(cost['step_memory'] for cost in costs)}
 
 
 def candidates(comparison: Comparison, trial: Trial, config, folder: Path) -> list[dict[str, Any]]:
@@ -95,12 +116,13 @@ def candidates(comparison: Comparison, trial: Trial, config, folder: Path) -> li
     The run has measured it at every step that it evaluated, unless its task reads no rows: then the last step of each
     rate is prompted with the selection rows.
     """
-    rates = trial.arm.settings['learning_rates']
+    rates = config.sweep.learning_rates or (config.optimizer.learning_rate,)
     tried = selection.evaluated(folder, rates)
     if TASKS[config.task.name].reads_rows:
         return tried
     last = [each for each in tried if each['step'] == tried[-1]['step']]
     for each in last:
+        each['run'] = folder.relative_to(comparison.folder / trial.folder).as_posix().removeprefix('.')
         rows = comparison.task.selection
         log_p = predictor(comparison, trial, load(comparison, trial, each))(rows)
         scores = predictors.score(log_p, rows, comparison.task.classes)
@@ -110,7 +132,7 @@ def candidates(comparison: Comparison, trial: Trial, config, folder: Path) -> li
 
 def load(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> LoadedModel:
     """The model of a trial's choice."""
-    return loading.load_run(comparison.folder / trial.folder, chosen['step'], chosen['member'])
+    return loading.load_run(comparison.folder / trial.folder / chosen['run'], chosen['step'], chosen['member'])
 
 
 def predictor(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> Predict:
@@ -134,8 +156,9 @@ def _query(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> Query:
     return measures.query_of_prompt(comparison, loaded, *prompt(comparison, trial))
 
 
-def _keep_checkpoint(folder: Path, step: int) -> None:
-    """Removes the checkpoints of other steps: those of all trials would fill a disk."""
-    for path in (folder / 'checkpoints').iterdir():
-        if path.name.isdecimal() and int(path.name) != step:
+def remove_others(folder: Path, chosen: dict[str, Any]) -> None:
+    """Removes the checkpoints that were not chosen: those of all trials would fill a disk."""
+    for path in sorted(folder.rglob('checkpoints/*')):
+        is_chosen = path.parent == folder / chosen['run'] / 'checkpoints' and path.name == str(chosen['step'])
+        if path.name.isdecimal() and not is_chosen:
             shutil.rmtree(path)

@@ -7,6 +7,8 @@ import traceback
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lmtrain.compare import rows
 from lmtrain.compare.arms import Arm
 from lmtrain.compare.rows import TaskRows
@@ -45,6 +47,7 @@ class Comparison(NamedTuple):
       config: of the comparison.
       model: the base, loaded once.
       sizes: of the subsets, ascending.
+      own_text: batches of the text that the base was pretrained on; [] if it is not known.
       plans: {arm: what is known of its trials before they run}.
     """
 
@@ -54,6 +57,7 @@ class Comparison(NamedTuple):
     base: Base
     model: LoadedModel
     sizes: list[int]
+    own_text: list[dict[str, np.ndarray]] = []
     plans: dict[str, Any] = {}
 
     def subset(self, size: int, seed: int) -> list[Row]:

@@ -26,6 +26,7 @@ PACKAGES = {
     'unittest': ('unittest',),
     'xml': ('xml', 'pyexpat', '_elementtree'),
 }
+FILES = ('docstrings.jsonl', 'pretraining.jsonl')  # the rows; the documents
 LONGEST = 160  # characters of a row; a docstring is cut after the last word that fits
 SHORTEST = 6  # words of a row
 
@@ -52,9 +53,9 @@ def prepare(folder: Path) -> None:
         for name, docstring in docstrings(text):
             if row := _row(docstring, package):
                 rows.setdefault(row, {'docstring': row, 'package': package, 'name': f'{module}.{name}'})
-    for name, lines in (('pretraining', pretraining), ('docstrings', list(rows.values()))):
+    for name, lines in zip(FILES, (list(rows.values()), pretraining)):
         content = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
-        write_atomic(folder / f'{name}.jsonl', content.encode('utf-8', 'replace'))
+        write_atomic(folder / name, content.encode('utf-8', 'replace'))
 
 
 def docstrings(source: str) -> Iterator[tuple[str, str]]:
