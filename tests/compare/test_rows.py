@@ -1,0 +1,130 @@
+"""Rows of a comparison: three disjoint parts, and nested subsets that have every class first."""
+
+import json
+
+import pytest
+
+from configs import compare
+from lmtrain.compare import rows
+from lmtrain.data.rows import Row
+from lmtrain.errors import InputError
+
+CLASSES = ('cats', 'dogs', 'mice')
+
+
+def make_config(tmp_path, count=60, **files):
+    lines = [{'note': f'{i * i} animals', 'animal': CLASSES[(i * i) % 3]} for i in range(count)]
+    path = tmp_path / 'rows.jsonl'
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+    config = compare.get_config()
+    config.task.train, config.task.text, config.task.label = (str(path),), ('note',), 'animal'
+    config.data.test, config.compare.selection = 0.3, 10
+    for split, extra in files.items():
+        other = tmp_path / f'{split}.jsonl'
+        other.write_text(''.join(json.dumps(line) + '\n' for line in extra), encoding='utf-8')
+        config.task[split] = (str(other),)
+    return config
+
+
+def texts(listed):
+    return [row.fields['text'] for row in listed]
+
+
+def test_parts_are_disjoint_and_complete(tmp_path):
+    task = rows.prepare(make_config(tmp_path), tmp_path / 'rows')
+    test = rows.read(tmp_path / 'rows' / 'test.jsonl')
+    every = [*texts(task.train), *texts(task.selection), *texts(test)]
+    assert len(every) == len(set(every)) == 60
+    assert len(task.selection) == 10 and 10 < len(test) < 28
+    assert task.facts['rows'] == {'train': len(task.train), 'selection': 10, 'test': len(test)}
+
+
+def test_texts_of_the_test_file_are_in_no_other_part(tmp_path):
+    shared = [{'note': f'{i * i} animals', 'animal': CLASSES[(i * i) % 3]} for i in range(20)]
+    new = [{'note': 'new', 'animal': 'dogs'}, {'note': 'new', 'animal': 'dogs'}]
+    task = rows.prepare(make_config(tmp_path, test=shared + new), tmp_path / 'rows')
+    test = texts(rows.read(tmp_path / 'rows' / 'test.jsonl'))
+    assert len(test) == 21 and not set(test) & set(texts(task.train) + texts(task.selection))
+    assert len(task.train) == 60 - 20 - 10
+    assert sorted(note.partition(' are')[0] for note in task.facts['notes']) == ['1 test rows', '20 training rows']
+
+
+def test_selection_rows_are_those_of_the_validation_file_if_there_is_one(tmp_path):
+    own = [{'note': f'validation {i}', 'animal': 'cats'} for i in range(30)]
+    task = rows.prepare(make_config(tmp_path, validation=own), tmp_path / 'rows')
+    assert len(task.selection) == 10 and all(text.startswith('validation') for text in texts(task.selection))
+
+
+def test_subsets_are_nested_and_differ_between_seeds(tmp_path):
+    task = rows.prepare(make_config(tmp_path), tmp_path / 'rows')
+    rows.write_subsets(task, [4, 8, 16], seeds=2)
+    subsets = {
+        (n, seed): texts(rows.read(tmp_path / 'rows' / f'n{n}-seed{seed}.jsonl')) for n in (4, 8, 16) for seed in (1, 2)
+    }
+    for seed in (1, 2):
+        assert subsets[16, seed][:8] == subsets[8, seed] and subsets[8, seed][:4] == subsets[4, seed]
+    assert set(subsets[8, 1]) != set(subsets[8, 2])
+    assert set(subsets[16, 1]) <= set(texts(task.train))
+
+
+def test_a_subset_has_every_class_as_soon_as_it_can():
+    labels = ['a'] * 90 + ['b'] * 9 + ['c']
+    listed = [Row('', {'text': f'row {i}', 'label': label}) for i, label in enumerate(labels)]
+    for seed in range(1, 6):
+        ordered = [row.fields['label'] for row in rows.order(listed, ('a', 'b', 'c'), seed)]
+        assert sorted(ordered[:3]) == ['a', 'b', 'c']
+        assert sorted(ordered) == labels
+        assert ordered[3:33].count('a') > 20  # the rest has the distribution of the task
+    beginnings = {tuple(row.fields['label'] for row in rows.order(listed, 'abc', seed))[:3] for seed in range(1, 9)}
+    assert len(beginnings) > 1
+
+
+def test_a_row_becomes_a_prompt_and_its_completion(tmp_path):
+    config = make_config(tmp_path)
+    config.compare.template = 'Note: {note} -> {animal}'
+    task = rows.prepare(config, tmp_path / 'rows')
+    assert task.completions == [' cats', ' dogs']  # squares are 0 or 1 modulo 3
+    row = task.train[0].fields
+    assert row['prompt'] == f'Note: {row["text"]} ->' and row['completion'] == f' {row["label"]}'
+
+
+def test_a_second_call_reads_what_the_first_one_wrote(tmp_path):
+    config = make_config(tmp_path)
+    first = rows.prepare(config, tmp_path / 'rows')
+    (tmp_path / 'rows.jsonl').unlink()
+    again = rows.prepare(config, tmp_path / 'rows')
+    assert (again.train, again.selection, again.facts) == (first.train, first.selection, first.facts)
+    config.compare.selection = 11
+    with pytest.raises(InputError, match=r'other settings of compare\.selection'):
+        rows.prepare(config, tmp_path / 'rows')
+
+
+def test_sizes_beyond_the_rows_are_left_out(tmp_path):
+    config = make_config(tmp_path)
+    config.compare.sizes = (64, 8, 0)
+    assert rows.sizes(config, 30) == ([8, 30], ['size 64 is left out: there are 30 training rows'])
+    config.compare.sizes = (64,)
+    with pytest.raises(InputError, match='only 30 training rows'):
+        rows.sizes(config, 30)
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'message'),
+    [
+        ('task.label', 'colour', "no field 'colour'"),
+        ('compare.template', '{note}', r'must end in \{animal\}'),
+        ('compare.template', '{title} {animal}', "no field 'title'"),
+        ('compare.selection', 60, 'no training row is left'),
+        ('compare.selection', 0, 'at least 1 row'),
+        ('data.test', 0.0, 'no test rows'),
+        ('task.name', 'tag', 'one class for each row'),
+        ('task.labels', ('cats', 'mice'), "'dogs' is none of the 2 classes"),
+    ],
+)
+def test_settings_that_give_no_comparison_are_refused(tmp_path, field, value, message):
+    config = make_config(tmp_path)
+    section, name = field.split('.')
+    config[section][name] = value
+    with pytest.raises(InputError, match=message):
+        rows.prepare(config, tmp_path / 'rows')
+    assert not (tmp_path / 'rows' / 'rows.json').exists()
