@@ -1,0 +1,45 @@
+"""lm-eval's command line with the model `lmtrain`: a run or a Hugging Face directory (extra `lm-eval`).
+
+    python -m launch.lm_eval run --model lmtrain --model_args pretrained=runs/quickstart --tasks arc_easy
+
+Further arguments of the model: `step` and `member` of a run, `adapter` (a PEFT directory), `add_bos_token`. All flags
+are lm-eval's.
+"""
+
+import sys
+from typing import Any
+
+from launch import process_setup
+from lmtrain.errors import InputError
+
+
+def register() -> None:
+    """Registers the model `lmtrain` in lm-eval. MissingPackage: lm-eval is not installed."""
+    from lmtrain import api
+    from lmtrain.evaluation.lm_eval import LMTrain
+
+    from lm_eval.api.registry import register_model  # isort: skip  # after the message about a missing package
+
+    @register_model('lmtrain')
+    class LoadedLMTrain(LMTrain):
+        """LMTrain of a path."""
+
+        def __init__(
+            self, pretrained: str, step: int | str | None = None, member: int = 0, adapter: str = '', **settings: Any
+        ):
+            super().__init__(api.load(pretrained, step=step, member=member, adapter=adapter), **settings)
+
+
+def main() -> None:
+    process_setup.prepare()
+    try:
+        register()
+        from lm_eval.__main__ import cli_evaluate
+
+        cli_evaluate()
+    except InputError as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    main()
