@@ -10,15 +10,17 @@ import sys
 from typing import Any
 
 from launch import process_setup
-from lmtrain.errors import InputError
+from lmtrain.errors import InputError, MissingPackage
 
 
 def register() -> None:
     """Registers the model `lmtrain` in lm-eval. MissingPackage: lm-eval is not installed."""
+    try:
+        from lm_eval.api.registry import register_model
+    except ImportError:
+        raise MissingPackage('this command needs lm-eval: pip install -e ".[lm-eval]"') from None
     from lmtrain import api
     from lmtrain.evaluation.lm_eval import LMTrain
-
-    from lm_eval.api.registry import register_model  # isort: skip  # after the message about a missing package
 
     @register_model('lmtrain')
     class LoadedLMTrain(LMTrain):

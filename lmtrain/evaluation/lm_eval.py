@@ -23,7 +23,7 @@ from lmtrain.models.virtual_tokens import num_virtual_tokens
 try:
     from lm_eval.api.model import LM
 except ImportError:
-    raise MissingPackage('the adapter for lm-eval needs lm-eval: pip install -e ".[lm-eval]"') from None
+    LM = object  # so that the module can be imported; LMTrain cannot be used
 
 MAX_TOKENS = 256  # of a generation whose task sets none, as in lm-eval
 LENGTH_NAMES = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')  # the first that is set counts
@@ -39,7 +39,11 @@ class LMTrain(LM):
           batch_size: prompts computed together; 'auto' is the default.
           add_bos_token: whether texts begin with the begin token; None: if the tokenizer of the model adds it.
           others: `device` and `max_batch_size` of lm-eval's command line, which must be None.
+
+        MissingPackage: lm-eval is not installed.
         """
+        if LM is object:
+            raise MissingPackage('LMTrain needs lm-eval: pip install -e ".[lm-eval]"')
         super().__init__()
         unknown = [name for name, value in others.items() if value is not None]
         if unknown:

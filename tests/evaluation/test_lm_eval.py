@@ -135,11 +135,12 @@ def test_settings_that_are_not_supported_are_named(adapter):
         adapter.generation_settings({'num_beams': 3})
 
 
-def test_without_lm_eval_one_line_says_how_to_install_it(monkeypatch):
+def test_without_lm_eval_one_line_says_how_to_install_it(monkeypatch, computes):
     monkeypatch.delitem(sys.modules, MODULE, raising=False)
     monkeypatch.setitem(sys.modules, 'lm_eval', None)
+    small, params, tokenizer = computes
     with pytest.raises(MissingPackage, match=r'pip install -e "\.\[lm-eval\]"'):
-        importlib.import_module(MODULE)
+        importlib.import_module(MODULE).LMTrain(LoadedModel(None, small, tokenizer, params, 0, [256], None))
 
 
 @pytest.mark.skipif(not importlib.util.find_spec('lm_eval'), reason='lm-eval is not installed')
