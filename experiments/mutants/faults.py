@@ -154,9 +154,9 @@ FAULTS = {
     ],
     'lmtrain/report/runs.py': [
         (
-            'fields that differ alike are all shown',
-            'result.setdefault(tuple(numbers.get(value) for value in values), name)',
-            'result.setdefault(name, name)',
+            'fields that differ alike are not last',
+            'return [*first.values(), *others]',
+            'return [*others, *first.values()]',
         ),
         ('a run without the field fulfils a condition', "absent = operator == '!='", 'absent = True'),
         ('texts are compared by order', "ordered = operator not in ('=', '!=')", 'ordered = False'),

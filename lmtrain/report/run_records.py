@@ -33,7 +33,9 @@ def _find(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     for directory, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith('.')]
         is_comparison = 'trials' in folders and 'config.json' in files
-        run = {'metrics.jsonl', 'lineage.jsonl'} & {*files} or {'config.json', 'results.json'} <= {*files}
+        run = {'metrics.jsonl', 'lineage.jsonl', 'fingerprints.json'} & {*files} or {'config.json', 'results.json'} <= {
+            *files
+        }
         if not is_comparison and (run or 'trial.json' in files):
             yield pathlib.Path(directory)
             folders.clear()

@@ -120,22 +120,24 @@ def _natural(name: str):
 
 
 def differences(records: Sequence[Record]) -> list[str]:
-    """The fields of the configs that differ, without those that differ between the same runs as an earlier field does.
+    """The fields of the configs that differ; last those that differ between the same runs as an earlier one does.
 
     A field is compared among the runs that have it: older ones lack the fields of newer versions. The fields of a trial
     are in its name.
     """
     scores = {name for record in records for name in record if f'validation.{name}' in record}
     scores |= {name for record in records for name in record if f'selection.{name}' in record}
-    result: dict[tuple, str] = {}
+    first: dict[tuple, str] = {}
+    others = []
     names = dict.fromkeys(name for record in records for name in record)
     for name in sorted(names, key=lambda name: name.partition('.')[0] in NO_EFFECT):  # the order is kept otherwise
         values = [json.dumps(record[name]) if name in record else None for record in records]
         different = dict.fromkeys(value for value in values if value is not None)
         if len(different) > 1 and not NOT_CONFIG.fullmatch(name) and name not in scores:
             numbers = {value: number for number, value in enumerate(different)}
-            result.setdefault(tuple(numbers.get(value) for value in values), name)
-    return list(result.values())
+            if first.setdefault(tuple(numbers.get(value) for value in values), name) != name:
+                others.append(name)
+    return [*first.values(), *others]
 
 
 def results(records: Sequence[Record]) -> list[str]:

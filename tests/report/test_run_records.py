@@ -136,11 +136,12 @@ def test_find_lists_runs_and_trials_only(tmp_path):
     write(tmp_path / 'a' / 'run', CONFIG, metrics=METRICS)
     write(tmp_path / 'a' / 'run' / 'checkpoints' / '10', CONFIG, metrics=METRICS)
     write(tmp_path / 'export', CONFIG)  # a Hugging Face directory
+    write(tmp_path / 'new', CONFIG, fingerprints={})  # before its first step
     write(tmp_path / 'which', CONFIG, {'arms': {}})
     write(tmp_path / 'which' / 'trials' / 'zero_shot' / 'n0-seed0', trial={'status': 'done'})
     write(tmp_path / 'which' / 'trials' / 'lora' / 'n8-seed0', CONFIG, metrics=METRICS)
     found = [folder.relative_to(tmp_path).as_posix() for folder in run_records.find([tmp_path, tmp_path / 'a'])]
-    assert found == ['a/run', 'which/trials/lora/n8-seed0', 'which/trials/zero_shot/n0-seed0']
+    assert found == ['a/run', 'new', 'which/trials/lora/n8-seed0', 'which/trials/zero_shot/n0-seed0']
     assert run_records.find([tmp_path / 'a' / 'run']) == [tmp_path / 'a' / 'run']
     with pytest.raises(FileNotFoundError, match='gone is not a directory'):
         run_records.find([tmp_path / 'gone'])

@@ -32,11 +32,14 @@ def names(records):
     return [record['name'] for record in records]
 
 
-def test_differences_are_fields_of_the_config_once(records):
-    assert runs.differences(records) == ['adapt.method', 'seed']  # the rate differs where the method does
+def test_differences_are_fields_of_the_config(records):
+    # The rate differs where the method does, so it is last.
+    assert runs.differences(records) == ['adapt.method', 'seed', 'optimizer.learning_rate']
+    assert runs.differences(records[:2]) == ['adapt.method', 'optimizer.learning_rate']
     assert runs.differences(records[:1]) == []
     records[0]['log.every_steps'], records[2]['log.every_steps'] = 1, 10
-    assert runs.differences(records) == ['adapt.method', 'seed', 'log.every_steps']
+    differences = ['adapt.method', 'seed', 'log.every_steps', 'optimizer.learning_rate']
+    assert runs.differences(records) == differences
 
 
 def test_scores_are_no_differences(records):
@@ -116,10 +119,10 @@ def test_field_by_its_last_part(records):
 
 def test_table(records):
     assert runs.table(records) == [
-        '      method  seed  state               loss  FLOPs    time',
-        'n32   full       0  finished          2.5000  4.00B  1m 01s',
-        'n8    lora       0  finished          1.5000  20.0B      5s',
-        'n128  full       1  stopped at 1,200',
+        '      method  seed  learning_rate  state               loss  FLOPs    time',
+        'n32   full       0          0.001  finished          2.5000  4.00B  1m 01s',
+        'n8    lora       0          0.003  finished          1.5000  20.0B      5s',
+        'n128  full       1          0.001  stopped at 1,200',
     ]
     assert runs.table(records, ['optimizer.learning_rate', 'step']) == [
         '      learning_rate   step',
@@ -135,7 +138,8 @@ def test_columns_that_do_not_fit_are_below_the_runs_that_differ(records):
     assert lines[1:] == [
         'n32   finished          2.5000  4.00B  1m 01s',
         'n8    finished          1.5000  20.0B      5s',
-        '    adapt.method=lora',
+        '    adapt.method=lora;',
+        '    optimizer.learning_rate=0.003',
         'n128  stopped at 1,200',
         '    seed=1',
     ]
@@ -180,6 +184,7 @@ def test_written_files_have_whole_values(records, tmp_path):
         'data.source': '=HYPERLINK("x")',
         'adapt.method': 'full',
         'seed': 0,
+        'optimizer.learning_rate': 1e-3,
         'state': 'finished',
         'loss': 2.5,
         'flops': 4e9,
