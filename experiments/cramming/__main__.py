@@ -1,6 +1,6 @@
 """Does the crammed recipe beat plain BERT's at the same budget, after fine-tuning?
 
-python -m experiments.cramming [--flops=1.5e12 | --hours=H]
+python -m experiments.cramming [--flops=6e11 | --hours=H]
     # a day on a GPU: --hours=24 --layers=0 --source='fineweb/*.parquet' --root=DIR --vocab=32768 --length=128
     #                 --batch_size=8192 --accumulate=16 --dtype=bfloat16 --rates=1e-3
 """
@@ -33,26 +33,26 @@ PILOT = 0.25  # share of the budget that each learning rate is tried with
 
 def flags(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--flops', type=float, default=1.5e12, help='FLOPs of a pretraining')
+    parser.add_argument('--flops', type=float, default=6e11, help='FLOPs of a pretraining')
     parser.add_argument('--hours', type=float, default=0.0, help='wall clock of a pretraining instead; 0 is --flops')
-    parser.add_argument('--rates', default='5e-4,1.5e-3,4.5e-3', help='learning rates of the pretraining')
-    parser.add_argument('--finetune_rates', default='3e-4,1e-3,3e-3')
+    parser.add_argument('--rates', default='1e-3,3e-3', help='learning rates of the pretraining')
+    parser.add_argument('--finetune_rates', default='1e-3,3e-3')
     parser.add_argument('--seeds', type=int, default=3, help='of the fine-tuning')
-    parser.add_argument('--epochs', type=int, default=4, help='of the fine-tuning')
+    parser.add_argument('--epochs', type=int, default=3, help='of the fine-tuning')
     parser.add_argument('--source', default='python', help='text of the pretraining')
     parser.add_argument('--root', default='', help='folder of --source')
     parser.add_argument('--cache', default='', help='folder of tokenised text')
     parser.add_argument('--tokenizer', default='bpe')
     parser.add_argument('--vocab', type=int, default=2048)
     parser.add_argument('--length', type=int, default=64, help='tokens of a row')
-    parser.add_argument('--layers', type=int, default=3, help="0: the published sizes (16 x 768; BERT's 12 x 768)")
-    parser.add_argument('--width', type=int, default=128)
+    parser.add_argument('--layers', type=int, default=2, help="0: the published sizes (16 x 768; BERT's 12 x 768)")
+    parser.add_argument('--width', type=int, default=96)
     parser.add_argument('--batch_size', type=int, default=32)
     parser.add_argument('--accumulate', type=int, default=1)
     parser.add_argument('--dtype', default='float32')
     parser.add_argument('--classes', type=int, default=12, help='packages')
-    parser.add_argument('--per_class', type=int, default=90, help='docstrings of a package, at most')
-    parser.add_argument('--test', type=int, default=400, help='rows')
+    parser.add_argument('--per_class', type=int, default=60, help='docstrings of a package, at most')
+    parser.add_argument('--test', type=int, default=240, help='rows')
     return parser.parse_args(words)
 
 
