@@ -115,7 +115,8 @@ def optimizer(
     """
     _check_name('optimizer.name', name, OPTIMIZERS)
     _check_range('optimizer.learning_rate', learning_rate, 0.0, math.inf, open_above=True)
-    _check_learning_rates(learning_rates)
+    if learning_rates:
+        _check_learning_rates(learning_rates)
     _check_range('optimizer.weight_decay', weight_decay, 0.0, math.inf, open_above=True)
     _check_range('optimizer.b1', b1, 0.0, 1.0, open_above=True)
     _check_range('optimizer.b2', b2, 0.0, 1.0, open_above=True)

@@ -107,7 +107,7 @@ class RegressionNetwork(Network):
         x_BTD = Linear(m.width, False, 1.0 / (D + 1) ** 0.5, name='read')(points)
         x_BTD += Embed(m.max_len, m.width, name='positions')(positions)
         x_BTD, _ = self.layers(x_BTD, inputs, None, None)
-        x_BTD = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='final_norm')(x_BTD)
+        x_BTD = Norm(m.norm, m.norm_eps, 'norm' in m.biases, name='final_norm')(x_BTD)
         return {'prediction': Linear(1, False, stddev(m.width), name='write')(x_BTD[:, ::2])[..., 0]}
 
 

@@ -366,7 +366,7 @@ FAULTS = {
             'scaled = [(share / count, own)',
             'scaled = [(share, own)',
         ),
-        ('the counts are those of the weighted rows', 'result |= counts | {', 'result |= {'),
+        ('the counts are those of the weighted rows', 'return result | counts | {', 'return result | {'),
         ('sums in float32', 'np.asarray(value, np.float64)', 'np.asarray(value, np.float32)'),
         ('bits per byte of the mean', "sums['nats'] / LN2 / sums['bytes']", "sums['nats'] / LN2 / sums['targets']"),
         (
@@ -823,7 +823,7 @@ FAULTS = {
             'column_norm(*map(jax.lax.stop_gradient, (kernel, a, b, scale)))',
             'column_norm(kernel, a, b, scale)',
         ),
-        ('the low-rank path skips dropout', 'flat(x if drop is None else drop(x, self.name))', 'flat(x)'),
+        ('the low-rank path skips dropout', '(x if drop is None else drop(x, self.name)).reshape', 'x.reshape'),
         ('LoRA of an embedding is not scaled', 'x + scale.astype(x.dtype) * (a[index]', 'x + (a[index]'),
     ],
     'lmtrain/models/layers.py': [
@@ -859,12 +859,16 @@ FAULTS = {
             "jax.random.fold_in(key, name == 'mlp')",
             'jax.random.fold_in(key, 0)',
         ),
-        ('outputs begin as large as all', "std if m.norm_place == 'post' else std / (2 * m.num_layers) ** 0.5", 'std'),
+        (
+            'outputs begin as large as all',
+            "std if m.norm_place == 'post' else std / (2 * m.num_layers) ** 0.5",
+            'std',
+        ),
         ('outputs begin smaller by N, not 2N', '(2 * m.num_layers) ** 0.5', 'm.num_layers**0.5'),
         (
             'the feed-forward of a parallel layer reads the sum',
-            "branch(x_BTD, 'mlp', feed_forward)), cache",
-            "branch(x_BTD + 0 * x_BTD, 'attention', feed_forward)), cache",
+            'if not m.parallel:',
+            'if True:',
         ),
     ],
     'lmtrain/models/transformer.py': [
@@ -1263,8 +1267,8 @@ FAULTS = {
         ('the same file counts twice', 'if file.resolve() in seen:', 'if file in seen:'),
         (
             'a README is text beside the data',
-            'for each in (tuple(TEXT_READERS), TEXT_ENDINGS)',
-            'for each in (tuple(TEXT_READERS) + TEXT_ENDINGS, TEXT_ENDINGS)',
+            'for each in (DATA_ENDINGS, TEXT_ENDINGS)',
+            'for each in (DATA_ENDINGS + TEXT_ENDINGS, TEXT_ENDINGS)',
         ),
         ('empty files are not counted', "skipped['empty'] += 1", 'pass'),
     ],
@@ -1747,7 +1751,7 @@ FAULTS = {
         ),
         ('all of the memory is logits', 'self.device_memory / 2', 'self.device_memory * 2'),
         ('the batch of the shortest rows', "compiled[batch['tokens'].shape[-1]]", 'compiled[min(compiled)]'),
-        ('a base changes unseen', "({'base': self.base.hash} if self.base else {})", '{}'),
+        ('a base changes unseen', "({'base': base.hash} if base else {})", '{}'),
         (
             'hidden tokens are rounded down',
             'round(rate * self.config.data.seq_len)',
@@ -1758,7 +1762,7 @@ FAULTS = {
             'config.data.batch_size // config.optimizer.accumulate // replicas',
             'config.data.batch_size // replicas',
         ),
-        ('arithmetic of one member', '(max(len(self.members), 1) * part for part', '(part for part'),
+        ('arithmetic of one member', '(max(len(self.initial.members), 1) * part for part', '(part for part'),
         ('the date is not written down', "self.template.date if self.template else ''", "''"),
     ],
     'lmtrain/training/initial.py': [

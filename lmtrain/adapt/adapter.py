@@ -45,6 +45,8 @@ def check(params: Mapping, new: Mapping) -> None:
 def extend(adapter: Adapter, rng: jax.Array, params: tree.Params) -> tree.Params:
     """`params` with the leaves of an adapter added. Raises InputError if one of them does not fit."""
     new = adapter.new_leaves(rng, params)
+    if not new:
+        return params
     check(params, new)
     return tree.join(params, new)
 

@@ -42,7 +42,7 @@ class SaveFailed(OSError):
     """A checkpoint could not be written. The message says which, why, and which older ones are intact."""
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of one run in `directory`; one process (or one job of several) may write there, see workdir.lock.
 
     Args:
@@ -150,9 +150,6 @@ class Checkpoints:
         self.wait()
         if self._plain != self.directory and jax.process_index() == 0:
             self._plain.unlink(missing_ok=True)
-
-    def __enter__(self) -> 'Checkpoints':
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or jax.process_count() == 1:

@@ -122,23 +122,26 @@ def flops_per_step(
     length = seq_len + adapter_leaves.virtual_tokens(flat)
     tokens = batch_size * length
     keys = keys_per_query(m, length, block) + adapter_leaves.extra_keys(flat)
-    prompt, prefix = _networks(flat)
+    virtual = {'prompt/embedding', 'prefix/embedding'} & flat.keys()
+    prompt, prefix = _networks(flat) if virtual else ([], [])
     before: list[Stage] = [*prompt, {'embed': None, 'positions': None}, {'embed_norm': None}]
-    layers = {name: _layer(m, name, tokens, keys) for name in _segments(m, params)}
+    sizes = _segments(m, params)
+    layers = {name: _layer(m, name, tokens, keys) for name in sizes}
     after, logits = _head(m, flat, batch_size, seq_len if predicted is None else predicted, classes)
     leaves = _leaves(trainable, flat, [*before, *layers.get('layers', ()), *after])
 
     of_prefix, _ = _backward(leaves, prefix, False)
     backward, flows = _backward(leaves, before, False)
     forward, backward, again = _forward(leaves, [*prefix, *before]), backward + of_prefix, 0.0
-    for name, size in _segments(m, params).items():
+    for name, size in sizes.items():
         stages = layers[name]
         # A scan carries gradients down to its first layer, even if only leaves of its last layer need them.
         flows = flows or m.unroll < m.num_layers and any(leaves.is_trainable(stage) for stage in stages)
         through, flows = _backward(leaves, stages * size, flows)
         forward += size * _forward(leaves, stages)
         backward += through
-        again += size * _recomputed(leaves, stages, m.remat) if through else 0.0
+        if through and m.remat != 'none':
+            again += size * _recomputed(leaves, stages, m.remat)
     of_head, _ = _backward(leaves, after, flows)
     if of_head and not keep_logits and logits.rows * logits.outer > lm_head.MAX_SAVED_LOGITS * shares:
         again += _forward(leaves, after[-1:])
@@ -288,4 +291,4 @@ def _recomputed(leaves: _Leaves, stages: Sequence[Stage], remat: str) -> float:
     """FLOPs that a layer's backward pass recomputes."""
     if remat == 'full':  # no stage of the layer reads the last product, so it is not needed again
         return _forward(leaves, stages) - _forward(leaves, stages[-1:])
-    return _forward(leaves, stages[3:4]) if remat == 'dots' else 0.0  # 'dots' keeps all products but those of attention
+    return _forward(leaves, stages[3:4])  # 'dots' keeps all products but those of attention

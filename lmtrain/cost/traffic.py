@@ -65,7 +65,7 @@ def minimum(run) -> dict[tuple[str, str], float]:
     """
     config, model, mesh, specs = run.config, run.model, run.mesh, run.specs
     sizes, dtype = mesh.shape, np.dtype(model.dtype)
-    micro, members = config.optimizer.accumulate, max(len(run.members), 1)
+    micro, members = config.optimizer.accumulate, max(len(run.initial.members), 1)
     received: defaultdict[tuple[str, str], float] = defaultdict(float)
 
     def add(kind, axes, whole):

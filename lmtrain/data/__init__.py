@@ -41,7 +41,7 @@ Bits per byte is the sum of -log2 p(target), divided by the bytes of UTF-8 of th
 
 from lmtrain.data.corpus import Corpus, prepare
 from lmtrain.data.padded_stream import PaddedStream
-from lmtrain.data.stream import Stream, batch_hash, check_ids, prefetch
+from lmtrain.data.stream import Prefetch, Stream, batch_hash, check_ids
 from lmtrain.data.token_files import Split
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.data.tokenizers.load import load_tokenizer
@@ -52,6 +52,6 @@ COLUMNS = (
 )  # fmt: skip
 
 __all__ = [
-    'COLUMNS', 'Corpus', 'PaddedStream', 'Split', 'Stream', 'Tokenizer', 'batch_hash', 'check_ids',
-    'load_tokenizer', 'prefetch', 'prepare',
+    'COLUMNS', 'Corpus', 'PaddedStream', 'Prefetch', 'Split', 'Stream', 'Tokenizer', 'batch_hash', 'check_ids',
+    'load_tokenizer', 'prepare',
 ]  # fmt: skip

@@ -7,7 +7,6 @@ import fcntl
 import functools
 import hashlib
 import json
-import os
 import secrets
 import shutil
 import sys
@@ -66,10 +65,10 @@ def build(directory: Path, write: Callable[[Path], None]) -> Path:
     If two processes call this at the same time, the second waits for the first. A damaged directory is deleted, with a
     line on stderr, and created again. An incomplete one never has its final name.
     """
-    if _is_intact(directory):
+    if directory.exists() and _is_intact(directory):
         return directory
-    with _lock(directory.parent / 'locks' / directory.name), _explain_write_errors(directory.parent):
-        if _is_intact(directory):
+    with _writing(directory):
+        if directory.exists() and _is_intact(directory):
             return directory
         # Left by a process that was killed: we hold the lock, so nobody is writing there.
         for remnant in directory.parent.glob(f'{directory.name}.*.tmp'):
@@ -91,7 +90,7 @@ def build(directory: Path, write: Callable[[Path], None]) -> Path:
 
 def write_note(path: Path, value: Any) -> None:
     """Writes a small JSON file atomically; several processes may write the same one."""
-    with _lock(path.parent.parent / 'locks' / path.parent.name), _explain_write_errors(path.parent):
+    with _writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(path, value, sort_keys=True)
 
@@ -132,10 +131,18 @@ def _size_and_digest(path: Path) -> list:
 
 
 @contextlib.contextmanager
-def _explain_write_errors(cache: Path) -> Iterator[None]:
-    """Adds the way out to an error of the system about writing in `cache`; other errors pass unchanged."""
+def _writing(directory: Path) -> Iterator[None]:
+    """Held by one process at a time for a directory of the cache; the kernel releases it however that process ends.
+
+    Adds the way out to an error of the system about writing in the cache; other errors pass unchanged.
+    """
+    cache = directory.parent
+    lock = cache / 'locks' / directory.name
     try:
-        yield
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open('ab') as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
     except OSError as error:
         file = Path(error.filename or cache)
         inside = file.is_relative_to(cache) or cache.is_relative_to(file)
@@ -143,16 +150,3 @@ def _explain_write_errors(cache: Path) -> Iterator[None]:
             raise
         way_out = f'{error.strerror}: data.cache must be a directory that is writable and has free space'
         raise type(error)(error.errno, way_out, str(cache)) from error
-
-
-@contextlib.contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    """Held by one process at a time; the kernel releases it however that process ends."""
-    with _explain_write_errors(file.parent.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -16,10 +16,9 @@ from lmtrain.data.token_files import (
     join_splits,
     load_splits,
     pack_tokens,
-    token_facts,
     write_tokens,
 )
-from lmtrain.data.tokenizers.base import Tokenizer
+from lmtrain.data.tokenizers.base import Bytes, Tokenizer
 from lmtrain.data.tokenizers.load import LEARNED, check_fits, learn, load_tokenizer, open_tokenizer
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, read_json, write_json
@@ -137,14 +136,14 @@ def prepare(
     place = cache_directory(cache)
     texts = _read_texts([(source, 1.0), *mix], root, place, text_field, document, rule)
     tokens_of = _tokenizer(tokenizer, vocab_size, mask_rate > 0, texts, rule, place, root)
-    directories = _tokenise(texts, tokens_of, tokenizer, vocab_limit, rule, place)
+    tokenised = _tokenise(texts, tokens_of, tokenizer, vocab_limit, rule, place)
     if vocab_limit is not None and mask_rate:  # no token is replaced by one that the model lacks
         tokens_of.content_ids = tokens_of.content_ids[tokens_of.content_ids < vocab_limit]
     # If documents share no END, nothing is predicted from it; a masked model reads it all the same.
     gap = int(tokens_of.begin_id != tokens_of.end_id and not mask_rate)
     source_splits = tuple(
-        load_splits(directory, pack_tokens(directory, seq_len, isolate, gap, place), text.weight)
-        for directory, text in zip(directories, texts, strict=True)
+        load_splits(directory, facts, pack_tokens(directory, seq_len, isolate, gap, place), text.weight)
+        for (directory, facts), text in zip(tokenised, texts, strict=True)
     )
     return Corpus(
         tokenizer=tokens_of,
@@ -157,7 +156,7 @@ def prepare(
         isolate=isolate,
         mask_rate=mask_rate,
         whole_word=whole_word,
-        _directories=directories,
+        _directories=tuple(directory for directory, _ in tokenised),
         _cache=place,
     )
 
@@ -233,7 +232,9 @@ def _tokenizer(name: str, vocab_size: int, mask: bool, texts: list[_Text], rule:
     """The tokenizer of a file, or one that is learned and cached."""
     if name not in LEARNED:
         return open_tokenizer(local_path(name, 'data.tokenizer', root), mask)
-    hashes = [] if name == 'bytes' else [text.content.sha256 for text in texts]
+    if name == 'bytes':  # nothing is learned
+        return Bytes(mask=mask)
+    hashes = [text.content.sha256 for text in texts]
     directory = key(BATCH_VERSION, name, mask, hashes, [vocab_size, rule] if name == 'bpe' else [])
 
     def write(directory: Path) -> None:
@@ -248,20 +249,22 @@ def _tokenizer(name: str, vocab_size: int, mask: bool, texts: list[_Text], rule:
 
 def _tokenise(
     texts: list[_Text], tokenizer: Tokenizer, name: str, vocab_limit: int | None, rule: dict, cache: Path
-) -> tuple[Path, ...]:
-    """The directory of each source's tokens. Raises InputError if one has a token that the model lacks."""
+) -> list[tuple[Path, dict]]:
+    """`write_tokens` of each source. Raises InputError if one has a token that the model lacks."""
     check_fits(tokenizer, name, vocab_limit, -1, '')  # before minutes are spent on the text
-    directories = tuple(write_tokens(text.source, text.content, tokenizer, rule, cache) for text in texts)
-    for text, directory in zip(texts, directories, strict=True):
-        check_fits(tokenizer, name, vocab_limit, max(token_facts(directory)['largest'].values()), text.source.name)
-    return directories
+    tokenised = [write_tokens(text.source, text.content, tokenizer, rule, cache) for text in texts]
+    for text, (_, facts) in zip(texts, tokenised, strict=True):
+        check_fits(tokenizer, name, vocab_limit, max(facts['largest'].values()), text.source.name)
+    return tokenised
 
 
 def _join_sources(
     source_splits: tuple[dict[str, Split], ...], texts: list[_Text], rule: dict, seq_len: int
 ) -> dict[str, Split]:
     """The splits of the mixture. Raises InputError if one is empty although it has a share of the text."""
-    splits = {name: join_splits([each[name] for each in source_splits]) for name in SPLITS}
+    splits = source_splits[0]
+    if len(source_splits) > 1:
+        splits = {name: join_splits([each[name] for each in source_splits]) for name in SPLITS}
     for text, each in zip(texts, source_splits, strict=True):
         _check_not_empty(text.source.name, each, ['train'])
     source = texts[0].source.name

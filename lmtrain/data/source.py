@@ -16,7 +16,7 @@ from lmtrain.data.text_files import decode, text_lines
 from lmtrain.errors import InputError
 from lmtrain.files import local_path
 
-# Endings that are read in a directory without a file that TEXT_READERS names: a README beside data is not part of it.
+# Endings that are read in a directory without a file that DATA_ENDINGS names: a README beside data is not part of it.
 TEXT_ENDINGS = ('.md', '.rst', '.tex', '.html', '.py')
 
 
@@ -32,7 +32,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
 
     Args:
       source: 'python', 'tfds:NAME', or a file, directory or glob; relative paths start at `root`. A file is text unless
-        TEXT_READERS names its ending. In a directory, files with those endings are read, else those of TEXT_ENDINGS.
+        ROW_READERS names its ending. In a directory, files with those endings are read, else those of TEXT_ENDINGS.
       directory: data.cache, where TFDS datasets are prepared; data.source must not contain it.
       text_field: the column of jsonl, parquet and TFDS rows.
       document: 'file', 'line' or 'paragraph', for text.
@@ -48,10 +48,12 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
         choices = ', '.join(map(repr, DOCUMENT_SPLITTERS))
         raise InputError(f'data.document is {document!r}; it is one of {choices}')
     files, skipped = _find_files(source, root, directory)
+    split = DOCUMENT_SPLITTERS[document]
 
     def documents() -> Iterator[Document]:
         for path in files:
-            for text in _reader(path)(path, text_field, document):
+            reader = next((reader for ending, reader in ROW_READERS.items() if path.name.endswith(ending)), None)
+            for text in reader(path, text_field) if reader else split(path):
                 yield Document(text)
 
     return Source(source, files, documents, skipped)
@@ -126,28 +128,20 @@ def _list_directory(path: Path) -> tuple[list[Path], collections.Counter]:
         skipped['links to directories'] += sum(os.path.islink(os.path.join(parent, name)) for name in directories)
     candidates.sort()
     endings = next(
-        (each for each in (tuple(TEXT_READERS), TEXT_ENDINGS) if any(f.name.endswith(each) for f in candidates)), ()
+        (each for each in (DATA_ENDINGS, TEXT_ENDINGS) if any(f.name.endswith(each) for f in candidates)), ()
     )
     files = [file for file in candidates if file.name.endswith(endings)]
     skipped.update(file.suffix or 'no ending' for file in candidates if not file.name.endswith(endings))
     if not files:
         others = ', '.join(f'{count} {ending}' for ending, count in sorted(skipped.items()) if count) or 'no file'
         raise FileNotFoundError(
-            f'{path}: no file in this directory ends in {", ".join((*TEXT_READERS, *TEXT_ENDINGS))} (it has {others}): '
+            f'{path}: no file in this directory ends in {", ".join((*DATA_ENDINGS, *TEXT_ENDINGS))} (it has {others}): '
             f"select text files of any ending with a glob, such as data.source='{path}/**/*.ENDING'"
         )
     return files, skipped
 
 
-# --- reading files: (path, text_field, document) -> texts
-
-
-def _reader(path: Path) -> Callable[[Path, str, str], Iterator[str]]:
-    return next((reader for ending, reader in TEXT_READERS.items() if path.name.endswith(ending)), _read_txt)
-
-
-def _read_txt(path: Path, text_field: str, document: str) -> Iterator[str]:
-    return DOCUMENT_SPLITTERS[document](path)
+# --- reading text files: path -> texts
 
 
 def _whole_file(path: Path) -> Iterator[str]:
@@ -171,15 +165,18 @@ def _paragraphs(path: Path) -> Iterator[str]:
         yield '\n'.join(paragraph)
 
 
-def _read_jsonl(path: Path, text_field: str, document: str) -> Iterator[str]:
+# --- reading files of rows or games: (path, text_field) -> texts
+
+
+def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
     return (_text_of(row, text_field) for row in jsonl_rows(path, []))
 
 
-def _read_parquet(path: Path, text_field: str, document: str) -> Iterator[str]:
+def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
     return (_text_of(row, text_field) for row in parquet_rows(path, [text_field], 'data.text_field'))
 
 
-def _read_pgn(path: Path, text_field: str, document: str) -> Iterator[str]:
+def _read_pgn(path: Path, text_field: str) -> Iterator[str]:
     """The moves of each game and its result, without tags, move numbers, comments, annotations and variations."""
     moves: list[str] = []
     for _, text in text_lines(path):
@@ -209,13 +206,8 @@ def _text_of(row: Row, field: str) -> str:
 
 
 DOCUMENT_SPLITTERS = {'file': _whole_file, 'line': _lines, 'paragraph': _paragraphs}
-TEXT_READERS = {
-    '.txt': _read_txt,
-    '.jsonl': _read_jsonl,
-    '.jsonl.gz': _read_jsonl,
-    '.parquet': _read_parquet,
-    '.pgn': _read_pgn,
-}
+ROW_READERS = {'.jsonl': _read_jsonl, '.jsonl.gz': _read_jsonl, '.parquet': _read_parquet, '.pgn': _read_pgn}
+DATA_ENDINGS = ('.txt', *ROW_READERS)
 
 
 # --- TFDS

@@ -182,11 +182,11 @@ def batch_hash(batch: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()[:16]
 
 
-class prefetch:
+class Prefetch:
     """Iterates over (step, place(batch)) from step `start` on, computed up to `depth` steps ahead in a thread.
 
     Ends after the last step of a finite stream. An exception in the stream or in `place` is raised at the step where it
-    occurred. Use it in a `with` statement or call `close()`, which end the thread.
+    occurred. `close()`, which `contextlib.closing` calls, ends the thread.
 
     Attributes:
       waited: seconds that the consumer has waited so far.
@@ -239,9 +239,3 @@ class prefetch:
         """Ends the thread and drops the batches that are ready."""
         self._stopped.set()
         self._thread.join()
-
-    def __enter__(self) -> 'prefetch':
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()

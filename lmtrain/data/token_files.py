@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -37,13 +37,14 @@ class Part(NamedTuple):
     extra_bytes: np.ndarray
 
 
+@dataclass(frozen=True)
 class ByteColumn:
     """[n] int32: the bytes of text behind each token of a part, or behind the token `ahead` positions later."""
 
-    dtype = np.dtype(np.int32)
-
-    def __init__(self, part: Part, token_bytes: np.ndarray, ahead: int):
-        self.part, self.token_bytes, self.ahead = part, token_bytes, ahead
+    part: Part
+    token_bytes: np.ndarray
+    ahead: int
+    dtype: ClassVar = np.dtype(np.int32)
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
         tokens, irregular, extra_bytes = self.part.tokens, self.part.irregular, self.part.extra_bytes
@@ -106,11 +107,14 @@ class _SplitWriter:
             np.save(self._directory / f'{self._name}.{column}.npy', values)
 
 
-def write_tokens(source: Source, content: Content, tokenizer: Tokenizer, rule: dict, cache: Path) -> Path:
-    """The directory with the tokens of a source, written at the first call.
+def write_tokens(
+    source: Source, content: Content, tokenizer: Tokenizer, rule: dict, cache: Path
+) -> tuple[Path, dict[str, Any]]:
+    """(the directory with the tokens of a source, facts about them), written at the first call.
 
     Per split: NAME.tokens, NAME.begins.npy (document starts), NAME.irregular.npy and NAME.extra_bytes.npy (see `Part`).
-    Also validation.txt, the text of that split, and about.json, see `token_facts`.
+    Also validation.txt, the text of that split, and about.json, the facts: {'dtype' of the tokens, 'bytes' of text and
+    'largest' id of content, both {split: value}}.
     """
 
     def write(directory: Path) -> None:
@@ -134,12 +138,8 @@ def write_tokens(source: Source, content: Content, tokenizer: Tokenizer, rule: d
 
     own_begin = ['begin'] if tokenizer.begin_id != tokenizer.end_id else []
     name = key(BATCH_VERSION, 'extra_bytes', content.sha256, tokenizer.encoding, rule, *own_begin)
-    return build(cache / f'tokens-{name[:32]}', write)
-
-
-def token_facts(tokens: Path) -> dict:
-    """{'dtype' of the tokens, 'bytes' of text and 'largest' id of content, both {split: value}} of `write_tokens`."""
-    return read_json(tokens / 'about.json')
+    tokens = build(cache / f'tokens-{name[:32]}', write)
+    return tokens, read_json(tokens / 'about.json')
 
 
 def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
@@ -172,9 +172,9 @@ def pack_tokens(tokens: Path, seq_len: int, isolate: bool, gap: int, cache: Path
     return build(cache / f'rows-{name[:32]}', write)
 
 
-def load_splits(tokens: Path, packed: Path, weight: float) -> dict[str, Split]:
-    """The splits of one source, memory-mapped from the directories of `write_tokens` and `pack_tokens`."""
-    facts, splits = token_facts(tokens), {}
+def load_splits(tokens: Path, facts: dict, packed: Path, weight: float) -> dict[str, Split]:
+    """The splits of one source, memory-mapped from the results of `write_tokens` and `pack_tokens`."""
+    splits = {}
     for name in SPLITS:
         file = tokens / f'{name}.tokens'
         ids = np.memmap(file, facts['dtype'], 'r') if file.stat().st_size else np.zeros(0, facts['dtype'])

@@ -89,7 +89,7 @@ class Attention(nn.Module):
             own_keys = attend_chunked if gather else attend
             out_BTHK = own_keys(*operands, **options, backend=m.attention, hooks=inputs.hooks)
         out_BTD = out_BTHK.reshape(*x_BTD.shape[:2], m.num_heads * m.head_dim)
-        return Linear(m.width, m.has_bias('output'), self.output_stddev, name='output')(out_BTD, drop), cache
+        return Linear(m.width, 'output' in m.biases, self.output_stddev, name='output')(out_BTD, drop), cache
 
     def _project(self, x_BTD, inputs: AttentionInputs, drop):
         """(query [B, T, H, K], key, value [B, T, G, K]), normalised and rotated."""
@@ -99,17 +99,15 @@ class Attention(nn.Module):
             kind = 'rmsnorm1p' if m.norm == 'rmsnorm1p' else 'rmsnorm'
             return Norm(kind, m.norm_eps, False, name=f'{name}_norm')
 
-        products = shared_input_matmul(self, ('query', 'key', 'value'), x_BTD, inputs.hooks.column_parallel)
-
-        def project(name, heads):
-            y = Linear(heads * m.head_dim, m.has_bias(name), self.stddev, name=name)(x_BTD, drop, products.get(name))
+        num_heads = {'query': m.num_heads, 'key': m.num_kv_heads, 'value': m.num_kv_heads}
+        column_parallel, projections = inputs.hooks.column_parallel, []
+        products = shared_input_matmul(self, tuple(num_heads), x_BTD, column_parallel) if column_parallel else {}
+        for name, heads in num_heads.items():
+            y = Linear(heads * m.head_dim, name in m.biases, self.stddev, name=name)(x_BTD, drop, products.get(name))
             if m.qk_norm and m.qk_norm_over == 'projection' and name != 'value':  # OLMo 2, arXiv 2501.00656
                 y = norm(name)(y)
-            return y.reshape(*x_BTD.shape[:2], heads, m.head_dim)
-
-        query_BTHK = project('query', m.num_heads)
-        key_BTGK = project('key', m.num_kv_heads)
-        value_BTGK = project('value', m.num_kv_heads)
+            projections.append(y.reshape(*x_BTD.shape[:2], heads, m.head_dim))
+        query_BTHK, key_BTGK, value_BTGK = projections
         if m.qk_norm and m.qk_norm_over == 'head':  # arXiv 2302.05442
             query_BTHK, key_BTGK = norm('query')(query_BTHK), norm('key')(key_BTGK)
         if inputs.rotary is not None:

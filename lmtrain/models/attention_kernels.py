@@ -228,7 +228,7 @@ def visible(query_index, key_index, mask: AttentionMask):
 def with_prefix(visible_BTS, mask: AttentionMask):
     """bool [B or 1, T, P + S]: `visible_BTS` with the keys of the prefix before the others; see AttentionMask."""
     P = mask.prefix
-    if isinstance(mask.window, int) and not mask.window or not P:
+    if isinstance(mask.window, int) and not mask.window:
         return jnp.pad(visible_BTS, ((0, 0), (0, 0), (P, 0)), constant_values=True)
     near_BTP = P + mask.positions[:, :, None] - jnp.arange(P)[None, None] < mask.window
     visible_BTS = jnp.broadcast_to(visible_BTS, (len(near_BTP), *visible_BTS.shape[1:]))
@@ -279,18 +279,12 @@ def xla(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, *, softcap, scale
 
 def block_mask(mask: AttentionMask, start: int, stop: int, first: int, last: int):
     """bool [B or 1, stop - start, P + last - first], or None if every query of the block sees every key of it."""
-
-    def part(x_BT, begin, end):
-        return None if x_BT is None else x_BT[:, begin:end]
-
-    own = mask._replace(
-        query_segments=part(mask.query_segments, start, stop),
-        key_segments=part(mask.key_segments, first, last),
-        positions=part(mask.positions, start, stop),
-    )
+    ranges = {'query_segments': (start, stop), 'key_segments': (first, last), 'positions': (start, stop)}
+    columns = {name: getattr(mask, name) for name in ranges}
+    own = mask._replace(**{name: x_BT[:, slice(*ranges[name])] for name, x_BT in columns.items() if x_BT is not None})
     query_index = jnp.arange(start, stop)[None] if mask.query_index is None else mask.query_index
     visible_BTS = visible(query_index, jnp.arange(first, last)[None], own)
-    return None if visible_BTS is None else with_prefix(visible_BTS, own)
+    return with_prefix(visible_BTS, own) if mask.prefix and visible_BTS is not None else visible_BTS
 
 
 def cudnn(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, *, softcap, scale):

@@ -42,7 +42,7 @@ def fields_of(base: Mapping[str, Any], tokenizer, size: int, ends: Iterable[int]
       size: rows of the embedding; larger ids cannot be drawn and are omitted.
       ends: further tokens that end a text, beside those of the tokenizer and the base.
     """
-    pad = tokenizer.special_ids.get(tokenizer.config.get('pad_token'))
+    pad = tokenizer.special_ids.get(tokenizer.config.get('pad_token')) if tokenizer.config_json else None
     roles = {'bos_token_id': tokenizer.begin_id} | ({} if pad is None else {'pad_token_id': pad})
     fields = {name: token for name, token in roles.items() if token < size} | dict(base)
     every = dict.fromkeys((tokenizer.end_id, *base.get(END, ()), *ends))

@@ -59,7 +59,9 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x, drop=None, column_parallel=None):
         gated = self.activation in GATED
-        products = shared_input_matmul(self, ('up', 'gate') if gated else ('up',), x, column_parallel)
+        products = {}
+        if column_parallel:
+            products = shared_input_matmul(self, ('up', 'gate') if gated else ('up',), x, column_parallel)
         up = Linear(self.hidden, self.bias, self.stddev, name='up')(x, drop, products.get('up'))
         if gated:
             gate = Linear(self.hidden, self.bias, self.stddev, name='gate')(x, drop, products.get('gate'))
@@ -70,12 +72,12 @@ class FeedForward(nn.Module):
 
 
 def dropout(x_BTD, rate: float, key, row_B):
-    """Sets elements to zero with probability `rate` and scales the others by 1 / (1 - rate); identity if `key` is None.
+    """Sets elements to zero with probability `rate` and scales the others by 1 / (1 - rate).
 
     The key of a row is folded from its index `row_B` in the global batch, so the mask does not depend on how the batch
     is divided over devices or micro-batches.
     """
-    if key is None or rate == 0:
+    if rate == 0:
         return x_BTD
 
     def keep(row):

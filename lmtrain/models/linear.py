@@ -47,16 +47,15 @@ class Linear(nn.Module):
         bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32) if self.bias else None
         a, ia3_in, ia3_out = (self.get_variable('params', name) for name in ('lora_a', 'ia3_in', 'ia3_out'))
 
-        def flat(x):
-            # A product of two matrices: XLA:CPU takes twice as long, forward and backward, if x has more dimensions.
-            return x.reshape(-1, x.shape[-1])
-
+        shape = *x.shape[:-1], self.features
         if ia3_in is not None:
             x = x * jnp.expand_dims(ia3_in.astype(x.dtype), range(x.ndim - 1))
-        y = flat(x) @ kernel.astype(x.dtype) if product is None else flat(product)
+        # A product of two matrices: XLA:CPU takes twice as long, forward and backward, if x has more dimensions.
+        flat = -1, x.shape[-1]
+        y = x.reshape(flat) @ kernel.astype(x.dtype) if product is None else product.reshape(-1, self.features)
         if a is not None:
             b, scale, magnitude = (self.get_variable('params', f'lora_{name}') for name in ('b', 'scale', 'magnitude'))
-            low = flat(x if drop is None else drop(x, self.name)) @ a.astype(x.dtype)
+            low = (x if drop is None else drop(x, self.name)).reshape(flat) @ a.astype(x.dtype)
             y += (low * scale.astype(x.dtype)) @ b.astype(x.dtype)
             if magnitude is not None:
                 norm = column_norm(*map(jax.lax.stop_gradient, (kernel, a, b, scale)))
@@ -65,17 +64,17 @@ class Linear(nn.Module):
             y += bias.astype(x.dtype)[None]
         if ia3_out is not None:
             y *= ia3_out.astype(x.dtype)[None]
-        return y.reshape(*x.shape[:-1], self.features)
+        return y.reshape(shape)
 
 
 def shared_input_matmul(module: nn.Module, names: tuple[str, ...], x, column_parallel) -> dict:
     """{name: x . kernel, [..., F]} of the Linears `names` in `module`, which all read x; {} if each computes its own.
 
-    `column_parallel` is ShardingHooks.column_parallel or None. With IA3 every Linear scales its input by itself, so
-    the inputs differ.
+    `column_parallel` is ShardingHooks.column_parallel. With IA3 every Linear scales its input by itself, so the inputs
+    differ.
     """
-    leaves = {} if column_parallel is None else {name: module.get_variable('params', name) for name in names}
-    if not leaves or any('ia3_in' in own for own in leaves.values()):
+    leaves = {name: module.get_variable('params', name) for name in names}
+    if any('ia3_in' in own for own in leaves.values()):
         return {}
     kernels = [own['kernel'].astype(x.dtype) for own in leaves.values()]
     return dict(zip(names, column_parallel(x, kernels), strict=True))

@@ -48,10 +48,6 @@ def logits(hidden, kernel_DV, bias_V=None, softcap: float = 0.0, column_parallel
     else:
         flat = hidden.reshape(-1, hidden.shape[-1])
         out = product(flat, kernel_DV).reshape(*hidden.shape[:-1], -1)
-    return _capped(out, bias_V, softcap)
-
-
-def _capped(out, bias_V, softcap):
     if bias_V is not None:
         out += jnp.expand_dims(bias_V, range(out.ndim - 1))
     return softcap * jnp.tanh(out / softcap) if softcap else out
@@ -119,19 +115,16 @@ def log_likelihood(
     return values(operands)
 
 
-def _num_chunks(elements: int, positions: int) -> int:
-    """Number of chunks in which so many logits are computed."""
-    return min(-(-elements // MAX_SAVED_LOGITS), MAX_CHUNKS, positions)
-
-
-def _scan_chunks(chunks: int, function, carry, columns):
+def _scan_chunks(elements: int, function, carry, columns):
     """function(carry, columns) -> (carry, outputs), over chunks of the positions of columns {name: [B, T, ...]}.
 
-    Chunks divide T and not B, whose rows are on different devices. The last chunk is padded with zeros.
+    Each computes up to MAX_SAVED_LOGITS of `elements` logits, unless that makes more than MAX_CHUNKS. Chunks divide T
+    and not B, whose rows are on different devices. The last chunk is padded with zeros.
     """
-    if chunks == 1:
-        return function(carry, columns)
     B, T = next(iter(columns.values())).shape[:2]
+    chunks = min(-(-elements // MAX_SAVED_LOGITS), MAX_CHUNKS, T)
+    if chunks <= 1:
+        return function(carry, columns)
     C = -(-T // chunks)
 
     def split(x):
@@ -169,8 +162,8 @@ def _forward(operands, *, softcap, size, vocabulary, round_logits, max_saved):
         log_z = jnp.log(total) + top
         return None, (picked - log_z, log_z, None if saved_dtype is None else out)
 
-    chunks = 1 if saved_dtype is not None else _num_chunks(B * T * V, T)
-    return _scan_chunks(chunks, chunk, None, {name: operands[name] for name in ('hidden', 'targets')})[1]
+    elements = B * T * V if saved_dtype is None else 0
+    return _scan_chunks(elements, chunk, None, {name: operands[name] for name in ('hidden', 'targets')})[1]
 
 
 def _backward(operands, *, softcap, size, vocabulary, names):
@@ -205,7 +198,7 @@ def _backward(operands, *, softcap, size, vocabulary, names):
     rows = {name: operands[name] for name in per_position if name in operands}
     shapes = {'kernel': (D, V), 'bias': (V,)}
     zeros = {name: jnp.zeros(shapes[name], jnp.float32) for name in names if name != 'hidden'}
-    sums, hidden = _scan_chunks(1 if saved is not None else _num_chunks(B * T * V, T), chunk, zeros, rows)
+    sums, hidden = _scan_chunks(B * T * V if saved is None else 0, chunk, zeros, rows)
     grads = {} if hidden is None else {'hidden': vocabulary.all_sum(hidden)}
     grads |= {name: total.astype(operands[name].dtype) for name, total in sums.items()}
     return tuple(grads[name] for name in names)
@@ -230,7 +223,7 @@ class MaskedHead(nn.Module):
     @nn.compact
     def __call__(self, x):
         m = self.model
-        x = Linear(m.width, m.has_bias('head'), stddev(m.width), name='dense')(x)
+        x = Linear(m.width, 'head' in m.biases, stddev(m.width), name='dense')(x)
         x = (GATED | UNGATED)[m.activation](x)
-        x = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='norm')(x)
+        x = Norm(m.norm, m.norm_eps, 'norm' in m.biases, name='norm')(x)
         return x, self.param('bias', nn.initializers.zeros, (m.vocab_size,), jnp.float32)

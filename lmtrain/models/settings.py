@@ -1,6 +1,7 @@
 """The settings of a transformer, and the checks of their consistency."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ HEAD_KINDS = {
     'span': HeadKind(per_token=True),
     'none': HeadKind(),
 }
+BIASED = ('query', 'key', 'value', 'output', 'mlp', 'norm', 'head')  # what may have biases; 'mlp': its projections
 CHOICES = {
     'positions': ('rotary', 'learned', 'sinusoidal', 'none'),
     'norm': ('rmsnorm', 'layernorm', 'rmsnorm1p'),
@@ -112,9 +114,10 @@ class Settings:
             object.__setattr__(self, name, tuples(getattr(self, name)))  # JSON has lists
         self.check()
 
-    def has_bias(self, name: str) -> bool:
-        """Whether 'query', 'key', 'value', 'output', 'mlp' (its projections), 'norm' or 'head' has a bias."""
-        return self.bias or name in self.biased
+    @functools.cached_property
+    def biases(self) -> frozenset[str]:
+        """Those of BIASED that have a bias."""
+        return frozenset(BIASED if self.bias else self.biased)
 
     def local(self, layer: int) -> bool:
         """Whether a layer has a sliding window."""
@@ -159,10 +162,8 @@ class Settings:
             raise InputError(f'model.rotary_dim={self.rotary_dim} is more than model.head_dim={self.head_dim}')
         if self.rope_scaling:
             check_scaling(self.rope_scaling, self.rotary_dim or self.head_dim)
-        if unknown := set(self.biased) - {'query', 'key', 'value', 'output', 'mlp', 'norm', 'head'}:
-            raise InputError(
-                f'model.biased has {sorted(unknown)}: it may have query, key, value, output, mlp, norm, head'
-            )
+        if unknown := set(self.biased) - set(BIASED):
+            raise InputError(f'model.biased has {sorted(unknown)}: it may have {", ".join(BIASED)}')
         if any(not 0 <= layer < self.num_layers for layer in self.global_layers):
             raise InputError(f'model.global_layers={self.global_layers} are not all of {self.num_layers} layers')
         if not self.window and (self.global_layers or self.local_rope_theta):

@@ -36,10 +36,10 @@ class TaskHead(nn.Module):
             return {}
         x = x_BTD if HEAD_KINDS[m.head].per_token else pool(x_BTD, segment_ids, m.head_pool)
         if m.head_activation:
-            x = Linear(m.width, m.has_bias('head'), stddev(m.width), name='dense')(x)
+            x = Linear(m.width, 'head' in m.biases, stddev(m.width), name='dense')(x)
             x = ACTIVATIONS[m.head_activation](x)
             if m.head_activation != 'tanh':
-                x = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='norm')(x)
+                x = Norm(m.norm, m.norm_eps, 'norm' in m.biases, name='norm')(x)
         if m.head == 'none':
             return {'pooled': x}
         return {'logits': Linear(m.num_labels, m.head_bias, stddev(m.width), name='out')(x.astype(jnp.float32))}

@@ -74,7 +74,9 @@ class Transformer(Settings):
             stacks = tree.segments(params)
             outside = {name: leaves for name, leaves in params.items() if name not in stacks}
             params = params | hooks.gather_params('', outside)
-        variables = variables | {'params': virtual_tokens.materialise(params)}
+        if 'prompt' in params or 'prefix' in params:
+            params = virtual_tokens.materialise(params)
+        variables = variables | {'params': params}
         return Network(self).apply(variables, batch, rngs=rngs, **options)
 
     def init_cache(self, batch_size: int, length: int, dtype=None) -> dict[str, jax.Array]:
@@ -122,13 +124,13 @@ class Network(nn.Module):
             x_BTD += Embed(m.token_types, m.width, name='token_types')(jnp.pad(types_BT, ((0, 0), (P, 0))))
         x_BTD = x_BTD.astype(m.dtype)
         if m.embed_norm:
-            x_BTD = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='embed_norm')(x_BTD)
-        embed_key = None if key is None else jax.random.fold_in(key, m.num_layers)
-        x_BTD = dropout(x_BTD, m.dropout, embed_key, inputs.row_ids)
+            x_BTD = Norm(m.norm, m.norm_eps, 'norm' in m.biases, name='embed_norm')(x_BTD)
+        if key is not None:
+            x_BTD = dropout(x_BTD, m.dropout, jax.random.fold_in(key, m.num_layers), inputs.row_ids)
 
         x_BTD, cache = self.layers(x_BTD, inputs, key, cache, adapter_dropout)
         if m.norm_place != 'post':
-            x_BTD = Norm(m.norm, m.norm_eps, m.has_bias('norm'), name='final_norm')(x_BTD)
+            x_BTD = Norm(m.norm, m.norm_eps, 'norm' in m.biases, name='final_norm')(x_BTD)
         own = {} if m.head == 'lm' else TaskHead(m, name='task_head')(x_BTD, batch.get('segment_ids'))
         if prompt_PD is not None:
             P = prompt_PD.shape[0]
@@ -147,7 +149,7 @@ class Network(nn.Module):
             raise InputError(f'column tokens has dtype {batch["tokens"].dtype}, not an integer')
         segments = key_segments = batch.get('segment_ids')
         index = slots = None
-        pasts, before_B = chain(past)
+        pasts, before_B = chain(past) if past else ((), None)
         start_B1 = jnp.zeros((1, 1), jnp.int32)
         if hooks.position_offset:
             start_B1 = start_B1 + hooks.position_offset(T)
@@ -169,10 +171,10 @@ class Network(nn.Module):
             positions = positions + before_B[:, None]
         rotary = local_rotary = None
         if m.positions == 'rotary':
-            angles = {'rotary_dim': m.rotary_dim or m.head_dim}
-            if by_length(m.rope_scaling) and cache is not None:
+            angles, scaled = {'rotary_dim': m.rotary_dim or m.head_dim}, by_length(m.rope_scaling)
+            if scaled and cache is not None:
                 angles['length'] = length_B1 + shift
-            elif by_length(m.rope_scaling):
+            elif scaled:
                 gather = hooks.all_gather_sequence or (lambda x: x)
                 angles['length'] = shift + lengths(segments, gather(positions), key_segments)
             rotary = rotary_angles(positions + shift, theta=m.rope_theta, scaling=m.rope_scaling, **angles)
@@ -209,8 +211,13 @@ class Network(nn.Module):
         """
         m = self.model
         block = Block(m, parent=None)
-        stacks = self._init_stacks(block, x_BTD, inputs) if self.is_initializing() else self._read_stacks()
-        unrolled = m.unroll == m.num_layers and not self.is_initializing()
+        if self.is_initializing():
+            self._init_stacks(block, x_BTD, inputs)
+            return x_BTD, cache  # what follows needs its shape alone, which no layer changes
+        params, unrolled = self.variables['params'], m.unroll == m.num_layers
+        sizes = tree.segment_sizes(params)
+        if (total := sum(sizes.values())) != m.num_layers:
+            raise InputError(f'the parameters hold {total} layers, but model.num_layers={m.num_layers}')
 
         def apply_block(carry, params, i):
             x, cached = carry
@@ -222,20 +229,19 @@ class Network(nn.Module):
 
         carry = x_BTD, cache and (cache['key'], cache['value'])
         first = 0
-        for name, stack in stacks.items():
-            size = _num_layers(stack)
+        for name, size in sizes.items():
             layer = self._rematerialised(apply_block, name, inputs.hooks, unrolled)
             if unrolled:
                 # Split and not indexed: the gradient of a split is one concatenation, that of N indexings a sum of N
                 # arrays of the whole stack, each zero but for one layer.
-                leaves, treedef = jax.tree.flatten(stack)
+                leaves, treedef = jax.tree.flatten(params[name])
                 slices = zip(*(jax.lax.split(leaf, [1] * size) for leaf in leaves), strict=True)
                 for i, leaves in enumerate(slices, first):
                     carry = layer(carry, treedef.unflatten([leaf.squeeze(0) for leaf in leaves]), i)
             else:
                 indices = jnp.arange(first, first + size)
                 step = lambda carry, xs: (layer(carry, *xs), None)  # noqa: B023, E731
-                carry, _ = jax.lax.scan(step, carry, (stack, indices), unroll=min(m.unroll, size))
+                carry, _ = jax.lax.scan(step, carry, (params[name], indices), unroll=min(m.unroll, size))
             first += size
         x_BTD, cached = carry
         if cache is not None:
@@ -244,8 +250,8 @@ class Network(nn.Module):
             cache = cache | {'key': cached[0], 'value': cached[1], 'length': cache['length'] + added_B}
         return x_BTD, cache
 
-    def _init_stacks(self, block, x_BTD, inputs) -> dict:
-        """{'layers': initial parameters, stacked [N, ...]}; two segments if the first layer lacks a norm."""
+    def _init_stacks(self, block, x_BTD, inputs) -> None:
+        """Creates the parameters `layers`, stacked [N, ...], or two segments if the first layer lacks a norm."""
         m = self.model
 
         def init(key):
@@ -253,19 +259,12 @@ class Network(nn.Module):
             return jax.vmap(one)(jax.random.split(key, m.num_layers))
 
         if m.first_norm:
-            return {'layers': self.param('layers', init)}
+            self.param('layers', init)
+            return
         segments = tree.cut({'layers': init(self.make_rng('params'))}, (1, m.num_layers - 1))
         del segments['layers_0']['attention_norm']
-        return {name: self.param(name, lambda key, leaves=leaves: leaves) for name, leaves in segments.items()}
-
-    def _read_stacks(self) -> dict:
-        """{name: parameters stacked [n, ...]} of all segments of the layers, in order."""
-        params = self.variables['params']
-        stacks = {name: params[name] for name in tree.segments(params)}
-        total = sum(map(_num_layers, stacks.values()))
-        if total != self.model.num_layers:
-            raise InputError(f'the parameters hold {total} layers, but model.num_layers={self.model.num_layers}')
-        return stacks
+        for name, leaves in segments.items():
+            self.param(name, lambda key, leaves=leaves: leaves)
 
     def _rematerialised(self, apply_block, stack: str, hooks, unrolled: bool):
         """`apply_block` on gathered parameters, under jax.checkpoint with the policy that `model.remat` names.
@@ -315,7 +314,3 @@ class Network(nn.Module):
                 x_BTD, batch['targets'], kernel_DV, **options, size=m.vocab_size, hooks=hooks
             )
         return outputs
-
-
-def _num_layers(stack) -> int:
-    return jax.tree.leaves(stack)[0].shape[0]

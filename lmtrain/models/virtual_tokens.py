@@ -35,8 +35,7 @@ def materialise(params):
         x_PF = jnp.tanh(network['embedding'] @ network['up']['kernel'] + network['up']['bias'][None])
         flat_PNGK = jnp.tensordot(x_PF, network['down']['kernel'], 1) + network['down']['bias'][None]
         first = 0
-        for name in tree.segments(params):
-            n = jax.tree.leaves(params[name])[0].shape[0]
+        for name, n in tree.segment_sizes(params).items():
             key, value = (flat_PNGK[:, first : first + n, i].swapaxes(0, 1) for i in range(2))
             attention = params[name]['attention'] | {'prefix_key': key, 'prefix_value': value}
             params[name] = params[name] | {'attention': attention}

@@ -49,7 +49,8 @@ def shard_step(mesh: Mesh, specs: dict[str, P], dtype: str, function):
       (params, batch, key) -> (gradients with the shardings of the parameters, sums) on global arrays.
     """
     if mesh.size == 1:
-        hooks = ShardingHooks(attention_kernel=sharding.kernel(mesh), capability=sharding.capability(mesh))
+        kernel = sharding.kernel(mesh)
+        hooks = ShardingHooks(attention_kernel=kernel, capability=sharding.capability(mesh) if kernel else ())
         return lambda params, batch, key: function(params, batch, key, hooks)
     nested = mesh.shape['tensor'] > 1
 

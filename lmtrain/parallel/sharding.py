@@ -199,14 +199,13 @@ def rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 def place(mesh: Mesh):
     """A function (the rows of a batch that this process reads, numpy columns) -> the global batch on the devices."""
+    parts = mesh.shape['data'] * mesh.shape['fsdp']
+    mine = len(rows(mesh, parts))  # parts of the batch on this process
+    whole = mine == parts and mesh.shape['sequence'] == 1
 
-    def array(local):
-        parts = mesh.shape['data'] * mesh.shape['fsdp']
-        on, mine = column(mesh, local.ndim), len(rows(mesh, parts))  # parts of the batch on this process
+    def array(local, on):
         batch_size = len(local) // mine * parts
         own_rows = rows(mesh, batch_size)
-        if mine == parts and mesh.shape['sequence'] == 1:
-            return jax.device_put(local, on)
 
         def shard(index):
             first, stop, _ = index[0].indices(batch_size)
@@ -216,6 +215,9 @@ def place(mesh: Mesh):
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), on, shard)
 
     def put(batch: dict[str, np.ndarray]):
-        return {name: array(local) for name, local in batch.items()}
+        shardings = {name: column(mesh, local.ndim) for name, local in batch.items()}
+        if whole:
+            return jax.device_put(batch, shardings)
+        return {name: array(local, shardings[name]) for name, local in batch.items()}
 
     return put

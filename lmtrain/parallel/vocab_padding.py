@@ -31,7 +31,7 @@ def num_padding_rows(size: int, tensor: int) -> int:
 def pad(params: tree.Params, rows: int) -> tree.Params:
     """The parameters (arrays, may be traced) with `rows` more rows in the tables of the vocabulary."""
     leaves = tree.flatten(params)
-    for path, leaf in leaves.items() if rows else ():
+    for path, leaf in leaves.items():
         axis = TABLES.get(path, vocab_axis(path))
         if axis is not None:
             leaves[path] = jnp.pad(leaf, [(0, rows if i == axis else 0) for i in range(leaf.ndim)])

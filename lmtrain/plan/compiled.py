@@ -18,7 +18,6 @@ from lmtrain.errors import InputError
 from lmtrain.parallel import collectives, sharding
 from lmtrain.report import terminal
 from lmtrain.tasks import TASKS
-from lmtrain.training import sweep
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve, with_stand_in_text
 from lmtrain.training.run import Run
@@ -80,7 +79,7 @@ def planned(config, target: Target) -> Iterator[Run]:
 
 def unsupported(run: Run, kernel: str, target: Target) -> str:
     """The reason that the step cannot use an attention kernel of the target's GPUs, or ''."""
-    params = sweep.alone(run.shapes, run.members).params
+    params = run.initial.member_shapes.params
     return collectives.unsupported_on(
         kernel, run.config.data.seq_len, run.model, params, run.mesh, target.chip.capability
     )

@@ -59,7 +59,7 @@ class Events:
 
 
 class Writers:
-    """The files of one run, a context manager; only one process of a run may open them.
+    """The files of one run, until `close`; only one process of a run may open them.
 
     metrics.jsonl has what another run of the same config reproduces exactly, without times; timings.jsonl has times;
     tensorboard/ has both. Lines are appended: truncate the files to the step of the checkpoint before a resumed run
@@ -81,12 +81,6 @@ class Writers:
         self._folder, self._warn, self._broken = pathlib.Path(workdir), warn, set()
         self._files = {name: JsonLinesWriter(self._folder / name) for name in ('metrics.jsonl', 'timings.jsonl')}
         self._events = Events(self._folder / 'tensorboard', start) if tensorboard else None
-
-    def __enter__(self) -> 'Writers':
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def metrics(self, step: int, values: Mapping[str, Any], batch: str) -> None:
         """One line {'step', 'batch', *values} of metrics.jsonl. `batch` is the hash of the step's batch."""
@@ -173,25 +167,22 @@ class Means:
         }
 
 
+@dataclasses.dataclass
 class Meter:
     """Speed from one log point to the next, and the remaining time.
 
-    Args:
+    Attributes:
       tokens_per_step: positions of a global batch.
       flops_per_step: `cost.Flops.total`, over all devices.
       peak: FLOP/s of all devices together; None if unknown, then there is no MFU.
       clock: monotonic seconds.
     """
 
-    def __init__(
-        self,
-        tokens_per_step: int,
-        flops_per_step: float,
-        peak: float | None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self._tokens, self._flops, self._peak, self._clock = tokens_per_step, flops_per_step, peak, clock
-        self._first = None
+    tokens_per_step: int
+    flops_per_step: float
+    peak: float | None
+    clock: Callable[[], float] = time.monotonic
+    _first: tuple[float, float] | None = None  # time and progress of the first restart
 
     def restart(self, step: int, progress: float, waited: float) -> None:
         """Starts a window: before the first step, and after an evaluation or a compilation.
@@ -200,7 +191,7 @@ class Meter:
           progress: share of the budget that is spent.
           waited: seconds spent so far in waiting for data.
         """
-        self._window = self._clock(), step, waited
+        self._window = self.clock(), step, waited
         self._first = self._first or (self._window[0], progress)
 
     def read(self, step: int, progress: float, waited: float) -> dict[str, float]:
@@ -210,16 +201,16 @@ class Meter:
           {'seconds_per_step', 'tokens_per_second', 'flops_per_second', 'mfu' (share; only known chips), 'data_wait'
           (share of the time), 'seconds_left' (with evaluations at the rate so far), 'memory' (bytes, `peak_memory`)}.
         """
-        now = self._clock()
+        now = self.clock()
         begun, first_step, waited_before = self._window
         seconds, steps = max(now - begun, 1e-9), step - first_step
         speed = {
             'seconds_per_step': seconds / max(steps, 1),
-            'tokens_per_second': steps * self._tokens / seconds,
-            'flops_per_second': steps * self._flops / seconds,
+            'tokens_per_second': steps * self.tokens_per_step / seconds,
+            'flops_per_second': steps * self.flops_per_step / seconds,
         }
-        if self._peak:
-            speed['mfu'] = speed['flops_per_second'] / self._peak
+        if self.peak:
+            speed['mfu'] = speed['flops_per_second'] / self.peak
         since, progress_then = self._first
         spent = progress - progress_then
         speed['data_wait'] = min((waited - waited_before) / seconds, 1.0)
@@ -248,9 +239,9 @@ class Clock:
         return self.before + (time.monotonic() - self.begun if self.begun else 0.0)
 
     @property
-    def seconds_left(self) -> float | None:
-        """Seconds of the budget that are left; None for a budget of steps, whose time `Meter` estimates."""
-        return max(3600 * self.hours - self.elapsed, 0.0) if self.hours else None
+    def seconds_left(self) -> float:
+        """Seconds that are left of a budget in hours; `Meter` estimates those of a budget of steps."""
+        return max(3600 * self.hours - self.elapsed, 0.0)
 
     def spent(self, step: int) -> float:
         """Share of the budget after `step` updates; 1 is its end."""

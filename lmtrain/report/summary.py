@@ -39,10 +39,12 @@ def _remarks(run) -> list[str]:
     if fill := run.model.vocab_fill:
         text = f'{config.model.vocab_size:,} ids, and {fill} rows that mesh.tensor needs'
         notes.append(terminal.note('vocabulary', text))
-    if run.model.attention == 'auto' and run.unsupported_reason:
-        text = f'by XLA: {sharding.kernel(run.mesh)} {run.unsupported_reason}'
+    kernel = sharding.kernel(run.mesh)
+    if kernel and run.model.attention == 'auto' and run.unsupported_reason:
+        text = f'by XLA: {kernel} {run.unsupported_reason}'
         notes.append(terminal.note('attention', text))
-    if replicated := sharding.replicated(run.initial.member_shapes.params, run.mesh):
+    params = run.initial.member_shapes.params
+    if run.mesh.size > 1 and (replicated := sharding.replicated(params, run.mesh)):
         notes.append(terminal.note('replicated', replicated))
     evaluated, saved = config.evaluate.every_steps, config.checkpoint.every_steps
     if config.checkpoint.keep_best and saved < (run.total_steps or 0) <= math.lcm(evaluated, saved):

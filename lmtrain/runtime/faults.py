@@ -36,12 +36,6 @@ def inject(point: str, step: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def inject_before_step(step: int) -> None:
-    """The faults of a step."""
-    inject(STALL, step)
-    inject(RAISE, step)
-
-
 def fault_requested(point: str, step: int) -> bool:
     """Whether LMTRAIN_FAULT is `point@step`.
 

@@ -92,27 +92,27 @@ class Task:
     conversations: bool = False
     version: int = 1
 
-    @property
+    @functools.cached_property
     def reads_rows(self) -> bool:
         """Whether it reads rows (config.task) and not a text corpus (config.data)."""
         return self.encode is not None
 
-    @property
+    @functools.cached_property
     def predicts_tokens(self) -> bool:
         """Whether its targets are tokens, read from the vocabulary of the model."""
         return 'targets' in self.columns
 
-    @property
+    @functools.cached_property
     def has_classes(self) -> bool:
         """Whether its labels are classes."""
         return self.row_labels is not None
 
-    @property
+    @functools.cached_property
     def pools_rows(self) -> bool:
         """Whether there is one output for each row, and not one for each token."""
         return HEAD_KINDS[self.head].per_row
 
-    @property
+    @functools.cached_property
     def labels_words(self) -> bool:
         """Whether there is a class for each word: a row holds lists of words and of labels."""
         return self.has_classes and not self.pools_rows
@@ -144,4 +144,5 @@ def with_settings(function: Callable, settings: Mapping[str, Any]) -> functools.
       >>> with_settings(loss, {'head': 'classify', 'z_loss': 0.0}).keywords
       {'head': 'classify'}
     """
-    return functools.partial(function, **{name: x for name, x in settings.items() if has_setting(function, name)})
+    known = inspect.signature(function).parameters
+    return functools.partial(function, **{name: x for name, x in settings.items() if name in known})

@@ -51,13 +51,12 @@ def build(
     """
     mesh = sharding.mesh(**config.mesh, devices=devices)
     sharding.check_batch(config.data.batch_size, config.optimizer.accumulate, mesh)
-    model = Transformer(**config.model)
-    model = dataclasses.replace(
-        model, vocab_fill=vocab_padding.num_padding_rows(model.vocab_size, mesh.shape['tensor'])
-    )
+    fill = vocab_padding.num_padding_rows(config.model.vocab_size, mesh.shape['tensor'])
+    model = Transformer(**config.model, vocab_fill=fill)
     preflight.check_sizes(model, config.data.batch_size // jax.process_count(), config.data.seq_len)
     checks.check_task(config)
-    checks.check_mesh(config, mesh)
+    if mesh.size > 1:
+        checks.check_mesh(config, mesh)
     if device_memory is None:
         device_memory = min(multihost.all_gather_object(preflight.device_memory(mesh.local_devices[0])))
 
@@ -71,21 +70,25 @@ def build(
         samples.check(run)
     for split in ('train', 'validation'):
         run.stream(split)  # raises if the split is empty
-    evaluate.domains(run)
+    if config.evaluate.sources:
+        evaluate.domains(run)
     return run
 
 
 def _with_parts(config, mesh, model, base, corpus, device_memory) -> Run:
     """The run with the head of its task, its method and its objective, all shapes checked."""
     head = _task_head(config, model, base, corpus) if corpus else TaskHead(model, base)
-    tx = optimizer.optimizer(**config.optimizer, each=redistribute.for_each_matrix(mesh))
+    each = redistribute.for_each_matrix(mesh) if mesh.size > 1 else None
+    tx = optimizer.optimizer(**config.optimizer, each=each)
     initial = InitialState(config, mesh, head.model, head.base, _method(config, head, corpus), tx)
     checks.check_paths(config, initial.shapes.trainable, initial.shapes.params)
     params = initial.member_shapes.params
     checks.check_leaves(config, head.model, params, mesh)
-    sharding.replicated(params, mesh)  # raises if a rule does not cover a leaf
+    if mesh.size > 1:
+        sharding.replicated(params, mesh)  # raises if a rule does not cover a leaf
     run = Run(
         config=config,
+        task=TASKS[config.task.name],
         mesh=mesh,
         model=head.model,
         schedule=optimizer.schedule(**config.schedule),

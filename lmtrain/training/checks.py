@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from lmtrain import cost, optimizer, tree
+from lmtrain import optimizer, tree
 from lmtrain.adapt import leaves
+from lmtrain.cost import budget
 from lmtrain.errors import InputError
 from lmtrain.parallel import collectives
 from lmtrain.tasks import TASKS
@@ -13,7 +14,7 @@ from lmtrain.training import sweep
 
 def check_settings(config) -> None:
     """Raises InputError if a number is out of range or a name is unknown. Needs no base, data or device."""
-    cost.total_steps(config.budget, np.inf, np.inf)  # first: other numbers may follow from it
+    budget.total_steps(config.budget, np.inf, np.inf)  # first: other numbers may follow from it
     optimizer.schedule(**config.schedule)
     optimizer.optimizer(**config.optimizer)
     least = {'log.every_steps': 1, 'evaluate.every_steps': 1, 'evaluate.max_batches': 0}
@@ -52,7 +53,7 @@ def check_task(config) -> None:
         raise InputError(f'task.name = {task.name!r} with model.causal = False: answers are written by a causal model')
     if config.evaluate.sources and task.reads_rows:
         raise InputError(f"evaluate.sources with task.name = {task.name!r}: other texts are measured in 'text' alone")
-    new_head = task.pools_rows and config.model.head != task.head
+    new_head = config.model.head != task.head and task.pools_rows
     if new_head and causal and config.objective.pool == 'first':
         raise InputError(
             "objective.pool = 'first' with model.causal = True: the first token of a row has read nothing of it. Take "

@@ -41,8 +41,8 @@ def in_bits(sums: dict[str, float]) -> dict[str, float]:
 
 
 def change(before: dict[str, dict], after: dict[str, dict]) -> dict[str, Any]:
-    """{'domains': {source: {'before', 'after'}}}, the evaluations before and after a run; {} if there are none."""
-    return {'domains': {name: {'before': before[name], 'after': after[name]} for name in after}} if after else {}
+    """{'domains': {source: {'before', 'after'}}}, the evaluations before and after a run."""
+    return {'domains': {name: {'before': before[name], 'after': after[name]} for name in after}}
 
 
 def passes(run: Run, split: str, max_batches: int = 0) -> dict[str, tuple[float, Any]]:
@@ -66,13 +66,13 @@ def passes(run: Run, split: str, max_batches: int = 0) -> dict[str, tuple[float,
 def domains(run: Run) -> dict[str, Any]:
     """{source: its validation stream} of data.source and each of config.evaluate.sources, without a mixture.
 
-    {} if config.evaluate.sources is empty. Raises InputError if a source would train a tokenizer of its own.
+    Raises InputError if a source would train a tokenizer of its own.
     """
     settings, streams = run.config.data.to_dict() | {'mix': ()}, {}
-    if run.base and settings['tokenizer'] == 'base':
-        settings['tokenizer'] = str(run.base.tokenizer.absolute())
-    sources = run.config.evaluate.sources
-    for source in (run.config.data.source, *sources) if sources else ():
+    base = run.initial.base
+    if base and settings['tokenizer'] == 'base':
+        settings['tokenizer'] = str(base.tokenizer.absolute())
+    for source in (run.config.data.source, *run.config.evaluate.sources):
         corpus = data.prepare(**settings | {'source': source}, vocab_limit=run.config.model.vocab_size)
         if corpus.tokenizer.hash != run.corpus.tokenizer.hash:
             raise InputError(
@@ -102,11 +102,11 @@ def evaluate(eval_step, params, streams, place, stopped=lambda: None) -> dict[st
         if total is None:
             return None
         shares[name], rows[name], sums[name] = share, stream.num_rows, total
+    if len(sums) == 1:
+        return _in_bits_of_members(*sums.values())
     result = _in_bits_of_members(_mix(list(shares.values()), list(rows.values()), list(sums.values())))
-    if len(sums) > 1:
-        counts = {name: sum(float(np.mean(own[name])) for own in sums.values()) for name in ('targets', 'bytes')}
-        result |= counts | {'sources': {name: _in_bits_of_members(own) for name, own in sums.items()}}
-    return result
+    counts = {name: sum(float(np.mean(own[name])) for own in sums.values()) for name in ('targets', 'bytes')}
+    return result | counts | {'sources': {name: _in_bits_of_members(own) for name, own in sums.items()}}
 
 
 def _totals(eval_step, params, stream, place, stopped) -> dict[str, np.ndarray] | None:
@@ -128,12 +128,10 @@ def _totals(eval_step, params, stream, place, stopped) -> dict[str, np.ndarray] 
 
 
 def _mix(shares: list[float], rows: list[int], sums: list[dict]) -> dict[str, np.ndarray]:
-    """The expected sums of a row drawn from the mixture; of one source the sums themselves.
+    """The expected sums of a row drawn from the mixture.
 
     sum_i share_i / rows_i * sums_i, whose ratios are the means over a long stream of the mixture.
     """
-    if len(sums) == 1:
-        return sums[0]
     scaled = [(share / count, own) for share, count, own in zip(shares, rows, sums, strict=True)]
     return {name: sum(scale * own[name] for scale, own in scaled) for name in sums[0]}
 

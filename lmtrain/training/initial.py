@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,20 +48,21 @@ class InitialState:
     def shapes(self) -> TrainState:
         """The state as jax.ShapeDtypeStruct, with shardings."""
         shapes = self._abstract()
-        shardings = sweep.shardings(shapes, self.mesh, self.members)
+        if self.members:
+            shardings = sweep.shardings(shapes, self.mesh)
+        else:
+            shardings = sharding.shardings(shapes, self.mesh)
         add = lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on)  # noqa: E731
         return jax.tree.map(add, shapes, shardings)
 
     @functools.cached_property
     def member_shapes(self) -> TrainState:
         """The shapes of one run; in a sweep those of one member."""
-        return sweep.alone(self.shapes, self.members)
+        return sweep.alone(self.shapes) if self.members else self.shapes
 
     @functools.cached_property
-    def unpadded(self) -> TrainState | None:
-        """The shapes without the rows that pad the vocabulary for the mesh; None if there are none."""
-        if not self.model.vocab_fill:
-            return None
+    def unpadded(self) -> TrainState:
+        """The shapes without the rows that pad the vocabulary for the mesh."""
         model = dataclasses.replace(self.model, vocab_fill=0)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
         return vocab_padding.with_shardings(dataclasses.replace(self, model=model)._abstract(), shardings)
@@ -79,12 +81,13 @@ class InitialState:
         def one(key):
             params = with_task_head(self.model, key, base_params, self.config.data.seq_len)
             params = self.method.start(jax.random.fold_in(key, 2), params)
-            params = vocab_padding.pad(params, self.model.vocab_fill)
+            if self.model.vocab_fill:
+                params = vocab_padding.pad(params, self.model.vocab_fill)
             params = params if base_params is None else self.cast(params)
             return state.create(jax.random.fold_in(key, 1), params, self.trainable, self.tx)
 
         keys = jax.vmap(jax.random.key)(seeds)
-        return sweep.create(one, keys[0], keys[1:])
+        return sweep.create(one, keys[0], keys[1:]) if self.members else one(keys[0])
 
     def cast(self, params: tree.Params) -> tree.Params:
         """Trainable leaves in float32; frozen leaves of the base in config.init.frozen_dtype."""
@@ -95,18 +98,12 @@ class InitialState:
         return tree.join(tree.unflatten(frozen), trainable)
 
     def of_base(self, params: tree.Params) -> set[str]:
-        """The paths of `params` that the base has."""
-        if not self.base:
-            return set()
+        """The paths of `params` that the base, which there is, has."""
         shapes = jax.eval_shape(lambda x: tree.cut(x, self.method.cut) if self.method.cut else x, self.base.shapes)
         return tree.flatten(params).keys() & tree.flatten(shapes).keys()
 
-    def on_mesh(self) -> TrainState:
-        """The state before the first step, on the devices."""
-        return self._part_on_mesh(lambda state: state)
-
-    def _part_on_mesh(self, part):
-        """`part` of the state before the first step. The rest is never allocated."""
+    def on_mesh(self, part: Callable[[TrainState], Any] = lambda state: state) -> Any:
+        """The state before the first step, or `part` of it, on the devices; the rest is never allocated."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, part(self.shapes))
         # The seeds are arguments: runs that differ in their seed alone share a compiled program.
         seeds = np.array([self.config.seed, *(member.seed for member in self.members)], np.uint32)
@@ -121,17 +118,19 @@ class InitialState:
 
     def stored(self, whole: TrainState) -> TrainState:
         """The part of a state (or of its shapes) that a checkpoint stores: all but frozen leaves of the base."""
-        whole = vocab_padding.resize(whole, self.unpadded) if self.unpadded else whole
+        whole = vocab_padding.resize(whole, self.unpadded) if self.model.vocab_fill else whole
+        if not self.base:
+            return whole
         of_base = self.of_base(whole.frozen)
         own = {path: leaf for path, leaf in tree.flatten(whole.frozen).items() if path not in of_base}
         return whole.replace(frozen=tree.unflatten(own))
 
     def complete(self, stored: TrainState) -> TrainState:
         """The whole state from the stored part; the inverse of `stored`."""
-        stored = vocab_padding.resize(stored, self.shapes) if self.unpadded else stored
-        if not self.of_base(self.shapes.frozen):
+        stored = vocab_padding.resize(stored, self.shapes) if self.model.vocab_fill else stored
+        if not self.base or not self.of_base(self.shapes.frozen):
             return stored
-        frozen = tree.flatten(self._part_on_mesh(lambda state: state.frozen))
+        frozen = tree.flatten(self.on_mesh(lambda state: state.frozen))
         return stored.replace(frozen=tree.unflatten(frozen | tree.flatten(stored.frozen)))
 
 

@@ -1,5 +1,6 @@
 """The training loop: read the metrics of the previous step, evaluate, save, and only then take the next batch."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -36,7 +37,7 @@ class Loop:
         self.to_devices, self.on_cpu = sharding.place(run.mesh), jax.default_backend() == 'cpu'
         self.eval_step = run.eval_step()
         self.eval_streams = evaluate.passes(run, 'validation', run.config.evaluate.max_batches)
-        self.baselines = run.baselines()
+        self.baselines = {} if run.config.data.mask_rate else run.corpus.baselines()
         self.means = metrics.Means(extra.get('means', {}))
         self.all_max, self.stopping, self.spent_by_all = multihost.AsyncMax(), False, 0.0
 
@@ -46,7 +47,8 @@ class Loop:
         A collective, whose result is that of the previous call unless `now` (see AsyncMax).
         """
         signalled = float(bool(self.signals.received))
-        any_signalled, self.spent_by_all = self.all_max(signalled, self.clock.spent(self.step + 1), now=now)
+        spent = 0.0 if self.clock.total_steps else self.clock.spent(self.step + 1)  # of steps, all spend the same
+        any_signalled, self.spent_by_all = self.all_max(signalled, spent, now=now)
         self.stopping = self.stopping or bool(any_signalled)
         return self.stopping
 
@@ -73,7 +75,7 @@ class Loop:
         self.step_memory = max(self.step_memory, *map(hlo.compiled_bytes, programs.values()))
         if self.should_stop(now=True):
             self.stop()
-        with data.prefetch(self.parts.train_stream(), self.step, self._place) as batches:
+        with contextlib.closing(data.Prefetch(self.parts.train_stream(), self.step, self._place)) as batches:
             self.clock.start()
             self.meter.restart(self.step, progress, 0.0)
             return self._steps(state, train_step, batches, progress)
@@ -87,16 +89,19 @@ class Loop:
         Metrics of a step are read while the device computes the next one, so the host never waits for the device. On
         a CPU they are read at once: many steps in flight can deadlock simulated devices.
         """
-        pending = []
+        pending, every = [], self.parts.config.sdc_check_every
         while progress < 1.0:
             self.watchdog.expect('step')
             step, (batch, digest) = next(batches)
-            faults.inject_before_step(step + 1)
+            faults.inject(faults.STALL, step + 1)
+            faults.inject(faults.RAISE, step + 1)
             stopping = self.should_stop()
             # Processes must agree on the progress: under a budget in hours it is the largest of their clocks.
             progress = self.clock.spent(step + 1) if self.parts.total_steps else self.spent_by_all
-            state, measured = self._checked(train_step, step + 1)(state, batch, np.float32(progress))
             self.step = step + 1
+            check = every and self.step % every == 0
+            step_function = sdc.run_twice(train_step, self.step) if check else train_step
+            state, measured = step_function(state, batch, np.float32(progress))
             pending.append((self.step, progress, measured, digest, batches.waited))
             evaluate_now = progress >= 1.0 or self.step % self.parts.config.evaluate.every_steps == 0
             due = evaluate_now or stopping or self.checkpoints.due(self.step)
@@ -112,11 +117,6 @@ class Loop:
             if self.saved_at == self.step and self.stopping:
                 self.stop()
         return state
-
-    def _checked(self, train_step, step: int):
-        """The train step; every config.sdc_check_every steps it is run twice and compared."""
-        every = self.parts.config.sdc_check_every
-        return sdc.run_twice(train_step, step) if every and step % every == 0 else train_step
 
     def stop(self):
         """Ends a run that received a signal, after the last checkpoint is on the disk. Raises RunEnded."""
@@ -137,7 +137,7 @@ class Loop:
             return
         values |= self.means.take()
         speed = self.meter.read(step, progress, waited)
-        if self.clock.seconds_left is not None:
+        if self.clock.hours:
             speed['seconds_left'] = self.clock.seconds_left
         if self.writers:
             self.writers.metrics(step, values, digest)
@@ -168,7 +168,7 @@ class Loop:
             self.abort(f'the validation loss after step {self.step:,} is {self.validation["loss"]}')
 
     def domains(self, state) -> dict[str, Any]:
-        """The validation loss on this data and on each of config.evaluate.sources; {} if there are none."""
+        """The validation loss on this data and on each of config.evaluate.sources."""
         self.watchdog.expect('evaluate')
         streams = evaluate.domains(self.parts)
         return {
@@ -181,7 +181,7 @@ class Loop:
         self.watchdog.expect('save')
         extra = {'elapsed': self.clock.elapsed, 'validation': self.validation, 'evaluated_at': self.evaluated_at}
         extra |= {'means': self.means.state}  # of the steps since the last line
-        extra |= self.spent() | {'measured': self.measured(), 'cut': list(self.parts.method.cut)}
+        extra |= self.spent() | {'measured': self.measured(), 'cut': list(self.parts.initial.method.cut)}
         metric = self.validation['loss'] if self.evaluated_at == self.step else None  # never that of an older state
         self.checkpoints.save(self.parts.initial.stored(state), self.step, extra, metric)
         self.saved_at = self.step
@@ -216,4 +216,6 @@ class Loop:
             'cost': cost,
             'plan': summary.planned(self.parts),
         }
-        return results | sweep.results(self.parts.members, self.validation)
+        return results | (
+            sweep.results(self.parts.initial.members, self.validation) if self.parts.initial.members else {}
+        )

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from lmtrain import adapt, cost, data, optimizer, tree
+from lmtrain import data, optimizer, tree
+from lmtrain.cost import budget, flops, hardware, memory
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.template import Template
 from lmtrain.models import Transformer, attention_kernels, generation
 from lmtrain.parallel import collectives, redistribute, sharding
-from lmtrain.tasks import TASKS, Task
+from lmtrain.tasks import Task
 from lmtrain.tasks.prepare import TaskData
 from lmtrain.training import step, sweep
-from lmtrain.training.init_from import Base
 from lmtrain.training.initial import InitialState
 from lmtrain.training.state import TrainState
 
@@ -28,6 +28,7 @@ class Run:
 
     Attributes:
       config: resolved, see `resolve`.
+      task: the record of the task that it names.
       schedule: progress -> factor of the learning rate.
       initial: creates the first state, and knows which part of a state a checkpoint stores.
       objective: the loss, a functools.partial with its settings.
@@ -38,6 +39,7 @@ class Run:
     """
 
     config: ml_collections.ConfigDict
+    task: Task
     mesh: jax.sharding.Mesh
     model: Transformer
     schedule: Any
@@ -47,26 +49,6 @@ class Run:
     device_memory: int = 0
     output: str = 'logits'
     notes: tuple[str, ...] = ()
-
-    @property
-    def task(self) -> Task:
-        """The record of the task."""
-        return TASKS[self.config.task.name]
-
-    @property
-    def base(self) -> Base | None:
-        """The base whose parameters the run starts from; None if they are drawn."""
-        return self.initial.base
-
-    @property
-    def method(self) -> adapt.Method:
-        """The adaptation method."""
-        return self.initial.method
-
-    @property
-    def members(self) -> tuple[sweep.Member, ...]:
-        """The members of a sweep; () for one run."""
-        return self.initial.members
 
     @property
     def shapes(self) -> TrainState:
@@ -102,17 +84,18 @@ class Run:
     def fingerprints(self) -> dict[str, str]:
         """Hashes that a resumed run must find unchanged, beside its config."""
         fingerprints = {'data': self.corpus.fingerprint, 'tokenizer': self.corpus.tokenizer.hash}
-        return fingerprints | ({'base': self.base.hash} if self.base else {})
+        base = self.initial.base
+        return fingerprints | ({'base': base.hash} if base else {})
 
     @functools.cached_property
     def generation(self) -> dict[str, Any]:
         """The fields of generation_config.json; `eos_token_id` lists the tokens that end a text."""
-        of_base, tokenizer = self.base.generation if self.base else {}, self.corpus.tokenizer
+        base, tokenizer = self.initial.base, self.corpus.tokenizer
         ends = []
         if self.template:
             end = encoding.answer_end(tokenizer, self.template)
             ends = [encoding.common_answer_end(self.corpus.examples['train'], tokenizer) if end is None else end]
-        return generation.fields_of(of_base, tokenizer, self.model.vocab_size, ends)
+        return generation.fields_of(base.generation if base else {}, tokenizer, self.model.vocab_size, ends)
 
     @property
     def template(self) -> Template | None:
@@ -131,10 +114,10 @@ class Run:
     @functools.cached_property
     def total_steps(self) -> int | None:
         """Steps of the budget; None for a budget in hours."""
-        return cost.total_steps(self.config.budget, self.tokens_per_step, self.flops_per_step.total)
+        return budget.total_steps(self.config.budget, self.tokens_per_step, self.flops_per_step.total)
 
     @functools.cached_property
-    def flops_per_step(self) -> cost.Flops:
+    def flops_per_step(self) -> flops.Flops:
         """FLOPs of a step of all members, over all devices, with all keys of a row: of budgets and MFU."""
         return self._flops(block=None)
 
@@ -143,9 +126,9 @@ class Run:
         """FLOPs that the devices execute: recomputed products and the optimizer too, without blocks of masked keys."""
         return self._flops(block=None if self.mesh.shape['sequence'] > 1 else attention_kernels.BLOCK).executed
 
-    def _flops(self, block: int | None) -> cost.Flops:
+    def _flops(self, block: int | None) -> flops.Flops:
         config, shapes = self.config, self.shapes
-        flops = cost.flops_per_step(
+        counted = flops.flops_per_step(
             self.model,
             config.data.batch_size,
             self.tokens_per_step // config.data.batch_size,
@@ -158,18 +141,19 @@ class Run:
             keep_logits=self.keep_logits,
         )
         matrices = optimizer.matrices(config.optimizer.name, tree.flatten(shapes.trainable))
-        update = sum(
-            group.per_device * optimizer.newton_schulz_flops(group.rows, group.columns)
-            for group in redistribute.matrix_groups(matrices, self.specs, self.mesh)
-        )
-        # Devices that differ only in rows, or hold replicas of a matrix, repeat the same products.
-        flops = flops._replace(update=self.mesh.size * update)
-        return cost.Flops(*(max(len(self.members), 1) * part for part in flops))
+        if matrices:
+            update = sum(
+                group.per_device * optimizer.newton_schulz_flops(group.rows, group.columns)
+                for group in redistribute.matrix_groups(matrices, self.specs, self.mesh)
+            )
+            # Devices that differ only in rows, or hold replicas of a matrix, repeat the same products.
+            counted = counted._replace(update=self.mesh.size * update)
+        return flops.Flops(*(max(len(self.initial.members), 1) * part for part in counted))
 
     @property
     def peak_flops(self) -> float | None:
         """Peak FLOP/s of all devices together; None if the device is unknown."""
-        one = cost.peak_flops(self.mesh.devices.flat[0].device_kind, self.config.model.dtype)
+        one = hardware.peak_flops(self.mesh.devices.flat[0].device_kind, self.config.model.dtype)
         return one and one * self.mesh.size
 
     @functools.cached_property
@@ -199,22 +183,16 @@ class Run:
         See `ShardingHooks.keep_logits`.
         """
         possible = self.task.predicts_tokens and self.config.model.dtype == 'bfloat16'
-        return possible and self._memory(keep_logits=True)['total'] <= self.device_memory / 2
+        return possible and self.memory(keep_logits=True)['total'] <= self.device_memory / 2
 
-    def memory(self) -> dict[str, int]:
-        """Bytes on one device, by part: `cost.bytes_per_device`."""
-        return self._memory(self.keep_logits)
-
-    def _memory(self, keep_logits: bool) -> dict[str, int]:
+    def memory(self, keep_logits: bool | None = None) -> dict[str, int]:
+        """Bytes on one device, by part: `cost.bytes_per_device`. `keep_logits`: None is as in the step."""
+        keep_logits = self.keep_logits if keep_logits is None else keep_logits
         config, replicas = self.config, self.mesh.shape['data'] * self.mesh.shape['fsdp']
-        rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.members), 1)
+        rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.initial.members), 1)
         options = {axis: self.mesh.shape[axis] for axis in ('tensor', 'sequence')}
         options |= {'predicted': self.num_predicted, 'keep_logits': keep_logits, 'fused': self.attention != 'xla'}
-        return cost.bytes_per_device(self.shapes, self.model, rows, config.data.seq_len, **options)
-
-    def baselines(self) -> dict[str, float]:
-        """Bits per byte of the validation text under simpler models; {} for masked language modelling."""
-        return {} if self.config.data.mask_rate else self.corpus.baselines()
+        return memory.bytes_per_device(self.shapes, self.model, rows, config.data.seq_len, **options)
 
     def in_bits(self, values) -> dict[str, float]:
         """{'bits_per_byte'} of the metrics of a step, for the average bytes of a training token; {} for other tasks."""
@@ -245,8 +223,9 @@ class Run:
 
     def train_stream(self):
         """The batches of the train step; in a sweep of several orders those of all members side by side."""
-        orders = sweep.orders(self.members) or [self.config.seed]
-        streams = [self.stream('train', shuffle=True, seed=order) for order in orders]
+        if not self.initial.members:
+            return self.stream('train', shuffle=True)
+        streams = [self.stream('train', shuffle=True, seed=order) for order in sweep.orders(self.initial.members)]
         return sweep.Streams(streams) if len(streams) > 1 else streams[0]
 
     def batch_shapes(self) -> dict[int, dict[str, jax.ShapeDtypeStruct]]:
@@ -283,7 +262,7 @@ class Run:
             learning_rates=optimizer_config.learning_rates,
             clip=optimizer_config.clip,
         )
-        function = sweep.train_step(make, self.members, optimizer_config.learning_rate)
+        function = sweep.train_step(make, self.initial.members, optimizer_config.learning_rate)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
         jitted = jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
         progress = jax.ShapeDtypeStruct((), jnp.float32)
@@ -301,7 +280,7 @@ class Run:
     def eval_step(self):
         """The jitted function (params, batch) -> sums."""
         function = step.make_eval_step(self.model, self.objective, self.mesh, self.specs)
-        return jax.jit(sweep.eval_step(function, self.members, self.shapes.trainable))
+        return jax.jit(sweep.eval_step(function, self.shapes.trainable) if self.initial.members else function)
 
 
 def by_length(compiled: dict[int, Any]):

@@ -36,7 +36,7 @@ def prompts_of(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
 def _of_rows(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
     """The first validation rows up to their first answer, of those that leave room for it."""
     task, chosen = run.config.task, []
-    context = min(run.config.data.seq_len, run.model.max_len - _num_virtual_tokens(run))
+    context = min(run.config.data.seq_len, run.model.max_len - num_virtual_tokens(run.initial.member_shapes.params))
     for row in run.corpus.rows['validation'][:TRIED]:
         _, dialogue = conversation.read(row, tuple(task.text), task.label)
         if dialogue.messages and not dialogue.trained:
@@ -48,10 +48,6 @@ def _of_rows(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
         if len(chosen) == ROWS:
             break
     return chosen
-
-
-def _num_virtual_tokens(run: Run) -> int:
-    return num_virtual_tokens(run.initial.member_shapes.params)
 
 
 def settings(run: Run, ids: Sequence[list[int]]) -> dict[str, Any]:
@@ -72,7 +68,9 @@ def check(run: Run) -> None:
             options = settings(run, ids)
             prompts_ids = options.pop('prompts')
             sample.check_settings(**options)
-            sample.check_prompts(run.model, prompts_ids, options['vocab_size'], _num_virtual_tokens(run))
+            sample.check_prompts(
+                run.model, prompts_ids, options['vocab_size'], num_virtual_tokens(run.initial.member_shapes.params)
+            )
     except ValueError as error:
         raise InputError(f'config.sample: {error}') from None
 

@@ -76,11 +76,9 @@ def create(create: Callable[[jax.Array], TrainState], base: jax.Array, members: 
 
     Args:
       create: key -> the state of one run.
-      base: the key of the frozen leaves, and of a run without members.
+      base: the key of the frozen leaves.
       members: [W], the keys of the members.
     """
-    if not len(members):
-        return create(base)
     one, all_members = create(base), jax.vmap(create)(members)
     return all_members.replace(step=one.step, frozen=one.frozen)
 
@@ -100,25 +98,23 @@ def stacked(shapes: tree.Params, members: Sequence[Member]) -> tree.Params:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype), shapes)
 
 
-def alone(shapes: TrainState, members: Sequence[Member]) -> TrainState:
+def alone(shapes: TrainState) -> TrainState:
     """The shapes of the state of one member from those of all."""
-    return _by_axis(_without_axis, shapes) if members else shapes
+
+    def first(axis, part):
+        return part if axis is None else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), part)
+
+    return _by_axis(first, shapes)
 
 
-def _without_axis(axis, part):
-    return part if axis is None else jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), part)
-
-
-def shardings(shapes: TrainState, mesh, members: Sequence[Member]) -> TrainState:
+def shardings(shapes: TrainState, mesh) -> TrainState:
     """`sharding.shardings`: every member is sharded as it would be alone; the axis over members is not sharded."""
-    if not members:
-        return sharding.shardings(shapes, mesh)
 
     def lead(axis, part):
         add = lambda on: NamedSharding(mesh, PartitionSpec(None, *on.spec))  # noqa: E731
         return part if axis is None else jax.tree.map(add, part)
 
-    return _by_axis(lead, sharding.shardings(alone(shapes, members), mesh))
+    return _by_axis(lead, sharding.shardings(alone(shapes), mesh))
 
 
 def _by_axis(function, state: TrainState) -> TrainState:
@@ -156,10 +152,8 @@ def train_step(make: Callable[..., Callable], members: Sequence[Member], learnin
     return step
 
 
-def eval_step(alone: Callable, members: Sequence[Member], trainable: tree.Params) -> Callable:
+def eval_step(alone: Callable, trainable: tree.Params) -> Callable:
     """The function (params, batch) -> sums [W] from that of one run. The paths of `trainable` have the axis [W]."""
-    if not members:
-        return alone
     learning = tree.flatten(trainable)
 
     def step(params, batch):
@@ -202,15 +196,13 @@ def summary(evaluations: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def results(members: Sequence[Member], evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The part of results.json on a sweep, from a `summary`; {} if there are no members.
+    """The part of results.json on a sweep, from a `summary`.
 
     Returns:
       {'sweep': {'members': [{'seed', 'learning_rate', 'order', 'loss', ...}], 'intervals': [{'learning_rate', 'members'
       (how many), 'loss': [mean, low, high], ...}]}}, for every number of the evaluation. Members with one learning rate
       are repetitions of one experiment, so each learning rate has its own interval.
     """
-    if not members:
-        return {}
     names = [name for name in evaluation if name + SUFFIX in evaluation]
     rows = [
         member._asdict() | {name: evaluation[name + SUFFIX][index] for name in names}

@@ -60,13 +60,14 @@ def train(config, directory) -> dict[str, Any]:
         writers = None  # only process 0 writes
         if jax.process_index() == 0:
             _record_start(run, directory, resumed_from, changed)
-            writers = stack.enter_context(metrics.Writers(directory, config.log.tensorboard, extra['step'], live.print))
+            writers = metrics.Writers(directory, config.log.tensorboard, extra['step'], live.print)
+            stack.callback(writers.close)
         loop = Loop(run, checkpoints, signals, watchdog, writers, live, extra)
-        before = _evaluate_before(loop, state, directory)
+        before = _evaluate_before(loop, state, directory) if config.evaluate.sources else {}
         state = loop.run(state, compiling and compiling.result)
         watchdog.expect('save')
         checkpoints.wait()  # under the watchdog and the signal handlers
-        results = loop.results(state) | evaluate.change(before, loop.domains(state))
+        results = loop.results(state) | (evaluate.change(before, loop.domains(state)) if before else {})
         results |= {} if run.task.reads_rows else {'data': run.corpus.facts()}
         watchdog.expect('evaluate')
         if jax.process_index() == 0:
@@ -83,10 +84,13 @@ def _claim(stack: contextlib.ExitStack, run: Run, directory: Path) -> list[workd
     Returns the fields of the config that differ from the saved ones and may. Raises InputError, OSError.
     """
     config = run.config
-    facts = {'config': run.resolved, 'code': multihost.source_hash()} | versions() | run.fingerprints
-    multihost.assert_same(tree.flatten(facts))
+    several = jax.process_count() > 1
+    if several:
+        facts = {'config': run.resolved, 'code': multihost.source_hash()} | versions() | run.fingerprints
+        multihost.assert_same(tree.flatten(facts))
     workdir.check(directory, tree.size(run.shapes), config.checkpoint.keep_last + config.checkpoint.keep_best)
-    workdir.check_shared(directory)
+    if several:
+        workdir.check_shared(directory)
     preflight.check_memory(run.memory(), run.mesh.local_devices[0])
     stack.enter_context(workdir.exit_on_disk_full(directory))
     if jax.process_index():
@@ -117,9 +121,7 @@ def _record_start(run: Run, directory: Path, resumed_from: int | None, changed) 
 
 
 def _evaluate_before(loop: Loop, state, directory: Path) -> dict[str, Any]:
-    """The evaluation of each of config.evaluate.sources before the first step, kept in before.json; {} if none."""
-    if not loop.parts.config.evaluate.sources:
-        return {}
+    """The evaluation of each of config.evaluate.sources before the first step, kept in before.json."""
     path = directory / 'before.json'
     # Process 0 alone reads the folder: what it finds decides for all whether they evaluate.
     measured = {} if multihost.all_gather_object(path.exists())[0] else loop.domains(state)
@@ -145,4 +147,4 @@ def _sample_texts(run: Run, state, directory: Path) -> str:
             reason = 'The parameters of this run are divided over several processes'
             return f'{reason}: lmtrain generate --workdir={directory} makes texts of them in one.\n'
         state = jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
-    return samples.texts(run, sweep.member(state, 0).params if run.members else state.params)
+    return samples.texts(run, sweep.member(state, 0).params if run.initial.members else state.params)

@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import json
 import threading
 import time
@@ -11,7 +12,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from configs.base import get_config
-from lmtrain.data import COLUMNS, Stream, batch_hash, check_ids, hash_rng, prefetch, prepare
+from lmtrain.data import COLUMNS, Prefetch, Stream, batch_hash, check_ids, hash_rng, prepare
 
 once = examples(max_examples=40)
 
@@ -287,7 +288,7 @@ def threads():
 
 def test_prefetch_yields_steps_in_order(corpora):
     stream = Stream(corpora['causal'], 'train', 4, 0, True)
-    with prefetch(stream, 5, lambda batch: batch_hash(batch)) as ahead:
+    with contextlib.closing(Prefetch(stream, 5, lambda batch: batch_hash(batch))) as ahead:
         got = [next(ahead) for _ in range(20)]
         assert ahead.waited > 0
     assert got == [(step, batch_hash(stream.batch(step))) for step in range(5, 25)]
@@ -297,7 +298,7 @@ def test_prefetch_yields_steps_in_order(corpora):
 
 def test_prefetch_ends_with_stream(corpora):
     stream = Stream(corpora['causal'], 'validation', 2, 0, False)
-    steps = [step for step, _ in prefetch(stream, 0, lambda batch: batch)]
+    steps = [step for step, _ in Prefetch(stream, 0, lambda batch: batch)]
     assert steps == list(range(stream.steps_per_epoch))
     assert not threads()
 
@@ -311,7 +312,7 @@ def test_prefetch_raises_at_the_failing_step(corpora):
             raise RuntimeError('no room on the device')
         return batch
 
-    ahead = prefetch(stream, 0, place)
+    ahead = Prefetch(stream, 0, place)
     assert [next(ahead)[0] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(RuntimeError, match='no room on the device'):
         next(ahead)
@@ -320,7 +321,7 @@ def test_prefetch_raises_at_the_failing_step(corpora):
 
 def test_prefetch_depth_is_bounded(corpora):
     stream, placed = Stream(corpora['causal'], 'train', 4, 0, True), []
-    with prefetch(stream, 0, placed.append, depth=2) as ahead:
+    with contextlib.closing(Prefetch(stream, 0, placed.append, depth=2)) as ahead:
         next(ahead)
         until = time.monotonic() + 100
         while len(placed) < 2 and time.monotonic() < until:

@@ -84,5 +84,5 @@ def test_dropout_has_its_rate_and_keeps_the_mean():
     np.testing.assert_allclose(np.mean(np.asarray(dropped) == 0, axis=(1, 2)), [0.3] * 3, atol=0.015)
     np.testing.assert_array_equal(dropped[0], dropped[2])  # the mask is of the row's index in the global batch
     assert np.mean(np.asarray(dropped[0]) == np.asarray(dropped[1])) < 0.7
-    np.testing.assert_array_equal(dropout(x, 0.3, None, None), x)
+    np.testing.assert_array_equal(dropout(x, 0.0, jax.random.key(0), jnp.arange(3)), x)
     assert dropout(x.astype('bfloat16'), 0.3, jax.random.key(0), jnp.arange(3)).dtype == jnp.bfloat16

@@ -58,7 +58,7 @@ def test_json_numbers_are_exact(value):
 
 
 def test_files_of_a_run(tmp_path):
-    with metrics.Writers(tmp_path, tensorboard=True) as log:
+    with contextlib.closing(metrics.Writers(tmp_path, tensorboard=True)) as log:
         log.metrics(10, {'loss': jnp.float32(0.1), 'skipped': jnp.int32(0)}, batch='c0ffee')
         log.timings(10, {'tokens_per_second': 1234.5})
         log.validation(10, {'loss': 2.5, 'bits_per_byte': 1.25})
@@ -77,7 +77,7 @@ def test_files_of_a_run(tmp_path):
 
 
 def test_lines_are_flushed(tmp_path):
-    with metrics.Writers(tmp_path, tensorboard=False) as log:
+    with contextlib.closing(metrics.Writers(tmp_path, tensorboard=False)) as log:
         log.metrics(1, {'loss': 1.0}, batch='a')
         assert len(lines(tmp_path / 'metrics.jsonl')) == 1
     assert not (tmp_path / 'tensorboard').exists()
@@ -86,7 +86,7 @@ def test_lines_are_flushed(tmp_path):
 def test_second_start_appends(tmp_path):
     """Points up to the checkpoint stay, later ones are replaced, and a start without steps drops none."""
     for start, steps in ((0, range(1, 8)), (5, range(6, 9)), (8, ())):
-        with metrics.Writers(tmp_path, tensorboard=True, start=start) as log:
+        with contextlib.closing(metrics.Writers(tmp_path, tensorboard=True, start=start)) as log:
             for step in steps:
                 log.metrics(step, {'loss': float(start)}, batch='a')
     scalars, starts = events(tmp_path / 'tensorboard')
@@ -97,7 +97,7 @@ def test_second_start_appends(tmp_path):
 def test_metrics_are_deterministic(tmp_path):
     for name in 'ab':
         (tmp_path / name).mkdir()
-        with metrics.Writers(tmp_path / name, tensorboard=False) as log:
+        with contextlib.closing(metrics.Writers(tmp_path / name, tensorboard=False)) as log:
             for step in range(1, 5):
                 log.metrics(
                     step, {'loss': jnp.float32(1 / step), 'grad_norm': jnp.float32(step / 3)}, batch=f'{step:x}'
@@ -107,7 +107,7 @@ def test_metrics_are_deterministic(tmp_path):
 
 def test_full_disk_skips_lines(tmp_path):
     warnings = []
-    with metrics.Writers(tmp_path, tensorboard=True, warn=warnings.append) as log:
+    with contextlib.closing(metrics.Writers(tmp_path, tensorboard=True, warn=warnings.append)) as log:
         log.metrics(1, {'loss': 1.0}, batch='a')
         size = os.path.getsize(tmp_path / 'metrics.jsonl')
         with a_full_disk(size + 10):

@@ -157,7 +157,7 @@ def test_complete_checkpoint_needs_no_base_to_resume(folder, tmp_path, monkeypat
     """All of a model learnt: a second state, or the base, beside the restored one would be for nothing."""
     run = build.build(*resolve.resolve(on_base(folder, adapt__method='full')))
     copy = jax.tree.map(jax.numpy.copy, run.initial.on_mesh())
-    monkeypatch.setattr(type(run.base), 'load', lambda *_: pytest.fail('the base was loaded'))
+    monkeypatch.setattr(type(run.initial.base), 'load', lambda *_: pytest.fail('the base was loaded'))
     assert run.initial.complete(copy) is copy
 
 

@@ -176,7 +176,7 @@ def test_members_are_sharded_as_alone():
     mesh = sharding.mesh(2, 2, 2, 1)
     alone = sharding.shardings(jax.eval_shape(create, jax.random.key(0)), mesh)
     chosen = members(seeds=(0, 1, 2))
-    on = sweep.shardings(jax.eval_shape(first, chosen), mesh, chosen)
+    on = sweep.shardings(jax.eval_shape(first, chosen), mesh)
     assert alone.trainable['layers']['mlp']['up']['kernel'].spec == PartitionSpec(None, 'fsdp', 'tensor')
     assert on.trainable['layers']['mlp']['up']['kernel'].spec == PartitionSpec(None, None, 'fsdp', 'tensor')
     assert on.opt_state[0].mu['layers']['mlp']['up']['kernel'].spec == PartitionSpec(None, None, 'fsdp', 'tensor')

@@ -123,7 +123,7 @@ def two_ropes(fields: Fields, sizes: dict) -> dict:
 def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; the inverse of `settings`."""
     config = llama.common_fields(model) | rope_fields(model)
-    config |= {'attention_bias': model.has_bias('output'), 'hidden_act': 'gelu_pytorch_tanh'}
+    config |= {'attention_bias': 'output' in model.biases, 'hidden_act': 'gelu_pytorch_tanh'}
     if model.family == 'gemma':
         return config
     config['hidden_activation'] = config.pop('hidden_act')

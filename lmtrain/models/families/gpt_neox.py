@@ -60,7 +60,7 @@ def fields(model) -> dict:
         'rotary_pct': (model.rotary_dim or model.head_dim) / model.head_dim,
         'rope_scaling': rotary['rope_scaling'],
         'use_parallel_residual': model.parallel,
-        'attention_bias': model.has_bias('query'),
+        'attention_bias': 'query' in model.biases,
         'tie_word_embeddings': model.tied,
     }
 
@@ -86,7 +86,7 @@ def entries(model) -> list[Entry]:
             tuple(f'layers/{n}/{leaf}' for n in names) for leaf in ('scale' if norm else 'kernel', 'bias')
         )
         tensors.append(Entry(kernels, f'gpt_neox.layers.{{layer}}.{key}.weight', not norm, heads))
-        if norm or model.has_bias(names[0].split('/')[0].replace('attention', 'query')):
+        if norm or names[0].split('/')[0].replace('attention', 'query') in model.biases:
             tensors.append(Entry(biases, f'gpt_neox.layers.{{layer}}.{key}.bias', False, heads))
     # transformers 5 calls embed_out lm_head, and reads both.
     head = Entry(('head/kernel',), 'embed_out.weight', linear=True, also=('lm_head.weight',))

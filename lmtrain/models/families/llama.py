@@ -81,7 +81,7 @@ def settings(fields: Fields) -> dict:
 
 def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; the inverse of `settings`."""
-    biases = {'attention_bias': model.has_bias('output'), 'mlp_bias': model.has_bias('mlp')}
+    biases = {'attention_bias': 'output' in model.biases, 'mlp_bias': 'mlp' in model.biases}
     return common_fields(model) | rope_fields(model) | biases
 
 
@@ -150,6 +150,6 @@ def entries(model, norms=PRE_NORMS, projections=PROJECTIONS) -> list[Entry]:
         kernels, biases = (tuple(f'layers/{name}/{leaf}' for name in ours) for leaf in ('kernel', 'bias'))
         tensors.append(Entry(kernels, f'model.layers.{{layer}}.{theirs}.weight', linear=True))
         parent, name = ours[0].split('/')
-        if model.has_bias('mlp' if parent == 'mlp' else name):
+        if ('mlp' if parent == 'mlp' else name) in model.biases:
             tensors.append(Entry(biases, f'model.layers.{{layer}}.{theirs}.bias'))
     return tensors + ([] if model.tied else [Entry(('head/kernel',), 'lm_head.weight', linear=True)])

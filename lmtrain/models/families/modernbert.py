@@ -112,7 +112,7 @@ def fields(model) -> dict:
             'classifier_pooling': {ours: theirs for theirs, ours in POOLS.items()}[model.head_pool],
             'tie_word_embeddings': model.tied,
         }
-        | {theirs: model.has_bias(ours[0]) for theirs, ours in BIASED.items()}
+        | {theirs: ours[0] in model.biases for theirs, ours in BIASED.items()}
     )
 
 
@@ -152,4 +152,4 @@ def _biased(model, path: str, norm: bool) -> bool:
     if path == 'task_head/out':
         return True
     parent, _, name = path.removeprefix('layers/').partition('/')
-    return model.has_bias('norm' if norm else {'attention': name, 'mlp': 'mlp'}.get(parent, 'head'))
+    return ('norm' if norm else {'attention': name, 'mlp': 'mlp'}.get(parent, 'head')) in model.biases

@@ -27,7 +27,7 @@ def settings(fields: Fields) -> dict:
 
 def fields(model) -> dict:
     """The fields of config.json that a model's settings decide; the inverse of `settings`."""
-    return llama.common_fields(model) | rope_fields(model) | {'attention_bias': model.has_bias('output')}
+    return llama.common_fields(model) | rope_fields(model) | {'attention_bias': 'output' in model.biases}
 
 
 def entries(model) -> list[Entry]:

@@ -52,5 +52,5 @@ def fields(model) -> dict:
             'max_window_layers': model.num_layers,
             'layer_types': layer_types(model),
         }
-        | ({'attention_bias': model.has_bias('output')} if model.family == 'qwen3' else {})
+        | ({'attention_bias': 'output' in model.biases} if model.family == 'qwen3' else {})
     )
