@@ -10,4 +10,5 @@ failed=()
 "$VENV/bin/ruff" format --check --quiet . || failed+=('ruff format --check (run ruff format)')
 "$VENV/bin/ty" check --no-progress --output-format concise --python "$VENV" || failed+=('ty check')
 ((${#failed[@]} == 0)) || say "lmtrain: failed: $(printf '%s, ' "${failed[@]}" | sed 's/, $//'); the tests run, but the exit code is 1"
-"$VENV/bin/python" -m pytest -n logical --maxprocesses 8 "$@" && exit "$((${#failed[@]} > 0))"
+# A worker takes whole files: it then makes the fixtures of a file, and traces its programs, once.
+"$VENV/bin/python" -m pytest -n logical --maxprocesses 8 --dist loadfile "$@" && exit "$((${#failed[@]} > 0))"

@@ -322,7 +322,7 @@ MESHES = [(8, 1, 1, 1), (2, 2, 2, 1)]
 
 
 def test_sharded_equals_unsharded(config):
-    config.optimizer.accumulate, config.model.num_layers = 1, 2
+    config.optimizer.accumulate, config.model.num_layers, config.model.unroll = 1, 2, 1
     config.model.dropout = 0.1  # keyed by the global row
 
     def losses(devices, mesh):
