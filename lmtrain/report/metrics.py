@@ -239,9 +239,9 @@ class Clock:
         return self.before + (time.monotonic() - self.begun if self.begun else 0.0)
 
     @property
-    def seconds_left(self) -> float:
-        """Seconds that are left of a budget in hours; `Meter` estimates those of a budget of steps."""
-        return max(3600 * self.hours - self.elapsed, 0.0)
+    def seconds_left(self) -> float | None:
+        """Seconds of the budget that are left; None for a budget of steps, whose time `Meter` estimates."""
+        return max(3600 * self.hours - self.elapsed, 0.0) if self.hours else None
 
     def spent(self, step: int) -> float:
         """Share of the budget after `step` updates; 1 is its end."""

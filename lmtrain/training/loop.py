@@ -137,7 +137,7 @@ class Loop:
             return
         values |= self.means.take()
         speed = self.meter.read(step, progress, waited)
-        if self.clock.hours:
+        if self.clock.seconds_left is not None:
             speed['seconds_left'] = self.clock.seconds_left
         if self.writers:
             self.writers.metrics(step, values, digest)
