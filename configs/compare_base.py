@@ -1,6 +1,7 @@
 """The base of the default comparison: a smaller model than the quickstart's, with a longer context.
 
-Command: lmtrain compare --workdir=runs/compare (its first step; alone: lmtrain train --config=configs/compare_base.py)
+Command: lmtrain compare --workdir=runs/compare
+         lmtrain train --config=configs/compare_base.py  (alone, on the whole embedded corpus)
 Cost:    six minutes on two CPU cores
 Score:   bits per byte of held-out modules in WORKDIR/base/report.md; the arms are in WORKDIR/report.html
 """
