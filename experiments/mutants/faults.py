@@ -119,6 +119,8 @@ FAULTS = {
             "self.checkpoints.set_metric(self.step, self.validation['loss'])",
             'pass',
         ),
+        ('memory of an earlier start is forgotten', "before.get('peak_memory', 0)", '0'),
+        ('seconds of one device', '+ devices * now', '+ now'),
         ('tokens are those of the next step', "'tokens': self.step * run", "'tokens': (self.step + 1) * run"),
         (
             'the learning rate is one step late',
@@ -341,6 +343,27 @@ FAULTS = {
             "'moments': shard_bytes(state.opt_state)",
             "'moments': shard_bytes(state.opt_state) // 2",
         ),
+        ('layers without gradients keep activations', 'elements[policy] if flows else 0.0', 'elements[policy]'),
+        ('frozen matrices keep their inputs', "'frozen' if frozen and", "'none' if frozen and"),
+    ],
+    'lmtrain/cost/ledger.py': [
+        ('the other members of a sweep are free', '(members - 1) * flops', '0 * flops'),
+        ('a sweep is charged to its best member', "cost['executed_flops'] / members", "cost['executed_flops']"),
+        ('demonstrations are read for every row', 'flops.shared + rows * flops.cached', 'rows * flops.whole'),
+        ('prices divide', 'ratio * extra / saved', 'extra / saved / ratio'),
+        (
+            'the cached prompt pays for its demonstrations',
+            "'query_flops_cached' if cached else",
+            "'query_flops' if cached else",
+        ),
+        ('energy in kilojoules', '/ 3.6e6 * prices.kwh', '/ 3.6e3 * prices.kwh'),
+        ('what adapters add is not stored', 'if kind_of(path) or re.fullmatch', 'if re.fullmatch'),
+    ],
+    'lmtrain/cost/query.py': [
+        ('the last token of a choice is read', 'read(n - 1, context + n - 1, n - 1)', 'read(n, context + n, n)'),
+        ('LoRA is computed beside its kernel', 'if not (kinds[path] and kinds[path].is_matmul)', 'if True'),
+        ('a soft prompt is free', 'virtual + query.shared, query.classes', 'query.shared, query.classes'),
+        ('a head reads the last position alone', 'classes and query.row ', 'None '),
     ],
     'lmtrain/cost/hlo.py': [
         ('the body of a loop counts once', 'body * _trips(i, computations) if body', 'body if body'),

@@ -46,6 +46,7 @@ MIRRORS = (
     ('lmtrain/training/init_from.py', ('tests/training/test_sweep.py',)),
     ('lmtrain/training/build.py', ('tests/training/test_checks.py', 'tests/models/test_new_heads.py')),
     ('lmtrain/training/loop.py', ('tests/training/test_loop.py', 'tests/training/test_train.py')),
+    ('lmtrain/cost/query.py', ('tests/cost/test_ledger.py',)),
     ('lmtrain/plan/dry_run.py', ('tests/launch/test_train.py',)),
     ('lmtrain/training/evaluate.py', ('tests/training/test_run.py',)),
     ('lmtrain/training/run.py', ('tests/training/test_build.py',)),

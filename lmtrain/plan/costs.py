@@ -88,11 +88,12 @@ class Method(NamedTuple):
 
 
 class Training(NamedTuple):
-    """Tokens, and rows and length of a micro-batch."""
+    """Tokens, rows and length of a micro-batch, and why it is so many tokens."""
 
     tokens: float
     rows: int
     length: int
+    source: str
 
 
 def machine(target: hardware.Target | None, dtype: str) -> Machine:
@@ -157,32 +158,33 @@ class Costs:
             speed = self.machine.peak * self.machine.chips * self.config.plan.mfu
             steps = 3600 * self.config.budget.hours * speed / flops
         micro = max(1, rows // self.config.optimizer.accumulate // self.machine.chips)
-        return Training(steps * rows * length, micro, length)
+        return Training(steps * rows * length, micro, length, 'the budget of the recipe')
 
     def adaptation(self) -> Training:
         """The budget of a recipe that reads rows, else that of the workload."""
         if TASKS[self.config.task.name].reads_rows:
             return self.budget()
         length = self.row + ANSWER
-        return Training(self.workload.epochs * self.workload.train_rows * length, BATCH, length)
+        epochs, rows = self.workload.epochs, self.workload.train_rows
+        return Training(epochs * rows * length, BATCH, length, f'{epochs} epochs of {rows:,} rows')
 
     def pretraining(self) -> Training:
-        """What the base has read; if that is unknown, 20 tokens for each parameter."""
-        rows, length = self.config.data.batch_size, self.config.data.seq_len
-        tokens = scaling_laws.RATIO * tree.count(self.params)
+        """What the base has read; if that is unknown, `scaling_laws.RATIO` tokens for each parameter."""
         results = pathlib.Path(self.config.init.base) / 'results.json'
-        if self.base and self.base.config and not self.base.base and results.exists():
-            tokens = workdir.read(results)['cost']['tokens']
-        elif not self.base and not TASKS[self.config.task.name].reads_rows:
+        if not self.base and not TASKS[self.config.task.name].reads_rows:
             return self.budget()
-        return Training(tokens, max(1, rows // self.config.optimizer.accumulate), length)
+        tokens, source = scaling_laws.RATIO * tree.count(self.params), f'{scaling_laws.RATIO:g} for each parameter'
+        if self.base and self.base.config and not self.base.base and results.exists():
+            tokens, source = workdir.read(results)['cost']['tokens'], 'those of the base'
+        rows, length = self.config.data.batch_size, self.config.data.seq_len
+        return Training(tokens, max(1, rows // self.config.optimizer.accumulate), length, source)
 
     def continual(self) -> Training:
         """The budget of a recipe that reads a text from a base on, else a share of that of the base."""
         if self.base and not TASKS[self.config.task.name].reads_rows:
             return self.budget()
         training = self.pretraining()
-        return training._replace(tokens=CONTINUAL * training.tokens)
+        return training._replace(tokens=CONTINUAL * training.tokens, source=f'{CONTINUAL:.0%} of pretraining')
 
     # Rows of the table
 

@@ -6,7 +6,6 @@ from lmtrain import tree
 from lmtrain.cost import hardware, ledger
 from lmtrain.plan.costs import ANSWER, Costs, Way, Workload, machine
 from lmtrain.report import terminal
-from lmtrain.tasks import TASKS
 
 
 def page(config, workload: Workload, target: hardware.Target | None) -> str:
@@ -77,7 +76,7 @@ def _break_even(queries: list[Way], created: list[Way]) -> str:
     prompt = {'train_flops': 0.0, 'selection_flops': 0.0}
     prompt |= {'query_flops': whole.query, 'query_flops_cached': cached.query}
     parts = []
-    for way in created[1:-2]:
+    for way in created[1:-2]:  # without the search before the methods and the pretraining after them
         own = {'train_flops': way.create, 'selection_flops': 0.0}
         own |= dict.fromkeys(('query_flops', 'query_flops_cached'), way.query)
         counts = (ledger.break_even(prompt, own, cached=kept) for kept in (False, True))
@@ -88,17 +87,19 @@ def _break_even(queries: list[Way], created: list[Way]) -> str:
 
 def _notes(costs: Costs, queries: list[Way], created: list[Way]) -> str:
     """What the numbers assume, and when training breaks even."""
-    w, config, adaptation = costs.workload, costs.config, costs.adaptation()
-    rows = f'{w.epochs} epochs of {w.train_rows:,} rows'
-    training = 'the budget of the recipe' if TASKS[config.task.name].reads_rows else rows
-    pretraining, continual = (terminal.number(each.tokens) for each in (costs.pretraining(), costs.continual()))
+    w = costs.workload
+
+    def tokens(training) -> str:
+        return f'{terminal.number(training.tokens)} tokens: {training.source}'
+
     answers = f'{w.classes} answers of {ANSWER}; a demonstration has {costs.row + ANSWER}'
     search = f'{w.candidates} prompts on {w.selection} rows, demonstrations encoded once for all rows'
     lines = [
         ('query', f'{costs.row} tokens, {answers if costs.model.causal else f"{w.classes} classes"}'),
         *([('search', search)] if queries else []),
-        ('methods', f'{training}: {terminal.number(adaptation.tokens)} tokens'),
-        ('text', f'{pretraining} tokens of pretraining, {continual} of continual pretraining'),
+        ('methods', tokens(costs.adaptation())),
+        ('continual', tokens(costs.continual())),
+        ('base', tokens(costs.pretraining())),
         ('time', 'of one query if nothing is trained, else to create; so is the money'),
     ]
     if even := _break_even(queries, created):

@@ -71,6 +71,7 @@ def test_pretraining_is_that_of_the_base(capsys, text, tmp_path):
     capsys.readouterr()
     base = f'--config.init.base={tmp_path / "run"}'
     shown = page(capsys, '--config=tiny', base, '--target=h100:1', '--config.budget.steps=3')
-    assert f'  text       {2 * 8 * 32} tokens of pretraining, {3 * 8 * 32} of continual pretraining' in shown
+    assert f'  base       {2 * 8 * 32} tokens: those of the base' in shown
+    assert f'  continual  {3 * 8 * 32} tokens: the budget of the recipe' in shown
     other = page(capsys, '--config=instruct', base, '--target=h100:1')
-    assert f'{2 * 8 * 32} tokens of pretraining, 5.12 of' in other and row(other, 'pretraining')[0] == '41.2k'
+    assert '  continual  5.12 tokens: 1% of pretraining' in other and row(other, 'pretraining')[0] == '41.2k'
