@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lmtrain.errors import InputError
 
@@ -53,26 +54,26 @@ class Difference(NamedTuple):
     detectable: float | None
 
 
-def standard_error(values: Sequence[float]) -> float | None:
+def standard_error(values: ArrayLike) -> float | None:
     """The standard error of the mean of independent values; None for fewer than two.
 
     >>> round(standard_error([True, False, True, True, False]), 4)  # sqrt(0.6 x 0.4 / 4)
     0.2449
     """
-    values = np.asarray(values, np.float64)
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    numbers = np.asarray(values, np.float64)
+    return float(np.std(numbers, ddof=1)) / math.sqrt(len(numbers)) if len(numbers) > 1 else None
 
 
-def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """Student's t interval of the mean of independent repetitions, such as one score per seed."""
-    mean, error = float(np.mean(values)), standard_error(values)
+    mean, error = float(np.mean(np.asarray(values, np.float64))), standard_error(values)
     if error is None:
         return Estimate(mean, None, None, None)
-    half = _t(len(values) - 1, confidence) * error
+    half = _t(np.size(values) - 1, confidence) * error
     return Estimate(mean, error, mean - half, mean + half)
 
 
-def proportion(hits, confidence: float = CONFIDENCE) -> Estimate:
+def proportion(hits: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """The Wilson interval of a proportion, such as an accuracy. It lies in [0, 1], and has a width at 0 and 1 as well.
 
     Over seeds and rows, N is replaced by the effective sample size p (1 - p) / stderr^2, and the normal quantile by
@@ -86,15 +87,15 @@ def proportion(hits, confidence: float = CONFIDENCE) -> Estimate:
     >>> [round(x, 3) for x in proportion([True] * 8 + [False] * 2)[2:]]
     [0.49, 0.943]
     """
-    hits = _binary(hits)
-    mean = float(hits.mean())
-    if hits.ndim == 1 or len(hits) == 1 or mean in (0.0, 1.0) or hits.shape[1] < 2:
+    values = _binary(hits)
+    mean = float(values.mean())
+    if values.ndim == 1 or len(values) == 1 or mean in (0.0, 1.0) or values.shape[1] < 2:
         from scipy import stats  # late: a second
 
-        row = hits[:, 0] if hits.ndim == 2 and hits.shape[1] == 1 else np.atleast_2d(hits)[0]
+        row = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else np.atleast_2d(values)[0]
         low, high = stats.binomtest(int(row.sum()), row.size).proportion_ci(confidence, method='wilson')
         return Estimate(mean, standard_error(row), float(low), float(high))
-    stderr, freedom = _crossed_error(components(hits), *hits.shape)
+    stderr, freedom = _crossed_error(components(values), *values.shape)
     z2 = _t(freedom, confidence) ** 2
     size = mean * (1 - mean) / stderr**2
     centre = (mean + z2 / (2 * size)) / (1 + z2 / size)
@@ -102,7 +103,7 @@ def proportion(hits, confidence: float = CONFIDENCE) -> Estimate:
     return Estimate(mean, stderr, centre - half, centre + half)
 
 
-def components(values) -> Components:
+def components(values: ArrayLike) -> Components:
     """Variance components of crossed random effects, by the method of moments on the analysis of variance.
 
     The model is value[s, r] = mean + seed[s] + row[r] + residual[s, r], all four independent. The expectations of the
@@ -125,7 +126,7 @@ def components(values) -> Components:
     return Components(*excess, squares[2], squares)
 
 
-def crossed_mean(values, confidence: float = CONFIDENCE) -> Estimate:
+def crossed_mean(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """The interval of a mean over seeds and rows, both random and crossed: for new seeds on new rows.
 
     The squared standard error is seeds / W + rows / N + residual / (W N) with the variances of `components`, that is
@@ -159,7 +160,7 @@ def _crossed_error(variances: Components, num_seeds: int, num_rows: int) -> tupl
 
 
 def bootstrap_difference(
-    first, second, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+    first: ArrayLike, second: ArrayLike, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
 ) -> Estimate:
     """The paired bootstrap's percentile interval of the mean of `first - second` (Efron and Tibshirani 1993, ch. 13).
 
@@ -204,7 +205,7 @@ def _resampled_means(values: np.ndarray, rng: np.random.Generator, resamples: in
     return np.concatenate(sums) / len(values)
 
 
-def mcnemar(first, second) -> float:
+def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
     """The two-sided p of McNemar's exact test that two arms are right equally often on the same rows [N].
 
     Of the rows that one arm alone has right, each is the first arm's with probability one half (McNemar 1947,
@@ -224,7 +225,7 @@ def mcnemar(first, second) -> float:
     return float(stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
-def compare(first, second, *, seed: int = 0) -> Difference:
+def compare(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Difference:
     """The difference between two arms on the same rows: interval, p and the smallest detectable difference.
 
     Of one seed: paired bootstrap, and for right or wrong McNemar's exact test and its power, else the paired t test. If
@@ -244,7 +245,7 @@ def compare(first, second, *, seed: int = 0) -> Difference:
             rows, discordance = values.shape[1], float(np.mean(values != 0))
             p = mcnemar(np.reshape(first, -1), np.reshape(second, -1))
             return Difference(*estimate, p, detectable_difference(rows, discordance))
-        stderr, freedom = estimate.stderr, values.shape[1] - 1
+        stderr, freedom = standard_error(values[0]) or 0.0, values.shape[1] - 1
     else:
         estimate = crossed_mean(values)
         stderr, freedom = _crossed_error(components(values), *values.shape)
@@ -316,7 +317,7 @@ def detectable_difference(rows: int, discordance: float, power: float = 0.8, alp
     return float(optimize.brentq(missing, 1e-9, 1.0, xtol=1e-6))
 
 
-def spread(values: Sequence[float], *, seed: int = 0, confidence: float = CONFIDENCE) -> dict[str, Any]:
+def spread(values: ArrayLike, *, seed: int = 0, confidence: float = CONFIDENCE) -> dict[str, Any]:
     """How much a score depends on a choice, such as the order of demonstrations: one value for each draw of it.
 
     Returns:
@@ -324,18 +325,25 @@ def spread(values: Sequence[float], *, seed: int = 0, confidence: float = CONFID
       'intervals': {'stdev': [low, high], '0.05': [low, high], ...}}, the last by the percentile bootstrap. 'worst' is
       the smallest value. Without a second value, 'stdev' and intervals are None.
     """
-    values = np.asarray(values, np.float64)
-    _, _, *ends = t_interval(values, confidence)
-    result = {'n': len(values), 'mean': float(values.mean()), 'stdev': None, 'worst': float(values.min())}
-    result |= {'best': float(values.max()), 'interval': ends if len(values) > 1 else None}
-    names = [f'{quantile:g}' for quantile in QUANTILES]
-    result |= {'quantiles': dict(zip(names, np.quantile(values, QUANTILES).tolist(), strict=True)), 'intervals': None}
-    if len(values) > 1:
-        drawn = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values)))
+    numbers = np.asarray(values, np.float64)
+    _, _, *ends = t_interval(numbers, confidence)
+    several, names = len(numbers) > 1, [f'{quantile:g}' for quantile in QUANTILES]
+    spans = None
+    if several:
+        drawn = np.random.default_rng(seed).choice(numbers, (RESAMPLES, len(numbers)))
         statistics = np.vstack([drawn.std(1, ddof=1), np.quantile(drawn, QUANTILES, axis=1)])
-        spans = np.quantile(statistics, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1).T.tolist()
-        result |= {'stdev': float(values.std(ddof=1)), 'intervals': dict(zip(['stdev', *names], spans, strict=True))}
-    return result
+        bounds = np.quantile(statistics, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1).T.tolist()
+        spans = dict(zip(['stdev', *names], bounds, strict=True))
+    return {
+        'n': len(numbers),
+        'mean': float(numbers.mean()),
+        'stdev': float(numbers.std(ddof=1)) if several else None,
+        'worst': float(numbers.min()),
+        'best': float(numbers.max()),
+        'interval': ends if several else None,
+        'quantiles': dict(zip(names, np.quantile(numbers, QUANTILES).tolist(), strict=True)),
+        'intervals': spans,
+    }
 
 
 def _t(freedom: float, confidence: float) -> float:
@@ -345,7 +353,7 @@ def _t(freedom: float, confidence: float) -> float:
     return float(stdtrit(freedom, 0.5 + confidence / 2))
 
 
-def _binary(hits) -> np.ndarray:
+def _binary(hits: ArrayLike) -> np.ndarray:
     """Hits as floats [N] or [W, N]. Raises InputError for other values and shapes."""
     hits = np.asarray(hits, np.float64)
     if hits.ndim not in (1, 2) or not hits.size or not np.isin(hits, (0, 1)).all():
@@ -353,7 +361,7 @@ def _binary(hits) -> np.ndarray:
     return hits
 
 
-def _paired(first, second) -> np.ndarray:
+def _paired(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     """first - second [W, N]; an arm of one seed is repeated. Raises InputError if the rows or seeds differ."""
     first, second = (np.atleast_2d(np.asarray(arm, np.float64)) for arm in (first, second))
     seeds = {len(first), len(second)} - {1}
