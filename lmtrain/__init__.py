@@ -15,8 +15,8 @@ Modules in import order: each imports only from those above it.
     parallel/      mesh, partition rules, placement, collectives of a train step
     cost/         FLOPs, memory, budgets, hardware, compiled programs, exchanged bytes; the ledger of an arm
     report/        metrics, terminal, plots, report.md, provenance
-    inference/     sampling with a KV cache, prompting, likelihood of choices
-    evaluation/    predictions of a model on a split, their score, and its statistics
+    inference/     sampling with a KV cache; prompting with demonstrations, likelihood of choices, prompt search
+    evaluation/    evaluation tasks as files; predictions on a split, scores, and their statistics
     training/      from a config to a trained model: resolve, build, run, step, loop; load and export
     plan/          memory, time and cost of a run that is not started, here or on machines that are not present
     compare/       prompting and training on the same rows: arms, trials, selection, test stage, report

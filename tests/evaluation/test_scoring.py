@@ -14,6 +14,7 @@ def test_exact(text, answers, score):
 
 def test_normalised_match_takes_the_best_answer():
     scores = scoring.normalised('the Eiffel Tower, Paris', ['A tower', 'Eiffel tower'])
+    assert scoring.normalised('a tower', ['The tower!', 'Eiffel tower'])['normalised_match'] == 1
     assert scores['normalised_match'] == 0 and scores['word_f1'] == pytest.approx(0.8)  # 2 x 2 / (3 + 2)
 
 
