@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = tuple('jax jaxlib flax optax orbax-checkpoint tokenizers numpy torch transformers peft'.split())
 BLOCK = re.compile(r'(<!-- results: ([a-z0-9_]+) -->\n).*?(<!-- end -->)', re.DOTALL)
 HEADLINE_BLOCK = re.compile(r'(<!-- headlines -->\n).*?(<!-- end -->)', re.DOTALL)
+ANSWER_BLOCK = re.compile(r'(<!-- answer -->\n).*?(<!-- end -->)', re.DOTALL)
 # (experiment, beginning of the row's text): the eight rows of README.md.
 HEADLINES = (
     ('quickstart', 'validation, bits per byte'),
@@ -152,6 +153,16 @@ def headlines() -> str:
     return table(rows)
 
 
+def answer() -> str:
+    """The answer table of the default comparison: arms, accuracies and costs at its largest size."""
+    from lmtrain.compare import report  # late: only README.md shows it
+
+    results = load('prompt_or_train')
+    if results is None:
+        return 'Not measured yet.'
+    return report.answer_table(results['comparisons']['docstrings'] | {'trials': results['trials']})
+
+
 def render(text: str) -> str:
     """Markdown with every block of figures rendered from results.json."""
 
@@ -160,6 +171,7 @@ def render(text: str) -> str:
         return match[1] + (block(results) if results else 'Not measured yet.\n') + match[3]
 
     text = HEADLINE_BLOCK.sub(lambda match: match[1] + headlines() + match[2], text)
+    text = ANSWER_BLOCK.sub(lambda match: f'{match[1]}{answer()}\n{match[2]}', text)
     return BLOCK.sub(fill, text)
 
 
