@@ -24,9 +24,9 @@ from lmtrain.models.rotary import by_length
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.tree import Params
 
-SHORTEST = 16  # tokens; rows are padded to powers of two from here on, so that few programs are compiled
+SHORTEST = 16  # tokens, to which contexts are padded at least
 SHORTEST_CHOICE = 4  # the same for continuations and their number
-MAX_TOKENS = 2**13  # of a batch
+MAX_TOKENS = 2**13  # of a batch, unless it is one row
 MAX_LOGITS = 2**26  # of a batch, if they are materialised
 # A common beginning is encoded by itself if that saves so many tokens: it is a program of its own, and divides batches.
 LEAST_SAVED = 256
@@ -72,7 +72,8 @@ def log_likelihoods(
     is not read (`sample.max_new_tokens`). Up to `batch_size` contexts are computed together. The results do not depend
     on the batch size, nor on the other prompts, beyond rounding in float32.
 
-    Lengths are padded to powers of two, so that few programs are compiled, and equal prompts are computed once.
+    Rows of similar length are computed together. Lengths are rounded up (`rounded`), so that few programs are compiled,
+    and equal prompts are computed once.
 
     Raises NonFiniteOutput if a log-likelihood is not finite.
     """
@@ -159,26 +160,20 @@ def _score_group(
     past, computed = (), 0
     if shared:
         beginning = next(iter(group.values())).context_ids[:shared]
-        batch = padded([beginning], 1, bucket(shared, SHORTEST, context))
+        batch = padded([beginning], 1, min(rounded(shared, SHORTEST), context))
         past, computed = (_encode(model, params, batch),), shared
-    shapes = collections.defaultdict(list)  # (T, M, C) -> keys
-    for key, (ids, continuations) in group.items():
-        rest = sum(map(len, continuations)) - len(continuations)
-        computed += len(ids) - shared + rest
-        T = bucket(len(ids) - shared, SHORTEST, context)
-        C = bucket(len(continuations), SHORTEST_CHOICE, len(continuations) * SHORTEST_CHOICE)
-        shapes[T, rest and bucket(rest, SHORTEST, rest * SHORTEST), C].append(key)
+    computed += sum(len(ids) - shared + _rest(each) for ids, each in group.values())
     pending = []
-    for (T, M, C), keys in sorted(shapes.items()):
-        most = min(MAX_TOKENS // max(T, M), MAX_LOGITS // (model.vocab_size * max(M, 1)) if greedy else MAX_TOKENS)
-        B = min(batch_size, bucket(len(keys), 1, 2 * len(keys)), max(1, most))
-        for first in range(0, len(keys), B):
-            some = keys[first : first + B]
-            prompts = [group[key] for key in some]
-            own = padded([each.context_ids[shared:] for each in prompts], B, T)
-            own['select'] = np.maximum(own['segment_ids'].sum(axis=1, keepdims=True) - 1, 0)
-            batches = own, _first(prompts, B, C), _packed(prompts, B, M)
-            pending.append((some, _nats(model, params, past, *batches, greedy)))
+    for keys in _batches(group, shared, batch_size, model.vocab_size if greedy else 0):
+        prompts = [group[key] for key in keys]
+        B = min(rounded(len(keys)), batch_size)
+        T = min(rounded(max(len(each.context_ids) for each in prompts) - shared, SHORTEST), context)
+        M = max(_rest(each.continuations) for each in prompts)
+        C = rounded(max(len(each.continuations) for each in prompts), SHORTEST_CHOICE)
+        own = padded([each.context_ids[shared:] for each in prompts], B, T)
+        own['select'] = np.maximum(own['segment_ids'].sum(axis=1, keepdims=True) - 1, 0)
+        ends = _packed(prompts, B, M and rounded(M, SHORTEST_CHOICE))
+        pending.append((keys, _nats(model, params, past, own, _first(prompts, B, C), ends, greedy)))
     results = {}
     for keys, columns in pending:
         first, rest = (jax.device_get(each) for each in columns)
@@ -189,6 +184,40 @@ def _score_group(
             top = [x and np.all(rest[1][row, span]) for x, span in zip(first[1][row], spans)]
             results[key] = np.array(nats, np.float64), np.array(top, bool)
     return results, computed
+
+
+def _rest(continuations: Sequence[np.ndarray]) -> int:
+    """Number of tokens that are read of continuations: all but the last of each."""
+    return sum(map(len, continuations)) - len(continuations)
+
+
+def _batches(group: dict, shared: int, batch_size: int, vocabulary: int) -> list[list]:
+    """The keys of prompts of similar length, at most `batch_size` in a batch.
+
+    Unless it is one prompt, a batch has at most `MAX_TOKENS` tokens, and of continuations at most `MAX_LOGITS` logits
+    with `vocabulary` ids (0: logits do not count).
+    """
+    sizes = {key: (rounded(len(ids) - shared, SHORTEST), _rest(each)) for key, (ids, each) in group.items()}
+    batches: list[list] = []
+    T = M = 0
+    for key in sorted(group, key=lambda key: sizes[key]):
+        T, M = max(T, sizes[key][0]), max(M, sizes[key][1])
+        rows = len(batches[-1]) + 1 if batches else batch_size + 1
+        if rows > batch_size or rows * max(T, M) > MAX_TOKENS or rows * M * vocabulary > MAX_LOGITS:
+            batches.append([])
+            T, M = sizes[key]
+        batches[-1].append(key)
+    return batches
+
+
+def rounded(n: int, least: int = 1) -> int:
+    """n rounded up to `least` times a power of two, or one and a half times that.
+
+    >>> [rounded(n, 16) for n in (5, 17, 25, 33, 50, 100)], [rounded(n) for n in (1, 3, 5, 7)]
+    ([16, 24, 32, 48, 64, 128], [1, 3, 6, 8])
+    """
+    power = max(least, 1 << (n - 1).bit_length())
+    return power * 3 // 4 if n <= power * 3 // 4 and power > least and power > 2 else power
 
 
 def padded(texts: Sequence[np.ndarray], B: int, T: int) -> dict[str, np.ndarray]:
