@@ -774,7 +774,7 @@ FAULTS = {
         ),
     ],
     'lmtrain/inference/likelihood.py': [
-        ('the first token after the context is not counted', 'first_BC[row, : len(ends)] + np.diff', 'np.diff'),
+        ('the first token after the context is not counted', '[x + np.sum(rest[0]', '[np.sum(rest[0]'),
         (
             'the targets of continuations are their own tokens',
             "batch['targets'][row, span] = ids[:-1], ids[1:]",
