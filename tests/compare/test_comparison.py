@@ -2,38 +2,44 @@
 
 import json
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import lmtrain
 from configs import compare, tiny
-from lmtrain.compare import comparison
-from lmtrain.files import read_json_lines
+from lmtrain import checkpoint
+from lmtrain.compare import comparison, testing
+from lmtrain.errors import InputError
+from lmtrain.files import read_json, read_json_lines
+from lmtrain.runtime import lifecycle
 
 CLASSES = ('cats', 'dogs', 'mice')
+ARMS = ('zero_shot', 'few_shot', 'head')
+TIMES = {'device_seconds', 'query_seconds', 'update_seconds', 'peak_bytes', 'joules', 'price'}  # measured, not computed
 
 
 @pytest.fixture(scope='module')
 def base(text):
-    """A tiny causal base."""
+    """A tiny causal base, and beside it the rows of a task."""
     config = tiny.get_config()
     config.data.source, config.data.cache = str(text), str(text.parent / 'cache')
     config.data.validation = config.data.test = 0.2
     lmtrain.train(config, text.parent / 'base')
+    lines = [{'note': f'{i * i} {CLASSES[i % 3]} sat', 'animal': CLASSES[i % 3]} for i in range(120)]
+    (text.parent / 'rows.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
     return text.parent / 'base'
 
 
-def make_config(base):
-    """The config of a small comparison, and its rows."""
-    path = base.parent / 'rows.jsonl'
-    lines = [{'note': f'{i * i} {CLASSES[i % 3]} sat', 'animal': CLASSES[i % 3]} for i in range(120)]
-    path.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+def make_config(base, only=ARMS, **settings):
+    """The config of a small comparison."""
     config = compare.get_config()
     config.init.base, config.data.cache = str(base), str(base.parent / 'cache')
-    config.task.train, config.task.text, config.task.label = (str(path),), ('note',), 'animal'
+    config.task.train, config.task.text, config.task.label = (str(base.parent / 'rows.jsonl'),), ('note',), 'animal'
     config.data.seq_len, config.data.batch_size, config.data.test = 32, 8, 0.3
     config.budget.steps, config.evaluate.every_steps = 4, 2
-    config.compare.sizes, config.compare.seeds, config.compare.selection = (4, 16), 2, 8
-    config.compare.only = ('zero_shot', 'few_shot', 'head', 'lora')
+    own = {'sizes': (4, 16), 'seeds': 2, 'selection': 8, 'only': only, 'draws': 2} | settings
+    config.compare.update(own)
     return config
 
 
@@ -43,13 +49,184 @@ def finished(base):
     return base.parent / 'run', comparison.run(make_config(base), base.parent / 'run')
 
 
+def without_times(value):
+    """A JSON value without what is measured on a clock or of a process."""
+    if isinstance(value, dict):
+        return {name: without_times(each) for name, each in value.items() if name not in TIMES}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
 def test_every_arm_is_tested_at_every_size(finished):
     folder, results = finished
     assert {arm['status'] for arm in results['arms'].values()} == {'done'}
     cells = {(line['arm'], line['size']): line['seeds'] for line in results['summary']}
-    assert cells.pop(('zero_shot', 0)) == 1
-    assert cells == {(arm, size): 2 for arm in ('few_shot', 'head', 'lora') for size in (4, 16)}
+    assert cells == {('zero_shot', 0): 1} | {(arm, size): 2 for arm in ARMS[1:] for size in (4, 16)}
     for trial in results['trials']:
         lines = read_json_lines(folder / trial['folder'] / 'predictions.jsonl')
+        assert len(lines) == results['task']['rows']['test']
         assert sum(line['right'] for line in lines) / len(lines) == pytest.approx(trial['test']['accuracy'])
         assert sum(line['nats'] for line in lines) / len(lines) == pytest.approx(trial['test']['loss'])
+    assert len(results['pairs']) == 3 * 2 and set(results['description_length']) == set(ARMS)
+    assert (folder / 'report.html').exists() and read_json(folder / 'results.json') == json.loads(json.dumps(results))
+
+
+def test_trained_trials_are_runs_that_know_no_test_rows(finished):
+    folder, results = finished
+    for trial in results['trials']:
+        if trial['kind'] != 'train':
+            continue
+        config = read_json(folder / trial['folder'] / 'config.json')
+        assert config['task']['test'] == [] and 'test.jsonl' not in json.dumps(config)
+        assert config['task']['validation'] == [str((folder / 'rows' / 'selection.jsonl').absolute())]
+        assert config['seed'] == trial['seed']
+        chosen, tried = trial['chosen'], trial['selection']['candidates']
+        assert [each['loss'] for each in tried if each['step'] == chosen['step']][chosen['member']] == min(
+            each['loss'] for each in tried
+        )
+        assert {each['step'] for each in tried} == {2, 4} and len(tried) == 6  # two steps of three rates
+        assert checkpoint.steps(folder / trial['folder'] / 'checkpoints') == [chosen['step']]
+        # The member's own loss in training, and that of the predictor which is tested.
+        assert trial['selection']['loss'] == pytest.approx(min(each['loss'] for each in tried), abs=1e-5)
+        assert lmtrain.load(folder / trial['folder'], step=chosen['step'], member=chosen['member']).params
+
+
+def test_only_the_test_stage_reads_the_test_rows_once(base, monkeypatch):
+    folder, reads = base.parent / 'untested', []
+    config = make_config(base, only=('few_shot', 'head'), sizes=(4,), seeds=1)
+    comparison.prepare(config, folder, [])
+    test = folder / 'rows' / 'test.jsonl'
+    hidden = test.rename(folder / 'hidden.jsonl')
+    with pytest.raises(FileNotFoundError, match=r'test\.jsonl'):
+        comparison.run(config, folder)
+    trials = {path.parent: path.read_bytes() for path in folder.glob('trials/*/*/trial.json')}
+    assert len(trials) == 2 and not list(folder.glob('trials/*/*/test.json'))
+
+    hidden.rename(test)
+    read = testing.rows.read
+    monkeypatch.setattr(testing.rows, 'read', lambda path: reads.append(path.name) or read(path))
+    monkeypatch.setattr(comparison, 'EXECUTE', {})  # a trial that ran again would fail
+    results = comparison.run(config, folder)
+    assert {path.parent: path.read_bytes() for path in folder.glob('trials/*/*/trial.json')} == trials
+    assert reads.count('test.jsonl') == 1 and all(trial['test'] for trial in results['trials'])
+
+    test.unlink()  # every trial is tested: the file is not opened again
+    assert comparison.run(config, folder) == results
+
+
+def test_arms_that_cannot_run_or_fail_leave_the_others_alone(base, monkeypatch):
+    config = make_config(base, only=('few_shot', 'zero_shot', 'broken', 'unable'), sizes=(4,), seeds=1)
+    config.compare.arms.unable = compare.arm({'adapt.method': 'layers'}, learning_rates=(1.0,), description='')
+    config.compare.arms.broken = compare.prompt(shots=2, description='')
+    run = comparison.EXECUTE['prompt']
+    calls = []
+
+    def execute(shared, trial, folder):
+        calls.append(trial.arm.name)
+        if trial.arm.name == 'broken':
+            raise RuntimeError('no luck')
+        return run(shared, trial, folder)
+
+    monkeypatch.setitem(comparison.EXECUTE, 'prompt', execute)
+    arms = comparison.run(config, base.parent / 'partial')['arms']
+    assert {name: arm['status'] for name, arm in arms.items()} == {
+        'zero_shot': 'done',
+        'few_shot': 'done',
+        'broken': 'failed',
+        'unable': 'skipped',
+    }
+    assert arms['broken']['reason'] == 'RuntimeError: no luck' and 'layers.last=0' in arms['unable']['reason']
+    calls.clear()
+    monkeypatch.setitem(comparison.EXECUTE, 'prompt', lambda *given: calls.append('again') or run(*given))
+    arms = comparison.run(config, base.parent / 'partial')['arms']
+    assert calls == ['again'] and arms['broken']['status'] == 'done'  # only what failed, which was no InputError
+
+
+def test_input_errors_are_not_tried_again(base, monkeypatch):
+    config, calls = make_config(base, only=('few_shot',), sizes=(4,), seeds=1), []
+
+    def execute(*given):
+        calls.append(given)
+        raise InputError('wrong rows')
+
+    monkeypatch.setitem(comparison.EXECUTE, 'prompt', execute)
+    for _ in range(2):
+        assert comparison.run(config, base.parent / 'wrong')['arms']['few_shot']['reason'] == 'wrong rows'
+    assert len(calls) == 1
+
+
+def test_a_signal_ends_the_comparison_and_not_a_trial(base, monkeypatch):
+    def execute(*given):
+        raise lifecycle.RunEnded(lifecycle.REQUEUE, 'SIGTERM')
+
+    monkeypatch.setitem(comparison.EXECUTE, 'prompt', execute)
+    with pytest.raises(lifecycle.RunEnded, match='SIGTERM'):
+        comparison.run(make_config(base, only=('few_shot',)), base.parent / 'stopped')
+    assert not list((base.parent / 'stopped').glob('trials/*/*/trial.json'))
+
+
+def test_a_comparison_that_was_killed_has_the_results_of_an_uninterrupted_one(finished, base, monkeypatch):
+    """The kill is a BaseException, which nothing handles, after two training steps and after some trials and tests."""
+    whole, folder = finished[1], base.parent / 'killed'
+
+    class Killed(BaseException):
+        pass
+
+    def after(function, count):
+        calls = []
+
+        def wrapped(*args, **settings):
+            calls.append(args)
+            if len(calls) > count:
+                raise Killed
+            return function(*args, **settings)
+
+        return wrapped
+
+    executed = []
+    for target, name, count in (
+        (lmtrain.training.loop.Loop, 'save', 1),  # a checkpoint of the first trained trial exists
+        (comparison.trials, 'write_json', 4),  # the fifth trial has run and is not recorded
+        (testing, 'write_json', 2),  # the third trial has predictions and no test.json
+        (comparison, 'write_json', 1),  # everything but results.json
+    ):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(target, name, after(getattr(target, name), count))
+            comparison.run(make_config(base), folder)
+        executed.append({path: path.read_bytes() for path in folder.glob('trials/*/*/trial.json')})
+    results = comparison.run(make_config(base), folder)
+    assert without_times(results['summary']) == without_times(whole['summary'])
+    strip = lambda trials: [trial | {'digest': ''} for trial in without_times(trials)]  # noqa: E731
+    assert strip(results['trials']) == strip(whole['trials'])
+    assert 0 < len(executed[0]) < len(executed[1]) < len(executed[2]) == len(whole['trials'])
+    for before, later in zip(executed, executed[1:]):
+        assert all(later[path] == content for path, content in before.items())  # no trial was run twice
+
+
+def test_a_folder_of_other_settings_is_refused(finished, base):
+    folder, _ = finished
+    config = make_config(base)
+    config.budget.steps = 5
+    with pytest.raises(InputError, match='other settings of this arm'):
+        comparison.run(config, folder)
+    with pytest.raises(InputError, match=r"only has 'heat', which is no arm.*did you mean 'head'"):
+        comparison.run(make_config(base, only=('heat',)), folder)
+
+
+def test_other_seeds_compile_nothing(base, tmp_path):
+    folder = tmp_path / 'compiled'
+    folder.mkdir()
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    compilation_cache.reset_cache()
+    try:
+        config = make_config(base, only=('head',), sizes=(4,), seeds=1)
+        comparison.run(config, tmp_path / 'run')
+        programs = set(folder.iterdir())
+        config.compare.seeds = 3
+        results = comparison.run(config, tmp_path / 'run')
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)
+        compilation_cache.reset_cache()
+    assert len(results['trials']) == 3 and programs
+    new = [path.name for path in set(folder.iterdir()) - programs if not path.name.endswith('-atime')]
+    assert not new
