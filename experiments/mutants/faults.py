@@ -129,7 +129,7 @@ FAULTS = {
         ),
     ],
     'lmtrain/evaluation/statistics.py': [
-        ('deviation over n', 'np.std(values, ddof=1)', 'np.std(values, ddof=0)'),
+        ('deviation over n', 'np.std(numbers, ddof=1)', 'np.std(numbers, ddof=0)'),
         ('a one-sided interval', '0.5 + confidence / 2', 'confidence'),
         ('seeds are not random', 'signs = seeds > residual, rows', 'signs = False, rows'),
         ('seeds are not drawn', 'has_effect * math.sqrt(seeds / values.size)', '0.0'),
