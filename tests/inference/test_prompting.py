@@ -174,6 +174,29 @@ def test_scores_do_not_depend_on_the_order_of_rows():
         np.testing.assert_allclose(scores[False][place], nats, rtol=1e-5)
 
 
+@pytest.mark.parametrize('chat', [False, True])
+def test_shared_demonstrations_are_read_once(chat, computes):
+    model, params, tokenizer = computes
+    model = dataclasses.replace(model, max_len=512)
+    rows, few = arithmetic(6), arithmetic(9, seed=1)[6:]
+    options = SUMS | {'shots': 3, 'select': 'first'} | ({'chat_template': MARKED} if chat else {})
+    scores = score(model, params, tokenizer, rows, few, **options)
+    form = {name: SUMS[name] for name in ('template', 'answer', 'choices')}
+    asked, shown = ([questions.question(row, **form) for row in part] for part in (rows, few))
+    render = functools.partial(rendering.choices, tokenizer, '\n')
+    if chat:
+        render = functools.partial(rendering.choices_chat, tokenizer, MARKED, '')
+    prompts = [render(each, shown) for each in asked]
+    contexts = [prompt.context_ids for prompt in prompts]
+    common = next(at for at, ids in enumerate(zip(*contexts, strict=False)) if len(set(ids)) > 1)
+    rest = sum(len(own) - common for own in contexts)
+    ends = sum(len(ids) - 1 for prompt in prompts for ids in prompt.continuations)
+    assert common > 50 and scores.results['computed_tokens'] == common + rest + ends
+    for row, found in zip(rows, scores.rows, strict=True):
+        (alone,) = score(model, params, tokenizer, [row], few, **options).rows
+        np.testing.assert_allclose(found['nats'], alone['nats'], rtol=1e-4)
+
+
 @pytest.mark.parametrize('leaves', ['prompt', 'lora'])
 def test_adapters_are_scored(leaves):
     model, params = transformer(), jax.tree.map(lambda x: x, parameters())
