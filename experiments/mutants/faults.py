@@ -361,7 +361,7 @@ FAULTS = {
     ],
     'lmtrain/cost/query.py': [
         ('the last token of a choice is read', 'read(n - 1, context + n - 1, n - 1)', 'read(n, context + n, n)'),
-        ('LoRA is computed beside its kernel', 'if not (kinds[path] and kinds[path].is_matmul)', 'if True'),
+        ('LoRA is computed beside its kernel', ' if path not in matrices', ''),
         ('a soft prompt is free', 'virtual + query.shared, query.classes', 'query.shared, query.classes'),
         ('a head reads the last position alone', 'classes and query.row ', 'None '),
     ],

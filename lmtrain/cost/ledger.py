@@ -52,18 +52,11 @@ class Prices(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """What the creation of an arm took, beside the training itself: search, calibration, evaluation on rows.
-
-    >>> Spent(flops=2e9, tokens=1000, seconds=1.5) + Spent(flops=1e9)
-    Spent(flops=3000000000.0, tokens=1000.0, seconds=1.5)
-    """
+    """What the creation of an arm took, beside the training itself: search, calibration, evaluation on rows."""
 
     flops: float = 0.0
     tokens: float = 0.0
     seconds: float = 0.0  # of one device
-
-    def __add__(self, other: 'Spent') -> 'Spent':
-        return Spent(*(float(a + b) for a, b in zip(self, other, strict=True)))
 
 
 NOTHING, UNKNOWN = Spent(), Prices()

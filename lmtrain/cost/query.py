@@ -88,10 +88,9 @@ def query_flops(model, params: Mapping, query: Query) -> QueryFlops:
 def exported(params: Mapping) -> tree.Params:
     """The shapes of parameters in which networks of virtual tokens are replaced by their output, and LoRA is merged."""
     shapes = jax.eval_shape(virtual_tokens.materialise, params)
-    kinds = {path: adapter_leaves.kind_of(path) for path in tree.flatten(shapes)}
-    return tree.unflatten(
-        {path: leaf for path, leaf in tree.flatten(shapes).items() if not (kinds[path] and kinds[path].is_matmul)}
-    )
+    leaves = tree.flatten(shapes)
+    matrices = {path for paths in adapter_leaves.matmuls(leaves).values() for path in paths}
+    return tree.unflatten({path: leaf for path, leaf in leaves.items() if path not in matrices})
 
 
 def cache_bytes(model, tokens: float) -> int:
