@@ -1868,7 +1868,7 @@ FAULTS = {
             "shlex.join(['lmtrain', *sys.argv[1:]])",
             "' '.join(['lmtrain', *sys.argv[1:]])",
         ),
-        ('devices of this process', '{mesh.size} x', '{jax.local_device_count()} x'),
+        ('devices of this process', '{len(devices)} x', '{jax.local_device_count()} x'),
     ],
     'lmtrain/training/state.py': [
         ('frozen leaves have moments', 'opt_state=tx.init(trained)', 'opt_state=tx.init(params)'),

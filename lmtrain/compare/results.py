@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from lmtrain import tree
 from lmtrain.compare import analysis, testing
 from lmtrain.compare.arms import Arm
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.files import read_json_lines
-from lmtrain.report.provenance import versions
+from lmtrain.report.provenance import provenance
 
 Finished = Sequence[tuple[Trial, dict[str, Any]]]  # trials with the content of their trial.json
 
@@ -36,7 +38,7 @@ def collect(comparison: Comparison, arms: Sequence[Arm], finished: Finished, not
         'forgetting': analysis.forgetting(records),
         'break_even': analysis.break_even(records, kinds, comparison.sizes[-1]),
         'prices': {name: compare[name] for name in ('currency', 'device_hour', 'kwh', 'watts')},
-        'provenance': versions(),
+        'provenance': provenance(jax.local_devices()),
     }
 
 

@@ -115,7 +115,7 @@ def _record_start(run: Run, directory: Path, resumed_from: int | None, changed) 
     """Writes what the folder records of a start, and removes metrics of steps that were not saved."""
     for name in ('metrics.jsonl', 'timings.jsonl'):
         workdir.truncate_jsonl(directory / name, resumed_from or 0)
-    workdir.record(directory, resumed_from, changed, **provenance(run.mesh))
+    workdir.record(directory, resumed_from, changed, **provenance(run.mesh.devices.ravel()))
     run.corpus.tokenizer.save(directory / 'tokenizer')
     generation.write(directory, run.generation)
 

@@ -93,7 +93,11 @@ def _accuracy(results: Results, arm: str, choice: Choice) -> str:
     name = '' if arm == choice.arm else f'{arm}: '
     parts = [f'{name}{percent(entry["accuracy"])} (95 % interval {interval(entry.get("interval"))})']
     if seeds := entry.get('seeds'):
-        parts.append(f'mean over {terminal.counted(seeds, "seed")}' if seeds > 1 else 'one seed')
+        parts.append(
+            f'mean over {terminal.counted(seeds, "seed")}'
+            if seeds > 1
+            else 'one seed, so that the interval leaves out other training rows'
+        )
     if rows := ((results.get('task') or {}).get('rows') or {}).get('test'):
         parts.append(terminal.counted(rows, 'test row'))
     return ', '.join(parts)

@@ -89,8 +89,11 @@ def kind(results: Results, arm: str) -> str:
 
 
 def forgotten(results: Results, arm: str) -> float | None:
-    """By how many bits per byte an arm predicts the base's own text worse than the base does."""
-    entry = (results.get('forgetting') or {}).get(arm) or {}
+    """By how many bits per byte an arm predicts the base's own text worse than the base does; of a prompt 0."""
+    measured = results.get('forgetting') or {}
+    if measured and arm not in measured and kind(results, arm) == 'prompt':
+        return 0.0
+    entry = measured.get(arm) or {}
     before, after = entry.get('bits_per_byte_before'), entry.get('bits_per_byte_after')
     return None if before is None or after is None else after - before
 

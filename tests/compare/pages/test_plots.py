@@ -27,7 +27,10 @@ def test_front_names_the_arms_on_it(comparison):
     names = texts(panel.svg)
     assert 'a $price$ &lt;b&gt;' in names and 'lora' in names  # no formula, no markup
     assert drawing.short('an arm with a long name') not in names  # dominated
-    assert {'0', '10T', '100T'} <= set(names)  # creation of nothing has a place of its own
+    ticks = {name: float(x) for x, name in re.findall(r'<text[^>]* x="([^"]*)"[^>]*>(0|10T|100T)<', panel.svg)}
+    assert ticks['0'] < ticks['10T'] < ticks['100T']
+    (circle,) = re.findall(r'<use [^>]*x="([^"]*)"[^>]*fill: var\(--prompt', panel.svg)
+    assert float(circle) == pytest.approx(ticks['0'], abs=0.01)  # creation of nothing has a place of its own
     assert panel.text == 'Accuracy against compute to create, FLOP; on the front: a $price$ <b> and lora.'
 
 

@@ -43,3 +43,11 @@ def test_arm_without_rows_has_one_entry_for_every_size():
     assert values.sizes(results) == [0, 8]
     assert values.scored(results, 8) == ['lora', 'zero'] and values.scored(results, 0) == ['zero']
     assert values.trials(results, 'zero', 8) == results['trials'] and values.trials(results, 'lora', 8) == []
+
+
+def test_prompt_forgets_nothing():
+    results = {'arms': {'zero': {'kind': 'prompt'}, 'lora': {'kind': 'train'}, 'full': {'kind': 'train'}}}
+    assert values.forgotten(results, 'zero') is None  # nothing was measured
+    results['forgetting'] = {'lora': {'bits_per_byte_before': 1.0, 'bits_per_byte_after': 1.25}}
+    assert values.forgotten(results, 'zero') == 0.0 and values.forgotten(results, 'lora') == 0.25
+    assert values.forgotten(results, 'full') is None
