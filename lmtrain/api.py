@@ -310,7 +310,8 @@ def _evaluate_task(model, file, step: int | str, member: int, rows=(), *, batch_
     task = file if isinstance(file, task_file.EvaluationTask) else task_file.read(file)
     model = _loaded(model, step, member)
     if task.settings:
-        model = loading.with_chat_template(model, task.chat_template, bool(task.settings.system))
+        chats = bool(task.settings.system) or not task.settings.template and any(map(messages_in, task.rows))
+        model = loading.with_chat_template(model, task.chat_template, chats)
     pool = model.config.objective.pool if model.config else 'auto'
     evaluation = task_run.evaluate(
         task,

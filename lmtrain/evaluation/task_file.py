@@ -108,11 +108,13 @@ def read(file: str | Path) -> EvaluationTask:
     accepted: tuple[tuple[str, ...], ...] = ()
     settings = None
     if kind in ('choices', 'generation'):
-        rows, accepted = _answered(rows, prompt, path)
-        demonstrations, _ = _answered(demonstrations, prompt, path)
+        if 'answer' in prompt:
+            rows, accepted = _answered(rows, prompt, path)
+            demonstrations, _ = _answered(demonstrations, prompt, path)
         settings = _settings(prompt, score, path)
         _check_labels(rows + demonstrations, settings, path)
-        ask(rows, settings, demonstrations)  # raises if a row lacks a field
+        questions, _ = ask(rows, settings, demonstrations)  # raises if a row lacks a field
+        accepted = accepted or tuple((question.answer,) for question in questions)
     by = score.get('by', {'choices': 'raw', 'generation': 'exact'}.get(kind, ''))
     limit = data.get('limit') or len(rows)
     return EvaluationTask(
@@ -159,10 +161,11 @@ def _check_kind(sections: Mapping[str, Any], path: Path) -> None:
     if kind not in KINDS:
         hint = did_you_mean(str(kind), KINDS)
         raise InputError(f'{path}: scoring.kind = {kind!r} is none of {", ".join(KINDS)}{hint}')
-    prompted = ['prompt.template', 'prompt.answer']
+    prompt = sections.get('prompt', {})
+    prompted = ['prompt.template', 'prompt.answer'] if {'template', 'answer', 'names'} & prompt.keys() else []
     needed = {'choices': [*prompted, 'prompt.choices'], 'generation': prompted, 'perplexity': []}
     read = {'choices': ['by'], 'generation': ['by', 'pattern', 'schema', 'max_tokens', 'stop'], 'perplexity': ['text']}
-    if 'names' in sections.get('prompt', {}):
+    if 'names' in prompt:
         needed['choices'] = prompted
     for dotted in ['data.files', *needed.get(kind, ['scoring.text', 'scoring.label'])]:
         section, name = dotted.split('.')
@@ -221,8 +224,8 @@ def _answered(rows: list[Row], prompt: Mapping[str, Any], path: Path) -> tuple[l
 
 def _settings(prompt: Mapping[str, Any], score: Mapping[str, Any], path: Path) -> PromptSettings:
     """The PromptSettings of a file."""
-    answer, fields = prompt['answer'], {field for _, field in parse_template(prompt['template'])}
-    if fields == {answer}:
+    answer, template = prompt.get('answer', ''), prompt.get('template', '')
+    if template and {field for _, field in parse_template(template)} == {answer}:
         raise InputError(f'{path}: prompt.template names no field but the answer {answer!r}: every prompt is the same')
     shots = prompt.get('shots', 0)
     if isinstance(shots, str) and shots != 'max' or isinstance(shots, int) and shots < 0:
@@ -233,7 +236,7 @@ def _settings(prompt: Mapping[str, Any], score: Mapping[str, Any], path: Path) -
     choices = list(prompt['names'].values()) if 'names' in prompt else prompt.get('choices', ())
     names = ('instruction', 'separator', 'seed', 'system', 'cut')
     return PromptSettings(
-        template=prompt['template'],
+        template=template,
         answer=answer,
         choices=choices if score['kind'] == 'choices' else (),
         shots=ALL if shots == 'max' else shots,
@@ -246,10 +249,9 @@ def _settings(prompt: Mapping[str, Any], score: Mapping[str, Any], path: Path) -
 
 def _check_labels(rows: Sequence[Row], settings: PromptSettings, path: Path) -> None:
     """Raises InputError if a listed choice is the answer of no row, or occurs twice."""
-    for row in rows[:1]:
-        for _, field in parse_template(settings.template):
-            if field not in row.fields:
-                raise missing_field(row.place, field, row.fields, 'prompt.template')
+    for _, field in parse_template(settings.template) if settings.template else ():
+        if field not in rows[0].fields:
+            raise missing_field(rows[0].place, field, rows[0].fields, 'prompt.template')
     if isinstance(settings.choices, str) or not settings.choices:
         return
     if len(set(settings.choices)) < len(settings.choices):

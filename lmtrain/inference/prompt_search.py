@@ -137,8 +137,8 @@ class _Evaluator:
         """Tokens that are computed without demonstrations: the instruction once, and the questions and choices."""
         choices = sorted({choice for q in asked for choice in q.choices})
         sizes = dict(zip(choices, self._tokens(choices), strict=True))
-        contexts = sum(self._tokens([q.context for q in asked]))
-        return contexts + sum(1 + sizes[choice] for q in asked for choice in q.choices) + len(settings.instruction)
+        texts = sum(self._tokens([settings.instruction, *(q.context for q in asked)]))
+        return texts + sum(1 + sizes[choice] for q in asked for choice in q.choices)
 
     def _estimate(self, candidate: Candidate) -> float:
         settings, others = self.resolved[candidate.variant], self.others[candidate.variant]

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import lmtrain
 from lmtrain.evaluation import task_file, task_run
 from lmtrain.inference import prompting
+from lmtrain.training.load import LoadedModel
 
 ROWS = [{'text': text, 'label': 'ab'[index % 2]} for index, text in enumerate('cat dog hen owl pig'.split())]
 FILE = """
@@ -51,12 +53,24 @@ def test_choices(task, computes, by, column):
         assert (row['row'], row['answer']) == (number, scored['answer'])
         assert (row['predicted'] == row['answer']) == row['right']
         nats = np.array(scored['calibrated_nats' if by == 'calibrated' else 'nats'])
+        length = {'per_token': scored['tokens'], 'per_byte': [1, 1, 10]}.get(by, 1)
+        assert row['predicted'] == row['choices'][int(np.argmax(nats / length))]
         expected = -(nats - np.logaddexp.reduce(nats))[row['choices'].index(row['answer'])]
         assert row['nats'] == pytest.approx(expected)
     assert {'engine', 'dtype', 'attention', 'batch_size'} <= results.keys() and results['batch_size'] == 4
 
 
 OTHER = {'text': 'emu', 'label': 'or neither'}
+
+
+def test_the_predicted_choice_depends_on_the_normalisation(task, computes):
+    choices = ['a', 'bb', 'ccc', 'dddd', 'eeeee']
+    rows = [row | {'label': choice} for row, choice in zip(ROWS, choices, strict=True)]
+    predicted = []
+    for by in ('raw', 'per_byte'):
+        quiz = task(f'kind = "choices"\nby = "{by}"', f'choices = {json.dumps(choices)}', rows=rows)
+        predicted.append([row['predicted'] for row in task_run.evaluate(quiz, *computes).rows])
+    assert predicted[0] != predicted[1]
 
 
 def test_scores_do_not_depend_on_the_batch_size(task, computes):
@@ -101,6 +115,35 @@ def test_lines_fit_the_terminal(task, computes):
     generated = task('kind = "generation"\nmax_tokens = 3')
     line = task_run.line(task_run.evaluate(generated, *computes).results)
     assert line.startswith('quiz: exact match ') and '% ended' in line and len(line) <= 80
+
+
+# --- the public function
+
+
+def loaded(computes) -> LoadedModel:
+    model, params, tokenizer = computes
+    return LoadedModel(None, model, tokenizer, params, 0, [tokenizer.end_id], None)
+
+
+def test_the_public_function(tmp_path, task, computes):
+    quiz = task('kind = "choices"', 'choices = ["a", "b"]')
+    results = lmtrain.evaluate(loaded(computes), task=tmp_path / 'quiz.toml', batch_size=4)
+    expected = task_run.evaluate(quiz, *computes, batch_size=4)
+    assert results.pop('answers') == expected.rows and results == expected.results
+    with pytest.raises(ValueError, match='shots with task: the task file holds the rows and the settings'):
+        lmtrain.evaluate(loaded(computes), task=quiz, shots=3)
+
+
+def test_conversations(task, computes):
+    talk = [{'role': 'user', 'content': 'cat?'}, {'role': 'assistant', 'content': 'a'}]
+    quiz = task(
+        'kind = "generation"\nby = "json"\nschema = { type = "string" }\nmax_tokens = 3',
+        text='[data]\nfiles = "rows.jsonl"\n[prompt]\nchat_template = "plain"\n',
+        rows=[{'messages': talk}, {'messages': [*talk, *talk]}],
+    )
+    assert quiz.accepted == (('a',), ('a',)) and quiz.settings.template == ''
+    results = lmtrain.evaluate(loaded(computes), task=quiz)
+    assert results['metric'] == 'json_valid' and results['json_match'] == 0.0 and results['rows'] == 2
 
 
 # --- heads

@@ -72,6 +72,14 @@ def test_a_planted_prompt_is_found(how):
 
     prompt_search.SEARCHES[how](record, prompt_search._Space(2, 5, 2), np.random.default_rng(0))
     assert max(seen)[1] == prompt_search.Candidate(1, (3, 1))
+    if how == 'greedy':  # the last comparison is with the best
+        assert seen[-1] == max(seen)
+
+
+def test_likelihoods_of_answers_are_divided_by_those_of_all_choices():
+    nats = np.log([0.06, 0.02, 0.04])
+    assert answer_nats(nats, 2) == pytest.approx(np.log(1 / 3))
+    assert answer_nats(nats[:1], 0) == pytest.approx(np.log(0.06))
 
 
 def test_generated_answers_are_scored_by_their_likelihood(computes):
