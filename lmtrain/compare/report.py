@@ -61,7 +61,8 @@ def _render(template: str, content: dict) -> str:
     )
     environment.filters['plain'] = _plain
     schemes = {'light': drawing.variables(dark=False), 'dark': drawing.variables(dark=True)}
-    return environment.from_string(source).render(content, **schemes, absent=values.NOT_MEASURED)
+    page = environment.from_string(source).render(content, **schemes, absent=values.NOT_MEASURED)
+    return terminal.printable(page)
 
 
 def _plain(text: str) -> str:

@@ -68,11 +68,11 @@ def compiled_figures(run: Run) -> str:
 
 
 def decoded(run: Run) -> str:
-    """The first rows of the first batch as text, with targets marked."""
+    """The first rows of the first batch as text, with targets marked and without control characters."""
     batch = run.stream('train', shuffle=True).batch(0)
     corpus = run.corpus
     labels = corpus.labels if run.task.reads_rows else ()
     lines = [f'the first batch, {data.batch_hash(batch)}: {run.task.legend(batch)}']
     for row in range(min(DECODED, len(batch['tokens']))):
         lines.append(f'  row {row}  {run.task.render(corpus.tokenizer, batch, row, labels)}')
-    return '\n'.join(lines)
+    return terminal.printable('\n'.join(lines))

@@ -102,7 +102,7 @@ def test_text_of_a_config_is_no_markup(comparison, tmp_path):
     name = '<img src=x onerror=alert(1)>|`a_b`*'
     results = comparison(arms={name: ('train', 0.4, 0.9, 9, 1e12, 1e9), 'b': ('prompt', 0.5, 0.5, 0, 0.0, 1e10)})
     results['task']['classes'] = ['</style><script>alert(1)</script>']
-    results['arms'][name]['description'] = '"><svg onload=alert(1)>'
+    results['arms'][name]['description'] = '"><svg onload=alert(1)>\x1b[2J'
     results['provenance']['command'] = 'lmtrain --workdir=caf\udce9'  # a name that is not UTF-8, in Python
     page, markdown = write(tmp_path, results)
     own = Elements(page)
@@ -111,6 +111,7 @@ def test_text_of_a_config_is_no_markup(comparison, tmp_path):
     assert name in own.texts and '</style><script>alert(1)</script>' in ''.join(own.texts)
     assert '<img' not in markdown and '<script' not in markdown and '\\`a\\_b\\`\\*' in markdown
     assert 'caf\\udce9' in page
+    assert '\x1b' not in page + markdown
 
 
 SECTIONS = 'task base arms trials summary pairs description_length sensitivity forgetting break_even prices provenance'
