@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -133,15 +134,38 @@ def choice_scores(
     return result | ({'calibrated': np.array([row['calibrated_nats'] for row in scored])} if form.calibrated else {})
 
 
-def by_likelihood(loaded: LoadedModel, pool: Sequence[Row], form: prompting.PromptSettings, chosen: str) -> Predict:
+def by_likelihood(
+    loaded: LoadedModel,
+    pool: Sequence[Row],
+    form: prompting.PromptSettings,
+    *,
+    score: str = 'sum',
+    temperature: float = 1.0,
+) -> Predict:
     """The predictor of a causal model: the likelihood of the classes' texts after the prompt.
 
     Args:
       pool: rows from which demonstrations are taken.
-      chosen: one of CHOICE_SCORES.
+      score: one of CHOICE_SCORES.
+      temperature: divides the scores, see `fit_temperature`.
     """
     check_promptable(loaded.model)
-    return lambda rows: choice_scores(loaded, pool, form, rows)[chosen]
+    return lambda rows: log_softmax(choice_scores(loaded, pool, form, rows)[score] / temperature)
+
+
+def fit_temperature(log_p: np.ndarray, rows: Sequence[Row], classes: Sequence[str]) -> float:
+    """The temperature in [0.05, 100] at which scores [rows, C] have the lowest loss on rows.
+
+    Temperature scaling (Guo et al. 2017, arXiv 1706.04599, section 4.2). The likelihood of a text is no calibrated
+    probability of a class; one number, fitted on the selection rows, makes the losses of different scores comparable.
+    It changes no prediction.
+    """
+    from scipy import optimize  # late
+
+    def loss(log_temperature: float) -> float:
+        return score(log_softmax(log_p / math.exp(log_temperature)), rows, classes).loss
+
+    return math.exp(optimize.minimize_scalar(loss, bounds=(math.log(0.05), math.log(100)), method='bounded').x)
 
 
 def log_softmax(values: np.ndarray) -> np.ndarray:

@@ -27,13 +27,13 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     else:
         tried = _candidates(comparison, trial)
         best = selection.choose(tried)
-        chosen = {name: best[name] for name in ('instruction', 'score', 'shots', 'select')}
+        chosen = {name: best[name] for name in ('instruction', 'score', 'temperature', 'shots', 'select')}
     pool, form = prompt(comparison, trial, chosen)
     seconds = time.perf_counter() - start
-    predict = predictors.by_likelihood(comparison.model, pool, form, chosen['score'])
+    predict = predictor(comparison, trial, chosen)
     result = measures.on_selection(comparison, predict, chosen, tried)
     result['blocks'] = measures.blocks(comparison, trial, predict)
-    result['draws'] = _draws(comparison, trial, form, chosen['score'])
+    result['draws'] = _draws(comparison, trial, form, chosen)
     model = comparison.model
     query = measures.query_of_prompt(comparison, model, pool, form)
     if not settings['search']:
@@ -53,7 +53,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _draws(comparison: Comparison, trial: Trial, form: PromptSettings, score: str) -> list[float]:
+def _draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: dict[str, Any]) -> list[float]:
     """Accuracies on the selection rows with other sets and orders of demonstrations, the same for all rows.
 
     Of arms that draw demonstrations, at the largest size: how much the prompt depends on the draw.
@@ -64,14 +64,17 @@ def _draws(comparison: Comparison, trial: Trial, form: PromptSettings, score: st
     rng = np.random.default_rng(trial.seed)
     for _ in range(comparison.config.compare.draws):
         order = [pool[index] for index in rng.permutation(len(pool)).tolist()]
-        predict = predictors.by_likelihood(comparison.model, order, form._replace(select='first'), score)
+        shared = form._replace(select='first')
+        predict = predictors.by_likelihood(comparison.model, order, shared, score=chosen['score'])
         accuracies.append(predictors.score(predict(task.selection), task.selection, task.classes).accuracy)
     return accuracies
 
 
 def predictor(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> Predict:
     """The predictor of a finished trial, from what it chose."""
-    return predictors.by_likelihood(comparison.model, *prompt(comparison, trial, chosen), chosen['score'])
+    pool, form = prompt(comparison, trial, chosen)
+    scaled = {name: chosen[name] for name in ('score', 'temperature')}
+    return predictors.by_likelihood(comparison.model, pool, form, **scaled)
 
 
 def prompt(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> tuple[list[Row], PromptSettings]:
@@ -99,8 +102,11 @@ def _candidates(comparison: Comparison, trial: Trial) -> list[dict[str, Any]]:
         form = _form(comparison, trial, instruction)
         scored = predictors.choice_scores(comparison.model, pool, form, task.selection)
         for name in ['calibrated'] if form.calibrated else scored:
-            scores = predictors.score(scored[name], task.selection, task.classes)
-            about = {'instruction': instruction, 'score': name, 'shots': form.shots, 'select': form.select}
+            temperature = predictors.fit_temperature(scored[name], task.selection, task.classes)
+            log_p = predictors.log_softmax(scored[name] / temperature)
+            scores = predictors.score(log_p, task.selection, task.classes)
+            about = {'instruction': instruction, 'score': name, 'temperature': temperature}
+            about |= {'shots': form.shots, 'select': form.select}
             tried.append(about | {'accuracy': scores.accuracy, 'loss': scores.loss})
     return tried
 
@@ -124,7 +130,9 @@ def _search(comparison: Comparison, trial: Trial) -> tuple[dict[str, Any], list[
     )
     places = [row.fields['place'] for row in result.demonstrations]
     chosen = {'instruction': result.settings.instruction, 'score': 'sum', 'shots': result.settings.shots}
-    chosen |= {'select': result.settings.select, 'places': places}
+    chosen |= {'select': result.settings.select, 'places': places, 'temperature': 1.0}
+    rows, classes = comparison.task.selection, comparison.task.classes
+    chosen['temperature'] = predictors.fit_temperature(predictor(comparison, trial, chosen)(rows), rows, classes)
     tried = [
         {
             'instruction': instructions[each['variant']],

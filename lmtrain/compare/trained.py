@@ -139,7 +139,7 @@ def predictor(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> Pred
     """The predictor of a trained model: its head, or the likelihood of the answers after the arm's prompt."""
     if TASKS[loaded.config.task.name].has_classes:
         return predictors.by_head(loaded, comparison.task)
-    return predictors.by_likelihood(loaded, *prompt(comparison, trial), 'sum')
+    return predictors.by_likelihood(loaded, *prompt(comparison, trial))
 
 
 def prompt(comparison: Comparison, trial: Trial) -> tuple[list[Row], PromptSettings]:

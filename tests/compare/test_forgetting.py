@@ -1,0 +1,63 @@
+"""Forgetting: bits per byte and divergence on the text of the base, against numpy."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import lmtrain
+from configs import tiny
+from lmtrain import tree
+from lmtrain.compare import forgetting
+from lmtrain.compare.trials import Comparison
+from lmtrain.training.init_from import open_base
+
+
+@pytest.fixture(scope='module')
+def comparison(text):
+    config = tiny.get_config()
+    config.data.source, config.data.cache = str(text), str(text.parent / 'cache')
+    config.data.validation = config.data.test = 0.2
+    lmtrain.train(config, text.parent / 'base')
+    own = Comparison(
+        None, text.parent, None, open_base(str(text.parent / 'base')), lmtrain.load(text.parent / 'base'), []
+    )
+    batches, reason = forgetting.own_text(own)
+    assert batches and not reason
+    return own._replace(own_text=batches)
+
+
+def test_the_base_has_forgotten_nothing(comparison):
+    measured = forgetting.measure(comparison, comparison.model)
+    assert measured['kl'] == 0 and measured['bits_per_byte_before'] == measured['bits_per_byte_after']
+
+
+def test_bits_and_divergence_are_those_of_numpy(comparison):
+    rng = np.random.default_rng(0)
+    trained = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape).astype(x.dtype), comparison.model.params)
+    headed = trained | {'task_head': {'output': {'kernel': np.zeros((32, 3), np.float32)}}}
+    measured = forgetting.measure(comparison, comparison.model._replace(params=headed))
+
+    nats, kl, count, num_bytes = np.zeros(2), 0.0, 0, 0
+    for batch in comparison.own_text:
+        columns = {name: batch[name] for name in ('tokens', 'segment_ids', 'positions')}
+        logits = [
+            comparison.model.model.apply({'params': p}, columns)['logits'] for p in (comparison.model.params, trained)
+        ]
+        before, after = (np.asarray(jax.nn.log_softmax(x, axis=-1), np.float64) for x in logits)
+        for row, at in zip(*np.nonzero(batch['loss_mask'])):
+            target = batch['targets'][row, at]
+            nats += -np.array([before[row, at, target], after[row, at, target]])
+            kl += np.sum(np.exp(before[row, at]) * (before[row, at] - after[row, at]))
+            count, num_bytes = count + 1, num_bytes + batch['bytes'][row, at]
+    bits = nats / math.log(2) / num_bytes
+    assert [measured['bits_per_byte_before'], measured['bits_per_byte_after']] == pytest.approx(bits.tolist(), rel=1e-5)
+    assert measured['kl'] == pytest.approx(kl / count, rel=1e-3) and measured['kl'] > 1e-3
+
+
+def test_segments_of_layers_replace_the_layers_of_the_base(comparison):
+    cut = tree.cut(comparison.model.params, (1, 1))
+    head = {'heads': {'classify': {'kernel': np.zeros((32, 3), np.float32)}}}
+    params = forgetting.language_model(comparison.model, comparison.model._replace(params=cut | head))
+    assert tree.flatten(params).keys() == tree.flatten(cut).keys()

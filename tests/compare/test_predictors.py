@@ -1,0 +1,109 @@
+"""Predictors: probabilities of classes do not depend on the batch, and agree with the model's own outputs."""
+
+import math
+
+import numpy as np
+import pytest
+
+import lmtrain
+from configs import classify
+from lmtrain.compare import predictors
+from lmtrain.compare.rows import TaskRows
+from lmtrain.data.rows import Row
+from lmtrain.errors import InputError, NonFiniteOutput
+
+CLASSES = ('dogs', 'mats', 'rats')
+
+
+def make_rows(count):
+    return [
+        Row(
+            '', {'text': f'{i} cats' * (1 + i % 3), 'label': CLASSES[i % 3], 'prompt': f'{i} on', 'completion': ' dogs'}
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope='module')
+def task(text):
+    facts = {'completions': [f' {name}' for name in CLASSES], 'text': ['note']}
+    return TaskRows(text.parent, CLASSES, make_rows(12), [], facts)
+
+
+@pytest.fixture(scope='module')
+def base(text):
+    from configs import tiny
+
+    config = tiny.get_config()
+    config.data.source, config.data.cache = str(text), str(text.parent / 'cache')
+    config.data.validation = config.data.test = 0.2
+    config.budget.steps = 2
+    lmtrain.train(config, text.parent / 'base')
+    return text.parent / 'base'
+
+
+@pytest.mark.parametrize('pool', ['auto', 'mean'])
+def test_a_head_gives_the_same_probabilities_in_every_batch(base, task, text, pool):
+    config = classify.get_config()
+    path = text.parent / 'train.csv'
+    path.write_text('text,label\n' + ''.join(f'{row.fields["text"]},{row.fields["label"]}\n' for row in task.train))
+    config.init.base, config.data.cache, config.data.seq_len = str(base), str(text.parent / 'cache'), 32
+    config.task.train = config.task.validation = (str(path),)
+    config.task.text, config.task.label, config.task.labels = ('text',), 'label', CLASSES
+    config.data.test, config.budget.steps, config.objective.pool = 0.0, 3, pool
+    config.log.tensorboard = False
+    trained = lmtrain.train(config, text.parent / pool)
+    predict = predictors.by_head(lmtrain.load(text.parent / pool), task)
+    log_p = predict(task.train)
+    assert np.exp(log_p).sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert predict(task.train[3:4])[0] == pytest.approx(log_p[3], abs=1e-5)
+    scores = predictors.score(log_p, task.train, CLASSES)
+    assert scores.loss == pytest.approx(trained['validation']['loss'], abs=1e-5)
+    assert scores.accuracy == pytest.approx(trained['validation']['accuracy'])
+
+
+def test_likelihoods_are_normalised_over_the_classes(base, task):
+    loaded, rows = lmtrain.load(base), task.train
+    scored = predictors.choice_scores(loaded, (), predictors.settings(task), rows)
+    raw = lmtrain.evaluate(
+        loaded,
+        rows=[row.fields for row in rows],
+        template='{prompt}{completion}',
+        answer='completion',
+        choices=task.completions,
+    )
+    nats = np.array([row['nats'] for row in raw['answers']])
+    assert scored['sum'] == pytest.approx(nats - np.logaddexp.reduce(nats, axis=1)[:, None], abs=1e-6)
+    assert (scored['per_byte'].argmax(1) == (nats / [5, 5, 5]).argmax(1)).all()
+    hot = predictors.by_likelihood(loaded, (), predictors.settings(task), temperature=1e6)(rows)
+    assert hot == pytest.approx(-math.log(3), abs=1e-3)
+
+
+def test_the_temperature_minimises_the_loss():
+    rng = np.random.default_rng(0)
+    rows = [Row('', {'label': CLASSES[i]}) for i in rng.integers(0, 3, 400)]
+    sharp = 5 * predictors.log_softmax(rng.normal(size=(400, 3)))  # five times too confident, and right at random
+    sharp[np.arange(400), [CLASSES.index(row.fields['label']) for row in rows]] += 5
+    fitted = predictors.fit_temperature(sharp, rows, CLASSES)
+
+    def loss(temperature):
+        return predictors.score(predictors.log_softmax(sharp / temperature), rows, CLASSES).loss
+
+    grid = np.geomspace(0.1, 50, 200)
+    assert loss(fitted) == pytest.approx(min(map(loss, grid)), abs=1e-4) and 2 < fitted < 10
+    assert loss(fitted) < loss(1.0) - 0.1
+
+
+def test_models_that_cannot_be_prompted_are_refused():
+    class Encoder:
+        causal, head = False, 'lm'
+
+    class Classifier:
+        causal, head = True, 'classify'
+
+    with pytest.raises(InputError, match='masked language model'):
+        predictors.check_promptable(Encoder)
+    with pytest.raises(InputError, match="head 'classify'"):
+        predictors.check_promptable(Classifier)
+    with pytest.raises(NonFiniteOutput):
+        predictors.score(np.full((1, 3), np.nan), [Row('', {'label': 'rats'})], CLASSES)
