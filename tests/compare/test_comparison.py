@@ -1,5 +1,6 @@
 """A comparison: its protocol, from the rows to results.json."""
 
+import io
 import json
 
 import jax
@@ -9,7 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import lmtrain
 from configs import compare, tiny
 from lmtrain import checkpoint
-from lmtrain.compare import comparison, testing
+from lmtrain.compare import arms, comparison, progress, testing, trials
 from lmtrain.errors import InputError
 from lmtrain.files import read_json, read_json_lines
 from lmtrain.runtime import lifecycle
@@ -230,3 +231,49 @@ def test_other_seeds_compile_nothing(base, tmp_path):
     assert len(results['trials']) == 3 and programs
     new = [path.name for path in set(folder.iterdir()) - programs if not path.name.endswith('-atime')]
     assert not new
+
+
+def test_a_dry_run_prints_what_every_arm_needs(base):
+    config = make_config(base, only=('zero_shot', 'few_shot', 'head', 'lora', 'unable'), seeds=2)
+    config.compare.arms.unable = compare.arm({'adapt.method': 'layers'}, learning_rates=(1.0,), description='')
+    config.compare.device_hour, config.compare.currency = 3600.0, 'EUR'  # a second costs 1
+    page = comparison.dry_run(config, base.parent / 'dry')
+    cells = {line.split()[0]: line.split() for line in page.splitlines()[2:7]}
+    counts = {name: cells[name][1] for name in config.compare.only}
+    assert counts == {'zero_shot': '1', 'few_shot': '4', 'head': '4', 'lora': '4', 'unable': 'skipped'}
+    assert all(cells[name][-1] == 'EUR' for name in ('few_shot', 'head')) and 'layers.last=0' in page
+    assert max(map(len, page.splitlines())) <= 80
+    assert not (base.parent / 'dry' / 'trials').exists()
+
+
+def test_a_terminal_shows_arms_trials_and_accuracies(finished, base, monkeypatch):
+    folder, results = finished
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    shared, _ = comparison.prepare(make_config(base), folder, arms.read(make_config(base).compare))
+    listed = trials.listed(shared, arms.read(make_config(base).compare))
+    display = progress.Display(shared, arms.read(make_config(base).compare), len(listed), [], stream)
+    for trial in listed:
+        display.begin(trial)
+        display.end(trial, read_json(folder / trial.folder / 'trial.json'))
+    last = stream.getvalue().rpartition('\x1b[J')[2]
+    lines = last.splitlines()
+    assert max(map(len, stream.getvalue().splitlines())) <= 80 + len('\x1b[9F\x1b[J')
+    assert [line.split()[:2] for line in lines[2:5]] == [['few_shot', '4/4'], ['head', '4/4'], ['zero_shot', '1/1']]
+    expected = [
+        100 * sum(own) / len(own)
+        for own in (
+            [
+                each['selection']['accuracy']
+                for each in results['trials']
+                if (each['arm'], each['size']) == ('head', size)
+            ]
+            for size in (4, 16)
+        )
+    ]
+    assert [float(cell) for cell in lines[3].split()[2:]] == [round(value, 1) for value in expected]
+    assert '9 of 9 trials' in lines[5]
