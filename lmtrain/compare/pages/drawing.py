@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 # The colours that a figure is drawn in, and those of the dark scheme; the page defines a CSS variable for each.
 # Prompted and trained arms differ in hue, by Okabe and Ito's blue and vermilion, and in the shape of their markers.
@@ -70,12 +71,6 @@ def short(name: str) -> str:
     return name if len(name) <= NAME else f'{name[: NAME - 1]}…'
 
 
-def label(ax, x: float, y: float, text: str, shade: str = INK, offset=(0.0, 0.0), **place) -> None:
-    """A text next to a point of the data; `offset` in CSS pixels."""
-    place = {'ha': 'left', 'va': 'center', 'fontsize': FONT - 1} | place
-    ax.annotate(text, (x, y), offset, textcoords='offset points', color=shade, annotation_clip=False, **place)
-
-
 def point_at(ax, x: float, y: float, text: str, offset: tuple[float, float]) -> None:
     """A text at the right of a point of the data, with a thin line to it."""
     line = {'arrowstyle': '-', 'color': FAINT, 'linewidth': 0.8, 'shrinkA': 1, 'shrinkB': 2}
@@ -83,14 +78,24 @@ def point_at(ax, x: float, y: float, text: str, offset: tuple[float, float]) -> 
     ax.annotate(text, (x, y), offset, arrowprops=line, annotation_clip=False, **style)
 
 
-def place_labels(ax, labels: Sequence[tuple[float, float, str, str, bool]], points: Sequence, lines: Sequence) -> None:
+class Label(NamedTuple):
+    """A text beside the point (x, y) of the data, in a colour. `required`: it is written even if it covers another."""
+
+    x: float
+    y: float
+    text: str
+    colour: str
+    required: bool
+
+
+def place_labels(ax, labels: Sequence[Label], points: Sequence, lines: Sequence) -> None:
     """Writes labels beside their points so that none covers another, a point or the frame, nor a line if possible.
 
     Each takes the best of eight places. A label that is not required takes a place at the right or the left of its
     point, where the reader cannot take it for that of another, and is left out if both are taken.
 
     Args:
-      labels: (x, y, text, colour, whether it is required); earlier ones choose first.
+      labels: earlier ones choose first.
       points: (x, y) of all points.
       lines: (x, y) of both ends of horizontal and vertical lines.
     """
@@ -98,20 +103,22 @@ def place_labels(ax, labels: Sequence[tuple[float, float, str, str, bool]], poin
     inside = ax.get_window_extent(renderer)
     taken = [(x - 3, y - 4, x + 3, y + 4) for x, y in ax.transData.transform(list(points))]
     strokes = [ax.transData.transform(ends).ravel() for ends in lines]
-    for x, y, text, shade, required in labels:
-        probe = ax.text(0, 0, text, fontsize=FONT - 1)
+    for label in labels:
+        probe = ax.text(0, 0, label.text, fontsize=FONT - 1)
         extent = probe.get_window_extent(renderer)
         probe.remove()
-        boxes = [_box(*ax.transData.transform((x, y)), extent.width, extent.height, place) for place in PLACES]
+        left, low = ax.transData.transform(label[:2])
+        boxes = [_box(left, low, extent.width, extent.height, place) for place in PLACES]
         hard = [sum(_overlap(box, other) for other in taken) + _outside(box, inside) for box in boxes]
         soft = [sum(_overlap(box, (a - 1, b - 1, c + 1, d + 1)) for a, b, c, d in strokes) for box in boxes]
-        best = min(range(len(PLACES) if required else 2), key=lambda place: (hard[place], soft[place]))
-        if hard[best] and not required:
+        best = min(range(len(PLACES) if label.required else 2), key=lambda place: (hard[place], soft[place]))
+        if hard[best] and not label.required:
             continue
         taken.append(boxes[best])
         dx, dy = PLACES[best]
-        place = {'ha': ('right', 'center', 'left')[dx + 1], 'va': ('top', 'center', 'bottom')[dy + 1]}
-        label(ax, x, y, text, shade, (GAP * dx, 5 * dy), **place)
+        style = {'ha': ('right', 'center', 'left')[dx + 1], 'va': ('top', 'center', 'bottom')[dy + 1]}
+        style |= {'textcoords': 'offset points', 'fontsize': FONT - 1, 'color': label.colour}
+        ax.annotate(label.text, label[:2], (GAP * dx, 5 * dy), annotation_clip=False, **style)
 
 
 GAP = 7  # CSS pixels between a point and its label

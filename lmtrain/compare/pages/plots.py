@@ -63,11 +63,12 @@ def _front(results: Results, points: list[pareto.Point], field: str, title: str,
     first = [point for before, point in zip([None, *best], best) if before is None or before.arm != point.arm]
     named = first[::-1] + [point for point in shown if ranks[point] == pareto.CLOSE]
     labels = [
-        (
+        drawing.Label(
             place(point.cost),
             100 * point.accuracy,
             drawing.short(point.arm),
-            *((INK, True) if point in best else (DIM, False)),
+            INK if point in best else DIM,
+            required=point in best,
         )
         for point in named
     ]
@@ -215,7 +216,7 @@ def break_even(results: Results, entries: Sequence[dict], anchor: str) -> list[P
     ax = drawing.axes(WIDE, PANEL[1], right=24 + 6 * max(len(drawing.short(name)) for name in lines))
     name = drawing.short(anchor)
     title = f'Queries until {name} is cheaper than'
-    if values.kind(results, anchor) == 'prompt':
+    if values.is_prompt(results, anchor):
         title = f'Queries until it is cheaper than {name}'
     drawing.caption(ax, title)
     ends, texts = [], []

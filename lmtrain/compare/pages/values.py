@@ -74,7 +74,7 @@ def cost(results: Results, arm: str, size: int, field: str) -> float | None:
 def creation(trial: Mapping[str, Any]) -> float | None:
     """FLOPs that a trial needs before its first query: of training, and of the selection with its grid and search."""
     ledger = trial.get('ledger') or {}
-    trained = ledger.get('train_flops', None)
+    trained = ledger.get('train_flops')
     if trained is None and trial.get('kind') == 'prompt':
         trained = 0.0
     selected = ledger.get('selection_flops')
@@ -88,10 +88,14 @@ def kind(results: Results, arm: str) -> str:
     return ((results.get('arms') or {}).get(arm) or {}).get('kind') or 'train'
 
 
+def is_prompt(results: Results, arm: str) -> bool:
+    return kind(results, arm) == 'prompt'
+
+
 def forgotten(results: Results, arm: str) -> float | None:
     """By how many bits per byte an arm predicts the base's own text worse than the base does; of a prompt 0."""
     measured = results.get('forgetting') or {}
-    if measured and arm not in measured and kind(results, arm) == 'prompt':
+    if measured and arm not in measured and is_prompt(results, arm):
         return 0.0
     entry = measured.get(arm) or {}
     before, after = entry.get('bits_per_byte_before'), entry.get('bits_per_byte_after')
