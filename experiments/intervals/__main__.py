@@ -26,6 +26,7 @@ SHORT = 200  # trials of the first figure of a row
 ROWS = 200  # of a test set
 ACCURACY, ROW_EFFECT = 0.75, 1.5  # of simulated methods; the effect relative to a residual of 1
 RESAMPLES = 1000  # of a bootstrap
+FEW = 20  # seeds of a comparison
 CLASSES, TRAINED, POPULATION = 8, 64, 200  # packages, rows that a classifier learns from, classifiers
 NUM_ROWS, NUM_WORDS = 3000, 2000  # of all classifiers: half of the rows are for training
 
@@ -99,12 +100,15 @@ def classifiers() -> np.ndarray:
 
 
 def of_comparison(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """{arm and size: hits [seeds, rows]} of the predictions in a comparison, of at least 3 seeds."""
+    """{arm and size: hits [seeds, rows]} of the predictions in a comparison, of at least FEW seeds.
+
+    Two draws from fewer seeds have seeds in common, and differ less than two runs of a method.
+    """
     trials = collections.defaultdict(list)
     for path in sorted(folder.glob('trials/*/*/predictions.jsonl')):
         size = path.parent.name.partition('-')[0]
         trials[f'{path.parent.parent.name}, {size}'].append([row['right'] for row in read_json_lines(path)])
-    return {name: np.array(hits) for name, hits in trials.items() if len(hits) >= 3}
+    return {name: np.array(hits) for name, hits in trials.items() if len(hits) >= FEW}
 
 
 def coverage(name: str, draw: Draw, accuracy: float, seeds: int, trials: int) -> dict:
@@ -221,7 +225,7 @@ def main() -> None:
         command='python -m experiments.intervals',
         figures=[*map(covered, intervals), *map(detected, tests), claimed],
         trials=[*intervals, *tests, errors],
-        not_shown=[] if flags.comparison else ['predictions of a comparison (--comparison=FOLDER)'],
+        not_shown=[] if flags.comparison else [f'predictions of a comparison (--comparison=FOLDER), with {FEW} seeds'],
         seconds=round(time.monotonic() - begun),
     )
 
