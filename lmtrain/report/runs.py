@@ -1,4 +1,4 @@
-"""A table and a plot of many runs: what differs between their configs, state, scores and costs; needs no jax.
+"""A table of many runs: what differs between their configs, state, scores and costs; needs no jax.
 
 The records come from `run_records.read`.
 """
@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import math
+import operator
 import pathlib
 import re
 import textwrap
@@ -22,12 +23,12 @@ from lmtrain.report.run_records import Record
 WIDTH = 80
 NAME, CELL = 28, 18  # characters of a name, and of a value of the config
 OPERATORS = {
-    '<=': lambda value, limit: value <= limit,
-    '>=': lambda value, limit: value >= limit,
-    '!=': lambda value, limit: value != limit,
-    '<': lambda value, limit: value < limit,
-    '>': lambda value, limit: value > limit,
-    '=': lambda value, limit: value == limit,
+    '<=': operator.le,
+    '>=': operator.ge,
+    '!=': operator.ne,
+    '<': operator.lt,
+    '>': operator.gt,
+    '=': operator.eq,
 }
 NOT_CONFIG = re.compile(
     r'(validation|test|cost|trial|selection|ledger)\..*|name|folder|state|reason|step|flops|seconds'
@@ -67,13 +68,13 @@ def select(records: Sequence[Record], conditions: Sequence[str]) -> list[Record]
         match = re.fullmatch(r'\s*([\w.]+)\s*(<=|>=|!=|<|>|=)\s*(.*?)\s*', condition)
         if not match:
             raise InputError(f'{condition!r} is no condition: FIELD=VALUE, or one of != < <= > >= in place of =')
-        name, operator, limit = field(match[1], records), match[2], _value(match[3])
+        name, symbol, limit = field(match[1], records), match[2], _value(match[3])
         values = [record.get(name) for record in result]
-        ordered = operator not in ('=', '!=')
+        ordered = symbol not in ('=', '!=')
         if ordered and not all(_is_number(value) for value in [limit, *values] if value is not None):
-            raise InputError(f'{condition!r}: {operator} compares numbers, and a value is not one')
-        holds = OPERATORS[operator]
-        absent = operator == '!='
+            raise InputError(f'{condition!r}: {symbol} compares numbers, and a value is not one')
+        holds = OPERATORS[symbol]
+        absent = symbol == '!='
         result = [
             record
             for record, value in zip(result, values, strict=True)
@@ -232,7 +233,7 @@ def _text(record: Record, name: str) -> str:
     if name in FORMATS and math.isfinite(value):
         return FORMATS[name](value)
     measured = NOT_CONFIG.fullmatch(name) or f'validation.{name}' in record or f'selection.{name}' in record
-    return f'{value:.4f}' if measured and isinstance(value, float) and abs(value) < 1e4 else f'{value:g}'
+    return str(value) if isinstance(value, int) else f'{value:.4f}' if measured and abs(value) < 1e4 else f'{value:g}'
 
 
 def _flat(value: Any) -> str:
