@@ -1,6 +1,6 @@
 """Scores of a model's head on labelled rows: classes, tags of words, or answers in a context."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,23 +59,24 @@ def score_rows(
     context = model.max_len - num_virtual_tokens(params)
     data, count = encode_rows(rows, task, tokenizer, context, text=text, label=label, labels=labels, too_long=too_long)
     stream = PaddedStream(data, 'test', batch_size, 0, False)
-    predicted = predictions(model, task.predict, params, stream, head=output, pool=head.pool)
-    pairs = task.answers(data, 'test', predicted)
-    results = rates(task, pairs) | {'too_long': count}
+    predict, answers, rate = task.predict, task.answers, task.rate
+    assert predict and answers and rate, f'{task.name} has no evaluation file'
+    pairs = answers(data, 'test', predictions(model, predict, params, stream, head=output, pool=head.pool))
+    results = rates(rate, pairs) | {'too_long': count}
     main = next(iter(results))
     lines = [
-        {'answer': answer, 'predicted': guess, 'right': 1.0 if answer == guess else task.rate([(answer, guess)])[main]}
+        {'answer': answer, 'predicted': guess, 'right': 1.0 if answer == guess else rate([(answer, guess)])[main]}
         for answer, guess in pairs
     ]
     return results, lines
 
 
-def rates(task: Task, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
-    """`task.rate` with the standard error of each score, by the bootstrap over rows; None for one row."""
-    scores = task.rate(pairs)
+def rates(rate: Callable[..., dict[str, float]], pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+    """`Task.rate` with the standard error of each score, by the bootstrap over rows; None for one row."""
+    scores = rate(pairs)
     rng = np.random.default_rng(0)
     drawn = rng.integers(len(pairs), size=(RESAMPLES, len(pairs))) if len(pairs) > 1 else ()
-    resampled = [task.rate([pairs[index] for index in each]) for each in drawn]
+    resampled = [rate([pairs[index] for index in each]) for each in drawn]
     results = {}
     for name, value in scores.items():
         error = float(np.std([each[name] for each in resampled], ddof=1)) if resampled else None

@@ -49,9 +49,9 @@ def regex(pattern: str, place: str) -> Metric:
         return match and (match[1] if compiled.groups else match[0])
 
     def metric(text: str, answers: Sequence[str]) -> dict[str, float]:
-        accepted = [answer if extract(answer) is None else extract(answer) for answer in answers]
-        extracted = extract(text)
-        return {'regex_match': float(extracted is not None and exact(extracted, accepted)['exact_match'] == 1)}
+        extracted, accepted = extract(text), [extract(answer) for answer in answers]
+        accepted = [answer if part is None else part for answer, part in zip(answers, accepted, strict=True)]
+        return {'regex_match': 0.0 if extracted is None else exact(extracted, accepted)['exact_match']}
 
     return metric
 

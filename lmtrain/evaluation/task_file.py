@@ -18,38 +18,38 @@ from lmtrain.inference.prompting import PromptSettings, ask
 from lmtrain.inference.questions import parse_template
 from lmtrain.tasks import TASKS, span
 
-TEXTS = str, list  # one text, or an array of them
-FIELDS = {
-    '': {'name': str, 'data': dict, 'prompt': dict, 'scoring': dict},
-    'data': {'files': TEXTS, 'demonstrations': TEXTS, 'limit': int},
+TEXT, TEXTS = (str,), (str, list)  # TEXTS: one, or an array of them
+FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    '': {'name': TEXT, 'data': (dict,), 'prompt': (dict,), 'scoring': (dict,)},
+    'data': {'files': TEXTS, 'demonstrations': TEXTS, 'limit': (int,)},
     'prompt': {
-        'template': str,
-        'answer': str,
+        'template': TEXT,
+        'answer': TEXT,
         'choices': TEXTS,
-        'names': dict,
-        'instruction': str,
+        'names': (dict,),
+        'instruction': TEXT,
         'shots': (int, str),
-        'select': str,
-        'seed': int,
-        'separator': str,
-        'chat_template': str,
-        'system': str,
-        'cut': bool,
+        'select': TEXT,
+        'seed': (int,),
+        'separator': TEXT,
+        'chat_template': TEXT,
+        'system': TEXT,
+        'cut': (bool,),
     },
     'scoring': {
-        'kind': str,
-        'by': str,
-        'pattern': str,
-        'schema': dict,
-        'max_tokens': int,
-        'stop': list,
+        'kind': TEXT,
+        'by': TEXT,
+        'pattern': TEXT,
+        'schema': (dict,),
+        'max_tokens': (int,),
+        'stop': (list,),
         'text': TEXTS,
-        'label': str,
-        'labels': list,
-        'too_long': str,
+        'label': TEXT,
+        'labels': (list,),
+        'too_long': TEXT,
     },
 }
-WORDS = {str: 'text', list: 'an array', dict: 'a table', int: 'a whole number', bool: 'true or false'}
+WORDS: dict[type, str] = {str: 'text', list: 'an array', dict: 'a table', int: 'a whole number', bool: 'true or false'}
 
 # {value of `by`: the column of `prompting.Scores.rows` that is averaged}
 CHOICES = {
@@ -147,7 +147,7 @@ def _sections(path: Path) -> dict[str, Any]:
             if name not in fields:
                 hint = did_you_mean(name, fields)
                 raise InputError(f'{path}: {dotted!r} is none of the fields {", ".join(fields)}{hint}')
-            types = fields[name] if isinstance(fields[name], tuple) else (fields[name],)
+            types = fields[name]
             if type(value) not in types or type(value) is list and not all(type(each) is str for each in value):
                 kinds = ' or '.join(WORDS[each] for each in types)
                 raise InputError(f'{path}: {dotted} = {value!r}; it must be {kinds}')
@@ -259,7 +259,9 @@ def _check_labels(rows: Sequence[Row], settings: PromptSettings, path: Path) -> 
     questions, _ = ask(rows, settings)
     answers = {question.answer for question in questions}
     if unused := [choice for choice in settings.choices if choice not in answers]:
-        raise InputError(f'{path}: no row has the answer {unused[0]!r}; the answers are {sorted(answers)[:10]}')
+        raise InputError(
+            f'{path}: no row has the answer {unused[0]!r}: leave it out; the answers are {sorted(answers)[:10]}'
+        )
 
 
 def _metric(by: str, score: Mapping[str, Any], path: Path) -> scoring.Metric:

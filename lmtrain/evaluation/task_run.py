@@ -74,6 +74,7 @@ def evaluate(
             batch_size=batch_size,
         )
         return _evaluation(task, next(iter(own)), own | prompting.engine(model, batch_size), rows)
+    assert task.settings, 'prompted kinds have settings'
     settings = task.settings._replace(chat_template=template, batch_size=batch_size)
     score = {'choices': _choices, 'generation': _generations}[task.kind]
     return score(task, model, params, tokenizer, settings, end_ids)
@@ -100,9 +101,10 @@ def _generations(task: EvaluationTask, model, params, tokenizer, settings, end_i
     scores = prompting.score(
         model, params, tokenizer, task.rows, settings, demonstrations=task.demonstrations, end_ids=end_ids
     )
-    rows, each = [], []
+    rows, each, metric = [], [], task.metric
+    assert metric, 'generations have a metric'
     for row, accepted in zip(scores.rows, task.accepted, strict=True):
-        own = task.metric(row['predicted'], accepted)
+        own = metric(row['predicted'], accepted)
         each.append(own)
         right = next(iter(own.values()))
         line = {'answer': row['answer'], 'predicted': row['predicted'], 'right': right, 'nats': None}
@@ -126,8 +128,9 @@ def _check_tokens(questions, tokenizer: Tokenizer) -> None:
 def _evaluation(task: EvaluationTask, metric: str, results: dict[str, Any], rows: list[dict[str, Any]]) -> Evaluation:
     """`rows` with numbers and places, and `results` with the main score."""
     value, error = results[metric], results.get(f'{metric}_stderr')
-    right = [row.get('right') for row in rows]
-    interval = statistics.proportion(right)[2:] if {*right} <= {0.0, 1.0} else None
+    right = [row['right'] for row in rows if 'right' in row]
+    binary = bool(right) and {*right} <= {0.0, 1.0}  # and their mean is the main score
+    interval = statistics.proportion(right)[2:] if binary and value == np.mean(right) else None
     if interval is None and error is not None:
         interval = value - 1.96 * error, value + 1.96 * error
     main = {'task': task.name, 'kind': task.kind, 'metric': metric, 'value': value, 'stderr': error}

@@ -13,7 +13,7 @@ from lmtrain.tasks.prepare import encode_rows
 def test_the_standard_error_of_an_accuracy_is_that_of_a_proportion():
     rng = np.random.default_rng(0)
     pairs = [('ab'[a], 'ab'[b]) for a, b in rng.integers(2, size=(200, 2))]
-    results = rates(TASKS['classify'], pairs)
+    results = rates(TASKS['classify'].rate, pairs)
     p = np.mean([a == b for a, b in pairs])
     assert results['accuracy'] == p
     assert results['accuracy_stderr'] == pytest.approx((p * (1 - p) / 199) ** 0.5, rel=0.1)
@@ -22,10 +22,10 @@ def test_the_standard_error_of_an_accuracy_is_that_of_a_proportion():
 
 def test_entities_of_all_rows_are_counted_together():
     pairs = [(['B-X', 'O'], ['B-X', 'O']), (['B-X', 'B-X'], ['O', 'O'])] * 20
-    results = rates(TASKS['tag'], pairs)
+    results = rates(TASKS['tag'].rate, pairs)
     assert results['entity_f1'] == pytest.approx(2 * 20 / (20 + 60))
     assert 0.02 < results['entity_f1_stderr'] < 0.1
-    assert rates(TASKS['span'], [(['Ada'], 'ada')]) == {
+    assert rates(TASKS['span'].rate, [(['Ada'], 'ada')]) == {
         'exact_match': 1.0,
         'exact_match_stderr': None,
         'answer_f1': 1.0,

@@ -105,7 +105,7 @@ KIND = 'kind = "choices"'
         ([('{text}: {label}', '{txet}: {label}')], "rows.jsonl:1: no field 'txet'.*'text'.* Set prompt.template"),
         ([('{text}: {label}', 'Label: {label}')], "template names no field but the answer 'label'"),
         ([('{text}: {label}', '{text}: {label}.')], 'ends in text'),
-        ([('"no", "yes"', '"no", "yes", "maybe"')], "no row has the answer 'maybe'; the answers are .'no', 'yes'"),
+        ([('"no", "yes"', '"no", "yes", "maybe"')], "no row has the answer 'maybe': leave it out; .* .'no', 'yes'"),
         ([('"no", "yes"', '"no", "yes", "no"')], 'a choice occurs twice'),
         ([(CHOICES, 'choices = "choices"')], "rows.jsonl:1: no field 'choices'"),
         ([('answer =', 'shots = "all"\nanswer =')], "prompt.shots = 'all' is neither a number nor 'max'"),
