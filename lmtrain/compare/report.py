@@ -33,7 +33,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     advice = recommendation.recommend(results)
     with drawing.settings():
         parts = sections.sections(results, advice)
-    content = {'title': _title(results), 'advice': advice, 'sections': parts}
+    content = {'title': _title(results), 'scope': _scope(results), 'advice': advice, 'sections': parts}
     (folder / 'figures').mkdir(exist_ok=True)
     for part in parts:
         for panel in (panel for block in part.blocks if isinstance(block, Figures) for panel in block.panels):
@@ -50,6 +50,20 @@ def _title(results: Results) -> str:
         value if isinstance(value, str) else ', '.join(value or []) for value in map(task.get, ('label', 'text'))
     )
     return 'Prompt or train? ' + (f'{label} from {text}' if label and text else str(task.get('name') or ''))
+
+
+def _scope(results: Results) -> str:
+    """What was compared, in one line."""
+    rows, base = (results.get('task') or {}).get('rows') or {}, results.get('base') or {}
+    seeds = {trial['seed'] for trial in results.get('trials') or []}
+    parts = [terminal.counted(len(results.get('arms') or {}), 'arm')]
+    if base.get('parameters'):
+        parts.append(f'a base of {terminal.number(base["parameters"])} parameters')
+    if sizes := [f'{size:,}' for size in values.sizes(results) if size]:
+        parts.append(f'{values.listed(sizes)} training rows')
+    parts.append(terminal.counted(len(seeds), 'seed'))
+    parts += [terminal.counted(rows[name], f'{name} row') for name in ('selection', 'test') if rows.get(name)]
+    return '; '.join(parts)
 
 
 def _render(template: str, content: dict) -> str:

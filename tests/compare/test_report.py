@@ -71,6 +71,9 @@ def test_sections_are_in_order_in_both_formats(pages):
     assert headings[:3] == ['All arms', 'What is missing', 'What accuracy costs'] and headings[-1] == 'Trials'
     assert len(headings) == 12
     assert re.findall(r'<section id="[^"]*">\s*<h2>(.*?)</h2>', page) == headings
+    scope = '10 arms; a base of 134M parameters; 8, 32, 128 and 512 training rows; 3 seeds; '
+    scope += '64 selection rows; 200 test rows'
+    assert scope in page and f'{scope}.' in markdown
     assert markdown.index('Use lora') < markdown.index('What it rests on') < markdown.index('What would change it')
 
 
