@@ -44,8 +44,8 @@ HELP = """\
 {bold}Verbs{plain}
 {verbs}
 
-`lmtrain VERB --help` lists the flags of a verb. Any value of a recipe can be
-changed on the command line:
+`lmtrain VERB --help` lists the flags of a verb, `lmtrain --version` prints
+versions. Any value of a recipe can be changed on the command line:
   lmtrain train --config=configs/quickstart.py --config.model.num_layers=6
 """
 
