@@ -12,6 +12,8 @@ import ml_collections
 
 from configs import classify
 
+SCORES = ('sum', 'per_byte', 'batch', 'contrast')
+
 
 def arm(
     overrides: dict[str, Any],
@@ -20,6 +22,7 @@ def arm(
     description: str,
     shots: int = 0,
     select: str = 'random',
+    scores: tuple[str, ...] = SCORES,
     vectorised: bool = True,
 ) -> ml_collections.ConfigDict:
     """An arm that trains.
@@ -27,11 +30,12 @@ def arm(
     Args:
       overrides: {'section.field': value} of the recipe.
       learning_rates: the grid. The rate is chosen on the selection rows, in every trial anew.
-      shots, select: demonstrations before a row, of an arm that answers as text (`prompt`).
+      shots, select, scores: of an arm that answers as text, see `prompt`.
       vectorised: the rates are members of one program; False trains them one after another, with less memory.
     """
     own = {'kind': 'train', 'description': description, 'overrides': tuple(overrides.items())}
-    own |= {'learning_rates': learning_rates, 'vectorised': vectorised, 'shots': shots, 'select': select}
+    own |= {'learning_rates': learning_rates, 'vectorised': vectorised}
+    own |= {'shots': shots, 'select': select, 'scores': scores}
     return ml_collections.ConfigDict(own)
 
 
@@ -40,8 +44,8 @@ def prompt(
     shots: int,
     description: str,
     select: str = 'random',
+    scores: tuple[str, ...] = SCORES,
     instructions: tuple[str, ...] = (),
-    calibrated: bool = False,
     search: str = '',
     budget: int = 0,
 ) -> ml_collections.ConfigDict:
@@ -50,13 +54,15 @@ def prompt(
     Args:
       shots: demonstrations before each row, at most the rows of the trial; -1 is as many as fit into the context.
       select: how they are selected from the rows of the trial: 'random' | 'balanced' | 'first' | 'bm25' | 'nearest'.
+      scores: how answers are compared, of which one is chosen on the selection rows: 'sum' (nats of the answer) |
+        'per_byte' | 'batch' (less their mean over the selection rows) | 'contrast' (less the nats without
+        demonstrations) | 'content_free' (calibrated by inputs without content).
       instructions: texts before the demonstrations, of which one is chosen on the selection rows; () is none.
-      calibrated: answers are calibrated by content-free inputs.
       search: 'greedy' | 'random': instruction, demonstrations and their order are searched on the selection rows.
       budget: tokens of the search.
     """
     own = {'kind': 'prompt', 'description': description, 'shots': shots, 'select': select}
-    own |= {'instructions': instructions, 'calibrated': calibrated, 'search': search, 'budget': budget}
+    own |= {'scores': scores, 'instructions': instructions, 'search': search, 'budget': budget}
     return ml_collections.ConfigDict(own)
 
 
@@ -64,10 +70,11 @@ def arms() -> ml_collections.ConfigDict:
     """The arms of the default comparison. The grids lie around each method's usual rate."""
     as_text = {'task.name': 'chat'}
     prompts = {
-        'zero_shot': prompt(shots=0, description='no demonstration'),
+        'zero_shot': prompt(shots=0, scores=SCORES[:3], description='no demonstration'),
         'few_shot': prompt(shots=8, description='8 random demonstrations'),
-        'balanced': prompt(shots=8, select='balanced', description='8 demonstrations, balanced over the classes'),
-        'calibrated': prompt(shots=8, calibrated=True, description='8 random demonstrations, calibrated'),
+        'uncalibrated': prompt(
+            shots=8, scores=('sum',), description='8 random demonstrations, likelihoods as they are'
+        ),
         'bm25': prompt(shots=8, select='bm25', description='8 demonstrations retrieved by BM25'),
         'nearest': prompt(shots=8, select='nearest', description="8 demonstrations nearest by the base's embeddings"),
         'many_shot': prompt(shots=-1, description='as many random demonstrations as fit'),
@@ -79,7 +86,7 @@ def arms() -> ml_collections.ConfigDict:
             learning_rates=(3e-3, 1e-2, 3e-2),
             description='a linear layer on the last hidden state',
         ),
-        'bitfit': arm(
+        'norms': arm(
             {'adapt.method': 'norms'},
             learning_rates=(3e-3, 1e-2, 3e-2),
             description='the scales of all norms, and a head',
@@ -106,7 +113,7 @@ def arms() -> ml_collections.ConfigDict:
         ),
         'full': arm(
             {'adapt.method': 'full'},
-            learning_rates=(1e-4, 3e-4, 1e-3),
+            learning_rates=(3e-4, 1e-3, 3e-3),
             description='all parameters, and a head',
         ),
         'scratch': arm(
@@ -118,11 +125,6 @@ def arms() -> ml_collections.ConfigDict:
             as_text | {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)},
             learning_rates=(1e-3, 3e-3, 1e-2),
             description='LoRA of rank 8; the answer is learned as text',
-        ),
-        'full_text': arm(
-            as_text | {'adapt.method': 'full'},
-            learning_rates=(1e-4, 3e-4, 1e-3),
-            description='all parameters; the answer is learned as text',
         ),
         'continued': arm(
             {'task.name': 'text', 'adapt.method': 'full'},
@@ -137,16 +139,18 @@ def arms() -> ml_collections.ConfigDict:
 
 def get_config():
     config = classify.get_config()
-    config.budget.steps = 100
-    config.evaluate.every_steps = 25
+    config.data.batch_size = 8  # few rows: small batches
+    config.data.test = 0.3  # of the rows, without task.test
+    config.budget.steps = 40
+    config.evaluate.every_steps = 20
     config.log.tensorboard = False
     with config.unlocked():
         # Comparison: lmtrain.compare.comparison.run
         config.compare = ml_collections.ConfigDict()
-        config.compare.sizes = (8, 32, 128, 512)  # training rows; sizes above the available rows are left out; 0 is all
+        config.compare.sizes = (16, 64, 256)  # training rows; sizes above the available rows are left out; 0 is all
         config.compare.seeds = 3  # trials per arm and size; each seed has other rows
-        config.compare.selection = 64  # rows held out of the training rows, on which rate, step and prompt are chosen
-        config.compare.test = 0  # rows of the test split; 0 is all
+        config.compare.selection = 96  # rows held out of the training rows, on which rate, step and prompt are chosen
+        config.compare.test = 256  # rows of the test split; 0 is all
         config.compare.draws = 10  # sets and orders of demonstrations, per seed of the largest size; 0 is none
         config.compare.template = ''  # a row as text, ending in {label}; '' is '{text}\\nLabel: {label}'
         config.compare.only = ()  # names of the arms to run; () is all

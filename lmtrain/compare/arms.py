@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from lmtrain.compare.choice_scores import SCORES
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.files import flatten_fields
 from lmtrain.inference.demonstrations import ALL, SELECTORS
@@ -12,8 +13,8 @@ from lmtrain.inference.prompt_search import SEARCHES
 
 # The fields of each kind of arm in the config, beside kind and description.
 FIELDS = {
-    'train': ('overrides', 'learning_rates', 'vectorised', 'shots', 'select'),
-    'prompt': ('shots', 'select', 'instructions', 'calibrated', 'search', 'budget'),
+    'train': ('overrides', 'learning_rates', 'vectorised', 'shots', 'select', 'scores'),
+    'prompt': ('shots', 'select', 'scores', 'instructions', 'search', 'budget'),
 }
 
 
@@ -65,6 +66,8 @@ def _arm(name: str, section: dict[str, Any]) -> Arm:
         raise InputError(f'{place}.select = {settings["select"]!r} is none of {", ".join(SELECTORS)}{hint}')
     if settings['shots'] < ALL:
         raise InputError(f'{place}.shots = {settings["shots"]}: at least 0, or {ALL} for as many as fit')
+    if not settings['scores'] or set(settings['scores']) - set(SCORES):
+        raise InputError(f'{place}.scores = {settings["scores"]!r}: one or more of {", ".join(SCORES)}')
     if kind == 'prompt' and settings['search'] not in ('', *SEARCHES):
         raise InputError(f"{place}.search = {settings['search']!r} is none of '', {', '.join(SEARCHES)}")
     return Arm(name, kind, section['description'], settings)

@@ -11,7 +11,7 @@ from lmtrain.data import docstring_task
 from lmtrain.report import terminal
 from lmtrain.training import train as training
 
-TEMPLATE = '"""{docstring}"""\nimport {package}'  # as a module begins: its docstring, then its imports
+TEMPLATE = '# {docstring}\n{package}'  # a comment, as in the source that the base has read
 
 
 def prepare(config, directory: Path) -> Any:

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare import predictors
+from lmtrain.compare import choice_scores, predictors
 from lmtrain.compare.predictors import Predict
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.cost.ledger import Prices
 from lmtrain.cost.query import Query
 from lmtrain.data.rows import Row
+from lmtrain.inference.calibration import CONTENT_FREE
 from lmtrain.inference.prompting import PromptSettings
 from lmtrain.training.load import LoadedModel
 
@@ -24,7 +25,7 @@ def on_selection(
 ) -> dict[str, Any]:
     """{'chosen', 'selection'} of trial.json, with the scores of the choice on the selection rows."""
     rows = comparison.task.selection
-    scores = predictors.score(predict(rows), rows, comparison.task.classes)
+    scores = choice_scores.score(predict(rows), rows, comparison.task.classes)
     record = {'rows': len(rows), 'accuracy': scores.accuracy, 'loss': scores.loss, 'candidates': list(candidates)}
     return {'chosen': chosen, 'selection': record}
 
@@ -41,7 +42,7 @@ def blocks(comparison: Comparison, trial: Trial, predict: Predict) -> list[dict[
     for seed in seeds:
         for begin, end in spans if trial.next_size else ():
             rows = comparison.subset(end, seed)[begin:]
-            nats = predictors.score(predict(rows), rows, comparison.task.classes).nats
+            nats = choice_scores.score(predict(rows), rows, comparison.task.classes).nats
             lines.append({'seed': seed, 'begin': begin, 'end': end, 'nats': float(nats.sum())})
     return lines
 
@@ -70,8 +71,15 @@ def query_of_head(comparison: Comparison, loaded: LoadedModel) -> Query:
     return Query(row=float(np.mean([len(example.tokens) for example in examples])), classes=classes)
 
 
-def query_of_prompt(comparison: Comparison, loaded: LoadedModel, pool: Sequence[Row], form: PromptSettings) -> Query:
-    """The tokens of a prompted query, means over rows; demonstrations beyond the context are not read."""
+def query_of_prompt(
+    comparison: Comparison, loaded: LoadedModel, pool: Sequence[Row], form: PromptSettings, score: str
+) -> Query:
+    """The tokens of a prompted query, means over rows; demonstrations beyond the context are not read.
+
+    Args:
+      score: one of `choice_scores.SCORES`: a contrast reads the row again, without demonstrations, and content-free
+        calibration the demonstrations with each of its inputs.
+    """
     task, tokenizer = comparison.task, loaded.tokenizer
 
     def mean_tokens(texts: Sequence[str]) -> float:
@@ -84,5 +92,7 @@ def query_of_prompt(comparison: Comparison, loaded: LoadedModel, pool: Sequence[
     room = loaded.model.max_len - 1 - instruction - row - max(choices)
     shots = len(pool) if form.shots < 0 else form.shots
     demonstrations = min(shots * mean_tokens(texts), room)
+    again = {'content_free': len(CONTENT_FREE)}.get(score, 0) if form.select != 'first' else 0
     shared = 1 + instruction + (demonstrations if form.select == 'first' else 0.0)
-    return Query(row + (0.0 if form.select == 'first' else demonstrations), shared, choices)
+    own = row * (2 if score == 'contrast' else 1) + (0.0 if form.select == 'first' else demonstrations * (1 + again))
+    return Query(own, shared, choices * (2 if score == 'contrast' else 1 + again))

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare import measures, predictors, selection
+from lmtrain.compare import choice_scores, measures, predictors, selection
 from lmtrain.compare.predictors import Predict
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.cost import ledger
 from lmtrain.cost.flops import forward_flops
 from lmtrain.data.rows import Row
-from lmtrain.inference import calibration, prompt_search
+from lmtrain.inference import prompt_search
 from lmtrain.inference.prompting import PromptSettings
+
+SCALE = ('score', 'bias', 'temperature')  # of a candidate: how its likelihoods become probabilities
 
 
 def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     else:
         tried = _candidates(comparison, trial)
         best = selection.choose(tried)
-        chosen = {name: best[name] for name in ('instruction', 'score', 'temperature', 'shots', 'select')}
+        chosen = {name: best[name] for name in ('instruction', 'shots', 'select', *SCALE)}
     pool, form = prompt(comparison, trial, chosen)
     seconds = time.perf_counter() - start
     predict = predictor(comparison, trial, chosen)
@@ -35,7 +37,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     result['blocks'] = measures.blocks(comparison, trial, predict)
     result['draws'] = _draws(comparison, trial, form, chosen)
     model = comparison.model
-    query = measures.query_of_prompt(comparison, model, pool, form)
+    query = measures.query_of_prompt(comparison, model, pool, form, chosen['score'])
     if not settings['search']:
         prompts = len({(each['instruction'], each['select']) for each in tried})
         spent = ledger.scoring(model.model, model.params, query, prompts * len(comparison.task.selection))
@@ -65,16 +67,14 @@ def _draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: d
     for _ in range(comparison.config.compare.draws):
         order = [pool[index] for index in rng.permutation(len(pool)).tolist()]
         shared = form._replace(select='first')
-        predict = predictors.by_likelihood(comparison.model, order, shared, score=chosen['score'])
-        accuracies.append(predictors.score(predict(task.selection), task.selection, task.classes).accuracy)
+        predict = predictors.by_likelihood(comparison.model, order, shared, chosen)
+        accuracies.append(choice_scores.score(predict(task.selection), task.selection, task.classes).accuracy)
     return accuracies
 
 
 def predictor(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> Predict:
     """The predictor of a finished trial, from what it chose."""
-    pool, form = prompt(comparison, trial, chosen)
-    scaled = {name: chosen[name] for name in ('score', 'temperature')}
-    return predictors.by_likelihood(comparison.model, pool, form, **scaled)
+    return predictors.by_likelihood(comparison.model, *prompt(comparison, trial, chosen), chosen)
 
 
 def prompt(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> tuple[list[Row], PromptSettings]:
@@ -90,8 +90,7 @@ def prompt(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> tupl
 def _form(comparison: Comparison, trial: Trial, instruction: str) -> PromptSettings:
     settings = trial.arm.settings
     shots = min(settings['shots'], trial.size)  # ALL is negative
-    calibrated = calibration.CONTENT_FREE if settings['calibrated'] else ()
-    options = {'shots': shots, 'select': settings['select'], 'seed': trial.seed, 'calibrated': calibrated}
+    options = {'shots': shots, 'select': settings['select'], 'seed': trial.seed}
     return predictors.settings(comparison.task, instruction=instruction, **options)
 
 
@@ -100,14 +99,10 @@ def _candidates(comparison: Comparison, trial: Trial) -> list[dict[str, Any]]:
     task, pool, tried = comparison.task, comparison.subset(trial.size, trial.seed), []
     for instruction in trial.arm.settings['instructions'] or ('',):
         form = _form(comparison, trial, instruction)
-        scored = predictors.choice_scores(comparison.model, pool, form, task.selection)
-        for name in ['calibrated'] if form.calibrated else scored:
-            temperature = predictors.fit_temperature(scored[name], task.selection, task.classes)
-            log_p = predictors.log_softmax(scored[name] / temperature)
-            scores = predictors.score(log_p, task.selection, task.classes)
-            about = {'instruction': instruction, 'score': name, 'temperature': temperature}
-            about |= {'shots': form.shots, 'select': form.select}
-            tried.append(about | {'accuracy': scores.accuracy, 'loss': scores.loss})
+        names = trial.arm.settings['scores']
+        scored = choice_scores.of_rows(comparison.model, pool, form, task.selection, names)
+        about = {'instruction': instruction, 'shots': form.shots, 'select': form.select}
+        tried += [about | each for each in choice_scores.candidates(scored, task.selection, task.classes)]
     return tried
 
 
@@ -129,10 +124,12 @@ def _search(comparison: Comparison, trial: Trial) -> tuple[dict[str, Any], list[
         seed=trial.seed,
     )
     places = [row.fields['place'] for row in result.demonstrations]
-    chosen = {'instruction': result.settings.instruction, 'score': 'sum', 'shots': result.settings.shots}
-    chosen |= {'select': result.settings.select, 'places': places, 'temperature': 1.0}
-    rows, classes = comparison.task.selection, comparison.task.classes
-    chosen['temperature'] = predictors.fit_temperature(predictor(comparison, trial, chosen)(rows), rows, classes)
+    chosen = {'instruction': result.settings.instruction, 'shots': result.settings.shots}
+    chosen |= {'select': result.settings.select, 'places': places}
+    task, names = comparison.task, trial.arm.settings['scores']
+    scored = choice_scores.of_rows(model, *prompt(comparison, trial, chosen), task.selection, names)
+    best = selection.choose(choice_scores.candidates(scored, task.selection, task.classes))
+    chosen |= {name: best[name] for name in SCALE}
     tried = [
         {
             'instruction': instructions[each['variant']],

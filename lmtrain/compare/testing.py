@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from lmtrain.compare import predictors, prompted, rows, trained
+from lmtrain.compare import choice_scores, predictors, prompted, rows, trained
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.data.rows import Row
 from lmtrain.evaluation import statistics
@@ -21,7 +21,7 @@ def run(comparison: Comparison, finished: list[tuple[Trial, dict[str, Any]]]) ->
             continue
         open_rows = open_rows or rows.read(comparison.task.folder / 'test.jsonl')
         predict = _predictor(comparison, trial, record['chosen'])
-        scores = predictors.score(predict(open_rows), open_rows, comparison.task.classes)
+        scores = choice_scores.score(predict(open_rows), open_rows, comparison.task.classes)
         lines = (json.dumps(line, ensure_ascii=False) + '\n' for line in _lines(scores, comparison.task.classes))
         write_atomic(folder / 'predictions.jsonl', ''.join(lines).encode())
         write_json(folder / 'test.json', _summary(comparison, scores), indent=1)  # last: the trial is tested
@@ -30,7 +30,7 @@ def run(comparison: Comparison, finished: list[tuple[Trial, dict[str, Any]]]) ->
 def _predictor(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> predictors.Predict:
     if trial.arm.kind == 'prompt':
         return prompted.predictor(comparison, trial, chosen)
-    return trained.predictor(comparison, trial, trained.load(comparison, trial, chosen))
+    return trained.predictor(comparison, trial, trained.load(comparison, trial, chosen), chosen)
 
 
 def read(comparison: Comparison, trial: Trial) -> dict[str, Any] | None:
@@ -39,7 +39,7 @@ def read(comparison: Comparison, trial: Trial) -> dict[str, Any] | None:
     return read_json_object(path) if path.exists() else None
 
 
-def _lines(scores: predictors.Scores, classes) -> list[dict[str, Any]]:
+def _lines(scores: choice_scores.Scores, classes) -> list[dict[str, Any]]:
     return [
         {
             'row': row,
@@ -52,7 +52,7 @@ def _lines(scores: predictors.Scores, classes) -> list[dict[str, Any]]:
     ]
 
 
-def _summary(comparison: Comparison, scores: predictors.Scores) -> dict[str, Any]:
+def _summary(comparison: Comparison, scores: choice_scores.Scores) -> dict[str, Any]:
     estimate = statistics.proportion(scores.labels == scores.predicted)
     return {
         'rows': len(scores.labels),

@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from lmtrain.compare import arms, forgetting, measures, predictors, selection
+from lmtrain.compare import arms, choice_scores, forgetting, measures, predictors, selection
 from lmtrain.compare.predictors import Predict
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.cost import ledger
@@ -20,6 +20,7 @@ from lmtrain.training import load as loading
 from lmtrain.training import train as training
 from lmtrain.training.load import LoadedModel
 
+ROUND = 16  # tokens, to which the length of a batch is rounded up
 MAX_EVALUATIONS = 10  # of a budget that is not in steps
 
 
@@ -51,6 +52,8 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
     own.task.shots, own.task.buckets, own.data.root = 0, 1, ''  # one length: all sizes and seeds run one program
     own.data.validation = own.data.test = 0.0
     task = TASKS[own.task.name]
+    if task.reads_rows:
+        own.data.seq_len = min(own.data.seq_len, longest(comparison, task.predicts_tokens))
     if not task.reads_rows:  # continued pretraining on the texts of the rows; a tail of them is its validation text
         own.data.source, own.data.text_field, own.data.mix = str(subset), 'text', ()
         own.data.split, own.data.validation = 'tail', 0.1
@@ -59,6 +62,23 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
         own.task.labels = ()
     else:
         own.task.text, own.task.label = comparison.task.text_fields, 'label'
+
+
+def longest(comparison: Comparison, as_text: bool) -> int:
+    """Tokens of the longest training or selection row, rounded up: the length of a batch.
+
+    Args:
+      as_text: of prompts with their completions; else of the texts that a head reads.
+    """
+    tokenizer, fields = (
+        comparison.model.tokenizer,
+        [row.fields for row in (*comparison.task.train, *comparison.task.selection)],
+    )
+    texts = [
+        each['prompt'] + each['completion'] if as_text else each['text'] + each.get('text2', '') for each in fields
+    ]
+    specials = sum(map(len, tokenizer.layout[:3])) + 2  # and the begin and end tokens of a text
+    return -(-(max(map(len, tokenizer.encode_batch(texts))) + specials) // ROUND) * ROUND
 
 
 def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
@@ -71,11 +91,13 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     best = selection.choose(tried)
     chosen = {field: best[field] for field in ('learning_rate', 'run', 'member', 'step')}
     loaded = load(comparison, trial, chosen)
-    predict = predictor(comparison, trial, loaded)
+    if not TASKS[config.task.name].has_classes:
+        chosen |= _scale(comparison, trial, loaded)
+    predict = predictor(comparison, trial, loaded, chosen)
     result = measures.on_selection(comparison, predict, chosen, tried)
     result['blocks'] = measures.blocks(comparison, trial, predict)
     result['forgetting'] = forgetting.measure(comparison, loaded) if trial.size == comparison.sizes[-1] else None
-    query = _query(comparison, trial, loaded)
+    query = _query(comparison, trial, loaded, chosen)
     scored = len(tried) * len(comparison.task.selection)
     result['ledger'] = ledger.of_training(
         loaded.model,
@@ -123,11 +145,17 @@ def candidates(comparison: Comparison, trial: Trial, config, folder: Path) -> li
     last = [each for each in tried if each['step'] == tried[-1]['step']]
     for each in last:
         each['run'] = folder.relative_to(comparison.folder / trial.folder).as_posix().removeprefix('.')
-        rows = comparison.task.selection
-        log_p = predictor(comparison, trial, load(comparison, trial, each))(rows)
-        scores = predictors.score(log_p, rows, comparison.task.classes)
-        each.update(loss=scores.loss, accuracy=scores.accuracy)
+        scale = _scale(comparison, trial, load(comparison, trial, each))
+        each.update(loss=scale['loss'], accuracy=scale['accuracy'])
     return last
+
+
+def _scale(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> dict[str, Any]:
+    """How the likelihoods of a model that answers as text become probabilities, chosen on the selection rows."""
+    task = comparison.task
+    names = trial.arm.settings['scores']
+    scored = choice_scores.of_rows(loaded, *prompt(comparison, trial), task.selection, names)
+    return selection.choose(choice_scores.candidates(scored, task.selection, task.classes))
 
 
 def load(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> LoadedModel:
@@ -135,25 +163,26 @@ def load(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> Loaded
     return loading.load_run(comparison.folder / trial.folder / chosen['run'], chosen['step'], chosen['member'])
 
 
-def predictor(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> Predict:
+def predictor(comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any]) -> Predict:
     """The predictor of a trained model: its head, or the likelihood of the answers after the arm's prompt."""
     if TASKS[loaded.config.task.name].has_classes:
         return predictors.by_head(loaded, comparison.task)
-    return predictors.by_likelihood(loaded, *prompt(comparison, trial))
+    return predictors.by_likelihood(loaded, *prompt(comparison, trial), chosen)
 
 
 def prompt(comparison: Comparison, trial: Trial) -> tuple[list[Row], PromptSettings]:
     """(the rows that may be demonstrations, the settings) of an arm that answers as text."""
     settings = trial.arm.settings
     shots = min(settings['shots'], trial.size)
-    form = predictors.settings(comparison.task, shots=shots, select=settings['select'], seed=trial.seed)
+    options = {'shots': shots, 'select': settings['select'], 'seed': trial.seed}
+    form = predictors.settings(comparison.task, **options)
     return comparison.subset(trial.size, trial.seed), form
 
 
-def _query(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> Query:
+def _query(comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any]) -> Query:
     if TASKS[loaded.config.task.name].has_classes:
         return measures.query_of_head(comparison, loaded)
-    return measures.query_of_prompt(comparison, loaded, *prompt(comparison, trial))
+    return measures.query_of_prompt(comparison, loaded, *prompt(comparison, trial), chosen['score'])
 
 
 def remove_others(folder: Path, chosen: dict[str, Any]) -> None:

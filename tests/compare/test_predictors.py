@@ -7,7 +7,7 @@ import pytest
 
 import lmtrain
 from configs import classify
-from lmtrain.compare import predictors
+from lmtrain.compare import choice_scores, predictors
 from lmtrain.compare.rows import TaskRows
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError, NonFiniteOutput
@@ -57,14 +57,14 @@ def test_a_head_gives_the_same_probabilities_in_every_batch(base, task, text, po
     log_p = predict(task.train)
     assert np.exp(log_p).sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert predict(task.train[3:4])[0] == pytest.approx(log_p[3], abs=1e-5)
-    scores = predictors.score(log_p, task.train, CLASSES)
+    scores = choice_scores.score(log_p, task.train, CLASSES)
     assert scores.loss == pytest.approx(trained['validation']['loss'], abs=1e-5)
     assert scores.accuracy == pytest.approx(trained['validation']['accuracy'])
 
 
 def test_likelihoods_are_normalised_over_the_classes(base, task):
     loaded, rows = lmtrain.load(base), task.train
-    scored = predictors.choice_scores(loaded, (), predictors.settings(task), rows)
+    scored = choice_scores.of_rows(loaded, (), predictors.settings(task), rows, ('sum', 'per_byte'))
     raw = lmtrain.evaluate(
         loaded,
         rows=[row.fields for row in rows],
@@ -75,19 +75,20 @@ def test_likelihoods_are_normalised_over_the_classes(base, task):
     nats = np.array([row['nats'] for row in raw['answers']])
     assert scored['sum'] == pytest.approx(nats - np.logaddexp.reduce(nats, axis=1)[:, None], abs=1e-6)
     assert (scored['per_byte'].argmax(1) == (nats / [5, 5, 5]).argmax(1)).all()
-    hot = predictors.by_likelihood(loaded, (), predictors.settings(task), temperature=1e6)(rows)
+    chosen = {'score': 'sum', 'bias': [], 'temperature': 1e6}
+    hot = predictors.by_likelihood(loaded, (), predictors.settings(task), chosen)(rows)
     assert hot == pytest.approx(-math.log(3), abs=1e-3)
 
 
 def test_the_temperature_minimises_the_loss():
     rng = np.random.default_rng(0)
     rows = [Row('', {'label': CLASSES[i]}) for i in rng.integers(0, 3, 400)]
-    sharp = 5 * predictors.log_softmax(rng.normal(size=(400, 3)))  # five times too confident, and right at random
+    sharp = 5 * choice_scores.log_softmax(rng.normal(size=(400, 3)))  # five times too confident, and right at random
     sharp[np.arange(400), [CLASSES.index(row.fields['label']) for row in rows]] += 5
-    fitted = predictors.fit_temperature(sharp, rows, CLASSES)
+    fitted = choice_scores.fit_temperature(sharp, rows, CLASSES)
 
     def loss(temperature):
-        return predictors.score(predictors.log_softmax(sharp / temperature), rows, CLASSES).loss
+        return choice_scores.score(choice_scores.log_softmax(sharp / temperature), rows, CLASSES).loss
 
     grid = np.geomspace(0.1, 50, 200)
     assert loss(fitted) == pytest.approx(min(map(loss, grid)), abs=1e-4) and 2 < fitted < 10
@@ -106,4 +107,4 @@ def test_models_that_cannot_be_prompted_are_refused():
     with pytest.raises(InputError, match="head 'classify'"):
         predictors.check_promptable(Classifier)
     with pytest.raises(NonFiniteOutput):
-        predictors.score(np.full((1, 3), np.nan), [Row('', {'label': 'rats'})], CLASSES)
+        choice_scores.score(np.full((1, 3), np.nan), [Row('', {'label': 'rats'})], CLASSES)
