@@ -17,8 +17,9 @@ import numpy as np
 
 from lmtrain.data import Tokenizer
 from lmtrain.errors import InputError, did_you_mean
-from lmtrain.inference import sample
+from lmtrain.inference.likelihood import SHORTEST, padded
 from lmtrain.inference.questions import Question
+from lmtrain.inference.sample import bucket
 from lmtrain.models import virtual_tokens
 from lmtrain.tree import Params
 
@@ -26,7 +27,6 @@ SELECTORS = ('random', 'balanced', 'first', 'bm25', 'nearest')
 ALL = -1  # shots: all other rows of the pool; the prompt drops the first until it fits into the context
 
 K1, B = 1.2, 0.75  # of BM25: saturation of the term frequency, normalisation by length
-SHORTEST = 16  # tokens; texts are padded to powers of two from here on
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> unit vectors float32 [len(texts), D]
 
@@ -208,15 +208,14 @@ def embeddings(model, params: Params, tokenizer: Tokenizer, texts: Sequence[str]
     for index, ids in enumerate(tokenizer.encode_batch(texts)):
         for first in range(0, len(ids), room):
             piece = np.concatenate([prefix, ids[first : first + room], suffix]).astype(np.int32)
-            pieces[sample.bucket(len(piece), SHORTEST, context)].append((index, piece))
+            pieces[bucket(len(piece), SHORTEST, context)].append((index, piece))
     sums = np.zeros((len(texts), model.width))
     for T, members in sorted(pieces.items()):
         for first in range(0, len(members), batch_size):
             some = members[first : first + batch_size]
-            batch = {name: np.zeros((batch_size, T), np.int32) for name in ('tokens', 'segment_ids')}
+            batch = padded([ids for _, ids in some], batch_size, T)
             weights = np.zeros((batch_size, T), np.float32)
             for row, (_, ids) in enumerate(some):
-                batch['tokens'][row, : len(ids)], batch['segment_ids'][row, : len(ids)] = ids, 1
                 weights[row, len(prefix) : len(ids) - len(suffix)] = 1
             totals = np.asarray(_sum_hidden(model, params, batch, weights), np.float64)
             np.add.at(sums, [index for index, _ in some], totals[: len(some)])

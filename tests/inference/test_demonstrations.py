@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from configs import base
+from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.inference import prompting
 from lmtrain.inference.demonstrations import ALL, SELECTORS, bm25, embeddings, most_that_fit, select
 from lmtrain.inference.questions import Question
 from lmtrain.models import Transformer
@@ -150,6 +152,34 @@ def test_what_is_refused(shots, how, message):
         select(pool, pool, shots, how)
     with pytest.raises(ValueError, match='there is no row to take them from'):
         select(pool, [], 1)
+
+
+# --- through `score`
+
+
+TEXTS_OF_ROWS = ['cat', 'cart', 'dog', 'dodge', 'cats', 'doggy']
+ROWS = [Row(f'rows:{i}', {'text': text, 'gold': 'ab'[i % 2]}) for i, text in enumerate(TEXTS_OF_ROWS)]
+SETTINGS = prompting.PromptSettings('{text} is {gold}', 'gold', ('a', 'b'), separator='\n', batch_size=4)
+
+
+def test_scores_are_those_after_the_nearest_rows(computes):
+    model, params, tokenizer = computes
+    scores = prompting.score(*computes, ROWS, SETTINGS._replace(shots=2, select='nearest'))
+    asked, _ = prompting.ask(ROWS, SETTINGS)
+    vectors = embeddings(model, params, tokenizer, [each.context for each in asked])
+    for number, row in enumerate(scores.rows):
+        similar = vectors @ vectors[number]
+        similar[number] = -2
+        drawn = [asked[index] for index in np.argsort(similar)[-2:]]
+        alone = prompting.score_choices(*computes, [asked[number]], [drawn], SETTINGS)
+        np.testing.assert_allclose(row['nats'], alone.nats[0], rtol=1e-4)
+
+
+def test_as_many_demonstrations_as_fit_are_used_and_counted(computes):
+    scores = prompting.score(*computes, ROWS, SETTINGS._replace(shots=ALL, select='bm25', instruction='#' * 30))
+    results = scores.results
+    assert 0 < results['dropped'] == 6 * 5 - round(6 * results['shots_mean'])
+    assert f'{results["shots_mean"]:.1f} shots' in prompting.line(results)
 
 
 # --- embeddings
