@@ -4,7 +4,7 @@ import functools
 import math
 import pathlib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from lmtrain.cost.query import Query, cache_bytes, query_flops
 from lmtrain.errors import InputError
 from lmtrain.models import Transformer, attention_kernels
 from lmtrain.plan import scaling_laws
+from lmtrain.report import terminal
 from lmtrain.tasks import TASKS
 from lmtrain.training import workdir
 from lmtrain.training.checks import check_settings
@@ -66,12 +67,12 @@ class Machine(NamedTuple):
 
 
 class Way(NamedTuple):
-    """One row of the table; None is a number that it does not have."""
+    """One row of the table."""
 
     name: str
-    trained: int
+    trained: int  # parameters
     create: float  # FLOPs
-    query: float | None  # FLOPs
+    query: float  # FLOPs
     stored: float  # bytes
     memory: float  # bytes of one device
     seconds: float  # to create it; of a prompt, of one query
@@ -147,6 +148,7 @@ class Costs:
 
     @property
     def demonstrated(self) -> Query:
+        """The same after the same demonstrations in every query."""
         return self.question._replace(shared=self.workload.shots * (self.row + ANSWER))
 
     def budget(self) -> Training:
@@ -197,7 +199,7 @@ class Costs:
         yield self._query('zero-shot query', self.question)
         if not self.workload.shots:
             return
-        shots = f'{self.workload.shots} shots'
+        shots = terminal.counted(self.workload.shots, 'shot')
         yield self._query(shots, self.demonstrated)
         flops = query_flops(self.model, self.params, self.demonstrated)
         cached = cache_bytes(self.model, self.demonstrated.shared)
@@ -239,19 +241,18 @@ class Costs:
         """FLOP/s of all devices at the assumed utilisation."""
         return self.machine.peak * self.machine.chips * self.config.plan.mfu
 
-    def _query(self, name: str, query: Query, cached: bool = False, params: Mapping | None = None) -> Way:
+    def _query(self, name: str, query: Query, cached: bool = False) -> Way:
         """A way that trains nothing. Its time is that of one query on one device.
 
         A query is at best limited by its products or by reading all parameters, once for each generated token.
         """
-        params = params or self.params
-        flops = query_flops(self.model, params, query)
-        weights, steps = tree.size(params), max(query.generated - 1, 0)
+        flops = query_flops(self.model, self.params, query)
+        weights, steps = tree.size(self.params), max(query.generated - 1, 0)
         speed, bandwidth = self.machine.peak * self.config.plan.mfu, self.machine.bandwidth
         read = flops.row if cached else flops.whole - flops.decode
         seconds = max(read / speed, (1 + bool(query.choices)) * weights / bandwidth)
         seconds += max(flops.decode / speed, steps * weights / bandwidth)
-        size = memory.bytes_of_query(params, self.model, query)
+        size = memory.bytes_of_query(self.params, self.model, query)
         return Way(name, 0, 0.0, flops.cached if cached else flops.whole, BYTES * query.shared, size, seconds)
 
     def _trained(self, title: str, training: Training, method: Method | None = None) -> Way:

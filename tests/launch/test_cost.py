@@ -56,7 +56,7 @@ def test_encoder_is_not_prompted(capsys):
 
 def test_workload_and_errors(capsys):
     text = page(capsys, '--config=classify', '--shots=1', '--classes=3', '--row_tokens=20')
-    assert row(text, '1 shots')
+    assert row(text, '1 shot')
     assert cli.main(['cost', '--config=tiny', '--row_tokens=40']) == 2
     assert '--row_tokens=40' in capsys.readouterr().err
     assert cli.main(['cost', '--config=tiny', '--target=cpu:2']) == 2
