@@ -54,7 +54,7 @@ def _trained(comparison: Comparison, trial: Trial) -> Plan:
     memory = run.memory()['total']
     sequential = not trial.arm.settings['vectorised'] or 0 < MEMORY_SHARE * run.device_memory < memory
     if sequential:
-        memory //= max(len(run.members), 1)  # at most: members share the frozen leaves
+        memory //= max(len(run.initial.members), 1)  # at most: members share the frozen leaves
     return Plan('', run.initial.trainable, (run.total_steps or 0) * run.executed_flops_per_step, memory, sequential)
 
 
