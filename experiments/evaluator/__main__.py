@@ -36,6 +36,13 @@ NOT_SHOWN = [
 ]
 
 
+def row(what: str, figure: str, target: str, reached: bool) -> dict:
+    """A row of the table of figures; it is printed."""
+    figure = {'what': what, 'figure': figure, 'target': target, 'reached': reached}
+    print(json.dumps(figure), flush=True)
+    return figure
+
+
 def sides(directory: str) -> dict:
     """{'lmtrain': our model, 'lm-eval': theirs}, which read the same tokens: neither adds a begin token by itself."""
     theirs = HFLM(directory, device='cpu', dtype='float32', batch_size=BATCH, add_bos_token=False)
@@ -55,7 +62,7 @@ def parity(name: str, models: dict, root: pathlib.Path, sizes: dict, articles: i
         accuracy = f'accuracy {trial["accuracy"][0]:.3f} and {trial["accuracy"][1]:.3f}'
         figure = f'{trial["same_predictions"]}; {accuracy}; {trial["largest_difference"]:.0e} nats'
         reached = trial['same_predictions'] == len(rows) and trial['same_greedy'] == 1
-        figures.append((f'{name}, {task}: equal predictions of {len(rows)} rows', figure, 'all', reached))
+        figures.append(row(f'{name}, {task}: equal predictions of {len(rows)} rows', figure, 'all', reached))
 
     texts = requests.texts(root / 'corpora' / 'wikitext-2' / 'valid.txt', articles)
     sums = [model.loglikelihood_rolling(texts, disable_tqdm=True) for model in models.values()]
@@ -64,13 +71,13 @@ def parity(name: str, models: dict, root: pathlib.Path, sizes: dict, articles: i
     trials.append({'model': name, 'task': 'wikitext-2', 'articles': len(texts), 'bits_per_byte': bits})
     what = f'{name}, wikitext-2, {len(texts)} articles: bits per byte, difference'
     gap = abs(bits[0] - bits[1])
-    figures.append((what, f'{gap:.0e} (of {bits[0]:.4f})', 'at most 1e-04', gap <= 1e-4))
+    figures.append(row(what, f'{gap:.0e} (of {bits[0]:.4f})', 'at most 1e-04', gap <= 1e-4))
 
     asked = requests.generations(rows[: sizes['generations']], 24)
     written = [model.generate_until(asked, disable_tqdm=True) for model in models.values()]
     same = sum(a.strip() == b.strip() for a, b in zip(*written, strict=True))
     trials.append({'model': name, 'task': 'generations', 'rows': len(asked), 'same': same})
-    figures.append((f'{name}: equal generations of {len(asked)} prompts', f'{same}', 'all', same == len(asked)))
+    figures.append(row(f'{name}: equal generations of {len(asked)} prompts', f'{same}', 'all', same == len(asked)))
     return trials, figures
 
 
@@ -104,8 +111,6 @@ def many_choices(model: LMTrain, directory: str, root: pathlib.Path, rows: int, 
     asked = [Row(f'test:{number}', row) for number, row in enumerate(fields[1][::100][:rows])]
     ask = {'template': '{text} {intent}', 'answer': 'intent', 'shots': 8, 'batch_size': BATCH}
     names = {77: 'all', 1: 'one'}
-    for row in (*few, *asked):
-        row.fields['one'] = [row.fields['intent']]
     settings = {count: prompting.PromptSettings(choices=name, **ask) for count, name in names.items()}
     questions = {count: prompting.ask(asked, each, few) for count, each in settings.items()}
     drawn = {count: list(prompting.select(own, pool, 8, 'random', seed=0)) for count, (own, pool) in questions.items()}
@@ -141,11 +146,11 @@ def timings(models: dict, directory: str, root: pathlib.Path, sizes: dict) -> tu
         ours, theirs = (statistics.median(each) for each in trial['seconds'].values())
         figure = f'{trial["ratio"]:.1f} ({ours:.1f} s against {theirs:.1f} s)'
         what = f'{trial["task"]}, {trial["requests"]} requests: seconds of lm-eval over ours'
-        figures.append((what, figure, f'at least {least}', trial['ratio'] >= least))
+        figures.append(row(what, figure, f'at least {least}', trial['ratio'] >= least))
     last = trials[-1]
     many, one = (statistics.median(each) for each in last['seconds'].values())
     what = f'banking77, 8 demonstrations, {last["rows"]} rows: seconds of 77 choices over 1 choice'
-    figures.append((what, f'{last["ratio"]:.1f} ({many:.1f} s, {one:.1f} s)', 'at most 3', last['ratio'] <= 3))
+    figures.append(row(what, f'{last["ratio"]:.1f} ({many:.1f} s, {one:.1f} s)', 'at most 3', last['ratio'] <= 3))
     return trials, figures
 
 
@@ -167,17 +172,15 @@ def main() -> None:
             lambda: parity('SmolLM2', models, root, sizes | {'arc': sizes['arc'] // 2}, max(1, sizes['articles'] // 4)),
             lambda: timings(models, arguments.smollm2, root, sizes),
         ):
-            more, rows = function()
-            trials, figures = trials + more, figures + rows
+            more, new = function()
+            trials, figures = trials + more, figures + new
     else:
         not_shown.append('SmolLM2: its directory was not given')
-    for figure in figures:
-        print(json.dumps(figure), flush=True)
     if not arguments.quick:
         record.write(
             'evaluator',
             command='bash experiments/evaluator/run.sh --root=DIR --smollm2=DIR',
-            figures=[dict(zip(('what', 'figure', 'target', 'reached'), row, strict=True)) for row in figures],
+            figures=figures,
             trials=trials,
             not_shown=not_shown,
         )
