@@ -38,14 +38,14 @@ class LMTrain(LM):
           loaded: of `lmtrain.load`.
           batch_size: prompts computed together; 'auto' is the default.
           add_bos_token: whether texts begin with the begin token; None: if the tokenizer of the model adds it.
-          others: `device` and `max_batch_size` of lm-eval's command line, which must be None.
+          others: `device` and `max_batch_size` of lm-eval's command line; the device is jax's first.
 
         MissingPackage: lm-eval is not installed.
         """
         if LM is object:
             raise MissingPackage('LMTrain needs lm-eval: pip install -e ".[lm-eval]"')
         super().__init__()
-        unknown = [name for name, value in others.items() if value is not None]
+        unknown = sorted(others.keys() - {'device', 'max_batch_size'})
         if unknown:
             raise InputError(
                 f'{", ".join(unknown)}: unknown arguments of the model; batch_size and add_bos_token remain'

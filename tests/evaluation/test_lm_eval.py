@@ -81,7 +81,7 @@ def test_a_begin_token_is_added_as_the_model_is_used_to(adapter, computes):
         encoded = adapter.LMTrain(plain, **settings).encode_pairs(pairs)
         assert [own.tolist() for own, _ in encoded] == expected
     with pytest.raises(InputError, match='revision: unknown arguments'):
-        adapter.LMTrain(plain, revision='main', device=None)
+        adapter.LMTrain(plain, revision='main', device='cuda:0')
     with pytest.raises(InputError, match='adds no token'):
         adapter.LMTrain(plain).encode_pairs([('ab', '')])
 
@@ -137,7 +137,8 @@ def test_settings_that_are_not_supported_are_named(adapter):
 
 def test_without_lm_eval_one_line_says_how_to_install_it(monkeypatch, computes):
     monkeypatch.delitem(sys.modules, MODULE, raising=False)
-    monkeypatch.setitem(sys.modules, 'lm_eval', None)
+    for name in ('lm_eval', 'lm_eval.api', 'lm_eval.api.model'):
+        monkeypatch.setitem(sys.modules, name, None)
     small, params, tokenizer = computes
     with pytest.raises(MissingPackage, match=r'pip install -e "\.\[lm-eval\]"'):
         importlib.import_module(MODULE).LMTrain(LoadedModel(None, small, tokenizer, params, 0, [256], None))
