@@ -48,9 +48,13 @@ def log_likelihoods(rows: Sequence[Row]) -> list[Request]:
 
 
 def texts(path: pathlib.Path, limit: int) -> list[Request]:
-    """The articles of a file of WikiText; a line with one `=` on each side is the title of an article."""
+    """The articles of a file of WikiText; a line with one `=` on each side is the title of an article.
+
+    The placeholder <unk> becomes `unk`: transformers reads it as the special token that stories260K has of this name,
+    and lmtrain as characters.
+    """
     articles: list[str] = []
-    for line in path.read_text(encoding='utf-8').splitlines(keepends=True):
+    for line in path.read_text(encoding='utf-8').replace('<unk>', 'unk').splitlines(keepends=True):
         words = line.split()
         if len(words) > 2 and words[0] == words[-1] == '=' and words[1] != '=':
             articles.append('')

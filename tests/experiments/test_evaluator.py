@@ -18,10 +18,10 @@ def test_rows_become_requests(tmp_path):
 
 
 def test_articles_begin_at_titles(tmp_path):
-    text = ' \n = One = \n \n a b \n = = Part = = \n c \n = Two words = \n d \n'
+    text = ' \n = One = \n \n a b \n = = Part = = \n <unk> c \n = Two words = \n d \n'
     (tmp_path / 'valid.txt').write_text(text, encoding='utf-8')
     articles = [request.args[0] for request in requests.texts(tmp_path / 'valid.txt', 5)]
-    assert articles == [' = One = \n \n a b \n = = Part = = \n c \n', ' = Two words = \n d \n']
+    assert articles == [' = One = \n \n a b \n = = Part = = \n unk c \n', ' = Two words = \n d \n']
 
 
 def test_answers_are_compared_row_by_row():
