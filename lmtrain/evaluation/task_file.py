@@ -12,6 +12,7 @@ from lmtrain.data.rows import Row, missing_field, read_rows, value_of
 from lmtrain.data.text_files import decode
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.evaluation import scoring
+from lmtrain.files import local_path
 from lmtrain.inference.calibration import CONTENT_FREE
 from lmtrain.inference.demonstrations import ALL, SELECTORS
 from lmtrain.inference.prompting import PromptSettings, ask
@@ -60,7 +61,8 @@ CHOICES = {
 }
 GENERATION = 'exact', 'normalised', 'regex', 'json'
 HEADS = tuple(name for name, task in TASKS.items() if task.answers)
-KINDS = ('choices', 'generation', 'perplexity', *HEADS)
+PROMPTED = 'choices', 'generation'
+KINDS = (*PROMPTED, 'perplexity', *HEADS)
 
 
 class EvaluationTask(NamedTuple):
@@ -107,7 +109,7 @@ def read(file: str | Path) -> EvaluationTask:
     demonstrations = _rows(data.get('demonstrations', ()), path)
     accepted: tuple[tuple[str, ...], ...] = ()
     settings = None
-    if kind in ('choices', 'generation'):
+    if kind in PROMPTED:
         if 'answer' in prompt:
             rows, accepted = _answered(rows, prompt, path)
             demonstrations, _ = _answered(demonstrations, prompt, path)
@@ -179,6 +181,24 @@ def _check_kind(sections: Mapping[str, Any], path: Path) -> None:
     values = {'choices': tuple(CHOICES), 'generation': GENERATION}.get(kind, ())
     if 'by' in score and score['by'] not in values:
         raise InputError(f'{path}: scoring.by = {score["by"]!r} is none of {", ".join(values)}')
+    _check_effect(sections, kind, path)
+
+
+def _check_effect(sections: Mapping[str, Any], kind: str, path: Path) -> None:
+    """Raises InputError if a field of data or prompt is not read, or is out of range."""
+    data, prompt = sections.get('data', {}), sections.get('prompt', {})
+    useless = {
+        'prompt': kind not in PROMPTED and prompt,
+        'data.demonstrations': kind not in PROMPTED and data.get('demonstrations'),
+        'prompt.choices': kind != 'choices' and prompt.get('choices') or 'names' in prompt and 'choices' in prompt,
+    }
+    for dotted in [name for name, present in useless.items() if present]:
+        reason = 'with prompt.names' if 'names' in prompt else f'with scoring.kind = {kind!r}'
+        raise InputError(f'{path}: {dotted} has no effect {reason}: leave it out')
+    if data.get('limit', 0) < 0:
+        raise InputError(f'{path}: data.limit = {data["limit"]}; it must be at least 0 (all rows)')
+    if not all(type(word) is str for word in prompt.get('names', {}).values()):
+        raise InputError(f'{path}: prompt.names = {prompt["names"]!r}: each word must be text')
 
 
 def _rows(files: str | Sequence[str], path: Path, perplexity: Mapping[str, Any] | None = None) -> list[Row]:
@@ -187,7 +207,7 @@ def _rows(files: str | Sequence[str], path: Path, perplexity: Mapping[str, Any] 
     rows = []
     for name in [files] if isinstance(files, str) else files:
         if perplexity is not None and name.endswith('.txt'):
-            file = path.parent / name
+            file = local_path(name, 'data.files', str(path.parent))
             rows.append(Row(str(file), {field: decode(file.read_bytes(), file)}))
         else:
             rows += read_rows(name, str(path.parent))
@@ -210,9 +230,12 @@ def _answered(rows: list[Row], prompt: Mapping[str, Any], path: Path) -> tuple[l
     field, names, single, accepted = prompt['answer'], prompt.get('names', {}), [], []
     for row in rows:
         value = value_of(row, field, 'prompt.answer')
-        texts = span.answer_texts(value) if isinstance(value, list | dict) else [value]
+        try:
+            texts = span.answer_texts(value) if isinstance(value, list | dict) else [value]
+        except (KeyError, TypeError):
+            texts = []
         if not texts:
-            raise InputError(f'{row.place}: {field!r} holds no answer')
+            raise InputError(f'{row.place}: {field!r} is no answer, no list of texts, and not like SQuAD: {value!r}')
         if names:
             if missing := [text for text in texts if str(text) not in names]:
                 raise InputError(f'{row.place}: {path}: prompt.names has no word for the label {missing[0]!r}')

@@ -81,7 +81,7 @@ def test_texts_for_perplexity(write):
 
 
 CHOICES = 'choices = ["no", "yes"]'
-KIND = 'kind = "choices"'
+KIND, GENERATED = 'kind = "choices"', 'kind = "generation"'
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,18 @@ KIND = 'kind = "choices"'
         ([(KIND, 'kind = "choice"')], "'choice' is none of .*did you mean 'choices'"),
         ([(KIND, f'{KIND}\nby = "bytes"')], "scoring.by = 'bytes' is none of raw, per_token, per_byte, calibrated"),
         ([(KIND, f'{KIND}\npattern = "a"')], "scoring.pattern has no effect with scoring.kind = 'choices'"),
-        ([(KIND, 'kind = "generation"\nby = "regex"')], "scoring.pattern is missing; scoring.by = 'regex' needs it"),
-        ([(KIND, 'kind = "generation"\npattern = "a"')], "scoring.pattern has no effect with scoring.by = 'exact'"),
-        ([(KIND, 'kind = "generation"\nby = "json"\nschema = {kind = 3}')], "scoring.schema: 'kind' is none of"),
+        (
+            [(CHOICES, ''), (KIND, f'{GENERATED}\nby = "regex"')],
+            "scoring.pattern is missing; scoring.by = 'regex' needs it",
+        ),
+        (
+            [(CHOICES, ''), (KIND, f'{GENERATED}\npattern = "a"')],
+            "scoring.pattern has no effect with scoring.by = 'exact'",
+        ),
+        (
+            [(CHOICES, ''), (KIND, GENERATED + '\nby = "json"\nschema = {kind = 3}')],
+            "scoring.schema: 'kind' is none of",
+        ),
         ([(KIND, 'kind = "tag"\ntext = "a"\nlabel = "b"\ntoo_long = "drop"')], "too_long = 'drop' is neither"),
         ([('{text}: {label}', '{txet}: {label}')], "rows.jsonl:1: no field 'txet'.*'text'.* Set prompt.template"),
         ([('{text}: {label}', 'Label: {label}')], "template names no field but the answer 'label'"),
@@ -111,12 +120,23 @@ KIND = 'kind = "choices"'
         ([('answer =', 'shots = "all"\nanswer =')], "prompt.shots = 'all' is neither a number nor 'max'"),
         ([('answer =', 'select = "near"\nanswer =')], "prompt.select = 'near' is none of random"),
         ([('[data]', '[data')], 'invalid TOML'),
+        ([(KIND, 'kind = "generation"')], "prompt.choices has no effect with scoring.kind = 'generation'"),
+        ([(CHOICES, CHOICES + '\nnames = {0 = "a"}')], 'prompt.choices has no effect with prompt.names'),
+        ([(CHOICES, 'names = {0 = 1}')], 'each word must be text'),
+        ([(KIND, 'kind = "perplexity"')], "prompt has no effect with scoring.kind = 'perplexity'"),
+        ([('files', 'limit = -1\nfiles')], 'data.limit = -1; it must be at least 0'),
     ],
 )
 def test_what_is_refused(write, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         task_file.read(write(*changes))
     assert '\n' not in str(error.value)
+
+
+def test_answers_that_are_no_texts(write):
+    for label in ([], [3], {'texts': ['a']}):
+        with pytest.raises(ValueError, match="rows.jsonl:1: 'label' is no answer"):
+            task_file.read(write(rows=[{'text': 'a', 'label': label}]))
 
 
 def test_files_that_are_empty_or_missing(write):
