@@ -10,7 +10,7 @@ from lmtrain.compare.pages import choice, drawing, recommendation, sections, val
 from lmtrain.compare.pages.blocks import Figures
 from lmtrain.compare.pages.values import Results, interval, percent
 from lmtrain.errors import InputError
-from lmtrain.files import read_json, write_atomic
+from lmtrain.files import read_json_object, write_atomic
 from lmtrain.report import terminal
 
 WIDTH = 80  # columns of a terminal
@@ -21,7 +21,7 @@ def read(workdir: str | os.PathLike) -> Results:
     path = pathlib.Path(workdir) / 'results.json'
     if not path.exists():
         raise InputError(f'{path} does not exist: `lmtrain compare --workdir={workdir}` writes it at its end')
-    return read_json(path)
+    return read_json_object(path)
 
 
 def write(workdir: str | os.PathLike) -> pathlib.Path:

@@ -191,6 +191,9 @@ def test_broken_and_missing_results_are_named(tmp_path):
     (tmp_path / 'results.json').write_text('{')
     with pytest.raises(InputError, match='results.json: invalid JSON'):
         report.write(tmp_path)
+    (tmp_path / 'results.json').write_text('[]')
+    with pytest.raises(InputError, match='results.json'):
+        report.write(tmp_path)
 
 
 def test_report_needs_no_display(pages):
