@@ -83,7 +83,7 @@ def arms() -> ml_collections.ConfigDict:
     trained = {
         'head': arm(
             {'adapt.method': 'head'},
-            learning_rates=(3e-3, 1e-2, 3e-2),
+            learning_rates=(1e-3, 3e-3, 1e-2),
             description='a linear layer on the last hidden state',
         ),
         'norms': arm(
@@ -103,12 +103,12 @@ def arms() -> ml_collections.ConfigDict:
         ),
         'prefix': arm(
             {'adapt.method': 'prefix', 'adapt.prefix.length': 8},
-            learning_rates=(1e-2, 3e-2, 1e-1),
+            learning_rates=(1e-3, 3e-3, 1e-2),
             description='8 trained keys and values in every layer, and a head',
         ),
         'soft_prompt': arm(
             {'adapt.method': 'prompt', 'adapt.prompt.length': 8},
-            learning_rates=(1e-2, 3e-2, 1e-1),
+            learning_rates=(1e-3, 3e-3, 1e-2),
             description='8 trained embeddings before each row, and a head',
         ),
         'full': arm(
@@ -127,7 +127,7 @@ def arms() -> ml_collections.ConfigDict:
             description='LoRA of rank 8; the answer is learned as text',
         ),
         'continued': arm(
-            {'task.name': 'text', 'adapt.method': 'full'},
+            {'task.name': 'text', 'adapt.method': 'full', 'data.seq_len': 64},
             learning_rates=(1e-4, 1e-3),
             shots=8,
             select='bm25',

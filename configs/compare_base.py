@@ -16,7 +16,7 @@ def get_config():
     config.model.width = 128
     config.model.num_heads = 4
     config.budget.hours = None
-    config.budget.steps = 2000  # and not hours: every machine compares on the same base
-    config.evaluate.every_steps = 500
+    config.budget.steps = 1800  # and not hours: every machine compares on the same base
+    config.evaluate.every_steps = config.checkpoint.every_steps = 600
     config.log.tensorboard = False
     return config

@@ -44,6 +44,7 @@ def read(compare: ml_collections.ConfigDict) -> list[Arm]:
         hint = did_you_mean(unknown[0], sections)
         raise InputError(f'config.compare.only has {unknown[0]!r}, which is no arm: {", ".join(sections)}{hint}')
     arms = [_arm(name, section) for name, section in sections.items() if name in (compare.only or sections)]
+    arms.sort(key=lambda arm: arm.kind)  # prompts first
     if not arms:
         raise InputError('config.compare.arms is empty: there is nothing to compare')
     return arms

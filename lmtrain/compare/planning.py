@@ -93,7 +93,7 @@ def page(comparison: Comparison, arms: list[Arm]) -> str:
             terminal.unit(own.memory, 'B'),
             terminal.duration(seconds),
         ]
-        rows.append((arm.name, *cells, '-' if price is None else f'{price:.2f} {comparison.config.compare.currency}'))
+        rows.append((arm.name, *cells, '-' if price is None else f'{price:.2g} {comparison.config.compare.currency}'))
     lines = terminal.table(rows, right=(1, 2, 3, 4, 5))
     notes = [terminal.note(arm.name, comparison.plans[arm.name].reason) for arm in arms]
     notes = [note for arm, note in zip(arms, notes) if comparison.plans[arm.name].reason]

@@ -263,7 +263,7 @@ def test_a_terminal_shows_arms_trials_and_accuracies(finished, base, monkeypatch
     last = stream.getvalue().rpartition('\x1b[J')[2]
     lines = last.splitlines()
     assert max(map(len, stream.getvalue().splitlines())) <= 80 + len('\x1b[9F\x1b[J')
-    assert [line.split()[:2] for line in lines[2:5]] == [['few_shot', '4/4'], ['head', '4/4'], ['zero_shot', '1/1']]
+    assert [line.split()[:2] for line in lines[2:5]] == [['few_shot', '4/4'], ['zero_shot', '1/1'], ['head', '4/4']]
     expected = [
         100 * sum(own) / len(own)
         for own in (
@@ -275,5 +275,5 @@ def test_a_terminal_shows_arms_trials_and_accuracies(finished, base, monkeypatch
             for size in (4, 16)
         )
     ]
-    assert [float(cell) for cell in lines[3].split()[2:]] == [round(value, 1) for value in expected]
+    assert [float(cell) for cell in lines[4].split()[2:]] == [round(value, 1) for value in expected]
     assert '9 of 9 trials' in lines[5]
