@@ -22,7 +22,7 @@ from lmtrain.data.labels import class_id
 from lmtrain.data.rows import Row, jsonl_rows, text_of
 from lmtrain.data.splits import hash_unit
 from lmtrain.errors import InputError
-from lmtrain.files import read_json_object, write_atomic, write_json
+from lmtrain.files import local_path, read_json_object, sha256, write_atomic, write_json
 from lmtrain.inference.questions import question
 from lmtrain.tasks.task_rows import TaskConfig, classes_of, read_splits
 
@@ -59,7 +59,8 @@ class TaskRows(NamedTuple):
 def prepare(config: ml_collections.ConfigDict, folder: Path) -> TaskRows:
     """Reads the task's files and writes the rows; a second call reads what the first one wrote.
 
-    Raises InputError if the rows there are of other settings, or what the readers of a task raise.
+    Raises InputError if the rows there are of other settings or of files that have changed, or what the readers of a
+    task raise.
     """
     settings = _settings(config)
     about = folder / 'rows.json'
@@ -71,6 +72,9 @@ def prepare(config: ml_collections.ConfigDict, folder: Path) -> TaskRows:
         raise InputError(
             f'{folder}: these rows were divided with other settings of {", ".join(changed)}; use another --workdir'
         )
+    for path, digest in _digests(config).items():
+        if digest != facts.get('files', {}).get(path, digest):  # missing in folders of earlier versions
+            raise InputError(f'{path} has changed since {folder} was divided from it; use another --workdir')
     train, selection = (read(folder / f'{part}.jsonl') for part in ('train', 'selection'))
     return TaskRows(folder, tuple(facts['classes']), train, selection, facts)
 
@@ -133,6 +137,14 @@ def _settings(config) -> dict[str, Any]:
     }
 
 
+def _digests(config) -> dict[str, str]:
+    """{absolute path: SHA-256} of the files of the task that exist; a comparison goes on without them."""
+    sources = [source for files in _task(config).files.values() for source in files]  # a path, or (path, label)
+    names = [source if isinstance(source, str) else source[0] for source in sources]
+    paths = [local_path(name, 'config.task', config.data.root).absolute() for name in names]
+    return {str(path): sha256(path) for path in paths if path.is_file()}
+
+
 def _write(config, folder: Path, settings: dict[str, Any]) -> None:
     notes: list[str] = []
     task = _task(config)
@@ -146,9 +158,9 @@ def _write(config, folder: Path, settings: dict[str, Any]) -> None:
     for part, fields in lines.items():
         _write_rows(folder / f'{part}.jsonl', fields)
     digest = hashlib.sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()
-    completions = [_split_answer(template, task.label, label)[1] for label in classes]
+    completions = [_completion(template, task.label, label) for label in classes]
     facts = {'settings': settings, 'digest': digest, 'classes': classes, 'completions': completions}
-    facts |= {'text': task.text, 'label': task.label, 'template': template, 'notes': notes}
+    facts |= {'text': task.text, 'label': task.label, 'template': template, 'notes': notes, 'files': _digests(config)}
     write_json(folder / 'rows.json', facts | {'rows': {part: len(rows) for part, rows in lines.items()}}, indent=1)
 
 
@@ -210,19 +222,16 @@ def _line(row: Row, task: TaskConfig, template: str, classes: Sequence[str]) -> 
     value = row.fields.get(task.label)
     label = classes[class_id(value, tuple(classes), row.place)]
     context = question(row, template, task.label, ()).context
-    prompt, completion = _split_context(context, label)
+    completion = _completion(template, task.label, label)
+    prompt = context.removesuffix(completion.removesuffix(label))
     texts = {name: text_of(row, field) for name, field in zip(('text', 'text2'), task.text)}
     return texts | {'label': label, 'prompt': prompt, 'completion': completion, 'place': row.place}
 
 
-def _split_context(context: str, label: str) -> tuple[str, str]:
-    """(the text up to the answer, the answer): a space before the answer is part of it, as of a word's token."""
-    prompt = context.rstrip(' ')
-    return prompt, context[len(prompt) :] + label
-
-
-def _split_answer(template: str, field: str, label: str) -> tuple[str, str]:
-    return _split_context(template.removesuffix(f'{{{field}}}'), label)
+def _completion(template: str, field: str, label: str) -> str:
+    """A class after a prompt: a space of the template before the answer is part of it, as of a word's token."""
+    before = template.removesuffix(f'{{{field}}}')
+    return before[len(before.rstrip(' ')) :] + label
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

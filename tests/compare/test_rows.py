@@ -88,6 +88,23 @@ def test_a_row_becomes_a_prompt_and_its_completion(tmp_path):
     assert row['prompt'] == f'Note: {row["text"]} ->' and row['completion'] == f' {row["label"]}'
 
 
+def test_spaces_at_the_end_of_a_text_stay_in_the_prompt(tmp_path):
+    config = make_config(tmp_path, test=[{'note': 'two spaces  ', 'animal': 'dogs'}])
+    config.compare.template = '{note} {animal}'
+    rows.prepare(config, tmp_path / 'rows')
+    row = rows.read(tmp_path / 'rows' / 'test.jsonl')[0].fields
+    assert (row['prompt'], row['completion']) == ('two spaces  ', ' dogs')  # one of the classes' completions
+
+
+def test_rows_of_files_that_have_changed_are_refused(tmp_path):
+    config = make_config(tmp_path)
+    rows.prepare(config, tmp_path / 'rows')
+    with (tmp_path / 'rows.jsonl').open('a', encoding='utf-8') as file:
+        file.write(json.dumps({'note': 'one more', 'animal': 'dogs'}) + '\n')
+    with pytest.raises(InputError, match=r'rows\.jsonl has changed since .* was divided from it'):
+        rows.prepare(config, tmp_path / 'rows')
+
+
 def test_a_second_call_reads_what_the_first_one_wrote(tmp_path):
     config = make_config(tmp_path)
     first = rows.prepare(config, tmp_path / 'rows')
