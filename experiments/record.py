@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PACKAGES = tuple('jax jaxlib flax optax orbax-checkpoint tokenizers numpy torch transformers peft'.split())
+PACKAGES = tuple('jax jaxlib flax optax orbax-checkpoint tokenizers numpy torch transformers peft lm-eval'.split())
 BLOCK = re.compile(r'(<!-- results: ([a-z0-9_]+) -->\n).*?(<!-- end -->)', re.DOTALL)
 HEADLINE_BLOCK = re.compile(r'(<!-- headlines -->\n).*?(<!-- end -->)', re.DOTALL)
 ANSWER_BLOCK = re.compile(r'(<!-- answer -->\n).*?(<!-- end -->)', re.DOTALL)

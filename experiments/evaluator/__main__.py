@@ -28,7 +28,7 @@ from lmtrain.evaluation.lm_eval import LMTrain
 from lmtrain.inference import prompting
 
 BATCH = 32
-FULL = {'copa': 100, 'arc': 200, 'articles': 8, 'generations': 32, 'speed': 64, 'shots': 24, 'choices': 16, 'pairs': 3}
+FULL = {'copa': 100, 'arc': 200, 'articles': 8, 'generations': 32, 'speed': 64, 'shots': 6, 'choices': 8, 'pairs': 3}
 QUICK = {'copa': 8, 'arc': 8, 'articles': 1, 'generations': 4, 'speed': 8, 'shots': 4, 'choices': 2, 'pairs': 1}
 NOT_SHOWN = [
     'other devices than a CPU, and other dtypes than float32',
