@@ -1,7 +1,9 @@
 """A comparison from its config to its report: rows, trials, test stage, results.json."""
 
 import contextlib
+import io
 import signal
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,12 +67,21 @@ def run(config, directory) -> dict[str, Any]:
 
 
 def dry_run(config, directory) -> str:
-    """The page of `--dry_run`: what every arm would need. Divides the rows; trains nothing."""
+    """The page of `--dry_run`: what every arm would need. Divides the rows; trains nothing.
+
+    If the base is to be pretrained first, a base of one step in a temporary folder has its shapes.
+    """
     directory = local_path(directory, '--workdir')
     selected = arms.read(config.compare)
-    config = default.prepare(config, directory)
-    comparison, notes = prepare(config, directory, selected)
-    return '\n'.join([*notes, planning.page(comparison, selected)])
+    with contextlib.ExitStack() as stack:
+        notes = []
+        if default.lacks_base(config, directory):
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            notes.append('a base is pretrained first; its time is not part of the total')
+        with contextlib.redirect_stdout(io.StringIO()):
+            config = default.prepare(config, directory, steps=1)
+        comparison, others = prepare(config, directory, selected)
+        return '\n'.join([*notes, *others, planning.page(comparison, selected)])
 
 
 def prepare(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparison, list[str]]:

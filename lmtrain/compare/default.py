@@ -14,8 +14,17 @@ from lmtrain.training import train as training
 TEMPLATE = '# {docstring}\n{package}'  # a comment, as in the source that the base has read
 
 
-def prepare(config, directory: Path) -> Any:
-    """The config with the base and the task filled in, if it names neither; the base is trained unless it is there."""
+def lacks_base(config, directory: Path) -> bool:
+    """Whether `prepare` would train a base."""
+    return not (config.init.base or config.task.train or (directory / 'base' / 'results.json').exists())
+
+
+def prepare(config, directory: Path, steps: int | None = None) -> Any:
+    """The config with the base and the task filled in, if it names neither; the base is trained unless it is there.
+
+    Args:
+      steps: of the training of the base; None are those of its recipe. A plan needs a base of the right shapes only.
+    """
     if config.init.base or config.task.train:
         return config
     directory = directory.absolute()
@@ -28,6 +37,8 @@ def prepare(config, directory: Path) -> Any:
         print(terminal.note('base', 'pretrained on the embedded corpus first, without the packages of the task'))
         recipe = compare_base.get_config()
         recipe.data.source, recipe.data.cache = str(data / 'pretraining.jsonl'), config.data.cache
+        if steps:
+            recipe.budget.steps, recipe.evaluate.max_batches = steps, 1
         training.train(recipe, base)
     config = config.copy_and_resolve_references().unlock()
     config.init.base = str(base)
