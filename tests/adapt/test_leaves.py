@@ -54,6 +54,7 @@ def test_virtual_tokens_and_extra_keys_are_read_from_the_shapes():
         'prompt': (2, 0),
         'p-tuning': (2, 0),
         'prefix': (0, 3),
+        'prefix by a network': (0, 3),
     }
 
 
