@@ -82,7 +82,7 @@ def log_likelihoods(
     distinct = {_key(each): each for each in prompts if each.continuations}
     options = {'context': context, 'batch_size': batch_size, 'greedy': greedy}
     # The angles of such a text depend on its length: the keys of its beginning are those of no other text.
-    whole = {key for key, each in distinct.items() if _length(each) > _fixed_angles(model, context)}
+    whole = [key for key, each in distinct.items() if _length(each) > _fixed_angles(model, context)]
     results, computed = _score_whole(model, params, {key: distinct.pop(key) for key in whole}, **options)
     keys = list(distinct)
     for length, members in shared_beginnings([each.context_ids for each in distinct.values()]):
