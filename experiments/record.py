@@ -86,7 +86,7 @@ def write(
       more: further entries of results.json.
     """
     # Files that this function or an experiment rewrites do not make the tree dirty.
-    own = re.compile(r'README\.md$|results\.json$|\.png$|/goldens\w*\.json$')
+    own = re.compile(r'README\.md$|results\.json$|\.png$|\.ipynb$|/goldens\w*\.json$')
     changed = [line for line in git('status', '--porcelain').splitlines() if not own.search(line)]
     results = {
         'name': name,

@@ -1,6 +1,6 @@
 """How does `-log p` of each next word become entropy, cross-entropy, perplexity, bits per byte, and the loss?
 
-python -m experiments.information_theory [--chess=FILE.pgn]     # executes notebook.ipynb and stores its outputs
+python -m experiments.information_theory [--steps=N] [--chess=FILE.pgn]   # executes notebook.ipynb, stores its outputs
 """
 
 import argparse
@@ -52,18 +52,22 @@ def plot(words: list[str], bits: list[float], path: pathlib.Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--chess', default='', help='a file of games; without it the three games of the notebook')
-    chess = parser.parse_args().chess
+    parser.add_argument('--steps', type=int, default=100, help='of the training')
+    options = parser.parse_args()
+    parameters = {'STEPS': options.steps} | (
+        {'CHESS': str(pathlib.Path(options.chess).resolve())} if options.chess else {}
+    )
     notebook, begun = run_notebook.load(NOTEBOOK), time.monotonic()
-    values = run_notebook.execute(notebook, {'CHESS': str(pathlib.Path(chess).resolve())} if chess else {})
+    values = run_notebook.execute(notebook, parameters)
     run_notebook.save(notebook, NOTEBOOK)
     bits = [float(nats) / values['math'].log(2) for nats in values['word_nats']]
     plot(values['words'], bits, NOTEBOOK.parent / 'surprise.png')
     record.write(
         'information_theory',
-        command=f'python -m experiments.information_theory{" --chess=FILE.pgn" if chess else ""}',
+        command=f'python -m experiments.information_theory{" --chess=FILE.pgn" if options.chess else ""}',
         figures=figures(values),
         trials=[{'seconds': time.monotonic() - begun, 'words': values['words'], 'bits': bits}],
-        not_shown=['a model of chess: the frequencies of moves only.'],
+        not_shown=[f'a trained model: {options.steps} steps only.', 'a model of chess: the frequencies of moves only.'],
     )
 
 
