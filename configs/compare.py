@@ -13,6 +13,8 @@ import ml_collections
 from configs import classify
 
 SCORES = ('sum', 'per_byte', 'batch', 'contrast')
+DEFAULT = ('zero_shot', 'uncalibrated', 'few_shot', 'bm25', 'nearest', 'search', 'head', 'norms', 'last_layer', 'lora')
+DEFAULT += ('soft_prompt', 'prefix', 'full', 'scratch', 'lora_text', 'continued')  # many_shot needs a longer context
 
 
 def arm(
@@ -67,7 +69,7 @@ def prompt(
 
 
 def arms() -> ml_collections.ConfigDict:
-    """The arms of the default comparison. The grids lie around each method's usual rate."""
+    """The arms, of which `only` selects some. The grids lie around each method's usual rate."""
     as_text = {'task.name': 'chat'}
     prompts = {
         'zero_shot': prompt(shots=0, scores=SCORES[:3], description='no demonstration'),
@@ -75,6 +77,10 @@ def arms() -> ml_collections.ConfigDict:
         'uncalibrated': prompt(
             shots=8, scores=('sum',), description='8 random demonstrations, likelihoods as they are'
         ),
+        'content_free': prompt(
+            shots=8, scores=('content_free',), description='8 random demonstrations, content-free calibration'
+        ),
+        'balanced': prompt(shots=8, select='balanced', description='8 demonstrations, balanced over the classes'),
         'bm25': prompt(shots=8, select='bm25', description='8 demonstrations retrieved by BM25'),
         'nearest': prompt(shots=8, select='nearest', description="8 demonstrations nearest by the base's embeddings"),
         'many_shot': prompt(shots=-1, description='as many random demonstrations as fit'),
@@ -126,6 +132,11 @@ def arms() -> ml_collections.ConfigDict:
             learning_rates=(1e-3, 3e-3, 1e-2),
             description='LoRA of rank 8; the answer is learned as text',
         ),
+        'full_text': arm(
+            as_text | {'adapt.method': 'full'},
+            learning_rates=(3e-4, 1e-3, 3e-3),
+            description='all parameters; the answer is learned as text',
+        ),
         'continued': arm(
             {'task.name': 'text', 'adapt.method': 'full', 'data.seq_len': 64},
             learning_rates=(1e-4, 1e-3),
@@ -153,7 +164,7 @@ def get_config():
         config.compare.test = 256  # rows of the test split; 0 is all
         config.compare.draws = 10  # sets and orders of demonstrations, per seed of the largest size; 0 is none
         config.compare.template = ''  # a row as text, ending in {label}; '' is '{text}\\nLabel: {label}'
-        config.compare.only = ()  # names of the arms to run; () is all
+        config.compare.only = DEFAULT  # names of the arms to run; () is all
         config.compare.currency = 'EUR'  # of the prices below
         config.compare.device_hour = 0.0  # price of one device for an hour
         config.compare.kwh = 0.0  # price of a kilowatt-hour

@@ -97,6 +97,10 @@ def prepare(config, directory: Path, selected: Sequence[Arm]) -> tuple[Compariso
     base = open_base(config.init.base, config.init.adapter, config.init.ignore)
     model = loading.load_directory(config.init.base, config.init.adapter, config.init.ignore)
     comparison = Comparison(config, directory, task, base, model, sizes)
+    cut = sum(length > config.data.seq_len for length in trained.lengths(comparison, as_text=False))
+    notes += (
+        [f'{cut} training and selection rows have more than data.seq_len = {config.data.seq_len} tokens'] if cut else []
+    )
     text, reason = forgetting.own_text(comparison)
     notes += [f'forgetting is not measured: {reason}'] if reason else []
     comparison = comparison._replace(own_text=text)

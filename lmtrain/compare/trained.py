@@ -65,7 +65,12 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
 
 
 def longest(comparison: Comparison, as_text: bool) -> int:
-    """Tokens of the longest training or selection row, rounded up: the length of a batch.
+    """Tokens of the longest training or selection row, rounded up: the length of a batch."""
+    return -(-max(lengths(comparison, as_text)) // ROUND) * ROUND
+
+
+def lengths(comparison: Comparison, as_text: bool) -> list[int]:
+    """Tokens of the training and selection rows.
 
     Args:
       as_text: of prompts with their completions; else of the texts that a head reads.
@@ -78,7 +83,7 @@ def longest(comparison: Comparison, as_text: bool) -> int:
         each['prompt'] + each['completion'] if as_text else each['text'] + each.get('text2', '') for each in fields
     ]
     specials = sum(map(len, tokenizer.layout[:3])) + 2  # and the begin and end tokens of a text
-    return -(-(max(map(len, tokenizer.encode_batch(texts))) + specials) // ROUND) * ROUND
+    return [len(ids) + specials for ids in tokenizer.encode_batch(texts)]
 
 
 def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def config(text):
     config.task.train, config.task.text, config.task.label = (str(text.parent / 'rows.jsonl'),), ('note',), 'animal'
     config.data.seq_len, config.budget.steps, config.evaluate.every_steps = 16, 2, 2
     config.compare.update({'sizes': (12,), 'seeds': 1, 'selection': 8, 'draws': 1})
-    config.compare.arms.search.budget = 3000
+    config.compare.arms.search.budget, config.compare.only = 3000, ()
     config.compare.arms.prefix.overrides = (('adapt.method', 'prefix'), ('adapt.prefix.length', 2))
     config.compare.arms.soft_prompt.overrides = (('adapt.method', 'prompt'), ('adapt.prompt.length', 2))
     return config
