@@ -27,7 +27,7 @@ PACKAGES = {
     'xml': ('xml', 'pyexpat', '_elementtree'),
 }
 FILES = ('docstrings.jsonl', 'pretraining.jsonl')  # the rows; the documents
-LONGEST = 160  # characters of a row; a docstring is cut after the last word that fits
+LONGEST = 100  # characters of a row; a docstring is cut after the last word that fits
 SHORTEST = 6  # words of a row
 
 

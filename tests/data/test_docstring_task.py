@@ -36,7 +36,7 @@ class Parser:
     )
     assert [row['name'] for row in rows] == ['email.parser.Parser', 'email.parser.feed']
     assert {row['package'] for row in rows} == {'email'}
-    assert 150 < len(rows[1]['docstring']) <= docstring_task.LONGEST and rows[1]['docstring'].endswith(' header')
+    assert 90 < len(rows[1]['docstring']) <= docstring_task.LONGEST and rows[1]['docstring'].endswith('field.')
     assert [text['text'] for text in texts] == ['x = 1\n', 'if']
 
 
