@@ -95,7 +95,7 @@ def page(comparison: Comparison, arms: list[Arm]) -> str:
         ]
         rows.append((arm.name, *cells, '-' if price is None else f'{price:.2g} {comparison.config.compare.currency}'))
     lines = terminal.table(rows, right=(1, 2, 3, 4, 5))
-    notes = [terminal.note(arm.name, comparison.plans[arm.name].reason) for arm in arms]
+    notes = [terminal.note('skipped', f'{arm.name}: {comparison.plans[arm.name].reason}') for arm in arms]
     notes = [note for arm, note in zip(arms, notes) if comparison.plans[arm.name].reason]
     about = f'at {terminal.unit(speed, "FLOP/s")}; compilation, evaluation and the test stage come on top'
     return '\n'.join(

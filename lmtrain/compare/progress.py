@@ -37,7 +37,7 @@ class Display:
             self._write(f'note: {note}\n')
         for arm in arms:
             if reason := self._plans[arm.name].reason:
-                self._write(terminal.note(arm.name, f'skipped: {reason}') + '\n')
+                self._write(terminal.note('skipped', f'{arm.name}: {reason}') + '\n')
 
     def begin(self, trial: Trial) -> None:
         """Before a trial runs."""
