@@ -137,6 +137,7 @@ def score(
       right), with `calibrated` 'accuracy_calibrated', 'chance' and 'computed_tokens' (`likelihood.Likelihoods`); else
       'exact_match' and 'stopped' (with an end token). Accuracies, 'exact_match' and 'stopped' are fractions, with
       '<name>_stderr' sqrt(p (1 - p) / (rows - 1)), None for one row.
+      With select='nearest' also 'embedded_tokens', those of the rows and of the demonstrations to choose from.
       What else decides the last digits is also recorded: 'engine' ('lmtrain'), 'dtype', 'attention' (the kernel) and
       'batch_size'.
 
@@ -147,9 +148,8 @@ def score(
     """
     _check(model, rows, settings)
     questions, pool = ask(rows, settings, demonstrations)
-    embed = functools.partial(embeddings, model, params, tokenizer, batch_size=settings.batch_size)
-    drawn = select(questions, pool or questions, settings.shots, settings.select, seed=settings.seed, embed=embed)
-    results = {'rows': len(questions), 'shots': settings.shots}
+    drawn, embedded = _demonstrations(model, params, tokenizer, questions, pool or questions, settings)
+    results = {'rows': len(questions), 'shots': settings.shots} | embedded
     if settings.choices:
         drawn = list(drawn) if settings.calibrated else drawn
         scores = score_choices(model, params, tokenizer, questions, drawn, settings)
@@ -240,6 +240,17 @@ def ask(
 def _classes(rows: Sequence[Row], answer: str) -> list[str]:
     """All answers of the rows."""
     return sorted({text_of(row, answer, value_of(row, answer, 'answer')) for row in rows})
+
+
+def _demonstrations(model, params, tokenizer, questions, pool, settings: PromptSettings):
+    """(the demonstrations of each question, {'embedded_tokens'} if they are selected by embeddings)."""
+    counts = {}
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        counts['embedded_tokens'] = sum(map(len, tokenizer.encode_batch(texts)))
+        return embeddings(model, params, tokenizer, texts, settings.batch_size)
+
+    return select(questions, pool, settings.shots, settings.select, seed=settings.seed, embed=embed), counts
 
 
 def _generate(model, params, tokenizer, questions, demonstrations, settings: PromptSettings, end_ids):

@@ -166,6 +166,7 @@ def test_scores_are_those_after_the_nearest_rows(computes):
     model, params, tokenizer = computes
     scores = prompting.score(*computes, ROWS, SETTINGS._replace(shots=2, select='nearest'))
     asked, _ = prompting.ask(ROWS, SETTINGS)
+    assert scores.results['embedded_tokens'] == sum(len(each.context) for each in asked)
     vectors = embeddings(model, params, tokenizer, [each.context for each in asked])
     for number, row in enumerate(scores.rows):
         similar = vectors @ vectors[number]
