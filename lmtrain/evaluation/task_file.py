@@ -15,8 +15,8 @@ from lmtrain.evaluation import scoring
 from lmtrain.files import local_path
 from lmtrain.inference.calibration import CONTENT_FREE
 from lmtrain.inference.demonstrations import ALL, SELECTORS
-from lmtrain.inference.prompting import PromptSettings, ask
-from lmtrain.inference.questions import parse_template
+from lmtrain.inference.prompting import PromptSettings
+from lmtrain.inference.questions import ask, parse_template
 from lmtrain.tasks import TASKS, span
 
 TEXT, TEXTS = (str,), (str, list)  # TEXTS: one, or an array of them

@@ -15,6 +15,7 @@ from lmtrain.evaluation.task_file import CHOICES, HEADS, EvaluationTask
 from lmtrain.inference import prompting
 from lmtrain.inference.demonstrations import ALL
 from lmtrain.inference.prompt_search import answer_nats
+from lmtrain.inference.questions import ask
 from lmtrain.tasks import TASKS
 from lmtrain.tree import Params
 
@@ -81,7 +82,7 @@ def evaluate(
 
 
 def _choices(task: EvaluationTask, model, params, tokenizer, settings, end_ids) -> Evaluation:
-    questions, _ = prompting.ask(task.rows, settings, task.demonstrations)
+    questions, _ = ask(task.rows, settings, task.demonstrations)
     _check_tokens(questions, tokenizer)
     scores = prompting.score(model, params, tokenizer, task.rows, settings, demonstrations=task.demonstrations)
     column = CHOICES[task.by]

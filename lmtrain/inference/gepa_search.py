@@ -14,7 +14,8 @@ from lmtrain.data.rows import Row
 from lmtrain.errors import InputError, MissingPackage
 from lmtrain.inference.demonstrations import ALL, select
 from lmtrain.inference.prompt_search import SearchResult, answer_nats, with_choices
-from lmtrain.inference.prompting import PromptSettings, ask, score_choices
+from lmtrain.inference.prompting import PromptSettings, score_choices
+from lmtrain.inference.questions import ask
 from lmtrain.tree import Params
 
 

@@ -16,8 +16,8 @@ from lmtrain.data import Tokenizer
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.inference.demonstrations import ALL, select
-from lmtrain.inference.prompting import PromptSettings, ask, score_choices
-from lmtrain.inference.questions import Question
+from lmtrain.inference.prompting import PromptSettings, score_choices
+from lmtrain.inference.questions import Question, ask
 from lmtrain.tree import Params
 
 WIDTH = 8  # rows that are tried as the next demonstration of a greedy search
@@ -84,7 +84,7 @@ def search(
       seed: of all draws. The same arguments give the same result.
 
     Raises:
-      InputError: what `prompting.ask` raises, an unknown search, or a budget below the cost of one candidate.
+      InputError: what `questions.ask` raises, an unknown search, or a budget below the cost of one candidate.
 
     The log-likelihood of an answer is divided by that of all choices (softmax over the choices), if there are choices.
     """

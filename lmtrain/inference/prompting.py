@@ -16,12 +16,12 @@ import numpy as np
 
 from lmtrain.data import Tokenizer
 from lmtrain.data.chat.template import Template
-from lmtrain.data.rows import Row, value_of
+from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.inference import calibration, likelihood, rendering, sample
 from lmtrain.inference.demonstrations import ALL, embeddings, most_that_fit, select
 from lmtrain.inference.likelihood import Prompt
-from lmtrain.inference.questions import Question, question, text_of
+from lmtrain.inference.questions import Question, ask
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.tree import Params
 
@@ -225,21 +225,6 @@ def _check(model, rows: Sequence[Row], settings: PromptSettings) -> None:
         raise InputError('calibration compares choices: name them, or set calibrated=()')
     if not rows:
         raise InputError('there is no row to score')
-
-
-def ask(
-    rows: Sequence[Row], settings: PromptSettings, demonstrations: Sequence[Row] = ()
-) -> tuple[list[Question], list[Question]]:
-    """(the rows as questions, the demonstrations as questions). InputError: a row lacks a field or its answer."""
-    form = {'template': settings.template, 'answer': settings.answer, 'choices': settings.choices}
-    if settings.choices and settings.choices == settings.answer:
-        form['choices'] = _classes(demonstrations or rows, settings.answer)
-    return [question(row, **form) for row in rows], [question(row, **form) for row in demonstrations]
-
-
-def _classes(rows: Sequence[Row], answer: str) -> list[str]:
-    """All answers of the rows."""
-    return sorted({text_of(row, answer, value_of(row, answer, 'answer')) for row in rows})
 
 
 def _demonstrations(model, params, tokenizer, questions, pool, settings: PromptSettings):

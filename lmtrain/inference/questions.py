@@ -22,6 +22,23 @@ class Question(NamedTuple):
     tools: Any = None
 
 
+def ask(rows: Sequence[Row], settings, demonstrations: Sequence[Row] = ()) -> tuple[list[Question], list[Question]]:
+    """(the rows as questions, the demonstrations as questions), by `prompting.PromptSettings`.
+
+    If the choices are the answers of the rows, each question has those of all demonstrations (without any, of all
+    rows). InputError: a row lacks a field or its answer.
+    """
+    form = {'template': settings.template, 'answer': settings.answer, 'choices': settings.choices}
+    if settings.choices and settings.choices == settings.answer:
+        form['choices'] = _classes(demonstrations or rows, settings.answer)
+    return [question(row, **form) for row in rows], [question(row, **form) for row in demonstrations]
+
+
+def _classes(rows: Sequence[Row], answer: str) -> list[str]:
+    """All answers of the rows."""
+    return sorted({text_of(row, answer, value_of(row, answer, 'answer')) for row in rows})
+
+
 def question(row: Row, template: str, answer: str, choices: str | Sequence[str]) -> Question:
     """A row as a question. InputError: the template or the row is invalid.
 
