@@ -138,6 +138,45 @@ FAULTS = {
         ('adjusted p values are not monotonic', 'np.maximum.accumulate(', '('),
         ('a power of p <= alpha on one side', 'stats.binom.ppf(alpha / 2, count', 'stats.binom.ppf(alpha, count'),
     ],
+    'lmtrain/compare/pages/choice.py': [
+        ('only a p below 1 % is significant', 'adjusted < LEVEL', 'adjusted < 0.01'),
+        ('a difference that only the correction hides is a tie', 'p < LEVEL or detectable', 'p < 0.01 or detectable'),
+        (
+            'the upper end of the interval decides over the baseline',
+            'values.ends(entry)[0] > floor[0]',
+            'values.ends(entry)[1] > floor[0]',
+        ),
+        ('the lower baseline counts', 'return max(((', 'return min((('),
+        ('an arm is the cheapest for less than one query', 'plan[1][0] < 1:', 'plan[1][0] < 0:'),
+    ],
+    'lmtrain/compare/pages/recommendation.py': [
+        (
+            'the difference shown is not that from the most accurate arm',
+            'if choice.arm != choice.leader:\n        return choice.leader',
+            'if choice.arm != choice.leader:\n        return choice.arm',
+        ),
+        ('the worst prompt gives the break-even', 'best = max(own', 'best = min(own'),
+        ('arms that rise more slowly are named', 'gains[arm] > gains[reference]', 'gains[arm] < gains[reference]'),
+        ('negative ends of intervals are ignored', 'abs(limit) for other', 'limit for other'),
+    ],
+    'lmtrain/compare/pages/pareto.py': [
+        ('arms of one cost dominate none', 'one[0] <= other[0]', 'one[0] < other[0]'),
+        (
+            'overlapping intervals show a difference',
+            'one.interval[0] > other.interval[1]',
+            'one.interval[0] > other.interval[0]',
+        ),
+        ('p without correction decides', "return tested['p_holm'] < LEVEL", "return tested['p'] < LEVEL"),
+    ],
+    'lmtrain/compare/pages/values.py': [
+        ('an arm without rows has no result at a size', 'scored.get(size, scored.get(0))', 'scored.get(size)'),
+        ('ends of a turned interval are in the wrong order', '[-limits[1], -limits[0]]', '[-limits[0], -limits[1]]'),
+        (
+            'an unknown cost of selection is 0',
+            'return None if trained is None or selected is None else trained + selected',
+            'return None if trained is None else trained + (selected or 0)',
+        ),
+    ],
     'lmtrain/compare/description_length.py': [
         ('the first block is coded by a model', 'lengths = [ends[0] * row_bits,', 'lengths = [0.0,'),
         ('nats are bits', 'loss / math.log(2) for', 'loss for'),

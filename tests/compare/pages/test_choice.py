@@ -13,7 +13,7 @@ ARMS = {'lora': ('train', 0.4, 0.9, 9, 1e13, 4e9), 'head': ('train', 0.4, 0.89, 
     [
         (0.6, 1.0, 0.05, 'cheapest', 'head'),
         (0.001, 0.04, 0.05, 'best', 'lora'),
-        (0.001, 0.06, 0.05, 'undecided', 'lora'),  # significant without the correction only
+        (0.02, 0.06, 0.05, 'undecided', 'lora'),  # significant without the correction only
         (0.2, 0.2, 0.009, 'undecided', 'lora'),  # larger than the smallest detectable difference
         (0.05, 0.05, 0.0101, 'cheapest', 'head'),
     ],
