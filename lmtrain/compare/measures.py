@@ -1,6 +1,5 @@
 """What is measured of a finished trial beside its test: selection rows, later blocks of rows, latency, query tokens."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +12,10 @@ from lmtrain.cost.ledger import Prices
 from lmtrain.cost.query import Query
 from lmtrain.data.rows import Row
 from lmtrain.inference.calibration import CONTENT_FREE
+from lmtrain.inference.latency import query_seconds
 from lmtrain.inference.prompting import PromptSettings
 from lmtrain.training.load import LoadedModel
 
-LATENCY_QUERIES = 3  # timed one after another; the fastest counts
 SAMPLED = 64  # rows whose tokens are counted
 
 
@@ -49,12 +48,7 @@ def blocks(comparison: Comparison, trial: Trial, predict: Predict) -> list[dict[
 
 def latency(comparison: Comparison, predict: Predict) -> float:
     """Seconds of one query on a compiled program, batch 1."""
-    row, seconds = comparison.task.selection[:1], []
-    for _ in range(1 + LATENCY_QUERIES):
-        start = time.perf_counter()
-        predict(row)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    return query_seconds(predict, [comparison.task.selection[:1]])
 
 
 def prices(comparison: Comparison) -> Prices:

@@ -1,16 +1,14 @@
 """What each arm will need, before anything runs, and which arms cannot run on this base."""
 
-import time
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from lmtrain import cost, tree
 from lmtrain.compare import measures, predictors, prompted, trained
 from lmtrain.compare.arms import Arm
 from lmtrain.compare.trials import Comparison, Trial, listed
-from lmtrain.cost import ledger
+from lmtrain.cost import hardware, ledger
 from lmtrain.cost.query import cache_bytes
 from lmtrain.errors import InputError
 from lmtrain.report import terminal
@@ -105,17 +103,6 @@ def page(comparison: Comparison, arms: list[Arm]) -> str:
 
 def _speed(comparison: Comparison) -> float:
     """FLOP/s of this machine that a trial reaches: config.plan.mfu of the peak, or of a measured matrix product."""
-    device = jax.devices()[0]
-    peak = cost.peak_flops(device.device_kind, comparison.model.model.dtype)
-    if not peak:
-        n = 512
-        product = jax.jit(jnp.dot).lower(jnp.ones((n, n)), jnp.ones((n, n))).compile()
-        matrix = jnp.ones((n, n))
-        product(matrix, matrix).block_until_ready()
-        seconds = []
-        for _ in range(5):
-            start = time.perf_counter()
-            product(matrix, matrix).block_until_ready()
-            seconds.append(time.perf_counter() - start)
-        peak = 2 * n**3 / min(seconds)
+    dtype = comparison.model.model.dtype
+    peak = cost.peak_flops(jax.devices()[0].device_kind, dtype) or hardware.measured_peak(dtype)
     return comparison.config.plan.mfu * peak
