@@ -10,7 +10,7 @@ from configs import classify
 from lmtrain.compare import choice_scores, predictors
 from lmtrain.compare.rows import TaskRows
 from lmtrain.data.rows import Row
-from lmtrain.errors import InputError, NonFiniteOutput
+from lmtrain.errors import InputError
 
 CLASSES = ('dogs', 'mats', 'rats')
 
@@ -80,21 +80,6 @@ def test_likelihoods_are_normalised_over_the_classes(base, task):
     assert hot == pytest.approx(-math.log(3), abs=1e-3)
 
 
-def test_the_temperature_minimises_the_loss():
-    rng = np.random.default_rng(0)
-    rows = [Row('', {'label': CLASSES[i]}) for i in rng.integers(0, 3, 400)]
-    sharp = 5 * choice_scores.log_softmax(rng.normal(size=(400, 3)))  # five times too confident, and right at random
-    sharp[np.arange(400), [CLASSES.index(row.fields['label']) for row in rows]] += 5
-    fitted = choice_scores.fit_temperature(sharp, rows, CLASSES)
-
-    def loss(temperature):
-        return choice_scores.score(choice_scores.log_softmax(sharp / temperature), rows, CLASSES).loss
-
-    grid = np.geomspace(0.1, 50, 200)
-    assert loss(fitted) == pytest.approx(min(map(loss, grid)), abs=1e-4) and 2 < fitted < 10
-    assert loss(fitted) < loss(1.0) - 0.1
-
-
 def test_models_that_cannot_be_prompted_are_refused():
     class Encoder:
         causal, head = False, 'lm'
@@ -106,5 +91,3 @@ def test_models_that_cannot_be_prompted_are_refused():
         predictors.check_promptable(Encoder)
     with pytest.raises(InputError, match="head 'classify'"):
         predictors.check_promptable(Classifier)
-    with pytest.raises(NonFiniteOutput):
-        choice_scores.score(np.full((1, 3), np.nan), [Row('', {'label': 'rats'})], CLASSES)
