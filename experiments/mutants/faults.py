@@ -222,6 +222,27 @@ FAULTS = {
         ('links are entries', 'if kind and not path.is_symlink():', 'if kind:'),
         ('every entry is due', "entry.kind == 'incomplete' or entry.used <= limit", 'True'),
     ],
+    'lmtrain/compare/rows.py': [
+        ('selection rows are in the subsets', 'ordered[:count], ordered[count:]', 'ordered[:count], ordered'),
+        ('a text is in two parts', 'if key not in seen:', 'if key:'),
+        ('the seeds have the same rows', "hash_unit(f'subset {seed}'", "hash_unit('subset'"),
+    ],
+    'lmtrain/compare/choice_scores.py': [
+        (
+            'the contrast is a sum',
+            "nats - np.array([row['nats'] for row in alone])",
+            "nats + np.array([row['nats'] for row in alone])",
+        ),
+        (
+            'the temperature is not fitted',
+            "about['temperature'] = fit_temperature(scaled(scored, about), rows, classes)",
+            'pass',
+        ),
+    ],
+    'lmtrain/compare/analysis.py': [
+        ('no correction for many pairs', "each['p_holm'] = p\n", "each['p_holm'] = each['p']\n"),
+        ('size 0 holds for no size', "each['size'] in (size, 0)", "each['size'] == size"),
+    ],
     'lmtrain/training/sweep.py': [
         ('the median in place of the mean', 'float(np.mean(values)) for name', 'float(np.median(values)) for name'),
         (

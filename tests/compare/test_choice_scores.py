@@ -55,6 +55,7 @@ def test_batch_calibration_takes_the_preference_for_a_class_away(scored):
     plain, batch = choice_scores.candidates(values, rows, CLASSES)
     assert (plain['score'], plain['bias'], batch['score']) == ('sum', [], 'batch')
     assert batch['bias'] == pytest.approx(values['sum'].mean(axis=0))
+    assert plain['temperature'] == choice_scores.fit_temperature(values['sum'], rows, CLASSES) != 1
     assert (choice_scores.scaled(values, plain).argmax(1) == 1).mean() > 0.8
     counts = np.bincount(choice_scores.scaled(values, batch).argmax(1), minlength=3)
     assert counts.max() < 6
