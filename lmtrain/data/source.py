@@ -206,7 +206,12 @@ def _text_of(row: Row, field: str) -> str:
 
 
 DOCUMENT_SPLITTERS = {'file': _whole_file, 'line': _lines, 'paragraph': _paragraphs}
-ROW_READERS = {'.jsonl': _read_jsonl, '.jsonl.gz': _read_jsonl, '.parquet': _read_parquet, '.pgn': _read_pgn}
+ROW_READERS = {
+    '.jsonl': _read_jsonl,
+    '.jsonl.gz': _read_jsonl,
+    '.parquet': _read_parquet,
+    '.pgn': _read_pgn,
+}
 DATA_ENDINGS = ('.txt', *ROW_READERS)
 
 
