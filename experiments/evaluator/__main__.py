@@ -104,11 +104,12 @@ def many_choices(model: LMTrain, directory: str, root: pathlib.Path, rows: int, 
     loaded = lmtrain.load(directory)
     folder = root / 'tasks' / 'banking77'
     train, test = (requests.banking77(folder / f'{split}.csv') for split in ('train', 'test'))
-    fields = [
-        [{'text': r.context, 'intent': r.choices[r.gold], 'all': r.choices} for r in part] for part in (train, test)
-    ]
-    few = [Row(f'rows:{number}', row) for number, row in enumerate(fields[0][:400])]
-    asked = [Row(f'test:{number}', row) for number, row in enumerate(fields[1][::100][:rows])]
+
+    def with_fields(part):
+        fields = ({'text': r.context, 'intent': r.choices[r.gold], 'all': r.choices} for r in part)
+        return [Row(f'row {number}', each | {'one': [each['intent']]}) for number, each in enumerate(fields)]
+
+    few, asked = with_fields(train[:400]), with_fields(test[::100][:rows])
     ask = {'template': '{text} {intent}', 'answer': 'intent', 'shots': 8, 'batch_size': BATCH}
     names = {77: 'all', 1: 'one'}
     settings = {count: prompting.PromptSettings(choices=name, **ask) for count, name in names.items()}
