@@ -99,7 +99,7 @@ def speed(task: str, models: dict, asked: list, pairs: int) -> dict:
     return trial
 
 
-def many_choices(model: LMTrain, directory: str, root: pathlib.Path, rows: int, pairs: int) -> dict:
+def many_choices(directory: str, root: pathlib.Path, rows: int, pairs: int) -> dict:
     """Seconds for all 77 choices of banking77 and for the right one alone, 8 random demonstrations before each row."""
     loaded = lmtrain.load(directory)
     folder = root / 'tasks' / 'banking77'
@@ -140,7 +140,7 @@ def timings(models: dict, directory: str, root: pathlib.Path, sizes: dict) -> tu
     trials = [
         speed('arc_easy', models, requests.log_likelihoods(rows[: sizes['speed']]), sizes['pairs']),
         speed('arc_easy, 16 shared demonstrations', models, shots, sizes['pairs']),
-        many_choices(models['lmtrain'], directory, root, sizes['choices'], sizes['pairs']),
+        many_choices(directory, root, sizes['choices'], sizes['pairs']),
     ]
     figures = []
     for trial, least in zip(trials, (1.5, 4.0), strict=False):
