@@ -58,7 +58,7 @@ def run(config, directory) -> dict[str, Any]:
         comparison, notes = prepare(config, directory, selected)
         write_json(directory / 'config.json', comparison.config.to_dict(), indent=1)
         finished = _run_trials(comparison, selected, notes)
-        testing.run(comparison, finished)
+        finished = testing.run(comparison, finished)
         content = results.collect(comparison, selected, finished, notes)
         write_json(directory / 'results.json', content, indent=1)
         page = report.write(directory)
@@ -107,13 +107,13 @@ def prepare(config, directory: Path, selected: Sequence[Arm]) -> tuple[Compariso
     return comparison._replace(plans={arm.name: planning.plan(comparison, arm) for arm in selected}), notes
 
 
-def _run_trials(comparison: Comparison, selected: Sequence[Arm], notes: Sequence[str]) -> results.Finished:
+def _run_trials(comparison: Comparison, selected: Sequence[Arm], notes: Sequence[str]) -> trials.Finished:
     """All trials with their trial.json; those that are finished are not run again. Arms that cannot run have none."""
     able = [arm for arm in selected if not comparison.plans[arm.name].reason]
     listed = trials.listed(comparison, able)
+    records = [trials.finished(comparison, trial) for trial in listed]  # first: other settings are refused before work
     display, finished = progress.Display(comparison, selected, len(listed), notes), []
-    for trial in listed:
-        record = trials.finished(comparison, trial)
+    for trial, record in zip(listed, records, strict=True):
         if record is None:
             display.begin(trial)
             record = trials.run(comparison, trial, EXECUTE[trial.arm.kind])
@@ -125,19 +125,23 @@ def _run_trials(comparison: Comparison, selected: Sequence[Arm], notes: Sequence
     return finished
 
 
+class Stopped(BaseException):
+    """A signal arrived. It may arrive anywhere, so it is no Exception: nothing takes it for an error of a trial."""
+
+
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[None]:
     """A context in which SIGTERM and SIGINT raise RunEnded(REQUEUE). A training run has its own handlers: it saves."""
 
     def stop(number, frame):
-        name = signal.Signals(number).name
-        raise lifecycle.RunEnded(
-            lifecycle.REQUEUE, f'{name}: finished trials are saved, run the same command to continue'
-        )
+        raise Stopped(signal.Signals(number).name)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except Stopped as stopped:
+        message = f'{stopped}: finished trials are saved, run the same command to continue'
+        raise lifecycle.RunEnded(lifecycle.REQUEUE, message) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

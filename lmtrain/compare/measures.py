@@ -34,15 +34,11 @@ def blocks(comparison: Comparison, trial: Trial, predict: Predict) -> list[dict[
 
     They are rows of the training set, which the trial has not seen. A trial of size 0 scores all blocks of all seeds.
     """
-    pairs = zip(comparison.sizes, comparison.sizes[1:])
-    spans = [(trial.size, trial.next_size)] if trial.size else list(pairs)
-    seeds = [trial.seed] if trial.size else range(1, comparison.config.compare.seeds + 1)
     lines = []
-    for seed in seeds:
-        for begin, end in spans if trial.next_size else ():
-            rows = comparison.subset(end, seed)[begin:]
-            nats = choice_scores.score(predict(rows), rows, comparison.task.classes).nats
-            lines.append({'seed': seed, 'begin': begin, 'end': end, 'nats': float(nats.sum())})
+    for seed, begin, end in comparison.spans(trial):
+        rows = comparison.subset(end, seed)[begin:]
+        nats = choice_scores.score(predict(rows), rows, comparison.task.classes).nats
+        lines.append({'seed': seed, 'begin': begin, 'end': end, 'nats': float(nats.sum())})
     return lines
 
 

@@ -6,19 +6,21 @@ from typing import Any
 import jax
 
 from lmtrain import tree
-from lmtrain.compare import analysis, testing
+from lmtrain.compare import analysis, measures, testing
 from lmtrain.compare.arms import Arm
-from lmtrain.compare.trials import Comparison, Trial
+from lmtrain.compare.trials import Comparison, Finished
+from lmtrain.cost import ledger
 from lmtrain.files import read_json_lines
 from lmtrain.report.provenance import provenance
-
-Finished = Sequence[tuple[Trial, dict[str, Any]]]  # trials with the content of their trial.json
 
 
 def collect(comparison: Comparison, arms: Sequence[Arm], finished: Finished, notes: Sequence[str]) -> dict[str, Any]:
     """The content of results.json."""
     records = [record | {'test': testing.read(comparison, trial), 'folder': trial.folder} for trial, record in finished]
-    compare, model = comparison.config.compare, comparison.model
+    compare, model, prices = comparison.config.compare, comparison.model, measures.prices(comparison)
+    for record in records:
+        if 'ledger' in record:  # at the prices of this call, which may have changed since the trial
+            record['ledger'] = record['ledger'] | ledger.money(record['ledger']['device_seconds'], prices)
     hits = analysis.Hits(comparison.folder, records)
     kinds = {arm.name: arm.kind for arm in arms}
     return {

@@ -5,26 +5,38 @@ from typing import Any
 
 import jax
 
-from lmtrain.compare import choice_scores, predictors, prompted, rows, trained
-from lmtrain.compare.trials import Comparison, Trial
+from lmtrain.compare import choice_scores, predictors, prompted, rows, trained, trials
+from lmtrain.compare.trials import Comparison, Finished, Trial
 from lmtrain.data.rows import Row
 from lmtrain.evaluation import statistics
 from lmtrain.files import read_json_object, write_atomic, write_json
 
 
-def run(comparison: Comparison, finished: list[tuple[Trial, dict[str, Any]]]) -> None:
-    """Writes test.json and predictions.jsonl of each trial that is done and has none."""
+def run(comparison: Comparison, finished: Finished) -> Finished:
+    """Writes test.json and predictions.jsonl of each trial that is done and has none.
+
+    Returns the trials; one that cannot answer the test rows, such as a prompt that is too long, is a failed one.
+    """
     open_rows: list[Row] = []
+    tested: list[tuple[Trial, dict[str, Any]]] = []
     for trial, record in finished:
         folder = comparison.folder / trial.folder
         if record['status'] != 'done' or (folder / 'test.json').exists():
+            tested.append((trial, record))
             continue
         open_rows = open_rows or rows.read(comparison.task.folder / 'test.jsonl')
-        predict = _predictor(comparison, trial, record['chosen'])
-        scores = choice_scores.score(predict(open_rows), open_rows, comparison.task.classes)
+        try:
+            predict = _predictor(comparison, trial, record['chosen'])
+            scores = choice_scores.score(predict(open_rows), open_rows, comparison.task.classes)
+        except Exception as error:
+            failure = trials.failure(error, folder)
+            tested.append((trial, record | failure | {'reason': f'on the test rows: {failure["reason"]}'}))
+            continue
         lines = (json.dumps(line, ensure_ascii=False) + '\n' for line in _lines(scores, comparison.task.classes))
         write_atomic(folder / 'predictions.jsonl', ''.join(lines).encode())
         write_json(folder / 'test.json', _summary(comparison, scores), indent=1)  # last: the trial is tested
+        tested.append((trial, record))
+    return tested
 
 
 def _predictor(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> predictors.Predict:

@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +70,16 @@ class Comparison(NamedTuple):
         """The file of a subset."""
         return (self.task.folder / f'{rows.name(size, seed)}.jsonl').absolute()
 
+    def spans(self, trial: Trial) -> list[tuple[int, int, int]]:
+        """[(seed, begin, end)] of the blocks of rows that a trial scores; one of size 0 scores all of all seeds."""
+        if trial.size:
+            return [(trial.seed, trial.size, trial.next_size)] if trial.next_size else []
+        seeds = range(1, self.config.compare.seeds + 1)
+        return [(seed, *pair) for seed in seeds for pair in itertools.pairwise(self.sizes)]
+
+
+Finished = Sequence[tuple[Trial, dict[str, Any]]]  # trials with the content of their trial.json
+
 
 def listed(comparison: Comparison, arms: list[Arm]) -> list[Trial]:
     """All trials, small sizes first. An arm that reads no rows has one trial, of size 0."""
@@ -83,7 +95,9 @@ def finished(comparison: Comparison, trial: Trial) -> dict[str, Any] | None:
     """The content of the trial's trial.json; None if it is to be run.
 
     A trial that failed is run again, unless its failure was an InputError or diverged training: no repetition cures
-    them. Raises InputError if the folder is of other settings.
+    them. So is one of size 0 that has scored the blocks of other sizes or seeds.
+
+    Raises InputError if the folder is of other settings.
     """
     folder = comparison.folder / trial.folder
     if not (folder / 'trial.json').exists():
@@ -94,7 +108,10 @@ def finished(comparison: Comparison, trial: Trial) -> dict[str, Any] | None:
             f'{folder} is a trial of other settings of this arm, other rows or another base: delete the folder, or use '
             'another --workdir'
         )
-    return record if record['status'] == 'done' or record['permanent'] else None
+    if record['status'] != 'done':
+        return record if record['permanent'] else None
+    scored = [(block['seed'], block['begin'], block['end']) for block in record.get('blocks', [])]
+    return record if trial.size or scored == comparison.spans(trial) else None
 
 
 def run(comparison: Comparison, trial: Trial, execute) -> dict[str, Any]:
@@ -107,21 +124,30 @@ def run(comparison: Comparison, trial: Trial, execute) -> dict[str, Any]:
     """
     folder = comparison.folder / trial.folder
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'test.json').unlink(missing_ok=True)  # of what an earlier trial here has chosen
     about = {'arm': trial.arm.name, 'kind': trial.arm.kind, 'size': trial.size, 'seed': trial.seed}
     about['digest'] = _digest(comparison, trial)
     try:
         with open(folder / 'log.txt', 'a', encoding='utf-8') as log, contextlib.redirect_stdout(log):
             record = about | {'status': 'done', 'reason': ''} | execute(comparison, trial, folder)
     except Exception as error:
-        ended = isinstance(error, lifecycle.RunEnded)
-        if isinstance(error, OSError) or ended and error.code != lifecycle.NON_FINITE:
-            raise
-        (folder / 'error.txt').write_text(traceback.format_exc(), encoding='utf-8')
-        permanent = ended or isinstance(error, InputError)
-        reason = str(error) if permanent else f'{type(error).__name__}: {error}'
-        record = about | {'status': 'failed', 'reason': reason, 'permanent': permanent}
+        record = about | failure(error, folder)
     write_json(folder / 'trial.json', record, indent=1)
     return record
+
+
+def failure(error: Exception, folder: Path) -> dict[str, Any]:
+    """{'status', 'reason', 'permanent'} of an error in a trial, with its traceback in the folder's error.txt.
+
+    Called while the error is handled; raises it again if it ends a whole comparison.
+    """
+    ended = isinstance(error, lifecycle.RunEnded)
+    if isinstance(error, OSError) or ended and error.code != lifecycle.NON_FINITE:
+        raise error
+    (folder / 'error.txt').write_text(traceback.format_exc(), encoding='utf-8')
+    permanent = ended or isinstance(error, InputError)
+    reason = str(error) if permanent else f'{type(error).__name__}: {error}'
+    return {'status': 'failed', 'reason': reason, 'permanent': permanent}
 
 
 def _digest(comparison: Comparison, trial: Trial) -> str:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 
 import jax
 import pytest
@@ -165,6 +167,20 @@ def test_a_signal_ends_the_comparison_and_not_a_trial(base, monkeypatch):
     assert not list((base.parent / 'stopped').glob('trials/*/*/trial.json'))
 
 
+def test_a_signal_in_a_library_is_no_error_of_a_trial(base, monkeypatch):
+    def execute(*given):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception as error:  # as around a tokenizer, which raises bare exceptions
+            raise InputError('cannot encode') from error
+
+    monkeypatch.setitem(comparison.EXECUTE, 'prompt', execute)
+    with pytest.raises(lifecycle.RunEnded, match='SIGTERM: finished trials are saved') as ended:
+        comparison.run(make_config(base, only=('few_shot',)), base.parent / 'signalled')
+    assert ended.value.code == lifecycle.REQUEUE
+    assert not list((base.parent / 'signalled').glob('trials/*/*/trial.json'))
+
+
 def test_a_comparison_that_was_killed_has_the_results_of_an_uninterrupted_one(finished, base, monkeypatch):
     """The kill is a BaseException, which nothing handles, after two training steps and after some trials and tests."""
     whole, folder = finished[1], base.parent / 'killed'
@@ -211,6 +227,40 @@ def test_a_folder_of_other_settings_is_refused(finished, base):
         comparison.run(config, folder)
     with pytest.raises(InputError, match=r"only has 'heat', which is no arm.*did you mean 'head'"):
         comparison.run(make_config(base, only=('heat',)), folder)
+
+
+def test_other_settings_are_refused_before_a_trial_runs(base, monkeypatch):
+    folder, config = base.parent / 'changed', make_config(base, only=('head',), sizes=(4,), seeds=1)
+    comparison.run(config, folder)
+    monkeypatch.setattr(comparison, 'EXECUTE', {})  # a trial that ran would be a KeyError
+    config.compare.only, config.compare.arms.head.learning_rates = ('zero_shot', 'head'), (1e-2,)
+    with pytest.raises(InputError, match='other settings of this arm'):
+        comparison.run(config, folder)
+    assert not (folder / 'trials' / 'zero_shot').exists()
+
+
+def test_a_trial_that_cannot_answer_the_test_rows_stops_no_other(base):
+    config = make_config(base, only=('zero_shot', 'head'), sizes=(4,), seeds=1)
+    lines = [{'note': 'sat ' * 200, 'animal': 'dogs'}, {'note': '7 cats', 'animal': 'cats'}]
+    long = base.parent / 'long.jsonl'
+    long.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+    config.task.test = (str(long),)
+    arms = comparison.run(config, base.parent / 'long')['arms']
+    assert arms['head']['status'] == 'done' and arms['zero_shot']['status'] == 'failed'
+    assert arms['zero_shot']['reason'].startswith('on the test rows: ') and 'tokens' in arms['zero_shot']['reason']
+
+
+def test_a_second_call_has_the_blocks_of_its_sizes_and_its_prices(base):
+    folder = base.parent / 'more'
+    config = make_config(base, only=('zero_shot', 'few_shot'), sizes=(4, 8), seeds=1)
+    first = comparison.run(config, folder)
+    config.compare.seeds, config.compare.device_hour = 2, 3.0
+    again = comparison.run(config, folder)
+    assert [each['description_length']['zero_shot']['seeds'] for each in (first, again)] == [1, 2]
+    assert all(trial['ledger']['price'] is None for trial in first['trials'])
+    for trial in again['trials']:
+        assert trial['ledger']['price'] == pytest.approx(trial['ledger']['device_seconds'] / 1200)
+        assert trial['test']
 
 
 def test_other_seeds_compile_nothing(base, tmp_path):
