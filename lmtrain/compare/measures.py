@@ -53,22 +53,25 @@ def prices(comparison: Comparison) -> Prices:
     return Prices(compare.device_hour, compare.kwh, compare.watts)
 
 
-def query_of_head(comparison: Comparison, loaded: LoadedModel) -> Query:
-    """The tokens of a query that a head answers."""
-    examples = predictors.encode(comparison.task.selection[:SAMPLED], loaded, comparison.task)
+def query_of_head(comparison: Comparison, loaded: LoadedModel, seq_len: int) -> Query:
+    """The tokens of a query that a head answers, at most `seq_len`."""
+    examples, _ = predictors.encode(comparison.task.selection[:SAMPLED], loaded, comparison.task, seq_len)
     added = loaded.model.head == 'lm'  # the head reads the outputs of a language model
     classes = len(comparison.task.classes) if added else None
     return Query(row=float(np.mean([len(example.tokens) for example in examples])), classes=classes)
 
 
 def query_of_prompt(
-    comparison: Comparison, loaded: LoadedModel, pool: Sequence[Row], form: PromptSettings, score: str
+    comparison: Comparison, loaded: LoadedModel, pool: Sequence[Row], form: PromptSettings, scores: Sequence[str]
 ) -> Query:
     """The tokens of a prompted query, means over rows; demonstrations beyond the context are not read.
 
     Args:
-      score: one of `choice_scores.SCORES`: a contrast reads the row again, without demonstrations, and content-free
-        calibration the demonstrations with each of its inputs.
+      scores: of `choice_scores.SCORES`, the chosen one, or all that are compared: a contrast reads the row again,
+        without demonstrations, and content-free calibration the demonstrations with each of its inputs. Others need
+        nothing more.
+
+    The nearest demonstrations need one more reading of the row, for its embedding.
     """
     task, tokenizer = comparison.task, loaded.tokenizer
 
@@ -82,7 +85,8 @@ def query_of_prompt(
     room = loaded.model.max_len - 1 - instruction - row - max(choices)
     shots = len(pool) if form.shots < 0 else form.shots
     demonstrations = min(shots * mean_tokens(texts), room)
-    again = {'content_free': len(CONTENT_FREE)}.get(score, 0) if form.select != 'first' else 0
-    shared = 1 + instruction + (demonstrations if form.select == 'first' else 0.0)
-    own = row * (2 if score == 'contrast' else 1) + (0.0 if form.select == 'first' else demonstrations * (1 + again))
-    return Query(own, shared, choices * (2 if score == 'contrast' else 1 + again))
+    is_shared, alone = form.select == 'first', 'contrast' in scores and form.shots != 0
+    again = len(CONTENT_FREE) if 'content_free' in scores and not is_shared else 0
+    shared = 1 + instruction + (demonstrations if is_shared else 0.0)
+    own = row * (1 + alone + (form.select == 'nearest')) + (0.0 if is_shared else demonstrations * (1 + again))
+    return Query(own, shared, choices * (1 + alone + again))

@@ -62,7 +62,7 @@ def _prompted(comparison: Comparison, trial: Trial) -> Plan:
     instructions = trial.arm.settings['instructions'] or ('',)
     chosen = {'instruction': instructions[0], 'shots': min(trial.arm.settings['shots'], trial.size)}
     pool, form = prompted.prompt(comparison, trial, chosen | {'select': trial.arm.settings['select']})
-    query = measures.query_of_prompt(comparison, model, pool, form, trial.arm.settings['scores'][-1])
+    query = measures.query_of_prompt(comparison, model, pool, form, trial.arm.settings['scores'])
     rows = len(instructions) * len(comparison.task.selection)
     flops = ledger.scoring(model.model, model.params, query, rows).flops
     if trial.arm.settings['search']:

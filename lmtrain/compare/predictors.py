@@ -25,15 +25,19 @@ SHORTEST = 16  # tokens; rows are padded to powers of two from here on
 Predict = Callable[[Sequence[Row]], np.ndarray]  # rows -> log p float64 [rows, C], normalised over the classes
 
 
-def by_head(loaded: LoadedModel, task: TaskRows) -> Predict:
-    """The predictor of a run of the task, which has a head with one output for each class."""
+def by_head(loaded: LoadedModel, task: TaskRows, seq_len: int) -> Predict:
+    """The predictor of a run of the task, which has a head with one output for each class.
+
+    Args:
+      seq_len: see `encode`.
+    """
     record, config = TASKS[loaded.config.task.name], loaded.config
     output = 'logits' if loaded.model.head == record.head else record.name
 
     def predict(rows: Sequence[Row]) -> np.ndarray:
         groups = collections.defaultdict(list)
-        for example in encode(rows, loaded, task):
-            groups[sample.bucket(len(example.tokens), SHORTEST, config.data.seq_len)].append(example)
+        for example in encode(rows, loaded, task, seq_len)[0]:
+            groups[sample.bucket(len(example.tokens), SHORTEST, seq_len)].append(example)
         log_p = np.zeros((len(rows), len(task.classes)))
         for T, members in sorted(groups.items()):
             size = sample.bucket(len(members), 1, BATCH_SIZE)
@@ -46,12 +50,18 @@ def by_head(loaded: LoadedModel, task: TaskRows) -> Predict:
     return predict
 
 
-def encode(rows: Sequence[Row], loaded: LoadedModel, task: TaskRows) -> list[Example]:
-    """The rows as a head reads them. If training leaves out long rows, they are cut here: every row has an answer."""
+def encode(rows: Sequence[Row], loaded: LoadedModel, task: TaskRows, seq_len: int) -> tuple[list[Example], int]:
+    """(the rows as a head reads them, how many of them are cut).
+
+    If training leaves out long rows, they are cut here: every row has an answer.
+
+    Args:
+      seq_len: tokens of a row. The batches of the training are as short as its longest row: other rows may be longer.
+    """
     config = loaded.config
-    length = LengthPolicy('error' if config.task.too_long == 'error' else 'cut', config.data.seq_len)
+    length = LengthPolicy('error' if config.task.too_long == 'error' else 'cut', seq_len)
     form = RowFormat(task.text_fields, 'label', task.classes, loaded.tokenizer, None, length, training=False)
-    return TASKS[config.task.name].encode(rows, form).examples
+    return TASKS[config.task.name].encode(rows, form).examples, length.count
 
 
 def _padded(examples: Sequence[Example], size: int, T: int) -> dict[str, np.ndarray]:

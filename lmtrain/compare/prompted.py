@@ -37,10 +37,11 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     result['blocks'] = measures.blocks(comparison, trial, predict)
     result['draws'] = _draws(comparison, trial, form, chosen)
     model = comparison.model
-    query = measures.query_of_prompt(comparison, model, pool, form, chosen['score'])
-    if not settings['search']:
-        prompts = len({(each['instruction'], each['select']) for each in tried})
-        spent = ledger.scoring(model.model, model.params, query, prompts * len(comparison.task.selection))
+    query = measures.query_of_prompt(comparison, model, pool, form, [chosen['score']])
+    every = measures.query_of_prompt(comparison, model, pool, form, settings['scores'])
+    prompts = 1 if settings['search'] else len({each['instruction'] for each in tried})
+    compared = ledger.scoring(model.model, model.params, every, prompts * len(comparison.task.selection))
+    spent = ledger.Spent(spent.flops + compared.flops, spent.tokens + compared.tokens)
     text = form.instruction + ''.join(row.fields['prompt'] + row.fields['completion'] for row in pool)
     result['ledger'] = ledger.of_prompt(
         model.model,

@@ -10,6 +10,7 @@ from lmtrain.compare.trials import Comparison, Finished, Trial
 from lmtrain.data.rows import Row
 from lmtrain.evaluation import statistics
 from lmtrain.files import read_json_object, write_atomic, write_json
+from lmtrain.tasks import TASKS
 
 
 def run(comparison: Comparison, finished: Finished) -> Finished:
@@ -26,7 +27,7 @@ def run(comparison: Comparison, finished: Finished) -> Finished:
             continue
         open_rows = open_rows or rows.read(comparison.task.folder / 'test.jsonl')
         try:
-            predict = _predictor(comparison, trial, record['chosen'])
+            predict, cut = _predictor(comparison, trial, record['chosen'], open_rows)
             scores = choice_scores.score(predict(open_rows), open_rows, comparison.task.classes)
         except Exception as error:
             failure = trials.failure(error, folder)
@@ -34,15 +35,22 @@ def run(comparison: Comparison, finished: Finished) -> Finished:
             continue
         lines = (json.dumps(line, ensure_ascii=False) + '\n' for line in _lines(scores, comparison.task.classes))
         write_atomic(folder / 'predictions.jsonl', ''.join(lines).encode())
-        write_json(folder / 'test.json', _summary(comparison, scores), indent=1)  # last: the trial is tested
+        summary = _summary(comparison, scores) | {'cut': cut}
+        write_json(folder / 'test.json', summary, indent=1)  # last: the trial is tested
         tested.append((trial, record))
     return tested
 
 
-def _predictor(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> predictors.Predict:
+def _predictor(
+    comparison: Comparison, trial: Trial, chosen: dict[str, Any], open_rows: list[Row]
+) -> tuple[predictors.Predict, int]:
+    """(the predictor of a trial, how many of the rows it cuts): a prompt reads the whole row, or fails."""
     if trial.arm.kind == 'prompt':
-        return prompted.predictor(comparison, trial, chosen)
-    return trained.predictor(comparison, trial, trained.load(comparison, trial, chosen), chosen)
+        return prompted.predictor(comparison, trial, chosen), 0
+    loaded, cut = trained.load(comparison, trial, chosen), 0
+    if TASKS[loaded.config.task.name].has_classes:
+        _, cut = predictors.encode(open_rows, loaded, comparison.task, trained.seq_len(comparison, trial, loaded))
+    return trained.predictor(comparison, trial, loaded, chosen), cut
 
 
 def read(comparison: Comparison, trial: Trial) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from lmtrain.cost import ledger
 from lmtrain.cost.query import Query
 from lmtrain.data.rows import Row
 from lmtrain.inference.prompting import PromptSettings
+from lmtrain.models import virtual_tokens
 from lmtrain.tasks import TASKS
 from lmtrain.training import init_from
 from lmtrain.training import load as loading
@@ -171,8 +172,14 @@ def load(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> Loaded
 def predictor(comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any]) -> Predict:
     """The predictor of a trained model: its head, or the likelihood of the answers after the arm's prompt."""
     if TASKS[loaded.config.task.name].has_classes:
-        return predictors.by_head(loaded, comparison.task)
+        return predictors.by_head(loaded, comparison.task, seq_len(comparison, trial, loaded))
     return predictors.by_likelihood(loaded, *prompt(comparison, trial), chosen)
+
+
+def seq_len(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> int:
+    """Tokens of a row that a head reads: data.seq_len of the arm, if the model has room for them."""
+    room = loaded.model.max_len - virtual_tokens.num_virtual_tokens(virtual_tokens.materialise(loaded.params))
+    return min(arms.recipe(comparison.config, trial.arm).data.seq_len, room)
 
 
 def prompt(comparison: Comparison, trial: Trial) -> tuple[list[Row], PromptSettings]:
@@ -186,8 +193,8 @@ def prompt(comparison: Comparison, trial: Trial) -> tuple[list[Row], PromptSetti
 
 def _query(comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any]) -> Query:
     if TASKS[loaded.config.task.name].has_classes:
-        return measures.query_of_head(comparison, loaded)
-    return measures.query_of_prompt(comparison, loaded, *prompt(comparison, trial), chosen['score'])
+        return measures.query_of_head(comparison, loaded, seq_len(comparison, trial, loaded))
+    return measures.query_of_prompt(comparison, loaded, *prompt(comparison, trial), [chosen['score']])
 
 
 def remove_others(folder: Path, chosen: dict[str, Any]) -> None:

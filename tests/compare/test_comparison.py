@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import lmtrain
 from configs import compare, tiny
 from lmtrain import checkpoint
-from lmtrain.compare import arms, comparison, progress, testing, trials
+from lmtrain.compare import arms, comparison, measures, predictors, progress, testing, trials
 from lmtrain.errors import InputError
 from lmtrain.files import read_json, read_json_lines
 from lmtrain.runtime import lifecycle
@@ -241,11 +241,17 @@ def test_other_settings_are_refused_before_a_trial_runs(base, monkeypatch):
 
 def test_a_trial_that_cannot_answer_the_test_rows_stops_no_other(base):
     config = make_config(base, only=('zero_shot', 'head'), sizes=(4,), seeds=1)
-    lines = [{'note': 'sat ' * 200, 'animal': 'dogs'}, {'note': '7 cats', 'animal': 'cats'}]
+    lines = [
+        {'note': 'sat ' * 200, 'animal': 'dogs'},
+        {'note': 'cats ' * 4, 'animal': 'cats'},
+        {'note': '7 cats', 'animal': 'cats'},
+    ]
     long = base.parent / 'long.jsonl'
     long.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
     config.task.test = (str(long),)
     arms = comparison.run(config, base.parent / 'long')['arms']
+    head = read_json(base.parent / 'long' / 'trials' / 'head' / 'n4-seed1' / 'test.json')
+    assert head['cut'] == 1  # of 32 tokens, and its rows of the training are shorter
     assert arms['head']['status'] == 'done' and arms['zero_shot']['status'] == 'failed'
     assert arms['zero_shot']['reason'].startswith('on the test rows: ') and 'tokens' in arms['zero_shot']['reason']
 
@@ -261,6 +267,31 @@ def test_a_second_call_has_the_blocks_of_its_sizes_and_its_prices(base):
     for trial in again['trials']:
         assert trial['ledger']['price'] == pytest.approx(trial['ledger']['device_seconds'] / 1200)
         assert trial['test']
+
+
+def test_a_comparison_has_seeds(base):
+    with pytest.raises(InputError, match='seeds = 0: it must be at least 1'):
+        comparison.prepare(make_config(base, seeds=0), base.parent / 'short', [])
+
+
+def test_the_cost_of_a_prompt_is_of_its_score_and_that_of_its_choice_of_all_scores(base):
+    shared, _ = comparison.prepare(make_config(base, sizes=(16,)), base.parent / 'costs', [])
+    form = predictors.settings(shared.task, shots=4, select='random')
+    pool = shared.subset(16, 1)
+
+    def query(*scores, **options):
+        return measures.query_of_prompt(shared, shared.model, pool, form._replace(**options), scores)
+
+    alone, several = query('sum'), len(shared.task.classes)
+    row = query('sum', shots=0).row
+    assert alone.row > 3 * row and len(alone.choices) == several
+    assert query('sum', 'per_byte', 'batch') == alone
+    both = query('sum', 'contrast')
+    assert (both.row, len(both.choices)) == (pytest.approx(alone.row + row), 2 * several)
+    every = query('sum', 'contrast', 'content_free')  # the demonstrations before 3 inputs without content
+    assert every.row == pytest.approx(both.row + 3 * (alone.row - row)) and len(every.choices) == 5 * several
+    assert query('sum', select='nearest').row == pytest.approx(alone.row + row)
+    assert query('sum', select='first').row == pytest.approx(row)
 
 
 def test_other_seeds_compile_nothing(base, tmp_path):

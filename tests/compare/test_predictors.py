@@ -53,7 +53,7 @@ def test_a_head_gives_the_same_probabilities_in_every_batch(base, task, text, po
     config.data.test, config.budget.steps, config.objective.pool = 0.0, 3, pool
     config.log.tensorboard = False
     trained = lmtrain.train(config, text.parent / pool)
-    predict = predictors.by_head(lmtrain.load(text.parent / pool), task)
+    predict = predictors.by_head(lmtrain.load(text.parent / pool), task, 32)
     log_p = predict(task.train)
     assert np.exp(log_p).sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert predict(task.train[3:4])[0] == pytest.approx(log_p[3], abs=1e-5)

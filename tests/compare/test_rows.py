@@ -96,6 +96,13 @@ def test_spaces_at_the_end_of_a_text_stay_in_the_prompt(tmp_path):
     assert (row['prompt'], row['completion']) == ('two spaces  ', ' dogs')  # one of the classes' completions
 
 
+def test_rows_without_text_are_left_out(tmp_path):
+    blank = [{'note': note, 'animal': 'dogs'} for note in ('', ' ', '', 'a dog')]
+    task = rows.prepare(make_config(tmp_path, test=blank), tmp_path / 'rows')
+    assert texts(rows.read(tmp_path / 'rows' / 'test.jsonl')) == ['a dog']
+    assert task.facts['notes'] == ['3 test rows are left out: their text is empty']
+
+
 def test_rows_of_files_that_have_changed_are_refused(tmp_path):
     config = make_config(tmp_path)
     rows.prepare(config, tmp_path / 'rows')
