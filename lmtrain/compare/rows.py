@@ -149,7 +149,9 @@ def _write(config, folder: Path, settings: dict[str, Any]) -> None:
     notes: list[str] = []
     task = _task(config)
     parts = _divide(config, read_splits(task, {**config.data, 'validation': 0.0}, notes), task, notes)
-    classes = classes_of(parts['train'], task, ()).names
+    # Of all rows of the training files: a rare class may have been drawn into another part. Other files have no others.
+    own = [row for part, split in PARTS.items() if part == 'train' or not task.files[split] for row in parts[part]]
+    classes = classes_of(own, task, ()).names
     template = (
         config.compare.template or '\n'.join(f'{{{field}}}' for field in task.text) + f'\nLabel: {{{task.label}}}'
     )
@@ -179,6 +181,7 @@ def _task(config) -> TaskConfig:
 
 
 SPLITS = ('train', 'validation', 'test')
+PARTS = dict(zip(('train', 'selection', 'test'), SPLITS))  # {part: the split whose files it comes from, if it has any}
 
 
 def _divide(config, splits: dict[str, list[Row]], task: TaskConfig, notes: list[str]) -> dict[str, list[Row]]:

@@ -96,6 +96,19 @@ def test_spaces_at_the_end_of_a_text_stay_in_the_prompt(tmp_path):
     assert (row['prompt'], row['completion']) == ('two spaces  ', ' dogs')  # one of the classes' completions
 
 
+def test_a_class_whose_rows_were_all_drawn_into_another_part_is_a_class(tmp_path):
+    config = make_config(tmp_path)
+    with (tmp_path / 'rows.jsonl').open('a', encoding='utf-8') as file:
+        file.write(json.dumps({'note': 'the only one', 'animal': 'yaks'}) + '\n')
+    for share in (0.1, 0.3, 0.5):  # it is in the training, selection or test rows
+        config.data.test = share
+        task = rows.prepare(config, tmp_path / f'rows{share}')
+        assert task.classes == ('cats', 'dogs', 'yaks')
+    config = make_config(tmp_path, test=[{'note': 'one', 'animal': 'yak'}])
+    with pytest.raises(InputError, match="'yak' is none of the 2 classes"):
+        rows.prepare(config, tmp_path / 'file')
+
+
 def test_rows_without_text_are_left_out(tmp_path):
     blank = [{'note': note, 'animal': 'dogs'} for note in ('', ' ', '', 'a dog')]
     task = rows.prepare(make_config(tmp_path, test=blank), tmp_path / 'rows')
