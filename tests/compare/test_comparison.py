@@ -284,7 +284,7 @@ def test_the_cost_of_a_prompt_is_of_its_score_and_that_of_its_choice_of_all_scor
 
     alone, several = query('sum'), len(shared.task.classes)
     row = query('sum', shots=0).row
-    assert alone.row > 3 * row and len(alone.choices) == several
+    assert alone.row > row + 5 and len(alone.choices) == several
     assert query('sum', 'per_byte', 'batch') == alone
     both = query('sum', 'contrast')
     assert (both.row, len(both.choices)) == (pytest.approx(alone.row + row), 2 * several)
