@@ -36,7 +36,7 @@ def arm(
       shots, select, scores: of an arm that answers as text, see `prompt`.
       vectorised: the rates are members of one program; False trains them one after another, with less memory.
     """
-    own = {'kind': 'train', 'description': description, 'overrides': tuple(overrides.items())}
+    own: dict[str, Any] = {'kind': 'train', 'description': description, 'overrides': tuple(overrides.items())}
     own |= {'learning_rates': learning_rates, 'vectorised': vectorised}
     own |= {'shots': shots, 'select': select, 'scores': scores}
     return ml_collections.ConfigDict(own)
@@ -64,7 +64,7 @@ def prompt(
       search: 'greedy' | 'random': instruction, demonstrations and their order are searched on the selection rows.
       budget: tokens of the search.
     """
-    own = {'kind': 'prompt', 'description': description, 'shots': shots, 'select': select}
+    own: dict[str, Any] = {'kind': 'prompt', 'description': description, 'shots': shots, 'select': select}
     own |= {'scores': scores, 'instructions': instructions, 'search': search, 'budget': budget}
     return ml_collections.ConfigDict(own)
 
