@@ -138,7 +138,7 @@ def break_even(records: Records, kinds: dict[str, str], size: int) -> list[dict[
     lines = []
     for prompt, trained in itertools.product(kinds, kinds):
         own, other = ledgers[prompt], ledgers[trained]
-        if kinds[prompt] == 'prompt' and kinds[trained] == 'train' and own and other:
+        if kinds[prompt] != 'train' and kinds[trained] == 'train' and own and other:
             queries = ledger.break_even(own, other)
             about = {'prompt': prompt, 'trained': trained, 'size': size, 'queries': queries}
             about['queries_cached'] = ledger.break_even(own, other, cached=True)

@@ -45,7 +45,7 @@ def _predictor(
     comparison: Comparison, trial: Trial, chosen: dict[str, Any], open_rows: list[Row]
 ) -> tuple[predictors.Predict, int]:
     """(the predictor of a trial, how many of the rows it cuts): a prompt reads the whole row, or fails."""
-    if trial.arm.kind == 'prompt':
+    if trial.arm.kind != 'train':
         return prompted.predictor(comparison, trial, chosen), 0
     loaded, cut = trained.load(comparison, trial, chosen), 0
     if TASKS[loaded.config.task.name].has_classes:

@@ -74,7 +74,7 @@ class Transformer(Settings):
             stacks = tree.segments(params)
             outside = {name: leaves for name, leaves in params.items() if name not in stacks}
             params = params | hooks.gather_params('', outside)
-        if 'prompt' in params or 'prefix' in params:
+        if virtual_tokens.NETWORKS & params.keys():
             params = virtual_tokens.materialise(params)
         variables = variables | {'params': params}
         return Network(self).apply(variables, batch, rngs=rngs, **options)

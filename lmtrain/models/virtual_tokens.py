@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from lmtrain import tree
 from lmtrain.errors import InputError
 
+NETWORKS = {'prompt', 'prefix'}  # subtrees at the root that `materialise` reads
+
 
 def materialise(params):
     """Parameters with `prompt/embedding` and `prefix_key`, `prefix_value` instead of the networks that compute them.

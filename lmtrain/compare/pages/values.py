@@ -75,7 +75,7 @@ def creation(trial: Mapping[str, Any]) -> float | None:
     """FLOPs that a trial needs before its first query: of training, and of the selection with its grid and search."""
     ledger = trial.get('ledger') or {}
     trained = ledger.get('train_flops')
-    if trained is None and trial.get('kind') == 'prompt':
+    if trained is None and trial.get('kind') != 'train':
         trained = 0.0
     selected = ledger.get('selection_flops')
     if selected is None and not (trial.get('selection') or {}).get('candidates'):
@@ -89,7 +89,7 @@ def kind(results: Results, arm: str) -> str:
 
 
 def is_prompt(results: Results, arm: str) -> bool:
-    return kind(results, arm) == 'prompt'
+    return kind(results, arm) != 'train'
 
 
 def forgotten(results: Results, arm: str) -> float | None:
