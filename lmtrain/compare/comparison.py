@@ -91,8 +91,9 @@ def prepare(config, directory: Path, selected: Sequence[Arm]) -> tuple[Compariso
             'config.init.base is empty: name the folder of a run or a Hugging Face directory; only without '
             'config.task.train, a base is pretrained first'
         )
-    if config.compare.seeds < 1:
-        raise InputError(f'config.compare.seeds = {config.compare.seeds}: it must be at least 1')
+    for section, field in (('compare', 'seeds'), ('evaluate', 'every_steps')):
+        if config[section][field] < 1:
+            raise InputError(f'config.{section}.{field} = {config[section][field]}: it must be at least 1')
     task = rows.prepare(config, directory / 'rows')
     sizes, notes = rows.sizes(config, len(task.train))
     rows.write_subsets(task, sizes, config.compare.seeds)

@@ -269,9 +269,12 @@ def test_a_second_call_has_the_blocks_of_its_sizes_and_its_prices(base):
         assert trial['test']
 
 
-def test_a_comparison_has_seeds(base):
-    with pytest.raises(InputError, match='seeds = 0: it must be at least 1'):
-        comparison.prepare(make_config(base, seeds=0), base.parent / 'short', [])
+@pytest.mark.parametrize('field', ['compare.seeds', 'evaluate.every_steps'])
+def test_a_comparison_has_seeds_and_evaluations(base, field):
+    config = make_config(base)
+    config.update_from_flattened_dict({field: 0})
+    with pytest.raises(InputError, match=f'{field} = 0: it must be at least 1'):
+        comparison.prepare(config, base.parent / 'short', [])
 
 
 def test_the_cost_of_a_prompt_is_of_its_score_and_that_of_its_choice_of_all_scores(base):
