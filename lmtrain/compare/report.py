@@ -14,6 +14,7 @@ from lmtrain.files import read_json_object, write_atomic
 from lmtrain.report import terminal
 
 WIDTH = 80  # columns of a terminal
+ANSWERS = 14  # rows of `answer_table`
 
 
 def read(workdir: str | os.PathLike) -> Results:
@@ -59,11 +60,11 @@ def _scope(results: Results) -> str:
     parts = [terminal.counted(len(results.get('arms') or {}), 'arm')]
     if base.get('parameters'):
         parts.append(f'a base of {terminal.number(base["parameters"])} parameters')
-    if sizes := [f'{size:,}' for size in values.sizes(results) if size]:
-        parts.append(f'{values.listed(sizes)} training rows')
+    parts.append(values.labelled(results, [size for size in values.sizes(results) if size]))
     parts.append(terminal.counted(len(seeds), 'seed'))
-    parts += [terminal.counted(rows[name], f'{name} row') for name in ('selection', 'test') if rows.get(name)]
-    return '; '.join(parts)
+    if rows.get('test'):
+        parts.append(terminal.counted(rows['test'], 'test row'))
+    return '; '.join(filter(None, parts))
 
 
 def _render(template: str, content: dict) -> str:
@@ -90,24 +91,36 @@ def _plain(text: str) -> str:
 
 
 def answer_table(results: Results) -> str:
-    """The arms at the largest size as a markdown table: accuracy with interval, cost to create, cost of a query."""
+    """The arms at the largest size as a markdown table: accuracy with interval, cost to create, cost of a query.
+
+    It has the `ANSWERS` most accurate arms and the recommended one, and says how many it leaves out.
+    """
     sizes = values.sizes(results)
     if not sizes:
         return 'No arm has a result.'
     size = sizes[-1]
     advised = choice.choose(results, size).arm
     lines = [
-        f'| arm, {size:,} training rows | accuracy (95 % interval) | to create | for a query |',
+        f'| arm, {values.labelled(results, [size])} | accuracy (95 % interval) | to create | for a query |',
         '|---|---|---|---|',
     ]
-    for arm in values.scored(results, size):
-        name = f'**{arm}**' if arm == advised else arm
-        accuracy, limits, *costs = _row(results, arm, size)
-        times = [values.cost(results, arm, size, field) for field in ('device_seconds', 'query_seconds')]
-        costs = [cost if time is None else f'{cost}, {values.seconds(time)}' for cost, time in zip(costs, times)]
-        cells = (name, f'{accuracy} ({limits})', *costs)
-        lines.append(f'| {" | ".join(cell.replace("|", "&#124;") for cell in cells)} |')
+    scored = values.scored(results, size)
+    shown = [arm for rank, arm in enumerate(scored) if rank < ANSWERS or arm == advised]
+    for arm in shown:
+        name, about = _plain(arm), _plain(((results.get('arms') or {}).get(arm) or {}).get('description') or '')
+        name = ': '.join(filter(None, [f'**{name}**' if arm == advised else name, about]))
+        accuracy = values.accuracy(values.summary(results, arm, size))
+        fields = (('create_flops', 'device_seconds'), ('query_flops', 'query_seconds'))
+        costs = [_short_cost(*(values.cost(results, arm, size, field) for field in pair)) for pair in fields]
+        lines.append(f'| {" | ".join([name, accuracy, *costs])} |')
+    if len(shown) < len(scored):
+        lines += ['', f'Not shown: {terminal.counted(len(scored) - len(shown), "less accurate arm")}.']
     return '\n'.join(lines)
+
+
+def _short_cost(flops: float | None, seconds: float | None) -> str:
+    text = values.quantity(flops, 'FLOP', significant=2)
+    return text if seconds is None else f'{text}, {values.seconds(seconds, significant=2)}'
 
 
 def terminal_summary(results: Results) -> str:

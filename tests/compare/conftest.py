@@ -29,6 +29,7 @@ def ledger(kind, parameters, creation, query, size, largest):
         'trainable_parameters': parameters,
         'stored_parameters': parameters,
         'stored_bytes': 4 * parameters if kind == 'train' else 2_000 + 90 * size,
+        'cache_bytes': 2_000 * size if kind == 'prompt' else 0,
         'train_flops': trained,
         'selection_flops': 4 * trained if kind == 'train' else creation,
         'tokens': 2_000 * size,

@@ -71,8 +71,8 @@ def test_sections_are_in_order_in_both_formats(pages):
     assert headings[:3] == ['All arms', 'What is missing', 'What accuracy costs'] and headings[-1] == 'Trials'
     assert len(headings) == 12
     assert re.findall(r'<section id="[^"]*">\s*<h2>(.*?)</h2>', page) == headings
-    scope = '10 arms; a base of 134M parameters; 8, 32, 128 and 512 training rows; 3 seeds; '
-    scope += '64 selection rows; 200 test rows'
+    scope = '10 arms; a base of 134M parameters; 8, 32, 128 and 512 training rows + 64 selection rows; '
+    scope += '3 seeds; 200 test rows'
     assert scope in page and f'{scope}.' in markdown
     assert markdown.index('Use lora') < markdown.index('What it rests on') < markdown.index('What would change it')
 
@@ -119,7 +119,7 @@ def test_text_of_a_config_is_no_markup(comparison, tmp_path):
 
 SECTIONS = 'task base arms trials summary pairs description_length sensitivity forgetting break_even prices provenance'
 FIELDS = {
-    'task': 'rows classes majority chance name label text',
+    'task': 'rows notes classes majority chance name label text',
     'base': 'directory parameters context',
     'arms.*': 'kind overrides reason description status',
     'summary.*': 'interval stderr seeds loss',
@@ -201,11 +201,22 @@ def test_report_needs_no_display(pages):
 
 
 def test_answer_table(comparison):
-    lines = report.answer_table(comparison()).splitlines()
-    assert lines[0] == '| arm, 512 training rows | accuracy (95 % interval) | to create | for a query |'
-    assert lines[2] == '| **lora** | 84.0 % (78.9 to 89.1 %) | 25.0 PFLOP, 4m 10s | 4.00 GFLOP, 28 ms |'
-    assert [line.split('|')[1].strip() for line in lines[2:5]] == ['**lora**', 'full', 'last-layers']
+    results = comparison()
+    results['arms']['full']['description'] = '<b>all|'
+    lines = report.answer_table(results).splitlines()
+    head = '| arm, 512 training rows + 64 selection rows | accuracy (95 % interval) | to create | for a query |'
+    assert lines[0] == head and len(lines) == 2 + 10
+    assert lines[2] == '| **lora**: The arm lora. | 84.0 % (78.9 to 89.1) | 25 PFLOP, 4m 10s | 4.0 GFLOP, 28 ms |'
+    names = [line.split('|')[1].strip() for line in lines[2:5]]
+    assert names == ['**lora**: The arm lora.', 'full: &lt;b>all&#124;', 'last-layers: The arm last-layers.']
     assert report.answer_table({}) == 'No arm has a result.'
+
+
+def test_answer_table_has_14_rows_and_the_recommended_arm(comparison):
+    arms = {f'a{number:02}': ('train', 0.5, 0.75, 9, 1e12, 1e9 - number) for number in range(17)}
+    lines = report.answer_table(comparison(arms=arms, sizes=(512,))).splitlines()
+    assert [line.split(':')[0] for line in lines[2:]][-4:] == ['| a13', '| **a16**', '', 'Not shown']
+    assert lines[-1] == 'Not shown: 2 less accurate arms.' and len(lines) == 2 + 15 + 2
 
 
 def test_terminal_summary_fits_80_columns(comparison):

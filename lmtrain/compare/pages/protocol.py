@@ -58,7 +58,6 @@ def _rows(results: Results) -> list[tuple[str, str]]:
     seeds = [str(seed) for seed in sorted({trial['seed'] for trial in trials})]
     return [
         ('Labelled rows', listed(counts)),
-        *(('Notes', str(note)) for note in (results.get('task') or {}).get('notes') or []),
         ('Training sets', f'{listed(sizes)} rows, each a part of the next; all arms see the same' if sizes else ''),
         ('Seeds', f'{listed(seeds)}; a seed draws the rows as well as the initial values' if seeds else ''),
         ('Selection', 'learning rate, step, prompt and calibration were chosen on the selection rows alone'),

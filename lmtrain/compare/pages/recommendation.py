@@ -26,6 +26,7 @@ def recommend(results: Results) -> Recommendation:
     choice = choose(results, sizes[-1]) if sizes else Choice('nothing', 0)
     if choice.arm is None:
         evidence = [] if choice.leader is None else [('Highest accuracy', _accuracy(results, choice.leader, choice))]
+        evidence += _bias(results, choice)
         return Recommendation(choice, _headline(results, choice), evidence, _changes(results, choice))
     return Recommendation(choice, _headline(results, choice), _evidence(results, choice), _changes(results, choice))
 
@@ -103,6 +104,15 @@ def _accuracy(results: Results, arm: str, choice: Choice) -> str:
     return ', '.join(parts)
 
 
+def _bias(results: Results, choice: Choice) -> list[tuple[str, str]]:
+    """The winner's curse: an expected maximum is above the maximum of the expectations."""
+    count = len(values.scored(results, choice.size))
+    if choice.leader is None or count < 2:
+        return []
+    text = f'{choice.leader} has the highest of {count} accuracies on the same test rows, so its own is biased upwards'
+    return [("Winner's curse", f"{text}. Holm's correction applies to the p values of pairs, not to accuracies.")]
+
+
 def _rival(choice: Choice, arms: list[str]) -> str | None:
     """The arm whose difference from the recommended one decides: the leader, else the most accurate other one."""
     if choice.arm != choice.leader:
@@ -113,7 +123,7 @@ def _rival(choice: Choice, arms: list[str]) -> str | None:
 
 def _evidence(results: Results, choice: Choice) -> list[tuple[str, str]]:
     arm, size = choice.arm, choice.size
-    evidence = [('Accuracy', _accuracy(results, arm, choice))]
+    evidence = [('Accuracy', _accuracy(results, arm, choice)), *_bias(results, choice)]
     rival = _rival(choice, values.scored(results, size))
     tested = values.pair(results, arm, rival, size) if rival else None
     if rival and not tested:

@@ -31,6 +31,7 @@ COSTS = (
     ('query_tokens', 'tokens of a query', ''),
     ('update_seconds', 'time to update', 's'),
     ('stored_bytes', 'stored', 'B'),
+    ('cache_bytes', 'cache of shared tokens', 'B'),
     ('trainable_parameters', 'trained parameters', ''),
     ('peak_bytes', 'peak memory to create', 'B'),
     ('joules', 'energy to create', 'J'),
@@ -85,7 +86,7 @@ def trade_offs(results: Results, advice: Recommendation) -> list:
         cells = lowest([(change, values.change(change)) for change in changes])
         columns.append(('forgetting, bits per byte' + LOWER, cells))
     marked = arms.index(advice.choice.arm) if advice.choice.arm in arms else None
-    text = f'With {terminal.counted(size, "training row")}, the most accurate arm first; costs are means over the '
+    text = f'With {values.labelled(results, [size])}, the most accurate arm first; costs are means over the '
     text += 'seeds. Arrows show which direction is better, and the best of a column is bold. The creation of an arm '
     text += 'includes everything that selected it: the grid of learning rates, the search over prompts, calibration.'
     return [Text(text), table(results, arms, columns, marked=marked)]
@@ -123,12 +124,23 @@ def missing(results: Results, size: int, empty: list[str]) -> list:
         rows.append([arm_cell(results, name), *map(Cell, texts)])
     titles = ('arm', 'status', 'trials', 'reason')
     blocks = [Table([Column(title, numeric=False) for title in titles], rows)] if rows else []
-    lines = _not_measured(results, values.scored(results, size), size)
+    lines = [*_left_out(results), *_not_measured(results, values.scored(results, size), size)]
     if empty:
         lines.append(f'Not measured, so that the section is left out: {"; ".join(empty)}.')
     if lines:
         blocks.append(Bullets(lines))
     return blocks or [Text('Nothing: every trial of every arm finished, and every cost was measured.')]
+
+
+def _left_out(results: Results) -> list[str]:
+    """Notes about rows and sizes, and how many test rows an arm read in part."""
+    lines = [str(note) for note in (results.get('task') or {}).get('notes') or []]
+    cut: dict[str, int] = {}
+    for trial in results.get('trials') or []:
+        if count := (trial.get('test') or {}).get('cut'):
+            cut[trial['arm']] = max(count, cut.get(trial['arm'], 0))
+    counts = [f'{arm} {count:,}' for arm, count in cut.items()]
+    return [*lines, f'Test rows that were cut to data.seq_len: {listed(counts)}.'] if counts else lines
 
 
 def _not_measured(results: Results, arms: list[str], size: int) -> list[str]:
@@ -167,6 +179,9 @@ def efficiency(results: Results) -> list:
         return []
     text = 'Accuracy over the number of training rows, with 95 % intervals; the other arms are grey. Smaller sets are '
     text += 'parts of the larger ones.'
+    if selection := values.selection_rows(results):
+        text += f' All sizes share {terminal.counted(selection, "selection row")}, which are labelled too: an arm with '
+        text += f'{terminal.counted(sizes[0], "training row")} uses {sizes[0] + selection:,} labelled rows.'
     panels = plots.efficiency(results)
     arms = list(dict.fromkeys(arm for size in sizes[::-1] for arm in values.scored(results, size)))
     rows = []

@@ -39,6 +39,23 @@ def scored(results: Results, size: int) -> list[str]:
     return sorted((name for name, entry in entries.items() if entry), key=lambda name: -entries[name]['accuracy'])
 
 
+def labelled(results: Results, counts: list[int]) -> str:
+    """How many labelled rows an arm reads: of the training, and of the selection, which all sizes share.
+
+    >>> labelled({'task': {'rows': {'selection': 96}}}, [16, 64]), labelled({}, [1])
+    ('16 and 64 training rows + 96 selection rows', '1 training row')
+    """
+    noun = 'training row' if counts == [1] else 'training rows'
+    parts = [f'{listed([f"{count:,}" for count in counts])} {noun}'] if counts else []
+    if selection := selection_rows(results):
+        parts.append(terminal.counted(selection, 'selection row'))
+    return ' + '.join(parts)
+
+
+def selection_rows(results: Results) -> int | None:
+    return ((results.get('task') or {}).get('rows') or {}).get('selection')
+
+
 def pair(results: Results, one: str, other: str, size: int) -> dict[str, Any] | None:
     """The test of the difference accuracy(one) - accuracy(other) at a size; None if the pair was not tested."""
     for tested in results.get('pairs') or []:
@@ -167,22 +184,23 @@ def probability(p: float | None) -> str:
     return '< 0.001' if p < 0.001 else f'{p:.3f}' if p < 0.0995 else f'{min(p, 1.0):.2f}' if p < 0.995 else '1.0'
 
 
-def seconds(value: float | None) -> str:
+def seconds(value: float | None, significant: int = 3) -> str:
     """
     >>> seconds(0), seconds(0.0204), seconds(2.5), seconds(245)
     ('0 s', '20.4 ms', '2.50 s', '4m 05s')
     """
     if value is None or not value or value >= 60:
         return NOT_MEASURED if value is None else terminal.duration(value) if value else '0 s'
-    return f'{terminal.number(1000 * value)} ms' if value < 1 else f'{terminal.number(value)} s'
+    scaled, name = (1000 * value, 'ms') if value < 1 else (value, 's')
+    return f'{terminal.number(scaled, significant=significant)} {name}'
 
 
-def quantity(value: float | None, unit: str) -> str:
+def quantity(value: float | None, unit: str, significant: int = 3) -> str:
     """
     >>> quantity(1.5e12, 'FLOP'), quantity(0, 'B'), quantity(None, 'B')
     ('1.50 TFLOP', '0 B', 'not measured')
     """
-    return NOT_MEASURED if value is None else terminal.unit(value, unit)
+    return NOT_MEASURED if value is None else terminal.unit(value, unit, significant)
 
 
 def count(value: float | None) -> str:

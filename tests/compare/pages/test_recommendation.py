@@ -13,6 +13,7 @@ def test_clear_winner(comparison):
     assert advice.headline == f'Use lora: {claim}'
     evidence = dict(advice.evidence)
     assert evidence['Accuracy'] == '90.0 % (95 % interval 85.8 to 94.2 %), mean over 3 seeds, 200 test rows'
+    assert evidence["Winner's curse"].startswith('lora has the highest of 2 accuracies on the same test rows, ')
     assert evidence['Difference'] == '+30.0 points against prompt (95 % interval +26.4 to +33.6)'
     assert evidence['p value'] == "< 0.001; < 0.001 after Holm's correction over all pairs"
     assert evidence['Smallest detectable difference'].startswith('5.1 points between lora and prompt')
@@ -72,6 +73,7 @@ def test_nothing_beats_the_majority_class(comparison):
     assert advice.choice.outcome == 'majority' and advice.choice.arm is None
     assert 'none is shown to be better than always answering the most frequent class (87.0 %)' in advice.headline
     assert dict(advice.evidence)['Highest accuracy'].startswith('lora: 90.0 %')
+    assert "Winner's curse" in dict(advice.evidence)
 
 
 def test_chance_counts_if_it_is_above_the_most_frequent_class(comparison):
@@ -97,7 +99,8 @@ def test_failed_arms_are_named_as_a_limit(comparison):
 
 
 def test_one_arm_and_no_arm(comparison):
-    assert recommend(comparison(arms={'lora': TRAIN})).choice.outcome == 'alone'
+    alone = recommend(comparison(arms={'lora': TRAIN}))
+    assert alone.choice.outcome == 'alone' and "Winner's curse" not in dict(alone.evidence)
     assert recommend({}).headline == 'No recommendation: no arm has a result.'
     empty = comparison() | {'summary': [], 'trials': [], 'pairs': []}
     assert recommend(empty).choice.outcome == 'nothing'

@@ -36,6 +36,7 @@ def test_trade_offs(content):
     assert lora['accuracy (95 % interval) ↑'] == '84.0 % (78.9 to 89.1)'
     assert lora['latency of a query ↓'] == '28 ms' and lora['compute to create ↓'] == '25.0 PFLOP'
     assert lora['time to update ↓'] == '4m 10s' and rows['k-shot']['time to update ↓'] == '0 s'
+    assert lora['cache of shared tokens ↓'] == '0 B' and rows['k-shot']['cache of shared tokens ↓'] == '1.02 MB'
     assert lora['stored ↓'] == '2.40 MB' and lora['trained parameters ↓'] == '600k'
     assert lora['price to create ↓'] == '0.0025 EUR' and lora['forgetting, bits per byte ↓'] == '+0.100'
     (own,) = [block for block in content['trade-offs'].blocks if isinstance(block, Table)]
@@ -78,6 +79,25 @@ def test_missing_names_arms_trials_and_costs(comparison):
         'Not measured, peak memory to create: head.',
         'Not measured, so that the section is left out: Break-even.',
     ]
+
+
+def test_missing_has_the_notes_and_the_rows_that_were_cut(comparison):
+    results = comparison()
+    results['task']['notes'] = ['2 test rows are left out: their text is empty']
+    for trial in results['trials']:
+        trial['test']['cut'] = {'lora': trial['seed'], 'head': 5}.get(trial['arm'], 0)
+    (block,) = sections.missing(results, 512, [])
+    cut = 'Test rows that were cut to data.seq_len: lora 3 and head 5.'
+    assert block.lines == ['2 test rows are left out: their text is empty', cut]
+
+
+def test_selection_rows_count_as_labelled_rows(comparison, content):
+    text = content['rows'].blocks[0].text
+    assert '64 selection rows' in text and 'with 8 training rows uses 72 labelled rows.' in text
+    assert content['trade-offs'].blocks[0].text.startswith('With 512 training rows + 64 selection rows, ')
+    results = comparison()
+    results['task']['rows'] = None
+    assert 'labelled' not in sections.efficiency(results)[0].text
 
 
 def test_table_of_fronts(content):
