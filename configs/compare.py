@@ -56,7 +56,8 @@ def prompt(
 
     Args:
       shots: demonstrations before each row, at most the rows of the trial; -1 is as many as fit into the context.
-      select: how they are selected from the rows of the trial: 'random' | 'balanced' | 'first' | 'bm25' | 'nearest'.
+      select: how they are selected from the rows of the trial: 'random' (drawn for each query) | 'fixed' (drawn once
+        for all queries) | 'balanced' | 'first' | 'bm25' | 'nearest'.
       scores: how answers are compared, of which one is chosen on the selection rows: 'sum' (nats of the answer) |
         'per_byte' | 'batch' (less their mean over the selection rows) | 'contrast' (less the nats without
         demonstrations) | 'content_free' (calibrated by inputs without content).
@@ -74,17 +75,17 @@ def arms() -> ml_collections.ConfigDict:
     as_text = {'task.name': 'chat'}
     prompts = {
         'zero_shot': prompt(shots=0, scores=SCORES[:3], description='no demonstration'),
-        'few_shot': prompt(shots=8, description='8 random demonstrations'),
+        'few_shot': prompt(shots=8, select='fixed', description='8 random demonstrations, the same for all rows'),
         'uncalibrated': prompt(
-            shots=8, scores=('sum',), description='8 random demonstrations, likelihoods as they are'
+            shots=8, select='fixed', scores=('sum',), description='few_shot, likelihoods as they are'
         ),
         'content_free': prompt(
-            shots=8, scores=('content_free',), description='8 random demonstrations, content-free calibration'
+            shots=8, select='fixed', scores=('content_free',), description='few_shot, content-free calibration'
         ),
         'balanced': prompt(shots=8, select='balanced', description='8 demonstrations, balanced over the classes'),
         'bm25': prompt(shots=8, select='bm25', description='8 demonstrations retrieved by BM25'),
         'nearest': prompt(shots=8, select='nearest', description="8 demonstrations nearest by the base's embeddings"),
-        'many_shot': prompt(shots=-1, description='as many random demonstrations as fit'),
+        'many_shot': prompt(shots=-1, select='fixed', description='as many random demonstrations as fit'),
         'search': prompt(shots=8, search='greedy', budget=50_000, description='searched demonstrations'),
     }
     trained = {

@@ -38,7 +38,8 @@ flags.DEFINE_string('choices', '', text, flag_values=FLAGS)
 model_flags.define_prompts(FLAGS, 'chat_template')
 text = "demonstrations before each row; 'max' is as many as fit into the context"
 flags.DEFINE_string('shots', '0', text, flag_values=FLAGS)
-text = "how they are selected: 'random', 'balanced', 'first', 'bm25' (words), 'nearest' (the model's embeddings)"
+text = """how they are selected: 'random', 'fixed' (one random draw for all rows), 'balanced', 'first', 'bm25' (words),
+'nearest' (the model's embeddings)"""
 flags.DEFINE_string('select', 'random', text, flag_values=FLAGS)
 text = 'text before the demonstrations; with a chat template the system message'
 flags.DEFINE_string('instruction', '', text, flag_values=FLAGS)

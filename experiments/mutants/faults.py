@@ -825,7 +825,7 @@ FAULTS = {
     'lmtrain/inference/prompting.py': [
         ('the standard error over n', 'p * (1 - p) / (n - 1)', 'p * (1 - p) / n'),
         ('likelihood per character', '[len(choice.encode()) for', '[len(choice) for'),
-        ('the last demonstration is dropped', 'drawn = drawn[1:]', 'drawn = drawn[:-1]'),
+        ('the last demonstration is dropped', 'else drawn[1:]', 'else drawn[:-1]'),
         ('the least likely choice', 'int(np.argmax(each))', 'int(np.argmin(each))'),
         (
             'the chance of the first row',

@@ -12,6 +12,7 @@ from lmtrain.cost.ledger import Prices
 from lmtrain.cost.query import Query
 from lmtrain.data.rows import Row
 from lmtrain.inference.calibration import CONTENT_FREE
+from lmtrain.inference.demonstrations import SHARED
 from lmtrain.inference.latency import query_seconds
 from lmtrain.inference.prompting import PromptSettings
 from lmtrain.training.load import LoadedModel
@@ -85,7 +86,7 @@ def query_of_prompt(
     room = loaded.model.max_len - 1 - instruction - row - max(choices)
     shots = len(pool) if form.shots < 0 else form.shots
     demonstrations = min(shots * mean_tokens(texts), room)
-    is_shared, alone = form.select == 'first', 'contrast' in scores and form.shots != 0
+    is_shared, alone = form.select in SHARED, 'contrast' in scores and form.shots != 0
     again = len(CONTENT_FREE) if 'content_free' in scores and not is_shared else 0
     shared = 1 + instruction + (demonstrations if is_shared else 0.0)
     own = row * (1 + alone + (form.select == 'nearest')) + (0.0 if is_shared else demonstrations * (1 + again))

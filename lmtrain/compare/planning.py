@@ -11,6 +11,8 @@ from lmtrain.compare.trials import Comparison, Trial, listed
 from lmtrain.cost import hardware, ledger
 from lmtrain.cost.query import cache_bytes
 from lmtrain.errors import InputError
+from lmtrain.evaluation.task_run import check_tokens
+from lmtrain.inference.questions import Question
 from lmtrain.report import terminal
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
@@ -59,6 +61,8 @@ def _trained(comparison: Comparison, trial: Trial) -> Plan:
 def _prompted(comparison: Comparison, trial: Trial) -> Plan:
     model = comparison.model
     predictors.check_promptable(model.model)
+    choices = tuple(comparison.task.completions)
+    check_tokens([Question('config.task', '', choices, choices[0])], model.tokenizer)
     instructions = trial.arm.settings['instructions'] or ('',)
     chosen = {'instruction': instructions[0], 'shots': min(trial.arm.settings['shots'], trial.size)}
     pool, form = prompted.prompt(comparison, trial, chosen | {'select': trial.arm.settings['select']})

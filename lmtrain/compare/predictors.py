@@ -25,11 +25,12 @@ SHORTEST = 16  # tokens; rows are padded to powers of two from here on
 Predict = Callable[[Sequence[Row]], np.ndarray]  # rows -> log p float64 [rows, C], normalised over the classes
 
 
-def by_head(loaded: LoadedModel, task: TaskRows, seq_len: int) -> Predict:
+def by_head(loaded: LoadedModel, task: TaskRows, seq_len: int, temperature: float = 1.0) -> Predict:
     """The predictor of a run of the task, which has a head with one output for each class.
 
     Args:
       seq_len: see `encode`.
+      temperature: by which the logits are divided (`choice_scores.fit_temperature`).
     """
     record, config = TASKS[loaded.config.task.name], loaded.config
     output = 'logits' if loaded.model.head == record.head else record.name
@@ -45,7 +46,7 @@ def by_head(loaded: LoadedModel, task: TaskRows, seq_len: int) -> Predict:
                 some = members[first : first + size]
                 values = _log_p(loaded.model, output, config.objective.pool, loaded.params, _padded(some, size, T))
                 log_p[[example.source for example in some]] = np.asarray(values, np.float64)[: len(some)]
-        return log_p
+        return choice_scores.log_softmax(log_p / temperature)
 
     return predict
 

@@ -61,7 +61,7 @@ def _draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: d
 
     Of arms that draw demonstrations, at the largest size: how much the prompt depends on the draw.
     """
-    if trial.size != comparison.sizes[-1] or form.select not in ('random', 'balanced') or form.shots < 1:
+    if trial.size != comparison.sizes[-1] or form.select not in ('random', 'fixed', 'balanced') or form.shots < 1:
         return []
     pool, task, accuracies = comparison.subset(trial.size, trial.seed), comparison.task, []
     rng = np.random.default_rng(trial.seed)

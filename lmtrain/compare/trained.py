@@ -97,7 +97,10 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     best = selection.choose(tried)
     chosen = {field: best[field] for field in ('learning_rate', 'run', 'member', 'step')}
     loaded = load(comparison, trial, chosen)
-    if not TASKS[config.task.name].has_classes:
+    if TASKS[config.task.name].has_classes:
+        log_p = predictor(comparison, trial, loaded, {'temperature': 1.0})(comparison.task.selection)
+        chosen['temperature'] = choice_scores.fit_temperature(log_p, comparison.task.selection, comparison.task.classes)
+    else:
         chosen |= _scale(comparison, trial, loaded)
     predict = predictor(comparison, trial, loaded, chosen)
     result = measures.on_selection(comparison, predict, chosen, tried)
@@ -172,7 +175,8 @@ def load(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> Loaded
 def predictor(comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any]) -> Predict:
     """The predictor of a trained model: its head, or the likelihood of the answers after the arm's prompt."""
     if TASKS[loaded.config.task.name].has_classes:
-        return predictors.by_head(loaded, comparison.task, seq_len(comparison, trial, loaded))
+        length = seq_len(comparison, trial, loaded)
+        return predictors.by_head(loaded, comparison.task, length, chosen['temperature'])
     return predictors.by_likelihood(loaded, *prompt(comparison, trial), chosen)
 
 

@@ -15,7 +15,7 @@ from lmtrain.evaluation.task_file import CHOICES, HEADS, EvaluationTask
 from lmtrain.inference import prompting
 from lmtrain.inference.demonstrations import ALL
 from lmtrain.inference.prompt_search import answer_nats
-from lmtrain.inference.questions import ask
+from lmtrain.inference.questions import Question, ask
 from lmtrain.tasks import TASKS
 from lmtrain.tree import Params
 
@@ -83,7 +83,7 @@ def evaluate(
 
 def _choices(task: EvaluationTask, model, params, tokenizer, settings, end_ids) -> Evaluation:
     questions, _ = ask(task.rows, settings, task.demonstrations)
-    _check_tokens(questions, tokenizer)
+    check_tokens(questions, tokenizer)
     scores = prompting.score(model, params, tokenizer, task.rows, settings, demonstrations=task.demonstrations)
     column = CHOICES[task.by]
     rows = []
@@ -117,7 +117,7 @@ def _generations(task: EvaluationTask, model, params, tokenizer, settings, end_i
     return _evaluation(task, next(iter(each[0])), results, rows)
 
 
-def _check_tokens(questions, tokenizer: Tokenizer) -> None:
+def check_tokens(questions: Sequence[Question], tokenizer: Tokenizer) -> None:
     """Raises InputError if two choices of a row have the same tokens: no likelihood distinguishes them."""
     for choices, place in {q.choices: q.place for q in reversed(questions)}.items():  # the first row of each
         first: dict[tuple[int, ...], str] = {}

@@ -1,13 +1,15 @@
 """Demonstrations: which rows of a pool precede a row in its prompt, and in which order.
 
 The row itself is never among them, nor any other row with its text: the prompt would contain the answer. The selection
-for a row depends on its text, the pool, the number of shots and the seed, and not on other rows, an order or a batch.
+for a row depends on its text, the pool, the number of shots and the seed, and not on other rows or a batch; only that
+of 'first' depends on the order of the pool.
 """
 
 import bisect
 import collections
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.data import Tokenizer
+from lmtrain.data.splits import hash_unit
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.inference.likelihood import SHORTEST, padded
 from lmtrain.inference.questions import Question
@@ -23,8 +26,9 @@ from lmtrain.inference.sample import bucket
 from lmtrain.models import virtual_tokens
 from lmtrain.tree import Params
 
-SELECTORS = ('random', 'balanced', 'first', 'bm25', 'nearest')
-ALL = -1  # shots: all other rows of the pool; the prompt drops the first until it fits into the context
+SELECTORS = ('random', 'fixed', 'balanced', 'first', 'bm25', 'nearest')
+SHARED = ('fixed', 'first')  # the same rows in the same order for all queries: prompts have a common beginning
+ALL = -1  # shots: all other rows of the pool; the prompt drops some until it fits into the context
 
 K1, B = 1.2, 0.75  # of BM25: saturation of the term frequency, normalisation by length
 
@@ -42,16 +46,17 @@ def select(
 ) -> Iterator[list[Question]]:
     """Yields the demonstrations of each query, in the order of the prompt.
 
-    If a prompt is too long, its first demonstrations are dropped. Therefore the most similar ones are last, and the
-    answers of 'balanced' stay balanced.
+    If a prompt is too long, its first demonstrations are dropped ('fixed': its last). Therefore the most similar ones
+    are last, and the answers of 'balanced' stay balanced.
 
     Args:
       pool: rows that may be demonstrations; it may contain the queries. Equal rows count once.
       shots: demonstrations of each query; `ALL` (-1) is every other row of the pool.
-      how: 'random'; 'balanced', a random draw with equally many rows of each answer, as far as the pool has them;
-        'first', the first rows of the pool in its order, so that all queries share them; 'bm25', the rows with the
-        highest Okapi BM25 of the query's words (`bm25`); 'nearest', those with the highest cosine of `embed`. Equally
-        similar rows are in random order.
+      how: 'random', a draw for each query; 'fixed', one random draw of a seed for all queries in one order, of which a
+        query skips itself and takes the next row, so that prompts share a prefix; 'balanced', a random draw with
+        equally many rows of each answer, as far as the pool has them; 'first', the first rows of the pool in its order,
+        so that all queries share them; 'bm25', the rows with the highest Okapi BM25 of the query's words (`bm25`);
+        'nearest', those with the highest cosine of `embed`. Equally similar rows are in random order.
       seed: of the random draws.
       embed: of 'nearest', such as `functools.partial(embeddings, model, params, tokenizer)`.
 
@@ -69,6 +74,8 @@ def select(
         raise InputError(f'shots={shots} demonstrations, but there is no row to take them from')
     if how != 'first':
         pool.sort(key=lambda q: (q.context, q.answer))
+    if how == 'fixed':
+        pool.sort(key=lambda q: hash_unit(f'demonstrations {seed}', json.dumps([q.context, q.answer])))
     same_context = collections.defaultdict(list)  # text -> indices into the pool
     for index, row in enumerate(pool):
         same_context[row.context].append(index)
@@ -84,7 +91,7 @@ def select(
         count = len(pool) if shots == ALL else shots + len(own)
         order = _order(pool, own, count, how, _generator(seed, context), similarity(number))
         drawn = [pool[index] for index in order[: len(pool) if shots == ALL else shots]]
-        return drawn if how in ('random', 'first') else drawn[::-1]
+        return drawn if how in ('random', *SHARED) else drawn[::-1]
 
     return map(of_query, range(len(queries)))
 
@@ -115,7 +122,7 @@ def _generator(seed: int, context: str) -> np.random.Generator:
 
 def _order(pool, own: Sequence[int], count: int, how: str, rng, similarity: np.ndarray | None) -> list[int]:
     """Indices into the pool without `own`, the first choice first; at least `count` less those of `own`."""
-    if how == 'first':
+    if how in SHARED:
         drawn = np.arange(len(pool))
     elif how == 'random':
         drawn = rng.choice(len(pool), count, replace=False)

@@ -127,9 +127,9 @@ def score(
         text.
       end_ids: tokens that end a generation beside the tokenizer's.
 
-    A prompt that is longer than `model.max_len` loses its first demonstrations until it fits; `results['dropped']` is
-    the number of all demonstrations lost, `results['shots_mean']` the mean number that a prompt has, `results['cut']`
-    the number of prompts without their beginning.
+    A prompt that is longer than `model.max_len` loses its first demonstrations (select='fixed': its last) until it
+    fits; `results['dropped']` is the number of all demonstrations lost, `results['shots_mean']` the mean number that a
+    prompt has, `results['cut']` the number of prompts without their beginning.
 
     Returns:
       Scores; `results` holds 'rows', 'shots', 'shots_mean', 'dropped', 'cut'; of choices 'accuracy',
@@ -189,9 +189,11 @@ def score_choices(
     Args:
       questions: with choices, which may differ in number and length.
       demonstrations: for each question those before it, in their order.
-      settings: of these are read `instruction`, `separator`, `chat_template`, `system`, `cut` and `batch_size`.
+      settings: of these are read `instruction`, `separator`, `chat_template`, `system`, `select`, `cut` and
+        `batch_size`.
 
-    A prompt that is longer than `model.max_len` loses its first demonstrations until it fits.
+    A prompt that is longer than `model.max_len` loses its first demonstrations (select='fixed': its last) until it
+    fits.
 
     Raises:
       InputError: before anything compiles, with the place of the question, if a prompt without demonstrations is too
@@ -200,7 +202,7 @@ def score_choices(
     """
     encode = _rendering(tokenizer, settings, rendering.choices, rendering.choices_chat)
     context = model.max_len - num_virtual_tokens(params)
-    prompts, lost = _fit(questions, demonstrations, encode, context, settings.cut)
+    prompts, lost = _fit(questions, demonstrations, encode, context, settings)
     _check_ids(questions, prompts, tokenizer, model.vocab_size)
     values = likelihood.log_likelihoods(model, params, prompts, settings.batch_size)
     return ChoiceScores(values.nats, values.tokens, values.computed_tokens, **lost)
@@ -242,7 +244,7 @@ def _generate(model, params, tokenizer, questions, demonstrations, settings: Pro
     """(what `Scores.rows` holds of generations, what prompts lost)."""
     encode = _rendering(tokenizer, settings, rendering.prompt, rendering.prompt_chat)
     context = model.max_len - num_virtual_tokens(params)
-    prompts, lost = _fit(questions, demonstrations, encode, context + 1 - settings.max_tokens, settings.cut)
+    prompts, lost = _fit(questions, demonstrations, encode, context + 1 - settings.max_tokens, settings)
     _check_ids(questions, prompts, tokenizer, model.vocab_size)
     generated = sample.generate(
         model,
@@ -299,8 +301,9 @@ def proportion(name: str, hits: Sequence[bool]) -> dict[str, float | None]:
     return {name: p, f'{name}_stderr': math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None}
 
 
-def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callable, context: int, cut: bool):
+def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callable, context: int, settings):
     """(the prompt of every question, at most `context` tokens to read; how many were 'dropped', 'cut')."""
+    keeps_first = settings.select == 'fixed'  # long prompts too share the beginning of the draw
     prompts, lost, too_long = [], {'dropped': 0, 'cut': 0}, []
     shots = 0
 
@@ -311,20 +314,25 @@ def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callab
     for scored, drawn in zip(questions, demonstrations, strict=True):
         # A prompt holds no more demonstrations than before one of its choices alone.
         one = scored._replace(choices=(max(scored.choices, key=len),) if scored.choices else ())
-        most = most_that_fit(drawn, lambda some, one=one: length(encode(one, some)) <= context)
+        backwards = drawn[::-1] if keeps_first else drawn
+
+        def fits(some, one=one):
+            return length(encode(one, some[::-1] if keeps_first else some)) <= context
+
+        most = most_that_fit(backwards, fits)
         lost['dropped'] += len(drawn) - most
-        drawn = drawn[len(drawn) - most :]
+        drawn = drawn[:most] if keeps_first else drawn[len(drawn) - most :]
         while True:
             prompt = encode(scored, drawn)
             longest = length(prompt)
             if longest <= context:
                 break
             if drawn:
-                drawn = drawn[1:]
+                drawn = drawn[:-1] if keeps_first else drawn[1:]
                 lost['dropped'] += 1
                 continue
             over = longest - context
-            if not cut or over >= len(prompt.context_ids):
+            if not settings.cut or over >= len(prompt.context_ids):
                 too_long.append((scored.place, longest))
                 break
             prompt = prompt._replace(context_ids=np.delete(prompt.context_ids, slice(1, 1 + over)))

@@ -1,5 +1,6 @@
 """A comparison: its protocol, from the rows to results.json."""
 
+import dataclasses
 import io
 import json
 import os
@@ -12,7 +13,8 @@ from jax.experimental.compilation_cache import compilation_cache
 import lmtrain
 from configs import compare, tiny
 from lmtrain import checkpoint
-from lmtrain.compare import arms, comparison, measures, predictors, progress, testing, trials
+from lmtrain.compare import arms, comparison, measures, planning, predictors, progress, testing, trials
+from lmtrain.cost import ledger
 from lmtrain.errors import InputError
 from lmtrain.files import read_json, read_json_lines
 from lmtrain.runtime import lifecycle
@@ -295,6 +297,49 @@ def test_the_cost_of_a_prompt_is_of_its_score_and_that_of_its_choice_of_all_scor
     assert every.row == pytest.approx(both.row + 3 * (alone.row - row)) and len(every.choices) == 5 * several
     assert query('sum', select='nearest').row == pytest.approx(alone.row + row)
     assert query('sum', select='first').row == pytest.approx(row)
+    assert query('sum', select='fixed') == query('sum', select='first')
+
+
+def test_demonstrations_that_all_queries_share_are_cached(base):
+    shared, _ = comparison.prepare(make_config(base, sizes=(16,)), base.parent / 'cached', [])
+    sections = compare.get_config().compare
+    arm = next(arm for arm in arms.read(sections) if arm.name == 'few_shot')
+    form = predictors.settings(shared.task, shots=8, select=arm.settings['select'])
+    longer = shared.model._replace(model=dataclasses.replace(shared.model.model, max_len=1024))
+
+    def flops(form):
+        query = measures.query_of_prompt(shared, longer, shared.subset(16, 1), form, ['sum'])
+        own = ledger.of_prompt(longer.model, longer.params, query, text_bytes=0)
+        return own['query_flops'], own['query_flops_cached']
+
+    whole, cached = flops(form)
+    assert cached < whole / 3
+    whole_again, retrieved = flops(form._replace(select='random'))
+    assert whole_again == pytest.approx(whole) and retrieved > 0.95 * whole
+
+
+def test_draws_of_other_demonstrations_are_those_of_the_largest_size(finished):
+    own = [trial for trial in finished[1]['trials'] if trial['arm'] == 'few_shot']
+    assert all(each['ledger']['query_flops_cached'] < each['ledger']['query_flops'] for each in own)
+    draws = {(each['size'], each['seed']): len(each['draws']) for each in own}
+    assert draws == {(4, 1): 0, (4, 2): 0, (16, 1): 2, (16, 2): 2}
+
+
+def test_the_temperature_of_a_head_is_chosen_on_the_selection_rows(finished):
+    _, results = finished
+    for trial in (each for each in results['trials'] if each['arm'] == 'head'):
+        selection = trial['selection']
+        assert trial['chosen']['temperature'] != 1
+        assert selection['loss'] < min(each['loss'] for each in selection['candidates'])
+
+
+def test_completions_with_equal_tokens_are_not_prompted(base):
+    shared, listed = comparison.prepare(make_config(base), base.parent / 'equal', [])
+    arm = next(arm for arm in arms.read(shared.config.compare) if arm.name == 'few_shot')
+    assert not planning.plan(shared, arm).reason
+    completions = shared.task.completions
+    shared.task.facts['completions'] = [completions[0], *completions[:-1]]
+    assert 'have the same tokens' in planning.plan(shared, arm).reason
 
 
 def test_other_seeds_compile_nothing(base, tmp_path):

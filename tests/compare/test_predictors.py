@@ -7,6 +7,7 @@ import pytest
 
 import lmtrain
 from configs import classify
+from lmtrain import tree
 from lmtrain.compare import choice_scores, predictors
 from lmtrain.compare.rows import TaskRows
 from lmtrain.data.rows import Row
@@ -53,13 +54,26 @@ def test_a_head_gives_the_same_probabilities_in_every_batch(base, task, text, po
     config.data.test, config.budget.steps, config.objective.pool = 0.0, 3, pool
     config.log.tensorboard = False
     trained = lmtrain.train(config, text.parent / pool)
-    predict = predictors.by_head(lmtrain.load(text.parent / pool), task, 32)
+    loaded = lmtrain.load(text.parent / pool)
+    predict = predictors.by_head(loaded, task, 32)
     log_p = predict(task.train)
     assert np.exp(log_p).sum(axis=1) == pytest.approx(1, abs=1e-5)
     assert predict(task.train[3:4])[0] == pytest.approx(log_p[3], abs=1e-5)
     scores = choice_scores.score(log_p, task.train, CLASSES)
     assert scores.loss == pytest.approx(trained['validation']['loss'], abs=1e-5)
     assert scores.accuracy == pytest.approx(trained['validation']['accuracy'])
+    # A head with logits that are 100 times as large.
+    leaves = tree.flatten(loaded.params)
+    assert any(path.startswith(('heads/', 'task_head')) for path in leaves)
+    larger = {path: 100 * leaf if path.startswith(('heads/', 'task_head')) else leaf for path, leaf in leaves.items()}
+    sure = loaded._replace(params=tree.unflatten(larger))
+    confident = choice_scores.score(predictors.by_head(sure, task, 32)(task.train), task.train, CLASSES)
+    divided = predictors.by_head(sure, task, 32, 100.0)(task.train)
+    assert divided == pytest.approx(log_p, abs=1e-4)
+    fitted = choice_scores.fit_temperature(predictors.by_head(sure, task, 32)(task.train), task.train, CLASSES)
+    cooler = choice_scores.score(predictors.by_head(sure, task, 32, fitted)(task.train), task.train, CLASSES)
+    assert cooler.loss < confident.loss - 0.5 and fitted > 10
+    assert (cooler.predicted == confident.predicted).all()
 
 
 def test_likelihoods_are_normalised_over_the_classes(base, task):

@@ -59,8 +59,9 @@ def test_demonstrations_depend_on_the_row_and_the_seed_alone(how):
     first = drawn(pool, pool, 0)
     assert first == drawn(mixed, mixed, 0)
     assert {**drawn(pool[:1], mixed, 0)} == {pool[0]: first[pool[0]]}
-    if how in ('random', 'balanced'):
+    if how in ('random', 'fixed', 'balanced'):
         assert first != drawn(pool, pool, 1)
+    if how in ('random', 'balanced'):
         assert len({tuple(own) for own in first.values()}) > 5
 
 
@@ -86,6 +87,20 @@ def test_first_is_the_same_for_all_rows():
     pool = pool_of()
     drawn = list(select([question('new'), question('newer'), pool[1]], pool, 3, 'first'))
     assert drawn == [pool[:3], pool[:3], [pool[0], *pool[2:4]]]
+
+
+def test_fixed_is_one_draw_of_a_seed_in_which_a_query_skips_itself():
+    pool = [question(f'q{number:02}') for number in range(14)]
+    new = [question('new'), question('newer')]
+    first, second = select(new, pool, 4, 'fixed', seed=3)
+    (all_of_them,) = select(new[:1], pool, ALL, 'fixed', seed=3)
+    assert first == second == all_of_them[:4] and first != sorted(first)
+    (own,) = select([first[1]], pool, 4, 'fixed', seed=3)
+    assert own == [first[0], first[2], first[3], all_of_them[4]]
+    sets = {tuple(next(select(new, pool[::-1], 4, 'fixed', seed=seed))) for seed in range(20)}
+    assert len({frozenset(each) for each in sets}) > 15 and {each for own in sets for each in own} == {*pool}
+    (smaller,) = select(new[:1], pool[:-1], ALL, 'fixed', seed=3)
+    assert smaller == [each for each in all_of_them if each != pool[-1]]  # a new row moves no other
 
 
 def okapi(query: str, texts, k1=1.2, b=0.75) -> list[float]:
@@ -181,6 +196,27 @@ def test_as_many_demonstrations_as_fit_are_used_and_counted(computes):
     results = scores.results
     assert 0 < results['dropped'] == 6 * 5 - round(6 * results['shots_mean'])
     assert f'{results["shots_mean"]:.1f} shots' in prompting.line(results)
+
+
+@pytest.mark.parametrize('choices', [('a', 'b'), ()])
+def test_long_prompts_share_the_beginning_of_a_fixed_draw(computes, monkeypatch, choices):
+    prompts, name = [], 'log_likelihoods' if choices else 'generate'
+    module = prompting.likelihood if choices else prompting.sample
+    compute = getattr(module, name)
+
+    def spy(model, params, asked, *args, **options):
+        prompts.extend(asked)
+        return compute(model, params, asked, *args, **options)
+
+    monkeypatch.setattr(module, name, spy)
+    pool = [Row(f'pool:{i}', {'text': f'{i} {text}', 'gold': 'ab'[i % 2]}) for i, text in enumerate(TEXTS_OF_ROWS * 4)]
+    settings = SETTINGS._replace(shots=ALL, select='fixed', choices=choices, max_tokens=2)
+    results = prompting.score(*computes, ROWS, settings, demonstrations=pool).results
+    texts = [computes[2].decode([*(each.context_ids if choices else each)]) for each in prompts]
+    assert results['dropped'] and 1 < results['shots_mean'] < len(pool)
+    lines = [text.split('\n')[:-1] for text in texts]
+    least = min(map(len, lines))
+    assert least >= 1 and len({tuple(each[:least]) for each in lines}) == 1
 
 
 # --- embeddings
