@@ -1,6 +1,7 @@
 """Arms of a comparison: ways to give a base a behaviour, each a few lines of the config."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -37,13 +38,17 @@ class Arm(NamedTuple):
         return self.kind == 'train' or self.settings['shots'] != 0
 
 
-def read(compare: ml_collections.ConfigDict) -> list[Arm]:
-    """The arms of config.compare that `only` selects. Raises InputError naming the arm and what is wrong."""
+def read(compare: ml_collections.ConfigDict, also: Sequence[str] = ()) -> list[Arm]:
+    """The arms of config.compare that `only` selects, and those named by `also`.
+
+    Raises InputError naming the arm and what is wrong.
+    """
     sections = compare.arms.to_dict()
     if unknown := [name for name in compare.only if name not in sections]:
         hint = did_you_mean(unknown[0], sections)
         raise InputError(f'config.compare.only has {unknown[0]!r}, which is no arm: {", ".join(sections)}{hint}')
-    arms = [_arm(name, section) for name, section in sections.items() if name in (compare.only or sections)]
+    names = {*compare.only, *also} if compare.only else sections
+    arms = [_arm(name, section) for name, section in sections.items() if name in names]
     arms.sort(key=lambda arm: arm.kind)  # prompts first
     if not arms:
         raise InputError('config.compare.arms is empty: there is nothing to compare')

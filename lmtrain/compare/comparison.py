@@ -21,6 +21,7 @@ from lmtrain.compare import (
     testing,
     trained,
     trials,
+    updates,
 )
 from lmtrain.compare.arms import Arm
 from lmtrain.compare.trials import Comparison
@@ -53,13 +54,17 @@ def run(config, directory) -> dict[str, Any]:
     directory = local_path(directory, '--workdir')
     selected = arms.read(config.compare)
     workdir.check(directory)
+    known = arms.read(config.compare, [name for name in config.compare.arms if (directory / 'trials' / name).is_dir()])
     with workdir.lock(directory), stop_on_signal():
         config = default.prepare(config, directory)
         comparison, notes = prepare(config, directory, selected)
         write_json(directory / 'config.json', comparison.config.to_dict(), indent=1)
-        finished = _run_trials(comparison, selected, notes)
+        others = [arm for arm in known if arm not in selected]
+        earlier = trials.earlier(comparison, others)
+        finished = [*_run_trials(comparison, selected, notes), *_updated(comparison, earlier)]
+        shown = [arm for arm in known if arm in [*selected, *(trial.arm for trial, _ in earlier)]]
         finished = testing.run(comparison, finished)
-        content = results.collect(comparison, selected, finished, notes)
+        content = results.collect(comparison, shown, finished, notes)
         write_json(directory / 'results.json', content, indent=1)
         page = report.write(directory)
     print(f'\n{report.terminal_summary(content)}\n\n{page}')
@@ -120,12 +125,23 @@ def _run_trials(comparison: Comparison, selected: Sequence[Arm], notes: Sequence
         if record is None:
             display.begin(trial)
             record = trials.run(comparison, trial, EXECUTE[trial.arm.kind])
+        [(trial, record)] = _updated(comparison, [(trial, record)])
         if trial.arm.kind == 'train' and record['status'] == 'done':
             trained.remove_others(comparison.folder / trial.folder, record['chosen'])
         finished.append((trial, record))
         display.end(trial, record)
     display.close()
     return finished
+
+
+def _updated(comparison: Comparison, finished: trials.Finished) -> trials.Finished:
+    """Trials of this call or an earlier one, with the measurements that other sizes, seeds or draws ask for."""
+    return [
+        (trial, trials.update(comparison, trial, record, updates.measure))
+        if record['status'] == 'done' and updates.outdated(comparison, trial, record)
+        else (trial, record)
+        for trial, record in finished
+    ]
 
 
 class Stopped(BaseException):

@@ -30,13 +30,21 @@ def on_selection(
     return {'chosen': chosen, 'selection': record}
 
 
-def blocks(comparison: Comparison, trial: Trial, predict: Predict) -> list[dict[str, Any]]:
+def blocks(
+    comparison: Comparison, trial: Trial, predict: Predict, scored: Sequence[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
     """{'seed', 'begin', 'end', 'nats'} of the rows that the trial's subset lacks of the next larger one.
 
     They are rows of the training set, which the trial has not seen. A trial of size 0 scores all blocks of all seeds.
+
+    Args:
+      scored: blocks that the trial has scored before.
     """
-    lines = []
+    lines, before = [], {(block['seed'], block['begin'], block['end']): block for block in scored}
     for seed, begin, end in comparison.spans(trial):
+        if (seed, begin, end) in before:
+            lines.append(before[seed, begin, end])
+            continue
         rows = comparison.subset(end, seed)[begin:]
         nats = choice_scores.score(predict(rows), rows, comparison.task.classes).nats
         lines.append({'seed': seed, 'begin': begin, 'end': end, 'nats': float(nats.sum())})

@@ -35,7 +35,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     predict = predictor(comparison, trial, chosen)
     result = measures.on_selection(comparison, predict, chosen, tried)
     result['blocks'] = measures.blocks(comparison, trial, predict)
-    result['draws'] = _draws(comparison, trial, form, chosen)
+    result['draws'] = draws(comparison, trial, form, chosen)
     model = comparison.model
     query = measures.query_of_prompt(comparison, model, pool, form, [chosen['score']])
     every = measures.query_of_prompt(comparison, model, pool, form, settings['scores'])
@@ -56,16 +56,21 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: dict[str, Any]) -> list[float]:
+def num_draws(comparison: Comparison, trial: Trial, form: PromptSettings) -> int:
+    """How many accuracies `draws` has: compare.draws of arms that draw demonstrations, at the largest size; else 0."""
+    if trial.size != comparison.sizes[-1] or form.select not in ('random', 'fixed', 'balanced') or form.shots < 1:
+        return 0
+    return comparison.config.compare.draws
+
+
+def draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: dict[str, Any]) -> list[float]:
     """Accuracies on the selection rows with other sets and orders of demonstrations, the same for all rows.
 
-    Of arms that draw demonstrations, at the largest size: how much the prompt depends on the draw.
+    How much the prompt depends on the draw.
     """
-    if trial.size != comparison.sizes[-1] or form.select not in ('random', 'fixed', 'balanced') or form.shots < 1:
-        return []
     pool, task, accuracies = comparison.subset(trial.size, trial.seed), comparison.task, []
     rng = np.random.default_rng(trial.seed)
-    for _ in range(comparison.config.compare.draws):
+    for _ in range(num_draws(comparison, trial, form)):
         order = [pool[index] for index in rng.permutation(len(pool)).tolist()]
         shared = form._replace(select='first')
         predict = predictors.by_likelihood(comparison.model, order, shared, chosen)

@@ -23,6 +23,7 @@ def collect(comparison: Comparison, arms: Sequence[Arm], finished: Finished, not
             record['ledger'] = record['ledger'] | ledger.money(record['ledger']['device_seconds'], prices)
     hits = analysis.Hits(comparison.folder, records)
     kinds = {arm.name: arm.kind for arm in arms}
+    largest = [record for record in records if record['size'] == comparison.sizes[-1]]
     return {
         'task': _task(comparison, records, notes),
         'base': {
@@ -36,8 +37,8 @@ def collect(comparison: Comparison, arms: Sequence[Arm], finished: Finished, not
         'summary': analysis.summary(hits),
         'pairs': analysis.pairs(hits, list(kinds)),
         'description_length': analysis.code_lengths(records, comparison.sizes, len(comparison.task.classes)),
-        'sensitivity': analysis.sensitivity(records),
-        'forgetting': analysis.forgetting(records),
+        'sensitivity': analysis.sensitivity(largest),
+        'forgetting': analysis.forgetting(largest),
         'break_even': analysis.break_even(records, kinds, comparison.sizes[-1]),
         'prices': {name: compare[name] for name in ('currency', 'device_hour', 'kwh', 'watts')},
         'provenance': provenance(jax.local_devices()),
@@ -53,6 +54,15 @@ def _task(comparison: Comparison, records: Sequence[dict[str, Any]], notes: Sequ
     if most := max(cut.values(), default=0):
         names = ', '.join(arm for arm in cut if cut[arm])
         about['notes'].append(f'{most} test rows are longer than data.seq_len and cut for {names}; prompts read all')
+    used: dict[tuple[str, int], list[int]] = {}  # [rows of each seed]
+    for record in records:
+        used.setdefault((record['arm'], record['size']), []).append(record.get('rows_used', record['size']))
+    for (arm, size), counts in used.items():
+        if min(counts) < size:
+            number = f'{min(counts)} to {max(counts)}' if min(counts) < max(counts) else f'{min(counts)}'
+            about['notes'].append(
+                f'{arm}: of {size} training rows, {number} are used: the others are longer than data.seq_len'
+            )
     if tested := [record for record in records if record['test']]:
         lines = read_json_lines(comparison.folder / tested[0]['folder'] / 'predictions.jsonl')
         labels = [row.fields['label'] for row in comparison.task.train]
@@ -64,7 +74,8 @@ def _task(comparison: Comparison, records: Sequence[dict[str, Any]], notes: Sequ
 def _arm(comparison: Comparison, arm: Arm, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     own = [record for record in records if record['arm'] == arm.name]
     failed = [record for record in own if record['status'] != 'done']
-    reason = comparison.plans[arm.name].reason
+    plan = comparison.plans.get(arm.name)  # None of an arm that only an earlier call has run
+    reason = plan.reason if plan else ''
     if not own:
         status = 'skipped'
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from lmtrain.compare import arms, choice_scores, forgetting, measures, predictors, selection
 from lmtrain.compare.predictors import Predict
@@ -16,6 +17,7 @@ from lmtrain.data.rows import Row
 from lmtrain.inference.prompting import PromptSettings
 from lmtrain.models import virtual_tokens
 from lmtrain.tasks import TASKS
+from lmtrain.tasks.prepare import encode_rows
 from lmtrain.training import init_from
 from lmtrain.training import load as loading
 from lmtrain.training import train as training
@@ -37,6 +39,8 @@ def recipe(comparison: Comparison, trial: Trial) -> ml_collections.ConfigDict:
     own.optimizer.learning_rate, own.sweep.learning_rates = rates[0], rates if len(rates) > 1 else ()
     own.evaluate.max_batches, own.evaluate.sources = 0, ()
     every = own.evaluate.every_steps
+    if own.budget.flops:
+        own.budget.flops *= len(rates)  # a run counts the FLOPs of all members; the budget is that of each rate
     steps = own.budget.steps or every * MAX_EVALUATIONS
     own.checkpoint.every_steps = every  # every evaluated step can be chosen
     own.checkpoint.keep_last, own.checkpoint.keep_best = -(-steps // every), 0
@@ -105,6 +109,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     predict = predictor(comparison, trial, loaded, chosen)
     result = measures.on_selection(comparison, predict, chosen, tried)
     result['blocks'] = measures.blocks(comparison, trial, predict)
+    result['rows_used'] = rows_used(comparison, trial, config)
     result['forgetting'] = forgetting.measure(comparison, loaded) if trial.size == comparison.sizes[-1] else None
     query = _query(comparison, trial, loaded, chosen)
     scored = len(tried) * len(comparison.task.selection)
@@ -122,6 +127,17 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     return result
 
 
+def rows_used(comparison: Comparison, trial: Trial, config) -> int:
+    """Rows of the subset that the training reads: not those whose answer lies beyond data.seq_len."""
+    own, task = config.task, TASKS[config.task.name]
+    if not task.reads_rows:
+        return trial.size
+    rows, form = comparison.subset(trial.size, trial.seed), {name: own[name] for name in ('text', 'label', 'labels')}
+    tokenizer = comparison.model.tokenizer
+    encoded, _ = encode_rows(rows, task, tokenizer, config.data.seq_len, too_long=own.too_long, **form)
+    return len(np.unique(encoded.examples['test'].source))
+
+
 def runs(comparison: Comparison, trial: Trial, config) -> list[tuple[str, Any]]:
     """[(folder in that of the trial, config)]: one sweep over the grid, or a run for each rate if that needs less."""
     rates = trial.arm.settings['learning_rates']
@@ -131,6 +147,8 @@ def runs(comparison: Comparison, trial: Trial, config) -> list[tuple[str, Any]]:
     for index, rate in enumerate(rates):
         own = config.copy_and_resolve_references().unlock()
         own.optimizer.learning_rate, own.sweep.learning_rates = rate, ()
+        if own.budget.flops:
+            own.budget.flops /= len(rates)
         each.append((f'rate{index}', own.lock()))
     return each
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import shutil
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,24 +95,35 @@ def listed(comparison: Comparison, arms: list[Arm]) -> list[Trial]:
 def finished(comparison: Comparison, trial: Trial) -> dict[str, Any] | None:
     """The content of the trial's trial.json; None if it is to be run.
 
-    A trial that failed is run again, unless its failure was an InputError or diverged training: no repetition cures
-    them. So is one of size 0 that has scored the blocks of other sizes or seeds.
+    A trial that failed is run again, unless its failure was an InputError or diverged training: only other settings
+    cure them.
 
-    Raises InputError if the folder is of other settings.
+    Raises InputError if the trial has succeeded with other settings.
     """
     folder = comparison.folder / trial.folder
     if not (folder / 'trial.json').exists():
         return None
     record = read_json_object(folder / 'trial.json')
-    if record['digest'] != _digest(comparison, trial):
+    if record['status'] != 'done':
+        return record if record['permanent'] and is_of(comparison, trial, record) else None
+    if not is_of(comparison, trial, record):
         raise InputError(
             f'{folder} is a trial of other settings of this arm, other rows or another base: delete the folder, or use '
             'another --workdir'
         )
-    if record['status'] != 'done':
-        return record if record['permanent'] else None
-    scored = [(block['seed'], block['begin'], block['end']) for block in record.get('blocks', [])]
-    return record if trial.size or scored == comparison.spans(trial) else None
+    return record
+
+
+def earlier(comparison: Comparison, arms: list[Arm]) -> list[tuple[Trial, dict[str, Any]]]:
+    """The trials of these arms that an earlier call has run with the present settings, with their trial.json."""
+    paths = [(trial, comparison.folder / trial.folder / 'trial.json') for trial in listed(comparison, arms)]
+    records = [(trial, read_json_object(path)) for trial, path in paths if path.exists()]
+    return [(trial, record) for trial, record in records if is_of(comparison, trial, record)]
+
+
+def is_of(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:
+    """Whether a trial.json is of the present settings, rows and base."""
+    return record['digest'] == _digest(comparison, trial)
 
 
 def run(comparison: Comparison, trial: Trial, execute) -> dict[str, Any]:
@@ -123,6 +135,9 @@ def run(comparison: Comparison, trial: Trial, execute) -> dict[str, Any]:
     Raises what ends a whole comparison: a signal, a full disk.
     """
     folder = comparison.folder / trial.folder
+    path = folder / 'trial.json'
+    if path.exists() and not is_of(comparison, trial, read_json_object(path)):
+        shutil.rmtree(folder)  # of a failure with other settings: their run cannot be continued
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'test.json').unlink(missing_ok=True)  # of what an earlier trial here has chosen
     about = {'arm': trial.arm.name, 'kind': trial.arm.kind, 'size': trial.size, 'seed': trial.seed}
@@ -132,6 +147,24 @@ def run(comparison: Comparison, trial: Trial, execute) -> dict[str, Any]:
             record = about | {'status': 'done', 'reason': ''} | execute(comparison, trial, folder)
     except Exception as error:
         record = about | failure(error, folder)
+    write_json(folder / 'trial.json', record, indent=1)
+    return record
+
+
+def update(comparison: Comparison, trial: Trial, record: dict[str, Any], measure) -> dict[str, Any]:
+    """Writes what `measure` makes of a finished trial's record to its trial.json, and returns it.
+
+    Args:
+      measure: (comparison, trial, record) -> the record.
+
+    The file of a trial that cannot be measured stays as it is.
+    """
+    folder = comparison.folder / trial.folder
+    try:
+        with open(folder / 'log.txt', 'a', encoding='utf-8') as log, contextlib.redirect_stdout(log):
+            record = measure(comparison, trial, record)
+    except Exception as error:
+        return record | failure(error, folder)
     write_json(folder / 'trial.json', record, indent=1)
     return record
 
@@ -158,5 +191,5 @@ def _digest(comparison: Comparison, trial: Trial) -> str:
     shared['data'] = shared['data'] | {'root': '', 'cache': ''}
     shared['task'] = shared['task'] | {'train': (), 'validation': (), 'test': ()}  # their rows are in the facts
     facts = [comparison.task.facts['digest'], shared, trial.arm.kind, trial.arm.settings]
-    facts += [trial.size, trial.seed, trial.next_size]
+    facts += [trial.size, trial.seed]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -13,11 +13,13 @@ from jax.experimental.compilation_cache import compilation_cache
 import lmtrain
 from configs import compare, tiny
 from lmtrain import checkpoint
-from lmtrain.compare import arms, comparison, measures, planning, predictors, progress, testing, trials
+from lmtrain.compare import arms, comparison, measures, planning, predictors, progress, testing, trained, trials
 from lmtrain.cost import ledger
 from lmtrain.errors import InputError
 from lmtrain.files import read_json, read_json_lines
 from lmtrain.runtime import lifecycle
+from lmtrain.training.build import build
+from lmtrain.training.resolve import resolve
 
 CLASSES = ('cats', 'dogs', 'mice')
 ARMS = ('zero_shot', 'few_shot', 'head')
@@ -271,6 +273,99 @@ def test_a_second_call_has_the_blocks_of_its_sizes_and_its_prices(base):
     for trial in again['trials']:
         assert trial['ledger']['price'] == pytest.approx(trial['ledger']['device_seconds'] / 1200)
         assert trial['test']
+
+
+def test_a_size_is_added_to_finished_trials(base, monkeypatch):
+    """Blocks, draws and forgetting are as in a comparison that had all sizes from the start; no trial runs again."""
+    only, folder, executed = ('few_shot', 'head'), base.parent / 'added', []
+    first = comparison.run(make_config(base, only=only, sizes=(4,), seeds=1), folder)
+    kinds = dict(comparison.EXECUTE)
+    for kind, execute in kinds.items():
+
+        def count(shared, trial, path, execute=execute):
+            executed.append(trial.size)
+            return execute(shared, trial, path)
+
+        monkeypatch.setitem(comparison.EXECUTE, kind, count)
+    again = comparison.run(make_config(base, only=only, sizes=(4, 16), seeds=1), folder)
+    assert executed == [16, 16] and not first['description_length']
+    whole = comparison.run(make_config(base, only=only, sizes=(4, 16), seeds=1), base.parent / 'at_once')
+    for name in ('description_length', 'sensitivity', 'forgetting', 'summary'):
+        assert json.dumps(again[name], sort_keys=True) == json.dumps(whole[name], sort_keys=True)
+    assert set(again['description_length']) == set(only) and again['sensitivity'].keys() == {'few_shot'}
+
+
+def test_other_draws_are_drawn_again(base, monkeypatch):
+    config = make_config(base, only=('few_shot',), sizes=(4,), seeds=1, draws=2)
+    comparison.run(config, base.parent / 'drawn')
+    monkeypatch.setattr(comparison, 'EXECUTE', {})  # the trial itself does not run again
+    config.compare.draws = 3
+    [trial] = comparison.run(config, base.parent / 'drawn')['trials']
+    assert len(trial['draws']) == 3 == len(read_json(base.parent / 'drawn' / trial['folder'] / 'trial.json')['draws'])
+
+
+def test_other_settings_cure_a_failed_trial(base, monkeypatch):
+    folder, config = base.parent / 'cured', make_config(base, only=('head',), sizes=(4,), seeds=1)
+    train = comparison.EXECUTE['train']
+
+    def execute(*given):
+        train(*given)  # its run is in the folder, with settings that the next call does not have
+        raise InputError('a wrong rate')
+
+    with monkeypatch.context() as patch:
+        patch.setitem(comparison.EXECUTE, 'train', execute)
+        assert comparison.run(config, folder)['arms']['head']['status'] == 'failed'
+    assert comparison.run(config, folder)['arms']['head']['reason'] == 'a wrong rate'  # the same settings
+    config.compare.arms.head.learning_rates = (1e-3, 2e-3, 1e-2)
+    arm = comparison.run(config, folder)['arms']['head']
+    assert (arm['status'], arm['reason']) == ('done', '')
+
+
+def test_rows_whose_answer_is_cut_off_are_not_counted_as_training_rows(base):
+    config = make_config(base, only=('text',), sizes=(16,), seeds=1)
+    lines = [{'note': f'{i} ' * (1 if i % 2 else 5), 'animal': CLASSES[i % 3]} for i in range(10, 50)]
+    path = base.parent / 'halves.jsonl'
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+    config.task.train, config.task.too_long, config.data.seq_len = (str(path),), 'cut', 20
+    config.compare.arms.text = compare.arm(
+        {'task.name': 'chat', 'adapt.method': 'full'}, learning_rates=(1e-3,), scores=('sum',), description=''
+    )
+    shared, _ = comparison.prepare(config, base.parent / 'halves', arms.read(config.compare))
+    [trial] = trials.listed(shared, arms.read(config.compare))
+    rows = shared.subset(16, 1)
+    short = sum(len(row.fields['text']) < 5 for row in rows)
+    assert 0 < short < 16 and trained.rows_used(shared, trial, trained.recipe(shared, trial)) == short
+    [record] = (results := comparison.run(config, base.parent / 'halves'))['trials']
+    assert record['rows_used'] == short
+    assert (
+        f'text: of 16 training rows, {short} are used: the others are longer than data.seq_len'
+        in results['task']['notes']
+    )
+
+
+def test_arms_of_earlier_calls_stay_in_the_results(base):
+    folder, config = base.parent / 'calls', make_config(base, only=('few_shot',), sizes=(4,), seeds=1)
+    comparison.run(config, folder)
+    config.compare.only = ('zero_shot',)
+    results = comparison.run(config, folder)
+    assert set(results['arms']) == {'zero_shot', 'few_shot'} and len(results['pairs']) == 1
+    config.compare.arms.few_shot.shots = 2  # other settings: its trials are not shown
+    assert list(comparison.run(config, folder)['arms']) == ['zero_shot']
+
+
+@pytest.mark.parametrize('vectorised', [True, False])
+def test_each_rate_has_the_whole_budget_of_flops(base, vectorised):
+    config = make_config(base, only=('head',), sizes=(4,), seeds=1)
+    config.budget.steps, config.budget.flops = None, 1e9
+    config.compare.arms.head.vectorised = vectorised
+    shared, _ = comparison.prepare(config, base.parent / f'flops-{vectorised}', arms.read(config.compare))
+    [trial] = trials.listed(shared, arms.read(config.compare))
+    runs = trained.runs(shared, trial, trained.recipe(shared, trial))
+    config.compare.arms.head.learning_rates = (1e-3,)
+    alone = trials.listed(shared, arms.read(config.compare))[0]
+    expected = build(*resolve(trained.recipe(shared, alone), base=shared.base)).total_steps
+    assert len(runs) == (1 if vectorised else 3) and expected > 1
+    assert {build(*resolve(own, base=shared.base)).total_steps for _, own in runs} == {expected}
 
 
 @pytest.mark.parametrize('field', ['compare.seeds', 'evaluate.every_steps'])

@@ -1,0 +1,41 @@
+"""What a finished trial lacks on a later call with other sizes, seeds or draws, measured from what it has chosen."""
+
+from typing import Any
+
+from lmtrain.compare import forgetting, measures, prompted, trained
+from lmtrain.compare.trials import Comparison, Trial
+
+
+def outdated(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:
+    """Whether `measure` would change the trial's record."""
+    scored = [(block['seed'], block['begin'], block['end']) for block in record['blocks']]
+    if scored != comparison.spans(trial):
+        return True
+    if trial.arm.kind == 'train':
+        is_largest = trial.size == comparison.sizes[-1]
+        return is_largest and bool(comparison.own_text) and record['forgetting'] is None
+    return len(record['draws']) != _num_draws(comparison, trial, record['chosen'])
+
+
+def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a trial with the blocks, draws and forgetting of this comparison; its choice stays.
+
+    The trial itself cannot be repeated for them: only the checkpoint of its choice is left.
+    """
+    chosen, changed = record['chosen'], {}
+    if trial.arm.kind == 'train':
+        loaded = trained.load(comparison, trial, chosen)
+        predict = trained.predictor(comparison, trial, loaded, chosen)
+        if trial.size == comparison.sizes[-1] and record['forgetting'] is None:
+            changed['forgetting'] = forgetting.measure(comparison, loaded)
+    else:
+        predict = prompted.predictor(comparison, trial, chosen)
+        if len(record['draws']) != _num_draws(comparison, trial, chosen):
+            _, form = prompted.prompt(comparison, trial, chosen)
+            changed['draws'] = prompted.draws(comparison, trial, form, chosen)
+    return record | changed | {'blocks': measures.blocks(comparison, trial, predict, record['blocks'])}
+
+
+def _num_draws(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> int:
+    _, form = prompted.prompt(comparison, trial, chosen)
+    return prompted.num_draws(comparison, trial, form)
