@@ -50,10 +50,6 @@ def _task(comparison: Comparison, records: Sequence[dict[str, Any]], notes: Sequ
     about = {'name': comparison.config.task.name, 'text': facts['text'], 'label': facts['label']}
     about |= {'classes': facts['classes'], 'rows': facts['rows'], 'notes': [*facts['notes'], *notes]}
     about |= {'template': facts['template'], 'chance': 1 / len(facts['classes']), 'majority': None}
-    cut = {record['arm']: record['test'].get('cut', 0) for record in records if record['test']}
-    if most := max(cut.values(), default=0):
-        names = ', '.join(arm for arm in cut if cut[arm])
-        about['notes'].append(f'{most} test rows are longer than data.seq_len and cut for {names}; prompts read all')
     used: dict[tuple[str, int], list[int]] = {}  # [rows of each seed]
     for record in records:
         used.setdefault((record['arm'], record['size']), []).append(record.get('rows_used', record['size']))
