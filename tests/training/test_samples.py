@@ -91,7 +91,7 @@ def test_evaluate_compares_answers_of_conversations(folder, capsys):
     results = json.loads((folder / 'rows.json').read_text(encoding='utf-8'))
     assert results['results']['exact_match'] == results['results']['stopped'] == 1.0
     assert results['rows'][0] | {'place': ''} == {
-        'place': '', 'answer': 'bb', 'text': 'bb', 'right': True, 'finish_reason': 'stop',
+        'place': '', 'answer': 'bb', 'predicted': 'bb', 'right': True, 'finish_reason': 'stop',
     }  # fmt: skip
     code, out, _ = lmtrain(capsys, *words, '--choices=aa,bb,cc', '--limit=2')
     assert code == 0 and out.startswith('accuracy 100.0') and 'chance 33.3 %' in out

@@ -1,5 +1,6 @@
 """Directories of PEFT: outputs against those of peft (experiments/parity), a round trip, and invalid directories."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -12,7 +13,7 @@ import pytest
 from experiments.parity import adapter_weights, cases, heads
 from lmtrain import adapt, tree
 from lmtrain.adapt.peft import adapters
-from lmtrain.models import load_pretrained, pretrained, safetensors
+from lmtrain.models import load_pretrained, safetensors
 
 GOLDENS = json.loads((pathlib.Path(__file__).parent / 'goldens.json').read_text())
 QUICK = {'xla_backend_optimization_level': 0}
@@ -162,7 +163,7 @@ def test_adapter_of_another_base_is_refused(tmp_path, base):
     with pytest.raises(ValueError, match=r"'model.layers.0.mlp.up_proj' is no module that an adapter of this base"):
         adapt.load_adapter(other, params, tmp_path / 'in')
     with pytest.raises(ValueError, match="family='' has no Hugging Face form"):
-        adapt.load_adapter(pretrained.Transformer(**vars(model) | {'family': ''}), bare, tmp_path / 'in')
+        adapt.load_adapter(dataclasses.replace(model, family=''), bare, tmp_path / 'in')
 
 
 def test_passes_over_the_tree_do_not_grow_with_the_modules(tmp_path, base, monkeypatch):
