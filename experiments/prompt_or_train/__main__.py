@@ -22,7 +22,7 @@ def main() -> None:
         {'docstrings': results},
         ['a larger base: prompting needs one that follows demonstrations, and this one has a few million parameters'],
     )
-    comparison.copy_report(folder, NAME)
+    comparison.copy_report(folder, {}, NAME)
 
 
 if __name__ == '__main__':

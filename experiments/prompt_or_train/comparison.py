@@ -3,7 +3,6 @@
 import argparse
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 
 from experiments import cli, record
@@ -12,7 +11,23 @@ from experiments import cli, record
 def run(workdir: pathlib.Path, config: Mapping[str, object]) -> dict:
     """results.json of a comparison; a second call runs what is missing in the folder."""
     cli.run('compare', f'--workdir={workdir}', config=config)
-    return json.loads((workdir / 'results.json').read_text(encoding='utf-8'))
+    return json.loads(portable((workdir / 'results.json').read_text(encoding='utf-8'), workdir, config))
+
+
+def portable(text: str, workdir: pathlib.Path, config: Mapping[str, object]) -> str:
+    """A text with names in place of the folders of this machine.
+
+    >>> portable('/home/me/runs/a/base and /data/b', pathlib.Path('/home/me/runs/a'), {'init.base': '/data/b'})
+    'WORKDIR/base and BASE'
+    """
+    folders = {
+        str(workdir): 'WORKDIR',
+        str(config.get('init.base', '')): 'BASE',
+        str(config.get('data.root', '')): 'ROOT',
+    }
+    for folder in sorted(filter(None, folders), key=len, reverse=True):
+        text = text.replace(folder, folders[folder])
+    return text
 
 
 def figures(task: str, results: dict) -> list[dict]:
@@ -52,9 +67,10 @@ def write(name: str, command: str, comparisons: Mapping[str, dict], not_shown: S
     )
 
 
-def copy_report(workdir: pathlib.Path, name: str, file: str = 'report.html') -> None:
+def copy_report(workdir: pathlib.Path, config: Mapping[str, object], name: str, file: str = 'report.html') -> None:
     """Puts the page of a comparison into the folder of an experiment."""
-    shutil.copyfile(workdir / 'report.html', record.ROOT / 'experiments' / name / file)
+    page = portable((workdir / 'report.html').read_text(encoding='utf-8'), workdir, config)
+    (record.ROOT / 'experiments' / name / file).write_text(page, encoding='utf-8')
 
 
 def on_tasks(name: str, description: str, tasks: Mapping[str, dict], shared: dict, not_shown: Sequence[str]) -> None:
@@ -75,9 +91,10 @@ def on_tasks(name: str, description: str, tasks: Mapping[str, dict], shared: dic
     shared |= {'data.tokenizer': 'base', 'data.seq_len': 128, 'task.too_long': 'cut', 'compare.test': options.test}
     chosen = options.tasks.split(',')
     folder = options.workdir.absolute()
-    comparisons = {task: run(folder / task, shared | tasks[task]) for task in chosen}
+    configs = {task: shared | tasks[task] for task in chosen}
+    comparisons = {task: run(folder / task, configs[task]) for task in chosen}
     missing = [f'{task}: not part of this call' for task in tasks if task not in comparisons]
     missing += [f'test rows beyond {options.test}: scoring more takes too long on two cores'] if options.test else []
     write(name, f'python -m experiments.{name} --base=DIR --root=DIR', comparisons, [*missing, *not_shown])
     for task in chosen:
-        copy_report(folder / task, name, f'{task}.html')
+        copy_report(folder / task, configs[task], name, f'{task}.html')

@@ -1,5 +1,7 @@
 """Figures of an experiment from the results.json of a comparison."""
 
+import pathlib
+
 from experiments.prompt_or_train import comparison
 
 TASK = {'name': 'classify', 'classes': ['re', 'json'], 'rows': {'train': 90, 'selection': 20, 'test': 50}}
@@ -38,3 +40,10 @@ def test_figures_are_those_of_the_largest_size_and_name_arms_without_a_result():
         and 'to create 3.00 GFLOP, 2 s; for a query 5.00 MFLOP' in lora['figure']
     )
     assert failed['what'] == 'docs, nearest' and failed['figure'] == 'failed: no room'
+
+
+def test_results_name_no_folder_of_a_machine():
+    folder = pathlib.Path('/here/runs/which')
+    text = '"/here/runs/which/base", "/here/models/x", "/here/rows/a.csv"'
+    config = {'init.base': '/here/models/x', 'data.root': '/here/rows'}
+    assert comparison.portable(text, folder, config) == '"WORKDIR/base", "BASE", "ROOT/a.csv"'
