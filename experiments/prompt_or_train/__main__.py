@@ -20,7 +20,10 @@ def main() -> None:
         NAME,
         'python -m experiments.prompt_or_train',
         {'docstrings': results},
-        ['a larger base: prompting needs one that follows demonstrations, and this one has a few million parameters'],
+        [
+            'a larger base: prompting needs one that follows demonstrations, and this one has a million parameters',
+            'the time of the whole command on an otherwise idle machine',
+        ],
     )
     comparison.copy_report(folder, {}, NAME)
 
