@@ -17,7 +17,7 @@ def run(workdir: pathlib.Path, config: Mapping[str, object]) -> dict:
 def portable(text: str, workdir: pathlib.Path, config: Mapping[str, object]) -> str:
     """A text with names in place of the folders of this machine.
 
-    >>> portable('/home/me/runs/a/base and /data/b', pathlib.Path('/home/me/runs/a'), {'init.base': '/data/b'})
+    >>> portable('/runs/a/base and /models/b', pathlib.Path('/runs/a'), {'init.base': '/models/b'})
     'WORKDIR/base and BASE'
     """
     folders = {
