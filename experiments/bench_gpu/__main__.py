@@ -1,10 +1,10 @@
 """How fast are training and decoding on one GPU, beside PyTorch?
 
     bash experiments/bench/run.sh --gpu gpu.json            # on the machine with the GPU: 3 minutes, writes one file
-    python -m experiments.bench_gpu gpu.json [FILE...]      # here: records the files and renders the README
+    python -m experiments.bench_gpu COMMIT gpu.json [FILE...]    # here: records the files and renders the README
 
 A machine with a GPU may have neither the history of the repository nor much time, so that measuring and recording are
-two commands. The files were measured with the commit that is checked out where they are recorded.
+two commands. COMMIT is the one that was measured.
 """
 
 import json
@@ -14,9 +14,10 @@ import sys
 from experiments import record
 
 
-def main(files: list[str]) -> None:
-    if not files:
-        sys.exit('usage: python -m experiments.bench_gpu FILE...')
+def main(arguments: list[str]) -> None:
+    if len(arguments) < 2:
+        sys.exit('usage: python -m experiments.bench_gpu COMMIT FILE...')
+    commit, *files = arguments
     parts = [json.loads(pathlib.Path(file).read_text(encoding='utf-8')) for file in files]
     if any(part['versions'] != parts[0]['versions'] for part in parts):
         sys.exit('the files were measured with different versions: record those of one machine together')
@@ -26,6 +27,7 @@ def main(files: list[str]) -> None:
         figures=[row for part in parts for row in part['figures']],
         trials=[trial for part in parts for trial in part['trials']],
         not_shown=[line for part in parts for line in part['not_shown']],
+        commit=record.git('rev-parse', commit),
         machine=parts[0]['machine'],
         versions=parts[0]['versions'],
         minutes=sum(part['minutes'] for part in parts),
