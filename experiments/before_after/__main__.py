@@ -75,7 +75,7 @@ class Side:
             [sys.executable, *program, '--worker', 'lmtrain', 'cpu'],
             cwd=self.tree,
             env=environment,
-            text=True,
+            encoding='utf-8',
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
