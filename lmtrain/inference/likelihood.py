@@ -28,6 +28,7 @@ SHORTEST = 16  # tokens, to which contexts are padded at least
 SHORTEST_CHOICE = 4  # the same for continuations and their number
 MAX_TOKENS = 2**13  # of a batch, unless it is one row
 MAX_LOGITS = 2**26  # of a batch, if they are materialised
+BATCH_COST = 512  # tokens that take as long as a batch beside its tokens; many batches are a program of their own
 # A common beginning is encoded by itself if that saves so many tokens: it is a program of its own, and divides batches.
 LEAST_SAVED = 256
 
@@ -194,20 +195,31 @@ def _rest(continuations: Sequence[np.ndarray]) -> int:
 def _batches(group: dict, shared: int, batch_size: int, vocabulary: int) -> list[list]:
     """The keys of prompts of similar length, at most `batch_size` in a batch.
 
-    Unless it is one prompt, a batch has at most `MAX_TOKENS` tokens, and of continuations at most `MAX_LOGITS` logits
-    with `vocabulary` ids (0: logits do not count).
+    The division of the sorted prompts that computes the fewest tokens, padding included, where each batch counts as
+    `BATCH_COST` more. Unless it is one prompt, a batch has at most `MAX_TOKENS` tokens, and of continuations at most
+    `MAX_LOGITS` logits with `vocabulary` ids (0: logits do not count).
     """
     sizes = {key: (rounded(len(ids) - shared, SHORTEST), _rest(each)) for key, (ids, each) in group.items()}
-    batches: list[list] = []
-    T = M = 0
-    for key in sorted(group, key=lambda key: sizes[key]):
-        T, M = max(T, sizes[key][0]), max(M, sizes[key][1])
-        rows = len(batches[-1]) + 1 if batches else batch_size + 1
-        if rows > batch_size or rows * max(T, M) > MAX_TOKENS or rows * M * vocabulary > MAX_LOGITS:
-            batches.append([])
-            T, M = sizes[key]
-        batches[-1].append(key)
-    return batches
+    keys = sorted(group, key=lambda key: sizes[key])
+    # cost[j]: of the first j prompts; first[j]: where the last batch of them begins.
+    cost, first = [0.0], [0]
+    for j in range(1, len(keys) + 1):
+        least, begin, T, M = math.inf, j - 1, 0, 0
+        for i in range(j - 1, max(0, j - batch_size) - 1, -1):
+            T, M, rows = max(T, sizes[keys[i]][0]), max(M, sizes[keys[i]][1]), j - i
+            if rows > 1 and (rows * max(T, M) > MAX_TOKENS or rows * M * vocabulary > MAX_LOGITS):
+                break
+            padded_rows = min(rounded(rows), batch_size)
+            total = cost[i] + padded_rows * (T + (M and rounded(M, SHORTEST_CHOICE))) + BATCH_COST
+            if total < least:
+                least, begin = total, i
+        cost.append(least)
+        first.append(begin)
+    batches, j = [], len(keys)
+    while j:
+        batches.append(keys[first[j] : j])
+        j = first[j]
+    return batches[::-1]
 
 
 def rounded(n: int, least: int = 1) -> int:
