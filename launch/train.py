@@ -39,6 +39,6 @@ def run(values: flags.FlagValues) -> None:
         # After the run, a signal must not change the exit code.
         atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
         with distributed.joined(values):
-            from lmtrain import api
+            from lmtrain.training import train  # and not lmtrain.api, which also imports what a run does not need
 
-            api.train(config, pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}'))
+            train.train(config, pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}'))
