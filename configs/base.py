@@ -64,7 +64,7 @@ def get_config():
     # lmtrain.tasks.prepare.prepare_task(config.data, **config.task)
     config.task = ml_collections.ConfigDict()
     config.task.name = 'text'  # 'text' | 'chat' | 'classify' | 'regress' | 'tag' | 'span'
-    config.task.train = ()  # files of rows (jsonl, json, csv, tsv, parquet, conll), each a path or (path, label)
+    config.task.train = ()  # rows in jsonl, json, csv, tsv, parquet, conll: paths, (path, label); or 'generated:sort'
     config.task.validation = ()  # the same; () splits data.validation off the training rows
     config.task.test = ()  # the same; () splits data.test off the training rows
     config.task.text = ()  # fields of the text; 'chat': () detects 4 formats, one field without label is a dialogue
@@ -175,6 +175,17 @@ def get_config():
     config.budget.tokens = config_dict.placeholder(float)  # positions, padding included
     config.budget.flops = config_dict.placeholder(float)  # FLOPs of the model
     config.budget.hours = config_dict.placeholder(float)  # wall clock; such a run is not bitwise reproducible
+
+    # Rewards of completions: lmtrain.rewards.build(config.reward)
+    config.reward = ml_collections.ConfigDict()
+    config.reward.verifier = ''  # '' | 'exact' | 'regex' | 'number' | 'json' | 'unit_test'
+    config.reward.field = 'answer'  # of the row: expected text, regex, number, JSON schema, or Python code of the test
+    config.reward.pattern = ''  # regex of every row, for 'regex'; '' is that of the field
+    config.reward.model = ''  # folder of a reward model
+    config.reward.file = ''  # Python file with one function (prompts, completions) -> rewards
+    config.reward.weights = ()  # of a sum: (('exact', 1.0), ('model', 0.5), ('file', 0.1)); () is 1.0 each
+    config.reward.seconds = 10.0  # limit of one unit test, one regex match or one call of the file
+    config.reward.memory_mib = 1024  # limit of one unit test
 
     # Optimizer: lmtrain.optimizer.optimizer(**config.optimizer)
     config.optimizer = ml_collections.ConfigDict()

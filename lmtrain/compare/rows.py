@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from lmtrain.data.hash_rng import hash_unit
 from lmtrain.data.labels import class_id
 from lmtrain.data.rows import Row, jsonl_rows, text_of
-from lmtrain.data.splits import hash_unit
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, read_json_object, sha256, write_atomic, write_json
 from lmtrain.inference.questions import question

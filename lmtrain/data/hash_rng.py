@@ -1,5 +1,6 @@
 """Random numbers as hashes of what they are for: equal in every version of NumPy, on every host and in any order."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -33,3 +34,8 @@ def random_bits(*parts: Any) -> np.ndarray:
 def permutation(size: int, *parts: Any) -> np.ndarray:
     """[size] int64: a permutation of 0..size-1 that is a function of `parts`."""
     return np.argsort(random_bits(*parts, np.arange(size)), kind='stable')
+
+
+def hash_unit(purpose: str, text: str) -> float:
+    """A number in [0, 1), a hash of the text; independent for different purposes."""
+    return int.from_bytes(hashlib.sha256(f'{purpose}:{text}'.encode()).digest()[:8], 'big') / 2**64

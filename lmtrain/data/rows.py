@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmtrain.data import verifiable_task
 from lmtrain.data.text_files import decode, text_lines
 from lmtrain.errors import InputError, MissingPackage
 from lmtrain.files import json_type, local_path, parse_json, parse_json_object
@@ -22,20 +23,25 @@ class Row(NamedTuple):
     places: tuple[str, ...] = ()  # of its words, if each has a line of its own
 
 
-def read_rows(source, root: str, text: str = 'text', label: str = 'label', notes: list[str] | None = None) -> list[Row]:
-    """The rows of one file.
+def read_rows(
+    source, root: str, text: str = 'text', label: str = 'label', notes: list[str] | None = None, split: str = ''
+) -> list[Row]:
+    """The rows of one file, or those that a generator writes (`verifiable_task`).
 
     Args:
       source: a path, whose ending selects the reader: .jsonl(.gz), .json (an array of objects, or SQuAD's format), .csv
         (separated by commas, semicolons or tabs), .tsv (no quoting), .parquet, .conll or .annotated (fields `tokens`
         and `tags`). Or (path, label): every line of the file that is not blank is a row with the fields `text` and
-        `label`, whatever the ending.
+        `label`, whatever the ending. Or 'generated:NAME': rows that `verifiable_task` generates.
       root: the start of relative paths.
       notes: a line is appended for each choice that the reader made and for what it skipped.
+      split: of generated rows, 'train', 'validation' or 'test'; '' is all of them.
 
     Raises FileNotFoundError, MissingPackage or InputError naming file, line and reason.
     """
     name, line_label = (source, None) if isinstance(source, str) else source
+    if name.startswith(verifiable_task.PREFIX):
+        return [Row(*row) for row in verifiable_task.generate(name, split)]
     path = local_path(name, 'config.task', root)
     if not path.is_file():
         kind = 'a directory' if path.is_dir() else 'no such file'

@@ -18,6 +18,7 @@ import numpy as np
 
 from lmtrain.data.cache import key, read_note, write_note
 from lmtrain.data.document import Document
+from lmtrain.data.hash_rng import hash_unit
 from lmtrain.data.progress import progress_bar
 from lmtrain.data.source import Source
 from lmtrain.data.tokenizers.subword import cut_text
@@ -219,11 +220,6 @@ def divide(source: Source, content: Content, rule: dict) -> Iterator[tuple[str, 
                 yield split, text[begin:end]
             begin = end
         position += len(text)
-
-
-def hash_unit(purpose: str, text: str) -> float:
-    """A number in [0, 1), a hash of the text; independent for different purposes."""
-    return int.from_bytes(hashlib.sha256(f'{purpose}:{text}'.encode()).digest()[:8], 'big') / 2**64
 
 
 def sample_train(sources: list[tuple[Source, Content]], rule: dict) -> Iterator[str]:

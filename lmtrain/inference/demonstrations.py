@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.data import Tokenizer
-from lmtrain.data.splits import hash_unit
+from lmtrain.data.hash_rng import hash_unit
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.inference.likelihood import SHORTEST, padded
 from lmtrain.inference.questions import Question

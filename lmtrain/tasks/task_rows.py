@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmtrain.data.hash_rng import hash_unit
 from lmtrain.data.labels import Classes, class_id, resolve_classes
 from lmtrain.data.rows import Row, read_rows
-from lmtrain.data.splits import SPLITS, boundaries, hash_unit
+from lmtrain.data.splits import SPLITS, boundaries
 from lmtrain.errors import InputError
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import Task
@@ -83,7 +84,7 @@ def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str
     """{split: its rows}. What was recognised or skipped is added to `notes`."""
     fields = config.text[0] if config.text else 'text', config.label
     rows = {
-        split: [row for file in files for row in read_rows(file, data['root'], *fields, notes)]
+        split: [row for file in files for row in read_rows(file, data['root'], *fields, notes, split)]
         for split, files in config.files.items()
     }
     shares = {split: float(data[split]) for split in SPLITS[1:] if not config.files[split]}

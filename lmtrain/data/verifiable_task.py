@@ -1,0 +1,164 @@
+"""Rows whose answers a program verifies, generated from a seed: digits to sort, brackets to close.
+
+'generated:sort' is a source of rows, as a file is. Settings follow its name: 'generated:brackets,rows=2000,wrong=0.5'.
+A prompt belongs to the same split for every seed and number of rows, so that a held-out prompt is never trained on, in
+none of the runs of a pipeline.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from lmtrain.data.hash_rng import hash_unit
+from lmtrain.errors import InputError, did_you_mean
+
+PREFIX = 'generated:'
+HELD_OUT = {'validation': 0.1, 'test': 0.1}  # shares of the prompts; the others are 'train'
+DIGITS, PAIRS = '0123456789', {'(': ')', '[': ']', '{': '}'}
+OPENING = 0.7  # probability that a bracket opens while one is open
+ATTEMPTS = 20  # draws per row before the prompts are too few
+
+Draw = Callable[[int], int]  # n -> an integer in [0, n)
+
+
+class Settings(NamedTuple):
+    """What follows the name of a generated source.
+
+    Attributes:
+      rows: of all splits together, each with another prompt.
+      length: most characters of the sorted or closed text, the fewest are two less; 0 is `Task.length`.
+      wrong: share of the rows whose `completion` is wrong.
+      seed: of the rows.
+      split: 'train', 'validation', 'test'; '' is that of the config field that names the source, else all.
+    """
+
+    rows: int = 5000
+    length: int = 0
+    wrong: float = 0.0
+    seed: int = 0
+    split: str = ''
+
+
+class Task(NamedTuple):
+    """A task: `problem` (draw, characters) -> (prompt, answer), the characters of answers, the default length."""
+
+    problem: Callable[[Draw, int], tuple[str, str]]
+    alphabet: str
+    length: int
+
+
+def generate(source: str, split: str = '') -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, fields) of the rows of 'generated:NAME' or 'generated:NAME,setting=value,...'.
+
+    Fields: `prompt`, its only right `answer`; for supervised training a `completion`, and its `label`, whether it is
+    right; for preferences `chosen`, the answer, and `rejected`, a wrong one.
+
+    Args:
+      split: of the config field that names the source; `Settings.split` replaces it.
+
+    Raises InputError for an unknown task or setting, or if there are fewer prompts than rows.
+
+    >>> place, fields = next(generate('generated:sort,wrong=1'))
+    >>> fields['prompt'], fields['answer'], fields['label']
+    ('sort 8351 =', '1358', False)
+    """
+    name, settings = _parse(source)
+    task, split = TASKS[name], settings.split or split
+    rng = random.Random(f'{name} {settings.length} {settings.seed}')  # only random() is equal in all Python versions
+
+    def draw(n: int) -> int:
+        return int(rng.random() * n)
+
+    prompts: set[str] = set()
+    for _ in range(ATTEMPTS * settings.rows):
+        if len(prompts) == settings.rows:
+            return
+        prompt, answer = task.problem(draw, max(1, settings.length - draw(3)))
+        # Drawn for every row, so that the prompts do not depend on the share of wrong completions.
+        is_wrong, wrong, rejected = rng.random() < settings.wrong, *(corrupt(answer, task, draw) for _ in range(2))
+        if prompt in prompts:
+            continue
+        prompts.add(prompt)
+        if split in ('', split_of(prompt)):
+            completion = {'completion': wrong if is_wrong else answer, 'label': not is_wrong}
+            fields = {'prompt': prompt, 'answer': answer} | completion | {'chosen': answer, 'rejected': rejected}
+            yield f'{source} row {len(prompts)}', fields
+    raise InputError(
+        f'{source}: only {len(prompts)} different prompts were drawn for rows={settings.rows}: ask for fewer rows, or '
+        f'set length above {settings.length}'
+    )
+
+
+def split_of(prompt: str) -> str:
+    """The split of a prompt, by its hash.
+
+    >>> split_of('sort 8351 =')
+    'train'
+    """
+    place = hash_unit('verifiable', prompt)
+    for split, share in HELD_OUT.items():
+        if place < share:
+            return split
+        place -= share
+    return 'train'
+
+
+def corrupt(answer: str, task: Task, draw: Draw) -> str:
+    """A wrong answer: one character is replaced, inserted or exchanged with the next."""
+    wrong = answer
+    while wrong == answer:
+        kind, at = draw(3), draw(len(answer))
+        before, rest, other = answer[:at], answer[at:], task.alphabet[draw(len(task.alphabet))]
+        wrong = before + (other + rest[1:], other + rest, rest[1::-1] + rest[2:])[kind]
+    return wrong
+
+
+def _sort(draw: Draw, length: int) -> tuple[str, str]:
+    digits = ''.join(DIGITS[draw(10)] for _ in range(length))
+    return f'sort {digits} =', ''.join(sorted(digits))
+
+
+def _brackets(draw: Draw, length: int) -> tuple[str, str]:
+    """A prefix of a balanced text with at least one open bracket, and the shortest text that closes it."""
+    text, unclosed = '', []
+    for _ in range(length):
+        if len(unclosed) > 1 and draw(1000) >= OPENING * 1000:
+            text += PAIRS[unclosed.pop()]
+        else:
+            unclosed.append(tuple(PAIRS)[draw(len(PAIRS))])
+            text += unclosed[-1]
+    return f'close {text} =', ''.join(PAIRS[bracket] for bracket in reversed(unclosed))
+
+
+TASKS = {
+    'sort': Task(_sort, DIGITS, 6),
+    'brackets': Task(_brackets, ''.join((*PAIRS, *PAIRS.values())), 9),
+}
+
+
+def _parse(source: str) -> tuple[str, Settings]:
+    name, *parts = source.removeprefix(PREFIX).split(',')
+    if name not in TASKS:
+        known = ', '.join(PREFIX + task for task in TASKS)
+        raise InputError(f'{source!r}: lmtrain generates {known}{did_you_mean(name, TASKS)}')
+    values = {}
+    for part in parts:
+        field, _, text = (piece.strip() for piece in part.partition('='))
+        if field not in Settings._fields:
+            known = ', '.join(Settings._fields)
+            raise InputError(f'{source!r}: {field!r} is none of {known}{did_you_mean(field, Settings._fields)}')
+        try:
+            values[field] = type(Settings._field_defaults[field])(text)
+        except ValueError:
+            raise InputError(f'{source!r}: {field} must be a number, not {text!r}') from None
+    settings = Settings(**values)
+    expected = {
+        'rows': ('at least 1', settings.rows >= 1),
+        'length': ('at least 1, or 0 for the default', settings.length >= 0),
+        'wrong': ('in [0, 1]', 0 <= settings.wrong <= 1),
+        'split': ('train, validation or test', settings.split in ('', 'train', *HELD_OUT)),
+    }
+    for field, (text, right) in expected.items():
+        if not right:
+            raise InputError(f'{source!r}: {field} must be {text}, not {getattr(settings, field)!r}')
+    return name, settings._replace(length=settings.length or TASKS[name].length)
