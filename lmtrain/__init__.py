@@ -17,6 +17,7 @@ Modules in import order: each imports only from those above it.
     report/        metrics, terminal, plots, report.md, provenance
     inference/     sampling with a KV cache; prompting with demonstrations, likelihood of choices, prompt search
     evaluation/    evaluation tasks as files; predictions on a split, scores, and their statistics
+    rewards/       rewards of completions: verifiers, unit tests in a sandbox, reward models, a user's file, mixtures
     training/      from a config to a trained model: resolve, build, run, step, loop; load and export
     plan/          memory, time and cost of a run that is not started, here or on machines that are not present
     compare/       prompting and training on the same rows: arms, trials, selection, test stage, report

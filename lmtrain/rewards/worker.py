@@ -1,0 +1,110 @@
+"""The process that calls the function of a reward file: `python worker.py FILE`. It imports nothing of lmtrain.
+
+One JSON line in, {"prompts", "completions", "rows"}, one out: {"values"} or {"error"}. The first line out is
+{"function"} or {"error"}. What the function prints is dropped; it runs in an empty folder; the process ends when its
+parent does.
+"""
+
+import importlib.util
+import inspect
+import json
+import os
+import pathlib
+import queue
+import sys
+import threading
+import traceback
+
+
+def main(file: str) -> None:
+    requests, replies = os.fdopen(os.dup(0), encoding='utf-8'), os.fdopen(os.dup(1), 'w', encoding='utf-8')
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):  # the function can neither read requests nor write into replies
+        os.dup2(nothing, descriptor)
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests, lines), daemon=True).start()
+
+    def reply(message):
+        replies.write(json.dumps(message) + '\n')
+        replies.flush()
+
+    try:
+        function, takes_rows = load(file)
+    except BaseException as error:  # also SystemExit of the file
+        reply({'error': str(error) if isinstance(error, LookupError) else describe(error, file)})
+        return
+    reply({'function': function.__name__})
+    while True:
+        request = json.loads(lines.get())
+        try:
+            arguments = (request['prompts'], request['completions'], request['rows'])
+            reply(check(function(*arguments[: 3 if takes_rows else 2]), len(request['completions'])))
+        except BaseException as error:
+            reply({'error': describe(error, file)})
+
+
+def _read(requests, lines) -> None:
+    """Hands requests over. A thread of its own notices the end of the parent while the function runs."""
+    for line in requests:
+        lines.put(line)
+    os._exit(0)
+
+
+def load(file: str):
+    """(the function of a reward file, whether it takes rows). Raises LookupError if there is none of the signature."""
+    sys.dont_write_bytecode = True  # beside the user's file
+    sys.path.insert(0, str(pathlib.Path(file).parent))
+    spec = importlib.util.spec_from_file_location('reward_file', file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules['reward_file'] = module
+    spec.loader.exec_module(module)
+    own = {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == 'reward_file' and not name.startswith('_')
+    }
+    if 'reward' not in own and len(own) != 1:
+        names = ', '.join(own) or 'none'
+        raise LookupError(
+            f'expected one function (prompts, completions) -> rewards, or one called reward; there are: {names}'
+        )
+    function = own['reward'] if 'reward' in own else next(iter(own.values()))
+    signature = inspect.signature(function)
+    for takes_rows in (False, True):
+        try:
+            signature.bind(*[()] * (3 if takes_rows else 2))
+            return function, takes_rows
+        except TypeError:
+            continue
+    raise LookupError(
+        f'{function.__name__}{signature} must take (prompts, completions), or (prompts, completions, rows): lists of '
+        'texts, and the fields of their rows'
+    )
+
+
+def check(values, count: int):
+    """The reply for what a function returned: numbers, and texts or null for what has no number."""
+    try:
+        values = list(values.tolist() if hasattr(values, 'tolist') else values)
+    except TypeError:
+        return {'error': f'returned {type(values).__name__} and not a list of {count} numbers'}
+    if len(values) != count:
+        return {'error': f'returned {len(values)} rewards for {count} completions'}
+    return {'values': [value if isinstance(value, str) else _number(value) for value in values]}
+
+
+def _number(value):
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        return f'{type(value).__name__} is not a number'
+
+
+def describe(error: BaseException, file: str) -> str:
+    """The type, message and line of an error in the file."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f'{type(error).__name__}: {error}' + (f' (line {lines[-1]})' if lines else '')
+
+
+if __name__ == '__main__':
+    main(sys.argv[1])
