@@ -20,6 +20,7 @@ PATHS |= {'task', 'outputs', 'folders', 'plot', 'cache'}
 VERBS = {
     'train': 'train a recipe: --config, --workdir, --dry_run',
     'compare': 'prompting and training on the same rows: --config, --workdir',
+    'pipeline': 'fine-tuning, then preferences or a policy: --name, --workdir',
     'plan': 'memory, time and cost of a run on machines that are not present: --config, --target, --search',
     'cost': 'what each way costs, from one text to pretraining: --config, --target',
     'evaluate': 'the loss of a run on a split, or the score of a model on a task: --workdir, --task',

@@ -1,0 +1,35 @@
+"""Supervised fine-tuning on generated rows whose answers are verifiable: the base of policies and preferences.
+
+Command: lmtrain train --config=configs/sft.py --workdir=runs/sft
+         lmtrain pipeline --name=sft_grpo  (with the policy that starts from it)
+Cost:    a minute on two CPU cores
+Score:   experiments/rewards: held-out prompts that the greedy completion answers, before and after each objective
+"""
+
+from configs import base
+
+SOURCE = 'generated:sort'
+
+
+def get_config():
+    config = base.get_config()
+    config.data.tokenizer = 'bytes'
+    config.data.vocab_size = 257
+    config.data.seq_len = 32
+    config.data.batch_size = 64
+    config.task.name = 'chat'
+    config.task.train = config.task.validation = config.task.test = (SOURCE,)
+    config.task.text = ('prompt',)
+    config.task.label = 'completion'
+    config.task.template = 'none'
+    config.model.num_layers = 3  # the size of configs/quickstart.py
+    config.model.width = 192
+    config.model.num_heads = 3
+    config.model.mlp_dim = config.model.get_oneway_ref('width') * 8 // 3
+    config.model.qk_norm = True
+    config.budget.steps = 150
+    config.evaluate.every_steps = config.checkpoint.every_steps = 50
+    config.log.tensorboard = False
+    config.reward.verifier = 'exact'  # the held-out measure of a pipeline
+    config.sample.max_tokens = 16
+    return config

@@ -1,0 +1,141 @@
+"""Runs that follow each other: supervised fine-tuning, then preferences or a policy, with one held-out score for all.
+
+WORKDIR/STAGE/           an ordinary run
+WORKDIR/STAGE/stage.json written when the stage is finished and scored: a finished stage is not run again
+WORKDIR/pipeline.json    the table of all stages
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lmtrain import files, rewards
+from lmtrain.data.rows import Row, read_rows, text_of
+from lmtrain.errors import InputError
+from lmtrain.inference import prompts, sample
+from lmtrain.report import terminal
+from lmtrain.tasks import TASKS
+from lmtrain.training import load as loading
+from lmtrain.training import train as training
+
+MAX_TOKENS = 64  # of a completion that is scored, if the context of the model has room for them
+
+
+class Stage(NamedTuple):
+    """A stage: the name of its recipe and folder, the stage of its base, and that of its reward model."""
+
+    name: str
+    base: str = ''
+    reward_model: str = ''
+
+
+PIPELINES = {
+    'sft_dpo': (Stage('sft'), Stage('dpo', 'sft')),
+    'sft_grpo': (Stage('sft'), Stage('grpo', 'sft')),
+    'sft_ppo': (Stage('sft'), Stage('reward_model', 'sft'), Stage('ppo', 'sft', 'reward_model')),
+}
+
+
+def run(name: str, configs: Mapping[str, Any], workdir) -> list[dict[str, Any]]:
+    """Trains the stages of a pipeline in order, or continues where an earlier call stopped.
+
+    Args:
+      name: of PIPELINES.
+      configs: {stage: config}. The first one's `task.test` rows and `reward` are the held-out measure.
+      workdir: created if it does not exist.
+
+    Returns:
+      For each stage {'stage', 'score' (mean reward of greedy completions of held-out prompts; None if the model writes
+      no text), 'failures', 'validation' (of results.json), 'steps', 'seconds'}.
+
+    Raises what `training.train` raises, and InputError if a finished stage had another config.
+    """
+    workdir = files.local_path(workdir, '--workdir').absolute()
+    stages = PIPELINES[name]
+    rows = held_out_rows(configs[stages[0].name])
+    measured = configs[stages[0].name]
+    results = []
+    with rewards.build(measured.reward, root=measured.data.root) as reward:
+        reward.check(rows)
+        for stage in stages:
+            results.append(_run_stage(stage, configs[stage.name], workdir, measured, rows, reward))
+            print(f'\n{table(results)}\n')
+    files.write_json(workdir / 'pipeline.json', results, indent=1)
+    return results
+
+
+def _run_stage(stage: Stage, config, workdir: Path, measured, rows: list[Row], reward) -> dict[str, Any]:
+    """The entry of one stage, from stage.json if it is finished."""
+    folder = workdir / stage.name
+    config = config.copy_and_resolve_references().unlock()
+    settings = {field: repr(value) for field, value in files.flatten_fields(config.to_dict()).items()}
+    finished = folder / 'stage.json'
+    if finished.exists():
+        saved = files.read_json_object(finished)
+        for field, value in saved['settings'].items():
+            if settings.get(field, value) != value:
+                raise InputError(
+                    f'{folder} is finished with {field} = {value}, not {settings[field]}: choose another --workdir'
+                )
+        return saved['result']
+    if stage.base:
+        config.init.base = str(workdir / stage.base)
+    if stage.reward_model:
+        config.reward.model = str(workdir / stage.reward_model)
+    print(terminal.note('stage', f'{stage.name} in {folder}'))
+    trained = training.train(config.lock(), folder)
+    result = {'stage': stage.name, 'score': None, 'failures': {}, 'validation': trained['validation']}
+    if TASKS[config.task.name].predicts_tokens:
+        model = loading.load_run(folder)
+        result |= score(model, rows, measured.task.text, reward)
+    result |= {'steps': trained['cost']['steps'], 'seconds': trained['cost']['seconds']}
+    files.write_json(finished, {'result': result, 'settings': settings}, indent=1)
+    return result
+
+
+def held_out_rows(config) -> list[Row]:
+    """The rows of config.task.test. Raises InputError if there are none."""
+    names = config.task.test
+    names = (names,) if isinstance(names, str) else names
+    if not names:
+        raise InputError('config.task.test of the first stage is (): it names the held-out rows of a pipeline')
+    return [row for name in names for row in read_rows(name, config.data.root, split='test')]
+
+
+def score(model: loading.LoadedModel, rows: list[Row], text: tuple[str, ...], reward) -> dict[str, Any]:
+    """{'score': mean reward of the greedy completions, 'failures': those of `rewards.Scored`}.
+
+    Args:
+      text: fields of the prompt, as config.task.text; () is `prompt`.
+    """
+    tokenizer = model.tokenizer
+    texts = ['\n\n'.join(text_of(row, name) for name in text or ('prompt',)) for row in rows]
+    ids = [prompts.encode(each, tokenizer, model.template) for each in texts]
+    room = model.model.max_len + 1 - max(map(len, ids))
+    generated = sample.generate(
+        model.model,
+        model.params,
+        ids,
+        max_tokens=min(MAX_TOKENS, room),
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        seed=0,
+        end_ids=model.end_ids,
+        vocab_size=tokenizer.vocab_size,
+        absent=tokenizer.absent,
+    )
+    completions = [tokenizer.decode(each.ids) for each in generated]
+    scored = reward(texts, completions, [row.fields for row in rows])
+    return {'score': float(scored.total.mean()), 'failures': scored.failures}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The table of the stages: held-out score, validation, steps, time."""
+    lines = [('stage', 'held-out', 'validation', 'steps', 'time')]
+    for each in results:
+        name, value = next(iter(each['validation'].items()))
+        score = '-' if each['score'] is None else terminal.percent(each['score'])
+        cells = (f'{name} {value:.4g}', f'{each["steps"]:,}', terminal.duration(each['seconds']))
+        lines.append((each['stage'], score, *cells))
+    return '\n'.join(terminal.table(lines, right=(1, 3, 4)))
