@@ -12,7 +12,7 @@ CONTRACT = {
     'exact': ('12', ' 12\n', '12 3', {}),
     'number': ('so it is #### 1,234.50', 'I get 1234.5', '1234.51', 'none'),
     'json': ({'type': 'object', 'required': ['a']}, '{"a": 1}', '{"b": 1}', {'typ': 'object'}),
-    'regex': (r'^\d+$', '12', 'twelve', '('),
+    'regex': (r'\d and', '12 and', 'twelve', '('),
     'unit_test': ('assert f(2) == 4', '```python\ndef f(x):\n  return 2 * x\n```', 'def f(x): return x', 'assert'),
 }
 # Texts that a model may write; each verifier must give each a number or a reason.
