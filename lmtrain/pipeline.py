@@ -135,7 +135,7 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = [('stage', 'held-out', 'validation', 'steps', 'time')]
     for each in results:
         name, value = next(iter(each['validation'].items()))
-        score = '-' if each['score'] is None else terminal.percent(each['score'])
+        score = '-' if each['score'] is None else f'{each["score"]:.3f}'
         cells = (f'{name} {value:.4g}', f'{each["steps"]:,}', terminal.duration(each['seconds']))
         lines.append((each['stage'], score, *cells))
     return '\n'.join(terminal.table(lines, right=(1, 3, 4)))

@@ -1,0 +1,102 @@
+"""A pipeline: stages in order on one base, one held-out score, and a second call that continues."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import sft
+from lmtrain import pipeline, rewards
+from lmtrain.errors import InputError
+from lmtrain.training import load as loading
+
+ROWS = 'generated:sort,rows=200,length=3'
+STAGES = (pipeline.Stage('first'), pipeline.Stage('second', 'first'))
+
+
+def config(cache, base: bool):
+    own = sft.get_config()
+    own.data.cache = str(cache)
+    own.data.seq_len, own.data.batch_size = 24, 8
+    own.task.train = own.task.validation = own.task.test = (ROWS,)
+    own.data.tokenizer = 'base' if base else 'bytes'
+    own.model.num_layers, own.model.width, own.model.num_heads = 1, 16, 2
+    own.budget.steps = own.evaluate.every_steps = own.checkpoint.every_steps = 4
+    own.sample.prompts = ()
+    own.mesh.data = 1
+    return own
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """(folder, configs, results) of a pipeline of two stages."""
+    folder = tmp_path_factory.mktemp('pipeline')
+    configs = {'first': config(folder / 'cache', False), 'second': config(folder / 'cache', True)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(pipeline.PIPELINES, 'both', STAGES)
+        results = pipeline.run('both', configs, folder / 'runs')
+        yield folder / 'runs', configs, results
+
+
+def test_stages_follow_each_other_and_share_a_score(trained):
+    folder, _, results = trained
+    assert [each['stage'] for each in results] == ['first', 'second'] and [each['steps'] for each in results] == [4, 4]
+    assert json.loads((folder / 'pipeline.json').read_text(encoding='utf-8')) == results
+    saved = json.loads((folder / 'second' / 'config.json').read_text(encoding='utf-8'))
+    assert saved['init']['base'] == str(folder / 'first')
+    assert all(0 <= each['score'] <= 1 and not each['failures'] for each in results)
+
+
+def test_score_is_the_mean_reward_of_greedy_completions(trained, monkeypatch):
+    folder, configs, results = trained
+    rows = pipeline.held_out_rows(configs['first'])
+    assert len(rows) > 10 and {row.fields['prompt'] for row in rows}.isdisjoint(
+        row.fields['prompt'] for row in pipeline.read_rows(ROWS, '', split='train')
+    )
+    model = loading.load_run(folder / 'second')
+    texts = []
+
+    def reward(prompts, completions, fields):
+        assert [each['prompt'] for each in fields] == prompts
+        texts.extend(completions)
+        return rewards.Scored(np.arange(len(prompts), dtype=np.float32), {}, {'odd': 1})
+
+    assert pipeline.score(model, rows, ('prompt',), reward) == {'score': (len(rows) - 1) / 2, 'failures': {'odd': 1}}
+    assert len(texts) == len(rows)
+
+
+def test_a_second_call_runs_nothing_again(trained, monkeypatch):
+    folder, configs, results = trained
+    monkeypatch.setattr(pipeline.training, 'train', lambda *_: pytest.fail('a finished stage was trained again'))
+    assert pipeline.run('both', configs, folder) == results
+
+
+def test_a_call_continues_at_the_stage_that_is_not_finished(trained, monkeypatch):
+    folder, configs, results = trained
+    calls, train = [], pipeline.training.train
+    monkeypatch.setattr(pipeline.training, 'train', lambda own, to: calls.append(to.name) or train(own, to))
+    (folder / 'second' / 'stage.json').rename(folder / 'kept.json')
+    again = pipeline.run('both', configs, folder)
+    assert calls == ['second']
+    assert [{**each, 'seconds': 0} for each in again] == [{**each, 'seconds': 0} for each in results]
+
+
+def test_a_finished_stage_keeps_its_settings(trained):
+    folder, configs, _ = trained
+    changed = configs['first'].copy_and_resolve_references()
+    changed.optimizer.learning_rate = 0.5
+    with pytest.raises(InputError, match=r'first is finished with optimizer.learning_rate = 0.001, not 0.5'):
+        pipeline.run('both', configs | {'first': changed}, folder)
+
+
+def test_a_pipeline_needs_held_out_rows(tmp_path):
+    own = config(tmp_path, False)
+    own.task.test = ()
+    with pytest.raises(InputError, match=r'config\.task\.test of the first stage is \(\)'):
+        pipeline.held_out_rows(own)
+
+
+def test_the_table_fits_the_terminal():
+    row = {'stage': 'reward_model', 'score': None, 'validation': {'loss': 0.51234}, 'steps': 12_000, 'seconds': 4000.0}
+    text = pipeline.table([row, row | {'stage': 'ppo', 'score': 0.9123}])
+    assert '0.912' in text and '12,000' in text and max(map(len, text.splitlines())) <= 80
