@@ -16,15 +16,17 @@ from lmtrain.runtime import lifecycle
 
 # Flags of all verbs whose values are local paths.
 PATHS = {'config', 'workdir', 'base', 'adapter', 'to', 'prompts_file', 'rows', 'demonstrations', 'results'}
-PATHS |= {'task', 'outputs', 'folders', 'plot', 'cache'}
+PATHS |= {'task', 'outputs', 'folders', 'plot', 'cache', 'source'}
 VERBS = {
     'train': 'train a recipe: --config, --workdir, --dry_run',
     'compare': 'prompting and training on the same rows: --config, --workdir',
     'pipeline': 'fine-tuning, then preferences or a policy: --name, --workdir',
     'plan': 'memory, time and cost of a run on machines that are not present: --config, --target, --search',
     'cost': 'what each way costs, from one text to pretraining: --config, --target',
-    'evaluate': 'the loss of a run on a split, or the score of a model on a task: --workdir, --task',
+    'evaluate': 'the loss of a run or of a text, or a score on a task: --workdir, --source, --task',
     'generate': 'text from a trained run: --workdir, --prompt',
+    'chat': 'a conversation with a model: --workdir or --base, --adapter, --system',
+    'predict': 'classes, numbers, tags or answers for rows: --workdir, --rows, --to',
     'export': 'a trained run as a Hugging Face directory or a PEFT adapter: --workdir, --format, --to',
     'runs': 'a table of runs, and a plot of their validation curves: FOLDER... --sort, --filter, --plot',
     'cache': 'what the caches of texts and compiled programs hold: --prune',

@@ -1,6 +1,7 @@
-"""the loss of a run on a split of its data; the score of a model on a task file; or that of a prompted model on rows.
+"""the loss of a run on a split, of a model on a text, its score on a task file, or that of a prompted model on rows.
 
 lmtrain evaluate --workdir=runs/quickstart --split=test
+lmtrain evaluate --base=DIR --source='notes/*.md'
 lmtrain evaluate --base=DIR --task=copa.toml --outputs=copa.jsonl
 lmtrain evaluate --base=DIR --rows=copa.jsonl --template='{query} {gold}' --answer=gold --choices=choices
 lmtrain evaluate --workdir=runs/lora --rows=test.csv --template='{text} => {category}' --answer=category \\
@@ -11,19 +12,25 @@ A run on conversations is prompted by the chat template that it was trained
 with: a row is one user's turn, after the turns of the demonstrations;
 --chat_template names another. Without --template and --answer, rows are
 conversations, whose last answer is compared.
+
+--config.A.B=VALUE changes how a split or a source is read and computed, such
+as data.document, data.batch_size, evaluate.max_batches and model.dtype.
 """
 
 import json
-import pathlib
+import textwrap
 
 from absl import flags
 
-from launch import model_flags, process_setup
+from launch import model_flags, output_files, process_setup, recipe
 from lmtrain.errors import InputError
 
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS, base=True)
 flags.DEFINE_enum('split', 'validation', ['train', 'validation', 'test'], 'validation by default', flag_values=FLAGS)
+text = 'a text file, a folder or a glob, whose bits per byte are measured; as data.source'
+flags.DEFINE_string('source', None, text, flag_values=FLAGS)
+flags.DEFINE_multi_string('override', [], 'another value of the config; `lmtrain show` lists them', flag_values=FLAGS)
 text = 'a task file (TOML): rows, prompt and scoring; see docs/data.md'
 flags.DEFINE_string('task', None, text, flag_values=FLAGS)
 text = 'with --task, a file to write: one JSON line for each row'
@@ -58,6 +65,14 @@ flags.DEFINE_string('results', None, 'a JSON file to write: the figures, and eac
 def run(values: flags.FlagValues) -> None:
     if values.outputs and not values.task:
         raise InputError('--outputs without --task: the rows of --rows are among --results')
+    chosen = [name for name in ('task', 'rows', 'source') if values[name].value]
+    if len(chosen) > 1:
+        raise InputError(f'--{chosen[0]} and --{chosen[1]}: one thing is evaluated at a time')
+    if values.override and chosen in (['task'], ['rows']):
+        raise InputError(f'--config... with --{chosen[0]}: a split or a --source is computed by the config')
+    if values.source:
+        on_source(values)
+        return
     if values.task:
         on_task(values)
         return
@@ -66,39 +81,61 @@ def run(values: flags.FlagValues) -> None:
         return
     if values.base:
         raise InputError(
-            '--base without --rows or --task: a split belongs to a run (--workdir); rows to answer are --rows=FILE'
+            '--base without --source, --rows or --task: a split belongs to a run (--workdir); a text is --source=FILE'
         )
     workdir, step = model_flags.from_flags(values)
-    check_results(values.results)
+    output_files.check(values.results, 'results')
     process_setup.prepare()
     from lmtrain import api
     from lmtrain.report import terminal
 
-    sums = api.evaluate(workdir, values.split, step=step)
+    sums = api.evaluate(workdir, values.split, step=step, overrides=overrides(values))
     spelled = f', {sums["bytes"]:,.0f} bytes' if 'bytes' in sums else ''
-    print(f'{values.split}: {terminal.evaluation_line(sums, {})}  ({sums["targets"]:,.0f} targets{spelled})')
+    show(f'{values.split}: {terminal.evaluation_line(sums, {})}  ({sums["targets"]:,.0f} targets{spelled})')
     for name, own in sums.get('sources', {}).items():
-        print(f'  {name}: {terminal.evaluation_line(own, {})}')
-    write_results(values.results, {'results': {'split': values.split, 'checkpoint': step} | sums})
+        show(f'{name}: {terminal.evaluation_line(own, {})}')
+    write_results(values, {'results': {'split': values.split, 'checkpoint': step} | sums})
 
 
-def check_results(path: str | None, flag: str = 'results') -> None:
-    """Raises FileNotFoundError or IsADirectoryError if the file of --results cannot be written."""
-    if not path:
-        return
-    file = pathlib.Path(path)
-    if file.is_dir():
-        raise IsADirectoryError(f'--{flag}={path} is a directory: name a file in it, such as {file / "results.json"}')
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f'--{flag}={path}: there is no directory {file.parent}: create it, or name another')
+def overrides(values: flags.FlagValues) -> dict:
+    """{'section.field': value} of the flags --config.A.B. Raises InputError naming a field that does not exist."""
+    from configs import base
+
+    config, changed = base.get_config(), {}
+    for text in values.override:
+        key, _, value = text.partition('=')
+        recipe.override(config, key, value)
+        changed[key] = dict(recipe.leaves(config))[key]
+    return changed
 
 
-def write_results(path: str | None, figures: dict) -> None:
+def show(line: str) -> None:
+    """Prints a line in 80 columns."""
+    print(textwrap.fill(line, 80, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False))
+
+
+def write_results(values: flags.FlagValues, figures: dict) -> None:
     """Writes the file of --results if it is set."""
-    if path:
-        text = json.dumps(figures, indent=1, ensure_ascii=False) + '\n'
-        pathlib.Path(path).write_text(text, encoding='utf-8')
-        print(f'written: {path}')
+    output_files.write(values.results, output_files.as_json(figures))
+
+
+def on_source(values: flags.FlagValues) -> None:
+    """Measures the bits per byte of the text of --source."""
+    for name in PROMPT_FLAGS:
+        if values[name].present:
+            raise InputError(f'--{name} with --source: a text has neither prompts nor splits')
+    output_files.check(values.results, 'results')
+    process_setup.prepare()
+    from lmtrain import api
+    from lmtrain.report import terminal
+
+    changed = overrides(values)
+    results = api.evaluate(
+        model_flags.model(values), source=values.source, overrides=changed, batch_size=values.batch_size
+    )
+    counts = f'{results["documents"]:,} documents, {results["tokens"]:,} tokens, {results["bytes"]:,} bytes'
+    show(f'{values.source}: {terminal.evaluation_line(results, {})}  ({counts})')
+    write_results(values, {'results': {'source': values.source} | results})
 
 
 def on_task(values: flags.FlagValues) -> None:
@@ -106,8 +143,8 @@ def on_task(values: flags.FlagValues) -> None:
     for name in PROMPT_FLAGS:
         if values[name].present:
             raise InputError(f'--{name} with --task: {values.task} holds the rows and the settings of the prompts')
-    check_results(values.results)
-    check_results(values.outputs, 'outputs')
+    output_files.check(values.results, 'results')
+    output_files.check(values.outputs, 'outputs')
     process_setup.prepare()
     from lmtrain import api
     from lmtrain.evaluation import task_file, task_run
@@ -115,12 +152,9 @@ def on_task(values: flags.FlagValues) -> None:
     task = task_file.read(values.task)  # its errors, before the model is loaded
     results = api.evaluate(model_flags.model(values), task=task, batch_size=values.batch_size)
     rows = results.pop('answers')
-    print(task_run.line(results))
-    if values.outputs:
-        text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-        pathlib.Path(values.outputs).write_text(text, encoding='utf-8')
-        print(f'written: {values.outputs}')
-    write_results(values.results, {'results': results})
+    show(task_run.line(results))
+    output_files.write(values.outputs, ((json.dumps(row, ensure_ascii=False) + '\n').encode() for row in rows))
+    write_results(values, {'results': results})
 
 
 def prompted(values: flags.FlagValues) -> None:
@@ -128,7 +162,7 @@ def prompted(values: flags.FlagValues) -> None:
     for name, other in (('template', 'answer'), ('answer', 'template')):
         if values[other].value and not values[name].value:
             raise InputError(f'--{other} requires --{name}, which is missing: see `lmtrain evaluate --help`')
-    check_results(values.results)
+    output_files.check(values.results, 'results')
     shots = values.shots.replace('max', '-1')
     if not shots.removeprefix('-').isdecimal():
         raise InputError(f"--shots={values.shots} is neither a number nor 'max'")
@@ -161,5 +195,5 @@ def prompted(values: flags.FlagValues) -> None:
         system=values.system,
     )
     answers = results.pop('answers')
-    print(prompting.line(results))
-    write_results(values.results, {'results': results, 'rows': answers})
+    show(prompting.line(results))
+    write_results(values, {'results': results, 'rows': answers})

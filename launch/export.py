@@ -16,6 +16,8 @@ flags.DEFINE_enum('format', 'hf', ['hf', 'peft'], "'hf' or 'peft'", flag_values=
 flags.DEFINE_bool(
     'merge', False, 'merges an adapter into the weights and reports the largest change of an output', flag_values=FLAGS
 )
+text = "the licence that the model card names, such as 'apache-2.0'; unknown by default"
+flags.DEFINE_string('license', '', text, flag_values=FLAGS)
 flags.DEFINE_string('to', None, 'the directory to write; new or empty', flag_values=FLAGS)
 
 
@@ -26,4 +28,6 @@ def run(values: flags.FlagValues) -> None:
     process_setup.prepare()
     from lmtrain import api
 
-    print('\n'.join(api.export(workdir, values.to, values.format, merge=values.merge, step=step)))
+    print(
+        '\n'.join(api.export(workdir, values.to, values.format, merge=values.merge, step=step, licence=values.license))
+    )

@@ -92,6 +92,6 @@ def page(values: flags.FlagValues) -> None:
     sys.stdout.flush()  # the next lines need jax
     from lmtrain.training import init_from
 
-    answer = textwrap.fill(f'export to transformers  {init_from.exportable(config)}', screen, subsequent_indent='  ')
+    answer = textwrap.fill(f'exportable: {init_from.exportable(config)}', screen, subsequent_indent='  ')
     print(f'\n{answer}')
     print(f'\n{green}*{plain} differs from base.py    {cyan}>{plain} set on this command line')

@@ -22,7 +22,7 @@ Modules in import order: each imports only from those above it.
     plan/          memory, time and cost of a run that is not started, here or on machines that are not present
     compare/       prompting and training on the same rows: arms, trials, selection, test stage, report
     pipeline.py    runs that follow each other: fine-tuning, then preferences or a policy, with one held-out score
-    api.py         the public functions
+    api/           the public functions, and the object that `load` returns
 """
 
 import importlib

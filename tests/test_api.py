@@ -1,5 +1,6 @@
 """The public functions: their examples run, they are imported lazily, and they refuse arguments that contradict."""
 
+import asyncio
 import doctest
 import inspect
 import pathlib
@@ -24,8 +25,9 @@ def folder(tmp_path_factory, small_recipe):
 
 
 def run_examples(name: str) -> None:
-    """Runs the examples in the docstring of a public function."""
-    (test,) = doctest.DocTestFinder(recurse=False).find(getattr(api, name), name, globs={})
+    """Runs the examples in the docstring of a public function, or of a method of what `load` returns."""
+    public = getattr(api, name) if hasattr(api, name) else getattr(api.Model, name)
+    (test,) = doctest.DocTestFinder(recurse=False).find(public, name, globs={})
     report: list[str] = []
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
     result = runner.run(test, out=report.append)
@@ -50,7 +52,10 @@ def test_public_names_are_functions_with_types_and_examples():
         _ = lmtrain.fit
 
 
-@pytest.mark.parametrize('name', ['load', 'generate', 'evaluate', 'export', 'load_adapter'])
+METHODS = ['chat', 'logprobs', 'predict']
+
+
+@pytest.mark.parametrize('name', ['load', 'Model', 'generate', 'evaluate', 'export', 'load_adapter', *METHODS])
 def test_examples_of_docstrings_run(folder, name):
     run_examples(name)
 
@@ -85,11 +90,29 @@ def test_messages_are_prompts_that_need_a_template(folder):
         lmtrain.generate(model, [[{'role': 'assistant', 'content': 'Hello'}]])
 
 
+def test_the_object_evaluates_its_own_split(folder):
+    loaded = lmtrain.load('runs/tiny')
+    assert loaded.evaluate('test') == lmtrain.evaluate('runs/tiny', 'test')
+    halved = loaded.evaluate('test', overrides={'data.batch_size': 2, 'data.cache': 'elsewhere'})
+    assert halved['loss'] == pytest.approx(loaded.evaluate('test')['loss'], rel=1e-5)
+    with pytest.raises(InputError, match='config.model.num_layers has no effect on an evaluation'):
+        loaded.evaluate('test', overrides={'model.num_layers': 3})
+
+
+def test_a_notebook_has_an_event_loop_that_runs(folder):
+    """IPython runs cells in one; loading, evaluating and generating work in it."""
+
+    async def cell():
+        loaded = lmtrain.load('runs/tiny')
+        return loaded.evaluate('test')['loss'], loaded.generate(['a'], max_tokens=2, temperature=0)[0].ids
+
+    loss, ids = asyncio.run(cell())
+    assert loss == lmtrain.evaluate('runs/tiny', 'test')['loss'] and len(ids) == 2
+
+
 def test_arguments_that_contradict_are_refused(folder):
     with pytest.raises(InputError, match="adapter with step='best', member=0"):
         lmtrain.load('runs/tiny', step='best', adapter='adapter')
-    with pytest.raises(InputError, match='a LoadedModel without rows'):
-        lmtrain.evaluate(lmtrain.load('runs/tiny'))
     with pytest.raises(InputError, match='shots without rows'):
         lmtrain.evaluate('runs/tiny', shots=1)
     with pytest.raises(FileNotFoundError, match='neither the folder of a run nor a Hugging Face directory'):

@@ -2088,14 +2088,45 @@ FAULTS = {
         ),
         (
             'the step is not read',
-            'api.evaluate(workdir, values.split, step=step)',
-            'api.evaluate(workdir, values.split)',
+            'api.evaluate(workdir, values.split, step=step, overrides',
+            'api.evaluate(workdir, values.split, overrides',
         ),
-        ('a folder of results that is not there', 'if not file.parent.is_dir():', 'if file.parent.is_file():'),
         ('the system text is dropped', 'system=values.system,', "system='',"),
     ],
+    'launch/output_files.py': [
+        ('a folder that is not there', 'if not file.parent.is_dir():', 'if file.parent.is_file():'),
+    ],
+    'launch/predict.py': [
+        ('the columns of the rows are lost', '[row | new for', '[new for'),
+        ('cut rows are not counted', 'if cut:', 'if cut > len(rows):'),
+    ],
+    'launch/chat.py': [
+        (
+            'an interrupt ends the program',
+            'except KeyboardInterrupt:\n        if pieces:',
+            'except OSError:\n        if pieces:',
+        ),
+        ('a path is a command', 'name[1:].isalpha()', 'len(name) > 1'),
+    ],
+    'lmtrain/inference/chat.py': [
+        ('no room for the answer', 'len(ids) + room <= self.context + 1', 'len(ids) <= self.context'),
+        ('dropped turns are not counted', 'dropped + 1', 'dropped'),
+        ('an answer without text is kept', 'if answer or self.finish_reason:', 'if True:'),
+    ],
+    'lmtrain/data/row_files.py': [
+        (
+            'objects among other values are divided',
+            'not all(isinstance(value, Mapping) and value',
+            'not any(isinstance(value, Mapping) and value',
+        ),
+        ('a column of the rows is replaced', 'while (chosen :=', 'if (chosen :='),
+    ],
+    'lmtrain/training/model_card.py': [
+        ('the home directory is named', ".replace(str(Path.home()), '~')", ''),
+        ('figures of another step', "'' if last == step", "'' if True"),
+    ],
     'launch/export.py': [
-        ('the step is not read', ', step=step)', ')'),
+        ('the step is not read', ', step=step, licence', ', licence'),
         ('an adapter is always merged', 'merge=values.merge', 'merge=True'),
     ],
     'launch/train.py': [
@@ -2131,7 +2162,7 @@ FAULTS = {
         ('the vocabulary of an older run is not taken', 'padded == size +', 'padded != size +'),
         ('the date of the folder is not taken', "config.task.date = config.task.date or saved['task']['date']", 'pass'),
     ],
-    'lmtrain/api.py': [
+    'lmtrain/api/texts.py': [
         ("the recipe's settings are ignored", '(model.config or base.get_config()).sample', 'base.get_config().sample'),
         ('0 counts as not given', 'section[name] if value is None else value', 'value or section[name]'),
     ],

@@ -1,4 +1,4 @@
-"""Scores of a model's head on labelled rows: classes, tags of words, or answers in a context."""
+"""Predictions of a model's head for rows, and their scores: classes, numbers, tags of words, answers in a context."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmtrain.data import PaddedStream, Tokenizer
-from lmtrain.data.rows import Row
+from lmtrain.data.rows import Row, value_of
 from lmtrain.errors import InputError
 from lmtrain.evaluation.predictions import predictions
 from lmtrain.models.virtual_tokens import num_virtual_tokens
@@ -52,10 +52,7 @@ def score_rows(
     Raises InputError before anything compiles if the model has no such head, or a row lacks a field or a class.
     """
     output = output_of(model, params, task)
-    labels = head.labels if task.has_classes else ()
-    if task.has_classes and len(labels) != (size := _num_outputs(model, params, output)):
-        known = f'{len(labels)} are named: {", ".join(labels[:10])}' if labels else 'their names are not known'
-        raise InputError(f'the head has {size} classes, and {known}: set scoring.labels to all of them, in their order')
+    labels = _labels(model, params, task, output, head, 'scoring.labels')
     context = model.max_len - num_virtual_tokens(params)
     data, count = encode_rows(rows, task, tokenizer, context, text=text, label=label, labels=labels, too_long=too_long)
     stream = PaddedStream(data, 'test', batch_size, 0, False)
@@ -69,6 +66,67 @@ def score_rows(
         for answer, guess in pairs
     ]
     return results, lines
+
+
+def predict_rows(
+    model,
+    params: Params,
+    tokenizer: Tokenizer,
+    task: Task,
+    rows: Sequence[Row],
+    head: Head,
+    *,
+    text: Sequence[str],
+    batch_size: int = 32,
+) -> tuple[list[dict[str, Any]], int]:
+    """(the columns that `Task.describe` gives for each row, the number of rows longer than the context).
+
+    Rows need no label. Those that are too long are cut (a context of 'span' is read in windows). A row without any text
+    has the prediction None.
+
+    Args:
+      text: fields of the rows, as in config.task.
+
+    Raises InputError before anything compiles if the model has no such head, or a row lacks a field.
+    """
+    infer, describe = task.infer, task.describe
+    if not infer or not describe:
+        raise InputError(f'the task {task.name!r} has no predictions for rows')
+    output = output_of(model, params, task)
+    labels = _labels(model, params, task, output, head, 'labels')
+    filled = [index for index, row in enumerate(rows) if not _is_blank(row, text, task)]
+    described: list[dict[str, Any]] = [{'prediction': None} for _ in rows]
+    if not filled:
+        return described, 0
+    context = model.max_len - num_virtual_tokens(params)
+    some, settings = [rows[index] for index in filled], {'text': text, 'label': '', 'labels': labels}
+    data, count = encode_rows(some, task, tokenizer, context, too_long='cut', **settings)
+    stream = PaddedStream(data, 'test', batch_size, 0, False)
+    inferred = predictions(model, infer, params, stream, head=output, pool=head.pool)
+    for source, columns in describe(data, 'test', inferred).items():
+        described[filled[source]] = columns
+    return described, count
+
+
+def _is_blank(row: Row, text: Sequence[str], task: Task) -> bool:
+    """Whether a row has nothing to predict from: no text in any of its fields, or none in one that the task needs.
+
+    Raises InputError if it lacks a field.
+    """
+    values = [row.fields[name] if name in row.fields else value_of(row, name, 'text') for name in text]
+    filled = [bool(value.strip() if isinstance(value, str) else value) for value in values]
+    return not (any(filled) if task.pools_rows else all(filled))
+
+
+def _labels(model, params: Params, task: Task, output: str, head: Head, field: str) -> tuple[str, ...]:
+    """The names of the classes. Raises InputError if they are not as many as the outputs; `field` names them."""
+    if not task.has_classes:
+        return ()
+    labels, size = head.labels, _num_outputs(model, params, output)
+    if len(labels) != size:
+        known = f'{len(labels)} are named: {", ".join(labels[:10])}' if labels else 'their names are not known'
+        raise InputError(f'the head has {size} classes, and {known}: set {field} to all of them, in their order')
+    return labels
 
 
 def rates(rate: Callable[..., dict[str, float]], pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:

@@ -30,6 +30,15 @@ def windows(ids: np.ndarray, begin: int, context: int) -> list[Prompt]:
     return prompts
 
 
+def check_language_model(model) -> None:
+    """Raises InputError if a model gives texts no probability."""
+    if not model.causal or model.head != 'lm':
+        raise InputError(
+            f'model.causal={model.causal}, model.head={model.head!r}: only a causal language model gives texts a '
+            'probability'
+        )
+
+
 def bits_per_byte(
     model, params: Params, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 32
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
@@ -41,10 +50,7 @@ def bits_per_byte(
 
     Raises InputError if the model is not a causal language model, or no text has a token.
     """
-    if not model.causal or model.head != 'lm':
-        raise InputError(
-            f'model.causal={model.causal}, model.head={model.head!r}: only a causal language model has a perplexity'
-        )
+    check_language_model(model)
     context = model.max_len - num_virtual_tokens(params)
     encoded = tokenizer.encode_batch(texts)
     each = [windows(ids, tokenizer.begin_id, context) for ids in encoded]

@@ -320,6 +320,28 @@ def _score_whole(model, params, prompts: dict, *, context: int, batch_size: int,
     return results, computed
 
 
+def token_log_likelihoods(model, params: Params, prompts: Sequence[Prompt], batch_size: int) -> list[np.ndarray]:
+    """float32 [L] for each prompt: log p in nats of each token of its only continuation, after all before it.
+
+    A context and its continuation together have at most as many tokens as in `log_likelihoods`.
+    """
+    model = dataclasses.replace(model, unroll=1, remat='none')
+    context = model.max_len - num_virtual_tokens(params)
+    shapes = collections.defaultdict(list)
+    for index, (start, (ids,)) in enumerate(prompts):
+        shapes[bucket(len(start) + len(ids) - 1, SHORTEST, context)].append((index, np.append(start, ids), len(start)))
+    values: list[np.ndarray] = [np.zeros(0, np.float32) for _ in prompts]
+    for T, rows in sorted(shapes.items()):
+        B = min(batch_size, max(1, MAX_TOKENS // T), rounded(len(rows)))
+        for some in (rows[first : first + B] for first in range(0, len(rows), B)):
+            batch = padded([ids[:-1] for _, ids, _ in some], B, T)
+            batch['targets'] = padded([ids[1:] for _, ids, _ in some], B, T)['tokens']
+            nats_BT, _ = jax.device_get(_selected(model, params, batch, False))
+            for (index, ids, start), nats in zip(some, nats_BT, strict=False):
+                values[index] = nats[start - 1 : len(ids) - 1]
+    return values
+
+
 @functools.partial(jax.jit, static_argnames=('model', 'greedy'))
 def _selected(model, params, batch, greedy: bool):
     return _values(model.apply({'params': params}, batch), batch['targets'], greedy)

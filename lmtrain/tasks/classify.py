@@ -41,6 +41,12 @@ def predict(forward, batch, *, head: str = 'logits', pool: str = 'first'):
     return jnp.argmax(pool_outputs(forward(batch)[head], batch, pool), axis=-1).astype(jnp.int32)
 
 
+def infer(forward, batch, *, head: str = 'logits', pool: str = 'first'):
+    """float32 [B, C]: the probability of each class of each row."""
+    logits = pool_outputs(forward(batch)[head], batch, pool)
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
 def row_labels(row: Row, text: tuple[str, ...], label: str) -> Iterator[tuple[str, Any]]:
     """The label of a row."""
     yield row.place, value_of(row, label, LABEL)
@@ -50,7 +56,7 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
     """Columns: `labels` int32, the id of the class, and `label_weights` float32 of each row."""
 
     def id_of(row: Row) -> np.int32:
-        return np.int32(class_id(value_of(row, form.label, LABEL), form.labels, row.place))
+        return np.int32(class_id(value_of(row, form.label, LABEL), form.labels, row.place) if form.label else 0)
 
     return Encoded(labelled_texts(rows, form.text, form.tokenizer, form.length, id_of))
 
@@ -69,6 +75,18 @@ def answers(data, split: str, predicted: Sequence) -> list[tuple[str, str]]:
     """[(label, predicted class)] of the examples."""
     labels = data.examples[split].values['labels']
     return [(data.labels[label], data.labels[guess]) for label, guess in zip(labels, predicted, strict=True)]
+
+
+def describe(data, split: str, inferred: Sequence) -> dict[int, dict[str, Any]]:
+    """{row: {'prediction': its class, 'probability' of this class, 'probabilities': {class: its probability}}}."""
+    return {
+        source: {
+            'prediction': data.labels[int(np.argmax(shares))],
+            'probability': float(np.max(shares)),
+            'probabilities': dict(zip(data.labels, map(float, shares), strict=True)),
+        }
+        for source, shares in zip(data.examples[split].source.tolist(), inferred, strict=True)
+    }
 
 
 def rate(answers: Sequence[tuple[str, str]]) -> dict[str, float]:
@@ -103,4 +121,6 @@ TASK = Task(
     score=score,
     answers=answers,
     rate=rate,
+    infer=infer,
+    describe=describe,
 )

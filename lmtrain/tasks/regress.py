@@ -49,7 +49,7 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
     """Columns: `labels` float32 and `label_weights` float32 of each row."""
 
     def number(row: Row) -> np.float32:
-        return np.float32(number_of(value_of(row, form.label, LABEL), row.place))
+        return np.float32(number_of(value_of(row, form.label, LABEL), row.place) if form.label else 0)
 
     return Encoded(labelled_texts(rows, form.text, form.tokenizer, form.length, number))
 
@@ -57,6 +57,12 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
 def render(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...] = ()) -> str:
     """One row of a batch, its number at the end."""
     return render_row(tokenizer, batch, row, end=f' => {batch["labels"][row]:g}')
+
+
+def describe(data, split: str, inferred: Sequence) -> dict[int, dict[str, Any]]:
+    """{row: {'prediction': its number}}."""
+    sources = data.examples[split].source.tolist()
+    return {source: {'prediction': float(number)} for source, number in zip(sources, inferred, strict=True)}
 
 
 def score(data, split: str, predicted: Sequence) -> dict[str, float]:
@@ -80,4 +86,6 @@ TASK = Task(
     num_outputs=1,
     predict=predict,
     score=score,
+    infer=predict,
+    describe=describe,
 )

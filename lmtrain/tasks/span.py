@@ -1,9 +1,11 @@
 """Extractive question answering: where in the context the answer starts and where it ends."""
 
 import collections
+import math
 import re
 import string
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +65,19 @@ def predict(forward, batch, *, head: str = 'logits', longest: int = 30):
     return spans, jnp.max(flat, axis=1), jnp.sum(outputs[:, 0], axis=-1)
 
 
+def infer(forward, batch, *, head: str = 'logits', longest: int = 30):
+    """(spans int32 [B, 2], log p float32 [B], null float32 [B]): `predict` with log-probabilities in place of scores.
+
+    The probability of a span is that of its start times that of its end, each among the context and the row's first
+    token, as in `loss`. The null span is the first token.
+    """
+    outputs = forward(batch)[head].astype(jnp.float32)
+    spans, score, null = predict(lambda _: {head: outputs}, batch, head=head, longest=longest)
+    first = jnp.arange(outputs.shape[1])[None] == 0
+    log_z = jnp.sum(jax.nn.logsumexp(_mask(outputs, (batch['label_weights'] > 0) | first), axis=1), axis=-1)
+    return spans, score - log_z, null - log_z
+
+
 def _mask(scores, candidates):
     return jnp.where(candidates[..., None], scores, MASKED)
 
@@ -115,7 +130,7 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
     examples = []
     for index, (row, question, (ids, offsets)) in enumerate(zip(rows, questions, encoded, strict=True)):
         offsets = trim_offsets(contexts[index], offsets)
-        answers = answers_of(row, form.label, contexts[index])
+        answers = answers_of(row, form.label, contexts[index]) if form.label else []
         answer = _tokens_of(answers[0], offsets, row.place) if answers else None
         head = np.concatenate([prefix, question, between]).astype(np.int32)
         capacity = _capacity(row, head, len(question), len(ids), form)
@@ -128,7 +143,7 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
             )
         examples += [_window(index, head, ids, offsets, answer, begin, capacity, form) for begin in begins]
     null = sum(tuple(each.values['spans']) == NULL_SPAN for each in examples)
-    return Encoded(examples, [f'{null:,} of {len(examples):,} windows hold no answer'] if null else [])
+    return Encoded(examples, [f'{null:,} of {len(examples):,} windows hold no answer'] if null and form.label else [])
 
 
 def _capacity(row: Row, head: np.ndarray, question: int, context: int, form: RowFormat) -> int | None:
@@ -232,6 +247,27 @@ def answers(data, split: str, predicted: Sequence) -> list[tuple[list[str], str]
     ]
 
 
+def describe(data, split: str, inferred: Sequence) -> dict[int, dict[str, Any]]:
+    """{row: {'prediction', 'begin', 'end', 'probability', 'no_answer'}}.
+
+    The answer is the span with the highest probability over the windows of the context, at the characters from `begin`
+    to before `end`; 'no_answer' is the lowest probability of the null span over these windows.
+    """
+    examples, described = data.examples[split], {}
+    for example, source in enumerate(examples.source.tolist()):
+        (first, last), log_p, null = inferred[example]
+        offsets = examples.flat['offsets'][examples.begins[example] :]
+        begin, end = int(offsets[first, 0]), int(offsets[last, 1])
+        text = data.rows[split][source].fields[data.text[1]][begin:end]
+        answer = {'prediction': text, 'begin': begin, 'end': end, 'probability': math.exp(log_p)}
+        best = described.get(source)
+        lowest = min(math.exp(null), best['no_answer'] if best else 1.0)
+        described[source] = (best if best and best['probability'] >= answer['probability'] else answer) | {
+            'no_answer': lowest
+        }
+    return described
+
+
 def rate(answers: Sequence[tuple[list[str], str]]) -> dict[str, float]:
     """{'exact_match', 'answer_f1'} as in SQuAD, of (accepted answers, predicted answer)."""
     exact = [max(normal(text) == normal(each) for each in accepted) for accepted, text in answers]
@@ -283,5 +319,7 @@ TASK = Task(
     score=score,
     answers=answers,
     rate=rate,
+    infer=infer,
+    describe=describe,
     version=2,
 )

@@ -40,6 +40,12 @@ def predict(forward, batch, *, head: str = 'logits'):
     return jnp.argmax(forward(batch)[head], axis=-1).astype(jnp.int32)
 
 
+def infer(forward, batch, *, head: str = 'logits'):
+    """(int32 [B, T], float32 [B, T]): the most likely tag of each token, and its probability."""
+    shares = jax.nn.softmax(forward(batch)[head].astype(jnp.float32), axis=-1)
+    return jnp.argmax(shares, axis=-1).astype(jnp.int32), jnp.max(shares, axis=-1)
+
+
 # --- rows -> examples
 
 
@@ -59,6 +65,15 @@ def tags_of(row: Row, words: str, label: str) -> tuple[list[str], list]:
     return [check_text(word, f'{row.place}: {words!r} [{i}]') for i, word in enumerate(texts)], tags
 
 
+def words_of(row: Row, words: str) -> list[str]:
+    """The words of a row without tags: a list, or a text whose words are separated by blanks."""
+    value = value_of(row, words, 'config.task.text')
+    value = value.split() if isinstance(value, str) else value
+    if not isinstance(value, list) or not value:
+        raise InputError(f'{row.place}: {words!r} must be an array of words or a text; here it is {json_type(value)}')
+    return [check_text(word, f'{row.place}: {words!r} [{i}]') for i, word in enumerate(value)]
+
+
 def row_labels(row: Row, text: tuple[str, ...], label: str) -> Iterator[tuple[str, Any]]:
     """The tags of a row."""
     for index, tag in enumerate(tags_of(row, text[0], label)[1]):
@@ -75,11 +90,12 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
         raise InputError(f"config.task.text is {form.text!r}; one field is expected, such as ('tokens',)")
     prefix, _, suffix, _ = form.tokenizer.layout
     capacity = form.length.seq_len - len(prefix) - len(suffix)
-    tagged = [tags_of(row, form.text[0], form.label) for row in rows]
+    words = form.text[0]
+    tagged = [tags_of(row, words, form.label) if form.label else (words_of(row, words), ()) for row in rows]
     encoded = form.tokenizer.encode_with_offsets([' '.join(words) for words, _ in tagged])
     examples = []
     for index, (row, (words, tags), (ids, offsets)) in enumerate(zip(rows, tagged, encoded, strict=True)):
-        labels = [class_id(tag, form.labels, place_of(row, i)) for i, tag in enumerate(tags)]
+        labels = [class_id(tag, form.labels, place_of(row, i)) for i, tag in enumerate(tags)] or [0] * len(words)
         word = first_tokens(words, ids, offsets)
         if not form.length.fits(row, len(prefix) + len(ids) + len(suffix)):
             continue
@@ -139,6 +155,30 @@ def answers(data, split: str, predicted: Sequence) -> list[tuple[list[str], list
     return pairs
 
 
+def describe(data, split: str, inferred: Sequence) -> dict[int, dict[str, Any]]:
+    """{row: {'prediction': the tag of each word, 'probability' of each, 'entities'}}.
+
+    An entity is {'type', 'text', 'begin', 'end'}: its words joined by blanks, the index of the first word and of the
+    word after the last. A word that was cut off, or at which no token begins, is outside of every entity and has no
+    probability (None).
+    """
+    examples, described = data.examples[split], {}
+    for example, source in enumerate(examples.source.tolist()):
+        begin, end = examples.begins[example : example + 2]
+        words, (tags, shares) = words_of(data.rows[split][source], data.text[0]), inferred[example]
+        of_words: list[str] = [OUTSIDE] * len(words)
+        known: list[float | None] = [None] * len(words)
+        first = examples.flat['word'][begin:end]
+        for token in np.flatnonzero(first >= 0):
+            of_words[first[token]], known[first[token]] = data.labels[tags[token]], float(shares[token])
+        spans = [
+            {'type': kind, 'text': ' '.join(words[start:stop]), 'begin': start, 'end': stop}
+            for kind, start, stop in entities(of_words)
+        ]
+        described[source] = {'prediction': of_words, 'probability': known, 'entities': spans}
+    return described
+
+
 def rate(answers: Sequence[tuple[list[str], list[str]]]) -> dict[str, float]:
     """{'entity_f1', 'entity_precision', 'entity_recall'} of (tags, predicted tags)."""
     return entity_scores(*zip(*answers, strict=True))
@@ -192,4 +232,6 @@ TASK = Task(
     score=score,
     answers=answers,
     rate=rate,
+    infer=infer,
+    describe=describe,
 )

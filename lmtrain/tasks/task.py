@@ -20,7 +20,7 @@ class RowFormat(NamedTuple):
 
     Attributes:
       text: the fields that are read.
-      label: the field of the label.
+      label: the field of the label; '' for rows without one, of which the columns of labels have no meaning.
       labels: names of the classes in the order of their ids; () if the task has no classes.
       tokenizer: encodes the texts; its `layout` has the special tokens of a row.
       template: chat template that writes conversations, or None.
@@ -71,6 +71,9 @@ class Task:
         `encode`, `predict` and `score` are required without 'targets'.
       answers: (TaskData, split, predictions in the order of the examples) -> [(label, prediction)] of the rows, JSON
         values; `rate`: (answers) -> {name: value}, the main score first. None: the task has no evaluation file.
+      infer: infer(forward, batch, **settings), the prediction for each row of a batch with its probabilities, arrays.
+      describe: (TaskData, split, results of `infer` in the order of the examples) -> {index of a row: {column: JSON
+        value}}, what `lmtrain predict` writes beside the row. None, like `infer`: the command is not for this task.
       conversations: rows may be conversations, which a chat template writes.
       version: increment it when the same rows and settings give other examples.
     """
@@ -89,6 +92,8 @@ class Task:
     score: Callable[[Any, str, Sequence], dict[str, float]] | None = None
     answers: Callable[[Any, str, Sequence], list[tuple[Any, Any]]] | None = None
     rate: Callable[[Sequence[tuple[Any, Any]]], dict[str, float]] | None = None
+    infer: Callable | None = None
+    describe: Callable[[Any, str, Sequence], dict[int, dict[str, Any]]] | None = None
     conversations: bool = False
     version: int = 1
 

@@ -13,19 +13,22 @@ from lmtrain.files import local_path, read_json, write_json
 from lmtrain.models import Transformer, generation, pretrained
 from lmtrain.models.settings import HEAD_KINDS
 from lmtrain.tasks import TASKS
-from lmtrain.training import init_from
+from lmtrain.training import init_from, model_card
 
 FORMATS = ('hf', 'peft')
 PARTIAL = '.partial'  # directory in which an export is written
 
 
-def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last', member: int = 0) -> list[str]:
+def export(
+    workdir, to, form: str, merge: bool = False, step: int | str = 'last', member: int = 0, licence: str = ''
+) -> list[str]:
     """Writes the model of the run in `workdir` into the directory `to`; returns lines that describe the export.
 
     Args:
       form: 'hf' (config.json, generation_config.json, model.safetensors, tokenizer files) or 'peft' (only the adapter
-        and added heads).
+        and added heads); README.md is the model card of both.
       merge: merge the adapter into the weights first; the largest change of an output is among the lines.
+      licence: an identifier for the model card, such as 'apache-2.0'; '' is unknown.
 
     Raises InputError if the format cannot hold the model, naming the leaf or setting and the way out; what
     `init_from.open_run` raises; FileExistsError if `to` is not empty.
@@ -36,14 +39,14 @@ def export(workdir, to, form: str, merge: bool = False, step: int | str = 'last'
     if to.is_dir() and any(entry != partial for entry in to.iterdir()):
         raise FileExistsError(f'{to} is not empty: export into a new directory')
     shutil.rmtree(partial, ignore_errors=True)
-    lines = _write(workdir, partial, form, merge, step, member)
+    lines = _write(workdir, partial, form, merge, step, member, licence)
     for file in partial.iterdir():
         file.replace(to / file.name)
     partial.rmdir()
     return [*lines, f'written: {to}']
 
 
-def _write(workdir, to: Path, form: str, merge: bool, step: int | str, member: int) -> list[str]:
+def _write(workdir, to: Path, form: str, merge: bool, step: int | str, member: int, licence: str) -> list[str]:
     """Writes the files of an export into the directory `to`; returns lines that describe it."""
     opened = init_from.open_run(Path(workdir), step, member)
     model = init_from.with_hf_family(opened.model)
@@ -81,6 +84,7 @@ def _write(workdir, to: Path, form: str, merge: bool, step: int | str, member: i
         pretrained.save_pretrained(to, model, params, like=like, labels=opened.config.task.labels)
         if model.causal and model.head == 'lm':
             generation.write(to, generation.fields_of(opened.generation, tokenizer, model.vocab_size))
+    model_card.write(to, to.parent.resolve().name, workdir, opened, model, params, form=form, licence=licence)
     return lines + _tokenizer(tokenizer, to, framed=not task.predicts_tokens)
 
 

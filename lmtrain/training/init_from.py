@@ -295,10 +295,10 @@ def no_form(pool: str) -> str:
 
 
 def exportable(config) -> str:
-    """Whether `lmtrain export --format=hf` can write the model of a config: 'yes, as FAMILY' or 'no: REASON'."""
+    """Whether `lmtrain export --format=hf` can write the model of a config: 'yes, as FAMILY' or 'no, because ...'."""
     init = config.init
     if config.data.tokenizer == 'base' and not init.base:
-        return 'as the base that config.init.base will name'
+        return 'yes, as the base that config.init.base will name'
     try:
         model = open_base(init.base, init.adapter, init.ignore).model if init.base else Transformer(**config.model)
         task = TASKS[config.task.name]
@@ -311,10 +311,10 @@ def exportable(config) -> str:
                     model, task.head, count, pool
                 )
             if model is None:
-                return f'no: {no_form(pool)}'
+                return f'no, because {no_form(pool)}'
         return f'yes, as {with_hf_family(model).family}'
     except (OSError, ValueError) as error:
-        return f'no: {error}'
+        return f'no, because {error}'
 
 
 def _hash(files: list[Path]) -> str:

@@ -2,7 +2,7 @@
 
 import datetime
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,9 @@ from lmtrain.training import evaluate, init_from, workdir
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
+# Fields and sections of a config that an evaluation reads: how it computes, and where and how texts are read.
+OVERRIDES = ('data', 'evaluate', 'mesh', *(f'model.{name}' for name in init_from.COMPUTE if name != 'dropout'))
+
 
 class LoadedModel(NamedTuple):
     """A trained model on the first device.
@@ -31,6 +34,8 @@ class LoadedModel(NamedTuple):
       end_ids: tokens that end a text.
       template: chat template of the conversations that it was trained on; None if there is none.
       labels: the class names of its head, in the order of their ids; () if it has none, or they are not known.
+      directory: the folder of the run; '' for a Hugging Face directory, and if the parameters were changed since.
+      member: of the run, if that is a sweep.
     """
 
     config: Any
@@ -41,6 +46,8 @@ class LoadedModel(NamedTuple):
     end_ids: list[int]
     template: Template | None
     labels: tuple[str, ...] = ()
+    directory: str = ''
+    member: int = 0
 
 
 def load_run(directory, step: int | str = 'last', member: int = 0) -> LoadedModel:
@@ -53,7 +60,8 @@ def load_run(directory, step: int | str = 'last', member: int = 0) -> LoadedMode
     Raises FileNotFoundError or InputError naming what is missing, and checkpoint.Damaged.
     """
     base = init_from.open_run(pathlib.Path(directory), step, member)
-    return _load(base, data.load_tokenizer(base.tokenizer))
+    loaded = _load(base, data.load_tokenizer(base.tokenizer))
+    return loaded._replace(directory=str(directory), member=member)
 
 
 def load_directory(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> LoadedModel:
@@ -66,7 +74,8 @@ def load_directory(directory: str, adapter: str = '', ignore: Sequence[str] = ()
     Raises what `init_from.open_base` raises, and InputError if the directory has no tokenizer.
     """
     base = init_from.open_base(directory, adapter, ignore)
-    return _load(base, open_tokenizer(base.tokenizer, mask=False))
+    loaded = _load(base, open_tokenizer(base.tokenizer, mask=False))
+    return loaded._replace(directory='' if adapter or base.config is None else directory)
 
 
 def _load(base: init_from.Base, tokenizer: data.Tokenizer) -> LoadedModel:
@@ -106,10 +115,24 @@ def with_chat_template(run: LoadedModel, name: str | None, chats: bool) -> Loade
     return run._replace(template=template, end_ids=list(ends))
 
 
-def evaluate_split(directory, split: str, step: int | str = 'last', member: int = 0) -> dict[str, float]:
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Raises InputError if an evaluation does not read one of these fields of a config."""
+    for name in overrides:
+        if not any(name == known or name.startswith(f'{known}.') for known in OVERRIDES):
+            raise InputError(
+                f'config.{name} has no effect on an evaluation; its fields are those of {", ".join(OVERRIDES)}'
+            )
+
+
+def evaluate_split(
+    directory, split: str, step: int | str = 'last', member: int = 0, overrides: Mapping[str, Any] | None = None
+) -> dict[str, float]:
     """`evaluate.evaluate` of the model of a run on a whole split: 'train', 'validation' or 'test'.
 
     Uses as many devices as divide a batch. If the task has a score, it is among the results.
+
+    Args:
+      overrides: {'section.field': value} of the run's config that an evaluation may change (`OVERRIDES`).
 
     Raises what `load_run` and `build` raise, and InputError if the data or the tokenizer is not that of the training.
     """
@@ -117,6 +140,8 @@ def evaluate_split(directory, split: str, step: int | str = 'last', member: int 
     trained = _load(base, data.load_tokenizer(base.tokenizer))
     trained.config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}  # whatever it was trained on
     trained.config.optimizer.accumulate = 1
+    check_overrides(overrides or ())
+    trained.config.update_from_flattened_dict(dict(overrides or {}))
     size, devices = trained.config.data.batch_size, jax.devices()
     # The base of the run is open already: its hashes are not checked again.
     resolved = resolve(trained.config, base=base.base)

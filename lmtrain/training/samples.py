@@ -1,7 +1,7 @@
 """Sampled texts in the report of a run: the prompts, the settings, and how many texts ended."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmtrain import tree
 from lmtrain.data import Tokenizer
@@ -20,8 +20,16 @@ def makes_text(run: Run) -> bool:
     return run.model.causal and run.task.predicts_tokens
 
 
-def prompts_of(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
-    """[(prompt, its ids)] of the report: config.sample.prompts, each a user's turn if a template writes the rows.
+class SamplePrompt(NamedTuple):
+    """A prompt of the report, its ids, and the answer in the row that it is from; '' without a row."""
+
+    prompt: prompts.Prompt
+    ids: list[int]
+    answer: str = ''
+
+
+def prompts_of(run: Run) -> list[SamplePrompt]:
+    """The prompts of the report: config.sample.prompts, each a user's turn if a template writes the rows.
 
     For 'chat', where an empty turn makes no sense, the default (an empty text) stands for the first turns of validation
     rows.
@@ -30,21 +38,21 @@ def prompts_of(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
     tokenizer, texts = run.corpus.tokenizer, run.config.sample.prompts
     if run.task.conversations and tuple(texts) == ('',):
         return _of_rows(run)
-    return [(prompt, prompts.encode(prompt, tokenizer, run.template)) for prompt in texts]
+    return [SamplePrompt(prompt, prompts.encode(prompt, tokenizer, run.template)) for prompt in texts]
 
 
-def _of_rows(run: Run) -> list[tuple[prompts.Prompt, list[int]]]:
+def _of_rows(run: Run) -> list[SamplePrompt]:
     """The first validation rows up to their first answer, of those that leave room for it."""
-    task, chosen = run.config.task, []
+    task, chosen = run.config.task, list[SamplePrompt]()
     context = min(run.config.data.seq_len, run.model.max_len - num_virtual_tokens(run.initial.member_shapes.params))
     for row in run.corpus.rows['validation'][:TRIED]:
         _, dialogue = conversation.read(row, tuple(task.text), task.label)
         if dialogue.messages and not dialogue.trained:
             continue
-        prompt, _ = prompts.before_answer(dialogue, 0)
+        prompt, answer = prompts.before_answer(dialogue, 0)
         ids = prompts.encode(prompt, run.corpus.tokenizer, run.template if dialogue.messages else None)
         if len(ids) < context:
-            chosen.append((prompt, ids))
+            chosen.append(SamplePrompt(prompt, ids, answer))
         if len(chosen) == ROWS:
             break
     return chosen
@@ -63,7 +71,7 @@ def check(run: Run) -> None:
         if not isinstance(prompt, str):
             raise InputError(f'sample.prompts has {prompt!r}: a prompt is text')
     try:
-        ids = [each for _, each in prompts_of(run)]
+        ids = [each.ids for each in prompts_of(run)]
         if run.model.causal and ids:
             options = settings(run, ids)
             prompts_ids = options.pop('prompts')
@@ -84,11 +92,12 @@ def texts(run: Run, params: tree.Params) -> str:
     chosen = prompts_of(run)
     if not chosen:
         return 'No validation row leaves room for an answer, and config.sample.prompts names no prompt.\n'
-    options = settings(run, [ids for _, ids in chosen])
+    options = settings(run, [each.ids for each in chosen])
     generated = sample.generate(run.model, params, **options)
     parts = [
-        f'--- {prompts.shown(prompt)!r}\n{continuation(run.corpus.tokenizer, ids, text.ids, run.template is not None)}'
-        for (prompt, ids), text in zip(chosen, generated, strict=True)
+        f'--- {prompts.shown(prompt)!r}\n{continuation(run.corpus.tokenizer, ids, text.ids, run.task.conversations)}'
+        + (f'\n(the row: {answer!r})' if answer else '')
+        for (prompt, ids, answer), text in zip(chosen, generated, strict=True)
     ]
     return '\n\n'.join([*parts, ended([text.finish_reason for text in generated], options['max_tokens'])]) + '\n'
 

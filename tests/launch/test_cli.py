@@ -68,6 +68,7 @@ def test_help_of_a_verb_has_an_example_and_only_its_flags(verb, capsys):
         'cost',
         'compare',
         'evaluate',
+        'predict',
         'runs',
         'pipeline',
         'generate',

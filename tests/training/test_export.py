@@ -123,7 +123,7 @@ def test_pooling_without_transformers_class_is_reported_before_training(folder):
     run = build.build(*resolve.resolve(config))
     assert "objective.pool='mean' has no form in transformers" in ' '.join(summary.header(run).split())
     assert init_from.exportable(config).startswith(
-        "no: objective.pool='mean' has no form in transformers; 'auto' gives"
+        "no, because objective.pool='mean' has no form in transformers; 'auto' gives"
     )
     assert init_from.exportable(recipe(folder, 'masked')) == 'yes, as bert'
     assert 'heads' in run.shapes.params and 'task_head' not in run.shapes.params

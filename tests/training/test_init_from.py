@@ -200,11 +200,11 @@ def test_ignored_fields_are_skipped_by_every_run_on_the_base(folder, tmp_path):
     [
         ('quickstart', 'yes, as qwen3'),
         ('tiny', 'yes, as llama'),
-        ('classify', 'as the base that config.init.base will name'),
+        ('classify', 'yes, as the base that config.init.base will name'),
         ('ladder', 'yes, as llama'),
         ('pretrain_gpt2', 'yes, as gpt2'),
-        ('shakespeare', 'no: .*the nearest, gpt2, has no model.bias=False .only True.'),
-        ('modern', "no: .*model.activation='relu2' .only 'swiglu'. and no model.logit_softcap=30.0 .only 0.0."),
+        ('shakespeare', 'no, because .*the nearest, gpt2, has no model.bias=False .only True.'),
+        ('modern', "no, because .*model.activation='relu2' .only 'swiglu'. and no model.logit_softcap=30.0 .only 0.0."),
     ],
 )
 def test_exportable_is_known_before_the_run(name, answer):
@@ -215,7 +215,9 @@ def test_exportable_is_known_before_the_run(name, answer):
 def test_missing_base_is_not_exportable():
     config = tiny.get_config()
     config.init.base = 'nowhere'
-    assert init_from.exportable(config).startswith(f'no: init.base: {pathlib.Path.cwd() / "nowhere"} is neither')
+    assert init_from.exportable(config).startswith(
+        f'no, because init.base: {pathlib.Path.cwd() / "nowhere"} is neither'
+    )
 
 
 def test_split_is_evaluated_on_as_many_devices_as_divide_a_batch(folder, tmp_path):

@@ -57,7 +57,8 @@ def lmtrain(capsys, *words):
 
 def test_report_prompts_with_validation_rows(folder):
     text = (folder / 'run' / 'samples.txt').read_text(encoding='utf-8')
-    assert text == "--- 'a'\nbb\n\n--- 'b'\ncc\n\n--- 'c'\ndd\n\n3 of 3 texts ended with an end token\n"
+    rows = [f'--- {letter!r}\n{answer}\n(the row: {answer!r})\n\n' for letter, answer in zip('abc', ('bb', 'cc', 'dd'))]
+    assert text == ''.join(rows) + '3 of 3 texts ended with an end token\n'
     assert '3 of 3 texts ended' in (folder / 'run' / 'report.md').read_text(encoding='utf-8')
 
 
@@ -68,7 +69,7 @@ def test_rows_leave_room_for_virtual_tokens_and_an_answer(method, length, count,
     config.adapt.method, config.adapt[method].length = method, length
     config.data.isolate, config.model.positions = False, 'rotary'
     prompts = samples.prompts_of(build(*resolve(config)))
-    assert [len(ids) for _, ids in prompts] == [3] * count  # of 8 positions
+    assert [len(prompt.ids) for prompt in prompts] == [3] * count  # of 8 positions
 
 
 def test_generate_uses_the_template_of_the_training(folder, capsys):
@@ -111,6 +112,8 @@ def test_messages_need_a_template(folder, capsys, tmp_path):
     """An export contains the template. Without one, messages are refused and a text is continued unchanged."""
     export.export(folder / 'run', tmp_path / 'hf', 'hf')
     assert generation.read(tmp_path / 'hf')['eos_token_id'] == [256]
+    card = (tmp_path / 'hf' / 'README.md').read_text(encoding='utf-8')
+    assert 'pipeline_tag: "text-generation"' in card and '`rows.jsonl`' in card and 'validation: loss' in card
     own = load.load_directory(str(tmp_path / 'hf'))
     assert own.template is None and load.with_chat_template(own, None, False).template is None
     template = load.with_chat_template(own, None, True).template

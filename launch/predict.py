@@ -1,0 +1,73 @@
+"""classes, numbers, tags or answers for the rows of a file, with their probabilities.
+
+lmtrain predict --workdir=runs/intents --rows=new.csv --to=predicted.csv
+lmtrain predict --base=DIR --rows=new.jsonl --text=sentence --to=predicted.jsonl
+
+The model has a head for the task: a run of classify, regress, tag or span, or
+such a Hugging Face directory. Every row of --rows has a row in --to, in the
+same order and with its columns, and further columns behind them:
+
+classes: prediction, probability, probabilities (csv: one column for each class)
+
+numbers: prediction
+
+tags: prediction and probability (lists, one entry a word), entities
+
+answers: prediction, begin and end (characters of the context), probability,
+no_answer (the probability that the context holds none)
+
+Rows need no label. A row without text has an empty prediction; a row that is
+longer than the context of the model is cut, and a line says how many were.
+"""
+
+from absl import flags
+
+from launch import model_flags, output_files, process_setup
+from lmtrain.errors import InputError
+
+FLAGS = flags.FlagValues()
+model_flags.define(FLAGS, base=True)
+flags.DEFINE_string('rows', None, 'the rows: jsonl, csv, tsv, parquet, ...', flag_values=FLAGS)
+flags.DEFINE_string('to', None, 'the file to write: .jsonl or .csv', flag_values=FLAGS)
+text = "fields that are read, comma-separated; those of the training by default, else 'text'"
+flags.DEFINE_list('text', [], text, flag_values=FLAGS)
+text = 'the classes in the order of their ids, if the model does not name them'
+flags.DEFINE_list('labels', [], text, flag_values=FLAGS)
+flags.DEFINE_integer('batch_size', 32, 'rows computed together', flag_values=FLAGS)
+
+
+def run(values: flags.FlagValues) -> None:
+    from lmtrain.data import row_files
+    from lmtrain.data.rows import read_rows
+
+    for name, example in (('rows', 'new.csv'), ('to', 'predicted.csv')):
+        if not values[name].value:
+            raise InputError(f'--{name} is missing, such as --{name}={example}')
+    if values.batch_size < 1:
+        raise InputError(f'--batch_size={values.batch_size} must be at least 1')
+    row_files.check_ending(values.to)
+    output_files.check(values.to, 'to')
+    notes: list[str] = []
+    rows = read_rows(values.rows, '', notes=notes)  # its errors, before the model is loaded
+    process_setup.prepare()
+    from lmtrain.api import rows as of_rows
+
+    model = model_flags.model(values)
+    text = of_rows.text_fields(model, values.text)
+    count = f'{len(rows):,} row' + 's' * (len(rows) > 1)
+    notes.append(f'{of_rows.predicted_task(model).name}: {count}, read from {", ".join(map(repr, text))}')
+    for note in notes:
+        model_flags.note(note)
+    columns, cut = of_rows.predict_rows(model, rows, text, values.labels, values.batch_size)
+    fields = [row.fields for row in rows]
+    names = row_files.free_names(list(dict.fromkeys(name for row in columns for name in row)), fields)
+    added = [{names[name]: row.get(name) for name in names} for row in columns]
+    if empty := sum(row['prediction'] is None for row in columns):
+        model_flags.note(f'{empty:,} without text: their prediction is empty')
+    if cut:
+        model_flags.note(f'{cut:,} longer than the context of the model: cut')
+    for name, chosen in names.items():
+        if name != chosen:
+            model_flags.note(f'the rows have a column {name!r}: the new one is {chosen!r}')
+    lines = row_files.encoded([row | new for row, new in zip(fields, added, strict=True)], values.to)
+    output_files.write(values.to, lines)

@@ -1,0 +1,79 @@
+"""Predictions of rows and the bits per byte of a source, through the public object."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lmtrain
+from lmtrain.api import rows
+from lmtrain.api.model import Model
+from lmtrain.errors import InputError
+from lmtrain.evaluation import perplexity
+
+
+@pytest.fixture
+def loaded(computes):
+    model, params, tokenizer = computes
+    return Model(None, model, tokenizer, params, 0, [256], None)
+
+
+def with_head(loaded, name, size, **fields):
+    """A Hugging Face model with a head of its own: the row's last token."""
+    model = dataclasses.replace(loaded.model, head=name, num_labels=size, head_pool='last', head_bias=False, tied=False)
+    kernel = jnp.asarray(np.random.default_rng(0).normal(0, 1, (16, size)), jnp.float32)
+    params = {key: leaf for key, leaf in loaded.params.items() if key != 'lm_head'}
+    return loaded._replace(model=model, params=params | {'task_head': {'out': {'kernel': kernel}}}, **fields)
+
+
+def test_a_source_is_scored_document_by_document(loaded, tmp_path):
+    (tmp_path / 'a.txt').write_text('cats sat\non mats\n', encoding='utf-8')
+    (tmp_path / 'b.txt').write_text('é' * 70, encoding='utf-8')
+    results = loaded.evaluate(source=tmp_path)
+    texts = ['cats sat\non mats\n', 'é' * 70]
+    expected, _ = perplexity.bits_per_byte(loaded.model, loaded.params, loaded.tokenizer, texts)
+    assert {name: results[name] for name in expected} == expected and results['documents'] == 2
+    assert results['loss'] == pytest.approx(results['bits_per_byte'] * np.log(2))  # a token is a byte here
+    lines = lmtrain.evaluate(loaded, source=tmp_path / 'a.txt', overrides={'data.document': 'line'})
+    assert lines['documents'] == 2 and lines['bytes'] < results['bytes']
+    coarse = loaded.evaluate(source=tmp_path, overrides={'model.dtype': 'bfloat16', 'data.batch_size': 1})
+    assert 0 < abs(coarse['bits_per_byte'] - results['bits_per_byte']) < 0.1
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        ({'source': 'nowhere.txt'}, 'nowhere.txt'),
+        ({'source': 'x', 'overrides': {'optimizer.name': 'sgd'}}, 'config.optimizer.name has no effect on an eval'),
+        ({'rows': [{'a': 'b'}], 'overrides': {'data.batch_size': 1}}, 'overrides with rows or task'),
+        ({}, 'a split belongs to a run, and this model is a Hugging Face directory'),
+        ({'shots': 1}, 'shots without rows'),
+    ],
+)
+def test_invalid_evaluations_are_refused(loaded, words, message):
+    with pytest.raises((InputError, FileNotFoundError), match=message):
+        loaded.evaluate(**words)
+
+
+def test_the_task_of_a_pretrained_head(loaded):
+    assert rows.predicted_task(with_head(loaded, 'classify', 3)).name == 'classify'
+    assert rows.predicted_task(with_head(loaded, 'classify', 1)).num_outputs == 1
+    assert rows.predicted_task(with_head(loaded, 'tag', 3)).labels_words
+    assert rows.predicted_task(with_head(loaded, 'span', 2)).num_outputs == 2
+    with pytest.raises(InputError, match='the model has no head for classes'):
+        rows.predicted_task(loaded)
+
+
+def test_texts_and_dicts_are_rows(loaded):
+    model = with_head(loaded, 'classify', 2, labels=('a', 'b'))
+    one, other = model.predict(['cats', 'mats'])
+    assert one.keys() == {'prediction', 'probability', 'probabilities'} and sum(one['probabilities'].values()) == (
+        pytest.approx(1, abs=1e-6)
+    )
+    assert model.predict([{'s': 'mats', 'label': 'unread'}, {'s': ''}], text='s') == [other, {'prediction': None}]
+    assert model._replace(labels=()).predict(['mats'], labels=['x', 'y'])[0]['prediction'] in 'xy'
+    with pytest.raises(InputError, match="row 0: no field 'text'; the fields there are: 's'"):
+        model.predict([{'s': 'mats'}])
+    with pytest.raises(InputError, match='the head has 2 classes, and their names are not known: set labels'):
+        model._replace(labels=()).predict(['mats'])

@@ -1,0 +1,50 @@
+"""Files of rows: what is written is read back unchanged, and no column is lost."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from lmtrain.data import row_files
+from lmtrain.data.rows import read_rows
+
+ROWS = [
+    {'text': 'a, "b"\nc', 'n': 3, 'p': {'x': 0.25, 'y': 0.75}, 'tags': ['O', 'B-é']},
+    {'text': ' d', 'late': True, 'p': None, 'mixed': {'a': 1}},
+    {'text': '', 'mixed': 'plain'},
+]
+
+
+def table(rows):
+    return list(csv.reader(io.StringIO(b''.join(row_files.encoded(rows, 'x.csv')).decode())))
+
+
+def test_csv_has_a_column_for_each_name_and_each_entry_of_objects():
+    header, *lines = table(ROWS)
+    assert header == ['text', 'n', 'p.x', 'p.y', 'tags', 'late', 'mixed']
+    assert lines[0] == ['a, "b"\nc', '3', '0.25', '0.75', '["O", "B-é"]', '', '']
+    assert lines[1] == [' d', '', '', '', '', 'true', '{"a": 1}']  # a column that is not of objects alone is JSON
+    assert lines[2] == ['', '', '', '', '', '', 'plain']
+
+
+def test_jsonl_keeps_values():
+    lines = b''.join(row_files.encoded(ROWS, 'x.jsonl')).decode().splitlines()
+    assert [json.loads(line) for line in lines] == ROWS and 'B-é' in lines[0]
+
+
+@pytest.mark.parametrize('name', ['rows.csv', 'rows.jsonl'])
+def test_rows_that_were_read_are_written_unchanged(tmp_path, name):
+    rows = [{'text': 'a;b', 'label': '01'}, {'text': 'two\nlines "x"', 'label': '1.0'}]
+    (tmp_path / name).write_bytes(b''.join(row_files.encoded(rows, name)))
+    assert [row.fields for row in read_rows(str(tmp_path / name), '')] == rows
+
+
+def test_other_endings_are_refused():
+    with pytest.raises(ValueError, match='rows.xlsx: rows are written as .jsonl or .csv'):
+        row_files.check_ending('rows.xlsx')
+
+
+def test_names_that_rows_have_are_not_overwritten():
+    rows = [{'prediction': 'a'}, {'prediction_2': 'b'}]
+    assert row_files.free_names(['prediction', 'p'], rows) == {'prediction': 'prediction_3', 'p': 'p'}
