@@ -14,7 +14,7 @@ import sys
 
 from absl import flags
 
-from launch import model_flags, process_setup
+from launch import cli, model_flags, process_setup
 from launch.generate import clean, write
 from lmtrain.errors import InputError
 
@@ -62,8 +62,13 @@ def run(values: flags.FlagValues) -> None:
     if not terminal and isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding='utf-8', errors='surrogateescape')  # what is not UTF-8 is refused by its line
     if terminal:
-        model_flags.note(f'{talk.context:,} tokens of context. /help shows the commands, Ctrl-D ends')
+        note(f'{talk.context:,} tokens of context. /help shows the commands, Ctrl-D ends')
     converse(talk, terminal)
+
+
+def note(text: str) -> None:
+    """Prints a remark in 80 columns on standard error."""
+    model_flags.note('\n'.join(cli.wrapped(line, '') for line in text.splitlines()))
 
 
 def converse(talk, terminal: bool) -> None:
@@ -75,7 +80,7 @@ def converse(talk, terminal: bool) -> None:
             if not terminal:
                 raise
             write('\n')
-            model_flags.note('Ctrl-D or /quit ends')
+            note('Ctrl-D or /quit ends')
             continue
         if line is None or line == '/quit':
             return
@@ -85,7 +90,7 @@ def converse(talk, terminal: bool) -> None:
             elif line:
                 answer(talk, line)
         except InputError as error:
-            model_flags.note(str(error))
+            note(str(error))
 
 
 def read_line(terminal: bool) -> str | None:
@@ -113,12 +118,12 @@ def obey(talk, name: str, text: str) -> None:
     """Carries out a command. Raises InputError for one that does not exist."""
     if name == '/reset':
         talk.reset()
-        model_flags.note('the conversation is forgotten')
+        note('the conversation is forgotten')
     elif name == '/system':
         talk.system = text
-        model_flags.note(f'the system text is {text!r}' if text else 'there is no system text')
+        note(f'the system text is {text!r}' if text else 'there is no system text')
     elif name == '/help':
-        model_flags.note(HELP)
+        note(HELP)
     else:
         raise InputError(f'{name} is no command; /help shows them. A message that begins so: put a word before it')
 
@@ -128,13 +133,13 @@ def answer(talk, line: str) -> None:
     names = talk.special_names(line)
     if names:
         listed = ', '.join(map(repr, names[:3]))
-        model_flags.note(f'{listed}: the name of a special token, read as characters')
+        note(f'{listed}: the name of a special token, read as characters')
     pieces = None
     try:
         pieces = talk.stream(line)
         if talk.dropped:
             turns = f'{talk.dropped} oldest turns are' if talk.dropped > 1 else 'oldest turn is'
-            model_flags.note(f'the {turns} forgotten: the context holds {talk.context:,} tokens')
+            note(f'the {turns} forgotten: the context holds {talk.context:,} tokens')
         for piece in pieces:
             write(clean(piece))
         write('\n')
@@ -142,8 +147,8 @@ def answer(talk, line: str) -> None:
         if pieces:
             pieces.close()  # the history then has what was printed
         write('\n')
-        model_flags.note('stopped')
+        note('stopped')
         return
     cut = {'length': 'after --max_tokens', 'context': f'at the end of the context, {talk.context:,} tokens'}
     if talk.finish_reason in cut:
-        model_flags.note(f'the answer is cut {cut[talk.finish_reason]}')
+        note(f'the answer is cut {cut[talk.finish_reason]}')

@@ -55,7 +55,8 @@ def run(values: flags.FlagValues) -> None:
     model = model_flags.model(values)
     text = of_rows.text_fields(model, values.text)
     count = f'{len(rows):,} row' + 's' * (len(rows) > 1)
-    notes.append(f'{of_rows.predicted_task(model).name}: {count}, read from {", ".join(map(repr, text))}')
+    task = of_rows.predicted_task(model)
+    notes.append(f'{task.name}: {count}, read from {", ".join(map(repr, text))}')
     for note in notes:
         model_flags.note(note)
     columns, cut = of_rows.predict_rows(model, rows, text, values.labels, values.batch_size)
@@ -65,7 +66,8 @@ def run(values: flags.FlagValues) -> None:
     if empty := sum(row['prediction'] is None for row in columns):
         model_flags.note(f'{empty:,} without text: their prediction is empty')
     if cut:
-        model_flags.note(f'{cut:,} longer than the context of the model: cut')
+        handled = 'cut' if task.has_classes or task.pools_rows else 'read in windows'
+        model_flags.note(f'{cut:,} longer than the context of the model: {handled}')
     for name, chosen in names.items():
         if name != chosen:
             model_flags.note(f'the rows have a column {name!r}: the new one is {chosen!r}')

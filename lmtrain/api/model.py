@@ -17,7 +17,7 @@ class Model(LoadedModel):
     >>> import lmtrain
     >>> model = lmtrain.load('runs/tiny')
     >>> model
-    Model(llama, 33,312 parameters, step 20)
+    Model(2 layers, width 32, 41,152 parameters, step 20)
     >>> len(model.generate(['def '], max_tokens=8)[0].ids)
     8
     """
@@ -27,7 +27,8 @@ class Model(LoadedModel):
     def __repr__(self) -> str:
         """One line; the parameters themselves would fill the screen of a notebook."""
         step = f', step {self.step:,}' if self.config else ''
-        return f'Model({self.model.family or self.model.head}, {tree.count(self.params):,} parameters{step})'
+        size = f'{self.model.num_layers} layers, width {self.model.width}'
+        return f'Model({size}, {tree.count(self.params):,} parameters{step})'
 
     generate = texts.generate
     stream = texts.stream

@@ -79,7 +79,11 @@ def predicted_task(model: LoadedModel) -> Task:
     if config and not (task := TASKS[config.task.name]).predicts_tokens:
         return task
     size = model.model.num_labels
-    fitting = [each for each in TASKS.values() if each.head == model.model.head and each.num_outputs in (0, size)]
+    fitting = [
+        task
+        for task in TASKS.values()
+        if task.infer and task.head == model.model.head and task.num_outputs in (0, size)
+    ]
     if not fitting:
         raise InputError('the model has no head for classes, numbers, tags or spans: it continues texts (generate)')
     return max(fitting, key=lambda task: task.num_outputs)  # one output is a number, unless its task has classes

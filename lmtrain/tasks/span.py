@@ -250,8 +250,8 @@ def answers(data, split: str, predicted: Sequence) -> list[tuple[list[str], str]
 def describe(data, split: str, inferred: Sequence) -> dict[int, dict[str, Any]]:
     """{row: {'prediction', 'begin', 'end', 'probability', 'no_answer'}}.
 
-    The answer is the span with the highest probability over the windows of the context, at the characters from `begin`
-    to before `end`; 'no_answer' is the lowest probability of the null span over these windows.
+    The answer is the span with the highest probability over the windows of the context, without blanks at its ends, at
+    the characters from `begin` to before `end`; 'no_answer' is the lowest probability of the null span over windows.
     """
     examples, described = data.examples[split], {}
     for example, source in enumerate(examples.source.tolist()):
@@ -259,7 +259,9 @@ def describe(data, split: str, inferred: Sequence) -> dict[int, dict[str, Any]]:
         offsets = examples.flat['offsets'][examples.begins[example] :]
         begin, end = int(offsets[first, 0]), int(offsets[last, 1])
         text = data.rows[split][source].fields[data.text[1]][begin:end]
-        answer = {'prediction': text, 'begin': begin, 'end': end, 'probability': math.exp(log_p)}
+        begin += len(text) - len(text.lstrip())
+        text = text.strip()
+        answer = {'prediction': text, 'begin': begin, 'end': begin + len(text), 'probability': math.exp(log_p)}
         best = described.get(source)
         lowest = min(math.exp(null), best['no_answer'] if best else 1.0)
         described[source] = (best if best and best['probability'] >= answer['probability'] else answer) | {

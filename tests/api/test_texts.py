@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import scipy.special
@@ -20,8 +21,9 @@ def loaded(computes):
 
 
 def reference(loaded, ids, start):
-    """float64 [len(ids) - start]: log p of ids[start:], one row without padding."""
-    logits = loaded.model.apply({'params': loaded.params}, {'tokens': np.array([ids[:-1]], np.int32)})['logits']
+    """float64 [len(ids) - start]: log p of ids[start:], one row."""
+    tokens = np.array([[*ids[:-1], *[0] * (40 - len(ids))]], np.int32)  # padding is behind what is read
+    logits = jax.jit(loaded.model.apply)({'params': loaded.params}, {'tokens': tokens})['logits']
     log_p = scipy.special.log_softmax(np.asarray(logits, np.float64)[0, :, :], axis=-1)
     return log_p[np.arange(start - 1, len(ids) - 1), ids[start:]]
 

@@ -90,7 +90,7 @@ def test_choices_are_a_list_or_a_field(stub, text, choices):
 
 def test_split_is_evaluated_at_the_checkpoint(stub, capsys):
     assert cli.main(['evaluate', '--workdir=w', '--split=test', '--checkpoint=30']) == 0
-    assert stub['split'] == (pathlib.Path('w'), 'test', 30, 0)
+    assert stub['split'] == (pathlib.Path('w'), 'test', 30, 0, {})
     assert capsys.readouterr().out.startswith('test: ')
 
 

@@ -25,10 +25,12 @@ def test_checkpoint_is_last_best_or_a_step(text, step):
 
 
 def test_exactly_one_model_is_named(monkeypatch):
-    monkeypatch.setattr(load, 'load_directory', lambda *words: words)
-    monkeypatch.setattr(load, 'load_run', lambda *words: words)
-    assert model_flags.model(parsed('--base=b', '--adapter=a', '--ignore=x,y')) == ('b', 'a', ['x', 'y'])
-    assert [str(word) for word in model_flags.model(parsed('--workdir=w', '--checkpoint=3'))] == ['w', '3', '0']
+    calls = []
+    monkeypatch.setattr(load, 'load_directory', lambda *words: calls.append(words) or run())
+    monkeypatch.setattr(load, 'load_run', lambda *words: calls.append(words) or run())
+    assert model_flags.model(parsed('--base=b', '--adapter=a', '--ignore=x,y')).end_ids == [256]
+    model_flags.model(parsed('--workdir=w', '--checkpoint=3'))
+    assert [[str(word) for word in words] for words in calls] == [['b', 'a', "['x', 'y']"], ['w', '3', '0']]
     with pytest.raises(ValueError, match='--workdir and --base at once'):
         model_flags.model(parsed('--workdir=w', '--base=b'))
     with pytest.raises(ValueError, match='--adapter without --base'):

@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,11 +42,15 @@ def predict(*words):
     return cli.main(['predict', '--workdir=w', *words])
 
 
+def apply(run, ids):
+    return jax.jit(run.model.apply)({'params': run.params}, {'tokens': ids})
+
+
 def shares(run, text):
     """float64 [C]: the softmax of the mean of the head's outputs over the tokens of one row, not padded."""
     ids = np.array([[256, *text.encode(), 256]], np.int32)
     (name,) = run.params['heads']
-    outputs = run.model.apply({'params': run.params}, {'tokens': ids})[name]
+    outputs = apply(run, ids)[name]
     return scipy.special.softmax(np.asarray(outputs, np.float64)[0].mean(0))
 
 
@@ -86,7 +91,7 @@ def test_numbers_of_a_jsonl(stub, capsys):
     written = [json.loads(line) for line in pathlib.Path('out.jsonl').read_text(encoding='utf-8').splitlines()]
     assert [{name: row[name] for name in row if name != 'prediction_2'} for row in written] == lines
     ids = np.array([[256, *b'two', 256]], np.int32)
-    number = np.asarray(run.model.apply({'params': run.params}, {'tokens': ids})['regress'])[0].mean()
+    number = np.asarray(apply(run, ids)['regress'])[0].mean()
     assert written[1]['prediction_2'] == pytest.approx(number, abs=1e-5) and written[2]['prediction_2'] is None
 
 
@@ -97,7 +102,7 @@ def test_tags_of_words_and_of_a_text(stub):
     assert predict('--rows=in.jsonl', '--to=out.jsonl') == 0
     first, second, third = (json.loads(x) for x in pathlib.Path('out.jsonl').read_text(encoding='utf-8').splitlines())
     ids = np.array([[256, *b'Ada met Bob', 256]], np.int32)
-    outputs = np.asarray(run.model.apply({'params': run.params}, {'tokens': ids})['tag'], np.float64)[0]
+    outputs = np.asarray(apply(run, ids)['tag'], np.float64)[0]
     expected = scipy.special.softmax(outputs[[1, 5, 9]], axis=-1)  # at the first byte of each word
     assert first['prediction'] == [run.labels[i] for i in expected.argmax(-1)] == second['prediction']
     np.testing.assert_allclose(first['probability'], expected.max(-1), atol=1e-5)
@@ -118,12 +123,12 @@ def test_answers_in_a_context(stub):
         assert 0 < row['probability'] <= 1 and 0 <= row['no_answer'] <= 1
     question, context = lines[0].values()
     ids = np.array([[256, *question.encode(), 256, *context.encode(), 256]], np.int32)
-    scores = np.asarray(run.model.apply({'params': run.params}, {'tokens': ids})['span'], np.float64)[0]
+    scores = np.asarray(apply(run, ids)['span'], np.float64)[0]
     first = 1 + len(question) + 1
     p = scipy.special.softmax(scores[[0, *range(first, first + len(context))]], axis=0)  # the null span first
     products = np.triu(np.outer(p[1:, 0], p[1:, 1]))
     begin, end = np.unravel_index(products.argmax(), products.shape)
-    assert (written[0]['begin'], written[0]['end']) == (begin, end + 1)
+    assert written[0]['prediction'] == context[begin : end + 1].strip()
     assert written[0]['probability'] == pytest.approx(products.max(), rel=1e-4)
     assert written[0]['no_answer'] == pytest.approx(p[0, 0] * p[0, 1], rel=1e-4)
 
