@@ -23,7 +23,6 @@ def config(cache, base: bool):
     own.model.num_layers, own.model.width, own.model.num_heads = 1, 16, 2
     own.budget.steps = own.evaluate.every_steps = own.checkpoint.every_steps = 4
     own.sample.prompts = ()
-    own.mesh.data = 1
     return own
 
 
