@@ -63,7 +63,8 @@ def get_config():
     # Task: 'text' is language modelling; the others read rows:
     # lmtrain.tasks.prepare.prepare_task(config.data, **config.task)
     config.task = ml_collections.ConfigDict()
-    config.task.name = 'text'  # 'text' | 'chat' | 'classify' | 'regress' | 'tag' | 'span'
+    # 'text' | 'chat' | 'classify' | 'regress' | 'tag' | 'span' | 'reward' | 'preference' (pairs) | 'unpaired' (labels)
+    config.task.name = 'text'
     config.task.train = ()  # rows in jsonl, json, csv, tsv, parquet, conll: paths, (path, label); or 'generated:sort'
     config.task.validation = ()  # the same; () splits data.validation off the training rows
     config.task.test = ()  # the same; () splits data.test off the training rows
@@ -72,8 +73,9 @@ def get_config():
     config.task.labels = ()  # classes in the order of their ids; () is the base's order, or sorted
     config.task.shots = 0  # training rows per class; 0 is all
     config.task.buckets = 4  # maximum number of row lengths, each with its own compiled program
-    config.task.pack = False  # packs several conversations into a row, isolated ('chat' only)
+    config.task.pack = False  # packs several texts into a row, isolated: 'chat', 'reward', 'preference'
     config.task.too_long = 'error'  # rows longer than data.seq_len: 'error' | 'cut' | 'drop'
+    config.task.group = 4  # 'unpaired': rows of the files that share a row of a batch and a KL estimate
     config.task.template = 'auto'  # 'chat': 'auto' (tokenizer's, or 'plain') | 'plain' | 'none' | a name | a Jinja file
     config.task.date = ''  # date of templates with strftime_now, 'YYYY-MM-DD'; '' is that of the first start
 
@@ -150,6 +152,7 @@ def get_config():
     config.adapt.lora.rank = (('.*/attention/(query|value)/kernel', 8),)  # first match wins; no match, no LoRA
     config.adapt.lora.alpha = (('.*', 16.0),)  # the scale is alpha / rank
     config.adapt.lora.rslora = False  # the scale is alpha / sqrt(rank)
+    config.adapt.lora.zero = 'b'  # factor that is 0 at first: 'b' | 'a' (then b is random)
     config.adapt.lora.dora = False  # trains magnitude and direction of the kernel's columns separately
     config.adapt.prompt = ml_collections.ConfigDict()
     config.adapt.prompt.length = 20  # P embeddings before every row
@@ -165,6 +168,15 @@ def get_config():
     config.objective = ml_collections.ConfigDict()
     config.objective.name = ''  # a loss in the file of the task; '' is the first
     config.objective.z_loss = 0.0  # weight of log(Z)^2 (PaLM, section 5); for 'text' and 'chat'
+    config.objective.beta = 0.1  # 'preference', 'unpaired': strength of the reference model; usual: simpo 2, dpo_norm 5
+    config.objective.label_smoothing = 0.0  # dpo, dpo_norm: probability that a pair is in the wrong order
+    config.objective.target_margin = 0.5  # simpo: by how much the chosen side should be better (gamma)
+    config.objective.desirable = 1.0  # kto: weight of desirable completions
+    config.objective.undesirable = 1.0  # kto: weight of undesirable completions
+    # Log-probabilities of the reference model: 'cached' (computed once, before the training) | 'live' (in every step,
+    # from the frozen base; for methods that only add leaves)
+    config.objective.reference = 'cached'
+    config.objective.centring = 0.0  # 'reward': weight of the squared sum of both rewards; 0.01 keeps them around 0
     # The head of a task, unless the base has one. 'auto': that of transformers' class of the family (BERT's pooler, a
     # decoder's last token); 'first' | 'last' | 'mean' (of all tokens): an added projection of that token
     config.objective.pool = 'auto'  # of a new head: 'auto' (as transformers' class) | 'first' | 'last' | 'mean'

@@ -5,7 +5,8 @@
               +--- lora_a [in, R] --- lora_b [R, out] --- * scale ---+
                    trained            trained             fixed        R << in, out
 
-lora_b is 0 at first, so y does not change. After training, `fold` replaces the kernel by kernel + scale lora_a lora_b.
+lora_b (or lora_a) is 0 at first, so y does not change. After training, `fold` replaces the kernel by
+kernel + scale lora_a lora_b.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ def adapter(
     rank: Sequence[tuple[str, int | Sequence[int]]],
     alpha: Sequence[tuple[str, float | Sequence[float]]],
     rslora: bool = False,
+    zero: str = 'b',
     dora: bool = False,
 ) -> Adapter:
     """LoRA (arXiv 2106.09685): lora_a [in, R], lora_b [R, out] and lora_scale [] next to each matched kernel [in, out].
@@ -40,11 +42,17 @@ def adapter(
         The layers share one array of the largest rank, whose unused columns are 0 and stay 0.
       alpha: [(regex, alpha)] for the same paths; the scale is alpha / rank.
       rslora: the scale is alpha / sqrt(rank) (arXiv 2312.03732).
+      zero: the factor that is 0 at first. 'a': lora_b is N(0, 1/R) instead, R the rank (Hayou et al., arXiv 2406.08447,
+        Init[B]). With 'b', the first updates of Adam depend on rounding, and so on the layout of the devices.
+        Embeddings always have lora_a = 0.
       dora: adds lora_magnitude [out], the norms of the kernel's columns (arXiv 2402.09353).
 
     `new_leaves` raises InputError for a pattern that matches nothing, a matched path without alpha, and a rank that is
     out of range.
     """
+
+    if zero not in ('a', 'b'):
+        raise InputError(f"adapt.lora.zero is {zero!r}: it is 'a' or 'b'")
 
     def new_leaves(rng, params):
         leaves, ranks = tree.flatten(params), sites(params, rank, 'adapt.lora.rank')
@@ -59,7 +67,7 @@ def adapter(
             r, layer_alpha = _per_layer(path, leaves[path].shape[:-2], ranks[path], alphas[path], dora)
             scale = layer_alpha / np.maximum(np.sqrt(r) if rslora else r, 1)
             scale = jnp.asarray(np.where(r > 0, scale, 0), jnp.float32)
-            new |= _initial(rng, path, leaves[path], r, scale, dora)
+            new |= _initial(rng, path, leaves[path], r, scale, zero, dora)
         return tree.unflatten(new)
 
     return Adapter(new_leaves, fold)
@@ -87,7 +95,7 @@ def _per_layer(path: str, stack: tuple[int, ...], rank, alpha, dora: bool) -> tu
     return r, alpha
 
 
-def _initial(rng, path: str, kernel, r: np.ndarray, scale, dora: bool) -> tree.Params:
+def _initial(rng, path: str, kernel, r: np.ndarray, scale, zero: str, dora: bool) -> tree.Params:
     """{path: leaf} next to one kernel [..., in, out] or embedding, of the ranks `r` [...]."""
     *stack, rows, columns = kernel.shape
     parent, _, name = path.rpartition('/')
@@ -96,6 +104,10 @@ def _initial(rng, path: str, kernel, r: np.ndarray, scale, dora: bool) -> tree.P
     if name == 'embedding':
         a = jnp.zeros((*stack, rows, R))
         b = jax.random.normal(key, (*stack, R, columns)) * used[..., None]
+    elif zero == 'a':
+        a = jnp.zeros((*stack, rows, R))
+        deviation = jnp.asarray(np.maximum(r, 1.0) ** -0.5, jnp.float32)[..., None, None]
+        b = jax.random.normal(key, (*stack, R, columns)) * used[..., None] * deviation
     else:
         bound = rows**-0.5
         a = jax.random.uniform(key, (*stack, rows, R), minval=-bound, maxval=bound) * used[..., None, :]

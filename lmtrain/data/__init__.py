@@ -16,6 +16,10 @@ COLUMNS
                                an answer may contain
   spans        [B, 2] int32    first and last token of the answer; 0 without one, -1 in rows of padding
   token_types  [B, T] int32    0 in the first of two texts, 1 in the second, if the tokenizer distinguishes them
+  scored       [B, S] int32    the segments of a row that have a score each, such as 1 chosen, 2 rejected, 3 chosen, ...
+                               of packed pairs; 0 fills up. `labels` and `label_weights` are then [B, S] too
+  margin       [B, S] float32  by how much a chosen text should be better, at its segment
+  ref_logprob  [B, T] float32  log-probability of each target under the reference model, in nats
   adapter      [B]    int32    index of the adapter of the row; only read by `lmtrain.adapt.mix`, no stream has it
   bytes        [B, T] int32    bytes of text of each target, only in evaluation; with `select`, [B, M]
 
@@ -27,6 +31,10 @@ TASK                 COLUMNS besides tokens, positions, row, segment_ids
   regress            labels float32 [B], label_weights [B], token_types if a row has two texts
   tag                labels int32 [B, T], label_weights [B, T]
   span               spans [B, 2], label_weights [B, T], token_types
+  reward             scored, margin [B, 2P], of P pairs in a row: chosen and rejected alternate
+  preference         targets, loss_mask, ref_logprob [B, T], scored [B, 2P]
+  unpaired           targets, loss_mask, ref_logprob [B, T], scored, labels float32, label_weights [B, 2M]: of M texts
+                     and, after each, its prompt with the completion of another row
 
 In evaluation, text and chat also have bytes. token_types is absent if the tokenizer does not distinguish the two texts.
 
@@ -48,7 +56,7 @@ from lmtrain.data.tokenizers.load import load_tokenizer
 
 COLUMNS = (
     'tokens', 'segment_ids', 'positions', 'targets', 'loss_mask', 'row', 'select', 'labels', 'label_weights', 'spans',
-    'token_types', 'adapter', 'bytes',
+    'token_types', 'scored', 'margin', 'ref_logprob', 'adapter', 'bytes',
 )  # fmt: skip
 
 __all__ = [

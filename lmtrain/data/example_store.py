@@ -20,7 +20,8 @@ class Examples(NamedTuple):
       begins: [E + 1] int64, the first token of each example, and N.
       source: [E] int64, the index of the row that each was encoded from.
       flat: columns with an entry for each token, [N, ...].
-      values: columns with an entry for each example, [E, ...].
+      values: columns with an entry for each example, [E, ...]. With the column `scored`, so many consecutive examples
+        as its largest entry are a group, such as the two sides of a pair, and stay in one row of a batch.
     """
 
     tokens: np.ndarray
@@ -28,6 +29,11 @@ class Examples(NamedTuple):
     source: np.ndarray
     flat: dict[str, np.ndarray]
     values: dict[str, np.ndarray]
+
+    @property
+    def group(self) -> int:
+        """Examples of a group."""
+        return int(self.values['scored'].max()) if 'scored' in self.values else 1
 
 
 class PackedExamples(NamedTuple):
@@ -38,12 +44,14 @@ class PackedExamples(NamedTuple):
 
 
 def pack_examples(examples: Examples, unread: int, row_size: int) -> PackedExamples:
-    """Rows of one example each, or of several of up to `row_size` tokens together, by best fit (0 is one each).
+    """Rows of one group of examples each, or of several of up to `row_size` tokens together, by best fit (0: one each).
 
     unread: last tokens of an example that no row contains: 1 if the last token is only a target.
     """
     start, length = examples.begins[:-1], (np.diff(examples.begins) - unread).astype(np.int32)
-    row = best_fit(length, row_size) if row_size else np.arange(len(length))
+    of_groups = length.reshape(-1, examples.group).sum(axis=1, dtype=np.int32)
+    row = best_fit(of_groups, row_size) if row_size else np.arange(len(of_groups))
+    row = np.repeat(row, examples.group)
     order = np.argsort(row, kind='stable')
     count = int(row.max()) + 1 if len(row) else 0
     return PackedExamples(Rows(np.searchsorted(row[order], np.arange(count + 1)), start[order], length[order]), order)

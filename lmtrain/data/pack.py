@@ -20,6 +20,12 @@ class Rows(NamedTuple):
     start: np.ndarray  # [P] int64
     length: np.ndarray  # [P] int32
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """[R] int64: the tokens of each row."""
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.length, dtype=np.int64)])
+        return np.diff(ends[self.first])
+
 
 def pack(begins: np.ndarray, seq_len: int, isolate: bool, gap: int = 0) -> Rows:
     """The rows of a token file.

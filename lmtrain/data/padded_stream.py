@@ -46,8 +46,8 @@ class PaddedStream:
             raise InputError(
                 f'the {split} split is empty: name its rows in config.task.{split}, or give data.{split} a share'
             )
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows_of.length)])[rows_of.first]
-        self.bucket = np.searchsorted(data.lengths, np.diff(ends))  # of each row
+        self.bucket = np.searchsorted(data.lengths, rows_of.sizes)  # of each row
+        self.segments = int(np.diff(rows_of.first).max())  # of the row with the most examples
         self.local = local_rows(batch_size, rows)
         self.steps_per_epoch = -(-len(self.bucket) // batch_size)
         self.repeated = -len(self.bucket) % batch_size if shuffle and len(self.bucket) > batch_size else 0
@@ -68,16 +68,21 @@ class PaddedStream:
         check_ids(batch['tokens'], self.data.tokenizer.vocab_size)
         if not task.predicts_tokens:
             del batch['targets'], batch['loss_mask']
+        example = self._examples(chosen)
         for name, values in examples.values.items():
-            example = self._examples(chosen)
             column = values[np.maximum(example, 0)]
+            if name == 'scored':
+                column = np.broadcast_to(1 + np.arange(self.segments), example.shape)
             empty = -1 if name == 'spans' else 0
-            real = (example >= 0).reshape(-1, *[1] * (column.ndim - 1))
+            real = (example >= 0).reshape(*example.shape, *[1] * (column.ndim - example.ndim))
             batch[name] = np.where(real, column, empty).astype(values.dtype)
         return batch | {'row': self.local.astype(np.int32)}
 
     def examples(self, step: int) -> np.ndarray:
-        """[B] the index of the example in each row of this process's batch; -1 for an empty row."""
+        """[B] the index of the example in each row of this process's batch; -1 for an empty row.
+
+        With the column `scored`, [B, S]: those of the S segments of each row, -1 for a segment that a row lacks.
+        """
         return self._examples(self._rows(step)[0])
 
     @property
@@ -96,8 +101,12 @@ class PaddedStream:
         return {length: lengths.index(length) for length in sorted(set(lengths))}
 
     def _examples(self, chosen: np.ndarray) -> np.ndarray:
-        first = self.packed.rows.first[np.maximum(chosen, 0)]
-        return np.where(chosen >= 0, self.packed.example[first], -1)
+        row, first = np.maximum(chosen, 0), self.packed.rows.first
+        if 'scored' not in self.examples_of.values:
+            return np.where(chosen >= 0, self.packed.example[first[row]], -1)
+        piece = first[row][:, None] + np.arange(self.segments)
+        real = (chosen >= 0)[:, None] & (piece < first[row + 1][:, None])
+        return np.where(real, self.packed.example[np.where(real, piece, 0)], -1)
 
     def _rows(self, step: int) -> tuple[np.ndarray, int]:
         """(indices of the rows of this process's batch, -1 if empty, T)."""

@@ -27,9 +27,9 @@ def predictions(
     results: list[Any] = [None] * len(stream.examples_of.source)
     for step in range(stream.steps_per_epoch):
         leaves, tree = jax.tree.flatten(jax.device_get(run(params, place(stream.batch(step)))))
-        for row, example in enumerate(stream.examples(step).tolist()):
+        for at, example in np.ndenumerate(stream.examples(step)):  # (row,), or (row, segment)
             if example >= 0:
-                results[example] = jax.tree.unflatten(tree, [np.asarray(leaf[row]) for leaf in leaves])
+                results[example] = jax.tree.unflatten(tree, [np.asarray(leaf[at]) for leaf in leaves])
     return results
 
 

@@ -14,7 +14,8 @@ ACTIVATIONS = UNGATED | {'tanh': jnp.tanh}
 
 
 class TaskHead(nn.Module):
-    """{'logits': float32}, [B, C] under model.head='classify', [B, T, C] under 'tag' and 'span' (C = 2: start and end).
+    """{'logits': float32}, [B, C] under model.head='classify' ([B, S, C] if a batch has the column `scored`),
+    [B, T, C] under 'tag' and 'span' (C = 2: start and end).
 
     Under 'none' there are no scores, but BERT may have a pooler: {'pooled': [B, D]}.
 
@@ -25,8 +26,8 @@ class TaskHead(nn.Module):
     model: Any
 
     @nn.compact
-    def __call__(self, x_BTD, segment_ids):
-        """`segment_ids` int32 [B, T], 0 at padding; None: every token is real.
+    def __call__(self, x_BTD, segment_ids, scored_BS=None):
+        """`segment_ids` int32 [B, T], 0 at padding; None: every token is real. `scored_BS`: see `pool`.
 
         A soft prompt is part of x and counts as real: the pooling 'first' reads its first embedding, and 'mean'
         includes it, same as PEFT, which passes the embeddings of prompt and text to the class of the task.
@@ -34,7 +35,7 @@ class TaskHead(nn.Module):
         m = self.model
         if m.head == 'none' and not m.head_activation:
             return {}
-        x = x_BTD if HEAD_KINDS[m.head].per_token else pool(x_BTD, segment_ids, m.head_pool)
+        x = x_BTD if HEAD_KINDS[m.head].per_token else pool(x_BTD, segment_ids, m.head_pool, scored_BS)
         if m.head_activation:
             x = Linear(m.width, 'head' in m.biases, stddev(m.width), name='dense')(x)
             x = ACTIVATIONS[m.head_activation](x)
@@ -45,8 +46,14 @@ class TaskHead(nn.Module):
         return {'logits': Linear(m.num_labels, m.head_bias, stddev(m.width), name='out')(x.astype(jnp.float32))}
 
 
-def pool(x_BTD, segment_ids, how: str):
-    """[B, D]: the 'first' or 'last' real token of every row, or the 'mean' of the real ones."""
+def pool(x_BTD, segment_ids, how: str, scored_BS=None):
+    """[B, D]: the 'first' or 'last' real token of every row, or the 'mean' of the real ones.
+
+    With `scored_BS` int32, [B, S, D]: those of the segments that it names, of which 0 is none.
+    """
+    if scored_BS is not None:
+        one = lambda id_B: pool(x_BTD, jnp.where(id_B[:, None] > 0, segment_ids == id_B[:, None], False), how)  # noqa: E731
+        return jax.vmap(one, in_axes=1, out_axes=1)(scored_BS)
     B, T, _ = x_BTD.shape
     real_BT = jnp.ones((B, T), bool) if segment_ids is None else segment_ids > 0
     if how == 'mean':

@@ -28,7 +28,8 @@ class Transformer(Settings):
 
     A batch is a dict of columns: `tokens` int32 [B, T], and, each optional, `segment_ids` and `positions` int32 [B, T]
     (absent: every row is one unpadded document), `row` int32 [B] (absent: 0 .. B-1), `select` int32 [B, M] (positions
-    to predict; absent: all), `targets` int32 [B, T] ([B, M] with `select`).
+    to predict; absent: all), `targets` int32 [B, T] ([B, M] with `select`), `scored` int32 [B, S] (segments that a head
+    for rows pools separately; absent: the row is one).
     """
 
     def init(self, key: jax.Array, batch) -> dict:
@@ -131,7 +132,8 @@ class Network(nn.Module):
         x_BTD, cache = self.layers(x_BTD, inputs, key, cache, adapter_dropout)
         if m.norm_place != 'post':
             x_BTD = Norm(m.norm, m.norm_eps, 'norm' in m.biases, name='final_norm')(x_BTD)
-        own = {} if m.head == 'lm' else TaskHead(m, name='task_head')(x_BTD, batch.get('segment_ids'))
+        scored = batch.get('segment_ids'), batch.get('scored')
+        own = {} if m.head == 'lm' else TaskHead(m, name='task_head')(x_BTD, *scored)
         if prompt_PD is not None:
             P = prompt_PD.shape[0]
             x_BTD = x_BTD[:, P:]

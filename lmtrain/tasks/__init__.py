@@ -14,5 +14,8 @@ NAMES = (
     'regress',
     'tag',
     'span',
+    'reward',
+    'preference',
+    'unpaired',
 )
 TASKS: dict[str, Task] = {name: importlib.import_module(f'lmtrain.tasks.{name}').TASK for name in NAMES}

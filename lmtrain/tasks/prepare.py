@@ -83,6 +83,7 @@ def prepare_task(
     buckets: int,
     pack: bool,
     too_long: str,
+    group: int,
     template: str,
     date: str,
     vocab_limit: int | None = None,
@@ -93,7 +94,7 @@ def prepare_task(
     Args:
       data: config.data, of which `root`, `cache`, `tokenizer`, `vocab_size`, `seq_len`, and the shares `validation` and
         `test` are read. A share is taken from the training rows, by hash, if the split has no files of its own.
-      name, ..., too_long: the fields of `TaskConfig`.
+      name, ..., group: the fields of `TaskConfig`.
       template: 'auto' (the tokenizer's own, else 'plain') | 'plain' | 'none' | the name of one of the tokenizer's
         several templates | file of a Jinja chat template. Only conversations read it.
       date: that a template with `strftime_now` writes, 'YYYY-MM-DD'; '' is today, by the clock of process 0.
@@ -103,7 +104,7 @@ def prepare_task(
     Raises InputError, FileNotFoundError or ImportError naming the file and line, the field, and the way out.
     """
     files = {'train': _tuple(train), 'validation': _tuple(validation), 'test': _tuple(test)}
-    config = TaskConfig(name, files, _tuple(text), label, tuple(labels), shots, buckets, pack, too_long)
+    config = TaskConfig(name, files, _tuple(text), label, tuple(labels), shots, buckets, pack, too_long, group)
     config.check()
     _check_date(date)
     notes: list[str] = []
@@ -181,11 +182,13 @@ def _encode_splits(
     encode_rows = task.encode
     assert encode_rows, f'{task.name} reads a corpus'  # TaskConfig.check raises before
     settings = [config.name, config.text, config.label, config.labels, config.too_long, seq_len]
+    settings += [config.group] if task.groups_rows else []
     content = _digest(rows), tokenizer.encoding
 
     def encode(split: str) -> Encoded:
         length = LengthPolicy(config.too_long, seq_len)
-        form = RowFormat(config.text, config.label, config.labels, tokenizer, template, length, split == 'train')
+        fields = config.text, config.label, config.labels
+        form = RowFormat(*fields, tokenizer, template, length, split == 'train', config.group)
         encoded = encode_rows(rows[split], form) if rows[split] else Encoded([])
         return encoded._replace(notes=[*encoded.notes, *length.note()])
 
@@ -249,8 +252,8 @@ def _packed(
     shares = {split: float(data[split]) for split in SPLITS[1:]}
     counts = count_notes(config.labels, _class_ids(examples['train'])) if task.has_classes else []
     unread = int(task.predicts_tokens)  # the last token of an example is a target only
-    sizes = np.concatenate([np.diff(each.begins) for each in examples.values()]) - unread
     packed = {split: pack_examples(each, unread, seq_len if config.pack else 0) for split, each in examples.items()}
+    sizes = np.concatenate([each.rows.sizes for each in packed.values()])
     return TaskData(
         task=task,
         tokenizer=with_template(tokenizer, encoded.template) if encoded.template else tokenizer,
@@ -293,7 +296,7 @@ def encode_rows(
         splits={},
         fingerprint='',
         seq_len=seq_len,
-        lengths=batch_lengths(np.diff(examples.begins), EVALUATION_BUCKETS, seq_len),
+        lengths=batch_lengths(packed.rows.sizes, EVALUATION_BUCKETS, seq_len),
         text=form.text,
         label=label,
         labels=form.labels,
@@ -307,9 +310,9 @@ def encode_rows(
 
 
 def _split(task: Task, examples: Examples, packed: PackedExamples, tokenizer: Tokenizer) -> Split:
-    """The counts of a split: what the loss counts if tokens are predicted, else all tokens."""
+    """The counts of a split: what the loss counts if it is the likelihood of text, else all tokens."""
     tokens, sizes = examples.tokens[:-1], tokenizer.token_bytes[examples.tokens[:-1]]
-    if task.predicts_tokens and len(tokens):
+    if task.measures_text and len(tokens):
         learned = examples.flat['loss_mask'] > 0
         tokens, sizes = examples.tokens[1:][learned], examples.flat['bytes'][learned]
     return Split((), len(np.unique(examples.source)), len(tokens), int(sizes.sum()), len(packed.rows.first) - 1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example, LengthPolicy
 from lmtrain.data.preview import Batch
@@ -26,6 +27,7 @@ class RowFormat(NamedTuple):
       template: chat template that writes conversations, or None.
       length: the limit, and what happens to rows beyond it.
       training: whether the rows belong to the training split.
+      group: rows that are encoded together (`Task.groups_rows`).
     """
 
     text: tuple[str, ...]
@@ -35,6 +37,7 @@ class RowFormat(NamedTuple):
     template: Template | None
     length: LengthPolicy
     training: bool
+    group: int = 1
 
 
 class Encoded(NamedTuple):
@@ -58,6 +61,7 @@ class Task:
       losses: {name: loss}, the objectives; config.objective.name selects one, the first is the default. A loss is
         `loss(forward, batch, **settings) -> ({name: values}, weights)`, with 'loss' among the names. Its settings are
         the fields of config.objective that it has as keyword arguments; `head` is the name of the output that it reads.
+        A loss with the setting `reference` reads the log-probabilities of a reference model (`reference_logprob`).
       peft_type: PEFT's `task_type` for a model with this head.
       legend: batch -> explanation of the annotations in the preview of its rows.
       render: (tokenizer, batch, row, names of the classes) -> annotated preview of one row (`data.preview.render_row`).
@@ -75,6 +79,10 @@ class Task:
       describe: (TaskData, split, results of `infer` in the order of the examples) -> {index of a row: {column: JSON
         value}}, what `lmtrain predict` writes beside the row. None, like `infer`: the command is not for this task.
       conversations: rows may be conversations, which a chat template writes.
+      dialogue: (row, RowFormat.text, RowFormat.label, template) -> the `Conversation` of a row, whose prompt is continued
+        by the samples of the report. Required with `conversations` and 'targets'.
+      groups_rows: so many rows as config.task.group are encoded together.
+      in_bits: with 'targets', whether the loss is the likelihood of a text, which evaluations give in bits per byte.
       version: increment it when the same rows and settings give other examples.
     """
 
@@ -95,6 +103,9 @@ class Task:
     infer: Callable | None = None
     describe: Callable[[Any, str, Sequence], dict[int, dict[str, Any]]] | None = None
     conversations: bool = False
+    dialogue: Callable[[Row, tuple[str, ...], str, Template | None], Conversation] | None = None
+    groups_rows: bool = False
+    in_bits: bool = True
     version: int = 1
 
     @functools.cached_property
@@ -106,6 +117,16 @@ class Task:
     def predicts_tokens(self) -> bool:
         """Whether its targets are tokens, read from the vocabulary of the model."""
         return 'targets' in self.columns
+
+    @functools.cached_property
+    def measures_text(self) -> bool:
+        """Whether its loss is the likelihood of a text."""
+        return self.predicts_tokens and self.in_bits
+
+    @functools.cached_property
+    def scores_segments(self) -> bool:
+        """Whether its examples are segments of a row that are scored separately, so that a row holds several."""
+        return 'scored' in self.columns
 
     @functools.cached_property
     def has_classes(self) -> bool:

@@ -32,9 +32,10 @@ class TaskConfig(NamedTuple):
       shots: training rows of each class, or of all rows if the task has no classes or classes of words, chosen by hash;
         0 is all.
       buckets: how many lengths T batches have at most; 1 is data.seq_len alone.
-      pack: several examples in a row, isolated; only if the targets are tokens.
+      pack: several examples in a row, isolated; only if the targets are tokens, or texts with a score each.
       too_long: of rows longer than data.seq_len: 'error' | 'cut' (at the end; contexts of 'span' in windows that
-        overlap) | 'drop'.
+        overlap; prompts of preferences at the beginning) | 'drop'.
+      group: rows that are encoded together; only of 'unpaired', whose texts share an estimate of the KL divergence.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TaskConfig(NamedTuple):
     buckets: int
     pack: bool
     too_long: str
+    group: int = 1
 
     @property
     def task(self) -> Task:
@@ -70,8 +72,10 @@ class TaskConfig(NamedTuple):
         is_count = type(self.shots) is int and self.shots >= 0
         require('shots', self.shots, is_count, 'a number of rows, or 0 for all')
         require('buckets', self.buckets, type(self.buckets) is int and self.buckets >= 1, 'at least 1 length')
-        may_pack = self.task.predicts_tokens or not self.pack
+        may_pack = (self.task.predicts_tokens or self.task.scores_segments) and not self.task.groups_rows
+        may_pack = may_pack or not self.pack
         require('pack', self.pack, may_pack, f"False: rows of '{self.name}' stand alone")
+        require('group', self.group, type(self.group) is int and self.group >= 1, 'at least 1 row')
 
 
 def require(name: str, value: Any, right: bool, expected: str) -> None:

@@ -15,7 +15,7 @@ from lmtrain.runtime import multihost, preflight
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.prepare import TaskData, prepare_task
 from lmtrain.tasks.task import has_setting, with_settings
-from lmtrain.training import checks, evaluate, samples
+from lmtrain.training import checks, evaluate, reference, samples
 from lmtrain.training.init_from import Base, no_form, with_head
 from lmtrain.training.initial import InitialState, with_task_head
 from lmtrain.training.run import Run
@@ -66,6 +66,7 @@ def build(
     run = _with_parts(config, mesh, model, base, corpus, device_memory)
     if not needs_data:
         run = dataclasses.replace(run, corpus=_read_data(config, base))
+    run = reference.with_column(run)
     if run.task.predicts_tokens:
         samples.check(run)
     for split in ('train', 'validation'):
@@ -84,6 +85,7 @@ def _with_parts(config, mesh, model, base, corpus, device_memory) -> Run:
     checks.check_paths(config, initial.shapes.trainable, initial.shapes.params)
     params = initial.member_shapes.params
     checks.check_leaves(config, head.model, params, mesh)
+    reference.check(initial)
     if mesh.size > 1:
         sharding.replicated(params, mesh)  # raises if a rule does not cover a leaf
     run = Run(

@@ -18,6 +18,7 @@ def check_settings(config) -> None:
     optimizer.schedule(**config.schedule)
     optimizer.optimizer(**config.optimizer)
     least = {'log.every_steps': 1, 'evaluate.every_steps': 1, 'evaluate.max_batches': 0}
+    least |= {f'objective.{name}': 0 for name in ('centring', 'desirable', 'undesirable')}
     least |= {'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1, 'checkpoint.keep_best': 0}
     least |= {f'watchdog.{phase}': 0 for phase in config.watchdog}
     for field, low in (least | {'objective.z_loss': 0}).items():
@@ -35,6 +36,10 @@ def check_settings(config) -> None:
     if config.task.name not in TASKS:
         raise InputError(f'task.name = {config.task.name!r} is none of {", ".join(TASKS)}')
     TASKS[config.task.name].loss(config.objective.name)  # raises if it is unknown
+    if not config.objective.beta > 0:
+        raise InputError(f'objective.beta = {config.objective.beta}: it must be above 0')
+    if not 0 <= (smoothing := config.objective.label_smoothing) < 0.5:
+        raise InputError(f'objective.label_smoothing = {smoothing}: it must lie in [0, 0.5), the share of wrong labels')
     if config.objective.pool not in ('auto', *POOLS):
         raise InputError(f'objective.pool = {config.objective.pool!r} is none of auto, {", ".join(POOLS)}')
 
@@ -49,7 +54,7 @@ def check_task(config) -> None:
         )
     if task.reads_rows and mask_rate:
         raise InputError(f"data.mask_rate = {mask_rate} with task.name = {task.name!r}: only 'text' masks tokens")
-    if task.conversations and not causal:
+    if task.conversations and task.predicts_tokens and not causal:
         raise InputError(f'task.name = {task.name!r} with model.causal = False: answers are written by a causal model')
     if config.evaluate.sources and task.reads_rows:
         raise InputError(f"evaluate.sources with task.name = {task.name!r}: other texts are measured in 'text' alone")
@@ -100,7 +105,11 @@ def check_leaves(config, model, params: tree.Params, mesh) -> None:
                 f'mesh.{axis} = {size} with {method}: {path} cannot be divided over this axis; set mesh.{axis}=1'
             )
     rows = TASKS[config.task.name].reads_rows
-    packed = config.task.pack if rows else config.data.isolate and not config.data.mask_rate
+    packed = (
+        config.task.pack or TASKS[config.task.name].scores_segments
+        if rows
+        else config.data.isolate and not config.data.mask_rate
+    )
     if packed and leaves.virtual_tokens(params):
         raise InputError(
             f"{method} with several documents in a row: virtual tokens precede a row's first document alone. "

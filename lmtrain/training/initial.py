@@ -13,7 +13,7 @@ import numpy as np
 from lmtrain import adapt, tree
 from lmtrain.models import Transformer
 from lmtrain.parallel import sharding, vocab_padding
-from lmtrain.training import state, sweep
+from lmtrain.training import reference, state, sweep
 from lmtrain.training.init_from import Base
 from lmtrain.training.state import TrainState
 
@@ -88,6 +88,17 @@ class InitialState:
 
         keys = jax.vmap(jax.random.key)(seeds)
         return sweep.create(one, keys[0], keys[1:]) if self.members else one(keys[0])
+
+    @property
+    def reference(self) -> Callable[[tree.Params], tree.Params] | None:
+        """`reference_params` if the objective computes the reference model in the step (objective.reference)."""
+        return self.reference_params if reference.mode(self.config) == 'live' else None
+
+    def reference_params(self, params: tree.Params) -> tree.Params:
+        """The leaves of `params` that the reference model has: those of the base, without what the method adds."""
+        leaves = tree.flatten(params)
+        own = self.of_base(params) if self.base else tree.flatten(adapt.split_adapter(params)[0]).keys()
+        return tree.unflatten({path: leaf for path, leaf in leaves.items() if path in own})
 
     def cast(self, params: tree.Params) -> tree.Params:
         """Trainable leaves in float32; frozen leaves of the base in config.init.frozen_dtype."""

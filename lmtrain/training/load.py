@@ -17,7 +17,7 @@ from lmtrain.evaluation import predictions
 from lmtrain.models import Transformer, generation
 from lmtrain.parallel import sharding
 from lmtrain.tasks import TASKS
-from lmtrain.training import evaluate, init_from, workdir
+from lmtrain.training import evaluate, init_from, reference, workdir
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
@@ -153,6 +153,7 @@ def evaluate_split(
                 f'the {name} is not what {directory} was trained with: {str(saved.get(name))[:12]} then, '
                 f'{value[:12]} now'
             )
+    run = reference.complete(run)
     params = jax.device_put(trained.params, sharding.shardings(trained.params, run.mesh))
     place = sharding.place(run.mesh)
     result = evaluate.evaluate(run.eval_step(), params, evaluate.passes(run, split), place)

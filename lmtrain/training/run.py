@@ -197,7 +197,7 @@ class Run:
     def in_bits(self, values) -> dict[str, float]:
         """{'bits_per_byte'} of the metrics of a step, for the average bytes of a training token; {} for other tasks."""
         split = self.corpus.splits['train']
-        if not (self.task.predicts_tokens and split.num_bytes):
+        if not (self.task.measures_text and split.num_bytes):
             return {}
         return {'bits_per_byte': values['nats'] / math.log(2) * split.num_tokens / split.num_bytes}
 
@@ -252,6 +252,7 @@ class Run:
             keep_logits=self.keep_logits,
             mesh=self.mesh,
             specs=self.specs,
+            reference=self.initial.reference,
         )
         make = functools.partial(
             step.make_train_step,
@@ -279,7 +280,7 @@ class Run:
 
     def eval_step(self):
         """The jitted function (params, batch) -> sums."""
-        function = step.make_eval_step(self.model, self.objective, self.mesh, self.specs)
+        function = step.make_eval_step(self.model, self.objective, self.mesh, self.specs, self.initial.reference)
         return jax.jit(sweep.eval_step(function, self.shapes.trainable) if self.initial.members else function)
 
 

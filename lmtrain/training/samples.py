@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from lmtrain import tree
 from lmtrain.data import Tokenizer
-from lmtrain.data.chat import conversation
 from lmtrain.errors import InputError
 from lmtrain.inference import prompts, sample
 from lmtrain.models.virtual_tokens import num_virtual_tokens
@@ -46,7 +45,7 @@ def _of_rows(run: Run) -> list[SamplePrompt]:
     task, chosen = run.config.task, list[SamplePrompt]()
     context = min(run.config.data.seq_len, run.model.max_len - num_virtual_tokens(run.initial.member_shapes.params))
     for row in run.corpus.rows['validation'][:TRIED]:
-        _, dialogue = conversation.read(row, tuple(task.text), task.label)
+        dialogue = run.task.dialogue(row, tuple(task.text), task.label, run.template)
         if dialogue.messages and not dialogue.trained:
             continue
         prompt, answer = prompts.before_answer(dialogue, 0)

@@ -33,26 +33,34 @@ from lmtrain.parallel import collectives
 from lmtrain.training.state import TrainState
 
 
-def sums(objective, model, params, batch, *, key=None, adapter_dropout=0.0, hooks=None):
+def sums(objective, model, params, batch, *, key=None, adapter_dropout=0.0, hooks=None, reference=None):
     """Weighted sums of an objective over a batch: ({name: sum(values * weights)}, sum(weights)), float32 scalars.
 
     Args:
       key: of dropout; None evaluates.
       adapter_dropout: dropout rate on the LoRA input in training.
       hooks: ShardingHooks for the model if its parameters or rows are sharded.
+      reference: params -> those of the reference model, which `forward(columns, reference_model=True)` applies, without
+        dropout and gradient. None: the objective has no reference model.
     """
 
-    def forward(columns):
+    sharded = {'hooks': hooks} if hooks else {}
+
+    def forward(columns, reference_model=False):
+        if reference_model:
+            frozen = jax.lax.stop_gradient(reference(params))
+            return model.apply({'params': frozen}, columns, train=False, rngs=None, **sharded)
         rngs = None if key is None else {'dropout': key}
-        options = {'adapter_dropout': adapter_dropout} if adapter_dropout else {}
-        options |= {'hooks': hooks} if hooks else {}
+        options = sharded | ({'adapter_dropout': adapter_dropout} if adapter_dropout else {})
         return model.apply({'params': params}, columns, train=key is not None, rngs=rngs, **options)
 
     values, weights = objective(forward, batch)
     return {name: jnp.sum(value * weights) for name, value in values.items()}, jnp.sum(weights)
 
 
-def make_gradient(model, objective, *, accumulate=1, adapter_dropout=0.0, keep_logits=False, mesh=None, specs=None):
+def make_gradient(
+    model, objective, *, accumulate=1, adapter_dropout=0.0, keep_logits=False, mesh=None, specs=None, reference=None
+):
     """The function ((trainable, frozen), batch, key) -> (gradient, ({name: sum}, weight)).
 
     The gradient is that of the summed loss with respect to `trainable`; the sums are those of `sums`.
@@ -65,6 +73,7 @@ def make_gradient(model, objective, *, accumulate=1, adapter_dropout=0.0, keep_l
       keep_logits: see `ShardingHooks.keep_logits`.
       mesh, specs: the mesh, and {path: PartitionSpec} of all parameters. Without them nothing is sharded explicitly,
         and attention uses no fused kernel.
+      reference: see `sums`.
     """
 
     def gradient(params, batch, key, hooks=None):
@@ -72,7 +81,7 @@ def make_gradient(model, objective, *, accumulate=1, adapter_dropout=0.0, keep_l
         hooks = (hooks or NO_SHARDING)._replace(keep_logits=True) if keep_logits else hooks
 
         def loss(trainable, micro_batch):
-            options = {'key': key, 'adapter_dropout': adapter_dropout, 'hooks': hooks}
+            options = {'key': key, 'adapter_dropout': adapter_dropout, 'hooks': hooks, 'reference': reference}
             values, weight = sums(objective, model, tree.join(frozen, trainable), micro_batch, **options)
             return values['loss'], (values, weight)
 
@@ -162,16 +171,16 @@ def _count_skipped(counters, finite):
     }
 
 
-def make_eval_step(model, objective, mesh=None, specs=None):
+def make_eval_step(model, objective, mesh=None, specs=None, reference=None):
     """The function (params, batch) -> {name: sum}: the sums of the objective, and 'targets', the sum of its weights.
 
-    If the objective predicts tokens, 'bytes' is the sum of that column over the targets that count. `mesh`, `specs`:
+    If the batch has the column 'bytes', 'bytes' is its sum over the targets that count. `mesh`, `specs`, `reference`:
     see `make_gradient`.
     """
 
     def evaluate(params, batch, key=None, hooks=None):
-        values, weight = sums(objective, model, *params, batch, hooks=hooks)
-        if 'targets' not in batch:  # labels of rows or words
+        values, weight = sums(objective, model, *params, batch, hooks=hooks, reference=reference)
+        if 'bytes' not in batch:
             return None, values | {'targets': weight}
         num_bytes = jnp.sum(batch['bytes'] * batch['loss_mask'])
         return None, values | {'targets': weight, 'bytes': num_bytes}

@@ -15,7 +15,7 @@ from lmtrain.report import metrics, page, summary, terminal
 from lmtrain.report.live import Live
 from lmtrain.report.provenance import provenance, versions
 from lmtrain.runtime import lifecycle, multihost, preflight
-from lmtrain.training import evaluate, samples, sweep, workdir
+from lmtrain.training import evaluate, reference, samples, sweep, workdir
 from lmtrain.training.build import build
 from lmtrain.training.loop import Loop
 from lmtrain.training.resolve import resolve
@@ -46,6 +46,9 @@ def train(config, directory) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         watchdog = stack.enter_context(lifecycle.Watchdog(**config.watchdog))
         changed = _claim(stack, run, directory)
+        watchdog.expect('evaluate')
+        run = reference.complete(run)
+        watchdog.expect('start')
         checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', **config.checkpoint))
         signals = stack.enter_context(lifecycle.Signals())
         saved, extra = checkpoints.restore(run.initial.stored(run.shapes)) or (None, NEW)

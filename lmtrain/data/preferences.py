@@ -1,0 +1,223 @@
+"""Rows of preferences: pairs of a chosen and a rejected completion, and completions with a label; as token ids.
+
+The format of every row is recognised:
+
+    prompt + chosen + rejected    texts, or messages; `conversations` is another name of the prompt (LLaMA-Factory)
+    whole conversations           `chosen` and `rejected` are messages from the first turn on, or transcripts of hh-rlhf
+                                  ('\\n\\nHuman: ...\\n\\nAssistant: ...'); the turns that both share are the prompt
+    chosen + rejected             texts without a prompt; what both begin with is the prompt, up to a space
+    prompt + completion + label   one completion and whether it is desirable (KTO)
+"""
+
+import collections
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lmtrain.data.chat import encoding
+from lmtrain.data.chat.conversation import Conversation, check_messages
+from lmtrain.data.chat.template import PLAIN, Template
+from lmtrain.data.rows import Row, check_text, value_of
+from lmtrain.data.tokenizers.base import Tokenizer
+from lmtrain.errors import InputError
+from lmtrain.files import json_type
+
+FIELD = 'config.task.text'
+TURN = re.compile(r'(?:^|\n\n)(Human|Assistant):')  # of a transcript
+LABELS = {True: True, False: False, 'true': True, 'false': False, '1': True, '0': False}
+
+
+class Pair(NamedTuple):
+    """Two completions of one prompt, and the name of their format."""
+
+    form: str
+    chosen: Conversation
+    rejected: Conversation
+
+
+class Text(NamedTuple):
+    """A prompt and its completion as ids, from the token that begins a text to the token that ends it.
+
+    Attributes:
+      prompt: ids before the first token of the completion.
+      completion: ids from there to the end.
+      trained: whether each id of the completion is part of it; turns of the user between two answers are not.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    trained: list[bool]
+
+    @property
+    def size(self) -> int:
+        """Ids of both."""
+        return len(self.prompt) + len(self.completion)
+
+    def without_beginning(self, count: int) -> 'Text | None':
+        """The text without the `count` ids after the first one; None if its prompt has fewer."""
+        return self._replace(prompt=[*self.prompt[:1], *self.prompt[1 + count :]]) if count < len(self.prompt) else None
+
+
+class Notes:
+    """What is counted while rows are read, for the header of a run."""
+
+    def __init__(self):
+        self.forms: collections.Counter = collections.Counter()
+        self.skipped: dict[str, list[str]] = {}  # reason: places
+
+    def skip(self, reason: str, row: Row) -> None:
+        """Counts a row that is left out."""
+        self.skipped.setdefault(reason, []).append(row.place)
+
+    def lines(self) -> list[str]:
+        """One line for each format and each reason."""
+        lines = [f'{count} rows of {name}' for name, count in self.forms.items()]
+        for reason, places in self.skipped.items():
+            others = ', ...' if len(places) > 1 else ''
+            lines.append(f'{len(places)} rows left out, {reason}: {places[0]}{others}')
+        return lines
+
+
+def read_pair(row: Row, template: Template | None) -> Pair:
+    """The pair of a row. Raises InputError naming the row, the field, and what was expected.
+
+    Transcripts become messages if the tokenizer has a chat template of its own; else they stay as they are written.
+    """
+    chosen, rejected = (value_of(row, name, FIELD) for name in ('chosen', 'rejected'))
+    prompt = next((row.fields[name] for name in ('prompt', 'conversations') if row.fields.get(name) is not None), None)
+    texts = isinstance(chosen, str) and isinstance(rejected, str)
+    if texts and prompt is None and _is_transcript(chosen) and _is_transcript(rejected):
+        return _transcripts(row, chosen, rejected, template)
+    if texts and isinstance(prompt, str):
+        sides = (_texts(row, prompt, side) for side in ('chosen', 'rejected'))
+        return Pair('prompt + chosen + rejected', *sides)
+    if texts and prompt is None:
+        chosen, rejected = (
+            check_text(text, f'{row.place}: {name!r}') for text, name in ((chosen, 'chosen'), (rejected, 'rejected'))
+        )
+        common = os.path.commonprefix([chosen, rejected])
+        common = common[: common.rfind(' ') + 1]
+        return Pair(
+            'chosen + rejected, texts without a prompt',
+            *(Conversation([], (), (common, text.removeprefix(common))) for text in (chosen, rejected)),
+        )
+    sides = [_messages(side, f'{row.place}: {name!r}') for side, name in ((chosen, 'chosen'), (rejected, 'rejected'))]
+    if all(side[0]['role'] != 'assistant' for side in sides):
+        return _whole('whole conversations', row, *sides)
+    if prompt is None:
+        raise InputError(f"{row.place}: 'chosen' and 'rejected' begin with an answer, and there is no field 'prompt'")
+    prompt = _prompt_messages(prompt, row)
+    return Pair(
+        'prompt + chosen + rejected as messages',
+        *(_conversation(row, name, prompt, side) for side, name in zip(sides, ('chosen', 'rejected'))),
+    )
+
+
+def read_labelled(row: Row) -> tuple[str, Conversation, bool]:
+    """(name of the format, conversation, whether the completion is desirable) of a row. Raises InputError."""
+    prompt, completion, label = (value_of(row, name, FIELD) for name in ('prompt', 'completion', 'label'))
+    label = LABELS.get(label.strip().lower() if isinstance(label, str) else label if label in (0, 1) else None)
+    if label is None:
+        raise InputError(
+            f"{row.place}: 'label' is {row.fields['label']!r}; it must be true (desirable) or false (undesirable)"
+        )
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return 'prompt + completion + label', _texts(row, prompt, 'completion'), label
+    messages = _messages(completion, f"{row.place}: 'completion'")
+    dialogue = _conversation(row, 'completion', _prompt_messages(prompt, row), messages)
+    return 'prompt + completion + label as messages', dialogue, label
+
+
+def is_empty(dialogue: Conversation) -> bool:
+    """Whether the completion of a conversation is empty, or white space."""
+    if not dialogue.messages:
+        return not dialogue.texts[1].strip()
+    answers = (dialogue.messages[index] for index in dialogue.trained)
+    return not any(answer['content'].strip() or answer.keys() - {'role', 'content'} for answer in answers)
+
+
+def encode(dialogue: Conversation, tokenizer: Tokenizer, template: Template | None, place: str) -> Text:
+    """A conversation as ids; it ends with the token that ends an answer, which is added if the template has none.
+
+    If the template writes a conversation as several texts, the one of its last answer is used. Raises InputError if the
+    template writes no completion.
+    """
+    *_, (ids, trained, _) = encoding.encode_conversation(dialogue, tokenizer, template, place)[1]
+    if True not in trained[1:]:
+        raise InputError(f'{place}: the template writes no token of the completion')
+    stop = len(trained) - trained[::-1].index(True)
+    ids, trained = ids[:stop], trained[:stop]
+    if ids[-1] not in tokenizer.specials:
+        ids, trained = [*ids, tokenizer.end_id], [*trained, True]
+    first = trained.index(True, 1)
+    return Text(ids[:first], ids[first:], trained[first:])
+
+
+def _is_transcript(text: str) -> bool:
+    return bool(TURN.match(text)) and '\n\nAssistant:' in text
+
+
+def _turns(text: str, place: str) -> list[dict[str, Any]]:
+    """The messages of a transcript."""
+    roles = {'Human': 'user', 'Assistant': 'assistant'}
+    parts = TURN.split(check_text(text, place))[1:]
+    return [{'role': roles[who], 'content': content.strip()} for who, content in zip(parts[::2], parts[1::2])]
+
+
+def _transcripts(row: Row, chosen: str, rejected: str, template: Template | None) -> Pair:
+    sides = [_turns(text, f'{row.place}: {name!r}') for text, name in ((chosen, 'chosen'), (rejected, 'rejected'))]
+    pair = _whole('hh-rlhf transcripts', row, *sides)
+    if template and template.source != PLAIN:
+        return pair
+    unchanged = []
+    for text, dialogue in ((chosen, pair.chosen), (rejected, pair.rejected)):
+        begins = [turn.end() for turn in TURN.finditer(text)]
+        begin = begins[dialogue.trained[0]]  # after 'Assistant:'
+        unchanged.append(Conversation([], (), (text[:begin], text[begin:])))
+    return Pair('hh-rlhf transcripts, unchanged', *unchanged)
+
+
+def _whole(form: str, row: Row, chosen: list[dict], rejected: list[dict]) -> Pair:
+    """A pair of conversations from the first turn on; the turns that both share before the last are the prompt."""
+    shared = 0
+    for one, other in zip(chosen[:-1], rejected[:-1]):
+        if one != other:
+            break
+        shared += 1
+    sides = ((chosen, 'chosen'), (rejected, 'rejected'))
+    return Pair(form, *(_conversation(row, name, side[:shared], side[shared:]) for side, name in sides))
+
+
+def _messages(value: Any, place: str) -> list[dict[str, Any]]:
+    """Messages of one side: a list, one message, or the text of an answer."""
+    if isinstance(value, str):
+        return [{'role': 'assistant', 'content': check_text(value, place)}]
+    if isinstance(value, Mapping):
+        value = [value]
+    elif not isinstance(value, list):
+        raise InputError(f'{place} must be text or messages, not {json_type(value)}')
+    return check_messages(value, place)
+
+
+def _prompt_messages(prompt: Any, row: Row) -> list[dict[str, Any]]:
+    if isinstance(prompt, str):
+        return [{'role': 'user', 'content': check_text(prompt, f"{row.place}: 'prompt'")}]
+    return check_messages(prompt, f"{row.place}: 'prompt'")
+
+
+def _texts(row: Row, prompt: str, side: str) -> Conversation:
+    prompt = check_text(prompt, f"{row.place}: 'prompt'")
+    return Conversation([], (), (prompt, check_text(row.fields[side], f'{row.place}: {side!r}')))
+
+
+def _conversation(row: Row, side: str, prompt: list[dict], completion: list[dict]) -> Conversation:
+    if not completion or completion[-1]['role'] != 'assistant':
+        raise InputError(f'{row.place}: the last message of {side!r} must be of the assistant')
+    messages = [*prompt, *completion]
+    system = row.fields.get('system')
+    if system and messages[0]['role'] not in ('system', 'developer'):
+        first = {'role': 'system', 'content': check_text(system, f"{row.place}: 'system'")}
+        prompt, messages = [first, *prompt], [first, *messages]
+    trained = range(len(prompt), len(messages))
+    return Conversation(messages, tuple(index for index in trained if messages[index]['role'] == 'assistant'))
