@@ -28,8 +28,8 @@ def dpo(forward, batch, *, beta: float = 0.1, label_smoothing: float = 0.0, refe
 
     Returns:
       (values, weights), each [B, P]. Values: 'loss'; the implicit rewards beta log(pi/ref) 'rewards/chosen' and
-      'rewards/rejected', their difference 'rewards/margins' and how often it is positive, 'rewards/accuracies'; the
-      log-probabilities 'logps/chosen' and 'logps/rejected'.
+      'rewards/rejected' (averaged over tokens if the loss is), their difference 'rewards/margins' and how often it is
+      positive, 'rewards/accuracies'; the log-probabilities 'logps/chosen' and 'logps/rejected'.
     """
     own, ratios = _log_ratios(forward, batch, reference)
     return _values(_smoothed(beta * _difference(ratios), label_smoothing), beta * ratios, own, batch)
@@ -50,7 +50,8 @@ def ipo(forward, batch, *, beta: float = 0.1, reference: str = 'cached'):
     keeps the loss independent of the lengths. Arguments and results: see `dpo`.
     """
     own, ratios = _log_ratios(forward, batch, reference)
-    return _values((_difference(ratios / own.tokens) - 1 / (2 * beta)) ** 2, beta * ratios, own, batch)
+    means = ratios / own.tokens
+    return _values((_difference(means) - 1 / (2 * beta)) ** 2, beta * means, own, batch)
 
 
 def dpo_norm(forward, batch, *, beta: float = 0.1, label_smoothing: float = 0.0, reference: str = 'cached'):

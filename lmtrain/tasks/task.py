@@ -79,8 +79,8 @@ class Task:
       describe: (TaskData, split, results of `infer` in the order of the examples) -> {index of a row: {column: JSON
         value}}, what `lmtrain predict` writes beside the row. None, like `infer`: the command is not for this task.
       conversations: rows may be conversations, which a chat template writes.
-      dialogue: (row, RowFormat.text, RowFormat.label, template) -> the `Conversation` of a row, whose prompt is continued
-        by the samples of the report. Required with `conversations` and 'targets'.
+      dialogue: (row, RowFormat.text, RowFormat.label, template) -> the `Conversation` of a row, whose prompt the
+        samples of the report continue. Required with `conversations` and 'targets'.
       groups_rows: so many rows as config.task.group are encoded together.
       in_bits: with 'targets', whether the loss is the likelihood of a text, which evaluations give in bits per byte.
       version: increment it when the same rows and settings give other examples.

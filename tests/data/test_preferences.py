@@ -1,0 +1,182 @@
+"""Rows of preferences: formats, what counts as the prompt, and invalid rows."""
+
+import numpy as np
+import pytest
+
+from lmtrain.data import preferences
+from lmtrain.data.chat.template import PLAIN, Template
+from lmtrain.data.rows import Row
+from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.errors import InputError
+
+CHATML = Template(
+    "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{{ eos_token if m.role == 'assistant' else '' }}\n"
+    "{% endfor %}{{ '<a>' if add_generation_prompt else '' }}",
+    'a template',
+)
+PLAINLY = Template(PLAIN, 'the plain template')
+USER, GOOD, BAD = (
+    {'role': role, 'content': text} for role, text in (('user', 'Hi'), ('assistant', 'Yes'), ('assistant', 'No'))
+)
+DIALOGUE = '\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: 2 + 2?\n\nAssistant:'
+
+
+def row(**fields):
+    return Row('rows.jsonl:7', fields)
+
+
+def texts(pair):
+    return [side.texts for side in (pair.chosen, pair.rejected)]
+
+
+@pytest.mark.parametrize(
+    ('fields', 'form', 'sides'),
+    [
+        (
+            {'prompt': 'Hi ', 'chosen': 'Yes', 'rejected': 'No'},
+            'prompt + chosen + rejected',
+            [('Hi ', 'Yes'), ('Hi ', 'No')],
+        ),
+        (
+            {'chosen': 'It is good', 'rejected': 'It is gone'},
+            'chosen + rejected, texts without a prompt',
+            [('It is ', 'good'), ('It is ', 'gone')],
+        ),
+        (
+            {'chosen': f'{DIALOGUE} 4.', 'rejected': f'{DIALOGUE} 5.'},
+            'hh-rlhf transcripts, unchanged',
+            [(DIALOGUE, ' 4.'), (DIALOGUE, ' 5.')],
+        ),
+    ],
+)
+def test_texts_are_split_into_prompt_and_completion(fields, form, sides):
+    pair = preferences.read_pair(row(**fields), PLAINLY)
+    assert pair.form == form and texts(pair) == sides
+
+
+@pytest.mark.parametrize(
+    ('fields', 'form'),
+    [
+        ({'prompt': [USER], 'chosen': [GOOD], 'rejected': [BAD]}, 'prompt + chosen + rejected as messages'),
+        ({'prompt': [USER], 'chosen': GOOD, 'rejected': 'No'}, 'prompt + chosen + rejected as messages'),
+        ({'prompt': 'Hi', 'chosen': [USER, GOOD], 'rejected': [USER, BAD]}, 'whole conversations'),
+        (
+            {
+                'conversations': [{'from': 'human', 'value': 'Hi'}],
+                'chosen': {'from': 'gpt', 'value': 'Yes'},
+                'rejected': {'from': 'gpt', 'value': 'No'},
+            },
+            'prompt + chosen + rejected as messages',
+        ),
+        (
+            {'chosen': '\n\nHuman: Hi\n\nAssistant: Yes', 'rejected': '\n\nHuman: Hi\n\nAssistant: No'},
+            'hh-rlhf transcripts',
+        ),
+    ],
+)
+def test_messages_are_a_prompt_and_a_trained_answer(fields, form):
+    pair = preferences.read_pair(row(**fields), CHATML)
+    assert pair.form == form
+    assert pair.chosen.messages == [USER, GOOD] and pair.rejected.messages == [USER, BAD]
+    assert pair.chosen.trained == pair.rejected.trained == (1,)
+
+
+def test_conversations_part_where_they_differ():
+    other = [{'role': 'user', 'content': 'And?'}, {'role': 'assistant', 'content': 'So.'}]
+    pair = preferences.read_pair(row(chosen=[USER, GOOD, *other], rejected=[USER, BAD]), CHATML)
+    assert pair.chosen.trained == (1, 3) and pair.rejected.trained == (1,)
+    end = [USER, GOOD, other[0]]
+    pair = preferences.read_pair(row(chosen=[*end, other[1]], rejected=[*end, BAD]), CHATML)
+    assert pair.chosen.trained == pair.rejected.trained == (3,)
+
+
+@pytest.mark.parametrize(
+    ('dialogue', 'prompt', 'completion'),
+    [
+        (preferences.Conversation([], (), ('ab', 'c')), [256, *b'ab'], [*b'c', 256]),
+        (preferences.Conversation([USER, GOOD], (1,)), [256, *b'<u>Hi\n<a>'], [*b'Yes', 256]),
+    ],
+)
+def test_completion_ends_with_one_end_token(dialogue, prompt, completion):
+    text = preferences.encode(dialogue, Bytes(), CHATML if dialogue.messages else None, 'a row')
+    assert (text.prompt, text.completion) == (prompt, completion) and all(text.trained)
+
+
+def test_end_token_that_a_template_lacks_is_added():
+    template = Template('{% for m in messages %}{{ m.content }}|{% endfor %}', 'a template')
+    text = preferences.encode(preferences.Conversation([USER, GOOD], (1,)), Bytes(), template, 'a row')
+    assert text.completion[-1] == 256 and bytes(text.completion[:-1]).startswith(b'Yes')
+
+
+def test_prompt_loses_its_beginning_but_its_first_token():
+    text = preferences.Text([256, 1, 2, 3], [4, 256], [True, True])
+    assert text.without_beginning(2).prompt == [256, 3] and text.without_beginning(0) == text
+    assert text.without_beginning(3).prompt == [256] and text.without_beginning(4) is None
+
+
+@pytest.mark.parametrize('label', [True, 1, 'True', ' true', '1'])
+def test_desirable(label):
+    form, dialogue, desirable = preferences.read_labelled(row(prompt='a', completion='b', label=label))
+    assert desirable is True and dialogue.texts == ('a', 'b') and form == 'prompt + completion + label'
+    assert preferences.read_labelled(row(prompt=[USER], completion=[BAD], label='false'))[2] is False
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'prompt': 'a', 'chosen': 'b'}, "rows.jsonl:7: no field 'rejected'; the fields there are: 'prompt', 'chosen'"),
+        (
+            {'prompt': 'a', 'chosen': 3, 'rejected': 'b'},
+            "rows.jsonl:7: 'chosen' must be text or messages, not a number",
+        ),
+        ({'chosen': [GOOD], 'rejected': [BAD]}, "begin with an answer, and there is no field 'prompt'"),
+        (
+            {'prompt': [USER], 'chosen': [GOOD, USER], 'rejected': [BAD]},
+            "last message of 'chosen' must be of the assistant",
+        ),
+        ({'prompt': 'a', 'chosen': '\ud800', 'rejected': 'b'}, "'chosen' has half of a surrogate pair"),
+    ],
+)
+def test_invalid_pair_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        preferences.read_pair(row(**fields), CHATML)
+
+
+@pytest.mark.parametrize('label', ['good', 2, -1, 0.5, [True]])
+def test_label_that_is_no_boolean_is_refused(label):
+    with pytest.raises(InputError, match=r"rows.jsonl:7: 'label' is .*; it must be true \(desirable\) or false"):
+        preferences.read_labelled(row(prompt='a', completion='b', label=label))
+
+
+def test_notes_count_rows_and_name_the_first():
+    notes = preferences.Notes()
+    notes.forms['pairs'] += 3
+    for place in ('a:1', 'a:2'):
+        notes.skip('with an empty completion', Row(place, {}))
+    assert notes.lines() == ['3 rows of pairs', '2 rows left out, with an empty completion: a:1, ...']
+
+
+def test_empty_completions():
+    empty = [
+        ({'prompt': 'a', 'chosen': ' \n', 'rejected': 'b'}, True),
+        ({'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}, False),
+    ]
+    for fields, expected in empty:
+        assert preferences.is_empty(preferences.read_pair(row(**fields), None).chosen) is expected
+    blank = preferences.Conversation([USER, GOOD | {'content': ' '}], (1,))
+    assert preferences.is_empty(blank)
+    assert not preferences.is_empty(blank._replace(messages=[USER, GOOD | {'content': '', 'tool_calls': [{}]}]))
+
+
+def test_real_transcripts(shared):
+    """All of a file of hh-rlhf: every row is read, and both sides begin with the same prompt in most of them."""
+    from lmtrain.data.rows import read_rows
+
+    file = shared / 'preference' / 'hh-rlhf' / 'harmless-base.test.jsonl.gz'
+    if not file.is_file():
+        pytest.skip(f'no {file}')
+    pairs = [preferences.read_pair(each, None) for each in read_rows(str(file), '')]
+    assert len(pairs) == 2312 and {pair.form for pair in pairs} == {'hh-rlhf transcripts, unchanged'}
+    same = [pair.chosen.texts[0] == pair.rejected.texts[0] for pair in pairs]
+    assert np.mean(same) > 0.99
+    assert sum(preferences.is_empty(side) for pair in pairs for side in pair[1:]) == 4

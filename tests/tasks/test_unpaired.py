@@ -1,0 +1,98 @@
+"""KTO: closed forms, TRL's losses, groups of rows that share an estimate of the KL divergence."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.parity import preference_cases
+from lmtrain.data.rows import Row
+from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.errors import InputError
+from lmtrain.tasks import unpaired
+
+M = 4
+
+
+def rows(count, size=3):
+    return [
+        Row(f'rows.jsonl:{n}', {'prompt': f'{n} ', 'completion': 'abc'[n % 3] * size, 'label': n % 2 == 0})
+        for n in range(count)
+    ]
+
+
+def test_losses_of_two_texts():
+    """r = 2 and -1, r of their mismatched texts 3 and -1: the estimate is 1."""
+    batch = {
+        'segment_ids': np.array([[1, 2, 3, 4]]),
+        'loss_mask': np.ones((1, 4), np.float32),
+        'scored': np.array([[1, 2, 3, 4]]),
+        'labels': np.array([[1, 0, 0, 0]], np.float32),
+        'label_weights': np.array([[1, 0, 1, 0]], np.float32),
+        'ref_logprob': np.array([[-4, -4, -4, -4]], np.float32),
+    }
+    own = np.array([[-2, -1, -5, -5]], np.float32)
+    values, weights = unpaired.kto(lambda _: {'logprob': own}, batch, beta=0.5, desirable=2.0, undesirable=3.0)
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    np.testing.assert_allclose(values['loss'], [[2 * (1 - sigmoid(0.5)), 3 * (1 - sigmoid(1.0))]], rtol=1e-6)
+    np.testing.assert_array_equal(values['kl'], [[1, 1]])
+    np.testing.assert_array_equal(values['rewards/accuracies'], [[1, 1]])
+    np.testing.assert_array_equal(values['rewards/signed'], [[1.0, 0.5]])
+    np.testing.assert_array_equal(weights, [[1, 1]])
+    lower, _ = unpaired.kto(lambda _: {'logprob': own - 2}, batch, beta=0.5)
+    np.testing.assert_array_equal(lower['kl'], [[0, 0]])  # never negative
+
+
+def test_groups_pair_every_prompt_with_the_completion_before(form):
+    encoded = unpaired.encode(rows(5), form(Bytes(), (), '')._replace(group=3))
+    texts = [bytes(each.tokens[1:-1].tolist()).decode() for each in encoded.examples]
+    assert texts[:6] == ['0 aaa', '0 ccc', '1 bbb', '1 aaa', '2 ccc', '2 bbb']
+    assert texts[6:] == ['2 ccc', '2 bbb', '3 aaa', '3 ccc', '4 bbb', '4 aaa']  # the last group is completed
+    values = {name: [each.values[name].item() for each in encoded.examples] for name in encoded.examples[0].values}
+    assert values['scored'] == [1, 2, 3, 4, 5, 6] * 2
+    assert values['label_weights'] == [1, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0]
+    assert values['labels'] == [1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0]
+    assert encoded.notes == ['5 rows of prompt + completion + label', '3 desirable, 2 undesirable completions']
+
+
+def test_fewer_rows_than_a_group_are_repeated(form):
+    encoded = unpaired.encode(rows(2), form(Bytes(), (), '')._replace(group=3))
+    weights = [each.values['label_weights'].item() for each in encoded.examples]
+    assert len(weights) == 6 and sum(weights) == 2
+    with pytest.raises(InputError, match='the KL estimate needs the completion of another'):
+        unpaired.encode(rows(1), form(Bytes(), (), '')._replace(group=3))
+
+
+def test_long_texts_follow_the_policy(form):
+    long = [*rows(2), Row('rows.jsonl:9', {'prompt': 'p' * 20, 'completion': 'ok', 'label': True})]
+    with pytest.raises(
+        InputError, match=r'rows.jsonl:9: 23 tokens, and data.seq_len = 64 holds 4 texts of 16 .*group = 2'
+    ):
+        unpaired.encode(long, form(Bytes(), (), '')._replace(group=2))
+    cut = unpaired.encode(long, form(Bytes(), (), '', policy='cut')._replace(group=2))
+    assert max(len(each.tokens) for each in cut.examples) == 17
+    dropped = unpaired.encode(long, form(Bytes(), (), '', policy='drop')._replace(group=2))
+    assert '1 rows left out, of more than 16 tokens: rows.jsonl:9' in dropped.notes
+
+
+@pytest.mark.parametrize('name', preference_cases.KTO)
+def test_six_steps_equal_those_of_trl(trl, stream_of, losses_of, name):
+    goldens, load = trl
+    model, params = load('causal')
+    examples = preference_cases.labelled()
+    texts, values = [], []
+    for begin in range(0, len(examples), M):
+        group = examples[begin : begin + M]
+        for n, (prompt, completion, label) in enumerate(group):
+            texts += [(prompt, completion), (prompt, group[n - 1][1])]
+            for index in (0, 1):
+                own = {'labels': np.float32(label), 'label_weights': np.float32(1 - index)}
+                values.append({'scored': np.int32(1 + 2 * n + index)} | own)
+    whole = stream_of(unpaired.TASK, texts, values, size=128, rows=1)  # a row is a batch of TRL
+    apply = jax.jit(model.apply)
+    batches = [whole.batch(n) for n in range(3)]
+    batches = [batch | {'ref_logprob': np.asarray(apply({'params': params}, batch)['logprob'])} for batch in batches]
+    loss = functools.partial(unpaired.kto, **preference_cases.KTO[name])
+    losses = losses_of(loss, model, params, batches)
+    np.testing.assert_allclose(losses, goldens['kto'][name]['steps'], rtol=1e-5, atol=1e-5)

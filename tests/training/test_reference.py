@@ -1,0 +1,130 @@
+"""The reference model: cached on the disk or live in the step, with the same losses; one copy of the weights."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import lmtrain
+from configs import tiny
+from lmtrain.errors import InputError
+from lmtrain.parallel import sharding
+from lmtrain.training import reference
+from lmtrain.training.build import build
+from lmtrain.training.resolve import resolve
+
+ROWS = [
+    {'prompt': f'{n} ' * (1 + n % 3), 'chosen': 'yes ' * (1 + n % 2), 'rejected': 'no ' * (1 + n % 4)}
+    for n in range(24)
+]
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+    """The folder of a base that was trained for two steps, and of rows of preferences."""
+    folder = tmp_path_factory.mktemp('preferences')
+    (folder / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in ROWS), encoding='utf-8')
+    config = recipe(folder)
+    config.task.update(name='chat', text=('prompt',), label='chosen')
+    config.task.template = 'none'
+    config.init.base = ''
+    config.data.tokenizer = 'bytes'
+    lmtrain.train(config, folder / 'base')
+    return folder
+
+
+def recipe(folder, **more):
+    config = tiny.get_config()
+    config.data.update(root=str(folder), cache=str(folder / 'cache'), seq_len=64, batch_size=8, test=0.0)
+    config.data.tokenizer = 'base'
+    config.model.update(num_layers=1, width=16, vocab_size=257, unroll=1)
+    config.task.update(
+        name='preference', train=('rows.jsonl',), validation=('rows.jsonl',), text=(), label='', buckets=1
+    )
+    config.init.base = str(folder / 'base')
+    config.budget.steps, config.optimizer.learning_rate, config.optimizer.accumulate = 2, 0.01, 1
+    config.evaluate.max_batches, config.log.every_steps, config.log.tensorboard = 0, 1, False
+    config.sample.prompts = ()
+    config.update_from_flattened_dict(more)
+    return config
+
+
+def losses(run, steps=3):
+    run = reference.complete(run)
+    state, step, stream, place = run.initial.on_mesh(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
+    seen = []
+    for index in range(steps):
+        state, measured = step(state, place(stream.batch(index)), np.float32(index / steps))
+        seen.append([measured[name].item() for name in ('loss', 'rewards/margins', 'grad_norm')])
+    return np.array(seen)
+
+
+LORA = {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 2),)}
+
+
+def test_live_equals_cached_and_begins_with_the_loss_of_equal_models(base):
+    cached = losses(build(*resolve(recipe(base, **LORA)), jax.devices()[:1]))
+    assert cached[0, 0] == pytest.approx(np.log(2), abs=1e-6) and abs(cached[0, 1]) < 1e-5
+    live = losses(build(*resolve(recipe(base, **LORA, **{'objective.reference': 'live'})), jax.devices()[:1]))
+    np.testing.assert_allclose(live, cached, rtol=1e-4, atol=1e-5)
+    assert cached[-1, 0] < cached[0, 0] - 1e-4
+
+
+def test_live_reference_needs_no_second_copy_of_the_weights(base):
+    """Bytes of the arguments of the compiled step, against fine-tuning with the same adapter."""
+    own = build(*resolve(recipe(base, **LORA, **{'objective.reference': 'live'})), jax.devices()[:1])
+    sft = {'task.name': 'chat', 'task.text': ('prompt',), 'task.label': 'chosen', 'task.template': 'none'}
+    tuned = build(*resolve(recipe(base, **LORA, **sft)), jax.devices()[:1])
+    sizes = [next(iter(run.train_steps().values())).memory_analysis().argument_size_in_bytes for run in (own, tuned)]
+    assert sizes[0] <= 1.05 * sizes[1]
+
+
+def test_live_reference_of_a_base_that_is_trained_is_refused(base):
+    with pytest.raises(InputError, match=r"reference = 'live' with adapt.method = 'full': .* is trained.*='cached'"):
+        build(*resolve(recipe(base, **{'objective.reference': 'live'})))
+    with pytest.raises(InputError, match="objective.reference = 'warm' is none of cached, live"):
+        build(*resolve(recipe(base, **{'objective.reference': 'warm'})))
+
+
+def test_log_probabilities_are_computed_once_and_kept(base, monkeypatch):
+    run = build(*resolve(recipe(base)), jax.devices()[:1])
+    assert np.isnan(run.stream('train').batch(0)['ref_logprob']).any()  # unknown before `complete`
+    complete = reference.complete(run)
+    column = complete.stream('train').batch(0)
+    real = column['segment_ids'] > 0
+    assert (column['ref_logprob'][real] < 0).all() and not column['ref_logprob'][~real].any()
+    params = run.initial.on_mesh().params
+    expected = np.asarray(run.model.apply({'params': params}, column)['logprob'])
+    np.testing.assert_allclose(column['ref_logprob'][real], expected[real], rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(reference, '_compute', lambda run: pytest.fail('computed again'))
+    again = reference.complete(run).stream('train').batch(0)
+    np.testing.assert_array_equal(again['ref_logprob'], column['ref_logprob'])
+
+
+def test_reference_free_objectives_have_no_column(base):
+    run = build(*resolve(recipe(base, **{'objective.name': 'simpo'})), jax.devices()[:1])
+    assert reference.complete(run) is run and 'ref_logprob' not in run.stream('train').batch(0)
+
+
+@pytest.mark.parametrize('mesh', [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
+def test_meshes_change_no_loss(base, mesh):
+    sizes = {
+        'model.num_heads': 8,
+        'model.num_kv_heads': 8,
+        'model.head_dim': 4,
+        'init.base': '',
+        'data.tokenizer': 'bytes',
+    }
+    sizes |= {'model.vocab_size': 264}
+    alone = losses(build(*resolve(recipe(base, **sizes)), jax.devices()[:1]), 2)
+    named = {f'mesh.{axis}': size for axis, size in zip(sharding.AXES, mesh)}
+    np.testing.assert_allclose(losses(build(*resolve(recipe(base, **sizes, **named))), 2), alone, rtol=1e-5, atol=1e-6)
+
+
+def test_trained_run_is_evaluated_with_its_reference(base, tmp_path):
+    results = lmtrain.train(recipe(base, **LORA), tmp_path / 'run')
+    names = {'loss', 'rewards/chosen', 'rewards/rejected', 'rewards/accuracies', 'rewards/margins'}
+    assert results['validation'].keys() >= names and results['validation']['targets'] == len(ROWS)
+    scores = lmtrain.evaluate(tmp_path / 'run', split='validation')
+    assert scores['loss'] == pytest.approx(results['validation']['loss'], rel=1e-5)

@@ -1,0 +1,70 @@
+"""A trained reward model scores texts, and is exported as a classifier with one label."""
+
+import json
+
+import numpy as np
+import pytest
+
+import lmtrain
+from configs import tiny
+from lmtrain.errors import InputError
+from lmtrain.training import reward_scores
+
+ROWS = [
+    {'prompt': f'word {n} ', 'chosen': 'good' + '!' * (n % 3), 'rejected': 'bad' + '?' * (n % 4)} for n in range(32)
+]
+
+
+@pytest.fixture(scope='module', params=['auto', 'last'])
+def trained(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('reward')
+    (folder / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in ROWS), encoding='utf-8')
+    config = tiny.get_config()
+    config.data.update(root=str(folder), cache=str(folder / 'cache'), seq_len=64, batch_size=8, test=0.0)
+    config.model.update(num_layers=1, width=32, unroll=1)
+    config.task.update(name='reward', train=('rows.jsonl',), validation=('rows.jsonl',), text=(), label='', buckets=2)
+    config.objective.update(pool=request.param, centring=0.01)
+    config.budget.steps, config.optimizer.learning_rate = 30, 0.01
+    config.evaluate.max_batches, config.log.every_steps, config.log.tensorboard = 0, 10, False
+    results = lmtrain.train(config, folder / 'run')
+    return folder / 'run', results
+
+
+def test_reward_model_learns_and_scores_texts(trained):
+    folder, results = trained
+    assert results['validation']['accuracy'] > 0.9
+    scores = lmtrain.evaluate(folder, split='validation')
+    assert scores['accuracy'] == pytest.approx(results['validation']['accuracy'])
+    assert 0 <= scores['calibration_error'] < 0.5
+    prompts = [row['prompt'] for row in ROWS]
+    chosen, rejected = (
+        reward_scores.score_texts(str(folder), prompts, [row[side] for row in ROWS]) for side in ('chosen', 'rejected')
+    )
+    assert chosen.shape == (32,) and chosen.dtype == np.float32
+    assert np.mean(chosen > rejected) == pytest.approx(scores['accuracy'])
+    np.testing.assert_allclose(np.mean(chosen - rejected), scores['margin'], rtol=1e-4)
+    alone = reward_scores.score_texts(lmtrain.load(str(folder)), prompts[:1], [ROWS[0]['chosen']])
+    np.testing.assert_allclose(alone, chosen[:1], rtol=1e-5, atol=1e-5)
+
+
+def test_exported_reward_model_is_a_classifier_with_one_label(trained, tmp_path):
+    folder, _ = trained
+    lmtrain.export(folder, tmp_path / 'out', format='hf')
+    config = json.loads((tmp_path / 'out' / 'config.json').read_text(encoding='utf-8'))
+    assert config['architectures'] == ['LlamaForSequenceClassification'] and config['num_labels'] == 1
+    scores = [
+        reward_scores.score_texts(str(where), ['word 3 '], ['good and then some'])
+        for where in (folder, tmp_path / 'out')
+    ]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5, atol=1e-6)
+
+
+def test_model_without_a_score_is_refused(tmp_path):
+    config = tiny.get_config()
+    config.data.update(source=str(tmp_path / 'a.txt'), cache=str(tmp_path / 'cache'), validation=0.3, test=0.0)
+    (tmp_path / 'a.txt').write_text('a few words. ' * 400)
+    config.model.update(num_layers=1, width=16, unroll=1)
+    config.budget.steps, config.log.tensorboard = 1, False
+    lmtrain.train(config, tmp_path / 'run')
+    with pytest.raises(InputError, match="needs a head for it; the model has model.head='lm'"):
+        reward_scores.scorer(str(tmp_path / 'run'))
