@@ -46,12 +46,18 @@ ACCELERATOR = types.SimpleNamespace(
 )
 
 
+class Trained(torch.nn.Module):
+    """What a trainer asks of its own model; the models of the losses are arguments."""
+
+    is_gradient_checkpointing = False
+
+
 def trainer(kind, **settings):
     """A trainer of TRL without a data set, for its loss function."""
     self = object.__new__(kind)
     self.__dict__ |= {
         'accelerator': ACCELERATOR,
-        'model': types.SimpleNamespace(training=True),
+        'model': Trained(),
         '_metrics': {'train': defaultdict(list)},
         '_total_train_tokens': 0,
         '_tp_size': 1,

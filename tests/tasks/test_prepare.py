@@ -27,7 +27,7 @@ def prepare(tmp_path):
         data |= {'seq_len': 128, 'validation': 0.2, 'test': 0.1}
         task = {'name': 'classify', 'train': (name,), 'validation': (), 'test': (), 'text': ('text',), 'label': 'label'}
         task |= {'labels': (), 'shots': 0, 'buckets': 3, 'pack': False, 'too_long': 'error'}
-        task |= {'template': 'auto', 'date': ''}
+        task |= {'group': 4, 'template': 'auto', 'date': ''}
         data |= {key: over.pop(key) for key in [*over] if key in ('root', 'tokenizer', 'seq_len', 'cache')}
         data |= over.pop('data', {})
         return prepare_task(data, **(task | over))
