@@ -1,0 +1,28 @@
+"""Direct preference optimisation of a base on pairs; --config.objective.name selects hinge, ipo, dpo_norm, simpo, orpo.
+
+Command: lmtrain train --config=configs/sft.py --workdir=runs/sft
+         lmtrain train --config=configs/dpo.py --config.init.base=runs/sft --workdir=runs/dpo
+         with --config.task.train="('pairs.jsonl',)" --config.task.validation="()" --config.data.tokenizer=base
+         --config.data.seq_len=1024 on a file of your own (formats: configs/reward_model.py); a row holds both sides
+         with --config.adapt.method=lora --config.objective.reference=live without a pass before the training
+         with --config.task.name=unpaired for rows with a label (KTO); --config.task.group=4 of them share a row
+Cost:    two minutes on two CPU cores for generated rows
+Score:   experiments/rewards: held-out prompts that the greedy completion answers, before and after
+"""
+
+from configs import sft
+
+
+def get_config():
+    config = sft.get_config()
+    config.data.seq_len = 64
+    config.data.validation = 0.1  # of the rows of a file; generated rows have a split of their own
+    config.task.name = 'preference'
+    config.task.text, config.task.label = (), ''
+    config.task.too_long = 'cut'
+    config.objective.beta = 0.1
+    config.budget.steps = 150
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.weight_decay = 0.0
+    config.schedule.warmup = 0.1
+    return config
