@@ -18,7 +18,7 @@ def get_config():
     config.data.seq_len = 64
     config.data.validation = 0.1  # of the rows of a file; generated rows have a split of their own
     config.task.name = 'preference'
-    config.task.text, config.task.label = (), ''
+    config.task.text, config.task.label, config.task.template = (), '', 'auto'
     config.task.too_long = 'cut'
     config.objective.beta = 0.1
     config.budget.steps = 150
