@@ -52,6 +52,7 @@ setup(
         'cuda12': ['jax[cuda12]'],  # older drivers and cards
         'tpu': ['jax[tpu]'],
         'plan': ['libtpu'],  # the TPU's compiler, without a TPU
+        'hub': ['huggingface_hub>=1'],  # downloads a base by its name on the Hugging Face Hub
         'gepa': ['gepa>=0.1.4,<0.2'],
         'parquet': ['pyarrow>=18'],
         'sentencepiece': ['sentencepiece>=0.2'],

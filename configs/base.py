@@ -15,26 +15,50 @@ RENAMED = {'verify_every': 'sdc_check_every', 'corrupt': 'mask_rate', 'learns': 
 
 
 class Section(ml_collections.ConfigDict):
-    """A ConfigDict that also takes a field under its former name, with a warning that gives the new one.
+    """A ConfigDict that also takes a field under its former name, with a warning, and one value for a tuple.
+
+    A tuple of (regex, value) pairs takes a number, which replaces the value of every pair; another tuple takes a text,
+    its only element.
 
     >>> config = get_config()
     >>> with warnings.catch_warnings(record=True, action='always') as notes:
     ...     config.data.corrupt = 0.15
     >>> config.data.mask_rate, str(notes[0].message)
     (0.15, "config field 'corrupt' is now called 'mask_rate'")
+    >>> config.task.train, config.adapt.lora.alpha = 'train.csv', 32.0
+    >>> config.task.train, config.adapt.lora.alpha
+    (('train.csv',), (('.*', 32.0),))
     """
 
     def __getitem__(self, key):
         return super().__getitem__(self._current(key))
 
     def __setitem__(self, key, value):
-        super().__setitem__(self._current(key), value)
+        key = self._current(key)
+        current = self[key] if key in self and type(value) in (str, int, float) else None
+        super().__setitem__(key, _as_tuple(value, current) if isinstance(current, tuple) else value)
 
     def _current(self, key):
         if key not in RENAMED or key in self or RENAMED[key] not in self:
             return key
         warnings.warn(f'config field {key!r} is now called {RENAMED[key]!r}', FutureWarning, stacklevel=4)
         return RENAMED[key]
+
+
+def _as_tuple(value, current: tuple):
+    """One value in the form of the tuple that it replaces; unchanged if it has no such form."""
+    if has_pairs(current):
+        return value if isinstance(value, str) else tuple((pattern, value) for pattern, _ in current)
+    return (value,) if isinstance(value, str) else value
+
+
+def has_pairs(value: tuple) -> bool:
+    """Whether a tuple is a list of (regex, value).
+
+    >>> has_pairs((('.*', 8),)), has_pairs(('train.csv',)), has_pairs(())
+    (True, False, False)
+    """
+    return bool(value) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value)
 
 
 def get_config():
@@ -62,7 +86,7 @@ def get_config():
 
     # Task: 'text' is language modelling; the others read rows:
     # lmtrain.tasks.prepare.prepare_task(config.data, **config.task)
-    config.task = ml_collections.ConfigDict()
+    config.task = Section()
     # 'text' | 'chat' | 'classify' | 'regress' | 'tag' | 'span' | 'reward' | 'preference' (pairs) | 'unpaired' (labels)
     config.task.name = 'text'
     config.task.train = ()  # rows in jsonl, json, csv, tsv, parquet, conll: paths, (path, label); or 'generated:sort'
@@ -81,7 +105,7 @@ def get_config():
 
     # Start: lmtrain.training.init_from.open_base. With a base, the model section is the base's except for dropout,
     # dtype, remat, unroll and attention.
-    config.init = ml_collections.ConfigDict()
+    config.init = Section()
     config.init.base = ''  # folder of a run or a Hugging Face directory; '' is random initialisation
     config.init.adapter = ''  # PEFT directory whose leaves are added to the base
     config.init.ignore = ()  # unknown fields of the base's config.json or adapter_config.json to skip
@@ -148,9 +172,10 @@ def get_config():
     config.adapt.layers = Section()
     config.adapt.layers.last = 0  # trains this many last layers; or
     config.adapt.layers.trainable = ''  # regex over paths with the layer's number: layers/11/mlp/up/kernel
-    config.adapt.lora = ml_collections.ConfigDict()
-    config.adapt.lora.rank = (('.*/attention/(query|value)/kernel', 8),)  # first match wins; no match, no LoRA
-    config.adapt.lora.alpha = (('.*', 16.0),)  # the scale is alpha / rank
+    config.adapt.lora = Section()
+    config.adapt.lora.rank = (('.*/attention/(query|value)/kernel', 8),)  # first match wins; 16 changes the rank alone
+    config.adapt.lora.alpha = (('.*', 16.0),)  # the scale is alpha / rank; 32 changes it for all paths
+    config.adapt.lora.targets = ''  # in place of rank's pattern: 'qv' | 'attention' | 'all-linear' | a regex
     config.adapt.lora.rslora = False  # the scale is alpha / sqrt(rank)
     config.adapt.lora.zero = 'b'  # factor that is 0 at first: 'b' | 'a' (then b is random)
     config.adapt.lora.dora = False  # trains magnitude and direction of the kernel's columns separately
@@ -235,7 +260,7 @@ def get_config():
     config.mesh.sequence = 1  # devices that divide the positions of a row
 
     # Evaluation: lmtrain.training.evaluate
-    config.evaluate = ml_collections.ConfigDict()
+    config.evaluate = Section()
     config.evaluate.every_steps = 500  # and at the end
     config.evaluate.max_batches = 0  # of the validation split, a fixed random sample; 0 is all
     config.evaluate.sources = ()  # further texts whose validation loss is measured before and after: ('python',)
@@ -267,8 +292,8 @@ def get_config():
     config.plan.mfu = 0.4  # model FLOPs utilisation assumed for a budget in hours or money
 
     # Samples of the report: lmtrain.inference.sample.generate(**config.sample)
-    config.sample = ml_collections.ConfigDict()
-    config.sample.prompts = ('',)  # texts to continue; '' starts a document
+    config.sample = Section()
+    config.sample.prompts = ('',)  # texts to continue; ('',) is the beginnings of validation documents or rows
     config.sample.max_tokens = 128  # tokens per text
     config.sample.temperature = 0.8  # 0 is greedy
     config.sample.top_k = 0  # most likely tokens to draw from; 0 is all

@@ -1,7 +1,7 @@
 """Sentences to classes, on a pretrained encoder or decoder, with any method of adaptation.
 
-Command: lmtrain train --config=configs/classify.py --config.init.base=DIR --config.task.train="('train.csv',)" \\
-         --config.task.text="('text',)" --config.task.label=category --config.adapt.method=lora --workdir=runs/classify
+Command: lmtrain train --config=configs/classify.py --config.init.base=DIR --config.task.train=train.csv \\
+         --config.task.text=text --config.task.label=category --config.adapt.method=lora --workdir=runs/classify
 Cost:    minutes on two CPU cores for a MiniLM encoder and a thousand rows
 Score:   experiments/finetune: accuracy of head alone, BitFit, LoRA, prefix and full on banking77 and sentence polarity
 """

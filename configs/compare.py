@@ -1,7 +1,7 @@
 """Prompt or train? All arms on one task, one base, the same rows and seeds.
 
-Command: lmtrain compare --config=configs/compare.py --config.init.base=DIR --config.task.train="('train.csv',)" \\
-         --config.task.text="('text',)" --config.task.label=category --workdir=runs/compare
+Command: lmtrain compare --config=configs/compare.py --config.init.base=DIR --config.task.train=train.csv \\
+         --config.task.text=text --config.task.label=category --workdir=runs/compare
 Cost:    `--dry_run` prints FLOPs, memory and time of every trial
 Score:   results.json and report.html of the folder: accuracy with intervals, cost, break-even
 """

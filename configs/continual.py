@@ -1,7 +1,7 @@
 """A pretrained model reads on: new text with a share of the old one, the learning rate warmed up again.
 
 Command: lmtrain train --config=configs/continual.py --config.init.base=DIR --config.data.source=new.txt \\
-         --config.data.mix="(('old.txt', 0.1),)" --config.evaluate.sources="('old.txt',)" --workdir=runs/continual
+         --config.data.mix="(('old.txt', 0.1),)" --config.evaluate.sources=old.txt --workdir=runs/continual
 Cost:    on two CPU cores minutes for a model of 260k parameters
 Score:   experiments/continual: bits per byte of the new text and of the old one, before and after, beside LoRA's
 """

@@ -1,6 +1,6 @@
 """Instruction tuning: conversations in, the loss on the assistant's tokens alone; full, LoRA or any other method.
 
-Command: lmtrain train --config=configs/instruct.py --config.init.base=DIR --config.task.train="('rows.jsonl',)" \\
+Command: lmtrain train --config=configs/instruct.py --config.init.base=DIR --config.task.train=rows.jsonl \\
          --config.adapt.method=lora --workdir=runs/instruct
 Cost:    set by the base; minutes on two CPU cores for 260k parameters
 Score:   experiments/instruct: validation loss of the answers before and after, full beside LoRA

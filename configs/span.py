@@ -1,6 +1,6 @@
 """The answer's place in a context (extractive question answering), on a pretrained encoder.
 
-Command: lmtrain train --config=configs/span.py --config.init.base=DIR --config.task.train="('train.json',)" \\
+Command: lmtrain train --config=configs/span.py --config.init.base=DIR --config.task.train=train.json \\
          --config.adapt.method=lora --workdir=runs/span
 Cost:    minutes on two CPU cores for a MiniLM encoder
 Score:   experiments/finetune: exact match on XQuAD's English part

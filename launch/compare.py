@@ -1,7 +1,7 @@
 """prompting and training on the same rows: which is better for a task, a base and a budget, with its costs.
 
-lmtrain compare --config=configs/compare.py --config.init.base=DIR --config.task.train="('train.csv',)" \\
-                --config.task.text="('text',)" --config.task.label=category --workdir=runs/which
+lmtrain compare --config=configs/compare.py --config.init.base=DIR --config.task.train=train.csv \\
+                --config.task.text=text --config.task.label=category --workdir=runs/which
 
 The same command continues a comparison that was stopped; finished trials are
 not run again. An arm is one line of the config: config.compare.arms.NAME.

@@ -17,7 +17,9 @@ from lmtrain.errors import InputError
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
 flags.DEFINE_string('target', None, 'chips: v5e:16x16, v5p:8x8x16, v6e:16x16, h100:8, cpu:8', flag_values=FLAGS)
-flags.DEFINE_bool('search', False, 'also tries batch sizes, remat policies and meshes', flag_values=FLAGS)
+flags.DEFINE_bool(
+    'search', False, 'the fastest micro-batches, remat policies and meshes for the same batch', flag_values=FLAGS
+)
 flags.DEFINE_float('flops', None, 'the best model for a number of FLOPs', flag_values=FLAGS)
 flags.DEFINE_float('hours', None, 'the same for hours on the target', flag_values=FLAGS)
 flags.DEFINE_float('money', None, 'the same for money, at config.plan.price', flag_values=FLAGS)
@@ -44,15 +46,11 @@ def run(values: flags.FlagValues) -> None:
 
         print(scaling_laws.page(flops(values, config, target), config.model.vocab_size))
         return
-    if values.search:
-        from lmtrain.plan import search
-
-        print(search.page(config, target))
-        return
-    from lmtrain.plan import compiled
+    from lmtrain.plan import compiled, search
 
     words = (f'--config.{shlex.quote(text)}' for text in values.override)
-    print(compiled.page(config, target, ' '.join(['lmtrain train', f'--config={values.config}', *words])))
+    command = ' '.join(['lmtrain train', f'--config={values.config}', *words])
+    print((search if values.search else compiled).page(config, target, command))
 
 
 def flops(values: flags.FlagValues, config, target) -> float:

@@ -23,6 +23,7 @@ from lmtrain.files import flatten_fields, local_path
 
 FOLDER = pathlib.Path(base.__file__).parent
 ARMS = 'compare.arms.'  # fields that a comparison may add
+OF_TEXTS = ('task', 'init', 'evaluate', 'sample')  # sections whose tuples hold texts
 NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text', tuple: "a tuple, such as ('a', 'b')"}
 
 
@@ -164,17 +165,27 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
         if inside:
             raise InputError(f'config.{key} is a section; its fields are {", ".join(inside)}')
         raise InputError(f'unknown field config.{key}{_similar_field(key, known)}')
+    for name in section.split('.') if section else ():
+        config = config[name]
     kind, optional = known[key], dict(leaves(base.get_config())).get(key, 0) is None
     try:
-        value = None if optional and text.lower() == 'none' else parse(text, kind)
+        if optional and text.lower() == 'none':
+            config[field] = None
+        else:
+            config[field] = parse_tuple(text, config[field], key) if kind is tuple else parse(text, kind)
     except ValueError as error:
         expected = NAMES[kind] + (' or none' if optional else '')
         value = repr(text if len(text) < 80 else f'{text[:80]}...')
         reason = f' ({error})' if isinstance(error, Unparsable) and str(error) else ''
-        raise InputError(f'config.{key} must be {expected}, not {value}{reason}') from None
-    for name in section.split('.') if section else ():
-        config = config[name]
-    config[field] = value
+        raise InputError(f'config.{key} must be {expected}, not {value}{reason}{_current(config, field)}') from None
+
+
+def _current(config: ml_collections.ConfigDict, field: str) -> str:
+    """The present value of a field for a message; '' if it is not set, or is computed by a division by zero."""
+    with contextlib.suppress(ZeroDivisionError):
+        value = config[field]
+        return '' if value is None else f'; now it is {value!r:.80}'
+    return ''
 
 
 class Unparsable(ValueError):
@@ -184,13 +195,15 @@ class Unparsable(ValueError):
 def parse(text: str, kind: type) -> Any:
     """The text of a command line as a value of a type. Raises ValueError or Unparsable.
 
-    >>> parse('2_000', int), parse('true', bool), parse("[('.*', 8)]", tuple)
-    (2000, True, (('.*', 8),))
+    >>> parse('2_000', int), parse('1e3', int), parse('true', bool), parse("[('.*', 8)]", tuple)
+    (2000, 1000, True, (('.*', 8),))
     """
     if kind is bool and text.lower() in ('true', 'false'):
         return text.lower() == 'true'
     if kind is int and re.fullmatch(r'[+-]?\d+(_\d+)*', text) and len(text) < 20:
         return int(text)
+    if kind is int and re.fullmatch(r'[+-]?\d+(\.\d+)?[eE]\+?\d{1,2}', text) and float(text).is_integer():
+        return int(float(text))
     if kind is float:
         value = float(text)
         if not math.isfinite(value):
@@ -204,6 +217,30 @@ def parse(text: str, kind: type) -> Any:
     if kind is str:
         return text
     raise Unparsable
+
+
+def parse_tuple(text: str, current: tuple, key: str) -> Any:
+    """The text of a command line for a field that is a tuple now; also one number or text, for `base.Section`.
+
+    Without quotes and brackets commas separate texts, except in sample.prompts, whose texts may have commas.
+
+    >>> parse_tuple('16', (('.*', 8),), 'adapt.lora.rank'), parse_tuple('question,context', (), 'task.text')
+    (16, ('question', 'context'))
+    """
+    if base.has_pairs(current):
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return parse(text, kind)
+    try:
+        return parse(text, tuple)
+    except Unparsable:
+        value: Any = None
+        with contextlib.suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+            value = ast.literal_eval(text)
+        bare = text and not re.match(r'[(\[{\'"]', text)
+        if not bare or key.partition('.')[0] not in OF_TEXTS or isinstance(value, int | float | complex):
+            raise
+    return (text,) if key == 'sample.prompts' else tuple(text.split(','))
 
 
 def tuples(value: Any) -> Any:

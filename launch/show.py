@@ -8,7 +8,6 @@ lmtrain show --config=configs/quickstart.py --batch
 import pathlib
 import re
 import shutil
-import sys
 import textwrap
 
 from absl import flags
@@ -40,16 +39,15 @@ def written(value) -> str:
 
 
 def run(values: flags.FlagValues) -> None:
-    if not values.batch:
-        page(values)
-        return
     process_setup.prepare()
-    config = recipe.from_flags(values)
-    from lmtrain.plan import dry_run  # late: the values of a recipe need no jax
-    from lmtrain.training.build import build
-    from lmtrain.training.resolve import resolve
+    config = recipe.from_flags(values)  # a mistyped field needs no jax
+    from lmtrain.plan import dry_run
 
-    print(dry_run.decoded(build(*resolve(config))))
+    if values.batch:
+        print(dry_run.first_batch(config))
+    else:
+        dry_run.check(config)
+        page(values)
 
 
 def page(values: flags.FlagValues) -> None:
@@ -58,7 +56,7 @@ def page(values: flags.FlagValues) -> None:
     bold, dim, green, cyan, plain = cli.style('bold', 'dim', 'green', 'cyan', 'plain')
     resolved, standard = dict(recipe.leaves(config)), dict(recipe.leaves(recipe.standard_of(config)))
     overridden = {text.partition('=')[0] for text in values.override}
-    screen = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+    screen = shutil.get_terminal_size().columns
 
     cells = {key: written(value) for key, value in resolved.items()}
     changed = [key for key in cells if key in standard and resolved[key] != standard[key]]
@@ -67,7 +65,7 @@ def page(values: flags.FlagValues) -> None:
     width = min(36 if screen > 120 else 16, widest)  # of the values
 
     name = path.stem + (f':{argument}' if argument else '')
-    title = textwrap.fill(f'{name}  {recipe.claim(path)}', screen, subsequent_indent='  ')
+    title = textwrap.fill(f'{name}  {recipe.claim(path)}', screen, subsequent_indent='    ')
     print(title.replace(name, f'{bold}{name}{plain}', 1))
     for key, note in notes().items():
         if key not in resolved:  # a section
@@ -89,9 +87,8 @@ def page(values: flags.FlagValues) -> None:
         print(f'{colour}{mark} {name:18}{cells[key]}{plain}{dim}{cell.removeprefix(cells[key])}{blank}{first}{plain}')
         for line in rest:
             print(f'{dim}{" " * (22 + width)}{line}{plain}')
-    sys.stdout.flush()  # the next lines need jax
     from lmtrain.training import init_from
 
-    answer = textwrap.fill(f'exportable: {init_from.exportable(config)}', screen, subsequent_indent='  ')
+    answer = textwrap.fill(f'exportable: {init_from.exportable(config)}', screen, subsequent_indent='    ')
     print(f'\n{answer}')
     print(f'\n{green}*{plain} differs from base.py    {cyan}>{plain} set on this command line')

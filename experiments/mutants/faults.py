@@ -1641,8 +1641,8 @@ FAULTS = {
         ),
         (
             'the input of an instruction is left out',
-            "for name in ('instruction', 'input') if",
-            "for name in ('instruction',) if",
+            'for name in questions if row',
+            'for name in questions[:1] if row',
         ),
         ('the prompt of a conversation is learned as well', 'and index >= first and', 'and'),
     ],

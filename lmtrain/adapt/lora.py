@@ -21,6 +21,11 @@ from lmtrain.errors import InputError
 from lmtrain.models.linear import column_norm
 
 TRAINABLE = r'.*/lora_(a|b|magnitude)'
+TARGETS = {
+    'qv': r'layers(_\d+)?/attention/(query|value)/kernel',
+    'attention': r'layers(_\d+)?/attention/\w+/kernel',
+    'all-linear': r'layers(_\d+)?/(attention|mlp)/\w+/kernel',  # same as PEFT: without the head
+}
 LEAVES = ('lora_a', 'lora_b', 'lora_scale', 'lora_magnitude')
 
 
@@ -28,6 +33,7 @@ def adapter(
     *,
     rank: Sequence[tuple[str, int | Sequence[int]]],
     alpha: Sequence[tuple[str, float | Sequence[float]]],
+    targets: str = '',
     rslora: bool = False,
     zero: str = 'b',
     dora: bool = False,
@@ -41,6 +47,7 @@ def adapter(
       rank: [(regex of kernels or embeddings, rank)]. A list of N ranks gives every layer its own; rank 0 is no LoRA.
         The layers share one array of the largest rank, whose unused columns are 0 and stay 0.
       alpha: [(regex, alpha)] for the same paths; the scale is alpha / rank.
+      targets: one of TARGETS or a regex, in place of the pattern of `rank`; '' is that pattern.
       rslora: the scale is alpha / sqrt(rank) (arXiv 2312.03732).
       zero: the factor that is 0 at first. 'a': lora_b is N(0, 1/R) instead, R the rank (Hayou et al., arXiv 2406.08447,
         Init[B]). With 'b', the first updates of Adam depend on rounding, and so on the layout of the devices.
@@ -53,9 +60,11 @@ def adapter(
 
     if zero not in ('a', 'b'):
         raise InputError(f"adapt.lora.zero is {zero!r}: it is 'a' or 'b'")
+    patterns = _targeted(rank, targets) if targets else rank
 
     def new_leaves(rng, params):
-        leaves, ranks = tree.flatten(params), sites(params, rank, 'adapt.lora.rank')
+        leaves = tree.flatten(params)
+        ranks = sites(params, patterns, f'adapt.lora.{"targets" if targets else "rank"}')
         try:
             alphas = tree.match(alpha, ranks)
         except ValueError as error:
@@ -71,6 +80,16 @@ def adapter(
         return tree.unflatten(new)
 
     return Adapter(new_leaves, fold)
+
+
+def _targeted(rank, targets: str) -> list[tuple[str, int | Sequence[int]]]:
+    """`rank` with `targets` as its only pattern. Raises InputError if `rank` has several."""
+    if len(rank) != 1:
+        raise InputError(
+            f'adapt.lora.targets = {targets!r} with {len(rank)} patterns in adapt.lora.rank: it replaces the only '
+            'pattern there; set adapt.lora.rank to one number, or leave adapt.lora.targets out'
+        )
+    return [(TARGETS.get(targets, targets), value) for _, value in rank]
 
 
 def _per_layer(path: str, stack: tuple[int, ...], rank, alpha, dora: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from lmtrain.data.tokenizers.base import Bytes, Tokenizer
 from lmtrain.data.tokenizers.load import LEARNED, check_fits, learn, load_tokenizer, open_tokenizer
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, read_json, write_json
+from lmtrain.runtime import progress
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,10 @@ class Corpus:
         begin_id = own.begin_id if own.begin_id != own.end_id else None
         texts = [(tokens / 'validation.txt').read_bytes() for tokens in self._directories]
         tokens = [[part.tokens] for part in self.splits['validation'].parts]
-        each = baselines.bits_per_byte_of_texts(train, list(zip(tokens, texts, strict=True)), own.vocab_size, begin_id)
+        with progress.phase('measuring unigram, bigram and xz'):
+            each = baselines.bits_per_byte_of_texts(
+                train, list(zip(tokens, texts, strict=True)), own.vocab_size, begin_id
+            )
         write_json(directory / 'baselines.json', each[0] if len(each) == 1 else each)
 
 
@@ -242,7 +246,8 @@ def _tokenizer(name: str, vocab_size: int, mask: bool, texts: list[_Text], rule:
             documents = sample_train([(text.source, text.content) for text in texts], rule)
         else:
             documents = (document.text for text in texts for document in text.source.documents())
-        learn(name, documents, vocab_size, mask).save(directory)
+        with progress.phase(f'training the tokenizer ({name})'):
+            learn(name, documents, vocab_size, mask).save(directory)
 
     return load_tokenizer(build(cache / f'tokenizer-{directory[:32]}', write))
 

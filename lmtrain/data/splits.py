@@ -19,10 +19,10 @@ import numpy as np
 from lmtrain.data.cache import key, read_note, write_note
 from lmtrain.data.document import Document
 from lmtrain.data.hash_rng import hash_unit
-from lmtrain.data.progress import progress_bar
 from lmtrain.data.source import Source
 from lmtrain.data.tokenizers.subword import cut_text
 from lmtrain.errors import InputError
+from lmtrain.runtime import progress
 
 SPLITS = ('train', 'validation', 'test')
 # Characters; a tokenizer is learned from a sample of about this size if there is more text. Learning from all 10.7 MB
@@ -82,7 +82,7 @@ def read_content(source: Source, settings: list[str], rule: dict, cache: Path) -
     started, digest, characters, num_bytes, documents, blank = time.time(), hashlib.sha256(), 0, 0, 0, 0
     divisible = _Divisible(array.array('d'), array.array('q'), array.array('q'))
     grouped = False
-    for text, group, split in progress_bar(source.documents(), f'reading {source.name}'):
+    for text, group, split in progress.each(source.documents(), f'reading {source.name}'):
         if not text.strip():
             blank += 1
             continue

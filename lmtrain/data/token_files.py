@@ -9,11 +9,11 @@ import numpy as np
 
 from lmtrain.data.cache import build, key
 from lmtrain.data.pack import Rows, pack
-from lmtrain.data.progress import progress_bar
 from lmtrain.data.source import Source
 from lmtrain.data.splits import SPLITS, Content, check_unchanged, divide
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.files import read_json, write_json
+from lmtrain.runtime import progress
 
 BATCH_VERSION = 3  # increased if the same text and settings give other batches; a test stores batches of this version
 ENCODE_CHARACTERS = 4 << 20  # characters that are encoded at a time
@@ -120,7 +120,7 @@ def write_tokens(
     def write(directory: Path) -> None:
         dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         writers = {name: _SplitWriter(directory, name, tokenizer, dtype) for name in SPLITS}
-        documents = progress_bar(divide(source, content, rule), f'tokenising {source.name}', content.documents)
+        documents = progress.each(divide(source, content, rule), f'tokenising {source.name}', content.documents)
         with (directory / 'validation.txt').open('wb') as validation:
             for batch in _batches(documents):
                 encoded = tokenizer.encode_with_bytes([text for _, text in batch])
@@ -163,7 +163,7 @@ def pack_tokens(tokens: Path, seq_len: int, isolate: bool, gap: int, cache: Path
     """
 
     def write(directory: Path) -> None:
-        for name in SPLITS:
+        for name in progress.each(SPLITS, 'packing'):
             rows = pack(np.load(tokens / f'{name}.begins.npy'), seq_len, isolate, gap)
             for column, values in rows._asdict().items():
                 np.save(directory / f'{name}.{column}.npy', values)

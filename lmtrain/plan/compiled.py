@@ -17,10 +17,13 @@ from lmtrain.cost.hardware import Target
 from lmtrain.errors import InputError
 from lmtrain.parallel import collectives, sharding
 from lmtrain.report import terminal
+from lmtrain.runtime import progress
 from lmtrain.tasks import TASKS
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve, with_stand_in_text
 from lmtrain.training.run import Run
+
+COMPILING = 'compiling the train step'
 
 
 class Compiled(NamedTuple):
@@ -148,11 +151,12 @@ def needed(run: Run, target: Target, figures: Compiled) -> float:
     return figures.total if target.topology else max(run.memory()['total'], figures.total)
 
 
-def way_out(run: Run, target: Target, figures: Compiled) -> dict[str, Any]:
-    """{field: value} that makes a run fit: more micro-batches of the same batch, then also remat='full'.
+def that_fits(run: Run, target: Target, figures: Compiled) -> tuple[Run, Compiled, dict[str, Any]]:
+    """(run, figures, {field: value} of its changes): more micro-batches of the same batch, then also remat='full'.
 
     Candidates are compiled in order if they fit by theory times a factor: the largest ratio of a compiler's figure to
-    theory so far, doubled when a compiler fails without a figure. {}: nothing fits at this batch size on this mesh.
+    theory so far, doubled when a compiler fails without a figure. Without changes if nothing fits at this batch size
+    on this mesh.
     """
     above = 1.0 if figures.too_large else needed(run, target, figures) / run.memory()['total']
     parts = run.mesh.shape['data'] * run.mesh.shape['fsdp'] * run.config.optimizer.accumulate
@@ -170,29 +174,34 @@ def way_out(run: Run, target: Target, figures: Compiled) -> dict[str, Any]:
         again = compiled(one)
         if (memory := needed(one, target, again)) <= target.chip.memory:
             changed = {'model.remat': remat} if remat != run.config.model.remat else {}
-            return {'optimizer.accumulate': micro} | changed
+            return one, again, {'optimizer.accumulate': micro} | changed
         above = 2 * above if again.too_large else max(above, memory / one.memory()['total'])
-    return {}
+    return run, figures, {}
 
 
 def page(config, target: Target, command: str = '') -> str:
-    """The page of `lmtrain plan`. It ends with `command`, extended by the changes that make the run fit.
+    """The page of `lmtrain plan`, of the run with the changes that make it fit. It ends with its command.
 
     Raises what `build` raises.
     """
     with planned(config, target) as run:
-        figures = compiled(run)
+        with progress.phase(COMPILING):
+            figures = compiled(run)
+        changes, before, fits = {}, '', not target.chip or needed(run, target, figures) <= target.chip.memory
+        if not fits:
+            before = verdict(run, target, figures)
+            with progress.phase('compiling with more micro-batches'):
+                run, figures, changes = that_fits(run, target, figures)
         parts = [heading(run, target, figures), memory_table(run, figures)]
+        if changes:
+            words = ', '.join(f'{field}={value}' for field, value in changes.items())
+            parts[0] += '\n' + terminal.note('changed', f'{words}; the recipe as it is: {before}')
         if not figures.too_large:
             parts += [products(run, figures), exchanges(run, figures)]
         parts.append(outlook(run, target, figures.exchanged or traffic.minimum(run)))
-        changes, fits = {}, not target.chip or needed(run, target, figures) <= target.chip.memory
-        if not fits:
-            changes = way_out(run, target, figures)
         words = [command, *(f'--config.{field}={value}' for field, value in changes.items())]
         if fits or changes:
-            title = 'to train it' if fits else 'a configuration that fits, with the same batch size'
-            parts.append('\n'.join([title, '  ' + ' \\\n    '.join(words)]))
+            parts.append('\n'.join(['to train it', '  ' + ' \\\n    '.join(words)]))
         else:
             parts.append(f'no number of micro-batches makes it fit: take more chips than {target.name}, or --search')
         return '\n\n'.join(parts)
@@ -211,20 +220,22 @@ def heading(run: Run, target: Target, figures: Compiled) -> str:
     if target.chip and target.chip.capability and run.model.attention == 'auto':
         why = unsupported(run, 'cudnn', target)
         rows.append(('  attention', f'on these GPUs by XLA: cudnn {why}' if why else 'on these GPUs by cudnn'))
+    rows.append(('  fits', verdict(run, target, figures)))
+    return '\n'.join(['the plan', *(terminal.note(name.strip(), text) for name, text in rows)])
+
+
+def verdict(run: Run, target: Target, figures: Compiled) -> str:
+    """Whether the run fits: 'yes: ...' or 'no: ...', or the bytes that simulated devices take."""
     if figures.too_large:
-        verdict = f'no: {figures.too_large}'
-    elif target.topology:
-        share = figures.total / target.chip.memory
-        verdict = f'yes: {_bytes(figures.total)} of {_bytes(target.chip.memory)} a device, {terminal.percent(share)}'
-    elif target.chip:
-        total, theory = needed(run, target, figures), run.memory()['total']
-        answer = 'yes' if total <= target.chip.memory else 'no'
-        source = 'by theory alone' if total == theory else f'by the CPU compiler; {_bytes(theory)} by theory'
-        verdict = f'{answer}: {_bytes(total)} of {_bytes(target.chip.memory)} a device, {source}'
-    else:
-        verdict = f'{_bytes(figures.total)} a device, {_bytes(figures.total * target.chips)} of this machine in all'
-    rows.append(('  fits', verdict))
-    return '\n'.join(['the plan', *terminal.table(rows)])
+        return f'no: {figures.too_large}'
+    if not target.chip:
+        return f'{_bytes(figures.total)} a device, {_bytes(figures.total * target.chips)} of this machine in all'
+    total, theory = needed(run, target, figures), run.memory()['total']
+    answer = 'yes' if total <= target.chip.memory else 'no'
+    text = f'{answer}: {_bytes(total)} of {_bytes(target.chip.memory)} a device'
+    if target.topology:
+        return f'{text}, {terminal.percent(total / target.chip.memory)}'
+    return f'{text}, {"by theory alone" if total == theory else f"by the CPU compiler; {_bytes(theory)} by theory"}'
 
 
 def _bytes(size: float) -> str:

@@ -1,14 +1,18 @@
 """The page of `--dry_run`: what a run would do and need, with its step compiled and nothing trained."""
 
+import math
 import pathlib
 import tempfile
 import textwrap
+
+import jax
 
 from lmtrain import data
 from lmtrain.cost import hlo
 from lmtrain.report import summary, terminal
 from lmtrain.tasks import TASKS
 from lmtrain.training.build import build
+from lmtrain.training.checks import check_settings
 from lmtrain.training.resolve import resolve, with_stand_in_text
 from lmtrain.training.run import Run
 
@@ -24,13 +28,48 @@ def dry_run(config) -> str:
     try:
         return _page(build(*resolve(config)), [])
     except FileNotFoundError as error:
-        if TASKS[config.task.name].reads_rows or config.adapt.prompt.text or config.init.base:
+        if not _has_stand_in(config):
             raise
         missing = error
     with tempfile.TemporaryDirectory() as folder:
         reason = f'{missing.strerror}: {missing.filename}' if missing.filename else str(missing)
         note = f'Placeholder data of the same shape replaces the data: {reason}'
         return _page(build(*resolve(with_stand_in_text(config, pathlib.Path(folder)))), textwrap.wrap(note, 80))
+
+
+def _has_stand_in(config) -> bool:
+    """Whether a placeholder text gives the same programs: they depend on no row and no text."""
+    return not TASKS[config.task.name].reads_rows and not config.adapt.prompt.text
+
+
+def check(config) -> None:
+    """Raises what `dry_run` raises about the settings of a config. No text is read.
+
+    What a recipe leaves to its user (a base, files of rows, more devices than here) is not missing yet.
+    """
+    check_settings(config)
+    unnamed = config.data.tokenizer == 'base' and not config.init.base
+    if unnamed or 'compare' in config or not _fits_here(config):
+        return
+    if _has_stand_in(config):
+        with tempfile.TemporaryDirectory() as folder:
+            build(*resolve(with_stand_in_text(config, pathlib.Path(folder))))
+    elif config.task.train:
+        build(*resolve(config))
+    else:
+        resolve(config)
+
+
+def _fits_here(config) -> bool:
+    """Whether this machine has the devices of the mesh."""
+    sizes, devices = [size for size in config.mesh.values() if size != -1], jax.device_count()
+    total = math.prod(sizes)
+    return 0 < total <= devices and (total == devices or len(sizes) < len(config.mesh) and devices % total == 0)
+
+
+def first_batch(config) -> str:
+    """The first batch of a config, decoded. Raises what `build` raises."""
+    return decoded(build(*resolve(config)))
 
 
 def _page(run: Run, notes: list[str]) -> str:

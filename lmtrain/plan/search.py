@@ -1,9 +1,8 @@
-"""Ranks batch sizes, remat policies and meshes of a run on a target by arithmetic, and compiles the best ones."""
+"""Ranks micro-batches, remat policies and meshes of a run on a target by arithmetic, and compiles the best ones."""
 
 import dataclasses
 import itertools
 import math
-import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,14 +11,13 @@ from lmtrain.cost.hardware import Target
 from lmtrain.errors import InputError
 from lmtrain.plan import compiled as forecast
 from lmtrain.report import terminal
+from lmtrain.runtime import progress
 from lmtrain.tasks import TASKS
 from lmtrain.training.run import Run
 
-ROWS = (1, 2, 4, 8, 16)  # per group of devices that share rows
 REMAT = ('none', 'dots', 'full')
 TENSOR, DATA = (1, 2, 4, 8), (1, 2, 4, 8, 16)
 FITTING, COMPILED = 3, 12  # stop after this many that fit, or this many compilations
-SHOWN = 6  # rows of the table if nothing is compiled
 SHARE = 0.9  # largest share of a device's memory by theory
 
 
@@ -28,24 +26,27 @@ class Candidate(NamedTuple):
 
     mesh: tuple[int, int, int]  # data, fsdp, tensor
     remat: str
-    batch_size: int
+    accumulate: int
     speed: float
     memory: int
     bound: forecast.Bound
 
+    def changes(self) -> dict[str, int | str]:
+        """{field: its value} of this candidate."""
+        axes = dict(zip(('mesh.data', 'mesh.fsdp', 'mesh.tensor'), self.mesh, strict=True))
+        return axes | {'model.remat': self.remat, 'optimizer.accumulate': self.accumulate}
+
     def of(self, config):
         """The config with these values."""
         config = config.copy_and_resolve_references()
-        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = self.mesh
-        config.model.remat, config.data.batch_size = self.remat, self.batch_size
-        config.optimizer.accumulate = 1
+        config.update_from_flattened_dict(self.changes())
         return config
 
 
 def candidates(config, target: Target) -> list[Candidate]:
-    """All that fit by arithmetic, the fastest first; among equal ones, the smaller sum of bounds first.
+    """All with the batch size of the config that fit by arithmetic, the fastest first.
 
-    Raises InputError if no mesh can be planned.
+    Among equal ones, the smaller sum of bounds is first. Raises InputError if no mesh can be planned.
     """
     rest = target.chips // max(config.mesh.sequence, 1)  # the sequence axis of the config is kept
     sizes = [(data, tensor) for data in DATA for tensor in TENSOR if rest % (tensor * data) == 0]
@@ -53,80 +54,103 @@ def candidates(config, target: Target) -> list[Candidate]:
     for data, tensor in sizes:
         try:
             results += _on_mesh(config, target, (data, rest // tensor // data, tensor))
-        except ValueError as error:  # this mesh does not divide the model
+        except ValueError as error:  # this mesh does not divide the model or the batch
             refused.append(error)
     if len(refused) == len(sizes):
         raise refused[0]
-    return sorted(results, key=lambda one: (-one.speed, sum(one.bound) / one.batch_size))
+    return sorted(results, key=lambda one: (-one.speed, sum(one.bound)))
 
 
 def _on_mesh(config, target: Target, mesh: tuple[int, int, int]) -> Iterator[Candidate]:
-    """The candidates of one mesh. Raises InputError if the model does not divide over it."""
-    groups = mesh[0] * mesh[1]
-    first = Candidate(mesh, config.model.remat, groups, 0.0, 0, None)
+    """The candidates of one mesh. Raises InputError if the model or the batch does not divide over it."""
+    first = Candidate(mesh, config.model.remat, 1, 0.0, 0, None)
     with forecast.planned(first.of(config), target) as run:
-        for remat, rows in itertools.product(REMAT, ROWS):
-            one = _changed(run, remat, rows * groups)
+        rows = config.data.batch_size // (mesh[0] * mesh[1])  # of a device
+        micro = [2**power for power in range(rows.bit_length()) if rows % 2**power == 0]
+        for remat, accumulate in itertools.product(REMAT, micro):
+            one = _changed(run, remat, accumulate)
             memory = one.memory()['total']
             if memory <= SHARE * target.chip.memory:
                 bound = forecast.bound(one, target, traffic.minimum(one))
-                yield Candidate(mesh, remat, rows * groups, one.tokens_per_step / max(bound), memory, bound)
+                yield Candidate(mesh, remat, accumulate, one.tokens_per_step / max(bound), memory, bound)
 
 
-def _changed(run: Run, remat: str, batch_size: int) -> Run:
-    """The run with another policy and batch size, without tracing again."""
+def _changed(run: Run, remat: str, accumulate: int) -> Run:
+    """The run with another policy and number of micro-batches, without tracing again."""
     config = run.config.copy_and_resolve_references()
-    config.model.remat, config.data.batch_size = remat, batch_size
+    config.model.remat, config.optimizer.accumulate = remat, accumulate
     return dataclasses.replace(run, config=config, model=dataclasses.replace(run.model, remat=remat))
 
 
-def page(config, target: Target) -> str:
-    """The page of `lmtrain plan --search`. Raises InputError if nothing fits, or the target has no data sheet."""
+def page(config, target: Target, command: str = '') -> str:
+    """The page of `lmtrain plan --search`: the fastest plans that fit, and the command of the first.
+
+    Raises InputError if nothing fits, or the target has no data sheet.
+    """
     if not target.chip or TASKS[config.task.name].reads_rows:
         raise InputError(
             '--search ranks by the data sheet of chips, for runs on text: name chips, and a recipe of text'
         )
-    ranked = candidates(config, target)
+    with progress.phase('ranking by arithmetic'):
+        ranked = candidates(config, target)
     if not ranked:
         raise InputError(f'nothing fits on {target.name}: take more chips, or lower data.seq_len')
-    rows = [('', 'data x fsdp x tensor', 'remat', 'rows', 'tokens/s', 'bound by', 'theory', 'compiler', 'fits')]
-    title = f'the best of {len(ranked)} that fit by arithmetic, tokens/s where all overlaps'
-    verdicts = dict.fromkeys(ranked[:SHOWN], ('', ''))
-    if target.topology:
-        verdicts = compile_best(config, target, ranked)
-        fit = sum(verdict == 'yes' for _, verdict in verdicts.values())
-        title += f'; {len(verdicts)} compiled, of which {fit} fit'
-    for one, verdict in verdicts.items():
-        cells = (
-            ' x '.join(map(str, one.mesh)),
-            one.remat,
-            f'{one.batch_size:,}',
-            terminal.number(one.speed),
-            one.bound.limit,
-            terminal.unit(one.memory, 'B'),
+    fitting, compiled = compile_best(config, target, ranked)
+    if not fitting:
+        raise InputError(
+            f'none of the {compiled} fastest that fit by arithmetic fits on {target.name} by the compiler: take more '
+            'chips, or lower data.seq_len'
         )
-        rows.append((f'  {ranked.index(one) + 1}', *cells, *verdict))
-    return '\n'.join([title, *terminal.table(rows, right=(3, 4, 6, 7))])
+    source = "the TPU's compiler" if target.topology else 'the CPU compiler, or theory if that is more'
+    title = f'the fastest that fit, of {len(ranked)} by arithmetic and {compiled} compiled'
+    spent = ', and so the time and the money' if config.plan.price else ', and so the time'
+    notes = [
+        terminal.note('batch', f'{config.data.batch_size:,} rows in all, in so many micro-batches ("micro")'),
+        terminal.note('mesh', 'data x fsdp x tensor'),
+        terminal.note('tokens/s', f'if everything overlaps{spent}'),
+        terminal.note('memory', f'of a device, by {source}'),
+    ]
+    words = [command, *(f'--config.{field}={value}' for field, value in next(iter(fitting)).changes().items())]
+    train = '\n'.join(['to train the first', '  ' + ' \\\n    '.join(words)])
+    return '\n\n'.join(['\n'.join([title, *_table(config, target, fitting)]), '\n'.join(notes), train])
 
 
-def compile_best(config, target: Target, ranked: list[Candidate]) -> dict[Candidate, tuple[str, str]]:
-    """{candidate: (bytes, 'yes' or 'no')} by the compiler, the fastest first.
+def _table(config, target: Target, fitting: dict[Candidate, tuple[float, float | None]]) -> list[str]:
+    """Lines of the plans; `fitting`: {candidate: (bytes of a device, seconds of the run)}."""
+    price = config.plan.price
+    head = ('', 'mesh', 'remat', 'micro', 'tokens/s', 'bound by', 'memory', 'used', 'time', 'money')
+    rows = [head if price else head[:-1]]
+    for number, (one, (memory, seconds)) in enumerate(fitting.items(), 1):
+        mesh = 'x'.join(map(str, one.mesh))
+        speed, size = terminal.number(one.speed), terminal.unit(memory, 'B')
+        used = terminal.percent(memory / target.chip.memory)
+        time = terminal.duration(seconds) if seconds else 'budget'
+        row = (f'  {number}', mesh, one.remat, f'{one.accumulate}', speed, one.bound.limit, size, used, time)
+        money = (f'{price * target.chips * seconds / 3600:,.0f}' if seconds else 'budget',)
+        rows.append(row + money if price else row)
+    return terminal.table(rows, right=(3, 4, 6, 7, 8, 9))
+
+
+def compile_best(
+    config, target: Target, ranked: list[Candidate]
+) -> tuple[dict[Candidate, tuple[float, float | None]], int]:
+    """({candidate that fits: (bytes of a device, seconds of the run)}, number of compilations), the fastest first.
 
     Skips a candidate that by theory needs at least as much as one of its remat policy that did not fit.
     """
-    verdicts, limits = {}, {}
+    fitting, limits, compiled = {}, {}, 0
     for one in ranked:
-        fitting = sum(verdict == 'yes' for _, verdict in verdicts.values())
-        if fitting == FITTING or len(verdicts) == COMPILED:
+        if len(fitting) == FITTING or compiled == COMPILED:
             break
         if one.memory >= limits.get(one.remat, math.inf):
             continue
-        print(f'compiling {len(verdicts) + 1}, {fitting} of {FITTING} found ...', file=sys.stderr, flush=True)
-        with forecast.planned(one.of(config), target) as run:
-            compiled = forecast.compiled(run)
-        if compiled.too_large or compiled.total > target.chip.memory:
+        compiled += 1
+        with progress.phase(f'compiling candidate {compiled}, {len(fitting)} of {FITTING} fit'):
+            with forecast.planned(one.of(config), target) as run:
+                memory = forecast.needed(run, target, forecast.compiled(run))
+                seconds = run.total_steps and run.total_steps * run.tokens_per_step / one.speed
+        if memory > target.chip.memory:
             limits[one.remat] = one.memory
-            verdicts[one] = ('too large', 'no')
         else:
-            verdicts[one] = (terminal.unit(compiled.total, 'B'), 'yes')
-    return verdicts
+            fitting[one] = memory, seconds
+    return fitting, compiled

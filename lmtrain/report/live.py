@@ -3,13 +3,15 @@
 import math
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
 from lmtrain.report.terminal import GAP, SI, duration, has_colour, number, percent, style, unit
+from lmtrain.runtime import progress
 
-ASCII = str.maketrans({'━': '-', '█': '#'} | dict.fromkeys(' ▏▎▍▌▋▊▉'[1:]))  # for terminals without these characters
+LOG_WIDTH = 80  # columns of a line in a log
 
 
 def fields(step: int, total: int | None, progress: float, values: Mapping[str, Any]) -> list[tuple[int, str, str]]:
@@ -46,8 +48,8 @@ def fields(step: int, total: int | None, progress: float, values: Mapping[str, A
     return cells
 
 
-def fit(cells: list[tuple[int, str, str]], width: int, progress: float = 0.0, colour: bool = False) -> str:
-    """The line of `fields` in at most `width` columns, with a progress bar if there is space for one."""
+def fit(cells: list[tuple[int, str, str]], width: int, progress: float = 0.0, colour: bool = False, bar=True) -> str:
+    """The line of `fields` in at most `width` columns, with a progress bar if `bar` and if there is space for one."""
     cells = list(cells)
 
     def length():
@@ -57,7 +59,7 @@ def fit(cells: list[tuple[int, str, str]], width: int, progress: float = 0.0, co
         cells.remove(max(cells, key=lambda cell: cell[0]))
     texts = [style(label, 'dim', colour and bool(label)) + value for _, label, value in cells]
     bar_width = min(width - length() - len(GAP), 30)
-    if bar_width >= 8:
+    if bar and bar_width >= 8:
         done = int(min(progress, 1.0) * bar_width)
         rest = ('━' if colour else ' ') * (bar_width - done)
         texts.insert(1, style('━' * done, 'accent', colour) + style(rest, 'dim', colour))
@@ -65,46 +67,79 @@ def fit(cells: list[tuple[int, str, str]], width: int, progress: float = 0.0, co
 
 
 class Live:
-    """The live line: rewritten in place on a terminal; in a file a line for each 5 % of the budget or 10 minutes."""
+    """The live line: rewritten in place on a terminal.
 
-    def __init__(self, total: int | None, stream: TextIO | None = None, clock=time.monotonic):
-        self._total, self._stream, self._clock = total, stream or sys.stdout, clock
-        self._terminal, self._colour = self._stream.isatty(), has_colour(self._stream)
-        self._due, self._due_at, self._line = 0.0, clock(), ''
+    In a log it is a line for each 5 % of the budget, and at least every 5 % of the time so far: 4 seconds at first, 10
+    minutes at most.
 
-    def update(self, step: int, progress: float, values: Mapping[str, Any]) -> None:
-        """Shows the state after `step`."""
-        cells = fields(step, self._total, progress, values)
-        if self._terminal:
-            # One column stays free: some terminals wrap when the last one is filled.
-            self._line = fit(cells, shutil.get_terminal_size().columns - 1, progress, self._colour)
-            self._write(f'\r{self._line}\x1b[K')
-            if progress >= 1.0:
+    Args:
+      stream: a stream (stdout by default), or a `progress.Screen` that others write on too.
+    """
+
+    def __init__(self, total: int | None, stream: 'TextIO | progress.Screen | None' = None, clock=time.monotonic):
+        self._screen = stream if isinstance(stream, progress.Screen) else progress.Screen(stream or sys.stdout)
+        self._total, self._clock, self._colour = total, clock, has_colour(self._screen.stream)
+        self._due, self._began, self._due_at, self._shown_at = 0.0, clock(), clock(), clock()
+        self._step, self._progress, self._values = 0, 0.0, {}
+        self._ended, self._thread = threading.Event(), None
+
+    def update(self, step: int, share: float, values: Mapping[str, Any]) -> None:
+        """Shows the state after `step`, the share of the budget that is spent, and the metrics."""
+        self._step, self._progress, self._values, self._measured_at = step, share, dict(values), self._clock()
+        if self._screen.terminal:
+            self._draw()
+            if share >= 1.0:
                 self.close()
-        elif progress >= self._due or self._clock() >= self._due_at:
-            self._write(GAP.join(label + value for _, label, value in cells) + '\n')
-            self._due = (math.floor(progress * 20) + 1) / 20
-            self._due_at = self._clock() + 600
+        elif share >= self._due or self._clock() >= self._due_at:
+            self._log()
+        if self._thread is None and share < 1.0:
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+
+    def at(self, step: int, share: float) -> None:
+        """Notes that `step` was taken; its metrics are not known."""
+        self._step, self._progress = step, share
+
+    def tick(self) -> None:
+        """Shows the present step if nothing was shown for a while: steps may be slow."""
+        if progress.busy() or not self._values or self._progress >= 1.0:
+            return
+        if self._screen.terminal:
+            if self._clock() - self._shown_at >= 1.0:
+                self._draw()
+        elif self._clock() >= self._due_at:
+            self._log()
 
     def print(self, text: str) -> None:
         """Prints whole lines above the live line."""
-        self._write(f'\r\x1b[K{text}\n{self._line}' if self._line else f'{text}\n')
+        self._screen.print(text)
 
     def close(self) -> None:
         """Ends the live line; it stays visible."""
-        if self._line:
-            self._write('\n')
-        self._line = ''
+        self._ended.set()
+        if self._thread and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._screen.close()
 
-    def _write(self, text: str) -> None:
-        encoding = getattr(self._stream, 'encoding', None) or 'utf-8'
-        try:
-            text.encode(encoding)
-        except UnicodeEncodeError:
-            text = text.translate(ASCII).encode(encoding, 'replace').decode(encoding)
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except OSError:
-            # A closed pipe or a full disk must not end the run.
-            self._terminal, self._line = False, ''
+    def _watch(self) -> None:
+        while not self._ended.wait(progress.TICK):
+            self.tick()
+
+    def _cells(self) -> list[tuple[int, str, str]]:
+        values = self._values
+        if values.get('seconds_left'):  # since the metrics were measured
+            left = values['seconds_left'] - (self._clock() - self._measured_at)
+            values = values | {'seconds_left': max(0.0, left)}
+        return fields(self._step, self._total, self._progress, values)
+
+    def _draw(self) -> None:
+        # One column stays free: some terminals wrap when the last one is filled.
+        width = shutil.get_terminal_size().columns - 1
+        self._screen.rewrite(fit(self._cells(), width, self._progress, self._colour))
+        self._shown_at = self._clock()
+
+    def _log(self) -> None:
+        self._screen.print(fit(self._cells(), LOG_WIDTH, bar=False))
+        now = self._clock()
+        self._due = (math.floor(self._progress * 20) + 1) / 20
+        self._due_at = now + min(max(0.05 * (now - self._began), progress.SILENT), 600)

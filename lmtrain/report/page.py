@@ -19,6 +19,7 @@ CURVE = '![loss over steps, with the baselines](loss.png)'
 COST = (
     ('steps', 'steps', '{:,}'.format),
     ('tokens', 'tokens', terminal.number),
+    ('epochs', 'epochs', terminal.epochs),
     ('flops', 'FLOPs of the model', functools.partial(terminal.unit, name='FLOP')),
     ('seconds', 'wall time with evaluation and saving', terminal.duration),
     ('tokens_per_second', 'tokens per second, median', '{:,.0f}'.format),

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+OFF_SCALE = 3.0  # heights of the curves: farther baselines are not part of the plot
+
 
 def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: pathlib.Path) -> bool:
     """Plots training and validation loss over steps into `path`; False, without a file, for under two training points.
@@ -43,7 +45,7 @@ def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: path
             axes.plot(*points, color='#d1491b', linewidth=1.5, label='validation', **marker)
         axes.set_ylim(low, high)
         _scale_steps(axes, steps, smooth, high)
-        _draw_baselines(axes, references, high - low)
+        _draw_baselines(axes, references, low, high)
         axes.set_xlabel('step')
         axes.set_ylabel('bits per byte' if unit == 'bits_per_byte' else 'loss, nats')
         axes.grid(color='#e8e8e8', linewidth=0.7)
@@ -57,9 +59,12 @@ def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: path
 def _value_range(
     losses: list[float], smooth: list[float], validation: list[float], baselines: list[float]
 ) -> tuple[float, float]:
-    """The limits of the loss axis, which leave out the steep first tenth of training."""
-    low = min(smooth + losses[len(losses) // 10 :] + validation + baselines[:1])
-    high = max([smooth[len(smooth) // 10], *validation, *baselines[-1:]])
+    """The limits of the loss axis, without the steep first tenth of training and baselines that are far off."""
+    low = min(smooth + losses[len(losses) // 10 :] + validation)
+    high = max([smooth[len(smooth) // 10], *validation])
+    span = OFF_SCALE * (high - low)
+    near = [value for value in baselines if low - span <= value <= high + span]
+    low, high = min([low, *near]), max([high, *near])
     margin = 0.06 * (high - low) or 0.1
     return low - margin, high + margin
 
@@ -78,14 +83,20 @@ def _scale_steps(axes, steps: list[int], smooth: list[float], high: float) -> No
     axes.set_xlim(max(first, 1) if logarithmic else 0, steps[-1])
 
 
-def _draw_baselines(axes, baselines: Sequence[tuple[str, float]], span: float) -> None:
-    """Horizontal lines, labelled at the right of the plot with a distance of at least 5 % of its height `span`."""
+def _draw_baselines(axes, baselines: Sequence[tuple[str, float]], low: float, high: float) -> None:
+    """Horizontal lines, labelled at the right of the plot with a distance of at least 5 % of its height.
+
+    One outside of the plot is labelled with an arrow at the edge.
+    """
+    span = high - low
     height = -math.inf
     for name, value in baselines:
-        axes.axhline(value, color='#808080', linewidth=1, linestyle=(0, (4, 3)))
-        height = max(value, height + 0.05 * span)
+        arrow = ' ↑' if value > high else ' ↓' if value < low else ''
+        if not arrow:
+            axes.axhline(value, color='#808080', linewidth=1, linestyle=(0, (4, 3)))
+        height = max(min(max(value, low), high), height + 0.05 * span)
         place = {'xy': (1.01, height), 'xycoords': ('axes fraction', 'data'), 'va': 'center'}
-        axes.annotate(f'{name} {value:.2f}', color='#606060', **place)
+        axes.annotate(f'{name} {value:.2f}{arrow}', color='#606060', **place)
 
 
 def _smooth(values: list[float]) -> list[float]:

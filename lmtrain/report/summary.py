@@ -56,14 +56,20 @@ def _remarks(run) -> list[str]:
     return notes
 
 
+def epochs(run, steps: int) -> float:
+    """Passes over the training split in `steps` steps; of a mixture, over that of its first source."""
+    return steps / run.stream('train', shuffle=True).steps_per_epoch
+
+
 def planned(run) -> dict[str, float]:
-    """Figures known before the run: 'peak_memory' of a device in bytes and, if known, 'steps', 'tokens', 'seconds'.
+    """Figures known before the run: 'peak_memory' of a device in bytes and, if known, the others.
 
     Seconds are those at the share config.plan.mfu of the peak of the devices.
     """
     figures = {'peak_memory': run.memory()['total']}
     if run.total_steps:
         figures |= {'steps': run.total_steps, 'tokens': run.total_steps * run.tokens_per_step}
+        figures |= {'epochs': epochs(run, run.total_steps)}
     if run.total_steps and run.peak_flops:
         flops = run.total_steps * run.flops_per_step.total
         figures |= {'seconds': flops / run.peak_flops / run.config.plan.mfu}

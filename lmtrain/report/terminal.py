@@ -14,6 +14,7 @@ COUNTS = ('', 'k', 'M', 'B', 'T')
 SI = ('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z', 'Y')
 STYLES = {'bold': '1', 'dim': '2', 'accent': '36', 'bad': '31'}
 GAP = '  '
+OFF_SCALE = 3.0  # times the value of the model: where bars of baselines are cut
 CONTROL = dict.fromkeys({*range(32), *range(127, 160)} - {*map(ord, '\n\t')}, '\ufffd')
 
 
@@ -170,10 +171,22 @@ def _batch(config, mesh) -> str:
 def _plan(config, total_steps: int | None, epoch_tokens: int | None, flops_per_step: float) -> str:
     if total_steps is None:
         hours = config.budget.hours
-        return f'{hours:g} hours of wall clock ({duration(3600 * hours)}); {unit(flops_per_step, "FLOP")} per step'
+        epoch = epoch_tokens and epoch_tokens // (config.data.batch_size * config.data.seq_len)
+        steps = f'; an epoch is {counted(epoch, "step")}' if epoch else ''
+        text = f'{hours:g} hours of wall clock ({duration(3600 * hours)}); {unit(flops_per_step, "FLOP")} per step'
+        return text + steps
     tokens = total_steps * config.data.batch_size * config.data.seq_len
-    epochs = f' ({tokens / epoch_tokens:.2g} epochs)' if epoch_tokens else ''
-    return f'{total_steps:,} steps, {number(tokens)} tokens{epochs}, {unit(total_steps * flops_per_step, "FLOP")}'
+    spent = f' ({epochs(tokens / epoch_tokens)} epochs)' if epoch_tokens else ''
+    return f'{total_steps:,} steps, {number(tokens)} tokens{spent}, {unit(total_steps * flops_per_step, "FLOP")}'
+
+
+def epochs(count: float) -> str:
+    """A number of epochs.
+
+    >>> epochs(0.034), epochs(2.0), epochs(1234.5)
+    ('0.034', '2', '1.23k')
+    """
+    return f'{count:.2g}' if count < 9.95 else number(count)
 
 
 HELD_OUT = {
@@ -256,18 +269,22 @@ def measures(results: Mapping[str, Any]) -> list[str]:
 
 
 def evaluation(results: Mapping[str, float], baselines: Mapping[str, float], title: str, colour: bool = False) -> str:
-    """The same as a block with a bar per baseline and one for the model, the shortest first."""
+    """The same as a block with a bar per baseline and one for the model, the shortest first.
+
+    A bar of more than OFF_SCALE times the model's is cut and ends in '>'.
+    """
     if 'bits_per_byte' not in results:
         return '\n'.join([style(title, 'bold', colour), f'  {evaluation_line(results, baselines)}'])
     lines = [
         style(title, 'bold', colour),
         f'  loss {results["loss"]:.4f} nats   perplexity {results["perplexity"]:.4g}   '
         f'{results["bits_per_token"]:.3f} bits/token',
-        '  bits per byte',
+        '  bits per byte, lower is better',
     ]
     compared = sorted({**baselines, 'this model': results['bits_per_byte']}.items(), key=lambda item: item[1])
+    widest = min(compared[-1][1], OFF_SCALE * results['bits_per_byte'])
     for name, value in compared:
-        bar = bars(value / compared[-1][1], 40)
+        bar = bars(value / widest, 40) if value <= widest else bars(1.0, 39) + '>'
         line = f'    {name:<12}{value:6.3f}  {bar}'
         lines.append(style(line, 'accent', colour) if name == 'this model' else line)
     return '\n'.join(lines)

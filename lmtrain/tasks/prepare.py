@@ -11,19 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmtrain.data.cache import build, cache_directory, key
+from lmtrain.data.chat import conversation
 from lmtrain.data.chat.load import open_template, with_template
 from lmtrain.data.chat.template import UNWRITTEN, Template
 from lmtrain.data.example_store import Examples, PackedExamples, batch_lengths, collect, load, pack_examples, save
 from lmtrain.data.examples import LengthPolicy
 from lmtrain.data.labels import count_notes
-from lmtrain.data.rows import Row, text_of
+from lmtrain.data.rows import Row, text_of, value_of
 from lmtrain.data.splits import SPLITS
 from lmtrain.data.token_files import Split
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.data.tokenizers.load import LEARNED, check_fits, learn, open_tokenizer
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, read_json, write_json
-from lmtrain.runtime import multihost
+from lmtrain.runtime import multihost, progress
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import Encoded, RowFormat, Task
 from lmtrain.tasks.task_rows import TaskConfig, classes_of, few_shots, read_splits, require
@@ -139,17 +140,24 @@ def _tuple(value: Iterable | str) -> tuple:
 
 def _tokenizer(data: Mapping, rows: list[Row], config: TaskConfig) -> Tokenizer:
     """The tokenizer that data.tokenizer names, or one learned from the texts of the training rows."""
-    kind, text = data['tokenizer'], config.text
+    kind = data['tokenizer']
     if kind not in LEARNED:
         return open_tokenizer(local_path(kind, 'data.tokenizer', data['root']), False)
     if kind == 'bytes':
         return learn(kind, (), data['vocab_size'], False)
-    if not text or config.task.labels_words:
-        raise InputError(
-            f"data.tokenizer is {kind!r}, which is learned from texts: with task.name={config.name!r} take 'bytes', or "
-            'the tokenizer of a model or a run'
-        )
-    return learn(kind, (text_of(row, name) for row in rows for name in text), data['vocab_size'], False)
+    with progress.phase(f'training the tokenizer ({kind})'):
+        return learn(kind, (text for row in rows for text in _texts(row, config)), data['vocab_size'], False)
+
+
+def _texts(row: Row, config: TaskConfig) -> Iterator[str]:
+    """The texts of a row from which a tokenizer is learned."""
+    if config.task.conversations:
+        _, dialogue = conversation.read(row, config.text, config.label)
+        yield from filter(None, [*(message['content'] for message in dialogue.messages), *dialogue.texts])
+        return
+    for name in config.text:
+        value = value_of(row, name, 'config.task.text') if config.task.labels_words else text_of(row, name)
+        yield value if isinstance(value, str) else ' '.join(map(str, value))
 
 
 def _template(template: str, tokenizer: Tokenizer, root: str, date: str) -> Template | None:

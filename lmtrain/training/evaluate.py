@@ -9,6 +9,7 @@ import numpy as np
 
 from lmtrain import data
 from lmtrain.errors import InputError
+from lmtrain.runtime import progress
 from lmtrain.training import sweep
 from lmtrain.training.run import Run
 
@@ -113,7 +114,7 @@ def _totals(eval_step, params, stream, place, stopped) -> dict[str, np.ndarray] 
     """The sums over a pass, added in float64 on the host; None if it was stopped."""
     totals: dict[str, float] = {}
     previous = None
-    for index in range(stream.steps_per_epoch + 1):
+    for index in progress.each(range(stream.steps_per_epoch + 1), 'evaluating', brief=True):
         if stopped():
             return None
         # The devices compute this batch while the host reads the sums of the previous one.

@@ -14,7 +14,7 @@ from lmtrain.data.chat.template import Template
 from lmtrain.data.tokenizers.load import open_tokenizer
 from lmtrain.errors import InputError
 from lmtrain.evaluation import predictions
-from lmtrain.models import Transformer, generation
+from lmtrain.models import Transformer, generation, hub
 from lmtrain.parallel import sharding
 from lmtrain.tasks import TASKS
 from lmtrain.training import evaluate, init_from, reference, workdir
@@ -73,7 +73,7 @@ def load_directory(directory: str, adapter: str = '', ignore: Sequence[str] = ()
 
     Raises what `init_from.open_base` raises, and InputError if the directory has no tokenizer.
     """
-    base = init_from.open_base(directory, adapter, ignore)
+    base = init_from.open_base(hub.local_directory(directory, '--base'), adapter, ignore)
     loaded = _load(base, open_tokenizer(base.tokenizer, mask=False))
     return loaded._replace(directory='' if adapter or base.config is None else directory)
 

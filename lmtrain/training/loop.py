@@ -12,6 +12,7 @@ from lmtrain.cost import hlo
 from lmtrain.parallel import sharding
 from lmtrain.report import metrics, summary, terminal
 from lmtrain.runtime import faults, lifecycle, multihost, sdc
+from lmtrain.runtime.progress import phase
 from lmtrain.training import evaluate, sweep
 from lmtrain.training.run import Run, by_length
 
@@ -70,7 +71,8 @@ class Loop:
             self.evaluate(state)  # a signal interrupted it in the previous start
             if self.evaluated_at == self.step:
                 self.checkpoints.set_metric(self.step, self.validation['loss'])
-        programs = compiled()
+        with phase('compiling the train step'):
+            programs = compiled()
         train_step = by_length(programs)
         self.step_memory = max(self.step_memory, *map(hlo.compiled_bytes, programs.values()))
         if self.should_stop(now=True):
@@ -99,6 +101,7 @@ class Loop:
             # Processes must agree on the progress: under a budget in hours it is the largest of their clocks.
             progress = self.clock.spent(step + 1) if self.parts.total_steps else self.spent_by_all
             self.step = step + 1
+            self.live.at(self.step, progress)
             check = every and self.step % every == 0
             step_function = sdc.run_twice(train_step, self.step) if check else train_step
             state, measured = step_function(state, batch, np.float32(progress))
@@ -209,6 +212,7 @@ class Loop:
     def results(self, state) -> dict[str, Any]:
         """The content of results.json."""
         cost = {'steps': self.step, 'seconds': self.clock.elapsed} | self.spent() | self.measured()
+        cost |= {'epochs': summary.epochs(self.parts, self.step)}
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
         results = {
             'validation': self.validation,

@@ -12,6 +12,7 @@ import jax
 import ml_collections
 
 from lmtrain.errors import InputError
+from lmtrain.models import hub
 from lmtrain.parallel import vocab_padding
 from lmtrain.runtime import multihost
 from lmtrain.training import workdir
@@ -38,23 +39,26 @@ def resolve(
     if saved:
         _keep_vocabulary(config, saved)
         config.task.date = config.task.date or saved['task']['date']
-    base = base or _open(config)
+    if base is None:
+        config.init.base = hub.local_directory(config.init.base)
+        base = _open(config)
     if base:
         config.model = ml_collections.ConfigDict(settings(config, base.model))
     return config.lock(), base
 
 
 def with_stand_in_text(config, folder: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config with a generated text in `folder`, tokenised into bytes, in place of its data.
+    """The config with a generated text in `folder`, tokenised by the base or into characters, in place of its data.
 
     For the task of text: its batches have the same shapes. For other tasks the rows decide what is compiled.
     """
     config = config.copy_and_resolve_references()
     text = folder / 'text.txt'
     text.write_text('a text of no matter ' * (1 + config.data.seq_len // 2), encoding='utf-8')
-    own = {'source': str(text), 'mix': (), 'document': 'file', 'split': 'tail', 'tokenizer': 'bytes'}
+    tokenizer = 'base' if config.data.tokenizer == 'base' else 'chars'
+    own = {'source': str(text), 'mix': (), 'document': 'file', 'split': 'tail', 'tokenizer': tokenizer}
     config.data.update(own | {'cache': str(folder), 'validation': 0.2, 'test': 0.2})
-    config.evaluate.sources, config.sample.prompts = (), ()
+    config.evaluate.sources, config.sample.prompts = (), config.sample.prompts and ('a',)
     return config.lock()
 
 
@@ -80,7 +84,12 @@ def _open(config) -> Base | None:
     fields = [name for name in ('adapter', 'ignore') if config.init[name]]
     if config.init.frozen_dtype != 'float32':
         fields.append('frozen_dtype')
-    if fields or config.data.tokenizer == 'base':
-        field = f'init.{fields[0]} = {config.init[fields[0]]!r}' if fields else "data.tokenizer = 'base'"
+    if fields:
+        field = f'init.{fields[0]} = {config.init[fields[0]]!r}'
         raise InputError(f'{field} without init.base: name the folder of a run or a Hugging Face directory')
+    if config.data.tokenizer == 'base':
+        raise InputError(
+            "data.tokenizer = 'base' without init.base: name a model with --config.init.base=DIR (the folder of a run "
+            'or a Hugging Face directory), or train one from scratch with --config.data.tokenizer=bpe'
+        )
     return None

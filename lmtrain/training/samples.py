@@ -1,7 +1,10 @@
 """Sampled texts in the report of a run: the prompts, the settings, and how many texts ended."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from lmtrain import tree
 from lmtrain.data import Tokenizer
@@ -10,7 +13,9 @@ from lmtrain.inference import prompts, sample
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.training.run import Run
 
-ROWS = 3  # validation rows of 'chat' that are prompts if config.sample.prompts has none
+ROWS = 3  # validation rows or documents that are prompts if config.sample.prompts has none
+WORDS = 8  # of a document
+SEARCHED = 1 << 16  # tokens in which beginnings of documents are searched
 TRIED = 100  # rows that are tried, until ROWS of them leave room for an answer
 
 
@@ -30,13 +35,15 @@ class SamplePrompt(NamedTuple):
 def prompts_of(run: Run) -> list[SamplePrompt]:
     """The prompts of the report: config.sample.prompts, each a user's turn if a template writes the rows.
 
-    For 'chat', where an empty turn makes no sense, the default (an empty text) stands for the first turns of validation
-    rows.
+    The default (one empty text) stands for the first turns of validation rows of conversations, and for the first words
+    of validation documents.
     Raises ValueError if a prompt cannot be encoded.
     """
     tokenizer, texts = run.corpus.tokenizer, run.config.sample.prompts
     if run.task.conversations and tuple(texts) == ('',):
         return _of_rows(run)
+    if not run.task.reads_rows and tuple(texts) == ('',):
+        texts = list(_of_documents(run)) or texts
     return [SamplePrompt(prompt, prompts.encode(prompt, tokenizer, run.template)) for prompt in texts]
 
 
@@ -55,6 +62,26 @@ def _of_rows(run: Run) -> list[SamplePrompt]:
         if len(chosen) == ROWS:
             break
     return chosen
+
+
+def _of_documents(run: Run) -> Iterator[str]:
+    """The first words of up to ROWS validation documents, of each source of a mixture in turn."""
+    tokenizer = run.corpus.tokenizer
+    virtual = num_virtual_tokens(run.initial.member_shapes.params)
+    most = (min(run.config.data.seq_len, run.model.max_len) - virtual) // 2  # tokens of a prompt
+    parts = run.corpus.splits['validation'].parts
+    begins = [np.flatnonzero(part.tokens[:SEARCHED] == tokenizer.begin_id)[:ROWS] + 1 for part in parts]
+    places = sorted((number, part) for part, own in enumerate(begins) for number in range(len(own)))
+    for number, part in places[:ROWS]:
+        begin = begins[part][number]
+        ids = parts[part].tokens[begin : begin + most].tolist()
+        ends = [index for index, token in enumerate(ids) if token == tokenizer.end_id]
+        text = tokenizer.decode(ids[: ends[0]] if ends else ids)
+        words = re.findall(r'\s*\S+', text)
+        if not ends and len(words) > 1:
+            del words[-1]  # it may be cut
+        if words:
+            yield ''.join(words[:WORDS])
 
 
 def settings(run: Run, ids: Sequence[list[int]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lmtrain.models import generation
 from lmtrain.report import metrics, page, summary, terminal
 from lmtrain.report.live import Live
 from lmtrain.report.provenance import provenance, versions
-from lmtrain.runtime import lifecycle, multihost, preflight
+from lmtrain.runtime import lifecycle, multihost, preflight, progress
 from lmtrain.training import evaluate, reference, samples, sweep, workdir
 from lmtrain.training.build import build
 from lmtrain.training.loop import Loop
@@ -42,8 +43,9 @@ def train(config, directory) -> dict[str, Any]:
       lifecycle.RunEnded: a signal requested a stop (the step is saved), or the run cannot continue; has the exit code.
     """
     directory = files.local_path(directory, '--workdir')
-    run = build(*resolve(config, directory))
     with contextlib.ExitStack() as stack:
+        screen = _screen(stack)
+        run = build(*resolve(config, directory))
         watchdog = stack.enter_context(lifecycle.Watchdog(**config.watchdog))
         changed = _claim(stack, run, directory)
         watchdog.expect('evaluate')
@@ -51,15 +53,17 @@ def train(config, directory) -> dict[str, Any]:
         watchdog.expect('start')
         checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', **config.checkpoint))
         signals = stack.enter_context(lifecycle.Signals())
-        saved, extra = checkpoints.restore(run.initial.stored(run.shapes)) or (None, NEW)
+        with progress.phase('restoring the last checkpoint'):
+            saved, extra = checkpoints.restore(run.initial.stored(run.shapes)) or (None, NEW)
         clock = metrics.Clock(run.total_steps, config.budget.hours, extra['elapsed'])
         finished = clock.spent(extra['step']) >= 1.0
         # The step compiles on a thread while the first state is created or completed.
         compiling = None if finished else stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_steps)
-        state = run.initial.complete(saved) if saved else run.initial.on_mesh()
+        with progress.phase('loading the parameters' if run.initial.base else 'drawing the parameters'):
+            state = run.initial.complete(saved) if saved else run.initial.on_mesh()
         resumed_from = extra['step'] if saved else None
         del saved  # its arrays are part of the state
-        live = _announce(stack, run, resumed_from, extra['elapsed'], changed)
+        live = _announce(stack, screen, run, resumed_from, extra['elapsed'], changed)
         writers = None  # only process 0 writes
         if jax.process_index() == 0:
             _record_start(run, directory, resumed_from, changed)
@@ -69,12 +73,14 @@ def train(config, directory) -> dict[str, Any]:
         before = _evaluate_before(loop, state, directory) if config.evaluate.sources else {}
         state = loop.run(state, compiling and compiling.result)
         watchdog.expect('save')
-        checkpoints.wait()  # under the watchdog and the signal handlers
+        with progress.phase('saving', brief=True):
+            checkpoints.wait()  # under the watchdog and the signal handlers
         results = loop.results(state) | (evaluate.change(before, loop.domains(state)) if before else {})
         results |= {} if run.task.reads_rows else {'data': run.corpus.facts()}
         watchdog.expect('evaluate')
         if jax.process_index() == 0:
-            _write_results(run, state, directory, results, finished)
+            with progress.phase('sampling texts, writing the report'):
+                _write_results(run, state, directory, results, finished)
     if jax.process_index() == 0:
         live.print(terminal.evaluation(results['validation'], results['baselines'], 'validation'))
         live.print(f'report and samples: {directory / "report.md"}')
@@ -102,10 +108,18 @@ def _claim(stack: contextlib.ExitStack, run: Run, directory: Path) -> list[workd
     return workdir.bind(directory, run.resolved, run.fingerprints)
 
 
-def _announce(stack: contextlib.ExitStack, run: Run, resumed_from: int | None, elapsed: float, changed) -> Live:
+def _screen(stack: contextlib.ExitStack) -> progress.Screen:
+    """The screen of a run: stdout for process 0, none for the others."""
+    first = jax.process_index() == 0
+    output = sys.stdout if first else stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
+    return stack.enter_context(progress.on(progress.Screen(output)))
+
+
+def _announce(
+    stack: contextlib.ExitStack, screen: progress.Screen, run: Run, resumed_from: int | None, elapsed: float, changed
+) -> Live:
     """Prints the header of a start, on process 0."""
-    output = None if jax.process_index() == 0 else stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
-    live = stack.enter_context(contextlib.closing(Live(run.total_steps, output)))
+    live = stack.enter_context(contextlib.closing(Live(run.total_steps, screen)))
     live.print(summary.header(run))
     if resumed_from is not None:
         live.print(f'  resumed    after step {resumed_from:,}, {terminal.duration(elapsed)} in')

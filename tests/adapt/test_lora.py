@@ -44,6 +44,8 @@ def extended(model, **settings):
         ({'alpha': (('.*', 0.0),)}, 'adapt.lora.alpha of layers/.* is 0.0: it must be a number above 0'),
         ({'alpha': (('.*', 'x'),)}, "adapt.lora.alpha of layers/.* is 'x'"),
         ({'alpha': (('.*/query/kernel', 16.0),)}, 'adapt.lora.alpha: no pattern matches layers/attention/key/kernel'),
+        ({'targets': 'layers/nothing'}, "adapt.lora.targets: 'layers/nothing' matches no parameter"),
+        ({'targets': 'qv', 'rank': (('a', 1), ('b', 2))}, 'adapt.lora.targets .* 2 patterns in adapt.lora.rank'),
         (
             {'rank': (('.*', 4),), 'dora': True},
             'adapt.lora.dora: embed/embedding .*: let adapt.lora.rank match kernels',
@@ -60,6 +62,29 @@ def test_pattern_of_everything_adapts_kernels_and_embeddings_only():
     beside = {path.rpartition('/')[0] for path in extended(UNTIED, rank=(('.*', 16),)) if path.endswith('/lora_a')}
     layers = {f'layers/attention/{name}' for name in ('query', 'key', 'value', 'output')}
     assert beside == layers | {f'layers/mlp/{name}' for name in ('up', 'gate', 'down')} | {'embed'}
+
+
+@pytest.mark.parametrize(
+    ('targets', 'parts'),
+    [
+        ('qv', ['attention/query', 'attention/value']),
+        ('attention', [f'attention/{name}' for name in ('query', 'key', 'value', 'output')]),
+        (
+            'all-linear',
+            [f'attention/{name}' for name in ('query', 'key', 'value', 'output')] + ['mlp/down', 'mlp/gate', 'mlp/up'],
+        ),
+        ('.*/mlp/up/kernel', ['mlp/up']),
+    ],
+)
+@pytest.mark.parametrize('cut', [(), (1, 1)])
+def test_targets_replace_the_pattern_of_rank(targets, parts, cut):
+    shapes = shapes_of(UNTIED)
+    settings = {'rank': (('nothing/of/this', 5),), 'alpha': (('.*', 16.0),), 'targets': targets, 'cut': cut}
+    method = adapt.method('lora', UNTIED, shapes, **settings)
+    leaves = tree.flatten(jax.eval_shape(method.start, jax.random.key(0), shapes))
+    adapted = {path: leaf.shape[-1] for path, leaf in leaves.items() if path.endswith('/lora_a')}
+    stacks = ['layers_0', 'layers_1'] if cut else ['layers']
+    assert adapted == {f'{stack}/{part}/lora_a': 5 for stack in stacks for part in parts}
 
 
 def test_first_matching_pattern_gives_the_rank_of_each_layer():

@@ -92,15 +92,14 @@ def test_way_out_of_a_run_that_does_not_fit(capsys, monkeypatch):
     memory = float(re.search(r'fits +yes: ([\d.]+) MB', page)[1]) * 1e6
     monkeypatch.setitem(hardware.CHIPS, 'h100', hardware.CHIPS['h100']._replace(memory=0.9 * memory))
     code, page = plan(capsys, *words)
-    assert (
-        code == 0 and re.search('  fits +no: ', page) and 'a configuration that fits, with the same batch size' in page
-    )
+    assert code == 0 and re.search('  fits +yes: ', page) and '  fits       no: ' not in page
+    assert re.search(r'^  changed +optimizer.accumulate=\d.*; the recipe as it is: no: ', page, re.MULTILINE)
     command = page[page.index('lmtrain train') :]
     changes = re.findall(r'--config\.(optimizer\.accumulate|model\.remat)=(\w+)', command)
     assert changes and int(dict(changes)['optimizer.accumulate']) in (1, 2, 4, 8)
-    code, page = plan(capsys, *words, *(f'--config.{field}={value}' for field, value in changes))
-    assert re.search('  fits +yes: ', page)
-    assert '8 rows' not in page and re.search(r'256 tokens a step', page)
+    code, again = plan(capsys, *words, *(f'--config.{field}={value}' for field, value in changes))
+    assert re.search('  fits +yes: ', again) and '  changed ' not in again
+    assert '8 rows' not in again and re.search(r'256 tokens a step', again)
     monkeypatch.setitem(hardware.CHIPS, 'h100', hardware.CHIPS['h100']._replace(memory=1e5))
     code, page = plan(capsys, *words)
     assert page.splitlines()[-1].startswith('no number of micro-batches makes it fit: take more chips than h100:1')
@@ -115,7 +114,7 @@ def test_way_out_continues_after_a_compiler_failure(capsys, monkeypatch):
 
     monkeypatch.setattr(forecast, 'compiled', compiled)
     code, page = plan(capsys, '--config=tiny', '--target=v5e:1x1')
-    assert code == 0 and 'fits      no: RESOURCE_EXHAUSTED: by far' in page
+    assert code == 0 and re.search(r'the recipe as it is: no:\s+RESOURCE_EXHAUSTED: by far', page)
     assert page.splitlines()[-1].split() == ['--config.optimizer.accumulate=4']
 
 
@@ -125,12 +124,22 @@ def test_verdict_is_not_below_the_compilers_figure(capsys, monkeypatch):
     assert re.search(r'fits +no: 90.0 GB of 80.0 GB a device, by the CPU compiler; [\d.]+ [kM]B by theory', page)
 
 
-def test_search_ranks_candidates_that_fit(capsys):
-    code, page = plan(capsys, '--config=tiny', '--target=h100:8', '--search')
-    assert code == 0
-    rows = re.findall(r'^  (\d)  +(\d) x (\d) x (\d) ', page, re.MULTILINE)
-    assert [row[0] for row in rows] == list('123456')
-    assert all(int(data) * int(fsdp) * int(tensor) == 8 for _, data, fsdp, tensor in rows)
+def test_search_ranks_candidates_that_fit(capsys, monkeypatch):
+    monkeypatch.setattr(forecast, 'compiled', lambda run: forecast.Compiled(total=7_000_000))
+    words = ['--config=tiny', '--target=h100:8', '--search', '--config.data.batch_size=32']
+    code, page = plan(capsys, *words, '--config.plan.price=2.5')
+    assert code == 0 and max(map(len, page.splitlines())) <= 80
+    rows = re.findall(r'^  (\d)  (\d)x(\d)x(\d) +(\w+) +(\d+) (.*)$', page, re.MULTILINE)
+    assert [row[0] for row in rows] == list('123')
+    for _, data, fsdp, tensor, _, micro, rest in rows:
+        assert int(data) * int(fsdp) * int(tensor) == 8 and 32 % (int(data) * int(fsdp) * int(micro)) == 0
+        assert re.fullmatch(r' +\S+ +\w+ +7.00 MB +0.0% +\S+ +\S+', rest), rest  # no column is empty
+    command = page[page.index('lmtrain train') :]
+    _, data, fsdp, tensor, remat, micro, _ = rows[0]
+    for field, value in {'mesh.data': data, 'mesh.fsdp': fsdp, 'mesh.tensor': tensor, 'model.remat': remat}.items():
+        assert f'--config.{field}={value}' in command
+    assert f'--config.optimizer.accumulate={micro}' in command and '--config.data.batch_size=32' in command
+    assert 'money' not in plan(capsys, *words)[1]
 
 
 def test_search_compiles_until_candidates_fit(capsys, monkeypatch):
@@ -144,11 +153,13 @@ def test_search_compiles_until_candidates_fit(capsys, monkeypatch):
 
     monkeypatch.setattr(forecast, 'compiled', compiled)
     code, page = plan(capsys, '--config=tiny', '--target=v5e:2x4', '--search')
-    assert code == 0 and f'{len(asked)} compiled, of which 3 fit' in page
-    assert page.count('too large  no') == len(asked) - 3 and page.count('7.00 MB  yes') == 3
+    assert code == 0 and f'{len(asked)} compiled' in page and page.count('7.00 MB') == 3
     for policy in ('full', 'dots'):
         refused = [memory for remat, memory in asked if remat == policy]
         assert refused == sorted(set(refused), reverse=True)
+    monkeypatch.setattr(forecast, 'compiled', lambda run: forecast.Compiled(too_large='far'))
+    code, page = plan(capsys, '--config=tiny', '--target=v5e:2x4', '--search')
+    assert code == 2 and 'fits on v5e:2x4 by the compiler' in page
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs import base
-from launch import cli, recipe
+from launch import cli, process_setup, recipe
 from lmtrain import tree
 from lmtrain.models import Transformer
 
@@ -106,6 +106,18 @@ def test_budget_override_replaces_the_recipes():
     ('field', 'text', 'value'),
     [
         ('budget.steps', '1_000', 1000),
+        ('budget.steps', '1e3', 1000),
+        ('model.num_layers', '1.2e1', 12),
+        ('task.train', 'train.csv', ('train.csv',)),
+        ('task.train', 'a.csv,b.csv', ('a.csv', 'b.csv')),
+        ('task.train', "('a.csv', 'b')", ('a.csv', 'b')),
+        ('init.ignore', 'x', ('x',)),
+        ('sample.prompts', 'Once upon a time, there', ('Once upon a time, there',)),
+        ('adapt.lora.rank', '16', (('.*/attention/(query|value)/kernel', 16),)),
+        ('adapt.lora.rank', "(('.*', 4),)", (('.*', 4),)),
+        ('adapt.lora.alpha', '32', (('.*', 32),)),
+        ('adapt.lora.alpha', '0.5', (('.*', 0.5),)),
+        ('adapt.lora.targets', 'all-linear', 'all-linear'),
         ('budget.tokens', '1e9', 1e9),
         ('optimizer.weight_decay', '0', 0.0),
         ('mesh.data', '-1', -1),
@@ -126,21 +138,38 @@ def test_text_is_parsed_as_the_type_of_its_field(field, text, value):
     ('field', 'text'),
     [
         ('model.num_layers', '4.5'),
-        ('model.num_layers', '1e3'),
+        ('model.num_layers', '1.5e0'),
+        ('model.num_layers', '1e-3'),
         ('model.num_layers', '9' * 5000),
         ('model.num_layers', 'none'),
         ('optimizer.learning_rate', 'inf'),
         ('optimizer.learning_rate', 'fast'),
         ('model.tied', '1'),
-        ('sample.prompts', 'Once upon a time'),
         ('sample.prompts', '(' * 500),
+        ('sample.prompts', '("a", "b"'),
+        ('task.labels', '1.5'),
         ('data.mix', '3'),
+        ('data.mix', 'more.txt'),
+        ('sweep.seeds', '3'),
+        ('adapt.lora.rank', 'many'),
     ],
 )
 def test_wrong_type_names_field_text_and_type(field, text):
     with pytest.raises(ValueError, match=rf'config\.{field} must be .*, not ') as error:
         recipe.load('tiny', {field: text})
     assert len(str(error.value)) < 300
+    assert f'; now it is {dict(recipe.leaves(recipe.load("tiny")))[field]!r}' in str(error.value)
+
+
+def test_recipe_may_give_one_value_for_a_tuple(tmp_path):
+    body = 'config.task.train, config.adapt.lora.rank, config.adapt.lora.alpha = "a.csv", 16, 32'
+    path = tmp_path / 'own.py'
+    path.write_text(
+        f'from configs import tiny\ndef get_config():\n    config = tiny.get_config()\n    {body}\n    return config\n'
+    )
+    config = recipe.load(str(path))
+    assert config.task.train == ('a.csv',) and config.adapt.lora.alpha == (('.*', 32),)
+    assert config.adapt.lora.rank == (('.*/attention/(query|value)/kernel', 16),)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +274,32 @@ def test_show_marks_what_differs(capsys):
     assert rows['num_kv_heads'].startswith('  num_kv_heads') or '(base ' in rows['num_kv_heads']
     assert rows['norm'].startswith('  norm')
     assert 'rows per step' in rows['batch_size']
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['--config=tiny', '--config.log.every_steps=0'],
+        ['--config=tiny', '--config.optimizer.name=adam'],
+        ['--config=tiny', '--config.model.num_heads=3'],
+        ['--config=tiny', '--config.data.batch_size=7'],
+        ['--config=tiny', '--config.adapt.method=lora', '--config.adapt.lora.targets=layers/nothing'],
+        ['--config=tiny', '--config.optimizer.learning_rates=(("no", 2.0),)'],
+        ['--config=tiny', '--config.sample.temperature=-1'],
+        ['--config=tiny', '--config.budget.hours=1', '--config.budget.steps=2'],
+        ['--config=classify', '--config.data.tokenizer=bytes', '--config.task.name=classification'],
+        ['--config=instruct', '--config.data.tokenizer=bytes', '--config.task.train=nowhere.csv'],
+    ],
+)
+def test_show_refuses_what_a_dry_run_refuses(words, capsys, text, monkeypatch):
+    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    errors = []
+    for verb in (['show'], ['train', '--dry_run', f'--config.data.source={text}']):
+        assert cli.main([*verb, *words]) == 2
+        out, err = capsys.readouterr()
+        errors.append(err.partition(': ')[2])
+        assert not out
+    assert errors[0] == errors[1]
 
 
 def test_show_fits_80_columns_of_a_terminal(capsys, monkeypatch):

@@ -3,6 +3,7 @@ import re
 
 from lmtrain.report import live as live_line
 from lmtrain.report import terminal
+from lmtrain.runtime import progress
 
 VALUES = {
     'loss': 3.14159,
@@ -96,13 +97,52 @@ def test_messages_appear_above_the_live_line(monkeypatch):
     assert stream.getvalue().endswith('\x1b[K\ntwo\n')
 
 
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_slow_steps_are_shown_between_their_metrics(monkeypatch):
+    """Every second on a terminal; in a log every 4 s at first, later at 5 % of the time so far."""
+    monkeypatch.setattr(progress, 'TICK', 1e6)  # the test looks at the clock, not the thread
+    monkeypatch.setenv('COLUMNS', '90')
+    for stream, every in ((Terminal(), 1), (io.StringIO(), 4)):
+        clock = Clock()
+        live = live_line.Live(1000, stream, clock)
+        live.update(1, 0.001, VALUES)
+        shown = []
+        for second in range(1, 41):
+            clock.now, before = second, len(stream.getvalue())
+            live.at(1 + second, (1 + second) / 1000)
+            live.tick()
+            if len(stream.getvalue()) > before:
+                shown.append(second)
+        assert shown == list(range(every, 41, every))
+        assert '   41/1000' in stream.getvalue().replace(',', '') and '3m 25s left' in stream.getvalue()
+        clock.now = 3600
+        live.tick()
+        before = len(stream.getvalue())
+        clock.now = 3600 + 170
+        live.tick()
+        assert (len(stream.getvalue()) > before) == (every == 1)
+        with progress.phase('evaluating'):  # which shows itself
+            before, clock.now = len(stream.getvalue()), 7200
+            live.tick()
+            assert len(stream.getvalue()) == before
+        live.close()
+
+
+def test_lines_of_a_log_fit_80_columns():
+    stream = io.StringIO()
+    live = live_line.Live(10_000_000, stream)
+    live.update(1, 0.1, VALUES | {'accuracy': 0.5, 'mfu': 0.4, 'loss': 12345.6})
+    live.close()
+    assert 60 < len(stream.getvalue().rstrip('\n')) <= 80 and '━' not in stream.getvalue()
+
+
 def test_log_file_gets_a_line_per_5_percent_or_10_minutes():
-    class Clock:
-        now = 0.0
-
-        def __call__(self):
-            return self.now
-
     stream, clock = io.StringIO(), Clock()
     live = live_line.Live(1000, stream, clock)
     for step in range(1, 1001):

@@ -283,6 +283,23 @@ def test_plot_content(tmp_path, monkeypatch):
     assert low < 1.3 and high > 3.312  # the baselines are in the plot
 
 
+def test_baseline_off_scale_is_labelled_at_the_edge(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, path: figures.append(figure))
+    folder = a_run(tmp_path / 'run')
+    results = json.loads((folder / 'results.json').read_text(encoding='utf-8'))
+    results['baselines'] |= {'xz': 90.0, 'bigram': 0.001}
+    (folder / 'results.json').write_text(json.dumps(results), encoding='utf-8')
+    report.write(folder)
+    axes = figures[0].axes[0]
+    low, high = axes.get_ylim()
+    labels = {text.get_text(): text.xy[1] for text in axes.texts}
+    assert high < 12 and labels['xz 90.00 ↑'] == high
+    assert [name for name in labels if name.startswith('unigram 3.31') and '↑' not in name]
+
+
 def test_plot_range_includes_validation(tmp_path):
     """Points outside of the axes would shrink the plot."""
     folder = a_run(tmp_path / 'run')

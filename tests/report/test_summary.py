@@ -33,6 +33,19 @@ def test_header_of_a_stand_in_text_has_no_sizes(text):
 def test_planned_figures_are_those_of_the_budget(text):
     run = run_of(text, **{'budget.steps': 30})
     figures = summary.planned(run)
-    assert figures == {'peak_memory': run.memory()['total'], 'steps': 30, 'tokens': 30 * 8 * 32}  # no peak of a CPU
-    hours = run_of(text, **{'budget.steps': None, 'budget.hours': 1.0})
+    epochs = 30 / run.stream('train', shuffle=True).steps_per_epoch
+    assert figures == {  # no peak of a CPU
+        'peak_memory': run.memory()['total'],
+        'steps': 30,
+        'tokens': 30 * 8 * 32,
+        'epochs': epochs,
+    }
+    assert f'({epochs:.2g} epochs)' in summary.header(run)
+    hours = run_of(
+        text,
+        **{'budget.steps': None, 'budget.hours': 1.0}
+        | {f'{part}.every_steps': 5 for part in ('evaluate', 'checkpoint')},
+    )
     assert summary.planned(hours).keys() == {'peak_memory'}
+    steps = hours.stream('train', shuffle=True).steps_per_epoch
+    assert f'an epoch is {steps} steps' in ' '.join(summary.header(hours).split())

@@ -193,6 +193,14 @@ def test_evaluation_with_baselines():
     assert '\x1b[' in terminal.evaluation(RESULTS, BASELINES, 'validation', colour=True)
 
 
+def test_bars_say_which_direction_is_better_and_an_outlier_is_cut():
+    block = terminal.evaluation(RESULTS, BASELINES | {'xz': 50.0}, 'validation').splitlines()
+    assert block[2] == '  bits per byte, lower is better'
+    bars = {row.split()[0]: row.split()[-1] for row in block[3:]}
+    assert bars['xz'].endswith('█>') and len(bars['xz']) == 40
+    assert bars['this'].count('█') == 13  # a third of the width, and not 40 * 1.752 / 50
+
+
 def test_header_fits_80_columns():
     text = 'classes: ' + ', '.join(f'class-{i} {i}' for i in range(12))
     lines = terminal.note('rows', text).split('\n')

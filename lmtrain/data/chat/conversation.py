@@ -10,13 +10,16 @@ from lmtrain.data.rows import Row, check_text, text_of, value_of
 from lmtrain.errors import InputError
 from lmtrain.files import json_type, parse_json
 
-# {format: its fields, each of which identifies it and all of which it needs}.
+# {format: its fields}. 'prompt + completion' is continued text, which no template writes; 'alpaca' may have `input`.
 FORMATS = {
     'messages': ('messages',),
     'prompt + completion': ('prompt', 'completion'),
     'alpaca': ('instruction', 'output'),
     'sharegpt': ('conversations',),
 }
+# Fields of a question and its answer, any of the first with any of the second, written by the template.
+QUESTIONS = ('prompt', 'question', 'instruction', 'input')
+ANSWERS = ('completion', 'response', 'answer', 'output', 'target')
 WITH_PROMPT = ('messages', 'sharegpt')  # formats that contain the prompt: a further field `prompt` repeats it
 ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
 SHAREGPT = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant'} | {role: role for role in ROLES}
@@ -57,35 +60,76 @@ def _read_format(row: Row, form: str) -> Conversation:
         return _dialogue(row, 'messages')
     if form == 'sharegpt':
         return _dialogue(row, 'conversations')
-    return _alpaca(row) if form == 'alpaca' else _completion(row, '')
+    if form == 'prompt + completion':
+        return _completion(row, '')
+    *questions, answer = ('instruction', 'input', 'output') if form == 'alpaca' else form.split(' + ')
+    return _turn(row, questions, answer)
 
 
 def recognise_format(row: Row) -> tuple[str, str]:
     """(the format of a row, a note about fields that are not read).
 
-    Raises InputError if the fields belong to two formats or none, or if the format lacks a field.
+    A format of FORMATS whose fields are complete, else one of QUESTIONS with one of ANSWERS: 'question + answer'.
+
+    Raises InputError if the fields belong to two formats, to none, or to preferences.
     """
     names = [name for name, value in row.fields.items() if value is not None]
-    marked = [form for form, fields in FORMATS.items() if any(field in names for field in fields)]
+    marked = [form for form, fields in FORMATS.items() if all(field in names for field in fields)]
     forms = [form for form in marked if form in WITH_PROMPT] or marked
     if len(forms) > 1:
-        clash = ', '.join(f'{name!r} of {form}' for form in forms for name in FORMATS[form] if name in names)
+        raise _clash(row, [f'{name!r} of {form}' for form in forms for name in FORMATS[form]])
+    if forms:
+        form, fields = forms[0], FORMATS[forms[0]] + (('input',) if forms[0] == 'alpaca' else ())
+    elif {'chosen', 'rejected'} <= {*names}:
+        raise InputError(_preferences(row))
+    else:
+        fields = _question_and_answer(row, names)
+        form = ' + '.join(fields)
+    known = {*QUESTIONS, *ANSWERS} | {field for fields in FORMATS.values() for field in fields}
+    unread = [repr(name) for name in names if name in known and name not in fields]
+    return form, f' (ignoring {", ".join(unread)})' if unread else ''
+
+
+def _question_and_answer(row: Row, names: list[str]) -> tuple[str, ...]:
+    """The fields of a question and its answer. Raises InputError unless there is one of each."""
+    questions = [name for name in QUESTIONS if name in names]
+    answers = [name for name in ANSWERS if name in names]
+    if set(questions) == {'instruction', 'input'}:
+        questions = ['instruction', 'input']
+    elif len(questions) > 1:
+        raise _clash(row, [*map(repr, questions)])
+    if len(answers) > 1 and questions:
+        raise _clash(row, [*map(repr, answers)])
+    if questions and answers:
+        return *questions, answers[0]
+    there = ', '.join(map(repr, names)) or 'none'
+    if questions or answers:
         raise InputError(
-            f'{row.place}: fields of two formats: {clash}. Remove one, or set config.task.text and config.task.label'
+            f'{row.place}: {(questions or answers)[0]!r} needs a field {", ".join(ANSWERS if questions else QUESTIONS)}'
+            f'; there are {there}. Or set config.task.text and config.task.label'
         )
-    if not forms:
-        known = '; '.join(f'{form}: {", ".join(fields)}' for form, fields in FORMATS.items())
-        raise InputError(
-            f'{row.place}: the fields {", ".join(map(repr, names))} belong to no known format ({known}): set '
-            'config.task.text and config.task.label to the fields of prompt and completion'
-        )
-    missing = [name for name in FORMATS[forms[0]] if name not in names]
-    if missing:
-        raise InputError(
-            f'{row.place}: {forms[0]} needs the field {missing[0]!r}; there are {", ".join(map(repr, names))}'
-        )
-    unread = [repr(name) for form in marked if form != forms[0] for name in FORMATS[form] if name in names]
-    return forms[0], f' (ignoring {", ".join(unread)})' if unread else ''
+    known = '; '.join(f'{form}: {", ".join(fields)}' for form, fields in FORMATS.items())
+    raise InputError(
+        f'{row.place}: the fields {there} belong to no known format ({known}; one of {", ".join(QUESTIONS)} and one of '
+        f'{", ".join(ANSWERS)}): set config.task.text and config.task.label to the fields of prompt and completion'
+    )
+
+
+def _clash(row: Row, fields: list[str]) -> InputError:
+    return InputError(
+        f'{row.place}: fields of two formats: {", ".join(fields)}. Remove one, or set config.task.text and '
+        'config.task.label'
+    )
+
+
+def _preferences(row: Row) -> str:
+    """The message on a row of preferences for the task of chat."""
+    prompted = isinstance(row.fields['chosen'], str) and row.fields.get('prompt') is not None
+    chosen = 'task.text=prompt and task.label=chosen train' if prompted else 'task.text=chosen trains'
+    return (
+        f"{row.place}: 'chosen' and 'rejected' are preferences: --config=configs/dpo.py learns from both answers, "
+        f'--config=configs/reward_model.py to tell them apart; {chosen} on the chosen ones alone'
+    )
 
 
 def _dialogue(row: Row, name: str) -> Conversation:
@@ -104,10 +148,12 @@ def _completion(row: Row, between: str, text: tuple[str, ...] = ('prompt',), lab
     return Conversation([], (), (between.join(text_of(row, name) for name in text), text_of(row, label, LABEL)))
 
 
-def _alpaca(row: Row) -> Conversation:
-    texts = [text_of(row, name) for name in ('instruction', 'input') if row.fields.get(name) not in (None, '')]
-    pairs = [('user', '\n\n'.join(texts)), ('assistant', text_of(row, 'output'))]
-    return _of(_system(row) + [{'role': role, 'content': content} for role, content in pairs], row)
+def _turn(row: Row, questions: list[str], answer: str) -> Conversation:
+    """A question, in one field or an instruction with its input, and the answer."""
+    filled = [name for name in questions if row.fields.get(name) not in (None, '')] or questions[:1]
+    content = '\n\n'.join(text_of(row, name) for name in filled)
+    turn = [{'role': 'user', 'content': content}, {'role': 'assistant', 'content': text_of(row, answer)}]
+    return _of(_system(row) + turn, row)
 
 
 def _system(row: Row) -> list[dict[str, Any]]:

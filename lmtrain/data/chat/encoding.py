@@ -12,10 +12,10 @@ from lmtrain.data.chat.template import Template, as_text, encode
 from lmtrain.data.chat.traced import ANSWER
 from lmtrain.data.example_store import Examples
 from lmtrain.data.examples import Example, LengthPolicy
-from lmtrain.data.progress import progress_bar
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
+from lmtrain.runtime import progress
 
 Tokens = tuple[list[int], list[bool], list[int]]  # ids; whether each is trained; bytes of the text behind each
 
@@ -122,7 +122,7 @@ def encode_rows(
     Raises InputError naming the row: fields of two formats or of none, a template that fails, no token to train.
     """
     examples, notes = [], _Notes(template)
-    for number, row in enumerate(progress_bar(rows, 'writing conversations', len(rows))):
+    for number, row in enumerate(progress.each(rows, 'encoding conversations')):
         name, dialogue = read(row, text, label)
         written, texts = encode_conversation(dialogue, tokenizer, template, row.place)
         notes.formats[name, bool(dialogue.messages)] += 1

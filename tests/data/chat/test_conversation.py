@@ -1,9 +1,12 @@
+import itertools
+
 import pytest
 
-from lmtrain.data.chat.conversation import Conversation, read
+from lmtrain.data.chat.conversation import ANSWERS, QUESTIONS, Conversation, read
 from lmtrain.data.rows import Row
 
 TALK = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+KNOWN = [('prompt', 'completion'), ('instruction', 'output')]  # formats with names of their own
 CALL = [{'type': 'function', 'function': {'name': 'f', 'arguments': '{}'}}]
 CALL = {'type': 'function', 'function': {'name': 'f', 'arguments': {'x': 1}}}
 
@@ -41,6 +44,19 @@ def read_fields(text=(), label='', **fields):
             "messages (ignoring 'prompt', 'completion', 'output')",
             TALK,
         ),
+        *[
+            ({q: 'a', a: 'b'}, f'{q} + {a}', TALK)
+            for q, a in itertools.product(QUESTIONS, ANSWERS)
+            if (q, a) not in KNOWN
+        ],
+        ({'question': 'a', 'answer': 'b', 'id': 3}, 'question + answer', TALK),
+        (
+            {'instruction': 'a', 'input': 'c', 'response': 'b'},
+            'instruction + input + response',
+            [{'role': 'user', 'content': 'a\n\nc'}, TALK[1]],
+        ),
+        ({'input': '', 'instruction': 'a', 'response': 'b'}, 'instruction + input + response', TALK),
+        ({'instruction': 'a', 'output': 'b', 'answer': 'c'}, "alpaca (ignoring 'answer')", TALK),
         ({'system': 'be', 'messages': TALK}, 'messages', [{'role': 'system', 'content': 'be'}, *TALK]),
         (
             {'system': 'be', 'messages': [{'role': 'system', 'content': 'own'}, *TALK]},
@@ -110,10 +126,18 @@ def test_answers_excluded_by_weight_or_train(name, value, trained):
 @pytest.mark.parametrize(
     ('fields', 'error'),
     [
-        ({'prompt': 'a', 'output': 'b'}, "two formats: 'prompt' of prompt \\+ completion, 'output' of alpaca"),
+        (
+            {'prompt': 'a', 'completion': 'b', 'instruction': 'c', 'output': 'd'},
+            "two formats: 'prompt' of prompt \\+ completion, 'completion' .*, 'instruction' of alpaca",
+        ),
+        ({'prompt': 'a', 'question': 'b', 'answer': 'c'}, "two formats: 'prompt', 'question'. Remove one"),
+        ({'question': 'a', 'answer': 'b', 'target': 'c'}, "two formats: 'answer', 'target'. Remove one"),
         ({'messages': TALK, 'conversations': TALK}, "two formats: 'messages' of messages, 'conversations' of sharegpt"),
-        ({'prompt': 'a'}, "prompt \\+ completion needs the field 'completion'"),
-        ({'question': 'a'}, "the fields 'question' belong to no known format .*config.task.text"),
+        ({'prompt': 'a', 'id': 1}, "'prompt' needs a field completion, response, .*; there are 'prompt', 'id'"),
+        ({'answer': 'a'}, "'answer' needs a field prompt, question, .*config.task.text"),
+        ({'body': 'a'}, "the fields 'body' belong to no known format .*config.task.text"),
+        ({'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}, 'configs/dpo.py .*task.text=prompt and task.label=chosen'),
+        ({'chosen': TALK, 'rejected': TALK}, 'preferences: .*configs/reward_model.py.*task.text=chosen trains'),
         ({'messages': []}, "'messages' must be a non-empty array of messages"),
         ({'messages': 'hi'}, "'messages' must be a non-empty array of messages, not text"),
         ({'messages': ['hi']}, r"'messages' \[0\]: expected an object, not 'hi'"),

@@ -1,0 +1,58 @@
+"""Runs the commands of docs/tutorials in a folder and writes their output into the pages.
+
+python -m docs.run_tutorials FOLDER [PAGE ...]
+
+FOLDER holds the files that the pages name. A block of code without a language is a list of commands; the block `text`
+after it is replaced by what they print on a terminal of 80 columns, without stderr.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+PAGES = pathlib.Path(__file__).parent / 'tutorials'
+BLOCK = re.compile(r'^```\n(?P<commands>.*?)^```\n(\n```text\n.*?^```\n)?', re.MULTILINE | re.DOTALL)
+FIRST, LAST = 14, 12  # lines of an output that are shown
+
+
+def output(commands: str, folder: pathlib.Path) -> str:
+    """What the commands print. Raises CalledProcessError if one fails."""
+    shown = []
+    for command in re.sub(r'\\\n\s*', ' ', commands).splitlines():
+        done = subprocess.run(
+            ['bash', '-c', command],
+            cwd=folder,
+            env=os.environ | {'COLUMNS': '80'},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            encoding='utf-8',
+            check=True,
+        )
+        shown.append(done.stdout.strip('\n').replace('```', "'''"))
+    lines = '\n\n'.join(shown).splitlines()
+    if len(lines) > FIRST + LAST + 1:
+        lines = [*lines[:FIRST], '...', *lines[-LAST:]]
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    folder, *names = sys.argv[1:]
+    for page in sorted(PAGES.glob('*.md')):
+        if names and page.stem not in names:
+            continue
+        text = page.read_text(encoding='utf-8')
+        page.write_text(
+            BLOCK.sub(
+                lambda match: (
+                    f'```\n{match["commands"]}```\n\n```text\n{output(match["commands"], pathlib.Path(folder))}\n```\n'
+                ),
+                text,
+            ),
+            encoding='utf-8',
+        )
+
+
+if __name__ == '__main__':
+    main()

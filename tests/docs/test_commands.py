@@ -1,0 +1,65 @@
+"""Every command in README.md and docs runs as printed, at a tiny size, on a machine without data or accelerator."""
+
+import importlib.util
+import io
+import pathlib
+import shlex
+import sys
+
+import pytest
+
+from launch import recipe
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = ['README.md', *(str(file.relative_to(ROOT)) for file in sorted((ROOT / 'docs').rglob('*.md')))]
+# Commands that are not run here, by their beginning, and the reason.
+SKIPPED = {
+    'bash launch/run.sh': 'installs packages; tests/launch/test_run_sh.py',
+    'bash launch/test.sh': 'runs these tests',
+    'python -m launch.lm_eval': 'needs the extra lm-eval; tests/launch/test_lm_eval.py',
+    'hf download': 'needs a network',
+    'pip install': 'needs a network',
+    'lmtrain compare': 'takes minutes; tests/launch/test_compare.py',
+}
+if not importlib.util.find_spec('libtpu'):
+    SKIPPED['lmtrain plan --config=configs/pretrain_llama.py:8B --target=v5e'] = 'needs the extra plan'
+LAUNCHERS = ('local', 'slurm', 'tpu', 'gke')
+
+
+def executed(words: list[str], small) -> list[str]:
+    """The words of a command as it is run here: training is tiny, launchers print what they would start."""
+    if words[0] == 'train':
+        return small(words)
+    return [words[0], '--print_only', *words[1:]] if words[0] in LAUNCHERS else words
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_commands_run_as_printed(page, pages, machine, monkeypatch):
+    for command in pages[page]:
+        if any(command.startswith(beginning) for beginning in SKIPPED):
+            continue
+        monkeypatch.setattr(sys, 'stdin', io.StringIO('What did the cat read?\n'))
+        words = executed(shlex.split(command)[1:], machine.small)
+        code, out, err = machine.run(words)
+        assert code == 0, f'{command}\n{out}\n{err}'
+        wide = [line for line in (out + err).splitlines() if len(line) > 80]
+        assert not wide or words[0] in LAUNCHERS, f'{command}\n' + '\n'.join(wide)
+
+
+def test_every_skipped_command_is_printed_somewhere(pages):
+    every = [command for own in pages.values() for command in own]
+    for beginning in SKIPPED:
+        if beginning.split()[0] not in ('hf', 'pip'):
+            assert any(command.startswith(beginning) for command in every), beginning
+    assert len(every) > 15
+
+
+NEEDS_A_BASE = ['classify', 'compare', 'compare_base', 'continual', 'instruct', 'span', 'tag']
+
+
+@pytest.mark.parametrize('name', [path.stem for path in recipe.files() if path.stem not in NEEDS_A_BASE])
+def test_dry_run_needs_no_data(name, machine):
+    tiny = ['--config.budget.steps=2', '--config.model.num_layers=1', '--config.data.batch_size=16']
+    tiny += ['--config.optimizer.accumulate=1', '--config.data.seq_len=16']
+    code, out, err = machine.run(['train', f'--config=configs/{name}.py', '--dry_run', *tiny])
+    assert code == 0, out + err
