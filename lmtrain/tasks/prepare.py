@@ -145,6 +145,11 @@ def _tokenizer(data: Mapping, rows: list[Row], config: TaskConfig) -> Tokenizer:
         return open_tokenizer(local_path(kind, 'data.tokenizer', data['root']), False)
     if kind == 'bytes':
         return learn(kind, (), data['vocab_size'], False)
+    if kind != 'bpe' and not config.text:
+        raise InputError(
+            f'data.tokenizer is {kind!r}, which cannot write a chat template: with task.name={config.name!r} take '
+            "'bpe' or 'bytes', or the tokenizer of a model or a run"
+        )
     with progress.phase(f'training the tokenizer ({kind})'):
         return learn(kind, (text for row in rows for text in _texts(row, config)), data['vocab_size'], False)
 

@@ -311,7 +311,7 @@ def test_examples_are_read_from_the_cache(prepare, monkeypatch):
         ({'name': 'regress'}, 'the label of a regression is a finite number'),
         ({'vocab_limit': 256}, "the tokenizer 'bytes' has 257 entries and model.vocab_size is 256"),
         ({'data': {'validation': 0.5, 'test': 0.5}}, 'no training row is left of 60'),
-        ({'name': 'chat', 'tokenizer': 'bpe', 'text': (), 'label': ''}, "data.tokenizer is 'bpe'"),
+        ({'name': 'chat', 'tokenizer': 'chars', 'text': (), 'label': ''}, "data.tokenizer is 'chars'"),
         ({'seq_len': 10}, 'tokens, and data.seq_len is 10'),
     ],
 )
@@ -342,6 +342,18 @@ def test_columns_of_each_task(prepare):
     assert result.keys() == common | {'spans', 'label_weights'} and result['spans'].shape == (4, 2)
     result = batch(name='chat', text=('text',), label='answer')
     assert result.keys() == common | {'targets', 'loss_mask'}
+
+
+def test_tokenizer_is_learned_from_the_turns_of_conversations_and_from_tagged_words(prepare):
+    turns = [{'question': f'{"äöü" * i} a?', 'answer': f'b {i}'} for i in range(20)]
+    chat = prepare(turns, name='chat', tokenizer='bpe', text=(), label='', data={'vocab_size': 300})
+    assert len(chat.tokenizer.encode('äöüäöü a?')) < len('äöüäöü a?'.encode()) / 2
+    raw = [{'prompt': f'a{i}', 'completion': 'zyzyzy'} for i in range(20)]
+    raw = prepare(raw, name='chat', tokenizer='bpe', text=(), label='', data={'vocab_size': 300})
+    assert len(raw.tokenizer.encode('zyzyzy')) <= 2
+    words = [{'words': ['x' * (1 + i % 4), 'y'], 'tags': ['A', 'B']} for i in range(20)]
+    tags = prepare(words, name='tag', tokenizer='chars', text=('words',), label='tags')
+    assert {*'xy'} <= {*tags.tokenizer.pieces}
 
 
 def test_packed_conversations_equal_unpacked_ones(prepare):
