@@ -353,7 +353,7 @@ def test_tokenizer_is_learned_from_the_turns_of_conversations_and_from_tagged_wo
     assert len(raw.tokenizer.encode('zyzyzy')) <= 2
     words = [{'words': ['x' * (1 + i % 4), 'y'], 'tags': ['A', 'B']} for i in range(20)]
     tags = prepare(words, name='tag', tokenizer='chars', text=('words',), label='tags')
-    assert {*'xy'} <= {*tags.tokenizer.pieces}
+    assert {b'x', b'y'} <= {*tags.tokenizer.pieces}
 
 
 def test_packed_conversations_equal_unpacked_ones(prepare):
