@@ -11,10 +11,10 @@ from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example
 from lmtrain.data.preferences import Notes, Text
 from lmtrain.data.preview import Batch, render_row
-from lmtrain.data.progress import progress_bar
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
+from lmtrain.runtime import progress
 from lmtrain.tasks.task import Encoded, RowFormat
 
 SIDES = ('chosen', 'rejected')
@@ -32,7 +32,7 @@ def encode(rows: Sequence[Row], form: RowFormat, *, unread: int, margins: bool) 
     """
     check_fields(form, 'prompt, chosen and rejected')
     examples, notes, templated, given = [], Notes(), False, 0
-    for number, row in enumerate(progress_bar(rows, 'reading pairs', len(rows))):
+    for number, row in enumerate(progress.each(rows, 'reading pairs', len(rows))):
         pair = preferences.read_pair(row, form.template)
         margin = margin_of(row)
         if pair.chosen == pair.rejected:

@@ -10,9 +10,9 @@ from lmtrain.data import preferences
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template
 from lmtrain.data.preferences import Notes, Text
-from lmtrain.data.progress import progress_bar
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
+from lmtrain.runtime import progress
 from lmtrain.tasks import segments, token_preview
 from lmtrain.tasks.pairs import check_fields, example_of
 from lmtrain.tasks.segments import sides
@@ -95,7 +95,7 @@ def _limit(form: RowFormat) -> int:
 def _texts(rows: Sequence[Row], form: RowFormat) -> tuple[list[tuple[int, Text, bool]], Notes, bool]:
     """([(index of its row, text, label)], what was recognised, whether a template wrote any)."""
     texts, notes, templated, limit = [], Notes(), False, _limit(form)
-    for number, row in enumerate(progress_bar(rows, 'reading completions', len(rows))):
+    for number, row in enumerate(progress.each(rows, 'reading completions', len(rows))):
         name, dialogue, label = preferences.read_labelled(row)
         if preferences.is_empty(dialogue):
             notes.skip('with an empty completion', row)

@@ -16,11 +16,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmtrain import data, tree
 from lmtrain.data.cache import build, cache_directory, key
-from lmtrain.data.progress import progress_bar
 from lmtrain.data.splits import SPLITS
 from lmtrain.errors import InputError
 from lmtrain.parallel import sharding
-from lmtrain.runtime import multihost
+from lmtrain.runtime import multihost, progress
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import has_setting
 
@@ -110,7 +109,7 @@ def _compute(run) -> dict[str, np.ndarray]:
         stream = run.stream(split)
         whole = data.PaddedStream(run.corpus, split, run.config.data.batch_size, 0, shuffle=False)  # of all processes
         steps = range(stream.steps_per_epoch)
-        for step in progress_bar(steps, f'reference log-probabilities, {split}', len(steps)):
+        for step in progress.each(steps, f'reference log-probabilities, {split}', len(steps)):
             batch = stream.batch(step)
             local = np.asarray(logprob(params, place({name: batch[name] for name in columns})))
             _scatter(values, local, whole, step)
