@@ -18,7 +18,7 @@ from configs import base  # noqa: E402
 from experiments import record  # noqa: E402
 from lmtrain.cost import hlo  # noqa: E402
 from lmtrain.cost.query import Query, query_flops  # noqa: E402
-from lmtrain.models import Transformer  # noqa: E402
+from lmtrain.models import Transformer, attention_kernels, past  # noqa: E402
 from lmtrain.training.build import build  # noqa: E402
 from lmtrain.training.resolve import resolve, with_stand_in_text  # noqa: E402
 
@@ -87,24 +87,28 @@ def queries() -> Iterator[dict]:
     scored = query_flops(model, params, Query(row, shared, choices=(length + 1,) * choices))
     decoded = query_flops(model, params, Query(row, shared, generated=2))
 
-    def read(rows: int, tokens: int, slots: int, outputs: int) -> float:
-        """FLOPs of the compiled program that reads tokens into a cache with so many slots."""
+    def read(rows: int, tokens: int, before: int, outputs: int) -> float:
+        """FLOPs of the compiled program that reads tokens after the keys of others."""
         shape = jax.ShapeDtypeStruct((rows, tokens), np.int32)
         batch = {'tokens': shape, 'select': jax.ShapeDtypeStruct((rows, outputs), np.int32)}
-        cache = jax.eval_shape(lambda: model.init_cache(rows, slots))
+        keys = jax.ShapeDtypeStruct((model.num_layers, rows, model.num_kv_heads, before, model.head_dim), np.float32)
+        cache = {'key': keys, 'value': keys, 'length': jax.ShapeDtypeStruct((rows,), np.int32)}
 
         def apply(params, cache, batch):
-            outputs = model.apply({'params': params}, batch, cache=cache)
+            outputs = model.apply({'params': params}, batch, past=(cache,) if before else (), store=True)
             return outputs['cache'], outputs['logits']
 
         return hlo.compiled_flops(jax.jit(apply).lower(params, cache, batch).compile(QUICK))
 
+    # By convention every query is multiplied by all keys; blocks of queries skip those that they do not see.
+    attention_kernels.BLOCK = past.BLOCK = 2**20
+
     whole = shared + row
     for what, planned, compiled in (
-        ('prompt read as one', flops.whole, read(1, whole, whole, 1)),
-        ('row after cached demonstrations', flops.row, read(1, row, whole, 1)),
-        ('choices after the cached prompt', scored.row - flops.row, read(choices, length, whole + length, length)),
-        ('one generated token', decoded.decode, read(1, 1, whole + 1, 1)),
+        ('prompt read as one', flops.whole, read(1, whole, 0, 1)),
+        ('row after cached demonstrations', flops.row, read(1, row, shared, 1)),
+        ('choices after the cached prompt', scored.row - flops.row, read(choices, length, whole, length)),
+        ('one generated token', decoded.decode, read(1, 1, whole, 1)),
     ):
         yield {'program': 'query', 'model': 'smollm2', 'method': what, 'flops': [planned, compiled]}
 

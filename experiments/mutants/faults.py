@@ -866,12 +866,12 @@ FAULTS = {
     ],
     'lmtrain/models/past.py': [
         ('keys behind the end of a past are read', 'index_S[None] < past.length[:, None]', 'index_S[None] >= 0'),
-        ('a window counts from the end of the past', 'past.start[:, None] + index_S[None]', 'index_S[None]'),
+        ('a window counts from the end of the past', 'start_B[:, None] + index_S[None]', 'index_S[None]'),
         ('parts are averaged without their maxima', 'jnp.exp(each - top) for each', 'jnp.exp(0 * each) for each'),
         (
             'the second text begins where the first does',
-            "start = start + cache['length']",
-            "start = 0 * cache['length']",
+            "start_b = start_b + cache['length']",
+            "start_b = 0 * cache['length']",
         ),
     ],
     'lmtrain/inference/calibration.py': [
@@ -1387,19 +1387,33 @@ FAULTS = {
         ('a base that has changed passes', 'if base.hash != fingerprint:', 'if fingerprint is None:'),
         ('a member is always the first', 'lambda leaf: leaf[member], parts', 'lambda leaf: leaf[0], parts'),
     ],
-    'lmtrain/inference/sample.py': [
-        ('sampling before the temperature', 'axis=-1, keepdims=True)) / temperature', 'axis=-1, keepdims=True))'),
+    'lmtrain/inference/decode.py': [
+        ('sampling before the temperature', '(logits_BV - top_B1) / settings.temperature', 'logits_BV - top_B1'),
         ('top-p keeps one token too few', '(before_BV < top_p)', '(before_BV + probability_BV <= top_p)'),
         (
             'top-p of all and not of the top-k',
             'jnp.where(remaining_BV, sorted_BV, -jnp.inf), axis=-1)',
             'sorted_BV, axis=-1)',
         ),
-        ('all rows draw the same', 'functools.reduce(jax.random.fold_in, row, key)', 'jax.random.fold_in(key, row[1])'),
+        (
+            'all rows draw the same',
+            'jax.random.fold_in(jax.random.fold_in(key, tag), step)',
+            'jax.random.fold_in(key, step)',
+        ),
         (
             'padding of the vocabulary is drawn',
-            'logits_BV = jnp.where(allowed_V[None], logits_BV, -jnp.inf)',
-            'logits_BV = logits_BV',
+            'draw(_keys(settings, state.step), jnp.where(allowed_1V, logits_BV, -jnp.inf), settings, method)',
+            'draw(_keys(settings, state.step), logits_BV, settings, method)',
+        ),
+        (
+            'log-probabilities of what may be drawn alone',
+            'jax.nn.logsumexp(logits_BV, axis=1)',
+            'jax.nn.logsumexp(jnp.where(allowed_1V, logits_BV, -jnp.inf), axis=1)',
+        ),
+        (
+            'the dropped tokens of a window count as read',
+            "past |= {'length': length_P - dropped_P,",
+            "past |= {'length': length_P,",
         ),
     ],
     'launch/slurm.py': [
@@ -1948,7 +1962,7 @@ FAULTS = {
         ),
         ('every segment reads the first layers', 'first += n', 'first += 0'),
         ('the text is not shifted', "batch['positions'] + own.shape[0]", "batch['positions']"),
-        ('a prompt enters twice', "if cache is not None and 'prompted' in cache:", 'if cache is None and False:'),
+        ('a prompt enters twice', 'if own is None or past:', 'if own is None:'),
         (
             'the prompt is a document of its own',
             "jnp.pad(batch['segment_ids'], front, mode='edge')",

@@ -9,7 +9,7 @@ from lmtrain.models.attention_kernels import AttentionMask, attend, attend_chunk
 from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
 from lmtrain.models.layers import Norm
 from lmtrain.models.linear import Linear, shared_input_matmul
-from lmtrain.models.past import Past, attend_past
+from lmtrain.models.past import Past, append, attend_past, attend_token
 from lmtrain.models.rotary import rotate
 
 
@@ -24,7 +24,8 @@ class AttentionInputs(NamedTuple):
         layers with different windows.
       query_segments, key_segments: int32 [B, T] and [B, S]; a query sees keys of its segment. None: one segment.
       query_index: int32 [B, T], index of each query among the keys; None: its own index in the row.
-      cache_slots: int32 [B, T], cache slots that the tokens fill (out of range: none); None without a cache.
+      cached: int32 [], number of tokens of each row in the cache, which the one token of the row follows; None: the
+        tokens are no continuation of a cache.
       row_ids: int32 [B], index of each row in the global batch (dropout).
       hooks: collectives if parameters or positions are sharded, and the fused kernel of the devices.
       pasts: texts before the rows (lmtrain.models.past).
@@ -37,7 +38,7 @@ class AttentionInputs(NamedTuple):
     query_segments: Any
     key_segments: Any
     query_index: Any
-    cache_slots: Any
+    cached: Any
     row_ids: Any
     hooks: ShardingHooks = NO_SHARDING
     pasts: tuple[Past, ...] = ()
@@ -52,19 +53,22 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, inputs: AttentionInputs, cache=None, drop=None):
-        """([B, T, D], cache). `cache` is (key [N, B, S, G, K], value, layer index): all layers, updated in place.
+        """([B, T, D], cache). `cache` is (keys, values, layer index) of all layers, updated in place (`past.append`).
 
-        Without cache slots the cache is only written: S is T, and the keys of the tokens are those of the rows.
+        Without `inputs.cached` the cache is only written: it is a stack, S is T, and the keys of the tokens are those
+        of the rows.
 
         Optional leaves next to the projections: prefix_key and prefix_value [P, G, K] (prefix tuning, arXiv
         2101.00190). They precede every document and count towards its window.
         """
         m = self.model
         query_BTHK, key_BSGK, value_BSGK = self._project(x_BTD, inputs, drop)
-        if cache is not None and inputs.cache_slots is None:
+        options = {'softcap': m.attention_softcap, 'scale': m.attention_scale or m.head_dim**-0.5}
+        if inputs.cached is not None:
+            out_BHK, cache = self._attend_token(query_BTHK, key_BSGK, value_BSGK, inputs, cache, options)
+            return self._output(out_BHK[:, None], drop), cache
+        if cache is not None:
             cache = _store(cache, key_BSGK, value_BSGK)
-        elif cache is not None:
-            key_BSGK, value_BSGK, cache = _update_cache(cache, key_BSGK, value_BSGK, inputs.cache_slots)
         gather = inputs.hooks.all_gather_sequence
         if gather:
             key_BSGK, value_BSGK = gather(key_BSGK), gather(value_BSGK)
@@ -82,14 +86,28 @@ class Attention(nn.Module):
             positions=None if prefix is None and not inputs.pasts else inputs.positions,
         )
         operands = query_BTHK, key_BSGK, value_BSGK, mask
-        options = {'softcap': m.attention_softcap, 'scale': m.attention_scale or m.head_dim**-0.5}
         if inputs.pasts:
             out_BTHK = attend_past(*operands, inputs.pasts, **options)
         else:
             own_keys = attend_chunked if gather else attend
             out_BTHK = own_keys(*operands, **options, backend=m.attention, hooks=inputs.hooks)
-        out_BTD = out_BTHK.reshape(*x_BTD.shape[:2], m.num_heads * m.head_dim)
-        return Linear(m.width, 'output' in m.biases, self.output_stddev, name='output')(out_BTD, drop), cache
+        return self._output(out_BTHK, drop), cache
+
+    def _attend_token(self, query_B1HK, key_B1GK, value_B1GK, inputs: AttentionInputs, cache, options):
+        """([B, H, K], cache) of the one token of each row."""
+        new = (x.swapaxes(1, 2) for x in (key_B1GK, value_B1GK))
+        *own, cache = append(cache, *new, inputs.cached)
+        prefix = self.get_variable('params', 'prefix_key'), self.get_variable('params', 'prefix_value')
+        if prefix[0] is not None:
+            options = options | {'prefix': [x.swapaxes(0, 1)[None].astype(query_B1HK.dtype) for x in prefix]}
+        own = [x.astype(query_B1HK.dtype) for x in own]
+        mask = AttentionMask(True, inputs.window, positions=inputs.positions)
+        return attend_token(query_B1HK[:, 0], own, inputs.cached, mask, inputs.pasts, **options), cache
+
+    def _output(self, out_BTHK, drop):
+        m = self.model
+        out_BTD = out_BTHK.reshape(*out_BTHK.shape[:2], m.num_heads * m.head_dim)
+        return Linear(m.width, 'output' in m.biases, self.output_stddev, name='output')(out_BTD, drop)
 
     def _project(self, x_BTD, inputs: AttentionInputs, drop):
         """(query [B, T, H, K], key, value [B, T, G, K]), normalised and rotated."""
@@ -115,19 +133,10 @@ class Attention(nn.Module):
         return query_BTHK, key_BTGK, value_BTGK
 
 
-def _update_cache(cache, key_BTGK, value_BTGK, slots_BT):
-    """(key, value [B, S, G, K] of the layer in the dtype of the new ones, cache) with the new ones in their slots."""
-    key_NBSGK, value_NBSGK, layer = cache
-    dtype, rows_B1 = key_BTGK.dtype, jnp.arange(key_BTGK.shape[0])[:, None]
-    key_NBSGK = key_NBSGK.at[layer, rows_B1, slots_BT].set(key_BTGK.astype(key_NBSGK.dtype), mode='drop')
-    value_NBSGK = value_NBSGK.at[layer, rows_B1, slots_BT].set(value_BTGK.astype(value_NBSGK.dtype), mode='drop')
-    return key_NBSGK[layer].astype(dtype), value_NBSGK[layer].astype(dtype), (key_NBSGK, value_NBSGK, layer)
-
-
 def _store(cache, key_BTGK, value_BTGK):
     """The cache with the keys and values of one layer."""
     *stacks, layer = cache
-    new = (key_BTGK, value_BTGK)
+    new = (x.swapaxes(1, 2) for x in (key_BTGK, value_BTGK))
     return *(stack.at[layer].set(x.astype(stack.dtype)) for stack, x in zip(stacks, new, strict=True)), layer
 
 

@@ -180,6 +180,12 @@ class Settings:
         if self.unroll > self.num_layers:
             raise InputError(f'model.unroll={self.unroll} is more than model.num_layers={self.num_layers}')
 
+    def check_cache(self, length: int):
+        """InputError: the model has no cache, or none of so many tokens a row."""
+        if not self.causal:
+            raise InputError('model.causal is False: an encoder has no cache')
+        self.check_length(length, 'a cache of')
+
     def check_length(self, length: int, what: str):
         if self.positions == 'learned' and length > self.max_len - self.position_offset:
             raise InputError(f'{what} {length} tokens is longer than model.max_len={self.max_len} learned positions')

@@ -55,13 +55,12 @@ class Transformer(Settings):
           variables: {'params': params}. train: enables dropout, with the key rngs['dropout'].
           adapter_dropout: dropout rate of the inputs of low-rank paths.
           hooks: collectives for sharded parameters and positions.
-          cache: from `init_cache` or an earlier call. The real tokens of a row (`segment_ids` not 0; all if the column
-            is absent) come first in it, and continue the text that the cache holds of that row.
-          past: caches of consecutive texts that precede the rows, read only: of B rows each, or of one row that all
-            share (lmtrain.models.past). All segments of a row continue them; `positions` count from their end. It
-            excludes `cache`.
+          past: caches of consecutive texts that precede the rows, read only: of B rows each, or of fewer that several
+            rows share (lmtrain.models.past). All segments of a row continue them; `positions` count from their end.
           store: returns keys and values of the T tokens as a cache that may be the `past` of later calls. It excludes
             `cache`. The real tokens of a row come first in it, and are one text.
+          cache: from `init_cache` or an earlier call: the tokens between `past`, which it requires, and the one token
+            of each row (T is 1), which is added to it.
 
         Returns:
           'hidden' [B, T, D] compute dtype, 'logits' float32 [B, T, V]; with `targets` in the batch 'logprob' and
@@ -80,15 +79,26 @@ class Transformer(Settings):
         variables = variables | {'params': params}
         return Network(self).apply(variables, batch, rngs=rngs, **options)
 
-    def init_cache(self, batch_size: int, length: int, dtype=None) -> dict[str, jax.Array]:
-        """An empty cache of `length` tokens a row: {'key', 'value': [N, B, S, G, K], 'length': int32 [B]}."""
-        if not self.causal:
-            raise InputError('model.causal is False: an encoder has no cache')
-        self.check_length(length, 'a cache of')
-        shape = self.num_layers, batch_size, length, self.num_kv_heads, self.head_dim
-        dtype = dtype or self.dtype
-        zeros = {name: jnp.zeros(shape, dtype) for name in ('key', 'value')}
-        return zeros | {'length': jnp.zeros(batch_size, jnp.int32)}
+    def init_cache(self, batch_size: int, length: int, layers: bool = False) -> dict[str, Any]:
+        """An empty cache of `length` tokens a row: {'key', 'value': [N, B, G, S, K], 'length': int32 []}.
+
+        Args:
+          layers: 'key' and 'value' are tuples of N arrays [B, G, S, K], for unrolled layers. Those of a layer with a
+            window have at most so many tokens (a ring).
+        """
+        self.check_cache(length)
+
+        def empty(length: int, *stack: int):
+            return jnp.zeros((*stack, batch_size, self.num_kv_heads, length, self.head_dim), self.dtype)
+
+        def of_layers():
+            if not layers:
+                ring = self.window and not self.global_layers
+                return empty(min(length, self.window) if ring else length, self.num_layers)
+            sizes = (min(length, self.window) if self.local(i) else length for i in range(self.num_layers))
+            return tuple(map(empty, sizes))
+
+        return {'key': of_layers(), 'value': of_layers(), 'length': jnp.int32(0)}
 
 
 class Network(nn.Module):
@@ -101,10 +111,10 @@ class Network(nn.Module):
         m = self.model
         text, prompt_PD, shift = batch, None, 0
         if not self.is_initializing():
-            batch, cache, prompt_PD, shift = virtual_tokens.prepend(self.variables['params'], batch, cache, past)
+            batch, prompt_PD, shift = virtual_tokens.prepend(self.variables['params'], batch, past)
         inputs, positions_BT = self.attention_inputs(batch, cache, past, shift, hooks)
         if store:
-            cache = m.init_cache(*batch['tokens'].shape)
+            cache = self._empty_store(batch)
         key = self.make_rng('dropout') if train and (m.dropout or adapter_dropout) else None
 
         embed = Embed(m.vocab_size + m.vocab_fill, m.width, name='embed')
@@ -141,6 +151,13 @@ class Network(nn.Module):
         outputs = {'hidden': x_BTD} | self.heads(x_BTD, text, embed, hooks) | own
         return outputs if cache is None else outputs | {'cache': cache}
 
+    def _empty_store(self, batch):
+        """The cache that `store` fills: {'key', 'value': [N, B, G, T, K], 'length': int32 [B]}, zeros."""
+        m, (B, T) = self.model, batch['tokens'].shape
+        m.check_cache(T)
+        shape = m.num_layers, B, m.num_kv_heads, T, m.head_dim
+        return {name: jnp.zeros(shape, m.dtype) for name in ('key', 'value')} | {'length': jnp.zeros(B, jnp.int32)}
+
     def attention_inputs(self, batch, cache, past, shift, hooks):
         """(AttentionInputs, positions int32 [B, T]); `shift` is added to every position."""
         m = self.model
@@ -150,22 +167,18 @@ class Network(nn.Module):
         if not jnp.issubdtype(batch['tokens'].dtype, jnp.integer):
             raise InputError(f'column tokens has dtype {batch["tokens"].dtype}, not an integer')
         segments = key_segments = batch.get('segment_ids')
-        index = slots = None
-        pasts, before_B = chain(past) if past else ((), None)
+        index = cached = None
+        pasts, before_B = chain(past, B) if past else ((), None)
         start_B1 = jnp.zeros((1, 1), jnp.int32)
         if hooks.position_offset:
             start_B1 = start_B1 + hooks.position_offset(T)
             index = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
             key_segments = None if segments is None else hooks.all_gather_sequence(segments)
         if cache is not None:
-            S = cache['key'].shape[2]
-            real = jnp.ones((B, T), bool) if segments is None else segments > 0
-            start_B1 = cache['length'][:, None]
-            index = start_B1 + jnp.arange(T, dtype=jnp.int32)[None]
-            slots = jnp.where(real, index, S)
-            segments = real.astype(jnp.int32)
-            length_B1 = start_B1 + jnp.sum(segments, axis=1, keepdims=True)
-            key_segments = (jnp.arange(S)[None] < length_B1).astype(jnp.int32)
+            if T != 1 or not past:
+                raise InputError(f'a cache continues a past by one token a row, not by {T} after {len(past)} pasts')
+            cached = cache['length']
+            start_B1 = start_B1 + cached
         positions = batch.get('positions')
         if positions is None:
             positions = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
@@ -175,7 +188,7 @@ class Network(nn.Module):
         if m.positions == 'rotary':
             angles, scaled = {'rotary_dim': m.rotary_dim or m.head_dim}, by_length(m.rope_scaling)
             if scaled and cache is not None:
-                angles['length'] = length_B1 + shift
+                angles['length'] = positions + 1 + shift
             elif scaled:
                 gather = hooks.all_gather_sequence or (lambda x: x)
                 angles['length'] = shift + lengths(segments, gather(positions), key_segments)
@@ -184,7 +197,7 @@ class Network(nn.Module):
                 local_rotary = rotary_angles(positions + shift, theta=m.local_rope_theta, **angles)
         row_ids = batch.get('row', jnp.arange(B, dtype=jnp.int32))
         inputs = AttentionInputs(
-            rotary, local_rotary, positions, m.window, segments, key_segments, index, slots, row_ids, hooks, pasts
+            rotary, local_rotary, positions, m.window, segments, key_segments, index, cached, row_ids, hooks, pasts
         )
         return inputs, positions + shift
 
@@ -248,8 +261,10 @@ class Network(nn.Module):
         x_BTD, cached = carry
         if cache is not None:
             segments = inputs.query_segments
-            added_B = x_BTD.shape[1] if segments is None else jnp.sum((segments > 0).astype(jnp.int32), axis=1)
-            cache = cache | {'key': cached[0], 'value': cached[1], 'length': cache['length'] + added_B}
+            added = x_BTD.shape[1]
+            if segments is not None and inputs.cached is None:
+                added = jnp.sum((segments > 0).astype(jnp.int32), axis=1)
+            cache = cache | {'key': cached[0], 'value': cached[1], 'length': cache['length'] + added}
         return x_BTD, cache
 
     def _init_stacks(self, block, x_BTD, inputs) -> None:

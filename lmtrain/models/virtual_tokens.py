@@ -68,32 +68,25 @@ def num_virtual_tokens(params) -> int:
     return prefix(params) + sum(len(leaf) for leaf in leaves if leaf is not None)
 
 
-def prepend(params, batch, cache, past=()):
-    """(batch, cache, the prompt [P, D] to prepend to every row or None, number of positions of the prefixes).
+def prepend(params, batch, past=()):
+    """(batch, the prompt [P, D] to prepend to every row or None, number of positions of the prefixes).
 
-    The columns of the batch get P positions in front, which belong to the row's first document. A cache grows by P, and
-    its entry 'prompted' records that it contains the prompt: later calls do not prepend it again. A text before the
-    rows, `past`, contains the prompt.
+    The columns of the batch get P positions in front, which belong to the row's first document. A text before the rows,
+    `past`, contains the prompt.
     """
     own, shift = prompt(params), prefix(params)
     if own is None or past:
-        return batch, cache, None, shift
+        return batch, None, shift
     if 'positions' in batch:
         batch = batch | {'positions': batch['positions'] + own.shape[0]}
-    if cache is not None and 'prompted' in cache:
-        return batch, cache, None, shift
-    return *_lengthen(batch, cache, own.shape[0]), own, shift
+    return _lengthen(batch, own.shape[0]), own, shift
 
 
-def _lengthen(batch, cache, size: int):
-    if cache is not None:
-        padding = [(0, 0), (0, 0), (0, size), (0, 0), (0, 0)]
-        grown = {name: jnp.pad(cache[name], padding) for name in ('key', 'value')}
-        cache = cache | grown | {'prompted': jnp.int32(size)}
+def _lengthen(batch, size: int):
     front = [(0, 0), (size, 0)]
     longer = {'tokens': jnp.pad(batch['tokens'], front)}
     if 'segment_ids' in batch:
         longer['segment_ids'] = jnp.pad(batch['segment_ids'], front, mode='edge')
     if 'positions' in batch:
         longer['positions'] = jnp.pad(batch['positions'], front).at[:, :size].set(jnp.arange(size)[None])
-    return batch | longer, cache
+    return batch | longer

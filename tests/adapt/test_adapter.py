@@ -44,15 +44,15 @@ def base_of(name):
 
 @functools.cache
 def compiled(model):
-    def forward(params, batch, cache, key):
-        rngs, options = None if key is None else {'dropout': key}, {'cache': cache, 'adapter_dropout': 0.4}
-        return model.apply({'params': params}, batch, train=key is not None, rngs=rngs, **options)
+    def forward(params, batch, key, store, **caches):
+        options = caches | {'store': store, 'adapter_dropout': 0.4, 'rngs': None if key is None else {'dropout': key}}
+        return model.apply({'params': params}, batch, train=key is not None, **options)
 
-    return jax.jit(forward, compiler_options=QUICK)
+    return jax.jit(forward, static_argnums=3, compiler_options=QUICK)
 
 
-def forward(name, params, batch, cache=None, key=None):
-    return compiled(MODELS[name])(params, batch, cache, key)
+def forward(name, params, batch, key=None, store=False, **caches):
+    return compiled(MODELS[name])(params, batch, key, store, **caches)
 
 
 def make_batch():
@@ -143,12 +143,14 @@ def test_cached_decoding_with_virtual_tokens(name, method):
     assert np.abs(full - forward(name, base_of(name), whole)['logits']).max() > 0.1
     lengths = np.array([7, 3, 5])
     real = (np.arange(8)[None] < lengths[:, None]).astype(np.int32)
-    start = MODELS[name].init_cache(B, T)
-    outputs = forward(name, params, {'tokens': whole['tokens'][:, :8], 'segment_ids': real}, start)
+    outputs = forward(name, params, {'tokens': whole['tokens'][:, :8], 'segment_ids': real}, store=True)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(outputs['logits'][row, :length], full[row, :length], atol=2e-5)
+    past, cache = outputs['cache'], MODELS[name].init_cache(B, 4)
     for at in (lengths, lengths + 1):
-        outputs = forward(name, params, {'tokens': whole['tokens'][np.arange(B), at][:, None]}, outputs['cache'])
+        token = {'tokens': whole['tokens'][np.arange(B), at][:, None]}
+        outputs = forward(name, params, token, past=(past,), cache=cache)
+        cache = outputs['cache']
         np.testing.assert_allclose(outputs['logits'][:, 0], full[np.arange(B), at], atol=2e-5)
 
 

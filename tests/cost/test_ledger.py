@@ -68,27 +68,26 @@ def test_flops_of_a_query_are_those_of_the_compiler(no_compilation_cache, name):
     chosen = query_flops(model, params, Query(row, shared, choices=(choice + 1,) * 3))
     generated = query_flops(model, params, Query(row, shared, generated=steps + 1))
 
-    def read(rows, tokens, before, outputs, slots):
-        """FLOPs of reading tokens after those in a cache, of which it has `slots` in the end."""
+    def read(rows, tokens, before, outputs):
+        """FLOPs of reading tokens after the keys of others."""
         P = num_virtual_tokens(params) if name == 'prompt' else 0
-        cache = model.init_cache(rows, slots)
-        if before and P:  # the cache holds the soft prompt already
-            cache = model.init_cache(rows, slots + P) | {'prompted': jnp.int32(P)}
+        shape = model.num_layers, rows, model.num_kv_heads, before + P, model.head_dim
+        past = {'key': jnp.zeros(shape), 'value': jnp.zeros(shape), 'length': jnp.full(rows, before + P, jnp.int32)}
         batch = {'tokens': np.zeros((rows, tokens), np.int32)}
         batch['select'] = np.zeros((rows, outputs), np.int32)
 
-        def apply(params, cache, batch):
-            outputs = model.apply({'params': params}, batch, cache=cache)
+        def apply(params, past, batch):
+            outputs = model.apply({'params': params}, batch, past=(past,) if before else (), store=True)
             return outputs['cache'], outputs['logits']
 
-        return flops_of(apply, exported(params), cache, batch)
+        return flops_of(apply, exported(params), past, batch)
 
     context = shared + row
-    np.testing.assert_allclose(whole.whole, read(1, context, 0, 1, context), rtol=0.01)
-    np.testing.assert_allclose(whole.row, read(1, row, shared, 1, context), rtol=0.01)
-    of_choices = read(3, choice, context, choice, context + choice)
+    np.testing.assert_allclose(whole.whole, read(1, context, 0, 1), rtol=0.01)
+    np.testing.assert_allclose(whole.row, read(1, row, shared, 1), rtol=0.01)
+    of_choices = read(3, choice, context, choice)
     np.testing.assert_allclose(chosen.row - whole.row, of_choices, rtol=0.01)
-    np.testing.assert_allclose(generated.decode, steps * read(1, 1, context, 1, context + steps), rtol=0.01)
+    np.testing.assert_allclose(generated.decode, steps * read(1, 1, context + steps - 1, 1), rtol=0.01)
     assert whole.cached < whole.whole and whole.decode == 0
 
 

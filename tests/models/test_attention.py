@@ -115,26 +115,23 @@ def test_attention_equals_its_equations(settings):
     np.testing.assert_allclose(actual, reference(model, params, x), rtol=1e-4, atol=1e-4)
 
 
-def test_a_cache_update_changes_the_slots_of_one_layer_only():
-    """Layer 1 of 3, tokens in slots 2, 3 and none."""
-    model = build(num_kv_heads=2)
+@pytest.mark.parametrize('layers', [False, True])
+@pytest.mark.parametrize(('window', 'slot'), [(0, 3), (6, 3), (2, 1)])
+def test_a_cache_update_changes_one_slot_of_one_layer(layers, window, slot):
+    """Layer 1 of 3, token 3 of every row; a cache of 2 tokens is a ring."""
+    model = build(num_kv_heads=2, window=window)
     params = jax.tree.map(jnp.float32, random_params(model, False))
-    x = jax.random.normal(jax.random.key(0), (B, 3, D))
-    empty = jnp.full((3, B, 6, 2, K), 7.0)
-    at = attention_inputs(model, start=2, length=3)._replace(
-        cache_slots=jnp.array([[2, 3, 6], [0, 6, 6]]),
-        query_segments=jnp.ones((B, 3), jnp.int32),
-        key_segments=jnp.ones((B, 6), jnp.int32),
-        query_index=jnp.array([[2, 3, 4], [0, 1, 2]]),
-    )
-    module = Attention(model, 0.02, 0.02)
-    _, (key, value, layer) = module.apply({'params': params}, x, at, (empty, empty, 1))
+    x = jax.random.normal(jax.random.key(0), (B, 1, D))
+    S = min(6, window or 6)
+    empty = jnp.full((3, B, 2, S, K), 7.0)
+    at = attention_inputs(model, start=3, length=1)._replace(cached=jnp.int32(3))
+    module, stack = Attention(model, 0.02, 0.02), tuple(empty) if layers else empty
+    _, (key, value, layer) = module.apply({'params': params}, x, at, (stack, stack, 1))
     assert layer == 1
     for new in (key, value):
-        untouched = np.ones((3, B, 6), bool)
-        untouched[1, 0, 2:4] = untouched[1, 1, 0] = False
-        changed = np.any(np.asarray(new) != 7, axis=(-1, -2))
+        changed = np.any(np.asarray(new) != 7, axis=(-1, -3))
+        untouched = np.ones((3, B, S), bool)
+        untouched[1, :, slot] = False
         np.testing.assert_array_equal(changed, ~untouched)
-    expected = (x @ params['value']['kernel']).reshape(B, 3, 2, K)
-    np.testing.assert_allclose(value[1, 0, 2:4], expected[0, :2], atol=1e-5)
-    np.testing.assert_allclose(value[1, 1, 0], expected[1, 0], atol=1e-5)
+    expected = (x @ params['value']['kernel']).reshape(B, 2, K)
+    np.testing.assert_allclose(value[1][:, :, slot], expected, atol=1e-5)

@@ -92,13 +92,13 @@ def model_of(kind):
     return model, jax.tree.map(lambda x: 4 * x, params)
 
 
-@functools.partial(jax.jit, static_argnames='model')
-def compiled(model, params, batch, cache):
-    return model.apply({'params': params}, batch, cache=cache)
+@functools.partial(jax.jit, static_argnames=('model', 'store'))
+def compiled(model, params, batch, store, **caches):
+    return model.apply({'params': params}, batch, store=store, **caches)
 
 
-def run(kind, batch, cache=None):
-    return compiled(*model_of(kind), batch, cache)
+def run(kind, batch, store=False, **caches):
+    return compiled(*model_of(kind), batch, store, **caches)
 
 
 @both
@@ -131,12 +131,13 @@ def test_a_cache_keeps_the_angles_of_the_length_at_which_it_was_filled(kind):
     model, _ = model_of(kind)
     for lengths in (np.array([3, 5]), np.array([8, 10])):
         real = (np.arange(10)[None] < lengths[:, None]).astype(np.int32)
-        outputs = run(kind, {'tokens': tokens[:, :10], 'segment_ids': real}, model.init_cache(2, 12))
+        outputs = run(kind, {'tokens': tokens[:, :10], 'segment_ids': real}, store=True)
         wanted = run(kind, {'tokens': tokens[:, :10], 'segment_ids': real})
         for row, length in enumerate(lengths):
             np.testing.assert_allclose(outputs['logits'][row, :length], wanted['logits'][row, :length], atol=1e-5)
         if lengths[1] < CONTEXT or kind == 'longrope':
-            outputs = run(kind, {'tokens': tokens[np.arange(2), lengths][:, None]}, outputs['cache'])
+            caches = {'past': (outputs['cache'],), 'cache': model.init_cache(2, 2)}
+            outputs = run(kind, {'tokens': tokens[np.arange(2), lengths][:, None]}, **caches)
             real = (np.arange(12)[None] <= lengths[:, None]).astype(np.int32)
             wanted = run(kind, {'tokens': tokens, 'segment_ids': real})['logits'][np.arange(2), lengths]
             np.testing.assert_allclose(outputs['logits'][:, 0], wanted, atol=1e-5)

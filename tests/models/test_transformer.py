@@ -64,15 +64,15 @@ def params_of(model):
 
 @functools.cache
 def compiled(model):
-    def forward(params, batch, cache, key):
+    def forward(params, batch, key, store, **caches):
         rngs = None if key is None else {'dropout': key}
-        return model.apply({'params': params}, batch, train=key is not None, cache=cache, rngs=rngs)
+        return model.apply({'params': params}, batch, train=key is not None, store=store, rngs=rngs, **caches)
 
-    return jax.jit(forward, compiler_options=QUICK)
+    return jax.jit(forward, static_argnums=3, compiler_options=QUICK)
 
 
-def forward(model, batch, cache=None, key=None):
-    return compiled(model)(params_of(model), batch, cache, key)
+def forward(model, batch, key=None, store=False, params=None, **caches):
+    return compiled(model)(params_of(model) if params is None else params, batch, key, store, **caches)
 
 
 def example(rows=B, length=T):
@@ -139,14 +139,17 @@ def test_cached_decoding_equals_the_full_forward(model):
     batch, lengths = example(rows=3), np.array([7, 3, 5])
     full = forward(model, batch)['logits']
     real = (np.arange(8)[None] < lengths[:, None]).astype(np.int32)
-    outputs = forward(model, {'tokens': batch['tokens'][:, :8], 'segment_ids': real}, model.init_cache(3, T))
+    outputs = forward(model, {'tokens': batch['tokens'][:, :8], 'segment_ids': real}, store=True)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(outputs['logits'][row, :length], full[row, :length], atol=1e-5)
+    past, cache = outputs['cache'], model.init_cache(3, 4)
+    np.testing.assert_array_equal(past['length'], lengths)
     for step in range(4):
         at = lengths + step
-        outputs = forward(model, {'tokens': batch['tokens'][np.arange(3), at][:, None]}, outputs['cache'])
+        outputs = forward(model, {'tokens': batch['tokens'][np.arange(3), at][:, None]}, past=(past,), cache=cache)
+        cache = outputs['cache']
         np.testing.assert_allclose(outputs['logits'][:, 0], full[np.arange(3), at], atol=1e-5)
-    np.testing.assert_array_equal(outputs['cache']['length'], lengths + 4)
+    assert cache['length'] == 4
 
 
 def loss_and_gradient(model, batch, params):
@@ -193,9 +196,13 @@ def test_segments_equal_the_whole_stack(unroll):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-5), of_segments, grads)
 
     batch = {'tokens': batch['tokens'][:1]}
-    full = compiled(model)(params, batch, None, None)['logits']
-    cached = compiled(model)(tree.cut(params, (2, 1)), batch, model.init_cache(1, T), None)['logits']
-    np.testing.assert_allclose(cached, full, atol=1e-5)
+    full = forward(model, batch, params=params)['logits'][0]
+    segments, ids = tree.cut(params, (2, 1)), batch['tokens']
+    past = forward(model, {'tokens': ids[:, :-1]}, store=True, params=segments)['cache']
+    last = {'past': (past,), 'cache': model.init_cache(1, 4)}
+    np.testing.assert_allclose(
+        forward(model, {'tokens': ids[:, -1:]}, params=segments, **last)['logits'][0, 0], full[-1], atol=1e-5
+    )
 
 
 def test_parameters_with_another_number_of_layers_are_rejected():
@@ -213,17 +220,17 @@ def test_initial_parameters_do_not_depend_on_unroll():
 
 @every_model
 def test_the_first_loss_is_near_the_log_of_the_vocabulary(model):
-    value = -np.mean(compiled(model)(initial(model), example(), None, None)['logprob'])
+    value = -np.mean(compiled(model)(initial(model), example(), None, False)['logprob'])
     assert value == pytest.approx(np.log(V), rel=0.05)
 
 
 def test_bfloat16_is_close_to_float32():
     single, half = (build(dtype=dtype) for dtype in ('float32', 'bfloat16'))
     params = initial(single)
-    outputs = compiled(half)(params, example(), None, None)
+    outputs = compiled(half)(params, example(), None, False)
     assert outputs['hidden'].dtype == jnp.bfloat16
     assert outputs['logprob'].dtype == outputs['log_z'].dtype == outputs['logits'].dtype == jnp.float32
-    expected = compiled(single)(params, example(), None, None)['logprob']
+    expected = compiled(single)(params, example(), None, False)['logprob']
     np.testing.assert_allclose(outputs['logprob'], expected, atol=0.03)
 
 

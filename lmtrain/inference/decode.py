@@ -1,0 +1,220 @@
+"""The compiled programs of sampling: a prefill that draws the first token, and a loop that draws the others.
+
+    past, read only          cache, one slot a step
+    [P, T]                   [P * samples, M]
+    prompts              │   generated tokens            row p * samples + g is sample g of prompt p
+
+All rows draw a token in every step, so they fill the same slot of the cache, whatever the lengths of their prompts. The
+samples of a prompt share its keys.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmtrain import tree
+from lmtrain.models import Transformer, virtual_tokens
+
+MAX_END_IDS = 16  # end tokens are padded to this number, so that every set of them uses the same program
+
+
+class SamplingSettings(NamedTuple):
+    """Sampling settings of a batch. All are traced, so that other values use the same program."""
+
+    seed: jax.Array  # uint32
+    tag: jax.Array  # uint32 [B]; a row draws with a key of seed and tag
+    limit: jax.Array  # int32 [B], tokens to generate; 0 in padding rows
+    temperature: jax.Array  # float32, 0 is greedy
+    top_k: jax.Array  # int32, 0 is all
+    top_p: jax.Array  # float32
+    allowed: jax.Array  # bool [V], which rows of the embedding may be drawn
+    end_ids: jax.Array  # int32 [MAX_END_IDS], a text ends at any of them; -1 if there are fewer
+
+
+class Method(NamedTuple):
+    """What a compiled program computes of the settings: a step has no conditionals.
+
+    Attributes:
+      greedy: takes the most likely token; the temperature is 0.
+      truncated: draws from `top_k` or `top_p`.
+      logprob: computes `DecodeState.logprob`.
+    """
+
+    greedy: bool
+    truncated: bool
+    logprob: bool = False
+
+
+class DecodeState(NamedTuple):
+    """State of a batch while it is decoded."""
+
+    text: jax.Array  # int32 [B, M], the generated tokens with their end tokens; arbitrary from num_tokens on
+    logprob: jax.Array | None  # float32 [B, M], of each token under softmax(logits / temperature)
+    token: jax.Array  # int32 [B], the last one drawn
+    step: jax.Array  # int32 [], tokens drawn in each row
+    num_tokens: jax.Array  # int32 [B], those of the text: `step` until it is done
+    done: jax.Array  # bool [B]
+    stopped: jax.Array  # bool [B], done because an end token was drawn
+    finite: jax.Array  # bool, of every logit that was read
+
+
+def start(settings: SamplingSettings, length: int, method: Method) -> DecodeState:
+    """The state before the first token, with room for `length` tokens."""
+    B = len(settings.limit)
+    return DecodeState(
+        text=np.zeros((B, length), np.int32),
+        logprob=np.zeros((B, length), np.float32) if method.logprob else None,
+        token=np.zeros(B, np.int32),
+        step=np.int32(0),
+        num_tokens=np.zeros(B, np.int32),
+        done=np.asarray(settings.limit) == 0,
+        stopped=np.zeros(B, bool),
+        finite=np.bool_(True),
+    )
+
+
+def for_decoding(model: Transformer) -> tuple[Transformer, Transformer]:
+    """(model of `prefill`, model of `decode`) without kernels, which take no cache, and without gradients.
+
+    The prefill scans its layers, which compiles faster. A step of the decoding is unrolled: in a scan every product
+    would first copy the parameters of its layer.
+    """
+    prefills = dataclasses.replace(model, attention='xla', remat='none', unroll=1)
+    return prefills, dataclasses.replace(prefills, unroll=model.num_layers)
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def decoding_params(model: Transformer, params: tree.Params) -> tree.Params:
+    """Parameters as `decode` reads them: one layer per stack, kernels in the dtype of the computation.
+
+    They are made once, outside of the loop. Norms and tables stay in float32, in which they are used.
+    """
+    params = virtual_tokens.materialise(params)
+    if model.tied:
+        params['head'] = {'kernel': params['embed']['embedding'].T}
+    leaves = tree.flatten(params)
+
+    def cast(path, leaf):
+        parent, _, name = path.rpartition('/')
+        exact = name not in ('kernel', 'lora_a', 'lora_b') or f'{parent}/lora_magnitude' in leaves
+        return leaf if exact or path.startswith(('heads/', 'embed/')) else leaf.astype(model.dtype)
+
+    params = tree.unflatten({path: cast(path, leaf) for path, leaf in leaves.items()})
+    return tree.cut(params, (1,) * model.num_layers)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'method'))
+def prefill(model, params, tokens_PT, lengths_P, state: DecodeState, settings: SamplingSettings, method: Method):
+    """(past, cache, DecodeState with one more token) after reading prompts int32 [P, T], padded on the right.
+
+    `model` has scanned layers; the layers of past and cache are separate, as `decode` reads them.
+    """
+    P, T = tokens_PT.shape
+    batch = {
+        'tokens': tokens_PT,
+        'segment_ids': (jnp.arange(T)[None] < lengths_P[:, None]).astype(jnp.int32),
+        'select': jnp.maximum(lengths_P - 1, 0)[:, None],
+    }
+    outputs = model.apply({'params': params}, batch, store=True)
+    B, M = state.text.shape
+    state = advance(state, jnp.repeat(outputs['logits'][:, 0], B // P, axis=0), settings, method)
+    return _layers(model, outputs['cache']), model.init_cache(B, M, layers=True), state
+
+
+def _layers(model: Transformer, past: dict[str, Any]) -> dict[str, Any]:
+    """A past with separate layers; if all have the same window, with its last tokens alone."""
+    length_P, T = past['length'], past['key'].shape[3]
+    W = model.window if model.window and not model.global_layers else T
+    if W < T:
+        dropped_P = jnp.maximum(length_P - W, 0)
+        index_P1S1 = (dropped_P[:, None] + jnp.arange(W)[None])[:, None, :, None]
+        past = {name: jnp.take_along_axis(past[name], index_P1S1[None], axis=3) for name in ('key', 'value')}
+        past |= {'length': length_P - dropped_P, 'dropped': dropped_P}
+    return past | {name: tuple(past[name][i] for i in range(model.num_layers)) for name in ('key', 'value')}
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'method'), donate_argnames='cache')
+def decode(model, params, past, cache, state: DecodeState, settings: SamplingSettings, steps, method: Method):
+    """(cache, DecodeState) after `steps` more tokens per row, fewer if all rows are done; `steps` is traced.
+
+    `model` has unrolled layers, `params` are those of `decoding_params`.
+    """
+    model = dataclasses.replace(model, tied=False)
+    end = state.step + steps
+
+    def going(carry):
+        _, state = carry
+        return (state.step < end) & ~jnp.all(state.done)
+
+    def body(carry):
+        cache, state = carry
+        outputs = model.apply({'params': params}, {'tokens': state.token[:, None]}, past=(past,), cache=cache)
+        return outputs['cache'], advance(state, outputs['logits'][:, 0], settings, method)
+
+    return jax.lax.while_loop(going, body, (cache, state))
+
+
+def advance(state: DecodeState, logits_BV, settings: SamplingSettings, method: Method) -> DecodeState:
+    """The state after a token is drawn in every row. Texts that are not done gain it."""
+    V = logits_BV.shape[1]
+    allowed_1V = jnp.pad(settings.allowed, (0, V - len(settings.allowed)))[None]
+    finite = jnp.isfinite(logits_BV) | ~allowed_1V | state.done[:, None]
+    if not method.greedy:
+        # Relative to the maximum, so that no temperature overflows.
+        top_B1 = jnp.max(jnp.where(allowed_1V, logits_BV, -jnp.inf), axis=-1, keepdims=True)
+        logits_BV = (logits_BV - top_B1) / settings.temperature
+    token_B = draw(_keys(settings, state.step), jnp.where(allowed_1V, logits_BV, -jnp.inf), settings, method)
+    logprob = state.logprob
+    if logprob is not None:
+        picked_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)[:, 0]
+        logprob_B = picked_B - jax.nn.logsumexp(logits_BV, axis=1)
+        logprob = jax.lax.dynamic_update_slice(logprob, logprob_B[:, None], (0, state.step))
+
+    stopped_B = state.stopped | ~state.done & jnp.any(token_B[:, None] == settings.end_ids[None], axis=1)
+    count_B = state.num_tokens + ~state.done
+    return DecodeState(
+        text=jax.lax.dynamic_update_slice(state.text, token_B[:, None], (0, state.step)),
+        logprob=logprob,
+        token=token_B,
+        step=state.step + 1,
+        num_tokens=count_B,
+        done=state.done | stopped_B | (count_B >= settings.limit),
+        stopped=stopped_B,
+        finite=state.finite & jnp.all(finite),
+    )
+
+
+def _keys(settings: SamplingSettings, step):
+    """Keys [B]: a function of the seed, the row's tag and the number of tokens before."""
+    key = jax.random.key(settings.seed)
+    return jax.vmap(lambda tag: jax.random.fold_in(jax.random.fold_in(key, tag), step))(settings.tag)
+
+
+def draw(keys_B, logits_BV, settings: SamplingSettings, method: Method) -> jax.Array:
+    """int32 [B], one token a row, of logits that are divided by the temperature."""
+    if method.greedy:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    if method.truncated:
+        logits_BV = truncate(logits_BV, settings.top_k, settings.top_p)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def truncate(logits_BV, top_k, top_p) -> jax.Array:
+    """Logits with -inf for all but the `top_k` most likely (0: all) and, of these, the fewest whose mass is >= `top_p`.
+
+    Exact, by sorting; of equal logits at the threshold the lower ids remain.
+    """
+    V = logits_BV.shape[-1]
+    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+    remaining_BV = (jnp.arange(V)[None] < jnp.where(top_k > 0, top_k, V)) & (sorted_BV > -jnp.inf)
+    probability_BV = jax.nn.softmax(jnp.where(remaining_BV, sorted_BV, -jnp.inf), axis=-1)
+    before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV  # the mass of more likely tokens
+    remaining_BV &= (before_BV < top_p) | (top_p >= 1)
+    threshold_B1 = jnp.min(jnp.where(remaining_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    above_BV, at_BV = logits_BV > threshold_B1, logits_BV == threshold_B1
+    places_B1 = jnp.sum(remaining_BV, axis=-1, keepdims=True) - jnp.sum(above_BV, axis=-1, keepdims=True)
+    return jnp.where(above_BV | at_BV & (jnp.cumsum(at_BV, axis=-1) <= places_B1), logits_BV, -jnp.inf)

@@ -1,0 +1,98 @@
+"""Rollouts: several samples of every prompt from live parameters, with the log-probability of every token."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lmtrain.errors import InputError
+from lmtrain.inference import decode, sample
+from lmtrain.models import Transformer
+from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.tree import Params
+
+
+class Rollout(NamedTuple):
+    """Completions of prompts. N = len(prompts) * samples; row p * samples + g is sample g of prompt p.
+
+    Attributes:
+      tokens: int32 [N, L], L = max_tokens: the completion with its end token, 0 after it.
+      lengths: int32 [N], tokens of the completion, end token included.
+      ended: bool [N], whether an end token was drawn; else the completion is truncated.
+      logprob: float32 [N, L], in nats, of each drawn token under softmax(logits / temperature) over the vocabulary of
+        the model, before `top_k` and `top_p`, as the trainer computes it; 0 after the completion. For temperature 0,
+        under softmax(logits).
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    ended: jax.Array
+    logprob: jax.Array
+
+
+def rollout(
+    model: Transformer,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    samples: int,
+    max_tokens: int,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int,
+    end_ids: Sequence[int],
+    vocab_size: int,
+    absent: Sequence[int] = (),
+    mesh: Mesh | None = None,
+) -> Rollout:
+    """`samples` completions of every prompt, a function of `seed`, `params` and `prompts`.
+
+    The prompts are read once, for all of their samples. The end token is part of a completion, since it is a decision
+    of the policy.
+
+    Args:
+      params: as they are trained, on one device or sharded over `mesh`.
+      prompts: token ids.
+      mesh: that of the trainer: rows are divided over `data` and `fsdp`.
+      others: those of `sample.check_settings`.
+
+    Raises InputError before anything compiles, and NonFiniteOutput if a logit is nan or infinite.
+    """
+    settings = {'max_tokens': max_tokens, 'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'seed': seed}
+    settings |= {'end_ids': end_ids, 'vocab_size': vocab_size, 'absent': absent}
+    sample.check_settings(**settings)
+    sample.check_prompts(model, prompts, vocab_size, num_virtual_tokens(params))
+    if samples < 1:
+        raise InputError(f'samples={samples} must be at least 1')
+    parts = mesh.shape['data'] * mesh.shape['fsdp'] if mesh else 1
+    rows = -(-len(prompts) // parts) * parts
+    batch = sample.prepare(model, params, prompts, rows=rows, samples=samples, logprob=True, **settings)
+    for state in sample.states(model, params, _placed(batch, mesh) if mesh else batch, max_tokens):
+        last = state
+    return _completions(last, len(prompts) * samples, max_tokens)
+
+
+def _placed(batch: sample.Batch, mesh: Mesh) -> sample.Batch:
+    """The batch with its rows divided over the devices as those of a training batch."""
+    of_rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+    settings = batch.settings._replace(
+        **jax.device_put({'tag': batch.settings.tag, 'limit': batch.settings.limit}, of_rows)
+    )
+    tokens, lengths = jax.device_put((batch.tokens, batch.lengths), of_rows)
+    return batch._replace(tokens=tokens, lengths=lengths, settings=settings)
+
+
+@functools.partial(jax.jit, static_argnames=('count', 'length'))
+def _completions(state: decode.DecodeState, count: int, length: int) -> Rollout:
+    """The rollout of the first `count` rows, padded to `length` tokens."""
+    lengths_N, room = state.num_tokens[:count], state.text.shape[1]
+    real_NL = jnp.arange(length)[None] < lengths_N[:, None]
+
+    def padded(x_BM):
+        return jnp.where(real_NL, jnp.pad(x_BM[:count, :length], ((0, 0), (0, max(0, length - room)))), 0)
+
+    return Rollout(padded(state.text), lengths_N, state.stopped[:count], padded(state.logprob))

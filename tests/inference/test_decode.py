@@ -1,0 +1,53 @@
+"""Draws have the requested distribution, and truncation leaves the smallest set with its mass."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from lmtrain.inference import decode
+
+TRUNCATE = jax.jit(decode.truncate)
+LOGITS = hnp.arrays(
+    np.float32, (2, 11), elements=st.floats(-20, 20, width=32, allow_subnormal=False) | st.integers(-2, 2).map(float)
+)
+
+
+@given(LOGITS, st.integers(0, 12), st.floats(0.01, 1.0))
+@settings(max_examples=150, deadline=None)
+def test_truncation_leaves_the_smallest_set_with_the_mass(logits, top_k, top_p):
+    kept = np.isfinite(TRUNCATE(logits, top_k, top_p))
+    for row, keep in zip(logits.astype(np.float64), kept, strict=True):
+        order = np.argsort(-row, kind='stable')
+        count = keep.sum()
+        assert count >= 1 and set(np.flatnonzero(keep)) == set(order[:count])
+        few = order[: top_k or None]
+        mass = np.cumsum(np.exp(row[few] - row[few].max())) / np.exp(row[few] - row[few].max()).sum()
+        assert count <= len(few)
+        assert count == len(few) or mass[count - 1] >= top_p - 1e-5
+        assert count == 1 or mass[count - 2] < top_p + 1e-5
+        assert top_p < 1 or count == len(few)
+
+
+@pytest.mark.parametrize('settings', [(0.5, 0, 1.0), (1.0, 0, 1.0), (2.0, 4, 1.0), (1.0, 0, 0.8)])
+def test_draws_follow_the_distribution(settings):
+    temperature, top_k, top_p = settings
+    n, logits = 20_000, np.array([0.0, 1.0, -1.0, 2.0, 0.5, -np.inf], np.float32)
+    keys = jax.random.split(jax.random.key(0), n)
+    options = decode.SamplingSettings(None, None, None, *settings, None, None)
+    method = decode.Method(False, top_k > 0 or top_p < 1)
+    tokens = jax.jit(decode.draw, static_argnums=3)(keys, np.tile(logits / temperature, (n, 1)), options, method)
+    drawn = np.bincount(tokens, minlength=6)
+    wanted = np.exp(logits / temperature)
+    order = np.argsort(-wanted)
+    count = top_k or 6
+    if top_p < 1:
+        count = 1 + np.sum(np.cumsum(wanted[order] / wanted.sum()) < top_p)
+    wanted[order[count:]] = 0
+    wanted *= n / wanted.sum()
+    possible = wanted > 0
+    assert not drawn[~possible].any()
+    chi_square = np.sum((drawn - wanted)[possible] ** 2 / wanted[possible])
+    assert chi_square < 18.5  # of 4 degrees of freedom, passed by one in a thousand
