@@ -58,6 +58,6 @@ setup(
         'sentencepiece': ['sentencepiece>=0.2'],
         'bench': ['torch>=2.6'],
         'lm-eval': ['lm-eval>=0.4.13,<0.5'],
-        'parity': ['peft>=0.21', 'torch>=2.6', 'transformers>=5.23,<5.24'],
+        'parity': ['datasets>=4', 'peft>=0.21', 'torch>=2.6', 'transformers>=5.23,<5.24', 'trl>=1.16'],
     },
 )

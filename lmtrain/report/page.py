@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmtrain.files import flatten_fields, read_json, read_json_lines
-from lmtrain.report import plot, terminal
+from lmtrain.report import calibration, plot, terminal
 
 LN2 = math.log(2)
 CURVE = '![loss over steps, with the baselines](loss.png)'
@@ -62,6 +62,11 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         *(['## Members\n\n' + _members(results['sweep'])] if 'sweep' in results else []),
         *(['## Gained and forgotten\n\n' + _domains(results['domains'])] if 'domains' in results else []),
         *(['## Data\n\n' + _data(results['data'])] if 'data' in results else []),
+        *(
+            ['## Calibration\n\n' + calibration.section(results['calibration'], folder)]
+            if 'calibration' in results
+            else []
+        ),
         '## Curve\n\n' + (CURVE if plotted else 'metrics.jsonl has fewer than two steps with a loss: no curve.'),
         '## Cost\n\n' + _cost(results, timings),
         *(['## Plan and actual\n\n' + _plan(results['plan'], results['cost'])] if 'plan' in results else []),

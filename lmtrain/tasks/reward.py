@@ -100,6 +100,12 @@ def differences(predicted: Sequence[float]) -> np.ndarray:
     return values[0::2] - values[1::2]
 
 
+def details(data, split: str, predicted: Sequence) -> dict:
+    """{'calibration': {'error': `calibration_error`, 'bins': `calibration`}} of a split."""
+    bins = calibration(differences(predicted))
+    return {'calibration': {'error': calibration_error(bins), 'bins': bins}}
+
+
 def score(data, split: str, predicted: Sequence) -> dict[str, float]:
     """{'accuracy', 'margin', 'calibration_error'} of a split."""
     each = differences(predicted)
@@ -122,5 +128,6 @@ TASK = Task(
     num_outputs=1,
     predict=scores,
     score=score,
+    details=details,
     conversations=True,
 )

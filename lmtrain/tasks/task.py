@@ -73,6 +73,8 @@ class Task:
       predict: predict(forward, batch, **settings), one prediction for each row. None: it has no predictions.
       score: (TaskData, split, predictions in the order of the examples) -> {name: value}, metrics of the whole split.
         `encode`, `predict` and `score` are required without 'targets'.
+      details: (TaskData, split, predictions in the order of the examples) -> {name: JSON value}, entries of
+        results.json on the validation split, which the report shows. None: it has none.
       answers: (TaskData, split, predictions in the order of the examples) -> [(label, prediction)] of the rows, JSON
         values; `rate`: (answers) -> {name: value}, the main score first. None: the task has no evaluation file.
       infer: infer(forward, batch, **settings), the prediction for each row of a batch with its probabilities, arrays.
@@ -98,6 +100,7 @@ class Task:
     num_outputs: int = 0
     predict: Callable | None = None
     score: Callable[[Any, str, Sequence], dict[str, float]] | None = None
+    details: Callable[[Any, str, Sequence], dict[str, Any]] | None = None
     answers: Callable[[Any, str, Sequence], list[tuple[Any, Any]]] | None = None
     rate: Callable[[Sequence[tuple[Any, Any]]], dict[str, float]] | None = None
     infer: Callable | None = None

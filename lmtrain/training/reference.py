@@ -37,6 +37,16 @@ def mode(config) -> str:
     return chosen
 
 
+def note(config) -> str:
+    """Where the log-probabilities of the reference model are from, for the header of a run; '' if it has none."""
+    notes = {
+        'cached': f'log-probabilities of the base, computed once, kept in {cache_directory(config.data.cache)}',
+        'live': 'log-probabilities of the base without the adapter, computed in every step',
+        '': '',
+    }
+    return notes[mode(config)]
+
+
 def check(initial) -> None:
     """Raises InputError if the step cannot compute the reference model because the method changes the base."""
     if mode(initial.config) != 'live':

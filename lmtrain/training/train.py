@@ -11,7 +11,9 @@ import jax
 
 from lmtrain import files, tree
 from lmtrain.checkpoint import Checkpoints
+from lmtrain.evaluation import predictions
 from lmtrain.models import generation
+from lmtrain.parallel import sharding
 from lmtrain.report import metrics, page, summary, terminal
 from lmtrain.report.live import Live
 from lmtrain.report.provenance import provenance, versions
@@ -78,6 +80,7 @@ def train(config, directory) -> dict[str, Any]:
         results = loop.results(state) | (evaluate.change(before, loop.domains(state)) if before else {})
         results |= {} if run.task.reads_rows else {'data': run.corpus.facts()}
         watchdog.expect('evaluate')
+        results |= _details(run, state)
         if jax.process_index() == 0:
             with progress.phase('sampling texts, writing the report'):
                 _write_results(run, state, directory, results, finished)
@@ -121,6 +124,8 @@ def _announce(
     """Prints the header of a start, on process 0."""
     live = stack.enter_context(contextlib.closing(Live(run.total_steps, screen)))
     live.print(summary.header(run))
+    if text := reference.note(run.config):
+        live.print(terminal.note('reference', text))
     if resumed_from is not None:
         live.print(f'  resumed    after step {resumed_from:,}, {terminal.duration(elapsed)} in')
     for difference in changed:
@@ -155,6 +160,16 @@ def _write_results(run: Run, state, directory: Path, results: dict[str, Any], fi
     text = _sample_texts(run, state, directory)
     (directory / 'samples.txt').write_text(text, encoding='utf-8', errors='backslashreplace')
     page.write(directory)
+
+
+def _details(run: Run, state) -> dict[str, Any]:
+    """`Task.details` of the validation split; {} in several processes and in sweeps, which gather no predictions."""
+    if run.task.details is None or jax.process_count() > 1 or run.initial.members:
+        return {}
+    stream, place = run.stream('validation'), sharding.place(run.mesh)
+    settings = run.config.objective.to_dict() | {'head': run.output}
+    predicted = predictions.predictions(run.model, run.task.predict, state.params, stream, place, **settings)
+    return run.task.details(run.corpus, 'validation', predicted)
 
 
 def _sample_texts(run: Run, state, directory: Path) -> str:

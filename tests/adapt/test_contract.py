@@ -31,6 +31,7 @@ METHODS = {
     'lora': lora(),
     'lora of some layers': lora(rank=[('layers_1/.*/(key|up)/kernel', 2)], cut=(1, 2)),
     'lora of many ranks': lora(rank=[('.*/query/kernel', (1, 0, 3)), ('embed/embedding', 2)], rslora=True),
+    'lora with a zero': lora(zero='a'),
     'dora': lora(dora=True),
     'ia3': {'name': 'ia3'},
     'prompt': {'name': 'prompt', 'length': 3},

@@ -40,6 +40,7 @@ def extended(model, **settings):
         ({'rank': (('.*', None),)}, 'adapts no kernel'),
         ({'rank': (('head/.*', 4),)}, 'only leaves that no adapter can stand beside, such as head/kernel'),
         ({'rank': (('.*norm/scale', 4),)}, 'only leaves that no adapter can stand beside, such as final_norm/scale'),
+        ({'zero': 'c'}, "adapt.lora.zero is 'c': it is 'a' or 'b'"),
         ({'alpha': ('.*', 16.0)}, f"adapt.lora.alpha: '.\\*' {PAIR}"),
         ({'alpha': (('.*', 0.0),)}, 'adapt.lora.alpha of layers/.* is 0.0: it must be a number above 0'),
         ({'alpha': (('.*', 'x'),)}, "adapt.lora.alpha of layers/.* is 'x'"),
@@ -97,6 +98,18 @@ def test_first_matching_pattern_gives_the_rank_of_each_layer():
     leaves = method.start(jax.random.key(0), params)['layers']['attention']['query']
     np.testing.assert_allclose(leaves['lora_scale'], [5.0, 2.0])  # alpha / rank
     np.testing.assert_array_equal(np.any(np.asarray(leaves['lora_a'][0]), axis=0), [True, True, False, False, False])
+
+
+def test_with_a_zero_b_is_drawn_with_the_variance_of_its_rank():
+    wide = dataclasses.replace(MODEL, width=256)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes_of(wide))
+    ranks = (('.*/query/kernel', (4, 16)), ('embed/embedding', 2))
+    method = adapt.method('lora', wide, params, rank=ranks, alpha=(('.*', 16.0),), zero='a')
+    drawn = tree.flatten(method.start(jax.random.key(0), params))
+    b = np.asarray(drawn['layers/attention/query/lora_b'])
+    assert not np.any(drawn['layers/attention/query/lora_a']) and not np.any(drawn['embed/lora_a'])
+    np.testing.assert_allclose([b[0, :4].std(), b[1].std()], [1 / 2, 1 / 4], rtol=0.15)
+    assert not b[0, 4:].any()
 
 
 def test_a_is_drawn_as_in_peft():

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from lmtrain.data.tokenizers.base import Bytes, Chars, Tokenizer, Whitespace
+from lmtrain.data.tokenizers.base import END, Bytes, Chars, Tokenizer, Whitespace
 from lmtrain.data.tokenizers.hf_files import BERT_TOKENS, read_config, wordpiece
 from lmtrain.data.tokenizers.spm import SentencePiece, known_tokens
 from lmtrain.data.tokenizers.subword import Bpe, HuggingFace, learn_bpe
@@ -68,6 +68,12 @@ def check_fits(tokenizer: Tokenizer, name: str, limit: int | None, largest: int,
         return
     token = tokenizer.specials.get(needed) or tokenizer.decode([needed])
     user = f'{place} has' if needed == largest else 'every document needs'
+    if token == END and name not in LEARNED:
+        raise InputError(
+            f'the tokenizer {name!r} has no token that ends a text, and the {limit} embeddings of the model leave no '
+            "room for one: name one of its special tokens as 'eos_token' in tokenizer_config.json, or set "
+            f'model.vocab_size to at least {needed + 1}'
+        )
     raise InputError(
         f'the tokenizer {name!r} has {tokenizer.vocab_size} entries and model.vocab_size is {limit}: '
         f'set model.vocab_size to at least {needed + 1}, since {user} {token!r}, id {needed}'

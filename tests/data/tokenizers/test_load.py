@@ -4,6 +4,7 @@ import pytest
 
 from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.data.tokenizers.load import check_fits, learn, load_tokenizer, open_tokenizer
+from lmtrain.errors import InputError
 
 TEXT = [f'the cat {number} sat on the mat and it sang of tea and {number * number} hills' for number in range(40)]
 
@@ -36,6 +37,16 @@ def test_check_fits_counts_begin_end_and_mask(name, token):
     check_fits(tokenizer, 'a', token + 1, 4, 'a row')
     with pytest.raises(ValueError, match=f"at least {token + 1}, since every document needs '<m>', id {token}"):
         check_fits(tokenizer, 'a', token, 4, 'a row')
+
+
+def test_tokenizer_of_a_base_without_an_end_token_is_refused():
+    tokenizer = SimpleNamespace(vocab_size=10, specials={9: '<|endoftext|>'}, begin_id=9, end_id=9, mask_id=None)
+    with pytest.raises(
+        InputError, match="tokenizer 'DIR' has no token that ends a text.*'eos_token' in tokenizer_conf"
+    ):
+        check_fits(tokenizer, 'DIR', 9, 4, 'a row')
+    with pytest.raises(InputError, match='set model.vocab_size to at least 10, since every document needs'):
+        check_fits(tokenizer, 'bpe', 9, 4, 'a row')
 
 
 def test_mask_token_is_added_to_tokenizer_of_a_run(tmp_path):
