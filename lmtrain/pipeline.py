@@ -79,7 +79,7 @@ def _run_stage(stage: Stage, config, workdir: Path, measured, rows: list[Row], r
                 )
         return saved['result']
     if stage.base:
-        config.init.base = str(workdir / stage.base)
+        config.init.base, config.data.tokenizer = str(workdir / stage.base), 'base'
     if stage.reward_model:
         config.reward.model = str(workdir / stage.reward_model)
     print(terminal.note('stage', f'{stage.name} in {folder}'))
