@@ -19,6 +19,8 @@ from lmtrain.training import load as loading
 from lmtrain.training import train as training
 
 MAX_TOKENS = 64  # of a completion that is scored, if the context of the model has room for them
+# The measure of results.json that the table shows: the first of these that the stage has.
+MEASURES = ('accuracy', 'rewards/accuracies', 'reward', 'loss')
 
 
 class Stage(NamedTuple):
@@ -134,7 +136,8 @@ def table(results: list[dict[str, Any]]) -> str:
     """The table of the stages: held-out score, validation, steps, time."""
     lines = [('stage', 'held-out', 'validation', 'steps', 'time')]
     for each in results:
-        name, value = next(iter(each['validation'].items()))
+        name = next(name for name in MEASURES if name in each['validation'])
+        value = each['validation'][name]
         score = '-' if each['score'] is None else f'{each["score"]:.3f}'
         cells = (f'{name} {value:.4g}', f'{each["steps"]:,}', terminal.duration(each['seconds']))
         lines.append((each['stage'], score, *cells))
