@@ -88,6 +88,7 @@ def get_config():
     # lmtrain.tasks.prepare.prepare_task(config.data, **config.task)
     config.task = Section()
     # 'text' | 'chat' | 'classify' | 'regress' | 'tag' | 'span' | 'reward' | 'preference' (pairs) | 'unpaired' (labels)
+    # | 'policy' (GRPO) | 'ppo'
     config.task.name = 'text'
     config.task.train = ()  # rows in jsonl, json, csv, tsv, parquet, conll: paths, (path, label); or 'generated:sort'
     config.task.validation = ()  # the same; () splits data.validation off the training rows
@@ -189,6 +190,22 @@ def get_config():
     config.adapt.prefix.stddev = 0.02  # standard deviation of the initial values
     config.adapt.prefix.hidden = 0  # width of the network that computes them, merged on export; 0 is none
 
+    # Policy: completions that the model samples and learns from, lmtrain/training/rollouts.py ('policy' and 'ppo')
+    config.policy = ml_collections.ConfigDict()
+    config.policy.prompts = 16  # prompts per rollout
+    config.policy.samples = 8  # completions per prompt
+    config.policy.max_tokens = 64  # limit of a completion, end token included
+    config.policy.temperature = 1.0  # of the sampling; above 0
+    config.policy.epochs = 1  # passes over the completions of a rollout, in steps of data.batch_size rows
+    config.policy.truncated = 'keep'  # completions without an end: 'keep' | 'mask' (not learned) | 'penalty' (reward)
+    config.policy.penalty = 1.0  # subtracted from the reward of a truncated completion under 'penalty'
+    config.policy.scale = 'group'  # GRPO divides advantages by the deviation of the 'group' | 'batch' | 'none'
+    config.policy.gamma = 1.0  # discount of PPO
+    config.policy.gae_lambda = 0.95  # of PPO's advantage estimation
+    config.policy.kl_target = 0.0  # adapts objective.kl_weight to this divergence of a completion, in nats; 0 is fixed
+    config.policy.evaluate_temperature = 0.0  # of the completions of held-out prompts; 0 is greedy
+    config.policy.show_every = 10  # rollouts between tables of sample completions; 0 is never
+
     # Objective: a loss of the task, lmtrain/tasks/<task>.py
     config.objective = ml_collections.ConfigDict()
     config.objective.name = ''  # a loss in the file of the task; '' is the first
@@ -202,6 +219,15 @@ def get_config():
     # from the frozen base; for methods that only add leaves)
     config.objective.reference = 'cached'
     config.objective.centring = 0.0  # 'reward': weight of the squared sum of both rewards; 0.01 keeps them around 0
+    config.objective.clip_low = 0.2  # 'policy', 'ppo': a ratio below 1 - clip_low has no gradient
+    config.objective.clip_high = 0.2  # the same above 1 + clip_high
+    config.objective.kl_weight = 0.0  # weight of the KL divergence from the base, in the loss ('grpo') or the reward
+    config.objective.kl_estimator = 'k3'  # 'k1' | 'k2' | 'k3' (of Schulman)
+    config.objective.aggregation = 'dapo'  # 'grpo': mean over tokens: 'dapo' (all) | 'grpo' (per row) | 'dr_grpo'
+    config.objective.ratio = 'token'  # 'grpo': ratio of each 'token', or of the 'sequence' (GSPO)
+    config.objective.max_tokens = config.policy.get_oneway_ref('max_tokens')  # divisor of 'dr_grpo'
+    config.objective.value_clip = 0.2  # 'ppo': limit of the change of a value
+    config.objective.value_weight = 0.1  # 'ppo': weight of the value loss
     # The head of a task, unless the base has one. 'auto': that of transformers' class of the family (BERT's pooler, a
     # decoder's last token); 'first' | 'last' | 'mean' (of all tokens): an added projection of that token
     config.objective.pool = 'auto'  # of a new head: 'auto' (as transformers' class) | 'first' | 'last' | 'mean'

@@ -112,7 +112,7 @@ FAULTS = {
             "self.watchdog.expect('evaluate')\n        validation",
             "self.watchdog.expect('step')\n        validation",
         ),
-        ('no evaluation at the end', 'evaluate_now = progress >= 1.0 or self.step', 'evaluate_now = self.step'),
+        ('no evaluation at the end', 'evaluate_now = progress >= 1.0 or self.due', 'evaluate_now = self.due'),
         ('a run ends one skipped step too late', '>= MAX_SKIPPED_IN_A_ROW', '> MAX_SKIPPED_IN_A_ROW'),
         (
             'the evaluation that a signal cut short gives no metric',
@@ -543,7 +543,7 @@ FAULTS = {
         ('a gap in the loss ends the picture', 'if math.isfinite(loss)]', ']'),
         (
             'nats where bits are promised',
-            "evaluated[-1][f'validation_{unit}'] / evaluated[-1]['validation_loss'] if evaluated else 1.0",
+            "evaluated[-1][f'validation_{unit}'] / evaluated[-1][name] if evaluated and not rewarded else 1.0",
             '1.0',
         ),
     ],
@@ -1905,7 +1905,7 @@ FAULTS = {
         ('prompts stand before packed rows', 'config.data.isolate and not config.data.mask_rate', 'False'),
     ],
     'lmtrain/training/train.py': [
-        ('lines after the checkpoint stay', 'workdir.truncate_jsonl(directory / name, resumed_from or 0)', 'pass'),
+        ('lines after the checkpoint stay', 'workdir.truncate_jsonl(directory / name, resumed_from or -1)', 'pass'),
         (
             'the cost of a finished run is that of its last start',
             "results['cost'] = workdir.read(path).get('cost', results['cost'])",

@@ -18,6 +18,7 @@ from lmtrain.inference import prompting
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import Task
 from lmtrain.training import load as loading
+from lmtrain.training import reward_scores
 from lmtrain.training.load import LoadedModel
 
 
@@ -155,7 +156,7 @@ def evaluate(
             raise InputError(f'{sorted(settings)[0]} without rows: a split has no prompts')
         if isinstance(model, LoadedModel):
             model, step, member = _folder_of(model), model.step, model.member
-        return loading.evaluate_split(model, split, step, member, overrides or {})
+        return loading.evaluate_split(model, split, step, member, overrides or {}, reward_scores.scorer)
     return _evaluate_rows(_loaded(model, step, member), rows, **settings)
 
 

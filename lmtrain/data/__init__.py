@@ -20,6 +20,10 @@ COLUMNS
                                of packed pairs; 0 fills up. `labels` and `label_weights` are then [B, S] too
   margin       [B, S] float32  by how much a chosen text should be better, at its segment
   ref_logprob  [B, T] float32  log-probability of each target under the reference model, in nats
+  old_logprob  [B, T] float32  log-probability of each target when it was sampled; 0 outside of completions
+  temperature  [B]    float32  at which completions were sampled, if it is not 1: divides the logits
+  advantages   [B, T] float32  of each target; 0 outside of completions
+  returns      [B, T] float32  what the value head learns; old_values what it estimated when the target was sampled
   adapter      [B]    int32    index of the adapter of the row; only read by `lmtrain.adapt.mix`, no stream has it
   bytes        [B, T] int32    bytes of text of each target, only in evaluation; with `select`, [B, M]
 
@@ -30,6 +34,8 @@ TASK                 COLUMNS besides tokens, positions, row, segment_ids
   classify           labels int32 [B], label_weights [B], token_types if a row has two texts
   regress            labels float32 [B], label_weights [B], token_types if a row has two texts
   tag                labels int32 [B, T], label_weights [B, T]
+  policy             targets, loss_mask, old_logprob, ref_logprob, advantages [B, T]
+  ppo                those of policy, and returns, old_values [B, T]
   span               spans [B, 2], label_weights [B, T], token_types
   reward             scored, margin [B, 2P], of P pairs in a row: chosen and rejected alternate
   preference         targets, loss_mask, ref_logprob [B, T], scored [B, 2P]
@@ -56,7 +62,8 @@ from lmtrain.data.tokenizers.load import load_tokenizer
 
 COLUMNS = (
     'tokens', 'segment_ids', 'positions', 'targets', 'loss_mask', 'row', 'select', 'labels', 'label_weights', 'spans',
-    'token_types', 'scored', 'margin', 'ref_logprob', 'adapter', 'bytes',
+    'token_types', 'scored', 'margin', 'ref_logprob', 'old_logprob', 'advantages', 'returns', 'old_values',
+    'temperature', 'adapter', 'bytes',
 )  # fmt: skip
 
 __all__ = [

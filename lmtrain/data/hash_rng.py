@@ -13,6 +13,8 @@ MASK_TOKEN = 3  # the random token
 BATCH_ORDER = 4  # the order of padded batches in an epoch
 SHIFT = 5  # by how much the rows of one text are shifted in an epoch
 SAMPLE = 6  # the rows of a limited evaluation
+ROLLOUT = 7  # the draws of a rollout
+MINIBATCH = 8  # the order of completions in an epoch over a rollout
 
 
 def random_bits(*parts: Any) -> np.ndarray:

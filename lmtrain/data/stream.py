@@ -8,7 +8,8 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,11 @@ class Prefetch:
 
     Attributes:
       waited: seconds that the consumer has waited so far.
+      figures, state: {}, those of a source that depends on the train state (`training.rollouts`).
     """
+
+    figures: Mapping[str, float] = MappingProxyType({})
+    state: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, stream: Stream, start: int, place: Callable[[dict], Any], depth: int = 2):
         self.waited = 0.0
@@ -234,6 +239,10 @@ class Prefetch:
             self.close()
             raise item
         return item
+
+    def take(self, state: Any) -> tuple[int, Any]:
+        """(step, place(batch)); the batches of data do not depend on the train state."""
+        return next(self)
 
     def close(self) -> None:
         """Ends the thread and drops the batches that are ready."""

@@ -29,7 +29,7 @@ class Transformer(Settings):
     A batch is a dict of columns: `tokens` int32 [B, T], and, each optional, `segment_ids` and `positions` int32 [B, T]
     (absent: every row is one unpadded document), `row` int32 [B] (absent: 0 .. B-1), `select` int32 [B, M] (positions
     to predict; absent: all), `targets` int32 [B, T] ([B, M] with `select`), `scored` int32 [B, S] (segments that a head
-    for rows pools separately; absent: the row is one).
+    for rows pools separately; absent: the row is one), `temperature` float32 [B] (of the logits).
     """
 
     def init(self, key: jax.Array, batch) -> dict:
@@ -318,6 +318,8 @@ class Network(nn.Module):
         bias_V = None
         if m.mlm_head:
             x_BTD, bias_V = lm_head.MaskedHead(m, name='mlm_head')(x_BTD)
+        if 'temperature' in batch:
+            x_BTD = x_BTD / batch['temperature'][:, None, None].astype(x_BTD.dtype)
         kernel_DV = embed().T if m.tied else lm_head.Kernel(m, name='head')()
         bias_V = bias_V if bias_V is None else jnp.pad(bias_V, (0, m.vocab_fill))
         options = {'bias_V': bias_V, 'softcap': m.logit_softcap}

@@ -89,6 +89,35 @@ def shard_step(mesh: Mesh, specs: dict[str, P], dtype: str, function):
     return sharded
 
 
+def shard_forward(mesh: Mesh, specs: dict[str, P], dtype: str, function):
+    """`function` of each device's part of a batch: the forward pass of `shard_step`, with a result for each row.
+
+    Args:
+      function: (params, batch, hooks) -> tree of arrays [B, T].
+
+    Returns:
+      (params, batch) -> the same tree of global arrays, with the sharding of the columns of a batch.
+    """
+    if mesh.size == 1:
+        kernel = sharding.kernel(mesh)
+        hooks = ShardingHooks(attention_kernel=kernel, capability=sharding.capability(mesh) if kernel else ())
+        return lambda params, batch: function(params, batch, hooks)
+    nested = mesh.shape['tensor'] > 1
+
+    def sharded(params, batch):
+        axes = {path: P(*(a if a in BATCH_AXES else None for a in specs[path])) for path in tree.flatten(params)}
+        return jax.shard_map(
+            lambda params, batch: function(params, batch, model_hooks(mesh, specs, dtype)),
+            mesh=mesh,
+            in_specs=(tree.unflatten(axes), jax.tree.map(lambda x: sharding.column(mesh, x.ndim).spec, batch)),
+            out_specs=sharding.column(mesh, 2).spec,
+            axis_names=set(BATCH_AXES) if nested else set(mesh.axis_names),
+            check_vma=False,
+        )(params, batch)
+
+    return sharded
+
+
 def model_hooks(mesh: Mesh, specs: dict[str, P], dtype: str) -> ShardingHooks:
     """The hooks of a model inside of `shard_step`; an axis of one device needs none."""
     tensor, sequence = mesh.shape['tensor'] > 1, mesh.shape['sequence'] > 1

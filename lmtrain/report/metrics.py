@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -92,6 +92,15 @@ class Writers:
         for source, own in values.get('sources', {}).items():
             line |= {f'validation_{name}/{source}': value for name, value in own.items()}
         self._write('metrics.jsonl', step, line, '')
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Lines {'step', 'prompt', 'completion', 'reward', 'ended'} of completions.jsonl; `step` learns from them."""
+        name = 'completions.jsonl'
+        if name not in self._files:
+            self._files[name] = JsonLinesWriter(self._folder / name)
+        for row in rows:
+            line = {'step': int(step)} | {key: plain(value) for key, value in row.items()}
+            self._attempt(name, step, lambda line=line: self._files[name].write(line))
 
     def timings(self, step: int, values: Mapping[str, Any]) -> None:
         """One line {'step', *values} of timings.jsonl, such as `Meter.read` gives."""

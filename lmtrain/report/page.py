@@ -22,6 +22,7 @@ COST = (
     ('epochs', 'epochs', terminal.epochs),
     ('flops', 'FLOPs of the model', functools.partial(terminal.unit, name='FLOP')),
     ('seconds', 'wall time with evaluation and saving', terminal.duration),
+    ('rollout_seconds', 'of which rollouts', terminal.duration),
     ('tokens_per_second', 'tokens per second, median', '{:,.0f}'.format),
     ('flops_per_second', 'FLOP/s, median', functools.partial(terminal.unit, name='FLOP/s')),
     ('mfu', 'model FLOPs utilisation, median', terminal.percent),
@@ -50,7 +51,8 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         raise FileNotFoundError(f'{folder} has no config.json: it is not the folder of a run')
     config = read_json(folder / 'config.json')
     results = read_json(folder / 'results.json') if (folder / 'results.json').exists() else {}
-    lines, timings, starts = (read_json_lines(folder / f'{name}.jsonl') for name in ('metrics', 'timings', 'lineage'))
+    names = ('metrics', 'timings', 'lineage', 'completions')
+    lines, timings, starts, completions = (read_json_lines(folder / f'{name}.jsonl') for name in names)
     baselines = results.get('baselines') or {}
     plotted = plot.plot(lines, baselines, folder / 'loss.png')
     batches = config.get('evaluate', {}).get('max_batches')  # 0 is all
@@ -68,6 +70,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
             else []
         ),
         '## Curve\n\n' + (CURVE if plotted else 'metrics.jsonl has fewer than two steps with a loss: no curve.'),
+        *(['## Completions\n\n' + _completions(completions)] if completions else []),
         '## Cost\n\n' + _cost(results, timings),
         *(['## Plan and actual\n\n' + _plan(results['plan'], results['cost'])] if 'plan' in results else []),
         '## What was run\n\n' + _config(config, starts),
@@ -217,6 +220,25 @@ def _config(config: Mapping[str, Any], starts: list[dict[str, Any]]) -> str:
         + '\n\n</details>'
     )
     return '\n\n'.join(parts)
+
+
+def _completions(lines: list[dict[str, Any]]) -> str:
+    """Sample completions of the first, the middle and the last rollout that was recorded."""
+    steps = sorted({line['step'] for line in lines})
+    rows = [('step', 'reward', 'ended', 'prompt', 'completion')]
+    for step in sorted({steps[0], steps[len(steps) // 2], steps[-1]}):
+        for line in lines:
+            if line['step'] == step:
+                texts = (_inline(line[name]) for name in ('prompt', 'completion'))
+                rows.append((f'{step:,}', f'{float(line["reward"]):.3g}', 'yes' if line['ended'] else 'no', *texts))
+    return _table(rows)
+
+
+def _inline(text: str, limit: int = 200) -> str:
+    """A text of a model as inline code, on one line."""
+    text = ' '.join(text.split())
+    text = text if len(text) <= limit else f'{text[:limit]}...'
+    return f'`` {text} ``' if text else ''
 
 
 def _samples(path: pathlib.Path) -> str:

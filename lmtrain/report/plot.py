@@ -1,4 +1,4 @@
-"""The plot of a run: training and validation loss over steps, with the baselines of the same text."""
+"""The plot of a run: training and validation loss (or reward) over steps, with the baselines of the same text."""
 
 import math
 import pathlib
@@ -11,13 +11,20 @@ OFF_SCALE = 3.0  # heights of the curves: farther baselines are not part of the 
 def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: pathlib.Path) -> bool:
     """Plots training and validation loss over steps into `path`; False, without a file, for under two training points.
 
-    The unit is bits per byte if an evaluation gives the ratio of tokens to bytes, else nats per token.
+    The unit is bits per byte if an evaluation gives the ratio of tokens to bytes, else nats per token. Of a policy,
+    whose loss says little, it is the reward.
 
     Args:
       lines: of metrics.jsonl.
       baselines: {name: bits per byte}.
     """
-    train = [(line['step'], float(line.get('nats', line['loss']))) for line in lines if 'loss' in line]
+    rewarded = any('validation_reward' in line for line in lines)
+    measure = 'reward' if rewarded else 'loss'
+    train = [
+        (line['step'], float(line['reward'] if rewarded else line.get('nats', line['loss'])))
+        for line in lines
+        if {'loss', measure} <= line.keys()
+    ]
     train = [(step, loss) for step, loss in train if math.isfinite(loss)]
     if len(train) < 2:
         return False
@@ -25,9 +32,10 @@ def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: path
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    evaluated = [line for line in lines if 'validation_loss' in line and 0 < float(line['validation_loss']) < math.inf]
-    unit = 'bits_per_byte' if evaluated and 'validation_bits_per_byte' in evaluated[-1] else 'loss'
-    scale = evaluated[-1][f'validation_{unit}'] / evaluated[-1]['validation_loss'] if evaluated else 1.0
+    name = f'validation_{measure}'
+    evaluated = [line for line in lines if name in line and (rewarded or 0 < float(line[name]) < math.inf)]
+    unit = 'bits_per_byte' if evaluated and 'validation_bits_per_byte' in evaluated[-1] else measure
+    scale = evaluated[-1][f'validation_{unit}'] / evaluated[-1][name] if evaluated and not rewarded else 1.0
     steps, losses = [step for step, _ in train], [loss * scale for _, loss in train]
     smooth = _smooth(losses)
     validation = [line[f'validation_{unit}'] for line in evaluated]
@@ -44,14 +52,19 @@ def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: path
             marker = {'marker': 'o', 'markersize': 4, 'clip_on': False}
             axes.plot(*points, color='#d1491b', linewidth=1.5, label='validation', **marker)
         axes.set_ylim(low, high)
-        _scale_steps(axes, steps, smooth, high)
+        if rewarded:
+            axes.set_xlim(0, steps[-1])  # a policy is evaluated before its first step
+        else:
+            _scale_steps(axes, steps, smooth, high)
         _draw_baselines(axes, references, low, high)
         axes.set_xlabel('step')
-        axes.set_ylabel('bits per byte' if unit == 'bits_per_byte' else 'loss, nats')
+        axes.set_ylabel({'bits_per_byte': 'bits per byte', 'reward': 'mean reward'}.get(unit, 'loss, nats'))
         axes.grid(color='#e8e8e8', linewidth=0.7)
         axes.set_axisbelow(True)
         axes.spines[['top', 'right']].set_visible(False)
-        axes.legend(loc='lower left', facecolor='white', edgecolor='none', framealpha=1.0)
+        axes.legend(
+            loc='lower right' if rewarded else 'lower left', facecolor='white', edgecolor='none', framealpha=1.0
+        )
         figure.savefig(path)
     return True
 

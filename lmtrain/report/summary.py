@@ -20,7 +20,7 @@ def header(run, stand_in: bool = False) -> str:
         trainable=tree.count(shapes.trainable),
         total=tree.count(shapes.params),
         total_steps=run.total_steps,
-        epoch_tokens=None if stand_in else epoch,
+        epoch_tokens=None if stand_in or run.task.on_policy else epoch,
         flops_per_step=run.flops_per_step.total,
         memory=run.memory(),
     )
@@ -33,9 +33,26 @@ def header(run, stand_in: bool = False) -> str:
     return '\n'.join([figures, *notes, *_remarks(run)])
 
 
+def _rollouts(run) -> list[str]:
+    """How a policy run samples, and what its reference is."""
+    policy, initial = run.config.policy, run.initial
+    text = f'{policy.prompts} prompts x {policy.samples} completions of up to {policy.max_tokens} tokens'
+    text += f' at temperature {policy.temperature:g}, then {terminal.counted(run.steps_per_rollout, "step")}'
+    truncated = {'keep': 'are learned from', 'mask': 'are not learned from', 'penalty': f'lose {policy.penalty:g}'}
+    if initial.only_added:
+        reference = 'the base with the adapter off, which shares its parameters'
+    elif run.config.objective.kl_weight:
+        size = tree.size(initial.reference_params(initial.shapes.trainable))
+        reference = f'a second copy of the trained parameters, {terminal.unit(size, "B")}'
+    else:
+        reference = 'none, since objective.kl_weight = 0: the divergence from the base is not measured'
+    notes = {'rollout': f'{text}; completions without an end {truncated[policy.truncated]}', 'reference': reference}
+    return [terminal.note(*item) for item in notes.items()]
+
+
 def _remarks(run) -> list[str]:
     """Notes on what may surprise: padding, attention without its kernel, replicated leaves, checkpoints not ranked."""
-    config, notes = run.config, []
+    config, notes = run.config, _rollouts(run) if run.task.on_policy else []
     if fill := run.model.vocab_fill:
         text = f'{config.model.vocab_size:,} ids, and {fill} rows that mesh.tensor needs'
         notes.append(terminal.note('vocabulary', text))

@@ -17,5 +17,7 @@ NAMES = (
     'reward',
     'preference',
     'unpaired',
+    'policy',
+    'ppo',
 )
 TASKS: dict[str, Task] = {name: importlib.import_module(f'lmtrain.tasks.{name}').TASK for name in NAMES}

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lmtrain.data.chat.conversation import Conversation
@@ -85,6 +85,10 @@ class Task:
         samples of the report continue. Required with `conversations` and 'targets'.
       groups_rows: so many rows as config.task.group are encoded together.
       in_bits: with 'targets', whether the loss is the likelihood of a text, which evaluations give in bits per byte.
+      estimators: {objective: (Sampled, **settings) -> Credit}, see `tasks.advantages`, of a task that is trained on
+        completions that its model samples: `training/rollouts.py` makes its batches. Settings are fields of
+        config.policy and config.objective. {}: batches come from the data.
+      added_head: name of a head with one output for each token, `heads/NAME`, that the losses read; '' is none.
       version: increment it when the same rows and settings give other examples.
     """
 
@@ -109,6 +113,8 @@ class Task:
     dialogue: Callable[[Row, tuple[str, ...], str, Template | None], Conversation] | None = None
     groups_rows: bool = False
     in_bits: bool = True
+    estimators: Mapping[str, Callable] = field(default_factory=dict)
+    added_head: str = ''
     version: int = 1
 
     @functools.cached_property
@@ -120,6 +126,11 @@ class Task:
     def predicts_tokens(self) -> bool:
         """Whether its targets are tokens, read from the vocabulary of the model."""
         return 'targets' in self.columns
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether it is trained on completions that its model samples."""
+        return bool(self.estimators)
 
     @functools.cached_property
     def measures_text(self) -> bool:
@@ -158,6 +169,10 @@ class Task:
                 "or '' for the first"
             )
         return self.losses[name or next(iter(self.losses))]
+
+    def estimator(self, name: str = '') -> Callable:
+        """The estimator of advantages that belongs to the objective."""
+        return self.estimators[name or next(iter(self.losses))]
 
 
 def has_setting(function: Callable, name: str) -> bool:

@@ -15,7 +15,7 @@ from lmtrain.runtime import multihost, preflight
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.prepare import TaskData, prepare_task
 from lmtrain.tasks.task import has_setting, with_settings
-from lmtrain.training import checks, evaluate, reference, samples
+from lmtrain.training import checks, evaluate, reference, rollouts, samples
 from lmtrain.training.init_from import Base, no_form, with_head
 from lmtrain.training.initial import InitialState, with_task_head
 from lmtrain.training.run import Run
@@ -69,6 +69,8 @@ def build(
     run = reference.with_column(run)
     if run.task.predicts_tokens:
         samples.check(run)
+    if run.task.on_policy:
+        rollouts.check(run)
     for split in ('train', 'validation'):
         run.stream(split)  # raises if the split is empty
     if config.evaluate.sources:
@@ -144,7 +146,9 @@ def _task_head(config, model: Transformer, base: Base | None, corpus) -> TaskHea
 def _method(config, head: TaskHead, corpus) -> adapt.Method:
     """The method of config.adapt, and the head that it adds."""
     task, added = TASKS[config.task.name], None
-    if head.output != 'logits':
+    if task.added_head:
+        added = {'name': task.added_head, 'classes': 1}
+    elif head.output != 'logits':
         bias = not head.model.causal or not task.pools_rows  # as in transformers' classes of decoders
         added = {'name': task.name, 'classes': task.output_size(corpus.labels), 'bias': bias}
     name, settings = config.adapt.method, config.adapt.get(config.adapt.method)

@@ -8,8 +8,12 @@ from lmtrain.cost import budget
 from lmtrain.errors import InputError
 from lmtrain.parallel import collectives
 from lmtrain.tasks import TASKS
+from lmtrain.tasks.advantages import KL_ESTIMATORS, SCALES
+from lmtrain.tasks.policy import AGGREGATIONS, RATIOS
 from lmtrain.tasks.pooling import POOLS
 from lmtrain.training import sweep
+
+TRUNCATED = ('keep', 'mask', 'penalty')  # values of config.policy.truncated
 
 
 def check_settings(config) -> None:
@@ -40,8 +44,47 @@ def check_settings(config) -> None:
         raise InputError(f'objective.beta = {config.objective.beta}: it must be above 0')
     if not 0 <= (smoothing := config.objective.label_smoothing) < 0.5:
         raise InputError(f'objective.label_smoothing = {smoothing}: it must lie in [0, 0.5), the share of wrong labels')
+    check_policy(config)
     if config.objective.pool not in ('auto', *POOLS):
         raise InputError(f'objective.pool = {config.objective.pool!r} is none of auto, {", ".join(POOLS)}')
+
+
+def check_policy(config) -> None:
+    """Raises InputError if the settings of the sampled completions, or of the objectives on them, are out of range."""
+    policy, objective = config.policy, config.objective
+    choices = {'policy.truncated': TRUNCATED, 'policy.scale': SCALES, 'objective.kl_estimator': KL_ESTIMATORS}
+    choices |= {'objective.aggregation': AGGREGATIONS, 'objective.ratio': RATIOS}
+    for field, names in choices.items():
+        section, name = field.split('.')
+        if (value := config[section][name]) not in names:
+            raise InputError(f'{field} = {value!r} is none of {", ".join(names)}')
+    least = {'prompts': 1, 'samples': 1, 'max_tokens': 1, 'epochs': 1, 'show_every': 0, 'penalty': 0}
+    least |= {'gamma': 0, 'gae_lambda': 0, 'kl_target': 0, 'evaluate_temperature': 0}
+    for name, low in least.items():
+        if not policy[name] >= low:
+            raise InputError(f'policy.{name} = {policy[name]}: it must be at least {low}')
+    for name in ('clip_low', 'clip_high', 'value_clip', 'value_weight', 'kl_weight'):
+        if not objective[name] >= 0:
+            raise InputError(f'objective.{name} = {objective[name]}: it must be at least 0')
+    if not policy.temperature > 0:
+        raise InputError(f'policy.temperature = {policy.temperature}: greedy completions of a prompt are all the same')
+
+
+def check_rollout(config) -> None:
+    """Raises InputError if a policy run cannot divide its completions, has no base, or is a sweep."""
+    task, policy = TASKS[config.task.name], config.policy
+    completions, batch_size = policy.prompts * policy.samples, config.data.batch_size
+    if completions % batch_size:
+        raise InputError(
+            f'policy.prompts = {policy.prompts} x policy.samples = {policy.samples} are {completions} completions, '
+            f'which data.batch_size = {batch_size} does not divide'
+        )
+    if not task.added_head and policy.samples < 2:
+        raise InputError('policy.samples = 1: without a value head, advantages are relative to other completions')
+    if not config.init.base:
+        raise InputError('init.base is empty: a policy starts from a model that writes answers, so name one')
+    if sweep.of(config):
+        raise InputError('config.sweep with a policy: its members would sample different completions; train them apart')
 
 
 def check_task(config) -> None:
@@ -64,6 +107,8 @@ def check_task(config) -> None:
             "objective.pool = 'first' with model.causal = True: the first token of a row has read nothing of it. Take "
             "'auto', 'last' or 'mean'"
         )
+    if task.on_policy:
+        check_rollout(config)
     if task.predicts_tokens and config.model.head != task.head:
         raise InputError(
             f'task.name = {task.name!r}, but the base has the head {config.model.head!r} and no vocabulary'

@@ -113,6 +113,11 @@ class InitialState:
         shapes = jax.eval_shape(lambda x: tree.cut(x, self.method.cut) if self.method.cut else x, self.base.shapes)
         return tree.flatten(params).keys() & tree.flatten(shapes).keys()
 
+    @functools.cached_property
+    def only_added(self) -> bool:
+        """Whether all trainable leaves are added ones: without them, the model is the base."""
+        return bool(self.base) and not self.of_base(self.shapes.trainable)
+
     def on_mesh(self, part: Callable[[TrainState], Any] = lambda state: state) -> Any:
         """The state before the first step, or `part` of it, on the devices; the rest is never allocated."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, part(self.shapes))

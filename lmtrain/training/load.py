@@ -1,8 +1,9 @@
 """Loads the model of a run or a Hugging Face directory, and evaluates a run on a split."""
 
+import contextlib
 import datetime
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from lmtrain.evaluation import predictions
 from lmtrain.models import Transformer, generation, hub
 from lmtrain.parallel import sharding
 from lmtrain.tasks import TASKS
-from lmtrain.training import evaluate, init_from, reference, workdir
+from lmtrain.training import evaluate, init_from, reference, rollouts, workdir
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
@@ -125,14 +126,22 @@ def check_overrides(overrides: Iterable[str]) -> None:
 
 
 def evaluate_split(
-    directory, split: str, step: int | str = 'last', member: int = 0, overrides: Mapping[str, Any] | None = None
+    directory,
+    split: str,
+    step: int | str = 'last',
+    member: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    open_model: Callable | None = None,
 ) -> dict[str, float]:
     """`evaluate.evaluate` of the model of a run on a whole split: 'train', 'validation' or 'test'.
+
+    Of a policy it is `rollouts.held_out`.
 
     Uses as many devices as divide a batch. If the task has a score, it is among the results.
 
     Args:
       overrides: {'section.field': value} of the run's config that an evaluation may change (`OVERRIDES`).
+      open_model: `reward_scores.scorer`, which imports this module; for policies whose reward is a model.
 
     Raises what `load_run` and `build` raise, and InputError if the data or the tokenizer is not that of the training.
     """
@@ -156,6 +165,9 @@ def evaluate_split(
     run = reference.complete(run)
     params = jax.device_put(trained.params, sharding.shardings(trained.params, run.mesh))
     place = sharding.place(run.mesh)
+    if run.task.on_policy:
+        with contextlib.closing(rollouts.Sampler(run, open_model)) as sampler:
+            return rollouts.held_out(sampler, split)(params)
     result = evaluate.evaluate(run.eval_step(), params, evaluate.passes(run, split), place)
     if run.task.score:
         settings = run.config.objective.to_dict() | {'head': run.output}

@@ -10,10 +10,11 @@ import numpy as np
 from lmtrain import data, tree
 from lmtrain.cost import hlo
 from lmtrain.parallel import sharding
+from lmtrain.report import completions as samples
 from lmtrain.report import metrics, summary, terminal
 from lmtrain.runtime import faults, lifecycle, multihost, sdc
 from lmtrain.runtime.progress import phase
-from lmtrain.training import evaluate, sweep
+from lmtrain.training import evaluate, monitor, reward_scores, rollouts, sweep
 from lmtrain.training.run import Run, by_length
 
 MAX_SKIPPED_IN_A_ROW = 5  # consecutive updates that were not finite; then the run ends
@@ -37,10 +38,27 @@ class Loop:
         self.meter = metrics.Meter(run.tokens_per_step, run.flops_per_step.total, run.peak_flops)
         self.to_devices, self.on_cpu = sharding.place(run.mesh), jax.default_backend() == 'cpu'
         self.eval_step = run.eval_step()
-        self.eval_streams = evaluate.passes(run, 'validation', run.config.evaluate.max_batches)
+        self.sampler = rollouts.Sampler(run, reward_scores.scorer) if run.task.on_policy else None
+        self.measure = self._measure()
         self.baselines = {} if run.config.data.mask_rate else run.corpus.baselines()
         self.means = metrics.Means(extra.get('means', {}))
+        self.monitor = monitor.Monitor(extra.get('monitor', {}))
+        self.sampled = extra.get('sampled', {})  # numbers of the rollouts that a resumed run needs
+        self.sampling = 0.0  # seconds of rollouts in this start
         self.all_max, self.stopping, self.spent_by_all = multihost.AsyncMax(), False, 0.0
+
+    def _measure(self):
+        """The function (params, stopped) -> the held-out results, or None if it was stopped."""
+        run, limit = self.parts, self.parts.config.evaluate.max_batches
+        if self.sampler:
+            return rollouts.held_out(self.sampler, 'validation', limit)
+        streams = evaluate.passes(run, 'validation', limit)
+        return lambda params, stopped: evaluate.evaluate(self.eval_step, params, streams, self.to_devices, stopped)
+
+    def close(self) -> None:
+        """Ends the processes that score completions."""
+        if self.sampler:
+            self.sampler.close()
 
     def should_stop(self, now: bool = False) -> bool:
         """Whether a process received a signal to stop. All processes return True at the same call, and from then on.
@@ -67,9 +85,10 @@ class Loop:
             if self.evaluated_at != self.step:
                 self.evaluate(state)
             return state
-        if self.step and self.step % config.evaluate.every_steps == 0 and self.evaluated_at != self.step:
-            self.evaluate(state)  # a signal interrupted it in the previous start
-            if self.evaluated_at == self.step:
+        first = self.parts.task.on_policy and not self.step  # what the policy can do before it learns
+        if (first or self.due(config.evaluate.every_steps)) and self.evaluated_at != self.step:
+            self.evaluate(state)  # or a signal interrupted it in the previous start
+            if self.step and self.evaluated_at == self.step:
                 self.checkpoints.set_metric(self.step, self.validation['loss'])
         with phase('compiling the train step'):
             programs = compiled()
@@ -77,13 +96,24 @@ class Loop:
         self.step_memory = max(self.step_memory, *map(hlo.compiled_bytes, programs.values()))
         if self.should_stop(now=True):
             self.stop()
-        with contextlib.closing(data.Prefetch(self.parts.train_stream(), self.step, self._place)) as batches:
+        with contextlib.closing(self._batches()) as batches:
             self.clock.start()
             self.meter.restart(self.step, progress, 0.0)
             return self._steps(state, train_step, batches, progress)
 
+    def _batches(self):
+        """The source of batches from this step on: `take(state)` returns (step, (batch, its hash))."""
+        if not self.sampler:
+            return data.Prefetch(self.parts.train_stream(), self.step, self._place)
+        return rollouts.Rollouts(self.sampler, self.step, self._place, self.sampled, self.show)
+
     def _place(self, batch):
         return self.to_devices(batch), data.batch_hash(batch)
+
+    def due(self, every: int) -> bool:
+        """Whether something is due that is done every so many steps; a rollout's steps are not interrupted for it."""
+        size = self.parts.steps_per_rollout
+        return self.step > 0 and self.step % size == 0 and self.step // every > (self.step - size) // every
 
     def _steps(self, state, train_step, batches, progress):
         """The steps until the budget is spent.
@@ -94,7 +124,7 @@ class Loop:
         pending, every = [], self.parts.config.sdc_check_every
         while progress < 1.0:
             self.watchdog.expect('step')
-            step, (batch, digest) = next(batches)
+            step, (batch, digest) = batches.take(state)
             faults.inject(faults.STALL, step + 1)
             faults.inject(faults.RAISE, step + 1)
             stopping = self.should_stop()
@@ -105,15 +135,18 @@ class Loop:
             check = every and self.step % every == 0
             step_function = sdc.run_twice(train_step, self.step) if check else train_step
             state, measured = step_function(state, batch, np.float32(progress))
-            pending.append((self.step, progress, measured, digest, batches.waited))
-            evaluate_now = progress >= 1.0 or self.step % self.parts.config.evaluate.every_steps == 0
-            due = evaluate_now or stopping or self.checkpoints.due(self.step)
+            pending.append((self.step, progress, measured, digest, batches.waited, batches.figures))
+            whole = progress >= 1.0 or self.step % self.parts.steps_per_rollout == 0
+            evaluate_now = progress >= 1.0 or self.due(self.parts.config.evaluate.every_steps)
+            save_now = progress >= 1.0 or self.due(self.checkpoints.every_steps)
+            due = evaluate_now or save_now or stopping and whole
             while len(pending) > (not due and not self.on_cpu):
                 self.log(*pending.pop(0))
             if due:
                 if evaluate_now:
                     self.evaluate(state)
-                if progress >= 1.0 or self.stopping or self.checkpoints.due(self.step):
+                if save_now or self.stopping and whole:
+                    self.sampled = batches.state
                     self.save(state)
                 self.meter.restart(self.step, progress, batches.waited)
             self.checkpoints.check_for_errors()
@@ -128,7 +161,7 @@ class Loop:
         cause = self.signals.received or 'another process received a signal'
         raise lifecycle.RunEnded(lifecycle.REQUEUE, f'{cause}: {saved}, run the same command to resume')
 
-    def log(self, step, progress, measured, digest, waited):
+    def log(self, step, progress, measured, digest, waited, figures):
         """Reads the metrics of a step, writes them if they are due, and ends a run that diverged."""
         values = {name: value.tolist() for name, value in jax.device_get(measured).items()}
         if values['skipped_in_a_row'] >= MAX_SKIPPED_IN_A_ROW:
@@ -136,16 +169,30 @@ class Loop:
                 f'no finite loss or gradient in {MAX_SKIPPED_IN_A_ROW} steps, to step {step:,} on batch {digest}'
             )
         self.means.add(values)
+        if figures and (step - 1) % self.parts.steps_per_rollout == 0:
+            self.monitor.add(values, figures)
         if step % self.parts.config.log.every_steps and 1 < step and progress < 1.0:
             return
-        values |= self.means.take()
+        values |= self.means.take() | self.monitor.figures()
         speed = self.meter.read(step, progress, waited)
+        if self.parts.task.on_policy:
+            self.sampling = waited
+            speed |= {'rollout_seconds': waited, 'training_seconds': self.clock.elapsed - self.clock.before - waited}
         if self.clock.seconds_left is not None:
             speed['seconds_left'] = self.clock.seconds_left
         if self.writers:
             self.writers.metrics(step, values, digest)
             self.writers.timings(step, speed)
         self.live.update(step, progress, values | speed | self.parts.in_bits(values))
+
+    def show(self, step: int, prompts, completions):
+        """Prints and records a few completions of a rollout that follows `step` steps, if they are due."""
+        every, size = self.parts.config.policy.show_every, self.parts.steps_per_rollout
+        if every and step // size % every == 0:
+            rows = samples.rows(prompts.texts, completions)
+            self.live.print(samples.table(rows))
+            if self.writers:
+                self.writers.completions(step + 1, rows)
 
     def abort(self, reason: str):
         """Ends a run that cannot recover. Raises RunEnded."""
@@ -156,9 +203,7 @@ class Loop:
     def evaluate(self, state):
         """Measures the validation loss of the state, unless a signal interrupts it."""
         self.watchdog.expect('evaluate')
-        validation = evaluate.evaluate(
-            self.eval_step, state.params, self.eval_streams, self.to_devices, self.should_stop
-        )
+        validation = self.measure(state.params, self.should_stop)
         if validation is None:
             return
         self.validation, self.evaluated_at = validation, self.step
@@ -167,6 +212,8 @@ class Loop:
         self.live.print(terminal.note(f'{self.step:,}', terminal.evaluation_line(self.validation, self.baselines)))
         for name, own in self.validation.get('sources', {}).items():
             self.live.print(terminal.note('', f'{name}: {terminal.evaluation_line(own, {})}'))
+        if warning := self.monitor.compare(self.validation) if self.parts.task.on_policy else '':
+            self.live.print(terminal.note('warning', warning))
         if not math.isfinite(self.validation['loss']):
             self.abort(f'the validation loss after step {self.step:,} is {self.validation["loss"]}')
 
@@ -184,6 +231,7 @@ class Loop:
         self.watchdog.expect('save')
         extra = {'elapsed': self.clock.elapsed, 'validation': self.validation, 'evaluated_at': self.evaluated_at}
         extra |= {'means': self.means.state}  # of the steps since the last line
+        extra |= {'monitor': self.monitor.state, 'sampled': self.sampled} if self.parts.task.on_policy else {}
         extra |= self.spent() | {'measured': self.measured(), 'cut': list(self.parts.initial.method.cut)}
         metric = self.validation['loss'] if self.evaluated_at == self.step else None  # never that of an older state
         self.checkpoints.save(self.parts.initial.stored(state), self.step, extra, metric)
@@ -207,7 +255,7 @@ class Loop:
             'device_seconds': before.get('device_seconds', devices * self.clock.before) + devices * now,
             'peak_memory': max(before.get('peak_memory', 0), peak),
             'step_memory': self.step_memory,
-        }
+        } | ({'rollout_seconds': before.get('rollout_seconds', 0.0) + self.sampling} if self.sampling else {})
 
     def results(self, state) -> dict[str, Any]:
         """The content of results.json."""

@@ -17,7 +17,7 @@ from lmtrain.models import Transformer, attention_kernels, generation
 from lmtrain.parallel import collectives, redistribute, sharding
 from lmtrain.tasks import Task
 from lmtrain.tasks.prepare import TaskData
-from lmtrain.training import step, sweep
+from lmtrain.training import rollout_batch, step, sweep
 from lmtrain.training.initial import InitialState
 from lmtrain.training.state import TrainState
 
@@ -107,9 +107,16 @@ class Run:
     @functools.cached_property
     def tokens_per_step(self) -> int:
         """Positions of a step, padding included, on average over an epoch; in a sweep those of each member."""
-        rows = self.task.reads_rows
-        length = self.stream('train', shuffle=True).mean_length if rows else self.config.data.seq_len
+        padded = self.task.reads_rows and not self.task.on_policy
+        length = self.stream('train', shuffle=True).mean_length if padded else self.config.data.seq_len
         return round(self.config.data.batch_size * length)
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Steps from one rollout to the next; 1 for tasks whose batches come from the data."""
+        policy = self.config.policy
+        completions = policy.prompts * policy.samples
+        return policy.epochs * completions // self.config.data.batch_size if self.task.on_policy else 1
 
     @functools.cached_property
     def total_steps(self) -> int | None:
@@ -230,13 +237,18 @@ class Run:
 
     def batch_shapes(self) -> dict[int, dict[str, jax.ShapeDtypeStruct]]:
         """{T: shapes of a global batch, with shardings} for every length T of batches."""
-        stream, rows = self.train_stream(), self.config.data.batch_size
+        rows = self.config.data.batch_size
+        if self.task.on_policy:
+            batches = {self.config.data.seq_len: rollout_batch.empty(self)}
+        else:
+            stream = self.train_stream()
+            batches = {length: stream.batch(first) for length, first in stream.steps_of_lengths().items()}
         return {
             length: {
                 name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding.column(self.mesh, x.ndim))
-                for name, x in stream.batch(first).items()
+                for name, x in batch.items()
             }
-            for length, first in stream.steps_of_lengths().items()
+            for length, batch in batches.items()
         }
 
     # Compiled functions.

@@ -71,7 +71,7 @@ def train(config, directory) -> dict[str, Any]:
             _record_start(run, directory, resumed_from, changed)
             writers = metrics.Writers(directory, config.log.tensorboard, extra['step'], live.print)
             stack.callback(writers.close)
-        loop = Loop(run, checkpoints, signals, watchdog, writers, live, extra)
+        loop = stack.enter_context(contextlib.closing(Loop(run, checkpoints, signals, watchdog, writers, live, extra)))
         before = _evaluate_before(loop, state, directory) if config.evaluate.sources else {}
         state = loop.run(state, compiling and compiling.result)
         watchdog.expect('save')
@@ -135,8 +135,8 @@ def _announce(
 
 def _record_start(run: Run, directory: Path, resumed_from: int | None, changed) -> None:
     """Writes what the folder records of a start, and removes metrics of steps that were not saved."""
-    for name in ('metrics.jsonl', 'timings.jsonl'):
-        workdir.truncate_jsonl(directory / name, resumed_from or 0)
+    for name in ('metrics.jsonl', 'timings.jsonl', 'completions.jsonl'):
+        workdir.truncate_jsonl(directory / name, resumed_from or -1)
     workdir.record(directory, resumed_from, changed, **provenance(run.mesh.devices.ravel()))
     run.corpus.tokenizer.save(directory / 'tokenizer')
     generation.write(directory, run.generation)

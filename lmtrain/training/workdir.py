@@ -40,6 +40,7 @@ MAY_CHANGE = (
     (r'sample\..*', 'free'),
     (r'plan\..*', 'free'),
     (r'watchdog\..*', 'free'),
+    (r'policy\.(show_every|evaluate_temperature)', 'free'),
     (r'sdc_check_every', 'free'),
     # Where the data is, and how it is split and written: its fingerprint shows whether it is the same.
     (r'data\.(cache|root|split)|task\.(template|date|labels)', 'free'),

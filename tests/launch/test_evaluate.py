@@ -10,7 +10,7 @@ from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.evaluation import task_run
 from lmtrain.inference import prompting
-from lmtrain.training import load
+from lmtrain.training import load, reward_scores
 
 CHATS = Template(PLAIN, 'plain')
 
@@ -90,7 +90,7 @@ def test_choices_are_a_list_or_a_field(stub, text, choices):
 
 def test_split_is_evaluated_at_the_checkpoint(stub, capsys):
     assert cli.main(['evaluate', '--workdir=w', '--split=test', '--checkpoint=30']) == 0
-    assert stub['split'] == (pathlib.Path('w'), 'test', 30, 0, {})
+    assert stub['split'] == (pathlib.Path('w'), 'test', 30, 0, {}, reward_scores.scorer)
     assert capsys.readouterr().out.startswith('test: ')
 
 

@@ -150,7 +150,7 @@ def test_run_ends_at_the_fifth_skipped_step_in_a_row():
         one.abort, values = abort, []
         one.means = types.SimpleNamespace(add=values.append)
         one.parts = types.SimpleNamespace(config=types.SimpleNamespace(log=types.SimpleNamespace(every_steps=100)))
-        one.log(7, 0.5, {'skipped_in_a_row': np.int32(skipped)}, 'digest', 0.0)
+        one.log(7, 0.5, {'skipped_in_a_row': np.int32(skipped)}, 'digest', 0.0, {})
         return values
 
     assert logged(4) == [{'skipped_in_a_row': 4}]

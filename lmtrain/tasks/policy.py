@@ -1,0 +1,173 @@
+"""Policy gradients on sampled completions: GRPO with its variants, and REINFORCE leave-one-out.
+
+Rows are prompts. `training/rollouts.py` samples completions of them, scores these, and makes the batches: columns of
+'chat', whose loss_mask is 1 at the tokens of the completion, and float32 [B, T] `old_logprob`, `advantages` and, with a
+reference model, `ref_logprob`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmtrain.data.chat import encoding
+from lmtrain.data.chat.conversation import Conversation, check_messages, recognise_format
+from lmtrain.data.chat.template import Template
+from lmtrain.data.examples import Example
+from lmtrain.data.rows import Row, text_of, value_of
+from lmtrain.tasks import text
+from lmtrain.tasks.advantages import estimate_kl, group_relative, leave_one_out
+from lmtrain.tasks.task import Encoded, RowFormat
+
+AGGREGATIONS = ('dapo', 'grpo', 'dr_grpo')
+RATIOS = ('token', 'sequence')
+
+
+def grpo(
+    forward,
+    batch,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_weight: float = 0.0,
+    kl_estimator: str = 'k3',
+    aggregation: str = 'dapo',
+    ratio: str = 'token',
+    max_tokens: int = 1,
+):
+    """The clipped surrogate with advantages relative to a group: GRPO (Shao et al. 2024, arXiv 2402.03300, equation 3).
+
+    -min(w A, clip(w, 1 - clip_low, 1 + clip_high) A) + kl_weight KL for each token, w = p / p_old.
+
+    Args:
+      forward: Batch -> {head: Array}; reads `logprob` [B, T].
+      batch: columns `old_logprob`, `advantages`, `loss_mask` and, if kl_weight is not 0, `ref_logprob`; all float32
+        [B, T]. `segment_ids` divide a row into sequences.
+      clip_high: larger than `clip_low` is clip-higher (DAPO, Yu et al. 2025, arXiv 2503.14476, equation 10).
+      kl_estimator: 'k1' | 'k2' | 'k3', see `advantages.estimate_kl`.
+      aggregation: 'grpo' averages over the tokens of a sequence, then over sequences; 'dapo' over all tokens (arXiv
+        2503.14476, equation 8); 'dr_grpo' sums over tokens, divides by `max_tokens` and averages over sequences (Liu et
+        al. 2025, arXiv 2503.20783, section 3.2).
+      ratio: 'token', or 'sequence': the geometric mean of a sequence's ratios stands for each (GSPO, Zheng et al. 2025,
+        arXiv 2507.18071, equation 7).
+      max_tokens: limit of a completion, for 'dr_grpo'.
+
+    Returns:
+      ({'loss', 'entropy', 'kl' if there is a reference, and what `clipped` logs}, weights), each [B, T]. The entropy is
+      estimated by -log p of the sampled tokens.
+    """
+    logprob, mask = forward(batch)['logprob'], batch['loss_mask']
+    log_ratio = jnp.where(mask > 0, logprob - batch['old_logprob'], 0.0)
+    length = per_sequence(mask, batch)
+    if ratio == 'sequence':
+        log_ratio = per_sequence(log_ratio, batch) / jnp.maximum(length, 1.0)
+    loss, values = clipped(log_ratio, batch['advantages'], clip_low, clip_high)
+    values |= {'entropy': -logprob}
+    if 'ref_logprob' in batch:
+        values['kl'] = kl = reference_kl(logprob, batch, kl_estimator)
+        loss = loss + kl_weight * kl if kl_weight else loss
+    if aggregation == 'dapo':
+        return {'loss': loss} | values, mask
+    # Each sequence weighs 1, whatever its length.
+    loss = loss * length / max_tokens if aggregation == 'dr_grpo' else loss
+    return {'loss': loss} | values, mask / jnp.maximum(length, 1.0)
+
+
+def rloo(forward, batch, *, clip_low: float = 0.2, clip_high: float = 0.2, kl_estimator: str = 'k1'):
+    """REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv 2402.14740, section 2.3): a completion is one action.
+
+    -min(w A, clip(w) A) for each sequence, w the product of its tokens' ratios: at the policy that sampled (w = 1) its
+    gradient is that of -A log p(completion). A penalty for the KL divergence is a part of the reward.
+
+    Arguments and results are those of `grpo`. Every sequence weighs 1.
+    """
+    logprob, mask = forward(batch)['logprob'], batch['loss_mask']
+    log_ratio = per_sequence(jnp.where(mask > 0, logprob - batch['old_logprob'], 0.0), batch)
+    loss, values = clipped(log_ratio, batch['advantages'], clip_low, clip_high)
+    values |= {'entropy': -logprob}
+    if 'ref_logprob' in batch:
+        values['kl'] = reference_kl(logprob, batch, kl_estimator)
+    return {'loss': loss} | values, mask / jnp.maximum(per_sequence(mask, batch), 1.0)
+
+
+def clipped(log_ratio, advantages, clip_low: float, clip_high: float):
+    """(-min(w A, clip(w, 1 - clip_low, 1 + clip_high) A), what is logged of w): PPO's surrogate.
+
+    Schulman et al. 2017, arXiv 1707.06347, equation 7. 'ratio' is w, 'ratio_deviation' |w - 1|, and 'clip_fraction' 1
+    where the clip ends the gradient.
+    """
+    ratio = jnp.exp(log_ratio)
+    limited = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+    loss = -jnp.minimum(ratio * advantages, limited * advantages)
+    ends = (ratio > 1.0 + clip_high) & (advantages > 0) | (ratio < 1.0 - clip_low) & (advantages < 0)
+    values = {'ratio': ratio, 'ratio_deviation': jnp.abs(ratio - 1.0), 'clip_fraction': ends.astype(jnp.float32)}
+    return loss, jax.lax.stop_gradient(values)
+
+
+def reference_kl(logprob, batch, estimator: str):
+    """float32 [B, T]: the estimated KL divergence from the reference at each token of a completion."""
+    log_ratio = jnp.where(batch['loss_mask'] > 0, logprob - batch['ref_logprob'], 0.0)
+    return estimate_kl(log_ratio, estimator, jnp)
+
+
+def per_sequence(x_BT, batch):
+    """[B, T]: at each token the sum of `x_BT` over the tokens of its sequence."""
+    T = x_BT.shape[1]
+    total = jax.vmap(lambda x, ids: jax.ops.segment_sum(x, ids, num_segments=T + 1)[ids])
+    return total(x_BT, batch['segment_ids'])
+
+
+def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
+    """Examples of the prompts and an end token each, which no stream reads: `training/rollouts.py` continues them."""
+    examples, templated = [], False
+    for number, row in enumerate(rows):
+        prompt = _prompt_of(row, form.text)
+        if isinstance(prompt, str):
+            ids = form.tokenizer.encode_prompt(prompt)
+        else:
+            ids, templated = encoding.encode_prompt(prompt, form.tokenizer, form.template), True
+        if form.length.fits(row, len(ids)):
+            ids = ids[-form.length.seq_len :]
+            empty = {'loss_mask': np.zeros(len(ids) + 1, np.float32), 'bytes': np.zeros(len(ids) + 1, np.int32)}
+            examples.append(Example(number, np.array([*ids, form.tokenizer.end_id], np.int32), empty, {}))
+    return Encoded(examples, (), templated)
+
+
+def dialogue(row: Row, text: tuple[str, ...], label: str, template: Template | None) -> Conversation:
+    """The prompt of a row, before an answer that is not known."""
+    prompt = _prompt_of(row, text)
+    if isinstance(prompt, str):
+        return Conversation([], (), (prompt, ''))
+    return Conversation([*prompt, {'role': 'assistant', 'content': ''}], (len(prompt),))
+
+
+def _prompt_of(row: Row, fields: tuple[str, ...]) -> str | list:
+    """The prompt of a row: a text, or the messages before the last answer. Raises InputError naming the row."""
+    if not fields:
+        fields = ('prompt',) if row.fields.get('prompt') is not None else (_field_of_format(row),)
+    if len(fields) > 1 or isinstance(row.fields.get(fields[0]), str):
+        return '\n\n'.join(text_of(row, name) for name in fields)
+    messages = check_messages(value_of(row, fields[0], 'config.task.text'), f'{row.place}: {fields[0]!r}')
+    while len(messages) > 1 and messages[-1]['role'] == 'assistant':
+        messages.pop()
+    return messages
+
+
+def _field_of_format(row: Row) -> str:
+    """The field of the messages, or the instruction, of a row without a field `prompt`."""
+    return {'messages': 'messages', 'sharegpt': 'conversations', 'alpaca': 'instruction'}[recognise_format(row)[0]]
+
+
+TASK = dataclasses.replace(
+    text.TASK,
+    name='policy',
+    columns=('targets', 'loss_mask', 'old_logprob', 'ref_logprob', 'advantages'),
+    losses={'grpo': grpo, 'rloo': rloo},
+    estimators={'grpo': group_relative, 'rloo': leave_one_out},
+    encode=encode,
+    conversations=True,
+    dialogue=dialogue,
+    in_bits=False,
+)

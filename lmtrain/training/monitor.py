@@ -1,0 +1,59 @@
+"""The log of a policy run: figures of its rollouts, and a warning if the policy exploits the reward."""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+ERRORS = 2.0  # standard errors by which the held-out reward must fall below its best
+
+
+class Monitor:
+    """Means of the rollouts' figures since the last line of the log, and the reward at the best held-out result.
+
+    Args:
+      state: numbers that JSON can hold, part of the checkpoint, so that a resumed run writes the same lines.
+    """
+
+    def __init__(self, state: Mapping[str, Any] = MappingProxyType({})):
+        self.state = {'sums': {}, 'shown': {}, 'rewards': [], 'best': None} | dict(state)
+
+    def add(self, values: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """Adds the figures of a rollout, and 'first_ratio': the ratio in its first step, 1 before any update.
+
+        It is 1 plus the mean deviation, since the mean of ones that the step computes may be rounded.
+        """
+        for name, value in {**figures, 'first_ratio': 1.0 + values['ratio_deviation']}.items():
+            total, count = self.state['sums'].get(name, (0.0, 0))
+            self.state['sums'][name] = total + value, count + 1
+        self.state['rewards'].append(figures['reward'])
+
+    def figures(self) -> dict[str, float]:
+        """The means since the last call; those before if no rollout has been added since."""
+        if self.state['sums']:
+            self.state['shown'] = {name: total / count for name, (total, count) in self.state['sums'].items()}
+            self.state['sums'] = {}
+        return self.state['shown']
+
+    def compare(self, results: Mapping[str, float]) -> str:
+        """A warning if the training reward rises while the held-out one falls; '' if it does not.
+
+        Compared are the mean reward of the rollouts since the last call and the results of `rollouts.held_out`, with
+        those at the best held-out reward so far. A fall counts beyond ERRORS standard errors of the difference.
+        """
+        rewards, self.state['rewards'] = self.state['rewards'], []
+        reward = sum(rewards) / len(rewards) if rewards else None
+        best = self.state['best']
+        now = {'reward': reward, 'held_out': results['reward'], 'error': results['reward_error']}
+        if best is None or now['held_out'] >= best['held_out']:
+            self.state['best'] = now
+            return ''
+        if best['reward'] is None:  # measured before the first rollout
+            best['reward'] = reward
+        margin = ERRORS * math.hypot(best['error'], now['error'])
+        if reward is None or reward <= best['reward'] or best['held_out'] - now['held_out'] <= margin:
+            return ''
+        return (
+            f'the reward rises ({best["reward"]:.3f} to {reward:.3f}) while that of held-out prompts falls '
+            f'({best["held_out"]:.3f} to {now["held_out"]:.3f}): the policy may exploit the reward'
+        )

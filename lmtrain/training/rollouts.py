@@ -1,0 +1,336 @@
+"""Rollouts: the batches of a policy run, which the model itself samples.
+
+    prompts of the rollout        a function of seed and step
+         | sample                 completions, a function of seed, step and parameters
+         | score                  rewards; log-probabilities of trainer and reference, by the forward pass of the step
+         | estimate               advantages of all tokens
+         v
+    columns [N, T]  ->  policy.epochs x N / data.batch_size steps of the optimizer, each epoch in another order
+
+A checkpoint never divides the steps of a rollout, so a resumed run samples the same completions again.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lmtrain import rewards, tree
+from lmtrain.data import hash_rng
+from lmtrain.data.rows import Row
+from lmtrain.errors import InputError
+from lmtrain.inference import sample
+from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.parallel import collectives
+from lmtrain.runtime import faults
+from lmtrain.tasks.advantages import Sampled
+from lmtrain.tasks.task import with_settings
+from lmtrain.training import rollout_batch, samples
+from lmtrain.training.run import Run
+
+KL_STEP, KL_LIMIT = 0.1, 0.2  # of the controller of the KL weight, Ziegler et al. 2019, arXiv 1909.08593, section 2.2
+
+
+class Prompts(NamedTuple):
+    """The prompts of a split: their ids, their texts, and the rows that they are from."""
+
+    ids: list[list[int]]
+    texts: list[str]
+    rows: list[Row]
+
+    def at(self, indices: Sequence[int]) -> 'Prompts':
+        """The prompts with these indices."""
+        return Prompts(*([column[index] for index in indices] for column in self))
+
+
+class Completions(NamedTuple):
+    """N completions with their rewards, those of a prompt together.
+
+    Attributes:
+      tokens: int32 [N, L], with the end token. lengths: int32 [N].
+      ended: bool [N], whether the end token was drawn.
+      texts: of the completions.
+      rewards: float32 [N]. parts: {name of a part of the reward: float32 [N]}.
+      failures: {reason: number of completions that could not be scored}.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    ended: np.ndarray
+    texts: list[str]
+    rewards: np.ndarray
+    parts: dict[str, np.ndarray]
+    failures: dict[str, int]
+
+    def figures(self) -> dict[str, float]:
+        """Means for the log: reward and its parts, length, share ended, failures."""
+        parts = {f'reward_{name}': float(np.mean(values)) for name, values in self.parts.items()}
+        parts = parts if len(parts) > 1 else {}
+        figures = {'reward': float(np.mean(self.rewards)), 'reward_std': float(np.std(self.rewards)), **parts}
+        figures |= {'length': float(np.mean(self.lengths)), 'ended': float(np.mean(self.ended))}
+        return figures | ({'reward_failures': sum(self.failures.values())} if self.failures else {})
+
+
+def prompts_of(run: Run, split: str) -> Prompts:
+    """The prompts of a split, in the order of its rows."""
+    examples, tokenizer = run.corpus.examples[split], run.corpus.tokenizer
+    bounds = zip(examples.begins[:-1].tolist(), examples.begins[1:].tolist(), strict=True)
+    ids = [examples.tokens[begin : end - 1].tolist() for begin, end in bounds]  # without the end token
+    rows = [run.corpus.rows[split][source] for source in examples.source.tolist()]
+    return Prompts(ids, [tokenizer.decode(each[1:]) for each in ids], rows)
+
+
+def check(run: Run) -> None:
+    """Raises InputError if prompts and completions do not fit the rows of a batch, or the model cannot sample here."""
+    config = run.config
+    # The scores of a reward model, which is not opened yet, need no field of the rows.
+    with rewards.build(config.reward, root=config.data.root, open_model=lambda folder: None) as reward:
+        for rows in run.corpus.rows.values():
+            reward.check(rows)
+    if jax.process_count() > 1:
+        raise InputError('a policy is trained in one process: rewards are computed where all completions are')
+    if config.policy.temperature != 1 and run.model.logit_softcap:
+        raise InputError(
+            f'policy.temperature = {config.policy.temperature} with model.logit_softcap = {run.model.logit_softcap}: '
+            'such a model is sampled at temperature 1'
+        )
+    longest = max(len(ids) for split in ('train', 'validation') for ids in prompts_of(run, split).ids)
+    needed = longest + config.policy.max_tokens - 1
+    virtual = num_virtual_tokens(run.initial.member_shapes.params)
+    if needed > config.data.seq_len:
+        raise InputError(
+            f'data.seq_len = {config.data.seq_len}: the longest prompt has {longest} tokens and policy.max_tokens = '
+            f'{config.policy.max_tokens}: set data.seq_len to {needed}, or policy.max_tokens lower'
+        )
+    if config.data.seq_len + virtual > run.model.max_len:
+        raise InputError(f'data.seq_len = {config.data.seq_len}: the context of the base is {run.model.max_len}')
+
+
+class Sampler:
+    """Samples completions of prompts with the parameters of a run, and scores them."""
+
+    def __init__(self, run: Run, open_model: Callable | None = None):
+        """Builds the reward of config.reward, see `rewards.build`. Raises InputError naming the field."""
+        self.run = run
+        self.reward = rewards.build(run.config.reward, root=run.config.data.root, open_model=open_model)
+
+    def close(self) -> None:
+        """Ends the processes of the reward."""
+        self.reward.close()
+
+    def __call__(self, params, prompts: Prompts, count: int, temperature: float, seed: int) -> Completions:
+        """`count` completions of each prompt, scored."""
+        run, tokenizer = self.run, self.run.corpus.tokenizer
+        tokens, lengths, ended = simple_rollout(
+            run.model,
+            params,
+            prompts.ids,
+            samples=count,
+            max_tokens=run.config.policy.max_tokens,
+            temperature=temperature,
+            seed=seed,
+            end_ids=run.generation['eos_token_id'],
+            vocab_size=tokenizer.vocab_size,
+            absent=tokenizer.absent,
+        )
+        every = prompts.at([index for index in range(len(prompts.ids)) for _ in range(count)])
+        texts = [
+            samples.continuation(tokenizer, ids, row[: length - end].tolist(), chats=True)
+            for ids, row, length, end in zip(every.ids, tokens, lengths, ended.astype(int), strict=True)
+        ]
+        scored = self.reward(every.texts, texts, [row.fields for row in every.rows])
+        return Completions(tokens, lengths, ended, texts, *scored)
+
+
+class Rollouts:
+    """The batches of a policy run. Like `data.Prefetch`, except that a rollout needs the state.
+
+    Attributes:
+      waited: seconds spent on rollouts so far.
+      figures: of the last rollout, for the log.
+      state: numbers that a resumed run needs, for the checkpoint.
+    """
+
+    def __init__(self, sampler: Sampler, start: int, place: Callable, state: dict, show: Callable[..., None]):
+        """show: called with (step, Prompts, Completions) after each rollout. The others are those of Prefetch."""
+        self.run = run = sampler.run
+        self.sample, self.step, self.place, self.show = sampler, start, place, show
+        self.state = {'kl_weight': run.config.objective.kl_weight} | state
+        self.prompts, self.score = prompts_of(run, 'train'), scorer(run)
+        self.reference = reference(run) if rollout_batch.has_reference(run) else None
+        self.waited, self.figures, self._columns = 0.0, {}, None
+
+    def take(self, state) -> tuple[int, Any]:
+        """(step, place(batch)) of the next step; begins with a rollout if the last one is used up."""
+        config, step = self.run.config, self.step
+        number, index = divmod(step, self.run.steps_per_rollout)
+        if self._columns is None or index == 0:
+            begun = time.monotonic()
+            self._columns = self._rollout(state, number)
+            self.waited += time.monotonic() - begun
+        size, batch_size = len(self._columns['tokens']), config.data.batch_size
+        epoch, first = divmod(index * batch_size, size)
+        order = hash_rng.permutation(size, config.seed, hash_rng.MINIBATCH, number, epoch)
+        rows = order[first : first + batch_size]
+        batch = {name: column[rows] for name, column in self._columns.items()}
+        self.step += 1
+        return step, self.place(batch | {'row': np.arange(batch_size, dtype=np.int32)})
+
+    def close(self) -> None:
+        """Nothing runs in the background."""
+
+    def _rollout(self, state, number: int) -> dict[str, np.ndarray]:
+        """The columns of the completions of rollout `number`; sets the figures."""
+        config, policy = self.run.config, self.run.config.policy
+        prompts = self.prompts.at(chosen(len(self.prompts.ids), policy.prompts, config.seed, number))
+        seed = int(hash_rng.random_bits(config.seed, hash_rng.ROLLOUT, number) >> np.uint64(32))
+        completions = self.sample(state.params, prompts, policy.samples, policy.temperature, seed)
+        faults.inject(faults.ROLLOUT, self.step + 1)
+        columns = rollout_batch.columns(prompts.ids, completions.tokens, completions.lengths, config.data.seq_len)
+        if policy.temperature != 1:
+            columns['temperature'] = np.full(len(columns['tokens']), policy.temperature, np.float32)
+        figures = completions.figures()
+        columns |= self._scores(state, columns)
+        self._credit(columns, completions, figures)
+        self.figures = figures
+        self.show(self.step, prompts, completions)
+        return columns
+
+    def _scores(self, state, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """{'old_logprob', 'old_values' with a value head, 'ref_logprob' with a reference}, [N, T], 0 in the rest."""
+        own, names = (
+            self._each(state.params, columns),
+            {'logprob': 'old_logprob', self.run.task.added_head: 'old_values'},
+        )
+        scores = {names[output]: x for output, x in own.items()}
+        if self.reference:
+            scores['ref_logprob'] = self._each(self.reference(state), columns)['logprob']
+        return {name: np.where(columns['loss_mask'] > 0, x, np.float32(0)) for name, x in scores.items()}
+
+    def _each(self, params, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """{output of `scorer`: [N, T]} for all rows, in batches."""
+        size = self.run.config.data.batch_size
+        parts = []
+        for first in range(0, len(columns['tokens']), size):
+            batch = {name: column[first : first + size] for name, column in columns.items()}
+            batch['row'] = np.arange(size, dtype=np.int32)
+            parts.append(jax.device_get(self.score(params, self.place(batch)[0])))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _credit(self, columns: dict[str, np.ndarray], completions: Completions, figures: dict[str, float]) -> None:
+        """Adds advantages (and returns) to the columns, and removes what is not learned from their loss_mask."""
+        config, policy = self.run.config, self.run.config.policy
+        settings = config.objective.to_dict() | policy.to_dict() | {'kl_weight': self.state['kl_weight']}
+        reward = completions.rewards - (policy.penalty * ~completions.ended if policy.truncated == 'penalty' else 0.0)
+        sampled = Sampled(
+            reward.astype(np.float64),
+            columns['loss_mask'],
+            policy.samples,
+            columns['old_logprob'],
+            columns.get('ref_logprob'),
+            columns.get('old_values'),
+        )
+        credit = with_settings(self.run.task.estimator(config.objective.name), settings)(sampled)
+        columns |= {name: x.astype(np.float32) for name, x in credit.columns.items()}
+        used = credit.used & (completions.ended if policy.truncated == 'mask' else True)
+        figures['no_signal'] = float(1.0 - np.mean(credit.used))
+        if self.reference:
+            kl = np.sum(columns['old_logprob'] - columns['ref_logprob'], dtype=np.float64) / len(used)
+            figures |= {'rollout_kl': float(kl), 'kl_weight': self.state['kl_weight']}
+            self.state['kl_weight'] = adapted(self.state['kl_weight'], kl, policy.kl_target)
+        columns['loss_mask'] = columns['loss_mask'] * used[:, None].astype(np.float32)
+
+
+def chosen(count: int, size: int, seed: int, number: int) -> list[int]:
+    """The indices of the prompts of rollout `number`: all `count` once in each pass, every pass in another order."""
+    turn, place = np.divmod(np.arange(number * size, (number + 1) * size), count)
+    orders = {each: hash_rng.permutation(count, seed, hash_rng.SHUFFLE, each) for each in np.unique(turn).tolist()}
+    return [int(orders[each][at]) for each, at in zip(turn.tolist(), place.tolist(), strict=True)]
+
+
+def adapted(weight: float, kl: float, target: float) -> float:
+    """The KL weight for the next rollout: weight (1 + 0.1 clip(kl / target - 1, -0.2, 0.2)); target 0 is fixed.
+
+    Ziegler et al. 2019, arXiv 1909.08593, section 2.2.
+
+    >>> adapted(1.0, kl=12.0, target=10.0), adapted(1.0, kl=11.0, target=10.0), adapted(1.0, kl=11.0, target=0.0)
+    (1.02, 1.01, 1.0)
+    """
+    return weight * (1.0 + KL_STEP * min(max(kl / target - 1.0, -KL_LIMIT), KL_LIMIT)) if target else weight
+
+
+def scorer(run: Run) -> Callable:
+    """The jitted function (params, batch) -> {'logprob', and 'value' if there is such a head}, float32 [B, T]."""
+
+    def forward(params, batch, hooks):
+        outputs = run.model.apply({'params': params}, batch, hooks=hooks)
+        head = run.task.added_head
+        values = {head: outputs[head][..., 0]} if head in outputs else {}
+        return {'logprob': outputs['logprob']} | values
+
+    return jax.jit(collectives.shard_forward(run.mesh, run.specs, run.model.dtype, forward))
+
+
+def reference(run: Run) -> Callable:
+    """The function state -> parameters of the base: the frozen leaves, and a copy of those that are trained.
+
+    No copy exists if only added leaves are trained: the reference is the base with the adapter off.
+    """
+    initial = run.initial
+    copy = {} if initial.only_added else initial.reference_params(initial.on_mesh(lambda state: state.trainable))
+    return lambda state: tree.join(initial.reference_params(state.frozen), copy)
+
+
+def held_out(sampler: Sampler, split: str, max_batches: int = 0) -> Callable:
+    """The function (params, stopped) -> results: the mean reward on the prompts of a split; None if it was stopped.
+
+    Args:
+      max_batches: at most so many times data.batch_size prompts, a fixed random sample; 0 is all.
+
+    Returns:
+      {'loss': minus the mean reward, 'reward', its parts, 'length', 'ended', 'reward_error': standard error of the
+      mean, 'targets': number of prompts}.
+    """
+    run, policy = sampler.run, sampler.run.config.policy
+    prompts = prompts_of(run, split)
+    limit, size = max_batches * run.config.data.batch_size, policy.prompts * policy.samples
+    if 0 < limit < len(prompts.ids):
+        prompts = prompts.at(hash_rng.permutation(len(prompts.ids), hash_rng.SAMPLE)[:limit].tolist())
+
+    def measure(params, stopped=lambda: False) -> dict[str, float] | None:
+        parts = []
+        for first in range(0, len(prompts.ids), size):
+            if stopped():
+                return None
+            some = prompts.at(range(first, min(first + size, len(prompts.ids))))
+            parts.append(sampler(params, some, 1, policy.evaluate_temperature, run.config.seed))
+        weights = [len(part.rewards) / len(prompts.ids) for part in parts]
+        each = [part.figures() for part in parts]
+        means = {name: float(sum(w * own[name] for w, own in zip(weights, each, strict=True))) for name in each[0]}
+        deviation = float(np.std(np.concatenate([part.rewards for part in parts])))
+        del means['reward_std']  # of all prompts it is in the error
+        error = deviation / len(prompts.ids) ** 0.5
+        return {'loss': -means['reward'], **means, 'reward_error': error, 'targets': len(prompts.ids)}
+
+    return measure
+
+
+# --- stand-ins
+
+
+def simple_rollout(model, params, prompts, *, samples, end_ids, max_tokens, **settings):
+    """(tokens int32 [N, L], lengths [N], ended [N])."""
+    every = [prompt for prompt in prompts for _ in range(samples)]
+    settings |= {'top_k': 0, 'top_p': 1.0}
+    texts = sample.generate(model, params, every, max_tokens=max_tokens, end_ids=end_ids, **settings)
+    tokens = np.zeros((len(every), max_tokens), np.int32)
+    ended = np.array([text.finish_reason == 'stop' for text in texts])
+    lengths = np.array([len(text.ids) for text in texts])
+    for row, text in enumerate(texts):
+        tokens[row, : lengths[row]] = text.ids
+        if ended[row] and lengths[row] < max_tokens:
+            tokens[row, lengths[row]] = end_ids[0]
+    ended &= lengths < max_tokens
+    return tokens, lengths + ended, ended

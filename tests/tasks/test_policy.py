@@ -1,0 +1,186 @@
+"""Policy losses: TRL's trajectories, and that padding, packing and the division of a batch change nothing."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmtrain.tasks import TASKS, ppo
+from lmtrain.tasks.advantages import Sampled, group_relative, leave_one_out
+from lmtrain.tasks.policy import grpo, rloo
+
+GOLDENS = json.loads((pathlib.Path(__file__).parent / 'policy_goldens.json').read_text(encoding='utf-8'))
+INPUTS = {name: np.array(x, np.float32) for name, x in GOLDENS['inputs'].items()}
+
+
+def sums(loss, logprob, batch, **settings):
+    """The step's reduction, ({name: sum}, weight)."""
+    values, weights = loss(lambda batch: {'logprob': logprob, 'value': 0.3 * logprob[..., None]}, batch, **settings)
+    return {name: jnp.sum(x * weights) for name, x in values.items()}, jnp.sum(weights)
+
+
+def mean(loss, logprob, batch, **settings):
+    values, weight = sums(loss, logprob, batch, **settings)
+    return values['loss'] / weight
+
+
+def batch_of(advantages, columns=('old_logprob', 'ref_logprob')):
+    batch = {name: INPUTS[name] for name in columns} | {'loss_mask': INPUTS['mask'], 'advantages': advantages}
+    return batch | {'segment_ids': np.ones(INPUTS['mask'].shape, np.int32)}
+
+
+def sampled():
+    mask, old, ref = INPUTS['mask'], INPUTS['old_logprob'], INPUTS['ref_logprob']
+    return Sampled(INPUTS['rewards'], mask, GOLDENS['samples'], old, ref)
+
+
+def check_trajectory(golden, loss, credit, **settings):
+    advantages = credit.columns['advantages'].astype(np.float32)
+    np.testing.assert_allclose(advantages[:, 0], golden['advantages'], rtol=1e-5, atol=1e-6)
+    batch = batch_of(advantages)
+    step = jax.jit(jax.value_and_grad(lambda logprob: mean(loss, logprob, batch, **settings)))
+    logprob, losses = INPUTS['logprob'], []
+    for number in range(len(golden['loss'])):
+        value, gradient = step(logprob)
+        if number == 0:
+            np.testing.assert_allclose(gradient, golden['gradient'], atol=1e-5)
+        losses.append(float(value))
+        logprob = logprob - GOLDENS['rate'] * gradient
+    np.testing.assert_allclose(losses, golden['loss'], atol=1e-5)
+
+
+@pytest.mark.parametrize('name', GOLDENS['cases'])
+def test_grpo_has_the_trajectory_of_trl(name):
+    golden = GOLDENS['cases'][name]
+    settings = dict(golden['settings'])
+    settings |= {'kl_weight': settings.pop('beta'), 'max_tokens': GOLDENS['max_tokens']}
+    check_trajectory(golden, grpo, group_relative(sampled()), **settings)
+
+
+@pytest.mark.parametrize('weight', GOLDENS['rloo'])
+def test_rloo_has_the_trajectory_of_trl(weight):
+    credit = leave_one_out(sampled(), kl_weight=float(weight), kl_estimator='k1')
+    check_trajectory(GOLDENS['rloo'][weight], rloo, credit, clip_low=0.2, clip_high=0.28)
+
+
+# --- the reduction of the step
+
+
+LOSSES = {
+    'grpo': functools.partial(grpo, aggregation='grpo', kl_weight=0.1),
+    'dapo': functools.partial(grpo, aggregation='dapo', kl_weight=0.1, kl_estimator='k2'),
+    'dr_grpo': functools.partial(grpo, aggregation='dr_grpo', max_tokens=9),
+    'sequence': functools.partial(grpo, ratio='sequence', aggregation='grpo'),
+    'rloo': rloo,
+    'ppo': functools.partial(ppo.loss, value_clip=0.1, value_weight=0.5),
+}
+
+
+def wide(pad_left=0, pad_right=0):
+    """(logprob, batch) whose columns have junk outside of the completions."""
+    rng = np.random.default_rng(1)
+    batch = batch_of(rng.normal(size=INPUTS['mask'].shape).astype(np.float32))
+    batch |= {'returns': rng.normal(size=INPUTS['mask'].shape).astype(np.float32)}
+    batch |= {'old_values': rng.normal(size=INPUTS['mask'].shape).astype(np.float32)}
+
+    def padded(x, filling):
+        return np.pad(x, ((0, 0), (pad_left, pad_right)), constant_values=filling)
+
+    filling = {'loss_mask': 0, 'segment_ids': 0, 'old_logprob': -9, 'ref_logprob': -0.5}
+    return padded(INPUTS['logprob'], -3), {name: padded(x, filling.get(name, 2)) for name, x in batch.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def reduced(name, logprob, batch):
+    return jax.value_and_grad(lambda x: mean(LOSSES[name], x, batch))(logprob)
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_padding_on_either_side_changes_nothing(name):
+    logprob, batch = wide()
+    value, gradient = reduced(name, logprob, batch)
+    padded_value, padded_gradient = reduced(name, *wide(3, 4))
+    np.testing.assert_allclose(padded_value, value, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(padded_gradient[:, 3:-4], gradient, atol=1e-6)
+    assert not padded_gradient[:, :3].any() and not padded_gradient[:, -4:].any() and abs(float(value)) > 1e-3
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_packing_changes_nothing(name):
+    """Row i and row i + 4 become one row of two sequences."""
+    logprob, batch = wide()
+    packed = {column: np.concatenate([x[:4], x[4:]], axis=1) for column, x in batch.items()}
+    packed['segment_ids'] = np.concatenate([batch['segment_ids'][:4], 1 + batch['segment_ids'][4:]], axis=1)
+    value, gradient = reduced(name, logprob, batch)
+    packed_value, packed_gradient = reduced(name, np.concatenate([logprob[:4], logprob[4:]], axis=1), packed)
+    np.testing.assert_allclose(packed_value, value, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(np.concatenate(np.split(np.asarray(packed_gradient), 2, axis=1)), gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_division_into_micro_batches_changes_nothing(name):
+    logprob, batch = wide()
+    whole, weight = sums(LOSSES[name], logprob, batch)
+    for parts in (2, 4):
+        each = [
+            sums(LOSSES[name], logprob[part::parts], {column: x[part::parts] for column, x in batch.items()})
+            for part in range(parts)
+        ]
+        np.testing.assert_allclose(sum(w for _, w in each), weight, rtol=1e-6)
+        for key in whole:
+            np.testing.assert_allclose(sum(values[key] for values, _ in each), whole[key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_completions_that_are_not_used_change_nothing(name):
+    """A row without a mask weighs nothing, whatever its columns have."""
+    logprob, batch = wide()
+    value, _ = reduced(name, logprob[:6], {column: x[:6] for column, x in batch.items()})
+    batch['loss_mask'] = np.where(np.arange(8)[:, None] < 6, batch['loss_mask'], 0)
+    unused, gradient = reduced(name, logprob, batch)
+    np.testing.assert_allclose(unused, value, rtol=1e-6, atol=1e-7)
+    assert not gradient[6:].any()
+
+
+def test_policy_that_sampled_has_ratio_one_and_the_gradient_of_reinforce():
+    logprob, batch = wide()
+    batch['old_logprob'] = logprob
+    batch['advantages'] = np.repeat(batch['advantages'][:, :1], logprob.shape[1], axis=1)
+    for name in LOSSES:
+        values, _ = sums(LOSSES[name], logprob, batch)
+        assert float(values['ratio_deviation']) == 0.0 and float(values['clip_fraction']) == 0.0
+    _, gradient = jax.jit(jax.value_and_grad(lambda x: mean(rloo, x, batch)))(logprob)
+    np.testing.assert_allclose(gradient, -batch['advantages'] * batch['loss_mask'] / len(logprob), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'advantage, ratio, moves', [(1, 1.5, False), (1, 0.5, True), (-1, 0.5, False), (-1, 1.5, True)]
+)
+def test_clip_ends_the_gradient_only_where_the_objective_would_go_on(advantage, ratio, moves):
+    batch = {'old_logprob': np.full((1, 1), -1.0, np.float32), 'loss_mask': np.ones((1, 1), np.float32)}
+    batch |= {'advantages': np.full((1, 1), advantage, np.float32), 'segment_ids': np.ones((1, 1), np.int32)}
+    logprob = np.full((1, 1), -1.0 + np.log(ratio), np.float32)
+    gradient = jax.grad(lambda x: mean(grpo, x, batch))(logprob)
+    assert bool(gradient.any()) == moves
+    values, _ = grpo(lambda batch: {'logprob': logprob}, batch)
+    assert float(values['clip_fraction'][0, 0]) == (not moves)
+
+
+def test_value_loss_is_the_larger_of_two_errors():
+    """V = -0.3, clipped to V_old - 0.1 = 0.4: with return 1 max(1.3^2, 0.6^2) / 2, with -1 max(0.7^2, 1.4^2) / 2."""
+    one = np.ones((1, 2), np.float32)
+    batch = {'old_logprob': -one, 'loss_mask': one, 'advantages': 0 * one, 'segment_ids': np.ones((1, 2), np.int32)}
+    batch |= {'returns': np.array([[1, -1]], np.float32), 'old_values': 0.5 * one}
+    values, _ = LOSSES['ppo'](lambda batch: {'logprob': -one, 'value': -0.3 * one[..., None]}, batch)
+    np.testing.assert_allclose(values['value_loss'][0], [1.3**2 / 2, 1.4**2 / 2], rtol=1e-6)
+    np.testing.assert_allclose(values['loss'], 0.5 * values['value_loss'], rtol=1e-6)
+
+
+def test_every_objective_has_an_estimator():
+    for task in TASKS.values():
+        assert task.on_policy == bool(task.estimators)
+        assert not task.on_policy or task.estimators.keys() == task.losses.keys()

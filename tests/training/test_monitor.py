@@ -1,0 +1,53 @@
+"""The monitor of a policy run: means per line of the log, and the warning about an exploited reward."""
+
+import json
+
+import pytest
+
+from lmtrain.training.monitor import Monitor
+
+
+def results(reward, error=0.01):
+    return {'reward': reward, 'reward_error': error}
+
+
+def after(monitor, *rewards):
+    for reward in rewards:
+        monitor.add({'ratio_deviation': 0.0}, {'reward': reward})
+    return monitor
+
+
+def test_line_has_the_means_of_the_rollouts_since_the_previous_one():
+    monitor = after(Monitor(), 0.25, 0.75)
+    monitor.add({'ratio_deviation': 0.0}, {'reward': 2.0, 'length': 8.0})
+    assert monitor.figures() == {'reward': 1.0, 'first_ratio': 1.0, 'length': 8.0}
+    assert monitor.figures() == {'reward': 1.0, 'first_ratio': 1.0, 'length': 8.0}  # no rollout since
+    assert after(monitor, 0.5).figures() == {'reward': 0.5, 'first_ratio': 1.0}
+
+
+def test_state_survives_json():
+    monitor, whole = after(Monitor(), 0.25), after(Monitor(), 0.25, 0.75)
+    resumed = after(Monitor(json.loads(json.dumps(monitor.state))), 0.75)
+    assert resumed.figures() == whole.figures() and json.dumps(resumed.state) == json.dumps(whole.state)
+
+
+@pytest.mark.parametrize(
+    'reward, held_out, warns',
+    [(0.9, 0.4, True), (0.9, 0.49, False), (0.5, 0.4, False), (0.9, 0.6, False)],
+    ids=['rises, falls', 'rises, falls within the error', 'does not rise', 'both rise'],
+)
+def test_warning_if_the_reward_rises_while_the_held_out_one_falls(reward, held_out, warns):
+    monitor = after(Monitor(), 0.5, 0.7)
+    assert monitor.compare(results(0.5)) == ''
+    warning = after(monitor, reward).compare(results(held_out))
+    expected = (
+        f'the reward rises (0.600 to {reward:.3f}) while that of held-out prompts falls (0.500 to {held_out:.3f})'
+    )
+    assert warning.startswith(expected) if warns else not warning
+
+
+def test_best_is_compared_and_not_the_last():
+    monitor = Monitor()
+    assert monitor.compare(results(0.9)) == ''  # before the first rollout
+    assert after(monitor, 0.5).compare(results(0.8)) == ''  # the first reward is the one to compare with
+    assert 'exploit' in after(monitor, 0.6).compare(results(0.85))

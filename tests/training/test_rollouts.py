@@ -1,0 +1,237 @@
+"""A policy run from its prompts to its report: its columns, its log, its reference, and how it resumes."""
+
+import contextlib
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lmtrain
+from configs import grpo, tiny
+from lmtrain import tree
+from lmtrain.errors import InputError
+from lmtrain.parallel import sharding
+from lmtrain.training import init_from, rollouts
+from lmtrain.training.build import build
+from lmtrain.training.resolve import resolve
+
+REWARD = (
+    'def reward(prompts, completions):\n    return [sum(c in "0123456789" for c in text) for text in completions]\n'
+)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder with rows, a reward that counts digits, and `sft`, a run that was trained on the rows for a moment."""
+    root = tmp_path_factory.mktemp('policy')
+    rows = [{'prompt': f'say {n}:', 'completion': f'{n * 37}', 'answer': str(n)} for n in range(1, 41)]
+    (root / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+    (root / 'reward.py').write_text(REWARD, encoding='utf-8')
+    config = tiny.get_config()
+    config.data.update(root=str(root), cache=str(root / 'cache'), seq_len=24, batch_size=16)
+    config.task.update(name='chat', train=('rows.jsonl',), validation=('rows.jsonl',), test=('rows.jsonl',))
+    config.model.update(num_layers=1, width=32, num_heads=2)
+    config.optimizer.learning_rate, config.budget.steps, config.sample.prompts = 0.02, 30, ()
+    config.log.tensorboard = False
+    lmtrain.train(config, root / 'sft')
+    return root
+
+
+@pytest.fixture
+def config(folder):
+    """A config of four rollouts with four steps each."""
+    config = grpo.get_config()
+    config.data.update(root=str(folder), cache=str(folder / 'cache'), seq_len=16, batch_size=8)
+    config.task.update(train=('rows.jsonl',), validation=('rows.jsonl',), test=('rows.jsonl',))
+    config.init.base = str(folder / 'sft')
+    config.reward.update(verifier='', file='reward.py')
+    config.policy.update(prompts=4, samples=4, max_tokens=6, epochs=2, show_every=2)
+    config.objective.kl_weight, config.optimizer.learning_rate = 0.02, 0.003
+    config.budget.steps, config.log.every_steps, config.log.tensorboard = 16, 1, False
+    config.evaluate.every_steps = config.checkpoint.every_steps = 8
+    return config
+
+
+def lines(workdir, name='metrics'):
+    return [json.loads(line) for line in (workdir / f'{name}.jsonl').read_text(encoding='utf-8').splitlines()]
+
+
+def built(config, data=1, fsdp=1, tensor=1):
+    config.mesh.update(data=data, fsdp=fsdp, tensor=tensor)
+    return build(*resolve(config), jax.devices()[: data * fsdp * tensor])
+
+
+@pytest.fixture(scope='module')
+def whole(folder, request):
+    """{task: the folder of a run that nothing interrupted}."""
+    return {}
+
+
+def trained(config, whole, folder, task):
+    if task not in whole:
+        config.task.name = task
+        lmtrain.train(config, folder / task)
+        whole[task] = folder / task
+    return whole[task]
+
+
+@pytest.mark.parametrize('task', ['policy', 'ppo'])
+def test_run_learns_and_logs(config, whole, folder, task, capsys):
+    workdir = trained(config, whole, folder, task)
+    steps = [line for line in lines(workdir) if 'loss' in line]
+    assert all(line['first_ratio'] == 1.0 for line in steps)
+    assert [line['ratio_deviation'] == 0.0 for line in steps] == [True, False, False, False] * 4
+    assert steps[0]['kl'] == 0.0 and steps[-1]['kl'] > 0.0 and steps[0]['entropy'] > 0.0
+    assert steps[-1]['reward'] > steps[0]['reward']
+    assert {'reward_std', 'length', 'ended', 'no_signal', 'rollout_kl', 'kl_weight'} <= steps[0].keys()
+    assert lines(workdir, 'timings')[-1].keys() >= {'rollout_seconds', 'training_seconds'}
+    held_out = {line['step']: line['validation_reward'] for line in lines(workdir) if 'validation_reward' in line}
+    assert list(held_out) == [0, 8, 16] and held_out[16] > held_out[0]
+    results = json.loads((workdir / 'results.json').read_text(encoding='utf-8'))
+    assert results['validation']['reward'] == held_out[16] and results['cost']['rollout_seconds'] > 0
+    shown = capsys.readouterr().out
+    if shown:
+        assert 'reference' in shown and 'completion' in shown
+        assert max(len(line) for line in shown.splitlines() if 'tok/s' not in line and str(folder) not in line) <= 80
+    samples = lines(workdir, 'completions')
+    assert [line['step'] for line in samples] == [1] * 4 + [9] * 4
+    assert samples[0]['prompt'].startswith('say ') and '## Completions' in (workdir / 'report.md').read_text('utf-8')
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize('task', ['policy', 'ppo'])
+@pytest.mark.parametrize('fault', ['in_rollout@13', 'raise@15', 'in_rollout@5'])
+def test_run_killed_in_a_rollout_or_its_epochs_resumes_bit_identically(config, whole, folder, task, fault, monkeypatch):
+    expected = trained(config.copy_and_resolve_references(), whole, folder, task)
+    workdir = folder / f'{task}-{fault}'
+    config.task.name = task
+
+    def kill(process, number):
+        assert (process, number) == (os.getpid(), signal.SIGKILL)
+        raise Killed
+
+    monkeypatch.setattr(os, 'kill', kill)
+    monkeypatch.setenv('LMTRAIN_FAULT', fault)
+    with pytest.raises((Killed, AssertionError)):
+        lmtrain.train(config, workdir)
+    monkeypatch.delenv('LMTRAIN_FAULT')
+    lmtrain.train(config, workdir)
+    assert lines(workdir) == lines(expected) and lines(workdir, 'completions') == lines(expected, 'completions')
+    one, other = (lmtrain.load(each).params for each in (workdir, expected))
+    assert all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
+def test_signal_is_obeyed_between_two_rollouts(config, folder, monkeypatch):
+    """A signal during the epochs of the first rollout: the run is saved after them, and resumes."""
+    from lmtrain.runtime import lifecycle
+    from lmtrain.training import loop
+
+    log = loop.Loop.log
+
+    def logged(self, step, *rest):
+        if step == 2:
+            self.signals.received = 'SIGTERM'
+        return log(self, step, *rest)
+
+    monkeypatch.setattr(loop.Loop, 'log', logged)
+    with pytest.raises(lifecycle.RunEnded, match='step 4 is saved'):
+        lmtrain.train(config, folder / 'signal')
+
+
+def test_rollout_is_a_function_of_seed_and_number():
+    first = [rollouts.chosen(10, 4, seed=3, number=number) for number in range(5)]
+    assert sorted(sum(first, [])) == sorted(list(range(10)) * 2)
+    assert first == [rollouts.chosen(10, 4, seed=3, number=number) for number in range(5)]
+    assert first != [rollouts.chosen(10, 4, seed=4, number=number) for number in range(5)]
+
+
+# --- the reference
+
+
+def test_reference_of_an_adapter_is_the_base_without_a_copy(config):
+    config.adapt.method = 'lora'
+    run = built(config)
+    state = run.initial.on_mesh()
+    base, frozen = tree.flatten(rollouts.reference(run)(state)), tree.flatten(state.frozen)
+    assert base and all(leaf is frozen[path] for path, leaf in base.items())
+    assert not any('lora' in path for path in base)
+
+
+def test_reference_of_full_fine_tuning_is_a_copy_of_the_base(config, folder):
+    run = built(config)
+    reference, state = rollouts.reference(run), run.initial.on_mesh()
+    changed = state.replace(trainable=jax.tree.map(lambda leaf: leaf + 1, state.trainable))
+    base = init_from.open_run(folder / 'sft')
+    expected = base.load(lambda path, leaf: jnp.asarray(leaf))
+    got = reference(changed)
+    assert all(map(np.array_equal, jax.tree.leaves(got), jax.tree.leaves(expected)))
+
+
+def test_full_fine_tuning_without_a_kl_weight_has_no_reference(config, capsys, tmp_path):
+    config.objective.kl_weight, config.budget.steps = 0.0, 4
+    lmtrain.train(config, tmp_path / 'run')
+    assert 'none, since objective.kl_weight = 0' in ' '.join(capsys.readouterr().out.split())
+    assert not any('kl' in line for line in lines(tmp_path / 'run'))
+
+
+def test_policy_with_lora_has_the_arguments_of_sft_with_lora(config, folder):
+    """Argument bytes of the compiled step: one copy of the base."""
+    config.adapt.method = 'lora'
+    policy = built(config).train_steps()
+    sft = config.copy_and_resolve_references()
+    sft.task.name, sft.task.buckets = 'chat', 1
+    (one,), (other,) = (each.values() for each in (policy, built(sft).train_steps()))
+    sizes = [each.memory_analysis().argument_size_in_bytes for each in (one, other)]
+    assert sizes[0] <= 1.05 * sizes[1]
+
+
+# --- meshes
+
+
+@pytest.mark.parametrize('mesh', [(4, 1, 1), (2, 2, 1), (1, 2, 2)], ids=['data', 'data x fsdp', 'fsdp x tensor'])
+def test_first_step_on_a_mesh_equals_that_on_one_device(config, mesh):
+    def first(sizes):
+        run = built(config, *sizes)
+        state, place = run.initial.on_mesh(), sharding.place(run.mesh)
+        with contextlib.closing(rollouts.Sampler(run)) as sampler:
+            batches = rollouts.Rollouts(sampler, 0, lambda batch: (place(batch), ''), {}, lambda *_: None)
+            step, (batch, _) = batches.take(state)
+        assert step == 0
+        _, measured = run.train_step()(state, batch, np.float32(0))
+        return batches.figures, jax.device_get(measured)
+
+    (one, values), (other, others) = first((1, 1, 1)), first(mesh)
+    assert one['reward'] == other['reward']
+    assert others['ratio_deviation'] < 1e-6
+    for name in ('loss', 'kl', 'entropy', 'grad_norm'):
+        np.testing.assert_allclose(others[name], values[name], rtol=1e-4, atol=1e-6)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'policy.prompts': 3}, '12 completions, which data.batch_size = 8 does not divide'),
+        ({'policy.samples': 1, 'policy.prompts': 16}, 'policy.samples = 1'),
+        ({'init.base': '', 'data.tokenizer': 'bytes', 'model.vocab_size': 300}, 'init.base is empty'),
+        ({'policy.max_tokens': 12}, 'set data.seq_len to 19'),
+        ({'policy.truncated': 'drop'}, "policy.truncated = 'drop' is none of keep, mask, penalty"),
+        ({'objective.aggregation': 'mean'}, "objective.aggregation = 'mean'"),
+        ({'policy.temperature': 0.0}, 'policy.temperature = 0.0'),
+        ({'sweep.seeds': (1, 2)}, 'config.sweep'),
+    ],
+)
+def test_bad_input(config, changes, message):
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=message):
+        build(*resolve(config), jax.devices()[:1])
