@@ -53,7 +53,7 @@ def write(
         f'trained with lmtrain {lmtrain.__version__} (step {opened.step:,}).',
         '\n'.join(['| | |', '|---|---|', *(f'| {title} | {_cell(text)} |' for title, text in rows)]),
         '## Use\n\n' + _use(name, form, pipeline, config),
-        '## Command\n\n' + (f'```\n{command}\n```' if command else 'It was not recorded.'),
+        '## Command\n\n' + (f'```\n{command}\n```' if ' ' in command else 'It was trained from Python.'),
         '## Licence\n\n' + (licence or 'Unknown. Those of the base and of the data may apply.'),
     ]
     text = terminal.printable('\n\n'.join(parts) + '\n').replace(str(Path.home()), '~')

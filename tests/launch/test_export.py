@@ -20,11 +20,14 @@ def asked(monkeypatch):
 @pytest.mark.parametrize(
     ('words', 'wanted'),
     [
-        (['--workdir=w', '--to=out'], (pathlib.Path('w'), 'out', 'hf', False, 'last', 0)),
-        (['--workdir=w', '--to=out', '--checkpoint=30', '--merge'], (pathlib.Path('w'), 'out', 'hf', True, 30, 0)),
+        (['--workdir=w', '--to=out'], (pathlib.Path('w'), 'out', 'hf', False, 'last', 0, '')),
+        (
+            ['--workdir=w', '--to=out', '--checkpoint=30', '--merge', '--license=mit'],
+            (pathlib.Path('w'), 'out', 'hf', True, 30, 0, 'mit'),
+        ),
         (
             ['--workdir=w', '--to=out', '--checkpoint=best', '--format=peft'],
-            (pathlib.Path('w'), 'out', 'peft', False, 'best', 0),
+            (pathlib.Path('w'), 'out', 'peft', False, 'best', 0, ''),
         ),
     ],
 )
