@@ -54,6 +54,8 @@ setup(
         'plan': ['libtpu'],  # the TPU's compiler, without a TPU
         'hub': ['huggingface_hub>=1'],  # downloads a base by its name on the Hugging Face Hub
         'gepa': ['gepa>=0.1.4,<0.2'],
+        'wandb': ['wandb>=0.19'],
+        'mlflow': ['mlflow-skinny>=2.20'],
         'parquet': ['pyarrow>=18'],
         'sentencepiece': ['sentencepiece>=0.2'],
         'bench': ['torch>=2.6'],

@@ -270,13 +270,17 @@ def get_config():
     config.schedule.start = 0.0  # learning rate at the start of warmup, relative to the peak
     config.schedule.decay = 0.2  # for 'wsd': the last fraction of the budget, with a linear decay
     config.schedule.final = 0.1  # learning rate at the end, relative to the peak
+    # A run that is continued in its folder with another budget records here what `train` decided, in the budget's unit
+    config.schedule.begin = 0.0  # spent budget at which the schedule begins; `train --extend` sets it
+    config.schedule.warmup_budget = 0.0  # budget that `warmup` is a fraction of; 0 is all after `begin`
 
-    # Sweep: lmtrain.training.sweep.members(**config.sweep), runs on one base that are trained as one program. Each list
-    # has one entry per member, or one for all, or none (then the run's own value is used).
+    # Sweep: lmtrain.training.sweep.members(**config.sweep), runs on one base that are trained as one program: every
+    # learning rate with every seed. Of an empty list, the run's own value is used.
     config.sweep = ml_collections.ConfigDict()
     config.sweep.seeds = ()  # replaces config.seed of each member: trainable leaves, dropout, order of the data
     config.sweep.learning_rates = ()  # replaces config.optimizer.learning_rate of each member
-    config.sweep.orders = ()  # seeds of the order of the data only; (0,) gives all members the same batches
+    config.sweep.orders = ()  # seeds of the order of the data only, one per seed; (0,) gives all the same batches
+    config.sweep.zipped = False  # the lists are zipped instead: one entry per member, or one for all
 
     # Mesh: lmtrain.parallel.sharding.mesh(**config.mesh); the product is the number of devices, -1 fills
     config.mesh = ml_collections.ConfigDict()
@@ -289,6 +293,7 @@ def get_config():
     config.evaluate = Section()
     config.evaluate.every_steps = 500  # and at the end
     config.evaluate.max_batches = 0  # of the validation split, a fixed random sample; 0 is all
+    config.evaluate.patience = 0  # ends after so many evaluations in a row without a lower validation loss; 0 is never
     config.evaluate.sources = ()  # further texts whose validation loss is measured before and after: ('python',)
 
     # Checkpoints: lmtrain.checkpoint.Checkpoints(**config.checkpoint)
@@ -311,6 +316,7 @@ def get_config():
     config.log = ml_collections.ConfigDict()
     config.log.every_steps = 10  # steps between lines of metrics.jsonl and of the terminal
     config.log.tensorboard = True  # writes TensorBoard files too
+    config.log.trackers = ()  # also 'wandb' (Weights & Biases), 'mlflow': extras of the same names, offline by default
 
     # Plans: `lmtrain plan`
     config.plan = ml_collections.ConfigDict()

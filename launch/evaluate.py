@@ -83,18 +83,18 @@ def run(values: flags.FlagValues) -> None:
         raise InputError(
             '--base without --source, --rows or --task: a split belongs to a run (--workdir); a text is --source=FILE'
         )
-    workdir, step = model_flags.from_flags(values)
     output_files.check(values.results, 'results')
     process_setup.prepare()
+    workdir, step, member = model_flags.from_flags(values)
     from lmtrain import api
     from lmtrain.report import terminal
 
-    sums = api.evaluate(workdir, values.split, step=step, overrides=overrides(values))
+    sums = api.evaluate(workdir, values.split, step=step, member=member, overrides=overrides(values))
     spelled = f', {sums["bytes"]:,.0f} bytes' if 'bytes' in sums else ''
     show(f'{values.split}: {terminal.evaluation_line(sums, {})}  ({sums["targets"]:,.0f} targets{spelled})')
     for name, own in sums.get('sources', {}).items():
         show(f'{name}: {terminal.evaluation_line(own, {})}')
-    write_results(values, {'results': {'split': values.split, 'checkpoint': step} | sums})
+    write_results(values, {'results': {'split': values.split, 'step': step, 'member': member} | sums})
 
 
 def overrides(values: flags.FlagValues) -> dict:

@@ -22,12 +22,12 @@ flags.DEFINE_string('to', None, 'the directory to write; new or empty', flag_val
 
 
 def run(values: flags.FlagValues) -> None:
-    workdir, step = model_flags.from_flags(values)
-    if not values.to:
+    if values.workdir and not values.to:
         raise InputError('--to is missing: the directory to write, such as --to=exported')
     process_setup.prepare()
+    workdir, step, member = model_flags.from_flags(values)
     from lmtrain import api
 
-    print(
-        '\n'.join(api.export(workdir, values.to, values.format, merge=values.merge, step=step, licence=values.license))
-    )
+    how = {'licence': values.license}
+    lines = api.export(workdir, values.to, values.format, merge=values.merge, step=step, member=member, **how)
+    print('\n'.join(lines))

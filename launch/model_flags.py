@@ -1,4 +1,4 @@
-"""Flags of verbs that load a model: --workdir and --checkpoint of a run, or a pretrained --base; its prompts."""
+"""Flags of verbs that load a model: --workdir, --step and --member of a run, or a pretrained --base; its prompts."""
 
 import pathlib
 import sys
@@ -10,10 +10,14 @@ from lmtrain.errors import InputError
 
 
 def define(flag_values: flags.FlagValues, base: bool = False) -> None:
-    """--workdir and --checkpoint; with `base` also --base, --adapter and --ignore."""
+    """--workdir, --step and --member; with `base` also --base, --adapter and --ignore."""
     flags.DEFINE_string('workdir', None, 'the folder of a run', flag_values=flag_values)
-    text = "'last', 'best' (by validation loss) or a step"
-    flags.DEFINE_string('checkpoint', 'last', text, flag_values=flag_values)
+    text = """'last', 'best' (by validation loss) or the number of a checkpoint; by default the best if the loss was
+measured more than twice and has risen since, else the last"""
+    flags.DEFINE_string('step', 'auto', text, flag_values=flag_values)
+    flags.DEFINE_alias('checkpoint', 'step', flag_values=flag_values)  # its former name
+    text = 'of a sweep, from 0; the best by validation by default'
+    flags.DEFINE_integer('member', None, text, flag_values=flag_values)
     if base:
         text = 'instead of a run, a pretrained model: a Hugging Face directory'
         flags.DEFINE_string('base', None, text, flag_values=flag_values)
@@ -63,14 +67,23 @@ def note(text: str) -> None:
     print(f'{dim}{text}{plain}', file=sys.stderr)
 
 
-def from_flags(flag_values: flags.FlagValues) -> tuple[pathlib.Path, int | str]:
-    """(folder, 'last', 'best' or a step). Raises InputError if one is missing or malformed."""
+def from_flags(flag_values: flags.FlagValues) -> tuple[pathlib.Path, int | str, int]:
+    """(folder, step, member) as `api.load` takes them; prints which step and member were chosen. Imports jax.
+
+    Raises InputError if one is missing, malformed or does not exist.
+    """
     if not flag_values.workdir:
         raise InputError('--workdir is missing: the folder of a run, such as --workdir=runs/quickstart')
-    step = int(flag_values.checkpoint) if flag_values.checkpoint.isdecimal() else flag_values.checkpoint
-    if step not in ('last', 'best') and not isinstance(step, int):
-        raise InputError(f"--checkpoint={step} is neither 'last' nor 'best' nor the number of a step")
-    return pathlib.Path(flag_values.workdir), step
+    step = int(flag_values.step) if flag_values.step.isdecimal() else flag_values.step
+    if step not in ('auto', 'last', 'best') and not isinstance(step, int):
+        raise InputError(f"--step={step} is neither 'last' nor 'best' nor the number of a step")
+    from lmtrain.training import choose
+
+    folder = pathlib.Path(flag_values.workdir)
+    choice = choose.choose(folder, step, flag_values.member)
+    for text in choice.notes:
+        note(text)
+    return folder, choice.step, choice.member
 
 
 def model(flag_values: flags.FlagValues):
@@ -79,11 +92,14 @@ def model(flag_values: flags.FlagValues):
         if flag_values.adapter or flag_values.ignore:
             name = 'adapter' if flag_values.adapter else 'ignore'
             raise InputError(f'--{name} without --base: the base of a run is in its config')
-        workdir, step = from_flags(flag_values)
+        workdir, step, member = from_flags(flag_values)
     elif flag_values.workdir:
         raise InputError('--workdir and --base at once: name the run or the pretrained model')
+    elif flag_values['step'].present or flag_values.member is not None:
+        name = 'step' if flag_values['step'].present else 'member'
+        raise InputError(f'--{name} with --base: a pretrained model has no steps and members; they are of a --workdir')
     from lmtrain import api
 
     if flag_values.base:
         return api.load(flag_values.base, adapter=flag_values.adapter, ignore=flag_values.ignore)
-    return api.load(workdir, step=step)
+    return api.load(workdir, step=step, member=member)

@@ -18,6 +18,8 @@ from launch import distributed, process_setup, recipe, show
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
 flags.DEFINE_string('workdir', None, 'folder of the run; runs/NAME by default', flag_values=FLAGS)
+text = 'a run in the folder goes on to the new budget with a new schedule, which begins at its newest checkpoint'
+flags.DEFINE_bool('extend', False, text, flag_values=FLAGS)
 distributed.define(FLAGS)
 flags.DEFINE_bool('dry_run', False, 'prints the plan and the memory of the run, then stops', flag_values=FLAGS)
 
@@ -41,4 +43,5 @@ def run(values: flags.FlagValues) -> None:
         with distributed.joined(values):
             from lmtrain.training import train  # and not lmtrain.api, which also imports what a run does not need
 
-            train.train(config, pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}'))
+            workdir = pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}')
+            train.train(config, workdir, values.extend)

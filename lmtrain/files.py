@@ -1,6 +1,5 @@
 """Local paths that a user names, atomic writes, SHA-256 digests, JSON and JSON lines."""
 
-import errno
 import hashlib
 import json
 import os
@@ -147,24 +146,6 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_bytes().split(b'\n')[:-1]
     return [parse_json_object(line, f'{path}:{number}') for number, line in enumerate(lines, 1)]
-
-
-class JsonLinesWriter:
-    """Appends JSON lines to a file, each of them complete or absent, on a disk that may be full."""
-
-    def __init__(self, path: Path):
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Appends one line. Raises OSError; nothing of the line is then left in the file."""
-        line = (json.dumps(values) + '\n').encode()
-        end = os.fstat(self._file).st_size
-        if (written := os.write(self._file, line)) < len(line):
-            os.ftruncate(self._file, end)
-            raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({written} of {len(line)} bytes were written)')
-
-    def close(self) -> None:
-        os.close(self._file)
 
 
 def json_type(value: Any) -> str:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ LAYER_MATRICES = 'layers[^/]*/.*kernel'  # those of them that are matrices [N, r
 SCHEDULES = ('cosine', 'linear', 'constant', 'wsd')
 OPTIMIZERS = ('adamw', 'muon', 'lion', 'adafactor', 'sgd')
 MUON_MOMENTUM = 0.95  # of every published run; b1 and b2 are those of the AdamW on the other leaves
+NOT_SET: Mapping[str, Any] = MappingProxyType({})  # no budget
 Each = Callable[[Callable[[jax.Array], jax.Array], tree.Params], tree.Params]
 # Coefficients of the quintic Newton-Schulz iteration with the largest slope at zero (Jordan et al., 2024,
 # kellerjordan.github.io/posts/muon), and the number of iterations.
@@ -36,12 +38,19 @@ def _check_range(field: str, value: float, low: float, high: float, open_above: 
         raise InputError(f'{field} = {value}: it must lie in [{low:g}, {high:g}{")" if open_above else "]"}')
 
 
-def schedule(name: str, warmup: float, start: float, decay: float, final: float) -> Callable[[jax.Array], jax.Array]:
+def schedule(
+    name: str, warmup: float, start: float, decay: float, final: float, begin=0.0, warmup_budget=0.0, budget=NOT_SET
+) -> Callable[[jax.Array], jax.Array]:
     """The learning rate's factor as a function of progress, the spent share of the budget.
 
     The factor rises linearly from `start` to 1 during the first `warmup` of the budget, stays at 1, and then falls to
     exactly `final` at progress 1: after the warmup for 'cosine' and 'linear', during the last `decay` of the budget for
     'wsd' (linearly; arXiv 2405.18392). 'constant' stays at 1 and ignores `decay` and `final`.
+
+    Args:
+      begin: how much of the budget is spent when the schedule begins; all shares are those of the rest.
+      warmup_budget: the budget that `warmup` is a share of; 0 is all after `begin`.
+      budget: the section `config.budget`, whose unit the two have.
 
     Returns:
       f(progress float32 scalar in [0, 1], may be traced) -> float32 scalar in [0, 1].
@@ -56,6 +65,9 @@ def schedule(name: str, warmup: float, start: float, decay: float, final: float)
     _check_name('schedule.name', name, SCHEDULES)
     for field, value in {'warmup': warmup, 'start': start, 'decay': decay, 'final': final}.items():
         _check_range(f'schedule.{field}', value, 0.0, 1.0)
+    before = 0.0
+    if begin or warmup_budget:
+        before, warmup = _after_begin(begin, warmup, warmup_budget, budget)
     falling = {'cosine': 1.0 - warmup, 'linear': 1.0 - warmup, 'constant': 0.0, 'wsd': decay}[name]
     if name != 'constant' and falling == 0.0:
         field = 'decay' if name == 'wsd' else 'warmup'
@@ -68,6 +80,8 @@ def schedule(name: str, warmup: float, start: float, decay: float, final: float)
 
     def factor(progress):
         progress = jnp.asarray(progress, jnp.float32)
+        if before:
+            progress = (progress - before) / (1.0 - before)
         # Counted from the end, so that the remainder is exactly 0 at progress 1 whatever the rounding of the shares.
         remaining = jnp.clip((1.0 - progress) / falling, 0.0, 1.0) if falling else jnp.ones_like(progress)
         if name == 'cosine':
@@ -79,6 +93,14 @@ def schedule(name: str, warmup: float, start: float, decay: float, final: float)
         return jnp.where(progress < warmup, rise, fall)
 
     return factor
+
+
+def _after_begin(begin: float, warmup: float, warmup_budget: float, budget: Mapping) -> tuple[float, float]:
+    """(the share of the budget before `begin`, the warmup as a share of the rest)."""
+    whole = next(value for value in budget.values() if value is not None)
+    _check_range('schedule.begin', begin, 0.0, whole, open_above=True)
+    _check_range('schedule.warmup_budget', warmup_budget, 0.0, math.inf, open_above=True)
+    return begin / whole, min(warmup * (warmup_budget or whole - begin) / (whole - begin), 1.0)
 
 
 def optimizer(

@@ -251,7 +251,7 @@ FAULTS = {
             "jnp.max(measured['skipped_in_a_row'])",
         ),
         ('skipped steps are averaged', "reduced['skipped'] = jnp.sum", "reduced['skipped'] = jnp.mean"),
-        ('one interval over all learning rates', "if row['learning_rate'] == rate]", 'if row]'),
+        ('one interval over all learning rates', 'alike = [rows[index] for index in indices]', 'alike = rows'),
         ('all members read one order', "own['orders'] or own['seeds']", "own['orders'] or (seed,) * count"),
         ('two equal members pass', 'result.count(member) > 1', 'result.count(member) > 2'),
     ],
@@ -348,8 +348,11 @@ FAULTS = {
             "NOT_SAVED or 'fsdp' in axis_name",
         ),
     ],
-    'lmtrain/report/metrics.py': [
+    'lmtrain/report/trackers.py': [
+        ('a line cut short by a full disk stays', 'os.ftruncate(self._file, end)', 'pass'),
         ('TensorBoard drops the point of the checkpoint', 'step=start + 1', 'step=start'),
+    ],
+    'lmtrain/report/metrics.py': [
         (
             'time left counts from 0',
             '(1.0 - progress) * (now - since) / spent',
@@ -372,7 +375,6 @@ FAULTS = {
         ),
     ],
     'lmtrain/files.py': [
-        ('a line cut short by a full disk stays', 'os.ftruncate(self._file, end)', 'pass'),
         ('a relative XDG_CACHE_HOME counts', 'configured if os.path.isabs(configured) else', 'configured or'),
         (
             'the root is forgotten',
@@ -810,7 +812,7 @@ FAULTS = {
         ('a run may change its seed', "(r'log\\..*', 'free'),", "(r'log\\..*', 'free'),\n    (r'seed', 'free'),"),
         ('lines of the step itself are cut', "json.loads(line)['step'] > step", "json.loads(line)['step'] >= step"),
         ('True equals 1', 'if json.dumps(one) != json.dumps(other):', 'if one != other:'),
-        ('a budget is free under every schedule', "(constant if kind == 'constant' else not pooled)", 'True'),
+        ('a budget is free under every schedule', 'kind = longer.kind(saved, current)', "kind = 'free'"),
         ('a half-written line of the lineage stays', "file.truncate(file.read().rfind(b'\\n') + 1)", 'file.read()'),
         (
             'checkpoints that are there count twice',
@@ -2045,8 +2047,8 @@ FAULTS = {
     'launch/model_flags.py': [
         (
             'a step is text',
-            'int(flag_values.checkpoint) if flag_values.checkpoint.isdecimal()',
-            'flag_values.checkpoint if flag_values.checkpoint.isdecimal()',
+            'int(flag_values.step) if flag_values.step.isdecimal()',
+            'flag_values.step if flag_values.step.isdecimal()',
         ),
         ('both models pass', 'elif flag_values.workdir:', 'elif flag_values.workdir and flag_values.adapter:'),
         ('remarks are results', "print(f'{dim}{text}{plain}', file=sys.stderr)", "print(f'{dim}{text}{plain}')"),
@@ -2102,7 +2104,7 @@ FAULTS = {
         ),
         (
             'the step is not read',
-            'api.evaluate(workdir, values.split, step=step, overrides',
+            'api.evaluate(workdir, values.split, step=step, member=member, overrides',
             'api.evaluate(workdir, values.split, overrides',
         ),
         ('the system text is dropped', 'system=values.system,', "system='',"),
@@ -2140,7 +2142,7 @@ FAULTS = {
         ('figures of another step', "'' if last == step", "'' if True"),
     ],
     'launch/export.py': [
-        ('the step is not read', ', step=step, licence', ', licence'),
+        ('the step is not read', ', step=step, member', ', member'),
         ('an adapter is always merged', 'merge=values.merge', 'merge=True'),
     ],
     'launch/train.py': [

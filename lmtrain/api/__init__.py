@@ -13,8 +13,8 @@ from lmtrain.api.model import Model, load
 from lmtrain.api.rows import as_rows, evaluate
 from lmtrain.api.texts import as_prompt, generate, sampling, stream
 from lmtrain.errors import InputError
+from lmtrain.training import choose, init_from
 from lmtrain.training import export as exporting
-from lmtrain.training import init_from
 from lmtrain.training import train as training
 from lmtrain.training.load import LoadedModel
 
@@ -24,16 +24,20 @@ __all__ = [
 ]  # fmt: skip
 
 
-def train(config, workdir) -> dict[str, Any]:
+def train(config, workdir, *, extend: bool = False) -> dict[str, Any]:
     """Trains a config in the folder `workdir`. The same call resumes a run that was stopped.
 
     It starts from the newest intact checkpoint of the run, the one before it, the base (`config.init.base`), or a
-    random initialisation: the first of these that exists.
+    random initialisation: the first of these that exists. A finished run is not computed again.
+
+    A larger budget continues the run in the same folder if the schedule defines how: 'constant', and 'wsd' from its
+    last checkpoint before the decay.
 
     Args:
       config: ConfigDict, from `get_config()` of a recipe in configs/ or of a file like it. Exactly one field of
         `config.budget` is set.
       workdir: created if it does not exist. Receives checkpoints, metrics.jsonl, results.json and report.md.
+      extend: with another budget, a new schedule begins at the newest checkpoint of the run, whatever the schedule.
 
     Returns:
       The content of results.json: 'validation' (loss in nats, bits per byte, ...), 'baselines', 'cost', 'plan'.
@@ -52,7 +56,7 @@ def train(config, workdir) -> dict[str, Any]:
     >>> results['validation']['bits_per_byte'] < 8
     True
     """
-    return training.train(config, workdir)
+    return training.train(config, workdir, extend)
 
 
 def load_adapter(model: LoadedModel, directory, ignore: Sequence[str] = ()) -> LoadedModel:
@@ -99,8 +103,8 @@ def export(
     format: str = 'hf',
     *,
     merge: bool = False,
-    step: int | str = 'last',
-    member: int = 0,
+    step: int | str = choose.AUTO,
+    member: int | None = None,
     licence: str = '',
 ) -> list[str]:
     """Writes the model of a run in a format that transformers or PEFT opens.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lmtrain import tree
 from lmtrain.api import rows, texts
 from lmtrain.errors import InputError
+from lmtrain.training import choose
 from lmtrain.training import load as loading
 from lmtrain.training.load import LoadedModel
 
@@ -39,14 +40,20 @@ class Model(LoadedModel):
 
 
 def load(
-    directory, *, step: int | str | None = None, member: int = 0, adapter: str = '', ignore: Sequence[str] = ()
+    directory,
+    *,
+    step: int | str = choose.AUTO,
+    member: int | None = None,
+    adapter: str = '',
+    ignore: Sequence[str] = (),
 ) -> Model:
     """Loads a model and its tokenizer onto the first device.
 
     Args:
       directory: the folder of a run, or a Hugging Face directory (config.json, *.safetensors and tokenizer files).
-      step: of a run: 'last', 'best' (lowest validation loss) or the number of a checkpoint. None is the last one.
-      member: of a sweep, which of its runs.
+      step: of a run: 'last', 'best' (lowest validation loss), the number of a checkpoint, or 'auto': the best if the
+        loss was measured more than twice and has risen since, else the last.
+      member: of a sweep, which of its runs. None is the best by validation.
       adapter: a PEFT directory whose adapter is added to the model; '' is none.
       ignore: unknown fields of config.json or adapter_config.json to skip.
 
@@ -67,9 +74,9 @@ def load(
     >>> model.params['embed']['embedding'].shape  # [V, D]
     (257, 32)
     """
-    if step is None and not member:
+    if step in (choose.AUTO, None) and member is None:
         return Model(*loading.load_directory(str(directory), adapter, ignore))
     if adapter or ignore:
         name = 'adapter' if adapter else 'ignore'
         raise InputError(f'{name} with step={step!r}, member={member}: a step and a member are of a run; leave one out')
-    return Model(*loading.load_run(directory, 'last' if step is None else step, member))
+    return Model(*loading.load_run(directory, choose.AUTO if step is None else step, member))

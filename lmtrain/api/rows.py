@@ -17,8 +17,8 @@ from lmtrain.evaluation.heads import Head
 from lmtrain.inference import prompting
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import Task
+from lmtrain.training import choose, reward_scores
 from lmtrain.training import load as loading
-from lmtrain.training import reward_scores
 from lmtrain.training.load import LoadedModel
 
 
@@ -101,8 +101,8 @@ def evaluate(
     model,
     split: str = 'validation',
     *,
-    step: int | str = 'last',
-    member: int = 0,
+    step: int | str = choose.AUTO,
+    member: int | None = None,
     rows=(),
     task=None,
     source='',
@@ -131,9 +131,8 @@ def evaluate(
       'answers', one dict for each row. Of a task: `evaluation.task_run.Evaluation.results`, and 'answers'. Of a source:
       'loss' in nats per token, 'perplexity', 'bits_per_token', 'bits_per_byte', 'tokens', 'bytes', 'documents'.
 
-    Raises:
-      InputError: data that differs from the run's, a row without a field, or a prompt longer than the context.
-      FileNotFoundError: no run, checkpoint or file.
+    Raises InputError for data that differs from the run's, a row without a field, or a prompt longer than the context,
+    and FileNotFoundError.
 
     >>> import lmtrain
     >>> result = lmtrain.evaluate('runs/tiny', 'test')
@@ -179,14 +178,12 @@ def _evaluate_rows(model: LoadedModel, rows, **settings) -> dict[str, Any]:
     return scores.results | {'answers': scores.rows}
 
 
-def _loaded(model, step: int | str, member: int) -> LoadedModel:
+def _loaded(model, step: int | str, member: int | None) -> LoadedModel:
     """A model, loaded if it is the folder of a run or a Hugging Face directory."""
     if isinstance(model, LoadedModel):
         return model
     run = (Path(model) / 'checkpoints').is_dir()
-    if step == 'last' and not member or not run:
-        return loading.load_directory(str(model))
-    return loading.load_run(model, step, member)
+    return loading.load_run(model, step, member) if run else loading.load_directory(str(model))
 
 
 def _folder_of(model: LoadedModel) -> str:
@@ -221,7 +218,7 @@ def _evaluate_source(
     return {'loss': nats, 'bits_per_token': nats / math.log(2)} | results | {'documents': len(texts)}
 
 
-def _evaluate_task(model, file, step: int | str, member: int, rows=(), *, batch_size: int = 32, **others):
+def _evaluate_task(model, file, step: int | str, member: int | None, rows=(), *, batch_size: int = 32, **others):
     """`task_run.evaluate` of a task file; the file is read and checked before the model is loaded."""
     if others or rows:
         name = 'rows' if rows else sorted(others)[0]

@@ -50,11 +50,19 @@ class Checkpoints(contextlib.AbstractContextManager):
       every_steps: steps between saves, see `due`.
       keep_last: number of newest checkpoints to keep, >= 1.
       keep_best: number of checkpoints with the lowest metric to keep in addition, >= 0.
+      branch: a step that is saved too, and the last checkpoint until then is kept; None is no such step.
 
     Raises InputError naming the field. Use it as a context manager, or call `close`.
     """
 
-    def __init__(self, directory: str | os.PathLike, every_steps: int, keep_last: int, keep_best: int):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        every_steps: int,
+        keep_last: int,
+        keep_best: int,
+        branch: int | None = None,
+    ):
         for name, value, least in (
             ('every_steps', every_steps, 1),
             ('keep_last', keep_last, 1),
@@ -63,7 +71,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             if type(value) is not int or value < least:  # True is an int to Python
                 raise InputError(f'checkpoint.{name}={value!r}: expected a whole number of at least {least}')
         self.directory = Path(directory).absolute()
-        self.every_steps, self.keep_last, self.keep_best = every_steps, keep_last, keep_best
+        self.every_steps, self.keep_last, self.keep_best, self.branch = every_steps, keep_last, keep_best, branch
         self._commit: threading.Thread | None = None
         self._error: SaveFailed | None = None
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -74,7 +82,7 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def due(self, step: int) -> bool:
         """Whether to save the state after `step` updates."""
-        return step > 0 and step % self.every_steps == 0
+        return step > 0 and step % self.every_steps == 0 or step == self.branch
 
     def save(self, state: Any, step: int, extra: dict[str, Any], metric: float | None = None) -> bool:
         """Starts to save `state`, the result of `step` updates. False if that step is saved already.
@@ -190,8 +198,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         )
 
     def _retire(self, newest: int) -> None:
-        """Deletes checkpoints that are neither among the last k nor the best k; keeps `newest`, just committed."""
+        """Deletes checkpoints that are not among the last k, the best k or `branch`; keeps `newest`, just committed."""
         keep = steps(self.directory)[-self.keep_last :] + ranked(self.directory)[: self.keep_best] + [newest]
+        if self.branch is not None:
+            keep += [step for step in steps(self.directory) if step <= self.branch][-1:]
         for step in set(steps(self.directory)) - set(keep):
             # Renamed first: if the process is killed here, the checkpoint is gone and not damaged.
             retired = self.directory / f'tmp.{step}.retired'

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmtrain.files import JsonLinesWriter
+from lmtrain.report.trackers import JsonLines, TensorBoard, Tracker
 
 
 def plain(value: Any) -> int | float | str | list:
@@ -28,42 +28,12 @@ def plain(value: Any) -> int | float | str | list:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class Events:
-    """TensorBoard scalars, written synchronously: a writer thread that dies would block the run."""
-
-    def __init__(self, folder: pathlib.Path, start: int):
-        from tensorboardX.event_file_writer import EventsWriter  # late: protobuf
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._event, self._summary = Event, Summary
-        self._writer = EventsWriter(str(folder / 'events'), f'.{time.time_ns()}')
-        # TensorBoard then drops the points of earlier starts after `start`.
-        self._writer.write_event(
-            Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START))
-        )
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Raises OSError."""
-        scalars = [
-            self._summary.Value(tag=name, simple_value=float(value))
-            for name, value in values.items()
-            if isinstance(value, int | float)
-        ]
-        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
 class Writers:
     """The files of one run, until `close`; only one process of a run may open them.
 
     metrics.jsonl has what another run of the same config reproduces exactly, without times; timings.jsonl has times;
-    tensorboard/ has both. Lines are appended: truncate the files to the step of the checkpoint before a resumed run
-    opens them.
+    tensorboard/ and other trackers have both. Lines are appended: truncate the files to the step of the checkpoint
+    before a resumed run opens them.
 
     If a write fails, `warn` is called once per file, and the run continues without that line. OSError if a file cannot
     be opened.
@@ -73,14 +43,24 @@ class Writers:
       tensorboard: whether to write events too.
       start: the step that the run starts from.
       warn: receives one line of text for the user.
+      trackers: {name: tracker} beside these, from `trackers.start`.
+      members: labels of the members of a sweep.
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, tensorboard: bool, start: int = 0, warn: Callable[[str], Any] = print
+        self,
+        workdir: str | os.PathLike,
+        tensorboard: bool,
+        start: int = 0,
+        warn: Callable[[str], Any] = print,
+        trackers: Mapping[str, Tracker] = types.MappingProxyType({}),
+        members: Sequence[str] = (),
     ):
         self._folder, self._warn, self._broken = pathlib.Path(workdir), warn, set()
-        self._files = {name: JsonLinesWriter(self._folder / name) for name in ('metrics.jsonl', 'timings.jsonl')}
-        self._events = Events(self._folder / 'tensorboard', start) if tensorboard else None
+        self._files = {name: JsonLines(self._folder / name) for name in ('metrics.jsonl', 'timings.jsonl')}
+        self._trackers = dict(trackers)
+        if tensorboard:
+            self._trackers['tensorboard'] = TensorBoard(self._folder / 'tensorboard', start, members)
 
     def metrics(self, step: int, values: Mapping[str, Any], batch: str) -> None:
         """One line {'step', 'batch', *values} of metrics.jsonl. `batch` is the hash of the step's batch."""
@@ -97,29 +77,30 @@ class Writers:
         """Lines {'step', 'prompt', 'completion', 'reward', 'ended'} of completions.jsonl; `step` learns from them."""
         name = 'completions.jsonl'
         if name not in self._files:
-            self._files[name] = JsonLinesWriter(self._folder / name)
+            self._files[name] = JsonLines(self._folder / name)
         for row in rows:
-            line = {'step': int(step)} | {key: plain(value) for key, value in row.items()}
-            self._attempt(name, step, lambda line=line: self._files[name].write(line))
+            line = {key: plain(value) for key, value in row.items()}
+            self._attempt(name, self._files[name], int(step), line)
 
     def timings(self, step: int, values: Mapping[str, Any]) -> None:
         """One line {'step', *values} of timings.jsonl, such as `Meter.read` gives."""
         self._write('timings.jsonl', step, values, 'speed/')
 
     def _write(self, name: str, step: int, values: Mapping[str, Any], prefix: str) -> None:
-        line = {'step': int(step)} | {key: plain(value) for key, value in values.items()}
-        self._attempt(name, step, lambda: self._files[name].write(line))
-        if self._events:
-            named = {prefix + key.replace('validation_', 'validation/'): x for key, x in line.items() if key != 'step'}
-            self._attempt('tensorboard', step, lambda: self._events.write(int(step), named))
+        line = {key: plain(value) for key, value in values.items()}
+        self._attempt(name, self._files[name], int(step), line)
+        named = {prefix + key.replace('validation_', 'validation/'): value for key, value in line.items()}
+        for tracker, each in self._trackers.items():
+            self._attempt(tracker, each, int(step), named)
 
-    def _attempt(self, name: str, step: int, write: Callable[[], None]) -> None:
+    def _attempt(self, name: str, tracker: Tracker, step: int, values: Mapping[str, Any]) -> None:
         try:
-            write()
-        except OSError as error:
+            tracker.log(step, values)
+        except tracker.errors as error:
             if name not in self._broken:
                 self._warn(
-                    f'{self._folder / name} cannot be written at step {step}: {error.strerror or error}. '
+                    f'{self._folder / name} cannot be written at step {step}: '
+                    f'{getattr(error, "strerror", None) or error}. '
                     'The run continues without its lines; they continue when there is free space'
                 )
             self._broken.add(name)
@@ -129,13 +110,13 @@ class Writers:
                 self._broken.remove(name)
 
     def close(self) -> None:
-        """Closes the files; warns if one could not be flushed."""
-        closers = dict(self._files) | ({'tensorboard': self._events} if self._events else {})
-        for name, file in closers.items():
+        """Closes the files and ends the trackers; warns if one could not be flushed."""
+        for name, tracker in (self._files | self._trackers).items():
             try:
-                file.close()
-            except OSError as error:
-                self._warn(f'{self._folder / name} may lack its last lines: {error.strerror or error}')
+                tracker.finish()
+            except tracker.errors as error:
+                reason = getattr(error, 'strerror', None) or error
+                self._warn(f'{self._folder / name} may lack its last lines: {reason}')
 
 
 class Means:

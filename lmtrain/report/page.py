@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmtrain.files import flatten_fields, read_json, read_json_lines
-from lmtrain.report import calibration, plot, terminal
+from lmtrain.report import calibration, evaluations, plot, terminal
 
 LN2 = math.log(2)
+BEST_OF_SWEEP = 'The best is the lowest loss of the rate with the lowest mean; the figures above are those of its rate.'
 CURVE = '![loss over steps, with the baselines](loss.png)'
 # Costs in results.json and timings.jsonl: (key, label, format).
 COST = (
@@ -49,12 +50,12 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     folder = pathlib.Path(workdir)
     if not (folder / 'config.json').exists():
         raise FileNotFoundError(f'{folder} has no config.json: it is not the folder of a run')
-    config = read_json(folder / 'config.json')
+    config = {name: value for name, value in read_json(folder / 'config.json').items() if name != 'version'}
     results = read_json(folder / 'results.json') if (folder / 'results.json').exists() else {}
     names = ('metrics', 'timings', 'lineage', 'completions')
     lines, timings, starts, completions = (read_json_lines(folder / f'{name}.jsonl') for name in names)
     baselines = results.get('baselines') or {}
-    plotted = plot.plot(lines, baselines, folder / 'loss.png')
+    plotted = plot.plot(lines, baselines, folder / 'loss.png', results.get('sweep'))
     batches = config.get('evaluate', {}).get('max_batches')  # 0 is all
     sample = f'a random sample of at most {batches:,} batches of ' if batches else ''
     page = [
@@ -71,6 +72,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         ),
         '## Curve\n\n' + (CURVE if plotted else 'metrics.jsonl has fewer than two steps with a loss: no curve.'),
         *(['## Completions\n\n' + _completions(completions)] if completions else []),
+        *(f'* {name}: {sentence}' for name, sentence in results.get('remarks', {}).items()),
         '## Cost\n\n' + _cost(results, timings),
         *(['## Plan and actual\n\n' + _plan(results['plan'], results['cost'])] if 'plan' in results else []),
         '## What was run\n\n' + _config(config, starts),
@@ -136,21 +138,28 @@ def _scores(name: str, scores: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _members(swept: Mapping[str, Any]) -> str:
-    """The members of a sweep, and the mean and interval of each learning rate."""
+    """The mean and interval of each learning rate of a sweep, its members, and the best by validation."""
     first = swept['members'][0]
     unit = next(name for name in ('bits_per_byte', 'accuracy', 'loss') if name in first)  # the score of the task
     names = list(dict.fromkeys((unit, 'loss')))
-    rows = [('seed', 'learning rate', 'order of the data', *(name.replace('_', ' ') for name in names))]
-    for row in swept['members']:
-        scores = (f'{row[name]:.4f}' for name in names)
-        rows.append((f'{row["seed"]}', f'{row["learning_rate"]:g}', f'{row["order"]}', *scores))
-    means, name = [], unit.replace('_', ' ')
+    labels = [name.replace('_', ' ') for name in names]
+    means = [('learning rate', 'members', *(f'{label}, mean (95 % interval)' for label in labels))]
     for group in swept['intervals']:
-        mean, low, high = group[unit]
-        span = 'one member: no interval' if low is None else f'95 % interval {low:.4f} to {high:.4f}'
-        means.append(f'* learning rate {group["learning_rate"]:g}, {group["members"]}: **{mean:.4f}** {name} ({span})')
-    note = 'The figures above are means over the members, which read the same validation split.'
-    return '\n\n'.join([note, _table(rows), '\n'.join(means)])
+        means.append(
+            (f'{group["learning_rate"]:g}', f'{group["members"]}', *(_interval(group[name]) for name in names))
+        )
+    rows = [('member', 'learning rate', 'seed', 'order of the data', *labels)]
+    for index, row in enumerate(swept['members']):
+        scores = (f'{row[name]:.4f}' for name in names)
+        rows.append((f'{index}', f'{row["learning_rate"]:g}', f'{row["seed"]}', f'{row["order"]}', *scores))
+    note = f'Means over the members of one learning rate. {BEST_OF_SWEEP}'
+    best = f'Best by validation: **{evaluations.best_of_sweep(swept)}**.'
+    return '\n\n'.join([best, note, _table(means), _table(rows)])
+
+
+def _interval(estimate) -> str:
+    mean, low, high = estimate
+    return f'{mean:.4f} (one member)' if low is None else f'{mean:.4f} ({low:.4f} to {high:.4f})'
 
 
 def _domains(domains: Mapping[str, Any]) -> str:

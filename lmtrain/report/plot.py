@@ -1,14 +1,25 @@
 """The plot of a run: training and validation loss (or reward) over steps, with the baselines of the same text."""
 
+import itertools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmtrain.report import evaluations
+
 OFF_SCALE = 3.0  # heights of the curves: farther baselines are not part of the plot
 
+COLOURS = ('#d1491b', '#2e8b57', '#8e5ea2', '#c9a227', '#3aa6b9', '#7f7f7f', '#b5446e')
+MARKER = {'marker': 'o', 'markersize': 4, 'clip_on': False}
 
-def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: pathlib.Path) -> bool:
+
+def plot(
+    lines: list[dict[str, Any]],
+    baselines: Mapping[str, float],
+    path: pathlib.Path,
+    swept: Mapping[str, Any] | None = None,
+) -> bool:
     """Plots training and validation loss over steps into `path`; False, without a file, for under two training points.
 
     The unit is bits per byte if an evaluation gives the ratio of tokens to bytes, else nats per token. Of a policy,
@@ -17,6 +28,7 @@ def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: path
     Args:
       lines: of metrics.jsonl.
       baselines: {name: bits per byte}.
+      swept: 'sweep' of results.json, of a sweep: each learning rate has its own validation curve.
     """
     rewarded = any('validation_reward' in line for line in lines)
     measure = 'reward' if rewarded else 'loss'
@@ -40,17 +52,24 @@ def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: path
     smooth = _smooth(losses)
     validation = [line[f'validation_{unit}'] for line in evaluated]
     references = sorted(baselines.items(), key=lambda item: item[1]) if evaluated else []
-    low, high = _value_range(losses, smooth, validation, [value for _, value in references])
+    at = [line['step'] for line in evaluated]
+    by_rate = _by_rate(evaluated, f'validation_{unit}', swept) if swept else {}
+    drawn = validation + [value for values in by_rate.values() for value in values if math.isfinite(value)]
+    low, high = _value_range(losses, smooth, drawn, [value for _, value in references])
     with matplotlib.rc_context({'font.size': 10, 'font.family': 'DejaVu Sans'}):
         figure = Figure(figsize=(8, 4.5), dpi=150, layout='constrained')
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         axes.plot(steps, losses, color='#bcd6ee', linewidth=0.7)
         axes.plot(steps, smooth, color='#1f5fa8', linewidth=1.8, label='training')
-        if evaluated:
-            points = [line['step'] for line in evaluated], validation
-            marker = {'marker': 'o', 'markersize': 4, 'clip_on': False}
-            axes.plot(*points, color='#d1491b', linewidth=1.5, label='validation', **marker)
+        for colour, (rate, values) in zip(itertools.cycle(COLOURS), by_rate.items()):
+            axes.plot(at, values, color=colour, linewidth=1.2, label=f'validation, rate {rate:g}', **MARKER)
+        if evaluated and not by_rate:
+            lowest = min(range(len(at)), key=lambda index: (validation[index], -at[index]))
+            label = f'validation, lowest at step {at[lowest]:,}' if len(at) > 1 else 'validation'
+            axes.plot(at, validation, color='#d1491b', linewidth=1.5, label=label, **MARKER)
+            ring = MARKER | {'markersize': 9, 'fillstyle': 'none'}
+            axes.plot(at[lowest], validation[lowest], color='#d1491b', **ring)
         axes.set_ylim(low, high)
         if rewarded:
             axes.set_xlim(0, steps[-1])  # a policy is evaluated before its first step
@@ -67,6 +86,18 @@ def plot(lines: list[dict[str, Any]], baselines: Mapping[str, float], path: path
         )
         figure.savefig(path)
     return True
+
+
+def _by_rate(lines: list[dict[str, Any]], name: str, swept: Mapping[str, Any]) -> dict[float, list[float]]:
+    """{learning rate: the mean of a value over its members, for each line}; {} if a sweep has one rate."""
+    members = evaluations.by_rate([row['learning_rate'] for row in swept['members']])
+    listed = [line[f'{name}_members'] for line in lines if f'{name}_members' in line]
+    if len(members) == 1 or len(listed) < len(lines):
+        return {}
+    return {
+        rate: [sum(float(values[index]) for index in indices) / len(indices) for values in listed]
+        for rate, indices in members.items()
+    }
 
 
 def _value_range(

@@ -64,7 +64,7 @@ def read(folder: pathlib.Path) -> Record:
     config, results, trial = part('config.json'), part('results.json'), part('trial.json')
     if not config and not trial and not problems:
         problems.append('there is no config.json')
-    record |= flatten_fields(config)
+    record |= flatten_fields({name: value for name, value in config.items() if name != 'version'})
     for name in ('validation', 'test', 'cost'):
         record |= _numbers(name, results.get(name))
     record |= _numbers('test', part('test.json'))

@@ -78,6 +78,19 @@ def epochs(run, steps: int) -> float:
     return steps / run.stream('train', shuffle=True).steps_per_epoch
 
 
+def finished(step: int, early: bool) -> str:
+    """The line on a run of which nothing is left to train; `early`: evaluate.patience ended it."""
+    reason = 'evaluate.patience ended the run' if early else 'the budget is spent'
+    return terminal.note('finished', f'{reason} after step {step:,}: nothing is left to train')
+
+
+def stopped_early(bests, patience: int) -> str:
+    """The line on a run that ends before its budget is spent; `bests`: from `evaluations.follow`."""
+    steps = ', '.join(f'{step:,}' for step in sorted({step for step, _, _ in bests}))
+    text = f'early: {patience} evaluations in a row are not better than that of step {steps} (evaluate.patience)'
+    return terminal.note('ends', text)
+
+
 def planned(run) -> dict[str, float]:
     """Figures known before the run: 'peak_memory' of a device in bytes and, if known, the others.
 

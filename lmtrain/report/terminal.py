@@ -269,13 +269,20 @@ def measures(results: Mapping[str, Any]) -> list[str]:
     return [*first, *(name for name, x in results.items() if isinstance(x, float) and name not in counts)]
 
 
-def evaluation(results: Mapping[str, float], baselines: Mapping[str, float], title: str, colour: bool = False) -> str:
-    """The same as a block with a bar per baseline and one for the model, the shortest first.
+def evaluation(ended: Mapping[str, Any], colour: bool = False) -> str:
+    """The end of a run as a block: the scores, a bar per baseline and one for the model, the shortest first; notes.
 
     A bar of more than OFF_SCALE times the model's is cut and ends in '>'.
+
+    Args:
+      ended: the content of results.json: 'validation', and optionally 'baselines', 'sweep' (its learning rates become a
+        table) and 'remarks' ({name: sentence}).
     """
+    results, baselines, title = ended['validation'], ended.get('baselines', {}), 'validation'
+    notes = rate_table(ended['sweep']) if 'sweep' in ended else []
+    notes += [note(*remark) for remark in ended.get('remarks', {}).items()]
     if 'bits_per_byte' not in results:
-        return '\n'.join([style(title, 'bold', colour), f'  {evaluation_line(results, baselines)}'])
+        return '\n'.join([style(title, 'bold', colour), f'  {evaluation_line(results, baselines)}', *notes])
     lines = [
         style(title, 'bold', colour),
         f'  loss {results["loss"]:.4f} nats   perplexity {results["perplexity"]:.4g}   '
@@ -288,7 +295,17 @@ def evaluation(results: Mapping[str, float], baselines: Mapping[str, float], tit
         bar = bars(value / widest, 40) if value <= widest else bars(1.0, 39) + '>'
         line = f'    {name:<12}{value:6.3f}  {bar}'
         lines.append(style(line, 'accent', colour) if name == 'this model' else line)
-    return '\n'.join(lines)
+    return '\n'.join([*lines, *notes])
+
+
+def rate_table(swept: Mapping[str, Any]) -> list[str]:
+    """Lines on the learning rates of a sweep: the mean loss of the members of each, and its interval."""
+    rows = [('learning rate', 'members', 'mean loss', '95 % interval')]
+    for group in swept['intervals']:
+        mean, low, high = group['loss']
+        span = '(one member)' if low is None else f'{low:.4f} to {high:.4f}'
+        rows.append((f'{group["learning_rate"]:g}', f'{group["members"]}', f'{mean:.4f}', span))
+    return [f'  {line}' for line in table(rows, right=(0, 1, 2))]
 
 
 def bars(share: float, width: int) -> str:

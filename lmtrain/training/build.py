@@ -95,7 +95,7 @@ def _with_parts(config, mesh, model, base, corpus, device_memory) -> Run:
         task=TASKS[config.task.name],
         mesh=mesh,
         model=head.model,
-        schedule=optimizer.schedule(**config.schedule),
+        schedule=optimizer.schedule(**config.schedule, budget=config.budget),
         initial=initial,
         objective=_objective(config, head.output),
         corpus=corpus,

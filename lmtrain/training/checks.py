@@ -7,6 +7,7 @@ from lmtrain.adapt import leaves
 from lmtrain.cost import budget
 from lmtrain.errors import InputError
 from lmtrain.parallel import collectives
+from lmtrain.report import trackers
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.advantages import KL_ESTIMATORS, SCALES
 from lmtrain.tasks.policy import AGGREGATIONS, RATIOS
@@ -19,9 +20,9 @@ TRUNCATED = ('keep', 'mask', 'penalty')  # values of config.policy.truncated
 def check_settings(config) -> None:
     """Raises InputError if a number is out of range or a name is unknown. Needs no base, data or device."""
     budget.total_steps(config.budget, np.inf, np.inf)  # first: other numbers may follow from it
-    optimizer.schedule(**config.schedule)
+    optimizer.schedule(**config.schedule, budget=config.budget)
     optimizer.optimizer(**config.optimizer)
-    least = {'log.every_steps': 1, 'evaluate.every_steps': 1, 'evaluate.max_batches': 0}
+    least = {'log.every_steps': 1, 'evaluate.every_steps': 1, 'evaluate.max_batches': 0, 'evaluate.patience': 0}
     least |= {f'objective.{name}': 0 for name in ('centring', 'desirable', 'undesirable')}
     least |= {'checkpoint.every_steps': 1, 'checkpoint.keep_last': 1, 'checkpoint.keep_best': 0}
     least |= {f'watchdog.{phase}': 0 for phase in config.watchdog}
@@ -29,6 +30,8 @@ def check_settings(config) -> None:
         section, name = field.split('.')
         if not config[section][name] >= low:
             raise InputError(f'{field} = {config[section][name]}: it must be at least {low}')
+    if config.log.trackers:
+        trackers.check(config.log.trackers)
     if config.sdc_check_every < 0:
         raise InputError(f'sdc_check_every = {config.sdc_check_every}: it must be at least 0, which is never')
     if not 0 <= config.seed < 2**32:

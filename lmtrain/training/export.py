@@ -13,14 +13,20 @@ from lmtrain.files import local_path, read_json, write_json
 from lmtrain.models import Transformer, generation, pretrained
 from lmtrain.models.settings import HEAD_KINDS
 from lmtrain.tasks import TASKS
-from lmtrain.training import init_from, model_card
+from lmtrain.training import choose, init_from, model_card
 
 FORMATS = ('hf', 'peft')
 PARTIAL = '.partial'  # directory in which an export is written
 
 
 def export(
-    workdir, to, form: str, merge: bool = False, step: int | str = 'last', member: int = 0, licence: str = ''
+    workdir,
+    to,
+    form: str,
+    merge: bool = False,
+    step: int | str = choose.AUTO,
+    member: int | None = None,
+    licence: str = '',
 ) -> list[str]:
     """Writes the model of the run in `workdir` into the directory `to`; returns lines that describe the export.
 
@@ -29,6 +35,7 @@ def export(
         and added heads); README.md is the model card of both.
       merge: merge the adapter into the weights first; the largest change of an output is among the lines.
       licence: an identifier for the model card, such as 'apache-2.0'; '' is unknown.
+      step, member: as in `choose.choose`, whose notes are among the lines.
 
     Raises InputError if the format cannot hold the model, naming the leaf or setting and the way out; what
     `init_from.open_run` raises; FileExistsError if `to` is not empty.
@@ -39,7 +46,8 @@ def export(
     if to.is_dir() and any(entry != partial for entry in to.iterdir()):
         raise FileExistsError(f'{to} is not empty: export into a new directory')
     shutil.rmtree(partial, ignore_errors=True)
-    lines = _write(workdir, partial, form, merge, step, member, licence)
+    choice = choose.choose(workdir, step, member)
+    lines = [*_write(workdir, partial, form, merge, choice.step, choice.member, licence), *choice.notes]
     for file in partial.iterdir():
         file.replace(to / file.name)
     partial.rmdir()

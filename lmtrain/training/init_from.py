@@ -96,7 +96,7 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
 
     Raises FileNotFoundError or InputError naming what is missing or differs, and checkpoint.Damaged.
     """
-    config, model, members = _read_run(directory)
+    config, model, members = read_run(directory)
     if not 0 <= member < max(len(members), 1):
         range_ = f'the sweep has the members 0 to {len(members) - 1}' if members else f'{directory} is no sweep'
         raise InputError(f'member {member}: {range_}')
@@ -147,7 +147,7 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
     )
 
 
-def _read_run(directory: Path) -> tuple[ml_collections.ConfigDict, Transformer, tuple[sweep.Member, ...]]:
+def read_run(directory: Path) -> tuple[ml_collections.ConfigDict, Transformer, tuple[sweep.Member, ...]]:
     """(config, model, members of the sweep) of the run in a folder."""
     if not (directory / 'config.json').is_file():
         raise FileNotFoundError(f'{directory} is no folder of a run: it holds no config.json')

@@ -18,7 +18,7 @@ from lmtrain.evaluation import predictions
 from lmtrain.models import Transformer, generation, hub
 from lmtrain.parallel import sharding
 from lmtrain.tasks import TASKS
-from lmtrain.training import evaluate, init_from, reference, rollouts, workdir
+from lmtrain.training import choose, evaluate, init_from, reference, rollouts, workdir
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
@@ -51,22 +51,23 @@ class LoadedModel(NamedTuple):
     member: int = 0
 
 
-def load_run(directory, step: int | str = 'last', member: int = 0) -> LoadedModel:
+def load_run(directory, step: int | str = choose.AUTO, member: int | None = None) -> LoadedModel:
     """The model of the run in a folder.
 
     Args:
-      step: 'last', 'best' (lowest validation loss) or the number of a checkpoint.
-      member: of a sweep; the config is the one that it would have alone.
+      step: 'last', 'best' (lowest validation loss), the number of a checkpoint, or 'auto', see `choose.choose`.
+      member: of a sweep; the config is the one that it would have alone. None is the best by validation.
 
     Raises FileNotFoundError or InputError naming what is missing, and checkpoint.Damaged.
     """
-    base = init_from.open_run(pathlib.Path(directory), step, member)
+    choice = choose.choose(directory, step, member)
+    base = init_from.open_run(pathlib.Path(directory), choice.step, choice.member)
     loaded = _load(base, data.load_tokenizer(base.tokenizer))
-    return loaded._replace(directory=str(directory), member=member)
+    return loaded._replace(directory=str(directory), member=choice.member)
 
 
 def load_directory(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> LoadedModel:
-    """The model of a Hugging Face directory or of the last checkpoint of a run.
+    """The model of a Hugging Face directory, or of a run: the checkpoint and member that `choose.choose` takes.
 
     Args:
       adapter: a PEFT directory whose adapter is added; '' is none.
@@ -74,6 +75,8 @@ def load_directory(directory: str, adapter: str = '', ignore: Sequence[str] = ()
 
     Raises what `init_from.open_base` raises, and InputError if the directory has no tokenizer.
     """
+    if (pathlib.Path(directory) / 'checkpoints').is_dir() and not (adapter or ignore):
+        return load_run(directory)
     base = init_from.open_base(hub.local_directory(directory, '--base'), adapter, ignore)
     loaded = _load(base, open_tokenizer(base.tokenizer, mask=False))
     return loaded._replace(directory='' if adapter or base.config is None else directory)
@@ -128,8 +131,8 @@ def check_overrides(overrides: Iterable[str]) -> None:
 def evaluate_split(
     directory,
     split: str,
-    step: int | str = 'last',
-    member: int = 0,
+    step: int | str = choose.AUTO,
+    member: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     open_model: Callable | None = None,
 ) -> dict[str, float]:
@@ -145,7 +148,8 @@ def evaluate_split(
 
     Raises what `load_run` and `build` raise, and InputError if the data or the tokenizer is not that of the training.
     """
-    base = init_from.open_run(pathlib.Path(directory), step, member)
+    choice = choose.choose(directory, step, member)
+    base = init_from.open_run(pathlib.Path(directory), choice.step, choice.member)
     trained = _load(base, data.load_tokenizer(base.tokenizer))
     trained.config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}  # whatever it was trained on
     trained.config.optimizer.accumulate = 1

@@ -11,7 +11,7 @@ from lmtrain import data, tree
 from lmtrain.cost import hlo
 from lmtrain.parallel import sharding
 from lmtrain.report import completions as samples
-from lmtrain.report import metrics, summary, terminal
+from lmtrain.report import evaluations, metrics, summary, terminal
 from lmtrain.runtime import faults, lifecycle, multihost, sdc
 from lmtrain.runtime.progress import phase
 from lmtrain.training import evaluate, monitor, reward_scores, rollouts, sweep
@@ -45,6 +45,7 @@ class Loop:
         self.monitor = monitor.Monitor(extra.get('monitor', {}))
         self.sampled = extra.get('sampled', {})  # numbers of the rollouts that a resumed run needs
         self.sampling = 0.0  # seconds of rollouts in this start
+        self.patience, self.bests = run.config.evaluate.patience, extra.get('bests', [])  # of early stopping
         self.all_max, self.stopping, self.spent_by_all = multihost.AsyncMax(), False, 0.0
 
     def _measure(self):
@@ -80,8 +81,8 @@ class Loop:
         config = self.parts.config
         self.should_stop(now=True)
         progress = self.clock.spent(self.step)
-        if progress >= 1.0:
-            self.live.print(f'  finished   the budget is spent after step {self.step:,}: nothing is left to train')
+        if progress >= 1.0 or self.patience and evaluations.exhausted(self.bests, self.patience):
+            self.live.print(summary.finished(self.step, early=progress < 1.0))
             if self.evaluated_at != self.step:
                 self.evaluate(state)
             return state
@@ -139,12 +140,16 @@ class Loop:
             whole = progress >= 1.0 or self.step % self.parts.steps_per_rollout == 0
             evaluate_now = progress >= 1.0 or self.due(self.parts.config.evaluate.every_steps)
             save_now = progress >= 1.0 or self.due(self.checkpoints.every_steps)
+            save_now = save_now or whole and self.step == self.checkpoints.branch
             due = evaluate_now or save_now or stopping and whole
             while len(pending) > (not due and not self.on_cpu):
                 self.log(*pending.pop(0))
             if due:
                 if evaluate_now:
                     self.evaluate(state)
+                    if self.patience and progress < 1.0 and evaluations.exhausted(self.bests, self.patience):
+                        self.live.print(summary.stopped_early(self.bests, self.patience))
+                        progress, save_now = 1.0, True
                 if save_now or self.stopping and whole:
                     self.sampled = batches.state
                     self.save(state)
@@ -174,6 +179,8 @@ class Loop:
         if step % self.parts.config.log.every_steps and 1 < step and progress < 1.0:
             return
         values |= self.means.take() | self.monitor.figures()
+        if self.parts.initial.members:
+            values = sweep.of_best_rate(self.parts.initial.members, values)
         speed = self.meter.read(step, progress, waited)
         if self.parts.task.on_policy:
             self.sampling = waited
@@ -206,10 +213,16 @@ class Loop:
         validation = self.measure(state.params, self.should_stop)
         if validation is None:
             return
+        if self.parts.initial.members:
+            validation = sweep.of_best_rate(self.parts.initial.members, validation)
         self.validation, self.evaluated_at = validation, self.step
+        if self.patience:
+            self.bests = evaluations.follow(self.bests, self.step, validation)
         if self.writers:
             self.writers.validation(self.step, self.validation)
         self.live.print(terminal.note(f'{self.step:,}', terminal.evaluation_line(self.validation, self.baselines)))
+        if self.parts.initial.members:
+            self.live.print(terminal.note('', sweep.line(self.parts.initial.members, self.validation)))
         for name, own in self.validation.get('sources', {}).items():
             self.live.print(terminal.note('', f'{name}: {terminal.evaluation_line(own, {})}'))
         if warning := self.monitor.compare(self.validation) if self.parts.task.on_policy else '':
@@ -232,6 +245,7 @@ class Loop:
         extra = {'elapsed': self.clock.elapsed, 'validation': self.validation, 'evaluated_at': self.evaluated_at}
         extra |= {'means': self.means.state}  # of the steps since the last line
         extra |= {'monitor': self.monitor.state, 'sampled': self.sampled} if self.parts.task.on_policy else {}
+        extra |= {'bests': self.bests} if self.patience else {}
         extra |= self.spent() | {'measured': self.measured(), 'cut': list(self.parts.initial.method.cut)}
         metric = self.validation['loss'] if self.evaluated_at == self.step else None  # never that of an older state
         self.checkpoints.save(self.parts.initial.stored(state), self.step, extra, metric)
@@ -268,6 +282,8 @@ class Loop:
             'cost': cost,
             'plan': summary.planned(self.parts),
         }
+        if self.patience and evaluations.exhausted(self.bests, self.patience):
+            results['stopped_early'] = True
         return results | (
             sweep.results(self.parts.initial.members, self.validation) if self.parts.initial.members else {}
         )

@@ -15,28 +15,35 @@ from lmtrain.errors import InputError
 from lmtrain.models import hub
 from lmtrain.parallel import vocab_padding
 from lmtrain.runtime import multihost
-from lmtrain.training import workdir
+from lmtrain.training import longer, workdir
 from lmtrain.training.checks import check_settings
 from lmtrain.training.init_from import Base, open_base, settings
 
 
 def resolve(
-    config: ml_collections.ConfigDict, directory: pathlib.Path | None = None, base: Base | None = None
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path | None = None,
+    base: Base | None = None,
+    extend: bool = False,
 ) -> tuple[ml_collections.ConfigDict, Base | None]:
     """The config with all its values decided, and the base that it starts from.
 
     Args:
       directory: the folder of the run. If it holds a run already, its vocabulary and date are kept.
       base: that of config.init if it is open already. None opens it, which checks every hash of its files.
+      extend: if the run in `directory` has another budget, a new schedule begins at its newest checkpoint.
 
     Raises InputError or OSError naming the field or file, what was expected and the way out.
     """
     if 'compare' in config:
         raise InputError('config.compare is the section of a comparison: run it with `lmtrain compare`')
     check_settings(config)
-    saved = _saved_config(directory) if directory else None
+    saved, schedule = _saved_config(directory, config, extend) if directory else (None, {})
     config = config.copy_and_resolve_references()
     if saved:
+        config.schedule.update(schedule)
+        for section, name in (field.split('.') for field in workdir.LACKED):  # an older run goes on as it began
+            config[section][name] = config[section][name] or saved[section][name]
         _keep_vocabulary(config, saved)
         config.task.date = config.task.date or saved['task']['date']
     if base is None:
@@ -62,12 +69,18 @@ def with_stand_in_text(config, folder: pathlib.Path) -> ml_collections.ConfigDic
     return config.lock()
 
 
-def _saved_config(directory: pathlib.Path) -> dict[str, Any] | None:
-    """The config of the run in a folder; None if there is none. Process 0 reads it for all."""
-    saved = None
+def _saved_config(directory: pathlib.Path, config, extend: bool) -> tuple[dict[str, Any] | None, dict[str, float]]:
+    """(the config of the run in a folder, None if there is none; `longer.schedule`). Process 0 reads it for all.
+
+    Raises InputError if there is nothing to extend.
+    """
+    saved, schedule = None, {}
     if jax.process_index() == 0 and (directory / 'config.json').exists():
         saved = workdir.read_config(directory)
-    return multihost.all_gather_object(saved)[0]
+        schedule = longer.schedule(saved, config, directory, extend)
+    elif jax.process_index() == 0 and extend:
+        raise InputError(f'--extend: {directory} holds no run: leave --extend out')
+    return multihost.all_gather_object((saved, schedule))[0]
 
 
 def _keep_vocabulary(config, saved: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from lmtrain.models import Transformer, attention_kernels, generation
 from lmtrain.parallel import collectives, redistribute, sharding
 from lmtrain.tasks import Task
 from lmtrain.tasks.prepare import TaskData
-from lmtrain.training import rollout_batch, step, sweep
+from lmtrain.training import longer, rollout_batch, step, sweep
 from lmtrain.training.initial import InitialState
 from lmtrain.training.state import TrainState
 
@@ -122,6 +122,17 @@ class Run:
     def total_steps(self) -> int | None:
         """Steps of the budget; None for a budget in hours."""
         return budget.total_steps(self.config.budget, self.tokens_per_step, self.flops_per_step.total)
+
+    @property
+    def decay_start(self) -> int | None:
+        """The last step before the decay of 'wsd', from which another budget continues; None if it is not known.
+
+        Not the step at which the decay starts: rounding of its progress to float32 may give it a part of the decay.
+        """
+        if self.config.schedule.name != 'wsd' or not self.total_steps:
+            return None
+        share = longer.decay_start(self.config) / longer.amount(self.config).value
+        return math.ceil(share * self.total_steps * (1 - longer.MARGIN)) - 1
 
     @functools.cached_property
     def flops_per_step(self) -> flops.Flops:

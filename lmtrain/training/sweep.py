@@ -5,6 +5,7 @@ over its W members. The frozen base and `step` are shared. A step is `jax.vmap` 
 the base is read once for all members, and each member has the losses that it would have alone.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from lmtrain import tree
 from lmtrain.errors import InputError
 from lmtrain.evaluation.statistics import t_interval
 from lmtrain.parallel import sharding
+from lmtrain.report import evaluations
 from lmtrain.training.state import TrainState
 
 AXES = TrainState(step=None, trainable=0, frozen=None, opt_state=0, rng=0, counters=0)
@@ -32,22 +34,29 @@ class Member(NamedTuple):
     order: int  # seed of the order of the data
 
 
-def members(seeds: Sequence[int], learning_rates: Sequence[float], orders: Sequence[int], *, seed, learning_rate):
+def members(
+    seeds: Sequence[int],
+    learning_rates: Sequence[float],
+    orders: Sequence[int],
+    zipped: bool = False,
+    *,
+    seed,
+    learning_rate,
+):
     """The members of `config.sweep`; () if all its lists are empty.
 
-    The lists are zipped, not crossed. Each has one entry per member, or one for all. If a list is empty, all members
-    have the `seed` or `learning_rate` of the run, and read the data in the order of their own seed.
+    Every learning rate is trained with every repetition: a seed and the order of its data. With `zipped` the lists are
+    zipped instead: each has one entry per member. Of a list with one entry, that is for all; if a list is empty, all
+    members have the `seed` or `learning_rate` of the run, and read the data in the order of their own seed.
 
     Raises InputError if lists differ in length, a value is out of range, or two members are equal.
+
+    >>> [one[:2] for one in members((0, 1), (1e-3, 1e-2), (), seed=0, learning_rate=1e-3)]
+    [(0, 0.001), (1, 0.001), (0, 0.01), (1, 0.01)]
     """
     lists = {'seeds': tuple(seeds), 'learning_rates': tuple(learning_rates), 'orders': tuple(orders)}
-    sizes = {f'sweep.{name}': len(values) for name, values in lists.items() if values}
-    if not sizes:
+    if not any(lists.values()):
         return ()
-    count = max(sizes.values())
-    if any(size not in (1, count) for size in sizes.values()):
-        lengths = ', '.join(f'{name} has {size}' for name, size in sizes.items())
-        raise InputError(f'{lengths}: the lists are zipped, so each has one entry per member, or one for all')
     for name in ('seeds', 'orders'):
         for value in lists[name]:
             if type(value) is not int or not 0 <= value < 2**32:
@@ -55,11 +64,19 @@ def members(seeds: Sequence[int], learning_rates: Sequence[float], orders: Seque
     for value in lists['learning_rates']:
         if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise InputError(f'sweep.learning_rates has {value!r}: it must be a number in [0, inf)')
-    own = {name: values * count if len(values) == 1 else values for name, values in lists.items()}
+    together = [name for name in lists if lists[name] and (zipped or name != 'learning_rates')]
+    count = max((len(lists[name]) for name in together), default=1)
+    if any(len(lists[name]) not in (1, count) for name in together):
+        lengths = ', '.join(f'sweep.{name} has {len(lists[name])}' for name in together)
+        per = 'member' if zipped else 'seed'
+        raise InputError(f'{lengths}: these lists are zipped, so each has one entry per {per}, or one for all')
+    own = {name: values * count if name in together and len(values) == 1 else values for name, values in lists.items()}
     own['seeds'] = own['seeds'] or (seed,) * count
-    own['learning_rates'] = own['learning_rates'] or (learning_rate,) * count
-    result = tuple(map(Member, own['seeds'], own['learning_rates'], own['orders'] or own['seeds']))
-    if count == 1:
+    own['learning_rates'] = own['learning_rates'] or (learning_rate,) * (count if zipped else 1)
+    repeated = list(zip(own['seeds'], own['orders'] or own['seeds'], strict=True))
+    pairs = zip(own['learning_rates'], repeated) if zipped else itertools.product(own['learning_rates'], repeated)
+    result = tuple(Member(seed, rate, order) for rate, (seed, order) in pairs)
+    if len(result) == 1:
         raise InputError(f'config.sweep has one member, {result[0]}: set config.seed, config.optimizer.learning_rate')
     if equal := [member for member in result if result.count(member) > 1]:
         raise InputError(f'config.sweep has {equal[0]} twice: the interval would be too narrow')
@@ -195,13 +212,50 @@ def summary(evaluations: Sequence[dict[str, float]]) -> dict[str, Any]:
     }
 
 
+def rates(members: Sequence[Member]) -> dict[float, list[int]]:
+    """{learning rate: indices of its members}."""
+    return evaluations.by_rate([member.learning_rate for member in members])
+
+
+def best_member(members: Sequence[Member], losses: Sequence[float]) -> int:
+    """`evaluations.best_member`: the lowest loss, of the learning rate with the lowest mean loss."""
+    return evaluations.best_member([member.learning_rate for member in members], losses)
+
+
+def of_best_rate(members: Sequence[Member], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` whose means are over the members of one learning rate, that of `best_member`, not over all.
+
+    Args:
+      values: metrics of a step or a `summary`: {name: mean over all members, '<name>_members': list}, and 'sources'
+        with one such dict for each source of a mixture. Sums and minima stay as they are.
+    """
+    groups = rates(members)
+    if len(groups) == 1:
+        return values
+    chosen = groups[members[best_member(members, values['loss' + SUFFIX])].learning_rate]
+
+    def mean(values):
+        known = {name for name in values if name + SUFFIX in values and not name.startswith('skipped')}
+        return values | {name: float(np.mean([values[name + SUFFIX][index] for index in chosen])) for name in known}
+
+    sources = {name: mean(own) for name, own in values.get('sources', {}).items()}
+    return mean(values) | ({'sources': sources} if sources else {})
+
+
+def line(members: Sequence[Member], evaluation: dict[str, Any]) -> str:
+    """The mean loss of each learning rate in a line; `evaluation`: a `summary`."""
+    losses = evaluation['loss' + SUFFIX]
+    each = rates(members).items()
+    return '; '.join(f'rate {rate:g}: mean loss {np.mean([losses[i] for i in of]):.4f}' for rate, of in each)
+
+
 def results(members: Sequence[Member], evaluation: dict[str, Any]) -> dict[str, Any]:
     """The part of results.json on a sweep, from a `summary`.
 
     Returns:
       {'sweep': {'members': [{'seed', 'learning_rate', 'order', 'loss', ...}], 'intervals': [{'learning_rate', 'members'
-      (how many), 'loss': [mean, low, high], ...}]}}, for every number of the evaluation. Members with one learning rate
-      are repetitions of one experiment, so each learning rate has its own interval.
+      (how many), 'loss': [mean, low, high], ...}]}}, for every number of the evaluation. Members
+      with one learning rate are repetitions of one experiment, so each learning rate has its own interval.
     """
     names = [name for name in evaluation if name + SUFFIX in evaluation]
     rows = [
@@ -209,9 +263,11 @@ def results(members: Sequence[Member], evaluation: dict[str, Any]) -> dict[str, 
         for index, member in enumerate(members)
     ]
     intervals = []
-    for rate in dict.fromkeys(member.learning_rate for member in members):
-        alike = [row for row in rows if row['learning_rate'] == rate]
+    for rate, indices in rates(members).items():
+        alike = [rows[index] for index in indices]
         estimates = {name: t_interval([row[name] for row in alike]) for name in names}
         spans = {name: (estimate.mean, estimate.low, estimate.high) for name, estimate in estimates.items()}
         intervals.append({'learning_rate': rate, 'members': len(alike)} | spans)
-    return {'sweep': {'members': rows, 'intervals': intervals}}
+    return {
+        'sweep': {'members': rows, 'intervals': intervals, 'best': best_member(members, evaluation['loss_members'])}
+    }

@@ -9,12 +9,12 @@ from typing import Any
 
 import jax
 
-from lmtrain import files, tree
+from lmtrain import checkpoint, files, tree
 from lmtrain.checkpoint import Checkpoints
 from lmtrain.evaluation import predictions
 from lmtrain.models import generation
 from lmtrain.parallel import sharding
-from lmtrain.report import metrics, page, summary, terminal
+from lmtrain.report import evaluations, metrics, page, summary, terminal, trackers
 from lmtrain.report.live import Live
 from lmtrain.report.provenance import provenance, versions
 from lmtrain.runtime import lifecycle, multihost, preflight, progress
@@ -27,7 +27,7 @@ from lmtrain.training.run import Run
 NEW = {'step': 0, 'elapsed': 0.0}  # the counters of a run without a checkpoint
 
 
-def train(config, directory) -> dict[str, Any]:
+def train(config, directory, extend: bool = False) -> dict[str, Any]:
     """Trains `config` in the folder `directory`, or resumes the run that is there.
 
     The training starts from the first of these that exists:
@@ -35,10 +35,10 @@ def train(config, directory) -> dict[str, Any]:
       2. the one before it, if the newest is damaged, and so on: damaged ones are renamed to `<step>.corrupt`;
       3. the base, config.init.base; what it lacks (adapter, head) is drawn from config.seed;
       4. a random initialisation from config.seed.
+    If the run is finished, nothing is computed. A larger budget continues a run whose schedule is 'constant', or 'wsd'
+    from its last checkpoint before the decay; with `extend` every run, with a new schedule from its newest checkpoint.
 
-    Returns:
-      The content of results.json: the last evaluation, the baselines and the cost. If the run was finished before,
-      the cost is that of its training on process 0 alone; the other processes return that of this start.
+    Returns the content of results.json: the last evaluation, the baselines and the cost.
 
     Raises:
       InputError, OSError: config, data or folder are wrong; nothing was compiled.
@@ -47,18 +47,21 @@ def train(config, directory) -> dict[str, Any]:
     directory = files.local_path(directory, '--workdir')
     with contextlib.ExitStack() as stack:
         screen = _screen(stack)
-        run = build(*resolve(config, directory))
+        run = build(*resolve(config, directory, extend=extend))
         watchdog = stack.enter_context(lifecycle.Watchdog(**config.watchdog))
         changed = _claim(stack, run, directory)
+        # All see the folder as process 0 does: `workdir.check_shared`.
+        if (directory / 'results.json').exists() and (results := _finished(run, directory, changed, screen)):
+            return results
         watchdog.expect('evaluate')
         run = reference.complete(run)
         watchdog.expect('start')
-        checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', **config.checkpoint))
+        branch = run.decay_start if config.schedule.name == 'wsd' else None
+        checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', **config.checkpoint, branch=branch))
         signals = stack.enter_context(lifecycle.Signals())
         with progress.phase('restoring the last checkpoint'):
             saved, extra = checkpoints.restore(run.initial.stored(run.shapes)) or (None, NEW)
-        clock = metrics.Clock(run.total_steps, config.budget.hours, extra['elapsed'])
-        finished = clock.spent(extra['step']) >= 1.0
+        finished = _is_over(run, extra)
         # The step compiles on a thread while the first state is created or completed.
         compiling = None if finished else stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_steps)
         with progress.phase('loading the parameters' if run.initial.base else 'drawing the parameters'):
@@ -66,11 +69,8 @@ def train(config, directory) -> dict[str, Any]:
         resumed_from = extra['step'] if saved else None
         del saved  # its arrays are part of the state
         live = _announce(stack, screen, run, resumed_from, extra['elapsed'], changed)
-        writers = None  # only process 0 writes
-        if jax.process_index() == 0:
-            _record_start(run, directory, resumed_from, changed)
-            writers = metrics.Writers(directory, config.log.tensorboard, extra['step'], live.print)
-            stack.callback(writers.close)
+        # Only process 0 writes.
+        writers = None if jax.process_index() else _record_start(stack, run, directory, extra, changed, finished, live)
         loop = stack.enter_context(contextlib.closing(Loop(run, checkpoints, signals, watchdog, writers, live, extra)))
         before = _evaluate_before(loop, state, directory) if config.evaluate.sources else {}
         state = loop.run(state, compiling and compiling.result)
@@ -84,9 +84,30 @@ def train(config, directory) -> dict[str, Any]:
         if jax.process_index() == 0:
             with progress.phase('sampling texts, writing the report'):
                 _write_results(run, state, directory, results, finished)
-    if jax.process_index() == 0:
-        live.print(terminal.evaluation(results['validation'], results['baselines'], 'validation'))
-        live.print(f'report and samples: {directory / "report.md"}')
+    live.print(f'{terminal.evaluation(results)}\nreport and samples: {directory / "report.md"}')
+    return results
+
+
+def _is_over(run: Run, extra: dict[str, Any]) -> bool:
+    """Whether the budget is spent or evaluate.patience exhausted, by the counters of a checkpoint."""
+    clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
+    over = clock.spent(extra['step']) >= 1.0
+    return over or evaluations.exhausted(extra.get('bests', []), run.config.evaluate.patience)
+
+
+def _finished(run: Run, directory: Path, changed, screen: progress.Screen) -> dict[str, Any] | None:
+    """The results of a run that is finished, and that nothing has changed since; they are printed. Else None."""
+    # Process 0 alone reads the file, and it alone knows what has changed.
+    read = jax.process_index() == 0 and not changed and (directory / 'report.md').exists()
+    results = multihost.all_gather_object(workdir.read(directory / 'results.json') if read else None)[0]
+    inspected = checkpoint.inspect(directory / 'checkpoints') if results else None
+    if not results or not inspected or results.get('cost', {}).get('steps') != inspected[0]:
+        return None
+    step, _, extra = inspected
+    if not _is_over(run, extra | {'step': step}):
+        return None
+    screen.print(summary.finished(step, early=results.get('stopped_early', False)))
+    screen.print(f'{terminal.evaluation(results)}\nreport and samples: {directory / "report.md"}')
     return results
 
 
@@ -133,13 +154,27 @@ def _announce(
     return live
 
 
-def _record_start(run: Run, directory: Path, resumed_from: int | None, changed) -> None:
-    """Writes what the folder records of a start, and removes metrics of steps that were not saved."""
+def _record_start(
+    stack: contextlib.ExitStack, run: Run, directory: Path, extra: dict[str, Any], changed, finished: bool, live: Live
+) -> metrics.Writers:
+    """Writes what the folder records of a start, removes metrics of steps that were not saved, opens the files.
+
+    Results of a smaller budget are kept as results.STEP.json.
+    """
+    log, resumed_from = run.config.log, extra['step'] or None
+    if not finished and (directory / 'results.json').exists():
+        steps = workdir.read(directory / 'results.json').get('cost', {}).get('steps', resumed_from)
+        (directory / 'results.json').rename(directory / f'results.{steps}.json')
     for name in ('metrics.jsonl', 'timings.jsonl', 'completions.jsonl'):
         workdir.truncate_jsonl(directory / name, resumed_from or -1)
     workdir.record(directory, resumed_from, changed, **provenance(run.mesh.devices.ravel()))
     run.corpus.tokenizer.save(directory / 'tokenizer')
     generation.write(directory, run.generation)
+    members = [trackers.label(**member._asdict()) for member in run.initial.members]
+    others = trackers.start(log.trackers, directory, run.resolved, members) if log.trackers else {}
+    writers = metrics.Writers(directory, log.tensorboard, extra['step'], live.print, others, members)
+    stack.callback(writers.close)
+    return writers
 
 
 def _evaluate_before(loop: Loop, state, directory: Path) -> dict[str, Any]:
@@ -156,6 +191,7 @@ def _write_results(run: Run, state, directory: Path, results: dict[str, Any], fi
     path = directory / 'results.json'
     if finished and path.exists():  # the cost of this start is not that of the training
         results['cost'] = workdir.read(path).get('cost', results['cost'])
+    results['remarks'] = evaluations.remarks(directory, results)
     files.write_json(path, results, indent=1)
     text = _sample_texts(run, state, directory)
     (directory / 'samples.txt').write_text(text, encoding='utf-8', errors='backslashreplace')

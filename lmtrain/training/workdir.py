@@ -25,13 +25,12 @@ from lmtrain.files import flatten_fields, read_json_object, write_json
 from lmtrain.runtime import lifecycle, multihost
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import has_setting
+from lmtrain.training import longer
 
 # Which fields a resumed run may change; the first match wins. Every other field is 'fixed': it changes the result.
 #   free      does not change the result
 #   rounding  the same sums in another order: the run resumes, but is not bitwise equal to the uninterrupted one
-#   constant  free if schedule.name is 'constant' before and after. Otherwise the learning rate depends on the share of
-#             the budget that is spent: with another budget, the steps already taken would have been different.
-#             (A warmup is a share of the budget too; a warmup that is over is not changed.)
+#   budget    'free', 'continued', 'extended' or 'fixed' by `longer.kind`, since the schedule depends on the budget.
 #   pooled    free unless the loss, before or after, pools the outputs of a row: no other one reads it.
 MAY_CHANGE = (
     (r'log\..*', 'free'),
@@ -47,10 +46,17 @@ MAY_CHANGE = (
     (r'mesh\..*', 'rounding'),
     (r'model\.(attention|remat|unroll)', 'rounding'),
     (r'optimizer\.accumulate', 'rounding'),
-    (r'budget\..*', 'constant'),
+    (r'budget\..*|schedule\.(begin|warmup_budget)', 'budget'),
     (r'objective\.pool', 'pooled'),
 )
-CONSEQUENCES = {'rounding': ' (the same sums in another order: no longer bitwise equal)'}
+CONSEQUENCES = {
+    'rounding': ' (the same sums in another order: no longer bitwise equal)',
+    'continued': ' (the schedule continues from before its decay)',
+    'extended': ' (a new schedule begins)',
+}
+VERSION = 2  # of config.json; folders without a version are of version 1
+# Fields that an older run lacks and whose default is not what that run did: the value that it had in effect.
+LACKED = {'sweep.zipped': True}
 ABSENT = '(absent)'
 VISIBLE = 15.0  # seconds after which a file that one process wrote must be visible to the others
 
@@ -60,7 +66,10 @@ class WrongRun(InputError):
 
 
 class Difference(NamedTuple):
-    """A field whose value in a resumed run differs from the saved one. `kind` is 'free', 'rounding' or 'fixed'."""
+    """A field whose value in a resumed run differs from the saved one.
+
+    `kind` is 'free', 'rounding', 'continued', 'extended' or 'fixed'.
+    """
 
     field: str
     saved: Any
@@ -75,7 +84,7 @@ def check(workdir: str | os.PathLike, state_bytes: int = 0, keep: int = 0) -> No
     """Creates the folder, and checks that it is writable and has space for `keep` + 1.2 checkpoints of `state_bytes`.
 
     `keep` is keep_last + keep_best; one more exists while it is written. Existing checkpoints count as free space,
-    quarantined ones do not.
+    renamed ones do not.
 
     Raises NotADirectoryError, PermissionError or OSError (ENOSPC) naming the folder and the way out.
     """
@@ -89,7 +98,7 @@ def check(workdir: str | os.PathLike, state_bytes: int = 0, keep: int = 0) -> No
         raise NotADirectoryError(f'workdir {path}: {error.filename or path} is not a directory; {way_out}') from error
     except OSError as error:
         raise PermissionError(f'workdir {path} cannot be written: {error.strerror}; {way_out}') from error
-    folders = [folder for folder in (path / 'checkpoints').glob('*') if '.corrupt' not in folder.name]
+    folders = [folder for folder in (path / 'checkpoints').glob('*') if re.fullmatch(r'\d+|tmp\..*', folder.name)]
     existing = sum(file.stat().st_size for folder in folders for file in folder.rglob('*') if file.is_file())
     needed, free = (keep + 1.2) * state_bytes - existing, shutil.disk_usage(path).free
     if state_bytes and needed > free:
@@ -176,7 +185,8 @@ def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[
         if any((path / 'checkpoints').glob('[0-9]*')):
             raise WrongRun(f'workdir {path} holds checkpoints but no config.json; use another --workdir')
         write_json(path / 'fingerprints.json', fingerprints, indent=1)
-        write_json(path / 'config.json', config, indent=1)  # last: the folder belongs to a run if it exists
+        # Last: the folder belongs to a run if it exists.
+        write_json(path / 'config.json', {'version': VERSION} | config, indent=1)
         return []
     saved, current = read_config(path), _normal(config)
     differences = compare(saved, current)
@@ -186,30 +196,52 @@ def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[
     ]
     fixed = [difference for difference in differences if difference.kind == 'fixed']
     if fixed:
-        budget = any(difference.field.startswith('budget.') for difference in fixed)
+        budget = all(difference.field.startswith('budget.') for difference in fixed)
         raise WrongRun(
             f'workdir {path} belongs to another run:\n  '
             + '\n  '.join(map(str, fixed))
             + '\nUse another --workdir for a new run, or the saved values to resume this one'
-            + (" (the budget may change if schedule.name is 'constant')" if budget else '')
+            + (_or_extend(saved) if budget else '')
         )
+    if any(difference.kind == 'continued' for difference in differences):
+        _take_back_decay(path, saved, current)  # before config.json has the new budget: a killed start repeats it
     if differences:
-        write_json(path / 'config.json', config, indent=1)
+        write_json(path / 'config.json', {'version': VERSION} | config, indent=1)
     return differences
+
+
+def _or_extend(saved: dict[str, Any]) -> str:
+    """The end of the message on a budget that the schedule does not allow to change."""
+    return (
+        f'. The learning rate of schedule.name={saved["schedule"]["name"]!r} depends on the budget: with --extend this '
+        'run goes on to the new budget with a new schedule, which begins at its newest checkpoint'
+    )
+
+
+def _take_back_decay(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Sets aside the checkpoints after the last one before the decay. Raises WrongRun if there is none."""
+    step = longer.before_decay(path, saved, current)
+    if step < 0 and any((path / 'checkpoints').glob('[0-9]*')):
+        raise WrongRun(
+            f'workdir {path}: no checkpoint from before the decay of the learning rate is left, from which another '
+            'budget could continue. With --extend a new schedule begins at the newest checkpoint'
+        )
+    longer.set_aside(path, step)
 
 
 def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
     """The fields (dotted paths) in which two nested configs differ, each with its kind from MAY_CHANGE."""
     before, after = flatten_fields(_normal(saved)), flatten_fields(_normal(current))
-    constant = before.get('schedule.name') == after.get('schedule.name') == 'constant'
     pooled = _pools(before) or _pools(after)
     differences = []
     for field in sorted(before.keys() | after.keys()):
         one, other = before.get(field, ABSENT), after.get(field, ABSENT)
         if json.dumps(one) != json.dumps(other):  # 1 and True are not equal there
             kind = next((kind for pattern, kind in MAY_CHANGE if re.fullmatch(pattern, field)), 'fixed')
-            if kind in ('constant', 'pooled'):
-                kind = 'free' if (constant if kind == 'constant' else not pooled) else 'fixed'
+            if kind == 'budget':
+                kind = longer.kind(saved, current)
+            elif kind == 'pooled':
+                kind = 'fixed' if pooled else 'free'
             differences.append(Difference(field, one, other, kind))
     return differences
 
@@ -277,16 +309,23 @@ def _normal(tree: Any) -> Any:
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     """The config of the run in a folder, as a nested dict from JSON.
 
-    A field under a former name gets its present one. A field that the lmtrain of that run did not have takes its
-    default. (A new field whose default changes what older runs did needs its old value here.) Raises WrongRun.
+    A field under a former name gets its present one. A field that the lmtrain of that run did not have takes the value
+    that it had in effect: that of `LACKED`, else its default. Raises WrongRun.
     """
     from configs import base  # late: only a folder that exists needs the defaults
 
     path = Path(workdir) / 'config.json'
     config = read(path)
+    version = config.pop('version', 1)
+    if type(version) is not int or version > VERSION:
+        raise WrongRun(f'{path} has version {version!r}, and this lmtrain reads up to {VERSION}: update lmtrain')
     if missing := [name for name in ('data', 'model', 'optimizer', 'budget') if not isinstance(config.get(name), dict)]:
         raise WrongRun(f'{path} is not the config of a run: it has no section {missing[0]!r}')
-    return _filled(_renamed(config, base.RENAMED), json.loads(base.get_config().to_json()))
+    defaults = json.loads(base.get_config().to_json())
+    for field, value in LACKED.items():
+        section, name = field.split('.')
+        defaults[section][name] = value
+    return _filled(_renamed(config, base.RENAMED), defaults)
 
 
 def _renamed(config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_choices_are_a_list_or_a_field(stub, text, choices):
 
 
 def test_split_is_evaluated_at_the_checkpoint(stub, capsys):
-    assert cli.main(['evaluate', '--workdir=w', '--split=test', '--checkpoint=30']) == 0
+    assert cli.main(['evaluate', '--workdir=w', '--split=test', '--step=30']) == 0
     assert stub['split'] == (pathlib.Path('w'), 'test', 30, 0, {}, reward_scores.scorer)
     assert capsys.readouterr().out.startswith('test: ')
 

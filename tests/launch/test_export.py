@@ -22,11 +22,11 @@ def asked(monkeypatch):
     [
         (['--workdir=w', '--to=out'], (pathlib.Path('w'), 'out', 'hf', False, 'last', 0, '')),
         (
-            ['--workdir=w', '--to=out', '--checkpoint=30', '--merge', '--license=mit'],
+            ['--workdir=w', '--to=out', '--step=30', '--merge', '--license=mit'],
             (pathlib.Path('w'), 'out', 'hf', True, 30, 0, 'mit'),
         ),
         (
-            ['--workdir=w', '--to=out', '--checkpoint=best', '--format=peft'],
+            ['--workdir=w', '--to=out', '--step=best', '--format=peft'],
             (pathlib.Path('w'), 'out', 'peft', False, 'best', 0, ''),
         ),
     ],

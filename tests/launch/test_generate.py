@@ -60,7 +60,7 @@ def test_one_prompt_then_its_continuation(lmtrain, stub):
 
 
 def test_settings_without_a_flag_are_those_of_the_recipe(lmtrain, stub):
-    lmtrain('--workdir=w', '--top_k=3', '--temperature=0', '--seed=5', '--checkpoint=200')
+    lmtrain('--workdir=w', '--top_k=3', '--temperature=0', '--seed=5', '--step=200')
     wanted = {
         'max_tokens': 77,
         'temperature': 0.0,
@@ -158,7 +158,7 @@ def test_missing_flag_is_one_line(lmtrain):
     )  # fmt: skip
     code, _, err = lmtrain('--workdir=w', '--prompts_file=nowhere.txt')
     assert code == 2 and 'nowhere.txt' in err
-    code, _, err = lmtrain('--workdir=w', '--checkpoint=newest')
+    code, _, err = lmtrain('--workdir=w', '--step=newest')
     assert code == 2 and "neither 'last' nor 'best'" in err
 
 

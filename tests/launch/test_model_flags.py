@@ -18,10 +18,11 @@ def parsed(*words):
 
 
 @pytest.mark.parametrize(('text', 'step'), [('last', 'last'), ('best', 'best'), ('30', 30), ('0', 0)])
-def test_checkpoint_is_last_best_or_a_step(text, step):
-    assert model_flags.from_flags(parsed('--workdir=w', f'--checkpoint={text}'))[1] == step
-    with pytest.raises(ValueError, match='--checkpoint=latest is neither'):
-        model_flags.from_flags(parsed('--workdir=w', '--checkpoint=latest'))
+def test_step_is_last_best_or_a_number(text, step):
+    for flag in ('step', 'checkpoint'):
+        assert model_flags.from_flags(parsed('--workdir=w', f'--{flag}={text}'))[1:] == (step, 0)
+    with pytest.raises(ValueError, match='--step=latest is neither'):
+        model_flags.from_flags(parsed('--workdir=w', '--step=latest'))
 
 
 def test_exactly_one_model_is_named(monkeypatch):
@@ -29,10 +30,14 @@ def test_exactly_one_model_is_named(monkeypatch):
     monkeypatch.setattr(load, 'load_directory', lambda *words: calls.append(words) or run())
     monkeypatch.setattr(load, 'load_run', lambda *words: calls.append(words) or run())
     assert model_flags.model(parsed('--base=b', '--adapter=a', '--ignore=x,y')).end_ids == [256]
-    model_flags.model(parsed('--workdir=w', '--checkpoint=3'))
+    model_flags.model(parsed('--workdir=w', '--step=3'))
     assert [[str(word) for word in words] for words in calls] == [['b', 'a', "['x', 'y']"], ['w', '3', '0']]
     with pytest.raises(ValueError, match='--workdir and --base at once'):
         model_flags.model(parsed('--workdir=w', '--base=b'))
+    with pytest.raises(ValueError, match='--step with --base'):
+        model_flags.model(parsed('--base=b', '--step=3'))
+    with pytest.raises(ValueError, match='--member with --base'):
+        model_flags.model(parsed('--base=b', '--member=0'))
     with pytest.raises(ValueError, match='--adapter without --base'):
         model_flags.model(parsed('--workdir=w', '--adapter=a'))
     with pytest.raises(ValueError, match='--workdir is missing'):

@@ -97,7 +97,9 @@ def test_folder_and_handlers_of_a_run(monkeypatch, words, folder):
     monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
     before = signal.getsignal(signal.SIGTERM)
     now = lambda: (sys.excepthook, signal.getsignal(signal.SIGTERM))  # noqa: E731
-    monkeypatch.setattr(train, 'train', lambda config, workdir: seen.append((config.model.width, workdir, *now())))
+    monkeypatch.setattr(
+        train, 'train', lambda config, workdir, extend: seen.append((config.model.width, workdir, *now()))
+    )
     try:
         assert cli.main(['train', '--config=tiny', '--config.model.width=48', *words]) == 0
     finally:

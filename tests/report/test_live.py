@@ -169,5 +169,5 @@ def test_closed_pipe_does_not_end_the_run():
 def test_terminal_without_unicode():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding='ascii')
-    live_line.Live(10, stream).print(terminal.evaluation(RESULTS, BASELINES, 'validation'))
+    live_line.Live(10, stream).print(terminal.evaluation({'validation': RESULTS, 'baselines': BASELINES}))
     assert b'####' in raw.getvalue()

@@ -252,9 +252,10 @@ def test_member_and_domain_cells(tmp_path):
     }
     (folder / 'results.json').write_text(json.dumps(results))
     page = report.write(folder).read_text()
-    assert '| 4 | 0.001 | 7 | 1.2000 | 2.4000 |' in page
-    assert '* learning rate 0.001, 2: **1.1000** bits per byte (95 % interval 0.9000 to 1.3000)' in page
-    assert '* learning rate 0.01, 1: **1.4000** bits per byte (one member: no interval)' in page
+    assert '| 1 | 0.001 | 4 | 7 | 1.2000 | 2.4000 |' in page
+    assert '| 0.001 | 2 | 1.1000 (0.9000 to 1.3000) | 2.2000 (1.8000 to 2.6000) |' in page
+    assert '| 0.01 | 1 | 1.4000 (one member) | 2.8000 (one member) |' in page
+    assert 'Best by validation: **learning rate 0.001, of it member 0 (seed 3)**' in page
     assert cells(page, 'old') == ['1.2500', '1.5000', '+20.0 %']
     assert cells(page, 'new.txt') == ['4.0000', '2.0000', '-50.0 %']
 

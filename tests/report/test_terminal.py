@@ -187,14 +187,30 @@ def test_evaluation_with_baselines():
     text = terminal.evaluation_line(RESULTS, BASELINES)
     assert text.endswith('1.752 bits/byte (xz 1.84, bigram 1.86, unigram 3.31)') and len(text) <= 102
     assert terminal.evaluation_line(RESULTS, {}).endswith('1.752 bits/byte')
-    block = terminal.evaluation(RESULTS, BASELINES, 'validation').splitlines()
+    ended = {'validation': RESULTS, 'baselines': BASELINES}
+    block = terminal.evaluation(ended).splitlines()
     assert [row.split()[0] for row in block[3:]] == ['this', 'xz', 'bigram', 'unigram']
     assert block[-1].count('█') == 40 and max(map(len, block)) <= 80
-    assert '\x1b[' in terminal.evaluation(RESULTS, BASELINES, 'validation', colour=True)
+    assert '\x1b[' in terminal.evaluation(ended, colour=True)
+
+
+def test_end_of_a_sweep_has_its_rates_and_remarks():
+    intervals = [
+        {'learning_rate': 0.001, 'members': 3, 'loss': [3.21, 3.1, 3.32]},
+        {'learning_rate': 0.01, 'members': 1, 'loss': [2.5, None, None]},
+    ]
+    ended = {'validation': RESULTS, 'sweep': {'intervals': intervals}, 'remarks': {'best': 'word ' * 30}}
+    lines = terminal.evaluation(ended).splitlines()
+    assert lines[4:7] == [
+        '  learning rate  members  mean loss  95 % interval',
+        '          0.001        3     3.2100  3.1000 to 3.3200',
+        '           0.01        1     2.5000  (one member)',
+    ]
+    assert lines[7].startswith('  best       word word') and max(map(len, lines)) <= 80
 
 
 def test_bars_say_which_direction_is_better_and_an_outlier_is_cut():
-    block = terminal.evaluation(RESULTS, BASELINES | {'xz': 50.0}, 'validation').splitlines()
+    block = terminal.evaluation({'validation': RESULTS, 'baselines': BASELINES | {'xz': 50.0}}).splitlines()
     assert block[2] == '  bits per byte, lower is better'
     bars = {row.split()[0]: row.split()[-1] for row in block[3:]}
     assert bars['xz'].endswith('█>') and len(bars['xz']) == 40

@@ -322,15 +322,15 @@ OTHERS = [
     ('generate nothing trained', 'generate --workdir=lost', nothing_trained, ['holds no checkpoint', 'trained']),
     (
         'generate a step that is not there',
-        'generate --workdir=run --checkpoint=7',
+        'generate --workdir=run --step=7',
         {},
         ['no checkpoint of step 7', '[5, 10]'],
     ),
     (
         'generate no step',
-        'generate --workdir=run --checkpoint=new',
+        'generate --workdir=run --step=new',
         {},
-        ["--checkpoint=new is neither 'last' nor 'best'"],
+        ["--step=new is neither 'last' nor 'best'"],
     ),
     (
         'generate over the context',

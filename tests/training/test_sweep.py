@@ -22,11 +22,20 @@ STEPS, ROWS, LENGTH, VOCAB = 20, 8, 12, 32
 OWN = {'seed': 3, 'learning_rate': 1e-2}  # of the run that is swept
 
 
-def members(seeds=(), learning_rates=(), orders=()):
-    return sweep.members(seeds, learning_rates, orders, **OWN)
+def members(seeds=(), learning_rates=(), orders=(), zipped=False):
+    return sweep.members(seeds, learning_rates, orders, zipped, **OWN)
 
 
-def test_lists_are_zipped():
+def test_every_rate_is_trained_with_every_seed():
+    each = [(rate, seed) for rate in (0.1, 0.2, 0.3) for seed in (4, 5)]
+    assert members((4, 5), (0.1, 0.2, 0.3)) == tuple(sweep.Member(seed, rate, seed) for rate, seed in each)
+    orders = [member.order for member in members((4, 5), (0.1, 0.2), (7, 8))]
+    assert orders == [7, 8, 7, 8]  # a repetition is a seed with its order
+    assert [member[::2] for member in members((), (0.1, 0.2), (7, 8))] == [(3, 7), (3, 8)] * 2
+    assert members((1, 2), (0.1, 0.2), zipped=True) == (sweep.Member(1, 0.1, 1), sweep.Member(2, 0.2, 2))
+
+
+def test_lists_with_one_entry_are_for_all():
     assert members() == ()
     assert members(seeds=(1, 2)) == (sweep.Member(1, 1e-2, 1), sweep.Member(2, 1e-2, 2))
     assert members(learning_rates=(0.1, 0.2)) == (sweep.Member(3, 0.1, 3), sweep.Member(3, 0.2, 3))
@@ -37,7 +46,11 @@ def test_lists_are_zipped():
 @pytest.mark.parametrize(
     ('lists', 'message'),
     [
-        ({'seeds': (1, 2, 3), 'learning_rates': (0.1, 0.2)}, 'sweep.seeds has 3, sweep.learning_rates has 2'),
+        (
+            {'seeds': (1, 2, 3), 'learning_rates': (0.1, 0.2), 'zipped': True},
+            'sweep.seeds has 3, sweep.learning_rates has 2: .* per member',
+        ),
+        ({'seeds': (1, 2, 3), 'orders': (0, 1)}, 'sweep.seeds has 3, sweep.orders has 2: .* per seed'),
         ({'seeds': (1, -2)}, r'sweep.seeds has -2: .* \[0, 2\^32\)'),
         ({'orders': (1, 2.5)}, 'sweep.orders has 2.5'),
         ({'seeds': (0, True)}, 'sweep.seeds has True'),
@@ -124,7 +137,7 @@ def follow(function, start, stream):
 @pytest.mark.parametrize(
     'lists',
     [
-        {'seeds': (0, 1, 2), 'learning_rates': (3e-2, 1e-2, 1e-1)},
+        {'seeds': (0, 1, 2), 'learning_rates': (3e-2, 1e-2, 1e-1), 'zipped': True},
         {'learning_rates': (3e-2, 1e-1, 1e37), 'orders': (5,)},  # one batch for all; the last diverges
     ],
     ids=['seeds and learning rates', 'one batch for all'],
@@ -188,7 +201,7 @@ def test_summary_is_the_mean():
 
 
 def test_only_members_of_one_learning_rate_are_repetitions():
-    chosen = members((0, 1, 0), (0.1, 0.1, 0.2), (0,))
+    chosen = members((0, 1, 0), (0.1, 0.1, 0.2), (0,), zipped=True)
     evaluation = sweep.summary([{'loss': 1.0}, {'loss': 2.0}, {'loss': 6.0}])
     assert evaluation == {'loss': 3.0, 'loss_members': [1.0, 2.0, 6.0]}
     result = sweep.results(chosen, evaluation)['sweep']
@@ -221,26 +234,47 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
-def test_sweep_trains_and_reports_all_members(config, tmp_path):
+def test_means_are_over_the_members_of_the_best_rate():
+    chosen = members((0, 1), (0.1, 0.2))
+    own = {'loss': 3.0, 'loss_members': [4.0, 4.0, 1.0, 3.0], 'skipped': 2, 'skipped_members': [1, 1, 0, 0]}
+    values = sweep.of_best_rate(chosen, own | {'sources': {'a': {'loss': 9.0, 'loss_members': [1.0, 1.0, 5.0, 7.0]}}})
+    assert (values['loss'], values['skipped'], values['sources']['a']['loss']) == (2.0, 2, 6.0)
+    assert sweep.best_member(chosen, own['loss_members']) == 2
+    assert sweep.line(chosen, own) == 'rate 0.1: mean loss 4.0000; rate 0.2: mean loss 2.0000'
+    same = members((0, 1))
+    assert sweep.of_best_rate(same, {'loss': 2.5, 'loss_members': [1.0, 4.0]})['loss'] == 2.5
+
+
+def test_sweep_trains_and_reports_all_members(config, tmp_path, capsys):
     rates = (1e-3, 3e-3)
-    config.sweep.seeds, config.sweep.learning_rates = (4, 5), rates
+    config.sweep.seeds, config.sweep.learning_rates, config.log.tensorboard = (4, 5), rates, True
     results = train.train(config, tmp_path / 'sweep')
+    printed = capsys.readouterr().out
     written = lines(tmp_path / 'sweep')
     # Where everything learns there is no base, and a member is the whole run of its seed.
     config.sweep.seeds = config.sweep.learning_rates = ()
+    config.log.tensorboard = False
     config.seed, config.optimizer.learning_rate = 5, rates[1]
     alone = train.train(config, tmp_path / 'alone')
     for mine, own in zip(written, lines(tmp_path / 'alone'), strict=True):
         for name in {'loss', 'validation_loss'} & own.keys():
-            assert mine[f'{name}_members'][1] == pytest.approx(own[name], rel=1e-5)
-    assert results['sweep']['members'][1]['loss'] == pytest.approx(alone['validation']['loss'], rel=1e-5)
-    again = load.evaluate_split(tmp_path / 'sweep', 'validation', member=1)  # all of it, not some batches
+            assert mine[f'{name}_members'][3] == pytest.approx(own[name], rel=1e-5)
+    assert results['sweep']['members'][3]['loss'] == pytest.approx(alone['validation']['loss'], rel=1e-5)
+    again = load.evaluate_split(tmp_path / 'sweep', 'validation', member=3)  # all of it, not some batches
     assert again == pytest.approx(load.evaluate_split(tmp_path / 'alone', 'validation'), rel=1e-5)
-    assert results['validation']['loss'] == pytest.approx(np.mean([row['loss'] for row in results['sweep']['members']]))
-    report = (tmp_path / 'sweep' / 'report.md').read_text()
-    assert '## Members' in report and '| 4 | 0.001 |' in report
-    with pytest.raises(ValueError, match='member 2: the sweep has the members 0 to 1'):
-        load.load_run(tmp_path / 'sweep', member=2)
+    of_rate = {group['learning_rate']: group['loss'][0] for group in results['sweep']['intervals']}
+    assert results['validation']['loss'] == pytest.approx(min(of_rate.values()))  # of no mean over rates
+    best = sweep.best_member(members((4, 5), rates), [row['loss'] for row in results['sweep']['members']])
+    assert load.load_run(tmp_path / 'sweep').config.seed == results['sweep']['members'][best]['seed']
+    report = (tmp_path / 'sweep' / 'report.md').read_text(encoding='utf-8')
+    assert '## Members' in report and '| 1 | 0.001 | 5 |' in report
+    for page in (printed, ' '.join(report.split())):
+        assert f'of it member {best} (seed' in page
+    assert max(map(len, printed[printed.rindex('validation') :].splitlines()[:-1])) <= 80
+    labels = {path.name for path in (tmp_path / 'sweep' / 'tensorboard').iterdir() if path.is_dir()}
+    assert labels == {f'rate_{rate:g}_seed_{seed}' for rate in rates for seed in (4, 5)}
+    with pytest.raises(ValueError, match='member 4: the sweep has the members 0 to 3'):
+        load.load_run(tmp_path / 'sweep', member=4)
     with pytest.raises(ValueError, match='member 1: .* is no sweep'):
         load.load_run(tmp_path / 'alone', member=1)
 

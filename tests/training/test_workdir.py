@@ -55,6 +55,8 @@ def test_every_field_has_the_expected_kind():
             kind = 'free'
         elif field.startswith(ROUNDING) and not field.startswith('model.attention_'):
             kind = 'rounding'
+        elif field == 'schedule.begin':
+            kind = 'extended'
         else:
             kind = 'fixed'
         differences = workdir.compare(CONFIG, changed(field))
@@ -83,21 +85,6 @@ def test_pooling_may_change_unless_the_loss_pools():
         assert [(difference.field, difference.kind) for difference in differences] == [('objective.pool', kind)], name
 
 
-@pytest.mark.parametrize(
-    'before, after, kind', [('constant', 'constant', 'free'), ('cosine', 'cosine', 'fixed'), ('wsd', 'wsd', 'fixed')]
-)
-def test_budget_may_change_with_a_constant_schedule(before, after, kind):
-    saved = changed('budget.steps', changed('schedule.name', value=before), 100)
-    current = changed('budget.steps', changed('schedule.name', value=after), 200)
-    assert workdir.compare(saved, current) == [('budget.steps', 100, 200, kind)]
-
-
-def test_refused_budget_names_the_condition(tmp_path):
-    workdir.bind(tmp_path, CONFIG, PRINTS)
-    with pytest.raises(WrongRun, match="the budget may change if schedule.name is 'constant'"):
-        workdir.bind(tmp_path, changed('budget.steps', value=7), PRINTS)
-
-
 def test_budget_is_fixed_if_the_schedule_changes():
     saved = changed('budget.steps', changed('schedule.name', value='cosine'), 100)
     current = changed('budget.steps', changed('schedule.name', value='constant'), 200)
@@ -122,7 +109,7 @@ def test_values_are_compared_as_json(saved, current, fields):
 
 def test_folder_belongs_to_its_config(tmp_path):
     assert workdir.bind(tmp_path, CONFIG, PRINTS) == []
-    assert json.loads((tmp_path / 'config.json').read_text()) == CONFIG
+    assert json.loads((tmp_path / 'config.json').read_text()) == {'version': workdir.VERSION} | CONFIG
     assert workdir.bind(tmp_path, base.get_config().to_dict(), PRINTS) == []  # with its tuples
     other = changed('model.width', changed('log.every_steps', value=3), 512)
     with pytest.raises(WrongRun) as caught:
@@ -131,7 +118,25 @@ def test_folder_belongs_to_its_config(tmp_path):
     assert f'model.width: saved {CONFIG["model"]["width"]}, now 512' in text
     assert 'fingerprint of data: saved "aa", now "cc"' in text
     assert 'another --workdir' in text and 'log.every_steps' not in text
-    assert json.loads((tmp_path / 'config.json').read_text()) == CONFIG  # refused: untouched
+    assert workdir.read_config(tmp_path) == CONFIG  # refused: untouched
+
+
+def test_config_of_a_newer_version_is_refused(tmp_path):
+    workdir.bind(tmp_path, CONFIG, PRINTS)
+    (tmp_path / 'config.json').write_text(json.dumps({'version': 99} | CONFIG))
+    with pytest.raises(WrongRun, match='config.json has version 99, and this lmtrain reads up to'):
+        workdir.read_config(tmp_path)
+
+
+def test_field_that_an_older_run_lacks_has_the_value_of_its_behaviour(tmp_path):
+    saved = copy.deepcopy(CONFIG)
+    del saved['sweep']['zipped'], saved['schedule']['begin']
+    (tmp_path / 'config.json').write_text(json.dumps(saved))  # without a version
+    config = workdir.read_config(tmp_path)
+    assert config['sweep']['zipped'] is True  # seeds and rates were zipped then
+    assert config['schedule']['begin'] == 0.0
+    for field in workdir.LACKED:
+        assert field in FIELDS
 
 
 def test_allowed_change_is_saved_and_returned(tmp_path):
@@ -140,7 +145,7 @@ def test_allowed_change_is_saved_and_returned(tmp_path):
     now = changed('log.every_steps', value=3)
     differences = workdir.bind(tmp_path, now, PRINTS)
     workdir.record(tmp_path, 40, differences, commit='def')
-    assert json.loads((tmp_path / 'config.json').read_text()) == now
+    assert workdir.read_config(tmp_path) == now
     first, second = map(json.loads, (tmp_path / 'lineage.jsonl').read_text().splitlines())
     assert (first['resumed_from'], first['changed'], first['commit']) == (None, [], 'abc')
     assert second['resumed_from'] == 40

@@ -1,0 +1,160 @@
+"""The evaluations of a run in metrics.jsonl: the best step, and whether the run overfits."""
+
+import math
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lmtrain.files import read_json_lines
+
+RISING = 2  # evaluations in a row above the best one, after which a rise counts as overfitting
+
+
+class Overfitting(NamedTuple):
+    """A validation loss that rises while the training loss falls, from the best evaluation to the last.
+
+    The training losses are means over the steps before each of the two evaluations.
+    """
+
+    best: int
+    last: int
+    validation: tuple[float, float]
+    training: tuple[float, float]
+
+
+def losses(lines: Sequence[Mapping[str, Any]], member: int | None = None) -> dict[int, float]:
+    """{step: validation loss} of lines of metrics.jsonl, of the finite ones; `member`: those of one run of a sweep.
+
+    >>> losses([{'step': 5, 'validation_loss': 2.0, 'validation_loss_members': [1.0, 3.0]}, {'step': 6}], 1)
+    {5: 3.0}
+    """
+    name = 'validation_loss'
+    evaluated = [line for line in lines if name in line]
+    values = {line['step']: line[name] if member is None else line[f'{name}_members'][member] for line in evaluated}
+    return {step: float(loss) for step, loss in values.items() if math.isfinite(float(loss))}
+
+
+def best(measured: Mapping[int, float]) -> int:
+    """The step with the lowest loss, the newer of two equal ones.
+
+    >>> best({5: 2.0, 10: 1.5, 15: 1.5, 20: 1.7})
+    15
+    """
+    return min(measured, key=lambda step: (measured[step], -step))
+
+
+def rose(measured: Mapping[int, float]) -> bool:
+    """Whether the loss was measured more than twice and the last one is not the lowest."""
+    return len(measured) > 2 and best(measured) < max(measured)
+
+
+def follow(bests: Sequence[Sequence], step: int, validation: Mapping[str, Any]) -> list[list]:
+    """[[step with the lowest loss, this loss, number of evaluations since]] of a run, or of each member of a sweep.
+
+    Args:
+      bests: the result for the evaluation before; [] for none.
+      validation: the evaluation after `step`.
+
+    >>> follow(follow([], 10, {'loss': 2.0}), 20, {'loss': 3.0})
+    [[10, 2.0, 1]]
+    """
+    measured = [float(loss) for loss in validation.get('loss_members', [validation['loss']])]
+    measured = [loss if math.isfinite(loss) else sys.float_info.max for loss in measured]  # JSON has no infinity
+    bests = bests or [[step, loss, -1] for loss in measured]
+    return [
+        [step, loss, 0] if loss < best else [at, best, since + 1]
+        for (at, best, since), loss in zip(bests, measured, strict=True)
+    ]
+
+
+def exhausted(bests: Sequence[Sequence], patience: int) -> bool:
+    """Whether a run ends early: no member improved in its last `patience` evaluations. 0 is never."""
+    return patience > 0 and bool(bests) and all(since >= patience for _, _, since in bests)
+
+
+def overfitting(lines: Sequence[Mapping[str, Any]]) -> Overfitting | None:
+    """Where a run began to overfit; None if it did not, or there are too few evaluations to say."""
+    measured = losses(lines)
+    if len(measured) <= RISING:
+        return None
+    steps, lowest = sorted(measured), best(measured)
+    if len([step for step in steps if step > lowest]) < RISING or steps[0] == lowest:
+        return None
+
+    def training(step: int) -> float | None:
+        """The mean training loss between the evaluation before `step` and `step`."""
+        before = max((other for other in steps if other < step), default=0)
+        values = [float(line['loss']) for line in lines if 'loss' in line and before < line['step'] <= step]
+        return sum(values) / len(values) if values else None
+
+    then, now = training(lowest), training(steps[-1])
+    if then is None or now is None or not now < then:
+        return None
+    return Overfitting(lowest, steps[-1], (measured[lowest], measured[steps[-1]]), (then, now))
+
+
+def text(sign: Overfitting, steps_per_epoch: float | None) -> str:
+    """The message on overfitting, with epochs if an epoch's steps are known."""
+    epochs = f' ({sign.best / steps_per_epoch:.2g} epochs)' if steps_per_epoch else ''
+    later = f' ({sign.last / steps_per_epoch:.2g} epochs)' if steps_per_epoch else ''
+    return (
+        f'from step {sign.best:,}{epochs} to {sign.last:,}{later} the validation loss rose from '
+        f'{sign.validation[0]:.4f} to {sign.validation[1]:.4f} while the training loss fell from '
+        f'{sign.training[0]:.4f} to {sign.training[1]:.4f}: more data, fewer steps or evaluate.patience help'
+    )
+
+
+def remarks(folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, str]:
+    """{name: sentence} on a run that ended: its best step beside the last, why it ended, and whether it overfits.
+
+    Args:
+      folder: of the run.
+      results: the content of results.json.
+    """
+    lines = read_json_lines(folder / 'metrics.jsonl')
+    measured = [(float(line['validation_loss']), -line['step']) for line in lines if 'validation_loss' in line]
+    sentences = {}
+    if 'sweep' in results:
+        sentences['best'] = f'by validation: {best_of_sweep(results["sweep"])}; --member takes another'
+    elif len(measured) > 1 and min(measured) == measured[-1]:
+        sentences['best'] = f'step {-measured[-1][1]:,}, the last, has the lowest loss of {len(measured)} evaluations'
+    elif len(measured) > 1:
+        sentences['best'] = best_step(folder, losses(lines))
+    if results.get('stopped_early'):
+        sentences['ended'] = f'early, after step {results["cost"]["steps"]:,}, by evaluate.patience'
+    if len(measured) > RISING and (sign := overfitting(lines)):
+        cost = results.get('cost', {})
+        sentences['overfits'] = text(sign, cost['steps'] / cost['epochs'] if cost.get('epochs') else None)
+    return sentences
+
+
+def best_step(folder: pathlib.Path, measured: Mapping[int, float]) -> str:
+    """The best step beside the last, in a sentence."""
+    lowest, last = best(measured), max(measured)
+    saved = '--step=best reads it' if (folder / 'checkpoints' / str(lowest)).is_dir() else 'it is not saved'
+    return f'step {lowest:,}: loss {measured[lowest]:.4f}; the last, {last:,}: {measured[last]:.4f}; {saved}'
+
+
+def by_rate(rates: Sequence[float]) -> dict[float, list[int]]:
+    """{learning rate: indices of the members of a sweep with it}: these are repetitions of one experiment."""
+    return {rate: [index for index, own in enumerate(rates) if own == rate] for rate in dict.fromkeys(rates)}
+
+
+def best_member(rates: Sequence[float], measured: Sequence[float]) -> int:
+    """The member with the lowest loss, of the learning rate with the lowest mean loss; one that diverged is the last.
+
+    >>> best_member((0.1, 0.1, 0.2, 0.2), (1.0, 3.0, 1.6, 1.5)), best_member((0.1, 0.2, 0.2), (1.0, 0.1, math.nan))
+    (3, 0)
+    """
+    known = [loss if math.isfinite(loss) else math.inf for loss in measured]
+    means = {rate: sum(known[index] for index in of) / len(of) for rate, of in by_rate(rates).items()}
+    return min(by_rate(rates)[min(means, key=means.get)], key=lambda index: known[index])
+
+
+def best_of_sweep(swept: Mapping[str, Any]) -> str:
+    """The best member of a sweep, in words; `swept`: 'sweep' of results.json."""
+    members = swept['members']
+    index = best_member([row['learning_rate'] for row in members], [float(row['loss']) for row in members])
+    rate, seed = members[index]['learning_rate'], members[index]['seed']
+    return f'learning rate {rate:g}, of it member {index} (seed {seed})'

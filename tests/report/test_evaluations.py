@@ -1,0 +1,75 @@
+"""The best step of a run, early stopping, and the signs of overfitting."""
+
+import json
+
+import pytest
+
+from lmtrain.report import evaluations
+
+
+def lines(training, validation):
+    """Lines of metrics.jsonl: {step: loss} of both kinds."""
+    steps = [{'step': step, 'loss': loss} for step, loss in training.items()]
+    return steps + [{'step': step, 'validation_loss': loss} for step, loss in validation.items()]
+
+
+FALLS = {5: 3.0, 10: 2.5, 15: 2.0, 20: 1.5, 25: 1.0, 30: 0.5, 35: 0.4, 40: 0.3}
+
+
+def test_overfitting_is_a_rise_of_one_and_a_fall_of_the_other():
+    sign = evaluations.overfitting(lines(FALLS, {10: 3.0, 20: 2.0, 30: 2.2, 40: 2.5}))
+    assert sign == evaluations.Overfitting(20, 40, (2.0, 2.5), (1.75, pytest.approx(0.35)))
+    text = evaluations.text(sign, steps_per_epoch=10)
+    assert text.startswith('from step 20 (2 epochs) to 40 (4 epochs) the validation loss rose from 2.0000 to 2.5000')
+
+
+@pytest.mark.parametrize(
+    ('training', 'validation'),
+    [
+        (FALLS, {10: 3.0, 20: 2.0, 30: 1.9, 40: 1.8}),  # it falls
+        (FALLS, {10: 3.0, 20: 2.0, 30: 1.9, 40: 1.95}),  # one evaluation is no trend
+        (FALLS, {10: 3.0, 20: 3.5}),
+        (FALLS | {35: 3.0, 40: 3.0}, {10: 3.0, 20: 2.0, 30: 2.2, 40: 2.5}),  # training rises as well: it diverges
+        ({}, {10: 3.0, 20: 2.0, 30: 2.2, 40: 2.5}),
+    ],
+)
+def test_no_overfitting(training, validation):
+    assert evaluations.overfitting(lines(training, validation)) is None
+
+
+def test_patience_counts_evaluations_since_the_best():
+    bests = []
+    for step, loss in {10: 3.0, 20: 2.0, 30: 2.5, 40: 2.0, 50: float('nan')}.items():
+        bests = evaluations.follow(bests, step, {'loss': loss})
+    assert bests == [[20, 2.0, 3]]
+    assert evaluations.exhausted(bests, 3) and not evaluations.exhausted(bests, 4)
+    assert not evaluations.exhausted(bests, 0) and not evaluations.exhausted([], 1)
+
+
+def test_sweep_ends_when_no_member_improves():
+    bests = []
+    for step, losses in {10: [3.0, 3.0], 20: [4.0, 2.0], 30: [4.0, 2.5]}.items():
+        bests = evaluations.follow(bests, step, {'loss': 0.0, 'loss_members': losses})
+    assert bests == [[10, 3.0, 2], [20, 2.0, 1]]
+    assert not evaluations.exhausted(bests, 2) and evaluations.exhausted(bests, 1)
+
+
+def test_best_step_is_named_beside_the_last(tmp_path):
+    measured = {10: 3.0, 20: 2.0, 30: 2.5}
+    assert evaluations.best_step(tmp_path, measured).endswith('2.5000; it is not saved')
+    (tmp_path / 'checkpoints' / '20').mkdir(parents=True)
+    text = 'step 20: loss 2.0000; the last, 30: 2.5000; --step=best reads it'
+    assert evaluations.best_step(tmp_path, measured) == text
+
+
+def test_remarks_on_a_run(tmp_path):
+    def remarks(training, validation, **results):
+        path = tmp_path / 'metrics.jsonl'
+        path.write_text(''.join(json.dumps(line) + '\n' for line in lines(training, validation)))
+        return evaluations.remarks(tmp_path, {'cost': {'steps': 40, 'epochs': 4.0}} | results)
+
+    assert remarks(FALLS, {30: 1.0}) == {}
+    assert remarks(FALLS, {20: 2.0, 30: 1.0}) == {'best': 'step 30, the last, has the lowest loss of 2 evaluations'}
+    overfits = remarks(FALLS, {10: 3.0, 20: 2.0, 30: 2.2, 40: 2.5}, stopped_early=True)
+    assert overfits.keys() == {'best', 'ended', 'overfits'}
+    assert overfits['best'].startswith('step 20: loss 2.0000') and 'step 20 (2 epochs)' in overfits['overfits']
