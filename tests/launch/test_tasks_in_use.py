@@ -1,0 +1,58 @@
+"""A run of each task with a head, from its rows to figures in a file and predictions for rows without a label."""
+
+import json
+
+import pytest
+
+from configs import tiny
+from launch import cli
+from lmtrain.training import train
+
+TEXTS = [f'{word} number {n}' for n in range(12) for word in ('good', 'bad')]
+
+
+def rows_of(task):
+    """(fields of the text, rows) of a task."""
+    if task == 'classify':
+        return ('text',), [{'text': text, 'label': text.split()[0]} for text in TEXTS]
+    if task == 'regress':
+        return ('text',), [{'text': text, 'label': len(text) / 4} for text in TEXTS]
+    if task == 'tag':
+        return ('text',), [{'text': text.split(), 'label': ['B-Q', 'O', 'O']} for text in TEXTS]
+    answer = [{'text': 'number', 'answer_start': 5}]
+    return ('q', 'text'), [{'q': f'what {n}', 'text': 'good number', 'label': answer} for n in range(24)]
+
+
+def recipe(folder, task):
+    text, rows = rows_of(task)
+    (folder / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    config = tiny.get_config()
+    config.task.update(name=task, train=(str(folder / 'rows.jsonl'),), text=text, label='label', buckets=1)
+    config.data.update(cache=str(folder / 'cache'), seq_len=32, batch_size=8, validation=0.3, test=0.0)
+    config.model.update(num_layers=1, width=16, num_heads=2)
+    config.objective.pool = 'last'
+    config.budget.steps = config.checkpoint.every_steps = config.evaluate.every_steps = 2
+    config.log.update(tensorboard=False)
+    return config
+
+
+@pytest.mark.parametrize('task', ['classify', 'regress', 'tag', 'span'])
+def test_figures_and_predictions(task, tmp_path, capsys):
+    train.train(recipe(tmp_path, task), tmp_path / 'run')
+    capsys.readouterr()
+    results = tmp_path / 'results.json'
+    assert cli.main(['evaluate', f'--workdir={tmp_path / "run"}', f'--results={results}']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith('validation: loss ') and all(len(line) <= 80 for line in lines[:-1])
+    figures = json.loads(results.read_text(encoding='utf-8'), parse_constant=pytest.fail)['results']
+    scores = {name for name, value in figures.items() if type(value) is float} - {'loss', 'targets'}
+    assert figures['split'] == 'validation' and figures['loss'] > 0 and scores
+
+    text, rows = rows_of(task)
+    unlabelled = [{name: row[name] for name in text} for row in rows[:5]]
+    (tmp_path / 'new.jsonl').write_text('\n'.join(map(json.dumps, unlabelled)), encoding='utf-8')
+    words = ['predict', f'--workdir={tmp_path / "run"}', f'--rows={tmp_path / "new.jsonl"}']
+    assert cli.main([*words, f'--to={tmp_path / "out.jsonl"}']) == 0
+    written = [json.loads(line) for line in (tmp_path / 'out.jsonl').read_text(encoding='utf-8').splitlines()]
+    assert [{name: row[name] for name in text} for row in written] == unlabelled
+    assert all(row['prediction'] is not None for row in written)
