@@ -52,7 +52,6 @@ def plot(
     smooth = _smooth(losses)
     validation = [line[f'validation_{unit}'] for line in evaluated]
     references = sorted(baselines.items(), key=lambda item: item[1]) if evaluated else []
-    at = [line['step'] for line in evaluated]
     by_rate = _by_rate(evaluated, f'validation_{unit}', swept) if swept else {}
     drawn = validation + [value for values in by_rate.values() for value in values if math.isfinite(value)]
     low, high = _value_range(losses, smooth, drawn, [value for _, value in references])
@@ -61,31 +60,41 @@ def plot(
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         axes.plot(steps, losses, color='#bcd6ee', linewidth=0.7)
-        axes.plot(steps, smooth, color='#1f5fa8', linewidth=1.8, label='training')
-        for colour, (rate, values) in zip(itertools.cycle(COLOURS), by_rate.items()):
-            axes.plot(at, values, color=colour, linewidth=1.2, label=f'validation, rate {rate:g}', **MARKER)
-        if evaluated and not by_rate:
-            lowest = min(range(len(at)), key=lambda index: (validation[index], -at[index]))
-            label = f'validation, lowest at step {at[lowest]:,}' if len(at) > 1 else 'validation'
-            axes.plot(at, validation, color='#d1491b', linewidth=1.5, label=label, **MARKER)
-            ring = MARKER | {'markersize': 9, 'fillstyle': 'none'}
-            axes.plot(at[lowest], validation[lowest], color='#d1491b', **ring)
+        axes.plot(steps, smooth, color='#1f5fa8', linewidth=1.8, label='training' + ', best rate' * bool(by_rate))
+        if evaluated:
+            _draw_validation(axes, evaluated, validation, by_rate)
         axes.set_ylim(low, high)
         if rewarded:
             axes.set_xlim(0, steps[-1])  # a policy is evaluated before its first step
         else:
             _scale_steps(axes, steps, smooth, high)
         _draw_baselines(axes, references, low, high)
-        axes.set_xlabel('step')
-        axes.set_ylabel({'bits_per_byte': 'bits per byte', 'reward': 'mean reward'}.get(unit, 'loss, nats'))
-        axes.grid(color='#e8e8e8', linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[['top', 'right']].set_visible(False)
-        axes.legend(
-            loc='lower right' if rewarded else 'lower left', facecolor='white', edgecolor='none', framealpha=1.0
-        )
+        _label(axes, {'bits_per_byte': 'bits per byte', 'reward': 'mean reward'}.get(unit, 'loss, nats'), rewarded)
         figure.savefig(path)
     return True
+
+
+def _label(axes, unit: str, rising: bool) -> None:
+    """Labels, grid and legend; `rising`: the curves end at the top, so the legend is at the lower right."""
+    axes.set_xlabel('step')
+    axes.set_ylabel(unit)
+    axes.grid(color='#e8e8e8', linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.legend(loc='lower right' if rising else 'lower left', facecolor='white', edgecolor='none', framealpha=1.0)
+
+
+def _draw_validation(axes, lines: list[dict[str, Any]], values: list[float], by_rate: Mapping[float, list[float]]):
+    """The validation curve, with a ring at the best step by loss; of a sweep one for each learning rate."""
+    at = [line['step'] for line in lines]
+    for colour, (rate, of_rate) in zip(itertools.cycle(COLOURS), by_rate.items()):
+        axes.plot(at, of_rate, color=colour, linewidth=1.2, label=f'validation, rate {rate:g}', **MARKER)
+    if by_rate:
+        return
+    best = at.index(evaluations.best(evaluations.losses(lines)))
+    label = f'validation, best at step {at[best]:,}' if len(at) > 1 else 'validation'
+    axes.plot(at, values, color=COLOURS[0], linewidth=1.5, label=label, **MARKER)
+    axes.plot(at[best], values[best], color=COLOURS[0], **MARKER | {'markersize': 9, 'fillstyle': 'none'})
 
 
 def _by_rate(lines: list[dict[str, Any]], name: str, swept: Mapping[str, Any]) -> dict[float, list[float]]:
