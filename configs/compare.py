@@ -139,6 +139,26 @@ def arms() -> ml_collections.ConfigDict:
             learning_rates=(3e-4, 1e-3, 3e-3),
             description='all parameters; the answer is learned as text',
         ),
+        'dpo': arm(
+            {'task.name': 'preference', 'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)},
+            learning_rates=(3e-4, 1e-3),
+            description='LoRA of rank 8 by DPO: the right answer against another class',
+        ),
+        'grpo': arm(
+            {
+                'task.name': 'policy',
+                'reward.verifier': 'exact',
+                'adapt.method': 'lora',
+                'adapt.lora.rank': (('.*/kernel', 8),),
+                'policy.prompts': 8,
+                'policy.samples': 8,
+                'policy.max_tokens': 16,
+                'data.batch_size': 32,
+            },
+            learning_rates=(1e-3,),
+            vectorised=False,
+            description='LoRA of rank 8 by GRPO: answers that the model samples, rewarded if they are right',
+        ),
         'continued': arm(
             {'task.name': 'text', 'adapt.method': 'full', 'data.seq_len': 64},
             learning_rates=(1e-4, 1e-3),

@@ -83,7 +83,7 @@ def _run_stage(stage: Stage, config, workdir: Path, measured, rows: list[Row], r
     if stage.base:
         config.init.base, config.data.tokenizer = str(workdir / stage.base), 'base'
     if stage.reward_model:
-        config.reward.model = str(workdir / stage.reward_model)
+        config.reward.verifier, config.reward.model = '', str(workdir / stage.reward_model)
     print(terminal.note('stage', f'{stage.name} in {folder}'))
     trained = training.train(config.lock(), folder)
     result = {'stage': stage.name, 'score': None, 'failures': {}, 'validation': trained['validation']}

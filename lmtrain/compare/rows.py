@@ -232,7 +232,11 @@ def _line(row: Row, task: TaskConfig, template: str, classes: Sequence[str]) -> 
     completion = _completion(template, task.label, label)
     prompt = context.removesuffix(completion.removesuffix(label))
     texts = {name: text_of(row, field) for name, field in zip(('text', 'text2'), task.text)}
-    return texts | {'label': label, 'prompt': prompt, 'completion': completion, 'place': row.place}
+    # Of a pair for preferences, the rejected side is another class, which depends on the text alone.
+    others = [name for name in classes if name != label]
+    other = others[int(hash_unit('rejected', ' '.join(texts.values())) * len(others))]
+    pair = {'chosen': completion, 'rejected': _completion(template, task.label, other)}
+    return texts | {'label': label, 'prompt': prompt, 'completion': completion} | pair | {'place': row.place}
 
 
 def _completion(template: str, field: str, label: str) -> str:

@@ -57,14 +57,21 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
     own.task.shots, own.task.buckets, own.data.root = 0, 1, ''  # one length: all sizes and seeds run one program
     own.data.validation = own.data.test = 0.0
     task = TASKS[own.task.name]
-    if task.reads_rows:
-        own.data.seq_len = min(own.data.seq_len, longest(comparison, task.predicts_tokens))
+    if task.on_policy:
+        own.policy.max_tokens = _longest_answer(comparison)
+        own.data.seq_len = longest(comparison, as_text=True)
+    elif task.reads_rows:
+        texts = 2 if task.scores_segments else 1  # a row holds both sides of a pair
+        own.data.seq_len = texts * min(own.data.seq_len, longest(comparison, task.predicts_tokens))
     if not task.reads_rows:  # continued pretraining on the texts of the rows; a tail of them is its validation text
         own.data.source, own.data.text_field, own.data.mix = str(subset), 'text', ()
         own.data.split, own.data.validation = 'tail', 0.1
     elif task.predicts_tokens:
         own.task.text, own.task.label, own.task.template = ('prompt',), 'completion', 'none'
         own.task.labels = ()
+        own.reward.field = 'completion'  # of a policy, whose completions are verified
+        if task.scores_segments:  # pairs, whose fields have fixed names
+            own.task.text, own.task.label = (), ''
     else:
         own.task.text, own.task.label = comparison.task.text_fields, 'label'
 
@@ -72,6 +79,11 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
 def longest(comparison: Comparison, as_text: bool) -> int:
     """Tokens of the longest training or selection row, rounded up: the length of a batch."""
     return -(-max(lengths(comparison, as_text)) // ROUND) * ROUND
+
+
+def _longest_answer(comparison: Comparison) -> int:
+    """Tokens of the longest answer of the task, with its end token."""
+    return max(map(len, comparison.model.tokenizer.encode_batch(comparison.task.completions))) + 1
 
 
 def lengths(comparison: Comparison, as_text: bool) -> list[int]:
