@@ -25,6 +25,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from lmtrain.data.document import Document
+from lmtrain.runtime import progress
 
 DATASET_VERSION = '1.0.1'  # increased if the documents below change
 TOPICS = 'pydoc_data.topics'
@@ -69,24 +70,27 @@ def prepare(directory: Path) -> None:
     """Writes the TFDS dataset `python_docs` (features `module` and `text`, one split `text`) under `directory`."""
     import tensorflow_datasets as tfds
 
-    class PythonDocs(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version(DATASET_VERSION)
-        code_path = None  # TFDS would look for checksums of downloads there, of which there are none
+    with tfds.core.registered.skip_registration():  # another call defines it again
 
-        def _info(self):
-            text = tfds.features.Text()
-            features = tfds.features.FeaturesDict({'module': text, 'text': text})
-            return tfds.core.DatasetInfo(builder=self, description=__doc__, features=features)
+        class PythonDocs(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version(DATASET_VERSION)
+            code_path = None  # TFDS would look for checksums of downloads there, of which there are none
 
-        def _split_generators(self, _):
-            return {'text': self._generate_examples()}
+            def _info(self):
+                text = tfds.features.Text()
+                features = tfds.features.FeaturesDict({'module': text, 'text': text})
+                return tfds.core.DatasetInfo(builder=self, description=__doc__, features=features)
 
-        def _generate_examples(self):
-            for index, (module, text) in enumerate(documents()):
-                yield f'{index:06d}', {'module': module, 'text': text}
+            def _split_generators(self, _):
+                return {'text': self._generate_examples()}
+
+            def _generate_examples(self):
+                for index, (module, text) in enumerate(documents()):
+                    yield f'{index:06d}', {'module': module, 'text': text}
 
     tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
+    collecting = progress.phase("collecting Python's documentation and source")
+    with collecting, contextlib.redirect_stdout(io.StringIO()):  # TFDS prints its progress
         PythonDocs(data_dir=directory, file_format='array_record').download_and_prepare()
 
 

@@ -111,7 +111,7 @@ def decoded(run: Run) -> str:
     batch = run.stream('train', shuffle=True).batch(0)
     corpus = run.corpus
     labels = corpus.labels if run.task.reads_rows else ()
-    lines = [f'the first batch, {data.batch_hash(batch)}: {run.task.legend(batch)}']
+    lines = [textwrap.fill(f'the first batch, {data.batch_hash(batch)}: {run.task.legend(batch)}', 80)]
     for row in range(min(DECODED, len(batch['tokens']))):
         lines.append(f'  row {row}  {run.task.render(corpus.tokenizer, batch, row, labels)}')
     return terminal.printable('\n'.join(lines))

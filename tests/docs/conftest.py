@@ -76,7 +76,7 @@ def commands(text: str) -> list[str]:
 
 @pytest.fixture(scope='session')
 def base(tmp_path_factory):
-    """A Hugging Face directory of a tiny model that was trained here."""
+    """A folder with `hf`, a Hugging Face directory of a tiny model that is trained here, and `peft`, its adapter."""
     folder = tmp_path_factory.mktemp('base')
     (folder / 'text.txt').write_text('\n'.join(sentences(400)), encoding='utf-8')
     words = ['train', '--config=configs/quickstart.py', f'--config.data.source={folder / "text.txt"}']
@@ -85,18 +85,23 @@ def base(tmp_path_factory):
         patch.setattr(process_setup, 'prepare', lambda: None)
         assert run(small(words))[0] == 0
         assert run(['export', f'--workdir={folder / "run"}', '--format=hf', f'--to={folder / "hf"}'])[0] == 0
-    return folder / 'hf'
+        words = [word for word in words if not word.startswith('--workdir')] + [f'--workdir={folder / "lora"}']
+        words += [f'--config.init.base={folder / "hf"}', '--config.adapt.method=lora', '--config.data.tokenizer=base']
+        assert run(small(words))[0] == 0
+        assert run(['export', f'--workdir={folder / "lora"}', '--format=peft', f'--to={folder / "peft"}'])[0] == 0
+    return folder
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch, base):
-    """An empty machine with the files that the pages name, where DIR is a base; and how commands run on it."""
+    """An empty machine with the files that the pages name: DIR is a base, ADAPTER one for it. `run` runs a command."""
     monkeypatch.setattr(process_setup, 'prepare', lambda: None)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     folder = tmp_path / 'work'
     folder.mkdir()
     write_files(folder)
-    (folder / 'DIR').symlink_to(base)
+    (folder / 'DIR').symlink_to(base / 'hf')
+    (folder / 'ADAPTER').symlink_to(base / 'peft')
     monkeypatch.chdir(folder)
     return types.SimpleNamespace(folder=folder, run=run, small=small)
 
