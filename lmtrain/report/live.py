@@ -32,6 +32,7 @@ def fields(step: int, total: int | None, progress: float, values: Mapping[str, A
     add(0, 'loss', 'loss ', lambda x: f'{x:.3f}')
     add(2, 'bits_per_byte', '', lambda x: f'{x:.3f} bits/B')
     add(2, 'accuracy', '', lambda x: f'{100 * x:.0f}% right')
+    add(2, 'rewards/accuracies', '', lambda x: f'{100 * x:.0f}% right')  # of pairs
     add(1, 'reward', 'reward ', lambda x: f'{x:.3f}')
     add(2, 'kl', 'KL ', lambda x: f'{x:.3g}')
     add(3, 'clip_fraction', 'clip ', percent)

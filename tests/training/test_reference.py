@@ -50,13 +50,13 @@ def recipe(folder, **more):
     return config
 
 
-def losses(run, steps=3):
+def losses(run, steps=3, names=('loss', 'rewards/margins', 'grad_norm')):
     run = reference.complete(run)
     state, step, stream, place = run.initial.on_mesh(), run.train_step(), run.train_stream(), sharding.place(run.mesh)
     seen = []
     for index in range(steps):
         state, measured = step(state, place(stream.batch(index)), np.float32(index / steps))
-        seen.append([measured[name].item() for name in ('loss', 'rewards/margins', 'grad_norm')])
+        seen.append([measured[name].item() for name in names])
     return np.array(seen)
 
 
@@ -107,19 +107,35 @@ def test_reference_free_objectives_have_no_column(base):
     assert reference.complete(run) is run and 'ref_logprob' not in run.stream('train').batch(0)
 
 
-@pytest.mark.parametrize('mesh', [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
-def test_meshes_change_no_loss(base, mesh):
-    sizes = {
-        'model.num_heads': 8,
-        'model.num_kv_heads': 8,
-        'model.head_dim': 4,
-        'init.base': '',
-        'data.tokenizer': 'bytes',
-    }
-    sizes |= {'model.vocab_size': 264}
-    alone = losses(build(*resolve(recipe(base, **sizes)), jax.devices()[:1]), 2)
-    named = {f'mesh.{axis}': size for axis, size in zip(sharding.AXES, mesh)}
-    np.testing.assert_allclose(losses(build(*resolve(recipe(base, **sizes, **named))), 2), alone, rtol=1e-5, atol=1e-6)
+SIZES = {'model.num_heads': 8, 'model.num_kv_heads': 8, 'model.head_dim': 4, 'init.base': '', 'data.tokenizer': 'bytes'}
+SIZES |= {'model.vocab_size': 264, 'data.seq_len': 96, 'data.batch_size': 16}
+UNPAIRED = {'task.name': 'unpaired', 'task.train': ('labelled.jsonl',), 'task.validation': ('labelled.jsonl',)}
+TASKS = {
+    'preference': {},
+    'reward': {'task.name': 'reward', 'task.pack': True, 'objective.centring': 0.01},
+    'unpaired': UNPAIRED | {'task.group': 2, 'task.too_long': 'cut'},
+}
+
+
+@pytest.mark.parametrize(
+    ('task', 'settings'),
+    [
+        ('preference', {'mesh.data': 8}),
+        ('preference', {'mesh.fsdp': 8}),
+        ('preference', {'mesh.tensor': 8}),
+        ('preference', {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2, 'optimizer.accumulate': 4}),
+        ('reward', {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2, 'optimizer.accumulate': 2}),
+        ('unpaired', {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2, 'optimizer.accumulate': 2}),
+    ],
+)
+def test_meshes_and_accumulation_change_no_loss(base, task, settings):
+    labelled = [row | {'completion': row['chosen'], 'label': n % 3 > 0} for n, row in enumerate(ROWS)]
+    (base / 'labelled.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in labelled), encoding='utf-8')
+    whole = SIZES | TASKS[task]
+    alone = losses(build(*resolve(recipe(base, **whole)), jax.devices()[:1]), 2, ('loss', 'grad_norm'))
+    divided = losses(build(*resolve(recipe(base, **whole, **settings))), 2, ('loss', 'grad_norm'))
+    np.testing.assert_allclose(divided[0, 0], alone[0, 0], rtol=1e-6)
+    np.testing.assert_allclose(divided, alone, rtol=1e-5)
 
 
 def test_trained_run_is_evaluated_with_its_reference(base, tmp_path):
