@@ -184,6 +184,7 @@ def get_config():
         config.compare.seeds = 3  # trials per arm and size; each seed has other rows
         config.compare.selection = 96  # rows held out of the training rows, on which rate, step and prompt are chosen
         config.compare.test = 256  # rows of the test split; 0 is all
+        config.compare.margin = 0.03  # difference of accuracies up to which arms count as equivalent, in [0, 1]
         config.compare.draws = 10  # sets and orders of demonstrations, per seed of the largest size; 0 is none
         config.compare.template = ''  # a row as text, ending in {label}; '' is '{text}\\nLabel: {label}'
         config.compare.only = DEFAULT  # names of the arms to run; () is all

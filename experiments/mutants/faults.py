@@ -134,13 +134,21 @@ FAULTS = {
         ('seeds are not random', 'signs = seeds > residual, rows', 'signs = False, rows'),
         ('seeds are not drawn', 'has_effect * math.sqrt(seeds / values.size)', '0.0'),
         ('McNemar reads all rows', 'int(np.sum(first < second))', 'int(np.sum(first <= second))'),
+        (
+            'one of two one-sided tests',
+            'difference, least = abs(float(values.mean()))',
+            'difference, least = float(values.mean())',
+        ),
+        ('arms that agree on few rows are equivalent', 'of_rows / num_rows), least)', 'of_rows / num_rows), 1e-9)'),
+        ('the seeds do not limit the rows', '** 2 - of_seeds', '** 2'),
         ("Bonferroni in place of Holm's", 'len(order) - np.arange(len(order))', 'len(order)'),
         ('adjusted p values are not monotonic', 'np.maximum.accumulate(', '('),
         ('a power of p <= alpha on one side', 'stats.binom.ppf(alpha / 2, count', 'stats.binom.ppf(alpha, count'),
     ],
     'lmtrain/compare/pages/choice.py': [
-        ('only a p below 1 % is significant', 'adjusted < LEVEL', 'adjusted < 0.01'),
-        ('a difference that only the correction hides is a tie', 'p < LEVEL or detectable', 'p < 0.01 or detectable'),
+        ('only a p below 1 % is significant', 'differs < LEVEL', 'differs < 0.01'),
+        ('equivalence without a correction', "('p_equivalent_holm', 'p_holm')", "('p_equivalent', 'p_holm')"),
+        ('what is not significant is equivalent', 'within < LEVEL and', 'differs >= LEVEL and'),
         (
             'the upper end of the interval decides over the baseline',
             'values.ends(entry)[0] > floor[0]',
@@ -157,7 +165,7 @@ FAULTS = {
         ),
         ('the worst prompt gives the break-even', 'best = max(own', 'best = min(own'),
         ('arms that rise more slowly are named', 'gains[arm] > gains[reference]', 'gains[arm] < gains[reference]'),
-        ('negative ends of intervals are ignored', 'abs(limit) for other', 'limit for other'),
+        ('fewer rows than there are decide', "max(tested['rows_to_decide'], present + 1)", "tested['rows_to_decide']"),
     ],
     'lmtrain/compare/pages/pareto.py': [
         ('arms of one cost dominate none', 'one[0] <= other[0]', 'one[0] < other[0]'),
@@ -240,7 +248,7 @@ FAULTS = {
         ),
     ],
     'lmtrain/compare/analysis.py': [
-        ('no correction for many pairs', "each['p_holm'] = p\n", "each['p_holm'] = each['p']\n"),
+        ('no correction for many pairs', "each[f'{name}_holm'] = p\n", "each[f'{name}_holm'] = each[name]\n"),
         ('size 0 holds for no size', "each['size'] in (size, 0)", "each['size'] == size"),
     ],
     'lmtrain/training/sweep.py': [

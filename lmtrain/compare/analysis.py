@@ -58,23 +58,31 @@ def summary(hits: Hits) -> list[dict[str, Any]]:
     return lines
 
 
-def pairs(hits: Hits, arms: Sequence[str]) -> list[dict[str, Any]]:
-    """The difference of every two arms at every size, over common seeds; Holm's correction is over those of a size."""
+def pairs(hits: Hits, arms: Sequence[str], margin: float) -> list[dict[str, Any]]:
+    """The difference of every two arms at every size, over common seeds, and whether it is within the margin.
+
+    Holm's correction is over the pairs of a size, of each of both tests; intervals are not corrected.
+    """
     lines = []
     for size in hits.sizes():
+        common = {
+            pair: values
+            for pair in itertools.combinations(arms, 2)
+            if (values := _common(*(hits.at(arm, size) for arm in pair)))
+        }
         tested = []
-        for one, other in itertools.combinations(arms, 2):
-            values = _common(hits.at(one, size), hits.at(other, size))
-            if values is None:
-                continue
+        for pair, values in common.items():
             difference = statistics.compare(*values)
             interval = None if difference.low is None else [difference.low, difference.high]
-            about = {'size': size, 'arms': [one, other], 'difference': difference.mean, 'interval': interval}
-            tested.append(about | {'p': difference.p, 'detectable': difference.detectable})
-        usable = [each for each in tested if each['p'] is not None]
-        adjusted = statistics.holm([each['p'] for each in usable]) if usable else []
-        for each, p in zip(usable, adjusted, strict=True):
-            each['p_holm'] = p
+            about = {'size': size, 'arms': list(pair), 'difference': difference.mean, 'interval': interval}
+            about |= {'p': difference.p, 'detectable': difference.detectable}
+            equivalence = statistics.equivalence(*values, margin, alpha=statistics.LEVEL / len(common))
+            tested.append(about | {'p_equivalent': equivalence.p, 'rows_to_decide': equivalence.rows})
+        for name in ('p', 'p_equivalent'):
+            usable = [each for each in tested if each[name] is not None]
+            adjusted = statistics.holm([each[name] for each in usable]) if usable else []
+            for each, p in zip(usable, adjusted, strict=True):
+                each[f'{name}_holm'] = p
         lines += tested
     return lines
 

@@ -99,6 +99,8 @@ def prepare(config, directory: Path, selected: Sequence[Arm]) -> tuple[Compariso
     for section, field in (('compare', 'seeds'), ('evaluate', 'every_steps')):
         if config[section][field] < 1:
             raise InputError(f'config.{section}.{field} = {config[section][field]}: it must be at least 1')
+    if not 0 < config.compare.margin < 1:
+        raise InputError(f'config.compare.margin = {config.compare.margin}: a difference of accuracies between 0 and 1')
     task = rows.prepare(config, directory / 'rows')
     sizes, notes = rows.sizes(config, len(task.train))
     rows.write_subsets(task, sizes, config.compare.seeds)

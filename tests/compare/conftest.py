@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 TEST_ROWS = 200
+MARGIN = 0.03
 # name: (kind, accuracy at few rows, accuracy at many, trainable parameters, creation FLOPs, FLOPs of a query)
 ARMS = {
     'zero-shot': ('prompt', 0.52, 0.52, 0, 0.0, 4e9),
@@ -76,7 +77,10 @@ def pair(size, one, other, rows):
     p = float(2 * stats.norm.sf(abs(difference) / spread))
     interval = [difference - 1.96 * spread, difference + 1.96 * spread]
     names = {'size': size, 'arms': [one[0], other[0]]}
-    return names | {'difference': difference, 'interval': interval, 'p': p, 'detectable': 2.8 * spread}
+    tests = {'p': p, 'p_equivalent': float(stats.norm.cdf((abs(difference) - MARGIN) / spread))}
+    needed = max(abs(difference) / 1.96, (MARGIN - abs(difference)) / 1.64)
+    tests['rows_to_decide'] = int(np.ceil(rows * (spread / needed) ** 2))
+    return names | tests | {'difference': difference, 'interval': interval, 'detectable': 2.8 * spread}
 
 
 def make(arms=ARMS, sizes=(8, 32, 128, 512), seeds=(1, 2, 3), rows=TEST_ROWS, majority=0.09, seed=0):
@@ -101,8 +105,9 @@ def make(arms=ARMS, sizes=(8, 32, 128, 512), seeds=(1, 2, 3), rows=TEST_ROWS, ma
             limits = [max(0.0, accuracy - 1.96 * stderr), min(1.0, accuracy + 1.96 * stderr)]
             summary.append(entry | {'interval': limits, 'loss': 2 * (1 - accuracy)})
         own = [pair(size, one, other, rows) for one, other in itertools.combinations(scores.items(), 2)]
-        for rank, item in enumerate(sorted(own, key=lambda item: item['p'])):
-            item['p_holm'] = min(1.0, item['p'] * (len(own) - rank))
+        for name in ('p', 'p_equivalent'):
+            for rank, item in enumerate(sorted(own, key=lambda item: item[name])):
+                item[f'{name}_holm'] = min(1.0, item[name] * (len(own) - rank))
         pairs += own
     classes = ['json', 're', 'asyncio', 'email', 'http', 'logging', 'os', 'unittest']
     split = {'train': max(sizes), 'selection': 64, 'test': rows}
@@ -123,6 +128,7 @@ def make(arms=ARMS, sizes=(8, 32, 128, 512), seeds=(1, 2, 3), rows=TEST_ROWS, ma
         },
         'trials': trials,
         'summary': summary,
+        'margin': MARGIN,
         'pairs': pairs,
         **extras(arms, sizes[-1]),
         'prices': {'currency': 'EUR', 'device_hour': 0.04, 'kwh': 0.3, 'watts': 65},

@@ -50,7 +50,7 @@ def test_accuracies_have_intervals_over_rows_and_seeds(tmp_path, records):
 
 
 def test_pairs_share_rows_and_seeds_and_are_corrected_within_a_size(tmp_path, records):
-    lines = analysis.pairs(analysis.Hits(tmp_path, records), ['prompt', 'one', 'two'])
+    lines = analysis.pairs(analysis.Hits(tmp_path, records), ['prompt', 'one', 'two'], 0.1)
     assert [(line['size'], line['arms']) for line in lines[:3]] == [
         (8, ['prompt', 'one']), (8, ['prompt', 'two']), (8, ['one', 'two'])
     ]  # fmt: skip
@@ -59,9 +59,12 @@ def test_pairs_share_rows_and_seeds_and_are_corrected_within_a_size(tmp_path, re
         one = np.broadcast_to(one, other.shape)  # one seed of the prompt against every seed
         expected = statistics.compare(one, other)
         assert (line['difference'], line['p']) == (expected.mean, expected.p)
+        equivalence = statistics.equivalence(one, other, 0.1, alpha=0.05 / 3)
+        assert (line['p_equivalent'], line['rows_to_decide']) == equivalence
     for size in (8, 32):
         own = [line for line in lines if line['size'] == size]
-        assert [line['p_holm'] for line in own] == statistics.holm([line['p'] for line in own])
+        for name in ('p', 'p_equivalent'):
+            assert [line[f'{name}_holm'] for line in own] == statistics.holm([line[name] for line in own])
 
 
 def test_code_lengths_are_means_over_seeds(records):

@@ -5,9 +5,9 @@ from typing import Any
 
 from lmtrain.compare.pages import plots, values
 from lmtrain.compare.pages.blocks import LOWER, Cell, Column, Figures, Table, Text, arm_cell, lowest, table
-from lmtrain.compare.pages.choice import LEVEL
 from lmtrain.compare.pages.recommendation import Recommendation
 from lmtrain.compare.pages.values import NOT_MEASURED, Results, interval, percent, points
+from lmtrain.evaluation.statistics import LEVEL
 from lmtrain.report import terminal
 
 
@@ -134,10 +134,15 @@ def pairs(results: Results, advice: Recommendation) -> list:
     text = (
         "Differences on the same test rows. Bold: significant at 5 % after Holm's correction over all pairs of a size. "
     )
-    text += 'The last column is the smallest difference that such a test finds in 80 % of cases: it says little about '
-    text += 'smaller ones.'
+    text += 'Intervals are not corrected for the number of pairs. '
+    if (margin := results.get('margin')) is not None:
+        text += f'Arms are equivalent if p of a difference of {100 * margin:g} points or more is below 5 % after the '
+        text += 'same correction. '
+    text += 'Detectable is the smallest difference that such a test finds in 80 % of cases. Rows to decide: about how '
+    text += 'many test rows would show a difference or equivalence, if the difference stays as it is.'
     columns = [Column('arms', numeric=False), Column('difference, points'), Column('95 % interval')]
-    columns += [Column(title) for title in ('p', 'p after Holm', 'detectable')]
+    columns += [Column(title) for title in ('p', 'p after Holm', 'p of the margin, after Holm')]
+    columns += [Column('detectable'), Column('rows to decide')]
     size, arm = advice.choice.size, advice.choice.arm or advice.choice.leader
     own = [values.pair(results, arm, other, size) for other in values.scored(results, size)]
     blocks: list = [Text(text), Table(columns, [_pair(pair) for pair in own if pair])]
@@ -149,13 +154,16 @@ def pairs(results: Results, advice: Recommendation) -> list:
 
 
 def _pair(pair: Mapping[str, Any]) -> list[Cell]:
-    holm = pair.get('p_holm')
-    significant = holm is not None and holm < LEVEL
+    holm, within, rows = (pair.get(name) for name in ('p_holm', 'p_equivalent_holm', 'rows_to_decide'))
+    significant, equivalent = (p is not None and p < LEVEL for p in (holm, within))
+    decided = significant or equivalent or 'rows_to_decide' not in pair
     return [
         Cell(' − '.join(pair['arms']), significant),
         Cell(points(pair['difference']), significant),
         Cell(interval(pair.get('interval'), points)),
         Cell(values.probability(pair.get('p'))),
         Cell(values.probability(holm), significant),
+        Cell(values.probability(within), equivalent),
         Cell(_points(pair.get('detectable'))),
+        Cell('' if decided else values.count(rows) if rows else 'more seeds'),
     ]

@@ -1,31 +1,29 @@
 """Which arm a comparison recommends: a pure function of results.json.
 
 The most accurate arm is compared with every other one. Another arm is
+  * equivalent, if the difference is shown to be within the margin of the comparison, after Holm's correction,
   * less accurate, if the difference is significant after Holm's correction,
-  * not distinguishable, if the difference is not significant without any correction, and smaller than what the test
-    rows can detect,
   * undecided otherwise, and if the difference was not tested.
-Of the arms that are not distinguishable from the most accurate one, the cheapest in FLOPs is recommended. No arm is
-recommended whose interval reaches down to the accuracy of chance or of always answering the most frequent class.
+Of the arms that are equivalent to the most accurate one, the cheapest in FLOPs is recommended. No arm is recommended
+whose interval reaches down to the accuracy of chance or of always answering the most frequent class.
 """
 
 from typing import NamedTuple
 
 from lmtrain.compare.pages import values
 from lmtrain.compare.pages.values import Results
-
-LEVEL = 0.05  # of the tests; the intervals are 95 %
+from lmtrain.evaluation.statistics import LEVEL
 
 
 class Choice(NamedTuple):
     """The arm to use with `size` training rows.
 
-    outcome: 'best' (significantly more accurate than every other arm), 'cheapest' (of several arms that are not
-      distinguishable), 'undecided', 'alone' (no other arm has a result), 'majority' (no arm is shown to be better than
-      the most frequent class) or 'nothing' (no arm has a result).
+    outcome: 'best' (significantly more accurate than every other arm), 'cheapest' (of several equivalent arms),
+      'undecided', 'alone' (no other arm has a result), 'majority' (no arm is shown to be better than the most frequent
+      class) or 'nothing' (no arm has a result).
     plan: [(number of queries, the cheapest arm from there on)]; the first is `arm`, from 0 queries.
     leader: the most accurate arm.
-    ties: arms not distinguishable from the leader, without it, the most accurate first.
+    equivalent: arms within the margin of the leader, without it, the most accurate first.
     undecided: likewise.
     """
 
@@ -34,7 +32,7 @@ class Choice(NamedTuple):
     arm: str | None = None
     plan: tuple[tuple[float, str], ...] = ()
     leader: str | None = None
-    ties: tuple[str, ...] = ()
+    equivalent: tuple[str, ...] = ()
     undecided: tuple[str, ...] = ()
 
 
@@ -47,11 +45,13 @@ def choose(results: Results, size: int) -> Choice:
     if not _above_majority(results, leader, size):
         return Choice('majority', size, leader=leader)
     relations = {other: _relation(results, leader, other, size) for other in arms[1:]}
-    ties, undecided = (tuple(arm for arm in relations if relations[arm] == name) for name in ('tie', 'undecided'))
-    costs = {arm: own for arm in (leader, *ties) if (own := costs_of(results, arm, size))}
-    plan = cheapest(costs) if len(costs) == 1 + len(ties) else ((0.0, leader),)
-    outcome = 'alone' if not relations else 'cheapest' if ties else 'undecided' if undecided else 'best'
-    return Choice(outcome, size, plan[0][1], plan, leader, ties, undecided)
+    equivalent, undecided = (
+        tuple(arm for arm in relations if relations[arm] == name) for name in ('equivalent', 'undecided')
+    )
+    costs = {arm: own for arm in (leader, *equivalent) if (own := costs_of(results, arm, size))}
+    plan = cheapest(costs) if len(costs) == 1 + len(equivalent) else ((0.0, leader),)
+    outcome = 'alone' if not relations else 'cheapest' if equivalent else 'undecided' if undecided else 'best'
+    return Choice(outcome, size, plan[0][1], plan, leader, equivalent, undecided)
 
 
 def costs_of(results: Results, arm: str, size: int) -> tuple[float, float] | None:
@@ -102,11 +102,9 @@ def baseline(results: Results) -> tuple[float, str] | None:
 
 
 def _relation(results: Results, leader: str, other: str, size: int) -> str:
-    """'worse', 'tie' or 'undecided', see the docstring of the module."""
+    """'equivalent', 'worse' or 'undecided', see the docstring of the module."""
     tested = values.pair(results, leader, other, size) or {}
-    p, adjusted, detectable = (tested.get(name) for name in ('p', 'p_holm', 'detectable'))
-    if adjusted is not None and adjusted < LEVEL:
-        return 'worse'
-    if p is None or p < LEVEL or detectable is None or abs(tested['difference']) > detectable:
-        return 'undecided'
-    return 'tie' if _above_majority(results, other, size) else 'undecided'
+    within, differs = (tested.get(name) for name in ('p_equivalent_holm', 'p_holm'))
+    if within is not None and within < LEVEL and _above_majority(results, other, size):
+        return 'equivalent'
+    return 'worse' if differs is not None and differs < LEVEL else 'undecided'

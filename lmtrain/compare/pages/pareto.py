@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from lmtrain.compare.pages import values
-from lmtrain.compare.pages.choice import LEVEL
 from lmtrain.compare.pages.values import Results
+from lmtrain.evaluation.statistics import LEVEL
 
 FRONT, CLOSE, DOMINATED = 'front', 'close', 'dominated'
 

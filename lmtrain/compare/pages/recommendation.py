@@ -48,30 +48,37 @@ def _headline(results: Results, choice: Choice) -> str:
         others = 'with a result' if _without_result(results, choice) else 'of this comparison'
         return f'Use {arm}: {rows} it is more accurate than every other arm {others}.'
     if choice.outcome == 'undecided':
-        others = _some(choice.undecided)
-        return (
-            f'Use {arm}, with reservations: {rows} it is the most accurate arm, but its lead over {others} is unproven.'
-        )
+        text = f'Use {arm}, with reservations: {rows} it is the most accurate arm, but its lead over '
+        return f'{text}{_some(choice.undecided)} is neither proven nor shown to be {_within(results)}.'
     return _cheapest_in_words(results, choice)
 
 
 def _cheapest_in_words(results: Results, choice: Choice) -> str:
-    arm, several = choice.arm, len(choice.ties) > 1
+    arm, others, several = choice.arm, _some(choice.equivalent), len(choice.equivalent) > 1
     text = f'Use {arm}: {_rows(choice.size)} '
-    costs = {tie: costs_of(results, tie, choice.size) for tie in (choice.leader, *choice.ties)}
-    if unknown := [tie for tie, cost in costs.items() if cost is None]:
-        text += f'it is the most accurate arm. This test set cannot tell it apart from {_some(choice.ties)}, and the '
+    costs = {each: costs_of(results, each, choice.size) for each in (choice.leader, *choice.equivalent)}
+    if unknown := [each for each, cost in costs.items() if cost is None]:
+        text += f'it is the most accurate arm. Its lead over {others} is {_within(results)}, and the '
         return f'{text}costs of {listed(unknown)} were not measured.'
     if arm == choice.leader:
-        text += f'it is the most accurate arm. This test set cannot tell it apart from {_some(choice.ties)}, '
-        dearer = all(costs[tie][0] > costs[arm][0] for tie in choice.ties)
+        text += f'it is the most accurate arm. Its lead over {others} is {_within(results)}, '
+        dearer = all(costs[each][0] > costs[arm][0] for each in choice.equivalent)
         verb = ('cost more' if several else 'costs more') if dearer else 'cost no less' if several else 'costs no less'
         text += f'which {verb} to create'
     else:
-        text += f'this test set cannot tell it apart from {choice.leader}, the most accurate arm, and it costs '
-        text += f'the least of {len(choice.ties) + 1} such arms to create' if several else 'less to create'
+        text += f'its accuracy is {_within(results)} of that of {choice.leader}, the most accurate arm, and it costs '
+        text += f'the least of {len(choice.equivalent) + 1} such arms to create' if several else 'less to create'
     later = [f'from about {_queries(count)} on, {other} costs less in total' for count, other in choice.plan[1:]]
     return '; '.join([text, *later]) + '.'
+
+
+def _within(results: Results) -> str:
+    """
+    >>> _within({'margin': 0.025}), _within({})
+    ('within 2.5 points', 'within a margin')
+    """
+    margin = results.get('margin')
+    return 'within a margin' if margin is None else f'within {100 * margin:g} points'
 
 
 def _some(arms: tuple[str, ...]) -> str:
@@ -117,7 +124,7 @@ def _rival(choice: Choice, arms: list[str]) -> str | None:
     """The arm whose difference from the recommended one decides: the leader, else the most accurate other one."""
     if choice.arm != choice.leader:
         return choice.leader
-    others = choice.ties or choice.undecided or tuple(arm for arm in arms if arm != choice.arm)
+    others = choice.equivalent or choice.undecided or tuple(arm for arm in arms if arm != choice.arm)
     return others[0] if others else None
 
 
@@ -130,19 +137,20 @@ def _evidence(results: Results, choice: Choice) -> list[tuple[str, str]]:
         evidence.append(('Difference', f'The difference from {rival} was not tested.'))
     if tested:
         sentence = f'{points(tested["difference"])} points against {rival}'
-        evidence.append(('Difference', f'{sentence} (95 % interval {interval(tested.get("interval"), points)})'))
+        limits = f'95 % interval {interval(tested.get("interval"), points)}, not corrected for the number of pairs'
+        evidence.append(('Difference', f'{sentence} ({limits})'))
         holm = f"{values.probability(tested.get('p_holm'))} after Holm's correction over all pairs"
         evidence.append(('p value', f'{values.probability(tested.get("p"))}; {holm}'))
         if tested.get('detectable') is not None:
             text = f'{100 * tested["detectable"]:.1f} points between {arm} and {rival}, with these rows and seeds'
             evidence.append(('Smallest detectable difference', text))
-    if choice.ties:
-        widest = [abs(limit) for other in choice.ties for limit in _limits(results, choice.leader, other, size)]
-        text = f'{listed([choice.leader, *choice.ties])}. This does not show that they are equal'
-        text += f': the intervals allow differences of up to {100 * max(widest):.1f} points' if widest else ''
-        evidence.append(('Not distinguishable', f'{text}.'))
+    if choice.equivalent:
+        tests = [values.pair(results, choice.leader, other, size) for other in choice.equivalent]
+        largest = max(each['p_equivalent_holm'] for each in tests)
+        text = f"{listed(list(choice.equivalent))}: p {values.probability(largest)} at most after Holm's correction"
+        evidence.append((f'Accuracy {_within(results)} of {choice.leader}', text))
     if choice.undecided and choice.outcome != 'undecided':
-        text = 'neither shown to be less accurate nor close enough to count as equal'
+        text = f'neither shown to be less accurate than {choice.leader} nor {_within(results)}'
         evidence.append(('Undecided', f'{_some(choice.undecided)}: {text}.'))
     create = _cost(results, choice, ('create_flops', 'FLOP'), ('device_seconds', 's'), ('price', 'money'))
     query = _cost(results, choice, ('query_flops', 'FLOP'), ('query_seconds', 's'))
@@ -159,10 +167,6 @@ def _cost(results: Results, choice: Choice, *fields: tuple[str, str]) -> str:
     return ', '.join(texts) or values.NOT_MEASURED
 
 
-def _limits(results: Results, one: str, other: str, size: int) -> list[float]:
-    return ((values.pair(results, one, other, size) or {}).get('interval')) or []
-
-
 def _changes(results: Results, choice: Choice) -> list[str]:
     """What would change the recommendation."""
     lines = [*_other_sizes(results, choice), *_more_rows(results, choice), *_other_queries(results, choice)]
@@ -170,17 +174,32 @@ def _changes(results: Results, choice: Choice) -> list[str]:
         accuracies = [values.summary(results, arm, choice.size)['accuracy'] for arm in (choice.leader, choice.arm)]
         difference = points(accuracies[0] - accuracies[1])
         lines.append(f'Accuracy above cost: {choice.leader} has {difference} points on these test rows.')
-    differences = [values.pair(results, choice.leader, other, choice.size) for other in choice.ties + choice.undecided]
-    detectable = [tested['detectable'] for tested in differences if tested and tested.get('detectable') is not None]
-    if detectable:
-        lines.append(
-            f'More test rows: differences below {100 * max(detectable):.1f} points are not reliably detected here. '
-            'Half of that takes about four times as many rows.'
-        )
+    lines += _more_test_rows(results, choice)
     missing = _without_result(results, choice)
     if missing and choice.outcome != 'nothing':
         lines.append(f'Arms without a result ({listed(missing)}): the recommendation does not cover them.')
     return lines
+
+
+def _more_test_rows(results: Results, choice: Choice) -> list[str]:
+    """How many test rows would decide about the undecided arms, if the differences stay as they are."""
+    present = ((results.get('task') or {}).get('rows') or {}).get('test') or 0
+    needed, never = {}, []
+    for other in choice.undecided:
+        tested = values.pair(results, choice.leader, other, choice.size)
+        if not tested or 'rows_to_decide' not in tested:
+            continue
+        if tested['rows_to_decide'] is None:
+            never.append(other)
+        else:
+            needed[other] = max(tested['rows_to_decide'], present + 1)
+    texts = [
+        f'{terminal.number(rows, significant=2)} rows decide about {other}'
+        for other, rows in sorted(needed.items(), key=lambda each: each[1])[:4]
+    ]
+    lines = [f'More test rows: if the differences stay as they are, about {listed(texts)}.'] if texts else []
+    few = 'More seeds: those of this comparison vary too much for any number of test rows to decide about'
+    return [*lines, f'{few} {_some(tuple(never))}.'] if never else lines
 
 
 def _without_result(results: Results, choice: Choice) -> list[str]:

@@ -9,18 +9,20 @@ ARMS = {'lora': ('train', 0.4, 0.9, 9, 1e13, 4e9), 'head': ('train', 0.4, 0.89, 
 
 
 @pytest.mark.parametrize(
-    ('p', 'p_holm', 'detectable', 'outcome', 'arm'),
+    ('p_holm', 'p_equivalent', 'p_equivalent_holm', 'outcome', 'arm'),
     [
-        (0.6, 1.0, 0.05, 'cheapest', 'head'),
-        (0.001, 0.04, 0.05, 'best', 'lora'),
-        (0.02, 0.06, 0.05, 'undecided', 'lora'),  # significant without the correction only
-        (0.2, 0.2, 0.009, 'undecided', 'lora'),  # larger than the smallest detectable difference
-        (0.05, 0.05, 0.0101, 'cheapest', 'head'),
+        (1.0, 0.01, 0.04, 'cheapest', 'head'),
+        (1.0, 0.01, 0.06, 'undecided', 'lora'),  # equivalent without the correction only
+        (1.0, 0.3, 0.3, 'undecided', 'lora'),  # not significant, which shows nothing
+        (0.04, 0.5, 1.0, 'best', 'lora'),
+        (0.06, 0.5, 1.0, 'undecided', 'lora'),
+        (0.04, 0.01, 0.04, 'cheapest', 'head'),  # a difference that is shown, and is below the margin
     ],
 )
-def test_outcome_follows_the_statistics(comparison, p, p_holm, detectable, outcome, arm):
+def test_outcome_follows_the_statistics(comparison, p_holm, p_equivalent, p_equivalent_holm, outcome, arm):
     results = comparison(arms=ARMS, sizes=(512,))
-    results['pairs'][0] |= {'p': p, 'p_holm': p_holm, 'detectable': detectable}
+    tests = {'p': 0.6, 'p_holm': p_holm, 'p_equivalent': p_equivalent, 'p_equivalent_holm': p_equivalent_holm}
+    results['pairs'][0] |= tests
     chosen = choice.choose(results, 512)
     assert (chosen.outcome, chosen.arm, chosen.leader) == (outcome, arm, 'lora')
 
