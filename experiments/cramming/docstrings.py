@@ -1,15 +1,12 @@
 """A classification task from the embedded corpus: which package of the standard library does a docstring belong to?"""
 
-import ast
 import collections
-import inspect
 import json
 import pathlib
 import random
-import warnings
 from collections.abc import Iterator
 
-from lmtrain.data import python_docs
+from lmtrain.data import docstring_task, python_docs
 
 MIN_CHARACTERS = 40
 
@@ -19,17 +16,9 @@ def docstrings() -> Iterator[tuple[str, str]]:
     for module, text in python_docs.documents():
         if module == python_docs.TOPICS:
             continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # of escape sequences
-                parsed = ast.parse(text)
-        except SyntaxError:  # a page of a module in C, or Python 2
-            continue
-        for node in ast.walk(parsed):
-            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                docstring = inspect.cleandoc(ast.get_docstring(node) or '')
-                if len(docstring) >= MIN_CHARACTERS:
-                    yield module.partition('.')[0], docstring
+        for _, docstring in docstring_task.docstrings(text):
+            if len(docstring) >= MIN_CHARACTERS:
+                yield module.partition('.')[0], docstring
 
 
 def rows(classes: int, per_class: int, seed: int) -> list[dict]:
