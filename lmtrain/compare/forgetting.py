@@ -11,7 +11,7 @@ import numpy as np
 from lmtrain import data, tree
 from lmtrain.compare.trials import Comparison
 from lmtrain.errors import InputError
-from lmtrain.models import Transformer
+from lmtrain.models import Transformer, lm_head
 from lmtrain.tasks import TASKS
 from lmtrain.training.init_from import OF_HEADS
 from lmtrain.training.load import LoadedModel
@@ -64,16 +64,32 @@ def _name(path: str) -> str:
 
 @functools.partial(jax.jit, static_argnames='model')
 def _sums(model: Transformer, base_params, params, batch):
-    """float32 [5]: nats of the base, nats of the trained model, KL, targets, bytes."""
+    """float32 [5]: nats of the base, nats of the trained model, KL, targets, bytes.
 
-    def log_p(params):
-        columns = {name: batch[name] for name in ('tokens', 'segment_ids', 'positions') if name in batch}
-        return jax.nn.log_softmax(model.apply({'params': params}, columns)['logits'].astype(jnp.float32), axis=-1)
+    Log probabilities are computed for a chunk of positions at a time: of a large vocabulary, two [B, T, V] fill memory.
+    """
+    columns = {name: batch[name] for name in ('tokens', 'segment_ids', 'positions') if name in batch}
+    both, V = {'base': base_params, 'trained': params}, model.vocab_size
+    hidden = {name: model.apply({'params': own}, columns)['hidden'] for name, own in both.items()}
+    kernels = {name: _kernel(model, own) for name, own in both.items()}
 
-    before_BTV, after_BTV, mask_BT = log_p(base_params), log_p(params), batch['loss_mask']
-    nats = [
-        -jnp.take_along_axis(each, batch['targets'][..., None], axis=-1)[..., 0] for each in (before_BTV, after_BTV)
-    ]
-    kl_BT = jnp.sum(jnp.exp(before_BTV) * (before_BTV - after_BTV), axis=-1)
-    sums = [jnp.sum(each * mask_BT) for each in (*nats, kl_BT, jnp.ones_like(mask_BT), batch['bytes'])]
-    return jnp.stack(sums)
+    def chunk(_, rows):
+        log_p = {
+            name: jax.nn.log_softmax(
+                lm_head.logits(rows[name], kernel_DV, softcap=model.logit_softcap)[..., :V], axis=-1
+            )
+            for name, kernel_DV in kernels.items()
+        }
+        picked = [jnp.take_along_axis(each, rows['targets'][..., None], axis=-1)[..., 0] for each in log_p.values()]
+        kl = jnp.sum(jnp.exp(log_p['base']) * (log_p['base'] - log_p['trained']), axis=-1)
+        return None, (-picked[0], -picked[1], kl)
+
+    elements = 2 * batch['targets'].size * V
+    _, values = lm_head.scan_chunks(elements, chunk, None, hidden | {'targets': batch['targets']})
+    mask_BT = batch['loss_mask']
+    return jnp.stack([jnp.sum(each * mask_BT) for each in (*values, jnp.ones_like(mask_BT), batch['bytes'])])
+
+
+def _kernel(model: Transformer, params):
+    """The kernel of the language-model head, [D, V]."""
+    return params['embed']['embedding'].T if model.tied else params['head']['kernel']

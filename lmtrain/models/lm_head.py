@@ -115,7 +115,7 @@ def log_likelihood(
     return values(operands)
 
 
-def _scan_chunks(elements: int, function, carry, columns):
+def scan_chunks(elements: int, function, carry, columns):
     """function(carry, columns) -> (carry, outputs), over chunks of the positions of columns {name: [B, T, ...]}.
 
     Each computes up to MAX_SAVED_LOGITS of `elements` logits, unless that makes more than MAX_CHUNKS. Chunks divide T
@@ -163,7 +163,7 @@ def _forward(operands, *, softcap, size, vocabulary, round_logits, max_saved):
         return None, (picked - log_z, log_z, None if saved_dtype is None else out)
 
     elements = B * T * V if saved_dtype is None else 0
-    return _scan_chunks(elements, chunk, None, {name: operands[name] for name in ('hidden', 'targets')})[1]
+    return scan_chunks(elements, chunk, None, {name: operands[name] for name in ('hidden', 'targets')})[1]
 
 
 def _backward(operands, *, softcap, size, vocabulary, names):
@@ -198,7 +198,7 @@ def _backward(operands, *, softcap, size, vocabulary, names):
     rows = {name: operands[name] for name in per_position if name in operands}
     shapes = {'kernel': (D, V), 'bias': (V,)}
     zeros = {name: jnp.zeros(shapes[name], jnp.float32) for name in names if name != 'hidden'}
-    sums, hidden = _scan_chunks(B * T * V if saved is None else 0, chunk, zeros, rows)
+    sums, hidden = scan_chunks(B * T * V if saved is None else 0, chunk, zeros, rows)
     grads = {} if hidden is None else {'hidden': vocabulary.all_sum(hidden)}
     grads |= {name: total.astype(operands[name].dtype) for name, total in sums.items()}
     return tuple(grads[name] for name in names)

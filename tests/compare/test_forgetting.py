@@ -1,6 +1,7 @@
 """Forgetting: bits per byte and divergence on the text of the base, against numpy."""
 
 import math
+import re
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from configs import tiny
 from lmtrain import tree
 from lmtrain.compare import forgetting
 from lmtrain.compare.trials import Comparison
+from lmtrain.models import lm_head
 from lmtrain.training.init_from import open_base
 
 
@@ -61,3 +63,15 @@ def test_segments_of_layers_replace_the_layers_of_the_base(comparison):
     head = {'heads': {'classify': {'kernel': np.zeros((32, 3), np.float32)}}}
     params = forgetting.language_model(comparison.model, comparison.model._replace(params=cut | head))
     assert tree.flatten(params).keys() == tree.flatten(cut).keys()
+
+
+def test_logits_of_all_positions_are_never_there_at_once(comparison, monkeypatch):
+    base = comparison.model
+    batch = {name: np.concatenate([column] * 8) for name, column in comparison.own_text[0].items()}
+    whole = jax.device_get(forgetting._sums(base.model, base.params, base.params, batch))
+    monkeypatch.setattr(lm_head, 'MAX_SAVED_LOGITS', 2**10)
+    sums = jax.jit(forgetting._sums.__wrapped__, static_argnames='model')
+    program = sums.lower(base.model, base.params, base.params, batch).compile().as_text()
+    largest = max(math.prod(map(int, shape.split(','))) for shape in re.findall(r'f32\[([\d,]+)\]', program))
+    assert largest < batch['targets'].size * base.model.vocab_size / 2
+    np.testing.assert_allclose(sums(base.model, base.params, base.params, batch), whole, rtol=1e-5)
