@@ -1,5 +1,6 @@
 """Questions as token ids: the text or the turns before an answer, and the choices that may follow."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,11 +100,37 @@ def choices(
     the prompt and then a choice, so their log-likelihoods are comparable.
     """
     text = text_before(question, demonstrations, separator, instruction)
-    alone, *wholes = tokenizer.encode_batch([text, *(text + choice for choice in question.choices)])
+    texts = [text, *(text + choice for choice in question.choices)]
+    if len(demonstrations) > 1:
+        last = demonstrations[-1].context + demonstrations[-1].answer + separator
+        alone, *wholes = _encode(tokenizer, text[: len(text) - len(last) - len(question.context)], last, texts)
+    else:
+        alone, *wholes = tokenizer.encode_batch(texts)
     common = min(common_length(alone, whole) for whole in wholes)
     if any(len(whole) == common for whole in wholes):
         raise InputError(f'{question.place}: a choice of {question.choices} adds no token to the prompt')
     return _split([np.insert(whole, 0, tokenizer.begin_id) for whole in wholes], 1 + common)
+
+
+def _encode(tokenizer: Tokenizer, beginning: str, last: str, texts: Sequence[str]) -> list[np.ndarray]:
+    """`tokenizer.encode_batch` of texts that have `beginning + last` in common; the beginning is encoded once."""
+    head = _beginning(tokenizer, beginning, last)
+    if head is None:
+        return tokenizer.encode_batch(texts)
+    rests = (tokenizer.encode_inside(text[len(beginning) :]) for text in texts)
+    return [np.concatenate([head, np.array(rest, np.int32)]) for rest in rests]
+
+
+@functools.lru_cache(maxsize=128)
+def _beginning(tokenizer: Tokenizer, beginning: str, last: str) -> np.ndarray | None:
+    """The ids of a beginning, if a text can be divided after it; None if a token lies across, or depends on both parts.
+
+    The division has the same text on both sides, `beginning` and `last`, in whatever follows: a tokenizer that divides
+    this text there divides all of them.
+    """
+    head, whole = tokenizer.encode_batch([beginning, beginning + last])
+    is_whole = np.array_equal(np.concatenate([head, tokenizer.encode_inside(last)]), whole)
+    return head if is_whole else None
 
 
 def _split(wholes: Sequence[np.ndarray], start: int) -> Prompt:

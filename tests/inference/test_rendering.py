@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 
 from lmtrain.data.rows import Row
@@ -46,3 +47,44 @@ def test_a_literal_begin_is_text():
     context, continuations = rendering.choices(merged(), '', asked, ())
     for ids in continuations:
         assert [*context, *ids].count(merged().begin_id) == 1
+
+
+@pytest.mark.parametrize('separator', ['\n\n', ' ', ''])
+@pytest.mark.parametrize('tokenizer', [BYTES, merged()], ids=['bytes', 'bpe'])
+def test_demonstrations_that_rows_share_are_encoded_once(tokenizer, separator, monkeypatch):
+    """And the ids are those of each text as a whole, also if a token lies across two demonstrations."""
+    rng = np.random.default_rng(0)
+    words = ['answer', ': (c)', 'yes', ': no', ' ', 'is', '\n']
+
+    def drawn(number):
+        context = ''.join(rng.choice(words, 6))
+        return questions.Question(f'{number}', context, (' yes', ' no', '(c) no'), ' yes')
+
+    shared, rows = [drawn(number) for number in range(20)], [drawn(number) for number in range(5)]
+    encoded, encode = [], type(tokenizer).encode_batch
+
+    def counted(self, texts):
+        encoded.append(sum(map(len, texts)))
+        return encode(self, texts)
+
+    rendering._beginning.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tokenizer), 'encode_batch', counted)
+        fast = [rendering.choices(tokenizer, separator, row, shared) for row in rows]
+        divided = rendering._beginning.cache_info().hits == len(rows) - 1
+        cost = sum(encoded)
+    monkeypatch.setattr(rendering, '_beginning', lambda *arguments: None)
+    slow = [rendering.choices(tokenizer, separator, row, shared) for row in rows]
+    for one, other in zip(fast, slow, strict=True):
+        assert one.context_ids.tolist() == other.context_ids.tolist()
+        assert [ids.tolist() for ids in one.continuations] == [ids.tolist() for ids in other.continuations]
+    whole = sum(len(rendering.text_before(row, shared, separator)) for row in rows)
+    assert divided and (separator != '\n\n' or cost < whole)  # four copies of every text without it
+
+
+def test_a_token_across_two_demonstrations_is_not_divided():
+    tokenizer = merged()
+    assert len(tokenizer.encode('yes: no')) < len(tokenizer.encode('yes:')) + len(tokenizer.encode(' n')) + 1
+    rendering._beginning.cache_clear()
+    assert rendering._beginning(tokenizer, 'yes: n', 'o yes') is None
+    assert rendering._beginning(tokenizer, 'yes:', ' no').tolist() == tokenizer.encode('yes:')
