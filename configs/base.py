@@ -315,6 +315,7 @@ def get_config():
     # Logs: lmtrain.report.metrics and lmtrain.report.terminal
     config.log = ml_collections.ConfigDict()
     config.log.every_steps = 10  # steps between lines of metrics.jsonl and of the terminal
+    config.log.plot = True  # draws the loss for the report
     config.log.tensorboard = True  # writes TensorBoard files too
     config.log.trackers = ()  # also 'wandb' (Weights & Biases), 'mlflow': extras of the same names, offline by default
 

@@ -55,7 +55,10 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     names = ('metrics', 'timings', 'lineage', 'completions')
     lines, timings, starts, completions = (read_json_lines(folder / f'{name}.jsonl') for name in names)
     baselines = results.get('baselines') or {}
-    plotted = plot.plot(lines, baselines, folder / 'loss.png', results.get('sweep'))
+    curve = 'config.log.plot is False: no curve.'
+    if config.get('log', {}).get('plot', True):
+        plotted = plot.plot(lines, baselines, folder / 'loss.png', results.get('sweep'))
+        curve = CURVE if plotted else 'metrics.jsonl has fewer than two steps with a loss: no curve.'
     batches = config.get('evaluate', {}).get('max_batches')  # 0 is all
     sample = f'a random sample of at most {batches:,} batches of ' if batches else ''
     page = [
@@ -70,7 +73,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
             if 'calibration' in results
             else []
         ),
-        '## Curve\n\n' + (CURVE if plotted else 'metrics.jsonl has fewer than two steps with a loss: no curve.'),
+        '## Curve\n\n' + curve,
         *(['## Completions\n\n' + _completions(completions)] if completions else []),
         *(f'* {name}: {sentence}' for name, sentence in results.get('remarks', {}).items()),
         '## Cost\n\n' + _cost(results, timings),

@@ -260,8 +260,8 @@ class Loop:
     def measured(self) -> dict[str, float]:
         """Device-seconds and bytes of memory so far, over all starts.
 
-        'peak_memory' is that of `metrics.peak_memory`, 'step_memory' that of the compiled train step. Seconds after the
-        checkpoint that a start resumed from are lost.
+        'peak_memory' is that of `metrics.peak_memory`, 'step_memory' that of the compiled train step. Seconds of a
+        start that was killed after its last checkpoint are not among them (`workdir.lost_seconds`).
         """
         before, devices, peak = self.before, self.parts.mesh.size, metrics.peak_memory()
         now = self.clock.elapsed - self.clock.before

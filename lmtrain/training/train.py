@@ -165,9 +165,10 @@ def _record_start(
     if not finished and (directory / 'results.json').exists():
         steps = workdir.read(directory / 'results.json').get('cost', {}).get('steps', resumed_from)
         (directory / 'results.json').rename(directory / f'results.{steps}.json')
+    lost = workdir.lost_seconds(directory, resumed_from or 0)
     for name in ('metrics.jsonl', 'timings.jsonl', 'completions.jsonl'):
         workdir.truncate_jsonl(directory / name, resumed_from or -1)
-    workdir.record(directory, resumed_from, changed, **provenance(run.mesh.devices.ravel()))
+    workdir.record(directory, resumed_from, changed, lost_seconds=lost, **provenance(run.mesh.devices.ravel()))
     run.corpus.tokenizer.save(directory / 'tokenizer')
     generation.write(directory, run.generation)
     members = [trackers.label(**member._asdict()) for member in run.initial.members]
@@ -191,6 +192,9 @@ def _write_results(run: Run, state, directory: Path, results: dict[str, Any], fi
     path = directory / 'results.json'
     if finished and path.exists():  # the cost of this start is not that of the training
         results['cost'] = workdir.read(path).get('cost', results['cost'])
+    elif lost := sum(line.get('lost_seconds', 0.0) for line in files.read_json_lines(directory / 'lineage.jsonl')):
+        device_seconds = results['cost']['device_seconds'] + run.mesh.size * lost
+        results['cost'] |= {'lost_seconds': lost, 'device_seconds': device_seconds}
     results['remarks'] = evaluations.remarks(directory, results)
     files.write_json(path, results, indent=1)
     text = _sample_texts(run, state, directory)

@@ -21,7 +21,7 @@ import jax
 
 from lmtrain.checkpoint import SaveFailed
 from lmtrain.errors import InputError
-from lmtrain.files import flatten_fields, read_json_object, write_json
+from lmtrain.files import flatten_fields, read_json_lines, read_json_object, write_json
 from lmtrain.runtime import lifecycle, multihost
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import has_setting
@@ -299,6 +299,19 @@ def truncate_jsonl(path: str | os.PathLike, step: int) -> int:
         cut = sum(1 for _ in file)
         file.truncate(end)
     return cut
+
+
+def lost_seconds(workdir: str | os.PathLike, step: int) -> float:
+    """Seconds that a start which was killed has spent after `step`, its last checkpoint, as far as timings.jsonl says.
+
+    A lower bound: steps after its last line left no trace.
+    """
+    seconds, before = 0.0, step
+    for line in read_json_lines(Path(workdir) / 'timings.jsonl'):
+        if line['step'] > step:
+            seconds += line['seconds_per_step'] * (line['step'] - before)
+            before = line['step']
+    return seconds
 
 
 def _normal(tree: Any) -> Any:

@@ -154,6 +154,14 @@ def test_allowed_change_is_saved_and_returned(tmp_path):
     assert re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ', second['time'])
 
 
+def test_seconds_after_the_last_checkpoint_of_a_killed_start(tmp_path):
+    timings = [{'step': step, 'seconds_per_step': seconds} for step, seconds in ((10, 5.0), (20, 0.5), (25, 0.2))]
+    text = ''.join(json.dumps(line) + '\n' for line in timings) + '{"step": 30, "sec'
+    (tmp_path / 'timings.jsonl').write_text(text)
+    assert workdir.lost_seconds(tmp_path, 12) == pytest.approx(8 * 0.5 + 5 * 0.2)
+    assert workdir.lost_seconds(tmp_path, 25) == 0 == workdir.lost_seconds(tmp_path / 'new', 0)
+
+
 def test_incomplete_line_of_the_lineage_is_dropped(tmp_path):
     (tmp_path / 'lineage.jsonl').write_text('{"resumed_from": 4}\n{"time": "20')
     workdir.record(tmp_path, 5, [])
