@@ -51,6 +51,7 @@ def prompt(
     instructions: tuple[str, ...] = (),
     search: str = '',
     budget: int = 0,
+    chat_template: str = '',
 ) -> ml_collections.ConfigDict:
     """An arm that writes a prompt and trains nothing.
 
@@ -64,9 +65,13 @@ def prompt(
       instructions: texts before the demonstrations, of which one is chosen on the selection rows; () is none.
       search: 'greedy' | 'random': instruction, demonstrations and their order are searched on the selection rows.
       budget: tokens of the search.
+      chat_template: the row is a turn of the user and its answer one of the assistant, after demonstrations as turns
+        and the instruction as system message: 'auto' (the base's own template), a name of another one or a Jinja file,
+        as `config.task.template`; '' is text as it stands.
     """
     own: dict[str, Any] = {'kind': 'prompt', 'description': description, 'shots': shots, 'select': select}
     own |= {'scores': scores, 'instructions': instructions, 'search': search, 'budget': budget}
+    own |= {'chat_template': chat_template}
     return ml_collections.ConfigDict(own)
 
 
@@ -87,6 +92,18 @@ def arms() -> ml_collections.ConfigDict:
         'nearest': prompt(shots=8, select='nearest', description="8 demonstrations nearest by the base's embeddings"),
         'many_shot': prompt(shots=-1, select='fixed', description='as many random demonstrations as fit'),
         'search': prompt(shots=8, search='greedy', budget=50_000, description='searched demonstrations'),
+        'zero_shot_chat': prompt(
+            shots=0,
+            scores=SCORES[:3],
+            chat_template='auto',
+            description="zero_shot in the base's chat template",
+        ),
+        'few_shot_chat': prompt(
+            shots=8, select='fixed', chat_template='auto', description="few_shot in the base's chat template"
+        ),
+        'bm25_chat': prompt(
+            shots=8, select='bm25', chat_template='auto', description="bm25 in the base's chat template"
+        ),
     }
     trained = {
         'head': arm(
@@ -176,7 +193,7 @@ def get_config():
     config.data.test = 0.3  # of the rows, without task.test
     config.budget.steps = 80
     config.evaluate.every_steps = 40
-    config.log.tensorboard = False
+    config.log.tensorboard = config.log.plot = False  # of the runs of trials
     with config.unlocked():
         # Comparison: lmtrain.compare.comparison.run
         config.compare = ml_collections.ConfigDict()
@@ -187,6 +204,8 @@ def get_config():
         config.compare.margin = 0.03  # difference of accuracies up to which arms count as equivalent, in [0, 1]
         config.compare.draws = 10  # sets and orders of demonstrations, per seed of the largest size; 0 is none
         config.compare.template = ''  # a row as text, ending in {label}; '' is '{text}\\nLabel: {label}'
+        # Other templates, of {text} and {label}, with which prompts are repeated at the largest size; () is none.
+        config.compare.templates = ('{text}\nCategory: {label}', 'Text: {text}\nAnswer: {label}')
         config.compare.only = DEFAULT  # names of the arms to run; () is all
         config.compare.currency = 'EUR'  # of the prices below
         config.compare.device_hour = 0.0  # price of one device for an hour

@@ -230,6 +230,46 @@ FAULTS = {
         ('links are entries', 'if kind and not path.is_symlink():', 'if kind:'),
         ('every entry is due', "entry.kind == 'incomplete' or entry.used <= limit", 'True'),
     ],
+    'lmtrain/compare/selection.py': [
+        ('the highest loss is chosen', 'return min(usable', 'return max(usable'),
+        (
+            'a loss that is nan is chosen',
+            "each['loss'] is not None and math.isfinite(each['loss'])",
+            "each['loss'] is not None",
+        ),
+        ('steps without a checkpoint are candidates', " or line['step'] not in saved", ''),
+    ],
+    'lmtrain/compare/trained.py': [
+        (
+            'a head is chosen by its raw loss',
+            'temperature = choice_scores.fit_temperature(log_p, rows, task.classes)',
+            'temperature = 1.0',
+        ),
+        ('the temperature of a head is forgotten', "length, chosen['temperature'])", 'length)'),
+        ('checkpoints of other runs stay', "path.parent == folder / chosen['run'] / 'checkpoints' and ", ''),
+    ],
+    'lmtrain/compare/updates.py': [
+        ('blocks of other sizes are not scored', 'if scored != comparison.spans(trial):', 'if False:'),
+        ('draws are never repeated', 'prompted.draws(comparison, trial, form, chosen)', "record['draws']"),
+        (
+            'forgetting of the largest size alone is not measured',
+            "is_largest and bool(comparison.own_text) and record['forgetting'] is None",
+            'False',
+        ),
+        (
+            'templates are never repeated',
+            'prompted.templates(comparison, trial, chosen, accuracy)',
+            "record['templates']",
+        ),
+    ],
+    'lmtrain/compare/prompted.py': [
+        ('embeddings of the pool are free', 'measures.embedding(model, pool, form), ', ''),
+        (
+            'a template changes the rows and not the demonstrations',
+            'comparison.model, own, form, selected',
+            'comparison.model, pool, form, selected',
+        ),
+    ],
     'lmtrain/compare/rows.py': [
         ('selection rows are in the subsets', 'ordered[:count], ordered[count:]', 'ordered[:count], ordered'),
         ('a text is in two parts', 'if key not in seen:', 'if key:'),
@@ -898,6 +938,9 @@ FAULTS = {
         ('prompts that do not fit are eligible', "if entry['fits'] else -math.inf", "if entry['fits'] else 0.0"),
     ],
     'lmtrain/inference/demonstrations.py': [
+        ("the draw of 'fixed' is the order of the texts", "if how == 'fixed':", 'if False:'),
+        ("all seeds of 'fixed' draw the same", "hash_unit(f'demonstrations {seed}'", "hash_unit('demonstrations'"),
+        ('known embeddings are computed again', 'if text not in vectors]', ']'),
         ('a row may be its own demonstration', 'drawn = drawn[~np.isin(drawn, own)]', 'pass'),
         ('the most similar row is first', 'drawn if how in', 'drawn if how not in'),
         (

@@ -120,11 +120,16 @@ def code_lengths(records: Records, sizes: Sequence[int], num_classes: int) -> di
     return lengths
 
 
-def sensitivity(records: Records) -> dict[str, dict[str, Any]]:
-    """{arm: `statistics.spread` of its accuracies over sets and orders of demonstrations, on the selection rows}."""
+def sensitivity(records: Records, field: str) -> dict[str, dict[str, Any]]:
+    """{arm: `statistics.spread` of its accuracies on the selection rows over other prompts}.
+
+    Args:
+      field: of trial.json, 'draws' (sets and orders of demonstrations) or 'templates'.
+    """
     draws: dict[str, list[float]] = {}
     for record in records:
-        draws.setdefault(record['arm'], []).extend(record.get('draws') or ())
+        measured = [accuracy for accuracy in record.get(field) or () if accuracy is not None]
+        draws.setdefault(record['arm'], []).extend(measured)
     return {arm: statistics.spread(values) for arm, values in draws.items() if values}
 
 

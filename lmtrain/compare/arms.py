@@ -15,7 +15,7 @@ from lmtrain.inference.prompt_search import SEARCHES
 # The fields of each kind of arm in the config, beside kind and description.
 FIELDS = {
     'train': ('overrides', 'learning_rates', 'vectorised', 'shots', 'select', 'scores'),
-    'prompt': ('shots', 'select', 'scores', 'instructions', 'search', 'budget'),
+    'prompt': ('shots', 'select', 'scores', 'instructions', 'search', 'budget', 'chat_template'),
 }
 
 

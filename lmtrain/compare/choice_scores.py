@@ -4,7 +4,6 @@ A likelihood is no calibrated probability: a model prefers some answers whatever
 divided here is fitted on the selection rows.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,41 +47,73 @@ class Scores(NamedTuple):
         return float(np.mean(self.nats))
 
 
+def labels(rows: Sequence[Row], classes: Sequence[str]) -> np.ndarray:
+    """The class ids of rows."""
+    return np.array([classes.index(row.fields['label']) for row in rows])
+
+
 def score(log_p: np.ndarray, rows: Sequence[Row], classes: Sequence[str]) -> Scores:
     """The scores of predictions [rows, C]. Raises NonFiniteOutput if a probability is nan."""
-    labels = np.array([classes.index(row.fields['label']) for row in rows])
+    right = labels(rows, classes)
     if np.isnan(log_p).any():
         raise NonFiniteOutput('the model gives probabilities that are nan: its parameters are broken')
-    return Scores(labels, np.argmax(log_p, axis=1), -log_p[np.arange(len(rows)), labels])
+    return Scores(right, np.argmax(log_p, axis=1), -log_p[np.arange(len(rows)), right])
+
+
+class Likelihoods(NamedTuple):
+    """What `of_rows` returns.
+
+    Attributes:
+      log_p: {score: float64 [rows, C]}, without a bias and a temperature.
+      shots_mean: mean number of demonstrations of a prompt.
+      dropped: number of demonstrations, of all prompts together, that did not fit into the context.
+    """
+
+    log_p: dict[str, np.ndarray]
+    shots_mean: float
+    dropped: int
 
 
 def of_rows(
-    loaded: LoadedModel, pool: Sequence[Row], form: prompting.PromptSettings, rows: Sequence[Row], names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """{score: log p float64 [rows, C]} for each of `names`, without a bias and a temperature."""
+    loaded: LoadedModel,
+    pool: Sequence[Row],
+    form: prompting.PromptSettings,
+    rows: Sequence[Row],
+    names: Sequence[str],
+    vectors: Mapping[str, np.ndarray] = {},
+) -> Likelihoods:
+    """The scores `names` of rows.
+
+    Args:
+      vectors: the embeddings of the pool (`prompting.embedded`), if they are computed already.
+    """
     calibrated = calibration.CONTENT_FREE if 'content_free' in names else ()
     form = form._replace(batch_size=min(form.batch_size, len(rows)), calibrated=calibrated)
 
-    def scored(form: prompting.PromptSettings) -> list[dict[str, Any]]:
-        return prompting.score(loaded.model, loaded.params, loaded.tokenizer, rows, form, demonstrations=pool).rows
+    def scored(form: prompting.PromptSettings) -> prompting.Scores:
+        model = loaded.model, loaded.params, loaded.tokenizer
+        return prompting.score(*model, rows, form, demonstrations=pool, vectors=vectors)
 
-    answers = scored(form)
+    results, answers = scored(form)
     nats, sizes = np.array([row['nats'] for row in answers]), [len(choice.encode()) for choice in form.choices]
     result = {'sum': nats, 'per_byte': nats / np.array(sizes), 'batch': nats}
     if 'contrast' in names:
-        alone = scored(form._replace(shots=0, calibrated=())) if form.shots else answers
+        alone = scored(form._replace(shots=0, calibrated=())).rows if form.shots else answers
         result['contrast'] = nats - np.array([row['nats'] for row in alone])
     if calibrated:
         result['content_free'] = np.array([row['calibrated_nats'] for row in answers])
-    return {name: log_softmax(result[name]) for name in names}
+    return Likelihoods(
+        {name: calibration.log_softmax(result[name]) for name in names}, results['shots_mean'], results['dropped']
+    )
 
 
-def candidates(scored: Mapping[str, np.ndarray], rows: Sequence[Row], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """{'score', 'bias', 'temperature', 'accuracy', 'loss'} of each score on the selection rows."""
-    listed = []
+def candidates(likelihoods: Likelihoods, rows: Sequence[Row], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """{'score', 'bias', 'temperature', 'accuracy', 'loss', 'shots_mean', 'dropped'} of each score on selection rows."""
+    listed, scored = [], likelihoods.log_p
     for name in scored:
         bias = scored[name].mean(axis=0).tolist() if name == 'batch' else []
         about = {'score': name, 'bias': bias, 'temperature': 1.0}
+        about |= {'shots_mean': likelihoods.shots_mean, 'dropped': likelihoods.dropped}
         about['temperature'] = fit_temperature(scaled(scored, about), rows, classes)
         scores = score(scaled(scored, about), rows, classes)
         listed.append(about | {'accuracy': scores.accuracy, 'loss': scores.loss})
@@ -92,23 +123,9 @@ def candidates(scored: Mapping[str, np.ndarray], rows: Sequence[Row], classes: S
 def scaled(scored: Mapping[str, np.ndarray], chosen: Mapping[str, Any]) -> np.ndarray:
     """log p float64 [rows, C] of a candidate."""
     bias = np.array(chosen['bias'] or 0.0)
-    return log_softmax((scored[chosen['score']] - bias) / chosen['temperature'])
+    return calibration.log_softmax((scored[chosen['score']] - bias) / chosen['temperature'])
 
 
 def fit_temperature(log_p: np.ndarray, rows: Sequence[Row], classes: Sequence[str]) -> float:
-    """The temperature in [0.05, 100] at which scores [rows, C] have the lowest loss on rows; it changes no prediction.
-
-    Temperature scaling (Guo et al. 2017, arXiv 1706.04599, section 4.2), so that losses of scores can be compared.
-    """
-    from scipy import optimize  # late
-
-    def loss(log_temperature: float) -> float:
-        return score(log_softmax(log_p / math.exp(log_temperature)), rows, classes).loss
-
-    return math.exp(optimize.minimize_scalar(loss, bounds=(math.log(0.05), math.log(100)), method='bounded').x)
-
-
-def log_softmax(values: np.ndarray) -> np.ndarray:
-    """Log probabilities over the last axis, from scores that differ from them by a constant."""
-    values = values - values.max(axis=-1, keepdims=True)
-    return values - np.log(np.exp(values).sum(axis=-1, keepdims=True))
+    """The temperature at which scores [rows, C] have the lowest loss on rows (`calibration.fit_temperature`)."""
+    return calibration.fit_temperature(log_p, labels(rows, classes))

@@ -1,4 +1,4 @@
-"""What is measured of a finished trial beside its test: selection rows, later blocks of rows, latency, query tokens."""
+"""What is measured of a finished trial beside its test: later blocks of rows, latency, tokens and costs of a query."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,8 @@ import numpy as np
 from lmtrain.compare import choice_scores, predictors
 from lmtrain.compare.predictors import Predict
 from lmtrain.compare.trials import Comparison, Trial
-from lmtrain.cost.ledger import Prices
+from lmtrain.cost.flops import forward_flops
+from lmtrain.cost.ledger import NOTHING, Prices, Spent
 from lmtrain.cost.query import Query
 from lmtrain.data.rows import Row
 from lmtrain.inference.calibration import CONTENT_FREE
@@ -18,16 +19,6 @@ from lmtrain.inference.prompting import PromptSettings
 from lmtrain.training.load import LoadedModel
 
 SAMPLED = 64  # rows whose tokens are counted
-
-
-def on_selection(
-    comparison: Comparison, predict: Predict, chosen: dict[str, Any], candidates: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """{'chosen', 'selection'} of trial.json, with the scores of the choice on the selection rows."""
-    rows = comparison.task.selection
-    scores = choice_scores.score(predict(rows), rows, comparison.task.classes)
-    record = {'rows': len(rows), 'accuracy': scores.accuracy, 'loss': scores.loss, 'candidates': list(candidates)}
-    return {'chosen': chosen, 'selection': record}
 
 
 def blocks(
@@ -54,6 +45,14 @@ def blocks(
 def latency(comparison: Comparison, predict: Predict) -> float:
     """Seconds of one query on a compiled program, batch 1."""
     return query_seconds(predict, [comparison.task.selection[:1]])
+
+
+def embedding_seconds(comparison: Comparison, form: PromptSettings) -> float:
+    """Seconds until a new row can be retrieved: those of its embedding, on a compiled program."""
+    rows = comparison.task.selection[:1]
+    if form.select != 'nearest' or not form.shots:
+        return 0.0
+    return query_seconds(lambda row: predictors.pool_vectors(comparison.model, row, form), [rows])
 
 
 def prices(comparison: Comparison) -> Prices:
@@ -99,3 +98,21 @@ def query_of_prompt(
     shared = 1 + instruction + (demonstrations if is_shared else 0.0)
     own = row * (1 + alone + (form.select == 'nearest')) + (0.0 if is_shared else demonstrations * (1 + again))
     return Query(own, shared, choices * (1 + alone + again))
+
+
+def embedding(loaded: LoadedModel, pool: Sequence[Row], form: PromptSettings) -> Spent:
+    """What the embeddings of the pool cost, once, if demonstrations are retrieved by them."""
+    if form.select != 'nearest' or not form.shots or not pool:
+        return NOTHING
+    counts = [len(ids) for ids in loaded.tokenizer.encode_batch([row.fields['prompt'] for row in pool])]
+    flops = sum(forward_flops(loaded.model, count, count, 0, params=loaded.params) for count in counts)
+    return Spent(flops, sum(counts))
+
+
+def stored_bytes(loaded: LoadedModel, pool: Sequence[Row], form: PromptSettings) -> int:
+    """Of what a prompt needs beside the base: instruction, demonstrations or the pool of them, and its embeddings."""
+    sizes = [len((row.fields['prompt'] + row.fields['completion']).encode()) for row in pool]
+    if form.select in SHARED and form.shots >= 0:  # the same few for all queries
+        sizes = [round(sum(sizes) / len(sizes) * form.shots)] if form.shots else []
+    vectors = len(pool) * loaded.model.width * 4 if form.select == 'nearest' and form.shots else 0
+    return len(form.instruction.encode()) + sum(sizes) + vectors

@@ -14,6 +14,7 @@ from lmtrain.errors import InputError
 from lmtrain.evaluation.task_run import check_tokens
 from lmtrain.inference.questions import Question
 from lmtrain.report import terminal
+from lmtrain.tasks import TASKS
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
@@ -50,6 +51,8 @@ def plan(comparison: Comparison, arm: Arm) -> Plan:
 def _trained(comparison: Comparison, trial: Trial) -> Plan:
     config = trained.recipe(comparison, trial)
     same = config.init.base == comparison.config.init.base
+    if not TASKS[config.task.name].has_classes:
+        _check_completions(comparison)
     run = build(*resolve(config, base=comparison.base if same else None))
     memory = run.memory()['total']
     sequential = not trial.arm.settings['vectorised'] or 0 < MEMORY_SHARE * run.device_memory < memory
@@ -61,8 +64,7 @@ def _trained(comparison: Comparison, trial: Trial) -> Plan:
 def _prompted(comparison: Comparison, trial: Trial) -> Plan:
     model = comparison.model
     predictors.check_promptable(model.model)
-    choices = tuple(comparison.task.completions)
-    check_tokens([Question('config.task', '', choices, choices[0])], model.tokenizer)
+    _check_completions(comparison)
     instructions = trial.arm.settings['instructions'] or ('',)
     chosen = {'instruction': instructions[0], 'shots': min(trial.arm.settings['shots'], trial.size)}
     pool, form = prompted.prompt(comparison, trial, chosen | {'select': trial.arm.settings['select']})
@@ -73,6 +75,12 @@ def _prompted(comparison: Comparison, trial: Trial) -> Plan:
         flops = prompted.spent(comparison, trial.arm.settings['budget']).flops
     cached = predictors.BATCH_SIZE * cache_bytes(model.model, query.tokens)
     return Plan('', '', flops, tree.size(model.params) + cached)
+
+
+def _check_completions(comparison: Comparison) -> None:
+    """Raises InputError if two classes have the same tokens as answers: no likelihood distinguishes them."""
+    choices = tuple(comparison.task.completions)
+    check_tokens([Question('config.task', '', choices, choices[0])], comparison.model.tokenizer)
 
 
 def page(comparison: Comparison, arms: list[Arm]) -> str:

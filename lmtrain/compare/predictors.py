@@ -10,10 +10,14 @@ import numpy as np
 
 from lmtrain.compare import choice_scores
 from lmtrain.compare.rows import TaskRows
+from lmtrain.compare.trials import Comparison, Trial
+from lmtrain.data.chat.load import open_template
+from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example, LengthPolicy
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.inference import prompting, sample
+from lmtrain.inference.calibration import log_softmax
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.pooling import pool_outputs
 from lmtrain.tasks.task import RowFormat
@@ -46,7 +50,7 @@ def by_head(loaded: LoadedModel, task: TaskRows, seq_len: int, temperature: floa
                 some = members[first : first + size]
                 values = _log_p(loaded.model, output, config.objective.pool, loaded.params, _padded(some, size, T))
                 log_p[[example.source for example in some]] = np.asarray(values, np.float64)[: len(some)]
-        return choice_scores.log_softmax(log_p / temperature)
+        return log_softmax(log_p / temperature)
 
     return predict
 
@@ -91,8 +95,30 @@ def check_promptable(model) -> None:
         raise InputError(f'the model has the head {model.head!r} and no vocabulary: it cannot be prompted')
 
 
+def settings_of(comparison: Comparison, trial: Trial, instruction: str = '') -> prompting.PromptSettings:
+    """How the rows become prompts in a trial of an arm that prompts or answers as text."""
+    arm = trial.arm.settings
+    template = _chat_template(comparison, arm.get('chat_template', ''))
+    shots = min(arm['shots'], trial.size)  # ALL is negative
+    options = {'shots': shots, 'select': arm['select'], 'seed': trial.seed}
+    return settings(comparison.task, instruction=instruction, chat_template=template, **options)
+
+
+def _chat_template(comparison: Comparison, name: str) -> Template | None:
+    """The template that an arm names. InputError: the base has none, or it writes a date and none is configured."""
+    if not name:
+        return None
+    tokenizer, task = comparison.model.tokenizer, comparison.config.task
+    if name == 'auto' and 'chat_template' not in tokenizer.config:
+        raise InputError("chat_template is 'auto', and the tokenizer of the base has no chat template")
+    template = open_template(name, tokenizer, comparison.config.data.root, task.date)
+    if template and template.writes_date and not task.date:
+        raise InputError(f'{template.name} writes the date: set config.task.date, on which the prompts then depend')
+    return template
+
+
 def settings(task: TaskRows, **options: Any) -> prompting.PromptSettings:
-    """How the rows of a comparison become prompts."""
+    """How the rows of a task become prompts."""
     return prompting.PromptSettings(
         '{prompt}{completion}', 'completion', task.completions, batch_size=BATCH_SIZE, **options
     )
@@ -108,4 +134,17 @@ def by_likelihood(
       chosen: 'score', 'temperature' and 'bias' of `choice_scores.candidates`.
     """
     check_promptable(loaded.model)
-    return lambda rows: choice_scores.scaled(choice_scores.of_rows(loaded, pool, form, rows, [chosen['score']]), chosen)
+    vectors = pool_vectors(loaded, pool, form)  # once, and not for every query
+
+    def predict(rows: Sequence[Row]) -> np.ndarray:
+        likelihoods = choice_scores.of_rows(loaded, pool, form, rows, [chosen['score']], vectors)
+        return choice_scores.scaled(likelihoods.log_p, chosen)
+
+    return predict
+
+
+def pool_vectors(loaded: LoadedModel, pool: Sequence[Row], form: prompting.PromptSettings) -> Mapping[str, np.ndarray]:
+    """The embeddings of rows that may be demonstrations, if they are retrieved by them; else {}."""
+    if form.select != 'nearest' or not form.shots:
+        return {}
+    return prompting.embedded(loaded.model, loaded.params, loaded.tokenizer, pool, form)

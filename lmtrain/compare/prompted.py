@@ -7,50 +7,47 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare import choice_scores, measures, predictors, selection
+from lmtrain.compare import choice_scores, measures, predictors, rows, selection
 from lmtrain.compare.predictors import Predict
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.cost import ledger
 from lmtrain.cost.flops import forward_flops
 from lmtrain.data.rows import Row
+from lmtrain.errors import InputError
 from lmtrain.inference import prompt_search
 from lmtrain.inference.prompting import PromptSettings
-
-SCALE = ('score', 'bias', 'temperature')  # of a candidate: how its likelihoods become probabilities
 
 
 def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     """Chooses a prompt and measures it; the content of trial.json."""
     predictors.check_promptable(comparison.model.model)
-    start, settings = time.perf_counter(), trial.arm.settings
-    spent = ledger.NOTHING
+    start, settings, model = time.perf_counter(), trial.arm.settings, comparison.model
     if settings['search']:
-        chosen, tried, spent = _search(comparison, trial)
+        best, tried, searched = _search(comparison, trial)
     else:
-        tried = _candidates(comparison, trial)
+        tried, searched = _candidates(comparison, trial), ledger.NOTHING
         best = selection.choose(tried)
-        chosen = {name: best[name] for name in ('instruction', 'shots', 'select', *SCALE)}
-    pool, form = prompt(comparison, trial, chosen)
     seconds = time.perf_counter() - start
+    result = selection.outcome(best, tried, len(comparison.task.selection))
+    chosen = result['chosen']
+    pool, form = prompt(comparison, trial, chosen)
     predict = predictor(comparison, trial, chosen)
-    result = measures.on_selection(comparison, predict, chosen, tried)
     result['blocks'] = measures.blocks(comparison, trial, predict)
     result['draws'] = draws(comparison, trial, form, chosen)
-    model = comparison.model
+    result['templates'] = templates(comparison, trial, chosen, result['selection']['accuracy'])
     query = measures.query_of_prompt(comparison, model, pool, form, [chosen['score']])
     every = measures.query_of_prompt(comparison, model, pool, form, settings['scores'])
     prompts = 1 if settings['search'] else len({each['instruction'] for each in tried})
     compared = ledger.scoring(model.model, model.params, every, prompts * len(comparison.task.selection))
-    spent = ledger.Spent(spent.flops + compared.flops, spent.tokens + compared.tokens)
-    text = form.instruction + ''.join(row.fields['prompt'] + row.fields['completion'] for row in pool)
+    spent = ledger.together(searched, compared, measures.embedding(model, pool, form), ledger.Spent(seconds=seconds))
     result['ledger'] = ledger.of_prompt(
         model.model,
         model.params,
         query,
-        text_bytes=len(text.encode()),
-        selection=spent._replace(seconds=seconds),
+        text_bytes=measures.stored_bytes(model, pool, form),
+        selection=spent,
         query_seconds=measures.latency(comparison, predict),
-        update_seconds=seconds if settings['search'] else 0.0,
+        update_seconds=seconds if settings['search'] else measures.embedding_seconds(comparison, form),
         prices=measures.prices(comparison),
     )
     return result
@@ -78,6 +75,37 @@ def draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: di
     return accuracies
 
 
+def num_templates(comparison: Comparison, trial: Trial) -> int:
+    """How many accuracies `templates` has: of prompts at the largest size, and of those without rows."""
+    others = len(comparison.config.compare.templates)
+    return 1 + others if others and trial.size in (0, comparison.sizes[-1]) else 0
+
+
+def templates(comparison: Comparison, trial: Trial, chosen: dict[str, Any], accuracy: float) -> list[float | None]:
+    """Accuracies on the selection rows with the template of the comparison and the others of compare.templates.
+
+    The same demonstrations, instruction and score; a bias of the score is that of the template. None if a row does not
+    fit into the context with a template.
+
+    Args:
+      accuracy: with the template of the comparison.
+    """
+    if not num_templates(comparison, trial):
+        return []
+    (pool, form), task, accuracies = prompt(comparison, trial, chosen), comparison.task, [accuracy]
+    for template in comparison.config.compare.templates:
+        form = form._replace(choices=rows.completions_of(template, task.classes))
+        own, selected = (rows.in_template(each, template) for each in (pool, task.selection))
+        try:
+            scored = choice_scores.of_rows(comparison.model, own, form, selected, [chosen['score']])
+        except InputError:  # this template makes a row too long for the model; the trial itself has answered all rows
+            accuracies.append(None)
+            continue
+        [candidate] = choice_scores.candidates(scored, selected, task.classes)
+        accuracies.append(candidate['accuracy'])
+    return accuracies
+
+
 def predictor(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> Predict:
     """The predictor of a finished trial, from what it chose."""
     return predictors.by_likelihood(comparison.model, *prompt(comparison, trial, chosen), chosen)
@@ -89,31 +117,25 @@ def prompt(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> tupl
     if 'places' in chosen:  # of a search: these rows in this order
         by_place = {row.fields['place']: row for row in pool}
         pool = [by_place[place] for place in chosen['places']]
-    form = _form(comparison, trial, chosen['instruction'])
+    form = predictors.settings_of(comparison, trial, chosen['instruction'])
     return pool, form._replace(shots=chosen['shots'], select=chosen['select'])
-
-
-def _form(comparison: Comparison, trial: Trial, instruction: str) -> PromptSettings:
-    settings = trial.arm.settings
-    shots = min(settings['shots'], trial.size)  # ALL is negative
-    options = {'shots': shots, 'select': settings['select'], 'seed': trial.seed}
-    return predictors.settings(comparison.task, instruction=instruction, **options)
 
 
 def _candidates(comparison: Comparison, trial: Trial) -> list[dict[str, Any]]:
     """Every instruction of the arm with every score of choices, on the selection rows."""
     task, pool, tried = comparison.task, comparison.subset(trial.size, trial.seed), []
+    vectors = predictors.pool_vectors(comparison.model, pool, predictors.settings_of(comparison, trial))
     for instruction in trial.arm.settings['instructions'] or ('',):
-        form = _form(comparison, trial, instruction)
+        form = predictors.settings_of(comparison, trial, instruction)
         names = trial.arm.settings['scores']
-        scored = choice_scores.of_rows(comparison.model, pool, form, task.selection, names)
+        scored = choice_scores.of_rows(comparison.model, pool, form, task.selection, names, vectors)
         about = {'instruction': instruction, 'shots': form.shots, 'select': form.select}
         tried += [about | each for each in choice_scores.candidates(scored, task.selection, task.classes)]
     return tried
 
 
 def _search(comparison: Comparison, trial: Trial) -> tuple[dict[str, Any], list[dict[str, Any]], ledger.Spent]:
-    """(the choice, all candidates, what they cost) of a search over instructions, demonstrations and their order."""
+    """(the best, all candidates, what they cost) of a search over instructions, demonstrations and their order."""
     settings, model = trial.arm.settings, comparison.model
     instructions: Sequence[str] = settings['instructions'] or ('',)
     pool = comparison.subset(trial.size, trial.seed)
@@ -122,7 +144,7 @@ def _search(comparison: Comparison, trial: Trial) -> tuple[dict[str, Any], list[
         model.params,
         model.tokenizer,
         comparison.task.selection,
-        [_form(comparison, trial, instruction) for instruction in instructions],
+        [predictors.settings_of(comparison, trial, instruction) for instruction in instructions],
         pool,
         shots=min(settings['shots'], trial.size),
         budget=settings['budget'],
@@ -134,8 +156,7 @@ def _search(comparison: Comparison, trial: Trial) -> tuple[dict[str, Any], list[
     chosen |= {'select': result.settings.select, 'places': places}
     task, names = comparison.task, trial.arm.settings['scores']
     scored = choice_scores.of_rows(model, *prompt(comparison, trial, chosen), task.selection, names)
-    best = selection.choose(choice_scores.candidates(scored, task.selection, task.classes))
-    chosen |= {name: best[name] for name in SCALE}
+    best = chosen | selection.choose(choice_scores.candidates(scored, task.selection, task.classes))
     tried = [
         {
             'instruction': instructions[each['variant']],
@@ -145,7 +166,7 @@ def _search(comparison: Comparison, trial: Trial) -> tuple[dict[str, Any], list[
         }
         for each in result.candidates
     ]
-    return chosen, tried, spent(comparison, result.computed_tokens)
+    return best, tried, spent(comparison, result.computed_tokens)
 
 
 def spent(comparison: Comparison, tokens: int) -> ledger.Spent:

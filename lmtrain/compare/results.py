@@ -1,5 +1,6 @@
 """results.json of a comparison: a function of what the trials wrote."""
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,8 @@ def collect(comparison: Comparison, arms: Sequence[Arm], finished: Finished, not
         'margin': compare.margin,
         'pairs': analysis.pairs(hits, list(kinds), compare.margin),
         'description_length': analysis.code_lengths(records, comparison.sizes, len(comparison.task.classes)),
-        'sensitivity': analysis.sensitivity(largest),
+        'sensitivity': analysis.sensitivity(largest, 'draws'),
+        'template_sensitivity': analysis.sensitivity(records, 'templates'),
         'forgetting': analysis.forgetting(largest),
         'break_even': analysis.break_even(records, kinds, comparison.sizes[-1]),
         'prices': {name: compare[name] for name in ('currency', 'device_hour', 'kwh', 'watts')},
@@ -60,12 +62,29 @@ def _task(comparison: Comparison, records: Sequence[dict[str, Any]], notes: Sequ
             about['notes'].append(
                 f'{arm}: of {size} training rows, {number} are used: the others are longer than data.seq_len'
             )
+    about['notes'] += _dropped(records)
     if tested := [record for record in records if record['test']]:
         lines = read_json_lines(comparison.folder / tested[0]['folder'] / 'predictions.jsonl')
         labels = [row.fields['label'] for row in comparison.task.train]
         frequent = max(facts['classes'], key=labels.count)
         about['majority'] = sum(line['answer'] == frequent for line in lines) / len(lines)
     return about
+
+
+def _dropped(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Notes about demonstrations that do not fit into the context, from the prompts of the selection rows."""
+    means: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for record in records:
+        selected = record.get('selection') or {}
+        if selected.get('dropped'):
+            asked_for = selected['shots_mean'] + selected['dropped'] / selected['rows']
+            means.setdefault((record['arm'], record['size']), []).append((selected['shots_mean'], asked_for))
+    notes = []
+    for (arm, size), counts in means.items():
+        held, asked_for = (statistics.fmean(each) for each in zip(*counts, strict=True))
+        text = f'{arm}: with {size} training rows, a prompt holds {held:.1f} of {asked_for:.1f} demonstrations'
+        notes.append(f'{text}; the others do not fit into the context')
+    return notes
 
 
 def _arm(comparison: Comparison, arm: Arm, records: Sequence[dict[str, Any]]) -> dict[str, Any]:

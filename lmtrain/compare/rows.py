@@ -148,7 +148,9 @@ def _digests(config) -> dict[str, str]:
 def _write(config, folder: Path, settings: dict[str, Any]) -> None:
     notes: list[str] = []
     task = _task(config)
-    parts = _divide(config, read_splits(task, {**config.data, 'validation': 0.0}, notes), task, notes)
+    splits = read_splits(task, {**config.data, 'validation': 0.0}, notes)
+    _check_classes([row for rows in splits.values() for row in rows], task)
+    parts = _divide(config, splits, task, notes)
     # Of all rows of the training files: a rare class may have been drawn into another part. Other files have no others.
     own = [row for part, split in PARTS.items() if part == 'train' or not task.files[split] for row in parts[part]]
     classes = classes_of(own, task, ()).names
@@ -166,6 +168,17 @@ def _write(config, folder: Path, settings: dict[str, Any]) -> None:
     write_json(folder / 'rows.json', facts | {'rows': {part: len(rows) for part, rows in lines.items()}}, indent=1)
 
 
+def _check_classes(rows: Sequence[Row], task: TaskConfig) -> None:
+    """InputError: the rows have choices of their own, and not classes that are the same for all of them."""
+    works = 'a comparison needs the same classes for all rows; `lmtrain evaluate --task=FILE` scores choices per row'
+    for row in rows:
+        if name := next((name for name in task.text if isinstance(row.fields.get(name), list)), None):
+            raise InputError(f'{row.place}: {name!r} is a list, as of choices: {works}')
+    labels = {str(row.fields.get(task.label)) for row in rows}
+    if len(labels) == len(rows) > 2:
+        raise InputError(f'config.task.label = {task.label!r} differs in all of {len(rows)} rows: {works}')
+
+
 def _task(config) -> TaskConfig:
     """The fields of config.task; the task itself is one with a class for each row."""
     fields = config.task
@@ -176,7 +189,10 @@ def _task(config) -> TaskConfig:
     if not (task.task.has_classes and task.task.pools_rows):
         raise InputError(f'config.task.name is {task.name!r}: a comparison needs a task with one class for each row')
     if len(text) > 2:
-        raise InputError(f'config.task.text is {text}: one field, or a pair')
+        raise InputError(
+            f'config.task.text is {text}: one field, or a pair. If the others are choices: a comparison needs the same '
+            'classes for all rows, and `lmtrain evaluate --task=FILE` scores choices per row'
+        )
     return task
 
 
@@ -228,15 +244,36 @@ def _line(row: Row, task: TaskConfig, template: str, classes: Sequence[str]) -> 
     """The fields of a written row."""
     value = row.fields.get(task.label)
     label = classes[class_id(value, tuple(classes), row.place)]
-    context = question(row, template, task.label, ()).context
-    completion = _completion(template, task.label, label)
-    prompt = context.removesuffix(completion.removesuffix(label))
+    prompt, completion = _rendered(row, template, task.label, label)
     texts = {name: text_of(row, field) for name, field in zip(('text', 'text2'), task.text)}
     # Of a pair for preferences, the rejected side is another class, which depends on the text alone.
     others = [name for name in classes if name != label]
     other = others[int(hash_unit('rejected', ' '.join(texts.values())) * len(others))]
     pair = {'chosen': completion, 'rejected': _completion(template, task.label, other)}
     return texts | {'label': label, 'prompt': prompt, 'completion': completion} | pair | {'place': row.place}
+
+
+def in_template(rows: Sequence[Row], template: str) -> list[Row]:
+    """Rows of a comparison with their prompts by another template, of {text} (of a pair both lines) and {label}."""
+    changed = []
+    for row in rows:
+        text = '\n'.join(row.fields[name] for name in ('text', 'text2') if name in row.fields)
+        source = row._replace(fields={'text': text, 'label': row.fields['label']})
+        names = dict(zip(('prompt', 'completion'), _rendered(source, template, 'label', row.fields['label'])))
+        changed.append(row._replace(fields=row.fields | names))
+    return changed
+
+
+def completions_of(template: str, classes: Sequence[str]) -> list[str]:
+    """The text of each class after a prompt by a template of `in_template`."""
+    return [_completion(template, 'label', label) for label in classes]
+
+
+def _rendered(row: Row, template: str, field: str, label: str) -> tuple[str, str]:
+    """(prompt, completion) of a row by a template that ends in the label."""
+    context = question(row, template, field, ()).context
+    completion = _completion(template, field, label)
+    return context.removesuffix(completion.removesuffix(label)), completion
 
 
 def _completion(template: str, field: str, label: str) -> str:

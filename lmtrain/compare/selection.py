@@ -1,7 +1,7 @@
-"""What is chosen on the selection rows, and by what: the lowest loss."""
+"""What is chosen on the selection rows, and by what: the lowest loss at a temperature that is fitted on them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,14 @@ from lmtrain import checkpoint
 from lmtrain.errors import NonFiniteOutput
 from lmtrain.files import read_json_lines
 
+# What is measured of a candidate on the selection rows; its other fields are the choice.
+MEASURED = ('loss', 'accuracy', 'shots_mean', 'dropped')
+
 
 def evaluated(folder: Path, learning_rates: Sequence[float]) -> list[dict[str, Any]]:
     """{'learning_rate', 'member', 'step', 'loss', 'accuracy'} of each member of a run at each evaluated step.
 
-    Only steps with a checkpoint, which alone can be chosen.
+    Only steps with a checkpoint, which alone can be chosen. The loss is that of the training task.
     """
     saved, candidates = set(checkpoint.steps(folder / 'checkpoints')), []
     for line in read_json_lines(folder / 'metrics.jsonl'):
@@ -30,7 +33,8 @@ def evaluated(folder: Path, learning_rates: Sequence[float]) -> list[dict[str, A
 def choose(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The candidate with the lowest loss on the selection rows; of equal ones the first.
 
-    By loss and not by accuracy: on a few rows, many candidates have the same accuracy.
+    By loss and not by accuracy: on a few rows, many candidates have the same accuracy. The losses are those at the
+    temperature of each candidate, as on the test rows: a raw loss would choose the candidate that is the least sure.
 
     Raises NonFiniteOutput if no loss is finite.
     """
@@ -38,3 +42,10 @@ def choose(candidates: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not usable:
         raise NonFiniteOutput('no candidate has a finite loss on the selection rows')
     return min(usable, key=lambda each: each['loss'])
+
+
+def outcome(best: Mapping[str, Any], tried: Sequence[dict[str, Any]], rows: int) -> dict[str, Any]:
+    """{'chosen', 'selection'} of trial.json: a candidate, what it reaches on the selection rows, and the others."""
+    measured = {name: value for name, value in best.items() if name in MEASURED}
+    chosen = {name: value for name, value in best.items() if name not in MEASURED}
+    return {'chosen': chosen, 'selection': {'rows': rows} | measured | {'candidates': list(tried)}}

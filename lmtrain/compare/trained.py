@@ -1,5 +1,6 @@
 """Trials that train: an ordinary run in the trial's folder, whose rate and step are chosen on the selection rows."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.cost import ledger
 from lmtrain.cost.query import Query
 from lmtrain.data.rows import Row
+from lmtrain.inference.calibration import log_softmax
 from lmtrain.inference.prompting import PromptSettings
 from lmtrain.models import virtual_tokens
 from lmtrain.tasks import TASKS
@@ -109,22 +111,20 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     costs, tried = [], []
     for name, own in runs(comparison, trial, config):
         costs.append(training.train(own, folder / name)['cost'])
-        tried += [each | {'run': name} for each in candidates(comparison, trial, own, folder / name)]
-    best = selection.choose(tried)
-    chosen = {field: best[field] for field in ('learning_rate', 'run', 'member', 'step')}
+        tried += candidates(comparison, trial, own, name)
+    result = selection.outcome(selection.choose(tried), tried, len(comparison.task.selection))
+    chosen = result['chosen']
     loaded = load(comparison, trial, chosen)
-    if TASKS[config.task.name].has_classes:
-        log_p = predictor(comparison, trial, loaded, {'temperature': 1.0})(comparison.task.selection)
-        chosen['temperature'] = choice_scores.fit_temperature(log_p, comparison.task.selection, comparison.task.classes)
-    else:
-        chosen |= _scale(comparison, trial, loaded)
     predict = predictor(comparison, trial, loaded, chosen)
-    result = measures.on_selection(comparison, predict, chosen, tried)
     result['blocks'] = measures.blocks(comparison, trial, predict)
     result['rows_used'] = rows_used(comparison, trial, config)
     result['forgetting'] = forgetting.measure(comparison, loaded) if trial.size == comparison.sizes[-1] else None
     query = _query(comparison, trial, loaded, chosen)
-    scored = len(tried) * len(comparison.task.selection)
+    scored = 2 * len(tried) * len(comparison.task.selection)  # by the run, and for the temperature
+    spent = ledger.scoring(loaded.model, loaded.params, query, scored)
+    if not TASKS[config.task.name].has_classes:
+        pool, form = prompt(comparison, trial)
+        spent = ledger.together(spent, *[measures.embedding(loaded, pool, form)] * len(tried))
     result['ledger'] = ledger.of_training(
         loaded.model,
         loaded.params,
@@ -132,7 +132,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
         _sum(costs),
         query,
         members=len(trial.arm.settings['learning_rates']),
-        selection=ledger.scoring(loaded.model, loaded.params, query, scored),
+        selection=spent,
         query_seconds=measures.latency(comparison, predict),
         prices=measures.prices(comparison),
     )
@@ -171,30 +171,32 @@ def _sum(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return costs[0] | total | {'peak_memory': max(cost['step_memory'] for cost in costs)}
 
 
-def candidates(comparison: Comparison, trial: Trial, config, folder: Path) -> list[dict[str, Any]]:
-    """The rates and steps of a finished run with their loss on the selection rows.
+def candidates(comparison: Comparison, trial: Trial, config, name: str) -> list[dict[str, Any]]:
+    """The rates and steps of the finished run in the folder `name`, each with what `_fitted` gives.
 
-    The run has measured it at every step that it evaluated, unless its task reads no rows: then the last step of each
-    rate is prompted with the selection rows.
+    Every step that the run has evaluated; of a task that reads no rows, whose loss says little about the answers, only
+    the last one.
     """
     rates = config.sweep.learning_rates or (config.optimizer.learning_rate,)
-    tried = selection.evaluated(folder, rates)
-    if TASKS[config.task.name].reads_rows:
-        return tried
-    last = [each for each in tried if each['step'] == tried[-1]['step']]
-    for each in last:
-        each['run'] = folder.relative_to(comparison.folder / trial.folder).as_posix().removeprefix('.')
-        scale = _scale(comparison, trial, load(comparison, trial, each))
-        each.update(loss=scale['loss'], accuracy=scale['accuracy'])
-    return last
+    tried = selection.evaluated(comparison.folder / trial.folder / name, rates)
+    if not TASKS[config.task.name].reads_rows:
+        tried = [each for each in tried if each['step'] == tried[-1]['step']]
+    tried = [each | {'run': name} for each in tried]
+    finite = [each['loss'] is not None and math.isfinite(each['loss']) for each in tried]  # others have diverged
+    return [each | (_fitted(comparison, trial, each) if usable else {}) for each, usable in zip(tried, finite)]
 
 
-def _scale(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> dict[str, Any]:
-    """How the likelihoods of a model that answers as text become probabilities, chosen on the selection rows."""
-    task = comparison.task
-    names = trial.arm.settings['scores']
-    scored = choice_scores.of_rows(loaded, *prompt(comparison, trial), task.selection, names)
-    return selection.choose(choice_scores.candidates(scored, task.selection, task.classes))
+def _fitted(comparison: Comparison, trial: Trial, candidate: dict[str, Any]) -> dict[str, Any]:
+    """{'temperature', 'loss', 'accuracy'} of a candidate on the selection rows, and how it scores answers as text."""
+    task, loaded = comparison.task, load(comparison, trial, candidate)
+    rows = task.selection
+    if not TASKS[loaded.config.task.name].has_classes:
+        scored = choice_scores.of_rows(loaded, *prompt(comparison, trial), rows, trial.arm.settings['scores'])
+        return selection.choose(choice_scores.candidates(scored, rows, task.classes))
+    log_p = predictor(comparison, trial, loaded, {'temperature': 1.0})(rows)
+    temperature = choice_scores.fit_temperature(log_p, rows, task.classes)
+    scores = choice_scores.score(log_softmax(log_p / temperature), rows, task.classes)
+    return {'temperature': temperature, 'loss': scores.loss, 'accuracy': scores.accuracy}
 
 
 def load(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> LoadedModel:
@@ -218,11 +220,7 @@ def seq_len(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> int:
 
 def prompt(comparison: Comparison, trial: Trial) -> tuple[list[Row], PromptSettings]:
     """(the rows that may be demonstrations, the settings) of an arm that answers as text."""
-    settings = trial.arm.settings
-    shots = min(settings['shots'], trial.size)
-    options = {'shots': shots, 'select': settings['select'], 'seed': trial.seed}
-    form = predictors.settings(comparison.task, **options)
-    return comparison.subset(trial.size, trial.seed), form
+    return comparison.subset(trial.size, trial.seed), predictors.settings_of(comparison, trial)
 
 
 def _query(comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any]) -> Query:

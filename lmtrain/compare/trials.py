@@ -138,10 +138,11 @@ def run(comparison: Comparison, trial: Trial, execute) -> dict[str, Any]:
     path = folder / 'trial.json'
     if path.exists() and not is_of(comparison, trial, read_json_object(path)):
         shutil.rmtree(folder)  # of a failure with other settings: their run cannot be continued
+    interrupted = (folder / 'log.txt').exists() and not path.exists()  # the seconds of that start are not all known
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'test.json').unlink(missing_ok=True)  # of what an earlier trial here has chosen
     about = {'arm': trial.arm.name, 'kind': trial.arm.kind, 'size': trial.size, 'seed': trial.seed}
-    about['digest'] = _digest(comparison, trial)
+    about |= {'digest': _digest(comparison, trial), 'interrupted': interrupted}
     try:
         with open(folder / 'log.txt', 'a', encoding='utf-8') as log, contextlib.redirect_stdout(log):
             record = about | {'status': 'done', 'reason': ''} | execute(comparison, trial, folder)

@@ -8,13 +8,15 @@ from lmtrain.compare.trials import Comparison, Trial
 
 def outdated(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:
     """Whether `measure` would change the trial's record."""
+    chosen = record['chosen']
     scored = [(block['seed'], block['begin'], block['end']) for block in record['blocks']]
     if scored != comparison.spans(trial):
         return True
     if trial.arm.kind == 'train':
         is_largest = trial.size == comparison.sizes[-1]
         return is_largest and bool(comparison.own_text) and record['forgetting'] is None
-    return len(record['draws']) != _num_draws(comparison, trial, record['chosen'])
+    num_templates = prompted.num_templates(comparison, trial)
+    return (len(record['draws']), len(record['templates'])) != (_num_draws(comparison, trial, chosen), num_templates)
 
 
 def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dict[str, Any]:
@@ -33,6 +35,9 @@ def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dic
         if len(record['draws']) != _num_draws(comparison, trial, chosen):
             _, form = prompted.prompt(comparison, trial, chosen)
             changed['draws'] = prompted.draws(comparison, trial, form, chosen)
+        if len(record['templates']) != prompted.num_templates(comparison, trial):
+            accuracy = record['selection']['accuracy']
+            changed['templates'] = prompted.templates(comparison, trial, chosen, accuracy)
     return record | changed | {'blocks': measures.blocks(comparison, trial, predict, record['blocks'])}
 
 

@@ -62,6 +62,15 @@ class Spent(NamedTuple):
 NOTHING, UNKNOWN = Spent(), Prices()
 
 
+def together(*parts: Spent) -> Spent:
+    """The sum.
+
+    >>> together(Spent(1.0, 2.0), Spent(3.0, 4.0, 5.0))
+    Spent(flops=4.0, tokens=6.0, seconds=5.0)
+    """
+    return Spent(*map(sum, zip(*parts, strict=True)))
+
+
 def of_training(
     model,
     params: Mapping,

@@ -1,10 +1,12 @@
-"""Content-free calibration of choices (Zhao et al. 2021, Calibrate Before Use, arXiv 2102.09690).
+"""Calibration of choices: by inputs without content (Zhao et al. 2021, arXiv 2102.09690), and by a temperature.
 
 A model prefers some answers whatever the input is, because they are common or stand in the last demonstration. The
 probabilities of the answers after inputs without content, such as 'N/A', measure this preference, and the answers of a
-row are divided by them.
+row are divided by them. A model that is too sure, or not sure enough, is corrected by a temperature, which changes no
+prediction (Guo et al. 2017, arXiv 1706.04599).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,3 +44,32 @@ def calibrate(nats: np.ndarray, free: Sequence[np.ndarray]) -> np.ndarray:
     prior = [each - np.logaddexp.reduce(each) for each in np.asarray(free, np.float64)]
     scores = np.asarray(nats, np.float64) - np.logaddexp.reduce(prior, axis=0)  # the 1 / len(free) of the mean cancels
     return scores - np.logaddexp.reduce(scores)
+
+
+def fit_temperature(scores: np.ndarray, right: Sequence[int]) -> float:
+    """The temperature in [0.05, 100] at which the right choices have the highest likelihood.
+
+    Temperature scaling (Guo et al. 2017, section 4.2), so that losses of different scores can be compared.
+
+    Args:
+      scores: [N, C], which differ from log probabilities by a constant for each row; -inf is no choice.
+      right: index of the right choice of each row.
+
+    >>> scores = np.log([[0.9, 0.1]] * 4)  # right in three of four rows: odds of 9 become odds of 3
+    >>> round(fit_temperature(scores, [0, 0, 0, 1]), 3)
+    2.0
+    """
+    from scipy import optimize  # late
+
+    rows = np.arange(len(scores))
+
+    def loss(log_temperature: float) -> float:
+        return -float(np.mean(log_softmax(scores / math.exp(log_temperature))[rows, right]))
+
+    return math.exp(optimize.minimize_scalar(loss, bounds=(math.log(0.05), math.log(100)), method='bounded').x)
+
+
+def log_softmax(values: np.ndarray) -> np.ndarray:
+    """Log probabilities over the last axis, from scores that differ from them by a constant."""
+    values = values - values.max(axis=-1, keepdims=True)
+    return values - np.log(np.exp(values).sum(axis=-1, keepdims=True))

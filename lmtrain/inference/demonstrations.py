@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ def select(
     *,
     seed: int = 0,
     embed: Embed | None = None,
+    vectors: Mapping[str, np.ndarray] = {},
 ) -> Iterator[list[Question]]:
     """Yields the demonstrations of each query, in the order of the prompt.
 
@@ -59,6 +60,7 @@ def select(
         'nearest', those with the highest cosine of `embed`. Equally similar rows are in random order.
       seed: of the random draws.
       embed: of 'nearest', such as `functools.partial(embeddings, model, params, tokenizer)`.
+      vectors: {text: its embedding} of texts that are embedded already.
 
     Raises:
       InputError: the pool has fewer than `shots` other rows, or there is no selector `how`.
@@ -83,7 +85,7 @@ def select(
         others = len(pool) - len(same_context.get(query.context, ()))
         if shots > others:
             raise InputError(f'{query.place}: shots={shots} demonstrations, but there are only {others} other rows')
-    similarity = _similarity(queries, pool, how, embed)
+    similarity = _similarity(queries, pool, how, embed, vectors)
 
     def of_query(number: int) -> list[Question]:
         context = queries[number].context
@@ -96,15 +98,21 @@ def select(
     return map(of_query, range(len(queries)))
 
 
-def most_that_fit(drawn: Sequence[Question], fits: Callable[[Sequence[Question]], bool], least: int = 32) -> int:
+def most_that_fit(
+    drawn: Sequence[Question], fits: Callable[[Sequence[Question]], bool], least: int = 32, guess: int = 0
+) -> int:
     """How many of the last demonstrations fit together; `least` at least, or all of them, which may not fit.
 
     `fits(some)`: whether a prompt with these demonstrations fits. By doubling and bisection: no prompt that is tried
-    has more than twice the demonstrations of the longest that fits.
+    has more than twice the demonstrations of the longest that fits. A `guess` that is right, such as the number of
+    another row, is confirmed by two prompts.
 
     >>> most_that_fit(range(1000), lambda some: len(some) <= 70), most_that_fit(range(1000), lambda some: False)
     (70, 32)
     """
+    if least < guess < len(drawn) and fits(drawn[len(drawn) - guess :]):
+        if not fits(drawn[len(drawn) - guess - 1 :]):
+            return guess
     low, high = 0, min(least, len(drawn))
     while high < len(drawn) and fits(drawn[len(drawn) - high :]):
         low, high = high, min(2 * high, len(drawn))
@@ -149,7 +157,7 @@ def _alternate(pool, shuffled: Sequence[int], rng) -> list[int]:
     return order
 
 
-def _similarity(queries, pool, how: str, embed: Embed | None) -> Callable[[int], np.ndarray | None]:
+def _similarity(queries, pool, how: str, embed: Embed | None, vectors: Mapping) -> Callable[[int], np.ndarray | None]:
     """number of a query -> its similarity float [len(pool)] to each row of the pool; None for draws."""
     texts, asked = [q.context for q in pool], [q.context for q in queries]
     if how == 'bm25':
@@ -158,8 +166,8 @@ def _similarity(queries, pool, how: str, embed: Embed | None) -> Callable[[int],
         return lambda index: None
     if embed is None:
         raise ValueError("select='nearest' needs `embed`")
-    distinct = list(dict.fromkeys(texts + asked))  # in one call, so that every text is embedded once
-    vectors = dict(zip(distinct, embed(distinct), strict=True))
+    distinct = [text for text in dict.fromkeys(texts + asked) if text not in vectors]  # each is embedded once
+    vectors = {**vectors, **dict(zip(distinct, embed(distinct) if distinct else (), strict=True))}
     matrix = np.stack([vectors[text] for text in texts])
     return lambda number: matrix @ vectors[asked[number]]
 

@@ -15,6 +15,7 @@ import numpy as np
 from lmtrain.data import Tokenizer
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
+from lmtrain.inference import calibration
 from lmtrain.inference.demonstrations import ALL, select
 from lmtrain.inference.prompting import PromptSettings, score_choices
 from lmtrain.inference.questions import Question, ask
@@ -86,7 +87,8 @@ def search(
     Raises:
       InputError: what `questions.ask` raises, an unknown search, or a budget below the cost of one candidate.
 
-    The log-likelihood of an answer is divided by that of all choices (softmax over the choices), if there are choices.
+    If there are choices, the likelihood of an answer is divided by that of all choices (softmax over the choices), at
+    the temperature that is the best for the candidate (`calibration.fit_temperature`).
     """
     if how not in SEARCHES:
         raise InputError(f'search {how!r} is none of {", ".join(SEARCHES)}')
@@ -166,7 +168,7 @@ class _Evaluator:
         drawn = select(asked, pool, ALL, 'first') if pool else [[]] * len(asked)
         scores = score_choices(*self.computes, asked, drawn, settings)
         right = [q.choices.index(q.answer) for q in asked]
-        nats = [answer_nats(own, index) for own, index in zip(scores.nats, right, strict=True)]
+        nats = _fitted_nats(scores.nats, right)
         hits = [int(np.argmax(own)) == index for own, index in zip(scores.nats, right, strict=True)]
         return {
             'variant': variant,
@@ -176,6 +178,19 @@ class _Evaluator:
             'computed_tokens': scores.computed_tokens,
             'fits': not scores.dropped and not scores.cut,
         }
+
+
+def _fitted_nats(scores: Sequence[np.ndarray], right: Sequence[int]) -> np.ndarray:
+    """[N] log p of the right choices, at the temperature at which it is the highest; as `answer_nats` without others.
+
+    Prompts differ in how sure the model is after them, which changes no answer and is corrected afterwards anyway.
+    """
+    count = max(map(len, scores))
+    if count == 1:
+        return np.array([answer_nats(own, index) for own, index in zip(scores, right, strict=True)])
+    padded = np.array([np.pad(own, (0, count - len(own)), constant_values=-np.inf) for own in scores])
+    temperature = calibration.fit_temperature(padded, right)
+    return calibration.log_softmax(padded / temperature)[np.arange(len(padded)), right]
 
 
 def with_choices(settings: PromptSettings, asked: Sequence[Question]) -> PromptSettings:

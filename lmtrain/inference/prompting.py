@@ -9,7 +9,7 @@ same function scores them.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,6 +118,7 @@ def score(
     *,
     demonstrations: Sequence[Row] = (),
     end_ids: Sequence[int] = (),
+    vectors: Mapping[str, np.ndarray] = {},
 ) -> Scores:
     """How many rows a model answers correctly.
 
@@ -126,6 +127,7 @@ def score(
       demonstrations: rows from which demonstrations are drawn; without any, `rows`, but never one with the scored row's
         text.
       end_ids: tokens that end a generation beside the tokenizer's.
+      vectors: of select='nearest', the known embeddings of demonstrations (`embedded`); others are computed.
 
     A prompt that is longer than `model.max_len` loses its first demonstrations (select='fixed': its last) until it
     fits; `results['dropped']` is the number of all demonstrations lost, `results['shots_mean']` the mean number that a
@@ -137,7 +139,7 @@ def score(
       right), with `calibrated` 'accuracy_calibrated', 'chance' and 'computed_tokens' (`likelihood.Likelihoods`); else
       'exact_match' and 'stopped' (with an end token). Accuracies, 'exact_match' and 'stopped' are fractions, with
       '<name>_stderr' sqrt(p (1 - p) / (rows - 1)), None for one row.
-      With select='nearest' also 'embedded_tokens', those of the rows and of the demonstrations to choose from.
+      With select='nearest' also 'embedded_tokens', those of the rows and demonstrations without known `vectors`.
       What else decides the last digits is also recorded: 'engine' ('lmtrain'), 'dtype', 'attention' (the kernel) and
       'batch_size'.
 
@@ -148,8 +150,8 @@ def score(
     """
     _check(model, rows, settings)
     questions, pool = ask(rows, settings, demonstrations)
-    drawn, embedded = _demonstrations(model, params, tokenizer, questions, pool or questions, settings)
-    results = {'rows': len(questions), 'shots': settings.shots} | embedded
+    drawn, counts = _demonstrations(model, params, tokenizer, questions, pool or questions, settings, vectors)
+    results = {'rows': len(questions), 'shots': settings.shots} | counts
     if settings.choices:
         drawn = list(drawn) if settings.calibrated else drawn
         scores = score_choices(model, params, tokenizer, questions, drawn, settings)
@@ -229,7 +231,15 @@ def _check(model, rows: Sequence[Row], settings: PromptSettings) -> None:
         raise InputError('there is no row to score')
 
 
-def _demonstrations(model, params, tokenizer, questions, pool, settings: PromptSettings):
+def embedded(
+    model, params: Params, tokenizer: Tokenizer, rows: Sequence[Row], settings: PromptSettings
+) -> dict[str, np.ndarray]:
+    """{text: unit vector float32 [D]} of rows as demonstrations, for `score` with select='nearest'."""
+    texts = list(dict.fromkeys(question.context for question in ask(rows, settings)[0]))
+    return dict(zip(texts, embeddings(model, params, tokenizer, texts, settings.batch_size), strict=True))
+
+
+def _demonstrations(model, params, tokenizer, questions, pool, settings: PromptSettings, vectors):
     """(the demonstrations of each question, {'embedded_tokens'} if they are selected by embeddings)."""
     counts = {}
 
@@ -237,7 +247,8 @@ def _demonstrations(model, params, tokenizer, questions, pool, settings: PromptS
         counts['embedded_tokens'] = sum(map(len, tokenizer.encode_batch(texts)))
         return embeddings(model, params, tokenizer, texts, settings.batch_size)
 
-    return select(questions, pool, settings.shots, settings.select, seed=settings.seed, embed=embed), counts
+    options = {'seed': settings.seed, 'embed': embed, 'vectors': vectors}
+    return select(questions, pool, settings.shots, settings.select, **options), counts
 
 
 def _generate(model, params, tokenizer, questions, demonstrations, settings: PromptSettings, end_ids):
@@ -305,7 +316,7 @@ def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callab
     """(the prompt of every question, at most `context` tokens to read; how many were 'dropped', 'cut')."""
     keeps_first = settings.select == 'fixed'  # long prompts too share the beginning of the draw
     prompts, lost, too_long = [], {'dropped': 0, 'cut': 0}, []
-    shots = 0
+    shots = guess = 0
 
     def length(prompt: Prompt) -> int:
         longest = max(map(len, prompt.continuations), default=1)
@@ -319,7 +330,7 @@ def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callab
         def fits(some, one=one):
             return length(encode(one, some[::-1] if keeps_first else some)) <= context
 
-        most = most_that_fit(backwards, fits)
+        most = guess = most_that_fit(backwards, fits, guess=guess)
         lost['dropped'] += len(drawn) - most
         drawn = drawn[:most] if keeps_first else drawn[len(drawn) - most :]
         while True:

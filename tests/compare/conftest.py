@@ -1,6 +1,7 @@
-"""Synthetic results of comparisons, of the shape that `lmtrain compare` writes, for the tests of its report."""
+"""Synthetic results of comparisons for the tests of the report, and a small comparison for those of the trials."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -174,4 +175,41 @@ def extras(arms, size):
 @pytest.fixture(scope='session')
 def comparison():
     """The function that makes the results of a comparison, see `make`."""
+    return make
+
+
+CLASSES = ('cats', 'dogs', 'mice')
+
+
+@pytest.fixture(scope='session')
+def small(tmp_path_factory):
+    """make(name, only, **settings of config.compare) -> a prepared comparison on a tiny base, of 4 and 16 rows."""
+    import lmtrain
+    from configs import compare, tiny
+    from lmtrain.compare import arms, comparison
+
+    folder = tmp_path_factory.mktemp('small')
+    (folder / 'text').mkdir()
+    for i in range(40):
+        text = f'{i} cats sat on {i * i} mats. ' * (i % 7 + 3)
+        (folder / 'text' / f'{i}.txt').write_text(text, encoding='utf-8')
+    base = tiny.get_config()
+    base.data.source, base.data.cache = str(folder / 'text'), str(folder / 'cache')
+    base.data.validation = base.data.test = 0.2
+    base.data.seq_len = 256  # demonstrations need context
+    lmtrain.train(base, folder / 'base')
+    lines = [{'note': f'{i * i} {CLASSES[i % 3]} sat', 'animal': CLASSES[i % 3]} for i in range(120)]
+    (folder / 'rows.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+
+    def make(name, only, change=lambda config: None, **settings):
+        config = compare.get_config()
+        config.init.base, config.data.cache = str(folder / 'base'), str(folder / 'cache')
+        config.task.train, config.task.text, config.task.label = (str(folder / 'rows.jsonl'),), ('note',), 'animal'
+        config.data.seq_len, config.data.batch_size, config.data.test = 32, 8, 0.3
+        config.budget.steps, config.evaluate.every_steps = 4, 2
+        config.compare.update({'sizes': (4, 16), 'seeds': 1, 'selection': 8, 'draws': 2, 'only': only} | settings)
+        change(config)
+        selected = arms.read(config.compare)
+        return comparison.prepare(config, folder / name, selected)[0], selected
+
     return make

@@ -92,7 +92,7 @@ def test_break_even_uses_the_means_of_the_ledgers(records):
 
 
 def test_sensitivity_and_forgetting_are_over_all_trials_of_an_arm(records):
-    records[1] |= {'draws': [0.2, 0.4], 'forgetting': {'kl': 0.1}}
+    records[1] |= {'draws': [0.2, None, 0.4], 'forgetting': {'kl': 0.1}}
     records[2] |= {'draws': [0.6], 'forgetting': {'kl': 0.3}}
-    assert analysis.sensitivity(records)['one']['mean'] == pytest.approx(0.4)
+    assert analysis.sensitivity(records, 'draws')['one']['mean'] == pytest.approx(0.4)
     assert analysis.forgetting(records) == {'one': {'kl': pytest.approx(0.2)}}

@@ -6,7 +6,7 @@ import pytest
 from lmtrain.compare import choice_scores
 from lmtrain.data.rows import Row
 from lmtrain.errors import NonFiniteOutput
-from lmtrain.inference import prompting
+from lmtrain.inference import calibration, prompting
 
 CLASSES = ('dogs', 'mats', 'rats')
 FORM = prompting.PromptSettings('{prompt}{completion}', 'completion', [' dogs', ' mats', ' ratss'], shots=2)
@@ -22,12 +22,12 @@ def scored(monkeypatch):
     rng = np.random.default_rng(0)
     nats = {2: rng.normal(size=(8, 3)) + [0, 3, 0], 0: rng.normal(size=(8, 3)) + [0, 3, 0]}
 
-    def score(model, params, tokenizer, rows, form, demonstrations):
+    def score(model, params, tokenizer, rows, form, demonstrations, vectors):
         free = bool(form.calibrated)
         each = [
             {'nats': own} | ({'calibrated_nats': np.log([0.5, 0.3, 0.2])} if free else {}) for own in nats[form.shots]
         ]
-        return prompting.Scores({}, each)
+        return prompting.Scores({'shots_mean': form.shots / 2, 'dropped': 4 * form.shots}, each)
 
     monkeypatch.setattr(prompting, 'score', score)
     return nats
@@ -39,20 +39,24 @@ def normalised(values):
 
 def test_scores_of_choices(scored):
     rows = [Row('', {})] * 8
-    values = choice_scores.of_rows(Loaded, (), FORM, rows, choice_scores.SCORES)
+    likelihoods = choice_scores.of_rows(Loaded, (), FORM, rows, choice_scores.SCORES)
+    assert likelihoods[1:] == (1.0, 8)  # of the prompts with demonstrations
+    values = likelihoods.log_p
     assert tuple(values) == choice_scores.SCORES
     assert values['sum'] == pytest.approx(normalised(scored[2]))
     assert values['per_byte'] == pytest.approx(normalised(scored[2] / [5, 5, 6]))
     assert values['contrast'] == pytest.approx(normalised(scored[2] - scored[0]))
     assert np.exp(values['content_free'][0]) == pytest.approx([0.5, 0.3, 0.2])
-    alone = choice_scores.of_rows(Loaded, (), FORM._replace(shots=0), rows, ('contrast',))
+    alone = choice_scores.of_rows(Loaded, (), FORM._replace(shots=0), rows, ('contrast',)).log_p
     assert alone['contrast'] == pytest.approx(np.log(1 / 3))  # without demonstrations they add nothing
 
 
 def test_batch_calibration_takes_the_preference_for_a_class_away(scored):
     rows = [Row('', {'label': CLASSES[i % 3]}) for i in range(8)]
-    values = choice_scores.of_rows(Loaded, (), FORM, rows, ('sum', 'batch'))
-    plain, batch = choice_scores.candidates(values, rows, CLASSES)
+    likelihoods = choice_scores.of_rows(Loaded, (), FORM, rows, ('sum', 'batch'))
+    values = likelihoods.log_p
+    plain, batch = choice_scores.candidates(likelihoods, rows, CLASSES)
+    assert (plain['shots_mean'], plain['dropped']) == (1.0, 8)
     assert (plain['score'], plain['bias'], batch['score']) == ('sum', [], 'batch')
     assert batch['bias'] == pytest.approx(values['sum'].mean(axis=0))
     assert plain['temperature'] == choice_scores.fit_temperature(values['sum'], rows, CLASSES) != 1
@@ -66,12 +70,12 @@ def test_batch_calibration_takes_the_preference_for_a_class_away(scored):
 def test_the_temperature_minimises_the_loss():
     rng = np.random.default_rng(0)
     rows = [Row('', {'label': CLASSES[i]}) for i in rng.integers(0, 3, 400)]
-    sharp = 5 * choice_scores.log_softmax(rng.normal(size=(400, 3)))  # five times too confident, and right at random
+    sharp = 5 * calibration.log_softmax(rng.normal(size=(400, 3)))  # five times too confident, and right at random
     sharp[np.arange(400), [CLASSES.index(row.fields['label']) for row in rows]] += 5
     fitted = choice_scores.fit_temperature(sharp, rows, CLASSES)
 
     def loss(temperature):
-        return choice_scores.score(choice_scores.log_softmax(sharp / temperature), rows, CLASSES).loss
+        return choice_scores.score(calibration.log_softmax(sharp / temperature), rows, CLASSES).loss
 
     grid = np.geomspace(0.1, 50, 200)
     assert loss(fitted) == pytest.approx(min(map(loss, grid)), abs=1e-4) and 2 < fitted < 10

@@ -13,7 +13,18 @@ from jax.experimental.compilation_cache import compilation_cache
 import lmtrain
 from configs import compare, tiny
 from lmtrain import checkpoint
-from lmtrain.compare import arms, comparison, measures, planning, predictors, progress, testing, trained, trials
+from lmtrain.compare import (
+    arms,
+    comparison,
+    measures,
+    planning,
+    predictors,
+    progress,
+    selection,
+    testing,
+    trained,
+    trials,
+)
 from lmtrain.cost import ledger
 from lmtrain.errors import InputError
 from lmtrain.files import read_json, read_json_lines
@@ -23,7 +34,15 @@ from lmtrain.training.resolve import resolve
 
 CLASSES = ('cats', 'dogs', 'mice')
 ARMS = ('zero_shot', 'few_shot', 'head')
-TIMES = {'device_seconds', 'query_seconds', 'update_seconds', 'peak_bytes', 'joules', 'price'}  # measured, not computed
+TIMES = {
+    'interrupted',
+    'device_seconds',
+    'query_seconds',
+    'update_seconds',
+    'peak_bytes',
+    'joules',
+    'price',
+}  # measured, not computed
 
 
 @pytest.fixture(scope='module')
@@ -92,10 +111,21 @@ def test_trained_trials_are_runs_that_know_no_test_rows(finished):
         )
         assert {each['step'] for each in tried} == {2, 4} and len(tried) == 6  # two steps of three rates
         assert checkpoint.steps(folder / trial['folder'] / 'checkpoints') == [chosen['step']]
-        # The predictor which is tested: predictions of the member in training, with a temperature for its loss.
+        # Chosen by the loss with the temperature that is fitted on the selection rows, not by that of the run.
+        lines = [
+            line for line in read_json_lines(folder / trial['folder'] / 'metrics.jsonl') if 'validation_loss' in line
+        ]
+        raw = {
+            (line['step'], member): loss
+            for line in lines
+            for member, loss in enumerate(line['validation_loss_members'])
+        }
+        assert all(each['loss'] < raw[each['step'], each['member']] and each['temperature'] != 1 for each in tried)
         best = min(tried, key=lambda each: each['loss'])
-        assert trial['selection']['accuracy'] == pytest.approx(best['accuracy'])
-        assert trial['chosen']['temperature'] != 1 and trial['selection']['loss'] < best['loss']
+        assert {name: trial['selection'][name] for name in ('loss', 'accuracy')} == {
+            name: best[name] for name in ('loss', 'accuracy')
+        }
+        assert chosen == {name: value for name, value in best.items() if name not in selection.MEASURED}
         assert lmtrain.load(folder / trial['folder'], step=chosen['step'], member=chosen['member']).params
 
 
@@ -299,8 +329,9 @@ def test_other_draws_are_drawn_again(base, monkeypatch):
     config = make_config(base, only=('few_shot',), sizes=(4,), seeds=1, draws=2)
     comparison.run(config, base.parent / 'drawn')
     monkeypatch.setattr(comparison, 'EXECUTE', {})  # the trial itself does not run again
-    config.compare.draws = 3
+    config.compare.draws, config.compare.templates = 3, ('{text} is {label}',)
     [trial] = comparison.run(config, base.parent / 'drawn')['trials']
+    assert len(trial['templates']) == 2 and trial['templates'][0] == trial['selection']['accuracy']
     assert len(trial['draws']) == 3 == len(read_json(base.parent / 'drawn' / trial['folder'] / 'trial.json')['draws'])
 
 
@@ -374,6 +405,11 @@ def test_a_comparison_has_seeds_and_evaluations(base, field):
     config.update_from_flattened_dict({field: 0})
     with pytest.raises(InputError, match=f'{field} = 0: it must be at least 1'):
         comparison.prepare(config, base.parent / 'short', [])
+
+
+def test_the_margin_is_a_difference_of_accuracies(base):
+    with pytest.raises(InputError, match=r'compare.margin = 3.0: a difference of accuracies between 0 and 1'):
+        comparison.prepare(make_config(base, margin=3.0), base.parent / 'short', [])
 
 
 def test_the_cost_of_a_prompt_is_of_its_score_and_that_of_its_choice_of_all_scores(base):

@@ -12,6 +12,7 @@ from lmtrain.compare import choice_scores, predictors
 from lmtrain.compare.rows import TaskRows
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
+from lmtrain.inference import prompting
 
 CLASSES = ('dogs', 'mats', 'rats')
 
@@ -78,7 +79,7 @@ def test_a_head_gives_the_same_probabilities_in_every_batch(base, task, text, po
 
 def test_likelihoods_are_normalised_over_the_classes(base, task):
     loaded, rows = lmtrain.load(base), task.train
-    scored = choice_scores.of_rows(loaded, (), predictors.settings(task), rows, ('sum', 'per_byte'))
+    scored = choice_scores.of_rows(loaded, (), predictors.settings(task), rows, ('sum', 'per_byte')).log_p
     raw = lmtrain.evaluate(
         loaded,
         rows=[row.fields for row in rows],
@@ -105,3 +106,21 @@ def test_models_that_cannot_be_prompted_are_refused():
         predictors.check_promptable(Encoder)
     with pytest.raises(InputError, match="head 'classify'"):
         predictors.check_promptable(Classifier)
+
+
+def test_the_pool_is_embedded_once_and_not_for_every_query(base, task, monkeypatch):
+    loaded, rows, texts = lmtrain.load(base), task.train, []
+    form = predictors.settings(task, shots=2, select='nearest')
+    chosen = {'score': 'sum', 'bias': [], 'temperature': 1.0}
+    expected = choice_scores.of_rows(loaded, rows[4:], form, rows[:4], ['sum']).log_p['sum']
+    embeddings = prompting.embeddings
+
+    def counted(model, params, tokenizer, own, batch_size):
+        texts.append(len(own))
+        return embeddings(model, params, tokenizer, own, batch_size)
+
+    monkeypatch.setattr(prompting, 'embeddings', counted)
+    predict = predictors.by_likelihood(loaded, rows[4:], form, chosen)
+    assert predict(rows[:4]) == pytest.approx(expected, abs=1e-5)
+    assert predict(rows[1:2])[0] == pytest.approx(expected[1], abs=1e-5)
+    assert texts == [8, 4, 1]

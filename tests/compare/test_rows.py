@@ -165,3 +165,34 @@ def test_settings_that_give_no_comparison_are_refused(tmp_path, field, value, me
     with pytest.raises(InputError, match=message):
         rows.prepare(config, tmp_path / 'rows')
     assert not (tmp_path / 'rows' / 'rows.json').exists()
+
+
+def test_rows_in_another_template(tmp_path):
+    config = make_config(tmp_path)
+    task = rows.prepare(config, tmp_path / 'rows')
+    [row] = rows.in_template(task.train[:1], '{text}? A {label}')
+    assert row.fields == task.train[0].fields | {
+        'prompt': f'{row.fields["text"]}? A',
+        'completion': f' {row.fields["label"]}',
+    }
+    assert rows.completions_of('{text}? A {label}', CLASSES) == [' cats', ' dogs', ' mice']
+    pair = Row('here', {'text': 'one', 'text2': 'two', 'label': 'cats'})
+    assert rows.in_template([pair], '{text}\n{label}')[0].fields['prompt'] == 'one\ntwo\n'
+    with pytest.raises(InputError, match='must end in {label}'):
+        rows.in_template([pair], '{label} {text}')
+
+
+def test_rows_with_choices_of_their_own_are_refused_with_what_works(tmp_path):
+    config = make_config(tmp_path)
+    works = 'a comparison needs the same classes for all rows.*lmtrain evaluate --task=FILE'
+    lines = [{'premise': f'p{i}', 'choices': [f'a{i}', f'b{i}'], 'label': i % 2, 'answer': f'a{i}'} for i in range(40)]
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+    config.task.text, config.task.label = ('premise', 'choices'), 'label'
+    with pytest.raises(InputError, match=rf"rows.jsonl:\d+: 'choices' is a list, as of choices: {works}"):
+        rows.prepare(config, tmp_path / 'lists')
+    config.task.text, config.task.label = ('premise',), 'answer'
+    with pytest.raises(InputError, match=f"task.label = 'answer' differs in all of 40 rows: {works}"):
+        rows.prepare(config, tmp_path / 'answers')
+    config.task.text = ('premise', 'answer', 'label')
+    with pytest.raises(InputError, match=works):
+        rows.prepare(config, tmp_path / 'three')

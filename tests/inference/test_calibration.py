@@ -5,7 +5,7 @@ import pytest
 
 from lmtrain.data.rows import Row
 from lmtrain.inference import prompting
-from lmtrain.inference.calibration import CONTENT_FREE, calibrate, content_free
+from lmtrain.inference.calibration import CONTENT_FREE, calibrate, content_free, fit_temperature, log_softmax
 from lmtrain.inference.questions import Question, question
 
 
@@ -64,3 +64,17 @@ def test_what_is_refused(computes, changes, message):
     settings = prompting.PromptSettings(**FORM | changes)
     with pytest.raises(ValueError, match=message):
         prompting.score(*computes, ROWS, settings)
+
+
+def test_the_temperature_reaches_a_grid_search_also_with_fewer_choices():
+    rng = np.random.default_rng(0)
+    scores, right = 4 * rng.normal(size=(300, 3)), rng.integers(0, 2, 300)
+    scores[np.arange(300), right] += 3
+    scores[:100, 2] = -np.inf  # rows of two choices
+
+    def loss(temperature):
+        return -np.mean(log_softmax(scores / temperature)[np.arange(300), right])
+
+    fitted = fit_temperature(scores, right)
+    assert loss(fitted) == pytest.approx(min(map(loss, np.geomspace(0.1, 50, 400))), abs=1e-4) and fitted > 1.5
+    assert fit_temperature(scores / 2, right) == pytest.approx(fitted / 2, rel=1e-3)

@@ -151,6 +151,9 @@ def test_as_many_demonstrations_as_fit():
     most = most_that_fit(sizes, fits)
     assert sum(sizes[-most:]) <= 5000 < sum(sizes[-most - 1 :])
     assert max(tried) <= 2 * most and len(tried) < 20
+    for guess, prompts in ((most, 2), (most - 1, 22), (most + 1, 22), (4000, 20)):  # the number of another row
+        tried.clear()
+        assert most_that_fit(sizes, fits, guess=guess) == most and len(tried) <= prompts
 
 
 @pytest.mark.parametrize(

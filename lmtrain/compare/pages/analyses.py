@@ -12,14 +12,24 @@ from lmtrain.report import terminal
 
 
 def sensitivity(results: Results) -> list:
-    """The spread of accuracy over orders, demonstration sets and templates."""
-    spreads = {arm: own for arm, own in (results.get('sensitivity') or {}).items() if own.get('mean') is not None}
-    if not spreads:
-        return []
-    text = (
-        'Each arm was repeated with other orders, demonstrations or templates. Dots are means, thick bars the middle '
-    )
-    text += 'half, thin bars 5 to 95 %, lines the worst and the best.'
+    """The spread of accuracy over demonstration sets and their orders, and over templates, on the selection rows."""
+    blocks: list = []
+    for name, repeated in (
+        ('sensitivity', 'other sets and orders of demonstrations'),
+        ('template_sensitivity', 'other templates, and the same demonstrations'),
+    ):
+        spreads = {arm: own for arm, own in (results.get(name) or {}).items() if own.get('mean') is not None}
+        if not spreads:
+            continue
+        text = f'Each arm was repeated with {repeated}.'
+        if name == 'sensitivity':
+            text += ' Dots are means, thick bars the middle half, thin bars 5 to 95 %, lines the worst and the best.'
+        blocks += [Text(text), *([Figures(plots.sensitivity(results, spreads))] if name == 'sensitivity' else [])]
+        blocks.append(_spreads(results, spreads))
+    return blocks
+
+
+def _spreads(results: Results, spreads: Mapping[str, Mapping[str, Any]]) -> Table:
     arms = sorted(spreads, key=lambda arm: -spreads[arm]['mean'])
     quantiles = {arm: spreads[arm].get('quantiles') or {} for arm in arms}
     means = [values.accuracy(spreads[arm] | {'accuracy': spreads[arm]['mean']}) for arm in arms]
@@ -32,7 +42,7 @@ def sensitivity(results: Results) -> list:
         *((title, [Cell(percent(quantiles[arm].get(name))) for arm in arms]) for name, title in QUANTILES),
         ('best', [Cell(percent(spreads[arm].get('best'))) for arm in arms]),
     ]
-    return [Text(text), Figures(plots.sensitivity(results, spreads)), table(results, arms, columns)]
+    return table(results, arms, columns)
 
 
 QUANTILES = (('0.05', '5 %'), ('0.5', 'median'), ('0.95', '95 %'))

@@ -1,5 +1,7 @@
 """The sections of the report of a comparison. Here: all arms, what is missing, Pareto fronts, accuracy over rows."""
 
+import collections
+
 from lmtrain.compare.pages import analyses, choice, pareto, plots, protocol, values
 from lmtrain.compare.pages.blocks import (
     HIGHER,
@@ -139,8 +141,13 @@ def _left_out(results: Results) -> list[str]:
     for trial in results.get('trials') or []:
         if count := (trial.get('test') or {}).get('cut'):
             cut[trial['arm']] = max(count, cut.get(trial['arm'], 0))
-    counts = [f'{arm} {count:,}' for arm, count in cut.items()]
-    return [*lines, f'Test rows that were cut to data.seq_len: {listed(counts)}.'] if counts else lines
+    if counts := [f'{arm} {count:,}' for arm, count in cut.items()]:
+        lines.append(f'Test rows that were cut to data.seq_len: {listed(counts)}.')
+    stopped = collections.Counter(trial['arm'] for trial in results.get('trials') or [] if trial.get('interrupted'))
+    if counts := [f'{arm} {count:,}' for arm, count in stopped.items()]:
+        text = 'Time to create is a lower bound of trials that were stopped and continued'
+        lines.append(f'{text}: {listed(counts)}.')
+    return lines
 
 
 def _not_measured(results: Results, arms: list[str], size: int) -> list[str]:

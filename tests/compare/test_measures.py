@@ -1,0 +1,41 @@
+"""What is measured of a trial: later rows, and the tokens of a query."""
+
+import numpy as np
+import pytest
+
+from lmtrain.compare import measures, predictors, trials
+
+
+def test_blocks_are_the_rows_that_the_subset_lacks_and_are_scored_once(small):
+    shared, selected = small('blocks', ('few_shot',))
+    trial = trials.listed(shared, selected)[0]
+    asked, classes = [], shared.task.classes
+
+    def predict(rows):
+        asked.append([row.fields['place'] for row in rows])
+        return np.log(np.full((len(rows), len(classes)), 1 / 3))
+
+    [block] = measures.blocks(shared, trial, predict)
+    assert (block['seed'], block['begin'], block['end']) == (1, 4, 16)
+    assert block['nats'] == pytest.approx(12 * np.log(3))
+    assert asked == [[row.fields['place'] for row in shared.subset(16, 1)[4:]]]
+    assert not {*asked[0]} & {row.fields['place'] for row in shared.subset(4, 1)}
+    own = block | {'nats': 1.0}
+    assert measures.blocks(shared, trial, predict, [own]) == [own] and len(asked) == 1
+
+
+def test_a_query_reads_no_more_than_the_context(small):
+    shared, _ = small('tokens', ('few_shot',), sizes=(64,))
+    form = predictors.settings(shared.task, shots=-1, select='random')
+    query = measures.query_of_prompt(shared, shared.model, shared.subset(64, 1), form, ['sum'])
+    longest = max(query.choices)
+    assert query.shared + query.row + longest == pytest.approx(shared.model.model.max_len)
+    few = measures.query_of_prompt(shared, shared.model, shared.subset(64, 1), form._replace(shots=1), ['sum'])
+    assert few.row < query.row / 3
+
+
+def test_a_head_reads_the_row_up_to_the_length_of_a_batch(small):
+    shared, _ = small('heads', ('few_shot',))
+    loaded = shared.model._replace(config=shared.config)
+    whole, cut = (measures.query_of_head(shared, loaded, length) for length in (32, 8))
+    assert cut.row == 8 < whole.row < 32 and whole.classes == 3 and not whole.choices

@@ -1,0 +1,46 @@
+"""Plans: what each arm needs, and why an arm cannot run."""
+
+from configs import compare
+from lmtrain.compare import planning
+
+
+def test_answers_with_the_same_tokens_are_refused_for_every_arm_that_answers_as_text(small):
+    shared, selected = small('plans', ('few_shot', 'lora_text', 'full_text', 'continued', 'head'))
+    assert not any(planning.plan(shared, arm).reason for arm in selected)
+    facts = shared.task.facts | {'completions': [shared.task.completions[0]] * 3}
+    shared = shared._replace(task=shared.task._replace(facts=facts))
+    refused = {arm.name: 'have the same tokens' in planning.plan(shared, arm).reason for arm in selected}
+    assert refused == {'few_shot': True, 'lora_text': True, 'full_text': True, 'continued': True, 'head': False}
+
+
+def test_rates_one_after_another_need_less_memory_and_as_many_flops(small):
+    def change(config):
+        config.compare.arms.apart = config.compare.arms.full.copy_and_resolve_references()
+        config.compare.arms.apart.vectorised = False
+
+    shared, selected = small('memory', ('full', 'apart'), change)
+    plans = {arm.name: planning.plan(shared, arm) for arm in selected}
+    together, apart = plans['full'], plans['apart']
+    assert (together.sequential, apart.sequential) == (False, True)
+    assert apart.memory == together.memory // 3 and apart.flops == together.flops > 0 and apart.trainable == '.*'
+
+
+def test_a_search_is_planned_at_its_budget(small):
+    def change(config):
+        config.compare.arms.search.budget = 5000
+
+    shared, selected = small('budget', ('search', 'few_shot'), change)
+    plans = {arm.name: planning.plan(shared, arm) for arm in selected}
+    params = shared.model.model.num_layers * 12 * shared.model.model.width**2
+    assert plans['search'].flops > 2 * 5000 * params / 2 and plans['search'].trainable == ''
+    assert plans['few_shot'].memory > 0
+
+
+def test_an_arm_that_cannot_run_has_a_reason(small):
+    def change(config):
+        config.compare.arms.unable = compare.arm({'adapt.method': 'layers'}, learning_rates=(1.0,), description='')
+
+    shared, [arm] = small('unable', ('unable',), change)
+    plan = planning.plan(shared, arm)
+    assert 'layers.last=0' in plan.reason and plan == planning.Plan(plan.reason)
+    assert f'unable: {plan.reason}'[:60] in planning.page(shared, [arm])

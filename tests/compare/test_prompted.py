@@ -1,0 +1,131 @@
+"""Trials that prompt: what is chosen, what is charged, and other prompts for the sensitivity."""
+
+import json
+
+import pytest
+
+from lmtrain.compare import measures, planning, predictors, prompted, results, selection, trials, updates
+from lmtrain.cost import ledger
+from lmtrain.inference import prompting
+
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # noqa: E501
+
+
+def trial_of(shared, selected, name, size):
+    [trial] = [each for each in trials.listed(shared, selected) if (each.arm.name, each.size) == (name, size)]
+    return trial
+
+
+def test_nearest_pays_for_the_embeddings_of_its_pool(small, tmp_path):
+    shared, selected = small('nearest', ('nearest', 'bm25'))
+    trial = trial_of(shared, selected, 'nearest', 16)
+    pool, form = prompted.prompt(shared, trial, {'instruction': '', 'shots': 2, 'select': 'nearest'})
+    spent = measures.embedding(shared.model, pool, form)
+    tokens = [len(ids) for ids in shared.model.tokenizer.encode_batch([row.fields['prompt'] for row in pool])]
+    params = sum(leaf.size for leaf in _kernels(shared.model.params))
+    assert spent.tokens == sum(tokens) and spent.flops > 2 * params * sum(tokens)
+    assert measures.embedding(shared.model, pool, form._replace(select='bm25')) == ledger.NOTHING
+    width = shared.model.model.width
+    others = measures.stored_bytes(shared.model, pool, form._replace(select='bm25'))
+    assert measures.stored_bytes(shared.model, pool, form) == others + 16 * width * 4
+    assert measures.stored_bytes(shared.model, pool, form._replace(select='fixed')) == pytest.approx(others / 8, abs=1)
+
+    own = prompted.run(shared, trial, tmp_path)
+    query = measures.query_of_prompt(
+        shared, shared.model, *prompted.prompt(shared, trial, own['chosen']), ('contrast',)
+    )
+    scored = ledger.scoring(shared.model.model, shared.model.params, query, 8)
+    assert own['ledger']['selection_flops'] == pytest.approx(scored.flops + spent.flops)
+    assert own['ledger']['update_seconds'] > 0  # a new row is embedded
+    bm25 = prompted.run(shared, trial_of(shared, selected, 'bm25', 16), tmp_path)
+    assert bm25['ledger']['update_seconds'] == 0
+
+
+def _kernels(params):
+    from lmtrain import tree
+
+    return [leaf for path, leaf in tree.flatten(params).items() if path.startswith('layers') and leaf.ndim == 3]
+
+
+def test_the_instruction_is_chosen_by_the_loss_with_its_temperature(small, tmp_path):
+    def change(config):
+        config.compare.arms.few_shot.instructions = ('Cats or dogs?', 'x x x x x')
+
+    shared, selected = small('instructions', ('few_shot',), change)
+    own = prompted.run(shared, trial_of(shared, selected, 'few_shot', 4), tmp_path)
+    tried = own['selection']['candidates']
+    assert {each['instruction'] for each in tried} == {'Cats or dogs?', 'x x x x x'} and len(tried) == 8
+    best = min(tried, key=lambda each: each['loss'])
+    assert own['chosen'] == {name: value for name, value in best.items() if name not in selection.MEASURED}
+    predict = prompted.predictor(shared, trial_of(shared, selected, 'few_shot', 4), own['chosen'])
+    scores = predictors.choice_scores.score(predict(shared.task.selection), shared.task.selection, shared.task.classes)
+    assert scores.loss == pytest.approx(best['loss'], abs=1e-5) and scores.accuracy == best['accuracy']
+
+
+def test_templates_are_other_texts_of_the_same_rows(small, tmp_path, monkeypatch):
+    others = ('{text} is {label}', '{label}')
+    shared, selected = small('templates', ('few_shot', 'zero_shot'), templates=others[:1])
+    small_one, largest, none = (
+        trial_of(shared, selected, *cell) for cell in (('few_shot', 4), ('few_shot', 16), ('zero_shot', 0))
+    )
+    assert [prompted.num_templates(shared, each) for each in (small_one, largest, none)] == [0, 2, 2]
+    own = prompted.run(shared, largest, tmp_path)
+    assert own['templates'][0] == own['selection']['accuracy'] and len(own['templates']) == 2
+    texts = []
+    score = prompting.score
+
+    def recorded(model, params, tokenizer, asked, form, **options):
+        texts.append((asked[0].fields['prompt'], options['demonstrations'][0].fields['prompt'], form.choices))
+        return score(model, params, tokenizer, asked, form, **options)
+
+    monkeypatch.setattr(prompting, 'score', recorded)
+    assert prompted.templates(shared, largest, own['chosen'], own['templates'][0]) == own['templates']
+    assert all(prompt.endswith(' is') for prompt in texts[0][:2])
+    assert texts[0][2] == [f' {name}' for name in shared.task.classes]
+    lacking = own | {'templates': [], 'blocks': [], 'draws': own['draws'], 'kind': 'prompt'}
+    assert updates.outdated(shared, largest, lacking)
+    assert updates.measure(shared, largest, lacking)['templates'] == own['templates']
+
+
+def test_an_arm_is_prompted_in_the_chat_template_of_the_base(small, tmp_path, monkeypatch):
+    shared, selected = small('chat', ('zero_shot_chat', 'few_shot_chat', 'zero_shot'))
+    assert 'no chat template' in planning.plan(shared, selected[0]).reason
+    config = json.dumps({'chat_template': TEMPLATE}).encode()
+    monkeypatch.setattr(shared.model.tokenizer, 'config_json', config)
+    for arm in selected:
+        assert not planning.plan(shared, arm).reason
+    prompts = []
+    fit = prompting._fit
+
+    def recorded(*arguments):
+        fitted = fit(*arguments)
+        prompts.extend(fitted[0])
+        return fitted
+
+    monkeypatch.setattr(prompting, '_fit', recorded)
+    own = prompted.run(shared, trial_of(shared, selected, 'few_shot_chat', 4), tmp_path)
+    assert own['selection']['accuracy'] >= 0
+    text = shared.model.tokenizer.decode(prompts[0].context_ids.tolist())
+    assert text.count('<user>') == text.count('<assistant>') == 5 and text.endswith('<assistant>')
+    assert 'Label:<assistant>' in text
+
+
+def test_a_template_that_writes_the_date_needs_one(small, monkeypatch):
+    shared, selected = small('dated', ('zero_shot_chat',))
+    config = json.dumps({'chat_template': '{{ strftime_now("%Y") }}' + TEMPLATE}).encode()
+    monkeypatch.setattr(shared.model.tokenizer, 'config_json', config)
+    assert 'set config.task.date' in planning.plan(shared, selected[0]).reason
+
+
+def test_dropped_demonstrations_are_recorded_and_shown(small, tmp_path):
+    shared, selected = small('long', ('many_shot',), sizes=(64,), test=8)
+    trial = trial_of(shared, selected, 'many_shot', 64)
+    own = trials.run(shared, trial, prompted.run)
+    selected_rows = own['selection']
+    assert own['status'] == 'done' and selected_rows['dropped'] > 0
+    assert selected_rows['shots_mean'] + selected_rows['dropped'] / 8 == pytest.approx(64)
+    [note] = results._dropped([own])
+    held = selected_rows['shots_mean']
+    expected = f'many_shot: with 64 training rows, a prompt holds {held:.1f} of 64.0 demonstrations; '
+    assert note.startswith(expected)
+    assert results._dropped([own | {'selection': selected_rows | {'dropped': 0}}]) == []

@@ -1,0 +1,45 @@
+"""The test stage: files of a trial, and trials that are tested already."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lmtrain.compare import choice_scores, testing, trials
+
+
+def test_each_test_row_has_a_line_with_its_nats(small, monkeypatch):
+    shared, selected = small('tested', ('zero_shot',), test=6)
+    [trial] = trials.listed(shared, selected)
+    (shared.folder / trial.folder).mkdir(parents=True, exist_ok=True)
+    log_p = np.log(np.array([[0.5, 0.3, 0.2]] * 6))
+    monkeypatch.setattr(testing, '_predictor', lambda *arguments: (lambda rows: log_p, 2))
+    done = {'status': 'done', 'chosen': {}}
+    testing.run(shared, [(trial, done)])
+    lines = [json.loads(line) for line in (shared.folder / trial.folder / 'predictions.jsonl').read_text().splitlines()]
+    nats = dict(zip(shared.task.classes, -np.log([0.5, 0.3, 0.2])))
+    assert [line['row'] for line in lines] == list(range(6))
+    for line in lines:
+        assert line['predicted'] == shared.task.classes[0] and line['nats'] == pytest.approx(nats[line['answer']])
+        assert line['right'] == (line['answer'] == shared.task.classes[0])
+    test = testing.read(shared, trial)
+    assert test['cut'] == 2 and test['rows'] == 6
+    assert test['accuracy'] == pytest.approx(np.mean([line['right'] for line in lines]))
+    assert test['interval'][0] < test['accuracy'] < test['interval'][1]
+
+    monkeypatch.setattr(testing.rows, 'read', None)  # a trial that is tested opens no file
+    assert testing.run(shared, [(trial, done)]) == [(trial, done)]
+    failed = done | {'status': 'failed'}
+    assert testing.run(shared, [(trial._replace(seed=9), failed)]) == [(trial._replace(seed=9), failed)]
+
+
+def test_probabilities_that_are_nan_fail_the_trial_and_write_nothing(small, monkeypatch):
+    shared, selected = small('broken', ('zero_shot',), test=6)
+    [trial] = trials.listed(shared, selected)
+    (shared.folder / trial.folder).mkdir(parents=True, exist_ok=True)
+    nan = np.full((6, 3), np.nan)
+    monkeypatch.setattr(testing, '_predictor', lambda *arguments: (lambda rows: nan, 0))
+    [(_, record)] = testing.run(shared, [(trial, {'status': 'done', 'chosen': {}})])
+    assert record['status'] == 'failed' and record['reason'].startswith('on the test rows: ')
+    assert testing.read(shared, trial) is None
+    assert choice_scores.score(np.log([[0.5, 0.3, 0.2]] * 6), shared.task.train[:6], shared.task.classes).loss > 0

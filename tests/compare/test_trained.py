@@ -1,0 +1,53 @@
+"""Trials that train: the recipe of their run, and what is left of it."""
+
+import pytest
+
+from lmtrain.compare import trained, trials
+
+
+def test_the_recipe_names_the_rows_of_the_trial_alone(small):
+    def change(config):
+        config.data.seq_len = 64
+
+    shared, selected = small('recipes', ('head', 'lora_text', 'continued', 'scratch'), change)
+    by_arm = {each.arm.name: each for each in trials.listed(shared, selected) if each.size == 16}
+    recipes = {name: trained.recipe(shared, trial) for name, trial in by_arm.items()}
+    for name, own in recipes.items():
+        assert own.seed == 1 and not own.task.test and own.data.test == 0 and not own.log.plot, name
+        assert own.checkpoint.every_steps == own.evaluate.every_steps == 2 and own.checkpoint.keep_last == 2, name
+        assert 'compare' not in own, name
+    head, text, continued, scratch = (recipes[name] for name in ('head', 'lora_text', 'continued', 'scratch'))
+    assert head.task.train == (str(shared.subset_path(16, 1)),) and head.task.labels == shared.task.classes
+    assert (text.task.text, text.task.label, text.task.template) == (('prompt',), 'completion', 'none')
+    assert continued.data.source == str(shared.subset_path(16, 1)) and continued.data.split == 'tail'
+    assert scratch.init.base == '' and scratch.model.width == shared.model.model.width
+    assert head.data.seq_len == text.data.seq_len == 32 < 64  # the longest row, rounded up
+
+
+def test_only_the_checkpoint_of_the_choice_is_left(tmp_path):
+    for name in ('rate0', 'rate1'):
+        for step in ('2', '4', '4.corrupt'):
+            (tmp_path / name / 'checkpoints' / step).mkdir(parents=True)
+    trained.remove_others(tmp_path, {'run': 'rate1', 'step': 2})
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob('*/checkpoints/*'))
+    assert left == ['rate0/checkpoints/4.corrupt', 'rate1/checkpoints/2', 'rate1/checkpoints/4.corrupt']
+
+
+def test_costs_of_runs_one_after_another_are_added_and_memory_is_the_largest():
+    runs = [
+        {'executed_flops': flops, 'seconds': 1.0, 'device_seconds': 2.0, 'tokens': 7, 'step_memory': memory}
+        for flops, memory in ((10.0, 5), (20.0, 9))
+    ]
+    total = trained._sum(runs)
+    assert total['executed_flops'] == 30 and total['device_seconds'] == 4 and total['tokens'] == 7
+    assert total['peak_memory'] == 9
+
+
+def test_a_member_that_diverged_is_no_candidate_and_stops_no_other(small, monkeypatch):
+    shared, [arm] = small('diverged', ('head',), sizes=(4,))
+    [trial] = trials.listed(shared, [arm])
+    tried = [{'learning_rate': 1.0, 'member': m, 'step': 2, 'loss': loss} for m, loss in enumerate((float('nan'), 0.5))]
+    monkeypatch.setattr(trained.selection, 'evaluated', lambda *arguments: tried)
+    monkeypatch.setattr(trained, '_fitted', lambda shared, trial, each: {'loss': 0.1 * each['member']})
+    first, second = trained.candidates(shared, trial, trained.recipe(shared, trial), '')
+    assert first['loss'] != first['loss'] and second['loss'] == pytest.approx(0.1) and second['run'] == ''
