@@ -134,6 +134,11 @@ FAULTS = {
         ('seeds are not random', 'signs = seeds > residual, rows', 'signs = False, rows'),
         ('seeds are not drawn', 'has_effect * math.sqrt(seeds / values.size)', '0.0'),
         ('McNemar reads all rows', 'int(np.sum(first < second))', 'int(np.sum(first <= second))'),
+        ("Bonferroni in place of Holm's", 'len(order) - np.arange(len(order))', 'len(order)'),
+        ('adjusted p values are not monotonic', 'np.maximum.accumulate(', '('),
+        ('a power of p <= alpha on one side', 'stats.binom.ppf(alpha / 2, count', 'stats.binom.ppf(alpha, count'),
+    ],
+    'lmtrain/evaluation/equivalence.py': [
         (
             'one of two one-sided tests',
             'difference, least = abs(float(values.mean()))',
@@ -141,9 +146,6 @@ FAULTS = {
         ),
         ('arms that agree on few rows are equivalent', 'of_rows / num_rows), least)', 'of_rows / num_rows), 1e-9)'),
         ('the seeds do not limit the rows', '** 2 - of_seeds', '** 2'),
-        ("Bonferroni in place of Holm's", 'len(order) - np.arange(len(order))', 'len(order)'),
-        ('adjusted p values are not monotonic', 'np.maximum.accumulate(', '('),
-        ('a power of p <= alpha on one side', 'stats.binom.ppf(alpha / 2, count', 'stats.binom.ppf(alpha, count'),
     ],
     'lmtrain/compare/pages/choice.py': [
         ('only a p below 1 % is significant', 'differs < LEVEL', 'differs < 0.01'),

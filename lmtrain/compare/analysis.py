@@ -11,6 +11,7 @@ import numpy as np
 from lmtrain.compare import description_length
 from lmtrain.cost import ledger
 from lmtrain.evaluation import statistics
+from lmtrain.evaluation.equivalence import equivalence
 from lmtrain.files import read_json_lines
 
 Records = Sequence[dict[str, Any]]  # of trials, as in results.json
@@ -76,8 +77,8 @@ def pairs(hits: Hits, arms: Sequence[str], margin: float) -> list[dict[str, Any]
             interval = None if difference.low is None else [difference.low, difference.high]
             about = {'size': size, 'arms': list(pair), 'difference': difference.mean, 'interval': interval}
             about |= {'p': difference.p, 'detectable': difference.detectable}
-            equivalence = statistics.equivalence(*values, margin, alpha=statistics.LEVEL / len(common))
-            tested.append(about | {'p_equivalent': equivalence.p, 'rows_to_decide': equivalence.rows})
+            within = equivalence(*values, margin, alpha=statistics.LEVEL / len(common))
+            tested.append(about | {'p_equivalent': within.p, 'rows_to_decide': within.rows})
         for name in ('p', 'p_equivalent'):
             usable = [each for each in tested if each[name] is not None]
             adjusted = statistics.holm([each[name] for each in usable]) if usable else []

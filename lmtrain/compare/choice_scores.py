@@ -85,7 +85,7 @@ def of_rows(
     """The scores `names` of rows.
 
     Args:
-      vectors: the embeddings of the pool (`prompting.embedded`), if they are computed already.
+      vectors: the embeddings of the pool (`demonstrations.embedded`), if they are computed already.
     """
     calibrated = calibration.CONTENT_FREE if 'content_free' in names else ()
     form = form._replace(batch_size=min(form.batch_size, len(rows)), calibrated=calibrated)

@@ -16,8 +16,9 @@ from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example, LengthPolicy
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
-from lmtrain.inference import prompting, sample
+from lmtrain.inference import demonstrations, prompting, sample
 from lmtrain.inference.calibration import log_softmax
+from lmtrain.inference.questions import ask
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.pooling import pool_outputs
 from lmtrain.tasks.task import RowFormat
@@ -147,4 +148,4 @@ def pool_vectors(loaded: LoadedModel, pool: Sequence[Row], form: prompting.Promp
     """The embeddings of rows that may be demonstrations, if they are retrieved by them; else {}."""
     if form.select != 'nearest' or not form.shots:
         return {}
-    return prompting.embedded(loaded.model, loaded.params, loaded.tokenizer, pool, form)
+    return demonstrations.embedded(loaded.model, loaded.params, loaded.tokenizer, ask(pool, form)[0], form.batch_size)

@@ -55,19 +55,6 @@ class Difference(NamedTuple):
     detectable: float | None
 
 
-class Equivalence(NamedTuple):
-    """Whether two arms differ by less than a margin (`equivalence`).
-
-    Attributes:
-      p: of the hypothesis that the difference is the margin or more, in either direction.
-      rows: about how many test rows decide: with them the difference, if it stays as it is, is significant or within
-        the margin. None if no number of rows does, because the seeds vary too much.
-    """
-
-    p: float | None
-    rows: int | None
-
-
 def standard_error(values: ArrayLike) -> float | None:
     """The standard error of the mean of independent values; None for fewer than two.
 
@@ -109,7 +96,7 @@ def proportion(hits: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
         row = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else np.atleast_2d(values)[0]
         low, high = stats.binomtest(int(row.sum()), row.size).proportion_ci(confidence, method='wilson')
         return Estimate(mean, standard_error(row), float(low), float(high))
-    stderr, freedom = _crossed_error(components(values), *values.shape)
+    stderr, freedom = crossed_error(components(values), *values.shape)
     z2 = _t(freedom, confidence) ** 2
     size = mean * (1 - mean) / stderr**2
     centre = (mean + z2 / (2 * size)) / (1 + z2 / size)
@@ -154,12 +141,12 @@ def crossed_mean(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     if min(values.shape) == 1:
         return t_interval(values.reshape(-1), confidence)
     mean = float(values.mean())
-    stderr, freedom = _crossed_error(components(values), *values.shape)
+    stderr, freedom = crossed_error(components(values), *values.shape)
     half = _t(freedom, confidence) * stderr
     return Estimate(mean, stderr, mean - half, mean + half)
 
 
-def _crossed_error(variances: Components, num_seeds: int, num_rows: int) -> tuple[float, float]:
+def crossed_error(variances: Components, num_seeds: int, num_rows: int) -> tuple[float, float]:
     """(the standard error of the mean, its degrees of freedom)."""
     seeds, rows, residual = variances.mean_squares
     # The variance components as a sum of mean squares; those truncated at 0 drop out.
@@ -189,7 +176,7 @@ def bootstrap_difference(
       first, second: [N] or [W, N] of the same rows; an arm of one seed is compared with every seed of the other.
       seed: of the resampling.
     """
-    values = _paired(first, second)
+    values = paired(first, second)
     num_seeds, num_rows = values.shape
     mean = float(values.mean())
     if num_rows < 2:
@@ -203,7 +190,7 @@ def bootstrap_difference(
         drawn = mean + scale * (drawn - mean)
         drawn += has_effect * math.sqrt(seeds / values.size) * rng.standard_t(num_seeds - 1, size=resamples)
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    stderr = _crossed_error(components(values), *values.shape)[0] if num_seeds > 1 else standard_error(values[0])
+    stderr = crossed_error(components(values), *values.shape)[0] if num_seeds > 1 else standard_error(values[0])
     return Estimate(mean, stderr, float(low), float(high))
 
 
@@ -250,7 +237,7 @@ def compare(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Difference
       first, second: [N] or [W, N] of the same rows; seed s of both has the same training rows.
       seed: of the bootstrap.
     """
-    values = _paired(first, second)
+    values = paired(first, second)
     if values.shape[1] < 2:
         return Difference(float(values.mean()), None, None, None, None, None)
     if len(values) == 1:
@@ -262,51 +249,12 @@ def compare(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Difference
         stderr, freedom = standard_error(values[0]) or 0.0, values.shape[1] - 1
     else:
         estimate = crossed_mean(values)
-        stderr, freedom = _crossed_error(components(values), *values.shape)
+        stderr, freedom = crossed_error(components(values), *values.shape)
     from scipy.special import stdtr, stdtrit  # late
 
     p = float(2 * stdtr(freedom, -abs(estimate.mean) / stderr)) if stderr else float(estimate.mean == 0)
     detectable = float(stdtrit(freedom, 0.975) + stdtrit(freedom, 0.8)) * stderr
     return Difference(*estimate, p, detectable)
-
-
-def equivalence(first: ArrayLike, second: ArrayLike, margin: float, *, alpha: float = LEVEL) -> Equivalence:
-    """Whether the accuracies of two arms are equal within a margin: two one-sided t tests of the paired difference.
-
-    A difference that is not significant shows no equality; one whose interval lies within the margin does (Schuirmann
-    1987, Journal of Pharmacokinetics and Biopharmaceutics 15(6)). The standard error is that of `compare`, and at least
-    1 / (N + 2), that of arms that agree on all rows (Agresti and Min 2005, Statistics in Medicine 24(5), which adds 1/2
-    to each cell of the table): few rows show nothing.
-
-    Args:
-      first, second: right or wrong, [N] or [W, N] of the same rows; seed s of both has the same training rows.
-      alpha: of the tests that `Equivalence.rows` are to pass; divided by the number of pairs if several are tested.
-
-    >>> agree = [1, 0] * 100
-    >>> equivalence(agree, agree, 0.02).p < 1e-4, equivalence(agree[:20], agree[:20], 0.02).p > 0.3
-    (True, True)
-    """
-    values = _paired(first, second)
-    num_seeds, num_rows = values.shape
-    if num_rows < 2:
-        return Equivalence(None, None)
-    from scipy.special import stdtr, stdtrit  # late
-
-    if num_seeds == 1:
-        of_seeds, of_rows, freedom = 0.0, float(np.var(values, ddof=1)), num_rows - 1.0
-    else:
-        variances = components(values)
-        of_seeds, of_rows = variances.seeds / num_seeds, variances.rows + variances.residual / num_seeds
-        freedom = _crossed_error(variances, *values.shape)[1]
-    difference, least = abs(float(values.mean())), 1 / (num_rows + 2)
-    p = float(stdtr(freedom, (difference - margin) / max(math.sqrt(of_seeds + of_rows / num_rows), least)))
-    # The largest standard error at which the difference is significant, and that at which it is within the margin.
-    significant, within = (
-        difference / stdtrit(freedom, 1 - alpha / 2),
-        (margin - difference) / stdtrit(freedom, 1 - alpha),
-    )
-    room = max(significant, within) ** 2 - of_seeds
-    return Equivalence(p, math.ceil(of_rows / room) if room > 0 else None)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -414,7 +362,7 @@ def _binary(hits: ArrayLike) -> np.ndarray:
     return hits
 
 
-def _paired(first: ArrayLike, second: ArrayLike) -> np.ndarray:
+def paired(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     """first - second [W, N]; an arm of one seed is repeated. Raises InputError if the rows or seeds differ."""
     first, second = (np.atleast_2d(np.asarray(arm, np.float64)) for arm in (first, second))
     seeds = {len(first), len(second)} - {1}

@@ -237,6 +237,14 @@ def embeddings(model, params: Params, tokenizer: Tokenizer, texts: Sequence[str]
     return (sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
+def embedded(
+    model, params: Params, tokenizer: Tokenizer, pool: Sequence[Question], batch_size: int = 32
+) -> dict[str, np.ndarray]:
+    """{text: its embedding} of the rows of a pool, the `vectors` of `select`."""
+    texts = list(dict.fromkeys(row.context for row in pool))
+    return dict(zip(texts, embeddings(model, params, tokenizer, texts, batch_size), strict=True))
+
+
 @functools.partial(jax.jit, static_argnames='model')
 def _sum_hidden(model, params, batch, weights_BT):
     """float32 [B, D]: the weighted sum of the last hidden states of each row."""

@@ -127,7 +127,7 @@ def score(
       demonstrations: rows from which demonstrations are drawn; without any, `rows`, but never one with the scored row's
         text.
       end_ids: tokens that end a generation beside the tokenizer's.
-      vectors: of select='nearest', the known embeddings of demonstrations (`embedded`); others are computed.
+      vectors: of select='nearest', known embeddings of demonstrations (`demonstrations.embedded`).
 
     A prompt that is longer than `model.max_len` loses its first demonstrations (select='fixed': its last) until it
     fits; `results['dropped']` is the number of all demonstrations lost, `results['shots_mean']` the mean number that a
@@ -229,14 +229,6 @@ def _check(model, rows: Sequence[Row], settings: PromptSettings) -> None:
         raise InputError('calibration compares choices: name them, or set calibrated=()')
     if not rows:
         raise InputError('there is no row to score')
-
-
-def embedded(
-    model, params: Params, tokenizer: Tokenizer, rows: Sequence[Row], settings: PromptSettings
-) -> dict[str, np.ndarray]:
-    """{text: unit vector float32 [D]} of rows as demonstrations, for `score` with select='nearest'."""
-    texts = list(dict.fromkeys(question.context for question in ask(rows, settings)[0]))
-    return dict(zip(texts, embeddings(model, params, tokenizer, texts, settings.batch_size), strict=True))
 
 
 def _demonstrations(model, params, tokenizer, questions, pool, settings: PromptSettings, vectors):

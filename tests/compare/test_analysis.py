@@ -8,6 +8,7 @@ import pytest
 
 from lmtrain.compare import analysis
 from lmtrain.evaluation import statistics
+from lmtrain.evaluation.equivalence import equivalence
 
 ROWS = 60
 LEDGER = {'train_flops': 0.0, 'selection_flops': 10.0, 'query_flops': 5.0, 'query_flops_cached': 2.0}
@@ -59,8 +60,7 @@ def test_pairs_share_rows_and_seeds_and_are_corrected_within_a_size(tmp_path, re
         one = np.broadcast_to(one, other.shape)  # one seed of the prompt against every seed
         expected = statistics.compare(one, other)
         assert (line['difference'], line['p']) == (expected.mean, expected.p)
-        equivalence = statistics.equivalence(one, other, 0.1, alpha=0.05 / 3)
-        assert (line['p_equivalent'], line['rows_to_decide']) == equivalence
+        assert (line['p_equivalent'], line['rows_to_decide']) == equivalence(one, other, 0.1, alpha=0.05 / 3)
     for size in (8, 32):
         own = [line for line in lines if line['size'] == size]
         for name in ('p', 'p_equivalent'):

@@ -12,7 +12,7 @@ from lmtrain.compare import choice_scores, predictors
 from lmtrain.compare.rows import TaskRows
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
-from lmtrain.inference import prompting
+from lmtrain.inference import demonstrations, prompting
 
 CLASSES = ('dogs', 'mats', 'rats')
 
@@ -120,6 +120,7 @@ def test_the_pool_is_embedded_once_and_not_for_every_query(base, task, monkeypat
         return embeddings(model, params, tokenizer, own, batch_size)
 
     monkeypatch.setattr(prompting, 'embeddings', counted)
+    monkeypatch.setattr(demonstrations, 'embeddings', counted)
     predict = predictors.by_likelihood(loaded, rows[4:], form, chosen)
     assert predict(rows[:4]) == pytest.approx(expected, abs=1e-5)
     assert predict(rows[1:2])[0] == pytest.approx(expected[1], abs=1e-5)

@@ -1,0 +1,63 @@
+"""What a later call with other sizes, draws or templates measures of a finished trial."""
+
+import pytest
+
+from lmtrain.compare import prompted, rows, trained, trials, updates
+
+
+@pytest.fixture(scope='module')
+def few_shot(small):
+    """(comparison, trial, record) of a prompt at the largest size."""
+    shared, selected = small('updated', ('few_shot',))
+    trial = trials.listed(shared, selected)[-1]
+    return shared, trial, trials.run(shared, trial, prompted.run)
+
+
+def changed(shared, **settings):
+    config = shared.config.copy_and_resolve_references().unlock()
+    config.compare.update(settings)
+    return shared._replace(config=config)
+
+
+def test_a_record_that_has_everything_is_not_measured(few_shot):
+    shared, trial, record = few_shot
+    assert not updates.outdated(shared, trial, record)
+    assert updates.measure(shared, trial, record) == record
+
+
+@pytest.mark.parametrize(
+    ('settings', 'counts'),
+    [({'draws': 3}, (3, 3)), ({'draws': 0}, (0, 3)), ({'templates': ('{text} {label}',)}, (2, 2))],
+)
+def test_draws_and_templates_are_repeated_if_their_number_changes(few_shot, settings, counts):
+    shared, trial, record = few_shot
+    assert (len(record['draws']), len(record['templates'])) == (2, 3)
+    other = changed(shared, **settings)
+    assert updates.outdated(other, trial, record)
+    own = updates.measure(other, trial, record)
+    assert (len(own['draws']), len(own['templates'])) == counts and own['chosen'] == record['chosen']
+    assert not updates.outdated(other, trial, own)
+
+
+def test_blocks_of_another_size_are_scored(few_shot):
+    shared, trial, record = few_shot
+    larger = trial._replace(next_size=24)
+    assert updates.outdated(shared, larger, record) and record['blocks'] == []
+    rows.write_subsets(shared.task, (16, 24), 1)
+    own = updates.measure(shared._replace(sizes=[4, 16, 24]), larger, record)
+    assert [(block['begin'], block['end']) for block in own['blocks']] == [(16, 24)] and own['blocks'][0]['nats'] > 0
+    assert own['draws'] == []  # no longer the largest size
+
+
+def test_forgetting_is_measured_when_a_size_becomes_the_largest(small):
+    shared, selected = small('forgotten', ('head',))
+    trial = trials.listed(shared, selected)[0]
+    record = trials.run(shared, trial, trained.run)
+    assert record['forgetting'] is None and record['status'] == 'done'
+    largest = shared._replace(sizes=[4])
+    alone = trial._replace(next_size=0)
+    own = record | {'blocks': []}
+    assert updates.outdated(largest, alone, own)
+    assert not updates.outdated(largest._replace(own_text=[]), alone, own)  # of a base whose text is not known
+    measured = updates.measure(largest, alone, own)
+    assert measured['forgetting']['kl'] == pytest.approx(0, abs=1e-6) and not updates.outdated(largest, alone, measured)
