@@ -133,7 +133,7 @@ def on_source(values: flags.FlagValues) -> None:
     results = api.evaluate(
         model_flags.model(values), source=values.source, overrides=changed, batch_size=values.batch_size
     )
-    counts = f'{results["documents"]:,} documents, {results["tokens"]:,} tokens, {results["bytes"]:,} bytes'
+    counts = ', '.join(terminal.counted(results[f'{noun}s'], noun) for noun in ('document', 'token', 'byte'))
     show(f'{values.source}: {terminal.evaluation_line(results, {})}  ({counts})')
     write_results(values, {'results': {'source': values.source} | results})
 

@@ -93,6 +93,9 @@ def test_messages_are_prompts_that_need_a_template(folder):
 def test_the_object_evaluates_its_own_split(folder):
     loaded = lmtrain.load('runs/tiny')
     assert loaded.evaluate('test') == lmtrain.evaluate('runs/tiny', 'test')
+    changed = loaded._replace(directory='')
+    with pytest.raises(InputError, match='or has an adapter that no run trained'):
+        changed.evaluate('test')
     halved = loaded.evaluate('test', overrides={'data.batch_size': 2, 'data.cache': 'elsewhere'})
     assert halved['loss'] == pytest.approx(loaded.evaluate('test')['loss'], rel=1e-5)
     with pytest.raises(InputError, match='config.model.num_layers has no effect on an evaluation'):

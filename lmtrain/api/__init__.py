@@ -94,7 +94,8 @@ def load_adapter(model: LoadedModel, directory, ignore: Sequence[str] = ()) -> L
             f'{directory} is for a model with the head {head!r}, and this one has {own.head!r}: '
             f'load both together, lmtrain.load(BASE, adapter={str(directory)!r})'
         )
-    return model._replace(params=adapt.load_adapter(own, model.params, directory, ignore))
+    params = adapt.load_adapter(own, model.params, directory, ignore)
+    return model._replace(params=params, directory='')  # no longer the model of that run
 
 
 def export(

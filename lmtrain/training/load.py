@@ -148,12 +148,12 @@ def evaluate_split(
 
     Raises what `load_run` and `build` raise, and InputError if the data or the tokenizer is not that of the training.
     """
+    check_overrides(overrides or ())
     choice = choose.choose(directory, step, member)
     base = init_from.open_run(pathlib.Path(directory), choice.step, choice.member)
     trained = _load(base, data.load_tokenizer(base.tokenizer))
     trained.config.mesh = {'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}  # whatever it was trained on
     trained.config.optimizer.accumulate = 1
-    check_overrides(overrides or ())
     trained.config.update_from_flattened_dict(dict(overrides or {}))
     size, devices = trained.config.data.batch_size, jax.devices()
     # The base of the run is open already: its hashes are not checked again.
