@@ -119,9 +119,8 @@ def evaluate(
       settings: with `rows`, fields of `lmtrain.inference.prompting.PromptSettings`: `template` (the text of a row,
         which ends in the field of the answer), `answer`, `choices`, `shots`, ..., and `demonstrations`. Without a
         template, rows are conversations and the last answer is compared. `chat_template` is a name, as in `generate`.
-      task: a task file (docs/data.md, "Evaluation tasks"), or what `evaluation.task_file.read` returns; of the
-        settings, only `batch_size` is then read.
-      source: a text file, a folder or a glob, as config.data.source; of the settings, only `batch_size` is then read.
+      task: a task file (docs/data.md, "Evaluation tasks"), or what `evaluation.task_file.read` returns.
+      source: a text file, folder or glob, as config.data.source. Here and with `task`, `batch_size` is the one setting.
       overrides: {'data.document': 'line', 'model.dtype': 'bfloat16', ...}, other values of the config for a split or a
         source (`training.load.OVERRIDES`).
 
@@ -131,8 +130,9 @@ def evaluate(
       'answers', one dict for each row. Of a task: `evaluation.task_run.Evaluation.results`, and 'answers'. Of a source:
       'loss' in nats per token, 'perplexity', 'bits_per_token', 'bits_per_byte', 'tokens', 'bytes', 'documents'.
 
-    Raises InputError for data that differs from the run's, a row without a field, or a prompt longer than the context,
-    and FileNotFoundError.
+    Raises:
+      InputError: data that differs from the run's, a row without a field, or a prompt longer than the context.
+      FileNotFoundError: no run, checkpoint or file.
 
     >>> import lmtrain
     >>> result = lmtrain.evaluate('runs/tiny', 'test')
@@ -150,13 +150,13 @@ def evaluate(
         raise InputError('overrides with rows or task: they change how a split or a source is evaluated')
     if task is not None:
         return _evaluate_task(model, task, step, member, rows, **settings)
-    if not rows:
-        if settings:
-            raise InputError(f'{sorted(settings)[0]} without rows: a split has no prompts')
-        if isinstance(model, LoadedModel):
-            model, step, member = _folder_of(model), model.step, model.member
-        return loading.evaluate_split(model, split, step, member, overrides or {}, reward_scores.scorer)
-    return _evaluate_rows(_loaded(model, step, member), rows, **settings)
+    if rows:
+        return _evaluate_rows(_loaded(model, step, member), rows, **settings)
+    if settings:
+        raise InputError(f'{sorted(settings)[0]} without rows: a split has no prompts')
+    if isinstance(model, LoadedModel):
+        model, step, member = _folder_of(model), model.step, model.member
+    return loading.evaluate_split(model, split, step, member, overrides or {}, reward_scores.scorer)
 
 
 def _evaluate_rows(model: LoadedModel, rows, **settings) -> dict[str, Any]:
