@@ -14,8 +14,8 @@ from configs import classify
 
 SCORES = ('sum', 'per_byte', 'batch', 'contrast')
 # Not by default: arms that need a longer context than the default base has, and variants of others.
-DEFAULT = ('zero_shot', 'uncalibrated', 'few_shot', 'bm25', 'nearest', 'search', 'head', 'last_layer', 'lora')
-DEFAULT += ('soft_prompt', 'full', 'scratch', 'lora_text', 'continued')
+DEFAULT = ('zero_shot', 'few_shot', 'bm25', 'nearest', 'search', 'head', 'last_layer', 'lora', 'soft_prompt', 'full')
+DEFAULT += ('scratch', 'continued')
 
 
 def arm(
@@ -91,7 +91,7 @@ def arms() -> ml_collections.ConfigDict:
         'bm25': prompt(shots=8, select='bm25', description='8 demonstrations retrieved by BM25'),
         'nearest': prompt(shots=8, select='nearest', description="8 demonstrations nearest by the base's embeddings"),
         'many_shot': prompt(shots=-1, select='fixed', description='as many random demonstrations as fit'),
-        'search': prompt(shots=8, search='greedy', budget=50_000, description='searched demonstrations'),
+        'search': prompt(shots=8, search='greedy', budget=30_000, description='searched demonstrations'),
         'zero_shot_chat': prompt(
             shots=0,
             scores=SCORES[:3],
@@ -202,7 +202,7 @@ def get_config():
         config.compare.selection = 96  # rows held out of the training rows, on which rate, step and prompt are chosen
         config.compare.test = 256  # rows of the test split; 0 is all
         config.compare.margin = 0.03  # difference of accuracies up to which arms count as equivalent, in [0, 1]
-        config.compare.draws = 10  # sets and orders of demonstrations, per seed of the largest size; 0 is none
+        config.compare.draws = 6  # sets and orders of demonstrations, per seed of the largest size; 0 is none
         config.compare.template = ''  # a row as text, ending in {label}; '' is '{text}\\nLabel: {label}'
         # Other templates, of {text} and {label}, with which prompts are repeated at the largest size; () is none.
         config.compare.templates = ('{text}\nCategory: {label}', 'Text: {text}\nAnswer: {label}')

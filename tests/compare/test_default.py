@@ -3,7 +3,7 @@
 import pytest
 
 from configs import compare, compare_base, tiny
-from lmtrain.compare import comparison, default
+from lmtrain.compare import arms, comparison, default
 from lmtrain.data import docstring_task, python_docs
 from lmtrain.errors import InputError
 
@@ -53,3 +53,14 @@ def test_a_task_without_a_base_is_refused(corpus, tmp_path):
     corpus.task.train = ('rows.csv',)
     with pytest.raises(InputError, match=r'config\.init\.base is empty'):
         comparison.run(corpus, tmp_path / 'run')
+
+
+def test_the_default_has_every_kind_of_arm_and_at_most_100_trials():
+    config = compare.get_config()
+    selected = arms.read(config.compare)
+    assert [arm.name for arm in selected if not arm.uses_rows] == ['zero_shot']
+    assert 1 + (len(selected) - 1) * len(config.compare.sizes) * config.compare.seeds <= 100
+    assert {dict(arm.settings.get('overrides', ())).get('adapt.method') for arm in selected} == {
+        None, 'head', 'layers', 'lora', 'prompt', 'full'
+    }  # fmt: skip
+    assert {arm.settings['select'] for arm in selected if arm.kind == 'prompt'} >= {'fixed', 'bm25', 'nearest'}
