@@ -12,6 +12,7 @@ from lmtrain.tasks import TASKS
 from lmtrain.tasks.advantages import KL_ESTIMATORS, SCALES
 from lmtrain.tasks.policy import AGGREGATIONS, RATIOS
 from lmtrain.tasks.pooling import POOLS
+from lmtrain.tasks.task import has_setting
 from lmtrain.training import sweep
 
 TRUNCATED = ('keep', 'mask', 'penalty')  # values of config.policy.truncated
@@ -84,6 +85,13 @@ def check_rollout(config) -> None:
         )
     if not task.added_head and policy.samples < 2:
         raise InputError('policy.samples = 1: without a value head, advantages are relative to other completions')
+    if policy.kl_target and has_setting(task.loss(config.objective.name), 'kl_weight'):
+        raise InputError(
+            f'policy.kl_target = {policy.kl_target}: this objective has the divergence in its loss, with a fixed '
+            "weight; it is adapted where it is a part of the reward (task.name = 'ppo', objective.name = 'rloo')"
+        )
+    if policy.kl_target and not config.objective.kl_weight:
+        raise InputError(f'policy.kl_target = {policy.kl_target} with objective.kl_weight = 0, which it multiplies')
     if not config.init.base:
         raise InputError('init.base is empty: a policy starts from a model that writes answers, so name one')
     if sweep.of(config):

@@ -21,7 +21,7 @@ from lmtrain import rewards, tree
 from lmtrain.data import hash_rng
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
-from lmtrain.inference import sample
+from lmtrain.inference.rollout import rollout
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.parallel import collectives
 from lmtrain.runtime import faults
@@ -51,6 +51,7 @@ class Completions(NamedTuple):
     Attributes:
       tokens: int32 [N, L], with the end token. lengths: int32 [N].
       ended: bool [N], whether the end token was drawn.
+      logprob: float32 [N, L], of each token as the sampler computed it.
       texts: of the completions.
       rewards: float32 [N]. parts: {name of a part of the reward: float32 [N]}.
       failures: {reason: number of completions that could not be scored}.
@@ -59,10 +60,16 @@ class Completions(NamedTuple):
     tokens: np.ndarray
     lengths: np.ndarray
     ended: np.ndarray
+    logprob: np.ndarray
     texts: list[str]
     rewards: np.ndarray
     parts: dict[str, np.ndarray]
     failures: dict[str, int]
+
+    def first(self, count: int) -> 'Completions':
+        """The first `count` completions; failures are those of all."""
+        parts = {name: values[:count] for name, values in self.parts.items()}
+        return Completions(*(column[:count] for column in self[:6]), parts, self.failures)
 
     def figures(self) -> dict[str, float]:
         """Means for the log: reward and its parts, length, share ended, failures."""
@@ -123,7 +130,7 @@ class Sampler:
     def __call__(self, params, prompts: Prompts, count: int, temperature: float, seed: int) -> Completions:
         """`count` completions of each prompt, scored."""
         run, tokenizer = self.run, self.run.corpus.tokenizer
-        tokens, lengths, ended = simple_rollout(
+        sampled = rollout(
             run.model,
             params,
             prompts.ids,
@@ -134,14 +141,16 @@ class Sampler:
             end_ids=run.generation['eos_token_id'],
             vocab_size=tokenizer.vocab_size,
             absent=tokenizer.absent,
+            mesh=run.mesh if run.mesh.size > 1 else None,
         )
+        tokens, lengths, ended, logprob = jax.device_get(sampled)
         every = prompts.at([index for index in range(len(prompts.ids)) for _ in range(count)])
         texts = [
             samples.continuation(tokenizer, ids, row[: length - end].tolist(), chats=True)
             for ids, row, length, end in zip(every.ids, tokens, lengths, ended.astype(int), strict=True)
         ]
         scored = self.reward(every.texts, texts, [row.fields for row in every.rows])
-        return Completions(tokens, lengths, ended, texts, *scored)
+        return Completions(tokens, lengths, ended, logprob, texts, *scored)
 
 
 class Rollouts:
@@ -193,6 +202,7 @@ class Rollouts:
             columns['temperature'] = np.full(len(columns['tokens']), policy.temperature, np.float32)
         figures = completions.figures()
         columns |= self._scores(state, columns)
+        figures['sampler_gap'] = gap(columns, completions)
         self._credit(columns, completions, figures)
         self.figures = figures
         self.show(self.step, prompts, completions)
@@ -241,6 +251,13 @@ class Rollouts:
             figures |= {'rollout_kl': float(kl), 'kl_weight': self.state['kl_weight']}
             self.state['kl_weight'] = adapted(self.state['kl_weight'], kl, policy.kl_target)
         columns['loss_mask'] = columns['loss_mask'] * used[:, None].astype(np.float32)
+
+
+def gap(columns: dict[str, np.ndarray], completions: Completions) -> float:
+    """The largest difference, in nats, of a token's log-probability between the sampler and the trainer."""
+    inside = np.arange(completions.tokens.shape[1])[None] < completions.lengths[:, None]
+    trained = columns['old_logprob'][columns['loss_mask'] > 0]  # row by row, as the mask of the sampler's
+    return float(np.max(np.abs(trained - completions.logprob[inside])))
 
 
 def chosen(count: int, size: int, seed: int, number: int) -> list[int]:
@@ -298,39 +315,22 @@ def held_out(sampler: Sampler, split: str, max_batches: int = 0) -> Callable:
     limit, size = max_batches * run.config.data.batch_size, policy.prompts * policy.samples
     if 0 < limit < len(prompts.ids):
         prompts = prompts.at(hash_rng.permutation(len(prompts.ids), hash_rng.SAMPLE)[:limit].tolist())
+    count = len(prompts.ids)
+    size = min(size, count)
 
     def measure(params, stopped=lambda: False) -> dict[str, float] | None:
         parts = []
-        for first in range(0, len(prompts.ids), size):
+        for first in range(0, count, size):
             if stopped():
                 return None
-            some = prompts.at(range(first, min(first + size, len(prompts.ids))))
-            parts.append(sampler(params, some, 1, policy.evaluate_temperature, run.config.seed))
-        weights = [len(part.rewards) / len(prompts.ids) for part in parts]
+            some = prompts.at(np.arange(first, first + size) % count)  # all calls have one shape
+            part = sampler(params, some, 1, policy.evaluate_temperature, run.config.seed)
+            parts.append(part.first(count - first))
+        weights = [len(part.rewards) / count for part in parts]
         each = [part.figures() for part in parts]
         means = {name: float(sum(w * own[name] for w, own in zip(weights, each, strict=True))) for name in each[0]}
         deviation = float(np.std(np.concatenate([part.rewards for part in parts])))
         del means['reward_std']  # of all prompts it is in the error
-        error = deviation / len(prompts.ids) ** 0.5
-        return {'loss': -means['reward'], **means, 'reward_error': error, 'targets': len(prompts.ids)}
+        return {'loss': -means['reward'], **means, 'reward_error': deviation / count**0.5, 'targets': count}
 
     return measure
-
-
-# --- stand-ins
-
-
-def simple_rollout(model, params, prompts, *, samples, end_ids, max_tokens, **settings):
-    """(tokens int32 [N, L], lengths [N], ended [N])."""
-    every = [prompt for prompt in prompts for _ in range(samples)]
-    settings |= {'top_k': 0, 'top_p': 1.0}
-    texts = sample.generate(model, params, every, max_tokens=max_tokens, end_ids=end_ids, **settings)
-    tokens = np.zeros((len(every), max_tokens), np.int32)
-    ended = np.array([text.finish_reason == 'stop' for text in texts])
-    lengths = np.array([len(text.ids) for text in texts])
-    for row, text in enumerate(texts):
-        tokens[row, : lengths[row]] = text.ids
-        if ended[row] and lengths[row] < max_tokens:
-            tokens[row, lengths[row]] = end_ids[0]
-    ended &= lengths < max_tokens
-    return tokens, lengths + ended, ended

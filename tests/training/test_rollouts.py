@@ -71,10 +71,15 @@ def whole(folder, request):
     return {}
 
 
+def of_task(config, task):
+    """The config of a task; the KL weight of 'ppo' is adapted, so that it is part of what a run must resume."""
+    config.task.name, config.policy.kl_target = task, 0.5 if task == 'ppo' else 0.0
+    return config
+
+
 def trained(config, whole, folder, task):
     if task not in whole:
-        config.task.name = task
-        lmtrain.train(config, folder / task)
+        lmtrain.train(of_task(config, task), folder / task)
         whole[task] = folder / task
     return whole[task]
 
@@ -97,6 +102,7 @@ def test_run_learns_and_logs(config, whole, folder, task, capsys):
     if shown:
         assert 'reference' in shown and 'completion' in shown
         assert max(len(line) for line in shown.splitlines() if 'tok/s' not in line and str(folder) not in line) <= 80
+    assert (steps[-1]['kl_weight'] != steps[0]['kl_weight']) == (task == 'ppo') and steps[0]['sampler_gap'] < 1e-5
     samples = lines(workdir, 'completions')
     assert [line['step'] for line in samples] == [1] * 4 + [9] * 4
     assert samples[0]['prompt'].startswith('say ') and '## Completions' in (workdir / 'report.md').read_text('utf-8')
@@ -111,7 +117,7 @@ class Killed(BaseException):
 def test_run_killed_in_a_rollout_or_its_epochs_resumes_bit_identically(config, whole, folder, task, fault, monkeypatch):
     expected = trained(config.copy_and_resolve_references(), whole, folder, task)
     workdir = folder / f'{task}-{fault}'
-    config.task.name = task
+    of_task(config, task)
 
     def kill(process, number):
         assert (process, number) == (os.getpid(), signal.SIGKILL)
@@ -199,19 +205,67 @@ def test_policy_with_lora_has_the_arguments_of_sft_with_lora(config, folder):
 def test_first_step_on_a_mesh_equals_that_on_one_device(config, mesh):
     def first(sizes):
         run = built(config, *sizes)
-        state, place = run.initial.on_mesh(), sharding.place(run.mesh)
-        with contextlib.closing(rollouts.Sampler(run)) as sampler:
-            batches = rollouts.Rollouts(sampler, 0, lambda batch: (place(batch), ''), {}, lambda *_: None)
-            step, (batch, _) = batches.take(state)
-        assert step == 0
-        _, measured = run.train_step()(state, batch, np.float32(0))
-        return batches.figures, jax.device_get(measured)
+        state = run.initial.on_mesh()
+        figures, (batch, *_) = rollout_of(run, state)
+        return figures, jax.device_get(run.train_step()(state, batch, np.float32(0))[1])
 
     (one, values), (other, others) = first((1, 1, 1)), first(mesh)
-    assert one['reward'] == other['reward']
+    assert one['reward'] == other['reward'] and other['sampler_gap'] < 1e-5
     assert others['ratio_deviation'] < 1e-6
     for name in ('loss', 'kl', 'entropy', 'grad_norm'):
         np.testing.assert_allclose(others[name], values[name], rtol=1e-4, atol=1e-6)
+
+
+# --- the columns
+
+
+def rollout_of(run, state):
+    """(figures, the batches) of the first rollout."""
+    place = sharding.place(run.mesh)
+    with contextlib.closing(rollouts.Sampler(run)) as sampler:
+        batches = rollouts.Rollouts(sampler, 0, lambda batch: (place(batch), ''), {}, lambda *_: None)
+        placed = [batches.take(state)[1][0] for _ in range(run.steps_per_rollout)]
+    return batches.figures, placed
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.7])
+def test_sampler_and_trainer_compute_the_same_log_probabilities(config, temperature):
+    config.policy.temperature = temperature
+    run = built(config)
+    state = run.initial.on_mesh()
+    figures, (batch, *_) = rollout_of(run, state)
+    assert figures['sampler_gap'] < 1e-5
+    plain = {name: column for name, column in batch.items() if name != 'temperature'}
+    logits = run.model.apply({'params': state.params}, plain)['logits'] / temperature
+    expected = jnp.take_along_axis(jax.nn.log_softmax(logits), batch['targets'][..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(batch['old_logprob'], expected * batch['loss_mask'], atol=1e-5)
+
+
+def test_every_completion_is_in_each_epoch(config):
+    config.objective.name = 'rloo'
+    run = built(config)
+    _, placed = rollout_of(run, run.initial.on_mesh())
+    rows = [np.concatenate([batch['targets'], batch['old_logprob']], axis=1) for batch in placed]
+    one, other = (np.concatenate(rows[epoch : epoch + 2]) for epoch in (0, 2))
+    assert sorted(map(bytes, one)) == sorted(map(bytes, other)) and not np.array_equal(one, other)
+
+
+def test_truncated_completions_are_masked_or_penalised(config):
+    config.policy.max_tokens = 4  # shorter than most answers
+    batches = {}
+    for choice in ('keep', 'mask', 'penalty'):
+        config.policy.truncated, config.policy.penalty, config.policy.scale = choice, 10.0, 'none'
+        run = built(config)
+        figures, placed = rollout_of(run, run.initial.on_mesh())
+        batches[choice] = {name: np.concatenate([batch[name] for batch in placed[:2]]) for name in placed[0]}
+        assert 0 < figures['ended'] < 1
+    tokens, keep = batches['keep']['targets'], batches['keep']['loss_mask']
+    end = run.corpus.tokenizer.end_id
+    ended = np.any((tokens == end) & (batches['keep']['old_logprob'] != 0), axis=1)
+    used = keep.any(axis=1)
+    assert np.array_equal(batches['mask']['loss_mask'].any(axis=1), used & ended)
+    change = (batches['penalty']['advantages'] - batches['keep']['advantages']).sum(axis=1)
+    assert (change[ended] >= -1e-5).all() and (change[~ended] <= 1e-5).all() and (np.abs(change) > 1).any()
 
 
 # --- bad input
@@ -228,6 +282,9 @@ def test_first_step_on_a_mesh_equals_that_on_one_device(config, mesh):
         ({'objective.aggregation': 'mean'}, "objective.aggregation = 'mean'"),
         ({'policy.temperature': 0.0}, 'policy.temperature = 0.0'),
         ({'sweep.seeds': (1, 2)}, 'config.sweep'),
+        ({'policy.kl_target': 5.0}, 'policy.kl_target = 5.0: this objective'),
+        ({'reward.file': '', 'reward.verifier': 'exact', 'reward.field': 'key'}, "'key'"),
+        ({'reward.file': ''}, 'config.reward gives no reward'),
     ],
 )
 def test_bad_input(config, changes, message):
