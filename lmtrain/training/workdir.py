@@ -196,12 +196,17 @@ def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[
     ]
     fixed = [difference for difference in differences if difference.kind == 'fixed']
     if fixed:
-        budget = all(difference.field.startswith('budget.') for difference in fixed)
+        fields = '\n  '.join(map(str, fixed))
+        if all(difference.field.startswith('budget.') for difference in fixed):
+            raise WrongRun(
+                f'workdir {path} holds this run with another budget:\n  {fields}\n'
+                f'The learning rate of schedule.name={saved["schedule"]["name"]!r} depends on the budget. Take\n'
+                '--extend to go on with a new schedule from the newest checkpoint, another\n'
+                '--workdir for a new run, or the saved values to resume this one'
+            )
         raise WrongRun(
-            f'workdir {path} belongs to another run:\n  '
-            + '\n  '.join(map(str, fixed))
-            + '\nUse another --workdir for a new run, or the saved values to resume this one'
-            + (_or_extend(saved) if budget else '')
+            f'workdir {path} belongs to another run:\n  {fields}\n'
+            'Use another --workdir for a new run, or the saved values to resume this one'
         )
     if any(difference.kind == 'continued' for difference in differences):
         _take_back_decay(path, saved, current)  # before config.json has the new budget: a killed start repeats it
@@ -210,21 +215,14 @@ def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[
     return differences
 
 
-def _or_extend(saved: dict[str, Any]) -> str:
-    """The end of the message on a budget that the schedule does not allow to change."""
-    return (
-        f'. The learning rate of schedule.name={saved["schedule"]["name"]!r} depends on the budget: with --extend this '
-        'run goes on to the new budget with a new schedule, which begins at its newest checkpoint'
-    )
-
-
 def _take_back_decay(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Sets aside the checkpoints after the last one before the decay. Raises WrongRun if there is none."""
     step = longer.before_decay(path, saved, current)
     if step < 0 and any((path / 'checkpoints').glob('[0-9]*')):
         raise WrongRun(
-            f'workdir {path}: no checkpoint from before the decay of the learning rate is left, from which another '
-            'budget could continue. With --extend a new schedule begins at the newest checkpoint'
+            f'workdir {path} holds this run with another budget, and\n'
+            'no checkpoint from before the decay of its learning rate is left. Take --extend\n'
+            'to go on with a new schedule from the newest checkpoint'
         )
     longer.set_aside(path, step)
 

@@ -44,7 +44,7 @@ def test_budget_may_change_if_the_schedule_defines_the_longer_run(saved, current
 
 def test_refused_budget_offers_to_extend(tmp_path):
     workdir.bind(tmp_path, with_budget('cosine'), PRINTS)
-    with pytest.raises(WrongRun, match='budget.steps: saved 100, now 200(.|\n)*with --extend this run goes on'):
+    with pytest.raises(WrongRun, match='budget.steps: saved 100, now 200(.|\n)*Take\n--extend to go on'):
         workdir.bind(tmp_path, with_budget('cosine', value=200), PRINTS)
     with pytest.raises(WrongRun) as caught:  # to extend would not help
         workdir.bind(tmp_path, with_budget('cosine', value=200) | {'seed': 5}, PRINTS)
@@ -123,7 +123,7 @@ def test_without_a_checkpoint_before_the_decay_the_way_out_is_named(config, tmp_
     train.train(config, tmp_path / 'run')
     (tmp_path / 'run' / 'checkpoints' / '7').rename(tmp_path / 'elsewhere')
     config.budget.steps = 20
-    with pytest.raises(WrongRun, match='no checkpoint from before the decay .* --extend'):
+    with pytest.raises(WrongRun, match='no checkpoint from before the decay (.|\n)*Take --extend'):
         train.train(config, tmp_path / 'run')
     assert json.loads((tmp_path / 'run' / 'config.json').read_text())['budget']['steps'] == 10
 
@@ -142,7 +142,7 @@ def test_extend_begins_a_new_schedule_and_the_same_command_resumes_it(config, tm
     folder = tmp_path / 'run'
     train.train(config, folder)
     config.budget.steps = 18
-    with pytest.raises(WrongRun, match='with --extend'):
+    with pytest.raises(WrongRun, match='--extend to go on'):
         train.train(config, folder)
     results = train.train(config, folder, extend=True)
     assert results['cost']['steps'] == 18
