@@ -88,7 +88,7 @@ def _run_stage(stage: Stage, config, workdir: Path, measured, rows: list[Row], r
     trained = training.train(config.lock(), folder)
     result = {'stage': stage.name, 'score': None, 'failures': {}, 'validation': trained['validation']}
     if TASKS[config.task.name].predicts_tokens:
-        model = loading.load_run(folder)
+        model = loading.load_run(folder, 'last')
         result |= score(model, rows, measured.task.text, reward)
     result |= {'steps': trained['cost']['steps'], 'seconds': trained['cost']['seconds']}
     files.write_json(finished, {'result': result, 'settings': settings}, indent=1)

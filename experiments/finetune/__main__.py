@@ -128,7 +128,7 @@ def chosen(recipe: str, task: str, base, root, workdir, settings: dict) -> dict:
     measure, scores = MEASURES.get(task), {}
     for number, (rate, member) in enumerate(zip(rates, members, strict=True)):
         # F1 and exact match are measured of one member at a time.
-        measures = load.evaluate_split(workdir / 'rates', 'validation', member=number) if measure else member
+        measures = load.evaluate_split(workdir / 'rates', 'validation', 'last', number) if measure else member
         scores[rate] = measures[measure or 'accuracy']
     return {'learning_rate': max(scores, key=scores.get), 'rates': {str(rate): score for rate, score in scores.items()}}
 
@@ -152,7 +152,7 @@ def measured(task: str, base, root, workdir) -> dict:
     choice = chosen(recipe, task, base, root, workdir, settings)
     settings |= {'optimizer.learning_rate': choice['learning_rate']}
     results = train(recipe, base, root, workdir / 'run', settings)
-    scores = load.evaluate_split(workdir / 'run', 'test')
+    scores = load.evaluate_split(workdir / 'run', 'test', 'last')
     return {'task': task, 'seconds': results['seconds_of_command'], 'scores': scores} | choice | results['cost']
 
 

@@ -92,7 +92,7 @@ def trial(
     write_documents(mixture, folder, documents, length, seed)
     sizes = {'length': length, 'num_layers': num_layers, 'width': width, 'batch_size': batch_size, 'steps': steps}
     results = lmtrain.train(config_of(folder, **sizes, seed=seed), folder / 'run')
-    run = lmtrain.load(folder / 'run')
+    run = lmtrain.load(folder / 'run', step='last')
     return {
         'part': 'ginc',
         'seed': seed,

@@ -398,7 +398,21 @@ FAULTS = {
             "NOT_SAVED or 'fsdp' in axis_name",
         ),
     ],
+    'lmtrain/training/longer.py': [
+        ('a longer run warms up again', "own['warmup_budget'] or float(before.value", '0.0 * float(before.value'),
+        ('a step of the decay is continued', 'done[unit] < limit', 'done[unit] < 2 * limit'),
+        ('the new schedule begins at 0', "'begin': float(done[after.unit])", "'begin': 0.0"),
+    ],
+    'lmtrain/training/choose.py': [
+        ('a member has the best step of all', 'evaluations.losses(lines, member), ch', 'evaluations.losses(lines), ch'),
+    ],
+    'lmtrain/report/evaluations.py': [
+        ('the older of two equal steps is the best', '(measured[step], -step)', '(measured[step], step)'),
+        ('an improvement does not count', 'if loss < best else', 'if loss < 0 * best else'),
+        ('the best member is that of all rates', 'min(means, key=means.get)', 'max(means, key=means.get)'),
+    ],
     'lmtrain/report/trackers.py': [
+        ('each start is a run of its own', 'if name not in ids:', 'if name:'),
         ('a line cut short by a full disk stays', 'os.ftruncate(self._file, end)', 'pass'),
         ('TensorBoard drops the point of the checkpoint', 'step=start + 1', 'step=start'),
     ],

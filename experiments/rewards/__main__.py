@@ -84,7 +84,7 @@ def trial(name: str, seed: int, workdir: pathlib.Path, quick: dict) -> dict:
             cli.train_here('sft', base, {'seed': seed} | quick)
         results = cli.train_here(source, folder, {'seed': seed, 'init.base': str(base)} | changes | quick)
         rows = pipeline.held_out_rows(recipe('sft', {}))
-        start, end = loading.load_run(base), loading.load_run(folder)
+        start, end = loading.load_run(base, 'last'), loading.load_run(folder, 'last')
         figures = {'before': score(start, rows)['score'], 'after': score(end, rows)['score']}
         figures |= {'kl': divergence(end, start, rows), 'minutes': results['cost']['seconds'] / 60}
         figures |= {'steps': results['cost']['steps'], 'rows': len(rows)}

@@ -1,6 +1,7 @@
 """The object that `lmtrain.load` returns."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lmtrain import tree
 from lmtrain.api import rows, texts
@@ -74,7 +75,8 @@ def load(
     >>> model.params['embed']['embedding'].shape  # [V, D]
     (257, 32)
     """
-    if step in (choose.AUTO, None) and member is None:
+    is_run = (Path(directory) / 'checkpoints').is_dir() and not (adapter or ignore)
+    if step in (choose.AUTO, None) and member is None and not is_run:
         return Model(*loading.load_directory(str(directory), adapter, ignore))
     if adapter or ignore:
         name = 'adapter' if adapter else 'ignore'

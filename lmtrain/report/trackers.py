@@ -132,6 +132,7 @@ class MLflow:
         self._entities, self._members = mlflow.entities, members
         self.errors = (mlflow.exceptions.MlflowException, OSError)
         uri = os.environ.get('MLFLOW_TRACKING_URI') or (folder / 'mlruns').absolute().as_uri()
+        os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')  # MLflow 3 else asks for a database
         with _as_input_error('mlflow', self.errors):
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             self._id = _run_id(folder, 'mlflow', lambda: self._create(folder.name, config))

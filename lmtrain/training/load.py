@@ -67,7 +67,7 @@ def load_run(directory, step: int | str = choose.AUTO, member: int | None = None
 
 
 def load_directory(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> LoadedModel:
-    """The model of a Hugging Face directory, or of a run: the checkpoint and member that `choose.choose` takes.
+    """The model of a Hugging Face directory or, as a base is opened, of the last checkpoint of a run.
 
     Args:
       adapter: a PEFT directory whose adapter is added; '' is none.
@@ -75,8 +75,6 @@ def load_directory(directory: str, adapter: str = '', ignore: Sequence[str] = ()
 
     Raises what `init_from.open_base` raises, and InputError if the directory has no tokenizer.
     """
-    if (pathlib.Path(directory) / 'checkpoints').is_dir() and not (adapter or ignore):
-        return load_run(directory)
     base = init_from.open_base(hub.local_directory(directory, '--base'), adapter, ignore)
     loaded = _load(base, open_tokenizer(base.tokenizer, mask=False))
     return loaded._replace(directory='' if adapter or base.config is None else directory)
