@@ -20,6 +20,8 @@ def get_config():
     config.task.too_long = 'cut'
     config.objective.centring = 0.01
     config.budget.steps = 300
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.0
+    config.schedule.name = 'cosine'
     config.sample.prompts = ()
     return config

@@ -22,13 +22,15 @@ def get_config():
     config.task.text = ('prompt',)
     config.task.label = 'completion'
     config.task.template = 'none'
-    config.model.num_layers = 3  # the size of configs/quickstart.py
-    config.model.width = 192
-    config.model.num_heads = 3
+    config.model.num_layers = 2  # small: a policy that starts from it samples thousands of completions
+    config.model.width = 128
+    config.model.num_heads = 4
     config.model.mlp_dim = config.model.get_oneway_ref('width') * 8 // 3
     config.model.qk_norm = True
-    config.budget.steps = 25  # few: a base that is right on less than 30 % of the held-out prompts
-    config.evaluate.every_steps = config.checkpoint.every_steps = 25
+    config.budget.steps = 40  # few: a base that is right on less than 30 % of the held-out prompts
+    config.evaluate.every_steps = config.checkpoint.every_steps = 40
+    config.optimizer.learning_rate = 2e-3
+    config.schedule.name = 'constant'
     config.log.tensorboard = False
     config.reward.verifier = 'exact'  # the held-out measure of a pipeline
     config.sample.max_tokens = 16

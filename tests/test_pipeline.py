@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import sft
+from launch import cli, recipe
 from lmtrain import pipeline, rewards
 from lmtrain.errors import InputError
 from lmtrain.training import load as loading
@@ -84,7 +85,7 @@ def test_a_finished_stage_keeps_its_settings(trained):
     folder, configs, _ = trained
     changed = configs['first'].copy_and_resolve_references()
     changed.optimizer.learning_rate = 0.5
-    with pytest.raises(InputError, match=r'first is finished with optimizer.learning_rate = 0.001, not 0.5'):
+    with pytest.raises(InputError, match=r'first is finished with optimizer.learning_rate = 0.002, not 0.5'):
         pipeline.run('both', configs | {'first': changed}, folder)
 
 
@@ -99,3 +100,38 @@ def test_the_table_fits_the_terminal():
     row = {'stage': 'reward_model', 'score': None, 'validation': {'loss': 0.51234}, 'steps': 12_000, 'seconds': 4000.0}
     text = pipeline.table([row, row | {'stage': 'ppo', 'score': 0.9123}])
     assert '0.912' in text and '12,000' in text and max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize('name', pipeline.PIPELINES)
+def test_stages_of_a_pipeline_are_recipes_on_the_same_rows(name):
+    stages = pipeline.PIPELINES[name]
+    configs = [recipe.load(f'configs/{stage.name}.py') for stage in stages]
+    for index, stage in enumerate(stages):
+        earlier = [each.name for each in stages[:index]]
+        assert {stage.base, stage.reward_model} - {''} <= set(earlier) and bool(stage.base) == bool(index)
+    assert len({(each.task.train, each.task.validation, each.task.test) for each in configs}) == 1
+    assert pipeline.held_out_rows(configs[0]) and configs[0].reward.verifier
+
+
+def test_flags_change_the_recipe_of_a_stage(monkeypatch):
+    calls = []
+    monkeypatch.setattr(pipeline, 'run', lambda *arguments: calls.append(arguments))
+    flags = ['--config.grpo.policy.samples=4', '--config.sft.seed=3', '--workdir=here']
+    assert cli.main(['pipeline', '--name=sft_grpo', *flags]) == 0
+    (name, configs, workdir), *_ = calls
+    assert (name, list(configs), workdir) == ('sft_grpo', ['sft', 'grpo'], 'here')
+    assert configs['grpo'].policy.samples == 4 and configs['sft'].seed == 3 and configs['grpo'].seed == 0
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--name=sft_grop'], '--name=sft_grop: it is one of sft_dpo, '),
+        ([], 'it is one of sft_dpo'),
+        (['--name=sft_dpo', '--config.ppo.seed=1'], '--config.ppo: the stages of sft_dpo are sft, dpo'),
+        (['--name=sft_dpo', '--config.dpo.sede=1'], 'unknown field config.sede'),
+    ],
+)
+def test_wrong_flags_are_named(flags, message, capsys):
+    assert cli.main(['pipeline', *flags]) == 2
+    assert message in capsys.readouterr().err.replace('\n', ' ')
