@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmtrain.tasks import classify, preference, regress, reward, span, tag, token_loss, unpaired
+from lmtrain.tasks import classify, policy, ppo, preference, regress, reward, span, tag, token_loss, unpaired
 from lmtrain.training import step
 
 V, C, B, T = 11, 3, 6, 8
@@ -26,7 +26,10 @@ OBJECTIVES = {
     'span': functools.partial(span.loss, head='ends'),
     'reward': functools.partial(reward.loss, head='number', pool='last', centring=0.01),
     'kto': unpaired.kto,
-} | preference.TASK.losses
+    'dr_grpo': functools.partial(policy.grpo, aggregation='dr_grpo', max_tokens=T, kl_weight=0.1),
+    'sequence ratio': functools.partial(policy.grpo, aggregation='grpo', ratio='sequence', kl_weight=0.1),
+} | {name: loss for each in (preference, policy, ppo) for name, loss in each.TASK.losses.items()}
+POLICIES = {'dr_grpo', 'sequence ratio', *policy.TASK.losses, *ppo.TASK.losses}
 PAIRS = {'reward', 'kto', *preference.TASK.losses}  # two segments of a row belong together
 
 
@@ -41,6 +44,7 @@ class Model:
             'classes': hidden[..., :C],
             'number': hidden[..., :1],
             'ends': hidden[..., :2],
+            ppo.VALUE: hidden[..., :1],
             'log_z': hidden[..., 0],
         }
         outputs['row'] = jnp.sum(jnp.where(real, hidden, 0.0), axis=1)[:, :C]
@@ -64,6 +68,8 @@ def batch_of(name, width=T):
     if name in ('causal', 'z_loss'):
         batch |= {'targets': padded(rng.integers(0, V, (B, T)).astype(np.int32), 3)}
         batch |= {'loss_mask': padded((rng.random((B, T)) < 0.6).astype(np.float32), 0)}
+    elif name in POLICIES:
+        batch |= completions_of(padded, rng)
     elif name in PAIRS:
         batch |= pairs_of(name, padded, rng)
     elif name == 'tag':
@@ -77,6 +83,16 @@ def batch_of(name, width=T):
         batch |= {'labels': labels.astype(np.float32 if name == 'regress' else np.int32)}
         batch |= {'label_weights': np.ones(B, np.float32)}
     return batch
+
+
+def completions_of(padded, rng):
+    """The columns of sampled completions: all targets after the first token of a row."""
+    mask = np.broadcast_to(np.arange(T) > 0, (B, T))
+    columns = {'targets': padded(rng.integers(0, V, (B, T)).astype(np.int32), 3)}
+    columns |= {'loss_mask': padded(mask.astype(np.float32), 0)}
+    for key, mean in (('old_logprob', -2), ('ref_logprob', -2), ('advantages', 0), ('returns', 0), ('old_values', 0)):
+        columns[key] = padded(rng.normal(mean, 1, (B, T)).astype(np.float32), 0)
+    return columns
 
 
 def pairs_of(name, padded, rng):
