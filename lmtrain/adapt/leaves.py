@@ -134,6 +134,9 @@ KINDS = (
     LeafKind(r'heads/\w+/(kernel|bias)'),  # [D, C], [C]
 )
 
+# The partition rules of all kinds, in the order of the table.
+PARTITION_RULES = [rule for kind in KINDS for rule in kind.rules]
+
 
 def kind_of(path: str) -> LeafKind | None:
     """The kind of the leaf at a path; None if it belongs to the model.
@@ -155,11 +158,6 @@ def _is_adaptable(path: str) -> bool:
     # The head of a language model is no Linear, and neither is what adapters add at the root of the tree.
     roots = {kind.pattern.partition('/')[0] for kind in KINDS if not kind.beside}
     return path.partition('/')[0] not in {'head', *roots}
-
-
-def partition_rules() -> list[tuple[str, tuple[str | None, ...]]]:
-    """The partition rules of all kinds, in the order of the table."""
-    return [rule for kind in KINDS for rule in kind.rules]
 
 
 def vocab_axis(path: str) -> int | None:

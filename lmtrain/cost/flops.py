@@ -125,7 +125,7 @@ def flops_per_step(
     virtual = {'prompt/embedding', 'prefix/embedding'} & flat.keys()
     prompt, prefix = _networks(flat) if virtual else ([], [])
     before: list[Stage] = [*prompt, {'embed': None, 'positions': None}, {'embed_norm': None}]
-    sizes = _segments(m, params)
+    sizes = tree.segment_sizes(params) if params else {'layers': m.num_layers}
     layers = {name: _layer(m, name, tokens, keys) for name in sizes}
     after, logits = _head(m, flat, batch_size, seq_len if predicted is None else predicted, classes)
     leaves = _leaves(trainable, flat, [*before, *layers.get('layers', ()), *after])
@@ -162,18 +162,12 @@ def forward_flops(
       params, classes: as in `flops_per_step`.
     """
     flat = tree.flatten(params or {})
-    leaves, segments = _leaves('', flat, []), _segments(model, params)
+    leaves = _leaves('', flat, [])
+    segments = tree.segment_sizes(params) if params else {'layers': model.num_layers}
     keys += adapter_leaves.extra_keys(flat)
     layers = sum(size * _forward(leaves, _layer(model, name, tokens, keys)) for name, size in segments.items())
     after, _ = _head(model, flat, min(outputs, 1), max(outputs, 1), classes)
     return layers + _forward(leaves, after)
-
-
-def _segments(model, params: Mapping | None) -> dict[str, int]:
-    """{segment: number of layers}."""
-    if not params:
-        return {'layers': model.num_layers}
-    return tree.segment_sizes(params)
 
 
 def _layer(model, name: str, tokens: float, keys: float) -> list[Stage]:

@@ -95,21 +95,17 @@ def _activations_per_token(model, leaves, trainable, seq_len: int, fused: bool, 
     """
     elements = _elements(model, seq_len, fused, tensor, sequence)
     flows = any(not path.startswith((*AFTER_LAYERS, 'layers')) for path in trainable)
+    # {name of a stack: number of layers}. In a sweep, trainable leaves have one more dimension in front.
+    up = {path.partition('/')[0]: leaf.shape[-3] for path, leaf in leaves.items() if path.endswith('/mlp/up/kernel')}
     total = 0.0
-    for name, size in _segment_sizes(model, leaves).items():
+    for name in tree.segments(up) if up else ['layers']:
         own = [path for path in trainable if path.startswith(f'{name}/')]
         flows = flows or bool(own)
         frozen = not any(re.fullmatch(rf'{name}/mlp/down/(kernel|lora_a|ia3_in)', path) for path in own)
         policy = 'frozen' if frozen and model.remat == 'none' else model.remat
-        total += size * elements[policy] if flows else 0.0
+        total += up.get(name, model.num_layers) * elements[policy] if flows else 0.0
     again = 0 if model.remat == 'none' else elements['none']  # remat recomputes one layer at a time
     return total + again if flows else 0.0
-
-
-def _segment_sizes(model, leaves) -> dict[str, int]:
-    """{name of a stack: number of layers}, in order. In a sweep, trainable leaves have one more dimension in front."""
-    up = {path.partition('/')[0]: leaf.shape[-3] for path, leaf in leaves.items() if path.endswith('/mlp/up/kernel')}
-    return {name: up[name] for name in tree.segments(up)} if up else {'layers': model.num_layers}
 
 
 def _elements(model, seq_len: int, fused: bool, tensor: int, sequence: int) -> dict[str, float]:

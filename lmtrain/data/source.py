@@ -84,7 +84,10 @@ def _find_files(source: str, root: str, directory: Path) -> tuple[tuple[Path, ..
                 f'{file} is in data.cache={str(directory)!r}, where tokenised text is stored, and '
                 f'data.source={source!r} would read it as text: put data.cache outside of data.source'
             )
-        _check_regular(file)
+        if file.is_symlink() and not file.exists():
+            raise FileNotFoundError(f'{file} is a link to {os.readlink(file)}, which does not exist')
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise InputError(f'{file} is not a regular file: write its text to a file first')
         if file.stat().st_size == 0:  # such as the __init__.py of a package
             skipped['empty'] += 1
         elif file.resolve() in seen:
@@ -95,13 +98,6 @@ def _find_files(source: str, root: str, directory: Path) -> tuple[tuple[Path, ..
     if not files:
         raise InputError(f'{path}{"" if candidates == [path] else ": each of its files"} is empty: there is no text')
     return tuple(files), {reason: count for reason, count in sorted(skipped.items()) if count}
-
-
-def _check_regular(file: Path) -> None:
-    if file.is_symlink() and not file.exists():
-        raise FileNotFoundError(f'{file} is a link to {os.readlink(file)}, which does not exist')
-    if not stat.S_ISREG(file.stat().st_mode):
-        raise InputError(f'{file} is not a regular file: write its text to a file first')
 
 
 def _match_glob(source: str, path: Path, root: str) -> tuple[list[Path], collections.Counter]:

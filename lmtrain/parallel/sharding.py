@@ -106,11 +106,6 @@ def capability(mesh: Mesh) -> tuple[int, ...]:
     return min(tuple(map(int, v.split('.'))) if re.fullmatch(r'\d+\.\d+', v) else () for v in versions)
 
 
-def path_of(key_path) -> str:
-    """jax key path -> 'opt_state/0/mu/layers/attention/query/kernel'."""
-    return '/'.join(str(getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key)))) for key in key_path)
-
-
 def shardings(shapes, mesh: Mesh):
     """Tree of NamedShardings for any tree whose paths end in parameter paths: parameters, moments, a whole state.
 
@@ -118,10 +113,11 @@ def shardings(shapes, mesh: Mesh):
 
     InputError: rules match a leaf, but the axes of none of them divide its dimensions.
     """
-    rules = [*RULES, *leaves.partition_rules()]
+    rules = [*RULES, *leaves.PARTITION_RULES]
 
     def one(key_path, leaf):
-        path, uneven = path_of(key_path), None
+        # Such as 'opt_state/0/mu/layers/attention/query/kernel'.
+        path, uneven = jax.tree_util.keystr(key_path, simple=True, separator='/'), None
         for pattern, axes in rules:
             if not re.fullmatch(f'(.*/)?{pattern}', path) or len(axes) != len(leaf.shape):
                 continue
