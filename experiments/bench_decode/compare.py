@@ -204,7 +204,8 @@ def gpu(file: str, dry: bool, seconds: float = 170) -> None:
                 missing.append(f'{built["device"]}: batches of {rows} rows: {left:.0f} s were left')
                 write()
                 continue
-            what = f'{built["device"]}, GPT-2 124M, bfloat16, B {rows}, prompt {PROMPT} and {tokens} tokens'
+            name = f'{built["device"]}, {"toy" if dry else "GPT-2 124M"}, bfloat16'
+            what = f'{name}, B {rows}, prompt {PROMPT} and {tokens} tokens'
             try:
                 prompts = random_prompts(rows, settings.get('vocab_size', 50257))
                 case = {'dtype': 'bfloat16', 'prompts': prompts, 'max_tokens': tokens}

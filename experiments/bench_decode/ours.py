@@ -17,13 +17,14 @@ class Side:
         import jax
 
         from lmtrain import tree
+        from lmtrain.inference import decode
         from lmtrain.models.pretrained import load_pretrained
 
-        self.params = None
+        self.params = self.weights = None
         gc.collect()
         model, self.params = load_pretrained(folder, dtype=dtype)
         self.model = dataclasses.replace(model, dtype=dtype)
-        jax.block_until_ready(self.params)
+        self.weights = jax.block_until_ready(decode.decoding_params(self.model, self.params))
         token = 2 * model.num_layers * model.num_kv_heads * model.head_dim
         return {
             'parameters': tree.count(self.params),
@@ -47,6 +48,6 @@ class Side:
         seconds = []
         for _ in range(times):
             start = time.perf_counter()
-            texts = sample.generate(self.model, self.params, prompts, **settings)
+            texts = sample.generate(self.model, self.params, prompts, weights=self.weights, **settings)
             seconds.append(time.perf_counter() - start)
         return {'seconds': seconds, 'texts': [text.ids for text in texts]}

@@ -87,24 +87,77 @@ def for_decoding(model: Transformer) -> tuple[Transformer, Transformer]:
     return prefills, dataclasses.replace(prefills, unroll=model.num_layers)
 
 
-@functools.partial(jax.jit, static_argnames='model')
 def decoding_params(model: Transformer, params: tree.Params) -> tree.Params:
-    """Parameters as `decode` reads them: one layer per stack, kernels in the dtype of the computation.
+    """Parameters as `decode` reads them, made once and outside of the loop: one layer per stack, kernels cast.
 
-    They are made once, outside of the loop. Norms and tables stay in float32, in which they are used.
+    On one device the kernels are transposed, and those that read the same input are joined: fewer products, each with
+    few rows, for which a CPU takes half the time. On several devices they keep their shardings.
     """
-    params = virtual_tokens.materialise(params)
-    if model.tied:
-        params['head'] = {'kernel': params['embed']['embedding'].T}
-    leaves = tree.flatten(params)
+    leaves = jax.tree.leaves(params)
+    sharded = any(isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1 for leaf in leaves)
+    dtype = jnp.dtype(model.dtype)
+    settings = model, None if sharded else jnp.dtype('float32') if widens(dtype) else dtype
+    if virtual_tokens.NETWORKS & params.keys():
+        params = jax.jit(virtual_tokens.materialise)(params)
+    sizes = tree.segment_sizes(params)
+    rest = {name: leaves for name, leaves in params.items() if name not in sizes}
+    # One program for each stack, not one with all layers, which takes seconds to compile.
+    layers = [_layer(*settings, params[stack], np.int32(i)) for stack, size in sizes.items() for i in range(size)]
+    return _rest(*settings, rest) | {f'{tree.STACK}_{i}': leaves for i, leaves in enumerate(layers)}
 
-    def cast(path, leaf):
+
+@functools.cache
+def widens(dtype) -> bool:
+    """Whether the compiler casts both operands of a product of few rows to float32, as some versions do on CPUs.
+
+    A decoding would then cast all kernels for every token. The products of float32 copies are the same.
+    """
+    if dtype == jnp.float32 or jax.default_backend() != 'cpu':
+        return False
+    shapes = jax.ShapeDtypeStruct((384, 256), dtype), jax.ShapeDtypeStruct((256, 8), dtype)
+    product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
+    return 'f32[384,256]' in jax.jit(product).lower(*shapes).compile().as_text()
+
+
+JOINED = {'attention': ('query', 'key', 'value'), 'mlp': ('up', 'gate')}  # as in `linear.shared_input_matmul`
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'dtype'))
+def _layer(model: Transformer, dtype, stack: tree.Params, index) -> tree.Params:
+    """The leaves [1, ...] of one layer, kernels transposed and in `dtype`; None: as they are."""
+    leaves = {path: jax.lax.dynamic_slice_in_dim(leaf, index, 1) for path, leaf in tree.flatten(stack).items()}
+    leaves = _transposed(model, dtype, leaves)
+    for module, names in JOINED.items():
+        own = [f'{module}/{name}' for name in names if any(path.startswith(f'{module}/{name}/') for path in leaves)]
+        if all(f'{linear}/transposed' in leaves and f'{linear}/ia3_in' not in leaves for linear in own):
+            parts = [leaves.pop(f'{linear}/transposed') for linear in own]
+            leaves[f'{module}/joint'] = jnp.concatenate(parts, axis=1)
+    return tree.unflatten(leaves)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'dtype'))
+def _rest(model: Transformer, dtype, params: tree.Params) -> tree.Params:
+    """The leaves outside of the layers, with the head in the form of `_layer`."""
+    if dtype and model.tied:
+        transposed = params['embed']['embedding'].astype(model.dtype).astype(dtype)
+        return params | {'head': {'transposed': transposed}}
+    head = tree.unflatten(_transposed(model, dtype, tree.flatten(params.get('head', {}))))
+    return params | ({'head': head} if head else {})
+
+
+def _transposed(model: Transformer, dtype, leaves: dict) -> dict:
+    """{path: leaf} with `transposed` instead of every kernel that a product reads, rounded as in the product."""
+    changed = {}
+    for path, leaf in leaves.items():
         parent, _, name = path.rpartition('/')
-        exact = name not in ('kernel', 'lora_a', 'lora_b') or f'{parent}/lora_magnitude' in leaves
-        return leaf if exact or path.startswith(('heads/', 'embed/')) else leaf.astype(model.dtype)
-
-    params = tree.unflatten({path: cast(path, leaf) for path, leaf in leaves.items()})
-    return tree.cut(params, (1,) * model.num_layers)
+        if name not in ('kernel', 'lora_a', 'lora_b') or f'{parent}/lora_magnitude' in leaves:
+            changed[path] = leaf
+        elif name == 'kernel' and dtype:
+            own = f'{parent}/transposed' if parent else 'transposed'
+            changed[own] = leaf.astype(model.dtype).swapaxes(-1, -2).astype(dtype)
+        else:
+            changed[path] = leaf.astype(model.dtype)
+    return changed
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'method'))
@@ -143,7 +196,6 @@ def decode(model, params, past, cache, state: DecodeState, settings: SamplingSet
 
     `model` has unrolled layers, `params` are those of `decoding_params`.
     """
-    model = dataclasses.replace(model, tied=False)
     end = state.step + steps
 
     def going(carry):

@@ -51,7 +51,13 @@ def generate(
 
 
 def stream(
-    model: Transformer, params: Params, prompts: Sequence[Sequence[int]], *, every: int = 8, **settings
+    model: Transformer,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    every: int = 8,
+    weights: Params | None = None,
+    **settings,
 ) -> Iterator[tuple[int, list[int], str]]:
     """Yields (row, its new ids, its `Generated.finish_reason` or '' while it continues) during generation.
 
@@ -60,7 +66,9 @@ def stream(
     number of equal prompts before it; not on the rest of the batch, nor on `every`, the number of tokens between two
     yields. The first token of every text is yielded by itself.
 
-    The other arguments are those of `check_settings`, which is called before anything compiles.
+    Args:
+      weights: `decode.decoding_params` of `params`, for a caller that generates several times; None makes them.
+      settings: those of `check_settings`, which is called before anything compiles.
 
     Raises InputError, and NonFiniteOutput if a logit is nan or infinite.
     """
@@ -74,7 +82,7 @@ def stream(
     def batches():
         for first in range(0, len(prompts), size):
             batch, before = _rows(whole, slice(first, first + size)), np.zeros(size, np.int32)
-            for state in states(model, params, batch, every):
+            for state in states(model, params, batch, every, weights):
                 state = jax.device_get(state)
                 for row in np.flatnonzero(state.num_tokens > before):
                     new = state.text[row, before[row] : state.num_tokens[row] - state.stopped[row]]
@@ -139,7 +147,9 @@ def _rows(batch: Batch, part: slice) -> Batch:
     return batch._replace(tokens=batch.tokens[part], lengths=batch.lengths[part], settings=settings)
 
 
-def states(model: Transformer, params: Params, batch: Batch, every: int) -> Iterator[decode.DecodeState]:
+def states(
+    model: Transformer, params: Params, batch: Batch, every: int, weights: Params | None = None
+) -> Iterator[decode.DecodeState]:
     """Yields the state after the first token, and after `every` more, until all texts are done.
 
     A text longer than `angles_change_after` positions is prefilled again, once.
@@ -151,7 +161,7 @@ def states(model: Transformer, params: Params, batch: Batch, every: int) -> Iter
     # In tokens; 0: no text is prefilled again.
     edge = max(0, angles_change_after(model.rope_scaling) - num_virtual_tokens(params))
     state = decode.start(settings, batch.room, method)
-    tokens, lengths, steps, past, weights = batch.tokens, batch.lengths, every, None, None
+    tokens, lengths, steps, past = batch.tokens, batch.lengths, every, None
     while True:
         if past is None:
             past, cache, state = decode.prefill(scanned, params, tokens, lengths, state, settings, method)

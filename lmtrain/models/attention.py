@@ -118,10 +118,10 @@ class Attention(nn.Module):
             return Norm(kind, m.norm_eps, False, name=f'{name}_norm')
 
         num_heads = {'query': m.num_heads, 'key': m.num_kv_heads, 'value': m.num_kv_heads}
-        column_parallel, projections = inputs.hooks.column_parallel, []
-        products = shared_input_matmul(self, tuple(num_heads), x_BTD, column_parallel) if column_parallel else {}
+        sizes, projections = {name: heads * m.head_dim for name, heads in num_heads.items()}, []
+        products = shared_input_matmul(self, sizes, x_BTD, inputs.hooks.column_parallel)
         for name, heads in num_heads.items():
-            y = Linear(heads * m.head_dim, name in m.biases, self.stddev, name=name)(x_BTD, drop, products.get(name))
+            y = Linear(sizes[name], name in m.biases, self.stddev, name=name)(x_BTD, drop, products.get(name))
             if m.qk_norm and m.qk_norm_over == 'projection' and name != 'value':  # OLMo 2, arXiv 2501.00656
                 y = norm(name)(y)
             projections.append(y.reshape(*x_BTD.shape[:2], heads, m.head_dim))

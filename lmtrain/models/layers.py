@@ -59,9 +59,8 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x, drop=None, column_parallel=None):
         gated = self.activation in GATED
-        products = {}
-        if column_parallel:
-            products = shared_input_matmul(self, ('up', 'gate') if gated else ('up',), x, column_parallel)
+        sizes = dict.fromkeys(('up', 'gate') if gated else ('up',), self.hidden)
+        products = shared_input_matmul(self, sizes, x, column_parallel)
         up = Linear(self.hidden, self.bias, self.stddev, name='up')(x, drop, products.get('up'))
         if gated:
             gate = Linear(self.hidden, self.bias, self.stddev, name='gate')(x, drop, products.get('gate'))

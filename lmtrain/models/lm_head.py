@@ -10,7 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
 from lmtrain.models.layers import GATED, UNGATED, Norm
-from lmtrain.models.linear import Linear, stddev
+from lmtrain.models.linear import Linear, few_rows, stddev
 
 MAX_SAVED_LOGITS = 2**22  # elements up to which float32 logits are saved for the backward pass
 MAX_CHUNKS = 8  # parts, at most, in which more logits are computed, unless they are saved in bfloat16
@@ -37,17 +37,20 @@ def _product_backward(operands, g):
 product.defvjp(lambda x, kernel_DF: (product(x, kernel_DF), (x, kernel_DF)), _product_backward)
 
 
-def logits(hidden, kernel_DV, bias_V=None, softcap: float = 0.0, column_parallel=None):
+def logits(hidden, kernel_DV, bias_V=None, softcap: float = 0.0, column_parallel=None, transposed_VD=None):
     """float32 [..., V] from hidden [..., D]: hidden . kernel + bias, then the softcap (0 is off).
 
-    `column_parallel` is ShardingHooks.column_parallel or None.
+    Args:
+      column_parallel: ShardingHooks.column_parallel or None.
+      transposed_VD: instead of the kernel, in the dtype of the product (linear.few_rows).
     """
-    kernel_DV = kernel_DV.astype(hidden.dtype)
-    if column_parallel:
-        (out,) = column_parallel(hidden, [kernel_DV], jnp.float32)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if transposed_VD is not None:
+        out = few_rows(flat, transposed_VD).reshape(*hidden.shape[:-1], -1)
+    elif column_parallel:
+        (out,) = column_parallel(hidden, [kernel_DV.astype(hidden.dtype)], jnp.float32)
     else:
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        out = product(flat, kernel_DV).reshape(*hidden.shape[:-1], -1)
+        out = product(flat, kernel_DV.astype(hidden.dtype)).reshape(*hidden.shape[:-1], -1)
     if bias_V is not None:
         out += jnp.expand_dims(bias_V, range(out.ndim - 1))
     return softcap * jnp.tanh(out / softcap) if softcap else out

@@ -62,20 +62,21 @@ def append(cache, key_BG1K, value_BG1K, index):
     The token `index` is in the slot `index` modulo S: a cache whose S is the window of the layer is a ring.
 
     Args:
-      cache: (keys, values, layer): stacks [N, B, G, S, K] or tuples of N arrays, and the index of the layer.
+      cache: (keys, values, layer): stacks [N, B, G, S, K] or tuples of N arrays (`Transformer.init_cache`), and the
+        index of the layer.
     """
     *kinds, layer = cache
     own, updated = [], []
     for stack, new in zip(kinds, (key_BG1K, value_BG1K), strict=True):
-        whole = stack[layer] if isinstance(stack, tuple) else stack
-        at = (0, 0, index % whole.shape[-2], 0)
+        *rows, S, K = stack[layer].shape if isinstance(stack, tuple) else stack.shape[1:]
+        new, at = new.astype(jnp.result_type(stack[0])).reshape(*rows, 1, K), (*[0] * len(rows), index % S, 0)
         if isinstance(stack, tuple):
-            whole = jax.lax.dynamic_update_slice(whole, new.astype(whole.dtype), at)
+            whole = jax.lax.dynamic_update_slice(stack[layer], new, at)
             stack = (*stack[:layer], whole, *stack[layer + 1 :])
         else:
-            stack = jax.lax.dynamic_update_slice(stack, new.astype(stack.dtype)[None], (layer, *at))
+            stack = jax.lax.dynamic_update_slice(stack, new[None], (layer, *at))
             whole = jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
-        own.append(whole)
+        own.append(whole.reshape(*key_BG1K.shape[:2], S, K))
         updated.append(stack)
     return *own, (*updated, layer)
 

@@ -83,13 +83,15 @@ class Transformer(Settings):
         """An empty cache of `length` tokens a row: {'key', 'value': [N, B, G, S, K], 'length': int32 []}.
 
         Args:
-          layers: 'key' and 'value' are tuples of N arrays [B, G, S, K], for unrolled layers. Those of a layer with a
-            window have at most so many tokens (a ring).
+          layers: 'key' and 'value' are tuples of N arrays [B, G, S, K], for unrolled layers; of one row [G, S, K],
+            since XLA would copy an array with a dimension of 1 in every step. Those of a layer with a window have at
+            most so many tokens (a ring).
         """
         self.check_cache(length)
 
         def empty(length: int, *stack: int):
-            return jnp.zeros((*stack, batch_size, self.num_kv_heads, length, self.head_dim), self.dtype)
+            rows = () if layers and batch_size == 1 else (batch_size,)
+            return jnp.zeros((*stack, *rows, self.num_kv_heads, length, self.head_dim), self.dtype)
 
         def of_layers():
             if not layers:
@@ -320,10 +322,16 @@ class Network(nn.Module):
             x_BTD, bias_V = lm_head.MaskedHead(m, name='mlm_head')(x_BTD)
         if 'temperature' in batch:
             x_BTD = x_BTD / batch['temperature'][:, None, None].astype(x_BTD.dtype)
-        kernel_DV = embed().T if m.tied else lm_head.Kernel(m, name='head')()
+        transposed = None if self.is_initializing() else self.variables['params'].get('head', {}).get('transposed')
+        if transposed is not None:  # of either kind of head (inference.decode)
+            kernel_DV = None
+        else:
+            kernel_DV = embed().T if m.tied else lm_head.Kernel(m, name='head')()
         bias_V = bias_V if bias_V is None else jnp.pad(bias_V, (0, m.vocab_fill))
         options = {'bias_V': bias_V, 'softcap': m.logit_softcap}
-        all_logits = lm_head.logits(x_BTD, kernel_DV, **options, column_parallel=hooks.column_parallel)
+        all_logits = lm_head.logits(
+            x_BTD, kernel_DV, **options, column_parallel=hooks.column_parallel, transposed_VD=transposed
+        )
         outputs |= {'logits': all_logits[..., : m.vocab_size]}
         if 'targets' in batch:
             if batch['targets'].shape != x_BTD.shape[:2]:
