@@ -14,6 +14,7 @@ import sys
 
 PAGES = pathlib.Path(__file__).parent / 'tutorials'
 BLOCK = re.compile(r'^```\n(?P<commands>.*?)^```\n(\n```text\n.*?^```\n)?', re.MULTILINE | re.DOTALL)
+TYPED = 'What is a cat?\n'  # to a command that reads its terminal
 FIRST, LAST = 14, 12  # lines of an output that are shown
 
 
@@ -25,7 +26,7 @@ def output(commands: str, folder: pathlib.Path) -> str:
             ['bash', '-c', command],
             cwd=folder,
             env=os.environ | {'COLUMNS': '80'},
-            stdin=subprocess.DEVNULL,
+            input=TYPED,
             stdout=subprocess.PIPE,
             encoding='utf-8',
             check=True,

@@ -62,9 +62,10 @@ def prompted(run, flag_values: flags.FlagValues, template: str, prompts: list):
 
 
 def note(text: str) -> None:
-    """Prints a remark on stderr; stdout is for results."""
+    """Prints a remark on stderr, in 80 columns; stdout is for results."""
     dim, plain = cli.style('dim', 'plain', stream=sys.stderr)
-    print(f'{dim}{text}{plain}', file=sys.stderr)
+    lines = '\n'.join(cli.wrapped(line, '') for line in text.splitlines())
+    print(f'{dim}{lines}{plain}', file=sys.stderr)
 
 
 def from_flags(flag_values: flags.FlagValues) -> tuple[pathlib.Path, int | str, int]:

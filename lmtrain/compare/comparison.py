@@ -27,6 +27,7 @@ from lmtrain.compare.arms import Arm
 from lmtrain.compare.trials import Comparison
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, write_json
+from lmtrain.models import hub
 from lmtrain.runtime import lifecycle
 from lmtrain.training import load as loading
 from lmtrain.training import workdir
@@ -96,6 +97,7 @@ def prepare(config, directory: Path, selected: Sequence[Arm]) -> tuple[Compariso
             'config.init.base is empty: name the folder of a run or a Hugging Face directory; only without '
             'config.task.train, a base is pretrained first'
         )
+    config.init.base = hub.local_directory(config.init.base)
     for section, field in (('compare', 'seeds'), ('evaluate', 'every_steps')):
         if config[section][field] < 1:
             raise InputError(f'config.{section}.{field} = {config[section][field]}: it must be at least 1')

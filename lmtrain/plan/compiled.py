@@ -203,7 +203,8 @@ def page(config, target: Target, command: str = '') -> str:
         if fits or changes:
             parts.append('\n'.join(['to train it', '  ' + ' \\\n    '.join(words)]))
         else:
-            parts.append(f'no number of micro-batches makes it fit: take more chips than {target.name}, or --search')
+            way_out = f'take more chips than {target.name}, or --search'
+            parts.append(f'no number of micro-batches makes it fit:\n  {way_out}')
         return '\n\n'.join(parts)
 
 

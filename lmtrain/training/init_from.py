@@ -15,7 +15,7 @@ from lmtrain import adapt, checkpoint, tree
 from lmtrain.checkpoint import manifest
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, sha256
-from lmtrain.models import Transformer, generation
+from lmtrain.models import Transformer, generation, hub
 from lmtrain.models.settings import HEAD_KINDS
 from lmtrain.tasks import TASKS
 from lmtrain.training import sweep, workdir
@@ -300,7 +300,8 @@ def exportable(config) -> str:
     if config.data.tokenizer == 'base' and not init.base:
         return 'yes, as the base that config.init.base will name'
     try:
-        model = open_base(init.base, init.adapter, init.ignore).model if init.base else Transformer(**config.model)
+        directory = hub.local_directory(init.base)
+        model = open_base(directory, init.adapter, init.ignore).model if directory else Transformer(**config.model)
         task = TASKS[config.task.name]
         if not task.predicts_tokens:
             from lmtrain.models import pretrained

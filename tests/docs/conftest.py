@@ -32,7 +32,7 @@ def write_files(folder: pathlib.Path) -> None:
     (folder / 'notes').mkdir()
     (folder / 'project').mkdir()
     files = {'book.txt': 900, 'new.txt': 300, 'old.txt': 300, 'one.txt': 200, 'two.txt': 400, 'three.txt': 100}
-    files |= {'notes/monday.txt': 40, 'notes/tuesday.txt': 60, 'project/README.md': 200}
+    files |= {'notes/monday.txt': 40, 'notes/tuesday.txt': 60, 'notes/wednesday.md': 30, 'project/README.md': 200}
     for number, (name, count) in enumerate(files.items()):
         (folder / name).write_text('\n'.join(sentences(count, number)) + '\n', encoding='utf-8')
     code = ''.join(f'def f{i}(x):\n    return x + {i}\n\n\n' for i in range(200))
@@ -85,6 +85,9 @@ def base(tmp_path_factory):
         patch.setattr(process_setup, 'prepare', lambda: None)
         assert run(small(words))[0] == 0
         assert run(['export', f'--workdir={folder / "run"}', '--format=hf', f'--to={folder / "hf"}'])[0] == 0
+        about = json.loads((folder / 'hf/tokenizer_config.json').read_text(encoding='utf-8'))
+        about['chat_template'] = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+        (folder / 'hf/tokenizer_config.json').write_text(json.dumps(about), encoding='utf-8')
         words = [word for word in words if not word.startswith('--workdir')] + [f'--workdir={folder / "lora"}']
         words += [f'--config.init.base={folder / "hf"}', '--config.adapt.method=lora', '--config.data.tokenizer=base']
         assert run(small(words))[0] == 0

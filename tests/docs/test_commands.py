@@ -28,9 +28,12 @@ LAUNCHERS = ('local', 'slurm', 'tpu', 'gke')
 
 
 def executed(words: list[str], small) -> list[str]:
-    """The words of a command as it is run here: training is tiny, launchers print what they would start."""
+    """The words of a command as it is run here: models are tiny, launchers print what they would start."""
     if words[0] == 'train':
         return small(words)
+    if words[0] == 'plan':
+        sizes = {'num_layers': 1, 'width': 256, 'mlp_dim': 512, 'vocab_size': 1024}
+        return [*words, *(f'--config.model.{name}={size}' for name, size in sizes.items())]
     return [words[0], '--print_only', *words[1:]] if words[0] in LAUNCHERS else words
 
 
@@ -65,3 +68,4 @@ def test_dry_run_needs_no_data(name, machine):
     tiny += ['--config.optimizer.accumulate=1', '--config.data.seq_len=16']
     code, out, err = machine.run(['train', f'--config=configs/{name}.py', '--dry_run', *tiny])
     assert code == 0, out + err
+    assert not [line for line in (out + err).splitlines() if len(line) > 80]

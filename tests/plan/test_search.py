@@ -37,7 +37,7 @@ def test_the_fastest_comes_first_and_the_batch_is_kept():
     ranked = search.candidates(config, hardware.Target('h100:8', hardware.CHIPS['h100'], 8))
     speeds = [one.speed for one in ranked]
     assert speeds == sorted(speeds, reverse=True) and speeds[0] > speeds[-1]
-    assert {one.accumulate for one in ranked} == {1, 2, 4, 8, 16, 32, 64}
+    assert {one.accumulate for one in ranked} == {1, 2, 4, 8, 16}  # two heads: at least 4 devices share the rows
     for one in ranked:
         rows = 64 // (one.mesh[0] * one.mesh[1] * one.accumulate)
         assert rows >= 1 and one.of(config).data.batch_size == 64 == rows * one.mesh[0] * one.mesh[1] * one.accumulate
