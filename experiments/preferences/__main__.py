@@ -63,10 +63,10 @@ PARTS = {
 }
 
 
-def prepare(root: pathlib.Path, folder: pathlib.Path) -> dict[str, int]:
-    """Writes the rows as {split}.jsonl; rows with one first question are in one split. Returns how many each has."""
+def prepare(root: pathlib.Path, folder: pathlib.Path, count: int | None) -> dict[str, int]:
+    """{split: number of rows}, of the first `count`, written as {split}.jsonl; a first question is in one split."""
     files = {split: [] for split in ('train', *SHARES)}
-    for row in read_rows(FILE, str(root)):
+    for row in read_rows(FILE, str(root))[:count]:
         place = hash_unit('preferences', read_pair(row, None).chosen.texts[0].split('\n\nAssistant:')[0])
         split = 'test' if place < SHARES['test'] else 'validation' if place < sum(SHARES.values()) else 'train'
         files[split].append(json.dumps(row.fields) + '\n')
@@ -116,7 +116,7 @@ def figures(part: str, trials: list[dict]) -> list[dict]:
     rows = [
         record.row(
             f'{what}: accuracy on {values.shape[1]} held-out pairs, {len(trials)} seeds',
-            f'{100 * accuracy.value:.1f} % ({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f})',
+            f'{100 * accuracy.mean:.1f} % ({100 * accuracy.low:.1f} to {100 * accuracy.high:.1f})',
             'interval excludes 50 %' + (', aim 60 %' if part == 'reward' else ''),
             accuracy.low > 0.5,
         )
@@ -133,12 +133,12 @@ def main() -> None:
     parser.add_argument('--encoder', help='base of the reward model')
     parser.add_argument('--base', help='base of DPO')
     parser.add_argument('--only', default='reward,dpo', help='parts')
-    parser.add_argument('--quick', action='store_true', help='three steps, one rate, two seeds; nothing is written')
+    parser.add_argument('--quick', action='store_true', help='100 pairs, three steps, two seeds; nothing is written')
     arguments = parser.parse_args()
     trials, table = [], []
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        sizes = prepare(pathlib.Path(arguments.root).resolve(), folder)
+        sizes = prepare(pathlib.Path(arguments.root).resolve(), folder, 100 if arguments.quick else None)
         for part in arguments.only.split(','):
             base = arguments.encoder if part == 'reward' else arguments.base
             if not base:
