@@ -5,7 +5,8 @@ Command: lmtrain train --config=configs/sft.py --workdir=runs/sft
          with --config.task.train="('pairs.jsonl',)" --config.task.validation="()" --config.data.tokenizer=base
          --config.data.seq_len=1024 on a file of your own (formats: configs/reward_model.py); a row holds both sides
          with --config.adapt.method=lora --config.objective.reference=live without a pass before the training
-         with --config.task.name=unpaired for rows with a label (KTO); --config.task.group=4 of them share a row
+         with --config.task.name=unpaired --config.data.seq_len=256 for rows with a label (KTO), of which task.group = 4
+         and their mismatched completions share a row
 Cost:    two minutes on two CPU cores for generated rows
 Score:   experiments/rewards: held-out prompts that the greedy completion answers, before and after
 """

@@ -821,6 +821,79 @@ FAULTS = {
             'labels * predictions',
         ),
     ],
+    'lmtrain/tasks/segments.py': [
+        ('tokens of the prompt count', "values_BT * batch['loss_mask']", 'values_BT'),
+        (
+            'rejected sides are the chosen ones',
+            'values_BS[:, 0::2], values_BS[:, 1::2]',
+            'values_BS[:, 0::2], values_BS[:, 0::2]',
+        ),
+        ('an absent pair counts', '> 0).astype(jnp.float32)', '>= 0).astype(jnp.float32)'),
+        ('live is the model itself', 'forward(batch, reference_model=True)', 'forward(batch)'),
+    ],
+    'lmtrain/tasks/preference.py': [
+        (
+            'labels are smoothed to the wrong side',
+            '-(1 - smoothing) * jax.nn.log_sigmoid(logits) - smoothing',
+            '-smoothing * jax.nn.log_sigmoid(logits) - (1 - smoothing)',
+        ),
+        ('the target of IPO is 1 / beta', '1 / (2 * beta)) ** 2', '1 / beta) ** 2'),
+        (
+            'the margin of SimPO is subtracted from nothing',
+            '_difference(rewards) - target_margin',
+            '_difference(rewards)',
+        ),
+        ('odds are probabilities', 'mean - _log1mexp(mean)', 'mean'),
+        (
+            'the reference is left out',
+            'own.logprob - segments.reference_logprob(forward, batch, reference)',
+            'own.logprob',
+        ),
+    ],
+    'lmtrain/tasks/reward.py': [
+        (
+            'the margin is added',
+            "difference - segments.sides(batch['margin'])[0]",
+            "difference + segments.sides(batch['margin'])[0]",
+        ),
+        ('differences are centred', 'centring * (chosen + rejected) ** 2', 'centring * (chosen - rejected) ** 2'),
+        ('every bin weighs the same', "sum(each['pairs'] * abs(", 'sum(total / len(bins) * abs('),
+        ('an added head reads the first segment', "pool, batch['scored'])", "pool, jnp.ones_like(batch['scored']))"),
+    ],
+    'lmtrain/tasks/unpaired.py': [
+        (
+            'the estimate may be negative',
+            'jnp.maximum(jnp.sum(mismatched, axis=1, keepdims=True) / count, 0.0)',
+            'jnp.sum(mismatched, axis=1, keepdims=True) / count',
+        ),
+        ('the estimate is of the texts themselves', 'jnp.sum(mismatched, axis=1', 'jnp.sum(ratio, axis=1'),
+        (
+            'undesirable completions are desirable',
+            'sign, weight = 2 * label - 1',
+            'sign, weight = jnp.ones_like(label)',
+        ),
+        ('rows of the group before count twice', 'weight = first + offset >= begin and first', 'weight = first'),
+    ],
+    'lmtrain/tasks/pairs.py': [
+        ('equal sides are kept', 'if pair.chosen == pair.rejected:', 'if pair.chosen is pair.rejected:'),
+        (
+            'an empty rejected side is kept',
+            'preferences.is_empty(pair.chosen) or preferences.is_empty(pair.rejected)',
+            'preferences.is_empty(pair.rejected)',
+        ),
+        ('all of the excess is cut from each prompt', '- form.length.seq_len, 0) / 2)', '- form.length.seq_len, 0))'),
+        ('the mask is not shifted', 'np.array([*trained[1:], False], np.float32)', 'np.array(trained, np.float32)'),
+    ],
+    'lmtrain/data/preferences.py': [
+        ('the last answer may be part of the prompt', 'zip(chosen[:-1], rejected[:-1])', 'zip(chosen, rejected)'),
+        ('no end token is added', 'ids, trained = [*ids, tokenizer.end_id], [*trained, True]', 'pass'),
+        ('the begin token is cut', '[*self.prompt[:1], *self.prompt[1 + count :]]', '[*self.prompt[count:]]'),
+    ],
+    'lmtrain/training/reference.py': [
+        ('the cache is the same for every base', 'start = base.hash if base else', 'start = 0 if base else'),
+        ('the first side of a row is written twice', 'at += size', 'at += 0'),
+        ('a trained base is accepted', '    if trained:', '    if not trained:'),
+    ],
     'lmtrain/models/task_head.py': [
         ('the activation is left out', 'x = ACTIVATIONS[m.head_activation](x)', 'x = x'),
         ('the mean counts padding', 'jnp.maximum(jnp.sum(real_BT, axis=1), 1)[:, None]', 'T'),

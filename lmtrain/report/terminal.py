@@ -282,7 +282,8 @@ def evaluation(ended: Mapping[str, Any], colour: bool = False) -> str:
     notes = rate_table(ended['sweep']) if 'sweep' in ended else []
     notes += [note(*remark) for remark in ended.get('remarks', {}).items()]
     if 'bits_per_byte' not in results:
-        return '\n'.join([style(title, 'bold', colour), f'  {evaluation_line(results, baselines)}', *notes])
+        line = textwrap.fill(evaluation_line(results, baselines), 80, initial_indent=GAP, subsequent_indent=GAP)
+        return '\n'.join([style(title, 'bold', colour), line, *notes])
     lines = [
         style(title, 'bold', colour),
         f'  loss {results["loss"]:.4f} nats   perplexity {results["perplexity"]:.4g}   '
