@@ -2071,7 +2071,6 @@ FAULTS = {
             'planned = run.flops_per_step.executed / run.mesh.size',
             'planned = run.flops_per_step.executed',
         ),
-        ('a base has a stand-in', ' or config.init.base:', ':'),
         (
             'a batch of another seed is shown',
             "run.stream('train', shuffle=True).batch(0)",
