@@ -10,6 +10,7 @@ from lmtrain.data import Tokenizer
 from lmtrain.errors import InputError
 from lmtrain.inference.likelihood import Prompt, log_likelihoods
 from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.runtime import progress
 from lmtrain.tree import Params
 
 
@@ -57,7 +58,8 @@ def bits_per_byte(
     flat = [prompt for prompts in each for prompt in prompts]
     if not flat:
         raise InputError('no text has a token')
-    result = log_likelihoods(model, params, flat, batch_size)
+    with progress.phase('scoring the text', brief=True):
+        result = log_likelihoods(model, params, flat, batch_size)
     nats = np.array([float(own[0]) for own in result.nats])
     ends = np.cumsum([0, *map(len, each)])
     rows = [

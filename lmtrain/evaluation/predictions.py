@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from lmtrain import data
+from lmtrain.runtime import progress
 from lmtrain.tasks.task import with_settings
 
 
@@ -25,7 +26,7 @@ def predictions(
         return predict(lambda columns: model.apply({'params': params}, columns), batch)
 
     results: list[Any] = [None] * len(stream.examples_of.source)
-    for step in range(stream.steps_per_epoch):
+    for step in progress.each(range(stream.steps_per_epoch), 'predicting, batches', brief=True):
         leaves, tree = jax.tree.flatten(jax.device_get(run(params, place(stream.batch(step)))))
         for at, example in np.ndenumerate(stream.examples(step)):  # (row,), or (row, segment)
             if example >= 0:

@@ -17,6 +17,7 @@ from lmtrain.errors import InputError
 from lmtrain.evaluation import predictions
 from lmtrain.models import Transformer, generation, hub
 from lmtrain.parallel import sharding
+from lmtrain.runtime import progress
 from lmtrain.tasks import TASKS
 from lmtrain.training import choose, evaluate, init_from, reference, rollouts, workdir
 from lmtrain.training.build import build
@@ -82,7 +83,8 @@ def load_directory(directory: str, adapter: str = '', ignore: Sequence[str] = ()
 
 def _load(base: init_from.Base, tokenizer: data.Tokenizer) -> LoadedModel:
     ends = generation.fields_of(base.generation, tokenizer, base.model.vocab_size)['eos_token_id']
-    params = base.load(lambda path, array: jax.device_put(array))
+    with progress.phase('loading the parameters', brief=True):
+        params = base.load(lambda path, array: jax.device_put(array))
     template = None
     if base.config and TASKS[base.config.task.name].conversations:
         template = trained_template(base.config.task, tokenizer)
