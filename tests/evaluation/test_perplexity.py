@@ -64,7 +64,7 @@ def test_the_standard_error_is_that_of_resampled_texts(computes):
 def test_only_causal_language_models_have_a_perplexity(computes):
     model, params, tokenizer = computes
     for changes in ({'causal': False}, {'head': 'none'}):
-        with pytest.raises(ValueError, match='only a causal language model has a perplexity'):
+        with pytest.raises(ValueError, match='only a causal language model gives'):
             bits_per_byte(dataclasses.replace(model, **changes), params, tokenizer, ['a'])
     with pytest.raises(ValueError, match='no text has a token'):
         bits_per_byte(*computes, [''])
