@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import textwrap
 
 from absl import flags
 
@@ -83,7 +84,7 @@ def from_flags(flag_values: flags.FlagValues) -> tuple[pathlib.Path, int | str, 
     folder = pathlib.Path(flag_values.workdir)
     choice = choose.choose(folder, step, flag_values.member)
     for text in choice.notes:
-        note(text)
+        note(textwrap.fill(text, 80))
     return folder, choice.step, choice.member
 
 

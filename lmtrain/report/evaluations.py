@@ -76,7 +76,7 @@ def exhausted(bests: Sequence[Sequence], patience: int) -> bool:
 def overfitting(lines: Sequence[Mapping[str, Any]]) -> Overfitting | None:
     """Where a run began to overfit; None if it did not, or there are too few evaluations to say."""
     measured = losses(lines)
-    if len(measured) <= RISING:
+    if len(measured) <= RISING or any('validation_reward' in line for line in lines):  # a policy's loss says little
         return None
     steps, lowest = sorted(measured), best(measured)
     if len([step for step in steps if step > lowest]) < RISING or steps[0] == lowest:

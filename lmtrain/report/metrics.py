@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lmtrain.files import read_json_lines
 from lmtrain.report.trackers import JsonLines, TensorBoard, Tracker
 
 
@@ -81,6 +82,10 @@ class Writers:
         for row in rows:
             line = {key: plain(value) for key, value in row.items()}
             self._attempt(name, self._files[name], int(step), line)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl so far."""
+        return read_json_lines(self._folder / 'metrics.jsonl')
 
     def timings(self, step: int, values: Mapping[str, Any]) -> None:
         """One line {'step', *values} of timings.jsonl, such as `Meter.read` gives."""

@@ -46,6 +46,7 @@ class Loop:
         self.sampled = extra.get('sampled', {})  # numbers of the rollouts that a resumed run needs
         self.sampling = 0.0  # seconds of rollouts in this start
         self.patience, self.bests = run.config.evaluate.patience, extra.get('bests', [])  # of early stopping
+        self.rises = 0  # evaluations in a row with a higher loss than the one before
         self.all_max, self.stopping, self.spent_by_all = multihost.AsyncMax(), False, 0.0
 
     def _measure(self):
@@ -215,6 +216,8 @@ class Loop:
             return
         if self.parts.initial.members:
             validation = sweep.of_best_rate(self.parts.initial.members, validation)
+        rises = self.validation is not None and validation['loss'] > self.validation['loss']
+        self.rises = self.rises + 1 if rises else 0
         self.validation, self.evaluated_at = validation, self.step
         if self.patience:
             self.bests = evaluations.follow(self.bests, self.step, validation)
@@ -223,6 +226,10 @@ class Loop:
         self.live.print(terminal.note(f'{self.step:,}', terminal.evaluation_line(self.validation, self.baselines)))
         if self.parts.initial.members:
             self.live.print(terminal.note('', sweep.line(self.parts.initial.members, self.validation)))
+        if self.rises == evaluations.RISING and self.writers and not self.parts.initial.members:
+            steps_per_epoch = self.step / summary.epochs(self.parts, self.step)
+            if sign := evaluations.overfitting(self.writers.lines()):
+                self.live.print(terminal.note('overfits', evaluations.text(sign, steps_per_epoch)))
         for name, own in self.validation.get('sources', {}).items():
             self.live.print(terminal.note('', f'{name}: {terminal.evaluation_line(own, {})}'))
         if warning := self.monitor.compare(self.validation) if self.parts.task.on_policy else '':

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import types
 
 import jax
@@ -156,3 +157,16 @@ def test_run_ends_at_the_fifth_skipped_step_in_a_row():
     assert logged(4) == [{'skipped_in_a_row': 4}]
     with pytest.raises(Aborted, match='no finite loss or gradient in 5 steps, to step 7 on batch digest'):
         logged(5)
+
+
+def test_overfitting_is_reported_when_it_begins(config, tmp_path, monkeypatch, capsys):
+    """The validation loss of every evaluation is given; that of training falls."""
+    config.budget.steps, config.evaluate.every_steps, config.checkpoint.every_steps = 10, 2, 10
+    losses = iter([3.0, 2.0, 2.1, 2.2, 2.3])
+    measured = evaluate.evaluate
+    monkeypatch.setattr(evaluate, 'evaluate', lambda *given: measured(*given) | {'loss': next(losses)})
+    results = train.train(config, tmp_path / 'run')
+    printed = ' '.join(capsys.readouterr().out.split())
+    assert printed.count('overfits from step 4') == 2  # once when it begins, once at the end
+    assert re.search(r'overfits from step 4 \([\d.]+ epochs\) to 8 \([\d.]+ epochs\) the validation loss rose', printed)
+    assert results['remarks']['overfits'].startswith('from step 4') and 'to 10 (' in results['remarks']['overfits']

@@ -88,7 +88,7 @@ def test_build_does_not_change_the_config(folder, text):
 def test_process_0_reads_the_saved_config_for_all(folder, text, monkeypatch):
     saved = workdir.read_config(folder / 'base')
     saved['task']['date'] = '2031-02-03'
-    monkeypatch.setattr(multihost, 'all_gather_object', lambda value: [saved, value])
+    monkeypatch.setattr(multihost, 'all_gather_object', lambda value: [(saved, {}), value])
     assert resolve(small(text), folder / 'elsewhere')[0].task.date == '2031-02-03'
 
 

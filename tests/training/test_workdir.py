@@ -33,6 +33,7 @@ FREE = (
     'data.cache',
     'data.root',
 )
+FREE += ('policy.show_every', 'policy.evaluate_temperature')
 FREE += ('data.split', 'task.template', 'task.date', 'task.labels')  # of which the fingerprint of the data knows
 FREE += ('objective.pool',)  # of a text, the task of base.py
 ROUNDING = ('mesh.', 'model.attention', 'model.remat', 'model.unroll', 'optimizer.accumulate')
