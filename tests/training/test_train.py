@@ -114,6 +114,27 @@ def test_run_stopped_by_sigterm_and_resumed_equals_the_uninterrupted_one(config,
         train.train(config, parts)
 
 
+def test_seconds_of_a_killed_start_are_part_of_the_cost(config, tmp_path, monkeypatch):
+    config.log.every_steps = 1
+    written = metrics.Writers.timings
+
+    class Killed(BaseException):
+        pass
+
+    def killed_at_six(self, step, *arguments):
+        written(self, step, *arguments)
+        if step == 6:  # the last checkpoint is of step 4
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(metrics.Writers, 'timings', killed_at_six)
+        train.train(config, tmp_path / 'run')
+    results = train.train(config, tmp_path / 'run')
+    first, second = lines(tmp_path / 'run', 'lineage.jsonl')
+    assert first['lost_seconds'] == 0 < second['lost_seconds'] == results['cost']['lost_seconds']
+    assert results['cost']['device_seconds'] >= results['cost']['seconds'] + second['lost_seconds']
+
+
 def test_finished_run_is_not_changed(config, tmp_path, monkeypatch, capsys):
     config.log.tensorboard, config.checkpoint.keep_last = True, 9
     first = train.train(config, tmp_path / 'run')

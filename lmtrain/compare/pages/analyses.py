@@ -117,7 +117,11 @@ def break_even(results: Results, advice: Recommendation) -> list:
     own = [entry for entry in entries if anchor in (entry['prompt'], entry['trained'])]
     order = sorted(entries, key=lambda entry: anchor not in (entry['prompt'], entry['trained']))
     columns = [Column(name, numeric=False) for name in ('trained arm', 'prompt')]
-    columns += [Column('difference in accuracy, points'), Column('queries'), Column('shared tokens cached')]
+    columns += [
+        Column('difference in accuracy, points (95 %, not corrected)'),
+        Column('queries'),
+        Column('shared tokens cached'),
+    ]
     columns += [Column(f'creation at {ratio} the price') for ratio in ('a tenth of', 'ten times')]
     rows = [_even(results, entry, size) for entry in order]
     folded = Table(columns, rows, summary='All pairs of a prompt and a trained arm')

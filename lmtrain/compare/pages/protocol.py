@@ -11,6 +11,7 @@ from lmtrain.files import flatten_fields
 from lmtrain.report import terminal
 
 CLASSES = 12  # that are named
+BY = 'by the loss at the temperature that is fitted there'
 # (title, numeric) of the table of trials
 TRIAL = (
     ('arm', False),
@@ -56,11 +57,13 @@ def _rows(results: Results) -> list[tuple[str, str]]:
     counts = [f'{rows[name]:,} for {use}' for name, use in uses if rows.get(name) is not None]
     sizes = [f'{size:,}' for size in values.sizes(results) if size]
     seeds = [str(seed) for seed in sorted({trial['seed'] for trial in trials})]
+    margin = results.get('margin')
     return [
         ('Labelled rows', listed(counts)),
         ('Training sets', f'{listed(sizes)} rows, each a part of the next; all arms see the same' if sizes else ''),
         ('Seeds', f'{listed(seeds)}; a seed draws the rows as well as the initial values' if seeds else ''),
-        ('Selection', 'learning rate, step, prompt and calibration were chosen on the selection rows alone'),
+        ('Selection', f'learning rate, step, prompt and calibration were chosen on the selection rows alone, {BY}'),
+        ('Margin', '' if margin is None else f'arms within {100 * margin:g} points count as equivalent'),
         ('Test', 'the test rows were read once, after every trial had finished'),
     ]
 
