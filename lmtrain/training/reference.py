@@ -49,7 +49,13 @@ def note(config) -> str:
 
 def check(initial) -> None:
     """Raises InputError if the step cannot compute the reference model because the method changes the base."""
-    if mode(initial.config) != 'live':
+    chosen = mode(initial.config)
+    if chosen == 'cached' and not initial.base and len({member.seed for member in initial.members}) > 1:
+        raise InputError(
+            "sweep.seeds with objective.reference = 'cached' and no init.base: every member begins with other "
+            'parameters, so that one reference model is not that of all; name a base'
+        )
+    if chosen != 'live':
         return
     trained = tree.flatten(initial.reference_params(initial.member_shapes.trainable))
     if trained:
@@ -103,7 +109,10 @@ def _key(run) -> str:
 
 def _compute(run) -> dict[str, np.ndarray]:
     """{split: float32 [N]}: log p(next token) of the tokens of each split under the base; 0 where there is none."""
-    params = run.initial.on_mesh(lambda state: run.initial.reference_params(state.params))
+    trainable, frozen = run.initial.on_mesh(lambda state: (state.trainable, state.frozen))
+    if run.initial.members:  # all of them begin with the base
+        trainable = jax.tree.map(lambda leaf: leaf[0], trainable)
+    params = run.initial.reference_params(tree.join(frozen, trainable))
     columns = ('tokens', 'segment_ids', 'positions', 'targets')
     place, everywhere = sharding.place(run.mesh), NamedSharding(run.mesh, PartitionSpec())
 

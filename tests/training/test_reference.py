@@ -102,6 +102,18 @@ def test_log_probabilities_are_computed_once_and_kept(base, monkeypatch):
     np.testing.assert_array_equal(again['ref_logprob'], column['ref_logprob'])
 
 
+def test_members_of_a_sweep_share_the_reference(base):
+    run = reference.complete(build(*resolve(recipe(base, **{'sweep.learning_rates': (0.01, 0.02)})), jax.devices()[:1]))
+    state, step, place = run.initial.on_mesh(), run.train_step(), sharding.place(run.mesh)
+    for index in range(2):
+        state, measured = step(state, place(run.train_stream().batch(index)), np.float32(0.5))
+        if not index:
+            np.testing.assert_allclose(measured['loss_members'], [np.log(2)] * 2, atol=1e-6)
+    assert np.ptp(measured['loss_members']) > 1e-4
+    with pytest.raises(InputError, match='sweep.seeds with .* every member begins with other parameters'):
+        build(*resolve(recipe(base, **SIZES, **{'sweep.seeds': (0, 1)})), jax.devices()[:1])
+
+
 def test_reference_free_objectives_have_no_column(base):
     run = build(*resolve(recipe(base, **{'objective.name': 'simpo'})), jax.devices()[:1])
     assert reference.complete(run) is run and 'ref_logprob' not in run.stream('train').batch(0)
