@@ -25,6 +25,5 @@ def get_config():
     config.budget.steps = 150
     config.optimizer.learning_rate = 1e-4
     config.optimizer.weight_decay = 0.0
-    config.schedule.name = 'cosine'
     config.schedule.warmup = 0.1
     return config

@@ -22,6 +22,5 @@ def get_config():
     config.budget.steps = 300
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.0
-    config.schedule.name = 'cosine'
     config.sample.prompts = ()
     return config

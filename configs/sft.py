@@ -8,7 +8,9 @@ Score:   experiments/rewards: held-out prompts that the greedy completion answer
 
 from configs import base
 
-SOURCE = 'generated:sort'
+# Three quarters of the completions are in reverse: the base can sort, and does so in a quarter of its answers.
+SOURCE = 'generated:sort,rows=20000,wrong=0.75'
+HELD_OUT = 'generated:sort'
 
 
 def get_config():
@@ -18,7 +20,8 @@ def get_config():
     config.data.seq_len = 32
     config.data.batch_size = 64
     config.task.name = 'chat'
-    config.task.train = config.task.validation = config.task.test = (SOURCE,)
+    config.task.train = (SOURCE,)
+    config.task.validation = config.task.test = (HELD_OUT,)
     config.task.text = ('prompt',)
     config.task.label = 'completion'
     config.task.template = 'none'
@@ -27,10 +30,9 @@ def get_config():
     config.model.num_heads = 4
     config.model.mlp_dim = config.model.get_oneway_ref('width') * 8 // 3
     config.model.qk_norm = True
-    config.budget.steps = 40  # few: a base that is right on less than 30 % of the held-out prompts
-    config.evaluate.every_steps = config.checkpoint.every_steps = 40
+    config.budget.steps = 500
+    config.evaluate.every_steps = config.checkpoint.every_steps = 250
     config.optimizer.learning_rate = 2e-3
-    config.schedule.name = 'constant'
     config.log.tensorboard = False
     config.reward.verifier = 'exact'  # the held-out measure of a pipeline
     config.sample.max_tokens = 16

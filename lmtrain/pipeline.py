@@ -47,8 +47,8 @@ def run(name: str, configs: Mapping[str, Any], workdir) -> list[dict[str, Any]]:
       workdir: created if it does not exist.
 
     Returns:
-      For each stage {'stage', 'score' (mean reward of greedy completions of held-out prompts; None if the model writes
-      no text), 'failures', 'validation' (of results.json), 'steps', 'seconds'}.
+      For each stage {'stage', 'greedy' and 'sampled' (mean rewards of completions of held-out prompts, at temperature 0
+      and 1; None if the model writes no text), 'failures', 'validation' (of results.json), 'steps', 'seconds'}.
 
     Raises what `training.train` raises, and InputError if a finished stage had another config.
     """
@@ -86,7 +86,7 @@ def _run_stage(stage: Stage, config, workdir: Path, measured, rows: list[Row], r
         config.reward.verifier, config.reward.model = '', str(workdir / stage.reward_model)
     print(terminal.note('stage', f'{stage.name} in {folder}'))
     trained = training.train(config.lock(), folder)
-    result = {'stage': stage.name, 'score': None, 'failures': {}, 'validation': trained['validation']}
+    result = {'stage': stage.name, 'greedy': None, 'sampled': None, 'failures': {}, 'validation': trained['validation']}
     if TASKS[config.task.name].predicts_tokens:
         model = loading.load_run(folder, 'last')
         result |= score(model, rows, measured.task.text, reward)
@@ -105,7 +105,7 @@ def held_out_rows(config) -> list[Row]:
 
 
 def score(model: loading.LoadedModel, rows: list[Row], text: tuple[str, ...], reward) -> dict[str, Any]:
-    """{'score': mean reward of the greedy completions, 'failures': those of `rewards.Scored`}.
+    """{'greedy', 'sampled': mean reward at temperature 0 and 1, 'failures': of both, see `rewards.Scored`}.
 
     Args:
       text: fields of the prompt, as config.task.text; () is `prompt`.
@@ -114,31 +114,35 @@ def score(model: loading.LoadedModel, rows: list[Row], text: tuple[str, ...], re
     texts = ['\n\n'.join(text_of(row, name) for name in text or ('prompt',)) for row in rows]
     ids = [prompts.encode(each, tokenizer, model.template) for each in texts]
     room = model.model.max_len + 1 - max(map(len, ids))
-    generated = sample.generate(
-        model.model,
-        model.params,
-        ids,
-        max_tokens=min(MAX_TOKENS, room),
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        seed=0,
-        end_ids=model.end_ids,
-        vocab_size=tokenizer.vocab_size,
-        absent=tokenizer.absent,
-    )
-    completions = [tokenizer.decode(each.ids) for each in generated]
-    scored = reward(texts, completions, [row.fields for row in rows])
-    return {'score': float(scored.total.mean()), 'failures': scored.failures}
+    results: dict[str, Any] = {'failures': {}}
+    for name, temperature in (('greedy', 0.0), ('sampled', 1.0)):
+        generated = sample.generate(
+            model.model,
+            model.params,
+            ids,
+            max_tokens=min(MAX_TOKENS, room),
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            seed=0,
+            end_ids=model.end_ids,
+            vocab_size=tokenizer.vocab_size,
+            absent=tokenizer.absent,
+        )
+        scored = reward(texts, [tokenizer.decode(each.ids) for each in generated], [row.fields for row in rows])
+        results[name] = float(scored.total.mean())
+        for reason, count in scored.failures.items():
+            results['failures'][reason] = results['failures'].get(reason, 0) + count
+    return results
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The table of the stages: held-out score, validation, steps, time."""
-    lines = [('stage', 'held-out', 'validation', 'steps', 'time')]
+    """The table of the stages: held-out rewards, validation, steps, time."""
+    lines = [('stage', 'greedy', 'sampled', 'validation', 'steps', 'time')]
     for each in results:
         name = next(name for name in MEASURES if name in each['validation'])
         value = each['validation'][name]
-        score = '-' if each['score'] is None else f'{each["score"]:.3f}'
+        scores = ('-' if each[kind] is None else f'{each[kind]:.3f}' for kind in ('greedy', 'sampled'))
         cells = (f'{name} {value:.4g}', f'{each["steps"]:,}', terminal.duration(each['seconds']))
-        lines.append((each['stage'], score, *cells))
-    return '\n'.join(terminal.table(lines, right=(1, 3, 4)))
+        lines.append((each['stage'], *scores, *cells))
+    return '\n'.join(terminal.table(lines, right=(1, 2, 4, 5)))

@@ -44,7 +44,7 @@ def test_stages_follow_each_other_and_share_a_score(trained):
     assert json.loads((folder / 'pipeline.json').read_text(encoding='utf-8')) == results
     saved = json.loads((folder / 'second' / 'config.json').read_text(encoding='utf-8'))
     assert saved['init']['base'] == str(folder / 'first')
-    assert all(0 <= each['score'] <= 1 and not each['failures'] for each in results)
+    assert all(0 <= each['greedy'] <= 1 and 0 <= each['sampled'] <= 1 and not each['failures'] for each in results)
 
 
 def test_score_is_the_mean_reward_of_greedy_completions(trained, monkeypatch):
@@ -61,8 +61,11 @@ def test_score_is_the_mean_reward_of_greedy_completions(trained, monkeypatch):
         texts.extend(completions)
         return rewards.Scored(np.arange(len(prompts), dtype=np.float32), {}, {'odd': 1})
 
-    assert pipeline.score(model, rows, ('prompt',), reward) == {'score': (len(rows) - 1) / 2, 'failures': {'odd': 1}}
-    assert len(texts) == len(rows)
+    mean = (len(rows) - 1) / 2
+    scored = pipeline.score(model, rows, ('prompt',), reward)
+    assert scored == {'greedy': mean, 'sampled': mean, 'failures': {'odd': 2}}
+    greedy, sampled = texts[: len(rows)], texts[len(rows) :]
+    assert len(sampled) == len(rows) and greedy != sampled
 
 
 def test_a_second_call_runs_nothing_again(trained, monkeypatch):
@@ -97,8 +100,15 @@ def test_a_pipeline_needs_held_out_rows(tmp_path):
 
 
 def test_the_table_fits_the_terminal():
-    row = {'stage': 'reward_model', 'score': None, 'validation': {'loss': 0.51234}, 'steps': 12_000, 'seconds': 4000.0}
-    text = pipeline.table([row, row | {'stage': 'ppo', 'score': 0.9123}])
+    row = {
+        'stage': 'reward_model',
+        'greedy': None,
+        'sampled': None,
+        'validation': {'loss': 0.51234},
+        'steps': 12_000,
+        'seconds': 4000.0,
+    }
+    text = pipeline.table([row, row | {'stage': 'ppo', 'greedy': 0.9123, 'sampled': 0.5}])
     assert '0.912' in text and '12,000' in text and max(map(len, text.splitlines())) <= 80
 
 
@@ -109,7 +119,7 @@ def test_stages_of_a_pipeline_are_recipes_on_the_same_rows(name):
     for index, stage in enumerate(stages):
         earlier = [each.name for each in stages[:index]]
         assert {stage.base, stage.reward_model} - {''} <= set(earlier) and bool(stage.base) == bool(index)
-    assert len({(each.task.train, each.task.validation, each.task.test) for each in configs}) == 1
+    assert len({(each.task.validation, each.task.test) for each in configs}) == 1
     assert pipeline.held_out_rows(configs[0]) and configs[0].reward.verifier
 
 

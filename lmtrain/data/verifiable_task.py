@@ -27,7 +27,7 @@ class Settings(NamedTuple):
     Attributes:
       rows: of all splits together, each with another prompt.
       length: most characters of the sorted or closed text, the fewest are two less; 0 is `Task.length`.
-      wrong: share of the rows whose `completion` is wrong.
+      wrong: share of the rows whose `completion` is wrong (`wrong_answer`).
       seed: of the rows.
       split: 'train', 'validation', 'test'; '' is that of the config field that names the source, else all.
     """
@@ -75,13 +75,13 @@ def generate(source: str, split: str = '') -> Iterator[tuple[str, dict[str, Any]
             return
         prompt, answer = task.problem(draw, max(1, settings.length - draw(3)))
         # Drawn for every row, so that the prompts do not depend on the share of wrong completions.
-        is_wrong, wrong, rejected = rng.random() < settings.wrong, *(corrupt(answer, task, draw) for _ in range(2))
+        is_wrong, wrong = rng.random() < settings.wrong, wrong_answer(answer, task, draw)
         if prompt in prompts:
             continue
         prompts.add(prompt)
         if split in ('', split_of(prompt)):
             completion = {'completion': wrong if is_wrong else answer, 'label': not is_wrong}
-            fields = {'prompt': prompt, 'answer': answer} | completion | {'chosen': answer, 'rejected': rejected}
+            fields = {'prompt': prompt, 'answer': answer} | completion | {'chosen': answer, 'rejected': wrong}
             yield f'{source} row {len(prompts)}', fields
     raise InputError(
         f'{source}: only {len(prompts)} different prompts were drawn for rows={settings.rows}: ask for fewer rows, or '
@@ -103,13 +103,15 @@ def split_of(prompt: str) -> str:
     return 'train'
 
 
-def corrupt(answer: str, task: Task, draw: Draw) -> str:
-    """A wrong answer: one character is replaced, inserted or exchanged with the next."""
-    wrong = answer
+def wrong_answer(answer: str, task: Task, draw: Draw) -> str:
+    """The answer in reverse: a model that reads both learns the skill, and which of them to write is left to a policy.
+
+    If it reads the same in reverse, one character is replaced.
+    """
+    wrong = answer[::-1]
     while wrong == answer:
-        kind, at = draw(3), draw(len(answer))
-        before, rest, other = answer[:at], answer[at:], task.alphabet[draw(len(task.alphabet))]
-        wrong = before + (other + rest[1:], other + rest, rest[1::-1] + rest[2:])[kind]
+        at = draw(len(answer))
+        wrong = answer[:at] + task.alphabet[draw(len(task.alphabet))] + answer[at + 1 :]
     return wrong
 
 

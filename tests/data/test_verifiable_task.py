@@ -29,7 +29,9 @@ def test_answers_are_right_and_wrong_completions_are_wrong(task):
     assert len({row['prompt'] for row in rows}) == len(rows) == 1000
     for row in rows:
         assert solves(task, row['prompt'], row['answer']) and row['chosen'] == row['answer']
-        assert not solves(task, row['prompt'], row['rejected']) and row['rejected']
+        assert not solves(task, row['prompt'], row['rejected'])
+        assert row['rejected'] == row['answer'][::-1] or row['answer'] == row['answer'][::-1]
+        assert row['completion'] in (row['answer'], row['rejected'])
         assert solves(task, row['prompt'], row['completion']) == row['label']
     assert 0.65 < sum(row['label'] for row in rows) / len(rows) < 0.75
 
