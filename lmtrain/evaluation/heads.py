@@ -99,8 +99,8 @@ def predict_rows(
     if not filled:
         return described, 0
     context = model.max_len - num_virtual_tokens(params)
-    some, settings = [rows[index] for index in filled], {'text': text, 'label': '', 'labels': labels}
-    data, count = encode_rows(some, task, tokenizer, context, too_long='cut', **settings)
+    some = [rows[index] for index in filled]
+    data, count = encode_rows(some, task, tokenizer, context, text=text, label='', labels=labels, too_long='cut')
     stream = PaddedStream(data, 'test', batch_size, 0, False)
     inferred = predictions(model, infer, params, stream, head=output, pool=head.pool)
     for source, columns in describe(data, 'test', inferred).items():
