@@ -70,7 +70,7 @@ def rollout(
         raise InputError(f'samples={samples} must be at least 1')
     parts = mesh.shape['data'] * mesh.shape['fsdp'] if mesh else 1
     rows = -(-len(prompts) // parts) * parts
-    batch = sample.prepare(model, params, prompts, rows=rows, samples=samples, logprob=True, **settings)
+    batch = sample.prepare(model, params, prompts, settings, rows=rows, samples=samples, logprob=True)
     for state in sample.states(model, params, _placed(batch, mesh) if mesh else batch, max_tokens):
         last = state
     return _completions(last, len(prompts) * samples, max_tokens)

@@ -3,8 +3,8 @@
 import collections
 import math
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -77,7 +77,7 @@ def stream(
     if every < 1:
         raise InputError(f'every={every} must be at least 1')
     size = bucket(len(prompts), 1, MAX_BATCH)
-    whole = prepare(model, params, prompts, rows=-(-len(prompts) // size) * size, **settings)
+    whole = prepare(model, params, prompts, settings, rows=-(-len(prompts) // size) * size)
 
     def batches():
         for first in range(0, len(prompts), size):
@@ -98,37 +98,31 @@ def prepare(
     model: Transformer,
     params: Params,
     prompts: Sequence[Sequence[int]],
+    settings: Mapping[str, Any],
     *,
     rows: int,
     samples: int = 1,
     logprob: bool = False,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
-    end_ids: Sequence[int],
-    vocab_size: int,
-    absent: Sequence[int] = (),
 ) -> Batch:
     """The batch of `samples` texts of each prompt, with the lengths of one of few programs.
 
     Args:
+      settings: those of `check_settings`.
       rows: P, to which the prompts are padded.
       logprob: whether the log-probability of every token is computed.
-      others: those of `check_settings`.
     """
     context = model.max_len - num_virtual_tokens(params)
-    vocab_size = min(vocab_size, model.vocab_size)
-    end_ids = [token for token in end_ids if token < vocab_size]  # no other can be drawn
+    vocab_size, max_tokens = min(settings['vocab_size'], model.vocab_size), settings['max_tokens']
+    end_ids = [token for token in settings['end_ids'] if token < vocab_size]  # no other can be drawn
     allowed = np.arange(model.vocab_size) < vocab_size
-    allowed[[token for token in absent if token < vocab_size]] = False
+    allowed[[token for token in settings.get('absent', ()) if token < vocab_size]] = False
+    temperature, top_k, top_p = (settings[name] for name in ('temperature', 'top_k', 'top_p'))
     tokens, lengths, tags = _pad(prompts, rows, bucket(max(map(len, prompts)), SHORTEST, context), samples)
     limits = np.zeros(rows, np.int32)
     virtual = model.max_len - context
     limits[: len(prompts)] = [min(max_tokens, max_new_tokens(model, prompt) - virtual) for prompt in prompts]
-    settings = decode.SamplingSettings(
-        seed=np.uint32(seed),
+    traced = decode.SamplingSettings(
+        seed=np.uint32(settings['seed']),
         tag=tags,
         limit=np.repeat(limits, samples),
         temperature=np.float32(temperature),
@@ -138,7 +132,7 @@ def prepare(
         end_ids=np.array([*end_ids, *[-1] * (decode.MAX_END_IDS - len(end_ids))], np.int32),
     )
     method = decode.Method(temperature == 0, temperature > 0 and (top_k > 0 or top_p < 1), logprob)
-    return Batch(tokens, lengths, settings, method, bucket(max_tokens, SHORTEST, context))
+    return Batch(tokens, lengths, traced, method, bucket(max_tokens, SHORTEST, context))
 
 
 def _rows(batch: Batch, part: slice) -> Batch:

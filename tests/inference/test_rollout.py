@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from lmtrain import tree
 from lmtrain.inference import sample
 from lmtrain.inference.rollout import rollout
 from lmtrain.models import Transformer
@@ -38,6 +39,13 @@ def build(leaves=(), **settings):
         attention |= {f'prefix_{name}': of(3, P, 2, 8) for name in ('key', 'value')}
     if 'lora' in leaves:
         attention['query'] |= {'lora_a': of(3, 16, 2), 'lora_b': of(3, 2, 32), 'lora_scale': jnp.full(3, 2.0)}
+    if 'ia3' in leaves:
+        attention['query'] |= {'ia3_in': of(3, 16)}
+        attention['value'] |= {'ia3_out': of(3, 16)}
+        params['layers']['mlp']['down'] |= {'ia3_in': of(3, 32)}
+    if 'network' in leaves:
+        linear = {'kernel': of(16, 16), 'bias': of(16)}
+        params['prompt'] = {'embedding': of(P, 16), 'mlp_0': linear, 'mlp_1': linear}
     if 'dora' in leaves:
         attention['query']['lora_magnitude'] = jnp.abs(of(3, 32))
     return model, params
@@ -53,6 +61,8 @@ CASES = {
     'soft prompt in a window': {'leaves': ('prompt',), 'window': 6},
     'prefix in a window': {'leaves': ('prefix',), 'window': 6},
     'LoRA': {'leaves': ('lora',)},
+    'IA3': {'leaves': ('ia3',), 'bias': True},
+    'a network of a prompt': {'leaves': ('network',), 'activation': 'gelu'},
     'DoRA and a prefix': {'leaves': ('lora', 'dora', 'prefix')},
 }
 
@@ -96,6 +106,15 @@ def check(model, params, prompts, rows):
 def test_log_probabilities_are_those_of_the_trainer(settings):
     model, params = build(**settings)
     check(model, params, PROMPTS, rollout(model, params, PROMPTS, samples=3, **DRAWN | {'temperature': 1.0}))
+
+
+def test_segments_of_layers_equal_one_stack():
+    model, params = build()
+    options = {'samples': 2} | DRAWN
+    whole = rollout(model, params, PROMPTS, **options)
+    cut = rollout(model, tree.cut(params, (1, 2)), PROMPTS, **options)
+    np.testing.assert_array_equal(cut.tokens, whole.tokens)
+    np.testing.assert_allclose(cut.logprob, whole.logprob, atol=1e-5)
 
 
 def test_samples_are_the_texts_of_equal_prompts():
