@@ -63,6 +63,8 @@ def page(values: flags.FlagValues) -> None:
     origin = {key: f'(base {written(standard[key])})' for key in changed}
     widest = max(len(f'{cell} {origin.get(key, "")}') for key, cell in cells.items())
     width = min(36 if screen > 120 else 16, widest)  # of the values
+    names = max(len(key.rpartition('.')[2]) for key in notes() if key in cells) + 1
+    margin = names + width + 4  # of the comments
 
     name = path.stem + (f':{argument}' if argument else '')
     title = textwrap.fill(f'{name}  {recipe.claim(path)}', screen, subsequent_indent='    ')
@@ -78,15 +80,18 @@ def page(values: flags.FlagValues) -> None:
             print()
         mark, colour = ('>', cyan) if key in overridden else ('*', green) if key in origin else (' ', '')
         name, was = key.rpartition('.')[2], origin.get(key, '')
-        cell = f'{cells[key]} {was}'.rstrip()
-        comment = textwrap.wrap(note, screen - 22 - width, break_on_hyphens=False)
-        if len(cell) > width:  # the comment starts on the next line
+        cell, *more = textwrap.wrap(f'{cells[key]} {was}', screen - names - 2, break_on_hyphens=False) or ['']
+        comment = textwrap.wrap(note, screen - margin, break_on_hyphens=False)
+        if len(cell) > width or more:  # the comment starts on the next line
             comment.insert(0, '')
         first, *rest = comment or ['']
         blank = ' ' * (width - len(cell) + 2) if first else ''
-        print(f'{colour}{mark} {name:18}{cells[key]}{plain}{dim}{cell.removeprefix(cells[key])}{blank}{first}{plain}')
+        own, base_value = (cells[key], cell.removeprefix(cells[key])) if cell.startswith(cells[key]) else (cell, '')
+        print(f'{colour}{mark} {name:{names}}{own}{plain}{dim}{base_value}{blank}{first}{plain}')
+        for line in more:
+            print(f'{" " * (names + 2)}{line}')
         for line in rest:
-            print(f'{dim}{" " * (22 + width)}{line}{plain}')
+            print(f'{dim}{" " * margin}{line}{plain}')
     from lmtrain.training import init_from
 
     answer = textwrap.fill(f'exportable: {init_from.exportable(config)}', screen, subsequent_indent='    ')

@@ -43,28 +43,24 @@ def _has_stand_in(config) -> bool:
 
 
 def check(config) -> None:
-    """Raises what `dry_run` raises about the settings of a config. No text is read.
+    """Raises what `dry_run` raises about the settings of a config, on any machine. No text is read.
 
-    What a recipe leaves to its user (a base, files of rows, more devices than here) is not missing yet.
+    What a recipe leaves to its user (a base, files of rows) is not missing yet, and a mesh of more devices than there
+    are here is not built.
     """
     check_settings(config)
+    devices = math.prod(size for size in config.mesh.values() if size != -1)
     unnamed = config.data.tokenizer == 'base' and not config.init.base
-    if unnamed or 'compare' in config or not _fits_here(config):
+    if unnamed or 'compare' in config or not 0 < devices <= jax.device_count():
         return
     if _has_stand_in(config):
         with tempfile.TemporaryDirectory() as folder:
-            build(*resolve(with_stand_in_text(config, pathlib.Path(folder))))
+            config = with_stand_in_text(config, pathlib.Path(folder))
+            build(*resolve(config), jax.devices()[:devices])
     elif config.task.train:
-        build(*resolve(config))
+        build(*resolve(config), jax.devices()[:devices])
     else:
         resolve(config)
-
-
-def _fits_here(config) -> bool:
-    """Whether this machine has the devices of the mesh."""
-    sizes, devices = [size for size in config.mesh.values() if size != -1], jax.device_count()
-    total = math.prod(sizes)
-    return 0 < total <= devices and (total == devices or len(sizes) < len(config.mesh) and devices % total == 0)
 
 
 def first_batch(config) -> str:

@@ -282,7 +282,7 @@ def test_show_marks_what_differs(capsys):
         ['--config=tiny', '--config.log.every_steps=0'],
         ['--config=tiny', '--config.optimizer.name=adam'],
         ['--config=tiny', '--config.model.num_heads=3'],
-        ['--config=tiny', '--config.data.batch_size=7'],
+        ['--config=tiny', '--config.data.seq_len=1'],
         ['--config=tiny', '--config.adapt.method=lora', '--config.adapt.lora.targets=layers/nothing'],
         ['--config=tiny', '--config.optimizer.learning_rates=(("no", 2.0),)'],
         ['--config=tiny', '--config.sample.temperature=-1'],
