@@ -2190,7 +2190,7 @@ FAULTS = {
             'flag_values.step if flag_values.step.isdecimal()',
         ),
         ('both models pass', 'elif flag_values.workdir:', 'elif flag_values.workdir and flag_values.adapter:'),
-        ('remarks are results', "print(f'{dim}{text}{plain}', file=sys.stderr)", "print(f'{dim}{text}{plain}')"),
+        ('remarks are results', "print(f'{dim}{lines}{plain}', file=sys.stderr)", "print(f'{dim}{lines}{plain}')"),
         (
             'the system text is not looked through',
             'special_names([*prompts, system], run.tokenizer)',
