@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmtrain.compare import trained, trials
+from lmtrain.compare import choice_scores, trained, trials
 
 
 def test_the_recipe_names_the_rows_of_the_trial_alone(small):
@@ -51,3 +51,18 @@ def test_a_member_that_diverged_is_no_candidate_and_stops_no_other(small, monkey
     monkeypatch.setattr(trained, '_fitted', lambda shared, trial, each: {'loss': 0.1 * each['member']})
     first, second = trained.candidates(shared, trial, trained.recipe(shared, trial), '')
     assert first['loss'] != first['loss'] and second['loss'] == pytest.approx(0.1) and second['run'] == ''
+
+
+def test_a_head_is_chosen_and_used_at_its_temperature(small):
+    shared, [arm] = small('head', ('head',), sizes=(16,))
+    [trial] = trials.listed(shared, [arm])
+    record = trials.run(shared, trial, trained.run)
+    tried, chosen, rows = record['selection']['candidates'], record['chosen'], shared.task.selection
+    assert len(tried) == 6 and all(each['temperature'] != 1 for each in tried)
+    loaded = trained.load(shared, trial, chosen)
+    scores, raw = (
+        choice_scores.score(trained.predictor(shared, trial, loaded, each)(rows), rows, shared.task.classes)
+        for each in (chosen, {'temperature': 1.0})
+    )
+    assert scores.loss == pytest.approx(min(each['loss'] for each in tried), abs=1e-5) and raw.loss > scores.loss
+    assert scores.accuracy == raw.accuracy == record['selection']['accuracy']

@@ -52,3 +52,10 @@ def test_no_number_of_rows_decides_if_seeds_vary_too_much():
     first = np.random.default_rng(3).random((3, 500)) < seeds
     second = np.random.default_rng(4).random((3, 500)) < seeds[::-1]
     assert equivalence(first, second, 0.02).rows is None
+
+
+def test_arms_that_agree_on_few_rows_are_not_shown_to_be_equivalent():
+    agree = np.arange(400) % 3 == 0
+    assert equivalence(agree[:20], agree[:20], 0.03).p > 0.2  # one row more could differ
+    assert equivalence(agree, agree, 0.03).p < 1e-6
+    assert equivalence(agree[:1], agree[:1], 0.03) == (None, None)

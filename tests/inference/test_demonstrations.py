@@ -103,6 +103,19 @@ def test_fixed_is_one_draw_of_a_seed_in_which_a_query_skips_itself():
     assert smaller == [each for each in all_of_them if each != pool[-1]]  # a new row moves no other
 
 
+def test_texts_with_known_embeddings_are_not_embedded_again():
+    pool, queries, embedded = pool_of(), [question('a card'), question('the mat')], []
+
+    def counted(texts):
+        embedded.extend(texts)
+        return letters(texts)
+
+    expected = list(select(queries, pool, 4, 'nearest', embed=letters))
+    vectors = dict(zip(texts := [row.context for row in pool], letters(texts)))
+    assert list(select(queries, pool, 4, 'nearest', embed=counted, vectors=vectors)) == expected
+    assert embedded == ['a card', 'the mat']
+
+
 def okapi(query: str, texts, k1=1.2, b=0.75) -> list[float]:
     """BM25, word by word."""
     words = [re.findall(r'\w+', text.lower()) for text in texts]
