@@ -69,8 +69,10 @@ def small(words: list[str]) -> list[str]:
 
 def commands(text: str) -> list[str]:
     """The commands in the code blocks of a page, continued lines joined, without comments."""
-    blocks = re.findall(r'^```(?:bash)?\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
-    lines = re.sub(r'\\\n\s*', ' ', '\n'.join(blocks)).splitlines()
+    # With the language of every block, or the end of one would begin the next.
+    blocks = re.findall(r'^```(\w*)\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+    printed = '\n'.join(block for language, block in blocks if language in ('', 'bash'))
+    lines = re.sub(r'\\\n\s*', ' ', printed).splitlines()
     return [line.partition('  #')[0].strip() for line in lines if re.match(r'(lmtrain|bash|python|pip|hf) \S', line)]
 
 
