@@ -210,11 +210,8 @@ class Rollouts:
 
     def _scores(self, state, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """{'old_logprob', 'old_values' with a value head, 'ref_logprob' with a reference}, [N, T], 0 in the rest."""
-        own, names = (
-            self._each(state.params, columns),
-            {'logprob': 'old_logprob', self.run.task.added_head: 'old_values'},
-        )
-        scores = {names[output]: x for output, x in own.items()}
+        names = {'logprob': 'old_logprob', self.run.task.added_head: 'old_values'}
+        scores = {names[output]: x for output, x in self._each(state.params, columns).items()}
         if self.reference:
             scores['ref_logprob'] = self._each(self.reference(state), columns)['logprob']
         return {name: np.where(columns['loss_mask'] > 0, x, np.float32(0)) for name, x in scores.items()}
