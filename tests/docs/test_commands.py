@@ -20,6 +20,8 @@ SKIPPED = {
     'hf download': 'needs a network',
     'pip install': 'needs a network',
     'lmtrain compare': 'takes minutes; tests/launch/test_compare.py',
+    'lmtrain train --config=configs/grpo.py': 'needs rows of the length of its base; tests/training/test_rollouts.py',
+    'lmtrain train --config=configs/ppo.py': 'needs rows of the length of its base; tests/training/test_rollouts.py',
     'lmtrain pipeline': 'takes minutes; tests/launch/test_pipeline.py',
 }
 if not importlib.util.find_spec('libtpu'):
@@ -59,7 +61,7 @@ def test_every_skipped_command_is_printed_somewhere(pages):
     assert len(every) > 15
 
 
-NEEDS_A_BASE = ['classify', 'compare', 'compare_base', 'continual', 'instruct', 'span', 'tag']
+NEEDS_A_BASE = ['classify', 'compare', 'compare_base', 'continual', 'grpo', 'instruct', 'ppo', 'span', 'tag']
 
 
 @pytest.mark.parametrize('name', [path.stem for path in recipe.files() if path.stem not in NEEDS_A_BASE])
