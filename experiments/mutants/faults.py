@@ -33,7 +33,7 @@ FAULTS = {
             "skipped * (counters['skipped_in_a_row'] + 1)",
             "counters['skipped_in_a_row'] + skipped",
         ),
-        ('moments of a skipped step are kept', 'opt_state = if_finite(opt_state, state.opt_state)', 'pass'),
+        ('moments of a skipped step are kept', 'opt_state = if_taken(opt_state, state.opt_state)', 'pass'),
         ('a skipped step is not counted', 'step=state.step + 1,', 'step=state.step + finite.astype(jnp.int32),'),
         ('weights count as 0 or 1', 'jnp.sum(value * weights)', 'jnp.sum(value * (weights > 0))'),
         (

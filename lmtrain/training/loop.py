@@ -175,13 +175,15 @@ class Loop:
                 f'no finite loss or gradient in {MAX_SKIPPED_IN_A_ROW} steps, to step {step:,} on batch {digest}'
             )
         self.means.add(values)
-        if figures and (step - 1) % self.parts.steps_per_rollout == 0:
-            self.monitor.add(values, figures)
+        if figures:
+            self.monitor.add(values, figures, first=(step - 1) % self.parts.steps_per_rollout == 0)
         if step % self.parts.config.log.every_steps and 1 < step and progress < 1.0:
             return
-        values |= self.means.take() | self.monitor.figures()
-        if self.parts.initial.members:
-            values = sweep.of_best_rate(self.parts.initial.members, values)
+        means = self.means.take()
+        if figures:  # steps in which no completion had a signal have no loss
+            values = {name: value for name, value in values.items() if name not in means}
+            means = {name: value for name, value in means.items() if not math.isnan(value)}
+        values |= means | self.monitor.figures()
         speed = self.meter.read(step, progress, waited)
         if self.parts.task.on_policy:
             self.sampling = waited

@@ -16,24 +16,31 @@ class Monitor:
     """
 
     def __init__(self, state: Mapping[str, Any] = MappingProxyType({})):
-        self.state = {'sums': {}, 'shown': {}, 'rewards': [], 'best': None} | dict(state)
+        self.state = {'sums': {}, 'shown': {}, 'empty': 0, 'rewards': [], 'best': None} | dict(state)
 
-    def add(self, values: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-        """Adds the figures of a rollout, and 'first_ratio': the ratio in its first step, 1 before any update.
+    def add(self, values: Mapping[str, Any], figures: Mapping[str, float], first: bool) -> None:
+        """Adds a step, and with the `first` one the figures of its rollout.
 
-        It is 1 plus the mean deviation, since the mean of ones that the step computes may be rounded.
+        'first_ratio' is the ratio in the first step, 1 before any update: 1 plus the mean deviation, since the mean of
+        ones that the step computes may be rounded.
         """
+        self.state['empty'] += values['targets'] == 0
+        if not first:
+            return
         for name, value in {**figures, 'first_ratio': 1.0 + values['ratio_deviation']}.items():
             total, count = self.state['sums'].get(name, (0.0, 0))
             self.state['sums'][name] = total + value, count + 1
         self.state['rewards'].append(figures['reward'])
 
     def figures(self) -> dict[str, float]:
-        """The means since the last call; those before if no rollout has been added since."""
+        """The means since the last call; those before if no rollout has been added since.
+
+        'empty_steps' counts the steps so far in which no completion had a signal; they change no parameter.
+        """
         if self.state['sums']:
             self.state['shown'] = {name: total / count for name, (total, count) in self.state['sums'].items()}
             self.state['sums'] = {}
-        return self.state['shown']
+        return self.state['shown'] | ({'empty_steps': self.state['empty']} if self.state['empty'] else {})
 
     def compare(self, results: Mapping[str, float]) -> str:
         """A warning if the training reward rises while the held-out one falls; '' if it does not.

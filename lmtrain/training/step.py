@@ -123,7 +123,7 @@ def make_train_step(gradient, tx, schedule, *, learning_rate, trainable, learnin
 
     Returns:
       step(state, batch, progress), progress a float32 scalar in [0, 1]. If the loss, the gradient or the update is
-      not finite, only `step` and the counters of the state change. Metrics: float32 scalars, and
+      not finite, or no target counts, only `step` and the counters of the state change. Metrics: float32 scalars, and
       the counters (int32).
     """
     factors = tree.unflatten(tree.match(learning_rates, tree.flatten(trainable), default=1.0))
@@ -143,10 +143,12 @@ def make_train_step(gradient, tx, schedule, *, learning_rate, trainable, learnin
         update_norm = optax.tree.norm(updates)
         finite = jnp.isfinite(values['loss']) & jnp.isfinite(norm) & jnp.isfinite(update_norm)
 
-        def if_finite(new, old):
-            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        taken = finite & (weight > 0)  # without a target, Adam would move on by its momentum
 
-        trainable = if_finite(optax.apply_updates(state.trainable, updates), state.trainable)
+        def if_taken(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(taken, n, o), new, old)
+
+        trainable = if_taken(optax.apply_updates(state.trainable, updates), state.trainable)
         counters = _count_skipped(state.counters, finite)
         metrics = {name: value * scale for name, value in values.items()} | {
             'targets': weight,
@@ -155,7 +157,7 @@ def make_train_step(gradient, tx, schedule, *, learning_rate, trainable, learnin
             'update_norm': update_norm,
             'param_norm': optax.tree.norm(trainable),
         }
-        opt_state = if_finite(opt_state, state.opt_state)
+        opt_state = if_taken(opt_state, state.opt_state)
         state = state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state, counters=counters)
         return state, metrics | counters
 

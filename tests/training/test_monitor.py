@@ -6,6 +6,8 @@ import pytest
 
 from lmtrain.training.monitor import Monitor
 
+STEP = {'ratio_deviation': 0.0, 'targets': 4.0}  # values of a step
+
 
 def results(reward, error=0.01):
     return {'reward': reward, 'reward_error': error}
@@ -13,16 +15,22 @@ def results(reward, error=0.01):
 
 def after(monitor, *rewards):
     for reward in rewards:
-        monitor.add({'ratio_deviation': 0.0}, {'reward': reward})
+        monitor.add(STEP, {'reward': reward}, first=True)
     return monitor
 
 
 def test_line_has_the_means_of_the_rollouts_since_the_previous_one():
     monitor = after(Monitor(), 0.25, 0.75)
-    monitor.add({'ratio_deviation': 0.0}, {'reward': 2.0, 'length': 8.0})
+    monitor.add(STEP, {'reward': 2.0, 'length': 8.0}, first=True)
     assert monitor.figures() == {'reward': 1.0, 'first_ratio': 1.0, 'length': 8.0}
     assert monitor.figures() == {'reward': 1.0, 'first_ratio': 1.0, 'length': 8.0}  # no rollout since
     assert after(monitor, 0.5).figures() == {'reward': 0.5, 'first_ratio': 1.0}
+
+
+def test_steps_without_a_signal_are_counted():
+    monitor = after(Monitor(), 0.25)
+    monitor.add(STEP | {'targets': 0.0}, {'reward': 9.0}, first=False)
+    assert monitor.figures() == {'reward': 0.25, 'first_ratio': 1.0, 'empty_steps': 1}
 
 
 def test_state_survives_json():

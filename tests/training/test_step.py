@@ -206,6 +206,17 @@ def test_weights_with_a_sum_below_one_give_a_mean(weight):
         np.testing.assert_allclose(metrics[name], whole[name], rtol=1e-5)
 
 
+def test_batch_without_a_target_changes_nothing():
+    """Not even by the momentum of the steps before, and it is no step that was skipped."""
+    first, run = setup()
+    state, _ = run(first, make_batch(), 0.0)
+    before = jax.device_get((state.trainable, state.opt_state))
+    after, metrics = run(state, make_batch(mask=0.0), 0.0)
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves((after.trainable, after.opt_state)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert int(after.step) == 2 and metrics['targets'] == 0 and metrics['skipped'] == 0
+
+
 def test_norms_are_of_the_new_parameters_and_their_change():
     first, run = setup()
     after, metrics = run(first, make_batch(), 0.25)
