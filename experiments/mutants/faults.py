@@ -881,7 +881,11 @@ FAULTS = {
             'preferences.is_empty(pair.chosen) or preferences.is_empty(pair.rejected)',
             'preferences.is_empty(pair.rejected)',
         ),
-        ('all of the excess is cut from each prompt', '- form.length.seq_len, 0) / 2)', '- form.length.seq_len, 0))'),
+        (
+            'all of the excess is cut from each prompt',
+            '- form.length.seq_len, 0) / 2)',
+            '- form.length.seq_len, 0) / 1)',
+        ),
         ('the mask is not shifted', 'np.array([*trained[1:], False], np.float32)', 'np.array(trained, np.float32)'),
     ],
     'lmtrain/data/preferences.py': [

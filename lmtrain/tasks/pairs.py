@@ -45,14 +45,15 @@ def encode(rows: Sequence[Row], form: RowFormat, *, unread: int, margins: bool) 
         size = sum(side.size - unread for side in sides)
         if not form.length.fits(row, size):
             continue
-        sides = [side.without_beginning(math.ceil(max(size - form.length.seq_len, 0) / 2)) for side in sides]
-        if None in sides:
+        excess = math.ceil(max(size - form.length.seq_len, 0) / 2)
+        shortened = [text for side in sides if (text := side.without_beginning(excess))]
+        if len(shortened) < len(sides):
             notes.skip(f'whose completions alone have more than {form.length.seq_len} tokens', row)
             continue
         notes.forms[pair.form] += 1
         templated |= bool(pair.chosen.messages)
         given += 'margin' in row.fields
-        for index, side in enumerate(sides):
+        for index, side in enumerate(shortened):
             values = {'scored': np.int32(1 + index)} | ({'margin': np.float32(margin)} if margins else {})
             examples.append(example_of(number, side, values))
     lines = notes.lines() + ([f'{given} rows have a margin'] if given and margins else [])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lmtrain.models import task_head
 from lmtrain.tasks import pairs, segments
@@ -55,7 +56,7 @@ def loss(forward, batch, *, head: str = 'logits', pool: str = 'last', centring: 
     return values, segments.pair_weights(batch)
 
 
-def calibration(differences: Sequence[float]) -> list[dict[str, float]]:
+def calibration(differences: ArrayLike) -> list[dict[str, float]]:
     """How often the side with the higher score is the chosen one, for pairs of similar predicted probability.
 
     The probability that a model gives to its choice is sigmoid(|r_chosen - r_rejected|), in [0.5, 1], here in `BINS`
@@ -69,9 +70,9 @@ def calibration(differences: Sequence[float]) -> list[dict[str, float]]:
     [{'pairs': 1, 'confidence': 0.5, 'accuracy': 0.5},
      {'pairs': 3, 'confidence': 0.8807970779778823, 'accuracy': 0.6666666666666666}]
     """
-    differences = np.asarray(differences, np.float64)
-    confidence = 1 / (1 + np.exp(-np.abs(differences)))
-    right = 0.5 * (1 + np.sign(differences))
+    values = np.asarray(differences, np.float64)
+    confidence = 1 / (1 + np.exp(-np.abs(values)))
+    right = 0.5 * (1 + np.sign(values))
     bins = np.minimum((2 * (confidence - 0.5) * BINS).astype(int), BINS - 1)
     return [
         {
