@@ -15,7 +15,7 @@ Modules in import order: each imports only from those above it.
     parallel/      mesh, partition rules, placement, collectives of a train step
     cost/         FLOPs, memory, budgets, hardware, compiled programs, exchanged bytes; the ledger of an arm
     report/        metrics, terminal, plots, report.md, provenance
-    inference/     sampling with a KV cache; prompting with demonstrations, likelihood of choices, prompt search
+    inference/     sampling, rollouts; prompting with demonstrations, likelihood of choices, prompt search
     evaluation/    evaluation tasks as files; predictions on a split, scores, and their statistics
     rewards/       rewards of completions: verifiers, unit tests in a sandbox, reward models, a user's file, mixtures
     training/      from a config to a trained model: resolve, build, run, step, loop; load and export

@@ -1016,6 +1016,13 @@ FAULTS = {
             "start_b = start_b + cache['length']",
             "start_b = 0 * cache['length']",
         ),
+        ('a ring forgets its oldest token late', '(jnp.arange(S) <= index)[None]', '(jnp.arange(S) < index)[None]'),
+        ('a cache of a window does not wrap', 'index % S, 0)', 'index, 0)'),
+        (
+            'samples read the prompt of another',
+            'jnp.repeat(x_b, rows // len(x_b), axis=0)',
+            'jnp.tile(x_b, rows // len(x_b))',
+        ),
     ],
     'lmtrain/inference/calibration.py': [
         ('the prior multiplies', '- np.logaddexp.reduce(prior, axis=0)', '+ np.logaddexp.reduce(prior, axis=0)'),
@@ -1561,6 +1568,20 @@ FAULTS = {
             "past |= {'length': length_P - dropped_P,",
             "past |= {'length': length_P,",
         ),
+        ('queries, keys and values are joined with inputs of their own', " and f'{linear}/ia3_in' not in leaves", ''),
+        (
+            'kernels are not rounded to the dtype of the computation',
+            'leaf.astype(model.dtype).swapaxes(-1, -2).astype(dtype)',
+            'leaf.swapaxes(-1, -2).astype(dtype)',
+        ),
+    ],
+    'lmtrain/inference/rollout.py': [
+        (
+            'the end token is no part of a completion',
+            'jnp.arange(length)[None] < lengths_N[:, None]',
+            'jnp.arange(length)[None] < lengths_N[:, None] - 1',
+        ),
+        ('a completion that was cut has ended', 'state.stopped[:count]', 'state.done[:count]'),
     ],
     'launch/slurm.py': [
         ('M:S is H:M', '[0, *parts, 0][:3]', '[*parts, 0, 0][:3]'),
