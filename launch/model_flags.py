@@ -2,7 +2,6 @@
 
 import pathlib
 import sys
-import textwrap
 
 from absl import flags
 
@@ -84,7 +83,7 @@ def from_flags(flag_values: flags.FlagValues) -> tuple[pathlib.Path, int | str, 
     folder = pathlib.Path(flag_values.workdir)
     choice = choose.choose(folder, step, flag_values.member)
     for text in choice.notes:
-        note(textwrap.fill(text, 80))
+        note(text)
     return folder, choice.step, choice.member
 
 

@@ -914,7 +914,7 @@ FAULTS = {
             'glob.has_magic(part) or not in_utf8(part)',
             'glob.has_magic(part)',
         ),
-        ('step 0 is due', 'step > 0 and step % self.every_steps', 'step % self.every_steps'),
+        ('the checkpoint before a decay is deleted', 'if step <= self.branch', 'if step < 0'),
         (
             'a metric that is nan is the best',
             'if metric is None or not math.isfinite(metric) else',

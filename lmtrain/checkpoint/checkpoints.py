@@ -47,10 +47,10 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     Args:
       directory: created if it is missing; incomplete checkpoints of a killed process are removed.
-      every_steps: steps between saves, see `due`.
+      every_steps: steps between saves.
       keep_last: number of newest checkpoints to keep, >= 1.
       keep_best: number of checkpoints with the lowest metric to keep in addition, >= 0.
-      branch: a step that is saved too, and the last checkpoint until then is kept; None is no such step.
+      branch: a step that the loop saves too; the last checkpoint until then is kept. None is no such step.
 
     Raises InputError naming the field. Use it as a context manager, or call `close`.
     """
@@ -79,10 +79,6 @@ class Checkpoints(contextlib.AbstractContextManager):
             for leftover in self.directory.glob('tmp.*'):
                 shutil.rmtree(leftover)
         self._plain = plain_name(self.directory)
-
-    def due(self, step: int) -> bool:
-        """Whether to save the state after `step` updates."""
-        return step > 0 and step % self.every_steps == 0 or step == self.branch
 
     def save(self, state: Any, step: int, extra: dict[str, Any], metric: float | None = None) -> bool:
         """Starts to save `state`, the result of `step` updates. False if that step is saved already.

@@ -245,9 +245,11 @@ def test_last_and_best_are_kept(tmp_path):
         checkpoint.restore(tmp_path, shapes(small(0)), step=3)
 
 
-def test_due():
-    manager = [step for step in range(0, 11) if Checkpoints.due(type('', (), {'every_steps': 5}), step)]
-    assert manager == [5, 10]
+def test_checkpoint_before_the_branch_is_kept(tmp_path):
+    with checkpoint.Checkpoints(tmp_path, every_steps=2, keep_last=1, keep_best=0, branch=5) as manager:
+        for step in (2, 4, 6, 8):
+            manager.save(small(step), step, {})
+    assert checkpoint.steps(tmp_path) == [4, 8]
 
 
 def test_part_of_the_state_is_read_alone(tmp_path):
