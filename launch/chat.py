@@ -14,8 +14,9 @@ import sys
 
 from absl import flags
 
-from launch import cli, model_flags, process_setup
+from launch import model_flags, process_setup
 from launch.generate import clean, write
+from launch.model_flags import note
 from lmtrain.errors import InputError
 
 FLAGS = flags.FlagValues()
@@ -67,11 +68,6 @@ def run(values: flags.FlagValues) -> None:
     if terminal:
         note(f'{talk.context:,} tokens of context. /help shows the commands, Ctrl-D ends')
     converse(talk, terminal)
-
-
-def note(text: str) -> None:
-    """Prints a remark in 80 columns on standard error."""
-    model_flags.note('\n'.join(cli.wrapped(line, '') for line in text.splitlines()))
 
 
 def converse(talk, terminal: bool) -> None:

@@ -60,7 +60,7 @@ def generate(source: str, split: str = '') -> Iterator[tuple[str, dict[str, Any]
 
     >>> place, fields = next(generate('generated:sort,wrong=1'))
     >>> fields['prompt'], fields['answer'], fields['label']
-    ('sort 8351 =', '1358', False)
+    ('sort 591056 =', '015569', False)
     """
     name, settings = _parse(source)
     task, split = TASKS[name], settings.split or split
