@@ -25,11 +25,11 @@ SEEDS = (0, 1, 2)
 BEFORE, AFTER, MINUTES, MEMORY = 0.3, 0.9, 20.0, 1.05  # targets
 # {name: (recipe, what differs from it)}; each starts from the supervised base of its seed.
 OBJECTIVES = {
+    'supervised, right answers': ('sft', {'data.tokenizer': 'base', 'task.train': (sft.HELD_OUT,), 'budget.steps': 60}),
+    'DPO': ('dpo', {}),
     'GRPO': ('grpo', {}),
     'REINFORCE leave-one-out': ('grpo', {'objective.name': 'rloo'}),
     'PPO': ('ppo', {}),
-    'supervised, right answers': ('sft', {'data.tokenizer': 'base', 'task.train': (sft.HELD_OUT,), 'budget.steps': 60}),
-    'DPO': ('dpo', {}),
 }
 WITH_TARGET = ('GRPO', 'PPO')
 LORA = {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)}
@@ -147,7 +147,7 @@ def main() -> None:
     arguments = parser.parse_args()
     workdir = arguments.workdir.absolute() / ('quick' if arguments.quick else 'whole')
     quick, seeds = (QUICK, SEEDS[:1]) if arguments.quick else ({}, SEEDS)
-    trials = [trial(name, seed, workdir, quick) for seed in seeds for name in OBJECTIVES]
+    trials = [trial(name, seed, workdir, quick) for name in OBJECTIVES for seed in seeds]
     memory = argument_bytes(workdir)
     figures = [*(figure(name, trials) for name in OBJECTIVES), *memory_figures(memory)]
     print(record.table([record.cells(each) for each in figures]))
