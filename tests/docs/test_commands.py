@@ -22,7 +22,7 @@ SKIPPED = {
     'lmtrain compare': 'takes minutes; tests/launch/test_compare.py',
     'lmtrain train --config=configs/grpo.py': 'needs rows of the length of its base; tests/training/test_rollouts.py',
     'lmtrain train --config=configs/ppo.py': 'needs rows of the length of its base; tests/training/test_rollouts.py',
-    'lmtrain pipeline': 'takes minutes; tests/launch/test_pipeline.py',
+    'lmtrain pipeline': 'takes minutes; tests/test_pipeline.py',
 }
 if not importlib.util.find_spec('libtpu'):
     SKIPPED['lmtrain plan --config=configs/pretrain_llama.py:8B --target=v5e'] = 'needs the extra plan'
