@@ -146,18 +146,22 @@ class Run:
 
     def _flops(self, block: int | None) -> flops.Flops:
         config, shapes = self.config, self.shapes
-        counted = flops.flops_per_step(
+        params = tree.join(self.initial.member_shapes.trainable, shapes.frozen)
+        count = functools.partial(
+            flops.flops_per_step,
             self.model,
             config.data.batch_size,
             self.tokens_per_step // config.data.batch_size,
             self.initial.trainable,
-            params=tree.join(self.initial.member_shapes.trainable, shapes.frozen),
             classes=None if self.output == 'logits' else self.task.output_size(self.corpus.labels),
             predicted=self.num_predicted,
             block=block,
             shares=self.mesh.size * config.optimizer.accumulate,
             keep_logits=self.keep_logits,
         )
+        counted = count(params=params)
+        if self.initial.reference:  # its forward pass in every step
+            counted = counted._replace(forward=counted.forward + count(params=self.initial.reference(params)).forward)
         matrices = optimizer.matrices(config.optimizer.name, tree.flatten(shapes.trainable))
         if matrices:
             update = sum(

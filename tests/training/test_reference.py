@@ -78,6 +78,9 @@ def test_live_reference_needs_no_second_copy_of_the_weights(base):
     tuned = build(*resolve(recipe(base, **LORA, **sft)), jax.devices()[:1])
     sizes = [next(iter(run.train_steps().values())).memory_analysis().argument_size_in_bytes for run in (own, tuned)]
     assert sizes[0] <= 1.05 * sizes[1]
+    cached = build(*resolve(recipe(base, **LORA)), jax.devices()[:1]).flops_per_step
+    more = own.flops_per_step.forward - cached.forward  # the forward pass without the adapter
+    assert 0.8 * cached.forward < more < cached.forward and own.flops_per_step.backward == cached.backward
 
 
 def test_live_reference_of_a_base_that_is_trained_is_refused(base):
