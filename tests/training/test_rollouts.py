@@ -53,6 +53,7 @@ def config(folder):
     config.objective.kl_weight, config.optimizer.learning_rate = 0.02, 0.003
     config.budget.steps, config.log.every_steps, config.log.tensorboard = 16, 1, False
     config.evaluate.every_steps = config.checkpoint.every_steps = 8
+    config.evaluate.max_batches = 0
     return config
 
 
@@ -106,6 +107,19 @@ def test_run_learns_and_logs(config, whole, folder, task, capsys):
     samples = lines(workdir, 'completions')
     assert [line['step'] for line in samples] == [1] * 4 + [9] * 4
     assert samples[0]['prompt'].startswith('say ') and '## Completions' in (workdir / 'report.md').read_text('utf-8')
+
+
+@pytest.mark.parametrize('task', ['policy', 'ppo'])
+def test_policy_is_evaluated_and_exported_as_a_language_model(config, whole, folder, task, tmp_path):
+    workdir = trained(config, whole, folder, task)
+    results = json.loads((workdir / 'results.json').read_text(encoding='utf-8'))
+    scores = lmtrain.evaluate(workdir, split='validation')
+    assert scores['reward'] == pytest.approx(results['validation']['reward'])
+    lmtrain.export(workdir, tmp_path / 'hf', format='hf')
+    one, other = (
+        lmtrain.load(each).generate(['say 7:'], max_tokens=4, temperature=0) for each in (workdir, tmp_path / 'hf')
+    )
+    assert one[0].ids == other[0].ids
 
 
 class Killed(BaseException):
