@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 ERRORS = 2.0  # standard errors by which the held-out reward must fall below its best
 
 
@@ -21,13 +23,13 @@ class Monitor:
     def add(self, values: Mapping[str, Any], figures: Mapping[str, float], first: bool) -> None:
         """Adds a step, and with the `first` one the figures of its rollout.
 
-        'first_ratio' is the ratio in the first step, 1 before any update: 1 plus the mean deviation, since the mean of
-        ones that the step computes may be rounded.
+        'first_ratio' is the ratio in the first step, 1 in float32 before any update: 1 plus the mean deviation, since
+        the mean of ones that the step computes may be rounded. Two compiled programs may round one token differently.
         """
         self.state['empty'] += values['targets'] == 0
         if not first:
             return
-        for name, value in {**figures, 'first_ratio': 1.0 + values['ratio_deviation']}.items():
+        for name, value in {**figures, 'first_ratio': float(np.float32(1.0 + values['ratio_deviation']))}.items():
             total, count = self.state['sums'].get(name, (0.0, 0))
             self.state['sums'][name] = total + value, count + 1
         self.state['rewards'].append(figures['reward'])
