@@ -5,6 +5,7 @@ One JSON line in, {"prompts", "completions", "rows"}, one out: {"values"} or {"e
 parent does.
 """
 
+import importlib.machinery
 import importlib.util
 import inspect
 import json
@@ -54,7 +55,9 @@ def load(file: str):
     """(the function of a reward file, whether it takes rows). Raises LookupError if there is none of the signature."""
     sys.dont_write_bytecode = True  # beside the user's file
     sys.path.insert(0, str(pathlib.Path(file).parent))
-    spec = importlib.util.spec_from_file_location('reward_file', file)
+    loader = importlib.machinery.SourceFileLoader('reward_file', file)  # whatever the ending of its name
+    spec = importlib.util.spec_from_file_location('reward_file', file, loader=loader)
+    assert spec and spec.loader  # the one above
     module = importlib.util.module_from_spec(spec)
     sys.modules['reward_file'] = module
     spec.loader.exec_module(module)

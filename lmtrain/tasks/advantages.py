@@ -95,6 +95,7 @@ def gae(
     rewards = -penalty(sampled, kl_weight, kl_estimator)
     last = T - 1 - np.argmax(mask[:, ::-1], axis=1)
     rewards[np.arange(N), last] += sampled.rewards
+    assert sampled.values is not None, 'a task with this estimator has a value head'
     values = np.where(mask, sampled.values, 0.0).astype(np.float64)
     advantages, after, next_value = np.zeros((N, T)), np.zeros(N), np.zeros(N)
     for t in reversed(range(T)):

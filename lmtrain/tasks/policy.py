@@ -17,6 +17,7 @@ from lmtrain.data.chat.conversation import Conversation, check_messages, recogni
 from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example
 from lmtrain.data.rows import Row, text_of, value_of
+from lmtrain.errors import InputError
 from lmtrain.tasks import text
 from lmtrain.tasks.advantages import estimate_kl, group_relative, leave_one_out
 from lmtrain.tasks.task import Encoded, RowFormat
@@ -126,6 +127,8 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
         prompt = _prompt_of(row, form.text)
         if isinstance(prompt, str):
             ids = form.tokenizer.encode_prompt(prompt)
+        elif form.template is None:
+            raise InputError(f"{row.place}: a conversation, and config.task.template is 'none': set it to 'auto'")
         else:
             ids, templated = encoding.encode_prompt(prompt, form.tokenizer, form.template), True
         if form.length.fits(row, len(ids)):

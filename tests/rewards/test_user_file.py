@@ -17,8 +17,8 @@ BATCH = (['p', 'q'], ['a', 'bb'], [{'answer': 'a'}, {'answer': 'b'}])
 def reward(tmp_path):
     opened = []
 
-    def open_reward(source: str, seconds: float = 20.0):
-        file = tmp_path / 'own.py'
+    def open_reward(source: str, seconds: float = 20.0, name: str = 'own.py'):
+        file = tmp_path / name
         file.write_text(source, encoding='utf-8')
         opened.append(user_file.reward(file, seconds))
         return opened[-1].score
@@ -43,6 +43,10 @@ def test_a_function_of_prompts_and_completions(reward, source, capfd):
     score = reward(source)
     assert score(*BATCH) == score(*BATCH) == [1.0, 2.0]
     assert capfd.readouterr() == ('', '')
+
+
+def test_any_ending_of_the_name_will_do(reward):
+    assert reward('def length(prompts, completions): return [3, 4]', name='own.reward')(*BATCH) == [3.0, 4.0]
 
 
 def test_rows_are_the_third_argument(reward):

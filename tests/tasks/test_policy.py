@@ -9,9 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmtrain.data.examples import LengthPolicy
+from lmtrain.data.rows import Row
+from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.errors import InputError
 from lmtrain.tasks import TASKS, ppo
 from lmtrain.tasks.advantages import Sampled, group_relative, leave_one_out
-from lmtrain.tasks.policy import grpo, rloo
+from lmtrain.tasks.policy import encode, grpo, rloo
+from lmtrain.tasks.task import RowFormat
 
 GOLDENS = json.loads((pathlib.Path(__file__).parent / 'policy_goldens.json').read_text(encoding='utf-8'))
 INPUTS = {name: np.array(x, np.float32) for name, x in GOLDENS['inputs'].items()}
@@ -184,3 +189,10 @@ def test_every_objective_has_an_estimator():
     for task in TASKS.values():
         assert task.on_policy == bool(task.estimators)
         assert not task.on_policy or task.estimators.keys() == task.losses.keys()
+
+
+def test_a_conversation_without_a_template_is_named():
+    row = Row('rows.jsonl line 3', {'messages': [{'role': 'user', 'content': 'Hi'}]})
+    form = RowFormat((), '', (), Bytes(), None, LengthPolicy('error', 8), True)
+    with pytest.raises(InputError, match=r"rows.jsonl line 3: a conversation, and config.task.template is 'none'"):
+        encode([row], form)
