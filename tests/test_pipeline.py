@@ -7,7 +7,7 @@ import pytest
 
 from configs import sft
 from launch import cli, recipe
-from lmtrain import pipeline, rewards
+from lmtrain import pipeline, rewards, tree
 from lmtrain.errors import InputError
 from lmtrain.training import load as loading
 
@@ -22,7 +22,7 @@ def config(cache, base: bool):
     own.task.train = own.task.validation = own.task.test = (ROWS,)
     own.data.tokenizer = 'base' if base else 'bytes'
     own.model.num_layers, own.model.width, own.model.num_heads = 1, 16, 2
-    own.budget.steps = own.evaluate.every_steps = own.checkpoint.every_steps = 4
+    own.budget.steps, own.evaluate.every_steps, own.checkpoint.every_steps = 8 if base else 4, 4, 4
     own.sample.prompts = ()
     return own
 
@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
 
 def test_stages_follow_each_other_and_share_a_score(trained):
     folder, _, results = trained
-    assert [each['stage'] for each in results] == ['first', 'second'] and [each['steps'] for each in results] == [4, 4]
+    assert [each['stage'] for each in results] == ['first', 'second'] and [each['steps'] for each in results] == [4, 8]
     assert json.loads((folder / 'pipeline.json').read_text(encoding='utf-8')) == results
     saved = json.loads((folder / 'second' / 'config.json').read_text(encoding='utf-8'))
     assert saved['init']['base'] == str(folder / 'first')
@@ -82,6 +82,20 @@ def test_a_call_continues_at_the_stage_that_is_not_finished(trained, monkeypatch
     again = pipeline.run('both', configs, folder)
     assert calls == ['second']
     assert [{**each, 'seconds': 0} for each in again] == [{**each, 'seconds': 0} for each in results]
+
+
+def test_a_stage_that_was_stopped_ends_with_the_same_bits(trained, tmp_path, monkeypatch):
+    folder, configs, results = trained
+    monkeypatch.setenv('LMTRAIN_FAULT', 'raise@7')
+    with pytest.raises(AssertionError, match='raise@7'):
+        pipeline.run('both', configs, tmp_path)
+    assert (tmp_path / 'first' / 'stage.json').exists() and not (tmp_path / 'second' / 'stage.json').exists()
+    monkeypatch.delenv('LMTRAIN_FAULT')
+    again = pipeline.run('both', configs, tmp_path)
+    assert [{**each, 'seconds': 0} for each in again] == [{**each, 'seconds': 0} for each in results]
+    one, other = (tree.flatten(loading.load_run(each / 'second').params) for each in (folder, tmp_path))
+    for path in one:
+        np.testing.assert_array_equal(one[path], other[path])
 
 
 def test_a_finished_stage_keeps_its_settings(trained):
