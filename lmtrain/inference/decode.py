@@ -18,6 +18,7 @@ import numpy as np
 
 from lmtrain import tree
 from lmtrain.models import Transformer, virtual_tokens
+from lmtrain.models.linear import few_rows
 
 MAX_END_IDS = 16  # end tokens are padded to this number, so that every set of them uses the same program
 
@@ -114,9 +115,8 @@ def widens(dtype) -> bool:
     """
     if dtype == jnp.float32 or jax.default_backend() != 'cpu':
         return False
-    shapes = jax.ShapeDtypeStruct((384, 256), dtype), jax.ShapeDtypeStruct((256, 8), dtype)
-    product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
-    return 'f32[384,256]' in jax.jit(product).lower(*shapes).compile().as_text()
+    shapes = jax.ShapeDtypeStruct((8, 256), dtype), jax.ShapeDtypeStruct((384, 256), dtype)
+    return 'f32[384,256]' in jax.jit(few_rows).lower(*shapes).compile().as_text()
 
 
 JOINED = {'attention': ('query', 'key', 'value'), 'mlp': ('up', 'gate')}  # as in `linear.shared_input_matmul`

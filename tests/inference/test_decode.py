@@ -1,13 +1,18 @@
 """Draws have the requested distribution, and truncation leaves the smallest set with its mass."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from configs import base
 from lmtrain.inference import decode
+from lmtrain.models import Transformer
 
 TRUNCATE = jax.jit(decode.truncate)
 LOGITS = hnp.arrays(
@@ -51,3 +56,22 @@ def test_draws_follow_the_distribution(settings):
     assert not drawn[~possible].any()
     chi_square = np.sum((drawn - wanted)[possible] ** 2 / wanted[possible])
     assert chi_square < 18.5  # of 4 degrees of freedom, passed by one in a thousand
+
+
+@pytest.mark.parametrize('widened', [False, True])
+def test_kernels_are_joined_transposed_and_rounded(monkeypatch, widened):
+    """Float32 copies of bfloat16 kernels have their values."""
+    config = base.get_config()
+    config.model.update({'num_layers': 2, 'width': 16, 'num_heads': 2, 'head_dim': 8, 'mlp_dim': 24, 'vocab_size': 31})
+    model = dataclasses.replace(Transformer(**config.model), dtype='bfloat16')
+    params = jax.jit(model.init)(jax.random.key(0), {'tokens': np.zeros((1, 4), np.int32)})['params']
+    monkeypatch.setattr(decode, 'widens', lambda dtype: widened)
+    weights = decode.decoding_params(model, params)
+    for layer in range(2):
+        for module, names in decode.JOINED.items():
+            own = params['layers'][module]
+            kernels = [own[name]['kernel'][layer].T.astype(jnp.bfloat16) for name in names if name in own]
+            joint = weights[f'layers_{layer}'][module]['joint']
+            np.testing.assert_array_equal(joint[0], np.concatenate(kernels), strict=not widened)
+            assert joint.dtype == (jnp.float32 if widened else jnp.bfloat16)
+            assert names[0] not in weights[f'layers_{layer}'][module]
