@@ -88,6 +88,8 @@ def test_conversations_part_where_they_differ():
     end = [USER, GOOD, other[0]]
     pair = preferences.read_pair(row(chosen=[*end, other[1]], rejected=[*end, BAD]), CHATML)
     assert pair.chosen.trained == pair.rejected.trained == (3,)
+    pair = preferences.read_pair(row(chosen=[USER, GOOD], rejected=[USER, GOOD, *other]), CHATML)
+    assert pair.chosen.trained == (1,) and pair.rejected.trained == (1, 3)  # one side continues the other
 
 
 @pytest.mark.parametrize(
