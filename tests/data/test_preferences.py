@@ -104,10 +104,15 @@ def test_completion_ends_with_one_end_token(dialogue, prompt, completion):
     assert (text.prompt, text.completion) == (prompt, completion) and all(text.trained)
 
 
-def test_end_token_that_a_template_lacks_is_added():
-    template = Template('{% for m in messages %}{{ m.content }}|{% endfor %}', 'a template')
-    text = preferences.encode(preferences.Conversation([USER, GOOD], (1,)), Bytes(), template, 'a row')
-    assert text.completion[-1] == 256 and bytes(text.completion[:-1]).startswith(b'Yes')
+@pytest.mark.parametrize('answer', ['{{ m.content }}|', '{% generation %}{{ m.content }}{% endgeneration %}|'])
+def test_end_token_that_a_template_lacks_is_added(answer):
+    """Also if the template writes something after the answer that is no part of it."""
+    source = '{% for m in messages %}' + answer + '{% endfor %}'
+    dialogue = preferences.Conversation([USER, GOOD], (1,))
+    text = preferences.encode(dialogue, Bytes(), Template(source, 'a template'), 'a row')
+    assert text.completion[-1] == 256 and bytes(text.completion[:3]) == b'Yes'
+    if 'generation' in source:
+        assert text.completion[3:] == [256] and all(text.trained)
 
 
 def test_prompt_loses_its_beginning_but_its_first_token():

@@ -40,6 +40,11 @@ def test_calibrated_scores_have_a_small_error():
     assert reward.calibration_error(bins) < 0.02 < 0.1 < reward.calibration_error(reward.calibration(3 * differences))
 
 
+def test_calibration_error_weighs_bins_by_their_pairs():
+    bins = [{'pairs': 1, 'confidence': 0.9, 'accuracy': 1.0}, {'pairs': 3, 'confidence': 0.7, 'accuracy': 0.5}]
+    assert reward.calibration_error(bins) == pytest.approx((1 * 0.1 + 3 * 0.2) / 4)
+
+
 def test_score_of_a_split():
     scores = reward.score(None, 'test', np.float32([2, 1, 0, 3, 1, 1]))
     assert scores['accuracy'] == pytest.approx(1 / 3) and scores['margin'] == pytest.approx(-2 / 3)
