@@ -5,7 +5,7 @@ Modules in import order: each imports only from those above it.
     errors.py      InputError: errors that a user can fix
     tree.py        parameter paths, regex rules, split and join of trees, segments of layers
     files.py       local paths, atomic writes, digests, JSON
-    runtime/       exit codes, signals, watchdog, fault injection, agreement between processes, checks before a start
+    runtime/       exit codes, signals, watchdog, progress of phases, injected faults, agreement between processes
     optimizer.py   schedules and optimizers
     data/          text and rows, tokenizers, conversations, splits, packing, streams of batches
     models/        one Transformer and its layers; families/ reads and writes Hugging Face's files

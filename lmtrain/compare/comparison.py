@@ -4,6 +4,7 @@ import contextlib
 import io
 import signal
 import tempfile
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def dry_run(config, directory) -> str:
         with contextlib.redirect_stdout(io.StringIO()):
             config = default.prepare(config, directory, steps=1)
         comparison, others = prepare(config, directory, selected)
-        return '\n'.join([*notes, *others, planning.page(comparison, selected)])
+        lines = [textwrap.fill(note, 80) for note in (*notes, *others)]
+        return '\n'.join([*lines, planning.page(comparison, selected)])
 
 
 def prepare(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparison, list[str]]:

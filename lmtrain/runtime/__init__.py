@@ -1,1 +1,1 @@
-"""Process lifecycle: exit codes, signals, injected faults, agreement between processes, checks before a start."""
+"""Process lifecycle: exit codes, signals, progress of phases, injected faults, agreement between processes."""
