@@ -3,7 +3,7 @@
 python -m docs.run_tutorials FOLDER [PAGE ...]
 
 FOLDER holds the files that the pages name. A block of code without a language is a list of commands; the block `text`
-after it is replaced by what they print on a terminal of 80 columns, without stderr.
+after it is replaced by what they print in 80 columns, without stderr and the progress of phases.
 """
 
 import os
@@ -15,6 +15,7 @@ import sys
 PAGES = pathlib.Path(__file__).parent / 'tutorials'
 BLOCK = re.compile(r'^```\n(?P<commands>.*?)^```\n(\n```text\n.*?^```\n)?', re.MULTILINE | re.DOTALL)
 TYPED = 'What is a cat?\n'  # to a command that reads its terminal
+PHASE = re.compile(r'^  [a-z].*(?: \.\.\.|: .*\d+ (?:s|min))\n', re.MULTILINE)  # how long they take differs
 FIRST, LAST = 14, 12  # lines of an output that are shown
 
 
@@ -31,7 +32,7 @@ def output(commands: str, folder: pathlib.Path) -> str:
             encoding='utf-8',
             check=True,
         )
-        shown.append(done.stdout.strip('\n').replace('```', "'''"))
+        shown.append(PHASE.sub('', done.stdout).strip('\n').replace('```', "'''"))
     lines = '\n\n'.join(shown).splitlines()
     if len(lines) > FIRST + LAST + 1:
         lines = [*lines[:FIRST], '...', *lines[-LAST:]]

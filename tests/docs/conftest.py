@@ -37,7 +37,7 @@ def write_files(folder: pathlib.Path) -> None:
         (folder / name).write_text('\n'.join(sentences(count, number)) + '\n', encoding='utf-8')
     code = ''.join(f'def f{i}(x):\n    return x + {i}\n\n\n' for i in range(200))
     (folder / 'project' / 'main.py').write_text(code, encoding='utf-8')
-    rows = [(text, ('cats', 'rain', 'books')[i % 3]) for i, text in enumerate(sentences(120, 3))]
+    rows = [(text, ('cats', 'rain', 'books')[i % 3]) for i, text in enumerate(sentences(240, 3))]
     table = 'text,category\n' + ''.join(f'"{text}",{label}\n' for text, label in rows)
     (folder / 'train.csv').write_text(table, encoding='utf-8')
     (folder / 'new.csv').write_text('text\n' + ''.join(f'"{text}"\n' for text in sentences(5, 4)), encoding='utf-8')
