@@ -20,6 +20,12 @@ class Clock:
         return self.now
 
 
+@pytest.fixture(autouse=True)
+def one_second(monkeypatch):
+    """Phases are announced as outside of tests."""
+    monkeypatch.setattr(progress, 'NOTICEABLE', 1.0)
+
+
 @pytest.fixture
 def slow(monkeypatch):
     """Threads never look at the clock: tests call `tick` themselves."""
