@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,15 +39,8 @@ def rollout(
     prompts: Sequence[Sequence[int]],
     *,
     samples: int,
-    max_tokens: int,
-    temperature: float,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int,
-    end_ids: Sequence[int],
-    vocab_size: int,
-    absent: Sequence[int] = (),
     mesh: Mesh | None = None,
+    **settings: Any,
 ) -> Rollout:
     """`samples` completions of every prompt, a function of `seed`, `params` and `prompts`.
 
@@ -58,22 +51,21 @@ def rollout(
       params: as they are trained, on one device or sharded over `mesh`.
       prompts: token ids.
       mesh: that of the trainer: rows are divided over `data` and `fsdp`.
-      others: those of `sample.check_settings`.
+      settings: those of `sample.check_settings`; top_k = 0 and top_p = 1 unless given.
 
     Raises InputError before anything compiles, and NonFiniteOutput if a logit is nan or infinite.
     """
-    settings = {'max_tokens': max_tokens, 'temperature': temperature, 'top_k': top_k, 'top_p': top_p, 'seed': seed}
-    settings |= {'end_ids': end_ids, 'vocab_size': vocab_size, 'absent': absent}
+    settings = {'top_k': 0, 'top_p': 1.0} | settings
     sample.check_settings(**settings)
-    sample.check_prompts(model, prompts, vocab_size, num_virtual_tokens(params))
+    sample.check_prompts(model, prompts, settings['vocab_size'], num_virtual_tokens(params))
     if samples < 1:
         raise InputError(f'samples={samples} must be at least 1')
     parts = mesh.shape['data'] * mesh.shape['fsdp'] if mesh else 1
     rows = -(-len(prompts) // parts) * parts
     batch = sample.prepare(model, params, prompts, settings, rows=rows, samples=samples, logprob=True)
-    for state in sample.states(model, params, _placed(batch, mesh) if mesh else batch, max_tokens):
+    for state in sample.states(model, params, _placed(batch, mesh) if mesh else batch, settings['max_tokens']):
         last = state
-    return _completions(last, len(prompts) * samples, max_tokens)
+    return _completions(last, len(prompts) * samples, settings['max_tokens'])
 
 
 def _placed(batch: sample.Batch, mesh: Mesh) -> sample.Batch:
