@@ -22,7 +22,7 @@ flags.DEFINE_multi_string('override', [], 'a value of a recipe, after the name o
 
 def run(values: flags.FlagValues) -> None:
     process_setup.prepare()
-    from lmtrain import pipeline
+    from lmtrain.training import pipeline
 
     if values.name not in pipeline.PIPELINES:
         hint = did_you_mean(values.name or '', pipeline.PIPELINES)

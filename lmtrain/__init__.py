@@ -21,7 +21,6 @@ Modules in import order: each imports only from those above it.
     training/      from a config to a trained model: resolve, build, run, step, loop; load and export
     plan/          memory, time and cost of a run that is not started, here or on machines that are not present
     compare/       prompting and training on the same rows: arms, trials, selection, test stage, report
-    pipeline.py    runs that follow each other: fine-tuning, then preferences or a policy, with one held-out score
     api/           the public functions, and the object that `load` returns
 """
 

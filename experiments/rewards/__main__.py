@@ -14,10 +14,11 @@ import numpy as np
 
 from configs import sft
 from experiments import cli, record
-from lmtrain import files, pipeline, rewards
+from lmtrain import files, rewards
 from lmtrain.data.rows import Row
 from lmtrain.inference import likelihood, prompts, sample
 from lmtrain.training import load as loading
+from lmtrain.training import pipeline
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 

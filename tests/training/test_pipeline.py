@@ -7,9 +7,10 @@ import pytest
 
 from configs import sft
 from launch import cli, recipe
-from lmtrain import pipeline, rewards, tree
+from lmtrain import rewards, tree
 from lmtrain.errors import InputError
 from lmtrain.training import load as loading
+from lmtrain.training import pipeline
 
 ROWS = 'generated:sort,rows=200,length=3'
 STAGES = (pipeline.Stage('first'), pipeline.Stage('second', 'first'))
