@@ -13,7 +13,7 @@ from configs import base
 from lmtrain.data.chat.template import Template
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.tokenizers.base import Bytes
-from lmtrain.inference import prompting, questions, rendering, sample
+from lmtrain.inference import likelihood, prompting, questions, rendering, sample
 from lmtrain.models import Transformer
 
 BYTES = Bytes()
@@ -244,38 +244,41 @@ def test_a_generation_must_equal_the_answer():
 # --- demonstrations
 
 
-class Spy(Bytes):
-    """A tokenizer that records the texts that it encodes."""
+@pytest.fixture
+def scored(monkeypatch):
+    """The prompts that are scored: [(text, [text with each choice])] as bytes without the begin token."""
+    texts = []
 
-    def __init__(self):
-        super().__init__()
-        self.seen = []
+    def record(model, params, prompts, *arguments, original=likelihood.log_likelihoods, **options):
+        for prompt in prompts:
+            start, *others = (bytes(ids.tolist()).decode() for ids in (prompt.context_ids[1:], *prompt.continuations))
+            texts.append((start, [start + other for other in others]))
+        return original(model, params, prompts, *arguments, **options)
 
-    def encode_batch(self, texts):
-        self.seen.append(list(texts))
-        return super().encode_batch(texts)
+    monkeypatch.setattr(likelihood, 'log_likelihoods', record)
+    return texts
 
 
-def test_demonstrations_are_whole_rendered_rows():
-    spy = Spy()
+def test_demonstrations_are_whole_rendered_rows(scored):
     train = rows_of({'query': 'A b', 'gold': 'c'}, {'query': 'D e', 'gold': 'f'})
     form = {'template': 'Q: {query}\nA: {gold}', 'answer': 'gold', 'choices': 'gold', 'separator': '\n--\n'}
-    score(Bigram(), bigram()[0], spy, QUIZ[:0] + rows_of({'query': 'x', 'gold': 'c'}), shots=2,
-                    demonstrations=train, **form)  # fmt: skip
-    ((alone, *wholes),) = spy.seen
+    asked = rows_of({'query': 'x', 'gold': 'c'})
+    score(Bigram(), bigram()[0], BYTES, asked, shots=2, demonstrations=train, **form)
+    ((alone, wholes),) = scored
     assert alone in ('Q: A b\nA: c\n--\nQ: D e\nA: f\n--\nQ: x\nA: ', 'Q: D e\nA: f\n--\nQ: A b\nA: c\n--\nQ: x\nA: ')
     assert wholes == [alone + 'c', alone + 'f']  # all the answers that demonstrations have
 
 
-def test_demonstrations_are_dropped_until_the_prompt_fits():
-    spy = Spy()
+def test_demonstrations_are_dropped_until_the_prompt_fits(scored):
     model = Bigram(max_len=37)
     rows = rows_of({'query': 'a' * 10, 'gold': 'x'}, {'query': 'b' * 10, 'gold': 'y'}, {'query': 'c' * 10, 'gold': 'x'})
     form = FORM | {'choices': 'gold', 'shots': 2, 'separator': '\n'}
-    scores = score(model, bigram()[0], spy, rows, **form)
+    score(Bigram(), bigram()[0], BYTES, rows, **form)
+    whole, _ = zip(*scored, strict=True)
+    scored.clear()
+    scores = score(model, bigram()[0], BYTES, rows, **form)
     assert scores.results['dropped'] == 3  # one before each: BEGIN and 37 of 38 tokens would be read
-    first, second = spy.seen[0][0], spy.seen[1][0]
-    assert second == first.split('\n', 1)[1]  # the first of them
+    assert [text for text, _ in scored] == [text.split('\n', 1)[1] for text in whole]  # the first of them
     assert 'dropped to fit the context' in prompting.line(scores.results)
     model = Bigram(max_len=11)
     with pytest.raises(
@@ -386,14 +389,13 @@ def test_generations_of_a_chat_contain_newlines_and_end_at_any_end_token(monkeyp
     assert 'ended with an end token 50.0 %' in prompting.line(scores.results)
 
 
-def test_no_row_is_among_its_own_demonstrations():
+def test_no_row_is_among_its_own_demonstrations(scored):
     """Also if it occurs twice in the rows, or with another answer in the file of demonstrations."""
-    spy = Spy()
     rows = rows_of(*[{'query': f'q{i}.', 'choices': ['x', 'y'], 'gold': 0} for i in (0, 1, 2, 3, 3)])
     others = rows_of(*[{'query': f'q{i}.', 'choices': ['x', 'y'], 'gold': 1} for i in range(5)])
     for demonstrations in ((), others):
-        score(Bigram(), bigram()[0], spy, rows, shots=3, demonstrations=demonstrations, **FORM)
-    prompts = [texts[0] for texts in spy.seen]
+        score(Bigram(), bigram()[0], BYTES, rows, shots=3, demonstrations=demonstrations, **FORM)
+    prompts = [text for text, _ in scored]
     assert len(prompts) == 10
     for prompt in prompts:
         asked = prompt.rsplit('\n\n', 1)[1].strip()
