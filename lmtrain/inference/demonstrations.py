@@ -71,13 +71,9 @@ def select(
         raise InputError(f'shots={shots}: a number of demonstrations, or {ALL} for as many as fit')
     if not shots:
         return iter([[] for _ in queries])
-    pool = list({(q.context, q.answer): q for q in pool}.values())
+    pool = _ordered(pool, how, seed)
     if not pool:
         raise InputError(f'shots={shots} demonstrations, but there is no row to take them from')
-    if how != 'first':
-        pool.sort(key=lambda q: (q.context, q.answer))
-    if how == 'fixed':
-        pool.sort(key=lambda q: hash_unit(f'demonstrations {seed}', json.dumps([q.context, q.answer])))
     same_context = collections.defaultdict(list)  # text -> indices into the pool
     for index, row in enumerate(pool):
         same_context[row.context].append(index)
@@ -96,6 +92,16 @@ def select(
         return drawn if how in ('random', *SHARED) else drawn[::-1]
 
     return map(of_query, range(len(queries)))
+
+
+def _ordered(pool: Sequence[Question], how: str, seed: int) -> list[Question]:
+    """The different rows of a pool in an order that does not depend on its own, except for 'first'."""
+    rows = list({(q.context, q.answer): q for q in pool}.values())
+    if how != 'first':
+        rows.sort(key=lambda q: (q.context, q.answer))
+    if how == 'fixed':
+        rows.sort(key=lambda q: hash_unit(f'demonstrations {seed}', json.dumps([q.context, q.answer])))
+    return rows
 
 
 def most_that_fit(

@@ -121,8 +121,8 @@ def _claim(stack: contextlib.ExitStack, run: Run, directory: Path) -> list[workd
     if several:
         facts = {'config': run.resolved, 'code': multihost.source_hash()} | versions() | run.fingerprints
         multihost.assert_same(tree.flatten(facts))
-    kept = config.checkpoint.keep_last + config.checkpoint.keep_best + (config.schedule.name == 'wsd')
-    workdir.check(directory, tree.size(run.shapes), kept)
+    count = config.checkpoint.keep_last + config.checkpoint.keep_best + (config.schedule.name == 'wsd')
+    workdir.check(directory, tree.size(run.shapes), count)
     if several:
         workdir.check_shared(directory)
     preflight.check_memory(run.memory(), run.mesh.local_devices[0])
