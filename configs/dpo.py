@@ -16,6 +16,7 @@ from configs import sft
 
 def get_config():
     config = sft.get_config()
+    config.data.tokenizer = 'base'
     config.data.seq_len = 64
     config.data.validation = 0.1  # of the rows of a file; generated rows have a split of their own
     config.task.name = 'preference'

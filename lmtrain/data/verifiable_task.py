@@ -89,6 +89,15 @@ def generate(source: str, split: str = '') -> Iterator[tuple[str, dict[str, Any]
     )
 
 
+def is_generated(source) -> bool:
+    """Whether a source of config.task is generated and not a file.
+
+    >>> is_generated('generated:sort'), is_generated('rows.jsonl'), is_generated(('rows.jsonl', 'label'))
+    (True, False, False)
+    """
+    return isinstance(source, str) and source.startswith(PREFIX)
+
+
 def split_of(prompt: str) -> str:
     """The split of a prompt, by its hash.
 

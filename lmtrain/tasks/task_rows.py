@@ -10,6 +10,7 @@ from lmtrain.data.hash_rng import hash_unit
 from lmtrain.data.labels import Classes, class_id, resolve_classes
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.splits import SPLITS, boundaries
+from lmtrain.data.verifiable_task import is_generated
 from lmtrain.errors import InputError
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import Task
@@ -87,14 +88,27 @@ def require(name: str, value: Any, right: bool, expected: str) -> None:
 def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str, list[Row]]:
     """{split: its rows}. What was recognised or skipped is added to `notes`."""
     fields = config.text[0] if config.text else 'text', config.label
+    files = _without_generated(config.files, notes)
     rows = {
-        split: [row for file in files for row in read_rows(file, data['root'], *fields, notes, split)]
-        for split, files in config.files.items()
+        split: [row for file in own for row in read_rows(file, data['root'], *fields, notes, split)]
+        for split, own in files.items()
     }
-    shares = {split: float(data[split]) for split in SPLITS[1:] if not config.files[split]}
+    shares = {split: float(data[split]) for split in SPLITS[1:] if not files[split]}
     if any(shares.values()):
         _divide(rows, shares)
     return rows
+
+
+def _without_generated(files: dict[str, tuple], notes: list[str]) -> dict[str, tuple]:
+    """The files of the splits. A recipe's generated rows do not measure what is learned from a user's own."""
+    if any(map(is_generated, files['train'])):
+        return files
+    own = {split: tuple(file for file in each if not is_generated(file)) for split, each in files.items()}
+    for split in SPLITS[1:]:
+        if len(own[split]) < len(files[split]):
+            taken = 'the files that are named' if own[split] else 'a share of task.train'
+            notes.append(f'{split}: {taken}, not the generated rows of the recipe')
+    return own
 
 
 def _divide(rows: dict[str, list[Row]], shares: dict[str, float]) -> None:

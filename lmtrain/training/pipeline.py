@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lmtrain import files, rewards
 from lmtrain.data.rows import Row, read_rows, text_of
+from lmtrain.data.verifiable_task import is_generated
 from lmtrain.errors import InputError
 from lmtrain.inference import prompts, sample
 from lmtrain.report import terminal
@@ -101,6 +102,11 @@ def held_out_rows(config) -> list[Row]:
     names = (names,) if isinstance(names, str) else names
     if not names:
         raise InputError('config.task.test of the first stage is (): it names the held-out rows of a pipeline')
+    train = (config.task.train,) if isinstance(config.task.train, str) else config.task.train
+    if any(map(is_generated, names)) and not any(map(is_generated, train)):
+        raise InputError(
+            f'config.task.test = {names} and config.task.train = {tuple(train)}: name held-out rows of the same task'
+        )
     return [row for name in names for row in read_rows(name, config.data.root, split='test')]
 
 

@@ -28,7 +28,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 
 def write_files(folder: pathlib.Path) -> None:
-    """A book, notes, code, a table of classes, conversations and instructions."""
+    """A book, notes, code, a table of classes, conversations, instructions and preferences."""
     (folder / 'notes').mkdir()
     (folder / 'project').mkdir()
     files = {'book.txt': 900, 'new.txt': 300, 'old.txt': 300, 'one.txt': 200, 'two.txt': 400, 'three.txt': 100}
@@ -43,7 +43,8 @@ def write_files(folder: pathlib.Path) -> None:
     (folder / 'new.csv').write_text('text\n' + ''.join(f'"{text}"\n' for text in sentences(5, 4)), encoding='utf-8')
     chats = [{'messages': [{'role': 'user', 'content': q}, {'role': 'assistant', 'content': 'Yes.'}]} for q, _ in rows]
     questions = [{'question': text, 'answer': label} for text, label in rows]
-    for name, lines in (('chats.jsonl', chats), ('rows.jsonl', questions)):
+    pairs = [{'prompt': text, 'chosen': label, 'rejected': f'not {label}'} for text, label in rows]
+    for name, lines in (('chats.jsonl', chats), ('rows.jsonl', questions), ('pairs.jsonl', pairs)):
         (folder / name).write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
 
 

@@ -53,7 +53,7 @@ def test_commands_run_as_printed(page, pages, machine, monkeypatch):
         words = executed(shlex.split(command)[1:], machine.small)
         code, out, err = machine.run(words)
         assert code == 0, f'{command}\n{out}\n{err}'
-        lines = (out + err).replace(str(machine.folder), 'here').splitlines()
+        lines = (out + err).replace(str(machine.folder), 'here').replace(str(machine.folder.parent), 'up').splitlines()
         wide = [line for line in lines if len(line) > 80]
         assert not wide or words[0] in LAUNCHERS, f'{command}\n' + '\n'.join(wide)
 

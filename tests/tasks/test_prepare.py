@@ -251,6 +251,16 @@ def test_shares_are_taken_by_hash_and_equal_rows_stay_together(prepare):
     assert len(own.rows['validation']) == 120 and len(own.rows['train']) == 54
 
 
+def test_generated_rows_of_a_recipe_do_not_measure_a_file(prepare):
+    generated = {'validation': ('generated:sort',), 'test': ('generated:sort',)}
+    task = prepare(**generated)
+    assert {split: len(rows) for split, rows in task.rows.items()} == {'train': 42, 'validation': 12, 'test': 6}
+    assert 'validation: a share of task.train, not the generated rows of the recipe' in task.notes
+    own = prepare(**generated | {'validation': ('1.jsonl', 'generated:sort')})
+    assert len(own.rows['validation']) == 60 and len(own.rows['test']) == 6
+    assert 'validation: the files that are named, not the generated rows of the recipe' in own.notes
+
+
 def test_shots_are_of_each_class_and_deterministic(prepare):
     task = prepare(shots=5)
     chosen = [row.fields['label'] for row in task.rows['train']]

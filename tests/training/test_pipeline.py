@@ -112,6 +112,9 @@ def test_a_pipeline_needs_held_out_rows(tmp_path):
     own.task.test = ()
     with pytest.raises(InputError, match=r'config\.task\.test of the first stage is \(\)'):
         pipeline.held_out_rows(own)
+    own.task.train, own.task.test = 'mine.jsonl', ('generated:sort',)
+    with pytest.raises(InputError, match=r"'generated:sort'.* and config.task.train = .*mine.* of the same task"):
+        pipeline.held_out_rows(own)
 
 
 def test_the_table_fits_the_terminal():
