@@ -8,9 +8,7 @@ Score:   experiments/rewards: held-out prompts that the greedy completion answer
 
 from configs import base
 
-# Three quarters of the completions are in reverse: the base can sort, and does so in a quarter of its answers.
-SOURCE = 'generated:sort,rows=20000,wrong=0.75'
-HELD_OUT = 'generated:sort'
+ROWS = 'generated:sort'
 
 
 def get_config():
@@ -20,8 +18,9 @@ def get_config():
     config.data.seq_len = 32
     config.data.batch_size = 64
     config.task.name = 'chat'
-    config.task.train = (SOURCE,)
-    config.task.validation = config.task.test = (HELD_OUT,)
+    # Three quarters of the answers are in reverse: the base can sort, and does so in a quarter of its answers.
+    config.task.train = (f'{ROWS},rows=20000,wrong=0.75',)
+    config.task.validation = config.task.test = (ROWS,)
     config.task.text = ('prompt',)
     config.task.label = 'completion'
     config.task.template = 'none'

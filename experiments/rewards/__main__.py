@@ -26,7 +26,7 @@ SEEDS = (0, 1, 2)
 BEFORE, AFTER, MINUTES, MEMORY = 0.3, 0.9, 20.0, 1.05  # targets
 # {name: (recipe, what differs from it)}; each starts from the supervised base of its seed.
 OBJECTIVES = {
-    'supervised, right answers': ('sft', {'data.tokenizer': 'base', 'task.train': (sft.HELD_OUT,), 'budget.steps': 60}),
+    'supervised, right answers': ('sft', {'data.tokenizer': 'base', 'task.train': (sft.ROWS,), 'budget.steps': 60}),
     'DPO': ('dpo', {}),
     'GRPO': ('grpo', {}),
     'REINFORCE leave-one-out': ('grpo', {'objective.name': 'rloo'}),
