@@ -35,7 +35,6 @@ setup(
         'tensorflow-datasets>=4.9.10,<5',
         'tensorstore>=0.1.86,<0.2',  # Orbax writes with it; reads the index of a checkpoint back
         'tokenizers>=0.23,<0.24',
-        'tqdm>=4.70,<5',
     ],
     extras_require={
         'test': [

@@ -49,7 +49,7 @@ def run(values: flags.FlagValues) -> None:
     from lmtrain.plan import compiled, search
 
     words = (f'--config.{shlex.quote(text)}' for text in values.override)
-    command = ' '.join(['lmtrain train', f'--config={values.config}', *words])
+    command = [f'lmtrain train --config={values.config}', *words]
     print((search if values.search else compiled).page(config, target, command))
 
 

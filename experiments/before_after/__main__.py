@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 
-from experiments import record
+from experiments import cli, record
 
 BEFORE = 'ab9fdae'
 SIDES = ('before', 'after')
@@ -49,7 +49,7 @@ class Side:
         """Seconds from the command to its first line of metrics.jsonl; waits for its end."""
         shutil.rmtree(self.folder, ignore_errors=True)
         metrics, start = self.folder / 'metrics.jsonl', time.monotonic()
-        command = [sys.executable, '-m', 'launch.cli', 'train', *words, f'--workdir={self.folder}']
+        command = cli.command('train', *words, f'--workdir={self.folder}')
         options = {'cwd': self.tree, 'env': self.environment, 'stdout': subprocess.DEVNULL, 'stderr': subprocess.PIPE}
         with subprocess.Popen(command, **options) as process:
             while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):

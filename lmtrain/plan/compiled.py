@@ -6,7 +6,7 @@ import itertools
 import math
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -179,7 +179,7 @@ def that_fits(run: Run, target: Target, figures: Compiled) -> tuple[Run, Compile
     return run, figures, {}
 
 
-def page(config, target: Target, command: str = '') -> str:
+def page(config, target: Target, command: Sequence[str] = ()) -> str:
     """The page of `lmtrain plan`, of the run with the changes that make it fit. It ends with its command.
 
     Raises what `build` raises.
@@ -199,7 +199,7 @@ def page(config, target: Target, command: str = '') -> str:
         if not figures.too_large:
             parts += [products(run, figures), exchanges(run, figures)]
         parts.append(outlook(run, target, figures.exchanged or traffic.minimum(run)))
-        words = [command, *(f'--config.{field}={value}' for field, value in changes.items())]
+        words = [*command, *(f'--config.{field}={value}' for field, value in changes.items())]
         if fits or changes:
             parts.append('\n'.join(['to train it', '  ' + ' \\\n    '.join(words)]))
         else:

@@ -109,5 +109,7 @@ def decoded(run: Run) -> str:
     labels = corpus.labels if run.task.reads_rows else ()
     lines = [textwrap.fill(f'the first batch, {data.batch_hash(batch)}: {run.task.legend(batch)}', 80)]
     for row in range(min(DECODED, len(batch['tokens']))):
-        lines.append(f'  row {row}  {run.task.render(corpus.tokenizer, batch, row, labels)}')
-    return terminal.printable('\n'.join(lines))
+        text = terminal.printable(run.task.render(corpus.tokenizer, batch, row, labels))
+        options = {'drop_whitespace': False, 'replace_whitespace': False, 'break_on_hyphens': False}
+        lines.append(textwrap.fill(f'  row {row}  {text}', 80, subsequent_indent=' ' * 9, **options))
+    return '\n'.join([terminal.printable(lines[0]), *lines[1:]])

@@ -54,7 +54,7 @@ def choices(flops: float) -> list[Choice]:
         raise InputError(f'a budget of {flops} FLOPs: it must be a positive, finite number')
     by_ratio = math.sqrt(flops / 6 / RATIO)
     best = {
-        'Hoffmann et al. 2022, approach 3': HOFFMANN.best(flops),
+        'Hoffmann et al. 2022': HOFFMANN.best(flops),
         'Besiroglu et al. 2024': BESIROGLU.best(flops),
         f'{RATIO:g} tokens a parameter': (by_ratio, RATIO * by_ratio),
     }
@@ -90,6 +90,9 @@ def page(flops: float, vocab_size: int) -> str:
                 f'{layers} x {rung(layers)["width"]}',
             )
         )
-    note = '  the loss is in nats per token on the text and tokenizer of Hoffmann et al., by the law of 2024'
+    note = (
+        '  Hoffmann et al. by approach 3; the loss is in nats per token on their text and\n'
+        '  tokenizer, by the law of 2024'
+    )
     title = f'where {terminal.unit(flops, "FLOP")} are best spent'
     return '\n'.join([title, *terminal.table(rows, right=(1, 2, 3, 4, 5)), note])

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lmtrain.cost import traffic
@@ -82,7 +82,7 @@ def _changed(run: Run, remat: str, accumulate: int) -> Run:
     return dataclasses.replace(run, config=config, model=dataclasses.replace(run.model, remat=remat))
 
 
-def page(config, target: Target, command: str = '') -> str:
+def page(config, target: Target, command: Sequence[str] = ()) -> str:
     """The page of `lmtrain plan --search`: the fastest plans that fit, and the command of the first.
 
     Raises InputError if nothing fits, or the target has no data sheet.
@@ -110,7 +110,7 @@ def page(config, target: Target, command: str = '') -> str:
         terminal.note('tokens/s', f'if everything overlaps{spent}'),
         terminal.note('memory', f'of a device, by {source}'),
     ]
-    words = [command, *(f'--config.{field}={value}' for field, value in next(iter(fitting)).changes().items())]
+    words = [*command, *(f'--config.{field}={value}' for field, value in next(iter(fitting)).changes().items())]
     train = '\n'.join(['to train the first', '  ' + ' \\\n    '.join(words)])
     return '\n\n'.join(['\n'.join([title, *_table(config, target, fitting)]), '\n'.join(notes), train])
 

@@ -107,6 +107,7 @@ class SideLinear(nn.Module):
 @pytest.fixture
 def with_side(monkeypatch):
     monkeypatch.setattr(leaves, 'KINDS', (*leaves.KINDS, SIDE))
+    monkeypatch.setattr(leaves, 'PARTITION_RULES', [*leaves.PARTITION_RULES, *SIDE.rules])  # made of the table
 
 
 def side_adapter(side):

@@ -66,13 +66,13 @@ def test_every_skipped_command_is_printed_somewhere(pages):
     assert len(every) > 15
 
 
-NEEDS_A_BASE = ['classify', 'compare', 'compare_base', 'continual', 'grpo', 'instruct', 'ppo', 'span', 'tag']
+NEEDS_A_BASE = ['classify', 'compare', 'compare_base', 'continual', 'dpo', 'grpo', 'instruct', 'ppo', 'span', 'tag']
 
 
 @pytest.mark.parametrize('name', [path.stem for path in recipe.files() if path.stem not in NEEDS_A_BASE])
 def test_dry_run_needs_no_data(name, machine):
     tiny = ['--config.budget.steps=2', '--config.model.num_layers=1', '--config.data.batch_size=16']
-    tiny += ['--config.optimizer.accumulate=1', '--config.data.seq_len=16']
+    tiny += ['--config.optimizer.accumulate=1', '--config.data.seq_len=32']
     code, out, err = machine.run(['train', f'--config=configs/{name}.py', '--dry_run', *tiny])
     assert code == 0, out + err
     assert not [line for line in (out + err).splitlines() if len(line) > 80]

@@ -40,7 +40,9 @@ def plain(name: str) -> str:
 
 def test_requirements_are_the_imported_packages():
     needs = asked()
-    optional = {plain(need.name) for extra in ('parquet', 'sentencepiece', 'lm-eval', 'gepa') for need in needs[extra]}
+    optional = {
+        plain(need.name) for extra in ('parquet', 'sentencepiece', 'lm-eval', 'gepa', 'hub') for need in needs[extra]
+    }
     required = {plain(need.name) for need in needs['']}
     found = {plain(name) for name in imported()}
     assert found - optional == required - {plain(name) for name in UNSEEN}

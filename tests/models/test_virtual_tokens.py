@@ -45,11 +45,8 @@ def test_a_soft_prompt_belongs_to_the_first_document_and_shifts_positions_once()
     params = {'prompt': {'embedding': jnp.ones((2, 4))}, 'layers': {'attention': {'x': jnp.ones((1, 2))}}}
     batch = {'tokens': jnp.array([[5, 6, 7]]), 'segment_ids': jnp.array([[3, 3, 0]])}
     batch |= {'positions': jnp.array([[0, 1, 0]])}
-    cache = {name: jnp.ones((1, 1, 4, 1, 2)) for name in ('key', 'value')}
-    entered, grown, actual, shift = virtual_tokens.prepend(params, batch, cache)
+    entered, actual, shift = virtual_tokens.prepend(params, batch)
     assert entered['tokens'].tolist() == [[0, 0, 5, 6, 7]] and entered['segment_ids'].tolist() == [[3, 3, 3, 3, 0]]
     assert entered['positions'].tolist() == [[0, 1, 2, 3, 2]] and actual.shape == (2, 4) and shift == 0
-    assert grown['key'].shape == (1, 1, 6, 1, 2) and grown['prompted'] == 2
-    again, same, none, _ = virtual_tokens.prepend(params, batch, grown)
-    assert none is None and same is grown and again['tokens'].shape == (1, 3)
-    assert again['positions'].tolist() == [[2, 3, 2]]
+    again, none, _ = virtual_tokens.prepend(params, batch, past=({'length': 5},))
+    assert none is None and again['tokens'].shape == (1, 3)

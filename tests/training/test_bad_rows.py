@@ -29,7 +29,7 @@ CASES = {
         "text=('q','c') label=a",
         "rows.jsonl:1: the answer 'cat' at 5 lies outside the text",
     ),
-    'two formats': ('chat', {'prompt': 'a', 'output': 'b'}, '', 'rows.jsonl:1: fields of two formats'),
+    'two formats': ('chat', {'messages': TALK, 'conversations': TALK}, '', 'rows.jsonl:1: fields of two formats'),
     'nothing to learn': ('chat', {'messages': TALK[:1]}, '', 'rows.jsonl:1: no token to train'),
     'a template that fails': ('chat', {'messages': TALK}, 'template=t.jinja', 'rows.jsonl:1: the chat template'),
     'a template that is not there': ('chat', {'messages': TALK}, 'template=u.jinja', 'config.task.template: no file'),
