@@ -6,9 +6,11 @@ import jax
 import numpy as np
 
 from lmtrain.data import preferences
+from lmtrain.data.chat import encoding
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.errors import InputError
 from lmtrain.evaluation.heads import output_of
+from lmtrain.inference import prompts as prompting
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import with_settings
 from lmtrain.training.load import LoadedModel, load_directory
@@ -65,10 +67,18 @@ def score_texts(model: LoadedModel | str, prompts: Sequence[str], completions: S
 
 def _encode(loaded: LoadedModel, prompt: str, completion: str) -> list[int]:
     """The ids of a text, in at most as many tokens as the model reads."""
+    if not completion.strip():  # a policy may end at once; rows of pairs have no empty side
+        end = encoding.answer_end(loaded.tokenizer, loaded.template)
+        ids = prompting.encode(prompt, loaded.tokenizer, loaded.template)
+        return _cut([*ids, loaded.tokenizer.end_id if end is None else end], loaded)
     turns = [{'role': 'user', 'content': prompt}, {'role': 'assistant', 'content': completion}]
     dialogue = Conversation(turns, (1,)) if loaded.template else Conversation([], (), (prompt, completion))
     text = preferences.encode(dialogue, loaded.tokenizer, loaded.template, 'a completion')
-    ids = text.prompt + text.completion
+    return _cut(text.prompt + text.completion, loaded)
+
+
+def _cut(ids: list[int], loaded: LoadedModel) -> list[int]:
+    """`ids` without what follows the first one, as far as the model does not read so many."""
     return [*ids[:1], *ids[1:][-(loaded.model.max_len - 1) :]]
 
 

@@ -45,6 +45,11 @@ def test_reward_model_learns_and_scores_texts(trained):
     np.testing.assert_allclose(np.mean(chosen - rejected), scores['margin'], rtol=1e-4)
     alone = reward_scores.score_texts(lmtrain.load(str(folder)), prompts[:1], [ROWS[0]['chosen']])
     np.testing.assert_allclose(alone, chosen[:1], rtol=1e-5, atol=1e-5)
+    loaded = lmtrain.load(str(folder))
+    begin, end = 256, 256  # of a text of bytes
+    assert reward_scores._encode(loaded, 'ab', '') == [begin, *b'ab', end]
+    assert reward_scores._encode(loaded, 'ab', 'c') == [begin, *b'abc', end]
+    assert np.isfinite(reward_scores.score_texts(loaded, ['word 3 '], [''])).all()
 
 
 def test_exported_reward_model_is_a_classifier_with_one_label(trained, tmp_path):
