@@ -2328,8 +2328,8 @@ FAULTS = {
         ('hours at the full peak', 'return hours * 3600 * config.plan.mfu *', 'return hours * 3600 *'),
         (
             'what is copied has no overrides',
-            "' '.join(['lmtrain train', f'--config={values.config}', *words])",
-            "' '.join(['lmtrain train', f'--config={values.config}'])",
+            "[f'lmtrain train --config={values.config}', *words]",
+            "[f'lmtrain train --config={values.config}']",
         ),
     ],
     'lmtrain/cost/budget.py': [
