@@ -1,6 +1,7 @@
 """From config.reward to the reward of completions: a weighted sum of verifiers, a reward model and a user's file."""
 
 import collections
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -107,7 +108,7 @@ def build(
     _require('memory_mib', limits.memory_mib, limits.memory_mib >= 16, 'at least 16')
     settings = verifiers.Settings(reward['field'], reward['pattern'], limits)
     parts = {}
-    try:
+    with contextlib.ExitStack() as stack:
         for name in weights:
             if name == 'file':
                 parts[name] = user_file.reward(local_path(reward['file'], 'config.reward.file', root), limits.seconds)
@@ -117,9 +118,8 @@ def build(
                 parts[name] = model_reward.reward(folder, open_model(folder))
             else:
                 parts[name] = verifiers.VERIFIERS[name](settings)
-    except BaseException:
-        RewardFunction(parts, weights).close()
-        raise
+            stack.callback(parts[name].close)  # if a later part cannot be built
+        stack.pop_all()
     return RewardFunction(parts, weights)
 
 

@@ -18,6 +18,7 @@ from lmtrain.report import terminal
 from lmtrain.tasks import TASKS
 from lmtrain.training import load as loading
 from lmtrain.training import train as training
+from lmtrain.training.checks import check_settings
 
 MAX_TOKENS = 64  # of a completion that is scored, if the context of the model has room for them
 # The measure of results.json that the table shows: the first of these that the stage has.
@@ -55,6 +56,11 @@ def run(name: str, configs: Mapping[str, Any], workdir) -> list[dict[str, Any]]:
     """
     workdir = files.local_path(workdir, '--workdir').absolute()
     stages = PIPELINES[name]
+    for stage in stages:  # also the later ones, before the first is trained
+        try:
+            check_settings(configs[stage.name])
+        except InputError as error:
+            raise InputError(f'the stage {stage.name}: {error}') from None
     rows = held_out_rows(configs[stages[0].name])
     measured = configs[stages[0].name]
     results = []

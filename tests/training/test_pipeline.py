@@ -99,6 +99,15 @@ def test_a_stage_that_was_stopped_ends_with_the_same_bits(trained, tmp_path, mon
         np.testing.assert_array_equal(one[path], other[path])
 
 
+def test_settings_of_later_stages_are_checked_before_the_first_is_trained(trained, tmp_path):
+    _, configs, _ = trained
+    changed = configs['second'].copy_and_resolve_references()
+    changed.budget.steps = -3
+    with pytest.raises(InputError, match='the stage second: budget.steps = -3'):
+        pipeline.run('both', configs | {'second': changed}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_finished_stage_keeps_its_settings(trained):
     folder, configs, _ = trained
     changed = configs['first'].copy_and_resolve_references()
