@@ -114,7 +114,8 @@ def parse_json(text: str | bytes, place: str | os.PathLike, **options: Any) -> A
     except json.JSONDecodeError as error:
         line = error.doc.split('\n')[error.lineno - 1]
         column = f'column {error.colno}' if error.lineno == 1 else f'line {error.lineno}, column {error.colno}'
-        raise InputError(f'{place}: invalid JSON, {error.msg} at {column}: {line[:60]!r}') from None
+        what = error.msg.removesuffix(' at')  # 'Unterminated string starting at'
+        raise InputError(f'{place}: invalid JSON, {what} at {column}: {line[:60]!r}') from None
     except (ValueError, RecursionError) as error:  # not UTF-8, a number of 5,000 digits, brackets 100,000 deep
         raise InputError(f'{place}: invalid JSON ({error}): {text[:60]!r}') from None
 

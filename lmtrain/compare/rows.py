@@ -201,22 +201,18 @@ PARTS = dict(zip(('train', 'selection', 'test'), SPLITS))  # {part: the split wh
 
 
 def _divide(config, splits: dict[str, list[Row]], task: TaskConfig, notes: list[str]) -> dict[str, list[Row]]:
-    """Training, selection and test rows; no text is in two of them, or twice in one, or empty."""
+    """Training, selection and test rows; no text is in two of them, or twice in one."""
     seen: set[tuple[str, ...]] = set()
 
     def new(rows: list[Row], part: str) -> list[Row]:
-        first, empty = [], 0
+        first = []
         for row in rows:
             key = tuple(text_of(row, field) for field in task.text)
-            if not ''.join(key).strip():
-                empty += 1
-            elif key not in seen:
+            if key not in seen:
                 seen.add(key)
                 first.append(row)
-        if empty:
-            notes.append(f'{empty} {part} rows are left out: their text is empty')
-        if len(first) + empty < len(rows):
-            notes.append(f'{len(rows) - len(first) - empty} {part} rows are left out: their text occurs before')
+        if len(first) < len(rows):
+            notes.append(f'{len(rows) - len(first)} {part} rows are left out: their text occurs before')
         return first
 
     def drawn(rows: list[Row], purpose: str) -> list[Row]:

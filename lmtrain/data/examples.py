@@ -52,7 +52,8 @@ class LengthPolicy:
     def note(self) -> list[str]:
         """One line with the number of these rows; none if there are none."""
         action = 'cut' if self.policy == 'cut' else 'left out'
-        return [f'{self.count} rows of more than {self.seq_len} tokens {action}'] if self.count else []
+        rows = f'{self.count} row' + 's' * (self.count > 1)
+        return [f'{rows} of more than {self.seq_len} tokens {action}'] if self.count else []
 
 
 def texts(rows: Sequence[Row], fields: tuple[str, ...], tokenizer: Tokenizer, length: LengthPolicy) -> list[Example]:
@@ -66,7 +67,7 @@ def texts(rows: Sequence[Row], fields: tuple[str, ...], tokenizer: Tokenizer, le
         parts = [column[index].tolist() for column in columns]
         specials = len(prefix) + len(suffix) + len(between) * (len(parts) - 1)
         if not any(parts):
-            raise InputError(f'{row.place}: {", ".join(map(repr, fields))} holds no token')
+            raise InputError(f'{row.place}: {", ".join(map(repr, fields))} holds no token: leave out the row')
         if not length.fits(row, specials + sum(map(len, parts))):
             continue
         parts = _truncated(parts, length.seq_len - specials)

@@ -115,7 +115,7 @@ def _name(value: Any, place: str) -> str:
         return str(value).lower()
     if isinstance(value, int | float) and math.isfinite(value) or isinstance(value, str) and value.strip():
         return str(value)
-    raise InputError(f'{place}: a label is a name or a number, here it is {value!r}')
+    raise InputError(f'{place}: a label is a name or a number, here it is {value!r}: write it, or leave out the row')
 
 
 def _whole(name: str) -> str:

@@ -23,7 +23,6 @@ from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
 from lmtrain.files import json_type
 
-FIELD = 'config.task.text'
 TURN = re.compile(r'(?:^|\n\n)(Human|Assistant):')  # of a transcript
 LABELS = {True: True, False: False, 'true': True, 'false': False, '1': True, '0': False}
 
@@ -75,7 +74,7 @@ class Notes:
         lines = [f'{count} rows of {name}' for name, count in self.forms.items()]
         for reason, places in self.skipped.items():
             others = ', ...' if len(places) > 1 else ''
-            lines.append(f'{len(places)} rows left out, {reason}: {places[0]}{others}')
+            lines.append(f'{len(places)} row{"s" * (len(places) > 1)} left out, {reason}: {places[0]}{others}')
         return lines
 
 
@@ -84,7 +83,7 @@ def read_pair(row: Row, template: Template | None) -> Pair:
 
     Transcripts become messages if the tokenizer has a chat template of its own; else they stay as they are written.
     """
-    chosen, rejected = (value_of(row, name, FIELD) for name in ('chosen', 'rejected'))
+    chosen, rejected = (value_of(row, name, '') for name in ('chosen', 'rejected'))
     prompt = next((row.fields[name] for name in ('prompt', 'conversations') if row.fields.get(name) is not None), None)
     texts = isinstance(chosen, str) and isinstance(rejected, str)
     if texts and prompt is None and _is_transcript(chosen) and _is_transcript(rejected):
@@ -116,7 +115,7 @@ def read_pair(row: Row, template: Template | None) -> Pair:
 
 def read_labelled(row: Row) -> tuple[str, Conversation, bool]:
     """(name of the format, conversation, whether the completion is desirable) of a row. Raises InputError."""
-    prompt, completion, label = (value_of(row, name, FIELD) for name in ('prompt', 'completion', 'label'))
+    prompt, completion, label = (value_of(row, name, '') for name in ('prompt', 'completion', 'label'))
     label = LABELS.get(label.strip().lower() if isinstance(label, str) else label if label in (0, 1) else None)
     if label is None:
         raise InputError(

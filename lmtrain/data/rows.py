@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,8 @@ def read_rows(
     """The rows of one file, or those that a generator writes (`verifiable_task`).
 
     Args:
-      source: a path, whose ending selects the reader: .jsonl(.gz), .json (an array of objects, or SQuAD's format), .csv
+      source: a path, whose ending selects the reader: .jsonl(.gz), .json (an array of objects, or SQuAD's format; a
+        .jsonl that is such an array, and a .json that is an object in every line, are read as what they are), .csv
         (separated by commas, semicolons or tabs), .tsv (no quoting), .parquet, .conll or .annotated (fields `tokens`
         and `tags`). Or (path, label): every line of the file that is not blank is a row with the fields `text` and
         `label`, whatever the ending. Or 'generated:NAME': rows that `verifiable_task` generates.
@@ -68,7 +70,10 @@ def place_of(row: Row, word: int) -> str:
 
 
 def value_of(row: Row, name: str, field: str) -> Any:
-    """The value of the field `name`. Raises InputError if it is missing or null; `field` of the config selects it."""
+    """The value of the field `name`.
+
+    Raises InputError if it is missing or null. `field` is the field of the config that names it, '' if none does.
+    """
     if row.fields.get(name) is None:
         names = [key for key, value in row.fields.items() if value is not None]
         raise missing_field(row.place, name, names, field)
@@ -76,9 +81,10 @@ def value_of(row: Row, name: str, field: str) -> Any:
 
 
 def missing_field(place: str, name: str, names: Iterable[str], field: str) -> InputError:
-    """The error for a row without the field `name`; the way out is config.`field`."""
+    """The error for a row without the field `name`; the way out is `field`, if it is not ''."""
     known = ', '.join(map(repr, names)) or 'none'
-    return InputError(f'{place}: no field {name!r}; the fields there are: {known}. Set {field} to one of them')
+    way_out = f'. Set {field} to one of them' if field else ''
+    return InputError(f'{place}: no field {name!r}; the fields there are: {known}{way_out}')
 
 
 def text_of(row: Row, name: str, field: str = 'config.task.text') -> str:
@@ -102,8 +108,25 @@ def jsonl_rows(path: Path, notes: list[str]) -> Iterator[Row]:
     return (Row(place, parse_json_object(text, place)) for place, text in text_lines(path) if text.strip())
 
 
+def _json_lines(path: Path, notes: list[str]) -> Iterator[Row]:
+    """An object in every line; or, as in a .json, one array of objects."""
+    lines = (text.strip() for _, text in text_lines(path))
+    first = next(filter(None, lines), '')
+    if first.startswith('[') and not (_is_json(first) and any(lines)):
+        notes.append(f'{path}: one JSON array, as in a .json')
+        return _json_rows(path, notes)
+    return jsonl_rows(path, notes)
+
+
 def _json_rows(path: Path, notes: list[str]) -> Iterator[Row]:
-    content = parse_json(decode(path.read_bytes(), path), path)
+    """One array of objects, or SQuAD's format; or, as in a .jsonl, an object in every line."""
+    text = decode(path.read_bytes(), path)
+    first, _, others = text.lstrip().partition('\n')
+    if first.startswith('{') and others.strip() and _is_json(first):
+        notes.append(f'{path}: an object in every line, as in a .jsonl')
+        yield from jsonl_rows(path, notes)
+        return
+    content = parse_json(text, path)
     if isinstance(content, dict) and isinstance(content.get('data'), list):
         yield from _squad_rows(path, content['data'])
         return
@@ -115,6 +138,14 @@ def _json_rows(path: Path, notes: list[str]) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise InputError(f'{path}: [{number}]: expected an object {{...}}, not {json_type(row)}')
         yield Row(f'{path}: [{number}]', row)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _squad_rows(path: Path, articles: list) -> Iterator[Row]:
@@ -162,7 +193,10 @@ def _table_rows(path: Path, **dialect) -> Iterator[Row]:
         try:
             cells = next(table, None)
         except csv.Error as error:
-            raise InputError(f'{path}:{table.line_num}: invalid csv ({error})') from None
+            raise InputError(
+                f'{path}:{first_line}: invalid csv ({error}, in line {table.line_num}): a quoted cell ends in a quote, '
+                'and a quote inside of it is written twice: "a ""b"" c"'
+            ) from None
         if cells is None:
             return
         place, first_line = f'{path}:{first_line}', table.line_num + 1  # the first line of a row with quoted newlines
@@ -177,7 +211,9 @@ def _table_rows(path: Path, **dialect) -> Iterator[Row]:
         while len(cells) > len(header) and not cells[-1]:
             cells.pop()
         if len(cells) != len(header):
-            raise InputError(f'{place}: {len(cells)} fields, but the first line names {len(header)}: {header}')
+            mark, quotes = dialect['delimiter'], dialect.get('quoting') != csv.QUOTE_NONE
+            way_out = f'. Quote a cell that contains {mark!r}' if len(cells) > len(header) and quotes else ''
+            raise InputError(f'{place}: {len(cells)} fields, but the first line names {len(header)}: {header}{way_out}')
         yield Row(place, {name: cell for name, cell in zip(header, cells, strict=True) if name})
 
 
@@ -269,7 +305,7 @@ def _reject_numbered_words(sentences: list[list[tuple[str, list[str]]]], columns
 
 
 ROW_READERS = {
-    '.jsonl': jsonl_rows,
+    '.jsonl': _json_lines,
     '.jsonl.gz': jsonl_rows,
     '.json': _json_rows,
     '.csv': _csv_rows,

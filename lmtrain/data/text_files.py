@@ -44,7 +44,9 @@ def decode(raw: bytes, path: Path, offset: int = 0, line: int = 1) -> str:
     except UnicodeDecodeError as error:
         line += raw.count(b'\n', 0, error.start)
         bad = raw[error.start : error.start + 4].hex(' ')
-        way_out = _binary_format(path) or _iconv(path, 'ENCODING') + ', where ENCODING is that of the file'
+        way_out = _binary_format(path) or (
+            _iconv(path, 'ENCODING') + ', where ENCODING is that of the file, often windows-1252'
+        )
         raise InputError(
             f'{path}:{line}: not UTF-8 at byte {offset + error.start} ({bad}: {error.reason}). {way_out}'
         ) from None

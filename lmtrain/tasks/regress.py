@@ -16,6 +16,8 @@ from lmtrain.tasks.classify import legend
 from lmtrain.tasks.pooling import pool_outputs
 from lmtrain.tasks.task import Encoded, RowFormat, Task
 
+FAR = 100  # from 0, where the predictions of a new head begin
+
 
 def loss(forward, batch, *, head: str = 'logits', pool: str = 'first'):
     """Squared error of `batch['labels']` float32 [B], weighted by `batch['label_weights']` float32 [B].
@@ -41,7 +43,11 @@ def number_of(value: Any, place: str) -> float:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise InputError(f'{place}: the label of a regression is a finite number, here it is {value!r}')
+        form = 'it with a decimal point' if isinstance(value, str) and ',' in value else 'a number'
+        raise InputError(
+            f'{place}: the label of a regression is a finite number, here it is {value!r}: write {form}, or leave out '
+            'the row'
+        )
     return number
 
 
@@ -51,7 +57,19 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
     def number(row: Row) -> np.float32:
         return np.float32(number_of(value_of(row, form.label, LABEL), row.place) if form.label else 0)
 
-    return Encoded(labelled_texts(rows, form.text, form.tokenizer, form.length, number))
+    examples = labelled_texts(rows, form.text, form.tokenizer, form.length, number)
+    return Encoded(examples, _label_notes([each.values['labels'] for each in examples]) if form.label else ())
+
+
+def _label_notes(labels: Sequence[np.float32]) -> list[str]:
+    """Lines for the user: the distribution of the labels, and whether a head is far from it when it is new."""
+    if not labels:
+        return []
+    low, high, mean, deviation = (float(each(labels)) for each in (np.min, np.max, np.mean, np.std))
+    lines = [f'labels from {low:g} to {high:g}, mean {mean:.4g}, standard deviation {deviation:.4g}']
+    if max(-low, high) > FAR:
+        lines.append(f'WARNING: labels beyond {FAR}: a new head predicts 0 and learns slowly: divide them in the file')
+    return lines
 
 
 def render(tokenizer: Tokenizer, batch: Batch, row: int, labels: tuple[str, ...] = ()) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from lmtrain.data.hash_rng import hash_unit
 from lmtrain.data.labels import Classes, class_id, resolve_classes
+from lmtrain.data.preferences import Notes
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.splits import SPLITS, boundaries
 from lmtrain.data.verifiable_task import is_generated
@@ -86,17 +87,37 @@ def require(name: str, value: Any, right: bool, expected: str) -> None:
 
 
 def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str, list[Row]]:
-    """{split: its rows}. What was recognised or skipped is added to `notes`."""
+    """{split: its rows}. What was recognised or left out is added to `notes`.
+
+    Rows without text are left out if the task has one output for each row.
+    """
     fields = config.text[0] if config.text else 'text', config.label
     files = _without_generated(config.files, notes)
     rows = {
         split: [row for file in own for row in read_rows(file, data['root'], *fields, notes, split)]
         for split, own in files.items()
     }
+    if config.text and config.task.pools_rows:
+        rows = {split: _with_text(each, config.text, split, notes) for split, each in rows.items()}
     shares = {split: float(data[split]) for split in SPLITS[1:] if not files[split]}
     if any(shares.values()):
         _divide(rows, shares)
     return rows
+
+
+def _with_text(rows: list[Row], fields: Sequence[str], split: str, notes: list[str]) -> list[Row]:
+    """The rows of which a field holds text. Raises InputError if there are rows, but none has text."""
+    filled, skipped = [], Notes()
+    for row in rows:
+        values = [row.fields.get(name, name) for name in fields]  # a missing field is an error, by the readers of texts
+        if all(value is None or isinstance(value, str) and not value.strip() for value in values):
+            skipped.skip('without text', row)
+        else:
+            filled.append(row)
+    if rows and not filled:
+        raise InputError(f'{rows[0].place}: no text in {", ".join(map(repr, fields))}, as in all {split} rows')
+    notes += [f'{split}: {line}' for line in skipped.lines()]
+    return filled
 
 
 def _without_generated(files: dict[str, tuple], notes: list[str]) -> dict[str, tuple]:

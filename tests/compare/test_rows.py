@@ -113,7 +113,7 @@ def test_rows_without_text_are_left_out(tmp_path):
     blank = [{'note': note, 'animal': 'dogs'} for note in ('', ' ', '', 'a dog')]
     task = rows.prepare(make_config(tmp_path, test=blank), tmp_path / 'rows')
     assert texts(rows.read(tmp_path / 'rows' / 'test.jsonl')) == ['a dog']
-    assert task.facts['notes'] == ['3 test rows are left out: their text is empty']
+    assert task.facts['notes'] == [f'test: 3 rows left out, without text: {tmp_path / "test.jsonl"}:1, ...']
 
 
 def test_rows_of_files_that_have_changed_are_refused(tmp_path):

@@ -36,6 +36,9 @@ def rows(tmp_path, name, content):
         ('a.jsonl', '\n{"text": "a", "label": 3}\n', {'text': 'a', 'label': 3}, ':2'),
         ('a.jsonl.gz', gzip.compress(b'{"text": "a"}', mtime=0), {'text': 'a'}, ':1'),
         ('a.json', '[{"a": 1}, {"a": 2}]', {'a': 2}, ': [1]'),
+        ('a.json', '\n{"a": 1}\n{"a": 2}\n', {'a': 2}, ':3'),
+        ('a.jsonl', '[{"a": 1}, {"a": 2}]\n', {'a': 2}, ': [1]'),
+        ('a.jsonl', '\n[\n  {"a": 1},\n  {"a": 2}\n]\n', {'a': 2}, ': [1]'),
         ('a.conll', 'EU B-ORG\nrejects O\n\n-DOCSTART- O\n\nIt O', {'tokens': ['It'], 'tags': ['O']}, ':6'),
         ('a.annotated', 'EU\tB\n\t\nA b\tO\n', {'tokens': ['A b'], 'tags': ['O']}, ':3'),
         ('a.csv', 'text;label\n"a;b, c";x\n', {'text': 'a;b, c', 'label': 'x'}, ':2'),
@@ -55,6 +58,17 @@ def test_last_row_has_its_line_number(tmp_path, name, content, expected, line):
 def test_long_csv_cells(tmp_path):
     text = 'word ' * 40_000
     assert rows(tmp_path, 'a.csv', f'text,label\n{text},1\n')[0].fields == {'text': text, 'label': '1'}
+
+
+def test_json_in_the_other_form_than_its_name_is_noted(tmp_path):
+    for name, content, form in (
+        ('a.json', '{}\n{}\n', 'an object in every line'),
+        ('a.jsonl', '[{}]', 'one JSON array'),
+    ):
+        (tmp_path / name).write_text(content)
+        notes = []
+        read_rows(name, str(tmp_path), notes=notes)
+        assert [note.startswith(f'{tmp_path / name}: {form}') for note in notes] == [True]
 
 
 def test_csv_separator_is_detected_and_noted(tmp_path):
@@ -138,14 +152,27 @@ def test_path_with_label_reads_lines(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'content', 'message'),
     [
-        ('a.csv', 'text,label\na,b,c\n', r'a\.csv:2: 3 fields, but the first line names 2'),
+        (
+            'a.csv',
+            'text;label\na;b;c\n',
+            r"a\.csv:2: 3 fields, but the first line names 2: .* a cell that contains ';'",
+        ),
         ('a.csv', 'text,label\na,b\nc\n', r'a\.csv:3: 1 fields, but the first line names 2'),
         ('a.csv', 'text,text\na,b\n', r'a\.csv:1: a name occurs twice'),
-        ('a.csv', 'text,label\n"open,b\n', r'a\.csv:2: invalid csv'),
+        (
+            'a.csv',
+            'text,label\nx,y\n"open,b\nc,"d"\ne,f',
+            r'a\.csv:3: invalid csv \(.*, in line 4\): a quoted cell ends',
+        ),
+        ('a.csv', 'text,label\n"open,b\nc,d\n', r'a\.csv:2: invalid csv \(unexpected end of data'),
         ('a.csv', 'text,label\n', r'a\.csv: it has no rows'),
         ('a.csv', b'text\n\xff\n', r'a\.csv:2: not UTF-8 at byte 5'),
         ('a.jsonl', '{"a": 1}\n{"a": \n', r'a\.jsonl:2: invalid JSON'),
-        ('a.jsonl', '[1]\n', r'a\.jsonl:1: expected a JSON object .*, not an array'),
+        ('a.jsonl', '{"a": "b\n', r'a\.jsonl:1: invalid JSON, Unterminated string starting at column 7'),
+        ('a.jsonl', '[1]\n', r'a\.jsonl: \[0\]: expected an object .*, not a number'),
+        ('a.jsonl', '["a", "b"]\n["c", "d"]\n', r'a\.jsonl:1: expected a JSON object .*, not an array'),
+        ('a.json', '{"a": 1}\n{"a": \n', r'a\.json:2: invalid JSON'),
+        ('a.json', '{\n"rows": []}', r'a\.json: expected an array of objects'),
         ('a.json', '{"rows": []}', r'a\.json: expected an array of objects'),
         ('a.json', '{"data": [{"paragraphs": [{}]}]}', r"a\.json: data\[0\]\.paragraphs\[0\]: no array 'qas'"),
         ('a.json', '[1]', r'a\.json: \[0\]: expected an object .*, not a number'),

@@ -33,7 +33,7 @@ def test_equal_sides_and_empty_completions_are_counted(form):
     assert [each.source for each in encoded.examples] == [0, 0]
     assert encoded.notes[1:] == [
         '2 rows left out, whose sides are equal: rows.jsonl:1, ...',
-        '1 rows left out, with an empty completion: rows.jsonl:3',
+        '1 row left out, with an empty completion: rows.jsonl:3',
     ]
 
 

@@ -215,6 +215,35 @@ def test_notes_count_classes_and_skipped_lines(prepare, tmp_path):
     assert tags.notes == (f'{tmp_path / "a.conll"}: 1 comment lines (# ...) skipped', 'classes: B 2, O 1')
 
 
+def test_rows_without_text_are_left_out_and_counted(prepare, tmp_path):
+    blank = [{'text': text, 'label': 'even'} for text in ('', ' \n', None)]
+    data = {'validation': 0.0, 'test': 0.0}
+    task = prepare([*ROWS, *blank[:2]], data=data)
+    assert len(rows_of(task)) == len(ROWS)
+    assert task.notes[0].startswith('train: 2 rows left out, without text: ') and task.notes[0].endswith(
+        '.jsonl:61, ...'
+    )
+    (tmp_path / 'blank.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in blank))
+    with pytest.raises(ValueError, match=r"blank.jsonl:1: no text in 'text', as in all validation rows"):
+        prepare(validation=('blank.jsonl',))
+    pairs = [row | {'other': row['answer']} for row in (blank[0] | {'answer': 'a'}, *ROWS)]
+    assert len(prepare(pairs, text=('text', 'other'), data=data).rows['train']) == len(pairs)
+    with pytest.raises(ValueError, match="no field 'other'"):
+        prepare(text=('text', 'other'))
+
+
+def test_labels_of_a_regression_are_described(prepare):
+    data = {'validation': 0.0, 'test': 0.0}
+    values = [{'text': 'a' * n, 'label': n} for n in (1, 2, 6)]
+    assert prepare(values, name='regress', data=data).notes == (
+        f'train: labels from 1 to 6, mean 3, standard deviation {np.std([1, 2, 6]):.4g}',
+    )
+    assert (
+        'WARNING: labels beyond 100'
+        in prepare([*values, {'text': 'b', 'label': -500}], name='regress', data=data).notes[1]
+    )
+
+
 def test_class_order_of_the_base_is_part_of_the_fingerprint(prepare):
     task = prepare(base_labels=('odd', 'even'))
     assert task.labels == ('odd', 'even') and task.labels_of_base and not prepare().labels_of_base

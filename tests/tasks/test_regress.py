@@ -18,6 +18,8 @@ def test_label_must_be_a_finite_number(value):
     with pytest.raises(ValueError, match='x:3: the label of a regression is a finite number'):
         regress.number_of(value, 'x:3')
     assert regress.number_of('2.5', '') == 2.5
+    with pytest.raises(ValueError, match=r"here it is '2,5': write it with a decimal point"):
+        regress.number_of('2,5', '')
 
 
 def test_correlation(task_data):

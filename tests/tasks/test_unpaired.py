@@ -73,7 +73,7 @@ def test_long_texts_follow_the_policy(form):
     cut = unpaired.encode(long, form(Bytes(), (), '', policy='cut')._replace(group=2))
     assert max(len(each.tokens) for each in cut.examples) == 17
     dropped = unpaired.encode(long, form(Bytes(), (), '', policy='drop')._replace(group=2))
-    assert '1 rows left out, of more than 16 tokens: rows.jsonl:9' in dropped.notes
+    assert '1 row left out, of more than 16 tokens: rows.jsonl:9' in dropped.notes
 
 
 @pytest.mark.parametrize('name', preference_cases.KTO)
