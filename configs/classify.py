@@ -1,4 +1,4 @@
-"""Sentences to classes, on a pretrained encoder or decoder, with any method of adaptation.
+"""Sentences to classes (or numbers, task.name='regress'), on a pretrained encoder or decoder, with any method.
 
 Command: lmtrain train --config=configs/classify.py --config.init.base=DIR --config.task.train=train.csv \\
          --config.task.text=text --config.task.label=category --config.adapt.method=lora --workdir=runs/classify

@@ -166,6 +166,11 @@ def parse(module, argv: list[str]):
         spare = known(['lmtrain', *rest, *command])[1:]
     except flags.UnrecognizedFlagError as error:
         names = [f'--{name}' for name in known if name not in ('override', 'command')]
+        if 'override' in known:
+            from configs import base
+            from launch import recipe
+
+            names += [f'--config.{field}' for field in recipe.types(base.get_config())]
         hint = did_you_mean(f'--{error.flagname}', names) if names else ': this verb takes no flags'
         raise InputError(f'unknown flag --{error.flagname}{hint}') from error
     except flags.Error as error:

@@ -96,8 +96,8 @@ def prepare(config, directory: Path, selected: Sequence[Arm]) -> tuple[Compariso
     """(rows, base and plans of a comparison; notes about sizes that are left out)."""
     if not config.init.base:
         raise InputError(
-            'config.init.base is empty: name the folder of a run or a Hugging Face directory; only without '
-            'config.task.train, a base is pretrained first'
+            'config.init.base is empty: name a Hugging Face directory or the folder of a run, such as '
+            '`lmtrain train --config=configs/compare_base.py --workdir=runs/base` writes'
         )
     config.init.base = hub.local_directory(config.init.base)
     for section, field in (('compare', 'seeds'), ('evaluate', 'every_steps')):

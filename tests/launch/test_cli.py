@@ -85,6 +85,8 @@ def test_help_of_a_verb_has_an_example_and_only_its_flags(verb, capsys):
     [
         (['trian'], ["unknown verb 'trian'", "'train'"]),
         (['train', '--wrokdir=x'], ['unknown flag --wrokdir', '--workdir']),
+        (['train', '--task.train=x.csv'], ['unknown flag --task.train', "did you mean '--config.task.train'?"]),
+        (['train', '--batch_size=8'], ['unknown flag --batch_size', "did you mean '--config.data.batch_size'?"]),
         (['train'], ['--config is missing', 'lmtrain configs']),
         (['train', 'quickstart'], ["'quickstart'", '--config=quickstart']),
         (['generate', '--workdir=x', '--ignore=a'], ['--ignore without --base', 'config']),
