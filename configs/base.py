@@ -246,7 +246,7 @@ def get_config():
     config.reward.pattern = ''  # regex of every row, for 'regex'; '' is that of the field
     config.reward.model = ''  # folder of a reward model
     config.reward.file = ''  # Python file with one function (prompts, completions) -> rewards
-    config.reward.weights = ()  # of a sum: (('exact', 1.0), ('model', 0.5), ('file', 0.1)); () is 1.0 each
+    config.reward.weights = ()  # of a sum: (('exact', 1.0), ('model', 0.5), ('file', 0.1)); () is 1.0 each; 0: measured
     config.reward.seconds = 10.0  # limit of one unit test, one regex match or one call of the file
     config.reward.memory_mib = 1024  # limit of one unit test
 

@@ -17,6 +17,7 @@ HELD_OUT = {'validation': 0.1, 'test': 0.1}  # shares of the prompts; the others
 DIGITS, PAIRS = '0123456789', {'(': ')', '[': ']', '{': '}'}
 OPENING = 0.7  # probability that a bracket opens while one is open
 ATTEMPTS = 20  # draws per row before the prompts are too few
+REVERSED, MISTAKES = 0.5, 3  # of `rejected`: share of the reversed answers, most edits of the others
 
 Draw = Callable[[int], int]  # n -> an integer in [0, n)
 
@@ -51,7 +52,7 @@ def generate(source: str, split: str = '') -> Iterator[tuple[str, dict[str, Any]
     """(place, fields) of the rows of 'generated:NAME' or 'generated:NAME,setting=value,...'.
 
     Fields: `prompt`, its only right `answer`; for supervised training a `completion`, and its `label`, whether it is
-    right; for preferences `chosen`, the answer, and `rejected`, a wrong one.
+    right; for preferences `chosen`, the answer, and `rejected`, a wrong one (`corrupt`).
 
     Args:
       split: of the config field that names the source; `Settings.split` replaces it.
@@ -81,7 +82,8 @@ def generate(source: str, split: str = '') -> Iterator[tuple[str, dict[str, Any]
         prompts.add(prompt)
         if split in ('', split_of(prompt)):
             completion = {'completion': wrong if is_wrong else answer, 'label': not is_wrong}
-            fields = {'prompt': prompt, 'answer': answer} | completion | {'chosen': answer, 'rejected': wrong}
+            pair = {'chosen': answer, 'rejected': corrupt(prompt, answer, task)}
+            fields = {'prompt': prompt, 'answer': answer} | completion | pair
             yield f'{source} row {len(prompts)}', fields
     raise InputError(
         f'{source}: only {len(prompts)} different prompts were drawn for rows={settings.rows}: ask for fewer rows, or '
@@ -122,6 +124,47 @@ def wrong_answer(answer: str, task: Task, draw: Draw) -> str:
         at = draw(len(answer))
         wrong = answer[:at] + task.alphabet[draw(len(task.alphabet))] + answer[at + 1 :]
     return wrong
+
+
+def corrupt(prompt: str, answer: str, task: Task) -> str:
+    """A wrong answer, which depends on the prompt alone: REVERSED of them as `wrong_answer`, the others edited.
+
+    A reward model that has read one kind of mistake scores the others as if they were right, and a policy writes them.
+    So the others are of many kinds: 1 to MISTAKES edits, each of which drops, repeats or replaces a character, swaps it
+    with the next one, or cuts the answer off before it.
+
+    >>> corrupt('sort 591056 =', '015569', TASKS['sort'])
+    '015'
+    """
+    rng = random.Random(f'rejected {prompt}')
+
+    def draw(n: int) -> int:
+        return int(rng.random() * n)
+
+    if rng.random() < REVERSED:
+        return wrong_answer(answer, task, draw)
+    wrong = answer
+    while wrong in ('', answer):  # an empty side of a pair is left out
+        wrong = answer
+        for _ in range(1 + draw(MISTAKES)):
+            wrong = _edit(wrong, task.alphabet, draw)
+    return wrong
+
+
+def _edit(text: str, alphabet: str, draw: Draw) -> str:
+    """A text with one mistake."""
+    at = draw(max(1, len(text)))
+    before, one, after = text[:at], text[at : at + 1], text[at + 1 :]
+    kind = draw(5)
+    if kind == 0:
+        return before + after
+    if kind == 1:
+        return before + one + one + after
+    if kind == 2:
+        return before + alphabet[draw(len(alphabet))] + after
+    if kind == 3:
+        return before + after[:1] + one + after[1:]
+    return before
 
 
 def _sort(draw: Draw, length: int) -> tuple[str, str]:

@@ -35,6 +35,24 @@ def losses(lines: Sequence[Mapping[str, Any]], member: int | None = None) -> dic
     return {step: float(loss) for step, loss in values.items() if math.isfinite(float(loss))}
 
 
+def of_policy(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether lines of metrics.jsonl are those of a policy, whose validation loss is minus its mean reward.
+
+    >>> of_policy([{'step': 1, 'loss': 2.0}, {'step': 1, 'validation_loss': -0.5, 'validation_reward_error': 0.1}])
+    True
+    """
+    return any('validation_reward_error' in line for line in lines)
+
+
+def score(loss: float, policy: bool) -> tuple[str, float]:
+    """(name, value) of what a validation loss is shown as: that of a policy is its reward.
+
+    >>> score(2.0, policy=False), score(-0.5, policy=True)
+    (('loss', 2.0), ('reward', 0.5))
+    """
+    return ('reward', -loss) if policy else ('loss', loss)
+
+
 def best(measured: Mapping[int, float]) -> int:
     """The step with the lowest loss, the newer of two equal ones.
 
@@ -76,7 +94,7 @@ def exhausted(bests: Sequence[Sequence], patience: int) -> bool:
 def overfitting(lines: Sequence[Mapping[str, Any]]) -> Overfitting | None:
     """Where a run began to overfit; None if it did not, or there are too few evaluations to say."""
     measured = losses(lines)
-    if len(measured) <= RISING or any('validation_reward' in line for line in lines):  # a policy's loss says little
+    if len(measured) <= RISING or of_policy(lines):  # the training loss of a policy says little
         return None
     steps, lowest = sorted(measured), best(measured)
     if len([step for step in steps if step > lowest]) < RISING or steps[0] == lowest:
@@ -114,13 +132,14 @@ def remarks(folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, str]:
     """
     lines = read_json_lines(folder / 'metrics.jsonl')
     measured = [(float(line['validation_loss']), -line['step']) for line in lines if 'validation_loss' in line]
-    sentences = {}
+    sentences, policy = {}, of_policy(lines)
     if 'sweep' in results:
         sentences['best'] = f'by validation: {best_of_sweep(results["sweep"])}; --member takes another'
     elif len(measured) > 1 and min(measured) == measured[-1]:
-        sentences['best'] = f'step {-measured[-1][1]:,}, the last, has the lowest loss of {len(measured)} evaluations'
+        lowest = 'highest reward' if policy else 'lowest loss'
+        sentences['best'] = f'step {-measured[-1][1]:,}, the last, has the {lowest} of {len(measured)} evaluations'
     elif len(measured) > 1:
-        sentences['best'] = best_step(folder, losses(lines))
+        sentences['best'] = best_step(folder, losses(lines), policy)
     if results.get('stopped_early'):
         sentences['ended'] = f'early, after step {results["cost"]["steps"]:,}, by evaluate.patience'
     if len(measured) > RISING and (sign := overfitting(lines)):
@@ -129,11 +148,12 @@ def remarks(folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, str]:
     return sentences
 
 
-def best_step(folder: pathlib.Path, measured: Mapping[int, float]) -> str:
+def best_step(folder: pathlib.Path, measured: Mapping[int, float], policy: bool) -> str:
     """The best step beside the last, in a sentence."""
     lowest, last = best(measured), max(measured)
     saved = '--step=best reads it' if (folder / 'checkpoints' / str(lowest)).is_dir() else 'it is not saved'
-    return f'step {lowest:,}: loss {measured[lowest]:.4f}; the last, {last:,}: {measured[last]:.4f}; {saved}'
+    (name, then), (_, now) = (score(measured[step], policy) for step in (lowest, last))
+    return f'step {lowest:,}: {name} {then:.4f}; the last, {last:,}: {now:.4f}; {saved}'
 
 
 def by_rate(rates: Sequence[float]) -> dict[float, list[int]]:

@@ -15,7 +15,7 @@ from lmtrain.report import calibration, evaluations, plot, terminal
 
 LN2 = math.log(2)
 BEST_OF_SWEEP = 'The best is the lowest loss of the rate with the lowest mean; the figures above are those of its rate.'
-CURVE = '![loss over steps, with the baselines](loss.png)'
+CURVE = '![{} over steps, with the baselines](loss.png)'
 # Costs in results.json and timings.jsonl: (key, label, format).
 COST = (
     ('steps', 'steps', '{:,}'.format),
@@ -58,7 +58,8 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     curve = 'config.log.plot is False: no curve.'
     if config.get('log', {}).get('plot', True):
         plotted = plot.plot(lines, baselines, folder / 'loss.png', results.get('sweep'))
-        curve = CURVE if plotted else 'metrics.jsonl has fewer than two steps with a loss: no curve.'
+        curve = CURVE.format('reward' if evaluations.of_policy(lines) else 'loss')
+        curve = curve if plotted else 'metrics.jsonl has fewer than two steps with a loss: no curve.'
     batches = config.get('evaluate', {}).get('max_batches')  # 0 is all
     sample = f'a random sample of at most {batches:,} batches of ' if batches else ''
     page = [

@@ -30,7 +30,7 @@ def plot(
       baselines: {name: bits per byte}.
       swept: 'sweep' of results.json, of a sweep: each learning rate has its own validation curve.
     """
-    rewarded = any('validation_reward' in line for line in lines)
+    rewarded = evaluations.of_policy(lines)
     measure = 'reward' if rewarded else 'loss'
     train = [
         (line['step'], float(line['reward'] if rewarded else line.get('nats', line['loss'])))

@@ -8,6 +8,12 @@ from lmtrain.report import run_records, terminal
 from lmtrain.report.run_records import Record
 
 AXES = {'step': 'step', 'seconds': 'seconds of training', 'flops': 'FLOPs of the model'}
+# {measure of an evaluation: its label}, the first that all runs have.
+UNITS = {
+    'bits_per_byte': 'bits per byte (less is better)',
+    'reward': 'mean reward (more is better)',
+    'loss': 'validation loss, nats (less is better)',
+}
 COLOURS = ('#1f5fa8', '#d1491b', '#2e8b57', '#8e5ea2', '#c9a227', '#3aa6b9', '#7f7f7f', '#b5446e')
 STYLES = ('-', (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 LIMIT = len(COLOURS) * len(STYLES)  # curves that can be told apart
@@ -15,6 +21,8 @@ LIMIT = len(COLOURS) * len(STYLES)  # curves that can be told apart
 
 def plot(records: Sequence[Record], path: pathlib.Path, x: str = 'step') -> list[str]:
     """Plots the validation curves into `path` (.png or .svg), in bits per byte if all runs have them, else the loss.
+
+    Of policies alone it is the reward.
 
     Args:
       x: 'step', 'seconds' or 'flops'.
@@ -24,18 +32,18 @@ def plot(records: Sequence[Record], path: pathlib.Path, x: str = 'step') -> list
 
     Raises InputError if no run has a curve, or there are more than `LIMIT`.
     """
-    curves = {unit: {} for unit in ('bits_per_byte', 'loss')}
+    curves = {unit: {} for unit in UNITS}
     for record in records:
         for unit, of_unit in curves.items():
             of_unit[record['name']] = _points(pathlib.Path(record['folder']), unit, x)
-    bits = {name for name, points in curves['bits_per_byte'].items() if points}
-    unit = 'bits_per_byte' if bits == {name for name, points in curves['loss'].items() if points} else 'loss'
+    having = {unit: {name for name, points in of_unit.items() if points} for unit, of_unit in curves.items()}
+    unit = next(unit for unit in UNITS if having[unit] == having['loss'])
     drawn = {name: points for name, points in curves[unit].items() if points}
     if not drawn:
         raise InputError('no run has a validation curve in metrics.jsonl: there is nothing to plot')
     if len(drawn) > LIMIT:
         raise InputError(f'{len(drawn)} curves cannot be told apart: choose at most {LIMIT} with --filter')
-    _draw(drawn, path, AXES[x], 'bits per byte' if unit == 'bits_per_byte' else 'validation loss, nats')
+    _draw(drawn, path, AXES[x], UNITS[unit])
     return [name for name in curves[unit] if name not in drawn]
 
 
@@ -84,7 +92,7 @@ def _draw(curves: dict[str, list], path: pathlib.Path, x_label: str, y_label: st
         margin = 0.06 * (high - low) or 0.1
         axes.set_ylim(low - margin, high + margin)
         axes.set_xlabel(x_label)
-        axes.set_ylabel(f'{y_label} (less is better)')
+        axes.set_ylabel(y_label)
         axes.grid(color='#e8e8e8', linewidth=0.7)
         axes.set_axisbelow(True)
         axes.spines[['top', 'right']].set_visible(False)

@@ -100,7 +100,7 @@ def _summary(record: Record) -> Record:
     measures = {name.partition('.')[2]: value for name, value in record.items() if name.startswith(f'{split}.')}
     scores = {'bits_per_byte': measures['bits_per_byte']} if 'bits_per_byte' in measures else measures
     result = {name: value for name, value in scores.items() if name not in COUNTS | {'rows'}}
-    result['loss'] = measures.get('loss')
+    result['loss'] = None if 'reward_error' in measures else measures.get('loss')  # a policy's is minus its reward
     result['flops'] = record.get('ledger.train_flops', record.get('cost.flops'))
     result['seconds'] = record.get('ledger.device_seconds', record.get('cost.seconds'))
     return result
@@ -133,9 +133,10 @@ def speeds(folder: pathlib.Path) -> list[tuple[int, float, float]]:
 
 
 def curve(folder: pathlib.Path, unit: str) -> list[tuple[int, float]]:
-    """[(step, validation 'loss' or 'bits_per_byte')] from metrics.jsonl, of the finite ones."""
+    """[(step, validation 'loss', 'bits_per_byte' or 'reward' of a policy)] from metrics.jsonl, of the finite ones."""
     name = f'validation_{unit}'
-    points = [(line['step'], line[name]) for line in _lines(folder / 'metrics.jsonl', 'step', name)]
+    needed = ('step', name, f'{name}_error') if unit == 'reward' else ('step', name)  # reward models have no error
+    points = [(line['step'], line[name]) for line in _lines(folder / 'metrics.jsonl', *needed)]
     return [(step, value) for step, value in points if math.isfinite(value)]
 
 

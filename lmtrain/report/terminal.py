@@ -265,7 +265,7 @@ def evaluation_line(results: Mapping[str, float], baselines: Mapping[str, float]
 def measures(results: Mapping[str, Any]) -> list[str]:
     """The names of the measures of a task, the loss first, without counts and lists."""
     counts = ('loss', 'targets', 'bytes')
-    first = [] if 'reward' in results else ['loss']  # the loss of a policy is minus its reward
+    first = [] if 'reward_error' in results else ['loss']  # the loss of a policy is minus its reward
     return [*first, *(name for name, x in results.items() if isinstance(x, float) and name not in counts)]
 
 

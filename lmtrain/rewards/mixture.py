@@ -35,11 +35,13 @@ class RewardFunction:
 
     Attributes:
       notes: lines for the header of a run.
+      measures: names of the parts of weight 0, which are measured and not rewarded.
     """
 
     def __init__(self, parts: Mapping[str, Reward], weights: Mapping[str, float]):
         """`weights` has the names of `parts`."""
         self._parts, self._weights = parts, weights
+        self.measures = tuple(name for name, weight in weights.items() if weight == 0)
         self.notes = tuple(part.note for part in parts.values() if part.note)
 
     def check(self, rows: Iterable[Row]) -> None:

@@ -70,6 +70,9 @@ def _best_step(path: Path, step: str, lines, member: int | None) -> tuple[int | 
         return chosen, []
     if not known or not evaluations.rose(measured) or evaluations.best(known) == max(saved):
         return 'last', []
-    best, last = evaluations.best(known), max(saved)
-    than = f'{measured[last]:.4f} after the last, {last:,}' if last in measured else f'the last is {last:,}'
-    return chosen, [f'step {best:,}, the best: validation loss {known[best]:.4f} ({than}; --step=last)']
+    best, last, policy = evaluations.best(known), max(saved), evaluations.of_policy(lines)
+    name, value = evaluations.score(known[best], policy)
+    than = f'the last is {last:,}'
+    if last in measured:
+        than = f'{evaluations.score(measured[last], policy)[1]:.4f} after the last, {last:,}'
+    return chosen, [f'step {best:,}, the best: validation {name} {value:.4f} ({than}; --step=last)']

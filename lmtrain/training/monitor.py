@@ -11,14 +11,14 @@ ERRORS = 2.0  # standard errors by which the held-out reward must fall below its
 
 
 class Monitor:
-    """Means of the rollouts' figures since the last line of the log, and the reward at the best held-out result.
+    """Means of the rollouts' figures since the last line of the log, and the reward at the best held-out results.
 
     Args:
       state: numbers that JSON can hold, part of the checkpoint, so that a resumed run writes the same lines.
     """
 
     def __init__(self, state: Mapping[str, Any] = MappingProxyType({})):
-        self.state = {'sums': {}, 'shown': {}, 'empty': 0, 'rewards': [], 'best': None} | dict(state)
+        self.state = {'sums': {}, 'shown': {}, 'empty': 0, 'rewards': [], 'bests': {}} | dict(state)
 
     def add(self, values: Mapping[str, Any], figures: Mapping[str, float], first: bool) -> None:
         """Adds a step, and with the `first` one the figures of its rollout.
@@ -45,17 +45,23 @@ class Monitor:
         return self.state['shown'] | ({'empty_steps': self.state['empty']} if self.state['empty'] else {})
 
     def compare(self, results: Mapping[str, float]) -> str:
-        """A warning if the training reward rises while the held-out one falls; '' if it does not.
+        """A warning if the training reward rises while a held-out measure falls; '' if it does not.
 
-        Compared are the mean reward of the rollouts since the last call and the results of `rollouts.held_out`, with
-        those at the best held-out reward so far. A fall counts beyond ERRORS standard errors of the difference.
+        The measures are those with an error in the results of `rollouts.held_out`: the reward, and the parts that are
+        measured alone. Compared are the mean reward of the rollouts since the last call and the measure, with those at
+        the best measure so far. A fall counts beyond ERRORS standard errors of the difference.
         """
         rewards, self.state['rewards'] = self.state['rewards'], []
         reward = sum(rewards) / len(rewards) if rewards else None
-        best = self.state['best']
-        now = {'reward': reward, 'held_out': results['reward'], 'error': results['reward_error']}
+        names = [name for name in results if f'{name}_error' in results]
+        return next(filter(None, [self._compare(name, reward, results) for name in names]), '')
+
+    def _compare(self, name: str, reward: float | None, results: Mapping[str, float]) -> str:
+        """The warning about one measure; its best so far becomes part of the state."""
+        best = self.state['bests'].get(name)
+        now = {'reward': reward, 'held_out': results[name], 'error': results[f'{name}_error']}
         if best is None or now['held_out'] >= best['held_out']:
-            self.state['best'] = now
+            self.state['bests'][name] = now
             return ''
         if best['reward'] is None:  # measured before the first rollout
             best['reward'] = reward
@@ -63,6 +69,6 @@ class Monitor:
         if reward is None or reward <= best['reward'] or best['held_out'] - now['held_out'] <= margin:
             return ''
         return (
-            f'the reward rises ({best["reward"]:.3f} to {reward:.3f}) while that of held-out prompts falls '
+            f'the reward rises ({best["reward"]:.3f} to {reward:.3f}) while the {name} of held-out prompts falls '
             f'({best["held_out"]:.3f} to {now["held_out"]:.3f}): the policy may exploit the reward'
         )

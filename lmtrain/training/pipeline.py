@@ -87,10 +87,7 @@ def _run_stage(stage: Stage, config, workdir: Path, measured, rows: list[Row], r
                     f'{folder} is finished with {field} = {value}, not {settings[field]}: choose another --workdir'
                 )
         return saved['result']
-    if stage.base:
-        config.init.base, config.data.tokenizer = str(workdir / stage.base), 'base'
-    if stage.reward_model:
-        config.reward.verifier, config.reward.model = '', str(workdir / stage.reward_model)
+    _set_inputs(stage, config, workdir)
     print(terminal.note('stage', f'{stage.name} in {folder}'))
     trained = training.train(config.lock(), folder)
     result = {'stage': stage.name, 'greedy': None, 'sampled': None, 'failures': {}, 'validation': trained['validation']}
@@ -100,6 +97,18 @@ def _run_stage(stage: Stage, config, workdir: Path, measured, rows: list[Row], r
     result |= {'steps': trained['cost']['steps'], 'seconds': trained['cost']['seconds']}
     files.write_json(finished, {'result': result, 'settings': settings}, indent=1)
     return result
+
+
+def _set_inputs(stage: Stage, config, workdir: Path) -> None:
+    """Sets the base and the reward of a stage: the scores of the reward model. Its verifier is measured alone."""
+    if stage.base:
+        config.init.base, config.data.tokenizer = str(workdir / stage.base), 'base'
+    if stage.reward_model:
+        reward = config.reward
+        reward.model = str(workdir / stage.reward_model)
+        weights = {'model': 1.0} | ({'file': 1.0} if reward.file else {})
+        weights |= {reward.verifier: 0.0} if reward.verifier else {}
+        reward.weights = reward.weights or tuple(weights.items())
 
 
 def held_out_rows(config) -> list[Row]:

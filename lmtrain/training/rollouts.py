@@ -305,7 +305,7 @@ def held_out(sampler: Sampler, split: str, max_batches: int = 0) -> Callable:
 
     Returns:
       {'loss': minus the mean reward, 'reward', its parts, 'length', 'ended', 'reward_error': standard error of the
-      mean, 'targets': number of prompts}.
+      mean, also of each part of weight 0, 'targets': number of prompts}.
     """
     run, policy = sampler.run, sampler.run.config.policy
     prompts = prompts_of(run, split)
@@ -326,8 +326,10 @@ def held_out(sampler: Sampler, split: str, max_batches: int = 0) -> Callable:
         weights = [len(part.rewards) / count for part in parts]
         each = [part.figures() for part in parts]
         means = {name: float(sum(w * own[name] for w, own in zip(weights, each, strict=True))) for name in each[0]}
-        deviation = float(np.std(np.concatenate([part.rewards for part in parts])))
         del means['reward_std']  # of all prompts it is in the error
-        return {'loss': -means['reward'], **means, 'reward_error': deviation / count**0.5, 'targets': count}
+        columns = {'reward': [part.rewards for part in parts]}
+        columns |= {f'reward_{name}': [part.parts[name] for part in parts] for name in sampler.reward.measures}
+        errors = {f'{name}_error': float(np.std(np.concatenate(each))) / count**0.5 for name, each in columns.items()}
+        return {'loss': -means['reward'], **means, **errors, 'targets': count}
 
     return measure

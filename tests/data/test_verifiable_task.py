@@ -30,10 +30,23 @@ def test_answers_are_right_and_wrong_completions_are_wrong(task):
     for row in rows:
         assert solves(task, row['prompt'], row['answer']) and row['chosen'] == row['answer']
         assert not solves(task, row['prompt'], row['rejected'])
-        assert row['rejected'] == row['answer'][::-1] or row['answer'] == row['answer'][::-1]
-        assert row['completion'] in (row['answer'], row['rejected'])
+        palindrome = row['answer'] == row['answer'][::-1]
+        assert row['completion'] in (row['answer'], row['answer'][::-1]) or palindrome
         assert solves(task, row['prompt'], row['completion']) == row['label']
     assert 0.65 < sum(row['label'] for row in rows) / len(rows) < 0.75
+
+
+@pytest.mark.parametrize('task', verifiable_task.TASKS)
+def test_half_of_the_rejected_sides_have_other_mistakes(task):
+    rows = {row.fields['prompt']: row.fields for row in read_rows(f'generated:{task}', '')}
+    others = [row for row in rows.values() if row['rejected'] != row['answer'][::-1]]
+    assert 0.4 * len(rows) < len(others) < 0.6 * len(rows) and all(row['rejected'] for row in others)
+    # A model that reads the length, the set of characters or, of sorted digits, the order, does not know them all.
+    for same in (len, set, lambda text: ''.join(sorted(text)) == text):
+        share = sum(same(row['rejected']) == same(row['answer']) for row in others) / len(others)
+        assert 0.2 < share < 0.8
+    again = read_rows(f'generated:{task},rows=3000,wrong=0.5', '', split='train')
+    assert all(row.fields['rejected'] == rows[row.fields['prompt']]['rejected'] for row in again)
 
 
 def prompts(source: str, split: str = '') -> set[str]:

@@ -56,10 +56,10 @@ def test_sweep_ends_when_no_member_improves():
 
 def test_best_step_is_named_beside_the_last(tmp_path):
     measured = {10: 3.0, 20: 2.0, 30: 2.5}
-    assert evaluations.best_step(tmp_path, measured).endswith('2.5000; it is not saved')
+    assert evaluations.best_step(tmp_path, measured, policy=False).endswith('2.5000; it is not saved')
     (tmp_path / 'checkpoints' / '20').mkdir(parents=True)
     text = 'step 20: loss 2.0000; the last, 30: 2.5000; --step=best reads it'
-    assert evaluations.best_step(tmp_path, measured) == text
+    assert evaluations.best_step(tmp_path, measured, policy=False) == text
 
 
 def test_remarks_on_a_run(tmp_path):
@@ -73,3 +73,14 @@ def test_remarks_on_a_run(tmp_path):
     overfits = remarks(FALLS, {10: 3.0, 20: 2.0, 30: 2.2, 40: 2.5}, stopped_early=True)
     assert overfits.keys() == {'best', 'ended', 'overfits'}
     assert overfits['best'].startswith('step 20: loss 2.0000') and 'step 20 (2 epochs)' in overfits['overfits']
+
+
+def test_a_policy_is_ranked_by_its_reward(tmp_path):
+    def best(*rewards):
+        measured = {step: {'validation_loss': -reward, 'validation_reward': reward} for step, reward in rewards}
+        lines = [{'step': step, 'validation_reward_error': 0.01} | values for step, values in measured.items()]
+        (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+        return evaluations.remarks(tmp_path, {})['best']
+
+    assert best((10, 0.25), (20, 0.5)) == 'step 20, the last, has the highest reward of 2 evaluations'
+    assert best((10, 0.5), (20, 0.25)) == 'step 10: reward 0.5000; the last, 20: 0.2500; it is not saved'

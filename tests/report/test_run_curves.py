@@ -37,11 +37,24 @@ def test_unit_is_that_of_all_curves(tmp_path, monkeypatch):
     first, second = run(tmp_path, 'a', [4.0, 2.0]), run(tmp_path, 'b', [3.0, 2.5])
     _, curves, labels = drawn(monkeypatch, [first, second], tmp_path / 'a.png')
     assert curves == {'a': [(10, 2.0), (20, 1.0)], 'b': [(10, 1.5), (20, 1.25)]}
-    assert labels == ['step', 'bits per byte']
+    assert labels == ['step', 'bits per byte (less is better)']
     other = run(tmp_path, 'c', [0.7, float('nan'), 0.6], bits=False)
     _, curves, labels = drawn(monkeypatch, [first, other], tmp_path / 'a.png')
     assert curves == {'a': [(10, 4.0), (20, 2.0)], 'c': [(10, 0.7), (30, 0.6)]}
-    assert labels == ['step', 'validation loss, nats']
+    assert labels == ['step', 'validation loss, nats (less is better)']
+
+
+def test_policies_are_drawn_by_their_rewards(tmp_path, monkeypatch):
+    records = [run(tmp_path, name, [-0.25, -0.5], bits=False) for name in 'ab']
+    text = ''.join(
+        json.dumps({'step': step, 'validation_loss': -x, 'validation_reward': x, 'validation_reward_error': 0.1}) + '\n'
+        for step, x in ((10, 0.25), (20, 0.5))
+    )
+    for record in records:
+        (tmp_path / record['name'] / 'metrics.jsonl').write_text(text, encoding='utf-8')
+    _, curves, labels = drawn(monkeypatch, records, tmp_path / 'a.png')
+    assert curves == {'a': [(10, 0.25), (20, 0.5)], 'b': [(10, 0.25), (20, 0.5)]}
+    assert labels == ['step', 'mean reward (more is better)']
 
 
 def test_costs_on_the_axis(tmp_path, monkeypatch):
@@ -58,7 +71,7 @@ def test_broken_and_empty_runs_are_left_out(tmp_path, monkeypatch):
     records = [run(tmp_path, 'a', [2.0]), broken, {'name': 'gone', 'folder': str(tmp_path / 'gone')}]
     absent, curves, labels = drawn(monkeypatch, records, tmp_path / 'a.png')
     assert absent == ['broken', 'gone'] and list(curves) == ['a']
-    assert labels[1] == 'bits per byte'  # of the runs that are drawn
+    assert labels[1].startswith('bits per byte')  # of the runs that are drawn
     with pytest.raises(InputError, match='no run has a validation curve'):
         run_curves.plot([broken], tmp_path / 'a.png')
 

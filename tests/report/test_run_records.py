@@ -59,6 +59,18 @@ def test_scores_of_another_task(tmp_path):
     assert 'bits_per_byte' not in record and 'validation.accuracy_members' not in record
 
 
+def test_a_policy_is_shown_by_its_reward(tmp_path):
+    scores = {'loss': -0.75, 'reward': 0.75, 'reward_error': 0.01}
+    line = {'step': 10} | {f'validation_{name}': value for name, value in scores.items()}
+    folder = write(tmp_path / 'policy', CONFIG, {'validation': scores}, metrics=[line])
+    record = run_records.read(folder)
+    assert 'loss' not in record and (record['reward'], record['validation.loss']) == (0.75, -0.75)
+    assert run_records.curve(folder, 'reward') == [(10, 0.75)]
+    del scores['reward_error'], line['validation_reward_error']  # of a reward model it is the mean of all scores
+    folder = write(tmp_path / 'model', CONFIG, {'validation': scores}, metrics=[line])
+    assert run_records.read(folder)['loss'] == -0.75 and run_records.curve(folder, 'reward') == []
+
+
 def test_stopped_run_has_the_cost_until_then(tmp_path):
     record = run_records.read(write(tmp_path / 'one', CONFIG, metrics=METRICS, timings=TIMINGS))
     assert (record['state'], record['step'], record['loss']) == ('stopped', 20, 2.5)

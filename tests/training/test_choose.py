@@ -55,6 +55,14 @@ def test_choice_is_reported_in_a_line(tmp_path):
     assert note == 'step 20, the best: validation loss 2.0000 (2.5000 after the last, 30; --step=last)'
 
 
+def test_choice_of_a_policy_is_reported_as_its_reward(tmp_path):
+    run = folder(tmp_path, {10: -0.5, 20: -0.75, 30: -0.25}, (20, 30))
+    text = (run / 'metrics.jsonl').read_text(encoding='utf-8')
+    (run / 'metrics.jsonl').write_text(text.replace('}', ', "validation_reward_error": 0.1}'), encoding='utf-8')
+    (note,) = choose.choose(run).notes
+    assert note == 'step 20, the best: validation reward 0.7500 (0.2500 after the last, 30; --step=last)'
+
+
 def test_member_of_a_sweep_and_its_own_best_step(tmp_path):
     """By mean loss over its seeds the rate 0.1 is the best, although 0.2 has the member with the lowest loss."""
     losses = {10: [1.0, 1.5, 9.0, 9.0], 20: [2.0, 1.4, 9.0, 9.0], 30: [2.2, 1.6, 0.5, 9.0]}

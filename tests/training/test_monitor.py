@@ -49,7 +49,7 @@ def test_warning_if_the_reward_rises_while_the_held_out_one_falls(reward, held_o
     assert monitor.compare(results(0.5)) == ''
     warning = after(monitor, reward).compare(results(held_out))
     expected = (
-        f'the reward rises (0.600 to {reward:.3f}) while that of held-out prompts falls (0.500 to {held_out:.3f})'
+        f'the reward rises (0.600 to {reward:.3f}) while the reward of held-out prompts falls (0.500 to {held_out:.3f})'
     )
     assert warning.startswith(expected) if warns else not warning
 
@@ -59,3 +59,12 @@ def test_best_is_compared_and_not_the_last():
     assert monitor.compare(results(0.9)) == ''  # before the first rollout
     assert after(monitor, 0.5).compare(results(0.8)) == ''  # the first reward is the one to compare with
     assert 'exploit' in after(monitor, 0.6).compare(results(0.85))
+
+
+def test_a_part_that_is_only_measured_is_compared_too():
+    monitor = after(Monitor(), 2.0)
+    assert monitor.compare(results(2.0) | {'reward_exact': 0.75, 'reward_exact_error': 0.02, 'length': 9.0}) == ''
+    falls = after(monitor, 4.0).compare(results(4.0) | {'reward_exact': 0.5, 'reward_exact_error': 0.02, 'length': 5.0})
+    assert falls.startswith(
+        'the reward rises (2.000 to 4.000) while the reward_exact of held-out prompts falls (0.750 to 0.500)'
+    )

@@ -150,6 +150,23 @@ def test_stages_of_a_pipeline_are_recipes_on_the_same_rows(name):
     assert pipeline.held_out_rows(configs[0]) and configs[0].reward.verifier
 
 
+@pytest.mark.parametrize(
+    ('changes', 'weights'),
+    [
+        ({}, (('model', 1.0), ('exact', 0.0))),
+        ({'file': 'own.py'}, (('model', 1.0), ('file', 1.0), ('exact', 0.0))),
+        ({'verifier': ''}, (('model', 1.0),)),
+        ({'weights': (('model', 1.0), ('exact', 0.5))}, (('model', 1.0), ('exact', 0.5))),
+    ],
+)
+def test_a_policy_learns_from_the_reward_model_and_its_verifier_is_measured(changes, weights, tmp_path):
+    own = recipe.load('configs/ppo.py').unlock()
+    own.reward.update(changes)
+    pipeline._set_inputs(pipeline.PIPELINES['sft_ppo'][-1], own, tmp_path)
+    assert (own.init.base, own.reward.model) == (str(tmp_path / 'sft'), str(tmp_path / 'reward_model'))
+    assert own.reward.weights == weights
+
+
 def test_flags_change_the_recipe_of_a_stage(monkeypatch):
     calls = []
     monkeypatch.setattr(pipeline, 'run', lambda *arguments: calls.append(arguments))

@@ -73,8 +73,13 @@ def whole(folder, request):
 
 
 def of_task(config, task):
-    """The config of a task; the KL weight of 'ppo' is adapted, so that it is part of what a run must resume."""
+    """The config of a task; the KL weight of 'ppo' is adapted, so that it is part of what a run must resume.
+
+    'ppo' also measures whether an answer is right, which is not rewarded.
+    """
     config.task.name, config.policy.kl_target = task, 0.5 if task == 'ppo' else 0.0
+    if task == 'ppo':
+        config.reward.update(verifier='exact', weights=(('file', 1.0), ('exact', 0.0)))
     return config
 
 
@@ -99,6 +104,9 @@ def test_run_learns_and_logs(config, whole, folder, task, capsys):
     assert list(held_out) == [0, 8, 16] and held_out[16] > held_out[0]
     results = json.loads((workdir / 'results.json').read_text(encoding='utf-8'))
     assert results['validation']['reward'] == held_out[16] and results['cost']['rollout_seconds'] > 0
+    measured = {'reward_exact', 'reward_exact_error'} if task == 'ppo' else set()
+    assert {name for name in results['validation'] if 'exact' in name} == measured
+    assert 'best: step 16, the last, has the highest reward of 3' in (workdir / 'report.md').read_text('utf-8')
     shown = capsys.readouterr().out
     if shown:
         assert 'reference' in shown and 'completion' in shown
