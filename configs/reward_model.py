@@ -16,6 +16,7 @@ def get_config():
     config.data.seq_len = 64
     config.data.validation = 0.1  # of the rows of a file; generated rows have a split of their own
     config.task.name = 'reward'
+    config.task.train = (f'{sft.ROWS},rows=20000',)  # mistakes are of many kinds
     config.task.text, config.task.label, config.task.template = (), '', 'auto'
     config.task.too_long = 'cut'
     config.objective.centring = 0.01

@@ -90,7 +90,9 @@ def trial(name: str, seed: int, workdir: pathlib.Path, quick: dict) -> dict:
         figures = {'before': score(start, rows), 'after': score(end, rows)}
         figures |= {'kl': divergence(end, start, rows), 'minutes': results['cost']['seconds'] / 60}
         figures |= {'steps': results['cost']['steps'], 'rows': len(rows)}
-        files.write_json(finished, {'objective': name, 'seed': seed} | figures)
+        files.write_json(
+            finished, {'objective': name, 'seed': seed, 'commit': record.git('rev-parse', 'HEAD')} | figures
+        )
     return files.read_json_object(finished)
 
 
@@ -141,6 +143,13 @@ def memory_figures(entries: list[dict]) -> list[dict]:
     ]
 
 
+def earlier(trials: list[dict]) -> list[str]:
+    """A note on the objectives that were trained before the present commit, in a folder that was continued."""
+    before = {each['objective']: each['commit'] for each in trials if each['commit'] != record.git('rev-parse', 'HEAD')}
+    commits = ', '.join(sorted({commit[:10] for commit in before.values()}))
+    return [f'Trained at an earlier commit ({commits}): {", ".join(before)}.'] if before else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--quick', action='store_true', help='one seed, a few steps; results.json is not written')
@@ -160,6 +169,7 @@ def main() -> None:
         figures=figures,
         trials=[*trials, *memory],
         not_shown=[
+            *earlier(trials),
             'The recipes (rates, steps, prompts and samples of a rollout) were chosen on validation prompts of seed 0; '
             'the scores are of test prompts.',
             'Minutes are those of the training alone, without its start, compilation and the supervised base. Other '
