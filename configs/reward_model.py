@@ -20,7 +20,7 @@ def get_config():
     config.task.text, config.task.label, config.task.template = (), '', 'auto'
     config.task.too_long = 'cut'
     config.objective.centring = 0.01
-    config.budget.steps = 300
+    config.budget.steps = 600
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.0
     config.sample.prompts = ()

@@ -17,7 +17,7 @@ HELD_OUT = {'validation': 0.1, 'test': 0.1}  # shares of the prompts; the others
 DIGITS, PAIRS = '0123456789', {'(': ')', '[': ']', '{': '}'}
 OPENING = 0.7  # probability that a bracket opens while one is open
 ATTEMPTS = 20  # draws per row before the prompts are too few
-REVERSED, MISTAKES = 0.5, 3  # of `rejected`: share of the reversed answers, most edits of the others
+REVERSED, READING, MISTAKES = 0.5, 0.25, 3  # of `rejected`: shares of two kinds, most mistakes of a text
 
 Draw = Callable[[int], int]  # n -> an integer in [0, n)
 
@@ -41,11 +41,19 @@ class Settings(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A task: `problem` (draw, characters) -> (prompt, answer), the characters of answers, the default length."""
+    """A task.
+
+    Attributes:
+      problem: (draw, characters) -> (prompt, answer).
+      alphabet: the characters of answers.
+      length: the default.
+      in_form: text -> a text of the same characters that has the form of an answer.
+    """
 
     problem: Callable[[Draw, int], tuple[str, str]]
     alphabet: str
     length: int
+    in_form: Callable[[str], str]
 
 
 def generate(source: str, split: str = '') -> Iterator[tuple[str, dict[str, Any]]]:
@@ -127,44 +135,44 @@ def wrong_answer(answer: str, task: Task, draw: Draw) -> str:
 
 
 def corrupt(prompt: str, answer: str, task: Task) -> str:
-    """A wrong answer, which depends on the prompt alone: REVERSED of them as `wrong_answer`, the others edited.
+    """A wrong answer, which depends on the prompt alone.
 
-    A reward model that has read one kind of mistake scores the others as if they were right, and a policy writes them.
-    So the others are of many kinds: 1 to MISTAKES edits, each of which drops, repeats or replaces a character, swaps it
-    with the next one, or cuts the answer off before it.
+    A reward model that has read one kind of mistake scores the others as if they were right, and a policy writes them:
+    after reversed answers alone, other digits in the right order. So there are three kinds: REVERSED of them are as
+    `wrong_answer`; READING have 1 to MISTAKES characters of another prompt and the form of an answer; in the others 1
+    to MISTAKES edits drop, repeat or replace a character, swap it with the next one, or end the answer before it.
 
     >>> corrupt('sort 591056 =', '015569', TASKS['sort'])
-    '015'
+    '001559'
     """
     rng = random.Random(f'rejected {prompt}')
 
     def draw(n: int) -> int:
         return int(rng.random() * n)
 
-    if rng.random() < REVERSED:
+    place, wrong = rng.random(), answer
+    if place < REVERSED:
         return wrong_answer(answer, task, draw)
-    wrong = answer
     while wrong in ('', answer):  # an empty side of a pair is left out
         wrong = answer
         for _ in range(1 + draw(MISTAKES)):
-            wrong = _edit(wrong, task.alphabet, draw)
+            wrong = _edit(wrong, task.alphabet, 0 if place < REVERSED + READING else draw(5), draw)
+        if place < REVERSED + READING:
+            wrong = task.in_form(wrong)
     return wrong
 
 
-def _edit(text: str, alphabet: str, draw: Draw) -> str:
-    """A text with one mistake."""
+def _edit(text: str, alphabet: str, kind: int, draw: Draw) -> str:
+    """A text with one mistake: 0 replaces a character, 1 drops, 2 repeats, 3 swaps, 4 ends."""
     at = draw(max(1, len(text)))
     before, one, after = text[:at], text[at : at + 1], text[at + 1 :]
-    kind = draw(5)
-    if kind == 0:
-        return before + after
-    if kind == 1:
-        return before + one + one + after
-    if kind == 2:
-        return before + alphabet[draw(len(alphabet))] + after
-    if kind == 3:
-        return before + after[:1] + one + after[1:]
-    return before
+    return (
+        before + alphabet[draw(len(alphabet))] + after,
+        before + after,
+        before + one + one + after,
+        before + after[:1] + one + after[1:],
+        before,
+    )[kind]
 
 
 def _sort(draw: Draw, length: int) -> tuple[str, str]:
@@ -185,8 +193,8 @@ def _brackets(draw: Draw, length: int) -> tuple[str, str]:
 
 
 TASKS = {
-    'sort': Task(_sort, DIGITS, 6),
-    'brackets': Task(_brackets, ''.join((*PAIRS, *PAIRS.values())), 9),
+    'sort': Task(_sort, DIGITS, 6, lambda text: ''.join(sorted(text))),
+    'brackets': Task(_brackets, ''.join((*PAIRS, *PAIRS.values())), 9, lambda text: text),
 }
 
 

@@ -44,7 +44,7 @@ def test_half_of_the_rejected_sides_have_other_mistakes(task):
     # A model that reads the length, the set of characters or, of sorted digits, the order, does not know them all.
     for same in (len, set, lambda text: ''.join(sorted(text)) == text):
         share = sum(same(row['rejected']) == same(row['answer']) for row in others) / len(others)
-        assert 0.2 < share < 0.8
+        assert 0.1 < share < 0.9
     again = read_rows(f'generated:{task},rows=3000,wrong=0.5', '', split='train')
     assert all(row.fields['rejected'] == rows[row.fields['prompt']]['rejected'] for row in again)
 
