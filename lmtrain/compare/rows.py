@@ -232,7 +232,10 @@ def _divide(config, splits: dict[str, list[Row]], task: TaskConfig, notes: list[
         ordered = drawn(train, 'selection')
         selection, train = ordered[:count], ordered[count:]
     if not train:
-        raise InputError(f'no training row is left after config.compare.selection = {count} rows: set it lower')
+        raise InputError(
+            f'no training row is left after {len(test)} test rows and config.compare.selection = {count}: set '
+            'config.data.test or the latter lower'
+        )
     return {'train': train, 'selection': selection, 'test': test}
 
 

@@ -110,6 +110,9 @@ def prepare_task(
     _check_date(date)
     notes: list[str] = []
     rows = read_splits(config, data, notes)
+    divided = bool(rows['train'])
+    if not divided:  # the shares took all; what is wrong with a row is named first
+        rows = dict.fromkeys(SPLITS, []) | {'train': [row for split in SPLITS for row in rows[split]]}
     classes = classes_of(rows['train'], config, base_labels)
     config = config._replace(labels=classes.names)
     if shots:
@@ -121,8 +124,9 @@ def prepare_task(
         largest = int(examples.tokens[:-1].max(initial=-1))
         check_fits(tokenizer, data['tokenizer'], vocab_limit, largest, f'a {split} row')
     notes += [*classes.notes, *encoded.notes]
-    if not len(encoded.examples['train'].source):
-        raise InputError(f'no training row is left of {len(rows["train"])}: {"; ".join(notes)}')
+    if not divided or not len(encoded.examples['train'].source):
+        way_out = [] if divided else ['set data.validation and data.test lower']
+        raise InputError(f'no training row is left of {len(rows["train"])}: {"; ".join([*notes, *way_out])}')
     return _packed(config, data, rows, tokenizer, encoded, classes.of_base, notes)
 
 

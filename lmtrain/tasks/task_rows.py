@@ -87,7 +87,7 @@ def require(name: str, value: Any, right: bool, expected: str) -> None:
 
 
 def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str, list[Row]]:
-    """{split: its rows}. What was recognised or left out is added to `notes`.
+    """{split: its rows}; shares may leave none to train. What was recognised or left out is added to `notes`.
 
     Rows without text are left out if the task has one output for each row.
     """
@@ -141,8 +141,6 @@ def _divide(rows: dict[str, list[Row]], shares: dict[str, float]) -> None:
     for split, (low, high) in zip(SPLITS[1:], ((0.0, first), (first, second))):
         if shares.get(split):
             rows[split] = [row for draw, row in zip(draws, train) if low <= draw < high]
-    if not rows['train']:
-        raise InputError(f'no training row is left of {len(train)}: set data.validation and data.test lower')
 
 
 def _draws(purpose: str, rows: list[Row]) -> np.ndarray:

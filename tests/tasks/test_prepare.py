@@ -7,6 +7,7 @@ import pytest
 
 from lmtrain.data import PaddedStream, batch_hash
 from lmtrain.data.example_store import batch_lengths
+from lmtrain.errors import InputError
 from lmtrain.tasks.prepare import prepare_task
 
 WORDS = 'the cat sat on a mat and looked at the moon over seven hills while it sang of tea'.split()
@@ -357,6 +358,26 @@ def test_examples_are_read_from_the_cache(prepare, monkeypatch):
 def test_invalid_fields_are_named(prepare, over, message):
     with pytest.raises(ValueError, match=message):
         prepare(**over)
+
+
+PAIR = {'prompt': 'q', 'chosen': 'yes', 'rejected': 'no'}
+
+
+@pytest.mark.parametrize(
+    ('row', 'message'),
+    [
+        (
+            {'prompt': 'q', 'chosen': 'yes'},
+            r"1.jsonl:2: no field 'rejected'; the fields there are: 'prompt', 'chosen'$",
+        ),
+        (PAIR | {'chosen': 3}, r"1.jsonl:2: 'chosen' must be text or messages, not a number"),
+        (PAIR | {'chosen': 'no'}, 'whose sides are equal: .*1.jsonl:2; set data.validation and data.test lower'),
+        (PAIR, 'no training row is left of 2: .*; set data.validation and data.test lower'),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_named_before_shares_that_leave_none(prepare, row, message):
+    with pytest.raises(InputError, match=message):
+        prepare(rows=[PAIR, row], name='preference', text=(), label='')
 
 
 # --- each task
