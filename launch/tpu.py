@@ -336,13 +336,18 @@ def _state(steps: dict[str, list[str]]) -> str:
 
 def _lines(argv: list[str]) -> Iterator[str]:
     """Lines of the stdout of a command; stderr is inherited."""
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
-        try:
-            for line in process.stdout:
-                yield line.decode(errors='replace').rstrip('\n')
-        except BaseException:
+    process = None
+    try:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        for line in process.stdout:
+            yield line.decode(errors='replace').rstrip('\n')
+        process.wait()
+    finally:
+        # A signal may come as soon as the process runs: the `with` statement of Popen would then wait for its end.
+        if process:
             process.kill()
-            raise
+            process.stdout.close()
+            process.wait()
 
 
 def _do(argv: list[str]) -> None:

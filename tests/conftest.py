@@ -53,6 +53,20 @@ def pytest_unconfigure(config):
         shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def limited_mappings():
+    """Drops the compiled programs that this process holds if they are many.
+
+    Each takes memory mappings, with jaxlib 0.12 more than twice as many as before, and Linux allows a process 65,530
+    (vm.max_map_count). A program that is loaded beyond that ends the process with a segmentation fault.
+    """
+    yield
+    mappings = pathlib.Path('/proc/self/maps')  # of Linux
+    if mappings.exists() and len(mappings.read_bytes().splitlines()) > 15_000:
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture
 def no_compilation_cache():
     """Compiles anew: for tests that count compilations, or that read the HLO text or memory of a compiled program."""

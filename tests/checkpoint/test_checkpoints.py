@@ -97,6 +97,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=15)
 @hypothesis.given(tree=TREES, on_device=st.booleans())
 def test_any_tree_is_restored_unchanged(tmp_path, tree, on_device):
@@ -315,6 +316,7 @@ def killed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('point', faults.SAVE_POINTS)
 def test_killed_at_any_point_nothing_committed_is_lost(killed, point):
     folder = killed / point

@@ -31,6 +31,7 @@ def config(text):
     return config
 
 
+@pytest.mark.slow
 def test_every_default_arm_runs(config, text):
     results = comparison.run(config, text.parent / 'run')
     chats = ('zero_shot_chat', 'few_shot_chat', 'bm25_chat')  # the base has no chat template
@@ -53,6 +54,7 @@ def test_every_default_arm_runs(config, text):
     assert read_json(text.parent / 'run' / by_name['scratch']['folder'] / 'config.json')['init']['base'] == ''
 
 
+@pytest.mark.slow
 def test_rates_one_after_another_give_what_members_of_a_sweep_give(config, text):
     own = compare.get_config()
     own.update(config.copy_and_resolve_references())

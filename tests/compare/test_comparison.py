@@ -82,6 +82,7 @@ def without_times(value):
     return [without_times(each) for each in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 def test_every_arm_is_tested_at_every_size(finished):
     folder, results = finished
     assert {arm['status'] for arm in results['arms'].values()} == {'done'}
@@ -217,6 +218,7 @@ def test_a_signal_in_a_library_is_no_error_of_a_trial(base, monkeypatch):
     assert not list((base.parent / 'signalled').glob('trials/*/*/trial.json'))
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_killed_has_the_results_of_an_uninterrupted_one(finished, base, monkeypatch):
     """The kill is a BaseException, which nothing handles, after two training steps and after some trials and tests."""
     whole, folder = finished[1], base.parent / 'killed'
@@ -305,6 +307,7 @@ def test_a_second_call_has_the_blocks_of_its_sizes_and_its_prices(base):
         assert trial['test']
 
 
+@pytest.mark.slow
 def test_a_size_is_added_to_finished_trials(base, monkeypatch):
     """Blocks, draws and forgetting are as in a comparison that had all sizes from the start; no trial runs again."""
     only, folder, executed = ('few_shot', 'head'), base.parent / 'added', []
@@ -335,6 +338,7 @@ def test_other_draws_are_drawn_again(base, monkeypatch):
     assert len(trial['draws']) == 3 == len(read_json(base.parent / 'drawn' / trial['folder'] / 'trial.json')['draws'])
 
 
+@pytest.mark.slow
 def test_other_settings_cure_a_failed_trial(base, monkeypatch):
     folder, config = base.parent / 'cured', make_config(base, only=('head',), sizes=(4,), seeds=1)
     train = comparison.EXECUTE['train']
@@ -467,6 +471,7 @@ def test_completions_with_equal_tokens_are_not_prompted(base):
     assert 'have the same tokens' in planning.plan(shared, arm).reason
 
 
+@pytest.mark.slow
 def test_other_seeds_compile_nothing(base, tmp_path):
     folder = tmp_path / 'compiled'
     folder.mkdir()

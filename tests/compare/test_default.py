@@ -32,6 +32,7 @@ def corpus(monkeypatch, tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_task_and_base_are_made_once(corpus, tmp_path, monkeypatch):
     config = default.prepare(corpus, tmp_path / 'run')
     assert config.init.base == str(tmp_path / 'run' / 'base') and not corpus.init.base

@@ -35,6 +35,7 @@ def test_the_base_has_forgotten_nothing(comparison):
     assert measured['kl'] == 0 and measured['bits_per_byte_before'] == measured['bits_per_byte_after']
 
 
+@pytest.mark.slow
 def test_bits_and_divergence_are_those_of_numpy(comparison):
     rng = np.random.default_rng(0)
     trained = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape).astype(x.dtype), comparison.model.params)

@@ -44,6 +44,7 @@ def base(text):
     return text.parent / 'base'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pool', ['auto', 'mean'])
 def test_a_head_gives_the_same_probabilities_in_every_batch(base, task, text, pool):
     config = classify.get_config()

@@ -47,6 +47,7 @@ def _kernels(params):
     return [leaf for path, leaf in tree.flatten(params).items() if path.startswith('layers') and leaf.ndim == 3]
 
 
+@pytest.mark.slow
 def test_the_instruction_is_chosen_by_the_loss_with_its_temperature(small, tmp_path):
     def change(config):
         config.compare.arms.few_shot.instructions = ('Cats or dogs?', 'x x x x x')

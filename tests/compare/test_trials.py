@@ -25,6 +25,7 @@ def done(shared, trial, folder):
     return {'chosen': 1}
 
 
+@pytest.mark.slow
 def test_small_sizes_come_first_and_an_arm_without_rows_has_one_trial(small):
     shared, selected = small('listed', ('zero_shot', 'few_shot', 'head'), seeds=2)
     cells = [(each.arm.name, each.size, each.seed, each.next_size) for each in trials.listed(shared, selected)]

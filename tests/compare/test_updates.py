@@ -19,6 +19,7 @@ def changed(shared, **settings):
     return shared._replace(config=config)
 
 
+@pytest.mark.slow
 def test_a_record_that_has_everything_is_not_measured(few_shot):
     shared, trial, record = few_shot
     assert not updates.outdated(shared, trial, record)

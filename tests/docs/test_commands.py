@@ -44,6 +44,7 @@ def executed(words: list[str], small) -> list[str]:
     return [words[0], '--print_only', *words[1:]] if words[0] in LAUNCHERS else words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('page', PAGES)
 def test_commands_run_as_printed(page, pages, machine, monkeypatch):
     for command in pages[page]:
@@ -69,6 +70,7 @@ def test_every_skipped_command_is_printed_somewhere(pages):
 NEEDS_A_BASE = ['classify', 'compare', 'compare_base', 'continual', 'dpo', 'grpo', 'instruct', 'ppo', 'span', 'tag']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [path.stem for path in recipe.files() if path.stem not in NEEDS_A_BASE])
 def test_dry_run_needs_no_data(name, machine):
     tiny = ['--config.budget.steps=2', '--config.model.num_layers=1', '--config.data.batch_size=16']

@@ -18,6 +18,7 @@ DATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('words', DATA.values(), ids=DATA)
 def test_one_command_trains_evaluates_and_samples(words, machine):
     code, out, err = machine.run(machine.small(['train', *words, '--workdir=runs/own']))
@@ -39,6 +40,7 @@ def test_form_of_the_rows_is_named(machine):
     assert code == 0 and 'rows of question + answer, written by ' in ' '.join(out.split())
 
 
+@pytest.mark.slow
 def test_default_prompts_are_the_beginnings_of_validation_documents(machine):
     words = ['train', '--config=configs/base.py', '--config.data.source=notes', '--config.data.document=line']
     code, out, err = machine.run(machine.small([*words, '--config.data.validation=0.2', '--workdir=runs/notes']))

@@ -94,6 +94,7 @@ def extended(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_diffs_apply_and_work(extended, tmp_path):
     environment = os.environ | {'PYTHONPATH': str(extended)}
     command = [sys.executable, '-P', '-c', USE]
@@ -107,6 +108,7 @@ def test_a_diff_that_does_not_fit_is_an_error(tmp_path):
         apply('--- a/a.py\n+++ b/a.py\n@@\n-x = 1\n+x = 2\n', tmp_path)
 
 
+@pytest.mark.slow
 def test_examples_run(tmp_path, monkeypatch, capsys, small_recipe):
     """All of them, in order, as one program; each has at most five lines."""
     examples = blocks('python')

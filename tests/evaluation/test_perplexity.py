@@ -30,6 +30,7 @@ def test_windows_are_those_of_lm_eval(size):
     assert own == rolling(tokens, 7, 7)
 
 
+@pytest.mark.slow
 def test_bits_are_those_of_each_token(computes):
     model, params, tokenizer = computes
     texts = ['the cat sat', 'été ' * 30, 'b']
@@ -50,6 +51,7 @@ def test_bits_are_those_of_each_token(computes):
     )
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_that_of_resampled_texts(computes):
     rng = np.random.default_rng(0)
     texts = [bytes(rng.integers(97, 105, size)).decode() for size in rng.integers(5, 60, 80)]

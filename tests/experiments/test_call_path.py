@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from experiments import call_path
 from experiments.record import ROOT
 
@@ -16,6 +18,7 @@ def test_calls_are_counted():
     assert path == ({'tree.py': 3}, {'tree.py': 1})  # join, flatten, unflatten
 
 
+@pytest.mark.slow
 def test_a_run_enters_no_more_functions():
     env = os.environ | {'JAX_NUM_CPU_DEVICES': '1'}  # several devices add collectives
     command = [sys.executable, '-m', 'experiments.call_path']

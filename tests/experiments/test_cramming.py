@@ -63,6 +63,7 @@ def test_arms_differ_in_the_recipe_and_share_budget_and_size():
     )
 
 
+@pytest.mark.slow
 def test_an_arm_runs_at_a_tiny_size(text, tmp_path, large_library):
     words = f'--flops=1e6 --source={text} --cache={tmp_path / "cache"} --tokenizer=bytes --vocab=258 --length=16'
     words += ' --layers=1 --width=16 --batch_size=8 --classes=2 --per_class=24 --test=16 --epochs=1 --seeds=2'

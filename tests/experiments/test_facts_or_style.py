@@ -1,5 +1,7 @@
 """Rows and scores of experiments/facts_or_style, and its code on a tiny base."""
 
+import pytest
+
 import lmtrain
 from configs import tiny
 from experiments.facts_or_style import __main__ as main
@@ -39,6 +41,7 @@ def test_format_and_content_are_scored_apart():
         assert questions.score_json(text, FROG) == {'format': False, 'content': False}
 
 
+@pytest.mark.slow
 def test_arms_run_on_a_tiny_base(text, tmp_path, monkeypatch):
     config = tiny.get_config()
     config.data.source, config.data.cache, config.data.validation = str(text), str(tmp_path / 'cache'), 0.2

@@ -4,6 +4,7 @@ import itertools
 
 import jax
 import numpy as np
+import pytest
 import scipy.stats
 
 from experiments.in_context import __main__ as main
@@ -45,6 +46,7 @@ def test_gradient_descent_begins_with_one_product_and_ends_at_least_squares():
     np.testing.assert_allclose(many[0, 4], x[0, 4] @ w, atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_prediction_reads_the_pairs_before_it_and_its_own_x_only():
     prior, x, y, _ = drawn()
     model = regression.model_of(prior, 1, 8, 2)
@@ -89,6 +91,7 @@ def test_prompts_end_before_their_answer():
     assert right.any() and not np.isnan(mixture.predict(symbols)).any()
 
 
+@pytest.mark.slow
 def test_both_parts_run_at_a_tiny_size(tmp_path):
     options = main.flags(
         '--dimensions=2 --points=3 --layers=1 --width=8 --batch_size=8 --regression_steps=100 --prompts=1024'.split()

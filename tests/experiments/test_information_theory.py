@@ -13,6 +13,7 @@ def executed(text):
     return notebook, run_notebook.execute(notebook, parameters)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_its_figures_follow(executed, tmp_path):
     notebook, values = executed
     assert len(values['games']) == 3 and values['games'][0][:2] == ['e4', 'e5'] and values['games'][2][-1] == 'Bxe7#'

@@ -193,6 +193,7 @@ ROWS = [Row(f'rows:{i}', {'text': text, 'gold': 'ab'[i % 2]}) for i, text in enu
 SETTINGS = prompting.PromptSettings('{text} is {gold}', 'gold', ('a', 'b'), separator='\n', batch_size=4)
 
 
+@pytest.mark.slow
 def test_scores_are_those_after_the_nearest_rows(computes):
     model, params, tokenizer = computes
     scores = prompting.score(*computes, ROWS, SETTINGS._replace(shots=2, select='nearest'))
@@ -251,6 +252,7 @@ def model_of(**settings):
     return model, model.init(jax.random.key(0), {'tokens': jnp.zeros((1, 8), jnp.int32)})['params']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('settings', [{}, {'causal': False}, {'head': 'none', 'causal': False}])
 def test_embeddings_are_means_of_hidden_states(settings):
     model, params = model_of(**settings)

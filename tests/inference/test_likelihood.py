@@ -98,6 +98,7 @@ def _share_short_beginnings(monkeypatch):
     monkeypatch.setattr(likelihood, 'LEAST_SAVED', 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'greedy'), [*((name, False) for name in CASES), ('rotary', True), (LENGTHS, True)])
 def test_likelihoods_equal_those_of_whole_texts(name, greedy):
     model, params = build(name)
@@ -130,6 +131,7 @@ def test_what_texts_have_in_common_is_read_once():
     assert twice.computed_tokens == values.computed_tokens and len(twice.nats) == 2 * len(prompts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shared', [50, 0])
 def test_likelihoods_do_not_depend_on_batch_and_other_prompts(shared):
     model, params = build('rotary')

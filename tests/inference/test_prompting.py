@@ -174,6 +174,7 @@ def test_scores_do_not_depend_on_the_order_of_rows():
         np.testing.assert_allclose(scores[False][place], nats, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('chat', [False, True])
 def test_shared_demonstrations_are_read_once(chat, computes):
     model, params, tokenizer = computes

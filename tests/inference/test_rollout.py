@@ -146,6 +146,7 @@ def test_the_most_likely_tokens_and_their_log_probabilities():
     np.testing.assert_allclose(rows.logprob, recomputed(model, params, PROMPTS, rows), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('axes', [{'fsdp': 8}, {'data': 2, 'fsdp': 2, 'tensor': 2}, {'data': 4, 'tensor': 2}], ids=str)
 @pytest.mark.parametrize('name', ['window', 'soft prompt', 'LoRA'])
 def test_a_mesh_changes_nothing(name, axes):

@@ -203,6 +203,7 @@ def ended(started):
                 process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_stop_together_and_resume_bitwise(text):
     whole, cut = text.parent / 'whole', text.parent / 'cut'
@@ -222,12 +223,14 @@ def test_two_processes_stop_together_and_resume_bitwise(text):
     assert ended(start(text.parent / 'on it', text, **on_it)) == [0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_tensor_axis_across_processes(text):
     across = {'mesh.fsdp': 1, 'mesh.tensor': 2, 'mesh.sequence': 2, 'evaluate.every_steps': 2}
     assert ended(start(text.parent / 'across', text, **across)) == [0, 0]
 
 
+@pytest.mark.slow
 def test_different_run_folders_are_an_error_before_compilation(text):
     one, other = text.parent / 'one', text.parent / 'other'
     assert ended(start(one, text, elsewhere=other)) == [2, 2]
@@ -260,6 +263,7 @@ def test_signal_before_the_first_step_requeues(text):
     assert (waiting.wait(60), waiting.communicate()[1].split()[0]) == (lifecycle.REQUEUE, 'SIGTERM:')
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_exception_or_disagreement_ends_both_processes(text):
     assert set(ended(start(text.parent / 'raised', text, fault='raise@3'))) <= {lifecycle.EXCEPTION, lifecycle.LOST}

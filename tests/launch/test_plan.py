@@ -54,6 +54,7 @@ def test_one_device_exchanges_nothing(capsys):
     assert float(re.search(r'([\d.]+) of it', page)[1]) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_plan_is_unchanged_with_warm_compilation_cache(tmp_path):
     """With a recipe that imports models, and jax with them, before it is known for how many devices."""
     command = [sys.executable, '-m', 'launch.cli', 'plan', '--config=pretrain_gpt2', '--target=cpu:2']
@@ -86,6 +87,7 @@ def test_gpu_plan_uses_theory_and_data_sheet(capsys):
     assert code == 2 and "model.attention='cudnn' needs dtype 'bfloat16' or 'float16', not 'float32'; choose" in page
 
 
+@pytest.mark.slow
 def test_way_out_of_a_run_that_does_not_fit(capsys, monkeypatch):
     """At the same batch size; judged by the compiler if that finds more than theory."""
     words = ['--config=tiny', '--target=h100:1', "--config.data.source=it's.txt"]

@@ -320,6 +320,7 @@ def test_show_has_every_field_once(capsys):
     assert sorted(shown) == sorted(field.rpartition('.')[2] for field in FIELDS)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(FIELDS), st.text(max_size=30))
 @example('optimizer.learning_rates', "(('.*', float('nan')),)")
 @example('data.mix', '(((((1,),),),),)')
@@ -347,6 +348,7 @@ SIZES += [f'pretrain_llama:{size}' for size in ('1B', '3B', '8B', '70B')]
 EMBEDDED = {'pretrain_gpt2': True, 'pretrain_llama': True, 'ladder': False}  # whether the name counts the embeddings
 
 
+@pytest.mark.slow
 def test_every_size_has_the_parameter_count_in_its_name():
     for name in SIZES:
         family, _, size = name.partition(':')

@@ -185,6 +185,7 @@ def test_scanned_and_unrolled_layers_with_different_windows_are_equal():
     assert np.max(np.abs(alike - forward(one, batch)['logprob'])) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('unroll', [1, 3])
 def test_segments_equal_the_whole_stack(unroll):
     model = build(num_layers=3, unroll=unroll, dropout=0.2, remat='full')

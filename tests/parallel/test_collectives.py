@@ -57,6 +57,7 @@ def reference(text, more):
     return start, losses(run, start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', [SCAN, LORA | {'sweep.seeds': (1, 2)}], ids=['scan', 'lora sweep'])
 def test_the_initial_state_over_eight_devices_is_that_over_one(text, more):
     start, _ = reference(text, tuple(more.items()))
@@ -68,28 +69,36 @@ def test_the_initial_state_over_eight_devices_is_that_over_one(text, more):
 @pytest.mark.parametrize(
     ('meshes', 'more'),
     [
-        ([(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 2, 2, 1), (1, 2, 2, 2)], SCAN),
-        ([(2, 2, 2, 1)], BERT),
-        ([(1, 4, 2, 1), (2, 2, 1, 2)], MICRO),
-        ([(2, 2, 2, 1)], LORA | {'sweep.seeds': (1, 2)}),
-        ([(1, 4, 2, 1)], {'adapt.method': 'prompt', 'data.isolate': False, 'model.dropout': 0.1}),
-        ([(1, 4, 2, 1)], {'adapt.method': 'prefix', 'adapt.prefix.hidden': 64}),
-        ([(1, 8, 1, 1), (2, 2, 2, 1)], MUON),  # test_redistribute has the other meshes
-        ([(1, 4, 2, 1)], MUON | {'sweep.seeds': (1, 2), 'adapt.cut': (1, 2)}),
-        ([(1, 1, 1, 8), (1, 2, 2, 2)], DYNAMIC),
-        ([(1, 4, 1, 2)], {'data.isolate': False, 'data.seq_len': 256, 'model.positions': 'learned'}),
-    ],
-    ids=[
-        'scan',
-        'bert',
-        'micro-batches',
-        'lora sweep',
-        'prompt',
-        'prefix network',
-        'muon',
-        'muon sweep',
-        'angles by the length of a row',
-        'blocks of queries',
+        pytest.param(
+            [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 2, 2, 1), (1, 2, 2, 2)], SCAN, id='scan'
+        ),
+        pytest.param([(2, 2, 2, 1)], BERT, id='bert', marks=pytest.mark.slow),
+        pytest.param([(1, 4, 2, 1), (2, 2, 1, 2)], MICRO, id='micro-batches', marks=pytest.mark.slow),
+        pytest.param([(2, 2, 2, 1)], LORA | {'sweep.seeds': (1, 2)}, id='lora sweep'),
+        pytest.param(
+            [(1, 4, 2, 1)],
+            {'adapt.method': 'prompt', 'data.isolate': False, 'model.dropout': 0.1},
+            id='prompt',
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [(1, 4, 2, 1)],
+            {'adapt.method': 'prefix', 'adapt.prefix.hidden': 64},
+            id='prefix network',
+            marks=pytest.mark.slow,
+        ),
+        # test_redistribute has the other meshes of Muon.
+        pytest.param([(1, 8, 1, 1), (2, 2, 2, 1)], MUON, id='muon', marks=pytest.mark.slow),
+        pytest.param(
+            [(1, 4, 2, 1)], MUON | {'sweep.seeds': (1, 2), 'adapt.cut': (1, 2)}, id='muon sweep', marks=pytest.mark.slow
+        ),
+        pytest.param([(1, 1, 1, 8), (1, 2, 2, 2)], DYNAMIC, id='angles by the length of a row', marks=pytest.mark.slow),
+        pytest.param(
+            [(1, 4, 1, 2)],
+            {'data.isolate': False, 'data.seq_len': 256, 'model.positions': 'learned'},
+            id='blocks of queries',
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_step_on_eight_devices_equals_that_on_one(text, meshes, more):
@@ -99,6 +108,7 @@ def test_a_step_on_eight_devices_equals_that_on_one(text, meshes, more):
         np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-5, err_msg=str(mesh))
 
 
+@pytest.mark.slow
 def test_angles_by_document_length_do_not_depend_on_micro_batches(text):
     """Rows of several documents, whose lengths lie on both sides of the original context."""
     settings = (DYNAMIC | {'data.batch_size': 16, 'optimizer.accumulate': accumulate} for accumulate in (1, 4, 16))
@@ -107,6 +117,7 @@ def test_angles_by_document_length_do_not_depend_on_micro_batches(text):
         np.testing.assert_allclose(np.hstack(found), np.hstack(one), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_cudnn_runs_on_the_heads_of_each_device_with_traced_windows(text, monkeypatch):
     """Its call, executed by XLA in float32."""
     more = {'model.window': 9, 'model.global_layers': (1,), 'model.num_layers': 2, 'model.unroll': 1}
@@ -147,6 +158,7 @@ def test_an_old_gpu_uses_xla_and_the_header_gives_the_reason(text, monkeypatch):
         run_of(text, (1, 1, 1, 1), half | {'model.attention': 'cudnn'})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('mesh', 'more'),
     [
@@ -219,6 +231,7 @@ def test_communication_is_near_the_minimum(text, mesh, more, capfd):
     assert 'rematerialization' not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('no_compilation_cache')
 @pytest.mark.parametrize('mesh', [(1, 1, 1, 1), (2, 2, 2, 1)], ids=str)
 def test_products_of_the_optimizer_are_in_the_planned_flops(text, mesh):

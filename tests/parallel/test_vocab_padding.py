@@ -48,6 +48,7 @@ def measured(text, mesh, steps=3, **more):
     return actual, jax.device_get(sums), run, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'more',
     [
@@ -87,6 +88,7 @@ def test_initial_parameters_do_not_depend_on_the_mesh(text):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', [{}, {'sweep.seeds': (1, 2)}, {'optimizer.name': 'adafactor'}], ids=str)
 def test_a_run_resumes_on_a_tensor_mesh_and_back(text, tmp_path, more):
     """Two steps on one device, one on a tensor mesh, one on one device again; compared with a run on one device."""
@@ -110,6 +112,7 @@ def test_the_number_of_padding_rows(size, tensor, rows):
     assert (size + rows) % tensor == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['full', 'lora', 'prompt'])
 def test_the_vocabulary_of_a_base_is_padded_too(text, base_run, method):
     more = {'init.base': str(base_run), 'data.isolate': False, 'data.tokenizer': 'base', 'adapt.method': method}

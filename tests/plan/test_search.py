@@ -15,6 +15,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('more', CASES.values(), ids=CASES)
 def test_candidate_has_the_arithmetic_of_its_run(text, more):
     config = tiny.get_config()

@@ -80,8 +80,8 @@ def test_score_is_that_of_the_last_token_alone(trl, stream_of, head):
     batch = stream(stream_of, rows=4, size=96, pack=True).batch(0)
     assert batch['scored'].shape[1] > 2
     scores = reward.scores(lambda columns: apply({'params': params}, columns), batch, head=head, pool='last')
-    for row, segment in zip(*np.nonzero(batch['scored'])):
+    for row, segment in list(zip(*np.nonzero(batch['scored'])))[::3]:  # each length is compiled anew
         inside = batch['segment_ids'][row] == batch['scored'][row, segment]
         alone = {'tokens': batch['tokens'][row][inside][None], 'segment_ids': np.ones((1, inside.sum()), np.int32)}
-        logits = np.asarray(model.apply({'params': params}, alone)['logits'])
+        logits = np.asarray(apply({'params': params}, alone)['logits'])
         np.testing.assert_allclose(scores[row, segment], logits[0, 0], rtol=1e-5, atol=1e-6)

@@ -132,6 +132,7 @@ def metrics(workdir):
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_new_task_trains_and_is_evaluated(recipe, tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, 'count', COUNT)
     recipe.task.update(name='count', label='n')

@@ -138,6 +138,7 @@ def outputs(model, params, name='logits'):
     return np.asarray(jax.jit(model.apply)({'params': params}, batch)[name])
 
 
+@pytest.mark.slow
 def test_classifier_is_exported_and_trained_further(folder, tmp_path, monkeypatch):
     """The directory has the class names; a run on it, or on the folder of the run, trains the head further."""
     config = recipe(folder, 'masked', optimizer__learning_rate=1e-2)
@@ -169,6 +170,7 @@ def test_classifier_is_exported_and_trained_further(folder, tmp_path, monkeypatc
     assert 0 <= load.evaluate_split(tmp_path / 'run', 'validation')['macro_f1'] <= 1
 
 
+@pytest.mark.slow
 def test_lora_classifier_is_exported_for_peft_if_transformers_pools_alike(folder, tmp_path):
     config = recipe(folder, 'masked', adapt__method='lora')
     train.train(config, tmp_path / 'run')
@@ -204,6 +206,7 @@ def test_adapter_with_incomplete_head_is_named(folder, tmp_path):
         init_from.open_base(str(folder / 'masked'), str(tmp_path))
 
 
+@pytest.mark.slow
 def test_classifier_with_another_pooling_is_not_exported_but_trains_further(folder, tmp_path):
     train.train(recipe(folder, 'masked', adapt__method='lora', objective__pool='mean'), tmp_path / 'run')
     for form in ('peft', 'hf'):
@@ -217,6 +220,7 @@ def test_classifier_with_another_pooling_is_not_exported_but_trains_further(fold
     assert tree.flatten(run.shapes.trainable).keys() == {'heads/classify/kernel', 'heads/classify/bias'}
 
 
+@pytest.mark.slow
 def test_added_head_of_another_task_is_not_exported(folder, tmp_path):
     train.train(recipe(folder, 'masked', adapt__method='head', objective__pool='mean'), tmp_path / 'classes')
     text = {'task__name': 'text', 'data__mask_rate': 0.15, 'data__source': 'rows.csv', 'data__split': 'tail'}
@@ -230,6 +234,7 @@ def test_added_head_of_another_task_is_not_exported(folder, tmp_path):
         export.export(tmp_path / 'run', tmp_path / 'peft', 'peft')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pool', ['auto', 'last'])
 def test_classifier_from_scratch_is_exported_as_decoder_with_last_token_pooling(folder, tmp_path, pool):
     config = recipe(folder, '', data__tokenizer='bytes', data__seq_len=32, objective__pool=pool)

@@ -62,6 +62,7 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(leaf, other[path], err_msg=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['first', 'hf'])
 def test_run_starts_from_the_parameters_of_its_base(folder, kind):
     run = build.build(*resolve.resolve(on_base(folder, kind)))
@@ -86,6 +87,7 @@ def test_end_tokens_of_the_base_are_kept(folder, tmp_path):
     assert generation.read(tmp_path / 'hf') == expected
 
 
+@pytest.mark.slow
 def test_exported_run_loads_unchanged(folder):
     model, params = load_pretrained(folder / 'hf')
     was = load.load_run(folder / 'first')
@@ -102,6 +104,7 @@ def test_exported_run_loads_unchanged(folder):
     assert library.encode('a naïve cat').ids == [end, *was.tokenizer.encode('a naïve cat')]
 
 
+@pytest.mark.slow
 def test_checkpoint_stores_what_the_base_lacks_and_needs_the_same_base(folder, tmp_path):
     config = on_base(folder, adapt__method='lora', init__frozen_dtype='bfloat16')
     work = folder / 'lora'
@@ -142,6 +145,7 @@ def test_frozen_leaves_are_bfloat16_and_have_no_moments(folder):
     assert tree.flatten(state.opt_state[0].mu).keys() == tree.flatten(state.trainable).keys()
 
 
+@pytest.mark.slow
 def test_resumed_run_on_a_base_equals_the_uninterrupted_one(folder, tmp_path):
     config = on_base(folder, adapt__method='lora', checkpoint__every_steps=2, schedule__name='constant')
     train.train(config, tmp_path / 'whole')
@@ -161,6 +165,7 @@ def test_complete_checkpoint_needs_no_base_to_resume(folder, tmp_path, monkeypat
     assert run.initial.complete(copy) is copy
 
 
+@pytest.mark.slow
 def test_export_without_matching_family_is_refused(folder, tmp_path):
     config = recipe(folder, data__mask_rate=0.15, model__causal=False, model__vocab_size=258)
     train.train(config, tmp_path / 'masked')

@@ -99,6 +99,7 @@ def rates(folder):
     return [line['learning_rate'] for line in lines(folder) if 'loss' in line]
 
 
+@pytest.mark.slow
 def test_longer_wsd_equals_the_run_of_that_length(config, tmp_path, capsys):
     config.schedule.name = 'wsd'
     train.train(config, tmp_path / 'run')
@@ -128,6 +129,7 @@ def test_without_a_checkpoint_before_the_decay_the_way_out_is_named(config, tmp_
     assert json.loads((tmp_path / 'run' / 'config.json').read_text())['budget']['steps'] == 10
 
 
+@pytest.mark.slow
 def test_longer_constant_run_keeps_its_warmup(config, tmp_path):
     config.schedule.name, config.schedule.warmup = 'constant', 0.4
     train.train(config, tmp_path / 'run')
@@ -137,6 +139,7 @@ def test_longer_constant_run_keeps_its_warmup(config, tmp_path):
     assert np.allclose(rates(tmp_path / 'run'), [0.25e-3, 0.5e-3, 0.75e-3] + [1e-3] * 17)
 
 
+@pytest.mark.slow
 def test_extend_begins_a_new_schedule_and_the_same_command_resumes_it(config, tmp_path, monkeypatch, capsys):
     config.schedule.warmup = 0.25
     folder = tmp_path / 'run'

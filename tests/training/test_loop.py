@@ -87,6 +87,7 @@ def spied(function, before):
     return call
 
 
+@pytest.mark.slow
 def test_logged_line_has_the_means_since_the_previous_one(config, tmp_path):
     config.data.isolate = True
     train.train(config, tmp_path / 'each')
@@ -115,6 +116,7 @@ def test_budget_in_hours_includes_earlier_starts(config, tmp_path):
     assert 0.5 < clock.spent(1) < 0.51
 
 
+@pytest.mark.slow
 def test_cost_is_the_sum_over_starts(config, tmp_path, monkeypatch):
     """A run that continues on fewer devices, in a process that needs less memory."""
     config.budget.steps, config.schedule.name = 4, 'constant'

@@ -95,6 +95,7 @@ def test_old_run_resumes(name):
     assert [line['step'] for line in after[len(before) :] if 'loss' in line] == [5, 6]
 
 
+@pytest.mark.slow
 def test_old_run_exports(tmp_path):
     export.export('runs/text', tmp_path / 'hf', 'hf')
     export.export('runs/chat', tmp_path / 'peft', 'peft')

@@ -39,6 +39,7 @@ def trained(tmp_path_factory):
         yield folder / 'runs', configs, results
 
 
+@pytest.mark.slow
 def test_stages_follow_each_other_and_share_a_score(trained):
     folder, _, results = trained
     assert [each['stage'] for each in results] == ['first', 'second'] and [each['steps'] for each in results] == [4, 8]
@@ -85,6 +86,7 @@ def test_a_call_continues_at_the_stage_that_is_not_finished(trained, monkeypatch
     assert [{**each, 'seconds': 0} for each in again] == [{**each, 'seconds': 0} for each in results]
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_stopped_ends_with_the_same_bits(trained, tmp_path, monkeypatch):
     folder, configs, results = trained
     monkeypatch.setenv('LMTRAIN_FAULT', 'raise@7')

@@ -63,6 +63,7 @@ def losses(run, steps=3, names=('loss', 'rewards/margins', 'grad_norm')):
 LORA = {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 2),)}
 
 
+@pytest.mark.slow
 def test_live_equals_cached_and_begins_with_the_loss_of_equal_models(base):
     cached = losses(build(*resolve(recipe(base, **LORA)), jax.devices()[:1]))
     assert cached[0, 0] == pytest.approx(np.log(2), abs=1e-6) and abs(cached[0, 1]) < 1e-5
@@ -71,6 +72,7 @@ def test_live_equals_cached_and_begins_with_the_loss_of_equal_models(base):
     assert cached[-1, 0] < cached[0, 0] - 1e-4
 
 
+@pytest.mark.slow
 def test_live_reference_needs_no_second_copy_of_the_weights(base):
     """Bytes of the arguments of the compiled step, against fine-tuning with the same adapter."""
     own = build(*resolve(recipe(base, **LORA, **{'objective.reference': 'live'})), jax.devices()[:1])
@@ -90,6 +92,7 @@ def test_live_reference_of_a_base_that_is_trained_is_refused(base):
         build(*resolve(recipe(base, **{'objective.reference': 'warm'})))
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_computed_once_and_kept(base, monkeypatch):
     run = build(*resolve(recipe(base)), jax.devices()[:1])
     assert np.isnan(run.stream('train').batch(0)['ref_logprob']).any()  # unknown before `complete`
@@ -132,6 +135,7 @@ TASKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('task', 'settings'),
     [

@@ -47,6 +47,7 @@ def verified(monkeypatch):
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'use',
     [

@@ -30,6 +30,7 @@ def trained(request, tmp_path_factory):
     return folder / 'run', results
 
 
+@pytest.mark.slow
 def test_reward_model_learns_and_scores_texts(trained):
     folder, results = trained
     assert results['validation']['accuracy'] > 0.9
@@ -64,6 +65,7 @@ def test_exported_reward_model_is_a_classifier_with_one_label(trained, tmp_path)
     np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_model_without_a_score_is_refused(tmp_path):
     config = tiny.get_config()
     config.data.update(source=str(tmp_path / 'a.txt'), cache=str(tmp_path / 'cache'), validation=0.3, test=0.0)

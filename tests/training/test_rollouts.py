@@ -90,6 +90,7 @@ def trained(config, whole, folder, task):
     return whole[task]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ['policy', 'ppo'])
 def test_run_learns_and_logs(config, whole, folder, task, capsys):
     workdir = trained(config, whole, folder, task)
@@ -134,6 +135,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ['policy', 'ppo'])
 @pytest.mark.parametrize('fault', ['in_rollout@13', 'raise@15', 'in_rollout@5'])
 def test_run_killed_in_a_rollout_or_its_epochs_resumes_bit_identically(config, whole, folder, task, fault, monkeypatch):
@@ -223,6 +225,7 @@ def test_policy_with_lora_has_the_arguments_of_sft_with_lora(config, folder):
 # --- meshes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mesh', [(4, 1, 1), (2, 2, 1), (1, 2, 2)], ids=['data', 'data x fsdp', 'fsdp x tensor'])
 def test_first_step_on_a_mesh_equals_that_on_one_device(config, mesh):
     def first(sizes):
@@ -250,6 +253,7 @@ def rollout_of(run, state):
     return batches.figures, placed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('temperature', [1.0, 0.7])
 def test_sampler_and_trainer_compute_the_same_log_probabilities(config, temperature):
     config.policy.temperature = temperature

@@ -34,6 +34,7 @@ def test_logits_are_kept_if_all_fits_in_half_of_the_memory(text):
     assert build(large.config, devices=jax.devices()[:1]).keep_logits is False  # a CPU does not say what it has
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('no_compilation_cache')
 def test_compiled_memory_and_flops_are_the_computed_ones(text):
     """More memory and fewer products, and the same losses but for the rounding of the logits."""

@@ -55,6 +55,7 @@ def lmtrain(capsys, *words):
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_report_prompts_with_validation_rows(folder):
     text = (folder / 'run' / 'samples.txt').read_text(encoding='utf-8')
     rows = [f'--- {letter!r}\n{answer}\n(the row: {answer!r})\n\n' for letter, answer in zip('abc', ('bb', 'cc', 'dd'))]

@@ -134,6 +134,7 @@ def follow(function, start, stream):
     return seen, after, now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'lists',
     [
@@ -245,6 +246,7 @@ def test_means_are_over_the_members_of_the_best_rate():
     assert sweep.of_best_rate(same, {'loss': 2.5, 'loss_members': [1.0, 4.0]})['loss'] == 2.5
 
 
+@pytest.mark.slow
 def test_sweep_trains_and_reports_all_members(config, tmp_path, capsys):
     rates = (1e-3, 3e-3)
     config.sweep.seeds, config.sweep.learning_rates, config.log.tensorboard = (4, 5), rates, True

@@ -75,6 +75,7 @@ def assert_same_run(workdir, other, message=''):
     assert final_state(workdir) == final_state(other), message
 
 
+@pytest.mark.slow
 def test_run_stopped_by_sigterm_and_resumed_equals_the_uninterrupted_one(config, tmp_path, monkeypatch):
     """With lines that no checkpoint is aligned to: their means are over steps of both starts."""
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
@@ -155,6 +156,7 @@ def test_finished_run_is_not_changed(config, tmp_path, monkeypatch, capsys):
     assert len(contents) == 2 and all(path.read_bytes() == content for path, content in contents.items())
 
 
+@pytest.mark.slow
 def test_signal_during_evaluation_and_during_compilation(config, tmp_path, monkeypatch):
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     train.train(config, whole)
@@ -187,6 +189,7 @@ def test_signal_during_evaluation_and_during_compilation(config, tmp_path, monke
     assert_same_run(whole, parts)
 
 
+@pytest.mark.slow
 def test_checkpoint_gets_the_metric_of_an_interrupted_evaluation(config, tmp_path, monkeypatch):
     config.checkpoint.every_steps, config.checkpoint.keep_last = 5, 5
     train.train(config, tmp_path / 'whole')
@@ -207,6 +210,7 @@ def test_checkpoint_gets_the_metric_of_an_interrupted_evaluation(config, tmp_pat
     checkpoint.verify(tmp_path / 'parts' / 'checkpoints' / '5')
 
 
+@pytest.mark.slow
 def test_mixture_is_ranked_by_its_weighted_loss_on_a_fixed_sample(config, tmp_path):
     """Its validation loss weights the sources as a batch does, whatever their sizes, and is the same after a resume."""
     other = tmp_path / 'other'
@@ -237,13 +241,15 @@ def test_mixture_is_ranked_by_its_weighted_loss_on_a_fixed_sample(config, tmp_pa
     assert train.train(config, tmp_path / 'run')['validation'] == validation
 
 
+@pytest.mark.slow
 def test_watchdog_covers_the_last_save(start, tmp_path):
     workdir = tmp_path / 'run'
-    stalled = start(workdir, ['--config.watchdog.save=12'], LMTRAIN_FAULT=f'stall_in_save@{STEPS}')
+    stalled = start(workdir, ['--config.watchdog.save=6'], LMTRAIN_FAULT=f'stall_in_save@{STEPS}')
     assert stalled.wait(LONG) == lifecycle.STALLED, words(workdir)
-    assert 'config.watchdog.save = 12 s' in words(workdir) and 'in _finish' in words(workdir)
+    assert 'config.watchdog.save = 6 s' in words(workdir) and 'in _finish' in words(workdir)
 
 
+@pytest.mark.slow
 def test_padded_vocabulary_resumes_on_another_mesh(config, tmp_path):
     config.evaluate.every_steps = config.checkpoint.every_steps = 4
     config.budget.steps, config.schedule.name = 4, 'constant'
@@ -291,6 +297,7 @@ def words(workdir):
     return workdir.with_name(f'{workdir.name}.txt').read_text()
 
 
+@pytest.mark.slow
 def test_run_killed_at_a_save_and_resumed_equals_the_uninterrupted_one(start, whole, tmp_path):
     parts = tmp_path / 'parts'
     assert start(parts, LMTRAIN_FAULT='before_rename@8').wait(LONG) == -signal.SIGKILL, words(parts)
@@ -299,6 +306,7 @@ def test_run_killed_at_a_save_and_resumed_equals_the_uninterrupted_one(start, wh
     assert_same_run(whole, parts)
 
 
+@pytest.mark.slow
 def test_locale_without_utf8_and_folder_named_like_a_glob(start, tmp_path):
     """The C locale encodes nothing but ASCII; text, prompts and folder have more."""
     workdir = tmp_path / 'lr[1e-3] é'
@@ -319,6 +327,7 @@ def test_locale_without_utf8_and_folder_named_like_a_glob(start, tmp_path):
     assert 'finished' in words(workdir)
 
 
+@pytest.mark.slow
 def test_run_killed_at_any_moment_and_resumed_equals_the_uninterrupted_one(start, whole, tmp_path):
     parts = tmp_path / 'parts'
     draw = random.SystemRandom()  # another moment each time: so many lines of metrics.jsonl, and so many seconds after
@@ -342,6 +351,7 @@ def whole_lines(workdir):
 MESHES = [(8, 1, 1, 1), (2, 2, 2, 1)]
 
 
+@pytest.mark.slow
 def test_sharded_equals_unsharded(config):
     config.optimizer.accumulate, config.model.num_layers, config.model.unroll = 1, 2, 1
     config.model.dropout = 0.1  # keyed by the global row
@@ -383,6 +393,7 @@ def test_diverged_run_ends_with_a_message(config, tmp_path):
     assert skipped[-1] >= 4
 
 
+@pytest.mark.slow
 def test_budget_in_hours_ends_with_its_schedule(config, tmp_path):
     config.budget.steps = None
     config.budget.hours = 2 / 3600
