@@ -69,7 +69,8 @@ def run(config, directory) -> dict[str, Any]:
         content = results.collect(comparison, shown, finished, notes)
         write_json(directory / 'results.json', content, indent=1)
         page = report.write(directory)
-    print(f'\n{report.terminal_summary(content)}\n\n{page}')
+    parts = report.terminal_summary(content), report.use(content, directory), str(page)
+    print('\n' + '\n\n'.join(filter(None, parts)))
     return content
 
 

@@ -4,6 +4,7 @@ import importlib.resources
 import os
 import pathlib
 import re
+import shlex
 import textwrap
 
 from lmtrain.compare.pages import choice, drawing, recommendation, sections, values
@@ -137,6 +138,26 @@ def terminal_summary(results: Results) -> str:
     lines = [f'{label}: {text}' for label, text in advice.evidence] + advice.changes
     points = [textwrap.fill(line, WIDTH, initial_indent='* ', subsequent_indent='  ') for line in lines]
     return '\n\n'.join([*blocks, *(['\n'.join(points)] if points else [])])
+
+
+def use(results: Results, workdir: str | os.PathLike) -> str:
+    """The command that predicts the classes of new rows by the first trial of the recommended arm; '' without a head.
+
+    A prompted arm has no command: `lmtrain evaluate` scores rows, and needs their answers.
+    """
+    advised = recommendation.recommend(results).choice
+    arm = (results.get('arms') or {}).get(advised.arm) or {}
+    if arm.get('kind') != 'train' or 'task.name' in (arm.get('overrides') or {}):  # which learns answers as text
+        return ''
+    own = (trial for trial in results['trials'] if (trial['arm'], trial['size']) == (advised.arm, advised.size))
+    folder = pathlib.Path(workdir) / min(own, key=lambda trial: trial['seed'])['folder']
+    text = results['task']['text']
+    fields = shlex.quote(text if isinstance(text, str) else ','.join(text))
+    return (
+        f'The classes of new rows by {advised.arm}:\n'
+        f'  lmtrain predict --workdir={shlex.quote(str(folder))} \\\n'
+        f'    --text={fields} --rows=new.csv --to=predicted.csv'
+    )
 
 
 def _row(results: Results, arm: str, size: int) -> tuple[str, ...]:

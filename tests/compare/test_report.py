@@ -229,6 +229,18 @@ def test_terminal_summary_fits_80_columns(comparison):
     assert text.startswith('Use ') and '\nfull ' in text and '\nan-arm-with-a-name-th...  ' in text
 
 
+def test_use_is_a_command_of_predict_if_the_recommended_arm_has_a_head(comparison):
+    results = comparison(arms={'lora': ('train', 0.3, 0.8, 9, 1e12, 1e9), 'few': ('prompt', 0.2, 0.5, 0, 1e9, 1e12)})
+    results['task']['text'] = ['title', 'the body']
+    assert report.use(results, 'runs/a b') == (
+        "The classes of new rows by lora:\n  lmtrain predict --workdir='runs/a b/trials/lora/n512-seed1' \\\n"
+        "    --text='title,the body' --rows=new.csv --to=predicted.csv"
+    )
+    results['arms']['lora']['overrides'] = {'task.name': 'chat'}
+    assert report.use(results, 'runs/a') == ''
+    assert report.use(comparison(arms={'few': ('prompt', 0.2, 0.5, 0, 1e9, 1e12)}), 'runs/a') == ''
+
+
 def test_terminal_summary_has_only_measured_columns(comparison):
     results = comparison()
     for trial in results['trials']:
