@@ -43,6 +43,9 @@ class PaddedStream:
         self.examples_of, self.packed = data.examples[split], data.packed[split]
         rows_of = self.packed.rows
         if len(rows_of.first) < 2:
+            if data.rows[split]:
+                reasons = '; '.join(note.removeprefix(f'{split}: ') for note in data.notes if note.startswith(split))
+                raise InputError(f'no {split} row is left of {len(data.rows[split])}: {reasons}')
             raise InputError(
                 f'the {split} split is empty: name its rows in config.task.{split}, or give data.{split} a share'
             )

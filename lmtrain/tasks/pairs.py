@@ -48,7 +48,8 @@ def encode(rows: Sequence[Row], form: RowFormat, *, unread: int, margins: bool) 
         excess = math.ceil(max(size - form.length.seq_len, 0) / 2)
         shortened = [text for side in sides if (text := side.without_beginning(excess))]
         if len(shortened) < len(sides):
-            notes.skip(f'whose completions alone have more than {form.length.seq_len} tokens', row)
+            form.length.count -= 1  # left out, and not cut
+            notes.skip(f'whose completions alone have more than data.seq_len = {form.length.seq_len} tokens', row)
             continue
         notes.forms[pair.form] += 1
         templated |= bool(pair.chosen.messages)

@@ -58,7 +58,7 @@ def test_long_pairs_lose_the_same_beginning_of_both_prompts(form, task, unread):
         encode(form, [long], task, seq_len=size - 1)
     assert not encode(form, [long], task, seq_len=size - 1, policy='drop').examples
     none = encode(form, [long], task, seq_len=5, policy='cut')
-    assert not none.examples and 'whose completions alone have more than 5 tokens' in none.notes[-1]
+    assert not none.examples and 'whose completions alone have more than data.seq_len = 5 tokens' in none.notes[-1]
 
 
 def test_fields_have_fixed_names(form):

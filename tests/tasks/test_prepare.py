@@ -167,12 +167,16 @@ def test_processes_share_a_batch(prepare, shuffle):
             np.testing.assert_array_equal(np.concatenate([part.batch(step)[name] for part in parts]), values)
 
 
-def test_stream_rejects_wrong_rows_steps_and_empty_splits(prepare):
+def test_stream_rejects_wrong_rows_steps_and_empty_splits(prepare, tmp_path):
     task = prepare(data={'test': 0.0})
     with pytest.raises(ValueError, match='the test split is empty: name its rows in config.task.test'):
         PaddedStream(task, 'test', 8, 0, False)
     with pytest.raises(ValueError, match='are not ascending rows of it'):
         PaddedStream(task, 'train', 8, 0, False, [3, 8])
+    (tmp_path / 'long.jsonl').write_text(json.dumps({'text': 'a' * 200, 'label': 'odd'}))
+    task = prepare(validation=('long.jsonl',), too_long='drop')
+    with pytest.raises(ValueError, match='no validation row is left of 1: 1 row of more than 128 tokens left out'):
+        PaddedStream(task, 'validation', 8, 0, False)
     with pytest.raises(IndexError, match='step 99 of'):
         PaddedStream(task, 'train', 8, 0, False).batch(99)
 
