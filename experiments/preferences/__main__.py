@@ -54,7 +54,7 @@ PARTS = {
     'reward': (
         'reward_model',
         {'data.seq_len': 192, 'objective.pool': 'mean', 'budget.steps': EPOCH, 'task.buckets': 2} | LAST_LAYERS,
-        (2e-4,),
+        (1e-4, 2e-4, 5e-4),
         'margin',
     ),
     'dpo': (

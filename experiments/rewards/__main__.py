@@ -145,9 +145,11 @@ def memory_figures(entries: list[dict]) -> list[dict]:
 
 def earlier(trials: list[dict]) -> list[str]:
     """A note on the objectives that were trained before the present commit, in a folder that was continued."""
-    before = {each['objective']: each['commit'] for each in trials if each['commit'] != record.git('rev-parse', 'HEAD')}
-    commits = ', '.join(sorted({commit[:10] for commit in before.values()}))
-    return [f'Trained at an earlier commit ({commits}): {", ".join(before)}.'] if before else []
+    names: dict[str, dict[str, None]] = {}
+    for each in trials:
+        if each['commit'] != record.git('rev-parse', 'HEAD'):
+            names.setdefault(each['commit'][:10], {})[each['objective']] = None
+    return [f'Trained at the earlier commit {commit}: {"; ".join(own)}.' for commit, own in names.items()]
 
 
 def main() -> None:
