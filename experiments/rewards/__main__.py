@@ -17,6 +17,7 @@ from experiments import cli, record
 from lmtrain import files, rewards
 from lmtrain.data.rows import Row
 from lmtrain.inference import likelihood, prompts, sample
+from lmtrain.report import terminal
 from lmtrain.training import load as loading
 from lmtrain.training import pipeline
 from lmtrain.training.build import build
@@ -123,7 +124,7 @@ def figure(name: str, trials: list[dict]) -> dict:
         each['before'][kind] < BEFORE and each['after'][kind] > AFTER for each in own for kind in ('greedy', 'sampled')
     )
     target = f'every seed from < {BEFORE:.0%} to > {AFTER:.0%} in <= {MINUTES:.0f} min'
-    what = f'{name}: held-out prompts that the completion answers, {len(own)} seeds'
+    what = f'{name}: held-out prompts that the completion answers, {terminal.counted(len(own), "seed")}'
     has_target = name in WITH_TARGET
     return record.row(what, '; '.join(parts), target if has_target else '', reached if has_target else None)
 
