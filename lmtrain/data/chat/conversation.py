@@ -111,7 +111,8 @@ def _question_and_answer(row: Row, names: list[str]) -> tuple[str, ...]:
     known = '; '.join(f'{form}: {", ".join(fields)}' for form, fields in FORMATS.items())
     raise InputError(
         f'{row.place}: the fields {there} belong to no known format ({known}; one of {", ".join(QUESTIONS)} and one of '
-        f'{", ".join(ANSWERS)}): set config.task.text and config.task.label to the fields of prompt and completion'
+        f'{", ".join(ANSWERS)}): rename them, or set config.task.text and config.task.label to a prompt and its '
+        'completion, which are one text and no turns'
     )
 
 
