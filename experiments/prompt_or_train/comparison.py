@@ -51,13 +51,20 @@ def figures(task: str, results: dict) -> list[dict]:
     return rows + [record.row(f'{task}, {name}', f'{arm["status"]}: {arm["reason"]}') for name, arm in missing]
 
 
-def write(name: str, command: str, comparisons: Mapping[str, dict], not_shown: Sequence[str]) -> None:
-    """Writes experiments/NAME/results.json; `comparisons` are {task: results.json of its comparison}."""
+def write(
+    name: str, command: str, comparisons: Mapping[str, dict], not_shown: Sequence[str], more: Sequence[dict] = ()
+) -> None:
+    """Writes experiments/NAME/results.json.
+
+    Args:
+      comparisons: {task: results.json of its comparison}.
+      more: rows of figures after those of the comparisons.
+    """
     trials = [{'task': task} | trial for task, results in comparisons.items() for trial in results['trials']]
     record.write(
         name,
         command=command,
-        figures=[row for task, results in comparisons.items() for row in figures(task, results)],
+        figures=[row for task, results in comparisons.items() for row in figures(task, results)] + list(more),
         trials=trials,
         not_shown=not_shown,
         comparisons={
