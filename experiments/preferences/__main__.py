@@ -1,8 +1,8 @@
 """How often do a reward model and DPO prefer the chosen side of held-out pairs of hh-rlhf?
 
 The pairs are divided by their first question. The learning rate is that with the lowest loss on the selection rows, for
-one seed; the test rows are read once, by the runs that are reported. The implicit reward of DPO is
-beta log(pi / base) of a completion; that of the base itself is 0.
+one seed, if there are several; the test rows are read by the runs that are reported alone. The implicit reward of DPO
+is beta log(pi / base) of a completion; that of the base itself is 0.
 
 python -m experiments.preferences --root=DIR --encoder=DIR --base=DIR [--only=reward,dpo] [--quick] [--workdir=DIR]
     # --root holds preference/hh-rlhf/harmless-base.test.jsonl.gz; --encoder and --base are Hugging Face directories;
@@ -31,7 +31,7 @@ from lmtrain.training.resolve import resolve
 FILE = 'preference/hh-rlhf/harmless-base.test.jsonl.gz'
 SHARES = {'test': 0.25, 'validation': 0.1}  # the others are trained on
 SEEDS = (0, 1, 2)
-EPOCH = 94  # steps: in a second epoch both learn the training pairs by heart
+EPOCH = 94  # steps; in a second epoch the share of training pairs that DPO has right rises from 0.54 to 0.91: by heart
 LAST_LAYERS = {'adapt.method': 'layers', 'adapt.layers.last': 2}  # half of the time of full fine-tuning
 COMMON = {
     'task.train': ('train.jsonl',),
@@ -171,7 +171,9 @@ def main() -> None:
             not_shown=[
                 'other splits of hh-rlhf: the test file of harmless-base alone is divided here, so a model reads '
                 f'{sizes["train"]:,} pairs.',
-                'texts beyond data.seq_len: the beginning of their prompts is cut.',
+                'texts beyond data.seq_len: the beginning of their prompts is cut; pairs whose completions alone are '
+                'longer, or of which a completion is empty, are left out.',
+                'a search of the learning rate of DPO, all layers of the encoder, larger bases: they take hours here.',
             ],
         )
 
