@@ -621,8 +621,8 @@ FAULTS = {
         ('a misspelt leaf passes', 'if kind is None or not kind.fits', 'if kind is not None and not kind.fits'),
         (
             'two adapters share their random numbers',
-            'adapter.new_leaves(jax.random.fold_in(rng, i), params)',
-            'adapter.new_leaves(rng, params)',
+            'adapter(jax.random.fold_in(rng, i), params)',
+            'adapter(rng, params)',
         ),
         ('a head may take the name of an output', 'in OUTPUTS:', "in ('hidden',):"),
     ],

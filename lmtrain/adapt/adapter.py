@@ -3,7 +3,7 @@
 import contextlib
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -14,17 +14,8 @@ from lmtrain.errors import InputError
 OUTPUTS = ('hidden', 'logits', 'logprob', 'log_z', 'cache')  # of every model: no added head may have such a name
 
 
-class Adapter(NamedTuple):
-    """A pair of pure functions, like optax.GradientTransformation.
-
-    Attributes:
-      new_leaves: (rng, params) -> Params, only the leaves that it adds. Raises InputError if they do not fit the
-        model.
-      fold: params -> params without the adapter's leaves and with the same outputs, as far as a closed form exists.
-    """
-
-    new_leaves: Callable[[jax.Array, tree.Params], tree.Params]
-    fold: Callable[[tree.Params], tree.Params]
+# A pure function (rng, params) -> only the leaves that it adds. It raises InputError if they do not fit the model.
+Adapter = Callable[[jax.Array, tree.Params], tree.Params]
 
 
 def check(params: Mapping, new: Mapping) -> None:
@@ -44,7 +35,7 @@ def check(params: Mapping, new: Mapping) -> None:
 
 def extend(adapter: Adapter, rng: jax.Array, params: tree.Params) -> tree.Params:
     """`params` with the leaves of an adapter added. Raises InputError if one of them does not fit."""
-    new = adapter.new_leaves(rng, params)
+    new = adapter(rng, params)
     if not new:
         return params
     check(params, new)
@@ -52,20 +43,15 @@ def extend(adapter: Adapter, rng: jax.Array, params: tree.Params) -> tree.Params
 
 
 def combine(*adapters: Adapter) -> Adapter:
-    """One adapter with the leaves of several, such as a LoRA and a head. `fold` folds them in the given order."""
+    """One adapter with the leaves of several, such as a LoRA and a head."""
 
     def new_leaves(rng, params):
         new: tree.Params = {}
         for i, adapter in enumerate(adapters):
-            new = tree.join(new, adapter.new_leaves(jax.random.fold_in(rng, i), params))
+            new = tree.join(new, adapter(jax.random.fold_in(rng, i), params))
         return new
 
-    def fold(params):
-        for adapter in adapters:
-            params = adapter.fold(params)
-        return params
-
-    return Adapter(new_leaves, fold)
+    return new_leaves
 
 
 def key_of(rng: jax.Array, path: str) -> jax.Array:
@@ -100,5 +86,5 @@ def sites(params: Mapping, rules: tree.Rules, what: str) -> dict[str, Any]:
 
 
 def no_leaves(rng, params) -> tree.Params:
-    """The `new_leaves` of a method that adds no leaf."""
+    """The adapter of a method that adds no leaf."""
     return {}

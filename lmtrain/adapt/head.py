@@ -13,7 +13,7 @@ TRAINABLE = r'heads/.*'
 def adapter(*, name: str, classes: int, bias: bool = True) -> Adapter:
     """`heads/<name>` {kernel [D, C], bias [C]}, which computes outputs[name] float32 [B, T, C], C = `classes`.
 
-    `fold` keeps it. Raises InputError if the name is not an identifier or `classes` is below 1.
+    Raises InputError if the name is not an identifier or `classes` is below 1.
     """
     if not name.isidentifier() or classes < 1:
         raise InputError(f'head.name={name!r} must be an identifier, and head.classes={classes} at least 1')
@@ -24,4 +24,4 @@ def adapter(*, name: str, classes: int, bias: bool = True) -> Adapter:
         leaves = {'kernel': kernel, 'bias': jnp.zeros(classes)} if bias else {'kernel': kernel}
         return {'heads': {name: leaves}}
 
-    return Adapter(new_leaves, dict)
+    return new_leaves

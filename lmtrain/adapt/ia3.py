@@ -15,7 +15,7 @@ INPUTS = r'.*/mlp/down/kernel'
 def adapter(*, outputs: str = OUTPUTS, inputs: str = INPUTS) -> Adapter:
     """Factors next to kernels [in, out], 1 at first: ia3_out [out] if `outputs` matches, ia3_in [in] if `inputs` does.
 
-    '' matches none. `new_leaves` raises InputError if a regex matches nothing.
+    '' matches none. The adapter raises InputError if a regex matches nothing.
     """
 
     def new_leaves(rng, params):
@@ -26,7 +26,7 @@ def adapter(*, outputs: str = OUTPUTS, inputs: str = INPUTS) -> Adapter:
                 new[f'{path.rpartition("/")[0]}/ia3_{name}'] = jnp.ones((*shape[:-2], shape[axis]))
         return tree.unflatten(new)
 
-    return Adapter(new_leaves, fold)
+    return new_leaves
 
 
 def fold(params: Mapping) -> tree.Params:

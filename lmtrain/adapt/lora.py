@@ -54,7 +54,7 @@ def adapter(
         Embeddings always have lora_a = 0.
       dora: adds lora_magnitude [out], the norms of the kernel's columns (arXiv 2402.09353).
 
-    `new_leaves` raises InputError for a pattern that matches nothing, a matched path without alpha, and a rank that is
+    The adapter raises InputError for a pattern that matches nothing, a matched path without alpha, and a rank that is
     out of range.
     """
 
@@ -79,7 +79,7 @@ def adapter(
             new |= _initial(rng, path, leaves[path], r, scale, zero, dora)
         return tree.unflatten(new)
 
-    return Adapter(new_leaves, fold)
+    return new_leaves
 
 
 def _targeted(rank, targets: str) -> list[tuple[str, int | Sequence[int]]]:

@@ -13,9 +13,11 @@ from lmtrain.adapt import ia3, lora, prefix, prompt
 from lmtrain.adapt.adapter import Adapter, combine, extend, no_leaves
 from lmtrain.errors import InputError
 
-METHODS = ('full', 'layers', 'bitfit', 'norms', 'lora', 'ia3', 'prompt', 'prefix', 'head')
 PATTERNS = {'full': '.*', 'bitfit': r'.*/bias', 'norms': r'.*norm/(scale|bias)', 'head': ''}  # methods that add no leaf
+# A module has `adapter` (settings -> Adapter), `TRAINABLE` (regex of its leaves) and `fold` (params -> params with the
+# same outputs and without its leaves, as far as they have a closed form).
 ADAPTERS = {'lora': lora, 'ia3': ia3, 'prompt': prompt, 'prefix': prefix}
+METHODS = (*PATTERNS, 'layers', *ADAPTERS)
 TASK_HEAD = r'task_head/.*'  # the checkpoint's own head for a task
 
 
@@ -23,7 +25,7 @@ class Method(NamedTuple):
     """A way of adapting one model.
 
     Attributes:
-      adapter: adds the leaves, and folds them.
+      adapter: adds the leaves.
       trainable: regex of the trainable paths of the extended tree.
       cut: the number of layers in each segment of the stack; () does not cut it.
     """
@@ -76,16 +78,27 @@ def _without_head(name: str, model, params: Mapping, cut: tuple[int, ...], setti
         if cut:
             raise InputError("adapt.cut with adapt.method='layers', which cuts layers itself")
         cut, trainable = layers(params, **settings)
-        return Method(Adapter(no_leaves, dict), trainable, cut)
+        return Method(no_leaves, trainable, cut)
     if name in PATTERNS:
         if settings:
             raise TypeError(f'adapt.method={name!r} takes no settings, but {", ".join(settings)} is set')
-        return Method(Adapter(no_leaves, dict), PATTERNS[name], cut)
+        return Method(no_leaves, PATTERNS[name], cut)
     if name == 'prompt':
         settings = settings | {'scale': getattr(model, 'embed_scale', 1.0)}
     if name == 'prefix':
         settings = settings | {'num_kv_heads': model.num_kv_heads, 'head_dim': model.head_dim}
     return Method(ADAPTERS[name].adapter(**settings), ADAPTERS[name].TRAINABLE, cut)
+
+
+def fold(params: tree.Params) -> tree.Params:
+    """`params` with every adapter merged into the model's leaves, as far as it has a closed form (LoRA, DoRA, IA3).
+
+    The networks of P-tuning and prefix tuning are replaced by their outputs. Sums and products are in float32, and each
+    leaf keeps its dtype. Raises InputError for a LoRA of an embedding to which the head is tied.
+    """
+    for adapter in ADAPTERS.values():
+        params = adapter.fold(params)
+    return params
 
 
 def layers(params: Mapping, *, trainable: str = '', last: int = 0) -> tuple[tuple[int, ...], str]:

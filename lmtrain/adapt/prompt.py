@@ -13,6 +13,8 @@ from lmtrain.models.virtual_tokens import materialise
 TRAINABLE = r'prompt/.*'
 INITS = ('random', 'vocab', 'text')
 
+fold = materialise  # a network is replaced by its output
+
 
 def adapter(
     *, length: int, init: str = 'vocab', ids: Sequence[int] = (), hidden: int = 0, scale: float = 1.0
@@ -27,7 +29,7 @@ def adapter(
       scale: the factor by which the model multiplies its embeddings (Gemma). The prompt is used after that product, so
         its initial values are multiplied here.
 
-    Raises InputError if an argument is out of range or contradicts another; `new_leaves` does for an id beyond the
+    Raises InputError if an argument is out of range or contradicts another; the adapter does for an id beyond the
     table.
     """
     if length < 1 or hidden < 0:
@@ -63,4 +65,4 @@ def adapter(
             new[f'mlp_{i}'] = {'kernel': kernel, 'bias': jnp.zeros(columns)}
         return {'prompt': new}
 
-    return Adapter(new_leaves, materialise)
+    return new_leaves

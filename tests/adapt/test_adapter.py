@@ -10,7 +10,7 @@ import pytest
 
 from configs import base
 from lmtrain import adapt, tree
-from lmtrain.adapt import lora, prompt
+from lmtrain.adapt import lora, methods, prompt
 from lmtrain.inference import sample
 from lmtrain.models import Transformer
 from lmtrain.models.linear import Embed, Linear
@@ -117,9 +117,7 @@ def test_dora_norm_has_no_gradient():
 def test_initial_values_of_lora():
     params = base_of('rotary')
     rank = [('layers/attention/query/kernel', (1, 3)), ('.*/down/kernel', 2), ('embed/embedding', 2)]
-    new = lora.adapter(rank=rank, alpha=[('.*query.*', 6.0), ('.*', 8.0)], rslora=True).new_leaves(
-        jax.random.key(0), params
-    )
+    new = lora.adapter(rank=rank, alpha=[('.*query.*', 6.0), ('.*', 8.0)], rslora=True)(jax.random.key(0), params)
     query, down = new['layers']['attention']['query'], new['layers']['mlp']['down']
     assert new.keys() == {'layers', 'embed'}
     assert query['lora_a'].shape == (N, D, 3) and query['lora_b'].shape == (N, 3, D)
@@ -256,7 +254,7 @@ LEAVES = [
 
 @pytest.mark.parametrize(('new', 'message'), LEAVES)
 def test_leaf_that_no_layer_reads_is_refused(new, message):
-    adapter = adapt.Adapter(lambda rng, params: new, dict)
+    adapter = lambda rng, params: new  # noqa: E731
     with pytest.raises(ValueError, match=message):
         adapt.extend(adapter, jax.random.key(0), base_of('rotary'))
 
@@ -300,12 +298,22 @@ def test_random_prompts_have_the_scale_of_embeddings():
     table = np.asarray(params['embed']['embedding'])
     for settings in ({}, {'hidden': 32}):
         one = prompt.adapter(length=200, init='random', **settings)
-        folded = one.fold(adapt.extend(one, jax.random.key(0), params))['prompt']
+        folded = adapt.fold(adapt.extend(one, jax.random.key(0), params))['prompt']
         assert folded.keys() == {'embedding'}
         assert 0.6 < np.std(folded['embedding']) / np.std(table) < 1.6
-    new = prompt.adapter(length=5, init='vocab', scale=2.0).new_leaves(jax.random.key(0), params)
+    new = prompt.adapter(length=5, init='vocab', scale=2.0)(jax.random.key(0), params)
     rows = new['prompt']['embedding']
     assert all(np.any(np.all(np.isclose(table * 2.0, row), axis=1)) for row in rows)
+
+
+def test_fold_reads_the_table_of_adapters(monkeypatch):
+    class Side:
+        @staticmethod
+        def fold(params):
+            return {'up': params['up'] + params['side']}
+
+    monkeypatch.setitem(methods.ADAPTERS, 'side', Side)
+    assert adapt.fold({'up': 2, 'side': 3}) == {'up': 5}
 
 
 def test_largest_change_ignores_padding():

@@ -137,9 +137,9 @@ def test_method(name, objective):
 
     if 'embed/lora_a' in old and model.tied:  # merged, it would change the head as well
         with pytest.raises(ValueError, match='the head is tied to embed/embedding'):
-            chosen.adapter.fold(after.params)
+            adapt.fold(after.params)
         return
-    folded = chosen.adapter.fold(after.params)
+    folded = adapt.fold(after.params)
     np.testing.assert_allclose(compiled(model)(folded, batch)['logits'][real], trained['logits'][real], atol=1e-4)
     if not MOVES_AT_ONCE & {name} and 'head' not in name:  # a closed form leaves the base's own leaves
         plain = tree.cut(base_of(objective), chosen.cut) if chosen.cut else base_of(objective)

@@ -111,7 +111,7 @@ def with_side(monkeypatch):
 
 
 def side_adapter(side):
-    return adapt.Adapter(lambda rng, params: {'up': {'side': side}}, dict)
+    return lambda rng, params: {'up': {'side': side}}
 
 
 def test_a_leaf_without_a_row_is_refused():
