@@ -1455,6 +1455,7 @@ FAULTS = {
     'lmtrain/data/example_store.py': [
         ('lengths are multiples of 16', 'ROUND = 8', 'ROUND = 16'),
         ('the token after the last example is missing', 'np.zeros(1, np.int32)])', 'np.zeros(0, np.int32)])'),
+        ('a pair that no row holds is lost', 'np.flatnonzero(of_groups > seq_len)', 'np.flatnonzero(length > seq_len)'),
     ],
     'lmtrain/data/splits.py': [
         (

@@ -43,14 +43,22 @@ class PackedExamples(NamedTuple):
     example: np.ndarray  # [P] int64
 
 
-def pack_examples(examples: Examples, unread: int, row_size: int) -> PackedExamples:
-    """Rows of one group of examples each, or of several of up to `row_size` tokens together, by best fit (0: one each).
+def pack_examples(examples: Examples, unread: int, seq_len: int, pack: bool) -> PackedExamples:
+    """Rows of at most `seq_len` tokens: one group of examples each or, with `pack`, several by best fit.
 
     unread: last tokens of an example that no row contains: 1 if the last token is only a target.
+
+    Raises ValueError for a group of more than `seq_len` tokens: no batch would have it.
     """
     start, length = examples.begins[:-1], (np.diff(examples.begins) - unread).astype(np.int32)
     of_groups = length.reshape(-1, examples.group).sum(axis=1, dtype=np.int32)
-    row = best_fit(of_groups, row_size) if row_size else np.arange(len(of_groups))
+    if len(longer := np.flatnonzero(of_groups > seq_len)):
+        source = examples.source[longer[0] * examples.group]
+        raise ValueError(
+            f'the {examples.group} examples of row {source} have {of_groups[longer[0]]} tokens together, and a row of '
+            f'a batch has {seq_len}: Task.encode must cut or drop them'
+        )
+    row = best_fit(of_groups, seq_len) if pack else np.arange(len(of_groups))
     row = np.repeat(row, examples.group)
     order = np.argsort(row, kind='stable')
     count = int(row.max()) + 1 if len(row) else 0

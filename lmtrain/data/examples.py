@@ -13,7 +13,7 @@ LABEL = 'config.task.label'
 
 
 class Example(NamedTuple):
-    """One row of a batch before it is padded.
+    """One segment of a row of a batch: a row holds one example, a group of `scored` ones, or with packing several.
 
     Attributes:
       source: index of its row.

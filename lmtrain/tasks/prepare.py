@@ -269,7 +269,7 @@ def _packed(
     shares = {split: float(data[split]) for split in SPLITS[1:]}
     counts = count_notes(config.labels, _class_ids(examples['train'])) if task.has_classes else []
     unread = int(task.predicts_tokens)  # the last token of an example is a target only
-    packed = {split: pack_examples(each, unread, seq_len if config.pack else 0) for split, each in examples.items()}
+    packed = {split: pack_examples(each, unread, seq_len, config.pack) for split, each in examples.items()}
     sizes = np.concatenate([each.rows.sizes for each in packed.values()])
     return TaskData(
         task=task,
@@ -306,7 +306,7 @@ def encode_rows(
     assert encode, f'{task.name} reads a corpus'
     form = RowFormat(tuple(text), label, tuple(labels), tokenizer, None, length, training=False)
     examples = collect(encode(rows, form).examples)
-    packed = pack_examples(examples, int(task.predicts_tokens), 0)
+    packed = pack_examples(examples, int(task.predicts_tokens), seq_len, pack=False)
     return TaskData(
         task=task,
         tokenizer=tokenizer,

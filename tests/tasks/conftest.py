@@ -82,7 +82,7 @@ def stream_of():
             for n, ((prompt, completion), each) in enumerate(zip(texts, values, strict=True))
         ]
         examples = collect(encoded)
-        packed = pack_examples(examples, int(task.predicts_tokens), size if pack else 0)
+        packed = pack_examples(examples, int(task.predicts_tokens), size, pack)
         tokenizer = SimpleNamespace(vocab_size=10**6)
         data = SimpleNamespace(
             task=task, examples={'train': examples}, packed={'train': packed}, lengths=(size,), tokenizer=tokenizer
