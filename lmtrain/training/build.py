@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from typing import NamedTuple
 
 import jax
@@ -151,8 +152,8 @@ def _method(config, head: TaskHead, corpus) -> adapt.Method:
     elif head.output != 'logits':
         bias = not head.model.causal or not task.pools_rows  # as in transformers' classes of decoders
         added = {'name': task.name, 'classes': task.output_size(corpus.labels), 'bias': bias}
-    name, settings = config.adapt.method, config.adapt.get(config.adapt.method)
-    settings = settings.to_dict() if settings else {}
+    name = config.adapt.method
+    settings = config.adapt[name].to_dict() if name in config.adapt else {}
     if 'text' in settings:
         text = settings.pop('text')
         settings['ids'] = corpus.tokenizer.encode(text) if text else ()
@@ -165,10 +166,16 @@ def _method(config, head: TaskHead, corpus) -> adapt.Method:
 
 
 def _objective(config, output: str) -> functools.partial:
-    """The loss that config.objective selects, which reads `output`."""
+    """The loss that config.objective selects, which reads `output`.
+
+    Raises InputError for a field that the loss lacks, TypeError for a setting of the loss that config.objective lacks.
+    """
     loss, z_loss = TASKS[config.task.name].loss(config.objective.name), config.objective.z_loss
     if z_loss and not has_setting(loss, 'z_loss'):
         raise InputError(
             f'objective.z_loss = {z_loss} with task.name = {config.task.name!r}: its loss has no vocabulary'
         )
-    return with_settings(loss, config.objective.to_dict() | {'head': output})
+    settings = config.objective.to_dict() | {'head': output}
+    if unset := [name for name in inspect.signature(loss).parameters if name not in ('forward', 'batch', *settings)]:
+        raise TypeError(f'{loss.__name__} has the setting {unset[0]!r}: add it to config.objective in configs/base.py')
+    return with_settings(loss, settings)

@@ -1,5 +1,6 @@
 """What the data decides about a run: the chat template that writes its conversations, and the date."""
 
+import dataclasses
 import datetime
 import json
 import types
@@ -9,8 +10,9 @@ import pytest
 
 from configs.base import get_config
 from lmtrain.runtime import multihost
-from lmtrain.tasks import prepare
+from lmtrain.tasks import TASKS, prepare
 from lmtrain.training import workdir
+from lmtrain.training.build import _objective as objective
 from lmtrain.training.build import _read_data as read_data
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
@@ -126,3 +128,17 @@ def test_order_of_classes_is_that_of_a_base_with_a_head_for_the_task(make, head,
     config.task.name = 'classify'
     base = types.SimpleNamespace(model=types.SimpleNamespace(head=head), shapes={}, labels=('good', 'bad'))
     assert read_data(config, base).labels == labels
+
+
+def test_a_setting_of_a_loss_is_a_field_of_the_config(monkeypatch):
+    def focal(forward, batch, *, head='logits', beta=1.0, gamma=2.0): ...
+
+    task = dataclasses.replace(TASKS['classify'], losses={'focal': focal})
+    monkeypatch.setitem(TASKS, 'classify', task)
+    config = get_config()
+    config.task.name = 'classify'
+    with pytest.raises(TypeError, match="focal has the setting 'gamma': add it to config.objective"):
+        objective(config, 'own')
+    with config.objective.unlocked():
+        config.objective.gamma = 0.5
+    assert objective(config, 'own').keywords == {'head': 'own', 'beta': 0.1, 'gamma': 0.5}
