@@ -93,7 +93,7 @@ def get_config():
     config.task.train = ()  # rows in jsonl, json, csv, tsv, parquet, conll: paths, (path, label); or 'generated:sort'
     config.task.validation = ()  # the same; () splits data.validation off the training rows
     config.task.test = ()  # the same; () splits data.test off the training rows
-    config.task.text = ()  # fields of the text; 'chat': () detects 4 formats, one field without label is a dialogue
+    config.task.text = ()  # fields of the text; 'chat': () detects the format, one field without label is a dialogue
     config.task.label = ''  # field of the class, number, tags or answers; of the completion for 'chat'
     config.task.labels = ()  # classes in the order of their ids; () is the base's order, or sorted
     config.task.shots = 0  # training rows per class; 0 is all
@@ -162,7 +162,7 @@ def get_config():
     config.model.head_activation = ''  # of the dense layer before the output; '' is no dense layer
     config.model.head_bias = True  # of the output layer
 
-    config.trainable = ''  # regex of trainable paths, all others are frozen; '' is that of the method
+    config.trainable = ''  # regex of trainable paths; all others are frozen, a new head too; '' is that of the method
 
     # Adaptation: lmtrain.adapt.method(config.adapt.method, model, params, **config.adapt[method]). The head of a task
     # (task_head/..., or heads/<task> unless objective.pool is auto) is trained with every method.
@@ -222,8 +222,8 @@ def get_config():
     config.objective.clip_low = 0.2  # 'policy', 'ppo': a ratio below 1 - clip_low has no gradient
     config.objective.clip_high = 0.2  # the same above 1 + clip_high
     config.objective.kl_weight = 0.0  # weight of the KL divergence from the base, in the loss ('grpo') or the reward
-    config.objective.kl_estimator = 'k3'  # 'k1' | 'k2' | 'k3' (of Schulman)
-    config.objective.aggregation = 'dapo'  # 'grpo': mean over tokens: 'dapo' (all) | 'grpo' (per row) | 'dr_grpo'
+    config.objective.kl_estimator = 'k3'  # 'k1' (usual in a reward: 'rloo', 'ppo') | 'k2' | 'k3' (of Schulman)
+    config.objective.aggregation = 'dapo'  # of 'grpo', mean over: 'dapo' (all tokens) | 'grpo' (each row) | 'dr_grpo'
     config.objective.ratio = 'token'  # 'grpo': ratio of each 'token', or of the 'sequence' (GSPO)
     config.objective.max_tokens = config.policy.get_oneway_ref('max_tokens')  # divisor of 'dr_grpo'
     config.objective.value_clip = 0.2  # 'ppo': limit of the change of a value

@@ -3,7 +3,8 @@
 Command: lmtrain train --config=configs/sft.py --workdir=runs/sft
          lmtrain train --config=configs/dpo.py --config.init.base=runs/sft --workdir=runs/dpo
          with --config.task.train="('pairs.jsonl',)" --config.task.validation="()" --config.data.tokenizer=base
-         --config.data.seq_len=1024 on a file of your own (formats: configs/reward_model.py); a row holds both sides
+         --config.data.seq_len=1024 --config.objective.beta=0.1 --config.objective.label_smoothing=0.0 on a file of your
+         own (formats: configs/reward_model.py); a row holds both sides
          with --config.adapt.method=lora --config.objective.reference=live without a pass before the training
          with --config.task.name=unpaired --config.data.seq_len=256 for rows with a label (KTO), of which task.group = 4
          and their mismatched completions share a row

@@ -20,7 +20,7 @@ OTHERS = (
     ('launch/', 'one file per subcommand and per launcher; no machine learning'),
     ('experiments/', 'one folder per question: claim, command, cost, result'),
     ('tests/', 'mirrors lmtrain/'),
-    ('docs/', 'design, methods, comparison, data, runs, config, scale'),
+    ('docs/', 'design, methods, comparison, rewards, policy, data, runs, config, scale; tutorials/'),
 )
 
 

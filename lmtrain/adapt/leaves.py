@@ -7,9 +7,12 @@ reads it. These modules read the table:
     adapt/multi.py, adapt/peft/  neutral values and ranks of stacked adapters, and which leaves belong to an adapter
     parallel/sharding.py         partition rules
     parallel/vocab_padding.py    the dimension over the vocabulary
-    cost/flops.py                virtual tokens, extra keys and matrix products
+    cost/                        virtual tokens, extra keys, matrix products, and which leaves a task stores
     parallel/collectives.py      attention kernels that cannot read a leaf
     training/checks.py           mesh axes and packed rows that exclude a leaf
+
+Two modules have names of leaves of their own: cost/memory.py, which of them keep the input of `mlp/down` for their
+gradient, and inference/decode.py, with which of them kernels are joined or stored transposed.
 """
 
 import re

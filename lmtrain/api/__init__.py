@@ -1,7 +1,8 @@
 """The public functions of lmtrain: train, load, generate, evaluate, export, load_adapter.
 
-`import lmtrain` offers them lazily: neither jax nor numpy is imported before the first of them is used. The command
-line (launch/) calls the same functions. Those of a loaded model are in texts.py and rows.py.
+`import lmtrain` offers them lazily: neither jax nor numpy is imported before the first of them is used. The subcommands
+that use a model (launch/) call the same functions; `lmtrain train` calls training/train.py itself, which imports less.
+Those of a loaded model are in texts.py and rows.py.
 """
 
 from collections.abc import Sequence
@@ -27,8 +28,8 @@ __all__ = [
 def train(config, workdir, *, extend: bool = False) -> dict[str, Any]:
     """Trains a config in the folder `workdir`. The same call resumes a run that was stopped.
 
-    It starts from the newest intact checkpoint of the run, the one before it, the base (`config.init.base`), or a
-    random initialisation: the first of these that exists. A finished run is not computed again.
+    It starts from the first of these that exists: the newest intact checkpoint of the run (damaged ones are renamed to
+    `<step>.corrupt`), the base (`config.init.base`), a random initialisation. A finished run is not computed again.
 
     A larger budget continues the run in the same folder if the schedule defines how: 'constant', and 'wsd' from its
     last checkpoint before the decay.

@@ -114,9 +114,9 @@ def flops_per_step(
       predicted: positions per row that the head reads (masked language modelling); None: all T.
       block: see `keys_per_query`. None counts all T keys, the convention of PaLM and nanoGPT, which our MFU uses; 1
         counts the keys that are attended to ("causal"); 128 counts what the XLA attention computes.
-      shares: micro-batches times devices among which the logits are divided. The head recomputes a share of more than
-        `lm_head.MAX_SAVED_LOGITS` logits in the backward pass,
-      keep_logits: unless it keeps them.
+      shares: micro-batches times devices among which the logits are divided. The head computes a share of more than
+        `lm_head.MAX_SAVED_LOGITS` logits again in the backward pass.
+      keep_logits: logits are kept for the backward pass, however many there are.
     """
     m, flat = model, tree.flatten(params or {})
     length = seq_len + adapter_leaves.virtual_tokens(flat)

@@ -1,29 +1,39 @@
 """From text to batches: sources, tokenizers, splits, packing, masking, and streams that are functions of the step.
 
-The columns of a batch: B rows, T <= data.seq_len tokens, M = max(1, round(data.mask_rate * T)) predicted positions.
+A batch is a dict of columns. Letters: B rows; T positions of a row; M = max(1, round(data.mask_rate * T)) masked
+positions of a row; S segments of a row that are scored; P pairs of a row, S = 2 P.
+
+A row of a batch is one segment, or several that do not attend to each other and whose positions begin at 0 each:
+  text                pieces of documents, packed by best fit; one piece if data.isolate=False
+  reward, preference  the two sides of a pair; several pairs with task.pack
+  unpaired            2 task.group texts
+  policy, ppo         a prompt with one completion
+  other tasks         one row of the data (span: one window of it); 'chat' with task.pack: several
+T is data.seq_len for text, policy, ppo and with task.pack, else one of at most task.buckets lengths up to it.
 
 COLUMNS
   tokens       [B, T] int32    input of the model
-  segment_ids  [B, T] int32    0 is padding; 1, 2, ... number the documents of a row; absent if a causal model reads
-                               one text (data.isolate=False)
-  positions    [B, T] int32    from 0 in every piece of a document
+  segment_ids  [B, T] int32    0 is padding; 1, 2, ... number the segments of a row, so a row of one segment has 1;
+                               absent if a causal model reads one text (data.isolate=False)
+  positions    [B, T] int32    from 0 in every segment
   targets      [B, T] int32    the next token; with `select`, [B, M]: the masked token
   loss_mask    [B, T] float32  1 if the target counts, else 0; with `select`, [B, M]
   row          [B]    int32    the row's number in the global batch of the step; folded into the dropout PRNG key
   select       [B, M] int32    only masked language modelling: the positions that are predicted
-  labels       [B] int32 classes, [B] float32 regression targets, or [B, T] int32 tags
+  labels       [B] int32 classes, [B] float32 regression targets, or [B, T] int32 tags; with `scored`, [B, S]
   label_weights  float32 of the shape of labels: 1 if the label counts; with `spans`, [B, T]: 1 at the tokens that
                                an answer may contain
   spans        [B, 2] int32    first and last token of the answer; 0 without one, -1 in rows of padding
   token_types  [B, T] int32    0 in the first of two texts, 1 in the second, if the tokenizer distinguishes them
   scored       [B, S] int32    the segments of a row that have a score each, such as 1 chosen, 2 rejected, 3 chosen, ...
-                               of packed pairs; 0 fills up. `labels` and `label_weights` are then [B, S] too
+                               of packed pairs; 0 fills up
   margin       [B, S] float32  by how much a chosen text should be better, at its segment
   ref_logprob  [B, T] float32  log-probability of each target under the reference model, in nats
   old_logprob  [B, T] float32  log-probability of each target when it was sampled; 0 outside of completions
   temperature  [B]    float32  at which completions were sampled, if it is not 1: divides the logits
   advantages   [B, T] float32  of each target; 0 outside of completions
-  returns      [B, T] float32  what the value head learns; old_values what it estimated when the target was sampled
+  returns      [B, T] float32  what the value head learns
+  old_values   [B, T] float32  what the value head estimated when the target was sampled
   adapter      [B]    int32    index of the adapter of the row; only read by `lmtrain.adapt.mix`, no stream has it
   bytes        [B, T] int32    bytes of text of each target, only in evaluation; with `select`, [B, M]
 
@@ -34,13 +44,15 @@ TASK                 COLUMNS besides tokens, positions, row, segment_ids
   classify           labels int32 [B], label_weights [B], token_types if a row has two texts
   regress            labels float32 [B], label_weights [B], token_types if a row has two texts
   tag                labels int32 [B, T], label_weights [B, T]
-  policy             targets, loss_mask, old_logprob, ref_logprob, advantages [B, T]
-  ppo                those of policy, and returns, old_values [B, T]
   span               spans [B, 2], label_weights [B, T], token_types
-  reward             scored, margin [B, 2P], of P pairs in a row: chosen and rejected alternate
-  preference         targets, loss_mask, ref_logprob [B, T], scored [B, 2P]
-  unpaired           targets, loss_mask, ref_logprob [B, T], scored, labels float32, label_weights [B, 2M]: of M texts
-                     and, after each, its prompt with the completion of another row
+  reward             scored, margin [B, 2 P]: chosen and rejected alternate
+  preference         targets, loss_mask [B, T], scored [B, 2 P]; ref_logprob if the objective has a reference model
+                     and objective.reference is 'cached'
+  unpaired           targets, loss_mask [B, T], scored, labels float32, label_weights [B, S], S = 2 task.group: texts
+                     and, after each, its prompt with the completion of another row; ref_logprob as in preference
+  policy             targets, loss_mask, old_logprob, advantages [B, T]; ref_logprob if the objective has a KL weight
+                     or only added leaves are trained; temperature [B] if policy.temperature is not 1
+  ppo                those of policy, and returns, old_values [B, T]
 
 In evaluation, text and chat also have bytes. token_types is absent if the tokenizer does not distinguish the two texts.
 

@@ -68,7 +68,8 @@ def stream(
 
     Args:
       weights: `decode.decoding_params` of `params`, for a caller that generates several times; None makes them.
-      settings: those of `check_settings`, which is called before anything compiles.
+      settings: max_tokens, temperature, top_k, top_p, seed, end_ids and vocab_size, all required, and absent: see
+        `check_settings`, which is called before anything compiles.
 
     Raises InputError, and NonFiniteOutput if a logit is nan or infinite.
     """
@@ -268,7 +269,10 @@ def check_prompts(model: Transformer, prompts: Sequence[Sequence[int]], vocab_si
 
 
 def max_new_tokens(model: Transformer, prompt: Sequence[int]) -> int:
-    """Number of tokens that can follow a prompt: the last is predicted from a full context of `max_len`."""
+    """Number of tokens that can follow a prompt: the last is predicted from a full context of `max_len`.
+
+    Without virtual tokens: a caller whose parameters have some subtracts `num_virtual_tokens(params)`.
+    """
     return model.max_len + 1 - len(prompt)
 
 

@@ -1,4 +1,4 @@
-"""What a reward is."""
+"""The record of a reward: a score for each of N completions, and what it needs from the rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ def accept_all(row: Row) -> None:
 
 
 class Reward(NamedTuple):
-    """A reward.
+    """One part of config.reward: a verifier, a reward model or a user's file.
 
     Attributes:
       score: see `Score`. Raises nothing that a completion causes.

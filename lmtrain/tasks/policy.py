@@ -44,8 +44,8 @@ def grpo(
 
     Args:
       forward: Batch -> {head: Array}; reads `logprob` [B, T].
-      batch: columns `old_logprob`, `advantages`, `loss_mask` and, if kl_weight is not 0, `ref_logprob`; all float32
-        [B, T]. `segment_ids` divide a row into sequences.
+      batch: columns `old_logprob`, `advantages`, `loss_mask` and, with a reference model (kl_weight is not 0, or only
+        added leaves are trained), `ref_logprob`; all float32 [B, T]. `segment_ids` divide a row into sequences.
       clip_high: larger than `clip_low` is clip-higher (DAPO, Yu et al. 2025, arXiv 2503.14476, equation 10).
       kl_estimator: 'k1' | 'k2' | 'k3', see `advantages.estimate_kl`.
       aggregation: 'grpo' averages over the tokens of a sequence, then over sequences; 'dapo' over all tokens (arXiv
@@ -82,7 +82,8 @@ def rloo(forward, batch, *, clip_low: float = 0.2, clip_high: float = 0.2, kl_es
     -min(w A, clip(w) A) for each sequence, w the product of its tokens' ratios: at the policy that sampled (w = 1) its
     gradient is that of -A log p(completion). A penalty for the KL divergence is a part of the reward.
 
-    Arguments and results are those of `grpo`. Every sequence weighs 1.
+    Arguments and results are those of `grpo`. Every sequence weighs 1. config.objective.kl_estimator is 'k3' unless it
+    is set; 'k1' is the estimator of the paper.
     """
     logprob, mask = forward(batch)['logprob'], batch['loss_mask']
     log_ratio = per_sequence(jnp.where(mask > 0, logprob - batch['old_logprob'], 0.0), batch)

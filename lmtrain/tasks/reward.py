@@ -87,12 +87,12 @@ def calibration(differences: ArrayLike) -> list[dict[str, float]]:
 def calibration_error(bins: Sequence[dict[str, float]]) -> float:
     """Expected calibration error of `calibration` (Guo et al., arXiv 1706.04599, equation 3), between 0 and 1.
 
-    >>> calibration_error([{'pairs': 1, 'confidence': 0.9, 'accuracy': 1.0}, {'pairs': 3, 'confidence': 0.7,
-    ...                     'accuracy': 0.5}])
+    >>> round(calibration_error([{'pairs': 1, 'confidence': 0.9, 'accuracy': 1.0},
+    ...                          {'pairs': 3, 'confidence': 0.7, 'accuracy': 0.5}]), 12)
     0.175
     """
     total = sum(each['pairs'] for each in bins)
-    return round(sum(each['pairs'] * abs(each['confidence'] - each['accuracy']) for each in bins) / total, 12)
+    return sum(each['pairs'] * abs(each['confidence'] - each['accuracy']) for each in bins) / total
 
 
 def differences(predicted: Sequence[float]) -> np.ndarray:

@@ -57,30 +57,38 @@ class Task:
       head: the head that the model needs, a value of config.model.head.
       columns: those of `lmtrain.data.COLUMNS` that the model, losses and predictions read, besides tokens, segment_ids,
         positions and row. A batch has only these of the examples' columns per token (`Example.flat`), and bytes in
-        evaluation, but all columns per example (`Example.values`). With 'targets' the task predicts tokens.
+        evaluation, but all columns per example (`Example.values`). With 'targets' the task predicts tokens. With
+        'scored' so many consecutive examples as its largest value are a group, which is one row of a batch; rows may be
+        packed, and methods with virtual tokens are refused.
       losses: {name: loss}, the objectives; config.objective.name selects one, the first is the default. A loss is
         `loss(forward, batch, **settings) -> ({name: values}, weights)`, with 'loss' among the names. Its settings are
         the fields of config.objective that it has as keyword arguments; `head` is the name of the output that it reads.
+        A keyword argument without such a field is an error: add the field to configs/base.py.
         A loss with the setting `reference` reads the log-probabilities of a reference model (`reference_logprob`).
       peft_type: PEFT's `task_type` for a model with this head.
       legend: batch -> explanation of the annotations in the preview of its rows.
       render: (tokenizer, batch, row, names of the classes) -> annotated preview of one row (`data.preview.render_row`).
-      encode: (rows, RowFormat) -> Encoded. None: the task reads a text corpus (config.data) and not rows.
+      encode: (rows, RowFormat) -> Encoded. An example, and a group of `scored` examples together, has at most
+        `RowFormat.length.seq_len` tokens (one more with 'targets', since the last is only a target): `encode` cuts,
+        drops or refuses longer ones. None: the task reads a text corpus (config.data) and not rows.
       row_labels: (row, text fields, label field) -> [(place, label)] of the row, from which classes are collected.
         A head that pools rows needs exactly one pair per row, and `labels` [B]. None: the task has no classes.
       num_outputs: outputs of the head; 0 is one for each class. Without 'targets', exactly one of `row_labels` and
         `num_outputs` is set.
-      predict: predict(forward, batch, **settings), one prediction for each row. None: it has no predictions.
+      predict: predict(forward, batch, **settings), one prediction for each example: [B, ...], with 'scored' [B, S].
+        None: it has no predictions.
       score: (TaskData, split, predictions in the order of the examples) -> {name: value}, metrics of the whole split.
         `encode`, `predict` and `score` are required without 'targets'.
       details: (TaskData, split, predictions in the order of the examples) -> {name: JSON value}, entries of
         results.json on the validation split, which the report shows. None: it has none.
       answers: (TaskData, split, predictions in the order of the examples) -> [(label, prediction)] of the rows, JSON
-        values; `rate`: (answers) -> {name: value}, the main score first. None: the task has no evaluation file.
+        values; `rate`: (answers) -> {name: value}, their scores, the main one first. None: the task has no evaluation
+        file (`evaluate --task`).
       infer: infer(forward, batch, **settings), the prediction for each row of a batch with its probabilities, arrays.
       describe: (TaskData, split, results of `infer` in the order of the examples) -> {index of a row: {column: JSON
         value}}, what `lmtrain predict` writes beside the row. None, like `infer`: the command is not for this task.
-      conversations: rows may be conversations, which a chat template writes.
+      conversations: rows may be conversations, which a chat template writes, or have fields of fixed names: a template
+        is opened, and config.task.text and label may be empty. Without it both are required.
       dialogue: (row, RowFormat.text, RowFormat.label, template) -> the `Conversation` of a row, whose prompt the
         samples of the report continue. Required with `conversations` and 'targets'.
       groups_rows: so many rows as config.task.group are encoded together.

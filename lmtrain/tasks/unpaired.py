@@ -36,13 +36,13 @@ def kto(
 
     Args:
       forward, reference: see `preference.dpo`.
-      batch: columns `segment_ids`, `loss_mask`, `targets`, and of S = 2 M segments, M texts each followed by its
+      batch: columns `segment_ids`, `loss_mask`, `targets`, and of S = 2 G segments, G texts each followed by its
         prompt with the completion of another: `scored`, `labels` float32 (1 is desirable), `label_weights` float32;
         `ref_logprob` if reference = 'cached'.
       desirable, undesirable: weights of the two kinds, which the paper sets so that the sums of both are similar.
 
     Returns:
-      (values, weights), each [B, M]. Values: 'loss'; 'kl', z; 'rewards/accuracies', how often beta (r - z) has the sign
+      (values, weights), each [B, G]. Values: 'loss'; 'kl', z; 'rewards/accuracies', how often beta (r - z) has the sign
       of the label; 'rewards/signed', beta r for a desirable completion and -beta r for another.
     """
     own = segments.policy(forward, batch)
@@ -61,11 +61,11 @@ def kto(
 
 
 def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
-    """Groups of M = `form.group` rows: M texts, each followed by its prompt with the completion of the row before.
+    """Groups of G = `form.group` rows: G texts, each followed by its prompt with the completion of the row before.
 
-    Columns: `loss_mask` per token; `scored`, 1 to 2 M; `labels` and `label_weights`, 0 for the second of each two. The
+    Columns: `loss_mask` per token; `scored`, 1 to 2 G; `labels` and `label_weights`, 0 for the second of each two. The
     last group is completed with rows of the one before it, of weight 0. Rows with an empty completion are left out and
-    counted. A text may have data.seq_len / 2 M tokens.
+    counted. A text may have data.seq_len / 2 G tokens.
     """
     check_fields(form, 'prompt, completion and label')
     texts, notes, templated = _texts(rows, form)

@@ -36,7 +36,8 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
       3. the base, config.init.base; what it lacks (adapter, head) is drawn from config.seed;
       4. a random initialisation from config.seed.
     If the run is finished, nothing is computed. A larger budget continues a run whose schedule is 'constant', or 'wsd'
-    from its last checkpoint before the decay; with `extend` every run, with a new schedule from its newest checkpoint.
+    from its last checkpoint before the decay (`workdir.bind` renames the later ones, so that the newest is that one);
+    with `extend` every run, with a new schedule from its newest checkpoint.
 
     Returns the content of results.json: the last evaluation, the baselines and the cost.
 
