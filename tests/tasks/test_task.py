@@ -150,6 +150,8 @@ def test_new_objective_trains_on_the_columns_of_its_task(recipe, tmp_path, monke
     monkeypatch.setitem(TASKS, 'classify', FOCAL)
     recipe.task.update(name='classify', label='kind')
     recipe.objective.update(name='focal', pool='mean')
+    with recipe.objective.unlocked():
+        recipe.objective.gamma = 2.0
     results = lmtrain.train(recipe, tmp_path / 'run')
     value = results['validation']
     assert value.keys() >= {'loss', 'probability'} and 'accuracy' not in value
