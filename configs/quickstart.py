@@ -25,5 +25,4 @@ def get_config():
     config.schedule.final = 0.0
     config.evaluate.every_steps = 250
     config.evaluate.max_batches = 0
-    config.sample.prompts = ('def ', 'import ', 'The ')
     return config

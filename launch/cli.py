@@ -7,6 +7,7 @@ imported only by a verb that needs it.
 import importlib
 import io
 import os
+import pathlib
 import re
 import sys
 import textwrap
@@ -42,7 +43,7 @@ HELP = """\
 
 {bold}Start here{plain}
   lmtrain train --config=configs/quickstart.py --workdir=runs/quickstart
-  lmtrain generate --workdir=runs/quickstart --prompt='def '
+  lmtrain generate --workdir=runs/quickstart --prompt='def'
 
 {bold}Verbs{plain}
 {verbs}
@@ -79,9 +80,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     verb, *rest = argv
     if verb not in VERBS:
-        return report_error(
-            'lmtrain', f'unknown verb {verb!r}: it is none of {", ".join(VERBS)}{did_you_mean(verb, VERBS)}'
-        )
+        hint = did_you_mean(verb, VERBS) or ':'
+        return report_error('lmtrain', f'unknown verb {verb!r}{hint} `lmtrain --help` lists all')
     end = rest.index('--') if '--' in rest else len(rest)  # later words are for another process
     debug = '--debug' in rest[:end]
     try:
@@ -116,9 +116,11 @@ def version() -> str:
 
 
 def report_error(who: str, message: str, code: int = 2) -> int:
-    """Prints an error on stderr and returns the exit code."""
+    """Prints an error on stderr, as one line in a log and in 80 columns on a terminal, and returns the exit code."""
     red, plain = style('red', 'plain', stream=sys.stderr)
-    print(f'{red}{who}:{plain} {message}', file=sys.stderr)
+    text = f'{who}: {message}'
+    text = '\n'.join(wrapped(line, '') for line in text.splitlines()) if sys.stderr.isatty() else text
+    print(f'{red}{who}:{plain}{text.removeprefix(f"{who}:")}', file=sys.stderr)
     return code
 
 
@@ -165,14 +167,7 @@ def parse(module, argv: list[str]):
     try:
         spare = known(['lmtrain', *rest, *command])[1:]
     except flags.UnrecognizedFlagError as error:
-        names = [f'--{name}' for name in known if name not in ('override', 'command')]
-        if 'override' in known:
-            from configs import base
-            from launch import recipe
-
-            names += [f'--config.{field}' for field in recipe.types(base.get_config())]
-        hint = did_you_mean(f'--{error.flagname}', names) if names else ': this verb takes no flags'
-        raise InputError(f'unknown flag --{error.flagname}{hint}') from error
+        raise InputError(f'unknown flag --{error.flagname}{_similar_flag(error.flagname, known)}') from error
     except flags.Error as error:
         raise InputError(str(error)) from error
     if spare and 'folders' in known:
@@ -184,10 +179,38 @@ def parse(module, argv: list[str]):
         elif value:
             known[name].value = str(local_path(value, f'--{name}'))
     if spare:
-        hint = f'; did you mean --config={spare[0]}?' if 'config' in known else ''
-        hint = f'; the command to run follows a bare --: -- {spare[0]} ...' if 'command' in known else hint
-        raise InputError(f'{spare[0]!r} is not a flag{hint}')
+        raise InputError(f'{spare[0]!r} is not a flag{_flag_of(spare[0], known, argv)}')
     return known
+
+
+def _similar_flag(name: str, known) -> str:
+    """What an unknown flag may stand for, as the end of a sentence: fields of that name, or the nearest flag or field."""
+    names = [f'--{name}' for name in known if name not in ('override', 'command')]
+    if 'override' in known:
+        from configs import base
+        from launch import recipe
+
+        if fields := recipe.fields_named(name.replace('-', '_')):
+            return f', did you mean {" or ".join(f"--config.{field}" for field in fields)}?'
+        names += [f'--config.{field}' for field in recipe.types(base.get_config())]
+    return did_you_mean(f'--{name}', names) if names else ': this verb takes no flags'
+
+
+def _flag_of(word: str, known, argv: list[str]) -> str:
+    """The flag that a word without one may belong to, as the end of a sentence; '' if none is likely."""
+    if 'command' in known:
+        return f'; the command to run follows a bare --: -- {word} ...'
+    if 'config' in known:
+        from launch import recipe
+
+        if pathlib.PurePath(word).stem in [path.stem for path in recipe.files()]:
+            return f'; did you mean --config={word}?'
+        if os.path.exists(word):
+            return f'; did you mean --config.data.source={word}? A pattern such as *.txt needs quotes'
+    before = [other.partition('=')[0] for other in argv[: argv.index(word)] if other.startswith('-')]
+    if before:
+        return f'; a value with blanks needs quotes: {before[-1]}="..."'
+    return f'; did you mean --workdir={word}?' if 'workdir' in known else ''
 
 
 def describe(verb: str, module) -> str:

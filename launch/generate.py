@@ -1,6 +1,6 @@
 """streams text from a trained run; prompts from the command line or a file.
 
-lmtrain generate --workdir=runs/quickstart --prompt='def '
+lmtrain generate --workdir=runs/quickstart --prompt='def'
 lmtrain generate --workdir=runs/quickstart --prompts_file=prompts.txt --temperature=0
 lmtrain generate --workdir=runs/chat --prompt='What is a primer?' --system='Answer briefly.'
 lmtrain generate --base=DIR --prompt='Once upon a time'

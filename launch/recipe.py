@@ -65,11 +65,8 @@ def find(name: str) -> tuple[pathlib.Path, str | None]:
     own = FOLDER / f'{path.stem}.py'
     if own.is_file() and path.suffix in ('', '.py') and path.parent.as_posix() in ('.', 'configs'):
         return own, argument or None
-    names = [path.stem for path in files()]
-    raise FileNotFoundError(
-        f'unknown recipe {name!r}: it is neither a Python file nor one of {", ".join(names)}'
-        + did_you_mean(path.stem, names)
-    )
+    hint = did_you_mean(path.stem, [path.stem for path in files()]) or ', and no Python file has that name;'
+    raise FileNotFoundError(f'unknown recipe {name!r}{hint} `lmtrain configs` lists all')
 
 
 def stem(name: str) -> str:
@@ -128,6 +125,15 @@ def _message(error: Exception) -> str:
 
 def _similar_field(name: str, fields: Iterable[str]) -> str:
     return did_you_mean(f'config.{name}', [f'config.{field}' for field in fields])
+
+
+def fields_named(name: str) -> list[str]:
+    """The fields of base.py of this name in any section.
+
+    >>> fields_named('steps'), fields_named('temperature')
+    (['budget.steps'], ['policy.temperature', 'sample.temperature'])
+    """
+    return [key for key in types(base.get_config()) if key.rpartition('.')[2] == name]
 
 
 def leaves(config: ml_collections.ConfigDict) -> Iterator[tuple[str, Any]]:

@@ -70,6 +70,8 @@ def page(values: flags.FlagValues) -> None:
     title = textwrap.fill(f'{name}  {recipe.claim(path)}', screen, subsequent_indent='    ')
     print(title.replace(name, f'{bold}{name}{plain}', 1))
     for key, note in notes().items():
+        if key not in resolved and not any(other.startswith(f'{key}.') for other in resolved):
+            continue  # of a comparison
         if key not in resolved:  # a section
             text = textwrap.fill(
                 f'{key}  {note.partition(": ")[2].partition(". ")[0]}', screen, subsequent_indent=' ' * (len(key) + 2)

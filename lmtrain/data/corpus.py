@@ -273,10 +273,12 @@ def _join_sources(
     for text, each in zip(texts, source_splits, strict=True):
         _check_not_empty(text.source.name, each, ['train'])
     source = texts[0].source.name
-    if splits['train'].num_tokens < seq_len:
+    tokens = splits['train'].num_tokens
+    if tokens < seq_len:
+        fitting = 1 << max(1, (tokens // 2).bit_length() - 1)  # two rows or more
         raise InputError(
-            f'{source}: the train split has {splits["train"].num_tokens} tokens in all, less than one row of '
-            f'data.seq_len={seq_len}: give more text, or decrease data.seq_len'
+            f'{source}: the train split has {tokens} tokens in all, less than one row of data.seq_len={seq_len}: '
+            f'give more text, or shorter rows, such as --config.data.seq_len={fitting}'
         )
     _check_not_empty(source, splits, [name for name in ('validation', 'test') if rule[name]])
     return splits

@@ -77,10 +77,10 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         '## Curve\n\n' + curve,
         *(['## Completions\n\n' + _completions(completions)] if completions else []),
         *(f'* {name}: {sentence}' for name, sentence in results.get('remarks', {}).items()),
+        '## Samples\n\n' + _samples(folder / 'samples.txt'),
         '## Cost\n\n' + _cost(results, timings),
         *(['## Plan and actual\n\n' + _plan(results['plan'], results['cost'])] if 'plan' in results else []),
         '## What was run\n\n' + _config(config, starts),
-        '## Samples\n\n' + _samples(folder / 'samples.txt'),
         '## Machine\n\n' + _machine(starts),
     ]
     text = terminal.printable('\n\n'.join(part.strip() for part in page) + '\n')

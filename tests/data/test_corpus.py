@@ -124,6 +124,14 @@ def test_invalid_settings_are_named(over, message, prepare):
         prepare(**over)
 
 
+def test_text_that_is_too_short_can_be_read_in_the_rows_that_the_error_proposes(prepare):
+    notes = ['Call the printer. ' * 2, 'The keeper needs a name.', 'The second chapter is too long.']
+    with pytest.raises(ValueError, match=r'--config.data.seq_len=\d+$') as error:
+        prepare(notes)
+    corpus = prepare(notes, seq_len=int(str(error.value).rpartition('=')[2]))
+    assert corpus.splits['train'].num_rows >= 2
+
+
 def test_single_document_cannot_be_divided_by_document(prepare):
     with pytest.raises(ValueError, match="the (train|validation|test) split is empty, of 1 document. .*split='auto'"):
         prepare(['one ' * 100], split='document')

@@ -91,7 +91,14 @@ def test_help_of_a_verb_has_an_example_and_only_its_flags(verb, capsys):
         (['train', 'quickstart'], ["'quickstart'", '--config=quickstart']),
         (['generate', '--workdir=x', '--ignore=a'], ['--ignore without --base', 'config']),
         (['show', '--config=quikstart'], ["'quikstart'", "did you mean 'quickstart'?"]),
-        (['show', '--config=configs/nothing_like_it.py'], ['nothing_like_it', 'tiny']),
+        (['show', '--config=configs/nothing_like_it.py'], ['nothing_like_it', 'no Python file', 'lmtrain configs']),
+        (['train', '--config=tiny', '--steps=60'], ['unknown flag --steps,', '--config.budget.steps?']),
+        (['train', '--config=tiny', '--batch-size=2'], ['--config.data.batch_size?']),
+        (['show', '--temperature=0'], ['--config.policy.temperature or --config.sample.temperature?']),
+        (['train', '--config=tiny', 'tests/launch'], ['--config.data.source=tests/launch?', 'quotes']),
+        (['generate', '--workdir=x', '--prompt=My', 'lord'], ["'lord'", 'quotes', '--prompt="..."']),
+        (['generate', '--workdir=x', '--prompt', 'My', 'lord'], ["'lord'", 'quotes', '--prompt="..."']),
+        (['generate', 'runs/book'], ['--workdir=runs/book?']),
         (
             ['show', '--config=tiny', '--config.model.num_layer=3'],
             ['config.model.num_layer,', 'config.model.num_layers'],
@@ -114,6 +121,17 @@ def test_user_error_is_one_line(argv, parts, capsys):
     assert said.startswith('lmtrain')
     for part in parts:
         assert part in said
+
+
+def test_user_error_fits_80_columns_of_a_terminal(capsys, monkeypatch):
+    words = ['show', '--config=configs/a_recipe_that_nobody_has_written.py']
+    assert cli.main(words) == 2
+    line = capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+    monkeypatch.setenv('NO_COLOR', '1')
+    assert cli.main(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(line) > 80 >= max(map(len, lines)) and ' '.join(lines) == line.strip()
 
 
 def test_debug_keeps_the_traceback():

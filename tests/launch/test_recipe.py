@@ -318,6 +318,7 @@ def test_show_has_every_field_once(capsys):
     lines = capsys.readouterr().out.splitlines()
     shown = [line[2:].split()[0] for line in lines[:-1] if line[:2] in ('  ', '* ') and line[2:3].isalpha()]
     assert sorted(shown) == sorted(field.rpartition('.')[2] for field in FIELDS)
+    assert not [line for line in lines if line.startswith('compare')]  # fields of another kind of recipe
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ def test_complete_run(tmp_path):
     assert rows[2:] == ['**this model**, validation', 'xz', 'bigram', 'unigram']
     # The sample contains a fence, so the fence around it is longer.
     assert "````text\n--- 'def '" in page and page.count('````') == 2
+    assert page.index('## Samples') < page.index('## What was run')  # which has the whole config
     picture = (tmp_path / 'quick/loss.png').read_bytes()
     assert picture.startswith(b'\x89PNG') and len(picture) > 10_000
 
