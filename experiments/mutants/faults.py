@@ -606,7 +606,11 @@ FAULTS = {
         ),
     ],
     'lmtrain/report/plot.py': [
-        ('a gap in the loss ends the picture', 'if math.isfinite(loss)]', ']'),
+        (
+            'a gap in the loss ends the picture',
+            'for step, value in values if math.isfinite(value)]',
+            'for step, value in values]',
+        ),
         (
             'nats where bits are promised',
             "evaluated[-1][f'validation_{unit}'] / evaluated[-1][name] if evaluated and not rewarded else 1.0",

@@ -57,7 +57,8 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     baselines = results.get('baselines') or {}
     curve = 'config.log.plot is False: no curve.'
     if config.get('log', {}).get('plot', True):
-        plotted = plot.plot(lines, baselines, folder / 'loss.png', results.get('sweep'))
+        train_split = results['data']['splits']['train'] if 'data' in results else None
+        plotted = plot.plot(lines, baselines, folder / 'loss.png', results.get('sweep'), train_split)
         curve = CURVE.format('reward' if evaluations.of_policy(lines) else 'loss')
         curve = curve if plotted else 'metrics.jsonl has fewer than two steps with a loss: no curve.'
     batches = config.get('evaluate', {}).get('max_batches')  # 0 is all

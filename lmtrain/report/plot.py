@@ -19,6 +19,7 @@ def plot(
     baselines: Mapping[str, float],
     path: pathlib.Path,
     swept: Mapping[str, Any] | None = None,
+    train_split: Mapping[str, int] | None = None,
 ) -> bool:
     """Plots training and validation loss over steps into `path`; False, without a file, for under two training points.
 
@@ -29,15 +30,12 @@ def plot(
       lines: of metrics.jsonl.
       baselines: {name: bits per byte}.
       swept: 'sweep' of results.json, of a sweep: each learning rate has its own validation curve.
+      train_split: 'tokens' and 'bytes' of the training text, whose tokens are longer if the tokenizer is learned from
+        it; None takes their ratio from the last evaluation.
     """
     rewarded = evaluations.of_policy(lines)
     measure = 'reward' if rewarded else 'loss'
-    train = [
-        (line['step'], float(line['reward'] if rewarded else line.get('nats', line['loss'])))
-        for line in lines
-        if {'loss', measure} <= line.keys()
-    ]
-    train = [(step, loss) for step, loss in train if math.isfinite(loss)]
+    train = _training(lines, measure)
     if len(train) < 2:
         return False
     import matplotlib  # late: half a second
@@ -48,6 +46,8 @@ def plot(
     evaluated = [line for line in lines if name in line and (rewarded or 0 < float(line[name]) < math.inf)]
     unit = 'bits_per_byte' if evaluated and 'validation_bits_per_byte' in evaluated[-1] else measure
     scale = evaluated[-1][f'validation_{unit}'] / evaluated[-1][name] if evaluated and not rewarded else 1.0
+    if train_split and unit == 'bits_per_byte':
+        scale = train_split['tokens'] / train_split['bytes'] / math.log(2)
     steps, losses = [step for step, _ in train], [loss * scale for _, loss in train]
     smooth = _smooth(losses)
     validation = [line[f'validation_{unit}'] for line in evaluated]
@@ -72,6 +72,16 @@ def plot(
         _label(axes, {'bits_per_byte': 'bits per byte', 'reward': 'mean reward'}.get(unit, 'loss, nats'), rewarded)
         figure.savefig(path)
     return True
+
+
+def _training(lines: list[dict[str, Any]], measure: str) -> list[tuple[int, float]]:
+    """[(step, reward, or loss in nats)] of the training lines, of the finite ones."""
+    values = [
+        (line['step'], float(line['reward'] if measure == 'reward' else line.get('nats', line['loss'])))
+        for line in lines
+        if {'loss', measure} <= line.keys()
+    ]
+    return [(step, value) for step, value in values if math.isfinite(value)]
 
 
 def _label(axes, unit: str, rising: bool) -> None:

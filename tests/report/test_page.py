@@ -285,6 +285,22 @@ def test_plot_content(tmp_path, monkeypatch):
     assert low < 1.3 and high > 3.312  # the baselines are in the plot
 
 
+def test_training_curve_has_the_bytes_of_training_tokens(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, path: figures.append(figure))
+    folder = a_run(tmp_path / 'run')
+    results = json.loads((folder / 'results.json').read_text(encoding='utf-8'))
+    sizes = {'documents': 1, 'bytes': 3000, 'tokens': 1000}
+    results['data'] = {'sources': [], 'splits': {'train': sizes, 'validation': sizes | {'bytes': 2885}}}
+    (folder / 'results.json').write_text(json.dumps(results), encoding='utf-8')
+    report.write(folder)
+    training, _, validation, *_ = figures[0].axes[0].lines
+    assert training.get_ydata()[-1] == pytest.approx((3 + 5 * math.exp(-5)) / 3 / math.log(2))
+    assert validation.get_ydata()[-1] == pytest.approx((3 + 5 * math.exp(-5)) / 2)  # as evaluated
+
+
 def test_baseline_off_scale_is_labelled_at_the_edge(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
