@@ -184,7 +184,7 @@ def parse(module, argv: list[str]):
 
 
 def _similar_flag(name: str, known) -> str:
-    """What an unknown flag may stand for, as the end of a sentence: fields of that name, or the nearest flag or field."""
+    """What an unknown flag may stand for, as the end of a sentence: fields of that name, or the nearest name."""
     names = [f'--{name}' for name in known if name not in ('override', 'command')]
     if 'override' in known:
         from configs import base
