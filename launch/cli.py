@@ -191,7 +191,7 @@ def _similar_flag(name: str, known) -> str:
         from launch import recipe
 
         if fields := recipe.fields_named(name.replace('-', '_')):
-            return f', did you mean {" or ".join(f"--config.{field}" for field in fields)}?'
+            return f', did you mean {" or ".join(repr(f"--config.{field}") for field in fields)}?'
         names += [f'--config.{field}' for field in recipe.types(base.get_config())]
     return did_you_mean(f'--{name}', names) if names else ': this verb takes no flags'
 
