@@ -119,6 +119,11 @@ FAULTS = {
             "self.checkpoints.set_metric(self.step, self.validation['loss'])",
             'pass',
         ),
+        (
+            'the hours of the schedule are those of the clock',
+            "extra['hours'] = self.progress * hours",
+            "extra['hours'] = self.clock.elapsed / 3600",
+        ),
         ('memory of an earlier start is forgotten', "before.get('peak_memory', 0)", '0'),
         ('seconds of one device', '+ devices * now', '+ now'),
         ('tokens are those of the next step', "'tokens': self.step * run", "'tokens': (self.step + 1) * run"),

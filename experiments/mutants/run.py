@@ -45,7 +45,10 @@ MIRRORS = (
     ('lmtrain/report/plot.py', ('tests/report/test_page.py',)),
     ('lmtrain/training/init_from.py', ('tests/training/test_sweep.py',)),
     ('lmtrain/training/build.py', ('tests/training/test_checks.py', 'tests/models/test_new_heads.py')),
-    ('lmtrain/training/loop.py', ('tests/training/test_loop.py', 'tests/training/test_train.py')),
+    (
+        'lmtrain/training/loop.py',
+        ('tests/training/test_loop.py', 'tests/training/test_train.py', 'tests/training/test_longer.py'),
+    ),
     ('lmtrain/cost/query.py', ('tests/cost/test_ledger.py',)),
     ('lmtrain/plan/dry_run.py', ('tests/launch/test_train.py',)),
     ('lmtrain/training/evaluate.py', ('tests/training/test_run.py',)),

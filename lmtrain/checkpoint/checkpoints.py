@@ -50,7 +50,7 @@ class Checkpoints(contextlib.AbstractContextManager):
       every_steps: steps between saves.
       keep_last: number of newest checkpoints to keep, >= 1.
       keep_best: number of checkpoints with the lowest metric to keep in addition, >= 0.
-      branch: a step that the loop saves too; the last checkpoint until then is kept. None is no such step.
+      branch: a step that the loop saves too; the last checkpoint until then is kept. None and -1 are no such step.
 
     Raises InputError naming the field. Use it as a context manager, or call `close`.
     """

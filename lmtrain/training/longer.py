@@ -42,7 +42,7 @@ def spent(extra: Mapping[str, Any]) -> dict[str, float]:
         'steps': extra['step'],
         'tokens': extra['tokens'],
         'flops': extra['flops'],
-        'hours': extra['elapsed'] / 3600,
+        'hours': extra.get('hours', extra['elapsed'] / 3600),  # runs of other budgets and earlier versions lack it
     }
 
 
@@ -115,10 +115,13 @@ def decay_start(config: Mapping[str, Any]) -> float:
 
 
 def before_decay(directory: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> int:
-    """The last checkpoint at which neither budget has begun its decay; -1 if none is left."""
+    """The last intact checkpoint at which neither budget has begun its decay; -1 if none is left."""
     limits = [(amount(each).unit, decay_start(each) * (1 - MARGIN)) for each in (saved, config)]
     for step in reversed(manifest.steps(directory / 'checkpoints')):
-        done = _spent_at(directory, step)
+        try:
+            done = _spent_at(directory, step)
+        except manifest.Damaged:
+            continue
         if all(done[unit] < limit for unit, limit in limits):
             return step
     return -1

@@ -35,6 +35,7 @@ class Loop:
         self.step = self.saved_at = extra['step']  # steps taken, and those that the last checkpoint has
         self.validation, self.evaluated_at = extra.get('validation'), extra.get('evaluated_at')  # the last evaluation
         self.clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
+        self.progress = self.clock.spent(self.step)  # of the last step
         self.meter = metrics.Meter(run.tokens_per_step, run.flops_per_step.total, run.peak_flops)
         self.to_devices, self.on_cpu = sharding.place(run.mesh), jax.default_backend() == 'cpu'
         self.eval_step = run.eval_step()
@@ -132,7 +133,9 @@ class Loop:
             stopping = self.should_stop()
             # Processes must agree on the progress: under a budget in hours it is the largest of their clocks.
             progress = self.clock.spent(step + 1) if self.parts.total_steps else self.spent_by_all
-            self.step = step + 1
+            if not self.parts.total_steps and self.progress < (self.parts.decay_progress or 0.0) <= progress:
+                self.keep_before_decay(state, pending, batches.waited)
+            self.step, self.progress = step + 1, progress
             self.live.at(self.step, progress)
             check = every and self.step % every == 0
             step_function = sdc.run_twice(train_step, self.step) if check else train_step
@@ -159,6 +162,19 @@ class Loop:
             if self.saved_at == self.step and self.stopping:
                 self.stop()
         return state
+
+    def keep_before_decay(self, state, pending, waited):
+        """Saves the state before the decay of 'wsd', which no step announces under a budget in hours.
+
+        A policy is saved between rollouts only: its last checkpoint is kept.
+        """
+        if self.step > self.saved_at and not self.sampler:
+            while pending:
+                self.log(*pending.pop(0))
+            self.save(state)
+            self.meter.restart(self.step, self.progress, waited)
+            self.watchdog.expect('step')
+        self.checkpoints.branch = self.saved_at
 
     def stop(self):
         """Ends a run that received a signal, after the last checkpoint is on the disk. Raises RunEnded."""
@@ -255,6 +271,8 @@ class Loop:
         extra |= {'means': self.means.state}  # of the steps since the last line
         extra |= {'monitor': self.monitor.state, 'sampled': self.sampled} if self.parts.task.on_policy else {}
         extra |= {'bests': self.bests} if self.patience else {}
+        if hours := self.parts.config.budget.hours:
+            extra['hours'] = self.progress * hours  # by which the schedule set the last step; `elapsed` is later
         extra |= self.spent() | {'measured': self.measured(), 'cut': list(self.parts.initial.method.cut)}
         metric = self.validation['loss'] if self.evaluated_at == self.step else None  # never that of an older state
         self.checkpoints.save(self.parts.initial.stored(state), self.step, extra, metric)

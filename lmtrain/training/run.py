@@ -125,14 +125,19 @@ class Run:
 
     @property
     def decay_start(self) -> int | None:
-        """The last step before the decay of 'wsd', from which another budget continues; None if it is not known.
+        """The last step before the decay of 'wsd', from which another budget continues; None for a budget in hours.
 
         Not the step at which the decay starts: rounding of its progress to float32 may give it a part of the decay.
         """
-        if self.config.schedule.name != 'wsd' or not self.total_steps:
+        share = self.decay_progress
+        return math.ceil(share * self.total_steps) - 1 if share and self.total_steps else None
+
+    @functools.cached_property
+    def decay_progress(self) -> float | None:
+        """The progress below which a step is before the decay of 'wsd'; None for other schedules."""
+        if self.config.schedule.name != 'wsd':
             return None
-        share = longer.decay_start(self.config) / longer.amount(self.config).value
-        return math.ceil(share * self.total_steps * (1 - longer.MARGIN)) - 1
+        return longer.decay_start(self.config) / longer.amount(self.config).value * (1 - longer.MARGIN)
 
     @functools.cached_property
     def flops_per_step(self) -> flops.Flops:

@@ -18,7 +18,7 @@ from lmtrain.report import evaluations, metrics, page, summary, terminal, tracke
 from lmtrain.report.live import Live
 from lmtrain.report.provenance import provenance, versions
 from lmtrain.runtime import lifecycle, multihost, preflight, progress
-from lmtrain.training import evaluate, reference, samples, sweep, workdir
+from lmtrain.training import evaluate, longer, reference, samples, sweep, workdir
 from lmtrain.training.build import build
 from lmtrain.training.loop import Loop
 from lmtrain.training.resolve import resolve
@@ -57,7 +57,7 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
         watchdog.expect('evaluate')
         run = reference.complete(run)
         watchdog.expect('start')
-        branch = run.decay_start if config.schedule.name == 'wsd' else None
+        branch = _branch(run, directory)
         checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', **config.checkpoint, branch=branch))
         signals = stack.enter_context(lifecycle.Signals())
         with progress.phase('restoring the last checkpoint'):
@@ -87,6 +87,13 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
                 _write_results(run, state, directory, results, finished)
     live.print(f'{terminal.evaluation(results)}\nreport and samples: {directory / "report.md"}')
     return results
+
+
+def _branch(run: Run, directory: Path) -> int | None:
+    """The step before the decay of 'wsd', from which another budget continues: under hours, of an earlier start."""
+    if run.decay_progress and not run.total_steps:
+        return longer.before_decay(directory, run.resolved, run.resolved)
+    return run.decay_start
 
 
 def _is_over(run: Run, extra: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import pytest
 
 from configs import base, tiny
 from lmtrain import optimizer
+from lmtrain.report import metrics
 from lmtrain.training import longer, train, workdir
 from lmtrain.training.workdir import WrongRun
 
@@ -117,6 +118,35 @@ def test_longer_wsd_equals_the_run_of_that_length(config, tmp_path, capsys):
     assert last['resumed_from'] == 7
     assert last['changed'] == [{'field': 'budget.steps', 'saved': 10, 'current': 20, 'kind': 'continued'}]
     assert json.loads((tmp_path / 'run' / 'results.10.json').read_text())['cost']['steps'] == 10
+
+
+@pytest.mark.slow
+def test_longer_wsd_with_a_budget_in_hours_equals_the_run_of_that_length(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(metrics.Clock, 'spent', lambda clock, step: min(step / clock.hours, 1.0))  # a step is an hour
+    config.schedule.name, config.budget.steps, config.budget.hours = 'wsd', None, 10.0
+    config.checkpoint.every_steps = 100
+    train.train(config, tmp_path / 'run')
+    assert sorted(path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()) == ['10', '7']
+    config.budget.hours = 20.0
+    capsys.readouterr()
+    train.train(config, tmp_path / 'run')
+    assert 'resumed    after step 7' in capsys.readouterr().out
+    train.train(config, tmp_path / 'whole')
+    assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
+
+
+@pytest.mark.slow
+def test_checkpoint_before_the_decay_outlives_a_later_start(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.Clock, 'spent', lambda clock, step: min(step / clock.hours, 1.0))
+    config.schedule.name, config.budget.steps, config.budget.hours = 'wsd', None, 10.0
+    config.checkpoint.every_steps, config.checkpoint.keep_last = 9, 2
+    folder = tmp_path / 'run' / 'checkpoints'
+    train.train(config, tmp_path / 'run')
+    assert sorted(path.name for path in folder.iterdir()) == ['10', '7', '9']
+    (folder / '10' / 'manifest.json').write_text('damaged', encoding='utf-8')
+    config.checkpoint.keep_last = 1
+    train.train(config, tmp_path / 'run')  # from step 9, in the decay
+    assert sorted(path.name for path in folder.iterdir()) == ['10', '10.corrupt', '7']
 
 
 def test_without_a_checkpoint_before_the_decay_the_way_out_is_named(config, tmp_path):
