@@ -1,15 +1,19 @@
-"""classes, numbers, tags or answers for the rows of a file, with their probabilities.
+"""classes, numbers, tags, answers or rewards for the rows of a file.
 
 lmtrain predict --workdir=runs/intents --rows=new.csv --to=predicted.csv
 lmtrain predict --base=DIR --rows=new.jsonl --text=sentence --to=predicted.jsonl
 
-The model has a head for the task: a run of classify, regress, tag or span, or
-such a Hugging Face directory. Every row of --rows has a row in --to, in the
-same order and with its columns, and further columns behind them:
+The model has a head for the task: a run of classify, regress, tag, span or
+reward, or such a Hugging Face directory (with one output: a number for a text).
+Every row of --rows has a row in --to, in the same order and with its columns,
+and further columns behind them:
 
 classes: prediction, probability, probabilities (csv: one column for each class)
 
 numbers: prediction
+
+rewards: prediction. A row of a reward model is a prompt with its completion, in
+any format of conversations; --text names their fields if they have other names
 
 tags: prediction and probability (lists, one entry a word), entities
 
@@ -56,7 +60,7 @@ def run(values: flags.FlagValues) -> None:
     text = of_rows.text_fields(model, values.text)
     count = f'{len(rows):,} row' + 's' * (len(rows) > 1)
     task = of_rows.predicted_task(model)
-    notes.append(f'{task.name}: {count}, read from {", ".join(map(repr, text))}')
+    notes.append(f'{task.name}: {count}' + (f', read from {", ".join(map(repr, text))}' if text else ''))
     for note in notes:
         model_flags.note(note)
     columns, cut = of_rows.predict_rows(model, rows, text, values.labels, values.batch_size)

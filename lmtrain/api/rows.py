@@ -29,13 +29,14 @@ def predict(
 
     Args:
       rows: a file (jsonl, csv, ...), dicts, or texts. They need no label.
-      text: the fields that are read; () is those of the training, for a Hugging Face directory `text`.
+      text: the fields that are read; () is those of the training, for a Hugging Face directory `text`. Of a reward
+        model: prompt and completion, or one field of messages; () recognises the format of each row.
       labels: names of the classes in the order of their ids, if the model does not have them.
 
     Returns:
       A dict for each row with 'prediction' (None for a row without text), and for
         classes: 'probability' of the predicted class, 'probabilities' {class: its probability};
-        numbers: nothing else;
+        numbers, and the score of a completion by a reward model: nothing else;
         tags: 'probability' of each word's tag, 'entities' [{'type', 'text', 'begin', 'end'}];
         answers in a context: 'begin' and 'end' in characters, 'probability', 'no_answer' (the probability of none).
 
@@ -48,13 +49,14 @@ def predict(
     lmtrain.errors.InputError: the model has no head for classes, numbers, tags or spans: it continues texts (generate)
     """
     fields = text_fields(model, text)
-    return predict_rows(model, _rows_of_texts(rows, fields[0]), fields, labels, batch_size)[0]
+    return predict_rows(model, _rows_of_texts(rows, (*fields, 'text')[0]), fields, labels, batch_size)[0]
 
 
 def text_fields(model: LoadedModel, text: str | Sequence[str] = ()) -> tuple[str, ...]:
-    """The fields that are read of a row: `text`, else those of the training, else 'text'."""
+    """The fields that are read of a row: `text`, else those of the training, else 'text'; () of a reward model."""
     own = tuple(model.config.task.text) if model.config else ()
-    return (text,) if isinstance(text, str) and text else tuple(text) or own or ('text',)
+    default = () if predicted_task(model).scores_segments else ('text',)  # a reward model recognises the format
+    return (text,) if isinstance(text, str) and text else tuple(text) or own or default
 
 
 def predict_rows(
@@ -62,6 +64,8 @@ def predict_rows(
 ) -> tuple[list[dict[str, Any]], int]:
     """(`predict` of rows, the number of them that were cut)."""
     task, config = predicted_task(model), model.config
+    if task.scores_segments:
+        return reward_scores.predict_rows(model, rows, text, batch_size)
     return heads.predict_rows(
         model.model,
         model.params,

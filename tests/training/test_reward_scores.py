@@ -7,6 +7,9 @@ import pytest
 
 import lmtrain
 from configs import tiny
+from launch import cli
+from lmtrain.data.chat.load import open_template
+from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.training import reward_scores
 
@@ -75,3 +78,54 @@ def test_model_without_a_score_is_refused(tmp_path):
     lmtrain.train(config, tmp_path / 'run')
     with pytest.raises(InputError, match="needs a head for it; the model has model.head='lm'"):
         reward_scores.scorer(str(tmp_path / 'run'))
+
+
+@pytest.mark.slow
+def test_predict_writes_a_reward_for_every_row(trained, tmp_path, capsys):
+    folder, _ = trained
+    rows = [{'prompt': row['prompt'], 'completion': row['chosen'], 'id': n} for n, row in enumerate(ROWS[:3])]
+    rows += [{'prompt': 'word 1 ', 'completion': ' ', 'id': 3}, {'question': 'word 0 ', 'answer': 'good', 'id': 4}]
+    rows += [{'prompt': 'word ' * 30, 'completion': 'good', 'id': 5}]
+    (tmp_path / 'new.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+    words = ['predict', f'--workdir={folder}', f'--rows={tmp_path / "new.jsonl"}', f'--to={tmp_path / "out.jsonl"}']
+    assert cli.main(words) == 0
+    notes = capsys.readouterr().err
+    assert 'reward: 6 rows\n' in notes and '1 without text' in notes and '1 longer than the context of the' in notes
+    written = [json.loads(line) for line in (tmp_path / 'out.jsonl').read_text(encoding='utf-8').splitlines()]
+    assert [{name: each[name] for name in row} for each, row in zip(written, rows)] == rows
+    predicted = [row['prediction'] for row in written]
+    prompts, completions = ([row[name] for row in ROWS[:3]] for name in ('prompt', 'chosen'))
+    expected = reward_scores.score_texts(str(folder), prompts, completions)
+    np.testing.assert_allclose(predicted[:3], expected, rtol=1e-5, atol=1e-5)
+    assert predicted[3] is None and predicted[4] == pytest.approx(predicted[0], abs=1e-5)
+    model = lmtrain.load(folder)
+    named = model.predict([{'q': 'word 0 ', 'reply': 'good'}], text=('q', 'reply'))
+    assert named == [{'prediction': pytest.approx(predicted[0], abs=1e-5)}]
+
+
+def test_reward_of_a_conversation_is_that_of_its_last_answer(trained):
+    model = lmtrain.load(trained[0])
+    model = model._replace(template=open_template('plain', model.tokenizer, '', '2026-01-01'))
+    turns = [{'role': 'user', 'content': 'word 3 '}, {'role': 'assistant', 'content': 'good'}]
+    [last] = model.predict([{'messages': turns}])
+    score = reward_scores.score_texts(model, ['word 3 '], ['good'])
+    assert last['prediction'] == pytest.approx(float(score[0]), abs=1e-5)
+    row = Row('row 0', {'messages': [*turns, turns[0], {'role': 'assistant', 'content': 'bad??'}]})
+    ids = reward_scores._ids(model, reward_scores._dialogue(row, (), model), 'row 0')
+    text = bytes(token for token in ids if token < 256).decode()
+    assert text.count('word 3') == 2 and 'good' in text and text.rstrip().endswith('bad??')
+    with pytest.raises(InputError, match='row 0: the last message must be of the assistant'):
+        model.predict([{'messages': turns[:1]}])
+
+
+@pytest.mark.parametrize(
+    ('row', 'message'),
+    [
+        (ROWS[0], 'row 0: a pair: one completion is scored'),
+        ({'messages': [{'role': 'system', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]}, 'without a templ'),
+        ({'text': 'a'}, "row 0: no format of conversations in the fields 'text': name those of prompt and"),
+    ],
+)
+def test_rows_without_one_completion_are_refused(trained, row, message):
+    with pytest.raises(InputError, match=message):
+        lmtrain.load(trained[0]).predict([row])
