@@ -108,8 +108,8 @@ def finished(comparison: Comparison, trial: Trial) -> dict[str, Any] | None:
         return record if record['permanent'] and is_of(comparison, trial, record) else None
     if not is_of(comparison, trial, record):
         raise InputError(
-            f'{folder} is a trial of other settings of this arm, other rows or another base: delete the folder, or use '
-            'another --workdir'
+            f'{folder} is a trial of other settings of this arm, other rows, another base or an earlier lmtrain: '
+            f'delete {folder.parent} to run the arm again, or use another --workdir'
         )
     return record
 
