@@ -13,6 +13,7 @@ from experiments.parity import cases
 from launch import recipe
 from lmtrain import tree
 from lmtrain.models import Transformer, pretrained, save_pretrained
+from lmtrain.tasks import TASKS
 from lmtrain.training import init_from
 
 SMALL = {'vocab_size': cases.VOCAB, 'max_len': 96, 'num_layers': 2, 'width': 64, 'num_heads': 4, 'mlp_dim': 80}
@@ -27,7 +28,10 @@ def exportable() -> dict[str, Transformer]:
         config = importlib.import_module(f'configs.{path.stem}').get_config()
         if init_from.exportable(config).startswith('yes') and config.data.tokenizer != 'base':
             sizes = SMALL | ({'num_kv_heads': 4} if config.model.family == 'gpt2' else {})
-            models[path.stem] = init_from.with_hf_family(Transformer(**config.model.to_dict() | sizes))
+            model, task = Transformer(**config.model.to_dict() | sizes), TASKS[config.task.name]
+            if not task.predicts_tokens:
+                model = pretrained.with_task_head(model, task.head, task.num_outputs)
+            models[path.stem] = init_from.with_hf_family(model)
     return models
 
 
@@ -38,14 +42,11 @@ def trial(name: str, model: Transformer) -> dict:
     ours = np.asarray(jax.jit(model.apply)({'params': params}, batch)['logits'])
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(folder, model, params)
-        theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation='eager', output_loading_info=True
-        )
+        kind = getattr(transformers, pretrained.config_of(model)['architectures'][0])
+        theirs, info = kind.from_pretrained(folder, attn_implementation='eager', output_loading_info=True)
         assert not info['missing_keys'] and not info['unexpected_keys'], (name, info)
-        inputs = {key: torch.from_numpy(batch[column].astype(np.int64)) for key, column in COLUMNS.items()}
-        with torch.no_grad():
-            logits = theirs.eval()(**inputs).logits.float().numpy()
-    gap = float(np.max(np.abs(ours - logits)[batch['segment_ids'] > 0]))
+        rows = [tokens[:length] for tokens, length in zip(batch['tokens'], cases.LENGTHS, strict=True)]
+        gap = max(_difference(each, theirs.eval(), row) for each, row in zip(ours, rows, strict=True))
     return {
         'case': f'recipe {name}',
         'family': model.family,
@@ -54,7 +55,11 @@ def trial(name: str, model: Transformer) -> dict:
     }
 
 
-COLUMNS = {'input_ids': 'tokens', 'attention_mask': 'segment_ids'}
+def _difference(ours: np.ndarray, theirs, tokens: np.ndarray) -> float:
+    """The largest, over the tokens of one row: `ours` is [T, V] with padding, or [C] of a head for the row."""
+    with torch.no_grad():
+        logits = theirs(input_ids=torch.from_numpy(tokens[None].astype(np.int64))).logits[0].float().numpy()
+    return float(np.max(np.abs((ours[: len(tokens)] if ours.ndim == 2 else ours) - logits)))
 
 
 def compare(only: str = '') -> tuple[list[dict], list[dict]]:
