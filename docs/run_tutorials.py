@@ -3,7 +3,8 @@
 python -m docs.run_tutorials FOLDER [PAGE ...]
 
 FOLDER holds the files that the pages name. A block of code without a language is a list of commands; the block `text`
-after it is replaced by what they print in 80 columns, without stderr and the progress of phases.
+after it is replaced by what they print in 80 columns, without stderr, the progress of phases and messages of libraries.
+'...' stands for the middle of a long output, and for the end of a longer line, which the scripts of launchers have.
 """
 
 import os
@@ -15,8 +16,14 @@ import sys
 PAGES = pathlib.Path(__file__).parent / 'tutorials'
 BLOCK = re.compile(r'^```\n(?P<commands>.*?)^```\n(\n```text\n.*?^```\n)?', re.MULTILINE | re.DOTALL)
 TYPED = 'What is a cat?\n'  # to a command that reads its terminal
-PHASE = re.compile(r'^  [a-z].*(?: \.\.\.|: .*\d+ (?:s|min))\n', re.MULTILINE)  # how long they take differs
-FIRST, LAST = 14, 12  # lines of an output that are shown
+LEFT_OUT = re.compile(
+    r'^  [a-z].*(?: \.\.\.|: .*\d+ (?:s|min))\n'  # phases: how long they take differs
+    r'|^.*(?:\[Gloo\]|peer ranks is|JAX detected proxy).*\n',  # messages of libraries about their connections
+    re.MULTILINE,
+)
+FIRST, LAST = 14, 20  # lines of an output that are shown
+WIDTH = 80
+REPOSITORY = '/home/you/lmtrain'  # the paths that are shown
 
 
 def output(commands: str, folder: pathlib.Path) -> str:
@@ -26,17 +33,23 @@ def output(commands: str, folder: pathlib.Path) -> str:
         done = subprocess.run(
             ['bash', '-c', command],
             cwd=folder,
-            env=os.environ | {'COLUMNS': '80'},
+            env=os.environ | {'COLUMNS': str(WIDTH)},
             input=TYPED,
             stdout=subprocess.PIPE,
             encoding='utf-8',
             check=True,
         )
-        shown.append(PHASE.sub('', done.stdout).strip('\n').replace('```', "'''"))
+        shown.append(LEFT_OUT.sub('', done.stdout).strip('\n').replace('```', "'''"))
     lines = '\n\n'.join(shown).splitlines()
     if len(lines) > FIRST + LAST + 1:
         lines = [*lines[:FIRST], '...', *lines[-LAST:]]
-    return '\n'.join(lines)
+    return '\n'.join(_shown(line, folder) for line in lines)
+
+
+def _shown(line: str, folder: pathlib.Path) -> str:
+    """A line without the paths of this machine, in WIDTH columns."""
+    line = line.replace(str(PAGES.parents[1]), REPOSITORY).replace(str(folder.absolute()), '/home/you')
+    return line if len(line) <= WIDTH else f'{line[: WIDTH - 4]} ...'
 
 
 def main() -> None:
