@@ -157,7 +157,9 @@ def main() -> None:
         seeds = SEEDS[1 : 2 if arguments.quick else None]
         final = [best, *(trial(part, rate=best['learning_rate'], seed=seed, **options) for seed in seeds)]
         for each in final:
-            each['test_margins'] = margins(folder / each['run'], PARTS[part][3]).tolist()
+            if 'test_margins' not in each:
+                each['test_margins'] = margins(folder / each['run'], PARTS[part][3]).tolist()
+                files.write_json(folder / each['run'] / 'trial.json', each)
         trials += [*search, *final[1:]]
         table += figures(part, final)
         print(json.dumps(table[-2:], indent=1), flush=True)
