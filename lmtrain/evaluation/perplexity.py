@@ -34,9 +34,10 @@ def windows(ids: np.ndarray, begin: int, context: int) -> list[Prompt]:
 def check_language_model(model) -> None:
     """Raises InputError if a model gives texts no probability."""
     if not model.causal or model.head != 'lm':
+        way_out = '' if model.head in ('lm', 'none') else '; `lmtrain predict` gives what the head predicts'
         raise InputError(
             f'model.causal={model.causal}, model.head={model.head!r}: only a causal language model gives texts a '
-            'probability'
+            f'probability{way_out}'
         )
 
 

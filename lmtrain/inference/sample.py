@@ -75,6 +75,8 @@ def stream(
     """
     check_settings(**settings)
     check_prompts(model, prompts, settings['vocab_size'], num_virtual_tokens(params))
+    if model.head != 'lm':
+        raise InputError(f'model.head={model.head!r} continues no text: `lmtrain predict` gives what the head predicts')
     if every < 1:
         raise InputError(f'every={every} must be at least 1')
     size = bucket(len(prompts), 1, MAX_BATCH)

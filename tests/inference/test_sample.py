@@ -315,6 +315,10 @@ def test_invalid_prompts_are_rejected():
         generate(transformer(), [], **GREEDY)
     with pytest.raises(ValueError, match='top_p=0 leaves no token'):
         generate(transformer(), [[1]], **GREEDY | {'top_p': 0.0})
+    with pytest.raises(ValueError, match="model.head='classify' continues no text: `lmtrain predict`"):
+        sample.generate(
+            transformer(head='classify', num_labels=2), parameters(transformer()), [[1]], max_tokens=4, **GREEDY
+        )
     with pytest.raises(ValueError, match='masked language model'):
         sample.generate(transformer(causal=False), parameters(transformer()), [[1]], max_tokens=4, **GREEDY)
 
