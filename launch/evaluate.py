@@ -176,7 +176,8 @@ def prompted(values: flags.FlagValues) -> None:
     try:
         chats = [] if values.template else [conversation.read(row, (), '')[1] for row in rows]
     except ValueError as error:
-        raise InputError(f'without --template and --answer, rows are conversations: {error}') from None
+        head = 'a head of classes, tags or spans is scored by --task'
+        raise InputError(f'without --template and --answer, rows are conversations ({head}): {error}') from None
     prompts = [dialogue if dialogue.messages else dialogue.texts[0] for dialogue in chats]
     results = api.evaluate(
         model_flags.prompted(model_flags.model(values), values, 'chat_template', prompts),
