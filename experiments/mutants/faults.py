@@ -37,6 +37,11 @@ FAULTS = {
         ('a skipped step is not counted', 'step=state.step + 1,', 'step=state.step + finite.astype(jnp.int32),'),
         ('weights count as 0 or 1', 'jnp.sum(value * weights)', 'jnp.sum(value * (weights > 0))'),
         (
+            'a row counts once for each device that has a part of it',
+            'jnp.where(hooks.position_offset(1) == 0, weights, 0.0)',
+            'weights',
+        ),
+        (
             'the norm of parameters is that before the step',
             "'param_norm': optax.tree.norm(trainable)",
             "'param_norm': optax.tree.norm(state.trainable)",
@@ -375,6 +380,7 @@ FAULTS = {
             "[None] * (ndim - 2) + ['sequence'] if ndim > 1 and",
             "[None] * (ndim - 2) + ['sequence'] if ndim > 2 and",
         ),
+        ('segments are divided over sequence', '1 if name in SEGMENT_COLUMNS else x.ndim', 'x.ndim'),
     ],
     'lmtrain/parallel/collectives.py': [
         (

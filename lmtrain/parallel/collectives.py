@@ -80,7 +80,7 @@ def shard_step(mesh: Mesh, specs: dict[str, P], dtype: str, function):
         return jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(param_specs, jax.tree.map(lambda x: sharding.column(mesh, x.ndim).spec, batch), P()),
+            in_specs=(param_specs, jax.tree.map(lambda on: on.spec, sharding.columns(mesh, batch)), P()),
             out_specs=(None if gradients is None else specs_over(BATCH_AXES, gradients), P()),
             axis_names=set(BATCH_AXES) if nested else set(mesh.axis_names),
             check_vma=False,
@@ -109,7 +109,7 @@ def shard_forward(mesh: Mesh, specs: dict[str, P], dtype: str, function):
         return jax.shard_map(
             lambda params, batch: function(params, batch, model_hooks(mesh, specs, dtype)),
             mesh=mesh,
-            in_specs=(tree.unflatten(axes), jax.tree.map(lambda x: sharding.column(mesh, x.ndim).spec, batch)),
+            in_specs=(tree.unflatten(axes), jax.tree.map(lambda on: on.spec, sharding.columns(mesh, batch))),
             out_specs=sharding.column(mesh, 2).spec,
             axis_names=set(BATCH_AXES) if nested else set(mesh.axis_names),
             check_vma=False,

@@ -47,6 +47,7 @@ RULES = (
     ('head/kernel', ('fsdp', 'tensor')),
 )
 PLATFORM_KERNELS = {'gpu': 'cudnn', 'tpu': 'splash'}  # fused attention of a platform, in attention_kernels.KERNELS
+SEGMENT_COLUMNS = ('scored', 'margin', 'labels', 'label_weights')  # [B, S] of token tasks: no dimension of positions
 MAX_REPLICATED = 0.02  # fraction of the parameters' bytes that may be replicated on a mesh that shards parameters
 ALWAYS_REPLICATED = 2**20  # bytes that may be replicated in any case
 
@@ -170,6 +171,11 @@ def column(mesh: Mesh, ndim: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), *positions))
 
 
+def columns(mesh: Mesh, batch) -> dict[str, NamedSharding]:
+    """{name: the sharding of this column} of a batch of arrays or shapes; no column of segments is divided."""
+    return {name: column(mesh, 1 if name in SEGMENT_COLUMNS else x.ndim) for name, x in batch.items()}
+
+
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """InputError: a micro-batch does not divide over the mesh."""
     if batch_size < 1 or accumulate < 1:
@@ -211,7 +217,7 @@ def place(mesh: Mesh):
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), on, shard)
 
     def put(batch: dict[str, np.ndarray]):
-        shardings = {name: column(mesh, local.ndim) for name, local in batch.items()}
+        shardings = columns(mesh, batch)
         if whole:
             return jax.device_put(batch, shardings)
         return {name: array(local, shardings[name]) for name, local in batch.items()}

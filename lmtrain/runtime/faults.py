@@ -18,9 +18,10 @@ SAVE_POINTS = (
 STALL_IN_SAVE = 'stall_in_save'  # the files are written, and the process that renames them never continues
 STALL = 'stall'  # before a step: the process lives and does nothing, as in a collective whose peer is lost
 ROLLOUT = 'in_rollout'  # the completions before a step are sampled, and not yet scored
+KILL = 'kill'  # before a step: killed as at a save
 RAISE = 'raise'  # before a step: an unexpected exception
 CORRUPT = 'corrupt'  # one bit of the first of the two results of a step that is run twice
-POINTS = (*SAVE_POINTS, STALL_IN_SAVE, STALL, ROLLOUT, RAISE, CORRUPT)
+POINTS = (*SAVE_POINTS, STALL_IN_SAVE, STALL, ROLLOUT, KILL, RAISE, CORRUPT)
 
 
 def inject(point: str, step: int) -> None:

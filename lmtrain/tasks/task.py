@@ -151,6 +151,11 @@ class Task:
         return 'scored' in self.columns
 
     @functools.cached_property
+    def reads_whole_rows(self) -> bool:
+        """Whether its losses read sums over the tokens of a sequence, so that no device may see a part of a row."""
+        return self.predicts_tokens and (self.scores_segments or self.on_policy)
+
+    @functools.cached_property
     def has_classes(self) -> bool:
         """Whether its labels are classes."""
         return self.row_labels is not None

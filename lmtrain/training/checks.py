@@ -5,6 +5,7 @@ import numpy as np
 from lmtrain import optimizer, tree
 from lmtrain.adapt import leaves
 from lmtrain.cost import budget
+from lmtrain.data.example_store import ROUND
 from lmtrain.errors import InputError
 from lmtrain.parallel import collectives
 from lmtrain.report import trackers
@@ -140,10 +141,16 @@ def check_mesh(config, mesh) -> None:
     prefix = f'mesh.sequence = {sequence} with '
     if config.data.seq_len % sequence:
         raise InputError(f'{prefix}data.seq_len = {config.data.seq_len}: it must be a multiple of {sequence}')
-    if TASKS[config.task.name].reads_rows or config.data.mask_rate:
+    task = TASKS[config.task.name]
+    if not task.predicts_tokens or config.data.mask_rate:
         raise InputError(
-            f'{prefix}task.name = {config.task.name!r}, data.mask_rate = {config.data.mask_rate}: only whole text '
-            "(task.name='text', data.mask_rate=0) is cut along its positions; set mesh.sequence=1"
+            f'{prefix}task.name = {config.task.name!r}, data.mask_rate = {config.data.mask_rate}: only rows whose next '
+            'tokens are predicted are cut along their positions; set mesh.sequence=1'
+        )
+    if task.reads_rows and not task.on_policy and config.task.buckets > 1 and ROUND % sequence:
+        raise InputError(
+            f'{prefix}task.buckets = {config.task.buckets}: lengths of batches are multiples of {ROUND}; set '
+            'task.buckets=1'
         )
     if model.dropout or config.adapt.dropout or len(sweep.orders(sweep.of(config))) > 1:
         raise InputError(

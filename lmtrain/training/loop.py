@@ -128,8 +128,8 @@ class Loop:
         while progress < 1.0:
             self.watchdog.expect('step')
             step, (batch, digest) = batches.take(state)
-            faults.inject(faults.STALL, step + 1)
-            faults.inject(faults.RAISE, step + 1)
+            for point in (faults.STALL, faults.KILL, faults.RAISE):
+                faults.inject(point, step + 1)
             stopping = self.should_stop()
             # Processes must agree on the progress: under a budget in hours it is the largest of their clocks.
             progress = self.clock.spent(step + 1) if self.parts.total_steps else self.spent_by_all

@@ -263,12 +263,12 @@ class Run:
         else:
             stream = self.train_stream()
             batches = {length: stream.batch(first) for length, first in stream.steps_of_lengths().items()}
+
+        def shape(x, on):
+            return jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=on)
+
         return {
-            length: {
-                name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding.column(self.mesh, x.ndim))
-                for name, x in batch.items()
-            }
-            for length, batch in batches.items()
+            length: jax.tree.map(shape, batch, sharding.columns(self.mesh, batch)) for length, batch in batches.items()
         }
 
     # Compiled functions.
@@ -285,6 +285,7 @@ class Run:
             mesh=self.mesh,
             specs=self.specs,
             reference=self.initial.reference,
+            whole_rows=self.task.reads_whole_rows,
         )
         make = functools.partial(
             step.make_train_step,
@@ -312,7 +313,8 @@ class Run:
 
     def eval_step(self):
         """The jitted function (params, batch) -> sums."""
-        function = step.make_eval_step(self.model, self.objective, self.mesh, self.specs, self.initial.reference)
+        options = {'reference': self.initial.reference, 'whole_rows': self.task.reads_whole_rows}
+        function = step.make_eval_step(self.model, self.objective, self.mesh, self.specs, **options)
         return jax.jit(sweep.eval_step(function, self.shapes.trainable) if self.initial.members else function)
 
 

@@ -29,11 +29,13 @@ import optax
 
 from lmtrain import tree
 from lmtrain.models.hooks import NO_SHARDING
-from lmtrain.parallel import collectives
+from lmtrain.parallel import collectives, sharding
 from lmtrain.training.state import TrainState
 
 
-def sums(objective, model, params, batch, *, key=None, adapter_dropout=0.0, hooks=None, reference=None):
+def sums(
+    objective, model, params, batch, *, key=None, adapter_dropout=0.0, hooks=None, reference=None, whole_rows=False
+):
     """Weighted sums of an objective over a batch: ({name: sum(values * weights)}, sum(weights)), float32 scalars.
 
     Args:
@@ -42,6 +44,7 @@ def sums(objective, model, params, batch, *, key=None, adapter_dropout=0.0, hook
       hooks: ShardingHooks for the model if its parameters or rows are sharded.
       reference: params -> those of the reference model, which `forward(columns, reference_model=True)` applies, without
         dropout and gradient. None: the objective has no reference model.
+      whole_rows: the objective reads sums over the positions of a row: if devices have parts of rows, see `_gathered`.
     """
 
     sharded = {'hooks': hooks} if hooks else {}
@@ -54,12 +57,47 @@ def sums(objective, model, params, batch, *, key=None, adapter_dropout=0.0, hook
         options = sharded | ({'adapter_dropout': adapter_dropout} if adapter_dropout else {})
         return model.apply({'params': params}, columns, train=key is not None, rngs=rngs, **options)
 
+    if whole_rows and hooks and hooks.all_gather_sequence:
+        objective = _gathered(objective, hooks)
     values, weights = objective(forward, batch)
     return {name: jnp.sum(value * weights) for name, value in values.items()}, jnp.sum(weights)
 
 
+def _gathered(objective, hooks):
+    """The objective of whole rows as one of the positions of this device.
+
+    Columns and outputs are gathered, [B, T] numbers and not activations. All devices of a row compute the same values,
+    which count on the first one; the backward pass of the gathering returns each position its gradient.
+    """
+
+    def gather(columns):
+        whole = {name: x.ndim > 1 and name not in sharding.SEGMENT_COLUMNS for name, x in columns.items()}
+        return {name: hooks.all_gather_sequence(x) if whole[name] else x for name, x in columns.items()}
+
+    def of_part(forward, batch):
+        rows = gather(batch)
+
+        def outputs_of(columns, **options):
+            assert columns is rows, 'an objective of whole rows reads the outputs of its own batch'
+            return gather(forward(batch, **options))
+
+        values, weights = objective(outputs_of, rows)
+        return values, jnp.where(hooks.position_offset(1) == 0, weights, 0.0)
+
+    return of_part
+
+
 def make_gradient(
-    model, objective, *, accumulate=1, adapter_dropout=0.0, keep_logits=False, mesh=None, specs=None, reference=None
+    model,
+    objective,
+    *,
+    accumulate=1,
+    adapter_dropout=0.0,
+    keep_logits=False,
+    mesh=None,
+    specs=None,
+    reference=None,
+    whole_rows=False,
 ):
     """The function ((trainable, frozen), batch, key) -> (gradient, ({name: sum}, weight)).
 
@@ -73,7 +111,7 @@ def make_gradient(
       keep_logits: see `ShardingHooks.keep_logits`.
       mesh, specs: the mesh, and {path: PartitionSpec} of all parameters. Without them nothing is sharded explicitly,
         and attention uses no fused kernel.
-      reference: see `sums`.
+      reference, whole_rows: see `sums`.
     """
 
     def gradient(params, batch, key, hooks=None):
@@ -81,7 +119,8 @@ def make_gradient(
         hooks = (hooks or NO_SHARDING)._replace(keep_logits=True) if keep_logits else hooks
 
         def loss(trainable, micro_batch):
-            options = {'key': key, 'adapter_dropout': adapter_dropout, 'hooks': hooks, 'reference': reference}
+            options = {'key': key, 'adapter_dropout': adapter_dropout, 'hooks': hooks}
+            options |= {'reference': reference, 'whole_rows': whole_rows}
             values, weight = sums(objective, model, tree.join(frozen, trainable), micro_batch, **options)
             return values['loss'], (values, weight)
 
@@ -173,15 +212,16 @@ def _count_skipped(counters, finite):
     }
 
 
-def make_eval_step(model, objective, mesh=None, specs=None, reference=None):
+def make_eval_step(model, objective, mesh=None, specs=None, reference=None, whole_rows=False):
     """The function (params, batch) -> {name: sum}: the sums of the objective, and 'targets', the sum of its weights.
 
-    If the batch has the column 'bytes', 'bytes' is its sum over the targets that count. `mesh`, `specs`, `reference`:
-    see `make_gradient`.
+    If the batch has the column 'bytes', 'bytes' is its sum over the targets that count. `mesh`, `specs`, `reference`,
+    `whole_rows`: see `make_gradient`.
     """
 
     def evaluate(params, batch, key=None, hooks=None):
-        values, weight = sums(objective, model, *params, batch, hooks=hooks, reference=reference)
+        options = {'hooks': hooks, 'reference': reference, 'whole_rows': whole_rows}
+        values, weight = sums(objective, model, *params, batch, **options)
         if 'bytes' not in batch:
             return None, values | {'targets': weight}
         num_bytes = jnp.sum(batch['bytes'] * batch['loss_mask'])

@@ -272,7 +272,7 @@ def test_embedding_and_head_communicate_in_bfloat16(text, tied):
     [
         ((1, 1, 8, 1), {'model.num_kv_heads': 4}, r'model.num_kv_heads = 4 does not divide over mesh.tensor = 8'),
         ((1, 1, 1, 8), {'data.seq_len': 60}, r'mesh.sequence = 8 with data.seq_len = 60'),
-        ((1, 1, 1, 8), {'data.mask_rate': 0.15, 'model.causal': False}, 'only whole text'),
+        ((1, 1, 1, 8), {'data.mask_rate': 0.15, 'model.causal': False}, 'only rows whose next tokens are predicted'),
         ((1, 1, 1, 8), {'adapt.method': 'prefix'}, "adapt.method = 'prefix'"),
         ((1, 1, 1, 8), {'model.dropout': 0.1}, 'model.dropout = 0.1'),
     ],

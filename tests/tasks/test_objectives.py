@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
+from lmtrain.parallel import sharding
 from lmtrain.tasks import classify, policy, ppo, preference, regress, reward, span, tag, token_loss, unpaired
 from lmtrain.training import step
 
@@ -36,7 +38,9 @@ PAIRS = {'reward', 'kto', *preference.TASK.losses}  # two segments of a row belo
 class Model:
     """Outputs that depend on a token and, for the row's own head, on all real tokens before it."""
 
-    def apply(self, variables, batch, train=False, rngs=None):
+    dtype = 'float32'
+
+    def apply(self, variables, batch, train=False, rngs=None, hooks=None):
         hidden = jnp.asarray(variables['params']['table'])[batch['tokens']]
         log_p = jax.nn.log_softmax(hidden, axis=-1)
         real = (batch['segment_ids'] > 0)[..., None]
@@ -133,15 +137,49 @@ def test_splitting_a_batch_changes_no_sum(name):
             np.testing.assert_allclose(sum(part[key] for part in each), whole[key], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', OBJECTIVES)
-def test_empty_rows_have_weight_zero_and_a_finite_gradient(name):
+def with_empty_rows(name, count):
+    """The batch with `count` more rows, which hold nothing."""
     batch = batch_of(name)
-    empty = {key: np.zeros_like(x) for key, x in batch.items()}
+    empty = {key: np.zeros_like(x[:count]) for key, x in batch.items()}
     if name == 'span':
         empty['spans'] -= 1
-    more = {key: np.concatenate([x, empty[key]]) for key, x in batch.items()}
-    grad = jax.jit(jax.grad(lambda table, batch: sums(name, batch, table)['loss']))
-    np.testing.assert_allclose(grad(TABLE, more), grad(TABLE, batch), rtol=1e-5, atol=1e-6)
+    return {key: np.concatenate([x, empty[key]]) for key, x in batch.items()}
+
+
+@pytest.mark.parametrize('mesh', [(8, 1, 1, 1), (2, 2, 1, 2), (1, 1, 1, 8)])
+def test_mesh_changes_no_sum(mesh):
+    """Of outputs that are the same on all devices; one program for all objectives. See also test_rollouts.py."""
+    devices = sharding.mesh(*mesh)
+    names = [
+        name for name in OBJECTIVES if mesh[3] == 1 or name in {'causal', 'z_loss'} | POLICIES | PAIRS - {'reward'}
+    ]
+    options = {'mesh': devices, 'specs': {'table': PartitionSpec()}}
+    gradients = {
+        name: step.make_gradient(Model(), OBJECTIVES[name], whole_rows=name in POLICIES | PAIRS, **options)
+        for name in names
+    }
+    batches = {name: with_empty_rows(name, 2) for name in names}
+    whole = {name: (sums(name, batch), gradient_of(name, batch)) for name, batch in batches.items()}
+
+    @jax.jit
+    def divided(batches):
+        return {name: gradients[name](({'table': TABLE}, {}), batch, None) for name, batch in batches.items()}
+
+    for name, (gradient, (values, weight)) in divided(batches).items():
+        for key, value in {**values, 'weight': weight}.items():
+            np.testing.assert_allclose(value, whole[name][0][key], rtol=1e-6, atol=1e-6, err_msg=f'{name} {key}')
+        np.testing.assert_allclose(gradient['table'], whole[name][1], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient_of(name, batch):
+    return jax.grad(lambda table: sums(name, batch, table)['loss'])(TABLE)
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_empty_rows_have_weight_zero_and_a_finite_gradient(name):
+    batch, more = batch_of(name), with_empty_rows(name, B)
+    np.testing.assert_allclose(gradient_of(name, more), gradient_of(name, batch), rtol=1e-5, atol=1e-6)
     assert sums(name, more)['weight'] == sums(name, batch)['weight']
 
 

@@ -86,14 +86,17 @@ def test_a_call_continues_at_the_stage_that_is_not_finished(trained, monkeypatch
     assert [{**each, 'seconds': 0} for each in again] == [{**each, 'seconds': 0} for each in results]
 
 
+RUN = """lambda configs, folder: (
+    pipeline.PIPELINES.update(both=(pipeline.Stage('first'), pipeline.Stage('second', 'first'))),
+    pipeline.run('both', {name: config_of(values) for name, values in configs.items()}, folder),
+)"""
+
+
 @pytest.mark.slow
-def test_a_stage_that_was_stopped_ends_with_the_same_bits(trained, tmp_path, monkeypatch):
+def test_a_pipeline_that_was_killed_ends_with_the_same_bits(trained, tmp_path, kill):
     folder, configs, results = trained
-    monkeypatch.setenv('LMTRAIN_FAULT', 'raise@7')
-    with pytest.raises(AssertionError, match='raise@7'):
-        pipeline.run('both', configs, tmp_path)
+    kill([('kill@7', RUN, {name: each.to_dict() for name, each in configs.items()}, str(tmp_path))])
     assert (tmp_path / 'first' / 'stage.json').exists() and not (tmp_path / 'second' / 'stage.json').exists()
-    monkeypatch.delenv('LMTRAIN_FAULT')
     again = pipeline.run('both', configs, tmp_path)
     assert [{**each, 'seconds': 0} for each in again] == [{**each, 'seconds': 0} for each in results]
     one, other = (tree.flatten(loading.load_run(each / 'second').params) for each in (folder, tmp_path))

@@ -1,5 +1,6 @@
 """The reference model: cached on the disk or live in the step, with the same losses; one copy of the weights."""
 
+import functools
 import json
 
 import jax
@@ -128,7 +129,9 @@ def test_reference_free_objectives_have_no_column(base):
 SIZES = {'model.num_heads': 8, 'model.num_kv_heads': 8, 'model.head_dim': 4, 'init.base': '', 'data.tokenizer': 'bytes'}
 SIZES |= {'model.vocab_size': 264, 'data.seq_len': 96, 'data.batch_size': 16}
 UNPAIRED = {'task.name': 'unpaired', 'task.train': ('labelled.jsonl',), 'task.validation': ('labelled.jsonl',)}
+CHAT = {'task.name': 'chat', 'task.text': ('prompt',), 'task.label': 'chosen', 'task.template': 'none'}
 TASKS = {
+    'chat': CHAT,
     'preference': {},
     'reward': {'task.name': 'reward', 'task.pack': True, 'objective.centring': 0.01},
     'unpaired': UNPAIRED | {'task.group': 2, 'task.too_long': 'cut'},
@@ -139,22 +142,39 @@ TASKS = {
 @pytest.mark.parametrize(
     ('task', 'settings'),
     [
-        ('preference', {'mesh.data': 8}),
-        ('preference', {'mesh.fsdp': 8}),
+        ('chat', {'mesh.data': 2, 'mesh.sequence': 4}),
+        ('preference', {'mesh.fsdp': 2, 'mesh.sequence': 4}),
         ('preference', {'mesh.tensor': 8}),
         ('preference', {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2, 'optimizer.accumulate': 4}),
         ('reward', {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2, 'optimizer.accumulate': 2}),
-        ('unpaired', {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2, 'optimizer.accumulate': 2}),
+        ('unpaired', {'mesh.fsdp': 2, 'mesh.tensor': 2, 'mesh.sequence': 2, 'optimizer.accumulate': 2}),
     ],
 )
 def test_meshes_and_accumulation_change_no_loss(base, task, settings):
     labelled = [row | {'completion': row['chosen'], 'label': n % 3 > 0} for n, row in enumerate(ROWS)]
     (base / 'labelled.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in labelled), encoding='utf-8')
-    whole = SIZES | TASKS[task]
-    alone = losses(build(*resolve(recipe(base, **whole)), jax.devices()[:1]), 2, ('loss', 'grad_norm'))
-    divided = losses(build(*resolve(recipe(base, **whole, **settings))), 2, ('loss', 'grad_norm'))
+    alone = losses_on_one_device(base, task)
+    divided = losses(build(*resolve(recipe(base, **SIZES | TASKS[task] | settings))), 2, ('loss', 'grad_norm'))
     np.testing.assert_allclose(divided[0, 0], alone[0, 0], rtol=1e-6)
     np.testing.assert_allclose(divided, alone, rtol=1e-5)
+
+
+@functools.cache
+def losses_on_one_device(base, task):
+    run = build(*resolve(recipe(base, **SIZES | TASKS[task])), jax.devices()[:1])
+    return losses(run, 2, ('loss', 'grad_norm'))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'task.buckets': 3}, r'mesh.sequence = 3 with task.buckets = 3: .* multiples of 8; set task.buckets=1'),
+        ({'task.name': 'reward'}, r"mesh.sequence = 3 with task.name = 'reward'.* set mesh.sequence=1"),
+    ],
+)
+def test_rows_that_are_not_divided_over_their_positions_are_refused(base, settings, message):
+    with pytest.raises(InputError, match=message):
+        build(*resolve(recipe(base, **SIZES | {'mesh.sequence': 3, 'mesh.data': 1} | settings)), jax.devices()[:3])
 
 
 def test_trained_run_is_evaluated_with_its_reference(base, tmp_path):
