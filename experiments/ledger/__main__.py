@@ -71,7 +71,7 @@ def step(form: str, model: dict, method: str, length: int, rows: int, scanned: b
             'rows': rows,
             'scanned': scanned,
             'flops': [run.executed_flops_per_step, hlo.compiled_flops(compiled)],
-            'bytes': [run.memory()['total'], hlo.compiled_bytes(compiled)],
+            'bytes': [run.memory['total'], hlo.compiled_bytes(compiled)],
         }
 
 

@@ -54,7 +54,7 @@ def _trained(comparison: Comparison, trial: Trial) -> Plan:
     if not TASKS[config.task.name].has_classes:
         _check_completions(comparison)
     run = build(*resolve(config, base=comparison.base if same else None))
-    memory = run.memory()['total']
+    memory = run.memory['total']
     sequential = not trial.arm.settings['vectorised'] or 0 < MEMORY_SHARE * run.device_memory < memory
     if sequential:
         memory //= max(len(run.initial.members), 1)  # at most: members share the frozen leaves

@@ -227,6 +227,10 @@ class Prefetch:
         return self
 
     def __next__(self) -> tuple[int, Any]:
+        return self.take()
+
+    def take(self, state: Any = None) -> tuple[int, Any]:
+        """(step, place(batch)), whatever the train state is. Raises StopIteration after the last step."""
         if self._stopped.is_set():
             raise StopIteration
         start = time.monotonic()
@@ -239,10 +243,6 @@ class Prefetch:
             self.close()
             raise item
         return item
-
-    def take(self, state: Any) -> tuple[int, Any]:
-        """(step, place(batch)); the batches of data do not depend on the train state."""
-        return next(self)
 
     def close(self) -> None:
         """Ends the thread and drops the batches that are ready."""

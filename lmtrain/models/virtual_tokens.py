@@ -55,7 +55,8 @@ def prefix(params) -> int:
 
     InputError: the lengths differ, or only some layers have a prefix.
     """
-    layers = [params[name].get('attention', {}).get('prefix_key') for name in tree.segments(params)]
+    stacks = (leaves for name, leaves in params.items() if name.startswith(tree.STACK))
+    layers = [leaves.get('attention', {}).get('prefix_key') for leaves in stacks]
     lengths = {0 if leaf is None else leaf.shape[1] for leaf in layers}
     if len(lengths) > 1:
         raise InputError(f'the prefixes of the layers have different lengths: {sorted(lengths)}')

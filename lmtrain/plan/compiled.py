@@ -132,7 +132,7 @@ def bound(run: Run, target: Target, exchanged: dict[tuple[str, str], float]) -> 
     """
     if not target.chip:
         return None
-    chip, memory, config = target.chip, run.memory(), run.config
+    chip, memory, config = target.chip, run.memory, run.config
     passes = (3 if config.model.remat != 'none' else 2) * config.optimizer.accumulate
     weights = tree.count(run.shapes.params) / run.mesh.shape['tensor'] * (2 if config.model.dtype == 'bfloat16' else 4)
     state = sum(memory[part] for part in ('parameters', 'gradients', 'moments'))
@@ -148,7 +148,7 @@ def needed(run: Run, target: Target, figures: Compiled) -> float:
     """Bytes on a device by the target's own compiler; without one, the larger of theory and the CPU compiler."""
     if figures.too_large:
         return math.inf
-    return figures.total if target.topology else max(run.memory()['total'], figures.total)
+    return figures.total if target.topology else max(run.memory['total'], figures.total)
 
 
 def that_fits(run: Run, target: Target, figures: Compiled) -> tuple[Run, Compiled, dict[str, Any]]:
@@ -158,7 +158,7 @@ def that_fits(run: Run, target: Target, figures: Compiled) -> tuple[Run, Compile
     theory so far, doubled when a compiler fails without a figure. Without changes if nothing fits at this batch size
     on this mesh.
     """
-    above = 1.0 if figures.too_large else needed(run, target, figures) / run.memory()['total']
+    above = 1.0 if figures.too_large else needed(run, target, figures) / run.memory['total']
     parts = run.mesh.shape['data'] * run.mesh.shape['fsdp'] * run.config.optimizer.accumulate
     policies = dict.fromkeys((run.config.model.remat, 'full'))
     for remat, more in itertools.product(policies, range(1, run.config.data.batch_size // parts + 1)):
@@ -169,13 +169,13 @@ def that_fits(run: Run, target: Target, figures: Compiled) -> tuple[Run, Compile
         config.optimizer.accumulate, config.model.remat = micro, remat
         model = dataclasses.replace(run.model, remat=remat)
         one = dataclasses.replace(run, config=config.lock(), model=model)
-        if above * one.memory()['total'] > target.chip.memory:
+        if above * one.memory['total'] > target.chip.memory:
             continue
         again = compiled(one)
         if (memory := needed(one, target, again)) <= target.chip.memory:
             changed = {'model.remat': remat} if remat != run.config.model.remat else {}
             return one, again, {'optimizer.accumulate': micro} | changed
-        above = 2 * above if again.too_large else max(above, memory / one.memory()['total'])
+        above = 2 * above if again.too_large else max(above, memory / one.memory['total'])
     return run, figures, {}
 
 
@@ -231,7 +231,7 @@ def verdict(run: Run, target: Target, figures: Compiled) -> str:
         return f'no: {figures.too_large}'
     if not target.chip:
         return f'{_bytes(figures.total)} a device, {_bytes(figures.total * target.chips)} of this machine in all'
-    total, theory = needed(run, target, figures), run.memory()['total']
+    total, theory = needed(run, target, figures), run.memory['total']
     answer = 'yes' if total <= target.chip.memory else 'no'
     text = f'{answer}: {_bytes(total)} of {_bytes(target.chip.memory)} a device'
     if target.topology:
@@ -245,7 +245,7 @@ def _bytes(size: float) -> str:
 
 def memory_table(run: Run, figures: Compiled) -> str:
     """Bytes on each device by kind: theory and compiler."""
-    theory, held = run.memory(), arguments(run)
+    theory, held = run.memory, arguments(run)
     fits = not figures.too_large
     rows = [('', 'theory', 'compiler', 'ratio')]
     for part in ('parameters', 'moments'):

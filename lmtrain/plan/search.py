@@ -69,7 +69,7 @@ def _on_mesh(config, target: Target, mesh: tuple[int, int, int]) -> Iterator[Can
         micro = [2**power for power in range(rows.bit_length()) if rows % 2**power == 0]
         for remat, accumulate in itertools.product(REMAT, micro):
             one = _changed(run, remat, accumulate)
-            memory = one.memory()['total']
+            memory = one.memory['total']
             if memory <= SHARE * target.chip.memory:
                 bound = forecast.bound(one, target, traffic.minimum(one))
                 yield Candidate(mesh, remat, accumulate, one.tokens_per_step / max(bound), memory, bound)

@@ -22,7 +22,7 @@ def header(run, stand_in: bool = False) -> str:
         total_steps=run.total_steps,
         epoch_tokens=None if stand_in or run.task.on_policy else epoch,
         flops_per_step=run.flops_per_step.total,
-        memory=run.memory(),
+        memory=run.memory,
     )
     notes = [terminal.note('rows', text) for text in getattr(run.corpus, 'notes', ())]  # of a task
     if not run.task.reads_rows and not stand_in:
@@ -73,11 +73,6 @@ def _remarks(run) -> list[str]:
     return notes
 
 
-def epochs(run, steps: int) -> float:
-    """Passes over the training split in `steps` steps; of a mixture, over that of its first source."""
-    return steps / run.stream('train', shuffle=True).steps_per_epoch
-
-
 def finished(step: int, early: bool) -> str:
     """The line on a run of which nothing is left to train; `early`: evaluate.patience ended it."""
     reason = 'evaluate.patience ended the run' if early else 'the budget is spent'
@@ -96,10 +91,10 @@ def planned(run) -> dict[str, float]:
 
     Seconds are those at the share config.plan.mfu of the peak of the devices.
     """
-    figures = {'peak_memory': run.memory()['total']}
+    figures = {'peak_memory': run.memory['total']}
     if run.total_steps:
         figures |= {'steps': run.total_steps, 'tokens': run.total_steps * run.tokens_per_step}
-        figures |= {'epochs': epochs(run, run.total_steps)}
+        figures |= {'epochs': run.total_steps / run.steps_per_epoch}
     if run.total_steps and run.peak_flops:
         flops = run.total_steps * run.flops_per_step.total
         figures |= {'seconds': flops / run.peak_flops / run.config.plan.mfu}

@@ -1,6 +1,6 @@
 """Agreement between the processes of one run: gathered values, checked equality, an all-reduced maximum.
 
-With one process every function returns at once and uses no device.
+With one process the functions return at once and use no device.
 """
 
 import hashlib
@@ -61,19 +61,15 @@ class AsyncMax:
     """
 
     def __init__(self) -> None:
-        self._alone = jax.process_count() == 1
-        if not self._alone:
-            first = {device.process_index: device for device in reversed(jax.devices())}  # the first of each process
-            mesh = jax.sharding.Mesh(np.array([first[i] for i in sorted(first)]), ('process',))
-            self._by_process = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('process'))
-            replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-            self._max = jax.jit(lambda rows: rows.max(axis=0), out_shardings=replicated)
-            self._pending = None
+        first = {device.process_index: device for device in reversed(jax.devices())}  # the first of each process
+        mesh = jax.sharding.Mesh(np.array([first[i] for i in sorted(first)]), ('process',))
+        self._by_process = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('process'))
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._max = jax.jit(lambda rows: rows.max(axis=0), out_shardings=replicated)
+        self._pending = None
 
     def __call__(self, *values: float, now: bool = False) -> tuple[float, ...]:
         """The maximum of each value over all processes, float32."""
-        if self._alone:
-            return values
         row = np.array([values], np.float32)
         reduced = self._max(jax.make_array_from_process_local_data(self._by_process, row))
         before, self._pending = self._pending, reduced

@@ -67,7 +67,8 @@ def build(
     run = _with_parts(config, mesh, model, base, corpus, device_memory)
     if not needs_data:
         run = dataclasses.replace(run, corpus=_read_data(config, base))
-    run = reference.with_column(run)
+    if run.initial.reference_mode:
+        run = reference.with_column(run)
     if run.task.predicts_tokens:
         samples.check(run)
     if run.task.on_policy:
@@ -88,7 +89,8 @@ def _with_parts(config, mesh, model, base, corpus, device_memory) -> Run:
     checks.check_paths(config, initial.shapes.trainable, initial.shapes.params)
     params = initial.member_shapes.params
     checks.check_leaves(config, head.model, params, mesh)
-    reference.check(initial)
+    if initial.reference_mode:
+        reference.check(initial)
     if mesh.size > 1:
         sharding.replicated(params, mesh)  # raises if a rule does not cover a leaf
     run = Run(

@@ -114,17 +114,18 @@ def _totals(eval_step, params, stream, place, stopped) -> dict[str, np.ndarray] 
     """The sums over a pass, added in float64 on the host; None if it was stopped."""
     totals: dict[str, float] = {}
     previous = None
-    for index in progress.each(range(stream.steps_per_epoch + 1), 'evaluating', brief=True):
-        if stopped():
-            return None
-        # The devices compute this batch while the host reads the sums of the previous one.
-        running = eval_step(params, place(stream.batch(index))) if index < stream.steps_per_epoch else None
-        if jax.default_backend() == 'cpu':
-            jax.block_until_ready(running)  # Gloo may confuse its collectives with the one in `stopped`
-        if previous is not None:
-            for name, value in jax.device_get(previous).items():
-                totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
-        previous = running
+    with progress.phase('evaluating', stream.steps_per_epoch + 1, brief=True) as phase:
+        for index in range(stream.steps_per_epoch + 1):
+            if stopped():
+                return None
+            # The devices compute this batch while the host reads the sums of the previous one.
+            running = eval_step(params, place(stream.batch(index))) if index < stream.steps_per_epoch else None
+            if jax.default_backend() == 'cpu':
+                jax.block_until_ready(running)  # Gloo may confuse its collectives with the one in `stopped`
+            if previous is not None:
+                for name, value in jax.device_get(previous).items():
+                    totals[name] = totals.get(name, 0.0) + np.asarray(value, np.float64)
+            previous, phase.done = running, index + 1
     return totals
 
 

@@ -89,10 +89,15 @@ class InitialState:
         keys = jax.vmap(jax.random.key)(seeds)
         return sweep.create(one, keys[0], keys[1:]) if self.members else one(keys[0])
 
-    @property
+    @functools.cached_property
+    def reference_mode(self) -> str:
+        """Where the log-probabilities of the reference model are from, see `reference.mode`; '' if there is none."""
+        return reference.mode(self.config)
+
+    @functools.cached_property
     def reference(self) -> Callable[[tree.Params], tree.Params] | None:
         """`reference_params` if the objective computes the reference model in the step (objective.reference)."""
-        return self.reference_params if reference.mode(self.config) == 'live' else None
+        return self.reference_params if self.reference_mode == 'live' else None
 
     def reference_params(self, params: tree.Params) -> tree.Params:
         """The leaves of `params` that the reference model has: those of the base, without what the method adds."""

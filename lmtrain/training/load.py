@@ -166,7 +166,8 @@ def evaluate_split(
                 f'the {name} is not what {directory} was trained with: {str(saved.get(name))[:12]} then, '
                 f'{value[:12]} now'
             )
-    run = reference.complete(run)
+    if run.initial.reference_mode:
+        run = reference.complete(run)
     params = jax.device_put(trained.params, sharding.shardings(trained.params, run.mesh))
     place = sharding.place(run.mesh)
     if run.task.on_policy:

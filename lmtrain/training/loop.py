@@ -43,12 +43,14 @@ class Loop:
         self.measure = self._measure()
         self.baselines = {} if run.config.data.mask_rate else run.corpus.baselines()
         self.means = metrics.Means(extra.get('means', {}))
-        self.monitor = monitor.Monitor(extra.get('monitor', {}))
+        self.monitor = monitor.Monitor(extra.get('monitor', {})) if self.sampler else None
+        self.rollout_steps = run.steps_per_rollout
         self.sampled = extra.get('sampled', {})  # numbers of the rollouts that a resumed run needs
         self.sampling = 0.0  # seconds of rollouts in this start
         self.patience, self.bests = run.config.evaluate.patience, extra.get('bests', [])  # of early stopping
         self.rises = 0  # evaluations in a row with a higher loss than the one before
-        self.all_max, self.stopping, self.spent_by_all = multihost.AsyncMax(), False, 0.0
+        self.all_max = multihost.AsyncMax() if jax.process_count() > 1 else None
+        self.stopping, self.spent_by_all = False, 0.0
 
     def _measure(self):
         """The function (params, stopped) -> the held-out results, or None if it was stopped."""
@@ -70,8 +72,9 @@ class Loop:
         """
         signalled = float(bool(self.signals.received))
         spent = 0.0 if self.clock.total_steps else self.clock.spent(self.step + 1)  # of steps, all spend the same
-        any_signalled, self.spent_by_all = self.all_max(signalled, spent, now=now)
-        self.stopping = self.stopping or bool(any_signalled)
+        if self.all_max:
+            signalled, spent = self.all_max(signalled, spent, now=now)
+        self.stopping, self.spent_by_all = self.stopping or bool(signalled), spent
         return self.stopping
 
     def run(self, state, compiled):
@@ -88,7 +91,7 @@ class Loop:
             if self.evaluated_at != self.step:
                 self.evaluate(state)
             return state
-        first = self.parts.task.on_policy and not self.step  # what the policy can do before it learns
+        first = self.sampler and not self.step  # what the policy can do before it learns
         if (first or self.due(config.evaluate.every_steps)) and self.evaluated_at != self.step:
             self.evaluate(state)  # or a signal interrupted it in the previous start
             if self.step and self.evaluated_at == self.step:
@@ -115,7 +118,7 @@ class Loop:
 
     def due(self, every: int) -> bool:
         """Whether something is due that is done every so many steps; a rollout's steps are not interrupted for it."""
-        size = self.parts.steps_per_rollout
+        size = self.rollout_steps
         return self.step > 0 and self.step % size == 0 and self.step // every > (self.step - size) // every
 
     def _steps(self, state, train_step, batches, progress):
@@ -141,7 +144,7 @@ class Loop:
             step_function = sdc.run_twice(train_step, self.step) if check else train_step
             state, measured = step_function(state, batch, np.float32(progress))
             pending.append((self.step, progress, measured, digest, batches.waited, batches.figures))
-            whole = progress >= 1.0 or self.step % self.parts.steps_per_rollout == 0
+            whole = progress >= 1.0 or self.step % self.rollout_steps == 0
             evaluate_now = progress >= 1.0 or self.due(self.parts.config.evaluate.every_steps)
             save_now = progress >= 1.0 or self.due(self.checkpoints.every_steps)
             save_now = save_now or whole and self.step == self.checkpoints.branch
@@ -192,16 +195,17 @@ class Loop:
             )
         self.means.add(values)
         if figures:
-            self.monitor.add(values, figures, first=(step - 1) % self.parts.steps_per_rollout == 0)
+            self.monitor.add(values, figures, first=(step - 1) % self.rollout_steps == 0)
         if step % self.parts.config.log.every_steps and 1 < step and progress < 1.0:
             return
         means = self.means.take()
         if figures:  # steps in which no completion had a signal have no loss
             values = {name: value for name, value in values.items() if name not in means}
             means = {name: value for name, value in means.items() if not math.isnan(value)}
-        values |= means | self.monitor.figures()
+        values |= means
         speed = self.meter.read(step, progress, waited)
-        if self.parts.task.on_policy:
+        if self.sampler:
+            values |= self.monitor.figures()
             self.sampling = waited
             speed |= {'rollout_seconds': waited, 'training_seconds': self.clock.elapsed - self.clock.before - waited}
         if self.clock.seconds_left is not None:
@@ -213,8 +217,8 @@ class Loop:
 
     def show(self, step: int, prompts, completions):
         """Prints and records a few completions of a rollout that follows `step` steps, if they are due."""
-        every, size = self.parts.config.policy.show_every, self.parts.steps_per_rollout
-        if every and step // size % every == 0:
+        every = self.parts.config.policy.show_every
+        if every and step // self.rollout_steps % every == 0:
             rows = samples.rows(prompts.texts, completions)
             self.live.print(samples.table(rows))
             if self.writers:
@@ -245,12 +249,11 @@ class Loop:
         if self.parts.initial.members:
             self.live.print(terminal.note('', sweep.line(self.parts.initial.members, self.validation)))
         if self.rises == evaluations.RISING and self.writers and not self.parts.initial.members:
-            steps_per_epoch = self.step / summary.epochs(self.parts, self.step)
             if sign := evaluations.overfitting(self.writers.lines()):
-                self.live.print(terminal.note('overfits', evaluations.text(sign, steps_per_epoch)))
+                self.live.print(terminal.note('overfits', evaluations.text(sign, self.parts.steps_per_epoch)))
         for name, own in self.validation.get('sources', {}).items():
             self.live.print(terminal.note('', f'{name}: {terminal.evaluation_line(own, {})}'))
-        if warning := self.monitor.compare(self.validation) if self.parts.task.on_policy else '':
+        if self.sampler and (warning := self.monitor.compare(self.validation)):
             self.live.print(terminal.note('warning', warning))
         if not math.isfinite(self.validation['loss']):
             self.abort(f'the validation loss after step {self.step:,} is {self.validation["loss"]}')
@@ -269,7 +272,7 @@ class Loop:
         self.watchdog.expect('save')
         extra = {'elapsed': self.clock.elapsed, 'validation': self.validation, 'evaluated_at': self.evaluated_at}
         extra |= {'means': self.means.state}  # of the steps since the last line
-        extra |= {'monitor': self.monitor.state, 'sampled': self.sampled} if self.parts.task.on_policy else {}
+        extra |= {'monitor': self.monitor.state, 'sampled': self.sampled} if self.sampler else {}
         extra |= {'bests': self.bests} if self.patience else {}
         if hours := self.parts.config.budget.hours:
             extra['hours'] = self.progress * hours  # by which the schedule set the last step; `elapsed` is later
@@ -301,7 +304,7 @@ class Loop:
     def results(self, state) -> dict[str, Any]:
         """The content of results.json."""
         cost = {'steps': self.step, 'seconds': self.clock.elapsed} | self.spent() | self.measured()
-        cost |= {'epochs': summary.epochs(self.parts, self.step)}
+        cost |= {'epochs': self.step / self.parts.steps_per_epoch}
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
         results = {
             'validation': self.validation,

@@ -37,19 +37,16 @@ def mode(config) -> str:
     return chosen
 
 
-def note(config) -> str:
-    """Where the log-probabilities of the reference model are from, for the header of a run; '' if it has none."""
-    notes = {
-        'cached': f'log-probabilities of the base, computed once, kept in {cache_directory(config.data.cache)}',
-        'live': 'log-probabilities of the base without the adapter, computed in every step',
-        '': '',
-    }
-    return notes[mode(config)]
+def note(run) -> str:
+    """Where the log-probabilities of the reference model are from, for the header of a run that has one."""
+    if run.initial.reference_mode == 'live':
+        return 'log-probabilities of the base without the adapter, computed in every step'
+    return f'log-probabilities of the base, computed once, kept in {cache_directory(run.config.data.cache)}'
 
 
 def check(initial) -> None:
     """Raises InputError if the step cannot compute the reference model because the method changes the base."""
-    chosen = mode(initial.config)
+    chosen = initial.reference_mode
     if chosen == 'cached' and not initial.base and len({member.seed for member in initial.members}) > 1:
         raise InputError(
             "sweep.seeds with objective.reference = 'cached' and no init.base: every member begins with other "
@@ -73,7 +70,7 @@ def with_column(run, logprob: dict[str, np.ndarray] | None = None):
       logprob: {split: float32 [N]}, of the tokens of its examples. None: not known yet; the values are NaN, so that a
         step that reads them by mistake is not finite.
     """
-    if mode(run.config) != 'cached':
+    if run.initial.reference_mode != 'cached':
         return run
     examples = {}
     for split, each in run.corpus.examples.items():
@@ -85,7 +82,7 @@ def with_column(run, logprob: dict[str, np.ndarray] | None = None):
 
 def complete(run):
     """The run with the log-probabilities of the reference model, read from the cache or computed on its mesh."""
-    if mode(run.config) != 'cached':
+    if run.initial.reference_mode != 'cached':
         return run
     directory = cache_directory(run.config.data.cache) / f'reference-{_key(run)[:32]}'
     # A collective computes it, so all processes must agree; each has it then, also if their caches are separate.

@@ -210,11 +210,14 @@ class Run:
         See `ShardingHooks.keep_logits`.
         """
         possible = self.task.predicts_tokens and self.config.model.dtype == 'bfloat16'
-        return possible and self.memory(keep_logits=True)['total'] <= self.device_memory / 2
+        return possible and self._memory(keep_logits=True)['total'] <= self.device_memory / 2
 
-    def memory(self, keep_logits: bool | None = None) -> dict[str, int]:
-        """Bytes on one device, by part: `cost.bytes_per_device`. `keep_logits`: None is as in the step."""
-        keep_logits = self.keep_logits if keep_logits is None else keep_logits
+    @functools.cached_property
+    def memory(self) -> dict[str, int]:
+        """Bytes on one device, by part: `cost.bytes_per_device`."""
+        return self._memory(self.keep_logits)
+
+    def _memory(self, keep_logits: bool) -> dict[str, int]:
         config, replicas = self.config, self.mesh.shape['data'] * self.mesh.shape['fsdp']
         rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.initial.members), 1)
         options = {axis: self.mesh.shape[axis] for axis in ('tensor', 'sequence')}
@@ -247,6 +250,11 @@ class Run:
             rows=sharding.rows(self.mesh, self.config.data.batch_size),
             limit=limit,
         )
+
+    @functools.cached_property
+    def steps_per_epoch(self) -> int:
+        """Steps of a pass over the training split; of a mixture, over that of its first source."""
+        return self.stream('train', shuffle=True).steps_per_epoch
 
     def train_stream(self):
         """The batches of the train step; in a sweep of several orders those of all members side by side."""

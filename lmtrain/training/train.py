@@ -54,9 +54,10 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
         # All see the folder as process 0 does: `workdir.check_shared`.
         if (directory / 'results.json').exists() and (results := _finished(run, directory, changed, screen)):
             return results
-        watchdog.expect('evaluate')
-        run = reference.complete(run)
-        watchdog.expect('start')
+        if run.initial.reference_mode:
+            watchdog.expect('evaluate')
+            run = reference.complete(run)
+            watchdog.expect('start')
         branch = _branch(run, directory)
         checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', **config.checkpoint, branch=branch))
         signals = stack.enter_context(lifecycle.Signals())
@@ -81,7 +82,9 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
         results = loop.results(state) | (evaluate.change(before, loop.domains(state)) if before else {})
         results |= {} if run.task.reads_rows else {'data': run.corpus.facts()}
         watchdog.expect('evaluate')
-        results |= _details(run, state)
+        # In several processes and in sweeps no predictions are gathered.
+        if run.task.details and jax.process_count() == 1 and not run.initial.members:
+            results |= _details(run, state)
         if jax.process_index() == 0:
             with progress.phase('sampling texts, writing the report'):
                 _write_results(run, state, directory, results, finished)
@@ -99,8 +102,8 @@ def _branch(run: Run, directory: Path) -> int | None:
 def _is_over(run: Run, extra: dict[str, Any]) -> bool:
     """Whether the budget is spent or evaluate.patience exhausted, by the counters of a checkpoint."""
     clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
-    over = clock.spent(extra['step']) >= 1.0
-    return over or evaluations.exhausted(extra.get('bests', []), run.config.evaluate.patience)
+    patience = run.config.evaluate.patience
+    return clock.spent(extra['step']) >= 1.0 or patience and evaluations.exhausted(extra.get('bests', []), patience)
 
 
 def _finished(run: Run, directory: Path, changed, screen: progress.Screen) -> dict[str, Any] | None:
@@ -133,7 +136,7 @@ def _claim(stack: contextlib.ExitStack, run: Run, directory: Path) -> list[workd
     workdir.check(directory, tree.size(run.shapes), count)
     if several:
         workdir.check_shared(directory)
-    preflight.check_memory(run.memory(), run.mesh.local_devices[0])
+    preflight.check_memory(run.memory, run.mesh.local_devices[0])
     stack.enter_context(workdir.exit_on_disk_full(directory))
     if jax.process_index():
         return []
@@ -154,8 +157,8 @@ def _announce(
     """Prints the header of a start, on process 0."""
     live = stack.enter_context(contextlib.closing(Live(run.total_steps, screen)))
     live.print(summary.header(run))
-    if text := reference.note(run.config):
-        live.print(terminal.note('reference', text))
+    if run.initial.reference_mode:
+        live.print(terminal.note('reference', reference.note(run)))
     if resumed_from is not None:
         live.print(f'  resumed    after step {resumed_from:,}, {terminal.duration(elapsed)} in')
     for difference in changed:
@@ -174,9 +177,11 @@ def _record_start(
     if not finished and (directory / 'results.json').exists():
         steps = workdir.read(directory / 'results.json').get('cost', {}).get('steps', resumed_from)
         (directory / 'results.json').rename(directory / f'results.{steps}.json')
-    lost = workdir.lost_seconds(directory, resumed_from or 0)
-    for name in ('metrics.jsonl', 'timings.jsonl', 'completions.jsonl'):
-        workdir.truncate_jsonl(directory / name, resumed_from or -1)
+    lost = 0.0
+    if (directory / 'lineage.jsonl').exists():  # of earlier starts
+        lost = workdir.lost_seconds(directory, resumed_from or 0)
+        for name in ('metrics.jsonl', 'timings.jsonl', 'completions.jsonl'):
+            workdir.truncate_jsonl(directory / name, resumed_from or -1)
     workdir.record(directory, resumed_from, changed, lost_seconds=lost, **provenance(run.mesh.devices.ravel()))
     run.corpus.tokenizer.save(directory / 'tokenizer')
     generation.write(directory, run.generation)
@@ -212,9 +217,7 @@ def _write_results(run: Run, state, directory: Path, results: dict[str, Any], fi
 
 
 def _details(run: Run, state) -> dict[str, Any]:
-    """`Task.details` of the validation split; {} in several processes and in sweeps, which gather no predictions."""
-    if run.task.details is None or jax.process_count() > 1 or run.initial.members:
-        return {}
+    """`Task.details` of the validation split."""
     stream, place = run.stream('validation'), sharding.place(run.mesh)
     settings = run.config.objective.to_dict() | {'head': run.output}
     predicted = predictions.predictions(run.model, run.task.predict, state.params, stream, place, **settings)

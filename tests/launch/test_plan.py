@@ -156,7 +156,7 @@ def test_search_compiles_until_candidates_fit(capsys, monkeypatch):
     asked = []
 
     def compiled(run):
-        asked.append((run.model.remat, run.memory()['total']))
+        asked.append((run.model.remat, run.memory['total']))
         return forecast.Compiled(**({'total': 7_000_000} if run.model.remat == 'none' else {'too_large': 'far'}))
 
     monkeypatch.setattr(forecast, 'compiled', compiled)

@@ -194,7 +194,7 @@ def test_steps_that_a_kernel_does_not_support(text, monkeypatch):
     whole = {'data.seq_len': 128}
     plain, fused = (run_of(text, (2, 2, 2, 1), whole | {'model.attention': name}) for name in ('xla', 'splash'))
     assert (plain.attention, fused.attention) == ('xla', 'splash')
-    assert fused.memory()['activations'] < plain.memory()['activations']
+    assert fused.memory['activations'] < plain.memory['activations']
     sequence = (2, 2, 1, 2)
     assert run_of(text, sequence, whole).attention == 'xla'
     with pytest.raises(
@@ -251,7 +251,7 @@ def test_memory_of_a_device_is_near_the_estimate(text, mesh):
     more = {'data.seq_len': 256, 'model.width': 128, 'model.mlp_dim': 512, 'model.num_layers': 4, 'model.unroll': 1}
     run = run_of(text, mesh, more | {'model.head_dim': 16})
     (compiled,) = run.train_steps().values()
-    theory = run.memory()
+    theory = run.memory
     ratio = compiled.memory_analysis().temp_size_in_bytes / (theory['activations'] + theory['gradients'])
     assert 0.8 < ratio < 1.8
 

@@ -38,7 +38,7 @@ def test_memory_traffic_of_a_step(config, remat, accumulate, passes):
     config.model.remat, config.optimizer.accumulate = remat, accumulate
     one = H100._replace(name='h100:1', chips=1)
     with compiled.planned(config, one) as run:
-        memory, bound = run.memory(), compiled.bound(run, one, {('all-reduce', 'data'): 9e6})
+        memory, bound = run.memory, compiled.bound(run, one, {('all-reduce', 'data'): 9e6})
         weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(run.shapes.params))
     state = sum(memory[part] for part in ('parameters', 'gradients', 'moments'))
     moved = 2 * state + passes * weights + 2 * accumulate * memory['activations']

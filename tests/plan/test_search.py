@@ -24,12 +24,12 @@ def test_candidate_has_the_arithmetic_of_its_run(text, more):
     run = build(config)
     same = search._changed(run, config.model.remat, config.optimizer.accumulate)
     assert same.flops_per_step == run.flops_per_step
-    assert same.memory() == run.memory()
+    assert same.memory == run.memory
     other = search._changed(run, 'full', 1)
     again = config.copy_and_resolve_references()
     again.model.remat, again.optimizer.accumulate = 'full', 1
     assert other.flops_per_step == build(again).flops_per_step
-    assert other.memory() == build(again).memory()
+    assert other.memory == build(again).memory
 
 
 def test_the_fastest_comes_first_and_the_batch_is_kept():

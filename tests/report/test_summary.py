@@ -35,7 +35,7 @@ def test_planned_figures_are_those_of_the_budget(text):
     figures = summary.planned(run)
     epochs = 30 / run.stream('train', shuffle=True).steps_per_epoch
     assert figures == {  # no peak of a CPU
-        'peak_memory': run.memory()['total'],
+        'peak_memory': run.memory['total'],
         'steps': 30,
         'tokens': 30 * 8 * 32,
         'epochs': epochs,

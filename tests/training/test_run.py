@@ -25,11 +25,11 @@ def run_of(text, device_memory, **more):
 
 def test_logits_are_kept_if_all_fits_in_half_of_the_memory(text):
     large = run_of(text, 10**12)
-    size = large.memory()['total']
+    size = large.memory['total']
     assert large.keep_logits and run_of(text, 2 * size).keep_logits
     for less in (run_of(text, 2 * size - 2), run_of(text, 0)):
         assert not less.keep_logits
-        assert less.memory()['activations'] < large.memory()['activations']
+        assert less.memory['activations'] < large.memory['activations']
     assert not run_of(text, 10**12, **{'model.dtype': 'float32'}).keep_logits
     assert build(large.config, devices=jax.devices()[:1]).keep_logits is False  # a CPU does not say what it has
 
@@ -75,7 +75,7 @@ def test_num_predicted_is_the_number_of_masked_positions(text, rate, length, hid
 
 
 def test_only_one_micro_batch_is_in_memory(text):
-    once, four = (run_of(text, 0, **SMALL | {'optimizer.accumulate': count}).memory() for count in (1, 4))
+    once, four = (run_of(text, 0, **SMALL | {'optimizer.accumulate': count}).memory for count in (1, 4))
     assert once['activations'] == pytest.approx(4 * four['activations'], rel=0.3)
 
 
@@ -109,5 +109,5 @@ def test_memory_of_a_step_is_within_15_percent(text, method):
     more |= {'adapt.method': method, 'adapt.layers.last': 1 if method == 'layers' else 0}
     run = run_of(text, 0, **sizes, **more)
     (compiled,) = run.train_steps().values()
-    assert run.memory()['total'] == pytest.approx(hlo.compiled_bytes(compiled), rel=0.15)
+    assert run.memory['total'] == pytest.approx(hlo.compiled_bytes(compiled), rel=0.15)
     assert run.executed_flops_per_step == pytest.approx(hlo.compiled_flops(compiled), rel=0.05)
