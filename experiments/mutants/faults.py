@@ -131,7 +131,7 @@ FAULTS = {
         ),
         ('memory of an earlier start is forgotten', "before.get('peak_memory', 0)", '0'),
         ('seconds of one device', '+ devices * now', '+ now'),
-        ('tokens are those of the next step', "'tokens': self.step * run", "'tokens': (self.step + 1) * run"),
+        ('tokens are those of the next step', 'self.step * each', '(self.step + 1) * each'),
         (
             'the learning rate is one step late',
             'progress = self.clock.spent(step + 1) if',
@@ -466,7 +466,7 @@ FAULTS = {
             "up = ('up',)",
         ),
         ('the gradient of a frozen kernel is counted', '(int(trained) + int(flows))', '(1 + int(flows))'),
-        ('learned prefixes are no keys', ' + adapter_leaves.extra_keys(flat)', ''),
+        ('learned prefixes are no keys', ' + extra_keys', ''),
     ],
     'lmtrain/cost/hardware.py': [
         ('another peak of the H100', "(r'.*\\bH100\\b.*', 989.5e12", "(r'.*\\bH100\\b.*', 756e12"),

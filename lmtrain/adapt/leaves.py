@@ -179,14 +179,17 @@ def matmuls(paths: Collection[str]) -> dict[str, list[str]]:
     return parents
 
 
-def virtual_tokens(params: Mapping) -> int:
-    """The number of virtual tokens in front of a row's first document."""
-    return sum(leaf.shape[kind.token_axis] for kind, leaf in _added(params) if kind.token_axis is not None)
+def virtual_tokens(leaves: Mapping[str, Any]) -> int:
+    """The number of virtual tokens in front of a row's first document; `leaves`: {path: array or shape}."""
+    added = ((kind_of(path), leaf) for path, leaf in leaves.items())
+    return sum(leaf.shape[kind.token_axis] for kind, leaf in added if kind and kind.token_axis is not None)
 
 
-def extra_keys(params: Mapping) -> int:
-    """The number of keys that every query attends to in addition to those of the row."""
-    return max((leaf.shape[kind.key_axis] for kind, leaf in _added(params) if kind.key_axis is not None), default=0)
+def extra_keys(leaves: Mapping[str, Any]) -> int:
+    """The number of keys that every query attends to in addition to those of the row; `leaves` as before."""
+    added = ((kind_of(path), leaf) for path, leaf in leaves.items())
+    sizes = (leaf.shape[kind.key_axis] for kind, leaf in added if kind and kind.key_axis is not None)
+    return max(sizes, default=0)
 
 
 def excluding_kernel(params: Mapping, kernel: str) -> str:
@@ -197,8 +200,3 @@ def excluding_kernel(params: Mapping, kernel: str) -> str:
 def excluding_axis(params: Mapping, axis: str) -> str:
     """The path of the first leaf with which a mesh axis must have one device; '' if there is none."""
     return next((path for path in tree.flatten(params) if (kind := kind_of(path)) and axis in kind.mesh_axes), '')
-
-
-def _added(params: Mapping) -> list[tuple[LeafKind, Any]]:
-    kinds = ((kind_of(path), leaf) for path, leaf in tree.flatten(params).items())
-    return [(kind, leaf) for kind, leaf in kinds if kind]

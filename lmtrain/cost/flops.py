@@ -119,9 +119,8 @@ def flops_per_step(
       keep_logits: logits are kept for the backward pass, however many there are.
     """
     m, flat = model, tree.flatten(params or {})
-    length = seq_len + adapter_leaves.virtual_tokens(flat)
-    tokens = batch_size * length
-    keys = keys_per_query(m, length, block) + adapter_leaves.extra_keys(flat)
+    length, extra_keys = seq_len + adapter_leaves.virtual_tokens(flat), adapter_leaves.extra_keys(flat)
+    tokens, keys = batch_size * length, keys_per_query(m, length, block) + extra_keys
     virtual = {'prompt/embedding', 'prefix/embedding'} & flat.keys()
     prompt, prefix = _networks(flat) if virtual else ([], [])
     before: list[Stage] = [*prompt, {'embed': None, 'positions': None}, {'embed_norm': None}]

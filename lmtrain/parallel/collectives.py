@@ -230,7 +230,7 @@ def unsupported_on(kernel: str, seq_len: int, model, params, mesh, capability: t
         return f'does not read keys of other devices, and mesh.sequence = {mesh.shape["sequence"]}'
     if path := excluding_kernel(params, kernel):
         return f'cannot read {path}, a leaf of the adapter'
-    return model.unsupported_reason(kernel, virtual_tokens(params) + seq_len, capability)
+    return model.unsupported_reason(kernel, virtual_tokens(tree.flatten(params)) + seq_len, capability)
 
 
 def remat_policy(primitive, *_: Any, axis_name: Any = (), jaxpr: Any = None, **__: Any) -> bool:

@@ -12,8 +12,8 @@ from lmtrain.report import terminal
 
 def header(run, stand_in: bool = False) -> str:
     """The header of a run. `stand_in`: its text is a stand-in, whose sizes and epochs have no meaning."""
-    config, shapes, stream = run.config, run.shapes, run.stream('train', shuffle=True)
-    epoch = stream.steps_per_epoch * config.data.batch_size * config.data.seq_len
+    config, shapes = run.config, run.shapes
+    epoch = run.steps_per_epoch * config.data.batch_size * config.data.seq_len
     figures = terminal.header(
         config,
         run.mesh,
@@ -28,7 +28,7 @@ def header(run, stand_in: bool = False) -> str:
     if not run.task.reads_rows and not stand_in:
         notes.append(terminal.text(run.corpus.facts()))
     notes += [terminal.note('head', text) for text in run.notes]
-    if repeated := getattr(stream, 'repeated', 0):
+    if run.task.reads_rows and (repeated := run.stream('train', shuffle=True).repeated):
         notes.append(terminal.note('rows', f'{repeated} come twice in an epoch, to fill up its last batch'))
     return '\n'.join([figures, *notes, *_remarks(run)])
 

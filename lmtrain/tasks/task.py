@@ -135,7 +135,7 @@ class Task:
         """Whether its targets are tokens, read from the vocabulary of the model."""
         return 'targets' in self.columns
 
-    @property
+    @functools.cached_property
     def on_policy(self) -> bool:
         """Whether it is trained on completions that its model samples."""
         return bool(self.estimators)

@@ -73,8 +73,7 @@ def build(
         samples.check(run)
     if run.task.on_policy:
         rollouts.check(run)
-    for split in ('train', 'validation'):
-        run.stream(split)  # raises if the split is empty
+    _ = run.steps_per_epoch, run.stream('validation')  # raise if the split is empty
     if config.evaluate.sources:
         evaluate.domains(run)
     return run

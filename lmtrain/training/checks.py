@@ -173,7 +173,7 @@ def check_leaves(config, model, params: tree.Params, mesh) -> None:
         if rows
         else config.data.isolate and not config.data.mask_rate
     )
-    if packed and leaves.virtual_tokens(params):
+    if packed and leaves.virtual_tokens(tree.flatten(params)):
         raise InputError(
             f"{method} with several documents in a row: virtual tokens precede a row's first document alone. "
             'Set data.isolate=False (and task.pack=False), or use another method'

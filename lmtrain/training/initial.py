@@ -39,7 +39,7 @@ class InitialState:
         """The members of a sweep; () for one run."""
         return sweep.of(self.config)
 
-    @property
+    @functools.cached_property
     def trainable(self) -> str:
         """Regex of the trainable paths."""
         return self.config.trainable or self.method.trainable
@@ -159,7 +159,8 @@ def with_task_head(model: Transformer, key: jax.Array, base_params: tree.Params 
     """The parameters of the model: those of the base, and drawn ones that it lacks, which are of the task's head."""
     if base_params is not None and model.head == 'lm':
         return base_params
-    drawn = draw(dataclasses.replace(model, vocab_fill=0), key, seq_len)  # unpadded: the same draws on every mesh
+    model = dataclasses.replace(model, vocab_fill=0) if model.vocab_fill else model
+    drawn = draw(model, key, seq_len)  # unpadded: the same draws on every mesh
     if base_params is None:
         return drawn
     present = tree.flatten(base_params)

@@ -283,9 +283,7 @@ class Loop:
 
     def spent(self) -> dict[str, float]:
         """Tokens and FLOPs so far: functions of the step."""
-        run = self.parts
-        flops = {'flops': run.flops_per_step.total, 'executed_flops': run.executed_flops_per_step}
-        return {'tokens': self.step * run.tokens_per_step} | {name: self.step * each for name, each in flops.items()}
+        return {name: self.step * each for name, each in self.parts.cost_per_step.items()}
 
     def measured(self) -> dict[str, float]:
         """Device-seconds and bytes of memory so far, over all starts.

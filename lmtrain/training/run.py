@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from lmtrain import data, optimizer, tree
 from lmtrain.cost import budget, flops, hardware, memory
@@ -50,7 +51,7 @@ class Run:
     output: str = 'logits'
     notes: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def shapes(self) -> TrainState:
         """The state as jax.ShapeDtypeStruct, with shardings."""
         return self.initial.shapes
@@ -121,7 +122,8 @@ class Run:
     @functools.cached_property
     def total_steps(self) -> int | None:
         """Steps of the budget; None for a budget in hours."""
-        return budget.total_steps(self.config.budget, self.tokens_per_step, self.flops_per_step.total)
+        flops = self.flops_per_step.total if self.config.budget.flops else math.inf
+        return budget.total_steps(self.config.budget, self.tokens_per_step, flops)
 
     @property
     def decay_start(self) -> int | None:
@@ -150,8 +152,7 @@ class Run:
         return self._flops(block=None if self.mesh.shape['sequence'] > 1 else attention_kernels.BLOCK).executed
 
     def _flops(self, block: int | None) -> flops.Flops:
-        config, shapes = self.config, self.shapes
-        params = tree.join(self.initial.member_shapes.trainable, shapes.frozen)
+        config, params = self.config, self.initial.member_shapes.params
         count = functools.partial(
             flops.flops_per_step,
             self.model,
@@ -167,7 +168,7 @@ class Run:
         counted = count(params=params)
         if self.initial.reference:  # its forward pass in every step
             counted = counted._replace(forward=counted.forward + count(params=self.initial.reference(params)).forward)
-        matrices = optimizer.matrices(config.optimizer.name, tree.flatten(shapes.trainable))
+        matrices = optimizer.matrices(config.optimizer.name, tree.flatten(self.shapes.trainable))
         if matrices:
             update = sum(
                 group.per_device * optimizer.newton_schulz_flops(group.rows, group.columns)
@@ -177,7 +178,13 @@ class Run:
             counted = counted._replace(update=self.mesh.size * update)
         return flops.Flops(*(max(len(self.initial.members), 1) * part for part in counted))
 
-    @property
+    @functools.cached_property
+    def cost_per_step(self) -> dict[str, float]:
+        """Tokens and FLOPs of a step."""
+        flops = {'flops': self.flops_per_step.total, 'executed_flops': self.executed_flops_per_step}
+        return {'tokens': self.tokens_per_step} | flops
+
+    @functools.cached_property
     def peak_flops(self) -> float | None:
         """Peak FLOP/s of all devices together; None if the device is unknown."""
         one = hardware.peak_flops(self.mesh.devices.flat[0].device_kind, self.config.model.dtype)
@@ -196,7 +203,7 @@ class Run:
         length = self.config.data.seq_len
         return kernel and collectives.unsupported_reason(kernel, length, self.model, params, self.mesh)
 
-    @property
+    @functools.cached_property
     def num_predicted(self) -> int | None:
         """Positions of a row that the head reads in masked language modelling; None for other objectives: all."""
         rate = self.config.data.mask_rate
@@ -247,9 +254,14 @@ class Run:
             batch_size=self.config.data.batch_size,
             seed=self.config.seed if seed is None else seed,
             shuffle=shuffle,
-            rows=sharding.rows(self.mesh, self.config.data.batch_size),
+            rows=self.local_rows,
             limit=limit,
         )
+
+    @functools.cached_property
+    def local_rows(self) -> np.ndarray:
+        """The rows of a batch that this process reads: `sharding.rows`."""
+        return sharding.rows(self.mesh, self.config.data.batch_size)
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:

@@ -1,5 +1,6 @@
 """The train state: everything that changes from step to step, and that a checkpoint stores."""
 
+import functools
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ class TrainState(struct.PyTreeNode):
     rng: Any
     counters: dict[str, Any]
 
-    @property
+    @functools.cached_property
     def params(self) -> tree.Params:
         """All parameters: the argument of the model."""
         return tree.join(self.frozen, self.trainable)
