@@ -424,8 +424,16 @@ FAULTS = {
     ],
     'lmtrain/report/trackers.py': [
         ('each start is a run of its own', 'if name not in ids:', 'if name:'),
+    ],
+    'lmtrain/report/writers.py': [
         ('a line cut short by a full disk stays', 'os.ftruncate(self._file, end)', 'pass'),
         ('TensorBoard drops the point of the checkpoint', 'step=start + 1', 'step=start'),
+        ('a broken file is complained of every time', 'self._broken.add(name)', 'pass'),
+        (
+            'nan is written as JSON has no number for',
+            'return str(value) if isinstance(value, float) and not math.isfinite(value) else value',
+            'return value',
+        ),
     ],
     'lmtrain/report/metrics.py': [
         (
@@ -442,12 +450,6 @@ FAULTS = {
         ('means hold the last line', 'state, self.state = self.state, {}', 'state = self.state'),
         ('earlier starts are not counted', 'self.before + (time', '0 * self.before + (time'),
         ('hours are minutes', '(3600 * self.hours)', '(60 * self.hours)'),
-        ('a broken file is complained of every time', 'self._broken.add(name)', 'pass'),
-        (
-            'nan is written as JSON has no number for',
-            'return str(value) if isinstance(value, float) and not math.isfinite(value) else value',
-            'return value',
-        ),
     ],
     'lmtrain/files.py': [
         ('a relative XDG_CACHE_HOME counts', 'configured if os.path.isabs(configured) else', 'configured or'),

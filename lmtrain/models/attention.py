@@ -65,36 +65,35 @@ class Attention(nn.Module):
         query_BTHK, key_BSGK, value_BSGK = self._project(x_BTD, inputs, drop)
         options = {'softcap': m.attention_softcap, 'scale': m.attention_scale or m.head_dim**-0.5}
         if inputs.cached is not None:
-            out_BHK, cache = self._attend_token(query_BTHK, key_BSGK, value_BSGK, inputs, cache, options)
-            return self._output(out_BHK[:, None], drop), cache
-        if cache is not None:
-            cache = _store(cache, key_BSGK, value_BSGK)
-        gather = inputs.hooks.all_gather_sequence
-        if gather:
-            key_BSGK, value_BSGK = gather(key_BSGK), gather(value_BSGK)
-        prefix = self.get_variable('params', 'prefix_key')
-        if prefix is not None:
-            key_BSGK = _prepend(prefix, key_BSGK)
-            value_BSGK = _prepend(self.get_variable('params', 'prefix_value'), value_BSGK)
-        mask = AttentionMask(
-            causal=m.causal,
-            window=inputs.window,
-            query_segments=inputs.query_segments,
-            key_segments=inputs.key_segments,
-            query_index=inputs.query_index,
-            prefix=0 if prefix is None else prefix.shape[0],
-            positions=None if prefix is None and not inputs.pasts else inputs.positions,
-        )
-        operands = query_BTHK, key_BSGK, value_BSGK, mask
-        if inputs.pasts:
-            out_BTHK = attend_past(*operands, inputs.pasts, **options)
+            out_BTHK, cache = self._attend_token(query_BTHK, key_BSGK, value_BSGK, inputs, cache, options)
         else:
-            own_keys = attend_chunked if gather else attend
-            out_BTHK = own_keys(*operands, **options, backend=m.attention, hooks=inputs.hooks)
-        return self._output(out_BTHK, drop), cache
+            cache = None if cache is None else _store(cache, key_BSGK, value_BSGK)
+            gather, prefix = inputs.hooks.all_gather_sequence, self.get_variable('params', 'prefix_key')
+            if gather:
+                key_BSGK, value_BSGK = gather(key_BSGK), gather(value_BSGK)
+            if prefix is not None:
+                key_BSGK = _prepend(prefix, key_BSGK)
+                value_BSGK = _prepend(self.get_variable('params', 'prefix_value'), value_BSGK)
+            mask = AttentionMask(
+                causal=m.causal,
+                window=inputs.window,
+                query_segments=inputs.query_segments,
+                key_segments=inputs.key_segments,
+                query_index=inputs.query_index,
+                prefix=0 if prefix is None else prefix.shape[0],
+                positions=None if prefix is None and not inputs.pasts else inputs.positions,
+            )
+            operands = query_BTHK, key_BSGK, value_BSGK, mask
+            if inputs.pasts:
+                out_BTHK = attend_past(*operands, inputs.pasts, **options)
+            else:
+                own_keys = attend_chunked if gather else attend
+                out_BTHK = own_keys(*operands, **options, backend=m.attention, hooks=inputs.hooks)
+        out_BTD = out_BTHK.reshape(*x_BTD.shape[:2], m.num_heads * m.head_dim)
+        return Linear(m.width, 'output' in m.biases, self.output_stddev, name='output')(out_BTD, drop), cache
 
     def _attend_token(self, query_B1HK, key_B1GK, value_B1GK, inputs: AttentionInputs, cache, options):
-        """([B, H, K], cache) of the one token of each row."""
+        """([B, 1, H, K], cache) of the one token of each row."""
         new = (x.swapaxes(1, 2) for x in (key_B1GK, value_B1GK))
         *own, cache = append(cache, *new, inputs.cached)
         prefix = self.get_variable('params', 'prefix_key'), self.get_variable('params', 'prefix_value')
@@ -102,12 +101,8 @@ class Attention(nn.Module):
             options = options | {'prefix': [x.swapaxes(0, 1)[None].astype(query_B1HK.dtype) for x in prefix]}
         own = [x.astype(query_B1HK.dtype) for x in own]
         mask = AttentionMask(True, inputs.window, positions=inputs.positions)
-        return attend_token(query_B1HK[:, 0], own, inputs.cached, mask, inputs.pasts, **options), cache
-
-    def _output(self, out_BTHK, drop):
-        m = self.model
-        out_BTD = out_BTHK.reshape(*out_BTHK.shape[:2], m.num_heads * m.head_dim)
-        return Linear(m.width, 'output' in m.biases, self.output_stddev, name='output')(out_BTD, drop)
+        out_BHK = attend_token(query_B1HK[:, 0], own, inputs.cached, mask, inputs.pasts, **options)
+        return out_BHK[:, None], cache
 
     def _project(self, x_BTD, inputs: AttentionInputs, drop):
         """(query [B, T, H, K], key, value [B, T, G, K]), normalised and rotated."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.models.attention_kernels import KERNELS, unsupported_reason
 from lmtrain.models.layers import GATED, UNGATED
+from lmtrain.models.linear import stddev
 from lmtrain.models.rotary import check_scaling
 
 
@@ -118,6 +119,11 @@ class Settings:
     def biases(self) -> frozenset[str]:
         """Those of BIASED that have a bias."""
         return frozenset(BIASED if self.bias else self.biased)
+
+    @functools.cached_property
+    def init_stddev(self) -> float:
+        """Standard deviation of initial weights, see `linear.stddev`."""
+        return stddev(self.width)
 
     def local(self, layer: int) -> bool:
         """Whether a layer has a sliding window."""

@@ -14,62 +14,57 @@ from lmtrain.runtime import progress
 LOG_WIDTH = 80  # columns of a line in a log
 
 
+# Cells of the live line beside steps and progress: (rank, name of the value, label, format).
+CELLS = (
+    (0, 'loss', 'loss ', '{:.3f}'.format),
+    (2, 'bits_per_byte', '', '{:.3f} bits/B'.format),
+    (2, 'accuracy', '', '{:.0%} right'.format),
+    (2, 'rewards/accuracies', '', '{:.0%} right'.format),  # of pairs
+    (1, 'reward', 'reward ', '{:.3f}'.format),
+    (2, 'kl', 'KL ', '{:.3g}'.format),
+    (3, 'clip_fraction', 'clip ', percent),
+    (3, 'entropy', 'entropy ', '{:.2f}'.format),
+    (3, 'length', 'length ', '{:.0f}'.format),
+    (4, 'learning_rate', 'lr ', lambda x: f'{x:.1e}'.replace('e-0', 'e-') if x else '0'),
+    (5, 'grad_norm', 'grad ', lambda x: f'{x:.2f}' if x < 100 else number(x, SI)),
+    (1, 'tokens_per_second', '', lambda x: f'{number(x).rjust(5)} tok/s'),
+    (3, 'mfu', 'MFU ', percent),
+    (3, 'flops_per_second', '', lambda x: unit(x, 'FLOP/s', 2)),  # without mfu
+    (7, 'memory', '', lambda x: unit(x, 'B', 2)),
+    (6, 'data_wait', 'wait ', '{:.0%}'.format),
+    (1, 'skipped', 'skipped ', '{:.0f}'.format),  # if it is not 0, like the next
+    (1, 'seconds_left', '', lambda x: f'{duration(x)} left'),
+)
+
+
 def fields(step: int, total: int | None, progress: float, values: Mapping[str, Any]) -> list[tuple[int, str, str]]:
     """The live line as (rank, label, value); on a narrow terminal, the highest rank is dropped first.
 
     Args:
-      values: what `Writers.metrics` and `Meter.read` have, any of: loss, bits_per_byte, accuracy, learning_rate,
-        grad_norm, tokens_per_second, mfu or flops_per_second, memory, data_wait, seconds_left, skipped.
+      values: what `Writers.metrics` and `Meter.read` have, any of `CELLS`.
     """
     steps = f'{step:,}'.rjust(len(f'{total:,}')) + f'/{total:,}' if total else f'step {step:,}'
     known = {name: float(value) for name, value in values.items() if not isinstance(value, list)}
-    cells = [(0, '', f'{steps} {100 * min(progress, 1.0):2.0f}%')]
-
-    def add(rank, name, label, show):
-        if name in known:
-            cells.append((rank, label, show(known[name])))
-
-    add(0, 'loss', 'loss ', lambda x: f'{x:.3f}')
-    add(2, 'bits_per_byte', '', lambda x: f'{x:.3f} bits/B')
-    add(2, 'accuracy', '', lambda x: f'{100 * x:.0f}% right')
-    add(2, 'rewards/accuracies', '', lambda x: f'{100 * x:.0f}% right')  # of pairs
-    add(1, 'reward', 'reward ', lambda x: f'{x:.3f}')
-    add(2, 'kl', 'KL ', lambda x: f'{x:.3g}')
-    add(3, 'clip_fraction', 'clip ', percent)
-    add(3, 'entropy', 'entropy ', lambda x: f'{x:.2f}')
-    add(3, 'length', 'length ', lambda x: f'{x:.0f}')
-    add(4, 'learning_rate', 'lr ', lambda x: f'{x:.1e}'.replace('e-0', 'e-') if x else '0')
-    add(5, 'grad_norm', 'grad ', lambda x: f'{x:.2f}' if x < 100 else number(x, SI))
-    add(1, 'tokens_per_second', '', lambda x: f'{number(x).rjust(5)} tok/s')
-    if 'mfu' in known:
-        add(3, 'mfu', 'MFU ', percent)
-    else:
-        add(3, 'flops_per_second', '', lambda x: unit(x, 'FLOP/s', 2))
-    add(7, 'memory', '', lambda x: unit(x, 'B', 2))
-    add(6, 'data_wait', 'wait ', lambda x: f'{100 * x:.0f}%')
-    if known.get('skipped'):
-        add(1, 'skipped', 'skipped ', lambda x: f'{x:.0f}')
-    if known.get('seconds_left'):
-        add(1, 'seconds_left', '', lambda x: f'{duration(x)} left')
-    return cells
+    shown = known.keys() - {name for name in ('skipped', 'seconds_left') if not known.get(name)}
+    shown -= {'flops_per_second'} if 'mfu' in known else set()
+    first = 0, '', f'{steps} {100 * min(progress, 1.0):2.0f}%'
+    return [first, *((rank, label, show(known[name])) for rank, name, label, show in CELLS if name in shown)]
 
 
 def fit(cells: list[tuple[int, str, str]], width: int, progress: float = 0.0, colour: bool = False, bar=True) -> str:
     """The line of `fields` in at most `width` columns, with a progress bar if `bar` and if there is space for one."""
     cells = list(cells)
-
-    def length():
-        return len(GAP.join(label + value for _, label, value in cells))
-
-    while length() > width and len(cells) > 1:
+    while (size := len(GAP.join(label + value for _, label, value in cells))) > width and len(cells) > 1:
         cells.remove(max(cells, key=lambda cell: cell[0]))
+    if size > width:
+        return cells[0][2][:width]
     texts = [style(label, 'dim', colour and bool(label)) + value for _, label, value in cells]
-    bar_width = min(width - length() - len(GAP), 30)
+    bar_width = min(width - size - len(GAP), 30)
     if bar and bar_width >= 8:
         done = int(min(progress, 1.0) * bar_width)
         rest = ('━' if colour else ' ') * (bar_width - done)
         texts.insert(1, style('━' * done, 'accent', colour) + style(rest, 'dim', colour))
-    return GAP.join(texts) if length() <= width else cells[0][2][:width]
+    return GAP.join(texts)
 
 
 class Live:

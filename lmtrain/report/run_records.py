@@ -151,7 +151,7 @@ def _lines(path: pathlib.Path, *names: str) -> list[dict[str, Any]]:
 
 
 def _with_numbers(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl, in which numbers that are not finite are texts (`metrics.plain`)."""
+    """A line of metrics.jsonl, in which numbers that are not finite are texts (`writers.plain`)."""
     return {name: float(value) if value in ('nan', 'inf', '-inf') else value for name, value in line.items()}
 
 

@@ -1,101 +1,27 @@
-"""Where the figures of a run go: JSON lines, TensorBoard, Weights & Biases, MLflow.
+"""Trackers beside the files of a run (`report/writers.py`): Weights & Biases, MLflow.
 
 A tracker is started with the run, takes `log(step, {name: value})` and ends with `finish()`. A value is a number, or
-for the members of a sweep a list, whose name ends in '_members'. Weights & Biases and MLflow are optional packages.
-They write into the folder of the run unless the environment names a server: neither a network nor an account is needed.
-A resumed run continues the same run of the tracker, whose id is in trackers.json.
+for the members of a sweep a list, whose name ends in '_members'. Both are optional packages. They write into the folder
+of the run unless the environment names a server: neither a network nor an account is needed. A resumed run continues
+the same run of the tracker, whose id is in trackers.json.
 """
 
 import contextlib
-import errno
 import importlib
-import json
 import os
 import pathlib
 import secrets
 import time
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from lmtrain.errors import InputError, MissingPackage, did_you_mean
 from lmtrain.files import flatten_fields, read_json_object, write_json
+from lmtrain.report.writers import MEMBERS, Tracker, of_member
 
-MEMBERS = '_members'  # suffix of the names of lists, one value for each member of a sweep
 PROJECT = 'lmtrain'  # of Weights & Biases and of MLflow, where it is called an experiment
 BATCH = 100  # parameters in a request to MLflow
-
-
-class Tracker(Protocol):
-    """Attributes:
-    errors: exceptions of `log` after which the run continues without these figures.
-    """
-
-    errors: tuple[type[Exception], ...]
-
-    def log(self, step: int, values: Mapping[str, Any]) -> None: ...
-
-    def finish(self) -> None: ...
-
-
-class JsonLines:
-    """Appends JSON lines to a file, each of them complete or absent, on a disk that may be full."""
-
-    errors = (OSError,)
-
-    def __init__(self, path: pathlib.Path):
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-
-    def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one line {'step', *values}. Raises OSError; nothing of the line is then left in the file."""
-        line = (json.dumps({'step': step} | dict(values)) + '\n').encode()
-        end = os.fstat(self._file).st_size
-        if (written := os.write(self._file, line)) < len(line):
-            os.ftruncate(self._file, end)
-            raise OSError(errno.ENOSPC, f'{os.strerror(errno.ENOSPC)} ({written} of {len(line)} bytes were written)')
-
-    def finish(self) -> None:
-        os.close(self._file)
-
-
-class TensorBoard:
-    """TensorBoard scalars, written synchronously: a writer thread that dies would block the run.
-
-    The members of a sweep are runs of their own in TensorBoard, in folders below.
-    """
-
-    errors = (OSError,)
-
-    def __init__(self, folder: pathlib.Path, start: int, members: Sequence[str] = ()):
-        from tensorboardX.event_file_writer import EventsWriter  # late: protobuf
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._event, self._summary = Event, Summary
-        self._members = [TensorBoard(folder / member, start) for member in members]
-        self._writer = EventsWriter(str(folder / 'events'), f'.{time.time_ns()}')
-        # TensorBoard then drops the points of earlier starts after `start`.
-        self._writer.write_event(
-            Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START))
-        )
-
-    def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Raises OSError."""
-        scalars = [
-            self._summary.Value(tag=name, simple_value=float(value))
-            for name, value in values.items()
-            if isinstance(value, int | float) and name + MEMBERS not in values
-        ]
-        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=scalars)))
-        self._writer.flush()
-        for index, member in enumerate(self._members):
-            member.log(step, of_member(values, index))
-
-    def finish(self) -> None:
-        self._writer.close()
-        for member in self._members:
-            member.finish()
 
 
 class WeightsAndBiases:
@@ -193,16 +119,6 @@ def label(seed: int, learning_rate: float, order: int) -> str:
     'rate_0.001_seed_4'
     """
     return f'rate_{learning_rate:g}_seed_{seed}' + (f'_order_{order}' if order != seed else '')
-
-
-def of_member(values: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """The values of one member of a sweep under their own names.
-
-    >>> of_member({'loss': 2.0, 'loss_members': [1.0, 3.0]}, 1)
-    {'loss': 3.0}
-    """
-    lists = {name.replace(MEMBERS, ''): value for name, value in values.items() if isinstance(value, list)}
-    return {name: value[index] for name, value in lists.items()}
 
 
 def numbers(values: Mapping[str, Any], members: Sequence[str]) -> dict[str, float]:

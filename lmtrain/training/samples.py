@@ -1,7 +1,7 @@
 """Sampled texts in the report of a run: the prompts, the settings, and how many texts ended."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ def prompts_of(run: Run) -> list[SamplePrompt]:
     if run.task.conversations and tuple(texts) == ('',):
         return _of_rows(run)
     if not run.task.reads_rows and tuple(texts) == ('',):
-        texts = list(_of_documents(run)) or texts
+        texts = _of_documents(run) or texts
     return [SamplePrompt(prompt, prompts.encode(prompt, tokenizer, run.template)) for prompt in texts]
 
 
@@ -64,7 +64,7 @@ def _of_rows(run: Run) -> list[SamplePrompt]:
     return chosen
 
 
-def _of_documents(run: Run) -> Iterator[str]:
+def _of_documents(run: Run) -> list[str]:
     """The first words of up to ROWS validation documents, of each source of a mixture in turn."""
     tokenizer = run.corpus.tokenizer
     virtual = num_virtual_tokens(run.initial.member_shapes.params)
@@ -72,6 +72,7 @@ def _of_documents(run: Run) -> Iterator[str]:
     parts = run.corpus.splits['validation'].parts
     begins = [np.flatnonzero(part.tokens[:SEARCHED] == tokenizer.begin_id)[:ROWS] + 1 for part in parts]
     places = sorted((number, part) for part, own in enumerate(begins) for number in range(len(own)))
+    chosen = []
     for number, part in places[:ROWS]:
         begin = begins[part][number]
         ids = parts[part].tokens[begin : begin + most].tolist()
@@ -81,7 +82,8 @@ def _of_documents(run: Run) -> Iterator[str]:
         if not ends and len(words) > 1:
             del words[-1]  # it may be cut
         if words:
-            yield ''.join(words[:WORDS])
+            chosen.append(''.join(words[:WORDS]))
+    return chosen
 
 
 def settings(run: Run, ids: Sequence[list[int]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lmtrain.parallel import sharding
 from lmtrain.report import evaluations, metrics, page, summary, terminal, trackers
 from lmtrain.report.live import Live
 from lmtrain.report.provenance import provenance, versions
+from lmtrain.report.writers import Writers
 from lmtrain.runtime import lifecycle, multihost, preflight, progress
 from lmtrain.training import evaluate, longer, reference, samples, sweep, workdir
 from lmtrain.training.build import build
@@ -168,7 +169,7 @@ def _announce(
 
 def _record_start(
     stack: contextlib.ExitStack, run: Run, directory: Path, extra: dict[str, Any], changed, finished: bool, live: Live
-) -> metrics.Writers:
+) -> Writers:
     """Writes what the folder records of a start, removes metrics of steps that were not saved, opens the files.
 
     Results of a smaller budget are kept as results.STEP.json.
@@ -187,7 +188,7 @@ def _record_start(
     generation.write(directory, run.generation)
     members = [trackers.label(**member._asdict()) for member in run.initial.members]
     others = trackers.start(log.trackers, directory, run.resolved, members) if log.trackers else {}
-    writers = metrics.Writers(directory, log.tensorboard, extra['step'], live.print, others, members)
+    writers = Writers(directory, log.tensorboard, extra['step'], live.print, others, members)
     stack.callback(writers.close)
     return writers
 

@@ -8,7 +8,8 @@ import types
 import pytest
 
 from lmtrain.errors import InputError, MissingPackage
-from lmtrain.report import metrics, trackers
+from lmtrain.report import trackers
+from lmtrain.report.writers import Writers
 
 CONFIG = {'seed': 3, 'model': {'width': 64}}
 
@@ -93,7 +94,7 @@ def mlflow(monkeypatch):
 def train(folder, start, steps, names=('wandb', 'mlflow'), members=(), **values):
     """One start of a run that logs the loss of `steps`."""
     started = trackers.start(names, folder, CONFIG, members)
-    writers = metrics.Writers(folder, False, start, pytest.fail, started, members)
+    writers = Writers(folder, False, start, pytest.fail, started, members)
     with contextlib.closing(writers) as log:
         for step in steps:
             log.metrics(step, {'loss': step / 2} | values, batch='a')
@@ -132,7 +133,7 @@ def test_members_of_a_sweep_have_their_own_figures(tmp_path, wandb):
 def test_failing_tracker_does_not_end_the_run(tmp_path, wandb):
     warnings = []
     started = trackers.start(('wandb',), tmp_path, CONFIG)
-    with contextlib.closing(metrics.Writers(tmp_path, False, 0, warnings.append, started)) as log:
+    with contextlib.closing(Writers(tmp_path, False, 0, warnings.append, started)) as log:
         wandb.broken = True
         log.metrics(1, {'loss': 1.0}, batch='a')
         log.metrics(2, {'loss': 1.0}, batch='b')

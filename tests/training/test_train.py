@@ -18,7 +18,7 @@ from configs import tiny
 from lmtrain import checkpoint
 from lmtrain.models import Transformer
 from lmtrain.parallel import sharding
-from lmtrain.report import metrics
+from lmtrain.report.writers import Writers
 from lmtrain.runtime import lifecycle
 from lmtrain.training import build, evaluate, load, resolve, train
 from lmtrain.training.run import Run
@@ -81,14 +81,14 @@ def test_run_stopped_by_sigterm_and_resumed_equals_the_uninterrupted_one(config,
     whole, parts = tmp_path / 'whole', tmp_path / 'parts'
     config.log.every_steps = 3
     results = train.train(config, whole)
-    written = metrics.Writers.metrics
+    written = Writers.metrics
 
     def stop_at_six(self, step, *arguments):
         written(self, step, *arguments)
         if step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(metrics.Writers, 'metrics', stop_at_six)
+    monkeypatch.setattr(Writers, 'metrics', stop_at_six)
     with pytest.raises(lifecycle.RunEnded) as ended:
         train.train(config, parts)
     assert ended.value.code == lifecycle.REQUEUE
@@ -117,7 +117,7 @@ def test_run_stopped_by_sigterm_and_resumed_equals_the_uninterrupted_one(config,
 
 def test_seconds_of_a_killed_start_are_part_of_the_cost(config, tmp_path, monkeypatch):
     config.log.every_steps = 1
-    written = metrics.Writers.timings
+    written = Writers.timings
 
     class Killed(BaseException):
         pass
@@ -128,7 +128,7 @@ def test_seconds_of_a_killed_start_are_part_of_the_cost(config, tmp_path, monkey
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(metrics.Writers, 'timings', killed_at_six)
+        patch.setattr(Writers, 'timings', killed_at_six)
         train.train(config, tmp_path / 'run')
     results = train.train(config, tmp_path / 'run')
     first, second = lines(tmp_path / 'run', 'lineage.jsonl')
