@@ -119,15 +119,16 @@ def flops_per_step(
       keep_logits: logits are kept for the backward pass, however many there are.
     """
     m, flat = model, tree.flatten(params or {})
+    sizes = tree.segment_sizes(params) if params else {'layers': m.num_layers}
     length, extra_keys = seq_len + adapter_leaves.virtual_tokens(flat), adapter_leaves.extra_keys(flat)
+    matmuls = adapter_leaves.matmuls(flat)
     tokens, keys = batch_size * length, keys_per_query(m, length, block) + extra_keys
     virtual = {'prompt/embedding', 'prefix/embedding'} & flat.keys()
     prompt, prefix = _networks(flat) if virtual else ([], [])
     before: list[Stage] = [*prompt, {'embed': None, 'positions': None}, {'embed_norm': None}]
-    sizes = tree.segment_sizes(params) if params else {'layers': m.num_layers}
     layers = {name: _layer(m, name, tokens, keys) for name in sizes}
     after, logits = _head(m, flat, batch_size, seq_len if predicted is None else predicted, classes)
-    leaves = _leaves(trainable, flat, [*before, *layers.get('layers', ()), *after])
+    leaves = _leaves(trainable, flat, matmuls, [*before, *layers.get('layers', ()), *after])
 
     of_prefix, _ = _backward(leaves, prefix, False)
     backward, flows = _backward(leaves, before, False)
@@ -161,7 +162,7 @@ def forward_flops(
       params, classes: as in `flops_per_step`.
     """
     flat = tree.flatten(params or {})
-    leaves = _leaves('', flat, [])
+    leaves = _leaves('', flat, adapter_leaves.matmuls(flat), [])
     segments = tree.segment_sizes(params) if params else {'layers': model.num_layers}
     keys += adapter_leaves.extra_keys(flat)
     layers = sum(size * _forward(leaves, _layer(model, name, tokens, keys)) for name, size in segments.items())
@@ -225,13 +226,13 @@ def _head(
     return stages, logits
 
 
-def _leaves(trainable: str, leaves: Mapping[str, Any], stages: Sequence[Stage]) -> _Leaves:
-    """Of {path: array or shape}; if that is empty, of all leaves that a plain model may have."""
+def _leaves(trainable: str, leaves: Mapping[str, Any], matmuls: Mapping, stages: Sequence[Stage]) -> _Leaves:
+    """Of {path: array or shape} and its `adapter_leaves.matmuls`; of {}, all leaves that a plain model may have."""
     known = leaves or {f'{path}/{leaf}' for stage in stages for path in stage for leaf in _own_leaves(path)}
     paths = {path for path in known if re.fullmatch(trainable, path)}
     adapters = {
         parent: [(leaves[path].shape[-2] * leaves[path].shape[-1], path in paths) for path in matrices]
-        for parent, matrices in adapter_leaves.matmuls(leaves).items()
+        for parent, matrices in matmuls.items()
     }
     return _Leaves(paths, {path.rpartition('/')[0] for path in paths}, adapters)
 

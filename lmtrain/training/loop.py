@@ -40,7 +40,12 @@ class Loop:
         self.to_devices, self.on_cpu = sharding.place(run.mesh), jax.default_backend() == 'cpu'
         self.eval_step = run.eval_step()
         self.sampler = rollouts.Sampler(run, reward_scores.scorer) if run.task.on_policy else None
-        self.measure = self._measure()
+        # The function (params, stopped) -> the held-out results, or None if it was stopped.
+        if self.sampler:
+            self.measure = rollouts.held_out(self.sampler, 'validation', run.config.evaluate.max_batches)
+        else:
+            streams, step = evaluate.passes(run, 'validation', run.config.evaluate.max_batches), self.eval_step
+            self.measure = lambda params, stopped: evaluate.evaluate(step, params, streams, self.to_devices, stopped)
         self.baselines = {} if run.config.data.mask_rate else run.corpus.baselines()
         self.means = metrics.Means(extra.get('means', {}))
         self.monitor = monitor.Monitor(extra.get('monitor', {})) if self.sampler else None
@@ -51,14 +56,6 @@ class Loop:
         self.rises = 0  # evaluations in a row with a higher loss than the one before
         self.all_max = multihost.AsyncMax() if jax.process_count() > 1 else None
         self.stopping, self.spent_by_all = False, 0.0
-
-    def _measure(self):
-        """The function (params, stopped) -> the held-out results, or None if it was stopped."""
-        run, limit = self.parts, self.parts.config.evaluate.max_batches
-        if self.sampler:
-            return rollouts.held_out(self.sampler, 'validation', limit)
-        streams = evaluate.passes(run, 'validation', limit)
-        return lambda params, stopped: evaluate.evaluate(self.eval_step, params, streams, self.to_devices, stopped)
 
     def close(self) -> None:
         """Ends the processes that score completions."""

@@ -46,10 +46,12 @@ def resolve(
             config[section][name] = config[section][name] or saved[section][name]
         _keep_vocabulary(config, saved)
         config.task.date = config.task.date or saved['task']['date']
-    if base is None:
+    if base is None and config.init.base:
         config.init.base = hub.local_directory(config.init.base)
-        base = _open(config)
-    if base:
+        base = open_base(config.init.base, config.init.adapter, config.init.ignore)
+    if base is None:
+        _check_drawn(config)
+    else:
         config.model = ml_collections.ConfigDict(settings(config, base.model))
     return config.lock(), base
 
@@ -90,10 +92,8 @@ def _keep_vocabulary(config, saved: dict[str, Any]) -> None:
         config.model.vocab_size = padded
 
 
-def _open(config) -> Base | None:
-    """The base of config.init; None if parameters are drawn."""
-    if config.init.base:
-        return open_base(config.init.base, config.init.adapter, config.init.ignore)
+def _check_drawn(config) -> None:
+    """Raises InputError if a field needs a base, and there is none: the parameters are drawn."""
     fields = [name for name in ('adapter', 'ignore') if config.init[name]]
     if config.init.frozen_dtype != 'float32':
         fields.append('frozen_dtype')
@@ -105,4 +105,3 @@ def _open(config) -> Base | None:
             "data.tokenizer = 'base' without init.base: name a model with --config.init.base=DIR (the folder of a run "
             'or a Hugging Face directory), or train one from scratch with --config.data.tokenizer=bpe'
         )
-    return None
