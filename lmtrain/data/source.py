@@ -102,9 +102,10 @@ def _find_files(source: str, root: str, directory: Path) -> tuple[tuple[Path, ..
 
 def _match_glob(source: str, path: Path, root: str) -> tuple[list[Path], collections.Counter]:
     """The files that match data.source as a glob, and the number of directories that do."""
-    # data.root is a folder, not a pattern.
-    pattern = os.path.join(glob.escape(str(local_path(root, 'data.root'))), local_path(source, 'data.source'))
-    names = sorted(glob.glob(pattern if root else str(path), recursive=True))
+    pattern = str(path)
+    if root:  # a folder, not a pattern
+        pattern = os.path.join(glob.escape(str(local_path(root, 'data.root'))), local_path(source, 'data.source'))
+    names = sorted(glob.glob(pattern, recursive=True))
     files = [Path(name) for name in names if not os.path.isdir(name)]
     if not files:
         kind = 'no file matches this glob' if glob.has_magic(source) else 'no such file or directory'
