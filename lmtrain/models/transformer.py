@@ -88,19 +88,18 @@ class Transformer(Settings):
             most so many tokens (a ring).
         """
         self.check_cache(length)
+        rows = () if layers and batch_size == 1 else (batch_size,)
+        if layers:
+            sizes = [min(length, self.window) if self.local(i) else length for i in range(self.num_layers)]
+        elif self.window and not self.global_layers:
+            length = min(length, self.window)
 
-        def empty(length: int, *stack: int):
-            rows = () if layers and batch_size == 1 else (batch_size,)
-            return jnp.zeros((*stack, *rows, self.num_kv_heads, length, self.head_dim), self.dtype)
+        def empty():
+            if layers:
+                return tuple(jnp.zeros((*rows, self.num_kv_heads, size, self.head_dim), self.dtype) for size in sizes)
+            return jnp.zeros((self.num_layers, *rows, self.num_kv_heads, length, self.head_dim), self.dtype)
 
-        def of_layers():
-            if not layers:
-                ring = self.window and not self.global_layers
-                return empty(min(length, self.window) if ring else length, self.num_layers)
-            sizes = (min(length, self.window) if self.local(i) else length for i in range(self.num_layers))
-            return tuple(map(empty, sizes))
-
-        return {'key': of_layers(), 'value': of_layers(), 'length': jnp.int32(0)}
+        return {'key': empty(), 'value': empty(), 'length': jnp.int32(0)}
 
 
 class Network(nn.Module):
