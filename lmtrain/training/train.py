@@ -59,7 +59,7 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
             watchdog.expect('evaluate')
             run = reference.complete(run)
             watchdog.expect('start')
-        branch = _branch(run, directory)
+        branch = _branch(run, directory) if config.schedule.name == 'wsd' else None
         checkpoints = stack.enter_context(Checkpoints(directory / 'checkpoints', **config.checkpoint, branch=branch))
         signals = stack.enter_context(lifecycle.Signals())
         with progress.phase('restoring the last checkpoint'):
@@ -72,7 +72,6 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
         resumed_from = extra['step'] if saved else None
         del saved  # its arrays are part of the state
         live = _announce(stack, screen, run, resumed_from, extra['elapsed'], changed)
-        # Only process 0 writes.
         writers = None if jax.process_index() else _record_start(stack, run, directory, extra, changed, finished, live)
         loop = stack.enter_context(contextlib.closing(Loop(run, checkpoints, signals, watchdog, writers, live, extra)))
         before = _evaluate_before(loop, state, directory) if config.evaluate.sources else {}
@@ -83,9 +82,7 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
         results = loop.results(state) | (evaluate.change(before, loop.domains(state)) if before else {})
         results |= {} if run.task.reads_rows else {'data': run.corpus.facts()}
         watchdog.expect('evaluate')
-        # In several processes and in sweeps no predictions are gathered.
-        if run.task.details and jax.process_count() == 1 and not run.initial.members:
-            results |= _details(run, state)
+        results |= _details(run, state) if run.task.details else {}
         if jax.process_index() == 0:
             with progress.phase('sampling texts, writing the report'):
                 _write_results(run, state, directory, results, finished)
@@ -172,7 +169,7 @@ def _record_start(
 ) -> Writers:
     """Writes what the folder records of a start, removes metrics of steps that were not saved, opens the files.
 
-    Results of a smaller budget are kept as results.STEP.json.
+    Only process 0 writes. Results of a smaller budget are kept as results.STEP.json.
     """
     log, resumed_from = run.config.log, extra['step'] or None
     if not finished and (directory / 'results.json').exists():
@@ -218,7 +215,9 @@ def _write_results(run: Run, state, directory: Path, results: dict[str, Any], fi
 
 
 def _details(run: Run, state) -> dict[str, Any]:
-    """`Task.details` of the validation split."""
+    """`Task.details` of the validation split; {} in several processes and in sweeps, which gather no predictions."""
+    if jax.process_count() > 1 or run.initial.members:
+        return {}
     stream, place = run.stream('validation'), sharding.place(run.mesh)
     settings = run.config.objective.to_dict() | {'head': run.output}
     predicted = predictions.predictions(run.model, run.task.predict, state.params, stream, place, **settings)
