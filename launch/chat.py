@@ -128,7 +128,12 @@ def obey(talk, name: str, text: str) -> None:
 
 
 def answer(talk, line: str) -> None:
-    """Prints the answer to a message while it is generated, and what happened to it. Ctrl-C stops it."""
+    """Prints the answer to a message while it is generated, and what happened to it. Ctrl-C stops it.
+
+    Raises InputError if the message is not UTF-8 or the context cannot hold it.
+    """
+    if any('\udc80' <= character <= '\udcff' for character in line):  # of errors='surrogateescape'
+        raise InputError(f'{line.encode(errors="replace").decode()!r:.60} is not UTF-8, so it is no message')
     names = talk.special_names(line)
     if names:
         listed = ', '.join(map(repr, names[:3]))
