@@ -233,8 +233,8 @@ FAULTS = {
     'lmtrain/report/run_curves.py': [
         (
             'bits per byte of some runs are drawn beside the loss of others',
-            "unit = 'bits_per_byte' if bits ==",
-            "unit = 'bits_per_byte' if bits <=",
+            "having[unit] == having['loss']",
+            "having[unit] <= having['loss']",
         ),
     ],
     'lmtrain/data/cache_contents.py': [
