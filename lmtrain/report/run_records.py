@@ -107,10 +107,11 @@ def _summary(record: Record) -> Record:
 
 
 def _progress(folder: pathlib.Path) -> Record:
-    """Step, cost and last evaluation of a run without results, from metrics.jsonl and timings.jsonl."""
-    steps = _lines(folder / 'metrics.jsonl', 'step')
+    """Step, cost and last evaluation of a run without results, from metrics.jsonl, timings.jsonl and checkpoints."""
+    steps = [line['step'] for line in _lines(folder / 'metrics.jsonl', 'step')]
+    steps += [int(path.name) for path in (folder / 'checkpoints').glob('*') if path.name.isdecimal()]
     evaluated = _lines(folder / 'metrics.jsonl', 'step', 'validation_loss')
-    record: Record = {'step': steps[-1]['step'] if steps else 0}
+    record: Record = {'step': max(steps, default=0)}
     if evaluated:
         names = (name for name in evaluated[-1] if name.startswith('validation_'))
         record |= _numbers('validation', {name.removeprefix('validation_'): evaluated[-1][name] for name in names})

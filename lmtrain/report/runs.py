@@ -239,11 +239,12 @@ def _text(record: Record, name: str) -> str:
 def _flat(value: Any) -> str:
     """A value as text: lists with commas, lists in them with colons.
 
-    >>> _flat([['.*/kernel', 8], ['head', 4]]), _flat([]), _flat(True)
-    ('.*/kernel:8,head:4', '()', 'true')
+    >>> _flat([['.*/kernel', 8], ['head', 4]]), _flat([]), _flat(['']), _flat(True)
+    ('.*/kernel:8,head:4', '()', "''", 'true')
     """
     if isinstance(value, list):
-        return ','.join(':'.join(map(str, part)) if isinstance(part, list) else str(part) for part in value) or '()'
+        parts = [':'.join(map(str, part)) if isinstance(part, list) else str(part) or "''" for part in value]
+        return ','.join(parts) or '()'
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -72,10 +72,13 @@ def test_a_policy_is_shown_by_its_reward(tmp_path):
 
 
 def test_stopped_run_has_the_cost_until_then(tmp_path):
-    record = run_records.read(write(tmp_path / 'one', CONFIG, metrics=METRICS, timings=TIMINGS))
+    folder = write(tmp_path / 'one', CONFIG, metrics=METRICS, timings=TIMINGS)
+    record = run_records.read(folder)
     assert (record['state'], record['step'], record['loss']) == ('stopped', 20, 2.5)
     assert record['seconds'] == 2.0 + 19 * 0.5
     assert record['flops'] == 20 * 100.0
+    (folder / 'checkpoints/23').mkdir(parents=True)  # saved between two lines of metrics.jsonl
+    assert run_records.read(folder)['step'] == 23
 
 
 def test_loss_that_is_not_finite(tmp_path):
