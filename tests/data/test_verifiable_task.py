@@ -45,6 +45,9 @@ def test_half_of_the_rejected_sides_have_other_mistakes(task):
     for same in (len, set, lambda text: ''.join(sorted(text)) == text):
         share = sum(same(row['rejected']) == same(row['answer']) for row in others) / len(others)
         assert 0.1 < share < 0.9
+    if task == 'sort':  # about half have the length and the order of an answer, and other digits
+        in_form = [row for row in others if ''.join(sorted(row['rejected'])) == row['rejected']]
+        assert sum(len(row['rejected']) == len(row['answer']) for row in in_form) > 0.45 * len(others)
     again = read_rows(f'generated:{task},rows=3000,wrong=0.5', '', split='train')
     assert all(row.fields['rejected'] == rows[row.fields['prompt']]['rejected'] for row in again)
 
