@@ -93,6 +93,9 @@ def decoding_params(model: Transformer, params: tree.Params) -> tree.Params:
 
     On one device the kernels are transposed, and those that read the same input are joined: fewer products, each with
     few rows, for which a CPU takes half the time. On several devices they keep their shardings.
+
+    So the layers are copied: in their live stacks, every product would copy its layer first. An embedding that needs no
+    cast is not.
     """
     leaves = jax.tree.leaves(params)
     sharded = any(isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1 for leaf in leaves)
@@ -135,14 +138,25 @@ def _layer(model: Transformer, dtype, stack: tree.Params, index) -> tree.Params:
     return tree.unflatten(leaves)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'dtype'))
 def _rest(model: Transformer, dtype, params: tree.Params) -> tree.Params:
-    """The leaves outside of the layers, with the head in the form of `_layer`."""
+    """The leaves outside of the layers, not copied, with the head in the form of `_layer`."""
     if dtype and model.tied:
-        transposed = params['embed']['embedding'].astype(model.dtype).astype(dtype)
-        return params | {'head': {'transposed': transposed}}
-    head = tree.unflatten(_transposed(model, dtype, tree.flatten(params.get('head', {}))))
-    return params | ({'head': head} if head else {})
+        table = params['embed']['embedding']
+        as_it_is = table.dtype == jnp.dtype(model.dtype) == dtype
+        return params | {'head': {'transposed': table if as_it_is else _rounded(model, dtype, table)}}
+    return params | ({'head': _head(model, dtype, params['head'])} if params.get('head') else {})
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'dtype'))
+def _rounded(model: Transformer, dtype, table):
+    """The table of the embedding, rounded as in the product."""
+    return table.astype(model.dtype).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'dtype'))
+def _head(model: Transformer, dtype, head: tree.Params) -> tree.Params:
+    """The leaves of the head in the form of `_layer`."""
+    return tree.unflatten(_transposed(model, dtype, tree.flatten(head)))
 
 
 def _transposed(model: Transformer, dtype, leaves: dict) -> dict:

@@ -75,3 +75,17 @@ def test_kernels_are_joined_transposed_and_rounded(monkeypatch, widened):
             np.testing.assert_array_equal(joint[0], np.concatenate(kernels), strict=not widened)
             assert joint.dtype == (jnp.float32 if widened else jnp.bfloat16)
             assert names[0] not in weights[f'layers_{layer}'][module]
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_decoding_copies_the_layers_and_no_embedding(tied):
+    config = base.get_config()
+    config.model.update({'num_layers': 2, 'width': 16, 'num_heads': 2, 'head_dim': 8, 'mlp_dim': 24, 'vocab_size': 31})
+    model = dataclasses.replace(Transformer(**config.model), dtype='float32', tied=tied)
+    params = jax.jit(model.init)(jax.random.key(0), {'tokens': np.zeros((1, 4), np.int32)})['params']
+    weights = decode.decoding_params(model, params)
+    table = params['embed']['embedding']
+    assert weights['embed']['embedding'] is table and (weights['head']['transposed'] is table) == tied
+    live = {id(leaf) for leaf in jax.tree.leaves(params)}
+    copied = sum(leaf.nbytes for leaf in jax.tree.leaves(weights) if id(leaf) not in live)
+    assert copied == sum(leaf.nbytes for leaf in jax.tree.leaves([params['layers'], params.get('head')]))
