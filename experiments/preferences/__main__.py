@@ -175,7 +175,8 @@ def main() -> None:
                 f'{sizes["train"]:,} pairs.',
                 'texts beyond data.seq_len: the beginning of their prompts is cut; pairs whose completions alone are '
                 'longer, or of which a completion is empty, are left out.',
-                'a search of the learning rate of DPO, all layers of the encoder, larger bases: they take hours here.',
+                'a search of the learning rate of DPO; training of all layers of the encoder; larger bases.',
+                'a run of DPO over two epochs, stopped when its accuracy on training pairs rose to 0.91 in the second.',
             ],
         )
 
