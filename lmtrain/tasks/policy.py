@@ -150,7 +150,7 @@ def dialogue(row: Row, text: tuple[str, ...], label: str, template: Template | N
 def _prompt_of(row: Row, fields: tuple[str, ...]) -> str | list:
     """The prompt of a row: a text, or the messages before the last answer. Raises InputError naming the row."""
     if not fields:
-        fields = ('prompt',) if row.fields.get('prompt') is not None else (_field_of_format(row),)
+        fields = ('prompt',) if row.fields.get('prompt') is not None else _fields_of_format(row)
     if len(fields) > 1 or isinstance(row.fields.get(fields[0]), str):
         return '\n\n'.join(text_of(row, name) for name in fields)
     messages = check_messages(value_of(row, fields[0], 'config.task.text'), f'{row.place}: {fields[0]!r}')
@@ -159,9 +159,11 @@ def _prompt_of(row: Row, fields: tuple[str, ...]) -> str | list:
     return messages
 
 
-def _field_of_format(row: Row) -> str:
-    """The field of the messages, or the instruction, of a row without a field `prompt`."""
-    return {'messages': 'messages', 'sharegpt': 'conversations', 'alpaca': 'instruction'}[recognise_format(row)[0]]
+def _fields_of_format(row: Row) -> tuple[str, ...]:
+    """The field of the messages, or those of the question, of a row without a field `prompt`."""
+    form = recognise_format(row)[0]
+    messages = {'messages': 'messages', 'sharegpt': 'conversations', 'alpaca': 'instruction'}
+    return (messages[form],) if form in messages else tuple(form.split(' + ')[:-1])  # such as 'question + answer'
 
 
 TASK = dataclasses.replace(

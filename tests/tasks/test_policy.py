@@ -15,7 +15,7 @@ from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.errors import InputError
 from lmtrain.tasks import TASKS, ppo
 from lmtrain.tasks.advantages import Sampled, group_relative, leave_one_out
-from lmtrain.tasks.policy import encode, grpo, rloo
+from lmtrain.tasks.policy import dialogue, encode, grpo, rloo
 from lmtrain.tasks.task import RowFormat
 
 GOLDENS = json.loads((pathlib.Path(__file__).parent / 'policy_goldens.json').read_text(encoding='utf-8'))
@@ -196,3 +196,16 @@ def test_a_conversation_without_a_template_is_named():
     form = RowFormat((), '', (), Bytes(), None, LengthPolicy('error', 8), True)
     with pytest.raises(InputError, match=r"rows.jsonl line 3: a conversation, and config.task.template is 'none'"):
         encode([row], form)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'prompt'),
+    [
+        ({'prompt': 'a', 'answer': 'b'}, 'a'),
+        ({'question': 'a', 'answer': 'b'}, 'a'),
+        ({'instruction': 'a', 'input': 'c', 'response': 'b'}, 'a\n\nc'),
+        ({'instruction': 'a', 'output': 'b'}, 'a'),
+    ],
+)
+def test_the_prompt_of_a_row_is_that_of_its_format(fields, prompt):
+    assert dialogue(Row('rows.jsonl:1', fields), (), '', None).texts[0] == prompt
