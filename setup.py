@@ -14,6 +14,7 @@ setup(
     license_files=['LICENSE'],
     description='A JAX/Flax research framework for pretraining and adapting language models',
     python_requires='>=3.11',
+    package_dir={'': '.'},  # a path in place of a finder: a folder `lmtrain` beside the user's script hides no package
     packages=find_packages(include=['lmtrain', 'lmtrain.*', 'configs', 'launch']),
     package_data={'lmtrain': ['py.typed', 'compare/pages/*.j2'], 'launch': ['*.sh']},
     entry_points={'console_scripts': ['lmtrain = launch.cli:main']},

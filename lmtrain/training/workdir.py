@@ -219,10 +219,14 @@ def _take_back_decay(path: Path, saved: dict[str, Any], current: dict[str, Any])
     """Sets aside the checkpoints after the last one before the decay. Raises WrongRun if there is none."""
     step = longer.before_decay(path, saved, current)
     if step < 0 and any((path / 'checkpoints').glob('[0-9]*')):
+        before, after = longer.amount(saved), longer.amount(current)
+        way_out = 'Take --extend\nto go on with a new schedule from the newest checkpoint'
+        if before.unit == after.unit and after.value < before.value:
+            way_out = 'Use\nanother --workdir for a shorter run, or the saved budget'
         raise WrongRun(
-            f'workdir {path} holds this run with another budget, and\n'
-            'no checkpoint from before the decay of its learning rate is left. Take --extend\n'
-            'to go on with a new schedule from the newest checkpoint'
+            f'workdir {path} holds this run with another budget (saved {before.value:,} {before.unit},\n'
+            f'now {after.value:,} {after.unit}), and no checkpoint from before the decay of its\n'
+            f'learning rate is left. {way_out}'
         )
     longer.set_aside(path, step)
 

@@ -153,9 +153,10 @@ def test_without_a_checkpoint_before_the_decay_the_way_out_is_named(config, tmp_
     config.schedule.name = 'wsd'
     train.train(config, tmp_path / 'run')
     (tmp_path / 'run' / 'checkpoints' / '7').rename(tmp_path / 'elsewhere')
-    config.budget.steps = 20
-    with pytest.raises(WrongRun, match='no checkpoint from before the decay (.|\n)*Take --extend'):
-        train.train(config, tmp_path / 'run')
+    for steps, way_out in ((20, 'Take --extend'), (9, 'another --workdir for a shorter run')):
+        config.budget.steps = steps
+        with pytest.raises(WrongRun, match=f'saved 10 steps,\nnow {steps} steps(.|\n)*{way_out}'):
+            train.train(config, tmp_path / 'run')
     assert json.loads((tmp_path / 'run' / 'config.json').read_text())['budget']['steps'] == 10
 
 
