@@ -79,6 +79,7 @@ def stream(
       chat_template: None is the one that the model was trained with, 'none' is none, 'auto' the tokenizer's own; or
         a name or a Jinja file.
     """
+    _reject_text(prompts, 'prompts')
     turns = [as_prompt(f'prompt {index}', prompt) for index, prompt in enumerate(prompts)]
     chats = bool(system) or not all(isinstance(turn, str) for turn in turns)
     model = loading.with_chat_template(model, chat_template, chats)
@@ -97,6 +98,12 @@ def stream(
     for decode, prompt in zip(decoders, ids):
         decode(prompt)  # the text of the first piece depends on what precedes it
     return ((row, Completion(decoders[row](new), new, reason)) for row, new, reason in pieces)
+
+
+def _reject_text(texts: Sequence[Any], name: str) -> None:
+    """Raises InputError for one text, whose characters would be texts."""
+    if isinstance(texts, str):
+        raise InputError(f'{name} is one text, and a list is expected: [{texts[:40]!r}]')
 
 
 def as_prompt(place: str, prompt: str | Messages | Conversation, tools=None) -> str | Conversation:
@@ -208,6 +215,7 @@ def logprobs(
     (['c', 'a', 't', 's'], (4,))
     """
     check_language_model(model.model)
+    _reject_text(texts, 'texts')
     before = as_prompt('after', after)
     model = loading.with_chat_template(model, chat_template, not isinstance(before, str))
     start, tokenizer = encode(before, model.tokenizer, model.template), model.tokenizer

@@ -69,7 +69,7 @@ def bits_per_byte(
     ]
     bits, sizes = np.array([row['nats'] for row in rows]) / math.log(2), np.array([row['bytes'] for row in rows])
     ratio, n = bits.sum() / sizes.sum(), len(rows)
-    error = math.sqrt(n / (n - 1) * np.sum((bits - ratio * sizes) ** 2)) / sizes.sum() if n > 1 else None
+    error = math.sqrt(n / (n - 1) * np.sum((bits - ratio * sizes) ** 2)) / int(sizes.sum()) if n > 1 else None
     tokens = sum(row['tokens'] for row in rows)
     results = {'bits_per_byte': float(ratio), 'bits_per_byte_stderr': error}
     results |= {'perplexity': math.exp(-nats.sum() / tokens), 'tokens': tokens, 'bytes': int(sizes.sum())}

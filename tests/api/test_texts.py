@@ -49,6 +49,12 @@ def test_logprobs_after_messages(loaded):
         loaded.logprobs(['b'], after=TURNS)
 
 
+def test_one_text_in_place_of_a_list_is_refused(loaded):
+    for call in (loaded.generate, loaded.stream, loaded.logprobs):
+        with pytest.raises(InputError, match=r"(prompts|texts) is one text, and a list is expected: \['cats'\]"):
+            call('cats')
+
+
 @pytest.mark.parametrize(
     ('texts', 'message'),
     [(['a', ''], 'text 1 has 0 tokens, so that nothing is scored'), (['x' * 70], 'text 0 has 70 tokens, and 64 fit')],

@@ -60,6 +60,7 @@ def test_the_standard_error_is_that_of_resampled_texts(computes):
     drawn = rng.integers(len(texts), size=(4000, len(texts)))
     ratios = bits[drawn].sum(1) / sizes[drawn].sum(1) / math.log(2)
     assert results['bits_per_byte_stderr'] == pytest.approx(ratios.std(), rel=0.05)
+    assert type(results['bits_per_byte_stderr']) is float
     assert bits_per_byte(*computes, texts[:1])[0]['bits_per_byte_stderr'] is None
 
 
