@@ -1,5 +1,6 @@
 """What each arm will need, before anything runs, and which arms cannot run on this base."""
 
+import textwrap
 from typing import NamedTuple
 
 import jax
@@ -107,10 +108,9 @@ def page(comparison: Comparison, arms: list[Arm]) -> str:
     lines = terminal.table(rows, right=(1, 2, 3, 4, 5))
     notes = [terminal.note('skipped', f'{arm.name}: {comparison.plans[arm.name].reason}') for arm in arms]
     notes = [note for arm, note in zip(arms, notes) if comparison.plans[arm.name].reason]
-    about = f'at {terminal.unit(speed, "FLOP/s")}; compilation, evaluation and the test stage come on top'
-    return '\n'.join(
-        [lines[0], '-' * max(map(len, lines)), *lines[1:], f'total {terminal.duration(total)} {about}', *notes]
-    )
+    about = f'total {terminal.duration(total)} at {terminal.unit(speed, "FLOP/s")}'
+    about = textwrap.fill(f'{about}; compilation, evaluation and the test stage come on top', 80)
+    return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:], about, *notes])
 
 
 def _speed(comparison: Comparison) -> float:

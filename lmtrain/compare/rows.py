@@ -12,6 +12,7 @@ answer, and the answer) and `place` (of the row in its file).
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,24 +60,32 @@ class TaskRows(NamedTuple):
 def prepare(config: ml_collections.ConfigDict, folder: Path) -> TaskRows:
     """Reads the task's files and writes the rows; a second call reads what the first one wrote.
 
-    Raises InputError if the rows there are of other settings or of files that have changed, or what the readers of a
-    task raise.
+    Rows of other settings or of files that have changed are divided again if no trial has begun, as after a dry run.
+
+    Raises InputError if one has, or what the readers of a task raise.
     """
     settings = _settings(config)
     about = folder / 'rows.json'
+    if about.exists() and (difference := _difference(config, folder, read_json_object(about), settings)):
+        if (folder.parent / 'trials').exists():
+            raise InputError(f'{difference}; use another --workdir')
+        shutil.rmtree(folder)
     if not about.exists():
         _write(config, folder, settings)
     facts = read_json_object(about)
-    if facts['settings'] != json.loads(json.dumps(settings)):
-        changed = [name for name in settings if json.loads(json.dumps(settings[name])) != facts['settings'].get(name)]
-        raise InputError(
-            f'{folder}: these rows were divided with other settings of {", ".join(changed)}; use another --workdir'
-        )
-    for path, digest in _digests(config).items():
-        if digest != facts.get('files', {}).get(path, digest):  # missing in folders of earlier versions
-            raise InputError(f'{path} has changed since {folder} was divided from it; use another --workdir')
     train, selection = (read(folder / f'{part}.jsonl') for part in ('train', 'selection'))
     return TaskRows(folder, tuple(facts['classes']), train, selection, facts)
+
+
+def _difference(config, folder: Path, facts: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Why the rows in `folder` are not those of the config; '' if they are."""
+    if facts['settings'] != json.loads(json.dumps(settings)):
+        changed = [name for name in settings if json.loads(json.dumps(settings[name])) != facts['settings'].get(name)]
+        return f'{folder}: these rows were divided with other settings of {", ".join(changed)}'
+    for path, digest in _digests(config).items():
+        if digest != facts.get('files', {}).get(path, digest):  # missing in folders of earlier versions
+            return f'{path} has changed since {folder} was divided from it'
+    return ''
 
 
 def read(path: Path) -> list[Row]:

@@ -119,6 +119,7 @@ def test_rows_without_text_are_left_out(tmp_path):
 def test_rows_of_files_that_have_changed_are_refused(tmp_path):
     config = make_config(tmp_path)
     rows.prepare(config, tmp_path / 'rows')
+    (tmp_path / 'trials').mkdir()
     with (tmp_path / 'rows.jsonl').open('a', encoding='utf-8') as file:
         file.write(json.dumps({'note': 'one more', 'animal': 'dogs'}) + '\n')
     with pytest.raises(InputError, match=r'rows\.jsonl has changed since .* was divided from it'):
@@ -132,8 +133,18 @@ def test_a_second_call_reads_what_the_first_one_wrote(tmp_path):
     again = rows.prepare(config, tmp_path / 'rows')
     assert (again.train, again.selection, again.facts) == (first.train, first.selection, first.facts)
     config.compare.selection = 11
+    (tmp_path / 'trials').mkdir()
     with pytest.raises(InputError, match=r'other settings of compare\.selection'):
         rows.prepare(config, tmp_path / 'rows')
+
+
+def test_rows_are_divided_again_until_a_trial_has_begun(tmp_path):
+    config = make_config(tmp_path)
+    task = rows.prepare(config, tmp_path / 'rows')
+    rows.write_subsets(task, [4], seeds=1)
+    config.compare.selection = 11
+    assert len(rows.prepare(config, tmp_path / 'rows').selection) == 11
+    assert not (tmp_path / 'rows' / 'n4-seed1.jsonl').exists()
 
 
 def test_sizes_beyond_the_rows_are_left_out(tmp_path):
