@@ -113,7 +113,7 @@ def _is_blank(row: Row, text: Sequence[str], task: Task) -> bool:
 
     Raises InputError if it lacks a field.
     """
-    values = [row.fields[name] if name in row.fields else value_of(row, name, 'text') for name in text]
+    values = [row.fields[name] if name in row.fields else value_of(row, name, 'text (--text)') for name in text]
     filled = [bool(value.strip() if isinstance(value, str) else value) for value in values]
     return not (any(filled) if task.pools_rows else all(filled))
 
