@@ -220,13 +220,13 @@ def _take_back_decay(path: Path, saved: dict[str, Any], current: dict[str, Any])
     step = longer.before_decay(path, saved, current)
     if step < 0 and any((path / 'checkpoints').glob('[0-9]*')):
         before, after = longer.amount(saved), longer.amount(current)
-        way_out = 'Take --extend\nto go on with a new schedule from the newest checkpoint'
+        way_out = 'Take --extend to go on with a new schedule from the newest checkpoint'
         if before.unit == after.unit and after.value < before.value:
-            way_out = 'Use\nanother --workdir for a shorter run, or the saved budget'
+            way_out = 'Use another --workdir for a shorter run, or the saved budget'
         raise WrongRun(
-            f'workdir {path} holds this run with another budget (saved {before.value:,} {before.unit},\n'
-            f'now {after.value:,} {after.unit}), and no checkpoint from before the decay of its\n'
-            f'learning rate is left. {way_out}'
+            f'workdir {path} holds this run with another budget:\n'
+            f'  budget.{before.unit}: saved {before.value:,}, now budget.{after.unit}: {after.value:,}\n'
+            f'No checkpoint from before the decay of its learning rate is left.\n{way_out}'
         )
     longer.set_aside(path, step)
 

@@ -153,9 +153,9 @@ def test_without_a_checkpoint_before_the_decay_the_way_out_is_named(config, tmp_
     config.schedule.name = 'wsd'
     train.train(config, tmp_path / 'run')
     (tmp_path / 'run' / 'checkpoints' / '7').rename(tmp_path / 'elsewhere')
-    for steps, way_out in ((20, 'Take --extend'), (9, 'another --workdir for a shorter run')):
+    for steps, way_out in ((20, 'Take --extend'), (9, 'Use another --workdir')):
         config.budget.steps = steps
-        with pytest.raises(WrongRun, match=f'saved 10 steps,\nnow {steps} steps(.|\n)*{way_out}'):
+        with pytest.raises(WrongRun, match=f'saved 10, now budget.steps: {steps}\n(.|\n)*{way_out}'):
             train.train(config, tmp_path / 'run')
     assert json.loads((tmp_path / 'run' / 'config.json').read_text())['budget']['steps'] == 10
 
