@@ -229,6 +229,12 @@ def test_terminal_summary_fits_80_columns(comparison):
     assert text.startswith('Use ') and '\nfull ' in text and '\nan-arm-with-a-name-th...  ' in text
 
 
+def test_headings_without_content_are_left_out(comparison, tmp_path):
+    few = {'few': ('prompt', 0.09, 0.09, 0, 1e9, 1e12)}  # as accurate as the most frequent class
+    for page in write(tmp_path, comparison(arms=few, sizes=(512,))):
+        assert 'No arm is recommended' in page and 'What would change it' not in page
+
+
 def test_use_is_a_command_of_predict_if_the_recommended_arm_has_a_head(comparison):
     results = comparison(arms={'lora': ('train', 0.3, 0.8, 9, 1e12, 1e9), 'few': ('prompt', 0.2, 0.5, 0, 1e9, 1e12)})
     results['task']['text'] = ['title', 'the body']
