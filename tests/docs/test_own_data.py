@@ -32,7 +32,7 @@ def test_one_command_trains_evaluates_and_samples(words, machine):
     if 'task.label' in ' '.join(words):
         assert results['validation']['accuracy'] >= 0 and 'makes no text' in samples
     else:
-        assert samples.count('--- ') == 3
+        assert 1 <= samples.count('--- ') <= 3  # validation documents
 
 
 def test_form_of_the_rows_is_named(machine):
