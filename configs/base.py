@@ -236,7 +236,7 @@ def get_config():
     config.budget = ml_collections.ConfigDict()
     config.budget.steps = config_dict.placeholder(int)  # optimizer steps
     config.budget.tokens = config_dict.placeholder(float)  # positions, padding included
-    config.budget.flops = config_dict.placeholder(float)  # FLOPs of the model
+    config.budget.flops = config_dict.placeholder(float)  # FLOPs of the model, with rollouts and cached references
     config.budget.hours = config_dict.placeholder(float)  # wall clock; such a run is not bitwise reproducible
 
     # Rewards of completions: lmtrain.rewards.build(config.reward)

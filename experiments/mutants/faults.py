@@ -2026,6 +2026,7 @@ FAULTS = {
         ("the template's date is today", "(run.template.date if run.template else '') or", "'' or"),
     ],
     'lmtrain/training/run.py': [
+        ('rollouts are free', 'outside = sum(parts.values())', 'outside = self.reference_flops'),
         (
             'tokens of an epoch and not of its bytes',
             '* split.num_tokens / split.num_bytes',
@@ -2351,7 +2352,7 @@ FAULTS = {
         ),
     ],
     'lmtrain/cost/budget.py': [
-        ('a budget is rounded down', 'math.ceil(value / {', 'int(value / {'),
+        ('a budget is rounded down', 'math.ceil(left / {', 'int(left / {'),
     ],
     'lmtrain/tasks/pooling.py': [
         ('padding is pooled', "outputs, batch['segment_ids'], pool", 'outputs, None, pool'),

@@ -59,7 +59,8 @@ def _trained(comparison: Comparison, trial: Trial) -> Plan:
     sequential = not trial.arm.settings['vectorised'] or 0 < MEMORY_SHARE * run.device_memory < memory
     if sequential:
         memory //= max(len(run.initial.members), 1)  # at most: members share the frozen leaves
-    return Plan('', run.initial.trainable, (run.total_steps or 0) * run.executed_flops_per_step, memory, sequential)
+    flops = run.spent(run.total_steps)['executed_flops'] if run.total_steps else config.budget.flops or 0.0
+    return Plan('', run.initial.trainable, flops, memory, sequential)
 
 
 def _prompted(comparison: Comparison, trial: Trial) -> Plan:

@@ -166,8 +166,12 @@ def runs(comparison: Comparison, trial: Trial, config) -> list[tuple[str, Any]]:
 
 
 def _sum(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The cost of all runs of a trial; tokens are those of one of them; memory is that of a step."""
+    """The cost of all runs of a trial; tokens are those of one of them; memory is that of a step.
+
+    The log-probabilities of a cached reference model are computed once for all of them.
+    """
     total = {name: sum(cost[name] for cost in costs) for name in ('executed_flops', 'seconds', 'device_seconds')}
+    total['executed_flops'] -= sum(cost.get('reference_flops', 0.0) for cost in costs[1:])
     return costs[0] | total | {'peak_memory': max(cost['step_memory'] for cost in costs)}
 
 

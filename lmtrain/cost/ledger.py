@@ -7,9 +7,10 @@ measured, or has no meaning for the arm, is None.
     stored_parameters      saved per task, as exported: trained leaves and all that adapters add; of a prompt 0
     stored_bytes           of them; of a prompt, its text
     cache_bytes            keys and values of the shared tokens, if they are cached
-    train_flops            of the final run, with recomputation, frozen layers and virtual tokens
+    train_flops            of the final run, with recomputation, frozen layers, virtual tokens, and what is computed
+                           outside of its steps: rollouts with their scores, the pass of a cached reference model
     selection_flops        of everything that chose it: other members of a grid, evaluation, search, calibration
-    tokens                 positions read to create it
+    tokens                 positions of train steps and of selection
     device_seconds         to create it, selection included
     peak_bytes             of one device: arguments and temporaries of the compiled train step
     query_tokens           of one query

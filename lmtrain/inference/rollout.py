@@ -60,12 +60,17 @@ def rollout(
     sample.check_prompts(model, prompts, settings['vocab_size'], num_virtual_tokens(params))
     if samples < 1:
         raise InputError(f'samples={samples} must be at least 1')
-    parts = mesh.shape['data'] * mesh.shape['fsdp'] if mesh else 1
-    rows = -(-len(prompts) // parts) * parts
+    rows = padded(len(prompts), mesh)
     batch = sample.prepare(model, params, prompts, settings, rows=rows, samples=samples, logprob=True)
     for state in sample.states(model, params, _placed(batch, mesh) if mesh else batch, settings['max_tokens']):
         last = state
     return _completions(last, len(prompts) * samples, settings['max_tokens'])
+
+
+def padded(prompts: int, mesh: Mesh | None) -> int:
+    """The number of prompts that are read, which the devices of the rows divide."""
+    parts = mesh.shape['data'] * mesh.shape['fsdp'] if mesh else 1
+    return -(-prompts // parts) * parts
 
 
 def _placed(batch: sample.Batch, mesh: Mesh) -> sample.Batch:

@@ -120,7 +120,8 @@ def prepare(
     allowed = np.arange(model.vocab_size) < vocab_size
     allowed[[token for token in settings.get('absent', ()) if token < vocab_size]] = False
     temperature, top_k, top_p = (settings[name] for name in ('temperature', 'top_k', 'top_p'))
-    tokens, lengths, tags = _pad(prompts, rows, bucket(max(map(len, prompts)), SHORTEST, context), samples)
+    T, M = lengths(model, params, max(map(len, prompts)), max_tokens)
+    tokens, sizes, tags = _pad(prompts, rows, T, samples)
     limits = np.zeros(rows, np.int32)
     virtual = model.max_len - context
     limits[: len(prompts)] = [min(max_tokens, max_new_tokens(model, prompt) - virtual) for prompt in prompts]
@@ -135,7 +136,13 @@ def prepare(
         end_ids=np.array([*end_ids, *[-1] * (decode.MAX_END_IDS - len(end_ids))], np.int32),
     )
     method = decode.Method(temperature == 0, temperature > 0 and (top_k > 0 or top_p < 1), logprob)
-    return Batch(tokens, lengths, traced, method, bucket(max_tokens, SHORTEST, context))
+    return Batch(tokens, sizes, traced, method, M)
+
+
+def lengths(model: Transformer, params: Params, longest: int, max_tokens: int) -> tuple[int, int]:
+    """(T, to which prompts of at most `longest` tokens are padded; M, room for generated tokens)."""
+    context = model.max_len - num_virtual_tokens(params)
+    return bucket(longest, SHORTEST, context), bucket(max_tokens, SHORTEST, context)
 
 
 def _rows(batch: Batch, part: slice) -> Batch:

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import jax
 
 from lmtrain import adapt, cost, optimizer, tree
-from lmtrain.cost import hardware, ledger, memory
+from lmtrain.cost import hardware, ledger, memory, passes
 from lmtrain.cost.query import Query, cache_bytes, query_flops
 from lmtrain.errors import InputError
 from lmtrain.models import Transformer, attention_kernels
 from lmtrain.plan import scaling_laws
 from lmtrain.report import terminal
 from lmtrain.tasks import TASKS
-from lmtrain.training import workdir
+from lmtrain.training import reference, rollout_cost, workdir
 from lmtrain.training.checks import check_settings
 from lmtrain.training.initial import with_task_head
 from lmtrain.training.resolve import resolve
@@ -154,13 +154,18 @@ class Costs:
     def budget(self) -> Training:
         """That of the config."""
         rows, length = self.config.data.batch_size, self.config.data.seq_len
-        flops = cost.flops_per_step(self.model, rows, length).total
-        steps = cost.total_steps(self.config.budget, rows * length, flops)
+        before, per_token = self._outside(self.params, added=False)
+        flops = cost.flops_per_step(self.model, rows, length).total + rows * length * per_token
+        steps = cost.total_steps(self.config.budget, rows * length, flops, before)
         if steps is None:  # hours
             speed = self.machine.peak * self.machine.chips * self.config.plan.mfu
             steps = 3600 * self.config.budget.hours * speed / flops
         micro = max(1, rows // self.config.optimizer.accumulate // self.machine.chips)
-        return Training(steps * rows * length, micro, length, 'the budget of the recipe')
+        source = 'the budget of the recipe'
+        if before or per_token:
+            on_policy = TASKS[self.config.task.name].on_policy
+            source += ', with rollouts at most' if on_policy else ', with the reference model'
+        return Training(steps * rows * length, micro, length, source)
 
     def adaptation(self) -> Training:
         """The budget of a recipe that reads rows, else that of the workload."""
@@ -255,6 +260,24 @@ class Costs:
         size = memory.bytes_of_query(self.params, self.model, query)
         return Way(name, 0, 0.0, flops.cached if cached else flops.whole, BYTES * query.shared, size, seconds)
 
+    def _outside(self, params: tree.Params, added: bool) -> tuple[float, float]:
+        """FLOPs that the recipe computes outside of its train steps: (before the first, for each token of the others).
+
+        Rollouts of a policy, at most; the reference model in every step, or once for all rows of the workload.
+
+        Args:
+          added: whether all trained leaves are added ones.
+        """
+        config, length = self.config, self.config.data.seq_len
+        if TASKS[config.task.name].on_policy:
+            policy, scored = config.policy, [params, *([self.params] if added or config.objective.kl_weight else [])]
+            tokens = policy.epochs * policy.prompts * policy.samples * length
+            return 0.0, rollout_cost.at_most(config, self.model, scored, policy.prompts) / tokens
+        mode = reference.mode(config)
+        rows = self.workload.train_rows if mode == 'cached' else 1
+        flops = passes.pass_flops(self.model, self.params, rows, length) if mode else 0.0
+        return (0.0, flops / length) if mode == 'live' else (flops, 0.0)
+
     def _trained(self, title: str, training: Training, method: Method | None = None) -> Way:
         """A method, or without one all parameters on text. Raises InputError if the method is impossible."""
         model, params, trainable, classes = self.model, self.params, '.*', None
@@ -278,6 +301,9 @@ class Costs:
         )
         create = training.tokens / (training.rows * training.length) * step.executed
         own, frozen = tree.split(params, trainable)
+        if method and TASKS[self.config.task.name].reads_rows:
+            once, per_token = self._outside(params, tree.flatten(own).keys().isdisjoint(tree.flatten(self.params)))
+            create += once + training.tokens * per_token
         if set(own) == {'heads'} and not method.adds_head:
             raise InputError('it trains no parameter of the model')
         moments = jax.eval_shape(optimizer.optimizer(**self.config.optimizer).init, own)

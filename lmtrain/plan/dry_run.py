@@ -11,6 +11,7 @@ from lmtrain import data
 from lmtrain.cost import hlo
 from lmtrain.report import summary, terminal
 from lmtrain.tasks import TASKS
+from lmtrain.training import reference
 from lmtrain.training.build import build
 from lmtrain.training.checks import check_settings
 from lmtrain.training.resolve import resolve, with_stand_in_text
@@ -69,9 +70,10 @@ def first_batch(config) -> str:
 
 
 def _page(run: Run, notes: list[str]) -> str:
+    about = [reference.note(run)] if run.reference_flops else []
     parts = [
         *(['\n'.join(notes)] if notes else []),
-        summary.header(run, stand_in=bool(notes)),
+        '\n'.join([summary.header(run, stand_in=bool(notes)), *(terminal.note('reference', text) for text in about)]),
         terminal.parameters(run.shapes.trainable, run.shapes.frozen),
         compiled_figures(run),
         decoded(run),

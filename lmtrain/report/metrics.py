@@ -106,11 +106,16 @@ class Meter:
 
 @dataclasses.dataclass
 class Clock:
-    """The share of the budget that is spent: of its steps, or of its hours over all starts of the run."""
+    """The share of the budget that is spent: of its steps, or of its hours over all starts of the run.
+
+    Attributes:
+      share: the function steps -> share, of a budget whose steps and hours are not known.
+    """
 
     total_steps: int | None
     hours: float | None
     before: float  # seconds of earlier starts
+    share: Callable[[int], float] | None = None
     begun: float | None = None  # when the loop of this start began: compilation does not count
 
     def start(self) -> None:
@@ -129,6 +134,8 @@ class Clock:
 
     def spent(self, step: int) -> float:
         """Share of the budget after `step` updates; 1 is its end."""
+        if self.share:
+            return min(self.share(step), 1.0)
         return step / self.total_steps if self.total_steps else min(self.elapsed / (3600 * self.hours), 1.0)
 
 

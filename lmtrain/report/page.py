@@ -22,6 +22,8 @@ COST = (
     ('tokens', 'tokens', terminal.number),
     ('epochs', 'epochs', terminal.epochs),
     ('flops', 'FLOPs of the model', functools.partial(terminal.unit, name='FLOP')),
+    ('reference_flops', 'of which the reference model, once', functools.partial(terminal.unit, name='FLOP')),
+    ('rollout_flops', 'of which rollouts', functools.partial(terminal.unit, name='FLOP')),
     ('seconds', 'wall time with evaluation and saving', terminal.duration),
     ('rollout_seconds', 'of which rollouts', terminal.duration),
     ('tokens_per_second', 'tokens per second, median', '{:,.0f}'.format),

@@ -14,6 +14,9 @@ def header(run, stand_in: bool = False) -> str:
     """The header of a run. `stand_in`: its text is a stand-in, whose sizes and epochs have no meaning."""
     config, shapes = run.config, run.shapes
     epoch = run.steps_per_epoch * config.data.batch_size * config.data.seq_len
+    flops = (run.total_steps or 1) * run.flops_per_step.total
+    if run.rollout_flops or run.total_steps and run.reference_flops:
+        flops = run.spent(run.total_steps or 1)['flops']
     figures = terminal.header(
         config,
         run.mesh,
@@ -21,7 +24,7 @@ def header(run, stand_in: bool = False) -> str:
         total=tree.count(shapes.params),
         total_steps=run.total_steps,
         epoch_tokens=None if stand_in or run.task.on_policy else epoch,
-        flops_per_step=run.flops_per_step.total,
+        flops=flops,
         memory=run.memory,
     )
     notes = [terminal.note('rows', text) for text in getattr(run.corpus, 'notes', ())]  # of a task
@@ -46,6 +49,7 @@ def _rollouts(run) -> list[str]:
         reference = f'a second copy of the trained parameters, {terminal.unit(size, "B")}'
     else:
         reference = 'none, since objective.kl_weight = 0: the divergence from the base is not measured'
+    text += f', {terminal.unit(run.rollout_flops, "FLOP")} at most'
     notes = {'rollout': f'{text}; completions without an end {truncated[policy.truncated]}', 'reference': reference}
     return [terminal.note(*item) for item in notes.items()]
 
@@ -96,6 +100,6 @@ def planned(run) -> dict[str, float]:
         figures |= {'steps': run.total_steps, 'tokens': run.total_steps * run.tokens_per_step}
         figures |= {'epochs': run.total_steps / run.steps_per_epoch}
     if run.total_steps and run.peak_flops:
-        flops = run.total_steps * run.flops_per_step.total
+        flops = run.spent(run.total_steps)['flops']
         figures |= {'seconds': flops / run.peak_flops / run.config.plan.mfu}
     return figures

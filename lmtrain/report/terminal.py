@@ -129,7 +129,7 @@ def header(
     total: int,
     total_steps: int | None,
     epoch_tokens: int | None,
-    flops_per_step: float,
+    flops: float,
     memory: Mapping[str, int],
 ) -> str:
     """A summary of the run that starts: parameters, batch, plan, device, memory.
@@ -137,10 +137,10 @@ def header(
     Args:
       config, mesh: of the run.
       trainable, total: numbers of parameters.
-      total_steps: None if the budget is config.budget.hours.
+      total_steps: None if the budget does not decide it.
       epoch_tokens: rows x seq_len of the steps of an epoch (of a mixture, a pass over its first source); None if
         unknown.
-      flops_per_step: `cost.Flops.total`.
+      flops: of the model in all steps; of one step for a budget in hours.
       memory: `cost.memory`, bytes per device.
     """
     share = 'all trainable' if trainable == total else f'{number(trainable)} trainable ({percent(trainable / total)})'
@@ -148,7 +148,7 @@ def header(
     lines = [
         ('parameters', f'{number(total)}, {share}'),
         ('batch', _batch(config, mesh)),
-        ('plan', _plan(config, total_steps, epoch_tokens, flops_per_step)),
+        ('plan', _plan(config, total_steps, epoch_tokens, flops)),
         ('device', f'{mesh.size} x {mesh.devices.flat[0].device_kind}, {config.model.dtype}'),
         ('memory', f'about {unit(memory["total"], "B")} per device: {parts}'),
     ]
@@ -168,16 +168,18 @@ def _batch(config, mesh) -> str:
     )
 
 
-def _plan(config, total_steps: int | None, epoch_tokens: int | None, flops_per_step: float) -> str:
+def _plan(config, total_steps: int | None, epoch_tokens: int | None, flops: float) -> str:
+    if total_steps is None and config.budget.flops:
+        return f'{unit(config.budget.flops, "FLOP")}, of which a step takes at most {unit(flops, "FLOP")}'
     if total_steps is None:
         hours = config.budget.hours
         epoch = epoch_tokens and epoch_tokens // (config.data.batch_size * config.data.seq_len)
         steps = f'; an epoch is {counted(epoch, "step")}' if epoch else ''
-        text = f'{hours:g} hours of wall clock ({duration(3600 * hours)}); {unit(flops_per_step, "FLOP")} per step'
+        text = f'{hours:g} hours of wall clock ({duration(3600 * hours)}); {unit(flops, "FLOP")} per step'
         return text + steps
     tokens = total_steps * config.data.batch_size * config.data.seq_len
     spent = f' ({epochs(tokens / epoch_tokens)} epochs)' if epoch_tokens else ''
-    return f'{total_steps:,} steps, {number(tokens)} tokens{spent}, {unit(total_steps * flops_per_step, "FLOP")}'
+    return f'{total_steps:,} steps, {number(tokens)} tokens{spent}, {unit(flops, "FLOP")}'
 
 
 def epochs(count: float) -> str:

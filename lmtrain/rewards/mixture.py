@@ -76,6 +76,11 @@ class RewardFunction:
             total += np.float32(self._weights[name]) * parts[name]
         return Scored(total, parts, dict(failures))
 
+    @property
+    def flops(self) -> float:
+        """Of the models of its parts, in the last call."""
+        return sum(part.flops() for part in self._parts.values())
+
     def close(self) -> None:
         for part in self._parts.values():
             part.close()

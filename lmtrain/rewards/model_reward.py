@@ -1,12 +1,19 @@
 """The reward of a reward model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from lmtrain.rewards.reward import Reward
 
-ScoreTexts = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # (prompts, completions) -> float32 [N]
+
+class ScoreTexts(Protocol):
+    """(prompts, completions) -> float32 [N]."""
+
+    flops: float  # of the last call
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray: ...
 
 
 def reward(folder: str, score_texts: ScoreTexts) -> Reward:
@@ -15,4 +22,4 @@ def reward(folder: str, score_texts: ScoreTexts) -> Reward:
     def score(prompts, completions, rows):
         return score_texts(prompts, completions).tolist()
 
-    return Reward(score, note=f'reward model {folder}')
+    return Reward(score, note=f'reward model {folder}', flops=lambda: score_texts.flops)

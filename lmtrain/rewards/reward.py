@@ -21,12 +21,14 @@ class Reward(NamedTuple):
       check: raises InputError naming a row that lacks what the reward reads.
       note: a line for the header of a run; '' is none.
       close: ends the processes that it started.
+      flops: () -> FLOPs of its model in the last call.
     """
 
     score: Score
     check: Callable[[Row], None] = accept_all
     note: str = ''
     close: Callable[[], None] = lambda: None
+    flops: Callable[[], float] = lambda: 0.0
 
 
 class Limits(NamedTuple):

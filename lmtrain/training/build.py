@@ -10,13 +10,14 @@ import ml_collections
 
 from lmtrain import adapt, data, optimizer
 from lmtrain.errors import InputError
+from lmtrain.inference import rollout
 from lmtrain.models import Transformer
 from lmtrain.parallel import redistribute, sharding, vocab_padding
 from lmtrain.runtime import multihost, preflight
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.prepare import TaskData, prepare_task
 from lmtrain.tasks.task import has_setting, with_settings
-from lmtrain.training import checks, evaluate, reference, rollouts, samples
+from lmtrain.training import checks, evaluate, reference, rollout_cost, rollouts, samples
 from lmtrain.training.init_from import Base, no_form, with_head
 from lmtrain.training.initial import InitialState, with_task_head
 from lmtrain.training.run import Run
@@ -69,10 +70,14 @@ def build(
         run = dataclasses.replace(run, corpus=_read_data(config, base))
     if run.initial.reference_mode:
         run = reference.with_column(run)
+        _ = run.total_steps  # raises if nothing is left of the budget for steps
     if run.task.predicts_tokens:
         samples.check(run)
     if run.task.on_policy:
         rollouts.check(run)
+        count = rollout.padded(config.policy.prompts, mesh)
+        flops = rollout_cost.at_most(config, run.model, rollout_cost.scored_params(run), count)
+        run = dataclasses.replace(run, rollout_flops=flops)
     _ = run.steps_per_epoch, run.stream('validation')  # raise if the split is empty
     if config.evaluate.sources:
         evaluate.domains(run)

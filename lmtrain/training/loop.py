@@ -34,7 +34,10 @@ class Loop:
         self.step_memory = self.before.get('step_memory', 0)
         self.step = self.saved_at = extra['step']  # steps taken, and those that the last checkpoint has
         self.validation, self.evaluated_at = extra.get('validation'), extra.get('evaluated_at')  # the last evaluation
+        self.sampled = extra.get('sampled', {})  # numbers of the rollouts that a resumed run needs
         self.clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
+        if not run.total_steps and run.config.budget.flops:
+            self.clock.share = lambda step: run.spent(step, self.sampled)['flops'] / run.config.budget.flops
         self.progress = self.clock.spent(self.step)  # of the last step
         self.meter = metrics.Meter(run.tokens_per_step, run.flops_per_step.total, run.peak_flops)
         self.to_devices, self.on_cpu = sharding.place(run.mesh), jax.default_backend() == 'cpu'
@@ -50,7 +53,6 @@ class Loop:
         self.means = metrics.Means(extra.get('means', {}))
         self.monitor = monitor.Monitor(extra.get('monitor', {})) if self.sampler else None
         self.rollout_steps = run.steps_per_rollout
-        self.sampled = extra.get('sampled', {})  # numbers of the rollouts that a resumed run needs
         self.sampling = 0.0  # seconds of rollouts in this start
         self.patience, self.bests = run.config.evaluate.patience, extra.get('bests', [])  # of early stopping
         self.rises = 0  # evaluations in a row with a higher loss than the one before
@@ -108,7 +110,9 @@ class Loop:
         """The source of batches from this step on: `take(state)` returns (step, (batch, its hash))."""
         if not self.sampler:
             return data.Prefetch(self.parts.train_stream(), self.step, self._place)
-        return rollouts.Rollouts(self.sampler, self.step, self._place, self.sampled, self.show)
+        batches = rollouts.Rollouts(self.sampler, self.step, self._place, self.sampled, self.show)
+        self.sampled = batches.state
+        return batches
 
     def _place(self, batch):
         return self.to_devices(batch), data.batch_hash(batch)
@@ -155,7 +159,6 @@ class Loop:
                         self.live.print(summary.stopped_early(self.bests, self.patience))
                         progress, save_now = 1.0, True
                 if save_now or self.stopping and whole:
-                    self.sampled = batches.state
                     self.save(state)
                 self.meter.restart(self.step, progress, batches.waited)
             self.checkpoints.check_for_errors()
@@ -200,6 +203,8 @@ class Loop:
             values = {name: value for name, value in values.items() if name not in means}
             means = {name: value for name, value in means.items() if not math.isnan(value)}
         values |= means
+        if self.sampler:
+            self.meter.flops_per_step = self.spent()['flops'] / self.step
         speed = self.meter.read(step, progress, waited)
         if self.sampler:
             values |= self.monitor.figures()
@@ -279,7 +284,9 @@ class Loop:
         self.saved_at = self.step
 
     def spent(self) -> dict[str, float]:
-        """Tokens and FLOPs so far: functions of the step."""
+        """Tokens and FLOPs so far."""
+        if self.parts.reference_flops or self.parts.rollout_flops:
+            return self.parts.spent(self.step, self.sampled)
         return {name: self.step * each for name, each in self.parts.cost_per_step.items()}
 
     def measured(self) -> dict[str, float]:

@@ -15,10 +15,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmtrain import data, tree
+from lmtrain.cost import passes
 from lmtrain.data.cache import build, cache_directory, key
 from lmtrain.data.splits import SPLITS
 from lmtrain.errors import InputError
 from lmtrain.parallel import sharding
+from lmtrain.report import terminal
 from lmtrain.runtime import multihost, progress
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import has_setting
@@ -41,7 +43,8 @@ def note(run) -> str:
     """Where the log-probabilities of the reference model are from, for the header of a run that has one."""
     if run.initial.reference_mode == 'live':
         return 'log-probabilities of the base without the adapter, computed in every step'
-    return f'log-probabilities of the base, computed once, kept in {cache_directory(run.config.data.cache)}'
+    once = f'computed once ({terminal.unit(run.reference_flops, "FLOP")})'
+    return f'log-probabilities of the base, {once}, kept in {cache_directory(run.config.data.cache)}'
 
 
 def check(initial) -> None:
@@ -77,7 +80,20 @@ def with_column(run, logprob: dict[str, np.ndarray] | None = None):
         unknown = np.broadcast_to(np.float32(np.nan), len(each.tokens) - 1)
         column = unknown if logprob is None else logprob[split]
         examples[split] = each._replace(flat=each.flat | {COLUMN: column})
-    return dataclasses.replace(run, corpus=dataclasses.replace(run.corpus, examples=examples))
+    run = dataclasses.replace(run, corpus=dataclasses.replace(run.corpus, examples=examples))
+    return dataclasses.replace(run, reference_flops=run.reference_flops or _flops(run))
+
+
+def _flops(run) -> float:
+    """FLOPs of the pass of `_compute`, also if the cache has its results from an earlier run."""
+    params = run.initial.reference_params(run.initial.member_shapes.params)
+    flops = 0.0
+    for split, examples in run.corpus.examples.items():
+        if len(examples.source):
+            stream = run.stream(split)
+            rows = stream.steps_per_epoch * run.config.data.batch_size
+            flops += passes.pass_flops(run.model, params, rows, round(stream.mean_length))
+    return flops
 
 
 def complete(run):

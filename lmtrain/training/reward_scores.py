@@ -1,6 +1,6 @@
 """Scores of texts by a trained reward model: the rewards of a policy, and of the rows of a file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,31 +15,62 @@ from lmtrain.evaluation.heads import output_of
 from lmtrain.inference import prompts as prompting
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import with_settings
+from lmtrain.training import rollout_cost
 from lmtrain.training.load import LoadedModel, load_directory
+from lmtrain.training.rollout_cost import SCORED
 
 TASK = TASKS['reward']
-ROUND = 32  # lengths of batches are multiples of this, so that a few programs serve all
-
-ScoreTexts = Callable[[Sequence[str], Sequence[str]], np.ndarray]
-ScoreIds = Callable[[Sequence[list[int]]], np.ndarray]
 
 
-def scorer(model: LoadedModel | str, batch_size: int = 32) -> ScoreTexts:
+class Scorer:
     """The function (prompts, completions) -> float32 [N], the scores of a reward model; see `score_texts`.
 
     It compiles one program for each length of a batch, once.
+
+    Raises InputError if the model has no head with one output.
+
+    Attributes:
+      flops: of the last call.
     """
-    loaded = load_directory(model) if isinstance(model, str) else model
-    score = _scorer_of_ids(loaded, batch_size)
 
-    def score_pairs(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
-        return score([_encode(loaded, *pair) for pair in zip(prompts, completions, strict=True)])
+    def __init__(self, loaded: LoadedModel, batch_size: int = SCORED):
+        settings = {'head': output_of(loaded.model, loaded.params, TASK), 'pool': 'last'}
+        if settings['head'] == 'logits' and loaded.model.num_labels != 1:
+            raise InputError(f'a reward model has one output, this one {loaded.model.num_labels}')
+        if loaded.config and loaded.config.objective.pool != 'auto':
+            settings['pool'] = loaded.config.objective.pool
+        predict = with_settings(TASK.predict, settings)
+        self.loaded, self.batch_size, self.flops = loaded, batch_size, 0.0
 
-    return score_pairs
+        @jax.jit
+        def run(params, batch):
+            return predict(lambda columns: loaded.model.apply({'params': params}, columns), batch)[:, 0]
+
+        self._run = run
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+        return self.of_ids([_encode(self.loaded, *pair) for pair in zip(prompts, completions, strict=True)])
+
+    def of_ids(self, ids: Sequence[list[int]]) -> np.ndarray:
+        """The scores of texts as ids."""
+        loaded, size = self.loaded, self.batch_size
+        order = np.argsort([len(each) for each in ids], kind='stable')
+        scores, self.flops = np.zeros(len(ids), np.float32), 0.0
+        for begin in range(0, len(order), size):
+            rows = order[begin : begin + size]
+            batch = _batch([_cut(ids[row], loaded) for row in rows], size, loaded.model.max_len)
+            scores[rows] = np.asarray(self._run(loaded.params, batch))[: len(rows)]
+            self.flops += rollout_cost.reward_flops(loaded.model, loaded.params, *batch['tokens'].shape)
+        return scores
+
+
+def scorer(model: LoadedModel | str) -> Scorer:
+    """The scores of a loaded reward model, or of one in a folder."""
+    return Scorer(load_directory(model) if isinstance(model, str) else model)
 
 
 def predict_rows(
-    model: LoadedModel, rows: Sequence[Row], text: Sequence[str] = (), batch_size: int = 32
+    model: LoadedModel, rows: Sequence[Row], text: Sequence[str] = (), batch_size: int = SCORED
 ) -> tuple[list[dict[str, Any]], int]:
     """({'prediction': the score of its last answer} of each row, the number of rows longer than the context).
 
@@ -52,7 +83,7 @@ def predict_rows(
     dialogues = [_dialogue(row, tuple(text), model) for row in rows]
     filled = [index for index, dialogue in enumerate(dialogues) if not preferences.is_empty(dialogue)]
     predictions: list[dict[str, Any]] = [{'prediction': None} for _ in rows]
-    score = _scorer_of_ids(model, batch_size)
+    score = Scorer(model, batch_size).of_ids
     ids = [_ids(model, dialogues[index], rows[index].place) for index in filled]
     for index, value in zip(filled, score(ids).tolist(), strict=True):
         predictions[index]['prediction'] = value
@@ -86,31 +117,6 @@ def _dialogue(row: Row, text: tuple[str, ...], model: LoadedModel) -> Conversati
         raise InputError(f'{row.place}: a conversation, and the reward model was trained on texts without a template')
     prompt, completion = (message['content'] for message in dialogue.messages)
     return Conversation([], (), (prompt, completion))
-
-
-def _scorer_of_ids(loaded: LoadedModel, batch_size: int) -> ScoreIds:
-    """The function: texts as ids -> float32 [N]. Raises InputError if the model has no head with one output."""
-    settings = {'head': output_of(loaded.model, loaded.params, TASK), 'pool': 'last'}
-    if settings['head'] == 'logits' and loaded.model.num_labels != 1:
-        raise InputError(f'a reward model has one output, this one {loaded.model.num_labels}')
-    if loaded.config and loaded.config.objective.pool != 'auto':
-        settings['pool'] = loaded.config.objective.pool
-    predict = with_settings(TASK.predict, settings)
-
-    @jax.jit
-    def run(params, batch):
-        return predict(lambda columns: loaded.model.apply({'params': params}, columns), batch)[:, 0]
-
-    def score(ids: Sequence[list[int]]) -> np.ndarray:
-        order = np.argsort([len(each) for each in ids], kind='stable')
-        scores = np.zeros(len(ids), np.float32)
-        for begin in range(0, len(order), batch_size):
-            rows = order[begin : begin + batch_size]
-            batch = _batch([_cut(ids[row], loaded) for row in rows], batch_size, loaded.model.max_len)
-            scores[rows] = np.asarray(run(loaded.params, batch))[: len(rows)]
-        return scores
-
-    return score
 
 
 def score_texts(model: LoadedModel | str, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
@@ -153,7 +159,7 @@ def _cut(ids: list[int], loaded: LoadedModel) -> list[int]:
 
 def _batch(rows: Sequence[list[int]], size: int, longest: int) -> dict[str, np.ndarray]:
     """The columns of `size` rows, of which the last may be empty."""
-    length = min(-(-max(map(len, rows)) // ROUND) * ROUND, longest)
+    length = rollout_cost.padded(max(map(len, rows)), longest)
     tokens, segments = np.zeros((2, size, length), np.int32)
     for row, ids in enumerate(rows):
         tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1

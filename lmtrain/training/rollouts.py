@@ -21,13 +21,13 @@ from lmtrain import rewards, tree
 from lmtrain.data import hash_rng
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
-from lmtrain.inference.rollout import rollout
+from lmtrain.inference.rollout import padded, rollout
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.parallel import collectives
 from lmtrain.runtime import faults
 from lmtrain.tasks.advantages import Sampled
 from lmtrain.tasks.task import with_settings
-from lmtrain.training import rollout_batch, samples
+from lmtrain.training import rollout_batch, rollout_cost, samples
 from lmtrain.training.run import Run
 
 KL_STEP, KL_LIMIT = 0.1, 0.2  # of the controller of the KL weight, Ziegler et al. 2019, arXiv 1909.08593, section 2.2
@@ -159,14 +159,14 @@ class Rollouts:
     Attributes:
       waited: seconds spent on rollouts so far.
       figures: of the last rollout, for the log.
-      state: numbers that a resumed run needs, for the checkpoint.
+      state: numbers that a resumed run needs, for the checkpoint. 'rollout_flops' are those of all rollouts so far.
     """
 
     def __init__(self, sampler: Sampler, start: int, place: Callable, state: dict, show: Callable[..., None]):
         """show: called with (step, Prompts, Completions) after each rollout. The others are those of Prefetch."""
         self.run = run = sampler.run
         self.sample, self.step, self.place, self.show = sampler, start, place, show
-        self.state = {'kl_weight': run.config.objective.kl_weight} | state
+        self.state = {'kl_weight': run.config.objective.kl_weight, 'rollout_flops': 0.0} | state
         self.prompts, self.score = prompts_of(run, 'train'), scorer(run)
         self.reference = reference(run) if rollout_batch.has_reference(run) else None
         self.waited, self.figures, self._columns = 0.0, {}, None
@@ -196,6 +196,7 @@ class Rollouts:
         prompts = self.prompts.at(chosen(len(self.prompts.ids), policy.prompts, config.seed, number))
         seed = int(hash_rng.random_bits(config.seed, hash_rng.ROLLOUT, number) >> np.uint64(32))
         completions = self.sample(state.params, prompts, policy.samples, policy.temperature, seed)
+        self.state['rollout_flops'] += self._flops(prompts, completions) + self.sample.reward.flops
         faults.inject(faults.ROLLOUT, self.step + 1)
         columns = rollout_batch.columns(prompts.ids, completions.tokens, completions.lengths, config.data.seq_len)
         if policy.temperature != 1:
@@ -207,6 +208,12 @@ class Rollouts:
         self.figures = figures
         self.show(self.step, prompts, completions)
         return columns
+
+    def _flops(self, prompts: Prompts, completions: Completions) -> float:
+        """FLOPs of a rollout without its reward."""
+        run, longest = self.run, max(map(len, prompts.ids))
+        count, drawn = padded(len(prompts.ids), run.mesh), int(completions.lengths.max())
+        return rollout_cost.of(run.config, run.model, rollout_cost.scored_params(run), count, longest, drawn)
 
     def _scores(self, state, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """{'old_logprob', 'old_values' with a value head, 'ref_logprob' with a reference}, [N, T], 0 in the rest."""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -37,6 +38,8 @@ class Run:
       device_memory: bytes of the smallest device; 0 if unknown.
       output: name of the output that the objective reads: 'logits', or the name of the task for an added head.
       notes: lines about the head of the task.
+      reference_flops: FLOPs of the pass whose results are the column of a cached reference model.
+      rollout_flops: FLOPs of a rollout of a policy, at most.
     """
 
     config: ml_collections.ConfigDict
@@ -50,6 +53,8 @@ class Run:
     device_memory: int = 0
     output: str = 'logits'
     notes: tuple[str, ...] = ()
+    reference_flops: float = 0.0
+    rollout_flops: float = 0.0
 
     @functools.cached_property
     def shapes(self) -> TrainState:
@@ -121,9 +126,30 @@ class Run:
 
     @functools.cached_property
     def total_steps(self) -> int | None:
-        """Steps of the budget; None for a budget in hours."""
+        """Steps of the budget; None for a budget in hours, and for one in FLOPs of a policy: completions decide it."""
         flops = self.flops_per_step.total if self.config.budget.flops else math.inf
-        return budget.total_steps(self.config.budget, self.tokens_per_step, flops)
+        steps = budget.total_steps(self.config.budget, self.tokens_per_step, flops, self.reference_flops)
+        return None if self.rollout_flops and self.config.budget.flops else steps
+
+    def spent(self, steps: int, sampled: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Tokens and FLOPs of `steps` steps, and the FLOPs of what is computed outside of them.
+
+        Args:
+          sampled: 'rollout_flops' is that of all rollouts until then. None: not known, at most.
+
+        Returns:
+          {'tokens', 'flops' (of the model), 'executed_flops', and 'reference_flops' or 'rollout_flops': their part
+          outside of the steps}.
+        """
+        parts = {'reference_flops': self.reference_flops, 'rollout_flops': 0.0}
+        if self.rollout_flops:
+            most = self.rollout_flops * steps / self.steps_per_rollout
+            parts['rollout_flops'] = most if sampled is None else sampled.get('rollout_flops', 0.0)
+        outside = sum(parts.values())
+        spent = {
+            name: steps * each + (0.0 if name == 'tokens' else outside) for name, each in self.cost_per_step.items()
+        }
+        return spent | {name: part for name, part in parts.items() if part}
 
     @property
     def decay_start(self) -> int | None:

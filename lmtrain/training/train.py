@@ -100,6 +100,8 @@ def _branch(run: Run, directory: Path) -> int | None:
 def _is_over(run: Run, extra: dict[str, Any]) -> bool:
     """Whether the budget is spent or evaluate.patience exhausted, by the counters of a checkpoint."""
     clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
+    if not run.total_steps and run.config.budget.flops:
+        clock.share = lambda step: run.spent(step, extra.get('sampled', {}))['flops'] / run.config.budget.flops
     patience = run.config.evaluate.patience
     return clock.spent(extra['step']) >= 1.0 or patience and evaluations.exhausted(extra.get('bests', []), patience)
 

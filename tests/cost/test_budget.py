@@ -3,6 +3,7 @@
 import pytest
 
 from lmtrain import cost
+from lmtrain.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,13 @@ from lmtrain import cost
 )
 def test_total_steps_of_a_budget(budget, steps):
     assert cost.total_steps(budget, tokens_per_step=100, flops_per_step=1e4) == steps
+
+
+def test_flops_before_the_first_step_are_part_of_the_budget():
+    assert cost.total_steps({'flops': 1e6}, 100, 1e4, flops_before=3.05e5) == 70  # 69.5 steps
+    assert cost.total_steps({'tokens': 1e6}, 100, 1e4, flops_before=3e5) == 10_000
+    with pytest.raises(InputError, match='budget.flops = 3e\\+05: 3e\\+05 FLOP are spent before the first step'):
+        cost.total_steps({'flops': 3e5}, 100, 1e4, flops_before=3e5)
 
 
 @pytest.mark.parametrize(

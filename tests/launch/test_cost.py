@@ -54,6 +54,22 @@ def test_encoder_is_not_prompted(capsys):
     assert row(text, 'head')[0] == '7.69k'
 
 
+def test_policies_and_cached_references_cost_more_than_their_steps(capsys):
+    """LoRA by GRPO: per token of a step, the rollout at most; by DPO: a pass over the rows of the workload."""
+
+    def create(*words):
+        text = row(page(capsys, *words, '--target=h100:1'), 'LoRA')[1]
+        return float(text[:-1]) * {'M': 1e6, 'G': 1e9, 'T': 1e12, 'P': 1e15, 'E': 1e18}[text[-1]]
+
+    policy = ('--config=grpo', '--config.data.tokenizer=bytes', '--config.objective.kl_weight=0')
+    once, twice = (create(*policy, f'--config.policy.epochs={epochs}') for epochs in (1, 2))
+    assert once > 1.2 * twice  # the same steps, half of the rollouts
+    pairs = ('--config=dpo', '--config.data.tokenizer=bytes')
+    few, many = (create(*pairs, f'--train_rows={rows}') for rows in (1000, 9000))
+    live = create(*pairs, '--config.objective.reference=live')
+    assert few < many and few < live
+
+
 def test_workload_and_errors(capsys):
     text = page(capsys, '--config=classify', '--shots=1', '--classes=3', '--row_tokens=20')
     assert row(text, '1 shot')

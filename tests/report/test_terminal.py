@@ -98,7 +98,7 @@ def header(fields=None, mesh=(1, 8), **changes):
         'total': 27_300_000,
         'total_steps': 5000,
         'epoch_tokens': 20_480_000,
-        'flops_per_step': 1e12,
+        'flops': 5e15,
         'memory': {'parameters': 1e8, 'activations': 2e9, 'total': 2.1e9},
     }
     text = terminal.header(config, grid, **known | changes)
@@ -119,8 +119,13 @@ def test_header_of_full_fine_tuning():
 
 
 def test_header_with_a_budget_of_hours():
-    text = header({'budget.steps': None, 'budget.hours': 0.5}, total_steps=None)
+    text = header({'budget.steps': None, 'budget.hours': 0.5}, total_steps=None, flops=1e12)
     assert '0.5 hours of wall clock (30m 00s); 1.00 TFLOP per step' in text
+
+
+def test_header_of_a_policy_with_a_budget_of_flops():
+    text = header({'budget.steps': None, 'budget.flops': 2e15}, total_steps=None, flops=1e12)
+    assert '2.00 PFLOP, of which a step takes at most 1.00 TFLOP' in text
 
 
 def test_header_counts_devices_that_share_rows():

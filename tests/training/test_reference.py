@@ -109,6 +109,24 @@ def test_log_probabilities_are_computed_once_and_kept(base, monkeypatch):
     np.testing.assert_array_equal(again['ref_logprob'], column['ref_logprob'])
 
 
+def test_pass_of_the_reference_is_a_part_of_the_cost(base):
+    run = build(*resolve(recipe(base, **LORA)), jax.devices()[:1])
+    batches = sum(run.stream(split).steps_per_epoch for split in ('train', 'validation'))
+    plain = reference.passes.pass_flops(run.model, run.initial.base.shapes, 8, round(run.stream('train').mean_length))
+    assert run.reference_flops == batches * plain > 0 and reference.complete(run).reference_flops == batches * plain
+    assert 1.0 < run.flops_per_step.forward / plain < 1.3  # with the adapter
+    step = run.flops_per_step.total
+    assert run.spent(5)['flops'] == run.reference_flops + 5 * step
+    assert run.spent(5)['executed_flops'] == run.reference_flops + 5 * run.executed_flops_per_step
+    budget = {'budget.steps': None, 'budget.flops': run.reference_flops + 6.5 * step}
+    budget |= {'evaluate.every_steps': 4, 'checkpoint.every_steps': 4}
+    assert build(*resolve(recipe(base, **LORA, **budget)), jax.devices()[:1]).total_steps == 7
+    live = build(*resolve(recipe(base, **LORA, **{'objective.reference': 'live'})), jax.devices()[:1])
+    assert live.reference_flops == 0 and live.flops_per_step.total > step
+    with pytest.raises(InputError, match='budget.flops = .* are spent before the first step'):
+        build(*resolve(recipe(base, **LORA, **budget | {'budget.flops': run.reference_flops})), jax.devices()[:1])
+
+
 def test_members_of_a_sweep_share_the_reference(base):
     run = reference.complete(build(*resolve(recipe(base, **{'sweep.learning_rates': (0.01, 0.02)})), jax.devices()[:1]))
     state, step, place = run.initial.on_mesh(), run.train_step(), sharding.place(run.mesh)
@@ -179,6 +197,7 @@ def test_rows_that_are_not_divided_over_their_positions_are_refused(base, settin
 
 def test_trained_run_is_evaluated_with_its_reference(base, tmp_path):
     results = lmtrain.train(recipe(base, **LORA), tmp_path / 'run')
+    assert results['cost']['flops'] > results['cost']['reference_flops'] > 0
     names = {'loss', 'rewards/chosen', 'rewards/rejected', 'rewards/accuracies', 'rewards/margins'}
     assert results['validation'].keys() >= names and results['validation']['targets'] == len(ROWS)
     scores = lmtrain.evaluate(tmp_path / 'run', split='validation')

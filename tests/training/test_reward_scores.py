@@ -8,6 +8,7 @@ import pytest
 import lmtrain
 from configs import tiny
 from launch import cli
+from lmtrain.cost import hlo
 from lmtrain.data.chat.load import open_template
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
@@ -54,6 +55,19 @@ def test_reward_model_learns_and_scores_texts(trained):
     assert reward_scores._encode(loaded, 'ab', '') == [begin, *b'ab', end]
     assert reward_scores._encode(loaded, 'ab', 'c') == [begin, *b'abc', end]
     assert np.isfinite(reward_scores.score_texts(loaded, ['word 3 '], [''])).all()
+
+
+def test_flops_of_scores_are_those_of_the_compiler(no_compilation_cache, trained):
+    score = reward_scores.scorer(str(trained[0]))
+    texts = ['good'] * 32 + ['good and then some more than thirty-two of them'] * 8  # two batches, of 32 and 64 tokens
+    score([''] * 40, texts)
+    params, compiled = score.loaded.params, 0.0
+    for length in (32, 64):
+        tokens = np.ones((32, length), np.int32)
+        batch = {'tokens': tokens, 'segment_ids': tokens, 'scored': np.ones((32, 1), np.int32)}
+        program = score._run.lower(params, batch).compile({'xla_backend_optimization_level': 0})
+        compiled += hlo.compiled_flops(program)
+    np.testing.assert_allclose(score.flops, compiled, rtol=0.05)
 
 
 def test_exported_reward_model_is_a_classifier_with_one_label(trained, tmp_path):

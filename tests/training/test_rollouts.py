@@ -12,6 +12,7 @@ import pytest
 import lmtrain
 from configs import grpo, tiny
 from lmtrain import tree
+from lmtrain.cost import passes
 from lmtrain.errors import InputError
 from lmtrain.parallel import sharding
 from lmtrain.training import init_from, rollouts
@@ -157,6 +158,52 @@ def test_run_killed_in_a_rollout_or_its_epochs_resumes_bit_identically(config, w
     assert lines(workdir) == lines(expected) and lines(workdir, 'completions') == lines(expected, 'completions')
     one, other = (lmtrain.load(each).params for each in (workdir, expected))
     assert all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+    one, other = (json.loads((each / 'results.json').read_text('utf-8'))['cost'] for each in (workdir, expected))
+    assert one['flops'] == other['flops'] and one['rollout_flops'] == other['rollout_flops'] > 0
+
+
+def test_cost_is_that_of_the_steps_and_of_all_that_was_drawn(config, folder, monkeypatch):
+    config.adapt.method, config.budget.steps, config.policy.max_tokens = 'lora', 8, 5  # two rollouts
+    run, drawn, call = built(config.copy_and_resolve_references(), data=8), [], rollouts.Sampler.__call__
+
+    def sampled(self, params, prompts, count, *rest):
+        completions = call(self, params, prompts, count, *rest)
+        if count > 1:  # no evaluation
+            drawn.append((max(map(len, prompts.ids)), completions.lengths.max()))
+        return completions
+
+    monkeypatch.setattr(rollouts.Sampler, '__call__', sampled)
+    cost = lmtrain.train(config, folder / 'cost')['cost']
+    params, base = run.initial.shapes.params, run.initial.base.shapes
+    each = [
+        passes.sampling_flops(run.model, params, passes.Sampled(8, 4, 16, 16, length))  # a prompt for each device
+        + sum(passes.pass_flops(run.model, scored, 16, 16) for scored in (params, base))
+        for longest, length in drawn
+    ]
+    assert len(each) == 2 and cost['rollout_flops'] == pytest.approx(sum(each))
+    assert cost['flops'] == pytest.approx(8 * run.flops_per_step.total + sum(each))
+    assert cost['executed_flops'] == pytest.approx(8 * run.executed_flops_per_step + sum(each))
+    most = run.spent(8)
+    assert most['flops'] >= cost['flops'] > 8 * run.flops_per_step.total
+    timings = lines(folder / 'cost', 'timings')[-1]
+    assert timings['seconds_per_step'] * timings['flops_per_second'] == pytest.approx(cost['flops'] / 8)
+
+
+def test_budget_in_flops_ends_by_what_was_spent(config, folder, capsys):
+    """Three rollouts and 10.5 steps, all completions as long as they can be; the schedule has ended too."""
+    config.policy.max_tokens, config.schedule.final = 3, 0.0
+    run = built(config.copy_and_resolve_references(), data=8)
+    step, rollout = run.flops_per_step.total, run.rollout_flops
+    config.budget.steps, config.budget.flops = None, 10.5 * step + 3 * rollout
+    results = lmtrain.train(config, folder / 'flops')
+    assert results['cost']['steps'] == 11 < config.budget.flops / step - 2  # which only steps would have
+    assert results['cost']['rollout_flops'] == pytest.approx(3 * rollout)
+    rates = [line['learning_rate'] for line in lines(folder / 'flops') if 'learning_rate' in line]
+    assert rates[-1] < 1e-9 < min(rates[:-1])
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert 'of which a step takes at most' in shown and 'FLOP at most; completions without an end' in shown
+    again = lmtrain.train(config, folder / 'flops')
+    assert again['cost'] == results['cost'] and 'the budget is spent' in capsys.readouterr().out
 
 
 def test_signal_is_obeyed_between_two_rollouts(config, folder, monkeypatch):

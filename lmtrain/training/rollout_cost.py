@@ -1,0 +1,59 @@
+"""FLOPs of a rollout: of the completions that were drawn and, before it begins, at most."""
+
+from collections.abc import Sequence
+
+from lmtrain import tree
+from lmtrain.cost import passes
+from lmtrain.evaluation.heads import output_of
+from lmtrain.files import local_path
+from lmtrain.inference import sample
+from lmtrain.tasks import TASKS
+from lmtrain.training import init_from, rollout_batch
+
+SCORED = 32  # texts that a reward model reads at once
+ROUND = 32  # the lengths of its batches are multiples of this, so that a few programs serve all
+
+
+def scored_params(run) -> list[tree.Params]:
+    """Shapes of the parameters that score completions: those of the policy and, if it has one, of its reference."""
+    params = run.initial.shapes.params
+    return [params, *([run.initial.reference_params(params)] if rollout_batch.has_reference(run) else [])]
+
+
+def of(config, model, params: Sequence[tree.Params], prompts: int, longest: int, drawn: int) -> float:
+    """FLOPs of sampling completions and of scoring them by the policy and its reference, without the reward.
+
+    Args:
+      params: see `scored_params`.
+      prompts: number of prompts, see `passes.Sampled`. longest: tokens of the longest of them.
+      drawn: tokens of the longest completion.
+    """
+    T, M = sample.lengths(model, params[0], longest, config.policy.max_tokens)
+    sampled = passes.Sampled(prompts, config.policy.samples, T, M, drawn)
+    rows = config.policy.prompts * config.policy.samples
+    return passes.rollout_flops(model, params[0], sampled, rows, config.data.seq_len, params)
+
+
+def at_most(config, model, params: Sequence[tree.Params], prompts: int) -> float:
+    """FLOPs of a rollout with its reward if all prompts and completions are as long as the config permits.
+
+    Raises what `init_from.open_base` raises for the reward model.
+    """
+    policy, seq_len = config.policy, config.data.seq_len
+    flops = of(config, model, params, prompts, seq_len + 1 - policy.max_tokens, policy.max_tokens)
+    if not config.reward.model:
+        return flops
+    base = init_from.open_base(str(local_path(config.reward.model, 'config.reward.model', config.data.root)))
+    batches = -(-policy.prompts * policy.samples // SCORED)
+    return flops + reward_flops(base.model, base.shapes, batches * SCORED, padded(seq_len + 1, base.model.max_len))
+
+
+def padded(length: int, context: int) -> int:
+    """T of a batch of a reward model whose longest text has `length` tokens."""
+    return min(-(-length // ROUND) * ROUND, context)
+
+
+def reward_flops(model, params: tree.Params, rows: int, length: int) -> float:
+    """FLOPs of scoring `rows` texts by a reward model, padded to `length` tokens."""
+    added = output_of(model, params, TASKS['reward']) != 'logits'
+    return passes.pass_flops(model, params, rows, length, classes=1 if added else None)
