@@ -44,6 +44,7 @@ def executed(words: list[str], small) -> list[str]:
     return [words[0], '--print_only', *words[1:]] if words[0] in LAUNCHERS else words
 
 
+@pytest.mark.usefixtures('no_compilation_cache')  # `plan` reads what the compiler writes
 @pytest.mark.slow
 @pytest.mark.parametrize('page', PAGES)
 def test_commands_run_as_printed(page, pages, machine, monkeypatch):
