@@ -18,6 +18,7 @@ from launch import model_flags, process_setup
 from launch.generate import clean, write
 from launch.model_flags import note
 from lmtrain.errors import InputError
+from lmtrain.runtime import progress
 
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS, base=True)
@@ -144,6 +145,9 @@ def answer(talk, line: str) -> None:
         if talk.dropped:
             turns = f'{talk.dropped} oldest turns are' if talk.dropped > 1 else 'oldest turn is'
             note(f'the {turns} forgotten: the context holds {talk.context:,} tokens')
+        with progress.phase('computing the first token', brief=True):
+            first = next(pieces, '')
+        write(clean(first))
         for piece in pieces:
             write(clean(piece))
         write('\n')

@@ -11,6 +11,7 @@ with: a prompt is one user's turn. Other models continue a prompt as it is.
 tokenizer's own. A line of a .jsonl holds a prompt or messages.
 """
 
+import itertools
 import json
 import pathlib
 import sys
@@ -22,6 +23,7 @@ from launch import cli, model_flags, process_setup
 from lmtrain.errors import InputError
 from lmtrain.files import parse_json
 from lmtrain.report import terminal
+from lmtrain.runtime import progress
 
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS, base=True)
@@ -123,10 +125,12 @@ def show(model, prompts: list, system: str, settings: dict) -> None:
         rules = [f'── {number} of {len(prompts)} ' for number in range(1, len(prompts) + 1)]
         heads = [f'{dim}{rule:─<60}{plain}\n{head}' for rule, head in zip(rules, heads)]
 
+    with progress.phase('computing the first token', brief=True):
+        some = list(itertools.islice(pieces, 1))
+    first = time.perf_counter()
     write(heads[0])
-    waiting, tokens, reasons, current, first = [''] * len(prompts), [0] * len(prompts), [''] * len(prompts), 0, None
-    for row, piece in pieces:
-        first = first or time.perf_counter()
+    waiting, tokens, reasons, current = [''] * len(prompts), [0] * len(prompts), [''] * len(prompts), 0
+    for row, piece in itertools.chain(some, pieces):
         waiting[row] += clean(piece.text)
         tokens[row] += len(piece.ids)
         reasons[row] = piece.finish_reason

@@ -97,6 +97,11 @@ class Live:
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
 
+    @property
+    def empty(self) -> bool:
+        """Whether no metrics were shown yet."""
+        return not self._values
+
     def at(self, step: int, share: float) -> None:
         """Notes that `step` was taken; its metrics are not known."""
         self._step, self._progress = step, share

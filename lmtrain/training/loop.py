@@ -197,6 +197,8 @@ class Loop:
         if figures:
             self.monitor.add(values, figures, first=(step - 1) % self.rollout_steps == 0)
         if step % self.parts.config.log.every_steps and 1 < step and progress < 1.0:
+            if self.live.empty:  # a resumed run: the next line of metrics may be far
+                self.live.update(step, progress, values)
             return
         means = self.means.take()
         if figures:  # steps in which no completion had a signal have no loss

@@ -65,6 +65,7 @@ def test_the_task_of_a_pretrained_head(loaded):
         rows.predicted_task(loaded)
 
 
+@pytest.mark.slow
 def test_texts_and_dicts_are_rows(loaded):
     model = with_head(loaded, 'classify', 2, labels=('a', 'b'))
     one, other = model.predict(['cats', 'mats'])

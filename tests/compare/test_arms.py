@@ -73,6 +73,7 @@ def test_rates_one_after_another_give_what_members_of_a_sweep_give(config, text)
     assert by_name['apart']['test']['loss'] == pytest.approx(by_name['together']['test']['loss'], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_base_without_language_head_is_not_prompted(config, text):
     own = compare.get_config()
     own.update(config.copy_and_resolve_references())

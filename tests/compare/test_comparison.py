@@ -97,6 +97,7 @@ def test_every_arm_is_tested_at_every_size(finished):
     assert (folder / 'report.html').exists() and read_json(folder / 'results.json') == json.loads(json.dumps(results))
 
 
+@pytest.mark.slow
 def test_trained_trials_are_runs_that_know_no_test_rows(finished):
     folder, results = finished
     for trial in results['trials']:
@@ -356,6 +357,7 @@ def test_other_settings_cure_a_failed_trial(base, monkeypatch):
     assert (arm['status'], arm['reason']) == ('done', '')
 
 
+@pytest.mark.slow
 def test_rows_whose_answer_is_cut_off_are_not_counted_as_training_rows(base):
     config = make_config(base, only=('text',), sizes=(16,), seeds=1)
     lines = [{'note': f'{i} ' * (1 if i % 2 else 5), 'animal': CLASSES[i % 3]} for i in range(10, 50)]

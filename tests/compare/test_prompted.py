@@ -16,6 +16,7 @@ def trial_of(shared, selected, name, size):
     return trial
 
 
+@pytest.mark.slow
 def test_nearest_pays_for_the_embeddings_of_its_pool(small, tmp_path):
     shared, selected = small('nearest', ('nearest', 'bm25'))
     trial = trial_of(shared, selected, 'nearest', 16)

@@ -37,6 +37,7 @@ def test_small_sizes_come_first_and_an_arm_without_rows_has_one_trial(small):
     assert [shared.spans(each) for each in trials.listed(shared, selected)[1::4]] == [[(1, 4, 16)], []]
 
 
+@pytest.mark.slow
 def test_a_finished_trial_is_not_run_again_and_other_settings_are_refused(one):
     shared, trial = one
     assert trials.finished(shared, trial) is None

@@ -35,6 +35,7 @@ def test_one_command_trains_evaluates_and_samples(words, machine):
         assert 1 <= samples.count('--- ') <= 3  # validation documents
 
 
+@pytest.mark.slow
 def test_form_of_the_rows_is_named(machine):
     code, out, _ = machine.run(machine.small(['train', *DATA['questions and answers'], '--workdir=runs/own']))
     assert code == 0 and 'rows of question + answer, written by ' in ' '.join(out.split())

@@ -32,6 +32,7 @@ def test_the_list_is_long_and_names_each_fault_once():
 def test_fault_is_applied_tested_and_reverted(tmp_path):
     """A small repository with one test, one fault that it sees and one that it does not."""
     (tmp_path / 'lmtrain').mkdir()
+    (tmp_path / 'lmtrain' / '__init__.py').touch()  # else the installed package is imported
     (tmp_path / 'tests').mkdir()
     source = 'def double(x):\n    """Twice x."""\n    return 2 * x\n'
     (tmp_path / 'lmtrain' / 'tree.py').write_text(source, encoding='utf-8')

@@ -36,6 +36,7 @@ def recipe(folder, task):
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ['classify', 'regress', 'tag', 'span'])
 def test_figures_and_predictions(task, tmp_path, capsys):
     train.train(recipe(tmp_path, task), tmp_path / 'run')

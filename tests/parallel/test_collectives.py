@@ -74,7 +74,7 @@ def test_the_initial_state_over_eight_devices_is_that_over_one(text, more):
         ),
         pytest.param([(2, 2, 2, 1)], BERT, id='bert', marks=pytest.mark.slow),
         pytest.param([(1, 4, 2, 1), (2, 2, 1, 2)], MICRO, id='micro-batches', marks=pytest.mark.slow),
-        pytest.param([(2, 2, 2, 1)], LORA | {'sweep.seeds': (1, 2)}, id='lora sweep'),
+        pytest.param([(2, 2, 2, 1)], LORA | {'sweep.seeds': (1, 2)}, id='lora sweep', marks=pytest.mark.slow),
         pytest.param(
             [(1, 4, 2, 1)],
             {'adapt.method': 'prompt', 'data.isolate': False, 'model.dropout': 0.1},

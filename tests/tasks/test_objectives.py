@@ -146,6 +146,7 @@ def with_empty_rows(name, count):
     return {key: np.concatenate([x, empty[key]]) for key, x in batch.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mesh', [(8, 1, 1, 1), (2, 2, 1, 2), (1, 1, 1, 8)])
 def test_mesh_changes_no_sum(mesh):
     """Of outputs that are the same on all devices; one program for all objectives. See also test_rollouts.py."""

@@ -104,6 +104,17 @@ def test_logged_line_has_the_means_since_the_previous_one(config, tmp_path):
         assert line['grad_norm'] == each[stop]['grad_norm'] and line['batch'] == each[stop]['batch']
 
 
+@pytest.mark.slow
+def test_a_resumed_run_shows_its_first_step(config, tmp_path, capsys):
+    config.budget.steps, config.schedule.name, config.evaluate.every_steps = 4, 'constant', 1000
+    train.train(config, tmp_path / 'run')
+    config.budget.steps, config.log.every_steps = STEPS, 100
+    capsys.readouterr()
+    train.train(config, tmp_path / 'run')
+    assert re.search('^ *5/7 .*loss', capsys.readouterr().out, re.MULTILINE)
+    assert [x['step'] for x in lines(tmp_path / 'run') if 'loss' in x] == [1, 2, 3, 4, 7]
+
+
 def test_budget_in_hours_includes_earlier_starts(config, tmp_path):
     config.budget.steps, config.budget.hours = None, 1.5 / 3600
     config.evaluate.every_steps = config.checkpoint.every_steps = 1000
@@ -150,7 +161,7 @@ def test_run_ends_at_the_fifth_skipped_step_in_a_row():
 
     def logged(skipped):
         one = loop.Loop.__new__(loop.Loop)
-        one.abort, values = abort, []
+        one.abort, one.live, values = abort, types.SimpleNamespace(empty=False), []
         one.means = types.SimpleNamespace(add=values.append)
         one.parts = types.SimpleNamespace(config=types.SimpleNamespace(log=types.SimpleNamespace(every_steps=100)))
         one.log(7, 0.5, {'skipped_in_a_row': np.int32(skipped)}, 'digest', 0.0, {})

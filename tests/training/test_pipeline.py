@@ -49,6 +49,7 @@ def test_stages_follow_each_other_and_share_a_score(trained):
     assert all(0 <= each['greedy'] <= 1 and 0 <= each['sampled'] <= 1 and not each['failures'] for each in results)
 
 
+@pytest.mark.slow
 def test_score_is_the_mean_reward_of_greedy_completions(trained, monkeypatch):
     folder, configs, results = trained
     rows = pipeline.held_out_rows(configs['first'])

@@ -64,6 +64,7 @@ def test_every_checkpoint_is_hashed_once(folder, tmp_path, verified, use):
     assert runs == {'base', 'lora'} and set(verified.values()) == {1}
 
 
+@pytest.mark.slow
 def test_training_and_resuming_hash_every_checkpoint_once(folder, text, tmp_path, verified):
     shutil.copytree(folder / 'lora', tmp_path / 'lora')
     on_base = {'init.base': str(folder / 'base'), 'data.tokenizer': 'base', 'adapt.method': 'lora'}

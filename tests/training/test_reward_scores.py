@@ -57,6 +57,7 @@ def test_reward_model_learns_and_scores_texts(trained):
     assert np.isfinite(reward_scores.score_texts(loaded, ['word 3 '], [''])).all()
 
 
+@pytest.mark.slow
 def test_flops_of_scores_are_those_of_the_compiler(no_compilation_cache, trained):
     score = reward_scores.scorer(str(trained[0]))
     texts = ['good'] * 32 + ['good and then some more than thirty-two of them'] * 8  # two batches, of 32 and 64 tokens

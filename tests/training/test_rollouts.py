@@ -122,6 +122,7 @@ def test_run_learns_and_logs(config, whole, folder, task, capsys):
     assert samples[0]['prompt'].startswith('say ') and '## Completions' in (workdir / 'report.md').read_text('utf-8')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ['policy', 'ppo'])
 def test_policy_is_evaluated_and_exported_as_a_language_model(config, whole, folder, task, tmp_path):
     workdir = trained(config, whole, folder, task)
@@ -162,6 +163,7 @@ def test_run_killed_in_a_rollout_or_its_epochs_resumes_bit_identically(config, w
     assert one['flops'] == other['flops'] and one['rollout_flops'] == other['rollout_flops'] > 0
 
 
+@pytest.mark.slow
 def test_cost_is_that_of_the_steps_and_of_all_that_was_drawn(config, folder, monkeypatch):
     config.adapt.method, config.budget.steps, config.policy.max_tokens = 'lora', 8, 5  # two rollouts
     run, drawn, call = built(config.copy_and_resolve_references(), data=8), [], rollouts.Sampler.__call__
@@ -286,6 +288,7 @@ def steps_of(folder, mesh):
     return figures, values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mesh', [(8, 1, 1, 1), (2, 2, 2, 1), (1, 2, 1, 4)])
 def test_steps_on_a_mesh_equal_those_on_one_device(folder, mesh):
     """Up to float32 rounding, which is absolute where terms of magnitude 1 cancel: in the loss and the divergence."""

@@ -115,6 +115,7 @@ def test_run_stopped_by_sigterm_and_resumed_equals_the_uninterrupted_one(config,
         train.train(config, parts)
 
 
+@pytest.mark.slow
 def test_seconds_of_a_killed_start_are_part_of_the_cost(config, tmp_path, monkeypatch):
     config.log.every_steps = 1
     written = Writers.timings
