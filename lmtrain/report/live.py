@@ -71,7 +71,7 @@ class Live:
     """The live line: rewritten in place on a terminal.
 
     In a log it is a line for each 5 % of the budget, and at least every 5 % of the time so far: 4 seconds at first, 10
-    minutes at most.
+    minutes at most. `empty` is whether no metrics were shown yet.
 
     Args:
       stream: a stream (stdout by default), or a `progress.Screen` that others write on too.
@@ -81,12 +81,13 @@ class Live:
         self._screen = stream if isinstance(stream, progress.Screen) else progress.Screen(stream or sys.stdout)
         self._total, self._clock, self._colour = total, clock, has_colour(self._screen.stream)
         self._due, self._began, self._due_at, self._shown_at = 0.0, clock(), clock(), clock()
-        self._step, self._progress, self._values = 0, 0.0, {}
+        self._step, self._progress, self._values, self.empty = 0, 0.0, {}, True
         self._ended, self._thread = threading.Event(), None
 
     def update(self, step: int, share: float, values: Mapping[str, Any]) -> None:
         """Shows the state after `step`, the share of the budget that is spent, and the metrics."""
         self._step, self._progress, self._values, self._measured_at = step, share, dict(values), self._clock()
+        self.empty = False
         if self._screen.terminal:
             self._draw()
             if share >= 1.0:
@@ -96,11 +97,6 @@ class Live:
         if self._thread is None and share < 1.0:
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
-
-    @property
-    def empty(self) -> bool:
-        """Whether no metrics were shown yet."""
-        return not self._values
 
     def at(self, step: int, share: float) -> None:
         """Notes that `step` was taken; its metrics are not known."""
