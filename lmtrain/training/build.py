@@ -183,5 +183,6 @@ def _objective(config, output: str) -> functools.partial:
         )
     settings = config.objective.to_dict() | {'head': output}
     if unset := [name for name in inspect.signature(loss).parameters if name not in ('forward', 'batch', *settings)]:
-        raise TypeError(f'{loss.__name__} has the setting {unset[0]!r}: add it to config.objective in configs/base.py')
+        name = config.objective.name or config.task.name
+        raise TypeError(f'loss {name!r} has the setting {unset[0]!r}: add it to config.objective in configs/base.py')
     return with_settings(loss, settings)

@@ -137,7 +137,7 @@ def test_a_setting_of_a_loss_is_a_field_of_the_config(monkeypatch):
     monkeypatch.setitem(TASKS, 'classify', task)
     config = get_config()
     config.task.name = 'classify'
-    with pytest.raises(TypeError, match="focal has the setting 'gamma': add it to config.objective"):
+    with pytest.raises(TypeError, match="loss 'classify' has the setting 'gamma': add it to config.objective"):
         objective(config, 'own')
     with config.objective.unlocked():
         config.objective.gamma = 0.5
