@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.data.chat import encoding
-from lmtrain.data.chat.conversation import Conversation, check_messages, recognise_format
+from lmtrain.data.chat.conversation import FORMATS, Conversation, check_messages, recognise_format
 from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example
 from lmtrain.data.rows import Row, text_of, value_of
@@ -162,8 +162,9 @@ def _prompt_of(row: Row, fields: tuple[str, ...]) -> str | list:
 def _fields_of_format(row: Row) -> tuple[str, ...]:
     """The field of the messages, or those of the question, of a row without a field `prompt`."""
     form = recognise_format(row)[0]
-    messages = {'messages': 'messages', 'sharegpt': 'conversations', 'alpaca': 'instruction'}
-    return (messages[form],) if form in messages else tuple(form.split(' + ')[:-1])  # such as 'question + answer'
+    if form == 'alpaca' and row.fields.get('input'):
+        return 'instruction', 'input'
+    return FORMATS[form][:1] if form in FORMATS else tuple(form.split(' + ')[:-1])  # such as 'question + answer'
 
 
 TASK = dataclasses.replace(

@@ -204,7 +204,8 @@ def test_a_conversation_without_a_template_is_named():
         ({'prompt': 'a', 'answer': 'b'}, 'a'),
         ({'question': 'a', 'answer': 'b'}, 'a'),
         ({'instruction': 'a', 'input': 'c', 'response': 'b'}, 'a\n\nc'),
-        ({'instruction': 'a', 'output': 'b'}, 'a'),
+        ({'instruction': 'a', 'output': 'b', 'input': ''}, 'a'),
+        ({'instruction': 'a', 'output': 'b', 'input': 'c'}, 'a\n\nc'),
     ],
 )
 def test_the_prompt_of_a_row_is_that_of_its_format(fields, prompt):
