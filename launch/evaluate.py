@@ -130,9 +130,11 @@ def on_source(values: flags.FlagValues) -> None:
     from lmtrain.report import terminal
 
     changed = overrides(values)
-    results = api.evaluate(
-        model_flags.model(values), source=values.source, overrides=changed, batch_size=values.batch_size
-    )
+    model = model_flags.model(values)
+    try:
+        results = api.evaluate(model, source=values.source, overrides=changed, batch_size=values.batch_size)
+    except (FileNotFoundError, InputError) as error:
+        raise type(error)(str(error).replace('data.source', '--source')) from error
     counts = ', '.join(terminal.counted(results[f'{noun}s'], noun) for noun in ('document', 'token', 'byte'))
     show(f'{values.source}: {terminal.evaluation_line(results, {})}  ({counts})')
     write_results(values, {'results': {'source': values.source} | results})

@@ -109,9 +109,9 @@ def _match_glob(source: str, path: Path, root: str) -> tuple[list[Path], collect
     files = [Path(name) for name in names if not os.path.isdir(name)]
     if not files:
         kind = 'no file matches this glob' if glob.has_magic(source) else 'no such file or directory'
-        start = repr(root) if root else 'the current directory'
+        start = f'data.root, {root!r}' if root else 'the current directory'
         raise FileNotFoundError(
-            f'{path}: {kind} (relative paths start at data.root, {start}; '
+            f'{path}: {kind} (relative paths start at {start}; '
             "data.source is 'python', 'tfds:NAME', or a file, directory or glob)"
         )
     return files, collections.Counter(directories=0 if '**' in source else len(names) - len(files))

@@ -147,8 +147,8 @@ TEXT = [
 ]
 TRAIN = [
     # id, words of the command line, what is changed before (files, or a function), words of the error
-    ('missing file', 'data.source=no.txt', {}, ['no.txt: no such file', 'data.root, the current directory']),
-    ('missing in root', 'data.source=no.txt data.root=r', {}, ['r/no.txt: no such file', "'r'"]),
+    ('missing file', 'data.source=no.txt', {}, ['no.txt: no such file', 'start at the current directory']),
+    ('missing in root', 'data.source=no.txt data.root=r', {}, ['r/no.txt: no such file', "data.root, 'r'"]),
     ('glob of nothing', 'data.source=q*.txt', {}, ['q*.txt: no file matches this glob']),
     ('folder of nothing', 'data.source=d', {'d/a.png': b'x'}, ['d: no file in this directory ends in .txt', '1 .png']),
     ('no source', 'data.source=', {}, ["data.source is ''", "'python'"]),
