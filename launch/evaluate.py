@@ -88,10 +88,14 @@ def run(values: flags.FlagValues) -> None:
     workdir, step, member = model_flags.from_flags(values)
     from lmtrain import api
     from lmtrain.report import terminal
+    from lmtrain.tasks import TASKS
+    from lmtrain.training import workdir as folders
 
     sums = api.evaluate(workdir, values.split, step=step, member=member, overrides=overrides(values))
-    spelled = f', {sums["bytes"]:,.0f} bytes' if 'bytes' in sums else ''
-    show(f'{values.split}: {terminal.evaluation_line(sums, {})}  ({sums["targets"]:,.0f} targets{spelled})')
+    unit = TASKS[folders.read_config(workdir)['task']['name']].unit
+    nouns = {'targets': unit, 'bytes': 'byte'}
+    counts = ', '.join(terminal.counted(round(sums[name]), noun) for name, noun in nouns.items() if name in sums)
+    show(f'{values.split}: {terminal.evaluation_line(sums, {})}  ({counts})')
     for name, own in sums.get('sources', {}).items():
         show(f'{name}: {terminal.evaluation_line(own, {})}')
     write_results(values, {'results': {'split': values.split, 'step': step, 'member': member} | sums})

@@ -177,4 +177,5 @@ TASK = dataclasses.replace(
     conversations=True,
     dialogue=dialogue,
     in_bits=False,
+    unit='prompt',
 )

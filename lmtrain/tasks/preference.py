@@ -145,4 +145,5 @@ TASK = Task(
     conversations=True,
     dialogue=pairs.dialogue,
     in_bits=False,
+    unit='pair',
 )

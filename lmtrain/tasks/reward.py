@@ -131,4 +131,5 @@ TASK = Task(
     score=score,
     details=details,
     conversations=True,
+    unit='pair',
 )

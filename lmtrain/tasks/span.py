@@ -324,4 +324,5 @@ TASK = Task(
     infer=infer,
     describe=describe,
     version=2,
+    unit='window',
 )

@@ -234,4 +234,5 @@ TASK = Task(
     rate=rate,
     infer=infer,
     describe=describe,
+    unit='word',
 )

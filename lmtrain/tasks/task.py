@@ -97,6 +97,7 @@ class Task:
         completions that its model samples: `training/rollouts.py` makes its batches. Settings are fields of
         config.policy and config.objective. {}: batches come from the data.
       added_head: name of a head with one output for each token, `heads/NAME`, that the losses read; '' is none.
+      unit: noun for one of the 'targets' of an evaluation, over which its measures are means.
       version: increment it when the same rows and settings give other examples.
     """
 
@@ -123,6 +124,7 @@ class Task:
     in_bits: bool = True
     estimators: Mapping[str, Callable] = field(default_factory=dict)
     added_head: str = ''
+    unit: str = 'row'
     version: int = 1
 
     @functools.cached_property

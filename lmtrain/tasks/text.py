@@ -11,4 +11,5 @@ TASK = Task(
     peft_type='CAUSAL_LM',
     legend=token_preview.legend,
     render=token_preview.render,
+    unit='token',
 )

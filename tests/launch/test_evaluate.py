@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from configs import base
 from launch import cli, process_setup
 from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.tokenizers.base import Bytes
@@ -39,6 +40,8 @@ def stub(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     pathlib.Path('rows.csv').write_text('q,a\n' + ''.join(f'{n},{n * n}\n' for n in range(5)), encoding='utf-8')
     pathlib.Path('few.csv').write_text('q,a\n7,49\n', encoding='utf-8')
+    pathlib.Path('w').mkdir()
+    pathlib.Path('w', 'config.json').write_text(base.get_config().to_json(), encoding='utf-8')
     return calls
 
 
@@ -91,7 +94,22 @@ def test_choices_are_a_list_or_a_field(stub, text, choices):
 def test_split_is_evaluated_at_the_checkpoint(stub, capsys):
     assert cli.main(['evaluate', '--workdir=w', '--split=test', '--step=30']) == 0
     assert stub['split'] == (pathlib.Path('w'), 'test', 30, 0, {}, reward_scores.scorer)
-    assert capsys.readouterr().out.startswith('test: ')
+    assert capsys.readouterr().out.endswith('  (8 tokens)\n')
+
+
+@pytest.mark.parametrize(('task', 'count'), [('classify', '8 rows'), ('tag', '8 words'), ('reward', '8 pairs')])
+def test_split_is_counted_in_the_unit_of_its_task(stub, capsys, task, count):
+    config = base.get_config()
+    config.task.name = task
+    pathlib.Path('w', 'config.json').write_text(config.to_json(), encoding='utf-8')
+    assert cli.main(['evaluate', '--workdir=w']) == 0
+    assert capsys.readouterr().out.endswith(f'  ({count})\n')
+
+
+def test_missing_source_is_named_by_its_flag(stub, capsys):
+    assert cli.main(['evaluate', '--workdir=w', '--source=no.txt']) == 2
+    error = ' '.join(capsys.readouterr().err.split())
+    assert 'no.txt: no such file' in error and "--source is 'python'" in error and 'data.' not in error
 
 
 def test_invalid_results_path_is_rejected_first(stub, capsys):
