@@ -1120,8 +1120,8 @@ FAULTS = {
         ('outputs begin smaller by N, not 2N', '(2 * m.num_layers) ** 0.5', 'm.num_layers**0.5'),
         (
             'the feed-forward of a parallel layer reads the sum',
-            'if not m.parallel:',
-            'if True:',
+            'if m.parallel:',
+            'if False:',
         ),
     ],
     'lmtrain/models/transformer.py': [
