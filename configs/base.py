@@ -98,6 +98,7 @@ def get_config():
     config.task.labels = ()  # classes in the order of their ids; () is the base's order, or sorted
     config.task.shots = 0  # training rows per class; 0 is all
     config.task.buckets = 4  # maximum number of row lengths, each with its own compiled program
+    config.task.lengths = ()  # these row lengths, the last of them data.seq_len; () are those with the least padding
     config.task.pack = False  # packs several texts into a row, isolated: 'chat', 'reward', 'preference'
     config.task.too_long = 'error'  # rows longer than data.seq_len: 'error' | 'cut' | 'drop'
     config.task.group = 4  # 'unpaired': rows of the files that share a row of a batch and a KL estimate

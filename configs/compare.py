@@ -190,6 +190,7 @@ def arms() -> ml_collections.ConfigDict:
 def get_config():
     config = classify.get_config()
     config.data.batch_size = 8  # few rows: small batches
+    config.task.buckets = 2  # row lengths; each compiles a program of every arm
     config.data.test = 0.3  # of the rows, without task.test
     config.budget.steps = 80
     config.evaluate.every_steps = 40

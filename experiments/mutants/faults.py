@@ -1953,7 +1953,7 @@ FAULTS = {
         ),
         (
             'buckets do not change the fingerprint',
-            'shares, config.shots, config.buckets, config.pack)',
+            'shares, config.shots, config.lengths or config.buckets, config.pack)',
             'shares, config.shots, config.pack)',
         ),
     ],

@@ -14,6 +14,7 @@ from lmtrain.compare.predictors import Predict
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.cost import ledger
 from lmtrain.cost.query import Query
+from lmtrain.data.example_store import batch_lengths
 from lmtrain.data.rows import Row
 from lmtrain.inference.calibration import log_softmax
 from lmtrain.inference.prompting import PromptSettings
@@ -56,7 +57,7 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
     """The files and fields of the task, and no share of the rows for other splits."""
     subset, selected = comparison.subset_path(trial.size, trial.seed), comparison.task.folder / 'selection.jsonl'
     own.task.train, own.task.validation, own.task.test = (str(subset),), (str(selected.absolute()),), ()
-    own.task.shots, own.task.buckets, own.data.root = 0, 1, ''  # one length: all sizes and seeds run one program
+    own.task.shots, own.data.root = 0, ''
     own.data.validation = own.data.test = 0.0
     task = TASKS[own.task.name]
     if task.on_policy:
@@ -64,7 +65,11 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
         own.data.seq_len = longest(comparison, as_text=True)
     elif task.reads_rows:
         texts = 2 if task.scores_segments else 1  # a row holds both sides of a pair
-        own.data.seq_len = texts * min(own.data.seq_len, longest(comparison, task.predicts_tokens))
+        room = min(own.data.seq_len, longest(comparison, task.predicts_tokens))
+        sizes = texts * np.minimum(lengths(comparison, task.predicts_tokens), room)
+        # Those of all rows, not of the trial's: all sizes and seeds run the same programs.
+        own.task.lengths = batch_lengths(sizes, 1 if own.task.pack else own.task.buckets, texts * room)
+        own.data.seq_len = own.task.lengths[-1]
     if not task.reads_rows:  # continued pretraining on the texts of the rows; a tail of them is its validation text
         own.data.source, own.data.text_field, own.data.mix = str(subset), 'text', ()
         own.data.split, own.data.validation = 'tail', 0.1

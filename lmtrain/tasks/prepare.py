@@ -82,6 +82,7 @@ def prepare_task(
     labels: Iterable[str],
     shots: int,
     buckets: int,
+    lengths: Iterable[int],
     pack: bool,
     too_long: str,
     group: int,
@@ -106,7 +107,10 @@ def prepare_task(
     """
     files = {'train': _tuple(train), 'validation': _tuple(validation), 'test': _tuple(test)}
     config = TaskConfig(name, files, _tuple(text), label, tuple(labels), shots, buckets, pack, too_long, group)
+    config = config._replace(lengths=tuple(lengths))
     config.check()
+    last = config.lengths[-1:] or (data['seq_len'],)
+    require('lengths', config.lengths, last == (data['seq_len'],), f'data.seq_len = {data["seq_len"]} at its end')
     _check_date(date)
     notes: list[str] = []
     rows = read_splits(config, data, notes)
@@ -275,9 +279,9 @@ def _packed(
         task=task,
         tokenizer=with_template(tokenizer, encoded.template) if encoded.template else tokenizer,
         splits={split: _split(task, each, packed[split], tokenizer) for split, each in examples.items()},
-        fingerprint=key(encoded.key, shares, config.shots, config.buckets, config.pack),
+        fingerprint=key(encoded.key, shares, config.shots, config.lengths or config.buckets, config.pack),
         seq_len=seq_len,
-        lengths=batch_lengths(sizes, 1 if config.pack else config.buckets, seq_len),
+        lengths=config.lengths or batch_lengths(sizes, 1 if config.pack else config.buckets, seq_len),
         text=config.text,
         label=config.label,
         labels=config.labels,

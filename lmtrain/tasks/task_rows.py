@@ -37,6 +37,7 @@ class TaskConfig(NamedTuple):
       pack: several examples in a row, isolated; only if the targets are tokens, or texts with a score each.
       too_long: of rows longer than data.seq_len: 'error' | 'cut' (at the end; contexts of 'span' in windows that
         overlap; prompts of preferences at the beginning) | 'drop'.
+      lengths: the lengths T of batches, ascending; () are at most `buckets` lengths with the least padding.
       group: rows that are encoded together; only of 'unpaired', whose texts share an estimate of the KL divergence.
     """
 
@@ -50,6 +51,7 @@ class TaskConfig(NamedTuple):
     pack: bool
     too_long: str
     group: int = 1
+    lengths: tuple[int, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -77,6 +79,10 @@ class TaskConfig(NamedTuple):
         may_pack = (self.task.predicts_tokens or self.task.scores_segments) and not self.task.groups_rows
         may_pack = may_pack or not self.pack
         require('pack', self.pack, may_pack, f"False: rows of '{self.name}' stand alone")
+        ascending = all(type(length) is int and length > 0 for length in self.lengths)
+        ascending = ascending and list(self.lengths) == sorted(set(self.lengths))
+        ascending = ascending and not (self.pack and len(self.lengths) > 1)
+        require('lengths', self.lengths, ascending, 'ascending numbers of tokens; with task.pack only one')
         require('group', self.group, type(self.group) is int and self.group >= 1, 'at least 1 row')
 
 

@@ -147,11 +147,14 @@ def check_mesh(config, mesh) -> None:
             f'{prefix}task.name = {config.task.name!r}, data.mask_rate = {config.data.mask_rate}: only rows whose next '
             'tokens are predicted are cut along their positions; set mesh.sequence=1'
         )
-    if task.reads_rows and not task.on_policy and config.task.buckets > 1 and ROUND % sequence:
-        raise InputError(
-            f'{prefix}task.buckets = {config.task.buckets}: lengths of batches are multiples of {ROUND}; set '
-            'task.buckets=1'
-        )
+    if task.reads_rows and not task.on_policy:
+        if any(length % sequence for length in config.task.lengths):
+            raise InputError(f'{prefix}task.lengths = {config.task.lengths}: they must be multiples of {sequence}')
+        if config.task.buckets > 1 and not config.task.lengths and ROUND % sequence:
+            raise InputError(
+                f'{prefix}task.buckets = {config.task.buckets}: lengths of batches are multiples of {ROUND}; set '
+                'task.buckets=1'
+            )
     if model.dropout or config.adapt.dropout or len(sweep.orders(sweep.of(config))) > 1:
         raise InputError(
             f'{prefix}model.dropout = {model.dropout}, adapt.dropout = {config.adapt.dropout}, sweep.orders = '

@@ -21,7 +21,8 @@ def test_the_recipe_names_the_rows_of_the_trial_alone(small):
     assert (text.task.text, text.task.label, text.task.template) == (('prompt',), 'completion', 'none')
     assert continued.data.source == str(shared.subset_path(16, 1)) and continued.data.split == 'tail'
     assert scratch.init.base == '' and scratch.model.width == shared.model.model.width
-    assert head.data.seq_len == text.data.seq_len == 32 < 64  # the longest row, rounded up
+    assert head.data.seq_len == head.task.lengths[-1] <= 32 < 64  # the longest row, rounded up
+    assert len(head.task.lengths) == 2 and text.data.seq_len == text.task.lengths[-1] <= 32
 
 
 def test_only_the_checkpoint_of_the_choice_is_left(tmp_path):

@@ -27,7 +27,7 @@ def prepare(tmp_path):
         data = {'root': str(tmp_path), 'cache': str(tmp_path / 'cache'), 'tokenizer': 'bytes', 'vocab_size': 0}
         data |= {'seq_len': 128, 'validation': 0.2, 'test': 0.1}
         task = {'name': 'classify', 'train': (name,), 'validation': (), 'test': (), 'text': ('text',), 'label': 'label'}
-        task |= {'labels': (), 'shots': 0, 'buckets': 3, 'pack': False, 'too_long': 'error'}
+        task |= {'labels': (), 'shots': 0, 'buckets': 3, 'lengths': (), 'pack': False, 'too_long': 'error'}
         task |= {'group': 4, 'template': 'auto', 'date': ''}
         data |= {key: over.pop(key) for key in [*over] if key in ('root', 'tokenizer', 'seq_len', 'cache')}
         data |= over.pop('data', {})
@@ -312,11 +312,17 @@ def test_fingerprint_depends_on_all_that_decides_a_batch(prepare):
         prepare([*ROWS[:-1], ROWS[-1] | {'text': 'other'}]).fingerprint,
         prepare(labels=('odd', 'even')).fingerprint,
         prepare(buckets=2).fingerprint,
+        prepare(lengths=(64, 128)).fingerprint,
         prepare(seq_len=256).fingerprint,
         prepare(shots=9).fingerprint,
         prepare(data={'validation': 0.25}).fingerprint,
     }
-    assert len(marks) == 8 and prepare().fingerprint in marks
+    assert len(marks) == 9 and prepare().fingerprint in marks
+
+
+def test_batches_have_the_lengths_of_the_config(prepare):
+    task = prepare(lengths=(48, 128))
+    assert task.lengths == (48, 128) != prepare().lengths
 
 
 def test_moving_a_row_to_another_split_changes_the_fingerprint(prepare):
@@ -347,6 +353,8 @@ def test_examples_are_read_from_the_cache(prepare, monkeypatch):
         ({'label': ''}, "config.task.label is ''"),
         ({'too_long': 'truncate'}, "config.task.too_long is 'truncate'"),
         ({'buckets': 0}, 'config.task.buckets is 0'),
+        ({'lengths': (64, 32)}, 'config.task.lengths is \\(64, 32\\); it must be ascending'),
+        ({'lengths': (32, 64), 'seq_len': 96}, 'config.task.lengths is .*; it must be data.seq_len = 96 at its end'),
         ({'shots': -1}, 'config.task.shots is -1'),
         ({'pack': True}, "config.task.pack is True; it must be False: rows of 'classify' stand alone"),
         ({'text': ('text', 'label', 'answer')}, 'one field is expected, or two'),

@@ -187,6 +187,7 @@ def losses_on_one_device(base, task):
     ('settings', 'message'),
     [
         ({'task.buckets': 3}, r'mesh.sequence = 3 with task.buckets = 3: .* multiples of 8; set task.buckets=1'),
+        ({'task.lengths': (32, 64)}, r'mesh.sequence = 3 with task.lengths = \(32, 64\): .* multiples of 3'),
         ({'task.name': 'reward'}, r"mesh.sequence = 3 with task.name = 'reward'.* set mesh.sequence=1"),
     ],
 )
