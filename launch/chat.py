@@ -40,7 +40,7 @@ HELP = """\
 
 
 def run(values: flags.FlagValues) -> None:
-    process_setup.prepare()
+    process_setup.configure()
     from lmtrain.evaluation.perplexity import check_language_model
 
     model = model_flags.model(values)

@@ -24,7 +24,7 @@ flags.DEFINE_bool('dry_run', False, 'prints FLOPs, memory, time and money of eve
 
 
 def run(values: flags.FlagValues) -> None:
-    process_setup.prepare()
+    process_setup.configure()
     values.config = values.config or 'configs/compare.py'
     folder = pathlib.Path(values.workdir or f'runs/{recipe.stem(values.config)}')
     if values.report:

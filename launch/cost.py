@@ -26,7 +26,7 @@ def run(values: flags.FlagValues) -> None:
     target = hardware.parse(values.target) if values.target else None
     if target:
         os.environ['JAX_PLATFORMS'] = 'cpu'  # shapes only
-    process_setup.prepare()
+    process_setup.configure()
     config = recipe.from_flags(values)
     from lmtrain.plan import costs, costs_page
 

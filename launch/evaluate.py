@@ -84,7 +84,7 @@ def run(values: flags.FlagValues) -> None:
             '--base without --source, --rows or --task: a split belongs to a run (--workdir); a text is --source=FILE'
         )
     output_files.check(values.results, 'results')
-    process_setup.prepare()
+    process_setup.configure()
     workdir, step, member = model_flags.from_flags(values)
     from lmtrain import api
     from lmtrain.report import terminal
@@ -129,7 +129,7 @@ def on_source(values: flags.FlagValues) -> None:
         if values[name].present:
             raise InputError(f'--{name} with --source: a text has neither prompts nor splits')
     output_files.check(values.results, 'results')
-    process_setup.prepare()
+    process_setup.configure()
     from lmtrain import api
     from lmtrain.report import terminal
 
@@ -151,7 +151,7 @@ def on_task(values: flags.FlagValues) -> None:
             raise InputError(f'--{name} with --task: {values.task} holds the rows and the settings of the prompts')
     output_files.check(values.results, 'results')
     output_files.check(values.outputs, 'outputs')
-    process_setup.prepare()
+    process_setup.configure()
     from lmtrain import api
     from lmtrain.evaluation import task_file, task_run
 
@@ -172,7 +172,7 @@ def prompted(values: flags.FlagValues) -> None:
     shots = values.shots.replace('max', '-1')
     if not shots.removeprefix('-').isdecimal():
         raise InputError(f"--shots={values.shots} is neither a number nor 'max'")
-    process_setup.prepare()
+    process_setup.configure()
     from lmtrain import api
     from lmtrain.data.chat import conversation
     from lmtrain.inference import calibration, prompting

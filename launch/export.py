@@ -24,7 +24,7 @@ flags.DEFINE_string('to', None, 'the directory to write; new or empty', flag_val
 def run(values: flags.FlagValues) -> None:
     if values.workdir and not values.to:
         raise InputError('--to is missing: the directory to write, such as --to=exported')
-    process_setup.prepare()
+    process_setup.configure()
     workdir, step, member = model_flags.from_flags(values)
     from lmtrain import api
 

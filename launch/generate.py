@@ -50,7 +50,7 @@ def run(values: flags.FlagValues) -> None:
     prompts = list(values.prompt)
     if values.prompts_file:
         prompts += read_prompts(pathlib.Path(values.prompts_file))
-    process_setup.prepare()
+    process_setup.configure()
     from lmtrain import api
 
     prompts = prompts or ['']

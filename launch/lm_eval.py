@@ -33,7 +33,7 @@ def register() -> None:
 
 
 def main() -> None:
-    process_setup.prepare()
+    process_setup.configure()
     try:
         register()
         from lm_eval.__main__ import cli_evaluate

@@ -21,7 +21,7 @@ flags.DEFINE_multi_string('override', [], 'a value of a recipe, after the name o
 
 
 def run(values: flags.FlagValues) -> None:
-    process_setup.prepare()
+    process_setup.configure()
     from lmtrain.training import pipeline
 
     if values.name not in pipeline.PIPELINES:

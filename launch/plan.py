@@ -39,7 +39,7 @@ def run(values: flags.FlagValues) -> None:
     if target:
         os.environ.update(target.environment())
     os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # a cached program has no text, which is read here
-    process_setup.prepare()
+    process_setup.configure()
     config = recipe.from_flags(values)
     if budgets:
         from lmtrain.plan import scaling_laws

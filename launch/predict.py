@@ -53,7 +53,7 @@ def run(values: flags.FlagValues) -> None:
     output_files.check(values.to, 'to')
     notes: list[str] = []
     rows = read_rows(values.rows, '', notes=notes)  # its errors, before the model is loaded
-    process_setup.prepare()
+    process_setup.configure()
     from lmtrain.api import rows as of_rows
 
     model = model_flags.model(values)

@@ -15,7 +15,7 @@ import sys
 from lmtrain.files import user_cache
 
 
-def prepare() -> None:
+def configure() -> None:
     """Sets environment variables and the allocator before jax starts."""
     os.environ.update(environment())
     gc.set_threshold(10_000, 10, 10)  # objects of imports and tracing stay: collecting them costs a tenth of start-up

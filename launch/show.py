@@ -39,7 +39,7 @@ def written(value) -> str:
 
 
 def run(values: flags.FlagValues) -> None:
-    process_setup.prepare()
+    process_setup.configure()
     config = recipe.from_flags(values)  # a mistyped field needs no jax
     from lmtrain.plan import dry_run
 

@@ -25,7 +25,7 @@ flags.DEFINE_bool('dry_run', False, 'prints the plan and the memory of the run, 
 
 
 def run(values: flags.FlagValues) -> None:
-    process_setup.prepare()  # first: recipes of models import jax
+    process_setup.configure()  # first: recipes of models import jax
     config = recipe.from_flags(values)
     if values.dry_run:  # late imports: a mistyped field needs no jax
         from lmtrain.plan import dry_run

@@ -86,7 +86,7 @@ ONE = {
 }
 
 
-def prepare(source: pathlib.Path, folder: pathlib.Path) -> None:
+def write_tasks(source: pathlib.Path, folder: pathlib.Path) -> None:
     """The tasks as files of rows: polarity's rows drawn by their place, XQuAD's divided by article."""
     (folder / 'banking77').symlink_to(source / 'banking77', target_is_directory=True)
     (folder / 'wnut17').mkdir()
@@ -218,7 +218,7 @@ def main() -> None:
         RESULTS.unlink()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        prepare(arguments.root.absolute(), folder)
+        write_tasks(arguments.root.absolute(), folder)
         for part in parts:
             task, _, method = part.partition('/')
             if method:

@@ -66,7 +66,7 @@ PARTS = {
 }
 
 
-def prepare(root: pathlib.Path, folder: pathlib.Path, count: int | None) -> dict[str, int]:
+def write_splits(root: pathlib.Path, folder: pathlib.Path, count: int | None) -> dict[str, int]:
     """{split: number of rows}, of the first `count`, written as {split}.jsonl; a first question is in one split."""
     lines = {split: [] for split in ('train', *SHARES)}
     for row in read_rows(FILE, str(root))[:count]:
@@ -145,7 +145,7 @@ def main() -> None:
     trials, table = [], []
     folder = arguments.workdir.absolute() / ('quick' if arguments.quick else 'whole')
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = prepare(pathlib.Path(arguments.root).resolve(), folder, 100 if arguments.quick else None)
+    sizes = write_splits(pathlib.Path(arguments.root).resolve(), folder, 100 if arguments.quick else None)
     for part in arguments.only.split(','):
         base = arguments.encoder if part == 'reward' else arguments.base
         if not base:

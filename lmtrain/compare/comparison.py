@@ -58,8 +58,8 @@ def run(config, directory) -> dict[str, Any]:
     workdir.check(directory)
     known = arms.read(config.compare, [name for name in config.compare.arms if (directory / 'trials' / name).is_dir()])
     with workdir.lock(directory), stop_on_signal():
-        config = default.prepare(config, directory)
-        comparison, notes = prepare(config, directory, selected)
+        config = default.fill_in(config, directory)
+        comparison, notes = assemble(config, directory, selected)
         write_json(directory / 'config.json', comparison.config.to_dict(), indent=1)
         others = [arm for arm in known if arm not in selected]
         earlier = trials.earlier(comparison, others)
@@ -87,13 +87,13 @@ def dry_run(config, directory) -> str:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             notes.append('a base is pretrained first; its time is not part of the total')
         with contextlib.redirect_stdout(io.StringIO()):
-            config = default.prepare(config, directory, steps=1)
-        comparison, others = prepare(config, directory, selected)
+            config = default.fill_in(config, directory, steps=1)
+        comparison, others = assemble(config, directory, selected)
         lines = [textwrap.fill(note, 80) for note in (*notes, *others)]
         return '\n'.join([*lines, planning.page(comparison, selected)])
 
 
-def prepare(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparison, list[str]]:
+def assemble(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparison, list[str]]:
     """(rows, base and plans of a comparison; notes about sizes that are left out)."""
     if not config.init.base:
         raise InputError(
@@ -106,7 +106,7 @@ def prepare(config, directory: Path, selected: Sequence[Arm]) -> tuple[Compariso
             raise InputError(f'config.{section}.{field} = {config[section][field]}: it must be at least 1')
     if not 0 < config.compare.margin < 1:
         raise InputError(f'config.compare.margin = {config.compare.margin}: a difference of accuracies between 0 and 1')
-    task = rows.prepare(config, directory / 'rows')
+    task = rows.divide(config, directory / 'rows')
     sizes, notes = rows.sizes(config, len(task.train))
     rows.write_subsets(task, sizes, config.compare.seeds)
     base = open_base(config.init.base, config.init.adapter, config.init.ignore)

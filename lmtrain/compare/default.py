@@ -15,11 +15,11 @@ TEMPLATE = '# {docstring}\n{package}'  # a comment, as in the source that the ba
 
 
 def lacks_base(config, directory: Path) -> bool:
-    """Whether `prepare` would train a base."""
+    """Whether `fill_in` would train a base."""
     return not (config.init.base or config.task.train or (directory / 'base' / 'results.json').exists())
 
 
-def prepare(config, directory: Path, steps: int | None = None) -> Any:
+def fill_in(config, directory: Path, steps: int | None = None) -> Any:
     """The config with the base and the task filled in, if it names neither; the base is trained unless it is there.
 
     Args:
@@ -30,7 +30,7 @@ def prepare(config, directory: Path, steps: int | None = None) -> Any:
     directory = directory.absolute()
     data, base = directory / 'data', directory / 'base'
     if not all((data / name).exists() for name in docstring_task.FILES):
-        docstring_task.prepare(data)
+        docstring_task.write(data)
     if not (base / 'results.json').exists():
         from configs import compare_base  # late: only this comparison needs it
 

@@ -57,7 +57,7 @@ class TaskRows(NamedTuple):
         return ('text', 'text2')[: len(self.facts['text'])]
 
 
-def prepare(config: ml_collections.ConfigDict, folder: Path) -> TaskRows:
+def divide(config: ml_collections.ConfigDict, folder: Path) -> TaskRows:
     """Reads the task's files and writes the rows; a second call reads what the first one wrote.
 
     Rows of other settings or of files that have changed are divided again if no trial has begun, as after a dry run.

@@ -41,7 +41,7 @@ def package_of(module: str) -> str | None:
     return next((package for package, modules in PACKAGES.items() if top in modules), None)
 
 
-def prepare(folder: Path) -> None:
+def write(folder: Path) -> None:
     """Writes docstrings.jsonl (rows with `docstring`, `package` and `name`) and pretraining.jsonl (documents)."""
     folder.mkdir(parents=True, exist_ok=True)
     pretraining, rows = [], {}

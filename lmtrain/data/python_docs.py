@@ -66,7 +66,7 @@ def document(module: str, text: str) -> Document:
     return Document(text, re.sub('^_(py)?', '', module), split)
 
 
-def prepare(directory: Path) -> None:
+def write_dataset(directory: Path) -> None:
     """Writes the TFDS dataset `python_docs` (features `module` and `text`, one split `text`) under `directory`."""
     import tensorflow_datasets as tfds
 

@@ -40,7 +40,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
     Raises FileNotFoundError if there is no file, InputError if one is not text.
     """
     if source == 'python':
-        prepared = cache.build(directory / python_docs.directory_name(), python_docs.prepare)
+        prepared = cache.build(directory / python_docs.directory_name(), python_docs.write_dataset)
         return _tfds_source(source, next(prepared.glob('python_docs/*')), 'text', embedded=True)
     if source.startswith('tfds:'):
         return _tfds_source(source, _prepare_tfds(source.removeprefix('tfds:'), directory / 'tfds'), text_field)

@@ -36,7 +36,7 @@ class SamplingSettings(NamedTuple):
     end_ids: jax.Array  # int32 [MAX_END_IDS], a text ends at any of them; -1 if there are fewer
 
 
-class Method(NamedTuple):
+class DecodingMethod(NamedTuple):
     """What a compiled program computes of the settings: a step has no conditionals.
 
     Attributes:
@@ -63,7 +63,7 @@ class DecodeState(NamedTuple):
     finite: jax.Array  # bool, of every logit that was read
 
 
-def start(settings: SamplingSettings, length: int, method: Method) -> DecodeState:
+def start(settings: SamplingSettings, length: int, method: DecodingMethod) -> DecodeState:
     """The state before the first token, with room for `length` tokens."""
     B = len(settings.limit)
     return DecodeState(
@@ -175,7 +175,9 @@ def _transposed(model: Transformer, dtype, leaves: dict) -> dict:
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'method'))
-def prefill(model, params, tokens_PT, lengths_P, state: DecodeState, settings: SamplingSettings, method: Method):
+def prefill(
+    model, params, tokens_PT, lengths_P, state: DecodeState, settings: SamplingSettings, method: DecodingMethod
+):
     """(past, cache, DecodeState with one more token) after reading prompts int32 [P, T], padded on the right.
 
     `model` has scanned layers; the layers of past and cache are separate, as `decode` reads them.
@@ -205,7 +207,7 @@ def _layers(model: Transformer, past: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'method'), donate_argnames='cache')
-def decode(model, params, past, cache, state: DecodeState, settings: SamplingSettings, steps, method: Method):
+def decode(model, params, past, cache, state: DecodeState, settings: SamplingSettings, steps, method: DecodingMethod):
     """(cache, DecodeState) after `steps` more tokens per row, fewer if all rows are done; `steps` is traced.
 
     `model` has unrolled layers, `params` are those of `decoding_params`.
@@ -224,7 +226,7 @@ def decode(model, params, past, cache, state: DecodeState, settings: SamplingSet
     return jax.lax.while_loop(going, body, (cache, state))
 
 
-def advance(state: DecodeState, logits_BV, settings: SamplingSettings, method: Method) -> DecodeState:
+def advance(state: DecodeState, logits_BV, settings: SamplingSettings, method: DecodingMethod) -> DecodeState:
     """The state after a token is drawn in every row. Texts that are not done gain it."""
     V = logits_BV.shape[1]
     allowed_1V = jnp.pad(settings.allowed, (0, V - len(settings.allowed)))[None]
@@ -260,7 +262,7 @@ def _keys(settings: SamplingSettings, step):
     return jax.vmap(lambda tag: jax.random.fold_in(jax.random.fold_in(key, tag), step))(settings.tag)
 
 
-def draw(keys_B, logits_BV, settings: SamplingSettings, method: Method) -> jax.Array:
+def draw(keys_B, logits_BV, settings: SamplingSettings, method: DecodingMethod) -> jax.Array:
     """int32 [B], one token a row, of logits that are divided by the temperature."""
     if method.greedy:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)

@@ -61,7 +61,7 @@ def rollout(
     if samples < 1:
         raise InputError(f'samples={samples} must be at least 1')
     rows = padded(len(prompts), mesh)
-    batch = sample.prepare(model, params, prompts, settings, rows=rows, samples=samples, logprob=True)
+    batch = sample.prompt_batch(model, params, prompts, settings, rows=rows, samples=samples, logprob=True)
     for state in sample.states(model, params, _placed(batch, mesh) if mesh else batch, settings['max_tokens']):
         last = state
     return _completions(last, len(prompts) * samples, settings['max_tokens'])
@@ -73,7 +73,7 @@ def padded(prompts: int, mesh: Mesh | None) -> int:
     return -(-prompts // parts) * parts
 
 
-def _placed(batch: sample.Batch, mesh: Mesh) -> sample.Batch:
+def _placed(batch: sample.PromptBatch, mesh: Mesh) -> sample.PromptBatch:
     """The batch with its rows divided over the devices as those of a training batch."""
     of_rows = NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
     settings = batch.settings._replace(

@@ -27,13 +27,13 @@ class Generated(NamedTuple):
     finish_reason: str  # 'stop' (an end token), 'length' (max_tokens) or 'context' (model.max_len)
 
 
-class Batch(NamedTuple):
+class PromptBatch(NamedTuple):
     """Padded prompts and the settings of their texts: row p * samples + g is text g of prompt p."""
 
     tokens: np.ndarray  # int32 [P, T]
     lengths: np.ndarray  # int32 [P]; 0 in padding rows
     settings: decode.SamplingSettings  # of P * samples rows
-    method: decode.Method
+    method: decode.DecodingMethod
     room: int  # M, for generated tokens
 
 
@@ -80,7 +80,7 @@ def stream(
     if every < 1:
         raise InputError(f'every={every} must be at least 1')
     size = bucket(len(prompts), 1, MAX_BATCH)
-    whole = prepare(model, params, prompts, settings, rows=-(-len(prompts) // size) * size)
+    whole = prompt_batch(model, params, prompts, settings, rows=-(-len(prompts) // size) * size)
 
     def batches():
         for first in range(0, len(prompts), size):
@@ -97,7 +97,7 @@ def stream(
     return batches()
 
 
-def prepare(
+def prompt_batch(
     model: Transformer,
     params: Params,
     prompts: Sequence[Sequence[int]],
@@ -106,7 +106,7 @@ def prepare(
     rows: int,
     samples: int = 1,
     logprob: bool = False,
-) -> Batch:
+) -> PromptBatch:
     """The batch of `samples` texts of each prompt, with the lengths of one of few programs.
 
     Args:
@@ -135,8 +135,8 @@ def prepare(
         allowed=allowed,
         end_ids=np.array([*end_ids, *[-1] * (decode.MAX_END_IDS - len(end_ids))], np.int32),
     )
-    method = decode.Method(temperature == 0, temperature > 0 and (top_k > 0 or top_p < 1), logprob)
-    return Batch(tokens, sizes, traced, method, M)
+    method = decode.DecodingMethod(temperature == 0, temperature > 0 and (top_k > 0 or top_p < 1), logprob)
+    return PromptBatch(tokens, sizes, traced, method, M)
 
 
 def lengths(model: Transformer, params: Params, longest: int, max_tokens: int) -> tuple[int, int]:
@@ -145,14 +145,14 @@ def lengths(model: Transformer, params: Params, longest: int, max_tokens: int) -
     return bucket(longest, SHORTEST, context), bucket(max_tokens, SHORTEST, context)
 
 
-def _rows(batch: Batch, part: slice) -> Batch:
+def _rows(batch: PromptBatch, part: slice) -> PromptBatch:
     """The rows of some prompts with one text each."""
     settings = batch.settings._replace(tag=batch.settings.tag[part], limit=batch.settings.limit[part])
     return batch._replace(tokens=batch.tokens[part], lengths=batch.lengths[part], settings=settings)
 
 
 def states(
-    model: Transformer, params: Params, batch: Batch, every: int, weights: Params | None = None
+    model: Transformer, params: Params, batch: PromptBatch, every: int, weights: Params | None = None
 ) -> Iterator[decode.DecodeState]:
     """Yields the state after the first token, and after `every` more, until all texts are done.
 
@@ -188,7 +188,7 @@ def states(
             steps = min([every, *left[left > 0].tolist()])
 
 
-def _texts(batch: Batch, state: decode.DecodeState, most: int) -> tuple[np.ndarray, np.ndarray]:
+def _texts(batch: PromptBatch, state: decode.DecodeState, most: int) -> tuple[np.ndarray, np.ndarray]:
     """(tokens int32 [B, T], lengths int32 [B]) of the prompts with what was generated."""
     samples = len(state.text) // len(batch.tokens)
     texts = [

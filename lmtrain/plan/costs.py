@@ -79,7 +79,7 @@ class Way(NamedTuple):
     devices: int = 1  # that are paid for these seconds
 
 
-class Method(NamedTuple):
+class MethodSettings(NamedTuple):
     """A method of `adapt`, its settings, and whether it adds a head to any model."""
 
     title: str
@@ -227,18 +227,18 @@ class Costs:
         yield self._trained('continual pretraining', self.continual())
         yield self._trained('pretraining', self.pretraining())
 
-    def _methods(self) -> list[Method]:
+    def _methods(self) -> list[MethodSettings]:
         """Those of adapt.METHODS with the settings of the config, by number of trainable parameters."""
         own, last = self.config.adapt, self.config.adapt.layers.last or max(1, self.model.num_layers // 4)
         prompt = {name: value for name, value in own.prompt.items() if name != 'text'}  # a text needs its tokenizer
         return [
-            Method(f'soft prompt of {own.prompt.length}', 'prompt', prompt | {'init': 'vocab'}),
-            Method(f'prefix of {own.prefix.length}', 'prefix', dict(own.prefix)),
-            Method('LoRA', 'lora', dict(own.lora)),
-            Method('head', 'head', {}, adds_head=True),
-            Method('last layer' if last == 1 else f'last {last} layers', 'layers', {'last': last}),
-            Method('BitFit', 'bitfit', {}),
-            Method('full fine-tuning', 'full', {}),
+            MethodSettings(f'soft prompt of {own.prompt.length}', 'prompt', prompt | {'init': 'vocab'}),
+            MethodSettings(f'prefix of {own.prefix.length}', 'prefix', dict(own.prefix)),
+            MethodSettings('LoRA', 'lora', dict(own.lora)),
+            MethodSettings('head', 'head', {}, adds_head=True),
+            MethodSettings('last layer' if last == 1 else f'last {last} layers', 'layers', {'last': last}),
+            MethodSettings('BitFit', 'bitfit', {}),
+            MethodSettings('full fine-tuning', 'full', {}),
         ]
 
     @property
@@ -278,7 +278,7 @@ class Costs:
         flops = passes.pass_flops(self.model, self.params, rows, length) if mode else 0.0
         return (0.0, flops / length) if mode == 'live' else (flops, 0.0)
 
-    def _trained(self, title: str, training: Training, method: Method | None = None) -> Way:
+    def _trained(self, title: str, training: Training, method: MethodSettings | None = None) -> Way:
         """A method, or without one all parameters on text. Raises InputError if the method is impossible."""
         model, params, trainable, classes = self.model, self.params, '.*', None
         if method:

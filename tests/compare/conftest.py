@@ -210,6 +210,6 @@ def small(tmp_path_factory):
         config.compare.update({'sizes': (4, 16), 'seeds': 1, 'selection': 8, 'draws': 2, 'only': only} | settings)
         change(config)
         selected = arms.read(config.compare)
-        return comparison.prepare(config, folder / name, selected)[0], selected
+        return comparison.assemble(config, folder / name, selected)[0], selected
 
     return make

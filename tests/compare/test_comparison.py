@@ -134,7 +134,7 @@ def test_trained_trials_are_runs_that_know_no_test_rows(finished):
 def test_only_the_test_stage_reads_the_test_rows_once(base, monkeypatch):
     folder, reads = base.parent / 'untested', []
     config = make_config(base, only=('few_shot', 'head'), sizes=(4,), seeds=1)
-    comparison.prepare(config, folder, [])
+    comparison.assemble(config, folder, [])
     test = folder / 'rows' / 'test.jsonl'
     hidden = test.rename(folder / 'hidden.jsonl')
     with pytest.raises(FileNotFoundError, match=r'test\.jsonl'):
@@ -367,7 +367,7 @@ def test_rows_whose_answer_is_cut_off_are_not_counted_as_training_rows(base):
     config.compare.arms.text = compare.arm(
         {'task.name': 'chat', 'adapt.method': 'full'}, learning_rates=(1e-3,), scores=('sum',), description=''
     )
-    shared, _ = comparison.prepare(config, base.parent / 'halves', arms.read(config.compare))
+    shared, _ = comparison.assemble(config, base.parent / 'halves', arms.read(config.compare))
     [trial] = trials.listed(shared, arms.read(config.compare))
     rows = shared.subset(16, 1)
     short = sum(len(row.fields['text']) < 5 for row in rows)
@@ -395,7 +395,7 @@ def test_each_rate_has_the_whole_budget_of_flops(base, vectorised):
     config = make_config(base, only=('head',), sizes=(4,), seeds=1)
     config.budget.steps, config.budget.flops = None, 1e9
     config.compare.arms.head.vectorised = vectorised
-    shared, _ = comparison.prepare(config, base.parent / f'flops-{vectorised}', arms.read(config.compare))
+    shared, _ = comparison.assemble(config, base.parent / f'flops-{vectorised}', arms.read(config.compare))
     [trial] = trials.listed(shared, arms.read(config.compare))
     runs = trained.runs(shared, trial, trained.recipe(shared, trial))
     config.compare.arms.head.learning_rates = (1e-3,)
@@ -410,16 +410,16 @@ def test_a_comparison_has_seeds_and_evaluations(base, field):
     config = make_config(base)
     config.update_from_flattened_dict({field: 0})
     with pytest.raises(InputError, match=f'{field} = 0: it must be at least 1'):
-        comparison.prepare(config, base.parent / 'short', [])
+        comparison.assemble(config, base.parent / 'short', [])
 
 
 def test_the_margin_is_a_difference_of_accuracies(base):
     with pytest.raises(InputError, match=r'compare.margin = 3.0: a difference of accuracies between 0 and 1'):
-        comparison.prepare(make_config(base, margin=3.0), base.parent / 'short', [])
+        comparison.assemble(make_config(base, margin=3.0), base.parent / 'short', [])
 
 
 def test_the_cost_of_a_prompt_is_of_its_score_and_that_of_its_choice_of_all_scores(base):
-    shared, _ = comparison.prepare(make_config(base, sizes=(16,)), base.parent / 'costs', [])
+    shared, _ = comparison.assemble(make_config(base, sizes=(16,)), base.parent / 'costs', [])
     form = predictors.settings(shared.task, shots=4, select='random')
     pool = shared.subset(16, 1)
 
@@ -440,7 +440,7 @@ def test_the_cost_of_a_prompt_is_of_its_score_and_that_of_its_choice_of_all_scor
 
 
 def test_demonstrations_that_all_queries_share_are_cached(base):
-    shared, _ = comparison.prepare(make_config(base, sizes=(16,)), base.parent / 'cached', [])
+    shared, _ = comparison.assemble(make_config(base, sizes=(16,)), base.parent / 'cached', [])
     sections = compare.get_config().compare
     arm = next(arm for arm in arms.read(sections) if arm.name == 'few_shot')
     form = predictors.settings(shared.task, shots=8, select=arm.settings['select'])
@@ -465,7 +465,7 @@ def test_draws_of_other_demonstrations_are_those_of_the_largest_size(finished):
 
 
 def test_completions_with_equal_tokens_are_not_prompted(base):
-    shared, listed = comparison.prepare(make_config(base), base.parent / 'equal', [])
+    shared, listed = comparison.assemble(make_config(base), base.parent / 'equal', [])
     arm = next(arm for arm in arms.read(shared.config.compare) if arm.name == 'few_shot')
     assert not planning.plan(shared, arm).reason
     completions = shared.task.completions
@@ -515,7 +515,7 @@ def test_a_terminal_shows_arms_trials_and_accuracies(finished, base, monkeypatch
             return True
 
     stream = Terminal()
-    shared, _ = comparison.prepare(make_config(base), folder, arms.read(make_config(base).compare))
+    shared, _ = comparison.assemble(make_config(base), folder, arms.read(make_config(base).compare))
     listed = trials.listed(shared, arms.read(make_config(base).compare))
     display = progress.Display(shared, arms.read(make_config(base).compare), len(listed), [], stream)
     for trial in listed:

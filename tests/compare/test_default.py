@@ -34,12 +34,12 @@ def corpus(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_task_and_base_are_made_once(corpus, tmp_path, monkeypatch):
-    config = default.prepare(corpus, tmp_path / 'run')
+    config = default.fill_in(corpus, tmp_path / 'run')
     assert config.init.base == str(tmp_path / 'run' / 'base') and not corpus.init.base
     assert 'package_of' not in (tmp_path / 'run' / 'data' / 'pretraining.jsonl').read_text()
     monkeypatch.setattr(default.training, 'train', lambda *given: pytest.fail('the base is there'))
-    assert default.prepare(corpus, tmp_path / 'run').to_dict() == config.to_dict()
-    shared, _ = comparison.prepare(config, tmp_path / 'run', [])
+    assert default.fill_in(corpus, tmp_path / 'run').to_dict() == config.to_dict()
+    shared, _ = comparison.assemble(config, tmp_path / 'run', [])
     assert set(shared.task.classes) == set(docstring_task.PACKAGES)
     assert shared.task.train[0].fields['prompt'].startswith('# Reads line')
 

@@ -31,7 +31,7 @@ def texts(listed):
 
 
 def test_parts_are_disjoint_and_complete(tmp_path):
-    task = rows.prepare(make_config(tmp_path), tmp_path / 'rows')
+    task = rows.divide(make_config(tmp_path), tmp_path / 'rows')
     test = rows.read(tmp_path / 'rows' / 'test.jsonl')
     every = [*texts(task.train), *texts(task.selection), *texts(test)]
     assert len(every) == len(set(every)) == 60
@@ -42,7 +42,7 @@ def test_parts_are_disjoint_and_complete(tmp_path):
 def test_texts_of_the_test_file_are_in_no_other_part(tmp_path):
     shared = [{'note': f'{i * i} animals', 'animal': CLASSES[(i * i) % 3]} for i in range(20)]
     new = [{'note': 'new', 'animal': 'dogs'}, {'note': 'new', 'animal': 'dogs'}]
-    task = rows.prepare(make_config(tmp_path, test=shared + new), tmp_path / 'rows')
+    task = rows.divide(make_config(tmp_path, test=shared + new), tmp_path / 'rows')
     test = texts(rows.read(tmp_path / 'rows' / 'test.jsonl'))
     assert len(test) == 21 and not set(test) & set(texts(task.train) + texts(task.selection))
     assert len(task.train) == 60 - 20 - 10
@@ -51,12 +51,12 @@ def test_texts_of_the_test_file_are_in_no_other_part(tmp_path):
 
 def test_selection_rows_are_those_of_the_validation_file_if_there_is_one(tmp_path):
     own = [{'note': f'validation {i}', 'animal': 'cats'} for i in range(30)]
-    task = rows.prepare(make_config(tmp_path, validation=own), tmp_path / 'rows')
+    task = rows.divide(make_config(tmp_path, validation=own), tmp_path / 'rows')
     assert len(task.selection) == 10 and all(text.startswith('validation') for text in texts(task.selection))
 
 
 def test_subsets_are_nested_and_differ_between_seeds(tmp_path):
-    task = rows.prepare(make_config(tmp_path), tmp_path / 'rows')
+    task = rows.divide(make_config(tmp_path), tmp_path / 'rows')
     rows.write_subsets(task, [4, 8, 16], seeds=2)
     subsets = {
         (n, seed): texts(rows.read(tmp_path / 'rows' / f'n{n}-seed{seed}.jsonl')) for n in (4, 8, 16) for seed in (1, 2)
@@ -82,7 +82,7 @@ def test_a_subset_has_every_class_as_soon_as_it_can():
 def test_a_row_becomes_a_prompt_and_its_completion(tmp_path):
     config = make_config(tmp_path)
     config.compare.template = 'Note: {note} -> {animal}'
-    task = rows.prepare(config, tmp_path / 'rows')
+    task = rows.divide(config, tmp_path / 'rows')
     assert task.completions == [' cats', ' dogs']  # squares are 0 or 1 modulo 3
     row = task.train[0].fields
     assert row['prompt'] == f'Note: {row["text"]} ->' and row['completion'] == f' {row["label"]}'
@@ -91,7 +91,7 @@ def test_a_row_becomes_a_prompt_and_its_completion(tmp_path):
 def test_spaces_at_the_end_of_a_text_stay_in_the_prompt(tmp_path):
     config = make_config(tmp_path, test=[{'note': 'two spaces  ', 'animal': 'dogs'}])
     config.compare.template = '{note} {animal}'
-    rows.prepare(config, tmp_path / 'rows')
+    rows.divide(config, tmp_path / 'rows')
     row = rows.read(tmp_path / 'rows' / 'test.jsonl')[0].fields
     assert (row['prompt'], row['completion']) == ('two spaces  ', ' dogs')  # one of the classes' completions
 
@@ -102,48 +102,48 @@ def test_a_class_whose_rows_were_all_drawn_into_another_part_is_a_class(tmp_path
         file.write(json.dumps({'note': 'the only one', 'animal': 'yaks'}) + '\n')
     for share in (0.1, 0.3, 0.5):  # it is in the training, selection or test rows
         config.data.test = share
-        task = rows.prepare(config, tmp_path / f'rows{share}')
+        task = rows.divide(config, tmp_path / f'rows{share}')
         assert task.classes == ('cats', 'dogs', 'yaks')
     config = make_config(tmp_path, test=[{'note': 'one', 'animal': 'yak'}])
     with pytest.raises(InputError, match="'yak' is none of the 2 classes"):
-        rows.prepare(config, tmp_path / 'file')
+        rows.divide(config, tmp_path / 'file')
 
 
 def test_rows_without_text_are_left_out(tmp_path):
     blank = [{'note': note, 'animal': 'dogs'} for note in ('', ' ', '', 'a dog')]
-    task = rows.prepare(make_config(tmp_path, test=blank), tmp_path / 'rows')
+    task = rows.divide(make_config(tmp_path, test=blank), tmp_path / 'rows')
     assert texts(rows.read(tmp_path / 'rows' / 'test.jsonl')) == ['a dog']
     assert task.facts['notes'] == [f'test: 3 rows left out, without text: {tmp_path / "test.jsonl"}:1, ...']
 
 
 def test_rows_of_files_that_have_changed_are_refused(tmp_path):
     config = make_config(tmp_path)
-    rows.prepare(config, tmp_path / 'rows')
+    rows.divide(config, tmp_path / 'rows')
     (tmp_path / 'trials').mkdir()
     with (tmp_path / 'rows.jsonl').open('a', encoding='utf-8') as file:
         file.write(json.dumps({'note': 'one more', 'animal': 'dogs'}) + '\n')
     with pytest.raises(InputError, match=r'rows\.jsonl has changed since .* was divided from it'):
-        rows.prepare(config, tmp_path / 'rows')
+        rows.divide(config, tmp_path / 'rows')
 
 
 def test_a_second_call_reads_what_the_first_one_wrote(tmp_path):
     config = make_config(tmp_path)
-    first = rows.prepare(config, tmp_path / 'rows')
+    first = rows.divide(config, tmp_path / 'rows')
     (tmp_path / 'rows.jsonl').unlink()
-    again = rows.prepare(config, tmp_path / 'rows')
+    again = rows.divide(config, tmp_path / 'rows')
     assert (again.train, again.selection, again.facts) == (first.train, first.selection, first.facts)
     config.compare.selection = 11
     (tmp_path / 'trials').mkdir()
     with pytest.raises(InputError, match=r'other settings of compare\.selection'):
-        rows.prepare(config, tmp_path / 'rows')
+        rows.divide(config, tmp_path / 'rows')
 
 
 def test_rows_are_divided_again_until_a_trial_has_begun(tmp_path):
     config = make_config(tmp_path)
-    task = rows.prepare(config, tmp_path / 'rows')
+    task = rows.divide(config, tmp_path / 'rows')
     rows.write_subsets(task, [4], seeds=1)
     config.compare.selection = 11
-    assert len(rows.prepare(config, tmp_path / 'rows').selection) == 11
+    assert len(rows.divide(config, tmp_path / 'rows').selection) == 11
     assert not (tmp_path / 'rows' / 'n4-seed1.jsonl').exists()
 
 
@@ -174,13 +174,13 @@ def test_settings_that_give_no_comparison_are_refused(tmp_path, field, value, me
     section, name = field.split('.')
     config[section][name] = value
     with pytest.raises(InputError, match=message):
-        rows.prepare(config, tmp_path / 'rows')
+        rows.divide(config, tmp_path / 'rows')
     assert not (tmp_path / 'rows' / 'rows.json').exists()
 
 
 def test_rows_in_another_template(tmp_path):
     config = make_config(tmp_path)
-    task = rows.prepare(config, tmp_path / 'rows')
+    task = rows.divide(config, tmp_path / 'rows')
     [row] = rows.in_template(task.train[:1], '{text}? A {label}')
     assert row.fields == task.train[0].fields | {
         'prompt': f'{row.fields["text"]}? A',
@@ -200,10 +200,10 @@ def test_rows_with_choices_of_their_own_are_refused_with_what_works(tmp_path):
     (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
     config.task.text, config.task.label = ('premise', 'choices'), 'label'
     with pytest.raises(InputError, match=rf"rows.jsonl:\d+: 'choices' is a list, as of choices: {works}"):
-        rows.prepare(config, tmp_path / 'lists')
+        rows.divide(config, tmp_path / 'lists')
     config.task.text, config.task.label = ('premise',), 'answer'
     with pytest.raises(InputError, match=f"task.label = 'answer' differs in all of 40 rows: {works}"):
-        rows.prepare(config, tmp_path / 'answers')
+        rows.divide(config, tmp_path / 'answers')
     config.task.text = ('premise', 'answer', 'label')
     with pytest.raises(InputError, match=works):
-        rows.prepare(config, tmp_path / 'three')
+        rows.divide(config, tmp_path / 'three')

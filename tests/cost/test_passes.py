@@ -45,7 +45,7 @@ def test_flops_of_sampling_are_those_of_the_compiler(no_compilation_cache, monke
     """The prefill, and the loop of the decoding with the number of its steps, which the program does not tell."""
     model, params = parameters(case)
     prompts = [[5] * LONGEST, [6] * 7, [7] * 11]
-    batch = sample.prepare(model, params, prompts, SETTINGS, rows=PROMPTS, samples=SAMPLES, logprob=True)
+    batch = sample.prompt_batch(model, params, prompts, SETTINGS, rows=PROMPTS, samples=SAMPLES, logprob=True)
     scanned, unrolled = decode.for_decoding(model)
     state = decode.start(batch.settings, batch.room, batch.method)
     read = (scanned, params, batch.tokens, batch.lengths, state, batch.settings, batch.method)

@@ -29,7 +29,7 @@ class Parser:
         ('topics', 'if'),
     ]
     monkeypatch.setattr(python_docs, 'documents', lambda: iter(documents))
-    docstring_task.prepare(tmp_path)
+    docstring_task.write(tmp_path)
     rows, texts = (
         [json.loads(line) for line in (tmp_path / name).read_text(encoding='utf-8').splitlines()]
         for name in docstring_task.FILES

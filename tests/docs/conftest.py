@@ -85,7 +85,7 @@ def base(tmp_path_factory):
     words = ['train', '--config=configs/quickstart.py', f'--config.data.source={folder / "text.txt"}']
     words += [f'--config.data.cache={folder / "cache"}', f'--workdir={folder / "run"}']
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process_setup, 'prepare', lambda: None)
+        patch.setattr(process_setup, 'configure', lambda: None)
         assert run(small(words))[0] == 0
         assert run(['export', f'--workdir={folder / "run"}', '--format=hf', f'--to={folder / "hf"}'])[0] == 0
         about = json.loads((folder / 'hf/tokenizer_config.json').read_text(encoding='utf-8'))
@@ -101,7 +101,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def machine(tmp_path, monkeypatch, base):
     """An empty machine with the files that the pages name: DIR is a base, ADAPTER one for it. `run` runs a command."""
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     folder = tmp_path / 'work'
     folder.mkdir()

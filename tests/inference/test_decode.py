@@ -42,7 +42,7 @@ def test_draws_follow_the_distribution(settings):
     n, logits = 20_000, np.array([0.0, 1.0, -1.0, 2.0, 0.5, -np.inf], np.float32)
     keys = jax.random.split(jax.random.key(0), n)
     options = decode.SamplingSettings(None, None, None, *settings, None, None)
-    method = decode.Method(False, top_k > 0 or top_p < 1)
+    method = decode.DecodingMethod(False, top_k > 0 or top_p < 1)
     tokens = jax.jit(decode.draw, static_argnums=3)(keys, np.tile(logits / temperature, (n, 1)), options, method)
     drawn = np.bincount(tokens, minlength=6)
     wanted = np.exp(logits / temperature)

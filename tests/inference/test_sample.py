@@ -158,7 +158,7 @@ def test_few_programs_serve_all_settings():
 def caches(model, tokens, samples=1, room=32):
     """Shapes of (past, cache) after a prefill of prompts [P, T]."""
     prompts, settings = [[1]] * tokens[0], GREEDY | {'max_tokens': room}
-    batch = sample.prepare(model, parameters(model), prompts, settings, rows=tokens[0], samples=samples)
+    batch = sample.prompt_batch(model, parameters(model), prompts, settings, rows=tokens[0], samples=samples)
     state = decode.start(batch.settings, batch.room, batch.method)
     prefill = functools.partial(decode.prefill, decode.for_decoding(model)[0], method=batch.method)
     arrays = np.zeros(tokens, np.int32), np.ones(tokens[0], np.int32)

@@ -34,7 +34,7 @@ def stub(computes, monkeypatch):
     monkeypatch.setattr(load, 'load_run', restore)
     monkeypatch.setattr(load, 'load_directory', lambda *_: restore('w', 0, 0))
     monkeypatch.setattr(sample, 'stream', stream)
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     return state
 
 

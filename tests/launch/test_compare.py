@@ -9,7 +9,7 @@ from launch import cli, process_setup
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path):
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     monkeypatch.chdir(tmp_path)
 
 

@@ -11,7 +11,7 @@ from lmtrain.training import train
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch, tmp_path):
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     monkeypatch.setenv('JAX_PLATFORMS', 'cpu')  # the verb sets it
     monkeypatch.chdir(tmp_path)  # without any data
 

@@ -32,7 +32,7 @@ def stub(monkeypatch, tmp_path):
         return {'loss': 2.0, 'targets': 8.0, 'bits_per_token': 2.0}
 
     run = load.LoadedModel(None, None, Bytes(), {}, 0, [256, 7], CHATS)
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     monkeypatch.setattr(load, 'load_run', lambda workdir, step, member: run)
     monkeypatch.setattr(load, 'evaluate_split', evaluate_split)
     monkeypatch.setattr(prompting, 'score', score)

@@ -12,7 +12,7 @@ from lmtrain.training import export
 def asked(monkeypatch):
     """What lmtrain.training.export.export is called with."""
     calls = []
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     monkeypatch.setattr(export, 'export', lambda *words: calls.append(words) or ['step 3', 'written: out'])
     return calls
 

@@ -31,7 +31,7 @@ def stub(monkeypatch):
 
     monkeypatch.setattr(load, 'load_run', restore)
     monkeypatch.setattr(sample, 'stream', stream)
-    monkeypatch.setattr(generate.process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(generate.process_setup, 'configure', lambda: None)
     return asked
 
 

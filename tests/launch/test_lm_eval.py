@@ -13,7 +13,7 @@ from lmtrain.training.load import LoadedModel
 
 @pytest.fixture(autouse=True)
 def _prepared(monkeypatch):
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
 
 
 def test_a_path_is_loaded_and_the_flags_go_to_lm_eval(monkeypatch, computes):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures('here', 'no_compilation_cache')
 
 @pytest.fixture
 def here(monkeypatch, tmp_path):
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
     yield

@@ -33,7 +33,7 @@ def stub(computes, monkeypatch, tmp_path):
         monkeypatch.setattr(load, 'load_directory', lambda *_: run)
         return run
 
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     monkeypatch.chdir(tmp_path)
     return of
 

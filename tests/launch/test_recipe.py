@@ -292,7 +292,7 @@ def test_show_marks_what_differs(capsys):
     ],
 )
 def test_show_refuses_what_a_dry_run_refuses(words, capsys, text, monkeypatch):
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     errors = []
     for verb in (['show'], ['train', '--dry_run', f'--config.data.source={text}']):
         assert cli.main([*verb, *words]) == 2

@@ -16,7 +16,7 @@ from lmtrain.training import train
 @pytest.fixture
 def dry(tmp_path, monkeypatch):
     """A function from flags to (exit code, whether a folder of a run was made)."""
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)  # the test has its own devices and no compilation cache
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)  # the test has its own devices, no compilation cache
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'text').mkdir()
     for number in range(30):
@@ -92,7 +92,7 @@ def test_missing_data_is_replaced_by_a_placeholder(dry, capsys):
 def test_folder_and_handlers_of_a_run(monkeypatch, words, folder):
     """Its folder has the recipe's name; exceptions and SIGTERM end it with survive's exit codes from the beginning."""
     seen = []
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     monkeypatch.setattr(atexit, 'register', lambda *call: None)
     monkeypatch.setattr(sys, 'excepthook', sys.excepthook)
     before = signal.getsignal(signal.SIGTERM)

@@ -10,7 +10,7 @@ PAGES += [['show', f'--config={path.stem}'] for path in recipe.files()]
 
 @pytest.mark.parametrize('words', PAGES, ids=' '.join)
 def test_page_fits_80_columns(words, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     monkeypatch.setenv('COLUMNS', '80')
     monkeypatch.chdir(tmp_path)
     assert cli.main(words) == 0

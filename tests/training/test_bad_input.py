@@ -62,7 +62,7 @@ def pretend(patch, calls=20):
     patch.setattr(initial.InitialState, 'on_mesh', on_mesh)
     patch.setattr(Run, 'train_steps', train_steps)
     patch.setattr(Run, 'eval_step', lambda self: lambda params, batch: sums)
-    patch.setattr(process_setup, 'prepare', lambda: None)
+    patch.setattr(process_setup, 'configure', lambda: None)
 
 
 @pytest.fixture(scope='module')
@@ -357,7 +357,7 @@ CASES += [(name, f'train {rest}', change, words) for name, rest, change, words i
 def test_invalid_input_is_refused_in_one_line_before_compilation(
     command, change, words, workspace, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(workspace / 'run', tmp_path / 'run')
     for name, content in ({} if callable(change) else change).items():

@@ -47,7 +47,7 @@ CASES = {
 
 @pytest.mark.parametrize(('task', 'row', 'words', 'message'), CASES.values(), ids=CASES)
 def test_invalid_rows_are_refused_in_one_line(task, row, words, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(process_setup, 'prepare', lambda: None)
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'rows.jsonl').write_text(json.dumps(row) + '\n')
     (tmp_path / 't.jinja').write_text("{{ raise_exception('roles\nmust alternate') }}")
