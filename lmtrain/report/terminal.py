@@ -2,9 +2,10 @@
 
 import math
 import os
+import shlex
 import shutil
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -241,6 +242,22 @@ def note(name: str, text: str) -> str:
     """A line of the header, wrapped at 80 columns: a name and a text."""
     options = {'break_long_words': False, 'break_on_hyphens': False}
     return textwrap.fill(text, 80, initial_indent=f'  {name:<11}', subsequent_indent=' ' * 13, **options)
+
+
+def command(words: Sequence[str], begin: str = GAP) -> str:
+    """A shell command, continued after a backslash where it is wider than 80 columns; `begin` is before its first line.
+
+    >>> print(command(['lmtrain', 'generate', '--workdir=runs/a', '--prompt=a b'], 'next: '))
+    next: lmtrain generate --workdir=runs/a --prompt='a b'
+    """
+    lines, line = [], begin.removesuffix(' ')
+    for word in words:
+        name, equals, value = word.partition('=')
+        word = f'{name}={shlex.quote(value)}' if equals else shlex.quote(word)
+        if len(f'{line} {word} \\') > 80 and line.strip():
+            lines, line = [*lines, f'{line} \\'], ' ' * (len(begin) + 3)
+        line += f' {word}'
+    return '\n'.join([*lines, line])
 
 
 def counted(count: int, noun: str) -> str:

@@ -19,7 +19,7 @@ from lmtrain.report.live import Live
 from lmtrain.report.provenance import provenance, versions
 from lmtrain.report.writers import Writers
 from lmtrain.runtime import lifecycle, multihost, preflight, progress
-from lmtrain.training import evaluate, longer, reference, samples, sweep, workdir
+from lmtrain.training import evaluate, longer, next_steps, reference, samples, sweep, workdir
 from lmtrain.training.build import build
 from lmtrain.training.loop import Loop
 from lmtrain.training.resolve import resolve
@@ -86,8 +86,14 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
         if jax.process_index() == 0:
             with progress.phase('sampling texts, writing the report'):
                 _write_results(run, state, directory, results, finished)
-    live.print(f'{terminal.evaluation(results)}\nreport and samples: {directory / "report.md"}')
+    live.print(_ending(run, directory, results))
     return results
+
+
+def _ending(run: Run, directory: Path, results: dict[str, Any]) -> str:
+    """The last lines of a run: its scores, where its report is, and what can be done with the model."""
+    report = f'report and samples: {directory / "report.md"}'
+    return '\n'.join([terminal.evaluation(results), report, next_steps.commands(run, directory)])
 
 
 def _branch(run: Run, directory: Path) -> int | None:
@@ -118,7 +124,7 @@ def _finished(run: Run, directory: Path, changed, screen: progress.Screen) -> di
     if not _is_over(run, extra | {'step': step}):
         return None
     screen.print(summary.finished(step, early=results.get('stopped_early', False)))
-    screen.print(f'{terminal.evaluation(results)}\nreport and samples: {directory / "report.md"}')
+    screen.print(_ending(run, directory, results))
     return results
 
 

@@ -1,6 +1,7 @@
 """A run of each task with a head, from its rows to figures in a file and predictions for rows without a label."""
 
 import json
+import shlex
 
 import pytest
 
@@ -28,7 +29,7 @@ def recipe(folder, task):
     (folder / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
     config = tiny.get_config()
     config.task.update(name=task, train=(str(folder / 'rows.jsonl'),), text=text, label='label', buckets=1)
-    config.data.update(cache=str(folder / 'cache'), seq_len=32, batch_size=8, validation=0.3, test=0.0)
+    config.data.update(cache=str(folder / 'cache'), seq_len=32, batch_size=8, validation=0.3, test=0.2)
     config.model.update(num_layers=1, width=16, num_heads=2)
     config.objective.pool = 'last'
     config.budget.steps = config.checkpoint.every_steps = config.evaluate.every_steps = 2
@@ -38,9 +39,13 @@ def recipe(folder, task):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('task', ['classify', 'regress', 'tag', 'span'])
-def test_figures_and_predictions(task, tmp_path, capsys):
-    train.train(recipe(tmp_path, task), tmp_path / 'run')
-    capsys.readouterr()
+def test_figures_and_predictions(task, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train.train(recipe(tmp_path, task), 'run')
+    _, _, commands = capsys.readouterr().out.partition('next: ')
+    use, measure = (shlex.split(command) for command in commands.splitlines())
+    assert measure == ['lmtrain', 'evaluate', '--workdir=run', '--split=test']
+    assert cli.main(measure[1:]) == 0 and 'test: loss ' in capsys.readouterr().out
     results = tmp_path / 'results.json'
     assert cli.main(['evaluate', f'--workdir={tmp_path / "run"}', f'--results={results}']) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -52,8 +57,8 @@ def test_figures_and_predictions(task, tmp_path, capsys):
     text, rows = rows_of(task)
     unlabelled = [{name: row[name] for name in text} for row in rows[:5]]
     (tmp_path / 'new.jsonl').write_text('\n'.join(map(json.dumps, unlabelled)), encoding='utf-8')
-    words = ['predict', f'--workdir={tmp_path / "run"}', f'--rows={tmp_path / "new.jsonl"}']
-    assert cli.main([*words, f'--to={tmp_path / "out.jsonl"}']) == 0
-    written = [json.loads(line) for line in (tmp_path / 'out.jsonl').read_text(encoding='utf-8').splitlines()]
+    assert use == ['lmtrain', 'predict', '--workdir=run', '--rows=new.jsonl', '--to=predicted.jsonl']
+    assert cli.main(use[1:]) == 0
+    written = [json.loads(line) for line in (tmp_path / 'predicted.jsonl').read_text(encoding='utf-8').splitlines()]
     assert [{name: row[name] for name in text} for row in written] == unlabelled
     assert all(row['prediction'] is not None for row in written)
