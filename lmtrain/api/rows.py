@@ -15,7 +15,7 @@ from lmtrain.errors import InputError
 from lmtrain.evaluation import heads, perplexity, task_file, task_run
 from lmtrain.evaluation.heads import Head
 from lmtrain.inference import prompting
-from lmtrain.tasks import TASKS
+from lmtrain.tasks import TASKS, of_output
 from lmtrain.tasks.task import Task
 from lmtrain.training import choose, reward_scores
 from lmtrain.training import load as loading
@@ -82,6 +82,8 @@ def predicted_task(model: LoadedModel) -> Task:
     """The task of a model's head. Raises InputError if it has none that predicts something for rows."""
     config = model.config
     if config and not (task := TASKS[config.task.name]).predicts_tokens:
+        return task
+    if not config and (task := of_output(model.labels)):
         return task
     size = model.model.num_labels
     fitting = [

@@ -117,11 +117,12 @@ def labels(config: Mapping) -> tuple[str, ...]:
 
 
 def label_fields(model, names: Sequence[str]) -> dict:
-    """The fields of config.json for the names of the classes and the type of the problem; a number has no name."""
+    """The fields of config.json for the names of the outputs and the type of the problem; one output is a number."""
     kind = HEAD_KINDS[model.head]
     if not names or not kind.classes:
         return {'problem_type': 'regression'} if kind.per_row and model.num_labels == 1 else {}
-    return ({'problem_type': 'single_label_classification'} if kind.per_row else {}) | {
+    problem = 'regression' if model.num_labels == 1 else 'single_label_classification'
+    return ({'problem_type': problem} if kind.per_row else {}) | {
         'id2label': {str(number): name for number, name in enumerate(names)},
         'label2id': {name: number for number, name in enumerate(names)},
     }

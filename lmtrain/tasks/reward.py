@@ -131,5 +131,6 @@ TASK = Task(
     score=score,
     details=details,
     conversations=True,
+    output_name='reward',
     unit='pair',
 )

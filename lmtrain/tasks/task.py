@@ -97,6 +97,8 @@ class Task:
         completions that its model samples: `training/rollouts.py` makes its batches. Settings are fields of
         config.policy and config.objective. {}: batches come from the data.
       added_head: name of a head with one output for each token, `heads/NAME`, that the losses read; '' is none.
+      output_name: of the one output of the head, in the id2label of an export, by which the export is recognised as a
+        model of this task. '': an output without a name is a number.
       unit: noun for one of the 'targets' of an evaluation, over which its measures are means.
       version: increment it when the same rows and settings give other examples.
     """
@@ -124,6 +126,7 @@ class Task:
     in_bits: bool = True
     estimators: Mapping[str, Callable] = field(default_factory=dict)
     added_head: str = ''
+    output_name: str = ''
     unit: str = 'row'
     version: int = 1
 

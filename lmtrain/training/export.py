@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from lmtrain import adapt, data, tree
+from lmtrain.data.chat.load import with_template
 from lmtrain.data.tokenizers.to_transformers import tokenizer_files
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, read_json, write_json
@@ -61,6 +62,9 @@ def _write(workdir, to: Path, form: str, merge: bool, step: int | str, member: i
     tokenizer = data.load_tokenizer(opened.tokenizer)
     params, omitted = _without_other_heads(opened.config, opened.load(lambda path, array: jax.device_put(array)))
     source, task = opened.config.init.base, TASKS[opened.config.task.name]
+    labels = opened.config.task.labels or ((task.output_name,) if task.output_name else ())
+    if task.output_name and opened.config.task.template == 'none' and 'chat_template' in tokenizer.config:
+        tokenizer = with_template(tokenizer, None)  # that of the base, by which no row was written
     lines = [f'step {opened.step:,} of {workdir}', *omitted]
     if form == 'peft':
         if merge:
@@ -74,7 +78,7 @@ def _write(workdir, to: Path, form: str, merge: bool, step: int | str, member: i
             )
         kind = task.peft_type if model.causal or not task.predicts_tokens else 'FEATURE_EXTRACTION'
         _as_class(opened.config, model, params)
-        adapt.save_adapter(to, model, params, base=source, task_type=kind, labels=opened.config.task.labels)
+        adapt.save_adapter(to, model, params, base=source, task_type=kind, labels=labels)
     else:
         params, notes = _without_adapter(model, params, merge)
         lines += notes
@@ -89,7 +93,7 @@ def _write(workdir, to: Path, form: str, merge: bool, step: int | str, member: i
             like['pad_token_id'] = _padding(tokenizer, like)
             if like['pad_token_id'] is None:
                 lines.append('no token is left for padding: transformers takes one row at a time of this classifier')
-        pretrained.save_pretrained(to, model, params, like=like, labels=opened.config.task.labels)
+        pretrained.save_pretrained(to, model, params, like=like, labels=labels)
         if model.causal and model.head == 'lm':
             generation.write(to, generation.fields_of(opened.generation, tokenizer, model.vocab_size))
     model_card.write(to, to.parent.resolve().name, workdir, opened, model, params, form=form, licence=licence)

@@ -18,7 +18,7 @@ from lmtrain.evaluation import predictions
 from lmtrain.models import Transformer, generation, hub
 from lmtrain.parallel import sharding
 from lmtrain.runtime import progress
-from lmtrain.tasks import TASKS
+from lmtrain.tasks import TASKS, of_output
 from lmtrain.training import choose, evaluate, init_from, reference, rollouts, workdir
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
@@ -34,7 +34,7 @@ class LoadedModel(NamedTuple):
       config: of the run; None for a Hugging Face directory.
       step: of the checkpoint; 0 for a Hugging Face directory.
       end_ids: tokens that end a text.
-      template: chat template of the conversations that it was trained on; None if there is none.
+      template: chat template of the conversations that it was trained on; None if there is none, or it is not known.
       labels: the class names of its head, in the order of their ids; () if it has none, or they are not known.
       directory: the folder of the run; '' for a Hugging Face directory, and if the parameters were changed since.
       member: of the run, if that is a sweep.
@@ -88,6 +88,8 @@ def _load(base: init_from.Base, tokenizer: data.Tokenizer) -> LoadedModel:
     template = None
     if base.config and TASKS[base.config.task.name].conversations:
         template = trained_template(base.config.task, tokenizer)
+    elif not base.config and of_output(base.labels) and 'chat_template' in tokenizer.config:
+        template = open_template('auto', tokenizer, '', datetime.date.today().isoformat())
     return LoadedModel(base.config, base.model, tokenizer, params, base.step or 0, ends, template, base.labels)
 
 

@@ -1,6 +1,7 @@
 """A trained reward model scores texts, and is exported as a classifier with one label."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import lmtrain
 from configs import tiny
 from launch import cli
+from lmtrain.api import rows as api_rows
 from lmtrain.cost import hlo
 from lmtrain.data.chat.load import open_template
 from lmtrain.data.rows import Row
@@ -81,6 +83,28 @@ def test_exported_reward_model_is_a_classifier_with_one_label(trained, tmp_path)
         for where in (folder, tmp_path / 'out')
     ]
     np.testing.assert_allclose(scores[1], scores[0], rtol=1e-5, atol=1e-6)
+
+
+def test_export_is_recognised_as_a_reward_model(trained, tmp_path):
+    # As if the base had a chat template: these rows were not written by it, so the export must not have it.
+    folder = shutil.copytree(trained[0], tmp_path / 'run')
+    (folder / 'tokenizer' / 'chat_template.jinja').write_text('{{ messages }}', encoding='utf-8')
+    lmtrain.export(folder, tmp_path / 'out', format='hf')
+    config = json.loads((tmp_path / 'out' / 'config.json').read_text(encoding='utf-8'))
+    assert (config['id2label'], config['problem_type']) == ({'0': 'reward'}, 'regression')
+    exported, row = lmtrain.load(tmp_path / 'out'), {'prompt': 'word 3 ', 'completion': 'good'}
+    assert exported.template is None and 'chat_template' not in exported.tokenizer.config
+    [own], [other] = lmtrain.load(trained[0]).predict([row]), exported.predict([row])
+    assert other['prediction'] == pytest.approx(own['prediction'], abs=1e-5)
+    with pytest.raises(InputError, match='a pair: one completion is scored'):
+        exported.predict(ROWS[:1])
+
+    (tmp_path / 'out' / 'chat_template.jinja').write_text('{{ messages[0].content }}', encoding='utf-8')
+    assert lmtrain.load(tmp_path / 'out').template, 'an export with a chat template was trained with it'
+    config |= {'id2label': {'0': 'LABEL_0'}, 'label2id': {'LABEL_0': 0}}
+    (tmp_path / 'out' / 'config.json').write_text(json.dumps(config), encoding='utf-8')
+    assert lmtrain.load(tmp_path / 'out').template is None
+    assert api_rows.predicted_task(lmtrain.load(tmp_path / 'out')).name == 'regress'
 
 
 @pytest.mark.slow

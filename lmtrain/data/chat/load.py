@@ -55,11 +55,13 @@ def trained_template(task, tokenizer: Tokenizer) -> Template | None:
     return None if task.template == 'none' else open_template('auto', tokenizer, '', task.date)
 
 
-def with_template(tokenizer: Tokenizer, template: Template) -> Tokenizer:
-    """The tokenizer with `template` as its own, for the folder of a run and for exports."""
+def with_template(tokenizer: Tokenizer, template: Template | None) -> Tokenizer:
+    """The tokenizer with `template` as its own, for the folder of a run and for exports; None removes its own."""
     fields = {'tokenizer_class': 'PreTrainedTokenizerFast'} | tokenizer.config
+    fields.pop('chat_template', None)
+    fields |= {'chat_template': template.source} if template else {}
     changed = copy.copy(tokenizer)
     for cached in ('hash', 'encoding'):
         changed.__dict__.pop(cached, None)
-    changed.config_json = json.dumps(fields | {'chat_template': template.source}, sort_keys=True).encode()
+    changed.config_json = json.dumps(fields, sort_keys=True).encode()
     return changed
