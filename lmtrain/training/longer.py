@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmtrain.checkpoint import manifest
+from lmtrain.cost.budget import total_steps
 from lmtrain.errors import InputError
 
 FIELDS = ('begin', 'warmup_budget')  # of config.schedule, which record what was decided here
@@ -36,24 +37,37 @@ def amount(config: Mapping[str, Any]) -> Amount:
     return next(set_budgets, Amount('', 0.0))
 
 
-def spent(extra: Mapping[str, Any]) -> dict[str, float]:
-    """{unit: how much of it is spent} at a checkpoint, from the counters that the loop saves."""
-    return {
-        'steps': extra['step'],
-        'tokens': extra['tokens'],
-        'flops': extra['flops'],
-        'hours': extra.get('hours', extra['elapsed'] / 3600),  # runs of other budgets and earlier versions lack it
-    }
+def spent(extra: Mapping[str, Any], budget: Amount) -> float:
+    """How much of a budget is spent at a checkpoint, in its unit, as the schedule counts: its share of the steps.
+
+    A budget in tokens or FLOPs is divided into whole steps, rounded up, after what is computed before the first one. So
+    the share is not exactly that of the counted tokens or FLOPs.
+
+    Args:
+      extra: the counters that the loop saves, with the step.
+
+    >>> round(spent({'step': 98, 'tokens': 98 * 8192, 'flops': 0.0}, Amount('tokens', 1e6)))  # of 123 steps
+    796748
+    """
+    if budget.unit == 'steps':
+        return extra['step']
+    if budget.unit == 'hours':
+        return extra.get('hours', extra['elapsed'] / 3600)  # runs of other budgets and earlier versions lack it
+    if budget.unit == 'flops' and 'rollout_flops' in extra:  # completions decide how many steps there are
+        return extra['flops']
+    step, before = extra['step'], extra.get('reference_flops', 0.0)
+    each = round(extra['tokens'] / step), (extra['flops'] - before) / step
+    return step / total_steps({budget.unit: budget.value}, *each, before) * budget.value
 
 
-def newest(directory: Path) -> dict[str, float]:
-    """`spent` at the newest intact checkpoint of a run; {} if there is none."""
+def newest(directory: Path) -> dict[str, Any]:
+    """The counters at the newest intact checkpoint of a run; {} if there is none."""
     step = manifest.first_intact(directory / 'checkpoints', 'last', quarantine=False)
-    return _spent_at(directory, step) if step >= 0 else {}
+    return _counters(directory, step) if step >= 0 else {}
 
 
-def _spent_at(directory: Path, step: int) -> dict[str, float]:
-    return spent(manifest.read(directory / 'checkpoints' / str(step))['extra'] | {'step': step})
+def _counters(directory: Path, step: int) -> dict[str, Any]:
+    return manifest.read(directory / 'checkpoints' / str(step))['extra'] | {'step': step}
 
 
 def schedule(saved: Mapping[str, Any], config, directory: Path, extend: bool) -> dict[str, float]:
@@ -80,15 +94,14 @@ def schedule(saved: Mapping[str, Any], config, directory: Path, extend: bool) ->
         if not warms_up or before.unit != after.unit:
             return own
         return own | {'warmup_budget': own['warmup_budget'] or float(before.value - own['begin'])}
-    done = newest(directory)
-    if not done:
+    counters = newest(directory)
+    if not counters:
         raise InputError(f'--extend: {directory} holds no checkpoint: leave --extend out')
-    if done[after.unit] >= after.value:
+    if (done := spent(counters, after)) >= after.value:
         raise InputError(
-            f'--extend: {done[after.unit]:,g} {after.unit} are spent already, and budget.{after.unit} = '
-            f'{after.value:,g}: raise it'
+            f'--extend: {done:,g} {after.unit} are spent already, and budget.{after.unit} = {after.value:,g}: raise it'
         )
-    return {'begin': float(done[after.unit]), 'warmup_budget': 0.0}
+    return {'begin': float(done), 'warmup_budget': 0.0}
 
 
 def kind(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
@@ -116,13 +129,13 @@ def decay_start(config: Mapping[str, Any]) -> float:
 
 def before_decay(directory: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> int:
     """The last intact checkpoint at which neither budget has begun its decay; -1 if none is left."""
-    limits = [(amount(each).unit, decay_start(each) * (1 - MARGIN)) for each in (saved, config)]
+    limits = [(amount(each), decay_start(each) * (1 - MARGIN)) for each in (saved, config)]
     for step in reversed(manifest.steps(directory / 'checkpoints')):
         try:
-            done = _spent_at(directory, step)
+            counters = _counters(directory, step)
         except manifest.Damaged:
             continue
-        if all(done[unit] < limit for unit, limit in limits):
+        if all(spent(counters, budget) < limit for budget, limit in limits):
             return step
     return -1
 

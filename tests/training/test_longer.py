@@ -121,6 +121,19 @@ def test_longer_wsd_equals_the_run_of_that_length(config, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_longer_wsd_with_a_budget_in_tokens_continues_from_the_branch(config, tmp_path, capsys):
+    """9.1 steps of tokens are 10 steps: the 7 before the decay are more than 75 % of the tokens."""
+    tokens = config.data.batch_size * config.data.seq_len
+    config.schedule.name, config.schedule.decay, config.checkpoint.every_steps = 'wsd', 0.25, 100
+    config.budget.steps, config.budget.tokens = None, 9.1 * tokens
+    train.train(config, tmp_path / 'run')
+    config.budget.tokens = 20.0 * tokens
+    capsys.readouterr()
+    train.train(config, tmp_path / 'run')
+    assert 'resumed    after step 7' in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_longer_wsd_with_a_budget_in_hours_equals_the_run_of_that_length(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(metrics.Clock, 'spent', lambda clock, step: min(step / clock.hours, 1.0))  # a step is an hour
     config.schedule.name, config.budget.steps, config.budget.hours = 'wsd', None, 10.0
@@ -214,7 +227,23 @@ def test_extend_needs_a_run(config, tmp_path):
 
 def test_spent_budget_in_every_unit():
     extra = {'step': 5, 'tokens': 640, 'flops': 1e6, 'elapsed': 7200.0}
-    assert longer.spent(extra) == {'steps': 5, 'tokens': 640, 'flops': 1e6, 'hours': 2.0}
+    budgets = {'steps': 10, 'tokens': 1280.0, 'flops': 4e6, 'hours': 3.0}
+    spent = {unit: longer.spent(extra, longer.Amount(unit, value)) for unit, value in budgets.items()}
+    assert spent == {'steps': 5, 'tokens': 640, 'flops': 1e6, 'hours': 2.0}
+
+
+@pytest.mark.parametrize(
+    ('extra', 'budget', 'share'),
+    [
+        ({'tokens': 98 * 8192}, ('tokens', 1e6), 98 / 123),  # a budget is divided into whole steps
+        ({'flops': 500.0 + 98 * 10.0, 'reference_flops': 500.0}, ('flops', 1730.0), 98 / 123),  # not before the first
+        ({'flops': 980.0, 'rollout_flops': 600.0}, ('flops', 1230.0), 980 / 1230),  # steps of no known number
+    ],
+)
+def test_spent_budget_is_the_progress_of_the_schedule(extra, budget, share):
+    budget = longer.Amount(*budget)
+    extra = {'step': 98, 'tokens': 0, 'flops': 0.0, 'elapsed': 0.0} | extra
+    assert longer.spent(extra, budget) == pytest.approx(share * budget.value, rel=1e-12)
 
 
 def test_run_ends_early_and_patience_may_be_raised(config, tmp_path, capsys):
