@@ -1,7 +1,7 @@
 """The reward of a reward model."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -9,17 +9,19 @@ from lmtrain.rewards.reward import Reward
 
 
 class ScoreTexts(Protocol):
-    """(prompts, completions) -> float32 [N]."""
+    """(prompts, completions, fields of their rows) -> float32 [N]."""
 
     flops: float  # of the last call
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray: ...
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], rows: Sequence[Mapping[str, Any]]
+    ) -> np.ndarray: ...
 
 
 def reward(folder: str, score_texts: ScoreTexts) -> Reward:
     """The score of the last token of each prompt with its completion, by the reward model in `folder`."""
 
     def score(prompts, completions, rows):
-        return score_texts(prompts, completions).tolist()
+        return score_texts(prompts, completions, rows).tolist()
 
     return Reward(score, note=f'reward model {folder}', flops=lambda: score_texts.flops)

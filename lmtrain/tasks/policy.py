@@ -125,7 +125,7 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
     """Examples of the prompts and an end token each, which no stream reads: `training/rollouts.py` continues them."""
     examples, templated = [], False
     for number, row in enumerate(rows):
-        prompt = _prompt_of(row, form.text)
+        prompt = prompt_of(row, form.text)
         if isinstance(prompt, str):
             ids = form.tokenizer.encode_prompt(prompt)
         elif form.template is None:
@@ -141,13 +141,13 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
 
 def dialogue(row: Row, text: tuple[str, ...], label: str, template: Template | None) -> Conversation:
     """The prompt of a row, before an answer that is not known."""
-    prompt = _prompt_of(row, text)
+    prompt = prompt_of(row, text)
     if isinstance(prompt, str):
         return Conversation([], (), (prompt, ''))
     return Conversation([*prompt, {'role': 'assistant', 'content': ''}], (len(prompt),))
 
 
-def _prompt_of(row: Row, fields: tuple[str, ...]) -> str | list:
+def prompt_of(row: Row, fields: tuple[str, ...]) -> str | list:
     """The prompt of a row: a text, or the messages before the last answer. Raises InputError naming the row."""
     if not fields:
         fields = ('prompt',) if row.fields.get('prompt') is not None else _fields_of_format(row)

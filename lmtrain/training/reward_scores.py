@@ -1,6 +1,6 @@
 """Scores of texts by a trained reward model: the rewards of a policy, and of the rows of a file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.evaluation.heads import output_of
 from lmtrain.inference import prompts as prompting
-from lmtrain.tasks import TASKS
+from lmtrain.tasks import TASKS, policy
 from lmtrain.tasks.task import with_settings
 from lmtrain.training import rollout_cost
 from lmtrain.training.load import LoadedModel, load_directory
@@ -23,24 +23,28 @@ TASK = TASKS['reward']
 
 
 class Scorer:
-    """The function (prompts, completions) -> float32 [N], the scores of a reward model; see `score_texts`.
+    """The function (prompts, completions, rows) -> float32 [N], the scores of a reward model; see `score_texts`.
 
     It compiles one program for each length of a batch, once.
 
     Raises InputError if the model has no head with one output.
 
+    Args:
+      text: fields of the rows that the prompts are from, config.task.text of a policy. A prompt that is a conversation
+        in its row is read as that conversation, if the model has a chat template.
+
     Attributes:
       flops: of the last call.
     """
 
-    def __init__(self, loaded: LoadedModel, batch_size: int = SCORED):
+    def __init__(self, loaded: LoadedModel, batch_size: int = SCORED, text: tuple[str, ...] = ()):
         settings = {'head': output_of(loaded.model, loaded.params, TASK), 'pool': 'last'}
         if settings['head'] == 'logits' and loaded.model.num_labels != 1:
             raise InputError(f'a reward model has one output, this one {loaded.model.num_labels}')
         if loaded.config and loaded.config.objective.pool != 'auto':
             settings['pool'] = loaded.config.objective.pool
         predict = with_settings(TASK.predict, settings)
-        self.loaded, self.batch_size, self.flops = loaded, batch_size, 0.0
+        self.loaded, self.batch_size, self.text, self.flops = loaded, batch_size, text, 0.0
 
         @jax.jit
         def run(params, batch):
@@ -48,8 +52,14 @@ class Scorer:
 
         self._run = run
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
-        return self.of_ids([_encode(self.loaded, *pair) for pair in zip(prompts, completions, strict=True)])
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], rows: Sequence[Mapping[str, Any]] = ()
+    ) -> np.ndarray:
+        read = [*prompts]
+        if self.loaded.template and rows:
+            whole = [policy.prompt_of(Row('a prompt', {**fields}), self.text) for fields in rows]
+            read = [Conversation(own) if isinstance(own, list) else text for own, text in zip(whole, prompts)]
+        return self.of_ids([_encode(self.loaded, *pair) for pair in zip(read, completions, strict=True)])
 
     def of_ids(self, ids: Sequence[list[int]]) -> np.ndarray:
         """The scores of texts as ids."""
@@ -64,9 +74,9 @@ class Scorer:
         return scores
 
 
-def scorer(model: LoadedModel | str) -> Scorer:
-    """The scores of a loaded reward model, or of one in a folder."""
-    return Scorer(load_directory(model) if isinstance(model, str) else model)
+def scorer(model: LoadedModel | str, text: tuple[str, ...] = ()) -> Scorer:
+    """The scores of a loaded reward model, or of one in a folder; `text`: see `Scorer`."""
+    return Scorer(load_directory(model) if isinstance(model, str) else model, text=text)
 
 
 def predict_rows(
@@ -133,15 +143,17 @@ def score_texts(model: LoadedModel | str, prompts: Sequence[str], completions: S
     return scorer(model)(prompts, completions)
 
 
-def _encode(loaded: LoadedModel, prompt: str, completion: str) -> list[int]:
-    """The ids of a prompt and its completion, which are a turn and its answer if the model has a chat template."""
+def _encode(loaded: LoadedModel, prompt: prompting.Prompt, completion: str) -> list[int]:
+    """The ids of a prompt and its completion; with a chat template, a text is a turn and the completion its answer."""
     if not completion.strip():  # a policy may end at once; rows of pairs have no empty side
         end = encoding.answer_end(loaded.tokenizer, loaded.template)
         ids = prompting.encode(prompt, loaded.tokenizer, loaded.template)
         return [*ids, loaded.tokenizer.end_id if end is None else end]
-    turns = [{'role': 'user', 'content': prompt}, {'role': 'assistant', 'content': completion}]
-    dialogue = Conversation(turns, (1,)) if loaded.template else Conversation([], (), (prompt, completion))
-    return _ids(loaded, dialogue, 'a completion')
+    if not loaded.template:
+        return _ids(loaded, Conversation([], (), (prompt, completion)), 'a completion')
+    before = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt.messages
+    turns = [*before, {'role': 'assistant', 'content': completion}]
+    return _ids(loaded, Conversation(turns, (len(before),)), 'a completion')
 
 
 def _ids(loaded: LoadedModel, dialogue: Conversation, place: str) -> list[int]:

@@ -10,6 +10,7 @@
 A checkpoint never divides the steps of a rollout, so a resumed run samples the same completions again.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -66,11 +67,6 @@ class Completions(NamedTuple):
     parts: dict[str, np.ndarray]
     failures: dict[str, int]
 
-    def first(self, count: int) -> 'Completions':
-        """The first `count` completions; failures are those of all."""
-        parts = {name: values[:count] for name, values in self.parts.items()}
-        return Completions(*(column[:count] for column in self[:6]), parts, self.failures)
-
     def figures(self) -> dict[str, float]:
         """Means for the log: reward and its parts, length, share ended, failures."""
         parts = {f'reward_{name}': float(np.mean(values)) for name, values in self.parts.items()}
@@ -119,16 +115,22 @@ class Sampler:
     """Samples completions of prompts with the parameters of a run, and scores them."""
 
     def __init__(self, run: Run, open_model: Callable | None = None):
-        """Builds the reward of config.reward, see `rewards.build`. Raises InputError naming the field."""
+        """Builds the reward of config.reward, see `rewards.build`. Raises InputError naming the field.
+
+        open_model: (folder, fields of the prompt) -> a reward model, `reward_scores.scorer`.
+        """
         self.run = run
-        self.reward = rewards.build(run.config.reward, root=run.config.data.root, open_model=open_model)
+        opened = open_model and functools.partial(open_model, text=tuple(run.config.task.text))
+        self.reward = rewards.build(run.config.reward, root=run.config.data.root, open_model=opened)
 
     def close(self) -> None:
         """Ends the processes of the reward."""
         self.reward.close()
 
-    def __call__(self, params, prompts: Prompts, count: int, temperature: float, seed: int) -> Completions:
-        """`count` completions of each prompt, scored."""
+    def __call__(
+        self, params, prompts: Prompts, count: int, temperature: float, seed: int, keep: int | None = None
+    ) -> Completions:
+        """`count` completions of each prompt, of which the first `keep` are scored and returned; None: all."""
         run, tokenizer = self.run, self.run.corpus.tokenizer
         sampled = rollout(
             run.model,
@@ -143,8 +145,8 @@ class Sampler:
             absent=tokenizer.absent,
             mesh=run.mesh if run.mesh.size > 1 else None,
         )
-        tokens, lengths, ended, logprob = jax.device_get(sampled)
-        every = prompts.at([index for index in range(len(prompts.ids)) for _ in range(count)])
+        tokens, lengths, ended, logprob = (column[:keep] for column in jax.device_get(sampled))
+        every = prompts.at([index for index in range(len(prompts.ids)) for _ in range(count)][:keep])
         texts = [
             samples.continuation(tokenizer, ids, row[: length - end].tolist(), chats=True)
             for ids, row, length, end in zip(every.ids, tokens, lengths, ended.astype(int), strict=True)
@@ -312,7 +314,8 @@ def held_out(sampler: Sampler, split: str, max_batches: int = 0) -> Callable:
 
     Returns:
       {'loss': minus the mean reward, 'reward', its parts, 'length', 'ended', 'reward_error': standard error of the
-      mean, also of each part of weight 0, 'targets': number of prompts}.
+      mean, also of each part of weight 0, 'targets': number of prompts, 'reward_failures': number of completions that
+      could not be scored, if there are any}.
     """
     run, policy = sampler.run, sampler.run.config.policy
     prompts = prompts_of(run, split)
@@ -328,15 +331,16 @@ def held_out(sampler: Sampler, split: str, max_batches: int = 0) -> Callable:
             if stopped():
                 return None
             some = prompts.at(np.arange(first, first + size) % count)  # all calls have one shape
-            part = sampler(params, some, 1, policy.evaluate_temperature, run.config.seed)
-            parts.append(part.first(count - first))
+            parts.append(sampler(params, some, 1, policy.evaluate_temperature, run.config.seed, keep=count - first))
         weights = [len(part.rewards) / count for part in parts]
         each = [part.figures() for part in parts]
+        failures = sum(own.pop('reward_failures', 0) for own in each)
         means = {name: float(sum(w * own[name] for w, own in zip(weights, each, strict=True))) for name in each[0]}
         del means['reward_std']  # of all prompts it is in the error
         columns = {'reward': [part.rewards for part in parts]}
         columns |= {f'reward_{name}': [part.parts[name] for part in parts] for name in sampler.reward.measures}
         errors = {f'{name}_error': float(np.std(np.concatenate(each))) / count**0.5 for name, each in columns.items()}
-        return {'loss': -means['reward'], **means, **errors, 'targets': count}
+        results = {'loss': -means['reward'], **means, **errors, 'targets': count}
+        return results | ({'reward_failures': failures} if failures else {})
 
     return measure

@@ -157,6 +157,20 @@ def test_reward_of_a_conversation_is_that_of_its_last_answer(trained):
         model.predict([{'messages': turns[:1]}])
 
 
+def test_prompt_of_a_conversation_is_scored_as_its_messages(trained):
+    """Not as the text that a template has written of them, which the template would write once more."""
+    model = lmtrain.load(trained[0])
+    messages = [{'role': 'user', 'content': 'word 3 '}]
+    row = {'question': messages}
+    for template in ('plain', 'none'):
+        model = model._replace(template=open_template(template, model.tokenizer, '', '2026-01-01'))
+        score = reward_scores.scorer(model, text=('question',))
+        written = 'word 3 ' if template == 'plain' else 'user: word 3 '
+        for completion in ('good', ''):
+            expected = reward_scores.score_texts(model, [written], [completion])
+            np.testing.assert_array_equal(score(['user: word 3 '], [completion], [row]), expected)
+
+
 @pytest.mark.parametrize(
     ('row', 'message'),
     [

@@ -369,6 +369,21 @@ def test_rewards_without_a_signal_are_counted(config, folder, task):
     assert any(batch['loss_mask'].any() for batch in placed) == (task == 'ppo')
 
 
+def test_failures_on_held_out_prompts_are_counted_in_all_batches(config, folder):
+    """16 prompts are scored at once, and a prompt without a score is in some batches alone."""
+    (folder / 'some.py').write_text(
+        'def reward(p, c): return [None if text.startswith(("say 1:", "say 2")) else 1.0 for text in p]',
+        encoding='utf-8',
+    )
+    config.reward.file = 'some.py'
+    run = built(config)
+    with contextlib.closing(rollouts.Sampler(run)) as sampler:
+        results = rollouts.held_out(sampler, 'validation')(run.initial.on_mesh().params)
+    unscored = sum(row.fields['prompt'].startswith(('say 1:', 'say 2')) for row in run.corpus.rows['validation'])
+    assert results['reward_failures'] == unscored == 12
+    assert results['reward'] == pytest.approx(1 - 12 / 40)
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [
