@@ -172,7 +172,7 @@ def _transcripts(row: Row, chosen: str, rejected: str, template: Template | None
     unchanged = []
     for text, dialogue in ((chosen, pair.chosen), (rejected, pair.rejected)):
         begins = [turn.end() for turn in TURN.finditer(text)]
-        begin = begins[dialogue.trained[0]]  # after 'Assistant:'
+        begin = begins[dialogue.trained[0] - len(dialogue.messages)]  # after 'Assistant:'
         unchanged.append(Conversation([], (), (text[:begin], text[begin:])))
     return Pair('hh-rlhf transcripts, unchanged', *unchanged)
 

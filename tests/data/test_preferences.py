@@ -47,6 +47,11 @@ def texts(pair):
             'hh-rlhf transcripts, unchanged',
             [(DIALOGUE, ' 4.'), (DIALOGUE, ' 5.')],
         ),
+        (  # a system text is a message, but no turn of a transcript
+            {'chosen': f'{DIALOGUE} 4.', 'rejected': f'{DIALOGUE} 5.', 'system': 'Be brief.'},
+            'hh-rlhf transcripts, unchanged',
+            [(DIALOGUE, ' 4.'), (DIALOGUE, ' 5.')],
+        ),
     ],
 )
 def test_texts_are_split_into_prompt_and_completion(fields, form, sides):
