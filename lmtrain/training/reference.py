@@ -117,7 +117,10 @@ def _key(run) -> str:
     """Hex sha256 of what the log-probabilities follow from: the rows, and the base or the seed."""
     config, base = run.config, run.initial.base
     start = base.hash if base else [config.seed, config.model.to_dict()]
-    return key(VERSION, run.corpus.fingerprint, start, config.model.dtype, config.init.frozen_dtype)
+    dtypes = [config.model.dtype, config.init.frozen_dtype]
+    if config.init.frozen_dtype != 'float32':  # the leaves that a method trains are not rounded
+        dtypes.append(run.initial.trainable)
+    return key(VERSION, run.corpus.fingerprint, start, *dtypes)
 
 
 def _compute(run) -> dict[str, np.ndarray]:

@@ -109,6 +109,18 @@ def test_log_probabilities_are_computed_once_and_kept(base, monkeypatch):
     np.testing.assert_array_equal(again['ref_logprob'], column['ref_logprob'])
 
 
+def test_methods_share_the_cache_if_they_round_the_same_leaves_of_the_base(base):
+    keys = {
+        dtype: [
+            reference._key(build(*resolve(recipe(base, **method, **{'init.frozen_dtype': dtype})), jax.devices()[:1]))
+            for method in ({}, LORA)
+        ]
+        for dtype in ('float32', 'bfloat16')
+    }
+    assert keys['float32'][0] == keys['float32'][1]
+    assert len({*keys['float32'], *keys['bfloat16']}) == 3
+
+
 def test_pass_of_the_reference_is_a_part_of_the_cost(base):
     run = build(*resolve(recipe(base, **LORA)), jax.devices()[:1])
     batches = sum(run.stream(split).steps_per_epoch for split in ('train', 'validation'))
