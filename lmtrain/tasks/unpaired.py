@@ -61,7 +61,7 @@ def kto(
 
 
 def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
-    """Groups of G = `form.group` rows: G texts, each followed by its prompt with the completion of the row before.
+    """Groups of G = `form.group` rows: G texts, each followed by its prompt with the completion of another (`_other`).
 
     Columns: `loss_mask` per token; `scored`, 1 to 2 G; `labels` and `label_weights`, 0 for the second of each two. The
     last group is completed with rows of the one before it, of weight 0. Rows with an empty completion are left out and
@@ -77,7 +77,7 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
         members = [(first + offset) % len(texts) for offset in range(size)]
         for offset, member in enumerate(members):
             number, text, label = texts[member]
-            other = texts[members[offset - 1]][1]
+            other = _other([texts[each][1] for each in members], offset)
             weight = first + offset >= begin and first + offset < len(texts)
             for index, (one, counts) in enumerate([(text, weight), (_mismatched(text, other, _limit(form)), False)]):
                 values = {'scored': np.int32(1 + 2 * offset + index), 'labels': np.float32(label and not index)}
@@ -120,6 +120,12 @@ def _texts(rows: Sequence[Row], form: RowFormat) -> tuple[list[tuple[int, Text, 
     return texts, notes, templated
 
 
+def _other(group: Sequence[Text], index: int) -> Text:
+    """The text before `index` in the circle of a group; of a file with several rows of a prompt, of another prompt."""
+    before = [group[index - distance] for distance in range(1, len(group))]
+    return next((each for each in before if each.prompt != group[index].prompt), before[0])
+
+
 def _mismatched(text: Text, other: Text, limit: int) -> Text:
     """The prompt of `text`, cut at its beginning if necessary, with the completion of `other`."""
     mixed = other._replace(prompt=text.prompt)
@@ -144,4 +150,5 @@ TASK = Task(
     dialogue=dialogue,
     groups_rows=True,
     in_bits=False,
+    version=2,
 )

@@ -56,6 +56,21 @@ def test_groups_pair_every_prompt_with_the_completion_before(form):
     assert encoded.notes == ['5 rows of prompt + completion + label', '3 desirable, 2 undesirable completions']
 
 
+def test_prompts_are_mismatched_with_completions_of_other_prompts(form):
+    """Also in a file that has the good and the bad completion of a prompt in a row."""
+    pairs = [
+        Row('rows.jsonl', {'prompt': f'{n // 2} ', 'completion': 'abcd'[n], 'label': n % 2 == 0}) for n in range(4)
+    ]
+    encoded = unpaired.encode(pairs, form(Bytes(), (), '')._replace(group=4))
+    texts = [bytes(each.tokens[1:-1].tolist()).decode() for each in encoded.examples]
+    assert texts == ['0 a', '0 d', '0 b', '0 d', '1 c', '1 b', '1 d', '1 b']
+    same = [each._replace(fields=each.fields | {'prompt': '0 '}) for each in pairs]
+    encoded = unpaired.encode(same, form(Bytes(), (), '')._replace(group=2))
+    assert bytes(encoded.examples[1].tokens[1:-1].tolist()) == b'0 b'
+    repeated = unpaired.encode(rows(2), form(Bytes(), (), '')._replace(group=3))  # 0, 1, 0: not with itself
+    assert bytes(repeated.examples[1].tokens[1:-1].tolist()) == b'0 bbb'
+
+
 def test_fewer_rows_than_a_group_are_repeated(form):
     encoded = unpaired.encode(rows(2), form(Bytes(), (), '')._replace(group=3))
     weights = [each.values['label_weights'].item() for each in encoded.examples]
