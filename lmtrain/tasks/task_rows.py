@@ -17,6 +17,7 @@ from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import Task
 
 TOO_LONG = ('error', 'cut', 'drop')
+PROMPTS = ('prompt', 'conversations')  # fields of rows of preferences, of which a prompt may have several
 
 
 class TaskConfig(NamedTuple):
@@ -83,7 +84,8 @@ class TaskConfig(NamedTuple):
         ascending = ascending and list(self.lengths) == sorted(set(self.lengths))
         ascending = ascending and not (self.pack and len(self.lengths) > 1)
         require('lengths', self.lengths, ascending, 'ascending numbers of tokens; with task.pack only one')
-        require('group', self.group, type(self.group) is int and self.group >= 1, 'at least 1 row')
+        least = 2 if self.task.groups_rows else 1  # a row needs the completion of another one
+        require('group', self.group, type(self.group) is int and self.group >= least, f'at least {least} rows')
 
 
 def require(name: str, value: Any, right: bool, expected: str) -> None:
@@ -95,7 +97,7 @@ def require(name: str, value: Any, right: bool, expected: str) -> None:
 def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str, list[Row]]:
     """{split: its rows}; shares may leave none to train. What was recognised or left out is added to `notes`.
 
-    Rows without text are left out if the task has one output for each row.
+    Rows without text are left out if the task has one output for each row. Preferences of one prompt are in one split.
     """
     fields = config.text[0] if config.text else 'text', config.label
     files = _without_generated(config.files, notes)
@@ -107,7 +109,7 @@ def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str
         rows = {split: _with_text(each, config.text, split, notes) for split, each in rows.items()}
     shares = {split: float(data[split]) for split in SPLITS[1:] if not files[split]}
     if any(shares.values()):
-        _divide(rows, shares)
+        _divide(rows, shares, PROMPTS if config.task.scores_segments else ())
     return rows
 
 
@@ -138,9 +140,9 @@ def _without_generated(files: dict[str, tuple], notes: list[str]) -> dict[str, t
     return own
 
 
-def _divide(rows: dict[str, list[Row]], shares: dict[str, float]) -> None:
-    """Moves `shares` of the training rows to the other splits, by the hash of a row's fields: equal rows together."""
-    train, draws = rows['train'], _draws('split', rows['train'])
+def _divide(rows: dict[str, list[Row]], shares: dict[str, float], by: Sequence[str]) -> None:
+    """Moves `shares` of the training rows to the other splits, by `_draws`: equal rows together."""
+    train, draws = rows['train'], _draws('split', rows['train'], by)
     sizes = [shares.get(split, 0.0) * len(draws) for split in SPLITS[1:]]
     first, second = boundaries(draws, np.ones(len(draws)), sizes)
     rows['train'] = [row for draw, row in zip(draws, train) if draw >= second]
@@ -149,9 +151,10 @@ def _divide(rows: dict[str, list[Row]], shares: dict[str, float]) -> None:
             rows[split] = [row for draw, row in zip(draws, train) if low <= draw < high]
 
 
-def _draws(purpose: str, rows: list[Row]) -> np.ndarray:
-    """[rows] float64 in [0, 1), a hash of the fields of each row."""
-    return np.array([hash_unit(purpose, json.dumps(row.fields, sort_keys=True, default=str)) for row in rows])
+def _draws(purpose: str, rows: list[Row], by: Sequence[str] = ()) -> np.ndarray:
+    """[rows] float64 in [0, 1), a hash of each row: of the first of the fields `by` that it has, else of all fields."""
+    contents = [next((row.fields[name] for name in by if row.fields.get(name)), row.fields) for row in rows]
+    return np.array([hash_unit(purpose, json.dumps(content, sort_keys=True, default=str)) for content in contents])
 
 
 def classes_of(rows: list[Row], config: TaskConfig, base: Sequence[str]) -> Classes:

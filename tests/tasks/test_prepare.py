@@ -285,6 +285,13 @@ def test_shares_are_taken_by_hash_and_equal_rows_stay_together(prepare):
     assert len(own.rows['validation']) == 120 and len(own.rows['train']) == 54
 
 
+def test_completions_of_a_prompt_are_in_one_split(prepare):
+    rows = [{'prompt': f'{n // 3} ', 'completion': 'abc'[n % 3], 'label': n % 2 == 0} for n in range(60)]
+    task = prepare(rows, name='unpaired', text=(), label='', data={'tokenizer': 'bytes'})
+    of = {split: {row.fields['prompt'] for row in each} for split, each in task.rows.items()}
+    assert [len(each) for each in of.values()] == [14, 4, 2] and len(set().union(*of.values())) == 20
+
+
 def test_generated_rows_of_a_recipe_do_not_measure_a_file(prepare):
     generated = {'validation': ('generated:sort',), 'test': ('generated:sort',)}
     task = prepare(**generated)
@@ -356,6 +363,10 @@ def test_examples_are_read_from_the_cache(prepare, monkeypatch):
         ({'lengths': (64, 32)}, 'config.task.lengths is \\(64, 32\\); it must be ascending'),
         ({'lengths': (32, 64), 'seq_len': 96}, 'config.task.lengths is .*; it must be data.seq_len = 96 at its end'),
         ({'shots': -1}, 'config.task.shots is -1'),
+        (
+            {'name': 'unpaired', 'text': (), 'label': '', 'group': 1},
+            'config.task.group is 1; .* at least 2 rows',
+        ),
         ({'pack': True}, "config.task.pack is True; it must be False: rows of 'classify' stand alone"),
         ({'text': ('text', 'label', 'answer')}, 'one field is expected, or two'),
         ({'name': 'span'}, "config.task.text is \\('text',\\)"),
