@@ -7,6 +7,11 @@ lmtrain evaluate --base=DIR --rows=copa.jsonl --template='{query} {gold}' --answ
 lmtrain evaluate --workdir=runs/lora --rows=test.csv --template='{text} => {category}' --answer=category \\
                  --choices=category --demonstrations=train.csv --shots=4
 lmtrain evaluate --workdir=runs/chat --rows=test.jsonl --max_tokens=100
+lmtrain evaluate --workdir=runs/intents --rows=test.csv
+
+A model with a head for classes, numbers, tags or spans answers --rows by it,
+unless there is a --template: --text names the fields that are read, and
+--answer that of the label, if they are not those of the training.
 
 A run on conversations is prompted by the chat template that it was trained
 with: a row is one user's turn, after the turns of the demonstrations;
@@ -40,6 +45,10 @@ flags.DEFINE_string(
     'template', None, 'text of a row with {field} for its fields; the field of --answer is last', flag_values=FLAGS
 )
 flags.DEFINE_string('answer', None, 'field of the answer, or of the index of the right choice', flag_values=FLAGS)
+text = 'of a model with a head: fields that are read, comma-separated; those of the training by default'
+flags.DEFINE_list('text', [], text, flag_values=FLAGS)
+text = 'of a model with a head: the classes in the order of their ids, if the model does not name them'
+flags.DEFINE_list('labels', [], text, flag_values=FLAGS)
 text = 'field of the choices, or the choices separated by commas; without it the answer is generated'
 flags.DEFINE_string('choices', '', text, flag_values=FLAGS)
 model_flags.define_prompts(FLAGS, 'chat_template')
@@ -58,7 +67,8 @@ flags.DEFINE_integer('seed', 0, 'seed of the demonstrations', flag_values=FLAGS)
 flags.DEFINE_integer('max_tokens', 16, 'tokens of a generated answer', flag_values=FLAGS)
 flags.DEFINE_integer('batch_size', 32, 'prompts per batch', flag_values=FLAGS)
 PROMPT_FLAGS = 'rows template answer choices system chat_template shots select instruction calibrated'.split()
-PROMPT_FLAGS += 'demonstrations limit seed max_tokens split'.split()
+PROMPT_FLAGS += 'demonstrations limit seed max_tokens split text labels'.split()
+OF_HEADS = 'rows answer text labels limit'.split()  # those of PROMPT_FLAGS that a model with a head reads
 flags.DEFINE_string('results', None, 'a JSON file to write: the figures, and each answer of --rows', flag_values=FLAGS)
 
 
@@ -165,28 +175,30 @@ def on_task(values: flags.FlagValues) -> None:
 
 def prompted(values: flags.FlagValues) -> None:
     """Scores the rows of --rows."""
-    for name, other in (('template', 'answer'), ('answer', 'template')):
-        if values[other].value and not values[name].value:
-            raise InputError(f'--{other} requires --{name}, which is missing: see `lmtrain evaluate --help`')
     output_files.check(values.results, 'results')
     shots = values.shots.replace('max', '-1')
     if not shots.removeprefix('-').isdecimal():
         raise InputError(f"--shots={values.shots} is neither a number nor 'max'")
     process_setup.configure()
     from lmtrain import api
+    from lmtrain.api.rows import task_of_head
     from lmtrain.data.chat import conversation
     from lmtrain.inference import calibration, prompting
 
     rows = api.as_rows(values.rows)
     demonstrations = api.as_rows(values.demonstrations)
+    model = model_flags.model(values)
+    if not values.template and task_of_head(model):
+        by_head(values, model, rows)
+        return
+    check_prompted(values)
     try:
         chats = [] if values.template else [conversation.read(row, (), '')[1] for row in rows]
     except ValueError as error:
-        head = 'a head of classes, tags or spans is scored by --task'
-        raise InputError(f'without --template and --answer, rows are conversations ({head}): {error}') from None
+        raise InputError(f'without --template and --answer, rows are conversations: {error}') from None
     prompts = [dialogue if dialogue.messages else dialogue.texts[0] for dialogue in chats]
     results = api.evaluate(
-        model_flags.prompted(model_flags.model(values), values, 'chat_template', prompts),
+        model_flags.prompted(model, values, 'chat_template', prompts),
         rows=rows[: values.limit or None],
         template=values.template or '',
         answer=values.answer or '',
@@ -203,4 +215,30 @@ def prompted(values: flags.FlagValues) -> None:
     )
     answers = results.pop('answers')
     show(prompting.line(results))
+    write_results(values, {'results': results, 'rows': answers})
+
+
+def check_prompted(values: flags.FlagValues) -> None:
+    """Raises InputError if a flag is missing for a model that is prompted, or is one of a head."""
+    for name, other in (('template', 'answer'), ('answer', 'template')):
+        if values[other].value and not values[name].value:
+            raise InputError(f'--{other} requires --{name}, which is missing: see `lmtrain evaluate --help`')
+    for name in ('text', 'labels'):
+        if values[name].value:
+            what = 'with --template' if values.template else 'and a model without a head'
+            raise InputError(f'--{name} {what}: it is of a model with a head for classes, numbers, tags or spans')
+
+
+def by_head(values: flags.FlagValues, model, rows: list) -> None:
+    """Scores the rows of --rows by the head of the model."""
+    for name in PROMPT_FLAGS:
+        if name not in OF_HEADS and values[name].present:
+            raise InputError(f'--{name} without --template: the model has a head, which reads no prompt')
+    from lmtrain import api
+    from lmtrain.evaluation import heads
+
+    settings = {'text': values.text, 'answer': values.answer or '', 'labels': values.labels}
+    results = api.evaluate(model, rows=rows[: values.limit or None], batch_size=values.batch_size, **settings)
+    answers = results.pop('answers')
+    show(f'{", ".join(values.rows)}: {heads.line(results)}')
     write_results(values, {'results': results, 'rows': answers})

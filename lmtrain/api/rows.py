@@ -10,7 +10,7 @@ from configs import base
 from lmtrain.data import cache
 from lmtrain.data import source as sources
 from lmtrain.data.chat import conversation
-from lmtrain.data.rows import Row, read_rows
+from lmtrain.data.rows import Row, read_rows, value_of
 from lmtrain.errors import InputError
 from lmtrain.evaluation import heads, perplexity, task_file, task_run
 from lmtrain.evaluation.heads import Head
@@ -80,6 +80,13 @@ def predict_rows(
 
 def predicted_task(model: LoadedModel) -> Task:
     """The task of a model's head. Raises InputError if it has none that predicts something for rows."""
+    if task := task_of_head(model):
+        return task
+    raise InputError('the model has no head for classes, numbers, tags or spans: it continues texts (generate)')
+
+
+def task_of_head(model: LoadedModel) -> Task | None:
+    """The task of a model's head; None if it has none that predicts something for rows."""
     config = model.config
     if config and not (task := TASKS[config.task.name]).predicts_tokens:
         return task
@@ -91,9 +98,8 @@ def predicted_task(model: LoadedModel) -> Task:
         for task in TASKS.values()
         if task.infer and task.head == model.model.head and task.num_outputs in (0, size)
     ]
-    if not fitting:
-        raise InputError('the model has no head for classes, numbers, tags or spans: it continues texts (generate)')
-    return max(fitting, key=lambda task: task.num_outputs)  # one output is a number, unless its task has classes
+    # One output is a number, unless its task has classes.
+    return max(fitting, key=lambda task: task.num_outputs, default=None)
 
 
 def _rows_of_texts(rows, field: str) -> list[Row]:
@@ -125,6 +131,8 @@ def evaluate(
       settings: with `rows`, fields of `lmtrain.inference.prompting.PromptSettings`: `template` (the text of a row,
         which ends in the field of the answer), `answer`, `choices`, `shots`, ..., and `demonstrations`. Without a
         template, rows are conversations and the last answer is compared. `chat_template` is a name, as in `generate`.
+        A model with a head answers by it if there is no template: `text`, `labels` as in `predict`, and `answer`, the
+        field of the label, by default that of the training, for a Hugging Face directory `label`.
       task: a task file (docs/data.md, "Evaluation tasks"), or what `evaluation.task_file.read` returns.
       source: a text file, folder or glob, as config.data.source. Here and with `task`, `batch_size` is the one setting.
       overrides: {'data.document': 'line', 'model.dtype': 'bfloat16', ...}, other values of the config for a split or a
@@ -133,8 +141,9 @@ def evaluate(
     Returns:
       Of a split: 'loss' in nats per target, 'bits_per_token', 'bits_per_byte', 'targets', 'bytes', and the scores of
       the task. Of rows: 'rows', 'accuracy' (of choices) or 'exact_match', their standard errors '..._stderr', and
-      'answers', one dict for each row. Of a task: `evaluation.task_run.Evaluation.results`, and 'answers'. Of a source:
-      'loss' in nats per token, 'perplexity', 'bits_per_token', 'bits_per_byte', 'tokens', 'bytes', 'documents'.
+      'answers', one dict for each row; of a head its scores, as of a task. Of a task:
+      `evaluation.task_run.Evaluation.results`, and 'answers'. Of a source: 'loss' in nats per token, 'perplexity',
+      'bits_per_token', 'bits_per_byte', 'tokens', 'bytes', 'documents'.
 
     Raises:
       InputError: data that differs from the run's, a row without a field, or a prompt longer than the context.
@@ -157,7 +166,10 @@ def evaluate(
     if task is not None:
         return _evaluate_task(model, task, step, member, rows, **settings)
     if rows:
-        return _evaluate_rows(_loaded(model, step, member), rows, **settings)
+        model = _loaded(model, step, member)
+        if not settings.get('template') and (head := task_of_head(model)):
+            return _evaluate_head(model, head, rows, **settings)
+        return _evaluate_rows(model, rows, **settings)
     if settings:
         raise InputError(f'{sorted(settings)[0]} without rows: a split has no prompts')
     if isinstance(model, LoadedModel):
@@ -182,6 +194,25 @@ def _evaluate_rows(model: LoadedModel, rows, **settings) -> dict[str, Any]:
         end_ids=model.end_ids,
     )
     return scores.results | {'answers': scores.rows}
+
+
+def _evaluate_head(
+    model: LoadedModel, task: Task, rows, *, text=(), answer='', labels=(), batch_size: int = 32, **others
+) -> dict[str, Any]:
+    """The scores of a model's head on rows with labels; rows that are too long are cut, as by `predict`."""
+    if others:
+        raise InputError(f'{sorted(others)[0]} without a template: the model has a head for {task.name}')
+    if not task.answers:
+        raise InputError(f'a model for {task.name} is evaluated on a split of its run; `predict` scores rows')
+    label = answer or (model.config.task.label if model.config else 'label')
+    scoring = {'kind': task.name, 'text': text_fields(model, text), 'label': label, 'too_long': 'cut'}
+    scoring |= {'labels': labels} if labels else {}
+    listed, fields = as_rows(rows), dict.fromkeys(scoring['text'], 'text (--text)') | {label: 'answer (--answer)'}
+    for row in listed:
+        for name, field in fields.items():
+            value_of(row, name, field)
+    evaluation = task_file.EvaluationTask('rows', task.name, '', listed, [], None, None, (), None, scoring)
+    return _evaluate_task(model, evaluation, choose.AUTO, None, batch_size=batch_size)
 
 
 def _loaded(model, step: int | str, member: int | None) -> LoadedModel:

@@ -1,6 +1,6 @@
 """Predictions of a model's head for rows, and their scores: classes, numbers, tags of words, answers in a context."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from lmtrain.data.rows import Row, value_of
 from lmtrain.errors import InputError
 from lmtrain.evaluation.predictions import predictions
 from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.report import terminal
 from lmtrain.tasks.prepare import encode_rows
 from lmtrain.tasks.task import Task
 from lmtrain.tree import Params
@@ -42,7 +43,8 @@ def score_rows(
     too_long: str = 'error',
     batch_size: int = 32,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(the scores of `task.rate` with '<name>_stderr', {'answer', 'predicted', 'right'} of each row).
+    """(the scores of `task.rate` with '<name>_stderr', {'answer', 'predicted', 'right'} of each row; numbers are not
+    right or wrong).
 
     Args:
       text, label: fields of the rows, as in config.task.
@@ -52,7 +54,7 @@ def score_rows(
     Raises InputError before anything compiles if the model has no such head, or a row lacks a field or a class.
     """
     output = output_of(model, params, task)
-    labels = _labels(model, params, task, output, head, 'scoring.labels')
+    labels = _labels(model, params, task, output, head)
     context = model.max_len - num_virtual_tokens(params)
     data, count = encode_rows(rows, task, tokenizer, context, text=text, label=label, labels=labels, too_long=too_long)
     stream = PaddedStream(data, 'test', batch_size, 0, False)
@@ -61,10 +63,10 @@ def score_rows(
     pairs = answers(data, 'test', predictions(model, predict, params, stream, head=output, pool=head.pool))
     results = rates(rate, pairs) | {'too_long': count}
     main = next(iter(results))
-    lines = [
-        {'answer': answer, 'predicted': guess, 'right': 1.0 if answer == guess else rate([(answer, guess)])[main]}
-        for answer, guess in pairs
-    ]
+    lines = [{'answer': answer, 'predicted': guess} for answer, guess in pairs]
+    for each in lines if task.has_classes or task.num_outputs != 1 else ():
+        answer, guess = each.values()
+        each['right'] = 1.0 if answer == guess else rate([(answer, guess)])[main]
     return results, lines
 
 
@@ -93,7 +95,7 @@ def predict_rows(
     if not infer or not describe:
         raise InputError(f'the task {task.name!r} has no predictions for rows')
     output = output_of(model, params, task)
-    labels = _labels(model, params, task, output, head, 'labels')
+    labels = _labels(model, params, task, output, head)
     filled = [index for index, row in enumerate(rows) if not _is_blank(row, text, task)]
     described: list[dict[str, Any]] = [{'prediction': None} for _ in rows]
     if not filled:
@@ -118,14 +120,14 @@ def _is_blank(row: Row, text: Sequence[str], task: Task) -> bool:
     return not (any(filled) if task.pools_rows else all(filled))
 
 
-def _labels(model, params: Params, task: Task, output: str, head: Head, field: str) -> tuple[str, ...]:
-    """The names of the classes. Raises InputError if they are not as many as the outputs; `field` names them."""
+def _labels(model, params: Params, task: Task, output: str, head: Head) -> tuple[str, ...]:
+    """The names of the classes. Raises InputError if they are not as many as the outputs."""
     if not task.has_classes:
         return ()
     labels, size = head.labels, _num_outputs(model, params, output)
     if len(labels) != size:
         known = f'{len(labels)} are named: {", ".join(labels[:10])}' if labels else 'their names are not known'
-        raise InputError(f'the head has {size} classes, and {known}: set {field} to all of them, in their order')
+        raise InputError(f'the head has {size} classes, and {known}: set labels to all of them, in their order')
     return labels
 
 
@@ -140,6 +142,22 @@ def rates(rate: Callable[..., dict[str, float]], pairs: Sequence[tuple[Any, Any]
         error = float(np.std([each[name] for each in resampled], ddof=1)) if resampled else None
         results |= {name: value, f'{name}_stderr': error}
     return results
+
+
+def line(results: Mapping[str, Any]) -> str:
+    """All scores of `score_rows` as a line of text.
+
+    >>> line({'rows': 500, 'accuracy': 0.846, 'accuracy_stderr': 0.0161, 'too_long': 2})
+    'accuracy 0.8460 +- 0.0161  (500 rows, 2 longer than the context)'
+    """
+    scores = []
+    for name in [name for name in results if f'{name}_stderr' in results]:
+        error = results[f'{name}_stderr']
+        margin = '' if error is None else f' +- {error:.4f}'
+        scores.append(f'{name.replace("_", " ")} {results[name]:.4f}{margin}')
+    counts = terminal.counted(results['rows'], 'row')
+    counts += f', {results["too_long"]:,} longer than the context' if results['too_long'] else ''
+    return f'{", ".join(scores)}  ({counts})'
 
 
 def output_of(model, params: Params, task: Task) -> str:

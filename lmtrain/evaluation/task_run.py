@@ -19,6 +19,8 @@ from lmtrain.inference.questions import Question, ask
 from lmtrain.tasks import TASKS
 from lmtrain.tree import Params
 
+NO_SHARES = ('bits_per_byte', 'absolute_error')  # main scores that are not written as percentages
+
 
 class Evaluation(NamedTuple):
     """What `evaluate` returns.
@@ -143,7 +145,7 @@ def _evaluation(task: EvaluationTask, metric: str, results: dict[str, Any], rows
 def line(results: dict[str, Any]) -> str:
     """The main score as a line of text."""
     value, error, name = results['value'], results['stderr'], results['metric'].replace('_', ' ')
-    if results['kind'] == 'perplexity':
+    if results['metric'] in NO_SHARES:
         score = f'{name} {value:.4f}' + (f' +- {error:.4f}' if error is not None else '')
     else:
         score = f'{name} {100 * value:.1f}' + (f' +- {100 * error:.1f}' if error is not None else '') + ' %'

@@ -83,13 +83,28 @@ def describe(data, split: str, inferred: Sequence) -> dict[int, dict[str, Any]]:
     return {source: {'prediction': float(number)} for source, number in zip(sources, inferred, strict=True)}
 
 
-def score(data, split: str, predicted: Sequence) -> dict[str, float]:
-    """{'pearson'}: the correlation of labels and predictions; 0 if either is constant."""
-    labels = np.asarray(data.examples[split].values['labels'], np.float64)
-    predictions = np.array(predicted, np.float64)
+def answers(data, split: str, predicted: Sequence) -> list[tuple[float, float]]:
+    """[(label, predicted number)] of the examples."""
+    labels = data.examples[split].values['labels']
+    return [(float(label), float(number)) for label, number in zip(labels, predicted, strict=True)]
+
+
+def rate(answers: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """{'absolute_error', 'squared_error', 'pearson'}: means, and the correlation, which is 0 if either is constant."""
+    labels, predictions = np.array(answers, np.float64).T
+    error = predictions - labels
     spread = labels.std() * predictions.std()
     covariance = np.mean((labels - labels.mean()) * (predictions - predictions.mean()))
-    return {'pearson': float(covariance / spread) if spread else 0.0}
+    return {
+        'absolute_error': float(np.mean(np.abs(error))),
+        'squared_error': float(np.mean(error**2)),
+        'pearson': float(covariance / spread) if spread else 0.0,
+    }
+
+
+def score(data, split: str, predicted: Sequence) -> dict[str, float]:
+    """{'pearson'} of a split (`rate`)."""
+    return {'pearson': rate(answers(data, split, predicted))['pearson']}
 
 
 TASK = Task(
@@ -104,6 +119,8 @@ TASK = Task(
     num_outputs=1,
     predict=predict,
     score=score,
+    answers=answers,
+    rate=rate,
     infer=predict,
     describe=describe,
 )

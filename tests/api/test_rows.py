@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import lmtrain
 from lmtrain.api import rows
@@ -54,6 +55,53 @@ def test_a_source_is_scored_document_by_document(loaded, tmp_path):
 def test_invalid_evaluations_are_refused(loaded, words, message):
     with pytest.raises((InputError, FileNotFoundError), match=message):
         loaded.evaluate(**words)
+
+
+TEXTS = ['cats', 'sat', 'on', 'mats', 'and ' * 30, 'slept']
+
+
+def test_classes_of_rows_are_scored_by_the_head(loaded, tmp_path):
+    model = with_head(loaded, 'classify', 3, labels=('x', 'y', 'z'))
+    predicted = [row['prediction'] for row in model.predict(TEXTS)]
+    labels = [*predicted[:4], *('z' if label == 'x' else 'x' for label in predicted[4:])]
+    (tmp_path / 'a.csv').write_text(
+        'words,class\n' + ''.join(f'{text},{label}\n' for text, label in zip(TEXTS, labels)), encoding='utf-8'
+    )
+    results = model.evaluate(rows=str(tmp_path / 'a.csv'), text='words', answer='class', batch_size=4)
+    assert results['accuracy'] == results['value'] == pytest.approx(4 / 6) and 0 < results['macro_f1'] < 1
+    assert results['rows'] == 6 and results['too_long'] == 1
+    assert [row['predicted'] for row in results['answers']] == predicted
+    assert [row['right'] for row in results['answers']] == [1] * 4 + [0] * 2
+
+
+def test_numbers_of_rows_are_scored_by_the_head(loaded):
+    model = with_head(loaded, 'classify', 1)
+    numbers = [row['prediction'] for row in model.predict(TEXTS)]
+    labels = [0.5, -1.0, 2.0, 0.25, 1.5, -0.75]
+    results = model.evaluate(rows=[{'text': text, 'label': label} for text, label in zip(TEXTS, labels)])
+    errors = np.array(numbers) - labels
+    assert results['metric'] == 'absolute_error' and results['value'] == pytest.approx(np.abs(errors).mean(), rel=1e-5)
+    assert results['squared_error'] == pytest.approx((errors**2).mean(), rel=1e-5)
+    assert results['pearson'] == pytest.approx(scipy.stats.pearsonr(numbers, labels)[0], rel=1e-5)
+    assert results['interval'][0] < results['value'] < results['interval'][1] and 'right' not in results['answers'][0]
+
+
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        ({'shots': 2}, 'shots without a template: the model has a head for classify'),
+        (
+            {'answer': 'class'},
+            r"row 0: no field 'class'; the fields there are: 'text', 'label'. Set answer \(--answer\)",
+        ),
+        ({'text': 'body'}, r"row 0: no field 'body'.*Set text \(--text\)"),
+        ({'labels': ('x', 'y')}, 'the head has 3 classes, and 2 are named: x, y: set labels'),
+    ],
+)
+def test_invalid_evaluations_of_a_head_are_refused(loaded, words, message):
+    model = with_head(loaded, 'classify', 3, labels=('x', 'y', 'z'))
+    with pytest.raises(InputError, match=message):
+        model.evaluate(rows=[{'text': 'a', 'label': 'x'}], **words)
 
 
 def test_the_task_of_a_pretrained_head(loaded):

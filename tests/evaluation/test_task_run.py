@@ -211,7 +211,7 @@ def test_a_missing_head_is_named(task, computes):
     quiz = task('kind = "classify"\ntext = "text"\nlabel = "label"', text=HEAD_FILE)
     with pytest.raises(ValueError, match="needs a head for it; the model has model.head='lm', and added heads: none"):
         task_run.evaluate(quiz, *computes)
-    with pytest.raises(ValueError, match='the head has 2 classes, and their names are not known: set scoring.labels'):
+    with pytest.raises(ValueError, match='the head has 2 classes, and their names are not known: set labels'):
         task_run.evaluate(quiz, *with_head(computes, 'classify'))
 
 

@@ -54,6 +54,15 @@ def test_figures_and_predictions(task, tmp_path, monkeypatch, capsys):
     scores = {name for name, value in figures.items() if type(value) is float} - {'loss', 'targets'}
     assert figures['split'] == 'validation' and figures['loss'] > 0 and scores
 
+    assert cli.main(['evaluate', '--workdir=run', '--rows=rows.jsonl', '--limit=20', f'--results={results}']) == 0
+    line = ' '.join(capsys.readouterr().out.splitlines()[:-1])
+    main = {'classify': 'accuracy', 'regress': 'absolute error', 'tag': 'entity f1', 'span': 'exact match'}[task]
+    assert line.startswith(f'rows.jsonl: {main} ') and line.endswith('  (20 rows)')
+    written = json.loads(results.read_text(encoding='utf-8'))
+    assert written['results']['rows'] == len(written['rows']) == 20
+    of_batches = {'accuracy'} if task in ('tag', 'span') else set()  # of words, of windows: not of rows
+    assert scores - of_batches <= written['results'].keys()
+
     text, rows = rows_of(task)
     unlabelled = [{name: row[name] for name in text} for row in rows[:5]]
     (tmp_path / 'new.jsonl').write_text('\n'.join(map(json.dumps, unlabelled)), encoding='utf-8')
