@@ -141,8 +141,9 @@ FAULTS = {
     'lmtrain/evaluation/statistics.py': [
         ('deviation over n', 'np.std(numbers, ddof=1)', 'np.std(numbers, ddof=0)'),
         ('a one-sided interval', '0.5 + confidence / 2', 'confidence'),
-        ('seeds are not random', 'signs = seeds > residual, rows', 'signs = False, rows'),
-        ('seeds are not drawn', 'has_effect * math.sqrt(seeds / values.size)', '0.0'),
+        ('seeds are not random', 'signs = 1, rows', 'signs = False, rows'),
+        ('seeds are not drawn', 'drawn += error * rng', 'drawn += 0.0 * rng'),
+        ('a few seeds agree on purpose', ' * residual)', ' * 0.0)'),
         ('McNemar reads all rows', 'int(np.sum(first < second))', 'int(np.sum(first <= second))'),
         ("Bonferroni in place of Holm's", 'len(order) - np.arange(len(order))', 'len(order)'),
         ('adjusted p values are not monotonic', 'np.maximum.accumulate(', '('),
@@ -411,8 +412,13 @@ FAULTS = {
     ],
     'lmtrain/training/longer.py': [
         ('a longer run warms up again', "own['warmup_budget'] or float(before.value", '0.0 * float(before.value'),
-        ('a step of the decay is continued', 'done[unit] < limit', 'done[unit] < 2 * limit'),
-        ('the new schedule begins at 0', "'begin': float(done[after.unit])", "'begin': 0.0"),
+        ('a step of the decay is continued', 'spent(counters, budget) < limit', 'spent(counters, budget) < 2 * limit'),
+        (
+            'a longer run counts tokens and not steps',
+            'return step / total_steps(',
+            "return extra['tokens'] / total_steps(",
+        ),
+        ('the new schedule begins at 0', "'begin': float(done)", "'begin': 0.0"),
     ],
     'lmtrain/training/choose.py': [
         ('a member has the best step of all', 'evaluations.losses(lines, member), ch', 'evaluations.losses(lines), ch'),
@@ -2015,7 +2021,7 @@ FAULTS = {
             'if token is not None and token not in inside), None)',
             'if token is not None), None)',
         ),
-        ('the classes are not written', 'like=like, labels=opened.config.task.labels)', 'like=like)'),
+        ('the classes are not written', 'like=like, labels=labels)', 'like=like)'),
         ('PEFT gets another class', 'kind = task.peft_type if model.causal', "kind = 'TOKEN_CLS' if model.causal"),
     ],
     'lmtrain/training/load.py': [

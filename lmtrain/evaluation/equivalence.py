@@ -48,8 +48,9 @@ def equivalence(first: ArrayLike, second: ArrayLike, margin: float, *, alpha: fl
         of_seeds, of_rows, freedom = 0.0, float(np.var(values, ddof=1)), num_rows - 1.0
     else:
         variances = components(values)
-        of_seeds, of_rows = variances.seeds / num_seeds, variances.rows + variances.residual / num_seeds
-        freedom = crossed_error(variances, *values.shape)[1]
+        stderr, freedom = crossed_error(variances, *values.shape)
+        of_seeds = variances.seeds / num_seeds
+        of_rows = num_rows * (stderr**2 - of_seeds)
     difference, least = abs(float(values.mean())), 1 / (num_rows + 2)
     p = float(stdtr(freedom, (difference - margin) / max(math.sqrt(of_seeds + of_rows / num_rows), least)))
     # The largest standard error at which the difference is significant, and that at which it is within the margin.

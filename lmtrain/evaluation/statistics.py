@@ -16,6 +16,7 @@ from lmtrain.errors import InputError
 
 CONFIDENCE = 0.95
 LEVEL = 0.05  # of tests
+CHANCE = 0.05  # probability up to which the agreement of a few seeds is taken for chance
 RESAMPLES = 4000
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -147,17 +148,32 @@ def crossed_mean(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
 
 
 def crossed_error(variances: Components, num_seeds: int, num_rows: int) -> tuple[float, float]:
-    """(the standard error of the mean, its degrees of freedom)."""
-    seeds, rows, residual = variances.mean_squares
-    # The variance components as a sum of mean squares; those truncated at 0 drop out.
-    signs = seeds > residual, rows > residual, 1 - (seeds > residual) - (rows > residual)
+    """(the standard error of the mean, its degrees of freedom, at least those of the seeds)."""
+    _, rows, residual = variances.mean_squares
+    squares = square_of_seeds(variances, num_seeds, num_rows), rows, residual
+    # A sum of mean squares; rows whose variance is truncated at 0 drop out.
+    signs = 1, rows > residual, -(rows > residual)
     counts = num_seeds - 1, num_rows - 1, (num_seeds - 1) * (num_rows - 1)
-    total = sum(sign * square for sign, square in zip(signs, variances.mean_squares, strict=True))
+    total = sum(sign * square for sign, square in zip(signs, squares, strict=True))
     if not total:
         return 0.0, float(counts[0])
-    terms = zip(signs, variances.mean_squares, counts, strict=True)
+    terms = zip(signs, squares, counts, strict=True)
     freedom = total**2 / sum((sign * square) ** 2 / count for sign, square, count in terms)
-    return math.sqrt(total / (num_seeds * num_rows)), freedom
+    return math.sqrt(total / (num_seeds * num_rows)), max(freedom, float(counts[0]))
+
+
+def square_of_seeds(variances: Components, num_seeds: int, num_rows: int) -> float:
+    """The mean square of seeds, whose expectation is residual + N seeds.
+
+    It is not replaced by that of the residual where it is smaller, as if seeds had no effect: that would be a test with
+    little power, after which intervals of few seeds are too narrow if seeds matter. A few seeds may agree by chance,
+    so it is at least the CHANCE point of its distribution without an effect of seeds, residual times F.
+    """
+    from scipy.special import fdtri  # late
+
+    seeds, _, residual = variances.mean_squares
+    counts = num_seeds - 1, (num_seeds - 1) * (num_rows - 1)
+    return max(seeds, float(fdtri(*counts, CHANCE)) * residual)
 
 
 def bootstrap_difference(
@@ -168,9 +184,9 @@ def bootstrap_difference(
     Rows are resampled, each with the values of both arms under all seeds. Seeds are too few to be resampled: a
     percentile interval over 3 of them covers at most 75 %, and resampling both axes has no correct variance (Owen 2007,
     The pigeonhole bootstrap, Annals of Applied Statistics 1(2)). So each resample adds the deviation of W new seeds,
-    from Student's t distribution with W - 1 degrees of freedom and the standard error sqrt(MS_seeds / (W N)). If
-    MS_seeds is above MS_residual, it holds the residual variance, which is then taken out of the deviations of the
-    resampled rows; else seeds have no effect.
+    from Student's t distribution with W - 1 degrees of freedom and the standard error sqrt(MS_seeds / (W N)), with the
+    mean square of `square_of_seeds`. It holds the residual variance, which is taken out of the deviations of the
+    resampled rows.
 
     Args:
       first, second: [N] or [W, N] of the same rows; an arm of one seed is compared with every seed of the other.
@@ -184,11 +200,11 @@ def bootstrap_difference(
     rng = np.random.default_rng(seed)
     drawn = _resampled_means(values.mean(0), rng, resamples)
     if num_seeds > 1:
-        seeds, rows, residual = components(values).mean_squares
-        has_effect = seeds > residual
-        scale = math.sqrt((max(rows, residual) - has_effect * residual) / rows) if rows else 0.0
-        drawn = mean + scale * (drawn - mean)
-        drawn += has_effect * math.sqrt(seeds / values.size) * rng.standard_t(num_seeds - 1, size=resamples)
+        variances = components(values)
+        _, rows, residual = variances.mean_squares
+        drawn = mean + (math.sqrt(max(rows - residual, 0.0) / rows) if rows else 0.0) * (drawn - mean)
+        error = math.sqrt(square_of_seeds(variances, *values.shape) / values.size)
+        drawn += error * rng.standard_t(num_seeds - 1, size=resamples)
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     stderr = crossed_error(components(values), *values.shape)[0] if num_seeds > 1 else standard_error(values[0])
     return Estimate(mean, stderr, float(low), float(high))
