@@ -20,7 +20,8 @@ import numpy as np
 from lmtrain.data import Tokenizer
 from lmtrain.data.hash_rng import hash_unit
 from lmtrain.errors import InputError, did_you_mean
-from lmtrain.inference.likelihood import SHORTEST, padded
+from lmtrain.inference.batches import SHORTEST
+from lmtrain.inference.likelihood import padded
 from lmtrain.inference.questions import Question
 from lmtrain.inference.sample import bucket
 from lmtrain.models import virtual_tokens

@@ -19,16 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.errors import NonFiniteOutput
+from lmtrain.inference.batches import MAX_TOKENS, SHORTEST, SHORTEST_CHOICE, Grid, divide, is_coarse, rounded
 from lmtrain.inference.sample import bucket
 from lmtrain.models.rotary import by_length
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.tree import Params
 
-SHORTEST = 16  # tokens, to which contexts are padded at least
-SHORTEST_CHOICE = 4  # the same for continuations and their number
-MAX_TOKENS = 2**13  # of a batch, unless it is one row
-MAX_LOGITS = 2**26  # of a batch, if they are materialised
-BATCH_COST = 512  # tokens that take as long as a batch beside its tokens; many batches are a program of their own
 # A common beginning is encoded by itself if that saves so many tokens: it is a program of its own, and divides batches.
 LEAST_SAVED = 256
 
@@ -73,8 +69,8 @@ def log_likelihoods(
     is not read (`sample.max_new_tokens`). Up to `batch_size` contexts are computed together. The results do not depend
     on the batch size, nor on the other prompts, beyond rounding in float32.
 
-    Rows of similar length are computed together. Lengths are rounded up (`rounded`), so that few programs are compiled,
-    and equal prompts are computed once.
+    Rows of similar length are computed together. Lengths are rounded up (`rounded`), so that few programs are compiled:
+    more so those of a small model (`batches.is_coarse`). Equal prompts are computed once.
 
     Raises NonFiniteOutput if a log-likelihood is not finite.
     """
@@ -158,23 +154,21 @@ def _score_group(
 
     All contexts begin with the same `shared` tokens.
     """
+    grid = Grid(context, batch_size, model.vocab_size if greedy else 0, is_coarse(model, params, batch_size))
     past, computed = (), 0
     if shared:
         beginning = next(iter(group.values())).context_ids[:shared]
-        batch = padded([beginning], 1, min(rounded(shared, SHORTEST), context))
-        past, computed = (_encode(model, params, batch),), shared
+        past, computed = (_encode(model, params, padded([beginning], 1, grid.text(shared))),), shared
     computed += sum(len(ids) - shared + _rest(each) for ids, each in group.values())
     pending = []
-    for keys in _batches(group, shared, batch_size, model.vocab_size if greedy else 0):
+    sizes = [(len(ids) - shared, _rest(each)) for ids, each in group.values()]
+    for rows, (B, T, M) in divide(sizes, grid):
+        keys = [list(group)[row] for row in rows]
         prompts = [group[key] for key in keys]
-        B = min(rounded(len(keys)), batch_size)
-        T = min(rounded(max(len(each.context_ids) for each in prompts) - shared, SHORTEST), context)
-        M = max(_rest(each.continuations) for each in prompts)
-        C = rounded(max(len(each.continuations) for each in prompts), SHORTEST_CHOICE)
         own = padded([each.context_ids[shared:] for each in prompts], B, T)
         own['select'] = np.maximum(own['segment_ids'].sum(axis=1, keepdims=True) - 1, 0)
-        ends = _packed(prompts, B, M and rounded(M, SHORTEST_CHOICE))
-        pending.append((keys, _nats(model, params, past, own, _first(prompts, B, C), ends, greedy)))
+        first = _first(prompts, B, grid.choices(max(len(each.continuations) for each in prompts)))
+        pending.append((keys, _nats(model, params, past, own, first, _packed(prompts, B, M), greedy)))
     results = {}
     for keys, columns in pending:
         first, rest = (jax.device_get(each) for each in columns)
@@ -190,46 +184,6 @@ def _score_group(
 def _rest(continuations: Sequence[np.ndarray]) -> int:
     """Number of tokens that are read of continuations: all but the last of each."""
     return sum(map(len, continuations)) - len(continuations)
-
-
-def _batches(group: dict, shared: int, batch_size: int, vocabulary: int) -> list[list]:
-    """The keys of prompts of similar length, at most `batch_size` in a batch.
-
-    The division of the sorted prompts that computes the fewest tokens, padding included, where each batch counts as
-    `BATCH_COST` more. Unless it is one prompt, a batch has at most `MAX_TOKENS` tokens, and of continuations at most
-    `MAX_LOGITS` logits with `vocabulary` ids (0: logits do not count).
-    """
-    sizes = {key: (rounded(len(ids) - shared, SHORTEST), _rest(each)) for key, (ids, each) in group.items()}
-    keys = sorted(group, key=lambda key: sizes[key])
-    # cost[j]: of the first j prompts; first[j]: where the last batch of them begins.
-    cost, first = [0.0], [0]
-    for j in range(1, len(keys) + 1):
-        least, begin, T, M = math.inf, j - 1, 0, 0
-        for i in range(j - 1, max(0, j - batch_size) - 1, -1):
-            T, M, rows = max(T, sizes[keys[i]][0]), max(M, sizes[keys[i]][1]), j - i
-            if rows > 1 and (rows * max(T, M) > MAX_TOKENS or rows * M * vocabulary > MAX_LOGITS):
-                break
-            padded_rows = min(rounded(rows), batch_size)
-            total = cost[i] + padded_rows * (T + (M and rounded(M, SHORTEST_CHOICE))) + BATCH_COST
-            if total < least:
-                least, begin = total, i
-        cost.append(least)
-        first.append(begin)
-    batches, j = [], len(keys)
-    while j:
-        batches.append(keys[first[j] : j])
-        j = first[j]
-    return batches[::-1]
-
-
-def rounded(n: int, least: int = 1) -> int:
-    """n rounded up to `least` times a power of two, or one and a half times that.
-
-    >>> [rounded(n, 16) for n in (5, 17, 25, 33, 50, 100)], [rounded(n) for n in (1, 3, 5, 7)]
-    ([16, 24, 32, 48, 64, 128], [1, 3, 6, 8])
-    """
-    power = max(least, 1 << (n - 1).bit_length())
-    return power * 3 // 4 if n <= power * 3 // 4 and power > least and power > 2 else power
 
 
 def padded(texts: Sequence[np.ndarray], B: int, T: int) -> dict[str, np.ndarray]:
