@@ -1579,13 +1579,13 @@ FAULTS = {
         ),
         (
             'padding of the vocabulary is drawn',
-            'draw(_keys(settings, state.step), jnp.where(allowed_1V, logits_BV, -jnp.inf), settings, method)',
+            'draw(_keys(settings, state.step), _restricted(logits_BV, settings), settings, method)',
             'draw(_keys(settings, state.step), logits_BV, settings, method)',
         ),
         (
             'log-probabilities of what may be drawn alone',
             'jax.nn.logsumexp(logits_BV, axis=1)',
-            'jax.nn.logsumexp(jnp.where(allowed_1V, logits_BV, -jnp.inf), axis=1)',
+            'jax.nn.logsumexp(_restricted(logits_BV, settings), axis=1)',
         ),
         (
             'the dropped tokens of a window count as read',

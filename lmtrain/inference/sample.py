@@ -132,7 +132,7 @@ def prompt_batch(
         temperature=np.float32(temperature),
         top_k=np.int32(top_k),
         top_p=np.float32(top_p),
-        allowed=allowed,
+        allowed=None if np.all(allowed) else allowed,
         end_ids=np.array([*end_ids, *[-1] * (decode.MAX_END_IDS - len(end_ids))], np.int32),
     )
     method = decode.DecodingMethod(temperature == 0, temperature > 0 and (top_k > 0 or top_p < 1), logprob)

@@ -36,6 +36,13 @@ def test_truncation_leaves_the_smallest_set_with_the_mass(logits, top_k, top_p):
         assert top_p < 1 or count == len(few)
 
 
+@pytest.mark.parametrize('V', [1, 7, 60, 64, 8192])
+def test_argmax_is_the_first_of_equal_maxima(V):
+    x = np.random.default_rng(V).integers(-3, 2, (5, V)).astype(np.float32)
+    x[0], x[1, : V // 2] = -np.inf, -np.inf
+    np.testing.assert_array_equal(jax.jit(decode.argmax)(x), np.argmax(x, axis=1))
+
+
 @pytest.mark.parametrize('settings', [(0.5, 0, 1.0), (1.0, 0, 1.0), (2.0, 4, 1.0), (1.0, 0, 0.8)])
 def test_draws_follow_the_distribution(settings):
     temperature, top_k, top_p = settings

@@ -323,6 +323,16 @@ def test_invalid_prompts_are_rejected():
         sample.generate(transformer(causal=False), parameters(transformer()), [[1]], max_tokens=4, **GREEDY)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('settings', [GREEDY, GREEDY | {'vocab_size': 64}], ids=['part', 'whole'])
+def test_one_logit_that_is_not_finite_generates_no_text(value, settings):
+    model = transformer(tied=False)
+    params = steered(model, range(64))
+    params['head']['kernel'][0, 20] = value
+    with pytest.raises(FloatingPointError, match='broken'):
+        generate(model, [[1]], params=params, **settings)
+
+
 def test_nan_parameters_generate_no_text():
     model = transformer()
     params = jax.tree.map(lambda leaf: leaf * jnp.nan, parameters(model))
