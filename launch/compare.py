@@ -30,7 +30,7 @@ def run(values: flags.FlagValues) -> None:
     if values.report:
         from lmtrain.compare import report
 
-        print(f'{report.terminal_summary(report.read(folder))}\n\n{report.write(folder)}')
+        print(report.ending(report.read(folder), folder, report.write(folder)))
         return
     config = recipe.from_flags(values)
     if 'compare' not in config:

@@ -2,9 +2,12 @@
 
 lmtrain predict --workdir=runs/intents --rows=new.csv --to=predicted.csv
 lmtrain predict --base=DIR --rows=new.jsonl --text=sentence --to=predicted.jsonl
+lmtrain predict --workdir=runs/which/trials/bm25/n64-seed1 --rows=new.csv --to=predicted.csv
 
-The model has a head for the task: a run of classify, regress, tag, span or
-reward, or such a Hugging Face directory (with one output: a number for a text).
+A trial of `lmtrain compare`, prompted or trained, answers by what it chose: its
+prompt with the demonstrations, or its model. Other models have a head for the
+task: a run of classify, regress, tag, span or reward, or such a Hugging Face
+directory (with one output: a number for a text).
 Every row of --rows has a row in --to, in the same order and with its columns,
 and further columns behind them:
 
@@ -24,10 +27,13 @@ Rows need no label. A row without text has an empty prediction; a row that is
 longer than the context of the model is cut, and a line says how many were.
 """
 
+import pathlib
+
 from absl import flags
 
 from launch import model_flags, output_files, process_setup
 from lmtrain.errors import InputError
+from lmtrain.report import terminal
 
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS, base=True)
@@ -54,26 +60,51 @@ def run(values: flags.FlagValues) -> None:
     notes: list[str] = []
     rows = read_rows(values.rows, '', notes=notes)  # its errors, before the model is loaded
     process_setup.configure()
-    from lmtrain.api import rows as of_rows
-
-    model = model_flags.model(values)
-    text = of_rows.text_fields(model, values.text)
-    count = f'{len(rows):,} row' + 's' * (len(rows) > 1)
-    task = of_rows.predicted_task(model)
-    notes.append(f'{task.name}: {count}' + (f', read from {", ".join(map(repr, text))}' if text else ''))
-    for note in notes:
-        model_flags.note(note)
-    columns, cut = of_rows.predict_rows(model, rows, text, values.labels, values.batch_size)
+    is_trial = values.workdir and (pathlib.Path(values.workdir) / 'trial.json').is_file()
+    columns, cut, handled = (by_trial if is_trial else by_model)(values, rows, notes)
     fields = [row.fields for row in rows]
     names = row_files.free_names(list(dict.fromkeys(name for row in columns for name in row)), fields)
     added = [{names[name]: row.get(name) for name in names} for row in columns]
     if empty := sum(row['prediction'] is None for row in columns):
         model_flags.note(f'{empty:,} without text: their prediction is empty')
     if cut:
-        handled = 'cut' if task.has_classes or task.pools_rows else 'read in windows'
         model_flags.note(f'{cut:,} longer than the context of the model: {handled}')
     for name, chosen in names.items():
         if name != chosen:
             model_flags.note(f'the rows have a column {name!r}: the new one is {chosen!r}')
     lines = row_files.encoded([row | new for row, new in zip(fields, added, strict=True)], values.to)
     output_files.write(values.to, lines)
+
+
+def by_model(values: flags.FlagValues, rows: list, notes: list[str]) -> tuple[list[dict], int, str]:
+    """(the columns that the head of a model adds to each row, how many rows are too long, how these are handled)."""
+    from lmtrain.api import rows as of_rows
+
+    model = model_flags.model(values)
+    text, task = of_rows.text_fields(model, values.text), of_rows.predicted_task(model)
+    announce(task.name, rows, text, notes)
+    columns, cut = of_rows.predict_rows(model, rows, text, values.labels, values.batch_size)
+    return columns, cut, 'cut' if task.has_classes or task.pools_rows else 'read in windows'
+
+
+def by_trial(values: flags.FlagValues, rows: list, notes: list[str]) -> tuple[list[dict], int, str]:
+    """The same by what a trial of `lmtrain compare` chose."""
+    from lmtrain.compare import new_rows
+
+    for name in ('step', 'member', 'base', 'adapter', 'ignore', 'labels'):
+        if values[name].present:
+            raise InputError(
+                f'--{name} with {values.workdir}, a trial of `lmtrain compare`: it has chosen all by itself'
+            )
+    answers = new_rows.open_trial(values.workdir)
+    text, trial = tuple(values.text) or answers.text, answers.trial
+    size = f', {terminal.counted(trial.size, "labelled row")}, seed {trial.seed}' if trial.size else ''
+    announce(f'{trial.arm.name}{size}', rows, text, notes)
+    return *new_rows.predict(answers, rows, text, values.batch_size), 'cut'
+
+
+def announce(title: str, rows: list, text: tuple[str, ...], notes: list[str]) -> None:
+    """Prints what predicts how many rows, and the notes of reading them."""
+    fields = f', read from {", ".join(map(repr, text))}' if text else ''
+    for note in (*notes, f'{title}: {terminal.counted(len(rows), "row")}{fields}'):
+        model_flags.note(note)

@@ -67,11 +67,13 @@ class Likelihoods(NamedTuple):
       log_p: {score: float64 [rows, C]}, without a bias and a temperature.
       shots_mean: mean number of demonstrations of a prompt.
       dropped: number of demonstrations, of all prompts together, that did not fit into the context.
+      cut: number of prompts without their beginning (PromptSettings.cut).
     """
 
     log_p: dict[str, np.ndarray]
     shots_mean: float
     dropped: int
+    cut: int
 
 
 def of_rows(
@@ -102,9 +104,8 @@ def of_rows(
         result['contrast'] = nats - np.array([row['nats'] for row in alone])
     if calibrated:
         result['content_free'] = np.array([row['calibrated_nats'] for row in answers])
-    return Likelihoods(
-        {name: calibration.log_softmax(result[name]) for name in names}, results['shots_mean'], results['dropped']
-    )
+    log_p = {name: calibration.log_softmax(result[name]) for name in names}
+    return Likelihoods(log_p, results['shots_mean'], results['dropped'], results['cut'])
 
 
 def candidates(likelihoods: Likelihoods, rows: Sequence[Row], classes: Sequence[str]) -> list[dict[str, Any]]:

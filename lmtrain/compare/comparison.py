@@ -69,8 +69,7 @@ def run(config, directory) -> dict[str, Any]:
         content = results.collect(comparison, shown, finished, notes)
         write_json(directory / 'results.json', content, indent=1)
         page = report.write(directory)
-    parts = report.terminal_summary(content), report.use(content, directory), str(page)
-    print('\n' + '\n\n'.join(filter(None, parts)))
+    print('\n' + report.ending(content, directory, page))
     return content
 
 

@@ -4,7 +4,6 @@ import importlib.resources
 import os
 import pathlib
 import re
-import shlex
 import textwrap
 
 from lmtrain.compare.pages import choice, drawing, recommendation, sections, values
@@ -36,6 +35,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     with drawing.settings():
         parts = sections.sections(results, advice)
     content = {'title': _title(results), 'scope': _scope(results), 'advice': advice, 'sections': parts}
+    content['use'] = terminal.printable(use(results, folder))
     (folder / 'figures').mkdir(exist_ok=True)
     for part in parts:
         for panel in (panel for block in part.blocks if isinstance(block, Figures) for panel in block.panels):
@@ -140,24 +140,26 @@ def terminal_summary(results: Results) -> str:
     return '\n\n'.join([*blocks, *(['\n'.join(points)] if points else [])])
 
 
-def use(results: Results, workdir: str | os.PathLike) -> str:
-    """The command that predicts the classes of new rows by the first trial of the recommended arm; '' without a head.
+def ending(results: Results, workdir: str | os.PathLike, page: pathlib.Path) -> str:
+    """The last lines of a comparison: the summary, the command that uses the recommended arm, the report."""
+    command = use(results, workdir)
+    title = f'The classes of new rows by {recommendation.recommend(results).choice.arm}:\n'
+    return '\n\n'.join(filter(None, [terminal_summary(results), command and f'{title}{command}', str(page)]))
 
-    A prompted arm has no command: `lmtrain evaluate` scores rows, and needs their answers.
-    """
+
+def use(results: Results, workdir: str | os.PathLike) -> str:
+    """The command that predicts the classes of new rows by the first trial of the recommended arm; '' without one."""
     advised = recommendation.recommend(results).choice
-    arm = (results.get('arms') or {}).get(advised.arm) or {}
-    if arm.get('kind') != 'train' or 'task.name' in (arm.get('overrides') or {}):  # which learns answers as text
+    trials = [
+        trial
+        for trial in results.get('trials') or []
+        if trial['arm'] == advised.arm and trial['size'] in (advised.size, 0)  # 0: it reads no rows
+        if trial.get('status') == 'done' and trial.get('folder')
+    ]
+    if not trials:
         return ''
-    own = (trial for trial in results['trials'] if (trial['arm'], trial['size']) == (advised.arm, advised.size))
-    folder = pathlib.Path(workdir) / min(own, key=lambda trial: trial['seed'])['folder']
-    text = results['task']['text']
-    fields = shlex.quote(text if isinstance(text, str) else ','.join(text))
-    return (
-        f'The classes of new rows by {advised.arm}:\n'
-        f'  lmtrain predict --workdir={shlex.quote(str(folder))} \\\n'
-        f'    --text={fields} --rows=new.csv --to=predicted.csv'
-    )
+    folder = pathlib.Path(workdir) / min(trials, key=lambda trial: trial['seed'])['folder']
+    return terminal.command(['lmtrain', 'predict', f'--workdir={folder}', '--rows=new.csv', '--to=predicted.csv'])
 
 
 def _row(results: Results, arm: str, size: int) -> tuple[str, ...]:

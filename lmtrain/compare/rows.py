@@ -252,7 +252,7 @@ def _line(row: Row, task: TaskConfig, template: str, classes: Sequence[str]) -> 
     """The fields of a written row."""
     value = row.fields.get(task.label)
     label = classes[class_id(value, tuple(classes), row.place)]
-    prompt, completion = _rendered(row, template, task.label, label)
+    prompt, completion = rendered(row, template, task.label, label)
     texts = {name: text_of(row, field) for name, field in zip(('text', 'text2'), task.text)}
     # Of a pair for preferences, the rejected side is another class, which depends on the text alone.
     others = [name for name in classes if name != label]
@@ -267,7 +267,7 @@ def in_template(rows: Sequence[Row], template: str) -> list[Row]:
     for row in rows:
         text = '\n'.join(row.fields[name] for name in ('text', 'text2') if name in row.fields)
         source = row._replace(fields={'text': text, 'label': row.fields['label']})
-        names = dict(zip(('prompt', 'completion'), _rendered(source, template, 'label', row.fields['label'])))
+        names = dict(zip(('prompt', 'completion'), rendered(source, template, 'label', row.fields['label'])))
         changed.append(row._replace(fields=row.fields | names))
     return changed
 
@@ -277,7 +277,7 @@ def completions_of(template: str, classes: Sequence[str]) -> list[str]:
     return [_completion(template, 'label', label) for label in classes]
 
 
-def _rendered(row: Row, template: str, field: str, label: str) -> tuple[str, str]:
+def rendered(row: Row, template: str, field: str, label: str) -> tuple[str, str]:
     """(prompt, completion) of a row by a template that ends in the label."""
     context = question(row, template, field, ()).context
     completion = _completion(template, field, label)

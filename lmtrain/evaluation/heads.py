@@ -96,7 +96,7 @@ def predict_rows(
         raise InputError(f'the task {task.name!r} has no predictions for rows')
     output = output_of(model, params, task)
     labels = _labels(model, params, task, output, head)
-    filled = [index for index, row in enumerate(rows) if not _is_blank(row, text, task)]
+    filled = [index for index, row in enumerate(rows) if not is_blank(row, text, task)]
     described: list[dict[str, Any]] = [{'prediction': None} for _ in rows]
     if not filled:
         return described, 0
@@ -110,7 +110,7 @@ def predict_rows(
     return described, count
 
 
-def _is_blank(row: Row, text: Sequence[str], task: Task) -> bool:
+def is_blank(row: Row, text: Sequence[str], task: Task) -> bool:
     """Whether a row has nothing to predict from: no text in any of its fields, or none in one that the task needs.
 
     Raises InputError if it lacks a field.

@@ -79,13 +79,16 @@ def answers(data, split: str, predicted: Sequence) -> list[tuple[str, str]]:
 
 def describe(data, split: str, inferred: Sequence) -> dict[int, dict[str, Any]]:
     """{row: {'prediction': its class, 'probability' of this class, 'probabilities': {class: its probability}}}."""
+    sources = data.examples[split].source.tolist()
+    return {source: columns(shares, data.labels) for source, shares in zip(sources, inferred, strict=True)}
+
+
+def columns(shares: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    """What `describe` gives for a row whose classes have the probabilities `shares` [C]."""
     return {
-        source: {
-            'prediction': data.labels[int(np.argmax(shares))],
-            'probability': float(np.max(shares)),
-            'probabilities': dict(zip(data.labels, map(float, shares), strict=True)),
-        }
-        for source, shares in zip(data.examples[split].source.tolist(), inferred, strict=True)
+        'prediction': labels[int(np.argmax(shares))],
+        'probability': float(np.max(shares)),
+        'probabilities': dict(zip(labels, map(float, shares), strict=True)),
     }
 
 

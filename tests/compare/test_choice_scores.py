@@ -27,7 +27,7 @@ def scored(monkeypatch):
         each = [
             {'nats': own} | ({'calibrated_nats': np.log([0.5, 0.3, 0.2])} if free else {}) for own in nats[form.shots]
         ]
-        return prompting.Scores({'shots_mean': form.shots / 2, 'dropped': 4 * form.shots}, each)
+        return prompting.Scores({'shots_mean': form.shots / 2, 'dropped': 4 * form.shots, 'cut': form.shots + 1}, each)
 
     monkeypatch.setattr(prompting, 'score', score)
     return nats
@@ -40,7 +40,7 @@ def normalised(values):
 def test_scores_of_choices(scored):
     rows = [Row('', {})] * 8
     likelihoods = choice_scores.of_rows(Loaded, (), FORM, rows, choice_scores.SCORES)
-    assert likelihoods[1:] == (1.0, 8)  # of the prompts with demonstrations
+    assert likelihoods[1:] == (1.0, 8, 3)  # of the prompts with demonstrations
     values = likelihoods.log_p
     assert tuple(values) == choice_scores.SCORES
     assert values['sum'] == pytest.approx(normalised(scored[2]))

@@ -98,7 +98,8 @@ def test_figures_of_the_markdown_exist(pages):
 
 
 def test_report_is_reproducible(pages, comparison, tmp_path):
-    assert write(tmp_path, comparison()) == pages[1:]
+    folder, *own = pages
+    assert [page.replace(str(tmp_path), str(folder)) for page in write(tmp_path, comparison())] == own
 
 
 def test_text_of_a_config_is_no_markup(comparison, tmp_path):
@@ -235,16 +236,25 @@ def test_headings_without_content_are_left_out(comparison, tmp_path):
         assert 'No arm is recommended' in page and 'What would change it' not in page
 
 
-def test_use_is_a_command_of_predict_if_the_recommended_arm_has_a_head(comparison):
-    results = comparison(arms={'lora': ('train', 0.3, 0.8, 9, 1e12, 1e9), 'few': ('prompt', 0.2, 0.5, 0, 1e9, 1e12)})
-    results['task']['text'] = ['title', 'the body']
-    assert report.use(results, 'runs/a b') == (
-        "The classes of new rows by lora:\n  lmtrain predict --workdir='runs/a b/trials/lora/n512-seed1' \\\n"
-        "    --text='title,the body' --rows=new.csv --to=predicted.csv"
+@pytest.mark.parametrize('kind', ['train', 'prompt'])
+def test_use_is_a_command_of_predict_for_the_recommended_arm(comparison, kind, tmp_path):
+    results = comparison(arms={'best': (kind, 0.3, 0.8, 9, 1e12, 1e9), 'few': ('prompt', 0.2, 0.5, 0, 1e9, 1e12)})
+    command = (
+        "  lmtrain predict --workdir='runs/a b/trials/best/n512-seed2' --rows=new.csv \\\n      --to=predicted.csv"
     )
-    results['arms']['lora']['overrides'] = {'task.name': 'chat'}
-    assert report.use(results, 'runs/a') == ''
-    assert report.use(comparison(arms={'few': ('prompt', 0.2, 0.5, 0, 1e9, 1e12)}), 'runs/a') == ''
+    for trial in results['trials']:
+        trial['status'] = 'failed' if (trial['arm'], trial['seed']) == ('best', 1) else 'done'
+    assert report.use(results, 'runs/a b') == command
+    lines = report.ending(results, 'runs/a b', 'runs/a b/report.html')
+    assert lines.endswith(f'\n\nThe classes of new rows by best:\n{command}\n\nruns/a b/report.html')
+    for page in write(tmp_path, results):
+        assert f'lmtrain predict --workdir={tmp_path}/trials/best/n512-seed2' in re.sub(r'\s+(\\\s+)?', ' ', page)
+
+
+def test_use_of_an_arm_that_reads_no_rows(comparison):
+    results = comparison(arms={'zero': ('prompt', 0.8, 0.8, 9, 0.0, 1e9), 'few': ('prompt', 0.2, 0.5, 0, 1e9, 1e12)})
+    results['trials'] = [trial | {'size': 0} for trial in results['trials'] if trial['size'] == 8]
+    assert '/trials/zero/n8-seed1 ' in report.use(results, 'a') and report.use({}, 'a') == ''
 
 
 def test_terminal_summary_has_only_measured_columns(comparison):

@@ -1,0 +1,106 @@
+"""New rows without labels are answered by what a trial chose, as the test stage answers the test rows."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from launch import cli, process_setup
+from lmtrain.compare import comparison, new_rows, prompted, trained, trials
+from lmtrain.errors import InputError
+from lmtrain.files import read_json, write_json
+
+
+@pytest.fixture(scope='module')
+def finished(small):
+    """finished(arm) -> (comparison, a trial of the arm that is done, the content of its trial.json)."""
+
+    def run(name):
+        shared, selected = small('new_rows', (name,), templates=())
+        write_json(shared.folder / 'config.json', shared.config.to_dict())
+        trial = trials.listed(shared, selected)[-1]
+        record = trials.finished(shared, trial) or trials.run(shared, trial, comparison.EXECUTE[trial.arm.kind])
+        assert record['status'] == 'done', record['reason']
+        return shared, trial, record
+
+    return run
+
+
+def columns(log_p, classes):
+    return [
+        {'prediction': classes[int(np.argmax(row))], 'probability': pytest.approx(np.exp(row.max()), abs=1e-5)}
+        for row in log_p
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('arm', ['zero_shot', 'bm25', 'nearest', 'search', 'head', 'lora_text'])
+def test_rows_are_answered_as_in_the_comparison(finished, arm):
+    shared, trial, record = finished(arm)
+    rows = shared.task.selection
+    if trial.arm.kind == 'train':
+        loaded = trained.load(shared, trial, record['chosen'])
+        expected = trained.predictor(shared, trial, loaded, record['chosen'])(rows)
+    else:
+        expected = prompted.predictor(shared, trial, record['chosen'])(rows)
+    answers = new_rows.open_trial(shared.folder / trial.folder)
+    new = [row._replace(fields={'note': row.fields['text'], 'animal': 'an answer that is not read'}) for row in rows]
+    predicted, cut = new_rows.predict(answers, new, batch_size=3)
+    assert cut == 0 and answers.text == ('note',)
+    assert [{name: row[name] for name in ('prediction', 'probability')} for row in predicted] == columns(
+        expected, shared.task.classes
+    )
+    for row in predicted:
+        assert tuple(row['probabilities']) == shared.task.classes
+        assert sum(row['probabilities'].values()) == pytest.approx(1) and max(row['probabilities'].values()) < 1
+
+
+def test_the_verb_writes_a_file(finished, tmp_path, monkeypatch, capsys):
+    shared, trial, _ = finished('bm25')
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'new.csv').write_text('id,words\n1,4 cats sat\n2,\n3,' + 'mice sat ' * 100 + '\n', encoding='utf-8')
+    words = ['predict', f'--workdir={shared.folder / trial.folder}', '--rows=new.csv', '--to=out.csv']
+    assert cli.main([*words, '--text=words']) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "bm25, 16 labelled rows, seed 1: 3 rows, read from 'words'",
+        '1 without text: their prediction is empty',
+        '1 longer than the context of the model: cut',
+    ]
+    written = list(csv.DictReader((tmp_path / 'out.csv').read_text(encoding='utf-8').splitlines()))
+    names = ['prediction', 'probability', *(f'probabilities.{name}' for name in shared.task.classes)]
+    assert list(written[0]) == ['id', 'words', *names] and written[0]['prediction'] in shared.task.classes
+    assert [written[1][name] for name in names] == [''] * 5 and written[2]['prediction'] in shared.task.classes
+    for flag, message in (
+        ([], "no field 'note'; the fields there are: 'id', 'words'. Set text (--text) to one of them"),
+        (['--text=id,words'], 'text = id, words: the comparison reads 1, note'),
+        (['--text=words', '--step=4'], '--step with '),
+        (['--text=words', '--labels=a,b'], '--labels with '),
+    ):
+        assert cli.main([*words, *flag]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_trial_of_other_settings_or_without_a_result_is_refused(finished, tmp_path):
+    shared, trial, record = finished('bm25')
+    folder = tmp_path / trial.folder
+    folder.mkdir(parents=True)
+    for name in ('rows', 'config.json'):
+        (tmp_path / name).symlink_to(shared.folder / name)
+    write_json(folder / 'trial.json', record | {'status': 'failed', 'reason': 'no memory'})
+    with pytest.raises(InputError, match=r'n16-seed1: this trial has failed \(no memory\)'):
+        new_rows.open_trial(folder)
+    write_json(folder / 'trial.json', record)
+    assert new_rows.open_trial(folder).chosen == record['chosen']
+    config = read_json(shared.folder / 'config.json')
+    config['compare']['arms']['bm25']['shots'] = 3
+    (tmp_path / 'config.json').unlink()
+    (tmp_path / 'config.json').write_text(json.dumps(config), encoding='utf-8')
+    with pytest.raises(InputError, match='other settings of this arm, another base or other rows'):
+        new_rows.open_trial(folder)
+    del config['compare']['arms']['bm25']
+    config['compare']['only'] = []
+    (tmp_path / 'config.json').write_text(json.dumps(config), encoding='utf-8')
+    with pytest.raises(InputError, match='other settings of this arm'):
+        new_rows.open_trial(folder)
