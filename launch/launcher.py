@@ -9,7 +9,7 @@ import sys
 from absl import flags
 
 from lmtrain.errors import InputError
-from lmtrain.files import reject_url
+from lmtrain.files import local_path
 from lmtrain.runtime import lifecycle
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -35,7 +35,7 @@ def train(flag_values: flags.FlagValues, verb: str) -> list[str]:
         name = word.lstrip('-').partition('=')[0]
         if word.startswith('-') and name in OWN:
             raise InputError(f'--{name} is set by the launcher; leave it out after --')
-    reject_url(value(words, 'workdir') or '', '--workdir')  # before the machines cost money
+    local_path(value(words, 'workdir') or '', '--workdir')  # raises for a URL, before the machines cost money
     return words
 
 

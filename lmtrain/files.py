@@ -26,20 +26,15 @@ def local_path(path: str | os.PathLike, field: str, root: str = '') -> Path:
     '/data/corpus.txt'
     """
     text = os.fspath(path)
-    reject_url(text, field)
-    expanded = os.path.expanduser(text)
-    if text.split('/')[0] == '~' and expanded == text:
-        raise InputError(f'{field}={text!r}: HOME is not set and the user has no home directory: write the whole path')
-    return local_path(root, 'data.root') / expanded if root else Path(expanded)
-
-
-def reject_url(text: str, field: str) -> None:
-    """Raises InputError if `text`, the value of `field`, is a URL."""
     if URL.match(text):
         raise InputError(
             f'{field}={text!r} is a URL; lmtrain reads and writes local paths: mount the bucket (gcsfuse, s3fs, '
             'rclone mount) or download the files, and name that folder'
         )
+    expanded = os.path.expanduser(text)
+    if text.split('/')[0] == '~' and expanded == text:
+        raise InputError(f'{field}={text!r}: HOME is not set and the user has no home directory: write the whole path')
+    return local_path(root, 'data.root') / expanded if root else Path(expanded)
 
 
 def user_cache() -> Path | None:

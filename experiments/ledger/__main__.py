@@ -70,7 +70,7 @@ def step(form: str, model: dict, method: str, length: int, rows: int, scanned: b
             'length': length,
             'rows': rows,
             'scanned': scanned,
-            'flops': [run.executed_flops_per_step, hlo.compiled_flops(compiled)],
+            'flops': [run.cost_per_step['executed_flops'], hlo.compiled_flops(compiled)],
             'bytes': [run.memory['total'], hlo.compiled_bytes(compiled)],
         }
 

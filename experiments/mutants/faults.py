@@ -986,7 +986,7 @@ FAULTS = {
     ],
     'lmtrain/checkpoint/leaves.py': [
         ('another dtype passes', "'dtype': str(np.dtype(leaf.dtype))", "'dtype': 'float32'"),
-        ('the state is not copied', 'return np.array(leaf)', 'return np.asarray(leaf)'),
+        ('the state is not copied', 'copies[path] = np.array(leaf)', 'copies[path] = np.asarray(leaf)'),
     ],
     'lmtrain/inference/prompting.py': [
         ('the standard error over n', 'p * (1 - p) / (n - 1)', 'p * (1 - p) / n'),

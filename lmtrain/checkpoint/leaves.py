@@ -33,14 +33,15 @@ def detach_host_copies(leaves: dict[str, Any]) -> dict[str, Any]:
     allocate the whole state anew, which costs more than the copy.
     """
 
-    def one(leaf):
+    copies = {}
+    for path, leaf in leaves.items():
         if isinstance(leaf, jax.Array) and any(device.platform != 'cpu' for device in leaf.sharding.device_set):
-            return leaf
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return jax.device_put(leaf, leaf.sharding, may_alias=False)
-        return np.array(leaf)  # on huge pages if available: half the time of a copy by jax
-
-    return jax.block_until_ready({path: one(leaf) for path, leaf in leaves.items()})
+            copies[path] = leaf
+        elif isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            copies[path] = jax.device_put(leaf, leaf.sharding, may_alias=False)
+        else:
+            copies[path] = np.array(leaf)  # on huge pages if available: half the time of a copy by jax
+    return jax.block_until_ready(copies)
 
 
 def signature(leaves: dict[str, Any]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _trained(comparison: Comparison, trial: Trial) -> Plan:
     if sequential:
         memory //= max(len(run.initial.members), 1)  # at most: members share the frozen leaves
     flops = run.spent(run.total_steps)['executed_flops'] if run.total_steps else config.budget.flops or 0.0
-    return Plan('', run.initial.trainable, flops, memory, sequential)
+    return Plan('', run.initial.method.trainable, flops, memory, sequential)
 
 
 def _prompted(comparison: Comparison, trial: Trial) -> Plan:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from lmtrain.data.cache import key, read_note, write_note
-from lmtrain.data.document import Document
 from lmtrain.data.hash_rng import hash_unit
 from lmtrain.data.source import Source
 from lmtrain.data.tokenizers.subword import cut_text
@@ -179,10 +178,6 @@ def split_tails(text: str, validation: float, test: float) -> list[str]:
     return [part.decode() for part in (raw[: cuts[0]], raw[cuts[0] : cuts[1]], raw[cuts[1] :])]
 
 
-def _documents(source: Source) -> Iterator[Document]:
-    return (document for document in source.documents() if document.text.strip())
-
-
 def _stamps(source: Source) -> list[list]:
     stats = [(str(file), os.stat(file)) for file in source.files]
     return [[name, stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats]
@@ -201,18 +196,19 @@ def divide(source: Source, content: Content, rule: dict) -> Iterator[tuple[str, 
     across a boundary is cut. 'tails': see `split_tails`.
     """
     first, second = content.boundaries
+    documents = (document for document in source.documents() if document.text.strip())
     if content.split == 'document':
-        for text, group, split in _documents(source):
+        for text, group, split in documents:
             hashed = hash_unit('split', group or text)
             yield split or ('validation' if hashed < first else 'test' if hashed < second else 'train'), text
         return
     if content.split == 'tails':
-        for text, _, fixed in _documents(source):
+        for text, _, fixed in documents:
             parts = [(fixed, text)] if fixed else zip(SPLITS, split_tails(text, rule['validation'], rule['test']))
             yield from ((split, part) for split, part in parts if part.strip())
         return
     position = 0
-    for text, *_ in _documents(source):
+    for text, *_ in documents:
         begin = 0
         for split, bound in zip(SPLITS, (first, second, content.characters), strict=True):
             end = min(len(text), max(begin, bound - position))

@@ -8,6 +8,7 @@ import jax
 
 from lmtrain.models.attention import Attention, AttentionInputs
 from lmtrain.models.layers import FeedForward, Norm, dropout
+from lmtrain.models.linear import stddev
 from lmtrain.models.settings import Settings
 
 
@@ -31,7 +32,7 @@ class Block(nn.Module):
             site = jax.random.fold_in(key, zlib.crc32(name.encode()))
             return dropout(x, adapter_dropout, site, inputs.row_ids)
 
-        drop, std = None if key is None else drop_input, m.init_stddev
+        drop, std = None if key is None else drop_input, stddev(m.width)
         # 2N branches are added to the residual stream, so their outputs start smaller by sqrt(2N) (GPT-2, section 2.3).
         output_std = std if m.norm_place == 'post' else std / (2 * m.num_layers) ** 0.5
         attention = Attention(m, std, output_std, name='attention')

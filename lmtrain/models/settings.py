@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.models.attention_kernels import KERNELS, unsupported_reason
 from lmtrain.models.layers import GATED, UNGATED
-from lmtrain.models.linear import stddev
 from lmtrain.models.rotary import check_scaling
 
 
@@ -113,31 +112,6 @@ class Settings:
     def __post_init__(self):
         for name in ('biased', 'rope_scaling', 'global_layers'):
             object.__setattr__(self, name, tuples(getattr(self, name)))  # JSON has lists
-        self.check()
-
-    @functools.cached_property
-    def biases(self) -> frozenset[str]:
-        """Those of BIASED that have a bias."""
-        return frozenset(BIASED if self.bias else self.biased)
-
-    @functools.cached_property
-    def init_stddev(self) -> float:
-        """Standard deviation of initial weights, see `linear.stddev`."""
-        return stddev(self.width)
-
-    def local(self, layer: int) -> bool:
-        """Whether a layer has a sliding window."""
-        return bool(self.window) and layer not in self.global_layers
-
-    def unsupported_reason(self, kernel: str, length: int, capability: tuple[int, ...] = ()) -> str:
-        """The reason that an attention kernel does not support rows of `length` positions, or ''."""
-        window = None if self.global_layers and self.unroll != self.num_layers else self.window
-        properties = {'head_dim': self.head_dim, 'window': window, 'softcap': self.attention_softcap}
-        properties |= {'dtype': jnp.dtype(self.dtype), 'capability': capability}
-        return unsupported_reason(kernel, length, **properties)
-
-    def check(self):
-        """InputError: a setting is unknown, out of range or contradicts another."""
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 hint = did_you_mean(str(value), choices)
@@ -185,6 +159,22 @@ class Settings:
             raise InputError(f"model.width={self.width} is odd, but positions='sinusoidal' are pairs")
         if self.unroll > self.num_layers:
             raise InputError(f'model.unroll={self.unroll} is more than model.num_layers={self.num_layers}')
+
+    @functools.cached_property
+    def biases(self) -> frozenset[str]:
+        """Those of BIASED that have a bias."""
+        return frozenset(BIASED if self.bias else self.biased)
+
+    def local(self, layer: int) -> bool:
+        """Whether a layer has a sliding window."""
+        return bool(self.window) and layer not in self.global_layers
+
+    def unsupported_reason(self, kernel: str, length: int, capability: tuple[int, ...] = ()) -> str:
+        """The reason that an attention kernel does not support rows of `length` positions, or ''."""
+        window = None if self.global_layers and self.unroll != self.num_layers else self.window
+        properties = {'head_dim': self.head_dim, 'window': window, 'softcap': self.attention_softcap}
+        properties |= {'dtype': jnp.dtype(self.dtype), 'capability': capability}
+        return unsupported_reason(kernel, length, **properties)
 
     def check_cache(self, length: int):
         """InputError: the model has no cache, or none of so many tokens a row."""

@@ -89,17 +89,15 @@ class Transformer(Settings):
         """
         self.check_cache(length)
         rows = () if layers and batch_size == 1 else (batch_size,)
-        if layers:
-            sizes = [min(length, self.window) if self.local(i) else length for i in range(self.num_layers)]
-        elif self.window and not self.global_layers:
-            length = min(length, self.window)
-
-        def empty():
+        sizes = [min(length, self.window) if self.local(i) else length for i in range(self.num_layers)]
+        shapes = [(*rows, self.num_kv_heads, size, self.head_dim) for size in sizes]
+        cache = {}
+        for name in ('key', 'value'):
             if layers:
-                return tuple(jnp.zeros((*rows, self.num_kv_heads, size, self.head_dim), self.dtype) for size in sizes)
-            return jnp.zeros((self.num_layers, *rows, self.num_kv_heads, length, self.head_dim), self.dtype)
-
-        return {'key': empty(), 'value': empty(), 'length': jnp.int32(0)}
+                cache[name] = tuple(jnp.zeros(shape, self.dtype) for shape in shapes)
+            else:  # one size: all tokens, unless every layer has the window
+                cache[name] = jnp.zeros((self.num_layers, *max(shapes)), self.dtype)
+        return cache | {'length': jnp.int32(0)}
 
 
 class Network(nn.Module):

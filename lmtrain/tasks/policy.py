@@ -176,6 +176,6 @@ TASK = dataclasses.replace(
     encode=encode,
     conversations=True,
     dialogue=dialogue,
-    in_bits=False,
+    measures_text=False,
     unit='prompt',
 )

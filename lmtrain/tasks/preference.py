@@ -144,6 +144,5 @@ TASK = Task(
     encode=functools.partial(pairs.encode, unread=1, margins=False),
     conversations=True,
     dialogue=pairs.dialogue,
-    in_bits=False,
     unit='pair',
 )

@@ -92,7 +92,7 @@ class Task:
       dialogue: (row, RowFormat.text, RowFormat.label, template) -> the `Conversation` of a row, whose prompt the
         samples of the report continue. Required with `conversations` and 'targets'.
       groups_rows: so many rows as config.task.group are encoded together.
-      in_bits: with 'targets', whether the loss is the likelihood of a text, which evaluations give in bits per byte.
+      measures_text: whether the loss is the likelihood of a text, which evaluations give in bits per byte.
       estimators: {objective: (Sampled, **settings) -> Credit}, see `tasks.advantages`, of a task that is trained on
         completions that its model samples: `training/rollouts.py` makes its batches. Settings are fields of
         config.policy and config.objective. {}: batches come from the data.
@@ -123,7 +123,7 @@ class Task:
     conversations: bool = False
     dialogue: Callable[[Row, tuple[str, ...], str, Template | None], Conversation] | None = None
     groups_rows: bool = False
-    in_bits: bool = True
+    measures_text: bool = False
     estimators: Mapping[str, Callable] = field(default_factory=dict)
     added_head: str = ''
     output_name: str = ''
@@ -144,11 +144,6 @@ class Task:
     def on_policy(self) -> bool:
         """Whether it is trained on completions that its model samples."""
         return bool(self.estimators)
-
-    @functools.cached_property
-    def measures_text(self) -> bool:
-        """Whether its loss is the likelihood of a text."""
-        return self.predicts_tokens and self.in_bits
 
     @functools.cached_property
     def scores_segments(self) -> bool:

@@ -11,5 +11,6 @@ TASK = Task(
     peft_type='CAUSAL_LM',
     legend=token_preview.legend,
     render=token_preview.render,
+    measures_text=True,
     unit='token',
 )

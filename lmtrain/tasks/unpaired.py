@@ -149,6 +149,5 @@ TASK = Task(
     conversations=True,
     dialogue=dialogue,
     groups_rows=True,
-    in_bits=False,
     version=2,
 )

@@ -151,7 +151,7 @@ def _task_head(config, model: Transformer, base: Base | None, corpus) -> TaskHea
 
 
 def _method(config, head: TaskHead, corpus) -> adapt.Method:
-    """The method of config.adapt, and the head that it adds."""
+    """The method of config.adapt, with the head that it adds; config.trainable replaces its trainable paths."""
     task, added = TASKS[config.task.name], None
     if task.added_head:
         added = {'name': task.added_head, 'classes': 1}
@@ -168,7 +168,8 @@ def _method(config, head: TaskHead, corpus) -> adapt.Method:
         jax.random.key(0),
         head.base.shapes if head.base else None,
     )
-    return adapt.method(name, head.model, params, head=added, cut=config.adapt.cut, **settings)
+    method = adapt.method(name, head.model, params, head=added, cut=config.adapt.cut, **settings)
+    return method._replace(trainable=config.trainable or method.trainable)
 
 
 def _objective(config, output: str) -> functools.partial:

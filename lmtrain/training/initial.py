@@ -40,11 +40,6 @@ class InitialState:
         return sweep.of(self.config)
 
     @functools.cached_property
-    def trainable(self) -> str:
-        """Regex of the trainable paths."""
-        return self.config.trainable or self.method.trainable
-
-    @functools.cached_property
     def shapes(self) -> TrainState:
         """The state as jax.ShapeDtypeStruct, with shardings."""
         shapes = self._abstract()
@@ -84,7 +79,7 @@ class InitialState:
             if self.model.vocab_fill:
                 params = vocab_padding.pad(params, self.model.vocab_fill)
             params = params if base_params is None else self.cast(params)
-            return state.create(jax.random.fold_in(key, 1), params, self.trainable, self.tx)
+            return state.create(jax.random.fold_in(key, 1), params, self.method.trainable, self.tx)
 
         keys = jax.vmap(jax.random.key)(seeds)
         return sweep.create(one, keys[0], keys[1:]) if self.members else one(keys[0])
@@ -107,7 +102,7 @@ class InitialState:
 
     def cast(self, params: tree.Params) -> tree.Params:
         """Trainable leaves in float32; frozen leaves of the base in config.init.frozen_dtype."""
-        trainable, frozen = tree.split(params, self.trainable)
+        trainable, frozen = tree.split(params, self.method.trainable)
         trainable = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable)
         of_base, dtype = self.of_base(frozen), self.config.init.frozen_dtype
         frozen = {path: x.astype(dtype) if path in of_base else x for path, x in tree.flatten(frozen).items()}

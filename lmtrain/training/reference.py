@@ -119,7 +119,7 @@ def _key(run) -> str:
     start = base.hash if base else [config.seed, config.model.to_dict()]
     dtypes = [config.model.dtype, config.init.frozen_dtype]
     if config.init.frozen_dtype != 'float32':  # the leaves that a method trains are not rounded
-        dtypes.append(run.initial.trainable)
+        dtypes.append(run.initial.method.trainable)
     return key(VERSION, run.corpus.fingerprint, start, *dtypes)
 
 

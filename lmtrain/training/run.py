@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from lmtrain import data, optimizer, tree
 from lmtrain.cost import budget, flops, hardware, memory
@@ -172,11 +171,6 @@ class Run:
         """FLOPs of a step of all members, over all devices, with all keys of a row: of budgets and MFU."""
         return self._flops(block=None)
 
-    @functools.cached_property
-    def executed_flops_per_step(self) -> float:
-        """FLOPs that the devices execute: recomputed products and the optimizer too, without blocks of masked keys."""
-        return self._flops(block=None if self.mesh.shape['sequence'] > 1 else attention_kernels.BLOCK).executed
-
     def _flops(self, block: int | None) -> flops.Flops:
         config, params = self.config, self.initial.member_shapes.params
         count = functools.partial(
@@ -184,7 +178,7 @@ class Run:
             self.model,
             config.data.batch_size,
             self.tokens_per_step // config.data.batch_size,
-            self.initial.trainable,
+            self.initial.method.trainable,
             classes=None if self.output == 'logits' else self.task.output_size(self.corpus.labels),
             predicted=self.num_predicted,
             block=block,
@@ -206,9 +200,12 @@ class Run:
 
     @functools.cached_property
     def cost_per_step(self) -> dict[str, float]:
-        """Tokens and FLOPs of a step."""
-        flops = {'flops': self.flops_per_step.total, 'executed_flops': self.executed_flops_per_step}
-        return {'tokens': self.tokens_per_step} | flops
+        """{'tokens', 'flops', 'executed_flops'} of a step.
+
+        The devices execute recomputed products and the optimizer too, and no blocks of masked keys.
+        """
+        executed = self._flops(block=None if self.mesh.shape['sequence'] > 1 else attention_kernels.BLOCK).executed
+        return {'tokens': self.tokens_per_step, 'flops': self.flops_per_step.total, 'executed_flops': executed}
 
     @functools.cached_property
     def peak_flops(self) -> float | None:
@@ -280,14 +277,9 @@ class Run:
             batch_size=self.config.data.batch_size,
             seed=self.config.seed if seed is None else seed,
             shuffle=shuffle,
-            rows=self.local_rows,
+            rows=sharding.rows(self.mesh, self.config.data.batch_size),
             limit=limit,
         )
-
-    @functools.cached_property
-    def local_rows(self) -> np.ndarray:
-        """The rows of a batch that this process reads: `sharding.rows`."""
-        return sharding.rows(self.mesh, self.config.data.batch_size)
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:

@@ -2,26 +2,24 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from lmtrain import tree
 from lmtrain.data import Tokenizer
 from lmtrain.errors import InputError
 from lmtrain.inference import prompts, sample
 from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.training import sweep
 from lmtrain.training.run import Run
+from lmtrain.training.state import TrainState
 
 ROWS = 3  # validation rows or documents that are prompts if config.sample.prompts has none
 WORDS = 8  # of a document
 SEARCHED = 1 << 16  # tokens in which beginnings of documents are searched
 TRIED = 100  # rows that are tried, until ROWS of them leave room for an answer
-
-
-def makes_text(run: Run) -> bool:
-    """Whether the run's model continues a text."""
-    return run.model.causal and run.task.predicts_tokens
 
 
 class SamplePrompt(NamedTuple):
@@ -111,16 +109,25 @@ def check(run: Run) -> None:
         raise InputError(f'config.sample: {error}') from None
 
 
-def texts(run: Run, params: tree.Params) -> str:
-    """The content of samples.txt: the texts of config.sample and how many ended, or why there are none."""
-    if not makes_text(run):
+def texts(run: Run, state: TrainState, directory: Path) -> str:
+    """The content of samples.txt: the texts of config.sample and how many ended, or why there are none.
+
+    In a sweep they are those of its first member. Parameters that are sharded over several processes make no texts.
+    """
+    if not (run.model.causal and run.task.predicts_tokens):
         return 'This model makes no text.\n'
     if not run.config.sample.prompts:
         return 'No prompt was given: config.sample.prompts.\n'
+    if jax.process_count() > 1:
+        if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params)):
+            reason = 'The parameters of this run are divided over several processes'
+            return f'{reason}: lmtrain generate --workdir={directory} makes texts of them in one.\n'
+        state = jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
     chosen = prompts_of(run)
     if not chosen:
         return 'No validation row leaves room for an answer, and config.sample.prompts names no prompt.\n'
     options = settings(run, [each.ids for each in chosen])
+    params = (sweep.member(state, 0) if run.initial.members else state).params
     generated = sample.generate(run.model, params, **options)
     parts = [
         f'--- {prompts.shown(prompt)!r}\n{continuation(run.corpus.tokenizer, ids, text.ids, run.task.conversations)}'

@@ -19,7 +19,7 @@ from lmtrain.report.live import Live
 from lmtrain.report.provenance import provenance, versions
 from lmtrain.report.writers import Writers
 from lmtrain.runtime import lifecycle, multihost, preflight, progress
-from lmtrain.training import evaluate, longer, next_steps, reference, samples, sweep, workdir
+from lmtrain.training import evaluate, longer, next_steps, reference, samples, workdir
 from lmtrain.training.build import build
 from lmtrain.training.loop import Loop
 from lmtrain.training.resolve import resolve
@@ -48,7 +48,9 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
     """
     directory = files.local_path(directory, '--workdir')
     with contextlib.ExitStack() as stack:
-        screen = _screen(stack)
+        process_0 = jax.process_index() == 0
+        output = sys.stdout if process_0 else stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
+        screen = stack.enter_context(progress.on(progress.Screen(output)))
         run = build(*resolve(config, directory, extend=extend))
         watchdog = stack.enter_context(lifecycle.Watchdog(**config.watchdog))
         changed = _claim(stack, run, directory)
@@ -72,7 +74,7 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
         resumed_from = extra['step'] if saved else None
         del saved  # its arrays are part of the state
         live = _announce(stack, screen, run, resumed_from, extra['elapsed'], changed)
-        writers = None if jax.process_index() else _record_start(stack, run, directory, extra, changed, finished, live)
+        writers = _record_start(stack, run, directory, extra, changed, finished, live) if process_0 else None
         loop = stack.enter_context(contextlib.closing(Loop(run, checkpoints, signals, watchdog, writers, live, extra)))
         before = _evaluate_before(loop, state, directory) if config.evaluate.sources else {}
         state = loop.run(state, compiling and compiling.result)
@@ -83,7 +85,7 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
         results |= {} if run.task.reads_rows else {'data': run.corpus.facts()}
         watchdog.expect('evaluate')
         results |= _details(run, state) if run.task.details else {}
-        if jax.process_index() == 0:
+        if process_0:
             with progress.phase('sampling texts, writing the report'):
                 _write_results(run, state, directory, results, finished)
     live.print(_ending(run, directory, results))
@@ -150,13 +152,6 @@ def _claim(stack: contextlib.ExitStack, run: Run, directory: Path) -> list[workd
     return workdir.bind(directory, run.resolved, run.fingerprints)
 
 
-def _screen(stack: contextlib.ExitStack) -> progress.Screen:
-    """The screen of a run: stdout for process 0, none for the others."""
-    first = jax.process_index() == 0
-    output = sys.stdout if first else stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
-    return stack.enter_context(progress.on(progress.Screen(output)))
-
-
 def _announce(
     stack: contextlib.ExitStack, screen: progress.Screen, run: Run, resumed_from: int | None, elapsed: float, changed
 ) -> Live:
@@ -217,7 +212,7 @@ def _write_results(run: Run, state, directory: Path, results: dict[str, Any], fi
         results['cost'] |= {'lost_seconds': lost, 'device_seconds': device_seconds}
     results['remarks'] = evaluations.remarks(directory, results)
     files.write_json(path, results, indent=1)
-    text = _sample_texts(run, state, directory)
+    text = samples.texts(run, state, directory)
     (directory / 'samples.txt').write_text(text, encoding='utf-8', errors='backslashreplace')
     page.write(directory)
 
@@ -230,13 +225,3 @@ def _details(run: Run, state) -> dict[str, Any]:
     settings = run.config.objective.to_dict() | {'head': run.output}
     predicted = predictions.predictions(run.model, run.task.predict, state.params, stream, place, **settings)
     return run.task.details(run.corpus, 'validation', predicted)
-
-
-def _sample_texts(run: Run, state, directory: Path) -> str:
-    """The content of samples.txt. Parameters that are sharded over several processes are not sampled from here."""
-    if jax.process_count() > 1 and samples.makes_text(run) and run.config.sample.prompts:
-        if not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params)):
-            reason = 'The parameters of this run are divided over several processes'
-            return f'{reason}: lmtrain generate --workdir={directory} makes texts of them in one.\n'
-        state = jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
-    return samples.texts(run, sweep.member(state, 0).params if run.initial.members else state.params)

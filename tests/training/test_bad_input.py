@@ -420,7 +420,7 @@ def test_full_disk_at_the_end_is_reported(workspace, tmp_path, monkeypatch, caps
 
     monkeypatch.chdir(tmp_path)
     pretend(monkeypatch)
-    monkeypatch.setattr(train, '_sample_texts', full)
+    monkeypatch.setattr(train.samples, 'texts', full)
     assert cli.main(train_words(workspace)) == lifecycle.DISK
     assert 'workdir run: No space left on device; make room' in capsys.readouterr().err
     assert checkpoint.steps(tmp_path / 'run' / 'checkpoints')[-1] == 20

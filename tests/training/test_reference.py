@@ -129,7 +129,7 @@ def test_pass_of_the_reference_is_a_part_of_the_cost(base):
     assert 1.0 < run.flops_per_step.forward / plain < 1.3  # with the adapter
     step = run.flops_per_step.total
     assert run.spent(5)['flops'] == run.reference_flops + 5 * step
-    assert run.spent(5)['executed_flops'] == run.reference_flops + 5 * run.executed_flops_per_step
+    assert run.spent(5)['executed_flops'] == run.reference_flops + 5 * run.cost_per_step['executed_flops']
     budget = {'budget.steps': None, 'budget.flops': run.reference_flops + 6.5 * step}
     budget |= {'evaluate.every_steps': 4, 'checkpoint.every_steps': 4}
     assert build(*resolve(recipe(base, **LORA, **budget)), jax.devices()[:1]).total_steps == 7

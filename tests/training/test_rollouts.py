@@ -184,7 +184,7 @@ def test_cost_is_that_of_the_steps_and_of_all_that_was_drawn(config, folder, mon
     ]
     assert len(each) == 2 and cost['rollout_flops'] == pytest.approx(sum(each))
     assert cost['flops'] == pytest.approx(8 * run.flops_per_step.total + sum(each))
-    assert cost['executed_flops'] == pytest.approx(8 * run.executed_flops_per_step + sum(each))
+    assert cost['executed_flops'] == pytest.approx(8 * run.cost_per_step['executed_flops'] + sum(each))
     most = run.spent(8)
     assert most['flops'] >= cost['flops'] > 8 * run.flops_per_step.total
     timings = lines(folder / 'cost', 'timings')[-1]

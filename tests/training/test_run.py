@@ -110,4 +110,4 @@ def test_memory_of_a_step_is_within_15_percent(text, method):
     run = run_of(text, 0, **sizes, **more)
     (compiled,) = run.train_steps().values()
     assert run.memory['total'] == pytest.approx(hlo.compiled_bytes(compiled), rel=0.15)
-    assert run.executed_flops_per_step == pytest.approx(hlo.compiled_flops(compiled), rel=0.05)
+    assert run.cost_per_step['executed_flops'] == pytest.approx(hlo.compiled_flops(compiled), rel=0.05)
