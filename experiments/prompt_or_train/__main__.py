@@ -33,7 +33,8 @@ def main() -> None:
         ],
         timed if from_nothing else [],
     )
-    comparison.copy_report(folder, {}, NAME)
+    page = record.ROOT / 'experiments' / NAME / 'report.html'
+    page.write_text(comparison.page(folder, {}), encoding='utf-8')
 
 
 if __name__ == '__main__':

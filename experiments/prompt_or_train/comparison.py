@@ -3,6 +3,8 @@
 import argparse
 import json
 import pathlib
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 
 from experiments import cli, record
@@ -52,13 +54,19 @@ def figures(task: str, results: dict) -> list[dict]:
 
 
 def write(
-    name: str, command: str, comparisons: Mapping[str, dict], not_shown: Sequence[str], more: Sequence[dict] = ()
+    name: str,
+    command: str,
+    comparisons: Mapping[str, dict],
+    not_shown: Sequence[str],
+    more: Sequence[dict] = (),
+    **fields,
 ) -> None:
     """Writes experiments/NAME/results.json.
 
     Args:
       comparisons: {task: results.json of its comparison}.
       more: rows of figures after those of the comparisons.
+      fields: further entries of results.json, see `record.write`.
     """
     trials = [{'task': task} | trial for task, results in comparisons.items() for trial in results['trials']]
     record.write(
@@ -71,13 +79,38 @@ def write(
             task: {field: value for field, value in results.items() if field != 'trials'}
             for task, results in comparisons.items()
         },
+        **fields,
     )
 
 
-def copy_report(workdir: pathlib.Path, config: Mapping[str, object], name: str, file: str = 'report.html') -> None:
-    """Puts the page of a comparison into the folder of an experiment."""
-    page = portable((workdir / 'report.html').read_text(encoding='utf-8'), workdir, config)
-    (record.ROOT / 'experiments' / name / file).write_text(page, encoding='utf-8')
+def pretrained_arms() -> dict[str, object]:
+    """Overrides of configs/compare.py: arms with learning rates around the usual one of a pretrained model.
+
+    LoRA's is ten times that of full fine-tuning. A new head learns faster than what is pretrained, by the factor before
+    the rates.
+    """
+    lora = {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)}
+    arms = {
+        'head': ({'adapt.method': 'head'}, 1.0, (3e-3, 1e-2, 3e-2)),
+        'norms': ({'adapt.method': 'norms'}, 5.0, (1e-3, 3e-3, 1e-2)),
+        'last_layer': ({'adapt.method': 'layers', 'adapt.layers.last': 1}, 20.0, (1e-4, 3e-4, 1e-3)),
+        'lora': (lora, 10.0, (3e-4, 1e-3, 3e-3)),
+        'prefix': ({'adapt.method': 'prefix', 'adapt.prefix.length': 8}, 1.0, (3e-3, 1e-2, 3e-2)),
+        'soft_prompt': ({'adapt.method': 'prompt', 'adapt.prompt.length': 8}, 1.0, (3e-3, 1e-2, 3e-2)),
+        'full': ({'adapt.method': 'full'}, 50.0, (5e-5, 1e-4, 3e-4)),
+        'scratch': ({'adapt.method': 'full', 'init.base': ''}, 10.0, (1e-4, 3e-4, 1e-3)),
+    }
+    result: dict[str, object] = {}
+    for name, (own, factor, rates) in arms.items():
+        overrides = own | {'optimizer.learning_rates': (('(task_head|heads)/.*', factor),)}
+        result |= {f'compare.arms.{name}.overrides': tuple(overrides.items())}
+        result |= {f'compare.arms.{name}.learning_rates': rates}
+    return result
+
+
+def page(workdir: pathlib.Path, config: Mapping[str, object]) -> str:
+    """The page of a comparison, with names in place of the folders of this machine."""
+    return portable((workdir / 'report.html').read_text(encoding='utf-8'), workdir, config)
 
 
 def on_tasks(name: str, description: str, tasks: Mapping[str, dict], shared: dict, not_shown: Sequence[str]) -> None:
@@ -88,20 +121,71 @@ def on_tasks(name: str, description: str, tasks: Mapping[str, dict], shared: dic
       shared: overrides of all tasks.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--base', required=True, type=pathlib.Path, help='directory of the model, with its tokenizer')
-    parser.add_argument('--root', required=True, type=pathlib.Path, help='folder of banking77/ and sentence_polarity/')
+    parser.add_argument('--base', type=pathlib.Path, help='directory of the model, with its tokenizer')
+    parser.add_argument('--root', type=pathlib.Path, help='folder of banking77/ and sentence_polarity/')
     parser.add_argument('--workdir', default=f'runs/{name}', type=pathlib.Path)
     parser.add_argument('--tasks', default=','.join(tasks), help='names, with commas')
     parser.add_argument('--test', default=0, type=int, help='test rows; 0 is all')
+    parser.add_argument(
+        '--out', type=pathlib.Path, help='measures into this folder; for a machine without a repository'
+    )
+    parser.add_argument('--record', metavar='COMMIT:DIR', help='records what --out has measured at that commit')
     options = parser.parse_args()
+    if options.record:
+        commit, folder = options.record.split(':', 1)
+        _record(name, tasks, pathlib.Path(folder), not_shown, commit)
+        return
+    if not options.base or not options.root:
+        parser.error('--base and --root are required to measure')
+    out = options.out or options.workdir / 'measured'
+    _measure(options, tasks, shared, out.absolute())
+    if not options.out:
+        _record(name, tasks, out, not_shown)
+
+
+def _measure(options: argparse.Namespace, tasks: Mapping[str, dict], shared: dict, out: pathlib.Path) -> None:
+    """Runs the comparisons; writes TASK.json (results, machine, versions, minutes) and TASK.html into `out`."""
     shared = shared | {'init.base': options.base.absolute(), 'data.root': options.root.absolute()}
     shared |= {'data.tokenizer': 'base', 'data.seq_len': 128, 'task.too_long': 'cut', 'compare.test': options.test}
-    chosen = options.tasks.split(',')
-    folder = options.workdir.absolute()
-    configs = {task: shared | tasks[task] for task in chosen}
-    comparisons = {task: run(folder / task, configs[task]) for task in chosen}
-    missing = [f'{task}: not part of this call' for task in tasks if task not in comparisons]
-    missing += [f'test rows beyond {options.test}: scoring more takes too long on two cores'] if options.test else []
-    write(name, f'python -m experiments.{name} --base=DIR --root=DIR', comparisons, [*missing, *not_shown])
-    for task in chosen:
-        copy_report(folder / task, configs[task], name, f'{task}.html')
+    out.mkdir(parents=True, exist_ok=True)
+    for task in options.tasks.split(','):
+        workdir, config = options.workdir.absolute() / task, shared | tasks[task]
+        from_nothing, start = not workdir.exists(), time.monotonic()
+        measured = {'results': run(workdir, config), 'test': options.test}
+        # A comparison that goes on where another call stopped does not tell how long the whole takes.
+        measured['minutes'] = (time.monotonic() - start) / 60 if from_nothing else None
+        measured |= {'machine': record.machine(), 'versions': record.versions()}
+        (out / f'{task}.json').write_text(json.dumps(measured), encoding='utf-8')
+        (out / f'{task}.html').write_text(page(workdir, config), encoding='utf-8')
+
+
+def _record(
+    name: str, tasks: Mapping[str, dict], out: pathlib.Path, not_shown: Sequence[str], commit: str = ''
+) -> None:
+    """Writes the results and pages of a folder of `_measure` into experiments/NAME; `commit` '' is the present one."""
+    files = {task: out / f'{task}.json' for task in tasks if (out / f'{task}.json').exists()}
+    measured = {task: json.loads(file.read_text(encoding='utf-8')) for task, file in files.items()}
+    first = next(iter(measured.values()))
+    if any((each['machine'], each['versions']) != (first['machine'], first['versions']) for each in measured.values()):
+        raise SystemExit(f'{out}: the tasks were measured on different machines or versions; measure them on one')
+    device = first['results']['provenance']['machine']['devices']
+    missing = [f'{task}: not measured' for task in tasks if task not in measured]
+    missing += [f'{task}: test rows beyond {each["test"]}' for task, each in measured.items() if each['test']]
+    if 'cpu' not in device:
+        missing.append(f'two cores: these comparisons ran on {device}')
+    write(
+        name,
+        f'python -m experiments.{name} --base=DIR --root=DIR',
+        {task: each['results'] for task, each in measured.items()},
+        [*missing, *not_shown],
+        [
+            record.row(f'{task}: the whole comparison, on {device}', f'{each["minutes"]:.1f} min')
+            for task, each in measured.items()
+            if each['minutes']
+        ],
+        **({'commit': record.git('rev-parse', commit)} if commit else {}),
+        machine=first['machine'],
+        versions=first['versions'],
+    )
+    for task in measured:
+        shutil.copyfile(out / f'{task}.html', record.ROOT / 'experiments' / name / f'{task}.html')

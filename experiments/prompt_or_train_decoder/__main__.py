@@ -11,7 +11,7 @@ TASKS = {
         'task.test': ('banking77/test.csv',),
         'task.text': ('text',),
         'task.label': 'category',
-        'compare.sizes': (77, 308),
+        'compare.sizes': (308,),
         'compare.selection': 154,
         'compare.template': 'Query: {text}\nIntent: {category}',
     },
@@ -23,11 +23,21 @@ TASKS = {
         'task.text': ('text',),
         'task.label': 'label',
         'data.test': 0.2,
-        'compare.sizes': (8, 32, 128),
+        'compare.sizes': (128,),
         'compare.selection': 64,
         'compare.template': 'Review: {text}\nSentiment: {label}',
     },
 }
 
+PROMPTED = ('zero_shot', 'zero_shot_chat', 'few_shot', 'bm25', 'nearest', 'many_shot', 'search')
+TRAINED = ('head', 'last_layer', 'lora', 'prefix', 'soft_prompt', 'full', 'lora_text')
+SHARED = comparison.pretrained_arms() | {
+    'compare.arms.lora_text.learning_rates': (3e-4, 1e-3, 3e-3),
+    'model.dtype': 'bfloat16',
+    'budget.steps': 100,
+    'evaluate.every_steps': 100,
+    'compare.only': PROMPTED + TRAINED,
+}
+
 if __name__ == '__main__':
-    comparison.on_tasks('prompt_or_train_decoder', __doc__, TASKS, {}, ())
+    comparison.on_tasks('prompt_or_train_decoder', __doc__, TASKS, SHARED, ())

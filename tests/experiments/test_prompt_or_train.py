@@ -1,6 +1,9 @@
 """Figures of an experiment from the results.json of a comparison."""
 
+import json
 import pathlib
+
+import pytest
 
 from experiments.prompt_or_train import comparison
 
@@ -47,3 +50,37 @@ def test_results_name_no_folder_of_a_machine():
     text = '"/here/runs/which/base", "/here/models/x", "/here/rows/a.csv"'
     config = {'init.base': '/here/models/x', 'data.root': '/here/rows'}
     assert comparison.portable(text, folder, config) == '"WORKDIR/base", "BASE", "ROOT/a.csv"'
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A folder as --out writes it: one of two tasks, measured on a GPU with a limit of test rows."""
+    results = RESULTS | {'provenance': {'machine': {'devices': '1 x NVIDIA H200'}}}
+    task = {'results': results, 'test': 250, 'minutes': 6.5, 'machine': {'cores': 16}, 'versions': {'jax': '0.11.2'}}
+    (tmp_path / 'docs.json').write_text(json.dumps(task))
+    (tmp_path / 'docs.html').write_text('<p>page</p>')
+    return tmp_path
+
+
+def test_what_another_machine_measured_is_recorded_with_its_commit_and_device(measured, monkeypatch, tmp_path_factory):
+    root, written = tmp_path_factory.mktemp('root'), {}
+    (root / 'experiments' / 'here').mkdir(parents=True)
+    monkeypatch.setattr(comparison.record, 'ROOT', root)
+    monkeypatch.setattr(comparison.record, 'git', lambda *words: words[-1] * 2)
+    monkeypatch.setattr(comparison.record, 'write', lambda name, **fields: written.update(fields, name=name))
+    comparison._record('here', {'docs': {}, 'other': {}}, measured, ('a reason',), 'abc')
+    assert (written['name'], written['commit'], written['machine']) == ('here', 'abcabc', {'cores': 16})
+    assert written['versions'] == {'jax': '0.11.2'} and written['trials'][0]['task'] == 'docs'
+    assert written['figures'][-1]['what'] == 'docs: the whole comparison, on 1 x NVIDIA H200'
+    assert written['figures'][-1]['figure'] == '6.5 min'
+    first, *others = written['not_shown']
+    assert first == 'other: not measured' and others[0] == 'docs: test rows beyond 250' and others[-1] == 'a reason'
+    assert others[1] == 'two cores: these comparisons ran on 1 x NVIDIA H200'
+    assert (root / 'experiments' / 'here' / 'docs.html').read_text() == '<p>page</p>'
+
+
+def test_tasks_of_different_machines_are_not_recorded_together(measured):
+    other = json.loads((measured / 'docs.json').read_text()) | {'machine': {'cores': 2}}
+    (measured / 'other.json').write_text(json.dumps(other))
+    with pytest.raises(SystemExit, match='different machines'):
+        comparison._record('here', {'docs': {}, 'other': {}}, measured, (), 'abc')
