@@ -187,6 +187,9 @@ def prompted(values: flags.FlagValues) -> None:
 
     rows = api.as_rows(values.rows)
     demonstrations = api.as_rows(values.demonstrations)
+    if not values.template and (trial := model_flags.trial(values, [*sorted({*PROMPT_FLAGS} - {*OF_HEADS}), 'labels'])):
+        by_trial(values, trial, rows)
+        return
     model = model_flags.model(values)
     if not values.template and task_of_head(model):
         by_head(values, model, rows)
@@ -242,3 +245,14 @@ def by_head(values: flags.FlagValues, model, rows: list) -> None:
     answers = results.pop('answers')
     show(f'{", ".join(values.rows)}: {heads.line(results)}')
     write_results(values, {'results': results, 'rows': answers})
+
+
+def by_trial(values: flags.FlagValues, answers, rows: list) -> None:
+    """Scores the rows of --rows by what a trial of `lmtrain compare` chose, `new_rows.Answers`."""
+    from lmtrain.compare import new_rows
+    from lmtrain.evaluation import heads
+
+    rows = rows[: values.limit or None]
+    results, lines = new_rows.score(answers, rows, values.text, values.answer or '', values.batch_size)
+    show(f'{", ".join(values.rows)}: {heads.line(results)}')
+    write_results(values, {'results': results, 'rows': lines})

@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -104,3 +105,22 @@ def model(flag_values: flags.FlagValues):
     if flag_values.base:
         return api.load(flag_values.base, adapter=flag_values.adapter, ignore=flag_values.ignore)
     return api.load(workdir, step=step, member=member)
+
+
+def trial(flag_values: flags.FlagValues, others: Sequence[str] = ()):
+    """What the trial of `lmtrain compare` in --workdir chose (`new_rows.Answers`); None if that is no trial.
+
+    Args:
+      others: flags that a trial does not read.
+
+    Raises InputError naming a flag that a trial does not read.
+    """
+    if not flag_values.workdir or not (pathlib.Path(flag_values.workdir) / 'trial.json').is_file():
+        return None
+    for name in ('step', 'member', 'base', 'adapter', 'ignore', *others):
+        if flag_values[name].present:
+            text = 'a trial of `lmtrain compare`: it has chosen all by itself'
+            raise InputError(f'--{name} with {flag_values.workdir}, {text}')
+    from lmtrain.compare import new_rows
+
+    return new_rows.open_trial(flag_values.workdir)

@@ -27,8 +27,6 @@ Rows need no label. A row without text has an empty prediction; a row that is
 longer than the context of the model is cut, and a line says how many were.
 """
 
-import pathlib
-
 from absl import flags
 
 from launch import model_flags, output_files, process_setup
@@ -60,8 +58,8 @@ def run(values: flags.FlagValues) -> None:
     notes: list[str] = []
     rows = read_rows(values.rows, '', notes=notes)  # its errors, before the model is loaded
     process_setup.configure()
-    is_trial = values.workdir and (pathlib.Path(values.workdir) / 'trial.json').is_file()
-    columns, cut, handled = (by_trial if is_trial else by_model)(values, rows, notes)
+    trial = model_flags.trial(values, ['labels'])
+    columns, cut, handled = by_trial(values, rows, notes, trial) if trial else by_model(values, rows, notes)
     fields = [row.fields for row in rows]
     names = row_files.free_names(list(dict.fromkeys(name for row in columns for name in row)), fields)
     added = [{names[name]: row.get(name) for name in names} for row in columns]
@@ -87,16 +85,10 @@ def by_model(values: flags.FlagValues, rows: list, notes: list[str]) -> tuple[li
     return columns, cut, 'cut' if task.has_classes or task.pools_rows else 'read in windows'
 
 
-def by_trial(values: flags.FlagValues, rows: list, notes: list[str]) -> tuple[list[dict], int, str]:
-    """The same by what a trial of `lmtrain compare` chose."""
+def by_trial(values: flags.FlagValues, rows: list, notes: list[str], answers) -> tuple[list[dict], int, str]:
+    """The same by what a trial of `lmtrain compare` chose, `new_rows.Answers`."""
     from lmtrain.compare import new_rows
 
-    for name in ('step', 'member', 'base', 'adapter', 'ignore', 'labels'):
-        if values[name].present:
-            raise InputError(
-                f'--{name} with {values.workdir}, a trial of `lmtrain compare`: it has chosen all by itself'
-            )
-    answers = new_rows.open_trial(values.workdir)
     text, trial = tuple(values.text) or answers.text, answers.trial
     size = f', {terminal.counted(trial.size, "labelled row")}, seed {trial.seed}' if trial.size else ''
     announce(f'{trial.arm.name}{size}', rows, text, notes)

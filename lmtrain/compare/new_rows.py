@@ -9,9 +9,10 @@ import numpy as np
 
 from lmtrain.compare import arms, choice_scores, predictors, prompted, rows, trained, trials
 from lmtrain.compare.trials import Comparison, Trial
-from lmtrain.data.rows import Row, text_of
+from lmtrain.data.labels import class_id
+from lmtrain.data.rows import Row, text_of, value_of
 from lmtrain.errors import InputError
-from lmtrain.evaluation.heads import is_blank
+from lmtrain.evaluation import heads
 from lmtrain.files import read_json_object
 from lmtrain.tasks import TASKS, classify
 from lmtrain.training import load as loading
@@ -80,22 +81,53 @@ def predict(
 
     Raises InputError if a row lacks a field.
     """
-    text, task = tuple(text) or answers.text, answers.comparison.task
-    if len(text) != len(answers.text):
-        raise InputError(
-            f'text = {", ".join(text)}: the comparison reads {len(answers.text)}, {", ".join(answers.text)}'
-        )
-    filled = [
-        index for index, row in enumerate(new) if not is_blank(row, text, TASKS[answers.comparison.config.task.name])
-    ]
+    text, task = _fields(answers, text), TASKS[answers.comparison.config.task.name]
+    filled = [index for index, row in enumerate(new) if not heads.is_blank(row, text, task)]
     columns: list[dict[str, Any]] = [{'prediction': None} for _ in new]
-    if not filled:
-        return columns, 0
-    lines = [_line(answers, new[index], text) for index in filled]
-    log_p, cut = _by_head(answers, lines) if answers.has_head else _by_prompt(answers, lines, batch_size)
-    for index, shares in zip(filled, np.exp(log_p), strict=True):
-        columns[index] = classify.columns(shares, task.classes)
+    shares, cut = _probabilities(answers, [new[index] for index in filled], text, batch_size)
+    for index, own in zip(filled, shares, strict=True):
+        columns[index] = classify.columns(own, answers.comparison.task.classes)
     return columns, cut
+
+
+def score(
+    answers: Answers,
+    labelled: Sequence[Row],
+    text: Sequence[str] = (),
+    label: str = '',
+    batch_size: int = predictors.BATCH_SIZE,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """`heads.score_rows` of rows with labels.
+
+    Args:
+      label: its field; '' is that of the comparison.
+    """
+    text, classes = _fields(answers, text), answers.comparison.task.classes
+    label = label or answers.comparison.task.facts['label']
+    right = [class_id(value_of(row, label, 'answer (--answer)'), classes, row.place) for row in labelled]
+    shares, cut = _probabilities(answers, labelled, text, batch_size)
+    pairs = [(classes[one], classes[other]) for one, other in zip(right, np.argmax(shares, axis=1), strict=True)]
+    results, lines = heads.scores(TASKS[answers.comparison.config.task.name], pairs)
+    return {'rows': len(pairs)} | results | {'too_long': cut}, lines
+
+
+def _fields(answers: Answers, text: Sequence[str]) -> tuple[str, ...]:
+    """The fields that are read. Raises InputError if `text` names more or fewer than the comparison reads."""
+    text = tuple(text) or answers.text
+    if len(text) == len(answers.text):
+        return text
+    raise InputError(f'text = {", ".join(text)}: the comparison reads {len(answers.text)}, {", ".join(answers.text)}')
+
+
+def _probabilities(
+    answers: Answers, new: Sequence[Row], text: Sequence[str], batch_size: int
+) -> tuple[np.ndarray, int]:
+    """(float64 [rows, C], the number of rows that are cut)."""
+    if not new:
+        return np.zeros((0, len(answers.comparison.task.classes))), 0
+    lines = [_line(answers, row, text) for row in new]
+    log_p, cut = _by_head(answers, lines) if answers.has_head else _by_prompt(answers, lines, batch_size)
+    return np.exp(log_p), cut
 
 
 def _line(answers: Answers, row: Row, text: Sequence[str]) -> Row:

@@ -58,10 +58,18 @@ def score_rows(
     context = model.max_len - num_virtual_tokens(params)
     data, count = encode_rows(rows, task, tokenizer, context, text=text, label=label, labels=labels, too_long=too_long)
     stream = PaddedStream(data, 'test', batch_size, 0, False)
-    predict, answers, rate = task.predict, task.answers, task.rate
-    assert predict and answers and rate, f'{task.name} has no evaluation file'
+    predict, answers = task.predict, task.answers
+    assert predict and answers, f'{task.name} has no evaluation file'
     pairs = answers(data, 'test', predictions(model, predict, params, stream, head=output, pool=head.pool))
-    results = rates(rate, pairs) | {'too_long': count}
+    results, lines = scores(task, pairs)
+    return results | {'too_long': count}, lines
+
+
+def scores(task: Task, pairs: Sequence[tuple[Any, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What `score_rows` returns, without 'too_long', from (label, prediction) of each row."""
+    rate = task.rate
+    assert rate, f'{task.name} has no evaluation file'
+    results = rates(rate, pairs)
     main = next(iter(results))
     lines = [{'answer': answer, 'predicted': guess} for answer, guess in pairs]
     for each in lines if task.has_classes or task.num_outputs != 1 else ():

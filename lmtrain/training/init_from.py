@@ -150,6 +150,9 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
 def read_run(directory: Path) -> tuple[ml_collections.ConfigDict, Transformer, tuple[sweep.Member, ...]]:
     """(config, model, members of the sweep) of the run in a folder."""
     if not (directory / 'config.json').is_file():
+        if (directory / 'trial.json').is_file():
+            uses = '`lmtrain predict` and `lmtrain evaluate --rows` answer rows by it'
+            raise InputError(f'{directory} is the trial of a prompted arm, which trains nothing: {uses}')
         raise FileNotFoundError(f'{directory} is no folder of a run: it holds no config.json')
     config = ml_collections.ConfigDict(workdir.read_config(directory))
     try:

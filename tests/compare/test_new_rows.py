@@ -8,6 +8,7 @@ import pytest
 
 from launch import cli, process_setup
 from lmtrain.compare import comparison, new_rows, prompted, trained, trials
+from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.files import read_json, write_json
 
@@ -80,6 +81,32 @@ def test_the_verb_writes_a_file(finished, tmp_path, monkeypatch, capsys):
     ):
         assert cli.main([*words, *flag]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_rows_with_labels_are_scored(finished, tmp_path, monkeypatch, capsys):
+    shared, trial, _ = finished('bm25')
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
+    monkeypatch.chdir(tmp_path)
+    rows = [{'note': row.fields['text'], 'kind': row.fields['label']} for row in shared.task.selection]
+    new = [Row('', row) for row in rows]
+    predicted, _ = new_rows.predict(new_rows.open_trial(shared.folder / trial.folder), new)
+    for row, own in zip(rows[:5], predicted):
+        row['kind'] = own['prediction']
+    right = [row['kind'] == own['prediction'] for row, own in zip(rows, predicted)]
+    (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)), encoding='utf-8')
+    words = ['evaluate', f'--workdir={shared.folder / trial.folder}', '--rows=rows.jsonl']
+    assert cli.main([*words, '--answer=kind', '--results=out.json']) == 0
+    assert capsys.readouterr().out.startswith(f'rows.jsonl: accuracy {np.mean(right):.4f} +- ')
+    written = read_json(tmp_path / 'out.json')
+    assert [row['right'] for row in written['rows']] == right and written['results']['rows'] == 8
+    for flag, message in (
+        ([], "no field 'animal'; the fields there are: 'note', 'kind'. Set answer (--answer) to one of them"),
+        (['--answer=kind', '--shots=2'], '--shots with '),
+    ):
+        assert cli.main([*words, *flag]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(words[:2]) == 2
+    assert 'is the trial of a prompted arm, which trains nothing' in capsys.readouterr().err
 
 
 def test_trial_of_other_settings_or_without_a_result_is_refused(finished, tmp_path):
