@@ -19,7 +19,7 @@ CURVE = '![{} over steps, with the baselines](loss.png)'
 # Costs in results.json and timings.jsonl: (key, label, format).
 COST = (
     ('steps', 'steps', '{:,}'.format),
-    ('tokens', 'tokens', terminal.number),
+    ('tokens', 'tokens, padding included', terminal.number),
     ('epochs', 'epochs', terminal.epochs),
     ('flops', 'FLOPs of the model', functools.partial(terminal.unit, name='FLOP')),
     ('reference_flops', 'of which the reference model, once', functools.partial(terminal.unit, name='FLOP')),

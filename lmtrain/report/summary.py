@@ -13,7 +13,6 @@ from lmtrain.report import terminal
 def header(run, stand_in: bool = False) -> str:
     """The header of a run. `stand_in`: its text is a stand-in, whose sizes and epochs have no meaning."""
     config, shapes = run.config, run.shapes
-    epoch = run.steps_per_epoch * config.data.batch_size * config.data.seq_len
     flops = (run.total_steps or 1) * run.flops_per_step.total
     if run.rollout_flops or run.total_steps and run.reference_flops:
         flops = run.spent(run.total_steps or 1)['flops']
@@ -23,7 +22,9 @@ def header(run, stand_in: bool = False) -> str:
         trainable=tree.count(shapes.trainable),
         total=tree.count(shapes.params),
         total_steps=run.total_steps,
-        epoch_tokens=None if stand_in or run.task.on_policy else epoch,
+        steps_per_epoch=None if stand_in or run.task.on_policy else run.steps_per_epoch,
+        tokens_per_step=run.tokens_per_step,
+        padded=run.task.reads_rows,
         flops=flops,
         memory=run.memory,
     )

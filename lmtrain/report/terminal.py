@@ -129,7 +129,9 @@ def header(
     trainable: int,
     total: int,
     total_steps: int | None,
-    epoch_tokens: int | None,
+    steps_per_epoch: int | None,
+    tokens_per_step: int,
+    padded: bool,
     flops: float,
     memory: Mapping[str, int],
 ) -> str:
@@ -139,8 +141,8 @@ def header(
       config, mesh: of the run.
       trainable, total: numbers of parameters.
       total_steps: None if the budget does not decide it.
-      epoch_tokens: rows x seq_len of the steps of an epoch (of a mixture, a pass over its first source); None if
-        unknown.
+      steps_per_epoch: of a mixture, those of a pass over its first source; None if unknown.
+      tokens_per_step: positions, padding included, on average; `padded`: whether there is padding.
       flops: of the model in all steps; of one step for a budget in hours.
       memory: `cost.memory`, bytes per device.
     """
@@ -148,17 +150,19 @@ def header(
     parts = ', '.join(f'{name} {unit(size, "B")}' for name, size in memory.items() if name != 'total')
     lines = [
         ('parameters', f'{number(total)}, {share}'),
-        ('batch', _batch(config, mesh)),
-        ('plan', _plan(config, total_steps, epoch_tokens, flops)),
+        ('batch', _batch(config, mesh, tokens_per_step, padded)),
+        ('plan', _plan(config, total_steps, steps_per_epoch, tokens_per_step, flops)),
         ('device', f'{mesh.size} x {mesh.devices.flat[0].device_kind}, {config.model.dtype}'),
         ('memory', f'about {unit(memory["total"], "B")} per device: {parts}'),
     ]
     return '\n'.join(note(*line) for line in lines)
 
 
-def _batch(config, mesh) -> str:
+def _batch(config, mesh, tokens_per_step: int, padded: bool) -> str:
     rows, seq_len, accumulate = config.data.batch_size, config.data.seq_len, config.optimizer.accumulate
-    text = f'{rows:,} rows x {seq_len:,} tokens = {rows * seq_len:,} tokens per step'
+    length = round(tokens_per_step / rows)
+    size = f'{length:,} tokens' + (f' (on average; at most {seq_len:,})' if length < seq_len else '')
+    text = f'{rows:,} rows x {size} = {tokens_per_step:,} tokens per step' + ', padding included' * padded
     replicas = mesh.shape['data'] * mesh.shape['fsdp']  # devices that share the rows
     factors = [f'{accumulate} micro-batches'] if accumulate > 1 else []
     factors += [f'{replicas} devices'] if replicas > 1 else []
@@ -169,18 +173,18 @@ def _batch(config, mesh) -> str:
     )
 
 
-def _plan(config, total_steps: int | None, epoch_tokens: int | None, flops: float) -> str:
+def _plan(
+    config, total_steps: int | None, steps_per_epoch: int | None, tokens_per_step: int, flops: float
+) -> str:
     if total_steps is None and config.budget.flops:
         return f'{unit(config.budget.flops, "FLOP")}, of which a step takes at most {unit(flops, "FLOP")}'
     if total_steps is None:
         hours = config.budget.hours
-        epoch = epoch_tokens and epoch_tokens // (config.data.batch_size * config.data.seq_len)
-        steps = f'; an epoch is {counted(epoch, "step")}' if epoch else ''
+        steps = f'; an epoch is {counted(steps_per_epoch, "step")}' if steps_per_epoch else ''
         text = f'{hours:g} hours of wall clock ({duration(3600 * hours)}); {unit(flops, "FLOP")} per step'
         return text + steps
-    tokens = total_steps * config.data.batch_size * config.data.seq_len
-    spent = f' ({epochs(tokens / epoch_tokens)} epochs)' if epoch_tokens else ''
-    return f'{total_steps:,} steps, {number(tokens)} tokens{spent}, {unit(flops, "FLOP")}'
+    spent = f' ({epochs(total_steps / steps_per_epoch)} epochs)' if steps_per_epoch else ''
+    return f'{total_steps:,} steps, {number(total_steps * tokens_per_step)} tokens{spent}, {unit(flops, "FLOP")}'
 
 
 def epochs(count: float) -> str:

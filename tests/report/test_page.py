@@ -67,7 +67,7 @@ def test_complete_run(tmp_path):
     assert 'not less than xz (1.300)' in page
     for expected in (
         '| steps | 300 |',
-        '| tokens | 2.46M |',
+        '| tokens, padding included | 2.46M |',
         '| FLOPs of the model | 130 TFLOP |',
         '| wall time with evaluation and saving | 4m 05s |',
         '| tokens per second, median | 15,500 |',
@@ -198,8 +198,8 @@ def test_plan_and_actual_cost(tmp_path):
     page = report.write(a_run(tmp_path / 'quick')).read_text()
     assert '| peak memory | 1.00 GB | 1.10 GB | 1.10 |' in page
     assert '| wall time with evaluation and saving | 1m 40s | 4m 05s | 2.45 |' in page
-    assert '| tokens |' in page.partition('## Plan and actual')[0]
-    assert '| tokens |' not in page.partition('## Plan and actual')[2]  # tokens have no plan
+    assert '| tokens, padding included |' in page.partition('## Plan and actual')[0]
+    assert '| tokens, padding included |' not in page.partition('## Plan and actual')[2]  # tokens have no plan
 
 
 def cells(page, row):

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from configs import tiny
-from lmtrain.report import summary
+from lmtrain.report import summary, terminal
 from lmtrain.training.build import build
 
 
@@ -49,3 +49,14 @@ def test_planned_figures_are_those_of_the_budget(text):
     assert summary.planned(hours).keys() == {'peak_memory'}
     steps = hours.stream('train', shuffle=True).steps_per_epoch
     assert f'an epoch is {steps} steps' in ' '.join(summary.header(hours).split())
+
+
+def test_header_and_plan_count_the_same_tokens_of_padded_rows(text, tmp_path):
+    rows = ''.join(f'{"x" * (1 + 5 * (i % 4))} {i},{"ab"[i % 2]}\n' for i in range(40))
+    (tmp_path / 'rows.csv').write_text(f'text,label\n{rows}')
+    changes = {'task.name': 'classify', 'task.train': (str(tmp_path / 'rows.csv'),), 'task.text': ('text',)}
+    run = run_of(text, **changes, **{'task.label': 'label', 'data.tokenizer': 'bytes', 'budget.steps': 10})
+    tokens, header = run.tokens_per_step, ' '.join(summary.header(run).split())
+    assert tokens < 8 * 32 and summary.planned(run)['tokens'] == 10 * tokens
+    assert f'8 rows x {round(tokens / 8)} tokens (on average; at most 32) = {tokens} tokens per step' in header
+    assert f'10 steps, {terminal.number(10 * tokens)} tokens ({10 / run.steps_per_epoch:.2g} epochs)' in header

@@ -97,7 +97,9 @@ def header(fields=None, mesh=(1, 8), **changes):
         'trainable': 590_000,
         'total': 27_300_000,
         'total_steps': 5000,
-        'epoch_tokens': 20_480_000,
+        'steps_per_epoch': 2500,
+        'tokens_per_step': 32 * 256,
+        'padded': False,
         'flops': 5e15,
         'memory': {'parameters': 1e8, 'activations': 2e9, 'total': 2.1e9},
     }
@@ -112,6 +114,14 @@ def test_header():
     assert '32 rows x 256 tokens = 8,192 tokens per step, over 4 micro-batches x 8 devices: 1 row each' in text
     assert '5,000 steps, 41.0M tokens (2 epochs), 5.00 PFLOP' in text
     assert 'about 2.10 GB per device: parameters 100 MB, activations 2.00 GB' in text
+
+
+def test_header_counts_positions_of_padded_rows():
+    text = header({'optimizer.accumulate': 1}, mesh=(1, 1), tokens_per_step=32 * 40, padded=True)
+    assert '32 rows x 40 tokens (on average; at most 256) = 1,280 tokens per step, padding included' in text
+    assert '5,000 steps, 6.40M tokens (2 epochs)' in text
+    whole = header(mesh=(1, 1), padded=True)
+    assert '32 rows x 256 tokens = 8,192 tokens per step, padding included, over' in whole
 
 
 def test_header_of_full_fine_tuning():
