@@ -24,6 +24,9 @@ from lmtrain.training.resolve import resolve, with_stand_in_text
 from lmtrain.training.run import Run
 
 COMPILING = 'compiling the train step'
+# Share of a device's memory above which a plan is tight. The rest is for what no compiler counts: fragments between
+# buffers, the runtime's own memory, a second batch.
+TIGHT = 0.9
 
 
 class Compiled(NamedTuple):
@@ -151,6 +154,11 @@ def needed(run: Run, target: Target, figures: Compiled) -> float:
     return figures.total if target.topology else max(run.memory['total'], figures.total)
 
 
+def is_tight(memory: float, target: Target) -> bool:
+    """Whether a plan that needs so many bytes on a device leaves less than a tenth of its memory."""
+    return memory > TIGHT * target.chip.memory
+
+
 def that_fits(run: Run, target: Target, figures: Compiled) -> tuple[Run, Compiled, dict[str, Any]]:
     """(run, figures, {field: value} of its changes): more micro-batches of the same batch, then also remat='full'.
 
@@ -232,7 +240,7 @@ def verdict(run: Run, target: Target, figures: Compiled) -> str:
     if not target.chip:
         return f'{_bytes(figures.total)} a device, {_bytes(figures.total * target.chips)} of this machine in all'
     total, theory = needed(run, target, figures), run.memory['total']
-    answer = 'yes' if total <= target.chip.memory else 'no'
+    answer = 'no' if total > target.chip.memory else 'yes, but tight' if is_tight(total, target) else 'yes'
     text = f'{answer}: {_bytes(total)} of {_bytes(target.chip.memory)} a device'
     if target.topology:
         return f'{text}, {terminal.percent(total / target.chip.memory)}'

@@ -18,7 +18,7 @@ from lmtrain.training.run import Run
 REMAT = ('none', 'dots', 'full')
 TENSOR, DATA = (1, 2, 4, 8), (1, 2, 4, 8, 16)
 FITTING, COMPILED = 3, 12  # stop after this many that fit, or this many compilations
-SHARE = 0.9  # largest share of a device's memory by theory
+NEARLY = 0.95  # of the fastest plan's speed: a plan that is not tight precedes it from this share on
 
 
 class Candidate(NamedTuple):
@@ -70,7 +70,7 @@ def _on_mesh(config, target: Target, mesh: tuple[int, int, int]) -> Iterator[Can
         for remat, accumulate in itertools.product(REMAT, micro):
             one = _changed(run, remat, accumulate)
             memory = one.memory['total']
-            if memory <= SHARE * target.chip.memory:
+            if not forecast.is_tight(memory, target):
                 bound = forecast.bound(one, target, traffic.minimum(one))
                 yield Candidate(mesh, remat, accumulate, one.tokens_per_step / max(bound), memory, bound)
 
@@ -96,6 +96,7 @@ def page(config, target: Target, command: Sequence[str] = ()) -> str:
     if not ranked:
         raise InputError(f'nothing fits on {target.name}: take more chips, or lower data.seq_len')
     fitting, compiled = compile_best(config, target, ranked)
+    fitting = roomy_first(fitting, target)
     if not fitting:
         raise InputError(
             f'none of the {compiled} fastest that fit by arithmetic fits on {target.name} by the compiler: take more '
@@ -110,9 +111,18 @@ def page(config, target: Target, command: Sequence[str] = ()) -> str:
         terminal.note('tokens/s', f'if everything overlaps{spent}'),
         terminal.note('memory', f'of a device, by {source}'),
     ]
+    if any(forecast.is_tight(memory, target) for memory, _ in fitting.values()):
+        notes.append(terminal.note('!', 'tight: less than a tenth of the memory is left'))
     words = [*command, *(f'--config.{field}={value}' for field, value in next(iter(fitting)).changes().items())]
     train = '\n'.join(['to train the first', '  ' + ' \\\n    '.join(words)])
     return '\n\n'.join(['\n'.join([title, *_table(config, target, fitting)]), '\n'.join(notes), train])
+
+
+def roomy_first(fitting: dict[Candidate, tuple], target: Target) -> dict[Candidate, tuple]:
+    """At most FITTING plans: those that are nearly as fast as the fastest and not tight, then the others."""
+    limit = NEARLY * max((one.speed for one in fitting), default=0.0)
+    behind = {one: forecast.is_tight(memory, target) or one.speed < limit for one, (memory, _) in fitting.items()}
+    return {one: fitting[one] for one in sorted(fitting, key=behind.get)[:FITTING]}
 
 
 def _table(config, target: Target, fitting: dict[Candidate, tuple[float, float | None]]) -> list[str]:
@@ -123,7 +133,7 @@ def _table(config, target: Target, fitting: dict[Candidate, tuple[float, float |
     for number, (one, (memory, seconds)) in enumerate(fitting.items(), 1):
         mesh = 'x'.join(map(str, one.mesh))
         speed, size = terminal.number(one.speed), terminal.unit(memory, 'B')
-        used = terminal.percent(memory / target.chip.memory)
+        used = terminal.percent(memory / target.chip.memory) + '!' * forecast.is_tight(memory, target)
         time = terminal.duration(seconds) if seconds else 'budget'
         row = (f'  {number}', mesh, one.remat, f'{one.accumulate}', speed, one.bound.limit, size, used, time)
         money = (f'{price * target.chips * seconds / 3600:,.0f}' if seconds else 'budget',)
@@ -136,11 +146,14 @@ def compile_best(
 ) -> tuple[dict[Candidate, tuple[float, float | None]], int]:
     """({candidate that fits: (bytes of a device, seconds of the run)}, number of compilations), the fastest first.
 
-    Skips a candidate that by theory needs at least as much as one of its remat policy that did not fit.
+    Skips a candidate that by theory needs at least as much as one of its remat policy that did not fit. Goes on while
+    all that fit are tight and one that is nearly as fast may not be.
     """
     fitting, limits, compiled = {}, {}, 0
     for one in ranked:
-        if len(fitting) == FITTING or compiled == COMPILED:
+        slower = any(one.speed < NEARLY * other.speed for other in fitting)
+        roomy = any(not forecast.is_tight(memory, target) for memory, _ in fitting.values())
+        if len(fitting) >= FITTING and (roomy or slower) or compiled == COMPILED:
             break
         if one.memory >= limits.get(one.remat, math.inf):
             continue

@@ -1,5 +1,7 @@
 """Memory, time and money of a plan against values computed by hand."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 
@@ -54,3 +56,10 @@ def test_money_is_for_all_chips(config):
         seconds = 10**9 * run.flops_per_step.total / peak / 0.4
     assert f'{2.5 * 8 * seconds / 3600:,.0f}' in page.splitlines()[-1].split()
     assert terminal.duration(seconds) in page
+
+
+@pytest.mark.parametrize(('share', 'answer'), [(0.89, 'yes:'), (0.91, 'yes, but tight:'), (1.01, 'no:')])
+def test_verdict_says_if_little_memory_is_left(share, answer):
+    run = SimpleNamespace(memory={'total': 1e9})
+    figures = compiled.Compiled(total=share * H100.chip.memory)
+    assert compiled.verdict(run, H100, figures).startswith(f'{answer} ')
