@@ -173,9 +173,7 @@ def _batch(config, mesh, tokens_per_step: int, padded: bool) -> str:
     )
 
 
-def _plan(
-    config, total_steps: int | None, steps_per_epoch: int | None, tokens_per_step: int, flops: float
-) -> str:
+def _plan(config, total_steps: int | None, steps_per_epoch: int | None, tokens_per_step: int, flops: float) -> str:
     if total_steps is None and config.budget.flops:
         return f'{unit(config.budget.flops, "FLOP")}, of which a step takes at most {unit(flops, "FLOP")}'
     if total_steps is None:

@@ -18,7 +18,7 @@ class Monitor:
     """
 
     def __init__(self, state: Mapping[str, Any] = MappingProxyType({})):
-        self.state = {'sums': {}, 'shown': {}, 'empty': 0, 'rewards': [], 'bests': {}} | dict(state)
+        self.state = {'sums': {}, 'shown': {}, 'empty': 0, 'rewards': [], 'bests': {}, 'warned': []} | dict(state)
 
     def add(self, values: Mapping[str, Any], figures: Mapping[str, float], first: bool) -> None:
         """Adds a step, and with the `first` one the figures of its rollout.
@@ -45,19 +45,31 @@ class Monitor:
         return self.state['shown'] | ({'empty_steps': self.state['empty']} if self.state['empty'] else {})
 
     def compare(self, results: Mapping[str, float]) -> str:
-        """A warning if the training reward rises while a held-out measure falls; '' if it does not.
+        """A warning if the training reward begins to rise while a held-out measure falls, and a line at its end.
 
-        The measures are those with an error in the results of `rollouts.held_out`: the reward, and the parts that are
+        '' if nothing changed since the last call, so that a policy that stays exploitative is reported once. The
+        measures are those with an error in the results of `rollouts.held_out`: the reward, and the parts that are
         measured alone. Compared are the mean reward of the rollouts since the last call and the measure, with those at
         the best measure so far. A fall counts beyond ERRORS standard errors of the difference.
         """
         rewards, self.state['rewards'] = self.state['rewards'], []
         reward = sum(rewards) / len(rewards) if rewards else None
         names = [name for name in results if f'{name}_error' in results]
-        return next(filter(None, [self._compare(name, reward, results) for name in names]), '')
+        warnings = {name: self._compare(name, reward, results) for name in names}
+        if reward is None:
+            return ''
+        before = self.state['warned']
+        self.state['warned'] = [name for name, warning in warnings.items() if warning]
+        begun = [warnings[name] for name in self.state['warned'] if name not in before]
+        ended = [
+            f'no longer: the {name} of held-out prompts is {results[name]:.3f}, the training reward {reward:.3f}'
+            for name in before
+            if name not in self.state['warned']
+        ]
+        return '; '.join(begun + ended)
 
     def _compare(self, name: str, reward: float | None, results: Mapping[str, float]) -> str:
-        """The warning about one measure; its best so far becomes part of the state."""
+        """The warning about one measure, '' if there is none; its best so far becomes part of the state."""
         best = self.state['bests'].get(name)
         now = {'reward': reward, 'held_out': results[name], 'error': results[f'{name}_error']}
         if best is None or now['held_out'] >= best['held_out']:

@@ -68,3 +68,29 @@ def test_a_part_that_is_only_measured_is_compared_too():
     assert falls.startswith(
         'the reward rises (2.000 to 4.000) while the reward_exact of held-out prompts falls (0.750 to 0.500)'
     )
+
+
+def test_warning_is_printed_once_per_change():
+    monitor = after(Monitor(), 0.5)
+    assert monitor.compare(results(0.6)) == ''
+    texts = [after(monitor, reward).compare(results(held_out)) for reward, held_out in ((0.7, 0.4), (0.8, 0.3))]
+    assert 'exploit' in texts[0] and texts[1] == ''
+    assert monitor.compare(results(0.3)) == ''  # of a resumed run, without a rollout since: no news
+    resumed = Monitor(json.loads(json.dumps(monitor.state)))
+    assert after(resumed, 0.9).compare(results(0.2)) == ''
+    ended = after(resumed, 0.9).compare(results(0.595))
+    assert ended == 'no longer: the reward of held-out prompts is 0.595, the training reward 0.900'
+    assert after(resumed, 0.9).compare(results(0.595)) == ''
+    assert 'exploit' in after(resumed, 0.95).compare(results(0.4))
+
+
+def test_both_measures_that_fall_are_named():
+    """Each is compared with its own best, also if the other one falls."""
+    exact = {'reward_exact': 0.5, 'reward_exact_error': 0.01}
+    monitor = after(Monitor(), 0.5)
+    assert monitor.compare(results(0.6) | exact) == ''
+    text = after(monitor, 0.8).compare(results(0.3) | exact | {'reward_exact': 0.7})
+    assert 'the reward of held-out' in text and 'reward_exact' not in text
+    assert 'the reward_exact of held-out prompts falls (0.700 to 0.100)' in after(monitor, 0.9).compare(
+        results(0.3) | exact | {'reward_exact': 0.1}
+    )
