@@ -125,8 +125,10 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     result['rows_used'] = rows_used(comparison, trial, config)
     result['forgetting'] = forgetting.measure(comparison, loaded) if trial.size == comparison.sizes[-1] else None
     query = _query(comparison, trial, loaded, chosen)
-    scored = 2 * len(tried) * len(comparison.task.selection)  # by the run, and for the temperature
-    spent = ledger.scoring(loaded.model, loaded.params, query, scored)
+    sampled = [cost['evaluation_flops'] for cost in costs if 'evaluation_flops' in cost]  # a policy is measured so
+    passes = (1 if sampled else 2) * len(tried)  # by the run, and for the temperature
+    spent = ledger.scoring(loaded.model, loaded.params, query, passes * len(comparison.task.selection))
+    spent = ledger.together(spent, ledger.Spent(sum(sampled)))
     if not TASKS[config.task.name].has_classes:
         pool, form = prompt(comparison, trial)
         spent = ledger.together(spent, *[measures.embedding(loaded, pool, form)] * len(tried))

@@ -9,8 +9,9 @@ measured, or has no meaning for the arm, is None.
     cache_bytes            keys and values of the shared tokens, if they are cached
     train_flops            of the final run, with recomputation, frozen layers, virtual tokens, and what is computed
                            outside of its steps: rollouts with their scores, the pass of a cached reference model
-    selection_flops        of everything that chose it: other members of a grid, evaluation, search, calibration
-    tokens                 positions of train steps and of selection
+    selection_flops        of everything that chose it: other members of a grid, search, calibration, and evaluation on
+                           the selection rows, which for a policy is the sampling of completions
+    tokens                 positions of train steps and of selection, without sampled ones
     device_seconds         to create it, selection included
     peak_bytes             of one device: arguments and temporaries of the compiled train step
     query_tokens           of one query

@@ -24,6 +24,7 @@ COST = (
     ('flops', 'FLOPs of the model', functools.partial(terminal.unit, name='FLOP')),
     ('reference_flops', 'of which the reference model, once', functools.partial(terminal.unit, name='FLOP')),
     ('rollout_flops', 'of which rollouts', functools.partial(terminal.unit, name='FLOP')),
+    ('evaluation_flops', 'FLOPs of held-out completions, besides', functools.partial(terminal.unit, name='FLOP')),
     ('seconds', 'wall time with evaluation and saving', terminal.duration),
     ('rollout_seconds', 'of which rollouts', terminal.duration),
     ('tokens_per_second', 'tokens per second, median', '{:,.0f}'.format),

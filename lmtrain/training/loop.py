@@ -45,6 +45,7 @@ class Loop:
         self.sampler = rollouts.Sampler(run, reward_scores.scorer) if run.task.on_policy else None
         # The function (params, stopped) -> the held-out results, or None if it was stopped.
         if self.sampler:
+            self.sampler.held_out_flops = self.sampled.get('evaluation_flops', 0.0)
             self.measure = rollouts.held_out(self.sampler, 'validation', run.config.evaluate.max_batches)
         else:
             streams, step = evaluate.passes(run, 'validation', run.config.evaluate.max_batches), self.eval_step
@@ -240,6 +241,8 @@ class Loop:
         validation = self.measure(state.params, self.should_stop)
         if validation is None:
             return
+        if self.sampler:
+            self.sampled['evaluation_flops'] = self.sampler.held_out_flops
         if self.parts.initial.members:
             validation = sweep.of_best_rate(self.parts.initial.members, validation)
         rises = self.validation is not None and validation['loss'] > self.validation['loss']
@@ -309,6 +312,7 @@ class Loop:
         """The content of results.json."""
         cost = {'steps': self.step, 'seconds': self.clock.elapsed} | self.spent() | self.measured()
         cost |= {'epochs': self.step / self.parts.steps_per_epoch}
+        cost |= {'evaluation_flops': self.sampler.held_out_flops} if self.sampler else {}
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
         results = {
             'validation': self.validation,

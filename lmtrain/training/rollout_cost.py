@@ -1,4 +1,4 @@
-"""FLOPs of a rollout: of the completions that were drawn and, before it begins, at most."""
+"""FLOPs of completions: of a rollout as it was drawn and, before it begins, at most; of the held-out ones."""
 
 from collections.abc import Sequence
 
@@ -28,10 +28,21 @@ def of(config, model, params: Sequence[tree.Params], prompts: int, longest: int,
       prompts: number of prompts, see `passes.Sampled`. longest: tokens of the longest of them.
       drawn: tokens of the longest completion.
     """
-    T, M = sample.lengths(model, params[0], longest, config.policy.max_tokens)
-    sampled = passes.Sampled(prompts, config.policy.samples, T, M, drawn)
+    sampled = _sampled(config, model, params[0], prompts, config.policy.samples, longest, drawn)
     rows = config.policy.prompts * config.policy.samples
     return passes.rollout_flops(model, params[0], sampled, rows, config.data.seq_len, params)
+
+
+def of_held_out(config, model, params: tree.Params, prompts: int, longest: int, drawn: int) -> float:
+    """FLOPs of sampling one completion of each held-out prompt, without the reward. Arguments: see `of`."""
+    return passes.sampling_flops(model, params, _sampled(config, model, params, prompts, 1, longest, drawn))
+
+
+def _sampled(
+    config, model, params: tree.Params, prompts: int, samples: int, longest: int, drawn: int
+) -> passes.Sampled:
+    T, M = sample.lengths(model, params, longest, config.policy.max_tokens)
+    return passes.Sampled(prompts, samples, T, M, drawn)
 
 
 def at_most(config, model, params: Sequence[tree.Params], prompts: int) -> float:

@@ -112,7 +112,11 @@ def check(run: Run) -> None:
 
 
 class Sampler:
-    """Samples completions of prompts with the parameters of a run, and scores them."""
+    """Samples completions of prompts with the parameters of a run, and scores them.
+
+    Attributes:
+      held_out_flops: FLOPs of all completions that `held_out` has sampled, with their rewards.
+    """
 
     def __init__(self, run: Run, open_model: Callable | None = None):
         """Builds the reward of config.reward, see `rewards.build`. Raises InputError naming the field.
@@ -122,6 +126,7 @@ class Sampler:
         self.run = run
         opened = open_model and functools.partial(open_model, text=tuple(run.config.task.text))
         self.reward = rewards.build(run.config.reward, root=run.config.data.root, open_model=opened)
+        self.held_out_flops = 0.0
 
     def close(self) -> None:
         """Ends the processes of the reward."""
@@ -326,12 +331,18 @@ def held_out(sampler: Sampler, split: str, max_batches: int = 0) -> Callable:
     size = min(size, count)
 
     def measure(params, stopped=lambda: False) -> dict[str, float] | None:
-        parts = []
+        parts, flops = [], 0.0
         for first in range(0, count, size):
             if stopped():
                 return None
             some = prompts.at(np.arange(first, first + size) % count)  # all calls have one shape
-            parts.append(sampler(params, some, 1, policy.evaluate_temperature, run.config.seed, keep=count - first))
+            part = sampler(params, some, 1, policy.evaluate_temperature, run.config.seed, keep=count - first)
+            longest, drawn = max(map(len, some.ids)), int(part.lengths.max())
+            shapes, rows = run.initial.shapes.params, padded(size, run.mesh)
+            flops += rollout_cost.of_held_out(run.config, run.model, shapes, rows, longest, drawn)
+            flops += sampler.reward.flops
+            parts.append(part)
+        sampler.held_out_flops += flops
         weights = [len(part.rewards) / count for part in parts]
         each = [part.figures() for part in parts]
         failures = sum(own.pop('reward_failures', 0) for own in each)

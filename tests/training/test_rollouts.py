@@ -161,17 +161,18 @@ def test_run_killed_in_a_rollout_or_its_epochs_resumes_bit_identically(config, w
     assert all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
     one, other = (json.loads((each / 'results.json').read_text('utf-8'))['cost'] for each in (workdir, expected))
     assert one['flops'] == other['flops'] and one['rollout_flops'] == other['rollout_flops'] > 0
+    assert one['evaluation_flops'] == other['evaluation_flops'] > 0
 
 
 @pytest.mark.slow
 def test_cost_is_that_of_the_steps_and_of_all_that_was_drawn(config, folder, monkeypatch):
     config.adapt.method, config.budget.steps, config.policy.max_tokens = 'lora', 8, 5  # two rollouts
-    run, drawn, call = built(config.copy_and_resolve_references(), data=8), [], rollouts.Sampler.__call__
+    run, call = built(config.copy_and_resolve_references(), data=8), rollouts.Sampler.__call__
+    drawn, held_out = [], []
 
     def sampled(self, params, prompts, count, *rest):
         completions = call(self, params, prompts, count, *rest)
-        if count > 1:  # no evaluation
-            drawn.append((max(map(len, prompts.ids)), completions.lengths.max()))
+        (drawn if count > 1 else held_out).append((max(map(len, prompts.ids)), completions.lengths.max()))
         return completions
 
     monkeypatch.setattr(rollouts.Sampler, '__call__', sampled)
@@ -185,6 +186,9 @@ def test_cost_is_that_of_the_steps_and_of_all_that_was_drawn(config, folder, mon
     assert len(each) == 2 and cost['rollout_flops'] == pytest.approx(sum(each))
     assert cost['flops'] == pytest.approx(8 * run.flops_per_step.total + sum(each))
     assert cost['executed_flops'] == pytest.approx(8 * run.cost_per_step['executed_flops'] + sum(each))
+    calls = [passes.sampling_flops(run.model, params, passes.Sampled(16, 1, 16, 16, length)) for _, length in held_out]
+    assert len(calls) == 2 * 3  # before the first step and after the last, 40 prompts in batches of 16
+    assert cost['evaluation_flops'] == pytest.approx(sum(calls))
     most = run.spent(8)
     assert most['flops'] >= cost['flops'] > 8 * run.flops_per_step.total
     timings = lines(folder / 'cost', 'timings')[-1]
