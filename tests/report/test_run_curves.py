@@ -25,53 +25,58 @@ def run(folder, name, losses, bits=True, timed=True):
 
 
 def drawn(monkeypatch, records, path, x='step'):
-    """(names without a curve, {name: points}, the labels of the axes)."""
+    """(names without a curve, {label of a panel: {name: points}}, the label of the x axis)."""
     seen = []
     monkeypatch.setattr(run_curves, '_draw', lambda *arguments: seen.append(arguments))
     absent = run_curves.plot(records, path, x)
-    (curves, _, *labels), *_ = seen
-    return absent, curves, labels
+    ((panels, _, label),) = seen
+    return absent, panels, label
 
 
-def test_unit_is_that_of_all_curves(tmp_path, monkeypatch):
-    first, second = run(tmp_path, 'a', [4.0, 2.0]), run(tmp_path, 'b', [3.0, 2.5])
-    _, curves, labels = drawn(monkeypatch, [first, second], tmp_path / 'a.png')
-    assert curves == {'a': [(10, 2.0), (20, 1.0)], 'b': [(10, 1.5), (20, 1.25)]}
-    assert labels == ['step', 'bits per byte (less is better)']
-    other = run(tmp_path, 'c', [0.7, float('nan'), 0.6], bits=False)
-    _, curves, labels = drawn(monkeypatch, [first, other], tmp_path / 'a.png')
-    assert curves == {'a': [(10, 4.0), (20, 2.0)], 'c': [(10, 0.7), (30, 0.6)]}
-    assert labels == ['step', 'validation loss, nats (less is better)']
-
-
-def test_policies_are_drawn_by_their_rewards(tmp_path, monkeypatch):
-    records = [run(tmp_path, name, [-0.25, -0.5], bits=False) for name in 'ab']
+def policy(folder, name):
+    """The record of a run whose loss is minus its reward."""
+    record = run(folder, name, [], bits=False)
     text = ''.join(
         json.dumps({'step': step, 'validation_loss': -x, 'validation_reward': x, 'validation_reward_error': 0.1}) + '\n'
         for step, x in ((10, 0.25), (20, 0.5))
     )
-    for record in records:
-        (tmp_path / record['name'] / 'metrics.jsonl').write_text(text, encoding='utf-8')
-    _, curves, labels = drawn(monkeypatch, records, tmp_path / 'a.png')
-    assert curves == {'a': [(10, 0.25), (20, 0.5)], 'b': [(10, 0.25), (20, 0.5)]}
-    assert labels == ['step', 'mean reward (more is better)']
+    (folder / name / 'metrics.jsonl').write_text(text, encoding='utf-8')
+    return record | {'task.name': 'policy'}
+
+
+def test_each_measure_has_a_panel(tmp_path, monkeypatch):
+    first, second = run(tmp_path, 'a', [4.0, 2.0]), run(tmp_path, 'b', [3.0, 2.5])
+    _, panels, label = drawn(monkeypatch, [first, second], tmp_path / 'a.png')
+    bits = {'a': [(10, 2.0), (20, 1.0)], 'b': [(10, 1.5), (20, 1.25)]}
+    assert panels == {'bits per byte\n(lower is better)': bits} and label == 'step'
+    classes = run(tmp_path, 'c', [0.7, float('nan'), 0.6], bits=False) | {'task.name': 'classify'}
+    pairs = run(tmp_path, 'd', [0.5], bits=False) | {'task.name': 'preference'}
+    rewarded = policy(tmp_path, 'e')
+    _, panels, _ = drawn(monkeypatch, [pairs, classes, rewarded, first, second], tmp_path / 'a.png')
+    assert list(panels.items()) == [
+        ('bits per byte\n(lower is better)', bits),
+        ('mean reward\n(higher is better)', {'e': [(10, 0.25), (20, 0.5)]}),
+        ('validation loss of preference\n(lower is better)', {'d': [(10, 0.5)]}),
+        ('validation loss of classify\n(lower is better)', {'c': [(10, 0.7), (30, 0.6)]}),
+    ]
 
 
 def test_costs_on_the_axis(tmp_path, monkeypatch):
     records = [run(tmp_path, 'a', [4.0, 2.0, 1.0]), run(tmp_path, 'b', [4.0], timed=False)]
-    absent, curves, _ = drawn(monkeypatch, records, tmp_path / 'a.png', 'seconds')
+    absent, panels, _ = drawn(monkeypatch, records, tmp_path / 'a.png', 'seconds')
+    (curves,) = panels.values()
     assert absent == ['b'] and [x for x, _ in curves['a']] == [5.0, 10.0, 15.0]
-    _, curves, labels = drawn(monkeypatch, records, tmp_path / 'a.png', 'flops')
-    assert [x for x, _ in curves['a']] == [2e10, 4e10, 6e10] and labels[0] == 'FLOPs of the model'
+    _, panels, label = drawn(monkeypatch, records, tmp_path / 'a.png', 'flops')
+    (curves,) = panels.values()
+    assert [x for x, _ in curves['a']] == [2e10, 4e10, 6e10] and label == 'FLOPs of the model'
 
 
 def test_broken_and_empty_runs_are_left_out(tmp_path, monkeypatch):
     broken = run(tmp_path, 'broken', [1.0])
     (tmp_path / 'broken' / 'metrics.jsonl').write_text('x\n', encoding='utf-8')
     records = [run(tmp_path, 'a', [2.0]), broken, {'name': 'gone', 'folder': str(tmp_path / 'gone')}]
-    absent, curves, labels = drawn(monkeypatch, records, tmp_path / 'a.png')
-    assert absent == ['broken', 'gone'] and list(curves) == ['a']
-    assert labels[1].startswith('bits per byte')  # of the runs that are drawn
+    absent, panels, _ = drawn(monkeypatch, records, tmp_path / 'a.png')
+    assert absent == ['broken', 'gone'] and [list(curves) for curves in panels.values()] == [['a']]
     with pytest.raises(InputError, match='no run has a validation curve'):
         run_curves.plot([broken], tmp_path / 'a.png')
 
@@ -90,3 +95,10 @@ def test_files(tmp_path):
     run_curves.plot(records, tmp_path / 'a.svg', 'flops')
     text = (tmp_path / 'a.svg').read_text(encoding='utf-8')
     assert text.startswith('<?xml') and '\x1b' not in text and not re.search('<b>', text)
+
+
+def test_panels_are_one_above_the_other(tmp_path):
+    records = [run(tmp_path, 'a', [4.0, 2.0, 1.0]), policy(tmp_path, 'b')]
+    run_curves.plot(records, tmp_path / 'a.png')
+    height, width, _ = matplotlib.image.imread(tmp_path / 'a.png').shape
+    assert (height, width) == (900, 1500)
