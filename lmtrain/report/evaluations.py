@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lmtrain.files import read_json_lines
+from lmtrain.report import terminal
 
+# Epochs after which the same text teaches nothing more: Muennighoff et al. 2023, arXiv 2305.16264, section 6.
+MANY_EPOCHS = 40
+MEMORISED = 1.5  # times the training loss: a validation loss above it, after many epochs, is that of a memorised text
 RISING = 2  # evaluations in a row above the best one, after which a rise counts as overfitting
 
 
@@ -123,6 +127,43 @@ def text(sign: Overfitting, steps_per_epoch: float | None) -> str:
     )
 
 
+def many_epochs(total_steps: int, steps_per_epoch: int, every: int) -> str:
+    """The message before a run of many epochs of text; '' for fewer.
+
+    Args:
+      every: steps between evaluations.
+
+    >>> many_epochs(400, 2, 500)[:66]
+    '200 are planned; from about 40 on, a model learns nothing more from'
+    """
+    epochs, evaluated = total_steps / steps_per_epoch, math.ceil(total_steps / every)
+    if epochs <= MANY_EPOCHS:
+        return ''
+    text = (
+        f'{terminal.epochs(epochs)} are planned; from about {MANY_EPOCHS} on, a model learns nothing more from the '
+        f'same text but to repeat it by heart. More text, or budget.steps={MANY_EPOCHS * steps_per_epoch}, prevents it'
+    )
+    if evaluated > RISING:
+        return text
+    often = f'{terminal.counted(evaluated, "time")}, which shows no rise'
+    return f'{text}; validation is measured {often}: lower evaluate.every_steps={every}'
+
+
+def memorised(lines: Sequence[Mapping[str, Any]], epochs: float) -> str:
+    """The message on a text that was memorised: after many epochs, validation is far above training; else ''.
+
+    One evaluation is enough. `lines`: of metrics.jsonl, of a run that measures bits per byte.
+    """
+    training = [float(line.get('nats', line['loss'])) for line in lines if 'loss' in line]
+    validation = [float(line['validation_loss']) for line in lines if 'validation_bits_per_byte' in line]
+    if epochs <= MANY_EPOCHS or not training or not validation or not validation[-1] > MEMORISED * training[-1]:
+        return ''
+    return (
+        f'after {terminal.epochs(epochs)} epochs the training loss is {training[-1]:.4f} and the validation loss '
+        f'{validation[-1]:.4f}: the model repeats its training text by heart. More text or fewer steps help'
+    )
+
+
 def remarks(folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, str]:
     """{name: sentence} on a run that ended: its best step beside the last, why it ended, and whether it overfits.
 
@@ -145,6 +186,8 @@ def remarks(folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, str]:
     if len(measured) > RISING and (sign := overfitting(lines)):
         cost = results.get('cost', {})
         sentences['overfits'] = text(sign, cost['steps'] / cost['epochs'] if cost.get('epochs') else None)
+    elif by_heart := memorised(lines, results.get('cost', {}).get('epochs', 0.0)):
+        sentences['memorised'] = by_heart
     return sentences
 
 

@@ -7,7 +7,7 @@ import math
 
 from lmtrain import tree
 from lmtrain.parallel import sharding
-from lmtrain.report import terminal
+from lmtrain.report import evaluations, terminal
 
 
 def header(run, stand_in: bool = False) -> str:
@@ -34,6 +34,10 @@ def header(run, stand_in: bool = False) -> str:
     notes += [terminal.note('head', text) for text in run.notes]
     if run.task.reads_rows and (repeated := run.stream('train', shuffle=True).repeated):
         notes.append(terminal.note('rows', f'{repeated} come twice in an epoch, to fill up its last batch'))
+    if run.task.measures_text and run.total_steps and not stand_in:
+        every = config.evaluate.every_steps
+        if text := evaluations.many_epochs(run.total_steps, run.steps_per_epoch, every):
+            notes.append(terminal.note('epochs', text))
     return '\n'.join([figures, *notes, *_remarks(run)])
 
 

@@ -56,6 +56,7 @@ class Loop:
         self.rollout_steps = run.steps_per_rollout
         self.sampling = 0.0  # seconds of rollouts in this start
         self.patience, self.bests = run.config.evaluate.patience, extra.get('bests', [])  # of early stopping
+        self.memorised = ''  # the message on a memorised text, printed once in a start
         self.rises = 0  # evaluations in a row with a higher loss than the one before
         self.all_max = multihost.AsyncMax() if jax.process_count() > 1 else None
         self.stopping, self.spent_by_all = False, 0.0
@@ -258,6 +259,11 @@ class Loop:
         if self.rises == evaluations.RISING and self.writers and not self.parts.initial.members:
             if sign := evaluations.overfitting(self.writers.lines()):
                 self.live.print(terminal.note('overfits', evaluations.text(sign, self.parts.steps_per_epoch)))
+        epochs = self.step / self.parts.steps_per_epoch
+        if self.writers and self.progress < 1.0 and epochs > evaluations.MANY_EPOCHS and not self.memorised:
+            self.memorised = evaluations.memorised(self.writers.lines(), epochs)
+            if self.memorised:
+                self.live.print(terminal.note('memorised', self.memorised))
         for name, own in self.validation.get('sources', {}).items():
             self.live.print(terminal.note('', f'{name}: {terminal.evaluation_line(own, {})}'))
         if self.sampler and (warning := self.monitor.compare(self.validation)):

@@ -75,6 +75,29 @@ def test_remarks_on_a_run(tmp_path):
     assert overfits['best'].startswith('step 20: loss 2.0000') and 'step 20 (2 epochs)' in overfits['overfits']
 
 
+def test_many_epochs_of_text_are_announced():
+    assert evaluations.many_epochs(80, 2, 20) == ''
+    once = evaluations.many_epochs(300, 2, 500)
+    assert once.startswith('150 are planned; from about 40 on') and 'or budget.steps=80, prevents it' in once
+    assert once.endswith('validation is measured 1 time, which shows no rise: lower evaluate.every_steps=500')
+    assert 'validation' not in evaluations.many_epochs(300, 2, 100)
+
+
+def test_memorised_text_shows_after_one_evaluation(tmp_path):
+    """Of runs that measure text, after many epochs, if validation is far above training."""
+
+    def remarks(epochs, validation=2.0, measure='bits_per_byte', evaluated=(40,)):
+        own = [{'step': step, f'validation_{measure}': 1.0, 'validation_loss': validation} for step in evaluated]
+        path = tmp_path / 'metrics.jsonl'
+        path.write_text(''.join(json.dumps(line) + '\n' for line in [*lines(FALLS, {}), *own]))
+        return evaluations.remarks(tmp_path, {'cost': {'steps': 40, 'epochs': epochs}})
+
+    text = remarks(200.0)['memorised']
+    assert text.startswith('after 200 epochs the training loss is 0.3000 and the validation loss 2.0000: the model')
+    assert not remarks(40.0) and not remarks(200.0, validation=0.44) and not remarks(200.0, measure='accuracy')
+    assert not remarks(200.0, evaluated=())
+
+
 def test_a_policy_is_ranked_by_its_reward(tmp_path):
     def best(*rewards):
         measured = {step: {'validation_loss': -reward, 'validation_reward': reward} for step, reward in rewards}

@@ -1,5 +1,7 @@
 """The header and the plan of a run before its first step."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -60,3 +62,14 @@ def test_header_and_plan_count_the_same_tokens_of_padded_rows(text, tmp_path):
     assert tokens < 8 * 32 and summary.planned(run)['tokens'] == 10 * tokens
     assert f'8 rows x {round(tokens / 8)} tokens (on average; at most 32) = {tokens} tokens per step' in header
     assert f'10 steps, {terminal.number(10 * tokens)} tokens ({10 / run.steps_per_epoch:.2g} epochs)' in header
+
+
+def test_header_warns_of_many_epochs_of_text(text):
+    run = run_of(text)
+    few, many = (dataclasses.replace(run) for _ in range(2))
+    few.__dict__['total_steps'], many.__dict__['total_steps'] = (each * run.steps_per_epoch for each in (40, 41))
+    assert 'by heart' not in summary.header(few)
+    shown = ' '.join(summary.header(many).split())
+    assert 'epochs 41 are planned; from about 40 on, a model learns nothing more' in shown
+    assert f'budget.steps={40 * run.steps_per_epoch}' in shown
+    assert 'by heart' not in summary.header(many, stand_in=True)
