@@ -50,9 +50,35 @@ def run(values: flags.FlagValues) -> None:
         page(values)
 
 
+def title(values: flags.FlagValues) -> str:
+    """The name of the recipe and what it claims."""
+    path, argument = recipe.find(values.config)
+    bold, plain = cli.style('bold', 'plain')
+    name = path.stem + (f':{argument}' if argument else '')
+    text = textwrap.fill(f'{name}  {recipe.claim(path)}', shutil.get_terminal_size().columns, subsequent_indent='    ')
+    return text.replace(name, f'{bold}{name}{plain}', 1)
+
+
+def changes(values: flags.FlagValues) -> str:
+    """What the command line changes in the recipe, by field, and where all other values are."""
+    set_here = dict(recipe.leaves(recipe.from_flags(values)))
+    in_recipe = dict(recipe.leaves(recipe.run(*recipe.find(values.config))))
+    names = dict.fromkeys(text.partition('=')[0] for text in values.override)
+    fields = [key for key in set_here if key in names or set_here[key] != in_recipe.get(key)]
+    lines = [f'{key} = {written(set_here[key])} (recipe {written(in_recipe.get(key))})' for key in fields]
+    screen = shutil.get_terminal_size().columns
+    options = {'initial_indent': '  ', 'subsequent_indent': ' ' * 6, 'break_on_hyphens': False}
+    wrapped = [textwrap.fill(line, screen, **options) for line in lines]
+    heading = 'what this command line changes in the recipe' if lines else 'the recipe is not changed'
+    others = textwrap.fill(
+        f'`lmtrain show --config={values.config}` prints every value of the recipe.', screen, subsequent_indent='    '
+    )
+    return '\n'.join([heading, *wrapped, others])
+
+
 def page(values: flags.FlagValues) -> None:
     """Prints the recipe with every value resolved."""
-    config, (path, argument) = recipe.from_flags(values), recipe.find(values.config)
+    config = recipe.from_flags(values)
     bold, dim, green, cyan, plain = cli.style('bold', 'dim', 'green', 'cyan', 'plain')
     resolved, standard = dict(recipe.leaves(config)), dict(recipe.leaves(recipe.standard_of(config)))
     overridden = {text.partition('=')[0] for text in values.override}
@@ -66,9 +92,7 @@ def page(values: flags.FlagValues) -> None:
     names = max(len(key.rpartition('.')[2]) for key in notes() if key in cells) + 1
     margin = names + width + 4  # of the comments
 
-    name = path.stem + (f':{argument}' if argument else '')
-    title = textwrap.fill(f'{name}  {recipe.claim(path)}', screen, subsequent_indent='    ')
-    print(title.replace(name, f'{bold}{name}{plain}', 1))
+    print(title(values))
     for key, note in notes().items():
         if key not in resolved and not any(other.startswith(f'{key}.') for other in resolved):
             continue  # of a comparison

@@ -31,8 +31,7 @@ def run(values: flags.FlagValues) -> None:
         from lmtrain.plan import dry_run
 
         page = dry_run.dry_run(config)
-        show.page(values)
-        print(f'\n{page}')
+        print(f'{show.title(values)}\n\n{page}\n\n{show.changes(values)}')
     else:
         from lmtrain.runtime import lifecycle
 

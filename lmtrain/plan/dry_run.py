@@ -11,7 +11,7 @@ from lmtrain import data
 from lmtrain.cost import hlo
 from lmtrain.report import summary, terminal
 from lmtrain.tasks import TASKS
-from lmtrain.training import reference
+from lmtrain.training import init_from, reference
 from lmtrain.training.build import build
 from lmtrain.training.checks import check_settings
 from lmtrain.training.resolve import resolve, with_stand_in_text
@@ -21,7 +21,7 @@ DECODED = 3  # rows of the first batch to print
 
 
 def dry_run(config) -> str:
-    """Parameters, FLOPs by arithmetic, the figures of the compiled step, and the first batch decoded.
+    """The header of the run, whether it can be exported, the compiled step, the first batch decoded, and parameters.
 
     A text or tokenizer that is missing is replaced by a placeholder of the same shape; the page begins with a note.
     Raises what `build` raises.
@@ -70,13 +70,14 @@ def first_batch(config) -> str:
 
 
 def _page(run: Run, notes: list[str]) -> str:
-    about = [reference.note(run)] if run.reference_flops else []
+    about = [('reference', reference.note(run))] if run.reference_flops else []
+    about += [('exportable', init_from.exportable(run.config))]
     parts = [
         *(['\n'.join(notes)] if notes else []),
-        '\n'.join([summary.header(run, stand_in=bool(notes)), *(terminal.note('reference', text) for text in about)]),
-        terminal.parameters(run.shapes.trainable, run.shapes.frozen),
+        '\n'.join([summary.header(run, stand_in=bool(notes)), *(terminal.note(*line) for line in about)]),
         compiled_figures(run),
         decoded(run),
+        terminal.parameters(run.shapes.trainable, run.shapes.frozen),
     ]
     return '\n\n'.join(parts)
 

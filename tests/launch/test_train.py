@@ -34,13 +34,19 @@ def test_page_of_a_dry_run_has_every_part(dry, capsys):
     assert dry('--config.trainable=.*kernel', '--config.mesh.fsdp=2') == (0, False)
     page = capsys.readouterr().out
     order = [
-        'learning_rate ',
+        'tiny  The smallest run',
         '\n  parameters ',
         '\n  plan ',
         '\n  memory ',
-        '\nlayers/',
+        '\n  exportable no, because ',
         'the compiled step',
         'first batch',
+        'the cat sat',
+        '\nlayers/',
+        'what this command line changes in the recipe',
+        '\n  mesh.fsdp = 2 (recipe 1)\n',
+        "\n  trainable = '.*kernel' (recipe '')\n",
+        'show --config=tiny` prints every value',
     ]
     places = [page.index(part) for part in order]
     assert places == sorted(places)
@@ -49,7 +55,7 @@ def test_page_of_a_dry_run_has_every_part(dry, capsys):
     assert 'float32' in rows['layers/mlp/up/kernel'] and 'fsdp' in rows['layers/mlp/up/kernel']
     assert rows['embed/embedding'].split()[-2] == 'no'
     assert '20 steps' in page and 'by arithmetic' in page
-    assert 'the cat sat' in page[places[-1] :]
+    assert max(map(len, page.splitlines())) <= 80 and 'learning_rate' not in page  # which is as in the recipe
 
 
 @pytest.mark.parametrize(('evaluated', 'meet'), [(4, True), (6, True), (7, False), (20, False)])
