@@ -2,12 +2,11 @@
 
 Command: lmtrain train --config=configs/sft.py --workdir=runs/sft
          lmtrain train --config=configs/dpo.py --config.init.base=runs/sft --workdir=runs/dpo
-         with --config.task.train="('pairs.jsonl',)" --config.task.validation="()" --config.data.tokenizer=base
-         --config.data.seq_len=1024 --config.objective.beta=0.1 --config.objective.label_smoothing=0.0 on a file of your
-         own (formats: configs/reward_model.py); a row holds both sides
+         with --config.task.train=pairs.jsonl --config.objective.beta=0.1 --config.objective.label_smoothing=0.0 on a
+         file of your own (formats: configs/reward_model.py)
          with --config.adapt.method=lora --config.objective.reference=live without a pass before the training
-         with --config.task.name=unpaired --config.data.seq_len=256 for rows with a label (KTO), of which task.group = 4
-         and their mismatched completions share a row
+         with --config.task.name=unpaired for rows with a label (KTO), of which task.group = 4 and their mismatched
+         completions share a row
 Cost:    two minutes on two CPU cores for generated rows
 Score:   experiments/rewards: held-out prompts that the greedy completion answers, before and after
 """
@@ -18,7 +17,7 @@ from configs import sft
 def get_config():
     config = sft.get_config()
     config.data.tokenizer = 'base'
-    config.data.seq_len = 64
+    config.data.seq_len = 1024  # of a row, which holds both sides; batches are padded to their own rows, not to it
     config.data.validation = 0.1  # of the rows of a file; generated rows have a split of their own
     config.task.name = 'preference'
     config.task.train = (sft.ROWS,)

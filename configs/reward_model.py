@@ -1,9 +1,8 @@
 """A reward model: a score for every text, from pairs of a chosen and a rejected completion (Bradley-Terry).
 
 Command: lmtrain train --config=configs/reward_model.py --workdir=runs/reward_model
-         with --config.task.train="('pairs.jsonl',)" --config.task.validation="()" --config.init.base=DIR
-         --config.data.tokenizer=base --config.data.seq_len=512 on a file of your own: prompt + chosen + rejected as
-         texts or messages, whole conversations, or transcripts of hh-rlhf; a row of seq_len tokens holds both sides
+         with --config.task.train=pairs.jsonl --config.init.base=DIR --config.data.tokenizer=base on a file of your own:
+         prompt + chosen + rejected as texts or messages, whole conversations, or transcripts of hh-rlhf
 Cost:    two minutes on two CPU cores for generated rows, from scratch
 Score:   experiments/preferences: accuracy on held-out pairs of hh-rlhf
 """
@@ -13,7 +12,7 @@ from configs import sft
 
 def get_config():
     config = sft.get_config()
-    config.data.seq_len = 64
+    config.data.seq_len = 1024  # of a row, which holds both sides; batches are padded to their own rows, not to it
     config.data.validation = 0.1  # of the rows of a file; generated rows have a split of their own
     config.task.name = 'reward'
     config.task.train = (f'{sft.ROWS},rows=20000',)  # mistakes are of many kinds

@@ -24,7 +24,7 @@ def header(run, stand_in: bool = False) -> str:
         total_steps=run.total_steps,
         steps_per_epoch=None if stand_in or run.task.on_policy else run.steps_per_epoch,
         tokens_per_step=run.tokens_per_step,
-        padded=run.task.reads_rows,
+        longest=run.longest,
         flops=flops,
         memory=run.memory,
     )

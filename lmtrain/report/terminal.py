@@ -131,7 +131,7 @@ def header(
     total_steps: int | None,
     steps_per_epoch: int | None,
     tokens_per_step: int,
-    padded: bool,
+    longest: int,
     flops: float,
     memory: Mapping[str, int],
 ) -> str:
@@ -142,7 +142,7 @@ def header(
       trainable, total: numbers of parameters.
       total_steps: None if the budget does not decide it.
       steps_per_epoch: of a mixture, those of a pass over its first source; None if unknown.
-      tokens_per_step: positions, padding included, on average; `padded`: whether there is padding.
+      tokens_per_step: positions, padding included, on average. longest: T of the longest batches.
       flops: of the model in all steps; of one step for a budget in hours.
       memory: `cost.memory`, bytes per device.
     """
@@ -150,7 +150,7 @@ def header(
     parts = ', '.join(f'{name} {unit(size, "B")}' for name, size in memory.items() if name != 'total')
     lines = [
         ('parameters', f'{number(total)}, {share}'),
-        ('batch', _batch(config, mesh, tokens_per_step, padded)),
+        ('batch', _batch(config, mesh, tokens_per_step, longest)),
         ('plan', _plan(config, total_steps, steps_per_epoch, tokens_per_step, flops)),
         ('device', f'{mesh.size} x {mesh.devices.flat[0].device_kind}, {config.model.dtype}'),
         ('memory', f'about {unit(memory["total"], "B")} per device: {parts}'),
@@ -158,11 +158,12 @@ def header(
     return '\n'.join(note(*line) for line in lines)
 
 
-def _batch(config, mesh, tokens_per_step: int, padded: bool) -> str:
-    rows, seq_len, accumulate = config.data.batch_size, config.data.seq_len, config.optimizer.accumulate
+def _batch(config, mesh, tokens_per_step: int, longest: int) -> str:
+    rows, accumulate = config.data.batch_size, config.optimizer.accumulate
     length = round(tokens_per_step / rows)
-    size = f'{length:,} tokens' + (f' (on average; at most {seq_len:,})' if length < seq_len else '')
-    text = f'{rows:,} rows x {size} = {tokens_per_step:,} tokens per step' + ', padding included' * padded
+    size = f'{length:,} tokens' + (f' (on average; at most {longest:,})' if length < longest else '')
+    padded = ', padding included' * (length < config.data.seq_len)
+    text = f'{rows:,} rows x {size} = {tokens_per_step:,} tokens per step{padded}'
     replicas = mesh.shape['data'] * mesh.shape['fsdp']  # devices that share the rows
     factors = [f'{accumulate} micro-batches'] if accumulate > 1 else []
     factors += [f'{replicas} devices'] if replicas > 1 else []

@@ -109,12 +109,21 @@ class Run:
 
     # Figures known before the first step.
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether the rows of a batch are padded to the longest of them, and not to data.seq_len."""
+        return self.task.reads_rows and not self.task.on_policy
+
     @functools.cached_property
     def tokens_per_step(self) -> int:
         """Positions of a step, padding included, on average over an epoch; in a sweep those of each member."""
-        padded = self.task.reads_rows and not self.task.on_policy
-        length = self.stream('train', shuffle=True).mean_length if padded else self.config.data.seq_len
+        length = self.stream('train', shuffle=True).mean_length if self.is_padded else self.config.data.seq_len
         return round(self.config.data.batch_size * length)
+
+    @property
+    def longest(self) -> int:
+        """T of the longest batches."""
+        return max(self.corpus.lengths) if self.is_padded else self.config.data.seq_len
 
     @property
     def steps_per_rollout(self) -> int:
@@ -252,7 +261,7 @@ class Run:
         rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.initial.members), 1)
         options = {axis: self.mesh.shape[axis] for axis in ('tensor', 'sequence')}
         options |= {'predicted': self.num_predicted, 'keep_logits': keep_logits, 'fused': self.attention != 'xla'}
-        return memory.bytes_per_device(self.shapes, self.model, rows, config.data.seq_len, **options)
+        return memory.bytes_per_device(self.shapes, self.model, rows, self.longest, **options)
 
     def in_bits(self, values) -> dict[str, float]:
         """{'bits_per_byte'} of the metrics of a step, for the average bytes of a training token; {} for other tasks."""

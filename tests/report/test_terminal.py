@@ -99,7 +99,7 @@ def header(fields=None, mesh=(1, 8), **changes):
         'total_steps': 5000,
         'steps_per_epoch': 2500,
         'tokens_per_step': 32 * 256,
-        'padded': False,
+        'longest': 256,
         'flops': 5e15,
         'memory': {'parameters': 1e8, 'activations': 2e9, 'total': 2.1e9},
     }
@@ -117,11 +117,11 @@ def test_header():
 
 
 def test_header_counts_positions_of_padded_rows():
-    text = header({'optimizer.accumulate': 1}, mesh=(1, 1), tokens_per_step=32 * 40, padded=True)
-    assert '32 rows x 40 tokens (on average; at most 256) = 1,280 tokens per step, padding included' in text
+    text = header({'optimizer.accumulate': 1}, mesh=(1, 1), tokens_per_step=32 * 40, longest=64)
+    assert '32 rows x 40 tokens (on average; at most 64) = 1,280 tokens per step, padding included' in text
     assert '5,000 steps, 6.40M tokens (2 epochs)' in text
-    whole = header(mesh=(1, 1), padded=True)
-    assert '32 rows x 256 tokens = 8,192 tokens per step, padding included, over' in whole
+    same = header(mesh=(1, 1), tokens_per_step=32 * 64, longest=64)
+    assert '32 rows x 64 tokens = 2,048 tokens per step, padding included, over' in same
 
 
 def test_header_of_full_fine_tuning():

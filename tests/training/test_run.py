@@ -111,3 +111,15 @@ def test_memory_of_a_step_is_within_15_percent(text, method):
     (compiled,) = run.train_steps().values()
     assert run.memory['total'] == pytest.approx(hlo.compiled_bytes(compiled), rel=0.15)
     assert run.cost_per_step['executed_flops'] == pytest.approx(hlo.compiled_flops(compiled), rel=0.05)
+
+
+def test_memory_is_that_of_the_longest_batches_of_padded_rows(text, tmp_path):
+    """A data.seq_len far above the rows costs nothing, so that a recipe may take rows of any usual length."""
+    rows = ''.join(f'{"x" * (1 + 5 * (i % 4))} {i},{"ab"[i % 2]}\n' for i in range(40))
+    (tmp_path / 'rows.csv').write_text(f'text,label\n{rows}')
+    task = {'task.name': 'classify', 'task.train': (str(tmp_path / 'rows.csv'),), 'task.text': ('text',)}
+    task |= {'task.label': 'label', 'data.tokenizer': 'bytes'}
+    short, long = (run_of(text, 0, **SMALL, **task, **{'data.seq_len': length}) for length in (32, 1024))
+    assert short.longest == long.longest == 24 == max(long.batch_shapes())
+    assert short.memory == long.memory and short.tokens_per_step == long.tokens_per_step
+    assert run_of(text, 0, **SMALL).longest == 64
