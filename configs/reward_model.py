@@ -12,7 +12,7 @@ from configs import sft
 
 def get_config():
     config = sft.get_config()
-    config.data.seq_len = 1024  # of a row, which holds both sides; batches are padded to their own rows, not to it
+    config.data.seq_len = 2048  # of a row, which holds both sides; batches are padded to their own rows, not to it
     config.data.validation = 0.1  # of the rows of a file; generated rows have a split of their own
     config.task.name = 'reward'
     config.task.train = (f'{sft.ROWS},rows=20000',)  # mistakes are of many kinds

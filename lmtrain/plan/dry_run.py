@@ -87,7 +87,7 @@ def compiled_figures(run: Run) -> str:
     compiled = list(run.train_steps().values())[-1]  # of the longest batches
     memory = compiled.memory_analysis()
     planned = run.flops_per_step.executed / run.mesh.size
-    by_arithmetic = f'{terminal.unit(planned, "FLOP")} by arithmetic'
+    by_arithmetic = f'{terminal.unit(planned, "FLOP")} by arithmetic{" (of average batches)" * run.is_padded}'
     try:
         flops = hlo.compiled_flops(compiled)
         products = f'{terminal.unit(flops, "FLOP")}, {flops / planned:.3f} of the {by_arithmetic}'
@@ -102,7 +102,8 @@ def compiled_figures(run: Run) -> str:
         ('  outputs', f'{outputs}, {in_place} of them in place'),
         ('  products', products),
     ]
-    return '\n'.join(['the compiled step, on each device', *terminal.table(rows)])
+    longest = f' of the longest batches ({run.longest:,} tokens a row)' * run.is_padded
+    return '\n'.join([f'the compiled step{longest}, on each device', *terminal.table(rows)])
 
 
 def decoded(run: Run) -> str:

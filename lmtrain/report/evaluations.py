@@ -145,8 +145,8 @@ def many_epochs(total_steps: int, steps_per_epoch: int, every: int) -> str:
     )
     if evaluated > RISING:
         return text
-    often = f'{terminal.counted(evaluated, "time")}, which shows no rise'
-    return f'{text}; validation is measured {often}: lower evaluate.every_steps={every}'
+    often = f'{terminal.counted(evaluated, "time")}, too few to see a rise'
+    return f'{text}; validation is measured {often}: set evaluate.every_steps below {every}'
 
 
 def memorised(lines: Sequence[Mapping[str, Any]], epochs: float) -> str:
@@ -160,7 +160,7 @@ def memorised(lines: Sequence[Mapping[str, Any]], epochs: float) -> str:
         return ''
     return (
         f'after {terminal.epochs(epochs)} epochs the training loss is {training[-1]:.4f} and the validation loss '
-        f'{validation[-1]:.4f}: the model repeats its training text by heart. More text or fewer steps help'
+        f'{validation[-1]:.4f}: the model repeats its training text by heart; more text or fewer steps help'
     )
 
 

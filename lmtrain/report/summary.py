@@ -32,7 +32,7 @@ def header(run, stand_in: bool = False) -> str:
     if not run.task.reads_rows and not stand_in:
         notes.append(terminal.text(run.corpus.facts()))
     notes += [terminal.note('head', text) for text in run.notes]
-    if run.task.reads_rows and (repeated := run.stream('train', shuffle=True).repeated):
+    if run.is_padded and (repeated := run.stream('train', shuffle=True).repeated):
         notes.append(terminal.note('rows', f'{repeated} come twice in an epoch, to fill up its last batch'))
     if run.task.measures_text and run.total_steps and not stand_in:
         every = config.evaluate.every_steps

@@ -68,6 +68,7 @@ def build(
     run = _with_parts(config, mesh, model, base, corpus, device_memory)
     if not needs_data:
         run = dataclasses.replace(run, corpus=_read_data(config, base))
+    checks.check_positions(config, run.model, run.longest, run.initial.member_shapes.params)
     if run.initial.reference_mode:
         run = reference.with_column(run)
         _ = run.total_steps  # raises if nothing is left of the budget for steps

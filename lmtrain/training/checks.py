@@ -187,6 +187,16 @@ def check_leaves(config, model, params: tree.Params, mesh) -> None:
         raise InputError(f"model.attention='{model.attention}' {reason}; choose model.attention='auto' or 'xla'")
 
 
+def check_positions(config, model, longest: int, params: tree.Params) -> None:
+    """Raises InputError if the longest rows of a task have more tokens than the model has learned positions."""
+    room = model.max_len - model.position_offset - leaves.virtual_tokens(tree.flatten(params))
+    if model.positions == 'learned' and longest > room:
+        raise InputError(
+            f'data.seq_len = {config.data.seq_len}: there are rows of {longest} tokens, and the model has {room} '
+            f'learned positions: set data.seq_len={room}, and task.too_long for what is longer'
+        )
+
+
 def check_paths(config, trainable: tree.Params, params: tree.Params) -> None:
     """Raises InputError if a pattern of the optimizer section matches no parameter.
 

@@ -155,9 +155,9 @@ def with_task_head(model: Transformer, key: jax.Array, base_params: tree.Params 
     if base_params is not None and model.head == 'lm':
         return base_params
     model = dataclasses.replace(model, vocab_fill=0) if model.vocab_fill else model
-    drawn = draw(model, key, seq_len)  # unpadded: the same draws on every mesh
     if base_params is None:
-        return drawn
+        return draw(model, key, seq_len)  # unpadded: the same draws on every mesh
+    drawn = draw(model, key, min(seq_len, model.max_len - model.position_offset))  # rows may be shorter than seq_len
     present = tree.flatten(base_params)
     head = {p: x for p, x in tree.flatten(drawn).items() if p.startswith('task_head/') and p not in present}
     return tree.join(base_params, tree.unflatten(head))

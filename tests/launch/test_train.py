@@ -38,7 +38,7 @@ def test_page_of_a_dry_run_has_every_part(dry, capsys):
         '\n  parameters ',
         '\n  plan ',
         '\n  memory ',
-        '\n  exportable no, because ',
+        '\n  exportable yes, as llama',
         'the compiled step',
         'first batch',
         'the cat sat',

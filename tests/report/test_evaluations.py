@@ -79,7 +79,7 @@ def test_many_epochs_of_text_are_announced():
     assert evaluations.many_epochs(80, 2, 20) == ''
     once = evaluations.many_epochs(300, 2, 500)
     assert once.startswith('150 are planned; from about 40 on') and 'or budget.steps=80, prevents it' in once
-    assert once.endswith('validation is measured 1 time, which shows no rise: lower evaluate.every_steps=500')
+    assert once.endswith('validation is measured 1 time, too few to see a rise: set evaluate.every_steps below 500')
     assert 'validation' not in evaluations.many_epochs(300, 2, 100)
 
 

@@ -1,8 +1,13 @@
 """Settings that contradict each other are refused by name, before anything is read or compiled."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from configs.base import get_config
+from lmtrain.errors import InputError
+from lmtrain.training import checks
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
@@ -26,3 +31,17 @@ def test_contradicting_settings_are_refused_by_name(changed, error):
     config.update_from_flattened_dict(changed)
     with pytest.raises(ValueError, match=error):
         build(*resolve(config))
+
+
+def test_rows_beyond_learned_positions_are_refused_and_a_large_seq_len_is_not():
+    """data.seq_len bounds the rows; what counts is how long they are."""
+    config = get_config()
+    config.data.seq_len = 2048
+    learned = SimpleNamespace(positions='learned', max_len=514, position_offset=2)
+    checks.check_positions(config, learned, 512, {})
+    checks.check_positions(config, SimpleNamespace(positions='rotary', max_len=32, position_offset=0), 2048, {})
+    expected = 'data.seq_len = 2048: there are rows of 520 tokens, and the model has 512 learned positions: set data.s'
+    with pytest.raises(InputError, match=expected):
+        checks.check_positions(config, learned, 520, {})
+    with pytest.raises(InputError, match='the model has 492 learned positions'):
+        checks.check_positions(config, learned, 496, {'prompt': {'embedding': np.zeros((20, 4))}})
