@@ -96,11 +96,7 @@ def _draw_panel(axes, curves: dict[str, list]) -> None:
         label = f'{terminal.printable(name)[-40:]}  {curves[name][-1][1]:.3f}'.replace('$', r'\$').lstrip('_')
         marker = {'marker': 'o', 'markersize': 3.5, 'linewidth': 1.6, 'linestyle': line}
         axes.plot(*zip(*curves[name], strict=True), color=colour, label=label, **marker)
-    places = [place for points in curves.values() for place, _ in points if place > 0]
-    if places and max(places) >= 20 * min(places):
-        axes.set_xscale('log')
-    elif max(places, default=0) < 1e6:
-        axes.xaxis.set_major_formatter(lambda value, _: f'{value:,g}')
+    _scale_places(axes, [place for points in curves.values() for place, _ in points])
     values = [value for points in curves.values() for _, value in points]
     # The steep first tenth of long curves is left out.
     low, high = min(values), max(max(value for _, value in own[len(own) // 10 :]) for own in curves.values())
@@ -110,3 +106,21 @@ def _draw_panel(axes, curves: dict[str, list]) -> None:
     axes.set_axisbelow(True)
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+
+
+def _scale_places(axes, places: Sequence[float]) -> None:
+    """Scales the axis of steps, seconds or FLOPs: logarithmic if it spans a factor of 20; steps have whole ticks."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    positive = [place for place in places if place > 0]
+    logarithmic = bool(positive) and max(positive) >= 20 * min(positive)
+    if logarithmic:
+        axes.set_xscale('log')
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    if max(places) >= 1e6:
+        return
+    if logarithmic:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    elif all(float(place).is_integer() for place in places):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(lambda value, _: f'{value:,g}')

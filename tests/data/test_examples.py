@@ -53,4 +53,6 @@ def test_long_rows_are_rejected_or_dropped(tmp_path):
         examples.texts([row(a='cat ' * 9)], ('a',), bert(tmp_path), long(8))
     limit = long(8, 'drop')
     short = examples.texts([row(a='cat ' * 9), row(a='cat')], ('a',), bert(tmp_path), limit)
-    assert [each.source for each in short] == [1] and limit.note() == ['1 row of more than data.seq_len = 8 tokens left out']
+    assert [each.source for each in short] == [1] and limit.note() == [
+        '1 row of more than data.seq_len = 8 tokens left out'
+    ]
