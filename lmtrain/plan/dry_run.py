@@ -87,7 +87,7 @@ def compiled_figures(run: Run) -> str:
     compiled = list(run.train_steps().values())[-1]  # of the longest batches
     memory = compiled.memory_analysis()
     planned = run.flops_per_step.executed / run.mesh.size
-    by_arithmetic = f'{terminal.unit(planned, "FLOP")} by arithmetic{" (of average batches)" * run.is_padded}'
+    by_arithmetic = f'{terminal.unit(planned, "FLOP")} by arithmetic{", on average" * run.is_padded}'
     try:
         flops = hlo.compiled_flops(compiled)
         products = f'{terminal.unit(flops, "FLOP")}, {flops / planned:.3f} of the {by_arithmetic}'
