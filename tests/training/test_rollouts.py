@@ -170,8 +170,8 @@ def test_cost_is_that_of_the_steps_and_of_all_that_was_drawn(config, folder, mon
     run, call = built(config.copy_and_resolve_references(), data=8), rollouts.Sampler.__call__
     drawn, held_out = [], []
 
-    def sampled(self, params, prompts, count, *rest):
-        completions = call(self, params, prompts, count, *rest)
+    def sampled(self, params, prompts, count, *rest, **keep):
+        completions = call(self, params, prompts, count, *rest, **keep)
         (drawn if count > 1 else held_out).append((max(map(len, prompts.ids)), completions.lengths.max()))
         return completions
 
