@@ -132,8 +132,9 @@ def crossed_mean(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
     """The interval of a mean over seeds and rows, both random and crossed: for new seeds on new rows.
 
     The squared standard error is seeds / W + rows / N + residual / (W N) with the variances of `components`, that is
-    a sum of mean squares over W N. Its degrees of freedom are Satterthwaite's (1946, Biometrics Bulletin 2(6)). The
-    interval covers in 92 to 98 % of cases with 3 seeds, and in 94 to 98 % with 5 (experiments/intervals).
+    a sum of mean squares over W N (`square_of_seeds`). Its degrees of freedom are Satterthwaite's (1946, Biometrics
+    Bulletin 2(6)), at least W - 1. The interval covers in 93 to 97 % of cases, with 3 seeds and with 5
+    (experiments/intervals).
 
     Args:
       values: [W, N]; of one seed the interval is `t_interval` over rows, of one row that over seeds.

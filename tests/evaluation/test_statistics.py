@@ -91,19 +91,15 @@ def test_intervals_cover_if_seeds_and_rows_vary(seeds, rows):
     assert (covered / 400 >= 0.915).all() and (covered / 400 <= 0.985).all()
 
 
-@pytest.mark.parametrize(('seeds', 'rows'), [(0.0, 0.0), (0.1, 0.5), (0.5, 0.5)])
+@pytest.mark.parametrize(('seeds', 'rows'), [(0.0, 0.0), (0.3, 0.0), (0.1, 0.5)])
 def test_intervals_of_three_seeds_cover(seeds, rows):
-    """800 tables of 3 seeds and 40 rows; the standard error of their coverage is 0.8 %.
+    """3000 tables of 3 seeds and 40 rows; the standard error of the coverage is 0.4 %.
 
-    Without an effect of seeds where their mean square is below that of the residual, the last one covers in 92.2 %.
+    If seeds were left out where their mean square is below that of the residual, the second would cover in 93.3 %.
     """
-    rng, covered = np.random.default_rng(1), np.zeros(2)
-    for trial in range(800):
-        values = table(rng, (3, 40), seeds, rows, 1.0)
-        crossed = statistics.crossed_mean(values)
-        bootstrap = statistics.bootstrap_difference(values, np.zeros(40), seed=trial, resamples=400)
-        covered += [estimate.low <= 0 <= estimate.high for estimate in (crossed, bootstrap)]
-    assert (covered / 800 >= 0.93).all() and (covered / 800 <= 0.98).all()
+    rng = np.random.default_rng(1)
+    estimates = [statistics.crossed_mean(table(rng, (3, 40), seeds, rows, 1.0)) for _ in range(3000)]
+    assert 0.945 < np.mean([estimate.low <= 0 <= estimate.high for estimate in estimates]) < 0.975
 
 
 def test_seeds_that_agree_by_chance_do_not_show_that_seeds_have_no_effect():
