@@ -35,7 +35,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     with drawing.settings():
         parts = sections.sections(results, advice)
     content = {'title': _title(results), 'scope': _scope(results), 'advice': advice, 'sections': parts}
-    content['use'] = terminal.printable(use(results, folder))
+    content['use'] = terminal.printable(textwrap.dedent(use(results, folder)))
     (folder / 'figures').mkdir(exist_ok=True)
     for part in parts:
         for panel in (panel for block in part.blocks if isinstance(block, Figures) for panel in block.panels):
