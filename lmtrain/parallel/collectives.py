@@ -216,8 +216,16 @@ def vocab_sharding() -> VocabSharding:
     )
 
 
-def unsupported_reason(kernel: str, seq_len: int, model, params, mesh) -> str:
-    """The reason that a step cannot use an attention kernel, or ''. `params` are arrays or shapes."""
+def unsupported_reason(kernel: str, seq_len: int, model, params, mesh, *, members: int = 1) -> str:
+    """The reason that a step cannot use an attention kernel, or ''.
+
+    Args:
+      params: arrays or shapes.
+      members: of a sweep, over which the step is vmapped.
+    """
+    # jax 0.10 to 0.12: the batching rule of cuDNN's attention reshapes a mask of one head to all heads, a TypeError.
+    if kernel == 'cudnn' and members > 1:
+        return f'does not support the {members} members of a sweep'
     if sharding.kernel(mesh) != kernel:
         platform = next(platform for platform, name in sharding.PLATFORM_KERNELS.items() if name == kernel)
         return f'needs a {platform.upper()}, and the mesh has {mesh.devices.flat[0].device_kind}'

@@ -182,7 +182,9 @@ def check_leaves(config, model, params: tree.Params, mesh) -> None:
             'Set data.isolate=False (and task.pack=False), or use another method'
         )
     if model.attention not in ('auto', 'xla') and (
-        reason := collectives.unsupported_reason(model.attention, config.data.seq_len, model, params, mesh)
+        reason := collectives.unsupported_reason(
+            model.attention, config.data.seq_len, model, params, mesh, members=len(sweep.of(config))
+        )
     ):
         raise InputError(f"model.attention='{model.attention}' {reason}; choose model.attention='auto' or 'xla'")
 

@@ -233,7 +233,13 @@ class Run:
         """Why the fused attention kernel of the devices cannot be used in a step; '' if it can or there is none."""
         kernel, params = sharding.kernel(self.mesh), self.initial.member_shapes.params
         length = self.config.data.seq_len
-        return kernel and collectives.unsupported_reason(kernel, length, self.model, params, self.mesh)
+        members = len(self.initial.members)
+        return kernel and collectives.unsupported_reason(kernel, length, self.model, params, self.mesh, members=members)
+
+    @functools.cached_property
+    def step_model(self) -> Transformer:
+        """The model of a step: without the kernel of the devices if a step cannot use it."""
+        return self.model.clone(attention='xla') if self.attention == 'xla' else self.model
 
     @functools.cached_property
     def num_predicted(self) -> int | None:
@@ -324,7 +330,7 @@ class Run:
         """{T: the lowered train step for batches of length T}; it donates the state."""
         config, optimizer_config = self.config, self.config.optimizer
         gradient = step.make_gradient(
-            self.model,
+            self.step_model,
             self.objective,
             accumulate=optimizer_config.accumulate,
             adapter_dropout=config.adapt.dropout,
@@ -361,7 +367,7 @@ class Run:
     def eval_step(self):
         """The jitted function (params, batch) -> sums."""
         options = {'reference': self.initial.reference, 'whole_rows': self.task.reads_whole_rows}
-        function = step.make_eval_step(self.model, self.objective, self.mesh, self.specs, **options)
+        function = step.make_eval_step(self.step_model, self.objective, self.mesh, self.specs, **options)
         return jax.jit(sweep.eval_step(function, self.shapes.trainable) if self.initial.members else function)
 
 

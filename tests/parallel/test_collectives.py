@@ -145,6 +145,12 @@ def test_an_old_gpu_uses_xla_and_the_header_gives_the_reason(text, monkeypatch):
         ((7, 5), half, 'xla', 'attention  by XLA: cudnn needs CUDA compute capability 8.0, and this GPU has 7.5'),
         ((9, 0), half | {'model.attention_softcap': 9.0}, 'xla', 'attention  by XLA: cudnn does not support softcap'),
         ((9, 0), window, 'cudnn', ''),
+        (
+            (9, 0),
+            half | {'sweep.seeds': (0, 1)},
+            'xla',
+            'attention  by XLA: cudnn does not support the 2 members of a sweep',
+        ),
     ):
         monkeypatch.setattr(sharding, 'capability', lambda mesh, capability=capability: capability)
         run = run_of(text, (1, 1, 1, 1), more)
