@@ -35,12 +35,14 @@ class Monitor:
         self.state['rewards'].append(figures['reward'])
 
     def figures(self) -> dict[str, float]:
-        """The means since the last call; those before if no rollout has been added since.
+        """The means over the rollouts since the last call; those before if no rollout has been added since.
 
+        A figure that a rollout lacks, as one without failures, counts as 0.
         'empty_steps' counts the steps so far in which no completion had a signal; they change no parameter.
         """
         if self.state['sums']:
-            self.state['shown'] = {name: total / count for name, (total, count) in self.state['sums'].items()}
+            rollouts = self.state['sums']['reward'][1]
+            self.state['shown'] = {name: total / rollouts for name, (total, _) in self.state['sums'].items()}
             self.state['sums'] = {}
         return self.state['shown'] | ({'empty_steps': self.state['empty']} if self.state['empty'] else {})
 

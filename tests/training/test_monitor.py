@@ -21,9 +21,9 @@ def after(monitor, *rewards):
 
 def test_line_has_the_means_of_the_rollouts_since_the_previous_one():
     monitor = after(Monitor(), 0.25, 0.75)
-    monitor.add(STEP, {'reward': 2.0, 'length': 8.0}, first=True)
-    assert monitor.figures() == {'reward': 1.0, 'first_ratio': 1.0, 'length': 8.0}
-    assert monitor.figures() == {'reward': 1.0, 'first_ratio': 1.0, 'length': 8.0}  # no rollout since
+    monitor.add(STEP, {'reward': 2.0, 'reward_failures': 6}, first=True)  # the others had no failure
+    assert monitor.figures() == {'reward': 1.0, 'first_ratio': 1.0, 'reward_failures': 2.0}
+    assert monitor.figures() == {'reward': 1.0, 'first_ratio': 1.0, 'reward_failures': 2.0}  # no rollout since
     assert after(monitor, 0.5).figures() == {'reward': 0.5, 'first_ratio': 1.0}
 
 
