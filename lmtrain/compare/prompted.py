@@ -14,7 +14,7 @@ from lmtrain.cost import ledger
 from lmtrain.cost.flops import forward_flops
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
-from lmtrain.inference import prompt_search
+from lmtrain.inference import demonstrations, prompt_search
 from lmtrain.inference.prompting import PromptSettings
 
 
@@ -63,14 +63,16 @@ def num_draws(comparison: Comparison, trial: Trial, form: PromptSettings) -> int
 def draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: dict[str, Any]) -> list[float]:
     """Accuracies on the selection rows with other sets and orders of demonstrations, the same for all rows.
 
-    How much the prompt depends on the draw.
+    How much the prompt depends on the draw. Those of 'balanced' are balanced, the last ones of the prompt too.
     """
     pool, task, accuracies = comparison.subset(trial.size, trial.seed), comparison.task, []
     rng = np.random.default_rng(trial.seed)
     for _ in range(num_draws(comparison, trial, form)):
-        order = [pool[index] for index in rng.permutation(len(pool)).tolist()]
+        order = rng.permutation(len(pool)).tolist()
+        if form.select == 'balanced':
+            order = demonstrations.alternate([row.fields['label'] for row in pool], order, rng)[: form.shots][::-1]
         shared = form._replace(select='first')
-        predict = predictors.by_likelihood(comparison.model, order, shared, chosen)
+        predict = predictors.by_likelihood(comparison.model, [pool[index] for index in order], shared, chosen)
         accuracies.append(choice_scores.score(predict(task.selection), task.selection, task.classes).accuracy)
     return accuracies
 

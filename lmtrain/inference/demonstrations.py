@@ -146,14 +146,21 @@ def _order(pool, own: Sequence[int], count: int, how: str, rng, similarity: np.n
     drawn = drawn[~np.isin(drawn, own)]
     if similarity is not None:
         drawn = drawn[np.argsort(-similarity[drawn], kind='stable')]
-    return _alternate(pool, drawn.tolist(), rng) if how == 'balanced' else drawn.tolist()
+    return alternate([q.answer for q in pool], drawn.tolist(), rng) if how == 'balanced' else drawn.tolist()
 
 
-def _alternate(pool, shuffled: Sequence[int], rng) -> list[int]:
-    """Rounds of one row of each answer that has rows left, the answers of a round in random order."""
+def alternate(answers: Sequence[str], shuffled: Sequence[int], rng: np.random.Generator) -> list[int]:
+    """Indices in rounds of one row of each answer that has rows left, the answers of a round in random order.
+
+    Args:
+      answers: of all rows. shuffled: the indices of those that are taken, the last first.
+
+    >>> alternate('aab', [0, 1, 2], np.random.default_rng(0))
+    [1, 2, 0]
+    """
     rows: dict[str, list[int]] = collections.defaultdict(list)
     for index in shuffled:
-        rows[pool[index].answer].append(index)
+        rows[answers[index]].append(index)
     order = []
     while rows:
         answers = list(rows)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from lmtrain.compare import measures, planning, predictors, prompted, results, selection, trials, updates
@@ -40,6 +41,23 @@ def test_nearest_pays_for_the_embeddings_of_its_pool(small, tmp_path):
     assert own['ledger']['update_seconds'] > 0  # a new row is embedded
     bm25 = prompted.run(shared, trial_of(shared, selected, 'bm25', 16), tmp_path)
     assert bm25['ledger']['update_seconds'] == 0
+
+
+@pytest.mark.parametrize('select', ['fixed', 'balanced'])
+def test_draws_of_balanced_demonstrations_are_balanced(small, monkeypatch, select):
+    shared, selected = small('draws', ('few_shot',))
+    trial = trial_of(shared, selected, 'few_shot', 16)
+    pool, form = prompted.prompt(shared, trial, {'instruction': '', 'shots': 4, 'select': select})
+    pools = []
+
+    def predictor(model, pool, form, chosen):
+        pools.append([row.fields['label'] for row in pool[: form.shots]])
+        return lambda rows: np.zeros((len(rows), len(shared.task.classes)))
+
+    monkeypatch.setattr(predictors, 'by_likelihood', predictor)
+    assert len(prompted.draws(shared, trial, form, {})) == len(pools) == 2
+    counts = [max(map(own.count, shared.task.classes)) - min(map(own.count, shared.task.classes)) for own in pools]
+    assert all(count <= 1 for count in counts) == (select == 'balanced')
 
 
 def _kernels(params):
