@@ -194,7 +194,7 @@ def _task(config) -> TaskConfig:
     files = {split: (files,) if isinstance(files := fields[split], str) else tuple(files) for split in SPLITS}
     text = (fields.text,) if isinstance(fields.text, str) else tuple(fields.text)
     task = TaskConfig(fields.name, files, text, fields.label, tuple(fields.labels), 0, 1, False, fields.too_long)
-    task.check()
+    task.check(config.data.seq_len)
     if not (task.task.has_classes and task.task.pools_rows):
         raise InputError(f'config.task.name is {task.name!r}: a comparison needs a task with one class for each row')
     if len(text) > 2:

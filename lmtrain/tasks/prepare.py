@@ -108,9 +108,7 @@ def prepare_task(
     files = {'train': _tuple(train), 'validation': _tuple(validation), 'test': _tuple(test)}
     config = TaskConfig(name, files, _tuple(text), label, tuple(labels), shots, buckets, pack, too_long, group)
     config = config._replace(lengths=tuple(lengths))
-    config.check()
-    last = config.lengths[-1:] or (data['seq_len'],)
-    require('lengths', config.lengths, last == (data['seq_len'],), f'data.seq_len = {data["seq_len"]} at its end')
+    config.check(data['seq_len'])
     _check_date(date)
     notes: list[str] = []
     rows = read_splits(config, data, notes)

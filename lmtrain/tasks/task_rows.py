@@ -59,8 +59,8 @@ class TaskConfig(NamedTuple):
         """The record of the task."""
         return TASKS[self.name]
 
-    def check(self) -> None:
-        """Raises InputError naming a field, its value and what it must be."""
+    def check(self, seq_len: int) -> None:
+        """Raises InputError naming a field, its value and what it must be; `seq_len` is data.seq_len."""
         known = [name for name, task in TASKS.items() if task.reads_rows]
         require('name', self.name, self.name in known, f'one of {", ".join(map(repr, known))}')
         require('train', self.files['train'], bool(self.files['train']), "files of rows, such as ('train.csv',)")
@@ -84,6 +84,8 @@ class TaskConfig(NamedTuple):
         ascending = ascending and list(self.lengths) == sorted(set(self.lengths))
         ascending = ascending and not (self.pack and len(self.lengths) > 1)
         require('lengths', self.lengths, ascending, 'ascending numbers of tokens; with task.pack only one')
+        to_the_end = not self.lengths or self.lengths[-1] == seq_len
+        require('lengths', self.lengths, to_the_end, f'numbers of which the last is data.seq_len = {seq_len}')
         least = 2 if self.task.groups_rows else 1  # a row needs the completion of another one
         require('group', self.group, type(self.group) is int and self.group >= least, f'at least {least} rows')
 

@@ -363,7 +363,10 @@ def test_examples_are_read_from_the_cache(prepare, monkeypatch):
         ({'too_long': 'truncate'}, "config.task.too_long is 'truncate'"),
         ({'buckets': 0}, 'config.task.buckets is 0'),
         ({'lengths': (64, 32)}, 'config.task.lengths is \\(64, 32\\); it must be ascending'),
-        ({'lengths': (32, 64), 'seq_len': 96}, 'config.task.lengths is .*; it must be data.seq_len = 96 at its end'),
+        (
+            {'lengths': (32, 64), 'seq_len': 96},
+            'config.task.lengths is .*; it must be numbers of which the last is data.seq_len = 96',
+        ),
         ({'shots': -1}, 'config.task.shots is -1'),
         (
             {'name': 'unpaired', 'text': (), 'label': '', 'group': 1},
