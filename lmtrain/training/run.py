@@ -239,7 +239,7 @@ class Run:
     @functools.cached_property
     def step_model(self) -> Transformer:
         """The model of a step: without the kernel of the devices if a step cannot use it."""
-        return self.model.clone(attention='xla') if self.attention == 'xla' else self.model
+        return dataclasses.replace(self.model, attention='xla') if self.attention == 'xla' else self.model
 
     @functools.cached_property
     def num_predicted(self) -> int | None:
