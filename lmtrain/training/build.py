@@ -17,7 +17,7 @@ from lmtrain.runtime import multihost, preflight
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.prepare import TaskData, prepare_task
 from lmtrain.tasks.task import has_setting, with_settings
-from lmtrain.training import checks, evaluate, reference, rollout_cost, rollouts, samples
+from lmtrain.training import checks, evaluate, reference, rollout_cost, rollouts, samples, sweep
 from lmtrain.training.init_from import Base, no_form, with_head
 from lmtrain.training.initial import InitialState, with_task_head
 from lmtrain.training.run import Run
@@ -90,7 +90,8 @@ def _with_parts(config, mesh, model, base, corpus, device_memory) -> Run:
     head = _task_head(config, model, base, corpus) if corpus else TaskHead(model, base)
     each = redistribute.for_each_matrix(mesh) if mesh.size > 1 else None
     tx = optimizer.optimizer(**config.optimizer, each=each)
-    initial = InitialState(config, mesh, head.model, head.base, _method(config, head, corpus), tx)
+    method, members = _method(config, head, corpus), sweep.of(config)
+    initial = InitialState(config, mesh, head.model, head.base, method, tx, members, reference.mode(config))
     checks.check_paths(config, initial.shapes.trainable, initial.shapes.params)
     params = initial.member_shapes.params
     checks.check_leaves(config, head.model, params, mesh)

@@ -13,7 +13,7 @@ import numpy as np
 from lmtrain import adapt, tree
 from lmtrain.models import Transformer
 from lmtrain.parallel import sharding, vocab_padding
-from lmtrain.training import reference, state, sweep
+from lmtrain.training import state, sweep
 from lmtrain.training.init_from import Base
 from lmtrain.training.state import TrainState
 
@@ -25,6 +25,8 @@ class InitialState:
     Attributes:
       base: whose parameters the run starts from; None draws them.
       tx: optax transformation, see `optimizer.optimizer`.
+      members: of a sweep; () for one run.
+      reference_mode: where the log-probabilities of the reference model are from, see `reference.mode`.
     """
 
     config: ml_collections.ConfigDict
@@ -33,11 +35,8 @@ class InitialState:
     base: Base | None
     method: adapt.Method
     tx: Any
-
-    @functools.cached_property
-    def members(self) -> tuple[sweep.Member, ...]:
-        """The members of a sweep; () for one run."""
-        return sweep.of(self.config)
+    members: tuple[sweep.Member, ...]
+    reference_mode: str
 
     @functools.cached_property
     def shapes(self) -> TrainState:
@@ -83,11 +82,6 @@ class InitialState:
 
         keys = jax.vmap(jax.random.key)(seeds)
         return sweep.create(one, keys[0], keys[1:]) if self.members else one(keys[0])
-
-    @functools.cached_property
-    def reference_mode(self) -> str:
-        """Where the log-probabilities of the reference model are from, see `reference.mode`; '' if there is none."""
-        return reference.mode(self.config)
 
     @functools.cached_property
     def reference(self) -> Callable[[tree.Params], tree.Params] | None:

@@ -103,18 +103,15 @@ class Loop:
         self.step_memory = max(self.step_memory, *map(hlo.compiled_bytes, programs.values()))
         if self.should_stop(now=True):
             self.stop()
-        with contextlib.closing(self._batches()) as batches:
+        if self.sampler:
+            source = rollouts.Rollouts(self.sampler, self.step, self._place, self.sampled, self.show)
+            self.sampled = source.state
+        else:
+            source = data.Prefetch(self.parts.train_stream(), self.step, self._place)
+        with contextlib.closing(source) as batches:
             self.clock.start()
             self.meter.restart(self.step, progress, 0.0)
             return self._steps(state, train_step, batches, progress)
-
-    def _batches(self):
-        """The source of batches from this step on: `take(state)` returns (step, (batch, its hash))."""
-        if not self.sampler:
-            return data.Prefetch(self.parts.train_stream(), self.step, self._place)
-        batches = rollouts.Rollouts(self.sampler, self.step, self._place, self.sampled, self.show)
-        self.sampled = batches.state
-        return batches
 
     def _place(self, batch):
         return self.to_devices(batch), data.batch_hash(batch)
@@ -208,7 +205,7 @@ class Loop:
             means = {name: value for name, value in means.items() if not math.isnan(value)}
         values |= means
         if self.sampler:
-            self.meter.flops_per_step = self.spent()['flops'] / self.step
+            self.meter.flops_per_step = self.parts.spent(self.step, self.sampled)['flops'] / self.step
         speed = self.meter.read(step, progress, waited)
         if self.sampler:
             values |= self.monitor.figures()
@@ -289,16 +286,11 @@ class Loop:
         extra |= {'bests': self.bests} if self.patience else {}
         if hours := self.parts.config.budget.hours:
             extra['hours'] = self.progress * hours  # by which the schedule set the last step; `elapsed` is later
-        extra |= self.spent() | {'measured': self.measured(), 'cut': list(self.parts.initial.method.cut)}
+        extra |= self.parts.spent(self.step, self.sampled)
+        extra |= {'measured': self.measured(), 'cut': list(self.parts.initial.method.cut)}
         metric = self.validation['loss'] if self.evaluated_at == self.step else None  # never that of an older state
         self.checkpoints.save(self.parts.initial.stored(state), self.step, extra, metric)
         self.saved_at = self.step
-
-    def spent(self) -> dict[str, float]:
-        """Tokens and FLOPs so far."""
-        if self.parts.reference_flops or self.parts.rollout_flops:
-            return self.parts.spent(self.step, self.sampled)
-        return {name: self.step * each for name, each in self.parts.cost_per_step.items()}
 
     def measured(self) -> dict[str, float]:
         """Device-seconds and bytes of memory so far, over all starts.
@@ -316,7 +308,8 @@ class Loop:
 
     def results(self, state) -> dict[str, Any]:
         """The content of results.json."""
-        cost = {'steps': self.step, 'seconds': self.clock.elapsed} | self.spent() | self.measured()
+        cost = {'steps': self.step, 'seconds': self.clock.elapsed}
+        cost |= self.parts.spent(self.step, self.sampled) | self.measured()
         cost |= {'epochs': self.step / self.parts.steps_per_epoch}
         cost |= {'evaluation_flops': self.sampler.held_out_flops} if self.sampler else {}
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
