@@ -111,7 +111,7 @@ def assemble(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparis
     base = open_base(config.init.base, config.init.adapter, config.init.ignore)
     model = loading.load_directory(config.init.base, config.init.adapter, config.init.ignore)
     comparison = Comparison(config, directory, task, base, model, sizes)
-    cut = sum(length > config.data.seq_len for length in trained.lengths(comparison, as_text=False))
+    cut = sum(length > config.data.seq_len for length in trained.lengths(comparison, trained.HEAD))
     notes += (
         [f'{cut} training and selection rows have more than data.seq_len = {config.data.seq_len} tokens'] if cut else []
     )

@@ -28,6 +28,10 @@ from lmtrain.training.load import LoadedModel
 
 ROUND = 16  # tokens, to which the length of a batch is rounded up
 MAX_EVALUATIONS = 10  # of a budget that is not in steps
+# The texts of a row that a task reads together, each by the names of its fields: of a head, of an answer as text, of
+# both sides of a pair, and of a policy without its answer.
+HEAD, ANSWER, PROMPT = (('text', 'text2'),), (('prompt', 'completion'),), (('prompt',),)
+PAIR = (('prompt', 'chosen'), ('prompt', 'rejected'))
 
 
 def recipe(comparison: Comparison, trial: Trial) -> ml_collections.ConfigDict:
@@ -62,13 +66,13 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
     task = TASKS[own.task.name]
     if task.on_policy:
         own.policy.max_tokens = _longest_answer(comparison)
-        own.data.seq_len = longest(comparison, as_text=True)
+        own.data.seq_len = _rounded(max(lengths(comparison, PROMPT)) + own.policy.max_tokens)
     elif task.reads_rows:
-        texts = 2 if task.scores_segments else 1  # a row holds both sides of a pair
-        room = min(own.data.seq_len, longest(comparison, task.predicts_tokens))
-        sizes = texts * np.minimum(lengths(comparison, task.predicts_tokens), room)
+        texts = PAIR if task.scores_segments else ANSWER if task.predicts_tokens else HEAD
+        sizes = lengths(comparison, texts)
+        room = min(len(texts) * own.data.seq_len, _rounded(max(sizes)))
         # Those of all rows, not of the trial's: all sizes and seeds run the same programs.
-        own.task.lengths = batch_lengths(sizes, 1 if own.task.pack else own.task.buckets, texts * room)
+        own.task.lengths = batch_lengths(np.minimum(sizes, room), 1 if own.task.pack else own.task.buckets, room)
         own.data.seq_len = own.task.lengths[-1]
     if not task.reads_rows:  # continued pretraining on the texts of the rows; a tail of them is its validation text
         own.data.source, own.data.text_field, own.data.mix = str(subset), 'text', ()
@@ -83,9 +87,8 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
         own.task.text, own.task.label = comparison.task.text_fields, 'label'
 
 
-def longest(comparison: Comparison, as_text: bool) -> int:
-    """Tokens of the longest training or selection row, rounded up: the length of a batch."""
-    return -(-max(lengths(comparison, as_text)) // ROUND) * ROUND
+def _rounded(length: int) -> int:
+    return -(-length // ROUND) * ROUND
 
 
 def _longest_answer(comparison: Comparison) -> int:
@@ -93,21 +96,20 @@ def _longest_answer(comparison: Comparison) -> int:
     return max(map(len, comparison.model.tokenizer.encode_batch(comparison.task.completions))) + 1
 
 
-def lengths(comparison: Comparison, as_text: bool) -> list[int]:
-    """Tokens of the training and selection rows.
+def lengths(comparison: Comparison, texts: Sequence[Sequence[str]]) -> list[int]:
+    """Tokens of each training and selection row, at most.
 
     Args:
-      as_text: of prompts with their completions; else of the texts that a head reads.
+      texts: of a row, each by the names of the fields that are joined: HEAD, ANSWER, PAIR or PROMPT.
     """
-    tokenizer, fields = (
-        comparison.model.tokenizer,
-        [row.fields for row in (*comparison.task.train, *comparison.task.selection)],
-    )
-    texts = [
-        each['prompt'] + each['completion'] if as_text else each['text'] + each.get('text2', '') for each in fields
-    ]
+    tokenizer = comparison.model.tokenizer
+    fields = [row.fields for row in (*comparison.task.train, *comparison.task.selection)]
     specials = sum(map(len, tokenizer.layout[:3])) + 2  # and the begin and end tokens of a text
-    return [len(ids) + specials for ids in tokenizer.encode_batch(texts)]
+    sizes = np.zeros(len(fields), np.int64)
+    for names in texts:
+        joined = [''.join(own.get(name, '') for name in names) for own in fields]
+        sizes += [len(ids) + specials for ids in tokenizer.encode_batch(joined)]
+    return sizes.tolist()
 
 
 def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Trials that train: the recipe of their run, and what is left of it."""
 
+import json
+
 import pytest
 
 from lmtrain.compare import choice_scores, trained, trials
@@ -23,6 +25,23 @@ def test_the_recipe_names_the_rows_of_the_trial_alone(small):
     assert scratch.init.base == '' and scratch.model.width == shared.model.model.width
     assert head.data.seq_len == head.task.lengths[-1] <= 32 < 64  # the longest row, rounded up
     assert len(head.task.lengths) == 2 and text.data.seq_len == text.task.lengths[-1] <= 32
+
+
+def test_rows_hold_the_longest_prompt_with_the_longest_answer(small, tmp_path):
+    """The longest prompts have the short answer: the rejected side of a pair, or what a policy writes, is the long."""
+    answers = ('b', 'a very long name of a class indeed, with many more words than are usual in it')
+    rows = [{'note': f'{i} cats sat. ' * (1 + 4 * (i % 2)), 'animal': answers[(i + 1) % 2]} for i in range(60)]
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+
+    def change(config):
+        config.task.train, config.data.seq_len = (str(tmp_path / 'rows.jsonl'),), 256
+
+    shared, selected = small('long', ('dpo', 'grpo'), change)
+    assert {name: plan.reason for name, plan in shared.plans.items()} == {'dpo': '', 'grpo': ''}
+    by_arm = {each.arm.name: trained.recipe(shared, each) for each in trials.listed(shared, selected)}
+    longest = max(len(row.fields['prompt']) for row in shared.task.train)
+    assert by_arm['grpo'].data.seq_len >= longest + len(answers[1]) + 1
+    assert by_arm['dpo'].data.seq_len >= 2 * longest + len(''.join(answers))
 
 
 def test_only_the_checkpoint_of_the_choice_is_left(tmp_path):
