@@ -132,8 +132,19 @@ def test_initial_values_of_lora():
     )
 
 
-@pytest.mark.parametrize('method', ['prompt', 'prefix'])
-@pytest.mark.parametrize('name', ['rotary', 'learned', 'window', 'alternating'])
+@pytest.mark.parametrize(
+    ('name', 'method'),
+    [
+        ('rotary', 'prefix'),
+        pytest.param('rotary', 'prompt', marks=pytest.mark.slow),
+        ('learned', 'prompt'),
+        pytest.param('learned', 'prefix', marks=pytest.mark.slow),
+        pytest.param('window', 'prompt', marks=pytest.mark.slow),
+        pytest.param('window', 'prefix', marks=pytest.mark.slow),
+        ('alternating', 'prompt'),
+        ('alternating', 'prefix'),
+    ],
+)
 def test_cached_decoding_with_virtual_tokens(name, method):
     params, whole = adapted(name, method, length=P), make_batch()
     full = forward(name, params, whole)['logits']

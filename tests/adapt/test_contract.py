@@ -42,8 +42,12 @@ METHODS = {
     'lora with a head': lora(head={'name': 'probe', 'classes': 5}),
 }
 MOVES_AT_ONCE = {'prompt', 'p-tuning', 'prefix', 'prefix by a network'}  # no promise of the same output at the start
-every_method = pytest.mark.parametrize('name', METHODS)
-both_objectives = pytest.mark.parametrize('objective', ['causal', 'masked'])
+# Each method with both objectives, of which one in turn is not slow.
+CASES = [
+    pytest.param(name, objective, id=f'{objective}-{name}', marks=[pytest.mark.slow] * ((i + j) % 2))
+    for i, name in enumerate(METHODS)
+    for j, objective in enumerate(('causal', 'masked'))
+]
 
 
 def build(**settings) -> Transformer:
@@ -110,8 +114,7 @@ def train(model, trainable, params, batch, steps=50):
     return before, run.lower(before).compile(compiler_options=QUICK)(before)
 
 
-@every_method
-@both_objectives
+@pytest.mark.parametrize(('name', 'objective'), CASES)
 def test_method(name, objective):
     model, batch, chosen = MODELS[objective], make_batch(objective), method(name, objective)
     params = chosen.start(jax.random.key(5), base_of(objective))

@@ -66,9 +66,12 @@ def batch_of(task):
     )
 
 
-# Each pair of a method and a task on one of the models, so that each method and each task is trained on both.
+# Each pair of a method and a task on one of the models, so that each method and each task is trained on both. One task
+# of each method, in turn, is not slow.
 CASES = [
-    (name, task, ('decoder', 'encoder')[(i + j) % 2]) for i, name in enumerate(METHODS) for j, task in enumerate(TASKS)
+    pytest.param(name, task, ('decoder', 'encoder')[(i + j) % 2], marks=[pytest.mark.slow] * (j != i % len(TASKS)))
+    for i, name in enumerate(METHODS)
+    for j, task in enumerate(TASKS)
 ]
 
 

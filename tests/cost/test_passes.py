@@ -1,6 +1,7 @@
 """FLOPs of rollouts and of other passes outside of the train step, against the compiled programs that run them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,9 +31,9 @@ def parameters(case):
     """(model, parameters) of a case."""
     changes, name, settings = CASES[case]
     model = models.Transformer(**SMALL | changes)
-    params = model.init(jax.random.key(0), {'tokens': np.zeros((1, 8), np.int32)})['params']
-    method = adapt.method(name, model, params, **settings)
-    return model, method.start(jax.random.key(1), params)
+    params = jax.eval_shape(model.init, jax.random.key(0), {'tokens': np.zeros((1, 8), np.int32)})['params']
+    start = adapt.method(name, model, params, **settings).start
+    return model, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(start, jax.random.key(1), params))
 
 
 def flops_of(function, *arguments):
@@ -40,7 +41,10 @@ def flops_of(function, *arguments):
     return hlo.compiled_flops(function.lower(*arguments).compile({'xla_backend_optimization_level': 0}))
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize(
+    'case',
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in {'untied', 'window', 'prefix'})) for name in CASES],
+)
 def test_flops_of_sampling_are_those_of_the_compiler(no_compilation_cache, monkeypatch, case):
     """The prefill, and the loop of the decoding with the number of its steps, which the program does not tell."""
     model, params = parameters(case)

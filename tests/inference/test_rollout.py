@@ -102,7 +102,13 @@ def check(model, params, prompts, rows):
     assert 0 < np.sum(rows.ended) < len(rows.ended)
 
 
-@pytest.mark.parametrize('settings', CASES.values(), ids=CASES)
+# What the other cases contain.
+SLOW = {'grouped keys', 'window', 'soft prompt', 'LoRA', 'a network of a prompt'}
+
+
+@pytest.mark.parametrize(
+    'settings', [pytest.param(CASES[name], id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES]
+)
 def test_log_probabilities_are_those_of_the_trainer(settings):
     model, params = build(**settings)
     check(model, params, PROMPTS, rollout(model, params, PROMPTS, samples=3, **DRAWN | {'temperature': 1.0}))

@@ -12,10 +12,10 @@ from lmtrain.models.hooks import ShardingHooks
 
 
 def inputs(B, T, D, V):
-    keys = jax.random.split(jax.random.key(0), 4)
-    hidden = jax.random.normal(keys[0], (B, T, D))
-    kernel, bias = jax.random.normal(keys[1], (D, V)) / D**0.5, jax.random.normal(keys[2], (V,))
-    return hidden, jax.random.randint(keys[3], (B, T), 0, V), kernel, bias
+    random = np.random.default_rng(0)
+    hidden, kernel, bias = (random.normal(size=shape).astype(np.float32) for shape in ((B, T, D), (D, V), (V,)))
+    targets = random.integers(0, V, (B, T), np.int32)
+    return jnp.asarray(hidden), jnp.asarray(targets), jnp.asarray(kernel / np.float32(D**0.5)), jnp.asarray(bias)
 
 
 def dense(hidden, targets, kernel, bias, softcap):
@@ -31,7 +31,7 @@ def dense(hidden, targets, kernel, bias, softcap):
 def test_equals_the_dense_formula(monkeypatch, whole, softcap):
     monkeypatch.setattr(lm_head, 'MAX_SAVED_LOGITS', whole)
     hidden, targets, kernel, bias = inputs(2, 7, 8, 11)
-    outputs = lm_head.log_likelihood(hidden, targets, kernel, bias, softcap)
+    outputs = jax.jit(lambda *operands: lm_head.log_likelihood(*operands, softcap))(hidden, targets, kernel, bias)
     for ours, exact in zip(outputs, dense(hidden, targets, kernel, bias, softcap), strict=True):
         assert ours.dtype == jnp.float32
         np.testing.assert_allclose(ours, exact, atol=1e-5)
@@ -51,10 +51,10 @@ def test_gradients_of_chunks_equal_those_of_all_logits(monkeypatch, softcap):
         logprob = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0] - log_z
         return jnp.sum(logprob * jnp.arange(14.0).reshape(2, 7)) + 0.1 * jnp.sum(log_z**2)
 
-    expected = jax.grad(plain, argnums=(0, 1, 2))(hidden, kernel, bias)
+    expected = jax.jit(jax.grad(plain, argnums=(0, 1, 2)))(hidden, kernel, bias)
     for whole in (2**22, 40):
         monkeypatch.setattr(lm_head, 'MAX_SAVED_LOGITS', whole)
-        grads = jax.grad(total, argnums=(0, 1, 2))(hidden, kernel, bias)
+        grads = jax.jit(jax.grad(lambda *operands: total(*operands), argnums=(0, 1, 2)))(hidden, kernel, bias)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, expected)
 
 
@@ -63,8 +63,8 @@ def test_gradients_of_chunks_equal_those_of_all_logits(monkeypatch, softcap):
 def test_the_compiled_program_contains_no_array_of_all_logits(dtype, keep):
     """For every dtype and setting, no float32 logits."""
     B, T, D, V = 8, 1024, 32, 4096  # 8 chunks
-    hidden, targets, kernel, _ = jax.eval_shape(lambda: inputs(B, T, D, V))
-    hidden = jax.ShapeDtypeStruct(hidden.shape, dtype)
+    hidden, kernel = jax.ShapeDtypeStruct((B, T, D), dtype), jax.ShapeDtypeStruct((D, V), jnp.float32)
+    targets = jax.ShapeDtypeStruct((B, T), jnp.int32)
     step = jax.jit(
         jax.grad(
             lambda h, k, t: sum(
@@ -123,11 +123,11 @@ def test_gradients_equal_a_float64_reference(monkeypatch, dtype, keep, whole, so
     tolerances = {'hidden': 8e-3, 'kernel': 5e-4, 'bias': 1e-6}
     monkeypatch.setattr(lm_head, 'MAX_SAVED_LOGITS', whole)
     B, T, D, V, size, z_loss = 4, 256, 8, 24, 21, 0.01
-    keys = jax.random.split(jax.random.key(1), 4)
-    hidden = (jax.random.normal(keys[0], (B, T, D)) + 1).astype(dtype)
-    kernel = jax.random.normal(keys[1], (D, V)).astype(dtype).astype(jnp.float32)
-    bias, weights = jax.random.normal(keys[2], (V,)), 0.5 + jnp.arange(B * T).reshape(B, T) % 3
-    targets = jnp.minimum(jax.random.randint(keys[3], (B, T), 0, size), 5)
+    random = np.random.default_rng(1)
+    hidden = (random.normal(size=(B, T, D)) + 1).astype(dtype)
+    kernel, bias = random.normal(size=(D, V)).astype(dtype).astype(np.float32), random.normal(size=V).astype(np.float32)
+    weights = (0.5 + np.arange(B * T).reshape(B, T) % 3).astype(np.float32)
+    targets = np.minimum(random.integers(0, size, (B, T), np.int32), 5)
 
     def loss(hidden, kernel, bias):
         logprob, log_z = lm_head.log_likelihood(
@@ -135,9 +135,9 @@ def test_gradients_equal_a_float64_reference(monkeypatch, dtype, keep, whole, so
         )
         return jnp.sum(z_loss * log_z**2 - weights * logprob)
 
-    value, grads = jax.value_and_grad(loss, argnums=(0, 1, 2))(hidden, kernel, bias)
+    value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(hidden, kernel, bias)
     rounded = to_bfloat16 if keep and dtype == 'bfloat16' else None
-    expected, wanted = exact(hidden, targets, kernel, bias, softcap, size, np.asarray(weights), z_loss, rounded)
+    expected, wanted = exact(hidden, targets, kernel, bias, softcap, size, weights, z_loss, rounded)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     for name, ours in zip(wanted, grads, strict=True):
         assert ours.dtype == {'hidden': dtype}.get(name, jnp.float32)

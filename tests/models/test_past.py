@@ -19,7 +19,7 @@ CASES = {
     'window': {'window': 5},
     'window of some layers': {'window': 7, 'global_layers': (1,), 'local_rope_theta': 50.0},
     'window of some layers, unrolled': {'window': 7, 'global_layers': (1,), 'unroll': 3},
-    'caps and a scale': {'attention_softcap': 2.0, 'logit_softcap': 3.0, 'attention_scale': 0.9},
+    'caps and a scale': {'num_kv_heads': 2, 'attention_softcap': 2.0, 'logit_softcap': 3.0, 'attention_scale': 0.9},
     'soft prompt': {'leaves': ('prompt',), 'positions': 'learned'},
     'soft prompt in a window': {'leaves': ('prompt',), 'window': 6},
     'prefix': {'leaves': ('prefix',)},
@@ -27,6 +27,9 @@ CASES = {
     'soft prompt and prefix': {'leaves': ('prompt', 'prefix'), 'positions': 'learned'},
     'bfloat16': {'dtype': 'bfloat16', 'num_kv_heads': 1},
 }
+# What the other cases contain.
+SLOW = {'rotary', 'grouped keys', 'sinusoidal', 'window', 'window of some layers, unrolled', 'soft prompt', 'prefix'}
+NOTHING_SHARED = ['rotary', 'soft prompt in a window', 'prefix']
 
 
 def build(leaves=(), **settings):
@@ -59,7 +62,11 @@ def padded(rows, length):
 
 
 @pytest.mark.parametrize(
-    ('name', 'shared'), [*((name, 11) for name in CASES), ('rotary', 0), ('soft prompt in a window', 0), ('prefix', 0)]
+    ('name', 'shared'),
+    [
+        *(pytest.param(name, 11, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES),
+        *(pytest.param(name, 0, marks=[pytest.mark.slow] * (name in SLOW)) for name in NOTHING_SHARED),
+    ],
 )
 def test_parts_equal_whole_texts(name, shared):
     model, params = build(**CASES[name])
@@ -93,7 +100,7 @@ def test_parts_equal_whole_texts(name, shared):
     np.testing.assert_array_less(1e-2, np.ptp(expected, axis=0).max())
 
 
-@pytest.mark.parametrize('name', ['window of some layers', 'prefix'])
+@pytest.mark.parametrize('name', ['window of some layers', pytest.param('prefix', marks=pytest.mark.slow)])
 def test_blocks_of_queries_equal_whole_texts(monkeypatch, name):
     monkeypatch.setattr(past, 'BLOCK', 4)
     test_parts_equal_whole_texts(name, 11)

@@ -57,9 +57,11 @@ def initial(model):
 
 @functools.cache
 def params_of(model):
-    """Initial parameters plus noise, so that every bias and scale has an effect."""
-    random = np.random.default_rng(1)
-    return jax.tree.map(lambda x: 3 * x + 0.1 * random.normal(size=x.shape).astype(np.float32), initial(model))
+    """Random parameters, so that every bias and scale has an effect."""
+    shapes, random = jax.eval_shape(model.init, jax.random.key(0), packed())['params'], np.random.default_rng(1)
+    mean = {path: 3.0 * path.endswith('scale') for path in tree.flatten(shapes)}
+    drawn = {path: random.normal(mean[path], 0.12, leaf.shape) for path, leaf in tree.flatten(shapes).items()}
+    return tree.unflatten({path: leaf.astype(np.float32) for path, leaf in drawn.items()})
 
 
 @functools.cache
@@ -127,28 +129,40 @@ def test_outputs_depend_on_exactly_the_visible_tokens(model):
 
 @every_model
 def test_packed_documents_equal_separate_ones_and_padding_has_no_effect(model):
-    batch = packed()
+    batch, random = packed(), np.random.default_rng(4)
     together = forward(model, batch)['logprob']
     for start, stop in ((0, 5), (5, 9)):
-        alone = {'tokens': batch['tokens'][:, start:stop], 'targets': batch['targets'][:, start:stop]}
-        np.testing.assert_allclose(forward(model, alone)['logprob'], together[:, start:stop], atol=1e-5)
+        size = stop - start
+        alone = example() | {'segment_ids': np.tile((np.arange(T) < size).astype(np.int32), (B, 1))}
+        for name in ('tokens', 'targets'):
+            alone[name] = random.integers(0, V, (B, T), dtype=np.int32)  # of the padding
+            alone[name][:, :size] = batch[name][:, start:stop]
+        np.testing.assert_allclose(forward(model, alone)['logprob'][:, :size], together[:, start:stop], atol=1e-5)
+
+
+def test_segments_and_positions_have_defaults():
+    batch = packed()
+    bare = {name: batch[name][:, :5] for name in ('tokens', 'targets')}
+    for name in ('llama', 'gpt2', 'bert'):
+        together = forward(MODELS[name], batch)['logprob'][:, :5]
+        np.testing.assert_allclose(forward(MODELS[name], bare)['logprob'], together, atol=1e-5)
 
 
 @decoders
 def test_cached_decoding_equals_the_full_forward(model):
-    batch, lengths = example(rows=3), np.array([7, 3, 5])
+    batch, lengths = example(), np.array([7, 3])
     full = forward(model, batch)['logits']
     real = (np.arange(8)[None] < lengths[:, None]).astype(np.int32)
     outputs = forward(model, {'tokens': batch['tokens'][:, :8], 'segment_ids': real}, store=True)
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(outputs['logits'][row, :length], full[row, :length], atol=1e-5)
-    past, cache = outputs['cache'], model.init_cache(3, 4)
+    past, cache = outputs['cache'], model.init_cache(B, 4)
     np.testing.assert_array_equal(past['length'], lengths)
     for step in range(4):
         at = lengths + step
-        outputs = forward(model, {'tokens': batch['tokens'][np.arange(3), at][:, None]}, past=(past,), cache=cache)
+        outputs = forward(model, {'tokens': batch['tokens'][np.arange(B), at][:, None]}, past=(past,), cache=cache)
         cache = outputs['cache']
-        np.testing.assert_allclose(outputs['logits'][:, 0], full[np.arange(3), at], atol=1e-5)
+        np.testing.assert_allclose(outputs['logits'][:, 0], full[np.arange(B), at], atol=1e-5)
     assert cache['length'] == 4
 
 
@@ -219,7 +233,13 @@ def test_initial_parameters_do_not_depend_on_unroll():
     assert not np.array_equal(first, second)
 
 
-@every_model
+@pytest.mark.parametrize(
+    'model',
+    [
+        pytest.param(MODELS[name], id=name, marks=[pytest.mark.slow] * (name not in {'llama', 'gpt2', 'post', 'bert'}))
+        for name in MODELS
+    ],
+)
 def test_the_first_loss_is_near_the_log_of_the_vocabulary(model):
     value = -np.mean(compiled(model)(initial(model), example(), None, False)['logprob'])
     assert value == pytest.approx(np.log(V), rel=0.05)

@@ -69,8 +69,9 @@ def test_the_initial_state_over_eight_devices_is_that_over_one(text, more):
 @pytest.mark.parametrize(
     ('meshes', 'more'),
     [
+        pytest.param([(2, 2, 2, 1), (1, 2, 2, 2)], SCAN, id='scan'),
         pytest.param(
-            [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 2, 2, 1), (1, 2, 2, 2)], SCAN, id='scan'
+            [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8)], SCAN, id='scan, one axis', marks=pytest.mark.slow
         ),
         pytest.param([(2, 2, 2, 1)], BERT, id='bert', marks=pytest.mark.slow),
         pytest.param([(1, 4, 2, 1), (2, 2, 1, 2)], MICRO, id='micro-batches', marks=pytest.mark.slow),
@@ -219,12 +220,12 @@ def test_steps_that_a_kernel_does_not_support(text, monkeypatch):
 @pytest.mark.parametrize(
     ('mesh', 'more'),
     [
-        pytest.param((8, 1, 1, 1), {'model.unroll': 1}, id='data, scan'),
-        pytest.param((1, 1, 8, 1), {'model.unroll': 1}, id='tensor, scan'),
+        pytest.param((8, 1, 1, 1), {'model.unroll': 1}, id='data, scan', marks=pytest.mark.slow),
+        pytest.param((1, 1, 8, 1), {'model.unroll': 1}, id='tensor, scan', marks=pytest.mark.slow),
         pytest.param((1, 2, 2, 2), {'model.unroll': 1}, id='fsdp x tensor x sequence, scan'),
         pytest.param((2, 2, 2, 1), MICRO, id='data x fsdp x tensor, micro-batches'),
         pytest.param((1, 8, 1, 1), LORA, id='fsdp, lora'),
-        pytest.param((2, 2, 2, 1), MUON, id='data x fsdp x tensor, muon'),
+        pytest.param((2, 2, 2, 1), MUON, id='data x fsdp x tensor, muon', marks=pytest.mark.slow),
     ],
 )
 def test_communication_is_near_the_minimum(text, mesh, more, capfd):
@@ -251,7 +252,16 @@ def test_products_of_the_optimizer_are_in_the_planned_flops(text, mesh):
 
 
 @pytest.mark.usefixtures('no_compilation_cache')
-@pytest.mark.parametrize('mesh', [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8)], ids=str)
+@pytest.mark.parametrize(
+    'mesh',
+    [
+        pytest.param((8, 1, 1, 1), marks=pytest.mark.slow),
+        (1, 8, 1, 1),
+        (1, 1, 8, 1),
+        pytest.param((1, 1, 1, 8), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_memory_of_a_device_is_near_the_estimate(text, mesh):
     """For every axis. The compiler keeps arrays that the estimate does not count, and frees some that it does."""
     more = {'data.seq_len': 256, 'model.width': 128, 'model.mlp_dim': 512, 'model.num_layers': 4, 'model.unroll': 1}
@@ -263,7 +273,7 @@ def test_memory_of_a_device_is_near_the_estimate(text, mesh):
 
 
 @pytest.mark.usefixtures('no_compilation_cache')
-@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize('tied', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_embedding_and_head_communicate_in_bfloat16(text, tied):
     """The looked-up embeddings and the gradient of the hidden states: each is one all-reduce as in a layer."""
     more = {'data.seq_len': 128, 'model.dtype': 'bfloat16', 'model.remat': 'full', 'model.unroll': 1}
