@@ -37,9 +37,10 @@ MODELS = {
 
 @functools.cache
 def base_of(name):
-    params = jax.jit(MODELS[name].init, compiler_options=QUICK)(jax.random.key(0), make_batch())['params']
+    shapes = tree.flatten(jax.eval_shape(MODELS[name].init, jax.random.key(0), make_batch())['params'])
     random = np.random.default_rng(1)
-    return jax.tree.map(lambda x: 3 * x + 0.1 * random.normal(size=x.shape).astype(np.float32), params)
+    drawn = {path: random.normal(3.0 * path.endswith('scale'), 0.12, leaf.shape) for path, leaf in shapes.items()}
+    return tree.unflatten({path: jnp.asarray(leaf, jnp.float32) for path, leaf in drawn.items()})
 
 
 @functools.cache

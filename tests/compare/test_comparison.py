@@ -51,6 +51,7 @@ def base(text):
     config = tiny.get_config()
     config.data.source, config.data.cache = str(text), str(text.parent / 'cache')
     config.data.validation = config.data.test = 0.2
+    config.model.num_layers = 1
     lmtrain.train(config, text.parent / 'base')
     lines = [{'note': f'{i * i} {CLASSES[i % 3]} sat', 'animal': CLASSES[i % 3]} for i in range(120)]
     (text.parent / 'rows.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')

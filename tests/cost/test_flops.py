@@ -59,19 +59,19 @@ BIG_HEAD = LLAMA | {'vocab_size': 12_000}
 @pytest.mark.parametrize(
     ('settings', 'trainable', 'predicted'),
     [
-        pytest.param(GPT2, '.*', None, id='gpt2'),
+        pytest.param(GPT2, '.*', None, id='gpt2', marks=pytest.mark.slow),
         pytest.param(GPT2 | {'unroll': 1}, '.*', None, id='gpt2 scanned'),
         pytest.param(LLAMA, '.*', None, id='llama'),
-        pytest.param(LLAMA | {'unroll': 1}, '.*', None, id='llama scanned'),
+        pytest.param(LLAMA | {'unroll': 1}, '.*', None, id='llama scanned', marks=pytest.mark.slow),
         pytest.param(
             BIG_HEAD | {'unroll': 1, 'remat': 'full'}, '.*', None, id='recomputed layers and chunks of the head'
         ),
         pytest.param(LLAMA | {'window': 40, 'global_layers': (0,)}, '.*', None, id='window in all layers but one'),
         pytest.param(BERT | {'unroll': 1}, '.*', 38, id='bert predicts 38'),
         pytest.param(LLAMA, 'layers/.*/kernel', None, id='frozen embedding'),
-        pytest.param(LLAMA, '.*/scale', None, id='norms alone'),
+        pytest.param(LLAMA, '.*/scale', None, id='norms alone', marks=pytest.mark.slow),
         pytest.param(LLAMA | {'unroll': 1}, 'layers/mlp/down/kernel', None, id='one matrix, scanned'),
-        pytest.param(LLAMA, 'head/kernel', None, id='head alone'),
+        pytest.param(LLAMA, 'head/kernel', None, id='head alone', marks=pytest.mark.slow),
     ],
 )
 def test_flops_equal_those_of_the_compiled_step(compiled, settings, trainable, predicted):

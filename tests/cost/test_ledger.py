@@ -43,7 +43,13 @@ def flops_of(function, *arguments):
     return hlo.compiled_flops(jax.jit(function).lower(*arguments).compile({'xla_backend_optimization_level': 0}))
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in {'bitfit', 'prompt', 'p-tuning', 'prefix', 'layers'}))
+        for name in METHODS
+    ],
+)
 def test_flops_of_a_train_step_are_those_of_the_compiler(no_compilation_cache, name):
     """Frozen parts, virtual tokens and the networks that compute them included."""
     model, method, params = adapted(name)
@@ -59,7 +65,7 @@ def test_flops_of_a_train_step_are_those_of_the_compiler(no_compilation_cache, n
     np.testing.assert_allclose(expected.executed, compiled, rtol=0.02)
 
 
-@pytest.mark.parametrize('name', ['full', 'prompt', 'prefix of a network'])
+@pytest.mark.parametrize('name', ['full', pytest.param('prompt', marks=pytest.mark.slow), 'prefix of a network'])
 def test_flops_of_a_query_are_those_of_the_compiler(no_compilation_cache, name):
     """Read at once; after demonstrations that are in the cache; three choices after it; and generated."""
     model, _, params = adapted(name)

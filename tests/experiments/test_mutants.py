@@ -29,6 +29,7 @@ def test_the_list_is_long_and_names_each_fault_once():
     assert EQUIVALENT.keys() <= set(names)
 
 
+@pytest.mark.slow
 def test_fault_is_applied_tested_and_reverted(tmp_path):
     """A small repository with one test, one fault that it sees and one that it does not."""
     (tmp_path / 'lmtrain').mkdir()

@@ -302,7 +302,10 @@ def test_lost_connection_is_followed_again(launch):
     assert 'the network is down' in shown.err
 
 
-@pytest.mark.parametrize('verb', ['install', 'start', 'follow', 'codes'])
+@pytest.mark.parametrize(
+    'verb',
+    ['install', pytest.param('start', marks=pytest.mark.slow), pytest.param('follow', marks=pytest.mark.slow), 'codes'],
+)
 def test_exit_code_0_of_gcloud_is_not_success(verb, launch):
     """The TPU is taken away before the verb, of which gcloud says nothing; the run is that of the next one."""
     states = ['ACTIVE', *['SUSPENDED'] * (2 if verb == 'install' else 1)]

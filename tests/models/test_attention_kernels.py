@@ -22,8 +22,8 @@ CASES = {
 
 
 def inputs(B=2, T=140, H=4, G=2, K=8, dtype='float32'):
-    keys = jax.random.split(jax.random.key(0), 3)
-    query, key, value = (jax.random.normal(k, (B, T, n, K), dtype) for k, n in zip(keys, (H, G, G), strict=True))
+    random = np.random.default_rng(0)
+    query, key, value = (jnp.asarray(random.normal(size=(B, T, n, K)), dtype) for n in (H, G, G))
     cuts = np.array([[60, 130], [7, 140]])
     segments = (np.arange(T)[None] >= cuts[:, :1]).astype(np.int32) + 1
     segments = np.where(np.arange(T)[None] < cuts[:, 1:], segments, 0)
@@ -135,8 +135,14 @@ CUDNN = CASES | {'causal, window traced': {'window': np.int32(70)}, 'bidirection
 del CUDNN['softcap']
 
 
-@pytest.mark.parametrize('case', CUDNN.values(), ids=CUDNN)
-@pytest.mark.parametrize('segmented', [True, False], ids=['segments', 'one segment'])
+@pytest.mark.parametrize(
+    ('case', 'segmented'),
+    [
+        pytest.param(case, segmented, id=f'{of}-{name}', marks=[pytest.mark.slow] * (segmented == (i % 2)))
+        for of, segmented in (('segments', True), ('one segment', False))
+        for i, (name, case) in enumerate(CUDNN.items())
+    ],
+)
 def test_the_call_of_cudnn_computes_the_formula(monkeypatch, case, segmented):
     """The call, executed by XLA. cuDNN supports no window to the right of a query, so none may be requested."""
     calls = []
@@ -216,22 +222,31 @@ def test_gradients_in_float32_are_those_of_the_formula():
         np.testing.assert_allclose(np.sum(np.asarray(gradient) * direction), slope, rtol=1e-4)
 
 
-@pytest.mark.parametrize('window', [0, 6, np.int32(6)], ids=['whole', 'window', 'traced'])
-@pytest.mark.parametrize('causal', [True, False])
+@pytest.mark.parametrize(
+    ('causal', 'window'),
+    [
+        pytest.param(True, 0, id='True-whole'),
+        pytest.param(False, 0, id='False-whole', marks=pytest.mark.slow),
+        pytest.param(True, 6, id='True-window', marks=pytest.mark.slow),
+        pytest.param(False, 6, id='False-window'),
+        pytest.param(True, np.int32(6), id='True-traced'),
+        pytest.param(False, np.int32(6), id='False-traced', marks=pytest.mark.slow),
+    ],
+)
 def test_a_prefix_precedes_every_document_and_counts_towards_its_window(window, causal):
     """Equals each document alone, with the prefix as its first keys; one begins in the second block of queries."""
     P, T, cut = 4, 140, 131
-    query, key, value, _ = inputs(T=T)
-    front_key, front_value = inputs(T=P)[1:3]
-    segments = jnp.asarray(np.repeat([1, 2], [cut, T - cut]))[None].repeat(2, 0)
-    positions = jnp.concatenate([jnp.arange(cut), jnp.arange(T - cut)])[None].repeat(2, 0)
-    longer = [jnp.concatenate(pair, axis=1) for pair in ((front_key, key), (front_value, value))]
+    query, key, value = map(np.asarray, inputs(T=T)[:3])
+    front_key, front_value = map(np.asarray, inputs(T=P)[1:3])
+    segments = np.tile(np.repeat(np.array([1, 2], np.int32), [cut, T - cut]), (2, 1))
+    positions = np.tile(np.concatenate([np.arange(cut), np.arange(T - cut)]).astype(np.int32), (2, 1))
+    longer = [np.concatenate(pair, axis=1) for pair in ((front_key, key), (front_value, value))]
     options = {'causal': causal, 'prefix': P, 'positions': positions}
-    out = masked_attention(query, *longer, segments, window=window, **options)
+    out = jax.jit(functools.partial(masked_attention, window=window, **options))(query, *longer, segments)
     for start, stop in ((0, cut), (cut, T)):
         alone = [
-            jnp.concatenate([front, x[:, start:stop]], axis=1)
-            for front, x in ((jnp.zeros_like(query[:, :P]), query), (front_key, key), (front_value, value))
+            np.concatenate([front, x[:, start:stop]], axis=1)
+            for front, x in ((np.zeros_like(query[:, :P]), query), (front_key, key), (front_value, value))
         ]
         one = np.ones(alone[0].shape[:2])
         np.testing.assert_allclose(

@@ -82,7 +82,7 @@ def test_a_modernbert_in_more_segments_is_written_as_one_stack(tmp_path):
         np.testing.assert_array_equal(tensor.read(), after[key].read())
 
 
-@pytest.mark.parametrize('name', ['bert, lm', 'roberta, lm', 'modernbert, lm'])
+@pytest.mark.parametrize('name', [pytest.param('bert, lm', marks=pytest.mark.slow), 'roberta, lm', 'modernbert, lm'])
 def test_packed_documents_equal_separate_rows(tmp_path, name):
     """Two texts in a row, followed by padding; positions start again, with the offset of the family."""
     model, params = load_pretrained(directory(tmp_path / 'in', name))

@@ -88,8 +88,9 @@ def model_of(kind):
     config.model.update({'vocab_size': V, 'max_len': 64, 'num_layers': 2, 'width': D, 'num_heads': 4, 'unroll': 1})
     config.model.update({'rope_scaling': STRETCHED[kind], 'window': 5, 'global_layers': (1,), 'local_rope_theta': 50.0})
     model = Transformer(**config.model)
-    params = jax.jit(model.init)(jax.random.key(0), {'tokens': jnp.zeros((1, 4), jnp.int32)})['params']
-    return model, jax.tree.map(lambda x: 4 * x, params)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), {'tokens': np.zeros((1, 4), np.int32)})['params']
+    random = np.random.default_rng(0)
+    return model, jax.tree.map(lambda leaf: random.normal(0.0, 0.3, leaf.shape).astype(np.float32), shapes)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'store'))

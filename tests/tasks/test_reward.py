@@ -69,7 +69,7 @@ def test_six_steps_equal_those_of_trl(trl, stream_of, losses_of, name):
     np.testing.assert_allclose(losses, goldens['reward'][name]['steps'], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('head', ['logits', 'reward'])
+@pytest.mark.parametrize('head', [pytest.param('logits', marks=pytest.mark.slow), 'reward'])
 def test_score_is_that_of_the_last_token_alone(trl, stream_of, head):
     """Of each text by itself, unpadded, against packed rows; the head is the model's own, or an added one."""
     model, params = trl[1]('reward')

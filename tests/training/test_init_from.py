@@ -36,6 +36,7 @@ def recipe(folder, **settings):
     config.data.source = str(folder / '*.txt')
     config.data.cache = str(folder / 'cache')
     config.data.validation = 0.2
+    config.model.num_layers = 1
     config.budget.steps = STEPS
     config.log.update(every_steps=1, tensorboard=False)
     config.checkpoint.every_steps = STEPS

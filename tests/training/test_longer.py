@@ -208,16 +208,16 @@ def test_extend_begins_a_new_schedule_and_the_same_command_resumes_it(config, tm
         assert 'finished   the budget is spent after step 18: nothing' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ('steps', 'message'),
-    [(10, r'budget.steps = 10 is the budget of .*; raise it'), (8, '10 steps are spent already, and budget.steps = 8')],
-)
-def test_extend_needs_a_larger_budget(config, tmp_path, steps, message):
+def test_extend_needs_a_larger_budget(config, tmp_path):
     folder = tmp_path / 'run'
     train.train(config, folder)
-    config.budget.steps = steps
-    with pytest.raises(ValueError, match=f'--extend: {message}'):
-        train.train(config, folder, extend=True)
+    for steps, message in (
+        (10, 'budget.steps = 10 is the budget of .*; raise it'),
+        (8, '10 steps are spent already, and budget.steps = 8'),
+    ):
+        config.budget.steps = steps
+        with pytest.raises(ValueError, match=f'--extend: {message}'):
+            train.train(config, folder, extend=True)
 
 
 def test_extend_needs_a_run(config, tmp_path):

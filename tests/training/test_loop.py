@@ -22,6 +22,7 @@ STEPS = 7
 def config(text):
     config = tiny.get_config()
     config.data.source, config.data.cache, config.data.validation = str(text), str(text.parent / 'cache'), 0.2
+    config.model.num_layers = 1
     config.budget.steps, config.log.every_steps, config.log.tensorboard = STEPS, 1, False
     config.evaluate.every_steps, config.checkpoint.every_steps, config.sample.prompts = 3, 2, ()
     return config
@@ -116,7 +117,7 @@ def test_a_resumed_run_shows_its_first_step(config, tmp_path, capsys):
 
 
 def test_budget_in_hours_includes_earlier_starts(config, tmp_path):
-    config.budget.steps, config.budget.hours = None, 1.5 / 3600
+    config.budget.steps, config.budget.hours = None, 0.5 / 3600
     config.evaluate.every_steps = config.checkpoint.every_steps = 1000
     first = train.train(config, tmp_path / 'run')
     again = train.train(config, tmp_path / 'run')

@@ -86,7 +86,7 @@ def test_old_run_loads_and_evaluates_as_before(name):
         assert after['bits_per_byte'] == pytest.approx(before['bits_per_byte'], rel=1e-5)
 
 
-@pytest.mark.parametrize('name', COMMANDS)
+@pytest.mark.parametrize('name', ['text', pytest.param('chat', marks=pytest.mark.slow), 'classes'])
 def test_old_run_resumes(name):
     before = metrics_of(name)
     train.train(config_of(name, **{'budget.steps': 6, 'log.every_steps': 1}), pathlib.Path('runs', name))

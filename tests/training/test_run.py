@@ -101,7 +101,10 @@ def test_batch_uses_the_step_of_its_length():
 
 
 @pytest.mark.usefixtures('no_compilation_cache')
-@pytest.mark.parametrize('method', ['full', 'lora', 'prompt', 'layers'])
+@pytest.mark.parametrize(
+    'method',
+    ['full', 'lora', pytest.param('prompt', marks=pytest.mark.slow), pytest.param('layers', marks=pytest.mark.slow)],
+)
 def test_memory_of_a_step_is_within_15_percent(text, method):
     """Arguments and temporaries of unrolled layers in float32. Scanned layers keep more."""
     sizes = {'model.vocab_size': 512, 'model.width': 64, 'model.mlp_dim': 256, 'model.num_layers': 4, 'model.unroll': 4}
