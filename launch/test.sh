@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs lmtrain with what the tests need, checks style and types, and runs the tests: `bash launch/test.sh [pytest arguments]`.
-# Those marked `slow` are left out, mostly whole runs, comparisons and several processes; all tests: `bash launch/test.sh -m ''`.
+# Those marked `slow` are left out: whole runs, comparisons, several processes, further cases; all tests: `bash launch/test.sh -m ''`.
 # Another interpreter: `PYTHON=python3.12 VENV=.venv312 bash launch/test.sh`.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
