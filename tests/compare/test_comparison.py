@@ -76,6 +76,13 @@ def finished(base):
     return base.parent / 'run', comparison.run(make_config(base), base.parent / 'run')
 
 
+@pytest.fixture(scope='module')
+def prompted(base):
+    """(folder, content of results.json) of a finished comparison of two arms that train nothing."""
+    config = make_config(base, only=ARMS[:2])
+    return base.parent / 'prompted', comparison.run(config, base.parent / 'prompted')
+
+
 def without_times(value):
     """A JSON value without what is measured on a clock or of a process."""
     if isinstance(value, dict):
@@ -259,16 +266,6 @@ def test_a_comparison_that_was_killed_has_the_results_of_an_uninterrupted_one(fi
         assert all(later[path] == content for path, content in before.items())  # no trial was run twice
 
 
-def test_a_folder_of_other_settings_is_refused(finished, base):
-    folder, _ = finished
-    config = make_config(base)
-    config.budget.steps = 5
-    with pytest.raises(InputError, match='other settings of this arm'):
-        comparison.run(config, folder)
-    with pytest.raises(InputError, match=r"only has 'heat', which is no arm.*did you mean 'head'"):
-        comparison.run(make_config(base, only=('heat',)), folder)
-
-
 def test_other_settings_are_refused_before_a_trial_runs(base, monkeypatch):
     folder, config = base.parent / 'changed', make_config(base, only=('head',), sizes=(4,), seeds=1)
     comparison.run(config, folder)
@@ -277,6 +274,12 @@ def test_other_settings_are_refused_before_a_trial_runs(base, monkeypatch):
     with pytest.raises(InputError, match='other settings of this arm'):
         comparison.run(config, folder)
     assert not (folder / 'trials' / 'zero_shot').exists()
+    config = make_config(base, only=('head',), sizes=(4,), seeds=1)
+    config.budget.steps = 5
+    with pytest.raises(InputError, match='other settings of this arm'):
+        comparison.run(config, folder)
+    with pytest.raises(InputError, match=r"only has 'heat', which is no arm.*did you mean 'head'"):
+        comparison.run(make_config(base, only=('heat',)), folder)
 
 
 def test_a_trial_that_cannot_answer_the_test_rows_stops_no_other(base):
@@ -458,8 +461,8 @@ def test_demonstrations_that_all_queries_share_are_cached(base):
     assert whole_again == pytest.approx(whole) and retrieved > 0.95 * whole
 
 
-def test_draws_of_other_demonstrations_are_those_of_the_largest_size(finished):
-    own = [trial for trial in finished[1]['trials'] if trial['arm'] == 'few_shot']
+def test_draws_of_other_demonstrations_are_those_of_the_largest_size(prompted):
+    own = [trial for trial in prompted[1]['trials'] if trial['arm'] == 'few_shot']
     assert all(each['ledger']['query_flops_cached'] < each['ledger']['query_flops'] for each in own)
     draws = {(each['size'], each['seed']): len(each['draws']) for each in own}
     assert draws == {(4, 1): 0, (4, 2): 0, (16, 1): 2, (16, 2): 2}
@@ -508,34 +511,36 @@ def test_a_dry_run_prints_what_every_arm_needs(base):
     assert not (base.parent / 'dry' / 'trials').exists()
 
 
-def test_a_terminal_shows_arms_trials_and_accuracies(finished, base, monkeypatch):
-    folder, results = finished
+def test_a_terminal_shows_arms_trials_and_accuracies(prompted, base):
+    folder, results = prompted
+    config = make_config(base, only=ARMS[:2])
 
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     stream = Terminal()
-    shared, _ = comparison.assemble(make_config(base), folder, arms.read(make_config(base).compare))
-    listed = trials.listed(shared, arms.read(make_config(base).compare))
-    display = progress.Display(shared, arms.read(make_config(base).compare), len(listed), [], stream)
+    selected = arms.read(config.compare)
+    shared, _ = comparison.assemble(config, folder, selected)
+    listed = trials.listed(shared, selected)
+    display = progress.Display(shared, selected, len(listed), [], stream)
     for trial in listed:
         display.begin(trial)
         display.end(trial, read_json(folder / trial.folder / 'trial.json'))
     last = stream.getvalue().rpartition('\x1b[J')[2]
     lines = last.splitlines()
     assert max(map(len, stream.getvalue().splitlines())) <= 80 + len('\x1b[9F\x1b[J')
-    assert [line.split()[:2] for line in lines[2:5]] == [['few_shot', '4/4'], ['zero_shot', '1/1'], ['head', '4/4']]
+    assert [line.split()[:2] for line in lines[2:4]] == [['few_shot', '4/4'], ['zero_shot', '1/1']]
     expected = [
         100 * sum(own) / len(own)
         for own in (
             [
                 each['selection']['accuracy']
                 for each in results['trials']
-                if (each['arm'], each['size']) == ('head', size)
+                if (each['arm'], each['size']) == ('few_shot', size)
             ]
             for size in (4, 16)
         )
     ]
-    assert [float(cell) for cell in lines[4].split()[2:]] == [round(value, 1) for value in expected]
+    assert [float(cell) for cell in lines[2].split()[2:]] == [round(value, 1) for value in expected]
     assert '9 of 9 trials' in lines[5]

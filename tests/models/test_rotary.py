@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from lmtrain import tree
 from lmtrain.models import Transformer, rotary
 
 GOLDENS = json.loads((pathlib.Path(__file__).parent / 'goldens_rotary.json').read_text(encoding='utf-8'))
@@ -90,7 +91,10 @@ def model_of(kind):
     model = Transformer(**config.model)
     shapes = jax.eval_shape(model.init, jax.random.key(0), {'tokens': np.zeros((1, 4), np.int32)})['params']
     random = np.random.default_rng(0)
-    return model, jax.tree.map(lambda leaf: random.normal(0.0, 0.3, leaf.shape).astype(np.float32), shapes)
+    drawn = {
+        path: random.normal(2.0 * path.endswith('scale'), 0.2, x.shape) for path, x in tree.flatten(shapes).items()
+    }
+    return model, tree.unflatten({path: leaf.astype(np.float32) for path, leaf in drawn.items()})
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'store'))
