@@ -543,4 +543,4 @@ def test_a_terminal_shows_arms_trials_and_accuracies(prompted, base):
         )
     ]
     assert [float(cell) for cell in lines[2].split()[2:]] == [round(value, 1) for value in expected]
-    assert '9 of 9 trials' in lines[5]
+    assert '5 of 5 trials' in lines[4]

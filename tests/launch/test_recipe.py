@@ -337,7 +337,7 @@ def test_no_override_ends_in_a_traceback(field, text):
 
 
 @given(st.lists(st.text(st.characters(codec='utf-8', exclude_characters='\0'), max_size=20), max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_no_command_line_ends_in_a_traceback(words):
     for argv in (['show', '--config=tiny', *words], ['show', *(f'--config{word}' for word in words)]):
         assert cli.main(argv) in (0, 2)

@@ -46,8 +46,15 @@ def encoder(**settings) -> Transformer:
 
 
 MODELS = {name: build(**s) for name, s in VARIANTS.items()} | {name: encoder(**s) for name, s in ENCODERS.items()}
-decoders = pytest.mark.parametrize('model', [MODELS[name] for name in VARIANTS], ids=VARIANTS)
-every_model = pytest.mark.parametrize('model', MODELS.values(), ids=MODELS)
+
+
+def models(names, slow=()):
+    """Parametrizes a test over models, of which some are slow because others have the same features."""
+    cases = [pytest.param(MODELS[name], id=name, marks=[pytest.mark.slow] * (name in slow)) for name in names]
+    return pytest.mark.parametrize('model', cases)
+
+
+every_model = models(MODELS)
 
 
 @functools.cache
@@ -148,7 +155,7 @@ def test_segments_and_positions_have_defaults():
         np.testing.assert_allclose(forward(MODELS[name], bare)['logprob'], together, atol=1e-5)
 
 
-@decoders
+@models(VARIANTS, slow={'llama', 'window', 'branch', 'post'})
 def test_cached_decoding_equals_the_full_forward(model):
     batch, lengths = example(), np.array([7, 3])
     full = forward(model, batch)['logits']
@@ -233,13 +240,7 @@ def test_initial_parameters_do_not_depend_on_unroll():
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize(
-    'model',
-    [
-        pytest.param(MODELS[name], id=name, marks=[pytest.mark.slow] * (name not in {'llama', 'gpt2', 'post', 'bert'}))
-        for name in MODELS
-    ],
-)
+@models(MODELS, slow=MODELS.keys() - {'llama', 'gpt2', 'post', 'bert'})
 def test_the_first_loss_is_near_the_log_of_the_vocabulary(model):
     value = -np.mean(compiled(model)(initial(model), example(), None, False)['logprob'])
     assert value == pytest.approx(np.log(V), rel=0.05)
