@@ -185,7 +185,7 @@ def prompted(values: flags.FlagValues) -> None:
     from lmtrain.data.chat import conversation
     from lmtrain.inference import calibration, prompting
 
-    rows = api.as_rows(values.rows)
+    rows = api.as_rows(values.rows)[: values.limit or None]
     demonstrations = api.as_rows(values.demonstrations)
     if not values.template and (trial := model_flags.trial(values, [*sorted({*PROMPT_FLAGS} - {*OF_HEADS}), 'labels'])):
         by_trial(values, trial, rows)
@@ -202,7 +202,7 @@ def prompted(values: flags.FlagValues) -> None:
     prompts = [dialogue if dialogue.messages else dialogue.texts[0] for dialogue in chats]
     results = api.evaluate(
         model_flags.prompted(model, values, 'chat_template', prompts),
-        rows=rows[: values.limit or None],
+        rows=rows,
         template=values.template or '',
         answer=values.answer or '',
         choices=values.choices.split(',') if ',' in values.choices else values.choices or (),
@@ -241,7 +241,7 @@ def by_head(values: flags.FlagValues, model, rows: list) -> None:
     from lmtrain.evaluation import heads
 
     settings = {'text': values.text, 'answer': values.answer or '', 'labels': values.labels}
-    results = api.evaluate(model, rows=rows[: values.limit or None], batch_size=values.batch_size, **settings)
+    results = api.evaluate(model, rows=rows, batch_size=values.batch_size, **settings)
     answers = results.pop('answers')
     show(f'{", ".join(values.rows)}: {heads.line(results)}')
     write_results(values, {'results': results, 'rows': answers})
@@ -252,7 +252,6 @@ def by_trial(values: flags.FlagValues, answers, rows: list) -> None:
     from lmtrain.compare import new_rows
     from lmtrain.evaluation import heads
 
-    rows = rows[: values.limit or None]
     results, lines = new_rows.score(answers, rows, values.text, values.answer or '', values.batch_size)
     show(f'{", ".join(values.rows)}: {heads.line(results)}')
     write_results(values, {'results': results, 'rows': lines})

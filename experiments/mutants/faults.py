@@ -131,7 +131,6 @@ FAULTS = {
         ),
         ('memory of an earlier start is forgotten', "before.get('peak_memory', 0)", '0'),
         ('seconds of one device', '+ devices * now', '+ now'),
-        ('tokens are those of the next step', 'self.step * each', '(self.step + 1) * each'),
         (
             'the learning rate is one step late',
             'progress = self.clock.spent(step + 1) if',
@@ -2032,6 +2031,7 @@ FAULTS = {
         ("the template's date is today", "(run.template.date if run.template else '') or", "'' or"),
     ],
     'lmtrain/training/run.py': [
+        ('tokens are those of the next step', 'name: steps * each', 'name: (steps + 1) * each'),
         ('rollouts are free', 'outside = sum(parts.values())', 'outside = self.reference_flops'),
         (
             'tokens of an epoch and not of its bytes',
@@ -2283,8 +2283,8 @@ FAULTS = {
         ),
         (
             'the limit is off by one',
-            'rows[: values.limit or None]',
-            'rows[: values.limit and values.limit + 1 or None]',
+            '[: values.limit or None]',
+            '[: values.limit and values.limit + 1 or None]',
         ),
         (
             'the choices are one field',
