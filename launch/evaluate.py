@@ -185,8 +185,9 @@ def prompted(values: flags.FlagValues) -> None:
     from lmtrain.data.chat import conversation
     from lmtrain.inference import calibration, prompting
 
-    rows = api.as_rows(values.rows)[: values.limit or None]
-    demonstrations = api.as_rows(values.demonstrations)
+    rows = api.as_rows(values.rows)
+    demonstrations = api.as_rows(values.demonstrations) or (rows if int(shots) else [])
+    rows = rows[: values.limit or None]
     if not values.template and (trial := model_flags.trial(values, [*sorted({*PROMPT_FLAGS} - {*OF_HEADS}), 'labels'])):
         by_trial(values, trial, rows)
         return
@@ -210,7 +211,7 @@ def prompted(values: flags.FlagValues) -> None:
         select=values.select,
         instruction=values.instruction,
         calibrated=calibration.CONTENT_FREE if values.calibrated else (),
-        demonstrations=demonstrations or (rows if int(shots) else ()),
+        demonstrations=demonstrations,
         seed=values.seed,
         max_tokens=values.max_tokens,
         batch_size=values.batch_size,
