@@ -2283,8 +2283,8 @@ FAULTS = {
         ),
         (
             'the limit is off by one',
-            '[: values.limit or None]',
-            '[: values.limit and values.limit + 1 or None]',
+            'rows[: values.limit or None]',
+            'rows[: values.limit and values.limit + 1 or None]',
         ),
         (
             'the choices are one field',
