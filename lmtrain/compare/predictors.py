@@ -1,6 +1,5 @@
 """Predictors: the probability of each class for rows, from a trained head or from the likelihood of answers."""
 
-import collections
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example, LengthPolicy
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
-from lmtrain.inference import demonstrations, prompting, sample
+from lmtrain.inference import batches, demonstrations, prompting
 from lmtrain.inference.calibration import log_softmax
 from lmtrain.inference.questions import ask
 from lmtrain.tasks import TASKS
@@ -25,7 +24,6 @@ from lmtrain.tasks.task import RowFormat
 from lmtrain.training.load import LoadedModel
 
 BATCH_SIZE = 32  # rows scored together; it changes no score beyond rounding
-SHORTEST = 16  # tokens; rows are padded to powers of two from here on
 
 Predict = Callable[[Sequence[Row]], np.ndarray]  # rows -> log p float64 [rows, C], normalised over the classes
 
@@ -41,16 +39,13 @@ def by_head(loaded: LoadedModel, task: TaskRows, seq_len: int, temperature: floa
     output = 'logits' if loaded.model.head == record.head else record.name
 
     def predict(rows: Sequence[Row]) -> np.ndarray:
-        groups = collections.defaultdict(list)
-        for example in encode(rows, loaded, task, seq_len)[0]:
-            groups[sample.bucket(len(example.tokens), SHORTEST, seq_len)].append(example)
+        examples, size = encode(rows, loaded, task, seq_len)[0], min(BATCH_SIZE, len(rows))
+        grid = batches.Grid(seq_len, size, coarse=batches.is_coarse(loaded.model, loaded.params, size))
         log_p = np.zeros((len(rows), len(task.classes)))
-        for T, members in sorted(groups.items()):
-            size = sample.bucket(len(members), 1, BATCH_SIZE)
-            for first in range(0, len(members), size):
-                some = members[first : first + size]
-                values = _log_p(loaded.model, output, config.objective.pool, loaded.params, _padded(some, size, T))
-                log_p[[example.source for example in some]] = np.asarray(values, np.float64)[: len(some)]
+        for members, (B, T, _) in batches.divide([(len(example.tokens), 0) for example in examples], grid):
+            some = [examples[member] for member in members]
+            values = _log_p(loaded.model, output, config.objective.pool, loaded.params, _padded(some, B, T))
+            log_p[[example.source for example in some]] = np.asarray(values, np.float64)[: len(some)]
         return log_softmax(log_p / temperature)
 
     return predict

@@ -14,14 +14,25 @@ import jax
 from lmtrain import tree
 from lmtrain.cost import hardware
 
-SHORTEST = 16  # tokens, to which contexts are padded at least
-SHORTEST_CHOICE = 4  # the same for continuations and their number
-COARSE = 4  # factor of both for a small model
 MAX_TOKENS = 2**13  # of a batch, unless it is one row
 MAX_LOGITS = 2**26  # of a batch, if they are materialised
 BATCH_COST = 512  # tokens that take as long as a batch beside its tokens; many batches are a program of their own
 COMPILE_SECONDS = 1.0  # of a program, at the peak of the device: it takes a few, and batches do not reach the peak
 UNKNOWN_FLOPS = 1e11  # FLOP/s of a device without a data sheet, such as a CPU
+
+
+class Least(NamedTuple):
+    """Tokens to which a text, and the beginning of several texts, are padded at least; the same for continuations.
+
+    A beginning is one row, whose padding costs little.
+    """
+
+    text: int
+    beginning: int
+    continuations: int
+
+
+FINE, COARSE = Least(16, 16, 4), Least(32, 256, 16)  # of a large and of a small model
 
 Shape = tuple[int, int, int]  # (B, T, M): rows, tokens of a text, tokens of its continuations
 
@@ -33,8 +44,8 @@ class Grid(NamedTuple):
       context: tokens of a text at most.
       batch_size: rows of a batch at most.
       vocabulary: number of logits of a token of a continuation, if they are materialised; else 0.
-      coarse: few shapes (`is_coarse`). The shortest lengths are `COARSE` times as long, and every batch has as many
-        rows as its lengths allow.
+      coarse: few shapes (`is_coarse`): lengths are at least `COARSE`, and every batch has as many rows as its lengths
+        allow.
     """
 
     context: int
@@ -42,13 +53,22 @@ class Grid(NamedTuple):
     vocabulary: int = 0
     coarse: bool = False
 
+    @property
+    def least(self) -> Least:
+        """The shortest lengths."""
+        return COARSE if self.coarse else FINE
+
     def text(self, length: int) -> int:
         """Tokens to which a text is padded."""
-        return min(rounded(length, SHORTEST * (COARSE if self.coarse else 1)), self.context)
+        return min(rounded(length, self.least.text), self.context)
 
-    def choices(self, number: int) -> int:
+    def beginning(self, length: int) -> int:
+        """Tokens to which the beginning of several texts is padded."""
+        return min(rounded(length, self.least.beginning), self.context)
+
+    def continuations(self, number: int) -> int:
         """Number to which continuations, or their tokens, are padded; 0 stays."""
-        return number and rounded(number, SHORTEST_CHOICE * (COARSE if self.coarse else 1))
+        return number and rounded(number, self.least.continuations)
 
     def most_rows(self, T: int, M: int) -> int:
         """Unless it is one row, a batch has at most `MAX_TOKENS` tokens, and of continuations `MAX_LOGITS` logits."""
@@ -86,7 +106,7 @@ def divide(sizes: Sequence[tuple[int, int]], grid: Grid) -> list[tuple[list[int]
     >>> divide([(20, 3), (300, 3), (17, 2)], Grid(context=512, batch_size=32, coarse=True))
     [([0, 2, 1], (21, 384, 16))]
     """
-    lengths = [(grid.text(text), grid.choices(rest)) for text, rest in sizes]
+    lengths = [(grid.text(text), grid.continuations(rest)) for text, rest in sizes]
     order = sorted(range(len(sizes)), key=lambda row: lengths[row])
     shape_of = functools.cache(grid.shape)
     # cost[j]: of the first j rows; last[j]: where the last batch of them begins, and its shape.

@@ -20,7 +20,7 @@ import numpy as np
 from lmtrain.data import Tokenizer
 from lmtrain.data.hash_rng import hash_unit
 from lmtrain.errors import InputError, did_you_mean
-from lmtrain.inference.batches import SHORTEST
+from lmtrain.inference.batches import FINE
 from lmtrain.inference.likelihood import padded
 from lmtrain.inference.questions import Question
 from lmtrain.inference.sample import bucket
@@ -237,7 +237,7 @@ def embeddings(model, params: Params, tokenizer: Tokenizer, texts: Sequence[str]
     for index, ids in enumerate(tokenizer.encode_batch(texts)):
         for first in range(0, len(ids), room):
             piece = np.concatenate([prefix, ids[first : first + room], suffix]).astype(np.int32)
-            pieces[bucket(len(piece), SHORTEST, context)].append((index, piece))
+            pieces[bucket(len(piece), FINE.text, context)].append((index, piece))
     sums = np.zeros((len(texts), model.width))
     for T, members in sorted(pieces.items()):
         for first in range(0, len(members), batch_size):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.errors import NonFiniteOutput
-from lmtrain.inference.batches import MAX_TOKENS, SHORTEST, SHORTEST_CHOICE, Grid, divide, is_coarse, rounded
+from lmtrain.inference.batches import FINE, MAX_TOKENS, Grid, divide, is_coarse, rounded
 from lmtrain.inference.sample import bucket
 from lmtrain.models.rotary import by_length
 from lmtrain.models.virtual_tokens import num_virtual_tokens
@@ -158,7 +158,7 @@ def _score_group(
     past, computed = (), 0
     if shared:
         beginning = next(iter(group.values())).context_ids[:shared]
-        past, computed = (_encode(model, params, padded([beginning], 1, grid.text(shared))),), shared
+        past, computed = (_encode(model, params, padded([beginning], 1, grid.beginning(shared))),), shared
     computed += sum(len(ids) - shared + _rest(each) for ids, each in group.values())
     pending = []
     sizes = [(len(ids) - shared, _rest(each)) for ids, each in group.values()]
@@ -167,7 +167,7 @@ def _score_group(
         prompts = [group[key] for key in keys]
         own = padded([each.context_ids[shared:] for each in prompts], B, T)
         own['select'] = np.maximum(own['segment_ids'].sum(axis=1, keepdims=True) - 1, 0)
-        first = _first(prompts, B, grid.choices(max(len(each.continuations) for each in prompts)))
+        first = _first(prompts, B, grid.continuations(max(len(each.continuations) for each in prompts)))
         pending.append((keys, _nats(model, params, past, own, first, _packed(prompts, B, M), greedy)))
     results = {}
     for keys, columns in pending:
@@ -254,8 +254,8 @@ def _score_whole(model, params, prompts: dict, *, context: int, batch_size: int,
     results = {key: (np.zeros(n := len(each.continuations)), np.zeros(n, bool)) for key, each in prompts.items()}
     for key, (start, continuations) in prompts.items():
         for index, ids in enumerate(continuations):
-            T = bucket(len(start) + len(ids) - 1, SHORTEST, context)
-            shapes[T, bucket(len(ids), SHORTEST_CHOICE, T)].append((key, index, np.append(start, ids), len(start)))
+            T = bucket(len(start) + len(ids) - 1, FINE.text, context)
+            shapes[T, bucket(len(ids), FINE.continuations, T)].append((key, index, np.append(start, ids), len(start)))
     computed = 0
     for (T, M), rows in sorted(shapes.items()):
         B = min(batch_size, max(1, MAX_TOKENS // T))
@@ -283,7 +283,7 @@ def token_log_likelihoods(model, params: Params, prompts: Sequence[Prompt], batc
     context = model.max_len - num_virtual_tokens(params)
     shapes = collections.defaultdict(list)
     for index, (start, (ids,)) in enumerate(prompts):
-        shapes[bucket(len(start) + len(ids) - 1, SHORTEST, context)].append((index, np.append(start, ids), len(start)))
+        shapes[bucket(len(start) + len(ids) - 1, FINE.text, context)].append((index, np.append(start, ids), len(start)))
     values: list[np.ndarray] = [np.zeros(0, np.float32) for _ in prompts]
     for T, rows in sorted(shapes.items()):
         B = min(batch_size, max(1, MAX_TOKENS // T), rounded(len(rows)))

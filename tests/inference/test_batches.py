@@ -26,7 +26,7 @@ def test_no_other_division_of_the_sorted_rows_computes_fewer_tokens(coarse):
             assert (
                 len(rows) <= B and T >= max(sizes[row][0] for row in rows) and M >= max(sizes[row][1] for row in rows)
             )
-        order, least = sorted((grid.text(text), grid.choices(rest)) for text, rest in sizes), np.inf
+        order, least = sorted((grid.text(text), grid.continuations(rest)) for text, rest in sizes), np.inf
         for cuts in itertools.product([False, True], repeat=6):
             parts = [part.tolist() for part in np.split(np.array(order), [at + 1 for at in range(6) if cuts[at]])]
             shapes = [grid.shape(len(part), *(max(column) for column in zip(*part))) for part in parts]
