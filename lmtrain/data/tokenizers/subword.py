@@ -19,6 +19,7 @@ BREAK = re.compile(r'(?<=\w|[!-~])\n')
 # Where GPT-2's regex always begins a new word: between an ASCII letter or digit and white space or punctuation, and
 # between punctuation except the apostrophe and white space, a letter or a digit.
 WORD_EDGE = re.compile(r'(?<=[A-Za-z0-9])(?=[ \t\n\r\f\v!-/:-@[-`{-~])|(?<=[!-&(-/:-@[-`{-~])(?=[ \t\n\r\f\v]|[^\W_])')
+MOST_KNOWN, LONGEST_KNOWN = 2**16, 64  # number and characters of the words whose ids a tokenizer keeps
 
 
 class HuggingFace(Tokenizer):
@@ -189,10 +190,20 @@ class Bpe(HuggingFace):
         # The ids of a word do not depend on its context, so each different word is encoded once: a tenth of Python's
         # own text. (With the whole text, the library's threads wait for each other if malloc has one arena.)
         words = [WORD_EDGE.split(text) for text in texts]
-        different = list(dict.fromkeys(itertools.chain.from_iterable(words)))
-        encoded = self.tokenizer.encode_batch_fast(different, add_special_tokens=False)
-        ids = {word: each.ids for word, each in zip(different, encoded, strict=True)}
+        different = dict.fromkeys(itertools.chain.from_iterable(words))
+        ids = {word: known for word in different if (known := self._known.get(word)) is not None}
+        if missing := [word for word in different if word not in ids]:
+            encoded = self.tokenizer.encode_batch_fast(missing, add_special_tokens=False)
+            new = {word: each.ids for word, each in zip(missing, encoded, strict=True)}
+            if len(self._known) + len(new) <= MOST_KNOWN:
+                self._known.update({word: own for word, own in new.items() if len(word) <= LONGEST_KNOWN})
+            ids |= new
         return [np.fromiter(itertools.chain.from_iterable(map(ids.__getitem__, each)), np.int32) for each in words]
+
+    @functools.cached_property
+    def _known(self) -> dict[str, list[int]]:
+        """Words and their ids: prompts repeat those of a few rows, and a call of the library costs more than a word."""
+        return {}
 
 
 def cut_text(text: str, size: int = PIECE_SIZE) -> list[str]:

@@ -45,6 +45,16 @@ def test_skipped_ids_are_absent():
     assert gaps.absent == (SIZE - 1, SIZE + 1) and bpe.absent == ()
 
 
+def test_words_that_were_encoded_are_not_encoded_again():
+    own = Bpe(learn_bpe(TEXT, 320))
+    long = 'ä' * 1000  # a word of a text without spaces may be a whole document, and is not kept
+    own.encode_batch([*TEXT, long])
+    own.tokenizer = None
+    assert [ids.tolist() for ids in own.encode_batch(TEXT)] == [bpe.encode(text) for text in TEXT]
+    with pytest.raises(AttributeError):
+        own.encode_batch([long])
+
+
 def test_learn_bpe_is_deterministic():
     assert learn_bpe(TEXT, 320) == learn_bpe(TEXT, 320)
     assert bpe.vocab_size <= 321 and bpe.end_id == bpe.vocab_size - 1
