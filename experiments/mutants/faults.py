@@ -1561,7 +1561,7 @@ FAULTS = {
     'lmtrain/training/init_from.py': [
         ("the base's dropout is taken", "COMPUTE = ('dropout', 'dtype'", "COMPUTE = ('dtype'"),
         ('a base that has changed passes', 'if base.hash != fingerprint:', 'if fingerprint is None:'),
-        ('a member is always the first', 'lambda leaf: leaf[member], parts', 'lambda leaf: leaf[0], parts'),
+        ('a member is always the first', 'np.asarray(leaf)[member], parts', 'np.asarray(leaf)[0], parts'),
     ],
     'lmtrain/inference/decode.py': [
         ('sampling before the temperature', '(logits_BV - top_B1) / settings.temperature', 'logits_BV - top_B1'),

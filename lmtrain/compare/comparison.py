@@ -117,7 +117,7 @@ def assemble(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparis
     )
     text, reason = forgetting.own_text(comparison)
     notes += [f'forgetting is not measured: {reason}'] if reason else []
-    comparison = comparison._replace(own_text=text)
+    comparison = comparison._replace(own_text=text, programs={})
     return comparison._replace(plans={arm.name: planning.plan(comparison, arm) for arm in selected}), notes
 
 

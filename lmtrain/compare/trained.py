@@ -1,6 +1,8 @@
 """Trials that train: an ordinary run in the trial's folder, whose rate and step are chosen on the selection rows."""
 
+import itertools
 import math
+import operator
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,7 +119,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     config = recipe(comparison, trial)
     costs, tried = [], []
     for name, own in runs(comparison, trial, config):
-        costs.append(training.train(own, folder / name)['cost'])
+        costs.append(training.train(own, folder / name, programs=comparison.programs)['cost'])
         tried += candidates(comparison, trial, own, name)
     result = selection.outcome(selection.choose(tried), tried, len(comparison.task.selection))
     chosen = result['chosen']
@@ -194,15 +196,18 @@ def candidates(comparison: Comparison, trial: Trial, config, name: str) -> list[
     tried = selection.evaluated(comparison.folder / trial.folder / name, rates)
     if not TASKS[config.task.name].reads_rows:
         tried = [each for each in tried if each['step'] == tried[-1]['step']]
-    tried = [each | {'run': name} for each in tried]
-    finite = [each['loss'] is not None and math.isfinite(each['loss']) for each in tried]  # others have diverged
-    return [each | (_fitted(comparison, trial, each) if usable else {}) for each, usable in zip(tried, finite)]
+    fitted = []
+    for step, members in itertools.groupby(tried, key=operator.itemgetter('step')):
+        models = loading.load_members(comparison.folder / trial.folder / name, step)
+        for each, loaded in zip(members, models, strict=True):
+            usable = each['loss'] is not None and math.isfinite(each['loss'])  # others have diverged
+            fitted.append(each | {'run': name} | (_fitted(comparison, trial, loaded) if usable else {}))
+    return fitted
 
 
-def _fitted(comparison: Comparison, trial: Trial, candidate: dict[str, Any]) -> dict[str, Any]:
+def _fitted(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> dict[str, Any]:
     """{'temperature', 'loss', 'accuracy'} of a candidate on the selection rows, and how it scores answers as text."""
-    task, loaded = comparison.task, load(comparison, trial, candidate)
-    rows = task.selection
+    task, rows = comparison.task, comparison.task.selection
     if not TASKS[loaded.config.task.name].has_classes:
         scored = choice_scores.of_rows(loaded, *prompt(comparison, trial), rows, trial.arm.settings['scores'])
         return selection.choose(choice_scores.candidates(scored, rows, task.classes))

@@ -52,6 +52,7 @@ class Comparison(NamedTuple):
       sizes: of the subsets, ascending.
       own_text: batches of the text that the base was pretrained on; [] if it is not known.
       plans: {arm: what is known of its trials before they run}.
+      programs: compiled functions of the trials so far (`Run.programs`).
     """
 
     config: Any
@@ -62,6 +63,7 @@ class Comparison(NamedTuple):
     sizes: list[int]
     own_text: list[dict[str, np.ndarray]] = []
     plans: dict[str, Any] = {}
+    programs: dict[Any, Any] | None = None
 
     def subset(self, size: int, seed: int) -> list[Row]:
         """The rows of a subset; [] of size 0."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 
 from lmtrain import adapt, checkpoint, tree
 from lmtrain.checkpoint import manifest
@@ -96,10 +97,16 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
 
     Raises FileNotFoundError or InputError naming what is missing or differs, and checkpoint.Damaged.
     """
-    config, model, members = read_run(directory)
+    members = read_run(directory)[2]
     if not 0 <= member < max(len(members), 1):
         range_ = f'the sweep has the members 0 to {len(members) - 1}' if members else f'{directory} is no sweep'
         raise InputError(f'member {member}: {range_}')
+    return open_members(directory, step)[member]
+
+
+def open_members(directory: Path, step: int | str = 'last') -> list[Base]:
+    """`open_run` of every member of a sweep, or of the only one of a run. Their files are read once for all."""
+    config, model, members = read_run(directory)
     checkpoints = (directory / 'checkpoints').absolute()
     inspected = checkpoint.inspect(checkpoints, step)
     if inspected is None:
@@ -117,34 +124,52 @@ def open_run(directory: Path, step: int | str = 'last', member: int = 0) -> Base
         own = tree.flatten(own)
         return tree.unflatten(own | {path: leaf for path, leaf in base_params.items() if path not in own})
 
-    def load(place):
-        parts, _ = checkpoint.load(checkpoints, stored, step, partial=True)
+    @functools.cache
+    def read() -> tree.Params:
+        return checkpoint.load(checkpoints, stored, step, partial=True)[0]
+
+    load_inner = functools.cache(inner.load) if inner else None
+
+    def load(place, member: int):
+        parts = dict(read())
         if members:
-            parts['trainable'] = jax.tree.map(lambda leaf: leaf[member], parts['trainable'])
+            # On the host: on a device, a program would be compiled for every shape.
+            parts['trainable'] = jax.tree.map(lambda leaf: np.asarray(leaf)[member], parts['trainable'])
         own = tree.join(*parts.values())
         own = tree.unflatten({path: place(path, leaf) for path, leaf in tree.flatten(own).items()})
-        return complete(own, inner.load(place)) if inner else own
+        return complete(own, load_inner(place)) if inner else own
 
     shapes = dict(stored)
     if members:
         one = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)  # noqa: E731
         shapes['trainable'] = jax.tree.map(one, shapes['trainable'])
-        config.seed, config.optimizer.learning_rate = members[member].seed, members[member].learning_rate
-        config.sweep = dict.fromkeys(config.sweep, ())
     shapes = tree.join(*shapes.values())
-    identity = f'{manifest.read(checkpoints / str(step))["sha256"]} {fingerprint} {member}'
-    return Base(
-        hash=hashlib.sha256(identity.encode()).hexdigest(),
-        model=model,
-        tokenizer=directory / 'tokenizer',
-        shapes=jax.eval_shape(complete, shapes, inner.shapes) if inner else shapes,
-        load=load,
-        config=config,
-        step=step,
-        generation=generation.read(directory) or (inner.generation if inner else {}),
-        labels=tuple(config.task.labels) if TASKS[config.task.name].has_classes else (),
-        base=base,
-    )
+    shapes = jax.eval_shape(complete, shapes, inner.shapes) if inner else shapes
+    identity = f'{manifest.read(checkpoints / str(step))["sha256"]} {fingerprint}'
+
+    def of_member(member: int) -> Base:
+        return Base(
+            hash=hashlib.sha256(f'{identity} {member}'.encode()).hexdigest(),
+            model=model,
+            tokenizer=directory / 'tokenizer',
+            shapes=shapes,
+            load=functools.partial(load, member=member),
+            config=_config_of_member(config, members[member]) if members else config,
+            step=step,
+            generation=generation.read(directory) or (inner.generation if inner else {}),
+            labels=tuple(config.task.labels) if TASKS[config.task.name].has_classes else (),
+            base=base,
+        )
+
+    return [of_member(member) for member in range(max(len(members), 1))]
+
+
+def _config_of_member(config, member: sweep.Member):
+    """The config that a member of a sweep would have as a run of its own."""
+    config = config.copy_and_resolve_references()
+    config.seed, config.optimizer.learning_rate = member.seed, member.learning_rate
+    config.sweep = dict.fromkeys(config.sweep, ())
+    return config
 
 
 def read_run(directory: Path) -> tuple[ml_collections.ConfigDict, Transformer, tuple[sweep.Member, ...]]:

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +67,14 @@ def load_run(directory, step: int | str = choose.AUTO, member: int | None = None
     return loaded._replace(directory=str(directory), member=choice.member)
 
 
+def load_members(directory, step: int) -> Iterator[LoadedModel]:
+    """`load_run` of every member of a sweep, or of the only one of a run, whose files are read once for all."""
+    bases = init_from.open_members(pathlib.Path(directory), step)
+    tokenizer = data.load_tokenizer(bases[0].tokenizer)
+    for member, base in enumerate(bases):
+        yield _load(base, tokenizer)._replace(directory=str(directory), member=member)
+
+
 def load_directory(directory: str, adapter: str = '', ignore: Sequence[str] = ()) -> LoadedModel:
     """The model of a Hugging Face directory or, as a base is opened, of the last checkpoint of a run.
 
@@ -84,13 +92,18 @@ def load_directory(directory: str, adapter: str = '', ignore: Sequence[str] = ()
 def _load(base: init_from.Base, tokenizer: data.Tokenizer) -> LoadedModel:
     ends = generation.fields_of(base.generation, tokenizer, base.model.vocab_size)['eos_token_id']
     with progress.phase('loading the parameters', brief=True):
-        params = base.load(lambda path, array: jax.device_put(array))
+        params = base.load(_on_device)
     template = None
     if base.config and TASKS[base.config.task.name].conversations:
         template = trained_template(base.config.task, tokenizer)
     elif not base.config and of_output(base.labels) and 'chat_template' in tokenizer.config:
         template = open_template('auto', tokenizer, '', datetime.date.today().isoformat())
     return LoadedModel(base.config, base.model, tokenizer, params, base.step or 0, ends, template, base.labels)
+
+
+def _on_device(path: str, array) -> jax.Array:
+    """One function for all loads: members of a sweep share the leaves of their base."""
+    return jax.device_put(array)
 
 
 def with_chat_template(run: LoadedModel, name: str | None, chats: bool) -> LoadedModel:

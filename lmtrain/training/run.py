@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from lmtrain import data, optimizer, tree
 from lmtrain.cost import budget, flops, hardware, memory
 from lmtrain.data.chat import encoding
 from lmtrain.data.chat.template import Template
+from lmtrain.files import flatten_fields
 from lmtrain.models import Transformer, attention_kernels, generation
 from lmtrain.parallel import collectives, redistribute, sharding
 from lmtrain.tasks import Task
@@ -21,6 +23,9 @@ from lmtrain.tasks.prepare import TaskData
 from lmtrain.training import longer, rollout_batch, step, sweep
 from lmtrain.training.initial import InitialState
 from lmtrain.training.state import TrainState
+
+# Fields of a config that no program depends on: its batches and its key are arguments.
+OF_DATA = ('seed', 'data.source', 'data.root', 'data.cache', 'task.train', 'task.validation', 'task.test')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Run:
       notes: lines about the head of the task.
       reference_flops: FLOPs of the pass whose results are the column of a cached reference model.
       rollout_flops: FLOPs of a rollout of a policy, at most.
+      programs: compiled functions, which runs share that differ in their rows and their seed alone; None: not shared.
     """
 
     config: ml_collections.ConfigDict
@@ -54,6 +60,7 @@ class Run:
     notes: tuple[str, ...] = ()
     reference_flops: float = 0.0
     rollout_flops: float = 0.0
+    programs: dict[Any, Any] | None = None
 
     @functools.cached_property
     def shapes(self) -> TrainState:
@@ -326,8 +333,8 @@ class Run:
 
     # Compiled functions.
 
-    def lowered(self) -> dict[int, Any]:
-        """{T: the lowered train step for batches of length T}; it donates the state."""
+    def lowered(self, lengths: Collection[int] | None = None) -> dict[int, Any]:
+        """{T: the lowered train step for batches of length T}, of `lengths` or all; it donates the state."""
         config, optimizer_config = self.config, self.config.optimizer
         gradient = step.make_gradient(
             self.step_model,
@@ -353,12 +360,16 @@ class Run:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
         jitted = jax.jit(function, donate_argnums=0, out_shardings=(shardings, None))
         progress = jax.ShapeDtypeStruct((), jnp.float32)
-        batches = self.batch_shapes().items()
-        return {length: jitted.lower(self.shapes, batch, progress) for length, batch in batches}
+        batches = {T: batch for T, batch in self.batch_shapes().items() if lengths is None or T in lengths}
+        return {length: jitted.lower(self.shapes, batch, progress) for length, batch in batches.items()}
 
     def train_steps(self) -> dict[int, Any]:
         """{T: the compiled train step for batches of length T}."""
-        return {length: lowered.compile() for length, lowered in self.lowered().items()}
+        keys = {length: self._key('train', batch) for length, batch in self.batch_shapes().items()}
+        shared = {} if self.programs is None else self.programs
+        if missing := [length for length, key in keys.items() if key not in shared]:
+            shared |= {keys[length]: lowered.compile() for length, lowered in self.lowered(missing).items()}
+        return {length: shared[key] for length, key in keys.items()}
 
     def train_step(self):
         """The compiled function (state, batch, progress) -> (state, metrics), for batches of every length."""
@@ -366,9 +377,20 @@ class Run:
 
     def eval_step(self):
         """The jitted function (params, batch) -> sums."""
-        options = {'reference': self.initial.reference, 'whole_rows': self.task.reads_whole_rows}
-        function = step.make_eval_step(self.step_model, self.objective, self.mesh, self.specs, **options)
-        return jax.jit(sweep.eval_step(function, self.shapes.trainable) if self.initial.members else function)
+        shared = {} if self.programs is None else self.programs
+        if (key := self._key('evaluate')) not in shared:
+            options = {'reference': self.initial.reference, 'whole_rows': self.task.reads_whole_rows}
+            function = step.make_eval_step(self.step_model, self.objective, self.mesh, self.specs, **options)
+            members = self.initial.members
+            shared[key] = jax.jit(sweep.eval_step(function, self.shapes.trainable) if members else function)
+        return shared[key]
+
+    def _key(self, name: str, batch: Mapping[str, Any] | None = None) -> tuple:
+        """Equal for functions that compile to the same program: of runs that differ in `OF_DATA` alone."""
+        config = {field: value for field, value in flatten_fields(self.resolved).items() if field not in OF_DATA}
+        text = json.dumps(config, sort_keys=True, default=str)
+        leaves, structure = jax.tree.flatten((self.shapes, batch))
+        return name, text, self.step_model, self.mesh, structure, *leaves
 
 
 def by_length(compiled: dict[int, Any]):

@@ -1,6 +1,7 @@
 """Trains a run from its config to its report. A resumed run equals the uninterrupted one."""
 
 import contextlib
+import dataclasses
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from lmtrain.training.run import Run
 NEW = {'step': 0, 'elapsed': 0.0}  # the counters of a run without a checkpoint
 
 
-def train(config, directory, extend: bool = False) -> dict[str, Any]:
+def train(config, directory, extend: bool = False, programs: dict[Any, Any] | None = None) -> dict[str, Any]:
     """Trains `config` in the folder `directory`, or resumes the run that is there.
 
     The training starts from the first of these that exists:
@@ -39,6 +40,7 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
     If the run is finished, nothing is computed. A larger budget continues a run whose schedule is 'constant', or 'wsd'
     from its last checkpoint before the decay (`workdir.bind` renames the later ones, so that the newest is that one);
     with `extend` every run, with a new schedule from its newest checkpoint.
+    `programs` are those of earlier runs of the process (`Run.programs`), which this one adds to.
 
     Returns the content of results.json: the last evaluation, the baselines and the cost.
 
@@ -51,7 +53,7 @@ def train(config, directory, extend: bool = False) -> dict[str, Any]:
         process_0 = jax.process_index() == 0
         output = sys.stdout if process_0 else stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
         screen = stack.enter_context(progress.on(progress.Screen(output)))
-        run = build(*resolve(config, directory, extend=extend))
+        run = dataclasses.replace(build(*resolve(config, directory, extend=extend)), programs=programs)
         watchdog = stack.enter_context(lifecycle.Watchdog(**config.watchdog))
         changed = _claim(stack, run, directory)
         # All see the folder as process 0 does: `workdir.check_shared`.

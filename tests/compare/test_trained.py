@@ -68,7 +68,8 @@ def test_a_member_that_diverged_is_no_candidate_and_stops_no_other(small, monkey
     [trial] = trials.listed(shared, [arm])
     tried = [{'learning_rate': 1.0, 'member': m, 'step': 2, 'loss': loss} for m, loss in enumerate((float('nan'), 0.5))]
     monkeypatch.setattr(trained.selection, 'evaluated', lambda *arguments: tried)
-    monkeypatch.setattr(trained, '_fitted', lambda shared, trial, each: {'loss': 0.1 * each['member']})
+    monkeypatch.setattr(trained.loading, 'load_members', lambda folder, step: iter((0, 1)))
+    monkeypatch.setattr(trained, '_fitted', lambda shared, trial, member: {'loss': 0.1 * member})
     first, second = trained.candidates(shared, trial, trained.recipe(shared, trial), '')
     assert first['loss'] != first['loss'] and second['loss'] == pytest.approx(0.1) and second['run'] == ''
 
@@ -86,3 +87,15 @@ def test_a_head_is_chosen_and_used_at_its_temperature(small):
     )
     assert scores.loss == pytest.approx(min(each['loss'] for each in tried), abs=1e-5) and raw.loss > scores.loss
     assert scores.accuracy == raw.accuracy == record['selection']['accuracy']
+
+
+def test_trials_of_other_rows_and_seeds_share_their_programs(small):
+    shared, [arm] = small('programs', ('head',), seeds=2)
+    listed = trials.listed(shared, [arm])
+    records = [trials.run(shared, trial, trained.run) for trial in listed]
+    assert len(records) == 4 and len({record['selection']['loss'] for record in records}) == 4
+    lengths = trained.recipe(shared, listed[0]).task.lengths
+    assert 2 <= len(shared.programs) <= 1 + len(lengths)  # of an evaluation, and of a train step of each length
+    alone = shared._replace(folder=shared.folder / 'alone', programs=None)
+    again = trials.run(alone, listed[-1], trained.run)
+    assert again['selection']['loss'] == pytest.approx(records[-1]['selection']['loss'], rel=1e-6)

@@ -163,14 +163,14 @@ def test_many_choices_are_one_program():
         np.testing.assert_allclose(own[:5], other, rtol=2e-5, atol=2e-5)
 
 
-def test_other_numbers_and_lengths_of_prompts_are_the_same_program():
+def test_other_numbers_and_lengths_of_prompts_are_the_same_programs():
     model, params = build('rotary')
     random, size = np.random.default_rng(4), likelihood._nats._cache_size()
     ends = (np.array([1, 2, 3], np.int32), np.array([4, 5], np.int32))
-    for count in (2, 5, 9, 14):
+    for count in (2, 5, 9, 14):  # of lengths that are padded to 32, 48 and 64
         contexts = [random.integers(0, VOCAB, length).astype(np.int32) for length in random.integers(5, 60, count)]
         likelihood.log_likelihoods(model, params, [Prompt(each, ends) for each in contexts], batch_size=7)
-    assert likelihood._nats._cache_size() - size <= 1
+    assert likelihood._nats._cache_size() - size <= 3
 
 
 def test_a_prompt_without_continuations_has_no_likelihood():

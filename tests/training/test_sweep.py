@@ -268,6 +268,11 @@ def test_sweep_trains_and_reports_all_members(config, tmp_path, capsys):
     assert results['validation']['loss'] == pytest.approx(min(of_rate.values()))  # of no mean over rates
     best = sweep.best_member(members((4, 5), rates), [row['loss'] for row in results['sweep']['members']])
     assert load.load_run(tmp_path / 'sweep').config.seed == results['sweep']['members'][best]['seed']
+    for member, loaded in enumerate(load.load_members(tmp_path / 'sweep', results['cost']['steps'])):
+        one = load.load_run(tmp_path / 'sweep', results['cost']['steps'], member)
+        assert loaded.member == member and loaded.config.to_dict() == one.config.to_dict()
+        assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), loaded.params, one.params))
+    assert member == 3
     report = (tmp_path / 'sweep' / 'report.md').read_text(encoding='utf-8')
     assert '## Members' in report and '| 1 | 0.001 | 5 |' in report
     for page in (printed, ' '.join(report.split())):
