@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmtrain.data.chat import encoding
-from lmtrain.data.chat.conversation import FORMATS, Conversation, check_messages, recognise_format
+from lmtrain.data.chat import conversation, encoding
+from lmtrain.data.chat.conversation import Conversation, check_messages
 from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example
 from lmtrain.data.rows import Row, text_of, value_of
@@ -148,23 +148,22 @@ def dialogue(row: Row, text: tuple[str, ...], label: str, template: Template | N
 
 
 def prompt_of(row: Row, fields: tuple[str, ...]) -> str | list:
-    """The prompt of a row: a text, or the messages before the last answer. Raises InputError naming the row."""
-    if not fields:
-        fields = ('prompt',) if row.fields.get('prompt') is not None else _fields_of_format(row)
-    if len(fields) > 1 or isinstance(row.fields.get(fields[0]), str):
-        return '\n\n'.join(text_of(row, name) for name in fields)
-    messages = check_messages(value_of(row, fields[0], 'config.task.text'), f'{row.place}: {fields[0]!r}')
+    """The prompt of a row: a text, or the messages before the last answer. Raises InputError naming the row.
+
+    Args:
+      fields: of the prompt. (): the field `prompt`; of a row without one, what 'chat' reads, so that the question of
+        a pair is a turn, as in supervised training.
+    """
+    if not fields and row.fields.get('prompt') is None:
+        messages = conversation.read(row, (), '')[1].messages
+    else:
+        fields = fields or ('prompt',)
+        if len(fields) > 1 or isinstance(row.fields.get(fields[0]), str):
+            return '\n\n'.join(text_of(row, name) for name in fields)
+        messages = check_messages(value_of(row, fields[0], 'config.task.text'), f'{row.place}: {fields[0]!r}')
     while len(messages) > 1 and messages[-1]['role'] == 'assistant':
         messages.pop()
     return messages
-
-
-def _fields_of_format(row: Row) -> tuple[str, ...]:
-    """The field of the messages, or those of the question, of a row without a field `prompt`."""
-    form = recognise_format(row)[0]
-    if form == 'alpaca' and row.fields.get('input'):
-        return 'instruction', 'input'
-    return FORMATS[form][:1] if form in FORMATS else tuple(form.split(' + ')[:-1])  # such as 'question + answer'
 
 
 TASK = dataclasses.replace(
@@ -178,4 +177,5 @@ TASK = dataclasses.replace(
     dialogue=dialogue,
     measures_text=False,
     unit='prompt',
+    version=2,
 )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmtrain.data.chat.load import open_template
 from lmtrain.data.examples import LengthPolicy
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Bytes
@@ -201,12 +202,25 @@ def test_a_conversation_without_a_template_is_named():
 @pytest.mark.parametrize(
     ('fields', 'prompt'),
     [
-        ({'prompt': 'a', 'answer': 'b'}, 'a'),
         ({'question': 'a', 'answer': 'b'}, 'a'),
         ({'instruction': 'a', 'input': 'c', 'response': 'b'}, 'a\n\nc'),
         ({'instruction': 'a', 'output': 'b', 'input': ''}, 'a'),
         ({'instruction': 'a', 'output': 'b', 'input': 'c'}, 'a\n\nc'),
     ],
 )
-def test_the_prompt_of_a_row_is_that_of_its_format(fields, prompt):
-    assert dialogue(Row('rows.jsonl:1', fields), (), '', None).texts[0] == prompt
+def test_the_question_of_a_pair_is_a_turn_as_in_supervised_training(fields, prompt):
+    row, tokenizer = Row('rows.jsonl:1', fields | {'system': 's'}), Bytes()
+    assert dialogue(row, (), '', None).messages[:2] == [
+        {'role': 'system', 'content': 's'},
+        {'role': 'user', 'content': prompt},
+    ]
+    form = RowFormat((), '', (), tokenizer, open_template('plain', tokenizer, ''), LengthPolicy('error', 32), True)
+    [own], [supervised] = (each([row], form).examples for each in (encode, TASKS['chat'].encode))
+    size = len(own.tokens) - 1  # without its end token
+    assert supervised.tokens[:size].tolist() == own.tokens[:size].tolist()
+    assert np.flatnonzero(supervised.flat['loss_mask'])[0] == size - 1
+
+
+def test_a_text_in_a_field_that_is_read_by_its_name_is_continued():
+    assert dialogue(Row('rows.jsonl:1', {'prompt': 'a', 'answer': 'b'}), (), '', None).texts[0] == 'a'
+    assert dialogue(Row('rows.jsonl:1', {'question': 'a', 'answer': 'b'}), ('question',), '', None).texts[0] == 'a'
