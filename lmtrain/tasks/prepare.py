@@ -216,7 +216,8 @@ def _encode_splits(
     examples, about = _cached(cache_directory(data['cache']) / name, encode)
     template = template if about['templated'] else None
     if template:
-        digest = key(TEMPLATE_VERSION, *content, settings, template)
+        own = [task.version] if task.version > 1 else []
+        digest = key(TEMPLATE_VERSION, *own, *content, settings, template)
     else:
         digest = key(task.version, *content, [*settings, UNWRITTEN if task.conversations else ''])
     return EncodedSplits(examples, about['notes'], template, digest)

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from lmtrain.data import PaddedStream, batch_hash
 from lmtrain.data.example_store import batch_lengths
 from lmtrain.errors import InputError
+from lmtrain.tasks import TASKS
 from lmtrain.tasks.prepare import prepare_task
 
 WORDS = 'the cat sat on a mat and looked at the moon over seven hills while it sang of tea'.split()
@@ -327,6 +329,16 @@ def test_fingerprint_depends_on_all_that_decides_a_batch(prepare):
         prepare(data={'validation': 0.25}).fingerprint,
     }
     assert len(marks) == 9 and prepare().fingerprint in marks
+
+
+@pytest.mark.parametrize('question', ['question', 'prompt'], ids=['by the template', 'unchanged'])
+def test_fingerprint_depends_on_the_version_of_the_task(prepare, monkeypatch, question):
+    rows = [{question: str(n), 'completion': 'yes'} for n in range(10)]
+    marks = set()
+    for version in (1, 2, 3):
+        monkeypatch.setitem(TASKS, 'chat', dataclasses.replace(TASKS['chat'], version=version))
+        marks.add(prepare(rows, name='chat', text=(), label='').fingerprint)
+    assert len(marks) == 3
 
 
 def test_batches_have_the_lengths_of_the_config(prepare):
