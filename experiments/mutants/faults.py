@@ -2278,7 +2278,7 @@ FAULTS = {
     'launch/evaluate.py': [
         (
             'demonstrations are drawn though none is asked for',
-            'demonstrations or (rows if int(shots) else ())',
+            'or (rows if int(shots) else [])',
             'rows',
         ),
         (
