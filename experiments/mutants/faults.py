@@ -2279,7 +2279,7 @@ FAULTS = {
         (
             'demonstrations are drawn though none is asked for',
             'or (rows if int(shots) else [])',
-            'rows',
+            'or rows',
         ),
         (
             'the limit is off by one',
