@@ -90,7 +90,7 @@ def task_of_head(model: LoadedModel) -> Task | None:
     config = model.config
     if config and not (task := TASKS[config.task.name]).predicts_tokens:
         return task
-    if not config and (task := of_output(model.labels)):
+    if task := of_output(model.labels):
         return task
     size = model.model.num_labels
     fitting = [

@@ -14,11 +14,12 @@ import numpy as np
 
 from lmtrain import adapt, checkpoint, tree
 from lmtrain.checkpoint import manifest
+from lmtrain.data.tokenizers.load import FILES
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, sha256
 from lmtrain.models import Transformer, generation, hub
 from lmtrain.models.settings import HEAD_KINDS
-from lmtrain.tasks import TASKS
+from lmtrain.tasks import TASKS, of_output
 from lmtrain.training import sweep, workdir
 
 # Fields of the model section that a run chooses itself: how a model computes. The others, what it computes, are those
@@ -258,9 +259,10 @@ def with_head(base: Base, model: Transformer) -> Base:
 
 def _with_adapter(base: Base, path: Path, ignore: Sequence[str]) -> Base:
     """A base with the adapter of a PEFT directory."""
-    model, missing = adapt.under_class(with_hf_family(base.model), path, ignore), set()
+    named = with_hf_family(base.model)  # a run may have none
+    model, missing = adapt.under_class(named, path, ignore), set()
     if model.head != base.model.head:
-        bare = with_head(base, model)
+        bare = with_head(base._replace(model=named), model)
         base = _with_head_shapes(bare, adapt.labels_of(path, model.num_labels))
         missing = tree.flatten(base.shapes).keys() - tree.flatten(bare.shapes).keys()
     # Added to shapes: the arrays in the result are the leaves of the adapter.
@@ -276,6 +278,8 @@ def _with_adapter(base: Base, path: Path, ignore: Sequence[str]) -> Base:
         below = {p: leaf for p, leaf in tree.flatten(params).items() if p not in own}
         return tree.unflatten(below | {p: place(p, leaf) for p, leaf in own.items()})
 
+    if of_output(base.labels) and any((path / name).is_file() for name in FILES):  # with the run's chat template
+        base = base._replace(tokenizer=path)
     files = sorted(file for file in path.iterdir() if file.name.startswith('adapter_'))
     both = hashlib.sha256(f'{base.hash} {_hash(files)}'.encode()).hexdigest()
     return base._replace(hash=both, shapes=shapes, load=load, reread=None)

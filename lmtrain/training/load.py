@@ -96,7 +96,7 @@ def _load(base: init_from.Base, tokenizer: data.Tokenizer) -> LoadedModel:
     template = None
     if base.config and TASKS[base.config.task.name].conversations:
         template = trained_template(base.config.task, tokenizer)
-    elif not base.config and of_output(base.labels) and 'chat_template' in tokenizer.config:
+    elif of_output(base.labels) and 'chat_template' in tokenizer.config:
         template = open_template('auto', tokenizer, '', datetime.date.today().isoformat())
     return LoadedModel(base.config, base.model, tokenizer, params, base.step or 0, ends, template, base.labels)
 

@@ -108,13 +108,42 @@ def test_export_is_recognised_as_a_reward_model(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_model_without_a_score_is_refused(tmp_path):
+def test_exported_adapter_scores_by_the_chat_template_of_its_run(tmp_path):
+    text_run(tmp_path, tmp_path / 'text')
+    lmtrain.export(tmp_path / 'text', tmp_path / 'base', format='hf')
+    pairs = []
+    for row in ROWS[:16]:
+        sides = {name: [{'role': 'assistant', 'content': row[name]}] for name in ('chosen', 'rejected')}
+        pairs.append({'prompt': [{'role': 'user', 'content': row['prompt']}]} | sides)
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in pairs), encoding='utf-8')
     config = tiny.get_config()
-    config.data.update(source=str(tmp_path / 'a.txt'), cache=str(tmp_path / 'cache'), validation=0.3, test=0.0)
-    (tmp_path / 'a.txt').write_text('a few words. ' * 400)
+    config.init.base, config.data.tokenizer, config.adapt.method = str(tmp_path / 'base'), 'base', 'lora'
+    config.data.update(root=str(tmp_path), cache=str(tmp_path / 'cache'), seq_len=64, batch_size=8, test=0.0)
+    config.task.update(name='reward', train=('rows.jsonl',), validation=('rows.jsonl',), text=(), label='')
+    config.budget.steps, config.optimizer.learning_rate = 2, 0.01
+    config.log.tensorboard = False
+    lmtrain.train(config, tmp_path / 'run')
+    lmtrain.export(tmp_path / 'run', tmp_path / 'adapter', format='peft')
+    own, row = lmtrain.load(tmp_path / 'run'), {'messages': pairs[3]['prompt'] + pairs[3]['chosen']}
+    assert 'chat_template' not in lmtrain.load(tmp_path / 'base').tokenizer.config
+    for base in ('base', 'text'):  # a Hugging Face directory, and the run that was exported
+        other = lmtrain.load(tmp_path / base, adapter=str(tmp_path / 'adapter'))
+        assert other.template.source == own.template.source and api_rows.predicted_task(other).name == 'reward'
+        assert other.predict([row])[0]['prediction'] == pytest.approx(own.predict([row])[0]['prediction'], abs=1e-5)
+
+
+def text_run(folder, to):
+    config = tiny.get_config()
+    config.data.update(source=str(folder / 'a.txt'), cache=str(folder / 'cache'), validation=0.3, test=0.0, seq_len=64)
+    (folder / 'a.txt').write_text('a few words. ' * 400)
     config.model.update(num_layers=1, width=16, unroll=1)
     config.budget.steps, config.log.tensorboard = 1, False
-    lmtrain.train(config, tmp_path / 'run')
+    lmtrain.train(config, to)
+
+
+@pytest.mark.slow
+def test_model_without_a_score_is_refused(tmp_path):
+    text_run(tmp_path, tmp_path / 'run')
     with pytest.raises(InputError, match="needs a head for it; the model has model.head='lm'"):
         reward_scores.scorer(str(tmp_path / 'run'))
 

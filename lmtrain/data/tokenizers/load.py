@@ -11,6 +11,7 @@ from lmtrain.data.tokenizers.subword import Bpe, HuggingFace, learn_bpe
 from lmtrain.errors import InputError
 from lmtrain.files import read_json
 
+FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.txt')  # of a Hugging Face directory; the first one is read
 LEARNED = ('bytes', 'chars', 'whitespace', 'bpe')
 TOKENIZERS = {cls.kind: cls for cls in (Bytes, Chars, Whitespace, HuggingFace, Bpe, SentencePiece)}
 
@@ -95,7 +96,7 @@ def open_tokenizer(path: Path, mask: bool) -> Tokenizer:
             saved = _create(type(saved), (path / saved.file).read_bytes(), mask, saved.config_json)
         return saved
     if path.is_dir():
-        files = [path / name for name in ('tokenizer.json', 'tokenizer.model', 'vocab.txt') if (path / name).is_file()]
+        files = [path / name for name in FILES if (path / name).is_file()]
         if not files:
             raise FileNotFoundError(
                 f'data.tokenizer: {path} has no tokenizer.json, tokenizer.model or vocab.txt; transformers '
