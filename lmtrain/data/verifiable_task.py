@@ -22,12 +22,12 @@ REVERSED, READING, MISTAKES = 0.5, 0.25, 3  # of `rejected`: shares of two kinds
 Draw = Callable[[int], int]  # n -> an integer in [0, n)
 
 
-class Settings(NamedTuple):
+class SourceSettings(NamedTuple):
     """What follows the name of a generated source.
 
     Attributes:
       rows: of all splits together, each with another prompt.
-      length: most characters of the sorted or closed text, the fewest are two less; 0 is `Task.length`.
+      length: most characters of the sorted or closed text, the fewest are two less; 0 is `GeneratedTask.length`.
       wrong: share of the rows whose `completion` is wrong (`wrong_answer`).
       seed: of the rows.
       split: 'train', 'validation', 'test'; '' is that of the config field that names the source, else all.
@@ -40,7 +40,7 @@ class Settings(NamedTuple):
     split: str = ''
 
 
-class Task(NamedTuple):
+class GeneratedTask(NamedTuple):
     """A task.
 
     Attributes:
@@ -63,7 +63,7 @@ def generate(source: str, split: str = '') -> Iterator[tuple[str, dict[str, Any]
     right; for preferences `chosen`, the answer, and `rejected`, a wrong one (`corrupt`).
 
     Args:
-      split: of the config field that names the source; `Settings.split` replaces it.
+      split: of the config field that names the source; `SourceSettings.split` replaces it.
 
     Raises InputError for an unknown task or setting, or if there are fewer prompts than rows.
 
@@ -122,7 +122,7 @@ def split_of(prompt: str) -> str:
     return 'train'
 
 
-def wrong_answer(answer: str, task: Task, draw: Draw) -> str:
+def wrong_answer(answer: str, task: GeneratedTask, draw: Draw) -> str:
     """The answer in reverse: a model that reads both learns the skill, and which of them to write is left to a policy.
 
     If it reads the same in reverse, one character is replaced.
@@ -134,7 +134,7 @@ def wrong_answer(answer: str, task: Task, draw: Draw) -> str:
     return wrong
 
 
-def corrupt(prompt: str, answer: str, task: Task) -> str:
+def corrupt(prompt: str, answer: str, task: GeneratedTask) -> str:
     """A wrong answer, which depends on the prompt alone.
 
     A reward model that has read one kind of mistake scores the others as if they were right, and a policy writes them:
@@ -193,12 +193,12 @@ def _brackets(draw: Draw, length: int) -> tuple[str, str]:
 
 
 TASKS = {
-    'sort': Task(_sort, DIGITS, 6, lambda text: ''.join(sorted(text))),
-    'brackets': Task(_brackets, ''.join((*PAIRS, *PAIRS.values())), 9, lambda text: text),
+    'sort': GeneratedTask(_sort, DIGITS, 6, lambda text: ''.join(sorted(text))),
+    'brackets': GeneratedTask(_brackets, ''.join((*PAIRS, *PAIRS.values())), 9, lambda text: text),
 }
 
 
-def _parse(source: str) -> tuple[str, Settings]:
+def _parse(source: str) -> tuple[str, SourceSettings]:
     name, *parts = source.removeprefix(PREFIX).split(',')
     if name not in TASKS:
         known = ', '.join(PREFIX + task for task in TASKS)
@@ -206,14 +206,14 @@ def _parse(source: str) -> tuple[str, Settings]:
     values = {}
     for part in parts:
         field, _, text = (piece.strip() for piece in part.partition('='))
-        if field not in Settings._fields:
-            known = ', '.join(Settings._fields)
-            raise InputError(f'{source!r}: {field!r} is none of {known}{did_you_mean(field, Settings._fields)}')
+        if field not in SourceSettings._fields:
+            known = ', '.join(SourceSettings._fields)
+            raise InputError(f'{source!r}: {field!r} is none of {known}{did_you_mean(field, SourceSettings._fields)}')
         try:
-            values[field] = type(Settings._field_defaults[field])(text)
+            values[field] = type(SourceSettings._field_defaults[field])(text)
         except ValueError:
             raise InputError(f'{source!r}: {field} must be a number, not {text!r}') from None
-    settings = Settings(**values)
+    settings = SourceSettings(**values)
     expected = {
         'rows': ('at least 1', settings.rows >= 1),
         'length': ('at least 1, or 0 for the default', settings.length >= 0),

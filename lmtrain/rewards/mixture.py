@@ -59,7 +59,7 @@ class RewardFunction:
 
         Raises InputError if the first call of a user's file fails; later failures are counted.
 
-        >>> exact = verifiers.VERIFIERS['exact'](verifiers.Settings('answer', '', Limits(1.0, 64)))
+        >>> exact = verifiers.VERIFIERS['exact'](verifiers.VerifierSettings('answer', '', Limits(1.0, 64)))
         >>> reward = RewardFunction({'exact': exact}, {'exact': 2.0})
         >>> scored = reward(['1 + 1 ='] * 2, ['2', '3'], [{'answer': '2'}] * 2)
         >>> scored.total.tolist(), scored.failures
@@ -113,7 +113,7 @@ def build(
     limits = Limits(reward['seconds'], reward['memory_mib'])
     _require('seconds', limits.seconds, limits.seconds > 0, 'above 0')
     _require('memory_mib', limits.memory_mib, limits.memory_mib >= 16, 'at least 16')
-    settings = verifiers.Settings(reward['field'], reward['pattern'], limits)
+    settings = verifiers.VerifierSettings(reward['field'], reward['pattern'], limits)
     parts = {}
     with contextlib.ExitStack() as stack:
         for name in weights:

@@ -20,7 +20,7 @@ FIELD = 'config.reward.field'
 LONGEST_NUMBER = 1000  # characters
 
 
-class Settings(NamedTuple):
+class VerifierSettings(NamedTuple):
     """What verifiers read of config.reward."""
 
     field: str
@@ -83,7 +83,7 @@ def _check_text(value: Any, place: str) -> None:
 
 
 def _of_rows(
-    verify: Callable[[str, Any], float], check: Callable[[Any, str], None], settings: Settings, note: str = ''
+    verify: Callable[[str, Any], float], check: Callable[[Any, str], None], settings: VerifierSettings, note: str = ''
 ) -> Reward:
     """A verifier of one completion and the value of the row's field."""
 
@@ -103,7 +103,7 @@ def _field_check(check: Callable[[Any, str], None], field: str) -> Callable[[Row
     return lambda row: check(value_of(row, field, FIELD), f'{row.place}: {field!r}')
 
 
-def regex(settings: Settings) -> Reward:
+def regex(settings: VerifierSettings) -> Reward:
     """Whether the pattern matches somewhere in the completion.
 
     A match may take exponential time, so that it runs in a worker, with a limit for each completion.
@@ -132,7 +132,7 @@ def _check_pattern(value: Any, place: str) -> None:
         raise InputError(f'{place}: {value!r} is not a regular expression ({error})') from None
 
 
-def unit_test(settings: Settings) -> Reward:
+def unit_test(settings: VerifierSettings) -> Reward:
     """Whether the Python code of the completion passes the test in the row's field (`sandbox`).
 
     The code is the first block between ``` lines, or the whole completion.
@@ -158,7 +158,7 @@ def _check_code(value: Any, place: str) -> None:
         raise InputError(f'{place} is not Python code ({error})') from None
 
 
-VERIFIERS: dict[str, Callable[[Settings], Reward]] = {
+VERIFIERS: dict[str, Callable[[VerifierSettings], Reward]] = {
     'exact': functools.partial(_of_rows, exact, _check_text),
     'number': functools.partial(_of_rows, number, _check_number),
     'json': functools.partial(_of_rows, json_valid, _check_schema),

@@ -23,8 +23,8 @@ from lmtrain.training.initial import InitialState, with_task_head
 from lmtrain.training.run import Run
 
 
-class TaskHead(NamedTuple):
-    """The head of the task.
+class HeadedModel(NamedTuple):
+    """The model with the head of the task.
 
     Attributes:
       model: with the head, if it is one of the model's own.
@@ -87,7 +87,7 @@ def build(
 
 def _with_parts(config, mesh, model, base, corpus, device_memory) -> Run:
     """The run with the head of its task, its method and its objective, all shapes checked."""
-    head = _task_head(config, model, base, corpus) if corpus else TaskHead(model, base)
+    head = _task_head(config, model, base, corpus) if corpus else HeadedModel(model, base)
     each = redistribute.for_each_matrix(mesh) if mesh.size > 1 else None
     tx = optimizer.optimizer(**config.optimizer, each=each)
     method, members = _method(config, head, corpus), sweep.of(config)
@@ -129,30 +129,30 @@ def _read_data(config, base: Base | None) -> data.Corpus | TaskData:
     return prepare_task(settings, **config.task, vocab_limit=config.model.vocab_size, base_labels=labels)
 
 
-def _task_head(config, model: Transformer, base: Base | None, corpus) -> TaskHead:
+def _task_head(config, model: Transformer, base: Base | None, corpus) -> HeadedModel:
     """The head of the task: that of the base, or a new one with the form of transformers' class for the task.
 
     If config.objective.pool is not 'auto', `_method` adds a projection, and the model keeps its own head.
     """
     task = TASKS[config.task.name]
     if task.predicts_tokens:
-        return TaskHead(model, base)
+        return HeadedModel(model, base)
     from lmtrain.models import pretrained  # late: a run of text does not need it
 
     count, pool = task.output_size(corpus.labels), config.objective.pool
     same_outputs = corpus.labels_of_base or not task.has_classes
     if base and same_outputs and (model.head, model.num_labels) == (task.head, count):
-        return TaskHead(model, base, notes=pretrained.missing_class_note(model))
+        return HeadedModel(model, base, notes=pretrained.missing_class_note(model))
     if pool != 'auto':
         base = with_head(base, base.model) if base and 'heads' in base.shapes and not same_outputs else base
         notes = () if pretrained.with_linear_head(model, task.head, count, pool) else (no_form(pool),)
-        return TaskHead(model, base, task.name, notes)
+        return HeadedModel(model, base, task.name, notes)
     headed = pretrained.with_task_head(model, task.head, count)
     base = with_head(base, dataclasses.replace(headed, vocab_fill=0)) if base else None
-    return TaskHead(headed, base, notes=pretrained.missing_class_note(headed))
+    return HeadedModel(headed, base, notes=pretrained.missing_class_note(headed))
 
 
-def _method(config, head: TaskHead, corpus) -> adapt.Method:
+def _method(config, head: HeadedModel, corpus) -> adapt.Method:
     """The method of config.adapt, with the head that it adds; config.trainable replaces its trainable paths."""
     task, added = TASKS[config.task.name], None
     if task.added_head:

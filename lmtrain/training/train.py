@@ -132,7 +132,7 @@ def _finished(run: Run, directory: Path, changed, screen: progress.Screen) -> di
     return results
 
 
-def _claim(stack: contextlib.ExitStack, run: Run, directory: Path) -> list[workdir.Difference]:
+def _claim(stack: contextlib.ExitStack, run: Run, directory: Path) -> list[workdir.ConfigDifference]:
     """Checks that all processes run the same and that the run fits on disk and in device memory; locks the folder.
 
     Returns the fields of the config that differ from the saved ones and may. Raises InputError, OSError.

@@ -65,7 +65,7 @@ class WrongRun(InputError):
     """The folder belongs to a run of another config, other data or another tokenizer."""
 
 
-class Difference(NamedTuple):
+class ConfigDifference(NamedTuple):
     """A field whose value in a resumed run differs from the saved one.
 
     `kind` is 'free', 'rounding', 'continued', 'extended' or 'fixed'.
@@ -168,7 +168,7 @@ def lock(workdir: str | os.PathLike) -> TextIO:
     return file
 
 
-def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[str, str]) -> list[Difference]:
+def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[str, str]) -> list[ConfigDifference]:
     """Writes config.json into a new folder, or compares it with the one that is there.
 
     Args:
@@ -231,7 +231,7 @@ def _take_back_decay(path: Path, saved: dict[str, Any], current: dict[str, Any])
     longer.set_aside(path, step)
 
 
-def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
+def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[ConfigDifference]:
     """The fields (dotted paths) in which two nested configs differ, each with its kind from MAY_CHANGE."""
     before, after = flatten_fields(_normal(saved)), flatten_fields(_normal(current))
     pooled = _pools(before) or _pools(after)
@@ -244,7 +244,7 @@ def compare(saved: dict[str, Any], current: dict[str, Any]) -> list[Difference]:
                 kind = longer.kind(saved, current)
             elif kind == 'pooled':
                 kind = 'fixed' if pooled else 'free'
-            differences.append(Difference(field, one, other, kind))
+            differences.append(ConfigDifference(field, one, other, kind))
     return differences
 
 
@@ -262,7 +262,7 @@ def load_or_create(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, 
     return read(path)
 
 
-def record(workdir: str | os.PathLike, resumed_from: int | None, changed: list[Difference], **facts: Any) -> None:
+def record(workdir: str | os.PathLike, resumed_from: int | None, changed: list[ConfigDifference], **facts: Any) -> None:
     """Appends this start to lineage.jsonl: time (UTC), the step that it resumed from, changed fields, `facts`."""
     line = {
         'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),

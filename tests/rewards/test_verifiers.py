@@ -32,7 +32,7 @@ HOSTILE = (
 
 
 def verifier(name: str, pattern: str = ''):
-    return verifiers.VERIFIERS[name](verifiers.Settings('answer', pattern, Limits(2.0, 256)))
+    return verifiers.VERIFIERS[name](verifiers.VerifierSettings('answer', pattern, Limits(2.0, 256)))
 
 
 @pytest.mark.parametrize('name', verifiers.VERIFIERS)
@@ -73,7 +73,7 @@ def test_what_is_right(name, expected, completion, score):
 
 
 def test_one_pattern_for_all_rows_and_a_limit_for_each_match():
-    each = verifiers.VERIFIERS['regex'](verifiers.Settings('answer', '(a+)+b', Limits(0.2, 256)))
+    each = verifiers.VERIFIERS['regex'](verifiers.VerifierSettings('answer', '(a+)+b', Limits(0.2, 256)))
     try:
         each.check(Row('rows.jsonl:1', {}))
         assert each.score([''] * 3, ['a' * 40, 'xaab', 'b'], [{}] * 3) == ['time limit', 1.0, 0.0]
