@@ -132,6 +132,11 @@ FAULTS = {
         ('memory of an earlier start is forgotten', "before.get('peak_memory', 0)", '0'),
         ('seconds of one device', '+ devices * now', '+ now'),
         (
+            'tokens are those of the next step',
+            'cost |= self.parts.spent(self.step, ',
+            'cost |= self.parts.spent(self.step + 1, ',
+        ),
+        (
             'the learning rate is one step late',
             'progress = self.clock.spent(step + 1) if',
             'progress = self.clock.spent(step) if',
@@ -609,6 +614,8 @@ FAULTS = {
         ('999.6 has four digits', 'while abs(value) >= 999.5', 'while abs(value) >= 1000'),
         ('minutes without the seconds', 'whole % size // smaller', 'whole // smaller % size'),
         ('frozen parameters learn', "'yes' if path in trainable_leaves else 'no'", "'yes'"),
+    ],
+    'lmtrain/report/summary.py': [
         ('rows of all micro-batches', 'rows // (accumulate * replicas)', 'rows // replicas'),
     ],
     'lmtrain/report/live.py': [

@@ -8,27 +8,27 @@ import math
 from lmtrain import tree
 from lmtrain.parallel import sharding
 from lmtrain.report import evaluations, terminal
+from lmtrain.report.terminal import counted, number, unit
 
 
 def header(run, stand_in: bool = False) -> str:
-    """The header of a run. `stand_in`: its text is a stand-in, whose sizes and epochs have no meaning."""
-    config, shapes = run.config, run.shapes
-    flops = (run.total_steps or 1) * run.flops_per_step.total
-    if run.rollout_flops or run.total_steps and run.reference_flops:
-        flops = run.spent(run.total_steps or 1)['flops']
-    figures = terminal.header(
-        config,
-        run.mesh,
-        trainable=tree.count(shapes.trainable),
-        total=tree.count(shapes.params),
-        total_steps=run.total_steps,
-        steps_per_epoch=None if stand_in or run.task.on_policy else run.steps_per_epoch,
-        tokens_per_step=run.tokens_per_step,
-        longest=run.longest,
-        flops=flops,
-        memory=run.memory,
-    )
-    notes = [terminal.note('rows', text) for text in getattr(run.corpus, 'notes', ())]  # of a task
+    """The header of a run: parameters, batch, plan, device, memory, data, and what may surprise.
+
+    Args:
+      stand_in: its text is a stand-in, whose sizes and epochs have no meaning.
+    """
+    config, trainable, total = run.config, tree.count(run.shapes.trainable), tree.count(run.shapes.params)
+    share = f'{number(trainable)} trainable ({terminal.percent(trainable / total)})'
+    parts = ', '.join(f'{name} {unit(size, "B")}' for name, size in run.memory.items() if name != 'total')
+    figures = {
+        'parameters': f'{number(total)}, {"all trainable" if trainable == total else share}',
+        'batch': _batch(run),
+        'plan': _plan(run, None if stand_in or run.task.on_policy else run.steps_per_epoch),
+        'device': f'{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}, {config.model.dtype}',
+        'memory': f'about {unit(run.memory["total"], "B")} per device: {parts}',
+    }
+    notes = [terminal.note(*line) for line in figures.items()]
+    notes += [terminal.note('rows', text) for text in getattr(run.corpus, 'notes', ())]  # of a task
     if not run.task.reads_rows and not stand_in:
         notes.append(terminal.text(run.corpus.facts()))
     notes += [terminal.note('head', text) for text in run.notes]
@@ -38,7 +38,38 @@ def header(run, stand_in: bool = False) -> str:
         every = config.evaluate.every_steps
         if text := evaluations.many_epochs(run.total_steps, run.steps_per_epoch, every):
             notes.append(terminal.note('epochs', text))
-    return '\n'.join([figures, *notes, *_remarks(run)])
+    return '\n'.join([*notes, *_remarks(run)])
+
+
+def _batch(run) -> str:
+    """Rows, their length with padding, and among how many devices and micro-batches they are divided."""
+    rows, accumulate = run.config.data.batch_size, run.config.optimizer.accumulate
+    length = round(run.tokens_per_step / rows)
+    size = f'{length:,} tokens' + (f' (on average; at most {run.longest:,})' if length < run.longest else '')
+    padded = ', padding included' * (length < run.config.data.seq_len)
+    text = f'{rows:,} rows x {size} = {run.tokens_per_step:,} tokens per step{padded}'
+    replicas = run.mesh.shape['data'] * run.mesh.shape['fsdp']  # devices that share the rows
+    factors = [f'{accumulate} micro-batches'] if accumulate > 1 else []
+    factors += [f'{replicas} devices'] if replicas > 1 else []
+    if not factors:
+        return text
+    return f'{text}, over {" x ".join(factors)}: {counted(rows // (accumulate * replicas), "row")} each'
+
+
+def _plan(run, steps_per_epoch: int | None) -> str:
+    """Steps, tokens, epochs and FLOPs; `steps_per_epoch` is None if it is unknown."""
+    budget, steps = run.config.budget, run.total_steps
+    flops = (steps or 1) * run.flops_per_step.total  # of one step for a budget that steps do not decide
+    if run.rollout_flops or steps and run.reference_flops:
+        flops = run.spent(steps or 1)['flops']
+    if steps is None and budget.flops:
+        return f'{unit(budget.flops, "FLOP")}, of which a step takes at most {unit(flops, "FLOP")}'
+    if steps is None:
+        epoch = f'; an epoch is {counted(steps_per_epoch, "step")}' if steps_per_epoch else ''
+        duration = terminal.duration(3600 * budget.hours)
+        return f'{budget.hours:g} hours of wall clock ({duration}); {unit(flops, "FLOP")} per step{epoch}'
+    spent = f' ({terminal.epochs(steps / steps_per_epoch)} epochs)' if steps_per_epoch else ''
+    return f'{steps:,} steps, {number(steps * run.tokens_per_step)} tokens{spent}, {unit(flops, "FLOP")}'
 
 
 def _rollouts(run) -> list[str]:

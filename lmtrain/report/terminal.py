@@ -1,4 +1,4 @@
-"""Text blocks of a run for a terminal: header, tables, evaluation, and the format of numbers."""
+"""Text blocks of a run for a terminal: its data, tables, evaluation, and the format of numbers."""
 
 import math
 import os
@@ -120,70 +120,6 @@ def parameters(trainable: 'Params', frozen: 'Params') -> str:
         lines = [f'{path}\n{line}' for (path, *_), line in zip(rows, own_lines)]
     rule = '-' * max(len(part) for line in lines for part in line.split('\n'))
     return '\n'.join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
-
-
-def header(
-    config,
-    mesh,
-    *,
-    trainable: int,
-    total: int,
-    total_steps: int | None,
-    steps_per_epoch: int | None,
-    tokens_per_step: int,
-    longest: int,
-    flops: float,
-    memory: Mapping[str, int],
-) -> str:
-    """A summary of the run that starts: parameters, batch, plan, device, memory.
-
-    Args:
-      config, mesh: of the run.
-      trainable, total: numbers of parameters.
-      total_steps: None if the budget does not decide it.
-      steps_per_epoch: of a mixture, those of a pass over its first source; None if unknown.
-      tokens_per_step: positions, padding included, on average. longest: T of the longest batches.
-      flops: of the model in all steps; of one step for a budget in hours.
-      memory: `cost.memory`, bytes per device.
-    """
-    share = 'all trainable' if trainable == total else f'{number(trainable)} trainable ({percent(trainable / total)})'
-    parts = ', '.join(f'{name} {unit(size, "B")}' for name, size in memory.items() if name != 'total')
-    lines = [
-        ('parameters', f'{number(total)}, {share}'),
-        ('batch', _batch(config, mesh, tokens_per_step, longest)),
-        ('plan', _plan(config, total_steps, steps_per_epoch, tokens_per_step, flops)),
-        ('device', f'{mesh.size} x {mesh.devices.flat[0].device_kind}, {config.model.dtype}'),
-        ('memory', f'about {unit(memory["total"], "B")} per device: {parts}'),
-    ]
-    return '\n'.join(note(*line) for line in lines)
-
-
-def _batch(config, mesh, tokens_per_step: int, longest: int) -> str:
-    rows, accumulate = config.data.batch_size, config.optimizer.accumulate
-    length = round(tokens_per_step / rows)
-    size = f'{length:,} tokens' + (f' (on average; at most {longest:,})' if length < longest else '')
-    padded = ', padding included' * (length < config.data.seq_len)
-    text = f'{rows:,} rows x {size} = {tokens_per_step:,} tokens per step{padded}'
-    replicas = mesh.shape['data'] * mesh.shape['fsdp']  # devices that share the rows
-    factors = [f'{accumulate} micro-batches'] if accumulate > 1 else []
-    factors += [f'{replicas} devices'] if replicas > 1 else []
-    return (
-        f'{text}, over {" x ".join(factors)}: {counted(rows // (accumulate * replicas), "row")} each'
-        if factors
-        else text
-    )
-
-
-def _plan(config, total_steps: int | None, steps_per_epoch: int | None, tokens_per_step: int, flops: float) -> str:
-    if total_steps is None and config.budget.flops:
-        return f'{unit(config.budget.flops, "FLOP")}, of which a step takes at most {unit(flops, "FLOP")}'
-    if total_steps is None:
-        hours = config.budget.hours
-        steps = f'; an epoch is {counted(steps_per_epoch, "step")}' if steps_per_epoch else ''
-        text = f'{hours:g} hours of wall clock ({duration(3600 * hours)}); {unit(flops, "FLOP")} per step'
-        return text + steps
-    spent = f' ({epochs(total_steps / steps_per_epoch)} epochs)' if steps_per_epoch else ''
-    return f'{total_steps:,} steps, {number(total_steps * tokens_per_step)} tokens{spent}, {unit(flops, "FLOP")}'
 
 
 def epochs(count: float) -> str:

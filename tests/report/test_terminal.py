@@ -1,16 +1,12 @@
 import io
-import math
 import re
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.base import get_config
 from lmtrain.report import terminal
 
 RESULTS = {'loss': 3.14159, 'perplexity': 23.14, 'bits_per_token': 4.532, 'bits_per_byte': 1.752}
@@ -83,65 +79,6 @@ def test_colour_only_on_terminals(monkeypatch):
     assert terminal.has_colour(Terminal()) and not terminal.has_colour(io.StringIO())
     monkeypatch.setenv('NO_COLOR', '1')
     assert not terminal.has_colour(Terminal())
-
-
-def header(fields=None, mesh=(1, 8), **changes):
-    """The header of a run with config `fields` on a mesh of data x fsdp devices, in one line."""
-    config = get_config()
-    with config.unlocked():
-        config.update_from_flattened_dict({'optimizer.accumulate': 4, 'model.dtype': 'float32'} | (fields or {}))
-    shape = dict(zip(('data', 'fsdp', 'tensor', 'sequence'), (*mesh, 8 // math.prod(mesh), 1)))
-    device = SimpleNamespace(device_kind='cpu')
-    grid = SimpleNamespace(size=math.prod(shape.values()), shape=shape, devices=np.array([device]))
-    known = {
-        'trainable': 590_000,
-        'total': 27_300_000,
-        'total_steps': 5000,
-        'steps_per_epoch': 2500,
-        'tokens_per_step': 32 * 256,
-        'longest': 256,
-        'flops': 5e15,
-        'memory': {'parameters': 1e8, 'activations': 2e9, 'total': 2.1e9},
-    }
-    text = terminal.header(config, grid, **known | changes)
-    assert max(map(len, text.splitlines())) <= 80
-    return ' '.join(text.split())
-
-
-def test_header():
-    text = header()
-    assert '27.3M, 590k trainable (2.2%)' in text
-    assert '32 rows x 256 tokens = 8,192 tokens per step, over 4 micro-batches x 8 devices: 1 row each' in text
-    assert '5,000 steps, 41.0M tokens (2 epochs), 5.00 PFLOP' in text
-    assert 'about 2.10 GB per device: parameters 100 MB, activations 2.00 GB' in text
-
-
-def test_header_counts_positions_of_padded_rows():
-    text = header({'optimizer.accumulate': 1}, mesh=(1, 1), tokens_per_step=32 * 40, longest=64)
-    assert '32 rows x 40 tokens (on average; at most 64) = 1,280 tokens per step, padding included' in text
-    assert '5,000 steps, 6.40M tokens (2 epochs)' in text
-    same = header(mesh=(1, 1), tokens_per_step=32 * 64, longest=64)
-    assert '32 rows x 64 tokens = 2,048 tokens per step, padding included, over' in same
-
-
-def test_header_of_full_fine_tuning():
-    assert '27.3M, all trainable' in header(trainable=27_300_000)
-
-
-def test_header_with_a_budget_of_hours():
-    text = header({'budget.steps': None, 'budget.hours': 0.5}, total_steps=None, flops=1e12)
-    assert '0.5 hours of wall clock (30m 00s); 1.00 TFLOP per step' in text
-
-
-def test_header_of_a_policy_with_a_budget_of_flops():
-    text = header({'budget.steps': None, 'budget.flops': 2e15}, total_steps=None, flops=1e12)
-    assert '2.00 PFLOP, of which a step takes at most 1.00 TFLOP' in text
-
-
-def test_header_counts_devices_that_share_rows():
-    text = header(mesh=(1, 2))
-    assert 'over 4 micro-batches x 2 devices: 4 rows each' in text and '8 x cpu' in text
-    assert 'over' not in header({'optimizer.accumulate': 1}, mesh=(1, 1))
 
 
 FACTS = {
