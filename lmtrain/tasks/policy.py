@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.data.chat import conversation, encoding
-from lmtrain.data.chat.conversation import Conversation, check_messages
+from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example
-from lmtrain.data.rows import Row, text_of, value_of
+from lmtrain.data.rows import Row, text_of
 from lmtrain.errors import InputError
 from lmtrain.tasks import text
 from lmtrain.tasks.advantages import estimate_kl, group_relative, leave_one_out
@@ -131,7 +131,8 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
         elif form.template is None:
             raise InputError(f"{row.place}: a conversation, and config.task.template is 'none': set it to 'auto'")
         else:
-            ids, templated = encoding.encode_prompt(prompt, form.tokenizer, form.template), True
+            messages, tools = prompt.messages, prompt.tools
+            ids, templated = encoding.encode_prompt(messages, form.tokenizer, form.template, tools=tools), True
         if form.length.fits(row, len(ids)):
             ids = ids[-form.length.seq_len :]
             empty = {'loss_mask': np.zeros(len(ids) + 1, np.float32), 'bytes': np.zeros(len(ids) + 1, np.int32)}
@@ -144,26 +145,26 @@ def dialogue(row: Row, text: tuple[str, ...], label: str, template: Template | N
     prompt = prompt_of(row, text)
     if isinstance(prompt, str):
         return Conversation([], (), (prompt, ''))
-    return Conversation([*prompt, {'role': 'assistant', 'content': ''}], (len(prompt),))
+    messages = [*prompt.messages, {'role': 'assistant', 'content': ''}]
+    return prompt._replace(messages=messages, trained=(len(messages) - 1,))
 
 
-def prompt_of(row: Row, fields: tuple[str, ...]) -> str | list:
-    """The prompt of a row: a text, or the messages before the last answer. Raises InputError naming the row.
+def prompt_of(row: Row, fields: tuple[str, ...]) -> str | Conversation:
+    """The prompt of a row: a text, or the conversation before the last answer. Raises InputError naming the row.
 
     Args:
       fields: of the prompt. (): the field `prompt`; of a row without one, what 'chat' reads, so that the question of
         a pair is a turn, as in supervised training.
     """
-    if not fields and row.fields.get('prompt') is None:
-        messages = conversation.read(row, (), '')[1].messages
-    else:
-        fields = fields or ('prompt',)
-        if len(fields) > 1 or isinstance(row.fields.get(fields[0]), str):
-            return '\n\n'.join(text_of(row, name) for name in fields)
-        messages = check_messages(value_of(row, fields[0], 'config.task.text'), f'{row.place}: {fields[0]!r}')
+    if not fields and row.fields.get('prompt') is not None:
+        fields = ('prompt',)
+    if len(fields) > 1 or fields and isinstance(row.fields.get(fields[0]), str):
+        return '\n\n'.join(text_of(row, name) for name in fields)
+    whole = conversation.read(row, fields, '')[1]
+    messages = [*whole.messages]
     while len(messages) > 1 and messages[-1]['role'] == 'assistant':
         messages.pop()
-    return messages
+    return whole._replace(messages=messages, trained=())
 
 
 TASK = dataclasses.replace(

@@ -58,7 +58,7 @@ class Scorer:
         read = [*prompts]
         if self.loaded.template and rows:
             whole = [policy.prompt_of(Row('a prompt', {**fields}), self.text) for fields in rows]
-            read = [Conversation(own) if isinstance(own, list) else text for own, text in zip(whole, prompts)]
+            read = [own if isinstance(own, Conversation) else text for own, text in zip(whole, prompts)]
         return self.of_ids([_encode(self.loaded, *pair) for pair in zip(read, completions, strict=True)])
 
     def of_ids(self, ids: Sequence[list[int]]) -> np.ndarray:
@@ -151,9 +151,9 @@ def _encode(loaded: LoadedModel, prompt: prompting.Prompt, completion: str) -> l
         return [*ids, loaded.tokenizer.end_id if end is None else end]
     if not loaded.template:
         return _ids(loaded, Conversation([], (), (prompt, completion)), 'a completion')
-    before = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt.messages
-    turns = [*before, {'role': 'assistant', 'content': completion}]
-    return _ids(loaded, Conversation(turns, (len(before),)), 'a completion')
+    own = Conversation([{'role': 'user', 'content': prompt}]) if isinstance(prompt, str) else prompt
+    turns = [*own.messages, {'role': 'assistant', 'content': completion}]
+    return _ids(loaded, own._replace(messages=turns, trained=(len(own.messages),)), 'a completion')
 
 
 def _ids(loaded: LoadedModel, dialogue: Conversation, place: str) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lmtrain.data.chat.load import open_template
+from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import LengthPolicy
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Bytes
@@ -219,6 +220,18 @@ def test_the_question_of_a_pair_is_a_turn_as_in_supervised_training(fields, prom
     size = len(own.tokens) - 1  # without its end token
     assert supervised.tokens[:size].tolist() == own.tokens[:size].tolist()
     assert np.flatnonzero(supervised.flat['loss_mask'])[0] == size - 1
+
+
+def test_a_conversation_has_its_system_text_and_its_tools():
+    messages = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b', 'weight': 1}]
+    tools = [{'type': 'function', 'function': {'name': 'f'}}]
+    template = Template('{{ tools[0].function.name }}{% for m in messages %}{{ m.content }}{% endfor %}', 'own')
+    for field in ('prompt', 'messages'):
+        row = Row('rows.jsonl:1', {field: messages, 'system': 's', 'tools': tools})
+        whole = dialogue(row, (), '', None)
+        assert [each['role'] for each in whole.messages] == ['system', 'user', 'assistant'] and whole.tools == tools
+        form = RowFormat((), '', (), Bytes(), template, LengthPolicy('error', 32), True)
+        assert bytes(encode([row], form).examples[0].tokens[1:-1].tolist()) == b'fsa'
 
 
 def test_a_text_in_a_field_that_is_read_by_its_name_is_continued():
