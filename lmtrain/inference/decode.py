@@ -214,6 +214,7 @@ def decode(model, params, past, cache, state: DecodeState, settings: SamplingSet
     `model` has unrolled layers, `params` are those of `decoding_params`.
     """
     end = state.step + steps
+    angles = model.angles_after((past,), params, *state.text.shape)
 
     def going(carry):
         _, state = carry
@@ -221,8 +222,10 @@ def decode(model, params, past, cache, state: DecodeState, settings: SamplingSet
 
     def body(carry):
         cache, state = carry
-        outputs = model.apply({'params': params}, {'tokens': state.token[:, None]}, past=(past,), cache=cache)
-        return outputs['cache'], advance(state, outputs['logits'][:, 0], settings, method)
+        batch = {'tokens': state.token[:, None]}
+        outputs = model.apply({'params': params}, batch, past=(past,), cache=cache | {'angles': angles})
+        cache = {name: outputs['cache'][name] for name in cache}
+        return cache, advance(state, outputs['logits'][:, 0], settings, method)
 
     return jax.lax.while_loop(going, body, (cache, state))
 

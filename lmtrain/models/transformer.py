@@ -60,7 +60,7 @@ class Transformer(Settings):
           store: returns keys and values of the T tokens as a cache that may be the `past` of later calls. It excludes
             `cache`. The real tokens of a row come first in it, and are one text.
           cache: from `init_cache` or an earlier call: the tokens between `past`, which it requires, and the one token
-            of each row (T is 1), which is added to it.
+            of each row (T is 1), which is added to it. It may have `angles` (`angles_after`).
 
         Returns:
           'hidden' [B, T, D] compute dtype, 'logits' float32 [B, T, V]; with `targets` in the batch 'logprob' and
@@ -98,6 +98,27 @@ class Transformer(Settings):
             else:  # one size: all tokens, unless every layer has the window
                 cache[name] = jnp.zeros((self.num_layers, *max(shapes)), self.dtype)
         return cache | {'length': jnp.int32(0)}
+
+    def angles(self, positions_BT, length_BT=None):
+        """((cos, sin) of the positions, or None; those of layers with a sliding window, if they differ, or None).
+
+        `length_BT` is that of each document, if the angles depend on it (`rotary.by_length`).
+        """
+        if self.positions != 'rotary':
+            return None, None
+        options = {'rotary_dim': self.rotary_dim or self.head_dim, 'length': length_BT}
+        angles = rotary_angles(positions_BT, theta=self.rope_theta, scaling=self.rope_scaling, **options)
+        local = rotary_angles(positions_BT, theta=self.local_rope_theta, **options) if self.local_rope_theta else None
+        return angles, local
+
+    def angles_after(self, past: Sequence[dict[str, Any]], params, rows: int, length: int):
+        """`angles` of the first `length` tokens of each row after `past`, for `apply` as `angles` of its cache.
+
+        A loop makes them once. In each step XLA:CPU would compute cosines again for every layer and head.
+        """
+        _, before_B = chain(past, rows)
+        positions_BS = before_B[:, None] + jnp.arange(length, dtype=jnp.int32)[None] + virtual_tokens.prefix(params)
+        return self.angles(positions_BS, positions_BS + 1)
 
 
 class Network(nn.Module):
@@ -183,17 +204,18 @@ class Network(nn.Module):
             positions = jnp.broadcast_to(start_B1 + jnp.arange(T, dtype=jnp.int32)[None], (B, T))
         if pasts:
             positions = positions + before_B[:, None]
-        rotary = local_rotary = None
-        if m.positions == 'rotary':
-            angles, scaled = {'rotary_dim': m.rotary_dim or m.head_dim}, by_length(m.rope_scaling)
-            if scaled and cache is not None:
-                angles['length'] = positions + 1 + shift
-            elif scaled:
+        if cache is not None and 'angles' in cache:
+            rotary, local_rotary = jax.tree.map(
+                lambda x_BSR: jax.lax.dynamic_slice_in_dim(x_BSR, cached, 1, axis=1), cache['angles']
+            )
+        else:
+            length = None
+            if by_length(m.rope_scaling) and cache is not None:
+                length = positions + 1 + shift
+            elif by_length(m.rope_scaling):
                 gather = hooks.all_gather_sequence or (lambda x: x)
-                angles['length'] = shift + lengths(segments, gather(positions), key_segments)
-            rotary = rotary_angles(positions + shift, theta=m.rope_theta, scaling=m.rope_scaling, **angles)
-            if m.local_rope_theta:
-                local_rotary = rotary_angles(positions + shift, theta=m.local_rope_theta, **angles)
+                length = shift + lengths(segments, gather(positions), key_segments)
+            rotary, local_rotary = m.angles(positions + shift, length)
         row_ids = batch.get('row', jnp.arange(B, dtype=jnp.int32))
         inputs = AttentionInputs(
             rotary, local_rotary, positions, m.window, segments, key_segments, index, cached, row_ids, hooks, pasts
