@@ -1598,6 +1598,12 @@ FAULTS = {
             "past |= {'length': length_P - dropped_P,",
             "past |= {'length': length_P,",
         ),
+        ('an argmax of the last block alone', 'jnp.argmax(jnp.max(x_BNS, axis=2)', 'jnp.argmax(x_BNS[:, :, -1]'),
+        (
+            'an infinite logit passes',
+            'jnp.isfinite(jnp.sum(logits_BV, axis=1))',
+            '~jnp.isnan(jnp.max(logits_BV, axis=1))',
+        ),
         ('queries, keys and values are joined with inputs of their own', " and f'{linear}/ia3_in' not in leaves", ''),
         (
             'kernels are not rounded to the dtype of the computation',
@@ -2040,6 +2046,7 @@ FAULTS = {
     'lmtrain/training/run.py': [
         ('tokens are those of the next step', 'name: steps * each', 'name: (steps + 1) * each'),
         ('rollouts are free', 'outside = sum(parts.values())', 'outside = self.reference_flops'),
+        ('rollouts need no memory', "'rollout': max(0, beyond)", "'rollout': 0"),
         (
             'tokens of an epoch and not of its bytes',
             '* split.num_tokens / split.num_bytes',

@@ -98,10 +98,8 @@ def decoding_params(model: Transformer, params: tree.Params) -> tree.Params:
     So the layers are copied: in their live stacks, every product would copy its layer first. An embedding that needs no
     cast is not.
     """
-    leaves = jax.tree.leaves(params)
-    sharded = any(isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1 for leaf in leaves)
     dtype = jnp.dtype(model.dtype)
-    settings = model, None if sharded else jnp.dtype('float32') if widens(dtype) else dtype
+    settings = model, None if _sharded(params) else jnp.dtype('float32') if widens(dtype) else dtype
     if virtual_tokens.NETWORKS & params.keys():
         params = jax.jit(virtual_tokens.materialise)(params)
     sizes = tree.segment_sizes(params)
@@ -109,6 +107,36 @@ def decoding_params(model: Transformer, params: tree.Params) -> tree.Params:
     # One program for each stack, not one with all layers, which takes seconds to compile.
     layers = [_layer(*settings, params[stack], np.int32(i)) for stack, size in sizes.items() for i in range(size)]
     return _rest(*settings, rest) | {f'{tree.STACK}_{i}': leaves for i, leaves in enumerate(layers)}
+
+
+def copied(model: Transformer, params: tree.Params, widened: bool) -> list[jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of the leaves that `decoding_params` copies.
+
+    Args:
+      params: arrays, or shapes with shardings.
+      widened: whether kernels become float32 (`widens`, on the devices of the parameters).
+    """
+    leaves, stacks = tree.flatten(params), tree.segment_sizes(params)
+    own = {path: leaf for path, leaf in leaves.items() if path.partition('/')[0] in {*stacks, 'head'}}
+    dtype = jnp.dtype('float32') if widened else jnp.dtype(model.dtype)
+    table = leaves['embed/embedding']
+    if model.tied and not _sharded(params) and not table.dtype == jnp.dtype(model.dtype) == dtype:
+        own['head/kernel'] = table
+    dtypes = {'kernel': dtype, 'lora_a': jnp.dtype(model.dtype), 'lora_b': jnp.dtype(model.dtype)}
+    return [
+        jax.ShapeDtypeStruct(leaf.shape, dtypes.get(path.rpartition('/')[2], leaf.dtype), sharding=_on(leaf))
+        for path, leaf in own.items()
+    ]
+
+
+def _on(leaf):
+    """The sharding of an array or a shape; None if it has none."""
+    return getattr(leaf, 'sharding', None)
+
+
+def _sharded(params: tree.Params) -> bool:
+    """Whether a leaf is on several devices."""
+    return any(len(on.device_set) > 1 for leaf in jax.tree.leaves(params) if (on := _on(leaf)))
 
 
 @functools.cache

@@ -151,7 +151,12 @@ def needed(run: Run, target: Target, figures: Compiled) -> float:
     """Bytes on a device by the target's own compiler; without one, the larger of theory and the CPU compiler."""
     if figures.too_large:
         return math.inf
-    return figures.total if target.topology else max(run.memory['total'], figures.total)
+    theory = run.memory
+    total = figures.total + theory.get('reference', 0)
+    if not target.topology:
+        return max(theory['total'], total)
+    sampling = sum(theory.get(part, 0) for part in ('parameters', 'moments', 'reference'))
+    return max(total, sampling + sum(run.rollout_memory.values()))
 
 
 def is_tight(memory: float, target: Target) -> bool:
@@ -262,7 +267,8 @@ def memory_table(run: Run, figures: Compiled) -> str:
         rows.append((f'  {part}', _bytes(size), _bytes(by_compiler) if fits else '', ratio))
     ratio = f'{figures.arguments / held:.3f}' if fits else ''
     rows.append(('  state and batch', _bytes(held), _bytes(figures.arguments) if fits else '', ratio))
-    rows += [(f'  {part}', _bytes(theory[part]), '', '') for part in ('gradients', 'activations')]
+    others = [part for part in ('gradients', 'activations', 'reference', 'rollout') if part in theory]
+    rows += [(f'  {part}', _bytes(theory[part]), '', '') for part in others]
     temporaries = theory['gradients'] + theory['activations']
     ratio = f'{figures.temporaries / temporaries:.2f}' if fits else ''
     rows.append(('  temporaries', _bytes(temporaries), _bytes(figures.temporaries) if fits else '', ratio))

@@ -1,12 +1,13 @@
-"""FLOPs of completions: of a rollout as it was drawn and, before it begins, at most; of the held-out ones."""
+"""FLOPs of completions: of a rollout as drawn and, before it begins, at most; of held-out ones. Bytes of a rollout."""
 
 from collections.abc import Sequence
 
 from lmtrain import tree
-from lmtrain.cost import passes
+from lmtrain.cost import memory, passes
+from lmtrain.cost.query import cache_bytes
 from lmtrain.evaluation.heads import output_of
 from lmtrain.files import local_path
-from lmtrain.inference import sample
+from lmtrain.inference import decode, rollout, sample
 from lmtrain.tasks import TASKS
 from lmtrain.training import init_from, rollout_batch
 
@@ -57,6 +58,22 @@ def at_most(config, model, params: Sequence[tree.Params], prompts: int) -> float
     base = init_from.open_base(str(local_path(config.reward.model, 'config.reward.model', config.data.root)))
     batches = -(-policy.prompts * policy.samples // SCORED)
     return flops + reward_flops(base.model, base.shapes, batches * SCORED, padded(seq_len + 1, base.model.max_len))
+
+
+def bytes_per_device(run) -> dict[str, int]:
+    """Bytes on one device while completions are sampled, at most: {'layers': their copy, 'cache': keys and values}.
+
+    Without activations and logits of the sampler, which are those of one token of each row.
+    """
+    policy, params, mesh = run.config.policy, run.initial.shapes.params, run.mesh
+    widened = mesh.devices.flat[0].platform == 'cpu' and run.model.dtype != 'float32'
+    longest = run.config.data.seq_len + 1 - policy.max_tokens
+    T, M = sample.lengths(run.model, params, longest, policy.max_tokens)
+    prompts = rollout.padded(policy.prompts, mesh) // (mesh.shape['data'] * mesh.shape['fsdp'])
+    return {
+        'layers': memory.shard_bytes(decode.copied(run.model, params, widened)),
+        'cache': cache_bytes(run.model, prompts * (T + policy.samples * M)),
+    }
 
 
 def padded(length: int, context: int) -> int:

@@ -20,7 +20,7 @@ from lmtrain.models import Transformer, attention_kernels, generation
 from lmtrain.parallel import collectives, redistribute, sharding
 from lmtrain.tasks import Task
 from lmtrain.tasks.prepare import TaskData
-from lmtrain.training import longer, rollout_batch, step, sweep
+from lmtrain.training import longer, rollout_batch, rollout_cost, step, sweep
 from lmtrain.training.initial import InitialState
 from lmtrain.training.state import TrainState
 
@@ -266,15 +266,31 @@ class Run:
 
     @functools.cached_property
     def memory(self) -> dict[str, int]:
-        """Bytes on one device, by part: `cost.bytes_per_device`."""
+        """Bytes on one device, by part: `cost.bytes_per_device`, and of a policy run
+
+        * 'reference', the copy of the trained parameters that its reference model is,
+        * 'rollout', what the sampler needs beyond the gradients and activations, which do not exist meanwhile.
+        """
         return self._memory(self.keep_logits)
+
+    @functools.cached_property
+    def rollout_memory(self) -> dict[str, int]:
+        """Bytes on one device while completions are sampled: `rollout_cost.bytes_per_device`; {} for other tasks."""
+        return rollout_cost.bytes_per_device(self) if self.task.on_policy else {}
 
     def _memory(self, keep_logits: bool) -> dict[str, int]:
         config, replicas = self.config, self.mesh.shape['data'] * self.mesh.shape['fsdp']
         rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.initial.members), 1)
         options = {axis: self.mesh.shape[axis] for axis in ('tensor', 'sequence')}
         options |= {'predicted': self.num_predicted, 'keep_logits': keep_logits, 'fused': self.attention != 'xla'}
-        return memory.bytes_per_device(self.shapes, self.model, rows, self.longest, **options)
+        sizes = memory.bytes_per_device(self.shapes, self.model, rows, self.longest, **options)
+        if not self.task.on_policy:
+            return sizes
+        copied = rollout_batch.has_reference(self) and not self.initial.only_added
+        reference = self.initial.reference_params(self.shapes.trainable) if copied else {}
+        beyond = sum(self.rollout_memory.values()) - sizes['gradients'] - sizes['activations']
+        more = {'reference': memory.shard_bytes(reference), 'rollout': max(0, beyond)}
+        return sizes | more | {'total': sizes['total'] + sum(more.values())}
 
     def in_bits(self, values) -> dict[str, float]:
         """{'bits_per_byte'} of the metrics of a step, for the average bytes of a training token; {} for other tasks."""

@@ -96,3 +96,21 @@ def test_decoding_copies_the_layers_and_no_embedding(tied):
     live = {id(leaf) for leaf in jax.tree.leaves(params)}
     copied = sum(leaf.nbytes for leaf in jax.tree.leaves(weights) if id(leaf) not in live)
     assert copied == sum(leaf.nbytes for leaf in jax.tree.leaves([params['layers'], params.get('head')]))
+
+
+@pytest.mark.parametrize('widened', [False, True])
+@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize(
+    ('dtype', 'stored'), [('float32', 'float32'), ('bfloat16', 'float32'), ('bfloat16', 'bfloat16')]
+)
+def test_the_bytes_of_the_copy_are_known_before_it_is_made(monkeypatch, widened, tied, dtype, stored):
+    config = base.get_config()
+    config.model.update({'num_layers': 2, 'width': 16, 'num_heads': 2, 'head_dim': 8, 'mlp_dim': 24, 'vocab_size': 31})
+    model = dataclasses.replace(Transformer(**config.model), dtype=dtype, tied=tied)
+    params = jax.jit(model.init)(jax.random.key(0), {'tokens': np.zeros((1, 4), np.int32)})['params']
+    params = jax.tree.map(lambda leaf: leaf.astype(stored), params)
+    monkeypatch.setattr(decode, 'widens', lambda _: widened)
+    weights = decode.decoding_params(model, params)
+    live = {id(leaf) for leaf in jax.tree.leaves(params)}
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights) if id(leaf) not in live)
+    assert size == sum(leaf.size * leaf.dtype.itemsize for leaf in decode.copied(model, params, widened))

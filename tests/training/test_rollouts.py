@@ -261,7 +261,8 @@ def test_reference_of_full_fine_tuning_is_a_copy_of_the_base(config, folder):
 def test_full_fine_tuning_without_a_kl_weight_has_no_reference(config, capsys, tmp_path):
     config.objective.kl_weight, config.budget.steps = 0.0, 4
     lmtrain.train(config, tmp_path / 'run')
-    assert 'none, since objective.kl_weight = 0' in ' '.join(capsys.readouterr().out.split())
+    printed = ' '.join(capsys.readouterr().out.split())
+    assert 'none, since objective.kl_weight = 0' in printed and ' of copied layers and ' in printed
     assert not any('kl' in line for line in lines(tmp_path / 'run'))
 
 
@@ -274,6 +275,24 @@ def test_policy_with_lora_has_the_arguments_of_sft_with_lora(config, folder):
     (one,), (other,) = (each.values() for each in (policy, built(sft).train_steps()))
     sizes = [each.memory_analysis().argument_size_in_bytes for each in (one, other)]
     assert sizes[0] <= 1.05 * sizes[1]
+
+
+def test_memory_counts_what_a_rollout_copies(config):
+    """The copy of the layers and keys and values, as far as they exceed gradients and activations."""
+    run = built(config)
+    layers, m = tree.size(run.shapes.params['layers']), run.model
+    token = 2 * 4 * m.num_layers * m.num_kv_heads * m.head_dim
+    assert run.rollout_memory == {'layers': layers, 'cache': 4 * (16 + 4 * 16) * token}
+    assert run.memory['rollout'] == 0 and run.memory['reference'] == tree.size(run.shapes.trainable)
+    config.policy.samples, config.adapt.method = 256, 'lora'
+    run = built(config)
+    assert run.rollout_memory['cache'] == 4 * (16 + 256 * 16) * token
+    less = run.memory['gradients'] + run.memory['activations']
+    assert run.memory['rollout'] == sum(run.rollout_memory.values()) - less > 0
+    assert run.memory['reference'] == 0
+    assert run.memory['total'] == sum(size for part, size in run.memory.items() if part != 'total')
+    config.mesh.data = 2
+    assert built(config, data=2).rollout_memory['cache'] == 2 * (16 + 256 * 16) * token
 
 
 # --- meshes
