@@ -107,6 +107,22 @@ def text_prompts(ids: list, rows: int) -> list:
     return [ids[first : first + PROMPT] for first in range(rows)]
 
 
+def rollout_rows(worker: Worker, rows: int, samples: int, blocks: int) -> tuple[list, list]:
+    """(figures, trials) of rollouts from the live stacks, as multiples of one with a copy of the layers."""
+    trial = worker.ask('rollouts', rows=rows, samples=samples, blocks=blocks)
+    seconds, temporary = trial['seconds'], trial['temporary_bytes']
+    speeds = {form: trial['tokens'] / statistics.median(each) for form, each in seconds.items()}
+    sizes = {form: f'{size / 1e6:.2f} MB' for form, size in temporary.items()}
+    what, figures = f'Rollout by the quickstart model, {rows} rows', []
+    for form in ('unrolled', 'scanned'):
+        ratio = ratios(seconds[form], seconds['copy'])['median']
+        figure = f'{ratio:.2f} ({speeds[form]:,.0f} against {speeds["copy"]:,.0f} tokens/s; temporaries {sizes[form]} '
+        figure += f'against {sizes["copy"]} and a copy of {trial["layer_bytes"] / 1e6:.2f} MB)'
+        figures.append(row(f'{what}: {form} live stacks, tokens/s over a copy of the layers', figure))
+    print(json.dumps(figures, indent=1), flush=True)
+    return figures, [{'what': what} | trial]
+
+
 def first_text(folder: str, quick: bool) -> tuple[list, list]:
     """Seconds of `lmtrain generate` until its first token, with an empty compilation cache and with a filled one."""
     trials, prompt = [], 'Once upon a time'
@@ -147,6 +163,9 @@ def cpu(smollm2: str, quick: bool) -> None:
                 what = f'GPT-2 of 4 layers, {name}, float32, B {rows}'
                 more, tried = pair_rows(workers, what, case, blocks)
                 figures, trials = figures + more, trials + tried
+        for rows, samples in ((64, 8), (1, 1)):
+            more, tried = rollout_rows(workers['lmtrain'], rows, samples, 2 * blocks)
+            figures, trials = figures + more, trials + tried
         if smollm2:
             ids = workers['lmtrain'].ask('encode', folder=smollm2, text=TEXT)['ids']
             for dtype in ('float32', 'bfloat16'):

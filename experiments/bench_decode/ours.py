@@ -39,6 +39,12 @@ class Side:
 
         return {'ids': list(map(int, open_tokenizer(folder, mask=False).encode(text)))}
 
+    def rollouts(self, rows: int, samples: int, blocks: int) -> dict:
+        """`stacks.measure`."""
+        from experiments.bench_decode import stacks
+
+        return stacks.measure(rows, samples, blocks)
+
     def generate(self, prompts: list, max_tokens: int, times: int = 1) -> dict:
         """Greedy texts without end tokens, and the seconds of each call."""
         from lmtrain.inference import sample
