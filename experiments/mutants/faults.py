@@ -2046,7 +2046,6 @@ FAULTS = {
     'lmtrain/training/run.py': [
         ('tokens are those of the next step', 'name: steps * each', 'name: (steps + 1) * each'),
         ('rollouts are free', 'outside = sum(parts.values())', 'outside = self.reference_flops'),
-        ('rollouts need no memory', "'rollout': max(0, beyond)", "'rollout': 0"),
         (
             'tokens of an epoch and not of its bytes',
             '* split.num_tokens / split.num_bytes',

@@ -156,7 +156,7 @@ def needed(run: Run, target: Target, figures: Compiled) -> float:
     if not target.topology:
         return max(theory['total'], total)
     sampling = sum(theory.get(part, 0) for part in ('parameters', 'moments', 'reference'))
-    return max(total, sampling + sum(run.rollout_memory.values()))
+    return max(total, sampling + sum(run.rollout_bytes))
 
 
 def is_tight(memory: float, target: Target) -> bool:

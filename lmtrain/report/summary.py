@@ -86,7 +86,7 @@ def _rollouts(run) -> list[str]:
     else:
         reference = 'none, since objective.kl_weight = 0: the divergence from the base is not measured'
     text += f', {terminal.unit(run.rollout_flops, "FLOP")} at most'
-    layers, cache = (terminal.unit(run.rollout_memory[part], 'B') for part in ('layers', 'cache'))
+    layers, cache = (terminal.unit(size, 'B') for size in run.rollout_bytes)
     text += f'; meanwhile a device holds {layers} of copied layers and {cache} of keys and values'
     notes = {'rollout': f'{text}; completions without an end {truncated[policy.truncated]}', 'reference': reference}
     return [terminal.note(*item) for item in notes.items()]

@@ -78,7 +78,7 @@ def build(
         rollouts.check(run)
         count = rollout.padded(config.policy.prompts, mesh)
         flops = rollout_cost.at_most(config, run.model, rollout_cost.scored_params(run), count)
-        run = dataclasses.replace(run, rollout_flops=flops)
+        run = dataclasses.replace(run, rollout_flops=flops, rollout_bytes=rollout_cost.bytes_per_device(run))
     _ = run.steps_per_epoch, run.stream('validation')  # raise if the split is empty
     if config.evaluate.sources:
         evaluate.domains(run)

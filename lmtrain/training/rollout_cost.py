@@ -60,8 +60,8 @@ def at_most(config, model, params: Sequence[tree.Params], prompts: int) -> float
     return flops + reward_flops(base.model, base.shapes, batches * SCORED, padded(seq_len + 1, base.model.max_len))
 
 
-def bytes_per_device(run) -> dict[str, int]:
-    """Bytes on one device while completions are sampled, at most: {'layers': their copy, 'cache': keys and values}.
+def bytes_per_device(run) -> tuple[int, int]:
+    """Bytes on one device while completions are sampled, at most: (of the copy of the layers, of keys and values).
 
     Without activations and logits of the sampler, which are those of one token of each row.
     """
@@ -70,10 +70,24 @@ def bytes_per_device(run) -> dict[str, int]:
     longest = run.config.data.seq_len + 1 - policy.max_tokens
     T, M = sample.lengths(run.model, params, longest, policy.max_tokens)
     prompts = rollout.padded(policy.prompts, mesh) // (mesh.shape['data'] * mesh.shape['fsdp'])
-    return {
-        'layers': memory.shard_bytes(decode.copied(run.model, params, widened)),
-        'cache': cache_bytes(run.model, prompts * (T + policy.samples * M)),
-    }
+    layers = memory.shard_bytes(decode.copied(run.model, params, widened))
+    return layers, cache_bytes(run.model, prompts * (T + policy.samples * M))
+
+
+def in_memory(run, sizes: dict[str, int]) -> dict[str, int]:
+    """`sizes`, those of `cost.bytes_per_device` for a step; of a policy, with two more parts, which 'total' includes.
+
+    Returns:
+      'reference': the copy of the trained parameters that the reference of full fine-tuning is; 0 with an adapter.
+      'rollout': what a rollout needs beyond the gradients and activations of a step, which do not exist meanwhile.
+    """
+    if not run.task.on_policy:
+        return sizes
+    copied = rollout_batch.has_reference(run) and not run.initial.only_added
+    reference = run.initial.reference_params(run.shapes.trainable) if copied else {}
+    beyond = sum(run.rollout_bytes) - sizes['gradients'] - sizes['activations']
+    more = {'reference': memory.shard_bytes(reference), 'rollout': max(0, beyond)}
+    return sizes | more | {'total': sizes['total'] + sum(more.values())}
 
 
 def padded(length: int, context: int) -> int:

@@ -43,7 +43,7 @@ class Run:
       output: name of the output that the objective reads: 'logits', or the name of the task for an added head.
       notes: lines about the head of the task.
       reference_flops: FLOPs of the pass whose results are the column of a cached reference model.
-      rollout_flops: FLOPs of a rollout of a policy, at most.
+      rollout_flops, rollout_bytes: at most, in a rollout of a policy: FLOPs; `rollout_cost.bytes_per_device`.
       programs: compiled functions, which runs share that differ in their rows and their seed alone; None: not shared.
     """
 
@@ -60,6 +60,7 @@ class Run:
     notes: tuple[str, ...] = ()
     reference_flops: float = 0.0
     rollout_flops: float = 0.0
+    rollout_bytes: tuple[int, int] = (0, 0)
     programs: dict[Any, Any] | None = None
 
     @functools.cached_property
@@ -239,8 +240,7 @@ class Run:
     def unsupported_reason(self) -> str:
         """Why the fused attention kernel of the devices cannot be used in a step; '' if it can or there is none."""
         kernel, params = sharding.kernel(self.mesh), self.initial.member_shapes.params
-        length = self.config.data.seq_len
-        members = len(self.initial.members)
+        length, members = self.config.data.seq_len, len(self.initial.members)
         return kernel and collectives.unsupported_reason(kernel, length, self.model, params, self.mesh, members=members)
 
     @functools.cached_property
@@ -256,41 +256,25 @@ class Run:
 
     @functools.cached_property
     def keep_logits(self) -> bool:
-        """Whether a step keeps all logits in bfloat16 for its backward pass, which is faster.
+        """Whether a step keeps all logits in bfloat16 for its backward pass (`ShardingHooks.keep_logits`): faster.
 
         Only if the arithmetic then fills at most half of a device's memory: it does not know all buffers of a compiler.
-        See `ShardingHooks.keep_logits`.
         """
         possible = self.task.predicts_tokens and self.config.model.dtype == 'bfloat16'
         return possible and self._memory(keep_logits=True)['total'] <= self.device_memory / 2
 
     @functools.cached_property
     def memory(self) -> dict[str, int]:
-        """Bytes on one device, by part: `cost.bytes_per_device`, and of a policy run
-
-        * 'reference', the copy of the trained parameters that its reference model is,
-        * 'rollout', what the sampler needs beyond the gradients and activations, which do not exist meanwhile.
-        """
+        """Bytes on one device, by part: `cost.bytes_per_device` and, of a policy, `rollout_cost.in_memory`."""
         return self._memory(self.keep_logits)
-
-    @functools.cached_property
-    def rollout_memory(self) -> dict[str, int]:
-        """Bytes on one device while completions are sampled: `rollout_cost.bytes_per_device`; {} for other tasks."""
-        return rollout_cost.bytes_per_device(self) if self.task.on_policy else {}
 
     def _memory(self, keep_logits: bool) -> dict[str, int]:
         config, replicas = self.config, self.mesh.shape['data'] * self.mesh.shape['fsdp']
         rows = config.data.batch_size // config.optimizer.accumulate // replicas * max(len(self.initial.members), 1)
         options = {axis: self.mesh.shape[axis] for axis in ('tensor', 'sequence')}
         options |= {'predicted': self.num_predicted, 'keep_logits': keep_logits, 'fused': self.attention != 'xla'}
-        sizes = memory.bytes_per_device(self.shapes, self.model, rows, self.longest, **options)
-        if not self.task.on_policy:
-            return sizes
-        copied = rollout_batch.has_reference(self) and not self.initial.only_added
-        reference = self.initial.reference_params(self.shapes.trainable) if copied else {}
-        beyond = sum(self.rollout_memory.values()) - sizes['gradients'] - sizes['activations']
-        more = {'reference': memory.shard_bytes(reference), 'rollout': max(0, beyond)}
-        return sizes | more | {'total': sizes['total'] + sum(more.values())}
+        step_bytes = memory.bytes_per_device(self.shapes, self.model, rows, self.longest, **options)
+        return rollout_cost.in_memory(self, step_bytes)
 
     def in_bits(self, values) -> dict[str, float]:
         """{'bits_per_byte'} of the metrics of a step, for the average bytes of a training token; {} for other tasks."""

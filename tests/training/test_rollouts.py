@@ -282,17 +282,17 @@ def test_memory_counts_what_a_rollout_copies(config):
     run = built(config)
     layers, m = tree.size(run.shapes.params['layers']), run.model
     token = 2 * 4 * m.num_layers * m.num_kv_heads * m.head_dim
-    assert run.rollout_memory == {'layers': layers, 'cache': 4 * (16 + 4 * 16) * token}
+    assert run.rollout_bytes == (layers, 4 * (16 + 4 * 16) * token)
     assert run.memory['rollout'] == 0 and run.memory['reference'] == tree.size(run.shapes.trainable)
     config.policy.samples, config.adapt.method = 256, 'lora'
     run = built(config)
-    assert run.rollout_memory['cache'] == 4 * (16 + 256 * 16) * token
+    assert run.rollout_bytes[1] == 4 * (16 + 256 * 16) * token
     less = run.memory['gradients'] + run.memory['activations']
-    assert run.memory['rollout'] == sum(run.rollout_memory.values()) - less > 0
+    assert run.memory['rollout'] == sum(run.rollout_bytes) - less > 0
     assert run.memory['reference'] == 0
     assert run.memory['total'] == sum(size for part, size in run.memory.items() if part != 'total')
     config.mesh.data = 2
-    assert built(config, data=2).rollout_memory['cache'] == 2 * (16 + 256 * 16) * token
+    assert built(config, data=2).rollout_bytes[1] == 2 * (16 + 256 * 16) * token
 
 
 # --- meshes
