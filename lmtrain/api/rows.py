@@ -129,21 +129,19 @@ def evaluate(
       step, member: of the run, as in `load`.
       rows: a file (jsonl, csv, tsv), several of them, or dicts.
       settings: with `rows`, fields of `lmtrain.inference.prompting.PromptSettings`: `template` (the text of a row,
-        which ends in the field of the answer), `answer`, `choices`, `shots`, ..., and `demonstrations`. Without a
-        template, rows are conversations and the last answer is compared. `chat_template` is a name, as in `generate`.
-        A model with a head answers by it if there is no template: `text`, `labels` as in `predict`, and `answer`, the
-        field of the label, by default that of the training, for a Hugging Face directory `label`.
+        whose last field is the answer), `answer`, `choices`, `shots`, ..., `demonstrations`; `chat_template` is a name.
+        Without a template a head answers (`text` and `labels` as in `predict`, `answer` is the label), or rows are
+        conversations and the last answer is compared.
       task: a task file (docs/data.md, "Evaluation tasks"), or what `evaluation.task_file.read` returns.
       source: a text file, folder or glob, as config.data.source. Here and with `task`, `batch_size` is the one setting.
-      overrides: {'data.document': 'line', 'model.dtype': 'bfloat16', ...}, other values of the config for a split or a
-        source (`training.load.OVERRIDES`).
+      overrides: {'data.document': 'line'}, other values of the config for a split or a source
+        (`training.load.OVERRIDES`).
 
     Returns:
       Of a split: 'loss' in nats per target, 'bits_per_token', 'bits_per_byte', 'targets', 'bytes', and the scores of
-      the task. Of rows: 'rows', 'accuracy' (of choices) or 'exact_match', their standard errors '..._stderr', and
-      'answers', one dict for each row; of a head its scores, as of a task. Of a task:
-      `evaluation.task_run.Evaluation.results`, and 'answers'. Of a source: 'loss' in nats per token, 'perplexity',
-      'bits_per_token', 'bits_per_byte', 'tokens', 'bytes', 'documents'.
+      the task. Of rows: 'rows', 'accuracy' (of choices) or 'exact_match', '..._stderr', and 'answers', a dict for each
+      row. Of a head or a task: `evaluation.task_run.Evaluation.results`, and 'answers'. Of a source: 'loss' in nats per
+      token, 'perplexity', 'bits_per_token', 'bits_per_byte', 'tokens', 'bytes', 'documents'.
 
     Raises:
       InputError: data that differs from the run's, a row without a field, or a prompt longer than the context.
@@ -166,10 +164,7 @@ def evaluate(
     if task is not None:
         return _evaluate_task(model, task, step, member, rows, **settings)
     if rows:
-        model = _loaded(model, step, member)
-        if not settings.get('template') and (head := task_of_head(model)):
-            return _evaluate_head(model, head, rows, **settings)
-        return _evaluate_rows(model, rows, **settings)
+        return _evaluate_rows(_loaded(model, step, member), rows, **settings)
     if settings:
         raise InputError(f'{sorted(settings)[0]} without rows: a split has no prompts')
     if isinstance(model, LoadedModel):
@@ -178,7 +173,9 @@ def evaluate(
 
 
 def _evaluate_rows(model: LoadedModel, rows, **settings) -> dict[str, Any]:
-    """`prompting.score` of rows."""
+    """`prompting.score` of rows; without a template by the head of the model, if it has one."""
+    if not settings.get('template') and (head := task_of_head(model)):
+        return _evaluate_head(model, head, rows, **settings)
     listed, settings = as_rows(rows), {'template': '', 'answer': ''} | settings
     others = as_rows(settings.pop('demonstrations', ()))
     name, system = settings.pop('chat_template', None), settings.get('system', '')
