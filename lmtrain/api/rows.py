@@ -134,8 +134,7 @@ def evaluate(
         conversations and the last answer is compared.
       task: a task file (docs/data.md, "Evaluation tasks"), or what `evaluation.task_file.read` returns.
       source: a text file, folder or glob, as config.data.source. Here and with `task`, `batch_size` is the one setting.
-      overrides: {'data.document': 'line'}, other values of the config for a split or a source
-        (`training.load.OVERRIDES`).
+      overrides: {'data.document': 'line', ...}, the config of a split or a source (`training.load.OVERRIDES`).
 
     Returns:
       Of a split: 'loss' in nats per target, 'bits_per_token', 'bits_per_byte', 'targets', 'bytes', and the scores of
