@@ -65,13 +65,19 @@ def test_draws_follow_the_distribution(settings):
     assert chi_square < 18.5  # of 4 degrees of freedom, passed by one in a thousand
 
 
+def parameters(model):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), {'tokens': np.zeros((1, 4), np.int32)})['params']
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(0.0, 0.1, leaf.shape), leaf.dtype), shapes)
+
+
 @pytest.mark.parametrize('widened', [False, True])
 def test_kernels_are_joined_transposed_and_rounded(monkeypatch, widened):
     """Float32 copies of bfloat16 kernels have their values."""
     config = base.get_config()
     config.model.update({'num_layers': 2, 'width': 16, 'num_heads': 2, 'head_dim': 8, 'mlp_dim': 24, 'vocab_size': 31})
     model = dataclasses.replace(Transformer(**config.model), dtype='bfloat16')
-    params = jax.jit(model.init)(jax.random.key(0), {'tokens': np.zeros((1, 4), np.int32)})['params']
+    params = parameters(model)
     monkeypatch.setattr(decode, 'widens', lambda dtype: widened)
     weights = decode.decoding_params(model, params)
     for layer in range(2):
@@ -89,7 +95,7 @@ def test_decoding_copies_the_layers_and_no_embedding(tied):
     config = base.get_config()
     config.model.update({'num_layers': 2, 'width': 16, 'num_heads': 2, 'head_dim': 8, 'mlp_dim': 24, 'vocab_size': 31})
     model = dataclasses.replace(Transformer(**config.model), dtype='float32', tied=tied)
-    params = jax.jit(model.init)(jax.random.key(0), {'tokens': np.zeros((1, 4), np.int32)})['params']
+    params = parameters(model)
     weights = decode.decoding_params(model, params)
     table = params['embed']['embedding']
     assert weights['embed']['embedding'] is table and (weights['head']['transposed'] is table) == tied

@@ -249,7 +249,7 @@ def model_of(**settings):
         | {'vocab_size': Bytes().vocab_size, 'max_len': 24, 'head_dim': 4, 'mlp_dim': 32, 'unroll': 2}
         | settings
     )
-    return model, model.init(jax.random.key(0), {'tokens': jnp.zeros((1, 8), jnp.int32)})['params']
+    return model, jax.jit(model.init)(jax.random.key(0), {'tokens': jnp.zeros((1, 8), jnp.int32)})['params']
 
 
 @pytest.mark.slow
