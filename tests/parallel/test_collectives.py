@@ -9,7 +9,7 @@ import pytest
 
 from configs import tiny
 from lmtrain.cost import hlo, traffic
-from lmtrain.models import attention_kernels
+from lmtrain.models import attention_kernels, settings
 from lmtrain.parallel import collectives, sharding
 from lmtrain.report import summary
 from lmtrain.training.build import build
@@ -131,7 +131,8 @@ def test_cudnn_runs_on_the_heads_of_each_device_with_traced_windows(text, monkey
         return by_xla(query, *operands, implementation='xla', **options)
 
     monkeypatch.setattr(jax.nn, 'dot_product_attention', attention)
-    monkeypatch.setattr(attention_kernels, 'unsupported_reason', lambda *_, **__: '')
+    for module in (attention_kernels, settings):
+        monkeypatch.setattr(module, 'unsupported_reason', lambda *_, **__: '')
     monkeypatch.setitem(sharding.PLATFORM_KERNELS, 'cpu', 'cudnn')
     found = losses(run_of(text, (2, 2, 2, 1), more), start)
     np.testing.assert_allclose(np.hstack(found), np.hstack(expected), rtol=1e-5)
