@@ -77,7 +77,8 @@ def search(
       pool: rows that may be demonstrations.
       shots: the most demonstrations of a candidate.
       budget: computed tokens (`likelihood.Likelihoods`). A candidate is computed if its estimated cost is left;
-        the estimate is corrected by the largest error so far, so that only the first can exceed the budget.
+        the estimate is corrected by the largest error so far, so that the budget is exceeded only by the first, or by
+        one with a larger error.
       how: 'greedy' compares the variants without demonstrations, then appends the best of `WIDTH` random rows one at a
         time, then changes the best prompt in one place, as long as there is an improvement in `PATIENCE` attempts (the
         variant, one demonstration, or the order of two). 'random' draws the variant, the number of demonstrations, the

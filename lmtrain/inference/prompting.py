@@ -40,7 +40,8 @@ class PromptSettings(NamedTuple):
     Attributes:
       template: text of a row, with `{field}` for its fields; `{answer}` comes last, and once. '' (with answer='') for
         rows of conversations, whose last answer is compared.
-      answer: field of the answer: its text, or with choices the index of the right one.
+      answer: field of the answer: its text, or with choices the index of the right one, unless all rows share choices
+        that are numbers.
       choices: texts that are compared; or the field with each row's own list of them; or the field `answer`, for all
         answers of the demonstrations (without any, of the rows). () generates.
       shots: demonstrations before each row; -1 is as many as fit into the context.

@@ -55,7 +55,7 @@ def question(row: Row, template: str, answer: str, choices: str | Sequence[str])
     if not choices:
         return Question(row.place, context, (), text_of(row, answer, right))
     listed = _choices(row, choices)
-    return Question(row.place, context, listed, _right(row, answer, right, listed))
+    return Question(row.place, context, listed, _right(row, answer, right, listed, not isinstance(choices, str)))
 
 
 def _dialogue(row: Row, answer: str, choices: str | Sequence[str]) -> Question:
@@ -66,7 +66,7 @@ def _dialogue(row: Row, answer: str, choices: str | Sequence[str]) -> Question:
         raise InputError(f'{row.place}: no message of the assistant, so there is no answer to compare')
     before, right = prompts.before_answer(dialogue)
     listed = _choices(row, choices) if choices else ()
-    right = _right(row, 'the answer', right, listed) if listed else right
+    right = _right(row, 'the answer', right, listed, not isinstance(choices, str)) if listed else right
     if isinstance(before, str):
         return Question(row.place, before, listed, right)
     context = json.dumps([before.messages, before.tools], sort_keys=True)
@@ -84,17 +84,32 @@ def _choices(row: Row, choices: str | Sequence[str]) -> tuple[str, ...]:
     return listed
 
 
-def _right(row: Row, field: str, value: Any, choices: tuple[str, ...]) -> str:
-    """The choice that `value` names by its text or by its index, which is a string of digits in csv."""
-    if value in choices:
-        return value
+def _right(row: Row, field: str, value: Any, choices: tuple[str, ...], shared: bool) -> str:
+    """The choice that `value` names by its text or by its index, which is a string of digits in csv.
+
+    Of choices that all rows share, a number may be one itself, such as a rating: its text comes before its index, and
+    if all of them are numbers, there is no index.
+    """
+    text = str(value) if shared and type(value) in (int, float) else value
+    if text in choices:
+        return text
+    listed = f'{", ".join(map(repr, choices[:5]))}{", ..." if len(choices) > 5 else ""}'
+    if shared and all(map(_is_number, choices)):
+        raise InputError(f'{row.place}: {field!r} is {value!r}, which is none of the choices {listed}')
     index = int(value) if isinstance(value, str) and value.isdecimal() else value
     if type(index) is not int or not 0 <= index < len(choices):
         raise InputError(
-            f'{row.place}: {field!r} is {value!r}, neither a choice nor the index of one of {len(choices)}: '
-            f'{", ".join(map(repr, choices[:5]))}{", ..." if len(choices) > 5 else ""}'
+            f'{row.place}: {field!r} is {value!r}, neither a choice nor the index of one of {len(choices)}: {listed}'
         )
     return choices[index]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_template(template: str) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from configs import base
 from lmtrain.data.chat.template import Template
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.tokenizers.base import Bytes
+from lmtrain.errors import InputError
 from lmtrain.inference import likelihood, prompting, questions, rendering, sample
 from lmtrain.models import Transformer
 
@@ -440,6 +441,29 @@ def test_bad_input_is_named(changes, message):
 def test_an_answer_that_is_not_a_choice_is_rejected(gold):
     with pytest.raises(ValueError, match='rows:1: .*gold'):
         shot(rows_of({'query': 'a', 'choices': ['x', 'y'], 'gold': gold}))
+
+
+@pytest.mark.parametrize(
+    'labels',
+    [range(12), range(1, 6), [1.5, 2.0, 10.0], [1, 2, 'neither']],
+    ids=['sorted as texts', 'from 1', 'float', 'mixed'],
+)
+def test_numbers_that_are_classes_are_no_indices(labels):
+    rows = rows_of(*({'query': f'{label}', 'gold': label} for label in labels))
+    settings = prompting.PromptSettings('{query}: {gold}', 'gold', choices='gold')
+    asked, _ = questions.ask(rows, settings)
+    assert [q.answer for q in asked] == [str(label) for label in labels]
+    again, _ = questions.ask(rows, settings._replace(choices=asked[0].choices))  # as a search of prompts gives them
+    assert [q.answer for q in again] == [str(label) for label in labels]
+
+
+def test_a_number_is_the_index_of_a_choice_of_its_own_row():
+    form = {'template': '{query}: {gold}', 'answer': 'gold', 'choices': 'choices'}
+    (row,) = rows_of({'query': 'a', 'choices': ['3', '2', '1'], 'gold': 1})
+    assert questions.question(row, **form).answer == '2'
+    assert questions.question(row, **form | {'choices': ['no', 'yes']}).answer == 'yes'
+    with pytest.raises(InputError, match="'gold' is 1, which is none of the choices '2', '3'"):
+        questions.question(row, **form | {'choices': ['2', '3']})  # neither 2 nor 3 is meant for sure
 
 
 def test_an_encoder_cannot_be_prompted():
