@@ -27,7 +27,12 @@ def register() -> None:
         """LMTrain of a path."""
 
         def __init__(
-            self, pretrained: str, step: int | str | None = None, member: int = 0, adapter: str = '', **settings: Any
+            self,
+            pretrained: str,
+            step: int | str | None = None,
+            member: int | None = None,
+            adapter: str = '',
+            **settings: Any,
         ):
             super().__init__(api.load(pretrained, step=step, member=member, adapter=adapter), **settings)
 

@@ -36,7 +36,7 @@ def test_a_path_is_loaded_and_the_flags_go_to_lm_eval(monkeypatch, computes):
     monkeypatch.setattr(api, 'load', lambda path, **settings: calls.append((path, settings)) or loaded)
     command.main()
     model = calls.pop()('runs/x', step='best', batch_size='auto', device=None)
-    assert calls == [('runs/x', {'step': 'best', 'member': 0, 'adapter': ''})]
+    assert calls == [('runs/x', {'step': 'best', 'member': None, 'adapter': ''})]
     assert (model.batch, model.context) == (32, 64)
 
 
