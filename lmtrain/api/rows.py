@@ -104,8 +104,9 @@ def task_of_head(model: LoadedModel) -> Task | None:
 
 def _rows_of_texts(rows, field: str) -> list[Row]:
     """`as_rows`, where a list of texts is a list of rows with this field."""
-    if not isinstance(rows, str | Path) and all(isinstance(row, str) for row in rows):
-        rows = [{field: row} for row in rows]
+    if not isinstance(rows, str | Path):
+        rows = list(rows)  # an iterator is read once
+        rows = [{field: row} for row in rows] if all(isinstance(row, str) for row in rows) else rows
     return as_rows(rows)
 
 

@@ -121,6 +121,7 @@ def test_texts_and_dicts_are_rows(loaded):
         pytest.approx(1, abs=1e-6)
     )
     assert model.predict([{'s': 'mats', 'label': 'unread'}, {'s': ''}], text='s') == [other, {'prediction': None}]
+    assert model.predict({'text': text} for text in ('cats', 'mats')) == [one, other]
     assert model._replace(labels=()).predict(['mats'], labels=['x', 'y'])[0]['prediction'] in 'xy'
     with pytest.raises(InputError, match="row 0: no field 'text'; the fields there are: 's'"):
         model.predict([{'s': 'mats'}])
