@@ -94,8 +94,17 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
-    head, *body = [f'| {" | ".join(cell.replace("|", "&#124;") for cell in row)} |' for row in rows]
+    # In inline code too, where an entity would be shown as it is (GitHub Flavored Markdown, section 4.10).
+    escaped = [' | '.join(cell.replace('|', r'\|') for cell in row) for row in rows]
+    head, *body = [f'| {line} |' for line in escaped]
     return '\n'.join([head, '|' + '---|' * len(rows[0]), *body])
+
+
+def _code(text: str) -> str:
+    """A text as inline code, whose fence is longer than any in the text."""
+    fence = '`' * (1 + max(map(len, re.findall('`+', text)), default=0))
+    blank = ' ' * (len(fence) > 1)
+    return f'{fence}{blank}{text}{blank}{fence}'
 
 
 def _verdict(results: Mapping[str, Any], baselines: Mapping[str, float], sample: str) -> str:
@@ -134,7 +143,7 @@ def _results(results: Mapping[str, Any], baselines: Mapping[str, float], sample:
     if sources:
         weights = {source['name']: source['weight'] for source in results['data']['sources']}
         rows += [
-            _scores(f'this model, `{name}` alone (weight {weights[name]:g})', own) for name, own in sources.items()
+            _scores(f'this model, {_code(name)} alone (weight {weights[name]:g})', own) for name, own in sources.items()
         ]
     text = f'on all of the validation text, this model on {sample}it' if sample else 'on the same validation text'
     return _table(rows) + (f'\n\nThe others are measured {text}.' if baselines else '')
@@ -186,8 +195,8 @@ def _data(facts: Mapping[str, Any]) -> str:
     for name, split in facts['splits'].items():
         share = f'{100 * split["bytes"] / total:.1f} %'
         rows.append((name, f'{split["documents"]:,}', f'{split["bytes"]:,}', share, f'{split["tokens"]:,}'))
-    lines = [f'* `{name}`: {line}.' for name, line in terminal.sources(facts)]
-    lines += [f'* `{name}`: skipped {line}.' for name, line in terminal.skipped(facts)]
+    lines = [f'* {_code(name)}: {line}.' for name, line in terminal.sources(facts)]
+    lines += [f'* {_code(name)}: skipped {line}.' for name, line in terminal.skipped(facts)]
     return '\n'.join(lines) + '\n\n' + _table(rows)
 
 
@@ -217,7 +226,7 @@ def _config(config: Mapping[str, Any], starts: list[dict[str, Any]]) -> str:
     standard = flatten_fields(json.loads(base.get_config().to_json()))
     own = flatten_fields(config)
     rows = [
-        (f'`{field}`', f'`{json.dumps(own.get(field))}`', f'`{json.dumps(standard.get(field))}`')
+        tuple(map(_code, (field, json.dumps(own.get(field)), json.dumps(standard.get(field)))))
         for field in sorted(own | standard)
         if json.dumps(own.get(field)) != json.dumps(standard.get(field))
     ]
@@ -255,7 +264,7 @@ def _inline(text: str, limit: int = 200) -> str:
     """A text of a model as inline code, on one line."""
     text = ' '.join(text.split())
     text = text if len(text) <= limit else f'{text[:limit]}...'
-    return f'`` {text} ``' if text else ''
+    return _code(text) if text else ''
 
 
 def _samples(path: pathlib.Path) -> str:

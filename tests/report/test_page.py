@@ -73,7 +73,7 @@ def test_complete_run(tmp_path):
         '| tokens per second, median | 15,500 |',
         '| peak memory | 1.10 GB |',
         '| `model.width` | `192` | `256` |',
-        '| `data.source` | `"a&#124;b.txt"` | `"python"` |',
+        '| `data.source` | `"a\\|b.txt"` | `"python"` |',
         'lmtrain train --config=x',
         'started 2 times; the later starts resumed from step 200',
         '![loss over steps, with the baselines](loss.png)',
@@ -91,6 +91,13 @@ def test_complete_run(tmp_path):
     assert page.index('## Samples') < page.index('## What was run')  # which has the whole config
     picture = (tmp_path / 'quick/loss.png').read_bytes()
     assert picture.startswith(b'\x89PNG') and len(picture) > 10_000
+
+
+def test_texts_of_a_model_stay_in_their_code(tmp_path):
+    folder = a_run(tmp_path / 'run')
+    row = {'step': 1, 'prompt': 'a|b', 'completion': 'x `` <img src=y> ```', 'reward': 1.0, 'ended': True}
+    write_lines(folder / 'completions.jsonl', [row])
+    assert r'| `a\|b` | ```` x `` <img src=y> ``` ```` |' in report.write(folder).read_text(encoding='utf-8')
 
 
 def test_limited_evaluation_is_stated(tmp_path):
