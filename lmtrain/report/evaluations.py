@@ -172,18 +172,18 @@ def remarks(folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, str]:
       results: the content of results.json.
     """
     lines = read_json_lines(folder / 'metrics.jsonl')
-    measured = [(float(line['validation_loss']), -line['step']) for line in lines if 'validation_loss' in line]
-    sentences, policy = {}, of_policy(lines)
+    every = {line['step']: float(line['validation_loss']) for line in lines if 'validation_loss' in line}
+    measured, sentences, policy = losses(lines), {}, of_policy(lines)
     if 'sweep' in results:
         sentences['best'] = f'by validation: {best_of_sweep(results["sweep"])}; --member takes another'
-    elif len(measured) > 1 and min(measured) == measured[-1]:
+    elif len(every) > 1 and measured and best(measured) == max(every):
         lowest = 'highest reward' if policy else 'lowest loss'
-        sentences['best'] = f'step {-measured[-1][1]:,}, the last, has the {lowest} of {len(measured)} evaluations'
-    elif len(measured) > 1:
-        sentences['best'] = best_step(folder, losses(lines), policy)
+        sentences['best'] = f'step {max(every):,}, the last, has the {lowest} of {len(every)} evaluations'
+    elif len(every) > 1 and measured:
+        sentences['best'] = best_step(folder, every, policy)
     if results.get('stopped_early'):
         sentences['ended'] = f'early, after step {results["cost"]["steps"]:,}, by evaluate.patience'
-    if len(measured) > RISING and (sign := overfitting(lines)):
+    if len(every) > RISING and (sign := overfitting(lines)):
         cost = results.get('cost', {})
         sentences['overfits'] = text(sign, cost['steps'] / cost['epochs'] if cost.get('epochs') else None)
     elif by_heart := memorised(lines, results.get('cost', {}).get('epochs', 0.0)):
@@ -192,8 +192,9 @@ def remarks(folder: pathlib.Path, results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def best_step(folder: pathlib.Path, measured: Mapping[int, float], policy: bool) -> str:
-    """The best step beside the last, in a sentence."""
-    lowest, last = best(measured), max(measured)
+    """The best step, with the lowest of the finite losses, beside the last, in a sentence."""
+    lowest = best({step: loss for step, loss in measured.items() if math.isfinite(loss)})
+    last = max(measured)
     saved = '--step=best reads it' if (folder / 'checkpoints' / str(lowest)).is_dir() else 'it is not saved'
     (name, then), (_, now) = (score(measured[step], policy) for step in (lowest, last))
     return f'step {lowest:,}: {name} {then:.4f}; the last, {last:,}: {now:.4f}; {saved}'

@@ -1,6 +1,7 @@
 """The best step of a run, early stopping, and the signs of overfitting."""
 
 import json
+import math
 
 import pytest
 
@@ -70,6 +71,9 @@ def test_remarks_on_a_run(tmp_path):
 
     assert remarks(FALLS, {30: 1.0}) == {}
     assert remarks(FALLS, {20: 2.0, 30: 1.0}) == {'best': 'step 30, the last, has the lowest loss of 2 evaluations'}
+    diverged = remarks(FALLS, {20: 2.0, 30: math.nan})
+    assert diverged == {'best': 'step 20: loss 2.0000; the last, 30: nan; it is not saved'}
+    assert remarks(FALLS, {20: math.nan, 30: math.inf}) == {}
     overfits = remarks(FALLS, {10: 3.0, 20: 2.0, 30: 2.2, 40: 2.5}, stopped_early=True)
     assert overfits.keys() == {'best', 'ended', 'overfits'}
     assert overfits['best'].startswith('step 20: loss 2.0000') and 'step 20 (2 epochs)' in overfits['overfits']
