@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -110,7 +111,17 @@ def _tick(cost: float, unit: str) -> str:
         return '0'
     if unit == 's':
         return values.seconds(cost)
-    return terminal.number(cost, terminal.SI if unit else terminal.COUNTS, significant=1)
+    return _short(cost, terminal.SI if unit else terminal.COUNTS)
+
+
+def _short(value: float, prefixes: tuple[str, ...] = terminal.COUNTS) -> str:
+    """A number without zeros at its end.
+
+    >>> _short(1000), _short(1500), _short(96)
+    ('1k', '1.5k', '96')
+    """
+    digits, prefix = re.fullmatch(r'(.*?)([a-zA-Z]*)', terminal.number(value, prefixes)).groups()
+    return (digits.rstrip('0').rstrip('.') if '.' in digits else digits) + prefix
 
 
 def _accuracy_axis(ax, heights: list[float]) -> None:
@@ -163,7 +174,7 @@ def _curve(results: Results, arm: str, curves: dict[str, list[dict]], sizes: lis
     _accuracy_axis(ax, heights)
     ax.yaxis.set_major_locator(_locator(3))
     shown = sizes[:: max(1, math.ceil(len(sizes) / 4))]
-    ax.set_xticks([math.log2(size) for size in shown], [terminal.number(size, significant=1) for size in shown])
+    ax.set_xticks([math.log2(size) for size in shown], [_short(size) for size in shown])
     ax.set_xlim(math.log2(sizes[0]) - 0.4, math.log2(sizes[-1]) + 0.4)
     ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick <= ax.get_ylim()[1]])
     index = list(curves).index(arm)

@@ -46,6 +46,8 @@ def test_efficiency_has_a_panel_for_each_arm(comparison):
     assert panels[0].text == 'lora: 50.0 % at 8, 60.0 % at 32, 70.0 % at 128 and 80.0 % at 512 rows.'
     assert {'8', '32', '128', '512'} <= set(texts(panels[0].svg))
     assert len({panel.name for panel in panels}) == 3
+    odd = plots.efficiency(comparison(arms=ARMS, sizes=(500, 1500, 2500)))
+    assert {'500', '1.5k', '2.5k'} <= set(texts(odd[0].svg))
     assert plots.efficiency(comparison(arms=ARMS, sizes=(8,))) == []
 
 
