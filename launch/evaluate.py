@@ -62,10 +62,10 @@ flags.DEFINE_string('instruction', '', text, flag_values=FLAGS)
 text = 'also divide the probabilities of choices by those after content-free inputs (N/A)'
 flags.DEFINE_bool('calibrated', False, text, flag_values=FLAGS)
 flags.DEFINE_multi_string('demonstrations', [], 'files of rows to draw them from; --rows by default', flag_values=FLAGS)
-flags.DEFINE_integer('limit', 0, 'number of rows to score; 0 is all', flag_values=FLAGS)
-flags.DEFINE_integer('seed', 0, 'seed of the demonstrations', flag_values=FLAGS)
+flags.DEFINE_integer('limit', 0, 'number of rows to score; 0 is all', lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_integer('seed', 0, 'seed of the demonstrations', lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_integer('max_tokens', 16, 'tokens of a generated answer', flag_values=FLAGS)
-flags.DEFINE_integer('batch_size', 32, 'prompts per batch', flag_values=FLAGS)
+flags.DEFINE_integer('batch_size', 32, 'prompts per batch', lower_bound=1, flag_values=FLAGS)
 PROMPT_FLAGS = 'rows template answer choices system chat_template shots select instruction calibrated'.split()
 PROMPT_FLAGS += 'demonstrations limit seed max_tokens split text labels'.split()
 OF_HEADS = 'rows answer text labels limit'.split()  # those of PROMPT_FLAGS that a model with a head reads

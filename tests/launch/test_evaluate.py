@@ -161,6 +161,9 @@ def test_a_task_is_scored_and_written(stub, monkeypatch, capsys):
         (['--task=squares.toml', '--outputs=no/o.jsonl'], '--outputs=no/o.jsonl: there is no directory no'),
         (['--outputs=o.jsonl', '--rows=rows.csv'], '--outputs without --task'),
         (['--task=other.toml'], 'other.toml: No such file'),
+        (['--rows=rows.csv', '--limit=-1'], '--limit=-1: -1 is not a non-negative integer'),
+        (['--rows=rows.csv', '--seed=-1'], '--seed=-1: -1 is not a non-negative integer'),
+        (['--source=a.txt', '--batch_size=0'], '--batch_size=0: 0 is not a positive integer'),
     ],
 )
 def test_invalid_use_of_a_task_is_refused(stub, capsys, words, message):
