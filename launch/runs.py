@@ -76,5 +76,7 @@ def name_below(records: list[run_records.Record], folders: list[str]) -> None:
     """Names each run by its path below the named folders, or below what these have in common."""
     root = os.path.commonpath([os.path.abspath(folder) for folder in folders])
     for record in records:
-        below = os.path.relpath(os.path.abspath(record['folder']), root)
-        record['name'] = record['name'] if below == '.' else below.replace(f'trials{os.sep}', '', 1)
+        *parts, last = os.path.relpath(os.path.abspath(record['folder']), root).split(os.sep)
+        if 'trials' in parts:
+            parts.remove('trials')
+        record['name'] = record['name'] if last == '.' else os.sep.join([*parts, last])

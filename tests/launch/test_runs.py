@@ -51,6 +51,14 @@ def test_table(folder, capsys):
     ]
 
 
+def test_only_the_folder_of_trials_is_left_out_of_a_name(folder, capsys):
+    (folder / 'runs' / 'mytrials').mkdir()
+    (folder / 'runs' / 'a').rename(folder / 'runs' / 'mytrials' / 'a')
+    (folder / 'runs' / 'b' / 'c').rename(folder / 'runs' / 'b' / 'trials')
+    assert cli.main(['runs', 'runs/mytrials', 'runs/b']) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ['b/trials', 'mytrials/a']
+
+
 def test_flags(folder, capsys):
     argv = ['runs', 'runs/b', 'runs/a', '--sort=-loss', '--filter=loss<4', '--columns=loss,state']
     assert cli.main([*argv, '--to=a.json', '--plot=a.svg']) == 0
