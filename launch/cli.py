@@ -13,6 +13,7 @@ import sys
 import textwrap
 
 from lmtrain.errors import InputError, did_you_mean
+from lmtrain.report import terminal
 from lmtrain.runtime import lifecycle
 
 # Flags of all verbs whose values are local paths.
@@ -118,7 +119,7 @@ def version() -> str:
 def report_error(who: str, message: str, code: int = 2) -> int:
     """Prints an error on stderr, as one line in a log and in 80 columns on a terminal, and returns the exit code."""
     red, plain = style('red', 'plain', stream=sys.stderr)
-    text = f'{who}: {message}'
+    text = f'{who}: {terminal.printable(message)}'  # it may quote a file
     text = '\n'.join(wrapped(line, '') for line in text.splitlines()) if sys.stderr.isatty() else text
     print(f'{red}{who}:{plain}{text.removeprefix(f"{who}:")}', file=sys.stderr)
     return code

@@ -8,6 +8,7 @@ from absl import flags
 
 from launch import cli
 from lmtrain.errors import InputError
+from lmtrain.report import terminal
 
 
 def define(flag_values: flags.FlagValues, base: bool = False) -> None:
@@ -65,7 +66,7 @@ def prompted(run, flag_values: flags.FlagValues, template: str, prompts: list):
 def note(text: str) -> None:
     """Prints a remark on stderr, in 80 columns; stdout is for results."""
     dim, plain = cli.style('dim', 'plain', stream=sys.stderr)
-    lines = '\n'.join(cli.wrapped(line, '') for line in text.splitlines())
+    lines = '\n'.join(cli.wrapped(line, '') for line in terminal.printable(text).splitlines())
     print(f'{dim}{lines}{plain}', file=sys.stderr)
 
 

@@ -123,6 +123,11 @@ def test_user_error_is_one_line(argv, parts, capsys):
         assert part in said
 
 
+def test_user_error_has_no_control_characters(capsys):
+    cli.report_error('lmtrain', 'a field \x1b[2J of a file')
+    assert capsys.readouterr().err == 'lmtrain: a field \ufffd[2J of a file\n'
+
+
 def test_user_error_fits_80_columns_of_a_terminal(capsys, monkeypatch):
     words = ['show', '--config=configs/a_recipe_that_nobody_has_written.py']
     assert cli.main(words) == 2
