@@ -129,8 +129,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         return restore(self.directory, abstract_state, quarantine=True)
 
     def set_metric(self, step: int, metric: float) -> None:
-        """Adds a metric to the checkpoint of `step`, if there is one, that was saved without it."""
-        if jax.process_index() == 0 and (self.directory / str(step)).exists():
+        """Adds a metric to the checkpoint of `step`, if there is one, that was saved without it; as in `save`."""
+        if math.isfinite(metric) and jax.process_index() == 0 and (self.directory / str(step)).exists():
             manifests.set_metric(self.directory / str(step), float(metric))
 
     def check_for_errors(self) -> None:

@@ -1,6 +1,7 @@
 """Any damage to any file of a checkpoint is detected and named; it is quarantined, and the older one is used."""
 
 import logging
+import math
 import os
 import shutil
 
@@ -184,6 +185,15 @@ def test_newer_of_two_equal_metrics_is_better(tmp_path):
         for step, metric in ((1, 0.5), (2, 0.25), (3, 0.25)):
             manager.save(state(step), step, {}, metric=metric)
     assert manifest.ranked(tmp_path) == [3, 2, 1]
+
+
+def test_metric_that_is_added_later_is_finite(tmp_path):
+    with Checkpoints(tmp_path, every_steps=1, keep_last=3, keep_best=0) as manager:
+        for step, metric in ((1, 0.5), (2, math.nan), (3, 0.25)):
+            manager.save(state(step), step, {})
+            manager.wait()
+            manager.set_metric(step, metric)
+    assert manifest.ranked(tmp_path) == [3, 1]  # nan is neither above nor below another
 
 
 def test_every_array_must_be_in_the_index(whole):
