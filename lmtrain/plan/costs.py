@@ -89,7 +89,7 @@ class MethodSettings(NamedTuple):
 
 
 class Training(NamedTuple):
-    """Tokens, rows and length of a micro-batch, and why it is so many tokens."""
+    """Tokens, rows and length of a micro-batch on a device, and why it is so many tokens."""
 
     tokens: float
     rows: int
@@ -160,12 +160,11 @@ class Costs:
         if steps is None:  # hours
             speed = self.machine.peak * self.machine.chips * self.config.plan.mfu
             steps = 3600 * self.config.budget.hours * speed / flops
-        micro = max(1, rows // self.config.optimizer.accumulate // self.machine.chips)
         source = 'the budget of the recipe'
         if before or per_token:
             on_policy = TASKS[self.config.task.name].on_policy
             source += ', with rollouts at most' if on_policy else ', with the reference model'
-        return Training(steps * rows * length, micro, length, source)
+        return Training(steps * rows * length, self._micro, length, source)
 
     def adaptation(self) -> Training:
         """The budget of a recipe that reads rows, else that of the workload."""
@@ -183,8 +182,7 @@ class Costs:
         tokens, source = scaling_laws.RATIO * tree.count(self.params), f'{scaling_laws.RATIO:g} for each parameter'
         if self.base and self.base.config and not self.base.base and results.exists():
             tokens, source = workdir.read(results)['cost']['tokens'], 'those of the base'
-        rows, length = self.config.data.batch_size, self.config.data.seq_len
-        return Training(tokens, max(1, rows // self.config.optimizer.accumulate), length, source)
+        return Training(tokens, self._micro, self.config.data.seq_len, source)
 
     def continual(self) -> Training:
         """The budget of a recipe that reads a text from a base on, else a share of that of the base."""
@@ -245,6 +243,11 @@ class Costs:
     def _speed(self) -> float:
         """FLOP/s of all devices at the assumed utilisation."""
         return self.machine.peak * self.machine.chips * self.config.plan.mfu
+
+    @property
+    def _micro(self) -> int:
+        """Rows of a micro-batch on a device."""
+        return max(1, self.config.data.batch_size // self.config.optimizer.accumulate // self.machine.chips)
 
     def _query(self, name: str, query: Query, cached: bool = False) -> Way:
         """A way that trains nothing. Its time is that of one query on one device.

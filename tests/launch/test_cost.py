@@ -91,3 +91,11 @@ def test_pretraining_is_that_of_the_base(capsys, text, tmp_path):
     assert f'  continual  {3 * 8 * 32} tokens: the budget of the recipe' in shown
     other = page(capsys, '--config=instruct', base, '--target=h100:1')
     assert '  continual  5.12 tokens: 1% of pretraining' in other and row(other, 'pretraining')[0] == '41.2k'
+
+
+def test_a_device_holds_its_part_of_the_rows_of_pretraining(capsys):
+    def memory(chips):
+        text = row(page(capsys, '--config=classify', f'--target=h100:{chips}'), 'pretraining')[4].rstrip('!')
+        return float(text[:-1]) * {'M': 1e6, 'G': 1e9}[text[-1]]
+
+    assert memory(4) < memory(1)
