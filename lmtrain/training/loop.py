@@ -319,6 +319,7 @@ class Loop:
             'cost': cost,
             'plan': summary.planned(self.parts),
         }
+        results |= {} if self.parts.task.reads_rows else {'data': self.parts.corpus.facts()}
         if self.patience and evaluations.exhausted(self.bests, self.patience):
             results['stopped_early'] = True
         return results | (

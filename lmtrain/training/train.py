@@ -39,8 +39,7 @@ def train(config, directory, extend: bool = False, programs: dict[Any, Any] | No
       4. a random initialisation from config.seed.
     If the run is finished, nothing is computed. A larger budget continues a run whose schedule is 'constant', or 'wsd'
     from its last checkpoint before the decay (`workdir.bind` renames the later ones, so that the newest is that one);
-    with `extend` every run, with a new schedule from its newest checkpoint.
-    `programs` are those of earlier runs of the process (`Run.programs`), which this one adds to.
+    with `extend` every run, with a new schedule from its newest checkpoint. It adds to `programs`, see `Run.programs`.
 
     Returns the content of results.json: the last evaluation, the baselines and the cost.
 
@@ -73,9 +72,8 @@ def train(config, directory, extend: bool = False, programs: dict[Any, Any] | No
         compiling = None if finished else stack.enter_context(ThreadPoolExecutor(1)).submit(run.train_steps)
         with progress.phase('loading the parameters' if run.initial.base else 'drawing the parameters'):
             state = run.initial.complete(saved) if saved else run.initial.on_mesh()
-        resumed_from = extra['step'] if saved else None
+        live = _announce(stack, screen, run, extra['step'] if saved else None, extra['elapsed'], changed)
         del saved  # its arrays are part of the state
-        live = _announce(stack, screen, run, resumed_from, extra['elapsed'], changed)
         writers = _record_start(stack, run, directory, extra, changed, finished, live) if process_0 else None
         loop = stack.enter_context(contextlib.closing(Loop(run, checkpoints, signals, watchdog, writers, live, extra)))
         before = _evaluate_before(loop, state, directory) if config.evaluate.sources else {}
@@ -84,7 +82,6 @@ def train(config, directory, extend: bool = False, programs: dict[Any, Any] | No
         with progress.phase('saving', brief=True):
             checkpoints.wait()  # under the watchdog and the signal handlers
         results = loop.results(state) | (evaluate.change(before, loop.domains(state)) if before else {})
-        results |= {} if run.task.reads_rows else {'data': run.corpus.facts()}
         watchdog.expect('evaluate')
         results |= _details(run, state) if run.task.details else {}
         if process_0:
