@@ -133,7 +133,7 @@ def many_epochs(total_steps: int, steps_per_epoch: int, every: int) -> str:
     Args:
       every: steps between evaluations.
 
-    >>> many_epochs(400, 2, 500)[:66]
+    >>> many_epochs(400, 2, 500)[:67]
     '200 are planned; from about 40 on, a model learns nothing more from'
     """
     epochs, evaluated = total_steps / steps_per_epoch, math.ceil(total_steps / every)
