@@ -204,7 +204,8 @@ def test_colours_only_on_terminals(monkeypatch):
 
 
 def test_compilation_cache_is_private_and_user_settings_take_precedence(monkeypatch, tmp_path):
-    for name in ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', 'TF_CPP_MIN_LOG_LEVEL'):
+    names = ('JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', 'TF_CPP_MIN_LOG_LEVEL')
+    for name in (*names, 'XDG_CACHE_HOME'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.setenv('GRPC_VERBOSITY', 'INFO')

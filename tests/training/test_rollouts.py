@@ -207,7 +207,7 @@ def test_budget_in_flops_ends_by_what_was_spent(config, folder, capsys):
     rates = [line['learning_rate'] for line in lines(folder / 'flops') if 'learning_rate' in line]
     assert rates[-1] < 1e-9 < min(rates[:-1])
     shown = ' '.join(capsys.readouterr().out.split())
-    assert 'of which a step takes at most' in shown and 'FLOP at most; completions without an end' in shown
+    assert 'of which a step takes at most' in shown and 'FLOP at most; meanwhile a device holds' in shown
     again = lmtrain.train(config, folder / 'flops')
     assert again['cost'] == results['cost'] and 'the budget is spent' in capsys.readouterr().out
 
