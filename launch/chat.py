@@ -41,10 +41,10 @@ HELP = """\
 
 def run(values: flags.FlagValues) -> None:
     process_setup.configure()
-    from lmtrain.evaluation.perplexity import check_language_model
+    from lmtrain.inference.sample import check_model
 
     model = model_flags.model(values)
-    check_language_model(model.model)
+    check_model(model.model)
     if values.template is None and model.template is None and 'chat_template' not in model.tokenizer.config:
         raise InputError(
             'this model has no chat template, so it was not trained on conversations: --template=plain writes one '

@@ -159,7 +159,7 @@ def chat(
     >>> [message['role'] for message in talk.messages]
     ['user', 'assistant']
     """
-    check_language_model(model.model)
+    sample.check_model(model.model)
     model = loading.with_chat_template(model, chat_template, True)
     if model.template is None:
         raise InputError(f"chat_template={chat_template!r}: a conversation needs a template, such as 'plain'")

@@ -75,8 +75,6 @@ def stream(
     """
     check_settings(**settings)
     check_prompts(model, prompts, settings['vocab_size'], num_virtual_tokens(params))
-    if model.head != 'lm':
-        raise InputError(f'model.head={model.head!r} continues no text: `lmtrain predict` gives what the head predicts')
     if every < 1:
         raise InputError(f'every={every} must be at least 1')
     size = bucket(len(prompts), 1, MAX_BATCH)
@@ -250,6 +248,15 @@ def check_settings(
         raise InputError(f'end_ids has {len(end_ids)} tokens, but at most {decode.MAX_END_IDS} are supported')
 
 
+def check_model(model: Transformer) -> None:
+    """Raises InputError if the model continues no text."""
+    if not model.causal:
+        raise InputError('a masked language model (model.causal=False) fills gaps; it cannot continue a text')
+    if model.head != 'lm':
+        way_out = '' if model.head == 'none' else ': `lmtrain predict` gives what the head predicts'
+        raise InputError(f'model.head={model.head!r} continues no text{way_out}')
+
+
 def check_prompts(model: Transformer, prompts: Sequence[Sequence[int]], vocab_size: int, virtual: int = 0) -> None:
     """Raises InputError if the model cannot continue these prompts.
 
@@ -258,8 +265,7 @@ def check_prompts(model: Transformer, prompts: Sequence[Sequence[int]], vocab_si
       vocab_size: the tokenizer's.
       virtual: positions before each prompt, `virtual_tokens.num_virtual_tokens`.
     """
-    if not model.causal:
-        raise InputError('a masked language model (model.causal=False) fills gaps; it cannot continue a text')
+    check_model(model)
     if not prompts:
         raise InputError('there is no prompt; for an empty text, give the begin token')
     for row, prompt in enumerate(prompts):

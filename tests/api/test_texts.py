@@ -65,11 +65,14 @@ def test_texts_that_cannot_be_scored_are_named(loaded, texts, message):
 
 
 def test_encoders_and_classifiers_have_no_text(loaded):
-    for change in ({'causal': False}, {'head': 'none'}):
+    classifier = {'head': 'classify', 'num_labels': 2}
+    changes = [({'causal': False}, 'a masked language model'), (classifier, 'text: `lmtrain predict` gives')]
+    for change, message in changes:
         other = loaded._replace(model=dataclasses.replace(loaded.model, **change))
-        for call in (lambda: other.logprobs(['a']), lambda: other.chat(chat_template='plain')):  # noqa: B023
-            with pytest.raises(InputError, match='only a causal language model'):
-                call()
+        with pytest.raises(InputError, match='only a causal language model'):
+            other.logprobs(['a'])
+        with pytest.raises(InputError, match=message):
+            other.chat(chat_template='plain')
 
 
 def test_a_conversation_has_the_settings_of_the_run(loaded):

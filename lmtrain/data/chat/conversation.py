@@ -111,8 +111,8 @@ def _question_and_answer(row: Row, names: list[str]) -> tuple[str, ...]:
     known = '; '.join(f'{form}: {", ".join(fields)}' for form, fields in FORMATS.items())
     raise InputError(
         f'{row.place}: the fields {there} belong to no known format ({known}; one of {", ".join(QUESTIONS)} and one of '
-        f'{", ".join(ANSWERS)}): rename them, or set config.task.text and config.task.label to a prompt and its '
-        'completion, which are one text and no turns'
+        f'{", ".join(ANSWERS)}): rename them to question and answer, a turn each. For a prompt and a completion that '
+        'continues it without turns, set config.task.text and config.task.label'
     )
 
 

@@ -135,7 +135,10 @@ def test_answers_excluded_by_weight_or_train(name, value, trained):
         ({'messages': TALK, 'conversations': TALK}, "two formats: 'messages' of messages, 'conversations' of sharegpt"),
         ({'prompt': 'a', 'id': 1}, "'prompt' needs a field completion, response, .*; there are 'prompt', 'id'"),
         ({'answer': 'a'}, "'answer' needs a field prompt, question, .*config.task.text"),
-        ({'body': 'a'}, "the fields 'body' belong to no known format .*config.task.text"),
+        (
+            {'body': 'a'},
+            "the fields 'body' belong to no known format .*: rename them to question and answer, .*config.task.text",
+        ),
         ({'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}, 'configs/dpo.py .*task.text=prompt and task.label=chosen'),
         ({'chosen': TALK, 'rejected': TALK}, 'preferences: .*configs/reward_model.py.*task.text=chosen trains'),
         ({'messages': []}, "'messages' must be a non-empty array of messages"),
