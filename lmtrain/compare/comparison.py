@@ -4,7 +4,6 @@ import contextlib
 import io
 import signal
 import tempfile
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from lmtrain.compare.trials import Comparison
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, write_json
 from lmtrain.models import hub
+from lmtrain.report import terminal
 from lmtrain.runtime import lifecycle
 from lmtrain.training import load as loading
 from lmtrain.training import workdir
@@ -88,12 +88,12 @@ def dry_run(config, directory) -> str:
         with contextlib.redirect_stdout(io.StringIO()):
             config = default.fill_in(config, directory, steps=1)
         comparison, others = assemble(config, directory, selected)
-        lines = [textwrap.fill(note, 80) for note in (*notes, *others)]
+        lines = [terminal.remark(note) for note in (*notes, *others)]
         return '\n'.join([*lines, planning.page(comparison, selected)])
 
 
 def assemble(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparison, list[str]]:
-    """(rows, base and plans of a comparison; notes about sizes that are left out)."""
+    """(rows, base and plans of a comparison; notes about rows and sizes that are left out)."""
     if not config.init.base:
         raise InputError(
             'config.init.base is empty: name a Hugging Face directory or the folder of a run, such as '
@@ -106,7 +106,8 @@ def assemble(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparis
     if not 0 < config.compare.margin < 1:
         raise InputError(f'config.compare.margin = {config.compare.margin}: a difference of accuracies between 0 and 1')
     task = rows.divide(config, directory / 'rows')
-    sizes, notes = rows.sizes(config, len(task.train))
+    sizes, notes = rows.sizes(config, len(task.train), task.facts['notes'])
+    notes = [*task.facts['notes'], *notes]
     rows.write_subsets(task, sizes, config.compare.seeds)
     base = open_base(config.init.base, config.init.adapter, config.init.ignore)
     model = loading.load_directory(config.init.base, config.init.adapter, config.init.ignore)

@@ -1,7 +1,6 @@
 """The progress of a comparison on a terminal: arms, finished trials, the best so far, the time left; 80 columns."""
 
 import sys
-import textwrap
 import time
 from collections.abc import Sequence
 from typing import Any, TextIO
@@ -35,7 +34,7 @@ class Display:
         self._count, self._running, self._lines = count, '', 0
         self._start, self._started, self._spent, self._fresh = 0.0, time.monotonic(), 0.0, 0
         for note in notes:
-            self._write(textwrap.fill(f'note: {note}', WIDTH, subsequent_indent='  ') + '\n')
+            self._write(terminal.remark(note) + '\n')
         for arm in arms:
             if reason := self._plans[arm.name].reason:
                 self._write(terminal.note('skipped', f'{arm.name}: {reason}') + '\n')

@@ -51,7 +51,7 @@ def collect(comparison: Comparison, arms: Sequence[Arm], finished: Finished, not
 def _task(comparison: Comparison, records: Sequence[dict[str, Any]], notes: Sequence[str]) -> dict[str, Any]:
     facts = comparison.task.facts
     about = {'name': comparison.config.task.name, 'text': facts['text'], 'label': facts['label']}
-    about |= {'classes': facts['classes'], 'rows': facts['rows'], 'notes': [*facts['notes'], *notes]}
+    about |= {'classes': facts['classes'], 'rows': facts['rows'], 'notes': list(notes)}
     about |= {'template': facts['template'], 'chance': 1 / len(facts['classes']), 'majority': None}
     used: dict[tuple[str, int], list[int]] = {}  # [rows of each seed]
     for record in records:

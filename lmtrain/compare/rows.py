@@ -93,14 +93,22 @@ def read(path: Path) -> list[Row]:
     return list(jsonl_rows(path, []))
 
 
-def sizes(config: ml_collections.ConfigDict, available: int) -> tuple[list[int], list[str]]:
-    """(the sizes of subsets, ascending; notes about those left out). Raises InputError if none is left."""
+def sizes(
+    config: ml_collections.ConfigDict, available: int, reasons: Sequence[str] = ()
+) -> tuple[list[int], list[str]]:
+    """(the sizes of subsets, ascending; notes about those left out).
+
+    Args:
+      reasons: why there are no more rows; part of the error.
+
+    Raises InputError if none is left.
+    """
     requested = sorted({available if size == ALL else size for size in config.compare.sizes})
     usable = [size for size in requested if 0 < size <= available]
     if not usable:
         raise InputError(
-            f'config.compare.sizes = {tuple(config.compare.sizes)}, but only {available} training rows are left: name '
-            'smaller sizes, or 0 for all'
+            f'config.compare.sizes = {tuple(config.compare.sizes)}, but only {available} training rows are left'
+            f'{_in_brackets(reasons)}: name smaller sizes, or 0 for all'
         )
     notes = [f'size {size} is left out: there are {available} training rows' for size in requested if size > available]
     return usable, notes
@@ -242,10 +250,14 @@ def _divide(config, splits: dict[str, list[Row]], task: TaskConfig, notes: list[
         selection, train = ordered[:count], ordered[count:]
     if not train:
         raise InputError(
-            f'no training row is left after {len(test)} test rows and config.compare.selection = {count}: set '
-            'config.data.test or the latter lower'
+            f'no training row is left after {len(test)} test rows and config.compare.selection = {count}'
+            f'{_in_brackets(notes)}: set config.data.test or the latter lower'
         )
     return {'train': train, 'selection': selection, 'test': test}
+
+
+def _in_brackets(notes: Sequence[str]) -> str:
+    return f' ({"; ".join(notes)})' if notes else ''
 
 
 def _line(row: Row, task: TaskConfig, template: str, classes: Sequence[str]) -> dict[str, Any]:

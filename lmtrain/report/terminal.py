@@ -183,6 +183,15 @@ def note(name: str, text: str) -> str:
     return textwrap.fill(text, 80, initial_indent=f'  {name:<11}', subsequent_indent=' ' * 13, **options)
 
 
+def remark(text: str) -> str:
+    """A line for what the user may not expect, wrapped at 80 columns.
+
+    >>> remark('2 rows are left out')
+    'note: 2 rows are left out'
+    """
+    return textwrap.fill(f'note: {text}', 80, subsequent_indent='  ')
+
+
 def command(words: Sequence[str], begin: str = GAP) -> str:
     """A shell command, continued after a backslash where it is wider than 80 columns; `begin` is before its first line.
 

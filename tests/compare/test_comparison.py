@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import signal
 
 import jax
@@ -509,6 +510,18 @@ def test_a_dry_run_prints_what_every_arm_needs(base):
     assert all(cells[name][-1] == 'EUR' for name in ('few_shot', 'head')) and 'layers.last=0' in page
     assert max(map(len, page.splitlines())) <= 80
     assert not (base.parent / 'dry' / 'trials').exists()
+
+
+def test_rows_whose_text_occurs_before_are_counted_before_anything_runs(base, tmp_path):
+    config = make_config(base, only=('zero_shot',))
+    again = tmp_path / 'again.jsonl'
+    again.write_text((base.parent / 'rows.jsonl').read_text(encoding='utf-8') * 2, encoding='utf-8')
+    config.task.train = (str(again),)
+    page = ' '.join(comparison.dry_run(config, tmp_path / 'dry').split())
+    counts = re.findall(r'note: (\d+) (?:test|training) rows are left out: their text occurs before', page)
+    assert sum(map(int, counts)) == 120
+    _, notes = comparison.assemble(config, tmp_path / 'dry', [])
+    assert sum('occurs before' in note for note in notes) == len(counts)  # once each
 
 
 def test_a_terminal_shows_arms_trials_and_accuracies(prompted, base):

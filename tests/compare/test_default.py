@@ -46,7 +46,7 @@ def test_task_and_base_are_made_once(corpus, tmp_path, monkeypatch):
 
 def test_a_plan_trains_no_base(corpus, tmp_path):
     page = comparison.dry_run(corpus, tmp_path / 'run')
-    assert page.startswith('a base is pretrained first') and 'zero_shot' in page and 'head' in page
+    assert page.startswith('note: a base is pretrained first') and 'zero_shot' in page and 'head' in page
     assert not (tmp_path / 'run').exists()
 
 

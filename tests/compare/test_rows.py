@@ -154,6 +154,16 @@ def test_sizes_beyond_the_rows_are_left_out(tmp_path):
     config.compare.sizes = (64,)
     with pytest.raises(InputError, match='only 30 training rows'):
         rows.sizes(config, 30)
+    with pytest.raises(InputError, match=r'30 training rows are left \(70 .* occurs before; no text\): name smaller'):
+        rows.sizes(config, 30, ['70 training rows are left out: their text occurs before', 'no text'])
+
+
+def test_errors_count_the_rows_whose_text_occurs_before(tmp_path):
+    twice = [{'note': f'text {i // 2}', 'animal': 'cats'} for i in range(8)]
+    config = make_config(tmp_path, test=twice)
+    config.compare.selection = 60
+    with pytest.raises(InputError, match=r'= 60 \(4 test rows are left out: their text occurs before\): set'):
+        rows.divide(config, tmp_path / 'rows')
 
 
 @pytest.mark.parametrize(
