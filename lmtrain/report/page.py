@@ -45,8 +45,9 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
 
     Reads config.json, metrics.jsonl, timings.jsonl, lineage.jsonl (the 'command', 'machine' and 'versions' of each
     start), samples.txt and results.json: {'validation', 'test': the results of `evaluate.in_bits`; 'baselines': {name:
-    bits per byte of the validation split}; 'data': the result of `data.Corpus.facts`; 'cost' and 'plan' (the prediction
-    of the cost): {any key of `COST`: number}}. The report states which of them are missing; config.json must exist.
+    bits per byte of the validation split}; 'unit': `Task.unit`; 'data': the result of `data.Corpus.facts`; 'cost' and
+    'plan' (the prediction of the cost): {any key of `COST`: number}}. The report states which of them are missing;
+    config.json must exist.
 
     Raises FileNotFoundError if there is no config.json, InputError naming file and line of a broken file.
     """
@@ -112,7 +113,8 @@ def _verdict(results: Mapping[str, Any], baselines: Mapping[str, float], sample:
     if not results.get('validation'):
         return 'This run has no final evaluation.'
     if 'bits_per_byte' not in results['validation']:
-        return f'**{terminal.evaluation_line(results["validation"], {})}** on the validation rows.'
+        size = terminal.measured_on(results['validation'], results.get('unit', '')) or 'the rows'
+        return f'**{terminal.evaluation_line(results["validation"], {})}** on {size} of validation.'
     bits = results['validation']['bits_per_byte']
     ordered = sorted(baselines.items(), key=lambda item: item[1])
     worse = [f'{name} ({value:.3f})' for name, value in ordered if bits < value]
@@ -129,8 +131,10 @@ def _results(results: Mapping[str, Any], baselines: Mapping[str, float], sample:
     if results.get('validation') and 'bits_per_byte' not in results['validation']:
         splits = {split: results[split] for split in ('validation', 'test') if results.get(split)}
         names = terminal.measures(results['validation'])
-        rows = [('', *(name.replace('_', ' ') for name in names))]
-        return _table(rows + [(split, *(f'{of[name]:.4f}' for name in names)) for split, of in splits.items()])
+        sizes = {split: terminal.measured_on(of, results.get('unit', '')) for split, of in splits.items()}
+        rows = [('', *(name.replace('_', ' ') for name in names), 'measured on')]
+        rows += [(split, *(f'{of[name]:.4f}' for name in names), sizes[split]) for split, of in splits.items()]
+        return _table(rows if any(sizes.values()) else [row[:-1] for row in rows])
     rows = [('', 'bits per byte', 'loss, nats per token', 'perplexity', 'bits per token')]
     for split in ('validation', 'test'):
         if scores := results.get(split):

@@ -4,11 +4,14 @@ Functions take a `training.run.Run`, which this package may not import.
 """
 
 import math
+from collections.abc import Mapping
 
 from lmtrain import tree
 from lmtrain.parallel import sharding
 from lmtrain.report import evaluations, terminal
 from lmtrain.report.terminal import counted, number, unit
+
+COARSE = 30  # rows: the scores of fewer validation rows are coarse
 
 
 def header(run, stand_in: bool = False) -> str:
@@ -28,7 +31,8 @@ def header(run, stand_in: bool = False) -> str:
         'memory': f'about {unit(run.memory["total"], "B")} per device: {parts}',
     }
     notes = [terminal.note(*line) for line in figures.items()]
-    notes += [terminal.note('rows', text) for text in getattr(run.corpus, 'notes', ())]  # of a task
+    if run.task.reads_rows:
+        notes += [terminal.note('rows', text) for text in (*_split_sizes(run.corpus.sizes), *run.corpus.notes)]
     if not run.task.reads_rows and not stand_in:
         notes.append(terminal.text(run.corpus.facts()))
     notes += [terminal.note('head', text) for text in run.notes]
@@ -39,6 +43,19 @@ def header(run, stand_in: bool = False) -> str:
         if text := evaluations.many_epochs(run.total_steps, run.steps_per_epoch, every):
             notes.append(terminal.note('epochs', text))
     return '\n'.join([*notes, *_remarks(run)])
+
+
+def _split_sizes(sizes: Mapping[str, int]) -> list[str]:
+    """The rows of each split, and whether those of validation are too few for fine scores.
+
+    >>> _split_sizes({'train': 1054, 'validation': 3, 'test': 3})
+    ['train 1,054, validation 3, test 3', 'validation has 3 rows: its scores are coarse (one row weighs 33 %)']
+    """
+    lines, count = [', '.join(f'{split} {size:,}' for split, size in sizes.items())], sizes['validation']
+    if 0 < count < COARSE:
+        rows = counted(count, 'row')
+        lines.append(f'validation has {rows}: its scores are coarse (one row weighs {100 / count:.0f} %)')
+    return lines
 
 
 def _batch(run) -> str:

@@ -217,16 +217,29 @@ def counted(count: int, noun: str) -> str:
     return f'{count:,} {noun}' if count == 1 else f'{count:,} {noun}s'
 
 
-def evaluation_line(results: Mapping[str, float], baselines: Mapping[str, float]) -> str:
-    """One line about an evaluation (`evaluate.in_bits`) and the baselines, in bits per byte."""
+def evaluation_line(results: Mapping[str, float], baselines: Mapping[str, float], unit: str = '') -> str:
+    """One line about an evaluation (`evaluate.in_bits`) and the baselines, in bits per byte.
+
+    Args:
+      unit: `Task.unit`, whose number is added to the scores of a task; '' adds none.
+
+    >>> evaluation_line({'loss': 0.2319, 'accuracy': 1.0, 'targets': 3.0}, {}, 'row')
+    'loss 0.2319, accuracy 1.0000  (3 rows)'
+    """
     if 'bits_per_byte' not in results:
-        return ', '.join(f'{name.replace("_", " ")} {results[name]:.4f}' for name in measures(results))
+        line = ', '.join(f'{name.replace("_", " ")} {results[name]:.4f}' for name in measures(results))
+        return f'{line}  ({size})' if (size := measured_on(results, unit)) else line
     others = ', '.join(f'{name} {value:.2f}' for name, value in sorted(baselines.items(), key=lambda item: item[1]))
     line = (
         f'loss {results["loss"]:.4f}, perplexity {results["perplexity"]:.4g}, '
         f'{results["bits_per_token"]:.2f} bits/token, {results["bits_per_byte"]:.3f} bits/byte'
     )
     return f'{line} ({others})' if others else line
+
+
+def measured_on(results: Mapping[str, Any], unit: str) -> str:
+    """'3 rows': the number of targets of an evaluation; '' if it or their unit is unknown, as in earlier folders."""
+    return counted(round(results['targets']), unit) if unit and 'targets' in results else ''
 
 
 def measures(results: Mapping[str, Any]) -> list[str]:
@@ -242,14 +255,15 @@ def evaluation(ended: Mapping[str, Any], colour: bool = False) -> str:
     A bar of more than OFF_SCALE times the model's is cut and ends in '>'.
 
     Args:
-      ended: the content of results.json: 'validation', and optionally 'baselines', 'sweep' (its learning rates become a
-        table) and 'remarks' ({name: sentence}).
+      ended: the content of results.json: 'validation', and optionally 'unit', 'baselines', 'sweep' (its learning rates
+        become a table) and 'remarks' ({name: sentence}).
     """
     results, baselines, title = ended['validation'], ended.get('baselines', {}), 'validation'
     notes = rate_table(ended['sweep']) if 'sweep' in ended else []
     notes += [note(*remark) for remark in ended.get('remarks', {}).items()]
     if 'bits_per_byte' not in results:
-        line = textwrap.fill(evaluation_line(results, baselines), 80, initial_indent=GAP, subsequent_indent=GAP)
+        text = evaluation_line(results, baselines, ended.get('unit', ''))
+        line = textwrap.fill(text, 80, initial_indent=GAP, subsequent_indent=GAP)
         return '\n'.join([style(title, 'bold', colour), line, *notes])
     lines = [
         style(title, 'bold', colour),

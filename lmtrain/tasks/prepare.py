@@ -65,6 +65,11 @@ class TaskData:
     examples: dict[str, Examples] = field(repr=False)
     packed: dict[str, PackedExamples] = field(repr=False)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """{split: its rows, without those that were left out}; a row may be several examples."""
+        return {split: len(np.unique(each.source)) for split, each in self.examples.items()}
+
     def baselines(self) -> dict[str, float]:
         """{}: the loss of a task is not in bits per byte."""
         return {}

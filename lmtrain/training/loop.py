@@ -315,6 +315,7 @@ class Loop:
         cost |= {'parameters': tree.count(state.params), 'trainable': tree.count(state.trainable)}
         results = {
             'validation': self.validation,
+            'unit': self.parts.task.unit,
             'baselines': self.baselines,
             'cost': cost,
             'plan': summary.planned(self.parts),

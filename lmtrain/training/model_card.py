@@ -96,9 +96,10 @@ def _data(config, results: Mapping[str, Any]) -> str:
 def _figures(results: Mapping[str, Any], step: int) -> list[str]:
     """One line for each split that was evaluated."""
     last = (results.get('cost') or {}).get('steps', step)
+    unit = results.get('unit', '')
     other = '' if last == step else f' (of step {last:,}, the last one; this is step {step:,})'
     return [
-        f'{split}: {terminal.evaluation_line(results[split], results.get("baselines") or {})}{other}'
+        f'{split}: {terminal.evaluation_line(results[split], results.get("baselines") or {}, unit)}{other}'
         for split in ('validation', 'test')
         if results.get(split)
     ]

@@ -333,3 +333,14 @@ def test_plot_range_includes_validation(tmp_path):
     write_lines(folder / 'metrics.jsonl', lines)
     report.write(folder)  # warnings of matplotlib are errors
     assert (folder / 'loss.png').stat().st_size > 10_000
+
+
+def test_scores_of_a_task_have_the_number_of_rows_they_were_measured_on(tmp_path):
+    folder = a_run(tmp_path / 'run')
+    scores = {'loss': 0.2319, 'accuracy': 1.0, 'targets': 3.0}
+    for unit, verdict, row in (({'unit': 'row'}, '3 rows', ['3 rows']), ({}, 'the rows', [])):
+        results = {'validation': scores} | unit
+        (folder / 'results.json').write_text(json.dumps(results))
+        page = report.write(folder).read_text()
+        assert f'**loss 0.2319, accuracy 1.0000** on {verdict} of validation.' in page
+        assert cells(page, 'validation') == ['0.2319', '1.0000', *row]

@@ -109,6 +109,9 @@ def test_header_and_plan_count_the_same_tokens_of_padded_rows(text, tmp_path):
     changes = {'task.name': 'classify', 'task.train': (str(tmp_path / 'rows.csv'),), 'task.text': ('text',)}
     run = run_of(text, **changes, **{'task.label': 'label', 'data.tokenizer': 'bytes', 'budget.steps': 10})
     tokens, header = run.tokens_per_step, ' '.join(summary.header(run).split())
+    splits = run.corpus.rows
+    assert f'rows train {len(splits["train"])}, validation {len(splits["validation"])}, test ' in header
+    assert f'rows validation has {len(splits["validation"])} rows: its scores are coarse (one row weighs' in header
     assert tokens < 8 * 32 and summary.planned(run)['tokens'] == 10 * tokens
     assert f'8 rows x {round(tokens / 8)} tokens (on average; at most 24) = {tokens} tokens per step' in header
     assert f'10 steps, {terminal.number(10 * tokens)} tokens ({10 / run.steps_per_epoch:.2g} epochs)' in header

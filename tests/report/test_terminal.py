@@ -146,6 +146,12 @@ def test_evaluation_with_baselines():
     assert '\x1b[' in terminal.evaluation(ended, colour=True)
 
 
+def test_scores_of_a_task_have_the_number_of_rows_they_were_measured_on():
+    ended = {'validation': {'loss': 0.2319, 'accuracy': 1.0, 'targets': 3.0}, 'unit': 'pair'}
+    assert terminal.evaluation(ended).splitlines()[1] == '  loss 0.2319, accuracy 1.0000  (3 pairs)'
+    assert terminal.evaluation({'validation': ended['validation']}).splitlines()[1] == '  loss 0.2319, accuracy 1.0000'
+
+
 def test_end_of_a_sweep_has_its_rates_and_remarks():
     intervals = [
         {'learning_rate': 0.001, 'members': 3, 'loss': [3.21, 3.1, 3.32]},

@@ -54,10 +54,10 @@ def test_a_language_model(card):
 
 
 def test_a_classifier_with_a_licence(card):
-    text = card('classify', 'apache-2.0', validation={'loss': 0.5, 'accuracy': 0.75})
+    text = card('classify', 'apache-2.0', validation={'loss': 0.5, 'accuracy': 0.75, 'targets': 8.0}, unit='row')
     assert re.search(r'^license: "apache-2.0"$', text, re.MULTILINE) and text.endswith('## Licence\n\napache-2.0\n')
     assert '`small`' in text and '`rows.csv`, fields `text`, `label`' in text and '/models' not in text
-    assert "pipeline('text-classification', 'exported')" in text and 'accuracy 0.7500' in text
+    assert "pipeline('text-classification', 'exported')" in text and 'accuracy 0.7500 (8 rows)' in text
 
 
 def test_an_adapter(card):
