@@ -106,9 +106,10 @@ def sizes(
     requested = sorted({available if size == ALL else size for size in config.compare.sizes})
     usable = [size for size in requested if 0 < size <= available]
     if not usable:
+        example = f'--config.compare.sizes={max(1, available // 2)},{available}'
         raise InputError(
             f'config.compare.sizes = {tuple(config.compare.sizes)}, but only {available} training rows are left'
-            f'{_in_brackets(reasons)}: name smaller sizes, or 0 for all'
+            f'{_in_brackets(reasons)}: name smaller sizes, such as {example}, or 0 for all'
         )
     notes = [f'size {size} is left out: there are {available} training rows' for size in requested if size > available]
     return usable, notes
@@ -251,9 +252,18 @@ def _divide(config, splits: dict[str, list[Row]], task: TaskConfig, notes: list[
     if not train:
         raise InputError(
             f'no training row is left after {len(test)} test rows and config.compare.selection = {count}'
-            f'{_in_brackets(notes)}: set config.data.test or the latter lower'
+            f'{_in_brackets(notes)}: {_way_out(config, 0 if held_out else len(selection), bool(task.files["test"]))}'
         )
     return {'train': train, 'selection': selection, 'test': test}
+
+
+def _way_out(config, others: int, has_test_file: bool) -> str:
+    """What leaves training rows, if `others` rows of the training files are no test rows."""
+    if others >= 2:
+        return f'set --config.compare.selection={others // 2}, half of the {others} other rows'
+    if has_test_file:
+        return 'name files with other rows in config.task.train'
+    return f'set config.data.test lower, such as --config.data.test={config.data.test / 2:g}, or name more rows'
 
 
 def _in_brackets(notes: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Rows of a comparison: three disjoint parts, and nested subsets that have every class first."""
 
 import json
+import re
 
 import pytest
 
@@ -12,8 +13,12 @@ from lmtrain.errors import InputError
 CLASSES = ('cats', 'dogs', 'mice')
 
 
+def lines_of(count):
+    return [{'note': f'{i * i} animals', 'animal': CLASSES[(i * i) % 3]} for i in range(count)]
+
+
 def make_config(tmp_path, count=60, **files):
-    lines = [{'note': f'{i * i} animals', 'animal': CLASSES[(i * i) % 3]} for i in range(count)]
+    lines = lines_of(count)
     path = tmp_path / 'rows.jsonl'
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
     config = compare.get_config()
@@ -40,7 +45,7 @@ def test_parts_are_disjoint_and_complete(tmp_path):
 
 
 def test_texts_of_the_test_file_are_in_no_other_part(tmp_path):
-    shared = [{'note': f'{i * i} animals', 'animal': CLASSES[(i * i) % 3]} for i in range(20)]
+    shared = lines_of(20)
     new = [{'note': 'new', 'animal': 'dogs'}, {'note': 'new', 'animal': 'dogs'}]
     task = rows.divide(make_config(tmp_path, test=shared + new), tmp_path / 'rows')
     test = texts(rows.read(tmp_path / 'rows' / 'test.jsonl'))
@@ -154,7 +159,7 @@ def test_sizes_beyond_the_rows_are_left_out(tmp_path):
     config.compare.sizes = (64,)
     with pytest.raises(InputError, match='only 30 training rows'):
         rows.sizes(config, 30)
-    with pytest.raises(InputError, match=r'30 training rows are left \(70 .* occurs before; no text\): name smaller'):
+    with pytest.raises(InputError, match=r'30 training rows are left \(70 .* before; no text\): .*sizes=15,30, or'):
         rows.sizes(config, 30, ['70 training rows are left out: their text occurs before', 'no text'])
 
 
@@ -164,6 +169,22 @@ def test_errors_count_the_rows_whose_text_occurs_before(tmp_path):
     config.compare.selection = 60
     with pytest.raises(InputError, match=r'= 60 \(4 test rows are left out: their text occurs before\): set'):
         rows.divide(config, tmp_path / 'rows')
+
+
+def test_an_error_names_values_that_leave_training_rows(tmp_path):
+    config = make_config(tmp_path)
+    config.compare.selection = 96
+    with pytest.raises(InputError, match=r'set --config\.compare\.selection=(\d+), half of the (\d+) other') as error:
+        rows.divide(config, tmp_path / 'rows')
+    half, others = map(int, re.search(r'selection=(\d+), half of the (\d+)', str(error.value)).groups())
+    config.compare.selection = half
+    task = rows.divide(config, tmp_path / 'rows')
+    assert task.facts['rows']['test'] + others == 60 and len(task.train) == others - half > 0
+    config.data.test, config.task.validation = 0.9, config.task.train  # no row is in two files
+    with pytest.raises(InputError, match=r'set config\.data\.test lower, such as --config\.data\.test=0\.45'):
+        rows.divide(config, tmp_path / 'validation')
+    with pytest.raises(InputError, match=r'name files with other rows in config\.task\.train'):
+        rows.divide(make_config(tmp_path, test=lines_of(60)), tmp_path / 'test')
 
 
 @pytest.mark.parametrize(
