@@ -10,6 +10,7 @@ import math
 import pathlib
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,7 +24,9 @@ from lmtrain.files import flatten_fields, local_path
 
 FOLDER = pathlib.Path(base.__file__).parent
 ARMS = 'compare.arms.'  # fields that a comparison may add
-OF_TEXTS = ('task', 'init', 'evaluate', 'sample')  # sections whose tuples hold texts
+# Beginnings of fields that are tuples of texts, also where they are empty; other fields hold what they hold now.
+OF_TEXTS = ('task.', 'init.', 'evaluate.', 'sample.', 'model.biased', 'log.trackers', 'compare.only')
+WITH_COMMAS = ('prompts', 'templates', 'instructions')  # fields of texts that may have commas
 NAMES = {bool: 'true or false', int: 'an integer', float: 'a number', str: 'text', tuple: "a tuple, such as ('a', 'b')"}
 
 
@@ -190,7 +193,9 @@ def _current(config: ml_collections.ConfigDict, field: str) -> str:
     """The present value of a field for a message; '' if it is not set, or is computed by a division by zero."""
     with contextlib.suppress(ZeroDivisionError):
         value = config[field]
-        return '' if value is None else f'; now it is {value!r:.80}'
+        if value is not None:
+            first, *more = textwrap.wrap(repr(value), 80, break_on_hyphens=False)
+            return f'; now it is {first}{" ..." if more else ""}'
     return ''
 
 
@@ -228,7 +233,7 @@ def parse(text: str, kind: type) -> Any:
 def parse_tuple(text: str, current: tuple, key: str) -> Any:
     """The text of a command line for a field that is a tuple now; also one number or text, for `base.Section`.
 
-    Without quotes and brackets commas separate texts, except in sample.prompts, whose texts may have commas.
+    Without quotes and brackets commas separate texts, except in the fields `WITH_COMMAS`.
 
     >>> parse_tuple('16', (('.*', 8),), 'adapt.lora.rank'), parse_tuple('question,context', (), 'task.text')
     (16, ('question', 'context'))
@@ -244,9 +249,12 @@ def parse_tuple(text: str, current: tuple, key: str) -> Any:
         with contextlib.suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
             value = ast.literal_eval(text)
         bare = text and not re.match(r'[(\[{\'"]', text)
-        if not bare or key.partition('.')[0] not in OF_TEXTS or isinstance(value, int | float | complex):
+        if not bare and isinstance(value, str | int | float):
+            raise Unparsable(f'a tuple of one value has a comma: ({value!r},)') from None
+        of_texts = key.startswith(OF_TEXTS) or (current and all(isinstance(each, str) for each in current))
+        if not bare or not of_texts or isinstance(value, int | float | complex):
             raise
-    return (text,) if key == 'sample.prompts' else tuple(text.split(','))
+    return (text,) if key.rpartition('.')[2] in WITH_COMMAS else tuple(text.split(','))
 
 
 def tuples(value: Any) -> Any:

@@ -161,6 +161,32 @@ def test_wrong_type_names_field_text_and_type(field, text):
     assert f'; now it is {dict(recipe.leaves(recipe.load("tiny")))[field]!r}' in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ('field', 'text', 'value'),
+    [
+        ('compare.only', 'zero_shot,bm25,head', ('zero_shot', 'bm25', 'head')),
+        ('compare.only', 'zero_shot', ('zero_shot',)),
+        ('compare.arms.head.scores', 'sum,batch', ('sum', 'batch')),
+        ('compare.templates', 'Text: {text}, label: {label}', ('Text: {text}, label: {label}',)),
+        ('compare.sizes', '8,16', (8, 16)),
+        ('model.biased', 'query,mlp', ('query', 'mlp')),
+        ('log.trackers', 'wandb', ('wandb',)),
+    ],
+)
+def test_commas_separate_texts_of_every_section(field, text, value):
+    assert dict(recipe.leaves(recipe.load('compare', {field: text})))[field] == value
+
+
+def test_a_refused_tuple_names_the_comma_and_the_present_value_in_whole_words():
+    with pytest.raises(ValueError, match=r"a tuple of one value has a comma: \('review',\)\)"):
+        recipe.load('compare', {'task.text': "('review')"})
+    with pytest.raises(ValueError, match=r'a tuple of one value has a comma: \(8,\)\)'):
+        recipe.load('compare', {'compare.sizes': '(8)'})
+    with pytest.raises(ValueError, match=r"must be a tuple.*; now it is \('zero_shot', .*', \.\.\.$") as error:
+        recipe.load('compare', {'compare.only': '("head"'})
+    assert len(str(error.value).partition('now it is ')[2]) <= 84
+
+
 def test_recipe_may_give_one_value_for_a_tuple(tmp_path):
     body = 'config.task.train, config.adapt.lora.rank, config.adapt.lora.alpha = "a.csv", 16, 32'
     path = tmp_path / 'own.py'
