@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lmtrain.data import cache, python_docs
+from lmtrain.data.chat import conversation
 from lmtrain.data.document import Document
 from lmtrain.data.rows import Row, check_text, jsonl_rows, missing_field, parquet_rows
 from lmtrain.data.text_files import decode, text_lines
@@ -198,8 +199,18 @@ def _moves(lines: list[str]) -> str:
 def _text_of(row: Row, field: str) -> str:
     """The text of a row; an empty field is an error of the field, not a missing one."""
     if field not in row.fields:
-        raise missing_field(row.place, field, row.fields, 'data.text_field')
+        error = missing_field(row.place, field, row.fields, 'data.text_field')
+        raise InputError(f'{error}{_conversation_note(row)}')
     return check_text(row.fields[field], f'{row.place}: {field!r}')
+
+
+def _conversation_note(row: Row) -> str:
+    """The recipe for a row that is a conversation; '' if it is none."""
+    try:
+        form, _ = conversation.recognise_format(row)
+    except InputError:
+        return ''
+    return f'; the rows look like conversations ({form}): --config=configs/instruct.py trains on them'
 
 
 DOCUMENT_SPLITTERS = {'file': _whole_file, 'line': _lines, 'paragraph': _paragraphs}

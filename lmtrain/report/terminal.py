@@ -166,9 +166,13 @@ def skipped(facts: Mapping[str, Any], limit: int = 1000) -> list[tuple[str, str]
 
 
 def text(facts: Mapping[str, Any]) -> str:
-    """The data of a run for its header: sources, splits and skipped files."""
+    """The data of a run for its header: sources, tables that are read as text, splits and skipped files."""
     several = len(facts['sources']) > 1
     lines = [('data', f'{name}: {line}' if several else line) for name, line in sources(facts)]
+    tables = [source['name'] for source in facts['sources'] if source['name'].lower().endswith(('.csv', '.tsv'))]
+    lines += [
+        ('data', f'{name} is read as plain text; rows with labels: --config=configs/classify.py') for name in tables
+    ]
     total = sum(split['bytes'] for split in facts['splits'].values())
     for name, split in facts['splits'].items():
         size = f'{unit(split["bytes"], "B")} ({100 * split["bytes"] / total:.1f}%)'

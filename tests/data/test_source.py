@@ -110,6 +110,8 @@ BAD = [
     ('a.jsonl', b'"text"', 'file', 'a.jsonl:1: expected a JSON object .*, not text'),
     ('a.jsonl', b'{"body": "x", "id": 3}', 'file', "a.jsonl:1: no field 'text'; the fields there are: 'body', 'id'"),
     ('a.jsonl', b'{}', 'file', 'the fields there are: none'),
+    ('a.jsonl', b'{"body": "x", "id": 4}', 'file', 'Set data.text_field to one of them$'),
+    ('a.jsonl', b'{"messages": []}', 'file', r'conversations \(messages\): --config=configs/instruct.py'),
     ('a.jsonl', rows('one') + b'{"text": 5}', 'file', "a.jsonl:2: 'text' must be text, not a number"),
     ('a.jsonl', b'{"text": null}', 'file', 'must be text, not null'),
     ('a.jsonl', b'{"text": []}', 'file', 'must be text, not an array'),

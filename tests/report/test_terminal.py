@@ -112,6 +112,11 @@ def test_header_lists_sources_and_skipped_files():
     lines = terminal.text(alone).splitlines()
     assert lines[0] == '  data       1 file, 1 document, 9.64 kB; the end of the text is held out'
     assert lines[-1] == '  skipped    2 .md' and all(len(line) <= 80 for line in lines)
+    table = FACTS | {'sources': [alone['sources'][0] | {'name': 'my/Reviews.CSV'}]}
+    assert terminal.text(table).splitlines()[1:3] == [
+        '  data       my/Reviews.CSV is read as plain text; rows with labels:',
+        '             --config=configs/classify.py',
+    ]
 
 
 def test_parameter_table():
