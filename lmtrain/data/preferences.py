@@ -128,6 +128,13 @@ def read_labelled(row: Row) -> tuple[str, Conversation, bool]:
     return 'prompt + completion + label as messages', dialogue, label
 
 
+def dialogues(row: Row) -> tuple[Conversation, ...]:
+    """The conversations of a row, of a pair or of a completion with a label. Raises InputError."""
+    if {'chosen', 'rejected'} <= row.fields.keys():
+        return read_pair(row, None)[1:]
+    return (read_labelled(row)[1],)
+
+
 def is_empty(dialogue: Conversation) -> bool:
     """Whether the completion of a conversation is empty, or white space."""
     if not dialogue.messages:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmtrain.data import preferences
 from lmtrain.data.cache import build, cache_directory, key
 from lmtrain.data.chat import conversation
 from lmtrain.data.chat.load import open_template, with_template
@@ -168,8 +169,10 @@ def _tokenizer(data: Mapping, rows: list[Row], config: TaskConfig) -> Tokenizer:
 def _texts(row: Row, config: TaskConfig) -> Iterator[str]:
     """The texts of a row from which a tokenizer is learned."""
     if config.task.conversations:
-        _, dialogue = conversation.read(row, config.text, config.label)
-        yield from filter(None, [*(message['content'] for message in dialogue.messages), *dialogue.texts])
+        preferred = config.task.scores_segments
+        read = preferences.dialogues(row) if preferred else [conversation.read(row, config.text, config.label)[1]]
+        for dialogue in read:
+            yield from filter(None, [*(message['content'] for message in dialogue.messages), *dialogue.texts])
         return
     for name in config.text:
         value = value_of(row, name, 'config.task.text') if config.task.labels_words else text_of(row, name)

@@ -15,6 +15,7 @@ from lmtrain.errors import InputError
 from lmtrain.models import hub
 from lmtrain.parallel import vocab_padding
 from lmtrain.runtime import multihost
+from lmtrain.tasks import TASKS
 from lmtrain.training import longer, workdir
 from lmtrain.training.checks import check_settings
 from lmtrain.training.init_from import Base, open_base, settings
@@ -101,7 +102,10 @@ def _check_drawn(config) -> None:
         field = f'init.{fields[0]} = {config.init[fields[0]]!r}'
         raise InputError(f'{field} without init.base: name the folder of a run or a Hugging Face directory')
     if config.data.tokenizer == 'base':
+        way_out = 'or train one from scratch with --config.data.tokenizer=bpe'
+        if TASKS[config.task.name].reads_whole_rows:  # it improves answers that a base gives already
+            way_out = 'such as a run of --config=configs/instruct.py on conversations'
         raise InputError(
             "data.tokenizer = 'base' without init.base: name a model with --config.init.base=DIR (the folder of a run "
-            'or a Hugging Face directory), or train one from scratch with --config.data.tokenizer=bpe'
+            f'or a Hugging Face directory), {way_out}'
         )

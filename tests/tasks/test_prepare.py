@@ -444,13 +444,18 @@ def test_columns_of_each_task(prepare):
     assert result.keys() == common | {'targets', 'loss_mask'}
 
 
-def test_tokenizer_is_learned_from_the_turns_of_conversations_and_from_tagged_words(prepare):
+def test_tokenizer_is_learned_from_turns_preferences_and_tagged_words(prepare):
     turns = [{'question': f'{"äöü" * i} a?', 'answer': f'b {i}'} for i in range(20)]
     chat = prepare(turns, name='chat', tokenizer='bpe', text=(), label='', data={'vocab_size': 300})
     assert len(chat.tokenizer.encode('äöüäöü a?')) < len('äöüäöü a?'.encode()) / 2
     raw = [{'prompt': f'a{i}', 'completion': 'zyzyzy'} for i in range(20)]
     raw = prepare(raw, name='chat', tokenizer='bpe', text=(), label='', data={'vocab_size': 300})
     assert len(raw.tokenizer.encode('zyzyzy')) <= 2
+    pairs = [{'prompt': f'q{i}', 'chosen': 'ururur', 'rejected': 'owowow'} for i in range(20)]
+    labelled = [{'prompt': f'q{i}', 'completion': ('ururur', 'owowow')[i % 2], 'label': i % 2} for i in range(20)]
+    for name, rows in (('reward', pairs), ('preference', pairs), ('unpaired', labelled)):
+        task = prepare(rows, name=name, tokenizer='bpe', text=(), label='', data={'vocab_size': 300})
+        assert all(len(task.tokenizer.encode(answer)) <= 2 for answer in ('ururur', 'owowow'))
     words = [{'words': ['x' * (1 + i % 4), 'y'], 'tags': ['A', 'B']} for i in range(20)]
     tags = prepare(words, name='tag', tokenizer='chars', text=('words',), label='tags')
     assert {b'x', b'y'} <= {*tags.tokenizer.pieces}

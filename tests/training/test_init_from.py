@@ -256,7 +256,11 @@ def test_every_source_is_evaluated_before_and_after(folder, tmp_path):
         ({'init__adapter': 'x'}, "init.adapter = 'x' without init.base"),
         ({'init__ignore': ('x',)}, r"init.ignore = \('x',\) without init.base"),
         ({'init__frozen_dtype': 'bfloat16'}, "init.frozen_dtype = 'bfloat16' without init.base"),
-        ({'data__tokenizer': 'base'}, "data.tokenizer = 'base' without init.base"),
+        ({'data__tokenizer': 'base'}, "data.tokenizer = 'base' without init.base.* --config.data.tokenizer=bpe"),
+        (
+            {'data__tokenizer': 'base', 'task__name': 'preference'},
+            "data.tokenizer = 'base' without init.base.* --config=configs/instruct.py on conversations$",
+        ),
         ({'init__base': 'nowhere'}, 'nowhere is neither the folder of a run nor a Hugging Face directory'),
         ({'adapt__method': 'lorra'}, "adapt.method='lorra' is none of"),
         ({'adapt__method': 'prompt'}, "adapt.method = 'prompt' with several documents in a row"),
