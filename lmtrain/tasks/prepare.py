@@ -131,7 +131,7 @@ def prepare_task(
     for split, examples in encoded.examples.items():
         largest = int(examples.tokens[:-1].max(initial=-1))
         check_fits(tokenizer, data['tokenizer'], vocab_limit, largest, f'a {split} row')
-    notes += [*classes.notes, *encoded.notes]
+    notes += [*classes.notes, *encoded.notes, *_unused_template(config.task, tokenizer, jinja, encoded.template)]
     if not divided or not len(encoded.examples['train'].source):
         way_out = [] if divided else ['set data.validation and data.test lower']
         raise InputError(f'no training row is left of {len(rows["train"])}: {"; ".join([*notes, *way_out])}')
@@ -184,6 +184,13 @@ def _template(template: str, tokenizer: Tokenizer, root: str, date: str) -> Temp
     today = datetime.date.today().isoformat()
     date = date or multihost.all_gather_object(today)[0]  # the same for all processes, also at midnight
     return open_template(template, tokenizer, root, date)
+
+
+def _unused_template(task: Task, tokenizer: Tokenizer, opened: Template | None, used: Template | None) -> list[str]:
+    """A line if preferences are plain texts, though the tokenizer has a chat template, in which its model answers."""
+    if opened and not used and task.scores_segments and 'chat_template' in tokenizer.config:
+        return [f'prompts are continued as they are, without {opened.name}: write prompts as messages to use it']
+    return []
 
 
 # --- examples

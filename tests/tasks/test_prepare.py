@@ -7,6 +7,8 @@ import pyarrow.parquet
 import pytest
 
 from lmtrain.data import PaddedStream, batch_hash
+from lmtrain.data.chat.load import with_template
+from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.example_store import batch_lengths
 from lmtrain.errors import InputError
 from lmtrain.tasks import TASKS
@@ -459,6 +461,30 @@ def test_tokenizer_is_learned_from_turns_preferences_and_tagged_words(prepare):
     words = [{'words': ['x' * (1 + i % 4), 'y'], 'tags': ['A', 'B']} for i in range(20)]
     tags = prepare(words, name='tag', tokenizer='chars', text=('words',), label='tags')
     assert {b'x', b'y'} <= {*tags.tokenizer.pieces}
+
+
+def test_preferences_as_texts_are_noted_if_the_tokenizer_has_a_chat_template(prepare, tmp_path):
+    learned = prepare(text=('text',), tokenizer='bpe', data={'vocab_size': 300}).tokenizer
+    learned.save(tmp_path / 'plain')
+    with_template(learned, Template(PLAIN, '')).save(tmp_path / 'chat')
+    pair = {'chosen': 'the cat', 'rejected': 'the mat'}
+    rows = {
+        'texts': [pair | {'prompt': f'{i} a'} for i in range(20)],
+        'labelled': [{'prompt': f'{i} a', 'completion': 'the cat', 'label': i % 2} for i in range(20)],
+        'messages': [pair | {'prompt': [{'role': 'user', 'content': f'{i} a'}]} for i in range(20)],
+    }
+
+    def noted(form, tokenizer, template='auto', name='preference'):
+        settings = {'name': name, 'template': template, 'text': (), 'label': ''}
+        task = prepare(rows[form], tokenizer=str(tmp_path / tokenizer), **settings)
+        return [note for note in task.notes if note.startswith('prompts are')]
+
+    line = (
+        "prompts are continued as they are, without the tokenizer's chat template: write prompts as messages to use it"
+    )
+    for form, name in (('texts', 'preference'), ('texts', 'reward'), ('labelled', 'unpaired')):
+        assert noted(form, 'chat', name=name) == [line]
+    assert noted('messages', 'chat') == noted('texts', 'plain') == noted('texts', 'chat', 'none') == []
 
 
 def test_packed_conversations_equal_unpacked_ones(prepare):
