@@ -35,6 +35,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
     with drawing.settings():
         parts = sections.sections(results, advice)
     content = {'title': _title(results), 'scope': _scope(results), 'advice': advice, 'sections': parts}
+    content['use_title'] = use_title(results)
     content['use'] = terminal.printable(textwrap.dedent(use(results, folder)))
     (folder / 'figures').mkdir(exist_ok=True)
     for part in parts:
@@ -141,19 +142,30 @@ def terminal_summary(results: Results) -> str:
 
 
 def ending(results: Results, workdir: str | os.PathLike, page: pathlib.Path) -> str:
-    """The last lines of a comparison: the summary, the command that uses the recommended arm, the report."""
+    """The last lines of a comparison: the summary, the command that uses an arm, the report."""
     command = use(results, workdir)
-    title = f'The classes of new rows by {recommendation.recommend(results).choice.arm}:\n'
-    return '\n\n'.join(filter(None, [terminal_summary(results), command and f'{title}{command}', str(page)]))
+    title = textwrap.fill(use_title(results), WIDTH)
+    return '\n\n'.join(filter(None, [terminal_summary(results), command and f'{title}\n{command}', str(page)]))
+
+
+def use_title(results: Results) -> str:
+    """The line above the command of `use`."""
+    choice = recommendation.recommend(results).choice
+    if choice.arm is None:
+        return f'None is recommended. The classes of new rows by the most accurate arm, {choice.leader}:'
+    return f'The classes of new rows by {choice.arm}:'
 
 
 def use(results: Results, workdir: str | os.PathLike) -> str:
-    """The command that predicts the classes of new rows by the first trial of the recommended arm; '' without one."""
-    advised = recommendation.recommend(results).choice
+    """The command that predicts the classes of new rows by a trial: the first that is done, of the recommended arm.
+
+    If no arm is recommended, it is of the most accurate one; '' if no arm has a result.
+    """
+    choice = recommendation.recommend(results).choice
     trials = [
         trial
         for trial in results.get('trials') or []
-        if trial['arm'] == advised.arm and trial['size'] in (advised.size, 0)  # 0: it reads no rows
+        if trial['arm'] == (choice.arm or choice.leader) and trial['size'] in (choice.size, 0)  # 0: it reads no rows
         if trial.get('status') == 'done' and trial.get('folder')
     ]
     if not trials:

@@ -16,7 +16,7 @@ from lmtrain import adapt, checkpoint, tree
 from lmtrain.checkpoint import manifest
 from lmtrain.data.tokenizers.load import FILES
 from lmtrain.errors import InputError
-from lmtrain.files import local_path, sha256
+from lmtrain.files import local_path, read_json_object, sha256
 from lmtrain.models import Transformer, generation, hub
 from lmtrain.models.settings import HEAD_KINDS
 from lmtrain.tasks import TASKS, of_output
@@ -173,8 +173,20 @@ def _config_of_member(config, member: sweep.Member):
     return config
 
 
+def _trial_of(directory: Path) -> str:
+    """What to name in place of the folder of a comparison: a finished trial, of an arm that trains if there is one."""
+    paths = sorted(directory.glob('trials/*/*/trial.json'))
+    done = [path.parent for path in paths if read_json_object(path).get('status') == 'done']
+    if not done:
+        return 'none of its trials is done yet'
+    trained = [folder for folder in done if (folder / 'config.json').is_file()]
+    return f'name one of its trials, such as {[*trained, *done][0]}'
+
+
 def read_run(directory: Path) -> tuple[ml_collections.ConfigDict, Transformer, tuple[sweep.Member, ...]]:
     """(config, model, members of the sweep) of the run in a folder."""
+    if (directory / 'rows' / 'rows.json').is_file():
+        raise InputError(f'{directory} is the folder of a comparison, not of a run: {_trial_of(directory)}')
     if not (directory / 'config.json').is_file():
         if (directory / 'trial.json').is_file():
             uses = '`lmtrain predict` and `lmtrain evaluate --rows` answer rows by it'

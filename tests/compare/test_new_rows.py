@@ -109,6 +109,30 @@ def test_rows_with_labels_are_scored(finished, tmp_path, monkeypatch, capsys):
     assert 'is the trial of a prompted arm, which trains nothing' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('verb', ['predict --rows=new.csv --to=out.csv', 'generate', 'evaluate'])
+def test_the_folder_of_a_comparison_is_no_run(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(process_setup, 'configure', lambda: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'new.csv').write_text('text\none\n', encoding='utf-8')
+    (tmp_path / 'which/rows').mkdir(parents=True)
+    write_json(tmp_path / 'which/config.json', {})
+    write_json(tmp_path / 'which/rows/rows.json', {})
+
+    def message():
+        assert cli.main([*verb.split(), '--workdir=which']) == 2
+        return capsys.readouterr().err.strip().partition('which is the folder of a comparison, not of a run: ')[2]
+
+    assert message() == 'none of its trials is done yet'
+    for arm, status in (('bm25', 'done'), ('few_shot', 'failed'), ('head', 'done')):
+        folder = tmp_path / 'which/trials' / arm / 'n4-seed1'
+        folder.mkdir(parents=True)
+        write_json(folder / 'trial.json', {'status': status})
+        if arm == 'bm25':
+            assert message() == f'name one of its trials, such as {folder.relative_to(tmp_path)}'
+    write_json(folder / 'config.json', {})  # of a run: every verb reads this trial
+    assert message() == 'name one of its trials, such as which/trials/head/n4-seed1'
+
+
 def test_trial_of_other_settings_or_without_a_result_is_refused(finished, tmp_path):
     shared, trial, record = finished('bm25')
     folder = tmp_path / trial.folder

@@ -251,6 +251,16 @@ def test_use_is_a_command_of_predict_for_the_recommended_arm(comparison, kind, t
         assert f'lmtrain predict --workdir={tmp_path}/trials/best/n512-seed2' in re.sub(r'\s+(\\\s+)?', ' ', page)
 
 
+def test_use_of_the_most_accurate_arm_if_none_is_recommended(comparison, tmp_path):
+    arms = {'few': ('prompt', 0.08, 0.08, 0, 1e9, 1e12), 'best': ('prompt', 0.09, 0.09, 0, 1e9, 1e12)}
+    results = comparison(arms=arms, sizes=(512,))  # as accurate as the most frequent class
+    lines = report.ending(results, 'runs/a', 'runs/a/report.html')
+    title = 'None is recommended. The classes of new rows by the most accurate arm, best:'
+    assert f'\n\n{title}\n  lmtrain predict --workdir=runs/a/trials/best/n512-seed1 ' in lines
+    assert max(map(len, lines.splitlines())) <= 80
+    assert all(title in page for page in write(tmp_path, results))
+
+
 def test_use_of_an_arm_that_reads_no_rows(comparison):
     results = comparison(arms={'zero': ('prompt', 0.8, 0.8, 9, 0.0, 1e9), 'few': ('prompt', 0.2, 0.5, 0, 1e9, 1e12)})
     results['trials'] = [trial | {'size': 0} for trial in results['trials'] if trial['size'] == 8]
