@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from lmtrain.data.hash_rng import hash_unit
-from lmtrain.data.labels import class_id
+from lmtrain.data.labels import class_id, rare_notes
 from lmtrain.data.rows import Row, jsonl_rows, text_of
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, read_json_object, sha256, write_atomic, write_json
@@ -179,6 +179,8 @@ def _write(config, folder: Path, settings: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part, fields in lines.items():
         _write_rows(folder / f'{part}.jsonl', fields)
+    ids = {part: [classes.index(row['label']) for row in listed] for part, listed in lines.items()}
+    notes += rare_notes(classes, ids)
     digest = hashlib.sha256(json.dumps(lines, sort_keys=True).encode()).hexdigest()
     completions = [_completion(template, task.label, label) for label in classes]
     facts = {'settings': settings, 'digest': digest, 'classes': classes, 'completions': completions}

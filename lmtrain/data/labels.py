@@ -4,7 +4,7 @@ import collections
 import functools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lmtrain.errors import InputError
@@ -154,6 +154,31 @@ def count_notes(names: Sequence[str], ids: Iterable[int]) -> list[str]:
     for same in alike.values():
         if len(same) > 1:
             lines.append(f'WARNING: {len(same)} classes differ only in blanks or case: {", ".join(map(repr, same))}')
+    return lines
+
+
+def rare_notes(names: Sequence[str], splits: Mapping[str, Iterable[int]], unit: str = 'row') -> list[str]:
+    """Lines for the user: which classes can hardly be learned, and which are not measured.
+
+    Args:
+      splits: {'train' and others: the class ids of its rows}. A split without rows measures nothing, and has no line.
+      unit: noun for what has a class.
+
+    >>> for line in rare_notes(('ok', 'superb'), {'train': [0, 0, 1], 'validation': [0], 'test': []}):
+    ...     print(line)
+    classes with at most 1 training row, which can hardly be learned: superb
+    classes without a validation row, which are not measured there: superb
+    """
+    lines = []
+    for split, ids in splits.items():
+        counts = collections.Counter(ids)
+        rare = [_shown(name) for i, name in enumerate(names) if counts[i] <= (split == 'train')]
+        if counts and rare:
+            text = f'without a {split} {unit}, which are not measured there'
+            if split == 'train':
+                text = f'with at most 1 training {unit}, which can hardly be learned'
+            more = f' and {len(rare) - SHOWN} more' if len(rare) > SHOWN else ''
+            lines.append(f'classes {text}: {", ".join(rare[:SHOWN])}{more}')
     return lines
 
 

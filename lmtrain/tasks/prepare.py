@@ -17,7 +17,7 @@ from lmtrain.data.chat.load import open_template, with_template
 from lmtrain.data.chat.template import UNWRITTEN, Template
 from lmtrain.data.example_store import Examples, PackedExamples, batch_lengths, collect, load, pack_examples, save
 from lmtrain.data.examples import LengthPolicy
-from lmtrain.data.labels import count_notes
+from lmtrain.data.labels import count_notes, rare_notes
 from lmtrain.data.rows import Row, text_of, value_of
 from lmtrain.data.splits import SPLITS
 from lmtrain.data.token_files import Split
@@ -285,7 +285,10 @@ def _packed(
     """TaskData: examples packed into batch rows, and the bucket lengths."""
     task, seq_len, examples = config.task, data['seq_len'], encoded.examples
     shares = {split: float(data[split]) for split in SPLITS[1:]}
-    counts = count_notes(config.labels, _class_ids(examples['train'])) if task.has_classes else []
+    counts = []
+    if task.has_classes:
+        ids = {split: list(_class_ids(each)) for split, each in examples.items() if len(each.source)}
+        counts = [*count_notes(config.labels, ids['train']), *rare_notes(config.labels, ids, task.unit)]
     unread = int(task.predicts_tokens)  # the last token of an example is a target only
     packed = {split: pack_examples(each, unread, seq_len, config.pack) for split, each in examples.items()}
     sizes = np.concatenate([each.rows.sizes for each in packed.values()])

@@ -118,7 +118,10 @@ def test_rows_without_text_are_left_out(tmp_path):
     blank = [{'note': note, 'animal': 'dogs'} for note in ('', ' ', '', 'a dog')]
     task = rows.divide(make_config(tmp_path, test=blank), tmp_path / 'rows')
     assert texts(rows.read(tmp_path / 'rows' / 'test.jsonl')) == ['a dog']
-    assert task.facts['notes'] == [f'test: 3 rows left out, without text: {tmp_path / "test.jsonl"}:1, ...']
+    assert task.facts['notes'] == [
+        f'test: 3 rows left out, without text: {tmp_path / "test.jsonl"}:1, ...',
+        'classes without a test row, which are not measured there: cats',
+    ]
 
 
 def test_rows_of_files_that_have_changed_are_refused(tmp_path):

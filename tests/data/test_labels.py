@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from lmtrain.data.labels import class_id, class_names, count_notes, resolve_classes
+from lmtrain.data.labels import class_id, class_names, count_notes, rare_notes, resolve_classes
 
 
 def of(*values):
@@ -124,6 +124,17 @@ def test_classes_are_counted_in_their_order():
     assert count_notes(('b', 'a', 'c'), [0, 0, 1]) == ['classes: b 2, a 1, c 0']
     many = count_notes([f'class {i}' for i in range(77)], [i for i in range(76) for _ in range(i)])
     assert many == ['classes: 77, from class 75 75, class 74 74, class 73 73 to class 1 1, class 0 0, class 76 0']
+
+
+def test_classes_that_are_hardly_learned_or_not_measured_are_named():
+    splits = {'train': [0, 0, 1, 1, 2], 'validation': [0, 1, 3], 'test': [0, 1, 2, 3]}
+    assert rare_notes(('a', 'b', 'c', ' d'), splits, 'word') == [
+        "classes with at most 1 training word, which can hardly be learned: c, ' d'",
+        'classes without a validation word, which are not measured there: c',
+    ]
+    assert not rare_notes(('a', 'b'), {'train': [0, 0, 1, 1], 'validation': [], 'test': [0, 1]})
+    [line] = rare_notes([f'{i}' for i in range(77)], {'train': [0, 0]})
+    assert line.endswith(': 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12 and 64 more')
 
 
 def test_classes_that_differ_only_in_blanks_or_case_give_a_warning():

@@ -223,7 +223,11 @@ def test_notes_count_classes_and_skipped_lines(prepare, tmp_path):
     (tmp_path / 'a.conll').write_text('# id 1\na O\nb B\n\nb B\n')
     data = {'validation': 0.0, 'test': 0.0}
     tags = prepare(name='tag', train=('a.conll',), text=('tokens',), label='tags', data=data)
-    assert tags.notes == (f'{tmp_path / "a.conll"}: 1 comment lines (# ...) skipped', 'classes: B 2, O 1')
+    assert tags.notes == (
+        f'{tmp_path / "a.conll"}: 1 comment lines (# ...) skipped',
+        'classes: B 2, O 1',
+        'classes with at most 1 training word, which can hardly be learned: O',
+    )
 
 
 def test_rows_without_text_are_left_out_and_counted(prepare, tmp_path):
