@@ -129,10 +129,14 @@ class Settings:
         if not 0 <= self.dropout < 1:
             raise InputError(f'model.dropout={self.dropout} must lie in [0, 1)')
         for whole, part in (('width', 'num_heads'), ('num_heads', 'num_kv_heads')):
-            if getattr(self, whole) % getattr(self, part):
-                raise InputError(
-                    f'model.{part}={getattr(self, part)} does not divide model.{whole}={getattr(self, whole)}'
+            size, count = getattr(self, whole), getattr(self, part)
+            if size % count:
+                divisors = [number for number in range(1, size + 1) if size % number == 0]
+                near = [n for n in divisors if n < count][-1:] + [n for n in divisors if n > count][:1]
+                way_out = (
+                    f'set model.{part} to {" or ".join(map(str, near))}, or model.{whole} to a multiple of {count}'
                 )
+                raise InputError(f'model.{part}={count} does not divide model.{whole}={size}: {way_out}')
         dimension = 'rotary_dim' if self.rotary_dim else 'head_dim'
         if self.positions == 'rotary' and getattr(self, dimension) % 2:
             raise InputError(

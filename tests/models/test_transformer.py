@@ -310,8 +310,12 @@ def test_one_layer_equals_its_equations():
 
 
 INVALID = [
-    ({'num_heads': 5, 'head_dim': 6}, 'num_heads=5 does not divide model.width=32'),
-    ({'num_kv_heads': 3}, 'num_kv_heads=3 does not divide model.num_heads=4'),
+    (
+        {'num_heads': 5, 'head_dim': 6},
+        'num_heads=5 does not divide model.width=32: set model.num_heads to 4 or 8, or model.width to a multiple of 5',
+    ),
+    ({'num_kv_heads': 3}, 'num_kv_heads=3 does not divide model.num_heads=4: set model.num_kv_heads to 2 or 4,'),
+    ({'num_kv_heads': 9}, 'num_kv_heads=9 does not divide model.num_heads=4: set model.num_kv_heads to 4,'),
     ({'head_dim': 7}, 'head_dim=7 is odd'),
     ({'activation': 'gleu'}, "did you mean 'gelu'"),
     ({'attention': 'flash'}, "'splash'"),
