@@ -168,7 +168,9 @@ def parse(module, argv: list[str]):
     try:
         spare = known(['lmtrain', *rest, *command])[1:]
     except flags.UnrecognizedFlagError as error:
-        raise InputError(f'unknown flag --{error.flagname}{_similar_flag(error.flagname, known)}') from error
+        verb = module.__name__.rpartition('.')[2]
+        similar = _similar_flag(error.flagname, known) or f': `lmtrain {verb} --help` lists the flags'
+        raise InputError(f'unknown flag --{error.flagname}{similar}') from error
     except flags.Error as error:
         raise InputError(str(error)) from error
     if spare and 'folders' in known:
@@ -185,7 +187,7 @@ def parse(module, argv: list[str]):
 
 
 def _similar_flag(name: str, known) -> str:
-    """What an unknown flag may stand for, as the end of a sentence: fields of that name, or the nearest name."""
+    """What an unknown flag may stand for, as the end of a sentence: fields of that name, or a near name."""
     names = [f'--{name}' for name in known if name not in ('override', 'command')]
     if 'override' in known:
         from configs import base
@@ -194,7 +196,7 @@ def _similar_flag(name: str, known) -> str:
         if fields := recipe.fields_named(name.replace('-', '_')):
             return f', did you mean {" or ".join(repr(f"--config.{field}") for field in fields)}?'
         names += [f'--config.{field}' for field in recipe.types(base.get_config())]
-    return did_you_mean(f'--{name}', names) if names else ': this verb takes no flags'
+    return did_you_mean(f'--{name}', names, least=0.7) if names else ': this verb takes no flags'
 
 
 def _flag_of(word: str, known, argv: list[str]) -> str:

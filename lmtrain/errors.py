@@ -19,8 +19,8 @@ class NonFiniteOutput(InputError, FloatingPointError):
     """A model whose outputs are nan or infinite: its parameters are broken."""
 
 
-def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """The suffix `, did you mean 'x'?` for the most similar of `candidates`; '' if none is similar.
+def did_you_mean(name: str, candidates: Iterable[str], least: float = 0.5) -> str:
+    """The suffix `, did you mean 'x'?` for the most similar of `candidates`; '' if none has a similarity above `least`.
 
     Of dotted names the last part counts as much as the whole: a user who omits the section finds the field.
 
@@ -41,4 +41,4 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str:
         return difflib.SequenceMatcher(None, one, other).ratio()
 
     best = max(candidates, key=lambda candidate: sum(similarity(candidate)), default='')
-    return f', did you mean {best!r}?' if best and similarity(best)[0] > 0.5 else ''
+    return f', did you mean {best!r}?' if best and similarity(best)[0] > least else ''
