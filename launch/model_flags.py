@@ -1,6 +1,7 @@
 """Flags of verbs that load a model: --workdir, --step and --member of a run, or a pretrained --base; its prompts."""
 
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -76,7 +77,8 @@ def from_flags(flag_values: flags.FlagValues) -> tuple[pathlib.Path, int | str, 
     Raises InputError if one is missing, malformed or does not exist.
     """
     if not flag_values.workdir:
-        raise InputError('--workdir is missing: the folder of a run, such as --workdir=runs/quickstart')
+        other = ', or --base=DIR, a pretrained model' if 'base' in flag_values else ''
+        raise InputError(f'--workdir is missing: the folder of a run, such as --workdir=runs/quickstart{other}')
     step = int(flag_values.step) if flag_values.step.isdecimal() else flag_values.step
     if step not in ('auto', 'last', 'best') and not isinstance(step, int):
         raise InputError(f"--step={step} is neither 'last' nor 'best' nor the number of a step")
@@ -104,7 +106,13 @@ def model(flag_values: flags.FlagValues):
     from lmtrain import api
 
     if flag_values.base:
-        return api.load(flag_values.base, adapter=flag_values.adapter, ignore=flag_values.ignore)
+        try:
+            return api.load(flag_values.base, adapter=flag_values.adapter, ignore=flag_values.ignore)
+        except (InputError, FileNotFoundError) as error:
+            text = re.sub(r'(config\.)?\binit\.(base|adapter|ignore)\b', r'--\2', str(error))  # a recipe's names
+            if text == str(error):
+                raise
+            raise type(error)(text) from error
     return api.load(workdir, step=step, member=member)
 
 

@@ -191,6 +191,8 @@ def read_run(directory: Path) -> tuple[ml_collections.ConfigDict, Transformer, t
         if (directory / 'trial.json').is_file():
             uses = '`lmtrain predict` and `lmtrain evaluate --rows` answer rows by it'
             raise InputError(f'{directory} is the trial of a prompted arm, which trains nothing: {uses}')
+        if not directory.exists():
+            raise FileNotFoundError(f'{directory}: there is no such folder')
         raise FileNotFoundError(f'{directory} is no folder of a run: it holds no config.json')
     config = ml_collections.ConfigDict(workdir.read_config(directory))
     try:

@@ -40,8 +40,13 @@ def test_exactly_one_model_is_named(monkeypatch):
         model_flags.model(parsed('--base=b', '--member=0'))
     with pytest.raises(ValueError, match='--adapter without --base'):
         model_flags.model(parsed('--workdir=w', '--adapter=a'))
-    with pytest.raises(ValueError, match='--workdir is missing'):
+    with pytest.raises(ValueError, match='--workdir is missing: .*, or --base=DIR, a pretrained model'):
         model_flags.model(parsed())
+
+
+def test_errors_name_the_flag_and_not_the_field_of_a_recipe(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'^--base: .*nomodel is neither the folder of a run nor'):
+        model_flags.model(parsed(f'--base={tmp_path}/nomodel'))
 
 
 def test_notes_go_to_stderr(capsys):

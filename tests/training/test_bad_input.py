@@ -300,7 +300,7 @@ OTHERS = [
     # id, command line, what is changed before, words of the error
     ('unknown verb', 'trian', {}, ["unknown verb 'trian'", "'train'"]),
     ('flag of a verb without flags', 'configs --x', {}, ['unknown flag --x']),
-    ('evaluate no folder', 'evaluate --workdir=nowhere', {}, ['nowhere is no folder of a run', 'config.json']),
+    ('evaluate no folder', 'evaluate --workdir=nowhere', {}, ['nowhere: there is no such folder']),
     ('evaluate a file', 'evaluate --workdir=f', {'f': b'x'}, ['f is no folder of a run']),
     ('evaluate without a folder', 'evaluate', {}, ['--workdir is missing', '--workdir=runs/quickstart']),
     ('evaluate no split', 'evaluate --workdir=run --split=tset', {}, ['--split=tset', 'validation']),
@@ -318,7 +318,7 @@ OTHERS = [
         remove('run/fingerprints.json'),
         ['fingerprints.json: No such file'],
     ),
-    ('generate no folder', 'generate --workdir=nowhere', {}, ['nowhere is no folder of a run']),
+    ('generate no folder', 'generate --workdir=nowhere', {}, ['nowhere: there is no such folder']),
     ('generate nothing trained', 'generate --workdir=lost', nothing_trained, ['holds no checkpoint', 'trained']),
     (
         'generate a step that is not there',
