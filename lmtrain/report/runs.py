@@ -121,7 +121,7 @@ def _natural(name: str):
 
 
 def differences(records: Sequence[Record]) -> list[str]:
-    """The fields of the configs that differ; last those that differ between the same runs as an earlier one does.
+    """The fields of the configs that differ, the task first; last those that differ between the same runs as another.
 
     A field is compared among the runs that have it: older ones lack the fields of newer versions. The fields of a trial
     are in its name.
@@ -131,7 +131,8 @@ def differences(records: Sequence[Record]) -> list[str]:
     first: dict[tuple, str] = {}
     others = []
     names = dict.fromkeys(name for record in records for name in record)
-    for name in sorted(names, key=lambda name: name.partition('.')[0] in NO_EFFECT):  # the order is kept otherwise
+    # The order is kept otherwise.
+    for name in sorted(names, key=lambda name: (name != 'task.name', name.partition('.')[0] in NO_EFFECT)):
         values = [json.dumps(record[name]) if name in record else None for record in records]
         different = dict.fromkeys(value for value in values if value is not None)
         if len(different) > 1 and not NOT_CONFIG.fullmatch(name) and name not in scores:
@@ -142,13 +143,15 @@ def differences(records: Sequence[Record]) -> list[str]:
 
 
 def results(records: Sequence[Record]) -> list[str]:
-    """The names of the columns of results: state, loss, scores, FLOPs, time."""
+    """The names of the columns of results: state, loss, scores, FLOPs, time; then scores that most runs do not have."""
     scores: dict[str, None] = {}
     for record in records:
         splits = ('validation', 'selection')
         scores |= {name: None for name in record if name != 'loss' and any(f'{s}.{name}' in record for s in splits)}
     tested = ['test.accuracy'] if any('trial.arm' in record and 'test.accuracy' in record for record in records) else []
-    names = ['state', 'loss', *scores, *tested, 'flops', 'seconds']
+    few = [name for name in scores if 2 * sum(name in record for record in records) <= len(records)]
+    usual = [name for name in scores if name not in few]
+    names = ['state', 'loss', *usual, *tested, 'flops', 'seconds', *few]
     return [name for name in names if any(name in record for record in records)]
 
 

@@ -32,6 +32,14 @@ def names(records):
     return [record['name'] for record in records]
 
 
+def test_the_task_is_first_and_a_score_of_few_runs_last(records):
+    for each, name in zip(records, ('text', 'text', 'preference'), strict=True):
+        each |= {'task.name': name, 'bits_per_byte': 2.0, 'validation.bits_per_byte': 2.0}
+    records[2] |= {'logps_chosen': -9.0, 'validation.logps_chosen': -9.0}
+    assert runs.differences(records)[0] == 'task.name'
+    assert runs.results(records) == ['state', 'loss', 'bits_per_byte', 'flops', 'seconds', 'logps_chosen']
+
+
 def test_differences_are_fields_of_the_config(records):
     # The rate differs where the method does, so it is last.
     assert runs.differences(records) == ['adapt.method', 'seed', 'optimizer.learning_rate']
