@@ -154,9 +154,8 @@ def test_a_file_without_prompts(tmp_path, name):
 
 
 def test_missing_flag_is_one_line(lmtrain):
-    assert lmtrain()[::2] == (
-        2, 'lmtrain generate: --workdir is missing: the folder of a run, such as --workdir=runs/quickstart\n'
-    )  # fmt: skip
+    missing = 'lmtrain generate: --workdir is missing: the folder of a run, such as --workdir=runs/quickstart'
+    assert lmtrain()[::2] == (2, f'{missing}, or --base=DIR, a pretrained model\n')
     code, _, err = lmtrain('--workdir=w', '--prompts_file=nowhere.txt')
     assert code == 2 and 'nowhere.txt' in err
     code, _, err = lmtrain('--workdir=w', '--step=newest')
