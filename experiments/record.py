@@ -154,13 +154,19 @@ def headlines() -> str:
 
 
 def answer() -> str:
-    """The answer table of the default comparison: arms, accuracies and costs at its largest size."""
+    """The answer table of the default comparison at its largest size, and what its rows do not decide."""
     from lmtrain.compare import report  # late: only README.md shows it
+    from lmtrain.compare.pages import recommendation
 
     results = load('prompt_or_train')
     if results is None:
         return 'Not measured yet.'
-    return report.answer_table(results['comparisons']['docstrings'] | {'trials': results['trials']})
+    results = results['comparisons']['docstrings'] | {'trials': results['trials']}
+    choice = recommendation.recommend(results).choice
+    others = ', '.join(f'`{arm}`' for arm in choice.undecided)
+    lead = f"the lead of `{choice.leader}` over {others} is neither proven (Holm's correction) nor shown to be small"
+    lead = f'\n\nNot decided by these rows: {lead}.' if others else ''
+    return f'{report.answer_table(results)}{lead}'
 
 
 def render(text: str) -> str:
