@@ -145,10 +145,8 @@ def on_source(values: flags.FlagValues) -> None:
 
     changed = overrides(values)
     model = model_flags.model(values)
-    try:
+    with model_flags.flags_in_errors('data.source'):
         results = api.evaluate(model, source=values.source, overrides=changed, batch_size=values.batch_size)
-    except (FileNotFoundError, InputError) as error:
-        raise type(error)(str(error).replace('data.source', '--source')) from error
     counts = ', '.join(terminal.counted(results[f'{noun}s'], noun) for noun in ('document', 'token', 'byte'))
     show(f'{values.source}: {terminal.evaluation_line(results, {})}  ({counts})')
     write_results(values, {'results': {'source': values.source} | results})

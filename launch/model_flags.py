@@ -1,9 +1,10 @@
 """Flags of verbs that load a model: --workdir, --step and --member of a run, or a pretrained --base; its prompts."""
 
+import contextlib
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 
@@ -106,14 +107,22 @@ def model(flag_values: flags.FlagValues):
     from lmtrain import api
 
     if flag_values.base:
-        try:
+        with flags_in_errors('init.base', 'init.adapter', 'init.ignore'):
             return api.load(flag_values.base, adapter=flag_values.adapter, ignore=flag_values.ignore)
-        except (InputError, FileNotFoundError) as error:
-            text = re.sub(r'(config\.)?\binit\.(base|adapter|ignore)\b', r'--\2', str(error))  # a recipe's names
-            if text == str(error):
-                raise
-            raise type(error)(text) from error
     return api.load(workdir, step=step, member=member)
+
+
+@contextlib.contextmanager
+def flags_in_errors(*fields: str) -> Iterator[None]:
+    """Errors name flags in place of fields of a recipe, for a verb without one: --base and not init.base."""
+    try:
+        yield
+    except (InputError, FileNotFoundError) as error:
+        names = '|'.join(map(re.escape, fields))
+        text = re.sub(rf'(config\.)?\b({names})\b', lambda match: f'--{match[2].partition(".")[2]}', str(error))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
 
 
 def trial(flag_values: flags.FlagValues, others: Sequence[str] = ()):
