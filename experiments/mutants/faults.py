@@ -18,6 +18,7 @@ FAULTS = {
         ('one common path is accepted', 'if shared:', 'if len(shared) > 1:'),
     ],
     'lmtrain/training/step.py': [
+        ('the batch of the shortest rows', "compiled[batch['tokens'].shape[-1]]", 'compiled[min(compiled)]'),
         ('dropout repeats at every step', 'state.rng), state.step)', 'state.rng), 0)'),
         ('fewer than one target counts as one', 'jnp.where(weight > 0, weight, 1.0)', 'jnp.maximum(weight, 1.0)'),
         ('the norm is that of the sum', 'optax.tree.norm(grads) * scale', 'optax.tree.norm(grads)'),
@@ -2039,7 +2040,7 @@ FAULTS = {
     'lmtrain/training/load.py': [
         ('the template ends no answer', '[*run.end_ids, *([end] if end is not None else [])]', '[*run.end_ids]'),
         ('a name is needed for messages', 'template is None and chats', 'template is None and not chats'),
-        ('another corpus passes', 'if saved.get(name) != value:', 'if name not in saved:'),
+        ('another corpus passes', 'if saved.get(name, value) != value:', 'if name not in saved:'),
         ('the scores of a task are left out', 'if run.task.score:', 'if not run.task.score:'),
         ("the template's date is today", "(run.template.date if run.template else '') or", "'' or"),
     ],
@@ -2052,8 +2053,8 @@ FAULTS = {
             '* split.num_bytes / split.num_tokens',
         ),
         ('all of the memory is logits', 'self.device_memory / 2', 'self.device_memory * 2'),
-        ('the batch of the shortest rows', "compiled[batch['tokens'].shape[-1]]", 'compiled[min(compiled)]'),
-        ('a base changes unseen', "({'base': base.hash} if base else {})", '{}'),
+        ('a base changes unseen', "'base': self.initial.base.hash if self.initial.base else ''", "'base': ''"),
+        ('a reward changes unseen', "'reward': self.reward_hash", "'reward': ''"),
         (
             'hidden tokens are rounded down',
             'round(rate * self.config.data.seq_len)',

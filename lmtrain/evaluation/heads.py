@@ -176,8 +176,7 @@ def output_of(model, params: Params, task: Task) -> str:
         return 'logits'
     added = ', '.join(params.get('heads', {})) or 'none'
     raise InputError(
-        f'scoring.kind = {task.name!r} needs a head for it; the model has model.head={model.head!r}, and added heads: '
-        f'{added}'
+        f'{task.name!r} needs a head for it; the model has model.head={model.head!r}, and added heads: {added}'
     )
 
 

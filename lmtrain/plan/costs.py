@@ -275,7 +275,8 @@ class Costs:
         if TASKS[config.task.name].on_policy:
             policy, scored = config.policy, [params, *([self.params] if added or config.objective.kl_weight else [])]
             tokens = policy.epochs * policy.prompts * policy.samples * length
-            return 0.0, rollout_cost.at_most(config, self.model, scored, policy.prompts) / tokens
+            reward_model = rollout_cost.open_reward_model(config)
+            return 0.0, rollout_cost.at_most(config, self.model, scored, policy.prompts, reward_model) / tokens
         mode = reference.mode(config)
         rows = self.workload.train_rows if mode == 'cached' else 1
         flops = passes.pass_flops(self.model, self.params, rows, length) if mode else 0.0

@@ -10,6 +10,7 @@ import ml_collections
 
 from lmtrain import adapt, data, optimizer
 from lmtrain.errors import InputError
+from lmtrain.files import local_path, sha256
 from lmtrain.inference import rollout
 from lmtrain.models import Transformer
 from lmtrain.parallel import redistribute, sharding, vocab_padding
@@ -77,8 +78,14 @@ def build(
     if run.task.on_policy:
         rollouts.check(run)
         count = rollout.padded(config.policy.prompts, mesh)
-        flops = rollout_cost.at_most(config, run.model, rollout_cost.scored_params(run), count)
-        run = dataclasses.replace(run, rollout_flops=flops, rollout_bytes=rollout_cost.bytes_per_device(run))
+        reward_model = rollout_cost.open_reward_model(config)
+        flops = rollout_cost.at_most(config, run.model, rollout_cost.scored_params(run), count, reward_model)
+        run = dataclasses.replace(
+            run,
+            rollout_flops=flops,
+            rollout_bytes=rollout_cost.bytes_per_device(run),
+            reward_hash=_reward_hash(config, reward_model),
+        )
     _ = run.steps_per_epoch, run.stream('validation')  # raise if the split is empty
     if config.evaluate.sources:
         evaluate.domains(run)
@@ -114,6 +121,14 @@ def _with_parts(config, mesh, model, base, corpus, device_memory) -> Run:
     )
     _ = run.total_steps  # raises if the budget makes too many steps
     return run
+
+
+def _reward_hash(config, reward_model: Base | None) -> str:
+    """What identifies the file and the model that reward completions; '' if there is neither."""
+    hashes = [reward_model.hash] if reward_model else []
+    if config.reward.file:
+        hashes.append(sha256(local_path(config.reward.file, 'config.reward.file', config.data.root)))
+    return ' '.join(hashes)
 
 
 def _read_data(config, base: Base | None) -> data.Corpus | TaskData:

@@ -15,7 +15,8 @@ from lmtrain.report import evaluations, metrics, summary, terminal
 from lmtrain.runtime import faults, lifecycle, multihost, sdc
 from lmtrain.runtime.progress import phase
 from lmtrain.training import evaluate, monitor, reward_scores, rollouts, sweep
-from lmtrain.training.run import Run, by_length
+from lmtrain.training.run import Run
+from lmtrain.training.step import by_length
 
 MAX_SKIPPED_IN_A_ROW = 5  # consecutive updates that were not finite; then the run ends
 

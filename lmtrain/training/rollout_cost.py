@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lmtrain import tree
 from lmtrain.cost import memory, passes
 from lmtrain.cost.query import cache_bytes
+from lmtrain.errors import InputError
 from lmtrain.evaluation.heads import output_of
 from lmtrain.files import local_path
 from lmtrain.inference import decode, rollout, sample
@@ -46,18 +47,29 @@ def _sampled(
     return passes.Sampled(prompts, samples, T, M, drawn)
 
 
-def at_most(config, model, params: Sequence[tree.Params], prompts: int) -> float:
-    """FLOPs of a rollout with its reward if all prompts and completions are as long as the config permits.
+def open_reward_model(config) -> init_from.Base | None:
+    """The shapes of config.reward.model; None if there is none.
 
-    Raises what `init_from.open_base` raises for the reward model.
+    Raises what `init_from.open_base` raises, and InputError if the model has no head with a score.
     """
+    if not config.reward.model:
+        return None
+    base = init_from.open_base(str(local_path(config.reward.model, 'config.reward.model', config.data.root)))
+    try:
+        output_of(base.model, base.shapes, TASKS['reward'])
+    except InputError as error:
+        raise InputError(f'config.reward.model = {config.reward.model}: {error}') from None
+    return base
+
+
+def at_most(config, model, params: Sequence[tree.Params], prompts: int, reward_model: init_from.Base | None) -> float:
+    """FLOPs of a rollout with its reward if all prompts and completions are as long as the config permits."""
     policy, seq_len = config.policy, config.data.seq_len
     flops = of(config, model, params, prompts, seq_len + 1 - policy.max_tokens, policy.max_tokens)
-    if not config.reward.model:
+    if reward_model is None:
         return flops
-    base = init_from.open_base(str(local_path(config.reward.model, 'config.reward.model', config.data.root)))
-    batches = -(-policy.prompts * policy.samples // SCORED)
-    return flops + reward_flops(base.model, base.shapes, batches * SCORED, padded(seq_len + 1, base.model.max_len))
+    batches, length = -(-policy.prompts * policy.samples // SCORED), padded(seq_len + 1, reward_model.model.max_len)
+    return flops + reward_flops(reward_model.model, reward_model.shapes, batches * SCORED, length)
 
 
 def bytes_per_device(run) -> tuple[int, int]:

@@ -44,6 +44,7 @@ class Run:
       notes: lines about the head of the task.
       reference_flops: FLOPs of the pass whose results are the column of a cached reference model.
       rollout_flops, rollout_bytes: at most, in a rollout of a policy: FLOPs; `rollout_cost.bytes_per_device`.
+      reward_hash: identifies the file and the model that reward completions; '' if there is neither.
       programs: compiled functions, which runs share that differ in their rows and their seed alone; None: not shared.
     """
 
@@ -61,6 +62,7 @@ class Run:
     reference_flops: float = 0.0
     rollout_flops: float = 0.0
     rollout_bytes: tuple[int, int] = (0, 0)
+    reward_hash: str = ''
     programs: dict[Any, Any] | None = None
 
     @functools.cached_property
@@ -97,8 +99,8 @@ class Run:
     def fingerprints(self) -> dict[str, str]:
         """Hashes that a resumed run must find unchanged, beside its config."""
         fingerprints = {'data': self.corpus.fingerprint, 'tokenizer': self.corpus.tokenizer.hash}
-        base = self.initial.base
-        return fingerprints | ({'base': base.hash} if base else {})
+        own = {'base': self.initial.base.hash if self.initial.base else '', 'reward': self.reward_hash}
+        return fingerprints | {name: value for name, value in own.items() if value}
 
     @functools.cached_property
     def generation(self) -> dict[str, Any]:
@@ -373,7 +375,7 @@ class Run:
 
     def train_step(self):
         """The compiled function (state, batch, progress) -> (state, metrics), for batches of every length."""
-        return by_length(self.train_steps())
+        return step.by_length(self.train_steps())
 
     def eval_step(self):
         """The jitted function (params, batch) -> sums."""
@@ -391,10 +393,3 @@ class Run:
         text = json.dumps(config, sort_keys=True, default=str)
         leaves, structure = jax.tree.flatten((self.shapes, batch))
         return name, text, self.step_model, self.mesh, structure, *leaves
-
-
-def by_length(compiled: dict[int, Any]):
-    """The function (state, batch, progress) -> (state, metrics) of compiled train steps {T: program}."""
-    if len(compiled) == 1:
-        return next(iter(compiled.values()))
-    return lambda state, batch, progress: compiled[batch['tokens'].shape[-1]](state, batch, progress)

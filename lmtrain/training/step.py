@@ -23,6 +23,8 @@ and has no optimizer state. In a frozen layer above a trainable one (closer to t
 computes the gradient of the activations, and FSDP gathers its parameters again.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -230,3 +232,10 @@ def make_eval_step(model, objective, mesh=None, specs=None, reference=None, whol
     if mesh is not None:
         evaluate = collectives.shard_step(mesh, specs, model.dtype, evaluate)
     return lambda params, batch: evaluate((params,), batch, None)[1]
+
+
+def by_length(compiled: dict[int, Any]):
+    """The function (state, batch, progress) -> (state, metrics) of compiled train steps {T: program}."""
+    if len(compiled) == 1:
+        return next(iter(compiled.values()))
+    return lambda state, batch, progress: compiled[batch['tokens'].shape[-1]](state, batch, progress)

@@ -1,6 +1,6 @@
 """The folder of a run: its lock, its free space, the config that it belongs to, and a record of each start.
 
-config.json        the resolved config           fingerprints.json  hashes of data and tokenizer
+config.json        the resolved config           fingerprints.json  hashes of data, base, reward
 lineage.jsonl      one line for each start       .lock              locked while a process trains there
 """
 
@@ -173,7 +173,8 @@ def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[
 
     Args:
       config: the resolved config as a nested dict; tuples equal lists.
-      fingerprints: {'data': ..., 'tokenizer': ...}; all of them are fixed.
+      fingerprints: {'data': ..., 'tokenizer': ...}; all of them are fixed that the folder has. An older version did
+        not record that of a reward.
 
     Returns:
       The fields that differ and may. config.json then has the new values.
@@ -190,9 +191,11 @@ def bind(workdir: str | os.PathLike, config: dict[str, Any], fingerprints: dict[
         return []
     saved, current = read_config(path), _normal(config)
     differences = compare(saved, current)
+    recorded = read(path / 'fingerprints.json')
+    fingerprints = {name: value for name, value in fingerprints.items() if name in recorded}
     differences += [
         difference._replace(field=f'fingerprint of {difference.field}', kind='fixed')
-        for difference in compare(read(path / 'fingerprints.json'), _normal(fingerprints))
+        for difference in compare(recorded, _normal(fingerprints))
     ]
     fixed = [difference for difference in differences if difference.kind == 'fixed']
     if fixed:

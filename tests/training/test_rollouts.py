@@ -15,7 +15,7 @@ from lmtrain import tree
 from lmtrain.cost import passes
 from lmtrain.errors import InputError
 from lmtrain.parallel import sharding
-from lmtrain.training import init_from, rollouts
+from lmtrain.training import init_from, rollout_cost, rollouts, workdir
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
@@ -380,6 +380,36 @@ def test_truncated_completions_are_masked_or_penalised(config):
 # --- bad input
 
 
+def test_a_changed_reward_is_another_run(config, folder, tmp_path):
+    """The file and the model of a reward are among the hashes that a resumed run must find unchanged."""
+    (folder / 'first.py').write_text(REWARD, encoding='utf-8')
+    config.reward.file = 'first.py'
+    run = built(config)
+    workdir.bind(tmp_path, run.resolved, run.fingerprints)
+    assert workdir.bind(tmp_path, run.resolved, built(config).fingerprints) == []
+    (folder / 'first.py').write_text(REWARD.replace('0123456789', '02468'), encoding='utf-8')
+    changed = built(config)
+    with pytest.raises(workdir.WrongRun, match='fingerprint of reward'):
+        workdir.bind(tmp_path, changed.resolved, changed.fingerprints)
+
+    older = json.loads((tmp_path / 'fingerprints.json').read_text())
+    del older['reward']  # a version that did not record it
+    (tmp_path / 'fingerprints.json').write_text(json.dumps(older), encoding='utf-8')
+    assert workdir.bind(tmp_path, changed.resolved, changed.fingerprints) == []
+
+
+def test_rewards_are_identified_by_file_and_model(config, folder, monkeypatch):
+    one = built(config).reward_hash
+    opened = init_from.open_base(str(folder / 'sft'))
+    monkeypatch.setattr(rollout_cost, 'open_reward_model', lambda config: opened._replace(hash='abc'))
+    monkeypatch.setattr(rollout_cost, 'reward_flops', lambda *arguments: 0.0)  # the model has no score
+    assert built(config).reward_hash.split() == ['abc', one]
+    config.reward.update(verifier='regex', file='', pattern='1')
+    monkeypatch.undo()
+    run = built(config)
+    assert run.reward_hash == '' and 'reward' not in run.fingerprints
+
+
 @pytest.mark.parametrize('task', ['policy', 'ppo'])
 def test_rewards_without_a_signal_are_counted(config, folder, task):
     """All rewards are 0, of which one could not be scored: relative advantages skip all groups, GAE uses them."""
@@ -421,6 +451,10 @@ def test_failures_on_held_out_prompts_are_counted_in_all_batches(config, folder)
         ({'policy.kl_target': 5.0}, 'policy.kl_target = 5.0: this objective'),
         ({'reward.file': '', 'reward.verifier': 'exact', 'reward.field': 'key'}, "'key'"),
         ({'reward.file': ''}, 'config.reward gives no reward'),
+        (
+            {'reward.model': 'sft'},
+            "config.reward.model = sft: 'reward' needs a head for it; the model has model.head='lm'",
+        ),
     ],
 )
 def test_bad_input(config, changes, message):
