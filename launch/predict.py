@@ -23,7 +23,7 @@ tags: prediction and probability (lists, one entry a word), entities
 answers: prediction, begin and end (characters of the context), probability,
 no_answer (the probability that the context holds none)
 
-Rows need no label. A row without text has an empty prediction; a row that is
+Rows need no label; every line of a .txt is one. A row without text has an empty prediction; a row that is
 longer than the context of the model is cut, and a line says how many were.
 """
 
@@ -35,7 +35,7 @@ from lmtrain.report import terminal
 
 FLAGS = flags.FlagValues()
 model_flags.define(FLAGS, base=True)
-flags.DEFINE_string('rows', None, 'the rows: jsonl, csv, tsv, parquet, ...', flag_values=FLAGS)
+flags.DEFINE_string('rows', None, 'the rows: jsonl, csv, tsv, parquet, txt, ...', flag_values=FLAGS)
 flags.DEFINE_string('to', None, 'the file to write: .jsonl or .csv', flag_values=FLAGS)
 text = "fields that are read, comma-separated; those of the training by default, else 'text'"
 flags.DEFINE_list('text', [], text, flag_values=FLAGS)
@@ -46,7 +46,6 @@ flags.DEFINE_integer('batch_size', 32, 'rows computed together', flag_values=FLA
 
 def run(values: flags.FlagValues) -> None:
     from lmtrain.data import row_files
-    from lmtrain.data.rows import read_rows
 
     for name, example in (('rows', 'new.csv'), ('to', 'predicted.csv')):
         if not values[name].value:
@@ -56,7 +55,7 @@ def run(values: flags.FlagValues) -> None:
     row_files.check_ending(values.to)
     output_files.check(values.to, 'to')
     notes: list[str] = []
-    rows = read_rows(values.rows, '', notes=notes)  # its errors, before the model is loaded
+    rows = read(values, notes)  # its errors, before the model is loaded
     process_setup.configure()
     trial = model_flags.trial(values, ['labels'])
     columns, cut, handled = by_trial(values, rows, notes, trial) if trial else by_model(values, rows, notes)
@@ -72,6 +71,17 @@ def run(values: flags.FlagValues) -> None:
             model_flags.note(f'the rows have a column {name!r}: the new one is {chosen!r}')
     lines = row_files.encoded([row | new for row, new in zip(fields, added, strict=True)], values.to)
     output_files.write(values.to, lines)
+
+
+def read(values: flags.FlagValues, notes: list[str]) -> list:
+    """The rows of --rows. A line of a .txt that is not blank is a row, and its field 'text' the one that is read."""
+    from lmtrain.data.rows import read_rows
+
+    if not values.rows.endswith('.txt'):
+        return read_rows(values.rows, '', notes=notes)
+    values.text = values.text or ['text']
+    lines = read_rows((values.rows, ''), '')
+    return [row._replace(fields={'text': row.fields['text']}) for row in lines]
 
 
 def by_model(values: flags.FlagValues, rows: list, notes: list[str]) -> tuple[list[dict], int, str]:

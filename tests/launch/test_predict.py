@@ -82,6 +82,19 @@ def test_classes_of_a_csv(stub, capsys):
     assert [written[1][name] for name in names[3:]] == [''] * 5 == [written[3][name] for name in names[3:]]
 
 
+def test_lines_of_a_text_file(stub, capsys):
+    """Each line is a text, whatever the field that the training read was called."""
+    run = stub('classify', ['bad', 'good', 'new'], text=('sentence',))
+    pathlib.Path('in.txt').write_text('one, two\n\n"three"\n', encoding='utf-8')
+    assert predict('--rows=in.txt', '--to=out.csv') == 0
+    assert capsys.readouterr().err == "classify: 2 rows, read from 'text'\n"
+    with open('out.csv', newline='', encoding='utf-8') as file:
+        written = list(csv.DictReader(file))
+    assert [row['text'] for row in written] == ['one, two', '"three"'] and 'label' not in written[0]
+    expected = [run.labels[int(np.argmax(shares(run, row['text'])))] for row in written]
+    assert [row['prediction'] for row in written] == expected
+
+
 def test_numbers_of_a_jsonl(stub, capsys):
     run = stub('regress')
     lines = [{'text': 'one', 'prediction': 'mine'}, {'text': 'two', 'n': [1]}, {'text': None}]
