@@ -77,6 +77,7 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
         own.task.lengths = batch_lengths(np.minimum(sizes, room), 1 if own.task.pack else own.task.buckets, room)
         own.data.seq_len = own.task.lengths[-1]
     if not task.reads_rows:  # continued pretraining on the texts of the rows; a tail of them is its validation text
+        own.task.train = own.task.validation = ()
         own.data.source, own.data.text_field, own.data.mix = str(subset), 'text', ()
         own.data.split, own.data.validation = 'tail', 0.1
     elif task.predicts_tokens:

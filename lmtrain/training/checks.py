@@ -102,6 +102,12 @@ def check_rollout(config) -> None:
 def check_task(config) -> None:
     """Raises InputError if task, data and model contradict each other."""
     mask_rate, causal, task = config.data.mask_rate, config.model.causal, TASKS[config.task.name]
+    for split in ('train', 'validation', 'test'):
+        if config.task[split] and not task.reads_rows:
+            raise InputError(
+                f'task.{split} = {config.task[split]} with task.name = {task.name!r}, which reads data.source and no '
+                "rows: name the task of the rows, such as 'chat' or 'classify'"
+            )
     if not task.reads_rows and causal == bool(mask_rate):
         raise InputError(
             f'data.mask_rate = {mask_rate} with model.causal = {causal}: a causal model predicts the next token of '

@@ -18,6 +18,7 @@ from lmtrain.training.resolve import resolve
         ({'seed': 2**32}, r'seed = 4294967296: it must lie in \[0, 2\^32\)'),
         ({'mesh.tensor': 4, 'mesh.data': 2}, r'model.num_heads = 6 does not divide over mesh.tensor = 4'),
         ({'model.causal': True, 'data.mask_rate': 0.15}, 'data.mask_rate = 0.15 with model.causal = True'),
+        ({'task.test': ('new.csv',)}, "task.test = \\('new.csv',\\) with task.name = 'text', which reads data.source"),
         ({'model.causal': False, 'data.mask_rate': 0.0}, 'data.mask_rate = 0.0 with model.causal = False'),
         ({'adapt.method': 'prompt', 'data.isolate': True}, "adapt.method = 'prompt' with several documents in a row"),
         ({'adapt.dropout': 1.0}, r'adapt.dropout = 1.0: it must lie in \[0, 1\)'),
