@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lmtrain.data.chat import encoding
-from lmtrain.data.chat.conversation import Conversation, check_messages
+from lmtrain.data.chat.conversation import Conversation, check_messages, tools_of
 from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.rows import Row, check_text, value_of
 from lmtrain.data.tokenizers.base import Tokenizer
@@ -225,5 +225,6 @@ def _conversation(row: Row, side: str, prompt: list[dict], completion: list[dict
     if system and messages[0]['role'] not in ('system', 'developer'):
         first = {'role': 'system', 'content': check_text(system, f"{row.place}: 'system'")}
         prompt, messages = [first, *prompt], [first, *messages]
-    trained = range(len(prompt), len(messages))
-    return Conversation(messages, tuple(index for index in trained if messages[index]['role'] == 'assistant'))
+    completion_range = range(len(prompt), len(messages))
+    answers = tuple(index for index in completion_range if messages[index]['role'] == 'assistant')
+    return Conversation(messages, answers, tools=tools_of(row))

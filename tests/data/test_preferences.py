@@ -86,6 +86,17 @@ def test_messages_are_a_prompt_and_a_trained_answer(fields, form):
     assert pair.chosen.trained == pair.rejected.trained == (1,)
 
 
+def test_tools_of_a_row_are_written_by_the_template():
+    """On both sides; before, the template saw none."""
+    template = Template('{% for tool in tools %}[{{ tool.name }}]{% endfor %}' + CHATML.source, 'a template')
+    fields = {'prompt': [USER], 'tools': '[{"name": "add"}]'}
+    pair = preferences.read_pair(row(**fields, chosen=[GOOD], rejected=[BAD]), template)
+    _, completion, _ = preferences.read_labelled(row(**fields, completion=[GOOD], label=True))
+    for dialogue in (*pair[1:], completion):
+        prompt = preferences.encode(dialogue, Bytes(), template, 'rows.jsonl:7').prompt
+        assert bytes(prompt[1:]).startswith(b'[add]<u>Hi')
+
+
 def test_conversations_part_where_they_differ():
     other = [{'role': 'user', 'content': 'And?'}, {'role': 'assistant', 'content': 'So.'}]
     pair = preferences.read_pair(row(chosen=[USER, GOOD, *other], rejected=[USER, BAD]), CHATML)

@@ -170,10 +170,10 @@ def _of(messages: list[dict[str, Any]], row: Row, first: int = 0) -> Conversatio
         if message['role'] == 'assistant' and index >= first and all(message.get(name, True) for name in TRAIN_FIELDS)
     )
     rest = [{name: value for name, value in message.items() if name not in TRAIN_FIELDS} for message in messages]
-    return Conversation(rest, trained, tools=_tools(row))
+    return Conversation(rest, trained, tools=tools_of(row))
 
 
-def _tools(row: Row) -> list | None:
+def tools_of(row: Row) -> list | None:
     """The field `tools`: a list of JSON schemas, or the JSON of one; None if it is empty."""
     tools, place = row.fields.get('tools'), f"{row.place}: 'tools'"
     if isinstance(tools, str) and tools.strip():
