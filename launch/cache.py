@@ -46,7 +46,7 @@ def default() -> pathlib.Path:
     return caches / 'lmtrain'
 
 
-def table(entries: list[cache_contents.Entry], now: float) -> list[str]:
+def table(entries: list[cache_contents.CacheEntry], now: float) -> list[str]:
     """Lines with the number, size and last use of the entries of each kind."""
     kinds = collections.defaultdict(list)
     for entry in entries:

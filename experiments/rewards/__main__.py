@@ -63,7 +63,7 @@ def divergence(model: loading.LoadedModel, base: loading.LoadedModel, rows: list
     options |= {'vocab_size': model.tokenizer.vocab_size, 'absent': model.tokenizer.absent}
     sampled = sample.generate(model.model, model.params, ids, max_tokens=MAX_TOKENS, **options)
     texts = [
-        likelihood.Prompt(np.array(context, np.int32), (np.array([*each.ids, model.end_ids[0]], np.int32),))
+        likelihood.TokenPrompt(np.array(context, np.int32), (np.array([*each.ids, model.end_ids[0]], np.int32),))
         for context, each in zip(ids, sampled, strict=True)
         if each.finish_reason == 'stop'
     ]

@@ -226,7 +226,7 @@ def logprobs(
         if not 0 < len(ids) <= room:
             limit = f'and {room} fit into the context' if ids else 'so that nothing is scored'
             raise InputError(f'text {index} has {len(ids)} tokens, {limit}: {text[:40]!r}')
-        prompts.append(likelihood.Prompt(np.array(start, np.int32), (np.array(ids, np.int32),)))
+        prompts.append(likelihood.TokenPrompt(np.array(start, np.int32), (np.array(ids, np.int32),)))
     values = likelihood.token_log_likelihoods(model.model, model.params, prompts, batch_size)
     ids = [prompt.continuations[0].tolist() for prompt in prompts]
     spelled = [[tokenizer.pieces[token].decode(errors='replace') for token in each] for each in ids]

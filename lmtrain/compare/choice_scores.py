@@ -24,7 +24,7 @@ SCORES = (
 )
 
 
-class Scores(NamedTuple):
+class ChoiceScores(NamedTuple):
     """How a predictor does on rows with labels.
 
     Attributes:
@@ -52,15 +52,15 @@ def labels(rows: Sequence[Row], classes: Sequence[str]) -> np.ndarray:
     return np.array([classes.index(row.fields['label']) for row in rows])
 
 
-def score(log_p: np.ndarray, rows: Sequence[Row], classes: Sequence[str]) -> Scores:
+def score(log_p: np.ndarray, rows: Sequence[Row], classes: Sequence[str]) -> ChoiceScores:
     """The scores of predictions [rows, C]. Raises NonFiniteOutput if a probability is nan."""
     right = labels(rows, classes)
     if np.isnan(log_p).any():
         raise NonFiniteOutput('the model gives probabilities that are nan: its parameters are broken')
-    return Scores(right, np.argmax(log_p, axis=1), -log_p[np.arange(len(rows)), right])
+    return ChoiceScores(right, np.argmax(log_p, axis=1), -log_p[np.arange(len(rows)), right])
 
 
-class Likelihoods(NamedTuple):
+class ChoiceLikelihoods(NamedTuple):
     """What `of_rows` returns.
 
     Attributes:
@@ -83,7 +83,7 @@ def of_rows(
     rows: Sequence[Row],
     names: Sequence[str],
     vectors: Mapping[str, np.ndarray] = {},
-) -> Likelihoods:
+) -> ChoiceLikelihoods:
     """The scores `names` of rows.
 
     Args:
@@ -105,10 +105,10 @@ def of_rows(
     if calibrated:
         result['content_free'] = np.array([row['calibrated_nats'] for row in answers])
     log_p = {name: calibration.log_softmax(result[name]) for name in names}
-    return Likelihoods(log_p, results['shots_mean'], results['dropped'], results['cut'])
+    return ChoiceLikelihoods(log_p, results['shots_mean'], results['dropped'], results['cut'])
 
 
-def candidates(likelihoods: Likelihoods, rows: Sequence[Row], classes: Sequence[str]) -> list[dict[str, Any]]:
+def candidates(likelihoods: ChoiceLikelihoods, rows: Sequence[Row], classes: Sequence[str]) -> list[dict[str, Any]]:
     """{'score', 'bias', 'temperature', 'accuracy', 'loss', 'shots_mean', 'dropped'} of each score on selection rows."""
     listed, scored = [], likelihoods.log_p
     for name in scored:

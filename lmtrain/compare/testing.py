@@ -59,7 +59,7 @@ def read(comparison: Comparison, trial: Trial) -> dict[str, Any] | None:
     return read_json_object(path) if path.exists() else None
 
 
-def _lines(scores: choice_scores.Scores, classes) -> list[dict[str, Any]]:
+def _lines(scores: choice_scores.ChoiceScores, classes) -> list[dict[str, Any]]:
     return [
         {
             'row': row,
@@ -72,7 +72,7 @@ def _lines(scores: choice_scores.Scores, classes) -> list[dict[str, Any]]:
     ]
 
 
-def _summary(comparison: Comparison, scores: choice_scores.Scores) -> dict[str, Any]:
+def _summary(comparison: Comparison, scores: choice_scores.ChoiceScores) -> dict[str, Any]:
     estimate = statistics.proportion(scores.labels == scores.predicted)
     return {
         'rows': len(scores.labels),

@@ -53,7 +53,7 @@ class Product(NamedTuple):
 
 # What reads the same input, by path: a product with the kernel there, FLOPs of a product of activations (float), or
 # None: leaves without a matrix product. A model is a list of stages in the order of the forward pass.
-Stage = dict[str, Product | float | None]
+ModelStage = dict[str, Product | float | None]
 
 
 class _Leaves(NamedTuple):
@@ -68,7 +68,7 @@ class _Leaves(NamedTuple):
     parents: set[str]
     adapters: Mapping[str, list[tuple[int, bool]]]
 
-    def is_trainable(self, stage: Stage) -> bool:
+    def is_trainable(self, stage: ModelStage) -> bool:
         """Whether a trainable leaf reads the input of a stage."""
         return not self.parents.isdisjoint(stage)
 
@@ -125,7 +125,7 @@ def flops_per_step(
     tokens, keys = batch_size * length, keys_per_query(m, length, block) + extra_keys
     virtual = {'prompt/embedding', 'prefix/embedding'} & flat.keys()
     prompt, prefix = _networks(flat) if virtual else ([], [])
-    before: list[Stage] = [*prompt, {'embed': None, 'positions': None}, {'embed_norm': None}]
+    before: list[ModelStage] = [*prompt, {'embed': None, 'positions': None}, {'embed_norm': None}]
     layers = {name: _layer(m, name, tokens, keys) for name in sizes}
     after, logits = _head(m, flat, batch_size, seq_len if predicted is None else predicted, classes)
     leaves = _leaves(trainable, flat, matmuls, [*before, *layers.get('layers', ()), *after])
@@ -170,7 +170,7 @@ def forward_flops(
     return layers + _forward(leaves, after)
 
 
-def _layer(model, name: str, tokens: float, keys: float) -> list[Stage]:
+def _layer(model, name: str, tokens: float, keys: float) -> list[ModelStage]:
     m, at = model, f'{name}/attention'
     heads, kv_heads = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
     up = ('gate', 'up') if 'glu' in m.activation else ('up',)
@@ -191,10 +191,10 @@ def _layer(model, name: str, tokens: float, keys: float) -> list[Stage]:
     ]
 
 
-def _networks(leaves: Mapping[str, Any]) -> tuple[list[Stage], list[Stage]]:
+def _networks(leaves: Mapping[str, Any]) -> tuple[list[ModelStage], list[ModelStage]]:
     """The networks that compute a soft prompt and prefixes (`virtual_tokens.materialise`), as stages."""
 
-    def stage(parent: str) -> Stage:
+    def stage(parent: str) -> ModelStage:
         kernel = leaves.get(f'{parent}/kernel')
         if kernel is None:
             return {parent: None}
@@ -207,7 +207,7 @@ def _networks(leaves: Mapping[str, Any]) -> tuple[list[Stage], list[Stage]]:
 
 def _head(
     model, leaves: Mapping, batch_size: float, positions: float, classes: int | None
-) -> tuple[list[Stage], Product]:
+) -> tuple[list[ModelStage], Product]:
     """(the stages after the layers, the product of the last one, which computes the logits)."""
     m, rows = model, batch_size * positions
     kernel = 'embed' if m.tied else 'head'
@@ -217,7 +217,7 @@ def _head(
     if classes:
         kernel = next((path.rpartition('/')[0] for path in leaves if path.startswith('heads/')), 'heads/added')
     logits = Product(rows, m.width, classes or outputs)
-    stages: list[Stage] = [
+    stages: list[ModelStage] = [
         {'final_norm': None},
         {'mlm_head/dense': Product(rows, m.width, m.width)} if m.mlm_head and not classes else {},
         {'mlm_head/norm': None},
@@ -226,7 +226,7 @@ def _head(
     return stages, logits
 
 
-def _leaves(trainable: str, leaves: Mapping[str, Any], matmuls: Mapping, stages: Sequence[Stage]) -> _Leaves:
+def _leaves(trainable: str, leaves: Mapping[str, Any], matmuls: Mapping, stages: Sequence[ModelStage]) -> _Leaves:
     """Of {path: array or shape} and its `adapter_leaves.matmuls`; of {}, all leaves that a plain model may have."""
     known = leaves or {f'{path}/{leaf}' for stage in stages for path in stage for leaf in _own_leaves(path)}
     paths = {path for path in known if re.fullmatch(trainable, path)}
@@ -244,7 +244,7 @@ def _own_leaves(path: str) -> tuple[str, ...]:
     return ('embedding',) if path in ('embed', 'positions') else ('kernel', 'bias')
 
 
-def _forward(leaves: _Leaves, stages: Sequence[Stage]) -> float:
+def _forward(leaves: _Leaves, stages: Sequence[ModelStage]) -> float:
     total = 0.0
     for path, product in (item for stage in stages for item in stage.items()):
         if isinstance(product, Product):
@@ -255,7 +255,7 @@ def _forward(leaves: _Leaves, stages: Sequence[Stage]) -> float:
     return total
 
 
-def _backward(leaves: _Leaves, stages: Sequence[Stage], flows: bool) -> tuple[float, bool]:
+def _backward(leaves: _Leaves, stages: Sequence[ModelStage], flows: bool) -> tuple[float, bool]:
     """(FLOPs of the backward pass, whether gradients flow out at the end).
 
     `flows`: whether a leaf before the first stage is trainable, so that the gradient of its input is computed.
@@ -281,7 +281,7 @@ def _gradient_elements(leaves: _Leaves, path: str, product: Product, flows: bool
     return elements
 
 
-def _recomputed(leaves: _Leaves, stages: Sequence[Stage], remat: str) -> float:
+def _recomputed(leaves: _Leaves, stages: Sequence[ModelStage], remat: str) -> float:
     """FLOPs that a layer's backward pass recomputes."""
     if remat == 'full':  # no stage of the layer reads the last product, so it is not needed again
         return _forward(leaves, stages) - _forward(leaves, stages[-1:])

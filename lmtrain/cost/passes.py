@@ -12,7 +12,7 @@ from lmtrain.cost.flops import flops_per_step, forward_flops
 from lmtrain.models import attention_kernels
 
 
-class Sampled(NamedTuple):
+class SamplingShape(NamedTuple):
     """Completions by `inference.rollout`.
 
     Attributes:
@@ -39,7 +39,7 @@ def pass_flops(model, params: Mapping, rows: int, length: int, classes: int | No
     return flops_per_step(model, rows, length, '', params=params, classes=classes, block=block).forward
 
 
-def sampling_flops(model, params: Mapping, sampled: Sampled) -> float:
+def sampling_flops(model, params: Mapping, sampled: SamplingShape) -> float:
     """FLOPs of sampling: a prefill of P prompts, which draws the first token, and P x samples rows for each other one.
 
     A drawn token is multiplied by all T + M keys that the caches hold, of which a window keeps its last ones. A second
@@ -59,7 +59,7 @@ def sampling_flops(model, params: Mapping, sampled: Sampled) -> float:
 
 
 def rollout_flops(
-    model, params: Mapping, sampled: Sampled, rows: int, seq_len: int, scored: Sequence[Mapping]
+    model, params: Mapping, sampled: SamplingShape, rows: int, seq_len: int, scored: Sequence[Mapping]
 ) -> float:
     """FLOPs of a rollout without its rewards: the sampling, and a pass over all completions for each model in `scored`.
 

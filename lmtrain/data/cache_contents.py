@@ -22,7 +22,7 @@ KINDS = (
 )
 
 
-class Entry(NamedTuple):
+class CacheEntry(NamedTuple):
     """A file or directory that is used as a whole. `used`: when it was last read or written, in POSIX seconds."""
 
     path: Path
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     used: float
 
 
-def entries(directory: Path) -> list[Entry]:
+def entries(directory: Path) -> list[CacheEntry]:
     """The entries of a cache directory, sorted by path. [] if it does not exist."""
     paths = [path for pattern in ('*', 'seen/*', 'xla/*/*') for path in directory.glob(pattern)]
     result = []
@@ -42,11 +42,11 @@ def entries(directory: Path) -> list[Entry]:
             files = [path] if path.is_file() else [file for file in path.rglob('*') if not file.is_dir()]
             facts = [file.lstat() for file in files] or [path.lstat()]
             used = max(max(fact.st_atime, fact.st_mtime) for fact in facts)
-            result.append(Entry(path, kind, sum(fact.st_size for fact in facts) if files else 0, used))
+            result.append(CacheEntry(path, kind, sum(fact.st_size for fact in facts) if files else 0, used))
     return result
 
 
-def prune(directory: Path, days: float) -> list[Entry]:
+def prune(directory: Path, days: float) -> list[CacheEntry]:
     """Removes the entries that were not used for so many days, and incomplete ones; returns those removed.
 
     An entry that a process is writing is left.
@@ -55,11 +55,11 @@ def prune(directory: Path, days: float) -> list[Entry]:
     return [entry for entry in entries(directory) if _is_due(entry, limit) and _remove(directory, entry)]
 
 
-def _is_due(entry: Entry, limit: float) -> bool:
+def _is_due(entry: CacheEntry, limit: float) -> bool:
     return entry.kind == 'incomplete' or entry.used <= limit
 
 
-def _remove(directory: Path, entry: Entry) -> bool:
+def _remove(directory: Path, entry: CacheEntry) -> bool:
     """Whether the entry was removed: no process holds its lock (`cache.build`)."""
     if entry.path.is_file():
         entry.path.unlink(missing_ok=True)

@@ -35,7 +35,7 @@ class Pair(NamedTuple):
     rejected: Conversation
 
 
-class Text(NamedTuple):
+class EncodedCompletion(NamedTuple):
     """A prompt and its completion as ids, from the token that begins a text to the token that ends it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Text(NamedTuple):
         """Ids of both."""
         return len(self.prompt) + len(self.completion)
 
-    def without_beginning(self, count: int) -> 'Text | None':
+    def without_beginning(self, count: int) -> 'EncodedCompletion | None':
         """The text without the `count` ids after the first one; None if its prompt has fewer."""
         return self._replace(prompt=[*self.prompt[:1], *self.prompt[1 + count :]]) if count < len(self.prompt) else None
 
@@ -143,7 +143,7 @@ def is_empty(dialogue: Conversation) -> bool:
     return not any(answer['content'].strip() or answer.keys() - {'role', 'content'} for answer in answers)
 
 
-def encode(dialogue: Conversation, tokenizer: Tokenizer, template: Template | None, place: str) -> Text:
+def encode(dialogue: Conversation, tokenizer: Tokenizer, template: Template | None, place: str) -> EncodedCompletion:
     """A conversation as ids; it ends with the token that ends an answer, which is added if the template has none.
 
     If the template writes a conversation as several texts, the one of its last answer is used. Raises InputError if the
@@ -157,7 +157,7 @@ def encode(dialogue: Conversation, tokenizer: Tokenizer, template: Template | No
     if ids[-1] not in tokenizer.specials:
         ids, trained = [*ids, tokenizer.end_id], [*trained, True]
     first = trained.index(True, 1)
-    return Text(ids[:first], ids[first:], trained[first:])
+    return EncodedCompletion(ids[:first], ids[first:], trained[first:])
 
 
 def _is_transcript(text: str) -> bool:

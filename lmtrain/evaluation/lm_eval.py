@@ -17,7 +17,7 @@ import numpy as np
 from lmtrain.errors import InputError, MissingPackage
 from lmtrain.evaluation.perplexity import windows
 from lmtrain.inference import sample
-from lmtrain.inference.likelihood import Prompt, log_likelihoods
+from lmtrain.inference.likelihood import TokenPrompt, log_likelihoods
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 
 try:
@@ -65,7 +65,7 @@ class LMTrain(LM):
         for number, (context, ids) in enumerate(self.encode_pairs(pairs)):
             ends[context.tobytes()].append((number, ids))
         prompts = [
-            Prompt(np.frombuffer(context, np.int32), tuple(ids for _, ids in members))
+            TokenPrompt(np.frombuffer(context, np.int32), tuple(ids for _, ids in members))
             for context, members in ends.items()
         ]
         values = log_likelihoods(self.model, self.params, prompts, self.batch, greedy=True)

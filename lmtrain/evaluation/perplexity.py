@@ -8,13 +8,13 @@ import numpy as np
 
 from lmtrain.data import Tokenizer
 from lmtrain.errors import InputError
-from lmtrain.inference.likelihood import Prompt, log_likelihoods
+from lmtrain.inference.likelihood import TokenPrompt, log_likelihoods
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.runtime import progress
 from lmtrain.tree import Params
 
 
-def windows(ids: np.ndarray, begin: int, context: int) -> list[Prompt]:
+def windows(ids: np.ndarray, begin: int, context: int) -> list[TokenPrompt]:
     """The windows of a text: each reads at most `context` tokens, and each token is predicted once.
 
     The first window begins with the token `begin`. Each later one begins with the last token of the one before it; the
@@ -27,7 +27,7 @@ def windows(ids: np.ndarray, begin: int, context: int) -> list[Prompt]:
     prompts = []
     for first in range(1, len(whole), context):
         end = min(first + context, len(whole))
-        prompts.append(Prompt(whole[max(0, end - 1 - context) : first], (whole[first:end],)))
+        prompts.append(TokenPrompt(whole[max(0, end - 1 - context) : first], (whole[first:end],)))
     return prompts
 
 

@@ -33,7 +33,7 @@ ALL = -1  # shots: all other rows of the pool; the prompt drops some until it fi
 
 K1, B = 1.2, 0.75  # of BM25: saturation of the term frequency, normalisation by length
 
-Embed = Callable[[Sequence[str]], np.ndarray]  # texts -> unit vectors float32 [len(texts), D]
+EmbedTexts = Callable[[Sequence[str]], np.ndarray]  # texts -> unit vectors float32 [len(texts), D]
 
 
 def select(
@@ -43,7 +43,7 @@ def select(
     how: str = 'random',
     *,
     seed: int = 0,
-    embed: Embed | None = None,
+    embed: EmbedTexts | None = None,
     vectors: Mapping[str, np.ndarray] = {},
 ) -> Iterator[list[Question]]:
     """Yields the demonstrations of each query, in the order of the prompt.
@@ -171,7 +171,9 @@ def alternate(answers: Sequence[str], shuffled: Sequence[int], rng: np.random.Ge
     return order
 
 
-def _similarity(queries, pool, how: str, embed: Embed | None, vectors: Mapping) -> Callable[[int], np.ndarray | None]:
+def _similarity(
+    queries, pool, how: str, embed: EmbedTexts | None, vectors: Mapping
+) -> Callable[[int], np.ndarray | None]:
     """number of a query -> its similarity float [len(pool)] to each row of the pool; None for draws."""
     texts, asked = [q.context for q in pool], [q.context for q in queries]
     if how == 'bm25':

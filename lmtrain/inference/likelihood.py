@@ -29,7 +29,7 @@ from lmtrain.tree import Params
 LEAST_SAVED = 256
 
 
-class Prompt(NamedTuple):
+class TokenPrompt(NamedTuple):
     """A text as token ids, and the continuations whose likelihoods are compared, or () to generate one.
 
     Attributes:
@@ -61,7 +61,7 @@ class Likelihoods(NamedTuple):
 
 
 def log_likelihoods(
-    model, params: Params, prompts: Sequence[Prompt], batch_size: int, *, greedy: bool = False
+    model, params: Params, prompts: Sequence[TokenPrompt], batch_size: int, *, greedy: bool = False
 ) -> Likelihoods:
     """log p(continuation | context) in nats of every continuation of every prompt.
 
@@ -94,11 +94,11 @@ def log_likelihoods(
     return Likelihoods([nats for nats, _ in values], tokens, [top for _, top in values if greedy], computed)
 
 
-def _key(prompt: Prompt) -> tuple[bytes, ...]:
+def _key(prompt: TokenPrompt) -> tuple[bytes, ...]:
     return prompt.context_ids.tobytes(), *(ids.tobytes() for ids in prompt.continuations)
 
 
-def _length(prompt: Prompt) -> int:
+def _length(prompt: TokenPrompt) -> int:
     """Number of tokens that are read of the context and its longest continuation."""
     return len(prompt.context_ids) + max(map(len, prompt.continuations)) - 1
 
@@ -150,7 +150,7 @@ def shared_beginnings(texts: Sequence[np.ndarray]) -> list[tuple[int, list[int]]
 def _score_group(
     model, params, group: dict, shared: int, *, context: int, batch_size: int, greedy: bool
 ) -> tuple[dict, int]:
-    """({key: (nats float64 [continuations], greedy bool [continuations])}, number of tokens read) of {key: Prompt}.
+    """({key: (nats float64 [continuations], greedy bool [continuations])}, tokens read) of {key: TokenPrompt}.
 
     All contexts begin with the same `shared` tokens.
     """
@@ -194,7 +194,7 @@ def padded(texts: Sequence[np.ndarray], B: int, T: int) -> dict[str, np.ndarray]
     return batch
 
 
-def _first(prompts: Sequence[Prompt], B: int, C: int) -> np.ndarray:
+def _first(prompts: Sequence[TokenPrompt], B: int, C: int) -> np.ndarray:
     """int32 [B, C]: the first token of each continuation."""
     first = np.zeros((B, C), np.int32)
     for row, prompt in enumerate(prompts):
@@ -202,7 +202,7 @@ def _first(prompts: Sequence[Prompt], B: int, C: int) -> np.ndarray:
     return first
 
 
-def _packed(prompts: Sequence[Prompt], B: int, M: int) -> dict[str, np.ndarray]:
+def _packed(prompts: Sequence[TokenPrompt], B: int, M: int) -> dict[str, np.ndarray]:
     """Columns int32 [B, M] of all continuations of a row, each a segment; their last tokens are only targets."""
     batch = {name: np.zeros((B, M), np.int32) for name in ('tokens', 'segment_ids', 'positions', 'targets')}
     for row, prompt in enumerate(prompts):
@@ -274,7 +274,7 @@ def _score_whole(model, params, prompts: dict, *, context: int, batch_size: int,
     return results, computed
 
 
-def token_log_likelihoods(model, params: Params, prompts: Sequence[Prompt], batch_size: int) -> list[np.ndarray]:
+def token_log_likelihoods(model, params: Params, prompts: Sequence[TokenPrompt], batch_size: int) -> list[np.ndarray]:
     """float32 [L] for each prompt: log p in nats of each token of its only continuation, after all before it.
 
     A context and its continuation together have at most as many tokens as in `log_likelihoods`.

@@ -25,7 +25,7 @@ WIDTH = 8  # rows that are tried as the next demonstration of a greedy search
 PATIENCE = 50  # candidates in a row that are not better, after which a greedy search ends; repeats, of a random one
 
 
-class Candidate(NamedTuple):
+class PromptCandidate(NamedTuple):
     """A prompt: index of its settings among the variants, and of its demonstrations in the pool, in their order."""
 
     variant: int
@@ -117,7 +117,7 @@ class _Evaluator:
 
     Attributes:
       resolved: the variants with their choices as texts.
-      table: {Candidate: its entry in `SearchResult.candidates`}.
+      table: {PromptCandidate: its entry in `SearchResult.candidates`}.
     """
 
     def __init__(self, model, params, tokenizer: Tokenizer, rows, variants, pool, budget: int):
@@ -130,7 +130,7 @@ class _Evaluator:
             self.questions.append(asked if settings.choices else [q._replace(choices=(q.answer,)) for q in asked])
             self.others.append(others)
         self.own = [self._own_tokens(settings, asked) for settings, asked in zip(variants, self.questions, strict=True)]
-        self.table: dict[Candidate, dict[str, Any]] = {}
+        self.table: dict[PromptCandidate, dict[str, Any]] = {}
         self.spent, self.underestimated = 0, 1.0
 
     def _tokens(self, texts: Sequence[str]) -> list[int]:
@@ -143,12 +143,12 @@ class _Evaluator:
         texts = sum(self._tokens([settings.instruction, *(q.context for q in asked)]))
         return texts + sum(1 + sizes[choice] for q in asked for choice in q.choices)
 
-    def _estimate(self, candidate: Candidate) -> float:
+    def _estimate(self, candidate: PromptCandidate) -> float:
         settings, others = self.resolved[candidate.variant], self.others[candidate.variant]
         texts = [others[i].context + others[i].answer + settings.separator for i in candidate.demonstrations]
         return self.own[candidate.variant] + sum(self._tokens(texts) if texts else [])
 
-    def __call__(self, candidate: Candidate) -> float:
+    def __call__(self, candidate: PromptCandidate) -> float:
         if candidate not in self.table:
             estimate = self._estimate(candidate)
             if self.spent + estimate * self.underestimated > self.budget:
@@ -162,7 +162,7 @@ class _Evaluator:
         entry = self.table[candidate]
         return entry['log_likelihood'] if entry['fits'] else -math.inf
 
-    def _compute(self, candidate: Candidate) -> dict[str, Any]:
+    def _compute(self, candidate: PromptCandidate) -> dict[str, Any]:
         variant, chosen = candidate
         asked, settings = self.questions[variant], self.resolved[variant]
         pool = [self.others[variant][index] for index in chosen]
@@ -220,8 +220,8 @@ class _Space(NamedTuple):
     shots: int
 
 
-def _greedy(evaluate: Callable[[Candidate], float], space: _Space, rng: np.random.Generator) -> None:
-    best = max(map(Candidate, range(space.variants)), key=evaluate)
+def _greedy(evaluate: Callable[[PromptCandidate], float], space: _Space, rng: np.random.Generator) -> None:
+    best = max(map(PromptCandidate, range(space.variants)), key=evaluate)
     prompt = best
     while len(prompt.demonstrations) < space.shots:
         left = np.setdiff1d(np.arange(space.rows), prompt.demonstrations)
@@ -239,27 +239,27 @@ def _greedy(evaluate: Callable[[Candidate], float], space: _Space, rng: np.rando
             best, failures = changed, 0
 
 
-def _change(candidate: Candidate, space: _Space, rng: np.random.Generator) -> Candidate:
+def _change(candidate: PromptCandidate, space: _Space, rng: np.random.Generator) -> PromptCandidate:
     """Another variant, another demonstration, or two demonstrations exchanged; it may be the same candidate."""
     variant, chosen = candidate
     kind = int(rng.integers(3))
     if kind == 0 or not chosen:
-        return Candidate(int(rng.integers(space.variants)), chosen)
+        return PromptCandidate(int(rng.integers(space.variants)), chosen)
     changed, (a, b) = list(chosen), rng.integers(len(chosen), size=2)
     if kind == 1:
         row = int(rng.integers(space.rows))
         changed[a] = changed[a] if row in chosen else row
     else:
         changed[a], changed[b] = changed[b], changed[a]
-    return Candidate(variant, tuple(changed))
+    return PromptCandidate(variant, tuple(changed))
 
 
-def _random(evaluate: Callable[[Candidate], float], space: _Space, rng: np.random.Generator) -> None:
+def _random(evaluate: Callable[[PromptCandidate], float], space: _Space, rng: np.random.Generator) -> None:
     seen, repeats = set(), 0
     while repeats < PATIENCE:
         number = int(rng.integers(space.shots + 1))
         rows = rng.choice(space.rows, number, replace=False).tolist() if number else []
-        candidate = Candidate(int(rng.integers(space.variants)), tuple(rows))
+        candidate = PromptCandidate(int(rng.integers(space.variants)), tuple(rows))
         repeats = repeats + 1 if candidate in seen else 0
         seen.add(candidate)
         evaluate(candidate)

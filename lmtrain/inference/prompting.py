@@ -20,7 +20,7 @@ from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.inference import calibration, likelihood, rendering, sample
 from lmtrain.inference.demonstrations import ALL, embeddings, most_that_fit, select
-from lmtrain.inference.likelihood import Prompt
+from lmtrain.inference.likelihood import TokenPrompt
 from lmtrain.inference.questions import Question, ask
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.tree import Params
@@ -268,7 +268,7 @@ def _generate(model, params, tokenizer, questions, demonstrations, settings: Pro
 
 
 def _rendering(tokenizer: Tokenizer, settings: PromptSettings, of_text: Callable, of_chat: Callable) -> Callable:
-    """(question, its demonstrations) -> Prompt, by one of two functions of `rendering`."""
+    """(question, its demonstrations) -> TokenPrompt, by one of two functions of `rendering`."""
     if settings.chat_template:
         return functools.partial(of_chat, tokenizer, settings.chat_template, settings.system or settings.instruction)
     return functools.partial(of_text, tokenizer, settings.separator, instruction=settings.instruction)
@@ -311,7 +311,7 @@ def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callab
     prompts, lost, too_long = [], {'dropped': 0, 'cut': 0}, []
     shots = guess = 0
 
-    def length(prompt: Prompt) -> int:
+    def length(prompt: TokenPrompt) -> int:
         longest = max(map(len, prompt.continuations), default=1)
         return len(prompt.context_ids) + longest - 1  # the last token is not read
 
@@ -355,7 +355,7 @@ def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callab
     return prompts, lost | {'shots_mean': shots / len(questions)}
 
 
-def _check_ids(questions: Sequence[Question], prompts: Sequence[Prompt], tokenizer: Tokenizer, size: int) -> None:
+def _check_ids(questions: Sequence[Question], prompts: Sequence[TokenPrompt], tokenizer: Tokenizer, size: int) -> None:
     """InputError: a prompt has a token without a row in an embedding of `size` rows."""
     for scored, prompt in zip(questions, prompts, strict=True):
         largest = max(int(ids.max()) for ids in (prompt.context_ids, *prompt.continuations))

@@ -11,7 +11,7 @@ from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template
 from lmtrain.errors import InputError
 from lmtrain.inference import prompts
-from lmtrain.inference.likelihood import Prompt, common_length
+from lmtrain.inference.likelihood import TokenPrompt, common_length
 from lmtrain.inference.questions import Question
 
 
@@ -32,14 +32,14 @@ def prompt(
     question: Question,
     demonstrations: Sequence[Question],
     instruction: str = '',
-) -> Prompt:
+) -> TokenPrompt:
     """BEGIN and the prompt, without continuations.
 
     A space at its end is removed: it is part of the next word's token.
     """
     text = text_before(question, demonstrations, separator, instruction).rstrip(' ')
     ids = prompts.encode(text, tokenizer)
-    return Prompt(np.array(ids, np.int32))
+    return TokenPrompt(np.array(ids, np.int32))
 
 
 def turns(question: Question, demonstrations: Sequence[Question], system: str) -> Conversation:
@@ -61,14 +61,14 @@ def turns(question: Question, demonstrations: Sequence[Question], system: str) -
 
 def prompt_chat(
     tokenizer: Tokenizer, template: Template, system: str, question: Question, demonstrations: Sequence[Question]
-) -> Prompt:
+) -> TokenPrompt:
     """The conversation up to the answer of the assistant, without continuations."""
-    return Prompt(np.array(prompts.encode(turns(question, demonstrations, system), tokenizer, template), np.int32))
+    return TokenPrompt(np.array(prompts.encode(turns(question, demonstrations, system), tokenizer, template), np.int32))
 
 
 def choices_chat(
     tokenizer: Tokenizer, template: Template, system: str, question: Question, demonstrations: Sequence[Question]
-) -> Prompt:
+) -> TokenPrompt:
     """The conversation up to the answer, rendered as in training, and each choice as its answer.
 
     The token that ends the answer is scored too: it distinguishes 'no' from the beginning of 'not'.
@@ -91,7 +91,7 @@ def choices(
     question: Question,
     demonstrations: Sequence[Question],
     instruction: str = '',
-) -> Prompt:
+) -> TokenPrompt:
     """BEGIN and the prompt, and the choices as continuations.
 
     Prompt and choice are encoded as one text, because a token may contain the end of one and the beginning of the other
@@ -133,7 +133,7 @@ def _beginning(tokenizer: Tokenizer, beginning: str, last: str) -> np.ndarray | 
     return head if is_whole else None
 
 
-def _split(wholes: Sequence[np.ndarray], start: int) -> Prompt:
+def _split(wholes: Sequence[np.ndarray], start: int) -> TokenPrompt:
     """Texts that are equal before `start`, or before an earlier index, as a context and its continuations."""
     start = min(start, *(common_length(wholes[0], whole) for whole in wholes))
-    return Prompt(wholes[0][:start].astype(np.int32), tuple(whole[start:].astype(np.int32) for whole in wholes))
+    return TokenPrompt(wholes[0][:start].astype(np.int32), tuple(whole[start:].astype(np.int32) for whole in wholes))

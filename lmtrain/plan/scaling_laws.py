@@ -39,7 +39,7 @@ BESIROGLU = Law(1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # arXiv 2404.10102, a 
 RATIO = 20.0  # tokens per parameter, the usual rounding of approaches 1 and 2
 
 
-class Choice(NamedTuple):
+class ComputeOptimal(NamedTuple):
     """A way to spend a budget: parameters, tokens, and the loss that BESIROGLU predicts."""
 
     law: str
@@ -48,7 +48,7 @@ class Choice(NamedTuple):
     loss: float
 
 
-def choices(flops: float) -> list[Choice]:
+def choices(flops: float) -> list[ComputeOptimal]:
     """The best size and tokens for a budget by each law. Raises InputError unless the budget is a positive number."""
     if not 0 < flops < math.inf:
         raise InputError(f'a budget of {flops} FLOPs: it must be a positive, finite number')
@@ -58,7 +58,7 @@ def choices(flops: float) -> list[Choice]:
         'Besiroglu et al. 2024': BESIROGLU.best(flops),
         f'{RATIO:g} tokens a parameter': (by_ratio, RATIO * by_ratio),
     }
-    return [Choice(law, *best, BESIROGLU.loss(*best)) for law, best in best.items()]
+    return [ComputeOptimal(law, *best, BESIROGLU.loss(*best)) for law, best in best.items()]
 
 
 def size(depth: int, vocab_size: int) -> int:

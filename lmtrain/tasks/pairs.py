@@ -9,7 +9,7 @@ from lmtrain.data import preferences
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example
-from lmtrain.data.preferences import Notes, Text
+from lmtrain.data.preferences import EncodedCompletion, Notes
 from lmtrain.data.preview import Batch, render_row
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Tokenizer
@@ -61,7 +61,7 @@ def encode(rows: Sequence[Row], form: RowFormat, *, unread: int, margins: bool) 
     return Encoded(examples, lines, templated)
 
 
-def example_of(source: int, text: Text, values: dict) -> Example:
+def example_of(source: int, text: EncodedCompletion, values: dict) -> Example:
     """A text as an example, with the column `loss_mask` of each token: 1 if the next one is part of the completion."""
     trained = [False] * len(text.prompt) + text.trained
     mask = np.array([*trained[1:], False], np.float32)

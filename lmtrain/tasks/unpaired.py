@@ -9,7 +9,7 @@ import numpy as np
 from lmtrain.data import preferences
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template
-from lmtrain.data.preferences import Notes, Text
+from lmtrain.data.preferences import EncodedCompletion, Notes
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.runtime import progress
@@ -92,7 +92,7 @@ def _limit(form: RowFormat) -> int:
     return form.length.seq_len // (2 * form.group) + 1
 
 
-def _texts(rows: Sequence[Row], form: RowFormat) -> tuple[list[tuple[int, Text, bool]], Notes, bool]:
+def _texts(rows: Sequence[Row], form: RowFormat) -> tuple[list[tuple[int, EncodedCompletion, bool]], Notes, bool]:
     """([(index of its row, text, label)], what was recognised, whether a template wrote any)."""
     texts, notes, templated, limit = [], Notes(), False, _limit(form)
     for number, row in enumerate(progress.each(rows, 'reading completions', len(rows))):
@@ -120,13 +120,13 @@ def _texts(rows: Sequence[Row], form: RowFormat) -> tuple[list[tuple[int, Text, 
     return texts, notes, templated
 
 
-def _other(group: Sequence[Text], index: int) -> Text:
+def _other(group: Sequence[EncodedCompletion], index: int) -> EncodedCompletion:
     """The text before `index` in the circle of a group; of a file with several rows of a prompt, of another prompt."""
     before = [group[index - distance] for distance in range(1, len(group))]
     return next((each for each in before if each.prompt != group[index].prompt), before[0])
 
 
-def _mismatched(text: Text, other: Text, limit: int) -> Text:
+def _mismatched(text: EncodedCompletion, other: EncodedCompletion, limit: int) -> EncodedCompletion:
     """The prompt of `text`, cut at its beginning if necessary, with the completion of `other`."""
     mixed = other._replace(prompt=text.prompt)
     return mixed.without_beginning(max(mixed.size - limit, 0)) or other

@@ -12,7 +12,7 @@ from lmtrain.training import init_from, sweep
 AUTO = 'auto'
 
 
-class Choice(NamedTuple):
+class ChosenCheckpoint(NamedTuple):
     """Attributes:
     step: 'last', 'best' or a number, as `checkpoint.restore` reads it.
     member: of a sweep; 0 for a run.
@@ -24,7 +24,7 @@ class Choice(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def choose(directory, step: int | str = AUTO, member: int | None = None) -> Choice:
+def choose(directory, step: int | str = AUTO, member: int | None = None) -> ChosenCheckpoint:
     """The checkpoint and the member that a command reads from the folder of a run.
 
     Args:
@@ -46,7 +46,7 @@ def choose(directory, step: int | str = AUTO, member: int | None = None) -> Choi
     if step in (AUTO, 'best'):
         step, note = _best_step(path, step, lines, member if members else None)
         notes += note
-    return Choice(step, member, tuple(notes))
+    return ChosenCheckpoint(step, member, tuple(notes))
 
 
 def _best_member(members, lines) -> tuple[int, list[str]]:

@@ -27,7 +27,7 @@ def of(config, model, params: Sequence[tree.Params], prompts: int, longest: int,
 
     Args:
       params: see `scored_params`.
-      prompts: number of prompts, see `passes.Sampled`. longest: tokens of the longest of them.
+      prompts: number of prompts, see `passes.SamplingShape`. longest: tokens of the longest of them.
       drawn: tokens of the longest completion.
     """
     sampled = _sampled(config, model, params[0], prompts, config.policy.samples, longest, drawn)
@@ -42,9 +42,9 @@ def of_held_out(config, model, params: tree.Params, prompts: int, longest: int, 
 
 def _sampled(
     config, model, params: tree.Params, prompts: int, samples: int, longest: int, drawn: int
-) -> passes.Sampled:
+) -> passes.SamplingShape:
     T, M = sample.lengths(model, params, longest, config.policy.max_tokens)
-    return passes.Sampled(prompts, samples, T, M, drawn)
+    return passes.SamplingShape(prompts, samples, T, M, drawn)
 
 
 def open_reward_model(config) -> init_from.Base | None:

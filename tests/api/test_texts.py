@@ -37,7 +37,7 @@ def test_logprobs_are_those_of_a_softmax(loaded):
         np.testing.assert_allclose(each.logprobs, reference(loaded, ids, 5), atol=1e-4)
         assert each.total == pytest.approx(float(each.logprobs.sum()))
     assert scored[0].tokens == list('cats') and scored[1].tokens == ['\ufffd', '\ufffd']
-    prompt = likelihood.Prompt(np.array([256], np.int32), (np.frombuffer(b'cats', np.uint8).astype(np.int32),))
+    prompt = likelihood.TokenPrompt(np.array([256], np.int32), (np.frombuffer(b'cats', np.uint8).astype(np.int32),))
     whole = likelihood.log_likelihoods(loaded.model, loaded.params, [prompt], 1).nats[0][0]
     assert loaded.logprobs(['cats'])[0].total == pytest.approx(whole, abs=1e-4)
 

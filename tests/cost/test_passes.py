@@ -64,7 +64,8 @@ def test_flops_of_sampling_are_those_of_the_compiler(no_compilation_cache, monke
     T, M = sample.lengths(model, params, LONGEST, MAX_TOKENS)
     assert (T, M) == (batch.tokens.shape[1], batch.room) == (64, 32)
     first, whole = (
-        passes.sampling_flops(model, params, passes.Sampled(PROMPTS, SAMPLES, T, M, drawn)) for drawn in (1, DRAWN)
+        passes.sampling_flops(model, params, passes.SamplingShape(PROMPTS, SAMPLES, T, M, drawn))
+        for drawn in (1, DRAWN)
     )
     np.testing.assert_allclose(first, prefill, rtol=0.03)
     np.testing.assert_allclose(whole - first, decoding, rtol=0.03)
@@ -82,7 +83,7 @@ def test_flops_of_a_pass_are_those_of_the_compiler(no_compilation_cache, case):
 def test_flops_of_a_rollout_are_those_of_its_parts():
     model, params = parameters('lora')
     _, reference = parameters('full')
-    sampled = passes.Sampled(PROMPTS, SAMPLES, 64, 32, DRAWN)
+    sampled = passes.SamplingShape(PROMPTS, SAMPLES, 64, 32, DRAWN)
     scores = [passes.pass_flops(model, each, PROMPTS * SAMPLES, 80) for each in (params, reference)]
     assert scores[0] > scores[1]
     expected = passes.sampling_flops(model, params, sampled) + sum(scores)

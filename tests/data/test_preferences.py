@@ -132,7 +132,7 @@ def test_end_token_that_a_template_lacks_is_added(answer):
 
 
 def test_prompt_loses_its_beginning_but_its_first_token():
-    text = preferences.Text([256, 1, 2, 3], [4, 256], [True, True])
+    text = preferences.EncodedCompletion([256, 1, 2, 3], [4, 256], [True, True])
     assert text.without_beginning(2).prompt == [256, 3] and text.without_beginning(0) == text
     assert text.without_beginning(3).prompt == [256] and text.without_beginning(4) is None
 

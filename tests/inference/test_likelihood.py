@@ -10,7 +10,7 @@ import pytest
 
 from configs import base
 from lmtrain.inference import likelihood
-from lmtrain.inference.likelihood import Prompt
+from lmtrain.inference.likelihood import TokenPrompt
 from lmtrain.models import Transformer
 
 VOCAB, CONTEXT = 61, 96
@@ -89,7 +89,7 @@ def texts(shared=50, seed=1):
         context = np.append(first, random.integers(0, VOCAB, length)).astype(np.int32)
         ends = [random.integers(0, VOCAB, count).astype(np.int32) for count in counts]
         ends[0][0] = context[-1]
-        prompts.append(Prompt(context, tuple(ends)))
+        prompts.append(TokenPrompt(context, tuple(ends)))
     return prompts
 
 
@@ -154,12 +154,14 @@ def test_many_choices_are_one_program():
     choices = tuple(random.integers(0, VOCAB, 1 + number % 3).astype(np.int32) for number in range(77))
     programs = likelihood._nats, likelihood._encode, likelihood._selected
     sizes = [program._cache_size() for program in programs]
-    values = likelihood.log_likelihoods(model, params, [Prompt(row, choices) for row in rows], 32)
+    values = likelihood.log_likelihoods(model, params, [TokenPrompt(row, choices) for row in rows], 32)
     sizes = [program._cache_size() - n for program, n in zip(programs, sizes, strict=True)]
     assert sizes == [1, 0, 0]
     assert values.computed_tokens == 40 + 45 + 50 + 3 * sum(len(ids) - 1 for ids in choices)
 
-    for own, other in zip(values.nats, of_whole_texts(model, params, [Prompt(row, choices[:5]) for row in rows])[0]):
+    for own, other in zip(
+        values.nats, of_whole_texts(model, params, [TokenPrompt(row, choices[:5]) for row in rows])[0]
+    ):
         np.testing.assert_allclose(own[:5], other, rtol=2e-5, atol=2e-5)
 
 
@@ -169,13 +171,13 @@ def test_other_numbers_and_lengths_of_prompts_are_the_same_programs():
     ends = (np.array([1, 2, 3], np.int32), np.array([4, 5], np.int32))
     for count in (2, 5, 9, 14):  # of lengths that are padded to 32, 48 and 64
         contexts = [random.integers(0, VOCAB, length).astype(np.int32) for length in random.integers(5, 60, count)]
-        likelihood.log_likelihoods(model, params, [Prompt(each, ends) for each in contexts], batch_size=7)
+        likelihood.log_likelihoods(model, params, [TokenPrompt(each, ends) for each in contexts], batch_size=7)
     assert likelihood._nats._cache_size() - size <= 3
 
 
 def test_a_prompt_without_continuations_has_no_likelihood():
     model, params = build('rotary')
-    values = likelihood.log_likelihoods(model, params, [Prompt(np.arange(3, dtype=np.int32))], 4)
+    values = likelihood.log_likelihoods(model, params, [TokenPrompt(np.arange(3, dtype=np.int32))], 4)
     assert [x.tolist() for x in (*values.nats, *values.tokens)] == [[], []] and values.computed_tokens == 0
 
 

@@ -77,7 +77,7 @@ def test_a_planted_prompt_is_found(how):
         return seen[-1][0]
 
     prompt_search.SEARCHES[how](record, prompt_search._Space(2, 5, 2), np.random.default_rng(0))
-    assert max(seen)[1] == prompt_search.Candidate(1, (3, 1))
+    assert max(seen)[1] == prompt_search.PromptCandidate(1, (3, 1))
     if how == 'greedy':  # the last comparison is with the best
         assert seen[-1] == max(seen)
 

@@ -13,7 +13,7 @@ from experiments.parity import cases, preference_cases
 from lmtrain.data import PaddedStream
 from lmtrain.data.example_store import Examples, collect, pack_examples
 from lmtrain.data.examples import LengthPolicy
-from lmtrain.data.preferences import Text
+from lmtrain.data.preferences import EncodedCompletion
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.load import open_tokenizer
 from lmtrain.models import load_pretrained, safetensors
@@ -78,7 +78,7 @@ def stream_of():
 
     def make(task, texts, values, size=64, rows=4, pack=False):
         encoded = [
-            example_of(n, Text(prompt, completion, [True] * len(completion)), each)
+            example_of(n, EncodedCompletion(prompt, completion, [True] * len(completion)), each)
             for n, ((prompt, completion), each) in enumerate(zip(texts, values, strict=True))
         ]
         examples = collect(encoded)

@@ -179,14 +179,16 @@ def test_cost_is_that_of_the_steps_and_of_all_that_was_drawn(config, folder, mon
     cost = lmtrain.train(config, folder / 'cost')['cost']
     params, base = run.initial.shapes.params, run.initial.base.shapes
     each = [
-        passes.sampling_flops(run.model, params, passes.Sampled(8, 4, 16, 16, length))  # a prompt for each device
+        passes.sampling_flops(run.model, params, passes.SamplingShape(8, 4, 16, 16, length))  # a prompt for each device
         + sum(passes.pass_flops(run.model, scored, 16, 16) for scored in (params, base))
         for longest, length in drawn
     ]
     assert len(each) == 2 and cost['rollout_flops'] == pytest.approx(sum(each))
     assert cost['flops'] == pytest.approx(8 * run.flops_per_step.total + sum(each))
     assert cost['executed_flops'] == pytest.approx(8 * run.cost_per_step['executed_flops'] + sum(each))
-    calls = [passes.sampling_flops(run.model, params, passes.Sampled(16, 1, 16, 16, length)) for _, length in held_out]
+    calls = [
+        passes.sampling_flops(run.model, params, passes.SamplingShape(16, 1, 16, 16, length)) for _, length in held_out
+    ]
     assert len(calls) == 2 * 3  # before the first step and after the last, 40 prompts in batches of 16
     assert cost['evaluation_flops'] == pytest.approx(sum(calls))
     most = run.spent(8)

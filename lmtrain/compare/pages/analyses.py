@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmtrain.compare.pages import plots, values
-from lmtrain.compare.pages.blocks import LOWER, Cell, Column, Figures, Table, Text, arm_cell, lowest, table
+from lmtrain.compare.pages.blocks import LOWER, Cell, Column, Figures, Paragraph, Table, arm_cell, lowest, table
 from lmtrain.compare.pages.recommendation import Recommendation
 from lmtrain.compare.pages.values import NOT_MEASURED, Results, interval, percent, points
 from lmtrain.evaluation.statistics import LEVEL
@@ -24,7 +24,7 @@ def sensitivity(results: Results) -> list:
         text = f'Each arm was repeated with {repeated}.'
         if name == 'sensitivity':
             text += ' Dots are means, thick bars the middle half, thin bars 5 to 95 %, lines the worst and the best.'
-        blocks += [Text(text), *([Figures(plots.sensitivity(results, spreads))] if name == 'sensitivity' else [])]
+        blocks += [Paragraph(text), *([Figures(plots.sensitivity(results, spreads))] if name == 'sensitivity' else [])]
         blocks.append(_spreads(results, spreads))
     return blocks
 
@@ -69,7 +69,7 @@ def description_length(results: Results) -> list:
     blocks = {arm: dict(map(tuple, lengths[arm].get('blocks') or [])) for arm in arms}
     for end in sorted({end for own in blocks.values() for end in own}):
         columns.append((f'bits to row {end:,}', _bits([blocks[arm].get(end) for arm in arms])))
-    return [Text(text), table(results, arms, columns)]
+    return [Paragraph(text), table(results, arms, columns)]
 
 
 def _bits(numbers: Sequence[float | None]) -> list[Cell]:
@@ -93,7 +93,7 @@ def forgetting(results: Results) -> list:
     ]
     divergences = [(own[arm].get('kl'), _decimal(own[arm].get('kl'), 4)) for arm in arms]
     columns = [*ends, ('change' + LOWER, bars), ('KL to the base, nats' + LOWER, lowest(divergences))]
-    return [Text(text), table(results, arms, columns)]
+    return [Paragraph(text), table(results, arms, columns)]
 
 
 def _decimal(value: float | None, digits: int) -> str:
@@ -125,7 +125,7 @@ def break_even(results: Results, advice: Recommendation) -> list:
     columns += [Column(f'creation at {ratio} the price') for ratio in ('a tenth of', 'ten times')]
     rows = [_even(results, entry, size) for entry in order]
     folded = Table(columns, rows, summary='All pairs of a prompt and a trained arm')
-    return [Text(text), Figures(plots.break_even(results, own, anchor)), folded]
+    return [Paragraph(text), Figures(plots.break_even(results, own, anchor)), folded]
 
 
 def _even(results: Results, entry: Mapping[str, Any], size: int) -> list[Cell]:
@@ -159,7 +159,7 @@ def pairs(results: Results, advice: Recommendation) -> list:
     columns += [Column('detectable'), Column('rows to decide')]
     size, arm = advice.choice.size, advice.choice.arm or advice.choice.leader
     own = [values.pair(results, arm, other, size) for other in values.scored(results, size)]
-    blocks: list = [Text(text), Table(columns, [_pair(pair) for pair in own if pair])]
+    blocks: list = [Paragraph(text), Table(columns, [_pair(pair) for pair in own if pair])]
     for rows in sorted({pair['size'] for pair in tested}, reverse=True):
         ranked = sorted((pair for pair in tested if pair['size'] == rows), key=lambda pair: -abs(pair['difference']))
         summary = f'{terminal.counted(rows, "training row")}: {terminal.counted(len(ranked), "pair")}'

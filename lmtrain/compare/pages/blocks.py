@@ -25,7 +25,7 @@ class Cell(NamedTuple):
     kind: str = ''  # of an arm
 
 
-class Text(NamedTuple):
+class Paragraph(NamedTuple):
     text: str
     type: str = 'text'
 

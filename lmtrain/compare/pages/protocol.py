@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmtrain.compare.pages import values
-from lmtrain.compare.pages.blocks import Cell, Column, Facts, Table, Text, arm_cell
+from lmtrain.compare.pages.blocks import Cell, Column, Facts, Paragraph, Table, arm_cell
 from lmtrain.compare.pages.values import NOT_MEASURED, Results, listed, percent
 from lmtrain.files import flatten_fields
 from lmtrain.report import terminal
@@ -103,14 +103,14 @@ def _fields(fields: Mapping[str, Any]) -> str:
 def provenance(results: Results) -> list:
     """Command, commit, machine and versions."""
     facts = flatten_fields(results.get('provenance') or {})
-    return [Facts([(name, str(value)) for name, value in facts.items()])] if facts else [Text('Not recorded.')]
+    return [Facts([(name, str(value)) for name, value in facts.items()])] if facts else [Paragraph('Not recorded.')]
 
 
 def trials(results: Results) -> list:
     """The folded table of all trials."""
     own = results.get('trials') or []
     if not own:
-        return [Text('No trial was recorded.')]
+        return [Paragraph('No trial was recorded.')]
     rows = [_trial(results, trial) for trial in own]
     columns = [Column(title, numeric) for title, numeric in TRIAL]
     return [Table(columns, rows, summary=f'All {terminal.counted(len(rows), "trial")}')]

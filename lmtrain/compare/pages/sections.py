@@ -10,9 +10,9 @@ from lmtrain.compare.pages.blocks import (
     Cell,
     Column,
     Figures,
+    Paragraph,
     Section,
     Table,
-    Text,
     arm_cell,
     lowest,
     table,
@@ -76,7 +76,7 @@ def trade_offs(results: Results, advice: Recommendation) -> list:
     size = advice.choice.size
     arms = values.scored(results, size)
     if not arms:
-        return [Text('No arm has a result.')]
+        return [Paragraph('No arm has a result.')]
     columns = [('accuracy (95 % interval)' + HIGHER, _accuracies(results, arms, size))]
     for field, title, unit in COSTS:
         numbers = [values.cost(results, arm, size, field) for arm in arms]
@@ -91,7 +91,7 @@ def trade_offs(results: Results, advice: Recommendation) -> list:
     text = f'With {values.labelled(results, [size])}, the most accurate arm first; costs are means over the '
     text += 'seeds. Arrows show which direction is better, and the best of a column is bold. The creation of an arm '
     text += 'includes everything that selected it: the grid of learning rates, the search over prompts, calibration.'
-    return [Text(text), table(results, arms, columns, marked=marked)]
+    return [Paragraph(text), table(results, arms, columns, marked=marked)]
 
 
 def _accuracies(results: Results, arms: list[str], size: int) -> list[Cell]:
@@ -131,7 +131,7 @@ def missing(results: Results, size: int, empty: list[str]) -> list:
         lines.append(f'Not measured, so that the section is left out: {"; ".join(empty)}.')
     if lines:
         blocks.append(Bullets(lines))
-    return blocks or [Text('Nothing: every trial of every arm finished, and every cost was measured.')]
+    return blocks or [Paragraph('Nothing: every trial of every arm finished, and every cost was measured.')]
 
 
 def _left_out(results: Results) -> list[str]:
@@ -175,7 +175,7 @@ def fronts(results: Results, size: int) -> list:
         if own:
             ranked = [own.get(arm, NOT_MEASURED) for arm in arms]
             columns.append((title, [Cell(rank, rank == pareto.FRONT) for rank in ranked]))
-    return [Text(text), Figures(panels), table(results, arms, columns, summary='The same as a table')]
+    return [Paragraph(text), Figures(panels), table(results, arms, columns, summary='The same as a table')]
 
 
 def efficiency(results: Results) -> list:
@@ -198,4 +198,4 @@ def efficiency(results: Results) -> list:
     advised = [choice.choose(results, size).arm or 'none' for size in sizes]
     rows.append([Cell('recommended', True), *(Cell(arm, True) for arm in advised)])
     columns = [Column('arm', numeric=False), *(Column(terminal.counted(size, 'row')) for size in sizes)]
-    return [*([Text(text), Figures(panels, small=True)] if panels else []), Table(columns, rows)]
+    return [*([Paragraph(text), Figures(panels, small=True)] if panels else []), Table(columns, rows)]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmtrain.data.chat.conversation import Conversation
-from lmtrain.data.chat.template import Template, Text, as_text
+from lmtrain.data.chat.template import RenderedText, Template, as_text
 from lmtrain.data.chat.traced import (
     ANSWER,
     CALLS,
@@ -42,13 +42,13 @@ class Written(NamedTuple):
     """
 
     method: str
-    texts: list[tuple[Text, list[Span]]]
+    texts: list[tuple[RenderedText, list[Span]]]
     unwritten: list[str]
 
 
 def render(
     dialogue: Conversation, tokenizer, template: Template, place: str, prompt: bool, count: int | None = None
-) -> Text:
+) -> RenderedText:
     """The text of the first `count` messages (of all, if None), with flag ANSWER on the trained ones.
 
     Args:
@@ -85,7 +85,7 @@ def write(dialogue: Conversation, tokenizer, template: Template, place: str) -> 
         try:
             before = render(one, tokenizer, template, place, True, index)
         except InputError:  # a template may require a question: there is nothing before an answer that comes first
-            before = Text('', b'', ())
+            before = RenderedText('', b'', ())
         begin, prompt_kept = _answer_begin(before, alone)
         if prompt_kept:
             separate.append((alone, [(begin, len(alone.text))]))
@@ -99,7 +99,7 @@ def write(dialogue: Conversation, tokenizer, template: Template, place: str) -> 
     return _written('separate', separate, dialogue)
 
 
-def _written(method: str, texts: list[tuple[Text, list[Span]]], dialogue: Conversation) -> Written:
+def _written(method: str, texts: list[tuple[RenderedText, list[Span]]], dialogue: Conversation) -> Written:
     """Adds the kinds of content that the conversation has and none of the texts contains."""
     roles = {message['role'] for message in dialogue.messages if message['content']}
     kinds = {
@@ -128,7 +128,7 @@ def flagged_spans(origin: bytes, flag: int) -> list[Span]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
 
 
-def _answer_begin(before: Text, alone: Text) -> tuple[int, bool]:
+def _answer_begin(before: RenderedText, alone: RenderedText) -> tuple[int, bool]:
     """(where the last answer of `alone` begins, whether `alone` contains the prompt `before` unchanged).
 
     The answer begins where the generation prompt ends, but not after any of its own text; without a prompt, with its
@@ -148,7 +148,7 @@ def _answer_begin(before: Text, alone: Text) -> tuple[int, bool]:
     return (at + len(prompt) if at >= 0 else start), False
 
 
-def _answer_end(alone: Text, whole: Text, begin: int) -> int | None:
+def _answer_end(alone: RenderedText, whole: RenderedText, begin: int) -> int | None:
     """Where in `whole` the last answer of `alone` ends; None if `whole` does not contain it unchanged.
 
     What a template writes only after the last message (Phi-3: the end of the text) may be missing in `whole`, but not

@@ -36,7 +36,7 @@ class Special(NamedTuple):
     span: tuple[int, int]
 
 
-class Text(NamedTuple):
+class RenderedText(NamedTuple):
     """The output of a template: n characters, n bytes of flags (traced.py), and its special tokens in order."""
 
     text: str
@@ -71,7 +71,7 @@ class Template(NamedTuple):
 
     def render(
         self, messages: Sequence[Mapping], tokenizer: Tokenizer, place: str, tools: Any = None, prompt=False
-    ) -> Text:
+    ) -> RenderedText:
         """The text of messages.
 
         Args:
@@ -122,7 +122,7 @@ def special_token_names(tokenizer: Tokenizer) -> dict[str, str]:
     return {'bos_token': begin} | names | {'eos_token': names.get('eos_token', end)}
 
 
-def as_text(text: str, tokenizer: Tokenizer) -> Text:
+def as_text(text: str, tokenizer: Tokenizer) -> RenderedText:
     """A text (`Traced`, or content as a whole) with the special tokens that the template wrote."""
     origin, plain = origin_of(text), ''.join((text,))
     parts, at = [], 0
@@ -138,7 +138,7 @@ def as_text(text: str, tokenizer: Tokenizer) -> Text:
         if own:
             specials.append(Special(tokenizer.special_ids[plain[begin:end]], begin, end, match.span()))
         at = match.end() if own else match.start() + 1
-    return Text(plain, origin, tuple(specials))
+    return RenderedText(plain, origin, tuple(specials))
 
 
 def _lost_token(text: str, contents: Any, tokenizer: Tokenizer) -> str | None:
@@ -168,7 +168,7 @@ def _texts(value: Any):
         yield value
 
 
-class Encoded(NamedTuple):
+class EncodedText(NamedTuple):
     """A text as tokens; three lists of equal length."""
 
     ids: list[int]
@@ -176,7 +176,7 @@ class Encoded(NamedTuple):
     sizes: list[int]  # bytes of the text behind each; 0 behind special tokens
 
 
-def encode(text: Text, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> Encoded:
+def encode(text: RenderedText, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> EncodedText:
     """The tokens of a text.
 
     No token crosses the boundary of a span: a span is encoded like the continuation that a model generates after the
@@ -208,4 +208,4 @@ def encode(text: Text, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -
         add([special.token], special.begin, space)
         begun = special.span[1]
     add_plain(len(text.text), begun > 0)
-    return Encoded(ids, within, sizes)
+    return EncodedText(ids, within, sizes)
