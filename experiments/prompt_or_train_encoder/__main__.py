@@ -12,7 +12,7 @@ TASKS = {
         'task.text': ('text',),
         'task.label': 'category',
         'compare.sizes': (77, 770),
-        'compare.selection': 308,
+        'compare.selection': 154,
     },
     'polarity': {
         'task.train': (('sentence_polarity/rt-polarity.pos', 'pos'), ('sentence_polarity/rt-polarity.neg', 'neg')),
@@ -26,8 +26,8 @@ TASKS = {
 ARMS = ('head', 'norms', 'last_layer', 'lora', 'prefix', 'soft_prompt', 'full', 'scratch', 'zero_shot')
 SHARED = comparison.pretrained_arms() | {
     'objective.pool': 'mean',
-    'budget.steps': 150,
-    'evaluate.every_steps': 75,
+    'budget.steps': 100,
+    'evaluate.every_steps': 50,
     'task.buckets': 4,  # a third fewer padded tokens than with 2, for programs that many trials share
     'compare.only': ARMS,
 }
