@@ -17,14 +17,12 @@ class Side:
         import jax
 
         from lmtrain import tree
-        from lmtrain.inference import decode
         from lmtrain.models.pretrained import load_pretrained
 
-        self.params = self.weights = None
+        self.params, self.weights = None, {}
         gc.collect()
         model, self.params = load_pretrained(folder, dtype=dtype)
         self.model = dataclasses.replace(model, dtype=dtype)
-        self.weights = jax.block_until_ready(decode.decoding_params(self.model, self.params))
         token = 2 * model.num_layers * model.num_kv_heads * model.head_dim
         return {
             'parameters': tree.count(self.params),
@@ -47,13 +45,18 @@ class Side:
 
     def generate(self, prompts: list, max_tokens: int, times: int = 1) -> dict:
         """Greedy texts without end tokens, and the seconds of each call."""
-        from lmtrain.inference import sample
+        import jax
 
+        from lmtrain.inference import decode, sample
+
+        if len(prompts) not in self.weights:
+            weights = decode.decoding_params(self.model, self.params, len(prompts))
+            self.weights = {len(prompts): jax.block_until_ready(weights)}
         settings = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'seed': 0, 'end_ids': []}
         settings |= {'vocab_size': self.model.vocab_size, 'max_tokens': max_tokens}
         seconds = []
         for _ in range(times):
             start = time.perf_counter()
-            texts = sample.generate(self.model, self.params, prompts, weights=self.weights, **settings)
+            texts = sample.generate(self.model, self.params, prompts, weights=self.weights[len(prompts)], **settings)
             seconds.append(time.perf_counter() - start)
         return {'seconds': seconds, 'texts': [text.ids for text in texts]}

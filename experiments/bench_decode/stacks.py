@@ -37,7 +37,7 @@ def measure(rows: int, samples: int, blocks: int) -> dict:
     stacked = past | {name: jax.numpy.stack(past[name]) for name in ('key', 'value')}
 
     def arguments(form: str) -> tuple:
-        weights = decode.decoding_params(model, params) if form == 'copy' else params
+        weights = decode.decoding_params(model, params, rows) if form == 'copy' else params
         step, before = (scanned, stacked) if form == 'scanned' else (unrolled, past)
         cache = model.init_cache(rows, batch.room, layers=form != 'scanned')
         return step, weights, before, cache, state, batch.settings, np.int32(TOKENS), batch.method

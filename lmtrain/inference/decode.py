@@ -89,7 +89,7 @@ def for_decoding(model: Transformer) -> tuple[Transformer, Transformer]:
     return prefills, dataclasses.replace(prefills, unroll=model.num_layers)
 
 
-def decoding_params(model: Transformer, params: tree.Params) -> tree.Params:
+def decoding_params(model: Transformer, params: tree.Params, rows: int) -> tree.Params:
     """Parameters as `decode` reads them, made once and outside of the loop: one layer per stack, kernels cast.
 
     On one device the kernels are transposed, and those that read the same input are joined: fewer products, each with
@@ -97,9 +97,12 @@ def decoding_params(model: Transformer, params: tree.Params) -> tree.Params:
 
     So the layers are copied: in their live stacks, every product would copy its layer first. An embedding that needs no
     cast is not.
+
+    Args:
+      rows: B of the batches.
     """
     dtype = jnp.dtype(model.dtype)
-    settings = model, None if _sharded(params) else jnp.dtype('float32') if widens(dtype) else dtype
+    settings = model, None if _sharded(params) else jnp.dtype('float32') if widens(dtype, rows) else dtype
     if virtual_tokens.NETWORKS & params.keys():
         params = jax.jit(virtual_tokens.materialise)(params)
     sizes = tree.segment_sizes(params)
@@ -140,14 +143,14 @@ def _sharded(params: tree.Params) -> bool:
 
 
 @functools.cache
-def widens(dtype) -> bool:
-    """Whether the compiler casts both operands of a product of few rows to float32, as some versions do on CPUs.
+def widens(dtype, rows: int) -> bool:
+    """Whether the compiler casts both operands of a product of few rows to float32, as it does on CPUs for one row.
 
     A decoding would then cast all kernels for every token. The products of float32 copies are the same.
     """
     if dtype == jnp.float32 or jax.default_backend() != 'cpu':
         return False
-    shapes = jax.ShapeDtypeStruct((8, 256), dtype), jax.ShapeDtypeStruct((384, 256), dtype)
+    shapes = jax.ShapeDtypeStruct((min(rows, 2), 256), dtype), jax.ShapeDtypeStruct((384, 256), dtype)
     return 'f32[384,256]' in jax.jit(few_rows).lower(*shapes).compile().as_text()
 
 

@@ -67,7 +67,8 @@ def stream(
     yields. The first token of every text is yielded by itself.
 
     Args:
-      weights: `decode.decoding_params` of `params`, for a caller that generates several times; None makes them.
+      weights: `decode.decoding_params` of `params` and of the padded number of prompts, for a caller that generates
+        several times; None makes them.
       settings: max_tokens, temperature, top_k, top_p, seed, end_ids and vocab_size, all required, and absent: see
         `check_settings`, which is called before anything compiles.
 
@@ -168,7 +169,7 @@ def states(
         if past is None:
             past, cache, state = decode.prefill(scanned, params, tokens, lengths, state, settings, method)
         else:
-            weights = weights or decode.decoding_params(model, params)
+            weights = weights or decode.decoding_params(model, params, len(state.done))
             cache, state = decode.decode(unrolled, weights, past, cache, state, settings, np.int32(steps), method)
         done, num_tokens, finite = jax.device_get((state.done, state.num_tokens, state.finite))
         if not finite:

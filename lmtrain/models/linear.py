@@ -77,9 +77,9 @@ class Linear(nn.Module):
 
 
 def few_rows(x, transposed):
-    """float32 [B, F], x [B, D] . transposed [F, D] for a small B: twice as fast on a CPU as x . kernel [D, F]."""
+    """float32 [B, F], x [B, D] . transposed [F, D] for a small B: on a CPU faster than x . kernel [D, F]."""
     x = x.astype(transposed.dtype)
-    return jnp.dot(transposed, x.T, preferred_element_type=jnp.float32).T
+    return jax.lax.dot_general(x, transposed, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def shared_input_matmul(module: nn.Module, sizes: dict[str, int], x, column_parallel) -> dict:

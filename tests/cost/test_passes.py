@@ -54,7 +54,7 @@ def test_flops_of_sampling_are_those_of_the_compiler(no_compilation_cache, monke
     state = decode.start(batch.settings, batch.room, batch.method)
     read = (scanned, params, batch.tokens, batch.lengths, state, batch.settings, batch.method)
     past, cache, state = decode.prefill.eval_shape(*read)
-    weights = decode.decoding_params(model, params)
+    weights = decode.decoding_params(model, params, PROMPTS * SAMPLES)
     draw = (unrolled, weights, past, cache, state, batch.settings, np.int32(MAX_TOKENS), batch.method)
     prefill = flops_of(decode.prefill, *read)
     monkeypatch.setattr(hlo, '_trips', lambda *_: DRAWN - 1)

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from configs import base
 from lmtrain.inference import decode
 from lmtrain.models import Transformer
+from lmtrain.models.linear import few_rows
 
 TRUNCATE = jax.jit(decode.truncate)
 LOGITS = hnp.arrays(
@@ -78,8 +79,8 @@ def test_kernels_are_joined_transposed_and_rounded(monkeypatch, widened):
     config.model.update({'num_layers': 2, 'width': 16, 'num_heads': 2, 'head_dim': 8, 'mlp_dim': 24, 'vocab_size': 31})
     model = dataclasses.replace(Transformer(**config.model), dtype='bfloat16')
     params = parameters(model)
-    monkeypatch.setattr(decode, 'widens', lambda dtype: widened)
-    weights = decode.decoding_params(model, params)
+    monkeypatch.setattr(decode, 'widens', lambda *_: widened)
+    weights = decode.decoding_params(model, params, 4)
     for layer in range(2):
         for module, names in decode.JOINED.items():
             own = params['layers'][module]
@@ -90,13 +91,27 @@ def test_kernels_are_joined_transposed_and_rounded(monkeypatch, widened):
             assert names[0] not in weights[f'layers_{layer}'][module]
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('rows', [1, 2, 8])
+def test_a_product_of_few_rows_casts_no_kernel(rows, dtype):
+    """A decoding would cast all kernels for every token. The result is not rounded."""
+    random = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(random.normal(size=shape), dtype) for shape in ((rows, 256), (384, 256)))
+    if decode.widens(jnp.dtype(dtype), rows):
+        kernel = kernel.astype(jnp.float32)
+    program = jax.jit(few_rows).lower(x, kernel).compile()
+    assert kernel.dtype == jnp.float32 or 'f32[384,256]' not in program.as_text()
+    expected = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64).T
+    np.testing.assert_allclose(program(x, kernel), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize('tied', [True, False])
 def test_decoding_copies_the_layers_and_no_embedding(tied):
     config = base.get_config()
     config.model.update({'num_layers': 2, 'width': 16, 'num_heads': 2, 'head_dim': 8, 'mlp_dim': 24, 'vocab_size': 31})
     model = dataclasses.replace(Transformer(**config.model), dtype='float32', tied=tied)
     params = parameters(model)
-    weights = decode.decoding_params(model, params)
+    weights = decode.decoding_params(model, params, 4)
     table = params['embed']['embedding']
     assert weights['embed']['embedding'] is table and (weights['head']['transposed'] is table) == tied
     live = {id(leaf) for leaf in jax.tree.leaves(params)}
@@ -115,8 +130,8 @@ def test_the_bytes_of_the_copy_are_known_before_it_is_made(monkeypatch, widened,
     model = dataclasses.replace(Transformer(**config.model), dtype=dtype, tied=tied)
     params = jax.jit(model.init)(jax.random.key(0), {'tokens': np.zeros((1, 4), np.int32)})['params']
     params = jax.tree.map(lambda leaf: leaf.astype(stored), params)
-    monkeypatch.setattr(decode, 'widens', lambda _: widened)
-    weights = decode.decoding_params(model, params)
+    monkeypatch.setattr(decode, 'widens', lambda *_: widened)
+    weights = decode.decoding_params(model, params, 4)
     live = {id(leaf) for leaf in jax.tree.leaves(params)}
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(weights) if id(leaf) not in live)
     assert size == sum(leaf.size * leaf.dtype.itemsize for leaf in decode.copied(model, params, widened))
