@@ -102,7 +102,7 @@ def decoding_params(model: Transformer, params: tree.Params, rows: int) -> tree.
       rows: B of the batches.
     """
     dtype = jnp.dtype(model.dtype)
-    settings = model, None if _sharded(params) else jnp.dtype('float32') if widens(dtype, rows) else dtype
+    settings = model, None if _sharded(params) else jnp.dtype('float32') if widens(dtype, min(rows, 2)) else dtype
     if virtual_tokens.NETWORKS & params.keys():
         params = jax.jit(virtual_tokens.materialise)(params)
     sizes = tree.segment_sizes(params)
@@ -147,10 +147,13 @@ def widens(dtype, rows: int) -> bool:
     """Whether the compiler casts both operands of a product of few rows to float32, as it does on CPUs for one row.
 
     A decoding would then cast all kernels for every token. The products of float32 copies are the same.
+
+    Args:
+      rows: 1, or 2 for every larger number.
     """
     if dtype == jnp.float32 or jax.default_backend() != 'cpu':
         return False
-    shapes = jax.ShapeDtypeStruct((min(rows, 2), 256), dtype), jax.ShapeDtypeStruct((384, 256), dtype)
+    shapes = jax.ShapeDtypeStruct((rows, 256), dtype), jax.ShapeDtypeStruct((384, 256), dtype)
     return 'f32[384,256]' in jax.jit(few_rows).lower(*shapes).compile().as_text()
 
 
