@@ -1,1 +1,1 @@
-"""Entry points: one file a verb, and the two shell scripts a newcomer types. They know no machine learning."""
+"""Entry points: one file per verb, launchers, and shell scripts. They contain no machine learning."""

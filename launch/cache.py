@@ -1,11 +1,11 @@
-"""what the caches of prepared texts and compiled programs hold; --prune removes what was not used for a month.
+"""lists the caches of prepared texts and compiled programs; --prune removes entries not used for a month.
 
 lmtrain cache
 lmtrain cache --prune --days=7
 lmtrain cache --cache=/fast/disk
 
-Everything in it is made again if it is missing. Entries that a process is
-writing are left; what an ended process left incomplete is removed.
+Missing entries are created again when they are needed. --prune keeps entries
+that a process is writing and removes incomplete ones of ended processes.
 """
 
 import collections

@@ -1,11 +1,11 @@
-"""a conversation with a model in the terminal, in its own chat template.
+"""a conversation with a model in the terminal, with its own chat template.
 
 lmtrain chat --workdir=runs/chat
 lmtrain chat --base=DIR --adapter=ADAPTER --system='Answer briefly.'
 
-A line is a message, and the answer is printed as it is generated. Ctrl-C stops
-an answer, Ctrl-D or /quit ends the program. Messages may also come from a
-file or a pipe, one a line; only answers are then printed on standard output.
+Each line is a message, and the answer is printed as it is generated. Ctrl-C
+stops an answer, Ctrl-D or /quit ends the program. Messages may also come from a
+file or a pipe, one per line; standard output then has only the answers.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """`lmtrain VERB [flags]`: finds the verb, parses its flags, runs it, and prints user errors as one line.
 
-A verb is a module of this folder: its docstring is its help, FLAGS are its flags, `run(flags)` does the work. jax is
-imported only by a verb that needs it.
+A verb is a module of this folder: its docstring is its help, FLAGS are its flags, `run(flags)` executes it. Only verbs
+that need jax import it.
 """
 
 import importlib

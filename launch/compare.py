@@ -1,11 +1,11 @@
-"""prompting and training on the same rows: which is better for a task, a base and a budget, with its costs.
+"""compares prompting and training on the same rows: accuracy and cost for a task, a base and a budget.
 
 lmtrain compare --config=configs/compare.py --config.init.base=DIR --config.task.train=train.csv \\
                 --config.task.text=text --config.task.label=category --workdir=runs/which
 
 The same command continues a comparison that was stopped; finished trials are
 not run again. An arm is one line of the config: config.compare.arms.NAME.
---report writes report.html again from results.json, and runs nothing.
+--report rewrites report.html from results.json without running anything.
 """
 
 import pathlib

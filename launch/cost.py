@@ -1,4 +1,4 @@
-"""what each way costs, from generating one text to pretraining the base: FLOPs, bytes, time and money; runs nothing.
+"""cost of each way to use a model, from one text to pretraining: FLOPs, bytes, time and money; runs nothing.
 
 lmtrain cost --config=configs/pretrain_gpt2.py --target=h100:1 --config.plan.price=2.5
 lmtrain cost --config=configs/tiny.py --config.init.base=runs/quickstart --shots=32

@@ -1,4 +1,4 @@
-"""Joins several processes into one run: roll call, jax.distributed, and an exit that leaves no peer waiting."""
+"""Joins several processes into one run: start-up barrier, jax.distributed, and an exit that leaves no peer waiting."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""the loss of a run on a split, of a model on a text, its score on a task file, or that of a prompted model on rows.
+"""loss of a run on a split or of a model on a text, score on a task file, or score of a prompted model on rows.
 
 lmtrain evaluate --workdir=runs/quickstart --split=test
 lmtrain evaluate --base=DIR --source='notes/*.md'
@@ -9,14 +9,14 @@ lmtrain evaluate --workdir=runs/lora --rows=test.csv --template='{text} => {cate
 lmtrain evaluate --workdir=runs/chat --rows=test.jsonl --max_tokens=100
 lmtrain evaluate --workdir=runs/intents --rows=test.csv
 
-A model with a head for classes, numbers, tags or spans answers --rows by it,
-unless there is a --template: --text names the fields that are read, and
---answer that of the label, if they are not those of the training.
+A model with a head for classes, numbers, tags or spans predicts --rows with the
+head, unless --template is set: --text names the input fields and --answer the
+field of the label, if they differ from those of the training.
 
-A run on conversations is prompted by the chat template that it was trained
-with: a row is one user's turn, after the turns of the demonstrations;
---chat_template names another. Without --template and --answer, rows are
-conversations, whose last answer is compared.
+A run on conversations is prompted with the chat template of its training: a row
+is one user turn, after the turns of the demonstrations; --chat_template selects
+another template. Without --template and --answer, rows are conversations, whose
+last answer is compared.
 
 --config.A.B=VALUE changes how a split or a source is read and computed, such
 as data.document, data.batch_size, evaluate.max_batches and model.dtype.

@@ -1,13 +1,13 @@
-"""streams text from a trained run; prompts from the command line or a file.
+"""streams text from a trained model; prompts from the command line or a file.
 
 lmtrain generate --workdir=runs/quickstart --prompt='def'
 lmtrain generate --workdir=runs/quickstart --prompts_file=prompts.txt --temperature=0
 lmtrain generate --workdir=runs/chat --prompt='What is a primer?' --system='Answer briefly.'
 lmtrain generate --base=DIR --prompt='Once upon a time'
 
-A run on conversations is prompted by the chat template that it was trained
-with: a prompt is one user's turn. Other models continue a prompt as it is.
---template names another: 'none' leaves prompts as they are, 'auto' takes the
+A run on conversations is prompted with the chat template of its training: a
+prompt is one user turn. Other models continue a prompt as it is. --template
+selects another template: 'none' leaves prompts as they are, 'auto' uses the
 tokenizer's own. A line of a .jsonl holds a prompt or messages.
 """
 

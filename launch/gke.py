@@ -1,9 +1,9 @@
-"""creates a run in a Kubernetes cluster as a JobSet: one pod per TPU host, restarted together.
+"""starts a run in a Kubernetes cluster as a JobSet: one pod per TPU host, restarted together.
 
 The image has lmtrain installed (`pip install '.[tpu,parquet]'` in a copy of this tree; parquet for FineWeb); --claim
 is a PersistentVolumeClaim that every pod can write (ReadWriteMany), mounted at /runs. The cluster needs the JobSet
-controller. A pod that is stopped has 300 s to save the step, with --spot only the 15 s that GKE grants: if they are too
-few, the run resumes from the last checkpoint (config.checkpoint.every_steps).
+controller. A stopped pod has 300 s to save the step, with --spot only the 15 s that GKE grants; if this is too short,
+the run resumes from the last checkpoint (config.checkpoint.every_steps).
 
 lmtrain gke --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=16x16 --claim=runs \\
             -- train --config=configs/pretrain_gpt2.py --workdir=/runs/gpt2

@@ -1,4 +1,4 @@
-"""Shared by the launchers: the command after a bare `--`, and commands quoted for a shell."""
+"""Shared by the launchers: parses the command after a bare `--`, and quotes commands for a shell."""
 
 import os
 import pathlib

@@ -1,9 +1,9 @@
-"""lm-eval's command line with the model `lmtrain`: a run or a Hugging Face directory (extra `lm-eval`).
+"""The command line of lm-eval with the model `lmtrain`: a run or a Hugging Face directory (extra `lm-eval`).
 
     python -m launch.lm_eval run --model lmtrain --model_args pretrained=runs/quickstart --tasks arc_easy
 
-Further arguments of the model: `step` and `member` of a run, `adapter` (a PEFT directory), `add_bos_token`. All flags
-are lm-eval's.
+Further arguments of the model: `step` and `member` of a run, `adapter` (a PEFT directory), `add_bos_token`. The flags
+are those of lm-eval.
 """
 
 import sys

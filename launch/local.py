@@ -1,7 +1,7 @@
 """starts the processes of one run on this machine, with simulated devices or its GPUs divided among them.
 
-Output of the other processes is prefixed with [their number]. Signals are forwarded to all. If a process fails, the
-others are ended and its exit code is returned.
+The output of all processes but the first is prefixed with [their number]. Signals are forwarded to all. If a process
+fails, the others are ended and its exit code is returned.
 
 lmtrain local --processes=2 --devices=4 -- train --config=configs/tiny.py --workdir=runs/two
 lmtrain local --processes=4 --retries=3 -- train --config=configs/pretrain_gpt2.py

@@ -1,4 +1,4 @@
-"""Files that a verb writes: checked before its work, and written whole or not at all."""
+"""Files that a verb writes: their paths are checked before the work, and they are written atomically."""
 
 import json
 import pathlib

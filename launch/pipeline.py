@@ -1,12 +1,12 @@
-"""several runs that follow each other on one task: fine-tuning, then preferences or a policy; a table of scores.
+"""runs several stages on one task: fine-tuning, then preferences or a policy; prints a table of scores.
 
 lmtrain pipeline --name=sft_grpo --workdir=runs/sft_grpo
 lmtrain pipeline --name=sft_dpo --config.sft.budget.steps=200 --config.dpo.objective.beta=0.2
 
 The names are sft_dpo, sft_grpo and sft_ppo (with a reward model). The stages
 sft, reward_model, dpo, grpo and ppo are recipes; --config.STAGE.FIELD=VALUE
-changes one. By default they learn rows that lmtrain generates. The same
-command continues a pipeline that was stopped.
+changes one. By default they train on rows that lmtrain generates. The same
+command resumes a pipeline that was stopped.
 """
 
 from absl import flags

@@ -1,4 +1,4 @@
-"""memory, time and cost of a run on machines that are not present, or the best use of a budget on them.
+"""memory, time and cost of a run on machines that are not present, or the best use of a compute budget.
 
 lmtrain plan --config=configs/pretrain_llama_8b.py --target=v5e:16x16
 lmtrain plan --config=configs/tiny.py --target=cpu:8 --config.mesh.fsdp=8 --config.mesh.data=1

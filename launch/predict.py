@@ -4,12 +4,12 @@ lmtrain predict --workdir=runs/intents --rows=new.csv --to=predicted.csv
 lmtrain predict --base=DIR --rows=new.jsonl --text=sentence --to=predicted.jsonl
 lmtrain predict --workdir=runs/which/trials/bm25/n64-seed1 --rows=new.csv --to=predicted.csv
 
-A trial of `lmtrain compare`, prompted or trained, answers by what it chose: its
-prompt with the demonstrations, or its model. Other models have a head for the
-task: a run of classify, regress, tag, span or reward, or such a Hugging Face
-directory (with one output: a number for a text).
-Every row of --rows has a row in --to, in the same order and with its columns,
-and further columns behind them:
+A trial of `lmtrain compare`, prompted or trained, predicts with what it selected:
+its prompt with the demonstrations, or its model. Other models need a head for
+the task: a run of classify, regress, tag, span or reward, or such a Hugging Face
+directory (a head with one output predicts a number for a text).
+Every row of --rows has one row in --to, in the same order and with its columns,
+followed by further columns:
 
 classes: prediction, probability, probabilities (csv: one column for each class)
 
@@ -18,13 +18,14 @@ numbers: prediction
 rewards: prediction. A row of a reward model is a prompt with its completion, in
 any format of conversations; --text names their fields if they have other names
 
-tags: prediction and probability (lists, one entry a word), entities
+tags: prediction and probability (lists, one entry per word), entities
 
 answers: prediction, begin and end (characters of the context), probability,
-no_answer (the probability that the context holds none)
+no_answer (the probability that the context has no answer)
 
-Rows need no label; every line of a .txt is one. A row without text has an empty prediction; a row that is
-longer than the context of the model is cut, and a line says how many were.
+Rows need no label; every line of a .txt is one row. A row without text has an
+empty prediction. Rows longer than the context of the model are truncated, and a
+line reports their number.
 """
 
 from absl import flags

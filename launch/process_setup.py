@@ -1,4 +1,4 @@
-"""Prepares the process before jax is imported: quiet logs, an allocator that keeps memory, a compilation cache.
+"""Prepares the process before jax is imported: log levels, an allocator that keeps freed memory, a compilation cache.
 
 Imports no library. Environment variables that the user has set take precedence.
 """

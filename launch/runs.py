@@ -1,15 +1,15 @@
-"""a table of runs: what differs between their configs, state, scores, FLOPs and time; and a plot of their curves.
+"""a table of runs: config fields that differ, state, scores, FLOPs and time; and a plot of their curves.
 
 lmtrain runs runs
 lmtrain runs runs --filter=adapt.method=lora --filter='loss<2' --sort=-bits_per_byte
 lmtrain runs runs/which --columns=trial.arm,trial.size,test.accuracy --to=runs.csv
 lmtrain runs runs --plot=curves.png --x=flops
 
-A folder holds runs, at any depth, or a comparison with its trials. Fields are
-those of the config, name, state, step, loss and the scores beside it, flops,
-seconds, and validation.*, test.*, cost.* (results.json) and trial.*,
-selection.*, ledger.* (trial.json); the last part of a name is enough if it is
-the only one. A run is 'running' if a process of this machine trains it.
+A folder contains runs, at any depth, or a comparison with its trials. The fields
+are those of the config; name, state, step, loss and the other scores, flops,
+seconds; validation.*, test.*, cost.* (results.json); and trial.*, selection.*,
+ledger.* (trial.json). The last part of a name is enough if it is unique. A run
+is 'running' if a process of this machine trains it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""every value of a recipe, what differs from base.py, and whether its model can be exported.
+"""every value of a recipe, its differences from base.py, and whether its model can be exported.
 
 lmtrain show --config=configs/quickstart.py
 lmtrain show --config=configs/pretrain_gpt2.py --config.model.num_layers=6

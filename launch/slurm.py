@@ -1,6 +1,6 @@
 """submits a run to SLURM: one process per node, saved before the time limit, requeued on exit code 42 or 75.
 
-Options without a flag are taken from sbatch's own variables, such as SBATCH_QOS, SBATCH_EXCLUSIVE=1, SBATCH_CONSTRAINT.
+For options without a flag, set sbatch's own variables, such as SBATCH_QOS, SBATCH_EXCLUSIVE=1, SBATCH_CONSTRAINT.
 
 lmtrain slurm --nodes=4 --gpus_per_node=8 --time=24:00:00 -- train --config=configs/pretrain_gpt2.py --workdir=runs/gpt2
 lmtrain slurm --nodes=2 --time=1:00:00 --partition=a100 --interface=ib0 --print_only -- train --config=configs/tiny.py

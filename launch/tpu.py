@@ -1,9 +1,9 @@
 """trains on one or more TPU slices of Google Cloud: creates them, copies the last commit, runs, and deletes them.
 
-The run does not depend on the connection: the log of worker 0 is printed, and resumes after a lost connection. If the
-run exits to be restarted, it is restarted there; if a worker or a spot TPU is taken away, on a new TPU. The run folder
-must outlive the TPU: --setup mounts a file system on every worker. Ctrl-C also deletes the TPU. gcloud reaches several
-workers only if its key is in an ssh-agent: ssh-add ~/.ssh/google_compute_engine
+The log of worker 0 is printed. The run does not depend on the connection; if it is lost, the log resumes after it is
+reopened. A run that exits with a code for a restart is restarted on the same TPU; if a worker or a spot TPU is lost, on
+a new one. The run folder must outlive the TPU: --setup mounts a file system on every worker. Ctrl-C also deletes the
+TPU. gcloud reaches several workers only if its key is in an ssh-agent: ssh-add ~/.ssh/google_compute_engine
 
 lmtrain tpu --zone=us-west4-a --accelerator_type=v5litepod-256 --runtime_version=v2-alpha-tpuv5-lite --spot \\
             --setup='sudo mkdir /runs; sudo mount -t nfs 10.0.0.2:/runs /runs' \\
