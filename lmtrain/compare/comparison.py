@@ -105,6 +105,7 @@ def assemble(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparis
             raise InputError(f'config.{section}.{field} = {config[section][field]}: it must be at least 1')
     if not 0 < config.compare.margin < 1:
         raise InputError(f'config.compare.margin = {config.compare.margin}: a difference of accuracies between 0 and 1')
+    rows.check_templates(config.compare.templates)
     task = rows.divide(config, directory / 'rows')
     sizes, notes = rows.sizes(config, len(task.train), task.facts['notes'])
     notes = [*task.facts['notes'], *notes]

@@ -24,7 +24,7 @@ from lmtrain.data.labels import class_id, rare_notes
 from lmtrain.data.rows import Row, jsonl_rows, text_of
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, read_json_object, sha256, write_atomic, write_json
-from lmtrain.inference.questions import question
+from lmtrain.inference.questions import parse_template, question
 from lmtrain.tasks.task_rows import TaskConfig, classes_of, read_splits
 
 ALL = 0  # a size: all training rows
@@ -166,6 +166,8 @@ def _digests(config) -> dict[str, str]:
 def _write(config, folder: Path, settings: dict[str, Any]) -> None:
     notes: list[str] = []
     task = _task(config)
+    if config.compare.template:
+        _check_template(config.compare.template, 'config.compare.template', task.label)
     splits = read_splits(task, {**config.data, 'validation': 0.0}, notes)
     _check_classes([row for rows in splits.values() for row in rows], task)
     parts = _divide(config, splits, task, notes)
@@ -283,6 +285,27 @@ def _line(row: Row, task: TaskConfig, template: str, classes: Sequence[str]) -> 
     other = others[int(hash_unit('rejected', ' '.join(texts.values())) * len(others))]
     pair = {'chosen': completion, 'rejected': _completion(template, task.label, other)}
     return texts | {'label': label, 'prompt': prompt, 'completion': completion} | pair | {'place': row.place}
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raises InputError if one of config.compare.templates is none of `in_template`, or does not end in {label}."""
+    for template in templates:
+        _check_template(template, 'config.compare.templates', 'label')
+        if other := next((field for _, field in parse_template(template) if field not in ('text', 'label')), None):
+            raise InputError(
+                f'config.compare.templates: template {template!r} has the field {{{other}}}: these templates have '
+                '{text}, which is the text of the row, and end in {label}'
+            )
+
+
+def _check_template(template: str, place: str, label: str) -> None:
+    """Raises InputError naming the field `place` of the config if a template does not end in {label}, or repeats it."""
+    try:
+        *fields, last = [field for _, field in parse_template(template)]
+    except InputError as error:
+        raise InputError(f'{place}: {error}') from None
+    if last != label or label in fields:
+        raise InputError(f'{place}: template {template!r} must end in {{{label}}} and contain it only once')
 
 
 def in_template(rows: Sequence[Row], template: str) -> list[Row]:

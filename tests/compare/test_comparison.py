@@ -423,6 +423,32 @@ def test_the_margin_is_a_difference_of_accuracies(base):
         comparison.assemble(make_config(base, margin=3.0), base.parent / 'short', [])
 
 
+@pytest.mark.parametrize(
+    ('template', 'problem'),
+    [
+        ('{note}\nCategory: {label}', 'has the field {note}'),
+        ('{text}\nCategory: {animal}', 'must end in {label}'),
+        ('{label}: {text} {label}', 'contain it only once'),
+        ('{text} is {label}.', 'ends in text'),
+        ('{text is {label}', 'unexpected'),
+        ('', 'ends in text'),
+    ],
+)
+def test_other_templates_are_checked_before_anything_runs(base, template, problem):
+    config = make_config(base, templates=('{text} {label}', template))
+    with pytest.raises(InputError, match=re.escape(problem)) as refused:
+        comparison.assemble(config, base.parent / 'templates', [])
+    assert str(refused.value).startswith(f'config.compare.templates: template {template!r}')
+    assert not (base.parent / 'templates').exists()
+
+
+@pytest.mark.parametrize('template', ['{note}\nLabel: {label}', '{note} {animal}.'])
+def test_template_of_the_comparison_is_named_if_it_does_not_end_in_the_label(base, template):
+    with pytest.raises(InputError, match='^config.compare.template: template ') as refused:
+        comparison.assemble(make_config(base, template=template), base.parent / 'template', [])
+    assert repr(template) in str(refused.value)
+
+
 def test_the_cost_of_a_prompt_is_of_its_score_and_that_of_its_choice_of_all_scores(base):
     shared, _ = comparison.assemble(make_config(base, sizes=(16,)), base.parent / 'costs', [])
     form = predictors.settings(shared.task, shots=4, select='random')
