@@ -24,7 +24,7 @@ from lmtrain.compare import (
     updates,
 )
 from lmtrain.compare.arms import Arm
-from lmtrain.compare.trials import Comparison
+from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, write_json
 from lmtrain.models import hub
@@ -60,10 +60,11 @@ def run(config, directory) -> dict[str, Any]:
     with workdir.lock(directory), stop_on_signal():
         config = default.fill_in(config, directory)
         comparison, notes = assemble(config, directory, selected)
+        listed = _listed(comparison, selected)  # first: other settings are refused before config.json has them
         write_json(directory / 'config.json', comparison.config.to_dict(), indent=1)
         others = [arm for arm in known if arm not in selected]
         earlier = trials.earlier(comparison, others)
-        finished = [*_run_trials(comparison, selected, notes), *_updated(comparison, earlier)]
+        finished = [*_run_trials(comparison, selected, listed, notes), *_updated(comparison, earlier)]
         shown = [arm for arm in known if arm in [*selected, *(trial.arm for trial, _ in earlier)]]
         finished = testing.run(comparison, finished)
         content = results.collect(comparison, shown, finished, notes)
@@ -123,13 +124,21 @@ def assemble(config, directory: Path, selected: Sequence[Arm]) -> tuple[Comparis
     return comparison._replace(plans={arm.name: planning.plan(comparison, arm) for arm in selected}), notes
 
 
-def _run_trials(comparison: Comparison, selected: Sequence[Arm], notes: Sequence[str]) -> trials.Finished:
-    """All trials with their trial.json; those that are finished are not run again. Arms that cannot run have none."""
+def _listed(comparison: Comparison, selected: Sequence[Arm]) -> list[tuple[Trial, dict[str, Any] | None]]:
+    """The trials of the arms that can run, each with what `trials.finished` returns; raises what it raises."""
     able = [arm for arm in selected if not comparison.plans[arm.name].reason]
-    listed = trials.listed(comparison, able)
-    records = [trials.finished(comparison, trial) for trial in listed]  # first: other settings are refused before work
+    return [(trial, trials.finished(comparison, trial)) for trial in trials.listed(comparison, able)]
+
+
+def _run_trials(
+    comparison: Comparison,
+    selected: Sequence[Arm],
+    listed: Sequence[tuple[Trial, dict[str, Any] | None]],
+    notes: Sequence[str],
+) -> trials.Finished:
+    """All trials of `_listed` with their trial.json; those that are finished are not run again."""
     display, finished = progress.Display(comparison, selected, len(listed), notes), []
-    for trial, record in zip(listed, records, strict=True):
+    for trial, record in listed:
         if record is None:
             display.begin(trial)
             record = trials.run(comparison, trial, EXECUTE[trial.arm.kind])

@@ -18,6 +18,7 @@ from lmtrain.compare import (
     arms,
     comparison,
     measures,
+    new_rows,
     planning,
     predictors,
     progress,
@@ -311,6 +312,17 @@ def test_a_second_call_has_the_blocks_of_its_sizes_and_its_prices(base):
     for trial in again['trials']:
         assert trial['ledger']['price'] == pytest.approx(trial['ledger']['device_seconds'] / 1200)
         assert trial['test']
+
+
+def test_a_refused_call_leaves_the_finished_trials_usable(base):
+    folder, config = base.parent / 'refused', make_config(base, only=('few_shot',), sizes=(4,), seeds=1)
+    comparison.run(config, folder)
+    before = (folder / 'config.json').read_bytes()
+    config.compare.arms.few_shot.shots = 2
+    with pytest.raises(InputError, match='other settings of this arm'):
+        comparison.run(config, folder)
+    assert (folder / 'config.json').read_bytes() == before
+    assert new_rows.open_trial(folder / 'trials' / 'few_shot' / 'n4-seed1').trial.arm.settings['shots'] == 8
 
 
 @pytest.mark.slow
