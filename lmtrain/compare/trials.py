@@ -17,12 +17,13 @@ from lmtrain.compare.arms import Arm
 from lmtrain.compare.rows import TaskRows
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
-from lmtrain.files import read_json_object, write_json
+from lmtrain.files import read_json_object, write_atomic, write_json
 from lmtrain.runtime import lifecycle
 from lmtrain.training.init_from import Base
 from lmtrain.training.load import LoadedModel
 
 UNREAD = ('compare', 'log', 'watchdog', 'plan', 'sample', 'mesh')  # sections that change no result of a trial
+STARTED = 'digest.txt'  # the digest of a trial, written before it runs
 
 
 class Trial(NamedTuple):
@@ -137,14 +138,15 @@ def run(comparison: Comparison, trial: Trial, execute) -> dict[str, Any]:
     Raises what ends a whole comparison: a signal, a full disk.
     """
     folder = comparison.folder / trial.folder
-    path = folder / 'trial.json'
-    if path.exists() and not is_of(comparison, trial, read_json_object(path)):
-        shutil.rmtree(folder)  # of a failure with other settings: their run cannot be continued
+    path, digest = folder / 'trial.json', _digest(comparison, trial)
+    if _started(folder) not in (None, digest):
+        shutil.rmtree(folder)  # failed or interrupted with other settings: their run cannot be continued
     interrupted = (folder / 'log.txt').exists() and not path.exists()  # the seconds of that start are not all known
     folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / STARTED, digest.encode())
     (folder / 'test.json').unlink(missing_ok=True)  # of what an earlier trial here has chosen
     about = {'arm': trial.arm.name, 'kind': trial.arm.kind, 'size': trial.size, 'seed': trial.seed}
-    about |= {'digest': _digest(comparison, trial), 'interrupted': interrupted}
+    about |= {'digest': digest, 'interrupted': interrupted}
     try:
         with open(folder / 'log.txt', 'a', encoding='utf-8') as log, contextlib.redirect_stdout(log):
             record = about | {'status': 'done', 'reason': ''} | execute(comparison, trial, folder)
@@ -152,6 +154,14 @@ def run(comparison: Comparison, trial: Trial, execute) -> dict[str, Any]:
         record = about | failure(error, folder)
     write_json(folder / 'trial.json', record, indent=1)
     return record
+
+
+def _started(folder: Path) -> str | None:
+    """The digest of the trial that was run in a folder or begun; None if there is none, or if it is not known."""
+    if (folder / 'trial.json').exists():
+        return read_json_object(folder / 'trial.json')['digest']
+    path = folder / STARTED  # missing in folders of earlier versions
+    return path.read_text(encoding='utf-8') if path.exists() else None
 
 
 def update(comparison: Comparison, trial: Trial, record: dict[str, Any], measure) -> dict[str, Any]:

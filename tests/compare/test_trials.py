@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmtrain.compare import trials
+from lmtrain.compare import trained, trials
 from lmtrain.errors import InputError
 from lmtrain.runtime import lifecycle
 
@@ -97,3 +97,36 @@ def test_what_ends_the_comparison_is_raised(one, error):
 
 def test_a_trial_that_ran_through_was_not_interrupted(one):
     assert not trials.run(*one, done)['interrupted']
+
+
+@pytest.mark.parametrize('shots', [8, 3])
+def test_files_of_an_interrupted_trial_are_kept_for_the_same_settings_only(one, shots):
+    shared, trial = one
+    trial = trial._replace(arm=trial.arm._replace(settings=trial.arm.settings | {'shots': 8}))
+    path = shared.folder / trial.folder / 'config.json'
+
+    def stopped(shared, trial, folder):
+        path.write_text('{}', encoding='utf-8')
+        raise lifecycle.RunEnded(lifecycle.REQUEUE, 'SIGTERM')
+
+    with pytest.raises(lifecycle.RunEnded):
+        trials.run(shared, trial, stopped)
+    present = []
+    other = trial._replace(arm=trial.arm._replace(settings=trial.arm.settings | {'shots': shots}))
+    record = trials.run(shared, other, lambda *arguments: present.append(path.exists()) or {})
+    assert present == [shots == 8] and record['interrupted'] == (shots == 8)
+
+
+def test_an_interrupted_training_with_other_rates_is_trained_again(small):
+    shared, [arm] = small('interrupted', ('head',), sizes=(4,))
+    [trial] = trials.listed(shared, [arm])
+
+    def stopped(*arguments):
+        trained.run(*arguments)
+        raise lifecycle.RunEnded(lifecycle.REQUEUE, 'SIGTERM')
+
+    with pytest.raises(lifecycle.RunEnded):
+        trials.run(shared, trial, stopped)
+    other = trial._replace(arm=arm._replace(settings=arm.settings | {'learning_rates': (2e-3, 3e-3, 1e-2)}))
+    record = trials.run(shared, other, trained.run)
+    assert record['status'] == 'done' and record['selection']['candidates'][0]['learning_rate'] == 2e-3
