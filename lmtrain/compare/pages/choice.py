@@ -2,7 +2,7 @@
 
 The most accurate arm is compared with every other one. Another arm is
   * equivalent, if the difference is shown to be within the margin of the comparison, after Holm's correction,
-  * less accurate, if the difference is significant after Holm's correction,
+  * less accurate, if its difference is significant after Holm's correction, and the most accurate arm is ahead,
   * undecided otherwise, and if the difference was not tested.
 Of the arms that are equivalent to the most accurate one, the cheapest in FLOPs is recommended. No arm is recommended
 whose interval reaches down to the accuracy of chance or of always answering the most frequent class.
@@ -107,4 +107,6 @@ def _relation(results: Results, leader: str, other: str, size: int) -> str:
     within, differs = (tested.get(name) for name in ('p_equivalent_holm', 'p_holm'))
     if within is not None and within < LEVEL and _above_majority(results, other, size):
         return 'equivalent'
-    return 'worse' if differs is not None and differs < LEVEL else 'undecided'
+    # Over the seeds that both arms have finished: there, another arm than the leader may be ahead.
+    is_ahead = differs is not None and differs < LEVEL and tested['difference'] > 0
+    return 'worse' if is_ahead else 'undecided'

@@ -70,5 +70,5 @@ def _surpasses(results: Results, one: Point, other: Point) -> bool:
     """Whether `one` is significantly more accurate: by their test or, if they were not tested, by their intervals."""
     tested = values.pair(results, one.arm, other.arm, one.size) if one.size == other.size else None
     if tested and tested.get('p_holm') is not None:
-        return tested['p_holm'] < LEVEL
+        return tested['p_holm'] < LEVEL and tested['difference'] > 0
     return bool(one.interval and other.interval and one.interval[0] > other.interval[1])

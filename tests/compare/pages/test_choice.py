@@ -27,6 +27,18 @@ def test_outcome_follows_the_statistics(comparison, p_holm, p_equivalent, p_equi
     assert (chosen.outcome, chosen.arm, chosen.leader) == (outcome, arm, 'lora')
 
 
+@pytest.mark.parametrize('arms', [['lora', 'head'], ['head', 'lora']])
+@pytest.mark.parametrize(('difference', 'outcome'), [(0.05, 'best'), (-0.05, 'undecided')])
+def test_arm_is_worse_only_if_the_leader_is_ahead_on_their_common_seeds(comparison, arms, difference, outcome):
+    """The accuracies are over all seeds of each arm, the test is over those that both have finished."""
+    results = comparison(arms=ARMS, sizes=(512,))
+    signed = difference if arms[0] == 'lora' else -difference  # of the first arm less the second
+    results['pairs'][0] |= {'arms': arms, 'difference': signed, 'p_holm': 0.001, 'p_equivalent_holm': 1.0}
+    chosen = choice.choose(results, 512)
+    assert (chosen.leader, chosen.outcome) == ('lora', outcome)
+    assert chosen.undecided == (() if outcome == 'best' else ('head',))
+
+
 def test_baseline_is_the_higher_of_both():
     assert choice.baseline({'task': {'majority': 0.2, 'chance': 0.3}}) == (0.3, 'chance')
     assert choice.baseline({'task': {'majority': 0.4, 'chance': 0.3}})[0] == 0.4

@@ -32,6 +32,15 @@ def test_classes_follow_the_tests_of_the_pairs(comparison):
     assert sorted(ranks.values()) == ['close', 'close', 'front', 'front']
 
 
+def test_arm_that_is_ahead_on_the_common_seeds_is_not_dominated(comparison):
+    arms = {'best': ('train', 0.5, 0.8, 10, 1e12, 1e9), 'waste': ('train', 0.5, 0.55, 10, 1e14, 1e9)}
+    results = comparison(arms=arms, sizes=(512,))
+    for sign, rank in ((1, 'dominated'), (-1, 'close')):
+        results['pairs'][0] |= {'difference': sign * 0.05, 'p_holm': 0.001}
+        ranks = pareto.classes(results, pareto.points(results, 512, 'create_flops'))
+        assert {point.arm: own for point, own in ranks.items()} == {'best': 'front', 'waste': rank}
+
+
 def test_points_of_rows_are_of_all_sizes(comparison):
     arms = {'prompt': ('prompt', 0.6, 0.6, 0, 0.0, 1e9), 'lora': ('train', 0.3, 0.9, 10, 1e12, 1e9)}
     results = comparison(arms=arms, sizes=(8, 512))
