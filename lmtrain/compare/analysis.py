@@ -30,8 +30,9 @@ class Hits:
             self.losses.setdefault(cell, []).append(record['test']['loss'])
 
     def sizes(self) -> list[int]:
-        """The sizes with trials, ascending, without 0."""
-        return sorted({size for _, size in self.of if size})
+        """The sizes with trials, ascending, without 0 unless there is no other."""
+        sizes = sorted({size for _, size in self.of})
+        return [size for size in sizes if size] or sizes
 
     def at(self, arm: str, size: int) -> dict[int, np.ndarray]:
         """{seed: hits [N]} of an arm; those of size 0 hold for every size, under seed 0."""

@@ -67,6 +67,21 @@ def test_pairs_share_rows_and_seeds_and_are_corrected_within_a_size(tmp_path, re
             assert [line[f'{name}_holm'] for line in own] == statistics.holm([line[name] for line in own])
 
 
+def test_arms_that_read_no_rows_are_tested_at_size_0_if_there_is_no_other(tmp_path, records):
+    other = tmp_path / 'other'
+    other.mkdir()
+    [prompt] = [each for each in records if each['arm'] == 'prompt']
+    lines = [json.dumps({'right': row % 10 > 0}) + '\n' for row in range(ROWS)]  # 90 % against 50 %
+    (other / 'predictions.jsonl').write_text(''.join(lines), encoding='utf-8')
+    both = [prompt, prompt | {'arm': 'other', 'folder': 'other'}]
+    [line] = analysis.pairs(analysis.Hits(tmp_path, both), ['prompt', 'other'], 0.1)
+    assert (line['size'], line['arms']) == (0, ['prompt', 'other'])
+    assert line['difference'] == pytest.approx(prompt['right'].mean() - 0.9) and line['p_holm'] < 0.001
+    lines = analysis.pairs(analysis.Hits(tmp_path, [*both, *records[1:]]), ['prompt', 'other', 'one'], 0.1)
+    assert [(each['size'], each['arms']) for each in lines[:1]] == [(8, ['prompt', 'other'])]
+    assert {each['size'] for each in lines} == {8, 32}
+
+
 def test_code_lengths_are_means_over_seeds(records):
     lengths = analysis.code_lengths(records, [8, 32], num_classes=4)
     for arm in ('prompt', 'one', 'two'):  # a prompt without rows has scored the blocks of both seeds
