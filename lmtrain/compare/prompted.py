@@ -34,6 +34,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     predict = predictor(comparison, trial, chosen)
     result['blocks'] = measures.blocks(comparison, trial, predict)
     result['draws'] = draws(comparison, trial, form, chosen)
+    result['template_texts'] = template_texts(comparison, trial)
     result['templates'] = templates(comparison, trial, chosen, result['selection']['accuracy'])
     query = measures.query_of_prompt(comparison, model, pool, form, [chosen['score']])
     every = measures.query_of_prompt(comparison, model, pool, form, settings['scores'])
@@ -77,10 +78,11 @@ def draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: di
     return accuracies
 
 
-def num_templates(comparison: Comparison, trial: Trial) -> int:
-    """How many accuracies `templates` has: of prompts at the largest size, and of those without rows."""
-    others = len(comparison.config.compare.templates)
-    return 1 + others if others and trial.size in (0, comparison.sizes[-1]) else 0
+def template_texts(comparison: Comparison, trial: Trial) -> list[str]:
+    """The templates of `templates`, that of the comparison first: at the largest size and without rows, else []."""
+    others = comparison.config.compare.templates
+    is_measured = others and trial.size in (0, comparison.sizes[-1])
+    return [comparison.task.facts['template'], *others] if is_measured else []
 
 
 def templates(comparison: Comparison, trial: Trial, chosen: dict[str, Any], accuracy: float) -> list[float | None]:
@@ -92,7 +94,7 @@ def templates(comparison: Comparison, trial: Trial, chosen: dict[str, Any], accu
     Args:
       accuracy: with the template of the comparison.
     """
-    if not num_templates(comparison, trial):
+    if not template_texts(comparison, trial):
         return []
     (pool, form), task, accuracies = prompt(comparison, trial, chosen), comparison.task, [accuracy]
     for template in comparison.config.compare.templates:

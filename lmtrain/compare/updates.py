@@ -1,4 +1,4 @@
-"""What a finished trial lacks on a later call with other sizes, seeds or draws, measured from what it has chosen."""
+"""What a finished trial lacks on a later call with other sizes, seeds, draws or templates, from what it has chosen."""
 
 from typing import Any
 
@@ -15,12 +15,13 @@ def outdated(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bo
     if trial.arm.kind == 'train':
         is_largest = trial.size == comparison.sizes[-1]
         return is_largest and bool(comparison.own_text) and record['forgetting'] is None
-    num_templates = prompted.num_templates(comparison, trial)
-    return (len(record['draws']), len(record['templates'])) != (_num_draws(comparison, trial, chosen), num_templates)
+    if len(record['draws']) != _num_draws(comparison, trial, chosen):
+        return True
+    return _has_other_templates(comparison, trial, record)
 
 
 def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a trial with the blocks, draws and forgetting of this comparison; its choice stays.
+    """The record of a trial with the blocks, draws, templates and forgetting of this comparison; its choice stays.
 
     The trial itself cannot be repeated for them: only the checkpoint of its choice is left.
     """
@@ -35,10 +36,17 @@ def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dic
         if len(record['draws']) != _num_draws(comparison, trial, chosen):
             _, form = prompted.prompt(comparison, trial, chosen)
             changed['draws'] = prompted.draws(comparison, trial, form, chosen)
-        if len(record['templates']) != prompted.num_templates(comparison, trial):
+        if _has_other_templates(comparison, trial, record):
             accuracy = record['selection']['accuracy']
+            changed['template_texts'] = prompted.template_texts(comparison, trial)
             changed['templates'] = prompted.templates(comparison, trial, chosen, accuracy)
     return record | changed | {'blocks': measures.blocks(comparison, trial, predict, record['blocks'])}
+
+
+def _has_other_templates(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:
+    """Whether the accuracies of a record are of other templates, or of unknown ones, as in earlier versions."""
+    texts = prompted.template_texts(comparison, trial)
+    return record.get('template_texts', []) != texts or len(record['templates']) != len(texts)
 
 
 def _num_draws(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> int:

@@ -88,7 +88,8 @@ def test_templates_are_other_texts_of_the_same_rows(small, tmp_path, monkeypatch
     small_one, largest, none = (
         trial_of(shared, selected, *cell) for cell in (('few_shot', 4), ('few_shot', 16), ('zero_shot', 0))
     )
-    assert [prompted.num_templates(shared, each) for each in (small_one, largest, none)] == [0, 2, 2]
+    listed = [prompted.template_texts(shared, each) for each in (small_one, largest, none)]
+    assert listed == [[], ['{note}\nLabel: {animal}', '{text} is {label}'], listed[1]]
     own = prompted.run(shared, largest, tmp_path)
     assert own['templates'][0] == own['selection']['accuracy'] and len(own['templates']) == 2
     texts = []

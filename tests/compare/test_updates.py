@@ -40,6 +40,28 @@ def test_draws_and_templates_are_repeated_if_their_number_changes(few_shot, sett
     assert not updates.outdated(other, trial, own)
 
 
+def test_templates_with_other_texts_are_measured_again(few_shot):
+    shared, trial, record = few_shot
+    texts = record['template_texts']
+    assert texts == ['{note}\nLabel: {animal}', *shared.config.compare.templates]
+    others = (texts[2], 'Zebra {text} is {label}')
+    other = changed(shared, templates=others)
+    assert updates.outdated(other, trial, record)
+    own = updates.measure(other, trial, record)
+    assert own['template_texts'] == [texts[0], *others] and own['draws'] == record['draws']
+    assert own['templates'][:2] == [record['templates'][0], record['templates'][2]]
+    assert not updates.outdated(other, trial, own) and updates.outdated(shared, trial, own)
+
+
+def test_templates_of_earlier_versions_have_no_texts_and_are_measured_again(few_shot):
+    shared, trial, record = few_shot
+    earlier = {name: value for name, value in record.items() if name != 'template_texts'}
+    earlier['templates'] = [0.0, 0.0, 0.0]
+    assert updates.outdated(shared, trial, earlier)
+    assert updates.measure(shared, trial, earlier)['templates'] == record['templates']
+    assert updates.measure(changed(shared, templates=()), trial, earlier)['templates'] == []
+
+
 def test_blocks_of_another_size_are_scored(few_shot):
     shared, trial, record = few_shot
     larger = trial._replace(next_size=24)
