@@ -171,7 +171,9 @@ def stored_leaves(params: Mapping, trainable: str) -> tree.Params:
 
 
 def break_even(prompt: Mapping, trained: Mapping, *, cached: bool = False, ratio: float = 1.0) -> float | None:
-    """The number of queries after which the trained arm has cost less than the prompt; None if it never does.
+    """The number of queries after which the trained arm has cost less than the prompt; None if there is none.
+
+    An arm whose queries cost more has cost less for the first ones only, if at all: that is None as well.
 
     creation + queries x query, in FLOPs, is equal for both at
 
@@ -192,7 +194,7 @@ def break_even(prompt: Mapping, trained: Mapping, *, cached: bool = False, ratio
     field = 'query_flops_cached' if cached else 'query_flops'
     saved = prompt[field] - trained[field]
     if saved <= 0:
-        return None
+        return 0.0 if saved == 0 and extra < 0 else None
     return max(0.0, ratio * extra / saved)
 
 

@@ -187,3 +187,11 @@ def test_break_even_by_hand():
     assert ledger.break_even(searched, lora) == 0.0
     soft_prompt = lora | {'query_flops': 50.0}
     assert ledger.break_even(prompt, soft_prompt) is None
+
+
+def test_arm_that_is_cheaper_to_create_and_equal_in_queries_breaks_even_at_once():
+    searched = {'train_flops': 0.0, 'selection_flops': 9000.0, 'query_flops': 5.0, 'query_flops_cached': 5.0}
+    head = {'train_flops': 4000.0, 'selection_flops': 2000.0, 'query_flops': 5.0, 'query_flops_cached': 5.0}
+    assert ledger.break_even(searched, head) == ledger.break_even(searched, head, cached=True) == 0.0
+    assert ledger.break_even(head, searched) is None and ledger.break_even(head, head) is None
+    assert ledger.break_even(searched, head | {'query_flops': 6.0}) is None  # for the first 3000 queries only
