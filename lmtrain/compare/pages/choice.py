@@ -19,8 +19,8 @@ class Choice(NamedTuple):
     """The arm to use with `size` training rows.
 
     outcome: 'best' (significantly more accurate than every other arm), 'cheapest' (of several equivalent arms),
-      'undecided', 'alone' (no other arm has a result), 'majority' (no arm is shown to be better than the most frequent
-      class) or 'nothing' (no arm has a result).
+      'undecided', 'alone' (no other arm has a result), 'majority' (the most accurate arm is not shown to be better than
+      `baseline`) or 'nothing' (no arm has a result).
     plan: [(number of queries, the cheapest arm from there on)]; the first is `arm`, from 0 queries.
     leader: the most accurate arm.
     equivalent: arms within the margin of the leader, without it, the most accurate first.
@@ -42,7 +42,7 @@ def choose(results: Results, size: int) -> Choice:
     if not arms:
         return Choice('nothing', size)
     leader = arms[0]
-    if not _above_majority(results, leader, size):
+    if not is_above_baseline(results, leader, size):
         return Choice('majority', size, leader=leader)
     relations = {other: _relation(results, leader, other, size) for other in arms[1:]}
     equivalent, undecided = (
@@ -88,7 +88,7 @@ def cheapest(costs: dict[str, tuple[float, float]]) -> tuple[tuple[float, str], 
     return tuple(plan)
 
 
-def _above_majority(results: Results, arm: str, size: int) -> bool:
+def is_above_baseline(results: Results, arm: str, size: int) -> bool:
     """Whether the interval of an arm lies above `baseline`."""
     floor, entry = baseline(results), values.summary(results, arm, size)
     return floor is None or values.ends(entry)[0] > floor[0]
@@ -105,7 +105,7 @@ def _relation(results: Results, leader: str, other: str, size: int) -> str:
     """'equivalent', 'worse' or 'undecided', see the docstring of the module."""
     tested = values.pair(results, leader, other, size) or {}
     within, differs = (tested.get(name) for name in ('p_equivalent_holm', 'p_holm'))
-    if within is not None and within < LEVEL and _above_majority(results, other, size):
+    if within is not None and within < LEVEL and is_above_baseline(results, other, size):
         return 'equivalent'
     # Over the seeds that both arms have finished: there, another arm than the leader may be ahead.
     is_ahead = differs is not None and differs < LEVEL and tested['difference'] > 0

@@ -6,7 +6,7 @@ No sentence claims more than the statistics: `choice` decides, and this module r
 from typing import NamedTuple
 
 from lmtrain.compare.pages import values
-from lmtrain.compare.pages.choice import Choice, baseline, choose, costs_of
+from lmtrain.compare.pages.choice import Choice, baseline, choose, costs_of, is_above_baseline
 from lmtrain.compare.pages.values import Results, interval, listed, percent, points
 from lmtrain.report import terminal
 
@@ -41,7 +41,9 @@ def _headline(results: Results, choice: Choice) -> str:
         return 'No recommendation: no arm has a result.'
     if choice.outcome == 'majority':
         floor, name = baseline(results)
-        return f'No arm is recommended: {rows}, none is shown to be better than {name} ({percent(floor)}).'
+        others = any(is_above_baseline(results, other, choice.size) for other in values.scored(results, choice.size))
+        subject = f'{choice.leader}, the most accurate one, is not' if others else 'none is'
+        return f'No arm is recommended: {rows}, {subject} shown to be better than {name} ({percent(floor)}).'
     if choice.outcome == 'alone':
         return f'{arm} is the only arm with a result {rows}: there is nothing to compare it with.'
     if choice.outcome == 'best':
