@@ -161,7 +161,8 @@ FAULTS = {
             'difference, least = float(values.mean())',
         ),
         ('arms that agree on few rows are equivalent', 'of_rows / num_rows), least)', 'of_rows / num_rows), 1e-9)'),
-        ('the seeds do not limit the rows', '** 2 - of_seeds', '** 2'),
+        ('the seeds do not limit the rows', 'largest**2 - of_seeds', 'largest**2'),
+        ('few rows show that arms agree', 'max(of_rows / room, least_rows)', 'of_rows / room'),
     ],
     'lmtrain/compare/pages/choice.py': [
         ('only a p below 1 % is significant', 'differs < LEVEL', 'differs < 0.01'),

@@ -58,5 +58,9 @@ def equivalence(first: ArrayLike, second: ArrayLike, margin: float, *, alpha: fl
         difference / stdtrit(freedom, 1 - alpha / 2),
         (margin - difference) / stdtrit(freedom, 1 - alpha),
     )
-    room = max(significant, within) ** 2 - of_seeds
-    return Equivalence(p, math.ceil(of_rows / room) if room > 0 else None)
+    needed = []
+    for largest, least_rows in ((significant, 0.0), (within, 1 / within - 2 if within > 0 else 0.0)):
+        room = largest**2 - of_seeds
+        if largest > 0 and room > 0:
+            needed.append(max(of_rows / room, least_rows))
+    return Equivalence(p, math.ceil(min(needed)) if needed else None)

@@ -59,3 +59,16 @@ def test_arms_that_agree_on_few_rows_are_not_shown_to_be_equivalent():
     assert equivalence(agree[:20], agree[:20], 0.03).p > 0.2  # one row more could differ
     assert equivalence(agree, agree, 0.03).p < 1e-6
     assert equivalence(agree[:1], agree[:1], 0.03) == (None, None)
+
+
+@pytest.mark.parametrize('seeds', [1, 3])
+def test_arms_that_agree_need_the_rows_of_the_least_standard_error(seeds):
+    """With z of p = 5 %, rows + 2 > z / margin."""
+    agree = np.tile(np.arange(20) % 3 == 0, (seeds, 1))
+    rows = equivalence(agree, agree, 0.03).rows
+    quantile = stats.t.ppf(0.95, 19 if seeds == 1 else seeds - 1)
+    assert rows == np.ceil(quantile / 0.03 - 2)
+    enough = np.tile(np.arange(rows) % 3 == 0, (seeds, 1))
+    assert equivalence(enough, enough, 0.03).p < 0.05
+    fewer = enough[:, : round(0.9 * rows)]
+    assert equivalence(fewer, fewer, 0.03).p > 0.05
