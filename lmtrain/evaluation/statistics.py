@@ -45,7 +45,7 @@ class Difference(NamedTuple):
     Attributes:
       p: two-sided, of the hypothesis that the arms are equal.
       detectable: the smallest difference that these rows and seeds detect with a power of 80 % at p < 5 %; None if even
-        the largest possible one is not detected.
+        the largest possible one is not detected, or if the differences do not vary, so that there is no estimate.
     """
 
     mean: float
@@ -269,7 +269,9 @@ def compare(first: ArrayLike, second: ArrayLike, *, seed: int = 0) -> Difference
         stderr, freedom = crossed_error(components(values), *values.shape)
     from scipy.special import stdtr, stdtrit  # late
 
-    p = float(2 * stdtr(freedom, -abs(estimate.mean) / stderr)) if stderr else float(estimate.mean == 0)
+    if not stderr:
+        return Difference(*estimate, float(estimate.mean == 0), None)
+    p = float(2 * stdtr(freedom, -abs(estimate.mean) / stderr))
     detectable = float(stdtrit(freedom, 0.975) + stdtrit(freedom, 0.8)) * stderr
     return Difference(*estimate, p, detectable)
 

@@ -193,8 +193,10 @@ def test_p_agrees_with_the_interval_over_seeds():
 
 def test_arms_that_are_equal():
     same = np.ones((3, 20))
-    assert statistics.compare(same, same) == (0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    assert statistics.compare(same, same) == (0.0, 0.0, 0.0, 0.0, 1.0, None)
     assert statistics.compare(same[0], same[0])[:5] == (0.0, 0.0, 0.0, 0.0, 1.0)
+    assert statistics.compare(1.5 * same[0], 1.5 * same[0])[4:] == (1.0, None)
+    assert statistics.compare(same, 0 * same)[4:] == (0.0, None)
 
 
 def test_holm_of_a_known_example():
