@@ -4,6 +4,7 @@ import itertools
 import math
 import operator
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,12 @@ def lengths(comparison: Comparison, texts: Sequence[Sequence[str]]) -> list[int]
 def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     """Trains the grid, chooses rate and step, and measures the choice; the content of trial.json."""
     config = recipe(comparison, trial)
-    costs, tried = [], []
+    costs, tried, seconds = [], [], 0.0
     for name, own in runs(comparison, trial, config):
         costs.append(training.train(own, folder / name, programs=comparison.programs)['cost'])
+        start = time.perf_counter()
         tried += candidates(comparison, trial, own, name)
+        seconds += time.perf_counter() - start
     result = selection.outcome(selection.choose(tried), tried, len(comparison.task.selection))
     chosen = result['chosen']
     loaded = load(comparison, trial, chosen)
@@ -130,13 +133,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     result['rows_used'] = rows_used(comparison, trial, config)
     result['forgetting'] = forgetting.measure(comparison, loaded) if trial.size == comparison.sizes[-1] else None
     query = _query(comparison, trial, loaded, chosen)
-    sampled = [cost['evaluation_flops'] for cost in costs if 'evaluation_flops' in cost]  # a policy is measured so
-    passes = (1 if sampled else 2) * len(tried)  # by the run, and for the temperature
-    spent = ledger.scoring(loaded.model, loaded.params, query, passes * len(comparison.task.selection))
-    spent = ledger.together(spent, ledger.Spent(sum(sampled)))
-    if not TASKS[config.task.name].has_classes:
-        pool, form = prompt(comparison, trial)
-        spent = ledger.together(spent, *[measures.embedding(loaded, pool, form)] * len(tried))
+    spent = ledger.together(_spent(comparison, trial, loaded, query, costs, len(tried)), ledger.Spent(seconds=seconds))
     result['ledger'] = ledger.of_training(
         loaded.model,
         loaded.params,
@@ -149,6 +146,35 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
         prices=measures.prices(comparison),
     )
     return result
+
+
+def _spent(
+    comparison: Comparison,
+    trial: Trial,
+    loaded: LoadedModel,
+    query: Query,
+    costs: Sequence[dict[str, Any]],
+    num_tried: int,
+) -> ledger.Spent:
+    """What the evaluation of the candidates on the selection rows costs, without its seconds.
+
+    The run evaluates each of them once, of a policy by sampling; `_fitted` scores it once more, as text with all scores
+    of the arm.
+
+    Args:
+      query: of the choice, with its score alone.
+      costs: of the runs.
+    """
+    rows = len(comparison.task.selection)
+    once = ledger.scoring(loaded.model, loaded.params, query, rows)
+    sampled = [cost['evaluation_flops'] for cost in costs if 'evaluation_flops' in cost]
+    evaluated = [ledger.Spent(sum(sampled))] if sampled else [once] * num_tried
+    if TASKS[loaded.config.task.name].has_classes:
+        return ledger.together(*evaluated, *[once] * num_tried)
+    pool, form = prompt(comparison, trial)
+    every = measures.query_of_prompt(comparison, loaded, pool, form, trial.arm.settings['scores'])
+    scored = ledger.scoring(loaded.model, loaded.params, every, rows)
+    return ledger.together(*evaluated, *[scored, measures.embedding(loaded, pool, form)] * num_tried)
 
 
 def rows_used(comparison: Comparison, trial: Trial, config) -> int:

@@ -1,10 +1,14 @@
 """Trials that train: the recipe of their run, and what is left of it."""
 
+import itertools
 import json
+import types
 
 import pytest
 
-from lmtrain.compare import choice_scores, trained, trials
+from lmtrain.compare import choice_scores, measures, trained, trials
+from lmtrain.cost import ledger
+from lmtrain.files import read_json_object
 
 
 def test_the_recipe_names_the_rows_of_the_trial_alone(small):
@@ -87,6 +91,47 @@ def test_a_head_is_chosen_and_used_at_its_temperature(small):
     )
     assert scores.loss == pytest.approx(min(each['loss'] for each in tried), abs=1e-5) and raw.loss > scores.loss
     assert scores.accuracy == raw.accuracy == record['selection']['accuracy']
+
+
+def test_scores_that_are_compared_are_charged_to_the_selection(small):
+    """A run has evaluated each candidate once, and each is scored by all scores of the arm."""
+
+    def change(config):
+        config.compare.arms.lora_text.update({'shots': 4, 'select': 'bm25', 'scores': ('sum', 'contrast')})
+        config.compare.arms.continued.update({'shots': 4, 'select': 'nearest', 'scores': ('sum',)})
+
+    shared, selected = small('charged', ('lora_text', 'continued'), change, sizes=(16,))
+    by_arm = {trial.arm.name: trial for trial in trials.listed(shared, selected)}
+    text, continued = by_arm['lora_text'], by_arm['continued']
+    loaded = shared.model  # of a run on text, without a head
+    model, params = loaded.model, loaded.params
+
+    def scoring(trial, *scores):
+        query = measures.query_of_prompt(shared, loaded, *trained.prompt(shared, trial), scores)
+        return query, ledger.scoring(model, params, query, 8)
+
+    query, once = scoring(text, 'sum')
+    _, every = scoring(text, 'sum', 'contrast')
+    spent = trained._spent(shared, text, loaded, query, [{}], 6)
+    assert spent.flops == pytest.approx(6 * (once.flops + every.flops))
+    assert spent.tokens == pytest.approx(6 * (once.tokens + every.tokens))
+    assert every.flops > 1.05 * once.flops and spent.seconds == 0
+    policy = trained._spent(shared, text, loaded, query, [{'evaluation_flops': 7.0}], 6)
+    assert policy.flops == pytest.approx(7 + 6 * every.flops)
+    query, once = scoring(continued, 'sum')
+    embedded = measures.embedding(loaded, *trained.prompt(shared, continued))
+    spent = trained._spent(shared, continued, loaded, query, [{}], 2)
+    assert spent.flops == pytest.approx(4 * once.flops + 2 * embedded.flops) and embedded.flops > 0
+
+
+def test_seconds_of_the_choice_are_part_of_the_creation(small, monkeypatch):
+    shared, [arm] = small('seconds', ('head',), sizes=(4,))
+    [trial] = trials.listed(shared, [arm])
+    clock = itertools.count(step=1000.0)
+    monkeypatch.setattr(trained, 'time', types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    record = trials.run(shared, trial, trained.run)
+    cost = read_json_object(shared.folder / trial.folder / 'results.json')['cost']
+    assert record['ledger']['device_seconds'] == pytest.approx(cost['device_seconds'] + 1000)
 
 
 def test_trials_of_other_rows_and_seeds_share_their_programs(small):
