@@ -87,9 +87,10 @@ def of_rows(
     """The scores `names` of rows.
 
     Args:
+      form: `calibrated` holds the prompts of inputs without content; they are read if 'content_free' is among `names`.
       vectors: the embeddings of the pool (`demonstrations.embedded`), if they are computed already.
     """
-    calibrated = calibration.CONTENT_FREE if 'content_free' in names else ()
+    calibrated = form.calibrated if 'content_free' in names else ()
     form = form._replace(batch_size=min(form.batch_size, len(rows)), calibrated=calibrated)
 
     def scored(form: prompting.PromptSettings) -> prompting.Scores:

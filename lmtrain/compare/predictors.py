@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from lmtrain.compare import choice_scores
-from lmtrain.compare.rows import TaskRows
+from lmtrain.compare.rows import TaskRows, content_free
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.data.chat.load import open_template
 from lmtrain.data.chat.template import Template
@@ -114,10 +114,10 @@ def _chat_template(comparison: Comparison, name: str) -> Template | None:
 
 
 def settings(task: TaskRows, **options: Any) -> prompting.PromptSettings:
-    """How the rows of a task become prompts."""
-    return prompting.PromptSettings(
-        '{prompt}{completion}', 'completion', task.completions, batch_size=BATCH_SIZE, **options
-    )
+    """How the rows of a task become prompts; `calibrated` holds the whole prompts of inputs without content."""
+    free = content_free(task.facts['template'], task.facts['label'])
+    options = {'calibrated': free, 'batch_size': BATCH_SIZE} | options
+    return prompting.PromptSettings('{prompt}{completion}', 'completion', task.completions, **options)
 
 
 def by_likelihood(

@@ -24,6 +24,7 @@ from lmtrain.data.labels import class_id, rare_notes
 from lmtrain.data.rows import Row, jsonl_rows, text_of
 from lmtrain.errors import InputError
 from lmtrain.files import local_path, read_json_object, sha256, write_atomic, write_json
+from lmtrain.inference.calibration import CONTENT_FREE
 from lmtrain.inference.questions import parse_template, question
 from lmtrain.tasks.task_rows import TaskConfig, classes_of, read_splits
 
@@ -322,6 +323,19 @@ def in_template(rows: Sequence[Row], template: str) -> list[Row]:
 def completions_of(template: str, classes: Sequence[str]) -> list[str]:
     """The text of each class after a prompt by a template of `in_template`."""
     return [_completion(template, 'label', label) for label in classes]
+
+
+def content_free(template: str, field: str) -> list[str]:
+    """Prompts of inputs without content in all fields of a template that ends in `field`, the label.
+
+    They end as the prompt of a row does (Zhao et al. 2021, arXiv 2102.09690, section 5).
+
+    >>> content_free('Note: {note}\\nLabel: {animal}', 'animal')
+    ['Note: N/A\\nLabel:', 'Note: [MASK]\\nLabel:', 'Note: \\nLabel:']
+    """
+    names = [name for _, name in parse_template(template)]
+    rows = [Row('', dict.fromkeys(names, text)) for text in CONTENT_FREE]
+    return [rendered(row, template, field, '')[0] for row in rows]
 
 
 def rendered(row: Row, template: str, field: str, label: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from lmtrain.inference import calibration, prompting
 
 CLASSES = ('dogs', 'mats', 'rats')
 FORM = prompting.PromptSettings('{prompt}{completion}', 'completion', [' dogs', ' mats', ' ratss'], shots=2)
+FORM = FORM._replace(calibrated=calibration.CONTENT_FREE)
 
 
 class Loaded:

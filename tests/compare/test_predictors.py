@@ -13,6 +13,7 @@ from lmtrain.compare.rows import TaskRows
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.inference import demonstrations, prompting
+from lmtrain.inference.calibration import calibrate
 
 CLASSES = ('dogs', 'mats', 'rats')
 
@@ -29,6 +30,7 @@ def make_rows(count):
 @pytest.fixture(scope='module')
 def task(text):
     facts = {'completions': [f' {name}' for name in CLASSES], 'text': ['note']}
+    facts |= {'template': '{note} on {animal}', 'label': 'animal'}
     return TaskRows(text.parent, CLASSES, make_rows(12), [], facts)
 
 
@@ -94,6 +96,17 @@ def test_likelihoods_are_normalised_over_the_classes(base, task):
     chosen = {'score': 'sum', 'bias': [], 'temperature': 1e6}
     hot = predictors.by_likelihood(loaded, (), predictors.settings(task), chosen)(rows)
     assert hot == pytest.approx(-math.log(3), abs=1e-3)
+
+
+def test_content_free_prompts_end_as_those_of_rows(base, task):
+    loaded, rows = lmtrain.load(base), task.train[:3]
+    scored = choice_scores.of_rows(loaded, (), predictors.settings(task), rows, ('content_free',)).log_p
+    prompts = [*(row.fields['prompt'] for row in rows), 'N/A on', '[MASK] on', ' on']
+    listed = [{'prompt': prompt, 'completion': ' dogs'} for prompt in prompts]
+    form = {'template': '{prompt}{completion}', 'answer': 'completion', 'choices': task.completions}
+    nats = [row['nats'] for row in lmtrain.evaluate(loaded, rows=listed, **form)['answers']]
+    expected = [calibrate(np.array(own), np.array(nats[3:])) for own in nats[:3]]
+    assert scored['content_free'] == pytest.approx(np.array(expected), abs=1e-5)
 
 
 def test_models_that_cannot_be_prompted_are_refused():

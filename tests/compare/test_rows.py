@@ -227,6 +227,17 @@ def test_rows_in_another_template(tmp_path):
         rows.in_template([pair], '{label} {text}')
 
 
+def test_prompts_without_content_end_as_those_of_rows():
+    template = 'Q: {first} {{or}} {second}\nA: {animal}'
+    assert rows.content_free(template, 'animal') == [
+        'Q: N/A {or} N/A\nA:',
+        'Q: [MASK] {or} [MASK]\nA:',
+        'Q:  {or} \nA:',
+    ]
+    row = Row('here', {'first': 'N/A', 'second': 'N/A', 'animal': 'cats'})
+    assert rows.rendered(row, template, 'animal', 'cats')[0] == rows.content_free(template, 'animal')[0]
+
+
 def test_rows_with_choices_of_their_own_are_refused_with_what_works(tmp_path):
     config = make_config(tmp_path)
     works = 'a comparison needs the same classes for all rows.*lmtrain evaluate --task=FILE'
