@@ -1,6 +1,7 @@
 """Questions as token ids: the text or the turns before an answer, and the choices that may follow."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -98,18 +99,41 @@ def choices(
     (' ' + 'yes', or ':' + ')'). All choices are scored from the first index at which one of their encodings, or that of
     the prompt alone, differs from another. Before it all have the same tokens, and after it all have the same rest of
     the prompt and then a choice, so their log-likelihoods are comparable.
+
+    If the tokens of one choice begin those of another ('not' and 'not spam'), the first would be at least as likely as
+    the second whatever the prompt is. All choices of this question are then scored with an end: the separator, which
+    follows the answers of the demonstrations, or without demonstrations (or with an empty separator) the end token, as
+    in training on prompts and completions. Other questions are scored without an end.
     """
     text = text_before(question, demonstrations, separator, instruction)
-    texts = [text, *(text + choice for choice in question.choices)]
-    if len(demonstrations) > 1:
+
+    def encode(end: str) -> list[np.ndarray]:
+        texts = [text, *(text + choice + end for choice in question.choices)]
+        if len(demonstrations) < 2:
+            return tokenizer.encode_batch(texts)
         last = demonstrations[-1].context + demonstrations[-1].answer + separator
-        alone, *wholes = _encode(tokenizer, text[: len(text) - len(last) - len(question.context)], last, texts)
-    else:
-        alone, *wholes = tokenizer.encode_batch(texts)
+        return _encode(tokenizer, text[: len(text) - len(last) - len(question.context)], last, texts)
+
+    alone, *wholes = encode('')
+    if _one_begins_another(wholes):
+        if demonstrations and separator:
+            alone, *wholes = encode(separator)
+        else:
+            wholes = [np.append(whole, tokenizer.end_id) for whole in wholes]
     common = min(common_length(alone, whole) for whole in wholes)
     if any(len(whole) == common for whole in wholes):
         raise InputError(f'{question.place}: a choice of {question.choices} adds no token to the prompt')
     return _split([np.insert(whole, 0, tokenizer.begin_id) for whole in wholes], 1 + common)
+
+
+def _one_begins_another(texts: Sequence[np.ndarray]) -> bool:
+    """Whether the ids of one text are a proper prefix of those of another.
+
+    >>> _one_begins_another([np.array([5, 6]), np.array([7]), np.array([5])]), _one_begins_another([np.array([5])] * 2)
+    (True, False)
+    """
+    ordered = sorted({tuple(ids.tolist()) for ids in texts})  # what begins a text precedes the texts that it begins
+    return any(other[: len(one)] == one for one, other in itertools.pairwise(ordered))
 
 
 def _encode(tokenizer: Tokenizer, beginning: str, last: str, texts: Sequence[str]) -> list[np.ndarray]:

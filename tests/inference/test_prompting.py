@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 
 import jax
@@ -110,6 +111,15 @@ def test_scores_of_choices_equal_sums_by_hand():
 
 def shot(rows=QUIZ, **options):
     return score(Bigram(), bigram()[0], BYTES, rows, **FORM | options)
+
+
+def test_the_longer_of_two_choices_can_be_right():
+    table = np.zeros((BYTES.vocab_size, BYTES.vocab_size), np.float32)
+    for one, other in itertools.pairwise([*b't spam', BYTES.end_id]):
+        table[one, other] = 20.0  # after 'not' the text goes on
+    row = {'query': 'Buy now:', 'choices': ['not', 'not spam'], 'gold': 'not spam'}
+    [answered] = score(Bigram(), {'table': jnp.asarray(table), 'layers': {}}, BYTES, rows_of(row), **FORM).rows
+    assert answered['predicted'] == 'not spam' and answered['tokens'] == [len('not') + 1, len('not spam') + 1]
 
 
 def test_a_token_without_a_row_in_the_embedding_is_named():

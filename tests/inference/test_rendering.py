@@ -22,7 +22,7 @@ def merged():
 
 @pytest.mark.parametrize('context', ['it is the ans', 'it is: ', 'it is:', '', 'answer: ('])
 def test_choices_are_scored_from_the_same_index(context):
-    tokenizer, options = merged(), ('wer', 'c) no', 'werwolf', 'yes')
+    tokenizer, options = merged(), ('wer', 'c) no', 'wolf', 'yes')
     asked = questions.Question('here', context, options, 'wer')
     found = rendering.choices(tokenizer, '\n\n', asked, ())
     head = found.context_ids.tolist()
@@ -33,6 +33,33 @@ def test_choices_are_scored_from_the_same_index(context):
         assert len(ids)
     if context == 'it is the ans':  # 'answer' is one token: the choice alone would be scored by tokens nobody makes
         assert tokenizer.decode_bytes(found.continuations[0]).decode() == ' answer'
+
+
+SHOWN = questions.Question('shown', 'Buy now: ', ('not', 'not spam'), 'not spam')
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_an_end_is_scored_if_one_choice_begins_another(count):
+    asked = questions.Question('here', 'Hello: ', ('not', 'not spam', 'spam'), 'not')
+    context, continuations = rendering.choices(BYTES, '\n\n', asked, ())
+    assert context.tolist() == [BYTES.begin_id, *b'Hello: ']
+    ends = [[*choice.encode(), BYTES.end_id] for choice in asked.choices]
+    assert [ids.tolist() for ids in continuations] == ends
+    shown = [SHOWN] * count
+    assert [ids.tolist() for ids in rendering.choices(BYTES, '', asked, shown).continuations] == ends
+    context, continuations = rendering.choices(BYTES, '\n\n', asked, shown)
+    assert context.tolist() == [BYTES.begin_id, *(b'Buy now: not spam\n\n' * count + b'Hello: ')]
+    assert [ids.tolist() for ids in continuations] == [[*choice.encode(), *b'\n\n'] for choice in asked.choices]
+
+
+def test_no_end_is_scored_if_no_choice_begins_another():
+    for choices in (('not', 'nor', 'spam'), ('not', 'not')):
+        asked = questions.Question('here', 'Hello: ', choices, 'not')
+        for shown in ([], [SHOWN]):
+            wholes = rendering.choices(BYTES, '\n', asked, shown)
+            texts = [BYTES.decode([*wholes.context_ids[1:], *ids]) for ids in wholes.continuations]
+            before = ''.join(each.context + each.answer + '\n' for each in shown) + 'Hello: '
+            assert texts == [before + choice for choice in choices]
 
 
 def test_a_prompt_has_one_begin_token_and_no_space_at_its_end():
