@@ -181,11 +181,11 @@ def prompted(values: flags.FlagValues) -> None:
     from lmtrain import api
     from lmtrain.api.rows import task_of_head
     from lmtrain.data.chat import conversation
-    from lmtrain.inference import calibration, prompting
+    from lmtrain.inference import calibration, prompting, questions
 
-    rows = api.as_rows(values.rows)
-    demonstrations = api.as_rows(values.demonstrations) or (rows if int(shots) else [])
-    rows = rows[: values.limit or None]
+    every = api.as_rows(values.rows)
+    demonstrations = api.as_rows(values.demonstrations) or (every if int(shots) else [])
+    rows = every[: values.limit or None]
     if not values.template and (trial := model_flags.trial(values, [*sorted({*PROMPT_FLAGS} - {*OF_HEADS}), 'labels'])):
         by_trial(values, trial, rows)
         return
@@ -198,13 +198,17 @@ def prompted(values: flags.FlagValues) -> None:
         chats = [] if values.template else [conversation.read(row, (), '')[1] for row in rows]
     except ValueError as error:
         raise InputError(f'without --template and --answer, rows are conversations: {error}') from None
+    choices = values.choices.split(',') if ',' in values.choices else values.choices or ()
+    if choices and choices == values.answer:
+        # Also those of rows beyond --limit.
+        choices = questions.distinct_answers(demonstrations or every, values.answer)
     prompts = [dialogue if dialogue.messages else dialogue.texts[0] for dialogue in chats]
     results = api.evaluate(
         model_flags.prompted(model, values, 'chat_template', prompts),
         rows=rows,
         template=values.template or '',
         answer=values.answer or '',
-        choices=values.choices.split(',') if ',' in values.choices else values.choices or (),
+        choices=choices,
         shots=int(shots),
         select=values.select,
         instruction=values.instruction,

@@ -2294,13 +2294,13 @@ FAULTS = {
     'launch/evaluate.py': [
         (
             'demonstrations are drawn though none is asked for',
-            'or (rows if int(shots) else [])',
-            'or rows',
+            'or (every if int(shots) else [])',
+            'or every',
         ),
         (
             'the limit is off by one',
-            'rows[: values.limit or None]',
-            'rows[: values.limit and values.limit + 1 or None]',
+            'every[: values.limit or None]',
+            'every[: values.limit and values.limit + 1 or None]',
         ),
         (
             'the choices are one field',

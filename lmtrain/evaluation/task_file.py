@@ -16,7 +16,7 @@ from lmtrain.files import local_path
 from lmtrain.inference.calibration import CONTENT_FREE
 from lmtrain.inference.demonstrations import ALL, SELECTORS
 from lmtrain.inference.prompting import PromptSettings
-from lmtrain.inference.questions import ask, parse_template
+from lmtrain.inference.questions import ask, distinct_answers, parse_template
 from lmtrain.tasks import TASKS, span
 
 TEXT, TEXTS = (str,), (str, list)  # TEXTS: one, or an array of them
@@ -116,6 +116,8 @@ def read(file: str | Path) -> EvaluationTask:
         settings = _settings(prompt, score, path)
         _check_labels(rows + demonstrations, settings, path)
         questions, _ = ask(rows, settings, demonstrations)  # raises if a row lacks a field
+        if settings.choices and settings.choices == settings.answer:  # also answers of rows beyond the limit
+            settings = settings._replace(choices=distinct_answers(demonstrations or rows, settings.answer))
         accepted = accepted or tuple((question.answer,) for question in questions)
     by = score.get('by', {'choices': 'raw', 'generation': 'exact'}.get(kind, ''))
     limit = data.get('limit') or len(rows)

@@ -30,12 +30,12 @@ def ask(rows: Sequence[Row], settings, demonstrations: Sequence[Row] = ()) -> tu
     """
     form = {'template': settings.template, 'answer': settings.answer, 'choices': settings.choices}
     if settings.choices and settings.choices == settings.answer:
-        form['choices'] = _classes(demonstrations or rows, settings.answer)
+        form['choices'] = distinct_answers(demonstrations or rows, settings.answer)
     return [question(row, **form) for row in rows], [question(row, **form) for row in demonstrations]
 
 
-def _classes(rows: Sequence[Row], answer: str) -> list[str]:
-    """All answers of the rows."""
+def distinct_answers(rows: Sequence[Row], answer: str) -> list[str]:
+    """All different texts in the field `answer` of the rows, sorted. InputError: a row lacks it."""
     return sorted({text_of(row, answer, value_of(row, answer, 'answer')) for row in rows})
 
 

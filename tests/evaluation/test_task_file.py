@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lmtrain.evaluation import task_file
+from lmtrain.inference import questions
 
 ROWS = [{'text': text, 'label': index % 2, 'options': ['a', 'b']} for index, text in enumerate(['cat', 'dog', 'hen'])]
 FILE = """
@@ -55,6 +56,13 @@ def test_settings_of_the_prompt(write):
     assert (settings.separator, settings.seed, settings.cut) == ('\n', 3, True)
     assert settings.calibrated == ('N/A', '[MASK]', '')
     assert len(task.rows) == 2 and len(task.demonstrations) == 3
+
+
+def test_choices_are_the_answers_of_all_rows_also_beyond_the_limit(write):
+    task = task_file.read(write(('choices = ["no", "yes"]', 'choices = "label"'), ('files =', 'limit = 1\nfiles =')))
+    assert len(task.rows) == 1 and task.settings.choices == ['0', '1']
+    [asked], _ = questions.ask(task.rows, task.settings)
+    assert asked.choices == ('0', '1') and asked.answer == '0'
 
 
 def test_words_stand_for_labels(write):

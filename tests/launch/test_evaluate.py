@@ -91,6 +91,20 @@ def test_choices_are_a_list_or_a_field(stub, text, choices):
     assert stub['score'][1]['choices'] == choices
 
 
+@pytest.mark.parametrize(
+    ('words', 'choices'),
+    [
+        (['--limit=2'], ['0', '1', '16', '4', '9']),
+        (['--limit=2', '--shots=1'], ['0', '1', '16', '4', '9']),
+        (['--limit=2', '--demonstrations=few.csv'], ['49']),
+    ],
+)
+def test_choices_are_the_answers_of_all_rows_also_beyond_the_limit(stub, words, choices):
+    assert cli.main([*ASKED, '--choices=a', *words]) == 0
+    rows, settings = stub['score']
+    assert len(rows) == 2 and settings['choices'] == choices
+
+
 def test_split_is_evaluated_at_the_checkpoint(stub, capsys):
     assert cli.main(['evaluate', '--workdir=w', '--split=test', '--step=30']) == 0
     assert stub['split'] == (pathlib.Path('w'), 'test', 30, 0, {}, reward_scores.scorer)
