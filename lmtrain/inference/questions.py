@@ -1,7 +1,7 @@
 """Questions: rows rendered by a template, their choices and answers."""
 
 import json
-import string
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -112,29 +112,33 @@ def _is_number(text: str) -> bool:
     return True
 
 
+_BRACES = re.compile(r'\{\{|\}\}|\{[^{}]*\}|[{}]')
+
+
 def parse_template(template: str) -> list[tuple[str, str]]:
     """(text, the field after it) in order; '{{' and '}}' are braces.
 
-    >>> parse_template('{{"name": {name}}}: {gold}')
-    [('{"name": ', 'name'), ('}: ', 'gold')]
+    A field has any name without braces. It is not a format of Python: ':' and '!' are part of the name.
+
+    >>> parse_template('{{"name": {name}}}: {Q1: How was it?}')
+    [('{"name": ', 'name'), ('}: ', 'Q1: How was it?')]
     """
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise InputError(f'template {template!r}: {error}') from None
-    pieces, text = [], ''
-    for literal, field, spec, conversion in parts:
-        text += literal
-        if field is None:  # the literal ends in a brace that was written twice, or the template ends
-            continue
-        if not field or spec or conversion:
+    pieces, text, end = [], '', 0
+    for match in _BRACES.finditer(template):
+        text, end, part = text + template[end : match.start()], match.end(), match[0]
+        if part in ('{{', '}}'):
+            text += part[0]
+        elif part in ('{', '}'):
             raise InputError(
-                f'template {template!r} has a field without a plain name: it is text and {{field}}s, the last of them '
-                'the answer'
+                f'template {template!r}: {part!r} at character {match.start()} has no other brace; '
+                f'{2 * part!r} is the brace itself'
             )
-        pieces.append((text, field))
-        text = ''
-    if text or not pieces:
+        else:
+            pieces.append((text, part[1:-1]))
+            text = ''
+    if any(not field for _, field in pieces):
+        raise InputError(f"template {template!r} has a field without a name: '{{{{}}}}' is a pair of braces")
+    if text + template[end:] or not pieces:
         raise InputError(f'template {template!r} ends in text: it is text and {{field}}s, the last of them the answer')
     return pieces
 

@@ -93,6 +93,18 @@ def test_a_row_becomes_a_prompt_and_its_completion(tmp_path):
     assert row['prompt'] == f'Note: {row["text"]} ->' and row['completion'] == f' {row["label"]}'
 
 
+def test_columns_have_any_names(tmp_path):
+    config = make_config(tmp_path)
+    lines = [f'"the room, {i}",{("good", "bad")[i % 2]}' for i in range(60)]
+    (tmp_path / 'survey.csv').write_text('\n'.join(['Q1: How was it?,Really!', *lines]), encoding='utf-8')
+    config.task.train, config.task.label = (str(tmp_path / 'survey.csv'),), 'Really!'
+    config.task.text = ('Q1: How was it?',)
+    task = rows.divide(config, tmp_path / 'rows')
+    row = task.train[0].fields
+    assert (row['prompt'], row['completion']) == (f'{row["text"]}\nLabel:', f' {row["label"]}')
+    assert row['text'].startswith('the room, ') and task.completions == [' bad', ' good']
+
+
 def test_spaces_at_the_end_of_a_text_stay_in_the_prompt(tmp_path):
     config = make_config(tmp_path, test=[{'note': 'two spaces  ', 'animal': 'dogs'}])
     config.compare.template = '{note} {animal}'
