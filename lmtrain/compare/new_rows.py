@@ -14,6 +14,7 @@ from lmtrain.data.rows import Row, text_of, value_of
 from lmtrain.errors import InputError
 from lmtrain.evaluation import heads
 from lmtrain.files import read_json_object
+from lmtrain.inference import demonstrations
 from lmtrain.tasks import TASKS, classify
 from lmtrain.training import load as loading
 from lmtrain.training.init_from import open_base
@@ -153,7 +154,9 @@ def _by_prompt(answers: Answers, lines: Sequence[Row], batch_size: int) -> tuple
     comparison, trial, chosen = answers
     is_trained = trial.arm.kind == 'train'
     pool, form = trained.prompt(comparison, trial) if is_trained else prompted.prompt(comparison, trial, chosen)
-    form = form._replace(cut=True, batch_size=batch_size)
+    # A new row that has the text of one of the pool has one other row less: ALL is then all the others.
+    shots = demonstrations.ALL if form.shots >= len(pool) > 0 else form.shots
+    form = form._replace(shots=shots, cut=True, batch_size=batch_size)
     vectors = predictors.pool_vectors(comparison.model, pool, form)
     scored = choice_scores.of_rows(comparison.model, pool, form, lines, [chosen['score']], vectors)
     return choice_scores.scaled(scored.log_p, chosen), scored.cut

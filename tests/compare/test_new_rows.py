@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from launch import cli, process_setup
-from lmtrain.compare import comparison, new_rows, prompted, trained, trials
+from lmtrain.compare import comparison, new_rows, predictors, prompted, trained, trials
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.files import read_json, write_json
@@ -81,6 +81,28 @@ def test_the_verb_writes_a_file(finished, tmp_path, monkeypatch, capsys):
     ):
         assert cli.main([*words, *flag]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('select', ['fixed', 'first'])
+def test_a_row_of_the_training_has_all_the_others_as_demonstrations(small, select):
+    shared, selected = small('new_rows', ('bm25',), templates=())
+    trial = trials.listed(shared, selected)[0]
+    chosen = {'instruction': '', 'shots': 4, 'select': select, 'score': 'sum', 'bias': [], 'temperature': 2.0}
+    pool, form = prompted.prompt(shared, trial, chosen)
+    assert len(pool) == 4
+    row = pool[1]
+    new = [row, *shared.task.selection[:2]]
+    predicted, _ = new_rows.predict(
+        new_rows.Answers(shared, trial, chosen), [each._replace(fields={'note': each.fields['text']}) for each in new]
+    )
+    others = [each for each in pool if each is not row]
+    expected = [
+        predictors.by_likelihood(shared.model, others, form._replace(shots=3), chosen)([row])[0],
+        *predictors.by_likelihood(shared.model, pool, form, chosen)(new[1:]),
+    ]
+    assert [{name: each[name] for name in ('prediction', 'probability')} for each in predicted] == columns(
+        expected, shared.task.classes
+    )
 
 
 def test_rows_with_labels_are_scored(finished, tmp_path, monkeypatch, capsys):
