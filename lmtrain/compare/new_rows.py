@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from lmtrain.compare import arms, choice_scores, predictors, prompted, rows, trained, trials
+from lmtrain.compare import arms, predictors, prompted, rows, trained, trials
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.data.labels import class_id
 from lmtrain.data.rows import Row, text_of, value_of
@@ -157,6 +157,4 @@ def _by_prompt(answers: Answers, lines: Sequence[Row], batch_size: int) -> tuple
     # A new row that has the text of one of the pool has one other row less: ALL is then all the others.
     shots = demonstrations.ALL if form.shots >= len(pool) > 0 else form.shots
     form = form._replace(shots=shots, cut=True, batch_size=batch_size)
-    vectors = predictors.pool_vectors(comparison.model, pool, form)
-    scored = choice_scores.of_rows(comparison.model, pool, form, lines, [chosen['score']], vectors)
-    return choice_scores.scaled(scored.log_p, chosen), scored.cut
+    return predictors.answer(comparison.model, pool, form, chosen, lines)

@@ -139,6 +139,18 @@ def by_likelihood(
     return predict
 
 
+def answer(
+    loaded: LoadedModel,
+    pool: Sequence[Row],
+    form: prompting.PromptSettings,
+    chosen: Mapping[str, Any],
+    rows: Sequence[Row],
+) -> tuple[np.ndarray, int]:
+    """(log p float64 [rows, C] as by `by_likelihood`, the number of prompts without their beginning if `form.cut`)."""
+    scored = choice_scores.of_rows(loaded, pool, form, rows, [chosen['score']], pool_vectors(loaded, pool, form))
+    return choice_scores.scaled(scored.log_p, chosen), scored.cut
+
+
 def pool_vectors(loaded: LoadedModel, pool: Sequence[Row], form: prompting.PromptSettings) -> Mapping[str, np.ndarray]:
     """The embeddings of rows that may be demonstrations, if they are retrieved by them; else {}."""
     if form.select != 'nearest' or not form.shots:

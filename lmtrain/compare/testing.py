@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import jax
+import numpy as np
 
 from lmtrain.compare import choice_scores, predictors, prompted, rows, trained, trials
 from lmtrain.compare.trials import Comparison, Finished, Trial
@@ -16,7 +17,7 @@ from lmtrain.tasks import TASKS
 def run(comparison: Comparison, finished: Finished) -> Finished:
     """Writes test.json and predictions.jsonl of each trial that is done and has none.
 
-    Returns the trials; one that cannot answer the test rows, such as a prompt that is too long, is a failed one.
+    Returns the trials; one that cannot answer the test rows is a failed one.
     """
     open_rows: list[Row] = []
     tested: list[tuple[Trial, dict[str, Any]]] = []
@@ -27,8 +28,8 @@ def run(comparison: Comparison, finished: Finished) -> Finished:
             continue
         open_rows = open_rows or rows.read(comparison.task.folder / 'test.jsonl')
         try:
-            predict, cut = _predictor(comparison, trial, record['chosen'], open_rows)
-            scores = choice_scores.score(predict(open_rows), open_rows, comparison.task.classes)
+            log_p, cut = _answers(comparison, trial, record['chosen'], open_rows)
+            scores = choice_scores.score(log_p, open_rows, comparison.task.classes)
         except Exception as error:
             failure = trials.failure(error, folder)
             tested.append((trial, record | failure | {'reason': f'on the test rows: {failure["reason"]}'}))
@@ -41,16 +42,24 @@ def run(comparison: Comparison, finished: Finished) -> Finished:
     return tested
 
 
-def _predictor(
+def _answers(
     comparison: Comparison, trial: Trial, chosen: dict[str, Any], open_rows: list[Row]
-) -> tuple[predictors.Predict, int]:
-    """(the predictor of a trial, how many of the rows it cuts): a prompt reads the whole row, or fails."""
+) -> tuple[np.ndarray, int]:
+    """(log p float64 [rows, C] of a trial, how many of the rows it cuts).
+
+    A head reads the beginning of a row that is too long, and a prompt without demonstrations its end.
+    """
     if trial.arm.kind != 'train':
-        return prompted.predictor(comparison, trial, chosen), 0
-    loaded, cut = trained.load(comparison, trial, chosen), 0
-    if TASKS[loaded.config.task.name].has_classes:
-        _, cut = predictors.encode(open_rows, loaded, comparison.task, trained.seq_len(comparison, trial, loaded))
-    return trained.predictor(comparison, trial, loaded, chosen), cut
+        loaded, (pool, form) = comparison.model, prompted.prompt(comparison, trial, chosen)
+    else:
+        loaded = trained.load(comparison, trial, chosen)
+        if TASKS[loaded.config.task.name].has_classes:
+            length = trained.seq_len(comparison, trial, loaded)
+            _, cut = predictors.encode(open_rows, loaded, comparison.task, length)
+            return trained.predictor(comparison, trial, loaded, chosen)(open_rows), cut
+        pool, form = trained.prompt(comparison, trial)
+    form = form._replace(cut=comparison.config.task.too_long != 'error')
+    return predictors.answer(loaded, pool, form, chosen, open_rows)
 
 
 def read(comparison: Comparison, trial: Trial) -> dict[str, Any] | None:

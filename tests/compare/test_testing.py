@@ -13,7 +13,7 @@ def test_each_test_row_has_a_line_with_its_nats(small, monkeypatch):
     [trial] = trials.listed(shared, selected)
     (shared.folder / trial.folder).mkdir(parents=True, exist_ok=True)
     log_p = np.log(np.array([[0.5, 0.3, 0.2]] * 6))
-    monkeypatch.setattr(testing, '_predictor', lambda *arguments: (lambda rows: log_p, 2))
+    monkeypatch.setattr(testing, '_answers', lambda *arguments: (log_p, 2))
     done = {'status': 'done', 'chosen': {}}
     testing.run(shared, [(trial, done)])
     lines = [json.loads(line) for line in (shared.folder / trial.folder / 'predictions.jsonl').read_text().splitlines()]
@@ -38,8 +38,27 @@ def test_probabilities_that_are_nan_fail_the_trial_and_write_nothing(small, monk
     [trial] = trials.listed(shared, selected)
     (shared.folder / trial.folder).mkdir(parents=True, exist_ok=True)
     nan = np.full((6, 3), np.nan)
-    monkeypatch.setattr(testing, '_predictor', lambda *arguments: (lambda rows: nan, 0))
+    monkeypatch.setattr(testing, '_answers', lambda *arguments: (nan, 0))
     [(_, record)] = testing.run(shared, [(trial, {'status': 'done', 'chosen': {}})])
     assert record['status'] == 'failed' and record['reason'].startswith('on the test rows: ')
     assert testing.read(shared, trial) is None
     assert choice_scores.score(np.log([[0.5, 0.3, 0.2]] * 6), shared.task.train[:6], shared.task.classes).loss > 0
+
+
+@pytest.mark.parametrize('too_long', ['cut', 'error'])
+def test_a_test_row_that_is_longer_than_the_context_is_cut_and_counted(small, too_long):
+    shared, selected = small('long', ('bm25',), test=4)
+    shared.config.task.too_long = too_long
+    trial = trials.listed(shared, selected)[0]
+    (shared.folder / trial.folder).mkdir(parents=True, exist_ok=True)
+    (shared.folder / trial.folder / 'test.json').unlink(missing_ok=True)
+    path = shared.task.folder / 'test.jsonl'
+    lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    lines[1]['prompt'] = 'mice sat ' * 100 + lines[1]['prompt']
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+    chosen = {'instruction': '', 'shots': 2, 'select': 'bm25', 'score': 'sum', 'bias': [], 'temperature': 1.0}
+    [(_, record)] = testing.run(shared, [(trial, {'status': 'done', 'chosen': chosen})])
+    if too_long == 'cut':
+        assert record['status'] == 'done' and testing.read(shared, trial)['cut'] == 1
+    else:
+        assert record['status'] == 'failed' and 'tokens even without demonstrations' in record['reason']
