@@ -83,9 +83,14 @@ def _difference(config, folder: Path, facts: dict[str, Any], settings: dict[str,
     if facts['settings'] != json.loads(json.dumps(settings)):
         changed = [name for name in settings if json.loads(json.dumps(settings[name])) != facts['settings'].get(name)]
         return f'{folder}: these rows were divided with other settings of {", ".join(changed)}'
+    if 'files' not in facts:  # of an earlier version
+        return ''
+    files = facts['files']
     for path, digest in _digests(config).items():
-        if digest != facts.get('files', {}).get(path, digest):  # missing in folders of earlier versions
+        if path in files and files[path] != digest:
             return f'{path} has changed since {folder} was divided from it'
+        if digest not in files.values():  # of another data.root
+            return f'{path} is none of the files that {folder} was divided from'
     return ''
 
 

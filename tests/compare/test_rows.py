@@ -146,6 +146,23 @@ def test_rows_of_files_that_have_changed_are_refused(tmp_path):
         rows.divide(config, tmp_path / 'rows')
 
 
+def test_files_of_another_root_are_the_same_by_content(tmp_path):
+    config = make_config(tmp_path)
+    config.task.train, config.data.root = ('rows.jsonl',), str(tmp_path)
+    first = rows.divide(config, tmp_path / 'rows')
+    (tmp_path / 'trials').mkdir()
+    (tmp_path / 'moved').mkdir()
+    moved = tmp_path / 'moved' / 'rows.jsonl'
+    moved.write_bytes((tmp_path / 'rows.jsonl').read_bytes())
+    config.data.root = str(tmp_path / 'moved')
+    assert rows.divide(config, tmp_path / 'rows').facts == first.facts
+    moved.write_text(''.join(json.dumps(line) + '\n' for line in lines_of(40)), encoding='utf-8')
+    with pytest.raises(InputError, match=r'moved/rows\.jsonl is none of the files that .*rows was divided from; use'):
+        rows.divide(config, tmp_path / 'rows')
+    config.data.root = str(tmp_path / 'absent')  # the rows alone suffice
+    assert rows.divide(config, tmp_path / 'rows').facts == first.facts
+
+
 def test_a_second_call_reads_what_the_first_one_wrote(tmp_path):
     config = make_config(tmp_path)
     first = rows.divide(config, tmp_path / 'rows')
