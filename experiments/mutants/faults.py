@@ -294,6 +294,7 @@ FAULTS = {
         ('selection rows are in the subsets', 'ordered[:count], ordered[count:]', 'ordered[:count], ordered'),
         ('a text is in two parts', 'if key not in seen:', 'if key:'),
         ('the seeds have the same rows', "hash_unit(f'subset {seed}'", "hash_unit('subset'"),
+        ('other files of the same names pass', 'if digest not in files.values():', 'if False:'),
     ],
     'lmtrain/compare/choice_scores.py': [
         (
@@ -1028,6 +1029,7 @@ FAULTS = {
         ('a text is encoded with the angles of a shorter one', '> _fixed_angles(model, context)', '> np.inf'),
     ],
     'lmtrain/inference/rendering.py': [
+        ('a choice that begins another is always likelier', 'if _one_begins_another(wholes):', 'if False:'),
         (
             'a blank before a generated answer stays',
             "text_before(question, demonstrations, separator, instruction).rstrip(' ')",
