@@ -98,7 +98,9 @@ def templates(comparison: Comparison, trial: Trial, chosen: dict[str, Any], accu
         return []
     (pool, form), task, accuracies = prompt(comparison, trial, chosen), comparison.task, [accuracy]
     for template in comparison.config.compare.templates:
-        form = form._replace(choices=rows.completions_of(template, task.classes))
+        form = form._replace(
+            choices=rows.completions_of(template, task.classes), calibrated=rows.content_free(template, 'label')
+        )
         own, selected = (rows.in_template(each, template) for each in (pool, task.selection))
         try:
             scored = choice_scores.of_rows(comparison.model, own, form, selected, [chosen['score']])

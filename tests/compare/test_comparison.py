@@ -446,7 +446,7 @@ def test_the_margin_is_a_difference_of_accuracies(base):
         ('{text}\nCategory: {animal}', 'must end in {label}'),
         ('{label}: {text} {label}', 'contain it only once'),
         ('{text} is {label}.', 'ends in text'),
-        ('{text is {label}', 'unexpected'),
+        ('{text is {label}', 'has no other brace'),
         ('', 'ends in text'),
     ],
 )

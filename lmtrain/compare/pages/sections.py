@@ -142,7 +142,7 @@ def _left_out(results: Results) -> list[str]:
         if count := (trial.get('test') or {}).get('cut'):
             cut[trial['arm']] = max(count, cut.get(trial['arm'], 0))
     if counts := [f'{arm} {count:,}' for arm, count in cut.items()]:
-        lines.append(f'Test rows that were cut to data.seq_len: {listed(counts)}.')
+        lines.append(f'Test rows that were cut, to data.seq_len or to the context: {listed(counts)}.')
     stopped = collections.Counter(trial['arm'] for trial in results.get('trials') or [] if trial.get('interrupted'))
     if counts := [f'{arm} {count:,}' for arm, count in stopped.items()]:
         text = 'Time to create is a lower bound of trials that were stopped and continued'

@@ -87,7 +87,7 @@ def test_missing_has_the_notes_and_the_rows_that_were_cut(comparison):
     for trial in results['trials']:
         trial['test']['cut'] = {'lora': trial['seed'], 'head': 5}.get(trial['arm'], 0)
     (block,) = sections.missing(results, 512, [])
-    cut = 'Test rows that were cut to data.seq_len: lora 3 and head 5.'
+    cut = 'Test rows that were cut, to data.seq_len or to the context: lora 3 and head 5.'
     assert block.lines == ['2 test rows are left out: their text is empty', cut]
 
 
