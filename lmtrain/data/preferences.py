@@ -3,6 +3,7 @@
 The format of every row is recognised:
 
     prompt + chosen + rejected    texts, or messages; `conversations` is another name of the prompt (LLaMA-Factory)
+    question + chosen + rejected  texts; the question (or instruction and input) is a turn, after the text in `system`
     whole conversations           `chosen` and `rejected` are messages from the first turn on, or transcripts of hh-rlhf
                                   ('\\n\\nHuman: ...\\n\\nAssistant: ...'); the turns that both share are the prompt
     chosen + rejected             texts without a prompt; what both begin with is the prompt, up to a space
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lmtrain.data.chat import encoding
-from lmtrain.data.chat.conversation import Conversation, check_messages, tools_of
+from lmtrain.data.chat.conversation import QUESTIONS, Conversation, check_messages, tools_of
 from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.rows import Row, check_text, value_of
 from lmtrain.data.tokenizers.base import Tokenizer
@@ -24,6 +25,7 @@ from lmtrain.errors import InputError
 from lmtrain.files import json_type
 
 TURN = re.compile(r'(?:^|\n\n)(Human|Assistant):')  # of a transcript
+SIDES = ('chosen', 'rejected')
 LABELS = {True: True, False: False, 'true': True, 'false': False, '1': True, '0': False}
 
 
@@ -78,43 +80,65 @@ class Notes:
         return lines
 
 
+def with_prompt(row: Row) -> Row:
+    """The row with its question as a message in `prompt`, if the question has a field of another name or a system text.
+
+    The answers of such a row are texts; every other row is returned as it is. The rows of a run are hashed with this
+    prompt, so that examples that were made without the question or the system text are not reused. Raises InputError.
+    """
+    sides = [row.fields.get(name) for name in (SIDES if row.fields.keys() >= {*SIDES} else ('completion',))]
+    if not all(isinstance(side, str) for side in sides):
+        return row
+    prompt = _prompt(row)
+    system = next(filter(_is_text, map(row.fields.get, ('system', 'system_prompt'))), None)
+    if prompt is None and all(map(_is_transcript, sides)):
+        return row
+    questions = [] if prompt else _questions(row)
+    text = '\n\n'.join(check_text(row.fields[name], f'{row.place}: {name!r}') for name in questions) or prompt
+    if not text or not isinstance(text, str) or not (questions or system):
+        return row
+    return row._replace(
+        fields=row.fields | {'prompt': [{'role': 'user', 'content': text}]} | ({'system': system} if system else {})
+    )
+
+
 def read_pair(row: Row, template: Template | None) -> Pair:
     """The pair of a row. Raises InputError naming the row, the field, and what was expected.
 
     Transcripts become messages if the tokenizer has a chat template of its own; else they stay as they are written.
     """
-    chosen, rejected = (value_of(row, name, '') for name in ('chosen', 'rejected'))
-    prompt = next((row.fields[name] for name in ('prompt', 'conversations') if row.fields.get(name) is not None), None)
+    row = with_prompt(row)
+    chosen, rejected = (value_of(row, name, '') for name in SIDES)
+    prompt = _prompt(row)
     texts = isinstance(chosen, str) and isinstance(rejected, str)
     if texts and prompt is None and _is_transcript(chosen) and _is_transcript(rejected):
         return _transcripts(row, chosen, rejected, template)
     if texts and isinstance(prompt, str):
-        sides = (_texts(row, prompt, side) for side in ('chosen', 'rejected'))
+        sides = (_texts(row, prompt, side) for side in SIDES)
         return Pair('prompt + chosen + rejected', *sides)
     if texts and prompt is None:
-        chosen, rejected = (
-            check_text(text, f'{row.place}: {name!r}') for text, name in ((chosen, 'chosen'), (rejected, 'rejected'))
-        )
+        chosen, rejected = (check_text(row.fields[name], f'{row.place}: {name!r}') for name in SIDES)
         common = os.path.commonprefix([chosen, rejected])
         common = common[: common.rfind(' ') + 1]
         return Pair(
             'chosen + rejected, texts without a prompt',
             *(Conversation([], (), (common, text.removeprefix(common))) for text in (chosen, rejected)),
         )
-    sides = [_messages(side, f'{row.place}: {name!r}') for side, name in ((chosen, 'chosen'), (rejected, 'rejected'))]
+    sides = [_messages(row.fields[name], f'{row.place}: {name!r}') for name in SIDES]
     if all(side[0]['role'] != 'assistant' for side in sides):
         return _whole('whole conversations', row, *sides)
     if prompt is None:
         raise InputError(f"{row.place}: 'chosen' and 'rejected' begin with an answer, and there is no field 'prompt'")
     prompt = _prompt_messages(prompt, row)
-    return Pair(
-        'prompt + chosen + rejected as messages',
-        *(_conversation(row, name, prompt, side) for side, name in zip(sides, ('chosen', 'rejected'))),
-    )
+    dialogues = [_conversation(row, name, prompt, side) for side, name in zip(sides, SIDES)]
+    if template is None and texts and _is_question(row, prompt):
+        return Pair('prompt + chosen + rejected', *map(_as_texts, dialogues))
+    return Pair('prompt + chosen + rejected as messages', *dialogues)
 
 
-def read_labelled(row: Row) -> tuple[str, Conversation, bool]:
+def read_labelled(row: Row, template: Template | None) -> tuple[str, Conversation, bool]:
     """(name of the format, conversation, whether the completion is desirable) of a row. Raises InputError."""
+    row = with_prompt(row)
     prompt, completion, label = (value_of(row, name, '') for name in ('prompt', 'completion', 'label'))
     label = LABELS.get(label.strip().lower() if isinstance(label, str) else label if label in (0, 1) else None)
     if label is None:
@@ -124,15 +148,18 @@ def read_labelled(row: Row) -> tuple[str, Conversation, bool]:
     if isinstance(prompt, str) and isinstance(completion, str):
         return 'prompt + completion + label', _texts(row, prompt, 'completion'), label
     messages = _messages(completion, f"{row.place}: 'completion'")
-    dialogue = _conversation(row, 'completion', _prompt_messages(prompt, row), messages)
+    prompt = _prompt_messages(prompt, row)
+    dialogue = _conversation(row, 'completion', prompt, messages)
+    if template is None and isinstance(completion, str) and _is_question(row, prompt):
+        return 'prompt + completion + label', _as_texts(dialogue), label
     return 'prompt + completion + label as messages', dialogue, label
 
 
 def dialogues(row: Row) -> tuple[Conversation, ...]:
     """The conversations of a row, of a pair or of a completion with a label. Raises InputError."""
-    if {'chosen', 'rejected'} <= row.fields.keys():
+    if {*SIDES} <= row.fields.keys():
         return read_pair(row, None)[1:]
-    return (read_labelled(row)[1],)
+    return (read_labelled(row, None)[1],)
 
 
 def is_empty(dialogue: Conversation) -> bool:
@@ -160,6 +187,30 @@ def encode(dialogue: Conversation, tokenizer: Tokenizer, template: Template | No
     return EncodedCompletion(ids[:first], ids[first:], trained[first:])
 
 
+def _prompt(row: Row) -> Any:
+    return next((row.fields[name] for name in ('prompt', 'conversations') if row.fields.get(name) is not None), None)
+
+
+def _questions(row: Row) -> list[str]:
+    """The fields of a question, other than `prompt`, that hold text."""
+    return [name for name in QUESTIONS if name != 'prompt' and _is_text(row.fields.get(name))]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_question(row: Row, prompt: list[dict]) -> bool:
+    """Whether the prompt is a text that `with_prompt` made a message."""
+    return len(prompt) == 1 and bool(_questions(row) or row.fields.get('system'))
+
+
+def _as_texts(dialogue: Conversation) -> Conversation:
+    """The conversation without a template: a line for each message of the prompt, as the plain template writes them."""
+    *before, answer = (message['content'] for message in dialogue.messages)
+    return Conversation([], (), (''.join(f'{content}\n' for content in before), answer))
+
+
 def _is_transcript(text: str) -> bool:
     return bool(TURN.match(text)) and '\n\nAssistant:' in text
 
@@ -172,7 +223,7 @@ def _turns(text: str, place: str) -> list[dict[str, Any]]:
 
 
 def _transcripts(row: Row, chosen: str, rejected: str, template: Template | None) -> Pair:
-    sides = [_turns(text, f'{row.place}: {name!r}') for text, name in ((chosen, 'chosen'), (rejected, 'rejected'))]
+    sides = [_turns(text, f'{row.place}: {name!r}') for text, name in zip((chosen, rejected), SIDES)]
     pair = _whole('hh-rlhf transcripts', row, *sides)
     if template and template.source != PLAIN:
         return pair
@@ -191,7 +242,7 @@ def _whole(form: str, row: Row, chosen: list[dict], rejected: list[dict]) -> Pai
         if one != other:
             break
         shared += 1
-    sides = ((chosen, 'chosen'), (rejected, 'rejected'))
+    sides = zip((chosen, rejected), SIDES)
     return Pair(form, *(_conversation(row, name, side[:shared], side[shared:]) for side, name in sides))
 
 

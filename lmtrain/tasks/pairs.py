@@ -9,15 +9,13 @@ from lmtrain.data import preferences
 from lmtrain.data.chat.conversation import Conversation
 from lmtrain.data.chat.template import Template
 from lmtrain.data.examples import Example
-from lmtrain.data.preferences import EncodedCompletion, Notes
+from lmtrain.data.preferences import SIDES, EncodedCompletion, Notes
 from lmtrain.data.preview import Batch, render_row
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Tokenizer
 from lmtrain.errors import InputError
 from lmtrain.runtime import progress
 from lmtrain.tasks.task import Encoded, RowFormat
-
-SIDES = ('chosen', 'rejected')
 
 
 def encode(rows: Sequence[Row], form: RowFormat, *, unread: int, margins: bool) -> Encoded:

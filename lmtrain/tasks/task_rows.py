@@ -8,7 +8,7 @@ import numpy as np
 
 from lmtrain.data.hash_rng import hash_unit
 from lmtrain.data.labels import Classes, class_id, resolve_classes
-from lmtrain.data.preferences import Notes
+from lmtrain.data.preferences import Notes, with_prompt
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.splits import SPLITS, boundaries
 from lmtrain.data.verifiable_task import is_generated
@@ -109,6 +109,8 @@ def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str
     }
     if config.text and config.task.pools_rows:
         rows = {split: _with_text(each, config.text, split, notes) for split, each in rows.items()}
+    if config.task.scores_segments and config.task.conversations:
+        rows = {split: [with_prompt(row) for row in each] for split, each in rows.items()}
     shares = {split: float(data[split]) for split in SPLITS[1:] if not files[split]}
     if any(shares.values()):
         _divide(rows, shares, PROMPTS if config.task.scores_segments else ())

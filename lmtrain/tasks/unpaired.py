@@ -96,7 +96,7 @@ def _texts(rows: Sequence[Row], form: RowFormat) -> tuple[list[tuple[int, Encode
     """([(index of its row, text, label)], what was recognised, whether a template wrote any)."""
     texts, notes, templated, limit = [], Notes(), False, _limit(form)
     for number, row in enumerate(progress.each(rows, 'reading completions', len(rows))):
-        name, dialogue, label = preferences.read_labelled(row)
+        name, dialogue, label = preferences.read_labelled(row, form.template)
         if preferences.is_empty(dialogue):
             notes.skip('with an empty completion', row)
             continue
@@ -134,7 +134,7 @@ def _mismatched(text: EncodedCompletion, other: EncodedCompletion, limit: int) -
 
 def dialogue(row: Row, text: tuple[str, ...], label: str, template: Template | None) -> Conversation:
     """The conversation of a row."""
-    return preferences.read_labelled(row)[1]
+    return preferences.read_labelled(row, template)[1]
 
 
 TASK = Task(

@@ -1,5 +1,7 @@
 """Rows of preferences: formats, what counts as the prompt, and invalid rows."""
 
+from unittest.mock import ANY
+
 import numpy as np
 import pytest
 
@@ -86,12 +88,81 @@ def test_messages_are_a_prompt_and_a_trained_answer(fields, form):
     assert pair.chosen.trained == pair.rejected.trained == (1,)
 
 
+QUESTION = [
+    ({'question': 'Hi'}, []),
+    ({'question': 'Hi', 'system': 'Be brief.', 'prompt': None}, ['Be brief.']),
+    ({'question': 'Hi', 'system_prompt': 'Be brief.', 'system': ''}, ['Be brief.']),
+    ({'instruction': 'Hi', 'input': ' ', 'id': 'x'}, []),
+    ({'input': 'Hi', 'system': 'Be brief.'}, ['Be brief.']),
+    ({'prompt': 'Hi', 'system': 'Be brief.'}, ['Be brief.']),
+    ({'conversations': 'Hi', 'system': 'Be brief.'}, ['Be brief.']),
+]
+
+
+@pytest.mark.parametrize(('fields', 'system'), QUESTION)
+def test_question_and_system_text_precede_the_answers(fields, system):
+    """Before, such rows were 'texts without a prompt', or lost their system text."""
+    before = [{'role': 'system', 'content': text} for text in system] + [USER]
+    pair = row(**fields, chosen='Yes', rejected='No')
+    form, *sides = preferences.read_pair(pair, CHATML)
+    assert form == 'prompt + chosen + rejected as messages'
+    assert [side.messages for side in sides] == [[*before, GOOD], [*before, BAD]]
+    assert {side.trained for side in sides} == {(len(before),)}
+    completion = row(**fields, completion='Yes', label=1)
+    assert preferences.read_labelled(completion, CHATML)[1] == sides[0]
+    # The row that is hashed has the prompt; one that has it already is not changed.
+    for each in (pair, completion):
+        changed = preferences.with_prompt(each)
+        assert changed.fields['prompt'] == [USER] and preferences.with_prompt(changed) is changed
+        assert [changed.fields.get('system')] == (system or [None])
+
+
+@pytest.mark.parametrize(('fields', 'system'), QUESTION)
+def test_question_without_template_is_written_like_the_plain_template(fields, system):
+    pair, completion = row(**fields, chosen='Yes', rejected='No'), row(**fields, completion='Yes', label=1)
+    form, *sides = preferences.read_pair(pair, None)
+    assert form == 'prompt + chosen + rejected'
+    assert [side.texts for side in sides] == [(''.join(f'{text}\n' for text in [*system, 'Hi']), 'Yes'), (ANY, 'No')]
+    plain = preferences.read_pair(pair, PLAINLY)[1:]
+    for side, written in zip(sides, plain, strict=True):
+        encoded = preferences.encode(side, Bytes(), None, 'a row')
+        assert encoded == preferences.encode(written, Bytes(), PLAINLY, 'a row')
+    form, dialogue, _ = preferences.read_labelled(completion, None)
+    assert (form, dialogue) == ('prompt + completion + label', sides[0])
+
+
+def test_instruction_and_input_are_one_question():
+    pair = preferences.read_pair(row(instruction='Add', input='2, 2', chosen='4', rejected='5'), CHATML)
+    assert pair.chosen.messages[0] == {'role': 'user', 'content': 'Add\n\n2, 2'}
+    with pytest.raises(InputError, match="rows.jsonl:7: 'question' has half of a surrogate pair"):
+        preferences.read_pair(row(question='\ud800', chosen='4', rejected='5'), CHATML)
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [
+        {'prompt': 'Hi', 'question': 'Who?', 'chosen': 'Yes', 'rejected': 'No'},
+        {'prompt': 'Hi', 'system': ' ', 'chosen': 'Yes', 'rejected': 'No'},
+        {'prompt': [USER], 'system': 'Be brief.', 'chosen': 'Yes', 'rejected': 'No'},
+        {'chosen': 'Yes', 'rejected': 'No', 'system': 'Be brief.'},
+        {'question': 'Hi', 'chosen': [USER, GOOD], 'rejected': [USER, BAD]},
+        {'question': 'Hi', 'chosen': f'{DIALOGUE} 4.', 'rejected': f'{DIALOGUE} 5.', 'system': 'Be brief.'},
+        {'prompt': 'Hi', 'completion': 'Yes', 'label': 1},
+        {'prompt': 'Hi', 'chosen': 'Yes'},
+    ],
+)
+def test_other_rows_are_hashed_as_they_are(fields):
+    """So that runs on them are resumed."""
+    each = row(**fields)
+    assert preferences.with_prompt(each) is each
+
+
 def test_tools_of_a_row_are_written_by_the_template():
     """On both sides; before, the template saw none."""
     template = Template('{% for tool in tools %}[{{ tool.name }}]{% endfor %}' + CHATML.source, 'a template')
     fields = {'prompt': [USER], 'tools': '[{"name": "add"}]'}
     pair = preferences.read_pair(row(**fields, chosen=[GOOD], rejected=[BAD]), template)
-    _, completion, _ = preferences.read_labelled(row(**fields, completion=[GOOD], label=True))
+    _, completion, _ = preferences.read_labelled(row(**fields, completion=[GOOD], label=True), template)
     for dialogue in (*pair[1:], completion):
         prompt = preferences.encode(dialogue, Bytes(), template, 'rows.jsonl:7').prompt
         assert bytes(prompt[1:]).startswith(b'[add]<u>Hi')
@@ -139,9 +210,9 @@ def test_prompt_loses_its_beginning_but_its_first_token():
 
 @pytest.mark.parametrize('label', [True, 1, 'True', ' true', '1'])
 def test_desirable(label):
-    form, dialogue, desirable = preferences.read_labelled(row(prompt='a', completion='b', label=label))
+    form, dialogue, desirable = preferences.read_labelled(row(prompt='a', completion='b', label=label), None)
     assert desirable is True and dialogue.texts == ('a', 'b') and form == 'prompt + completion + label'
-    assert preferences.read_labelled(row(prompt=[USER], completion=[BAD], label='false'))[2] is False
+    assert preferences.read_labelled(row(prompt=[USER], completion=[BAD], label='false'), None)[2] is False
 
 
 @pytest.mark.parametrize(
@@ -168,7 +239,7 @@ def test_invalid_pair_is_refused(fields, message):
 @pytest.mark.parametrize('label', ['good', 2, -1, 0.5, [True]])
 def test_label_that_is_no_boolean_is_refused(label):
     with pytest.raises(InputError, match=r"rows.jsonl:7: 'label' is .*; it must be true \(desirable\) or false"):
-        preferences.read_labelled(row(prompt='a', completion='b', label=label))
+        preferences.read_labelled(row(prompt='a', completion='b', label=label), None)
 
 
 def test_notes_count_rows_and_name_the_first():

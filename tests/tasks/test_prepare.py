@@ -302,6 +302,21 @@ def test_completions_of_a_prompt_are_in_one_split(prepare):
     assert [len(each) for each in of.values()] == [14, 4, 2] and len(set().union(*of.values())) == 20
 
 
+def test_pairs_of_a_question_are_in_one_split_and_hashed_with_it(prepare, monkeypatch):
+    """A run that read the answers alone is not resumed, nor are its examples; its other rows are hashed as before."""
+    pairs = [{'question': f'{n // 3}?', 'chosen': 'abc'[n % 3], 'rejected': 'd'} for n in range(60)]
+    options = {'name': 'preference', 'text': (), 'label': '', 'seq_len': 64}
+    task = prepare(pairs, **options)
+    of = {split: {row.fields['question'] for row in each} for split, each in task.rows.items()}
+    assert [len(each) for each in of.values()] == [14, 4, 2] and len(set().union(*of.values())) == 20
+    whole = options | {'data': {'validation': 0.0, 'test': 0.0}}
+    prompts = [row | {'prompt': row['question']} for row in pairs]
+    now = [prepare(rows, **whole).fingerprint for rows in (pairs, prompts)]
+    monkeypatch.setattr('lmtrain.tasks.task_rows.with_prompt', lambda row: row)
+    before = [prepare(rows, **whole).fingerprint for rows in (pairs, prompts)]
+    assert now[0] != before[0] and now[1] == before[1]
+
+
 def test_generated_rows_of_a_recipe_do_not_measure_a_file(prepare):
     generated = {'validation': ('generated:sort',), 'test': ('generated:sort',)}
     task = prepare(**generated)

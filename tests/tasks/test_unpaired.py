@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.parity import preference_cases
+from lmtrain.data.chat.template import Template
 from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.errors import InputError
@@ -54,6 +55,17 @@ def test_groups_pair_every_prompt_with_the_completion_before(form):
     assert values['label_weights'] == [1, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0]
     assert values['labels'] == [1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0]
     assert encoded.notes == ['5 rows of prompt + completion + label', '3 desirable, 2 undesirable completions']
+
+
+def test_system_text_is_written_by_the_template_of_the_run(form):
+    source = '{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}'
+    template = Template(source + "{{ '<a>' if add_generation_prompt }}", 'a template')
+    with_system = [row._replace(fields=row.fields | {'system': 'be'}) for row in rows(2)]
+    for own, text in ((template, '<s>be<u>0 <a>aaa'), (None, 'be\n0 \naaa')):
+        encoded = unpaired.encode(with_system, form(Bytes(), (), '', seq_len=96)._replace(group=2, template=own))
+        assert bytes(encoded.examples[0].tokens[1:-1].tolist()).decode() == text
+        assert encoded.templated is bool(own)
+        assert bool(unpaired.dialogue(with_system[0], (), '', own).messages) is bool(own)
 
 
 def test_prompts_are_mismatched_with_completions_of_other_prompts(form):
