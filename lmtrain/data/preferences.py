@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lmtrain.data.chat import encoding
-from lmtrain.data.chat.conversation import QUESTIONS, Conversation, check_messages, tools_of
+from lmtrain.data.chat.conversation import QUESTIONS, Conversation, check_messages, is_text, tools_of
 from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.rows import Row, check_text, value_of
 from lmtrain.data.tokenizers.base import Tokenizer
@@ -90,7 +90,7 @@ def with_prompt(row: Row) -> Row:
     if not all(isinstance(side, str) for side in sides):
         return row
     prompt = _prompt(row)
-    system = next(filter(_is_text, map(row.fields.get, ('system', 'system_prompt'))), None)
+    system = next(filter(is_text, map(row.fields.get, ('system', 'system_prompt'))), None)
     if prompt is None and all(map(_is_transcript, sides)):
         return row
     questions = [] if prompt else _questions(row)
@@ -193,11 +193,7 @@ def _prompt(row: Row) -> Any:
 
 def _questions(row: Row) -> list[str]:
     """The fields of a question, other than `prompt`, that hold text."""
-    return [name for name in QUESTIONS if name != 'prompt' and _is_text(row.fields.get(name))]
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return [name for name in QUESTIONS if name != 'prompt' and is_text(row.fields.get(name))]
 
 
 def _is_question(row: Row, prompt: list[dict]) -> bool:

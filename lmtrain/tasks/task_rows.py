@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmtrain.data.chat.conversation import with_known_fields
 from lmtrain.data.hash_rng import hash_unit
 from lmtrain.data.labels import Classes, class_id, resolve_classes
 from lmtrain.data.preferences import Notes, with_prompt
@@ -109,12 +110,21 @@ def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str
     }
     if config.text and config.task.pools_rows:
         rows = {split: _with_text(each, config.text, split, notes) for split, each in rows.items()}
-    if config.task.scores_segments and config.task.conversations:
-        rows = {split: [with_prompt(row) for row in each] for split, each in rows.items()}
+    if config.task.conversations and not config.text:
+        rows = {split: [_as_read(row, config.task) for row in each] for split, each in rows.items()}
     shares = {split: float(data[split]) for split in SPLITS[1:] if not files[split]}
     if any(shares.values()):
         _divide(rows, shares, PROMPTS if config.task.scores_segments else ())
     return rows
+
+
+def _as_read(row: Row, task: Task) -> Row:
+    """A row of a recognised format, with the fields that stand for those of other names."""
+    if task.scores_segments:
+        return with_prompt(row)
+    if not task.measures_text and row.fields.get('prompt') is not None:  # a policy continues the prompt alone
+        return row
+    return with_known_fields(row)
 
 
 def _with_text(rows: list[Row], fields: Sequence[str], split: str, notes: list[str]) -> list[Row]:

@@ -317,6 +317,22 @@ def test_pairs_of_a_question_are_in_one_split_and_hashed_with_it(prepare, monkey
     assert now[0] != before[0] and now[1] == before[1]
 
 
+def test_fields_of_other_data_sets_are_hashed_if_they_are_read(prepare, monkeypatch):
+    rows = [{'instruction': f'{n}?', 'context': 'the cat', 'response': 'yes'} for n in range(20)]
+    prompts = [{'prompt': f'{n}?', 'response': 'yes', 'system_prompt': 'be'} for n in range(20)]
+    named = {'text': ('instruction',), 'label': 'response'}
+
+    def fingerprints():
+        chat = [prepare(each, name='chat', text=(), label='').fingerprint for each in (rows, prompts)]
+        policy = [prepare(each, name='policy', text=(), label='').fingerprint for each in (rows, prompts)]
+        return chat + policy + [prepare(rows, name='chat', **named).fingerprint]
+
+    now = fingerprints()
+    monkeypatch.setattr('lmtrain.tasks.task_rows.with_known_fields', lambda row: row)
+    before = fingerprints()  # a policy continues the prompt alone, and fields of the config are read as they are
+    assert [one == other for one, other in zip(now, before)] == [False, False, False, True, True]
+
+
 def test_generated_rows_of_a_recipe_do_not_measure_a_file(prepare):
     generated = {'validation': ('generated:sort',), 'test': ('generated:sort',)}
     task = prepare(**generated)

@@ -10,10 +10,11 @@ from lmtrain.data.rows import Row, check_text, text_of, value_of
 from lmtrain.errors import InputError
 from lmtrain.files import json_type, parse_json
 
-# {format: its fields}. 'prompt + completion' is continued text, which no template writes; 'alpaca' may have `input`.
+CONTINUED = 'prompt + completion'  # a text that no template writes
+# {format: its fields}. 'alpaca' may have `input`.
 FORMATS = {
     'messages': ('messages',),
-    'prompt + completion': ('prompt', 'completion'),
+    CONTINUED: ('prompt', 'completion'),
     'alpaca': ('instruction', 'output'),
     'sharegpt': ('conversations',),
 }
@@ -21,6 +22,7 @@ FORMATS = {
 QUESTIONS = ('prompt', 'question', 'instruction', 'input')
 ANSWERS = ('completion', 'response', 'answer', 'output', 'target')
 WITH_PROMPT = ('messages', 'sharegpt')  # formats that contain the prompt: a further field `prompt` repeats it
+HISTORY = ('question', 'answer')  # the fields of an earlier turn in `history`
 ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
 SHAREGPT = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant'} | {role: role for role in ROLES}
 SHAREGPT |= {'function_call': 'assistant', 'observation': 'tool'}  # of LLaMA-Factory
@@ -51,8 +53,9 @@ def read(row: Row, text: tuple[str, ...], label: str) -> tuple[str, Conversation
         return ' + '.join((*text, label)), _completion(row, '\n\n', text, label)
     if text:
         return text[0], _dialogue(row, text[0])
-    form, note = recognise_format(row)
-    return form + note, _read_format(row, form)
+    row = with_known_fields(row)
+    form, _ = recognise_format(row)
+    return form, _read_format(row, form)
 
 
 def _read_format(row: Row, form: str) -> Conversation:
@@ -60,14 +63,46 @@ def _read_format(row: Row, form: str) -> Conversation:
         return _dialogue(row, 'messages')
     if form == 'sharegpt':
         return _dialogue(row, 'conversations')
-    if form == 'prompt + completion':
+    if form == CONTINUED:
         return _completion(row, '')
-    *questions, answer = ('instruction', 'input', 'output') if form == 'alpaca' else form.split(' + ')
+    *questions, answer = ('instruction', 'input', 'output') if form == 'alpaca' else _fields_of(form)
     return _turn(row, questions, answer)
 
 
-def recognise_format(row: Row) -> tuple[str, str]:
-    """(the format of a row, a note about fields that are not read).
+def with_known_fields(row: Row) -> Row:
+    """The row with fields that `read` knows, from those of other data sets; the row itself if it needs none.
+
+    `context` becomes the `input` of an instruction (Dolly), `system_prompt` becomes `system` (OpenOrca), and the pairs
+    of texts in `history` (LLaMA-Factory) become objects. The rows of a run are hashed with these fields, so that
+    examples that were made without them are not reused.
+    """
+    try:
+        form, _ = recognise_format(row)
+    except InputError:  # `read` raises it
+        return row
+    added: dict[str, Any] = {}
+    if _reads_system(row, form) and not row.fields.get('system') and is_text(row.fields.get('system_prompt')):
+        added['system'] = row.fields['system_prompt']
+    if form not in (CONTINUED, *WITH_PROMPT):
+        context, history = row.fields.get('context'), row.fields.get('history')
+        if 'instruction' in _fields_of(form) and row.fields.get('input') in (None, '') and is_text(context):
+            added['input'] = context
+        if isinstance(history, list) and history and all(map(_is_exchange, history)):
+            added['history'] = [dict(zip(HISTORY, exchange)) for exchange in history]
+    return row._replace(fields=row.fields | added) if added else row
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is text that is not blank."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_exchange(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(text, str) for text in value)
+
+
+def recognise_format(row: Row) -> tuple[str, list[str]]:
+    """(the format of a row, its fields that are not read).
 
     A format of FORMATS whose fields are complete, else one of QUESTIONS with one of ANSWERS: 'question + answer'.
 
@@ -79,15 +114,38 @@ def recognise_format(row: Row) -> tuple[str, str]:
     if len(forms) > 1:
         raise _clash(row, [f'{name!r} of {form}' for form in forms for name in FORMATS[form]])
     if forms:
-        form, fields = forms[0], FORMATS[forms[0]] + (('input',) if forms[0] == 'alpaca' else ())
+        form = forms[0]
     elif {'chosen', 'rejected'} <= {*names}:
         raise InputError(_preferences(row))
     else:
-        fields = _question_and_answer(row, names)
-        form = ' + '.join(fields)
-    known = {*QUESTIONS, *ANSWERS} | {field for fields in FORMATS.values() for field in fields}
-    unread = [repr(name) for name in names if name in known and name not in fields]
-    return form, f' (ignoring {", ".join(unread)})' if unread else ''
+        form = ' + '.join(_question_and_answer(row, names))
+    read = _fields_read(row, form)
+    return form, [name for name in names if name not in read and row.fields[name] not in ('', [])]
+
+
+def _fields_of(form: str) -> tuple[str, ...]:
+    return FORMATS.get(form, tuple(form.split(' + '))) + (('input',) if form == 'alpaca' else ())
+
+
+def _fields_read(row: Row, form: str) -> set[str]:
+    """The fields of a row that are read, including those from which `with_known_fields` made others."""
+    read = {*_fields_of(form)}
+    if form != CONTINUED or isinstance(row.fields['prompt'], list):
+        read.add('tools')
+    if _reads_system(row, form):
+        read.add('system')
+    if form not in (CONTINUED, *WITH_PROMPT) and _history(row):
+        read.add('history')
+    copies = (('system_prompt', 'system'), ('context', 'input'))
+    return read | {name for name, copy in copies if copy in read and row.fields.get(name) == row.fields.get(copy)}
+
+
+def _reads_system(row: Row, form: str) -> bool:
+    """Whether the field `system` is read: a text that is continued has none, and messages may have one of their own."""
+    messages = row.fields[FORMATS[form][0]] if form in WITH_PROMPT else []
+    first = messages[0] if isinstance(messages, list) and messages else None
+    role = first.get('role') or first.get('from') if isinstance(first, Mapping) else None
+    return form != CONTINUED and role not in ('system', 'developer')
 
 
 def _question_and_answer(row: Row, names: list[str]) -> tuple[str, ...]:
@@ -150,16 +208,29 @@ def _completion(row: Row, between: str, text: tuple[str, ...] = ('prompt',), lab
 
 
 def _turn(row: Row, questions: list[str], answer: str) -> Conversation:
-    """A question, in one field or an instruction with its input, and the answer."""
+    """A question, in one field or an instruction with its input, and the answer, after the turns in `history`."""
     filled = [name for name in questions if row.fields.get(name) not in (None, '')] or questions[:1]
     content = '\n\n'.join(text_of(row, name) for name in filled)
     turn = [{'role': 'user', 'content': content}, {'role': 'assistant', 'content': text_of(row, answer)}]
-    return _of(_system(row) + turn, row)
+    return _of(_system(row) + _history(row) + turn, row)
 
 
 def _system(row: Row) -> list[dict[str, Any]]:
     system = row.fields.get('system')
     return [{'role': 'system', 'content': text_of(row, 'system')}] if system else []
+
+
+def _history(row: Row) -> list[dict[str, Any]]:
+    """The earlier turns in the field `history`; [] if it is not as `with_known_fields` makes it."""
+    turns = row.fields.get('history')
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) and turn.keys() == {*HISTORY} for turn in turns):
+        return []
+    place, roles = f"{row.place}: 'history'", ('user', 'assistant')
+    return [
+        {'role': role, 'content': check_text(turn[name], f'{place} [{index}]')}
+        for index, turn in enumerate(turns)
+        for role, name in zip(roles, HISTORY)
+    ]
 
 
 def _of(messages: list[dict[str, Any]], row: Row, first: int = 0) -> Conversation:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lmtrain.data.chat.answers import Written, flagged_spans, render, write
-from lmtrain.data.chat.conversation import Conversation, check_messages, read
+from lmtrain.data.chat.conversation import Conversation, check_messages, read, recognise_format, with_known_fields
 from lmtrain.data.chat.template import Template, as_text, encode
 from lmtrain.data.chat.traced import ANSWER
 from lmtrain.data.example_store import Examples
@@ -74,6 +74,7 @@ class _Notes:
     def __init__(self, template: Template | None):
         self._template = template
         self.formats: collections.Counter = collections.Counter()  # of (format, whether the template writes it)
+        self.unread: dict[tuple[str, bool], dict[str, None]] = {}  # the fields of those rows that are not read
         self.methods: collections.Counter = collections.Counter()
         self.unwritten: collections.Counter = collections.Counter()
         self.separate_texts = 0
@@ -84,10 +85,12 @@ class _Notes:
         return any(by_template for _, by_template in self.formats)
 
     def lines(self) -> list[str]:
-        lines = [
-            f'{count} rows of {name}, {f"written by {self._template.name}" if by_template else "unchanged"}'
-            for (name, by_template), count in self.formats.items()
-        ]
+        lines = []
+        for (name, by_template), count in self.formats.items():
+            unread = ', '.join(map(repr, self.unread[name, by_template]))
+            ignoring = f' (ignoring {unread})' if unread else ''
+            written = f'written by {self._template.name}' if by_template else 'unchanged'
+            lines.append(f'{count} rows of {name}{ignoring}, {written}')
         if count := self.methods['marked']:
             lines.append(f'{count} rows: trained is what the template marks with {{% generation %}}')
         if count := self.methods['separate']:
@@ -125,7 +128,10 @@ def encode_rows(
     for number, row in enumerate(progress.each(rows, 'encoding conversations')):
         name, dialogue = read(row, text, label)
         written, texts = encode_conversation(dialogue, tokenizer, template, row.place)
-        notes.formats[name, bool(dialogue.messages)] += 1
+        form = name, bool(dialogue.messages)
+        notes.formats[form] += 1
+        unread = [] if text else recognise_format(with_known_fields(row))[1]
+        notes.unread.setdefault(form, {}).update(dict.fromkeys(unread))
         notes.methods[written.method] += 1
         notes.unwritten.update(written.unwritten)
         notes.separate_texts += len(texts) if written.method == 'separate' else 0

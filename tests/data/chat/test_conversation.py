@@ -1,8 +1,17 @@
+"""Rows as conversations: formats, the fields of other data sets, messages, and invalid rows."""
+
 import itertools
 
 import pytest
 
-from lmtrain.data.chat.conversation import ANSWERS, QUESTIONS, Conversation, read
+from lmtrain.data.chat.conversation import (
+    ANSWERS,
+    QUESTIONS,
+    Conversation,
+    read,
+    recognise_format,
+    with_known_fields,
+)
 from lmtrain.data.rows import Row
 
 TALK = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
@@ -38,12 +47,8 @@ def read_fields(text=(), label='', **fields):
         ({'messages': [{'from': 'user', 'value': 'a'}, TALK[1]]}, 'messages', TALK),
         ({'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]}, TALK[1]]}, 'messages', TALK),
         # UltraChat and No Robots have a field `prompt` besides the messages.
-        ({'prompt': 'a', 'prompt_id': '1', 'messages': TALK}, "messages (ignoring 'prompt')", TALK),
-        (
-            {'prompt': 'a', 'completion': 'b', 'output': 'c', 'messages': TALK},
-            "messages (ignoring 'prompt', 'completion', 'output')",
-            TALK,
-        ),
+        ({'prompt': 'a', 'prompt_id': '1', 'messages': TALK}, 'messages', TALK),
+        ({'prompt': 'a', 'completion': 'b', 'output': 'c', 'messages': TALK}, 'messages', TALK),
         *[
             ({q: 'a', a: 'b'}, f'{q} + {a}', TALK)
             for q, a in itertools.product(QUESTIONS, ANSWERS)
@@ -56,7 +61,7 @@ def read_fields(text=(), label='', **fields):
             [{'role': 'user', 'content': 'a\n\nc'}, TALK[1]],
         ),
         ({'input': '', 'instruction': 'a', 'response': 'b'}, 'instruction + input + response', TALK),
-        ({'instruction': 'a', 'output': 'b', 'answer': 'c'}, "alpaca (ignoring 'answer')", TALK),
+        ({'instruction': 'a', 'output': 'b', 'answer': 'c'}, 'alpaca', TALK),
         ({'system': 'be', 'messages': TALK}, 'messages', [{'role': 'system', 'content': 'be'}, *TALK]),
         (
             {'system': 'be', 'messages': [{'role': 'system', 'content': 'own'}, *TALK]},
@@ -68,6 +73,77 @@ def read_fields(text=(), label='', **fields):
 def test_format_is_recognised(fields, form, messages):
     name, conversation = read_fields(**fields)
     assert (name, conversation.messages, conversation.trained) == (form, messages, (len(messages) - 1,))
+
+
+SYSTEM = {'role': 'system', 'content': 'be'}
+JOINED = [{'role': 'user', 'content': 'a\n\nc'}, TALK[1]]
+
+
+@pytest.mark.parametrize(
+    ('fields', 'messages', 'unread'),
+    [
+        # Dolly, OpenOrca, LLaMA-Factory, OpenHermes
+        ({'instruction': 'a', 'context': 'c', 'response': 'b', 'category': 'qa'}, JOINED, ['category']),
+        ({'instruction': 'a', 'input': '', 'context': 'c', 'output': 'b'}, JOINED, []),
+        ({'id': 't0.1', 'system_prompt': 'be', 'question': 'a', 'response': 'b'}, [SYSTEM, *TALK], ['id']),
+        (
+            {'instruction': 'a', 'output': 'b', 'system': 'be', 'history': [['c', 'd'], ['e', 'f']]},
+            [
+                SYSTEM,
+                *({'role': role, 'content': text} for role, text in zip(['user', 'assistant'] * 2, 'cdef')),
+                *TALK,
+            ],
+            [],
+        ),
+        ({'conversations': TALK, 'system_prompt': 'be', 'idx': 3, 'topic': None}, [SYSTEM, *TALK], ['idx']),
+        ({'messages': TALK, 'system_prompt': 'be', 'system': None}, [SYSTEM, *TALK], []),
+    ],
+)
+def test_fields_of_other_data_sets_are_read(fields, messages, unread):
+    original = Row('rows.jsonl:7', fields)
+    assert read(original, (), '')[1] == Conversation(
+        messages, tuple(index for index, message in enumerate(messages) if message['role'] == 'assistant')
+    )
+    known = with_known_fields(original)
+    assert (
+        known.fields.items()
+        >= {name: value for name, value in fields.items() if name != 'history' and value not in (None, '')}.items()
+    )
+    assert known.fields != fields and with_known_fields(known) is known
+    assert recognise_format(known)[1] == unread
+
+
+@pytest.mark.parametrize(
+    ('fields', 'unread'),
+    [
+        ({'messages': TALK, 'prompt': 'a', 'prompt_id': '1', 'tools': [{'name': 'f'}]}, ['prompt', 'prompt_id']),
+        ({'messages': [SYSTEM, *TALK], 'system_prompt': 'c', 'system': 'd'}, ['system_prompt', 'system']),
+        ({'conversations': [{'from': 'system', 'value': 'be'}, *TALK], 'system_prompt': 'c'}, ['system_prompt']),
+        ({'messages': TALK, 'context': 'c', 'history': [['c', 'd']]}, ['context', 'history']),
+        ({'instruction': 'a', 'output': 'b', 'answer': 'c', 'history': []}, ['answer']),
+        ({'instruction': 'a', 'input': 'i', 'output': 'b', 'context': 'c'}, ['context']),
+        ({'instruction': 'a', 'output': 'b', 'context': {'title': 'c'}, 'history': ['c']}, ['context', 'history']),
+        ({'question': 'a', 'answer': 'b', 'context': 'c', 'system': ''}, ['context']),
+        ({'question': 'a', 'answer': 'b', 'system': 'c', 'system_prompt': 'd'}, ['system_prompt']),
+        (
+            {'prompt': 'a', 'completion': 'b', 'system': 'c', 'system_prompt': 'd', 'tools': [{'name': 'f'}]},
+            ['system', 'system_prompt', 'tools'],
+        ),
+        ({'prompt': TALK, 'completion': TALK, 'system': 'c', 'tools': [{'name': 'f'}]}, ['system']),
+        ({'prompt': 'a', 'question': 'b', 'answer': 'c', 'system_prompt': 'd'}, None),
+    ],
+)
+def test_other_fields_are_not_read_and_rows_are_hashed_as_they_are(fields, unread):
+    """So that runs on them are resumed."""
+    original = Row('rows.jsonl:7', fields)
+    assert with_known_fields(original) is original
+    assert unread is None or recognise_format(original)[1] == unread
+
+
+def test_turn_of_the_history_is_text():
+    history = [['c', 'd'], ['\ud800', 'f']]
+    with pytest.raises(ValueError, match=r"rows.jsonl:7: 'history' \[1\] has half of a surrogate pair"):
+        read_fields(instruction='a', output='b', history=history)
 
 
 def test_prompt_and_completion_are_unchanged():

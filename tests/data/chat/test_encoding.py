@@ -246,12 +246,13 @@ def test_conversation_without_template_is_rejected(tokenizer):
 
 
 def test_notes_name_formats(tokenizer):
-    rows = [row(prompt='a ', completion='cat'), row(messages=TALK), row(prompt='a', messages=TALK)]
+    rows = [row(prompt='a ', completion='cat', system='b'), row(messages=TALK, id=3), row(prompt='a', messages=TALK)]
     assert encode(rows, tokenizer)[1] == [
-        '1 rows of prompt + completion, unchanged',
-        "1 rows of messages, written by the tokenizer's chat template",
-        "1 rows of messages (ignoring 'prompt'), written by the tokenizer's chat template",
+        "1 rows of prompt + completion (ignoring 'system'), unchanged",
+        "2 rows of messages (ignoring 'id', 'prompt'), written by the tokenizer's chat template",
     ]
+    named = [row(text='a', label='b', system='c')]
+    assert encode(named, tokenizer, text=('text',), label='label')[1] == ['1 rows of text + label, unchanged']
 
 
 def test_long_conversation(tokenizer):
