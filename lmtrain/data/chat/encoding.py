@@ -78,6 +78,7 @@ class _Notes:
         self.methods: collections.Counter = collections.Counter()
         self.unwritten: collections.Counter = collections.Counter()
         self.separate_texts = 0
+        self.untrained: list[str] = []  # places of rows without a token to train
         self.cut_away: list[str] = []  # places of rows whose answers are beyond the limit
 
     @property
@@ -98,6 +99,11 @@ class _Notes:
                 f'{count} rows as {self.separate_texts} texts, one per answer: the template rewrites earlier answers'
             )
         lines += [f'{count} rows: the template does not write their {name}' for name, count in self.unwritten.items()]
+        if self.untrained:
+            count, others = len(self.untrained), ', ...' if len(self.untrained) > 1 else ''
+            lines.append(
+                f'{count} row{"s" * (count > 1)} left out, without a token to train: {self.untrained[0]}{others}'
+            )
         if self.cut_away:
             lines.append(
                 f'{len(self.cut_away)} of the cut rows are left out because their answers are behind the cut: '
@@ -122,27 +128,24 @@ def encode_rows(
     Args:
       text, label: fields of prompt and completion, or of a conversation; () recognises the format of every row.
 
-    Raises InputError naming the row: fields of two formats or of none, a template that fails, no token to train.
+    Rows without a token to train, such as those with an empty answer, are left out and counted.
+
+    Raises InputError naming the row: fields of two formats or of none, a template that fails, no token to train in any.
     """
     examples, notes = [], _Notes(template)
     for number, row in enumerate(progress.each(rows, 'encoding conversations')):
         name, dialogue = read(row, text, label)
         written, texts = encode_conversation(dialogue, tokenizer, template, row.place)
+        notes.unwritten.update(written.unwritten)
+        if not any(_trains_content(ids, trained, tokenizer) for ids, trained, _ in texts):
+            notes.untrained.append(row.place)
+            continue
         form = name, bool(dialogue.messages)
         notes.formats[form] += 1
         unread = [] if text else recognise_format(with_known_fields(row))[1]
         notes.unread.setdefault(form, {}).update(dict.fromkeys(unread))
         notes.methods[written.method] += 1
-        notes.unwritten.update(written.unwritten)
         notes.separate_texts += len(texts) if written.method == 'separate' else 0
-        if not any(_trains_content(ids, trained, tokenizer) for ids, trained, _ in texts):
-            missing = (
-                f'; the template does not write the {" and ".join(written.unwritten)}' if written.unwritten else ''
-            )
-            raise InputError(
-                f'{row.place}: no token to train: the assistant says nothing, or nothing that is to be trained '
-                f'("weight", "train"){missing}'
-            )
         for ids, trained, sizes in texts:
             if not _trains_content(ids, trained, tokenizer) or not length.fits(row, len(ids) - 1):
                 continue
@@ -155,6 +158,13 @@ def encode_rows(
                 'bytes': np.array([*sizes[1 : len(ids)], 0], np.int32),
             }
             examples.append(Example(number, np.array(ids, np.int32), columns, {}))
+    if rows and len(notes.untrained) == len(rows):
+        missing = f'; the template does not write the {" and ".join(notes.unwritten)}' if notes.unwritten else ''
+        others = f', like the other {len(rows) - 1:,} rows' if len(rows) > 1 else ''
+        raise InputError(
+            f'{notes.untrained[0]}: no token to train{others}: the assistant says nothing, or nothing that is to be '
+            f'trained ("weight", "train"){missing}'
+        )
     return examples, notes.lines(), notes.templated
 
 

@@ -235,9 +235,20 @@ def test_answer_end_from_rows_if_template_rejects_a_plain_pair(tokenizer):
         {'messages': [TALK[0], {'role': 'assistant', 'content': ''}]},
     ],
 )
-def test_row_without_trained_token_is_named(tokenizer, fields):
-    with pytest.raises(ValueError, match='rows.jsonl:7: no token to train'):
+def test_row_without_trained_token_is_left_out(tokenizer, fields):
+    with pytest.raises(ValueError, match='rows.jsonl:7: no token to train: the assistant says nothing'):
         encode([row(**fields)], tokenizer)
+    with pytest.raises(ValueError, match='rows.jsonl:7: no token to train, like the other 1 rows: the assistant'):
+        encode([row(**fields)] * 2, tokenizer)
+    examples, notes = encode([row(**fields), row(messages=TALK), row(**fields)], tokenizer)
+    assert [example.source for example in examples] == [1]
+    assert notes == [
+        "1 rows of messages, written by the tokenizer's chat template",
+        '2 rows left out, without a token to train: rows.jsonl:7, ...',
+    ]
+    assert encode([row(messages=TALK), row(**fields)], tokenizer)[1][1].endswith(
+        '1 row left out, without a token to train: rows.jsonl:7'
+    )
 
 
 def test_conversation_without_template_is_rejected(tokenizer):
