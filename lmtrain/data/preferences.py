@@ -26,6 +26,7 @@ from lmtrain.files import json_type
 
 TURN = re.compile(r'(?:^|\n\n)(Human|Assistant):')  # of a transcript
 SIDES = ('chosen', 'rejected')
+PROMPTS = ('prompt', 'conversations')  # two names of one field
 LABELS = {True: True, False: False, 'true': True, 'false': False, '1': True, '0': False}
 
 
@@ -188,12 +189,12 @@ def encode(dialogue: Conversation, tokenizer: Tokenizer, template: Template | No
 
 
 def _prompt(row: Row) -> Any:
-    return next((row.fields[name] for name in ('prompt', 'conversations') if row.fields.get(name) is not None), None)
+    return next((row.fields[name] for name in PROMPTS if row.fields.get(name) is not None), None)
 
 
 def _questions(row: Row) -> list[str]:
     """The fields of a question, other than `prompt`, that hold text."""
-    return [name for name in QUESTIONS if name != 'prompt' and is_text(row.fields.get(name))]
+    return [name for name in QUESTIONS if name not in PROMPTS and is_text(row.fields.get(name))]
 
 
 def _is_question(row: Row, prompt: list[dict]) -> bool:

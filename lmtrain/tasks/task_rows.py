@@ -9,7 +9,7 @@ import numpy as np
 from lmtrain.data.chat.conversation import with_known_fields
 from lmtrain.data.hash_rng import hash_unit
 from lmtrain.data.labels import Classes, class_id, resolve_classes
-from lmtrain.data.preferences import Notes, with_prompt
+from lmtrain.data.preferences import PROMPTS, Notes, with_prompt
 from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.splits import SPLITS, boundaries
 from lmtrain.data.verifiable_task import is_generated
@@ -18,7 +18,6 @@ from lmtrain.tasks import TASKS
 from lmtrain.tasks.task import Task
 
 TOO_LONG = ('error', 'cut', 'drop')
-PROMPTS = ('prompt', 'conversations')  # fields of rows of preferences, of which a prompt may have several
 
 
 class TaskConfig(NamedTuple):
