@@ -283,7 +283,7 @@ def _message(message: Any, at: str) -> dict[str, Any]:
         raise InputError(
             f"{at}: expected an object with 'role' and 'content' (or 'from' and 'value'), not {message!r:.80}"
         )
-    if role not in roles:
+    if not isinstance(role, str) or role not in roles:
         raise InputError(f'{at}: {names[0]!r} is {role!r}, which is none of {", ".join(roles)}')
     if isinstance(content, list) and all(isinstance(part, dict) and part.get('type') == 'text' for part in content):
         content = ''.join(check_text(part.get('text'), f"{at}: 'text'") for part in content)

@@ -223,6 +223,8 @@ def test_answers_excluded_by_weight_or_train(name, value, trained):
         ({'messages': [{'role': 'user'}]}, r"'messages' \[0\]: expected an object with 'role' and 'content'"),
         ({'messages': [TALK[0], {'role': 'assistant', 'content': None}]}, r'\[1\]: expected an object with'),
         ({'messages': [{'role': 'user|><s', 'content': ''}]}, r"\[0\]: 'role' is 'user\|><s', which is none of system"),
+        ({'messages': [{'role': ['user'], 'content': 'a'}]}, r"\[0\]: 'role' is \['user'\], which is none of system"),
+        ({'messages': [{'from': {'a': 1}, 'value': 'a'}]}, r"\[0\]: 'from' is {'a': 1}, which is none of human"),
         ({'messages': [{'role': 'user', 'content': 3}]}, r"\[0\]: 'content' must be text, not a number"),
         ({'messages': [TALK[0] | {'name': 'b\ud800'}]}, r'\[0\] has half of a surrogate pair'),
         ({'messages': TALK, 'tools': '{'}, "'tools': invalid JSON"),
