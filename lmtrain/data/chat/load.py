@@ -5,6 +5,7 @@ import json
 
 from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.tokenizers.base import Tokenizer
+from lmtrain.data.tokenizers.hf_files import read_template
 from lmtrain.errors import InputError
 from lmtrain.files import local_path
 
@@ -17,7 +18,7 @@ def open_template(template: str, tokenizer: Tokenizer, root: str, date: str = ''
         templates, or a Jinja file, whose relative path starts at `root`.
       date: the result of `strftime_now` in the template, 'YYYY-MM-DD'.
 
-    Raises FileNotFoundError, InputError.
+    Raises FileNotFoundError; InputError, also if the file is not UTF-8.
     """
     own = tokenizer.config.get('chat_template') or {}
     own = {'default': own} if isinstance(own, str) else {each['name']: each['template'] for each in own}
@@ -41,7 +42,7 @@ def open_template(template: str, tokenizer: Tokenizer, root: str, date: str = ''
             raise FileNotFoundError(
                 f"config.task.template: no file {path}; it is 'auto', 'plain', {names}or a Jinja chat template"
             )
-        result = Template(path.read_text(encoding='utf-8'), f'the chat template {path}')
+        result = Template(read_template(path), f'the chat template {path}')
     return result._replace(date=date) if result.writes_date else result
 
 

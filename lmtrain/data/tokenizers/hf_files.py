@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lmtrain.data.text_files import decode
 from lmtrain.errors import InputError
 from lmtrain.files import read_json_object
 
@@ -50,7 +51,7 @@ def read_config(directory: Path, known: Mapping[str, str], added: Mapping[str, M
     merged |= _older_tokens(directory / 'added_tokens.json', added, merged.get('added_tokens_decoder', {}))
     files = [('default', directory / 'chat_template.jinja')]
     files += [(path.stem, path) for path in sorted((directory / 'additional_chat_templates').glob('*.jinja'))]
-    templates |= {name: path.read_text(encoding='utf-8') for name, path in files if path.is_file()}
+    templates |= {name: read_template(path) for name, path in files if path.is_file()}
     if templates.keys() == {'default'}:
         merged['chat_template'] = templates['default']
     elif templates:
@@ -58,6 +59,11 @@ def read_config(directory: Path, known: Mapping[str, str], added: Mapping[str, M
     if not merged:
         return b''
     return json.dumps(merged | {'tokenizer_class': 'PreTrainedTokenizerFast'}, sort_keys=True).encode()
+
+
+def read_template(path: Path) -> str:
+    """The text of a Jinja file, without a byte order mark and carriage returns. Raises InputError naming the file."""
+    return decode(path.read_bytes(), path).replace('\r\n', '\n').replace('\r', '\n')
 
 
 def _changed_tokens(config: Mapping, added: Mapping[str, Mapping], path: Path) -> dict:

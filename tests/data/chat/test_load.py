@@ -5,6 +5,7 @@ from lmtrain.data.chat.load import open_template, trained_template, with_templat
 from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.data.tokenizers.load import open_tokenizer
+from lmtrain.errors import InputError
 
 MARKS = {'bos_token': '<s>', 'eos_token': '</s>'}
 CHATML = (
@@ -44,6 +45,18 @@ def test_template_by_name_or_file(tokenizer, tmp_path, bpe):
         open_template('auto', named, '')
     with pytest.raises(FileNotFoundError, match="'auto', 'plain', 'rag', 'tool_use', or"):
         open_template('tools', named, '')
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+def test_file_without_byte_order_mark_and_carriage_returns(tmp_path, encoding):
+    (tmp_path / 'mine.jinja').write_bytes('é\r\n{{ 3 }}\rb\n'.encode(encoding))
+    assert open_template('mine.jinja', Bytes(), str(tmp_path)).source == 'é\n{{ 3 }}\nb\n'
+
+
+def test_file_of_another_encoding_is_refused(tmp_path):
+    (tmp_path / 'mine.jinja').write_bytes(b'a\n\xe9')
+    with pytest.raises(InputError, match=r'mine.jinja:2: not UTF-8 at byte 2 .*iconv'):
+        open_template('mine.jinja', Bytes(), str(tmp_path))
 
 
 def test_run_without_template(tokenizer):

@@ -5,6 +5,7 @@ import tokenizers
 
 from lmtrain.data.tokenizers.hf_files import TOKEN_FLAGS, read_config, wordpiece
 from lmtrain.data.tokenizers.load import load_tokenizer, open_tokenizer
+from lmtrain.errors import InputError
 
 WORDS = '[PAD] [UNK] [CLS] [SEP] [MASK] the cat ##s sat on un ##der'.split()
 
@@ -104,6 +105,12 @@ def test_chat_templates_from_all_files(tmp_path, bpe):
     (tmp_path / 'x' / 'additional_chat_templates').mkdir()
     (tmp_path / 'x' / 'additional_chat_templates' / 'rag.jinja').write_text('d')
     assert templates() == [{'name': 'default', 'template': 'c é'}, {'name': 'rag', 'template': 'd'}]
+    (tmp_path / 'x' / 'chat_template.jinja').write_bytes('c\r\né'.encode('utf-8-sig'))
+    (tmp_path / 'x' / 'additional_chat_templates' / 'rag.jinja').write_bytes('d'.encode('utf-8-sig'))
+    assert templates() == [{'name': 'default', 'template': 'c\né'}, {'name': 'rag', 'template': 'd'}]
+    (tmp_path / 'x' / 'chat_template.jinja').write_bytes(b'\xe9')
+    with pytest.raises(InputError, match='chat_template.jinja:1: not UTF-8 at byte 0'):
+        templates()
     (tmp_path / 'x' / 'chat_template.jinja').unlink()
     bpe(tmp_path / 'x', tokenizer_config={})
     assert templates() == [{'name': 'rag', 'template': 'd'}]
