@@ -14,7 +14,8 @@ from lmtrain.files import parse_json
 from lmtrain.rewards import sandbox, user_file
 from lmtrain.rewards.reward import Limits, Reward
 
-NUMBER = re.compile(r'[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?')
+# A comma is a part of a number between groups of three digits alone, and a sign not after a digit or a letter ('10-5').
+NUMBER = re.compile(r'(?:(?<![\dA-Za-z])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?')
 FENCED = re.compile(r'```[^\n]*\n(.*?)```', re.DOTALL)
 FIELD = 'config.reward.field'
 LONGEST_NUMBER = 1000  # characters

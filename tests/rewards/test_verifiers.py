@@ -1,5 +1,7 @@
 """Verifiers: one contract for all of them, and what each accepts."""
 
+import decimal
+
 import pytest
 
 from lmtrain.data.rows import Row
@@ -70,6 +72,35 @@ def test_contract(name):
 )
 def test_what_is_right(name, expected, completion, score):
     assert verifier(name).score([''], [completion], [{'answer': expected}]) == [score]
+
+
+@pytest.mark.parametrize(
+    ('text', 'last'),
+    [
+        ('the point (3,4)', 4),
+        ('the roots are 1,2', 2),
+        ('1,2345', 2345),
+        ('12345,678', 678),
+        ('10-5', 5),
+        ('GPT-4', 4),
+        ('5 - -3', -3),
+        ('1,234,567.5', '1234567.5'),
+        ('-3', -3),
+        ('(-3)', -3),
+        ('x=-3', -3),
+        ('答案是-3', -3),
+        ('.5', '0.5'),
+        ('1e3', 1000),
+        ('2E-2', '0.02'),
+        ('$5', 5),
+        ('50%', 50),
+        ('12, or so', 12),
+        ('x2', 2),
+    ],
+)
+def test_commas_and_signs_of_a_number(text, last):
+    assert verifiers.last_number(text) == decimal.Decimal(last)
+    assert verifiers.number(text, '34') == 0.0
 
 
 def test_one_pattern_for_all_rows_and_a_limit_for_each_match():
