@@ -23,8 +23,9 @@ TASK = TASKS['reward']
 
 
 class Scorer:
-    """The function (prompts, completions, rows) -> float32 [N], the scores of a reward model; see `score_texts`.
+    """The function (prompts, completions, rows) -> [N] scores of a reward model, see `score_texts`.
 
+    A completion that the chat template does not write has the reason in place of a score, as in `rewards.reward.Score`.
     It compiles one program for each length of a batch, once.
 
     Raises InputError if the model has no head with one output.
@@ -54,12 +55,14 @@ class Scorer:
 
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], rows: Sequence[Mapping[str, Any]] = ()
-    ) -> np.ndarray:
+    ) -> list[float | str]:
         read = [*prompts]
         if self.loaded.template and rows:
             whole = [policy.prompt_of(Row('a prompt', {**fields}), self.text) for fields in rows]
             read = [own if isinstance(own, Conversation) else text for own, text in zip(whole, prompts)]
-        return self.of_ids([_encode(self.loaded, *pair) for pair in zip(read, completions, strict=True)])
+        encoded = [_ids_or_reason(self.loaded, *pair) for pair in zip(read, completions, strict=True)]
+        scores = iter(self.of_ids([ids for ids in encoded if not isinstance(ids, str)]).tolist())
+        return [ids if isinstance(ids, str) else next(scores) for ids in encoded]
 
     def of_ids(self, ids: Sequence[list[int]]) -> np.ndarray:
         """The scores of texts as ids."""
@@ -138,9 +141,21 @@ def score_texts(model: LoadedModel | str, prompts: Sequence[str], completions: S
     Args:
       model: a loaded model (`lmtrain.load`), or the folder of a run or of a Hugging Face classifier with one label.
 
-    Raises InputError if the model has no head with one output.
+    Raises InputError if the model has no head with one output, or its template does not write a completion.
     """
-    return scorer(model)(prompts, completions)
+    scores = scorer(model)(prompts, completions)
+    if reasons := [score for score in scores if isinstance(score, str)]:
+        raise InputError(reasons[0])
+    return np.array(scores, np.float32)
+
+
+def _ids_or_reason(loaded: LoadedModel, prompt: prompting.Prompt, completion: str) -> list[int] | str:
+    """`_encode`, or why the template does not write the completion. Raises InputError if the prompt is the cause."""
+    try:
+        return _encode(loaded, prompt, completion)
+    except InputError as error:
+        prompting.encode(prompt, loaded.tokenizer, loaded.template)
+        return str(error)
 
 
 def _encode(loaded: LoadedModel, prompt: prompting.Prompt, completion: str) -> list[int]:

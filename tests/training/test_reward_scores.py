@@ -12,8 +12,10 @@ from launch import cli
 from lmtrain.api import rows as api_rows
 from lmtrain.cost import hlo
 from lmtrain.data.chat.load import open_template
+from lmtrain.data.chat.template import Template
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
+from lmtrain.rewards import RewardFunction, model_reward
 from lmtrain.training import reward_scores
 
 ROWS = [
@@ -198,6 +200,27 @@ def test_prompt_of_a_conversation_is_scored_as_its_messages(trained):
         for completion in ('good', ''):
             expected = reward_scores.score_texts(model, [written], [completion])
             np.testing.assert_array_equal(score(['user: word 3 '], [completion], [row]), expected)
+
+
+def test_completion_that_the_template_does_not_write_is_a_failure_and_ends_no_run(trained):
+    model = lmtrain.load(trained[0])
+    source = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    model = model._replace(template=Template(source, 'own'))
+    part = model_reward.reward('folder', reward_scores.scorer(model))
+    prompts, completions = ['word 3 '] * 3, ['good', 'abc</think>', 'bad']
+    scored = RewardFunction({'model': part}, {'model': 1.0})(prompts, completions, [{'prompt': 'word 3 '}] * 3)
+    expected = reward_scores.score_texts(model, ['word 3 '] * 2, ['good', 'bad'])
+    np.testing.assert_array_equal(scored.total, [expected[0], 0.0, expected[1]])
+    assert scored.failures == {'model: a completion: the template writes no token of the completion': 1}
+    with pytest.raises(InputError, match='the template writes no token of the completion'):
+        reward_scores.score_texts(model, ['word 3 '], ['abc</think>'])
+
+
+def test_prompt_that_the_template_does_not_write_is_an_error(trained):
+    model = lmtrain.load(trained[0])
+    model = model._replace(template=Template("{{ raise_exception('no turns') }}", 'own'))
+    with pytest.raises(InputError, match='the prompt: own fails on this row: no turns'):
+        reward_scores.scorer(model)(['word 3 '], ['good'])
 
 
 @pytest.mark.parametrize(
