@@ -5,22 +5,22 @@ WORKDIR/STAGE/stage.json written when the stage is finished and scored: a finish
 WORKDIR/pipeline.json    the table of all stages
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmtrain import files, rewards
-from lmtrain.data.rows import Row, read_rows, text_of
+from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.verifiable_task import is_generated
 from lmtrain.errors import InputError
 from lmtrain.inference import prompts, sample
 from lmtrain.report import terminal
-from lmtrain.tasks import TASKS
+from lmtrain.tasks import TASKS, policy
 from lmtrain.training import load as loading
 from lmtrain.training import train as training
 from lmtrain.training.checks import check_settings
 
-MAX_TOKENS = 64  # of a completion that is scored, if the context of the model has room for them
+MAX_TOKENS = 64  # of a completion that is scored, unless a policy among the stages samples longer ones
 # The measure of results.json that the table shows: the first of these that the stage has.
 MEASURES = ('accuracy', 'rewards/accuracies', 'reward', 'loss')
 
@@ -52,7 +52,8 @@ def run(name: str, configs: Mapping[str, Any], workdir) -> list[dict[str, Any]]:
       For each stage {'stage', 'greedy' and 'sampled' (mean rewards of completions of held-out prompts, at temperature 0
       and 1; None if the model writes no text), 'failures', 'validation' (of results.json), 'steps', 'seconds'}.
 
-    Raises what `training.train` raises, and InputError if a finished stage had another config.
+    Raises what `training.train` raises, and InputError if a finished stage had another config, or naming a held-out row
+    that is no prompt.
     """
     workdir = files.local_path(workdir, '--workdir').absolute()
     stages = PIPELINES[name]
@@ -63,17 +64,21 @@ def run(name: str, configs: Mapping[str, Any], workdir) -> list[dict[str, Any]]:
             raise InputError(f'the stage {stage.name}: {error}') from None
     rows = held_out_rows(configs[stages[0].name])
     measured = configs[stages[0].name]
-    results = []
+    _prompts(rows, measured.task.text)  # raises
+    sampled = [each.policy.max_tokens for each in configs.values() if TASKS[each.task.name].on_policy]
+    max_tokens, results = max([MAX_TOKENS, *sampled]), []
     with rewards.build(measured.reward, root=measured.data.root) as reward:
         reward.check(rows)
         for stage in stages:
-            results.append(_run_stage(stage, configs[stage.name], workdir, measured, rows, reward))
+            results.append(_run_stage(stage, configs[stage.name], workdir, measured, rows, reward, max_tokens))
             print(f'\n{table(results)}\n')
     files.write_json(workdir / 'pipeline.json', results, indent=1)
     return results
 
 
-def _run_stage(stage: Stage, config, workdir: Path, measured, rows: list[Row], reward) -> dict[str, Any]:
+def _run_stage(
+    stage: Stage, config, workdir: Path, measured, rows: list[Row], reward, max_tokens: int
+) -> dict[str, Any]:
     """The entry of one stage, from stage.json if it is finished."""
     folder = workdir / stage.name
     config = config.copy_and_resolve_references().unlock()
@@ -93,7 +98,7 @@ def _run_stage(stage: Stage, config, workdir: Path, measured, rows: list[Row], r
     result = {'stage': stage.name, 'greedy': None, 'sampled': None, 'failures': {}, 'validation': trained['validation']}
     if TASKS[config.task.name].predicts_tokens:
         model = loading.load_run(folder, 'last')
-        result |= score(model, rows, measured.task.text, reward)
+        result |= score(model, rows, measured.task.text, reward, max_tokens)
     result |= {'steps': trained['cost']['steps'], 'seconds': trained['cost']['seconds']}
     files.write_json(finished, {'result': result, 'settings': settings}, indent=1)
     return result
@@ -125,23 +130,31 @@ def held_out_rows(config) -> list[Row]:
     return [row for name in names for row in read_rows(name, config.data.root, split='test')]
 
 
-def score(model: loading.LoadedModel, rows: list[Row], text: tuple[str, ...], reward) -> dict[str, Any]:
+def _prompts(rows: list[Row], text: Sequence[str]) -> list[prompts.Prompt]:
+    """The prompts of rows, as a policy reads them. Raises InputError naming a row that has none."""
+    return [policy.prompt_of(row, tuple(text)) for row in rows]
+
+
+def score(
+    model: loading.LoadedModel, rows: list[Row], text: Sequence[str], reward, max_tokens: int = MAX_TOKENS
+) -> dict[str, Any]:
     """{'greedy', 'sampled': mean reward at temperature 0 and 1, 'failures': of both, see `rewards.Scored`}.
 
     Args:
-      text: fields of the prompt, as config.task.text; () is `prompt`.
+      text: fields of the prompt, as config.task.text, see `policy.prompt_of`. The reward reads the last message of a
+        conversation.
+      max_tokens: of a completion, and at most what the context of the model has room for after its prompt.
     """
-    tokenizer = model.tokenizer
-    texts = ['\n\n'.join(text_of(row, name) for name in text or ('prompt',)) for row in rows]
-    ids = [prompts.encode(each, tokenizer, model.template) for each in texts]
-    room = model.model.max_len + 1 - max(map(len, ids))
+    tokenizer, read = model.tokenizer, _prompts(rows, text)
+    texts = [prompts.shown(each) for each in read]
+    ids = [prompts.encode(each, tokenizer, model.template) for each in read]
     results: dict[str, Any] = {'failures': {}}
     for name, temperature in (('greedy', 0.0), ('sampled', 1.0)):
         generated = sample.generate(
             model.model,
             model.params,
             ids,
-            max_tokens=min(MAX_TOKENS, room),
+            max_tokens=max_tokens,
             temperature=temperature,
             top_k=0,
             top_p=1.0,

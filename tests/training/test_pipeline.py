@@ -8,6 +8,8 @@ import pytest
 from configs import sft
 from launch import cli, recipe
 from lmtrain import rewards, tree
+from lmtrain.data.chat.load import open_template
+from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.training import load as loading
 from lmtrain.training import pipeline
@@ -69,6 +71,63 @@ def test_score_is_the_mean_reward_of_greedy_completions(trained, monkeypatch):
     assert scored == {'greedy': mean, 'sampled': mean, 'failures': {'odd': 2}}
     greedy, sampled = texts[: len(rows)], texts[len(rows) :]
     assert len(sampled) == len(rows) and greedy != sampled
+
+
+def completions_of(model, rows, **settings):
+    """The greedy completions that are scored, and the prompts that the reward reads."""
+    calls = []
+
+    def reward(prompts, completions, fields):
+        calls.append((prompts, completions))
+        return rewards.Scored(np.zeros(len(prompts), np.float32), {}, {})
+
+    pipeline.score(model, rows, (), reward, **settings)
+    return calls[0][1], calls[0][0]
+
+
+def test_a_long_prompt_does_not_shorten_the_other_completions(trained):
+    model = loading.load_run(trained[0] / 'second')
+    model = model._replace(end_ids=[])  # completions as long as they may be
+    short, long = Row('1', {'prompt': '1 2'}), Row('2', {'prompt': '3' * (model.model.max_len - 2)})
+    (alone,), _ = completions_of(model, [short])
+    (beside, last), _ = completions_of(model, [short, long])
+    assert len(alone) > len(last) and beside == alone
+    (limited,), _ = completions_of(model, [short], max_tokens=8)
+    assert alone.startswith(limited) and len(limited) == 8 < len(alone)
+
+
+def test_conversations_and_questions_are_scored(trained):
+    model = loading.load_run(trained[0] / 'second')
+    model = model._replace(template=open_template('plain', model.tokenizer, '', '2026-01-01'))
+    turns = [{'role': role, 'content': content} for role, content in zip(('user', 'assistant'), ('1 2', '3'))]
+    rows = [Row('1', {'messages': turns}), Row('2', {'question': '1 2', 'answer': '3'}), Row('3', {'prompt': '1 2'})]
+    completions, prompts = completions_of(model, rows)
+    assert prompts == ['1 2'] * 3 and len(set(completions)) == 1
+
+
+def test_rows_without_a_prompt_are_named_before_the_first_stage(trained, tmp_path, monkeypatch):
+    _, configs, _ = trained
+    first = configs['first'].copy_and_resolve_references()
+    row = {'text': 'a', first.reward.field: 'b'}
+    (tmp_path / 'rows.jsonl').write_text(json.dumps(row) + '\n', encoding='utf-8')
+    first.task.test = (str(tmp_path / 'rows.jsonl'),)
+    monkeypatch.setattr(pipeline.training, 'train', lambda *_: pytest.fail('a stage was trained'))
+    with pytest.raises(InputError, match=r'rows\.jsonl'):
+        pipeline.run('both', configs | {'first': first}, tmp_path / 'runs')
+
+
+def test_completions_are_scored_as_long_as_a_policy_samples_them(trained, tmp_path, monkeypatch):
+    _, configs, _ = trained
+    second, limits = configs['second'].copy_and_resolve_references(), []
+    second.task.name, second.policy.max_tokens = 'policy', 100
+    results = {'validation': {'loss': 1.0}, 'cost': {'steps': 1, 'seconds': 1.0}}
+    monkeypatch.setattr(pipeline.training, 'train', lambda own, to: to.mkdir(parents=True) or results)
+    monkeypatch.setattr(pipeline.loading, 'load_run', lambda *_: None)
+    monkeypatch.setattr(pipeline, 'score', lambda *arguments: limits.append(arguments[-1]) or {})
+    pipeline.run('both', configs | {'second': second}, tmp_path)
+    second.policy.max_tokens = 8
+    pipeline.run('both', configs | {'second': second}, tmp_path / 'short')
+    assert limits == [100, 100, 64, 64]
 
 
 def test_a_second_call_runs_nothing_again(trained, monkeypatch):
