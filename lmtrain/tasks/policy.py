@@ -122,8 +122,11 @@ def per_sequence(x_BT, batch):
 
 
 def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
-    """Examples of the prompts and an end token each, which no stream reads: `training/rollouts.py` continues them."""
-    examples, templated = [], False
+    """Examples of the prompts and an end token each, which no stream reads: `training/rollouts.py` continues them.
+
+    config.task.too_long = 'cut' removes the beginning of a prompt after its first token.
+    """
+    examples, templated, limit = [], False, form.length.seq_len
     for number, row in enumerate(rows):
         prompt = prompt_of(row, form.text)
         if isinstance(prompt, str):
@@ -133,8 +136,14 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
         else:
             messages, tools = prompt.messages, prompt.tools
             ids, templated = encoding.encode_prompt(messages, form.tokenizer, form.template, tools=tools), True
+        if len(ids) > limit and form.length.policy == 'error':
+            raise InputError(
+                f'{row.place}: a prompt of {len(ids)} tokens, and data.seq_len is {limit}, which holds a prompt and '
+                'policy.max_tokens - 1 of its completion: set it higher, or '
+                "config.task.too_long to 'cut' or 'drop'"
+            )
         if form.length.fits(row, len(ids)):
-            ids = ids[-form.length.seq_len :]
+            ids = [*ids[:1], *ids[1 + max(0, len(ids) - limit) :]]
             empty = {'loss_mask': np.zeros(len(ids) + 1, np.float32), 'bytes': np.zeros(len(ids) + 1, np.int32)}
             examples.append(Example(number, np.array([*ids, form.tokenizer.end_id], np.int32), empty, {}))
     return Encoded(examples, (), templated)

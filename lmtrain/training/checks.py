@@ -84,6 +84,11 @@ def check_rollout(config) -> None:
             f'policy.prompts = {policy.prompts} x policy.samples = {policy.samples} are {completions} completions, '
             f'which data.batch_size = {batch_size} does not divide'
         )
+    if policy.max_tokens > config.data.seq_len:
+        raise InputError(
+            f'policy.max_tokens = {policy.max_tokens} with data.seq_len = {config.data.seq_len}: a row of a batch '
+            'holds a prompt and its completion'
+        )
     if not task.added_head and policy.samples < 2:
         raise InputError('policy.samples = 1: without a value head, advantages are relative to other completions')
     if policy.kl_target and has_setting(task.loss(config.objective.name), 'kl_weight'):

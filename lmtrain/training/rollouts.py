@@ -27,6 +27,7 @@ from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.parallel import collectives
 from lmtrain.runtime import faults
 from lmtrain.tasks.advantages import Sampled
+from lmtrain.tasks.prepare import TaskData
 from lmtrain.tasks.task import with_settings
 from lmtrain.training import rollout_batch, rollout_cost, samples
 from lmtrain.training.run import Run
@@ -85,6 +86,22 @@ def prompts_of(run: Run, split: str) -> Prompts:
     return Prompts(ids, [tokenizer.decode(each[1:]) for each in ids], rows)
 
 
+def longest_allowed(config) -> int:
+    """Tokens of the longest prompt whose completion has room in a row of a batch; its last token is a target alone."""
+    return config.data.seq_len - config.policy.max_tokens + 1
+
+
+def longest_prompt(corpus: TaskData) -> int:
+    """Tokens of the longest prompt that is trained or validated."""
+    sizes = [np.diff(corpus.examples[split].begins) for split in ('train', 'validation')]
+    return int(np.concatenate(sizes).max()) - 1  # without the end token
+
+
+def has_room(config, corpus: TaskData) -> bool:
+    """Whether every prompt leaves room for its completion in a row of a batch."""
+    return longest_prompt(corpus) <= longest_allowed(config)
+
+
 def check(run: Run) -> None:
     """Raises InputError if prompts and completions do not fit the rows of a batch, or the model cannot sample here."""
     config = run.config
@@ -99,13 +116,13 @@ def check(run: Run) -> None:
             f'policy.temperature = {config.policy.temperature} with model.logit_softcap = {run.model.logit_softcap}: '
             'such a model is sampled at temperature 1'
         )
-    longest = max(len(ids) for split in ('train', 'validation') for ids in prompts_of(run, split).ids)
-    needed = longest + config.policy.max_tokens - 1
     virtual = num_virtual_tokens(run.initial.member_shapes.params)
-    if needed > config.data.seq_len:
+    if not has_room(config, run.corpus):
+        longest = longest_prompt(run.corpus)
         raise InputError(
             f'data.seq_len = {config.data.seq_len}: the longest prompt has {longest} tokens and policy.max_tokens = '
-            f'{config.policy.max_tokens}: set data.seq_len to {needed}, or policy.max_tokens lower'
+            f'{config.policy.max_tokens}: set data.seq_len to {longest + config.policy.max_tokens - 1}, '
+            "policy.max_tokens lower, or task.too_long to 'cut' or 'drop'"
         )
     if config.data.seq_len + virtual > run.model.max_len:
         raise InputError(f'data.seq_len = {config.data.seq_len}: the context of the base is {run.model.max_len}')

@@ -200,6 +200,22 @@ def test_a_conversation_without_a_template_is_named():
         encode([row], form)
 
 
+def test_a_prompt_that_is_too_long_is_cut_after_its_first_token_or_left_out():
+    rows, tokenizer = [Row(f'rows.jsonl:{n}', {'prompt': 'abcdefghij'[:n]}) for n in (3, 4, 8)], Bytes()
+
+    def encoded(policy, limit=4):
+        form = RowFormat((), '', (), tokenizer, None, LengthPolicy(policy, limit), True)
+        return [each.tokens.tolist()[:-1] for each in encode(rows, form).examples]
+
+    begin = tokenizer.begin_id
+    assert encoded('cut') == [[begin, *b'abc'], [begin, *b'bcd'], [begin, *b'fgh']]
+    assert encoded('cut', 1) == [[begin]] * 3
+    assert encoded('drop') == [[begin, *b'abc']]
+    message = 'rows.jsonl:4: a prompt of 5 tokens, and data.seq_len is 4, .*policy.max_tokens'
+    with pytest.raises(InputError, match=message):
+        encoded('error')
+
+
 @pytest.mark.parametrize(
     ('fields', 'prompt'),
     [

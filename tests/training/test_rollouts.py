@@ -379,6 +379,24 @@ def test_truncated_completions_are_masked_or_penalised(config):
     assert (change[ended] >= -1e-5).all() and (change[~ended] <= 1e-5).all() and (np.abs(change) > 1).any()
 
 
+@pytest.mark.parametrize('too_long', ['cut', 'drop'])
+def test_prompts_leave_room_for_their_completions(config, too_long):
+    """Of the rows 'say 1:' to 'say 40:', 8 tokens are too many beside completions of 10 in rows of 16."""
+    config.task.too_long, config.task.lengths = too_long, (16,)
+    whole = built(config.copy_and_resolve_references()).corpus
+    config.policy.max_tokens = 10
+    run = built(config)
+    prompts = rollouts.prompts_of(run, 'train')
+    assert whole.seq_len == 16 and {len(ids) for ids in prompts.ids} == {7}
+    assert {ids[0] for ids in prompts.ids} == {run.corpus.tokenizer.begin_id}
+    assert prompts.texts[8:10] == ['say 9:', *(['ay 10:'] if too_long == 'cut' else [])]
+    action = 'cut' if too_long == 'cut' else 'left out'
+    note = f'train: 31 rows of more than data.seq_len - policy.max_tokens + 1 = 7 tokens {action}'
+    assert note in run.corpus.notes
+    _, batches = rollout_of(run, run.initial.on_mesh())
+    assert all(batch['loss_mask'].any() for batch in batches)
+
+
 # --- bad input
 
 
@@ -445,7 +463,8 @@ def test_failures_on_held_out_prompts_are_counted_in_all_batches(config, folder)
         ({'policy.prompts': 3}, '12 completions, which data.batch_size = 8 does not divide'),
         ({'policy.samples': 1, 'policy.prompts': 16}, 'policy.samples = 1'),
         ({'init.base': '', 'data.tokenizer': 'bytes', 'model.vocab_size': 300}, 'init.base is empty'),
-        ({'policy.max_tokens': 12}, 'set data.seq_len to 19'),
+        ({'policy.max_tokens': 12}, "set data.seq_len to 19, policy.max_tokens lower, or task.too_long to 'cut' or"),
+        ({'policy.max_tokens': 17, 'task.too_long': 'cut'}, 'policy.max_tokens = 17 with data.seq_len = 16'),
         ({'policy.truncated': 'drop'}, "policy.truncated = 'drop' is none of keep, mask, penalty"),
         ({'objective.aggregation': 'mean'}, "objective.aggregation = 'mean'"),
         ({'policy.temperature': 0.0}, 'policy.temperature = 0.0'),
