@@ -306,8 +306,10 @@ class Run:
         )
 
     @functools.cached_property
-    def steps_per_epoch(self) -> int:
-        """Steps of a pass over the training split; of a mixture, over that of its first source."""
+    def steps_per_epoch(self) -> float:
+        """Steps of a pass over the training rows; of a mixture, over those of its first source."""
+        if self.task.on_policy:  # each rollout takes the next prompts
+            return len(self.corpus.examples['train'].source) * self.steps_per_rollout / self.config.policy.prompts
         return self.stream('train', shuffle=True).steps_per_epoch
 
     def train_stream(self):

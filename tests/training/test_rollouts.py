@@ -262,7 +262,8 @@ def test_reference_of_full_fine_tuning_is_a_copy_of_the_base(config, folder):
 
 def test_full_fine_tuning_without_a_kl_weight_has_no_reference(config, capsys, tmp_path):
     config.objective.kl_weight, config.budget.steps = 0.0, 4
-    lmtrain.train(config, tmp_path / 'run')
+    results = lmtrain.train(config, tmp_path / 'run')
+    assert results['cost']['epochs'] == 4 / 40  # one rollout of 4 prompts
     printed = ' '.join(capsys.readouterr().out.split())
     assert 'none, since objective.kl_weight = 0' in printed and ' of copied layers and ' in printed
     assert not any('kl' in line for line in lines(tmp_path / 'run'))

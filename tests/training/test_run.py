@@ -10,6 +10,7 @@ import pytest
 from configs import tiny
 from lmtrain.cost import hlo, memory
 from lmtrain.models import lm_head
+from lmtrain.tasks import TASKS
 from lmtrain.training import evaluate
 from lmtrain.training.build import build
 from lmtrain.training.run import Run
@@ -98,6 +99,16 @@ def test_batch_uses_the_step_of_its_length():
     steps = {4: lambda *call: 'short', 16: lambda *call: 'long'}
     step = Run.train_step(SimpleNamespace(train_steps=lambda: steps))
     assert [step(None, {'tokens': np.zeros((2, length))}, 0.0) for length in (16, 4)] == ['long', 'short']
+
+
+def test_epoch_of_a_policy_is_a_pass_over_its_prompts():
+    """40 prompts, 4 for each rollout of 16 completions, which are trained in 2 epochs of steps of 8 rows."""
+    config = tiny.get_config()
+    config.policy.update(prompts=4, samples=4, epochs=2)
+    config.data.batch_size = 8
+    corpus = SimpleNamespace(examples={'train': SimpleNamespace(source=np.arange(40))})
+    run = Run(config, TASKS['policy'], *[None] * 5, corpus)
+    assert run.steps_per_rollout == 4 and run.steps_per_epoch == 40
 
 
 @pytest.mark.usefixtures('no_compilation_cache')
