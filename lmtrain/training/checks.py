@@ -76,13 +76,18 @@ def check_policy(config) -> None:
 
 
 def check_rollout(config) -> None:
-    """Raises InputError if a policy run cannot divide its completions, has no base, or is a sweep."""
+    """Raises InputError if a policy run cannot divide its completions, has dropout, no base, or is a sweep."""
     task, policy = TASKS[config.task.name], config.policy
     completions, batch_size = policy.prompts * policy.samples, config.data.batch_size
     if completions % batch_size:
         raise InputError(
             f'policy.prompts = {policy.prompts} x policy.samples = {policy.samples} are {completions} completions, '
             f'which data.batch_size = {batch_size} does not divide'
+        )
+    if config.model.dropout or config.adapt.dropout:
+        raise InputError(
+            f'model.dropout = {config.model.dropout} and adapt.dropout = {config.adapt.dropout} with a policy: '
+            'completions are sampled without dropout, so that the ratio of a step to them would be noise; set both to 0'
         )
     if policy.max_tokens > config.data.seq_len:
         raise InputError(

@@ -466,6 +466,8 @@ def test_failures_on_held_out_prompts_are_counted_in_all_batches(config, folder)
         ({'init.base': '', 'data.tokenizer': 'bytes', 'model.vocab_size': 300}, 'init.base is empty'),
         ({'policy.max_tokens': 12}, "set data.seq_len to 19, policy.max_tokens lower, or task.too_long to 'cut' or"),
         ({'policy.max_tokens': 17, 'task.too_long': 'cut'}, 'policy.max_tokens = 17 with data.seq_len = 16'),
+        ({'model.dropout': 0.1}, 'model.dropout = 0.1 and adapt.dropout = 0.0 with a policy'),
+        ({'adapt.dropout': 0.2, 'adapt.method': 'lora'}, 'adapt.dropout = 0.2 with a policy'),
         ({'policy.truncated': 'drop'}, "policy.truncated = 'drop' is none of keep, mask, penalty"),
         ({'objective.aggregation': 'mean'}, "objective.aggregation = 'mean'"),
         ({'policy.temperature': 0.0}, 'policy.temperature = 0.0'),
