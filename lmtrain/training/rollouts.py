@@ -83,7 +83,9 @@ def prompts_of(run: Run, split: str) -> Prompts:
     bounds = zip(examples.begins[:-1].tolist(), examples.begins[1:].tolist(), strict=True)
     ids = [examples.tokens[begin : end - 1].tolist() for begin, end in bounds]  # without the end token
     rows = [run.corpus.rows[split][source] for source in examples.source.tolist()]
-    return Prompts(ids, [tokenizer.decode(each[1:]) for each in ids], rows)
+    begin = [tokenizer.begin_id]  # which a template may not write
+    texts = [tokenizer.decode(each[1:] if each[:1] == begin else each) for each in ids]
+    return Prompts(ids, texts, rows)
 
 
 def longest_allowed(config) -> int:

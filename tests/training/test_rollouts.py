@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ import lmtrain
 from configs import grpo, tiny
 from lmtrain import tree
 from lmtrain.cost import passes
+from lmtrain.data.example_store import Examples
+from lmtrain.data.rows import Row
+from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.errors import InputError
 from lmtrain.parallel import sharding
 from lmtrain.training import init_from, rollout_cost, rollouts, workdir
@@ -378,6 +382,17 @@ def test_truncated_completions_are_masked_or_penalised(config):
     assert np.array_equal(batches['mask']['loss_mask'].any(axis=1), used & ended)
     change = (batches['penalty']['advantages'] - batches['keep']['advantages']).sum(axis=1)
     assert (change[ended] >= -1e-5).all() and (change[~ended] <= 1e-5).all() and (np.abs(change) > 1).any()
+
+
+def test_text_of_a_prompt_is_whole_with_and_without_a_begin_token():
+    """Chat templates of some tokenizers write no begin token."""
+    tokenizer, rows = Bytes(), [Row('rows.jsonl:1', {}), Row('rows.jsonl:2', {})]
+    begin, end = tokenizer.begin_id, tokenizer.end_id
+    tokens = np.array([*b'abc', end, begin, *b'def', end])
+    examples = Examples(tokens, np.array([0, 4, 9]), np.array([0, 1]), {}, {})
+    corpus = SimpleNamespace(examples={'train': examples}, rows={'train': rows}, tokenizer=tokenizer)
+    prompts = rollouts.prompts_of(SimpleNamespace(corpus=corpus), 'train')
+    assert prompts.texts == ['abc', 'def'] and prompts.ids == [[*b'abc'], [begin, *b'def']] and prompts.rows == rows
 
 
 @pytest.mark.parametrize('too_long', ['cut', 'drop'])
