@@ -1,16 +1,19 @@
 """The process that runs one unit test: `python sandboxed.py`, with its program on stdin. It imports nothing of lmtrain.
 
 Before the program runs, the process enters new user, network, process and mount namespaces: it has no network, sees
-only its own processes, may write only in an empty folder in memory, and whatever it starts ends with it. If the kernel
-does not permit that, an audit hook of Python forbids sockets, processes and changes of files outside of the folder.
+only its own processes, may write only in an empty folder in memory, and whatever it starts ends with it. A filter of
+system calls refuses sockets, also those of Unix, which are files (D-Bus, Docker). If the kernel does not permit that,
+an audit hook of Python forbids sockets, processes and changes of files outside of the folder.
 """
 
 import ctypes
 import ctypes.util
+import errno
 import json
 import os
 import resource
 import signal
+import struct
 import sys
 
 # unshare(2), mount(2), mount_setattr(2), prctl(2), capset(2)
@@ -19,6 +22,14 @@ PRIVATE, RECURSIVE, NO_SETUID, NO_DEVICES = 1 << 18, 1 << 14, 2, 4
 MOUNT_SETATTR, HERE, AT_RECURSIVE, READ_ONLY = 442, -100, 0x8000, 1
 DEATH_SIGNAL, NO_NEW_PRIVILEGES = 1, 38
 CAPABILITY_VERSION = 0x20080522
+
+# seccomp(2): {machine: (AUDIT_ARCH, numbers of socket and socketpair)}, and opcodes of its programs, see bpf(4).
+SECCOMP, MODE_FILTER, ALLOW, REFUSE = 22, 2, 0x7FFF0000, 0x50001  # REFUSE: EPERM
+ARCHITECTURES = {'x86_64': (0xC000003E, 41, 53), 'aarch64': (0xC00000B7, 198, 199)}
+IO_URING_SETUP, X32 = 425, 0x40000000  # x32: a second table of system calls of x86_64
+LOAD, EQUAL, AT_LEAST, AND, RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
+NUMBER, ARCHITECTURE, SECOND_ARGUMENT = 0, 4, 24  # bytes in struct seccomp_data
+STREAM, SEQUENTIAL, TYPE = 1, 5, 0xF  # types of sockets, and the bits of a type
 
 FOLDER = 64 << 20  # bytes of all files
 MAX_FILE, MAX_FILES, MAX_PROCESSES = 16 << 20, 64, 64  # bytes of one file, open files, processes
@@ -81,9 +92,41 @@ def isolate(libc, folder: str) -> tuple[bool, str]:
         options = f'size={FOLDER},mode=700'.encode()
         call('mount', b'tmpfs', folder.encode(), b'tmpfs', ctypes.c_ulong(NO_SETUID | NO_DEVICES), options)
         os.chdir(folder)
+        call('prctl', NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        program = socket_filter(os.uname().machine)
+        instructions = (ctypes.c_char * len(program)).from_buffer_copy(program)
+        described = struct.pack('HP', len(program) // 8, ctypes.addressof(instructions))  # struct sock_fprog
+        call('prctl', SECCOMP, MODE_FILTER, described, 0, 0)
     except OSError as error:
         return False, str(error.strerror)
     return True, ''
+
+
+def socket_filter(machine: str) -> bytes:
+    """A program of seccomp that refuses new sockets but connected pairs. Raises OSError if the machine is unknown.
+
+    io_uring opens sockets too. A pair of datagram sockets can send to other addresses, a connected stream cannot.
+    """
+    if machine not in ARCHITECTURES or sys.maxsize < 1 << 32:
+        raise OSError(errno.ENOSYS, f'no filter of system calls for {machine}')
+    architecture, socket, socketpair = ARCHITECTURES[machine]
+    # (opcode, instructions to skip if true and if false, operand)
+    instructions = (
+        (LOAD, 0, 0, ARCHITECTURE),
+        (EQUAL, 0, 9, architecture),
+        (LOAD, 0, 0, NUMBER),
+        (AT_LEAST, 7, 0, X32),
+        (EQUAL, 6, 0, socket),
+        (EQUAL, 5, 0, IO_URING_SETUP),
+        (EQUAL, 0, 5, socketpair),
+        (LOAD, 0, 0, SECOND_ARGUMENT),
+        (AND, 0, 0, TYPE),
+        (EQUAL, 2, 0, STREAM),
+        (EQUAL, 1, 0, SEQUENTIAL),
+        (RETURN, 0, 0, REFUSE),
+        (RETURN, 0, 0, ALLOW),
+    )
+    return b''.join(struct.pack('HBBI', *each) for each in instructions)
 
 
 def limit(seconds: float, memory: int) -> None:
@@ -107,7 +150,6 @@ def limit(seconds: float, memory: int) -> None:
 
 def drop_capabilities(libc) -> None:
     """Gives up the rights in the new namespaces, so that the program cannot mount anything."""
-    libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     header, none = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
     if libc.capset(header, none) != 0:
         raise OSError(ctypes.get_errno(), 'capset')

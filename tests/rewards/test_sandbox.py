@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -70,8 +71,6 @@ def test_a_hanging_program_is_killed(code, monkeypatch):
     ],
 )  # fmt: skip
 def test_no_program_leaves_its_folder(name, code, tmp_path):
-    import socket
-
     file = tmp_path / 'file'
     file.write_text('here', encoding='utf-8')
     with socket.create_server(('127.0.0.1', 0)) as server:
@@ -103,17 +102,52 @@ def test_a_program_has_no_rights_in_its_namespaces():
     assert outcome(code, 'assert code == -1').status == 'passed'
 
 
-def test_without_namespaces_an_audit_hook_forbids_the_same(tmp_path, monkeypatch):
-    script = tmp_path / 'sandboxed.py'
+@pytest.mark.skipif(not NAMESPACES, reason='the kernel permits no namespaces')
+@pytest.mark.parametrize('kind', [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_program_reaches_no_unix_socket_of_the_machine(kind, tmp_path):
+    """It is a file, in no namespace of networks; a datagram of a connected pair may have another address."""
+    path = str(tmp_path / 'socket')
+    with socket.socket(socket.AF_UNIX, kind) as server:
+        server.bind(path)
+        if kind == socket.SOCK_STREAM:
+            server.listen()
+            result = outcome(f'import socket\nsocket.socket(socket.AF_UNIX).connect({path!r})')
+        else:
+            pair = 'socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)'
+            result = outcome(f'import socket\n{pair}[0].sendto(b"x", {path!r})')
+    assert result.status == 'failed' and 'PermissionError' in result.output
+
+
+@pytest.mark.skipif(not NAMESPACES, reason='the kernel permits no namespaces')
+def test_a_program_may_use_connected_pairs_and_no_ring():
+    code = 'import socket\none, other = socket.socketpair()\none.send(b"x")\nassert other.recv(1) == b"x"'
+    assert outcome(code, 'import asyncio\nasyncio.run(asyncio.sleep(0))').status == 'passed'
+    ring = 'import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\ncode = libc.syscall(425, 1, bytes(120))'
+    assert outcome(ring, 'assert (code, ctypes.get_errno()) == (-1, 1)').status == 'passed'
+
+
+def test_a_machine_without_a_filter_is_named(tmp_path, monkeypatch):
+    changed_script(tmp_path, monkeypatch, 'os.uname().machine', "'riscv64'")
+    isolation = sandbox.isolation(LIMITS)
+    assert 'audit hooks alone' in isolation
+    assert not NAMESPACES or 'no filter of system calls for riscv64' in isolation
+    assert outcome('open("a", "w").write("x")', 'assert open("a").read() == "x"').status == 'passed'
+    assert 'forbidden in a unit test' in outcome('import socket; socket.socket()').output
+
+
+def changed_script(folder, monkeypatch, old: str, new: str):
+    """The script of unit tests in `folder`, with another text; programs run by it."""
+    script, popen = folder / 'sandboxed.py', subprocess.Popen
     source = pathlib.Path(sandboxed.__file__).read_text(encoding='utf-8')
-    source = source.replace("call('unshare'", "raise OSError(1, 'unshare: not permitted')\n        call('unshare'")
-    script.write_text(source, encoding='utf-8')
-    popen = subprocess.Popen
+    assert source.count(old) == 1
+    script.write_text(source.replace(old, new), encoding='utf-8')
+    monkeypatch.setattr(subprocess, 'Popen', lambda command, **settings: popen([*command[:-1], script], **settings))
+    return script
 
-    def start(command, **settings):
-        return popen([*command[:-1], str(script)], **settings)
 
-    monkeypatch.setattr(subprocess, 'Popen', start)
+def test_without_namespaces_an_audit_hook_forbids_the_same(tmp_path, monkeypatch):
+    refused = "raise OSError(1, 'unshare: not permitted')\n        call('unshare'"
+    script = changed_script(tmp_path, monkeypatch, "call('unshare'", refused)
     assert 'audit hooks alone' in sandbox.isolation(LIMITS) and 'unshare: not permitted' in sandbox.isolation(LIMITS)
     assert outcome('open("a", "w").write("x")', 'assert open("a").read() == "x"').status == 'passed'
     for code in (
