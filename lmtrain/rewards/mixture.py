@@ -105,7 +105,8 @@ def build(
     Args:
       reward: config.reward.
       root: config.data.root, the start of relative paths.
-      open_model: opens the folder of a reward model; it loads a run, which modules above this one do.
+      open_model: opens the folder of a reward model; it loads a run, which modules above this one do. None: the caller
+        takes no reward model.
 
     Raises InputError naming the field, before anything compiles.
     """
@@ -121,7 +122,12 @@ def build(
                 parts[name] = user_file.reward(local_path(reward['file'], 'config.reward.file', root), limits.seconds)
             elif name == 'model':
                 folder = str(local_path(reward['model'], 'config.reward.model', root))
-                assert open_model, 'a caller without reward models'
+                if not open_model:
+                    raise InputError(
+                        f'config.reward.model = {reward["model"]!r}: a reward model scores the completions of a policy '
+                        'run, not these (the held-out ones of a pipeline): set config.reward.verifier or '
+                        'config.reward.file'
+                    )
                 parts[name] = model_reward.reward(folder, open_model(folder))
             else:
                 parts[name] = verifiers.VERIFIERS[name](settings)

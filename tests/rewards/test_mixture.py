@@ -67,6 +67,7 @@ def test_two_verifiers_by_weights():
         ({'weights': (('exact',),)}, 'pairs of a name and a number'),
         ({'weights': (('exact', 1.0), ('exact', 2.0))}, 'occurs twice'),
         ({'weights': (('model', 1.0),)}, r"config.reward.model is ''; it must be set"),
+        ({'model': 'run'}, "config.reward.model = 'run': a reward model scores the completions of a policy run"),
         ({'verifier': 'exact', 'weights': (('number', 1.0),)}, "no weight of 'exact'"),
         ({'verifier': 'exact', 'seconds': 0.0}, 'config.reward.seconds is 0.0; it must be above 0'),
         ({'verifier': 'unit_test', 'memory_mib': 1}, 'config.reward.memory_mib is 1'),
