@@ -17,7 +17,7 @@ from lmtrain.data.chat.load import open_template, with_template
 from lmtrain.data.chat.template import UNWRITTEN, Template
 from lmtrain.data.example_store import Examples, PackedExamples, batch_lengths, collect, load, pack_examples, save
 from lmtrain.data.examples import LengthPolicy
-from lmtrain.data.labels import count_notes, rare_notes
+from lmtrain.data.labels import Classes, class_id, count_notes, rare_notes
 from lmtrain.data.rows import Row, text_of, value_of
 from lmtrain.data.splits import SPLITS
 from lmtrain.data.token_files import Split
@@ -121,7 +121,7 @@ def prepare_task(
     divided = bool(rows['train'])
     if not divided:  # the shares took all; what is wrong with a row is named first
         rows = dict.fromkeys(SPLITS, []) | {'train': [row for split in SPLITS for row in rows[split]]}
-    classes = classes_of(rows['train'], config, base_labels)
+    classes = _classes(rows, config, base_labels)
     config = config._replace(labels=classes.names)
     if shots:
         rows['train'] = few_shots(rows['train'], config)
@@ -148,6 +148,26 @@ def _check_date(date: str) -> None:
 
 def _tuple(value: Iterable | str) -> tuple:
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _classes(rows: dict[str, list[Row]], config: TaskConfig, base: Sequence[str]) -> Classes:
+    """The classes of the rows of config.task.train, also of rows that a share moved to another split.
+
+    If the rows that are left to train have the labels of all moved rows, their classes are taken. (With further rows,
+    another spelling of a label, or an id, would be a class of its own.)
+    """
+    moved = [row for split in SPLITS[1:] if not config.files[split] for row in rows[split]]
+    row_labels = config.task.row_labels
+    if not moved or row_labels is None:
+        return classes_of(rows['train'], config, base)
+    try:
+        classes = classes_of(rows['train'], config, base)
+        for row in moved:
+            for place, label in row_labels(row, config.text, config.label):
+                class_id(label, classes.names, place)
+    except InputError:
+        return classes_of([*rows['train'], *moved], config, base)
+    return classes
 
 
 def _tokenizer(data: Mapping, rows: list[Row], config: TaskConfig) -> Tokenizer:

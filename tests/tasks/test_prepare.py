@@ -216,6 +216,34 @@ def test_classes_are_those_of_the_training_rows_and_others_are_rejected(prepare,
         prepare(label='lable')
 
 
+def test_rows_of_a_share_belong_to_the_classes(prepare, tmp_path):
+    rare = [{'text': f'only {number}', 'label': f'rare{number}'} for number in range(40)]
+    task = prepare([*ROWS, *rare])
+    moved = {row.fields['label'] for split in ('validation', 'test') for row in task.rows[split]}
+    assert len(moved) > 2 and set(task.labels) == {'even', 'odd', *(row['label'] for row in rare)}
+    (tmp_path / 'a.conll').write_text(
+        '\n\n'.join(f'word{number} B-{number % 4}' for number in range(12)) + '\n\nx B-9\n'
+    )
+    fields = {'name': 'tag', 'train': ('a.conll',), 'text': ('tokens',), 'label': 'tags'}
+    tags = prepare(**fields, data={'validation': 0.5, 'test': 0.3})
+    assert len(tags.rows['train']) < 5 and tags.labels == ('B-0', 'B-1', 'B-2', 'B-3', 'B-9')
+
+
+def test_only_class_of_the_training_rows_is_not_the_only_one_of_the_file(prepare):
+    data = {'validation': 0.9, 'test': 0.0}
+    task = prepare([{'text': f'{number}', 'label': f'{number}'} for number in range(10)], data=data)
+    assert len(task.rows['train']) == 1 and len(task.labels) == 10
+
+
+def test_id_or_spelling_in_a_share_adds_no_class(prepare):
+    """'1' is the id of the second class, 'true' the class 'True'; both are only outside of the training rows."""
+    for names, label in ((('even', 'odd'), '1'), (('False', 'True', 'none'), 'true')):
+        rows = [row | {'label': names[number % len(names)]} for number, row in enumerate(ROWS)]
+        tasks = (prepare([*rows, {'text': f'{number}', 'label': label}]) for number in range(40))
+        task = next(each for each in tasks if label not in {row.fields['label'] for row in each.rows['train']})
+        assert task.labels == names
+
+
 def test_notes_count_classes_and_skipped_lines(prepare, tmp_path):
     first = prepare(data={'validation': 0.0, 'test': 0.0})
     assert first.notes == prepare(data={'validation': 0.0, 'test': 0.0}).notes == ('classes: even 30, odd 30',)
