@@ -2,12 +2,16 @@
 
 import functools
 import re
+from collections.abc import Set
 
 import numpy as np
 
 from lmtrain.data.tokenizers.base import END, Tokenizer
 from lmtrain.data.tokenizers.hf_files import TOKEN_FLAGS, TOKEN_ROLES
 from lmtrain.errors import InputError, MissingPackage
+
+LENGTH_DELIMITED = 2  # wire type of texts and messages in a protocol buffer
+CONTROL = b'\x18\x03'  # field 3 (type) of a piece = 3 (CONTROL)
 
 
 class SentencePiece(Tokenizer):
@@ -16,7 +20,8 @@ class SentencePiece(Tokenizer):
     Args:
       config_json: a tokenizer_config.json, whose bos token begins a document and whose eos token ends it. The added
         tokens of its `added_tokens_decoder` that are not special are matched before the model runs, same as in
-        transformers, and the text between two of them is encoded like a text of its own.
+        transformers, and the text between two of them is encoded like a text of its own. Those that are special are
+        never found in content, also if the model has them as user-defined symbols: a text has their characters.
     """
 
     kind, file = 'sentencepiece', 'tokenizer.model'
@@ -36,14 +41,17 @@ class SentencePiece(Tokenizer):
                 pieces.append(name.replace('▁', ' ').encode())
         config = self.config
         names = {config.get(role) for role in TOKEN_ROLES if role != 'unk_token'}
-        self._words = {}
+        self._words, hidden = {}, set()
         for token, flags in sorted(config.get('added_tokens_decoder', {}).items(), key=lambda item: int(item[0])):
             token, name = int(token), flags['content']
             pieces += [b''] * (token + 1 - len(pieces))
             if flags['special'] or name in names:
                 specials[token], pieces[token] = name, b''
+                hidden |= {token} if _in_content(model, token) else set()
             else:
                 self._words[name], pieces[token] = (token, flags), name.encode()
+        if hidden:
+            self.processor = _processor(_as_control_symbols(content, hidden))
         defined = {int(token) for token in config.get('added_tokens_decoder', {})}
         absent = tuple(token for token in range(model.get_piece_size(), len(pieces)) if token not in defined)
         by_name = {name: token for token, name in specials.items()}
@@ -122,6 +130,48 @@ def known_tokens(content: bytes) -> dict[str, dict]:
         name: {'id': token, 'content': name} | flags | {'special': model.is_control(token) or model.is_unknown(token)}
         for name, token in ids.items()
     }
+
+
+def _in_content(model, token: int) -> bool:
+    """Whether the model finds the piece in a text, as one of its words or user-defined symbols."""
+    kinds = (model.is_control, model.is_unknown, model.is_byte)
+    return token < model.get_piece_size() and not any(is_kind(token) for is_kind in kinds)
+
+
+def _as_control_symbols(content: bytes, tokens: Set[int]) -> bytes:
+    """The model with the pieces `tokens` as control symbols, which are not found in a text.
+
+    A .model is a protocol buffer (sentencepiece_model.proto): field 1 of a ModelProto is a list of pieces, and field 3
+    of a piece is its type, of which the last value counts.
+    """
+    changed, piece, at = [], 0, 0
+    while at < len(content):
+        tag, at = _varint(content, at)
+        if tag & 7 != LENGTH_DELIMITED:
+            raise InputError('a field of this SentencePiece model is no message')
+        size, at = _varint(content, at)
+        field, at = content[at : at + size], at + size
+        if tag >> 3 == 1:
+            field += CONTROL if piece in tokens else b''
+            piece += 1
+        changed += [_to_varint(tag), _to_varint(len(field)), field]
+    return b''.join(changed)
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """(the number that begins at byte `at`, 7 bits a byte, the lowest first; the byte after it)."""
+    number, shift = 0, 0
+    while raw[at] & 0x80:
+        number, shift, at = number | (raw[at] & 0x7F) << shift, shift + 7, at + 1
+    return number | raw[at] << shift, at + 1
+
+
+def _to_varint(number: int) -> bytes:
+    low = []
+    while number >= 0x80:
+        low.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*low, number])
 
 
 def _processor(content: bytes):

@@ -15,10 +15,9 @@ def learned(**options):
 
     model = io.BytesIO()
     sentences = iter(['the cat sat on the mat', 'and it sang of tea', 'over seven hills'] * 20)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sentences, model_writer=model, vocab_size=300, model_type='bpe', byte_fallback=True,
-        hard_vocab_limit=False, minloglevel=3, **options,
-    )  # fmt: skip
+    fixed = {'sentence_iterator': sentences, 'model_writer': model, 'minloglevel': 3}
+    defaults = {'vocab_size': 300, 'model_type': 'bpe', 'byte_fallback': True, 'hard_vocab_limit': False}
+    sentencepiece.SentencePieceTrainer.train(**fixed, **(defaults | options))
     return model.getvalue()
 
 
@@ -99,3 +98,27 @@ def test_longest_added_token_matches(tmp_path, plain):
     (tmp_path / 'added_tokens.json').write_text(json.dumps({'<think>': size, '<think>er': size + 1}))
     tokenizer = open_tokenizer(tmp_path, False)
     assert tokenizer.encode('<think><think>er<think>') == [size, size + 1, size]
+
+
+@pytest.mark.parametrize('model_type', ['bpe', 'unigram'])
+def test_special_symbol_of_the_model_is_text_in_content(tmp_path, model_type):
+    """Gemma's <start_of_turn> is a user-defined symbol of its model, which SentencePiece finds in every text."""
+    names = ('<start_of_turn>', '<unused0>', '<tool>')
+    (tmp_path / 'tokenizer.model').write_bytes(learned(user_defined_symbols=[*names], model_type=model_type))
+    bare = open_tokenizer(tmp_path, False)
+    turn, unused, tool = (bare.processor.piece_to_id(name) for name in names)
+    special = FLAGS | {'special': True}
+    added = {str(turn): {'content': names[0]} | special, str(unused): {'content': '<end_of_turn>'} | special}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'added_tokens_decoder': added}))
+    tokenizer = open_tokenizer(tmp_path, False)
+    assert tokenizer.special_ids.items() >= {names[0]: turn, '<end_of_turn>': unused}.items()
+    for text in ('<start_of_turn>', 'the<start_of_turn>cat', '＜start_of_turn＞', '<unused0> <end_of_turn>'):
+        ((ids, offsets),) = tokenizer.encode_with_offsets([text])
+        inside = tokenizer.encode_inside(text)
+        assert not {*ids.tolist(), *inside} & tokenizer.specials.keys() and tokenizer.encode(text) == ids.tolist()
+        assert tokenizer.decode(ids.tolist()) == text.replace('＜', '<').replace('＞', '>')  # the model is of NFKC
+        assert ''.join(text[begin:end] for begin, end in offsets if begin < end) == text
+    assert tool in tokenizer.encode('the <tool>')  # a word, as the config does not name it
+    assert tokenizer.encode('the cat sat') == bare.encode('the cat sat') and tokenizer.hash != bare.hash
+    tokenizer.save(tmp_path / 'saved')
+    assert load_tokenizer(tmp_path / 'saved').encode(names[0]) == tokenizer.encode(names[0])
