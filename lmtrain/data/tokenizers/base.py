@@ -23,6 +23,7 @@ from lmtrain.files import write_json
 
 END, MASK = '<|endoftext|>', '<|mask|>'
 KNOWN_MASKS = (MASK, '<mask>', '[MASK]')
+JOINED = 1 << 16  # ids whose bytes are joined at a time
 
 
 class SpecialTokenLayout(NamedTuple):
@@ -103,7 +104,7 @@ class Tokenizer:
         """
         encoded = []
         for text, ids in zip(texts, self.encode_batch(texts), strict=True):
-            if self.decode_bytes(ids.tolist()) != text.encode():
+            if self.decode_bytes(ids) != text.encode():
                 raise InputError(f'the {self.kind!r} tokenizer does not decode to {text[:60]!r}: use another one')
             sizes = [len(self.pieces[token]) for token in ids.tolist()]
             ends = np.maximum(np.cumsum(sizes, dtype=np.int64) - (sum(sizes) - len(text.encode())), 0)
@@ -124,7 +125,7 @@ class Tokenizer:
         for at, (text, ids) in enumerate(zip(texts, self.encode_batch(texts), strict=True)):
             raw, sizes = text.encode(), np.append(self.token_bytes[ids], np.int32(0))
             extra = int(sizes.sum()) - len(raw)  # the space that `leading` adds before a text
-            if extra not in (0, 1) or self.decode_bytes(ids.tolist()) != raw:
+            if extra not in (0, 1) or self.decode_bytes(ids) != raw:
                 inexact.append(at)
             elif extra:
                 sizes[0] -= 1
@@ -165,9 +166,12 @@ class Tokenizer:
 
     restarts_after_special = True  # whether content after a special token is encoded like the beginning of a text
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+    def decode_bytes(self, ids: Iterable[int] | np.ndarray) -> bytes:
         """The bytes of the ids; specials have none."""
-        text = b''.join(map(self.pieces.__getitem__, ids))
+        ids = ids if isinstance(ids, np.ndarray) else np.fromiter(ids, np.int64)
+        # In slices: `join` holds a list and buffers of about 90 bytes for each part until it returns.
+        slices = (ids[at : at + JOINED].tolist() for at in range(0, len(ids), JOINED))
+        text = b''.join([b''.join(map(self.pieces.__getitem__, part)) for part in slices])
         return text.removeprefix(b' ') if self.leading else text
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -1,11 +1,12 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data.tokenizers.base import END, Bytes, Chars, Tokenizer, Whitespace, _bytes_between
+from lmtrain.data.tokenizers.base import END, JOINED, Bytes, Chars, Tokenizer, Whitespace, _bytes_between
 from lmtrain.data.tokenizers.load import learn, load_tokenizer
 
 texts = st.text(st.characters(exclude_categories=['Cs']), max_size=60)
@@ -28,6 +29,19 @@ def test_decode_inverts_encode(documents, mask):
             assert again.tolist() == ids and sizes.sum() == len(text.encode()) and (sizes >= 0).all()
             if kind != 'whitespace':
                 assert [len(piece) for piece in map(tokenizer.pieces.__getitem__, ids)] + [0] == sizes.tolist()
+
+
+def test_long_text_is_decoded_in_little_memory():
+    """Without slices the join alone has 90 bytes for each token, which here is a byte."""
+    text = ' the cat é' * 20_000
+    tokenizer = Bytes()
+    tracemalloc.start()
+    ((ids, sizes),) = tokenizer.encode_with_bytes([text])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * len(text) and sizes.sum() == len(text.encode())
+    assert tokenizer.decode_bytes(ids) == tokenizer.decode_bytes(ids.tolist()) == text.encode()
+    assert tokenizer.decode_bytes(iter(ids[: JOINED + 1].tolist())) == text.encode()[: JOINED + 1]
 
 
 def test_streamer_yields_whole_characters():
