@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -187,6 +187,16 @@ class Bpe(HuggingFace):
     kind = 'bpe'
 
     def encode_batch(self, texts):
+        # Of a long text, the words of one piece at a time are in memory.
+        short = iter(self._encode_words([text for text in texts if len(text) <= PIECE_SIZE]))
+        return [
+            next(short)
+            if len(text) <= PIECE_SIZE
+            else np.concatenate([self._encode_words([piece])[0] for piece in cut_text(text, PIECE_SIZE)])
+            for text in texts
+        ]
+
+    def _encode_words(self, texts: Sequence[str]) -> list[np.ndarray]:
         # The ids of a word do not depend on its context, so each different word is encoded once: a tenth of Python's
         # own text. (With the whole text, the library's threads wait for each other if malloc has one arena.)
         words = [WORD_EDGE.split(text) for text in texts]

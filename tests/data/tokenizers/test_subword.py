@@ -1,11 +1,14 @@
 import json
 import pathlib
+import tracemalloc
+import unittest.mock
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from experiments.parity import token_cases
+from lmtrain.data.tokenizers import subword
 from lmtrain.data.tokenizers.hf_files import wordpiece
 from lmtrain.data.tokenizers.load import load_tokenizer, open_tokenizer
 from lmtrain.data.tokenizers.subword import Bpe, HuggingFace, cut_text, learn_bpe
@@ -89,6 +92,28 @@ def test_encoding_words_equals_encoding_the_text(parts):
     texts = [''.join(parts), ''.join(parts[::-1])]
     for ours, theirs in zip(pairs.encode_batch(texts), HuggingFace.encode_batch(pairs, texts), strict=True):
         assert ours.dtype == theirs.dtype == 'int32' and ours.tolist() == theirs.tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(max_size=3) | st.sampled_from(PARTS), max_size=30))
+def test_long_texts_are_encoded_in_pieces(parts):
+    texts = [''.join(parts), 'the', ''.join(parts[::-1])]
+    whole = HuggingFace.encode_batch(pairs, texts)
+    with unittest.mock.patch.object(subword, 'PIECE_SIZE', 4):
+        for ours, theirs in zip(pairs.encode_batch(texts), whole, strict=True):
+            assert ours.dtype == 'int32' and ours.tolist() == theirs.tolist()
+
+
+def test_long_text_is_encoded_in_little_memory(monkeypatch):
+    """The words of a whole text of short words take 30 times its size."""
+    monkeypatch.setattr(subword, 'PIECE_SIZE', 1 << 12)
+    text = 'the cat sat on a mat.\n' * 10_000
+    bpe.encode(text)  # its words are known
+    tracemalloc.start()
+    (ids,) = bpe.encode_batch([text])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * ids.nbytes + 3 * len(text)
 
 
 def test_small_vocabulary_is_rejected():
