@@ -88,8 +88,9 @@ class _SplitWriter:
         self._file.write(self._begin + ids.astype(self._dtype).tobytes() + self._end)
         extra_bytes = sizes - np.append(self._token_bytes[ids], np.int32(0))
         at = np.flatnonzero(extra_bytes)
-        self._irregular.append(self._begins[-1] + 1 + at)
-        self._extra_bytes.append(extra_bytes[at])
+        if len(at):  # two arrays for each of many short documents are larger than their tokens
+            self._irregular.append(self._begins[-1] + 1 + at)
+            self._extra_bytes.append(extra_bytes[at])
         self._begins.append(self._begins[-1] + len(ids) + self._special_tokens)
         self.num_bytes += len(text)
         self.largest = max(self.largest, int(ids.max(initial=-1)))
