@@ -817,7 +817,7 @@ FAULTS = {
             "batch['label_weights']\n\n\ndef predict",
             "jnp.ones_like(batch['label_weights'])\n\n\ndef predict",
         ),
-        ('an I- of another kind goes on', "not (mark == 'I' and this == kind)", "mark != 'I'"),
+        ('an I- of another kind goes on', 'not (mark in CONTINUES and this == kind)', 'mark not in CONTINUES'),
         (
             'precision and recall exchanged',
             'precision, recall = correct / max(len(guessed), 1), correct / max(len(expected), 1)',

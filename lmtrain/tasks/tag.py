@@ -17,6 +17,7 @@ from lmtrain.files import json_type
 from lmtrain.tasks.task import Encoded, RowFormat, Task
 
 OUTSIDE = 'O'
+BEGINS, CONTINUES, ENDS = ('B', 'S', 'U'), ('I', 'E', 'L'), ('E', 'L', 'S', 'U')  # prefixes of tags; BIOES, BILOU
 
 
 def loss(forward, batch, *, head: str = 'logits'):
@@ -106,7 +107,14 @@ def encode(rows: Sequence[Row], form: RowFormat) -> Encoded:
         tokens = np.concatenate([prefix, ids, suffix]).astype(np.int32)
         flat = {'labels': aligned, 'label_weights': begins.astype(np.float32), 'word': word}
         examples.append(Example(index, tokens, flat, {}))
-    return Encoded(examples)
+    return Encoded(examples, _scheme_notes(form.labels) if form.label and form.training else ())
+
+
+def _scheme_notes(labels: Sequence[str]) -> list[str]:
+    """A line for the user if no tag marks an entity, as of parts of speech: `score` counts entities."""
+    if any(name.partition('-')[0] in (*BEGINS, *CONTINUES) for name in labels):
+        return []
+    return ['no tag begins with B-, I- or another mark of an entity: entity_f1 is 0, accuracy counts words']
 
 
 def first_tokens(words: Sequence[str], ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -190,7 +198,7 @@ def score(data, split: str, predicted: Sequence) -> dict[str, float]:
 
 
 def entity_scores(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Precision, recall and F1 of whole entities in sentences tagged with B-, I- and O, as conlleval counts them.
+    """Precision, recall and F1 of whole entities in sentences, as conlleval counts them. For tags see `entities`.
 
     Example:
       >>> entity_scores([['B-PER', 'I-PER', 'O', 'B-LOC']], [['B-PER', 'O', 'O', 'B-LOC']])['entity_f1']
@@ -205,16 +213,22 @@ def entity_scores(labels: Sequence[Sequence[str]], predicted: Sequence[Sequence[
 
 
 def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """[(kind, first word, word after the last)]; an I- tag that continues no entity of its kind begins one."""
+    """[(kind, first word, word after the last)] of tags in BIO, IOB, BIOES or BILOU.
+
+    E- and L- are the last word of an entity, S- and U- the only one. An I-, E- or L- that continues no entity of its
+    kind begins one.
+    """
     spans, kind, begin = [], None, 0
     for index, tag in enumerate([*tags, OUTSIDE]):
         mark, _, this = tag.partition('-')
-        inside = mark in ('B', 'I')
-        if kind is not None and not (mark == 'I' and this == kind):
+        if kind is not None and not (mark in CONTINUES and this == kind):
             spans.append((kind, begin, index))
             kind = None
-        if inside and kind is None:
+        if kind is None and mark in (*BEGINS, *CONTINUES):
             kind, begin = this, index
+        if mark in ENDS:
+            spans.append((kind, begin, index + 1))
+            kind = None
     return spans
 
 

@@ -66,6 +66,14 @@ def test_unknown_tag_is_rejected_with_its_line(bert, form):
         tag.encode([tagged], form(bert, ('tokens',), 'tags', ('O', 'I')))
 
 
+def test_tags_without_entities_are_noted(bert, form, row):
+    for labels, notes in ((('NN', 'VB'), 1), (('7', '8'), 1), (('O', 'I-x'), 0), (('O', 'U-x'), 0), (('B', 'O'), 0)):
+        tagged = [row(words=['cat', 'sat'], tags=list(labels))]
+        encoded = tag.encode(tagged, form(bert, ('words',), 'tags', labels))
+        assert len(encoded.notes) == notes and all('entity_f1 is 0' in note for note in encoded.notes)
+        assert not tag.encode(tagged, form(bert, ('words',), 'tags', labels, training=False)).notes
+
+
 # --- score
 
 
@@ -77,6 +85,10 @@ def test_unknown_tag_is_rejected_with_its_line(bert, form):
         ('I-a I-a O I-a', [('a', 0, 2), ('a', 3, 4)]),
         ('O O', []),
         ('B-a', [('a', 0, 1)]),
+        ('S-a B-a I-a E-a S-a O', [('a', 0, 1), ('a', 1, 4), ('a', 4, 5)]),
+        ('U-a B-b L-b L-b O I-b L-b I-b', [('a', 0, 1), ('b', 1, 3), ('b', 3, 4), ('b', 5, 7), ('b', 7, 8)]),
+        ('B-a E-b S-b I-b', [('a', 0, 1), ('b', 1, 2), ('b', 2, 3), ('b', 3, 4)]),
+        ('NN E-a', [('a', 1, 2)]),
     ],
 )
 def test_entities(tags, expected):
