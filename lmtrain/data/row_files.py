@@ -23,6 +23,7 @@ def encoded(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Iterator[byt
 
     In csv, every name of any row is a column. If all its values are objects, each of their entries is a column
     `name.entry`; other objects and lists are written as JSON. A missing value is an empty cell.
+    Values that JSON does not have (dates, decimals and bytes of parquet) are written as text, in both formats.
 
     >>> rows = [{'text': 'a, b', 'p': {'x': 0.25, 'y': 0.75}}, {'text': 'c', 'p': None}]
     >>> print(b''.join(encoded(rows, 'rows.csv')).decode(), end='')
@@ -32,7 +33,7 @@ def encoded(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Iterator[byt
     """
     check_ending(path)
     if Path(path).suffix == '.jsonl':
-        yield from ((json.dumps(row, ensure_ascii=False) + '\n').encode() for row in rows)
+        yield from ((_json(row) + '\n').encode() for row in rows)
         return
     columns = [
         (name, entry)
@@ -56,7 +57,11 @@ def _cell(value: Any, entry: str) -> str:
     value = value.get(entry) if entry and value is not None else value
     if value is None:
         return ''
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return _json(value) if isinstance(value, bool | int | float | list | tuple | Mapping) else str(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _line(cells: Sequence[str]) -> bytes:

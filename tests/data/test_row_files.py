@@ -1,9 +1,12 @@
 """Files of rows: what is written is read back unchanged, and no column is lost."""
 
 import csv
+import datetime
+import decimal
 import io
 import json
 
+import pyarrow.parquet
 import pytest
 
 from lmtrain.data import row_files
@@ -38,6 +41,17 @@ def test_rows_that_were_read_are_written_unchanged(tmp_path, name):
     rows = [{'text': 'a;b', 'label': '01'}, {'text': 'two\nlines "x"', 'label': '1.0'}]
     (tmp_path / name).write_bytes(b''.join(row_files.encoded(rows, name)))
     assert [row.fields for row in read_rows(str(tmp_path / name), '')] == rows
+
+
+def test_values_of_parquet_that_json_does_not_have_are_texts(tmp_path):
+    day, price, raw = datetime.datetime(2026, 1, 31, 12), decimal.Decimal('12.50'), b'\xff'
+    table_of_rows = pyarrow.table({'day': [day], 'price': [price], 'raw': [raw], 'days': [[day.date()]]})
+    pyarrow.parquet.write_table(table_of_rows, tmp_path / 'a.parquet')
+    rows = [row.fields for row in read_rows('a.parquet', str(tmp_path))]
+    (line,) = b''.join(row_files.encoded(rows, 'x.jsonl')).decode().splitlines()
+    texts = {'day': '2026-01-31 12:00:00', 'price': '12.50', 'raw': "b'\\xff'"}
+    assert json.loads(line) == texts | {'days': ['2026-01-31']}
+    assert table(rows) == [['day', 'price', 'raw', 'days'], [*texts.values(), '["2026-01-31"]']]
 
 
 def test_other_endings_are_refused():
