@@ -30,11 +30,12 @@ def read_rows(
     """The rows of one file, or those that a generator writes (`verifiable_task`).
 
     Args:
-      source: a path, whose ending selects the reader: .jsonl(.gz), .json (an array of objects, or SQuAD's format; a
-        .jsonl that is such an array, and a .json that is an object in every line, are read as what they are), .csv
-        (separated by commas, semicolons or tabs), .tsv (no quoting), .parquet, .conll or .annotated (fields `tokens`
-        and `tags`). Or (path, label): every line of the file that is not blank is a row with the fields `text` and
-        `label`, whatever the ending. Or 'generated:NAME': rows that `verifiable_task` generates.
+      source: a path, whose ending, in letters of any case, selects the reader: .jsonl(.gz) or .ndjson, .json (an array
+        of objects, or SQuAD's format; a .jsonl that is such an array, and a .json that is an object in every line, are
+        read as what they are), .csv (separated by commas, semicolons or tabs), .tsv (no quoting), .parquet, .conll or
+        .annotated (fields `tokens` and `tags`). Or (path, label): every line of the file that is not blank is a row
+        with the fields `text` and `label`, whatever the ending. Or 'generated:NAME': rows that `verifiable_task`
+        generates.
       root: the start of relative paths.
       notes: a line is appended for each choice that the reader made and for what it skipped.
       split: of generated rows, 'train', 'validation' or 'test'; '' is all of them.
@@ -52,7 +53,7 @@ def read_rows(
     if line_label is not None:
         rows = [Row(place, {text: line, label: line_label}) for place, line in text_lines(path) if line.strip()]
     else:
-        reader = next((reader for ending, reader in ROW_READERS.items() if path.name.endswith(ending)), None)
+        reader = next((reader for ending, reader in ROW_READERS.items() if path.name.lower().endswith(ending)), None)
         if reader is None:
             endings = ', '.join(ROW_READERS)
             raise InputError(
@@ -114,11 +115,11 @@ def _json_lines(path: Path, notes: list[str]) -> Iterator[Row]:
     first = next(filter(None, lines), '')
     if first.startswith('[') and not (_is_json(first) and any(lines)):
         notes.append(f'{path}: one JSON array, as in a .json')
-        return _json_rows(path, notes)
+        return json_rows(path, notes)
     return jsonl_rows(path, notes)
 
 
-def _json_rows(path: Path, notes: list[str]) -> Iterator[Row]:
+def json_rows(path: Path, notes: list[str]) -> Iterator[Row]:
     """One array of objects, or SQuAD's format; or, as in a .jsonl, an object in every line."""
     text = decode(path.read_bytes(), path)
     first, _, others = text.lstrip().partition('\n')
@@ -306,8 +307,9 @@ def _reject_numbered_words(sentences: list[list[tuple[str, list[str]]]], columns
 
 ROW_READERS = {
     '.jsonl': _json_lines,
+    '.ndjson': _json_lines,
     '.jsonl.gz': jsonl_rows,
-    '.json': _json_rows,
+    '.json': json_rows,
     '.csv': _csv_rows,
     '.tsv': _tsv_rows,
     '.parquet': _parquet_rows,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from lmtrain.data import cache, python_docs
 from lmtrain.data.chat import conversation
 from lmtrain.data.document import Document
-from lmtrain.data.rows import Row, check_text, jsonl_rows, missing_field, parquet_rows
+from lmtrain.data.rows import Row, check_text, json_rows, jsonl_rows, missing_field, parquet_rows
 from lmtrain.data.text_files import decode, text_lines
 from lmtrain.errors import InputError
 from lmtrain.files import local_path
@@ -33,7 +33,8 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
 
     Args:
       source: 'python', 'tfds:NAME', or a file, directory or glob; relative paths start at `root`. A file is text unless
-        ROW_READERS names its ending. In a directory, files with those endings are read, else those of TEXT_ENDINGS.
+        ROW_READERS names its ending, in letters of any case. In a directory, files with those endings are read, else
+        those of TEXT_ENDINGS. A .json has rows if `source` names this ending; in a glob of all files, it is text.
       directory: data.cache, where TFDS datasets are prepared; data.source must not contain it.
       text_field: the column of jsonl, parquet and TFDS rows.
       document: 'file', 'line' or 'paragraph', for text.
@@ -50,10 +51,11 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
         raise InputError(f'data.document is {document!r}; it is one of {choices}')
     files, skipped = _find_files(source, root, directory)
     split = DOCUMENT_SPLITTERS[document]
+    readers = ROW_READERS | ({'.json': _read_json} if source.lower().endswith('.json') else {})
 
     def documents() -> Iterator[Document]:
         for path in files:
-            reader = next((reader for ending, reader in ROW_READERS.items() if path.name.endswith(ending)), None)
+            reader = next((reader for ending, reader in readers.items() if _ends_in(path, (ending,))), None)
             for text in reader(path, text_field) if reader else split(path):
                 yield Document(text)
 
@@ -126,10 +128,10 @@ def _list_directory(path: Path) -> tuple[list[Path], collections.Counter]:
         skipped['links to directories'] += sum(os.path.islink(os.path.join(parent, name)) for name in directories)
     candidates.sort()
     endings = next(
-        (each for each in (DATA_ENDINGS, TEXT_ENDINGS) if any(f.name.endswith(each) for f in candidates)), ()
+        (each for each in (DATA_ENDINGS, TEXT_ENDINGS) if any(_ends_in(file, each) for file in candidates)), ()
     )
-    files = [file for file in candidates if file.name.endswith(endings)]
-    skipped.update(file.suffix or 'no ending' for file in candidates if not file.name.endswith(endings))
+    files = [file for file in candidates if _ends_in(file, endings)]
+    skipped.update(file.suffix or 'no ending' for file in candidates if not _ends_in(file, endings))
     if not files:
         others = ', '.join(f'{count} {ending}' for ending, count in sorted(skipped.items()) if count) or 'no file'
         raise FileNotFoundError(
@@ -137,6 +139,10 @@ def _list_directory(path: Path) -> tuple[list[Path], collections.Counter]:
             f"select text files of any ending with a glob, such as data.source='{path}/**/*.ENDING'"
         )
     return files, skipped
+
+
+def _ends_in(path: Path, endings: tuple[str, ...]) -> bool:
+    return path.name.lower().endswith(endings)
 
 
 # --- reading text files: path -> texts
@@ -168,6 +174,14 @@ def _paragraphs(path: Path) -> Iterator[str]:
 
 def _read_jsonl(path: Path, text_field: str) -> Iterator[str]:
     return (_text_of(row, text_field) for row in jsonl_rows(path, []))
+
+
+def _read_json(path: Path, text_field: str) -> Iterator[str]:
+    try:
+        rows = list(json_rows(path, []))
+    except InputError as error:
+        raise InputError(f'{error}; to train on its characters, name it .txt') from None
+    return (_text_of(row, text_field) for row in rows)
 
 
 def _read_parquet(path: Path, text_field: str) -> Iterator[str]:
@@ -216,6 +230,7 @@ def _conversation_note(row: Row) -> str:
 DOCUMENT_SPLITTERS = {'file': _whole_file, 'line': _lines, 'paragraph': _paragraphs}
 ROW_READERS = {
     '.jsonl': _read_jsonl,
+    '.ndjson': _read_jsonl,
     '.jsonl.gz': _read_jsonl,
     '.parquet': _read_parquet,
     '.pgn': _read_pgn,

@@ -96,7 +96,7 @@ def _binary_format(path: Path) -> str:
 
 def open_utf8(path: Path) -> BinaryIO:
     """The UTF-8 bytes of a text file, unpacked if its name ends in .jsonl.gz. See `to_utf8`."""
-    if path.name.endswith('.jsonl.gz'):
+    if path.name.lower().endswith('.jsonl.gz'):
         return gzip.open(path)
     with path.open('rb') as file:
         encoding = _marked_encoding(file.read(4096), path)
@@ -105,7 +105,7 @@ def open_utf8(path: Path) -> BinaryIO:
 
 def raw_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """(line number from 1, byte offset, line without its end) of a file that is read in pieces of one line."""
-    packed, offset = path.name.endswith('.jsonl.gz'), 0
+    packed, offset = path.name.lower().endswith('.jsonl.gz'), 0
     limit = max(GZ_FLOOR, GZ_RATIO * path.stat().st_size)
     with open_utf8(path) as file:
         number = 0

@@ -47,6 +47,11 @@ def rows(*texts):
         ('a.jsonl', b'\n' + rows('one').rstrip() + b'\r\n\n', 'file', ['one']),
         ('a.jsonl', b'{"text": "a", "x": NaN, "text": "b"}', 'file', ['b']),
         ('a.jsonl.gz', gzip.compress(rows('one', 'two'), mtime=0), 'file', ['one', 'two']),
+        ('A.JSONL', rows('one', 'two'), 'file', ['one', 'two']),
+        ('A.JSONL.GZ', gzip.compress(rows('one', 'two'), mtime=0), 'file', ['one', 'two']),
+        ('a.ndjson', rows('one', 'two'), 'file', ['one', 'two']),
+        ('a.json', rows('one', 'two'), 'file', ['one', 'two']),
+        ('a.Json', b'[{"text": "one"},\n {"text": "two"}]', 'file', ['one', 'two']),
         (
             'a.pgn',
             b'[Event "x"]\n[Site "y"]\n\n1. e4 e5 2. Nf3 {good\n[%clk 0:01]} Nc6 1-0\n\n\n'
@@ -120,6 +125,14 @@ BAD = [
     ('a.jsonl.gz', gzip.compress(rows('one'), mtime=0)[:-5], 'file', 'a.jsonl.gz: truncated or damaged after'),
     ('a.jsonl.gz', rows('one'), 'file', 'a.jsonl.gz: truncated or damaged'),
     ('a.jsonl.gz', gzip.compress(rows('one'), mtime=0)[:12] + b'\xff\xff\xff\xff', 'file', 'truncated or damaged'),
+    ('a.json', b'{"text": "one"}', 'file', r'a\.json: expected an array of objects, .* name it \.txt$'),
+    ('a.json', b'one', 'file', r'a\.json: invalid JSON.* name it \.txt$'),
+    (
+        'a.json',
+        b'[{"body": "one"}]',
+        'file',
+        r"a\.json: \[0\]: no field 'text'; .* Set data.text_field to one of them$",
+    ),
     ('a.parquet', b'PAR1 not at all', 'file', 'a.parquet: not a parquet file'),
     ('a.txt', b'text', 'chapter', "data.document is 'chapter'; it is one of 'file', 'line', 'paragraph'"),
 ]
@@ -189,6 +202,15 @@ def test_directories_and_globs_are_read_in_order(tmp_path):
     assert read('*.txt', root=str(tmp_path)) == ['b']
     assert read('deep/../b.txt', root=str(tmp_path)) == ['b']
     assert read('**/c*.txt', root=str(tmp_path / 'deep')) == ['c']
+
+
+def test_json_is_text_in_a_glob_of_all_files(tmp_path):
+    for name, text in {'main.py': 'x = 1', 'package.json': '{"name": "x"}', 'README.TXT': 'read'}.items():
+        (tmp_path / name).write_text(text)
+    assert read('*', root=str(tmp_path)) == ['read', 'x = 1', '{"name": "x"}']
+    assert read('.', root=str(tmp_path)) == ['read']
+    with pytest.raises(ValueError, match='expected an array of objects'):
+        read('*.json', root=str(tmp_path))
 
 
 def test_skipped_files_are_counted(tmp_path):
