@@ -169,12 +169,31 @@ def _array(value: Any, name: str, place: str) -> list:
 
 def _csv_rows(path: Path, notes: list[str]) -> Iterator[Row]:
     """The separator is the one of , ; and tab that splits the first line into the most names."""
-    first = next((text for _, text in text_lines(path) if text.strip()), '')
-    separator = max(',;\t', key=lambda mark: len(next(csv.reader([first], delimiter=mark))))
+    first = next((text for text in _table_lines(path) if text.strip()), '')
+    separator = max(',;\t', key=lambda mark: _width(first, mark))
     if separator != ',':
         notes.append(f'{path}: the cells are separated by {separator!r}')
     space_after = all(name.startswith(' ') for name in first.split(separator)[1:])  # "text, label"
     return _table_rows(path, delimiter=separator, skipinitialspace=space_after and separator in first)
+
+
+def _width(line: str, separator: str) -> int:
+    """The cells of a line; 0 if it is invalid, which `_table_rows` reports."""
+    try:
+        return len(next(csv.reader([line], delimiter=separator)))
+    except csv.Error:
+        return 0
+
+
+def _table_lines(path: Path) -> Iterator[str]:
+    """The lines of a table without their ends, which are carriage returns alone if the file has no other."""
+    lines = (text for _, text in text_lines(path))
+    first, second = next(lines, ''), next(lines, None)
+    if second is None:
+        yield from first.split('\r')
+        return
+    yield from (first, second)
+    yield from lines
 
 
 def _tsv_rows(path: Path, notes: list[str]) -> Iterator[Row]:
@@ -187,7 +206,7 @@ def _table_rows(path: Path, **dialect) -> Iterator[Row]:
     Rows without any text, empty cells beyond the last name, and columns without a name are left out.
     """
     csv.field_size_limit(CELL_LIMIT)
-    table = csv.reader((f'{text}\n' for _, text in text_lines(path)), strict=True, **dialect)
+    table = csv.reader((f'{text}\n' for text in _table_lines(path)), strict=True, **dialect)
     header: list[str] | None = None
     first_line = 1
     while True:

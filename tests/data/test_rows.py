@@ -32,6 +32,9 @@ def rows(tmp_path, name, content):
     [
         ('a.csv', 'text,label\n"two\nlines, quoted",x\nlast,y\n', {'text': 'last', 'label': 'y'}, ':4'),
         ('a.csv', '\ufefftext,label\r\nlast,y\r\n\r\n', {'text': 'last', 'label': 'y'}, ':2'),
+        ('a.csv', 'text;label\ra;x\r"b\rc";y\r', {'text': 'b\nc', 'label': 'y'}, ':3'),
+        ('a.csv', 'text,label\n"b\rc",y\n', {'text': 'b\rc', 'label': 'y'}, ':2'),
+        ('a.tsv', 'text\tlabel\ra\tx', {'text': 'a', 'label': 'x'}, ':2'),
         ('a.tsv', 'text\tlabel\n"not quoted\tx\n', {'text': '"not quoted', 'label': 'x'}, ':2'),
         ('a.jsonl', '\n{"text": "a", "label": 3}\n', {'text': 'a', 'label': 3}, ':2'),
         ('a.jsonl.gz', gzip.compress(b'{"text": "a"}', mtime=0), {'text': 'a'}, ':1'),
@@ -170,6 +173,7 @@ def test_path_with_label_reads_lines(tmp_path):
         ),
         ('a.csv', 'text,label\n"open,b\nc,d\n', r'a\.csv:2: invalid csv \(unexpected end of data'),
         ('a.csv', 'text,label\n', r'a\.csv: it has no rows'),
+        ('a.csv', 'te\rxt,label\na,b\n', r'a\.csv:1: invalid csv \(new-line character seen'),
         ('a.csv', b'text\n\xff\n', r'a\.csv:2: not UTF-8 at byte 5'),
         ('a.jsonl', '{"a": 1}\n{"a": \n', r'a\.jsonl:2: invalid JSON'),
         ('a.jsonl', '{"a": "b\n', r'a\.jsonl:1: invalid JSON, Unterminated string starting at column 7'),
