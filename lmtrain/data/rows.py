@@ -248,16 +248,20 @@ def parquet_rows(path: Path, columns: Sequence[str] | None = None, field: str = 
         import pyarrow.parquet
     except ImportError:
         raise MissingPackage(f'{path}: parquet needs pyarrow: pip install -e ".[parquet]"') from None
+    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             names = table.schema_arrow.names
             if missing := [name for name in columns or () if name not in names]:
                 raise missing_field(str(path), missing[0], names, field)
-            number = 0
             for batch in table.iter_batches(columns=columns):
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(f'{path}: row {number}', fields)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f'{path}: a text after row {number} is not UTF-8 ({error.object[:20]!r}, {error.reason}): write it as UTF-8'
+        ) from None
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f'{path}: not a parquet file ({str(error).splitlines()[0]})') from error
 

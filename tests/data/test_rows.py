@@ -4,6 +4,7 @@ import json
 import pytest
 
 from lmtrain.data.rows import read_rows
+from lmtrain.errors import InputError
 
 SQUAD = {
     'data': [
@@ -140,6 +141,16 @@ def test_parquet(tmp_path):
     result = read_rows('a.parquet', str(tmp_path))
     assert [row.fields for row in result] == [{'text': 'a', 'label': 1}, {'text': 'b', 'label': 0}]
     assert result[1].place.endswith('a.parquet: row 2')
+
+
+def test_parquet_text_that_is_not_utf8_is_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    texts = pa.array([b'ok', 'café'.encode('latin1')], pa.binary()).view(pa.string())
+    pyarrow.parquet.write_table(pa.table({'text': texts}), tmp_path / 'a.parquet')
+    with pytest.raises(InputError, match=r"a\.parquet: a text after row 0 is not UTF-8 \(b'caf\\xe9'"):
+        read_rows('a.parquet', str(tmp_path))
 
 
 def test_squad_has_one_row_per_question(tmp_path):
