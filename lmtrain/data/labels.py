@@ -1,6 +1,7 @@
 """Names of classes: from the labels of rows to the ids that a head predicts, and how often each occurs."""
 
 import collections
+import decimal
 import functools
 import math
 import re
@@ -111,6 +112,8 @@ def class_id(value: Any, names: tuple[str, ...], place: str) -> int:
 
 
 def _name(value: Any, place: str) -> str:
+    if isinstance(value, decimal.Decimal):  # of a parquet file; converted here, since splits are hashes of whole rows
+        value = int(value) if float(value).is_integer() else float(value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float) and math.isfinite(value) or isinstance(value, str) and value.strip():

@@ -1,5 +1,6 @@
 """Sequence regression: one number for each row, from a checkpoint's own head or from an added one."""
 
+import decimal
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +40,7 @@ def predict(forward, batch, *, head: str = 'logits', pool: str = 'first'):
 def number_of(value: Any, place: str) -> float:
     """The label of a row as a number. Raises InputError if it is not a finite number."""
     try:
-        number = float(value) if type(value) in (int, float, str) else math.nan
+        number = float(value) if type(value) in (int, float, str, decimal.Decimal) else math.nan
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):

@@ -1,4 +1,5 @@
 import re
+from decimal import Decimal
 
 import pytest
 
@@ -19,6 +20,8 @@ def test_classes_are_sorted_numbers_as_numbers():
     assert class_names(of(1.5, 3.0, '3.10')) == ('1.5', '3.0', '3.10')
     assert class_names(of('01', '1')) == ('01', '1')
     assert class_names(of(1, 0, -1)) == ('-1', '0', '1')
+    assert class_names(of(Decimal('2.00'), Decimal('1E+1'), 2)) == ('2', '10')
+    assert class_names(of(Decimal('12.50'), 12.5, Decimal('-0.25'))) == ('-0.25', '12.5')
     assert class_names(of(True, False)) == ('false', 'true')
 
 
@@ -64,7 +67,7 @@ def test_unknown_label_is_named_with_the_classes(value, names):
         class_id(value, names, 'x:3')
 
 
-@pytest.mark.parametrize('value', [' ', None, float('nan'), ['a']])
+@pytest.mark.parametrize('value', [' ', None, float('nan'), Decimal('NaN'), ['a']])
 def test_label_of_another_type_is_named(value):
     with pytest.raises(ValueError, match='x:3: a label is a name or a number, here it is'):
         class_id(value, ('a', 'b'), 'x:3')

@@ -1,3 +1,5 @@
+from decimal import Decimal
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,11 +15,11 @@ def test_loss_by_hand():
     assert weights.tolist() == [1, 0]
 
 
-@pytest.mark.parametrize('value', ['high', float('nan'), None, True, '', 1e400])
+@pytest.mark.parametrize('value', ['high', float('nan'), Decimal('NaN'), None, True, '', 1e400])
 def test_label_must_be_a_finite_number(value):
     with pytest.raises(ValueError, match='x:3: the label of a regression is a finite number'):
         regress.number_of(value, 'x:3')
-    assert regress.number_of('2.5', '') == 2.5
+    assert regress.number_of('2.5', '') == regress.number_of(Decimal('2.50'), '') == 2.5
     with pytest.raises(ValueError, match=r"here it is '2,5': write it with a decimal point"):
         regress.number_of('2,5', '')
 
