@@ -1,6 +1,7 @@
 """Files beside a tokenizer.json or instead of one: special tokens, chat template, BERT's vocab.txt."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,8 @@ def wordpiece(vocabulary: bytes) -> bytes:
     Text is lower-cased and accents are removed if no word of the vocabulary has a capital letter. Raises InputError if
     the vocabulary lacks BERT's special tokens.
     """
-    names = vocabulary.decode().splitlines()
+    names = re.split('\r\n?|\n', vocabulary.decode())  # splitlines would also cut at U+0085, U+2028 and form feeds
+    names = names if names[-1] else names[:-1]  # after the last line's end
     ids = {name: token for token, name in enumerate(names)}
     missing = [name for name in BERT_TOKENS.values() if name not in ids]
     if missing:

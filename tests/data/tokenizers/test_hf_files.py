@@ -30,6 +30,14 @@ def test_bert_token_types_of_a_pair():
     assert encoded.tokens == '[CLS] the cat [SEP] sat [SEP]'.split() and encoded.type_ids == [0, 0, 0, 0, 1, 1]
 
 
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_only_line_ends_separate_the_tokens_of_a_vocabulary(end):
+    words = [*WORDS, '\x85', 'a\u2028b', '\x0c', '\x1c', '', 'last']
+    for content in (end.join(words), end.join(words) + end):
+        vocabulary = json.loads(wordpiece(content.encode()))['model']['vocab']
+        assert vocabulary == {word: token for token, word in enumerate(words)}
+
+
 def test_cased_vocabulary_is_not_lowercased(tmp_path):
     words = [*WORDS, 'The']
     assert [words[token] for token in bert(tmp_path, words).encode('The the')] == ['The', 'the']
