@@ -47,7 +47,7 @@ def test_probabilities_that_are_nan_fail_the_trial_and_write_nothing(small, monk
 
 @pytest.mark.parametrize('too_long', ['cut', 'error'])
 def test_a_test_row_that_is_longer_than_the_context_is_cut_and_counted(small, too_long):
-    shared, selected = small('long', ('bm25',), test=4)
+    shared, selected = small(f'beyond_context_{too_long}', ('bm25',), test=4)
     shared.config.task.too_long = too_long
     trial = trials.listed(shared, selected)[0]
     (shared.folder / trial.folder).mkdir(parents=True, exist_ok=True)
