@@ -25,7 +25,7 @@ CAPABILITY_VERSION = 0x20080522
 
 # seccomp(2): {machine: (AUDIT_ARCH, numbers of socket and socketpair)}, and opcodes of its programs, see bpf(4).
 SECCOMP, MODE_FILTER, ALLOW, REFUSE = 22, 2, 0x7FFF0000, 0x50001  # REFUSE: EPERM
-ARCHITECTURES = {'x86_64': (0xC000003E, 41, 53), 'aarch64': (0xC00000B7, 198, 199)}
+SYSTEM_CALLS = {'x86_64': (0xC000003E, 41, 53), 'aarch64': (0xC00000B7, 198, 199)}
 IO_URING_SETUP, X32 = 425, 0x40000000  # x32: a second table of system calls of x86_64
 LOAD, EQUAL, AT_LEAST, AND, RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
 NUMBER, ARCHITECTURE, SECOND_ARGUMENT = 0, 4, 24  # bytes in struct seccomp_data
@@ -107,9 +107,9 @@ def socket_filter(machine: str) -> bytes:
 
     io_uring opens sockets too. A pair of datagram sockets can send to other addresses, a connected stream cannot.
     """
-    if machine not in ARCHITECTURES or sys.maxsize < 1 << 32:
+    if machine not in SYSTEM_CALLS or sys.maxsize < 1 << 32:
         raise OSError(errno.ENOSYS, f'no filter of system calls for {machine}')
-    architecture, socket, socketpair = ARCHITECTURES[machine]
+    architecture, socket, socketpair = SYSTEM_CALLS[machine]
     # (opcode, instructions to skip if true and if false, operand)
     instructions = (
         (LOAD, 0, 0, ARCHITECTURE),
