@@ -55,7 +55,7 @@ def open_source(source: str, root: str, directory: Path, text_field: str, docume
 
     def documents() -> Iterator[Document]:
         for path in files:
-            reader = next((reader for ending, reader in readers.items() if _ends_in(path, (ending,))), None)
+            reader = next((reader for ending, reader in readers.items() if path.name.lower().endswith(ending)), None)
             for text in reader(path, text_field) if reader else split(path):
                 yield Document(text)
 
@@ -127,11 +127,12 @@ def _list_directory(path: Path) -> tuple[list[Path], collections.Counter]:
         candidates += [Path(parent) / name for name in names]
         skipped['links to directories'] += sum(os.path.islink(os.path.join(parent, name)) for name in directories)
     candidates.sort()
+    lower = {file: file.name.lower() for file in candidates}
     endings = next(
-        (each for each in (DATA_ENDINGS, TEXT_ENDINGS) if any(_ends_in(file, each) for file in candidates)), ()
+        (each for each in (DATA_ENDINGS, TEXT_ENDINGS) if any(name.endswith(each) for name in lower.values())), ()
     )
-    files = [file for file in candidates if _ends_in(file, endings)]
-    skipped.update(file.suffix or 'no ending' for file in candidates if not _ends_in(file, endings))
+    files = [file for file in candidates if lower[file].endswith(endings)]
+    skipped.update(file.suffix or 'no ending' for file in candidates if not lower[file].endswith(endings))
     if not files:
         others = ', '.join(f'{count} {ending}' for ending, count in sorted(skipped.items()) if count) or 'no file'
         raise FileNotFoundError(
@@ -139,10 +140,6 @@ def _list_directory(path: Path) -> tuple[list[Path], collections.Counter]:
             f"select text files of any ending with a glob, such as data.source='{path}/**/*.ENDING'"
         )
     return files, skipped
-
-
-def _ends_in(path: Path, endings: tuple[str, ...]) -> bool:
-    return path.name.lower().endswith(endings)
 
 
 # --- reading text files: path -> texts

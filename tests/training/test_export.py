@@ -223,7 +223,8 @@ def test_classifier_with_another_pooling_is_not_exported_but_trains_further(fold
 @pytest.mark.slow
 def test_added_head_of_another_task_is_not_exported(folder, tmp_path):
     train.train(recipe(folder, 'masked', adapt__method='head', objective__pool='mean'), tmp_path / 'classes')
-    text = {'task__name': 'text', 'data__mask_rate': 0.15, 'data__source': 'rows.csv', 'data__split': 'tail'}
+    text = {'task__name': 'text', 'task__train': (), 'data__source': 'rows.csv', 'data__split': 'tail'}
+    text |= {'data__mask_rate': 0.15, 'task__validation': ()}
     train.train(recipe(folder, tmp_path / 'classes', **text), tmp_path / 'run')
     assert 'heads' in load.load_run(tmp_path / 'run').params
     lines = export.export(tmp_path / 'run', tmp_path / 'hf', 'hf')
