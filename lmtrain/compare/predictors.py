@@ -131,12 +131,7 @@ def by_likelihood(
     """
     check_promptable(loaded.model)
     vectors = pool_vectors(loaded, pool, form)  # once, and not for every query
-
-    def predict(rows: Sequence[Row]) -> np.ndarray:
-        likelihoods = choice_scores.of_rows(loaded, pool, form, rows, [chosen['score']], vectors)
-        return choice_scores.scaled(likelihoods.log_p, chosen)
-
-    return predict
+    return lambda rows: answer(loaded, pool, form, chosen, rows, vectors)[0]
 
 
 def answer(
@@ -145,9 +140,16 @@ def answer(
     form: prompting.PromptSettings,
     chosen: Mapping[str, Any],
     rows: Sequence[Row],
+    vectors: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, int]:
-    """(log p float64 [rows, C] as by `by_likelihood`, the number of prompts without their beginning if `form.cut`)."""
-    scored = choice_scores.of_rows(loaded, pool, form, rows, [chosen['score']], pool_vectors(loaded, pool, form))
+    """(log p float64 [rows, C], the number of prompts that lost their beginning, if `form.cut`).
+
+    Args:
+      pool, chosen: see `by_likelihood`.
+      vectors: `pool_vectors`, if they are computed already.
+    """
+    vectors = pool_vectors(loaded, pool, form) if vectors is None else vectors
+    scored = choice_scores.of_rows(loaded, pool, form, rows, [chosen['score']], vectors)
     return choice_scores.scaled(scored.log_p, chosen), scored.cut
 
 

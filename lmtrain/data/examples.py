@@ -53,7 +53,7 @@ class LengthPolicy:
         """One line with the number of these rows; none if there are none."""
         action = 'cut' if self.policy == 'cut' else 'left out'
         rows = f'{self.count} row' + 's' * (self.count > 1)
-        return [f'{rows} of more than data.seq_len = {self.seq_len} tokens {action}'] if self.count else []
+        return [f'{rows} of more than {self.seq_len} tokens {action}'] if self.count else []
 
 
 def texts(rows: Sequence[Row], fields: tuple[str, ...], tokenizer: Tokenizer, length: LengthPolicy) -> list[Example]:

@@ -29,7 +29,7 @@ SYSTEM_CALLS = {'x86_64': (0xC000003E, 41, 53), 'aarch64': (0xC00000B7, 198, 199
 IO_URING_SETUP, X32 = 425, 0x40000000  # x32: a second table of system calls of x86_64
 LOAD, EQUAL, AT_LEAST, AND, RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
 NUMBER, ARCHITECTURE, SECOND_ARGUMENT = 0, 4, 24  # bytes in struct seccomp_data
-STREAM, SEQUENTIAL, TYPE = 1, 5, 0xF  # types of sockets, and the bits of a type
+STREAM, SEQPACKET, TYPE = 1, 5, 0xF  # types of sockets, and the bits of a type
 
 FOLDER = 64 << 20  # bytes of all files
 MAX_FILE, MAX_FILES, MAX_PROCESSES = 16 << 20, 64, 64  # bytes of one file, open files, processes
@@ -122,7 +122,7 @@ def socket_filter(machine: str) -> bytes:
         (LOAD, 0, 0, SECOND_ARGUMENT),
         (AND, 0, 0, TYPE),
         (EQUAL, 2, 0, STREAM),
-        (EQUAL, 1, 0, SEQUENTIAL),
+        (EQUAL, 1, 0, SEQPACKET),
         (RETURN, 0, 0, REFUSE),
         (RETURN, 0, 0, ALLOW),
     )

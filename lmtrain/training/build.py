@@ -145,11 +145,8 @@ def _read_data(config, base: Base | None) -> data.Corpus | TaskData:
     corpus = prepare_task(settings, **config.task, **options)
     if task.on_policy and config.task.too_long != 'error' and not rollouts.has_room(config, corpus):
         # Only then: the limit of the rows is part of the fingerprint of the data.
-        settings['seq_len'] = limit = rollouts.longest_allowed(config)
+        settings['seq_len'] = rollouts.longest_allowed(config)
         corpus = prepare_task(settings, **config.task.to_dict() | {'lengths': ()}, **options)
-        text = f'data.seq_len - policy.max_tokens + 1 = {limit} tokens'
-        notes = tuple(note.replace(f'data.seq_len = {limit} tokens', text) for note in corpus.notes)
-        corpus = dataclasses.replace(corpus, notes=notes)
     return corpus
 
 

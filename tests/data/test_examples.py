@@ -45,7 +45,7 @@ def test_longer_of_two_texts_is_cut_first(tmp_path, a, b, expected):
     limit = long(8, 'cut')
     (example,) = examples.texts([row(a=a, b=b)], ('a', 'b'), bert(tmp_path), limit)
     assert words_of(example.tokens) == expected
-    assert limit.note() == ['1 row of more than data.seq_len = 8 tokens cut']
+    assert limit.note() == ['1 row of more than 8 tokens cut']
 
 
 def test_long_rows_are_rejected_or_dropped(tmp_path):
@@ -53,6 +53,4 @@ def test_long_rows_are_rejected_or_dropped(tmp_path):
         examples.texts([row(a='cat ' * 9)], ('a',), bert(tmp_path), long(8))
     limit = long(8, 'drop')
     short = examples.texts([row(a='cat ' * 9), row(a='cat')], ('a',), bert(tmp_path), limit)
-    assert [each.source for each in short] == [1] and limit.note() == [
-        '1 row of more than data.seq_len = 8 tokens left out'
-    ]
+    assert [each.source for each in short] == [1] and limit.note() == ['1 row of more than 8 tokens left out']

@@ -179,9 +179,7 @@ def test_stream_rejects_wrong_rows_steps_and_empty_splits(prepare, tmp_path):
         PaddedStream(task, 'train', 8, 0, False, [3, 8])
     (tmp_path / 'long.jsonl').write_text(json.dumps({'text': 'a' * 200, 'label': 'odd'}))
     task = prepare(validation=('long.jsonl',), too_long='drop')
-    with pytest.raises(
-        ValueError, match='no validation row is left of 1: 1 row of more than data.seq_len = 128 tokens left out'
-    ):
+    with pytest.raises(ValueError, match='no validation row is left of 1: 1 row of more than 128 tokens left out'):
         PaddedStream(task, 'validation', 8, 0, False)
     with pytest.raises(IndexError, match='step 99 of'):
         PaddedStream(task, 'train', 8, 0, False).batch(99)

@@ -407,7 +407,7 @@ def test_prompts_leave_room_for_their_completions(config, too_long):
     assert {ids[0] for ids in prompts.ids} == {run.corpus.tokenizer.begin_id}
     assert prompts.texts[8:10] == ['say 9:', *(['ay 10:'] if too_long == 'cut' else [])]
     action = 'cut' if too_long == 'cut' else 'left out'
-    note = f'train: 31 rows of more than data.seq_len - policy.max_tokens + 1 = 7 tokens {action}'
+    note = f'train: 31 rows of more than 7 tokens {action}'
     assert note in run.corpus.notes
     _, batches = rollout_of(run, run.initial.on_mesh())
     assert all(batch['loss_mask'].any() for batch in batches)
