@@ -16,6 +16,7 @@ from configs import compare, tiny
 from lmtrain import checkpoint
 from lmtrain.compare import (
     arms,
+    choice_scores,
     comparison,
     measures,
     new_rows,
@@ -285,10 +286,14 @@ def test_other_settings_are_refused_before_a_trial_runs(base, monkeypatch):
 
 
 def test_a_trial_that_cannot_answer_the_test_rows_stops_no_other(base, monkeypatch):
-    def answer(*arguments):
-        raise InputError('a row cannot be answered')
+    of_rows, test_rows = choice_scores.of_rows, 3
 
-    monkeypatch.setattr(predictors, 'answer', answer)  # by a prompt
+    def refuse_test_rows(loaded, pool, form, rows, *arguments):
+        if len(rows) == test_rows:
+            raise InputError('a row cannot be answered')
+        return of_rows(loaded, pool, form, rows, *arguments)
+
+    monkeypatch.setattr(choice_scores, 'of_rows', refuse_test_rows)  # of a prompted arm
     config = make_config(base, only=('zero_shot', 'head'), sizes=(4,), seeds=1)
     lines = [
         {'note': 'sat ' * 200, 'animal': 'dogs'},
