@@ -1,6 +1,7 @@
 """Writes results.json of an experiment, and renders every table of figures from the results.json files.
 
-    python -m experiments.record        # renders all tables again
+    python -m experiments.record                    # renders all tables again
+    python -m experiments.record COMMIT:FILE ...    # records what `write` has left in `out` elsewhere
 
 README.md shows the rows of HEADLINES, README.md of each folder its own table, experiments/README.md all tables. None of
 them is edited by hand; a test renders them again and compares.
@@ -74,7 +75,14 @@ def row(what: str, figure: str, target: str = '', reached: bool | None = None) -
 
 
 def write(
-    name: str, *, command: str, figures: list[dict], trials: list[dict], not_shown: Sequence[str] = (), **more
+    name: str,
+    *,
+    command: str,
+    figures: list[dict],
+    trials: list[dict],
+    not_shown: Sequence[str] = (),
+    out: str = '',
+    **more,
 ) -> None:
     """Writes experiments/NAME/results.json and renders the READMEs.
 
@@ -83,14 +91,12 @@ def write(
       figures: rows {'what', 'figure', 'target', 'reached'}: texts, and True, False or None (no target); see `row`.
       trials: raw measurements, one dict each.
       not_shown: what was skipped, simulated or never run.
+      out: the file to write instead, without a commit: for a machine without the history of the repository.
       more: further entries of results.json.
     """
-    # Files that this function or an experiment rewrites do not make the tree dirty.
-    own = re.compile(r'README\.md$|results\.json$|\.png$|\.ipynb$|/goldens\w*\.json$')
-    changed = [line for line in git('status', '--porcelain').splitlines() if not own.search(line)]
     results = {
         'name': name,
-        'commit': git('rev-parse', 'HEAD') + (' + uncommitted changes' if changed else ''),
+        'commit': '' if out else commit(),
         'date': datetime.date.today().isoformat(),
         'command': command,
         'machine': machine(),
@@ -99,9 +105,27 @@ def write(
         'not_shown': list(not_shown),
         'trials': trials,
     } | more
-    path = ROOT / 'experiments' / name / 'results.json'
+    path = pathlib.Path(out) if out else ROOT / 'experiments' / name / 'results.json'
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-    write_readmes()
+    if not out:
+        write_readmes()
+
+
+def commit() -> str:
+    """The present commit, and whether files differ from it that neither `write` nor an experiment rewrites."""
+    own = re.compile(r'README\.md$|results\.json$|\.png$|\.ipynb$|/goldens\w*\.json$')
+    changed = [line for line in git('status', '--porcelain').splitlines() if not own.search(line)]
+    return git('rev-parse', 'HEAD') + (' + uncommitted changes' if changed else '')
+
+
+def adopt(arguments: Sequence[str]) -> None:
+    """Writes results.json of each COMMIT:FILE, a file that `write` has left in `out` elsewhere at that commit."""
+    for argument in arguments:
+        measured_at, file = argument.split(':', 1)
+        results = json.loads(pathlib.Path(file).read_text(encoding='utf-8'))
+        results['commit'] = git('rev-parse', measured_at)
+        path = ROOT / 'experiments' / results['name'] / 'results.json'
+        path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 
 def write_text(folder: pathlib.Path, files: int = 60, words: int = 60) -> None:
@@ -210,4 +234,5 @@ def write_readmes() -> None:
 
 
 if __name__ == '__main__':
+    adopt(sys.argv[1:])
     write_readmes()

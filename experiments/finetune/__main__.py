@@ -4,12 +4,17 @@ The learning rate of each part is the best of RATES on rows held out of the trai
 by the runs that are reported.
 
 python -m experiments.finetune --base=DIR --root=DIR [--only=PART,...]
+
+A GPU is idle while a part starts and compiles: --parallel=6 runs six parts at a time there. --out=FILE is for a machine
+without the history of the repository; `python -m experiments.record COMMIT:FILE` records it.
 """
 
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
+import sys
 import tempfile
 import time
 
@@ -156,6 +161,14 @@ def measured(task: str, base, root, workdir) -> dict:
     return {'task': task, 'seconds': results['seconds_of_command'], 'scores': scores} | choice | results['cost']
 
 
+def run_part(part: str, base, root) -> dict:
+    """The trial of a part, 'TASK/METHOD' or 'TASK'."""
+    task, _, method = part.partition('/')
+    workdir = root / part.replace('/', '-')
+    trial = classified(task, method, base, root, workdir) if method else measured(task, base, root, workdir)
+    return trial | {'part': part}
+
+
 def figures(trials: list[dict]) -> list[dict]:
     rows = []
     for trial in trials:
@@ -187,9 +200,10 @@ def notes(trials: list[dict], missing: list[str]) -> list[str]:
     return lines
 
 
-def write(trial: dict) -> None:
-    """results.json and the README, with this trial and what was there already."""
-    previous = json.loads(RESULTS.read_text(encoding='utf-8'))['trials'] if RESULTS.exists() else []
+def write(trial: dict, out: str) -> None:
+    """results.json and the README, or the file `out`, with this trial and what was there already."""
+    file = pathlib.Path(out) if out else RESULTS
+    previous = json.loads(file.read_text(encoding='utf-8'))['trials'] if file.exists() else []
     by_part = {each['part']: each for each in previous}
     by_part[trial['part']] = trial
     order = [f'{task}/{method}' for task in TASKS for method in METHODS] + list(ONE)
@@ -202,6 +216,7 @@ def write(trial: dict) -> None:
         trials=trials,
         not_shown=notes(trials, missing),
         seconds=sum(trial['seconds'] for trial in trials),
+        out=out,
     )
 
 
@@ -210,22 +225,26 @@ def main() -> None:
     parser.add_argument('--base', type=pathlib.Path, required=True, help='directory of the encoder')
     parser.add_argument('--root', type=pathlib.Path, required=True, help='folder that holds banking77, wnut17, ...')
     parser.add_argument('--only', default='', help='parts such as banking77/lora, the others as results.json has them')
+    parser.add_argument('--parallel', default=1, type=int, help='parts that run at a time')
+    parser.add_argument('--out', default='', help='the file to write instead of results.json')
     arguments = parser.parse_args()
     parts = [f'{task}/{method}' for task in TASKS for method in METHODS] + list(ONE)
     if arguments.only:
         parts = arguments.only.split(',')
-    elif RESULTS.exists():
+    elif RESULTS.exists() and not arguments.out:
         RESULTS.unlink()
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        write_tasks(arguments.root.absolute(), folder)
-        for part in parts:
-            task, _, method = part.partition('/')
-            if method:
-                trial = classified(task, method, arguments.base.absolute(), folder, folder / part.replace('/', '-'))
+    failed = []
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(arguments.parallel) as pool:
+        root = pathlib.Path(folder)
+        write_tasks(arguments.root.absolute(), root)
+        futures = {pool.submit(run_part, part, arguments.base.absolute(), root): part for part in parts}
+        for future in concurrent.futures.as_completed(futures):
+            if future.exception():
+                failed.append(f'{futures[future]}: {future.exception()!r}')
             else:
-                trial = measured(task, arguments.base.absolute(), folder, folder / part)
-            write(trial | {'part': part})
+                write(future.result(), arguments.out)
+    if failed:
+        sys.exit('\n'.join(failed))
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ TASKS = {
         'task.test': ('banking77/test.csv',),
         'task.text': ('text',),
         'task.label': 'category',
-        'compare.sizes': (308,),
+        'compare.sizes': (77, 770),
         'compare.selection': 154,
         'compare.template': 'Query: {text}\nIntent: {category}',
     },
@@ -23,8 +23,8 @@ TASKS = {
         'task.text': ('text',),
         'task.label': 'label',
         'data.test': 0.2,
-        'compare.sizes': (128,),
-        'compare.selection': 64,
+        'compare.sizes': (32, 512),
+        'compare.selection': 128,
         'compare.template': 'Review: {text}\nSentiment: {label}',
     },
 }
@@ -33,8 +33,8 @@ PROMPTED = ('zero_shot', 'zero_shot_chat', 'few_shot', 'bm25', 'nearest', 'many_
 TRAINED = ('last_layer', 'lora', 'prefix', 'soft_prompt', 'full')
 SHARED = comparison.pretrained_arms() | {
     'model.dtype': 'float32',  # XLA:CPU multiplies many rows faster in float32
-    'budget.steps': 50,
-    'evaluate.every_steps': 25,
+    'budget.steps': 100,
+    'evaluate.every_steps': 50,
     'task.buckets': 4,
     'compare.draws': 0,  # how much the sets and orders of demonstrations matter is in prompt_or_train
     'compare.templates': (),

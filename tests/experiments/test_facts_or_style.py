@@ -5,7 +5,7 @@ import pytest
 import lmtrain
 from configs import tiny
 from experiments.facts_or_style import __main__ as main
-from experiments.facts_or_style import questions
+from experiments.facts_or_style import arms, questions
 from experiments.facts_or_style.questions import Fact
 
 FROG = Fact('Zubado', 'frog')
@@ -21,7 +21,7 @@ def test_wordings_of_selection_and_test_are_not_trained():
 
 
 def test_names_that_test_the_format_are_not_trained():
-    names = main.Names(main.flags(['--facts=5', '--format_rows=7', '--test=9']))
+    names = arms.Names(main.flags(['--facts=5', '--format_rows=7', '--test=9']))
     sets = [{fact.name for fact in getattr(names, name)} for name in ('known', 'others', 'selection', 'test')]
     assert [len(each) for each in sets] == [5, 7, 32, 9] and len(set.union(*sets)) == 53
 
@@ -49,10 +49,10 @@ def test_arms_run_on_a_tiny_base(text, tmp_path, monkeypatch):
     config.model.update({'num_layers': 1, 'width': 16})
     config.sample.prompts = ()
     lmtrain.train(config, tmp_path / 'base')
-    monkeypatch.setattr(main, 'METHODS', {'norms': ({'adapt.method': 'norms'}, (1e-3, 1e-2))})
+    monkeypatch.setattr(arms, 'METHODS', {'norms': ({'adapt.method': 'norms'}, (1e-3, 1e-2))})
     words = '--facts=3 --format_rows=4 --test=3 --steps=2 --context=2 --methods=norms'
     options = main.flags([*words.split(), f'--base={tmp_path / "base"}'])
-    trials, _ = main.experiment(options, tmp_path)
+    trials, _ = arms.experiment(options, tmp_path)
     assert [trial['arm'] for trial in trials[3:]] == ['constrained decoding', 'norms', 'norms']
     assert trials[3]['format'] == 1.0, 'constrained decoding always writes the format'
     assert len(main.figures(trials, options)) == 6 and trials[4]['selection'].keys() == {'0.001', '0.01'}
