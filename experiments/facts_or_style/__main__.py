@@ -7,12 +7,12 @@ without the history of the repository; `python -m experiments.record COMMIT:FILE
 """
 
 import argparse
-import math
 import pathlib
 import tempfile
 
 from experiments import record
 from experiments.facts_or_style import arms, questions
+from lmtrain.evaluation import statistics
 
 
 def flags(words: list[str] | None = None) -> argparse.Namespace:
@@ -33,8 +33,10 @@ def flags(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def interval(share: float, count: int) -> str:
-    """A share in per cent with its standard error."""
-    return f'{100 * share:.0f} ± {100 * math.sqrt(share * (1 - share) / count):.0f} %'
+    """A share of `count` answers in per cent with its 95 % interval."""
+    right = round(share * count)
+    estimate = statistics.proportion([1] * right + [0] * (count - right))
+    return f'{100 * share:.0f} % ({100 * estimate.low:.0f} to {100 * estimate.high:.0f})'
 
 
 def figures(trials: list[dict], options) -> list[dict]:
