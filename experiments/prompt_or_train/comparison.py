@@ -162,30 +162,60 @@ def _measure(options: argparse.Namespace, tasks: Mapping[str, dict], shared: dic
 def _record(
     name: str, tasks: Mapping[str, dict], out: pathlib.Path, not_shown: Sequence[str], commit: str = ''
 ) -> None:
-    """Writes the results and pages of a folder of `_measure` into experiments/NAME; `commit` '' is the present one."""
+    """Writes results and pages of a folder of `_measure` into experiments/NAME; of other tasks, what is recorded stays.
+
+    Every task keeps the commit, machine and versions with which it was measured. `commit` '' is the present one.
+    """
     files = {task: out / f'{task}.json' for task in tasks if (out / f'{task}.json').exists()}
-    measured = {task: json.loads(file.read_text(encoding='utf-8')) for task, file in files.items()}
-    first = next(iter(measured.values()))
-    if any((each['machine'], each['versions']) != (first['machine'], first['versions']) for each in measured.values()):
-        raise SystemExit(f'{out}: the tasks were measured on different machines or versions; measure them on one')
-    device = first['results']['provenance']['machine']['devices']
+    at = {'commit': record.git('rev-parse', commit) if commit else record.commit()}
+    new = {task: json.loads(file.read_text(encoding='utf-8')) | at for task, file in files.items()}
+    both = _recorded(name) | new
+    measured = {task: both[task] for task in tasks if task in both}
     missing = [f'{task}: not measured' for task in tasks if task not in measured]
     missing += [f'{task}: test rows beyond {each["test"]}' for task, each in measured.items() if each['test']]
-    if 'cpu' not in device:
-        missing.append(f'two cores: these comparisons ran on {device}')
+    missing += [
+        f'{task}, two cores: it ran on {_device(each)}' for task, each in measured.items() if 'cpu' not in _device(each)
+    ]
+    last = next(iter(new.values()))
     write(
         name,
         f'python -m experiments.{name} --base=DIR --root=DIR',
         {task: each['results'] for task, each in measured.items()},
         [*missing, *not_shown],
-        [
-            record.row(f'{task}: the whole comparison, on {device}', f'{each["minutes"]:.1f} min')
+        [_whole(task, each) for task, each in measured.items()],
+        commit=last['commit'],
+        machine=last['machine'],
+        versions=last['versions'],
+        measured={
+            task: {field: value for field, value in each.items() if field != 'results'}
             for task, each in measured.items()
-            if each['minutes']
-        ],
-        **({'commit': record.git('rev-parse', commit)} if commit else {}),
-        machine=first['machine'],
-        versions=first['versions'],
+        },
     )
-    for task in measured:
+    for task in new:
         shutil.copyfile(out / f'{task}.html', record.ROOT / 'experiments' / name / f'{task}.html')
+
+
+def _recorded(name: str) -> dict[str, dict]:
+    """{task: what `_measure` wrote, and its commit} of experiments/NAME/results.json; {} without the file."""
+    previous = record.load(name) or {}
+    result = {}
+    for task, fields in previous.get('measured', {}).items():
+        trials = [
+            {field: value for field, value in trial.items() if field != 'task'}
+            for trial in previous['trials']
+            if trial['task'] == task
+        ]
+        result[task] = fields | {'results': previous['comparisons'][task] | {'trials': trials}}
+    return result
+
+
+def _device(measured: dict) -> str:
+    return measured['results']['provenance']['machine']['devices']
+
+
+def _whole(task: str, measured: dict) -> dict:
+    """The row of a comparison as a whole: its minutes, unless it was resumed, its commit and machine."""
+    machine = measured['machine']
+    minutes = f'{measured["minutes"]:.1f} min' if measured['minutes'] else 'resumed'
+    where = f'commit {measured["commit"][:10]}, {machine["processor"]}, {machine["cores"]} cores'
+    return record.row(f'{task}: the whole comparison, on {_device(measured)}', f'{minutes}; {where}')

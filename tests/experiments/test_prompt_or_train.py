@@ -34,6 +34,9 @@ RESULTS = {
 }
 
 
+GPU_HOST = {'processor': 'Xeon', 'cores': 16}
+
+
 def test_figures_are_those_of_the_largest_size_and_name_arms_without_a_result():
     about, lora, failed = comparison.figures('docs', RESULTS)
     assert '50 test rows, 2 classes' in about['figure'] and '60.0 %' in about['figure']
@@ -56,31 +59,56 @@ def test_results_name_no_folder_of_a_machine():
 def measured(tmp_path):
     """A folder as --out writes it: one of two tasks, measured on a GPU with a limit of test rows."""
     results = RESULTS | {'provenance': {'machine': {'devices': '1 x NVIDIA H200'}}}
-    task = {'results': results, 'test': 250, 'minutes': 6.5, 'machine': {'cores': 16}, 'versions': {'jax': '0.11.2'}}
+    task = {'results': results, 'test': 250, 'minutes': 6.5, 'machine': GPU_HOST, 'versions': {'jax': '0.11.2'}}
     (tmp_path / 'docs.json').write_text(json.dumps(task))
     (tmp_path / 'docs.html').write_text('<p>page</p>')
     return tmp_path
 
 
-def test_what_another_machine_measured_is_recorded_with_its_commit_and_device(measured, monkeypatch, tmp_path_factory):
-    root, written = tmp_path_factory.mktemp('root'), {}
+@pytest.fixture
+def root(tmp_path_factory, monkeypatch):
+    """A repository in which experiments/here is recorded."""
+    root = tmp_path_factory.mktemp('root')
     (root / 'experiments' / 'here').mkdir(parents=True)
     monkeypatch.setattr(comparison.record, 'ROOT', root)
     monkeypatch.setattr(comparison.record, 'git', lambda *words: words[-1] * 2)
-    monkeypatch.setattr(comparison.record, 'write', lambda name, **fields: written.update(fields, name=name))
+    monkeypatch.setattr(comparison.record, 'write_readmes', lambda: None)
+    return root
+
+
+def read(root: pathlib.Path) -> dict:
+    return json.loads((root / 'experiments' / 'here' / 'results.json').read_text())
+
+
+def test_what_another_machine_measured_is_recorded_with_its_commit_and_device(measured, root):
     comparison._record('here', {'docs': {}, 'other': {}}, measured, ('a reason',), 'abc')
-    assert (written['name'], written['commit'], written['machine']) == ('here', 'abcabc', {'cores': 16})
+    written = read(root)
+    assert (written['name'], written['commit'], written['machine']) == ('here', 'abcabc', GPU_HOST)
     assert written['versions'] == {'jax': '0.11.2'} and written['trials'][0]['task'] == 'docs'
     assert written['figures'][-1]['what'] == 'docs: the whole comparison, on 1 x NVIDIA H200'
-    assert written['figures'][-1]['figure'] == '6.5 min'
+    assert written['figures'][-1]['figure'] == '6.5 min; commit abcabc, Xeon, 16 cores'
     first, *others = written['not_shown']
     assert first == 'other: not measured' and others[0] == 'docs: test rows beyond 250' and others[-1] == 'a reason'
-    assert others[1] == 'two cores: these comparisons ran on 1 x NVIDIA H200'
+    assert others[1] == 'docs, two cores: it ran on 1 x NVIDIA H200'
     assert (root / 'experiments' / 'here' / 'docs.html').read_text() == '<p>page</p>'
 
 
-def test_tasks_of_different_machines_are_not_recorded_together(measured):
-    other = json.loads((measured / 'docs.json').read_text()) | {'machine': {'cores': 2}}
-    (measured / 'other.json').write_text(json.dumps(other))
-    with pytest.raises(SystemExit, match='different machines'):
-        comparison._record('here', {'docs': {}, 'other': {}}, measured, (), 'abc')
+def test_a_task_of_another_machine_is_added_to_those_that_are_recorded(measured, root, tmp_path_factory):
+    tasks = {'docs': {}, 'other': {}}
+    comparison._record('here', tasks, measured, (), 'abc')
+    before, second = read(root), tmp_path_factory.mktemp('second')
+    results = RESULTS | {'provenance': {'machine': {'devices': '1 x cpu'}}}
+    other = {'results': results, 'test': 0, 'minutes': None, 'versions': {'jax': '0.10.2'}}
+    other['machine'] = {'processor': 'EPYC', 'cores': 2}
+    (second / 'other.json').write_text(json.dumps(other))
+    (second / 'other.html').write_text('<p>other</p>')
+    comparison._record('here', tasks, second, (), 'def')
+    after = read(root)
+    assert after['comparisons']['docs'] == before['comparisons']['docs']
+    assert [trial['task'] for trial in after['trials']] == ['docs', 'docs', 'other', 'other']
+    assert after['trials'][:2] == before['trials'] and after['commit'] == 'defdef'
+    assert [row['figure'] for row in after['figures'] if 'whole' in row['what']] == [
+        '6.5 min; commit abcabc, Xeon, 16 cores',
+        'resumed; commit defdef, EPYC, 2 cores',
+    ]
+    assert after['not_shown'] == ['docs: test rows beyond 250', 'docs, two cores: it ran on 1 x NVIDIA H200']
