@@ -48,11 +48,11 @@ def test_too_large_batch_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(('there', 'enough'), [(30e9, True), (16e9, True), (15.9e9, False)])
 def test_state_is_compared_with_the_memory_of_a_device(there, enough):
-    device = types.SimpleNamespace(memory_stats=lambda: {'bytes_limit': there})
+    device = types.SimpleNamespace(memory_stats=lambda: {'bytes_limit': there}, platform='gpu')
     if enough:
         preflight.check_memory(NEEDED, device)
     else:
-        word = r'needs 16 GB on each device \(parameters 4 GB.*a device has 15.9 GB.*mesh.fsdp'
+        word = r'needs 16 GB on each device \(parameters 4 GB.*a device has 15.9 GB.*mesh.fsdp.*MEM_FRACTION=.92'
         with pytest.raises(ValueError, match=word):
             preflight.check_memory(NEEDED, device)
 
