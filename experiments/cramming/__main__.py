@@ -1,6 +1,6 @@
 """Does the crammed recipe beat plain BERT's at the same budget, after fine-tuning?
 
-python -m experiments.cramming [--flops=6e11 | --hours=H]
+python -m experiments.cramming [--flops=4e12 | --hours=H]
     # a day on a GPU: --hours=24 --layers=0 --source='fineweb/*.parquet' --root=DIR --vocab=32768 --length=128
     #                 --batch_size=8192 --accumulate=16 --dtype=bfloat16 --rates=1e-3
 """
@@ -33,12 +33,12 @@ PILOT = 0.25  # share of the budget that each learning rate is tried with
 
 def flags(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--flops', type=float, default=6e11, help='FLOPs of a pretraining')
+    parser.add_argument('--flops', type=float, default=4e12, help='FLOPs of a pretraining')
     parser.add_argument('--hours', type=float, default=0.0, help='wall clock of a pretraining instead; 0 is --flops')
-    parser.add_argument('--rates', default='1e-3,3e-3', help='learning rates of the pretraining')
-    parser.add_argument('--finetune_rates', default='1e-3,3e-3')
+    parser.add_argument('--rates', default='3e-4,1e-3,3e-3', help='learning rates of the pretraining')
+    parser.add_argument('--finetune_rates', default='3e-4,1e-3,3e-3')
     parser.add_argument('--seeds', type=int, default=3, help='of the fine-tuning')
-    parser.add_argument('--epochs', type=int, default=3, help='of the fine-tuning')
+    parser.add_argument('--epochs', type=int, default=12, help='of the fine-tuning')
     parser.add_argument('--source', default='python', help='text of the pretraining')
     parser.add_argument('--root', default='', help='folder of --source')
     parser.add_argument('--cache', default='', help='folder of tokenised text')
@@ -145,7 +145,7 @@ def figures(trials: list[dict], task: dict) -> list[dict]:
         pre, tuned, arm = trial['pretraining'], trial['finetuning'], trial['arm']
         if arm != 'untrained':
             cost = pre['cost']
-            size = f'{cost["parameters"]:,} parameters, {cost["steps"]:,} steps, {cost["tokens"]:,} tokens'
+            size = f'{cost["parameters"]:,} parameters, {cost["steps"]:,} steps, {cost["tokens"]:,.0f} tokens'
             rows.append(
                 record.row(f'{arm}: pretraining', f'{size}, {cost["seconds"]:.0f} s, rate {pre["learning_rate"]:g}')
             )
