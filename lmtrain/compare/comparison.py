@@ -60,10 +60,10 @@ def run(config, directory) -> dict[str, Any]:
     with workdir.lock(directory), stop_on_signal():
         config = default.fill_in(config, directory)
         comparison, notes = assemble(config, directory, selected)
-        listed = _listed(comparison, selected)  # first: other settings are refused before config.json has them
+        # First: other settings are refused before config.json has them.
+        listed = _listed(comparison, selected)
+        earlier = trials.earlier(comparison, [arm for arm in known if arm not in selected])
         write_json(directory / 'config.json', comparison.config.to_dict(), indent=1)
-        others = [arm for arm in known if arm not in selected]
-        earlier = trials.earlier(comparison, others)
         finished = [*_run_trials(comparison, selected, listed, notes), *_updated(comparison, earlier)]
         shown = [arm for arm in known if arm in [*selected, *(trial.arm for trial, _ in earlier)]]
         finished = testing.run(comparison, finished)

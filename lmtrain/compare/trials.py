@@ -109,19 +109,31 @@ def finished(comparison: Comparison, trial: Trial) -> dict[str, Any] | None:
     record = read_json_object(folder / 'trial.json')
     if record['status'] != 'done':
         return record if record['permanent'] and is_of(comparison, trial, record) else None
-    if not is_of(comparison, trial, record):
-        raise InputError(
-            f'{folder} is a trial of other settings of this arm, other rows, another base or an earlier lmtrain: '
-            f'delete {folder.parent} to run the arm again, or use another --workdir'
-        )
+    _check_settings(comparison, trial, record)
     return record
 
 
 def earlier(comparison: Comparison, arms: list[Arm]) -> list[tuple[Trial, dict[str, Any]]]:
-    """The trials of these arms that an earlier call has run with the present settings, with their trial.json."""
+    """The trials of these arms that an earlier call has run, with their trial.json.
+
+    Those that failed with other settings are left out. Raises InputError if one has succeeded with other settings: the
+    config.json of the folder is that of all its trials.
+    """
     paths = [(trial, comparison.folder / trial.folder / 'trial.json') for trial in listed(comparison, arms)]
     records = [(trial, read_json_object(path)) for trial, path in paths if path.exists()]
+    for trial, record in records:
+        if record['status'] == 'done':
+            _check_settings(comparison, trial, record)
     return [(trial, record) for trial, record in records if is_of(comparison, trial, record)]
+
+
+def _check_settings(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> None:
+    if not is_of(comparison, trial, record):
+        folder = comparison.folder / trial.folder
+        raise InputError(
+            f'{folder} is a trial of other settings of this arm, other rows, another base or an earlier lmtrain: '
+            f'delete {folder.parent} to run the arm again, or use another --workdir'
+        )
 
 
 def is_of(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:

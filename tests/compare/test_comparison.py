@@ -412,8 +412,11 @@ def test_arms_of_earlier_calls_stay_in_the_results(base):
     config.compare.only = ('zero_shot',)
     results = comparison.run(config, folder)
     assert set(results['arms']) == {'zero_shot', 'few_shot'} and len(results['pairs']) == 1
-    config.compare.arms.few_shot.shots = 2  # other settings: its trials are not shown
-    assert list(comparison.run(config, folder)['arms']) == ['zero_shot']
+    before = (folder / 'config.json').read_bytes()
+    config.compare.arms.few_shot.shots = 2  # which this call does not run; its trials could not be used any more
+    with pytest.raises(InputError, match='few_shot.* is a trial of other settings'):
+        comparison.run(config, folder)
+    assert (folder / 'config.json').read_bytes() == before
 
 
 @pytest.mark.parametrize('vectorised', [True, False])
