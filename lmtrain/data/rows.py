@@ -30,12 +30,12 @@ def read_rows(
     """The rows of one file, or those that a generator writes (`verifiable_task`).
 
     Args:
-      source: a path, whose ending, in letters of any case, selects the reader: .jsonl(.gz) or .ndjson, .json (an array
-        of objects, or SQuAD's format; a .jsonl that is such an array, and a .json that is an object in every line, are
-        read as what they are), .csv (separated by commas, semicolons or tabs), .tsv (no quoting), .parquet, .conll or
-        .annotated (fields `tokens` and `tags`). Or (path, label): every line of the file that is not blank is a row
-        with the fields `text` and `label`, whatever the ending. Or 'generated:NAME': rows that `verifiable_task`
-        generates.
+      source: a path, whose ending, in letters of any case, selects the reader: .jsonl or .ndjson (also with .gz), .json
+        (an array of objects, or SQuAD's format; a .jsonl that is such an array, and a .json that is an object in every
+        line, are read as what they are), .csv (separated by commas, semicolons or tabs), .tsv (without quoting),
+        .parquet, .conll or .annotated (fields `tokens` and `tags`). Or (path, label): every line of the file that is
+        not blank is a row with the fields `text` and `label`, whatever the ending. Or 'generated:NAME': rows that
+        `verifiable_task` generates.
       root: the start of relative paths.
       notes: a line is appended for each choice that the reader made and for what it skipped.
       split: of generated rows, 'train', 'validation' or 'test'; '' is all of them.
@@ -332,6 +332,7 @@ ROW_READERS = {
     '.jsonl': _json_lines,
     '.ndjson': _json_lines,
     '.jsonl.gz': jsonl_rows,
+    '.ndjson.gz': jsonl_rows,
     '.json': json_rows,
     '.csv': _csv_rows,
     '.tsv': _tsv_rows,

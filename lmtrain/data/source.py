@@ -229,6 +229,7 @@ ROW_READERS = {
     '.jsonl': _read_jsonl,
     '.ndjson': _read_jsonl,
     '.jsonl.gz': _read_jsonl,
+    '.ndjson.gz': _read_jsonl,
     '.parquet': _read_parquet,
     '.pgn': _read_pgn,
 }

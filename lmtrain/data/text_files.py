@@ -12,6 +12,7 @@ from typing import BinaryIO
 from lmtrain.errors import InputError
 
 LINE_LIMIT = 16 << 20  # bytes of one line
+PACKED = ('.jsonl.gz', '.ndjson.gz')  # endings of files that are unpacked as they are read
 # A .gz that unpacks to more than GZ_RATIO times its size and more than GZ_FLOOR bytes is rejected.
 GZ_RATIO, GZ_FLOOR = 200, 64 << 20
 # Encodings by byte order mark. The mark of UTF-32 begins with that of UTF-16, so it comes first.
@@ -95,8 +96,8 @@ def _binary_format(path: Path) -> str:
 
 
 def open_utf8(path: Path) -> BinaryIO:
-    """The UTF-8 bytes of a text file, unpacked if its name ends in .jsonl.gz. See `to_utf8`."""
-    if path.name.lower().endswith('.jsonl.gz'):
+    """The UTF-8 bytes of a text file, unpacked if it is PACKED. See `to_utf8`."""
+    if path.name.lower().endswith(PACKED):
         return gzip.open(path)
     with path.open('rb') as file:
         encoding = _marked_encoding(file.read(4096), path)
@@ -105,7 +106,7 @@ def open_utf8(path: Path) -> BinaryIO:
 
 def raw_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """(line number from 1, byte offset, line without its end) of a file that is read in pieces of one line."""
-    packed, offset = path.name.lower().endswith('.jsonl.gz'), 0
+    packed, offset = path.name.lower().endswith(PACKED), 0
     limit = max(GZ_FLOOR, GZ_RATIO * path.stat().st_size)
     with open_utf8(path) as file:
         number = 0

@@ -39,6 +39,7 @@ def rows(tmp_path, name, content):
         ('a.tsv', 'text\tlabel\n"not quoted\tx\n', {'text': '"not quoted', 'label': 'x'}, ':2'),
         ('a.jsonl', '\n{"text": "a", "label": 3}\n', {'text': 'a', 'label': 3}, ':2'),
         ('a.jsonl.gz', gzip.compress(b'{"text": "a"}', mtime=0), {'text': 'a'}, ':1'),
+        ('a.NDJSON.gz', gzip.compress(b'{"text": "a"}', mtime=0), {'text': 'a'}, ':1'),
         ('A.JSONL', '{"a": 1}\n{"a": 2}', {'a': 2}, ':2'),
         ('a.ndjson', '{"a": 1}\n{"a": 2}', {'a': 2}, ':2'),
         ('A.jsonl.GZ', gzip.compress(b'{"text": "a"}', mtime=0), {'text': 'a'}, ':1'),

@@ -47,6 +47,7 @@ def rows(*texts):
         ('a.jsonl', b'\n' + rows('one').rstrip() + b'\r\n\n', 'file', ['one']),
         ('a.jsonl', b'{"text": "a", "x": NaN, "text": "b"}', 'file', ['b']),
         ('a.jsonl.gz', gzip.compress(rows('one', 'two'), mtime=0), 'file', ['one', 'two']),
+        ('a.ndjson.gz', gzip.compress(rows('one', 'two'), mtime=0), 'file', ['one', 'two']),
         ('A.JSONL', rows('one', 'two'), 'file', ['one', 'two']),
         ('A.JSONL.GZ', gzip.compress(rows('one', 'two'), mtime=0), 'file', ['one', 'two']),
         ('a.ndjson', rows('one', 'two'), 'file', ['one', 'two']),
