@@ -4,6 +4,7 @@ The format of every row is recognised:
 
     prompt + chosen + rejected    texts, or messages; `conversations` is another name of the prompt (LLaMA-Factory)
     question + chosen + rejected  texts; the question (or instruction and input) is a turn, after the text in `system`
+                                  and the turns in `history` (LLaMA-Factory)
     whole conversations           `chosen` and `rejected` are messages from the first turn on, or transcripts of hh-rlhf
                                   ('\\n\\nHuman: ...\\n\\nAssistant: ...'); the turns that both share are the prompt
     chosen + rejected             texts without a prompt; what both begin with is the prompt, up to a space
@@ -17,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lmtrain.data.chat import encoding
-from lmtrain.data.chat.conversation import QUESTIONS, Conversation, check_messages, is_text, tools_of
+from lmtrain.data.chat.conversation import QUESTIONS, Conversation, check_messages, history, is_text, tools_of
 from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.rows import Row, check_text, value_of
 from lmtrain.data.tokenizers.base import Tokenizer
@@ -82,7 +83,7 @@ class Notes:
 
 
 def with_prompt(row: Row) -> Row:
-    """The row with its question as a message in `prompt`, if the question has a field of another name or a system text.
+    """The row with its question as a message in `prompt`, if its field has another name or other turns precede it.
 
     The answers of such a row are texts; every other row is returned as it is. The rows of a run are hashed with this
     prompt, so that examples that were made without the question or the system text are not reused. Raises InputError.
@@ -96,11 +97,11 @@ def with_prompt(row: Row) -> Row:
         return row
     questions = [] if prompt else _questions(row)
     text = '\n\n'.join(check_text(row.fields[name], f'{row.place}: {name!r}') for name in questions) or prompt
-    if not text or not isinstance(text, str) or not (questions or system):
+    earlier = history(row)
+    if not text or not isinstance(text, str) or not (questions or system or earlier):
         return row
-    return row._replace(
-        fields=row.fields | {'prompt': [{'role': 'user', 'content': text}]} | ({'system': system} if system else {})
-    )
+    turns = [*earlier, {'role': 'user', 'content': text}]
+    return row._replace(fields=row.fields | {'prompt': turns} | ({'system': system} if system else {}))
 
 
 def read_pair(row: Row, template: Template | None) -> Pair:
@@ -198,8 +199,9 @@ def _questions(row: Row) -> list[str]:
 
 
 def _is_question(row: Row, prompt: list[dict]) -> bool:
-    """Whether the prompt is a text that `with_prompt` made a message."""
-    return len(prompt) == 1 and bool(_questions(row) or row.fields.get('system'))
+    """Whether the prompt is a text that `with_prompt` made a message, after those of the history."""
+    earlier = history(row)
+    return len(prompt) == 1 + len(earlier) and bool(_questions(row) or row.fields.get('system') or earlier)
 
 
 def _as_texts(dialogue: Conversation) -> Conversation:

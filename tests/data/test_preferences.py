@@ -131,6 +131,22 @@ def test_question_without_template_is_written_like_the_plain_template(fields, sy
     assert (form, dialogue) == ('prompt + completion + label', sides[0])
 
 
+@pytest.mark.parametrize('question', ['instruction', 'prompt'])
+@pytest.mark.parametrize('turn', [['Who?', 'Me'], {'question': 'Who?', 'answer': 'Me'}])
+def test_history_precedes_the_question(question, turn):
+    fields = {question: 'Hi', 'history': [turn]}
+    pair, completion = row(**fields, chosen='Yes', rejected='No'), row(**fields, completion='Yes', label=1)
+    earlier = [{'role': 'user', 'content': 'Who?'}, {'role': 'assistant', 'content': 'Me'}]
+    form, *sides = preferences.read_pair(pair, CHATML)
+    assert form == 'prompt + chosen + rejected as messages'
+    assert [side.messages for side in sides] == [[*earlier, USER, GOOD], [*earlier, USER, BAD]]
+    assert {side.trained for side in sides} == {(3,)}  # and not the answer in the history
+    assert preferences.read_labelled(completion, CHATML)[1] == sides[0]
+    assert preferences.with_prompt(pair).fields['prompt'] == [*earlier, USER]
+    form, plain, _ = preferences.read_pair(pair, None)
+    assert (form, plain.texts) == ('prompt + chosen + rejected', ('Who?\nMe\nHi\n', 'Yes'))
+
+
 def test_instruction_and_input_are_one_question():
     pair = preferences.read_pair(row(instruction='Add', input='2, 2', chosen='4', rejected='5'), CHATML)
     assert pair.chosen.messages[0] == {'role': 'user', 'content': 'Add\n\n2, 2'}

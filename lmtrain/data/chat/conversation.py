@@ -84,11 +84,11 @@ def with_known_fields(row: Row) -> Row:
     if _reads_system(row, form) and not row.fields.get('system') and is_text(row.fields.get('system_prompt')):
         added['system'] = row.fields['system_prompt']
     if form not in (CONTINUED, *WITH_PROMPT):
-        context, history = row.fields.get('context'), row.fields.get('history')
+        context, turns = row.fields.get('context'), row.fields.get('history')
         if 'instruction' in _fields_of(form) and row.fields.get('input') in (None, '') and is_text(context):
             added['input'] = context
-        if isinstance(history, list) and history and all(map(_is_exchange, history)):
-            added['history'] = [dict(zip(HISTORY, exchange)) for exchange in history]
+        if isinstance(turns, list) and turns and all(map(_is_exchange, turns)):
+            added['history'] = [dict(zip(HISTORY, exchange)) for exchange in turns]
     return row._replace(fields=row.fields | added) if added else row
 
 
@@ -134,7 +134,7 @@ def _fields_read(row: Row, form: str) -> set[str]:
         read.add('tools')
     if _reads_system(row, form):
         read.add('system')
-    if form not in (CONTINUED, *WITH_PROMPT) and _history(row):
+    if form not in (CONTINUED, *WITH_PROMPT) and history(row):
         read.add('history')
     copies = (('system_prompt', 'system'), ('context', 'input'))
     return read | {name for name, copy in copies if copy in read and row.fields.get(name) == row.fields.get(copy)}
@@ -212,7 +212,7 @@ def _turn(row: Row, questions: list[str], answer: str) -> Conversation:
     filled = [name for name in questions if row.fields.get(name) not in (None, '')] or questions[:1]
     content = '\n\n'.join(text_of(row, name) for name in filled)
     turn = [{'role': 'user', 'content': content}, {'role': 'assistant', 'content': text_of(row, answer)}]
-    return _of(_system(row) + _history(row) + turn, row)
+    return _of(_system(row) + history(row) + turn, row)
 
 
 def _system(row: Row) -> list[dict[str, Any]]:
@@ -220,10 +220,13 @@ def _system(row: Row) -> list[dict[str, Any]]:
     return [{'role': 'system', 'content': text_of(row, 'system')}] if system else []
 
 
-def _history(row: Row) -> list[dict[str, Any]]:
-    """The earlier turns in the field `history`; [] if it is not as `with_known_fields` makes it."""
+def history(row: Row) -> list[dict[str, Any]]:
+    """The earlier turns in the field `history`, pairs of texts or objects with HISTORY; [] if it is neither."""
     turns = row.fields.get('history')
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) and turn.keys() == {*HISTORY} for turn in turns):
+    if not isinstance(turns, list):
+        return []
+    turns = [dict(zip(HISTORY, turn)) if _is_exchange(turn) else turn for turn in turns]
+    if not all(isinstance(turn, dict) and turn.keys() == {*HISTORY} for turn in turns):
         return []
     place, roles = f"{row.place}: 'history'", ('user', 'assistant')
     return [
