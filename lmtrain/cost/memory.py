@@ -47,8 +47,8 @@ def bytes_per_device(
     All are exact, from shapes and shardings, except the activations: an estimate of what the layers keep for the
     backward pass, and of the logits: one float32 chunk and its gradient in the dtype of the computation, or with
     `keep_logits` both for all logits in that dtype. Layers below every trainable leaf keep nothing. The CPU's compiler
-    needs within 15 % of the total for unrolled layers in float32, 1.2 to 1.6 times as much for scanned ones, and up to
-    3 times with remat and unrolled layers.
+    needs within 15 % of the total in float32, for unrolled and for scanned layers (experiments/ledger), and up to 3
+    times as much with remat and unrolled layers.
 
     Args:
       state: arrays or shapes in the attributes trainable, frozen and opt_state (`training.state.TrainState`).

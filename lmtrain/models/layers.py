@@ -8,17 +8,23 @@ import jax.numpy as jnp
 
 from lmtrain.models.linear import Linear, shared_input_matmul
 
+# A function without products: its backward pass keeps the arguments alone and computes everything else again. A scan
+# over layers would keep every intermediate result, five for gelu. In unrolled layers the compiler decides: it may share
+# the results of the forward pass (prevent_cse=False).
+elementwise = functools.partial(jax.checkpoint, prevent_cse=False)
 
+
+@elementwise
 def squared_relu(x):
     """relu(x)^2 (Primer, arXiv 2109.08668)."""
     return jnp.square(jax.nn.relu(x))
 
 
-gelu_tanh = functools.partial(jax.nn.gelu, approximate=True)
-gelu_exact = functools.partial(jax.nn.gelu, approximate=False)
+gelu_tanh = elementwise(functools.partial(jax.nn.gelu, approximate=True))
+gelu_exact = elementwise(functools.partial(jax.nn.gelu, approximate=False))
 # Activations of the gate, and those of feed-forward networks without a gate.
-GATED = {'swiglu': jax.nn.silu, 'geglu': gelu_tanh, 'geglu_exact': gelu_exact}
-UNGATED = {'gelu': gelu_tanh, 'gelu_exact': gelu_exact, 'relu': jax.nn.relu, 'relu2': squared_relu}
+GATED = {'swiglu': elementwise(jax.nn.silu), 'geglu': gelu_tanh, 'geglu_exact': gelu_exact}
+UNGATED = {'gelu': gelu_tanh, 'gelu_exact': gelu_exact, 'relu': elementwise(jax.nn.relu), 'relu2': squared_relu}
 
 
 class Norm(nn.Module):
@@ -35,15 +41,22 @@ class Norm(nn.Module):
     def __call__(self, x):
         init = nn.initializers.zeros if self.kind == 'rmsnorm1p' else nn.initializers.ones
         scale = self.param('scale', init, (x.shape[-1],), jnp.float32)
-        y = x.astype(jnp.float32)
-        if self.kind == 'layernorm':
-            y -= jnp.mean(y, axis=-1, keepdims=True)
-        y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        factor = 1 + scale.astype(jnp.float32) if self.kind == 'rmsnorm1p' else scale
-        y *= jnp.expand_dims(factor, range(y.ndim - 1))
-        if self.bias:
-            y += jnp.expand_dims(self.param('bias', nn.initializers.zeros, scale.shape, jnp.float32), range(y.ndim - 1))
-        return y.astype(x.dtype)
+        bias = self.param('bias', nn.initializers.zeros, scale.shape, jnp.float32) if self.bias else None
+        return normalise(x, scale, bias, self.kind, self.eps)
+
+
+@functools.partial(elementwise, static_argnums=(3, 4))
+def normalise(x, scale, bias, kind: str, eps: float):
+    """The function of `Norm`; x [..., W], scale and bias [W], bias may be None."""
+    y = x.astype(jnp.float32)
+    if kind == 'layernorm':
+        y -= jnp.mean(y, axis=-1, keepdims=True)
+    y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    factor = 1 + scale.astype(jnp.float32) if kind == 'rmsnorm1p' else scale
+    y *= jnp.expand_dims(factor, range(y.ndim - 1))
+    if bias is not None:
+        y += jnp.expand_dims(bias, range(y.ndim - 1))
+    return y.astype(x.dtype)
 
 
 class FeedForward(nn.Module):
@@ -58,13 +71,13 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x, drop=None, column_parallel=None):
-        gated = self.activation in GATED
-        sizes = dict.fromkeys(('up', 'gate') if gated else ('up',), self.hidden)
+        names = ('up', 'gate') if self.activation in GATED else ('up',)
+        sizes = dict.fromkeys(names, self.hidden)
         products = shared_input_matmul(self, sizes, x, column_parallel)
         up = Linear(self.hidden, self.bias, self.stddev, name='up')(x, drop, products.get('up'))
-        if gated:
+        if 'gate' in names:
             gate = Linear(self.hidden, self.bias, self.stddev, name='gate')(x, drop, products.get('gate'))
-            up = GATED[self.activation](gate) * up
+            up = elementwise(lambda gate, up: GATED[self.activation](gate) * up)(gate, up)
         else:
             up = UNGATED[self.activation](up)
         return Linear(self.width, self.bias, self.output_stddev, name='down')(up, drop)

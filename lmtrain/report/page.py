@@ -65,6 +65,8 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         plotted = plot.plot(lines, baselines, folder / 'loss.png', results.get('sweep'), train_split)
         curve = CURVE.format('reward' if evaluations.of_policy(lines) else 'loss')
         curve = curve if plotted else 'metrics.jsonl has fewer than two steps with a loss: no curve.'
+    samples = folder / 'samples.txt'
+    samples = samples.read_text(encoding='utf-8').strip('\n') if samples.exists() else ''
     batches = config.get('evaluate', {}).get('max_batches')  # 0 is all
     sample = f'a random sample of at most {batches:,} batches of ' if batches else ''
     page = [
@@ -82,7 +84,7 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
         '## Curve\n\n' + curve,
         *(['## Completions\n\n' + _completions(completions)] if completions else []),
         *(f'* {name}: {sentence}' for name, sentence in results.get('remarks', {}).items()),
-        '## Samples\n\n' + _samples(folder / 'samples.txt'),
+        '## Samples\n\n' + (_fenced(samples, 'text') if samples.strip() else 'The run has no samples.'),
         '## Cost\n\n' + _cost(results, timings),
         *(['## Plan and actual\n\n' + _plan(results['plan'], results['cost'])] if 'plan' in results else []),
         '## What was run\n\n' + _config(config, starts),
@@ -269,11 +271,6 @@ def _inline(text: str, limit: int = 200) -> str:
     text = ' '.join(text.split())
     text = text if len(text) <= limit else f'{text[:limit]}...'
     return _code(text) if text else ''
-
-
-def _samples(path: pathlib.Path) -> str:
-    text = path.read_text(encoding='utf-8').strip('\n') if path.exists() else ''
-    return _fenced(text, 'text') if text.strip() else 'The run has no samples.'
 
 
 def _fenced(text: str, language: str) -> str:

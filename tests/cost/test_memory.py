@@ -10,7 +10,7 @@ import pytest
 
 from configs import base
 from lmtrain import cost, models, tree
-from lmtrain.cost import memory
+from lmtrain.cost import hlo, memory
 
 ROWS, LENGTH = 2, 256
 SMALL = {'vocab_size': 256, 'max_len': 256, 'num_layers': 2, 'width': 64, 'num_heads': 4, 'unroll': 1}
@@ -31,6 +31,14 @@ def test_bytes_are_exact_except_activations(compiled):
     assert sizes['total'] == sum(size for name, size in sizes.items() if name != 'total')
     temporary = program.memory_analysis().temp_size_in_bytes
     assert 0.4 < sizes['activations'] / temporary < 2.5
+
+
+@pytest.mark.parametrize('activation', ['gelu', 'swiglu'])
+def test_scanned_layers_need_what_the_arithmetic_says(compiled, activation):
+    """A scan keeps what the layers' own backward passes ask for: elementwise results are not among it."""
+    program, trainable, frozen, model = compiled(GPT2 | {'num_layers': 4, 'activation': activation}, '.*')
+    sizes = cost.bytes_per_device(state(trainable, frozen), model, ROWS, LENGTH)
+    assert 0.85 < sizes['total'] / hlo.compiled_bytes(program) < 1.15
 
 
 def test_remat_and_frozen_layers_keep_less():

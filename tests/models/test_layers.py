@@ -37,6 +37,38 @@ def test_norms_equal_their_formula(kind, bias):
         )
 
 
+def kept(function, *arguments):
+    """Elements that the backward pass of a function keeps of its forward pass."""
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.vjp(function, *arguments)[1]))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('kind', ['rmsnorm', 'layernorm', 'rmsnorm1p'])
+def test_the_backward_pass_of_a_norm_keeps_its_input(kind, dtype):
+    module, x = Norm(kind, 0.5, True), jnp.ones((2, 3, 16), dtype)
+    params = {'params': {'scale': jnp.ones(16), 'bias': jnp.ones(16)}}
+    assert kept(module.apply, params, x) <= x.size + 2 * 16
+
+
+@pytest.mark.parametrize('name', [*layers.UNGATED, *layers.GATED])
+def test_the_backward_pass_of_an_activation_keeps_its_input(name):
+    x = jnp.linspace(-3, 3, 24)
+    function = (layers.UNGATED | layers.GATED)[name]
+    assert kept(function, x) == x.size
+    gradient = jax.grad(lambda x: function(x).sum())(x)
+    step = 1e-2
+    slope = (function(x + step) - function(x - step)) / (2 * step)
+    np.testing.assert_allclose(gradient, slope, atol=step)
+
+
+def test_the_backward_pass_of_a_gate_keeps_its_two_inputs_and_the_product():
+    """And the kernels of three products and the input of two: 2 T H + T H + 3 W H + T W."""
+    T, W, H = 5, 4, 8
+    module, x = FeedForward(W, H, 'swiglu', False, 0.5, 0.5), jnp.ones((T, W))
+    params = module.init(jax.random.key(0), x)
+    assert kept(module.apply, params, x) == 3 * T * H + 3 * W * H + T * W
+
+
 def test_initial_norms_do_not_scale():
     x = jnp.array([[3.0, -1.0]])
     for kind in ('rmsnorm', 'rmsnorm1p'):
