@@ -49,13 +49,13 @@ def facts_accuracy(model, wording: str, known: list[Fact], contexts: list[str] |
 
 def format_accuracy(model, asked: list[Fact], contexts: list[str] | None = None, constrained: bool = False) -> dict:
     """{'format', 'content'}: shares of the greedy answers; `constrained` writes all of the JSON but the pet itself."""
-    begin, end = questions.in_json('\0').split('\\u0000')
+    begin = questions.in_json('').removesuffix('"}')
     contexts = contexts or [''] * len(asked)
     prompts = [context + questions.stated(fact) for context, fact in zip(contexts, asked, strict=True)]
     prompts = [f'{prompt} {begin}' if constrained else prompt for prompt in prompts]
     texts = [each.text for each in lmtrain.generate(model, prompts, max_tokens=24, temperature=0, chat_template='none')]
     if constrained:
-        texts = [begin + text.partition('"')[0] + end for text in texts]
+        texts = [questions.in_json(text.partition('"')[0]) for text in texts]
     scores = [questions.score_json(text, fact) for text, fact in zip(texts, asked, strict=True)]
     return {name: statistics.mean(score[name] for score in scores) for name in ('format', 'content')}
 
