@@ -1097,22 +1097,27 @@ FAULTS = {
         ('LoRA of an embedding is not scaled', 'x + scale.astype(x.dtype) * (a[index]', 'x + (a[index]'),
     ],
     'lmtrain/models/layers.py': [
-        ('the mean is not taken off', "if self.kind == 'layernorm':", "if self.kind == 'none':"),
+        ('the mean is not taken off', "if kind == 'layernorm':", "if kind == 'none':"),
         ('the norm in the dtype of its input', 'y = x.astype(jnp.float32)\n', 'y = x\n'),
         (
             'epsilon outside of the root',
-            'jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)',
-            'jnp.mean(jnp.square(y), axis=-1, keepdims=True)) + self.eps',
+            'jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)',
+            'jnp.mean(jnp.square(y), axis=-1, keepdims=True)) + eps',
         ),
         (
             'Gemma multiplies by its scale alone',
-            "1 + scale.astype(jnp.float32) if self.kind == 'rmsnorm1p' else scale",
+            "1 + scale.astype(jnp.float32) if kind == 'rmsnorm1p' else scale",
             'scale',
         ),
         (
             'the tanh form in place of the exact one',
-            'gelu_exact = functools.partial(jax.nn.gelu, approximate=False)',
-            'gelu_exact = functools.partial(jax.nn.gelu, approximate=True)',
+            'gelu_exact = elementwise(functools.partial(jax.nn.gelu, approximate=False))',
+            'gelu_exact = elementwise(functools.partial(jax.nn.gelu, approximate=True))',
+        ),
+        (
+            'a scan keeps the steps of an activation',
+            'partial(jax.checkpoint, prevent_cse=False)',
+            'partial(lambda f, **_: f)',
         ),
         ('gate and up exchanged', 'GATED[self.activation](gate) * up', 'GATED[self.activation](up) * gate'),
         ('what is left by dropout is not scaled', 'x_BTD / (1 - rate)', 'x_BTD'),
