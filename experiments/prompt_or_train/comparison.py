@@ -16,6 +16,32 @@ def run(workdir: pathlib.Path, config: Mapping[str, object]) -> dict:
     return json.loads(portable((workdir / 'results.json').read_text(encoding='utf-8'), workdir, config))
 
 
+def run_in_parts(workdir: pathlib.Path, config: Mapping[str, object], parts: int) -> dict:
+    """The same as `run`, after `parts` processes at a time have run a share of the arms each.
+
+    For a GPU with many cores, which is idle while one process compiles. Each part is a comparison of its own, with the
+    same rows; its trials are moved to `workdir`, where a last call finds them finished and writes the report.
+    """
+    if workdir.exists():
+        return run(workdir, config)
+    arms = config['compare.only']
+    shares = {workdir.parent / f'{workdir.name}-part{index}': arms[index::parts] for index in range(parts)}
+    processes = [
+        cli.start('compare', f'--workdir={folder}', config=config | {'compare.only': share})
+        for folder, share in shares.items()
+    ]
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        raise SystemExit(f'{workdir}-part*: a part failed; the same command continues the others')
+    first, *others = shares
+    for other in others:
+        for arm in (other / 'trials').iterdir():
+            shutil.move(arm, first / 'trials' / arm.name)
+        shutil.rmtree(other)
+    first.rename(workdir)
+    return run(workdir, config)
+
+
 def portable(text: str, workdir: pathlib.Path, config: Mapping[str, object]) -> str:
     """A text with names in place of the folders of this machine.
 
@@ -126,6 +152,7 @@ def on_tasks(name: str, description: str, tasks: Mapping[str, dict], shared: dic
     parser.add_argument('--workdir', default=f'runs/{name}', type=pathlib.Path)
     parser.add_argument('--tasks', default=','.join(tasks), help='names, with commas')
     parser.add_argument('--test', default=0, type=int, help='test rows; 0 is all')
+    parser.add_argument('--parts', default=1, type=int, help='processes of a task, among which its arms are divided')
     parser.add_argument(
         '--out', type=pathlib.Path, help='measures into this folder; for a machine without a repository'
     )
@@ -151,7 +178,8 @@ def _measure(options: argparse.Namespace, tasks: Mapping[str, dict], shared: dic
     for task in options.tasks.split(','):
         workdir, config = options.workdir.absolute() / task, shared | tasks[task]
         from_nothing, start = not workdir.exists(), time.monotonic()
-        measured = {'results': run(workdir, config), 'test': options.test}
+        results = run_in_parts(workdir, config, options.parts) if options.parts > 1 else run(workdir, config)
+        measured = {'results': results, 'test': options.test}
         # A comparison that goes on where another call stopped does not tell how long the whole takes.
         measured['minutes'] = (time.monotonic() - start) / 60 if from_nothing else None
         measured |= {'machine': record.machine(), 'versions': record.versions()}

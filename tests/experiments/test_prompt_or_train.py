@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 
 import pytest
 
@@ -63,6 +64,24 @@ def measured(tmp_path):
     (tmp_path / 'docs.json').write_text(json.dumps(task))
     (tmp_path / 'docs.html').write_text('<p>page</p>')
     return tmp_path
+
+
+def test_parts_are_moved_together_and_reported_by_a_last_call(tmp_path, monkeypatch):
+    def start(verb, flag, config):
+        folder = pathlib.Path(flag.removeprefix('--workdir='))
+        for arm in config['compare.only']:
+            (folder / 'trials' / arm).mkdir(parents=True)
+        return types.SimpleNamespace(wait=lambda: 0)
+
+    calls = []
+    monkeypatch.setattr(comparison.cli, 'start', start)
+    monkeypatch.setattr(comparison, 'run', lambda folder, config: calls.append((folder, config)) or {})
+    config = {'compare.only': ('lora', 'full', 'head'), 'budget.steps': 2}
+    comparison.run_in_parts(tmp_path / 'docs', config, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ['docs'] and calls == [(tmp_path / 'docs', config)]
+    assert sorted(path.name for path in (tmp_path / 'docs' / 'trials').iterdir()) == ['full', 'head', 'lora']
+    comparison.run_in_parts(tmp_path / 'docs', config, 2)  # resumed: no parts again
+    assert calls[1:] == [(tmp_path / 'docs', config)]
 
 
 @pytest.fixture
