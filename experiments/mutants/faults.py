@@ -122,7 +122,7 @@ FAULTS = {
         ('a run ends one skipped step too late', '>= MAX_SKIPPED_IN_A_ROW', '> MAX_SKIPPED_IN_A_ROW'),
         (
             'the evaluation that a signal cut short gives no metric',
-            "self.checkpoints.set_metric(self.step, self.validation['loss'])",
+            'self.checkpoints.set_metric(self.step, self.metric)',
             'pass',
         ),
         (
@@ -1111,15 +1111,15 @@ FAULTS = {
         ),
         (
             'the tanh form in place of the exact one',
-            'gelu_exact = elementwise(functools.partial(jax.nn.gelu, approximate=False))',
-            'gelu_exact = elementwise(functools.partial(jax.nn.gelu, approximate=True))',
+            'gelu_exact = recomputed(functools.partial(jax.nn.gelu, approximate=False))',
+            'gelu_exact = recomputed(functools.partial(jax.nn.gelu, approximate=True))',
         ),
         (
             'a scan keeps the steps of an activation',
-            'partial(jax.checkpoint, prevent_cse=False)',
-            'partial(lambda f, **_: f)',
+            'result = jax.custom_vjp(function, nondiff_argnums=tuple(range(static)))',
+            'return function',
         ),
-        ('gate and up exchanged', 'GATED[self.activation](gate) * up', 'GATED[self.activation](up) * gate'),
+        ('gate and up exchanged', 'GATES[self.activation](gate, up)', 'GATES[self.activation](up, gate)'),
         ('what is left by dropout is not scaled', 'x_BTD / (1 - rate)', 'x_BTD'),
         (
             'dropout keeps where it should drop',

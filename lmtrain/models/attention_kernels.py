@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lmtrain.errors import InputError
 from lmtrain.models.hooks import NO_SHARDING, ShardingHooks
+from lmtrain.models.layers import recomputed
 
 BLOCK = 128  # queries of one block of causal attention by XLA
 
@@ -50,13 +51,18 @@ def attend_chunked(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, **opti
     def chunk(x):
         return x.reshape(x.shape[0], T // BLOCK, BLOCK, *x.shape[2:]).swapaxes(0, 1)
 
-    def block(queries):
-        query, index, *segments = queries
-        own = mask._replace(query_index=index, query_segments=segments[0] if segments else None)
-        return attend(query, key_BSGK, value_BSGK, own, **options)
+    # Every array is an argument: `recomputed` differentiates nothing else.
+    arrays = {name: x for name, x in mask._asdict().items() if x is not None and not isinstance(x, int)}
+    own = {name: arrays.pop(name) for name in ('query_index', 'query_segments') if name in arrays}
 
-    queries = [query_BTHK, mask.query_index] + ([] if mask.query_segments is None else [mask.query_segments])
-    out = jax.lax.map(jax.checkpoint(block, prevent_cse=False), tuple(map(chunk, queries)))
+    @recomputed
+    def block(query, key, value, *others):
+        return attend(query, key, value, mask._replace(**dict(zip((*own, *arrays), others, strict=True))), **options)
+
+    def of_chunk(parts):
+        return block(parts[0], key_BSGK, value_BSGK, *parts[1:], *arrays.values())
+
+    out = jax.lax.map(of_chunk, tuple(map(chunk, (query_BTHK, *own.values()))))
     return out.swapaxes(0, 1).reshape(query_BTHK.shape)
 
 

@@ -8,23 +8,44 @@ import jax.numpy as jnp
 
 from lmtrain.models.linear import Linear, shared_input_matmul
 
-# A function without products: its backward pass keeps the arguments alone and computes everything else again. A scan
-# over layers would keep every intermediate result, five for gelu. In unrolled layers the compiler decides: it may share
-# the results of the forward pass (prevent_cse=False).
-elementwise = functools.partial(jax.checkpoint, prevent_cse=False)
+
+def recomputed(function, static: int = 0):
+    """A function of arrays whose backward pass keeps the arguments alone and computes everything else again.
+
+    A scan over layers would keep every intermediate result, five for gelu; in unrolled layers the compiler may share
+    those of the forward pass. jax.checkpoint would do the same, but a checkpoint around it overrides its policy, and
+    `ShardingHooks.remat_policy` saves all but gathered parameters.
+
+    Args:
+      static: number of arguments, the first ones, that are no arrays.
+    """
+
+    def backward(*args):
+        *settings, arrays, gradient = args
+        return jax.vjp(functools.partial(function, *settings), *arrays)[1](gradient)
+
+    result = jax.custom_vjp(function, nondiff_argnums=tuple(range(static)))
+    result.defvjp(lambda *args: (function(*args), args[static:]), backward)
+    return result
 
 
-@elementwise
+@recomputed
 def squared_relu(x):
     """relu(x)^2 (Primer, arXiv 2109.08668)."""
     return jnp.square(jax.nn.relu(x))
 
 
-gelu_tanh = elementwise(functools.partial(jax.nn.gelu, approximate=True))
-gelu_exact = elementwise(functools.partial(jax.nn.gelu, approximate=False))
+def gate_by(activation):
+    """(gate, up) -> activation(gate) * up."""
+    return recomputed(lambda gate, up: activation(gate) * up)
+
+
+gelu_tanh = recomputed(functools.partial(jax.nn.gelu, approximate=True))
+gelu_exact = recomputed(functools.partial(jax.nn.gelu, approximate=False))
 # Activations of the gate, and those of feed-forward networks without a gate.
-GATED = {'swiglu': elementwise(jax.nn.silu), 'geglu': gelu_tanh, 'geglu_exact': gelu_exact}
-UNGATED = {'gelu': gelu_tanh, 'gelu_exact': gelu_exact, 'relu': elementwise(jax.nn.relu), 'relu2': squared_relu}
+GATED = {'swiglu': recomputed(jax.nn.silu), 'geglu': gelu_tanh, 'geglu_exact': gelu_exact}
+GATES = {name: gate_by(activation) for name, activation in GATED.items()}
+UNGATED = {'gelu': gelu_tanh, 'gelu_exact': gelu_exact, 'relu': recomputed(jax.nn.relu), 'relu2': squared_relu}
 
 
 class Norm(nn.Module):
@@ -42,11 +63,12 @@ class Norm(nn.Module):
         init = nn.initializers.zeros if self.kind == 'rmsnorm1p' else nn.initializers.ones
         scale = self.param('scale', init, (x.shape[-1],), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, scale.shape, jnp.float32) if self.bias else None
-        return normalise(x, scale, bias, self.kind, self.eps)
+        return normalise(self.kind, self.eps, x, scale, bias)
 
 
-@functools.partial(elementwise, static_argnums=(3, 4))
-def normalise(x, scale, bias, kind: str, eps: float):
+@functools.partial(recomputed, static=2)
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)  # traced once for all layers
+def normalise(kind: str, eps: float, x, scale, bias):
     """The function of `Norm`; x [..., W], scale and bias [W], bias may be None."""
     y = x.astype(jnp.float32)
     if kind == 'layernorm':
@@ -77,7 +99,7 @@ class FeedForward(nn.Module):
         up = Linear(self.hidden, self.bias, self.stddev, name='up')(x, drop, products.get('up'))
         if 'gate' in names:
             gate = Linear(self.hidden, self.bias, self.stddev, name='gate')(x, drop, products.get('gate'))
-            up = elementwise(lambda gate, up: GATED[self.activation](gate) * up)(gate, up)
+            up = GATES[self.activation](gate, up)
         else:
             up = UNGATED[self.activation](up)
         return Linear(self.width, self.bias, self.output_stddev, name='down')(up, drop)

@@ -252,3 +252,25 @@ def test_a_prefix_precedes_every_document_and_counts_towards_its_window(window, 
         np.testing.assert_allclose(
             out[:, start:stop], formula(*alone, one, causal=causal, window=int(window))[:, P:], atol=1e-5
         )
+
+
+@pytest.mark.parametrize('window', [0, 70, 'traced'])
+@pytest.mark.parametrize('segmented', [False, True])
+def test_chunks_have_the_gradients_of_the_whole_and_keep_no_weights(window, segmented):
+    """Also under a checkpoint that saves all, as that of a sharded model does."""
+    query, key, value, segments = inputs(T=256)
+    mask = AttentionMask(True, query_index=jnp.tile(jnp.arange(256)[None], (2, 1)))
+    mask = mask._replace(query_segments=segments, key_segments=segments) if segmented else mask
+
+    def weighted(attend, query, key, value, window):
+        out = attend(query, key, value, mask._replace(window=window))
+        return (out * jnp.arange(out.size).reshape(out.shape)).sum()
+
+    size = jnp.int32(70) if window == 'traced' else window
+    chunked, whole = (functools.partial(weighted, each) for each in (attention_kernels.attend_chunked, attend))
+    gradients = [jax.grad(each, (0, 1, 2))(query, key, value, size) for each in (chunked, whole)]
+    for actual, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-1)
+    saved = jax.checkpoint(lambda *args: chunked(*args, size), policy=jax.checkpoint_policies.everything_saveable)
+    largest = max(leaf.size for leaf in jax.tree.leaves(jax.vjp(saved, query, key, value)[1]))
+    assert largest == query.size

@@ -9,6 +9,7 @@ import pytest
 
 from lmtrain.models import layers
 from lmtrain.models.layers import FeedForward, Norm, dropout
+from lmtrain.parallel import collectives
 
 
 def norm(kind, x, scale, bias, eps):
@@ -48,6 +49,18 @@ def test_the_backward_pass_of_a_norm_keeps_its_input(kind, dtype):
     module, x = Norm(kind, 0.5, True), jnp.ones((2, 3, 16), dtype)
     params = {'params': {'scale': jnp.ones(16), 'bias': jnp.ones(16)}}
     assert kept(module.apply, params, x) <= x.size + 2 * 16
+
+
+@pytest.mark.parametrize('keep', [collectives.remat_policy, jax.checkpoint_policies.everything_saveable])
+def test_a_checkpoint_around_it_keeps_no_more(keep):
+    """The policy of a sharded model saves all that it does not gather again."""
+    x = jnp.ones((2, 3, 16), jnp.bfloat16)
+    params = {'params': {'scale': jnp.ones(16), 'bias': jnp.ones(16)}}
+
+    def layer(params, x):
+        return layers.UNGATED['gelu'](Norm('layernorm', 0.5, True).apply(params, x))
+
+    assert kept(jax.checkpoint(layer, policy=keep), params, x) <= 2 * x.size + 2 * 16
 
 
 @pytest.mark.parametrize('name', [*layers.UNGATED, *layers.GATED])
