@@ -10,6 +10,7 @@ from typing import Any
 
 from lmtrain.errors import InputError
 from lmtrain.files import flatten_fields, json_type, read_json_lines, read_json_object
+from lmtrain.report.writers import numbers
 
 Record = dict[str, Any]
 COUNTS = {'loss', 'perplexity', 'bits_per_token', 'targets', 'bytes'}  # of an evaluation, beside its scores
@@ -143,17 +144,12 @@ def curve(folder: pathlib.Path, unit: str) -> list[tuple[int, float]]:
 
 def _lines(path: pathlib.Path, *names: str) -> list[dict[str, Any]]:
     """The lines of a file of JSON lines that have all of `names`. Raises InputError if one of these is no number."""
-    lines = [_with_numbers(line) for line in read_json_lines(path) if {*names} <= line.keys()]
+    lines = [numbers(line) for line in read_json_lines(path) if {*names} <= line.keys()]
     for line in lines:
         for name in names:
             if type(line[name]) not in (int, float):
                 raise InputError(f'{path}: {name} is {json_type(line[name])}: {str(line)[:60]}')
     return lines
-
-
-def _with_numbers(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl, in which numbers that are not finite are texts (`writers.plain`)."""
-    return {name: float(value) if value in ('nan', 'inf', '-inf') else value for name, value in line.items()}
 
 
 def is_locked(path: pathlib.Path) -> bool:

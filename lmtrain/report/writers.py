@@ -97,15 +97,30 @@ def of_member(values: Mapping[str, Any], index: int) -> dict[str, Any]:
     return {name: value[index] for name, value in lists.items()}
 
 
-def plain(value: Any) -> int | float | str | list:
+def plain(value: Any) -> Any:
     """A number as JSON stores it exactly: float32 as the shortest decimal of its float64, 'nan' and 'inf' as text.
 
-    Lists of numbers (one per member of a sweep) stay lists.
+    Of lists (one number per member of a sweep) and dicts, every number.
     """
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
     if isinstance(value, list):
         return [plain(each) for each in value]
     value = value.item() if hasattr(value, 'item') else value
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def numbers(value: Any) -> Any:
+    """What `plain` was called with, but for dtypes.
+
+    >>> numbers(plain({'loss': float('inf'), 'loss_members': [1.5, float('nan')]}))
+    {'loss': inf, 'loss_members': [1.5, nan]}
+    """
+    if isinstance(value, dict):
+        return {name: numbers(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [numbers(each) for each in value]
+    return float(value) if value in ('nan', 'inf', '-inf') else value
 
 
 class Writers:

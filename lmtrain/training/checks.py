@@ -207,7 +207,9 @@ def check_leaves(config, model, params: tree.Params, mesh) -> None:
 
 def check_positions(config, model, longest: int, params: tree.Params) -> None:
     """Raises InputError if the longest rows of a task have more tokens than the model has learned positions."""
-    room = model.max_len - model.position_offset - leaves.virtual_tokens(tree.flatten(params))
+    flat = tree.flatten(params)
+    # Tokens stand after virtual tokens, and after the keys of a prefix.
+    room = model.max_len - model.position_offset - leaves.virtual_tokens(flat) - leaves.extra_keys(flat)
     if model.positions == 'learned' and longest > room:
         raise InputError(
             f'data.seq_len = {config.data.seq_len}: there are rows of {longest} tokens, and the model has {room} '

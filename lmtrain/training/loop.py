@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import statistics
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from lmtrain.cost import hlo
 from lmtrain.parallel import sharding
 from lmtrain.report import completions as samples
 from lmtrain.report import evaluations, metrics, summary, terminal
+from lmtrain.report.writers import numbers, plain
 from lmtrain.runtime import faults, lifecycle, multihost, sdc
 from lmtrain.runtime.progress import phase
 from lmtrain.training import evaluate, monitor, reward_scores, rollouts, sweep
@@ -34,7 +36,11 @@ class Loop:
         self.writers, self.live, self.before = writers, live, extra.get('measured', {})
         self.step_memory = self.before.get('step_memory', 0)
         self.step = self.saved_at = extra['step']  # steps taken, and those that the last checkpoint has
-        self.validation, self.evaluated_at = extra.get('validation'), extra.get('evaluated_at')  # the last evaluation
+        last = extra.get('validation')
+        self.validation, self.evaluated_at = last and numbers(last), extra.get('evaluated_at')  # the last evaluation
+        self.metric = (
+            None  # by which a checkpoint is ranked: the loss, of a sweep the mean of the members that have one
+        )
         self.sampled = extra.get('sampled', {})  # numbers of the rollouts that a resumed run needs
         self.clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
         if not run.total_steps and run.config.budget.flops:
@@ -85,19 +91,23 @@ class Loop:
         Args:
           compiled: () -> `Run.train_steps()`. Not called if the budget is already spent.
         """
-        config = self.parts.config
         self.should_stop(now=True)
         progress = self.clock.spent(self.step)
-        if progress >= 1.0 or self.patience and evaluations.exhausted(self.bests, self.patience):
+        ends = progress >= 1.0 or bool(self.patience) and evaluations.exhausted(self.bests, self.patience)
+        if ends:
             self.live.print(summary.finished(self.step, early=progress < 1.0))
-            if self.evaluated_at != self.step:
-                self.evaluate(state)
-            return state
         first = self.sampler and not self.step  # what the policy can do before it learns
-        if (first or self.due(config.evaluate.every_steps)) and self.evaluated_at != self.step:
+        if (ends or first or self.due(self.parts.config.evaluate.every_steps)) and self.evaluated_at != self.step:
             self.evaluate(state)  # or a signal interrupted it in the previous start
             if self.step and self.evaluated_at == self.step:
-                self.checkpoints.set_metric(self.step, self.validation['loss'])
+                self.checkpoints.set_metric(self.step, self.metric)
+            elif self.stopping:
+                self.stop()  # and interrupted it again
+            if not ends and self.patience and evaluations.exhausted(self.bests, self.patience):
+                self.live.print(summary.stopped_early(self.bests, self.patience))
+                ends = True
+        if ends:
+            return state
         with phase('compiling the train step'):
             programs = compiled()
         train_step = by_length(programs)
@@ -266,8 +276,10 @@ class Loop:
             self.live.print(terminal.note('', f'{name}: {terminal.evaluation_line(own, {})}'))
         if self.sampler and (warning := self.monitor.compare(self.validation)):
             self.live.print(terminal.note('warning', warning))
-        if not math.isfinite(self.validation['loss']):
+        losses = list(filter(math.isfinite, self.validation.get('loss' + sweep.SUFFIX, [self.validation['loss']])))
+        if not losses:  # of a sweep: of no member
             self.abort(f'the validation loss after step {self.step:,} is {self.validation["loss"]}')
+        self.metric = statistics.fmean(losses)
 
     def domains(self, state) -> dict[str, Any]:
         """The validation loss on this data and on each of config.evaluate.sources."""
@@ -281,7 +293,8 @@ class Loop:
     def save(self, state):
         """Starts to save the state and all counters that a resumed run needs."""
         self.watchdog.expect('save')
-        extra = {'elapsed': self.clock.elapsed, 'validation': self.validation, 'evaluated_at': self.evaluated_at}
+        extra = {'elapsed': self.clock.elapsed, 'evaluated_at': self.evaluated_at}
+        extra |= {'validation': plain(self.validation) if self.parts.initial.members else self.validation}
         extra |= {'means': self.means.state}  # of the steps since the last line
         extra |= {'monitor': self.monitor.state, 'sampled': self.sampled} if self.sampler else {}
         extra |= {'bests': self.bests} if self.patience else {}
@@ -289,7 +302,7 @@ class Loop:
             extra['hours'] = self.progress * hours  # by which the schedule set the last step; `elapsed` is later
         extra |= self.parts.spent(self.step, self.sampled)
         extra |= {'measured': self.measured(), 'cut': list(self.parts.initial.method.cut)}
-        metric = self.validation['loss'] if self.evaluated_at == self.step else None  # never that of an older state
+        metric = self.metric if self.evaluated_at == self.step else None  # never that of an older state
         self.checkpoints.save(self.parts.initial.stored(state), self.step, extra, metric)
         self.saved_at = self.step
 

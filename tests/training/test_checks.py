@@ -44,5 +44,6 @@ def test_rows_beyond_learned_positions_are_refused_and_a_large_seq_len_is_not():
     expected = 'data.seq_len = 2048: there are rows of 520 tokens, and the model has 512 learned positions: set data.s'
     with pytest.raises(InputError, match=expected):
         checks.check_positions(config, learned, 520, {})
-    with pytest.raises(InputError, match='the model has 492 learned positions'):
-        checks.check_positions(config, learned, 496, {'prompt': {'embedding': np.zeros((20, 4))}})
+    for method in ('prompt', 'prefix'):
+        with pytest.raises(InputError, match='the model has 492 learned positions'):
+            checks.check_positions(config, learned, 496, {method: {'embedding': np.zeros((20, 4))}})

@@ -1,6 +1,7 @@
 """Whole runs of the tiny recipe: resumed equals uninterrupted, sharded equals unsharded, failures are reported."""
 
 import json
+import math
 import os
 import pathlib
 import random
@@ -209,6 +210,84 @@ def test_checkpoint_gets_the_metric_of_an_interrupted_evaluation(config, tmp_pat
     rankings = [checkpoint.ranked(tmp_path / name / 'checkpoints') for name in ('whole', 'parts')]
     assert rankings[0] == rankings[1] and 5 in rankings[0]
     checkpoint.verify(tmp_path / 'parts' / 'checkpoints' / '5')
+
+
+@pytest.mark.slow
+def test_last_evaluation_is_repeated_until_no_signal_interrupts_it(config, tmp_path, monkeypatch):
+    """Else the results of a finished run would be those of an older step, or none."""
+    config.checkpoint.keep_last, config.evaluate.every_steps = 5, 1000
+    whole = train.train(config, tmp_path / 'whole')
+    run_evaluation = evaluate.evaluate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return run_evaluation(*arguments)
+
+    monkeypatch.setattr(evaluate, 'evaluate', interrupted)
+    for _ in range(3):
+        with pytest.raises(lifecycle.RunEnded) as ended:
+            train.train(config, tmp_path / 'parts')
+        assert ended.value.code == lifecycle.REQUEUE
+        assert not (tmp_path / 'parts' / 'results.json').exists()
+    monkeypatch.undo()
+    parts = train.train(config, tmp_path / 'parts')
+    assert parts['validation'] == whole['validation']
+    rankings = [checkpoint.ranked(tmp_path / name / 'checkpoints') for name in ('whole', 'parts')]
+    assert rankings[0] == rankings[1] == [parts['cost']['steps']]
+
+
+@pytest.mark.slow
+def test_patience_ends_a_run_at_an_evaluation_that_was_interrupted(config, tmp_path, monkeypatch):
+    config.evaluate.patience, config.evaluate.every_steps, config.checkpoint.every_steps = 1, 2, 2
+    run_evaluation, count, interrupt = evaluate.evaluate, [], []
+
+    def rising(*arguments):
+        if len(count) in interrupt:
+            interrupt.remove(len(count))
+            os.kill(os.getpid(), signal.SIGTERM)
+            return run_evaluation(*arguments)
+        count.append(run_evaluation(*arguments))
+        return count[-1] | {'loss': 2.0 + len(count)}
+
+    monkeypatch.setattr(evaluate, 'evaluate', rising)
+    whole = train.train(config, tmp_path / 'whole')
+    assert whole['stopped_early'] and whole['cost']['steps'] == 4
+    count.clear()
+    interrupt.append(1)
+    with pytest.raises(lifecycle.RunEnded, match='step 4 is saved'):
+        train.train(config, tmp_path / 'parts')
+    parts = train.train(config, tmp_path / 'parts')
+    assert parts['stopped_early'] and parts['cost']['steps'] == 4
+
+
+@pytest.mark.slow
+def test_member_that_diverges_ends_no_other(config, tmp_path):
+    config.sweep.learning_rates, config.optimizer.clip = (1e-3, 1e10), 0.0
+    config.schedule.name, config.schedule.warmup, config.checkpoint.every_steps = 'constant', 0, 2
+    config.budget.steps = 4
+    train.train(config, tmp_path / 'run')
+    config.budget.steps = 6  # continues from a checkpoint whose validation has a loss that is not finite
+    results = train.train(config, tmp_path / 'run')
+    first, second = (member['loss'] for member in results['sweep']['members'])
+    assert results['validation']['loss'] == first < 10 and not math.isfinite(second)
+    assert 6 in checkpoint.ranked(tmp_path / 'run' / 'checkpoints')
+
+
+@pytest.mark.slow
+def test_sweep_over_seeds_goes_on_while_a_member_has_a_loss(config, tmp_path, monkeypatch):
+    run_evaluation, config.sweep.seeds = evaluate.evaluate, (0, 1)
+
+    def diverged(*arguments):
+        result = run_evaluation(*arguments)
+        return result | {'loss': math.nan, 'loss_members': [result['loss_members'][0], math.nan]}
+
+    monkeypatch.setattr(evaluate, 'evaluate', diverged)
+    results = train.train(config, tmp_path / 'run')
+    assert math.isnan(results['validation']['loss']) and results['cost']['steps'] == config.budget.steps
+    assert config.budget.steps in checkpoint.ranked(tmp_path / 'run' / 'checkpoints')
+    monkeypatch.setattr(evaluate, 'evaluate', lambda *a: diverged(*a) | {'loss_members': [math.inf, math.nan]})
+    with pytest.raises(lifecycle.RunEnded, match='the validation loss after step'):
+        train.train(config, tmp_path / 'other')
 
 
 @pytest.mark.slow
