@@ -1988,8 +1988,8 @@ FAULTS = {
     'lmtrain/tasks/task_rows.py': [
         (
             'the first rows of a class',
-            "np.argsort(_draws('shots', rows), kind='stable').tolist()",
-            "range(len(_draws('shots', rows)))",
+            "np.argsort(_draws('shots', [row.fields for row in rows]), kind='stable').tolist()",
+            "range(len(_draws('shots', [row.fields for row in rows])))",
         ),
         ('one class is enough', 'if len(classes.names) < 2:', 'if len(classes.names) < 1:'),
         (

@@ -99,7 +99,8 @@ def require(name: str, value: Any, right: bool, expected: str) -> None:
 def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str, list[Row]]:
     """{split: its rows}; shares may leave none to train. What was recognised or left out is added to `notes`.
 
-    Rows without text are left out if the task has one output for each row. Preferences of one prompt are in one split.
+    Rows without text are left out if the task has one output for each row. Preferences of one prompt, and rows of one
+    prompt of a policy, are in one split.
     """
     fields = config.text[0] if config.text else 'text', config.label
     files = _without_generated(config.files, notes)
@@ -113,7 +114,7 @@ def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str
         rows = {split: [_as_read(row, config.task) for row in each] for split, each in rows.items()}
     shares = {split: float(data[split]) for split in SPLITS[1:] if not files[split]}
     if any(shares.values()):
-        _divide(rows, shares, PROMPTS if config.task.scores_segments else ())
+        _divide(rows, shares, config)
     return rows
 
 
@@ -153,9 +154,12 @@ def _without_generated(files: dict[str, tuple], notes: list[str]) -> dict[str, t
     return own
 
 
-def _divide(rows: dict[str, list[Row]], shares: dict[str, float], by: Sequence[str]) -> None:
-    """Moves `shares` of the training rows to the other splits, by `_draws`: equal rows together."""
-    train, draws = rows['train'], _draws('split', rows['train'], by)
+def _divide(rows: dict[str, list[Row]], shares: dict[str, float], config: TaskConfig) -> None:
+    """Moves `shares` of the training rows to the other splits, by `_draws`: rows of equal `_prompt_or_fields` together.
+
+    Raises InputError naming a row of a policy without a prompt.
+    """
+    train, draws = rows['train'], _draws('split', [_prompt_or_fields(row, config) for row in rows['train']])
     sizes = [shares.get(split, 0.0) * len(draws) for split in SPLITS[1:]]
     first, second = boundaries(draws, np.ones(len(draws)), sizes)
     rows['train'] = [row for draw, row in zip(draws, train) if draw >= second]
@@ -164,9 +168,17 @@ def _divide(rows: dict[str, list[Row]], shares: dict[str, float], by: Sequence[s
             rows[split] = [row for draw, row in zip(draws, train) if low <= draw < high]
 
 
-def _draws(purpose: str, rows: list[Row], by: Sequence[str] = ()) -> np.ndarray:
-    """[rows] float64 in [0, 1), a hash of each row: of the first of the fields `by` that it has, else of all fields."""
-    contents = [next((row.fields[name] for name in by if row.fields.get(name)), row.fields) for row in rows]
+def _prompt_or_fields(row: Row, config: TaskConfig) -> Any:
+    """The prompt of a preference or of a policy, whose other fields may differ; else all fields of the row."""
+    task = config.task
+    if task.on_policy and task.dialogue:  # its prompt may be a question, or messages without their answer
+        return task.dialogue(row, config.text, config.label, None)
+    names = PROMPTS if task.scores_segments else ()
+    return next((row.fields[name] for name in names if row.fields.get(name)), row.fields)
+
+
+def _draws(purpose: str, contents: Sequence[Any]) -> np.ndarray:
+    """[rows] float64 in [0, 1), a hash of the content of each row."""
     return np.array([hash_unit(purpose, json.dumps(content, sort_keys=True, default=str)) for content in contents])
 
 
@@ -189,7 +201,7 @@ def few_shots(rows: list[Row], config: TaskConfig) -> list[Row]:
     """
     row_labels = None if config.task.labels_words else config.task.row_labels
     chosen: dict[Hashable, list[int]] = {}
-    for index in np.argsort(_draws('shots', rows), kind='stable').tolist():
+    for index in np.argsort(_draws('shots', [row.fields for row in rows]), kind='stable').tolist():
         group = None
         if row_labels:
             (place, label), *_ = row_labels(rows[index], config.text, config.label)

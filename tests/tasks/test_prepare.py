@@ -328,6 +328,28 @@ def test_completions_of_a_prompt_are_in_one_split(prepare):
     assert [len(each) for each in of.values()] == [14, 4, 2] and len(set().union(*of.values())) == 20
 
 
+@pytest.mark.parametrize(
+    ('form', 'text'),
+    [
+        (lambda prompt, answer: {'prompt': prompt}, ()),
+        (lambda prompt, answer: {'query': prompt}, ('query',)),
+        (lambda prompt, answer: {'question': prompt, 'response': answer}, ()),
+        (lambda prompt, answer: {'messages': [*turns(user=prompt, assistant=answer)]}, ()),
+        (lambda prompt, answer: {'conversations': [*turns(user=prompt, assistant=answer)]}, ()),
+    ],
+)
+def test_rows_of_a_prompt_of_a_policy_are_in_one_split(prepare, form, text):
+    """They differ in what the reward reads, and in an answer, which a policy does not read."""
+    rows = [form(f'{n // 3}?', 'abc'[n % 3]) | {'expected': n} for n in range(60)]
+    task = prepare(rows, name='policy', text=text, label='', seq_len=64)
+    of = {split: {row.fields['expected'] // 3 for row in each} for split, each in task.rows.items()}
+    assert [len(each) for each in of.values()] == [14, 4, 2] and len(set().union(*of.values())) == 20
+
+
+def turns(**contents):
+    return ({'role': role, 'content': content} for role, content in contents.items())
+
+
 def test_pairs_of_a_question_are_in_one_split_and_hashed_with_it(prepare, monkeypatch):
     """A run that read the answers alone is not resumed, nor are its examples; its other rows are hashed as before."""
     pairs = [{'question': f'{n // 3}?', 'chosen': 'abc'[n % 3], 'rejected': 'd'} for n in range(60)]
