@@ -50,6 +50,7 @@ def number(completion: str, expected: Any) -> float:
 
 def last_number(text: str) -> decimal.Decimal | None:
     """The last number of a text, with commas between thousands; None if there is none, or if it is too long."""
+    text = text.replace('\u2212', '-')  # the minus sign of typeset text
     texts = [match[0].replace(',', '') for match in NUMBER.finditer(text)]
     return decimal.Decimal(texts[-1]) if texts and len(texts[-1]) <= LONGEST_NUMBER else None
 
