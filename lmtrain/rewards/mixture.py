@@ -21,7 +21,7 @@ class Scored(NamedTuple):
 
     Attributes:
       total: float32 [N], the weighted sum of the parts.
-      parts: {name: float32 [N]}, before weights; 0 where the part failed.
+      parts: {name: float32 [N]}, before weights; `_worst` of the call where the part failed.
       failures: {'name: reason': completions}, why parts have no score: a time limit, an exception, nan.
     """
 
@@ -72,8 +72,10 @@ class RewardFunction:
             assert len(scores) == len(completions), f'{name}: {len(scores)} scores of {len(completions)} completions'
             reasons = [score if isinstance(score, str) else _not_finite(score) for score in scores]
             failures.update(f'{name}: {reason[:LONGEST_REASON]}' for reason in reasons if reason)
-            parts[name] = np.array([0.0 if why else score for why, score in zip(reasons, scores)], np.float32)
-            total += np.float32(self._weights[name]) * parts[name]
+            weight = self._weights[name]
+            worst = _worst([float(score) for why, score in zip(reasons, scores) if not why], weight)
+            parts[name] = np.array([worst if why else score for why, score in zip(reasons, scores)], np.float32)
+            total += np.float32(weight) * parts[name]
         return Scored(total, parts, dict(failures))
 
     @property
@@ -95,6 +97,14 @@ class RewardFunction:
 def _not_finite(score: float) -> str:
     """The reason why a number is no reward; '' if it is one."""
     return '' if abs(score) <= np.finfo(np.float32).max else f'{score} is not finite'
+
+
+def _worst(scores: Iterable[float], weight: float) -> float:
+    """The score of a completion that has none: the least of the others, or the largest if `weight` is negative.
+
+    It is never better than 0, the score of a wrong answer by a verifier: no completion gains by being unscorable.
+    """
+    return max([0.0, *scores]) if weight < 0 else min([0.0, *scores])
 
 
 def build(

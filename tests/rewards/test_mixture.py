@@ -35,13 +35,30 @@ def test_a_weighted_sum_of_a_verifier_a_model_and_a_file(tmp_path):
     assert opened == [str(tmp_path / 'reward')]
     assert {name: part.tolist() for name, part in scored.parts.items()} == {
         'exact': [0.0, 1.0, 0.0],
-        'model': [0.5, -1.0, 0.0],
-        'file': [0.0, 4.0, 6.0],
+        'model': [0.5, -1.0, -1.0],  # a failure has the worst score
+        'file': [6.0, 4.0, 6.0],
     }
-    np.testing.assert_allclose(scored.total, [0.25, 2.0 - 0.5 - 1.0, -1.5])
+    np.testing.assert_allclose(scored.total, [0.25 - 1.5, 2.0 - 0.5 - 1.0, -0.5 - 1.5])
     assert scored.total.dtype == np.float32
     assert scored.failures == {'model: inf is not finite': 1, 'file: nan is not finite': 1}
     assert reward.notes == (f'reward model {tmp_path / "reward"}', f'rewards of {tmp_path / "own.py"}')
+
+
+@pytest.mark.parametrize(
+    ('scores', 'weight', 'failed'),
+    [
+        (['time limit', 1.0, 0.0], 1.0, 0.0),
+        (['time limit', 1.0, 1.0], 1.0, 0.0),
+        ([math.nan, -3.0, -0.5], 2.0, -3.0),
+        ([math.nan, -3.0, -0.5], -1.0, 0.0),
+        ([math.nan, -3.0, 0.5], -1.0, 0.5),
+        (['crash'] * 3, 1.0, 0.0),
+    ],
+)
+def test_no_completion_gains_by_a_failure(scores, weight, failed):
+    part = Reward(lambda prompts, completions, rows: scores)
+    scored = rewards.mixture.RewardFunction({'own': part}, {'own': weight})(*BATCH)
+    assert scored.parts['own'][0] == failed and scored.total[0] == weight * failed == scored.total.min()
 
 
 def test_a_verifier_alone_has_weight_one_and_checks_rows():

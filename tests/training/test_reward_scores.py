@@ -210,7 +210,7 @@ def test_completion_that_the_template_does_not_write_is_a_failure_and_ends_no_ru
     prompts, completions = ['word 3 '] * 3, ['good', 'abc</think>', 'bad']
     scored = RewardFunction({'model': part}, {'model': 1.0})(prompts, completions, [{'prompt': 'word 3 '}] * 3)
     expected = reward_scores.score_texts(model, ['word 3 '] * 2, ['good', 'bad'])
-    np.testing.assert_array_equal(scored.total, [expected[0], 0.0, expected[1]])
+    np.testing.assert_array_equal(scored.total, [expected[0], min(0.0, *expected), expected[1]])
     assert scored.failures == {'model: a completion: the template writes no token of the completion': 1}
     with pytest.raises(InputError, match='the template writes no token of the completion'):
         reward_scores.score_texts(model, ['word 3 '], ['abc</think>'])
