@@ -38,7 +38,7 @@ class Credit(NamedTuple):
 
     Attributes:
       columns: {name: [N, T]} 'advantages', and with a value head 'returns'.
-      used: [N] bool, whether a completion is learned from; False in a group without variance.
+      used: [N] bool, whether the advantages have a gradient; False in a group without variance, whose are 0.
     """
 
     columns: dict[str, np.ndarray]
@@ -49,7 +49,7 @@ def group_relative(sampled: Sampled, *, scale: str = 'group') -> Credit:
     """A_i = (r_i - mean(r)) / (std(r) + 1e-4) over the completions of a prompt, for all tokens of completion i.
 
     GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1.2). std is unbiased, as in TRL. Rewards that are equal within
-    a group give no gradient: its completions are not used.
+    a group give no gradient of the surrogate: its completions are not used.
 
     Args:
       scale: 'group' is the formula above; 'batch' divides by the standard deviation of all N rewards (Lite PPO,

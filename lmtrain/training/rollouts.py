@@ -28,7 +28,7 @@ from lmtrain.parallel import collectives
 from lmtrain.runtime import faults
 from lmtrain.tasks.advantages import Sampled
 from lmtrain.tasks.prepare import TaskData
-from lmtrain.tasks.task import with_settings
+from lmtrain.tasks.task import has_setting, with_settings
 from lmtrain.training import rollout_batch, rollout_cost, samples
 from lmtrain.training.run import Run
 
@@ -274,7 +274,10 @@ class Rollouts:
         )
         credit = with_settings(self.run.task.estimator(config.objective.name), settings)(sampled)
         columns |= {name: x.astype(np.float32) for name, x in credit.columns.items()}
-        used = credit.used & (completions.ended if policy.truncated == 'mask' else True)
+        # A KL term of the loss has a gradient without a signal, too; the advantages are then 0.
+        penalised = has_setting(self.run.task.loss(config.objective.name), 'kl_weight') and config.objective.kl_weight
+        used = np.ones_like(credit.used) if penalised else credit.used
+        used = used & (completions.ended if policy.truncated == 'mask' else True)
         figures['no_signal'] = float(1.0 - np.mean(credit.used))
         if self.reference:
             kl = np.sum(columns['old_logprob'] - columns['ref_logprob'], dtype=np.float64) / len(used)

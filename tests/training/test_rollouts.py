@@ -19,6 +19,7 @@ from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.errors import InputError
 from lmtrain.parallel import sharding
+from lmtrain.tasks.task import with_settings
 from lmtrain.training import init_from, rollout_cost, rollouts, workdir
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
@@ -446,16 +447,49 @@ def test_rewards_are_identified_by_file_and_model(config, folder, monkeypatch):
     assert run.reward_hash == '' and 'reward' not in run.fingerprints
 
 
-@pytest.mark.parametrize('task', ['policy', 'ppo'])
-def test_rewards_without_a_signal_are_counted(config, folder, task):
-    """All rewards are 0, of which one could not be scored: relative advantages skip all groups, GAE uses them."""
+@pytest.mark.parametrize('task, kl_weight', [('policy', 0.0), ('policy', 0.02), ('ppo', 0.02)])
+def test_rewards_without_a_signal_are_counted(config, folder, task, kl_weight):
+    """All rewards are 0, of which one could not be scored: groups are skipped only if no KL term learns from them."""
+    config.objective.kl_weight = kl_weight
     (folder / 'odd.py').write_text('def reward(p, c): return [float("nan")] + [0] * (len(c) - 1)', encoding='utf-8')
     config.reward.file = 'odd.py'
     run = built(of_task(config, task))
     figures, placed = rollout_of(run, run.initial.on_mesh())
     assert figures['reward'] == figures['reward_std'] == 0.0 and figures['reward_failures'] == 1
     assert figures['no_signal'] == (task == 'policy')
-    assert any(batch['loss_mask'].any() for batch in placed) == (task == 'ppo')
+    assert {bool(batch['loss_mask'].any()) for batch in placed} == {kl_weight > 0}
+
+
+@pytest.mark.parametrize('kl_weight', [0.0, 0.02])
+@pytest.mark.parametrize('aggregation', ['dapo', 'grpo', 'dr_grpo'])
+def test_a_group_without_a_signal_has_the_gradient_of_the_kl_term(config, folder, aggregation, kl_weight):
+    """d k3 / d log p = 1 - p_ref / p, in the mean over all completions; without the term the group is left out."""
+    (folder / 'half.py').write_text(
+        'def reward(p, c): return [len(set(text)) * (int(q[4:-1]) % 2) for q, text in zip(p, c)]', encoding='utf-8'
+    )
+    config.reward.file, config.objective.aggregation = 'half.py', aggregation
+    config.objective.kl_weight, config.data.batch_size = kl_weight, 32
+    config.policy.update(prompts=16, samples=2)  # two different rewards are both unlike their mean
+    run = built(config)
+    start = run.initial.on_mesh()
+    moved = start.replace(trainable=jax.tree.map(lambda leaf: 1.05 * leaf, start.trainable))
+    figures, (batch, *_) = rollout_of(run, moved)
+    batch, settings = jax.device_get(batch), config.objective.to_dict() | {'max_tokens': 6}
+    signal, mask = batch['advantages'].any(axis=1), batch['loss_mask']
+    assert figures['no_signal'] == 1 - signal.mean() and 0 < signal.mean() < 1
+    assert mask[signal].any(axis=1).all() and (mask[~signal].any(axis=1) == (kl_weight > 0)).all()
+
+    def mean(logprob):
+        values, weights = with_settings(run.task.loss('grpo'), settings)(lambda batch: {'logprob': logprob}, batch)
+        return jnp.sum(values['loss'] * weights) / jnp.sum(weights)
+
+    gradient = jax.grad(mean)(batch['old_logprob'])[~signal]
+    if kl_weight:
+        per_sequence = {'dapo': mask.sum(), 'dr_grpo': 6 * len(mask), 'grpo': len(mask) * mask.sum(1, keepdims=True)}
+        weights = (mask / per_sequence[aggregation])[~signal]
+        ratio = np.exp(batch['ref_logprob'] - batch['old_logprob'])[~signal]
+        np.testing.assert_allclose(gradient, kl_weight * (1 - ratio) * weights, rtol=1e-4, atol=1e-9)
+    assert bool(gradient.any()) == (kl_weight > 0)
 
 
 def test_failures_on_held_out_prompts_are_counted_in_all_batches(config, folder):
