@@ -279,6 +279,7 @@ class Rollouts:
         used = np.ones_like(credit.used) if penalised else credit.used
         used = used & (completions.ended if policy.truncated == 'mask' else True)
         figures['no_signal'] = float(1.0 - np.mean(credit.used))
+        figures['rollout_entropy'] = float(-np.sum(columns['old_logprob'], dtype=np.float64) / sampled.mask.sum())
         if self.reference:
             kl = np.sum(columns['old_logprob'] - columns['ref_logprob'], dtype=np.float64) / len(used)
             figures |= {'rollout_kl': float(kl), 'kl_weight': self.state['kl_weight']}

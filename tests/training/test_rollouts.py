@@ -27,6 +27,8 @@ from lmtrain.training.resolve import resolve
 REWARD = (
     'def reward(prompts, completions):\n    return [sum(c in "0123456789" for c in text) for text in completions]\n'
 )
+# Of half of the prompts all rewards are equal.
+ODD_PROMPTS = 'def reward(p, c): return [len(set(text)) * (int(q[4:-1]) % 2) for q, text in zip(p, c)]'
 
 
 @pytest.fixture(scope='module')
@@ -108,7 +110,9 @@ def test_run_learns_and_logs(config, whole, folder, task, capsys):
     assert [line['ratio_deviation'] == 0.0 for line in steps] == [True, False, False, False] * 4
     assert steps[0]['kl'] == 0.0 and steps[-1]['kl'] > 0.0 and steps[0]['entropy'] > 0.0
     assert steps[-1]['reward'] > steps[0]['reward']
-    assert {'reward_std', 'length', 'ended', 'no_signal', 'rollout_kl', 'kl_weight'} <= steps[0].keys()
+    assert {'reward_std', 'length', 'ended', 'no_signal', 'rollout_kl', 'rollout_entropy', 'kl_weight'} <= steps[
+        0
+    ].keys()
     assert lines(workdir, 'timings')[-1].keys() >= {'rollout_seconds', 'training_seconds'}
     held_out = {line['step']: line['validation_reward'] for line in lines(workdir) if 'validation_reward' in line}
     assert list(held_out) == [0, 8, 16] and held_out[16] > held_out[0]
@@ -385,6 +389,23 @@ def test_truncated_completions_are_masked_or_penalised(config):
     assert (change[ended] >= -1e-5).all() and (change[~ended] <= 1e-5).all() and (np.abs(change) > 1).any()
 
 
+@pytest.mark.parametrize('truncated', ['keep', 'mask'])
+def test_entropy_of_a_rollout_is_that_of_all_completions(config, folder, truncated):
+    """Groups without a signal and truncated completions are left out of the mask and of no figure of the rollout."""
+    (folder / 'half.py').write_text(ODD_PROMPTS, encoding='utf-8')
+    config.reward.file, config.objective.kl_weight = 'half.py', 0.0
+    config.policy.update(prompts=16, max_tokens=4, truncated=truncated)
+    run = built(config)
+    figures, placed = rollout_of(run, run.initial.on_mesh())
+    columns = {name: np.concatenate([batch[name] for batch in placed[:8]]) for name in placed[0]}
+    sampled = columns['old_logprob'] != 0  # also where the loss has no mask
+    assert 0 < columns['loss_mask'].sum() < sampled.sum() and figures['no_signal'] > 0
+    assert figures['rollout_entropy'] == pytest.approx(-columns['old_logprob'][sampled].mean(), rel=1e-5)
+    assert figures['rollout_entropy'] != pytest.approx(
+        -columns['old_logprob'][columns['loss_mask'] > 0].mean(), rel=1e-3
+    )
+
+
 def test_text_of_a_prompt_is_whole_with_and_without_a_begin_token():
     """Chat templates of some tokenizers write no begin token."""
     tokenizer, rows = Bytes(), [Row('rows.jsonl:1', {}), Row('rows.jsonl:2', {})]
@@ -464,9 +485,7 @@ def test_rewards_without_a_signal_are_counted(config, folder, task, kl_weight):
 @pytest.mark.parametrize('aggregation', ['dapo', 'grpo', 'dr_grpo'])
 def test_a_group_without_a_signal_has_the_gradient_of_the_kl_term(config, folder, aggregation, kl_weight):
     """d k3 / d log p = 1 - p_ref / p, in the mean over all completions; without the term the group is left out."""
-    (folder / 'half.py').write_text(
-        'def reward(p, c): return [len(set(text)) * (int(q[4:-1]) % 2) for q, text in zip(p, c)]', encoding='utf-8'
-    )
+    (folder / 'half.py').write_text(ODD_PROMPTS, encoding='utf-8')
     config.reward.file, config.objective.aggregation = 'half.py', aggregation
     config.objective.kl_weight, config.data.batch_size = kl_weight, 32
     config.policy.update(prompts=16, samples=2)  # two different rewards are both unlike their mean
