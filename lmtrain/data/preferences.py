@@ -18,7 +18,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lmtrain.data.chat import encoding
-from lmtrain.data.chat.conversation import QUESTIONS, Conversation, check_messages, history, is_text, tools_of
+from lmtrain.data.chat.conversation import (
+    QUESTIONS,
+    Conversation,
+    check_messages,
+    history,
+    is_text,
+    tools_of,
+    with_turns,
+)
 from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.rows import Row, check_text, value_of
 from lmtrain.data.tokenizers.base import Tokenizer
@@ -92,16 +100,11 @@ def with_prompt(row: Row) -> Row:
     if not all(isinstance(side, str) for side in sides):
         return row
     prompt = _prompt(row)
-    system = next(filter(is_text, map(row.fields.get, ('system', 'system_prompt'))), None)
     if prompt is None and all(map(_is_transcript, sides)):
         return row
     questions = [] if prompt else _questions(row)
     text = '\n\n'.join(check_text(row.fields[name], f'{row.place}: {name!r}') for name in questions) or prompt
-    earlier = history(row)
-    if not text or not isinstance(text, str) or not (questions or system or earlier):
-        return row
-    turns = [*earlier, {'role': 'user', 'content': text}]
-    return row._replace(fields=row.fields | {'prompt': turns} | ({'system': system} if system else {}))
+    return with_turns(row, text, is_turn=bool(questions))
 
 
 def read_pair(row: Row, template: Template | None) -> Pair:

@@ -162,11 +162,11 @@ def prompt_of(row: Row, fields: tuple[str, ...]) -> str | Conversation:
     """The prompt of a row: a text, or the conversation before the last answer. Raises InputError naming the row.
 
     Args:
-      fields: of the prompt. (): the field `prompt`; of a row without one, what 'chat' reads, so that the question of
-        a pair is a turn, as in supervised training.
+      fields: of the prompt. (): the field `prompt`, of which a text is a turn if there is a system text or a history;
+        of a row without one, what 'chat' reads, so that the question of a pair is a turn, as in supervised training.
     """
     if not fields and row.fields.get('prompt') is not None:
-        fields = ('prompt',)
+        row, fields = conversation.with_turns(row, row.fields['prompt']), ('prompt',)
     if len(fields) > 1 or fields and isinstance(row.fields.get(fields[0]), str):
         return '\n\n'.join(text_of(row, name) for name in fields)
     whole = conversation.read(row, fields, '')[1]

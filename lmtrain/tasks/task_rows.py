@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmtrain.data.chat.conversation import with_known_fields
+from lmtrain.data.chat.conversation import with_known_fields, with_turns
 from lmtrain.data.hash_rng import hash_unit
 from lmtrain.data.labels import Classes, class_id, resolve_classes
 from lmtrain.data.preferences import PROMPTS, Notes, with_prompt
@@ -122,8 +122,8 @@ def _as_read(row: Row, task: Task) -> Row:
     """A row of a recognised format, with the fields that stand for those of other names."""
     if task.scores_segments:
         return with_prompt(row)
-    if not task.measures_text and row.fields.get('prompt') is not None:  # a policy continues the prompt alone
-        return row
+    if not task.measures_text and row.fields.get('prompt') is not None:  # a policy reads no answer
+        return with_turns(row, row.fields['prompt'])
     return with_known_fields(row)
 
 

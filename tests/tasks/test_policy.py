@@ -250,6 +250,30 @@ def test_a_conversation_has_its_system_text_and_its_tools():
         assert bytes(encode([row], form).examples[0].tokens[1:-1].tolist()) == b'fsa'
 
 
+@pytest.mark.parametrize('system', ['system', 'system_prompt', ''])
+@pytest.mark.parametrize('history', [[['q', 'r']], [{'question': 'q', 'answer': 'r'}], []])
+def test_a_text_prompt_is_a_turn_after_the_system_text_and_the_history(system, history):
+    fields = {'prompt': 'a', 'history': history} | ({system: 's'} if system else {})
+    turns = [
+        *turn('system', 's' * bool(system)),
+        *turn('user', 'q' * bool(history)),
+        *turn('assistant', 'r' * bool(history)),
+    ]
+    row = Row('rows.jsonl:1', fields)
+    if not turns:
+        assert dialogue(row, (), '', None).texts[0] == 'a'
+        return
+    assert dialogue(row, (), '', None).messages[:-1] == [*turns, *turn('user', 'a')]
+    assert dialogue(row, ('prompt',), '', None).texts[0] == 'a'  # a named field is read alone
+    form = RowFormat((), '', (), Bytes(), None, LengthPolicy('error', 8), True)
+    with pytest.raises(InputError, match="rows.jsonl:1: a conversation, and config.task.template is 'none'"):
+        encode([row], form)
+
+
+def turn(role, content):
+    return [{'role': role, 'content': content}] if content else []
+
+
 def test_a_text_in_a_field_that_is_read_by_its_name_is_continued():
     assert dialogue(Row('rows.jsonl:1', {'prompt': 'a', 'answer': 'b'}), (), '', None).texts[0] == 'a'
     assert dialogue(Row('rows.jsonl:1', {'question': 'a', 'answer': 'b'}), ('question',), '', None).texts[0] == 'a'

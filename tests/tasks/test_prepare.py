@@ -377,8 +377,12 @@ def test_fields_of_other_data_sets_are_hashed_if_they_are_read(prepare, monkeypa
 
     now = fingerprints()
     monkeypatch.setattr('lmtrain.tasks.task_rows.with_known_fields', lambda row: row)
-    before = fingerprints()  # a policy continues the prompt alone, and fields of the config are read as they are
+    before = fingerprints()  # fields of the config are read as they are
     assert [one == other for one, other in zip(now, before)] == [False, False, False, True, True]
+    monkeypatch.undo()
+    monkeypatch.setattr('lmtrain.tasks.task_rows.with_turns', lambda row, prompt: row)
+    before = fingerprints()  # the system text of a policy's prompt
+    assert [one == other for one, other in zip(now, before)] == [True, True, True, False, True]
 
 
 def test_generated_rows_of_a_recipe_do_not_measure_a_file(prepare):

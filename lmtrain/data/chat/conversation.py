@@ -92,6 +92,20 @@ def with_known_fields(row: Row) -> Row:
     return row._replace(fields=row.fields | added) if added else row
 
 
+def with_turns(row: Row, prompt: Any, is_turn: bool = False) -> Row:
+    """The row with the text `prompt` as messages in its field `prompt`: the turns of its history, and a user turn.
+
+    A text of `system_prompt` becomes `system`. The row itself if `prompt` is no text, or if there is neither a system
+    text nor a history, unless `is_turn`.
+    """
+    system = next(filter(is_text, map(row.fields.get, ('system', 'system_prompt'))), None)
+    earlier = history(row)
+    if not prompt or not isinstance(prompt, str) or not (is_turn or system or earlier):
+        return row
+    turns = [*earlier, {'role': 'user', 'content': prompt}]
+    return row._replace(fields=row.fields | {'prompt': turns} | ({'system': system} if system else {}))
+
+
 def is_text(value: Any) -> bool:
     """Whether a value is text that is not blank."""
     return isinstance(value, str) and bool(value.strip())
