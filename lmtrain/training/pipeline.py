@@ -14,6 +14,7 @@ from lmtrain.data.rows import Row, read_rows
 from lmtrain.data.verifiable_task import is_generated
 from lmtrain.errors import InputError
 from lmtrain.inference import prompts, sample
+from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.report import terminal
 from lmtrain.tasks import TASKS, policy
 from lmtrain.training import load as loading
@@ -144,10 +145,16 @@ def score(
       text: fields of the prompt, as config.task.text, see `policy.prompt_of`. The reward reads the last message of a
         conversation.
       max_tokens: of a completion, and at most what the context of the model has room for after its prompt.
+
+    All rows are scored in every stage, also those that the training cuts or drops: a prompt beyond the context of the
+    model is cut at its beginning, after its first token.
     """
     tokenizer, read = model.tokenizer, _prompts(rows, text)
     texts = [prompts.shown(each) for each in read]
+    context = model.model.max_len - num_virtual_tokens(model.params)
+    limit = context - min(max_tokens, context // 2)  # of a prompt that is cut: its completion needs room
     ids = [prompts.encode(each, tokenizer, model.template) for each in read]
+    ids = [each if len(each) <= context else [*each[:1], *each[len(each) - limit + 1 :]] for each in ids]
     results: dict[str, Any] = {'failures': {}}
     for name, temperature in (('greedy', 0.0), ('sampled', 1.0)):
         generated = sample.generate(

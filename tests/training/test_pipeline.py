@@ -1,6 +1,7 @@
 """A pipeline: stages in order on one base, one held-out score, and a second call that continues."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from launch import cli, recipe
 from lmtrain import rewards, tree
 from lmtrain.data.chat.load import open_template
 from lmtrain.data.rows import Row
+from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.errors import InputError
 from lmtrain.training import load as loading
 from lmtrain.training import pipeline
@@ -94,6 +96,21 @@ def test_a_long_prompt_does_not_shorten_the_other_completions(trained):
     assert len(alone) > len(last) and beside == alone
     (limited,), _ = completions_of(model, [short], max_tokens=8)
     assert alone.startswith(limited) and len(limited) == 8 < len(alone)
+
+
+@pytest.mark.parametrize(('max_tokens', 'kept'), [(2, 8), (64, 5)])
+def test_a_prompt_beyond_the_context_is_cut_at_its_beginning(monkeypatch, max_tokens, kept):
+    """It keeps its first token and leaves room for a completion; one that fits is not cut."""
+    tokenizer, read = Bytes(), []
+    monkeypatch.setattr(
+        pipeline.sample, 'generate', lambda model, params, ids, **_: read.append(ids) or [SimpleNamespace(ids=[])] * 2
+    )
+    own = SimpleNamespace(tokenizer=tokenizer, template=None, params={'layers': {}}, end_ids=[])
+    own.model = SimpleNamespace(max_len=10)
+    rows = [Row('1', {'prompt': 'abcdefghi'}), Row('2', {'prompt': 'abcdefghijkl'})]
+    completions_of(own, rows, max_tokens=max_tokens)
+    begin = tokenizer.begin_id
+    assert read[0] == read[1] == [[begin, *b'abcdefghi'], [begin, *b'abcdefghijkl'[1 - kept :]]]
 
 
 def test_conversations_and_questions_are_scored(trained):
