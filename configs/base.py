@@ -249,7 +249,7 @@ def get_config():
     config.reward.file = ''  # Python file with one function (prompts, completions) -> rewards
     config.reward.weights = ()  # of a sum: (('exact', 1.0), ('model', 0.5), ('file', 0.1)); () is 1.0 each; 0: measured
     config.reward.seconds = 10.0  # limit of one unit test, one regex match or one call of the file
-    config.reward.memory_mib = 1024  # limit of one unit test
+    config.reward.memory_mib = 1024  # limit of one unit test, per process
 
     # Optimizer: lmtrain.optimizer.optimizer(**config.optimizer)
     config.optimizer = ml_collections.ConfigDict()

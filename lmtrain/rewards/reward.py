@@ -32,7 +32,7 @@ class Reward(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Limits of code in another process: wall-clock seconds, and MiB of memory of one unit test."""
+    """Limits of code in another process: wall-clock seconds, and MiB of memory of each process of a unit test."""
 
     seconds: float
     memory_mib: int

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from lmtrain.errors import InputError
 from lmtrain.rewards.reward import Limits
 
-START_SECONDS = 3.0  # of Python, beside the limit of the program
+START_SECONDS = 3.0  # of Python, before the process is killed; the program's own time is measured in the process
 TIME_LIMIT = 'time limit'
 OUTPUT = 2000  # last bytes of the output that are returned
 NAMESPACES = 'new network, process and mount namespaces'

@@ -15,6 +15,7 @@ import resource
 import signal
 import struct
 import sys
+import time
 
 # unshare(2), mount(2), mount_setattr(2), prctl(2), capset(2)
 NEW_USER, NEW_NETWORK, NEW_PROCESSES, NEW_MOUNTS = 0x10000000, 0x40000000, 0x20000000, 0x00020000
@@ -65,7 +66,11 @@ def main() -> None:
         drop_capabilities(libc)
     else:
         sys.addaudithook(forbid(folder))
+    clock = time.monotonic  # the program may replace it
+    begun = clock()
     status = run(program)
+    if clock() - begun > program['seconds']:
+        status = 'time limit'
     message = {'status': status, 'token': program['token'], 'isolated': isolated, 'reason': reason}
     os.write(verdict, json.dumps(message).encode())
     os._exit(0)
@@ -130,7 +135,7 @@ def socket_filter(machine: str) -> bytes:
 
 
 def limit(seconds: float, memory: int) -> None:
-    """Limits of this process and of what it starts."""
+    """Limits of this process and, each for itself, of those that it starts."""
     for name, value in (
         ('RLIMIT_CPU', int(seconds) + 1),
         ('RLIMIT_AS', memory),

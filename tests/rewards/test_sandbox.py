@@ -13,7 +13,7 @@ from lmtrain.errors import InputError
 from lmtrain.rewards import sandbox, sandboxed
 from lmtrain.rewards.reward import Limits
 
-LIMITS = Limits(1.0, 256)
+LIMITS = Limits(2.0, 256)
 FORGE = """
 import os
 for file in range(1, 9):
@@ -57,6 +57,21 @@ def test_a_hanging_program_is_killed(code, monkeypatch):
     started = time.monotonic()
     assert sandbox.run(code, '', Limits(0.5, 256)).status == 'time limit'
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ('code', 'test', 'seconds', 'status'),
+    [
+        ('time.sleep(0.3)', 'pass', 0.1, 'time limit'),
+        ('pass', 'time.sleep(0.3)', 0.1, 'time limit'),
+        ('time.sleep(0.3)', 'assert False', 0.1, 'time limit'),
+        ('time.sleep(0.3); time.monotonic = lambda: 0.0', 'pass', 0.1, 'time limit'),
+        ('time.sleep(0.3)', 'pass', 60.0, 'passed'),
+    ],
+)
+def test_a_program_that_ends_after_its_limit_does_not_pass(code, test, seconds, status):
+    """The time that Python has to start is not the program's: these programs end before they would be killed."""
+    assert sandbox.run(f'import time\n{code}', test, Limits(seconds, 256)).status == status
 
 
 @pytest.mark.parametrize(
