@@ -1,5 +1,6 @@
 """Rows of a comparison: three disjoint parts, and nested subsets that have every class first."""
 
+import decimal
 import json
 import re
 
@@ -7,8 +8,10 @@ import pytest
 
 from configs import compare
 from lmtrain.compare import rows
+from lmtrain.data.labels import class_id, class_names
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
+from lmtrain.tasks.task_rows import TaskConfig
 
 CLASSES = ('cats', 'dogs', 'mice')
 
@@ -29,6 +32,24 @@ def make_config(tmp_path, count=60, **files):
         other.write_text(''.join(json.dumps(line) + '\n' for line in extra), encoding='utf-8')
         config.task[split] = (str(other),)
     return config
+
+
+@pytest.mark.parametrize('values', [(True, False), (decimal.Decimal('1.0'), decimal.Decimal('0'))])
+def test_labels_that_are_no_text_are_rendered_by_the_name_of_their_class(tmp_path, values):
+    task = TaskConfig('classify', {}, ('note',), 'toxic', (), 0, 1, False, 'cut')
+    classes = class_names([('', value) for value in values])
+    for value in values:
+        own = rows._line(Row('', {'note': 'a cat', 'toxic': value}), task, '{note}\nLabel: {toxic}', classes)
+        label = classes[class_id(value, classes, '')]
+        assert (own['prompt'], own['completion'], own['label']) == ('a cat\nLabel:', f' {label}', label)
+
+
+def test_a_file_with_boolean_labels_is_divided(tmp_path):
+    config = make_config(tmp_path, validation=[{'note': f'own {i}', 'animal': i % 2 == 0} for i in range(20)])
+    lines = [{'note': f'{i} animals', 'animal': i % 3 == 0} for i in range(60)]
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+    task = rows.divide(config, tmp_path / 'rows')
+    assert task.classes == ('false', 'true') and {row.fields['label'] for row in task.train} == {'false', 'true'}
 
 
 def texts(listed):
