@@ -51,8 +51,13 @@ def measure(comparison: Comparison, trained: LoadedModel) -> dict[str, float] | 
 
 
 def language_model(base: LoadedModel, trained: LoadedModel) -> tree.Params:
-    """The trained parameters with the base's language-model head in place of a head for the task."""
-    own = {path: x for path, x in tree.flatten(trained.params).items() if path.partition('/')[0] not in OF_HEADS}
+    """The trained parameters with the base's language-model head in place of a head for the task.
+
+    A task that is learned as text has trained the language-model head itself, and keeps it.
+    """
+    has_head = trained.config is None or TASKS[trained.config.task.name].has_classes
+    dropped = OF_HEADS if has_head else OF_HEADS - {'head', 'mlm_head'}
+    own = {path: x for path, x in tree.flatten(trained.params).items() if path.partition('/')[0] not in dropped}
     names = {_name(path) for path in own}
     return tree.unflatten({p: x for p, x in tree.flatten(base.params).items() if _name(p) not in names} | own)
 

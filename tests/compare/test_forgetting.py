@@ -1,9 +1,11 @@
 """Forgetting: bits per byte and divergence on the text of the base, against numpy."""
 
+import dataclasses
 import math
 import re
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
@@ -64,6 +66,19 @@ def test_segments_of_layers_replace_the_layers_of_the_base(comparison):
     head = {'heads': {'classify': {'kernel': np.zeros((32, 3), np.float32)}}}
     params = forgetting.language_model(comparison.model, comparison.model._replace(params=cut | head))
     assert tree.flatten(params).keys() == tree.flatten(cut).keys()
+
+
+@pytest.mark.parametrize(('task', 'trained'), [('text', 1), ('chat', 1), ('classify', 0)])
+def test_an_untied_head_is_kept_by_tasks_that_train_it(comparison, task, trained):
+    base = comparison.model._replace(model=dataclasses.replace(comparison.model.model, tied=False))
+    kernel = np.array(comparison.model.params['embed']['embedding']).T
+    base = base._replace(params=comparison.model.params | {'head': {'kernel': kernel}})
+    config = ml_collections.ConfigDict({'task': {'name': task}})
+    own = base._replace(config=config, params=base.params | {'head': {'kernel': 2 * kernel}})
+    params = forgetting.language_model(base, own)
+    assert np.array_equal(params['head']['kernel'], (1 + trained) * kernel)
+    measured = forgetting.measure(comparison._replace(model=base), own)
+    assert (measured['kl'] > 1e-3) == bool(trained)
 
 
 def test_logits_of_all_positions_are_never_there_at_once(comparison, monkeypatch):
