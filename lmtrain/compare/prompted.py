@@ -33,7 +33,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     pool, form = prompt(comparison, trial, chosen)
     predict = predictor(comparison, trial, chosen)
     result['blocks'] = measures.blocks(comparison, trial, predict)
-    result['draws'] = draws(comparison, trial, form, chosen)
+    result |= {'draws': draws(comparison, trial, form, chosen), 'draws_fitted': True}
     result['template_texts'] = template_texts(comparison, trial)
     result['templates'] = templates(comparison, trial, chosen, result['selection']['accuracy'])
     query = measures.query_of_prompt(comparison, model, pool, form, [chosen['score']])
@@ -64,7 +64,8 @@ def num_draws(comparison: Comparison, trial: Trial, form: PromptSettings) -> int
 def draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: dict[str, Any]) -> list[float]:
     """Accuracies on the selection rows with other sets and orders of demonstrations, the same for all rows.
 
-    How much the prompt depends on the draw. Those of 'balanced' are balanced, the last ones of the prompt too.
+    How much the prompt depends on the draw. Those of 'balanced' are balanced, the last ones of the prompt too. A bias
+    of the score is that of the draw, as it would be if the trial had drawn it.
     """
     pool, task, accuracies = comparison.subset(trial.size, trial.seed), comparison.task, []
     rng = np.random.default_rng(trial.seed)
@@ -73,8 +74,10 @@ def draws(comparison: Comparison, trial: Trial, form: PromptSettings, chosen: di
         if form.select == 'balanced':
             order = demonstrations.alternate([row.fields['label'] for row in pool], order, rng)[: form.shots][::-1]
         shared = form._replace(select='first')
-        predict = predictors.by_likelihood(comparison.model, [pool[index] for index in order], shared, chosen)
-        accuracies.append(choice_scores.score(predict(task.selection), task.selection, task.classes).accuracy)
+        drawn = [pool[index] for index in order]
+        scored = choice_scores.of_rows(comparison.model, drawn, shared, task.selection, [chosen['score']])
+        [candidate] = choice_scores.candidates(scored, task.selection, task.classes)
+        accuracies.append(candidate['accuracy'])
     return accuracies
 
 

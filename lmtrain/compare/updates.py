@@ -8,14 +8,13 @@ from lmtrain.compare.trials import Comparison, Trial
 
 def outdated(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:
     """Whether `measure` would change the trial's record."""
-    chosen = record['chosen']
     scored = [(block['seed'], block['begin'], block['end']) for block in record['blocks']]
     if scored != comparison.spans(trial):
         return True
     if trial.arm.kind == 'train':
         is_largest = trial.size == comparison.sizes[-1]
         return is_largest and bool(comparison.own_text) and record['forgetting'] is None
-    if len(record['draws']) != _num_draws(comparison, trial, chosen):
+    if _has_other_draws(comparison, trial, record):
         return True
     return _has_other_templates(comparison, trial, record)
 
@@ -33,8 +32,9 @@ def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dic
             changed['forgetting'] = forgetting.measure(comparison, loaded)
     else:
         predict = prompted.predictor(comparison, trial, chosen)
-        if len(record['draws']) != _num_draws(comparison, trial, chosen):
+        if _has_other_draws(comparison, trial, record):
             _, form = prompted.prompt(comparison, trial, chosen)
+            changed['draws_fitted'] = True
             changed['draws'] = prompted.draws(comparison, trial, form, chosen)
         if _has_other_templates(comparison, trial, record):
             accuracy = record['selection']['accuracy']
@@ -49,6 +49,10 @@ def _has_other_templates(comparison: Comparison, trial: Trial, record: dict[str,
     return record.get('template_texts', []) != texts or len(record['templates']) != len(texts)
 
 
-def _num_draws(comparison: Comparison, trial: Trial, chosen: dict[str, Any]) -> int:
-    _, form = prompted.prompt(comparison, trial, chosen)
-    return prompted.num_draws(comparison, trial, form)
+def _has_other_draws(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> bool:
+    """Whether a record has more or fewer draws, or has them with the bias of another draw, as in earlier versions."""
+    _, form = prompted.prompt(comparison, trial, record['chosen'])
+    if len(record['draws']) != prompted.num_draws(comparison, trial, form):
+        return True
+    is_earlier = not record.get('draws_fitted', False)
+    return is_earlier and bool(record['draws']) and record['chosen']['score'] == 'batch'  # the only one with a bias

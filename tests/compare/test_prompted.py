@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lmtrain.compare import measures, planning, predictors, prompted, results, selection, trials, updates
+from lmtrain.compare import choice_scores, measures, planning, predictors, prompted, results, selection, trials, updates
 from lmtrain.cost import ledger
 from lmtrain.inference import prompting
 
@@ -50,14 +50,24 @@ def test_draws_of_balanced_demonstrations_are_balanced(small, monkeypatch, selec
     pool, form = prompted.prompt(shared, trial, {'instruction': '', 'shots': 4, 'select': select})
     pools = []
 
-    def predictor(model, pool, form, chosen):
+    def scores(model, pool, form, rows, names):
         pools.append([row.fields['label'] for row in pool[: form.shots]])
-        return lambda rows: np.zeros((len(rows), len(shared.task.classes)))
+        log_p = np.full((len(rows), len(shared.task.classes)), -np.log(3))
+        return choice_scores.ChoiceLikelihoods(dict.fromkeys(names, log_p), 4.0, 0, 0)
 
-    monkeypatch.setattr(predictors, 'by_likelihood', predictor)
-    assert len(prompted.draws(shared, trial, form, {})) == len(pools) == 2
+    monkeypatch.setattr(choice_scores, 'of_rows', scores)
+    assert len(prompted.draws(shared, trial, form, {'score': 'sum'})) == len(pools) == 2
     counts = [max(map(own.count, shared.task.classes)) - min(map(own.count, shared.task.classes)) for own in pools]
     assert all(count <= 1 for count in counts) == (select == 'balanced')
+
+
+def test_draws_have_the_bias_of_their_own_demonstrations(small):
+    shared, selected = small('draws', ('few_shot',))
+    trial = trial_of(shared, selected, 'few_shot', 16)
+    _, form = prompted.prompt(shared, trial, {'instruction': '', 'shots': 4, 'select': 'fixed'})
+    chosen = {'score': 'batch', 'bias': [100.0, 0.0, 0.0], 'temperature': 1.0}
+    others = chosen | {'bias': [0.0, 0.0, 100.0]}
+    assert prompted.draws(shared, trial, form, chosen) == prompted.draws(shared, trial, form, others)
 
 
 def _kernels(params):

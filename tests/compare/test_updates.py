@@ -62,6 +62,17 @@ def test_templates_of_earlier_versions_have_no_texts_and_are_measured_again(few_
     assert updates.measure(changed(shared, templates=()), trial, earlier)['templates'] == []
 
 
+def test_draws_of_earlier_versions_had_the_bias_of_another_draw_and_are_measured_again(few_shot):
+    shared, trial, record = few_shot
+    earlier = {name: value for name, value in record.items() if name != 'draws_fitted'} | {'draws': [2.0, 2.0]}
+    earlier['chosen'] = record['chosen'] | {'score': 'sum', 'bias': []}
+    assert not updates.outdated(shared, trial, earlier)  # without a bias they are right
+    earlier['chosen'] = record['chosen'] | {'score': 'batch', 'bias': [0.1, 0.2, 0.3]}
+    assert updates.outdated(shared, trial, earlier)
+    own = updates.measure(shared, trial, earlier)
+    assert own['draws'] != [2.0, 2.0] and not updates.outdated(shared, trial, own)
+
+
 def test_blocks_of_another_size_are_scored(few_shot):
     shared, trial, record = few_shot
     larger = trial._replace(next_size=24)
