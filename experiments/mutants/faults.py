@@ -278,7 +278,7 @@ FAULTS = {
         ),
         (
             'templates are never repeated',
-            'prompted.templates(comparison, trial, chosen, accuracy)',
+            "prompted.templates(comparison, trial, chosen, record['selection'])",
             "record['templates']",
         ),
     ],
@@ -286,8 +286,8 @@ FAULTS = {
         ('embeddings of the pool are free', 'measures.embedding(model, pool, form), ', ''),
         (
             'a template changes the rows and not the demonstrations',
-            'comparison.model, own, form, selected',
-            'comparison.model, pool, form, selected',
+            'comparison.model, own, form, asked',
+            'comparison.model, pool, form, asked',
         ),
     ],
     'lmtrain/compare/rows.py': [

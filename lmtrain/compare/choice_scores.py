@@ -110,12 +110,15 @@ def of_rows(
 
 
 def candidates(likelihoods: ChoiceLikelihoods, rows: Sequence[Row], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """{'score', 'bias', 'temperature', 'accuracy', 'loss', 'shots_mean', 'dropped'} of each score on selection rows."""
+    """{'score', 'bias', 'temperature', 'accuracy', 'loss'} of each score on selection rows.
+
+    Each also has 'shots_mean', 'dropped' and 'cut' of the likelihoods.
+    """
     listed, scored = [], likelihoods.log_p
     for name in scored:
         bias = scored[name].mean(axis=0).tolist() if name == 'batch' else []
         about = {'score': name, 'bias': bias, 'temperature': 1.0}
-        about |= {'shots_mean': likelihoods.shots_mean, 'dropped': likelihoods.dropped}
+        about |= {name: getattr(likelihoods, name) for name in ('shots_mean', 'dropped', 'cut')}
         about['temperature'] = fit_temperature(scaled(scored, about), rows, classes)
         scores = score(scaled(scored, about), rows, classes)
         listed.append(about | {'accuracy': scores.accuracy, 'loss': scores.loss})

@@ -90,7 +90,7 @@ def query_of_prompt(
     choices = [float(len(ids)) for ids in tokenizer.encode_batch(list(task.completions))]
     instruction = mean_tokens([form.instruction + form.separator]) if form.instruction else 0.0
     texts = [row.fields['prompt'] + row.fields['completion'] + form.separator for row in pool[:SAMPLED]]
-    room = loaded.model.max_len - 1 - instruction - row - max(choices)
+    room = max(loaded.model.max_len - 1 - instruction - row - max(choices), 0.0)
     shots = len(pool) if form.shots < 0 else form.shots
     demonstrations = min(shots * mean_tokens(texts), room)
     is_shared, alone = form.select in SHARED, 'contrast' in scores and form.shots != 0

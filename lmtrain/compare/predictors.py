@@ -92,11 +92,15 @@ def check_promptable(model) -> None:
 
 
 def settings_of(comparison: Comparison, trial: Trial, instruction: str = '') -> prompting.PromptSettings:
-    """How the rows become prompts in a trial of an arm that prompts or answers as text."""
+    """How the rows become prompts in a trial of an arm that prompts or answers as text.
+
+    Every row has an answer: one that is longer than the context is cut, unless config.task.too_long is 'error'.
+    """
     arm = trial.arm.settings
     template = _chat_template(comparison, arm.get('chat_template', ''))
     shots = min(arm['shots'], trial.size)  # ALL is negative
     options = {'shots': shots, 'select': arm['select'], 'seed': trial.seed}
+    options['cut'] = comparison.config.task.too_long != 'error'
     return settings(comparison.task, instruction=instruction, chat_template=template, **options)
 
 

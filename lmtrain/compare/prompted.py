@@ -1,7 +1,7 @@
 """Trials that prompt: instruction, scoring and, by a search, demonstrations are chosen on the selection rows."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     result['blocks'] = measures.blocks(comparison, trial, predict)
     result |= {'draws': draws(comparison, trial, form, chosen), 'draws_fitted': True}
     result['template_texts'] = template_texts(comparison, trial)
-    result['templates'] = templates(comparison, trial, chosen, result['selection']['accuracy'])
+    result['templates'] = templates(comparison, trial, chosen, result['selection'])
     query = measures.query_of_prompt(comparison, model, pool, form, [chosen['score']])
     every = measures.query_of_prompt(comparison, model, pool, form, settings['scores'])
     prompts = 1 if settings['search'] else len({each['instruction'] for each in tried})
@@ -88,30 +88,32 @@ def template_texts(comparison: Comparison, trial: Trial) -> list[str]:
     return [comparison.task.facts['template'], *others] if is_measured else []
 
 
-def templates(comparison: Comparison, trial: Trial, chosen: dict[str, Any], accuracy: float) -> list[float | None]:
+def templates(
+    comparison: Comparison, trial: Trial, chosen: dict[str, Any], selected: Mapping[str, Any]
+) -> list[float | None]:
     """Accuracies on the selection rows with the template of the comparison and the others of compare.templates.
 
-    The same demonstrations, instruction and score; a bias of the score is that of the template. None if a row does not
-    fit into the context with a template.
+    The same demonstrations, instruction and score; a bias of the score is that of the template. None if a template
+    makes rows too long for the context.
 
     Args:
-      accuracy: with the template of the comparison.
+      selected: 'accuracy' with the template of the comparison, and 'cut', how many of the rows are too long with it.
     """
     if not template_texts(comparison, trial):
         return []
-    (pool, form), task, accuracies = prompt(comparison, trial, chosen), comparison.task, [accuracy]
+    (pool, form), task, accuracies = prompt(comparison, trial, chosen), comparison.task, [selected['accuracy']]
     for template in comparison.config.compare.templates:
         form = form._replace(
             choices=rows.completions_of(template, task.classes), calibrated=rows.content_free(template, 'label')
         )
-        own, selected = (rows.in_template(each, template) for each in (pool, task.selection))
+        own, asked = (rows.in_template(each, template) for each in (pool, task.selection))
         try:
-            scored = choice_scores.of_rows(comparison.model, own, form, selected, [chosen['score']])
+            scored = choice_scores.of_rows(comparison.model, own, form, asked, [chosen['score']])
         except InputError:  # this template makes a row too long for the model; the trial itself has answered all rows
             accuracies.append(None)
             continue
-        [candidate] = choice_scores.candidates(scored, selected, task.classes)
-        accuracies.append(candidate['accuracy'])
+        [candidate] = choice_scores.candidates(scored, asked, task.classes)
+        accuracies.append(candidate['accuracy'] if candidate['cut'] <= selected.get('cut', 0) else None)
     return accuracies
 
 

@@ -58,7 +58,6 @@ def _answers(
             _, cut = predictors.encode(open_rows, loaded, comparison.task, length)
             return trained.predictor(comparison, trial, loaded, chosen)(open_rows), cut
         pool, form = trained.prompt(comparison, trial)
-    form = form._replace(cut=comparison.config.task.too_long != 'error')
     return predictors.answer(loaded, pool, form, chosen, open_rows)
 
 

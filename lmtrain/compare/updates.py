@@ -37,9 +37,8 @@ def measure(comparison: Comparison, trial: Trial, record: dict[str, Any]) -> dic
             changed['draws_fitted'] = True
             changed['draws'] = prompted.draws(comparison, trial, form, chosen)
         if _has_other_templates(comparison, trial, record):
-            accuracy = record['selection']['accuracy']
             changed['template_texts'] = prompted.template_texts(comparison, trial)
-            changed['templates'] = prompted.templates(comparison, trial, chosen, accuracy)
+            changed['templates'] = prompted.templates(comparison, trial, chosen, record['selection'])
     return record | changed | {'blocks': measures.blocks(comparison, trial, predict, record['blocks'])}
 
 

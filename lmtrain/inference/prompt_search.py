@@ -39,7 +39,7 @@ class SearchResult(NamedTuple):
       settings, demonstrations: of the best prompt: `prompting.score(..., settings, demonstrations=demonstrations)`.
       candidates: all in the order of the search, {'variant', 'demonstrations' (places of rows), 'log_likelihood' (nats
         per row), 'accuracy' (None if answers are generated), 'computed_tokens', 'fits'}. One that does not fit into the
-        context (`fits` False) is never the best.
+        context (`fits` False), with rows that have room for a prompt without demonstrations, is never the best.
       best: index into `candidates`.
       computed_tokens: of all candidates together.
     """
@@ -177,7 +177,8 @@ class _Evaluator:
             'log_likelihood': float(np.mean(nats)),
             'accuracy': float(np.mean(hits)) if settings.choices else None,
             'computed_tokens': scores.computed_tokens,
-            'fits': not scores.dropped and not scores.cut,
+            # A row that is cut is too long even without demonstrations, and loses all of them with every candidate.
+            'fits': scores.dropped <= scores.cut * len(chosen),
         }
 
 

@@ -57,7 +57,7 @@ def test_batch_calibration_takes_the_preference_for_a_class_away(scored):
     likelihoods = choice_scores.of_rows(Loaded, (), FORM, rows, ('sum', 'batch'))
     values = likelihoods.log_p
     plain, batch = choice_scores.candidates(likelihoods, rows, CLASSES)
-    assert (plain['shots_mean'], plain['dropped']) == (1.0, 8)
+    assert (plain['shots_mean'], plain['dropped'], plain['cut']) == (1.0, 8, 3)
     assert (plain['score'], plain['bias'], batch['score']) == ('sum', [], 'batch')
     assert batch['bias'] == pytest.approx(values['sum'].mean(axis=0))
     assert plain['temperature'] == choice_scores.fit_temperature(values['sum'], rows, CLASSES) != 1

@@ -70,6 +70,35 @@ def test_draws_have_the_bias_of_their_own_demonstrations(small):
     assert prompted.draws(shared, trial, form, chosen) == prompted.draws(shared, trial, form, others)
 
 
+def with_a_long_row(shared):
+    first, *others = shared.task.selection
+    text = 'mice sat ' * 100
+    long = first._replace(fields=first.fields | {'text': text, 'prompt': text + first.fields['prompt']})
+    return shared._replace(task=shared.task._replace(selection=[long, *others]))
+
+
+@pytest.mark.parametrize('name', ['few_shot', 'nearest', 'search'])
+def test_a_selection_row_that_is_longer_than_the_context_is_cut_and_counted(small, name):
+    shared, selected = small(f'long_row_{name}', (name,), templates=('{text} is {label}',))
+    trial = trial_of(shared, selected, name, 16)
+    own = trials.run(with_a_long_row(shared), trial, prompted.run)
+    assert own['status'] == 'done' and own['selection']['cut'] == 1, own['reason']
+    assert own['templates'] == [own['selection']['accuracy'], pytest.approx(0.5, abs=0.5)]
+    if name == 'search':  # the row that is cut keeps no demonstration, and the others may have some
+        assert own['selection']['dropped'] == len(own['chosen']['places']) > 0
+    shared.config.task.too_long = 'error'
+    refused = trials.run(with_a_long_row(shared), trial, prompted.run)
+    assert refused['permanent'] and 'even without demonstrations' in refused['reason']
+
+
+def test_a_template_that_makes_rows_too_long_has_no_accuracy(small):
+    shared, selected = small('long_template', ('zero_shot',), templates=('mice sat ' * 100 + '{text} is {label}',))
+    trial = trial_of(shared, selected, 'zero_shot', 0)
+    chosen = {'instruction': '', 'shots': 0, 'select': 'fixed', 'score': 'sum'}
+    assert prompted.templates(shared, trial, chosen, {'accuracy': 0.5, 'cut': 0}) == [0.5, None]
+    assert prompted.templates(shared, trial, chosen, {'accuracy': 0.5}) == [0.5, None]  # of earlier versions
+
+
 def _kernels(params):
     from lmtrain import tree
 
@@ -110,7 +139,7 @@ def test_templates_are_other_texts_of_the_same_rows(small, tmp_path, monkeypatch
         return score(model, params, tokenizer, asked, form, **options)
 
     monkeypatch.setattr(prompting, 'score', recorded)
-    assert prompted.templates(shared, largest, own['chosen'], own['templates'][0]) == own['templates']
+    assert prompted.templates(shared, largest, own['chosen'], own['selection']) == own['templates']
     assert all(prompt.endswith(' is') for prompt in texts[0][:2])
     assert texts[0][2] == [f' {name}' for name in shared.task.classes]
     lacking = own | {'templates': [], 'blocks': [], 'draws': own['draws'], 'kind': 'prompt'}

@@ -39,8 +39,8 @@ def test_only_evaluated_steps_with_a_checkpoint_are_candidates(tmp_path, monkeyp
 
 
 def test_what_is_measured_is_no_part_of_the_choice():
-    best = {'step': 4, 'temperature': 2.0, 'loss': 0.3, 'accuracy': 0.8, 'shots_mean': 5.5, 'dropped': 12}
+    best = {'step': 4, 'temperature': 2.0, 'loss': 0.3, 'accuracy': 0.8, 'shots_mean': 5.5, 'dropped': 12, 'cut': 1}
     record = selection.outcome(best, [best], 20)
     assert record['chosen'] == {'step': 4, 'temperature': 2.0}
-    measured = {'loss': 0.3, 'accuracy': 0.8, 'shots_mean': 5.5, 'dropped': 12}
+    measured = {'loss': 0.3, 'accuracy': 0.8, 'shots_mean': 5.5, 'dropped': 12, 'cut': 1}
     assert record['selection'] == {'rows': 20, **measured, 'candidates': [best]}

@@ -110,6 +110,13 @@ def test_prompts_that_do_not_fit_are_not_chosen(computes):
     assert result.demonstrations == [] and [each['fits'] for each in result.candidates[:3]] == [True, False, False]
 
 
+def test_a_row_that_is_always_too_long_does_not_decide_what_fits(computes):
+    rows, pool = [*ROWS, *rows_of(['z' * 200])], rows_of(['x', 'y' * 60])
+    result = search(*computes, rows, [VARIANTS[0]._replace(cut=True)], pool, shots=1, budget=9000)
+    fits = {tuple(each['demonstrations']): each['fits'] for each in result.candidates}
+    assert fits == {(): True, ('rows:0',): True, ('rows:1',): False}
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [

@@ -135,14 +135,17 @@ def missing(results: Results, size: int, empty: list[str]) -> list:
 
 
 def _left_out(results: Results) -> list[str]:
-    """Notes about rows and sizes, and how many test rows an arm read in part."""
+    """Notes about rows and sizes, and how many selection and test rows an arm read in part."""
     lines = [str(note) for note in (results.get('task') or {}).get('notes') or []]
-    cut: dict[str, int] = {}
-    for trial in results.get('trials') or []:
-        if count := (trial.get('test') or {}).get('cut'):
-            cut[trial['arm']] = max(count, cut.get(trial['arm'], 0))
-    if counts := [f'{arm} {count:,}' for arm, count in cut.items()]:
-        lines.append(f'Test rows that were cut, to data.seq_len or to the context: {listed(counts)}.')
+    texts = {'selection': 'Selection rows that were cut to the context'}
+    texts['test'] = 'Test rows that were cut, to data.seq_len or to the context'
+    for part, text in texts.items():
+        cut: dict[str, int] = {}
+        for trial in results.get('trials') or []:
+            if count := (trial.get(part) or {}).get('cut'):
+                cut[trial['arm']] = max(count, cut.get(trial['arm'], 0))
+        if counts := [f'{arm} {count:,}' for arm, count in cut.items()]:
+            lines.append(f'{text}: {listed(counts)}.')
     stopped = collections.Counter(trial['arm'] for trial in results.get('trials') or [] if trial.get('interrupted'))
     if counts := [f'{arm} {count:,}' for arm, count in stopped.items()]:
         text = 'Time to create is a lower bound of trials that were stopped and continued'

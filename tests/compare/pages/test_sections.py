@@ -86,9 +86,11 @@ def test_missing_has_the_notes_and_the_rows_that_were_cut(comparison):
     results['task']['notes'] = ['2 test rows are left out: their text is empty']
     for trial in results['trials']:
         trial['test']['cut'] = {'lora': trial['seed'], 'head': 5}.get(trial['arm'], 0)
+        trial['selection']['cut'] = {'lora': 2}.get(trial['arm'], 0)
     (block,) = sections.missing(results, 512, [])
+    selected = 'Selection rows that were cut to the context: lora 2.'
     cut = 'Test rows that were cut, to data.seq_len or to the context: lora 3 and head 5.'
-    assert block.lines == ['2 test rows are left out: their text is empty', cut]
+    assert block.lines == ['2 test rows are left out: their text is empty', selected, cut]
 
 
 def test_selection_rows_count_as_labelled_rows(comparison, content):
