@@ -55,8 +55,13 @@ def choose(results: Results, size: int) -> Choice:
 
 
 def costs_of(results: Results, arm: str, size: int) -> tuple[float, float] | None:
-    """FLOPs to create an arm, and of a query; None if one of them is not known."""
-    create, query = (values.cost(results, arm, size, field) for field in ('create_flops', 'query_flops'))
+    """FLOPs to create an arm, and of a query whose shared tokens are cached; None if one of them is not known.
+
+    Results of earlier versions may have the FLOPs of a whole query alone.
+    """
+    fields = ('create_flops', 'query_flops_cached', 'query_flops')
+    create, query, whole = (values.cost(results, arm, size, field) for field in fields)
+    query = whole if query is None else query
     return None if create is None or query is None else (create, query)
 
 

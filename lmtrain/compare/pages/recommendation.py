@@ -70,8 +70,18 @@ def _cheapest_in_words(results: Results, choice: Choice) -> str:
     else:
         text += f'its accuracy is {_within(results)} of that of {choice.leader}, the most accurate arm, and it costs '
         text += f'the least of {len(choice.equivalent) + 1} such arms to create' if several else 'less to create'
-    later = [f'from about {_queries(count)} on, {other} costs less in total' for count, other in choice.plan[1:]]
+    cached = _cached(results, choice.size, *(each for _, each in choice.plan))
+    later = [
+        f'from about {_queries(count)} on, {other} costs less in total{cached}' for count, other in choice.plan[1:]
+    ]
     return '; '.join([text, *later]) + '.'
+
+
+def _cached(results: Results, size: int, *arms: str) -> str:
+    """What a number of queries rests on (`costs_of`), if the queries of one of the arms share tokens."""
+    fields = ('query_flops_cached', 'query_flops')
+    costs = [[values.cost(results, arm, size, field) for field in fields] for arm in arms]
+    return ', with shared tokens cached' if any(cached not in (None, whole) for cached, whole in costs) else ''
 
 
 def _within(results: Results) -> str:
@@ -156,6 +166,8 @@ def _evidence(results: Results, choice: Choice) -> list[tuple[str, str]]:
         evidence.append(('Undecided', f'{_some(choice.undecided)}: {text}.'))
     create = _cost(results, choice, ('create_flops', 'FLOP'), ('device_seconds', 's'), ('price', 'money'))
     query = _cost(results, choice, ('query_flops', 'FLOP'), ('query_seconds', 's'))
+    if _cached(results, size, arm):
+        query += f'; with shared tokens cached: {_cost(results, choice, ("query_flops_cached", "FLOP"))}'
     evidence.append(('Cost', f'to create: {create}; of a query: {query}'))
     if floor := baseline(results):
         evidence.append(('Without a model', f'{percent(floor[0])} by {floor[1]}'))
@@ -243,33 +255,41 @@ def _other_queries(results: Results, choice: Choice) -> list[str]:
     """The numbers of queries at which another arm costs less in total."""
     if choice.arm is None:
         return []
+    cached = _cached(results, choice.size, *(each for _, each in choice.plan))
     lines = [
-        f'Number of queries: from about {_queries(count)} on, {other} costs less in total, training included.'
+        f'Number of queries: from about {_queries(count)} on, {other} costs less in total, training included{cached}.'
         for count, other in choice.plan[1:]
     ]
     own = [
         entry
         for entry in results.get('break_even') or []
-        if entry.get('trained') == choice.arm and entry.get('size') == choice.size and (entry.get('queries') or 0) >= 1
+        if entry.get('trained') == choice.arm and entry.get('size') == choice.size and (_break_even(entry) or 0) >= 1
     ]
     own = [entry for entry in own if values.summary(results, entry['prompt'], choice.size)]
     if own:
         best = max(own, key=lambda entry: values.summary(results, entry['prompt'], choice.size)['accuracy'])
         accuracies = [values.summary(results, arm, choice.size)['accuracy'] for arm in (best['prompt'], choice.arm)]
+        cached = _cached(results, choice.size, best['prompt'], choice.arm)
         lines.append(
-            f'Number of queries: below about {_queries(best["queries"])}, {best["prompt"]} costs less in total, at '
-            f'{points(accuracies[0] - accuracies[1])} points of accuracy.'
+            f'Number of queries: below about {_queries(_break_even(best))}, {best["prompt"]} costs less in total'
+            f'{cached}, at {points(accuracies[0] - accuracies[1])} points of accuracy.'
         )
         lines += _price(best)
     return lines
 
 
+def _break_even(entry) -> float | None:
+    """The number of queries, as in `costs_of`; None if there is none."""
+    return entry['queries_cached'] if 'queries_cached' in entry else entry.get('queries')
+
+
 def _price(entry) -> list[str]:
-    """How the break-even moves with the price."""
-    curve = [(ratio, count) for ratio, count in entry.get('curve') or [] if count is not None]
-    if len(curve) < 2:
+    """How the break-even moves with the price, to which it is proportional."""
+    ratios = [ratio for ratio, _ in entry.get('curve') or []]
+    if len(ratios) < 2:
         return []
-    (low, few), (high, many) = min(curve), max(curve)
+    low, high = min(ratios), max(ratios)
+    few, many = (ratio * _break_even(entry) for ratio in (low, high))
     return [
         f'Price: if a FLOP of creation costs {low:g} to {high:g} times as much as one of a query, that number is '
         f'{_queries(few).removesuffix(" queries")} to {_queries(many)}.'

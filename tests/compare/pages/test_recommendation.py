@@ -18,10 +18,9 @@ def test_clear_winner(comparison):
     assert evidence['Difference'] == f'+30.0 points against prompt ({limits})'
     assert evidence['p value'] == "< 0.001; < 0.001 after Holm's correction over all pairs"
     assert evidence['Smallest detectable difference'].startswith('5.1 points between lora and prompt')
-    # (5e15 - 1e9) / (9e10 - 4e9)
-    assert any(
-        'below about 58,000 queries, prompt costs less in total, at −30.0 points' in line for line in advice.changes
-    )
+    # 40 x (5e15 - 1e9) / (9e10 - 4e9)
+    text = 'below about 2.3M queries, prompt costs less in total, with shared tokens cached, at −30.0 points'
+    assert any(text in line for line in advice.changes)
 
 
 def test_prompt_wins_with_few_rows(comparison):
@@ -49,6 +48,18 @@ def test_cheapest_depends_on_the_number_of_queries(comparison):
     arms = {'prompt': ('prompt', 0.9, 0.9, 0, 0.0, 9e10), 'head': ('train', 0.4, 0.89, 10, 1e13, 4e9)}
     advice = recommend(comparison(arms=arms, rows=2000))
     assert [arm for _, arm in advice.choice.plan] == ['prompt', 'head']
+    assert advice.choice.plan[1][0] == pytest.approx(5e13 / 2e9)  # 6e9 FLOPs with shared tokens cached
+    text = 'head costs less in total, with shared tokens cached.'
+    assert advice.headline.endswith(f'to create; from about 25,000 queries on, {text}')
+    assert 'of a query: 90.0 GFLOP, 200 ms; with shared tokens cached: 6.00 GFLOP' in dict(advice.evidence)['Cost']
+
+
+def test_results_of_earlier_versions_have_the_cost_of_whole_queries_alone(comparison):
+    arms = {'prompt': ('prompt', 0.9, 0.9, 0, 0.0, 9e10), 'head': ('train', 0.4, 0.89, 10, 1e13, 4e9)}
+    results = comparison(arms=arms, rows=2000)
+    for trial in results['trials']:
+        del trial['ledger']['query_flops_cached']
+    advice = recommend(results)
     assert advice.choice.plan[1][0] == pytest.approx(5e13 / 8.6e10)
     assert advice.headline.endswith('to create; from about 580 queries on, head costs less in total.')
 
@@ -148,7 +159,7 @@ def test_cost_of_one_arm_that_was_not_measured(comparison):
     results = comparison(arms={'lora': TRAIN, 'head': ('train', 0.4, 0.89, 10, 1e13, 4e9)}, sizes=(512,), rows=2000)
     for trial in results['trials']:
         if trial['arm'] == 'lora':
-            del trial['ledger']['query_flops']
+            del trial['ledger']['query_flops'], trial['ledger']['query_flops_cached']
     advice = recommend(results)
     assert advice.choice.arm == 'lora' and 'the costs of lora were not measured' in advice.headline
 
