@@ -1,5 +1,6 @@
 """What is measured of a finished trial beside its test: later blocks of rows, latency, tokens and costs of a query."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,15 @@ from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.cost.flops import forward_flops
 from lmtrain.cost.ledger import NOTHING, Prices, Spent
 from lmtrain.cost.query import Query
+from lmtrain.data import Tokenizer
 from lmtrain.data.rows import Row
+from lmtrain.inference import rendering
 from lmtrain.inference.calibration import CONTENT_FREE
 from lmtrain.inference.demonstrations import SHARED
 from lmtrain.inference.latency import query_seconds
+from lmtrain.inference.likelihood import common_length
 from lmtrain.inference.prompting import PromptSettings
+from lmtrain.inference.questions import ask
 from lmtrain.training.load import LoadedModel
 
 SAMPLED = 64  # rows whose tokens are counted
@@ -81,23 +86,49 @@ def query_of_prompt(
 
     The nearest demonstrations need one more reading of the row, for its embedding.
     """
-    task, tokenizer = comparison.task, loaded.tokenizer
-
-    def mean_tokens(texts: Sequence[str]) -> float:
-        return float(np.mean([len(ids) for ids in tokenizer.encode_batch(list(texts))])) if texts else 0.0
-
-    row = mean_tokens([row.fields['prompt'] for row in task.selection[:SAMPLED]])
-    choices = [float(len(ids)) for ids in tokenizer.encode_batch(list(task.completions))]
-    instruction = mean_tokens([form.instruction + form.separator]) if form.instruction else 0.0
-    texts = [row.fields['prompt'] + row.fields['completion'] + form.separator for row in pool[:SAMPLED]]
-    room = max(loaded.model.max_len - 1 - instruction - row - max(choices), 0.0)
+    rows, tokenizer = comparison.task.selection[:SAMPLED], loaded.tokenizer
+    parts = _chat_parts if form.chat_template else _text_parts
+    beginning, row, demonstration, choices = parts(tokenizer, rows, pool[:SAMPLED], form)
+    room = max(loaded.model.max_len - beginning - row - max(choices), 0.0)
     shots = len(pool) if form.shots < 0 else form.shots
-    demonstrations = min(shots * mean_tokens(texts), room)
+    demonstrations = min(shots * demonstration, room)
+    embedded = _mean_tokens(tokenizer, [row.fields['prompt'] for row in rows]) if form.select == 'nearest' else 0.0
     is_shared, alone = form.select in SHARED, 'contrast' in scores and form.shots != 0
     again = len(CONTENT_FREE) if 'content_free' in scores and not is_shared else 0
-    shared = 1 + instruction + (demonstrations if is_shared else 0.0)
-    own = row * (1 + alone + (form.select == 'nearest')) + (0.0 if is_shared else demonstrations * (1 + again))
+    shared = beginning + (demonstrations if is_shared else 0.0)
+    own = row * (1 + alone) + embedded + (0.0 if is_shared else demonstrations * (1 + again))
     return Query(own, shared, choices * (1 + alone + again))
+
+
+def _mean_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    return float(np.mean([len(ids) for ids in tokenizer.encode_batch(list(texts))])) if texts else 0.0
+
+
+def _text_parts(
+    tokenizer: Tokenizer, rows: Sequence[Row], pool: Sequence[Row], form: PromptSettings
+) -> tuple[float, float, float, list[float]]:
+    """Tokens of (what every prompt begins with, a row, a demonstration, each choice), means over rows."""
+    instruction = _mean_tokens(tokenizer, [form.instruction + form.separator]) if form.instruction else 0.0
+    row = _mean_tokens(tokenizer, [row.fields['prompt'] for row in rows])
+    texts = [row.fields['prompt'] + row.fields['completion'] + form.separator for row in pool]
+    choices = [float(len(ids)) for ids in tokenizer.encode_batch(list(form.choices))]
+    return 1 + instruction, row, _mean_tokens(tokenizer, texts), choices
+
+
+def _chat_parts(
+    tokenizer: Tokenizer, rows: Sequence[Row], pool: Sequence[Row], form: PromptSettings
+) -> tuple[float, float, float, list[float]]:
+    """`_text_parts` of turns of a chat template, whose tokens are read too."""
+    encode = functools.partial(rendering.choices_chat, tokenizer, form.chat_template, form.system or form.instruction)
+    asked, others = ask(rows, form, pool)
+    choices = [float(len(ids)) for ids in encode(asked[0], []).continuations]
+    longest = (max(form.choices, key=len),)  # the turns before the answer are the same for all choices
+    asked = [question._replace(choices=longest) for question in asked]
+    first, *rest = (encode(question, []).context_ids for question in asked)
+    beginning = common_length(first, encode(asked[0]._replace(context='-'), []).context_ids)
+    shown = [len(encode(asked[0], [other]).context_ids) - len(first) for other in others]
+    row = float(np.mean([len(ids) for ids in (first, *rest)])) - beginning
+    return float(beginning), row, float(np.mean(shown)) if shown else 0.0, choices
 
 
 def embedding(loaded: LoadedModel, pool: Sequence[Row], form: PromptSettings) -> Spent:

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from lmtrain.compare import measures, predictors, trials
+from lmtrain.compare import choice_scores, measures, predictors, trials
+from lmtrain.data.chat.template import Template
+from lmtrain.inference import likelihood
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
 
 
 def test_blocks_are_the_rows_that_the_subset_lacks_and_are_scored_once(small):
@@ -32,6 +39,26 @@ def test_a_query_reads_no_more_than_the_context(small):
     assert query.shared + query.row + longest == pytest.approx(shared.model.model.max_len)
     few = measures.query_of_prompt(shared, shared.model, shared.subset(64, 1), form._replace(shots=1), ['sum'])
     assert few.row < query.row / 3
+
+
+@pytest.mark.parametrize('shots', [0, 1])
+@pytest.mark.parametrize('instruction', ['', 'Cats?'])
+@pytest.mark.parametrize('source', [CHATML, None])
+def test_the_tokens_of_a_query_are_those_that_are_read(small, monkeypatch, source, shots, instruction):
+    shared, _ = small('read_tokens', ('few_shot',))
+    template = source and Template(source, 'ChatML')
+    options = {'shots': shots, 'select': 'first', 'instruction': instruction, 'chat_template': template}
+    form, pool, prompts = predictors.settings(shared.task, **options), shared.subset(4, 1)[:1], []
+    read = likelihood.log_likelihoods
+    monkeypatch.setattr(likelihood, 'log_likelihoods', lambda *own: prompts.extend(own[2]) or read(*own))
+    choice_scores.of_rows(shared.model, pool, form, shared.task.selection, ['sum'])
+    query = measures.query_of_prompt(shared, shared.model, pool, form, ['sum'])
+    tokens = np.mean([len(each.context_ids) + sum(map(len, each.continuations)) for each in prompts])
+    assert query.tokens == pytest.approx(tokens) and len(prompts) == 8
+    texts = [row.fields['prompt'] for row in shared.task.selection]
+    own = np.mean([len(ids) for ids in shared.model.tokenizer.encode_batch(texts)])
+    after = len('<|im_end|>\n<|im_start|>assistant\n') if template else 0  # of bytes
+    assert query.row == pytest.approx(own + after)
 
 
 def test_a_head_reads_the_row_up_to_the_length_of_a_batch(small):
