@@ -90,7 +90,8 @@ def trade_offs(results: Results, advice: Recommendation) -> list:
     marked = arms.index(advice.choice.arm) if advice.choice.arm in arms else None
     text = f'With {values.labelled(results, [size])}, the most accurate arm first; costs are means over the '
     text += 'seeds. Arrows show which direction is better, and the best of a column is bold. The creation of an arm '
-    text += 'includes everything that selected it: the grid of learning rates, the search over prompts, calibration.'
+    text += 'includes everything that selected it: the grid of learning rates, the search over prompts, calibration. '
+    text += 'The time to create includes compilation, except of train steps: it is longer for the arms that run first.'
     return [Paragraph(text), table(results, arms, columns, marked=marked)]
 
 

@@ -30,6 +30,7 @@ def test_sections_are_in_order(content):
 
 
 def test_trade_offs(content):
+    assert 'The time to create includes compilation' in content['trade-offs'].blocks[0].text
     rows = table(content['trade-offs'].blocks)
     assert list(rows)[:3] == ['lora', 'full', 'last-layers']
     lora = rows['lora']
