@@ -95,7 +95,8 @@ def of_rows(
 
     def scored(form: prompting.PromptSettings) -> prompting.Scores:
         model = loaded.model, loaded.params, loaded.tokenizer
-        return prompting.score(*model, rows, form, demonstrations=pool, vectors=vectors)
+        shown = pool if form.shots else ()  # it is prepared for every query
+        return prompting.score(*model, rows, form, demonstrations=shown, vectors=vectors)
 
     results, answers = scored(form)
     nats, sizes = np.array([row['nats'] for row in answers]), [len(choice.encode()) for choice in form.choices]

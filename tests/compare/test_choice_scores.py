@@ -52,6 +52,20 @@ def test_scores_of_choices(scored):
     assert alone['contrast'] == pytest.approx(np.log(1 / 3))  # without demonstrations they add nothing
 
 
+def test_a_pool_that_gives_no_demonstrations_is_not_prepared(scored, monkeypatch):
+    pools, score = [], prompting.score
+
+    def recorded(*arguments, demonstrations, vectors):
+        pools.append(demonstrations)
+        return score(*arguments, demonstrations, vectors)
+
+    monkeypatch.setattr(prompting, 'score', recorded)
+    rows = [Row('', {})] * 8
+    choice_scores.of_rows(Loaded, rows, FORM._replace(shots=0), rows, ('sum',))
+    choice_scores.of_rows(Loaded, rows, FORM, rows, ('sum', 'contrast'))  # with demonstrations, and without
+    assert pools == [(), rows, ()]
+
+
 def test_batch_calibration_takes_the_preference_for_a_class_away(scored):
     rows = [Row('', {'label': CLASSES[i % 3]}) for i in range(8)]
     likelihoods = choice_scores.of_rows(Loaded, (), FORM, rows, ('sum', 'batch'))

@@ -135,7 +135,8 @@ def test_templates_are_other_texts_of_the_same_rows(small, tmp_path, monkeypatch
     score = prompting.score
 
     def recorded(model, params, tokenizer, asked, form, **options):
-        texts.append((asked[0].fields['prompt'], options['demonstrations'][0].fields['prompt'], form.choices))
+        if shown := options['demonstrations']:  # none for what the demonstrations add
+            texts.append((asked[0].fields['prompt'], shown[0].fields['prompt'], form.choices))
         return score(model, params, tokenizer, asked, form, **options)
 
     monkeypatch.setattr(prompting, 'score', recorded)
