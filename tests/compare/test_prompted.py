@@ -179,7 +179,7 @@ def test_a_template_that_writes_the_date_needs_one(small, monkeypatch):
 
 
 def test_dropped_demonstrations_are_recorded_and_shown(small, tmp_path):
-    shared, selected = small('long', ('many_shot',), sizes=(64,), test=8)
+    shared, selected = small('many', ('many_shot',), sizes=(64,), test=8)
     trial = trial_of(shared, selected, 'many_shot', 64)
     own = trials.run(shared, trial, prompted.run)
     selected_rows = own['selection']
