@@ -125,7 +125,7 @@ def test_a_rank_that_the_mesh_does_not_divide_is_sharded_by_the_next_rule():
     [
         {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/attention/(query|key|value|output)/kernel', 256),)},
         {'adapt.method': 'lora', 'adapt.lora.rank': (('embed/embedding', 64),)},
-        {'adapt.method': 'prefix', 'adapt.prefix.hidden': 512},
+        {'adapt.method': 'prefix', 'adapt.prefix.hidden': 512, 'model.max_len': 1044},
         {'adapt.method': 'prompt', 'adapt.prompt.hidden': 768, 'data.isolate': False, 'model.max_len': 1044},
     ],
     ids=['lora', 'embedding', 'prefix', 'prompt'],
