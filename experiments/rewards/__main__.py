@@ -91,9 +91,8 @@ def trial(name: str, seed: int, workdir: pathlib.Path, quick: dict) -> dict:
         figures = {'before': score(start, rows), 'after': score(end, rows)}
         figures |= {'kl': divergence(end, start, rows), 'minutes': results['cost']['seconds'] / 60}
         figures |= {'steps': results['cost']['steps'], 'rows': len(rows)}
-        files.write_json(
-            finished, {'objective': name, 'seed': seed, 'commit': record.git('rev-parse', 'HEAD')} | figures
-        )
+        about = {'commit': record.git('rev-parse', 'HEAD'), 'processor': record.machine()['processor']}
+        files.write_json(finished, {'objective': name, 'seed': seed} | about | figures)
     return files.read_json_object(finished)
 
 
@@ -146,11 +145,14 @@ def memory_figures(entries: list[dict]) -> list[dict]:
 
 def earlier(trials: list[dict]) -> list[str]:
     """A note on the objectives that were trained before the present commit, in a folder that was continued."""
-    names: dict[str, dict[str, None]] = {}
+    names: dict[tuple[str, str], dict[str, None]] = {}
     for each in trials:
         if each['commit'] != record.git('rev-parse', 'HEAD'):
-            names.setdefault(each['commit'][:10], {})[each['objective']] = None
-    return [f'Trained at the earlier commit {commit}: {"; ".join(own)}.' for commit, own in names.items()]
+            names.setdefault((each['commit'][:10], each['processor']), {})[each['objective']] = None
+    return [
+        f'Trained at the earlier commit {commit}, on {processor}: {"; ".join(own)}.'
+        for (commit, processor), own in names.items()
+    ]
 
 
 def main() -> None:
