@@ -3,7 +3,8 @@
 Command: lmtrain train --config=configs/cramming_bert.py --config.data.root=DIR --workdir=runs/bert
          DIR holds fineweb/*.parquet (https://huggingface.co/datasets/HuggingFaceFW/fineweb)
 Cost:    24 hours of one GPU, or whatever --config.budget.hours says
-Score:   masked loss: not measured yet (the paper's model on an A6000 scores 80.7 on GLUE after fine-tuning)
+Score:   4.72 nats masked loss in two minutes on two cores at a small size (experiments/cramming); the day on a GPU was
+         never run (the paper's model on an A6000 scores 80.7 on GLUE after fine-tuning)
 Source:  arXiv 2212.14034 and https://github.com/JonasGeiping/cramming at 196c991; its batch ramp and its
          order of sentences by length are left out
 """
