@@ -194,8 +194,8 @@ def notes(trials: list[dict], missing: list[str]) -> list[str]:
         parts = 'all parts' if len(older) == len(trials) else ', '.join(older)
         lines.append(
             f'an unbiased estimate ({parts}): learning rates were tried on one seed against the reported test rows, so '
-            'these figures may be too high, and none counts as reached. run.py now chooses rates on rows held out of '
-            'the training file; it has not been run since.'
+            'these figures may be too high, and none counts as reached. The rates of the other parts were chosen on '
+            'rows held out of the training file.'
         )
     return lines
 
