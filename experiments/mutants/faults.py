@@ -286,8 +286,8 @@ FAULTS = {
         ('embeddings of the pool are free', 'measures.embedding(model, pool, form), ', ''),
         (
             'a template changes the rows and not the demonstrations',
-            'comparison.model, own, form, asked',
-            'comparison.model, pool, form, asked',
+            'comparison.model, own, form, queries',
+            'comparison.model, pool, form, queries',
         ),
     ],
     'lmtrain/compare/rows.py': [

@@ -120,13 +120,13 @@ def _chat_parts(
 ) -> tuple[float, float, float, list[float]]:
     """`_text_parts` of turns of a chat template, whose tokens are read too."""
     encode = functools.partial(rendering.choices_chat, tokenizer, form.chat_template, form.system or form.instruction)
-    asked, others = ask(rows, form, pool)
-    choices = [float(len(ids)) for ids in encode(asked[0], []).continuations]
+    questions, others = ask(rows, form, pool)
+    choices = [float(len(ids)) for ids in encode(questions[0], []).continuations]
     longest = (max(form.choices, key=len),)  # the turns before the answer are the same for all choices
-    asked = [question._replace(choices=longest) for question in asked]
-    first, *rest = (encode(question, []).context_ids for question in asked)
-    beginning = common_length(first, encode(asked[0]._replace(context='-'), []).context_ids)
-    shown = [len(encode(asked[0], [other]).context_ids) - len(first) for other in others]
+    questions = [question._replace(choices=longest) for question in questions]
+    first, *rest = (encode(question, []).context_ids for question in questions)
+    beginning = common_length(first, encode(questions[0]._replace(context='-'), []).context_ids)
+    shown = [len(encode(questions[0], [other]).context_ids) - len(first) for other in others]
     row = float(np.mean([len(ids) for ids in (first, *rest)])) - beginning
     return float(beginning), row, float(np.mean(shown)) if shown else 0.0, choices
 

@@ -106,13 +106,13 @@ def templates(
         form = form._replace(
             choices=rows.completions_of(template, task.classes), calibrated=rows.content_free(template, 'label')
         )
-        own, asked = (rows.in_template(each, template) for each in (pool, task.selection))
+        own, queries = (rows.in_template(each, template) for each in (pool, task.selection))
         try:
-            scored = choice_scores.of_rows(comparison.model, own, form, asked, [chosen['score']])
+            scored = choice_scores.of_rows(comparison.model, own, form, queries, [chosen['score']])
         except InputError:  # this template makes a row too long for the model; the trial itself has answered all rows
             accuracies.append(None)
             continue
-        [candidate] = choice_scores.candidates(scored, asked, task.classes)
+        [candidate] = choice_scores.candidates(scored, queries, task.classes)
         accuracies.append(candidate['accuracy'] if candidate['cut'] <= selected.get('cut', 0) else None)
     return accuracies
 

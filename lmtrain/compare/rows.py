@@ -284,9 +284,8 @@ def _line(row: Row, task: TaskConfig, template: str, classes: Sequence[str]) -> 
     """The fields of a written row."""
     value = row.fields.get(task.label)
     label = classes[class_id(value, tuple(classes), row.place)]
-    named = row._replace(
-        fields=row.fields | {task.label: label}
-    )  # a template has texts, and a label may be true or 1.0
+    # A template has texts, and a label may be true or 1.0.
+    named = row._replace(fields=row.fields | {task.label: label})
     prompt, completion = rendered(named, template, task.label, label)
     texts = {name: text_of(row, field) for name, field in zip(('text', 'text2'), task.text)}
     # Of a pair for preferences, the rejected side is another class, which depends on the text alone.
