@@ -38,9 +38,8 @@ class Loop:
         self.step = self.saved_at = extra['step']  # steps taken, and those that the last checkpoint has
         last = extra.get('validation')
         self.validation, self.evaluated_at = last and numbers(last), extra.get('evaluated_at')  # the last evaluation
-        self.metric = (
-            None  # by which a checkpoint is ranked: the loss, of a sweep the mean of the members that have one
-        )
+        # What ranks a checkpoint: the loss, of a sweep the mean of the members that have one.
+        self.metric: float | None = None
         self.sampled = extra.get('sampled', {})  # numbers of the rollouts that a resumed run needs
         self.clock = metrics.Clock(run.total_steps, run.config.budget.hours, extra['elapsed'])
         if not run.total_steps and run.config.budget.flops:
