@@ -15,11 +15,13 @@ from lmtrain.errors import InputError
 from lmtrain.evaluation.task_run import check_tokens
 from lmtrain.inference.questions import Question
 from lmtrain.report import terminal
+from lmtrain.runtime import preflight
 from lmtrain.tasks import TASKS
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
-MEMORY_SHARE = 0.8  # of a device's memory, above which a grid is not trained as one program
+MEMORY_SHARE = 0.75  # of a device's memory, above which a grid is not trained as one program
+SAVED_COPIES = 2  # of the state in a CPU's memory while a checkpoint is written: a snapshot, and Orbax's buffer
 
 
 class Plan(NamedTuple):
@@ -29,7 +31,7 @@ class Plan(NamedTuple):
       reason: why the arm cannot run on this base; '' if it can.
       trainable: regex of the trained paths; '' of a prompt.
       flops: of a trial of the largest size, with its grid or search.
-      memory: bytes of one device.
+      memory: bytes of one device; of a CPU, with the copies of a checkpoint that is being written.
       sequential: whether the rates of the grid are trained one after another.
     """
 
@@ -55,8 +57,11 @@ def _trained(comparison: Comparison, trial: Trial) -> Plan:
     if not TASKS[config.task.name].has_classes:
         _check_completions(comparison)
     run = build(*resolve(config, base=comparison.base if same else None))
-    memory = run.memory['total']
-    sequential = not trial.arm.settings['vectorised'] or 0 < MEMORY_SHARE * run.device_memory < memory
+    memory, available = run.memory['total'], run.device_memory
+    if not available:
+        memory += SAVED_COPIES * (run.memory['gradients'] + run.memory['moments'])  # the state has no gradients
+        available = preflight.host_memory() // jax.local_device_count()
+    sequential = not trial.arm.settings['vectorised'] or MEMORY_SHARE * available < memory
     if sequential:
         memory //= max(len(run.initial.members), 1)  # at most: members share the frozen leaves
     flops = run.spent(run.total_steps)['executed_flops'] if run.total_steps else config.budget.flops or 0.0

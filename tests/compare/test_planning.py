@@ -1,7 +1,11 @@
 """Plans: what each arm needs, and why an arm cannot run."""
 
+import jax
+
 from configs import compare
+from lmtrain import tree
 from lmtrain.compare import planning
+from lmtrain.runtime import preflight
 
 
 def test_answers_with_the_same_tokens_are_refused_for_every_arm_that_answers_as_text(small):
@@ -23,6 +27,17 @@ def test_rates_one_after_another_need_less_memory_and_as_many_flops(small):
     together, apart = plans['full'], plans['apart']
     assert (together.sequential, apart.sequential) == (False, True)
     assert apart.memory == together.memory // 3 and apart.flops == together.flops > 0 and apart.trainable == '.*'
+
+
+def test_a_grid_that_fills_the_memory_of_a_cpu_is_trained_one_rate_after_another(small, monkeypatch):
+    shared, [full] = small('host', ('full',))
+    together = planning.plan(shared, full)
+    state = 3 * 3 * 4 * tree.count(shared.model.params)  # three rates, parameters and two moments, float32
+    assert together.memory > 5 * state / 3 + 2 * state  # with gradients and activations, and two copies of the state
+    devices = jax.local_device_count()
+    for share, sequential in ((0.7, False), (0.8, True)):
+        monkeypatch.setattr(preflight, 'host_memory', lambda share=share: int(devices * together.memory / share))
+        assert planning.plan(shared, full).sequential is sequential
 
 
 def test_a_search_is_planned_at_its_budget(small):
