@@ -1010,16 +1010,21 @@ FAULTS = {
         ),
     ],
     'lmtrain/inference/likelihood.py': [
-        ('the first token after the context is not counted', '[x + np.sum(rest[0]', '[np.sum(rest[0]'),
         (
-            'the targets of continuations are their own tokens',
-            "batch['targets'][row, span] = ids[:-1], ids[1:]",
-            "batch['targets'][row, span] = ids[:-1], ids[:-1]",
+            'the first token of a continuation is predicted by itself',
+            '[last, *range(span.start, span.stop)]',
+            '[span.start, *range(span.start, span.stop)]',
         ),
         (
             'continuations of a row see each other',
-            '= number, np.arange(len(ids) - 1)',
-            '= 1, np.arange(len(ids) - 1)',
+            '= branch, start + np.arange(len(ids))',
+            '= branch > 0, start + np.arange(len(ids))',
+        ),
+        ('a continuation begins at position 0', 'len(own) if branch else 0', '0'),
+        (
+            'prompts share a row with a soft prompt',
+            'alone = not past and virtual_tokens.prompt(params) is not None',
+            'alone = False',
         ),
         (
             'a common beginning is the longest of two',
@@ -1697,6 +1702,12 @@ FAULTS = {
         ),
     ],
     'lmtrain/models/attention_kernels.py': [
+        ('a branch does not see its trunk', '(key_B1S == 0) | (key_B1S == query_BT1)', 'key_B1S == query_BT1'),
+        (
+            'the window of a branch counts the tokens of a row',
+            'own._replace(window=0))\n        visible_BTS &= _in_tree(mask, start, stop, first, last)',
+            'own)\n        visible_BTS &= _in_tree(mask._replace(window=0), start, stop, first, last)',
+        ),
         (
             'scores in the dtype of the operands',
             'return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)',

@@ -42,7 +42,7 @@ def by_head(loaded: LoadedModel, task: TaskRows, seq_len: int, temperature: floa
         examples, size = encode(rows, loaded, task, seq_len)[0], min(BATCH_SIZE, len(rows))
         grid = batches.Grid(seq_len, size, coarse=batches.is_coarse(loaded.model, loaded.params, size))
         log_p = np.zeros((len(rows), len(task.classes)))
-        for members, (B, T, _) in batches.divide([(len(example.tokens), 0) for example in examples], grid):
+        for members, (B, T) in batches.divide([len(example.tokens) for example in examples], grid):
             some = [examples[member] for member in members]
             values = _log_p(loaded.model, output, config.objective.pool, loaded.params, _padded(some, B, T))
             log_p[[example.source for example in some]] = np.asarray(values, np.float64)[: len(some)]

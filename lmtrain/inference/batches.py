@@ -1,4 +1,4 @@
-"""Batches of texts and their continuations: shapes, and the division of rows into them.
+"""Batches of texts, and of prompts with their continuations packed into rows: shapes, and what each row holds.
 
 A new shape is a program, which takes seconds to compile. A large model computes the rows of a batch in a similar time,
 so padding is what counts; a small one in milliseconds, so the number of shapes is.
@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from lmtrain import tree
 from lmtrain.cost import hardware
+from lmtrain.data.pack import best_fit
 
+ROW = 256  # tokens of a row that several prompts share
 MAX_TOKENS = 2**13  # of a batch, unless it is one row
 MAX_LOGITS = 2**26  # of a batch, if they are materialised
 BATCH_COST = 512  # tokens that take as long as a batch beside its tokens; many batches are a program of their own
@@ -22,19 +25,17 @@ UNKNOWN_FLOPS = 1e11  # FLOP/s of a device without a data sheet, such as a CPU
 
 
 class Least(NamedTuple):
-    """Tokens to which a text, and the beginning of several texts, are padded at least; the same for continuations.
+    """Tokens to which a text, and the beginning of several texts, are padded at least; the same for predicted tokens.
 
     A beginning is one row, whose padding costs little.
     """
 
     text: int
     beginning: int
-    continuations: int
+    predicted: int
 
 
 FINE, COARSE = Least(16, 16, 4), Least(32, 256, 16)  # of a large and of a small model
-
-Shape = tuple[int, int, int]  # (B, T, M): rows, tokens of a text, tokens of its continuations
 
 
 class Grid(NamedTuple):
@@ -43,7 +44,7 @@ class Grid(NamedTuple):
     Attributes:
       context: tokens of a text at most.
       batch_size: rows of a batch at most.
-      vocabulary: number of logits of a token of a continuation, if they are materialised; else 0.
+      vocabulary: number of logits of a predicted token, if they are materialised; else 0.
       coarse: few shapes (`is_coarse`): lengths are at least `COARSE`, and every batch has as many rows as its lengths
         allow.
     """
@@ -66,20 +67,16 @@ class Grid(NamedTuple):
         """Tokens to which the beginning of several texts is padded."""
         return min(rounded(length, self.least.beginning), self.context)
 
-    def continuations(self, number: int) -> int:
-        """Number to which continuations, or their tokens, are padded; 0 stays."""
-        return number and rounded(number, self.least.continuations)
-
-    def most_rows(self, T: int, M: int) -> int:
-        """Unless it is one row, a batch has at most `MAX_TOKENS` tokens, and of continuations `MAX_LOGITS` logits."""
+    def most_rows(self, T: int, M: int = 0) -> int:
+        """Unless it is one row, a batch has at most `MAX_TOKENS` tokens and `MAX_LOGITS` logits, of M tokens a row."""
         limits = MAX_TOKENS // max(T, M), MAX_LOGITS // max(M * self.vocabulary, 1)
         return max(1, min(self.batch_size, *limits))
 
-    def shape(self, rows: int, T: int, M: int) -> Shape | None:
-        """The shape of a batch of rows; None if they are too many."""
+    def rows(self, count: int, T: int, M: int = 0) -> int | None:
+        """Rows of a batch that holds `count`; None if they are too many."""
         most = self.most_rows(T, M)
-        B = most if self.coarse else min(rounded(rows), self.batch_size)
-        return (B, T, M) if rows <= most else None
+        B = most if self.coarse else min(rounded(count), most)
+        return B if count <= most else None
 
 
 def is_coarse(model, params: tree.Params, batch_size: int) -> bool:
@@ -92,35 +89,31 @@ def is_coarse(model, params: tree.Params, batch_size: int) -> bool:
     return batch_size > 1 and 2 * tree.count(params) * MAX_TOKENS < COMPILE_SECONDS * speed
 
 
-def divide(sizes: Sequence[tuple[int, int]], grid: Grid) -> list[tuple[list[int], Shape]]:
-    """[(rows of similar length, the shape of their batch)].
+def divide(lengths: Sequence[int], grid: Grid) -> list[tuple[list[int], tuple[int, int]]]:
+    """[(texts of similar length, the shape (B, T) of their batch, one text in a row)].
 
-    The division of the sorted rows that computes the fewest tokens, padding included, where each batch counts as
+    The division of the sorted texts that computes the fewest tokens, padding included, where each batch counts as
     `BATCH_COST` more.
 
-    Args:
-      sizes: of each row (tokens of its text, tokens of its continuations).
-
-    >>> divide([(20, 3), (300, 3), (17, 2)], Grid(context=512, batch_size=32))
-    [([0, 2], (2, 24, 4)), ([1], (1, 384, 4))]
-    >>> divide([(20, 3), (300, 3), (17, 2)], Grid(context=512, batch_size=32, coarse=True))
-    [([0, 2, 1], (21, 384, 16))]
+    >>> divide([20, 300, 17], Grid(context=512, batch_size=32))
+    [([0, 2], (2, 24)), ([1], (1, 384))]
+    >>> divide([20, 300, 17], Grid(context=512, batch_size=32, coarse=True))
+    [([0, 2, 1], (21, 384))]
     """
-    lengths = [(grid.text(text), grid.continuations(rest)) for text, rest in sizes]
-    order = sorted(range(len(sizes)), key=lambda row: lengths[row])
-    shape_of = functools.cache(grid.shape)
-    # cost[j]: of the first j rows; last[j]: where the last batch of them begins, and its shape.
-    cost, last = [0.0], [(0, (0, 0, 0))]
+    padded = [grid.text(length) for length in lengths]
+    order = sorted(range(len(lengths)), key=lambda text: padded[text])
+    rows_of = functools.cache(grid.rows)
+    # cost[j]: of the first j texts; last[j]: where the last batch of them begins, and its shape.
+    cost, last = [0.0], [(0, (0, 0))]
     for j in range(1, len(order) + 1):
-        least, best, M = math.inf, last[0], 0
-        T, _ = lengths[order[j - 1]]
+        least, best = math.inf, last[0]
+        T = padded[order[j - 1]]
         for i in range(j - 1, -1, -1):
-            M = max(M, lengths[order[i]][1])
-            if not (shape := shape_of(j - i, T, M)):
+            if not (B := rows_of(j - i, T)):
                 break
-            total = cost[i] + shape[0] * (T + M) + BATCH_COST
+            total = cost[i] + B * T + BATCH_COST
             if total < least:
-                least, best = total, (i, shape)
+                least, best = total, (i, (B, T))
         cost.append(least)
         last.append(best)
     batches, j = [], len(order)
@@ -129,6 +122,47 @@ def divide(sizes: Sequence[tuple[int, int]], grid: Grid) -> list[tuple[list[int]
         batches.append((order[i:j], shape))
         j = i
     return batches[::-1]
+
+
+def pack(
+    sizes: Sequence[tuple[int, int]], grid: Grid, alone: bool = False
+) -> list[tuple[list[list[int]], tuple[int, int, int]]]:
+    """[(the prompts of each row of a batch, its shape (B, T, M): rows, tokens and predicted tokens of a row)].
+
+    Short prompts share rows of `ROW` tokens, by best fit; a longer one has a row of its own. On a coarse grid all share
+    rows of the length of the longest.
+
+    Args:
+      sizes: of each prompt (tokens of its text and its continuations, predicted tokens).
+      alone: whether every prompt has a row of its own.
+
+    >>> pack([(100, 3), (300, 3), (90, 2)], Grid(context=512, batch_size=32))
+    [([[0, 2]], (1, 192, 6)), ([[1]], (1, 384, 4))]
+    >>> pack([(100, 3), (90, 2)], Grid(context=512, batch_size=32), alone=True)
+    [([[1]], (1, 96, 4)), ([[0]], (1, 128, 4))]
+    """
+    lengths, predicted = np.array(sizes, np.int64).reshape(-1, 2).T
+    widths = np.array([rounded(length, grid.least.text) for length in lengths.tolist()])
+    if not alone and grid.coarse:
+        widths[:] = max(ROW, widths.max())
+    elif not alone:
+        short = lengths <= ROW
+        widths[short] = rounded(min(ROW, int(lengths[short].sum())), grid.least.text)
+    batches = []
+    for T in np.unique(widths).tolist():
+        members = np.flatnonzero(widths == T)
+        row = np.arange(len(members)) if alone else best_fit(lengths[members], T)
+        order = np.argsort(row, kind='stable')
+        rows = np.split(members[order], np.flatnonzero(np.diff(row[order])) + 1)
+        M = rounded(max(int(predicted[each].sum()) for each in rows), grid.least.predicted)
+        first, most = 0, grid.most_rows(T, M)
+        while left := len(rows) - first:
+            B = most if grid.coarse else min(rounded(left), most)
+            if not grid.coarse and (B - left) * T > BATCH_COST:  # empty rows, which cost more than a second batch
+                B = B * 3 // 4 if B & (B - 1) == 0 else B * 2 // 3  # the next smaller of `rounded`
+            batches.append(([each.tolist() for each in rows[first : first + B]], (B, T, M)))
+            first += min(B, left)
+    return batches
 
 
 def rounded(n: int, least: int = 1) -> int:

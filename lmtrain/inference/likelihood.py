@@ -1,9 +1,10 @@
 """Log-likelihoods of continuations of texts; what texts have in common is encoded once.
 
-    beginning of several texts    rest of each text    its continuations, packed in one row
-    [1, S]                        [B, T]               [B, M]
+    beginning of several texts    prompts of a row: rest of a text │ its continuations │ rest of another text │ ...
+    [1, S]                        [B, T]
 
-Each part attends to the keys and values of those before it (`lmtrain.models.past`).
+A prompt is a segment of its row, a tree: its text is the trunk, and each continuation a branch
+(`attention_kernels.AttentionMask`). A row attends to the keys and values of the beginning (`lmtrain.models.past`).
 """
 
 import collections
@@ -19,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmtrain.errors import NonFiniteOutput
-from lmtrain.inference.batches import FINE, MAX_TOKENS, Grid, divide, is_coarse, rounded
+from lmtrain.inference.batches import FINE, MAX_TOKENS, Grid, is_coarse, pack, rounded
 from lmtrain.inference.sample import bucket
+from lmtrain.models import virtual_tokens
 from lmtrain.models.rotary import by_length
-from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.tree import Params
 
 # A common beginning is encoded by itself if that saves so many tokens: it is a program of its own, and divides batches.
@@ -66,16 +67,17 @@ def log_likelihoods(
     """log p(continuation | context) in nats of every continuation of every prompt.
 
     A context and a continuation together have at most as many tokens as the model's context, without the last, which
-    is not read (`sample.max_new_tokens`). Up to `batch_size` contexts are computed together. The results do not depend
-    on the batch size, nor on the other prompts, beyond rounding in float32.
+    is not read (`sample.max_new_tokens`). Up to `batch_size` rows are computed together, each of a long prompt or of
+    several short ones. The results do not depend on the batch size, nor on the other prompts, beyond rounding in
+    float32.
 
-    Rows of similar length are computed together. Lengths are rounded up (`rounded`), so that few programs are compiled:
-    more so those of a small model (`batches.is_coarse`). Equal prompts are computed once.
+    Lengths are rounded up (`rounded`), so that few programs are compiled: more so those of a small model
+    (`batches.is_coarse`). Equal prompts are computed once.
 
     Raises NonFiniteOutput if a log-likelihood is not finite.
     """
     model = dataclasses.replace(model, unroll=1, remat='none')  # one layer is compiled: faster, and as fast to run
-    context = model.max_len - num_virtual_tokens(params)
+    context = model.max_len - virtual_tokens.num_virtual_tokens(params)
     distinct = {_key(each): each for each in prompts if each.continuations}
     options = {'context': context, 'batch_size': batch_size, 'greedy': greedy}
     # The angles of such a text depend on its length: the keys of its beginning are those of no other text.
@@ -159,31 +161,26 @@ def _score_group(
     if shared:
         beginning = next(iter(group.values())).context_ids[:shared]
         past, computed = (_encode(model, params, padded([beginning], 1, grid.beginning(shared))),), shared
-    computed += sum(len(ids) - shared + _rest(each) for ids, each in group.values())
+    keys, prompts = list(group), list(group.values())
+    sizes = [(len(ids) - shared + sum(map(len, ends)) - len(ends), sum(map(len, ends))) for ids, ends in prompts]
+    computed += sum(tokens for tokens, _ in sizes)
+    alone = not past and virtual_tokens.prompt(params) is not None  # which precedes the first segment of a row
     pending = []
-    sizes = [(len(ids) - shared, _rest(each)) for ids, each in group.values()]
-    for rows, (B, T, M) in divide(sizes, grid):
-        keys = [list(group)[row] for row in rows]
-        prompts = [group[key] for key in keys]
-        own = padded([each.context_ids[shared:] for each in prompts], B, T)
-        own['select'] = np.maximum(own['segment_ids'].sum(axis=1, keepdims=True) - 1, 0)
-        first = _first(prompts, B, grid.continuations(max(len(each.continuations) for each in prompts)))
-        pending.append((keys, _nats(model, params, past, own, first, _packed(prompts, B, M), greedy)))
+    for rows, shape in pack(sizes, grid, alone):
+        batch = _packed([[prompts[index] for index in row] for row in rows], shared, *shape)
+        pending.append((rows, _nats(model, params, batch, past, greedy)))
     results = {}
-    for keys, columns in pending:
-        first, rest = (jax.device_get(each) for each in columns)
-        for row, key in enumerate(keys):
-            ends = np.cumsum([0, *(len(ids) - 1 for ids in group[key].continuations)])
-            spans = [slice(*pair) for pair in itertools.pairwise(ends)]
-            nats = [x + np.sum(rest[0][row, span], dtype=np.float64) for x, span in zip(first[0][row], spans)]
-            top = [x and np.all(rest[1][row, span]) for x, span in zip(first[1][row], spans)]
-            results[key] = np.array(nats, np.float64), np.array(top, bool)
+    for rows, columns in pending:
+        nats_BM, top_BM = jax.device_get(columns)
+        for row, members in enumerate(rows):
+            at = 0
+            for index in members:
+                ends = np.cumsum([at, *map(len, prompts[index].continuations)])
+                spans = [slice(*pair) for pair in itertools.pairwise(ends.tolist())]
+                nats = [np.sum(nats_BM[row, span], dtype=np.float64) for span in spans]
+                results[keys[index]] = np.array(nats), np.array([np.all(top_BM[row, span]) for span in spans])
+                at = int(ends[-1])
     return results, computed
-
-
-def _rest(continuations: Sequence[np.ndarray]) -> int:
-    """Number of tokens that are read of continuations: all but the last of each."""
-    return sum(map(len, continuations)) - len(continuations)
 
 
 def padded(texts: Sequence[np.ndarray], B: int, T: int) -> dict[str, np.ndarray]:
@@ -194,23 +191,27 @@ def padded(texts: Sequence[np.ndarray], B: int, T: int) -> dict[str, np.ndarray]
     return batch
 
 
-def _first(prompts: Sequence[TokenPrompt], B: int, C: int) -> np.ndarray:
-    """int32 [B, C]: the first token of each continuation."""
-    first = np.zeros((B, C), np.int32)
-    for row, prompt in enumerate(prompts):
-        first[row, : len(prompt.continuations)] = [ids[0] for ids in prompt.continuations]
-    return first
+def _packed(rows: Sequence[Sequence[TokenPrompt]], shared: int, B: int, T: int, M: int) -> dict[str, np.ndarray]:
+    """Columns int32 [B, T] of rows of prompts without their first `shared` tokens, and 'select', 'targets' [B, M].
 
-
-def _packed(prompts: Sequence[TokenPrompt], B: int, M: int) -> dict[str, np.ndarray]:
-    """Columns int32 [B, M] of all continuations of a row, each a segment; their last tokens are only targets."""
-    batch = {name: np.zeros((B, M), np.int32) for name in ('tokens', 'segment_ids', 'positions', 'targets')}
-    for row, prompt in enumerate(prompts):
-        at = 0
-        for number, ids in enumerate(prompt.continuations, 1):
-            span = slice(at, at := at + len(ids) - 1)
-            batch['tokens'][row, span], batch['targets'][row, span] = ids[:-1], ids[1:]
-            batch['segment_ids'][row, span], batch['positions'][row, span] = number, np.arange(len(ids) - 1)
+    Each continuation is predicted from the last token of its text on, and its own last token is not read.
+    """
+    batch = {name: np.zeros((B, T), np.int32) for name in ('tokens', 'segment_ids', 'positions', 'branches')}
+    batch |= {name: np.zeros((B, M), np.int32) for name in ('select', 'targets')}
+    for row, prompts in enumerate(rows):
+        at = target = 0
+        for segment, (context, continuations) in enumerate(prompts, 1):
+            own = context[shared:]
+            last = at + len(own) - 1
+            for branch, ids in enumerate((own, *(ids[:-1] for ids in continuations))):
+                span, start = slice(at, at := at + len(ids)), len(own) if branch else 0
+                batch['tokens'][row, span], batch['segment_ids'][row, span] = ids, segment
+                batch['branches'][row, span], batch['positions'][row, span] = branch, start + np.arange(len(ids))
+                if branch:
+                    whole = continuations[branch - 1]
+                    predicted = slice(target, target := target + len(whole))
+                    batch['select'][row, predicted] = [last, *range(span.start, span.stop)]
+                    batch['targets'][row, predicted] = whole
     return batch
 
 
@@ -218,17 +219,6 @@ def _packed(prompts: Sequence[TokenPrompt], B: int, M: int) -> dict[str, np.ndar
 def _encode(model, params, batch):
     """The cache of a text."""
     return model.apply({'params': params}, batch, store=True)['cache']
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'greedy'))
-def _nats(model, params, past, own, first_BC, packed, greedy: bool):
-    """(log p float32, whether it is the largest) of the first tokens [B, C], and of the targets of `packed` [B, M]."""
-    outputs = model.apply({'params': params}, own, past=past, store=True)
-    first = _picked(outputs['logits'][:, 0], first_BC)
-    if not packed['tokens'].shape[1]:
-        return first, (jnp.zeros((len(first_BC), 0)), jnp.zeros((len(first_BC), 0), bool))
-    outputs = model.apply({'params': params}, packed, past=(*past, outputs['cache']))
-    return first, _values(outputs, packed['targets'], greedy)
 
 
 def _values(outputs, targets_BM, greedy: bool):
@@ -255,7 +245,7 @@ def _score_whole(model, params, prompts: dict, *, context: int, batch_size: int,
     for key, (start, continuations) in prompts.items():
         for index, ids in enumerate(continuations):
             T = bucket(len(start) + len(ids) - 1, FINE.text, context)
-            shapes[T, bucket(len(ids), FINE.continuations, T)].append((key, index, np.append(start, ids), len(start)))
+            shapes[T, bucket(len(ids), FINE.predicted, T)].append((key, index, np.append(start, ids), len(start)))
     computed = 0
     for (T, M), rows in sorted(shapes.items()):
         B = min(batch_size, max(1, MAX_TOKENS // T))
@@ -266,7 +256,7 @@ def _score_whole(model, params, prompts: dict, *, context: int, batch_size: int,
                 count = len(ids) - start
                 batch['select'][row, :count] = np.arange(start - 1, len(ids) - 1)
                 batch['targets'][row, :count] = ids[start:]
-            columns = jax.device_get(_selected(model, params, batch, greedy))
+            columns = jax.device_get(_nats(model, params, batch, (), greedy))
             for (key, index, ids, start), nats, top in zip(some, *columns, strict=False):
                 results[key][0][index] = np.sum(nats[: len(ids) - start], dtype=np.float64)
                 results[key][1][index] = np.all(top[: len(ids) - start])
@@ -280,7 +270,7 @@ def token_log_likelihoods(model, params: Params, prompts: Sequence[TokenPrompt],
     A context and its continuation together have at most as many tokens as in `log_likelihoods`.
     """
     model = dataclasses.replace(model, unroll=1, remat='none')
-    context = model.max_len - num_virtual_tokens(params)
+    context = model.max_len - virtual_tokens.num_virtual_tokens(params)
     shapes = collections.defaultdict(list)
     for index, (start, (ids,)) in enumerate(prompts):
         shapes[bucket(len(start) + len(ids) - 1, FINE.text, context)].append((index, np.append(start, ids), len(start)))
@@ -290,15 +280,16 @@ def token_log_likelihoods(model, params: Params, prompts: Sequence[TokenPrompt],
         for some in (rows[first : first + B] for first in range(0, len(rows), B)):
             batch = padded([ids[:-1] for _, ids, _ in some], B, T)
             batch['targets'] = padded([ids[1:] for _, ids, _ in some], B, T)['tokens']
-            nats_BT, _ = jax.device_get(_selected(model, params, batch, False))
+            nats_BT, _ = jax.device_get(_nats(model, params, batch, (), False))
             for (index, ids, start), nats in zip(some, nats_BT, strict=False):
                 values[index] = nats[start - 1 : len(ids) - 1]
     return values
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'greedy'))
-def _selected(model, params, batch, greedy: bool):
-    return _values(model.apply({'params': params}, batch), batch['targets'], greedy)
+def _nats(model, params, batch, past, greedy: bool):
+    """(log p float32, whether it is the largest) of the targets of a batch, [B, M]."""
+    return _values(model.apply({'params': params}, batch, past=past), batch['targets'], greedy)
 
 
 def common_length(a: np.ndarray, b: np.ndarray) -> int:

@@ -29,6 +29,7 @@ class AttentionInputs(NamedTuple):
       row_ids: int32 [B], index of each row in the global batch (dropout).
       hooks: collectives if parameters or positions are sharded, and the fused kernel of the devices.
       pasts: texts before the rows (lmtrain.models.past).
+      branches: int32 [B, T], or None (`AttentionMask`).
     """
 
     rotary: Any
@@ -42,6 +43,7 @@ class AttentionInputs(NamedTuple):
     row_ids: Any
     hooks: ShardingHooks = NO_SHARDING
     pasts: tuple[Past, ...] = ()
+    branches: Any = None
 
 
 class Attention(nn.Module):
@@ -74,6 +76,7 @@ class Attention(nn.Module):
             if prefix is not None:
                 key_BSGK = _prepend(prefix, key_BSGK)
                 value_BSGK = _prepend(self.get_variable('params', 'prefix_value'), value_BSGK)
+            reads_positions = prefix is not None or inputs.pasts or inputs.branches is not None
             mask = AttentionMask(
                 causal=m.causal,
                 window=inputs.window,
@@ -81,7 +84,8 @@ class Attention(nn.Module):
                 key_segments=inputs.key_segments,
                 query_index=inputs.query_index,
                 prefix=0 if prefix is None else prefix.shape[0],
-                positions=None if prefix is None and not inputs.pasts else inputs.positions,
+                positions=inputs.positions if reads_positions else None,
+                branches=inputs.branches,
             )
             operands = query_BTHK, key_BSGK, value_BSGK, mask
             if inputs.pasts:

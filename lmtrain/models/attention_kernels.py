@@ -27,7 +27,9 @@ class AttentionMask(NamedTuple):
       prefix: P, number of keys that precede index 0 and belong to no segment. Every document sees them as if they were
         before its first token: all of them without a window, else prefix key p is at the distance P + position - p,
         the same as transformers' cache of past keys.
-      positions: int32 [B, T], of the queries in their documents; used only with both `prefix` and a window.
+      positions: int32 [B, T], of the queries in their documents; used only with a window and `prefix` or `branches`.
+      branches: int32 [B, T], or None. The tokens of a segment are then a tree: a trunk, 0, and branches 1, 2, ... that
+        each continue it. A query sees keys of the trunk and of its own branch, and a window counts positions. T == S.
     """
 
     causal: bool
@@ -37,6 +39,7 @@ class AttentionMask(NamedTuple):
     query_index: Any = None
     prefix: int = 0
     positions: Any = None
+    branches: Any = None
 
 
 def attend_chunked(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, **options):
@@ -98,7 +101,7 @@ def attend(
     T, K = query_BTHK.shape[1], query_BTHK.shape[3]
     options = {'softcap': softcap, 'scale': K**-0.5 if scale is None else scale}
     kernel = hooks.attention_kernel
-    if kernel and backend in ('auto', kernel) and not mask.prefix:
+    if kernel and backend in ('auto', kernel) and not mask.prefix and mask.branches is None:
         properties = {'head_dim': K, 'dtype': query_BTHK.dtype, 'window': mask.window, 'softcap': softcap}
         properties['capability'] = hooks.capability
         reason = (
@@ -275,7 +278,7 @@ def xla(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, *, softcap, scale
 
     if mask.causal and mask.query_index is None:
         blocks = [(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)]
-        window = mask.window if isinstance(mask.window, int) else 0
+        window = mask.window if isinstance(mask.window, int) and mask.branches is None else 0
         out = [block(start, stop, max(0, start - window + 1) if window else 0, stop) for start, stop in blocks]
         out_BGRTK = jnp.concatenate(out, axis=3)
     else:
@@ -289,8 +292,22 @@ def block_mask(mask: AttentionMask, start: int, stop: int, first: int, last: int
     columns = {name: getattr(mask, name) for name in ranges}
     own = mask._replace(**{name: x_BT[:, slice(*ranges[name])] for name, x_BT in columns.items() if x_BT is not None})
     query_index = jnp.arange(start, stop)[None] if mask.query_index is None else mask.query_index
-    visible_BTS = visible(query_index, jnp.arange(first, last)[None], own)
+    if mask.branches is None:
+        visible_BTS = visible(query_index, jnp.arange(first, last)[None], own)
+    else:
+        visible_BTS = visible(query_index, jnp.arange(first, last)[None], own._replace(window=0))
+        visible_BTS &= _in_tree(mask, start, stop, first, last)
     return with_prefix(visible_BTS, own) if mask.prefix and visible_BTS is not None else visible_BTS
+
+
+def _in_tree(mask: AttentionMask, start: int, stop: int, first: int, last: int):
+    """bool [B, stop - start, last - first]: the keys of the trunk and of each query's branch that are in its window."""
+    query_BT1, key_B1S = mask.branches[:, start:stop, None], mask.branches[:, None, first:last]
+    visible_BTS = (key_B1S == 0) | (key_B1S == query_BT1)
+    if isinstance(mask.window, int) and not mask.window:
+        return visible_BTS
+    distance_BTS = mask.positions[:, start:stop, None] - mask.positions[:, None, first:last]
+    return visible_BTS & (distance_BTS < mask.window)
 
 
 def cudnn(query_BTHK, key_BSGK, value_BSGK, mask: AttentionMask, *, softcap, scale):

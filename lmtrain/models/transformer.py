@@ -57,6 +57,7 @@ class Transformer(Settings):
           hooks: collectives for sharded parameters and positions.
           past: caches of consecutive texts that precede the rows, read only: of B rows each, or of fewer that several
             rows share (lmtrain.models.past). All segments of a row continue them; `positions` count from their end.
+            `branches` in the batch makes each segment a tree (`attention_kernels.AttentionMask`).
           store: returns keys and values of the T tokens as a cache that may be the `past` of later calls. It excludes
             `cache`. The real tokens of a row come first in it, and are one text.
           cache: from `init_cache` or an earlier call: the tokens between `past`, which it requires, and the one token
@@ -182,7 +183,8 @@ class Network(nn.Module):
         """(AttentionInputs, positions int32 [B, T]); `shift` is added to every position."""
         m = self.model
         B, T = batch['tokens'].shape
-        if not past:
+        branches = batch.get('branches')
+        if not past and branches is None:
             m.check_length(T + shift, 'a row of')
         if not jnp.issubdtype(batch['tokens'].dtype, jnp.integer):
             raise InputError(f'column tokens has dtype {batch["tokens"].dtype}, not an integer')
@@ -220,7 +222,7 @@ class Network(nn.Module):
         inputs = AttentionInputs(
             rotary, local_rotary, positions, m.window, segments, key_segments, index, cached, row_ids, hooks, pasts
         )
-        return inputs, positions + shift
+        return inputs._replace(branches=branches), positions + shift
 
     def for_layer(self, inputs, layer):
         """The AttentionInputs of one layer: its pasts, window and angles. In a scan, `layer` is traced."""

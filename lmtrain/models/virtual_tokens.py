@@ -88,6 +88,8 @@ def _lengthen(batch, size: int):
     longer = {'tokens': jnp.pad(batch['tokens'], front)}
     if 'segment_ids' in batch:
         longer['segment_ids'] = jnp.pad(batch['segment_ids'], front, mode='edge')
+    if 'branches' in batch:
+        longer['branches'] = jnp.pad(batch['branches'], front)
     if 'positions' in batch:
         longer['positions'] = jnp.pad(batch['positions'], front).at[:, :size].set(jnp.arange(size)[None])
     return batch | longer

@@ -152,11 +152,11 @@ def test_many_choices_are_one_program():
     random = np.random.default_rng(2)
     rows = [random.integers(0, VOCAB, length).astype(np.int32) for length in (40, 45, 50)]
     choices = tuple(random.integers(0, VOCAB, 1 + number % 3).astype(np.int32) for number in range(77))
-    programs = likelihood._nats, likelihood._encode, likelihood._selected
+    programs = likelihood._nats, likelihood._encode
     sizes = [program._cache_size() for program in programs]
     values = likelihood.log_likelihoods(model, params, [TokenPrompt(row, choices) for row in rows], 32)
     sizes = [program._cache_size() - n for program, n in zip(programs, sizes, strict=True)]
-    assert sizes == [1, 0, 0]
+    assert sizes == [1, 0]
     assert values.computed_tokens == 40 + 45 + 50 + 3 * sum(len(ids) - 1 for ids in choices)
 
     for own, other in zip(
