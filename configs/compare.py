@@ -91,7 +91,7 @@ def arms() -> ml_collections.ConfigDict:
         'bm25': prompt(shots=8, select='bm25', description='8 demonstrations retrieved by BM25'),
         'nearest': prompt(shots=8, select='nearest', description="8 demonstrations nearest by the base's embeddings"),
         'many_shot': prompt(shots=-1, select='fixed', description='as many random demonstrations as fit'),
-        'search': prompt(shots=8, search='greedy', budget=30_000, description='searched demonstrations'),
+        'search': prompt(shots=8, search='greedy', budget=120_000, description='searched demonstrations'),
         'zero_shot_chat': prompt(
             shots=0,
             scores=SCORES[:3],

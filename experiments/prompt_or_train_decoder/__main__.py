@@ -13,6 +13,7 @@ TASKS = {
         'task.label': 'category',
         'compare.sizes': (770,),
         'compare.selection': 77,
+        'compare.arms.search.budget': 320_000,
         'compare.template': 'Query: {text}\nIntent: {category}',
     },
     'polarity': {
@@ -25,6 +26,7 @@ TASKS = {
         'data.test': 0.2,
         'compare.sizes': (256,),
         'compare.selection': 64,
+        'compare.arms.search.budget': 60_000,
         'budget.steps': 64,
         'evaluate.every_steps': 32,
         'compare.template': 'Review: {text}\nSentiment: {label}',

@@ -22,6 +22,7 @@ SCORES = (
     'contrast',  # less those after the row alone: what the demonstrations add (Shi et al. 2023, arXiv 2305.14739)
     'content_free',  # calibrated by inputs without content (Zhao et al. 2021, arXiv 2102.09690)
 )
+PROMPTS = ('shots_mean', 'prompt_tokens', 'dropped', 'cut')  # what is counted of prompts (`prompting.ChoiceScores`)
 
 
 class ChoiceScores(NamedTuple):
@@ -66,12 +67,14 @@ class ChoiceLikelihoods(NamedTuple):
     Attributes:
       log_p: {score: float64 [rows, C]}, without a bias and a temperature.
       shots_mean: mean number of demonstrations of a prompt.
+      prompt_tokens: mean number of its tokens, without the answer.
       dropped: number of demonstrations, of all prompts together, that did not fit into the context.
       cut: number of prompts without their beginning (PromptSettings.cut).
     """
 
     log_p: dict[str, np.ndarray]
     shots_mean: float
+    prompt_tokens: float
     dropped: int
     cut: int
 
@@ -107,19 +110,19 @@ def of_rows(
     if calibrated:
         result['content_free'] = np.array([row['calibrated_nats'] for row in answers])
     log_p = {name: calibration.log_softmax(result[name]) for name in names}
-    return ChoiceLikelihoods(log_p, results['shots_mean'], results['dropped'], results['cut'])
+    return ChoiceLikelihoods(log_p, **{name: results[name] for name in PROMPTS})
 
 
 def candidates(likelihoods: ChoiceLikelihoods, rows: Sequence[Row], classes: Sequence[str]) -> list[dict[str, Any]]:
     """{'score', 'bias', 'temperature', 'accuracy', 'loss'} of each score on selection rows.
 
-    Each also has 'shots_mean', 'dropped' and 'cut' of the likelihoods.
+    Each also has `PROMPTS` of the likelihoods.
     """
     listed, scored = [], likelihoods.log_p
     for name in scored:
         bias = scored[name].mean(axis=0).tolist() if name == 'batch' else []
         about = {'score': name, 'bias': bias, 'temperature': 1.0}
-        about |= {name: getattr(likelihoods, name) for name in ('shots_mean', 'dropped', 'cut')}
+        about |= {name: getattr(likelihoods, name) for name in PROMPTS}
         about['temperature'] = fit_temperature(scaled(scored, about), rows, classes)
         scores = score(scaled(scored, about), rows, classes)
         listed.append(about | {'accuracy': scores.accuracy, 'loss': scores.loss})

@@ -75,23 +75,30 @@ def query_of_head(comparison: Comparison, loaded: LoadedModel, seq_len: int) -> 
 
 
 def query_of_prompt(
-    comparison: Comparison, loaded: LoadedModel, pool: Sequence[Row], form: PromptSettings, scores: Sequence[str]
+    comparison: Comparison,
+    loaded: LoadedModel,
+    pool: Sequence[Row],
+    form: PromptSettings,
+    scores: Sequence[str],
+    prompt_tokens: float | None = None,
 ) -> Query:
-    """The tokens of a prompted query, means over rows; demonstrations beyond the context are not read.
+    """The tokens of a prompted query, means over the selection rows; demonstrations beyond the context are not read.
 
     Args:
       scores: of `choice_scores.SCORES`, the chosen one, or all that are compared: a contrast reads the row again,
         without demonstrations, and content-free calibration the demonstrations with each of its inputs. Others need
         nothing more.
+      prompt_tokens: mean number of tokens of the prompts of the selection rows, as they were scored. None: they are
+        estimated, with demonstrations of the mean length of the pool. Retrieved ones are longer.
 
     The nearest demonstrations need one more reading of the row, for its embedding.
     """
-    rows, tokenizer = comparison.task.selection[:SAMPLED], loaded.tokenizer
+    rows, tokenizer = comparison.task.selection, loaded.tokenizer
     parts = _chat_parts if form.chat_template else _text_parts
     beginning, row, demonstration, choices = parts(tokenizer, rows, pool[:SAMPLED], form)
     room = max(loaded.model.max_len - beginning - row - max(choices), 0.0)
     shots = len(pool) if form.shots < 0 else form.shots
-    demonstrations = min(shots * demonstration, room)
+    demonstrations = min(shots * demonstration, room) if prompt_tokens is None else prompt_tokens - beginning - row
     embedded = _mean_tokens(tokenizer, [row.fields['prompt'] for row in rows]) if form.select == 'nearest' else 0.0
     is_shared, alone = form.select in SHARED, 'contrast' in scores and form.shots != 0
     again = len(CONTENT_FREE) if 'content_free' in scores and not is_shared else 0

@@ -30,7 +30,7 @@ class Plan(NamedTuple):
     Attributes:
       reason: why the arm cannot run on this base; '' if it can.
       trainable: regex of the trained paths; '' of a prompt.
-      flops: of a trial of the largest size, with its grid or search.
+      flops: of a trial of the largest size, with its grid or search; of a prompt, with the test rows.
       memory: bytes of one device; of a CPU, with the copies of a checkpoint that is being written.
       sequential: whether the rates of the grid are trained one after another.
     """
@@ -64,7 +64,10 @@ def _trained(comparison: Comparison, trial: Trial) -> Plan:
     sequential = not trial.arm.settings['vectorised'] or MEMORY_SHARE * available < memory
     if sequential:
         memory //= max(len(run.initial.members), 1)  # at most: members share the frozen leaves
-    flops = run.spent(run.total_steps)['executed_flops'] if run.total_steps else config.budget.flops or 0.0
+    if run.total_steps:
+        flops = run.spent(run.total_steps)['executed_flops']
+    else:
+        flops = config.budget.flops or 3600 * config.budget.hours * _speed(comparison)
     return Plan('', run.initial.method.trainable, flops, memory, sequential)
 
 
@@ -72,16 +75,30 @@ def _prompted(comparison: Comparison, trial: Trial) -> Plan:
     model = comparison.model
     predictors.check_promptable(model.model)
     _check_completions(comparison)
-    instructions = trial.arm.settings['instructions'] or ('',)
-    chosen = {'instruction': instructions[0], 'shots': min(trial.arm.settings['shots'], trial.size)}
-    pool, form = prompted.prompt(comparison, trial, chosen | {'select': trial.arm.settings['select']})
-    query = measures.query_of_prompt(comparison, model, pool, form, trial.arm.settings['scores'])
-    rows = len(instructions) * len(comparison.task.selection)
+    settings, selected = trial.arm.settings, len(comparison.task.selection)
+    instructions = settings['instructions'] or ('',)
+    chosen = {'instruction': instructions[0], 'shots': min(settings['shots'], trial.size)}
+    pool, form = prompted.prompt(comparison, trial, chosen | {'select': settings['select']})
+    query = measures.query_of_prompt(comparison, model, pool, form, settings['scores'])
+    again = prompted.num_draws(comparison, trial, form) + len(prompted.template_texts(comparison, trial)[1:])
+    rows = (len(instructions) + again) * selected + comparison.task.facts['rows']['test']
     flops = ledger.scoring(model.model, model.params, query, rows).flops
-    if trial.arm.settings['search']:
-        flops = prompted.spent(comparison, trial.arm.settings['budget']).flops
+    if settings['search']:
+        flops += _search(comparison, trial, settings['budget'])
     cached = predictors.BATCH_SIZE * cache_bytes(model.model, query.tokens)
     return Plan('', '', flops, tree.size(model.params) + cached)
+
+
+def _search(comparison: Comparison, trial: Trial, budget: int) -> float:
+    """FLOPs of a search, by those of a prompt without demonstrations; InputError if its budget is less than one."""
+    prompt = {'instruction': '', 'shots': 0, 'select': 'first', 'places': []}
+    one = prompted.scored_once(comparison, trial, prompt)
+    if one.tokens > budget:
+        raise InputError(
+            f'compare.arms.{trial.arm.name}.budget={budget:,} tokens, and one prompt without demonstrations reads '
+            f'about {one.tokens:,.0f} on the selection rows: raise it, or lower compare.selection'
+        )
+    return one.flops / one.tokens * budget
 
 
 def _check_completions(comparison: Comparison) -> None:
@@ -115,7 +132,7 @@ def page(comparison: Comparison, arms: list[Arm]) -> str:
     notes = [terminal.note('skipped', f'{arm.name}: {comparison.plans[arm.name].reason}') for arm in arms]
     notes = [note for arm, note in zip(arms, notes) if comparison.plans[arm.name].reason]
     about = f'total {terminal.duration(total)} at {terminal.unit(speed, "FLOP/s")}'
-    about = textwrap.fill(f'{about}; compilation, evaluation and the test stage come on top', 80)
+    about = textwrap.fill(f'{about}; compilation, evaluation and the test stage of trained arms come on top', 80)
     return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:], about, *notes])
 
 

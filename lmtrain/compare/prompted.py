@@ -11,7 +11,6 @@ from lmtrain.compare import choice_scores, measures, predictors, rows, selection
 from lmtrain.compare.predictors import Predict
 from lmtrain.compare.trials import Comparison, Trial
 from lmtrain.cost import ledger
-from lmtrain.cost.flops import forward_flops
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.inference import demonstrations, prompt_search
@@ -36,8 +35,9 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     result |= {'draws': draws(comparison, trial, form, chosen), 'draws_fitted': True}
     result['template_texts'] = template_texts(comparison, trial)
     result['templates'] = templates(comparison, trial, chosen, result['selection'])
-    query = measures.query_of_prompt(comparison, model, pool, form, [chosen['score']])
-    every = measures.query_of_prompt(comparison, model, pool, form, settings['scores'])
+    tokens = result['selection']['prompt_tokens']
+    query = measures.query_of_prompt(comparison, model, pool, form, [chosen['score']], tokens)
+    every = measures.query_of_prompt(comparison, model, pool, form, settings['scores'], tokens)
     prompts = 1 if settings['search'] else len({each['instruction'] for each in tried})
     compared = ledger.scoring(model.model, model.params, every, prompts * len(comparison.task.selection))
     spent = ledger.together(searched, compared, measures.embedding(model, pool, form), ledger.Spent(seconds=seconds))
@@ -165,22 +165,30 @@ def _search(comparison: Comparison, trial: Trial) -> tuple[dict[str, Any], list[
     places = [row.fields['place'] for row in result.demonstrations]
     chosen = {'instruction': result.settings.instruction, 'shots': result.settings.shots}
     chosen |= {'select': result.settings.select, 'places': places}
-    task, names = comparison.task, trial.arm.settings['scores']
+    task, names, place_of = (
+        comparison.task,
+        trial.arm.settings['scores'],
+        {row.place: row.fields['place'] for row in pool},
+    )
     scored = choice_scores.of_rows(model, *prompt(comparison, trial, chosen), task.selection, names)
     best = chosen | selection.choose(choice_scores.candidates(scored, task.selection, task.classes))
     tried = [
         {
             'instruction': instructions[each['variant']],
-            'demonstrations': len(each['demonstrations']),
+            'shots': len(each['demonstrations']),
+            'select': 'first',
+            'places': [place_of[place] for place in each['demonstrations']],
             'accuracy': each['accuracy'],
             'loss': -each['log_likelihood'],
         }
         for each in result.candidates
     ]
-    return best, tried, spent(comparison, result.computed_tokens)
+    spent = [scored_once(comparison, trial, each) for each in tried]
+    return best, tried, ledger.together(*spent)
 
 
-def spent(comparison: Comparison, tokens: int) -> ledger.Spent:
-    """What a number of computed tokens costs; every token is multiplied by half a context of keys."""
-    model, params = comparison.model.model, comparison.model.params
-    return ledger.Spent(forward_flops(model, tokens, model.max_len / 2, 0, params=params), tokens)
+def scored_once(comparison: Comparison, trial: Trial, candidate: Mapping[str, Any]) -> ledger.Spent:
+    """What it costs to score the selection rows with one prompt: {'instruction', 'shots', 'select', 'places'}."""
+    model = comparison.model
+    query = measures.query_of_prompt(comparison, model, *prompt(comparison, trial, dict(candidate)), ['sum'])
+    return ledger.scoring(model.model, model.params, query, len(comparison.task.selection))

@@ -10,7 +10,7 @@ from lmtrain.errors import NonFiniteOutput
 from lmtrain.files import read_json_lines
 
 # What is measured of a candidate on the selection rows; its other fields are the choice.
-MEASURED = ('loss', 'accuracy', 'shots_mean', 'dropped', 'cut')
+MEASURED = ('loss', 'accuracy', 'shots_mean', 'prompt_tokens', 'dropped', 'cut')
 
 
 def evaluated(folder: Path, learning_rates: Sequence[float]) -> list[dict[str, Any]]:

@@ -49,8 +49,9 @@ def recipe(comparison: Comparison, trial: Trial) -> ml_collections.ConfigDict:
     own.optimizer.learning_rate, own.sweep.learning_rates = rates[0], rates if len(rates) > 1 else ()
     own.evaluate.max_batches, own.evaluate.sources = 0, ()
     every = own.evaluate.every_steps
-    if own.budget.flops:
-        own.budget.flops *= len(rates)  # a run counts the FLOPs of all members; the budget is that of each rate
+    for unit in ('flops', 'hours'):  # a run counts those of all members; the budget is that of each rate
+        if own.budget[unit]:
+            own.budget[unit] *= len(rates)
     steps = own.budget.steps or every * MAX_EVALUATIONS
     own.checkpoint.every_steps = every  # every evaluated step can be chosen
     own.checkpoint.keep_last, own.checkpoint.keep_best = -(-steps // every), 0
@@ -132,8 +133,10 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     result['blocks'] = measures.blocks(comparison, trial, predict)
     result['rows_used'] = rows_used(comparison, trial, config)
     result['forgetting'] = forgetting.measure(comparison, loaded) if trial.size == comparison.sizes[-1] else None
-    query = _query(comparison, trial, loaded, chosen)
-    spent = ledger.together(_spent(comparison, trial, loaded, query, costs, len(tried)), ledger.Spent(seconds=seconds))
+    tokens = result['selection'].get('prompt_tokens')
+    query = _query(comparison, trial, loaded, chosen, tokens)
+    evaluated = _spent(comparison, trial, loaded, query, costs, len(tried), tokens)
+    spent = ledger.together(evaluated, ledger.Spent(seconds=seconds))
     result['ledger'] = ledger.of_training(
         loaded.model,
         loaded.params,
@@ -155,6 +158,7 @@ def _spent(
     query: Query,
     costs: Sequence[dict[str, Any]],
     num_tried: int,
+    prompt_tokens: float | None = None,
 ) -> ledger.Spent:
     """What the evaluation of the candidates on the selection rows costs, without its seconds.
 
@@ -164,6 +168,7 @@ def _spent(
     Args:
       query: of the choice, with its score alone.
       costs: of the runs.
+      prompt_tokens: see `measures.query_of_prompt`.
     """
     rows = len(comparison.task.selection)
     once = ledger.scoring(loaded.model, loaded.params, query, rows)
@@ -172,7 +177,7 @@ def _spent(
     if TASKS[loaded.config.task.name].has_classes:
         return ledger.together(*evaluated, *[once] * num_tried)
     pool, form = prompt(comparison, trial)
-    every = measures.query_of_prompt(comparison, loaded, pool, form, trial.arm.settings['scores'])
+    every = measures.query_of_prompt(comparison, loaded, pool, form, trial.arm.settings['scores'], prompt_tokens)
     scored = ledger.scoring(loaded.model, loaded.params, every, rows)
     return ledger.together(*evaluated, *[scored, measures.embedding(loaded, pool, form)] * num_tried)
 
@@ -197,8 +202,9 @@ def runs(comparison: Comparison, trial: Trial, config) -> list[tuple[str, Any]]:
     for index, rate in enumerate(rates):
         own = config.copy_and_resolve_references().unlock()
         own.optimizer.learning_rate, own.sweep.learning_rates = rate, ()
-        if own.budget.flops:
-            own.budget.flops /= len(rates)
+        for unit in ('flops', 'hours'):
+            if own.budget[unit]:
+                own.budget[unit] /= len(rates)
         each.append((f'rate{index}', own.lock()))
     return each
 
@@ -268,10 +274,13 @@ def prompt(comparison: Comparison, trial: Trial) -> tuple[list[Row], PromptSetti
     return comparison.subset(trial.size, trial.seed), predictors.settings_of(comparison, trial)
 
 
-def _query(comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any]) -> Query:
+def _query(
+    comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen: dict[str, Any], prompt_tokens: float | None
+) -> Query:
     if TASKS[loaded.config.task.name].has_classes:
         return measures.query_of_head(comparison, loaded, seq_len(comparison, trial, loaded))
-    return measures.query_of_prompt(comparison, loaded, *prompt(comparison, trial), [chosen['score']])
+    pool, form = prompt(comparison, trial)
+    return measures.query_of_prompt(comparison, loaded, pool, form, [chosen['score']], prompt_tokens)
 
 
 def remove_others(folder: Path, chosen: dict[str, Any]) -> None:

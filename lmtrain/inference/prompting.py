@@ -26,12 +26,7 @@ from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.tree import Params
 
 # {accuracy of choices: the column of `Scores.rows` with its hits}
-ACCURACIES = {
-    'accuracy': 'right',
-    'accuracy_per_token': 'right_per_token',
-    'accuracy_per_byte': 'right_per_byte',
-    'accuracy_calibrated': 'right_calibrated',
-}
+ACCURACIES = {f'accuracy{kind}': f'right{kind}' for kind in ('', '_per_token', '_per_byte', '_calibrated')}
 
 
 class PromptSettings(NamedTuple):
@@ -98,6 +93,7 @@ class ChoiceScores(NamedTuple):
     Attributes:
       nats, tokens, computed_tokens: see `likelihood.Likelihoods`.
       shots_mean: mean number of demonstrations of a prompt.
+      prompt_tokens: mean number of tokens of a prompt, without the answer.
       dropped: number of demonstrations, of all questions together, that did not fit into the context.
       cut: number of prompts without their beginning, because they do not fit even without demonstrations.
     """
@@ -106,6 +102,7 @@ class ChoiceScores(NamedTuple):
     tokens: list[np.ndarray]
     computed_tokens: int
     shots_mean: float
+    prompt_tokens: float
     dropped: int
     cut: int
 
@@ -157,7 +154,7 @@ def score(
         drawn = list(drawn) if settings.calibrated else drawn
         scores = score_choices(model, params, tokenizer, questions, drawn, settings)
         answers = [_compared(*each) for each in zip(questions, scores.nats, scores.tokens, strict=True)]
-        results |= {name: getattr(scores, name) for name in ('shots_mean', 'dropped', 'cut', 'computed_tokens')}
+        results |= {name: value for name, value in scores._asdict().items() if name not in ('nats', 'tokens')}
         if settings.calibrated:
             results['computed_tokens'] += _calibrate(model, params, tokenizer, questions, drawn, settings, answers)
         for name, column in ACCURACIES.items():
@@ -352,7 +349,8 @@ def _fit(questions: Sequence[Question], demonstrations: Iterable, encode: Callab
             f'{max(context, 0)}{others}: omit the row, use a model with a longer context, or remove the beginning of '
             'such prompts (cut=True)'
         )
-    return prompts, lost | {'shots_mean': shots / len(questions)}
+    tokens = sum(len(prompt.context_ids) for prompt in prompts)
+    return prompts, lost | {'shots_mean': shots / len(questions), 'prompt_tokens': tokens / len(questions)}
 
 
 def _check_ids(questions: Sequence[Question], prompts: Sequence[TokenPrompt], tokenizer: Tokenizer, size: int) -> None:

@@ -61,6 +61,26 @@ def test_the_tokens_of_a_query_are_those_that_are_read(small, monkeypatch, sourc
     assert query.row == pytest.approx(own + after)
 
 
+def test_demonstrations_are_counted_as_they_were_read(small, monkeypatch):
+    """Those that are retrieved for long rows are longer than those of the whole pool."""
+    shared, _ = small('retrieved', ('bm25',), sizes=(64,))
+    pool = shared.subset(64, 1)
+    pool = [
+        row._replace(fields=row.fields | {'prompt': 'mice ' * 30 + row.fields['prompt']}) for row in pool[:3]
+    ] + pool
+    asked = [row._replace(fields=row.fields | {'text': 'mice', 'prompt': 'mice '}) for row in shared.task.selection]
+    shared = shared._replace(task=shared.task._replace(selection=asked))
+    form, prompts = predictors.settings(shared.task, shots=1, select='bm25'), []
+    read = likelihood.log_likelihoods
+    monkeypatch.setattr(likelihood, 'log_likelihoods', lambda *own: prompts.extend(own[2]) or read(*own))
+    scored = choice_scores.of_rows(shared.model, pool, form, asked, ['sum'])
+    query = measures.query_of_prompt(shared, shared.model, pool, form, ['sum'], scored.prompt_tokens)
+    tokens = np.mean([len(each.context_ids) + sum(map(len, each.continuations)) for each in prompts])
+    assert query.tokens == pytest.approx(tokens) and query.shared < query.row
+    estimate = measures.query_of_prompt(shared, shared.model, pool, form, ['sum'])
+    assert estimate.tokens < 0.8 * query.tokens
+
+
 def test_a_head_reads_the_row_up_to_the_length_of_a_batch(small):
     shared, _ = small('heads', ('few_shot',))
     loaded = shared.model._replace(config=shared.config)

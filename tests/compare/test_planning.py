@@ -1,10 +1,11 @@
 """Plans: what each arm needs, and why an arm cannot run."""
 
 import jax
+import pytest
 
 from configs import compare
 from lmtrain import tree
-from lmtrain.compare import planning
+from lmtrain.compare import planning, trained, trials
 from lmtrain.runtime import preflight
 
 
@@ -43,12 +44,44 @@ def test_a_grid_that_fills_the_memory_of_a_cpu_is_trained_one_rate_after_another
 def test_a_search_is_planned_at_its_budget(small):
     def change(config):
         config.compare.arms.search.budget = 5000
+        config.compare.arms.poor = config.compare.arms.search.copy_and_resolve_references()
+        config.compare.arms.poor.budget = 100
 
-    shared, selected = small('budget', ('search', 'few_shot'), change)
+    shared, selected = small('budget', ('search', 'few_shot', 'poor'), change)
     plans = {arm.name: planning.plan(shared, arm) for arm in selected}
     params = shared.model.model.num_layers * 12 * shared.model.model.width**2
     assert plans['search'].flops > 2 * 5000 * params / 2 and plans['search'].trainable == ''
     assert plans['few_shot'].memory > 0
+    assert plans['poor'].reason.startswith('compare.arms.poor.budget=100 tokens, and one prompt without demonstrations')
+
+
+def test_a_prompt_is_planned_with_its_draws_and_the_test_rows(small):
+    def few(name, **changes):
+        def change(config):
+            config.compare.update(changes)
+
+        shared, [arm] = small(name, ('few_shot',), change)
+        return planning.plan(shared, arm).flops, len(shared.task.selection)
+
+    flops, rows = few('drawn', draws=6, templates=(), test=4)
+    without, _ = few('undrawn', draws=0, templates=(), test=4)
+    more, _ = few('tested', draws=0, templates=(), test=4 + rows)
+    assert flops - without == pytest.approx(6 * (more - without), rel=1e-3) and more > without
+
+
+def test_a_budget_in_hours_is_that_of_each_rate(small):
+    def change(config):
+        config.budget.update({'steps': None, 'hours': 0.5})
+        config.compare.arms.apart = config.compare.arms.full.copy_and_resolve_references()
+        config.compare.arms.apart.vectorised = False
+
+    shared, selected = small('hours', ('full', 'apart'), change)
+    shared = shared._replace(plans={arm.name: planning.plan(shared, arm) for arm in selected})
+    assert all(plan.flops > 3 * 0.5 * 3600 * 1e6 for plan in shared.plans.values())
+    for trial in trials.listed(shared, selected):
+        own = trained.runs(shared, trial, trained.recipe(shared, trial))
+        hours = [config.budget.hours for _, config in own]
+        assert hours == ([1.5] if trial.arm.name == 'full' else [0.5] * 3)
 
 
 def test_an_arm_that_cannot_run_has_a_reason(small):

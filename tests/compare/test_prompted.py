@@ -53,7 +53,7 @@ def test_draws_of_balanced_demonstrations_are_balanced(small, monkeypatch, selec
     def scores(model, pool, form, rows, names):
         pools.append([row.fields['label'] for row in pool[: form.shots]])
         log_p = np.full((len(rows), len(shared.task.classes)), -np.log(3))
-        return choice_scores.ChoiceLikelihoods(dict.fromkeys(names, log_p), 4.0, 0, 0)
+        return choice_scores.ChoiceLikelihoods(dict.fromkeys(names, log_p), 4.0, 30.0, 0, 0)
 
     monkeypatch.setattr(choice_scores, 'of_rows', scores)
     assert len(prompted.draws(shared, trial, form, {'score': 'sum'})) == len(pools) == 2
@@ -97,6 +97,28 @@ def test_a_template_that_makes_rows_too_long_has_no_accuracy(small):
     chosen = {'instruction': '', 'shots': 0, 'select': 'fixed', 'score': 'sum'}
     assert prompted.templates(shared, trial, chosen, {'accuracy': 0.5, 'cut': 0}) == [0.5, None]
     assert prompted.templates(shared, trial, chosen, {'accuracy': 0.5}) == [0.5, None]  # of earlier versions
+
+
+def test_a_search_costs_what_its_candidates_cost(small, tmp_path):
+    def change(config):
+        config.compare.arms.search.update({'budget': 4000, 'shots': 2, 'scores': ('sum',)})
+
+    shared, selected = small('search_cost', ('search',), change)
+    trial = trial_of(shared, selected, 'search', 16)
+    own = prompted.run(shared, trial, tmp_path)
+    tried, (model, params) = own['selection']['candidates'], (shared.model.model, shared.model.params)
+    assert {len(each['places']) for each in tried} >= {0, 1}
+    expected = 0.0
+    for each in tried:
+        pool, form = prompted.prompt(shared, trial, each)
+        assert [row.fields['place'] for row in pool] == each['places'] and form.shots == len(each['places'])
+        query = measures.query_of_prompt(shared, shared.model, pool, form, ['sum'])
+        expected += ledger.scoring(model, params, query, len(shared.task.selection)).flops
+    pool, form = prompted.prompt(shared, trial, own['chosen'])
+    tokens = own['selection']['prompt_tokens']
+    last = measures.query_of_prompt(shared, shared.model, pool, form, ['sum'], tokens)
+    expected += ledger.scoring(model, params, last, len(shared.task.selection)).flops
+    assert own['ledger']['selection_flops'] == pytest.approx(expected)
 
 
 def _kernels(params):
