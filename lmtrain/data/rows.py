@@ -14,6 +14,7 @@ from lmtrain.errors import InputError, MissingPackage
 from lmtrain.files import json_type, local_path, parse_json, parse_json_object
 
 CELL_LIMIT = 2**31 - 1  # characters of a csv cell; Python's own limit is 131,072
+OWN_KEYS = ('tool_calls', 'tools')  # fields whose objects have different keys: arguments, and schemas of arguments
 
 
 class Row(NamedTuple):
@@ -242,7 +243,10 @@ def _parquet_rows(path: Path, notes: list[str]) -> Iterator[Row]:
 
 
 def parquet_rows(path: Path, columns: Sequence[str] | None = None, field: str = '') -> Iterator[Row]:
-    """The rows of a parquet file; of `columns` alone if given, which config.`field` names."""
+    """The rows of a parquet file; of `columns` alone if given, which config.`field` names.
+
+    Null entries of the objects in `tool_calls` and `tools` are left out (`_without_foreign_keys`).
+    """
     try:
         import pyarrow
         import pyarrow.parquet
@@ -257,13 +261,29 @@ def parquet_rows(path: Path, columns: Sequence[str] | None = None, field: str = 
             for batch in table.iter_batches(columns=columns):
                 for fields in batch.to_pylist():
                     number += 1
-                    yield Row(f'{path}: row {number}', fields)
+                    yield Row(f'{path}: row {number}', _without_foreign_keys(fields))
     except UnicodeDecodeError as error:
         raise InputError(
             f'{path}: a text after row {number} is not UTF-8 ({error.object[:20]!r}, {error.reason}): write it as UTF-8'
         ) from None
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f'{path}: not a parquet file ({str(error).splitlines()[0]})') from error
+
+
+def _without_foreign_keys(value: Any, nulls: bool = True) -> Any:
+    """A value of parquet without the null entries of objects in OWN_KEYS; `nulls` keeps those of this object.
+
+    All objects of a column have the keys of all rows. A call that has only `city` would be trained with `expr: null`.
+    """
+    if isinstance(value, list):
+        return [_without_foreign_keys(each, nulls) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _without_foreign_keys(each, nulls and name not in OWN_KEYS)
+        for name, each in value.items()
+        if nulls or each is not None
+    }
 
 
 def _conll_rows(path: Path, notes: list[str]) -> Iterator[Row]:

@@ -144,6 +144,25 @@ def test_parquet(tmp_path):
     assert result[1].place.endswith('a.parquet: row 2')
 
 
+def test_parquet_calls_and_schemas_have_their_own_keys(tmp_path):
+    """A column of objects gives each of them the keys of all rows, with null."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    def example(name, arguments, label):
+        calls = [{'function': {'name': name, 'arguments': arguments}}]
+        schema = {'name': name, 'parameters': {key: {'type': 'string'} for key in arguments}}
+        messages = [{'content': None, 'tool_calls': calls}, {'content': 'b', 'tool_calls': None}]
+        return {'messages': messages, 'tools': [schema], 'label': label}
+
+    examples = [example('weather', {'city': 'Paris'}, None), example('sum', {'expr': ['1', None]}, {'x': 1})]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(examples), tmp_path / 'a.parquet')
+    assert [row.fields for row in read_rows('a.parquet', str(tmp_path))] == examples
+    # Nulls of JSON are written by the user.
+    examples[0]['messages'][0]['tool_calls'][0]['function']['arguments']['expr'] = None
+    assert rows(tmp_path, 'a.jsonl', json.dumps(examples[0]))[0].fields == examples[0]
+
+
 def test_parquet_text_that_is_not_utf8_is_named(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet
