@@ -237,6 +237,8 @@ def _encode_splits(
     assert encode_rows, f'{task.name} reads a corpus'  # TaskConfig.check raises before
     settings = [config.name, config.text, config.label, config.labels, config.too_long, seq_len]
     settings += [config.group] if task.groups_rows else []
+    fields = [row.fields for each in rows.values() for row in each] if task.conversations else []
+    settings += ['arguments are objects'] if conversation.has_json_arguments(fields) else []
     content = _digest(rows), tokenizer.encoding
 
     def encode(split: str) -> Encoded:

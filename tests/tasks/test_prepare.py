@@ -385,6 +385,26 @@ def test_fields_of_other_data_sets_are_hashed_if_they_are_read(prepare, monkeypa
     assert [one == other for one, other in zip(now, before)] == [True, True, True, False, True]
 
 
+def test_examples_with_arguments_as_json_text_are_encoded_again(prepare, tmp_path, monkeypatch):
+    source = (
+        "{% for m in messages %}{{ m.content }}{{ m.tool_calls | default('') | tojson }}{{ eos_token }}{% endfor %}"
+    )
+    (tmp_path / 'calls.jinja').write_text(source)
+
+    def fingerprint(arguments, from_call=False):
+        call = {'name': 'f', 'arguments': arguments}
+        answer = {'role': 'assistant', 'content': 'b', 'tool_calls': [{'function': call}]}
+        answer = {'from': 'function_call', 'value': json.dumps(call)} if from_call else answer
+        rows = [{'messages': [{'role': 'user', 'content': f'{n} "arguments": "{{}}"'}, answer]} for n in range(9)]
+        return prepare(rows, name='chat', text=(), label='', template='calls.jinja').fingerprint
+
+    cases = [(value, from_call) for value in ('{}', {}, 'x') for from_call in (False, True)]
+    now = [fingerprint(*case) for case in cases]
+    monkeypatch.setattr('lmtrain.data.chat.conversation.has_json_arguments', lambda fields: False)
+    before = [fingerprint(*case) for case in cases]
+    assert [one == other for one, other in zip(now, before)] == [False, False, True, True, True, False]
+
+
 def test_generated_rows_of_a_recipe_do_not_measure_a_file(prepare):
     generated = {'validation': ('generated:sort',), 'test': ('generated:sort',)}
     task = prepare(**generated)

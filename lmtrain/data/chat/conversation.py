@@ -1,10 +1,12 @@
 """Rows as conversations: recognises the format, checks the messages, and selects the answers to train."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lmtrain.data.chat.template import REASONING
+from lmtrain.data.chat.traced import JsonText
 from lmtrain.data.examples import LABEL
 from lmtrain.data.rows import Row, check_text, text_of, value_of
 from lmtrain.errors import InputError
@@ -305,9 +307,47 @@ def _message(message: Any, at: str) -> dict[str, Any]:
     if isinstance(content, list) and all(isinstance(part, dict) and part.get('type') == 'text' for part in content):
         content = ''.join(check_text(part.get('text'), f"{at}: 'text'") for part in content)
     _check_train_fields(message, roles[role], at)
-    rest = {name: value for name, value in message.items() if name not in names}
+    rest = _with_objects({name: value for name, value in message.items() if name not in names})
     check_text(json.dumps(rest, ensure_ascii=False), at)
     return {'role': roles[role], 'content': check_text(content, f'{at}: {names[1]!r}')} | rest
+
+
+def _with_objects(value: Any, within: bool = False) -> Any:
+    """A message, with the JSON texts of objects in the `arguments` of its `tool_calls` as `JsonText`.
+
+    Files for OpenAI have `arguments` as text, which a template with `tojson` would encode a second time. A text of
+    anything else than an object stays as it is. `within` says whether the value is part of tool calls.
+    """
+    if isinstance(value, list):
+        return [_with_objects(each, within) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: _decoded(each) if within and name == 'arguments' else _with_objects(each, within or name == 'tool_calls')
+        for name, each in value.items()
+    }
+
+
+def _decoded(arguments: Any) -> Any:
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+    return JsonText(value, arguments) if isinstance(value, dict) else arguments
+
+
+def has_json_arguments(value: Any) -> bool:
+    """Whether tool calls in a value of a row have JSON texts as `arguments`, which once were encoded twice."""
+    if isinstance(value, list):
+        return any(map(has_json_arguments, value))
+    if not isinstance(value, Mapping):
+        return False
+    if value.get('from') == 'function_call' and isinstance(text := value.get('value'), str):
+        return bool(re.search(r'"arguments"\s*:\s*"', text))
+    calls = value.get('tool_calls')
+    return _with_objects(calls, True) != calls or any(map(has_json_arguments, value.values()))
 
 
 def _calls(value: Any, at: str) -> list[dict[str, Any]]:

@@ -127,6 +127,32 @@ class Traced(str):
         return self._cased(super().title())
 
 
+class JsonText(dict):
+    """An object that a JSON text holds: a template may read its entries, or write the text itself.
+
+    Published templates do either: Qwen 2.5 and Llama 3 write `arguments | tojson`, DeepSeek V3 `'...' + arguments`.
+
+    >>> call = JsonText({'city': 'Paris'}, '{"city":"Paris"}')
+    >>> call['city'], 'weather' + call
+    ('Paris', 'weather{"city":"Paris"}')
+    """
+
+    __slots__ = ('_text',)  # no other name: a template reads `arguments.text` as an entry
+
+    def __init__(self, value: Mapping, text: str):
+        super().__init__(value)
+        self._text = text
+
+    def __str__(self):
+        return self._text
+
+    def __add__(self, other):
+        return self._text + other
+
+    def __radd__(self, other):
+        return other + self._text
+
+
 def origin_of(text: str) -> bytes:
     """The flags of each character."""
     return text._origin if isinstance(text, Traced) else bytes(len(text))
@@ -140,6 +166,8 @@ def concat(parts: Iterable[str]) -> Traced:
 
 def traced(value: Any, flags: int) -> Any:
     """A JSON value with `flags` on the characters of its texts; keys are unchanged."""
+    if isinstance(value, JsonText):
+        return JsonText(traced(dict(value), flags), Traced(str(value), flags))
     if isinstance(value, Mapping):
         return {key: traced(each, flags) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -149,6 +177,8 @@ def traced(value: Any, flags: int) -> Any:
 
 def flags_of(value: Any) -> int:
     """All flags of the texts in a JSON value."""
+    if isinstance(value, JsonText):
+        return flags_of(str(value))
     if isinstance(value, Mapping):
         return flags_of(list(value.values()))
     if isinstance(value, list | tuple):

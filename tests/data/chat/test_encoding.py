@@ -295,6 +295,37 @@ def test_unwritten_parts_are_counted(tokenizer):
     assert len(notes) == 1
 
 
+@pytest.mark.parametrize('arguments', ['{"city":"a <s> b"}', '{"text": 1, "_text": null}', '{}', 'city a', '"a"', ''])
+@pytest.mark.parametrize('flat', [False, True])
+def test_arguments_as_json_text_are_encoded_once(tokenizer, arguments, flat):
+    """OpenAI's files have them as text. A template may write them as JSON, or the text as it is."""
+    call = {'name': 'f', 'arguments': arguments}
+    talk = [TALK[0], {'role': 'assistant', 'tool_calls': [call if flat else {'function': call}]}]
+    source = (
+        '{% for m in messages %}{{ m.content }}{% for call in m.tool_calls %}{% set call = call.function or call %}'
+        "{{ call.name + ':' }}{{ ARGUMENTS }}</s>{% endfor %}{% endfor %}"
+    )
+    is_object = arguments.startswith('{')
+    as_json = json.dumps(json.loads(arguments) if is_object else arguments)
+    for template, written in (
+        ('call.arguments | tojson', as_json),  # Qwen 2.5, Llama 3
+        ("'=' + call.arguments + '.'", f'={arguments}.'),  # DeepSeek V3
+        ("'' ~ call.arguments", arguments),
+        ('call.arguments', arguments),
+        (
+            'call.arguments if call.arguments is string else call.arguments | tojson',
+            as_json if is_object else arguments,
+        ),
+    ):
+        (example,), _ = encode([row(messages=talk)], tokenizer, source.replace('ARGUMENTS', template))
+        assert marked_text(example, tokenizer).endswith(f'sat on?[f:{written}</s>]')
+    calls = [{'from': 'human', 'value': 'a'}, {'from': 'function_call', 'value': json.dumps(call)}]
+    (example,), _ = encode(
+        [row(conversations=calls)], tokenizer, source.replace('ARGUMENTS', 'call.arguments | tojson')
+    )
+    assert marked_text(example, tokenizer).endswith(f'a[f:{as_json}</s>]')
+
+
 # --- special tokens in content
 
 
