@@ -104,6 +104,7 @@ def task_of_head(model: LoadedModel) -> Task | None:
 
 def _rows_of_texts(rows, field: str) -> list[Row]:
     """`as_rows`, where a list of texts is a list of rows with this field."""
+    _reject_columns(rows)
     if not isinstance(rows, str | Path):
         rows = list(rows)  # an iterator is read once
         rows = [{field: row} for row in rows] if all(isinstance(row, str) for row in rows) else rows
@@ -157,6 +158,7 @@ def evaluate(
     >>> result['rows'], result['chance']
     (2, 0.5)
     """
+    _reject_columns(rows)
     if source:
         return _evaluate_source(_loaded(model, step, member), source, overrides or {}, **settings)
     if overrides and (task is not None or rows):
@@ -277,7 +279,8 @@ def _evaluate_task(model, file, step: int | str, member: int | None, rows=(), *,
 
 
 def as_rows(rows) -> list[Row]:
-    """Rows of one file, of several files, or of dicts."""
+    """Rows of one file, of several files, or of dicts. Raises InputError if they are columns."""
+    _reject_columns(rows)
     rows = [rows] if isinstance(rows, str | Path) else rows
     listed = []
     for index, row in enumerate(rows):
@@ -286,6 +289,21 @@ def as_rows(rows) -> list[Row]:
         else:
             listed.append(row if isinstance(row, Row) else Row(f'row {index}', dict(row)))
     return listed
+
+
+def _reject_columns(rows) -> None:
+    """Raises InputError if `rows` hold columns, such as a DataFrame: an iteration would give the names as texts."""
+    if isinstance(rows, Mapping):
+        names = ', '.join(map(repr, list(rows)[:5]))
+        raise InputError(
+            f'rows are a dict with the keys {names}: pass a list of dicts, [row] for one row; from a dict of lists, '
+            '[dict(zip(columns, cells)) for cells in zip(*columns.values())]'
+        )
+    if hasattr(rows, 'columns'):
+        raise InputError(
+            f"rows are a table ({type(rows).__name__}): pass a list of dicts, such as df.to_dict('records') of pandas, "
+            'or a list of the texts'
+        )
 
 
 def messages_in(row: Row) -> list[dict[str, Any]]:

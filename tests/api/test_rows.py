@@ -104,6 +104,34 @@ def test_invalid_evaluations_of_a_head_are_refused(loaded, words, message):
         model.evaluate(rows=[{'text': 'a', 'label': 'x'}], **words)
 
 
+class Frame:
+    """What an iteration of a DataFrame gives, and its truth value."""
+
+    columns = ('text',)
+
+    def __iter__(self):
+        return iter(self.columns)
+
+    def __bool__(self):
+        raise ValueError('The truth value of a DataFrame is ambiguous')
+
+
+@pytest.mark.parametrize(
+    ('columns', 'message'),
+    [
+        ({'text': ['a', 'b'], 'label': [0, 1]}, r"a dict with the keys 'text', 'label': pass a list of dicts, .*zip"),
+        ({'text': 'a'}, r"a dict with the keys 'text': pass a list of dicts, \[row\] for one row"),
+        (Frame(), r"a table \(Frame\): pass a list of dicts, such as df\.to_dict\('records'\)"),
+    ],
+)
+def test_columns_are_not_read_as_texts(loaded, columns, message):
+    """An iteration gives their names."""
+    model = with_head(loaded, 'classify', 2, labels=('a', 'b'))
+    for read in (model.predict, rows.as_rows, lambda columns: model.evaluate(rows=columns)):
+        with pytest.raises(InputError, match=message):
+            read(columns)
+
+
 def test_the_task_of_a_pretrained_head(loaded):
     assert rows.predicted_task(with_head(loaded, 'classify', 3)).name == 'classify'
     assert rows.predicted_task(with_head(loaded, 'classify', 1)).num_outputs == 1
