@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +33,10 @@ def read_rows(
     Args:
       source: a path, whose ending, in letters of any case, selects the reader: .jsonl or .ndjson (also with .gz), .json
         (an array of objects, or SQuAD's format; a .jsonl that is such an array, and a .json that is an object in every
-        line, are read as what they are), .csv (separated by commas, semicolons or tabs), .tsv (without quoting),
-        .parquet, .conll or .annotated (fields `tokens` and `tags`). Or (path, label): every line of the file that is
-        not blank is a row with the fields `text` and `label`, whatever the ending. Or 'generated:NAME': rows that
-        `verifiable_task` generates.
+        line, are read as what they are), .csv (separated by commas, semicolons or tabs), .tsv (its quotes are text,
+        unless the file has quoted cells), .parquet, .conll or .annotated (fields `tokens` and `tags`). Or (path,
+        label): every line of the file that is not blank is a row with the fields `text` and `label`, whatever the
+        ending. Or 'generated:NAME': rows that `verifiable_task` generates.
       root: the start of relative paths.
       notes: a line is appended for each choice that the reader made and for what it skipped.
       split: of generated rows, 'train', 'validation' or 'test'; '' is all of them.
@@ -197,7 +198,36 @@ def _table_lines(path: Path) -> Iterator[str]:
 
 
 def _tsv_rows(path: Path, notes: list[str]) -> Iterator[Row]:
-    return _table_rows(path, delimiter='\t', quoting=csv.QUOTE_NONE)
+    """Quotes are characters of the texts (GLUE), unless the file has quoted cells (pandas, Excel)."""
+    if not _has_quoted_cells(path):
+        return _table_rows(path, delimiter='\t', quoting=csv.QUOTE_NONE)
+    notes.append(f'{path}: cells in quotes are read as in a .csv')
+    return _table_rows(path, delimiter='\t')
+
+
+def _has_quoted_cells(path: Path) -> bool:
+    """Whether the cells of a .tsv that begin with a quote are quoted as in csv.
+
+    Without quoting, a line can be valid too. Then each such cell is well-formed, and the file has what needs quotes: a
+    quote that is written twice, or names in quotes.
+    """
+    marked = [cell for text in _table_lines(path) for cell in text.split('\t') if cell.startswith('"')]
+    if not marked or not _is_table(path, delimiter='\t'):
+        return False
+    if not _is_table(path, delimiter='\t', quoting=csv.QUOTE_NONE):
+        return True
+    names = next(filter(None, _table_lines(path))).split('\t')
+    needed = any('""' in cell[1:-1] for cell in marked) or all(name.startswith('"') for name in names)
+    return needed and all(re.fullmatch('"([^"]|"")*"', cell) for cell in marked)
+
+
+def _is_table(path: Path, **dialect) -> bool:
+    try:
+        for _ in _table_rows(path, **dialect):
+            pass
+    except InputError:
+        return False
+    return True
 
 
 def _table_rows(path: Path, **dialect) -> Iterator[Row]:
@@ -233,6 +263,11 @@ def _table_rows(path: Path, **dialect) -> Iterator[Row]:
         if len(cells) != len(header):
             mark, quotes = dialect['delimiter'], dialect.get('quoting') != csv.QUOTE_NONE
             way_out = f'. Quote a cell that contains {mark!r}' if len(cells) > len(header) and quotes else ''
+            if not quotes and any('"' in cell for cell in cells):
+                way_out = (
+                    '. Its quotes are read as text: cells are quoted only if every cell that begins with a quote ends '
+                    'in one, with each quote inside of it written twice: "a ""b"" c"'
+                )
             raise InputError(f'{place}: {len(cells)} fields, but the first line names {len(header)}: {header}{way_out}')
         yield Row(place, {name: cell for name, cell in zip(header, cells, strict=True) if name})
 

@@ -87,6 +87,34 @@ def test_csv_separator_is_detected_and_noted(tmp_path):
     assert notes == [f"{tmp_path / 'a.csv'}: the cells are separated by ';'"]
 
 
+QUOTED = 'He said "hi"', 'plain', 'a\tb', 'two\nlines', '"'
+TSV = 'text\tlabel\n'
+
+
+@pytest.mark.parametrize(
+    ('content', 'texts'),
+    [
+        (TSV + '"He said ""hi"""\tx\nplain\tx\n"a\tb"\tx\n"two\nlines"\tx\n""""\tx\n', QUOTED),
+        (TSV + '"He said ""hi"""\tx\n', QUOTED[:1]),
+        (TSV + 'plain\tx\n"a\tb"\tx\n', ('plain', 'a\tb')),
+        ('"text"\t"label"\n"plain"\t"x"\n', ('plain',)),
+        # Here quotes are characters of a text.
+        (TSV + '"He said ""hi"""\tx\n"open\tx\n', ('"He said ""hi"""', '"open')),
+        (TSV + '"plain"\tx\nsaid "hi"\tx\n', ('"plain"', 'said "hi"')),
+        (TSV + '"Yes," he said\tx\n"a"\tx\n', ('"Yes," he said', '"a"')),
+        (TSV + '"Yes\tx\nplain\tx\nNo"\tx\n', ('"Yes', 'plain', 'No"')),
+    ],
+)
+def test_quoted_cells_of_a_tsv(tmp_path, content, texts):
+    """pandas and Excel quote cells of a .tsv, and GLUE does not."""
+    (tmp_path / 'a.tsv').write_text(content)
+    notes = []
+    found = [row.fields['text'] for row in read_rows('a.tsv', str(tmp_path), notes=notes)]
+    assert tuple(found) == texts
+    is_noted = notes == [f'{tmp_path / "a.tsv"}: cells in quotes are read as in a .csv']
+    assert is_noted == (content.count('"') > sum(text.count('"') for text in texts)) and is_noted == bool(notes)
+
+
 COMMENTED = {
     'multiconer': ('# id 5f2a\tdomain=en\na _ _ O\n# _ _ B\n\n# id 6\tdomain=en\nb _ _ O\n', 2),
     'keys and values': ('# newdoc\n\n# sent_id = 3\n# text = a b\na x y O\n# x y B\n\n# id = 4\nb x y O\n', 4),
@@ -194,6 +222,11 @@ def test_path_with_label_reads_lines(tmp_path):
             'a.csv',
             'text;label\na;b;c\n',
             r"a\.csv:2: 3 fields, but the first line names 2: .* a cell that contains ';'",
+        ),
+        (
+            'a.tsv',
+            'text\tlabel\n"a\tb"\tx\n"c\tx\n',
+            r'a\.tsv:2: 3 fields, but the first line names 2: .* Its quotes are read as text: .* written twice',
         ),
         ('a.csv', 'text,label\na,b\nc\n', r'a\.csv:3: 1 fields, but the first line names 2'),
         ('a.csv', 'text,text\na,b\n', r'a\.csv:1: a name occurs twice'),
