@@ -23,7 +23,8 @@ def encoded(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Iterator[byt
 
     In csv, every name of any row is a column. If all its values are objects, each of their entries is a column
     `name.entry`; other objects and lists are written as JSON. A missing value is an empty cell.
-    Values that JSON does not have (dates, decimals and bytes of parquet) are written as text, in both formats.
+    Values that JSON does not have (dates, decimals and bytes of parquet) are written as text, in both formats. Half of
+    a surrogate pair, which UTF-8 does not have, is written as its escape.
 
     >>> rows = [{'text': 'a, b', 'p': {'x': 0.25, 'y': 0.75}}, {'text': 'c', 'p': None}]
     >>> print(b''.join(encoded(rows, 'rows.csv')).decode(), end='')
@@ -33,7 +34,7 @@ def encoded(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Iterator[byt
     """
     check_ending(path)
     if Path(path).suffix == '.jsonl':
-        yield from ((_json(row) + '\n').encode() for row in rows)
+        yield from map(_json_line, rows)
         return
     columns = [
         (name, entry)
@@ -64,10 +65,17 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
+def _json_line(row: Mapping[str, Any]) -> bytes:
+    try:
+        return (_json(row) + '\n').encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: JSON escapes are read as the same row
+        return (json.dumps(row, default=str) + '\n').encode()
+
+
 def _line(cells: Sequence[str]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerow(cells)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors='backslashreplace')
 
 
 def free_names(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -54,6 +54,15 @@ def test_values_of_parquet_that_json_does_not_have_are_texts(tmp_path):
     assert table(rows) == [['day', 'price', 'raw', 'days'], [*texts.values(), '["2026-01-31"]']]
 
 
+def test_half_of_a_surrogate_pair_is_written_as_its_escape(tmp_path):
+    """UTF-8 does not have it. JSON files may contain it, in fields that no model reads."""
+    rows = [{'id': 'é', 'raw': 'x\ud800', 'all': ['\udc00']}, {'id': 'é', 'raw': 'b', 'all': []}]
+    (tmp_path / 'a.jsonl').write_bytes(b''.join(row_files.encoded(rows, 'a.jsonl')))
+    assert [row.fields for row in read_rows('a.jsonl', str(tmp_path))] == rows
+    assert 'é' in (tmp_path / 'a.jsonl').read_text(encoding='utf-8')  # as any other row
+    assert table(rows) == [['id', 'raw', 'all'], ['é', 'x\\ud800', '["\\udc00"]'], ['é', 'b', '[]']]
+
+
 def test_other_endings_are_refused():
     with pytest.raises(ValueError, match='rows.xlsx: rows are written as .jsonl or .csv'):
         row_files.check_ending('rows.xlsx')
