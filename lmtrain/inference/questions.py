@@ -69,7 +69,7 @@ def _dialogue(row: Row, answer: str, choices: str | Sequence[str]) -> Question:
     right = _right(row, 'the answer', right, listed, not isinstance(choices, str)) if listed else right
     if isinstance(before, str):
         return Question(row.place, before, listed, right)
-    context = json.dumps([before.messages, before.tools], sort_keys=True)
+    context = json.dumps([before.messages, before.tools], sort_keys=True, default=str)
     return Question(row.place, context, listed, right, tuple(before.messages), before.tools)
 
 

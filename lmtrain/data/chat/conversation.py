@@ -272,7 +272,7 @@ def tools_of(row: Row) -> list | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise InputError(f'{place} must be an array of objects, not {json_type(tools)}')
-    check_text(json.dumps(tools, ensure_ascii=False), place)
+    check_text(_json(tools), place)
     return tools
 
 
@@ -308,8 +308,12 @@ def _message(message: Any, at: str) -> dict[str, Any]:
         content = ''.join(check_text(part.get('text'), f"{at}: 'text'") for part in content)
     _check_train_fields(message, roles[role], at)
     rest = _with_objects({name: value for name, value in message.items() if name not in names})
-    check_text(json.dumps(rest, ensure_ascii=False), at)
+    check_text(_json(rest), at)
     return {'role': roles[role], 'content': check_text(content, f'{at}: {names[1]!r}')} | rest
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)  # parquet has dates, decimals and bytes
 
 
 def _with_objects(value: Any, within: bool = False) -> Any:

@@ -1,5 +1,7 @@
 """Rows as conversations: formats, the fields of other data sets, messages, and invalid rows."""
 
+import datetime
+import decimal
 import itertools
 
 import pytest
@@ -13,6 +15,7 @@ from lmtrain.data.chat.conversation import (
     with_known_fields,
 )
 from lmtrain.data.rows import Row
+from lmtrain.inference import questions
 
 TALK = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
 KNOWN = [('prompt', 'completion'), ('instruction', 'output')]  # formats with names of their own
@@ -197,6 +200,16 @@ def test_answers_excluded_by_weight_or_train(name, value, trained):
     assert conversation.trained == trained and conversation.messages == TALK + TALK
     turns = [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b', name: value}, *TALK]
     assert read_fields(conversations=turns)[1] == conversation
+
+
+def test_messages_and_tools_may_have_values_of_parquet():
+    """Dates, decimals and bytes, such as the timestamps of WildChat."""
+    values = {'time': datetime.datetime(2026, 1, 31), 'price': decimal.Decimal('0.5'), 'raw': b'x'}
+    talk = [message | values for message in TALK]
+    row = Row('a.parquet: row 1', {'messages': talk, 'tools': [values]})
+    assert read(row, (), '')[1] == Conversation(talk, (1,), tools=[values])
+    asked = questions.question(row, '', '', ())
+    assert asked.messages == (talk[0],) and '"2026-01-31 00:00:00"' in asked.context
 
 
 @pytest.mark.parametrize(
