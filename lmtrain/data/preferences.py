@@ -21,12 +21,11 @@ from lmtrain.data.chat import encoding
 from lmtrain.data.chat.conversation import (
     QUESTIONS,
     Conversation,
-    check_messages,
     history,
     is_text,
-    tools_of,
     with_turns,
 )
+from lmtrain.data.chat.messages import check_messages, tools_of
 from lmtrain.data.chat.template import PLAIN, Template
 from lmtrain.data.rows import Row, check_text, value_of
 from lmtrain.data.tokenizers.base import Tokenizer

@@ -14,6 +14,7 @@ from lmtrain.data import preferences
 from lmtrain.data.cache import build, cache_directory, key
 from lmtrain.data.chat import conversation
 from lmtrain.data.chat.load import open_template, with_template
+from lmtrain.data.chat.messages import has_json_arguments
 from lmtrain.data.chat.template import UNWRITTEN, Template
 from lmtrain.data.example_store import Examples, PackedExamples, batch_lengths, collect, load, pack_examples, save
 from lmtrain.data.examples import LengthPolicy
@@ -238,7 +239,7 @@ def _encode_splits(
     settings = [config.name, config.text, config.label, config.labels, config.too_long, seq_len]
     settings += [config.group] if task.groups_rows else []
     fields = [row.fields for each in rows.values() for row in each] if task.conversations else []
-    settings += ['arguments are objects'] if conversation.has_json_arguments(fields) else []
+    settings += ['arguments are objects'] if has_json_arguments(fields) else []
     content = _digest(rows), tokenizer.encoding
 
     def encode(split: str) -> Encoded:

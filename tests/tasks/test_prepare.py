@@ -400,7 +400,7 @@ def test_examples_with_arguments_as_json_text_are_encoded_again(prepare, tmp_pat
 
     cases = [(value, from_call) for value in ('{}', {}, 'x') for from_call in (False, True)]
     now = [fingerprint(*case) for case in cases]
-    monkeypatch.setattr('lmtrain.data.chat.conversation.has_json_arguments', lambda fields: False)
+    monkeypatch.setattr('lmtrain.tasks.prepare.has_json_arguments', lambda fields: False)
     before = [fingerprint(*case) for case in cases]
     assert [one == other for one, other in zip(now, before)] == [False, False, True, True, True, False]
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from lmtrain.data.chat.answers import Written, flagged_spans, render, write
-from lmtrain.data.chat.conversation import Conversation, check_messages, read, recognise_format, with_known_fields
+from lmtrain.data.chat.conversation import Conversation, read, recognise_format, with_known_fields
+from lmtrain.data.chat.messages import check_messages
 from lmtrain.data.chat.template import Template, as_text, encode
 from lmtrain.data.chat.traced import ANSWER
 from lmtrain.data.example_store import Examples
