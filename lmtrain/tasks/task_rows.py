@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmtrain.data.chat.conversation import with_known_fields, with_turns
+from lmtrain.data.chat.conversation import FORMATS, WITH_PROMPT, with_known_fields, with_turns
 from lmtrain.data.hash_rng import hash_unit
 from lmtrain.data.labels import Classes, class_id, resolve_classes
 from lmtrain.data.preferences import PROMPTS, Notes, with_prompt
@@ -99,8 +99,8 @@ def require(name: str, value: Any, right: bool, expected: str) -> None:
 def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str, list[Row]]:
     """{split: its rows}; shares may leave none to train. What was recognised or left out is added to `notes`.
 
-    Rows without text are left out if the task has one output for each row. Preferences of one prompt, and rows of one
-    prompt of a policy, are in one split.
+    Rows without text are left out if the task has one output for each row, and so are rows without a word or a message.
+    Preferences of one prompt, and rows of one prompt of a policy, are in one split.
     """
     fields = config.text[0] if config.text else 'text', config.label
     files = _without_generated(config.files, notes)
@@ -108,8 +108,7 @@ def read_splits(config: TaskConfig, data: Mapping, notes: list[str]) -> dict[str
         split: [row for file in own for row in read_rows(file, data['root'], *fields, notes, split)]
         for split, own in files.items()
     }
-    if config.text and config.task.pools_rows:
-        rows = {split: _with_text(each, config.text, split, notes) for split, each in rows.items()}
+    rows = {split: _with_content(each, config, split, notes) for split, each in rows.items()}
     if config.task.conversations and not config.text:
         rows = {split: [_as_read(row, config.task) for row in each] for split, each in rows.items()}
     shares = {split: float(data[split]) for split in SPLITS[1:] if not files[split]}
@@ -127,19 +126,37 @@ def _as_read(row: Row, task: Task) -> Row:
     return with_known_fields(row)
 
 
-def _with_text(rows: list[Row], fields: Sequence[str], split: str, notes: list[str]) -> list[Row]:
-    """The rows of which a field holds text. Raises InputError if there are rows, but none has text."""
+def _with_content(rows: list[Row], config: TaskConfig, split: str, notes: list[str]) -> list[Row]:
+    """The rows that have what the task reads. Raises InputError if there are rows, but none has it."""
     filled, skipped = [], Notes()
     for row in rows:
-        values = [row.fields.get(name, name) for name in fields]  # a missing field is an error, by the readers of texts
-        if all(value is None or isinstance(value, str) and not value.strip() for value in values):
-            skipped.skip('without text', row)
+        if missing := _missing_content(row, config):
+            skipped.skip(f'without {missing}', row)
         else:
             filled.append(row)
     if rows and not filled:
-        raise InputError(f'{rows[0].place}: no text in {", ".join(map(repr, fields))}, as in all {split} rows')
+        fields = ', '.join(map(repr, config.text or rows[0].fields))
+        what = _missing_content(rows[0], config).removeprefix('a ')
+        raise InputError(f'{rows[0].place}: no {what} in {fields}, as in all {split} rows')
     notes += [f'{split}: {line}' for line in skipped.lines()]
     return filled
+
+
+def _missing_content(row: Row, config: TaskConfig) -> str:
+    """'text', 'a word' or 'a message' if the fields that a task reads are without it; else ''.
+
+    A field that is missing has content here: it is an error, by the readers of texts.
+    """
+    task = config.task
+    values = [row.fields.get(name, name) for name in config.text]
+    if task.labels_words:
+        return 'a word' if values[:1] in ([[]], [None]) else ''
+    if task.conversations and not task.scores_segments:  # a prompt of preferences may be empty
+        own = task.on_policy and row.fields.get('prompt') is not None  # which a policy reads first
+        lists = values or [row.fields.get(FORMATS[form][0]) for form in WITH_PROMPT if not own]
+        return 'a message' if [] in lists else ''
+    blank = all(value is None or isinstance(value, str) and not value.strip() for value in values)
+    return 'text' if task.pools_rows and values and blank else ''
 
 
 def _without_generated(files: dict[str, tuple], notes: list[str]) -> dict[str, tuple]:

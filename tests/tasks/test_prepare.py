@@ -18,6 +18,8 @@ WORDS = 'the cat sat on a mat and looked at the moon over seven hills while it s
 ROWS = [{'text': ' '.join(WORDS[: 1 + number % 17]), 'label': 'odd' if number % 2 else 'even'} for number in range(60)]
 ROWS = [row | {'text': f'{number} {row["text"]}', 'answer': WORDS[number % 5]} for number, row in enumerate(ROWS)]
 
+TALK = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+
 
 @pytest.fixture
 def prepare(tmp_path):
@@ -271,6 +273,28 @@ def test_rows_without_text_are_left_out_and_counted(prepare, tmp_path):
     assert len(prepare(pairs, text=('text', 'other'), data=data).rows['train']) == len(pairs)
     with pytest.raises(ValueError, match="no field 'other'"):
         prepare(text=('text', 'other'))
+
+
+@pytest.mark.parametrize(
+    ('row', 'empty', 'words', 'what'),
+    [
+        ({'tokens': ['a'], 'tags': ['B']}, {'tokens': [], 'tags': []}, ('tag', ('tokens',), 'tags'), 'word'),
+        ({'tokens': ['a'], 'tags': ['B']}, {'tokens': None, 'tags': None}, ('tag', ('tokens',), 'tags'), 'word'),
+        ({'conversations': TALK}, {'conversations': [], 'id': 1}, ('chat', (), ''), 'message'),
+        ({'messages': TALK}, {'messages': []}, ('policy', (), ''), 'message'),
+        ({'talk': TALK}, {'talk': []}, ('chat', ('talk',), ''), 'message'),
+    ],
+)
+def test_rows_with_an_empty_list_are_left_out_and_counted(prepare, row, empty, words, what):
+    options = dict(zip(('name', 'text', 'label'), words)) | {'data': {'validation': 0.0, 'test': 0.0}}
+    other = {**row, 'tags': ['O']} if 'tags' in row else row
+    task = prepare([row, empty, other], **options)
+    assert len(task.rows['train']) == 2
+    assert task.notes[0].startswith(f'train: 1 row left out, without a {what}: ') and task.notes[0].endswith('.jsonl:2')
+    with pytest.raises(InputError, match=rf"jsonl:1: no {what} in '{next(iter(row))}'.*, as in all train rows"):
+        prepare([empty], **options)
+    if words[0] == 'policy':  # reads a prompt first
+        assert len(prepare([empty | {'prompt': 'a'}], **options).rows['train']) == 1
 
 
 def test_labels_of_a_regression_are_described(prepare):
