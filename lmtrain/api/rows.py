@@ -209,7 +209,8 @@ def _evaluate_head(
     listed, fields = as_rows(rows), dict.fromkeys(scoring['text'], 'text (--text)') | {label: 'answer (--answer)'}
     for row in listed:
         for name, field in fields.items():
-            value_of(row, name, field)
+            if name == label or name not in row.fields:  # a text may be null
+                value_of(row, name, field)
     evaluation = task_file.EvaluationTask('rows', task.name, '', listed, [], None, None, (), None, scoring)
     return _evaluate_task(model, evaluation, choose.AUTO, None, batch_size=batch_size)
 

@@ -76,9 +76,11 @@ def value_of(row: Row, name: str, field: str) -> Any:
 
     Raises InputError if it is missing or null. `field` is the field of the config that names it, '' if none does.
     """
-    if row.fields.get(name) is None:
+    if name not in row.fields:
         names = [key for key, value in row.fields.items() if value is not None]
         raise missing_field(row.place, name, names, field)
+    if row.fields[name] is None:
+        raise InputError(f'{row.place}: the field {name!r} is null: write its value, or leave out the row')
     return row.fields[name]
 
 
@@ -90,8 +92,9 @@ def missing_field(place: str, name: str, names: Iterable[str], field: str) -> In
 
 
 def text_of(row: Row, name: str, field: str = 'config.task.text') -> str:
-    """The text in a field. Raises InputError if it is missing or not text."""
-    return check_text(value_of(row, name, field), f'{row.place}: {name!r}')
+    """The text in a field; null is '', as an empty cell of csv. Raises InputError if it is missing or not text."""
+    value = '' if row.fields.get(name, name) is None else value_of(row, name, field)
+    return check_text(value, f'{row.place}: {name!r}')
 
 
 def check_text(value: Any, place: str) -> str:

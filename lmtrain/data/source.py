@@ -208,11 +208,12 @@ def _moves(lines: list[str]) -> str:
 
 
 def _text_of(row: Row, field: str) -> str:
-    """The text of a row; an empty field is an error of the field, not a missing one."""
+    """The text of a row; null is '', a document without text, which is counted."""
     if field not in row.fields:
         error = missing_field(row.place, field, row.fields, 'data.text_field')
         raise InputError(f'{error}{_conversation_note(row)}')
-    return check_text(row.fields[field], f'{row.place}: {field!r}')
+    text = row.fields[field]
+    return check_text('' if text is None else text, f'{row.place}: {field!r}')
 
 
 def _conversation_note(row: Row) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmtrain.data.rows import Row, missing_field, read_rows, value_of
+from lmtrain.data.rows import Row, missing_field, read_rows, text_of, value_of
 from lmtrain.data.text_files import decode
 from lmtrain.errors import InputError, did_you_mean
 from lmtrain.evaluation import scoring
@@ -214,7 +214,7 @@ def _rows(files: str | Sequence[str], path: Path, perplexity: Mapping[str, Any] 
         else:
             rows += read_rows(name, str(path.parent))
     if perplexity is not None:
-        rows = [row for row in rows if value_of(row, field, 'scoring.text')]
+        rows = [row for row in rows if text_of(row, field, 'scoring.text')]
         if not rows:
             raise InputError(f'{path}: the texts of {field!r} are empty')
     return rows

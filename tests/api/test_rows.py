@@ -104,6 +104,15 @@ def test_invalid_evaluations_of_a_head_are_refused(loaded, words, message):
         model.evaluate(rows=[{'text': 'a', 'label': 'x'}], **words)
 
 
+def test_null_is_an_empty_text_of_a_pair(loaded):
+    model = with_head(loaded, 'classify', 2, labels=('x', 'y'))
+    pairs = [[{'text': 'a', 'other': other, 'label': label} for label in 'xy'] for other in (None, '')]
+    null, empty = (model.evaluate(rows=rows, text=('text', 'other')) for rows in pairs)
+    assert null == empty and null['rows'] == 2
+    with pytest.raises(InputError, match="row 0: the field 'label' is null: write its value"):
+        model.evaluate(rows=[{'text': 'a', 'label': None}])
+
+
 class Frame:
     """What an iteration of a DataFrame gives, and its truth value."""
 

@@ -33,6 +33,16 @@ def test_texts_have_the_special_tokens_of_the_tokenizer(tmp_path):
     assert two.flat['token_types'].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
+def test_null_is_an_empty_text_of_a_pair(tmp_path):
+    tokenizer = bert(tmp_path)
+    pairs = [row(a='cat', b=None), row(a='cat', b=''), row(a=None, b='cat')]
+    null, empty, first = examples.texts(pairs, ('a', 'b'), tokenizer, long())
+    assert words_of(null.tokens) == words_of(empty.tokens) == '[CLS] cat [SEP] [SEP]'
+    assert words_of(first.tokens) == '[CLS] [SEP] cat [SEP]'
+    with pytest.raises(ValueError, match="rows.jsonl:7: no field 'b'; the fields there are: 'a'"):
+        examples.texts([row(a='cat')], ('a', 'b'), tokenizer, long())
+
+
 @pytest.mark.parametrize(
     ('a', 'b', 'expected'),
     [

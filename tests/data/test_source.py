@@ -119,7 +119,6 @@ BAD = [
     ('a.jsonl', b'{"body": "x", "id": 4}', 'file', 'Set data.text_field to one of them$'),
     ('a.jsonl', b'{"messages": []}', 'file', r'conversations \(messages\): --config=configs/instruct.py'),
     ('a.jsonl', rows('one') + b'{"text": 5}', 'file', "a.jsonl:2: 'text' must be text, not a number"),
-    ('a.jsonl', b'{"text": null}', 'file', 'must be text, not null'),
     ('a.jsonl', b'{"text": []}', 'file', 'must be text, not an array'),
     ('a.jsonl', b'{"text": true}', 'file', 'must be text, not true or false'),
     ('a.jsonl', b'{"text": "\\ud800"}', 'file', 'has half of a surrogate pair at character 0'),
@@ -286,8 +285,9 @@ def test_parquet(tmp_path):
     with pytest.raises(ValueError, match="row 1: 'n' must be text, not a number"):
         read(path, text_field='n')
     parquet.write_table(pyarrow.table({'text': ['one', None]}), path)
-    with pytest.raises(ValueError, match="row 2: 'text' must be text, not null"):
-        read(path)
+    assert read(path) == ['one', '']  # a blank document, as an empty text is
+    (tmp_path / 'a.jsonl').write_bytes(rows('', None, 'two'))
+    assert read(tmp_path / 'a.jsonl') == ['', '', 'two']
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):

@@ -16,6 +16,12 @@ CASES = {
         "rows.jsonl:1: the label 'x'",
     ),
     'no label': ('classify', {'t': 'a'}, "text=('t',) label=l", "no field 'l'; the fields there are: 't'"),
+    'a null label': (
+        'classify',
+        {'t': 'a', 'l': None},
+        "text=('t',) label=l",
+        "rows.jsonl:1: the field 'l' is null: write its value, or leave out the row",
+    ),
     'a number that is none': (
         'regress',
         {'t': 'a', 'l': 'high'},
