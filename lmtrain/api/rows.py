@@ -28,7 +28,7 @@ def predict(
     """The prediction of a model with a head for each row, in order; `lmtrain predict` writes them to a file.
 
     Args:
-      rows: a file (jsonl, csv, ...), dicts, or texts. They need no label.
+      rows: a file (jsonl, csv, ...), dicts, or texts, of which None is empty. They need no label.
       text: the fields that are read; () is those of the training, for a Hugging Face directory `text`. Of a reward
         model: prompt and completion, or one field of messages; () recognises the format of each row.
       labels: names of the classes in the order of their ids, if the model does not have them.
@@ -103,11 +103,12 @@ def task_of_head(model: LoadedModel) -> Task | None:
 
 
 def _rows_of_texts(rows, field: str) -> list[Row]:
-    """`as_rows`, where a list of texts is a list of rows with this field."""
+    """`as_rows`, where a list of texts is a list of rows with this field; a missing text is None."""
     _reject_columns(rows)
     if not isinstance(rows, str | Path):
-        rows = list(rows)  # an iterator is read once
-        rows = [{field: row} for row in rows] if all(isinstance(row, str) for row in rows) else rows
+        rows = [_cell(row) for row in rows]  # an iterator is read once
+        texts = all(row is None or isinstance(row, str) for row in rows)
+        rows = [{field: row} for row in rows] if texts else rows
     return as_rows(rows)
 
 
@@ -280,16 +281,43 @@ def _evaluate_task(model, file, step: int | str, member: int | None, rows=(), *,
 
 
 def as_rows(rows) -> list[Row]:
-    """Rows of one file, of several files, or of dicts. Raises InputError if they are columns."""
+    """Rows of one file, of several files, or of dicts, whose values may be those of numpy and pandas.
+
+    Raises InputError if they are columns, or if a row is anything else.
+    """
     _reject_columns(rows)
     rows = [rows] if isinstance(rows, str | Path) else rows
     listed = []
     for index, row in enumerate(rows):
         if isinstance(row, str | Path):
             listed += read_rows(str(row), '')
+        elif isinstance(row, Row):
+            listed.append(row)
+        elif isinstance(row, Mapping):
+            listed.append(Row(f'row {index}', {name: _cell(value) for name, value in row.items()}))
         else:
-            listed.append(row if isinstance(row, Row) else Row(f'row {index}', dict(row)))
+            raise InputError(f'row {index} is {row!r:.60}: a row is a dict; a text is one only among texts')
     return listed
+
+
+def _cell(value: Any) -> Any:
+    """A cell as a file of JSON has it: lists and numbers for those of numpy, None for a missing one of pandas.
+
+    >>> import numpy as np
+    >>> [_cell(value) for value in (np.int64(3), np.array(['a', 'b']), float('nan'))]
+    [3, ['a', 'b'], None]
+    """
+    value = _plain(value)
+    missing = isinstance(value, float) and math.isnan(value) or type(value).__name__ in ('NAType', 'NaTType')
+    return None if missing else value
+
+
+def _plain(value: Any) -> Any:
+    """A value with lists and numbers of Python in place of arrays and scalars of numpy."""
+    value = value.tolist() if hasattr(value, 'tolist') else value
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return {name: _plain(each) for name, each in value.items()} if isinstance(value, Mapping) else value
 
 
 def _reject_columns(rows) -> None:

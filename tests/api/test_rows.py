@@ -113,6 +113,44 @@ def test_null_is_an_empty_text_of_a_pair(loaded):
         model.evaluate(rows=[{'text': 'a', 'label': None}])
 
 
+class NAType:
+    """What pandas has for a missing text; its truth value and its equality are errors there."""
+
+    def __bool__(self):
+        raise TypeError('boolean value of NA is ambiguous')
+
+
+def test_values_of_numpy_and_pandas_are_read(loaded):
+    model = with_head(loaded, 'classify', 2, labels=('0', '1'))
+    one, other = model.predict(['cats', 'mats'])
+    empty = {'prediction': None}
+    for missing in (None, np.nan, np.float64('nan'), NAType()):
+        assert model.predict(['cats', missing, 'mats']) == [one, empty, other]
+        assert model.predict([{'text': 'cats'}, {'text': missing}]) == [one, empty]
+    assert model.predict(np.array(['cats', 'mats'])) == [one, other] and model.predict([None]) == [empty]
+    labelled = [{'text': text, 'label': np.int64(label)} for text, label in (('cats', 0), ('mats', 1))]
+    plain = [row | {'label': int(row['label'])} for row in labelled]
+    assert model.evaluate(rows=labelled) == model.evaluate(rows=plain)
+    numbers = with_head(loaded, 'classify', 1)
+    targets = [{'text': 'a', 'label': np.float32(0.5)}, {'text': 'b', 'label': np.float64(2)}]
+    assert numbers.evaluate(rows=targets)['rows'] == 2
+    tags = with_head(loaded, 'tag', 2, labels=('O', 'B'))
+    words = np.array(['cats', 'sat'], object)
+    (tagged,) = tags.predict([{'text': words}])
+    assert len(tagged['prediction']) == 2 and tags.predict([{'text': words[:0]}]) == [empty]
+    assert tags.evaluate(rows=[{'text': words, 'label': np.array([0, 1])}])['rows'] == 1
+    talk = np.array([{'role': 'user', 'content': np.array([{'type': 'text', 'text': 'a'}])}])
+    (row,) = rows.as_rows([{'messages': talk, 'day': np.datetime64('2026-01-31'), 'pair': ('a', 'b')}])
+    assert row.fields['messages'] == [{'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]}]
+    assert str(row.fields['day']) == '2026-01-31' and row.fields['pair'] == ('a', 'b')
+
+
+@pytest.mark.parametrize('row', [3, None, ['text', 'a']])
+def test_other_rows_are_refused(loaded, row):
+    with pytest.raises(InputError, match='row 1 is .*: a row is a dict'):
+        with_head(loaded, 'classify', 2, labels=('x', 'y')).predict([{'text': 'a'}, row])
+
+
 class Frame:
     """What an iteration of a DataFrame gives, and its truth value."""
 
