@@ -1,7 +1,9 @@
 """Local paths that a user names, atomic writes, SHA-256 digests, JSON and JSON lines."""
 
+import datetime
 import hashlib
 import json
+import numbers
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -145,13 +147,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def json_type(value: Any) -> str:
-    """The JSON type of a value, with its article.
+    """The JSON type of a value, with its article; or the type of one that only parquet and Python have.
 
-    >>> json_type([1, 2])
-    'an array'
+    >>> json_type([1, 2]), json_type(b'a')
+    ('an array', 'bytes')
     """
-    types = {dict: 'an object', list: 'an array', str: 'text', bool: 'true or false', type(None): 'null'}
-    return types.get(type(value), 'a number')
+    types: dict[type, str] = {dict: 'an object', list: 'an array', str: 'text', bool: 'true or false'}
+    types |= {type(None): 'null', numbers.Number: 'a number', bytes: 'bytes', datetime.date: 'a date'}
+    return next((name for kind, name in types.items() if isinstance(value, kind)), f'of type {type(value).__name__}')
 
 
 def flatten_fields(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -100,7 +100,8 @@ def text_of(row: Row, name: str, field: str = 'config.task.text') -> str:
 def check_text(value: Any, place: str) -> str:
     """`value`. Raises InputError naming `place` if it is not text, or has half of a character."""
     if not isinstance(value, str):
-        raise InputError(f'{place} must be text, not {json_type(value)}')
+        way_out = ': store the column as text (UTF-8) and not as binary' if isinstance(value, bytes) else ''
+        raise InputError(f'{place} must be text, not {json_type(value)}{way_out}')
     try:
         value.encode()
     except UnicodeEncodeError as error:

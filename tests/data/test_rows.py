@@ -1,9 +1,11 @@
+import datetime
+import decimal
 import gzip
 import json
 
 import pytest
 
-from lmtrain.data.rows import read_rows
+from lmtrain.data.rows import read_rows, text_of
 from lmtrain.errors import InputError
 
 SQUAD = {
@@ -199,6 +201,28 @@ def test_parquet_text_that_is_not_utf8_is_named(tmp_path):
     pyarrow.parquet.write_table(pa.table({'text': texts}), tmp_path / 'a.parquet')
     with pytest.raises(InputError, match=r"a\.parquet: a text after row 0 is not UTF-8 \(b'caf\\xe9'"):
         read_rows('a.parquet', str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('value', 'found'),
+    [
+        (b'a', r'bytes: store the column as text \(UTF-8\) and not as binary'),
+        (datetime.datetime(2026, 1, 31), 'a date'),
+        (datetime.date(2026, 1, 31), 'a date'),
+        (datetime.timedelta(1), 'of type timedelta'),
+        (decimal.Decimal('0.5'), 'a number'),
+        (0.5, 'a number'),
+        (True, 'true or false'),
+    ],
+)
+def test_columns_of_parquet_that_are_no_text_are_named(tmp_path, value, found):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.table({'text': [value]}), tmp_path / 'a.parquet')
+    (row,) = read_rows('a.parquet', str(tmp_path))
+    with pytest.raises(InputError, match=f"a.parquet: row 1: 'text' must be text, not {found}$"):
+        text_of(row, 'text')
 
 
 def test_squad_has_one_row_per_question(tmp_path):

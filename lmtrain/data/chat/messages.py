@@ -61,12 +61,20 @@ def _message(message: Any, at: str) -> dict[str, Any]:
         )
     if not isinstance(role, str) or role not in roles:
         raise InputError(f'{at}: {names[0]!r} is {role!r}, which is none of {", ".join(roles)}')
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get('type') == 'text' for part in content):
-        content = ''.join(check_text(part.get('text'), f"{at}: 'text'") for part in content)
+    if isinstance(content, list):
+        content = ''.join(_part(part, f'{at}: {names[1]!r} [{index}]') for index, part in enumerate(content))
     _check_train_fields(message, roles[role], at)
     rest = _with_objects({name: value for name, value in message.items() if name not in names})
     check_text(_json(rest), at)
     return {'role': roles[role], 'content': check_text(content, f'{at}: {names[1]!r}')} | rest
+
+
+def _part(part: Any, at: str) -> str:
+    """The text of a part of `content`."""
+    if isinstance(part, dict) and part.get('type') == 'text':
+        return check_text(part.get('text'), f"{at}: 'text'")
+    found = f'a part of type {part.get("type")!r}' if isinstance(part, dict) else json_type(part)
+    raise InputError(f"{at} is {found}; only parts of type 'text' are read: remove it, or leave out the row")
 
 
 def _json(value: Any) -> str:

@@ -239,6 +239,16 @@ def test_messages_and_tools_may_have_values_of_parquet():
         ({'messages': [{'role': ['user'], 'content': 'a'}]}, r"\[0\]: 'role' is \['user'\], which is none of system"),
         ({'messages': [{'from': {'a': 1}, 'value': 'a'}]}, r"\[0\]: 'from' is {'a': 1}, which is none of human"),
         ({'messages': [{'role': 'user', 'content': 3}]}, r"\[0\]: 'content' must be text, not a number"),
+        (
+            {'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': 'a'}, {'type': 'image_url'}]}]},
+            r"\[0\]: 'content' \[1\] is a part of type 'image_url'; only parts of type 'text' are read: remove it",
+        ),
+        ({'messages': [{'role': 'user', 'content': [{}]}]}, r"\[0\]: 'content' \[0\] is a part of type None; only"),
+        ({'messages': [{'from': 'user', 'value': ['a']}]}, r"\[0\]: 'value' \[0\] is text; only parts of type 'text'"),
+        (
+            {'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': None}]}]},
+            r"\[0\]: 'content' \[0\]: 'text' must be text, not null",
+        ),
         ({'messages': [TALK[0] | {'name': 'b\ud800'}]}, r'\[0\] has half of a surrogate pair'),
         ({'messages': TALK, 'tools': '{'}, "'tools': invalid JSON"),
         ({'messages': TALK, 'tools': ['f']}, "'tools' must be an array of objects"),
