@@ -14,11 +14,14 @@ def read_sentences(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str
 
     One word in a line, its tag in the last column, separated by spaces or tabs; blank lines end a sentence.
 
-    '-DOCSTART-' lines and comments before a sentence ('# sent_id = 3', '# id 5f2a') are skipped. Raises InputError if
-    the first column numbers the words, as in CoNLL-U.
+    '-DOCSTART-' lines and comments before a sentence ('# sent_id = 3', '# id 5f2a') are skipped; if tabs separate the
+    columns, so are all lines without a tab that begin with '# '. Raises InputError if the first column numbers the
+    words, as in CoNLL-U.
     """
     lines = [(place, text.strip(' \t\r')) for place, text in text_lines(path)]
     counts = collections.Counter(len(_columns(text)) for _, text in lines if text and not text.startswith('# '))
+    words = [text for _, text in lines if text and not text.startswith(('#', '-DOCSTART-'))]
+    tabs = bool(words) and all('\t' in text for text in words)
     columns = counts.most_common(1)[0][0] if counts else 0
     sentences: list[list[tuple[str, list[str]]]] = [[]]
     comments = 0
@@ -27,6 +30,8 @@ def read_sentences(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str
         if not text or cells[0] == '-DOCSTART-':
             if sentences[-1]:
                 sentences.append([])
+        elif tabs and '\t' not in text and text.startswith('# '):
+            comments += 1
         elif not sentences[-1] and _is_comment(text, cells, columns):
             comments += 1
         elif len(cells) < 2 or not cells[0] or not cells[-1]:
@@ -64,7 +69,8 @@ def _reject_numbered_words(sentences: list[list[tuple[str, list[str]]]], columns
     if len(cells) == 10 and re.fullmatch(r'\d+([-.]\d+)?', cells[0]):
         raise InputError(
             f'{place}: ten columns, the first of which numbers the words: this is CoNLL-U, which has several tags. '
-            'Keep a column of words and one of tags, such as: cut -f2,4'
+            'Keep a column of words and one of tags, without the lines of several words (1-2) and of none (1.1), such '
+            "as: grep -vE '^[0-9]+[-.]' FILE | cut -f2,4"
         )
     numbered = all([cells[0] for _, cells in each] == list(map(str, range(1, len(each) + 1))) for each in sentences)
     if columns > 2 and numbered and max(map(len, sentences)) > 2:

@@ -2,6 +2,7 @@ import datetime
 import decimal
 import gzip
 import json
+import subprocess
 
 import pytest
 
@@ -121,6 +122,7 @@ COMMENTED = {
     'multiconer': ('# id 5f2a\tdomain=en\na _ _ O\n# _ _ B\n\n# id 6\tdomain=en\nb _ _ O\n', 2),
     'keys and values': ('# newdoc\n\n# sent_id = 3\n# text = a b\na x y O\n# x y B\n\n# id = 4\nb x y O\n', 4),
     'one column': ('#\n#id=1\n#key=2 c\na O\n# B\n\n#\n# id 2 c\nb O\n', 5),
+    'tabs, and comments without one': ('# newpar\na\tO\n# two words\n#\tB\n\n# newpar\nb\tO\n# end', 4),
     'tabs': ('# id 1\na\tO\n#\tB\n\n# id 2\nb\tO\n', 2),
 }
 
@@ -151,6 +153,19 @@ def test_conll_comments_are_skipped_and_counted(tmp_path, content, comments):
     assert [row.fields['tokens'] for row in result] == [['a', '#'], ['b']]
     assert result[0].fields['tags'] == ['O', 'B']
     assert notes == [f'{tmp_path / "a.conll"}: {comments} comment lines (# ...) skipped']
+
+
+def test_conll_u_is_read_after_the_advised_command(tmp_path):
+    """The lines of Universal Dependencies: comments, a word of two words, an empty node."""
+    lines = ['# newpar', '# text = vám', '1-2\tvám', '1\tva\t_\tPRON', '2\tám\t_\tAUX', '2.1\tx\t_\tVERB', '', '']
+    lines = ['\t'.join((line.split('\t') + ['_'] * 9)[:10]) if '\t' in line else line for line in lines]
+    (tmp_path / 'u.conll').write_text('\n'.join(lines), encoding='utf-8')
+    with pytest.raises(InputError) as error:
+        read_rows('u.conll', str(tmp_path))
+    command = str(error.value).rpartition('such as: ')[2].replace('FILE', 'u.conll')
+    subprocess.run(f'{command} > cut.conll', shell=True, check=True, cwd=tmp_path)
+    (row,) = read_rows('cut.conll', str(tmp_path))
+    assert row.fields == {'tokens': ['va', 'ám'], 'tags': ['PRON', 'AUX']}
 
 
 @pytest.mark.parametrize('content', ['# O\nb B\n', '#\tO\nb\tB\n', '#b O\nb B\n', '# _ O\nb _ B\n'])
@@ -276,7 +291,7 @@ def test_path_with_label_reads_lines(tmp_path):
         (
             'a.conll',
             '# text = a b\n1-2\tab' + '\t_' * 8 + '\n1\ta' + '\t_' * 8 + '\n',
-            r'a\.conll:2: ten columns, .* this is CoNLL-U, .* cut -f2,4',
+            r"a\.conll:2: ten columns, .* this is CoNLL-U, .* such as: grep -vE '\^\[0-9\]\+\[-\.\]' FILE \| cut -f2,4",
         ),
         ('a.conll', '1\ta\tO\n2\tb\tO\n3\tc\tB\n', r'a\.conll:1: the first column numbers the words: .* cut -f2,3'),
         ('a.parquet', b'PAR1', r'a\.parquet: not a parquet file'),
