@@ -38,8 +38,8 @@ def check_messages(messages: Any, place: str) -> list[dict[str, Any]]:
     Null fields are removed. Text parts become one text. An answer that only calls tools has the text ''.
     """
     if not isinstance(messages, list) or not messages:
-        found = 'an empty one' if messages == [] else json_type(messages)
-        raise InputError(f'{place} must be an array of at least one message, not {found}')
+        given = 'an empty one' if messages == [] else json_type(messages)
+        raise InputError(f'{place} must be an array of at least one message, not {given}')
     return [_message(message, f'{place} [{index}]') for index, message in enumerate(messages)]
 
 
