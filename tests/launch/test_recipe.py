@@ -386,6 +386,17 @@ def test_every_size_has_the_parameter_count_in_its_name():
         assert parameters == pytest.approx(named, rel=0.35 if size in ('1M', '1B') else 0.1), name
 
 
+@pytest.mark.parametrize('size', ['1B', '3B', '8B', '70B'])
+def test_budget_of_llama_is_twenty_tokens_per_parameter(size):
+    config = recipe.load(f'pretrain_llama:{size}')
+    assert config.budget.tokens == pytest.approx(20e9 * float(size[:-1]), rel=0.26 if size == '1B' else 0.1)
+
+
+@pytest.mark.parametrize('size', ['8B', '70B'])
+def test_llama_recipe_of_a_size_is_the_variant_of_that_size(size):
+    assert recipe.load(f'pretrain_llama_{size.lower()}').to_json() == recipe.load(f'pretrain_llama:{size}').to_json()
+
+
 def test_the_model_of_every_recipe_has_the_configured_shapes():
     for name in sorted(set(NAMES) - EMBEDDED.keys()):
         config = recipe.load(name, {'model.unroll': '1'})  # the shapes are the same, and tracing takes less time
