@@ -186,16 +186,19 @@ def check_leaves(config, model, params: tree.Params, mesh) -> None:
             raise InputError(
                 f'mesh.{axis} = {size} with {method}: {path} cannot be divided over this axis; set mesh.{axis}=1'
             )
-    rows = TASKS[config.task.name].reads_rows
+    task = TASKS[config.task.name]
     packed = (
-        config.task.pack or TASKS[config.task.name].scores_segments
-        if rows
+        config.task.pack or task.scores_segments
+        if task.reads_rows
         else config.data.isolate and not config.data.mask_rate
     )
     if packed and leaves.virtual_tokens(tree.flatten(params)):
+        way_out = 'Set task.pack=False' if task.reads_rows else 'Set data.isolate=False'
+        if task.scores_segments:
+            way_out = f"task.name = {config.task.name!r} always compares texts in one row: use adapt.method='lora'"
         raise InputError(
             f"{method} with several documents in a row: virtual tokens precede a row's first document alone. "
-            'Set data.isolate=False (and task.pack=False), or use another method'
+            f'{way_out}, or another method'
         )
     if model.attention not in ('auto', 'xla') and (
         reason := collectives.unsupported_reason(

@@ -1,5 +1,6 @@
 """Settings that contradict each other are refused by name, before anything is read or compiled."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,6 +33,23 @@ def test_contradicting_settings_are_refused_by_name(changed, error):
     config.update_from_flattened_dict(changed)
     with pytest.raises(ValueError, match=error):
         build(*resolve(config))
+
+
+@pytest.mark.parametrize(
+    ('task', 'pack', 'way_out'),
+    [
+        ('text', False, 'alone. Set data.isolate=False, or another method'),
+        ('chat', True, 'alone. Set task.pack=False, or another method'),
+        ('preference', False, "task.name = 'preference' always compares texts in one row: use adapt.method='lora'"),
+        ('reward', True, "task.name = 'reward' always compares texts in one row: use adapt.method='lora'"),
+    ],
+)
+def test_soft_prompt_with_packed_rows_names_a_way_out_that_helps(task, pack, way_out):
+    config = get_config()
+    config.task.name, config.task.pack, config.adapt.method = task, pack, 'prompt'
+    prompt = {'prompt': {'embedding': np.zeros((20, 4))}}
+    with pytest.raises(InputError, match=re.escape(way_out)):
+        checks.check_leaves(config, SimpleNamespace(attention='auto'), prompt, SimpleNamespace(shape={}))
 
 
 def test_rows_beyond_learned_positions_are_refused_and_a_large_seq_len_is_not():
