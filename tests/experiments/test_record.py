@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 from experiments import record
 
@@ -37,3 +38,13 @@ def test_edited_figure_is_detected():
     text = record.render(f'<!-- results: {name} -->\n<!-- end -->')
     forged = text.replace('| what |', '| what changed |')
     assert record.render(forged) == text != forged
+
+
+def test_readme_of_every_experiment_has_its_current_command():
+    for path in sorted((ROOT / 'experiments').glob('*/__main__.py')):
+        text = record.BLOCK.sub('', (path.parent / 'README.md').read_text(encoding='utf-8'))
+        modules = re.findall(r'python -m experiments\.(\w+)', text)
+        scripts = re.findall(r'bash ((?:experiments/\w+|launch)/\w+\.sh)', text)
+        assert modules or scripts, f'{path.parent / "README.md"} has no command'
+        files = [f'experiments/{name}/__main__.py' for name in modules if name != 'record'] + scripts
+        assert all((ROOT / file).is_file() for file in files), files
