@@ -57,10 +57,12 @@ def run(words: list[str]) -> tuple[int, str, str]:
 
 
 def small(words: list[str]) -> list[str]:
-    """A command of `train` at a tiny size: what it names itself stays, except for a budget."""
+    """A command of `train` at a tiny size: what it names itself stays; its budget is divided by 1,000."""
     own = {word.removeprefix('--config.').partition('=')[0] for word in words}
     based = own & {'init.base'}
     more = SMALL | ({'data.seq_len': 64} if based else MODEL)
+    steps = re.search(r'--config\.budget\.steps=(\d+)', ' '.join(words))
+    more |= {'budget.steps': max(2, int(steps[1]) // 1000)} if steps else {}
     if any(name.startswith('budget.') for name in own):
         words = [word for word in words if not word.startswith('--config.budget.')]
     kept = {name for name in own if name not in SMALL and name not in MODEL}

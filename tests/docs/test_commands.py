@@ -22,6 +22,7 @@ SKIPPED = {
     'pip install': 'needs a network',
     'lmtrain train --config=configs/grpo.py': 'needs rows of the length of its base; tests/training/test_rollouts.py',
     'lmtrain train --config=configs/ppo.py': 'needs rows of the length of its base; tests/training/test_rollouts.py',
+    'lmtrain train --config=configs/quickstart.py --config.log.trackers': 'needs extras; tests/report/test_trackers.py',
     'lmtrain pipeline': 'takes minutes; tests/training/test_pipeline.py',
     'lmtrain compare --workdir=runs/which$': 'pretrains a base; tests/compare/test_default.py',
     'lmtrain compare --workdir=runs/mine --report': 'needs a comparison; tests/launch/test_compare.py',
