@@ -145,7 +145,7 @@ def get_config():
     config.model.attention = 'auto'  # 'auto' (the device's kernel if it supports the rows) | 'xla' | 'cudnn' | 'splash'
     # Settings of single families (lmtrain/models/families)
     config.model.family = ''  # Hugging Face's model_type for export; '' is none
-    config.model.biased = ()  # parts with a bias although bias=False: 'query', 'key', 'value', 'output', 'mlp', 'norm'
+    config.model.biased = ()  # biases although bias=False: 'query', 'key', 'value', 'output', 'mlp', 'norm', 'head'
     config.model.parallel = False  # attention and feed-forward read the same input (GPT-NeoX)
     config.model.qk_norm_over = 'head'  # 'head' | 'projection' (all heads at once, OLMo 2)
     config.model.embed_scale = 1.0  # factor of the embeddings; sqrt(width) for Gemma
@@ -220,8 +220,8 @@ def get_config():
     # from the frozen base; for methods that only add leaves)
     config.objective.reference = 'cached'
     config.objective.centring = 0.0  # 'reward': weight of the squared sum of both rewards; 0.01 keeps them around 0
-    config.objective.clip_low = 0.2  # 'policy', 'ppo': a ratio below 1 - clip_low has no gradient
-    config.objective.clip_high = 0.2  # the same above 1 + clip_high
+    config.objective.clip_low = 0.2  # 'policy', 'ppo': no gradient for ratios below 1 - clip_low and advantages below 0
+    config.objective.clip_high = 0.2  # the same for ratios above 1 + clip_high and advantages above 0
     config.objective.kl_weight = 0.0  # weight of the KL divergence from the base, in the loss ('grpo') or the reward
     config.objective.kl_estimator = 'k3'  # 'k1' (usual in a reward: 'rloo', 'ppo') | 'k2' | 'k3' (of Schulman)
     config.objective.aggregation = 'dapo'  # of 'grpo', mean over: 'dapo' (all tokens) | 'grpo' (each row) | 'dr_grpo'
