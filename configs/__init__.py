@@ -1,1 +1,1 @@
-"""Recipes: base.py holds every knob, each other file is one run and says only what differs."""
+"""Recipes: base.py has every field of a run, compare.py those of a comparison; each other file states what differs."""

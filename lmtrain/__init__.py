@@ -1,4 +1,4 @@
-"""lmtrain: pretraining and adaptation of language models, on one backbone, one dataset and one evaluator.
+"""lmtrain: pretraining and adaptation of language models, on one backbone, one data pipeline and one evaluator.
 
 Modules in import order: each imports only from those above it.
 
