@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 COSTS = re.compile(r'(<!-- costs -->\n).*?(<!-- end -->)', re.DOTALL)
 TREE = re.compile(r'(<!-- tree -->\n).*?(<!-- end -->)', re.DOTALL)
 OTHERS = (
-    ('configs/', 'base.py has every field; one file per recipe'),
+    ('configs/', 'base.py: every field of a run, compare.py: those of a comparison; one file per recipe'),
     ('launch/', 'one file per subcommand and per launcher; no machine learning'),
     ('experiments/', 'one folder per question: claim, command, cost, result'),
     ('tests/', 'mirrors lmtrain/'),

@@ -168,29 +168,50 @@ def block(results: dict) -> str:
 
 
 def headlines() -> str:
-    """The rows of HEADLINES as a table, each with a link to its experiment."""
+    """The rows of HEADLINES as a table, each with a link to its experiment, and which experiments missed a target."""
     rows = []
     for name, beginning in HEADLINES:
         (row,) = (row for row in load(name)['figures'] if row['what'].startswith(beginning))
         what, *others = cells(row)
         rows.append([f'[{name}](experiments/{name}): {what}', *others])
-    return table(rows)
+    return f'{table(rows)}\n{targets()}\n'
+
+
+def targets() -> str:
+    """How many targets of all experiments were missed, and where."""
+    verdicts = {
+        path.parent.name: [row['reached'] for row in load(path.parent.name)['figures'] if row['reached'] is not None]
+        for path in sorted((ROOT / 'experiments').glob('*/results.json'))
+    }
+    missed = {name: own.count(False) for name, own in verdicts.items() if False in own}
+    where = ', '.join(f'{count} of [{name}](experiments/{name})' for name, count in missed.items())
+    return (
+        f'All experiments have {sum(map(len, verdicts.values()))} targets. {sum(missed.values())} were missed'
+        f'{": " if where else ""}{where}.'
+    )
 
 
 def answer() -> str:
-    """The answer table of the default comparison at its largest size, and what its rows do not decide."""
+    """The answer table of the default comparison at its largest size, what it measured, and what is undecided."""
     from lmtrain.compare import report  # late: only README.md shows it
     from lmtrain.compare.pages import recommendation
 
     results = load('prompt_or_train')
     if results is None:
         return 'Not measured yet.'
+    (whole,) = (row['figure'] for row in results['figures'] if row['what'] == 'the whole command')
     results = results['comparisons']['docstrings'] | {'trials': results['trials']}
+    task, seeds = results['task'], max(entry['seeds'] for entry in results['summary'])
+    about = (
+        f'\n\nBold: the recommended arm. {task["rows"]["test"]} test rows, {seeds} seeds; chance is '
+        f'{task["chance"]:.1%} and the most frequent class {task["majority"]:.1%}. The whole command took {whole} on '
+        f'{results["provenance"]["machine"]["cores"]} CPU cores.'
+    ).replace('%', ' %')
     choice = recommendation.recommend(results).choice
     others = ', '.join(f'`{arm}`' for arm in choice.undecided)
     lead = f"the lead of `{choice.leader}` over {others} is neither proven (Holm's correction) nor shown to be small"
     lead = f'\n\nNot decided by these rows: {lead}.' if others else ''
-    return f'{report.answer_table(results)}{lead}'
+    return f'{report.answer_table(results)}{about}{lead}'
 
 
 def render(text: str) -> str:
