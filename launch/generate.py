@@ -9,6 +9,9 @@ A run on conversations is prompted with the chat template of its training: a
 prompt is one user turn. Other models continue a prompt as it is. --template
 selects another template: 'none' leaves prompts as they are, 'auto' uses the
 tokenizer's own. A line of a .jsonl holds a prompt or messages.
+
+Without flags, a run samples with the settings of its recipe (sample), and
+--base with those of configs/base.py: 128 tokens, temperature 0.8.
 """
 
 import itertools
