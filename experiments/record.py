@@ -145,7 +145,7 @@ def load(name: str) -> dict | None:
 
 def table(rows: list[list[str]]) -> str:
     """Rows of figures as a markdown table."""
-    header = ['| what | measured | asked for | reached |', '|---|---|---|---|']
+    header = ['| what | measured | target | met |', '|---|---|---|---|']
     return '\n'.join([*header, *(f'| {" | ".join(row)} |' for row in rows)]) + '\n'
 
 
@@ -209,8 +209,11 @@ def answer() -> str:
     ).replace('%', ' %')
     choice = recommendation.recommend(results).choice
     others = ', '.join(f'`{arm}`' for arm in choice.undecided)
-    lead = f"the lead of `{choice.leader}` over {others} is neither proven (Holm's correction) nor shown to be small"
-    lead = f'\n\nNot decided by these rows: {lead}.' if others else ''
+    lead = (
+        f'Undecided: whether `{choice.leader}` is more accurate than {others}. The differences are not significant '
+        f"after Holm's correction, and not shown to be within {100 * results['margin']:.0f} points."
+    )
+    lead = f'\n\n{lead}' if others else ''
     return f'{report.answer_table(results)}{about}{lead}'
 
 
