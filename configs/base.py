@@ -163,7 +163,9 @@ def get_config():
     config.model.head_activation = ''  # of the dense layer before the output; '' is no dense layer
     config.model.head_bias = True  # of the output layer
 
-    config.trainable = ''  # regex of trainable paths; all others are frozen, a new head too; '' is that of the method
+    # Regex of trainable parameter paths in place of that of the method; '' keeps that of the method. Parameters that it
+    # does not match are frozen, those of a new head too.
+    config.trainable = ''
 
     # Adaptation: lmtrain.adapt.method(config.adapt.method, model, params, **config.adapt[method]). The head of a task
     # (task_head/..., or heads/<task> unless objective.pool is auto) is trained with every method.
@@ -229,9 +231,9 @@ def get_config():
     config.objective.max_tokens = config.policy.get_oneway_ref('max_tokens')  # divisor of 'dr_grpo'
     config.objective.value_clip = 0.2  # 'ppo': limit of the change of a value
     config.objective.value_weight = 0.1  # 'ppo': weight of the value loss
-    # The head of a task, unless the base has one. 'auto': that of transformers' class of the family (BERT's pooler, a
-    # decoder's last token); 'first' | 'last' | 'mean' (of all tokens): an added projection of that token
-    config.objective.pool = 'auto'  # of a new head: 'auto' (as transformers' class) | 'first' | 'last' | 'mean'
+    # Input of the task's head, if the base has no head for the task: 'auto' (that of the transformers class of the
+    # family: BERT's pooler, a decoder's last token) | 'first' | 'last' (token) | 'mean' (of all tokens)
+    config.objective.pool = 'auto'
 
     # Budget: exactly one is set, and the schedule ends with it; one on the command line replaces the recipe's
     config.budget = ml_collections.ConfigDict()
@@ -275,8 +277,8 @@ def get_config():
     config.schedule.begin = 0.0  # spent budget at which the schedule begins; `train --extend` sets it
     config.schedule.warmup_budget = 0.0  # budget that `warmup` is a fraction of; 0 is all after `begin`
 
-    # Sweep: lmtrain.training.sweep.members(**config.sweep), runs on one base that are trained as one program: every
-    # learning rate with every seed. Of an empty list, the run's own value is used.
+    # Sweep: several runs on one base, trained as one program, every learning rate with every seed:
+    # lmtrain.training.sweep.members(**config.sweep). If a list is empty, all members have the value of the run.
     config.sweep = ml_collections.ConfigDict()
     config.sweep.seeds = ()  # replaces config.seed of each member: trainable leaves, dropout, order of the data
     config.sweep.learning_rates = ()  # replaces config.optimizer.learning_rate of each member

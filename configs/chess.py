@@ -1,4 +1,4 @@
-"""Any sequence of symbols is text: chess games move by move, each a token; only the reader of .pgn knows chess.
+"""Pretrains a transformer of 1.3M parameters on chess games in PGN files; every move is a token.
 
 Command: lmtrain train --config=configs/chess.py --config.data.root=DIR --workdir=runs/chess
          DIR holds chess/*.pgn, for instance a player's games from https://lichess.org/games/export/NAME

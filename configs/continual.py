@@ -1,4 +1,4 @@
-"""A pretrained model reads on: new text with a share of the old one, the learning rate warmed up again.
+"""Continual pretraining: trains a base on new text, with a share of the old text (replay) and a new warmup.
 
 Command: lmtrain train --config=configs/continual.py --config.init.base=DIR --config.data.source=new.txt \\
          --config.data.mix="(('old.txt', 0.1),)" --config.evaluate.sources=old.txt --workdir=runs/continual

@@ -1,9 +1,9 @@
-"""One dial, the parameters in the layers: 25M, or :1M, :3M, :10M, :85M, :200M, :400M, :700M; all else follows.
+"""LLaMA on 20 tokens per parameter of its layers, for scaling laws: 25M, or :1M, :3M, :10M, :85M, :200M, :400M, :700M.
 
 Command: lmtrain train --config=configs/ladder.py:10M --config.data.root=DIR --workdir=runs/ladder_10M
          DIR holds fineweb/*.parquet (https://huggingface.co/datasets/HuggingFaceFW/fineweb)
 Cost:    20 tokens per parameter, so about 120 N^2 FLOPs: 1.2e16 at 10M, 5.9e19 at 700M
-Score:   not measured yet; for laws of scale
+Score:   not measured yet
 Source:  20 tokens per parameter: arXiv 2203.15556; learning rate: arXiv 2001.08361, equation D.1
 """
 

@@ -1,4 +1,4 @@
-"""After GPT-2's loss with a sixth of its tokens: QK-norm, Muon, squared ReLU, rotary, an untied soft-capped head.
+"""GPT-2's size on 1.7 billion tokens, with QK-norm, Muon, squared ReLU, RoPE and an untied, soft-capped head.
 
 Command: lmtrain train --config=configs/modern.py --config.data.root=DIR --workdir=runs/modern
          DIR holds what configs/pretrain_gpt2.py reads
