@@ -18,7 +18,7 @@ from launch import distributed, process_setup, recipe, show
 FLAGS = flags.FlagValues()
 recipe.define(FLAGS)
 flags.DEFINE_string('workdir', None, 'folder of the run; runs/NAME by default', flag_values=FLAGS)
-text = 'a run in the folder goes on to the new budget with a new schedule, which begins at its newest checkpoint'
+text = 'continues the run in the folder to a larger budget with a new schedule, which begins at its newest checkpoint'
 flags.DEFINE_bool('extend', False, text, flag_values=FLAGS)
 distributed.define(FLAGS)
 flags.DEFINE_bool('dry_run', False, 'prints the plan and the memory of the run, then stops', flag_values=FLAGS)

@@ -320,4 +320,4 @@ def outlook(run: Run, target: Target, exchanged: dict[tuple[str, str], float]) -
         if price:
             cells.append(('  money', *(f'{price * target.chips * time / 3600:,.0f}' for time in spent)))
     lines = ["a step at the data sheet's speed", *terminal.table(rows, right=(1,)), '']
-    return '\n'.join([*lines, 'what may come of it', *terminal.table(cells, right=(1, 2, 3))])
+    return '\n'.join([*lines, 'estimated step time, MFU and cost', *terminal.table(cells, right=(1, 2, 3))])

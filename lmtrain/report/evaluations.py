@@ -134,14 +134,14 @@ def many_epochs(total_steps: int, steps_per_epoch: int, every: int) -> str:
       every: steps between evaluations.
 
     >>> many_epochs(400, 2, 500)[:67]
-    '200 are planned; from about 40 on, a model learns nothing more from'
+    '200 are planned; from about 40 on, a model only memorises its text.'
     """
     epochs, evaluated = total_steps / steps_per_epoch, math.ceil(total_steps / every)
     if epochs <= MANY_EPOCHS:
         return ''
     text = (
-        f'{terminal.epochs(epochs)} are planned; from about {MANY_EPOCHS} on, a model learns nothing more from the '
-        f'same text but to repeat it by heart. More text, or budget.steps={MANY_EPOCHS * steps_per_epoch}, prevents it'
+        f'{terminal.epochs(epochs)} are planned; from about {MANY_EPOCHS} on, a model only memorises its text. '
+        f'More text, or budget.steps={MANY_EPOCHS * steps_per_epoch}, prevents it'
     )
     if evaluated > RISING:
         return text
@@ -160,7 +160,7 @@ def memorised(lines: Sequence[Mapping[str, Any]], epochs: float) -> str:
         return ''
     return (
         f'after {terminal.epochs(epochs)} epochs the training loss is {training[-1]:.4f} and the validation loss '
-        f'{validation[-1]:.4f}: the model repeats its training text by heart; more text or fewer steps help'
+        f'{validation[-1]:.4f}: the model has memorised its training text; more text or fewer steps help'
     )
 
 

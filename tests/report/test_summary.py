@@ -121,8 +121,8 @@ def test_header_warns_of_many_epochs_of_text(text):
     run = run_of(text)
     few, many = (dataclasses.replace(run) for _ in range(2))
     few.__dict__['total_steps'], many.__dict__['total_steps'] = (each * run.steps_per_epoch for each in (40, 41))
-    assert 'by heart' not in summary.header(few)
+    assert 'memorises' not in summary.header(few)
     shown = ' '.join(summary.header(many).split())
-    assert 'epochs 41 are planned; from about 40 on, a model learns nothing more' in shown
+    assert 'epochs 41 are planned; from about 40 on, a model only memorises its text' in shown
     assert f'budget.steps={40 * run.steps_per_epoch}' in shown
-    assert 'by heart' not in summary.header(many, stand_in=True)
+    assert 'memorises' not in summary.header(many, stand_in=True)
