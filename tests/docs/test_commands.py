@@ -69,6 +69,22 @@ def test_every_skipped_command_is_printed_somewhere(pages):
     assert len(every) > 15
 
 
+def test_no_two_runs_share_a_folder(pages):
+    """A command that trains in a folder that another page uses for another run would be refused."""
+    runs = {}
+    for command in [command for own in pages.values() for command in own]:
+        words = [word.partition('=') for word in shlex.split(command)]
+        options = {name: value for name, _, value in words}
+        if 'train' not in options and 'compare' not in options or '--workdir' not in options or '--report' in options:
+            continue
+        own = [
+            options.get(f'--config{name}')
+            for name in ('', '.data.source', '.task.train', '.init.base', '.schedule.name')
+        ]
+        assert runs.setdefault(options['--workdir'], own) == own, command
+    assert len(runs) > 10
+
+
 NEEDS_A_BASE = ['classify', 'compare', 'compare_base', 'continual', 'dpo', 'grpo', 'instruct', 'ppo', 'span', 'tag']
 
 
