@@ -2,11 +2,13 @@
 
 Command: lmtrain train --config=configs/sft.py --workdir=runs/sft
          lmtrain train --config=configs/dpo.py --config.init.base=runs/sft --workdir=runs/dpo
-         with --config.task.train=pairs.jsonl --config.objective.beta=0.1 --config.objective.label_smoothing=0.0 on a
-         file of your own (formats: configs/reward_model.py)
+         with --config.task.train=pairs.jsonl --config.objective.beta=0.1 on a file of your own (formats:
+         configs/reward_model.py)
          with --config.adapt.method=lora --config.objective.reference=live without a pass before the training
          with --config.task.name=unpaired for rows with a label (KTO), of which task.group = 4 and their mismatched
          completions share a row
+Beta:    the usual config.objective.beta is 0.1 for dpo, hinge, ipo, orpo and KTO, 2 for simpo, 5 for dpo_norm; dpo and
+         dpo_norm also read config.objective.label_smoothing, such as 0.1 for pairs of which a tenth is in wrong order
 Cost:    two minutes on two CPU cores for generated rows
 Score:   experiments/rewards: held-out prompts that the greedy completion answers, before and after
 """
@@ -23,9 +25,9 @@ def get_config():
     config.task.train = (sft.ROWS,)
     config.task.text, config.task.label, config.task.template = (), '', 'auto'
     config.task.too_long = 'cut'
-    # Right and wrong answers are disjoint here: without label smoothing the margin grows without bound, and the model
-    # unlearns both. With it, the best margin is log(0.9 / 0.1) / beta = 7 nats. For other pairs begin with 0.1 and 0.
-    config.objective.beta, config.objective.label_smoothing = 0.3, 0.1
+    # Right and wrong answers are disjoint here, so that the margin grows without bound, and at a rate of 1e-4 and beta
+    # 0.1 the model unlearns both.
+    config.objective.beta = 0.3
     config.budget.steps = 150
     config.optimizer.learning_rate = 3e-5
     config.optimizer.weight_decay = 0.0

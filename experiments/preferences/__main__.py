@@ -59,7 +59,8 @@ PARTS = {
     ),
     'dpo': (
         'dpo',
-        {'data.seq_len': 512, 'objective.beta': 0.1, 'budget.steps': EPOCH, 'task.buckets': 2},
+        {'data.seq_len': 512, 'budget.steps': EPOCH, 'task.buckets': 2}
+        | {'objective.beta': 0.1, 'objective.label_smoothing': 0.1},  # conservative DPO
         (1e-4,),
         'rewards/margins',
     ),

@@ -28,7 +28,7 @@ BEFORE, AFTER, MINUTES, MEMORY = 0.3, 0.9, 20.0, 1.05  # targets
 # {name: (recipe, what differs from it)}; each starts from the supervised base of its seed.
 OBJECTIVES = {
     'supervised, right answers': ('sft', {'data.tokenizer': 'base', 'task.train': (sft.ROWS,), 'budget.steps': 60}),
-    'DPO': ('dpo', {}),
+    'DPO': ('dpo', {'objective.label_smoothing': 0.1}),
     'GRPO': ('grpo', {}),
     'REINFORCE leave-one-out': ('grpo', {'objective.name': 'rloo'}),
     'PPO': ('ppo', {}),

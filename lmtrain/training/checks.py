@@ -44,11 +44,16 @@ def check_settings(config) -> None:
         raise InputError(f"init.frozen_dtype = {dtype!r}: it is 'float32' or 'bfloat16'")
     if config.task.name not in TASKS:
         raise InputError(f'task.name = {config.task.name!r} is none of {", ".join(TASKS)}')
-    TASKS[config.task.name].loss(config.objective.name)  # raises if it is unknown
+    loss = TASKS[config.task.name].loss(config.objective.name)  # raises if it is unknown
     if not config.objective.beta > 0:
         raise InputError(f'objective.beta = {config.objective.beta}: it must be above 0')
     if not 0 <= (smoothing := config.objective.label_smoothing) < 0.5:
         raise InputError(f'objective.label_smoothing = {smoothing}: it must lie in [0, 0.5), the share of wrong labels')
+    if smoothing and not has_setting(loss, 'label_smoothing'):
+        raise InputError(
+            f'objective.label_smoothing = {smoothing} with objective.name = {config.objective.name!r} of task.name = '
+            f'{config.task.name!r}, which does not read it: set it to 0; dpo and dpo_norm of preference read it'
+        )
     check_policy(config)
     if config.objective.pool not in ('auto', *POOLS):
         raise InputError(f'objective.pool = {config.objective.pool!r} is none of auto, {", ".join(POOLS)}')

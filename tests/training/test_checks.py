@@ -6,8 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from configs import dpo
 from configs.base import get_config
 from lmtrain.errors import InputError
+from lmtrain.tasks import TASKS
+from lmtrain.tasks.task import has_setting
 from lmtrain.training import checks
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
@@ -65,3 +68,25 @@ def test_rows_beyond_learned_positions_are_refused_and_a_large_seq_len_is_not():
     for method in ('prompt', 'prefix'):
         with pytest.raises(InputError, match='the model has 492 learned positions'):
             checks.check_positions(config, learned, 496, {method: {'embedding': np.zeros((20, 4))}})
+
+
+OBJECTIVES = [(task.name, objective) for task in TASKS.values() for objective in task.losses]
+
+
+@pytest.mark.parametrize(('task', 'objective'), OBJECTIVES)
+def test_label_smoothing_is_refused_by_an_objective_that_does_not_read_it(task, objective):
+    config = dpo.get_config()
+    config.task.name, config.objective.name, config.objective.label_smoothing = task, objective, 0.1
+    if has_setting(TASKS[task].loss(objective), 'label_smoothing'):
+        checks.check_settings(config)
+    else:
+        expected = f"label_smoothing = 0.1 with objective.name = '{objective}' of task.name = '{task}', which .* set it"
+        with pytest.raises(InputError, match=expected):
+            checks.check_settings(config)
+
+
+@pytest.mark.parametrize(('task', 'objective'), [each for each in OBJECTIVES if each[0] in ('preference', 'unpaired')])
+def test_the_recipe_of_preferences_takes_each_of_their_objectives(task, objective):
+    config = dpo.get_config()
+    config.task.name, config.objective.name = task, objective
+    checks.check_settings(config)
