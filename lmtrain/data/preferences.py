@@ -12,6 +12,7 @@ The format of every row is recognised:
 """
 
 import collections
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -169,7 +170,7 @@ def dialogues(row: Row) -> tuple[Conversation, ...]:
 def is_empty(dialogue: Conversation) -> bool:
     """Whether the completion of a conversation is empty, or white space."""
     if not dialogue.messages:
-        return not dialogue.texts[1].strip()
+        return not ''.join(dialogue.texts[1::2]).strip()
     answers = (dialogue.messages[index] for index in dialogue.trained)
     return not any(answer['content'].strip() or answer.keys() - {'role', 'content'} for answer in answers)
 
@@ -230,9 +231,12 @@ def _transcripts(row: Row, chosen: str, rejected: str, template: Template | None
         return pair
     unchanged = []
     for text, dialogue in ((chosen, pair.chosen), (rejected, pair.rejected)):
-        begins = [turn.end() for turn in TURN.finditer(text)]
-        begin = begins[dialogue.trained[0] - len(dialogue.messages)]  # after 'Assistant:'
-        unchanged.append(Conversation([], (), (text[:begin], text[begin:])))
+        turns = list(TURN.finditer(text))
+        ends = [turn.start() for turn in turns[1:]] + [len(text)]
+        before = len(dialogue.messages) - len(turns)  # messages that are no turn: the text of the field `system`
+        answers = [(turns[index - before].end(), ends[index - before]) for index in dialogue.trained]
+        bounds = [0, *itertools.chain(*answers)]
+        unchanged.append(Conversation([], (), tuple(text[begin:end] for begin, end in itertools.pairwise(bounds))))
     return Pair('hh-rlhf transcripts, unchanged', *unchanged)
 
 

@@ -37,8 +37,8 @@ def before_answer(dialogue: Conversation, which: int | None = -1) -> tuple[Promp
     """(the part of a conversation before an answer, the answer).
 
     Args:
-      which: index into `dialogue.trained`, the messages that the loss covers. None: all messages of the assistant at
-        the end, of which there may be none; the answer is then the first of them, or ''.
+      which: index into `dialogue.trained`, the messages that the loss covers, or into its trained texts. None: all
+        messages of the assistant at the end, of which there may be none; the answer is then the first of them, or ''.
 
     IndexError: the conversation has no such answer.
 
@@ -48,7 +48,8 @@ def before_answer(dialogue: Conversation, which: int | None = -1) -> tuple[Promp
     """
     messages = dialogue.messages
     if not messages:
-        return dialogue.texts
+        at = range(1, len(dialogue.texts), 2)[-1 if which is None else which]
+        return ''.join(dialogue.texts[:at]), dialogue.texts[at]
     if which is None:
         end = max((i + 1 for i, message in enumerate(messages) if message['role'] != 'assistant'), default=0)
     else:

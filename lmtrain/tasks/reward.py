@@ -133,4 +133,5 @@ TASK = Task(
     conversations=True,
     output_name='reward',
     unit='pair',
+    version=2,
 )

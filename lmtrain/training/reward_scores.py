@@ -174,7 +174,7 @@ def _encode(loaded: LoadedModel, prompt: prompting.Prompt, completion: str) -> l
 def _ids(loaded: LoadedModel, dialogue: Conversation, place: str) -> list[int]:
     """The ids of a prompt and its completion; a template writes texts as a turn and its answer."""
     if loaded.template and not dialogue.messages:
-        return _encode(loaded, *dialogue.texts)
+        return _encode(loaded, *prompting.before_answer(dialogue))
     text = preferences.encode(dialogue, loaded.tokenizer, loaded.template, place)
     return text.prompt + text.completion
 

@@ -278,6 +278,22 @@ def test_empty_completions():
     assert not preferences.is_empty(blank._replace(messages=[USER, GOOD | {'content': '', 'tool_calls': [{}]}]))
 
 
+def test_turns_of_the_user_between_two_answers_of_a_transcript_are_not_trained():
+    """Before, all that follows the first answer that differs was the completion."""
+    begin = '\n\nHuman: Hi\n\nAssistant: Yes\n\nHuman: a\n\nAssistant:'
+    chosen, rejected = f'{begin} b\n\nHuman: c\n\nAssistant: d', f'{begin} e'
+    for system in ({}, {'system': 'Be brief.'}):
+        pair = preferences.read_pair(row(chosen=chosen, rejected=rejected, **system), None)
+        assert texts(pair) == [(begin, ' b', '\n\nHuman: c\n\nAssistant:', ' d'), (begin, ' e')]
+    tokenizer = Bytes()
+    encoded = preferences.encode(pair.chosen, tokenizer, None, 'here')
+    trained = [token for token, each in zip(encoded.completion, encoded.trained, strict=True) if each]
+    assert trained == [*b' b d', tokenizer.end_id]
+    assert encoded.prompt == [tokenizer.begin_id, *begin.encode()] and encoded.size == 2 + len(chosen)
+    blank = preferences.read_pair(row(chosen=f'{begin} \n\nHuman: c\n\nAssistant:', rejected=rejected), None)
+    assert preferences.is_empty(blank.chosen) and not preferences.is_empty(blank.rejected)
+
+
 def test_real_transcripts(shared):
     """All of a file of hh-rlhf: every row is read, and both sides begin with the same prompt in most of them."""
     from lmtrain.data.rows import read_rows
@@ -290,3 +306,5 @@ def test_real_transcripts(shared):
     same = [pair.chosen.texts[0] == pair.rejected.texts[0] for pair in pairs]
     assert np.mean(same) > 0.99
     assert sum(preferences.is_empty(side) for pair in pairs for side in pair[1:]) == 4
+    several = [side.texts for pair in pairs for side in pair[1:] if len(side.texts) > 2]
+    assert len(several) == 5 and not any('\n\nHuman:' in text for each in several for text in each[1::2])

@@ -83,6 +83,8 @@ def test_the_part_before_an_answer():
     assert prompts.shown(last) == 'c'
     with pytest.raises(IndexError):
         prompts.before_answer(Conversation(turns[:1], ()))
+    texts = Conversation([], (), tuple('abcd'))  # b and d are answers
+    assert [prompts.before_answer(texts, which) for which in (0, -1)] == [('a', 'b'), ('abc', 'd')]
 
 
 def test_special_names_in_prompts_are_listed_once():

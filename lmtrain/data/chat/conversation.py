@@ -24,11 +24,14 @@ HISTORY = ('question', 'answer')  # the fields of an earlier turn in `history`
 
 
 class Conversation(NamedTuple):
-    """The conversation of a row: messages, or a prompt and its completion that no template writes."""
+    """The conversation of a row: messages, or texts that no template writes.
+
+    Texts are a prompt and its completion, or longer: every second text is trained.
+    """
 
     messages: list[dict[str, Any]]  # [] if the conversation is `texts`
     trained: tuple[int, ...] = ()  # the indices of the messages that are trained
-    texts: tuple[str, str] = ('', '')
+    texts: tuple[str, ...] = ('', '')
     tools: list | None = None
 
 

@@ -1,6 +1,7 @@
 """Conversations as token ids: training examples, prompts, and the token that ends an answer."""
 
 import collections
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -182,9 +183,9 @@ def encode_conversation(
     BOS occurs once at the beginning, and the end of every answer is trained.
     """
     if not dialogue.messages:
-        prompt, completion = dialogue.texts
-        span = len(prompt), len(prompt) + len(completion)
-        written = Written('unchanged', [(as_text(prompt + completion, tokenizer), [span])], [])
+        ends = list(itertools.accumulate(map(len, dialogue.texts)))
+        spans = list(zip(ends[::2], ends[1::2]))
+        written = Written('unchanged', [(as_text(''.join(dialogue.texts), tokenizer), spans)], [])
     elif template is None:
         raise InputError(f"{place}: a conversation, and config.task.template is 'none': set it to 'auto'")
     else:
