@@ -24,6 +24,7 @@ from lmtrain.rewards.reward import Limits
 START_SECONDS = 3.0  # of Python, before the process is killed; the program's own time is measured in the process
 TIME_LIMIT = 'time limit'
 OUTPUT = 2000  # last bytes of the output that are returned
+VERDICT = 4096  # first bytes of the verdict that are read: the program can write to its file, too
 NAMESPACES = 'new network, process and mount namespaces'
 
 
@@ -47,36 +48,48 @@ def run(code: str, test: str, limits: Limits) -> Outcome:
     token = secrets.token_hex(8)  # a program that ends early does not know it
     program = {'code': code, 'test': test, 'token': token, 'seconds': limits.seconds, 'memory_mib': limits.memory_mib}
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix='lmtrain-test-') as folder, tempfile.TemporaryFile() as output:
+    with (
+        tempfile.TemporaryDirectory(prefix='lmtrain-test-') as folder,
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryFile() as verdict,  # a file has a limited size, and a pipe would be read into memory
+    ):
         process = subprocess.Popen(
             # No user site and no working folder in the path; no variable of the run but those that Python needs.
             [sys.executable, '-s', '-P', str(Path(__file__).with_name('sandboxed.py'))],
             cwd=folder,
             env={'PYTHONHASHSEED': '0', 'PYTHONDONTWRITEBYTECODE': '1', 'PYTHONUTF8': '1', 'OMP_NUM_THREADS': '1'},
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=verdict,
             stderr=output,
             start_new_session=True,
         )
         try:
-            verdict, _ = process.communicate(json.dumps(program).encode() + b'\n', limits.seconds + START_SECONDS)
-            status = _status(process.returncode, verdict, token, started + limits.seconds < time.monotonic())
+            process.communicate(json.dumps(program).encode() + b'\n', limits.seconds + START_SECONDS)
+            verdict.seek(0)
+            message = _message(verdict.read(VERDICT), token)
+            status = message.get('status') or _ended(process.returncode, started + limits.seconds < time.monotonic())
         except subprocess.TimeoutExpired:
-            verdict, status = b'', TIME_LIMIT
+            message, status = {}, TIME_LIMIT
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
         output.seek(max(0, output.seek(0, os.SEEK_END) - OUTPUT))
         printed = output.read().decode('utf-8', 'replace')
-    return Outcome(status, printed, json.loads(verdict)['reason'] if status in ('passed', 'failed') else '')
+    return Outcome(status, printed, message['reason'] if status in ('passed', 'failed') else '')
 
 
-def _status(code: int, verdict: bytes, token: str, is_late: bool) -> str:
-    with contextlib.suppress(ValueError, TypeError):
+def _message(verdict: bytes, token: str) -> dict[str, str]:
+    """The `status` and `reason` that the process has written with its token; {} if it wrote anything else."""
+    with contextlib.suppress(Exception):  # the program can write what no parser takes: deep nesting, a missing key
         message = json.loads(verdict)
         if message['token'] == token:
-            return message['status']
+            return {name: str(message[name]) for name in ('status', 'reason')}
+    return {}
+
+
+def _ended(code: int, is_late: bool) -> str:
+    """How a process ended that wrote no verdict."""
     if is_late and code in (-signal.SIGXCPU, -signal.SIGKILL):  # the limit of processor time
         return TIME_LIMIT
     return signal.Signals(-code).name if code < 0 else 'ended before its test'

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 
@@ -49,6 +50,24 @@ def test_a_program_ends_with_a_status(code, test, status, printed):
     result = outcome(code, test)
     assert status in (result.status, None) and result.status != 'passed' or status == result.status
     assert printed in result.output and len(result.output) <= sandbox.OUTPUT
+
+
+WRITE = (
+    'import os\ndef write(data):\n  for file in range(3, 9):\n    try: os.write(file, data)\n    except OSError: pass\n'
+)
+
+
+@pytest.mark.parametrize(
+    'code', ['write(b"{}"); os._exit(0)', 'write(b"[" * 10**5)', 'while True: write(b"x" * 2**16)']
+)
+def test_what_a_program_writes_in_place_of_its_verdict_is_a_failure(code, monkeypatch):
+    """Before, it raised in the run (KeyError, RecursionError), or was read into its memory without a limit."""
+    monkeypatch.setattr(sandbox, 'START_SECONDS', 0.5)
+    tracemalloc.start()
+    result = sandbox.run(WRITE + code, 'pass', Limits(0.5, 256))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert result.status in ('ended before its test', 'time limit') and peak < 2**20
 
 
 @pytest.mark.parametrize('code', ['while True: pass', 'import time; time.sleep(60)'])
