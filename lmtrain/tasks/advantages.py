@@ -38,7 +38,7 @@ class Credit(NamedTuple):
 
     Attributes:
       columns: {name: [N, T]} 'advantages', and with a value head 'returns'.
-      used: [N] bool, whether the advantages have a gradient; False in a group without variance, whose are 0.
+      used: [N] bool, whether the advantages have a gradient; False in a group whose advantages are all 0.
     """
 
     columns: dict[str, np.ndarray]
@@ -61,7 +61,7 @@ def group_relative(sampled: Sampled, *, scale: str = 'group') -> Credit:
         centred /= groups.std(axis=1, ddof=1, keepdims=True) + EPSILON
     elif scale == 'batch':
         centred /= groups.std(ddof=1) + EPSILON
-    return Credit({'advantages': centred.reshape(-1, 1) * sampled.mask}, _with_variance(groups))
+    return Credit({'advantages': centred.reshape(-1, 1) * sampled.mask}, with_variance(groups))
 
 
 def leave_one_out(sampled: Sampled, *, kl_weight: float = 0.0, kl_estimator: str = 'k1') -> Credit:
@@ -73,7 +73,7 @@ def leave_one_out(sampled: Sampled, *, kl_weight: float = 0.0, kl_estimator: str
     kl = np.sum(penalty(sampled, kl_weight, kl_estimator), axis=1)
     groups = (sampled.rewards - kl).reshape(-1, sampled.samples)
     others = (groups.sum(axis=1, keepdims=True) - groups) / (sampled.samples - 1)
-    return Credit({'advantages': (groups - others).reshape(-1, 1) * sampled.mask}, _with_variance(groups))
+    return Credit({'advantages': (groups - others).reshape(-1, 1) * sampled.mask}, with_variance(groups))
 
 
 def gae(
@@ -135,7 +135,7 @@ def estimate_kl(log_ratio, estimator: str, xp):
     return 0.5 * log_ratio**2 if estimator == 'k2' else xp.expm1(-log_ratio) + log_ratio
 
 
-def _with_variance(groups: np.ndarray) -> np.ndarray:
-    """[N] whether the rewards of each completion's group differ; `groups` [prompts, samples]."""
+def with_variance(groups: np.ndarray) -> np.ndarray:
+    """bool [N], whether the rewards of each completion's group differ; `groups` [prompts, samples]."""
     differs = np.ptp(groups, axis=1) > 1e-12
     return np.repeat(differs, groups.shape[1])

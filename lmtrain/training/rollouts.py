@@ -26,7 +26,7 @@ from lmtrain.inference.rollout import padded, rollout
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.parallel import collectives
 from lmtrain.runtime import faults
-from lmtrain.tasks.advantages import Sampled
+from lmtrain.tasks.advantages import Sampled, with_variance
 from lmtrain.tasks.prepare import TaskData
 from lmtrain.tasks.task import has_setting, with_settings
 from lmtrain.training import rollout_batch, rollout_cost, samples
@@ -278,7 +278,8 @@ class Rollouts:
         penalised = has_setting(self.run.task.loss(config.objective.name), 'kl_weight') and config.objective.kl_weight
         used = np.ones_like(credit.used) if penalised else credit.used
         used = used & (completions.ended if policy.truncated == 'mask' else True)
-        figures['no_signal'] = float(1.0 - np.mean(credit.used))
+        if policy.samples > 1:  # of the rewards alone: advantages also differ by a KL term or by values
+            figures['no_signal'] = float(1.0 - np.mean(with_variance(sampled.rewards.reshape(-1, policy.samples))))
         figures['rollout_entropy'] = float(-np.sum(columns['old_logprob'], dtype=np.float64) / sampled.mask.sum())
         if self.reference:
             kl = np.sum(columns['old_logprob'] - columns['ref_logprob'], dtype=np.float64) / len(used)

@@ -468,16 +468,24 @@ def test_rewards_are_identified_by_file_and_model(config, folder, monkeypatch):
     assert run.reward_hash == '' and 'reward' not in run.fingerprints
 
 
-@pytest.mark.parametrize('task, kl_weight', [('policy', 0.0), ('policy', 0.02), ('ppo', 0.02)])
-def test_rewards_without_a_signal_are_counted(config, folder, task, kl_weight):
-    """All rewards are 0, of which one could not be scored: groups are skipped only if no KL term learns from them."""
-    config.objective.kl_weight = kl_weight
+@pytest.mark.parametrize(
+    'task, objective, kl_weight',
+    [('policy', '', 0.0), ('policy', '', 0.02), ('policy', 'rloo', 0.02), ('ppo', '', 0.02)],
+)
+def test_rewards_without_a_signal_are_counted(config, folder, task, objective, kl_weight):
+    """All rewards are 0, of which one could not be scored: groups are skipped only if no KL term learns from them.
+
+    The policy has left the base, so that the KL divergences of completions differ.
+    """
+    config.objective.name, config.objective.kl_weight = objective, kl_weight
     (folder / 'odd.py').write_text('def reward(p, c): return [float("nan")] + [0] * (len(c) - 1)', encoding='utf-8')
     config.reward.file = 'odd.py'
     run = built(of_task(config, task))
-    figures, placed = rollout_of(run, run.initial.on_mesh())
+    start = run.initial.on_mesh()
+    moved = start.replace(trainable=jax.tree.map(lambda leaf: 1.05 * leaf, start.trainable))
+    figures, placed = rollout_of(run, moved)
     assert figures['reward'] == figures['reward_std'] == 0.0 and figures['reward_failures'] == 1
-    assert figures['no_signal'] == (task == 'policy')
+    assert figures['no_signal'] == 1
     assert {bool(batch['loss_mask'].any()) for batch in placed} == {kl_weight > 0}
 
 
