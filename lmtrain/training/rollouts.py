@@ -22,11 +22,13 @@ from lmtrain import rewards, tree
 from lmtrain.data import hash_rng
 from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
+from lmtrain.inference.prompts import shown
 from lmtrain.inference.rollout import padded, rollout
 from lmtrain.models.virtual_tokens import num_virtual_tokens
 from lmtrain.parallel import collectives
 from lmtrain.runtime import faults
 from lmtrain.tasks.advantages import Sampled, with_variance
+from lmtrain.tasks.policy import prompt_of
 from lmtrain.tasks.prepare import TaskData
 from lmtrain.tasks.task import has_setting, with_settings
 from lmtrain.training import rollout_batch, rollout_cost, samples
@@ -36,7 +38,7 @@ KL_STEP, KL_LIMIT = 0.1, 0.2  # of the controller of the KL weight, Ziegler et a
 
 
 class Prompts(NamedTuple):
-    """The prompts of a split: their ids, their texts, and the rows that they are from."""
+    """The prompts of a split: their ids, their texts (`prompts.shown`), and the rows that they are from."""
 
     ids: list[list[int]]
     texts: list[str]
@@ -79,13 +81,11 @@ class Completions(NamedTuple):
 
 def prompts_of(run: Run, split: str) -> Prompts:
     """The prompts of a split, in the order of its rows."""
-    examples, tokenizer = run.corpus.examples[split], run.corpus.tokenizer
+    examples, fields = run.corpus.examples[split], tuple(run.config.task.text)
     bounds = zip(examples.begins[:-1].tolist(), examples.begins[1:].tolist(), strict=True)
     ids = [examples.tokens[begin : end - 1].tolist() for begin, end in bounds]  # without the end token
     rows = [run.corpus.rows[split][source] for source in examples.source.tolist()]
-    begin = [tokenizer.begin_id]  # which a template may not write
-    texts = [tokenizer.decode(each[1:] if each[:1] == begin else each) for each in ids]
-    return Prompts(ids, texts, rows)
+    return Prompts(ids, [shown(prompt_of(row, fields)) for row in rows], rows)
 
 
 def longest_allowed(config) -> int:

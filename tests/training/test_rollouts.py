@@ -14,13 +14,10 @@ import lmtrain
 from configs import grpo, tiny
 from lmtrain import tree
 from lmtrain.cost import passes
-from lmtrain.data.example_store import Examples
-from lmtrain.data.rows import Row
-from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.errors import InputError
 from lmtrain.parallel import sharding
 from lmtrain.tasks.task import with_settings
-from lmtrain.training import init_from, rollout_cost, rollouts, workdir
+from lmtrain.training import init_from, pipeline, rollout_cost, rollouts, workdir
 from lmtrain.training.build import build
 from lmtrain.training.resolve import resolve
 
@@ -406,15 +403,27 @@ def test_entropy_of_a_rollout_is_that_of_all_completions(config, folder, truncat
     )
 
 
-def test_text_of_a_prompt_is_whole_with_and_without_a_begin_token():
-    """Chat templates of some tokenizers write no begin token."""
-    tokenizer, rows = Bytes(), [Row('rows.jsonl:1', {}), Row('rows.jsonl:2', {})]
-    begin, end = tokenizer.begin_id, tokenizer.end_id
-    tokens = np.array([*b'abc', end, begin, *b'def', end])
-    examples = Examples(tokens, np.array([0, 4, 9]), np.array([0, 1]), {}, {})
-    corpus = SimpleNamespace(examples={'train': examples}, rows={'train': rows}, tokenizer=tokenizer)
-    prompts = rollouts.prompts_of(SimpleNamespace(corpus=corpus), 'train')
-    assert prompts.texts == ['abc', 'def'] and prompts.ids == [[*b'abc'], [begin, *b'def']] and prompts.rows == rows
+def test_a_reward_reads_the_prompts_that_the_score_of_a_pipeline_reads(config, folder):
+    """Of a conversation the last message: not the ids of the template, and not without the beginning that is cut."""
+    turns = [{'role': 'user', 'content': text} for text in ('5 + 5 + 5?', '1 + 1?')]
+    turns.insert(1, {'role': 'assistant', 'content': '15'})
+    rows = [{'messages': turns, 'answer': '2'}, {'messages': turns[-1:], 'answer': '2'}]
+    rows += [{'prompt': 'a long prompt', 'answer': '3'}]
+    (folder / 'turns.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+    read = []
+
+    def recorded(prompts, completions, rows):
+        read.append(list(prompts))
+        return SimpleNamespace(total=np.zeros(len(prompts)), failures={})
+
+    config.task.update(train=('turns.jsonl',), validation=('turns.jsonl',), test=('turns.jsonl',))
+    config.task.too_long, config.policy.max_tokens = 'cut', 8
+    run = built(config)
+    texts = rollouts.prompts_of(run, 'test').texts
+    model = lmtrain.load(str(folder / 'sft'))._replace(template=run.template)
+    pipeline.score(model, run.corpus.rows['test'], (), recorded, 8)
+    assert read == [texts] * 2 and texts == ['1 + 1?', '1 + 1?', 'a long prompt']
+    assert any('cut' in note for note in run.corpus.notes)
 
 
 @pytest.mark.parametrize('too_long', ['cut', 'drop'])
@@ -427,7 +436,7 @@ def test_prompts_leave_room_for_their_completions(config, too_long):
     prompts = rollouts.prompts_of(run, 'train')
     assert whole.seq_len == 16 and {len(ids) for ids in prompts.ids} == {7}
     assert {ids[0] for ids in prompts.ids} == {run.corpus.tokenizer.begin_id}
-    assert prompts.texts[8:10] == ['say 9:', *(['ay 10:'] if too_long == 'cut' else [])]
+    assert prompts.texts[8:10] == ['say 9:', *(['say 10:'] if too_long == 'cut' else [])]  # a reward reads all of it
     action = 'cut' if too_long == 'cut' else 'left out'
     note = f'train: 31 rows of more than 7 tokens {action}'
     assert note in run.corpus.notes
