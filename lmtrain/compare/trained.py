@@ -69,7 +69,7 @@ def _name_rows(own, comparison: Comparison, trial: Trial) -> None:
     own.data.validation = own.data.test = 0.0
     task = TASKS[own.task.name]
     if task.on_policy:
-        own.policy.max_tokens = _longest_answer(comparison)
+        own.policy.max_tokens = own.objective.max_tokens = _longest_answer(comparison)  # no reference is left
         own.data.seq_len = _rounded(max(lengths(comparison, PROMPT)) + own.policy.max_tokens)
     elif task.reads_rows:
         texts = PAIR if task.scores_segments else ANSWER if task.predicts_tokens else HEAD

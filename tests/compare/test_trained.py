@@ -45,6 +45,7 @@ def test_rows_hold_the_longest_prompt_with_the_longest_answer(small, tmp_path):
     by_arm = {each.arm.name: trained.recipe(shared, each) for each in trials.listed(shared, selected)}
     longest = max(len(row.fields['prompt']) for row in shared.task.train)
     assert by_arm['grpo'].data.seq_len >= longest + len(answers[1]) + 1
+    assert by_arm['grpo'].objective.max_tokens == by_arm['grpo'].policy.max_tokens == len(answers[1]) + 2
     assert by_arm['dpo'].data.seq_len >= 2 * longest + len(''.join(answers))
 
 
