@@ -265,7 +265,7 @@ def predictor(comparison: Comparison, trial: Trial, loaded: LoadedModel, chosen:
 
 def seq_len(comparison: Comparison, trial: Trial, loaded: LoadedModel) -> int:
     """Tokens of a row that a head reads: data.seq_len of the arm, if the model has room for them."""
-    room = loaded.model.max_len - virtual_tokens.num_virtual_tokens(virtual_tokens.materialise(loaded.params))
+    room = virtual_tokens.room(loaded.model, loaded.params)
     return min(arms.recipe(comparison.config, trial.arm).data.seq_len, room)
 
 

@@ -9,7 +9,7 @@ from lmtrain.data import PaddedStream, Tokenizer
 from lmtrain.data.rows import Row, value_of
 from lmtrain.errors import InputError
 from lmtrain.evaluation.predictions import predictions
-from lmtrain.models.virtual_tokens import num_virtual_tokens
+from lmtrain.models.virtual_tokens import room
 from lmtrain.report import terminal
 from lmtrain.tasks.prepare import encode_rows
 from lmtrain.tasks.task import Task
@@ -55,7 +55,7 @@ def score_rows(
     """
     output = output_of(model, params, task)
     labels = _labels(model, params, task, output, head)
-    context = model.max_len - num_virtual_tokens(params)
+    context = room(model, params)
     data, count = encode_rows(rows, task, tokenizer, context, text=text, label=label, labels=labels, too_long=too_long)
     stream = PaddedStream(data, 'test', batch_size, 0, False)
     predict, answers = task.predict, task.answers
@@ -108,7 +108,7 @@ def predict_rows(
     described: list[dict[str, Any]] = [{'prediction': None} for _ in rows]
     if not filled:
         return described, 0
-    context = model.max_len - num_virtual_tokens(params)
+    context = room(model, params)
     some = [rows[index] for index in filled]
     data, count = encode_rows(some, task, tokenizer, context, text=text, label='', labels=labels, too_long='cut')
     stream = PaddedStream(data, 'test', batch_size, 0, False)

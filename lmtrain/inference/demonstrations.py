@@ -230,7 +230,7 @@ def embeddings(model, params: Params, tokenizer: Tokenizer, texts: Sequence[str]
     The mean is over the tokens of the text, without the special tokens around it. A text that is longer than the
     context is encoded in consecutive pieces, and the mean is over all of them. Embeddings do not depend on the batch.
     """
-    context = model.max_len - virtual_tokens.num_virtual_tokens(virtual_tokens.materialise(params))
+    context = virtual_tokens.room(model, params)
     prefix, _, suffix, _ = tokenizer.layout
     room = context - len(prefix) - len(suffix)
     if room < 1:

@@ -60,13 +60,18 @@ def prefix(params) -> int:
     lengths = {0 if leaf is None else leaf.shape[1] for leaf in layers}
     if len(lengths) > 1:
         raise InputError(f'the prefixes of the layers have different lengths: {sorted(lengths)}')
-    return lengths.pop()
+    return max(lengths, default=0)
 
 
 def num_virtual_tokens(params) -> int:
     """Number of positions before the first token of a text: those of a soft prompt and of prefixes."""
     leaves = [prompt(params), params.get('prefix', {}).get('embedding')]
     return prefix(params) + sum(len(leaf) for leaf in leaves if leaf is not None)
+
+
+def room(model, params) -> int:
+    """Tokens of the longest text that the model reads: positions begin after virtual tokens, and after an offset."""
+    return model.max_len - model.position_offset - num_virtual_tokens(params)
 
 
 def prepend(params, batch, past=()):

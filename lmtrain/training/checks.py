@@ -7,6 +7,7 @@ from lmtrain.adapt import leaves
 from lmtrain.cost import budget
 from lmtrain.data.example_store import ROUND
 from lmtrain.errors import InputError
+from lmtrain.models import virtual_tokens
 from lmtrain.parallel import collectives
 from lmtrain.report import trackers
 from lmtrain.tasks import TASKS
@@ -215,10 +216,7 @@ def check_leaves(config, model, params: tree.Params, mesh) -> None:
 
 def check_positions(config, model, longest: int, params: tree.Params) -> None:
     """Raises InputError if the longest rows of a task have more tokens than the model has learned positions."""
-    flat = tree.flatten(params)
-    # Tokens stand after virtual tokens, and after the keys of a prefix.
-    room = model.max_len - model.position_offset - leaves.virtual_tokens(flat) - leaves.extra_keys(flat)
-    if model.positions == 'learned' and longest > room:
+    if model.positions == 'learned' and longest > (room := virtual_tokens.room(model, params)):
         raise InputError(
             f'data.seq_len = {config.data.seq_len}: there are rows of {longest} tokens, and the model has {room} '
             f'learned positions: set data.seq_len={room}, and task.too_long for what is longer'

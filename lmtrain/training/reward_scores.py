@@ -13,6 +13,7 @@ from lmtrain.data.rows import Row
 from lmtrain.errors import InputError
 from lmtrain.evaluation.heads import output_of
 from lmtrain.inference import prompts as prompting
+from lmtrain.models.virtual_tokens import room
 from lmtrain.tasks import TASKS, policy
 from lmtrain.tasks.task import with_settings
 from lmtrain.training import rollout_cost
@@ -68,10 +69,10 @@ class Scorer:
         """The scores of texts as ids."""
         loaded, size = self.loaded, self.batch_size
         order = np.argsort([len(each) for each in ids], kind='stable')
-        scores, self.flops = np.zeros(len(ids), np.float32), 0.0
+        scores, self.flops, longest = np.zeros(len(ids), np.float32), 0.0, room(loaded.model, loaded.params)
         for begin in range(0, len(order), size):
             rows = order[begin : begin + size]
-            batch = _batch([_cut(ids[row], loaded) for row in rows], size, loaded.model.max_len)
+            batch = _batch([_cut(ids[row], longest) for row in rows], size, longest)
             scores[rows] = np.asarray(self._run(loaded.params, batch))[: len(rows)]
             self.flops += rollout_cost.reward_flops(loaded.model, loaded.params, *batch['tokens'].shape)
         return scores
@@ -100,7 +101,7 @@ def predict_rows(
     ids = [_ids(model, dialogues[index], rows[index].place) for index in filled]
     for index, value in zip(filled, score(ids).tolist(), strict=True):
         predictions[index]['prediction'] = value
-    return predictions, sum(len(each) > model.model.max_len for each in ids)
+    return predictions, sum(len(each) > room(model.model, model.params) for each in ids)
 
 
 def _dialogue(row: Row, text: tuple[str, ...], model: LoadedModel) -> Conversation:
@@ -179,9 +180,9 @@ def _ids(loaded: LoadedModel, dialogue: Conversation, place: str) -> list[int]:
     return text.prompt + text.completion
 
 
-def _cut(ids: list[int], loaded: LoadedModel) -> list[int]:
-    """`ids` without what follows the first one, as far as the model does not read so many."""
-    return [*ids[:1], *ids[1:][-(loaded.model.max_len - 1) :]]
+def _cut(ids: list[int], longest: int) -> list[int]:
+    """At most `longest` of the ids: without those that follow the first one."""
+    return [*ids[:1], *ids[1:][-(longest - 1) :]]
 
 
 def _batch(rows: Sequence[list[int]], size: int, longest: int) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from lmtrain.errors import InputError
 from lmtrain.evaluation.heads import output_of
 from lmtrain.files import local_path
 from lmtrain.inference import decode, rollout, sample
+from lmtrain.models.virtual_tokens import room
 from lmtrain.tasks import TASKS
 from lmtrain.training import init_from, rollout_batch
 
@@ -68,8 +69,8 @@ def at_most(config, model, params: Sequence[tree.Params], prompts: int, reward_m
     flops = of(config, model, params, prompts, seq_len + 1 - policy.max_tokens, policy.max_tokens)
     if reward_model is None:
         return flops
-    batches, length = -(-policy.prompts * policy.samples // SCORED), padded(seq_len + 1, reward_model.model.max_len)
-    return flops + reward_flops(reward_model.model, reward_model.shapes, batches * SCORED, length)
+    batches, scored = -(-policy.prompts * policy.samples // SCORED), (reward_model.model, reward_model.shapes)
+    return flops + reward_flops(*scored, batches * SCORED, padded(seq_len + 1, room(*scored)))
 
 
 def bytes_per_device(run) -> tuple[int, int]:

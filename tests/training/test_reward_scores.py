@@ -3,20 +3,27 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import lmtrain
 from configs import tiny
+from configs.base import get_config
 from launch import cli
 from lmtrain.api import rows as api_rows
 from lmtrain.cost import hlo
 from lmtrain.data.chat.load import open_template
 from lmtrain.data.chat.template import Template
 from lmtrain.data.rows import Row
+from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.errors import InputError
+from lmtrain.evaluation import heads
+from lmtrain.models import Transformer
 from lmtrain.rewards import RewardFunction, model_reward
+from lmtrain.tasks import TASKS
 from lmtrain.training import reward_scores
+from lmtrain.training.load import LoadedModel
 
 ROWS = [
     {'prompt': f'word {n} ', 'chosen': 'good' + '!' * (n % 3), 'rejected': 'bad' + '?' * (n % 4)} for n in range(32)
@@ -234,3 +241,32 @@ def test_prompt_that_the_template_does_not_write_is_an_error(trained):
 def test_rows_without_one_completion_are_refused(trained, row, message):
     with pytest.raises(InputError, match=message):
         lmtrain.load(trained[0]).predict([row])
+
+
+@pytest.mark.parametrize('method', ['full', 'prompt', 'prefix'])
+def test_texts_beyond_learned_positions_are_cut(method):
+    """RoBERTa's positions begin at 2, and those of a text after virtual tokens: here 16, of which 14 or 11 are left."""
+    model = get_config().model.to_dict() | {'num_layers': 2, 'width': 16, 'num_heads': 4, 'head_dim': 4}
+    model |= {'vocab_size': 320, 'mlp_dim': 32, 'max_len': 16, 'positions': 'learned', 'position_offset': 2}
+    model = Transformer(**model | {'causal': False, 'head': 'classify', 'num_labels': 1, 'unroll': 2})
+    params = model.init(jax.random.key(0), {'tokens': np.zeros((1, 8), np.int32)})['params']
+    if method == 'prompt':
+        params['prompt'] = {'embedding': np.ones((3, 16), np.float32)}
+    elif method == 'prefix':
+        params['layers']['attention'] |= dict.fromkeys(
+            ('prefix_key', 'prefix_value'), np.ones((2, 3, 4, 4), np.float32)
+        )
+    longest = 14 if method == 'full' else 11
+    if method != 'prompt':  # a soft prompt precedes one of the segments that a reward model reads: it is refused
+        loaded = LoadedModel(None, model, Bytes(), params, 0, [], None)
+        rows = [Row('rows.jsonl:1', {'a': 'x', 'b': 'y' * size}) for size in (longest - 3, longest - 2, 20)]
+        predicted, beyond = reward_scores.predict_rows(loaded, rows, ('a', 'b'))
+        assert np.isfinite([each['prediction'] for each in predicted]).all()
+        assert beyond == 2  # with the tokens that begin and end a text
+    rows = [Row('rows.jsonl:1', {'a': 'y' * size}) for size in (longest - 2, 20)]
+    predicted, beyond = heads.predict_rows(model, params, Bytes(), TASKS['regress'], rows, heads.Head(), text=['a'])
+    assert np.isfinite([each['prediction'] for each in predicted]).all() and beyond == 1
+    text = {'text': ['a'], 'label': 'b', 'too_long': 'cut'}
+    rows = [Row('rows.jsonl:1', {'a': 'y' * 20, 'b': 1.0})] * 2
+    results, _ = heads.score_rows(model, params, Bytes(), TASKS['regress'], rows, heads.Head(), **text)
+    assert results['too_long'] == 2
