@@ -78,6 +78,9 @@ def prompt(
 def arms() -> ml_collections.ConfigDict:
     """The arms, of which `only` selects some. The grids lie around each method's usual rate."""
     as_text = {'task.name': 'chat'}
+    sampled: dict[str, Any] = {'task.name': 'policy', 'reward.verifier': 'exact', 'data.batch_size': 32}
+    sampled |= {'policy.prompts': 8, 'policy.samples': 8, 'policy.max_tokens': 16}
+    sampled |= {'adapt.method': 'lora', 'adapt.lora.rank': (('.*/kernel', 8),)}
     prompts = {
         'zero_shot': prompt(shots=0, scores=SCORES[:3], description='no demonstration'),
         'few_shot': prompt(shots=8, select='fixed', description='8 random demonstrations, the same for all rows'),
@@ -162,19 +165,22 @@ def arms() -> ml_collections.ConfigDict:
             description='LoRA of rank 8 by DPO: the right answer against another class',
         ),
         'grpo': arm(
-            {
-                'task.name': 'policy',
-                'reward.verifier': 'exact',
-                'adapt.method': 'lora',
-                'adapt.lora.rank': (('.*/kernel', 8),),
-                'policy.prompts': 8,
-                'policy.samples': 8,
-                'policy.max_tokens': 16,
-                'data.batch_size': 32,
-            },
+            sampled,
             learning_rates=(1e-3,),
             vectorised=False,
             description='LoRA of rank 8 by GRPO: answers that the model samples, rewarded if they are right',
+        ),
+        'rloo': arm(
+            sampled | {'objective.name': 'rloo'},
+            learning_rates=(1e-3,),
+            vectorised=False,
+            description='LoRA of rank 8 by REINFORCE leave-one-out, with the rewards of grpo',
+        ),
+        'ppo': arm(
+            sampled | {'task.name': 'ppo'},
+            learning_rates=(1e-3,),
+            vectorised=False,
+            description='LoRA of rank 8 and a value head by PPO, with the rewards of grpo',
         ),
         'continued': arm(
             {'task.name': 'text', 'adapt.method': 'full', 'data.seq_len': 64},

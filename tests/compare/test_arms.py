@@ -46,7 +46,7 @@ def test_every_default_arm_runs(config, text):
         assert (name in results['forgetting']) == (trial['kind'] == 'train'), name
     forgotten = {name: own['kl'] for name, own in results['forgetting'].items()}
     # A head leaves the base as it is, and so does a policy whose completions all have the same reward.
-    assert {'head'} <= {name for name, kl in forgotten.items() if kl == 0} <= {'head', 'grpo'}
+    assert {'head'} <= {name for name, kl in forgotten.items() if kl == 0} <= {'head', 'grpo', 'rloo'}
     smaller = ['head', 'soft_prompt', 'norms', 'prefix', 'lora', 'last_layer', 'full']
     counts = [by_name[name]['ledger']['trainable_parameters'] for name in smaller]
     assert counts == sorted(counts)

@@ -40,12 +40,19 @@ def test_rows_hold_the_longest_prompt_with_the_longest_answer(small, tmp_path):
     def change(config):
         config.task.train, config.data.seq_len = (str(tmp_path / 'rows.jsonl'),), 256
 
-    shared, selected = small('long', ('dpo', 'grpo'), change)
-    assert {name: plan.reason for name, plan in shared.plans.items()} == {'dpo': '', 'grpo': ''}
+    policies = ('grpo', 'rloo', 'ppo')
+    shared, selected = small('long', ('dpo', *policies), change)
+    assert {name: plan.reason for name, plan in shared.plans.items()} == dict.fromkeys(('dpo', *policies), '')
     by_arm = {each.arm.name: trained.recipe(shared, each) for each in trials.listed(shared, selected)}
     longest = max(len(row.fields['prompt']) for row in shared.task.train)
-    assert by_arm['grpo'].data.seq_len >= longest + len(answers[1]) + 1
-    assert by_arm['grpo'].objective.max_tokens == by_arm['grpo'].policy.max_tokens == len(answers[1]) + 2
+    for name in policies:
+        assert by_arm[name].data.seq_len >= longest + len(answers[1]) + 1
+        assert by_arm[name].objective.max_tokens == by_arm[name].policy.max_tokens == len(answers[1]) + 2
+    assert [(by_arm[name].task.name, by_arm[name].objective.name) for name in policies] == [
+        ('policy', ''),
+        ('policy', 'rloo'),
+        ('ppo', ''),
+    ]
     assert by_arm['dpo'].data.seq_len >= 2 * longest + len(''.join(answers))
 
 
