@@ -227,7 +227,7 @@ def get_config():
     config.objective.kl_weight = 0.0  # weight of the KL divergence from the base, in the loss ('grpo') or the reward
     config.objective.kl_estimator = 'k3'  # 'k1' (usual in a reward: 'rloo', 'ppo') | 'k2' | 'k3' (of Schulman)
     config.objective.aggregation = 'dapo'  # of 'grpo', mean over: 'dapo' (all tokens) | 'grpo' (each row) | 'dr_grpo'
-    config.objective.ratio = 'token'  # 'grpo': ratio of each 'token', or of the 'sequence' (GSPO)
+    config.objective.ratio = 'token'  # 'grpo': ratio of each 'token', or the 'sequence' (with aggregation 'grpo': GSPO)
     config.objective.max_tokens = config.policy.get_oneway_ref('max_tokens')  # divisor of 'dr_grpo'
     config.objective.value_clip = 0.2  # 'ppo': limit of the change of a value
     config.objective.value_weight = 0.1  # 'ppo': weight of the value loss

@@ -51,8 +51,8 @@ def grpo(
       aggregation: 'grpo' averages over the tokens of a sequence, then over sequences; 'dapo' over all tokens (arXiv
         2503.14476, equation 8); 'dr_grpo' sums over tokens, divides by `max_tokens` and averages over sequences (Liu et
         al. 2025, arXiv 2503.20783, section 3.2).
-      ratio: 'token', or 'sequence': the geometric mean of a sequence's ratios stands for each (GSPO, Zheng et al. 2025,
-        arXiv 2507.18071, equation 7).
+      ratio: 'token', or 'sequence': the geometric mean of a sequence's ratios stands for each (Zheng et al. 2025, arXiv
+        2507.18071, equation 7; with the aggregation 'grpo' it is GSPO, equation 5).
       max_tokens: limit of a completion, for 'dr_grpo'.
 
     Returns:
