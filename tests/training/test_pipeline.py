@@ -14,7 +14,7 @@ from lmtrain.data.rows import Row
 from lmtrain.data.tokenizers.base import Bytes
 from lmtrain.errors import InputError
 from lmtrain.training import load as loading
-from lmtrain.training import pipeline
+from lmtrain.training import pipeline, reward_scores
 
 ROWS = 'generated:sort,rows=200,length=3'
 STAGES = (pipeline.Stage('first'), pipeline.Stage('second', 'first'))
@@ -247,6 +247,30 @@ def test_a_policy_learns_from_the_reward_model_and_its_verifier_is_measured(chan
     pipeline._set_inputs(pipeline.PIPELINES['sft_ppo'][-1], own, tmp_path)
     assert (own.init.base, own.reward.model) == (str(tmp_path / 'sft'), str(tmp_path / 'reward_model'))
     assert own.reward.weights == weights
+
+
+@pytest.mark.slow
+def test_a_shipped_pipeline_learns_from_its_own_reward_model(tmp_path):
+    names = [stage.name for stage in pipeline.PIPELINES['sft_ppo']]
+    configs = {name: recipe.load(f'configs/{name}.py').unlock() for name in names}
+    for own in configs.values():
+        own.data.cache, own.data.batch_size = str(tmp_path / 'cache'), 8
+        own.task.train = own.task.validation = own.task.test = (ROWS,)
+        own.model.update(num_layers=1, width=16, num_heads=2)
+        own.budget.steps = own.evaluate.every_steps = own.checkpoint.every_steps = 4
+        own.evaluate.max_batches = 1
+    configs['ppo'].policy.update(prompts=4, samples=4, epochs=1, show_every=1)  # two rollouts of two steps
+    results = pipeline.run('sft_ppo', configs, tmp_path / 'runs')
+    assert [(each['stage'], each['steps']) for each in results] == [(name, 4) for name in names]
+    assert [each['greedy'] is None for each in results] == [False, True, False]  # a reward model writes no text
+    measured = results[-1]['validation']
+    assert measured.keys() >= {'reward_model', 'reward_exact'} and measured['reward'] == measured['reward_model']
+    lines = (tmp_path / 'runs' / 'ppo' / 'completions.jsonl').read_text(encoding='utf-8').splitlines()
+    samples = [json.loads(line) for line in lines]
+    texts = [[each[name] for each in samples] for name in ('prompt', 'completion')]
+    scores = reward_scores.score_texts(str(tmp_path / 'runs' / 'reward_model'), *texts)
+    assert len(samples) == 8 and scores.std() > 0
+    np.testing.assert_allclose([each['reward'] for each in samples], scores, rtol=1e-4, atol=1e-5)
 
 
 def test_flags_change_the_recipe_of_a_stage(monkeypatch):
