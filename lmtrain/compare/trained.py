@@ -5,7 +5,7 @@ import math
 import operator
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lmtrain.data.rows import Row
 from lmtrain.inference.calibration import log_softmax
 from lmtrain.inference.prompting import PromptSettings
 from lmtrain.models import virtual_tokens
+from lmtrain.runtime import lifecycle
 from lmtrain.tasks import TASKS
 from lmtrain.tasks.prepare import encode_rows
 from lmtrain.training import init_from
@@ -118,15 +119,27 @@ def lengths(comparison: Comparison, texts: Sequence[Sequence[str]]) -> list[int]
 
 
 def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
-    """Trains the grid, chooses rate and step, and measures the choice; the content of trial.json."""
+    """Trains the grid, chooses rate and step, and measures the choice; the content of trial.json.
+
+    A rate that diverges is no candidate, as a diverged member of a sweep. Raises lifecycle.RunEnded if all do.
+    """
     config = recipe(comparison, trial)
-    costs, tried, seconds = [], [], 0.0
+    costs, tried, seconds, diverged = [], [], 0.0, {}
     for name, own in runs(comparison, trial, config):
-        costs.append(training.train(own, folder / name, programs=comparison.programs)['cost'])
+        try:
+            costs.append(training.train(own, folder / name, programs=comparison.programs)['cost'])
+        except lifecycle.RunEnded as ended:
+            if ended.code != lifecycle.NON_FINITE:
+                raise
+            diverged[own.optimizer.learning_rate] = ended
+            continue
         start = time.perf_counter()
         tried += candidates(comparison, trial, own, name)
         seconds += time.perf_counter() - start
+    if not costs:
+        raise next(iter(diverged.values()))
     result = selection.outcome(selection.choose(tried), tried, len(comparison.task.selection))
+    result['selection'] |= {'diverged': list(diverged)} if diverged else {}
     chosen = result['chosen']
     loaded = load(comparison, trial, chosen)
     predict = predictor(comparison, trial, loaded, chosen)
@@ -136,19 +149,26 @@ def run(comparison: Comparison, trial: Trial, folder: Path) -> dict[str, Any]:
     tokens = result['selection'].get('prompt_tokens')
     query = _query(comparison, trial, loaded, chosen, tokens)
     evaluated = _spent(comparison, trial, loaded, query, costs, len(tried), tokens)
-    spent = ledger.together(evaluated, ledger.Spent(seconds=seconds))
+    lost = [_of_diverged(ended.cost) for ended in diverged.values()]
+    spent = ledger.together(evaluated, ledger.Spent(seconds=seconds), *lost)
     result['ledger'] = ledger.of_training(
         loaded.model,
         loaded.params,
         comparison.plans[trial.arm.name].trainable,
         _sum(costs),
         query,
-        members=len(trial.arm.settings['learning_rates']),
+        members=len(trial.arm.settings['learning_rates']) - len(diverged),
         selection=spent,
         query_seconds=measures.latency(comparison, predict),
         prices=measures.prices(comparison),
     )
     return result
+
+
+def _of_diverged(cost: Mapping[str, Any]) -> ledger.Spent:
+    """What a rate took until it diverged; the pass of a cached reference model is part of the cost of another rate."""
+    flops = cost['executed_flops'] - cost.get('reference_flops', 0.0)
+    return ledger.Spent(flops + cost.get('evaluation_flops', 0.0), cost['tokens'], cost['device_seconds'])
 
 
 def _spent(

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -22,11 +23,15 @@ STALLED = 75  # a step, a start, an evaluation or a save took longer than its li
 
 
 class RunEnded(Exception):
-    """A run stops before the end of its budget. Carries a message for the user and the exit code of the process."""
+    """A run stops before the end of its budget. Carries a message for the user and the exit code of the process.
 
-    def __init__(self, code: int, message: str):
+    Attributes:
+      cost: of a run that diverged, what 'cost' of results.json would have of its steps so far; {} of others.
+    """
+
+    def __init__(self, code: int, message: str, cost: Mapping[str, Any] | None = None):
         super().__init__(message)
-        self.code = code
+        self.code, self.cost = code, dict(cost or {})
 
 
 def exit_on_exception(kind: type[BaseException], error: BaseException, trace) -> None:

@@ -241,7 +241,9 @@ class Loop:
         """Ends a run that cannot recover. Raises RunEnded."""
         saved = f'the last checkpoint is of step {self.saved_at:,}' if self.saved_at else 'nothing has been saved'
         way_out = 'Lower optimizer.learning_rate or lengthen schedule.warmup'
-        raise lifecycle.RunEnded(lifecycle.NON_FINITE, f'{reason}: these steps are discarded, {saved}. {way_out}')
+        cost = {'seconds': self.clock.elapsed} | self.parts.spent(self.step, self.sampled) | self.measured()
+        cost |= {'evaluation_flops': self.sampler.held_out_flops} if self.sampler else {}
+        raise lifecycle.RunEnded(lifecycle.NON_FINITE, f'{reason}: these steps are discarded, {saved}. {way_out}', cost)
 
     def evaluate(self, state):
         """Measures the validation loss of the state, unless a signal interrupts it."""

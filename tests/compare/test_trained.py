@@ -9,6 +9,7 @@ import pytest
 from lmtrain.compare import choice_scores, measures, trained, trials
 from lmtrain.cost import ledger
 from lmtrain.files import read_json_object
+from lmtrain.runtime import lifecycle
 
 
 def test_the_recipe_names_the_rows_of_the_trial_alone(small):
@@ -84,6 +85,55 @@ def test_a_member_that_diverged_is_no_candidate_and_stops_no_other(small, monkey
     monkeypatch.setattr(trained, '_fitted', lambda shared, trial, member: {'loss': 0.1 * member})
     first, second = trained.candidates(shared, trial, trained.recipe(shared, trial), '')
     assert first['loss'] != first['loss'] and second['loss'] == pytest.approx(0.1) and second['run'] == ''
+
+
+def one_after_another(*rates):
+    """A change of the config of a comparison: these rates of the arm `full`, in steps enough to diverge."""
+
+    def change(config):
+        config.compare.arms.full.update({'learning_rates': rates, 'vectorised': False})
+        config.budget.steps, config.evaluate.every_steps = 16, 8
+
+    return change
+
+
+def test_a_rate_that_diverges_fails_no_other_rate_of_a_trial(small):
+    """Rates that are trained one after another, as where a sweep does not fit."""
+    shared, [arm] = small('one_diverges', ('full',), one_after_another(1e-2, 1e12, 1e-3), sizes=(16,))
+    [trial] = trials.listed(shared, [arm])
+    record = trials.run(shared, trial, trained.run)
+    assert record['status'] == 'done', record['reason']
+    assert {each['learning_rate'] for each in record['selection']['candidates']} == {1e-2, 1e-3}
+    assert record['selection']['diverged'] == [1e12] and record['chosen']['run'] in ('rate0', 'rate2')
+    own = [read_json_object(shared.folder / trial.folder / f'rate{i}' / 'results.json')['cost'] for i in (0, 2)]
+    each = own[0]['executed_flops']
+    assert own[1]['executed_flops'] == each and record['ledger']['train_flops'] == each
+    loaded, chosen = trained.load(shared, trial, record['chosen']), record['chosen']
+    query = trained._query(shared, trial, loaded, chosen, None)
+    scored = trained._spent(shared, trial, loaded, query, own, len(record['selection']['candidates']))
+    # The other rate that finished, and the steps of the diverged one: 5 without a finite loss end it.
+    steps = 16 * ((record['ledger']['selection_flops'] - scored.flops) / each - 1)
+    assert 5 <= round(steps) < 16 and steps == pytest.approx(round(steps), abs=1e-3)
+    assert record['ledger']['device_seconds'] > sum(cost['device_seconds'] for cost in own)
+
+
+def test_a_trial_whose_rates_all_diverge_has_failed_for_good(small):
+    shared, [arm] = small('all_diverge', ('full',), one_after_another(1e12, 1e13), sizes=(4,))
+    [trial] = trials.listed(shared, [arm])
+    record = trials.run(shared, trial, trained.run)
+    assert record['status'] == 'failed' and record['permanent'] and 'no finite loss' in record['reason']
+    assert (shared.folder / trial.folder / 'rate1' / 'metrics.jsonl').exists()  # the second rate was tried
+
+
+def test_a_signal_while_a_rate_is_trained_ends_the_trial(small, monkeypatch):
+    def stopped(*arguments, **settings):
+        raise lifecycle.RunEnded(lifecycle.REQUEUE, 'SIGTERM')
+
+    shared, [arm] = small('signalled', ('full',), one_after_another(1e-2, 1e-3), sizes=(4,))
+    [trial] = trials.listed(shared, [arm])
+    monkeypatch.setattr(trained.training, 'train', stopped)
+    with pytest.raises(lifecycle.RunEnded, match='SIGTERM'):
+        trials.run(shared, trial, trained.run)
 
 
 def test_a_head_is_chosen_and_used_at_its_temperature(small):
